@@ -1,0 +1,30 @@
+"""Align two frozen, pretrained encoders with a small trained head, the scikit-learn way."""
+
+from importlib import import_module
+from importlib.metadata import version as _version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .aligners import APEAligner
+    from .zero_shot import ZeroShotClassifier
+
+__version__ = _version("sklearn-ape")
+
+__all__ = ["APEAligner", "ZeroShotClassifier", "__version__"]
+
+# Resolved on first use: skorch alone would double the time of `import sklearn_ape`.
+_PUBLIC = {"APEAligner": ".aligners", "ZeroShotClassifier": ".zero_shot"}
+_SUBMODULES = ("aligners", "datasets", "encoders", "features", "heads", "losses", "metrics",
+               "prompts", "training", "zero_shot")  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        return getattr(import_module(_PUBLIC[name], __name__), name)
+    if name in _SUBMODULES:
+        return import_module(f".{name}", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *_SUBMODULES})

@@ -1,0 +1,1 @@
+"""Real captioned pictures: packaged collections, folders and tables."""

@@ -1,0 +1,1 @@
+"""Frozen, pretrained encoders as scikit-learn transformers."""
