@@ -1,0 +1,171 @@
+"""Pairs of pictures and captions from a table."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sklearn.utils import Bunch
+
+from ._base import deliver, listed, one_or_ragged
+from ._table import captions_by_row, column, is_missing, read_table, table_of_frame
+
+_DESCR = """\
+Table of pairs
+--------------
+{n} pairs of picture and caption from {source}.
+"""
+
+
+def load_pairs(
+    source: Any,
+    *,
+    image: str = "image",
+    caption: str = "caption",
+    label: str | None = None,
+    root: str | os.PathLike[str] | None = None,
+    return_X_y: bool = False,
+) -> Any:
+    r"""Load pairs of pictures and captions from a table.
+
+    Pictures that are given by path are looked for, not opened.
+
+    Parameters
+    ----------
+    source : path-like, pandas.DataFrame or polars.DataFrame
+        A file ``.csv``, ``.tsv``, ``.jsonl`` (or ``.ndjson``) or ``.parquet``, or a data frame.
+    image : str, default="image"
+        Column of pictures: paths, bytes of picture files, PIL images, arrays, or dicts
+        ``{"bytes": ..., "path": ...}`` as Hugging Face datasets store them.
+    caption : str, default="caption"
+        Column of captions: texts, or lists of texts.
+    label : str, default=None
+        Column of labels, if there is one.
+    root : path-like, default=None
+        Folder to which relative paths refer. None takes the folder of the table, and the
+        current folder if `source` is a data frame.
+    return_X_y : bool, default=False
+        Whether to return ``(images, captions)`` instead of a Bunch.
+
+    Returns
+    -------
+    data : :class:`~sklearn.utils.Bunch`
+        With the fields
+
+        images : list, length n_rows
+            Absolute paths where the table has paths, else what it has. A picture that several
+            rows name is there as often.
+        captions : list of str, or list of list of str, length n_rows
+            Captions; lists if any row has several.
+        labels : ndarray of str, shape (n_rows,)
+            Labels, if `label` is given.
+        DESCR : str
+            Where they were read from.
+
+    (images, captions) : tuple of lists
+        If `return_X_y` is True.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the table, or a picture it names, is not there.
+    ValueError
+        If a column is missing, a row has no picture, caption or label, or there are no rows.
+    TypeError
+        If `source` is no table, or a row holds something that is no picture.
+    ImportError
+        If the table is a parquet file, and pandas or pyarrow is not installed.
+
+    See Also
+    --------
+    load_image_folder : Pictures in a folder, captions beside them.
+
+    References
+    ----------
+    .. [1] https://huggingface.co/docs/datasets/image_dataset
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from sklearn_ape.datasets import load_pairs
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = Path(folder, "cat.jpg").write_bytes(b"")
+    ...     table = Path(folder, "pairs.csv")
+    ...     _ = table.write_text("image,caption\ncat.jpg,a black cat\n")
+    ...     data = load_pairs(table)
+    >>> data.captions
+    ['a black cat']
+    """
+    if isinstance(source, (str, os.PathLike)):
+        file = Path(source).expanduser().absolute()
+        table, where, base = read_table(file), repr(str(file)), file.parent
+    elif hasattr(source, "columns") and hasattr(source, "to_dict"):
+        table, where, base = table_of_frame(source), "the data frame", Path.cwd()
+    else:
+        raise TypeError(
+            "source must be the path of a table, or a pandas or polars DataFrame, got "
+            f"{type(source).__name__}."
+        )
+    if root is not None:
+        base = Path(root).expanduser().absolute()
+    cells = column(table, image, where)
+    if not cells:
+        raise ValueError(f"{where} has 0 rows; expected one row a picture and caption.")
+    bunch = Bunch(DESCR=_DESCR.format(n=len(cells), source=where))
+    bunch.captions = one_or_ragged(captions_by_row(column(table, caption, where), where))
+    if label is not None:
+        bunch.labels = _labels(column(table, label, where), label, where)
+    bunch.images = _resolve(cells, base, where)  # last: it asks the disk for every file
+    return deliver(bunch, return_X_y)
+
+
+def _labels(values: list[Any], name: str, where: str) -> np.ndarray:
+    bad = [row for row, value in enumerate(values) if is_missing(value)]
+    if bad:
+        raise ValueError(
+            f"{len(bad)} of {len(values)} rows of {where} have no label in column {name!r}: "
+            f"rows {listed(bad)} (the first is 0). Remove these rows, or label them."
+        )
+    return np.array([str(value) for value in values])
+
+
+def _resolve(cells: list[Any], base: Path, where: str) -> list[Any]:
+    """Pictures as they are, paths made absolute; each path must lead to a file."""
+    cells = [_unpack(cell) for cell in cells]
+    bad = [row for row, cell in enumerate(cells) if is_missing(cell)]
+    if bad:
+        raise ValueError(
+            f"{len(bad)} of {len(cells)} rows of {where} have no picture: rows {listed(bad)} "
+            "(the first is 0). Remove these rows."
+        )
+    images = []
+    for row, cell in enumerate(cells):
+        if isinstance(cell, (str, os.PathLike)):
+            images.append(os.path.join(base, os.path.expanduser(cell)))
+        elif isinstance(cell, (bytes, np.ndarray)) or hasattr(cell, "convert"):
+            images.append(cell)
+        else:
+            raise TypeError(
+                f"Row {row} of {where} (the first is 0) holds a {type(cell).__name__} for a "
+                "picture; expected a path, bytes, a PIL image, an array, or a dict with 'bytes' "
+                "or 'path'."
+            )
+    paths = dict.fromkeys(path for path in images if isinstance(path, str))
+    absent = [path for path in paths if not os.path.isfile(path)]
+    if absent:
+        raise FileNotFoundError(
+            f"{len(absent)} of {len(paths)} pictures that {where} names are not there: "
+            f"{listed(absent)}. Relative paths were looked for in {str(base)!r}; pass root=... "
+            "if they refer to another folder."
+        )
+    return images
+
+
+def _unpack(cell: object) -> object:
+    """Take the picture out of a Hugging Face dict."""
+    if isinstance(cell, Mapping):
+        content = cell.get("bytes")
+        return content if content is not None else cell.get("path")
+    return cell

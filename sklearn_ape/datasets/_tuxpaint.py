@@ -1,0 +1,146 @@
+"""Tux Paint stamps: photographs and drawings with a one-line caption in dozens of languages."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sklearn.utils import Bunch
+
+from ._base import deliver, packaged_folder
+
+_FOLDER = "/usr/share/tuxpaint/stamps"
+
+_DESCR = """\
+Tux Paint stamps
+----------------
+{n} pictures, many of them photographs, with captions in language {language!r}.
+
+:Source: https://tuxpaint.org, as packaged by Debian in `tuxpaint-stamps-default`; read from
+    {folder}
+:Authors: Bill Kendrick and the contributors to Tux Paint, 2002-2022; the package's `copyright`
+    file and the collection's own documentation name them.
+:Licence: GPL-2.
+:categories: the top folder; `subjects` is the whole folder.
+"""
+
+
+def load_tuxpaint_stamps(
+    *,
+    path: str | os.PathLike[str] | None = None,
+    language: str = "en",
+    return_X_y: bool = False,
+) -> Any:
+    r"""Load the Tux Paint stamps and their captions.
+
+    Parameters
+    ----------
+    path : path-like, default=None
+        The folder of stamps: folders of PNG files, each with a text file of the same stem beside
+        it. None takes the place where Debian installs them.
+    language : str, default="en"
+        Language of the captions, as Tux Paint writes it: "de", "pt_BR", "zh_CN", ... Pictures
+        without a caption in this language are left out; no other language takes its place.
+    return_X_y : bool, default=False
+        Whether to return ``(images, captions)`` instead of a Bunch.
+
+    Returns
+    -------
+    data : :class:`~sklearn.utils.Bunch`
+        With the fields
+
+        images : list of str, length n_images
+            Paths of PNG files, in the order of their paths. Mirror images of other stamps, which
+            have no text of their own, are left out.
+        captions : list of str, length n_images
+            One line each. Several pictures may share a caption ("A rocket.").
+        categories : ndarray of str, shape (n_images,)
+            Top folder: "animals", "food", ...
+        subjects : ndarray of str, shape (n_images,)
+            Whole folder: "animals/birds", ...
+        DESCR : str
+            Source, licence and attribution.
+
+    (images, captions) : tuple of lists
+        If `return_X_y` is True.
+
+    Raises
+    ------
+    ImportError
+        If `path` is None and the Debian package is not installed.
+    FileNotFoundError, NotADirectoryError, ValueError
+        If `path` is not such a folder, or no picture has a caption in `language`.
+
+    See Also
+    --------
+    load_openclipart : More drawings, with noisier captions.
+
+    References
+    ----------
+    .. [1] https://tuxpaint.org/stamps/
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from sklearn_ape.datasets import load_tuxpaint_stamps
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     stamp = Path(folder, "animals", "birds", "owl.png")
+    ...     stamp.parent.mkdir(parents=True)
+    ...     _ = stamp.write_bytes(b"")
+    ...     _ = stamp.with_suffix(".txt").write_text("An owl.\nde.utf8=Eine Eule.")
+    ...     load_tuxpaint_stamps(path=folder, language="de").captions
+    ['Eine Eule.']
+    """
+    folder = packaged_folder(
+        path,
+        default=_FOLDER,
+        apt="tuxpaint-stamps-default",
+        name="The collection of Tux Paint stamps",
+        expected="a folder with folders of PNG files and a .txt file beside each",
+    )
+    images, captions, subjects = [], [], []
+    languages: set[str] = set()
+    for image in sorted(folder.rglob("*.png")):
+        text = image.with_suffix(".txt")
+        if not text.is_file():
+            continue
+        translations = _translations(text)
+        languages.update(translations)
+        if language in translations:
+            images.append(str(image))
+            captions.append(translations[language])
+            subjects.append(image.parent.relative_to(folder).as_posix())
+    if not languages:
+        raise ValueError(
+            f"No PNG file under {str(folder)!r} has a .txt file of the same stem with a caption "
+            "beside it. Expected the layout of the Tux Paint stamps: animals/birds/owl.png and "
+            "animals/birds/owl.txt."
+        )
+    if not images:
+        raise ValueError(
+            f"No stamp has a caption in language {language!r}. There are: "
+            f"{', '.join(sorted(languages))}."
+        )
+    bunch = Bunch(
+        images=images,
+        captions=captions,
+        categories=np.array([subject.split("/")[0] for subject in subjects]),
+        subjects=np.array(subjects),
+        DESCR=_DESCR.format(n=len(images), language=language, folder=folder),
+    )
+    return deliver(bunch, return_X_y)
+
+
+def _translations(file: Path) -> dict[str, str]:
+    """Captions by language: the first line is English, the others read ``de.utf8=...``."""
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{str(file)!r} is not UTF-8 text: {error}.") from error
+    found = {"en": lines[0]} if lines else {}
+    for line in lines[1:]:
+        key, _, caption = line.partition("=")
+        if key.endswith(".utf8"):
+            found[key.removesuffix(".utf8").strip()] = caption
+    return {key: " ".join(text.split()) for key, text in found.items() if text.strip()}
