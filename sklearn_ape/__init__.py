@@ -14,7 +14,7 @@ __all__ = ["APEAligner", "ZeroShotClassifier", "__version__"]
 
 # Resolved on first use: skorch alone would double the time of `import sklearn_ape`.
 _PUBLIC = {"APEAligner": ".aligners", "ZeroShotClassifier": ".zero_shot"}
-_SUBMODULES = ("aligners", "datasets", "encoders", "features", "heads", "losses", "metrics",
+_SUBMODULES = ("aligners", "datasets", "devices", "encoders", "features", "heads", "losses", "metrics",
                "prompts", "training", "zero_shot")  # fmt: skip
 
 

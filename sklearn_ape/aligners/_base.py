@@ -1,0 +1,340 @@
+"""The contract that all aligners share."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from abc import abstractmethod
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy.sparse import issparse
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin, clone
+from sklearn.utils import Tags, check_array
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from ..metrics import retrieval_report
+from ._captions import flat_captions, holds_pictures, holds_texts
+
+_NAMED_IN_ERRORS = 5
+
+
+class Pairs(NamedTuple):
+    """Features of distinct pictures and captions, and which belong together."""
+
+    image: np.ndarray
+    text: np.ndarray
+    pairs: np.ndarray
+
+
+class BaseAligner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+    """Maps features of frozen encoders of pictures and texts into one space.
+
+    Subclasses fit themselves on `_fit_pairs` and say how one side is embedded.
+    """
+
+    image_encoder: Any
+    text_encoder: Any
+
+    @abstractmethod
+    def _embed_image(self, features: np.ndarray) -> np.ndarray:
+        """Return embeddings of length 1 of finite image features."""
+
+    @abstractmethod
+    def _embed_text(self, features: np.ndarray) -> np.ndarray:
+        """Return embeddings of length 1 of finite text features."""
+
+    def transform(self, X: Any) -> np.ndarray:
+        """Embed pictures in the shared space.
+
+        Parameters
+        ----------
+        X : sequence of pictures, or array-like of shape (n_samples, n_features_in_)
+            Pictures if `image_encoder` is set, else features.
+
+        Returns
+        -------
+        embeddings : ndarray of shape (n_samples, n_components_)
+            Of length 1. NaN for a picture that an encoder with ``on_error="nan"`` gave up.
+        """
+        check_is_fitted(self)
+        features = self._image_features(X, reset=False)
+        return _where_known(features, self._embed_image, self._n_features_out)
+
+    def transform_text(self, y: Any) -> np.ndarray:
+        """Embed texts in the shared space.
+
+        Parameters
+        ----------
+        y : sequence of str, or array-like of shape (n_texts, n_text_features_in_)
+            Texts if `text_encoder` is set, or features.
+
+        Returns
+        -------
+        embeddings : ndarray of shape (n_texts, n_components_)
+            Of length 1.
+        """
+        check_is_fitted(self)
+        if holds_texts(y):
+            texts, rows = flat_captions(y)
+            if len(rows) != len(y):
+                raise ValueError("transform_text takes one text a row, not lists of texts.")
+            features = self._encoded_texts(texts, reset=False)
+        else:
+            features = self._text_features(y, reset=False)
+        return _where_known(features, self._embed_text, self._n_features_out)
+
+    def similarity(self, X: Any, y: Any) -> np.ndarray:
+        """Cosine of every picture with every text.
+
+        Parameters
+        ----------
+        X : sequence of pictures, or array-like of shape (n_samples, n_features_in_)
+            See `transform`.
+        y : sequence of str, or array-like of shape (n_texts, n_text_features_in_)
+            See `transform_text`.
+
+        Returns
+        -------
+        similarity : ndarray of shape (n_samples, n_texts)
+            Between -1 and 1.
+        """
+        return np.asarray(self.transform(X)) @ self.transform_text(y).T
+
+    def retrieval_report(
+        self, X: Any, y: Any, ks: tuple[int, ...] = (1, 5, 10)
+    ) -> dict[str, dict[int, float]]:
+        """Recall@k of finding captions by pictures and pictures by captions.
+
+        Parameters
+        ----------
+        X : sequence of pictures, or array-like of shape (n_samples, n_features_in_)
+            See `fit`.
+        y : sequence of captions, or array-like of shape (n_samples, n_text_features_in_)
+            See `fit`.
+        ks : tuple of int, default=(1, 5, 10)
+            Where recall is taken.
+
+        Returns
+        -------
+        recall : dict
+            ``{"image_to_text": {k: recall}, "text_to_image": {k: recall}}`` over distinct
+            pictures and captions; a hit on any caption of a picture counts.
+        """
+        check_is_fitted(self)
+        data = self._pairs(X, y, reset=False)
+        image, text = self._embed_image(data.image), self._embed_text(data.text)
+        return retrieval_report(image, text, data.pairs, ks)
+
+    def score(self, X: Any, y: Any) -> float:
+        """Mean of recall@1 in both directions.
+
+        Parameters
+        ----------
+        X : sequence of pictures, or array-like of shape (n_samples, n_features_in_)
+            See `fit`.
+        y : sequence of captions, or array-like of shape (n_samples, n_text_features_in_)
+            See `fit`.
+
+        Returns
+        -------
+        score : float
+            Between 0 and 1. It gets harder with the number of captions to choose from, so
+            compare scores of test sets of one size.
+        """
+        report = self.retrieval_report(X, y, ks=(1,))
+        return float(np.mean([recall[1] for recall in report.values()]))
+
+    def _fit_pairs(self, X: Any, y: Any) -> Pairs:
+        """Return the training pairs, with encoders fitted and widths remembered."""
+        if y is None:
+            raise ValueError(
+                f"{type(self).__name__} requires y to be passed, but the target y is None: pass "
+                "the captions (or their features) of the pictures in X."
+            )
+        data = self._pairs(X, y, reset=True)
+        if len(data.pairs) < 2:
+            raise ValueError(
+                f"{type(self).__name__} needs at least 2 pairs, found n_samples=1: with one pair "
+                "there is nothing to tell it from."
+            )
+        for kind, distinct in (("pictures", data.image), ("captions", data.text)):
+            if len(distinct) == 1:
+                warnings.warn(
+                    f"All {kind} are the same: there is nothing to align.",
+                    UserWarning,
+                    stacklevel=3,
+                )
+        return data
+
+    def _pairs(self, X: Any, y: Any, reset: bool) -> Pairs:
+        """Return distinct pictures and captions; captions are looked at before long work."""
+        captions: list[str] | None = None
+        if holds_texts(y):
+            if self.text_encoder is None:
+                raise ValueError(
+                    "y holds captions, and text_encoder is None: pass text_encoder="
+                    "TransformersTextEncoder('all-MiniLM-L6-v2'), or features of the captions."
+                )
+            captions, rows = flat_captions(y)
+            n_rows = len(y)
+        elif self.text_encoder is not None and getattr(y, "ndim", 2) == 1:
+            raise ValueError(
+                "y holds numbers, and text_encoder is set: expected captions (or their features "
+                "of shape (n_samples, n_features)). For class labels use ZeroShotClassifier."
+            )
+        elif self.image_encoder is not None or holds_pictures(X):
+            text = self._text_features(y, reset)
+            n_rows = len(text)
+        else:
+            image, text = self._both_features(X, y, reset)
+            return _distinct(image, np.arange(len(image)), text, np.arange(len(text)))
+        _check_lengths(X, n_rows)
+        image = self._image_features(X, reset)
+        if captions is None:
+            return _distinct(image, np.arange(len(image)), text, np.arange(len(text)))
+        unique = {caption: number for number, caption in enumerate(dict.fromkeys(captions))}
+        encoded = self._encoded_texts(list(unique), reset)
+        return _distinct(image, rows, encoded, np.array([unique[text] for text in captions]))
+
+    def _both_features(self, X: Any, y: Any, reset: bool) -> tuple[np.ndarray, np.ndarray]:
+        """Validate features of both sides as scikit-learn does."""
+        image, text = validate_data(
+            self,
+            X,
+            y,
+            reset=reset,
+            dtype=np.float32,
+            multi_output=True,
+            y_numeric=True,
+            ensure_all_finite="allow-nan",
+            ensure_min_samples=2 if reset else 1,
+        )
+        if text.ndim == 1:
+            text = text.reshape(-1, 1)
+        return _rows_or_nan(image, "X"), self._text_features(text, reset)
+
+    def _image_features(self, X: Any, reset: bool) -> np.ndarray:
+        """Return image features, rows of NaN where an encoder gave up."""
+        if self.image_encoder is not None:
+            if reset:
+                self.image_encoder_ = clone(self.image_encoder).fit(X)
+            X = _dense(self.image_encoder_.transform(X))
+        elif holds_pictures(X):
+            raise ValueError(
+                "X holds pictures, and image_encoder is None: pass image_encoder="
+                "TimmImageEncoder('efficientnet_lite0'), put the encoder before this step in a "
+                "Pipeline, or pass features."
+            )
+        features = validate_data(
+            self, X, reset=reset, dtype=np.float32, ensure_all_finite="allow-nan"
+        )
+        return _rows_or_nan(features, "X")
+
+    def _encoded_texts(self, texts: list[str], reset: bool) -> np.ndarray:
+        if self.text_encoder is None:
+            raise ValueError(
+                "These are texts, and text_encoder is None: this aligner was fitted on features "
+                f"of texts. Pass features of width {self.n_text_features_in_}."
+            )
+        if reset:
+            self.text_encoder_ = clone(self.text_encoder).fit(texts)
+        return self._text_features(_dense(self.text_encoder_.transform(texts)), reset)
+
+    def _text_features(self, y: Any, reset: bool) -> np.ndarray:
+        """Return text features, rows of NaN where an encoder gave up."""
+        features = check_array(y, dtype=np.float32, ensure_all_finite="allow-nan", input_name="y")
+        if reset:
+            self.n_text_features_in_ = features.shape[1]
+        elif features.shape[1] != self.n_text_features_in_:
+            raise ValueError(
+                f"The texts have {features.shape[1]} features, but {type(self).__name__} was "
+                f"fitted with {self.n_text_features_in_} text features."
+            )
+        return _rows_or_nan(features, "y")
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.target_tags.required = True
+        tags.target_tags.multi_output = True
+        tags.target_tags.two_d_labels = False
+        tags.transformer_tags.preserves_dtype = ["float32"]
+        tags.input_tags.two_d_array = self.image_encoder is None
+        return tags
+
+
+def _check_lengths(X: Any, n_rows: int) -> None:
+    shape = getattr(X, "shape", None)
+    n_pictures = shape[0] if shape else len(X)
+    if n_pictures != n_rows:
+        raise ValueError(
+            f"X and y have inconsistent lengths: {n_pictures} pictures and {n_rows} rows of "
+            "captions. Each picture needs its caption (or list of captions) at the same place."
+        )
+
+
+def _dense(features: Any) -> Any:
+    return features.toarray() if issparse(features) else features
+
+
+def _rows_or_nan(features: np.ndarray, name: str) -> np.ndarray:
+    """Let whole rows of NaN pass (what an encoder gave up), refuse any other NaN."""
+    missing = np.isnan(features)
+    partly = np.flatnonzero(missing.any(axis=1) & ~(missing.all(axis=1) & (missing.shape[1] > 1)))
+    if partly.size:
+        raise ValueError(
+            f"Input {name} contains NaN: {partly.size} rows, the first of them "
+            f"{', '.join(map(str, partly[:_NAMED_IN_ERRORS]))}. Leave these rows out."
+        )
+    return features
+
+
+def _where_known(features: np.ndarray, embed: Any, width: int) -> np.ndarray:
+    """Embed the rows that are known; the others stay NaN."""
+    known = ~np.isnan(features[:, 0])
+    if known.all():
+        return embed(features)
+    embeddings = np.full((len(features), width), np.nan, dtype=np.float32)
+    if known.any():
+        embeddings[known] = embed(features[known])
+    return embeddings
+
+
+def _distinct(
+    image: np.ndarray, image_rows: np.ndarray, text: np.ndarray, text_rows: np.ndarray
+) -> Pairs:
+    """Merge equal rows on both sides and drop the pairs that an encoder gave up."""
+    lost = np.isnan(image[image_rows, 0]) | np.isnan(text[text_rows, 0])
+    if lost.any():
+        rows = np.unique(image_rows[lost])
+        warnings.warn(
+            f"{len(rows)} rows are left out, because an encoder could not encode them: "
+            f"{', '.join(map(str, rows[:_NAMED_IN_ERRORS]))}"
+            f"{', ...' if len(rows) > _NAMED_IN_ERRORS else ''}.",
+            UserWarning,
+            stacklevel=5,
+        )
+        image_rows, text_rows = image_rows[~lost], text_rows[~lost]
+        if not len(image_rows):
+            raise ValueError("No pair is left: none of the pictures could be encoded.")
+    images, image_numbers = _first_of_equal(image, image_rows)
+    texts, text_numbers = _first_of_equal(text, text_rows)
+    pairs = np.unique(np.column_stack([image_numbers, text_numbers]), axis=0)
+    return Pairs(images, texts, pairs)
+
+
+def _first_of_equal(features: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the distinct rows in order of appearance, and each row's number among them."""
+    numbers: dict[bytes, int] = {}
+    first: list[int] = []
+    inverse = np.empty(len(rows), dtype=np.int64)
+    number_of_row: dict[int, int] = {}
+    for place, row in enumerate(rows.tolist()):
+        if row not in number_of_row:
+            digest = hashlib.blake2b(features[row].tobytes(), digest_size=16).digest()
+            if digest not in numbers:
+                numbers[digest] = len(numbers)
+                first.append(row)
+            number_of_row[row] = numbers[digest]
+        inverse[place] = number_of_row[row]
+    return features[first], inverse

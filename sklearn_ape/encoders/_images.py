@@ -1,0 +1,223 @@
+"""Read anything that a person would call a picture as 8-bit RGB."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import time
+from collections import OrderedDict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+IMAGE_SUFFIXES = frozenset(
+    ".apng .avif .bmp .gif .jfif .jpe .jpeg .jpg .pbm .pgm .png .pnm .ppm .tga .tif .tiff .webp"
+    .split()
+)  # fmt: skip
+
+_SVG_STARTS = (b"<svg", b"<?xml", b"<!DOCTYPE svg")
+_REMEMBERED_FILES = 1_000_000
+# A file changed twice within the clock's resolution keeps its time stamp, so young files are
+# not remembered.
+_SETTLED_S = 2.0
+_file_digests: OrderedDict[str, tuple[tuple[int, ...], bytes]] = OrderedDict()
+
+
+class ItemError(ValueError):
+    """One item cannot be encoded; the message says why and what to do."""
+
+
+def image_digest(item: Any) -> bytes:
+    """Return the sha256 of a picture's content; a path stands for its file's bytes."""
+    if isinstance(item, str | os.PathLike):
+        return _file_digest(os.fspath(item))
+    if isinstance(item, bytes | bytearray | memoryview):
+        if not len(item):
+            raise ItemError("bytes of length 0, not a picture.")
+        return hashlib.sha256(b"file" + bytes(item)).digest()
+    pixels = _pixels(item)
+    head = f"pixels {pixels.shape}".encode()
+    return hashlib.sha256(head + np.ascontiguousarray(pixels).tobytes()).digest()
+
+
+def check_image(item: Any) -> None:
+    """Raise `ItemError` for what can be seen to be no picture without decoding it."""
+    if isinstance(item, str | os.PathLike | bytes | bytearray | memoryview):
+        _open(item).close()
+
+
+def read_image(item: Any) -> Image.Image:
+    """Return a picture as RGB, upright, on white.
+
+    Parameters
+    ----------
+    item : str, path-like, bytes, PIL.Image.Image or ndarray of uint8
+        An animated file gives its first frame.
+
+    Returns
+    -------
+    image : PIL.Image.Image
+        Of mode RGB.
+
+    Raises
+    ------
+    ItemError
+        When it is not a picture, is damaged, or has more pixels than `PIL.Image.MAX_IMAGE_PIXELS`.
+    """
+    from PIL import Image
+
+    if isinstance(item, str | os.PathLike | bytes | bytearray | memoryview):
+        image = _open(item)
+        try:
+            with image:
+                return _to_rgb(image)
+        except (OSError, ValueError, SyntaxError, EOFError, IndexError) as error:
+            raise ItemError(f"the picture is damaged or cut short ({error}).") from error
+    if isinstance(item, Image.Image):
+        try:
+            return _to_rgb(item)
+        except (OSError, ValueError) as error:
+            raise ItemError(f"the picture cannot be read ({error}).") from error
+    return _to_rgb(Image.fromarray(_pixels(item)))
+
+
+def _file_digest(path: str) -> bytes:
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        raise ItemError(_no_such_file(path)) from None
+    except (OSError, ValueError) as error:  # a name too long, a NUL in it, no permission
+        raise ItemError(f"cannot be opened ({error}).") from None
+    if os.path.isdir(path):
+        raise ItemError(
+            "is a folder, not a picture. List its files, for instance with "
+            "sklearn_ape.datasets.load_image_folder."
+        )
+    if status.st_size == 0:
+        raise ItemError("is an empty file (0 bytes).")
+    stamp = (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+    key = os.path.abspath(path)
+    known = _file_digests.get(key)
+    if known is not None and known[0] == stamp:
+        return known[1]
+    try:
+        digest = hashlib.sha256(b"file" + Path(path).read_bytes()).digest()
+    except OSError as error:
+        raise ItemError(f"cannot be read ({error.strerror}).") from None
+    if time.time() - status.st_mtime > _SETTLED_S:
+        _file_digests[key] = (stamp, digest)
+        if len(_file_digests) > _REMEMBERED_FILES:
+            _file_digests.popitem(last=False)
+    return digest
+
+
+def _no_such_file(path: str) -> str:
+    if "://" in path:
+        return "is an address, not a file. Download the picture first and pass its path."
+    if Path(path).suffix.lower() not in IMAGE_SUFFIXES and not os.path.dirname(path):
+        return (
+            "is not a file. It looks like a caption: pictures go in X and captions in y "
+            "(a path is taken relative to the current folder)."
+        )
+    return f"does not exist (looked for {os.path.abspath(path)!r})."
+
+
+def _open(item: Any) -> Image.Image:
+    """Open a file or its bytes, reading the header alone."""
+    from PIL import Image, UnidentifiedImageError
+
+    is_path = isinstance(item, str | os.PathLike)
+    try:
+        image = Image.open(item if is_path else io.BytesIO(item))
+    except UnidentifiedImageError:
+        raise ItemError(_unidentified(item, is_path)) from None
+    except Image.DecompressionBombError as error:
+        raise ItemError(f"is refused: {error}") from None
+    except (OSError, ValueError, SyntaxError) as error:
+        raise ItemError(f"cannot be opened as a picture ({error}).") from None
+    limit = Image.MAX_IMAGE_PIXELS
+    width, height = image.size
+    if limit is not None and width * height > limit:
+        image.close()
+        raise ItemError(
+            f"is refused: {width} x {height} pixels are more than {limit:,}, as in a "
+            "decompression bomb. Shrink it, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it."
+        )
+    return image
+
+
+def _unidentified(item: Any, is_path: bool) -> str:
+    if is_path:
+        with open(item, "rb") as file:
+            start = file.read(64)
+    else:
+        start = bytes(item[:64])
+    if start.lstrip().startswith(_SVG_STARTS):
+        return "is a vector drawing (SVG or XML). Render it to PNG first."
+    if start.isascii() and b"\0" not in start:
+        return f"is not a picture but text (it begins with {start[:20].decode()!r})."
+    return "is not a picture in a format that Pillow knows, or its header is damaged."
+
+
+def _pixels(item: Any) -> np.ndarray:
+    """Return a PIL image or an array as uint8 pixels, (H, W) or (H, W, channels)."""
+    from PIL import Image
+
+    if isinstance(item, Image.Image):
+        return np.asarray(read_image(item))
+    if not isinstance(item, np.ndarray):
+        raise ItemError(
+            f"is of type {type(item).__name__}: expected a path, bytes, a PIL image or a uint8 "
+            "array of shape (H, W, 3)."
+        )
+    if item.dtype != np.uint8:
+        raise ItemError(
+            f"is an array of {item.dtype}: expected uint8 from 0 to 255. For values between 0 "
+            "and 1, pass (255 * array).astype('uint8')."
+        )
+    pixels = item[..., 0] if item.ndim == 3 and item.shape[2] == 1 else item
+    if pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in (3, 4)):
+        if pixels.size:
+            return pixels
+    hint = ""
+    if pixels.ndim == 3 and pixels.shape[0] in (1, 3, 4):
+        hint = " Channels come last: pass array.transpose(1, 2, 0)."
+    raise ItemError(
+        f"is an array of shape {item.shape}: expected (H, W, 3), (H, W, 4) or (H, W).{hint}"
+    )
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """Convert any mode to upright RGB on white."""
+    from PIL import Image, ImageOps
+
+    image = ImageOps.exif_transpose(image)
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        return _eight_bit(image).convert("RGB")
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        ground = Image.new("RGBA", rgba.size, "white")
+        return Image.alpha_composite(ground, rgba).convert("RGB")
+    return image.convert("RGB") if image.mode != "RGB" else image.copy()
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    """Scale 16-bit, 32-bit and floating point grey to 0..255 instead of clipping it."""
+    from PIL import Image
+
+    values = np.asarray(image, dtype=np.float64)
+    low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
+    if not (np.isfinite(low) and np.isfinite(high)):
+        raise ValueError("it has pixels that are not finite")
+    if image.mode == "F":
+        full = 1.0 if high <= 1.0 else 255.0 if high <= 255.0 else high
+    elif image.mode == "I":
+        full = 65535.0 if high <= 65535.0 else high
+    else:
+        full = 65535.0
+    return Image.fromarray(np.clip(values * (255.0 / full), 0, 255).round().astype(np.uint8))

@@ -1,0 +1,218 @@
+"""Text encoders of the transformers library."""
+
+from __future__ import annotations
+
+from os import PathLike
+from typing import Any, NamedTuple
+
+import torch
+
+from ._base import _check_choice
+from ._hub import check_source, fingerprint_of, pretrained, side_file
+from ._networks import Network
+from ._registry import library_version
+from ._text_base import TextEncoder
+
+_LONGEST = 512
+
+
+class _Tokenizer(NamedTuple):
+    """A tokenizer and what the model's sentence-transformers files, if any, say of it."""
+
+    tokenize: Any
+    max_length: int
+    pooling: str
+    normalize: bool
+
+
+class TransformersTextEncoder(TextEncoder):
+    """A frozen network of the `transformers` library that turns texts into features.
+
+    Parameters
+    ----------
+    model_name : str, default="all-MiniLM-L6-v2"
+        A short name of `list_encoders`, whose weights come from a Python package; a folder that
+        ``save_pretrained`` wrote (with its tokenizer); or a hub name.
+    revision : str or None, default=None
+        Branch, tag or commit of a hub model.
+    pooling : {"auto", "mean", "cls", "cls+mean", "last"}, default="auto"
+        How the hidden states of the words become one vector. ``"auto"`` does what the model's
+        sentence-transformers files say, takes the text embedding of a two-tower model (CLIP,
+        SigLIP), and is the mean otherwise. ``"last"`` is for causal language models.
+    normalize : {"auto"} or bool, default="auto"
+        Scale features to length 1. ``"auto"`` does what the model's files say.
+    max_length : int or None, default=None
+        Tokens of a text that are read; the rest is cut. None takes the model's own limit.
+    batch_size : int, default=64
+        Texts in one pass of the network.
+    device : {"auto"}, str or torch.device, default="auto"
+        ``"auto"`` takes a GPU when there is one.
+    dtype : {"float32", "bfloat16", "float16"}, default="float32"
+        Precision of the network by autocast. Features are float32 in any case.
+    cache : {"memory"}, str, path-like or None, default="memory"
+        Where features are kept, by content: in this process, in a folder, or nowhere.
+    on_error : {"raise", "nan"}, default="raise"
+        What an empty or missing text does: stop the work, or become a row of NaN.
+    verbose : int, default=0
+        1 shows a progress bar.
+
+    Attributes
+    ----------
+    errors_ : dict of {int: str}
+        Bad rows of the last `transform` and what is wrong with them.
+
+    See Also
+    --------
+    OpenCLIPTextEncoder : Text towers of CLIP models.
+    TransformersImageEncoder : The same library's encoders of pictures.
+
+    References
+    ----------
+    .. [1] N. Reimers and I. Gurevych, "Sentence-BERT: Sentence Embeddings using Siamese
+       BERT-Networks", EMNLP 2019.
+    .. [2] W. Wang et al., "MiniLM: Deep Self-Attention Distillation for Task-Agnostic Compression
+       of Pre-Trained Transformers", NeurIPS 2020.
+
+    Examples
+    --------
+    >>> from sklearn_ape.encoders import TransformersTextEncoder
+    >>> encoder = TransformersTextEncoder("all-MiniLM-L6-v2")
+    >>> features = encoder.transform(["a cat", "a kitten", "a rocket"])
+    >>> features.shape
+    (3, 384)
+    >>> bool(features[0] @ features[1] > features[0] @ features[2])
+    True
+    """
+
+    n_jobs = None  # tokenizers are parallel by themselves
+
+    def __init__(
+        self,
+        model_name: str = "all-MiniLM-L6-v2",
+        *,
+        revision: str | None = None,
+        pooling: str = "auto",
+        normalize: str | bool = "auto",
+        max_length: int | None = None,
+        batch_size: int = 64,
+        device: str | torch.device | None = "auto",
+        dtype: str = "float32",
+        cache: str | PathLike[str] | None = "memory",
+        on_error: str = "raise",
+        verbose: int = 0,
+    ) -> None:
+        self.model_name = model_name
+        self.revision = revision
+        self.pooling = pooling
+        self.normalize = normalize
+        self.max_length = max_length
+        self.batch_size = batch_size
+        self.device = device
+        self.dtype = dtype
+        self.cache = cache
+        self.on_error = on_error
+        self.verbose = verbose
+
+    def _check_parameters(self) -> None:
+        super()._check_parameters()
+        _check_choice("pooling", self.pooling, ("auto", "mean", "cls", "cls+mean", "last"))
+        if self.normalize not in ("auto", True, False):
+            raise ValueError(f"normalize must be 'auto', True or False, not {self.normalize!r}.")
+        if self.max_length is not None and self.max_length < 1:
+            raise ValueError(f"max_length must be at least 1, not {self.max_length!r}.")
+        check_source(self.model_name, type(self).__name__)
+
+    def _weights_key(self) -> str:
+        return f"{self.model_name}@{self.revision}"
+
+    def _identity(self) -> dict[str, Any]:
+        weights = fingerprint_of(self.model_name, self.revision)
+        if weights is None:
+            self._network()
+            weights = fingerprint_of(self.model_name, self.revision) or self._weights_key()
+        return {
+            "weights": weights,
+            "library": library_version("transformers"),
+            "pooling": self.pooling,
+            "normalize": self.normalize,
+            "max_length": self.max_length,
+        }
+
+    def _load(self, device: torch.device) -> Network:
+        from transformers import AutoModel, AutoTokenizer
+
+        tokenize = pretrained(AutoTokenizer, self.model_name, self.revision)
+        model = pretrained(AutoModel, self.model_name, self.revision)
+        if tokenize.pad_token is None:
+            tokenize.pad_token = tokenize.eos_token
+        # Padding on the right whatever the model generates with: "last" and "cls" count on it.
+        tokenize.padding_side = "right"
+        prepare = self._as_declared(tokenize, model)
+        return Network(model.to(device), prepare, device)
+
+    def _as_declared(self, tokenize: Any, model: Any) -> _Tokenizer:
+        """Read pooling, normalisation and length from the sentence-transformers files."""
+        modules = side_file(self.model_name, self.revision, "modules.json") or []
+        kinds = {module["type"].rsplit(".", 1)[-1]: module["path"] for module in modules}
+        pooling = "embedding" if hasattr(model, "get_text_features") else "mean"
+        if "Pooling" in kinds:
+            file = f"{kinds['Pooling']}/config.json"
+            pooling = _declared_pooling(side_file(self.model_name, self.revision, file) or {})
+        config = getattr(model.config, "text_config", None) or model.config
+        positions = getattr(config, "max_position_embeddings", None) or _LONGEST
+        longest = min(tokenize.model_max_length, positions, _LONGEST)
+        sentence = side_file(self.model_name, self.revision, "sentence_bert_config.json") or {}
+        return _Tokenizer(
+            tokenize, sentence.get("max_seq_length") or longest, pooling, "Normalize" in kinds
+        )
+
+    def _forward(self, network: Network, batch: list[Any]) -> torch.Tensor:
+        declared: _Tokenizer = network.prepare
+        tokens = declared.tokenize(
+            batch,
+            padding=True,
+            truncation=True,
+            max_length=self.max_length or declared.max_length,
+            return_tensors="pt",
+        ).to(network.device)
+        pooling = declared.pooling if self.pooling == "auto" else self.pooling
+        if pooling == "embedding":
+            embedding = network.model.get_text_features(**tokens)
+            pooled = getattr(embedding, "pooler_output", embedding)
+        else:
+            model = getattr(network.model, "text_model", network.model)
+            encode = getattr(model, "get_encoder", None) if _is_seq2seq(model) else None
+            last = (encode() if encode else model)(**tokens).last_hidden_state
+            pooled = _pooled(last, tokens["attention_mask"], pooling)
+        if self.normalize is True or (self.normalize == "auto" and declared.normalize):
+            pooled = torch.nn.functional.normalize(pooled.float(), dim=-1)
+        return pooled
+
+
+def _is_seq2seq(model: Any) -> bool:
+    return bool(getattr(model.config, "is_encoder_decoder", False))
+
+
+def _declared_pooling(config: dict[str, Any]) -> str:
+    """Translate a sentence-transformers pooling config, old form or new."""
+    mode = config.get("pooling_mode") or next(
+        (key for key, chosen in config.items() if key.startswith("pooling_mode_") and chosen), ""
+    )
+    for ours, theirs in (("cls", "cls"), ("last", "last"), ("mean", "mean")):
+        if theirs in str(mode):
+            return ours
+    raise ValueError(
+        f"The model's own pooling ({mode or config}) is not one of this encoder's: pass "
+        "pooling='mean', 'cls' or 'last'."
+    )
+
+
+def _pooled(last: torch.Tensor, mask: torch.Tensor, pooling: str) -> torch.Tensor:
+    """Pool hidden states (n, tokens, width) over the tokens that are text."""
+    weights = mask.unsqueeze(-1).to(last.dtype)
+    mean = (last * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
+    if pooling == "mean":
+        return mean
+    if pooling == "last":
+        return last[torch.arange(len(last)), mask.sum(dim=1) - 1]
+    return last[:, 0] if pooling == "cls" else torch.cat([last[:, 0], mean], dim=1)

@@ -1,0 +1,137 @@
+"""Retrieval metrics with any number of positives, in bounded memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.sparse import csr_array
+
+__all__ = ["recall_at_k", "retrieval_ranks", "retrieval_report"]
+
+_TILE_BYTES = 2**26
+
+
+def retrieval_ranks(queries: np.ndarray, candidates: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+    """Rank of the best positive of every query among the candidates; 0 is the best rank.
+
+    Parameters
+    ----------
+    queries : ndarray of shape (n_queries, n_components)
+        Embeddings of length 1.
+    candidates : ndarray of shape (n_candidates, n_components)
+        Embeddings of length 1.
+    pairs : ndarray of shape (n_pairs, 2)
+        Rows of queries and of candidates that belong together, its positives.
+
+    Returns
+    -------
+    ranks : ndarray of shape (n_queries,)
+        How many candidates come before the best positive. A tie with a candidate that is no
+        positive counts against the query, so that equal embeddings are not called right.
+
+    Raises
+    ------
+    ValueError
+        When a query has no positive, or an embedding is not finite.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn_ape.metrics import retrieval_ranks
+    >>> retrieval_ranks(np.eye(3), np.eye(3), pairs=np.array([[0, 0], [1, 1], [2, 0]]))
+    array([0, 0, 2])
+    """
+    positive = csr_array(
+        (np.ones(len(pairs), dtype=bool), (pairs[:, 0], pairs[:, 1])),
+        shape=(len(queries), len(candidates)),
+    )
+    lonely = np.flatnonzero(np.diff(positive.indptr) == 0)
+    if lonely.size:
+        raise ValueError(f"Query {lonely[0]} has no positive among the candidates.")
+    ranks = np.empty(len(queries), dtype=np.int64)
+    tile = max(1, _TILE_BYTES // (8 * len(candidates)))
+    for start in range(0, len(queries), tile):
+        scores = queries[start : start + tile] @ candidates.T
+        if not np.isfinite(scores).all():
+            raise ValueError("Embeddings must be finite: there are NaN or infinite ones.")
+        rows, columns = positive[start : start + tile].nonzero()
+        best = np.full(len(scores), -np.inf, dtype=scores.dtype)
+        np.maximum.at(best, rows, scores[rows, columns])
+        at_least = (scores >= best[:, None]).sum(axis=1)
+        of_them_positive = np.bincount(
+            rows, weights=scores[rows, columns] >= best[rows], minlength=len(scores)
+        )
+        ranks[start : start + tile] = at_least - of_them_positive
+    return ranks
+
+
+def recall_at_k(ranks: np.ndarray, k: int) -> float:
+    """Share of the queries with a positive among the first k.
+
+    Parameters
+    ----------
+    ranks : ndarray of shape (n_queries,)
+        What `retrieval_ranks` returns.
+    k : int
+        At least 1.
+
+    Returns
+    -------
+    recall : float
+        Between 0 and 1.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn_ape.metrics import recall_at_k
+    >>> recall_at_k(np.array([0, 3, 7, 20]), k=5)
+    0.5
+    """
+    if k < 1:
+        raise ValueError(f"k must be at least 1, not {k}.")
+    return float(np.mean(ranks < k))
+
+
+def retrieval_report(
+    image_embeddings: np.ndarray,
+    text_embeddings: np.ndarray,
+    pairs: np.ndarray,
+    ks: Sequence[int] = (1, 5, 10),
+) -> dict[str, dict[int, float]]:
+    """Recall@k in both directions.
+
+    Parameters
+    ----------
+    image_embeddings : ndarray of shape (n_images, n_components)
+        One row a distinct picture, of length 1.
+    text_embeddings : ndarray of shape (n_texts, n_components)
+        One row a distinct caption, of length 1.
+    pairs : ndarray of shape (n_pairs, 2)
+        Rows of pictures and of captions that belong together; a hit on any of them counts.
+    ks : sequence of int, default=(1, 5, 10)
+        Where recall is taken.
+
+    Returns
+    -------
+    recall : dict
+        ``{"image_to_text": {k: recall}, "text_to_image": {k: recall}}``.
+
+    See Also
+    --------
+    retrieval_ranks : The ranks that recall is taken from.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn_ape.metrics import retrieval_report
+    >>> pairs = np.column_stack([np.arange(4), np.arange(4)])
+    >>> retrieval_report(np.eye(4), np.eye(4)[[0, 1, 3, 2]], pairs, ks=[1, 2])["image_to_text"]
+    {1: 0.5, 2: 0.5}
+    """
+    by_image = retrieval_ranks(image_embeddings, text_embeddings, pairs)
+    by_text = retrieval_ranks(text_embeddings, image_embeddings, pairs[:, ::-1])
+    return {
+        "image_to_text": {k: recall_at_k(by_image, k) for k in ks},
+        "text_to_image": {k: recall_at_k(by_text, k) for k in ks},
+    }
