@@ -264,8 +264,7 @@ class BaseAligner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
 
 
 def _check_lengths(X: Any, n_rows: int) -> None:
-    shape = getattr(X, "shape", None)
-    n_pictures = shape[0] if shape else len(X)
+    n_pictures = len(X) if hasattr(X, "__len__") else len(np.asarray(X))
     if n_pictures != n_rows:
         raise ValueError(
             f"X and y have inconsistent lengths: {n_pictures} pictures and {n_rows} rows of "

@@ -215,7 +215,11 @@ class FrozenEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
         network = self._network()
         features: dict[bytes, np.ndarray] = {}
         with tqdm(
-            total=len(keys), unit=self._modality, desc=self.model_name, disable=not self.verbose
+            total=len(keys),
+            unit=self._modality,
+            desc=self.model_name,
+            disable=not self.verbose,
+            delay=0.5,
         ) as progress:
             for batch, bad in self._batches(network, checked, keys):
                 done = self._features_of(network, batch, bad)

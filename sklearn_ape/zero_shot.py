@@ -1,0 +1,449 @@
+"""Classify pictures by the names of the classes alone."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Self
+from weakref import WeakKeyDictionary
+
+import joblib
+import numpy as np
+from scipy.special import softmax
+from sklearn.base import BaseEstimator, ClassifierMixin, clone
+from sklearn.exceptions import NotFittedError
+from sklearn.frozen import FrozenEstimator
+from sklearn.pipeline import Pipeline
+from sklearn.utils import Tags, assert_all_finite, column_or_1d, get_tags
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_is_fitted
+
+from .prompts import fill, resolve_templates
+
+__all__ = ["ZeroShotClassifier"]
+
+_PROMPTS_AT_ONCE = 16_384
+_NAMED_IN_ERRORS = 5
+
+# Embeddings of label sets, for as long as the aligner that gave them lives. Kept outside the
+# classifier, so that predicting leaves it as it was and clones with one aligner share them.
+_label_embeddings: WeakKeyDictionary[Any, dict[str, np.ndarray]] = WeakKeyDictionary()
+
+
+class ZeroShotClassifier(ClassifierMixin, BaseEstimator):
+    """Predict the class whose name, embedded as text, is nearest to the picture.
+
+    Parameters
+    ----------
+    labels : sequence of str, mapping or None, default=None
+        Names of the classes. A mapping gives for each class the names that are embedded in its
+        stead (None: its own): ``{"vehicle": ["car", "bus"], "animal": ["cat", "dog"]}`` or ``{0: "cat", 1:
+        "dog"}``. A name with ``{}`` in it is a template of that class alone. None takes the
+        distinct values of y in `fit`.
+    aligner : estimator or None, default=None
+        An aligner such as `APEAligner`, or a Pipeline that ends in one. With a fitted one the
+        classifier is ready at once. None trains an `APEAligner` on EfficientNet-Lite0 and MiniLM
+        in `fit`.
+    templates : str or sequence of str, default="simple"
+        Sentences that a name is put into, or the name of a set of them in
+        `sklearn_ape.prompts.TEMPLATES`; the embeddings of a class's sentences are averaged.
+        ``"none"`` embeds names as they are, which suits names that are sentences.
+    threshold : float or None, default=None
+        A picture whose highest probability lies below is given `unknown_label`.
+    unknown_label : object, default="unknown"
+        What is predicted below the threshold, and for pictures that an encoder with
+        ``on_error="nan"`` could not read.
+    logit_scale : float or None, default=None
+        Factor of the cosines in `decision_function` and `predict_proba`: higher is more
+        confident. None takes the one that the aligner learned.
+
+    Attributes
+    ----------
+    classes_ : ndarray of shape (n_classes,)
+        Classes, sorted, as scikit-learn's scorers need them.
+    aligner_ : estimator
+        The aligner used.
+    n_features_in_ : int
+        Width of the features, where X is features.
+
+    See Also
+    --------
+    APEAligner : Trains what this classifier needs.
+    sklearn_ape.prompts : The sets of templates.
+
+    Notes
+    -----
+    `fit` trains the aligner, on captions or on names; it does not learn a boundary between the
+    classes. Wrap a fitted aligner in `sklearn.frozen.FrozenEstimator` to keep it in `fit`.
+
+    References
+    ----------
+    .. [1] A. Radford et al., "Learning Transferable Visual Models From Natural Language
+       Supervision", ICML 2021.
+
+    Examples
+    --------
+    >>> from sklearn.pipeline import make_pipeline
+    >>> from sklearn_ape import APEAligner, ZeroShotClassifier
+    >>> from sklearn_ape.datasets import load_openmoji
+    >>> from sklearn_ape.encoders import TimmImageEncoder, TransformersTextEncoder
+    >>> data = load_openmoji()
+    >>> food = [i for i, c in enumerate(data.categories) if c == "Food & Drink"]
+    >>> images = [data.images[i] for i in food]
+    >>> captions = [data.captions[i] for i in food]
+    >>> model = make_pipeline(
+    ...     TimmImageEncoder("efficientnet_lite0"),
+    ...     APEAligner(text_encoder=TransformersTextEncoder(), max_epochs=20, random_state=0),
+    ... ).fit(images, captions)
+    >>> classifier = ZeroShotClassifier(["pizza", "red apple", "teapot"], aligner=model)
+    >>> chosen = [captions.index(name) for name in ["red apple", "pizza"]]
+    >>> list(classifier.predict([images[i] for i in chosen]))
+    ['red apple', 'pizza']
+    """
+
+    def __init__(
+        self,
+        labels: Sequence[str] | Mapping[Any, str | Sequence[str]] | None = None,
+        *,
+        aligner: Any = None,
+        templates: str | Sequence[str] = "simple",
+        threshold: float | None = None,
+        unknown_label: Any = "unknown",
+        logit_scale: float | None = None,
+    ) -> None:
+        self.labels = labels
+        self.aligner = aligner
+        self.templates = templates
+        self.threshold = threshold
+        self.unknown_label = unknown_label
+        self.logit_scale = logit_scale
+
+    def fit(self, X: Any, y: Any = None, captions: Any = None) -> Self:
+        """Fit a clone of the aligner on captions, else on the names in y.
+
+        Parameters
+        ----------
+        X : sequence of pictures, or array-like of shape (n_samples, n_features)
+            What the aligner takes.
+        y : sequence of length n_samples or None, default=None
+            Labels; each is put through the templates. Any other value is a caption as it stands.
+        captions : sequence of length n_samples or None, default=None
+            A caption or a list of captions for every picture: what the aligner is fitted on in
+            place of y.
+
+        Returns
+        -------
+        self : object
+            The fitted classifier.
+        """
+        self._check_parameters()
+        names = _names_of(dict.fromkeys(_checked_y(y)) if self.labels is None else self.labels)
+        if isinstance(self.aligner, FrozenEstimator):
+            check_is_fitted(self.aligner)
+            self.aligner_ = self.aligner
+        else:
+            if captions is None:
+                captions = self._captions_of(_checked_y(y), names)
+            aligner = _default_aligner() if self.aligner is None else clone(self.aligner)
+            self.aligner_ = aligner.fit(X, captions)
+        self._names = names
+        return self
+
+    def decision_function(self, X: Any) -> np.ndarray:
+        """Scaled cosine of every picture with every class.
+
+        Parameters
+        ----------
+        X : sequence of pictures, or array-like of shape (n_samples, n_features_in_)
+            What the aligner takes.
+
+        Returns
+        -------
+        scores : ndarray of shape (n_samples, n_classes), or (n_samples,) for two classes
+            For two classes, the second one's less the first one's.
+        """
+        logits = self._logits(X)
+        return logits[:, 1] - logits[:, 0] if logits.shape[1] == 2 else logits
+
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """Probability of every class, supposing that one of them is right.
+
+        Parameters
+        ----------
+        X : sequence of pictures, or array-like of shape (n_samples, n_features_in_)
+            What the aligner takes.
+
+        Returns
+        -------
+        probabilities : ndarray of shape (n_samples, n_classes)
+            In the order of `classes_`.
+        """
+        return softmax(self._logits(X), axis=1)
+
+    def predict(self, X: Any) -> np.ndarray:
+        """Name every picture.
+
+        Parameters
+        ----------
+        X : sequence of pictures, or array-like of shape (n_samples, n_features_in_)
+            What the aligner takes.
+
+        Returns
+        -------
+        labels : ndarray of shape (n_samples,)
+            Members of `classes_`, or `unknown_label`.
+        """
+        logits = self._logits(X)
+        unread = np.isnan(logits).any(axis=1)
+        unknown = unread
+        if self.threshold is not None:
+            unknown = unread | (softmax(logits, axis=1).max(axis=1) < self.threshold)
+        labels = self.classes_[np.argmax(logits, axis=1)]
+        if not unknown.any():
+            return labels
+        if unread.any() and self.threshold is None:
+            rows = np.flatnonzero(unread)
+            warnings.warn(
+                f"{len(rows)} pictures could not be read and are called {self.unknown_label!r}: "
+                f"rows {', '.join(map(str, rows[:_NAMED_IN_ERRORS]))}"
+                f"{', ...' if len(rows) > _NAMED_IN_ERRORS else ''}.",
+                UserWarning,
+                stacklevel=2,
+            )
+        labels = labels.astype(np.result_type(labels.dtype, np.asarray(self.unknown_label)))
+        labels[unknown] = self.unknown_label
+        return labels
+
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """Share of the pictures that are named right.
+
+        Parameters
+        ----------
+        X : sequence of pictures, or array-like of shape (n_samples, n_features_in_)
+            What the aligner takes.
+        y : sequence of length n_samples
+            True labels.
+        sample_weight : array-like of shape (n_samples,) or None, default=None
+            Weights of the pictures.
+
+        Returns
+        -------
+        accuracy : float
+            Between 0 and 1.
+        """
+        check_is_fitted(self)
+        known = set(self.classes_.tolist())
+        absent = [label for label in dict.fromkeys(_checked_y(y)) if label not in known]
+        if absent:
+            warnings.warn(
+                f"y has labels that are no class of this classifier, so that they count as wrong: "
+                f"{', '.join(map(repr, absent[:_NAMED_IN_ERRORS]))}"
+                f"{', ...' if len(absent) > _NAMED_IN_ERRORS else ''}.",
+                UserWarning,
+                stacklevel=2,
+            )
+        return super().score(X, np.asarray(y), sample_weight)
+
+    @property
+    def classes_(self) -> np.ndarray:
+        """Classes, sorted."""
+        names = self._names_now()
+        if names is None:
+            raise AttributeError("ZeroShotClassifier has no classes_ before fit when labels=None.")
+        return np.array(sorted(names))
+
+    @property
+    def n_features_in_(self) -> int:
+        """Width of the features that the aligner was fitted on."""
+        return self.aligner_.n_features_in_
+
+    @property
+    def feature_names_in_(self) -> np.ndarray:
+        """Names of the features that the aligner was fitted on."""
+        return self.aligner_.feature_names_in_
+
+    def _logits(self, X: Any) -> np.ndarray:
+        check_is_fitted(self)
+        self._check_parameters()
+        aligner = self._fitted_aligner()
+        embeddings = np.asarray(aligner.transform(X))
+        text_side = _text_side(aligner)
+        scale = text_side.logit_scale_ if self.logit_scale is None else self.logit_scale
+        return scale * (embeddings @ self._label_embeddings(text_side).T)
+
+    def _label_embeddings(self, text_side: Any) -> np.ndarray:
+        """Return one unit vector a class, computed once for an aligner and a set of prompts."""
+        names = self._names_now()
+        assert names is not None
+        templates = resolve_templates(self.templates)
+        prompts = [_prompts(name, names[name], templates) for name in self.classes_.tolist()]
+        fingerprint = getattr(text_side, "fingerprint_", None) or joblib.hash(text_side)
+        key = joblib.hash((prompts, fingerprint))
+        kept = _label_embeddings.setdefault(text_side, {})
+        if key not in kept:
+            # One set of labels at a time: thousands of classes are tens of megabytes.
+            kept.clear()
+            kept[key] = np.concatenate(
+                [_class_means(text_side, some) for some in _chunks(prompts)]
+            )
+        return kept[key]
+
+    def _captions_of(self, y: Any, names: Mapping[Any, list[str]]) -> list[Any]:
+        """Put labels through the templates and leave captions as they are."""
+        templates = resolve_templates(self.templates)
+        prompts = {name: _prompts(name, names[name], templates) for name in names}
+        return [prompts.get(value, value) for value in y]
+
+    def _fitted_aligner(self) -> Any:
+        return self.aligner_ if hasattr(self, "aligner_") else self.aligner
+
+    def _names_now(self) -> dict[Any, list[str]] | None:
+        if self.labels is not None:
+            return _names_of(self.labels)
+        return getattr(self, "_names", None)
+
+    def _check_parameters(self) -> None:
+        resolve_templates(self.templates)
+        if self.labels is not None:
+            _names_of(self.labels)
+        if self.threshold is not None and not 0 <= self.threshold <= 1:
+            raise ValueError(f"threshold must be None or in [0, 1], not {self.threshold!r}.")
+        if self.logit_scale is not None and not self.logit_scale > 0:
+            raise ValueError(f"logit_scale must be None or above 0, not {self.logit_scale!r}.")
+        if self.aligner is not None:
+            _text_side(self.aligner)
+
+    def __sklearn_is_fitted__(self) -> bool:
+        if hasattr(self, "aligner_"):
+            return True
+        if self.aligner is None or self.labels is None:
+            return False
+        try:
+            check_is_fitted(self.aligner)
+        except NotFittedError:
+            return False
+        return True
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        if self.aligner is None:
+            tags.input_tags.two_d_array = False
+        else:
+            tags.input_tags = get_tags(self.aligner).input_tags
+        return tags
+
+
+def _default_aligner() -> Any:
+    from .aligners import APEAligner
+    from .encoders import TimmImageEncoder, TransformersTextEncoder
+
+    return APEAligner(
+        image_encoder=TimmImageEncoder("efficientnet_lite0"),
+        text_encoder=TransformersTextEncoder("all-MiniLM-L6-v2"),
+    )
+
+
+def _text_side(aligner: Any) -> Any:
+    """Return the estimator that embeds texts: the aligner within a Pipeline, a search, ..."""
+    inner = aligner
+    while not hasattr(inner, "transform_text"):
+        if isinstance(inner, Pipeline):
+            inner = inner.steps[-1][1]
+        elif isinstance(inner, FrozenEstimator):
+            inner = inner.estimator
+        elif hasattr(inner, "best_estimator_"):
+            inner = inner.best_estimator_
+        elif hasattr(inner, "estimator") and hasattr(inner, "fit"):
+            inner = inner.estimator
+        else:
+            raise TypeError(
+                f"aligner must be an aligner such as APEAligner, or a Pipeline that ends in one, "
+                f"not {type(aligner).__name__}."
+            )
+    return inner
+
+
+def _plain(value: Any) -> Any:
+    """Return a numpy scalar as the Python object it stands for."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _checked_y(y: Any) -> list[Any]:
+    """Return y as a list of plain objects, refusing what can be no labels."""
+    if y is None:
+        raise ValueError(
+            "ZeroShotClassifier requires y to be passed, but the target y is None: pass labels "
+            "or captions (or a fitted aligner in FrozenEstimator, with labels)."
+        )
+    labels = column_or_1d(np.asarray(y), warn=True)
+    if labels.dtype.kind in "fc":
+        assert_all_finite(labels, input_name="y")
+        check_classification_targets(labels)
+    return labels.tolist()
+
+
+def _names_of(labels: Any) -> dict[Any, list[str]]:
+    """Return the names to embed for every class.
+
+    Raises
+    ------
+    ValueError
+        When labels are missing, repeat or hold an empty name; the message names them.
+    """
+    if isinstance(labels, str) or not isinstance(labels, Iterable):
+        raise ValueError(f"labels must be a sequence of names or a mapping, not {labels!r}.")
+    if isinstance(labels, Mapping):
+        labels = {label: str(label) if value is None else value for label, value in labels.items()}
+        names = {_plain(label): _as_list(value) for label, value in labels.items()}
+    else:
+        listed = [_plain(label) for label in labels]
+        repeated = sorted({str(label) for label in listed if listed.count(label) > 1})
+        if repeated:
+            raise ValueError(
+                f"labels repeat: {', '.join(map(repr, repeated[:_NAMED_IN_ERRORS]))}. Give every "
+                "class once; several names of one class go into a mapping {label: [names]}."
+            )
+        names = {label: [str(label)] for label in listed}
+    if not names:
+        raise ValueError("labels is empty: give at least one class.")
+    for label, texts in names.items():
+        if label is None or (isinstance(label, float) and np.isnan(label)):
+            raise ValueError(f"{label!r} is no label (a missing value?).")
+        if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
+            raise ValueError(f"The names of class {label!r} must be texts, not {texts!r}.")
+    if len({isinstance(label, str) for label in names}) > 1:
+        raise ValueError("labels mixes text and numbers: the classes cannot be sorted.")
+    return names
+
+
+def _as_list(value: Any) -> list[Any]:
+    return [value] if isinstance(value, str) or not isinstance(value, Iterable) else list(value)
+
+
+def _prompts(label: Any, names: list[str], templates: tuple[str, ...]) -> list[str]:
+    """Return the sentences that stand for a class."""
+    prompts: list[str] = []
+    for name in names:
+        prompts += fill([name], str(label)) if "{}" in name else fill(templates, name)
+    return list(dict.fromkeys(prompts))
+
+
+def _chunks(prompts: list[list[str]]) -> Iterable[list[list[str]]]:
+    """Yield runs of classes whose prompts are embedded at once, to bound memory."""
+    chunk: list[list[str]] = []
+    for sentences in prompts:
+        chunk.append(sentences)
+        if sum(map(len, chunk)) >= _PROMPTS_AT_ONCE:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
+
+
+def _class_means(text_side: Any, prompts: list[list[str]]) -> np.ndarray:
+    unique = {sentence: row for row, sentence in enumerate(dict.fromkeys(sum(prompts, [])))}
+    embeddings = np.asarray(text_side.transform_text(list(unique)))
+    means = np.stack(
+        [embeddings[[unique[sentence] for sentence in some]].mean(axis=0) for some in prompts]
+    )
+    return means / np.linalg.norm(means, axis=1, keepdims=True)
