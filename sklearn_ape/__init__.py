@@ -14,8 +14,19 @@ __all__ = ["APEAligner", "ZeroShotClassifier", "__version__"]
 
 # Resolved on first use: skorch alone would double the time of `import sklearn_ape`.
 _PUBLIC = {"APEAligner": ".aligners", "ZeroShotClassifier": ".zero_shot"}
-_SUBMODULES = ("aligners", "datasets", "devices", "encoders", "features", "heads", "losses", "metrics",
-               "prompts", "training", "zero_shot")  # fmt: skip
+_SUBMODULES = (
+    "aligners",
+    "datasets",
+    "devices",
+    "encoders",
+    "features",
+    "heads",
+    "losses",
+    "metrics",
+    "prompts",
+    "training",
+    "zero_shot",
+)
 
 
 def __getattr__(name: str) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -150,7 +149,7 @@ def _split(data: Bunch, random_state: int) -> tuple[Bunch, Bunch]:
     return train, held_out
 
 
-def _rows(data: Bunch, rows: Sequence[int]) -> Bunch:
+def _rows(data: Bunch, rows: np.ndarray) -> Bunch:
     return Bunch(
         images=[data.images[row] for row in rows],
         captions=[data.captions[row] for row in rows],

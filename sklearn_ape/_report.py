@@ -7,8 +7,12 @@ import io
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ._demo import DemoResult, Search
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 _THUMBNAIL = 96
 
@@ -87,7 +91,7 @@ def write_report(result: DemoResult, folder: Path) -> Path:
     return page
 
 
-def contact_sheet(searches: Sequence[Search], size: int = 112) -> "Image.Image":  # noqa: F821
+def contact_sheet(searches: Sequence[Search], size: int = 112) -> Image.Image:
     """Draw queries and the pictures found for them.
 
     Parameters

@@ -27,4 +27,6 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
         ) from error
     if resolved.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device={device!r}, but torch sees no CUDA device. Use device='auto'.")
+    if resolved.type == "mps" and not torch.backends.mps.is_available():
+        raise ValueError(f"device={device!r}, but torch sees no MPS device. Use device='auto'.")
     return resolved

@@ -8,6 +8,7 @@ therefore found again and a changed one is not.
 from __future__ import annotations
 
 import hashlib
+import os
 import sqlite3
 import threading
 import warnings
@@ -25,6 +26,18 @@ __all__ = ["DiskFeatureCache", "FeatureCache", "MemoryFeatureCache", "open_cache
 _DIGEST_SIZE = 16
 _KEYS_A_QUERY = 500
 _BUSY_TIMEOUT_S = 60
+_NO_DAMAGE = {
+    sqlite3.SQLITE_PERM,
+    sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_LOCKED,
+    sqlite3.SQLITE_NOMEM,
+    sqlite3.SQLITE_INTERRUPT,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_PROTOCOL,
+    sqlite3.SQLITE_AUTH,
+}
 
 
 class FeatureCache(Protocol):
@@ -100,6 +113,7 @@ class MemoryFeatureCache:
                 known = self._features.pop(key, None)
                 self._n_bytes -= 0 if known is None else known.nbytes
                 self._features[key] = np.array(feature, dtype=np.float32)
+                self._features[key].flags.writeable = False  # handed out as it is
                 self._n_bytes += self._features[key].nbytes
             while self._n_bytes > self.max_bytes and self._features:
                 self._n_bytes -= self._features.popitem(last=False)[1].nbytes
@@ -149,7 +163,8 @@ class DiskFeatureCache:
     """
 
     def __init__(self, folder: str | PathLike[str]) -> None:
-        self.folder = Path(folder)
+        self.folder = Path(folder).expanduser()
+        self._inode: int | None = None
         self._connection: sqlite3.Connection | None = None
         self._writable = True
 
@@ -162,7 +177,7 @@ class DiskFeatureCache:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._connect()
-        except (OSError, sqlite3.OperationalError) as error:
+        except (OSError, sqlite3.Error) as error:
             raise OSError(
                 f"The feature cache {str(self.path)!r} cannot be opened: {error}. "
                 "Give a folder that can be written to, or cache=None."
@@ -186,11 +201,15 @@ class DiskFeatureCache:
                     f"SELECT key, value FROM features WHERE key IN ({places})", some
                 )
                 for key, value in rows:
-                    feature = _unpack(key, value)
+                    # A damaged index may lead to another entry, a damaged row to another type.
+                    feature = _unpack(key, value) if key in some else None
                     if feature is not None:
                         found[key] = feature
         except sqlite3.DatabaseError as error:
-            self._start_anew(error)
+            if self._is_damage(error):
+                self._start_anew(error)
+            else:  # what cannot be read now is computed anew
+                self._warn(f"cannot be read: {error}")
         return found
 
     def put_many(self, features: Mapping[bytes, np.ndarray]) -> None:
@@ -200,18 +219,14 @@ class DiskFeatureCache:
         rows = [(key, _pack(key, feature)) for key, feature in features.items()]
         try:
             self._write(rows)
-        except sqlite3.OperationalError as error:
+        except sqlite3.DatabaseError as error:
+            if self._is_damage(error):
+                self._start_anew(error)
+                self._write(rows)
+                return
             # A full disk or a lock held for a minute must not lose the work of this run.
             self._writable = False
-            warnings.warn(
-                f"Features are no longer written to {str(self.path)!r}: {error}. "
-                "This run goes on without.",
-                RuntimeWarning,
-                stacklevel=2,
-            )
-        except sqlite3.DatabaseError as error:
-            self._start_anew(error)
-            self._write(rows)
+            self._warn(f"is no longer written to: {error}")
 
     @property
     def _open(self) -> sqlite3.Connection:
@@ -226,13 +241,15 @@ class DiskFeatureCache:
     def _connect(self) -> None:
         try:
             self._connection = self._create()
-        except sqlite3.OperationalError:
-            raise
         except sqlite3.DatabaseError as error:
+            if not self._is_damage(error):
+                raise
             self._start_anew(error)
 
     def _create(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self.path, timeout=_BUSY_TIMEOUT_S, check_same_thread=False)
+        connection.text_factory = bytes  # only a damaged entry is a text
+        self._inode = os.stat(self.path).st_ino
         try:
             connection.execute("PRAGMA page_size = 16384")  # holds three features of 1280 numbers
             connection.execute("PRAGMA journal_mode = WAL")  # readers and a writer side by side
@@ -248,6 +265,9 @@ class DiskFeatureCache:
     def _start_anew(self, error: sqlite3.DatabaseError) -> None:
         """Move a file that cannot be read aside and open an empty one."""
         self.__exit__()
+        if self.path.exists() and os.stat(self.path).st_ino != self._inode:
+            self._connection = self._create()  # another process has moved it aside already
+            return
         aside = self.path.with_name(f"{self.path.name}.damaged")
         number = 1
         while aside.exists():
@@ -257,13 +277,24 @@ class DiskFeatureCache:
             self.path.replace(aside)
         for suffix in ("-wal", "-shm"):
             self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
+        self._warn(f"is damaged ({error}); it was moved to {str(aside)!r}")
+        self._connection = self._create()
+
+    def _is_damage(self, error: sqlite3.DatabaseError) -> bool:
+        """Tell a damaged file from a full disk, a lock and the like."""
+        code = getattr(error, "sqlite_errorcode", None)
+        if code is None:
+            return not isinstance(error, sqlite3.OperationalError)
+        if code & 0xFF == sqlite3.SQLITE_READONLY:  # as a damaged header says, too
+            return os.access(self.path, os.W_OK) and os.access(self.folder, os.W_OK)
+        return code & 0xFF not in _NO_DAMAGE
+
+    def _warn(self, what: str) -> None:
         warnings.warn(
-            f"The feature cache {str(self.path)!r} is damaged ({error}); it was moved to "
-            f"{str(aside)!r} and its features will be computed anew.",
+            f"The feature cache {str(self.path)!r} {what}. The features are computed anew.",
             RuntimeWarning,
             stacklevel=3,
         )
-        self._connection = self._create()
 
 
 class _NoCache:
@@ -326,6 +357,8 @@ def _pack(key: bytes, feature: np.ndarray) -> bytes:
 
 
 def _unpack(key: bytes, value: bytes) -> np.ndarray | None:
+    if not isinstance(value, bytes):
+        return None
     digest, numbers = value[:_DIGEST_SIZE], value[_DIGEST_SIZE:]
     if hashlib.blake2b(key + numbers, digest_size=_DIGEST_SIZE).digest() != digest:
         return None

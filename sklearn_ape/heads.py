@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import hashlib
 
 import torch
 from torch import nn
 
 __all__ = [
     "GLUHead",
-    "HeadKind",
+    "Head",
     "IdentityHead",
     "LinearHead",
     "MLPHead",
@@ -17,8 +17,6 @@ __all__ = [
     "TwoTower",
     "make_head",
 ]
-
-HeadKind = Literal["mlp", "residual", "glu", "linear"]
 
 
 class Standardize(nn.Module):
@@ -52,7 +50,13 @@ class Standardize(nn.Module):
         return (features - self.mean) / self.scale
 
 
-class IdentityHead(nn.Module):
+class Head(nn.Module):
+    """Base of the heads: all begin by standardising the features."""
+
+    standardize: Standardize
+
+
+class IdentityHead(Head):
     """Leaves a tower as it is but for standardising its features.
 
     Parameters
@@ -70,7 +74,7 @@ class IdentityHead(nn.Module):
         return self.standardize(features)
 
 
-class LinearHead(nn.Module):
+class LinearHead(Head):
     """One linear map.
 
     Parameters
@@ -89,7 +93,7 @@ class LinearHead(nn.Module):
         return self.linear(self.standardize(features))
 
 
-class MLPHead(nn.Module):
+class MLPHead(Head):
     """The plain multi-layer perceptron of the APE paper.
 
     Parameters
@@ -144,7 +148,7 @@ class _Block(nn.Module):
         return features + self.down(hidden)
 
 
-class ResidualHead(nn.Module):
+class ResidualHead(Head):
     """Pre-norm residual blocks, then a normalised linear projection.
 
     Parameters
@@ -191,7 +195,7 @@ class GLUHead(ResidualHead):
 
 def make_head(
     kind: str | None, n_in: int, n_out: int, *, depth: int, width: int, dropout: float
-) -> nn.Module:
+) -> Head:
     """Return a head by name; None leaves the tower as it is.
 
     Parameters
@@ -207,8 +211,8 @@ def make_head(
 
     Returns
     -------
-    head : torch.nn.Module
-        Has a ``standardize`` module to be set from the training features.
+    head : Head
+        Its ``standardize`` module is to be set from the training features.
 
     Raises
     ------
@@ -239,11 +243,14 @@ class TwoTower(nn.Module):
 
     Parameters
     ----------
-    image_head, text_head : torch.nn.Module
+    image_head, text_head : Head
         What `make_head` returns.
     """
 
-    def __init__(self, image_head: nn.Module, text_head: nn.Module) -> None:
+    image_head: Head
+    text_head: Head
+
+    def __init__(self, image_head: Head, text_head: Head) -> None:
         super().__init__()
         self.image_head = image_head
         self.text_head = text_head
@@ -261,3 +268,16 @@ class TwoTower(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the embeddings of both sides."""
         return self.embed_image(image), self.embed_text(text)
+
+    @property
+    def n_components(self) -> int:
+        """Size of the embeddings."""
+        with torch.inference_mode():
+            return self.embed_image(self.image_head.standardize.mean[None]).shape[1]
+
+    def fingerprint(self) -> str:
+        """Return a digest of all weights and buffers."""
+        digest = hashlib.sha256()
+        for name, tensor in self.state_dict().items():
+            digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()

@@ -128,7 +128,8 @@ class SigmoidLoss(_ScaledLoss):
     --------
     >>> import torch
     >>> from sklearn_ape.losses import SigmoidLoss
-    >>> bool(SigmoidLoss()(torch.eye(4), torch.eye(4)) < SigmoidLoss()(torch.eye(4), -torch.eye(4)))
+    >>> right, wrong = torch.eye(4), -torch.eye(4)
+    >>> bool(SigmoidLoss()(right, right) < SigmoidLoss()(right, wrong))
     True
     """
 

@@ -14,11 +14,11 @@ from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import Pipeline
-from sklearn.utils import Tags, assert_all_finite, column_or_1d, get_tags
-from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils import Tags, get_tags
 from sklearn.utils.validation import check_is_fitted
 
-from .prompts import fill, resolve_templates
+from ._labels import checked_y, names_of, prompts_of
+from .prompts import resolve_templates
 
 __all__ = ["ZeroShotClassifier"]
 
@@ -37,9 +37,9 @@ class ZeroShotClassifier(ClassifierMixin, BaseEstimator):
     ----------
     labels : sequence of str, mapping or None, default=None
         Names of the classes. A mapping gives for each class the names that are embedded in its
-        stead (None: its own): ``{"vehicle": ["car", "bus"], "animal": ["cat", "dog"]}`` or ``{0: "cat", 1:
-        "dog"}``. A name with ``{}`` in it is a template of that class alone. None takes the
-        distinct values of y in `fit`.
+        stead (None: its own), ``{"vehicle": ["car", "bus"], "animal": ["cat", "dog"]}`` or
+        ``{0: "cat", 1: "dog"}``. A name with ``{}`` in it is a template of that class alone.
+        None takes the distinct values of y in `fit`.
     aligner : estimator or None, default=None
         An aligner such as `APEAligner`, or a Pipeline that ends in one. With a fitted one the
         classifier is ready at once. None trains an `APEAligner` on EfficientNet-Lite0 and MiniLM
@@ -93,12 +93,17 @@ class ZeroShotClassifier(ClassifierMixin, BaseEstimator):
     >>> captions = [data.captions[i] for i in food]
     >>> model = make_pipeline(
     ...     TimmImageEncoder("efficientnet_lite0"),
-    ...     APEAligner(text_encoder=TransformersTextEncoder(), max_epochs=20, random_state=0),
+    ...     APEAligner(
+    ...         text_encoder=TransformersTextEncoder(),
+    ...         early_stopping=False,
+    ...         max_epochs=30,
+    ...         random_state=0,
+    ...     ),
     ... ).fit(images, captions)
     >>> classifier = ZeroShotClassifier(["pizza", "red apple", "teapot"], aligner=model)
-    >>> chosen = [captions.index(name) for name in ["red apple", "pizza"]]
-    >>> list(classifier.predict([images[i] for i in chosen]))
-    ['red apple', 'pizza']
+    >>> names = ["red apple", "pizza", "teapot", "pizza"]
+    >>> classifier.score([images[captions.index(name)] for name in names], names)
+    1.0
     """
 
     def __init__(
@@ -137,13 +142,13 @@ class ZeroShotClassifier(ClassifierMixin, BaseEstimator):
             The fitted classifier.
         """
         self._check_parameters()
-        names = _names_of(dict.fromkeys(_checked_y(y)) if self.labels is None else self.labels)
+        names = names_of(dict.fromkeys(checked_y(y)) if self.labels is None else self.labels)
         if isinstance(self.aligner, FrozenEstimator):
             check_is_fitted(self.aligner)
             self.aligner_ = self.aligner
         else:
             if captions is None:
-                captions = self._captions_of(_checked_y(y), names)
+                captions = self._captions_of(checked_y(y), names)
             aligner = _default_aligner() if self.aligner is None else clone(self.aligner)
             self.aligner_ = aligner.fit(X, captions)
         self._names = names
@@ -233,7 +238,7 @@ class ZeroShotClassifier(ClassifierMixin, BaseEstimator):
         """
         check_is_fitted(self)
         known = set(self.classes_.tolist())
-        absent = [label for label in dict.fromkeys(_checked_y(y)) if label not in known]
+        absent = [label for label in dict.fromkeys(checked_y(y)) if label not in known]
         if absent:
             warnings.warn(
                 f"y has labels that are no class of this classifier, so that they count as wrong: "
@@ -276,7 +281,7 @@ class ZeroShotClassifier(ClassifierMixin, BaseEstimator):
         names = self._names_now()
         assert names is not None
         templates = resolve_templates(self.templates)
-        prompts = [_prompts(name, names[name], templates) for name in self.classes_.tolist()]
+        prompts = [prompts_of(name, names[name], templates) for name in self.classes_.tolist()]
         fingerprint = getattr(text_side, "fingerprint_", None) or joblib.hash(text_side)
         key = joblib.hash((prompts, fingerprint))
         kept = _label_embeddings.setdefault(text_side, {})
@@ -291,7 +296,7 @@ class ZeroShotClassifier(ClassifierMixin, BaseEstimator):
     def _captions_of(self, y: Any, names: Mapping[Any, list[str]]) -> list[Any]:
         """Put labels through the templates and leave captions as they are."""
         templates = resolve_templates(self.templates)
-        prompts = {name: _prompts(name, names[name], templates) for name in names}
+        prompts = {name: prompts_of(name, names[name], templates) for name in names}
         return [prompts.get(value, value) for value in y]
 
     def _fitted_aligner(self) -> Any:
@@ -299,13 +304,13 @@ class ZeroShotClassifier(ClassifierMixin, BaseEstimator):
 
     def _names_now(self) -> dict[Any, list[str]] | None:
         if self.labels is not None:
-            return _names_of(self.labels)
+            return names_of(self.labels)
         return getattr(self, "_names", None)
 
     def _check_parameters(self) -> None:
         resolve_templates(self.templates)
         if self.labels is not None:
-            _names_of(self.labels)
+            names_of(self.labels)
         if self.threshold is not None and not 0 <= self.threshold <= 1:
             raise ValueError(f"threshold must be None or in [0, 1], not {self.threshold!r}.")
         if self.logit_scale is not None and not self.logit_scale > 0:
@@ -363,71 +368,6 @@ def _text_side(aligner: Any) -> Any:
     return inner
 
 
-def _plain(value: Any) -> Any:
-    """Return a numpy scalar as the Python object it stands for."""
-    return value.item() if isinstance(value, np.generic) else value
-
-
-def _checked_y(y: Any) -> list[Any]:
-    """Return y as a list of plain objects, refusing what can be no labels."""
-    if y is None:
-        raise ValueError(
-            "ZeroShotClassifier requires y to be passed, but the target y is None: pass labels "
-            "or captions (or a fitted aligner in FrozenEstimator, with labels)."
-        )
-    labels = column_or_1d(np.asarray(y), warn=True)
-    if labels.dtype.kind in "fc":
-        assert_all_finite(labels, input_name="y")
-        check_classification_targets(labels)
-    return labels.tolist()
-
-
-def _names_of(labels: Any) -> dict[Any, list[str]]:
-    """Return the names to embed for every class.
-
-    Raises
-    ------
-    ValueError
-        When labels are missing, repeat or hold an empty name; the message names them.
-    """
-    if isinstance(labels, str) or not isinstance(labels, Iterable):
-        raise ValueError(f"labels must be a sequence of names or a mapping, not {labels!r}.")
-    if isinstance(labels, Mapping):
-        labels = {label: str(label) if value is None else value for label, value in labels.items()}
-        names = {_plain(label): _as_list(value) for label, value in labels.items()}
-    else:
-        listed = [_plain(label) for label in labels]
-        repeated = sorted({str(label) for label in listed if listed.count(label) > 1})
-        if repeated:
-            raise ValueError(
-                f"labels repeat: {', '.join(map(repr, repeated[:_NAMED_IN_ERRORS]))}. Give every "
-                "class once; several names of one class go into a mapping {label: [names]}."
-            )
-        names = {label: [str(label)] for label in listed}
-    if not names:
-        raise ValueError("labels is empty: give at least one class.")
-    for label, texts in names.items():
-        if label is None or (isinstance(label, float) and np.isnan(label)):
-            raise ValueError(f"{label!r} is no label (a missing value?).")
-        if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
-            raise ValueError(f"The names of class {label!r} must be texts, not {texts!r}.")
-    if len({isinstance(label, str) for label in names}) > 1:
-        raise ValueError("labels mixes text and numbers: the classes cannot be sorted.")
-    return names
-
-
-def _as_list(value: Any) -> list[Any]:
-    return [value] if isinstance(value, str) or not isinstance(value, Iterable) else list(value)
-
-
-def _prompts(label: Any, names: list[str], templates: tuple[str, ...]) -> list[str]:
-    """Return the sentences that stand for a class."""
-    prompts: list[str] = []
-    for name in names:
-        prompts += fill([name], str(label)) if "{}" in name else fill(templates, name)
-    return list(dict.fromkeys(prompts))
-
-
 def _chunks(prompts: list[list[str]]) -> Iterable[list[list[str]]]:
     """Yield runs of classes whose prompts are embedded at once, to bound memory."""
     chunk: list[list[str]] = []
@@ -441,7 +381,8 @@ def _chunks(prompts: list[list[str]]) -> Iterable[list[list[str]]]:
 
 
 def _class_means(text_side: Any, prompts: list[list[str]]) -> np.ndarray:
-    unique = {sentence: row for row, sentence in enumerate(dict.fromkeys(sum(prompts, [])))}
+    sentences = dict.fromkeys(sentence for some in prompts for sentence in some)
+    unique = {sentence: row for row, sentence in enumerate(sentences)}
     embeddings = np.asarray(text_side.transform_text(list(unique)))
     means = np.stack(
         [embeddings[[unique[sentence] for sentence in some]].mean(axis=0) for some in prompts]

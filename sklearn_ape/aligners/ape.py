@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from collections.abc import Sequence
 from copy import deepcopy
-from numbers import Integral, Real
 from typing import Any, Self
 
 import numpy as np
@@ -33,6 +31,7 @@ from ..training import (
 )
 from ._base import BaseAligner, Pairs
 from ._callbacks import CallbackSupportMixin, FitContext, with_callbacks
+from ._parameters import check_choice, check_integer, check_number
 
 _LOSSES = {"infonce": InfoNCELoss, "sigmoid": SigmoidLoss}
 _WIDTH_OF_BOTH = 512
@@ -257,8 +256,8 @@ class APEAligner(CallbackSupportMixin, BaseAligner):
                 train, valid = subset(everything, split.train), subset(everything, split.valid)
 
         module = self._make_module(image.shape[1], text.shape[1])
-        for head, features in ((module.image_head, train.image), (module.text_head, train.text)):
-            head.standardize.set(features)
+        module.image_head.standardize.set(train.image)
+        module.text_head.standardize.set(train.text)
         net = self._make_net(module, train, valid, seed, fit)
         net.fit(train, y=None)
         self._keep(net, early=valid is not None)
@@ -272,14 +271,18 @@ class APEAligner(CallbackSupportMixin, BaseAligner):
                 "size use side='both'."
             )
         n_out = self.n_components or n_out
-        shape = {"depth": self.depth, "width": self.width, "dropout": self.dropout}
-        heads = {
-            name: make_head(
-                self.head if self.side in (name, "both") else None, n_in, n_out, **shape
+        heads = [
+            make_head(
+                self.head if self.side in (name, "both") else None,
+                n_in,
+                n_out,
+                depth=self.depth,
+                width=self.width,
+                dropout=self.dropout,
             )
             for name, n_in in (("image", n_image), ("text", n_text))
-        }
-        return TwoTower(heads["image"], heads["text"])
+        ]
+        return TwoTower(*heads)
 
     def _make_net(
         self,
@@ -337,7 +340,10 @@ class APEAligner(CallbackSupportMixin, BaseAligner):
         if not rows:
             raise RuntimeError("Training was interrupted before its first epoch was complete.")
         kept = ("epoch", "train_loss", "valid_recall", "logit_scale", "dur")
-        self.history_ = [{key: row[key] for key in kept if key in row} for row in rows]
+        self.history_ = [
+            {key: row[key] if key == "epoch" else float(row[key]) for key in kept if key in row}
+            for row in rows
+        ]
         self.n_epochs_ = len(rows)
         self.best_epoch_ = self.n_epochs_
         patience_ran_out = False
@@ -357,8 +363,8 @@ class APEAligner(CallbackSupportMixin, BaseAligner):
         self.module_ = net.module_.to("cpu").eval()
         self.logit_scale_ = net.criterion_.logit_scale.item()
         self.n_parameters_ = sum(p.numel() for p in self.module_.parameters())
-        self.n_components_ = self._n_features_out = int(_width_out(self.module_))
-        self.fingerprint_ = _fingerprint(self.module_)
+        self.n_components_ = self._n_features_out = self.module_.n_components
+        self.fingerprint_ = self.module_.fingerprint()
 
     def _embed_image(self, features: np.ndarray) -> np.ndarray:
         return self._embed("image", features)
@@ -372,68 +378,23 @@ class APEAligner(CallbackSupportMixin, BaseAligner):
         return embed(module, side, torch.from_numpy(features), device)
 
     def _check_parameters(self) -> None:
-        for name, choices in (
-            ("head", ("mlp", "residual", "glu", "linear")),
-            ("side", ("text", "image", "both")),
-            ("loss", tuple(_LOSSES)),
-        ):
-            if getattr(self, name) not in choices:
-                raise ValueError(
-                    f"{name} must be one of {', '.join(choices)}, not {getattr(self, name)!r}."
-                )
-        for name, least in (
-            ("depth", 1),
-            ("width", 1),
-            ("batch_size", 2),
-            ("max_epochs", 1),
-            ("n_iter_no_change", 1),
-        ):
-            value = getattr(self, name)
-            if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
-                raise ValueError(f"{name} must be an integer >= {least}, not {value!r}.")
-        if self.n_components is not None and (
-            not isinstance(self.n_components, Integral) or self.n_components < 1
-        ):
-            raise ValueError(
-                f"n_components must be None or an integer >= 1, not {self.n_components!r}."
-            )
-        for name, low, high in (
-            ("dropout", 0.0, 1.0),
-            ("validation_fraction", 0.0, 1.0),
-            ("learning_rate", 0.0, np.inf),
-            ("weight_decay", 0.0, np.inf),
-            ("logit_scale", 0.0, np.inf),
-        ):
-            value = getattr(self, name)
-            open_below = name in ("validation_fraction", "learning_rate", "logit_scale")
-            if (
-                not isinstance(value, Real)
-                or not low <= value < high
-                or (open_below and value == low)
-            ):
-                bracket = "(" if open_below else "["
-                raise ValueError(
-                    f"{name} must be a number in {bracket}{low:g}, {high:g}), not {value!r}."
-                )
-        if not isinstance(self.max_logit_scale, Real) or self.max_logit_scale < self.logit_scale:
-            raise ValueError(
-                f"max_logit_scale must be at least logit_scale ({self.logit_scale:g}), not "
-                f"{self.max_logit_scale!r}."
-            )
+        check_choice(self, "head", ("mlp", "residual", "glu", "linear"))
+        check_choice(self, "side", ("text", "image", "both"))
+        check_choice(self, "loss", tuple(_LOSSES))
+        check_integer(self, "depth", 1)
+        check_integer(self, "width", 1)
+        check_integer(self, "n_components", 1, optional=True)
+        check_integer(self, "batch_size", 2)
+        check_integer(self, "max_epochs", 1)
+        check_integer(self, "n_iter_no_change", 1)
+        check_number(self, "dropout", 0, 1)
+        check_number(self, "validation_fraction", 0, 1, above=True)
+        check_number(self, "learning_rate", 0, above=True)
+        check_number(self, "weight_decay", 0)
+        check_number(self, "logit_scale", 0, above=True)
+        check_number(self, "max_logit_scale", self.logit_scale)
         resolve_device(self.device)
 
 
 def _silent(message: str) -> None:
     """Take skorch's remarks on early stopping, which `history_` holds."""
-
-
-def _width_out(module: TwoTower) -> int:
-    with torch.inference_mode():
-        return module.embed_image(module.image_head.standardize.mean[None]).shape[1]
-
-
-def _fingerprint(module: TwoTower) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in module.state_dict().items():
-        digest.update(name.encode() + tensor.contiguous().numpy().tobytes())
-    return digest.hexdigest()

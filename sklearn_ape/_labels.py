@@ -1,0 +1,81 @@
+"""Names of classes: what a ``labels`` parameter says, and the prompts that it stands for."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from sklearn.utils import assert_all_finite, column_or_1d
+from sklearn.utils.multiclass import check_classification_targets
+
+from .prompts import fill
+
+_NAMED_IN_ERRORS = 5
+
+
+def _plain(value: Any) -> Any:
+    """Return a numpy scalar as the Python object it stands for."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def checked_y(y: Any) -> list[Any]:
+    """Return y as a list of plain objects, refusing what can be no labels."""
+    if y is None:
+        raise ValueError(
+            "ZeroShotClassifier requires y to be passed, but the target y is None: pass labels "
+            "or captions (or a fitted aligner in FrozenEstimator, with labels)."
+        )
+    labels = column_or_1d(np.asarray(y), warn=True)
+    if labels.dtype.kind in "fc":
+        assert_all_finite(labels, input_name="y")
+        check_classification_targets(labels)
+    return labels.tolist()
+
+
+def names_of(labels: Any) -> dict[Any, list[str]]:
+    """Return the names to embed for every class.
+
+    Raises
+    ------
+    ValueError
+        When labels are missing, repeat or hold an empty name; the message names them.
+    """
+    if isinstance(labels, str) or not isinstance(labels, Iterable):
+        raise ValueError(f"labels must be a sequence of names or a mapping, not {labels!r}.")
+    if isinstance(labels, Mapping):
+        labels = {label: str(label) if value is None else value for label, value in labels.items()}
+        names = {_plain(label): _as_list(value) for label, value in labels.items()}
+    else:
+        listed = [_plain(label) for label in labels]
+        counts = Counter(listed)
+        repeated = sorted(str(label) for label, count in counts.items() if count > 1)
+        if repeated:
+            raise ValueError(
+                f"labels repeat: {', '.join(map(repr, repeated[:_NAMED_IN_ERRORS]))}. Give every "
+                "class once; several names of one class go into a mapping {label: [names]}."
+            )
+        names = {label: [str(label)] for label in listed}
+    if not names:
+        raise ValueError("labels is empty: give at least one class.")
+    for label, texts in names.items():
+        if label is None or (isinstance(label, float) and np.isnan(label)):
+            raise ValueError(f"{label!r} is no label (a missing value?).")
+        if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
+            raise ValueError(f"The names of class {label!r} must be texts, not {texts!r}.")
+    if len({isinstance(label, str) for label in names}) > 1:
+        raise ValueError("labels mixes text and numbers: the classes cannot be sorted.")
+    return names
+
+
+def _as_list(value: Any) -> list[Any]:
+    return [value] if isinstance(value, str) or not isinstance(value, Iterable) else list(value)
+
+
+def prompts_of(label: Any, names: list[str], templates: tuple[str, ...]) -> list[str]:
+    """Return the sentences that stand for a class."""
+    prompts: list[str] = []
+    for name in names:
+        prompts += fill([name], str(label)) if "{}" in name else fill(templates, name)
+    return list(dict.fromkeys(prompts))

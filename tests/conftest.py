@@ -1,0 +1,58 @@
+"""Real pictures and real encoders, shared by the tests."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from sklearn_ape.datasets import load_openmoji
+from sklearn_ape.encoders import TimmImageEncoder, TransformersTextEncoder
+
+
+@pytest.fixture(scope="session")
+def feature_cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("features")
+
+
+@pytest.fixture(scope="session")
+def image_encoder(feature_cache):
+    return TimmImageEncoder("efficientnet_lite0", cache=feature_cache)
+
+
+@pytest.fixture(scope="session")
+def text_encoder(feature_cache):
+    return TransformersTextEncoder("all-MiniLM-L6-v2", cache=feature_cache)
+
+
+@pytest.fixture(scope="session")
+def pictures():
+    """Animals, food and vehicles: 300 real pictures with captions and categories."""
+    data = load_openmoji()
+    wanted = {"Animals & Nature": "animal", "Food & Drink": "food", "Travel & Places": "travel"}
+    rows = [i for i, category in enumerate(data.categories) if category in wanted]
+    rows = np.random.default_rng(0).permutation(rows)[:300]
+    return SimpleNamespace(
+        images=[data.images[i] for i in rows],
+        captions=[data.captions[i] for i in rows],
+        categories=np.array([wanted[data.categories[i]] for i in rows]),
+    )
+
+
+@pytest.fixture(scope="session")
+def features(pictures, image_encoder, text_encoder):
+    """The same pictures and captions as features of the real encoders."""
+    return SimpleNamespace(
+        image=image_encoder.transform(pictures.images),
+        text=text_encoder.transform(pictures.captions),
+    )
+
+
+@pytest.fixture
+def concepts():
+    """Features of both sides made from common concepts: learnable in a second."""
+    rng = np.random.default_rng(0)
+    concepts = rng.standard_normal((300, 8))
+    return SimpleNamespace(
+        image=(concepts @ rng.standard_normal((8, 32))).astype(np.float32),
+        text=(concepts @ rng.standard_normal((8, 16))).astype(np.float32),
+    )
