@@ -11,6 +11,7 @@ import hashlib
 import os
 import sqlite3
 import threading
+import time
 import warnings
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
@@ -239,12 +240,17 @@ class DiskFeatureCache:
             transaction.executemany("INSERT OR REPLACE INTO features VALUES (?, ?)", rows)
 
     def _connect(self) -> None:
-        try:
-            self._connection = self._create()
-        except sqlite3.DatabaseError as error:
-            if not self._is_damage(error):
-                raise
-            self._start_anew(error)
+        deadline = time.monotonic() + _BUSY_TIMEOUT_S
+        while self._connection is None:
+            try:
+                self._connection = self._create()
+            except sqlite3.DatabaseError as error:
+                if self._is_damage(error):
+                    self._start_anew(error)
+                elif not _is_busy(error) or time.monotonic() > deadline:
+                    raise
+                else:  # SQLite does not wait where several processes make one file at once
+                    time.sleep(0.01)
 
     def _create(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self.path, timeout=_BUSY_TIMEOUT_S, check_same_thread=False)
@@ -349,6 +355,10 @@ def open_cache(cache: str | PathLike[str] | None) -> FeatureCache:
     if fspath(cache) == "memory":
         return _IN_THIS_PROCESS
     return DiskFeatureCache(cache)
+
+
+def _is_busy(error: sqlite3.DatabaseError) -> bool:
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
 
 
 def _pack(key: bytes, feature: np.ndarray) -> bytes:

@@ -10,7 +10,7 @@ from torch import nn
 __all__ = [
     "GLUHead",
     "Head",
-    "IdentityHead",
+    "FrozenHead",
     "LinearHead",
     "MLPHead",
     "ResidualHead",
@@ -55,23 +55,53 @@ class Head(nn.Module):
 
     standardize: Standardize
 
+    def set_statistics(self, features: torch.Tensor) -> None:
+        """Take mean and scale from training features of shape (n, n_in)."""
+        self.standardize.set(features)
 
-class IdentityHead(Head):
-    """Leaves a tower as it is but for standardising its features.
+
+class FrozenHead(Head):
+    """Nothing to train: standardises a tower's features, and may keep their main directions.
 
     Parameters
     ----------
     n_in : int
-        Width of the features, and so of the embeddings.
+        Width of the features.
+    n_out : int
+        Size of the embeddings: ``n_in`` keeps the features as they are, fewer keeps the principal
+        directions of the training features.
+
+    Raises
+    ------
+    ValueError
+        When more numbers are asked for than there are.
     """
 
-    def __init__(self, n_in: int) -> None:
+    directions: torch.Tensor
+
+    def __init__(self, n_in: int, n_out: int) -> None:
         super().__init__()
+        if n_out > n_in:
+            raise ValueError(
+                f"A side without a head has {n_in} features, so n_components must be None or at "
+                f"most {n_in}, not {n_out}. For more use side='both'."
+            )
         self.standardize = Standardize(n_in)
+        if n_out < n_in:
+            self.register_buffer("directions", torch.eye(n_in)[:, :n_out].contiguous())
+
+    def set_statistics(self, features: torch.Tensor) -> None:
+        """Take mean, scale and principal directions from training features."""
+        super().set_statistics(features)
+        if hasattr(self, "directions"):
+            standard = self.standardize(features).double()
+            directions = torch.linalg.eigh(standard.T @ standard).eigenvectors
+            self.directions.copy_(directions.flip(1)[:, : self.directions.shape[1]])
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """Map (n, n_in) to (n, n_in)."""
-        return self.standardize(features)
+        """Map (n, n_in) to (n, n_out)."""
+        standard = self.standardize(features)
+        return standard @ self.directions if hasattr(self, "directions") else standard
 
 
 class LinearHead(Head):
@@ -196,7 +226,7 @@ class GLUHead(ResidualHead):
 def make_head(
     kind: str | None, n_in: int, n_out: int, *, depth: int, width: int, dropout: float
 ) -> Head:
-    """Return a head by name; None leaves the tower as it is.
+    """Return a head by name; None trains nothing.
 
     Parameters
     ----------
@@ -212,12 +242,12 @@ def make_head(
     Returns
     -------
     head : Head
-        Its ``standardize`` module is to be set from the training features.
+        Its ``set_statistics`` is to be given the training features.
 
     Raises
     ------
     ValueError
-        When the kind is unknown, or None with other widths in and out.
+        When the kind is unknown, or None with more numbers out than in.
 
     Examples
     --------
@@ -227,9 +257,7 @@ def make_head(
     10
     """
     if kind is None:
-        if n_in != n_out:
-            raise ValueError(f"A tower without a head gives {n_in} numbers, not {n_out}.")
-        return IdentityHead(n_in)
+        return FrozenHead(n_in, n_out)
     if kind == "linear":
         return LinearHead(n_in, n_out)
     kinds = {"mlp": MLPHead, "residual": ResidualHead, "glu": GLUHead}

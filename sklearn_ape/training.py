@@ -137,6 +137,14 @@ def cosine_schedule(n_steps: int, warmup: float = 0.05) -> LRScheduler:
     )
 
 
+def diverged(net: NeuralNet) -> FloatingPointError:
+    """Return the error that says what to lower."""
+    return FloatingPointError(
+        f"Training diverged in epoch {net.history[-1, 'epoch']}: loss, weights or embeddings are "
+        f"not finite. Lower learning_rate (now {net.lr:g}) or logit_scale."
+    )
+
+
 class ValidationRecall(Callback):
     """Records the logit scale and the recall on held-out pairs, as ``valid_recall``.
 
@@ -154,6 +162,8 @@ class ValidationRecall(Callback):
             return
         image = embed(net.module_, "image", self.dataset.image, net.device)
         text = embed(net.module_, "text", self.dataset.text, net.device)
+        if not (np.isfinite(image).all() and np.isfinite(text).all()):
+            raise diverged(net)
         report = retrieval_report(image, text, self.dataset.pairs.numpy())
         recalls = [recall for direction in report.values() for recall in direction.values()]
         net.history.record("valid_recall", float(np.mean(recalls)))
@@ -178,18 +188,19 @@ class BestEpoch(EarlyStopping):
 
 
 class DivergenceGuard(Callback):
-    """Stops a training whose loss is no longer a number."""
+    """Stops a training whose loss or weights are no longer numbers."""
 
     def on_batch_end(
         self, net: NeuralNet, batch: Any = None, training: bool = False, **kwargs: Any
     ) -> None:
         """Look at the loss of the batch."""
         if training and not math.isfinite(net.history[-1, "batches", -1, "train_loss"]):
-            epoch = net.history[-1, "epoch"]
-            raise FloatingPointError(
-                f"Training diverged in epoch {epoch}: the loss is not finite. Lower learning_rate "
-                f"(now {net.lr:g}), or logit_scale."
-            )
+            raise diverged(net)
+
+    def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
+        """Look at the weights after the last batch."""
+        if not all(torch.isfinite(p).all() for p in net.module_.parameters()):
+            raise diverged(net)
 
 
 class EpochProgress(Callback):

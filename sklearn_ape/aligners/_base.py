@@ -218,7 +218,7 @@ class BaseAligner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         """Return image features, rows of NaN where an encoder gave up."""
         if self.image_encoder is not None:
             if reset:
-                self.image_encoder_ = clone(self.image_encoder).fit(X)
+                self.image_encoder_ = clone(self.image_encoder).fit(X, None)
             X = _dense(self.image_encoder_.transform(X))
         elif holds_pictures(X):
             raise ValueError(
@@ -238,7 +238,7 @@ class BaseAligner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
                 f"of texts. Pass features of width {self.n_text_features_in_}."
             )
         if reset:
-            self.text_encoder_ = clone(self.text_encoder).fit(texts)
+            self.text_encoder_ = clone(self.text_encoder).fit(texts, None)
         return self._text_features(_dense(self.text_encoder_.transform(texts)), reset)
 
     def _text_features(self, y: Any, reset: bool) -> np.ndarray:
@@ -264,7 +264,8 @@ class BaseAligner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
 
 
 def _check_lengths(X: Any, n_rows: int) -> None:
-    n_pictures = len(X) if hasattr(X, "__len__") else len(np.asarray(X))
+    shape = getattr(X, "shape", None)
+    n_pictures = shape[0] if shape else len(X if hasattr(X, "__len__") else np.asarray(X))
     if n_pictures != n_rows:
         raise ValueError(
             f"X and y have inconsistent lengths: {n_pictures} pictures and {n_rows} rows of "

@@ -61,8 +61,8 @@ class APEAligner(CallbackSupportMixin, BaseAligner):
     width : int, default=2048
         Units of a hidden layer.
     n_components : int or None, default=None
-        Size of the embeddings. None is 512 for ``side="both"``; the other sides keep the width of
-        the features that have no head.
+        Size of the embeddings. None is 512 for ``side="both"``, else the width of the features
+        that have no head; fewer keep the principal directions of those.
     dropout : float, default=0.3
         Share of the hidden units dropped in training, in [0, 1).
     loss : {"infonce", "sigmoid"}, default="infonce"
@@ -246,7 +246,7 @@ class APEAligner(CallbackSupportMixin, BaseAligner):
         return self
 
     def _train(self, data: Pairs, seed: int, fit: FitContext) -> None:
-        image, text = torch.from_numpy(data.image), torch.from_numpy(data.text)
+        image, text = (torch.from_numpy(side) for side in (data.image, data.text))
         everything = PairDataset(image, text, data.pairs)
         valid = None
         train = everything
@@ -256,20 +256,14 @@ class APEAligner(CallbackSupportMixin, BaseAligner):
                 train, valid = subset(everything, split.train), subset(everything, split.valid)
 
         module = self._make_module(image.shape[1], text.shape[1])
-        module.image_head.standardize.set(train.image)
-        module.text_head.standardize.set(train.text)
+        module.image_head.set_statistics(train.image)
+        module.text_head.set_statistics(train.text)
         net = self._make_net(module, train, valid, seed, fit)
         net.fit(train, y=None)
         self._keep(net, early=valid is not None)
 
     def _make_module(self, n_image: int, n_text: int) -> TwoTower:
         n_out = {"image": n_text, "text": n_image, "both": _WIDTH_OF_BOTH}[self.side]
-        if self.n_components is not None and self.side != "both" and self.n_components != n_out:
-            raise ValueError(
-                f"side={self.side!r} keeps the {n_out} features of the other side as embeddings, "
-                f"so n_components must be None or {n_out}, not {self.n_components}. For another "
-                "size use side='both'."
-            )
         n_out = self.n_components or n_out
         heads = [
             make_head(
@@ -375,7 +369,9 @@ class APEAligner(CallbackSupportMixin, BaseAligner):
     def _embed(self, side: str, features: np.ndarray) -> np.ndarray:
         device = resolve_device(self.device)
         module = self.module_ if device.type == "cpu" else deepcopy(self.module_).to(device)
-        return embed(module, side, torch.from_numpy(features), device)
+        # torch warns of arrays that are not writable, such as a pandas table's.
+        tensor = torch.from_numpy(np.require(features, requirements="W"))
+        return embed(module, side, tensor, device)
 
     def _check_parameters(self) -> None:
         check_choice(self, "head", ("mlp", "residual", "glu", "linear"))

@@ -1,0 +1,313 @@
+"""ZeroShotClassifier on real pictures: alone, around a Pipeline, at its end, in searches."""
+
+import pickle
+
+import numpy as np
+import pytest
+import sklearn
+from sklearn.base import clone
+from sklearn.calibration import CalibratedClassifierCV
+from sklearn.exceptions import NotFittedError
+from sklearn.feature_extraction.text import HashingVectorizer
+from sklearn.frozen import FrozenEstimator
+from sklearn.metrics import classification_report, log_loss, top_k_accuracy_score
+from sklearn.model_selection import GridSearchCV, cross_val_predict
+from sklearn.pipeline import make_pipeline
+from sklearn.utils.estimator_checks import check_estimator
+
+from sklearn_ape import APEAligner, ZeroShotClassifier
+
+LABELS = {
+    "travel": ["a vehicle", "a building", "a landscape"],
+    "animal": ["an animal", "a bird", "a plant"],
+    "food": ["food", "a fruit", "a meal"],
+}
+
+
+@pytest.fixture(scope="module")
+def model(pictures, features, image_encoder, text_encoder):
+    """Trained on the first 200 pictures; the last 100 are for testing."""
+    aligner = APEAligner(text_encoder=text_encoder, width=256, max_epochs=30, random_state=0)
+    return make_pipeline(image_encoder, aligner).fit(
+        pictures.images[:200], pictures.captions[:200]
+    )
+
+
+@pytest.fixture(scope="module")
+def held_out(pictures):
+    return pictures.images[200:], pictures.categories[200:], pictures.captions[200:]
+
+
+class TestAlone:
+    def test_ready_without_fit_and_better_than_chance(self, model, held_out):
+        images, y, _ = held_out
+        classifier = ZeroShotClassifier(LABELS, aligner=model)
+        assert classifier.score(images, y) > 0.6  # chance is a third
+        assert set(classifier.predict(images)) <= set(LABELS)
+
+    def test_classes_are_sorted_and_columns_follow(self, model, held_out):
+        """In the order of the user, scorers of probabilities would be silently wrong."""
+        images, y, _ = held_out
+        classifier = ZeroShotClassifier(LABELS, aligner=model)
+        assert classifier.classes_.tolist() == ["animal", "food", "travel"]
+        proba = classifier.predict_proba(images)
+        np.testing.assert_allclose(proba.sum(axis=1), 1, rtol=1e-5)
+        predicted = classifier.predict(images)
+        np.testing.assert_array_equal(classifier.classes_[proba.argmax(axis=1)], predicted)
+        assert log_loss(y, proba) < np.log(3)
+        assert top_k_accuracy_score(y, proba, k=2) > classifier.score(images, y)
+        assert "weighted avg" in classification_report(y, predicted)
+
+    def test_proba_is_the_softmax_of_scaled_cosines(self, model, held_out):
+        images = held_out[0][:5]
+        names = sorted(held_out[2][:7])
+        classifier = ZeroShotClassifier(names, aligner=model, templates="none")
+        image, text = model.transform(images), model[-1].transform_text(names)
+        logits = model[-1].logit_scale_ * image @ text.T
+        np.testing.assert_allclose(classifier.decision_function(images), logits, rtol=1e-4)
+        exponents = np.exp(logits - logits.max(axis=1, keepdims=True))
+        expected = exponents / exponents.sum(axis=1, keepdims=True)
+        np.testing.assert_allclose(
+            classifier.predict_proba(images), expected, rtol=1e-3, atol=1e-6
+        )
+
+    def test_templates_are_averaged(self, model, held_out):
+        images = held_out[0][:5]
+        classifier = ZeroShotClassifier(
+            ["cat", "bus", "egg"], aligner=model, templates=["{}", "a {} or two"]
+        )
+        prompts = [["bus", "a bus or two"], ["cat", "a cat or two"], ["egg", "a egg or two"]]
+        means = np.stack([model[-1].transform_text(some).mean(axis=0) for some in prompts])
+        means /= np.linalg.norm(means, axis=1, keepdims=True)
+        expected = model[-1].logit_scale_ * model.transform(images) @ means.T
+        np.testing.assert_allclose(classifier.decision_function(images), expected, rtol=1e-4)
+
+    def test_two_classes_give_one_score_a_picture(self, model, held_out):
+        images = held_out[0][:8]
+        classifier = ZeroShotClassifier(["cat", "bus"], aligner=model)
+        scores = classifier.decision_function(images)
+        assert scores.shape == (8,)
+        np.testing.assert_array_equal(classifier.classes_[(scores > 0).astype(int)],
+                                      classifier.predict(images))  # fmt: skip
+
+    def test_numbers_as_classes(self, model, held_out):
+        images, y, _ = held_out
+        numbers = {"travel": 2, "animal": 0, "food": 1}
+        classifier = ZeroShotClassifier(
+            {number: LABELS[name] for name, number in numbers.items()}, aligner=model
+        )
+        by_name = ZeroShotClassifier(LABELS, aligner=model)
+        y_number = np.array([numbers[name] for name in y])
+        assert classifier.score(images, y_number) == by_name.score(images, y)
+
+    def test_a_name_with_a_place_is_a_template_of_its_class(self, model, held_out):
+        images = held_out[0][:5]
+        own = ZeroShotClassifier(
+            {"bus": "a yellow {}", "cat": None}, aligner=model, templates="none"
+        )
+        plain = ZeroShotClassifier(
+            {"bus": "a yellow bus", "cat": "cat"}, aligner=model, templates="none"
+        )
+        np.testing.assert_array_equal(own.predict_proba(images), plain.predict_proba(images))
+
+    def test_features_in_with_an_aligner_of_features(self, model, features, pictures):
+        classifier = ZeroShotClassifier(LABELS, aligner=model[-1])
+        around = ZeroShotClassifier(LABELS, aligner=model)
+        np.testing.assert_array_equal(
+            classifier.predict(features.image[200:220]), around.predict(pictures.images[200:220])
+        )
+
+    def test_label_embeddings_are_computed_once(self, model, held_out, monkeypatch):
+        calls = []
+        transform_text = APEAligner.transform_text
+        monkeypatch.setattr(
+            APEAligner,
+            "transform_text",
+            lambda self, y: calls.append(len(y)) or transform_text(self, y),
+        )
+        images = held_out[0][:3]
+        classifier = ZeroShotClassifier(["zebra", "yacht"], aligner=model, templates="clip")
+        classifier.predict(images)
+        classifier.predict_proba(images)
+        classifier.score(images, ["zebra"] * 3)
+        assert calls == [14]
+
+    def test_refitted_aligner_gets_new_label_embeddings(self, features, pictures, text_encoder):
+        """Kept embeddings must not outlive the weights that gave them."""
+        aligner = APEAligner(text_encoder=text_encoder, width=32, max_epochs=2, random_state=0)
+        aligner.fit(features.image, pictures.captions)
+        classifier = ZeroShotClassifier(LABELS, aligner=aligner)
+        before = classifier.predict_proba(features.image[:5])
+        aligner.set_params(random_state=1).fit(features.image, pictures.captions)
+        after = classifier.predict_proba(features.image[:5])
+        fresh = ZeroShotClassifier(LABELS, aligner=pickle.loads(pickle.dumps(aligner)))
+        np.testing.assert_array_equal(after, fresh.predict_proba(features.image[:5]))
+        assert not np.allclose(before, after)
+
+    def test_threshold_gives_unknown(self, model, held_out):
+        images = held_out[0]
+        sure = ZeroShotClassifier(LABELS, aligner=model).predict_proba(images).max(axis=1)
+        classifier = ZeroShotClassifier(LABELS, aligner=model, threshold=float(np.median(sure)))
+        unknown = classifier.predict(images) == "unknown"
+        np.testing.assert_array_equal(unknown, sure < np.median(sure))
+        assert 0 < unknown.sum() < len(images)
+
+    def test_logit_scale_changes_confidence_only(self, model, held_out):
+        images = held_out[0]
+        soft = ZeroShotClassifier(LABELS, aligner=model, logit_scale=1.0)
+        sharp = ZeroShotClassifier(LABELS, aligner=model, logit_scale=80.0)
+        np.testing.assert_array_equal(soft.predict(images), sharp.predict(images))
+        assert soft.predict_proba(images).max() < sharp.predict_proba(images).max()
+
+    def test_pictures_that_cannot_be_read_are_unknown(self, model, held_out, tmp_path):
+        torn = tmp_path / "torn.png"
+        torn.write_bytes(b"not a picture")
+        lenient = make_pipeline(clone(model[0]).set_params(on_error="nan"), model[-1])
+        classifier = ZeroShotClassifier(LABELS, aligner=lenient)
+        images = [held_out[0][0], str(torn), held_out[0][1]]
+        with pytest.warns(
+            UserWarning, match=r"could not be read and are called 'unknown': rows 1"
+        ):
+            labels = classifier.predict(images)
+        assert labels[1] == "unknown"
+        assert set(labels[[0, 2]]) <= set(LABELS)
+
+
+class TestFit:
+    def test_labels_go_through_the_templates(self, features, pictures, text_encoder):
+        """Fitted on nothing but three names, it learns to tell the three."""
+        aligner = APEAligner(text_encoder=text_encoder, width=64, max_epochs=40, batch_size=64,
+                             random_state=0)  # fmt: skip
+        classifier = ZeroShotClassifier(aligner=aligner)
+        classifier.fit(features.image[:200], pictures.categories[:200])
+        assert classifier.classes_.tolist() == ["animal", "food", "travel"]
+        assert classifier.score(features.image[200:], pictures.categories[200:]) > 0.6
+
+    def test_other_values_of_y_are_captions(self, features, pictures, text_encoder):
+        aligner = APEAligner(text_encoder=text_encoder, width=64, max_epochs=2, random_state=0)
+        classifier = ZeroShotClassifier(LABELS, aligner=aligner)
+        classifier.fit(features.image, pictures.captions)
+        direct = clone(aligner).fit(features.image, pictures.captions)
+        assert classifier.aligner_.fingerprint_ == direct.fingerprint_
+
+    def test_captions_are_taken_before_y(self, features, pictures, text_encoder):
+        aligner = APEAligner(text_encoder=text_encoder, width=64, max_epochs=2, random_state=0)
+        classifier = ZeroShotClassifier(LABELS, aligner=aligner)
+        classifier.fit(features.image, pictures.categories, captions=pictures.captions)
+        direct = clone(aligner).fit(features.image, pictures.captions)
+        assert classifier.aligner_.fingerprint_ == direct.fingerprint_
+        assert not hasattr(aligner, "module_")
+
+    def test_frozen_aligner_is_kept(self, model, held_out):
+        classifier = ZeroShotClassifier(LABELS, aligner=FrozenEstimator(model))
+        fitted = clone(classifier).fit(held_out[0], held_out[1])
+        assert fitted.aligner_.estimator is model
+        np.testing.assert_array_equal(fitted.predict(held_out[0]), classifier.predict(held_out[0]))
+
+    def test_last_step_of_a_pipeline(self, model, held_out, pictures):
+        images, y, _ = held_out
+        pipeline = make_pipeline(model[0], ZeroShotClassifier(LABELS, aligner=model[-1]))
+        assert pipeline.score(images, y) > 0.6  # ready at once
+        pipeline.fit(
+            pictures.images[:200],
+            pictures.categories[:200],
+            zeroshotclassifier__captions=pictures.captions[:200],
+        )
+        np.testing.assert_array_equal(
+            pipeline.predict(images), ZeroShotClassifier(LABELS, aligner=model).predict(images)
+        )
+
+    def test_calibration_and_cross_validation(self, model, held_out):
+        images, y, _ = held_out
+        frozen = ZeroShotClassifier(LABELS, aligner=FrozenEstimator(model))
+        calibrated = CalibratedClassifierCV(FrozenEstimator(frozen), method="sigmoid", cv=3)
+        proba = calibrated.fit(images, y).predict_proba(images)
+        assert log_loss(y, proba) < log_loss(y, frozen.predict_proba(images)) + 0.05
+        predicted = cross_val_predict(frozen, images, y, cv=3)
+        np.testing.assert_array_equal(predicted, frozen.predict(images))
+
+    @pytest.mark.parametrize("routing", [False, True])
+    def test_grid_search_with_captions_as_metadata(self, model, pictures, routing):
+        with sklearn.config_context(enable_metadata_routing=routing):
+            classifier = ZeroShotClassifier(LABELS, aligner=model)
+            if routing:
+                classifier.set_fit_request(captions=True)
+            search = GridSearchCV(
+                classifier,
+                {"aligner__apealigner__depth": [1, 2], "aligner__apealigner__max_epochs": [5]},
+                cv=2,
+            )
+            captions = [[caption, f"a {caption}"] for caption in pictures.captions[:120]]
+            search.fit(pictures.images[:120], pictures.categories[:120], captions=captions)
+        assert search.best_score_ > 0.4
+        assert search.predict(pictures.images[:2]).shape == (2,)
+
+    def test_a_search_may_be_the_aligner(self, features, pictures, text_encoder):
+        search = GridSearchCV(
+            APEAligner(text_encoder=text_encoder, max_epochs=2, width=32), {"depth": [1, 2]}, cv=2
+        ).fit(features.image[:60], pictures.captions[:60])
+        classifier = ZeroShotClassifier(LABELS, aligner=search)
+        assert classifier.predict(features.image[:4]).shape == (4,)
+
+    def test_passes_all_estimator_checks(self):
+        text_encoder = HashingVectorizer(n_features=64, analyzer="char")
+        aligner = APEAligner(text_encoder=text_encoder, width=32, max_epochs=20, random_state=0)
+        results = check_estimator(
+            ZeroShotClassifier(aligner=aligner, templates="none"), on_skip=None, on_fail="raise"
+        )
+        statuses = [result["status"] for result in results]
+        assert statuses.count("passed") >= 54
+        assert len(statuses) - statuses.count("passed") <= 1  # array API, unless it is set up
+
+
+class TestBadInput:
+    @pytest.mark.parametrize(
+        ("labels", "said"),
+        [(["cat", "dog", "cat"], "labels repeat: 'cat'"),
+         ([], "labels is empty"),
+         ("cat", "labels must be a sequence of names"),
+         (["cat", ""], "names of class '' must be texts"),
+         ({"cat": []}, "names of class 'cat' must be texts"),
+         ({"cat": [3]}, "names of class 'cat' must be texts"),
+         ([None, "cat"], "None is no label"),
+         ({0: "cat", "dog": "dog"}, "mixes text and numbers")],
+    )  # fmt: skip
+    def test_bad_labels(self, model, held_out, labels, said):
+        with pytest.raises(ValueError, match=said):
+            ZeroShotClassifier(labels, aligner=model).predict(held_out[0][:1])
+
+    @pytest.mark.parametrize(
+        ("parameter", "value", "said"),
+        [("templates", "simpel", "Did you mean 'simple'"),
+         ("templates", ["a photo"], "exactly one place"),
+         ("threshold", 1.5, r"threshold must be None or in \[0, 1\]"),
+         ("logit_scale", 0, "logit_scale must be None or above 0")],
+    )  # fmt: skip
+    def test_bad_parameter_is_refused_before_work(self, model, parameter, value, said):
+        classifier = ZeroShotClassifier(LABELS, aligner=model, **{parameter: value})
+        with pytest.raises(ValueError, match=said):
+            classifier.predict(["no such file, and it must not come to looking for it"])
+        with pytest.raises(ValueError, match=said):
+            classifier.fit(["the same"], ["animal"])
+
+    def test_not_fitted(self, model):
+        for classifier in (
+            ZeroShotClassifier(LABELS),
+            ZeroShotClassifier(LABELS, aligner=clone(model)),
+            ZeroShotClassifier(aligner=model),
+        ):
+            with pytest.raises(NotFittedError):
+                classifier.predict([[0.0]])
+
+    def test_something_else_as_aligner(self):
+        with pytest.raises(TypeError, match="must be an aligner such as APEAligner"):
+            ZeroShotClassifier(LABELS, aligner=HashingVectorizer()).fit([[0.0]], ["animal"])
+
+    def test_labels_in_y_that_are_no_class(self, model, held_out):
+        classifier = ZeroShotClassifier(LABELS, aligner=model)
+        with pytest.warns(UserWarning, match="no class of this classifier.*'anmial'"):
+            assert classifier.score(held_out[0][:2], ["anmial", "anmial"]) == 0.0
+
+    def test_bad_picture_is_named(self, model, held_out):
+        with pytest.raises(ValueError, match=r"row 1: '/no/such.png' does not exist"):
+            ZeroShotClassifier(LABELS, aligner=model).predict([held_out[0][0], "/no/such.png"])
