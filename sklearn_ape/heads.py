@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 __all__ = [
+    "FrozenHead",
     "GLUHead",
     "Head",
-    "FrozenHead",
     "LinearHead",
     "MLPHead",
     "ResidualHead",

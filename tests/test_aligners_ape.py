@@ -109,10 +109,10 @@ class TestFit:
         assert other.fingerprint_ != one.fingerprint_
 
     def test_global_generators_are_left_alone(self, concepts):
-        before = torch.get_rng_state(), copy.deepcopy(np.random.get_state())
+        before = torch.get_rng_state(), copy.deepcopy(np.random.get_state())  # noqa: NPY002
         small().fit(concepts.image, concepts.text)
         assert torch.equal(before[0], torch.get_rng_state())
-        assert before[1][1].tolist() == np.random.get_state()[1].tolist()
+        assert before[1][1].tolist() == np.random.get_state()[1].tolist()  # noqa: NPY002
 
     def test_small_sets_train_whatever_the_batch_size(self):
         """A batch size above the number of pairs must not mean that nothing is trained."""
@@ -257,7 +257,8 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("bad", "said"),
         [(None, "None is not a text"), ("  ", "empty caption"), (np.nan, "nan is not a text"),
-         ([], "empty list of captions"), (["a", None], "None is not a text"), (3, "3 is not a text")],
+         ([], "empty list of captions"), (["a", None], "None is not a text"),
+         (3, "3 is not a text")],
     )  # fmt: skip
     def test_bad_caption_is_named_before_pictures_are_encoded(
         self, pictures, text_encoder, bad, said
@@ -285,7 +286,7 @@ class TestBadInput:
 
     def test_captions_given_as_pictures(self, pictures, image_encoder, text_encoder):
         aligner = small(image_encoder=image_encoder, text_encoder=text_encoder)
-        with pytest.raises(ValueError, match="row 0: .*looks like a caption"):
+        with pytest.raises(ValueError, match=r"row 0: .*looks like a caption"):
             aligner.fit(pictures.captions, pictures.captions)
 
     def test_one_pair(self, concepts, pictures, features, text_encoder):

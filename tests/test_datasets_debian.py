@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+
 from sklearn_ape.datasets import _openclipart as openclipart_module
 from sklearn_ape.datasets import _tuxpaint as tuxpaint_module
 from sklearn_ape.datasets import load_openclipart, load_tuxpaint_stamps

@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 from PIL import Image
+
 from sklearn_ape.datasets import get_data_home, load_openmoji
 
 SVG = (

@@ -10,6 +10,7 @@ import pandas as pd
 import polars as pl
 import pytest
 from PIL import Image
+
 from sklearn_ape.datasets import load_image_folder, load_pairs
 
 NAMES = ("cats/black_cat-01.jpg", "cats/old_cat.PNG", "dogs/dog.jpg")

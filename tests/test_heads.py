@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from sklearn_ape.heads import IdentityHead, Standardize, TwoTower, make_head
+from sklearn_ape.heads import FrozenHead, Standardize, TwoTower, make_head
 
 
 def linears(head):
@@ -56,10 +56,12 @@ def test_unknown_head_names_the_known_ones():
         make_head("mpl", 8, 5, depth=2, width=16, dropout=0.0)
 
 
-def test_a_tower_without_head_keeps_its_width():
-    assert isinstance(make_head(None, 8, 8, depth=2, width=4, dropout=0.0), IdentityHead)
-    with pytest.raises(ValueError, match="gives 8 numbers, not 5"):
-        make_head(None, 8, 5, depth=2, width=4, dropout=0.0)
+def test_a_side_without_head_has_nothing_to_train():
+    head = make_head(None, 8, 8, depth=2, width=4, dropout=0.0)
+    assert isinstance(head, FrozenHead)
+    assert list(head.parameters()) == []
+    with pytest.raises(ValueError, match="at most 8, not 9"):
+        make_head(None, 8, 9, depth=2, width=4, dropout=0.0)
 
 
 def test_standardize_leaves_constant_features_finite():

@@ -251,7 +251,8 @@ class TestFit:
 
     def test_passes_all_estimator_checks(self):
         text_encoder = HashingVectorizer(n_features=64, analyzer="char")
-        aligner = APEAligner(text_encoder=text_encoder, width=32, max_epochs=20, random_state=0)
+        aligner = APEAligner(text_encoder=text_encoder, width=32, max_epochs=10, batch_size=64,
+                             learning_rate=1e-2, random_state=0)  # fmt: skip
         results = check_estimator(
             ZeroShotClassifier(aligner=aligner, templates="none"), on_skip=None, on_fail="raise"
         )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import reprlib
 import threading
 import warnings
 from abc import abstractmethod
@@ -11,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from os import PathLike
+from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -24,6 +27,7 @@ from ..devices import resolve_device
 from ..features import FeatureCache, open_cache
 from ._images import ItemError
 from ._networks import Network, shared_network
+from ._registry import folder_digest
 
 _NAMED_IN_ERRORS = 5
 
@@ -53,7 +57,7 @@ class CacheInfo(NamedTuple):
 
 
 _counts: defaultdict[bytes, list[int]] = defaultdict(lambda: [0, 0])
-_locks: defaultdict[bytes, threading.RLock] = defaultdict(threading.RLock)
+_locks: dict[str, threading.RLock] = {}
 
 
 class FrozenEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
@@ -156,8 +160,10 @@ class FrozenEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
                 rows.setdefault(key, []).append(row)
         self._raise_or_go_on(errors)
 
-        # Two threads that want the same pictures must not encode them twice.
-        with _locks[identity], open_cache(self.cache) as cache:
+        # Two threads that want the same pictures must not encode them twice, and a tokenizer
+        # serves one thread at a time.
+        lock = _locks.setdefault(self._weights_key(), threading.RLock())
+        with lock, open_cache(self.cache) as cache:
             found = cache.get_many(rows)
             missing = [key for key in rows if key not in found]
             _counts[identity][0] += len(items) - len(errors) - len(missing)
@@ -167,8 +173,9 @@ class FrozenEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
         self._report(errors)
         self.errors_ = dict(sorted(errors.items()))
 
-        self._width = len(next(iter(found.values()))) if found else self._n_features_out
-        features = np.full((len(items), self._width), np.nan, dtype=np.float32)
+        if found:
+            self._width = (identity, len(next(iter(found.values()))))
+        features = np.full((len(items), self._n_features_out), np.nan, dtype=np.float32)
         for key, feature in found.items():
             features[rows[key]] = feature
         return features
@@ -270,7 +277,10 @@ class FrozenEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
 
     def _shared(self, loader: str) -> Network:
         device = resolve_device(self.device)
-        key = (loader, self._weights_key(), str(device))
+        weights = self._weights_key()
+        if os.path.isdir(self.model_name):  # another model may lie there by now
+            weights += folder_digest(Path(self.model_name))
+        key = (loader, weights, str(device))
         return shared_network(key, lambda: self._load(device))
 
     @abstractmethod
@@ -279,12 +289,13 @@ class FrozenEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
 
     @property
     def _n_features_out(self) -> int:
-        if not hasattr(self, "_width"):
+        identity = self._identity_digest()  # parameters may have been set since
+        if getattr(self, "_width", (b"", 0))[0] != identity:
             network = self._network()
             blank = self._prepare(network.prepare, self._blank())
             with torch.inference_mode():
-                self._width = self._forward(network, [blank]).shape[1]
-        return self._width
+                self._width = (identity, self._forward(network, [blank]).shape[1])
+        return self._width[1]
 
     def _identity_digest(self) -> bytes:
         identity = {"encoder": type(self).__name__, "dtype": self.dtype, **self._identity()}
@@ -293,7 +304,11 @@ class FrozenEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
     def _describe(self, item: Any, error: ItemError) -> str:
         if isinstance(item, str | PathLike):
             return f"{str(item)[:200]!r} {error}"
-        return str(error)
+        if isinstance(item, bytes | bytearray | memoryview):
+            return f"the {type(item).__name__} object {error}"
+        if hasattr(item, "getexif") or isinstance(item, np.ndarray):
+            return f"the {'array' if isinstance(item, np.ndarray) else 'PIL image'} {error}"
+        return f"{reprlib.repr(item)} {error}"
 
     def _raise_or_go_on(self, errors: dict[int, str]) -> None:
         if errors and self.on_error == "raise":
@@ -308,7 +323,7 @@ class FrozenEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
             warnings.warn(
                 f"{self._summary(errors)}Their features are NaN; `errors_` names them all.",
                 UserWarning,
-                stacklevel=3,
+                stacklevel=4,  # past scikit-learn's wrapper of transform
             )
 
     def _summary(self, errors: dict[int, str]) -> str:
@@ -321,30 +336,32 @@ class FrozenEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
 
     def _as_list(self, X: Any) -> list[Any]:
         """Return X as a list of items, refusing what is no sequence of them."""
-        if isinstance(X, str | bytes | PathLike) or hasattr(X, "getexif"):
+        single = str | bytes | bytearray | memoryview | PathLike
+        if isinstance(X, single) or hasattr(X, "getexif"):
             raise ValueError(
                 f"X is a single {self._modality}, not a sequence of them: pass a list, [X]."
             )
-        if X is None or not hasattr(X, "__len__") or isinstance(X, dict):
+        if X is None or not hasattr(X, "__len__") or isinstance(X, dict | set | frozenset):
             raise ValueError(
                 f"X must be a sequence of {self._modality}s (a list, an array, a column), not "
                 f"{type(X).__name__}."
             )
-        if getattr(X, "ndim", 1) == 2 and hasattr(X, "columns"):
+        columns = getattr(X, "column_names", getattr(X, "columns", None))
+        if columns is not None:
             raise ValueError(
-                f"X is a table with the columns {list(X.columns)}: pass the one column that "
+                f"X is a table with the columns {list(columns)}: pass the one column that "
                 f"holds the {self._modality}s."
             )
         if getattr(X, "ndim", 1) == 0:
             raise ValueError(f"X must be a sequence of {self._modality}s, not a single object.")
-        items = list(X)
+        items = X.to_pylist() if hasattr(X, "to_pylist") else list(X)  # pyarrow, or any other
         if not items:
             raise ValueError(f"X is empty: 0 {self._modality}s to encode.")
         return items
 
     def _check_parameters(self) -> None:
         if not isinstance(self.model_name, str) or not self.model_name:
-            raise ValueError(f"model_name must be a name or a path, not {self.model_name!r}.")
+            raise ValueError(f"model_name must be a str, not {self.model_name!r}.")
         if not isinstance(self.batch_size, int | np.integer) or self.batch_size < 1:
             raise ValueError(f"batch_size must be an integer >= 1, not {self.batch_size!r}.")
         _check_choice("on_error", self.on_error, ("raise", "nan"))

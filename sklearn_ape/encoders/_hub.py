@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -63,15 +63,20 @@ def pretrained(loader: Any, model_name: str, revision: str | None, **options: An
 
 
 @contextmanager
-def loading(model_name: str) -> Iterator[None]:
+def loading(model_name: str, known: Iterable[str] = PACKAGED) -> Iterator[None]:
     """Turn what a library says of a model it cannot load into an error that names the remedy."""
     try:
         yield
-    except (OSError, ValueError, RuntimeError) as error:
+    except Exception as error:  # the libraries raise anything on a damaged file
+        if os.path.isdir(model_name):
+            raise ValueError(
+                f"No encoder could be loaded from the folder {model_name!r}; is it a whole model "
+                f"of this kind? The library says: {error}"
+            ) from error
         raise ValueError(
             f"No encoder could be loaded from {model_name!r}: it is no short name of "
             "list_encoders() and neither a folder nor a hub model that can be read from here."
-            f"{nearest(model_name, PACKAGED)} The library says: {error}"
+            f"{nearest(model_name, known)} The library says: {error}"
         ) from error
 
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from sklearn.utils import Tags
 
 from ._base import FrozenEncoder, _check_choice
-from ._images import check_image, image_digest, read_image
+from ._images import ItemError, check_image, image_digest, read_image
+
+# Resized to a network's input, a narrower picture would fill the memory.
+_NARROWEST = 100
 
 
 class ImageEncoder(FrozenEncoder):
@@ -26,6 +30,8 @@ class ImageEncoder(FrozenEncoder):
 
     def _prepare(self, prepare: Any, item: Any) -> Any:
         image = read_image(item)
+        if max(image.size) > _NARROWEST * min(image.size):
+            raise ItemError(f"is too narrow: {image.width} x {image.height} pixels. Crop it.")
         if self.crop == "pad" and image.width != image.height:
             image = _square_on_white(image)
         return self._prepare_image(prepare, image)
@@ -37,6 +43,15 @@ class ImageEncoder(FrozenEncoder):
         from PIL import Image
 
         return Image.new("RGB", (32, 32), "white")
+
+    def _as_list(self, X: Any) -> list[Any]:
+        is_array = isinstance(X, np.ndarray) and X.dtype.kind in "buif"
+        if is_array and (X.ndim == 2 or (X.ndim == 3 and X.shape[-1] in (1, 3, 4))):
+            raise ValueError(
+                f"X is one array of shape {X.shape}, not a sequence of pictures: pass a single "
+                "picture as [X]; features need no image encoder."
+            )
+        return super()._as_list(X)
 
     def _check_parameters(self) -> None:
         super()._check_parameters()

@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import os
-import time
 from collections import OrderedDict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ._stamps import is_settled, stamp_of
+
 if TYPE_CHECKING:
     from PIL import Image
 
 IMAGE_SUFFIXES = frozenset(
-    ".apng .avif .bmp .gif .jfif .jpe .jpeg .jpg .pbm .pgm .png .pnm .ppm .tga .tif .tiff .webp"
-    .split()
-)  # fmt: skip
+    f".{suffix}"
+    for suffix in (
+        *("apng", "avif", "bmp", "gif", "jfif", "jpe", "jpeg", "jpg", "pbm", "pgm", "png"),
+        *("pnm", "ppm", "tga", "tif", "tiff", "webp"),
+    )
+)
 
 _SVG_STARTS = (b"<svg", b"<?xml", b"<!DOCTYPE svg")
 _REMEMBERED_FILES = 1_000_000
-# A file changed twice within the clock's resolution keeps its time stamp, so young files are
-# not remembered.
-_SETTLED_S = 2.0
 _file_digests: OrderedDict[str, tuple[tuple[int, ...], bytes]] = OrderedDict()
 
 
@@ -38,7 +40,7 @@ def image_digest(item: Any) -> bytes:
         return _file_digest(os.fspath(item))
     if isinstance(item, bytes | bytearray | memoryview):
         if not len(item):
-            raise ItemError("bytes of length 0, not a picture.")
+            raise ItemError("is empty (0 bytes).")
         return hashlib.sha256(b"file" + bytes(item)).digest()
     pixels = _pixels(item)
     head = f"pixels {pixels.shape}".encode()
@@ -76,13 +78,13 @@ def read_image(item: Any) -> Image.Image:
         try:
             with image:
                 return _to_rgb(image)
-        except (OSError, ValueError, SyntaxError, EOFError, IndexError) as error:
-            raise ItemError(f"the picture is damaged or cut short ({error}).") from error
+        except Exception as error:  # Pillow's plugins raise anything on a damaged file
+            raise ItemError(f"is damaged or cut short ({error}).") from error
     if isinstance(item, Image.Image):
         try:
             return _to_rgb(item)
-        except (OSError, ValueError) as error:
-            raise ItemError(f"the picture cannot be read ({error}).") from error
+        except Exception as error:  # opened, but not yet read: as above
+            raise ItemError(f"cannot be read ({error}).") from error
     return _to_rgb(Image.fromarray(_pixels(item)))
 
 
@@ -91,7 +93,9 @@ def _file_digest(path: str) -> bytes:
         status = os.stat(path)
     except FileNotFoundError:
         raise ItemError(_no_such_file(path)) from None
-    except (OSError, ValueError) as error:  # a name too long, a NUL in it, no permission
+    except (OSError, ValueError) as error:  # a NUL in the name, no permission
+        if getattr(error, "errno", None) == errno.ENAMETOOLONG:
+            raise ItemError(_no_such_file(path)) from None
         raise ItemError(f"cannot be opened ({error}).") from None
     if os.path.isdir(path):
         raise ItemError(
@@ -100,7 +104,7 @@ def _file_digest(path: str) -> bytes:
         )
     if status.st_size == 0:
         raise ItemError("is an empty file (0 bytes).")
-    stamp = (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+    stamp = stamp_of(status)
     key = os.path.abspath(path)
     known = _file_digests.get(key)
     if known is not None and known[0] == stamp:
@@ -109,7 +113,7 @@ def _file_digest(path: str) -> bytes:
         digest = hashlib.sha256(b"file" + Path(path).read_bytes()).digest()
     except OSError as error:
         raise ItemError(f"cannot be read ({error.strerror}).") from None
-    if time.time() - status.st_mtime > _SETTLED_S:
+    if is_settled(status):
         _file_digests[key] = (stamp, digest)
         if len(_file_digests) > _REMEMBERED_FILES:
             _file_digests.popitem(last=False)
@@ -117,9 +121,10 @@ def _file_digest(path: str) -> bytes:
 
 
 def _no_such_file(path: str) -> str:
-    if "://" in path:
+    if "://" in path or path.startswith("data:"):
         return "is an address, not a file. Download the picture first and pass its path."
-    if Path(path).suffix.lower() not in IMAGE_SUFFIXES and not os.path.dirname(path):
+    is_one_name = not os.path.dirname(path) or (" " in path and not os.path.isabs(path))
+    if is_one_name and Path(path).suffix.lower() not in IMAGE_SUFFIXES:
         return (
             "is not a file. It looks like a caption: pictures go in X and captions in y "
             "(a path is taken relative to the current folder)."
@@ -138,7 +143,7 @@ def _open(item: Any) -> Image.Image:
         raise ItemError(_unidentified(item, is_path)) from None
     except Image.DecompressionBombError as error:
         raise ItemError(f"is refused: {error}") from None
-    except (OSError, ValueError, SyntaxError) as error:
+    except Exception as error:  # Pillow's plugins raise anything on a damaged file
         raise ItemError(f"cannot be opened as a picture ({error}).") from None
     limit = Image.MAX_IMAGE_PIXELS
     width, height = image.size
@@ -181,9 +186,8 @@ def _pixels(item: Any) -> np.ndarray:
             "and 1, pass (255 * array).astype('uint8')."
         )
     pixels = item[..., 0] if item.ndim == 3 and item.shape[2] == 1 else item
-    if pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in (3, 4)):
-        if pixels.size:
-            return pixels
+    if (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in (3, 4))) and pixels.size:
+        return pixels
     hint = ""
     if pixels.ndim == 3 and pixels.shape[0] in (1, 3, 4):
         hint = " Channels come last: pass array.transpose(1, 2, 0)."
@@ -217,7 +221,7 @@ def _eight_bit(image: Image.Image) -> Image.Image:
     if image.mode == "F":
         full = 1.0 if high <= 1.0 else 255.0 if high <= 255.0 else high
     elif image.mode == "I":
-        full = 65535.0 if high <= 65535.0 else high
+        full = 255.0 if high <= 255.0 else 65535.0 if high <= 65535.0 else high
     else:
         full = 65535.0
     return Image.fromarray(np.clip(values * (255.0 / full), 0, 255).round().astype(np.uint8))

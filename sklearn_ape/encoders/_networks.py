@@ -30,7 +30,9 @@ def shared_network(key: Hashable, load: Callable[[], Network]) -> Network:
     """
     with _lock:
         if key not in _networks:
-            network = load()
+            # Weights are drawn at random before they are read: not from the user's generator.
+            with torch.random.fork_rng(devices=[]):
+                network = load()
             network.model.requires_grad_(False).eval()
             _networks[key] = network
             while len(_networks) > _MOST_KEPT:

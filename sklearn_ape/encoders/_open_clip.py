@@ -37,11 +37,10 @@ class _OpenCLIPTower(FrozenEncoder):
         architecture, slash, tag = self.model_name.partition("/")
         tags = open_clip.list_pretrained_tags_by_model(architecture)
         if not slash or (tags and tag not in tags):
-            known = [f"{name}/{tag}" for name, tag in open_clip.list_pretrained()]
             raise ValueError(
                 f"No pretrained CLIP model is called {self.model_name!r}. Expected "
                 "'architecture/weights' as in 'ViT-B-32/laion2b_s34b_b79k', a hub name or a "
-                f"folder.{nearest(self.model_name, known)}"
+                f"folder.{nearest(self.model_name, _known_names())}"
             )
 
     def _is_hub_name(self) -> bool:
@@ -73,7 +72,7 @@ class _OpenCLIPTower(FrozenEncoder):
     def _load(self, device: torch.device) -> Network:
         import open_clip
 
-        with loading(self.model_name):
+        with loading(self.model_name, _known_names()):
             if os.path.isdir(self.model_name):
                 name, weights = f"local-dir:{self.model_name}", None
             elif self._is_hub_name():
@@ -247,10 +246,18 @@ class OpenCLIPTextEncoder(_OpenCLIPTower, TextEncoder):
         return network.model.encode_text(tokens)
 
 
+def _known_names() -> list[str]:
+    import open_clip
+
+    return [f"{name}/{tag}" for name, tag in open_clip.list_pretrained()]
+
+
 def _fetched(repo_id: str, revision: str | None) -> str:
     """Return the local folder of a hub model; safetensors where there are any."""
     from huggingface_hub import snapshot_download
 
+    # Weights and features must be of one commit even when the branch moves on.
+    revision = hub_commit(repo_id, revision, _CONFIG) or revision
     small = ["*.json", "*.txt", "*.model"]
     for weights in ("open_clip_*.safetensors", "open_clip_*.bin"):
         folder = snapshot_download(repo_id, revision=revision, allow_patterns=[*small, weights])

@@ -10,6 +10,8 @@ from importlib import metadata, util
 from pathlib import Path
 from typing import NamedTuple
 
+from ._stamps import is_settled, stamp_of
+
 __all__ = ["EncoderInfo", "list_encoders"]
 
 
@@ -155,21 +157,24 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f" Did you mean {' or '.join(repr(by_lower[match]) for match in close)}?"
 
 
-_folder_digests: dict[tuple[tuple[str, int, int], ...], str] = {}
+_folder_digests: dict[tuple[tuple[str, tuple[int, ...]], ...], str] = {}
 
 
 def folder_digest(folder: Path) -> str:
     """Return a digest of all files in a model folder: another model there is another digest."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    stamps = tuple((str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files)
-    if stamps not in _folder_digests:
-        digest = hashlib.sha256()
-        for path in files:
-            with open(path, "rb") as file:
-                content = hashlib.file_digest(file, "sha256").digest()
-            digest.update(str(path.relative_to(folder)).encode() + b"\0" + content)
+    statuses = [path.stat() for path in files]
+    stamps = tuple((str(path), stamp_of(s)) for path, s in zip(files, statuses, strict=True))
+    if stamps in _folder_digests:
+        return _folder_digests[stamps]
+    digest = hashlib.sha256()
+    for path in files:
+        with open(path, "rb") as file:
+            content = hashlib.file_digest(file, "sha256").digest()
+        digest.update(str(path.relative_to(folder)).encode() + b"\0" + content)
+    if all(map(is_settled, statuses)):
         _folder_digests[stamps] = digest.hexdigest()
-    return _folder_digests[stamps]
+    return digest.hexdigest()
 
 
 def hub_commit(repo_id: str, revision: str | None, filename: str = "config.json") -> str | None:

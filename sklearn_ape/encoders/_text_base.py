@@ -7,7 +7,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from sklearn.utils import Tags
 
 from ._base import FrozenEncoder
@@ -20,7 +19,7 @@ class TextEncoder(FrozenEncoder):
     _modality = "text"
 
     def _digest(self, item: Any) -> bytes:
-        return hashlib.sha256(b"text" + _checked_text(item).encode("utf-8", "replace")).digest()
+        return hashlib.sha256(b"text" + _checked_text(item).encode()).digest()
 
     def _check(self, item: Any) -> None:
         if Path(item).suffix.lower() in IMAGE_SUFFIXES and os.path.isfile(item):
@@ -48,9 +47,14 @@ class TextEncoder(FrozenEncoder):
 def _checked_text(item: Any) -> str:
     """Return a text that says something, or raise ItemError."""
     if isinstance(item, str):
-        if item.strip():
-            return item
-        raise ItemError("is empty: expected a text.")
-    if item is None or (isinstance(item, float) and np.isnan(item)):
-        raise ItemError(f"{item} is no text (a missing caption?).")
+        if not item.strip():
+            raise ItemError("is empty: expected a text.")
+        try:
+            item.encode()
+        except UnicodeEncodeError as error:  # half a surrogate pair: no tokenizer takes it
+            raise ItemError(f"is no valid Unicode ({error.reason}).") from None
+        return item
+    is_nan = isinstance(item, float) and item != item
+    if item is None or is_nan or type(item).__name__ in ("NAType", "NaTType"):
+        raise ItemError("is no text (a missing caption?).")
     raise ItemError(f"is of type {type(item).__name__}: expected a str.")

@@ -200,20 +200,24 @@ class TimmImageEncoder(ImageEncoder):
             return self.model_name.removeprefix("hf-hub:")
         import timm
 
-        return timm.get_pretrained_cfg(self.model_name).hf_hub_id or self.model_name
+        config = timm.get_pretrained_cfg(self.model_name)
+        return getattr(config, "hf_hub_id", None) or self.model_name
 
     def _address(self) -> str:
         """Return the model's name as timm wants it."""
         if os.path.isdir(self.model_name):
             return f"local-dir:{self.model_name}"
         if "/" in self.model_name or self.revision is not None:
-            at = f"@{self.revision}" if self.revision is not None else ""
+            # Weights and features must be of one commit even when the branch moves on.
+            revision = hub_commit(self._hub_id(), self.revision) or self.revision
+            at = f"@{revision}" if revision is not None else ""
             return f"hf-hub:{self._hub_id()}{at}"
         return self.model_name
 
     def _load(self, device: torch.device) -> Network:
         import timm
 
+        model: Any
         if self.model_name in PACKAGED:
             model = timm.create_model(PACKAGED[self.model_name].architecture)
             path = verified(self.model_name, packaged_file(self.model_name))

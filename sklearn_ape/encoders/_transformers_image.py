@@ -57,7 +57,8 @@ class TransformersImageEncoder(ImageEncoder):
 
     References
     ----------
-    .. [1] T. Wolf et al., "Transformers: State-of-the-Art Natural Language Processing", EMNLP 2020.
+    .. [1] T. Wolf et al., "Transformers: State-of-the-Art Natural Language Processing",
+       EMNLP 2020.
 
     Examples
     --------

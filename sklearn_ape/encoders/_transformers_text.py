@@ -5,6 +5,7 @@ from __future__ import annotations
 from os import PathLike
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from ._base import _check_choice
@@ -158,6 +159,9 @@ class TransformersTextEncoder(TextEncoder):
         if "Pooling" in kinds:
             file = f"{kinds['Pooling']}/config.json"
             pooling = _declared_pooling(side_file(self.model_name, self.revision, file) or {})
+        others = kinds.keys() - {"Transformer", "Pooling", "Normalize", "Dropout"}
+        if others:
+            pooling = f"{pooling} and {', '.join(sorted(others))}"
         config = getattr(model.config, "text_config", None) or model.config
         positions = getattr(config, "max_position_embeddings", None) or _LONGEST
         longest = min(tokenize.model_max_length, positions, _LONGEST)
@@ -168,13 +172,17 @@ class TransformersTextEncoder(TextEncoder):
 
     def _forward(self, network: Network, batch: list[Any]) -> torch.Tensor:
         declared: _Tokenizer = network.prepare
+        # SigLIP reads the padding too, and always the same length of it.
+        is_siglip = network.model.config.model_type.startswith("siglip")
         tokens = declared.tokenize(
             batch,
-            padding=True,
+            padding="max_length" if is_siglip else True,
+            return_attention_mask=True,
             truncation=True,
             max_length=self.max_length or declared.max_length,
             return_tensors="pt",
         ).to(network.device)
+        mask = tokens.pop("attention_mask") if is_siglip else tokens["attention_mask"]
         pooling = declared.pooling if self.pooling == "auto" else self.pooling
         if pooling == "embedding":
             embedding = network.model.get_text_features(**tokens)
@@ -183,7 +191,7 @@ class TransformersTextEncoder(TextEncoder):
             model = getattr(network.model, "text_model", network.model)
             encode = getattr(model, "get_encoder", None) if _is_seq2seq(model) else None
             last = (encode() if encode else model)(**tokens).last_hidden_state
-            pooled = _pooled(last, tokens["attention_mask"], pooling)
+            pooled = _pooled(last, mask, pooling)
         if self.normalize is True or (self.normalize == "auto" and declared.normalize):
             pooled = torch.nn.functional.normalize(pooled.float(), dim=-1)
         return pooled
@@ -195,20 +203,22 @@ def _is_seq2seq(model: Any) -> bool:
 
 def _declared_pooling(config: dict[str, Any]) -> str:
     """Translate a sentence-transformers pooling config, old form or new."""
-    mode = config.get("pooling_mode") or next(
-        (key for key, chosen in config.items() if key.startswith("pooling_mode_") and chosen), ""
-    )
-    for ours, theirs in (("cls", "cls"), ("last", "last"), ("mean", "mean")):
-        if theirs in str(mode):
-            return ours
-    raise ValueError(
-        f"The model's own pooling ({mode or config}) is not one of this encoder's: pass "
-        "pooling='mean', 'cls' or 'last'."
-    )
+    modes = config.get("pooling_mode") or [
+        key.removeprefix("pooling_mode_")
+        for key, chosen in config.items()
+        if key.startswith("pooling_mode_") and chosen
+    ]
+    names = {"cls_token": "cls", "mean_tokens": "mean", "lasttoken": "last"}
+    return "+".join(names.get(mode, mode) for mode in np.atleast_1d(modes))
 
 
 def _pooled(last: torch.Tensor, mask: torch.Tensor, pooling: str) -> torch.Tensor:
     """Pool hidden states (n, tokens, width) over the tokens that are text."""
+    if pooling not in ("mean", "cls", "cls+mean", "last"):
+        raise ValueError(
+            f"The model's own pooling, {pooling}, is not one of this encoder's: pass "
+            "pooling='mean', 'cls', 'cls+mean' or 'last'."
+        )
     weights = mask.unsqueeze(-1).to(last.dtype)
     mean = (last * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
     if pooling == "mean":

@@ -1,0 +1,38 @@
+# Everything runs in a virtual environment of its own, made by the first command that needs it.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint typecheck benchmark clean
+
+demo: $(VENV)/.starter
+	$(BIN)/sklearn-ape demo --output demo_report
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+typecheck: $(VENV)/.dev
+	$(BIN)/mypy
+
+benchmark: $(VENV)/.starter
+	$(BIN)/python benchmarks/first_run.py
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info demo_report
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; v >= (3, 11) or sys.exit(f"sklearn-ape needs Python 3.11 or newer, {sys.executable} is {v[0]}.{v[1]}. Try: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.starter: $(BIN)/python pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable '.[starter]'
+	@touch $@
+
+$(VENV)/.dev: $(BIN)/python pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@ $(VENV)/.starter

@@ -1,0 +1,55 @@
+"""
+How deep should the head be?
+============================
+
+A stock `GridSearchCV` over the depth of the MLP. The encoders keep their features, so that every
+picture and every caption is encoded once in the whole search.
+"""
+
+# %%
+import numpy as np
+from sklearn.model_selection import GridSearchCV, KFold
+from sklearn.pipeline import make_pipeline
+
+from sklearn_ape import APEAligner
+from sklearn_ape.datasets import get_data_home, load_openmoji
+from sklearn_ape.encoders import TimmImageEncoder, TransformersTextEncoder
+
+data = load_openmoji()
+rows = np.random.default_rng(0).permutation(len(data.images))[:400]
+images = [data.images[row] for row in rows]
+captions = [data.captions[row] for row in rows]
+
+# A folder instead of memory: the next run of this example encodes nothing.
+cache = get_data_home() / "features"
+image_encoder = TimmImageEncoder("efficientnet_lite0", cache=cache, n_jobs=-1)
+model = make_pipeline(
+    image_encoder,
+    APEAligner(
+        text_encoder=TransformersTextEncoder(cache=cache), width=256, max_epochs=40, random_state=0
+    ),
+)
+
+# %%
+# Four depths, three folds. The score is recall@1, the mean of both directions.
+encoded_before = image_encoder.cache_info().misses
+search = GridSearchCV(
+    model,
+    {"apealigner__depth": [1, 2, 4, 6]},
+    cv=KFold(3, shuffle=True, random_state=0),
+)
+search.fit(images, captions)
+print("pictures encoded:", image_encoder.cache_info().misses - encoded_before)
+
+# %%
+# Recall by depth
+# ---------------
+print("depth  recall@1")
+for depth, mean, std in zip(
+    search.cv_results_["param_apealigner__depth"],
+    search.cv_results_["mean_test_score"],
+    search.cv_results_["std_test_score"],
+    strict=True,
+):
+    best = "  <- best" if depth == search.best_params_["apealigner__depth"] else ""
+    print(f"{depth:5d}  {mean:.1%} ± {std:.1%}{best}")

@@ -1,0 +1,5 @@
+"""``python -m sklearn_ape`` is the command line."""
+
+from .cli import main
+
+main()

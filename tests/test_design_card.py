@@ -1,0 +1,100 @@
+"""The promises of the design card, as a user writes them, on real pictures."""
+
+import numpy as np
+import pytest
+from sklearn.model_selection import GridSearchCV, KFold
+from sklearn.pipeline import Pipeline, make_pipeline
+
+from sklearn_ape import APEAligner, ZeroShotClassifier
+from sklearn_ape.encoders import TimmImageEncoder, TransformersTextEncoder
+
+
+class RowCount:
+    """Counts the rows that go through a network, independently of the package's own count."""
+
+    def __init__(self, encoder):
+        self.rows = 0
+        self._handle = encoder._network().model.register_forward_pre_hook(
+            self._count, with_kwargs=True
+        )
+
+    def _count(self, module, args, kwargs):
+        self.rows += len(args[0] if args else kwargs["input_ids"])
+
+    def stop(self):
+        self._handle.remove()
+        return self.rows
+
+
+@pytest.fixture
+def fresh(tmp_path):
+    """Encoders with an empty cache."""
+    return (
+        TimmImageEncoder("efficientnet_lite0", output="logits", cache=tmp_path),
+        TransformersTextEncoder("all-MiniLM-L6-v2", cache=tmp_path),
+    )
+
+
+def test_a_stock_pipeline_fits_images_and_captions(pictures, image_encoder, text_encoder):
+    pipeline = Pipeline(
+        [
+            ("encode", image_encoder),
+            ("align", APEAligner(text_encoder=text_encoder, max_epochs=30, random_state=0)),
+        ]
+    )
+    pipeline.fit(pictures.images[:200], pictures.captions[:200])
+    score = pipeline.score(pictures.images[200:], pictures.captions[200:])
+    assert score > 0.08  # chance is 0.01
+
+
+def test_zero_shot_classifier_scores_names_never_seen(pictures, image_encoder, text_encoder):
+    model = make_pipeline(
+        image_encoder, APEAligner(text_encoder=text_encoder, max_epochs=30, random_state=0)
+    ).fit(pictures.images[:200], pictures.captions[:200])
+    labels = pictures.captions[200:]
+    accuracy = ZeroShotClassifier(labels, aligner=model).score(pictures.images[200:], labels)
+    assert accuracy > 0.08  # chance is 0.01
+
+
+def test_grid_search_encodes_every_picture_and_caption_exactly_once(pictures, fresh):
+    """4 depths x 3 folds ask for each feature twelve times in fit and twelve in score.
+
+    The logits stand in for features, since the whole network is what a hook can count.
+    """
+    image_encoder, text_encoder = fresh
+    images = [*pictures.images[:60], pictures.images[0]]
+    captions = [*pictures.captions[:60], pictures.captions[0]]
+    counts = RowCount(image_encoder), RowCount(text_encoder)
+    before = image_encoder.cache_info().misses, text_encoder.cache_info().misses
+    aligner = APEAligner(text_encoder=text_encoder, width=32, max_epochs=2, random_state=0)
+    search = GridSearchCV(
+        make_pipeline(image_encoder, aligner),
+        {"apealigner__depth": [1, 2, 4, 6]},
+        cv=KFold(3, shuffle=True, random_state=0),
+        error_score="raise",
+    )
+    search.fit(images, captions)
+    search.score(images, captions)
+    assert [count.stop() for count in counts] == [60, 60]
+    assert image_encoder.cache_info().misses - before[0] == 60
+    assert text_encoder.cache_info().misses - before[1] == 60
+    assert np.isfinite(search.cv_results_["mean_test_score"]).all()
+
+
+def test_grid_search_over_depth_in_worker_processes(pictures, image_encoder, text_encoder):
+    """Estimators, cache and encoders must survive the trip to a worker and back."""
+    aligner = APEAligner(text_encoder=text_encoder, width=32, max_epochs=2, random_state=0)
+    search = {
+        n_jobs: GridSearchCV(
+            make_pipeline(image_encoder, aligner),
+            {"apealigner__depth": [1, 2]},
+            cv=2,
+            n_jobs=n_jobs,
+        ).fit(pictures.images[:40], pictures.captions[:40])
+        for n_jobs in (1, 2)
+    }
+    np.testing.assert_allclose(
+        search[1].cv_results_["mean_test_score"],
+        search[2].cv_results_["mean_test_score"],
+        atol=0.1,  # threads a worker differ, and so do the last bits
+    )

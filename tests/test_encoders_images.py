@@ -1,0 +1,371 @@
+"""Pictures of every kind are read as a person sees them; what is none is named, not guessed."""
+
+import contextlib
+import io
+import os
+import shutil
+import struct
+import time
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sklearn_ape.encoders._images import ItemError, check_image, image_digest, read_image
+
+RGB = np.random.default_rng(0).integers(0, 256, size=(24, 32, 3), dtype=np.uint8)
+
+
+def pixels(item):
+    image = read_image(item)
+    assert image.mode == "RGB"
+    return np.asarray(image)
+
+
+def encoded(image, suffix, **options):
+    buffer = io.BytesIO()
+    image.save(buffer, suffix, **options)
+    return buffer.getvalue()
+
+
+def near(found, expected, tolerance):
+    assert found.shape == expected.shape
+    return np.abs(found.astype(int) - expected).mean() < tolerance
+
+
+def png(width, height, bit_depth, color_type, raw, *more):
+    """Write a PNG by hand: Pillow writes neither 16-bit RGB nor a lying header."""
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, bit_depth, color_type, 0, 0, 0))]
+    chunks += [*more, (b"IDAT", zlib.compress(raw)), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in chunks
+    )
+
+
+# ---------------------------------------------------------------- kinds of pictures
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "HSV"])
+def test_every_mode_of_pil(mode):
+    """A mode is only a way to store the same picture."""
+    image = Image.fromarray(RGB).convert(mode)
+    expected = np.asarray(image.convert("RGB")).astype(int)
+    np.testing.assert_array_equal(pixels(image), expected)
+
+
+@pytest.mark.parametrize("mode", ["RGBa", "La", "PA", "RGBX", "LAB"])
+def test_rare_modes_are_read_or_refused(mode):
+    """No mode, however rare, ends in anything but a picture or our error."""
+    image = Image.new(mode, (8, 8))
+    with contextlib.suppress(ItemError):
+        assert read_image(image).size == (8, 8)
+
+
+@pytest.mark.parametrize(
+    ("mode", "values", "expected"),
+    [
+        ("I;16", [0, 257 * 100, 65535], [0, 100, 255]),
+        ("I", [0, 257 * 100, 65535], [0, 100, 255]),
+        ("I", [0, 100, 255], [0, 100, 255]),
+        ("I", [-5, 0, 10**6], [0, 0, 255]),
+        ("F", [0.0, 0.5, 1.0], [0, 128, 255]),
+        ("F", [0.0, 100.0, 255.0], [0, 100, 255]),
+        ("F", [0.0, 32768.0, 65535.0], [0, 128, 255]),
+    ],
+)
+def test_deep_grey_is_scaled_not_clipped(mode, values, expected):
+    """16-bit, 32-bit and float grey keep their shades (a plain convert makes them white)."""
+    dtype = {"I;16": np.uint16, "I": np.int32, "F": np.float32}[mode]
+    image = Image.fromarray(np.array([values], dtype=dtype))
+    assert image.mode == mode
+    np.testing.assert_array_equal(pixels(image)[0, :, 0], expected)
+
+
+def test_float_picture_with_nan_is_refused():
+    """Not-a-number is no shade of grey."""
+    with pytest.raises(ItemError, match="not finite"):
+        read_image(Image.fromarray(np.full((2, 2), np.nan, dtype=np.float32)))
+
+
+def test_transparency_is_shown_on_white():
+    """A clear pixel is white whatever colour lies under it; a half-clear one is mixed."""
+    rgba = np.array([[[255, 0, 0, 0], [255, 0, 0, 255], [255, 0, 0, 128]]], dtype=np.uint8)
+    expected = [[255, 255, 255], [255, 0, 0], [255, 127, 127]]
+    np.testing.assert_array_equal(pixels(rgba)[0], expected)
+    np.testing.assert_array_equal(pixels(encoded(Image.fromarray(rgba), "png"))[0], expected)
+    la = Image.fromarray(np.array([[[0, 0], [0, 255], [0, 128]]], dtype=np.uint8), "LA")
+    np.testing.assert_array_equal(pixels(la)[0, :, 0], [255, 0, 127])
+
+
+@pytest.mark.parametrize("mode", ["P", "L", "RGB"])
+def test_transparent_colour_of_a_png_is_white(mode):
+    """A palette entry or a colour marked transparent (tRNS) is as clear as an alpha channel."""
+    image = Image.new(mode, (4, 4), 0)
+    if mode == "P":
+        image.putpalette([10, 20, 30, 200, 100, 50])
+    image.putpixel((0, 0), (200, 100, 50) if mode == "RGB" else 1)
+    clear = (0, 0, 0) if mode == "RGB" else 0
+    found = pixels(encoded(image, "png", transparency=clear))
+    np.testing.assert_array_equal(found[1:], np.full((3, 4, 3), 255))
+    assert tuple(found[0, 0]) == {"P": (200, 100, 50), "L": (1,) * 3, "RGB": (200, 100, 50)}[mode]
+
+
+def test_16_bit_rgb_png():
+    """Three channels of 16 bits keep their upper 8."""
+    raw = b"\0" + struct.pack(">6H", 0, 257 * 100, 65535, 257 * 7, 257 * 8, 257 * 9)
+    np.testing.assert_array_equal(pixels(png(2, 1, 16, 2, raw))[0], [[0, 100, 255], [7, 8, 9]])
+
+
+def test_16_bit_grey_png(tmp_path):
+    """The grey PNG of a microscope or a depth camera keeps its shades."""
+    Image.fromarray(np.array([[0, 257 * 60, 65535]], dtype=np.uint16)).save(tmp_path / "g.png")
+    np.testing.assert_array_equal(pixels(tmp_path / "g.png")[0, :, 1], [0, 60, 255])
+
+
+@pytest.mark.parametrize(
+    ("suffix", "options", "tolerance"),
+    [
+        ("png", {}, 0.01),
+        ("tiff", {}, 0.01),
+        ("tiff", {"compression": "tiff_lzw"}, 0.01),
+        ("bmp", {}, 0.01),
+        ("webp", {"lossless": True}, 0.01),
+        ("jpeg", {"quality": 95}, 3),
+        ("jpeg", {"quality": 95, "progressive": True}, 3),
+        ("gif", {}, 20),
+    ],
+)
+def test_file_formats(tmp_path, suffix, options, tolerance):
+    """Path, str, bytes, bytearray and memoryview of a file give the picture in it."""
+    smooth = Image.fromarray(RGB).resize((4, 3)).resize((64, 48), Image.Resampling.BICUBIC)
+    content = encoded(smooth, suffix, **options)
+    path = tmp_path / f"a.{suffix}"
+    path.write_bytes(content)
+    found = pixels(path)
+    assert near(found, np.asarray(smooth), tolerance)
+    for item in (str(path), content, bytearray(content), memoryview(content)):
+        np.testing.assert_array_equal(pixels(item), found)
+        assert image_digest(item) == image_digest(path)
+
+
+def test_cmyk_jpeg():
+    """The JPEG of a print shop is not a negative."""
+    cmyk = Image.new("CMYK", (16, 16), (0, 255, 255, 0))
+    red = pixels(encoded(cmyk, "jpeg", quality=95)).reshape(-1, 3).mean(axis=0)
+    assert red[0] > 200
+    assert red[1:].max() < 60
+
+
+def test_exif_rotation_is_applied():
+    """A phone's picture stands upright, as a file and as an opened picture."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    content = encoded(Image.fromarray(RGB), "png", exif=exif)
+    upright = np.rot90(RGB, -1)
+    np.testing.assert_array_equal(pixels(content), upright)
+    np.testing.assert_array_equal(pixels(Image.open(io.BytesIO(content))), upright)
+
+
+def test_damaged_exif_does_not_cost_the_picture():
+    """Cameras write broken EXIF; the pixels are fine."""
+    content = encoded(Image.fromarray(RGB), "jpeg", quality=95, exif=b"Exif\0\0II*\0\xff\xff\xff")
+    assert pixels(content).shape == RGB.shape
+    content = encoded(Image.fromarray(RGB), "jpeg", quality=95, exif=b"Exif\0\0garbage")
+    assert pixels(content).shape == RGB.shape
+
+
+def test_first_frame_of_an_animation():
+    """An animated GIF counts as its first frame, wherever the object was left at."""
+    frames = [Image.new("RGB", (8, 8), color) for color in ("red", "lime", "blue")]
+    content = encoded(frames[0], "gif", save_all=True, append_images=frames[1:])
+    np.testing.assert_array_equal(pixels(content)[0, 0], [255, 0, 0])
+
+
+@pytest.mark.parametrize("shape", [(24, 32), (24, 32, 1), (24, 32, 3), (24, 32, 4)])
+def test_arrays(shape):
+    """uint8 arrays of one, three or four channels, contiguous or not."""
+    rng = np.random.default_rng(0)
+    array = rng.integers(0, 256, size=shape, dtype=np.uint8)
+    if shape[-1] == 4:
+        array[..., 3] = 255
+    expected = array if shape[-1] == 3 else array[..., :3]
+    if array.ndim == 2 or shape[-1] == 1:
+        expected = np.repeat(array.reshape(24, 32, 1), 3, axis=2)
+    np.testing.assert_array_equal(pixels(array), expected)
+    np.testing.assert_array_equal(pixels(array[::-1, ::2]), expected[::-1, ::2])
+
+
+def test_reading_leaves_the_picture_as_it_was():
+    """A PIL picture that was passed in is neither changed nor closed."""
+    image = Image.fromarray(RGB).convert("P")
+    read_image(image)
+    assert image.mode == "P"
+    image.load()
+    rgb = Image.fromarray(RGB)
+    read_image(rgb).putpixel((0, 0), (1, 2, 3))
+    np.testing.assert_array_equal(np.asarray(rgb), RGB)
+
+
+# ---------------------------------------------------------------- the digest
+
+
+def test_digest_is_of_the_content(tmp_path):
+    """A copy or a renamed file has the same digest, another content another."""
+    path, other = tmp_path / "a.png", tmp_path / "b.png"
+    Image.fromarray(RGB).save(path)
+    shutil.copy(path, other)
+    first = image_digest(path)
+    assert image_digest(str(other)) == first
+    path.rename(tmp_path / "c.png")
+    assert image_digest(tmp_path / "c.png") == first
+    Image.fromarray(RGB[::-1]).save(other)
+    assert image_digest(other) != first
+
+
+def test_digest_of_arrays_knows_the_shape():
+    """The same bytes in another shape are another picture."""
+    assert image_digest(RGB) != image_digest(RGB.reshape(32, 24, 3))
+    assert image_digest(RGB[::-1]) != image_digest(RGB)
+    assert image_digest(RGB) == image_digest(Image.fromarray(RGB))
+
+
+@pytest.mark.parametrize("age", [0, 3600])
+def test_changed_file_of_the_same_size_and_time_is_seen(tmp_path, age):
+    """Rewritten at once, same name, same size, mtime set back: still another digest."""
+    path = tmp_path / "a.bmp"
+    for attempt in range(20):
+        when = time.time() - age
+        path.write_bytes(b"%4d" % attempt + b"a" * 1000)
+        os.utime(path, (when, when))
+        first = image_digest(path)
+        path.write_bytes(b"%4d" % attempt + b"b" * 1000)
+        os.utime(path, (when, when))
+        assert image_digest(path) != first
+
+
+def test_unchanged_file_is_read_once(tmp_path, monkeypatch):
+    """A grid search must not hash every picture again and again."""
+    path = tmp_path / "a.png"
+    Image.fromarray(RGB).save(path)
+    monkeypatch.setattr("sklearn_ape.encoders._stamps._SETTLED_S", -1.0)
+    first = image_digest(path)
+
+    def fails(self):
+        raise AssertionError("read again")
+
+    monkeypatch.setattr("pathlib.Path.read_bytes", fails)
+    assert image_digest(path) == first
+
+
+# ---------------------------------------------------------------- what is no picture
+
+
+def bad_items(folder):
+    good = encoded(Image.fromarray(RGB), "png")
+    files = {
+        "empty.png": b"",
+        "text.png": b"a cat on a mat",
+        "page.jpg": b"<!DOCTYPE html><html></html>",
+        "drawing.svg": b'<svg xmlns="http://www.w3.org/2000/svg"/>',
+        "drawing.png": b'\n<?xml version="1.0"?><svg/>',
+        "cut.png": good[: len(good) // 2],
+        "header.png": good[:20],
+        "zeros.png": bytes(500),
+        "cut.jpg": encoded(Image.fromarray(RGB), "jpeg")[:-300],
+        "bomb.png": png(60_000, 60_000, 8, 2, b"\0" * 100),
+        "small-bomb.png": png(10_000, 10_000, 8, 2, b"\0" * 100),
+    }
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    (folder / "folder.png").mkdir()
+    closed = Image.open(io.BytesIO(good))
+    closed.close()
+    return {
+        "a caption": ("a cat on a mat", "It looks like a caption: pictures go in X"),
+        "a caption with a slash": ("a black/white cat", "It looks like a caption"),
+        "a long caption": ("a very long caption " * 30, "It looks like a caption"),
+        "a missing file": (folder / "none.png", "does not exist"),
+        "a missing relative file": ("none.png", "does not exist .looked for '/"),
+        "a url": ("https://example.org/cat.png", "Download the picture first"),
+        "a data uri": ("data:image/png;base64,AAAA" + "A" * 400, "Download the picture first"),
+        "a NUL": ("a\0b.png", "cannot be opened"),
+        "a folder": (folder / "folder.png", "is a folder, not a picture"),
+        "an empty file": (folder / "empty.png", "is an empty file"),
+        "a text file": (folder / "text.png", "not a picture but text .it begins with 'a cat"),
+        "a web page": (folder / "page.jpg", "not a picture but text"),
+        "an svg": (folder / "drawing.svg", "Render it to PNG"),
+        "an svg called png": (folder / "drawing.png", "Render it to PNG"),
+        "a truncated png": (folder / "cut.png", "damaged or cut short"),
+        "half a header": (folder / "header.png", "cannot be opened as a picture|damaged|knows"),
+        "zeros": (folder / "zeros.png", "not a picture in a format"),
+        "a truncated jpeg": (folder / "cut.jpg", "damaged or cut short"),
+        "a bomb": (folder / "bomb.png", "is refused"),
+        "a smaller bomb": (folder / "small-bomb.png", "raise PIL.Image.MAX_IMAGE_PIXELS"),
+        "no bytes": (b"", "is empty"),
+        "text as bytes": (b"a cat", "not a picture but text"),
+        "None": (None, "is of type NoneType: expected a path"),
+        "nan": (float("nan"), "is of type float"),
+        "a number": (3, "is of type int"),
+        "a dict": ({"bytes": good}, "is of type dict"),
+        "a closed picture": (closed, "cannot be read"),
+        "a float array": (RGB / 255.0, "expected uint8 from 0 to 255.*255 . array"),
+        "a bool array": (RGB > 100, "expected uint8"),
+        "channels first": (RGB.transpose(2, 0, 1), "Channels come last"),
+        "two channels": (RGB[..., :2], "expected .H, W, 3."),
+        "a vector": (RGB[0, 0], "expected .H, W, 3."),
+        "no pixels": (RGB[:0], "expected .H, W, 3."),
+    }
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_bad_items_say_what_they_are_and_what_to_do(tmp_path):
+    """Each kind of thing that is no picture has an error of its own, never a bare traceback."""
+    for kind, (item, message) in bad_items(tmp_path).items():
+        with pytest.raises(ItemError, match=message) as caught:  # noqa: PT012
+            image_digest(item)
+            check_image(item)
+            read_image(item)
+        assert str(caught.value)[0].islower(), kind
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_what_the_header_shows_is_found_without_decoding(tmp_path, monkeypatch):
+    """A bomb or a text is refused by its header: no pixel is allocated."""
+
+    def fails(self):
+        raise AssertionError("decoded")
+
+    items = bad_items(tmp_path)
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", fails)
+    for kind in ("a bomb", "a smaller bomb", "a text file", "an svg", "zeros"):
+        with pytest.raises(ItemError):
+            check_image(items[kind][0])
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("suffix", ["png", "jpeg", "gif", "webp", "tiff", "bmp"])
+def test_damaged_files_give_a_picture_or_our_error(suffix):
+    """Whatever bytes are flipped or cut off, no other exception leaves the reader."""
+    image = Image.fromarray(RGB)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    options = {"exif": exif} if suffix in ("png", "jpeg", "webp", "tiff") else {}
+    sound = encoded(image, suffix, **options)
+    rng = np.random.default_rng(0)
+    n_refused = 0
+    for _ in range(150):
+        damaged = bytearray(sound)
+        for place in rng.integers(min(len(sound), 400), size=3):
+            damaged[place] = rng.integers(256)
+        if rng.random() < 0.3:
+            del damaged[rng.integers(len(damaged)) :]
+        if not damaged:
+            continue
+        try:
+            check_image(damaged)
+            read_image(damaged)
+        except ItemError:
+            n_refused += 1
+    assert n_refused

@@ -1,0 +1,72 @@
+"""Encoders of OpenCLIP, against the library's own output on a tiny model in a folder."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from sklearn_ape.encoders import OpenCLIPImageEncoder, OpenCLIPTextEncoder
+
+open_clip = pytest.importorskip("open_clip")
+
+PICTURES = list(np.random.default_rng(0).integers(0, 256, size=(3, 40, 50, 3), dtype=np.uint8))
+TEXTS = ["a cat", "two dogs on a walk", "a rocket"]
+MODEL = {
+    "embed_dim": 12,
+    "vision_cfg": {"image_size": 32, "patch_size": 16, "layers": 1, "width": 64},
+    "text_cfg": {
+        "context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1,
+    },
+}  # fmt: skip
+
+
+def saved(folder, seed=0):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = open_clip.CLIP(
+            MODEL["embed_dim"],
+            open_clip.CLIPVisionCfg(**MODEL["vision_cfg"]),
+            open_clip.CLIPTextCfg(**MODEL["text_cfg"]),
+        ).eval()
+    torch.save(model.state_dict(), folder / "open_clip_pytorch_model.bin")
+    preprocess = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic"}
+    config = {"model_cfg": MODEL, "preprocess_cfg": preprocess}
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    return model
+
+
+def test_both_towers_and_one_network(tmp_path):
+    """Features are those of encode_image and encode_text, from one loaded model."""
+    model = saved(tmp_path)
+    images, texts = OpenCLIPImageEncoder(str(tmp_path)), OpenCLIPTextEncoder(str(tmp_path))
+    found = images.transform(PICTURES), texts.transform(TEXTS)
+    network = images._network()
+    assert network.model is texts._network().model
+    tokens = open_clip.get_tokenizer(f"local-dir:{tmp_path}")(TEXTS)
+    assert tokens.shape == (3, 16)
+    pixels = torch.stack([images._prepare(network.prepare, picture) for picture in PICTURES])
+    with torch.inference_mode():
+        np.testing.assert_allclose(found[0], model.encode_image(pixels), atol=1e-5)
+        np.testing.assert_allclose(found[1], model.encode_text(tokens), atol=1e-5)
+
+
+def test_changed_model_in_the_same_folder(tmp_path):
+    """Another model under the same path neither hits the cache nor the loaded network."""
+    saved(tmp_path)
+    first = OpenCLIPImageEncoder(str(tmp_path)).transform(PICTURES)
+    saved(tmp_path, seed=1)
+    second = OpenCLIPImageEncoder(str(tmp_path)).transform(PICTURES)
+    assert np.abs(first - second).max() > 1e-3
+
+
+@pytest.mark.parametrize("damage", ["no weights", "garbage weights", "garbage config"])
+def test_folder_that_cannot_be_loaded(tmp_path, damage):
+    """A folder without whole weights is an error, never random features."""
+    saved(tmp_path)
+    name = "open_clip_config.json" if "config" in damage else "open_clip_pytorch_model.bin"
+    (tmp_path / name).unlink()
+    if damage.startswith("garbage"):
+        (tmp_path / name).write_bytes(b"garbage" * 9)
+    with pytest.raises(ValueError, match="could be loaded from the folder"):
+        OpenCLIPTextEncoder(str(tmp_path)).transform(TEXTS)

@@ -1,0 +1,179 @@
+"""TimmImageEncoder against the reference implementation and against timm itself."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from sklearn_ape.datasets import load_openmoji
+from sklearn_ape.encoders import TimmImageEncoder
+
+timm = pytest.importorskip("timm")
+STAMPS = Path("/usr/share/tuxpaint/stamps")
+
+
+@pytest.fixture(scope="module")
+def paths():
+    return load_openmoji().images[100:110]
+
+
+def prepared(encoder, paths):
+    network = encoder._network()
+    return torch.stack([encoder._prepare(network.prepare, path) for path in paths])
+
+
+def test_logits_are_those_of_the_reference(paths):
+    """EfficientNet-Lite0 as its author wrote it, on the same tensors."""
+    reference = pytest.importorskip("efficientnet_lite_pytorch")
+    from sklearn_ape.encoders._registry import packaged_file
+
+    model = reference.EfficientNet.from_pretrained(
+        "efficientnet-lite0", weights_path=str(packaged_file("efficientnet_lite0"))
+    ).eval()
+    encoder = TimmImageEncoder(output="logits", cache=None)
+    with torch.inference_mode():
+        expected = model(prepared(encoder, paths)).numpy()
+    np.testing.assert_allclose(encoder.transform(paths), expected, atol=1e-4)
+
+
+def test_normalisation_is_half_and_half():
+    """White is 1 and black is -1: ImageNet's mean and std would cost 8 points, silently."""
+    encoder = TimmImageEncoder()
+    white, black = np.full((9, 9, 3), 255, np.uint8), np.zeros((9, 9, 3), np.uint8)
+    tensors = prepared(encoder, [white, black])
+    assert tensors.shape == (2, 3, 224, 224)
+    torch.testing.assert_close(tensors[0], torch.ones(3, 224, 224))
+    torch.testing.assert_close(tensors[1], -torch.ones(3, 224, 224))
+
+
+def test_pad_shows_the_whole_picture():
+    """crop="pad" keeps what lies at the border of an oblong picture; "center" cuts it off."""
+    picture = np.full((50, 200, 3), 255, dtype=np.uint8)
+    picture[:, :10] = 0
+    tensors = [prepared(TimmImageEncoder(crop=crop), [picture])[0] for crop in ("pad", "center")]
+    assert tensors[0].min() < -0.9
+    assert tensors[1].min() > 0.9
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("food/fruit/pineapple.png", "pineapple"),
+        ("food/fruit/strawberry.png", "strawberry"),
+        ("food/vegetables/broccoli.png", "broccoli"),
+        ("household/umbrella.png", "umbrella"),
+        ("household/padlock_closed.png", "padlock"),
+        ("animals/mammals/hippopotamus.png", "hippopotamus"),
+        ("animals/mammals/equines/zebra.png", "zebra"),
+        ("animals/mammals/bovines/bison.png", "bison"),
+        ("animals/birds/peacock.png", "peacock"),
+        ("animals/birds/ostrich.png", "ostrich"),
+        ("vehicles/auto/sportscar3.png", "sports car"),
+    ],
+)
+def test_top_5_of_well_known_photographs(file, name):
+    """Preprocessing, weights and the order of the classes fit together."""
+    if not (STAMPS / file).is_file():
+        pytest.skip("needs Debian's tuxpaint-stamps-default")
+    encoder = TimmImageEncoder(output="logits")
+    best = np.argsort(-encoder.transform([STAMPS / file])[0])[:5]
+    assert any(name in encoder.class_names[place] for place in best)
+
+
+def test_class_names():
+    """A thousand names, in ImageNet's order."""
+    names = TimmImageEncoder().class_names
+    assert len(names) == 1000
+    assert names[0].startswith("tench")
+    assert names[-1].startswith("toilet tissue")
+
+
+def saved(folder, name, **options):
+    torch.manual_seed(options.pop("seed", 0))
+    model = timm.create_model(name, pretrained=False, **options).eval()
+    for parameter in model.parameters():  # fresh networks have zeros that hide mistakes
+        torch.nn.init.normal_(parameter, std=0.05)
+    timm.models.save_for_hf(model, str(folder), safe_serialization=True)
+    return model
+
+
+MODELS = {
+    "resnet": ("resnet10t", {}),
+    "vit": ("test_vit", {}),
+    "vit-registers": ("test_vit3", {}),
+    "swin": (
+        "swin_tiny_patch4_window7_224",
+        {"img_size": 32, "embed_dim": 8, "depths": (1, 1), "num_heads": (1, 2), "window_size": 4},
+    ),
+}
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def folder_and_model(request, tmp_path_factory):
+    name, options = MODELS[request.param]
+    folder = tmp_path_factory.mktemp("timm")
+    with torch.random.fork_rng():
+        return str(folder), saved(folder, name, num_classes=7, **options)
+
+
+def test_folder_gives_timms_own_output(folder_and_model, paths):
+    """Features, logits and the mean are those of timm; the class token where there is one."""
+    folder, model = folder_and_model
+    paths = paths[:3]
+    encoder = TimmImageEncoder(folder, cache=None)
+    tensors = prepared(encoder, paths)
+    with torch.inference_mode():
+        last = model.forward_features(tensors)
+        auto, logits = model.forward_head(last, pre_logits=True), model(tensors)
+        n_prefix = getattr(model, "num_prefix_tokens", 0)
+        if last.ndim == 3:
+            mean = last[:, n_prefix:].mean(dim=1)
+        else:
+            mean = last.mean(dim=(1, 2) if last.shape[-1] == model.num_features else (2, 3))
+    expected = {"auto": auto, "mean": mean}
+    if n_prefix:
+        expected |= {"cls": last[:, 0], "cls+mean": torch.cat([last[:, 0], mean], dim=1)}
+    for pooling, features in expected.items():
+        found = encoder.set_params(pooling=pooling).transform(paths)
+        np.testing.assert_allclose(found, features, atol=1e-4, rtol=1e-4)
+    encoder.set_params(pooling="auto", output="logits")
+    np.testing.assert_allclose(encoder.transform(paths), logits, atol=1e-4, rtol=1e-4)
+    if not n_prefix:
+        with pytest.raises(ValueError, match="pooling='cls' needs a network with a class token"):
+            encoder.set_params(pooling="cls", output="features").transform(paths)
+    with pytest.raises(ValueError, match="have no known names"):
+        _ = encoder.class_names
+
+
+def test_changed_model_in_the_same_folder(tmp_path, paths):
+    """Another model under the same path neither hits the cache nor the loaded network."""
+    with torch.random.fork_rng():
+        model = saved(tmp_path, "test_vit", num_classes=5)
+        encoder = TimmImageEncoder(str(tmp_path), cache="memory")
+        first = encoder.transform(paths[:2])
+        model = saved(tmp_path, "test_vit", num_classes=5, seed=1)
+    second = encoder.transform(paths[:2])
+    with torch.inference_mode():
+        expected = model.forward_head(
+            model.forward_features(prepared(encoder, paths[:2])), pre_logits=True
+        )
+    np.testing.assert_allclose(second, expected, atol=1e-4, rtol=1e-4)
+    assert np.abs(first - second).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    "damage", ["no config", "garbage config", "garbage weights", "no weights"]
+)
+def test_folder_that_cannot_be_loaded(tmp_path, paths, damage):
+    """Whatever the library raises, the error is a ValueError that names the folder."""
+    with torch.random.fork_rng():
+        saved(tmp_path, "test_vit", num_classes=5)
+    for file in tmp_path.iterdir():
+        if (file.suffix == ".json") == ("config" in damage):
+            if damage.startswith("no"):
+                file.unlink()
+            else:
+                file.write_bytes(b"garbage" * 9)
+    with pytest.raises(ValueError, match="could be loaded from the folder"):
+        TimmImageEncoder(str(tmp_path)).transform(paths[:1])

@@ -1,0 +1,261 @@
+"""Encoders of the transformers library, against the library's own output on tiny models."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from sklearn_ape.encoders import TransformersImageEncoder, TransformersTextEncoder
+
+transformers = pytest.importorskip("transformers")
+
+PICTURES = list(np.random.default_rng(0).integers(0, 256, size=(3, 40, 50, 3), dtype=np.uint8))
+TEXTS = ["a cat", "the dog runs on the mat", "cat"]
+WORDS = [
+    "[PAD]",
+    "[UNK]",
+    "[CLS]",
+    "[SEP]",
+    "[MASK]",
+    "a",
+    "the",
+    "cat",
+    "dog",
+    "runs",
+    "on",
+    "mat",
+]
+SMALL = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+}
+VISION = {**SMALL, "image_size": 32, "patch_size": 8}
+TEXT = {**SMALL, "vocab_size": len(WORDS), "max_position_embeddings": 16}
+
+
+def tokenizer(**options):
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    backend = Tokenizer(models.WordLevel({w: i for i, w in enumerate(WORDS)}, "[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    backend.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="[PAD]", eos_token="[SEP]", **options
+    )
+
+
+def saved(folder, config, seed=0, cls=None, prepare=None):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = cls(config) if cls else transformers.AutoModel.from_config(config)
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter, std=0.2)
+    model.eval().save_pretrained(folder)
+    prepare.save_pretrained(folder)
+    return model
+
+
+def processor():
+    size = {"height": 32, "width": 32}
+    return transformers.ViTImageProcessor(size=size)
+
+
+def image_config(kind):
+    t = transformers
+    return {
+        "vit": lambda: t.ViTConfig(**VISION),
+        "dinov2": lambda: t.Dinov2WithRegistersConfig(
+            **{k: v for k, v in VISION.items() if k != "intermediate_size"}, num_register_tokens=2
+        ),
+        "convnext": lambda: t.ConvNextConfig(hidden_sizes=[8, 16], depths=[1, 1], num_stages=2),
+        "clip": lambda: t.CLIPConfig(vision_config=VISION, text_config=TEXT, projection_dim=6),
+        "siglip": lambda: t.SiglipConfig(vision_config=VISION, text_config=TEXT),
+    }[kind]()
+
+
+@pytest.mark.parametrize("kind", ["vit", "dinov2", "convnext", "clip", "siglip"])
+def test_image_models(kind, tmp_path):
+    """Every pooling is the library's own output, pooled as documented."""
+    model = saved(tmp_path, image_config(kind), prepare=processor())
+    with torch.inference_mode():
+        pixels = processor()(images=PICTURES, return_tensors="pt")["pixel_values"]
+        two_towers = hasattr(model, "get_image_features")
+        output = (model.vision_model if two_towers else model)(pixel_values=pixels)
+        last = output.last_hidden_state
+        auto = model.get_image_features(pixel_values=pixels) if two_towers else output
+        auto = getattr(auto, "pooler_output", auto)
+    n_prefix = {"vit": 1, "dinov2": 3, "clip": 1}.get(kind, 0)
+    mean = last.mean(dim=(2, 3)) if last.ndim == 4 else last[:, n_prefix:].mean(dim=1)
+    expected = {"auto": auto, "mean": mean}
+    if n_prefix:
+        expected |= {"cls": last[:, 0], "cls+mean": torch.cat([last[:, 0], mean], dim=1)}
+    encoder = TransformersImageEncoder(str(tmp_path), cache=None, batch_size=2)
+    for pooling, features in expected.items():
+        found = encoder.set_params(pooling=pooling).transform(PICTURES)
+        np.testing.assert_allclose(found, features, atol=1e-4, rtol=1e-4)
+    if not n_prefix:
+        with pytest.raises(ValueError, match="needs a network with a class token"):
+            encoder.set_params(pooling="cls").transform(PICTURES)
+
+
+def test_pooler_that_the_checkpoint_lacks(tmp_path):
+    """A classifier's checkpoint has no pooler: the class token is taken, not random numbers."""
+    config = transformers.ViTConfig(**VISION)
+    cls = transformers.ViTForImageClassification
+    model = saved(tmp_path, config, cls=cls, prepare=processor())
+    with torch.inference_mode():
+        pixels = processor()(images=PICTURES, return_tensors="pt")["pixel_values"]
+        expected = model.vit(pixel_values=pixels).last_hidden_state[:, 0]
+    found = TransformersImageEncoder(str(tmp_path), cache=None).transform(PICTURES)
+    np.testing.assert_allclose(found, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt2", "t5"])
+def test_text_models(kind, tmp_path):
+    """Mean, first and last token over the words alone, whatever the padding."""
+    t = transformers
+    config = {
+        "bert": lambda: t.BertConfig(**TEXT),
+        "gpt2": lambda: t.GPT2Config(
+            vocab_size=12, n_positions=16, n_embd=16, n_layer=2, n_head=2
+        ),
+        "t5": lambda: t.T5Config(
+            vocab_size=12, d_model=16, d_kv=8, d_ff=24, num_heads=2, num_layers=2
+        ),
+    }[kind]()
+    tokenize = tokenizer(padding_side="left")
+    model = saved(tmp_path, config, prepare=tokenize)
+    network = model.get_encoder() if kind == "t5" else model
+    expected = {"mean": [], "cls": [], "cls+mean": [], "last": []}
+    with torch.inference_mode():
+        for text in TEXTS:
+            ids = tokenize([text], return_tensors="pt")["input_ids"]
+            last = network(input_ids=ids).last_hidden_state[0]
+            expected["mean"].append(last.mean(dim=0))
+            expected["cls"].append(last[0])
+            expected["cls+mean"].append(torch.cat([last[0], last.mean(dim=0)]))
+            expected["last"].append(last[-1])
+    expected["auto"] = expected["mean"]
+    encoder = TransformersTextEncoder(str(tmp_path), cache=None)
+    for pooling, features in expected.items():
+        found = encoder.set_params(pooling=pooling).transform(TEXTS)
+        np.testing.assert_allclose(found, torch.stack(features), atol=1e-4, rtol=1e-4)
+    lengths = encoder.set_params(normalize=True).transform(TEXTS)
+    np.testing.assert_allclose(np.linalg.norm(lengths, axis=1), 1, atol=1e-5)
+    cut = encoder.set_params(max_length=3, normalize=False).transform(["cat dog", "cat mat"])
+    np.testing.assert_allclose(cut[0], cut[1], atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["clip", "siglip"])
+def test_text_embedding_of_two_towers(kind, tmp_path):
+    """ "auto" is the model's text embedding, and no text depends on the others of its batch."""
+    tokenize = tokenizer()
+    config = image_config(kind)
+    config.text_config.eos_token_id = 3
+    model = saved(tmp_path, config, prepare=tokenize)
+    padding = (
+        {"padding": "max_length", "max_length": 16} if kind == "siglip" else {"padding": True}
+    )
+    tokens = tokenize(TEXTS, return_tensors="pt", **padding)
+    mask = {} if kind == "siglip" else {"attention_mask": tokens["attention_mask"]}
+    with torch.inference_mode():
+        expected = model.get_text_features(input_ids=tokens["input_ids"], **mask)
+    expected = getattr(expected, "pooler_output", expected)
+    for size in (1, 3):
+        encoder = TransformersTextEncoder(str(tmp_path), cache=None, batch_size=size)
+        np.testing.assert_allclose(encoder.transform(TEXTS), expected, atol=1e-4, rtol=1e-4)
+    width = encoder.set_params(pooling="mean").transform(TEXTS).shape[1]
+    assert width == 16
+
+
+@pytest.fixture
+def sentence_folder(tmp_path):
+    saved(tmp_path, transformers.BertConfig(**TEXT), prepare=tokenizer())
+
+    def write(pooling, *more):
+        kinds = ["Transformer", "Pooling", *more]
+        modules = [
+            {"idx": n, "name": str(n), "path": f"{n}_{kind}", "type": f"x.models.{kind}"}
+            for n, kind in enumerate(kinds)
+        ]
+        (tmp_path / "modules.json").write_text(json.dumps(modules))
+        (tmp_path / "1_Pooling").mkdir(exist_ok=True)
+        (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+        return TransformersTextEncoder(str(tmp_path), cache=None)
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("declared", "ours"),
+    [
+        ({"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": False}, "mean"),
+        ({"pooling_mode_cls_token": True}, "cls"),
+        ({"pooling_mode_lasttoken": True}, "last"),
+        ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": True}, "cls+mean"),
+        ({"pooling_mode": "cls"}, "cls"),
+        ({"pooling_mode": "lasttoken"}, "last"),
+    ],
+)
+def test_declared_pooling(sentence_folder, declared, ours):
+    """ "auto" follows the model's sentence-transformers files, old form and new."""
+    auto = sentence_folder(declared, "Normalize").transform(TEXTS)
+    encoder = sentence_folder(declared).set_params(pooling=ours, normalize=True)
+    np.testing.assert_allclose(auto, encoder.transform(TEXTS), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("declared", "more"),
+    [
+        ({"pooling_mode_mean_sqrt_len_tokens": True}, ()),
+        ({"pooling_mode_weightedmean_tokens": True}, ()),
+        ({"pooling_mode_max_tokens": True}, ()),
+        ({"pooling_mode_mean_tokens": True}, ("Dense",)),
+    ],
+)
+def test_declared_pooling_that_is_not_ours(sentence_folder, declared, more):
+    """It is refused, not replaced in silence; naming a pooling helps, as the error says."""
+    encoder = sentence_folder(declared, *more)
+    with pytest.raises(ValueError, match="is not one of this encoder's: pass pooling='mean'"):
+        encoder.transform(TEXTS)
+    assert encoder.set_params(pooling="mean").transform(TEXTS).shape == (3, 16)
+
+
+def test_minilm_is_that_of_sentence_transformers():
+    """The packaged MiniLM gives the features that its users know."""
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    from sklearn_ape.encoders._registry import packaged_file
+
+    texts = ["a cat", "Ein Hund läuft über die Straße.", "a long text " * 200, "日本語"]
+    folder = str(packaged_file("all-MiniLM-L6-v2").parent)
+    expected = sentence_transformers.SentenceTransformer(folder, device="cpu").encode(texts)
+    found = TransformersTextEncoder(cache=None, device="cpu").transform(texts)
+    found /= np.linalg.norm(found, axis=1, keepdims=True)
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_changed_model_in_the_same_folder(tmp_path):
+    """Another model under the same path neither hits the cache nor the loaded network."""
+    encoder = TransformersTextEncoder(str(tmp_path))
+    config = transformers.BertConfig(**TEXT)
+    saved(tmp_path, config, prepare=tokenizer())
+    first = encoder.transform(TEXTS)
+    saved(tmp_path, config, seed=1, prepare=tokenizer())
+    second = encoder.transform(TEXTS)
+    assert np.abs(first - second).max() > 1e-3
+    np.testing.assert_allclose(second, encoder.set_params(cache=None).transform(TEXTS), atol=1e-6)
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "config.json", "tokenizer.json"])
+def test_folder_that_cannot_be_loaded(tmp_path, file):
+    """Whatever the library raises, the error is a ValueError that names the folder."""
+    saved(tmp_path, transformers.BertConfig(**TEXT), prepare=tokenizer())
+    (tmp_path / file).write_bytes(b"garbage" * 9)
+    with pytest.raises(ValueError, match="could be loaded from the folder"):
+        TransformersTextEncoder(str(tmp_path)).transform(TEXTS)
