@@ -37,7 +37,9 @@ IMPORTS = (
 
 def import_seconds() -> list[float]:
     """Return the median of each import, started in turn."""
-    rounds = [[seconds(sys.executable, "-c", code) for code in IMPORTS] for _ in range(REPEATS + 1)]
+    rounds = [
+        [seconds(sys.executable, "-c", code) for code in IMPORTS] for _ in range(REPEATS + 1)
+    ]
     return [statistics.median(times) for times in zip(*rounds[1:], strict=True)]  # 1st: disk cache
 
 

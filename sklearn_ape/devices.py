@@ -10,6 +10,16 @@ __all__ = ["resolve_device"]
 def resolve_device(device: str | torch.device | None) -> torch.device:
     """Return the device that a ``device`` parameter names; "auto" takes a GPU when there is one.
 
+    Parameters
+    ----------
+    device : {"auto"}, str, torch.device or None
+        None is "auto".
+
+    Returns
+    -------
+    device : torch.device
+        A device that is there.
+
     Raises
     ------
     ValueError

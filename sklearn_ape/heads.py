@@ -213,6 +213,17 @@ class ResidualHead(Head):
 class GLUHead(ResidualHead):
     """`ResidualHead` whose blocks are gated linear units.
 
+    Parameters
+    ----------
+    n_in, n_out : int
+        Widths of features and embeddings.
+    depth : int
+        Linear layers: a block has two, the projection is one; ``depth // 2`` blocks.
+    width : int
+        Width inside a block, after the gate.
+    dropout : float
+        Share of hidden units dropped in training.
+
     References
     ----------
     .. [1] N. Shazeer, "GLU Variants Improve Transformer", 2020.

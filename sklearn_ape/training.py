@@ -94,7 +94,13 @@ def n_batches(n_pairs: int, batch_size: int) -> int:
 
 
 class AlignmentNet(NeuralNet):
-    """A skorch net whose module gives two embeddings and whose criterion compares them."""
+    """A skorch net whose module gives two embeddings and whose criterion compares them.
+
+    Parameters
+    ----------
+    *args, **kwargs : object
+        Those of `skorch.NeuralNet`; the module is a `TwoTower`, the dataset a `PairDataset`.
+    """
 
     def get_loss(
         self, y_pred: Any, y_true: Any, X: Any = None, training: bool = False

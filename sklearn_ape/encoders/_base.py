@@ -35,6 +35,13 @@ _NAMED_IN_ERRORS = 5
 class EncodingError(ValueError):
     """Some items could not be encoded.
 
+    Parameters
+    ----------
+    message : str
+        Names the first bad rows and the remedy.
+    errors : dict of {int: str}
+        See below.
+
     Attributes
     ----------
     errors : dict of {int: str}

@@ -1,0 +1,53 @@
+"""The package as a whole: what importing it costs and exposes."""
+
+import importlib
+import inspect
+import pkgutil
+import subprocess
+import sys
+
+import pytest
+
+import sklearn_ape
+
+MODULES = [
+    module.name
+    for module in pkgutil.walk_packages(sklearn_ape.__path__, "sklearn_ape.")
+    if not any(part.startswith("_") for part in module.name.split("."))
+]
+
+
+def test_import_loads_no_heavy_library():
+    """Not even torch: `import sklearn_ape` must be cheap in every worker."""
+    heavy = ["torch", "skorch", "transformers", "timm", "open_clip", "pandas", "sklearn"]
+    code = f"import sys, sklearn_ape; print([m for m in {heavy} if m in sys.modules])"
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.strip() == "[]"
+
+
+def test_public_names_resolve():
+    for name in sklearn_ape.__all__:
+        assert getattr(sklearn_ape, name) is not None
+        assert name in dir(sklearn_ape)
+    with pytest.raises(AttributeError, match="no attribute 'APEAlinger'"):
+        _ = sklearn_ape.APEAlinger
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_every_public_class_and_function_is_documented(module):
+    imported = importlib.import_module(module)
+    for name in getattr(imported, "__all__", []):
+        item = getattr(imported, name)
+        if not (inspect.isclass(item) or inspect.isfunction(item)):
+            continue
+        text = inspect.getdoc(item) or ""
+        assert text, f"{module}.{name}"
+        parameters = [
+            parameter
+            for parameter in inspect.signature(item).parameters
+            if parameter not in ("self", "args", "kwargs")
+        ]
+        if parameters and not hasattr(item, "_fields") and item.__module__.startswith(module):
+            assert "Parameters\n----------" in text, f"{module}.{name}"
