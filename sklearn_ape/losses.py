@@ -38,9 +38,9 @@ class _ScaledLoss(nn.Module):
 class InfoNCELoss(_ScaledLoss):
     """The symmetric contrastive loss of CLIP, with several positives a row.
 
-    Pairs that share the picture or the caption are positives of one another, never negatives:
-    the target of a row is the same weight on each of its positives. With distinct pictures and
-    captions it is CLIP's loss.
+    A picture and a caption that belong together are positives wherever they meet in a batch,
+    never negatives: the target of a row is the same weight on each of its positives. With
+    distinct pictures and captions it is CLIP's loss.
 
     Parameters
     ----------
@@ -80,8 +80,7 @@ class InfoNCELoss(_ScaledLoss):
         self,
         image: torch.Tensor,
         text: torch.Tensor,
-        image_ids: torch.Tensor | None = None,
-        text_ids: torch.Tensor | None = None,
+        positive: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Return the mean loss over both directions.
 
@@ -89,8 +88,9 @@ class InfoNCELoss(_ScaledLoss):
         ----------
         image, text : torch.Tensor of shape (n_pairs, n_components)
             Embeddings of length 1; row i of the one belongs to row i of the other.
-        image_ids, text_ids : torch.Tensor of shape (n_pairs,) or None
-            Equal numbers say that two rows are the same picture, or the same caption.
+        positive : torch.Tensor of shape (n_pairs, n_pairs) or None
+            True where picture i and caption j belong together, the diagonal included. None says
+            that only the diagonal does.
 
         Returns
         -------
@@ -98,10 +98,13 @@ class InfoNCELoss(_ScaledLoss):
             A scalar.
         """
         logits = self.logit_scale * image @ text.T
-        positive = positives(len(image), image_ids, text_ids, image.device)
-        target = positive / positive.sum(dim=1, keepdim=True)
+        if positive is None:
+            target = target_of_text = torch.arange(len(image), device=image.device)
+        else:
+            target = positive / positive.sum(dim=1, keepdim=True)
+            target_of_text = positive.T / positive.sum(dim=0)[:, None]
         by_image = nn.functional.cross_entropy(logits, target)
-        by_text = nn.functional.cross_entropy(logits.T, target)
+        by_text = nn.functional.cross_entropy(logits.T, target_of_text)
         return (by_image + by_text) / 2
 
 
@@ -153,27 +156,14 @@ class SigmoidLoss(_ScaledLoss):
         self,
         image: torch.Tensor,
         text: torch.Tensor,
-        image_ids: torch.Tensor | None = None,
-        text_ids: torch.Tensor | None = None,
+        positive: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Return the loss summed over captions, averaged over pictures; see `InfoNCELoss`."""
         if self.bias.isnan():
             with torch.no_grad():
                 self.bias.fill_(-math.log(max(len(image), 2)))
         logits = self.logit_scale * image @ text.T + self.bias
-        positive = positives(len(image), image_ids, text_ids, image.device)
-        return -nn.functional.logsigmoid((2 * positive - 1) * logits).sum() / len(image)
-
-
-def positives(
-    n_pairs: int,
-    image_ids: torch.Tensor | None,
-    text_ids: torch.Tensor | None,
-    device: torch.device,
-) -> torch.Tensor:
-    """Return a matrix of ones where picture i and caption j belong together, else zeros."""
-    positive = torch.eye(n_pairs, dtype=torch.bool, device=device)
-    for ids in (image_ids, text_ids):
-        if ids is not None:
-            positive |= ids[:, None] == ids[None, :]
-    return positive.float()
+        if positive is None:
+            positive = torch.eye(len(image), dtype=torch.bool, device=image.device)
+        sign = torch.where(positive, 1.0, -1.0)
+        return -nn.functional.logsigmoid(sign * logits).sum() / len(image)

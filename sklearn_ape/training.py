@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import suppress
 from copy import deepcopy
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from scipy.sparse import coo_array
+from scipy.sparse import coo_array, csr_array
 from scipy.sparse.csgraph import connected_components
 from skorch import NeuralNet
 from skorch.callbacks import Callback, EarlyStopping, LRScheduler
@@ -44,14 +45,27 @@ class PairDataset(Dataset):
         self.image = image
         self.text = text
         self.pairs = torch.as_tensor(pairs)
+        one_to_one = len(pairs) == len(image) == len(text)
+        ones = np.ones(len(pairs), dtype=bool)
+        shape = (len(image), len(text))
+        self._known = None if one_to_one else csr_array((ones, tuple(pairs.T)), shape=shape)
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def __getitem__(self, index: Any) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-        """Return the features of some pairs and the numbers of their pictures and captions."""
+        """Return the features of some pairs, and which pictures and captions belong together.
+
+        The second is True at (i, j) for picture i and caption j of these pairs; one number a pair
+        stands for the diagonal, where no picture or caption has several partners.
+        """
         ids = self.pairs[index]
-        return {"image": self.image[ids[..., 0]], "text": self.text[ids[..., 1]]}, ids
+        images, texts = ids[:, 0], ids[:, 1]
+        if self._known is None:
+            positive = torch.arange(len(ids))
+        else:
+            positive = torch.from_numpy(self._known[images.numpy()][:, texts.numpy()].toarray())
+        return {"image": self.image[images], "text": self.text[texts]}, positive
 
 
 class PairBatches:
@@ -105,9 +119,9 @@ class AlignmentNet(NeuralNet):
     def get_loss(
         self, y_pred: Any, y_true: Any, X: Any = None, training: bool = False
     ) -> torch.Tensor:
-        """Return the criterion of both embeddings, given which rows are the same item."""
-        ids = to_tensor(y_true, device=self.device)
-        return self.criterion_(*y_pred, ids[:, 0], ids[:, 1])
+        """Return the criterion of both embeddings, given which of them belong together."""
+        positive = to_tensor(y_true, device=self.device) if y_true.ndim == 2 else None
+        return self.criterion_(*y_pred, positive)
 
     def train_step(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
         """Take a step, then clamp the logit scale."""
@@ -176,21 +190,33 @@ class ValidationRecall(Callback):
 
 
 class BestEpoch(EarlyStopping):
-    """Early stopping that brings back the logit scale of the best epoch with its weights."""
+    """Remembers the best epoch, its logit scale included, and says when patience has run out."""
 
     def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
-        """Keep the criterion of the best epoch."""
-        try:
+        """Compare the epoch with the best one."""
+        # skorch would stop here, before later callbacks have seen the epoch: StopWhenPatient does.
+        with suppress(KeyboardInterrupt):
             super().on_epoch_end(net, **kwargs)
-        finally:
-            if self.best_epoch_ == net.history[-1, "epoch"]:
-                self.best_criterion_ = deepcopy(net.criterion_.state_dict())
+        if self.best_epoch_ == net.history[-1, "epoch"]:
+            self.best_criterion_ = deepcopy(net.criterion_.state_dict())
 
     def on_train_end(self, net: NeuralNet, **kwargs: Any) -> None:
         """Restore weights and logit scale."""
-        super().on_train_end(net, **kwargs)
         if self.best_epoch_:
+            super().on_train_end(net, **kwargs)
             net.criterion_.load_state_dict(self.best_criterion_)
+
+
+class StopWhenPatient(Callback):
+    """Ends training when a `BestEpoch` has waited long enough."""
+
+    def __init__(self, best: BestEpoch) -> None:
+        self.best = best
+
+    def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
+        """Stop, as skorch's callbacks do."""
+        if self.best.misses_ >= self.best.patience:
+            raise KeyboardInterrupt
 
 
 class DivergenceGuard(Callback):
@@ -212,9 +238,13 @@ class DivergenceGuard(Callback):
 class EpochProgress(Callback):
     """A progress bar over epochs with rate, time left, loss and recall."""
 
+    def __init__(self, n_epochs: int, name: str) -> None:
+        self.n_epochs = n_epochs
+        self.name = name
+
     def on_train_begin(self, net: NeuralNet, **kwargs: Any) -> None:
         """Show an empty bar."""
-        self.bar_ = tqdm(total=net.max_epochs, unit="epoch", desc="align")
+        self.bar_ = tqdm(total=self.n_epochs, unit="epoch", desc=self.name)
 
     def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
         """Move on by one epoch."""
@@ -243,7 +273,7 @@ def split_pairs(pairs: np.ndarray, fraction: float, rng: np.random.RandomState) 
     pairs : ndarray of shape (n_pairs, 2)
         Rows of pictures and of captions.
     fraction : float
-        Share of the groups to hold out, at least 10 and at most 5,000 of them.
+        Share of the pairs to hold out, in at least 10 and at most 5,000 groups.
     rng : numpy.random.RandomState
         Draws the groups.
 
@@ -267,13 +297,19 @@ def split_pairs(pairs: np.ndarray, fraction: float, rng: np.random.RandomState) 
     edges = (np.ones(len(pairs), dtype=bool), (pairs[:, 0], pairs[:, 1] + n_images))
     graph = coo_array(edges, shape=(n_nodes, n_nodes))
     group = connected_components(graph, directed=False)[1][pairs[:, 0]]
-    groups = np.unique(group)
+    groups, sizes = np.unique(group, return_counts=True)
     if len(groups) < 5 * _FEWEST_VALIDATION_GROUPS:
         return Split(np.arange(len(pairs)), None)
-    n_valid = int(
-        np.clip(fraction * len(groups), _FEWEST_VALIDATION_GROUPS, _MOST_VALIDATION_GROUPS)
-    )
-    held_out = np.isin(group, rng.permutation(groups)[:n_valid])
+    # A caption of very many pictures makes a large group: it stays in training.
+    room = max(fraction * len(pairs), float(_FEWEST_VALIDATION_GROUPS))
+    chosen: list[int] = []
+    for number in rng.permutation(len(groups)):
+        if sizes[number] <= room and len(chosen) < _MOST_VALIDATION_GROUPS:
+            chosen.append(groups[number])
+            room -= sizes[number]
+    if len(chosen) < _FEWEST_VALIDATION_GROUPS:
+        return Split(np.arange(len(pairs)), None)
+    held_out = np.isin(group, chosen)
     return Split(np.flatnonzero(~held_out), np.flatnonzero(held_out))
 
 

@@ -3,31 +3,25 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
-from weakref import WeakKeyDictionary
 
-import joblib
 import numpy as np
 from scipy.special import softmax
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import Pipeline
-from sklearn.utils import Tags, get_tags
+from sklearn.utils import Tags, check_consistent_length, get_tags
 from sklearn.utils.validation import check_is_fitted
 
+from ._label_embeddings import embed_labels
 from ._labels import checked_y, names_of, prompts_of
 from .prompts import resolve_templates
 
 __all__ = ["ZeroShotClassifier"]
 
-_PROMPTS_AT_ONCE = 16_384
 _NAMED_IN_ERRORS = 5
-
-# Embeddings of label sets, for as long as the aligner that gave them lives. Kept outside the
-# classifier, so that predicting leaves it as it was and clones with one aligner share them.
-_label_embeddings: WeakKeyDictionary[Any, dict[str, np.ndarray]] = WeakKeyDictionary()
 
 
 class ZeroShotClassifier(ClassifierMixin, BaseEstimator):
@@ -142,6 +136,10 @@ class ZeroShotClassifier(ClassifierMixin, BaseEstimator):
             The fitted classifier.
         """
         self._check_parameters()
+        if captions is not None:
+            check_consistent_length(X, captions)
+        if y is not None:
+            check_consistent_length(X, y)
         names = names_of(dict.fromkeys(checked_y(y)) if self.labels is None else self.labels)
         if isinstance(self.aligner, FrozenEstimator):
             check_is_fitted(self.aligner)
@@ -204,7 +202,7 @@ class ZeroShotClassifier(ClassifierMixin, BaseEstimator):
         if self.threshold is not None:
             unknown = unread | (softmax(logits, axis=1).max(axis=1) < self.threshold)
         labels = self.classes_[np.argmax(logits, axis=1)]
-        if not unknown.any():
+        if not unknown.any() and self.threshold is None:
             return labels
         if unread.any() and self.threshold is None:
             rows = np.flatnonzero(unread)
@@ -215,7 +213,10 @@ class ZeroShotClassifier(ClassifierMixin, BaseEstimator):
                 UserWarning,
                 stacklevel=2,
             )
-        labels = labels.astype(np.result_type(labels.dtype, np.asarray(self.unknown_label)))
+        other = np.asarray(self.unknown_label).dtype
+        same_kind = other.kind == labels.dtype.kind
+        # Numbers must not turn into text because one picture is unknown.
+        labels = labels.astype(np.result_type(labels.dtype, other) if same_kind else object)
         labels[unknown] = self.unknown_label
         return labels
 
@@ -237,8 +238,9 @@ class ZeroShotClassifier(ClassifierMixin, BaseEstimator):
             Between 0 and 1.
         """
         check_is_fitted(self)
-        known = set(self.classes_.tolist())
-        absent = [label for label in dict.fromkeys(checked_y(y)) if label not in known]
+        truth = checked_y(y)
+        known = {*self.classes_.tolist(), self.unknown_label}
+        absent = [label for label in dict.fromkeys(truth) if label not in known]
         if absent:
             warnings.warn(
                 f"y has labels that are no class of this classifier, so that they count as wrong: "
@@ -247,7 +249,10 @@ class ZeroShotClassifier(ClassifierMixin, BaseEstimator):
                 UserWarning,
                 stacklevel=2,
             )
-        return super().score(X, np.asarray(y), sample_weight)
+        predicted = self.predict(X).tolist()
+        check_consistent_length(predicted, truth, sample_weight)
+        hits = [guess == label for guess, label in zip(predicted, truth, strict=True)]
+        return float(np.average(hits, weights=sample_weight))
 
     @property
     def classes_(self) -> np.ndarray:
@@ -281,22 +286,23 @@ class ZeroShotClassifier(ClassifierMixin, BaseEstimator):
         names = self._names_now()
         assert names is not None
         templates = resolve_templates(self.templates)
-        prompts = [prompts_of(name, names[name], templates) for name in self.classes_.tolist()]
-        fingerprint = getattr(text_side, "fingerprint_", None) or joblib.hash(text_side)
-        key = joblib.hash((prompts, fingerprint))
-        kept = _label_embeddings.setdefault(text_side, {})
-        if key not in kept:
-            # One set of labels at a time: thousands of classes are tens of megabytes.
-            kept.clear()
-            kept[key] = np.concatenate(
-                [_class_means(text_side, some) for some in _chunks(prompts)]
-            )
-        return kept[key]
+        labels = self.classes_.tolist()
+        prompts = [prompts_of(label, names[label], templates) for label in labels]
+        return embed_labels(text_side, labels, prompts)
 
     def _captions_of(self, y: Any, names: Mapping[Any, list[str]]) -> list[Any]:
         """Put labels through the templates and leave captions as they are."""
         templates = resolve_templates(self.templates)
         prompts = {name: prompts_of(name, names[name], templates) for name in names}
+        for row, value in enumerate(y):
+            if value not in prompts and not isinstance(value, str):
+                raise ValueError(
+                    f"y holds {value!r} (row {row}), which is neither one of the labels nor a "
+                    "caption. For numbered classes pass labels={0: 'cat', ...}; scikit-learn "
+                    "numbers them itself in cross_val_predict(method='predict_proba') and "
+                    "CalibratedClassifierCV(ensemble=False): wrap a fitted aligner in "
+                    "FrozenEstimator there."
+                )
         return [prompts.get(value, value) for value in y]
 
     def _fitted_aligner(self) -> Any:
@@ -333,7 +339,7 @@ class ZeroShotClassifier(ClassifierMixin, BaseEstimator):
         tags = super().__sklearn_tags__()
         if self.aligner is None:
             tags.input_tags.two_d_array = False
-        else:
+        elif hasattr(self.aligner, "__sklearn_tags__"):
             tags.input_tags = get_tags(self.aligner).input_tags
         return tags
 
@@ -366,25 +372,3 @@ def _text_side(aligner: Any) -> Any:
                 f"not {type(aligner).__name__}."
             )
     return inner
-
-
-def _chunks(prompts: list[list[str]]) -> Iterable[list[list[str]]]:
-    """Yield runs of classes whose prompts are embedded at once, to bound memory."""
-    chunk: list[list[str]] = []
-    for sentences in prompts:
-        chunk.append(sentences)
-        if sum(map(len, chunk)) >= _PROMPTS_AT_ONCE:
-            yield chunk
-            chunk = []
-    if chunk:
-        yield chunk
-
-
-def _class_means(text_side: Any, prompts: list[list[str]]) -> np.ndarray:
-    sentences = dict.fromkeys(sentence for some in prompts for sentence in some)
-    unique = {sentence: row for row, sentence in enumerate(sentences)}
-    embeddings = np.asarray(text_side.transform_text(list(unique)))
-    means = np.stack(
-        [embeddings[[unique[sentence] for sentence in some]].mean(axis=0) for some in prompts]
-    )
-    return means / np.linalg.norm(means, axis=1, keepdims=True)

@@ -8,10 +8,11 @@ import sys
 import numpy as np
 import pandas as pd
 import polars as pl
+import pyarrow as pa
 import pytest
 import torch
 from sklearn.base import clone
-from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 from sklearn.frozen import FrozenEstimator
 from sklearn.utils.estimator_checks import check_estimator
 from skorch.callbacks import Callback
@@ -125,12 +126,33 @@ class TestFit:
     def test_best_epoch_is_kept_with_its_scale(self, concepts):
         rng = np.random.default_rng(0)
         noisy = concepts.text + 2 * rng.standard_normal(concepts.text.shape).astype(np.float32)
-        aligner = small(max_epochs=200, n_iter_no_change=5).fit(concepts.image, noisy)
+        aligner = small(max_epochs=200, n_iter_no_change=5, refit=False).fit(concepts.image, noisy)
         recalls = [row["valid_recall"] for row in aligner.history_]
         assert aligner.best_epoch_ == int(np.argmax(recalls)) + 1
         assert aligner.n_epochs_ == aligner.best_epoch_ + 5 < 200
         kept = aligner.history_[aligner.best_epoch_ - 1]
         assert aligner.logit_scale_ == pytest.approx(kept["logit_scale"], rel=1e-5)
+
+    def test_refit_learns_the_pairs_that_were_held_out(self, concepts):
+        """No pair is lost to validation, and the heads are those of a run of that length."""
+        refitted = small(max_epochs=40, batch_size=32).fit(concepts.image, concepts.text)
+        assert len(refitted.history_) == refitted.n_epochs_
+        mean = refitted.module_.text_head.standardize.mean.numpy()
+        np.testing.assert_allclose(mean, concepts.text.mean(axis=0), atol=1e-5)
+        without = small(max_epochs=40, batch_size=32, refit=False)
+        without.fit(concepts.image, concepts.text)
+        assert without.history_[0]["train_loss"] == refitted.history_[0]["train_loss"]
+        assert without.fingerprint_ != refitted.fingerprint_
+
+    def test_a_stop_at_the_end_of_an_epoch_counts_that_epoch(self, concepts):
+        class Interrupt(Callback):
+            def on_epoch_end(self, net, **kwargs):
+                raise KeyboardInterrupt
+
+        aligner = small(callbacks=[Interrupt()])
+        with pytest.warns(UserWarning, match="stopped after 1 of 15"):
+            aligner.fit(concepts.image, concepts.text)
+        assert aligner.best_epoch_ == 1
 
     def test_without_early_stopping_all_epochs_run_on_all_pairs(self, concepts):
         aligner = small(early_stopping=False).fit(concepts.image, concepts.text)
@@ -206,7 +228,10 @@ class TestFormsOfY:
             "objects": np.array(pictures.captions, dtype=object),
             "pandas": pd.Series(pictures.captions, index=np.arange(len(pictures.captions)) + 9),
             "polars": pl.Series(pictures.captions),
+            "pyarrow": pa.array(pictures.captions),
             "ragged": [[caption] for caption in pictures.captions],
+            "ragged polars": pl.Series([[caption] for caption in pictures.captions]),
+            "2-D array": np.array(pictures.captions)[:, None],
         }
 
     def test_all_forms_of_captions_are_the_same(self, pictures, features, text_encoder):
@@ -281,8 +306,31 @@ class TestBadInput:
             small(text_encoder=text_encoder).fit(pictures.images, pictures.captions)
 
     def test_class_numbers_as_captions(self, features, text_encoder):
-        with pytest.raises(ValueError, match="y holds numbers, and text_encoder is set"):
-            small(text_encoder=text_encoder).fit(features.image, np.zeros(300, dtype=int))
+        for numbers in (np.zeros(300, dtype=int), [0] * 300):
+            with pytest.raises(ValueError, match="y holds numbers, and text_encoder is set"):
+                small(text_encoder=text_encoder).fit(features.image, numbers)
+
+    def test_a_table_or_a_mapping_of_captions(self, features, pictures, text_encoder):
+        aligner = small(text_encoder=text_encoder)
+        with pytest.raises(ValueError, match=r"columns \['caption'\]: pass the one"):
+            aligner.fit(features.image, pd.DataFrame({"caption": pictures.captions}))
+        with pytest.raises(ValueError, match="must be a sequence of captions or features"):
+            aligner.fit(features.image, dict(enumerate(pictures.captions)))
+
+    def test_an_encoder_of_an_earlier_fit_does_not_answer(self, features, pictures, text_encoder):
+        aligner = small(text_encoder=text_encoder, max_epochs=1)
+        aligner.fit(features.image, pictures.captions).fit(features.image, features.text)
+        with pytest.raises(ValueError, match="was fitted on features of texts"):
+            aligner.transform_text(["a cat"])
+
+    def test_an_encoder_that_tells_nothing_apart_scores_nothing(self, features, pictures):
+        """Equal features are no sign of equal captions: a collapsed encoder is no good one."""
+        fitted_on = [f"word{i}" for i in range(200)]
+        aligner = small(text_encoder=CountVectorizer(), max_epochs=2)
+        aligner.fit(features.image[:200], fitted_on)
+        assert aligner.score(features.image[200:], pictures.captions[200:]) < 0.05
+        with pytest.warns(UserWarning, match="All pictures have the same features"):
+            aligner.score(np.ones_like(features.image[:9]), pictures.captions[:9])
 
     def test_captions_given_as_pictures(self, pictures, image_encoder, text_encoder):
         aligner = small(image_encoder=image_encoder, text_encoder=text_encoder)

@@ -18,22 +18,29 @@ class TestPairBatches:
     @pytest.mark.parametrize(("n_pairs", "batch_size"), [(10, 4), (9, 8), (5, 99), (2, 2), (7, 3)])
     def test_every_pair_once_an_epoch_and_no_batch_of_one(self, n_pairs, batch_size):
         batches = list(PairBatches(dataset(n_pairs), batch_size, shuffle=True, seed=0))
-        sizes = [len(ids) for _, ids in batches]
-        seen = torch.cat([ids[:, 0] for _, ids in batches])
+        sizes = [len(inputs["image"]) for inputs, _ in batches]
+        seen = torch.cat([inputs["image"][:, 0] for inputs, _ in batches])
         assert sorted(seen.tolist()) == list(range(n_pairs))
         assert max(sizes) <= batch_size
         assert min(sizes) >= 2
         assert max(sizes) - min(sizes) <= 1
 
     def test_both_sides_belong_to_the_same_pair(self):
-        for inputs, ids in PairBatches(dataset(10), 4, shuffle=True):
+        for inputs, positive in PairBatches(dataset(10), 4, shuffle=True):
             torch.testing.assert_close(inputs["image"], -inputs["text"])
-            torch.testing.assert_close(inputs["image"][:, 0], ids[:, 0].float())
+            assert positive.ndim == 1  # the diagonal alone
+
+    def test_a_pair_is_positive_wherever_its_members_meet(self):
+        """A-t1, A-t2, B-t2: picture A and caption t2 belong together in all three rows."""
+        numbers = torch.arange(2, dtype=torch.float32)[:, None]
+        data = PairDataset(numbers, numbers, np.array([[0, 0], [0, 1], [1, 1]]))
+        _, positive = data[torch.arange(3)]
+        assert positive.tolist() == [[True, True, True], [True, True, True], [False, True, True]]
 
     def test_order_changes_by_epoch_and_repeats_by_seed(self):
         def epochs():
             batches = PairBatches(dataset(50), 50, shuffle=True, seed=3)
-            return [next(iter(batches))[1][:, 0].tolist() for _ in range(2)]
+            return [next(iter(batches))[0]["image"][:, 0].tolist() for _ in range(2)]
 
         first, second = epochs()
         assert first != second
@@ -54,6 +61,12 @@ class TestSplit:
         """A recall among two or three captions would stop training at the first epoch."""
         pairs = np.column_stack([np.arange(1000), np.arange(1000) % 20])
         assert split_pairs(pairs, 0.1, np.random.RandomState(0)).valid is None
+
+    def test_a_caption_of_very_many_pictures_stays_in_training(self):
+        pairs = np.array([[i, 0] for i in range(1000)] + [[1000 + i, 1 + i] for i in range(300)])
+        for seed in range(20):
+            split = split_pairs(pairs, 0.1, np.random.RandomState(seed))
+            assert len(split.valid) <= 130
 
     def test_subset_keeps_the_features_of_its_pairs(self):
         whole = dataset(10)

@@ -14,7 +14,7 @@ from sklearn.utils import Tags, check_array
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ..metrics import retrieval_report
-from ._captions import flat_captions, holds_pictures, holds_texts
+from ._captions import flat_captions, holds_pictures, holds_texts, plain_sequence
 
 _NAMED_IN_ERRORS = 5
 
@@ -75,6 +75,7 @@ class BaseAligner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
             Of length 1.
         """
         check_is_fitted(self)
+        y = plain_sequence(y)
         if holds_texts(y):
             texts, rows = flat_captions(y)
             if len(rows) != len(y):
@@ -152,24 +153,25 @@ class BaseAligner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
                 f"{type(self).__name__} requires y to be passed, but the target y is None: pass "
                 "the captions (or their features) of the pictures in X."
             )
+        # What an earlier fit left must not answer for this one.
+        for stale in ("image_encoder_", "text_encoder_"):
+            self.__dict__.pop(stale, None)
         data = self._pairs(X, y, reset=True)
         if len(data.pairs) < 2:
             raise ValueError(
                 f"{type(self).__name__} needs at least 2 pairs, found n_samples=1: with one pair "
                 "there is nothing to tell it from."
             )
-        for kind, distinct in (("pictures", data.image), ("captions", data.text)):
-            if len(distinct) == 1:
-                warnings.warn(
-                    f"All {kind} are the same: there is nothing to align.",
-                    UserWarning,
-                    stacklevel=3,
-                )
+        if len(data.text) == 1:
+            warnings.warn(
+                "All captions are the same: there is nothing to align.", UserWarning, stacklevel=3
+            )
         return data
 
     def _pairs(self, X: Any, y: Any, reset: bool) -> Pairs:
         """Return distinct pictures and captions; captions are looked at before long work."""
         captions: list[str] | None = None
+        y = plain_sequence(y)
         if holds_texts(y):
             if self.text_encoder is None:
                 raise ValueError(
@@ -178,7 +180,7 @@ class BaseAligner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
                 )
             captions, rows = flat_captions(y)
             n_rows = len(y)
-        elif self.text_encoder is not None and getattr(y, "ndim", 2) == 1:
+        elif self.text_encoder is not None and not issparse(y) and np.ndim(y) == 1:
             raise ValueError(
                 "y holds numbers, and text_encoder is set: expected captions (or their features "
                 "of shape (n_samples, n_features)). For class labels use ZeroShotClassifier."
@@ -195,7 +197,10 @@ class BaseAligner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
             return _distinct(image, np.arange(len(image)), text, np.arange(len(text)))
         unique = {caption: number for number, caption in enumerate(dict.fromkeys(captions))}
         encoded = self._encoded_texts(list(unique), reset)
-        return _distinct(image, rows, encoded, np.array([unique[text] for text in captions]))
+        numbers = np.array([unique[text] for text in captions])
+        # Captions that an encoder cannot tell apart are one to train on, yet not one to score:
+        # an encoder that gives all captions the same feature would be the best of all.
+        return _distinct(image, rows, encoded, numbers, merge_texts=reset)
 
     def _both_features(self, X: Any, y: Any, reset: bool) -> tuple[np.ndarray, np.ndarray]:
         """Validate features of both sides as scikit-learn does."""
@@ -232,10 +237,10 @@ class BaseAligner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         return _rows_or_nan(features, "X")
 
     def _encoded_texts(self, texts: list[str], reset: bool) -> np.ndarray:
-        if self.text_encoder is None:
+        if self.text_encoder is None or not (reset or hasattr(self, "text_encoder_")):
             raise ValueError(
-                "These are texts, and text_encoder is None: this aligner was fitted on features "
-                f"of texts. Pass features of width {self.n_text_features_in_}."
+                "These are texts, and this aligner was fitted on features of texts: pass features "
+                f"of width {self.n_text_features_in_}, or fit with text_encoder on captions."
             )
         if reset:
             self.text_encoder_ = clone(self.text_encoder).fit(texts, None)
@@ -301,9 +306,13 @@ def _where_known(features: np.ndarray, embed: Any, width: int) -> np.ndarray:
 
 
 def _distinct(
-    image: np.ndarray, image_rows: np.ndarray, text: np.ndarray, text_rows: np.ndarray
+    image: np.ndarray,
+    image_rows: np.ndarray,
+    text: np.ndarray,
+    text_rows: np.ndarray,
+    merge_texts: bool = True,
 ) -> Pairs:
-    """Merge equal rows on both sides and drop the pairs that an encoder gave up."""
+    """Merge equal rows and drop the pairs that an encoder gave up."""
     lost = np.isnan(image[image_rows, 0]) | np.isnan(text[text_rows, 0])
     if lost.any():
         rows = np.unique(image_rows[lost])
@@ -318,13 +327,25 @@ def _distinct(
         if not len(image_rows):
             raise ValueError("No pair is left: none of the pictures could be encoded.")
     images, image_numbers = _first_of_equal(image, image_rows)
-    texts, text_numbers = _first_of_equal(text, text_rows)
+    texts, text_numbers = _first_of_equal(text, text_rows, by_feature=merge_texts)
+    if len(images) == 1 < len(np.unique(image_rows)):
+        warnings.warn(
+            "All pictures have the same features: there is nothing to tell them apart by, and "
+            "any score on them says nothing.",
+            UserWarning,
+            stacklevel=5,
+        )
     pairs = np.unique(np.column_stack([image_numbers, text_numbers]), axis=0)
     return Pairs(images, texts, pairs)
 
 
-def _first_of_equal(features: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _first_of_equal(
+    features: np.ndarray, rows: np.ndarray, by_feature: bool = True
+) -> tuple[np.ndarray, np.ndarray]:
     """Return the distinct rows in order of appearance, and each row's number among them."""
+    if not by_feature:
+        used, inverse = np.unique(rows, return_inverse=True)
+        return features[used], inverse
     numbers: dict[bytes, int] = {}
     first: list[int] = []
     inverse = np.empty(len(rows), dtype=np.int64)

@@ -12,12 +12,38 @@ from scipy.sparse import issparse
 _NAMED_IN_ERRORS = 5
 
 
+def plain_sequence(y: Any) -> Any:
+    """Return a column of another library, or a table of texts, as lists; other y as it is.
+
+    Raises
+    ------
+    ValueError
+        When y is no sequence, or a table whose caption column has to be chosen.
+    """
+    if hasattr(y, "to_pylist"):  # pyarrow
+        return y.to_pylist()
+    if hasattr(y, "to_list") and not hasattr(y, "iloc"):  # polars
+        return y.to_list()
+    if hasattr(y, "columns"):
+        if all(getattr(kind, "kind", "O") in "fiub" for kind in y.dtypes):
+            return y
+        raise ValueError(
+            f"y is a table with the columns {list(y.columns)}: pass the one that holds captions."
+        )
+    is_table = isinstance(y, np.ndarray) and y.ndim == 2 and y.dtype.kind in "UO"
+    if is_table and any(isinstance(text, str) for text in y.flat):
+        return y.tolist()
+    if isinstance(y, dict) or not (hasattr(y, "__len__") or hasattr(y, "__array__")):
+        raise ValueError(f"y must be a sequence of captions or features, not {type(y).__name__}.")
+    return y
+
+
 def holds_texts(y: Any) -> bool:
     """Say whether y is captions (or lists of captions) rather than numbers."""
     kind = getattr(getattr(y, "dtype", None), "kind", None)
     if issparse(y) or kind in ("f", "i", "u", "b", "c") or not hasattr(y, "__len__"):
         return False
-    if hasattr(y, "columns") or getattr(y, "ndim", 1) > 1:
+    if getattr(y, "ndim", 1) != 1:
         return False
     return any(_is_text(item) for item in y)
 

@@ -21,6 +21,7 @@ from ..training import (
     EpochProgress,
     PairBatches,
     PairDataset,
+    StopWhenPatient,
     ValidationRecall,
     adamw,
     cosine_schedule,
@@ -82,12 +83,16 @@ class APEAligner(CallbackSupportMixin, BaseAligner):
     max_epochs : int, default=100
         The most passes over the training pairs.
     early_stopping : bool, default=True
-        Hold pairs out, keep the epoch with the best recall on them and stop when it has not risen
-        for long. Needs at least 50 groups of pairs; with fewer, all epochs run on all pairs.
+        Hold pairs out, find the epoch with the best recall on them and stop when it has not risen
+        for long. Needs at least 50 groups of pairs that share no picture or caption; with fewer,
+        all epochs run on all pairs.
     validation_fraction : float, default=0.1
         Share of the pairs held out; no picture or caption stands on both sides.
     n_iter_no_change : int, default=15
         Epochs without a rise before training stops.
+    refit : bool, default=True
+        Train once more, on all pairs and as long as was best, so that no pair is lost to
+        validation.
     device : {"auto"}, str or torch.device, default="auto"
         Where the heads are trained; ``"auto"`` takes a GPU when there is one.
     random_state : int, RandomState instance or None, default=None
@@ -107,7 +112,7 @@ class APEAligner(CallbackSupportMixin, BaseAligner):
     history_ : list of dict
         One dict an epoch: ``train_loss``, ``valid_recall``, ``logit_scale``, ``dur`` (seconds).
     best_epoch_ : int
-        The epoch whose weights were kept, counted from 1.
+        The epoch with the best recall on the pairs held out, counted from 1; the last without.
     n_epochs_ : int
         Epochs run.
     n_parameters_ : int
@@ -132,8 +137,8 @@ class APEAligner(CallbackSupportMixin, BaseAligner):
 
     Notes
     -----
-    Pictures with several captions, and captions of several pictures, are positives of one
-    another. Interrupting a fit keeps the best epoch so far.
+    A picture's captions are all positives, never negatives. Interrupting a fit keeps the best
+    epoch so far, as in scikit-learn's MLP.
 
     References
     ----------
@@ -180,6 +185,7 @@ class APEAligner(CallbackSupportMixin, BaseAligner):
         early_stopping: bool = True,
         validation_fraction: float = 0.1,
         n_iter_no_change: int = 15,
+        refit: bool = True,
         device: str | torch.device | None = "auto",
         random_state: int | np.random.RandomState | None = None,
         verbose: int = 0,
@@ -204,6 +210,7 @@ class APEAligner(CallbackSupportMixin, BaseAligner):
         self.early_stopping = early_stopping
         self.validation_fraction = validation_fraction
         self.n_iter_no_change = n_iter_no_change
+        self.refit = refit
         self.device = device
         self.random_state = random_state
         self.verbose = verbose
@@ -248,19 +255,67 @@ class APEAligner(CallbackSupportMixin, BaseAligner):
     def _train(self, data: Pairs, seed: int, fit: FitContext) -> None:
         image, text = (torch.from_numpy(side) for side in (data.image, data.text))
         everything = PairDataset(image, text, data.pairs)
-        valid = None
-        train = everything
+        train, valid = everything, None
         if self.early_stopping:
             split = split_pairs(data.pairs, self.validation_fraction, np.random.RandomState(seed))
             if split.valid is not None:
                 train, valid = subset(everything, split.train), subset(everything, split.valid)
+        net = self._trained(train, seed, self._watchers(valid, fit))
+        self._remember(net, valid is not None)
+        if valid is not None and self.refit:
+            again = [("progress", EpochProgress(self.best_epoch_, "refit"))]
+            net = self._trained(everything, seed, again if self.verbose == 1 else [], last=True)
+        self._keep(net)
 
-        module = self._make_module(image.shape[1], text.shape[1])
+    def _trained(
+        self, train: PairDataset, seed: int, callbacks: list[Any], last: bool = False
+    ) -> AlignmentNet:
+        """Train new heads; `last` stops where the best epoch was found, on the same schedule."""
+        module = self._make_module(train.image.shape[1], train.text.shape[1])
         module.image_head.set_statistics(train.image)
         module.text_head.set_statistics(train.text)
-        net = self._make_net(module, train, valid, seed, fit)
-        net.fit(train, y=None)
-        self._keep(net, early=valid is not None)
+        n_steps = self.max_epochs * n_batches(len(train), self.batch_size)
+        always = [("divergence", DivergenceGuard()), ("schedule", cosine_schedule(n_steps))]
+        net = AlignmentNet(
+            module=module,
+            criterion=_LOSSES[self.loss],
+            criterion__logit_scale=self.logit_scale,
+            criterion__max_logit_scale=self.max_logit_scale,
+            criterion__learn_scale=self.learn_logit_scale,
+            optimizer=adamw,
+            optimizer__weight_decay=self.weight_decay,
+            lr=self.learning_rate,
+            batch_size=self.batch_size,
+            max_epochs=self.best_epoch_ if last else self.max_epochs,
+            iterator_train=PairBatches,
+            iterator_train__shuffle=True,
+            iterator_train__seed=seed,
+            train_split=None,
+            callbacks=always + callbacks,
+            device=self.device_,
+            verbose=int(self.verbose >= 2),
+        )
+        return net.fit(train, y=None)
+
+    def _watchers(self, valid: PairDataset | None, fit: FitContext) -> list[Any]:
+        """Return the callbacks of the run that finds the best epoch, in their order."""
+        watchers: list[Any] = [("recall", ValidationRecall(valid))]
+        if valid is not None:
+            best = BestEpoch(
+                "valid_recall",
+                patience=self.n_iter_no_change,
+                lower_is_better=False,
+                threshold=0.0,
+                load_best=True,
+                sink=_silent,
+            )
+            watchers.append(("best", best))
+        if self.verbose == 1:
+            watchers.append(("progress", EpochProgress(self.max_epochs, "align")))
+        watchers += [(f"bridge{i}", bridge) for i, bridge in enumerate(fit.skorch_callbacks())]
+        # Deep copies: skorch writes into its callbacks, and parameters are not ours to change.
+        watchers += deepcopy(list(self.callbacks or []))
+        return [*watchers, ("stop", StopWhenPatient(best))] if valid is not None else watchers
 
     def _make_module(self, n_image: int, n_text: int) -> TwoTower:
         n_out = {"image": n_text, "text": n_image, "both": _WIDTH_OF_BOTH}[self.side]
@@ -278,84 +333,34 @@ class APEAligner(CallbackSupportMixin, BaseAligner):
         ]
         return TwoTower(*heads)
 
-    def _make_net(
-        self,
-        module: TwoTower,
-        train: PairDataset,
-        valid: PairDataset | None,
-        seed: int,
-        fit: FitContext,
-    ) -> AlignmentNet:
-        n_steps = self.max_epochs * n_batches(len(train), self.batch_size)
-        callbacks = [
-            ("divergence", DivergenceGuard()),
-            ("schedule", cosine_schedule(n_steps)),
-            ("recall", ValidationRecall(valid)),
-        ]
-        if self.verbose == 1:
-            callbacks.append(("progress", EpochProgress()))
-        callbacks += [(f"bridge{i}", bridge) for i, bridge in enumerate(fit.skorch_callbacks())]
-        # Deep copies: skorch writes into its callbacks, and parameters are not ours to change.
-        callbacks += deepcopy(list(self.callbacks or []))
-        if valid is not None:
-            best = BestEpoch(
-                "valid_recall",
-                patience=self.n_iter_no_change,
-                lower_is_better=False,
-                threshold=0.0,
-                load_best=True,
-                sink=_silent,
-            )
-            callbacks.append(("best", best))
-        return AlignmentNet(
-            module=module,
-            criterion=_LOSSES[self.loss],
-            criterion__logit_scale=self.logit_scale,
-            criterion__max_logit_scale=self.max_logit_scale,
-            criterion__learn_scale=self.learn_logit_scale,
-            optimizer=adamw,
-            optimizer__weight_decay=self.weight_decay,
-            lr=self.learning_rate,
-            batch_size=self.batch_size,
-            max_epochs=self.max_epochs,
-            iterator_train=PairBatches,
-            iterator_train__shuffle=True,
-            iterator_train__seed=seed,
-            train_split=None,
-            callbacks=callbacks,
-            device=self.device_,
-            verbose=int(self.verbose >= 2),
-        )
-
-    def _keep(self, net: AlignmentNet, early: bool) -> None:
-        """Take what prediction needs from the net; the rest goes with it."""
+    def _remember(self, net: AlignmentNet, validated: bool) -> None:
+        """Take the course of the training from the net."""
         # Absent when the very first epoch was interrupted.
-        rows = [row for row in net.history if "train_loss" in row]
+        rows = [row for row in net.history if "train_loss" in row and "logit_scale" in row]
         if not rows:
-            raise RuntimeError("Training was interrupted before its first epoch was complete.")
+            raise KeyboardInterrupt
         kept = ("epoch", "train_loss", "valid_recall", "logit_scale", "dur")
         self.history_ = [
             {key: row[key] if key == "epoch" else float(row[key]) for key in kept if key in row}
             for row in rows
         ]
         self.n_epochs_ = len(rows)
-        self.best_epoch_ = self.n_epochs_
-        patience_ran_out = False
-        if early:
-            best = dict(net.callbacks_)["best"]
-            self.best_epoch_ = best.best_epoch_
-            patience_ran_out = best.misses_ >= self.n_iter_no_change
-        self.stopped_early_ = self.n_epochs_ < self.max_epochs
-        if self.stopped_early_ and not patience_ran_out:
+        best = dict(net.callbacks_)["best"] if validated else None
+        self.best_epoch_ = (best and best.best_epoch_) or self.n_epochs_
+        patience_ran_out = best is not None and best.misses_ >= self.n_iter_no_change
+        if self.n_epochs_ < self.max_epochs and not patience_ran_out:
             warnings.warn(
-                f"Training was stopped after {self.n_epochs_} of {self.max_epochs} epochs; the "
-                f"weights of epoch {self.best_epoch_} are kept.",
+                f"Training was stopped after {self.n_epochs_} of {self.max_epochs} epochs; epoch "
+                f"{self.best_epoch_} is taken as the best.",
                 UserWarning,
                 stacklevel=5,
             )
+
+    def _keep(self, net: AlignmentNet) -> None:
+        """Take what prediction needs from the net; the rest goes with it."""
         # On the CPU, so that a pickle opens on a machine without the training device.
         self.module_ = net.module_.to("cpu").eval()
-        self.logit_scale_ = net.criterion_.logit_scale.item()
+        self.logit_scale_ = float(net.criterion_.logit_scale.item())
         self.n_parameters_ = sum(p.numel() for p in self.module_.parameters())
         self.n_components_ = self._n_features_out = self.module_.n_components
         self.fingerprint_ = self.module_.fingerprint()
