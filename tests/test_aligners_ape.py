@@ -247,6 +247,8 @@ class TestFormsOfY:
         by_caption = small(text_encoder=text_encoder).fit(features.image, pictures.captions)
         by_feature = small().fit(features.image, features.text)
         assert by_caption.fingerprint_ == by_feature.fingerprint_
+        for table in (pd.DataFrame(features.text), pl.DataFrame(features.text)):
+            assert small().fit(features.image, table).fingerprint_ == by_feature.fingerprint_
 
     def test_several_captions_a_picture(self, pictures, features, text_encoder):
         """A hit on any caption of a picture counts, and more captions teach more words."""

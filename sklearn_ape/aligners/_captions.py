@@ -25,7 +25,7 @@ def plain_sequence(y: Any) -> Any:
     if hasattr(y, "to_list") and not hasattr(y, "iloc"):  # polars
         return y.to_list()
     if hasattr(y, "columns"):
-        if all(getattr(kind, "kind", "O") in "fiub" for kind in y.dtypes):
+        if np.asarray(y).dtype.kind in "fiub":
             return y
         raise ValueError(
             f"y is a table with the columns {list(y.columns)}: pass the one that holds captions."
