@@ -22,6 +22,10 @@ from .prompts import resolve_templates
 __all__ = ["ZeroShotClassifier"]
 
 _NAMED_IN_ERRORS = 5
+_NOT_FITTED = (
+    "This %(name)s is not fitted: call fit(images, captions), or pass labels and a fitted "
+    "aligner, as in %(name)s(['cat', 'dog'], aligner=model)."
+)
 
 
 class ZeroShotClassifier(ClassifierMixin, BaseEstimator):
@@ -237,7 +241,7 @@ class ZeroShotClassifier(ClassifierMixin, BaseEstimator):
         accuracy : float
             Between 0 and 1.
         """
-        check_is_fitted(self)
+        check_is_fitted(self, msg=_NOT_FITTED)
         truth = checked_y(y)
         known = {*self.classes_.tolist(), self.unknown_label}
         absent = [label for label in dict.fromkeys(truth) if label not in known]
@@ -273,7 +277,7 @@ class ZeroShotClassifier(ClassifierMixin, BaseEstimator):
         return self.aligner_.feature_names_in_
 
     def _logits(self, X: Any) -> np.ndarray:
-        check_is_fitted(self)
+        check_is_fitted(self, msg=_NOT_FITTED)
         self._check_parameters()
         aligner = self._fitted_aligner()
         embeddings = np.asarray(aligner.transform(X))

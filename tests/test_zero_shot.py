@@ -358,7 +358,7 @@ class TestBadInput:
             ZeroShotClassifier(LABELS, aligner=clone(model)),
             ZeroShotClassifier(aligner=model),
         ):
-            with pytest.raises(NotFittedError):
+            with pytest.raises(NotFittedError, match="pass labels and a fitted aligner"):
                 classifier.predict([[0.0]])
 
     def test_something_else_as_aligner(self):
