@@ -145,6 +145,13 @@ class ZeroShotClassifier(ClassifierMixin, BaseEstimator):
         if y is not None:
             check_consistent_length(X, y)
         names = names_of(dict.fromkeys(checked_y(y)) if self.labels is None else self.labels)
+        if self.labels is None and not all(isinstance(label, str) for label in names):
+            warnings.warn(
+                "y holds numbers, so the classes are named by them ('0', '1', ...). Give them "
+                "names with labels={0: 'cat', 1: 'dog', ...}.",
+                UserWarning,
+                stacklevel=2,
+            )
         if isinstance(self.aligner, FrozenEstimator):
             check_is_fitted(self.aligner)
             self.aligner_ = self.aligner

@@ -314,6 +314,11 @@ class TestBadInput:
                 cv=2,
             )
 
+    def test_numbers_without_names_are_warned_of(self, features, text_encoder):
+        aligner = APEAligner(text_encoder=text_encoder, width=32, max_epochs=1)
+        with pytest.warns(UserWarning, match="the classes are named by them"):
+            ZeroShotClassifier(aligner=aligner).fit(features.image[:4], [0, 1, 0, 1])
+
     def test_unequal_lengths_and_missing_labels(self, model, features, pictures):
         frozen = ZeroShotClassifier(LABELS, aligner=FrozenEstimator(model[-1]))
         with pytest.raises(ValueError, match="inconsistent numbers of samples"):
