@@ -206,6 +206,9 @@ class BestEpoch(EarlyStopping):
             super().on_train_end(net, **kwargs)
             net.criterion_.load_state_dict(self.best_criterion_)
 
+    def _sink(self, text: str, verbose: int) -> None:
+        """Swallow skorch's remarks, which the aligner's ``history_`` holds."""
+
 
 class StopWhenPatient(Callback):
     """Ends training when a `BestEpoch` has waited long enough."""

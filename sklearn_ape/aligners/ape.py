@@ -307,7 +307,6 @@ class APEAligner(CallbackSupportMixin, BaseAligner):
                 lower_is_better=False,
                 threshold=0.0,
                 load_best=True,
-                sink=_silent,
             )
             watchers.append(("best", best))
         if self.verbose == 1:
@@ -395,7 +394,3 @@ class APEAligner(CallbackSupportMixin, BaseAligner):
         check_number(self, "logit_scale", 0, above=True)
         check_number(self, "max_logit_scale", self.logit_scale)
         resolve_device(self.device)
-
-
-def _silent(message: str) -> None:
-    """Take skorch's remarks on early stopping, which `history_` holds."""

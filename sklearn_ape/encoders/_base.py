@@ -254,8 +254,13 @@ class FrozenEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
             prepared = parallel(
                 delayed(_prepared_or_error)(self, network.prepare, items[key]) for key in some
             )
-            good = {k: p for k, p in zip(some, prepared, strict=True) if not _failed(p)}
-            yield good, {k: p for k, p in zip(some, prepared, strict=True) if _failed(p)}
+            good = {
+                k: p for k, p in zip(some, prepared, strict=True) if not isinstance(p, ItemError)
+            }
+            yield (
+                good,
+                {k: p for k, p in zip(some, prepared, strict=True) if isinstance(p, ItemError)},
+            )
 
     def _features_of(
         self, network: Network, batch: dict[bytes, Any], bad: dict[bytes, ItemError]
@@ -389,10 +394,6 @@ class FrozenEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
 def _check_choice(parameter: str, value: Any, choices: Sequence[str]) -> None:
     if value not in choices:
         raise ValueError(f"{parameter} must be one of {', '.join(choices)}, not {value!r}.")
-
-
-def _failed(prepared: Any) -> bool:
-    return isinstance(prepared, ItemError)
 
 
 def _prepared_or_error(encoder: FrozenEncoder, prepare: Any, item: Any) -> Any:
