@@ -81,7 +81,7 @@ def run_demo(
     n_jobs: int = -1,
     verbose: int = 1,
 ) -> DemoResult:
-    """Align EfficientNet-Lite0 and MiniLM on OpenMoji and evaluate on concepts never seen.
+    """Align EfficientNet-Lite0 and MiniLM on OpenMoji and evaluate on captions held out.
 
     Parameters
     ----------
@@ -142,7 +142,10 @@ def run_demo(
 
 
 def _split(data: Bunch, random_state: int) -> tuple[Bunch, Bunch]:
-    """Hold out concepts: no held-out picture shows what a training picture shows."""
+    """Hold out captions, together with their variants by gender and with equal pictures.
+
+    Near relatives (sun behind cloud, sun behind large cloud) may stand on both sides.
+    """
     concepts = [_WHO.sub("", caption).strip(" :") or caption for caption in data.captions]
     # A few pictures come under two names: the one goes where the other goes.
     first: dict[bytes, str] = {}

@@ -25,8 +25,8 @@ def print_result(result: DemoResult) -> None:
     console = Console()
     n = result.n_held_out
     console.print(
-        f"\nTrained on {result.n_train} captioned pictures, tested on {n} pictures of concepts "
-        f"never seen in training."
+        f"\nTrained on {result.n_train} captioned pictures, tested on {n} held-out pictures "
+        f"whose captions were not among them."
     )
     recall = Table(title=f"Retrieval among {n} held-out pairs", title_justify="left")
     recall.add_column("direction")

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sklearn_ape.encoders._images import ItemError, check_image, image_digest, read_image
+from sklearn_ape.encoders._errors import ItemError
+from sklearn_ape.encoders._images import check_image, image_digest, read_image
 
 RGB = np.random.default_rng(0).integers(0, 256, size=(24, 32, 3), dtype=np.uint8)
 

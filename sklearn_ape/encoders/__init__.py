@@ -1,6 +1,7 @@
 """Frozen, pretrained encoders as scikit-learn transformers."""
 
-from ._base import CacheInfo, EncodingError
+from ._base import CacheInfo
+from ._errors import EncodingError
 from ._open_clip import OpenCLIPImageEncoder, OpenCLIPTextEncoder
 from ._registry import EncoderInfo, list_encoders
 from ._timm import TimmImageEncoder

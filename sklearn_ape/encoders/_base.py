@@ -25,35 +25,11 @@ from tqdm import tqdm
 
 from ..devices import resolve_device
 from ..features import FeatureCache, open_cache
-from ._images import ItemError
+from ._errors import EncodingError, ItemError
 from ._networks import Network, shared_network
 from ._registry import folder_digest
 
 _NAMED_IN_ERRORS = 5
-
-
-class EncodingError(ValueError):
-    """Some items could not be encoded.
-
-    Parameters
-    ----------
-    message : str
-        Names the first bad rows and the remedy.
-    errors : dict of {int: str}
-        See below.
-
-    Attributes
-    ----------
-    errors : dict of {int: str}
-        The reason for every bad row found.
-    """
-
-    def __init__(self, message: str, errors: dict[int, str]) -> None:
-        super().__init__(message)
-        self.errors = errors
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (str(self), self.errors)
 
 
 class CacheInfo(NamedTuple):

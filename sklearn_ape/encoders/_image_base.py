@@ -9,7 +9,8 @@ import torch
 from sklearn.utils import Tags
 
 from ._base import FrozenEncoder, _check_choice
-from ._images import ItemError, check_image, image_digest, read_image
+from ._errors import ItemError
+from ._images import check_image, image_digest, read_image
 
 # Resized to a network's input, a narrower picture would fill the memory.
 _NARROWEST = 100

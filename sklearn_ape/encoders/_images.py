@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ._errors import ItemError
 from ._stamps import is_settled, stamp_of
 
 if TYPE_CHECKING:
@@ -28,10 +29,6 @@ IMAGE_SUFFIXES = frozenset(
 _SVG_STARTS = (b"<svg", b"<?xml", b"<!DOCTYPE svg")
 _REMEMBERED_FILES = 1_000_000
 _file_digests: OrderedDict[str, tuple[tuple[int, ...], bytes]] = OrderedDict()
-
-
-class ItemError(ValueError):
-    """One item cannot be encoded; the message says why and what to do."""
 
 
 def image_digest(item: Any) -> bytes:

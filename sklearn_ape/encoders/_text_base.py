@@ -10,7 +10,8 @@ from typing import Any
 from sklearn.utils import Tags
 
 from ._base import FrozenEncoder
-from ._images import IMAGE_SUFFIXES, ItemError
+from ._errors import ItemError
+from ._images import IMAGE_SUFFIXES
 
 
 class TextEncoder(FrozenEncoder):
