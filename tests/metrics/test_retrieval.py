@@ -3,8 +3,13 @@
 import numpy as np
 import pytest
 
-from sklearn_ape import metrics
-from sklearn_ape.metrics import recall_at_k, retrieval_ranks, retrieval_report
+from sklearn_ape.metrics import (
+    _retrieval,
+    rank_report,
+    recall_at_k,
+    retrieval_ranks,
+    retrieval_report,
+)
 
 
 def ranks_by_loop(queries, candidates, pairs):
@@ -20,7 +25,7 @@ def ranks_by_loop(queries, candidates, pairs):
 
 @pytest.mark.parametrize("tile_bytes", [8, 2**26])
 def test_ranks_equal_a_loops_with_several_positives_and_in_tiles(tile_bytes, monkeypatch):
-    monkeypatch.setattr(metrics, "_TILE_BYTES", tile_bytes)
+    monkeypatch.setattr(_retrieval, "_TILE_BYTES", tile_bytes)
     rng = np.random.default_rng(0)
     queries, candidates = rng.standard_normal((20, 4)), rng.standard_normal((30, 4))
     pairs = np.column_stack([np.repeat(np.arange(20), 3), rng.integers(30, size=60)])
@@ -55,3 +60,30 @@ def test_recall_counts_ranks_below_k():
     assert [recall_at_k(ranks, k) for k in (1, 2, 5, 10)] == [0.25, 0.5, 0.75, 1.0]
     with pytest.raises(ValueError, match="at least 1"):
         recall_at_k(ranks, 0)
+
+
+def test_rank_report_is_by_hand_with_several_positives():
+    """Pictures 0 and 1 share caption 0; picture 1 has caption 1 as well, and 2 has caption 2."""
+    image = np.array([[1.0, 0.0], [0.6, 0.8], [-1.0, 0.0]])
+    text = np.array([[0.0, 1.0], [0.8, 0.6], [0.6, -0.8]])
+    pairs = np.array([[0, 0], [1, 0], [1, 1], [2, 2]])
+    report = rank_report(image, text, pairs, ks=[1, 2])
+    # Cosines by picture: 0, .8, .6; .8, .96, -.28; 0, -.8, -.6.
+    assert report["image_to_text"] == pytest.approx(
+        {
+            "recall@1": 1 / 3,
+            "recall@2": 2 / 3,
+            "mean_rank": (3 + 1 + 2) / 3,
+            "median_rank": 2,
+            "mean_reciprocal_rank": (1 / 3 + 1 + 1 / 2) / 3,
+        }
+    )
+    assert report["text_to_image"] == pytest.approx(
+        {
+            "recall@1": 2 / 3,
+            "recall@2": 2 / 3,
+            "mean_rank": (1 + 1 + 3) / 3,
+            "median_rank": 1,
+            "mean_reciprocal_rank": (1 + 1 + 1 / 3) / 3,
+        }
+    )

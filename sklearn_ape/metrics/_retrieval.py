@@ -7,8 +7,6 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.sparse import csr_array
 
-__all__ = ["recall_at_k", "retrieval_ranks", "retrieval_report"]
-
 _TILE_BYTES = 2**26
 
 
@@ -119,6 +117,7 @@ def retrieval_report(
 
     See Also
     --------
+    rank_report : Mean and median ranks as well.
     retrieval_ranks : The ranks that recall is taken from.
 
     Examples
@@ -135,3 +134,61 @@ def retrieval_report(
         "image_to_text": {k: recall_at_k(by_image, k) for k in ks},
         "text_to_image": {k: recall_at_k(by_text, k) for k in ks},
     }
+
+
+def rank_report(
+    image_embeddings: np.ndarray,
+    text_embeddings: np.ndarray,
+    pairs: np.ndarray,
+    ks: Sequence[int] = (1, 5, 10),
+) -> dict[str, dict[str, float]]:
+    """Recall@k, mean, median and mean reciprocal rank in both directions.
+
+    Parameters
+    ----------
+    image_embeddings : ndarray of shape (n_images, n_components)
+        One row a distinct picture, of length 1.
+    text_embeddings : ndarray of shape (n_texts, n_components)
+        One row a distinct caption, of length 1.
+    pairs : ndarray of shape (n_pairs, 2)
+        Rows of pictures and of captions that belong together; the best of them gives the rank.
+    ks : sequence of int, default=(1, 5, 10)
+        Where recall is taken.
+
+    Returns
+    -------
+    report : dict
+        For ``"image_to_text"`` and ``"text_to_image"`` a dict with ``"recall@k"`` for every k,
+        ``"mean_rank"``, ``"median_rank"`` and ``"mean_reciprocal_rank"``. Ranks count from 1
+        here, as papers give them, and grow with the number of candidates.
+
+    Raises
+    ------
+    ValueError
+        When a query has no positive, or an embedding is not finite.
+
+    See Also
+    --------
+    retrieval_report : Recall alone, with k as keys.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn_ape.metrics import rank_report
+    >>> pairs = np.column_stack([np.arange(4), np.arange(4)])
+    >>> rank_report(np.eye(4), np.eye(4)[[0, 1, 3, 2]], pairs, ks=[1])["image_to_text"]
+    {'recall@1': 0.5, 'mean_rank': 2.5, 'median_rank': 2.5, 'mean_reciprocal_rank': 0.625}
+    """
+    directions = {
+        "image_to_text": (image_embeddings, text_embeddings, pairs),
+        "text_to_image": (text_embeddings, image_embeddings, pairs[:, ::-1]),
+    }
+    report = {}
+    for name, sides in directions.items():
+        ranks = retrieval_ranks(*sides)
+        report[name] = {f"recall@{k}": recall_at_k(ranks, k) for k in ks} | {
+            "mean_rank": float(np.mean(ranks + 1)),
+            "median_rank": float(np.median(ranks + 1)),
+            "mean_reciprocal_rank": float(np.mean(1 / (ranks + 1))),
+        }
+    return report

@@ -1,0 +1,24 @@
+"""Retrieval, classes, calibration, and how sure a mean is.
+
+What scikit-learn has is not repeated here: for top-k accuracy there is
+``sklearn.metrics.top_k_accuracy_score(y, classifier.decision_function(X), k=5,
+labels=classifier.classes_)``, for the Brier score and the log loss ``sklearn.metrics`` likewise.
+"""
+
+from ._calibration import expected_calibration_error, fit_temperature
+from ._classification import per_class_accuracy
+from ._intervals import Interval, bootstrap_interval, paired_difference
+from ._retrieval import rank_report, recall_at_k, retrieval_ranks, retrieval_report
+
+__all__ = [
+    "Interval",
+    "bootstrap_interval",
+    "expected_calibration_error",
+    "fit_temperature",
+    "paired_difference",
+    "per_class_accuracy",
+    "rank_report",
+    "recall_at_k",
+    "retrieval_ranks",
+    "retrieval_report",
+]

@@ -1,0 +1,122 @@
+"""Callbacks that follow a training: recall, the best epoch, divergence, progress."""
+
+from __future__ import annotations
+
+import math
+from contextlib import suppress
+from copy import deepcopy
+from typing import Any
+
+import numpy as np
+import torch
+from skorch import NeuralNet
+from skorch.callbacks import Callback, EarlyStopping
+from tqdm import tqdm
+
+from ..metrics import retrieval_report
+from ._dataset import PairDataset
+from ._net import embed
+
+
+class ValidationRecall(Callback):
+    """Records the logit scale and the recall on held-out pairs, as ``valid_recall``.
+
+    It is the mean of recall@1, 5 and 10 in both directions over all held-out pairs at once, so it
+    does not depend on the batch size as a loss does.
+    """
+
+    def __init__(self, dataset: PairDataset | None) -> None:
+        self.dataset = dataset
+
+    def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
+        """Evaluate the epoch's weights."""
+        net.history.record("logit_scale", net.criterion_.logit_scale.item())
+        if self.dataset is None:
+            return
+        image = embed(net.module_, "image", self.dataset.image, net.device)
+        text = embed(net.module_, "text", self.dataset.text, net.device)
+        if not (np.isfinite(image).all() and np.isfinite(text).all()):
+            raise diverged(net)
+        report = retrieval_report(image, text, self.dataset.pairs.numpy())
+        recalls = [recall for direction in report.values() for recall in direction.values()]
+        net.history.record("valid_recall", float(np.mean(recalls)))
+
+
+class BestEpoch(EarlyStopping):
+    """Remembers the best epoch, its logit scale included, and says when patience has run out."""
+
+    def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
+        """Compare the epoch with the best one."""
+        # skorch would stop here, before later callbacks have seen the epoch: StopWhenPatient does.
+        with suppress(KeyboardInterrupt):
+            super().on_epoch_end(net, **kwargs)
+        if self.best_epoch_ == net.history[-1, "epoch"]:
+            self.best_criterion_ = deepcopy(net.criterion_.state_dict())
+
+    def on_train_end(self, net: NeuralNet, **kwargs: Any) -> None:
+        """Restore weights and logit scale."""
+        if self.best_epoch_:
+            super().on_train_end(net, **kwargs)
+            net.criterion_.load_state_dict(self.best_criterion_)
+
+    def _sink(self, text: str, verbose: int) -> None:
+        """Swallow skorch's remarks, which the aligner's ``history_`` holds."""
+
+
+class StopWhenPatient(Callback):
+    """Ends training when a `BestEpoch` has waited long enough."""
+
+    def __init__(self, best: BestEpoch) -> None:
+        self.best = best
+
+    def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
+        """Stop, as skorch's callbacks do."""
+        if self.best.misses_ >= self.best.patience:
+            raise KeyboardInterrupt
+
+
+class DivergenceGuard(Callback):
+    """Stops a training whose loss or weights are no longer numbers."""
+
+    def on_batch_end(
+        self, net: NeuralNet, batch: Any = None, training: bool = False, **kwargs: Any
+    ) -> None:
+        """Look at the loss of the batch."""
+        if training and not math.isfinite(net.history[-1, "batches", -1, "train_loss"]):
+            raise diverged(net)
+
+    def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
+        """Look at the weights after the last batch."""
+        if not all(torch.isfinite(p).all() for p in net.module_.parameters()):
+            raise diverged(net)
+
+
+class EpochProgress(Callback):
+    """A progress bar over epochs with rate, time left, loss and recall."""
+
+    def __init__(self, n_epochs: int, name: str) -> None:
+        self.n_epochs = n_epochs
+        self.name = name
+
+    def on_train_begin(self, net: NeuralNet, **kwargs: Any) -> None:
+        """Show an empty bar."""
+        self.bar_ = tqdm(total=self.n_epochs, unit="epoch", desc=self.name)
+
+    def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
+        """Move on by one epoch."""
+        row = net.history[-1]
+        shown = {key: f"{row[key]:.3f}" for key in ("train_loss", "valid_recall") if key in row}
+        self.bar_.set_postfix(shown, refresh=False)
+        self.bar_.update()
+
+    def on_train_end(self, net: NeuralNet, **kwargs: Any) -> None:
+        """Leave the bar as it stands."""
+        self.bar_.close()
+
+
+def diverged(net: NeuralNet) -> FloatingPointError:
+    """Return the error that says what to lower."""
+    return FloatingPointError(
+        f"Training diverged in epoch {net.history[-1, 'epoch']}: loss, weights or embeddings are "
+        f"not finite. Lower learning_rate (now {net.lr:g}) or logit_scale."
+    )

@@ -1,0 +1,116 @@
+"""The net: which loss it takes of a batch, and callbacks that it is given."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.base import clone
+from skorch.callbacks import GradientNormClipping
+
+from sklearn_ape.heads import TwoTower, make_head
+from sklearn_ape.losses import InfoNCELoss, StructureLoss
+from sklearn_ape.training import AlignmentNet, PairBatches, PairDataset, adamw
+
+
+@pytest.fixture
+def data(concepts):
+    image, text = (torch.from_numpy(side[:64]) for side in (concepts.image, concepts.text))
+    return PairDataset(image, text, np.column_stack([np.arange(64)] * 2))
+
+
+def net(data, image_head=None, **parameters):
+    torch.manual_seed(0)
+    module = TwoTower(
+        *(
+            make_head(kind, side.shape[1], 16, depth=2, width=32, dropout=0.0)
+            for kind, side in ((image_head, data.image), ("mlp", data.text))
+        )
+    )
+    module.image_head.set_statistics(data.image)
+    module.text_head.set_statistics(data.text)
+    return AlignmentNet(
+        module=module,
+        criterion=InfoNCELoss,
+        optimizer=adamw,
+        optimizer__weight_decay=0.1,
+        lr=1e-2,
+        batch_size=64,
+        max_epochs=20,
+        iterator_train=PairBatches,
+        train_split=None,
+        verbose=0,
+        **parameters,
+    )
+
+
+def structure(trained, data, side):
+    features = getattr(data, side)
+    embed = getattr(trained.module_, f"embed_{side}")
+    with torch.no_grad():
+        return StructureLoss()(features, embed(features)).item()
+
+
+class TestStructure:
+    def test_is_added_for_sides_with_a_trained_head(self, data):
+        for image_head, sides in (None, ["text"]), ("mlp", ["image", "text"]):
+            plain = net(data, image_head).initialize()
+            weighted = net(data, image_head, structure_weight=5.0).initialize()
+            inputs, positive = data[torch.arange(64)]
+            losses = [
+                each.get_loss(each.infer(inputs), positive, X=inputs, training=True).item()
+                for each in (plain, weighted)
+            ]
+            expected = sum(structure(plain, data, side) for side in sides)
+            assert losses[1] - losses[0] == pytest.approx(5 * expected, rel=1e-4)
+
+    def test_keeps_neighbourhoods_closer_to_the_features(self, data):
+        plain = net(data).fit(data, y=None)
+        weighted = net(data, structure_weight=20.0).fit(data, y=None)
+        assert structure(weighted, data, "text") < 0.8 * structure(plain, data, "text")
+
+    def test_is_no_part_of_a_validation_loss(self, data):
+        weighted = net(data, structure_weight=5.0).initialize()
+        inputs, positive = data[torch.arange(64)]
+        outputs = weighted.infer(inputs)
+        plain = weighted.criterion_(*outputs)
+        assert weighted.get_loss(outputs, positive, X=inputs, training=False) == plain
+
+    def test_its_parameters_reach_it_and_are_cloned(self, data):
+        given = clone(net(data, structure_weight=1.0, structure_levels=3, structure_temperature=1))
+        ready, plain = given.initialize(), net(data).initialize()
+        plain.module_.load_state_dict(ready.module_.state_dict())
+        inputs, positive = data[torch.arange(64)]
+        outputs = ready.infer(inputs)
+        added = ready.get_loss(outputs, positive, X=inputs, training=True)
+        added = added - plain.get_loss(outputs, positive, X=inputs, training=True)
+        expected = StructureLoss(temperature=1, levels=3)(data.text, outputs[1])
+        torch.testing.assert_close(added, expected, rtol=1e-3, atol=1e-6)
+
+
+def test_gradients_of_heads_and_scale_are_clipped_together(data):
+    norms = []
+
+    class Clip(GradientNormClipping):
+        def on_grad_computed(self, trained, named_parameters, **kwargs):
+            named_parameters = list(named_parameters)
+            super().on_grad_computed(trained, named_parameters=named_parameters)
+            assert "log_scale" in {name.split(".")[-1] for name, _ in named_parameters}
+            grads = [p.grad.flatten() for _, p in named_parameters if p.grad is not None]
+            norms.append(torch.cat(grads).norm().item())
+
+    net(data, callbacks=[("clip", Clip(1e-3))]).fit(data, y=None)
+    assert max(norms) == pytest.approx(1e-3, rel=1e-2)
+
+
+def test_positives_as_pairs_of_rows_reach_the_criterion(data):
+    """Picture 0 has captions 0 and 1, and caption 1 is picture 1's as well."""
+    pairs = data.pairs.numpy().copy()
+    pairs[:3] = [[0, 0], [0, 1], [1, 1]]
+    shared = PairDataset(data.image, data.text, pairs)
+    inputs, positive = shared[torch.arange(64)]
+    ready = net(shared).initialize()
+    outputs = ready.infer(inputs)
+    matrix = torch.eye(64, dtype=torch.bool)
+    matrix[:3, :3] = True
+    matrix[2, 0] = False
+    assert ready.get_loss(outputs, positive) == ready.criterion_(*outputs, matrix)
+    assert ready.get_loss(outputs, positive) != ready.criterion_(*outputs)
