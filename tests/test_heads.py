@@ -1,19 +1,46 @@
-"""Heads have the architecture that their names promise."""
+"""Heads have the architecture that their names promise, and start where they should."""
 
+import pickle
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from sklearn_ape.heads import FrozenHead, Standardize, TwoTower, make_head
+from sklearn_ape.heads import (
+    HEAD_KINDS,
+    BaseMap,
+    ClosedFormHead,
+    FrozenHead,
+    KernelMap,
+    Standardize,
+    TwoTower,
+    WhitenedMap,
+    _closed_form,
+    hidden_width,
+    make_head,
+)
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield
 
 
 def linears(head):
     return [(m.in_features, m.out_features) for m in head.modules() if isinstance(m, nn.Linear)]
 
 
+def n_parameters(head):
+    return sum(parameter.numel() for parameter in head.parameters())
+
+
+@pytest.mark.parametrize("kind", ["mlp", "batchnorm_mlp"])
 @pytest.mark.parametrize("depth", [1, 2, 4, 6])
-def test_depth_counts_the_linear_layers_of_an_mlp(depth):
-    head = make_head("mlp", 8, 5, depth=depth, width=16, dropout=0.0)
+def test_depth_counts_the_linear_layers_of_an_mlp(kind, depth):
+    head = make_head(kind, 8, 5, depth=depth, width=16, dropout=0.0)
     assert len(linears(head)) == depth
     assert linears(head)[0][0] == 8
     assert linears(head)[-1][1] == 5
@@ -33,6 +60,19 @@ def test_residual_blocks_have_two_linear_layers_each(kind, widest):
     assert linears(head) == [(8, widest), (16, 8), (8, widest), (16, 8), (8, 5)]
 
 
+def test_a_residual_head_of_depth_one_is_norm_and_projection():
+    head = make_head("residual", 8, 5, depth=1, width=16, dropout=0.5)
+    norm, projection = head.layers
+    assert linears(head) == [(8, 5)]
+    features = torch.randn(4, 8)
+    torch.testing.assert_close(head(features), projection(norm(features)))
+
+
+def test_even_depths_of_blocks_are_the_next_odd_one():
+    two, three = (make_head("residual", 8, 5, depth=d, width=16, dropout=0.0) for d in (2, 3))
+    assert linears(two) == linears(three)
+
+
 def test_residual_block_adds_to_its_input():
     head = make_head("residual", 8, 5, depth=3, width=16, dropout=0.0)
     block = head.layers[0]
@@ -42,24 +82,109 @@ def test_residual_block_adds_to_its_input():
     torch.testing.assert_close(block(features), features)
 
 
-def test_dropout_is_active_in_training_only():
-    head = make_head("mlp", 8, 5, depth=2, width=64, dropout=0.5)
+def test_batchnorm_mlp_is_sharelocks():
+    head = make_head("batchnorm_mlp", 8, 5, depth=4, width=16, dropout=0.2)
+    hidden = [nn.Linear, nn.BatchNorm1d, nn.ReLU, nn.Dropout]
+    assert [type(layer) for layer in head.layers] == [*hidden, *hidden, *hidden, nn.Linear]
+
+
+def test_batchnorm_mlp_says_what_to_do_about_a_batch_of_one():
+    head = make_head("batchnorm_mlp", 8, 5, depth=2, width=16, dropout=0.0)
+    with pytest.raises(ValueError, match="raise batch_size"):
+        head(torch.randn(1, 8))
+    assert head.eval()(torch.randn(1, 8)).shape == (1, 5)
+
+
+def test_star_is_sails():
+    head = make_head("star", 8, 5, depth=2, width="8x", dropout=0.0)
+    assert linears(head) == [(8, 64), (8, 64), (64, 5)]
+    # Xavier's uniform start: bounded by the root of 6 / (in + out), and near it somewhere.
+    for layer in (head.gate, head.up, head.down):
+        bound = (6 / sum(layer.weight.shape)) ** 0.5
+        assert 0.9 * bound < layer.weight.abs().max() <= bound
+        assert not layer.bias.any()
+    features = 30 * torch.randn(4, 8) + 5
+    normed = (features - features.mean(1, keepdim=True)) / (
+        features.var(1, correction=0, keepdim=True) + 1e-5
+    ).sqrt()
+    product = (normed @ head.gate.weight.T).clamp(0, 6) * (normed @ head.up.weight.T)
+    torch.testing.assert_close(head(features), product @ head.down.weight.T)
+
+
+def test_skip_mlp_is_freeze_aligns():
+    head = make_head("skip_mlp", 8, 5, depth=4, width=16, dropout=0.1).eval()
+    assert linears(head) == [(8, 5), (8, 16), (16, 5), (5, 5), (5, 5)]
     features = torch.randn(4, 8)
-    head.train()
-    assert not torch.equal(head(features), head(features))
-    head.eval()
-    assert torch.equal(head(features), head(features))
+    normed = head.norm(features)
+    up, _, down = head.nonlinear
+    z = head.linear(normed) + down(nn.functional.gelu(up(normed)))
+    (tail,) = head.residuals
+    projected = tail.projection(z)
+    expected = tail.norm(tail.mix(nn.functional.gelu(projected)) + projected)
+    torch.testing.assert_close(head(features), expected)
+
+
+@pytest.mark.parametrize(("depth", "n_residuals"), [(1, 0), (3, 0), (4, 1), (5, 1), (6, 2)])
+def test_depth_of_a_skip_mlp(depth, n_residuals):
+    head = make_head("skip_mlp", 8, 5, depth=depth, width=16, dropout=0.1)
+    assert len(head.residuals) == n_residuals
+
+
+def test_freeze_aligns_heads_have_the_published_size():
+    # Paper: 11.5 million. Features of 1024; pictures have two projectors, for patches and class.
+    image, text = (
+        make_head("skip_mlp", 1024, 1024, depth=depth, width=1024, dropout=0.1) for depth in (2, 4)
+    )
+    assert 2 * n_parameters(image) + n_parameters(text) == 11_553_792
+
+
+@pytest.mark.parametrize("kind", HEAD_KINDS)
+def test_standardised_or_normed_once(kind):
+    head = make_head(kind, 8, 5, depth=3, width=16, dropout=0.0)
+    features = 100 * torch.randn(50, 8) + 7
+    head.set_statistics(features)
+    own_norm = kind in ("star", "skip_mlp")
+    assert isinstance(head.standardize, Standardize) != own_norm
+    # Either way the size of the features makes no difference.
+    out = head.eval()(features)
+    head.set_statistics(1000 * features)
+    torch.testing.assert_close(head(1000 * features), out, rtol=1e-3, atol=1e-3)
+
+
+def test_dropout_is_active_in_training_only():
+    for kind in set(HEAD_KINDS) - {"linear"}:
+        head = make_head(kind, 8, 5, depth=2, width=64, dropout=0.5)
+        features = torch.randn(4, 8)
+        head.train()
+        assert not torch.equal(head(features), head(features)), kind
+        head.eval()
+        assert torch.equal(head(features), head(features)), kind
 
 
 def test_unknown_head_names_the_known_ones():
-    with pytest.raises(ValueError, match=r"linear, mlp, residual, glu, not 'mpl'"):
+    with pytest.raises(ValueError, match=r"linear, mlp, .*glu, skip_mlp, star, not 'mpl'"):
         make_head("mpl", 8, 5, depth=2, width=16, dropout=0.0)
+
+
+@pytest.mark.parametrize(
+    ("width", "units"), [(7, 7), (np.int64(7), 7), ("4x", 400), ("0.5x", 50), ("0.001x", 1)]
+)
+def test_width_is_a_number_or_a_multiple(width, units):
+    assert hidden_width(width, 100) == units
+
+
+@pytest.mark.parametrize("width", [0, -1, True, 4.0, None, "4", "x", "-4x", "0x", "4 x", [4]])
+def test_any_other_width_is_refused(width):
+    with pytest.raises(ValueError, match="such as '4x', not"):
+        hidden_width(width, 100)
 
 
 def test_a_side_without_head_has_nothing_to_train():
     head = make_head(None, 8, 8, depth=2, width=4, dropout=0.0)
     assert isinstance(head, FrozenHead)
     assert list(head.parameters()) == []
+    with pytest.raises(ValueError, match="nothing to train"):
+        head.start_at_zero()
     with pytest.raises(ValueError, match="at most 8, not 9"):
         make_head(None, 8, 9, depth=2, width=4, dropout=0.0)
 
@@ -88,3 +213,165 @@ def test_two_tower_gives_unit_vectors_and_a_fingerprint_of_its_weights():
     with torch.no_grad():
         towers.text_head.linear.bias[0] += 1e-3
     assert before != towers.fingerprint()
+
+
+def test_towers_of_different_sizes_are_refused():
+    with pytest.raises(ValueError, match="gives 6 numbers and the text head 4"):
+        TwoTower(FrozenHead(6, 6), make_head("linear", 5, 4, depth=1, width=8, dropout=0.0))
+
+
+@pytest.fixture
+def kernel():
+    """Anchors, coefficients and texts of a kernel map, in float64."""
+    rng = np.random.default_rng(0)
+    anchors = rng.standard_normal((40, 6))
+    anchors /= np.linalg.norm(anchors, axis=1, keepdims=True)
+    return anchors, rng.standard_normal((40, 3)), 5 * rng.standard_normal((25, 6))
+
+
+def kernel_reference(anchors, coefficients, texts, gamma):
+    cosines = texts / np.linalg.norm(texts, axis=1, keepdims=True) @ anchors.T
+    return np.exp(gamma * (cosines - 1)) @ coefficients
+
+
+@pytest.mark.parametrize("at_once", [1, 100, 2**24])
+def test_kernel_map_is_the_formula_however_the_rows_are_cut(kernel, monkeypatch, at_once):
+    monkeypatch.setattr(_closed_form, "_KERNEL_VALUES_AT_ONCE", at_once)
+    anchors, coefficients, texts = kernel
+    got = KernelMap(anchors, coefficients, 8.0)(torch.from_numpy(texts).float())
+    assert got.dtype == torch.float32
+    expected = kernel_reference(anchors, coefficients, texts, 8.0)
+    np.testing.assert_allclose(got.numpy(), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_whitened_map_is_the_formula():
+    rng = np.random.default_rng(0)
+    features, mean = 9 * rng.standard_normal((25, 6)), rng.standard_normal(6)
+    directions = rng.standard_normal((6, 3))
+    got = WhitenedMap(mean, directions)(torch.from_numpy(features).float())
+    expected = (features / np.linalg.norm(features, axis=1, keepdims=True) - mean) @ directions
+    np.testing.assert_allclose(got.numpy(), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_maps_own_copies_and_have_nothing_to_train(kernel):
+    anchors = torch.from_numpy(kernel[0]).float()
+    kernel_map = KernelMap(anchors, kernel[1], 8.0)
+    anchors.zero_()
+    assert kernel_map.anchors.any()
+    assert list(kernel_map.parameters()) == []
+    assert set(kernel_map.state_dict()) == {"anchors", "coefficients", "gamma"}
+
+
+def test_maps_name_what_is_wrong(kernel):
+    anchors, coefficients, _ = kernel
+    with pytest.raises(ValueError, match="40 anchors and 39 rows"):
+        KernelMap(anchors, coefficients[:39], 8.0)
+    longer = anchors.copy()
+    longer[3] *= 2
+    with pytest.raises(ValueError, match="Anchor 3 has length 2: expected length 1"):
+        KernelMap(longer, coefficients, 8.0)
+    with pytest.raises(ValueError, match="coefficients holds numbers that are not finite"):
+        KernelMap(anchors, np.full_like(coefficients, 1e300), 8.0)
+    with pytest.raises(ValueError, match="gamma must be above 0"):
+        KernelMap(anchors, coefficients, 0.0)
+    with pytest.raises(ValueError, match="mean has 5 numbers and directions has 6 rows"):
+        WhitenedMap(np.zeros(5), np.zeros((6, 3)))
+    with pytest.raises(ValueError, match="directions must have 2 axes"):
+        WhitenedMap(np.zeros(5), np.zeros(5))
+
+
+def closed_form_towers(kernel, kind, unit=1.0):
+    anchors, coefficients, _ = kernel
+    base = KernelMap(anchors, unit * coefficients, 8.0)
+    torch.manual_seed(0)
+    residual = make_head(kind, 6, 3, depth=4, width=16, dropout=0.3)
+    image = ClosedFormHead(WhitenedMap(np.zeros(4), np.eye(4)[:, :3]))
+    return TwoTower(image, ClosedFormHead(base, residual))
+
+
+def train(towers, n_steps=3):
+    """Take steps towards the pictures' embeddings, on data that are the same each time."""
+    torch.manual_seed(1)
+    image, text = torch.randn(20, 4), torch.randn(20, 6)
+    towers.image_head.set_statistics(image)
+    towers.text_head.set_statistics(text)
+    optimizer = torch.optim.AdamW(towers.parameters(), lr=1e-2)
+    for _ in range(n_steps):
+        optimizer.zero_grad()
+        loss = -(towers.embed_image(image) * towers.embed_text(text)).sum(dim=1).mean()
+        loss.backward()
+        optimizer.step()
+    return loss.item()
+
+
+@pytest.mark.parametrize("kind", HEAD_KINDS)
+def test_training_begins_at_the_base_and_leaves_it(kernel, kind):
+    towers = closed_form_towers(kernel, kind)
+    texts = torch.from_numpy(kernel[2]).float()
+    towers.text_head.set_statistics(texts)
+    base = towers.text_head.base(texts)
+    assert torch.equal(towers.train().text_head(texts), base)  # under dropout too
+    start = train(towers, 1)
+    assert train(towers, 20) < start - 0.05
+    assert not torch.equal(towers.eval().text_head(texts), base)
+    assert torch.equal(towers.text_head.base(texts), base)
+
+
+@pytest.mark.parametrize("kind", HEAD_KINDS)
+def test_zero_output_does_not_cut_off_the_layers_below(kind):
+    head = make_head(kind, 6, 3, depth=4, width=16, dropout=0.0)
+    head.start_at_zero()
+    before = [parameter.clone() for parameter in head.parameters()]
+    optimizer = torch.optim.SGD(head.parameters(), lr=0.1)
+    features, target = torch.randn(20, 6), torch.randn(20, 3)
+    for _ in range(3):
+        optimizer.zero_grad()
+        (head(features) - target).square().mean().backward()
+        optimizer.step()
+    weights = [(a, b) for a, b in zip(before, head.parameters(), strict=True) if a.ndim == 2]
+    assert all(not torch.equal(a, b) for a, b in weights)
+
+
+def test_the_units_of_the_base_make_no_difference_to_training(kernel):
+    small, large = (closed_form_towers(kernel, "mlp", unit) for unit in (1.0, 1000.0))
+    train(small)
+    train(large)
+    texts = torch.from_numpy(kernel[2]).float()
+    torch.testing.assert_close(
+        small.eval().embed_text(texts), large.eval().embed_text(texts), rtol=1e-3, atol=1e-4
+    )
+
+
+def test_a_base_of_zeros_still_trains(kernel):
+    towers = closed_form_towers(kernel, "mlp", unit=0.0)
+    train(towers)
+    assert towers.text_head.scale == 1
+    assert all(torch.isfinite(parameter).all() for parameter in towers.parameters())
+
+
+def test_two_tower_of_closed_forms_is_counted_printed_and_kept(kernel):
+    towers = closed_form_towers(kernel, "mlp").eval()
+    assert towers.n_components == 3
+    before = towers.fingerprint()
+    again = pickle.loads(pickle.dumps(towers))
+    assert again.fingerprint() == before
+    texts = torch.from_numpy(kernel[2]).float()
+    assert torch.equal(again.embed_text(texts), towers.embed_text(texts))
+    again.text_head.base.gamma += 0.5
+    assert again.fingerprint() != before
+
+
+def test_closed_form_head_refuses_what_cannot_start_at_the_base(kernel):
+    base = KernelMap(*kernel[:2], 8.0)
+    with pytest.raises(ValueError, match=r"6 features to 3 numbers, the residual 6 to 4"):
+        ClosedFormHead(base, make_head("mlp", 6, 4, depth=2, width=8, dropout=0.0))
+    with pytest.raises(ValueError, match="FrozenHead has nothing to train"):
+        ClosedFormHead(base, FrozenHead(6, 3))
+
+    class Trained(BaseMap):
+        def __init__(self):
+            super().__init__(6, 3)
+            self.linear = nn.Linear(6, 3)
+
+    with pytest.raises(ValueError, match="Trained, has parameters to train"):
+        ClosedFormHead(Trained())

@@ -1,0 +1,32 @@
+"""Small networks that map a frozen feature to the shared space."""
+
+from ._base import Head, Standardize
+from ._closed_form import BaseMap, ClosedFormHead, KernelMap, WhitenedMap
+from ._linear import FrozenHead, LinearHead
+from ._make import HEAD_KINDS, hidden_width, make_head
+from ._mlp import BatchNormMLPHead, MLPHead
+from ._residual import GLUHead, ResidualHead
+from ._skip import SkipMLPHead
+from ._star import StarHead
+from ._two_tower import TwoTower
+
+__all__ = [
+    "HEAD_KINDS",
+    "BaseMap",
+    "BatchNormMLPHead",
+    "ClosedFormHead",
+    "FrozenHead",
+    "GLUHead",
+    "Head",
+    "KernelMap",
+    "LinearHead",
+    "MLPHead",
+    "ResidualHead",
+    "SkipMLPHead",
+    "Standardize",
+    "StarHead",
+    "TwoTower",
+    "WhitenedMap",
+    "hidden_width",
+    "make_head",
+]

@@ -1,0 +1,169 @@
+"""Recipes are what their papers say, and make aligners that can be fitted."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.base import clone
+
+import sklearn_ape.aligners
+from sklearn_ape.aligners import APEAligner
+from sklearn_ape.heads import make_head
+from sklearn_ape.recipes import list_recipes, make_aligner, recipe, recipe_notes
+from sklearn_ape.recipes._published import RECIPES
+
+TRAINED = [name for name in list_recipes() if RECIPES[name].aligner == "APEAligner"]
+N_IMAGE, N_TEXT = 1280, 384
+
+
+def heads_of(name):
+    """Return the heads that a recipe's aligner makes for EfficientNet-Lite0 and MiniLM."""
+    parameters = recipe(name)
+    n_out = parameters["n_components"] or N_IMAGE
+    shape = {key: parameters[key] for key in ("depth", "width", "dropout")}
+    both = parameters["side"] == "both"
+    with torch.device("meta"):
+        return (
+            make_head(parameters["head"] if both else None, N_IMAGE, n_out, **shape),
+            make_head(parameters["head"], N_TEXT, n_out, **shape),
+        )
+
+
+# Counted by hand from the publications, with features of 1280 and 384 numbers.
+@pytest.mark.parametrize(
+    ("name", "layers", "image", "text"),
+    [
+        # 384-2048-2048-2048-1280
+        ("ape", 4, 0, 788_480 + 2 * 4_196_352 + 2_622_720),
+        # four blocks of norm, up, down; norm; projection to 512
+        ("fusemix", 9, 4 * 13_116_160 + 658_432, 4 * 1_182_336 + 197_888),
+        # norm; two maps to 8 times; projection to 1024
+        ("sail", 3, 2_560 + 2 * 13_117_440 + 10_486_784, 768 + 2 * 1_182_720 + 3_146_752),
+        # 384-4096-4096-4096-1280, with three batch norms
+        ("sharelock", 4, 0, 1_576_960 + 2 * 16_781_312 + 5_244_160 + 3 * 8_192),
+        # norm; linear and MLP to 1024; residual MLP with norm
+        (
+            "freeze_align",
+            5,
+            2_560 + 2 * 1_311_744 + 1_049_600 + 2_101_248,
+            768 + 2 * 394_240 + 1_049_600 + 2_101_248,
+        ),
+        ("linear", 1, 655_872, 197_120),
+    ],
+)
+def test_heads_are_the_published_ones(name, layers, image, text):
+    heads = heads_of(name)
+    found = [sum(parameter.numel() for parameter in head.parameters()) for head in heads]
+    assert found == [image, text]
+    text_layers = [m for m in heads[1].modules() if isinstance(m, torch.nn.Linear)]
+    assert len(text_layers) == layers
+
+
+def test_every_recipe_says_where_it_is_from():
+    for name in list_recipes():
+        notes = recipe_notes(name)
+        assert "Published:" in notes, name
+        assert "Changed:" in notes or "Ours" in notes, name
+        assert "   " not in notes, name
+
+
+def test_names_that_do_not_exist_are_answered_with_those_that_do():
+    for call in (recipe, make_aligner, recipe_notes):
+        with pytest.raises(ValueError, match=r"ape, asif, .*sharelock, not 'clip'"):
+            call("clip")
+
+
+def test_recipes_are_copies():
+    recipe("ape")["depth"] = 99
+    assert recipe("ape")["depth"] == 4
+    assert recipe("linear")["head"] == "linear"
+
+
+@pytest.mark.parametrize(
+    ("n_pairs", "epochs"),
+    [
+        (None, 500),  # one batch an epoch: the bound
+        (1024, 500),
+        (4_000, 500),  # 4 batches: 1,250 epochs would be needed
+        (100_000, 52),  # 98 batches: 51.02 epochs
+        (50_000_000, 1),
+    ],
+)
+def test_steps_are_kept_up_to_a_bound_of_epochs(n_pairs, epochs):
+    assert recipe("sharelock", n_pairs=n_pairs)["max_epochs"] == epochs
+
+
+def test_steps_follow_the_batch_size_that_is_used():
+    assert recipe("sharelock", n_pairs=100_000, batch_size=4096)["max_epochs"] == 200
+    assert recipe("sharelock", n_pairs=100_000, max_epochs=7)["max_epochs"] == 7
+    assert recipe("lit", n_pairs=4_000)["max_epochs"] == 30
+    assert recipe("ape", n_pairs=100_000)["max_epochs"] == 100
+
+
+def test_directions_of_csa_are_no_more_than_pairs_allow():
+    assert recipe("csa")["n_components"] == 200
+    assert recipe("csa", n_pairs=50)["n_components"] == 49
+    assert recipe("csa", n_pairs=50, n_components=300)["n_components"] == 300
+
+
+def test_fewer_than_two_pairs_are_refused():
+    with pytest.raises(ValueError, match="n_pairs must be None or at least 2, not 1"):
+        recipe("ape", n_pairs=1)
+
+
+def aligner_or_skip(name, **overrides):
+    kind = getattr(sklearn_ape.aligners, RECIPES[name].aligner, None)
+    if kind is None:
+        pytest.skip(f"sklearn_ape.aligners has no {RECIPES[name].aligner} yet")
+    missing = set(recipe(name)) - set(kind._get_param_names())
+    if missing:
+        pytest.skip(f"{kind.__name__} has no {', '.join(sorted(missing))} yet")
+    return make_aligner(name, **overrides)
+
+
+@pytest.mark.parametrize("name", list_recipes())
+def test_recipes_make_aligners_that_can_be_cloned(name):
+    aligner = aligner_or_skip(name, image_encoder="image", text_encoder="text")
+    assert type(aligner).__name__ == RECIPES[name].aligner
+    parameters = clone(aligner).get_params()
+    assert parameters["image_encoder"] == "image"
+    assert parameters["text_encoder"] == "text"
+    assert {key: parameters[key] for key in recipe(name)} == recipe(name)
+
+
+@pytest.mark.parametrize("name", [*TRAINED, "csa", "asif"])
+def test_recipes_can_be_fitted(name, concepts):
+    small = {}
+    if name in TRAINED:
+        # As many layers of the same kind, yet narrow and soon done.
+        width = recipe(name)["width"]
+        small = {"max_epochs": 2, "random_state": 0, "device": "cpu"}
+        small["width"] = width if isinstance(width, str) else min(width, 32)
+    elif name == "csa":
+        small = {"n_components": 8}
+    aligner = aligner_or_skip(name, **small).fit(concepts.image[:200], concepts.text[:200])
+    embeddings = aligner.transform(concepts.image[200:])
+    assert np.isfinite(embeddings).all()
+    assert embeddings.shape == (100, aligner.n_components_)
+    assert np.isfinite(aligner.transform_text(concepts.text[200:])).all()
+
+
+def test_a_parameter_that_no_aligner_has_is_refused():
+    with pytest.raises(TypeError, match="widht"):
+        make_aligner("csa", widht=3)
+
+
+def test_what_a_recipe_leaves_open_is_not_its_method():
+    # All that shapes heads, loss and schedule is set, so that defaults may change.
+    open_parameters = set(APEAligner._get_param_names()) - set(recipe("fusemix"))
+    assert open_parameters <= {
+        "callbacks",
+        "device",
+        "head_pairs",
+        "image_encoder",
+        "random_state",
+        "refit",
+        "text_encoder",
+        "tile_size",
+        "validation_fraction",
+        "verbose",
+    }
