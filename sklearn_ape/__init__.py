@@ -5,15 +5,30 @@ from importlib.metadata import version as _version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .aligners import APEAligner
+    from .aligners import APEAligner, ASIFAligner, CCAAligner, CLIPAligner, LiTAligner
     from .zero_shot import ZeroShotClassifier
 
 __version__ = _version("sklearn-ape")
 
-__all__ = ["APEAligner", "ZeroShotClassifier", "__version__"]
+__all__ = [
+    "APEAligner",
+    "ASIFAligner",
+    "CCAAligner",
+    "CLIPAligner",
+    "LiTAligner",
+    "ZeroShotClassifier",
+    "__version__",
+]
 
 # Resolved on first use: skorch alone would double the time of `import sklearn_ape`.
-_PUBLIC = {"APEAligner": ".aligners", "ZeroShotClassifier": ".zero_shot"}
+_PUBLIC = {
+    "APEAligner": ".aligners",
+    "ASIFAligner": ".aligners",
+    "CCAAligner": ".aligners",
+    "CLIPAligner": ".aligners",
+    "LiTAligner": ".aligners",
+    "ZeroShotClassifier": ".zero_shot",
+}
 _SUBMODULES = (
     "aligners",
     "datasets",

@@ -11,10 +11,10 @@ from scipy.special import softmax
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
-from sklearn.pipeline import Pipeline
 from sklearn.utils import Tags, check_consistent_length, get_tags
 from sklearn.utils.validation import check_is_fitted
 
+from ._aligner_choice import chosen_aligner, default_aligner, text_side
 from ._label_embeddings import embed_labels
 from ._labels import checked_y, names_of, prompts_of
 from .prompts import resolve_templates
@@ -38,10 +38,11 @@ class ZeroShotClassifier(ClassifierMixin, BaseEstimator):
         stead (None: its own), ``{"vehicle": ["car", "bus"], "animal": ["cat", "dog"]}`` or
         ``{0: "cat", 1: "dog"}``. A name with ``{}`` in it is a template of that class alone.
         None takes the distinct values of y in `fit`.
-    aligner : estimator or None, default=None
+    aligner : estimator, str or None, default=None
         An aligner such as `APEAligner`, or a Pipeline that ends in one. With a fitted one the
-        classifier is ready at once. None trains an `APEAligner` on EfficientNet-Lite0 and MiniLM
-        in `fit`.
+        classifier is ready at once, as with the name of a CLIP model,
+        ``"open_clip:ViT-B-32/openai"``, which stands for a `CLIPAligner`. None trains an
+        `APEAligner` on EfficientNet-Lite0 and MiniLM in `fit`.
     templates : str or sequence of str, default="simple"
         Sentences that a name is put into, or the name of a set of them in
         `sklearn_ape.prompts.TEMPLATES`; the embeddings of a class's sentences are averaged.
@@ -152,13 +153,13 @@ class ZeroShotClassifier(ClassifierMixin, BaseEstimator):
                 UserWarning,
                 stacklevel=2,
             )
-        if isinstance(self.aligner, FrozenEstimator):
-            check_is_fitted(self.aligner)
-            self.aligner_ = self.aligner
+        if isinstance(self.aligner, FrozenEstimator | str):
+            self.aligner_ = chosen_aligner(self.aligner)
+            check_is_fitted(self.aligner_)
         else:
             if captions is None:
                 captions = self._captions_of(checked_y(y), names)
-            aligner = _default_aligner() if self.aligner is None else clone(self.aligner)
+            aligner = default_aligner() if self.aligner is None else clone(self.aligner)
             self.aligner_ = aligner.fit(X, captions)
         self._names = names
         return self
@@ -288,18 +289,18 @@ class ZeroShotClassifier(ClassifierMixin, BaseEstimator):
         self._check_parameters()
         aligner = self._fitted_aligner()
         embeddings = np.asarray(aligner.transform(X))
-        text_side = _text_side(aligner)
-        scale = text_side.logit_scale_ if self.logit_scale is None else self.logit_scale
-        return scale * (embeddings @ self._label_embeddings(text_side).T)
+        texts = text_side(aligner)
+        scale = texts.logit_scale_ if self.logit_scale is None else self.logit_scale
+        return scale * (embeddings @ self._label_embeddings(texts).T)
 
-    def _label_embeddings(self, text_side: Any) -> np.ndarray:
+    def _label_embeddings(self, texts: Any) -> np.ndarray:
         """Return one unit vector a class, computed once for an aligner and a set of prompts."""
         names = self._names_now()
         assert names is not None
         templates = resolve_templates(self.templates)
         labels = self.classes_.tolist()
         prompts = [prompts_of(label, names[label], templates) for label in labels]
-        return embed_labels(text_side, labels, prompts)
+        return embed_labels(texts, labels, prompts)
 
     def _captions_of(self, y: Any, names: Mapping[Any, list[str]]) -> list[Any]:
         """Put labels through the templates and leave captions as they are."""
@@ -317,7 +318,7 @@ class ZeroShotClassifier(ClassifierMixin, BaseEstimator):
         return [prompts.get(value, value) for value in y]
 
     def _fitted_aligner(self) -> Any:
-        return self.aligner_ if hasattr(self, "aligner_") else self.aligner
+        return self.aligner_ if hasattr(self, "aligner_") else chosen_aligner(self.aligner)
 
     def _names_now(self) -> dict[Any, list[str]] | None:
         if self.labels is not None:
@@ -333,13 +334,15 @@ class ZeroShotClassifier(ClassifierMixin, BaseEstimator):
         if self.logit_scale is not None and not self.logit_scale > 0:
             raise ValueError(f"logit_scale must be None or above 0, not {self.logit_scale!r}.")
         if self.aligner is not None:
-            _text_side(self.aligner)
+            text_side(chosen_aligner(self.aligner))
 
     def __sklearn_is_fitted__(self) -> bool:
         if hasattr(self, "aligner_"):
             return True
         if self.aligner is None or self.labels is None:
             return False
+        if isinstance(self.aligner, str):
+            return True
         try:
             check_is_fitted(self.aligner)
         except NotFittedError:
@@ -348,38 +351,8 @@ class ZeroShotClassifier(ClassifierMixin, BaseEstimator):
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
-        if self.aligner is None:
+        if self.aligner is None or isinstance(self.aligner, str):
             tags.input_tags.two_d_array = False
         elif hasattr(self.aligner, "__sklearn_tags__"):
             tags.input_tags = get_tags(self.aligner).input_tags
         return tags
-
-
-def _default_aligner() -> Any:
-    from .aligners import APEAligner
-    from .encoders import TimmImageEncoder, TransformersTextEncoder
-
-    return APEAligner(
-        image_encoder=TimmImageEncoder("efficientnet_lite0"),
-        text_encoder=TransformersTextEncoder("all-MiniLM-L6-v2"),
-    )
-
-
-def _text_side(aligner: Any) -> Any:
-    """Return the estimator that embeds texts: the aligner within a Pipeline, a search, ..."""
-    inner = aligner
-    while not hasattr(inner, "transform_text"):
-        if isinstance(inner, Pipeline):
-            inner = inner.steps[-1][1]
-        elif isinstance(inner, FrozenEstimator):
-            inner = inner.estimator
-        elif hasattr(inner, "best_estimator_"):
-            inner = inner.best_estimator_
-        elif hasattr(inner, "estimator") and hasattr(inner, "fit"):
-            inner = inner.estimator
-        else:
-            raise TypeError(
-                f"aligner must be an aligner such as APEAligner, or a Pipeline that ends in one, "
-                f"not {type(aligner).__name__}."
-            )
-    return inner

@@ -1,5 +1,9 @@
 """Aligners: estimators that map two frozen encoders into one space."""
 
 from .ape import APEAligner
+from .asif import ASIFAligner
+from .cca import CCAAligner
+from .clip import CLIPAligner
+from .lit import LiTAligner
 
-__all__ = ["APEAligner"]
+__all__ = ["APEAligner", "ASIFAligner", "CCAAligner", "CLIPAligner", "LiTAligner"]

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from abc import abstractmethod
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from scipy.sparse import issparse
@@ -15,26 +14,21 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ..metrics import retrieval_report
 from ._captions import flat_captions, holds_pictures, holds_texts, plain_sequence
-
-_NAMED_IN_ERRORS = 5
-
-
-class Pairs(NamedTuple):
-    """Features of distinct pictures and captions, and which belong together."""
-
-    image: np.ndarray
-    text: np.ndarray
-    pairs: np.ndarray
+from ._head_pairs import resolve_head_pairs, with_head_pairs
+from ._pairs import NAMED_IN_ERRORS, Pairs, distinct_pairs
 
 
 class BaseAligner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     """Maps features of frozen encoders of pictures and texts into one space.
 
-    Subclasses fit themselves on `_fit_pairs` and say how one side is embedded.
+    Subclasses fit themselves on `_fit_pairs` and say how one side is embedded. Their `head_pairs`
+    is None, an image encoder with a classification head, or `HeadPairs`: pairs to fit on besides
+    those in X and y.
     """
 
     image_encoder: Any
     text_encoder: Any
+    head_pairs: Any = None
 
     @abstractmethod
     def _embed_image(self, features: np.ndarray) -> np.ndarray:
@@ -75,15 +69,7 @@ class BaseAligner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
             Of length 1.
         """
         check_is_fitted(self)
-        y = plain_sequence(y)
-        if holds_texts(y):
-            texts, rows = flat_captions(y)
-            if len(rows) != len(y):
-                raise ValueError("transform_text takes one text a row, not lists of texts.")
-            features = self._encoded_texts(texts, reset=False)
-        else:
-            features = self._text_features(y, reset=False)
-        return _where_known(features, self._embed_text, self._n_features_out)
+        return _where_known(self._features_of_texts(y), self._embed_text, self._n_features_out)
 
     def similarity(self, X: Any, y: Any) -> np.ndarray:
         """Cosine of every picture with every text.
@@ -124,8 +110,7 @@ class BaseAligner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         """
         check_is_fitted(self)
         data = self._pairs(X, y, reset=False)
-        image, text = self._embed_image(data.image), self._embed_text(data.text)
-        return retrieval_report(image, text, data.pairs, ks)
+        return retrieval_report(*self._compared(data), data.pairs, ks)
 
     def score(self, X: Any, y: Any) -> float:
         """Mean of recall@1 in both directions.
@@ -146,8 +131,15 @@ class BaseAligner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         report = self.retrieval_report(X, y, ks=(1,))
         return float(np.mean([recall[1] for recall in report.values()]))
 
+    def _compared(self, data: Pairs) -> tuple[Any, Any]:
+        """Return the embeddings of pictures and captions that `retrieval_report` compares."""
+        return self._embed_image(data.image), self._embed_text(data.text)
+
     def _fit_pairs(self, X: Any, y: Any) -> Pairs:
-        """Return the training pairs, with encoders fitted and widths remembered."""
+        """Return the training pairs, with encoders fitted and widths remembered.
+
+        The pairs of `head_pairs` come last.
+        """
         if y is None:
             raise ValueError(
                 f"{type(self).__name__} requires y to be passed, but the target y is None: pass "
@@ -156,12 +148,15 @@ class BaseAligner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         # What an earlier fit left must not answer for this one.
         for stale in ("image_encoder_", "text_encoder_"):
             self.__dict__.pop(stale, None)
+        head = None if self.head_pairs is None else resolve_head_pairs(self.head_pairs)
         data = self._pairs(X, y, reset=True)
         if len(data.pairs) < 2:
             raise ValueError(
                 f"{type(self).__name__} needs at least 2 pairs, found n_samples=1: with one pair "
                 "there is nothing to tell it from."
             )
+        if head is not None:
+            data = with_head_pairs(self, head, data)
         if len(data.text) == 1:
             warnings.warn(
                 "All captions are the same: there is nothing to align.", UserWarning, stacklevel=3
@@ -190,17 +185,17 @@ class BaseAligner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
             n_rows = len(text)
         else:
             image, text = self._both_features(X, y, reset)
-            return _distinct(image, np.arange(len(image)), text, np.arange(len(text)))
+            return distinct_pairs(image, np.arange(len(image)), text, np.arange(len(text)))
         _check_lengths(X, n_rows)
         image = self._image_features(X, reset)
         if captions is None:
-            return _distinct(image, np.arange(len(image)), text, np.arange(len(text)))
+            return distinct_pairs(image, np.arange(len(image)), text, np.arange(len(text)))
         unique = {caption: number for number, caption in enumerate(dict.fromkeys(captions))}
         encoded = self._encoded_texts(list(unique), reset)
         numbers = np.array([unique[text] for text in captions])
         # Captions that an encoder cannot tell apart are one to train on, yet not one to score:
         # an encoder that gives all captions the same feature would be the best of all.
-        return _distinct(image, rows, encoded, numbers, merge_texts=reset)
+        return distinct_pairs(image, rows, encoded, numbers, merge_texts=reset)
 
     def _both_features(self, X: Any, y: Any, reset: bool) -> tuple[np.ndarray, np.ndarray]:
         """Validate features of both sides as scikit-learn does."""
@@ -235,6 +230,16 @@ class BaseAligner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
             self, X, reset=reset, dtype=np.float32, ensure_all_finite="allow-nan"
         )
         return _rows_or_nan(features, "X")
+
+    def _features_of_texts(self, y: Any) -> np.ndarray:
+        """Return features of texts, one text a row, or of the features given."""
+        y = plain_sequence(y)
+        if not holds_texts(y):
+            return self._text_features(y, reset=False)
+        texts, rows = flat_captions(y)
+        if len(rows) != len(y):
+            raise ValueError("transform_text takes one text a row, not lists of texts.")
+        return self._encoded_texts(texts, reset=False)
 
     def _encoded_texts(self, texts: list[str], reset: bool) -> np.ndarray:
         if self.text_encoder is None or not (reset or hasattr(self, "text_encoder_")):
@@ -289,7 +294,7 @@ def _rows_or_nan(features: np.ndarray, name: str) -> np.ndarray:
     if partly.size:
         raise ValueError(
             f"Input {name} contains NaN: {partly.size} rows, the first of them "
-            f"{', '.join(map(str, partly[:_NAMED_IN_ERRORS]))}. Leave these rows out."
+            f"{', '.join(map(str, partly[:NAMED_IN_ERRORS]))}. Leave these rows out."
         )
     return features
 
@@ -303,59 +308,3 @@ def _where_known(features: np.ndarray, embed: Any, width: int) -> np.ndarray:
     if known.any():
         embeddings[known] = embed(features[known])
     return embeddings
-
-
-def _distinct(
-    image: np.ndarray,
-    image_rows: np.ndarray,
-    text: np.ndarray,
-    text_rows: np.ndarray,
-    merge_texts: bool = True,
-) -> Pairs:
-    """Merge equal rows and drop the pairs that an encoder gave up."""
-    lost = np.isnan(image[image_rows, 0]) | np.isnan(text[text_rows, 0])
-    if lost.any():
-        rows = np.unique(image_rows[lost])
-        warnings.warn(
-            f"{len(rows)} rows are left out, because an encoder could not encode them: "
-            f"{', '.join(map(str, rows[:_NAMED_IN_ERRORS]))}"
-            f"{', ...' if len(rows) > _NAMED_IN_ERRORS else ''}.",
-            UserWarning,
-            stacklevel=5,
-        )
-        image_rows, text_rows = image_rows[~lost], text_rows[~lost]
-        if not len(image_rows):
-            raise ValueError("No pair is left: none of the pictures could be encoded.")
-    images, image_numbers = _first_of_equal(image, image_rows)
-    texts, text_numbers = _first_of_equal(text, text_rows, by_feature=merge_texts)
-    if len(images) == 1 < len(np.unique(image_rows)):
-        warnings.warn(
-            "All pictures have the same features: there is nothing to tell them apart by, and "
-            "any score on them says nothing.",
-            UserWarning,
-            stacklevel=5,
-        )
-    pairs = np.unique(np.column_stack([image_numbers, text_numbers]), axis=0)
-    return Pairs(images, texts, pairs)
-
-
-def _first_of_equal(
-    features: np.ndarray, rows: np.ndarray, by_feature: bool = True
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the distinct rows in order of appearance, and each row's number among them."""
-    if not by_feature:
-        used, inverse = np.unique(rows, return_inverse=True)
-        return features[used], inverse
-    numbers: dict[bytes, int] = {}
-    first: list[int] = []
-    inverse = np.empty(len(rows), dtype=np.int64)
-    number_of_row: dict[int, int] = {}
-    for place, row in enumerate(rows.tolist()):
-        if row not in number_of_row:
-            digest = hashlib.blake2b(features[row].tobytes(), digest_size=16).digest()
-            if digest not in numbers:
-                numbers[digest] = len(numbers)
-                first.append(row)
-            number_of_row[row] = numbers[digest]
-        inverse[place] = number_of_row[row]
-    return features[first], inverse

@@ -2,6 +2,7 @@
 
 from ._base import CacheInfo
 from ._errors import EncodingError
+from ._head_pairs import HeadPairs, classifier_head_pairs
 from ._open_clip import OpenCLIPImageEncoder, OpenCLIPTextEncoder
 from ._registry import EncoderInfo, list_encoders
 from ._timm import TimmImageEncoder
@@ -12,10 +13,12 @@ __all__ = [
     "CacheInfo",
     "EncoderInfo",
     "EncodingError",
+    "HeadPairs",
     "OpenCLIPImageEncoder",
     "OpenCLIPTextEncoder",
     "TimmImageEncoder",
     "TransformersImageEncoder",
     "TransformersTextEncoder",
+    "classifier_head_pairs",
     "list_encoders",
 ]

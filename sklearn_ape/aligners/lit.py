@@ -1,0 +1,376 @@
+"""LiT: the image tower locked, the text tower trained by backpropagation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import deepcopy
+from typing import Any, Self
+
+import numpy as np
+import torch
+from sklearn.utils import check_random_state
+from skorch.callbacks import GradientNormClipping
+
+from ..devices import resolve_device
+from ..heads import FrozenHead, TwoTower
+from ..losses import InfoNCELoss, SigmoidLoss
+from ..training import (
+    AlignmentNet,
+    DivergenceGuard,
+    PairBatches,
+    PairDataset,
+    cosine_schedule,
+    embed,
+    n_batches,
+    split_pairs,
+    subset,
+)
+from ._base import BaseAligner
+from ._callbacks import CallbackSupportMixin, FitContext, with_callbacks
+from ._course import course_of, watchers
+from ._pairs import Pairs
+from ._parameters import check_choice, check_integer, check_number
+from ._text_tower import TextTower, adamw_of_two_rates
+
+_LOSSES = {"infonce": InfoNCELoss, "sigmoid": SigmoidLoss}
+_CAPTIONS_FOR_STATISTICS = 1000
+_LARGEST_GRADIENT = 1.0
+
+
+class LiTAligner(CallbackSupportMixin, BaseAligner):
+    """Align a text encoder with a frozen image encoder by training the text encoder itself.
+
+    This is locked-image tuning [1]_, which the APE paper compares itself with: features of
+    pictures are computed once, and the whole text tower learns, by backpropagation, to meet
+    them. It takes far more time and memory than `APEAligner`, and can say in the end what no
+    frozen text encoder could.
+
+    Parameters
+    ----------
+    image_encoder : transformer or None, default=None
+        Turns pictures into features, such as `TimmImageEncoder`. With None, X is features.
+    text_encoder : TransformersTextEncoder, str or None, default=None
+        What to train, or the name of its model. `fit` trains a copy: the encoder, and all others
+        that share its network, stay as they are.
+    n_components : int or None, default=None
+        Size of the embeddings. None is the width of the image features; fewer keep their
+        principal directions.
+    loss : {"infonce", "sigmoid"}, default="infonce"
+        CLIP's loss, or SigLIP's, which suits small batches.
+    logit_scale : float, default=1 / 0.07
+        Factor of the cosines at the start of training.
+    learn_logit_scale : bool, default=True
+        Whether it is trained.
+    max_logit_scale : float, default=100.0
+        Bound on it.
+    learning_rate : float, default=1e-4
+        Of the tower by AdamW, at the top of a cosine schedule with a short linear rise.
+    head_learning_rate : float, default=1e-3
+        The same of the linear map on top, and of the logit scale.
+    weight_decay : float, default=0.01
+        Of weight matrices.
+    batch_size : int, default=64
+        Pairs compared with one another in a step. Memory grows with it and with the length of
+        the captions.
+    max_epochs : int, default=10
+        The most passes over the training pairs.
+    early_stopping : bool, default=True
+        Hold pairs out, find the epoch with the best recall on them, keep its weights and stop
+        when it has not risen for long. Needs at least 50 groups of pairs that share no picture or
+        caption; with fewer, all epochs run on all pairs.
+    validation_fraction : float, default=0.1
+        Share of the pairs held out; no picture or caption stands on both sides.
+    n_iter_no_change : int, default=3
+        Epochs without a rise before training stops.
+    unlocked_layers : int or None, default=None
+        Layers of the tower that are trained, counted from the last; 0 trains the linear map
+        alone. None trains all, the word embeddings too.
+    gradient_checkpointing : bool, default=False
+        Compute activations twice instead of keeping them: less memory, a third more time.
+    max_length : int or None, default=None
+        Tokens of a caption that are read; the rest is cut. None is the encoder's own limit.
+    device : {"auto"}, str or torch.device, default="auto"
+        Where the tower is trained and used; ``"auto"`` takes a GPU when there is one.
+    dtype : {"auto", "float32", "bfloat16"}, default="auto"
+        Precision of the tower by autocast; its weights are float32 in any case. ``"auto"`` is
+        bfloat16 on a GPU that has it.
+    random_state : int, RandomState instance or None, default=None
+        Seeds the linear map, batches, dropout and the held-out pairs. On a CPU, an int makes fits
+        on one machine equal to the bit. torch's global generator is left as it was.
+    verbose : int, default=0
+        1 shows a progress bar over epochs, 2 or more skorch's table of them.
+    callbacks : list of skorch callbacks or None, default=None
+        Told of batches and epochs. scikit-learn's own (1.9 and later) are set by `set_callbacks`.
+
+    Attributes
+    ----------
+    module_ : sklearn_ape.heads.TwoTower
+        The trained tower, on the CPU; pickles carry it.
+    logit_scale_ : float
+        Factor of the cosines at the end of training.
+    history_ : list of dict
+        One dict an epoch: ``train_loss``, ``valid_recall``, ``logit_scale``, ``dur`` (seconds).
+    best_epoch_ : int
+        The epoch with the best recall on the pairs held out, counted from 1; the last without.
+    n_epochs_ : int
+        Epochs run.
+    n_parameters_ : int
+        Trained numbers.
+    n_components_ : int
+        Size of the embeddings.
+    n_features_in_ : int
+        Width of the image features.
+    image_encoder_ : transformer
+        The image encoder used, where one was given.
+    device_ : torch.device
+        Where it was trained.
+    fingerprint_ : str
+        Digest of all weights.
+
+    See Also
+    --------
+    APEAligner : Leaves both encoders as they are: a fraction of the time.
+    CLIPAligner : Both towers trained together, by others.
+
+    Notes
+    -----
+    There is no projection of the picture's side: its features are standardised, as by
+    `APEAligner` with ``side="text"``. Gradients are clipped to norm 1, as in the authors' code.
+    Texts that the tokenizer cannot tell apart are one text to train on.
+
+    References
+    ----------
+    .. [1] X. Zhai et al., "LiT: Zero-Shot Transfer with Locked-image text Tuning", CVPR 2022.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn_ape import LiTAligner
+    >>> rng = np.random.default_rng(0)
+    >>> words = ["cat", "dog", "bus", "tree", "house", "apple"]
+    >>> image_features = rng.standard_normal((6, 32))
+    >>> aligner = LiTAligner(text_encoder="all-MiniLM-L6-v2", unlocked_layers=1, random_state=0)
+    >>> aligner = aligner.fit(image_features, words)
+    >>> aligner.transform_text(["a cat", "a dog"]).shape
+    (2, 32)
+    >>> aligner.score(image_features, words)
+    1.0
+    """
+
+    def __init__(
+        self,
+        *,
+        image_encoder: Any = None,
+        text_encoder: Any = None,
+        n_components: int | None = None,
+        loss: str = "infonce",
+        logit_scale: float = 1 / 0.07,
+        learn_logit_scale: bool = True,
+        max_logit_scale: float = 100.0,
+        learning_rate: float = 1e-4,
+        head_learning_rate: float = 1e-3,
+        weight_decay: float = 0.01,
+        batch_size: int = 64,
+        max_epochs: int = 10,
+        early_stopping: bool = True,
+        validation_fraction: float = 0.1,
+        n_iter_no_change: int = 3,
+        unlocked_layers: int | None = None,
+        gradient_checkpointing: bool = False,
+        max_length: int | None = None,
+        device: str | torch.device | None = "auto",
+        dtype: str = "auto",
+        random_state: int | np.random.RandomState | None = None,
+        verbose: int = 0,
+        callbacks: Sequence[Any] | None = None,
+    ) -> None:
+        self.image_encoder = image_encoder
+        self.text_encoder = text_encoder
+        self.n_components = n_components
+        self.loss = loss
+        self.logit_scale = logit_scale
+        self.learn_logit_scale = learn_logit_scale
+        self.max_logit_scale = max_logit_scale
+        self.learning_rate = learning_rate
+        self.head_learning_rate = head_learning_rate
+        self.weight_decay = weight_decay
+        self.batch_size = batch_size
+        self.max_epochs = max_epochs
+        self.early_stopping = early_stopping
+        self.validation_fraction = validation_fraction
+        self.n_iter_no_change = n_iter_no_change
+        self.unlocked_layers = unlocked_layers
+        self.gradient_checkpointing = gradient_checkpointing
+        self.max_length = max_length
+        self.device = device
+        self.dtype = dtype
+        self.random_state = random_state
+        self.verbose = verbose
+        self.callbacks = callbacks
+
+    @with_callbacks
+    def fit(self, X: Any, y: Any) -> Self:
+        """Train the text tower on pairs of pictures and captions.
+
+        Parameters
+        ----------
+        X : sequence of pictures, or array-like of shape (n_samples, n_features)
+            Pictures if `image_encoder` is set, else features of pictures.
+        y : sequence of length n_samples
+            A caption or a list of captions for every picture.
+
+        Returns
+        -------
+        self : object
+            The fitted aligner.
+
+        Raises
+        ------
+        ValueError
+            When parameters or data cannot be used; the message names the row and the remedy.
+        TypeError
+            When `text_encoder` is no network of the transformers library.
+        FloatingPointError
+            When training diverges.
+        """
+        self._check_parameters()
+        try:
+            data = self._fit_pairs(X, y)
+            fit = FitContext(self, self.max_epochs, X, y)
+            random = check_random_state(self.random_state)
+            seed = int(random.randint(np.iinfo(np.int32).max))
+            self.device_ = resolve_device(self.device)
+            devices = [self.device_] if self.device_.type == "cuda" else []
+            with torch.random.fork_rng(devices=devices):
+                torch.manual_seed(seed)
+                self._train(data, self._tower, seed, fit)
+        finally:
+            self.__dict__.pop("_tower", None)
+        fit.end()
+        return self
+
+    def _train(self, data: Pairs, tower: TextTower, seed: int, fit: FitContext) -> None:
+        image, tokens = (torch.from_numpy(side) for side in (data.image, data.text))
+        everything = PairDataset(image, tokens, data.pairs)
+        train, valid = everything, None
+        if self.early_stopping:
+            split = split_pairs(data.pairs, self.validation_fraction, np.random.RandomState(seed))
+            if split.valid is not None:
+                train, valid = subset(everything, split.train), subset(everything, split.valid)
+        n_image = image.shape[1]
+        n_out = self.n_components or n_image
+        if n_out > n_image:
+            raise ValueError(
+                f"n_components must be None or at most {n_image}, the width of the image features "
+                f"(which have no projection), not {n_out}."
+            )
+        tower.unlock(self.unlocked_layers)
+        tower.precision = self._precision(self.device_)
+        some = torch.randperm(len(train.text))[:_CAPTIONS_FOR_STATISTICS]
+        tower.to(self.device_).project(train.text[some].to(self.device_), n_out)
+        module = TwoTower(FrozenHead(n_image, n_out), tower)
+        module.image_head.set_statistics(train.image)
+        net = self._net(module, len(train), seed, watchers(self, valid, fit, "tune"))
+        try:
+            with tower.checkpointing(self.gradient_checkpointing):
+                net.fit(train, y=None)
+        except FloatingPointError as error:
+            raise FloatingPointError(
+                f"{error} Or lower head_learning_rate (now {self.head_learning_rate:g})."
+            ) from None
+        self.history_, self.n_epochs_, self.best_epoch_ = course_of(net, self)
+        self._keep(net)
+
+    def _net(
+        self, module: TwoTower, n_pairs: int, seed: int, callbacks: list[Any]
+    ) -> AlignmentNet:
+        always = [
+            ("divergence", DivergenceGuard()),
+            ("clipping", GradientNormClipping(_LARGEST_GRADIENT)),
+            ("schedule", cosine_schedule(self.max_epochs * n_batches(n_pairs, self.batch_size))),
+        ]
+        # What no pattern names (the map and the loss) keeps lr; errors name the tower's.
+        rates = [
+            ("*projection.*", {"lr": self.head_learning_rate}),
+            ("log_scale", {"lr": self.head_learning_rate}),
+            ("bias", {"lr": self.head_learning_rate}),
+        ]
+        return AlignmentNet(
+            module=module,
+            criterion=_LOSSES[self.loss],
+            criterion__logit_scale=self.logit_scale,
+            criterion__max_logit_scale=self.max_logit_scale,
+            criterion__learn_scale=self.learn_logit_scale,
+            optimizer=adamw_of_two_rates,
+            optimizer__param_groups=rates,
+            optimizer__weight_decay=self.weight_decay,
+            lr=self.learning_rate,
+            batch_size=self.batch_size,
+            max_epochs=self.max_epochs,
+            iterator_train=PairBatches,
+            iterator_train__shuffle=True,
+            iterator_train__seed=seed,
+            train_split=None,
+            callbacks=always + callbacks,
+            device=self.device_,
+            verbose=int(self.verbose >= 2),
+        )
+
+    def _keep(self, net: AlignmentNet) -> None:
+        """Take what prediction needs from the net; the rest goes with it."""
+        # On the CPU, so that a pickle opens on a machine without the training device.
+        self.module_ = net.module_.to("cpu").eval()
+        self.logit_scale_ = float(net.criterion_.logit_scale.item())
+        trained = [p for p in self.module_.parameters() if p.requires_grad]
+        self.n_parameters_ = sum(parameter.numel() for parameter in trained)
+        self.module_.zero_grad()
+        self.n_components_ = self._n_features_out = self.module_.n_components
+        self.fingerprint_ = self.module_.fingerprint()
+
+    def _encoded_texts(self, texts: list[str], reset: bool) -> np.ndarray:
+        """Return tokens in the place of features: those change with every step of the tower."""
+        if reset:
+            self._tower = TextTower(self.text_encoder, self.max_length)
+            return self._tower.tokenize(texts)
+        return self.module_.text_head.tokenize(texts)
+
+    def _text_features(self, y: Any, reset: bool) -> np.ndarray:
+        raise ValueError(
+            "LiTAligner trains the text encoder itself, so it takes texts, not features of texts: "
+            "pass captions, and text_encoder=TransformersTextEncoder('all-MiniLM-L6-v2'). "
+            "APEAligner takes features."
+        )
+
+    def _embed_image(self, features: np.ndarray) -> np.ndarray:
+        tensor = torch.from_numpy(np.require(features, requirements="W"))
+        return embed(self.module_, "image", tensor, torch.device("cpu"))
+
+    def _embed_text(self, features: np.ndarray) -> np.ndarray:
+        tokens, rows = np.unique(features, axis=0, return_inverse=True)
+        device = resolve_device(self.device)
+        module = self.module_ if device.type == "cpu" else deepcopy(self.module_).to(device)
+        module.text_head.precision = self._precision(device)
+        return embed(module, "text", torch.from_numpy(tokens), device)[rows.ravel()]
+
+    def _precision(self, device: torch.device) -> str:
+        if self.dtype != "auto":
+            return self.dtype
+        has_it = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        return "bfloat16" if has_it else "float32"
+
+    def _check_parameters(self) -> None:
+        check_choice(self, "loss", tuple(_LOSSES))
+        check_choice(self, "dtype", ("auto", "float32", "bfloat16"))
+        check_integer(self, "n_components", 1, optional=True)
+        check_integer(self, "batch_size", 2)
+        check_integer(self, "max_epochs", 1)
+        check_integer(self, "n_iter_no_change", 1)
+        check_integer(self, "unlocked_layers", 0, optional=True)
+        check_integer(self, "max_length", 1, optional=True)
+        check_number(self, "validation_fraction", 0, 1, above=True)
+        check_number(self, "learning_rate", 0, above=True)
+        check_number(self, "head_learning_rate", 0, above=True)
+        check_number(self, "weight_decay", 0)
+        check_number(self, "logit_scale", 0, above=True)
+        check_number(self, "max_logit_scale", self.logit_scale)
+        resolve_device(self.device)

@@ -1,0 +1,111 @@
+"""CCAAligner: the correlations are the canonical ones, and what must not matter does not."""
+
+import numpy as np
+import pytest
+from sklearn.cross_decomposition import CCA
+
+from sklearn_ape import CCAAligner
+
+
+@pytest.fixture
+def views():
+    """Two well-conditioned views of 3 of 6 and 5 concepts."""
+    rng = np.random.default_rng(0)
+    shared = rng.standard_normal((500, 3))
+    image = np.hstack([shared, rng.standard_normal((500, 3))]) + 0.3 * rng.standard_normal(
+        (500, 6)
+    )
+    text = np.hstack([shared, rng.standard_normal((500, 2))]) + 0.5 * rng.standard_normal((500, 5))
+    return image @ rng.standard_normal((6, 6)) + 3, text @ rng.standard_normal((5, 5)) - 1
+
+
+def directions(aligner, image, text):
+    """Projections before they are scaled to length 1, with the weights taken out."""
+    weight = aligner.correlations_ ** (aligner.power / 2)
+    sides = (aligner._image_projection, image), (aligner._text_projection, text)
+    return [(x - side.mean) @ side.matrix / weight for side, x in sides]
+
+
+def test_correlations_are_those_of_scikit_learn(views):
+    """Without ridge it is CCA: NIPALS finds the same correlations, one direction at a time."""
+    image, text = views
+    aligner = CCAAligner(ridge=0).fit(image, text)
+    reference = CCA(n_components=5, max_iter=5000, tol=1e-10)
+    scores = reference.fit_transform(image, text)
+    expected = [np.corrcoef(a, b)[0, 1] for a, b in zip(*(s.T for s in scores), strict=True)]
+    np.testing.assert_allclose(aligner.correlations_, expected, atol=1e-4)
+
+
+def test_directions_are_white_and_correlate_as_said(views):
+    """Each has variance 1, no correlation with the others, and its own with its partner."""
+    aligner = CCAAligner(ridge=0).fit(*views)
+    a, b = directions(aligner, *views)
+    np.testing.assert_allclose(a.T @ a / 500, np.eye(5), atol=1e-4)
+    np.testing.assert_allclose(b.T @ b / 500, np.eye(5), atol=1e-4)
+    np.testing.assert_allclose(a.T @ b / 500, np.diag(aligner.correlations_), atol=1e-4)
+
+
+def test_invariance_to_affine_maps_of_the_features(views):
+    """Plain CCA does not see in which basis an encoder writes its features."""
+    image, text = views
+    rng = np.random.default_rng(1)
+    other = image @ rng.standard_normal((6, 6)) + 5, text @ rng.standard_normal((5, 5)) - 2
+    one, two = CCAAligner(ridge=0).fit(image, text), CCAAligner(ridge=0).fit(*other)
+    np.testing.assert_allclose(two.correlations_, one.correlations_, atol=1e-4)
+    np.testing.assert_allclose(two.similarity(*other), one.similarity(image, text), atol=1e-3)
+
+
+def test_ridge_is_relative_to_the_variance(views):
+    """Features in other units are regularised as much."""
+    image, text = views
+    one, two = CCAAligner().fit(image, text), CCAAligner().fit(1000 * image, text / 1000)
+    np.testing.assert_allclose(two.correlations_, one.correlations_, atol=1e-5)
+    assert np.all(one.correlations_ < CCAAligner(ridge=0).fit(image, text).correlations_)
+
+
+def test_similarity_weighs_directions_by_their_correlation(views):
+    """As CSA does; power=0 is the plain cosine of the canonical variables."""
+    image, text = views
+    for power in (0.0, 1.0, 3.0):
+        aligner = CCAAligner(power=power).fit(image, text)
+        a, b = directions(aligner, image[:9], text[:9])
+        weight = aligner.correlations_**power
+        expected = (weight * a) @ b.T
+        expected /= np.sqrt((weight * a**2).sum(axis=1)[:, None] * (weight * b**2).sum(axis=1))
+        np.testing.assert_allclose(aligner.similarity(image[:9], text[:9]), expected, atol=1e-5)
+
+
+def test_fewer_components_are_the_first_ones(views):
+    full, few = CCAAligner().fit(*views), CCAAligner(n_components=2).fit(*views)
+    assert few.n_components_ == 2
+    assert few.transform(views[0]).shape == (500, 2)
+    np.testing.assert_allclose(few.correlations_, full.correlations_[:2])
+    assert few.n_parameters_ == (6 + 6 * 2) + (5 + 5 * 2)
+
+
+def test_components_of_rank_deficient_features(concepts):
+    """8 concepts made all features: directions beyond them would be rounding errors."""
+    for ridge in (0, 1e-3, 1.0):
+        assert CCAAligner(ridge=ridge).fit(concepts.image, concepts.text).n_components_ == 8
+
+
+def test_pairs_count_as_often_as_they_are(views):
+    """A picture with two captions weighs as much as two pictures."""
+    image, text = views
+    image, text = np.vstack([image[:100], image[:50]]), text[:150]
+    aligner = CCAAligner(ridge=0).fit(image, text)
+    a, b = directions(aligner, image, text)
+    np.testing.assert_allclose(a.T @ a / 150, np.eye(5), atol=1e-4)
+    np.testing.assert_allclose(a.T @ b / 150, np.diag(aligner.correlations_), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("parameter", "value", "said"),
+    [("ridge", -1, r"ridge must be a number in \[0, inf\), not -1"),
+     ("power", "big", "power must be a number"),
+     ("n_components", 0, "n_components must be None or an integer >= 1"),
+     ("n_components", 6, "n_components must be None or at most 5 .* not 6")],
+)  # fmt: skip
+def test_bad_parameter(views, parameter, value, said):
+    with pytest.raises(ValueError, match=said):
+        CCAAligner(**{parameter: value}).fit(*views)

@@ -1,0 +1,202 @@
+"""CLIPAligner, against the library's own output on a tiny model in a folder."""
+
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+from sklearn.model_selection import KFold, cross_val_predict
+from sklearn.pipeline import make_pipeline
+
+from sklearn_ape import CLIPAligner, ZeroShotClassifier
+from sklearn_ape.encoders import OpenCLIPImageEncoder
+
+open_clip = pytest.importorskip("open_clip")
+
+PICTURES = list(np.random.default_rng(0).integers(0, 256, size=(4, 40, 50, 3), dtype=np.uint8))
+TEXTS = ["a cat", "two dogs on a walk", "a rocket", "a tree"]
+MODEL = {
+    "embed_dim": 12,
+    "vision_cfg": {"image_size": 32, "patch_size": 16, "layers": 1, "width": 64},
+    "text_cfg": {
+        "context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1,
+    },
+}  # fmt: skip
+
+
+def saved(folder, seed=0):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = open_clip.CLIP(
+            MODEL["embed_dim"],
+            open_clip.CLIPVisionCfg(**MODEL["vision_cfg"]),
+            open_clip.CLIPTextCfg(**MODEL["text_cfg"]),
+        ).eval()
+        model.logit_scale.data.fill_(3.0)
+    torch.save(model.state_dict(), folder / "open_clip_pytorch_model.bin")
+    preprocess = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic"}
+    config = {"model_cfg": MODEL, "preprocess_cfg": preprocess}
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    return model
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("clip")
+    saved(folder)
+    return str(folder)
+
+
+def test_embeddings_are_the_librarys_own(tmp_path):
+    model = saved(tmp_path)
+    aligner = CLIPAligner(str(tmp_path))
+    encoder = aligner.image_encoder
+    prepare = encoder._network().prepare
+    pixels = torch.stack([encoder._prepare(prepare, picture) for picture in PICTURES])
+    tokens = open_clip.get_tokenizer(f"local-dir:{tmp_path}")(TEXTS)
+    with torch.inference_mode():
+        image, text, scale = model(pixels, tokens)[:3]
+    np.testing.assert_allclose(aligner.transform(PICTURES), image, atol=1e-5)
+    np.testing.assert_allclose(aligner.transform_text(TEXTS), text, atol=1e-5)
+    np.testing.assert_allclose(aligner.similarity(PICTURES, TEXTS), image @ text.T, atol=1e-5)
+    assert aligner.logit_scale_ == pytest.approx(float(scale))
+
+
+def test_features_in_place_of_pictures(folder):
+    """As in a Pipeline whose first step is the encoder."""
+    aligner, encoder = CLIPAligner(folder), OpenCLIPImageEncoder(folder)
+    features = encoder.transform(PICTURES)
+    expected = aligner.transform(PICTURES)
+    for X in (features, features.tolist(), list(features)):
+        np.testing.assert_allclose(aligner.transform(X), expected, atol=1e-6)
+    piped = make_pipeline(encoder, aligner).transform(PICTURES)
+    np.testing.assert_array_equal(piped, expected)
+    texts = aligner.text_encoder.transform(TEXTS)
+    np.testing.assert_allclose(
+        aligner.transform_text(texts), aligner.transform_text(TEXTS), atol=1e-6
+    )
+    assert aligner.n_features_in_ == aligner.n_text_features_in_ == aligner.n_components_ == 12
+    assert len(aligner.get_feature_names_out()) == 12
+
+
+def test_score_and_report(folder):
+    aligner = CLIPAligner(folder)
+    similarity = aligner.similarity(PICTURES, TEXTS)
+    expected = np.mean([(similarity.argmax(axis=axis) == np.arange(4)).mean() for axis in (0, 1)])
+    assert aligner.score(PICTURES, TEXTS) == pytest.approx(expected)
+    assert aligner.retrieval_report(PICTURES, TEXTS, ks=(4,))["image_to_text"] == {4: 1.0}
+
+
+def test_fit_learns_nothing_and_checks(folder):
+    aligner = CLIPAligner(folder)
+    assert aligner.fit(PICTURES, TEXTS) is aligner
+    assert aligner.fit(PICTURES) is aligner
+    assert vars(aligner) == clone(aligner).get_params()
+    assert aligner.fit(OpenCLIPImageEncoder(folder).transform(PICTURES), TEXTS) is aligner
+    with pytest.raises(ValueError, match="inconsistent numbers of samples"):
+        aligner.fit(PICTURES, TEXTS[:2])
+    with pytest.raises(ValueError, match=r"row 1: .*empty caption"):
+        aligner.fit(PICTURES[:2], ["a cat", " "])
+    with pytest.raises(ValueError, match="5 features, but CLIPAligner is expecting 12"):
+        aligner.fit(np.zeros((4, 5)))
+    with pytest.raises(ValueError, match="5 features, but CLIPAligner was fitted with 12"):
+        aligner.transform_text(np.zeros((4, 5)))
+
+
+def test_pickles_carry_no_weights(folder):
+    aligner = CLIPAligner(folder)
+    expected = aligner.transform(PICTURES)
+    stored = pickle.dumps(aligner)
+    assert len(stored) < 2000
+    np.testing.assert_array_equal(pickle.loads(stored).transform(PICTURES), expected)
+
+
+def test_fingerprint_is_of_model_and_preprocessing(folder, tmp_path):
+    saved(tmp_path, seed=1)
+    prints = {
+        CLIPAligner(folder).fingerprint_,
+        CLIPAligner(folder, batch_size=2).fingerprint_,
+        CLIPAligner(folder, crop="pad").fingerprint_,
+        CLIPAligner(str(tmp_path)).fingerprint_,
+    }
+    assert len(prints) == 3
+
+
+def test_pretrained_as_in_open_clip():
+    assert CLIPAligner("ViT-B-32", "openai")._name() == CLIPAligner()._name()
+    with pytest.raises(ValueError, match="No pretrained CLIP model is called 'ViT-B-32/opnai'"):
+        CLIPAligner("ViT-B-32", "opnai").fit(PICTURES)
+    with pytest.raises(ValueError, match="No pretrained CLIP model is called 'ViT-B-32'"):
+        CLIPAligner("ViT-B-32").transform_text(TEXTS)
+
+
+def test_pictures_that_cannot_be_read(folder, tmp_path):
+    torn = tmp_path / "torn.png"
+    torn.write_bytes(b"not a picture")
+    with pytest.raises(ValueError, match="row 1"):
+        CLIPAligner(folder).transform([PICTURES[0], str(torn)])
+    with pytest.warns(UserWarning, match="cannot be encoded"):
+        embeddings = CLIPAligner(folder, on_error="nan").transform([PICTURES[0], str(torn)])
+    assert np.isnan(embeddings[1]).all()
+    assert np.isfinite(embeddings[0]).all()
+
+
+class TestInTheClassifier:
+    def test_ready_without_fit(self, folder):
+        aligner = CLIPAligner(folder)
+        classifier = ZeroShotClassifier(TEXTS, aligner=aligner, templates="none")
+        order = np.argsort(TEXTS)
+        expected = aligner.logit_scale_ * aligner.similarity(PICTURES, TEXTS)[:, order]
+        np.testing.assert_allclose(classifier.decision_function(PICTURES), expected, rtol=1e-4)
+
+    def test_by_name(self, folder):
+        """The same CLIP, before fit and after."""
+        by_name = ZeroShotClassifier(TEXTS, aligner=f"open_clip:{folder}")
+        by_object = ZeroShotClassifier(TEXTS, aligner=CLIPAligner(folder))
+        expected = by_object.predict_proba(PICTURES)
+        np.testing.assert_array_equal(by_name.predict_proba(PICTURES), expected)
+        fitted = clone(by_name).fit(PICTURES, TEXTS)
+        np.testing.assert_array_equal(fitted.predict_proba(PICTURES), expected)
+        assert clone(by_name).fit(PICTURES).classes_.tolist() == sorted(TEXTS)
+        predicted = cross_val_predict(by_name, PICTURES, TEXTS, cv=KFold(2))
+        np.testing.assert_array_equal(predicted, by_object.predict(PICTURES))
+        assert len(pickle.dumps(fitted)) < 5000
+
+    def test_label_embeddings_are_computed_once(self, folder, monkeypatch):
+        calls = []
+        transform_text = CLIPAligner.transform_text
+        monkeypatch.setattr(
+            CLIPAligner,
+            "transform_text",
+            lambda self, y: calls.append(len(y)) or transform_text(self, y),
+        )
+        classifier = ZeroShotClassifier(["zebra", "yacht"], aligner=f"open_clip:{folder}")
+        classifier.predict(PICTURES)
+        classifier.predict_proba(PICTURES)
+        assert len(calls) == 1
+
+    def test_without_labels_it_is_not_fitted(self, folder):
+        with pytest.raises(NotFittedError):
+            ZeroShotClassifier(aligner=f"open_clip:{folder}").predict(PICTURES)
+
+    @pytest.mark.parametrize(
+        ("name", "said"),
+        [("clip", "names no aligner. Expected 'open_clip:ViT-B-32/openai'"),
+         ("open_clip:", "names no aligner"),
+         ("open_clip:ViT-B-32/opnai", "No pretrained CLIP model is called 'ViT-B-32/opnai'")],
+    )  # fmt: skip
+    def test_bad_name(self, name, said):
+        for call in ("fit", "predict"):
+            with pytest.raises(ValueError, match=said):
+                getattr(ZeroShotClassifier(TEXTS, aligner=name), call)(PICTURES)
+
+
+def test_only_the_name_is_needed_to_look_at_it():
+    """Parameters and repr must work where no weights can be had."""
+    classifier = ZeroShotClassifier(TEXTS, aligner="open_clip:ViT-B-32/openai")
+    assert "open_clip:ViT-B-32/openai" in repr(classifier)
+    assert not Path("ViT-B-32").exists()

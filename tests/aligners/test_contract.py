@@ -1,0 +1,156 @@
+"""What every aligner owes: scikit-learn's rules, sane output, errors for bad input."""
+
+import pickle
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.base import clone
+from sklearn.utils.estimator_checks import check_estimator
+
+from sklearn_ape import ASIFAligner, CCAAligner, ZeroShotClassifier
+
+ALIGNERS = [CCAAligner(), ASIFAligner()]
+
+
+@pytest.fixture(params=ALIGNERS, ids=lambda aligner: type(aligner).__name__)
+def aligner(request):
+    return clone(request.param)
+
+
+def finite(aligner, image, text):
+    """Fit, and assert that embeddings are finite and of length 1 (or zero)."""
+    aligner.fit(image, text)
+    for embeddings in (aligner.transform(image), aligner.transform_text(text)):
+        assert embeddings.dtype == np.float32
+        assert embeddings.shape[1] == aligner.n_components_
+        norms = np.linalg.norm(embeddings, axis=1)
+        assert np.all((np.abs(norms - 1) < 1e-5) | (norms == 0))
+    assert 1 <= aligner.logit_scale_ <= 100
+    return aligner
+
+
+def test_passes_all_estimator_checks(aligner):
+    """The number is asserted, since a tag could switch most of the checks off."""
+    results = check_estimator(aligner, on_skip=None, on_fail="raise")
+    statuses = [result["status"] for result in results]
+    assert statuses.count("passed") >= 47
+    assert len(statuses) - statuses.count("passed") <= 1  # array API, unless it is set up
+
+
+def test_learns_common_concepts(aligner, concepts):
+    aligner.fit(concepts.image[:200], concepts.text[:200])
+    assert aligner.score(concepts.image[200:], concepts.text[200:]) > 0.3  # chance is 0.01
+    assert aligner.n_parameters_ > 0
+
+
+def test_fits_are_equal_to_the_bit_and_tell_data_apart(aligner, concepts):
+    one = clone(aligner).fit(concepts.image, concepts.text)
+    two = clone(aligner).fit(concepts.image, concepts.text)
+    assert one.fingerprint_ == two.fingerprint_
+    assert one.logit_scale_ == two.logit_scale_
+    other = clone(aligner).fit(concepts.image[:-1], concepts.text[:-1])
+    assert other.fingerprint_ != one.fingerprint_
+
+
+def test_pickle_gives_the_same_embeddings(aligner, concepts):
+    aligner.fit(concepts.image, concepts.text)
+    back = pickle.loads(pickle.dumps(aligner))
+    np.testing.assert_array_equal(
+        back.transform(concepts.image), aligner.transform(concepts.image)
+    )
+    np.testing.assert_array_equal(
+        back.transform_text(concepts.text), aligner.transform_text(concepts.text)
+    )
+
+
+def test_similarity_is_the_product_of_the_embeddings(aligner, concepts):
+    aligner.fit(concepts.image, concepts.text)
+    expected = aligner.transform(concepts.image) @ aligner.transform_text(concepts.text[:7]).T
+    found = aligner.similarity(concepts.image, concepts.text[:7])
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_rows_that_an_encoder_gave_up_stay_nan(aligner, concepts):
+    image = concepts.image.copy()
+    image[7] = np.nan
+    with pytest.warns(UserWarning, match=r"1 rows are left out.*: 7\."):
+        aligner.fit(image, concepts.text)
+    for known in (aligner.transform(image), aligner.similarity(image, concepts.text)):
+        assert np.isnan(known[7]).all()
+        assert np.isfinite(np.delete(known, 7, axis=0)).all()
+
+
+def test_no_picture_could_be_encoded(aligner, concepts):
+    aligner.fit(concepts.image, concepts.text)
+    lost = np.full((2, 32), np.nan)
+    assert np.isnan(aligner.similarity(lost, concepts.text[:3])).all()
+
+
+def test_set_output(aligner, concepts):
+    frame = pd.DataFrame(concepts.image, index=np.arange(300) + 7)
+    frame.columns = [f"f{i}" for i in range(32)]
+    out = aligner.set_output(transform="pandas").fit(frame, concepts.text).transform(frame)
+    assert out.columns[0] == f"{type(aligner).__name__.lower()}0"
+    assert out.index.equals(frame.index)
+
+
+def test_classifies_by_names(aligner, pictures, features, text_encoder):
+    """Captions in, names out: the contract that the classifier relies on."""
+    aligner.set_params(text_encoder=text_encoder).fit(
+        features.image[:200], pictures.captions[:200]
+    )
+    names = ["animal", "food", "travel"]
+    classifier = ZeroShotClassifier(names, aligner=aligner)
+    assert classifier.score(features.image[200:], pictures.categories[200:]) > 0.4  # chance: 1/3
+    np.testing.assert_allclose(classifier.predict_proba(features.image).sum(axis=1), 1, rtol=1e-5)
+
+
+def test_several_captions_a_picture(aligner, pictures, features, text_encoder):
+    several = [[caption, f"a picture of {caption}"] for caption in pictures.captions]
+    aligner.set_params(text_encoder=text_encoder).fit(features.image, several)
+    assert aligner.retrieval_report(features.image, several)["image_to_text"][10] > 0.9
+
+
+class TestHardData:
+    @pytest.mark.parametrize(("n_image", "n_text"), [(50, 40), (50, 3), (3, 40), (1, 1)])
+    def test_fewer_pairs_than_features(self, aligner, n_image, n_text):
+        rng = np.random.default_rng(0)
+        finite(aligner, rng.standard_normal((12, n_image)), rng.standard_normal((12, n_text)))
+
+    def test_two_pairs(self, aligner):
+        rng = np.random.default_rng(0)
+        image, text = rng.standard_normal((2, 5)), rng.standard_normal((2, 4))
+        assert finite(aligner, image, text).score(image, text) == 1.0
+
+    def test_features_of_no_variance(self, aligner, concepts):
+        """Constant features, at zero and far from it, change nothing."""
+        constant = np.tile(np.float32([0, 1e4]), (300, 1))
+        plain = clone(aligner).fit(concepts.image[:200], concepts.text[:200])
+        padded = [np.hstack([side, 0 * constant]) for side in (concepts.image, concepts.text)]
+        score = plain.score(concepts.image[200:], concepts.text[200:])
+        aligner.fit(padded[0][:200], padded[1][:200])
+        assert aligner.score(padded[0][200:], padded[1][200:]) == pytest.approx(score, abs=0.05)
+        finite(aligner, *(np.hstack([side, constant]) for side in (concepts.image, concepts.text)))
+
+    @pytest.mark.parametrize("value", [0.0, 0.1, 1e4])
+    def test_all_captions_equal(self, aligner, concepts, value):
+        """There is nothing to align: no text is nearer than another, and rounding is no signal."""
+        with pytest.warns(UserWarning, match="All captions are the same"):
+            finite(aligner, concepts.image, np.full((300, 4), value))
+        text = aligner.transform_text(np.full((2, 4), value))
+        np.testing.assert_array_equal(text, 0)
+
+    def test_all_pictures_equal(self, aligner, concepts):
+        with pytest.warns(UserWarning, match="All pictures have the same features"):
+            finite(aligner, np.full((300, 4), 0.1), concepts.text)
+
+    @pytest.mark.parametrize("scale", [1e-12, 1e12])
+    def test_features_of_any_scale(self, aligner, concepts, scale):
+        image, text = scale * concepts.image, scale * concepts.text
+        finite(aligner, image[:200], text[:200])
+        assert aligner.score(image[200:], text[200:]) > 0.3
+
+    def test_one_pair(self, aligner, concepts):
+        with pytest.raises(ValueError, match="minimum of 2 is required"):
+            aligner.fit(concepts.image[:1], concepts.text[:1])

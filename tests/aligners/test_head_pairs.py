@@ -1,0 +1,175 @@
+"""Pairs of a classification head among the training pairs of an aligner."""
+
+import numpy as np
+import pytest
+from sklearn.base import clone
+from sklearn.feature_extraction.text import TfidfVectorizer
+
+from sklearn_ape import CCAAligner
+from sklearn_ape.aligners._head_pairs import prototypes
+from sklearn_ape.encoders import HeadPairs, TimmImageEncoder
+
+
+def fitted_on(aligner, X, y):
+    return aligner._fit_pairs(X, y)
+
+
+def of_features(n_image=32, n_text=16, n_classes=5, **parts):
+    rng = np.random.default_rng(1)
+    weights = rng.standard_normal((n_classes, n_image))
+    texts = rng.standard_normal((n_classes, n_text)).astype(np.float32)
+    return HeadPairs(**({"weights": weights, "texts": texts} | parts))
+
+
+def test_prototypes_are_the_formula():
+    """reference: mean + B mean|X - mean| / mean|B|, B the weights by half of the spread."""
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((200, 4)) @ rng.standard_normal((4, 6)) + 3  # of rank 4
+    W = rng.standard_normal((9, 6))
+    values, vectors = np.linalg.eigh(np.cov(X.T))
+    values = np.maximum(values / values.max(), 1e-6)
+    B = (W - W.mean(axis=0)) @ vectors @ np.diag(values**0.5) @ vectors.T
+    radius = np.linalg.norm(X - X.mean(axis=0), axis=1).mean()
+    expected = X.mean(axis=0) + B * radius / np.linalg.norm(B, axis=1).mean()
+    np.testing.assert_allclose(prototypes(X.astype(np.float32), W), expected, atol=1e-4)
+
+
+def test_prototypes_of_the_real_head_lie_near_pictures_of_their_class(
+    features, pictures, image_encoder
+):
+    """Where they would not, they would teach an aligner wrong pairs."""
+    from sklearn_ape.encoders import classifier_head_pairs
+
+    head = classifier_head_pairs(image_encoder)
+    places = prototypes(features.image, head.weights) - features.image.mean(axis=0)
+    names = {texts[0]: number for number, texts in enumerate(head.texts)}
+    known = [i for i, caption in enumerate(pictures.captions) if caption in names]
+    assert len(known) >= 5
+    cosine = (features.image[known] - features.image.mean(axis=0)) @ places.T
+    cosine /= np.linalg.norm(places, axis=1)
+    own = [cosine[row, names[pictures.captions[i]]] for row, i in enumerate(known)]
+    rank = (cosine > np.array(own)[:, None]).sum(axis=1)
+    assert np.median(rank) < 200  # of 1000: by chance 500; the head's own logits give 50 to 100
+
+
+def test_pairs_of_features_come_behind_the_real_ones(concepts):
+    data = fitted_on(CCAAligner(), concepts.image, concepts.text)
+    head = of_features()
+    more = fitted_on(CCAAligner(head_pairs=head), concepts.image, concepts.text)
+    assert data.n_images == more.n_images == 300
+    assert (data.n_prototypes, more.n_prototypes) == (0, 5)
+    np.testing.assert_array_equal(more.image[:300], data.image)
+    np.testing.assert_array_equal(more.pairs[:300], data.pairs)
+    for image, text in more.pairs[300:]:
+        np.testing.assert_array_equal(more.text[text], head.texts[image - 300])
+
+
+def test_a_class_with_several_texts_is_several_pairs_of_one_picture(concepts):
+    head = of_features(
+        texts=np.random.default_rng(0).standard_normal((4, 16)), owners=np.array([3, 0, 3, 3])
+    )
+    data = fitted_on(CCAAligner(head_pairs=head), concepts.image, concepts.text)
+    assert data.n_prototypes == 2  # classes without a text are no pairs
+    np.testing.assert_array_equal(np.bincount(data.pairs[300:, 0])[300:], [1, 3])
+
+
+def test_a_text_that_an_encoder_gave_up_is_left_out(concepts):
+    head = of_features()
+    head.texts[2] = np.nan
+    data = fitted_on(CCAAligner(head_pairs=head), concepts.image, concepts.text)
+    assert data.n_prototypes == 4
+    assert np.isfinite(data.text).all()
+
+
+def test_texts_that_are_captions_are_shared(concepts):
+    """Else a picture's caption would count as wrong for the prototype of the same name."""
+    # A batch of another size changes the last bits of an encoder's features.
+    texts = np.vstack([concepts.text[7] * (1 + 1e-6), np.ones((2, 16)), np.ones((2, 16))])
+    data = fitted_on(
+        CCAAligner(head_pairs=of_features(texts=texts)), concepts.image, concepts.text
+    )
+    assert len(data.text) == 301
+    assert data.pairs[300:].tolist() == [[300, 7]] + [[300 + i, 300] for i in range(1, 5)]
+
+
+def test_texts_of_an_encoder_with_a_head(features, pictures, image_encoder):
+    """An encoder as a parameter: names, synonyms and definitions are encoded as captions are."""
+    text_encoder = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 4))  # quicker than MiniLM
+    aligner = CCAAligner(text_encoder=text_encoder, head_pairs=image_encoder)
+    assert clone(aligner).head_pairs is not image_encoder
+    data = fitted_on(aligner, features.image, pictures.captions)
+    assert data.n_prototypes == 1000
+    assert len(data.pairs) > 2800 + 300
+    shared = set(data.pairs[: data.n_images, 1]) & set(data.pairs[data.n_images :, 1])
+    assert len(shared) >= 5
+    zebra = aligner.text_encoder_.transform(["zebra"]).toarray()
+    rows = np.flatnonzero(np.abs(data.text - zebra).max(axis=1) < 1e-5)
+    assert len(rows) == 1
+    assert 300 + 340 in data.pairs[data.pairs[:, 1] == rows[0], 0]
+
+
+def test_words_of_ones_own(features, pictures, text_encoder):
+    head = of_features(1280, texts=[["hen"], ["duck", "drake"], "cock", ["hen"], ["goose"]])
+    aligner = CCAAligner(text_encoder=text_encoder, head_pairs=head)
+    data = fitted_on(aligner, features.image, pictures.captions)
+    pairs = data.pairs[300:]
+    assert np.bincount(pairs[:, 0])[300:].tolist() == [1, 2, 1, 1, 1]
+    assert pairs[0, 1] == pairs[pairs[:, 0] == 303, 1]
+    assert np.isfinite(
+        aligner.fit(features.image, pictures.captions).transform_text(["hen"])
+    ).all()
+
+
+class TestRefused:
+    @pytest.mark.parametrize(
+        ("parts", "said"),
+        [({"weights": np.ones((5, 31))}, "have 31 features, and X has 32: head_pairs must be of"),
+         ({"weights": np.ones((1, 32))}, "with at least 2 classes, not of shape"),
+         ({"weights": np.full((5, 32), np.nan)}, "must be finite numbers"),
+         ({"weights": np.ones((5, 32))}, "are the same for all classes"),
+         ({"texts": np.ones((4, 16))}, "has 4 texts: owners must be as many integers"),
+         ({"owners": np.arange(5.0)}, "owners must be as many integers"),
+         ({"owners": np.arange(1, 6)}, "owners of head_pairs must be from 0 to 4"),
+         ({"texts": np.ones((5, 15))}, "The texts have 15 features, but CCAAligner was fitted"),
+         ({"texts": np.full((5, 16), np.nan)}, "None of the texts of head_pairs could be"),
+         ({"texts": [["hen"]] * 4}, "weights of 5 classes and texts of 4"),
+         ({"texts": [["hen"]] * 5}, "has texts as words, and y holds features")],
+    )  # fmt: skip
+    def test_head_pairs_that_do_not_fit(self, concepts, parts, said):
+        with pytest.raises(ValueError, match=said):
+            CCAAligner(head_pairs=of_features(**parts)).fit(concepts.image, concepts.text)
+
+    def test_texts_that_are_none(self, features, pictures, text_encoder):
+        aligner = CCAAligner(
+            text_encoder=text_encoder, head_pairs=of_features(1280, texts=[[]] * 5)
+        )
+        with pytest.raises(ValueError, match="head_pairs has no texts"):
+            aligner.fit(features.image, pictures.captions)
+        head = of_features(1280, texts=[["hen"], ["duck", " "], ["a"], ["b"], ["c"]])
+        aligner = CCAAligner(text_encoder=text_encoder, head_pairs=head)
+        with pytest.raises(ValueError, match="Text ' ' of class 1 of head_pairs is no text"):
+            aligner.fit(features.image, pictures.captions)
+
+    def test_pictures_that_do_not_differ(self, concepts):
+        with (
+            pytest.warns(UserWarning, match="All pictures have the same features"),
+            pytest.raises(ValueError, match="head_pairs needs pictures that differ"),
+        ):
+            CCAAligner(head_pairs=of_features(4)).fit(np.full((300, 4), 0.1), concepts.text)
+
+    def test_no_head_is_said_before_pictures_are_encoded(self, pictures, text_encoder):
+        class MustNotRun:
+            def fit(self, X, y=None):
+                raise AssertionError("pictures were encoded before head_pairs was looked at")
+
+        for bad in ("efficientnet_lite0", text_encoder):
+            aligner = CCAAligner(
+                image_encoder=MustNotRun(), text_encoder=text_encoder, head_pairs=bad
+            )
+            with pytest.raises(ValueError, match="has no classification head that is known"):
+                aligner.fit(pictures.images[:6], pictures.captions[:6])
+
+    def test_logits_as_features(self, concepts, image_encoder):
+        encoder = TimmImageEncoder(output="logits")
+        with pytest.raises(ValueError, match=r"gives 1000 features, .* takes 1280"):
+            CCAAligner(head_pairs=encoder).fit(concepts.image, concepts.text)

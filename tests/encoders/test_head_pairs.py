@@ -1,0 +1,184 @@
+"""Pairs of classification heads: the weights are the head's, the texts those of its classes."""
+
+import copy
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from sklearn.frozen import FrozenEstimator
+
+from sklearn_ape.encoders import (
+    HeadPairs,
+    OpenCLIPImageEncoder,
+    TimmImageEncoder,
+    TransformersImageEncoder,
+    classifier_head_pairs,
+)
+
+timm = pytest.importorskip("timm")
+transformers = pytest.importorskip("transformers")
+
+NAMES = ["cat, house cat", "dog", "ripe apple"]
+SMALL = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 32,
+    "patch_size": 8,
+}
+
+
+def randomized(model):
+    for parameter in model.parameters():  # fresh networks have zeros that hide mistakes
+        torch.nn.init.normal_(parameter, std=0.2)
+    return model.eval()
+
+
+def timm_folder(folder, names=NAMES, architecture="test_vit", **options):
+    with torch.random.fork_rng():
+        model = randomized(
+            timm.create_model(architecture, pretrained=False, num_classes=len(names), **options)
+        )
+    config = {"label_names": names} if names else {}
+    timm.models.save_for_hf(model, str(folder), safe_serialization=True, model_config=config)
+    return str(folder), model
+
+
+def transformers_folder(folder, kind, names=NAMES, with_head=True):
+    t = transformers
+    labels = {"id2label": dict(enumerate(names)), "label2id": {n: i for i, n in enumerate(names)}}
+    config, headed, bare = {
+        "vit": lambda: (
+            t.ViTConfig(**SMALL, intermediate_size=24, **labels),
+            t.ViTForImageClassification,
+            t.ViTModel,
+        ),
+        "dinov2": lambda: (
+            t.Dinov2Config(**SMALL, **labels),
+            t.Dinov2ForImageClassification,
+            t.Dinov2Model,
+        ),
+        "resnet": lambda: (
+            t.ResNetConfig(
+                embedding_size=8,
+                hidden_sizes=[8, 16],
+                depths=[1, 1],
+                layer_type="basic",
+                **labels,
+            ),
+            t.ResNetForImageClassification,
+            t.ResNetModel,
+        ),
+    }[kind]()
+    with torch.random.fork_rng():
+        model = randomized((headed if with_head else bare)(config))
+    model.save_pretrained(folder)
+    t.ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
+    return str(folder), model
+
+
+def test_imagenet_head_of_the_starter_encoder(image_encoder, pictures):
+    """Weights give the encoder's own logits, and texts are in the order of its classes."""
+    pairs = classifier_head_pairs(image_encoder)
+    assert pairs.weights.shape == (1000, 1280)
+    assert pairs.weights.dtype == np.float32
+    features = image_encoder.transform(pictures.images[:5])
+    logits = TimmImageEncoder(output="logits", cache=None).transform(pictures.images[:5])
+    bias = image_encoder._network().model.get_classifier().bias.numpy()
+    np.testing.assert_allclose(features @ pairs.weights.T + bias, logits, atol=1e-3)
+    assert pairs.texts[0] == [
+        "tench",
+        "Tinca tinca",
+        "freshwater dace-like game fish of Europe and western Asia noted for ability to survive "
+        "outside water",
+    ]
+    # Two classes of one name differ in their definitions: a machine is no bird.
+    assert [texts[0] for texts in (pairs.texts[134], pairs.texts[517])] == ["crane", "crane"]
+    assert "bird" in pairs.texts[134][-1]
+    assert "lifts" in pairs.texts[517][-1]
+
+
+def test_synonyms_and_definitions_can_be_left_out(image_encoder):
+    def of_goldfish(**options):
+        return classifier_head_pairs(image_encoder, **options).texts[1]
+
+    assert of_goldfish(synonyms=False, definitions=False) == ["goldfish"]
+    assert of_goldfish(definitions=False) == ["goldfish", "Carassius auratus"]
+    assert of_goldfish(synonyms=False)[1].startswith("small golden")
+
+
+def test_timm_folder_with_names_of_its_own(tmp_path):
+    """A folder's names are its texts; no definition is made up for them."""
+    folder, model = timm_folder(tmp_path)
+    pairs = classifier_head_pairs(FrozenEstimator(TimmImageEncoder(folder)))
+    np.testing.assert_array_equal(pairs.weights, model.head.weight.detach().numpy())
+    assert pairs.texts == [["cat", "house cat"], ["dog"], ["ripe apple"]]
+
+
+def test_names_that_are_wordnet_numbers_become_words(tmp_path):
+    """Models trained on larger ImageNets name their classes by number."""
+    folder, _ = timm_folder(tmp_path, names=["n01443537", "n02084071"])
+    assert classifier_head_pairs(TimmImageEncoder(folder)).texts[0] == [
+        "goldfish",
+        "Carassius auratus",
+        "small golden or orange-red freshwater fishes of Eurasia used as pond or aquarium fishes",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "pooling"), [("vit", "auto"), ("dinov2", "cls+mean"), ("resnet", "auto")]
+)
+def test_transformers_heads(tmp_path, kind, pooling):
+    """The encoder loads no head: it is loaded for this, and fits the encoder's features."""
+    folder, model = transformers_folder(tmp_path, kind)
+    before = torch.get_rng_state()
+    pairs = classifier_head_pairs(TransformersImageEncoder(folder, pooling=pooling))
+    assert torch.equal(before, torch.get_rng_state())
+    layer = model.classifier if kind != "resnet" else model.classifier[-1]
+    np.testing.assert_array_equal(pairs.weights, layer.weight.detach().numpy())
+    assert pairs.texts == [["cat", "house cat"], ["dog"], ["ripe apple"]]
+
+
+class TestRefused:
+    def test_features_that_are_not_what_the_head_takes(self, tmp_path, image_encoder):
+        """Of another width, or of the same width and another meaning."""
+        with pytest.raises(ValueError, match=r"gives 1000 features, .* takes 1280"):
+            classifier_head_pairs(TimmImageEncoder(output="logits"))
+        folder, _ = timm_folder(tmp_path / "timm")
+        with pytest.raises(ValueError, match=r"takes other features .* pooling='mean'"):
+            classifier_head_pairs(TimmImageEncoder(folder, pooling="mean"))
+        folder, _ = transformers_folder(tmp_path / "vit", "vit")
+        with pytest.raises(ValueError, match=r"takes other features .* pooling='mean'"):
+            classifier_head_pairs(TransformersImageEncoder(folder, pooling="mean"))
+
+    def test_no_head(self, tmp_path):
+        folder, _ = timm_folder(tmp_path / "timm", names=[])
+        with pytest.raises(ValueError, match="has no linear classification head"):
+            classifier_head_pairs(TimmImageEncoder(folder))
+        folder, _ = transformers_folder(tmp_path / "vit", "vit", with_head=False)
+        with pytest.raises(ValueError, match="has no linear classification head"):
+            classifier_head_pairs(TransformersImageEncoder(folder))
+
+    @pytest.mark.parametrize("encoder", [OpenCLIPImageEncoder(), "efficientnet_lite0", None])
+    def test_what_is_no_encoder_with_a_head(self, encoder):
+        with pytest.raises(ValueError, match=f"{type(encoder).__name__} has no classification"):
+            classifier_head_pairs(encoder)
+
+    def test_classes_without_names(self, tmp_path):
+        folder, _ = transformers_folder(
+            tmp_path / "vit", "vit", names=["cat", "LABEL_1", "LABEL_2"]
+        )
+        with pytest.raises(ValueError, match="Class 1 is called 'LABEL_1', which is no name"):
+            classifier_head_pairs(TransformersImageEncoder(folder))
+
+
+def test_head_pairs_are_a_parameter_that_can_be_copied_pickled_and_shown():
+    """A thousand rows are not to fill the screen when an estimator is shown."""
+    pairs = HeadPairs(np.eye(2, 5), [["cat", "house cat"], ["dog"]])
+    for back in (copy.deepcopy(pairs), pickle.loads(pickle.dumps(pairs))):
+        np.testing.assert_array_equal(back.weights, pairs.weights)
+        assert back.texts == pairs.texts
+    assert repr(pairs) == "HeadPairs(2 classes, 5 features, 3 texts)"
+    of_features = HeadPairs(np.eye(2, 5), np.ones((4, 3)), np.array([0, 0, 1, 1]))
+    assert repr(of_features) == "HeadPairs(2 classes, 5 features, 4 texts)"
