@@ -6,6 +6,7 @@ into ``fit``. Pictures are named, not opened: encoders open them batch by batch.
 
 from ._base import get_data_home
 from ._folder import load_image_folder
+from ._imagenet_captions import load_imagenet_captions
 from ._openclipart import load_openclipart
 from ._openmoji import load_openmoji
 from ._pairs import load_pairs
@@ -14,6 +15,7 @@ from ._tuxpaint import load_tuxpaint_stamps
 __all__ = [
     "get_data_home",
     "load_image_folder",
+    "load_imagenet_captions",
     "load_openclipart",
     "load_openmoji",
     "load_pairs",

@@ -1,0 +1,79 @@
+"""Checks and small numerics that the functions of curation share."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Iterator
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from sklearn.utils import check_array, gen_batches
+
+NAMED_IN_ERRORS = 5
+_TILE_BYTES = 2**25
+
+
+def unit_rows(features: Any, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return rows of length 1, and which rows have a direction at all (no zeros, no NaN)."""
+    features = check_array(
+        features, dtype=np.float32, ensure_all_finite="allow-nan", input_name=name
+    )
+    if np.isinf(features).any():
+        raise ValueError(f"{name} contains infinity. Leave these rows out.")
+    # The largest entry first: squares of small or huge numbers leave float32.
+    largest = np.abs(features).max(axis=1, keepdims=True)
+    known = largest[:, 0] > 0  # False for NaN
+    scaled = np.zeros_like(features)
+    scaled[known] = features[known] / largest[known]
+    scaled[known] /= np.linalg.norm(scaled[known], axis=1, keepdims=True)
+    return scaled, known
+
+
+def row_tiles(n_rows: int, n_columns: int) -> Iterator[slice]:
+    """Yield slices of rows whose scores with all columns fit in bounded memory."""
+    yield from gen_batches(n_rows, max(1, _TILE_BYTES // (4 * max(1, n_columns))))
+
+
+def checked_groups(groups: Any, n_pairs: int) -> np.ndarray:
+    """Return group numbers from 0 on, one a pair."""
+    groups = np.asarray(groups)
+    if groups.shape != (n_pairs,):
+        raise ValueError(
+            f"groups must have one entry for each of the {n_pairs} pairs, as find_near_duplicates "
+            f"returns it, but has the shape {groups.shape}."
+        )
+    return np.unique(groups, return_inverse=True)[1]
+
+
+def joined_groups(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Put rows together that share a group in either of two groupings."""
+    n_groups = int(first.max()) + 1
+    size = n_groups + int(second.max()) + 1
+    graph = coo_array((np.ones(len(first)), (first, n_groups + second)), shape=(size, size))
+    return connected_components(graph, directed=False)[1][first]
+
+
+def distinct(values: Iterable[Hashable]) -> np.ndarray:
+    """Return the number of each value among the distinct ones, in order of appearance."""
+    numbers: dict[Any, int] = {}
+    return np.array([numbers.setdefault(value, len(numbers)) for value in values], dtype=np.intp)
+
+
+def check_count(value: Any, name: str, least: int = 1, optional: bool = True) -> None:
+    """Raise ValueError unless a parameter is None or an integer of some size."""
+    if value is None and optional:
+        return
+    if not isinstance(value, Integral) or isinstance(value, bool) or int(value) < least:
+        none = "None or " if optional else ""
+        raise ValueError(f"{name} must be {none}an integer >= {least}, not {value!r}.")
+
+
+def check_range(value: Any, name: str, low: float, high: float, optional: bool = False) -> None:
+    """Raise ValueError unless a parameter is a number in [low, high]."""
+    if value is None and optional:
+        return
+    if not isinstance(value, Real) or isinstance(value, bool) or not low <= float(value) <= high:
+        none = "None or " if optional else ""
+        raise ValueError(f"{name} must be {none}a number in [{low:g}, {high:g}], not {value!r}.")

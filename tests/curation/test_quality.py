@@ -1,0 +1,137 @@
+"""pair_quality and drop_noisy: bad pairs score lower, and one can see why."""
+
+from typing import ClassVar
+
+import numpy as np
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from sklearn_ape import CCAAligner
+from sklearn_ape.curation import drop_noisy, pair_quality
+
+
+def test_swapped_captions_disagree(concepts):
+    """Out of fold, a swapped caption ranks low: the pair cannot vouch for itself."""
+    swapped = np.arange(30)
+    text = concepts.text.copy()
+    text[swapped] = np.roll(text[swapped], 1, axis=0)
+    quality = pair_quality(concepts.image, text, random_state=0)
+    bad = np.isin(np.arange(300), swapped)
+    assert roc_auc_score(bad, -quality.agreement) > 0.95
+    assert (quality.specificity == 1).all()
+    assert set(quality.reason[bad]) == {"agreement"}
+
+
+class Recorder(CCAAligner):
+    """Keeps what it was fitted on and what it judged."""
+
+    folds: ClassVar[list] = []
+
+    def fit(self, X, y):
+        self.folds.append((set(X[:, 0].tolist()), set()))
+        return super().fit(X, y)
+
+    def transform(self, X):
+        self.folds[-1][1].update(X[:, 0].tolist())
+        return super().transform(X)
+
+
+def test_no_pair_is_judged_by_itself_or_its_like(concepts):
+    """Neither near-duplicates of a picture nor pictures of its caption are trained on."""
+    groups = np.arange(300) // 2  # 0 and 1 are alike, and so on
+    captions = [f"caption {(i + 1) // 2}" for i in range(300)]  # 1 and 2 share a caption, ...
+    captions[10::10] = [f"own caption {i}" for i in range(10, 300, 10)]  # ... up to every 10th
+    Recorder.folds.clear()
+    pair_quality(
+        concepts.image, concepts.text, captions, aligner=Recorder(), groups=groups, random_state=0
+    )
+    key = concepts.image[:, 0].tolist()
+    assert len(Recorder.folds) == 3
+    assert sum(len(judged) for _, judged in Recorder.folds) == 300
+    for trained, judged in Recorder.folds:
+        for row in range(299):
+            linked = groups[row] == groups[row + 1] or captions[row] == captions[row + 1]
+            assert not (linked and key[row] in judged and key[row + 1] in trained)
+            assert not (key[row] in judged and key[row] in trained)
+
+
+def test_swapped_captions_of_real_pictures(pictures, features):
+    """On 300 real pairs with real encoders, one in five swapped: well above chance."""
+    swapped = np.arange(60)
+    text = features.text.copy()
+    text[swapped] = np.roll(text[swapped], 1, axis=0)
+    quality = pair_quality(features.image, text, random_state=0)
+    assert roc_auc_score(np.arange(300) < 60, -quality.score) > 0.65
+
+
+def test_caption_of_a_collection(concepts):
+    """A caption that many unlike pictures share is not specific; near-duplicates count once."""
+    captions = [f"picture {i}" for i in range(300)]
+    captions[:40] = ["Part of the Icon Collection"] * 40
+    captions[40:80] = ["One drawing, 40 times"] * 40
+    groups = np.arange(300)
+    groups[40:80] = 40
+    quality = pair_quality(concepts.image, concepts.text, captions, groups=groups, random_state=0)
+    assert quality.specificity[:40] == pytest.approx(10 / 40)
+    assert (quality.specificity[40:] == 1).all()
+    assert quality.score == pytest.approx(quality.agreement * quality.specificity)
+
+
+def test_chance_is_half():
+    """Features with nothing in common agree by chance, and constant ones do not agree at all."""
+    rng = np.random.default_rng(0)
+    image, text = rng.standard_normal((400, 16)), rng.standard_normal((400, 8))
+    quality = pair_quality(image, text, random_state=0)
+    assert quality.agreement.mean() == pytest.approx(0.5, abs=0.05)
+
+
+def test_few_captions(concepts):
+    """Ten class names as captions: too few to keep apart, so that pictures alone are grouped."""
+    captions = [f"class {i % 5}" for i in range(300)]
+    text = np.repeat(concepts.text[None, :5], 60, axis=0).reshape(300, -1)
+    quality = pair_quality(concepts.image, text, captions, random_state=0)
+    assert np.isfinite(quality.score).all()
+
+
+def test_unreadable_rows_score_zero(concepts):
+    """Rows of NaN or zeros are named, and change no other pair's score to NaN."""
+    image, text = concepts.image.copy(), concepts.text.copy()
+    image[3], text[5] = np.nan, 0
+    quality = pair_quality(image, text, random_state=0)
+    assert quality.score[[3, 5]].tolist() == [0, 0]
+    assert quality.reason[[3, 5]].tolist() == ["unreadable"] * 2
+    assert (np.delete(quality.score, [3, 5]) > 0).all()
+
+
+def test_aligner_and_seed(concepts):
+    """The aligner is a parameter and is cloned; one seed gives one result."""
+    aligner = CCAAligner(n_components=4)
+    first, second = (
+        pair_quality(concepts.image, concepts.text, aligner=aligner, random_state=1)
+        for _ in range(2)
+    )
+    assert not hasattr(aligner, "n_components_")
+    assert first.score.tolist() == second.score.tolist()
+
+
+def test_drop_noisy(concepts):
+    quality = pair_quality(concepts.image, concepts.text, random_state=0)
+    assert len(drop_noisy(quality, share=0.1)) == 270
+    kept = drop_noisy(quality, min_score=0.9)
+    assert kept.tolist() == np.flatnonzero(quality.score >= 0.9).tolist()
+    for wrong in ({}, {"min_score": 0.5, "share": 0.5}):
+        with pytest.raises(ValueError, match="one of them"):
+            drop_noisy(quality, **wrong)
+    with pytest.raises(ValueError, match=r"share must be None or a number in \[0, 1\], not 20"):
+        drop_noisy(quality, share=20)
+
+
+def test_bad_arguments(concepts):
+    with pytest.raises(ValueError, match="300 rows and text_features 299"):
+        pair_quality(concepts.image, concepts.text[1:])
+    with pytest.raises(ValueError, match="2 captions for 300 pairs"):
+        pair_quality(concepts.image, concepts.text, ["a", "b"])
+    with pytest.raises(ValueError, match="1 groups of near-duplicates"):
+        pair_quality(concepts.image, concepts.text, groups=np.zeros(300))
+    with pytest.raises(ValueError, match="too few for cv=3"):
+        pair_quality(concepts.image[:5], concepts.text[:5])

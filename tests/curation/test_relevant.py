@@ -1,0 +1,221 @@
+"""select_relevant: what is chosen, for which label, in which order."""
+
+import warnings
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from sklearn_ape.curation import _checks, _choose, select_relevant
+from sklearn_ape.curation._words import name_shares
+
+CAPTIONS = [
+    "a black cat, animal",
+    "sunset over the sea",
+    "Two DOGS and a cat",
+    "hot-dog stand",
+    "cattle",
+    "a red fire-engine",
+    "cats",
+]
+
+
+def words(label_names, caption):
+    return name_shares([caption], label_names).toarray()[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "caption", "share"),
+    [
+        ("cat", "cattle", 0),
+        ("Cat", "two CATS", 1 / 2),
+        ("A frog.", "2 dead frogs", 1 / 3),
+        ("fire engine", "red fire-engine", 2 / 3),
+        ("fire engine", "engine on fire", 0),
+        ("glass", "a glass", 1 / 2),
+        ("bus", "bus", 1),
+        ("a {} by night", "a cat by night", 0),
+        ("!", "!", 0),
+    ],
+)
+def test_whole_words(name, caption, share):
+    """Words are whole, in order, in any case and number; templates are no words."""
+    assert words({"cat": [name]}, caption) == pytest.approx([share])
+
+
+def test_longest_name_counts():
+    """Of a label's synonyms the longest that occurs says how much is about it."""
+    names = {"car": ["car", "sports car"], "sport": ["sports"]}
+    assert words(names, "sports car race").tolist() == pytest.approx([2 / 3, 1 / 3])
+
+
+def test_words_alone():
+    """Without an encoder, captions that contain a name are all that is chosen."""
+    chosen = select_relevant(CAPTIONS, ["cat", "dog"], random_state=0)
+    assert sorted(chosen.indices.tolist()) == [0, 2, 3, 6]
+    assert chosen.word_match.all()
+    assert chosen.indices[0] == 6  # nothing but the name
+    assert chosen.similarity[0] == 1
+    assert chosen.labels[0] == "cat"
+
+
+def features_of(cosines):
+    """Captions and two labels in 3-d, with these cosines."""
+    cosines = np.asarray(cosines, dtype=float)
+    rest = np.sqrt(1 - (cosines**2).sum(axis=1))
+    return np.column_stack([cosines, rest]), np.eye(3)[:2]
+
+
+def test_labels_take_turns():
+    """A rare label gets its best pairs, though the other label's are all more similar."""
+    captions, labels = features_of([[0.9, 0.1], [0.8, 0.1], [0.7, 0.1], [0.1, 0.5], [0, 0.4]])
+    args = {"label_features": labels, "n_pairs": 4, "random_state": 0}
+    chosen = select_relevant(captions, ["a", "b"], **args)
+    assert chosen.indices.tolist() == [0, 3, 1, 4]
+    assert chosen.labels.tolist() == ["a", "b", "a", "b"]
+    assert chosen.similarity == pytest.approx([0.9, 0.5, 0.8, 0.4])
+    assert not chosen.word_match.any()
+    greedy = select_relevant(captions, ["a", "b"], balance=False, **args)
+    assert greedy.indices.tolist() == [0, 1, 2, 3]
+
+
+def test_a_pair_goes_to_the_nearer_label_and_the_other_takes_its_next():
+    captions, labels = features_of([[0.7, 0.6], [0.1, 0.5], [0.3, 0.1]])
+    chosen = select_relevant(captions, [7, 3], label_features=labels, per_label=1, random_state=0)
+    assert chosen.indices.tolist() == [0, 1]
+    assert chosen.labels.tolist() == [7, 3]
+
+
+def test_limits():
+    """per_label, min_similarity and groups each hold, also together."""
+    captions, labels = features_of([[0.9, 0.1], [0.9, 0.1], [0.8, 0.1], [0.7, 0], [0.1, 0.3]])
+    args = {"label_features": labels, "random_state": 0}
+    chosen = select_relevant(captions, ["a", "b"], min_similarity=0.5, **args)
+    assert sorted(chosen.indices.tolist()) == [0, 1, 2, 3]
+    for balance in (True, False):
+        chosen = select_relevant(
+            captions, ["a", "b"], per_label=2, groups=[5, 5, 5, 1, 2], balance=balance, **args
+        )
+        assert sorted(chosen.indices.tolist()) in ([0, 3, 4], [1, 3, 4])
+        assert Counter(chosen.labels) == {"a": 2, "b": 1}
+
+
+def test_all_relevant_pairs_are_in_turns():
+    """With a least similarity alone, the first pairs are still balanced."""
+    captions, labels = features_of([[0.9, 0], [0.8, 0], [0.7, 0], [0, 0.6]])
+    chosen = select_relevant(
+        captions, ["a", "b"], label_features=labels, min_similarity=0.5, random_state=0
+    )
+    assert chosen.indices.tolist() == [0, 3, 1, 2]
+
+
+@pytest.mark.parametrize("balance", [True, False])
+def test_tiles_and_depth_change_nothing(monkeypatch, balance):
+    """Short lists of candidates and small tiles give what whole ones give."""
+    rng = np.random.default_rng(0)
+    captions, labels = rng.standard_normal((400, 8)), rng.standard_normal((5, 8))
+    captions[::2, :] += 3 * labels[0]  # one label that all would have
+    args = {
+        "label_features": labels,
+        "n_pairs": 150,
+        "groups": rng.integers(0, 250, 400),
+        "balance": balance,
+        "random_state": 0,
+    }
+    whole = select_relevant(captions, range(5), **args)
+    monkeypatch.setattr(_choose, "_SPARE", -58)  # depth 2
+    monkeypatch.setattr(_checks, "_TILE_BYTES", 500)
+    tiled = select_relevant(captions, range(5), **args)
+    assert whole.indices.tolist() == tiled.indices.tolist()
+    assert whole.labels.tolist() == tiled.labels.tolist()
+    assert len(set(args["groups"][whole.indices])) == 150
+
+
+def test_ties_go_by_random_state_alone():
+    """Equal captions are drawn, the same ones for the same seed."""
+    captions = ["cat"] * 100
+    picks = [select_relevant(captions, ["cat"], n_pairs=5, random_state=s) for s in (0, 0, 1)]
+    assert picks[0].indices.tolist() == picks[1].indices.tolist() != picks[2].indices.tolist()
+
+
+def test_real_encoder_finds_meaning(text_encoder):
+    """No word in common: meaning decides; a synonym is as good as the name."""
+    captions = ["a kitten asleep", "the stock market", "an automobile", "tabby"]
+    chosen = select_relevant(
+        captions,
+        {"animal": ["cat"], "vehicle": ["car", "truck"]},
+        text_encoder=text_encoder,
+        n_pairs=2,
+        random_state=0,
+    )
+    assert dict(zip(chosen.labels, chosen.indices, strict=True))["vehicle"] == 2
+    assert set(chosen.indices.tolist()) < {0, 2, 3}
+
+
+def test_word_match_passes_the_least_similarity(text_encoder):
+    """A long caption that names the label is relevant, however far its feature lies."""
+    captions = ["stock market report of the year, p. 17, with tables; cover: cat", "law"]
+    chosen = select_relevant(captions, ["cat"], text_encoder=text_encoder, min_similarity=0.8)
+    assert chosen.indices.tolist() == [0]
+    assert chosen.similarity[0] < 0.8
+
+
+def test_encoder_and_its_features_agree(pictures, features, text_encoder):
+    """Features of captions give what the captions give, but for the words."""
+    labels = ["cat", "fish", "red fruit", "train"]
+    args = {"text_encoder": text_encoder, "n_pairs": 20, "random_state": 0}
+    texts = select_relevant(pictures.captions, labels, word_bonus=0, **args)
+    arrays = select_relevant(features.text, labels, **args)
+    assert texts.indices.tolist() == arrays.indices.tolist()
+    assert texts.similarity == pytest.approx(arrays.similarity, abs=1e-5)
+
+
+def test_several_captions_a_pair(text_encoder):
+    """The best caption of a pair counts."""
+    captions = [["law", "a cat"], ["law", "the law"], ["a dog", "economy", "x"]]
+    chosen = select_relevant(
+        captions, ["cat", "dog"], text_encoder=text_encoder, n_pairs=2, random_state=0
+    )
+    assert set(zip(chosen.indices.tolist(), chosen.labels.tolist(), strict=True)) == {
+        (0, "cat"),
+        (2, "dog"),
+    }
+    assert chosen.word_match.all()
+
+
+def test_rows_of_nan_are_never_chosen():
+    captions, labels = features_of([[0.9, 0.1], [0.8, 0.1], [0.1, 0.6]])
+    captions[0] = np.nan
+    with pytest.warns(UserWarning, match="2 pairs could be chosen, not 3"):
+        chosen = select_relevant(captions, ["a", "b"], label_features=labels, n_pairs=3)
+    assert 0 not in chosen.indices
+
+
+def test_bad_arguments(text_encoder):
+    captions, labels = features_of([[0.9, 0.1], [0.1, 0.9]])
+    with pytest.raises(ValueError, match="pass n_pairs, per_label or min_similarity"):
+        select_relevant(captions, ["a", "b"], label_features=labels)
+    with pytest.raises(ValueError, match="label_features"):
+        select_relevant(captions, ["a", "b"], n_pairs=1)
+    with pytest.raises(ValueError, match="2 rows of 3 numbers"):
+        select_relevant(captions, ["a", "b"], label_features=np.eye(2), n_pairs=1)
+    with pytest.raises(ValueError, match="not both"):
+        select_relevant(
+            captions, ["a", "b"], label_features=labels, text_encoder=text_encoder, n_pairs=1
+        )
+    with pytest.raises(ValueError, match="n_pairs must be None or an integer >= 1, not 0"):
+        select_relevant(CAPTIONS, ["cat"], n_pairs=0)
+    with pytest.raises(ValueError, match="needs text_encoder"):
+        select_relevant(CAPTIONS, ["cat"], min_similarity=0.5)
+    with pytest.raises(ValueError, match="No caption is relevant"):
+        select_relevant(CAPTIONS, ["zebra"])
+    with pytest.raises(ValueError, match="each of the 7 pairs"):
+        select_relevant(CAPTIONS, ["cat"], groups=[0, 1])
+    with pytest.raises(ValueError, match="row 1: '  ' is an empty caption"):
+        select_relevant(["a cat", "  "], ["cat"])
+
+
+def test_a_full_set_makes_no_warning():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(select_relevant(CAPTIONS, ["cat", "dog"], n_pairs=4).indices) == 4
