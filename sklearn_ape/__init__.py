@@ -5,7 +5,14 @@ from importlib.metadata import version as _version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .aligners import APEAligner, ASIFAligner, CCAAligner, CLIPAligner, LiTAligner
+    from .aligners import (
+        APEAligner,
+        ASIFAligner,
+        CCAAligner,
+        CLIPAligner,
+        KernelAligner,
+        LiTAligner,
+    )
     from .zero_shot import ZeroShotClassifier
 
 __version__ = _version("sklearn-ape")
@@ -15,6 +22,7 @@ __all__ = [
     "ASIFAligner",
     "CCAAligner",
     "CLIPAligner",
+    "KernelAligner",
     "LiTAligner",
     "ZeroShotClassifier",
     "__version__",
@@ -26,11 +34,13 @@ _PUBLIC = {
     "ASIFAligner": ".aligners",
     "CCAAligner": ".aligners",
     "CLIPAligner": ".aligners",
+    "KernelAligner": ".aligners",
     "LiTAligner": ".aligners",
     "ZeroShotClassifier": ".zero_shot",
 }
 _SUBMODULES = (
     "aligners",
+    "curation",
     "datasets",
     "devices",
     "encoders",
@@ -39,6 +49,7 @@ _SUBMODULES = (
     "losses",
     "metrics",
     "prompts",
+    "recipes",
     "training",
     "zero_shot",
 )

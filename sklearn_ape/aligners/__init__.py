@@ -4,6 +4,7 @@ from .ape import APEAligner
 from .asif import ASIFAligner
 from .cca import CCAAligner
 from .clip import CLIPAligner
+from .kernel import KernelAligner
 from .lit import LiTAligner
 
-__all__ = ["APEAligner", "ASIFAligner", "CCAAligner", "CLIPAligner", "LiTAligner"]
+__all__ = ["APEAligner", "ASIFAligner", "CCAAligner", "CLIPAligner", "KernelAligner", "LiTAligner"]

@@ -13,6 +13,7 @@ from sklearn.utils import Tags, check_array
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ..metrics import retrieval_report
+from ._bank import Bank, evenly_spaced, resolve_bank, standardized
 from ._captions import flat_captions, holds_pictures, holds_texts, plain_sequence
 from ._head_pairs import resolve_head_pairs, with_head_pairs
 from ._pairs import NAMED_IN_ERRORS, Pairs, distinct_pairs
@@ -21,9 +22,9 @@ from ._pairs import NAMED_IN_ERRORS, Pairs, distinct_pairs
 class BaseAligner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     """Maps features of frozen encoders of pictures and texts into one space.
 
-    Subclasses fit themselves on `_fit_pairs` and say how one side is embedded. Their `head_pairs`
-    is None, an image encoder with a classification head, or `HeadPairs`: pairs to fit on besides
-    those in X and y.
+    Subclasses fit themselves on `_fit_pairs`, say how one side is embedded and end their fit with
+    `_keep_bank`. Their `head_pairs` is None, an image encoder with a classification head, or
+    `HeadPairs`: pairs to fit on besides those in X and y.
     """
 
     image_encoder: Any
@@ -71,7 +72,7 @@ class BaseAligner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         check_is_fitted(self)
         return _where_known(self._features_of_texts(y), self._embed_text, self._n_features_out)
 
-    def similarity(self, X: Any, y: Any) -> np.ndarray:
+    def similarity(self, X: Any, y: Any, standardize: Any = False) -> np.ndarray:
         """Cosine of every picture with every text.
 
         Parameters
@@ -80,13 +81,52 @@ class BaseAligner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
             See `transform`.
         y : sequence of str, or array-like of shape (n_texts, n_text_features_in_)
             See `transform_text`.
+        standardize : bool or collection like X, default=False
+            Whether cosines are taken relative to what is usual for the picture and for the text,
+            which keeps texts (or pictures) that are similar to everything from coming first
+            everywhere [1]_ [2]_. True compares with up to 1,000 of the pictures and captions
+            that the aligner was fitted on. A collection, such as the pictures that are searched,
+            stands in for those pictures, and is the better choice where pictures are of another
+            kind than those of the fit; of a large one 1,000 are used, and embedded once.
 
         Returns
         -------
         similarity : ndarray of shape (n_samples, n_texts)
-            Between -1 and 1.
+            Between -1 and 1; standardised, around 0 and not bounded. NaN where an encoder gave
+            up.
+
+        Raises
+        ------
+        ValueError
+            When the aligner was not fitted on pictures and `standardize` is True, or a collection
+            has fewer than two pictures that differ.
+
+        Notes
+        -----
+        Standardised is the mean of ``(s - m) / d`` over two pairs of mean m and standard
+        deviation d: those of the text's cosines with the pictures of the bank, and those of the
+        picture's cosines with its captions. It is given in units of cosines: times the mean of
+        d over the bank. Without captions (`CLIPAligner`) it is the first of the two alone.
+
+        References
+        ----------
+        .. [1] S.-V. Bogolin et al., "Cross Modal Retrieval with Querybank Normalisation",
+           CVPR 2022.
+        .. [2] A. Conneau et al., "Word Translation Without Parallel Data", ICLR 2018 (CSLS).
         """
-        return np.asarray(self.transform(X)) @ self.transform_text(y).T
+        check_is_fitted(self)
+        bank = resolve_bank(standardize, self, self.transform, whole=self)
+        image, text = self._image_features(X, reset=False), self._features_of_texts(y)
+        known_image, known_text = ~np.isnan(image[:, 0]), ~np.isnan(text[:, 0])
+        similarity = np.full((len(image), len(text)), np.nan, dtype=np.float32)
+        if known_image.any() and known_text.any():
+            no_pairs = np.empty((0, 2), dtype=np.intp)
+            known = self._compared(Pairs(image[known_image], text[known_text], no_pairs))
+            cosines = known[0] @ known[1].T
+            if bank is not None:
+                cosines = standardized(cosines, *known, bank)
+            similarity[np.ix_(known_image, known_text)] = cosines
+        return similarity
 
     def retrieval_report(
         self, X: Any, y: Any, ks: tuple[int, ...] = (1, 5, 10)
@@ -132,8 +172,18 @@ class BaseAligner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         return float(np.mean([recall[1] for recall in report.values()]))
 
     def _compared(self, data: Pairs) -> tuple[Any, Any]:
-        """Return the embeddings of pictures and captions that `retrieval_report` compares."""
+        """Return the embeddings of pictures and captions whose products are cosines."""
         return self._embed_image(data.image), self._embed_text(data.text)
+
+    def _keep_bank(self, data: Pairs) -> None:
+        """Keep what `similarity` is standardised by: embeddings of some of the training pairs."""
+        real = data.pairs[:, 0] < data.n_images
+        texts = np.unique(data.pairs[real, 1])
+        some = data._replace(
+            image=data.image[evenly_spaced(data.n_images)],
+            text=data.text[texts[evenly_spaced(len(texts))]],
+        )
+        self.bank_ = Bank.of(*self._compared(some))
 
     def _fit_pairs(self, X: Any, y: Any) -> Pairs:
         """Return the training pairs, with encoders fitted and widths remembered.
@@ -146,7 +196,7 @@ class BaseAligner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
                 "the captions (or their features) of the pictures in X."
             )
         # What an earlier fit left must not answer for this one.
-        for stale in ("image_encoder_", "text_encoder_"):
+        for stale in ("image_encoder_", "text_encoder_", "bank_"):
             self.__dict__.pop(stale, None)
         head = None if self.head_pairs is None else resolve_head_pairs(self.head_pairs)
         data = self._pairs(X, y, reset=True)

@@ -82,3 +82,16 @@ def _first_of_equal(
             number_of_row[row] = numbers[digest]
         inverse[place] = number_of_row[row]
     return features[first], inverse
+
+
+def subset_of(data: Pairs, rows: np.ndarray) -> Pairs:
+    """Return some of the pairs, with only their pictures, prototypes and captions."""
+    pairs = data.pairs[rows]
+    images, at_image = np.unique(pairs[:, 0], return_inverse=True)
+    texts, at_text = np.unique(pairs[:, 1], return_inverse=True)
+    return Pairs(
+        data.image[images],
+        data.text[texts],
+        np.column_stack([at_image, at_text]),
+        n_prototypes=int((images >= data.n_images).sum()),
+    )

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
-from copy import deepcopy
+from functools import partial
 from typing import Any, Self
 
 import numpy as np
@@ -12,37 +11,23 @@ import torch
 from sklearn.utils import check_random_state
 
 from ..devices import resolve_device
-from ..heads import TwoTower, make_head
-from ..losses import InfoNCELoss, SigmoidLoss
-from ..training import (
-    AlignmentNet,
-    BestEpoch,
-    DivergenceGuard,
-    EpochProgress,
-    PairBatches,
-    PairDataset,
-    StopWhenPatient,
-    ValidationRecall,
-    adamw,
-    cosine_schedule,
-    embed,
-    n_batches,
-    split_pairs,
-    subset,
-)
-from ._base import BaseAligner, Pairs
+from ..heads import HEAD_KINDS, BaseMap, TwoTower, hidden_width
+from ..training import OPTIMIZERS, EpochProgress, cosine_schedule, split_pairs
+from ._base import BaseAligner
 from ._callbacks import CallbackSupportMixin, FitContext, with_callbacks
+from ._course import course_of, watchers
+from ._embedded import embedded
+from ._head_training import LOSSES, HeadTraining, start_kind
+from ._logit_scale import fit_logit_scale, held_out_logit_scale
+from ._pairs import Pairs, subset_of
 from ._parameters import check_choice, check_integer, check_number
-
-_LOSSES = {"infonce": InfoNCELoss, "sigmoid": SigmoidLoss}
-_WIDTH_OF_BOTH = 512
 
 
 class APEAligner(CallbackSupportMixin, BaseAligner):
     """Align two frozen encoders by training small heads with a contrastive loss.
 
-    This is "Aligning Pretrained Encoders" [1]_: the encoders stay as they are, their features
-    are computed once, and an MLP learns to bring a picture and its caption together.
+    "Aligning Pretrained Encoders" [1]_: the encoders stay as they are, their features are
+    computed once, and an MLP learns to bring a picture and its caption together.
 
     Parameters
     ----------
@@ -51,19 +36,30 @@ class APEAligner(CallbackSupportMixin, BaseAligner):
         a Pipeline whose first step is the encoder).
     text_encoder : transformer or None, default=None
         Turns captions into features, such as `TransformersTextEncoder`. With None, y is features.
-    head : {"mlp", "residual", "glu", "linear"}, default="mlp"
-        Kind of head; see `sklearn_ape.heads`.
+    head_pairs : image encoder, HeadPairs or None, default=None
+        Names, synonyms and definitions of the classes that an image encoder can classify, as
+        pairs beside those in X and y; see `sklearn_ape.encoders.classifier_head_pairs`.
+    init : {"auto", "kernel", "linear"} or None, default="auto"
+        Where training starts. ``"kernel"`` is the solution of `KernelAligner`, ``"linear"`` a
+        ridge regression; the head is added to it and begins at zero, and the start itself is
+        kept unless training beats it on the pairs held out. ``"auto"`` is ``"kernel"`` up to
+        16,384 distinct captions, else ``"linear"``. None trains the plain heads of the paper.
+    head : str, default="mlp"
+        Kind of head, of `sklearn_ape.heads.HEAD_KINDS`; `sklearn_ape.heads.make_head` says which
+        is which, and what depth and width mean for it.
     side : {"text", "image", "both"}, default="text"
-        Which features go through a head. ``"text"`` maps texts into the space of the image
-        features, ``"image"`` the other way round.
+        Which features go through a head. Without a start ``"text"`` maps texts into the space of
+        the image features, ``"image"`` the other way round; with one all lie among the whitened
+        image features.
     depth : int, default=2
         Linear layers of a head. The paper's heads have 4 to 6; on a few thousand pairs 2 are more
         accurate, so search over it with your own pairs.
-    width : int, default=2048
-        Units of a hidden layer.
+    width : int or str, default=2048
+        Units of a hidden layer, or a multiple of the features' width such as ``"4x"``.
     n_components : int or None, default=None
-        Size of the embeddings. None is 512 for ``side="both"``, else the width of the features
-        that have no head; fewer keep the principal directions of those.
+        Size of the embeddings. With a start None is the image directions that vary; without, the
+        width of the features that have no head, and 512 for ``side="both"``. Fewer keep the
+        principal directions.
     dropout : float, default=0.3
         Share of the hidden units dropped in training, in [0, 1).
     loss : {"infonce", "sigmoid"}, default="infonce"
@@ -74,8 +70,21 @@ class APEAligner(CallbackSupportMixin, BaseAligner):
         Whether it is trained.
     max_logit_scale : float, default=100.0
         Bound on it.
+    tile_size : int, "auto" or None, default="auto"
+        Rows of the matrix of all cosines that are in memory at once; the loss is the same.
+        ``"auto"`` makes tiles of batches above 4,096 pairs.
+    mixup : float, default=0.0
+        Above 0, mixes the features of two pairs by a share drawn from Beta(mixup, mixup).
+    structure_weight : float, default=0.0
+        Of `sklearn_ape.losses.StructureLoss`, which keeps who is whose neighbour.
+    optimizer : {"adamw", "adam", "lion"}, default="adamw"
+        See `sklearn_ape.training`.
     learning_rate : float, default=1e-3
-        Of AdamW, at the top of a cosine schedule with a short linear rise.
+        At the top of a cosine schedule with a linear rise.
+    warmup : float or int, default=0.05
+        Length of the rise: a share of all steps (float), or a number of them (int).
+    clip_norm : float or None, default=None
+        Bound on the norm of the gradients.
     weight_decay : float, default=0.1
         Of weight matrices.
     batch_size : int, default=1024
@@ -111,12 +120,15 @@ class APEAligner(CallbackSupportMixin, BaseAligner):
         Factor of the cosines at the end of training.
     history_ : list of dict
         One dict an epoch: ``train_loss``, ``valid_recall``, ``logit_scale``, ``dur`` (seconds).
+        Epoch 0 is the start, if there was one to compare with.
     best_epoch_ : int
         The epoch with the best recall on the pairs held out, counted from 1; the last without.
+        0 says that training did not beat its start by one standard error, so that the start was
+        kept.
     n_epochs_ : int
         Epochs run.
     n_parameters_ : int
-        Trained numbers.
+        Numbers trained or solved for.
     n_components_ : int
         Size of the embeddings.
     n_features_in_ : int
@@ -133,10 +145,15 @@ class APEAligner(CallbackSupportMixin, BaseAligner):
     See Also
     --------
     sklearn_ape.ZeroShotClassifier : Classifies by names with a fitted aligner.
+    KernelAligner : The start alone.
+    sklearn_ape.recipes : Parameters that others published.
     sklearn_ape.heads : The heads.
 
     Notes
     -----
+    With ``init="auto"`` and too few pairs to hold any out, nothing could tell whether training
+    helps, and the start is kept. With ``early_stopping=False`` all epochs run from the start.
+
     A picture's captions are all positives, never negatives. Interrupting a fit keeps the best
     epoch so far, as in scikit-learn's MLP.
 
@@ -168,17 +185,25 @@ class APEAligner(CallbackSupportMixin, BaseAligner):
         *,
         image_encoder: Any = None,
         text_encoder: Any = None,
+        head_pairs: Any = None,
+        init: str | None = "auto",
         head: str = "mlp",
         side: str = "text",
         depth: int = 2,
-        width: int = 2048,
+        width: int | str = 2048,
         n_components: int | None = None,
         dropout: float = 0.3,
         loss: str = "infonce",
         logit_scale: float = 1 / 0.07,
         learn_logit_scale: bool = True,
         max_logit_scale: float = 100.0,
+        tile_size: int | str | None = "auto",
+        mixup: float = 0.0,
+        structure_weight: float = 0.0,
+        optimizer: str = "adamw",
         learning_rate: float = 1e-3,
+        warmup: float | int = 0.05,
+        clip_norm: float | None = None,
         weight_decay: float = 0.1,
         batch_size: int = 1024,
         max_epochs: int = 100,
@@ -193,6 +218,8 @@ class APEAligner(CallbackSupportMixin, BaseAligner):
     ) -> None:
         self.image_encoder = image_encoder
         self.text_encoder = text_encoder
+        self.head_pairs = head_pairs
+        self.init = init
         self.head = head
         self.side = side
         self.depth = depth
@@ -203,7 +230,13 @@ class APEAligner(CallbackSupportMixin, BaseAligner):
         self.logit_scale = logit_scale
         self.learn_logit_scale = learn_logit_scale
         self.max_logit_scale = max_logit_scale
+        self.tile_size = tile_size
+        self.mixup = mixup
+        self.structure_weight = structure_weight
+        self.optimizer = optimizer
         self.learning_rate = learning_rate
+        self.warmup = warmup
+        self.clip_norm = clip_norm
         self.weight_decay = weight_decay
         self.batch_size = batch_size
         self.max_epochs = max_epochs
@@ -249,118 +282,81 @@ class APEAligner(CallbackSupportMixin, BaseAligner):
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(seed)
             self._train(data, seed, fit)
+        self._keep_bank(data)
         fit.end()
         return self
 
     def _train(self, data: Pairs, seed: int, fit: FitContext) -> None:
-        image, text = (torch.from_numpy(side) for side in (data.image, data.text))
-        everything = PairDataset(image, text, data.pairs)
-        train, valid = everything, None
-        if self.early_stopping:
-            split = split_pairs(data.pairs, self.validation_fraction, np.random.RandomState(seed))
-            if split.valid is not None:
-                train, valid = subset(everything, split.train), subset(everything, split.valid)
-        net = self._trained(train, seed, self._watchers(valid, fit))
-        self._remember(net, valid is not None)
-        if valid is not None and self.refit:
-            again = [("progress", EpochProgress(self.best_epoch_, "refit"))]
-            net = self._trained(everything, seed, again if self.verbose == 1 else [], last=True)
-        self._keep(net)
-
-    def _trained(
-        self, train: PairDataset, seed: int, callbacks: list[Any], last: bool = False
-    ) -> AlignmentNet:
-        """Train new heads; `last` stops where the best epoch was found, on the same schedule."""
-        module = self._make_module(train.image.shape[1], train.text.shape[1])
-        module.image_head.set_statistics(train.image)
-        module.text_head.set_statistics(train.text)
-        n_steps = self.max_epochs * n_batches(len(train), self.batch_size)
-        always = [("divergence", DivergenceGuard()), ("schedule", cosine_schedule(n_steps))]
-        net = AlignmentNet(
-            module=module,
-            criterion=_LOSSES[self.loss],
-            criterion__logit_scale=self.logit_scale,
-            criterion__max_logit_scale=self.max_logit_scale,
-            criterion__learn_scale=self.learn_logit_scale,
-            optimizer=adamw,
-            optimizer__weight_decay=self.weight_decay,
-            lr=self.learning_rate,
-            batch_size=self.batch_size,
-            max_epochs=self.best_epoch_ if last else self.max_epochs,
-            iterator_train=PairBatches,
-            iterator_train__shuffle=True,
-            iterator_train__seed=seed,
-            train_split=None,
-            callbacks=always + callbacks,
-            device=self.device_,
-            verbose=int(self.verbose >= 2),
-        )
-        return net.fit(train, y=None)
-
-    def _watchers(self, valid: PairDataset | None, fit: FitContext) -> list[Any]:
-        """Return the callbacks of the run that finds the best epoch, in their order."""
-        watchers: list[Any] = [("recall", ValidationRecall(valid))]
+        train, valid = self._held_out(data, seed)
+        heads_for = partial(HeadTraining, self, start_kind(self.init, len(data.text)), seed)
+        training = heads_for(train)
+        watched = start_recall = None
         if valid is not None:
-            best = BestEpoch(
-                "valid_recall",
-                patience=self.n_iter_no_change,
-                lower_is_better=False,
-                threshold=0.0,
-                load_best=True,
-            )
-            watchers.append(("best", best))
-        if self.verbose == 1:
-            watchers.append(("progress", EpochProgress(self.max_epochs, "align")))
-        watchers += [(f"bridge{i}", bridge) for i, bridge in enumerate(fit.skorch_callbacks())]
-        # Deep copies: skorch writes into its callbacks, and parameters are not ours to change.
-        watchers += deepcopy(list(self.callbacks or []))
-        return [*watchers, ("stop", StopWhenPatient(best))] if valid is not None else watchers
+            watched = training.inputs(valid)
+            start_recall = None if self.init is None else training.recall(valid)
+        self.history_: list[dict[str, Any]] = []
+        self.n_epochs_ = self.best_epoch_ = 0
+        # "auto" does not train where nothing could tell whether that helps.
+        if not (self.init == "auto" and self.early_stopping and valid is None):
+            net = training.run(watchers(self, watched, fit, "align"), self.max_epochs)
+            self.history_, self.n_epochs_, self.best_epoch_ = course_of(net, self)
+            scale = float(net.criterion_.logit_scale.item())
+        if valid is not None and start_recall is not None:
+            self._compare_with_start(start_recall, len(valid.pairs))
+        if self.best_epoch_ == 0:
+            self._keep_start(data, heads_for, training, valid)
+            return
+        if valid is not None and self.refit:
+            torch.manual_seed(seed)
+            training = heads_for(data)
+            again = [("progress", EpochProgress(self.best_epoch_, "refit"))]
+            net = training.run(again if self.verbose == 1 else [], self.best_epoch_)
+            scale = float(net.criterion_.logit_scale.item())
+        self._keep(training.module, scale)
 
-    def _make_module(self, n_image: int, n_text: int) -> TwoTower:
-        n_out = {"image": n_text, "text": n_image, "both": _WIDTH_OF_BOTH}[self.side]
-        n_out = self.n_components or n_out
-        heads = [
-            make_head(
-                self.head if self.side in (name, "both") else None,
-                n_in,
-                n_out,
-                depth=self.depth,
-                width=self.width,
-                dropout=self.dropout,
-            )
-            for name, n_in in (("image", n_image), ("text", n_text))
-        ]
-        return TwoTower(*heads)
+    def _held_out(self, data: Pairs, seed: int) -> tuple[Pairs, Pairs | None]:
+        """Hold pairs of pictures and captions out, if there are enough."""
+        if not self.early_stopping:
+            return data, None
+        split = split_pairs(data.pairs, self.validation_fraction, np.random.RandomState(seed))
+        if split.valid is None:
+            return data, None
+        # Prototypes are no pictures: to find their names is not what users ask for.
+        pictures = split.valid[data.pairs[split.valid, 0] < data.n_images]
+        if len(pictures) < 2:
+            return data, None
+        return subset_of(data, split.train), subset_of(data, pictures)
 
-    def _remember(self, net: AlignmentNet, validated: bool) -> None:
-        """Take the course of the training from the net."""
-        # Absent when the very first epoch was interrupted.
-        rows = [row for row in net.history if "train_loss" in row and "logit_scale" in row]
-        if not rows:
-            raise KeyboardInterrupt
-        kept = ("epoch", "train_loss", "valid_recall", "logit_scale", "dur")
-        self.history_ = [
-            {key: row[key] if key == "epoch" else float(row[key]) for key in kept if key in row}
-            for row in rows
-        ]
-        self.n_epochs_ = len(rows)
-        best = dict(net.callbacks_)["best"] if validated else None
-        self.best_epoch_ = (best and best.best_epoch_) or self.n_epochs_
-        patience_ran_out = best is not None and best.misses_ >= self.n_iter_no_change
-        if self.n_epochs_ < self.max_epochs and not patience_ran_out:
-            warnings.warn(
-                f"Training was stopped after {self.n_epochs_} of {self.max_epochs} epochs; epoch "
-                f"{self.best_epoch_} is taken as the best.",
-                UserWarning,
-                stacklevel=5,
-            )
+    def _compare_with_start(self, recall: float, n_valid: int) -> None:
+        """Call the start epoch 0, and the best one unless training beat it beyond chance."""
+        best = max(row["valid_recall"] for row in self.history_)
+        # The best of many epochs is partly luck: one standard error is asked of it.
+        if best <= recall + (recall * (1 - recall) / n_valid) ** 0.5:
+            self.best_epoch_ = 0
+        start = {"epoch": 0, "valid_recall": recall}
+        self.history_ = [start, *self.history_]
 
-    def _keep(self, net: AlignmentNet) -> None:
-        """Take what prediction needs from the net; the rest goes with it."""
+    def _keep_start(
+        self, data: Pairs, heads_for: Any, training: HeadTraining, valid: Pairs | None
+    ) -> None:
+        """Keep the closed form, solved on all pairs unless `refit` says otherwise."""
+        if valid is None:
+            scale = held_out_logit_scale(data, lambda some: heads_for(some).embedders())
+        else:
+            training.module = training.start_alone()
+            image, text = training.embedders()
+            scale = fit_logit_scale(image(valid.image), text(valid.text), valid.pairs)
+            training = heads_for(data) if self.refit else training
+        self._keep(training.start_alone(), scale)
+
+    def _keep(self, module: TwoTower, scale: float) -> None:
+        """Take what prediction needs."""
         # On the CPU, so that a pickle opens on a machine without the training device.
-        self.module_ = net.module_.to("cpu").eval()
-        self.logit_scale_ = float(net.criterion_.logit_scale.item())
-        self.n_parameters_ = sum(p.numel() for p in self.module_.parameters())
+        self.module_ = module.to("cpu").eval()
+        self.logit_scale_ = scale
+        maps = [part for part in module.modules() if isinstance(part, BaseMap)]
+        learned = [*module.parameters(), *(b for part in maps for b in part.buffers())]
+        self.n_parameters_ = sum(tensor.numel() for tensor in learned)
         self.n_components_ = self._n_features_out = self.module_.n_components
         self.fingerprint_ = self.module_.fingerprint()
 
@@ -371,18 +367,17 @@ class APEAligner(CallbackSupportMixin, BaseAligner):
         return self._embed("text", features)
 
     def _embed(self, side: str, features: np.ndarray) -> np.ndarray:
-        device = resolve_device(self.device)
-        module = self.module_ if device.type == "cpu" else deepcopy(self.module_).to(device)
-        # torch warns of arrays that are not writable, such as a pandas table's.
-        tensor = torch.from_numpy(np.require(features, requirements="W"))
-        return embed(module, side, tensor, device)
+        return embedded(self.module_, side, features, self.device)
 
     def _check_parameters(self) -> None:
-        check_choice(self, "head", ("mlp", "residual", "glu", "linear"))
+        if self.init is not None:
+            check_choice(self, "init", ("auto", "kernel", "linear"))
+        check_choice(self, "head", HEAD_KINDS)
         check_choice(self, "side", ("text", "image", "both"))
-        check_choice(self, "loss", tuple(_LOSSES))
+        check_choice(self, "loss", tuple(LOSSES))
+        check_choice(self, "optimizer", tuple(OPTIMIZERS))
         check_integer(self, "depth", 1)
-        check_integer(self, "width", 1)
+        hidden_width(self.width, 1)
         check_integer(self, "n_components", 1, optional=True)
         check_integer(self, "batch_size", 2)
         check_integer(self, "max_epochs", 1)
@@ -390,7 +385,12 @@ class APEAligner(CallbackSupportMixin, BaseAligner):
         check_number(self, "dropout", 0, 1)
         check_number(self, "validation_fraction", 0, 1, above=True)
         check_number(self, "learning_rate", 0, above=True)
-        check_number(self, "weight_decay", 0)
+        for name in ("weight_decay", "mixup", "structure_weight", "warmup"):
+            check_number(self, name, 0)
+        if self.clip_norm is not None:
+            check_number(self, "clip_norm", 0, above=True)
         check_number(self, "logit_scale", 0, above=True)
         check_number(self, "max_logit_scale", self.logit_scale)
+        cosine_schedule(1, self.warmup)
+        LOSSES[self.loss](tile_size=self.tile_size)
         resolve_device(self.device)

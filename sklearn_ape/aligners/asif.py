@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple, Self
 
 import numpy as np
-from scipy.sparse import csr_array, vstack
-from sklearn.utils.validation import check_is_fitted
+from scipy.sparse import csr_array, issparse, vstack
 
 from ._base import BaseAligner
 from ._fingerprint import fingerprint
@@ -58,6 +57,9 @@ class ASIFAligner(BaseAligner):
         Width of the text features.
     image_encoder_, text_encoder_ : transformer
         The encoders used, where they were given.
+    bank_ : Bank
+        Embeddings of up to 1,000 training pictures and captions, which `similarity` and
+        `ZeroShotClassifier` standardise by.
     fingerprint_ : str
         Digest of the anchors.
 
@@ -147,35 +149,8 @@ class ASIFAligner(BaseAligner):
             return image.describe, text.describe
 
         self.logit_scale_ = held_out_logit_scale(data, fit)
+        self._keep_bank(data)
         return self
-
-    def similarity(self, X: Any, y: Any) -> np.ndarray:
-        """Cosine of every picture with every text, by way of sparse embeddings.
-
-        Parameters
-        ----------
-        X : sequence of pictures, or array-like of shape (n_samples, n_features_in_)
-            See `transform`.
-        y : sequence of str, or array-like of shape (n_texts, n_text_features_in_)
-            See `transform_text`.
-
-        Returns
-        -------
-        similarity : ndarray of shape (n_samples, n_texts)
-            Between 0 and 1.
-        """
-        check_is_fitted(self)
-        image, text = self._image_features(X, reset=False), self._features_of_texts(y)
-        known_image, known_text = ~np.isnan(image[:, 0]), ~np.isnan(text[:, 0])
-        similarity = np.full((len(image), len(text)), np.nan, dtype=np.float32)
-        pictures, texts = (
-            side.describe(features[known])
-            for side, features, known in zip(
-                self._anchors, (image, text), (known_image, known_text), strict=True
-            )
-        )
-        similarity[np.ix_(known_image, known_text)] = pictures @ texts.T
-        return similarity
 
     def _anchors_of(self, data: Pairs) -> tuple[_Anchors, _Anchors]:
         images, texts = data.pairs.T
@@ -216,7 +191,8 @@ class SparseRows:
         return self.rows.T
 
     def __matmul__(self, columns: Any) -> np.ndarray:
-        return (self.rows @ columns).toarray()
+        product = self.rows @ columns
+        return product.toarray() if issparse(product) else product
 
 
 class _Anchors(NamedTuple):

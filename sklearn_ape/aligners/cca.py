@@ -78,6 +78,9 @@ class CCAAligner(BaseAligner):
         Width of the text features.
     image_encoder_, text_encoder_ : transformer
         The encoders used, where they were given.
+    bank_ : Bank
+        Embeddings of up to 1,000 training pictures and captions, which `similarity` and
+        `ZeroShotClassifier` standardise by.
     fingerprint_ : str
         Digest of the projections.
 
@@ -165,6 +168,7 @@ class CCAAligner(BaseAligner):
         self.n_parameters_ = sum(array.size for array in (*image, *text))
         self.fingerprint_ = fingerprint(*image, *text)
         self.logit_scale_ = held_out_logit_scale(data, lambda some: self._canonical(some)[:2])
+        self._keep_bank(data)
         return self
 
     def _canonical(self, data: Pairs) -> tuple[_Projection, _Projection, np.ndarray]:

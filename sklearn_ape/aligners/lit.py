@@ -124,6 +124,9 @@ class LiTAligner(CallbackSupportMixin, BaseAligner):
         The image encoder used, where one was given.
     device_ : torch.device
         Where it was trained.
+    bank_ : Bank
+        Embeddings of up to 1,000 training pictures and captions, which `similarity` and
+        `ZeroShotClassifier` standardise by.
     fingerprint_ : str
         Digest of all weights.
 
@@ -280,6 +283,7 @@ class LiTAligner(CallbackSupportMixin, BaseAligner):
             ) from None
         self.history_, self.n_epochs_, self.best_epoch_ = course_of(net, self)
         self._keep(net)
+        self._keep_bank(data)
 
     def _net(
         self, module: TwoTower, n_pairs: int, seed: int, callbacks: list[Any]

@@ -1,7 +1,7 @@
 """Small networks that map a frozen feature to the shared space."""
 
 from ._base import Head, Standardize
-from ._closed_form import BaseMap, ClosedFormHead, KernelMap, WhitenedMap
+from ._closed_form import BaseMap, ClosedFormHead, KernelMap, LinearMap, WhitenedMap
 from ._linear import FrozenHead, LinearHead
 from ._make import HEAD_KINDS, hidden_width, make_head
 from ._mlp import BatchNormMLPHead, MLPHead
@@ -20,6 +20,7 @@ __all__ = [
     "Head",
     "KernelMap",
     "LinearHead",
+    "LinearMap",
     "MLPHead",
     "ResidualHead",
     "SkipMLPHead",

@@ -150,6 +150,52 @@ class WhitenedMap(BaseMap):
         return (nn.functional.normalize(features, dim=-1) - self.mean) @ self.directions
 
 
+class LinearMap(BaseMap):
+    """A linear regression on the sphere: ``(t / |t| - mean) @ weights``.
+
+    Parameters
+    ----------
+    mean : array-like or torch.Tensor of shape (n_in,)
+        Mean of the training features, scaled to length 1 each.
+    weights : array-like or torch.Tensor of shape (n_in, n_out)
+        As ridge regression solves them.
+
+    Raises
+    ------
+    ValueError
+        When shapes do not match or numbers are not finite.
+
+    See Also
+    --------
+    KernelMap : Bends.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklearn_ape.heads import LinearMap
+    >>> LinearMap(torch.zeros(2), 2 * torch.eye(2))(torch.tensor([[3.0, 4.0]]))
+    tensor([[1.2000, 1.6000]])
+    """
+
+    mean: torch.Tensor
+    weights: torch.Tensor
+
+    def __init__(self, mean: Any, weights: Any) -> None:
+        mean, weights = _finite("mean", mean, 1), _finite("weights", weights, 2)
+        if len(mean) != len(weights):
+            raise ValueError(
+                f"mean has {len(mean)} numbers and weights has {len(weights)} rows: expected as "
+                "many."
+            )
+        super().__init__(*weights.shape)
+        self.register_buffer("mean", mean)
+        self.register_buffer("weights", weights)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Map (n, n_in) to (n, n_out)."""
+        return (nn.functional.normalize(features, dim=-1) - self.mean) @ self.weights
+
+
 class ClosedFormHead(Head):
     """A map that was solved for, plus a trained head that begins at zero.
 

@@ -8,9 +8,9 @@ import pytest
 from sklearn.base import clone
 from sklearn.utils.estimator_checks import check_estimator
 
-from sklearn_ape import ASIFAligner, CCAAligner, ZeroShotClassifier
+from sklearn_ape import ASIFAligner, CCAAligner, KernelAligner, ZeroShotClassifier
 
-ALIGNERS = [CCAAligner(), ASIFAligner()]
+ALIGNERS = [CCAAligner(), ASIFAligner(), KernelAligner()]
 
 
 @pytest.fixture(params=ALIGNERS, ids=lambda aligner: type(aligner).__name__)

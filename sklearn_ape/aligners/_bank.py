@@ -1,0 +1,220 @@
+"""Similarities standardised by how similar a bank of pictures and captions is."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+import joblib
+import numpy as np
+from sklearn.utils import _safe_indexing
+
+from ..encoders._base import FrozenEncoder
+
+_MOST_ROWS = 1000
+_MOST_BANKS = 4
+_ROWS_AT_ONCE = 4096
+# A standard deviation of cosines below this is their rounding error.
+_NO_SPREAD = 1e-6
+
+# As with embeddings of labels: predicting leaves estimators as they were.
+_kept: WeakKeyDictionary[Any, OrderedDict[bytes, Bank]] = WeakKeyDictionary()
+_lock = threading.Lock()
+
+
+class Bank(NamedTuple):
+    """Embeddings that others are compared with, and the spread of their cosines.
+
+    Parameters
+    ----------
+    image : array of shape (n_images, n_components)
+        Of length 1, dense or sparse.
+    text : array of shape (n_texts, n_components) or None
+        None where there are no captions: texts alone are standardised then.
+    spread : float
+        Mean standard deviation of the cosines of a caption with the pictures, and of a picture
+        with the captions; NaN without captions.
+    """
+
+    image: Any
+    text: Any
+    spread: float
+
+    @classmethod
+    def of(cls, image: Any, text: Any) -> Bank:
+        """Make a bank of embeddings."""
+        if text is None:
+            return cls(image, None, np.nan)
+        spreads = _moments(text, image)[1].mean(), _moments(image, text)[1].mean()
+        return cls(image, text, float(np.mean(spreads)))
+
+
+def standardized(similarity: np.ndarray, image: Any, text: Any, bank: Bank) -> np.ndarray:
+    """Return similarities relative to those with a bank, in units of cosines.
+
+    A text that is similar to all pictures, a hub, comes first for many of them by its cosine.
+    With z of a picture x and a text t,
+
+        z = (s(x, t) - mean_b s(b, t)) / sd_b s(b, t) + (s(x, t) - mean_b s(x, b)) / sd_b s(x, b),
+
+    over pictures b of the bank in the first term and captions b in the second, half of z times
+    the mean standard deviation within the bank is returned: as large as a cosine less its mean,
+    so that a logit scale and a threshold keep their sense.
+
+    Parameters
+    ----------
+    similarity : ndarray of shape (n_images, n_texts)
+        Cosines.
+    image : array of shape (n_images, n_components)
+        The embeddings of the pictures; rows of NaN stay NaN.
+    text : array of shape (n_texts, n_components)
+        The embeddings of the texts.
+    bank : Bank
+        One without captions gives the first term alone, and the spread is that of `text`.
+
+    Returns
+    -------
+    standardized : ndarray of shape (n_images, n_texts)
+        Of the dtype of `similarity`.
+    """
+    middle, spread = _moments(text, bank.image)
+    z = (similarity - middle) / _divisor(spread)
+    if bank.text is None:
+        return (z * spread.mean()).astype(similarity.dtype)
+    middle, spread = _moments(image, bank.text)
+    z += (similarity - middle[:, None]) / _divisor(spread)[:, None]
+    return (z * (bank.spread / 2)).astype(similarity.dtype)
+
+
+def evenly_spaced(n_rows: int) -> np.ndarray:
+    """Return the rows that stand for all in a bank: 1,000 at equal distances, or all."""
+    return np.linspace(0, n_rows - 1, min(n_rows, _MOST_ROWS)).astype(np.intp)
+
+
+def resolve_bank(
+    standardize: Any, aligner: Any, transform: Callable[[Any], Any], whole: Any
+) -> Bank | None:
+    """Return the bank that a ``standardize`` parameter stands for.
+
+    Parameters
+    ----------
+    standardize : bool, sequence of pictures or array-like of shape (n_images, n_features_in_)
+        False is no bank, True the aligner's own; of a collection of pictures the captions are the
+        aligner's own, and its embeddings are kept for as long as the aligner lives.
+    aligner : aligner
+        May have a ``bank_``.
+    transform : callable
+        Embeds the pictures of a collection.
+    whole : estimator
+        What `transform` belongs to: the aligner itself, or a Pipeline around it.
+
+    Raises
+    ------
+    ValueError
+        When there is no such bank; the message says what to pass.
+    """
+    name = type(aligner).__name__
+    own = getattr(aligner, "bank_", None)
+    if isinstance(standardize, bool | np.bool_):
+        if standardize and own is None:
+            raise ValueError(
+                f"standardize=True needs pictures and captions that the aligner was fitted on, "
+                f"and this {name} keeps none. Pass a collection of pictures (or their features) "
+                "like those to be compared, standardize=pictures, or fit the aligner again."
+            )
+        return own if standardize else None
+    check_standardize(standardize)
+    n_pictures = _length(standardize)
+    if n_pictures < 2:
+        raise ValueError(
+            f"standardize is a collection of {n_pictures} pictures, and a bank needs at least 2, "
+            "better some hundreds, like those to be compared."
+        )
+    pictures = _safe_indexing(standardize, evenly_spaced(n_pictures))
+    key = _key(pictures, aligner, whole)
+    with _lock:
+        kept = _kept.setdefault(aligner, OrderedDict())
+        bank = kept.get(key) if key else None
+    if bank is None:
+        bank = Bank.of(_distinct(transform(pictures)), own and own.text)
+        if key:
+            with _lock:
+                kept[key] = bank
+                while len(kept) > _MOST_BANKS:
+                    kept.popitem(last=False)
+    return bank
+
+
+def check_standardize(standardize: Any) -> None:
+    """Refuse what is neither a bool nor a collection."""
+    if isinstance(standardize, bool | np.bool_):
+        return
+    if isinstance(standardize, str | bytes) or not hasattr(standardize, "__len__"):
+        raise ValueError(
+            "standardize must be True, False or a collection of pictures (or their features), "
+            f"not {standardize!r}."
+        )
+
+
+def _length(collection: Any) -> int:
+    shape = getattr(collection, "shape", None)
+    return shape[0] if shape else len(collection)
+
+
+def _distinct(embeddings: Any) -> np.ndarray:
+    """Leave out pictures that could not be read; what is left must differ."""
+    embeddings = np.asarray(embeddings)
+    embeddings = embeddings[~np.isnan(embeddings[:, 0])]
+    if not len(embeddings) or not np.ptp(embeddings, axis=0).max() > _NO_SPREAD:
+        raise ValueError(
+            "standardize is a collection of pictures that could not be read or are all the same: "
+            "a bank needs pictures that differ."
+        )
+    return embeddings
+
+
+def _moments(embeddings: Any, bank: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Return the mean and standard deviation of every row's cosines with the bank."""
+    n_rows = len(embeddings)
+    middle, spread = np.empty((2, n_rows))
+    for start in range(0, n_rows, _ROWS_AT_ONCE):
+        rows = slice(start, start + _ROWS_AT_ONCE)
+        cosines = embeddings[rows] @ bank.T
+        middle[rows] = cosines.mean(axis=1, dtype=np.float64)
+        spread[rows] = cosines.std(axis=1, dtype=np.float64)
+    return middle, spread
+
+
+def _divisor(spread: np.ndarray) -> np.ndarray:
+    """Return what to divide by: without a spread nothing deviates. NaN stays NaN."""
+    return np.where(spread <= _NO_SPREAD, np.inf, spread)
+
+
+class _Around(pickle.Pickler):
+    """Pickles what is around an aligner: not its arrays, nor what encoders note when used."""
+
+    def __init__(self, file: Any, aligner: Any) -> None:
+        super().__init__(file)
+        self.aligner = aligner
+
+    def persistent_id(self, obj: Any) -> Any:
+        if isinstance(obj, FrozenEncoder):
+            return obj._identity_digest()
+        return "aligner" if obj is self.aligner else None
+
+
+def _key(pictures: Any, aligner: Any, whole: Any) -> bytes:
+    """Digest what the embeddings of a collection depend on; b"" if it cannot be told."""
+    fingerprint = getattr(aligner, "fingerprint_", None) or joblib.hash(aligner)
+    digest = hashlib.sha256(fingerprint.encode())
+    try:
+        _Around(SimpleNamespace(write=digest.update), aligner).dump((whole, pictures))
+    except (pickle.PicklingError, AttributeError, TypeError):  # such as a step that is a lambda
+        return b""
+    return digest.digest()

@@ -1,0 +1,24 @@
+"""Embeddings of features by a fitted module, on the device asked for."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+
+import numpy as np
+import torch
+
+from ..devices import resolve_device
+from ..heads import TwoTower
+from ..training import embed
+
+
+def embedded(
+    module: TwoTower, side: str, features: np.ndarray, device: str | torch.device | None
+) -> np.ndarray:
+    """Embed features with a module that lies, and stays, on the CPU."""
+    where = resolve_device(device)
+    if where.type != "cpu":
+        module = deepcopy(module).to(where)
+    # torch warns of arrays that are not writable, such as a pandas table's.
+    tensor = torch.from_numpy(np.require(features, requirements="W"))
+    return embed(module, side, tensor, where)

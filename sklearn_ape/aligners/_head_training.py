@@ -1,0 +1,225 @@
+"""A training of heads, from scratch or from a solution in closed form."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from skorch.callbacks import GradientNormClipping
+
+from ..heads import ClosedFormHead, Head, TwoTower, make_head
+from ..losses import InfoNCELoss, SigmoidLoss
+from ..metrics import retrieval_report
+from ..training import (
+    OPTIMIZERS,
+    AlignmentNet,
+    DivergenceGuard,
+    PairBatches,
+    PairDataset,
+    cosine_schedule,
+    embed,
+    n_batches,
+)
+from ._pairs import Pairs
+from ._solve import Maps, kernel_maps, linear_maps
+
+LOSSES = {"infonce": InfoNCELoss, "sigmoid": SigmoidLoss}
+_WIDTH_OF_BOTH = 512
+# Those of KernelAligner, found on held-out folders of Open Clip Art.
+_RIDGE = 0.3
+_WHITENING = 0.03
+_LINEAR_RIDGE = 0.1
+_MOST_ANCHORS = 16_384
+
+
+class HeadTraining:
+    """Heads for some pairs, and their training as an aligner's parameters want it.
+
+    Parameters
+    ----------
+    aligner : APEAligner
+        Its parameters are read.
+    start : {"kernel", "linear"} or None
+        What `start_kind` says of all pairs; those trained on may be fewer.
+    seed : int
+        Of weights and batches; torch's generator is seeded by the caller.
+    data : Pairs
+        What the heads take their start and their statistics from, and are trained on.
+    """
+
+    def __init__(self, aligner: Any, start: str | None, seed: int, data: Pairs) -> None:
+        self.aligner = aligner
+        self.data = data
+        self.seed = seed
+        self.maps = _start(aligner, start, seed, data)
+        self.module = self._new_module()
+        for side, features in (("image", data.image), ("text", data.text)):
+            head = getattr(self.module, f"{side}_head")
+            head.set_statistics(torch.from_numpy(features))
+
+    def run(self, callbacks: list[Any], n_epochs: int) -> AlignmentNet:
+        """Train `module`; the schedule is that of all of the aligner's epochs."""
+        a = self.aligner
+        dataset = self.inputs(self.data)
+        n_steps = a.max_epochs * n_batches(len(dataset), a.batch_size)
+        always = [
+            ("divergence", DivergenceGuard()),
+            ("schedule", cosine_schedule(n_steps, a.warmup)),
+        ]
+        if a.clip_norm is not None:
+            always.append(("clip", GradientNormClipping(a.clip_norm)))
+        net = _Net(
+            module=TwoTower(*(_trainable(head) for head in self._heads())),
+            criterion=LOSSES[a.loss],
+            criterion__logit_scale=a.logit_scale,
+            criterion__max_logit_scale=a.max_logit_scale,
+            criterion__learn_scale=a.learn_logit_scale,
+            criterion__tile_size=a.tile_size,
+            structure_weight=a.structure_weight,
+            optimizer=OPTIMIZERS[a.optimizer],
+            optimizer__weight_decay=a.weight_decay,
+            lr=a.learning_rate,
+            batch_size=a.batch_size,
+            max_epochs=n_epochs,
+            iterator_train=PairBatches,
+            iterator_train__shuffle=True,
+            iterator_train__seed=self.seed,
+            iterator_train__mixup=a.mixup,
+            train_split=None,
+            callbacks=always + callbacks,
+            device=a.device_,
+            verbose=int(a.verbose >= 2),
+        )
+        return net.fit(dataset, y=None)
+
+    def inputs(self, data: Pairs) -> PairDataset:
+        """Return pairs as the trained module takes them: what never changes is computed once."""
+        image, text = (torch.from_numpy(features) for features in (data.image, data.text))
+        image_head, text_head = self._heads()
+        return PairDataset(_inputs(image_head, image), _inputs(text_head, text), data.pairs)
+
+    def embedders(self) -> tuple[Any, Any]:
+        """Return what embeds image and text features with the heads as they are."""
+        return (
+            lambda features: embed(self.module, "image", torch.from_numpy(features), "cpu"),
+            lambda features: embed(self.module, "text", torch.from_numpy(features), "cpu"),
+        )
+
+    def recall(self, data: Pairs) -> float:
+        """Return what `ValidationRecall` records, of the heads as they are."""
+        embed_image, embed_text = self.embedders()
+        report = retrieval_report(embed_image(data.image), embed_text(data.text), data.pairs)
+        return float(np.mean([recall for way in report.values() for recall in way.values()]))
+
+    def start_alone(self) -> TwoTower:
+        """Return the solution in closed form, without trained heads."""
+        assert self.maps is not None
+        return TwoTower(ClosedFormHead(self.maps.image), ClosedFormHead(self.maps.text))
+
+    def _heads(self) -> tuple[Head, Head]:
+        return self.module.image_head, self.module.text_head
+
+    def _new_module(self) -> TwoTower:
+        a, data, maps = self.aligner, self.data, self.maps
+        n_image, n_text = data.image.shape[1], data.text.shape[1]
+        if maps is None:
+            wide = {"image": n_text, "text": n_image, "both": _WIDTH_OF_BOTH}[a.side]
+            n_out = a.n_components or wide
+        else:
+            n_out = maps.image.n_out
+        shape = {"depth": a.depth, "width": a.width, "dropout": a.dropout}
+        heads: list[Head] = []
+        for side, n_in in (("image", n_image), ("text", n_text)):
+            kind = a.head if a.side in (side, "both") else None
+            if maps is None:
+                heads.append(make_head(kind, n_in, n_out, **shape))
+            else:
+                residual = None if kind is None else make_head(kind, n_in, n_out, **shape)
+                heads.append(ClosedFormHead(getattr(maps, side), residual))
+        return TwoTower(*heads)
+
+
+class _OnComputedBase(Head):
+    """What is trained of a `ClosedFormHead`: takes features with the base's output behind them.
+
+    A kernel of thousands of anchors costs more than all the rest of a step.
+    """
+
+    scale: torch.Tensor
+
+    def __init__(self, head: ClosedFormHead) -> None:
+        assert head.residual is not None
+        super().__init__(head.n_in + head.n_out, head.n_out, standardize=False)
+        self.residual = head.residual
+        self.register_buffer("scale", head.scale.clone())
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Map (n, n_in + n_out) to (n, n_out)."""
+        features, base = inputs.split([self.n_in - self.n_out, self.n_out], dim=1)
+        return base + self.scale * self.residual(features)
+
+
+class _Net(AlignmentNet):
+    """Shows the structure loss features alone, without the base's output behind them."""
+
+    def get_loss(
+        self, y_pred: Any, y_true: Any, X: Any = None, training: bool = False
+    ) -> torch.Tensor:
+        """Return the loss of a batch."""
+        if self.structure_weight and X is not None:
+            heads = {side: getattr(self.module_, f"{side}_head") for side in X}
+            widths = {side: getattr(head, "residual", head).n_in for side, head in heads.items()}
+            X = {side: inputs[:, : widths[side]] for side, inputs in X.items()}
+        return super().get_loss(y_pred, y_true, X, training)
+
+
+class _AsItIs(Head):
+    """Passes on what was computed."""
+
+    def __init__(self, n_out: int) -> None:
+        super().__init__(n_out, n_out, standardize=False)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Return the inputs."""
+        return inputs
+
+
+def _trainable(head: Head) -> Head:
+    if not isinstance(head, ClosedFormHead):
+        return head
+    return _AsItIs(head.n_out) if head.residual is None else _OnComputedBase(head)
+
+
+def _inputs(head: Head, features: torch.Tensor) -> torch.Tensor:
+    if not isinstance(head, ClosedFormHead):
+        return features
+    with torch.inference_mode():
+        base = head.base(features)
+    base = base.clone()  # not an inference tensor any more
+    return base if head.residual is None else torch.cat([features, base], dim=1)
+
+
+def start_kind(init: str | None, n_texts: int) -> str | None:
+    """Return what ``init`` stands for with so many captions."""
+    if init != "auto":
+        return init
+    # With more captions than anchors a kernel misses most of them.
+    return "kernel" if n_texts <= _MOST_ANCHORS else "linear"
+
+
+def _start(aligner: Any, kind: str | None, seed: int, data: Pairs) -> Maps | None:
+    """Return the solution that training starts from, if any."""
+    if kind is None:
+        return None
+    shape = {"whitening": _WHITENING, "n_components": aligner.n_components}
+    if kind == "linear":
+        return linear_maps(data, ridge=_LINEAR_RIDGE, **shape)
+    return kernel_maps(
+        data,
+        gamma="scale",
+        ridge=_RIDGE,
+        max_anchors=_MOST_ANCHORS,
+        rng=np.random.RandomState(seed),
+        **shape,
+    )

@@ -1,0 +1,229 @@
+"""APEAligner without a start: scikit-learn's rules, training, reproducibility."""
+
+import copy
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sklearn.base import clone
+from sklearn.utils.estimator_checks import check_estimator
+from skorch.callbacks import Callback
+
+from sklearn_ape import APEAligner
+
+
+def small(**parameters):
+    defaults = {"init": None, "width": 64, "max_epochs": 15, "random_state": 0}
+    return APEAligner(**(defaults | parameters))
+
+
+class TestScikitLearn:
+    def test_passes_all_estimator_checks(self):
+        """The number is asserted, since a tag could switch most of the checks off."""
+        results = check_estimator(
+            APEAligner(width=32, max_epochs=5), on_skip=None, on_fail="raise"
+        )
+        statuses = [result["status"] for result in results]
+        assert statuses.count("passed") >= 47
+        assert len(statuses) - statuses.count("passed") <= 1  # array API, unless it is set up
+
+    def test_clone_copies_parameters_only(self, concepts):
+        aligner = small(depth=3).fit(concepts.image, concepts.text)
+        copied = clone(aligner)
+        assert copied.get_params() == aligner.get_params()
+        assert not hasattr(copied, "module_")
+
+    def test_pickle_gives_the_same_embeddings(self, concepts):
+        aligner = small().fit(concepts.image, concepts.text)
+        back = pickle.loads(pickle.dumps(aligner))
+        np.testing.assert_array_equal(
+            back.transform(concepts.image), aligner.transform(concepts.image)
+        )
+
+    def test_set_output(self, concepts):
+        frame = pd.DataFrame(concepts.image, index=np.arange(300) + 7)
+        frame.columns = [f"f{i}" for i in range(32)]
+        aligner = small().set_output(transform="pandas").fit(frame, concepts.text)
+        out = aligner.transform(frame)
+        assert list(out.columns[:2]) == ["apealigner0", "apealigner1"]
+        assert out.index.equals(frame.index)
+
+    def test_text_side_of_width_other_than_fitted_is_refused(self, concepts):
+        aligner = small().fit(concepts.image, concepts.text)
+        with pytest.raises(ValueError, match="5 features, but APEAligner is expecting 32"):
+            aligner.transform(concepts.image[:, :5])
+        with pytest.raises(ValueError, match="5 features, but APEAligner was fitted with 16"):
+            aligner.transform_text(concepts.text[:, :5])
+
+
+class TestFit:
+    @pytest.mark.parametrize("head", ["mlp", "residual", "glu", "linear"])
+    @pytest.mark.parametrize("side", ["text", "image", "both"])
+    def test_learns_common_concepts(self, concepts, head, side):
+        aligner = small(head=head, side=side, depth=3, max_epochs=40, batch_size=32)
+        aligner.fit(concepts.image[:200], concepts.text[:200])
+        assert aligner.score(concepts.image[200:], concepts.text[200:]) > 0.3  # chance is 0.01
+        width = {"text": 32, "image": 16, "both": 512}[side]
+        assert aligner.transform(concepts.image).shape == (300, width)
+        norms = np.linalg.norm(aligner.transform_text(concepts.text), axis=1)
+        np.testing.assert_allclose(norms, 1, rtol=1e-5)
+
+    @pytest.mark.parametrize("loss", ["infonce", "sigmoid"])
+    def test_loss_falls_and_scale_moves(self, concepts, loss):
+        aligner = small(loss=loss).fit(concepts.image, concepts.text)
+        assert aligner.history_[-1]["train_loss"] < aligner.history_[0]["train_loss"]
+        assert aligner.logit_scale_ != pytest.approx(1 / 0.07)
+        fixed = small(loss=loss, learn_logit_scale=False).fit(concepts.image, concepts.text)
+        assert fixed.logit_scale_ == pytest.approx(1 / 0.07)
+
+    def test_side_text_leaves_the_image_space_alone(self, concepts):
+        """Neighbours among pictures stay what the frozen encoder says."""
+        aligner = small().fit(concepts.image, concepts.text)
+        head = aligner.module_.image_head
+        assert list(head.parameters()) == []
+        standard = (
+            concepts.image - head.standardize.mean.numpy()
+        ) / head.standardize.scale.numpy()
+        expected = standard / np.linalg.norm(standard, axis=1, keepdims=True)
+        np.testing.assert_allclose(aligner.transform(concepts.image), expected, atol=1e-5)
+
+    def test_fewer_components_keep_the_principal_directions_of_the_frozen_side(self, concepts):
+        """8 concepts made the 32 features, so 8 directions hold all of them."""
+        full = small().fit(concepts.image, concepts.text).transform(concepts.image)
+        few = small(n_components=8).fit(concepts.image, concepts.text).transform(concepts.image)
+        assert few.shape == (300, 8)
+        np.testing.assert_allclose(few @ few.T, full @ full.T, atol=1e-3)
+
+    def test_same_seed_is_the_same_to_the_bit(self, concepts):
+        one, two = (small(dropout=0.5).fit(concepts.image, concepts.text) for _ in range(2))
+        assert one.fingerprint_ == two.fingerprint_
+        assert one.logit_scale_ == two.logit_scale_
+        other = small(dropout=0.5, random_state=1).fit(concepts.image, concepts.text)
+        assert other.fingerprint_ != one.fingerprint_
+
+    def test_global_generators_are_left_alone(self, concepts):
+        before = torch.get_rng_state(), copy.deepcopy(np.random.get_state())  # noqa: NPY002
+        small().fit(concepts.image, concepts.text)
+        assert torch.equal(before[0], torch.get_rng_state())
+        assert before[1][1].tolist() == np.random.get_state()[1].tolist()  # noqa: NPY002
+
+    def test_small_sets_train_whatever_the_batch_size(self):
+        """A batch size above the number of pairs must not mean that nothing is trained."""
+        rng = np.random.default_rng(0)
+        image, text = rng.standard_normal((6, 5)), rng.standard_normal((6, 4))
+        aligner = small(batch_size=4096, max_epochs=60, dropout=0.0).fit(image, text)
+        assert aligner.score(image, text) == 1.0
+        assert aligner.n_epochs_ == 60
+
+    def test_best_epoch_is_kept_with_its_scale(self, concepts):
+        rng = np.random.default_rng(0)
+        noisy = concepts.text + 2 * rng.standard_normal(concepts.text.shape).astype(np.float32)
+        aligner = small(max_epochs=200, n_iter_no_change=5, refit=False).fit(concepts.image, noisy)
+        recalls = [row["valid_recall"] for row in aligner.history_]
+        assert aligner.best_epoch_ == int(np.argmax(recalls)) + 1
+        assert aligner.n_epochs_ == aligner.best_epoch_ + 5 < 200
+        kept = aligner.history_[aligner.best_epoch_ - 1]
+        assert aligner.logit_scale_ == pytest.approx(kept["logit_scale"], rel=1e-5)
+
+    def test_refit_learns_the_pairs_that_were_held_out(self, concepts):
+        """No pair is lost to validation, and the heads are those of a run of that length."""
+        refitted = small(max_epochs=40, batch_size=32).fit(concepts.image, concepts.text)
+        assert len(refitted.history_) == refitted.n_epochs_
+        mean = refitted.module_.text_head.standardize.mean.numpy()
+        np.testing.assert_allclose(mean, concepts.text.mean(axis=0), atol=1e-5)
+        without = small(max_epochs=40, batch_size=32, refit=False)
+        without.fit(concepts.image, concepts.text)
+        assert without.history_[0]["train_loss"] == refitted.history_[0]["train_loss"]
+        assert without.fingerprint_ != refitted.fingerprint_
+
+    def test_a_stop_at_the_end_of_an_epoch_counts_that_epoch(self, concepts):
+        class Interrupt(Callback):
+            def on_epoch_end(self, net, **kwargs):
+                raise KeyboardInterrupt
+
+        aligner = small(callbacks=[Interrupt()])
+        with pytest.warns(UserWarning, match="stopped after 1 of 15"):
+            aligner.fit(concepts.image, concepts.text)
+        assert aligner.best_epoch_ == 1
+
+    def test_without_early_stopping_all_epochs_run_on_all_pairs(self, concepts):
+        aligner = small(early_stopping=False).fit(concepts.image, concepts.text)
+        assert aligner.n_epochs_ == aligner.best_epoch_ == 15
+        assert "valid_recall" not in aligner.history_[0]
+
+    def test_number_of_parameters_is_that_of_the_heads(self, concepts):
+        aligner = small(depth=2).fit(concepts.image, concepts.text)
+        assert aligner.n_parameters_ == (16 * 64 + 64) + (64 * 32 + 32)
+
+    def test_divergence_names_the_parameter_to_lower(self, concepts):
+        with pytest.raises(FloatingPointError, match="Lower learning_rate"):
+            small(learning_rate=1e30).fit(concepts.image, concepts.text)
+
+    def test_interrupting_keeps_the_best_epoch_and_says_so(self, concepts):
+        class Interrupt(Callback):
+            def on_epoch_end(self, net, **kwargs):
+                if len(net.history) == 3:
+                    raise KeyboardInterrupt
+
+        aligner = small(callbacks=[Interrupt()])
+        with pytest.warns(UserWarning, match="stopped after 3 of 15 epochs"):
+            aligner.fit(concepts.image, concepts.text)
+        assert aligner.transform(concepts.image).shape == (300, 32)
+
+    def test_skorch_callbacks_are_told_of_every_epoch(self, concepts):
+        seen = []
+
+        class Count(Callback):
+            def on_epoch_end(self, net, **kwargs):
+                seen.append(net.history[-1, "epoch"])
+
+        small(callbacks=[("count", Count())], max_epochs=4).fit(concepts.image, concepts.text)
+        assert seen == [1, 2, 3, 4]
+
+    def test_scikit_learn_callbacks_are_told_of_every_epoch(self, concepts):
+        pytest.importorskip("sklearn.callback")
+        seen = []
+
+        class Count:
+            def setup(self, estimator, context):
+                pass
+
+            def on_fit_task_begin(self, estimator, context, **kwargs):
+                pass
+
+            def on_fit_task_end(self, estimator, context, **kwargs):
+                seen.append(context.task_name)
+
+            def teardown(self, estimator, context):
+                pass
+
+        aligner = small(max_epochs=4).set_callbacks(Count())
+        pickle.dumps(aligner.set_callbacks().fit(concepts.image, concepts.text))
+        aligner.set_callbacks(Count()).fit(concepts.image, concepts.text)
+        assert seen == ["epoch"] * 4 + ["fit"]
+
+    def test_progress_is_written_to_stderr_only_when_asked(self, concepts, capfd):
+        small(max_epochs=2).fit(concepts.image, concepts.text)
+        assert capfd.readouterr() == ("", "")
+        small(max_epochs=2, verbose=1).fit(concepts.image, concepts.text)
+        out, err = capfd.readouterr()
+        assert "2/2" in err
+        assert out == ""
+
+
+def test_same_bits_in_another_process():
+    """Reproducibility must not hang on the state of this process."""
+    code = (
+        "import numpy as np; from sklearn_ape import APEAligner;"
+        "rng = np.random.default_rng(0); X, Y = rng.standard_normal((2, 80, 9));"
+        "print(APEAligner(width=32, max_epochs=5, random_state=3).fit(X, Y).fingerprint_)"
+    )
+    runs = [
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        for _ in range(2)
+    ]
+    assert runs[0].stdout == runs[1].stdout != ""

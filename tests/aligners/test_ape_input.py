@@ -1,0 +1,200 @@
+"""APEAligner: forms of y, bad input."""
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pytest
+import torch
+from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
+from sklearn.frozen import FrozenEstimator
+
+from sklearn_ape import APEAligner
+
+
+def small(**parameters):
+    defaults = {"init": None, "width": 64, "max_epochs": 15, "random_state": 0}
+    return APEAligner(**(defaults | parameters))
+
+
+class TestFormsOfY:
+    def captions(self, pictures):
+        return {
+            "list": pictures.captions,
+            "tuple": tuple(pictures.captions),
+            "array": np.array(pictures.captions),
+            "objects": np.array(pictures.captions, dtype=object),
+            "pandas": pd.Series(pictures.captions, index=np.arange(len(pictures.captions)) + 9),
+            "polars": pl.Series(pictures.captions),
+            "pyarrow": pa.array(pictures.captions),
+            "ragged": [[caption] for caption in pictures.captions],
+            "ragged polars": pl.Series([[caption] for caption in pictures.captions]),
+            "2-D array": np.array(pictures.captions)[:, None],
+        }
+
+    def test_all_forms_of_captions_are_the_same(self, pictures, features, text_encoder):
+        prints = {
+            form: small(text_encoder=text_encoder, max_epochs=2)
+            .fit(features.image, captions)
+            .fingerprint_
+            for form, captions in self.captions(pictures).items()
+        }
+        assert len(set(prints.values())) == 1, prints
+
+    def test_features_of_captions_are_the_same_as_captions(self, pictures, features, text_encoder):
+        by_caption = small(text_encoder=text_encoder).fit(features.image, pictures.captions)
+        by_feature = small().fit(features.image, features.text)
+        assert by_caption.fingerprint_ == by_feature.fingerprint_
+        for table in (pd.DataFrame(features.text), pl.DataFrame(features.text)):
+            assert small().fit(features.image, table).fingerprint_ == by_feature.fingerprint_
+
+    def test_several_captions_a_picture(self, pictures, features, text_encoder):
+        """A hit on any caption of a picture counts, and more captions teach more words."""
+        several = [[caption, f"a picture of {caption}"] for caption in pictures.captions]
+        aligner = small(text_encoder=text_encoder, max_epochs=30).fit(features.image, several)
+        single = aligner.retrieval_report(features.image, pictures.captions)
+        double = aligner.retrieval_report(features.image, several)
+        assert double["image_to_text"][10] > 0.5
+        assert double["image_to_text"][1] >= single["image_to_text"][1] - 0.1
+
+    def test_pictures_in_with_encoders_as_parameters(self, pictures, image_encoder, text_encoder):
+        aligner = small(image_encoder=image_encoder, text_encoder=text_encoder)
+        aligner.fit(pictures.images[:60], pictures.captions[:60])
+        assert aligner.transform(pictures.images[:3]).shape == (3, 1280)
+        assert aligner.similarity(pictures.images[:3], ["a cat", "a bus"]).shape == (3, 2)
+
+    def test_any_scikit_learn_transformer_may_encode_texts(self, pictures, features):
+        aligner = small(text_encoder=TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 4)))
+        aligner.fit(features.image, pictures.captions)
+        assert aligner.transform_text(["a cat"]).shape == (1, 1280)
+
+    def test_frozen_encoder_is_taken_as_it_is(self, pictures, features, text_encoder):
+        aligner = small(text_encoder=FrozenEstimator(text_encoder))
+        aligner.fit(features.image, pictures.captions)
+        assert aligner.text_encoder_.estimator is text_encoder
+
+
+class TestBadInput:
+    def test_unequal_lengths(self, features, pictures, text_encoder):
+        with pytest.raises(ValueError, match="300 pictures and 299 rows of captions"):
+            small(text_encoder=text_encoder).fit(features.image, pictures.captions[:-1])
+
+    @pytest.mark.parametrize(
+        ("bad", "said"),
+        [(None, "None is not a text"), ("  ", "empty caption"), (np.nan, "nan is not a text"),
+         ([], "empty list of captions"), (["a", None], "None is not a text"),
+         (3, "3 is not a text")],
+    )  # fmt: skip
+    def test_bad_caption_is_named_before_pictures_are_encoded(
+        self, pictures, text_encoder, bad, said
+    ):
+        class MustNotRun:
+            def fit(self, X, y=None):
+                raise AssertionError("pictures were encoded before the captions were looked at")
+
+        captions = [*pictures.captions[:5], bad]
+        aligner = small(image_encoder=MustNotRun(), text_encoder=text_encoder)
+        with pytest.raises(ValueError, match=f"row 5: .*{said}"):
+            aligner.fit(pictures.images[:6], captions)
+
+    def test_captions_without_a_text_encoder(self, features, pictures):
+        with pytest.raises(ValueError, match="text_encoder is None: pass text_encoder="):
+            small().fit(features.image, pictures.captions)
+
+    def test_pictures_without_an_image_encoder(self, pictures, text_encoder):
+        with pytest.raises(ValueError, match="X holds pictures, and image_encoder is None"):
+            small(text_encoder=text_encoder).fit(pictures.images, pictures.captions)
+
+    def test_class_numbers_as_captions(self, features, text_encoder):
+        for numbers in (np.zeros(300, dtype=int), [0] * 300):
+            with pytest.raises(ValueError, match="y holds numbers, and text_encoder is set"):
+                small(text_encoder=text_encoder).fit(features.image, numbers)
+
+    def test_a_table_or_a_mapping_of_captions(self, features, pictures, text_encoder):
+        aligner = small(text_encoder=text_encoder)
+        with pytest.raises(ValueError, match=r"columns \['caption'\]: pass the one"):
+            aligner.fit(features.image, pd.DataFrame({"caption": pictures.captions}))
+        with pytest.raises(ValueError, match="must be a sequence of captions or features"):
+            aligner.fit(features.image, dict(enumerate(pictures.captions)))
+
+    def test_an_encoder_of_an_earlier_fit_does_not_answer(self, features, pictures, text_encoder):
+        aligner = small(text_encoder=text_encoder, max_epochs=1)
+        aligner.fit(features.image, pictures.captions).fit(features.image, features.text)
+        with pytest.raises(ValueError, match="was fitted on features of texts"):
+            aligner.transform_text(["a cat"])
+
+    def test_an_encoder_that_tells_nothing_apart_scores_nothing(self, features, pictures):
+        """Equal features are no sign of equal captions: a collapsed encoder is no good one."""
+        fitted_on = [f"word{i}" for i in range(200)]
+        aligner = small(text_encoder=CountVectorizer(), max_epochs=2)
+        aligner.fit(features.image[:200], fitted_on)
+        assert aligner.score(features.image[200:], pictures.captions[200:]) < 0.05
+        with pytest.warns(UserWarning, match="All pictures have the same features"):
+            aligner.score(np.ones_like(features.image[:9]), pictures.captions[:9])
+
+    def test_captions_given_as_pictures(self, pictures, image_encoder, text_encoder):
+        aligner = small(image_encoder=image_encoder, text_encoder=text_encoder)
+        with pytest.raises(ValueError, match=r"row 0: .*looks like a caption"):
+            aligner.fit(pictures.captions, pictures.captions)
+
+    def test_one_pair(self, concepts, pictures, features, text_encoder):
+        with pytest.raises(ValueError, match="minimum of 2 is required"):
+            small().fit(concepts.image[:1], concepts.text[:1])
+        with pytest.raises(ValueError, match="at least 2 pairs"):
+            small(text_encoder=text_encoder).fit(features.image[:1], pictures.captions[:1])
+
+    def test_nan_in_a_row_is_named(self, concepts):
+        image = concepts.image.copy()
+        image[[3, 5], 2] = np.nan
+        with pytest.raises(ValueError, match=r"Input X contains NaN: 2 rows.* 3, 5\."):
+            small().fit(image, concepts.text)
+        aligner = small(max_epochs=1).fit(concepts.image, concepts.text)
+        with pytest.raises(ValueError, match="Input X contains NaN"):
+            aligner.transform(image)
+
+    def test_rows_that_an_encoder_gave_up_are_left_out_and_stay_nan(self, concepts):
+        image = concepts.image.copy()
+        image[7] = np.nan
+        with pytest.warns(UserWarning, match=r"1 rows are left out.*: 7\."):
+            aligner = small(max_epochs=2).fit(image, concepts.text)
+        embeddings = aligner.transform(image)
+        assert np.isnan(embeddings[7]).all()
+        assert np.isfinite(np.delete(embeddings, 7, axis=0)).all()
+
+    def test_all_captions_equal_warns_and_stays_finite(self, concepts):
+        with pytest.warns(UserWarning, match="All captions are the same"):
+            aligner = small().fit(concepts.image, np.ones((300, 4)))
+        assert np.isfinite(aligner.transform(concepts.image)).all()
+        assert all(torch.isfinite(p).all() for p in aligner.module_.parameters())
+
+    @pytest.mark.parametrize(
+        ("parameter", "value", "said"),
+        [("depth", 0, "depth must be an integer >= 1, not 0"),
+         ("depth", 2.0, "depth must be an integer"),
+         ("width", -1, "width must be an integer >= 1"),
+         ("batch_size", 1, "batch_size must be an integer >= 2"),
+         ("max_epochs", 0, "max_epochs must be"),
+         ("dropout", 1.0, r"dropout must be a number in \[0, 1\), not 1.0"),
+         ("learning_rate", 0, r"learning_rate must be a number in \(0, inf\)"),
+         ("logit_scale", "big", "logit_scale must be a number"),
+         ("max_logit_scale", 1.0, "max_logit_scale must be a number in"),
+         ("head", "mpl", "head must be one of mlp, residual, glu, linear, not 'mpl'"),
+         ("side", "left", "side must be one of"),
+         ("loss", "mse", "loss must be one of infonce, sigmoid"),
+         ("n_components", 33, "n_components must be None or at most 32, not 33"),
+         ("validation_fraction", 1.0, "validation_fraction must be"),
+         ("device", "gpu", "device must be 'auto'")],
+    )  # fmt: skip
+    def test_bad_parameter(self, concepts, parameter, value, said):
+        with pytest.raises(ValueError, match=said):
+            small(**{parameter: value}).fit(concepts.image, concepts.text)
+
+    def test_no_captions_at_all(self, concepts):
+        with pytest.raises(ValueError, match="requires y to be passed"):
+            small().fit(concepts.image, None)
+
+    def test_transform_text_takes_one_text_a_row(self, pictures, features, text_encoder):
+        aligner = small(text_encoder=text_encoder, max_epochs=1)
+        aligner.fit(features.image, pictures.captions)
+        with pytest.raises(ValueError, match="one text a row"):
+            aligner.transform_text([["a", "b"], ["c"]])
