@@ -8,6 +8,8 @@ from typing import Any
 from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import Pipeline
 
+from ._starter import encoders, load_starter
+
 _CLIP = "open_clip:"
 
 
@@ -16,8 +18,9 @@ def chosen_aligner(aligner: Any) -> Any:
 
     Parameters
     ----------
-    aligner : str or estimator
-        ``"open_clip:"`` and the name of an OpenCLIP model, or an estimator.
+    aligner : None, str or estimator
+        None is the starter model; ``"open_clip:"`` and the name of an OpenCLIP model, or an
+        estimator.
 
     Returns
     -------
@@ -29,6 +32,8 @@ def chosen_aligner(aligner: Any) -> Any:
     ValueError
         When the name stands for nothing; the message lists the forms.
     """
+    if aligner is None:
+        return load_starter()
     return _named(aligner) if isinstance(aligner, str) else aligner
 
 
@@ -50,11 +55,10 @@ def _named(name: str) -> Any:
 def default_aligner() -> Any:
     """Return an unfitted aligner of encoders that come as packages."""
     from .aligners import APEAligner
-    from .encoders import TimmImageEncoder, TransformersTextEncoder
 
+    image_encoder, text_encoder = encoders()
     return APEAligner(
-        image_encoder=TimmImageEncoder("efficientnet_lite0"),
-        text_encoder=TransformersTextEncoder("all-MiniLM-L6-v2"),
+        image_encoder=image_encoder, text_encoder=text_encoder, head_pairs=image_encoder
     )
 
 

@@ -75,7 +75,9 @@ def _class_means(text_side: Any, prompts: list[list[str]]) -> np.ndarray:
     means = np.stack(
         [embeddings[[row[sentence] for sentence in some]].mean(0) for some in prompts]
     )
-    return means / np.linalg.norm(means, axis=1, keepdims=True)
+    # All captions alike say nothing of any text: its embedding is zero.
+    length = np.linalg.norm(means, axis=1, keepdims=True)
+    return means / np.where(length > 0, length, 1)
 
 
 def _warn_of_twins(labels: list[Any], embeddings: np.ndarray) -> None:

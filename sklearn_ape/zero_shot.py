@@ -17,6 +17,7 @@ from sklearn.utils.validation import check_is_fitted
 from ._aligner_choice import chosen_aligner, default_aligner, text_side
 from ._label_embeddings import embed_labels
 from ._labels import checked_y, names_of, prompts_of
+from .aligners._bank import check_standardize, resolve_bank, standardized
 from .prompts import resolve_templates
 
 __all__ = ["ZeroShotClassifier"]
@@ -41,8 +42,9 @@ class ZeroShotClassifier(ClassifierMixin, BaseEstimator):
     aligner : estimator, str or None, default=None
         An aligner such as `APEAligner`, or a Pipeline that ends in one. With a fitted one the
         classifier is ready at once, as with the name of a CLIP model,
-        ``"open_clip:ViT-B-32/openai"``, which stands for a `CLIPAligner`. None trains an
-        `APEAligner` on EfficientNet-Lite0 and MiniLM in `fit`.
+        ``"open_clip:ViT-B-32/openai"``, which stands for a `CLIPAligner`. None is the starter
+        model that ships with the package, for EfficientNet-Lite0 and MiniLM; `fit` trains an
+        `APEAligner` on these two instead.
     templates : str or sequence of str, default="simple"
         Sentences that a name is put into, or the name of a set of them in
         `sklearn_ape.prompts.TEMPLATES`; the embeddings of a class's sentences are averaged.
@@ -55,6 +57,11 @@ class ZeroShotClassifier(ClassifierMixin, BaseEstimator):
     logit_scale : float or None, default=None
         Factor of the cosines in `decision_function` and `predict_proba`: higher is more
         confident. None takes the one that the aligner learned.
+    standardize : bool or collection of pictures or features, default=False
+        Whether cosines are taken relative to those of other pictures and captions, which keeps a
+        class that is similar to everything from winning everywhere; see the aligner's
+        ``similarity``. True compares with what the aligner was fitted on; a collection like X,
+        such as the pictures to be sorted, stands in for its pictures.
 
     Attributes
     ----------
@@ -114,6 +121,7 @@ class ZeroShotClassifier(ClassifierMixin, BaseEstimator):
         threshold: float | None = None,
         unknown_label: Any = "unknown",
         logit_scale: float | None = None,
+        standardize: Any = False,
     ) -> None:
         self.labels = labels
         self.aligner = aligner
@@ -121,6 +129,7 @@ class ZeroShotClassifier(ClassifierMixin, BaseEstimator):
         self.threshold = threshold
         self.unknown_label = unknown_label
         self.logit_scale = logit_scale
+        self.standardize = standardize
 
     def fit(self, X: Any, y: Any = None, captions: Any = None) -> Self:
         """Fit a clone of the aligner on captions, else on the names in y.
@@ -165,7 +174,7 @@ class ZeroShotClassifier(ClassifierMixin, BaseEstimator):
         return self
 
     def decision_function(self, X: Any) -> np.ndarray:
-        """Scaled cosine of every picture with every class.
+        """Scaled cosine of every picture with every class, standardised if so wished.
 
         Parameters
         ----------
@@ -288,10 +297,15 @@ class ZeroShotClassifier(ClassifierMixin, BaseEstimator):
         check_is_fitted(self, msg=_NOT_FITTED)
         self._check_parameters()
         aligner = self._fitted_aligner()
-        embeddings = np.asarray(aligner.transform(X))
         texts = text_side(aligner)
+        bank = resolve_bank(self.standardize, texts, aligner.transform, whole=aligner)
+        embeddings = np.asarray(aligner.transform(X))
         scale = texts.logit_scale_ if self.logit_scale is None else self.logit_scale
-        return scale * (embeddings @ self._label_embeddings(texts).T)
+        labels = self._label_embeddings(texts)
+        cosines = embeddings @ labels.T
+        if bank is not None:
+            cosines = standardized(cosines, embeddings, labels, bank)
+        return scale * cosines
 
     def _label_embeddings(self, texts: Any) -> np.ndarray:
         """Return one unit vector a class, computed once for an aligner and a set of prompts."""
@@ -327,6 +341,7 @@ class ZeroShotClassifier(ClassifierMixin, BaseEstimator):
 
     def _check_parameters(self) -> None:
         resolve_templates(self.templates)
+        check_standardize(self.standardize)
         if self.labels is not None:
             names_of(self.labels)
         if self.threshold is not None and not 0 <= self.threshold <= 1:
@@ -339,9 +354,9 @@ class ZeroShotClassifier(ClassifierMixin, BaseEstimator):
     def __sklearn_is_fitted__(self) -> bool:
         if hasattr(self, "aligner_"):
             return True
-        if self.aligner is None or self.labels is None:
+        if self.labels is None:
             return False
-        if isinstance(self.aligner, str):
+        if self.aligner is None or isinstance(self.aligner, str):
             return True
         try:
             check_is_fitted(self.aligner)

@@ -460,7 +460,7 @@ def test_numbers_that_are_not_finite_are_an_error(paths, monkeypatch):
         ({"batch_size": 0}, "batch_size must be an integer >= 1, not 0"),
         ({"batch_size": 1.5}, "batch_size"),
         ({"batch_size": None}, "batch_size"),
-        ({"pooling": "max"}, "pooling must be one of auto, mean, cls, cls.mean, not 'max'"),
+        ({"pooling": "max"}, "pooling must be one of auto, mean, gem, cls, cls.mean, not 'max'"),
         ({"crop": "squash"}, "crop must be one of center, pad"),
         ({"output": "probabilities"}, "output must be one of features, logits"),
         ({"dtype": "float64"}, "dtype must be one of float32, bfloat16, float16"),

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image, ImageOps
 
 from sklearn_ape.datasets import load_openmoji
 from sklearn_ape.encoders import TimmImageEncoder
@@ -132,6 +133,10 @@ def test_folder_gives_timms_own_output(folder_and_model, paths):
         else:
             mean = last.mean(dim=(1, 2) if last.shape[-1] == model.num_features else (2, 3))
     expected = {"auto": auto, "mean": mean}
+    if last.ndim == 4:
+        maps = last if last.shape[-1] == model.num_features else last.permute(0, 2, 3, 1)
+        cubes = maps.flatten(1, 2).clamp(min=1e-6) ** 3
+        expected["gem"] = (cubes.sum(dim=1) / cubes.shape[1]) ** (1 / 3)
     if n_prefix:
         expected |= {"cls": last[:, 0], "cls+mean": torch.cat([last[:, 0], mean], dim=1)}
     for pooling, features in expected.items():
@@ -139,11 +144,93 @@ def test_folder_gives_timms_own_output(folder_and_model, paths):
         np.testing.assert_allclose(found, features, atol=1e-4, rtol=1e-4)
     encoder.set_params(pooling="auto", output="logits")
     np.testing.assert_allclose(encoder.transform(paths), logits, atol=1e-4, rtol=1e-4)
+    if last.ndim == 3:
+        with pytest.raises(ValueError, match=r"pooling='gem' needs .* this one gives tokens"):
+            encoder.set_params(pooling="gem", output="features").transform(paths)
     if not n_prefix:
         with pytest.raises(ValueError, match="pooling='cls' needs a network with a class token"):
             encoder.set_params(pooling="cls", output="features").transform(paths)
     with pytest.raises(ValueError, match="have no known names"):
         _ = encoder.class_names
+
+
+def test_gem_lies_between_the_mean_and_the_maximum(paths):
+    """On the starter encoder, whose maps are never negative."""
+    mean, gem = (
+        TimmImageEncoder(pooling=pooling, cache=None).transform(paths[:3])
+        for pooling in ("mean", "gem")
+    )
+    encoder = TimmImageEncoder()
+    with torch.inference_mode():
+        maps = encoder._network().model.forward_features(prepared(encoder, paths[:3]))
+    highest = maps.amax(dim=(2, 3)).numpy()
+    assert np.all(gem >= mean - 1e-5)
+    assert np.all(gem <= np.maximum(highest, 1e-6) + 1e-5)
+    assert np.mean((gem > 1.1 * mean)[mean > 1e-3]) > 0.9
+
+
+@pytest.fixture(scope="module")
+def lopsided():
+    """Pictures that a mirror changes, unlike many flags."""
+    data = load_openmoji()
+    return [data.images[data.captions.index(name)] for name in ("whale", "snail", "bicycle")]
+
+
+class TestViews:
+    @pytest.mark.parametrize("pooling", ["auto", "gem"])
+    def test_are_the_mean_over_pictures_changed_by_hand(self, lopsided, pooling):
+        """A mirror image; a smaller copy on white; the middle, larger."""
+        encoder = TimmImageEncoder(pooling=pooling, cache=None)
+        with Image.open(lopsided[0]) as file:
+            picture = encoder._prepare(lambda image: image, file)
+        side = picture.width  # the pictures are square
+        small = Image.new("RGB", (side + 2 * (side // 4),) * 2, "white")
+        small.paste(picture, (side // 4, side // 4))
+        large = picture.crop((side // 8, side // 8, side - side // 8, side - side // 8))
+        by_hand = encoder.transform([picture, ImageOps.mirror(picture), small, large])
+        for n_views in (2, 4):
+            found = encoder.set_params(views=n_views).transform([picture])[0]
+            np.testing.assert_allclose(found, by_hand[:n_views].mean(axis=0), atol=1e-5)
+        assert np.abs(by_hand - by_hand[0]).max(axis=1)[1:].min() > 0.1
+
+    def test_do_not_depend_on_order_or_batches(self, lopsided):
+        found = TimmImageEncoder(views=4, batch_size=7, cache=None).transform(lopsided)
+        for batch_size in (1, 3):
+            encoder = TimmImageEncoder(views=4, batch_size=batch_size, cache=None)
+            np.testing.assert_allclose(encoder.transform(lopsided[::-1])[::-1], found, atol=1e-4)
+
+    def test_batch_size_counts_views(self, lopsided, monkeypatch):
+        """More views must not take more memory."""
+        sizes = []
+        once = TimmImageEncoder._pass
+        monkeypatch.setattr(
+            TimmImageEncoder,
+            "_pass",
+            lambda self, network, batch: sizes.append(len(batch)) or once(self, network, batch),
+        )
+        TimmImageEncoder(views=4, batch_size=5, cache=None).transform(lopsided)
+        assert max(sizes) == 5
+        assert sum(sizes) == 12
+
+    def test_are_kept_apart_in_the_cache(self, lopsided, tmp_path):
+        """And those of one view are found where they lay before there were several."""
+        kept = {
+            views: TimmImageEncoder(views=views, cache=tmp_path).transform(lopsided[:1])
+            for views in (1, 2)
+        }
+        assert np.abs(kept[1] - kept[2]).max() > 0.01
+        assert "views" not in TimmImageEncoder()._identity()
+
+    @pytest.mark.parametrize("size", [(1, 1), (3, 2), (90, 1), (64, 21)])
+    def test_of_small_and_narrow_pictures(self, size):
+        picture = Image.new("RGB", size, "red")
+        found = TimmImageEncoder(views=4, cache=None).transform([picture])
+        assert np.isfinite(found).all()
+
+    @pytest.mark.parametrize("views", [0, 3, "2", None])
+    def test_bad_number(self, views):
+        with pytest.raises(ValueError, match=f"views must be 1, 2 or 4, not {views!r}"):
+            TimmImageEncoder(views=views).transform([np.zeros((9, 9, 3), np.uint8)])
 
 
 def test_changed_model_in_the_same_folder(tmp_path, paths):

@@ -15,7 +15,7 @@ from sklearn.model_selection import GridSearchCV, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.utils.estimator_checks import check_estimator
 
-from sklearn_ape import APEAligner, ZeroShotClassifier
+from sklearn_ape import APEAligner, CCAAligner, ZeroShotClassifier
 
 LABELS = {
     "travel": ["a vehicle", "a building", "a landscape"],
@@ -159,18 +159,55 @@ class TestAlone:
         np.testing.assert_array_equal(soft.predict(images), sharp.predict(images))
         assert soft.predict_proba(images).max() < sharp.predict_proba(images).max()
 
+    def test_standardized_by_the_own_bank_or_a_collection(self, features, pictures, text_encoder):
+        """A name that is similar to every picture no longer takes them all."""
+        aligner = CCAAligner(text_encoder=text_encoder)
+        aligner.fit(features.image[:200], pictures.captions[:200])
+        image, y = features.image[200:], pictures.categories[200:]
+        plain = ZeroShotClassifier(LABELS, aligner=aligner)
+        for standardize in (True, image):
+            classifier = clone(plain).set_params(aligner=aligner, standardize=standardize)
+            proba = classifier.predict_proba(image)
+            np.testing.assert_allclose(proba.sum(axis=1), 1, rtol=1e-5)
+            assert log_loss(y, proba) < np.log(3)
+            assert classifier.score(image, y) > plain.score(image, y) - 0.05
+            names = ["an animal", "food", "a vehicle"]
+            by_name = ZeroShotClassifier(
+                names, aligner=aligner, templates="none", standardize=standardize
+            )
+            expected = aligner.similarity(image, sorted(names), standardize=standardize)
+            np.testing.assert_allclose(
+                by_name.decision_function(image), aligner.logit_scale_ * expected, atol=1e-4
+            )
+
+    def test_standardized_collection_of_pictures_is_read_once(self, model, held_out, monkeypatch):
+        """With the encoder in a Pipeline, whose notes on its last call are no change of it."""
+        rows = []
+        transform = type(model[0]).transform
+        monkeypatch.setattr(
+            type(model[0]),
+            "transform",
+            lambda self, X: rows.append(len(X)) or transform(self, X),
+        )
+        images = held_out[0]
+        classifier = ZeroShotClassifier(LABELS, aligner=model, standardize=images)
+        for picture in images[:3]:
+            classifier.predict([picture])
+        assert rows == [len(images), 1, 1, 1]
+
     def test_pictures_that_cannot_be_read_are_unknown(self, model, held_out, tmp_path):
         torn = tmp_path / "torn.png"
         torn.write_bytes(b"not a picture")
         lenient = make_pipeline(clone(model[0]).set_params(on_error="nan"), model[-1])
-        classifier = ZeroShotClassifier(LABELS, aligner=lenient)
         images = [held_out[0][0], str(torn), held_out[0][1]]
-        with pytest.warns(
-            UserWarning, match=r"could not be read and are called 'unknown': rows 1"
-        ):
-            labels = classifier.predict(images)
-        assert labels[1] == "unknown"
-        assert set(labels[[0, 2]]) <= set(LABELS)
+        for standardize in (False, held_out[0]):
+            classifier = ZeroShotClassifier(LABELS, aligner=lenient, standardize=standardize)
+            with pytest.warns(
+                UserWarning, match=r"could not be read and are called 'unknown': rows 1"
+            ):
+                labels = classifier.predict(images)
+            assert labels[1] == "unknown"
+            assert set(labels[[0, 2]]) <= set(LABELS)
 
 
 class TestFit:
@@ -348,7 +385,8 @@ class TestBadInput:
         [("templates", "simpel", "Did you mean 'simple'"),
          ("templates", ["a photo"], "exactly one place"),
          ("threshold", 1.5, r"threshold must be None or in \[0, 1\]"),
-         ("logit_scale", 0, "logit_scale must be None or above 0")],
+         ("logit_scale", 0, "logit_scale must be None or above 0"),
+         ("standardize", "own", "standardize must be True, False or a collection")],
     )  # fmt: skip
     def test_bad_parameter_is_refused_before_work(self, model, parameter, value, said):
         classifier = ZeroShotClassifier(LABELS, aligner=model, **{parameter: value})

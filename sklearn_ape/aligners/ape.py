@@ -139,6 +139,9 @@ class APEAligner(CallbackSupportMixin, BaseAligner):
         The encoders used, where they were given.
     device_ : torch.device
         Where it was trained.
+    bank_ : Bank
+        Embeddings of up to 1,000 training pictures and captions, which `similarity` and
+        `ZeroShotClassifier` standardise by.
     fingerprint_ : str
         Digest of the trained heads.
 

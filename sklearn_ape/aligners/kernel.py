@@ -75,6 +75,9 @@ class KernelAligner(BaseAligner):
         Width of the text features.
     image_encoder_, text_encoder_ : transformer
         The encoders used, where they were given.
+    bank_ : Bank
+        Embeddings of up to 1,000 training pictures and captions, which `similarity` and
+        `ZeroShotClassifier` standardise by.
     fingerprint_ : str
         Digest of the solution.
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
 
 from ._hub import pretrained
@@ -70,7 +71,8 @@ def classifier_head_pairs(
     ----------
     encoder : TimmImageEncoder or TransformersImageEncoder
         An encoder whose network has a linear classification head on the features that the encoder
-        gives, and whose classes have names.
+        gives, and whose classes have names. With ``pooling="gem"`` the head must be on their mean:
+        a channel has the same meaning in both.
     synonyms : bool, default=True
         Whether a class's further names are among its texts. A class name such as
         ``"tench, Tinca tinca"`` is a list of names.
@@ -142,9 +144,12 @@ def _timm_head(encoder: TimmImageEncoder) -> _Head:
     if not isinstance(layer, torch.nn.Linear | torch.nn.Conv2d):
         what = "several heads" if isinstance(layer, tuple) else "no linear classification head"
         raise ValueError(f"{encoder.model_name!r} has {what}: it gives no pairs.")
-    blank = [encoder._prepare(network.prepare, encoder._blank())]
+    # Other pooling than the network's own gives other features; this one's channels are the same.
+    pooling = "mean" if encoder.pooling == "gem" else encoder.pooling
+    plain = clone(encoder).set_params(pooling=pooling, views=1)
+    blank = [plain._prepare(network.prepare, plain._blank())]
     with torch.inference_mode():
-        features = encoder._forward(network, blank)
+        features = plain._forward(network, blank)
         logits = network.model(stacked(blank, network.device))
     return _Head(layer, features, logits)
 

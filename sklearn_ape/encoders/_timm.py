@@ -22,6 +22,11 @@ from ._registry import (
     packaged_file,
     verified,
 )
+from ._views import NUMBERS_OF_VIEWS, views_of
+
+# Of generalised-mean pooling: the power, and the least value, as its authors have them.
+_GEM_POWER = 3
+_GEM_LEAST = 1e-6
 
 
 class TimmImageEncoder(ImageEncoder):
@@ -39,17 +44,23 @@ class TimmImageEncoder(ImageEncoder):
         ``timm.list_models(pretrained=True)``.
     revision : str or None, default=None
         Branch, tag or commit of a hub model.
-    pooling : {"auto", "mean", "cls", "cls+mean"}, default="auto"
-        How the last feature map becomes one vector. ``"auto"`` is the network's own way. ``"cls"``
-        needs a network with a class token.
+    pooling : {"auto", "mean", "gem", "cls", "cls+mean"}, default="auto"
+        How the last feature map becomes one vector. ``"auto"`` is the network's own way.
+        ``"gem"`` is the generalised mean with power 3 [3]_, nearer to the maximum than the mean
+        is; it is for convolutional networks, and for maps after a ReLU, since negative numbers
+        count as zero. ``"cls"`` needs a network with a class token.
     output : {"features", "logits"}, default="features"
         ``"logits"`` gives the scores of the network's own classification head, whose columns
         `class_names` names.
     crop : {"center", "pad"}, default="center"
         ``"center"`` is the network's own preprocessing, which cuts the borders off. ``"pad"``
         makes a picture square on white first and cuts nothing.
+    views : {1, 2, 4}, default=1
+        Views of a picture whose features are averaged: 1 is the picture alone; 2 adds its mirror
+        image; 4 adds a smaller copy (at 2/3 of the size, on white) and a larger one (the middle,
+        at 4/3). The time grows in proportion.
     batch_size : int, default=16
-        Pictures in one pass of the network.
+        Pictures in one pass of the network; each view counts as one.
     device : {"auto"}, str or torch.device, default="auto"
         ``"auto"`` takes a GPU when there is one.
     dtype : {"float32", "bfloat16", "float16"}, default="float32"
@@ -86,6 +97,8 @@ class TimmImageEncoder(ImageEncoder):
     .. [1] R. Wightman, "PyTorch Image Models", 2019. https://github.com/huggingface/pytorch-image-models
     .. [2] M. Tan and Q. V. Le, "EfficientNet: Rethinking Model Scaling for Convolutional Neural
        Networks", ICML 2019.
+    .. [3] F. Radenovic et al., "Fine-tuning CNN Image Retrieval with No Human Annotation",
+       IEEE TPAMI 2018.
 
     Examples
     --------
@@ -104,6 +117,7 @@ class TimmImageEncoder(ImageEncoder):
         pooling: str = "auto",
         output: str = "features",
         crop: str = "center",
+        views: int = 1,
         batch_size: int = 16,
         device: str | torch.device | None = "auto",
         dtype: str = "float32",
@@ -117,6 +131,7 @@ class TimmImageEncoder(ImageEncoder):
         self.pooling = pooling
         self.output = output
         self.crop = crop
+        self.views = views
         self.batch_size = batch_size
         self.device = device
         self.dtype = dtype
@@ -150,8 +165,10 @@ class TimmImageEncoder(ImageEncoder):
 
     def _check_parameters(self) -> None:
         super()._check_parameters()
-        _check_choice("pooling", self.pooling, ("auto", "mean", "cls", "cls+mean"))
+        _check_choice("pooling", self.pooling, ("auto", "mean", "gem", "cls", "cls+mean"))
         _check_choice("output", self.output, ("features", "logits"))
+        if self.views not in NUMBERS_OF_VIEWS:
+            raise ValueError(f"views must be 1, 2 or 4, not {self.views!r}.")
         if self.model_name in PACKAGED:
             if PACKAGED[self.model_name].encoder != type(self).__name__:
                 raise ValueError(
@@ -175,12 +192,15 @@ class TimmImageEncoder(ImageEncoder):
         return f"{self.model_name}@{self.revision} {self.crop}"
 
     def _identity(self) -> dict[str, Any]:
+        # One view is left unsaid, so that caches from before there were several stay good.
+        several = {} if self.views == 1 else {"views": int(self.views)}
         return {
             "weights": self._fingerprint(),
             "library": library_version("timm"),
             "pooling": self.pooling,
             "output": self.output,
             "crop": self.crop,
+            **several,
         }
 
     def _fingerprint(self) -> str:
@@ -237,7 +257,21 @@ class TimmImageEncoder(ImageEncoder):
             device,
         )
 
+    def _prepare_image(self, prepare: Any, image: Any) -> torch.Tensor:
+        if self.views == 1:
+            return prepare(image)
+        return torch.stack([prepare(view) for view in views_of(image, self.views)])
+
     def _forward(self, network: Network, batch: list[Any]) -> torch.Tensor:
+        if self.views == 1:
+            return self._pass(network, batch)
+        views = [view for picture in batch for view in picture]
+        starts = range(0, len(views), self.batch_size)
+        parts = [self._pass(network, views[start : start + self.batch_size]) for start in starts]
+        return torch.cat(parts).float().unflatten(0, (len(batch), -1)).mean(dim=1)
+
+    def _pass(self, network: Network, batch: list[Any]) -> torch.Tensor:
+        """Return the features of single views."""
         model = network.model
         pixels = stacked(batch, network.device)
         if self.output == "logits":
@@ -251,11 +285,20 @@ class TimmImageEncoder(ImageEncoder):
 def _pooled(last: torch.Tensor, pooling: str, model: Any) -> torch.Tensor:
     """Pool a feature map (n, channels, h, w), (n, h, w, channels) or tokens (n, tokens, width)."""
     n_prefix = getattr(model, "num_prefix_tokens", 0) if last.ndim == 3 else 0
-    if pooling != "mean" and not n_prefix:
+    if pooling == "gem" and last.ndim != 4:
+        raise ValueError(
+            "pooling='gem' needs a network whose last features are a map with height and width, "
+            "and this one gives tokens; use 'auto', 'mean' or 'cls'."
+        )
+    if pooling not in ("mean", "gem") and not n_prefix:
         raise ValueError(f"pooling={pooling!r} needs a network with a class token; use 'mean'.")
     if last.ndim == 4:
         spatial = (1, 2) if getattr(model, "output_fmt", "NCHW") == "NHWC" else (2, 3)
-        return last.mean(dim=spatial)
+        if pooling == "mean":
+            return last.mean(dim=spatial)
+        # Cubes are too large for half precision.
+        cubes = last.float().clamp(min=_GEM_LEAST) ** _GEM_POWER
+        return cubes.mean(dim=spatial) ** (1 / _GEM_POWER)
     mean = last[:, n_prefix:].mean(dim=1)
     if pooling == "mean":
         return mean

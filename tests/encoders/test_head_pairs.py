@@ -99,6 +99,15 @@ def test_imagenet_head_of_the_starter_encoder(image_encoder, pictures):
     assert "lifts" in pairs.texts[517][-1]
 
 
+def test_channels_of_gem_and_of_several_views_are_those_of_the_mean(image_encoder):
+    """The head is on the mean of the map: what pools the same channels has the same pairs."""
+    expected = classifier_head_pairs(image_encoder)
+    for parameters in ({"pooling": "gem"}, {"views": 2}, {"pooling": "gem", "views": 4}):
+        pairs = classifier_head_pairs(TimmImageEncoder(**parameters))
+        np.testing.assert_array_equal(pairs.weights, expected.weights)
+        assert pairs.texts == expected.texts
+
+
 def test_synonyms_and_definitions_can_be_left_out(image_encoder):
     def of_goldfish(**options):
         return classifier_head_pairs(image_encoder, **options).texts[1]
@@ -148,6 +157,11 @@ class TestRefused:
         folder, _ = timm_folder(tmp_path / "timm")
         with pytest.raises(ValueError, match=r"takes other features .* pooling='mean'"):
             classifier_head_pairs(TimmImageEncoder(folder, pooling="mean"))
+        # Its head takes the mean after a layer norm, which gem leaves out.
+        folder, _ = timm_folder(tmp_path / "convnext", architecture="test_convnext")
+        assert len(classifier_head_pairs(TimmImageEncoder(folder)).weights) == len(NAMES)
+        with pytest.raises(ValueError, match=r"takes other features .* pooling='gem'"):
+            classifier_head_pairs(TimmImageEncoder(folder, pooling="gem"))
         folder, _ = transformers_folder(tmp_path / "vit", "vit")
         with pytest.raises(ValueError, match=r"takes other features .* pooling='mean'"):
             classifier_head_pairs(TransformersImageEncoder(folder, pooling="mean"))
