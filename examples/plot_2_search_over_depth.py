@@ -26,7 +26,11 @@ image_encoder = TimmImageEncoder("efficientnet_lite0", cache=cache, n_jobs=-1)
 model = make_pipeline(
     image_encoder,
     APEAligner(
-        text_encoder=TransformersTextEncoder(cache=cache), width=256, max_epochs=40, random_state=0
+        text_encoder=TransformersTextEncoder(cache=cache),
+        init=None,  # the plain heads of the paper: a start in closed form would level them
+        width=256,
+        max_epochs=40,
+        random_state=0,
     ),
 )
 

@@ -102,7 +102,12 @@ def run_demo(
     log = StageLog()
     folder = get_data_home() / "features" if cache is None else Path(cache)
     image_encoder = TimmImageEncoder(
-        "efficientnet_lite0", cache=folder, n_jobs=n_jobs, verbose=verbose
+        "efficientnet_lite0",
+        pooling="gem",
+        crop="pad",
+        cache=folder,
+        n_jobs=n_jobs,
+        verbose=verbose,
     )
     text_encoder = TransformersTextEncoder("all-MiniLM-L6-v2", cache=folder, verbose=verbose)
 
@@ -114,7 +119,12 @@ def run_demo(
     with log.stage("encode captions"):
         text_encoder.transform(data.captions)
     with log.stage("train the aligner"):
-        aligner = APEAligner(text_encoder=text_encoder, random_state=random_state, verbose=verbose)
+        aligner = APEAligner(
+            text_encoder=text_encoder,
+            head_pairs=image_encoder,
+            random_state=random_state,
+            verbose=verbose,
+        )
         model = make_pipeline(image_encoder, aligner).fit(train.images, train.captions)
     with log.stage("evaluate"):
         features = image_encoder.transform(held_out.images)

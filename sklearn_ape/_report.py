@@ -58,8 +58,7 @@ def print_result(result: DemoResult) -> None:
     cached = result.image_cache.misses == 0 and result.text_cache.misses == 0
     source = "from the cache" if cached else f"{result.image_cache.misses} pictures encoded"
     console.print(
-        f"Features: {source}. Trained parameters: {result.n_parameters:,}, "
-        f"best epoch {result.best_epoch} of {len(result.history)}."
+        f"Features: {source}. Numbers learned: {result.n_parameters:,}; {_kept(result)}."
     )
 
 
@@ -85,7 +84,9 @@ def write_report(result: DemoResult, folder: Path) -> Path:
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.globals.update(thumbnail=_thumbnail, zip=zip)
     page = folder / "index.html"
-    html = environment.from_string(source).render(result=result, curve=_curve(result))
+    html = environment.from_string(source).render(
+        result=result, curve=_curve(result), kept=_kept(result)
+    )
     page.write_text(html, encoding="utf-8")
     contact_sheet(result.searches).save(folder / "search.png")
     return page
@@ -123,6 +124,14 @@ def contact_sheet(searches: Sequence[Search], size: int = 112) -> Image.Image:
             shown = caption if len(caption) <= 18 else caption[:17] + "…"
             draw.text((left, top + 32 + size), shown, fill="#4b5563", font=small)
     return sheet
+
+
+def _kept(result: DemoResult) -> str:
+    """Say which epoch was kept; the history's first row is the start, epoch 0, if there is one."""
+    n_epochs = sum(row["epoch"] > 0 for row in result.history)
+    if result.best_epoch == 0:
+        return f"the start in closed form was kept, which {n_epochs} epochs did not beat"
+    return f"epoch {result.best_epoch} of {n_epochs} was kept"
 
 
 def _thumbnail(path: str) -> str:

@@ -178,7 +178,7 @@ class APEAligner(CallbackSupportMixin, BaseAligner):
     >>> aligner = APEAligner(depth=2, width=64, random_state=0)
     >>> aligner = aligner.fit(image_features[:200], text_features[:200])
     >>> aligner.transform(image_features[200:]).shape
-    (100, 32)
+    (100, 8)
     >>> aligner.score(image_features[200:], text_features[200:]) > 0.5
     True
     """

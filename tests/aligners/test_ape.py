@@ -22,11 +22,11 @@ def small(**parameters):
 
 
 class TestScikitLearn:
-    def test_passes_all_estimator_checks(self):
+    @pytest.mark.parametrize("init", ["auto", "linear", None])
+    def test_passes_all_estimator_checks(self, init):
         """The number is asserted, since a tag could switch most of the checks off."""
-        results = check_estimator(
-            APEAligner(width=32, max_epochs=5), on_skip=None, on_fail="raise"
-        )
+        aligner = APEAligner(init=init, width=32, max_epochs=5)
+        results = check_estimator(aligner, on_skip=None, on_fail="raise")
         statuses = [result["status"] for result in results]
         assert statuses.count("passed") >= 47
         assert len(statuses) - statuses.count("passed") <= 1  # array API, unless it is set up

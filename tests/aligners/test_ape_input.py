@@ -178,16 +178,28 @@ class TestBadInput:
          ("learning_rate", 0, r"learning_rate must be a number in \(0, inf\)"),
          ("logit_scale", "big", "logit_scale must be a number"),
          ("max_logit_scale", 1.0, "max_logit_scale must be a number in"),
-         ("head", "mpl", "head must be one of mlp, residual, glu, linear, not 'mpl'"),
+         ("head", "mpl", "head must be one of linear, mlp, .*star, not 'mpl'"),
          ("side", "left", "side must be one of"),
          ("loss", "mse", "loss must be one of infonce, sigmoid"),
          ("n_components", 33, "n_components must be None or at most 32, not 33"),
          ("validation_fraction", 1.0, "validation_fraction must be"),
+         ("init", "ridge", "init must be one of auto, kernel, linear, not 'ridge'"),
+         ("optimizer", "sgd", "optimizer must be one of adamw, adam, lion"),
+         ("warmup", 1.5, "warmup must be a float from 0.0 to 1.0"),
+         ("warmup", "long", "warmup must be a number"),
+         ("clip_norm", 0, r"clip_norm must be a number in \(0, inf\)"),
+         ("mixup", -1, "mixup must be a number in"),
+         ("structure_weight", None, "structure_weight must be a number in"),
+         ("tile_size", 0, "tile_size must be None, 'auto' or a whole number"),
          ("device", "gpu", "device must be 'auto'")],
     )  # fmt: skip
     def test_bad_parameter(self, concepts, parameter, value, said):
         with pytest.raises(ValueError, match=said):
             small(**{parameter: value}).fit(concepts.image, concepts.text)
+
+    def test_more_components_than_image_features_with_a_start(self, concepts):
+        with pytest.raises(ValueError, match=r"at most 32 .*width of the image features.*not 33"):
+            small(init="kernel", n_components=33).fit(concepts.image, concepts.text)
 
     def test_no_captions_at_all(self, concepts):
         with pytest.raises(ValueError, match="requires y to be passed"):

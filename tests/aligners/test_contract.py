@@ -8,9 +8,14 @@ import pytest
 from sklearn.base import clone
 from sklearn.utils.estimator_checks import check_estimator
 
-from sklearn_ape import ASIFAligner, CCAAligner, KernelAligner, ZeroShotClassifier
+from sklearn_ape import APEAligner, ASIFAligner, CCAAligner, KernelAligner, ZeroShotClassifier
 
-ALIGNERS = [CCAAligner(), ASIFAligner(), KernelAligner()]
+ALIGNERS = [
+    CCAAligner(),
+    ASIFAligner(),
+    KernelAligner(),
+    APEAligner(width=32, max_epochs=2, random_state=0),
+]
 
 
 @pytest.fixture(params=ALIGNERS, ids=lambda aligner: type(aligner).__name__)

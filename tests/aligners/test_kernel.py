@@ -1,0 +1,216 @@
+"""KernelAligner: kernel ridge regression on whitened pictures, as others compute it."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.kernel_ridge import KernelRidge
+from sklearn.linear_model import Ridge
+from sklearn.preprocessing import normalize
+
+from sklearn_ape import KernelAligner
+from sklearn_ape.aligners._pairs import Pairs
+from sklearn_ape.aligners._solve import kernel_maps, linear_maps
+from sklearn_ape.encoders import HeadPairs
+from sklearn_ape.heads import LinearMap
+
+
+def whitened(image, whitening):
+    """Return the embeddings of distinct pictures by a decomposition in double precision."""
+    units = normalize(image.astype(np.float64))
+    variances, directions = np.linalg.eigh(np.cov(units.T, bias=True))
+    kept = variances > 1e-6 * variances.max()
+    scales = np.sqrt(variances[kept] / variances.max() + whitening)
+    return normalize((units - units.mean(axis=0)) @ directions[:, kept] / scales)
+
+
+def of_several_pictures(seed=0):
+    """Features of 90 pictures with 40 captions: some have one picture, some have many."""
+    rng = np.random.default_rng(seed)
+    image = rng.standard_normal((90, 12)).astype(np.float32)
+    text = rng.standard_normal((40, 6)).astype(np.float32)
+    owner = np.concatenate([np.arange(40), rng.integers(0, 8, 50)])
+    return image, text, owner
+
+
+def test_image_side_is_the_whitening_of_a_direct_decomposition(concepts):
+    """Grams are compared, since a direction's sign says nothing."""
+    aligner = KernelAligner(whitening=0.1).fit(concepts.image, concepts.text)
+    found, expected = aligner.transform(concepts.image), whitened(concepts.image, 0.1)
+    assert found.shape == expected.shape
+    np.testing.assert_allclose(found @ found.T, expected @ expected.T, atol=1e-4)
+
+
+@pytest.mark.parametrize("gamma", [2.0, "scale"])
+def test_text_side_is_kernel_ridge_regression(gamma):
+    """A caption of several pictures counts as often: one row a pair gives the same answer."""
+    image, text, owner = of_several_pictures()
+    aligner = KernelAligner(gamma=gamma, ridge=0.5).fit(image, text[owner])
+    embeddings = aligner.transform(image)
+    targets = embeddings - embeddings.mean(axis=0)
+    new = np.random.default_rng(1).standard_normal((20, 6)).astype(np.float32)
+
+    def kernel(one, other):
+        return np.exp(aligner.gamma_ * (normalize(one) @ normalize(other).T - 1))
+
+    by_pair = KernelRidge(alpha=0.5, kernel="precomputed").fit(
+        kernel(text[owner], text[owner]), targets
+    )
+    counts = np.bincount(owner)
+    means = np.stack([targets[owner == number].mean(axis=0) for number in range(40)])
+    by_text = KernelRidge(alpha=0.5, kernel="precomputed").fit(
+        kernel(text, text), means, sample_weight=counts
+    )
+    found = aligner.transform_text(new)
+    for expected in (
+        by_pair.predict(kernel(new, text[owner])),
+        by_text.predict(kernel(new, text)),
+    ):
+        np.testing.assert_allclose(found, normalize(expected), atol=1e-4)
+
+
+def test_linear_start_is_ridge_regression():
+    image, text, owner = of_several_pictures()
+    pairs = Pairs(image, text, np.column_stack([np.arange(90), owner]))
+    maps = linear_maps(pairs, ridge=0.3, whitening=0.03, n_components=None)
+    embeddings = whitened(image, 0.03)
+    units = normalize(text[owner].astype(np.float64))
+    alpha = 0.3 * units.var(axis=0).mean() * len(units)
+    signs = (maps.image(torch.from_numpy(image)).numpy() * embeddings[:, ::-1]).sum(axis=0)
+    expected = Ridge(alpha=alpha).fit(units, embeddings[:, ::-1] * np.sign(signs))
+    expected = (units - units.mean(axis=0)) @ expected.coef_.T
+    np.testing.assert_allclose(maps.text(torch.from_numpy(text[owner])), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("mean", "weights", "said"),
+    [
+        (np.zeros(3), np.eye(2), "mean has 3 numbers and weights has 2 rows"),
+        (np.zeros((2, 1)), np.eye(2), "mean must have 1 axes"),
+        (np.zeros(2), np.full((2, 2), np.inf), "weights holds numbers that are not finite"),
+    ],
+)
+def test_linear_maps_that_cannot_be_are_refused(mean, weights, said):
+    with pytest.raises(ValueError, match=said):
+        LinearMap(mean, weights)
+
+
+def test_gamma_follows_the_spread_of_the_captions():
+    """The same captions in a narrow cone are told apart as well."""
+    rng = np.random.default_rng(0)
+    image, text = rng.standard_normal((80, 8)), rng.standard_normal((80, 20))
+    wide = KernelAligner().fit(image, text)
+    narrow = KernelAligner().fit(image, text + 3)
+    assert wide.gamma_ == pytest.approx(6.8, rel=0.05)
+    assert narrow.gamma_ > 5 * wide.gamma_
+    assert KernelAligner(gamma=3).fit(image, text).gamma_ == 3
+
+
+def test_enough_anchors_are_the_exact_solution(concepts):
+    exact = KernelAligner().fit(concepts.image, concepts.text)
+    enough = KernelAligner(max_anchors=300).fit(concepts.image, concepts.text)
+    assert enough.fingerprint_ == exact.fingerprint_
+
+
+def test_few_anchors_stand_for_all_where_pictures_change_smoothly():
+    angle = np.linspace(0, 3, 600)
+    text = np.column_stack([np.cos(angle), np.sin(angle)])
+    image = np.column_stack([np.sin(k * angle) for k in range(1, 6)])
+    exact = KernelAligner().fit(image, text)
+    few = KernelAligner(max_anchors=60).fit(image, text)
+    assert few.module_.text_head.base.anchors.shape == (60, 2)
+    cosines = (exact.transform_text(text) * few.transform_text(text)).sum(axis=1)
+    assert cosines.min() > 0.99
+    again = KernelAligner(max_anchors=60).fit(image, text)
+    other = KernelAligner(max_anchors=60, random_state=1).fit(image, text)
+    assert few.fingerprint_ == again.fingerprint_ != other.fingerprint_
+
+
+def test_few_anchors_minimise_the_same_errors():
+    """Every pair counts once: squared errors, and the ridge on what the anchors span."""
+    image, text, owner = of_several_pictures()
+    aligner = KernelAligner(gamma=2.0, ridge=0.5, max_anchors=20).fit(image, text[owner])
+    anchors = aligner.module_.text_head.base.anchors.double().numpy()
+    embeddings = aligner.transform(image)
+
+    def kernel(features):
+        return np.exp(2 * (normalize(features.astype(np.float64)) @ anchors.T - 1))
+
+    by_pair = kernel(text[owner])
+    coefficients = np.linalg.solve(
+        by_pair.T @ by_pair + 0.5 * kernel(anchors),
+        by_pair.T @ (embeddings - embeddings.mean(axis=0)),
+    )
+    expected = normalize(kernel(text) @ coefficients)
+    np.testing.assert_allclose(aligner.transform_text(text), expected, atol=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("max_anchors", "ridge", "gamma"), [(500, 0.3, 0.01), (5000, 1e-6, "scale"), (500, 0.3, 1e5)]
+)
+def test_captions_that_single_precision_cannot_tell_apart_are_solved(max_anchors, ridge, gamma):
+    """Rounding makes these matrices lose their positive eigenvalues."""
+    rng = np.random.default_rng(0)
+    image, text = rng.standard_normal((1500, 4)), rng.standard_normal((1500, 2))
+    aligner = KernelAligner(max_anchors=max_anchors, ridge=ridge, gamma=gamma).fit(image, text)
+    assert np.isfinite(aligner.transform_text(text)).all()
+
+
+def test_captions_without_features_teach_nothing():
+    """Such as those none of whose words a vectorizer knows."""
+    rng = np.random.default_rng(0)
+    image, text = rng.standard_normal((80, 8)), rng.standard_normal((80, 5))
+    text[60:] = 0
+    aligner = KernelAligner().fit(image, text)
+    without = KernelAligner().fit(image[:60], text[:60])
+    assert aligner.fingerprint_ == without.fingerprint_
+    assert np.isfinite(aligner.transform_text(text)).all()
+
+
+def test_fewer_components_are_the_directions_of_largest_variance(concepts):
+    full = KernelAligner().fit(concepts.image, concepts.text)
+    few = KernelAligner(n_components=5).fit(concepts.image, concepts.text)
+    assert few.transform(concepts.image).shape == (300, 5)
+    np.testing.assert_array_equal(
+        few.module_.image_head.base.directions, full.module_.image_head.base.directions[:, :5]
+    )
+    assert full.n_components_ == 8  # of 32 features, as many as there are concepts
+
+
+def test_classes_of_a_head_are_pairs_like_others(concepts):
+    rng = np.random.default_rng(1)
+    head = HeadPairs(rng.standard_normal((5, 32)), rng.standard_normal((5, 16)).astype(np.float32))
+    aligner = KernelAligner(head_pairs=head).fit(concepts.image, concepts.text)
+    data = aligner._fit_pairs(concepts.image, concepts.text)
+    images, texts = data.pairs.T
+    same = KernelAligner().fit(data.image[images], data.text[texts])
+    assert len(same.module_.text_head.base.anchors) == 305
+    np.testing.assert_allclose(
+        aligner.transform_text(concepts.text), same.transform_text(concepts.text), atol=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    ("parameter", "value", "said"),
+    [("gamma", 0, r"gamma must be a number in \(0, inf\), not 0"),
+     ("gamma", "auto", "gamma must be a number"),
+     ("ridge", 0, r"ridge must be a number in \(0, inf\)"),
+     ("whitening", -1, "whitening must be a number"),
+     ("n_components", 33, "n_components must be None or at most 32 .*, not 33"),
+     ("max_anchors", 1, "max_anchors must be an integer >= 2"),
+     ("device", "gpu", "device must be 'auto'")],
+)  # fmt: skip
+def test_bad_parameter(concepts, parameter, value, said):
+    with pytest.raises(ValueError, match=said):
+        KernelAligner(**{parameter: value}).fit(concepts.image, concepts.text)
+
+
+def test_anchors_do_not_hang_on_pairs_that_are_not_given():
+    """Held-out captions stay among the features when a logit scale is looked for."""
+    image, text, owner = of_several_pictures()
+    pairs = np.column_stack([np.arange(90), owner])
+    options = {"gamma": 2.0, "ridge": 0.3, "whitening": 0.03, "n_components": None}
+    options |= {"max_anchors": 99, "rng": np.random.RandomState(0)}
+    some = kernel_maps(Pairs(image, text, pairs[:30]), **options)
+    alone = kernel_maps(Pairs(image[:30], text[:30], pairs[:30]), **options)
+    np.testing.assert_array_equal(some.text.coefficients, alone.text.coefficients)
+    np.testing.assert_array_equal(some.image.directions, alone.image.directions)

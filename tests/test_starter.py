@@ -1,0 +1,76 @@
+"""The model that ships: it must classify without a fit, be small, and be read without pickle."""
+
+import json
+import pickle
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from sklearn_ape import KernelAligner, ZeroShotClassifier
+from sklearn_ape._starter import FOLDER, load_starter, packed, unpacked
+from sklearn_ape.datasets import load_openmoji
+
+MODEL = FOLDER / "model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def named():
+    data = load_openmoji()
+    names = ["dog", "pizza", "bicycle", "umbrella", "banana", "airplane", "sunflower", "guitar"]
+    return [data.images[data.captions.index(name)] for name in names], names
+
+
+def test_classifies_without_an_aligner_or_a_fit(named):
+    images, names = named
+    classifier = ZeroShotClassifier(names)
+    assert classifier.score(images, names) >= 0.75
+    assert classifier.predict_proba(images).shape == (8, 8)
+
+
+def test_is_loaded_once_and_not_carried_in_pickles(named):
+    images, names = named
+    assert load_starter() is load_starter()
+    classifier = ZeroShotClassifier(names)
+    classifier.predict(images[:1])
+    pickled = pickle.dumps(classifier)
+    assert len(pickled) < 10_000
+    np.testing.assert_array_equal(
+        pickle.loads(pickled).predict(images), classifier.predict(images)
+    )
+
+
+def test_features_instead_of_pictures_are_told_what_is_missing():
+    with pytest.raises(ValueError, match="pictures"):
+        ZeroShotClassifier(["cat", "dog"]).predict(np.zeros((2, 1280), dtype=np.float32))
+
+
+def test_the_file_is_small_and_is_the_one_that_the_card_describes():
+    import hashlib
+
+    assert MODEL.stat().st_size <= 16e6
+    card = (FOLDER / "README.md").read_text(encoding="utf-8")
+    assert hashlib.sha256(MODEL.read_bytes()).hexdigest() in card
+    for said in ("CC BY-SA 4.0", "Apache-2.0", "public domain", "build_starter.py"):
+        assert said in card
+
+
+def test_packing_keeps_the_embeddings(concepts, tmp_path):
+    """Eight bits may cost no more than a hundredth of a cosine."""
+    aligner = KernelAligner().fit(concepts.image, concepts.text)
+    tensors, described = packed(aligner)
+    save_file(tensors, tmp_path / "model.safetensors", metadata=described)
+    back = unpacked(tmp_path / "model.safetensors")
+    for ours, theirs in (
+        (back._embed_image(concepts.image), aligner._embed_image(concepts.image)),
+        (back._embed_text(concepts.text), aligner._embed_text(concepts.text)),
+    ):
+        assert (ours * theirs).sum(axis=1).min() > 0.99
+    assert back.logit_scale_ == aligner.logit_scale_
+
+
+def test_a_file_of_another_format_is_refused(tmp_path):
+    path = tmp_path / "model.safetensors"
+    save_file(load_file(MODEL), path, metadata={"format": json.dumps(99)})
+    with pytest.raises(ValueError, match="format 99"):
+        unpacked(path)
