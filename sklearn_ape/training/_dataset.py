@@ -55,7 +55,20 @@ class PairDataset(Dataset):
 
 
 def subset(dataset: PairDataset, rows: np.ndarray) -> PairDataset:
-    """Return some pairs of a dataset, with only their pictures and captions."""
+    """Return some pairs of a dataset, with only their pictures and captions.
+
+    Parameters
+    ----------
+    dataset : PairDataset
+        All pairs.
+    rows : ndarray of int
+        Which of them.
+
+    Returns
+    -------
+    subset : PairDataset
+        With pictures and captions numbered anew.
+    """
     pairs = dataset.pairs[torch.from_numpy(rows)].numpy()
     images, at_image = np.unique(pairs[:, 0], return_inverse=True)
     texts, at_text = np.unique(pairs[:, 1], return_inverse=True)
@@ -158,5 +171,16 @@ class PairBatches:
 
 
 def n_batches(n_pairs: int, batch_size: int) -> int:
-    """Count the batches of one epoch."""
+    """Count the batches of one epoch.
+
+    Parameters
+    ----------
+    n_pairs, batch_size : int
+        Pairs in all, and the most in a batch.
+
+    Returns
+    -------
+    n_batches : int
+        At least 1.
+    """
     return max(1, math.ceil(n_pairs / batch_size))

@@ -74,7 +74,24 @@ class AlignmentNet(NeuralNet):
 
 
 def embed(module: TwoTower, side: str, features: torch.Tensor, device: Any) -> np.ndarray:
-    """Return the embeddings of one side's features, a bounded number of rows at a time."""
+    """Return the embeddings of one side's features, a bounded number of rows at a time.
+
+    Parameters
+    ----------
+    module : TwoTower
+        On `device`.
+    side : {"image", "text"}
+        Whose features they are.
+    features : torch.Tensor of shape (n, n_features)
+        On any device.
+    device : torch.device or str
+        Where to compute.
+
+    Returns
+    -------
+    embeddings : ndarray of shape (n, n_components)
+        Of length 1.
+    """
     tower = module.embed_image if side == "image" else module.embed_text
     was_training = module.training
     module.eval()

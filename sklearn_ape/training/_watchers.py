@@ -23,6 +23,11 @@ class ValidationRecall(Callback):
 
     It is the mean of recall@1, 5 and 10 in both directions over all held-out pairs at once, so it
     does not depend on the batch size as a loss does.
+
+    Parameters
+    ----------
+    dataset : PairDataset or None
+        The held-out pairs; None records the logit scale alone.
     """
 
     def __init__(self, dataset: PairDataset | None) -> None:
@@ -43,7 +48,13 @@ class ValidationRecall(Callback):
 
 
 class BestEpoch(EarlyStopping):
-    """Remembers the best epoch, its logit scale included, and says when patience has run out."""
+    """Remembers the best epoch, its logit scale included, and says when patience has run out.
+
+    Parameters
+    ----------
+    monitor, patience, threshold, threshold_mode, lower_is_better, sink, load_best : object
+        Those of `skorch.callbacks.EarlyStopping`.
+    """
 
     def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
         """Compare the epoch with the best one."""
@@ -64,7 +75,13 @@ class BestEpoch(EarlyStopping):
 
 
 class StopWhenPatient(Callback):
-    """Ends training when a `BestEpoch` has waited long enough."""
+    """Ends training when a `BestEpoch` has waited long enough.
+
+    Parameters
+    ----------
+    best : BestEpoch
+        A callback of the same net, called before this one.
+    """
 
     def __init__(self, best: BestEpoch) -> None:
         self.best = best
@@ -92,7 +109,15 @@ class DivergenceGuard(Callback):
 
 
 class EpochProgress(Callback):
-    """A progress bar over epochs with rate, time left, loss and recall."""
+    """A progress bar over epochs with rate, time left, loss and recall.
+
+    Parameters
+    ----------
+    n_epochs : int
+        The most epochs.
+    name : str
+        Stands before the bar.
+    """
 
     def __init__(self, n_epochs: int, name: str) -> None:
         self.n_epochs = n_epochs
@@ -115,7 +140,18 @@ class EpochProgress(Callback):
 
 
 def diverged(net: NeuralNet) -> FloatingPointError:
-    """Return the error that says what to lower."""
+    """Return the error that says what to lower.
+
+    Parameters
+    ----------
+    net : skorch.NeuralNet
+        The one that diverged.
+
+    Returns
+    -------
+    error : FloatingPointError
+        To be raised.
+    """
     return FloatingPointError(
         f"Training diverged in epoch {net.history[-1, 'epoch']}: loss, weights or embeddings are "
         f"not finite. Lower learning_rate (now {net.lr:g}) or logit_scale."
