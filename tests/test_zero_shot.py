@@ -397,7 +397,6 @@ class TestBadInput:
 
     def test_not_fitted(self, model):
         for classifier in (
-            ZeroShotClassifier(LABELS),
             ZeroShotClassifier(LABELS, aligner=clone(model)),
             ZeroShotClassifier(aligner=model),
         ):

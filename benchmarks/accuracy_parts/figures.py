@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from . import plan
-from .methods import COSINE
+from .methods import COSINE, KERNEL
 from .report import Measurements, curve
 
 
@@ -38,10 +38,16 @@ def _axes(n: int, **kwargs: Any) -> tuple[Any, Any]:
     return figure, np.atleast_1d(figure.subplots(1, n, **kwargs))
 
 
+def _tick(axis: Any, sizes: Iterable[int]) -> None:
+    """Label these sizes and no powers of ten between."""
+    axis.set_xticks(sorted(sizes), labels=map(str, sorted(sizes)))
+    axis.set_xticks([], minor=True)
+
+
 def _sample_efficiency(found: Measurements) -> Any:
     """Draw the paper's two plots: accuracy against pairs, and against seconds."""
     figure, (by_pairs, by_seconds) = _axes(2, sharey=True)
-    drawn = False
+    ticks: set[int] = set()
     for name in plan.SAMPLE_EFFICIENCY:
         points = {}
         for row in found.rows:
@@ -52,17 +58,20 @@ def _sample_efficiency(found: Measurements) -> Any:
         settings = sorted(points, key=points.__getitem__)
         if not settings:
             continue
-        drawn = True
         recall = [found.values("i2t@1", setting=setting, **where) for setting in settings]
         mean = [values.mean() for values in recall]
         spread = [values.std(ddof=1) if len(values) > 1 else 0 for values in recall]
         seconds = [max(0.01, found.mean("seconds", setting=s, **where)) for s in settings]
         pairs = [points[setting] for setting in settings]
-        by_pairs.errorbar(pairs, mean, spread, marker="o", capsize=2, label=name)
-        by_seconds.plot(seconds, mean, marker="o", label=name)
-    if not drawn:
+        # The default often is the kernel ridge map: both are to be seen.
+        style = "--" if name == KERNEL else "-"
+        by_pairs.errorbar(pairs, mean, spread, ls=style, marker="o", capsize=2, label=name)
+        by_seconds.plot(seconds, mean, ls=style, marker="o", label=name)
+        ticks |= set(pairs)
+    if not ticks:
         return None
     by_pairs.set(xscale="log", xlabel="pairs", ylabel="zero-shot top-1 on stamps, %")
+    _tick(by_pairs, ticks)
     by_seconds.set(xscale="log", xlabel="seconds of the fit, CPU")
     by_pairs.legend(fontsize="small")
     return figure
@@ -118,6 +127,7 @@ def _curation(found: Measurements) -> Any:
                 mean = [values.mean() for values in recall]
                 axis.errorbar(sizes, mean, spread, marker="o", capsize=2, label=way)
         axis.set(title=name, xlabel="pairs", xscale="log")
+        _tick(axis, sizes)
     axes[0].legend(fontsize="small")
     axes[0].set_ylabel("zero-shot top-1 on stamps, %")
     return figure if drawn else None
