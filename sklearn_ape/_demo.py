@@ -121,7 +121,6 @@ def run_demo(
     with log.stage("train the aligner"):
         aligner = APEAligner(
             text_encoder=text_encoder,
-            head_pairs=image_encoder,
             random_state=random_state,
             verbose=verbose,
         )
