@@ -57,9 +57,7 @@ def default_aligner() -> Any:
     from .aligners import APEAligner
 
     image_encoder, text_encoder = encoders()
-    return APEAligner(
-        image_encoder=image_encoder, text_encoder=text_encoder, head_pairs=image_encoder
-    )
+    return APEAligner(image_encoder=image_encoder, text_encoder=text_encoder)
 
 
 def text_side(aligner: Any) -> Any:
