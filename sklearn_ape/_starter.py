@@ -67,7 +67,8 @@ def packed(aligner: KernelAligner) -> tuple[dict[str, np.ndarray], dict[str, str
         "gamma": aligner.gamma_,
         "logit_scale": aligner.logit_scale_,
     }
-    return tensors, {key: json.dumps(value) for key, value in described.items()}
+    # One entry: several are written in any order, and equal models should be equal files.
+    return tensors, {"sklearn_ape": json.dumps(described)}
 
 
 def unpacked(path: Path) -> KernelAligner:
@@ -75,7 +76,7 @@ def unpacked(path: Path) -> KernelAligner:
     from safetensors import safe_open
 
     with safe_open(path, framework="np") as file:
-        described = {key: json.loads(value) for key, value in file.metadata().items()}
+        described = json.loads(file.metadata()["sklearn_ape"])
         if described["format"] != _FORMAT:
             raise ValueError(
                 f"{str(path)!r} is of format {described['format']}, this version of sklearn-ape "

@@ -71,6 +71,6 @@ def test_packing_keeps_the_embeddings(concepts, tmp_path):
 
 def test_a_file_of_another_format_is_refused(tmp_path):
     path = tmp_path / "model.safetensors"
-    save_file(load_file(MODEL), path, metadata={"format": json.dumps(99)})
+    save_file(load_file(MODEL), path, metadata={"sklearn_ape": json.dumps({"format": 99})})
     with pytest.raises(ValueError, match="format 99"):
         unpacked(path)
