@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import deepcopy
 
 import numpy as np
@@ -22,3 +23,11 @@ def embedded(
     # torch warns of arrays that are not writable, such as a pandas table's.
     tensor = torch.from_numpy(np.require(features, requirements="W"))
     return embed(module, side, tensor, where)
+
+
+def embedders(module: TwoTower) -> tuple[Callable, Callable]:
+    """Return what embeds image features, and text features, on the CPU."""
+    return (
+        lambda features: embedded(module, "image", features, "cpu"),
+        lambda features: embedded(module, "text", features, "cpu"),
+    )

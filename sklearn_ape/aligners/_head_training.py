@@ -10,7 +10,6 @@ from skorch.callbacks import GradientNormClipping
 
 from ..heads import ClosedFormHead, Head, TwoTower, make_head
 from ..losses import InfoNCELoss, SigmoidLoss
-from ..metrics import retrieval_report
 from ..training import (
     OPTIMIZERS,
     AlignmentNet,
@@ -18,19 +17,16 @@ from ..training import (
     PairBatches,
     PairDataset,
     cosine_schedule,
-    embed,
+    mean_recall,
     n_batches,
 )
+from ._embedded import embedders
 from ._pairs import Pairs
-from ._solve import Maps, kernel_maps, linear_maps
+from ._solve import MOST_ANCHORS, RIDGE, WHITENING, Maps, kernel_maps, linear_maps
 
 LOSSES = {"infonce": InfoNCELoss, "sigmoid": SigmoidLoss}
 _WIDTH_OF_BOTH = 512
-# Those of KernelAligner, found on held-out folders of Open Clip Art.
-_RIDGE = 0.3
-_WHITENING = 0.03
 _LINEAR_RIDGE = 0.1
-_MOST_ANCHORS = 16_384
 
 
 class HeadTraining:
@@ -99,18 +95,10 @@ class HeadTraining:
         image_head, text_head = self._heads()
         return PairDataset(_inputs(image_head, image), _inputs(text_head, text), data.pairs)
 
-    def embedders(self) -> tuple[Any, Any]:
-        """Return what embeds image and text features with the heads as they are."""
-        return (
-            lambda features: embed(self.module, "image", torch.from_numpy(features), "cpu"),
-            lambda features: embed(self.module, "text", torch.from_numpy(features), "cpu"),
-        )
-
     def recall(self, data: Pairs) -> float:
         """Return what `ValidationRecall` records, of the heads as they are."""
-        embed_image, embed_text = self.embedders()
-        report = retrieval_report(embed_image(data.image), embed_text(data.text), data.pairs)
-        return float(np.mean([recall for way in report.values() for recall in way.values()]))
+        embed_image, embed_text = embedders(self.module)
+        return mean_recall(embed_image(data.image), embed_text(data.text), data.pairs)
 
     def start_alone(self) -> TwoTower:
         """Return the solution in closed form, without trained heads."""
@@ -205,21 +193,21 @@ def start_kind(init: str | None, n_texts: int) -> str | None:
     if init != "auto":
         return init
     # With more captions than anchors a kernel misses most of them.
-    return "kernel" if n_texts <= _MOST_ANCHORS else "linear"
+    return "kernel" if n_texts <= MOST_ANCHORS else "linear"
 
 
 def _start(aligner: Any, kind: str | None, seed: int, data: Pairs) -> Maps | None:
     """Return the solution that training starts from, if any."""
     if kind is None:
         return None
-    shape = {"whitening": _WHITENING, "n_components": aligner.n_components}
+    shape = {"whitening": WHITENING, "n_components": aligner.n_components}
     if kind == "linear":
         return linear_maps(data, ridge=_LINEAR_RIDGE, **shape)
     return kernel_maps(
         data,
         gamma="scale",
-        ridge=_RIDGE,
-        max_anchors=_MOST_ANCHORS,
+        ridge=RIDGE,
+        max_anchors=MOST_ANCHORS,
         rng=np.random.RandomState(seed),
         **shape,
     )

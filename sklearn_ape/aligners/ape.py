@@ -16,7 +16,7 @@ from ..training import OPTIMIZERS, EpochProgress, cosine_schedule, split_pairs
 from ._base import BaseAligner
 from ._callbacks import CallbackSupportMixin, FitContext, with_callbacks
 from ._course import course_of, watchers
-from ._embedded import embedded
+from ._embedded import embedded, embedders
 from ._head_training import LOSSES, HeadTraining, start_kind
 from ._logit_scale import fit_logit_scale, held_out_logit_scale
 from ._pairs import Pairs, subset_of
@@ -344,10 +344,9 @@ class APEAligner(CallbackSupportMixin, BaseAligner):
     ) -> None:
         """Keep the closed form, solved on all pairs unless `refit` says otherwise."""
         if valid is None:
-            scale = held_out_logit_scale(data, lambda some: heads_for(some).embedders())
+            scale = held_out_logit_scale(data, lambda some: embedders(heads_for(some).module))
         else:
-            training.module = training.start_alone()
-            image, text = training.embedders()
+            image, text = embedders(training.start_alone().eval())
             scale = fit_logit_scale(image(valid.image), text(valid.text), valid.pairs)
             training = heads_for(data) if self.refit else training
         self._keep(training.start_alone(), scale)

@@ -10,13 +10,12 @@ from sklearn.utils import check_random_state
 
 from ..devices import resolve_device
 from ..heads import ClosedFormHead, TwoTower
-from ..training import embed
 from ._base import BaseAligner
-from ._embedded import embedded
+from ._embedded import embedded, embedders
 from ._logit_scale import held_out_logit_scale
 from ._pairs import Pairs
 from ._parameters import check_integer, check_number
-from ._solve import kernel_maps
+from ._solve import MOST_ANCHORS, RIDGE, WHITENING, kernel_maps
 
 
 class KernelAligner(BaseAligner):
@@ -124,10 +123,10 @@ class KernelAligner(BaseAligner):
         text_encoder: Any = None,
         head_pairs: Any = None,
         gamma: float | str = "scale",
-        ridge: float = 0.3,
-        whitening: float = 0.03,
+        ridge: float = RIDGE,
+        whitening: float = WHITENING,
         n_components: int | None = None,
-        max_anchors: int = 16_384,
+        max_anchors: int = MOST_ANCHORS,
         device: str | torch.device | None = "auto",
         random_state: int | np.random.RandomState | None = 0,
     ) -> None:
@@ -166,7 +165,9 @@ class KernelAligner(BaseAligner):
         data = self._fit_pairs(X, y)
         seed = check_random_state(self.random_state).randint(np.iinfo(np.int32).max)
         self._keep(self._solved(data, seed))
-        self.logit_scale_ = held_out_logit_scale(data, lambda some: self._embedders(some, seed))
+        self.logit_scale_ = held_out_logit_scale(
+            data, lambda some: embedders(self._solved(some, seed))
+        )
         self._keep_bank(data)
         return self
 
@@ -181,13 +182,6 @@ class KernelAligner(BaseAligner):
             rng=np.random.RandomState(seed),
         )
         return TwoTower(ClosedFormHead(maps.image), ClosedFormHead(maps.text)).eval()
-
-    def _embedders(self, data: Pairs, seed: int) -> tuple[Any, Any]:
-        module = self._solved(data, seed)
-        return (
-            lambda features: embed(module, "image", torch.from_numpy(features), "cpu"),
-            lambda features: embed(module, "text", torch.from_numpy(features), "cpu"),
-        )
 
     def _keep(self, module: TwoTower) -> None:
         self.module_ = module

@@ -11,6 +11,7 @@ from ._watchers import (
     StopWhenPatient,
     ValidationRecall,
     diverged,
+    mean_recall,
 )
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "diverged",
     "embed",
     "lion",
+    "mean_recall",
     "n_batches",
     "split_pairs",
     "subset",

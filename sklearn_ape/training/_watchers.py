@@ -42,9 +42,27 @@ class ValidationRecall(Callback):
         text = embed(net.module_, "text", self.dataset.text, net.device)
         if not (np.isfinite(image).all() and np.isfinite(text).all()):
             raise diverged(net)
-        report = retrieval_report(image, text, self.dataset.pairs.numpy())
-        recalls = [recall for direction in report.values() for recall in direction.values()]
-        net.history.record("valid_recall", float(np.mean(recalls)))
+        recall = mean_recall(image, text, self.dataset.pairs.numpy())
+        net.history.record("valid_recall", recall)
+
+
+def mean_recall(image: np.ndarray, text: np.ndarray, pairs: np.ndarray) -> float:
+    """Return the mean of recall@1, 5 and 10 in both directions.
+
+    Parameters
+    ----------
+    image, text : ndarray of shape (n, n_components)
+        Embeddings of length 1.
+    pairs : ndarray of shape (n_pairs, 2)
+        Rows of pictures and of captions that belong together.
+
+    Returns
+    -------
+    recall : float
+        Between 0 and 1.
+    """
+    report = retrieval_report(image, text, pairs)
+    return float(np.mean([recall for way in report.values() for recall in way.values()]))
 
 
 class BestEpoch(EarlyStopping):
