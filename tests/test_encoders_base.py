@@ -29,6 +29,7 @@ from sklearn_ape.encoders import (
     TransformersTextEncoder,
 )
 from sklearn_ape.encoders._base import FrozenEncoder
+from sklearn_ape.encoders._engines._torch import TorchEngine
 
 ALL = [
     TimmImageEncoder,
@@ -188,14 +189,14 @@ def test_killed_run_resumes(tmp_path, paths, truth):
         "import os, signal, sys\n"
         "from sklearn_ape.encoders import TimmImageEncoder\n"
         "class Killed(TimmImageEncoder):\n"
-        "    def _forward(self, network, batch):\n"
+        "    def _features_of(self, *batch):\n"
         "        global n\n"
         "        n += 1\n"
         "        if n > 3: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "        return super()._forward(network, batch)\n"
+        "        return super()._features_of(*batch)\n"
         "n = 0\n"
         "Killed.__name__ = 'TimmImageEncoder'\n"
-        "Killed(cache=sys.argv[1], batch_size=2).transform(sys.argv[2:])\n"
+        "Killed(cache=sys.argv[1], batch_size=2, engine='torch').transform(sys.argv[2:])\n"
     )
     done = subprocess.run([sys.executable, "-c", code, tmp_path, *paths])
     assert done.returncode == -signal.SIGKILL
@@ -444,20 +445,16 @@ def test_on_error_raise_keeps_finished_batches(encoder, paths, tmp_path):
 
 def test_numbers_that_are_not_finite_are_an_error(paths, monkeypatch):
     """A network that overflows gives an error, not a feature, and nothing is cached."""
-    forward = TimmImageEncoder._forward
-
-    def overflows(self, network, batch):
-        return forward(self, network, batch) * torch.tensor(float("inf"))
-
-    monkeypatch.setattr(TimmImageEncoder, "_forward", overflows)
+    call = TorchEngine.__call__
+    monkeypatch.setattr(TorchEngine, "__call__", lambda *args: call(*args) * np.float32("inf"))
     with pytest.raises(EncodingError, match="not finite in float32"):
-        TimmImageEncoder(cache=None).transform(paths[:1])
+        TimmImageEncoder(cache=None, engine="torch").transform(paths[:1])
 
 
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
-        ({"batch_size": 0}, "batch_size must be an integer >= 1, not 0"),
+        ({"batch_size": 0}, "batch_size must be 'auto' or an integer >= 1, not 0"),
         ({"batch_size": 1.5}, "batch_size"),
         ({"batch_size": None}, "batch_size"),
         ({"pooling": "max"}, "pooling must be one of auto, mean, gem, cls, cls.mean, not 'max'"),
@@ -555,7 +552,7 @@ def test_global_random_state_is_left_alone(paths):
     """Neither loading nor encoding draws from numpy's or torch's global generator."""
     from sklearn_ape.encoders import _networks
 
-    _networks._networks.clear()
+    _networks._kept.clear()
     np_state, torch_state = np.random.get_state(), torch.random.get_rng_state()  # noqa: NPY002
     TimmImageEncoder(cache=None).transform(paths[:1])
     TransformersTextEncoder(cache=None).transform(TEXTS[:1])

@@ -9,6 +9,7 @@ from PIL import Image, ImageOps
 
 from sklearn_ape.datasets import load_openmoji
 from sklearn_ape.encoders import TimmImageEncoder
+from sklearn_ape.encoders._engines._torch import TorchEngine
 
 timm = pytest.importorskip("timm")
 STAMPS = Path("/usr/share/tuxpaint/stamps")
@@ -20,8 +21,10 @@ def paths():
 
 
 def prepared(encoder, paths):
+    """What the network itself takes."""
     network = encoder._network()
-    return torch.stack([encoder._prepare(network.prepare, path) for path in paths])
+    batch = [encoder._prepare(network.prepare, path) for path in paths]
+    return encoder._module(network).normalized(*encoder._tensors(network, batch))
 
 
 def test_logits_are_those_of_the_reference(paths):
@@ -201,16 +204,15 @@ class TestViews:
 
     def test_batch_size_counts_views(self, lopsided, monkeypatch):
         """More views must not take more memory."""
-        sizes = []
-        once = TimmImageEncoder._pass
+        shapes = []
+        call = TorchEngine.__call__
         monkeypatch.setattr(
-            TimmImageEncoder,
-            "_pass",
-            lambda self, network, batch: sizes.append(len(batch)) or once(self, network, batch),
+            TorchEngine,
+            "__call__",
+            lambda self, inputs: shapes.append(inputs[0].shape) or call(self, inputs),
         )
-        TimmImageEncoder(views=4, batch_size=5, cache=None).transform(lopsided)
-        assert max(sizes) == 5
-        assert sum(sizes) == 12
+        TimmImageEncoder(views=4, batch_size=9, engine="torch", cache=None).transform(lopsided)
+        assert shapes == [(2, 4, 224, 224, 3), (1, 4, 224, 224, 3)]
 
     def test_are_kept_apart_in_the_cache(self, lopsided, tmp_path):
         """And those of one view are found where they lay before there were several."""

@@ -1,7 +1,8 @@
 """Real captioned pictures: packaged collections, folders and tables.
 
-Every loader returns a :class:`~sklearn.utils.Bunch` whose ``images`` and ``captions`` go straight
-into ``fit``. Pictures are named, not opened: encoders open them batch by batch.
+Loaders return a :class:`~sklearn.utils.Bunch` whose ``images`` and ``captions`` go straight into
+``fit``. Pictures are named, not opened: encoders open them batch by batch. What is too large for
+that, `load_webdataset` reads bit by bit.
 """
 
 from ._base import get_data_home
@@ -11,6 +12,8 @@ from ._openclipart import load_openclipart
 from ._openmoji import load_openmoji
 from ._pairs import load_pairs
 from ._tuxpaint import load_tuxpaint_stamps
+from ._webdataset import load_webdataset
+from ._webdataset_write import write_webdataset
 
 __all__ = [
     "get_data_home",
@@ -20,4 +23,6 @@ __all__ = [
     "load_openmoji",
     "load_pairs",
     "load_tuxpaint_stamps",
+    "load_webdataset",
+    "write_webdataset",
 ]

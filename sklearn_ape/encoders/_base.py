@@ -5,31 +5,29 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import reprlib
 import threading
 import warnings
 from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
-from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
-from joblib import Parallel, delayed
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils import Tags
 from tqdm import tqdm
 
-from ..devices import resolve_device
 from ..features import FeatureCache, open_cache
-from ._errors import EncodingError, ItemError
-from ._networks import Network, shared_network
+from ._computes import Computes
+from ._encode_to import EncodesToFile
+from ._engines import ENGINES, Engine
+from ._errors import EncodingError, ItemError, described, summary
+from ._items import as_items
+from ._networks import Network, shared
+from ._pipeline import in_threads
 from ._registry import folder_digest
-
-_NAMED_IN_ERRORS = 5
 
 
 class CacheInfo(NamedTuple):
@@ -43,7 +41,9 @@ _counts: defaultdict[bytes, list[int]] = defaultdict(lambda: [0, 0])
 _locks: dict[str, threading.RLock] = {}
 
 
-class FrozenEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+class FrozenEncoder(
+    EncodesToFile, Computes, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
+):
     """Base of the encoders: subclasses say how to load a network and how to call it."""
 
     _modality: str
@@ -51,17 +51,8 @@ class FrozenEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
     # Declared by every subclass's __init__.
     model_name: str
     pooling: str
-    batch_size: int
-    device: str | torch.device | None
-    dtype: str
-    n_jobs: int | None
-    cache: str | PathLike[str] | None
     on_error: str
     verbose: int
-
-    @abstractmethod
-    def _identity(self) -> dict[str, Any]:
-        """Everything but the input that a feature depends on; cheap, no weights loaded."""
 
     @abstractmethod
     def _load(self, device: torch.device) -> Network:
@@ -76,16 +67,8 @@ class FrozenEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
         """Raise ItemError for what is seen to be bad without much work."""
 
     @abstractmethod
-    def _prepare(self, prepare: Any, item: Any) -> Any:
-        """Turn one item into what `_forward` takes; may run in a worker."""
-
-    @abstractmethod
     def _blank(self) -> Any:
         """Return some valid item, to see the width of the features."""
-
-    @abstractmethod
-    def _forward(self, network: Network, batch: list[Any]) -> torch.Tensor:
-        """Return the features of a batch, (n_items, n_features)."""
 
     def _order(self, items: list[Any]) -> list[int]:
         """Order in which items are encoded."""
@@ -138,7 +121,7 @@ class FrozenEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
             try:
                 key = hashlib.sha256(identity + self._digest(item)).digest()
             except ItemError as error:
-                errors[row] = self._describe(item, error)
+                errors[row] = described(item, error)
             else:
                 rows.setdefault(key, []).append(row)
         self._raise_or_go_on(errors)
@@ -185,7 +168,7 @@ class FrozenEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
 
         def fails(bad: dict[bytes, ItemError]) -> None:
             for key, error in bad.items():
-                message = self._describe(items[key], error)
+                message = described(items[key], error)
                 errors.update(dict.fromkeys(rows[key], message))
             self._raise_or_go_on(errors)
 
@@ -202,7 +185,6 @@ class FrozenEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
 
         keys = list(checked)
         keys = [keys[place] for place in self._order(list(checked.values()))]
-        network = self._network()
         features: dict[bytes, np.ndarray] = {}
         with tqdm(
             total=len(keys),
@@ -211,65 +193,80 @@ class FrozenEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
             disable=not self.verbose,
             delay=0.5,
         ) as progress:
-            for batch, bad in self._batches(network, checked, keys):
-                done = self._features_of(network, batch, bad)
+            for done, bad in self._batches(checked, keys):
                 cache.put_many(done)
                 features |= done
-                _counts[identity][1] += len(batch)
-                progress.update(len(batch) + len(bad.keys() - batch.keys()))
+                _counts[identity][1] += len(done)
+                progress.update(len(done) + len(bad))
                 fails(bad)
         return features
 
     def _batches(
-        self, network: Network, items: dict[bytes, Any], keys: list[bytes]
-    ) -> Iterator[tuple[dict[bytes, Any], dict[bytes, ItemError]]]:
-        """Yield prepared batches and the items that could not be prepared."""
-        parallel = Parallel(n_jobs=self.n_jobs, prefer="threads")
-        for start in range(0, len(keys), self.batch_size):
-            some = keys[start : start + self.batch_size]
-            prepared = parallel(
-                delayed(_prepared_or_error)(self, network.prepare, items[key]) for key in some
-            )
-            good = {
-                k: p for k, p in zip(some, prepared, strict=True) if not isinstance(p, ItemError)
-            }
-            yield (
-                good,
-                {k: p for k, p in zip(some, prepared, strict=True) if isinstance(p, ItemError)},
-            )
+        self, items: dict[bytes, Any], keys: list[bytes]
+    ) -> Iterator[tuple[dict[bytes, np.ndarray], dict[bytes, ItemError]]]:
+        """Yield the features of a batch, and what is wrong with those that have none."""
+        network, engine, n_threads = self._network(), self._engine(len(keys)), self._n_threads()
+        size = self._batch_size_for(engine.name, network.device)
+        if self.batch_size == "auto":  # a few items keep all threads busy, too
+            size = max(1, min(size, -(-len(keys) // n_threads)))
+        starts = range(0, len(keys), size)
+
+        def prepare(start: int) -> tuple[list[bytes], Any, dict[bytes, ItemError]]:
+            good, bad = {}, {}
+            for key in keys[start : start + size]:
+                try:
+                    good[key] = self._prepare(network.prepare, items[key])
+                except ItemError as error:
+                    bad[key] = error
+            return list(good), self._tensors(network, list(good.values())) if good else None, bad
+
+        def compute(
+            prepared: tuple[list[bytes], Any, dict[bytes, ItemError]],
+        ) -> tuple[dict[bytes, np.ndarray], dict[bytes, ItemError]]:
+            good, tensors, bad = prepared
+            return self._features_of(engine, good, tensors, bad) if good else {}, bad
+
+        if engine.concurrent:
+            yield from in_threads(lambda start: compute(prepare(start)), starts, n_threads)
+        else:
+            yield from map(compute, in_threads(prepare, starts, n_threads))
 
     def _features_of(
-        self, network: Network, batch: dict[bytes, Any], bad: dict[bytes, ItemError]
+        self,
+        engine: Engine,
+        keys: list[bytes],
+        tensors: tuple[torch.Tensor, ...],
+        bad: dict[bytes, ItemError],
     ) -> dict[bytes, np.ndarray]:
         """Return the finite features of a batch, adding the others to `bad`."""
-        if not batch:
-            return {}
-        precision: Any = nullcontext()
-        if self.dtype != "float32":
-            precision = torch.autocast(network.device.type, dtype=getattr(torch, self.dtype))
-        with torch.inference_mode(), precision:
-            features = self._forward(network, list(batch.values()))
-        numbers = features.float().cpu().numpy()
+        numbers = engine(tensors)
         finite = np.isfinite(numbers).all(axis=1)
-        for key, is_finite in zip(batch, finite, strict=True):
+        for key, is_finite in zip(keys, finite, strict=True):
             if not is_finite:
                 bad[key] = ItemError(
                     f"the network gives numbers that are not finite in {self.dtype}."
                 )
         return {
-            key: feature for key, feature, good in zip(batch, numbers, finite, strict=True) if good
+            key: feature for key, feature, good in zip(keys, numbers, finite, strict=True) if good
         }
 
     def _network(self) -> Network:
         return self._shared(type(self).__name__)
 
     def _shared(self, loader: str) -> Network:
-        device = resolve_device(self.device)
+        device = self._device()
         weights = self._weights_key()
         if os.path.isdir(self.model_name):  # another model may lie there by now
             weights += folder_digest(Path(self.model_name))
         key = (loader, weights, str(device))
-        return shared_network(key, lambda: self._load(device))
+        return shared(key, lambda: self._loaded(device))
+
+    def _loaded(self, device: torch.device) -> Network:
+        # Weights are drawn at random before they are read: not from the user's generator.
+        with torch.random.fork_rng(devices=[]):
+            network = self._load(device)
+        network.model.requires_grad_(False).eval()
+        return network
 
     @abstractmethod
     def _weights_key(self) -> str:
@@ -287,21 +284,14 @@ class FrozenEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
 
     def _identity_digest(self) -> bytes:
         identity = {"encoder": type(self).__name__, "dtype": self.dtype, **self._identity()}
+        if self.dtype != "float32":  # in which engines differ by more than rounding
+            identity["engine"] = self._engine_name()
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).digest()
-
-    def _describe(self, item: Any, error: ItemError) -> str:
-        if isinstance(item, str | PathLike):
-            return f"{str(item)[:200]!r} {error}"
-        if isinstance(item, bytes | bytearray | memoryview):
-            return f"the {type(item).__name__} object {error}"
-        if hasattr(item, "getexif") or isinstance(item, np.ndarray):
-            return f"the {'array' if isinstance(item, np.ndarray) else 'PIL image'} {error}"
-        return f"{reprlib.repr(item)} {error}"
 
     def _raise_or_go_on(self, errors: dict[int, str]) -> None:
         if errors and self.on_error == "raise":
             raise EncodingError(
-                f"{self._summary(errors)}Remove them, or pass on_error='nan' to "
+                f"{summary(errors, self._modality)}Remove them, or pass on_error='nan' to "
                 f"{type(self).__name__} to go on without them.",
                 dict(sorted(errors.items())),
             )
@@ -309,52 +299,30 @@ class FrozenEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
     def _report(self, errors: dict[int, str]) -> None:
         if errors:
             warnings.warn(
-                f"{self._summary(errors)}Their features are NaN; `errors_` names them all.",
+                f"{summary(errors, self._modality)}"
+                "Their features are NaN; `errors_` names them all.",
                 UserWarning,
                 stacklevel=4,  # past scikit-learn's wrapper of transform
             )
 
-    def _summary(self, errors: dict[int, str]) -> str:
-        plural = "s" if len(errors) > 1 else ""
-        lines = [f"  row {row}: {errors[row]}" for row in sorted(errors)[:_NAMED_IN_ERRORS]]
-        if len(errors) > _NAMED_IN_ERRORS:
-            lines.append(f"  and {len(errors) - _NAMED_IN_ERRORS} more.")
-        start = f"{len(errors)} {self._modality}{plural} cannot be encoded:"
-        return "\n".join([start, *lines, ""])
-
     def _as_list(self, X: Any) -> list[Any]:
         """Return X as a list of items, refusing what is no sequence of them."""
-        single = str | bytes | bytearray | memoryview | PathLike
-        if isinstance(X, single) or hasattr(X, "getexif"):
-            raise ValueError(
-                f"X is a single {self._modality}, not a sequence of them: pass a list, [X]."
-            )
-        if X is None or not hasattr(X, "__len__") or isinstance(X, dict | set | frozenset):
-            raise ValueError(
-                f"X must be a sequence of {self._modality}s (a list, an array, a column), not "
-                f"{type(X).__name__}."
-            )
-        columns = getattr(X, "column_names", getattr(X, "columns", None))
-        if columns is not None:
-            raise ValueError(
-                f"X is a table with the columns {list(columns)}: pass the one column that "
-                f"holds the {self._modality}s."
-            )
-        if getattr(X, "ndim", 1) == 0:
-            raise ValueError(f"X must be a sequence of {self._modality}s, not a single object.")
-        items = X.to_pylist() if hasattr(X, "to_pylist") else list(X)  # pyarrow, or any other
-        if not items:
-            raise ValueError(f"X is empty: 0 {self._modality}s to encode.")
-        return items
+        return as_items(X, self._modality)
 
     def _check_parameters(self) -> None:
         if not isinstance(self.model_name, str) or not self.model_name:
             raise ValueError(f"model_name must be a str, not {self.model_name!r}.")
-        if not isinstance(self.batch_size, int | np.integer) or self.batch_size < 1:
-            raise ValueError(f"batch_size must be an integer >= 1, not {self.batch_size!r}.")
+        is_number = isinstance(self.batch_size, int | np.integer)
+        if self.batch_size != "auto" and (not is_number or int(self.batch_size) < 1):
+            raise ValueError(
+                f"batch_size must be 'auto' or an integer >= 1, not {self.batch_size!r}."
+            )
+        _check_choice("engine", self.engine, ENGINES)
         _check_choice("on_error", self.on_error, ("raise", "nan"))
         _check_choice("dtype", self.dtype, ("float32", "bfloat16", "float16"))
-        resolve_device(self.device)
+        if self.n_jobs == 0:
+            raise ValueError("n_jobs must be None, a positive number or -1 for one a core, not 0.")
+        self._engine_name()
 
     def __sklearn_is_fitted__(self) -> bool:
         return True
@@ -370,11 +338,3 @@ class FrozenEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
 def _check_choice(parameter: str, value: Any, choices: Sequence[str]) -> None:
     if value not in choices:
         raise ValueError(f"{parameter} must be one of {', '.join(choices)}, not {value!r}.")
-
-
-def _prepared_or_error(encoder: FrozenEncoder, prepare: Any, item: Any) -> Any:
-    """Return the error as a value: workers must give back the good items of the batch."""
-    try:
-        return encoder._prepare(prepare, item)
-    except ItemError as error:
-        return error

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import reprlib
+from os import PathLike
 from typing import Any
+
+import numpy as np
+
+_NAMED_IN_ERRORS = 5
 
 
 class ItemError(ValueError):
@@ -31,3 +37,25 @@ class EncodingError(ValueError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (str(self), self.errors)
+
+
+def described(item: Any, error: ItemError) -> str:
+    """Name an item in front of what is wrong with it."""
+    if hasattr(item, "where"):  # of a shard
+        return f"{item.where} {error}"
+    if isinstance(item, str | PathLike):
+        return f"{str(item)[:200]!r} {error}"
+    if isinstance(item, bytes | bytearray | memoryview):
+        return f"the {type(item).__name__} object {error}"
+    if hasattr(item, "getexif") or isinstance(item, np.ndarray):
+        return f"the {'array' if isinstance(item, np.ndarray) else 'PIL image'} {error}"
+    return f"{reprlib.repr(item)} {error}"
+
+
+def summary(errors: dict[int, str], modality: str) -> str:
+    """Name the first bad rows, a line each."""
+    plural = "s" if len(errors) > 1 else ""
+    lines = [f"  row {row}: {errors[row]}" for row in sorted(errors)[:_NAMED_IN_ERRORS]]
+    if len(errors) > _NAMED_IN_ERRORS:
+        lines.append(f"  and {len(errors) - _NAMED_IN_ERRORS} more.")
+    return "\n".join([f"{len(errors)} {modality}{plural} cannot be encoded:", *lines, ""])

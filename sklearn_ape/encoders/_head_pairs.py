@@ -13,7 +13,6 @@ from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
 
 from ._hub import pretrained
-from ._image_base import stacked
 from ._timm import TimmImageEncoder
 from ._transformers_image import TransformersImageEncoder
 
@@ -150,7 +149,7 @@ def _timm_head(encoder: TimmImageEncoder) -> _Head:
     blank = [plain._prepare(network.prepare, plain._blank())]
     with torch.inference_mode():
         features = plain._forward(network, blank)
-        logits = network.model(stacked(blank, network.device))
+        logits = clone(plain).set_params(output="logits")._forward(network, blank)
     return _Head(layer, features, logits)
 
 
@@ -184,7 +183,7 @@ def _transformers_head(encoder: TransformersImageEncoder) -> tuple[_Head, list[s
     blank = [encoder._prepare(network.prepare, encoder._blank())]
     with torch.inference_mode():
         features = encoder._forward(network, blank)
-        logits = model(pixel_values=stacked(blank, network.device)).logits
+        logits = model(pixel_values=torch.stack(blank).to(network.device)).logits
     names = [str(model.config.id2label.get(number, "")) for number in range(n_classes)]
     return _Head(linear[-1][1], features, logits), names
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from abc import abstractmethod
 from typing import Any
 
 import numpy as np
@@ -11,17 +13,25 @@ from sklearn.utils import Tags
 from ._base import FrozenEncoder, _check_choice
 from ._errors import ItemError
 from ._images import check_image, image_digest, read_image
+from ._networks import Network
+from ._pixels import OnPixels, Preprocessing
+from ._views import LARGEST_ZOOM, views_of
 
 # Resized to a network's input, a narrower picture would fill the memory.
 _NARROWEST = 100
 
 
 class ImageEncoder(FrozenEncoder):
-    """Base of the encoders of pictures: `_prepare_image` is the network's own preprocessing."""
+    """Base of the encoders of pictures.
+
+    Subclasses say what the network itself is, and where its preprocessing is to be found.
+    """
 
     _modality = "image"
+    _worth_exporting = 256
 
     crop: str
+    views: int = 1
 
     def _digest(self, item: Any) -> bytes:
         return image_digest(item)
@@ -29,21 +39,64 @@ class ImageEncoder(FrozenEncoder):
     def _check(self, item: Any) -> None:
         check_image(item)
 
+    @abstractmethod
+    def _pixel_network(self, network: Network) -> torch.nn.Module:
+        """Return what maps normalised pixels (n, 3, height, width) to features."""
+
+    def _preprocessing(self, prepare: Any) -> Any:
+        """Return the network's preprocessing of one picture."""
+        return prepare
+
+    def _module(self, network: Network) -> torch.nn.Module:
+        preprocessing = self._preprocessing(network.prepare)
+        return OnPixels(self._pixel_network(network), preprocessing, self.views).eval()
+
+    def _tensors(self, network: Network, batch: list[Any]) -> tuple[torch.Tensor, ...]:
+        return (torch.stack(batch),)
+
+    def _batch_size_for(self, engine: str, device: torch.device) -> int:
+        return max(1, super()._batch_size_for(engine, device) // self.views)
+
+    def _default_batch_size(self, engine: str, device: torch.device) -> int:
+        if engine == "torch":
+            return 16 if device.type == "cpu" else 128
+        return 8
+
     def _prepare(self, prepare: Any, item: Any) -> Any:
-        image = read_image(item)
+        preprocessing = self._preprocessing(prepare)
+        image = read_image(item, self._least_side(preprocessing), self.crop == "pad")
         if max(image.size) > _NARROWEST * min(image.size):
             raise ItemError(f"is too narrow: {image.width} x {image.height} pixels. Crop it.")
         if self.crop == "pad" and image.width != image.height:
             image = _square_on_white(image)
-        return self._prepare_image(prepare, image)
+        if self.views == 1:
+            return self._pixels(preprocessing, image)
+        views = views_of(image, self.views)
+        return torch.stack([self._pixels(preprocessing, view) for view in views])
 
-    def _prepare_image(self, prepare: Any, image: Any) -> Any:
-        return prepare(image)
+    def _pixels(self, preprocessing: Any, image: Any) -> torch.Tensor:
+        return preprocessing(image)
+
+    def _least_side(self, preprocessing: Any) -> int | None:
+        """Return the length of a picture's side below which detail would be lost."""
+        if not isinstance(preprocessing, Preprocessing):
+            return None
+        return math.ceil(preprocessing.least_side * (LARGEST_ZOOM if self.views > 2 else 1))
 
     def _blank(self) -> Any:
         from PIL import Image
 
         return Image.new("RGB", (32, 32), "white")
+
+    def _examples(self) -> list[list[Any]]:
+        from PIL import Image
+
+        rng = np.random.default_rng(0)
+        clouds = [
+            Image.fromarray(rng.integers(0, 256, (size, size, 3), dtype=np.uint8)).resize((96, 64))
+            for size in (2, 8, 32)
+        ]
+        return [clouds, [self._blank()]]
 
     def _as_list(self, X: Any) -> list[Any]:
         is_array = isinstance(X, np.ndarray) and X.dtype.kind in "buif"
@@ -62,13 +115,6 @@ class ImageEncoder(FrozenEncoder):
         tags = super().__sklearn_tags__()
         tags.input_tags.three_d_array = True
         return tags
-
-
-def stacked(batch: list[Any], device: torch.device) -> torch.Tensor:
-    """Return prepared pictures as one tensor (n, 3, h, w) on the device."""
-    # Channels last is what convolutions are fastest on, by far so on a CPU.
-    pixels = torch.stack(batch).contiguous(memory_format=torch.channels_last)
-    return pixels.to(device, non_blocking=True)
 
 
 def _square_on_white(image: Any) -> Any:

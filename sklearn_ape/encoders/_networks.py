@@ -1,16 +1,18 @@
-"""Loaded networks, shared by all encoders of a process."""
+"""Loaded networks and their engines, shared by all encoders of a process."""
 
 from __future__ import annotations
 
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
-_MOST_KEPT = 4
-_networks: OrderedDict[Hashable, Network] = OrderedDict()
+T = TypeVar("T")
+
+_MOST_KEPT = 8
+_kept: OrderedDict[Hashable, Any] = OrderedDict()
 _lock = threading.RLock()
 
 
@@ -22,20 +24,21 @@ class Network(NamedTuple):
     device: torch.device
 
 
-def shared_network(key: Hashable, load: Callable[[], Network]) -> Network:
-    """Return the network loaded under `key`, loading it the first time.
+def is_shared(key: Hashable) -> bool:
+    """Tell whether something is kept under `key`."""
+    return key in _kept
 
-    The few most recently used stay loaded, so that the clones that a search makes and drops
-    share one copy.
+
+def shared(key: Hashable, make: Callable[[], T]) -> T:
+    """Return what was made under `key`, making it the first time.
+
+    The few most recently used are kept, so that the clones that a search makes and drops share
+    one copy.
     """
     with _lock:
-        if key not in _networks:
-            # Weights are drawn at random before they are read: not from the user's generator.
-            with torch.random.fork_rng(devices=[]):
-                network = load()
-            network.model.requires_grad_(False).eval()
-            _networks[key] = network
-            while len(_networks) > _MOST_KEPT:
-                _networks.popitem(last=False)
-        _networks.move_to_end(key)
-        return _networks[key]
+        if key not in _kept:
+            _kept[key] = make()
+            while len(_kept) > _MOST_KEPT:
+                _kept.popitem(last=False)
+        _kept.move_to_end(key)
+        return _kept[key]

@@ -9,12 +9,14 @@ from typing import Any
 
 import torch
 
+from ..features import FeatureCache
 from ._base import FrozenEncoder
 from ._hub import loading
-from ._image_base import ImageEncoder, stacked
+from ._image_base import ImageEncoder
 from ._networks import Network
+from ._pixels import Preprocessing
 from ._registry import folder_digest, hub_commit, library_version, nearest
-from ._text_base import TextEncoder
+from ._text_base import TOKENIZING, TextEncoder
 
 _CONFIG = "open_clip_config.json"
 
@@ -80,7 +82,10 @@ class _OpenCLIPTower(FrozenEncoder):
             else:
                 name, _, weights = self.model_name.partition("/")
             model, transform = open_clip.create_model_from_pretrained(name, pretrained=weights)
-            prepare = {"image": transform, "text": open_clip.get_tokenizer(name)}
+            prepare = {
+                "image": Preprocessing.of(transform) or transform,
+                "text": open_clip.get_tokenizer(name),
+            }
         return Network(model.to(device), prepare, device)
 
 
@@ -97,15 +102,21 @@ class OpenCLIPImageEncoder(_OpenCLIPTower, ImageEncoder):
     crop : {"center", "pad"}, default="center"
         ``"center"`` is the network's own preprocessing. ``"pad"`` makes a picture square on
         white first.
-    batch_size : int, default=16
-        Pictures in one pass of the network.
+    batch_size : {"auto"} or int, default="auto"
+        Pictures in one pass of the network. ``"auto"`` is what the engine is
+        fastest with. On a GPU whose memory is too small, it is halved.
+    engine : {"auto", "torch", "onnx", "openvino"}, default="auto"
+        What computes the network. ``"auto"`` takes the fastest that is installed: OpenVINO or
+        ONNX Runtime on a CPU, torch on a GPU. The network is exported once, kept beside the cache
+        and compared with torch whenever it is loaded.
     device : {"auto"}, str or torch.device, default="auto"
         ``"auto"`` takes a GPU when there is one.
     dtype : {"float32", "bfloat16", "float16"}, default="float32"
         Precision of the network by autocast. Features are float32 in any case.
     n_jobs : int or None, default=None
-        Workers that read and resize pictures, by joblib.
-    cache : {"memory"}, str, path-like or None, default="memory"
+        Threads that read and resize pictures and, with another engine than torch, compute the
+        network. None is as many as torch uses, -1 one a core.
+    cache : {"memory"}, str, path-like, FeatureCache or None, default="memory"
         Where features are kept, by content: in this process, in a folder, or nowhere.
     on_error : {"raise", "nan"}, default="raise"
         What a picture that cannot be read does: stop the work, or become a row of NaN.
@@ -143,11 +154,12 @@ class OpenCLIPImageEncoder(_OpenCLIPTower, ImageEncoder):
         *,
         revision: str | None = None,
         crop: str = "center",
-        batch_size: int = 16,
+        batch_size: int | str = "auto",
+        engine: str = "auto",
         device: str | torch.device | None = "auto",
         dtype: str = "float32",
         n_jobs: int | None = None,
-        cache: str | PathLike[str] | None = "memory",
+        cache: str | PathLike[str] | FeatureCache | None = "memory",
         on_error: str = "raise",
         verbose: int = 0,
     ) -> None:
@@ -155,6 +167,7 @@ class OpenCLIPImageEncoder(_OpenCLIPTower, ImageEncoder):
         self.revision = revision
         self.crop = crop
         self.batch_size = batch_size
+        self.engine = engine
         self.device = device
         self.dtype = dtype
         self.n_jobs = n_jobs
@@ -165,12 +178,11 @@ class OpenCLIPImageEncoder(_OpenCLIPTower, ImageEncoder):
     def _identity(self) -> dict[str, Any]:
         return {**super()._identity(), "crop": self.crop}
 
-    def _prepare_image(self, prepare: Any, image: Any) -> torch.Tensor:
-        return prepare["image"](image)
+    def _preprocessing(self, prepare: Any) -> Any:
+        return prepare["image"]
 
-    def _forward(self, network: Network, batch: list[Any]) -> torch.Tensor:
-        pixels = stacked(batch, network.device)
-        return network.model.encode_image(pixels)
+    def _pixel_network(self, network: Network) -> torch.nn.Module:
+        return _Tower(network.model, "encode_image")
 
 
 class OpenCLIPTextEncoder(_OpenCLIPTower, TextEncoder):
@@ -183,13 +195,15 @@ class OpenCLIPTextEncoder(_OpenCLIPTower, TextEncoder):
         OpenCLIP weights, or a folder that holds ``open_clip_config.json`` and weights.
     revision : str or None, default=None
         Branch, tag or commit of a hub model.
-    batch_size : int, default=64
-        Texts in one pass of the network.
+    batch_size : {"auto"} or int, default="auto"
+        Texts in one pass of the network. ``"auto"`` is what the engine is fastest with.
+    engine : {"auto", "torch", "onnx", "openvino"}, default="auto"
+        What computes the network; see `TimmImageEncoder`.
     device : {"auto"}, str or torch.device, default="auto"
         ``"auto"`` takes a GPU when there is one.
     dtype : {"float32", "bfloat16", "float16"}, default="float32"
         Precision of the network by autocast. Features are float32 in any case.
-    cache : {"memory"}, str, path-like or None, default="memory"
+    cache : {"memory"}, str, path-like, FeatureCache or None, default="memory"
         Where features are kept, by content: in this process, in a folder, or nowhere.
     on_error : {"raise", "nan"}, default="raise"
         What an empty or missing text does: stop the work, or become a row of NaN.
@@ -225,25 +239,43 @@ class OpenCLIPTextEncoder(_OpenCLIPTower, TextEncoder):
         model_name: str = "ViT-B-32/laion2b_s34b_b79k",
         *,
         revision: str | None = None,
-        batch_size: int = 64,
+        batch_size: int | str = "auto",
+        engine: str = "auto",
         device: str | torch.device | None = "auto",
         dtype: str = "float32",
-        cache: str | PathLike[str] | None = "memory",
+        cache: str | PathLike[str] | FeatureCache | None = "memory",
         on_error: str = "raise",
         verbose: int = 0,
     ) -> None:
         self.model_name = model_name
         self.revision = revision
         self.batch_size = batch_size
+        self.engine = engine
         self.device = device
         self.dtype = dtype
         self.cache = cache
         self.on_error = on_error
         self.verbose = verbose
 
-    def _forward(self, network: Network, batch: list[Any]) -> torch.Tensor:
-        tokens = network.prepare["text"](batch).to(network.device)
-        return network.model.encode_text(tokens)
+    def _module(self, network: Network) -> torch.nn.Module:
+        return _Tower(network.model, "encode_text")
+
+    def _tensors(self, network: Network, batch: list[Any]) -> tuple[torch.Tensor, ...]:
+        with TOKENIZING:
+            return (network.prepare["text"](batch),)
+
+
+class _Tower(torch.nn.Module):
+    """One side of a model of two towers."""
+
+    def __init__(self, model: torch.nn.Module, method: str) -> None:
+        super().__init__()
+        self.model = model
+        self.method = method
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Map a batch to (n, n_features)."""
+        return getattr(self.model, self.method)(inputs)
 
 
 def _known_names() -> list[str]:

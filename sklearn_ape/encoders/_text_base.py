@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
+import torch
 from sklearn.utils import Tags
 
 from ._base import FrozenEncoder
 from ._errors import ItemError
 from ._images import IMAGE_SUFFIXES
 
+# A fast tokenizer serves one thread at a time.
+TOKENIZING = threading.Lock()
+
 
 class TextEncoder(FrozenEncoder):
     """Base of the encoders of texts."""
 
     _modality = "text"
+    _worth_exporting = 4096
 
     def _digest(self, item: Any) -> bytes:
         return hashlib.sha256(b"text" + _checked_text(item).encode()).digest()
@@ -34,6 +40,18 @@ class TextEncoder(FrozenEncoder):
 
     def _blank(self) -> str:
         return "a"
+
+    def _examples(self) -> list[list[Any]]:
+        return [
+            ["a cat", "a photograph of two dogs that run along a beach", "rain"],
+            ["a"],
+            ["many words " * 20, "a b"],
+        ]
+
+    def _default_batch_size(self, engine: str, device: torch.device) -> int:
+        if engine == "torch":
+            return 64 if device.type == "cpu" else 512
+        return 16
 
     def _order(self, items: list[Any]) -> list[int]:
         # Texts of like length side by side need the least padding.

@@ -9,10 +9,12 @@ from typing import Any
 
 import torch
 
+from ..features import FeatureCache
 from ._base import _check_choice
 from ._hub import loading
-from ._image_base import ImageEncoder, stacked
+from ._image_base import ImageEncoder
 from ._networks import Network
+from ._pixels import Preprocessing
 from ._registry import (
     PACKAGED,
     folder_digest,
@@ -22,7 +24,7 @@ from ._registry import (
     packaged_file,
     verified,
 )
-from ._views import NUMBERS_OF_VIEWS, views_of
+from ._views import NUMBERS_OF_VIEWS
 
 # Of generalised-mean pooling: the power, and the least value, as its authors have them.
 _GEM_POWER = 3
@@ -59,17 +61,24 @@ class TimmImageEncoder(ImageEncoder):
         Views of a picture whose features are averaged: 1 is the picture alone; 2 adds its mirror
         image; 4 adds a smaller copy (at 2/3 of the size, on white) and a larger one (the middle,
         at 4/3). The time grows in proportion.
-    batch_size : int, default=16
-        Pictures in one pass of the network; each view counts as one.
+    batch_size : {"auto"} or int, default="auto"
+        Pictures in one pass of the network; each view counts as one. ``"auto"`` is what the
+        engine is fastest with. On a GPU whose memory is too small, it is halved.
+    engine : {"auto", "torch", "onnx", "openvino"}, default="auto"
+        What computes the network. ``"auto"`` takes the fastest that is installed: OpenVINO or
+        ONNX Runtime on a CPU, torch on a GPU. The network is exported once, kept beside the cache
+        and compared with torch whenever it is loaded.
     device : {"auto"}, str or torch.device, default="auto"
         ``"auto"`` takes a GPU when there is one.
     dtype : {"float32", "bfloat16", "float16"}, default="float32"
         Precision of the network by autocast. Features are float32 in any case.
     n_jobs : int or None, default=None
-        Workers that read and resize pictures, by joblib; -1 is one a core.
-    cache : {"memory"}, str, path-like or None, default="memory"
-        Where features are kept, by the content of the picture: in this process, in a folder, or
-        nowhere. It serves fit, score and predict alike.
+        Threads that read and resize pictures and, with another engine than torch, compute the
+        network. None is as many as torch uses, -1 one a core.
+    cache : {"memory"}, str, path-like, FeatureCache or None, default="memory"
+        Where features are kept, by the content of the picture: in this process, in a folder (as
+        a `DiskFeatureCache` as well, which can halve its size), or nowhere. It serves fit, score
+        and predict alike.
     on_error : {"raise", "nan"}, default="raise"
         What a picture that cannot be read does: stop the work, or become a row of NaN that is
         named in a warning and in ``errors_``.
@@ -118,11 +127,12 @@ class TimmImageEncoder(ImageEncoder):
         output: str = "features",
         crop: str = "center",
         views: int = 1,
-        batch_size: int = 16,
+        batch_size: int | str = "auto",
+        engine: str = "auto",
         device: str | torch.device | None = "auto",
         dtype: str = "float32",
         n_jobs: int | None = None,
-        cache: str | PathLike[str] | None = "memory",
+        cache: str | PathLike[str] | FeatureCache | None = "memory",
         on_error: str = "raise",
         verbose: int = 0,
     ) -> None:
@@ -133,6 +143,7 @@ class TimmImageEncoder(ImageEncoder):
         self.crop = crop
         self.views = views
         self.batch_size = batch_size
+        self.engine = engine
         self.device = device
         self.dtype = dtype
         self.n_jobs = n_jobs
@@ -251,29 +262,29 @@ class TimmImageEncoder(ImageEncoder):
         config = timm.data.resolve_model_data_config(model)
         if self.crop == "pad":
             config["crop_pct"] = 1.0
+        transform = timm.data.create_transform(**config)
         return Network(
             model.to(device, memory_format=torch.channels_last),
-            timm.data.create_transform(**config),
+            Preprocessing.of(transform) or transform,
             device,
         )
 
-    def _prepare_image(self, prepare: Any, image: Any) -> torch.Tensor:
-        if self.views == 1:
-            return prepare(image)
-        return torch.stack([prepare(view) for view in views_of(image, self.views)])
+    def _pixel_network(self, network: Network) -> torch.nn.Module:
+        return _Features(network.model, self.pooling, self.output)
 
-    def _forward(self, network: Network, batch: list[Any]) -> torch.Tensor:
-        if self.views == 1:
-            return self._pass(network, batch)
-        views = [view for picture in batch for view in picture]
-        starts = range(0, len(views), self.batch_size)
-        parts = [self._pass(network, views[start : start + self.batch_size]) for start in starts]
-        return torch.cat(parts).float().unflatten(0, (len(batch), -1)).mean(dim=1)
 
-    def _pass(self, network: Network, batch: list[Any]) -> torch.Tensor:
-        """Return the features of single views."""
-        model = network.model
-        pixels = stacked(batch, network.device)
+class _Features(torch.nn.Module):
+    """A timm network up to the features asked for."""
+
+    def __init__(self, model: torch.nn.Module, pooling: str, output: str) -> None:
+        super().__init__()
+        self.model = model
+        self.pooling = pooling
+        self.output = output
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Map pixels (n, 3, height, width) to (n, n_features)."""
+        model: Any = self.model
         if self.output == "logits":
             return model(pixels)
         last = model.forward_features(pixels)

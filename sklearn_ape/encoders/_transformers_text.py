@@ -7,14 +7,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import nn
 
+from ..features import FeatureCache
 from ._base import _check_choice
 from ._hub import check_source, fingerprint_of, pretrained, side_file
 from ._networks import Network
 from ._registry import library_version
-from ._text_base import TextEncoder
+from ._text_base import TOKENIZING, TextEncoder
 
 _LONGEST = 512
+_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 
 class _Tokenizer(NamedTuple):
@@ -44,13 +47,15 @@ class TransformersTextEncoder(TextEncoder):
         Scale features to length 1. ``"auto"`` does what the model's files say.
     max_length : int or None, default=None
         Tokens of a text that are read; the rest is cut. None takes the model's own limit.
-    batch_size : int, default=64
-        Texts in one pass of the network.
+    batch_size : {"auto"} or int, default="auto"
+        Texts in one pass of the network. ``"auto"`` is what the engine is fastest with.
+    engine : {"auto", "torch", "onnx", "openvino"}, default="auto"
+        What computes the network; see `TimmImageEncoder`.
     device : {"auto"}, str or torch.device, default="auto"
         ``"auto"`` takes a GPU when there is one.
     dtype : {"float32", "bfloat16", "float16"}, default="float32"
         Precision of the network by autocast. Features are float32 in any case.
-    cache : {"memory"}, str, path-like or None, default="memory"
+    cache : {"memory"}, str, path-like, FeatureCache or None, default="memory"
         Where features are kept, by content: in this process, in a folder, or nowhere.
     on_error : {"raise", "nan"}, default="raise"
         What an empty or missing text does: stop the work, or become a row of NaN.
@@ -95,10 +100,11 @@ class TransformersTextEncoder(TextEncoder):
         pooling: str = "auto",
         normalize: str | bool = "auto",
         max_length: int | None = None,
-        batch_size: int = 64,
+        batch_size: int | str = "auto",
+        engine: str = "auto",
         device: str | torch.device | None = "auto",
         dtype: str = "float32",
-        cache: str | PathLike[str] | None = "memory",
+        cache: str | PathLike[str] | FeatureCache | None = "memory",
         on_error: str = "raise",
         verbose: int = 0,
     ) -> None:
@@ -108,6 +114,7 @@ class TransformersTextEncoder(TextEncoder):
         self.normalize = normalize
         self.max_length = max_length
         self.batch_size = batch_size
+        self.engine = engine
         self.device = device
         self.dtype = dtype
         self.cache = cache
@@ -170,31 +177,56 @@ class TransformersTextEncoder(TextEncoder):
             tokenize, sentence.get("max_seq_length") or longest, pooling, "Normalize" in kinds
         )
 
-    def _forward(self, network: Network, batch: list[Any]) -> torch.Tensor:
+    def _module(self, network: Network) -> torch.nn.Module:
         declared: _Tokenizer = network.prepare
-        # SigLIP reads the padding too, and always the same length of it.
-        is_siglip = network.model.config.model_type.startswith("siglip")
-        tokens = declared.tokenize(
-            batch,
-            padding="max_length" if is_siglip else True,
-            return_attention_mask=True,
-            truncation=True,
-            max_length=self.max_length or declared.max_length,
-            return_tensors="pt",
-        ).to(network.device)
-        mask = tokens.pop("attention_mask") if is_siglip else tokens["attention_mask"]
         pooling = declared.pooling if self.pooling == "auto" else self.pooling
-        if pooling == "embedding":
-            embedding = network.model.get_text_features(**tokens)
+        normalize = declared.normalize if self.normalize == "auto" else bool(self.normalize)
+        return _Features(network.model, pooling, normalize)
+
+    def _tensors(self, network: Network, batch: list[Any]) -> tuple[torch.Tensor, ...]:
+        declared: _Tokenizer = network.prepare
+        with TOKENIZING:
+            tokens = declared.tokenize(
+                batch,
+                # SigLIP reads the padding too, and always the same length of it.
+                padding="max_length" if _is_siglip(network.model) else True,
+                return_attention_mask=True,
+                truncation=True,
+                max_length=self.max_length or declared.max_length,
+                return_tensors="pt",
+            )
+        return tuple(tokens[name] for name in _INPUTS if name in tokens)
+
+
+class _Features(torch.nn.Module):
+    """A network of the transformers library, pooled and scaled."""
+
+    def __init__(self, model: torch.nn.Module, pooling: str, normalize: bool) -> None:
+        super().__init__()
+        self.model = model
+        self.pooling = pooling
+        self.normalize = normalize
+
+    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+        """Map tokens and masks (n, n_tokens), named by `_INPUTS`, to (n, n_features)."""
+        tokens = dict(zip(_INPUTS, inputs, strict=False))
+        mask = tokens["attention_mask"]
+        if _is_siglip(self.model):
+            del tokens["attention_mask"]
+        model: Any = self.model
+        if self.pooling == "embedding":
+            embedding = model.get_text_features(**tokens)
             pooled = getattr(embedding, "pooler_output", embedding)
         else:
-            model = getattr(network.model, "text_model", network.model)
-            encode = getattr(model, "get_encoder", None) if _is_seq2seq(model) else None
-            last = (encode() if encode else model)(**tokens).last_hidden_state
-            pooled = _pooled(last, mask, pooling)
-        if self.normalize is True or (self.normalize == "auto" and declared.normalize):
-            pooled = torch.nn.functional.normalize(pooled.float(), dim=-1)
-        return pooled
+            tower = getattr(model, "text_model", model)
+            encode = getattr(tower, "get_encoder", None) if _is_seq2seq(tower) else None
+            last = (encode() if encode else tower)(**tokens).last_hidden_state
+            pooled = _pooled(last, mask, self.pooling)
+        return nn.functional.normalize(pooled.float(), dim=-1) if self.normalize else pooled
+
+
+def _is_siglip(model: Any) -> bool:
+    return model.config.model_type.startswith("siglip")
 
 
 def _is_seq2seq(model: Any) -> bool:
@@ -224,5 +256,5 @@ def _pooled(last: torch.Tensor, mask: torch.Tensor, pooling: str) -> torch.Tenso
     if pooling == "mean":
         return mean
     if pooling == "last":
-        return last[torch.arange(len(last)), mask.sum(dim=1) - 1]
+        return last[torch.arange(last.shape[0]), mask.sum(dim=1) - 1]
     return last[:, 0] if pooling == "cls" else torch.cat([last[:, 0], mean], dim=1)

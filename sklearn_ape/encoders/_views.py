@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 NUMBERS_OF_VIEWS = (1, 2, 4)
+LARGEST_ZOOM = 4 / 3
 
 
 def views_of(image: Image.Image, n_views: int) -> Iterator[Image.Image]:

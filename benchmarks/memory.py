@@ -1,0 +1,15 @@
+"""Measure memory, and time by number of rows, each in a process of its own.
+
+    python benchmarks/memory.py                 # all parts
+    python benchmarks/memory.py training        # one
+    python benchmarks/memory.py --quick         # a trial
+
+Written to docs/results/memory.csv.
+"""
+
+from _parts import main
+
+PARTS = ("training", "zero_shot", "store")
+
+if __name__ == "__main__":
+    main("memory", PARTS, __doc__)

@@ -1,0 +1,235 @@
+"""Encoding from files, against a plain torch loop, embetter and sentence-transformers.
+
+Every contender runs in a process of its own, since ours changes how the process allocates
+memory, and the best of two runs counts. All have the same weights and read the same files.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rows import Row, show
+
+N_PICTURES, N_LARGE, N_TEXTS = 640, 48, 4000
+OURS_F32, OURS_BF16, OURS_ONNX, OURS_TORCH = "openvino float32", "openvino bf16", "onnx", "torch"
+
+
+def measure(quick: bool) -> list[Row]:
+    """Return images/s and texts/s, ours beside each peer's."""
+    with tempfile.TemporaryDirectory() as folder:
+        sets = _make_sets(Path(folder), 8 if quick else 1)
+        rows: list[Row] = []
+        for name in ("pictures", "large photographs"):
+            rows += _rows_of_pictures(name, sets[name], Path(folder))
+        rows += _rows_of_texts(sets["texts"], Path(folder))
+    return rows
+
+
+def _rows_of_pictures(name: str, paths: Path, folder: Path) -> list[Row]:
+    plain = _best("plain", paths, folder)
+    small = name == "pictures"
+    bars = {OURS_F32: "at least 6", OURS_BF16: "at least 10"} if small else {}
+    rows = []
+    for ours in (OURS_F32, OURS_BF16, OURS_ONNX, OURS_TORCH):
+        rate = _best(ours, paths, folder)
+        what = f"encode {name}, {ours}"
+        rows.append(Row(what, rate, "images/s", "plain torch loop", plain, bars.get(ours, "")))
+        rows.append(_difference(f"{what}: 1 - cosine, worst", folder, ours, "exact"))
+    embetter = _best("embetter", paths, folder)
+    rows.append(Row(f"encode {name}, {OURS_F32}", rows[0].ours, "images/s", "embetter", embetter))
+    return rows
+
+
+def _rows_of_texts(texts: Path, folder: Path) -> list[Row]:
+    peer = _best("sentence-transformers", texts, folder)
+    rows = []
+    for ours, bar in (("texts openvino", "at least 1.5"), ("texts torch", "")):
+        rate = _best(ours, texts, folder)
+        rows.append(Row(f"encode {ours}", rate, "texts/s", "sentence-transformers", peer, bar))
+        what = f"encode {ours}: 1 - cosine, worst"
+        rows.append(_difference(what, folder, ours, "sentence-transformers"))
+    return rows
+
+
+def _difference(what: str, folder: Path, ours: str, reference: str) -> Row:
+    a, b = (np.load(folder / f"{name}.npy") for name in (ours, reference))
+    cosine = (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
+    return Row(what, float((1 - cosine).max()), "")
+
+
+def _best(contender: str, items: Path, folder: Path) -> float:
+    rates = []
+    for _ in range(2):
+        module = ["-W", "ignore", "-m", "speed_parts.encode"]
+        command = [sys.executable, *module, contender, str(items), str(folder)]
+        here = Path(__file__).parents[1]
+        done = subprocess.run(command, cwd=here, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RuntimeError(f"{contender} failed:\n{done.stderr[-2000:]}")
+        rates.append(float(done.stdout.split()[-1]))
+    return max(rates)
+
+
+def _make_sets(folder: Path, share: int) -> dict[str, Path]:
+    """Write lists of files and texts: half PNG, half JPEG; photographs of 12 megapixels."""
+    from PIL import Image
+    from sklearn.datasets import load_sample_images
+
+    from sklearn_ape.datasets import load_openclipart
+
+    data = load_openclipart()
+    rng = np.random.default_rng(0)
+    chosen = [data.images[row] for row in rng.permutation(len(data.images))[: N_PICTURES // share]]
+    files = []
+    for number, path in enumerate(chosen):
+        if number % 2:
+            with Image.open(path) as image:
+                rgba = image.convert("RGBA")
+            ground = Image.new("RGB", rgba.size, "white")
+            ground.paste(rgba, mask=rgba)
+            path = folder / f"{number}.jpg"
+            ground.save(path, quality=90)
+        files.append(str(path))
+    photographs = [Image.fromarray(pixels) for pixels in load_sample_images().images]
+    large = []
+    for number in range(N_LARGE // share):
+        path = folder / f"large-{number}.jpg"
+        moved = photographs[number % 2].rotate(number, expand=False)
+        moved.resize((4000, 3000), Image.Resampling.BICUBIC).save(path, quality=90)
+        large.append(str(path))
+    texts = [text for row in data.captions for text in ([row] if isinstance(row, str) else row)]
+    words = [" ".join(texts[start : start + 12]) for start in range(0, 6000, 12)]
+    mixed = [words[n // 8 % len(words)] if n % 8 == 0 else texts[n] for n in range(len(texts))]
+    mixed = list(dict.fromkeys(mixed))[: N_TEXTS // share]
+    sets = {"pictures": files, "large photographs": large, "texts": mixed}
+    for name, items in sets.items():
+        (folder / f"{name}.txt").write_text("\n".join(" ".join(i.split()) for i in items))
+    return {name: folder / f"{name}.txt" for name in sets}
+
+
+def _contend(contender: str, items: list[str], folder: Path) -> float:
+    """Return items a second, having started and warmed up; keep the features."""
+    os.environ["XDG_CACHE_HOME"] = str(folder / "cache")  # for exports
+    encode = CONTENDERS[contender](folder)
+    encode(items[:40])
+    start = time.perf_counter()
+    features = encode(items)
+    rate = len(items) / (time.perf_counter() - start)
+    np.save(folder / f"{contender}.npy", features)
+    return rate
+
+
+def _ours(engine: str, dtype: str = "float32") -> Callable:
+    def start(folder: Path) -> Callable:
+        from sklearn_ape.encoders import TimmImageEncoder
+
+        encoder = TimmImageEncoder(engine=engine, dtype=dtype, cache=None)
+        return encoder.transform
+
+    return start
+
+
+def _our_texts(engine: str) -> Callable:
+    def start(folder: Path) -> Callable:
+        from sklearn_ape.encoders import TransformersTextEncoder
+
+        encoder = TransformersTextEncoder(engine=engine, cache=None)
+        return encoder.transform
+
+    return start
+
+
+def _timm_model(pretrained_name: str = "efficientnet_lite0") -> tuple[Any, Any]:
+    """Return timm's own network with the packaged weights, and timm's transform."""
+    import timm
+    import torch
+
+    from sklearn_ape.encoders import TimmImageEncoder
+
+    ours = TimmImageEncoder(pretrained_name, engine="torch", cache=None)._network().model
+    model = timm.create_model(pretrained_name, num_classes=0).eval()
+    known = model.state_dict()
+    model.load_state_dict({k: v for k, v in ours.state_dict().items() if k in known})
+    config = timm.data.resolve_model_data_config(model)
+    assert next(model.parameters()).dtype == torch.float32
+    return model, timm.data.create_transform(**config)
+
+
+def _plain(folder: Path) -> Callable:
+    import torch
+    from PIL import Image
+
+    model, transform = _timm_model()
+
+    def encode(paths: list[str]) -> np.ndarray:
+        parts = []
+        with torch.inference_mode():
+            for start in range(0, len(paths), 32):
+                pictures = [Image.open(path).convert("RGB") for path in paths[start : start + 32]]
+                parts.append(model(torch.stack([transform(picture) for picture in pictures])))
+        return torch.cat(parts).numpy()
+
+    _write_exact(model, transform, folder)
+    return encode
+
+
+def _write_exact(model: Any, transform: Any, folder: Path) -> None:
+    """Write timm's features of the pictures as we show them, upright and on white."""
+    import torch
+
+    from sklearn_ape.encoders._images import read_image
+
+    paths = Path(sys.argv[2]).read_text().splitlines()
+    with torch.inference_mode():
+        parts = [model(transform(read_image(path))[None]) for path in paths]
+    np.save(folder / "exact.npy", torch.cat(parts).numpy())
+
+
+def _embetter(folder: Path) -> Callable:
+    import timm
+    from embetter.vision import ImageLoader, TimmEncoder
+
+    model, _ = _timm_model()
+    create = timm.create_model
+    timm.create_model = lambda *args, **kwargs: model  # its hub is out of reach here
+    encoder = TimmEncoder("efficientnet_lite0")
+    timm.create_model = create
+    return lambda paths: encoder.transform(ImageLoader().transform(paths))
+
+
+def _sentence_transformers(folder: Path) -> Callable:
+    from sentence_transformers import SentenceTransformer
+
+    from sklearn_ape.encoders._hub import source_of
+
+    model = SentenceTransformer(source_of("all-MiniLM-L6-v2"), device="cpu")
+    return lambda texts: model.encode(texts, show_progress_bar=False)
+
+
+CONTENDERS: dict[str, Callable[[Path], Callable]] = {
+    "plain": _plain,
+    "embetter": _embetter,
+    OURS_F32: _ours("openvino"),
+    OURS_BF16: _ours("openvino", "bfloat16"),
+    OURS_ONNX: _ours("onnx"),
+    OURS_TORCH: _ours("torch"),
+    "texts openvino": _our_texts("openvino"),
+    "texts torch": _our_texts("torch"),
+    "sentence-transformers": _sentence_transformers,
+}
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 4:
+        lines = Path(sys.argv[2]).read_text().splitlines()
+        print(_contend(sys.argv[1], lines, Path(sys.argv[3])))
+    else:
+        show(measure("--quick" in sys.argv))

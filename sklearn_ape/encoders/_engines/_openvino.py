@@ -1,0 +1,96 @@
+"""OpenVINO as an engine."""
+
+from __future__ import annotations
+
+import warnings
+from functools import lru_cache
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+import numpy as np
+import torch
+
+from ._base import EngineError, Inputs, Workload, n_free_axes
+
+FILE = "model.xml"
+_HINTS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
+_CAPABILITIES = {"BF16": "bfloat16", "FP16": "float16"}
+
+
+class OpenVINOEngine:
+    """Computes an exported network with OpenVINO on the CPU, with a stream a core.
+
+    Parameters
+    ----------
+    workload : Workload
+        What was exported.
+    folder : pathlib.Path
+        Where `export` wrote it.
+    """
+
+    name = "openvino"
+    concurrent = True
+
+    def __init__(self, workload: Workload, folder: Path) -> None:
+        try:
+            compiled = _core().compile_model(
+                folder / FILE,
+                "CPU",
+                {
+                    # Streams share nothing, so that threads which decode need not wait for them.
+                    "NUM_STREAMS": str(workload.n_threads),
+                    "INFERENCE_NUM_THREADS": workload.n_threads,
+                    "ENABLE_CPU_PINNING": False,
+                    "INFERENCE_PRECISION_HINT": _HINTS[workload.dtype],
+                },
+            )
+            self._requests: SimpleQueue[Any] = SimpleQueue()
+            for _ in range(workload.n_threads):
+                self._requests.put(compiled.create_infer_request())
+        except RuntimeError as error:
+            raise EngineError(f"OpenVINO cannot load the network: {error}") from error
+
+    def __call__(self, inputs: Inputs) -> np.ndarray:
+        """Return the features of a batch."""
+        request = self._requests.get()
+        try:
+            arrays = [np.ascontiguousarray(x.numpy()) for x in inputs]
+            return np.array(request.infer(arrays, share_inputs=True)[0], dtype=np.float32)
+        finally:
+            self._requests.put(request)
+
+
+def export(workload: Workload, folder: Path) -> None:
+    """Write a network in OpenVINO's format."""
+    import openvino
+
+    example = workload.examples()[0]
+    try:
+        with warnings.catch_warnings(), torch.inference_mode():
+            warnings.simplefilter("ignore")  # what tracing says of constants is checked by numbers
+            model = openvino.convert_model(workload.module, example_input=example)
+        for put, x in zip(model.inputs, example, strict=True):
+            free = n_free_axes(x)
+            shape = [-1] * free + list(x.shape[free:])
+            put.get_node().set_partial_shape(openvino.PartialShape(shape))
+        model.validate_nodes_and_infer_types()
+        openvino.save_model(model, folder / FILE, compress_to_fp16=False)
+    except Exception as error:  # the converter raises anything on what it cannot express
+        raise EngineError(f"OpenVINO cannot convert the network: {error}") from error
+
+
+@lru_cache(maxsize=1)
+def precisions() -> tuple[str, ...]:
+    """Return the precisions that this machine computes in."""
+    able = _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return ("float32", *(dtype for name, dtype in _CAPABILITIES.items() if name in able))
+
+
+@lru_cache(maxsize=1)
+def _core() -> Any:
+    import openvino
+
+    core = openvino.Core()
+    core.set_property({"ENABLE_MMAP": False})  # a file that is cut short must not end the process
+    return core

@@ -1,0 +1,253 @@
+"""Engines compute what torch does, are exported once, and failing costs time, never truth."""
+
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.base import clone
+
+from sklearn_ape.datasets import load_openmoji
+from sklearn_ape.encoders import TimmImageEncoder, TransformersTextEncoder, _networks
+from sklearn_ape.encoders._engines import _base, _make, _torch
+from sklearn_ape.encoders._engines._torch import TorchEngine
+
+OTHERS = ("onnx", "openvino")
+TEXTS = ["a cat", "a photograph of two dogs on a beach", "rain " * 90, "x", "a red umbrella"]
+
+
+@pytest.fixture(scope="module")
+def paths():
+    return load_openmoji().images[200:211]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """A folder with a small network, whose export takes no time to speak of."""
+    timm = pytest.importorskip("timm")
+    folder = tmp_path_factory.mktemp("tiny")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = timm.create_model("resnet10t", pretrained=False, num_classes=3)
+        timm.models.save_for_hf(model.eval(), str(folder), safe_serialization=True)
+    return str(folder)
+
+
+@pytest.fixture(autouse=True)
+def _afresh():
+    """No engine is left over from another test."""
+    _networks._kept.clear()
+
+
+def exports(folder):
+    return sorted(path for path in (Path(folder) / "engines").iterdir() if path.is_dir())
+
+
+def cosine_distances(a, b):
+    return 1 - (a * b).sum(axis=1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
+
+
+@pytest.mark.parametrize("engine", OTHERS)
+def test_real_encoders_give_torchs_features(engine, paths, tmp_path):
+    """Pictures and texts of unlike lengths, in batches of unlike sizes."""
+    pytest.importorskip(_base._PACKAGES[engine][0])
+    for encoder, items in ((TimmImageEncoder(), paths), (TransformersTextEncoder(), TEXTS)):
+        encoder.set_params(cache=tmp_path / "by torch", engine="torch")
+        expected = encoder.transform(items)
+        encoder.set_params(cache=tmp_path / engine, engine=engine, batch_size=3)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", RuntimeWarning)
+            found = encoder.transform(items)
+        assert encoder._engine(len(items)).name == engine
+        assert cosine_distances(found, expected).max() < 1e-5
+        np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
+    assert len(exports(tmp_path / engine)) == 2
+
+
+@pytest.mark.parametrize("engine", OTHERS)
+def test_exported_once(engine, tiny, paths, tmp_path, monkeypatch):
+    """Another process, and another encoder of the same network, finds the export."""
+    pytest.importorskip(_base._PACKAGES[engine][0])
+    encoder = TimmImageEncoder(tiny, engine=engine, cache=tmp_path)
+    expected = encoder.transform(paths)
+    _networks._kept.clear()
+    monkeypatch.setattr(_make._runtime(engine), "export", None)
+    (tmp_path / "features.sqlite").unlink()
+    np.testing.assert_array_equal(clone(encoder).transform(paths), expected)
+
+
+@pytest.mark.parametrize("engine", OTHERS)
+def test_damaged_export_is_exported_anew(engine, tiny, paths, tmp_path):
+    """One flipped bit in the weights is seen, and so is a file that is gone."""
+    pytest.importorskip(_base._PACKAGES[engine][0])
+    encoder = TimmImageEncoder(tiny, engine=engine, cache=tmp_path)
+    expected = encoder.transform(paths)
+    for damage in ("bit", "cut", "gone"):
+        _networks._kept.clear()
+        (folder,) = exports(tmp_path)
+        file = max(folder.iterdir(), key=lambda path: path.stat().st_size)
+        content = bytearray(file.read_bytes())
+        if damage == "gone":
+            file.unlink()
+        else:
+            content[len(content) // 2] ^= 1
+            file.write_bytes(content if damage == "bit" else content[:1000])
+        (tmp_path / "features.sqlite").unlink()
+        with pytest.warns(RuntimeWarning, match=r"damaged .* exported anew"):
+            found = encoder.transform(paths)
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_wrong_numbers_are_refused(tiny, paths, tmp_path, monkeypatch):
+    """An export that computes something else is never used."""
+    pytest.importorskip("openvino")
+    runtime = _make._runtime("openvino")
+    call = runtime.OpenVINOEngine.__call__
+    monkeypatch.setattr(
+        runtime.OpenVINOEngine, "__call__", lambda self, inputs: call(self, inputs)[:, ::-1]
+    )
+    expected = TimmImageEncoder(tiny, engine="torch", cache=None).transform(paths)
+    encoder = TimmImageEncoder(tiny, engine="openvino", cache=tmp_path)
+    with pytest.warns(RuntimeWarning, match=r"so torch does: its features differ from torch's by"):
+        found = encoder.transform(paths)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    assert not exports(tmp_path)
+
+
+@pytest.mark.parametrize("engine", OTHERS)
+def test_export_that_fails_is_computed_by_torch(engine, tiny, paths, tmp_path, monkeypatch):
+    """Asked for by name, with a warning each time; chosen by itself, silently and tried once."""
+    pytest.importorskip(_base._PACKAGES[engine][0])
+    tried = []
+
+    def fails(workload, folder):
+        tried.append(folder)
+        raise _base.EngineError("no such operation\nand a long report")
+
+    monkeypatch.setattr(_make._runtime(engine), "export", fails)
+    monkeypatch.setattr(_make, "chosen_engine", lambda *_: engine)
+    encoder = TimmImageEncoder(tiny, engine=engine, cache=tmp_path)
+    with pytest.warns(RuntimeWarning, match=f"engine='{engine}' .* so torch does: no such opera"):
+        encoder.transform(paths[:2])
+    monkeypatch.setattr(TimmImageEncoder, "_worth_exporting", 1)
+    for _ in range(2):
+        _networks._kept.clear()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            encoder.set_params(engine="auto", cache=tmp_path).transform(paths[2:5])
+    assert len(tried) == 1
+    assert not exports(tmp_path)
+
+
+def test_what_is_wrong_with_the_network_is_not_the_engines_fault(tmp_path, paths):
+    """An error of the network itself comes as it is."""
+    pytest.importorskip("openvino")
+    encoder = TimmImageEncoder(pooling="cls", engine="openvino", cache=tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(ValueError, match="pooling='cls' needs a network with a class token"):
+            encoder.transform(paths)
+
+
+def test_folder_that_cannot_be_written(tiny, paths, tmp_path):
+    """The export then serves this process alone."""
+    pytest.importorskip("openvino")
+    (tmp_path / "engines").write_text("in the way")
+    encoder = TimmImageEncoder(tiny, engine="openvino", cache=tmp_path)
+    expected = TimmImageEncoder(tiny, engine="torch", cache=None).transform(paths)
+    np.testing.assert_allclose(encoder.transform(paths), expected, atol=1e-4)
+    assert encoder._engine(5).name == "openvino"
+
+
+def test_auto_exports_for_many_items_alone(tiny, paths, tmp_path, monkeypatch):
+    """A few pictures do not wait for an export."""
+    pytest.importorskip("openvino")
+    encoder = TimmImageEncoder(tiny, cache=tmp_path, device="cpu")
+    encoder.transform(paths)
+    assert not (tmp_path / "engines").exists()
+    monkeypatch.setattr(TimmImageEncoder, "_worth_exporting", 5)
+    (tmp_path / "features.sqlite").unlink()
+    encoder.transform(paths)
+    assert [path.name.partition("-")[0] for path in exports(tmp_path)] == ["openvino"]
+
+
+class TestChoice:
+    def test_not_installed(self, tiny, paths, monkeypatch):
+        """The message has the command that installs it."""
+        monkeypatch.setattr(_base, "find_spec", lambda _: None)
+        for engine in OTHERS:
+            with pytest.raises(ImportError, match=rf"pip install 'sklearn-ape\[{engine}\]'"):
+                TimmImageEncoder(tiny, engine=engine).fit(paths)
+        assert TimmImageEncoder(tiny, device="cpu")._engine_name() == "torch"
+
+    def test_where_and_how_it_computes(self, tiny, paths):
+        pytest.importorskip("onnxruntime")
+        with pytest.raises(ValueError, match=r"engine='onnx' does not compute in bfloat16"):
+            TimmImageEncoder(tiny, engine="onnx", dtype="bfloat16").fit(paths)
+        with pytest.raises(ValueError, match=r"computes on the CPU, but device is 'meta'"):
+            TimmImageEncoder(tiny, engine="onnx", device="meta").fit(paths)
+        with pytest.raises(ValueError, match="engine must be one of auto, torch, onnx, openvino"):
+            TimmImageEncoder(tiny, engine="tensorrt").fit(paths)
+
+    def test_precision_and_its_engine_are_part_of_the_key(self, tiny, paths, tmp_path):
+        """Features of low precision never stand in for others; float32 ones serve all engines."""
+        pytest.importorskip("openvino")
+        exact = TimmImageEncoder(tiny, cache=tmp_path, engine="torch")
+        low = clone(exact).set_params(dtype="bfloat16")
+        assert exact._identity_digest() != low._identity_digest()
+        assert clone(exact).set_params(engine="openvino")._identity_digest() == (
+            exact._identity_digest()
+        )
+        if "bfloat16" in _base._precisions("openvino"):
+            other = clone(low).set_params(engine="openvino")
+            assert other._identity_digest() != low._identity_digest()
+            assert cosine_distances(other.transform(paths), exact.transform(paths)).max() < 0.05
+
+
+class TestTorch:
+    def test_batch_is_halved_when_memory_is_short(self, monkeypatch):
+        """As on a GPU that holds three items; later batches are cut at once."""
+        sizes = []
+
+        class Module(torch.nn.Module):
+            def forward(self, x):
+                sizes.append(len(x))
+                if len(x) > 3:
+                    raise torch.OutOfMemoryError
+                return 2 * x
+
+        workload = _base.Workload(
+            Module(), list, "", torch.device("cpu"), "float32", 1, Path("unused")
+        )
+        engine = TorchEngine(workload)
+        x = torch.arange(10.0)[:, None]
+        for _ in range(2):
+            np.testing.assert_array_equal(engine((x,)), 2 * x.numpy())
+        assert sizes == [10, 5, 3, 3, 3, 1, 3, 3, 3, 1]
+
+    def test_one_item_too_large_is_an_error(self):
+        class Module(torch.nn.Module):
+            def forward(self, x):
+                raise torch.OutOfMemoryError("no room")
+
+        workload = _base.Workload(
+            Module(), list, "", torch.device("cpu"), "float32", 1, Path("unused")
+        )
+        with pytest.raises(torch.OutOfMemoryError, match="no room"):
+            TorchEngine(workload)((torch.ones(4, 1),))
+
+    @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc")
+    def test_large_allocations_are_kept(self):
+        """The memory of a large tensor is not given back to the kernel and mapped anew."""
+        import resource
+
+        _torch._keep_large_allocations()
+        for _ in range(3):
+            torch.ones(25_000_000)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(5):
+            torch.ones(25_000_000)
+        after = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        assert after - before < 5 * 25_000_000 * 4 / 4096 / 4

@@ -1,0 +1,55 @@
+"""Work in threads keeps its order and its bounds."""
+
+import threading
+import time
+
+import pytest
+
+from sklearn_ape.encoders._pipeline import in_threads
+
+
+def test_order_is_kept():
+    """However long each item takes."""
+    waits = [0.03, 0.0, 0.02, 0.0, 0.01, 0.0]
+    results = in_threads(lambda wait: time.sleep(wait) or wait, waits, 3)
+    assert list(results) == waits
+
+
+@pytest.mark.parametrize("n_threads", [1, 4])
+def test_no_more_is_begun_than_allowed(n_threads):
+    """A slow consumer does not let results pile up."""
+    begun = []
+    results = in_threads(begun.append, range(100), n_threads)
+    for taken in range(1, 20):
+        next(results)
+        time.sleep(0.002)
+        assert len(begun) <= taken + n_threads + 2
+    results.close()
+
+
+def test_first_error_ends_the_work():
+    """Items not begun are left; threads have ended."""
+    begun = []
+
+    def work(item):
+        begun.append(item)
+        if item == 3:
+            raise RuntimeError("three")
+        return item
+
+    n_before = threading.active_count()
+    results = in_threads(work, range(1000), 2)
+    with pytest.raises(RuntimeError, match="three"):
+        list(results)
+    assert len(begun) < 12
+    assert threading.active_count() == n_before
+
+
+def test_an_interrupt_waits_for_what_runs():
+    """Ctrl-C between two results ends the threads, too."""
+    results = in_threads(lambda item: time.sleep(0.01) or item, range(1000), 2)
+    next(results)
+    start = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        results.throw(KeyboardInterrupt)
+    assert time.monotonic() - start < 5

@@ -1,0 +1,149 @@
+"""Pictures are prepared as torchvision and Pillow prepare them, for less."""
+
+import io
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from torchvision import transforms
+from torchvision.transforms import InterpolationMode
+
+from sklearn_ape.datasets import load_openmoji
+from sklearn_ape.encoders import TimmImageEncoder
+from sklearn_ape.encoders._images import read_image
+from sklearn_ape.encoders._pixels import OnPixels, Preprocessing
+
+SIZES = [(300, 200), (200, 300), (224, 224), (50, 40), (256, 256), (1000, 999), (7, 300), (91, 90)]
+
+
+def picture(width, height, seed=0):
+    """Clouds and edges."""
+    rng = np.random.default_rng(seed)
+    small = rng.integers(0, 256, (max(2, height // 9), max(2, width // 9), 3), dtype=np.uint8)
+    return Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def composed(resize=256, crop=224, mode=InterpolationMode.BICUBIC):
+    return transforms.Compose(
+        [
+            transforms.Resize(resize, mode),
+            transforms.CenterCrop(crop),
+            transforms.ToTensor(),
+            transforms.Normalize((0.5, 0.4, 0.3), (0.2, 0.3, 0.4)),
+        ]
+    )
+
+
+class Same(torch.nn.Module):
+    def forward(self, x):
+        return x
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("mode", [InterpolationMode.BICUBIC, InterpolationMode.BILINEAR])
+@pytest.mark.parametrize("resize", [256, (240, 230)])
+def test_the_pixels_are_torchvisions(size, mode, resize):
+    """To within rounding of bytes, for enlarged, reduced and oblong pictures."""
+    transform = composed(resize, mode=mode)
+    prepare = Preprocessing.of(transform)
+    image = picture(*size)
+    found = OnPixels(Same(), prepare).normalized(prepare(image)[None])[0]
+    steps = (found - transform(image)).abs() * torch.tensor([0.2, 0.3, 0.4]).view(3, 1, 1) * 255
+    assert found.shape == (3, 224, 224)
+    assert steps.mean() < 0.3
+    assert steps.max() < 4.5
+
+
+def test_transforms_of_another_form_are_left_alone():
+    """What is not understood in full is not imitated."""
+    steps = composed().transforms
+    for changed in (
+        [*steps, transforms.Grayscale(3)],
+        steps[1:],
+        [transforms.Resize(256, InterpolationMode.LANCZOS), *steps[1:]],
+        [transforms.Resize(200), *steps[1:]],  # CenterCrop would fill up with black
+        [transforms.Resize(256, max_size=400), *steps[1:]],
+        [transforms.Resize(256, antialias=False), *steps[1:]],
+    ):
+        assert Preprocessing.of(transforms.Compose(changed)) is None
+    assert Preprocessing.of(lambda image: image) is None
+    assert Preprocessing.of(composed()) is not None
+
+
+def test_timms_own_transforms():
+    """Its usual one is understood; its other ways of cropping stay its own."""
+    usual = timm.data.create_transform(224, is_training=False, crop_mode="center")
+    assert Preprocessing.of(usual).crop == (224, 224)
+    border = timm.data.create_transform(224, is_training=False, crop_mode="border")
+    assert Preprocessing.of(border) is None
+
+
+def as_jpeg(image, **options):
+    buffer = io.BytesIO()
+    image.save(buffer, "jpeg", quality=92, **options)
+    return buffer.getvalue()
+
+
+class TestLargePictures:
+    """A large picture is reduced as early as the features allow."""
+
+    @pytest.mark.parametrize("crop", ["center", "pad"])
+    def test_features_are_those_of_the_whole_picture(self, crop):
+        """Within 3e-4 in cosine, for drawings and clouds, JPEG and arrays in memory."""
+        encoder = TimmImageEncoder(crop=crop, cache=None, engine="torch")
+        network = encoder._network()
+        reference = timm.data.create_transform(
+            224,
+            is_training=False,
+            interpolation="bicubic",
+            mean=(0.5,) * 3,
+            std=(0.5,) * 3,
+            crop_pct=1.0 if crop == "pad" else 0.875,
+        )
+        emoji = [Image.open(path).convert("RGB") for path in load_openmoji().images[:48:6]]
+        sheet = Image.new("RGB", (224 * 4, 224 * 2), "white")
+        for place, image in enumerate(emoji):
+            sheet.paste(image, (place % 4 * 224, place // 4 * 224))
+        large = sheet.resize((4 * sheet.width, 4 * sheet.height), Image.Resampling.BICUBIC)
+        for file in (as_jpeg(large), as_jpeg(picture(2600, 4000)), large):
+            whole = read_image(file)
+            if crop == "pad":
+                from sklearn_ape.encoders._image_base import _square_on_white
+
+                whole = _square_on_white(whole)
+            with torch.inference_mode():
+                expected = encoder._pixel_network(network)(reference(whole)[None]).numpy()[0]
+            found = encoder.transform([file])[0]
+            cosine = found @ expected / np.linalg.norm(found) / np.linalg.norm(expected)
+            assert 1 - cosine < 3e-4
+
+    def test_jpeg_is_decoded_at_reduced_scale(self):
+        """No smaller than asked for, on the side asked for; rotation is applied all the same."""
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        file = as_jpeg(picture(3200, 1600), exif=exif)
+        assert read_image(file).size == (1600, 3200)
+        assert read_image(file, 700).size == (800, 1600)
+        assert read_image(file, 900).size == (1600, 3200)
+        assert read_image(file, 700, longer=True).size == (400, 800)
+
+    def test_cmyk_and_grey(self):
+        """Reduced decoding changes no colours."""
+        for mode in ("CMYK", "L"):
+            file = as_jpeg(picture(1600, 1600).convert(mode))
+            small, whole = read_image(file, 400), read_image(file)
+            assert small.mode == "RGB"
+            assert small.size == (400, 400)
+            difference = np.asarray(whole.reduce(4), dtype=int) - np.asarray(small)
+            assert np.abs(difference).mean() < 2
+
+
+def test_views_are_averaged():
+    """Pixels of several views of a picture give the mean of their features."""
+    prepare = Preprocessing.of(composed())
+    views = torch.stack([prepare(picture(300, 200, seed)) for seed in (1, 2)])
+    one = OnPixels(torch.nn.Flatten(), prepare)
+    two = OnPixels(torch.nn.Flatten(), prepare, n_views=2)
+    torch.testing.assert_close(two(views[None])[0], one(views).mean(dim=0))

@@ -1,0 +1,236 @@
+"""load_webdataset: shards larger than memory, and errors that name the shard and the sample."""
+
+import io
+import json
+import os
+import pickle
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sklearn_ape.datasets import load_webdataset, write_webdataset
+from sklearn_ape.encoders import EncodingError
+
+pytest.importorskip("webdataset")
+
+
+def shard(path, files):
+    """Write a tar file of the given names and contents."""
+    with tarfile.open(path, "w:gz" if path.suffix == ".gz" else "w") as tar:
+        for name, content in files:
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two shards of three and two pairs, in various forms."""
+    shard(
+        tmp_path / "00000.tar",
+        [
+            ("__meta__/x.json", b"{}"),
+            *[("a/1.jpg", b"one"), ("a/1.txt", b"a  cat\n")],
+            *[("a/2.PNG", b"two"), ("a/2.json", b'{"caption": "a dog", "x": 1}')],
+            *[("a/3.cls", b"7"), ("a/3.caption", b"an emu"), ("a/3.jpg", b"three")],
+        ],
+    )
+    shard(
+        tmp_path / "00001.tar",
+        [(f"b/{i}.{e}", c) for i in (4, 5) for e, c in (("webp", b"%d" % i), ("txt", b"x"))],
+    )
+    return tmp_path
+
+
+IMAGES = [b"one", b"two", b"three", b"4", b"5"]
+CAPTIONS = ["a cat", "a dog", "an emu", "x", "x"]
+
+
+def test_pairs(folder):
+    """Pairs in order, from whatever key holds them; sides that can be read again and again."""
+    pairs = load_webdataset(folder)
+    assert list(pairs) == list(zip(IMAGES, CAPTIONS, strict=True))
+    images, captions = pairs.images(), pairs.captions()
+    for _ in range(2):
+        assert list(images) == IMAGES
+        assert list(captions) == CAPTIONS
+    assert len(pairs) == len(images) == len(captions) == 5
+
+
+@pytest.mark.parametrize(
+    ("names", "shards", "n"),
+    [
+        ("{folder}/*.tar", ["00000.tar", "00001.tar"], 5),
+        ("{folder}/{{00000..00001}}.tar", ["00000.tar", "00001.tar"], 5),
+        ("{folder}/00001.tar", ["00001.tar"], 2),
+        (["{folder}/00001.tar", "{folder}/0*0.tar"], ["00001.tar", "00000.tar"], 5),
+    ],
+)
+def test_names_of_shards(folder, names, shards, n):
+    """A glob, a brace pattern, a file, a list: in the order in which they are named."""
+    given = [names] if isinstance(names, str) else names
+    given = [name.format(folder=folder) for name in given]
+    pairs = load_webdataset(given[0] if len(given) == 1 else given)
+    assert len(pairs) == n
+    assert [os.path.basename(name) for name in pairs.shards] == shards
+
+
+def test_compressed_shards(tmp_path):
+    """What webdataset reads, we count."""
+    shard(tmp_path / "a.tar.gz", [("1.jpg", b"one"), ("1.txt", b"a cat")])
+    pairs = load_webdataset(tmp_path / "a.tar.gz")
+    assert (len(pairs), list(pairs)) == (1, [(b"one", "a cat")])
+
+
+def test_lengths_come_from_headers(folder, monkeypatch):
+    """Counting reads no picture, and happens once."""
+    monkeypatch.setattr(tarfile.TarFile, "extractfile", None)
+    pairs = load_webdataset(folder)
+    assert len(pairs) == 5
+    monkeypatch.setattr(tarfile, "open", None)
+    assert len(pairs.images()) == 5
+
+
+@pytest.mark.parametrize(
+    ("files", "told"),
+    [
+        (
+            [("k1.jpg", b"x"), ("k2.txt", b"x"), ("k2.jpg", b"x")],
+            "no caption in the sample 'k1' of",
+        ),
+        ([("k1.jpg", b"x"), ("k1.txt", b"x"), ("k2.txt", b"x")], "no image in the sample 'k2' of"),
+        ([("k1.jpg", b"x"), ("k1.txt", b" \n")], r"caption of the sample 'k1' of .* is ' \\n'"),
+        (
+            [("k1.jpg", b"x"), ("k1.txt", b"\xff")],
+            r"\.txt of the sample 'k1' .*UnicodeDecodeError",
+        ),
+        (
+            [("k1.jpg", b"x"), ("k1.json", b"{")],
+            r"\.json:caption of the sample 'k1' .*JSONDecodeE",
+        ),
+        ([("k1.jpg", b"x"), ("k1.json", b'{"text": "a"}')], r"sample 'k1' .*KeyError: 'caption'"),
+        (
+            [("k1.jpg", b"x"), ("k1.json", b'{"caption": 3}')],
+            r"caption of the sample 'k1' .* is 3",
+        ),
+        ([("k1.jpg", b"x"), ("k1.json", b"[]")], r"sample 'k1' .*TypeError"),
+        ([("k1.jpg", b"x"), ("k1.txt", b"x"), ("k1.txt", b"y")], "after the sample|at its start"),
+        ([("README", b"x")], "holds no sample"),
+        ([], "holds no sample"),
+    ],
+)
+@pytest.mark.parametrize("side", ["captions", "both"])
+def test_bad_samples(tmp_path, files, told, side):
+    """Whichever way it is read, a sample that is no pair names its shard and key."""
+    path = shard(tmp_path / "bad.tar", files)
+    pairs = load_webdataset(path)
+    with pytest.raises(ValueError, match=told) as raised:
+        list(pairs if side == "both" else pairs.captions())
+    assert str(path) in str(raised.value)
+
+
+@pytest.mark.parametrize("n_bytes", [0, 100, 512, 700, 1024, 1536, 2048, 2560, 4096, 4200])
+@pytest.mark.parametrize("side", ["pairs", "images", "captions", "length"])
+def test_shards_that_are_cut_short(tmp_path, n_bytes, side):
+    """Also at the end of a member: half a shard is never taken for a whole one."""
+    files = [(f"{i}.{e}", b"x" * 600) for i in range(2) for e in ("jpg", "txt")]
+    path = shard(tmp_path / "cut.tar", files)
+    path.write_bytes(path.read_bytes()[:n_bytes])
+    pairs = load_webdataset(path)
+    read = {"pairs": pairs, "images": pairs.images(), "captions": pairs.captions()}
+    with pytest.raises(
+        ValueError, match=r"cut\.tar' (is damaged or cut short|holds no)|of '.*cut"
+    ):
+        len(pairs) if side == "length" else list(read[side])
+
+
+def test_damaged_shards(folder):
+    """Garbage instead of a header names the shard, and how far it could be read."""
+    path = folder / "00001.tar"
+    content = bytearray(path.read_bytes())
+    content[2048:2560] = b"\x7f" * 512
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"00001\.tar' is damaged or cut short after .*'b/4'"):
+        list(load_webdataset(folder))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "told"),
+    [
+        ({"shards": "https://a.b/c.tar"}, ValueError, "not a local file"),
+        ({"shards": "pipe:cat a.tar"}, ValueError, "not a local file"),
+        ({"shards": "absent/*.tar"}, FileNotFoundError, r"no shard 'absent/\*\.tar'"),
+        ({"shards": "a{0..1}.tar"}, FileNotFoundError, r"no shard 'a0\.tar'"),
+        ({"shards": []}, ValueError, "shards is empty"),
+        ({"shards": ".", "image_key": ";"}, ValueError, "image_key must name"),
+    ],
+)
+def test_wrong_arguments(folder, monkeypatch, arguments, error, told):
+    """Each is named at once, not after the first shard."""
+    monkeypatch.chdir(folder)
+    with pytest.raises(error, match=told):
+        load_webdataset(**arguments)
+
+
+def test_other_keys(folder):
+    """Keys are looked for in the order in which they are named."""
+    pairs = load_webdataset(folder / "00000.tar", caption_key="json:x;txt;caption")
+    with pytest.raises(ValueError, match=r"caption of the sample 'a/2' .* is 1"):
+        list(pairs.captions())
+    with pytest.raises(ValueError, match=r"no image in the sample 'a/2'.*\.jpg\."):
+        len(load_webdataset(folder, image_key=".JPG"))
+
+
+def test_without_webdataset(folder, monkeypatch):
+    """The message says what to install."""
+    monkeypatch.setitem(__import__("sys").modules, "webdataset", None)
+    with pytest.raises(ImportError, match=r"pip install .sklearn-ape\[distributed\]"):
+        list(load_webdataset(folder))
+    with pytest.raises(ImportError, match=r"pip install .sklearn-ape\[distributed\]"):
+        write_webdataset([], [], folder)
+
+
+def test_written_shards_are_read(tmp_path, pictures):
+    """Paths and bytes come back byte for byte, in as many shards as asked for."""
+    content = [Path(path).read_bytes() for path in pictures.images[:7]]
+    images = [*pictures.images[:4], *content[4:]]
+    shards = write_webdataset(images, pictures.captions[:7], tmp_path / "new", pairs_per_shard=3)
+    assert [os.path.basename(name) for name in shards] == ["00000.tar", "00001.tar", "00002.tar"]
+    pairs = load_webdataset(tmp_path / "new")
+    assert list(pairs) == list(zip(content, pictures.captions[:7], strict=True))
+    with pytest.raises(ValueError, match="shorter"):
+        write_webdataset(images, ["one"], tmp_path / "other")
+    with pytest.raises(ValueError, match=r"Picture 1 .*no jpg, png or webp"):
+        write_webdataset([content[0], b"text"], ["one", "two"], tmp_path / "other")
+    with pytest.raises(ValueError, match="pairs_per_shard must be at least 1"):
+        write_webdataset([], [], tmp_path / "other", pairs_per_shard=0)
+
+
+def test_encode_to_takes_either_side(tmp_path, pictures, image_encoder, text_encoder):
+    """Features of shards are those of the files; a bad picture names its shard and sample."""
+    n = 9
+    write_webdataset(pictures.images[:n], pictures.captions[:n], tmp_path, pairs_per_shard=4)
+    pairs = load_webdataset(tmp_path)
+    images = image_encoder.encode_to(tmp_path / "images.npy", pairs.images(), chunk_size=4)
+    np.testing.assert_array_equal(images, image_encoder.transform(pictures.images[:n]))
+    texts = text_encoder.encode_to(tmp_path / "texts.npy", pairs.captions(), chunk_size=4)
+    np.testing.assert_array_equal(texts, text_encoder.transform(pictures.captions[:n]))
+
+    shard(tmp_path / "bad.tar", [("k.png", b"not a picture"), ("k.txt", b"a cat")])
+    pairs = load_webdataset(tmp_path)
+    with pytest.raises(EncodingError, match=r"row 9: the sample 'k' of '.*bad\.tar'"):
+        image_encoder.encode_to(tmp_path / "all.npy", pairs.images(), chunk_size=4)
+    with open(pairs.shards[2], "rb+") as file:
+        file.truncate(700)
+    with pytest.raises(ValueError, match="damaged or cut short"):
+        text_encoder.encode_to(tmp_path / "cut.npy", load_webdataset(tmp_path).captions())
+
+
+def test_items_reach_other_processes(folder):
+    """Bytes keep the name of their sample on the way to a worker."""
+    item = next(iter(load_webdataset(folder).images()))
+    assert pickle.loads(pickle.dumps(item)).where == item.where
+    assert json.dumps(item.where)
