@@ -30,7 +30,7 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.starter: $(BIN)/python pyproject.toml
-	$(BIN)/python -m pip install --quiet --editable '.[starter]'
+	$(BIN)/python -m pip install --quiet --editable '.[starter,openvino]'
 	@touch $@
 
 $(VENV)/.dev: $(BIN)/python pyproject.toml

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 from sklearn.utils import assert_all_finite, column_or_1d
 from sklearn.utils.multiclass import check_classification_targets
 
-from .prompts import fill
+from .prompts import prompts_of
 
 _NAMED_IN_ERRORS = 5
 
@@ -72,10 +73,12 @@ def names_of(labels: Any) -> dict[Any, list[str]]:
     if not names:
         raise ValueError("labels is empty: give at least one class.")
     for label, texts in names.items():
-        if label is None or (isinstance(label, float) and np.isnan(label)):
+        if label is None or label != label:
             raise ValueError(f"{label!r} is no label (a missing value?).")
         if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
-            raise ValueError(f"The names of class {label!r} must be texts, not {texts!r}.")
+            raise ValueError(
+                f"The names of class {label!r} must be texts, not {reprlib.repr(texts)}."
+            )
     if len({isinstance(label, str) for label in names}) > 1:
         raise ValueError("labels mixes text and numbers: the classes cannot be sorted.")
     return names
@@ -85,9 +88,29 @@ def _as_list(value: Any) -> list[Any]:
     return [value] if isinstance(value, str) or not isinstance(value, Iterable) else list(value)
 
 
-def prompts_of(label: Any, names: list[str], templates: tuple[str, ...]) -> list[str]:
-    """Return the sentences that stand for a class."""
-    prompts: list[str] = []
-    for name in names:
-        prompts += fill([name], str(label)) if "{}" in name else fill(templates, name)
-    return list(dict.fromkeys(prompts))
+def captions_of(y: list[Any], names: Mapping[Any, list[str]], templates: tuple[str, ...]) -> Any:
+    """Put labels through the templates and leave captions as they are.
+
+    Raises
+    ------
+    ValueError
+        When a value is neither; the message names the row.
+    """
+    prompts: dict[Any, list[str]] = {}
+    captions: list[Any] = []
+    for row, value in enumerate(y):
+        if value not in names:
+            if not isinstance(value, str):
+                raise ValueError(
+                    f"y holds {value!r} (row {row}), which is neither one of the labels nor a "
+                    "caption. For numbered classes pass labels={0: 'cat', ...}; scikit-learn "
+                    "numbers them itself in cross_val_predict(method='predict_proba') and "
+                    "CalibratedClassifierCV(ensemble=False): wrap a fitted aligner in "
+                    "FrozenEstimator there."
+                )
+            captions.append(value)
+            continue
+        if value not in prompts:
+            prompts[value] = prompts_of(value, names[value], templates)
+        captions.append(prompts[value])
+    return captions

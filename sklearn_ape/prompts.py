@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 
-__all__ = ["TEMPLATES", "fill", "resolve_templates"]
+__all__ = ["TEMPLATES", "fill", "prompts_of", "resolve_templates"]
 
 TEMPLATES: dict[str, tuple[str, ...]] = {
     "none": ("{}",),
@@ -104,3 +104,32 @@ def fill(templates: Sequence[str], name: str) -> list[str]:
     """
     # Not str.format: a name may hold braces of its own.
     return [template.replace("{}", name) for template in templates]
+
+
+def prompts_of(label: object, names: Sequence[str], templates: Sequence[str]) -> list[str]:
+    """Return the distinct sentences that stand for a class.
+
+    Parameters
+    ----------
+    label : object
+        The class; its text goes into names that have a place of their own, ``{}``.
+    names : sequence of str
+        The names of the class.
+    templates : sequence of str
+        What `resolve_templates` returns.
+
+    Returns
+    -------
+    prompts : list of str
+        In order.
+
+    Examples
+    --------
+    >>> from sklearn_ape.prompts import prompts_of
+    >>> prompts_of("cat", ["cat", "kitten", "a {} of mine"], ["{}", "a {}"])
+    ['cat', 'a cat', 'kitten', 'a kitten', 'a cat of mine']
+    """
+    prompts: list[str] = []
+    for name in names:
+        prompts += fill([name], str(label)) if "{}" in name else fill(templates, name)
+    return list(dict.fromkeys(prompts))

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
-from scipy.special import softmax
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
@@ -16,8 +15,16 @@ from sklearn.utils.validation import check_is_fitted
 
 from ._aligner_choice import chosen_aligner, default_aligner, text_side
 from ._label_embeddings import embed_labels
-from ._labels import checked_y, names_of, prompts_of
-from .aligners._bank import check_standardize, resolve_bank, standardized
+from ._labels import captions_of, checked_y, names_of
+from .aligners._bank import check_standardize, resolve_bank
+from .aligners._logit_tiles import (
+    UNKNOWN,
+    UNREAD,
+    LogitTiles,
+    best_texts,
+    to_probabilities,
+    top_texts,
+)
 from .prompts import resolve_templates
 
 __all__ = ["ZeroShotClassifier"]
@@ -167,7 +174,7 @@ class ZeroShotClassifier(ClassifierMixin, BaseEstimator):
             check_is_fitted(self.aligner_)
         else:
             if captions is None:
-                captions = self._captions_of(checked_y(y), names)
+                captions = captions_of(checked_y(y), names, resolve_templates(self.templates))
             aligner = default_aligner() if self.aligner is None else clone(self.aligner)
             self.aligner_ = aligner.fit(X, captions)
         self._names = names
@@ -186,8 +193,8 @@ class ZeroShotClassifier(ClassifierMixin, BaseEstimator):
         scores : ndarray of shape (n_samples, n_classes), or (n_samples,) for two classes
             For two classes, the second one's less the first one's.
         """
-        logits = self._logits(X)
-        return logits[:, 1] - logits[:, 0] if logits.shape[1] == 2 else logits
+        scores = self._logits().collect(X, lambda some: (some,))[0]
+        return scores[:, 1] - scores[:, 0] if scores.shape[1] == 2 else scores
 
     def predict_proba(self, X: Any) -> np.ndarray:
         """Probability of every class, supposing that one of them is right.
@@ -202,7 +209,7 @@ class ZeroShotClassifier(ClassifierMixin, BaseEstimator):
         probabilities : ndarray of shape (n_samples, n_classes)
             In the order of `classes_`.
         """
-        return softmax(self._logits(X), axis=1)
+        return self._logits().collect(X, lambda some: (to_probabilities(some),))[0]
 
     def predict(self, X: Any) -> np.ndarray:
         """Name every picture.
@@ -217,29 +224,44 @@ class ZeroShotClassifier(ClassifierMixin, BaseEstimator):
         labels : ndarray of shape (n_samples,)
             Members of `classes_`, or `unknown_label`.
         """
-        logits = self._logits(X)
-        unread = np.isnan(logits).any(axis=1)
-        unknown = unread
-        if self.threshold is not None:
-            unknown = unread | (softmax(logits, axis=1).max(axis=1) < self.threshold)
-        labels = self.classes_[np.argmax(logits, axis=1)]
-        if not unknown.any() and self.threshold is None:
-            return labels
-        if unread.any() and self.threshold is None:
-            rows = np.flatnonzero(unread)
-            warnings.warn(
-                f"{len(rows)} pictures could not be read and are called {self.unknown_label!r}: "
-                f"rows {', '.join(map(str, rows[:_NAMED_IN_ERRORS]))}"
-                f"{', ...' if len(rows) > _NAMED_IN_ERRORS else ''}.",
-                UserWarning,
-                stacklevel=2,
+        logits = self._logits()
+        return self._named(self._codes(logits, X), logits.classes)
+
+    def predict_top_k(self, X: Any, k: int = 5) -> tuple[np.ndarray, np.ndarray]:
+        """Name the k most probable classes of every picture, without keeping all probabilities.
+
+        Parameters
+        ----------
+        X : sequence of pictures, or array-like of shape (n_samples, n_features_in_)
+            What the aligner takes.
+        k : int, default=5
+            How many, at most as many as there are classes.
+
+        Returns
+        -------
+        labels : ndarray of shape (n_samples, k)
+            Members of `classes_`, the most probable first. `threshold` has no part in it;
+            `unknown_label` stands for pictures that could not be read.
+        probabilities : ndarray of shape (n_samples, k)
+            Those of `predict_proba`.
+
+        Raises
+        ------
+        ValueError
+            When there are not so many classes.
+
+        See Also
+        --------
+        sklearn.metrics.top_k_accuracy_score : How often the right class is among the first k.
+        """
+        logits = self._logits()
+        n_classes = len(logits.classes)
+        if not isinstance(k, int | np.integer) or not 1 <= k <= n_classes:
+            raise ValueError(
+                f"k must be an integer from 1 to the number of classes, {n_classes}, not {k!r}."
             )
-        other = np.asarray(self.unknown_label).dtype
-        same_kind = other.kind == labels.dtype.kind
-        # Numbers must not turn into text because one picture is unknown.
-        labels = labels.astype(np.result_type(labels.dtype, other) if same_kind else object)
-        labels[unknown] = self.unknown_label
-        return labels
+        codes, probabilities = logits.collect(X, lambda some: top_texts(some, int(k)))
+        return self._named(codes, logits.classes), probabilities
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         """Share of the pictures that are named right.
@@ -258,10 +280,11 @@ class ZeroShotClassifier(ClassifierMixin, BaseEstimator):
         accuracy : float
             Between 0 and 1.
         """
-        check_is_fitted(self, msg=_NOT_FITTED)
+        logits = self._logits()
         truth = checked_y(y)
-        known = {*self.classes_.tolist(), self.unknown_label}
-        absent = [label for label in dict.fromkeys(truth) if label not in known]
+        codes_of = {label: code for code, label in enumerate(logits.classes.tolist())}
+        unknown = codes_of.setdefault(self.unknown_label, UNKNOWN)
+        absent = [label for label in dict.fromkeys(truth) if label not in codes_of]
         if absent:
             warnings.warn(
                 f"y has labels that are no class of this classifier, so that they count as wrong: "
@@ -270,9 +293,10 @@ class ZeroShotClassifier(ClassifierMixin, BaseEstimator):
                 UserWarning,
                 stacklevel=2,
             )
-        predicted = self.predict(X).tolist()
-        check_consistent_length(predicted, truth, sample_weight)
-        hits = [guess == label for guess, label in zip(predicted, truth, strict=True)]
+        codes = self._codes(logits, X)
+        check_consistent_length(codes, truth, sample_weight)
+        codes[codes < 0] = unknown
+        hits = codes == [codes_of.get(label, UNREAD) for label in truth]
         return float(np.average(hits, weights=sample_weight))
 
     @property
@@ -293,43 +317,46 @@ class ZeroShotClassifier(ClassifierMixin, BaseEstimator):
         """Names of the features that the aligner was fitted on."""
         return self.aligner_.feature_names_in_
 
-    def _logits(self, X: Any) -> np.ndarray:
+    def _logits(self) -> LogitTiles:
+        """Return what gives the logits of pictures, with the labels embedded."""
         check_is_fitted(self, msg=_NOT_FITTED)
         self._check_parameters()
         aligner = self._fitted_aligner()
         texts = text_side(aligner)
-        bank = resolve_bank(self.standardize, texts, aligner.transform, whole=aligner)
-        embeddings = np.asarray(aligner.transform(X))
-        scale = texts.logit_scale_ if self.logit_scale is None else self.logit_scale
-        labels = self._label_embeddings(texts)
-        cosines = embeddings @ labels.T
-        if bank is not None:
-            cosines = standardized(cosines, embeddings, labels, bank)
-        return scale * cosines
-
-    def _label_embeddings(self, texts: Any) -> np.ndarray:
-        """Return one unit vector a class, computed once for an aligner and a set of prompts."""
         names = self._names_now()
         assert names is not None
-        templates = resolve_templates(self.templates)
-        labels = self.classes_.tolist()
-        prompts = [prompts_of(label, names[label], templates) for label in labels]
-        return embed_labels(texts, labels, prompts)
+        names = {label: names[label] for label in sorted(names)}
+        bank = resolve_bank(self.standardize, texts, aligner.transform, whole=aligner)
+        scale = texts.logit_scale_ if self.logit_scale is None else self.logit_scale
+        embeddings = embed_labels(texts, names, resolve_templates(self.templates))
+        return LogitTiles(aligner, np.array(list(names)), embeddings, scale, bank)
 
-    def _captions_of(self, y: Any, names: Mapping[Any, list[str]]) -> list[Any]:
-        """Put labels through the templates and leave captions as they are."""
-        templates = resolve_templates(self.templates)
-        prompts = {name: prompts_of(name, names[name], templates) for name in names}
-        for row, value in enumerate(y):
-            if value not in prompts and not isinstance(value, str):
-                raise ValueError(
-                    f"y holds {value!r} (row {row}), which is neither one of the labels nor a "
-                    "caption. For numbered classes pass labels={0: 'cat', ...}; scikit-learn "
-                    "numbers them itself in cross_val_predict(method='predict_proba') and "
-                    "CalibratedClassifierCV(ensemble=False): wrap a fitted aligner in "
-                    "FrozenEstimator there."
-                )
-        return [prompts.get(value, value) for value in y]
+    def _codes(self, logits: LogitTiles, X: Any) -> np.ndarray:
+        """Return the number of every picture's class, below 0 for those that are unknown."""
+        (codes,) = logits.collect(X, lambda some: (best_texts(some, self.threshold),))
+        unread = np.flatnonzero(codes == UNREAD)
+        if unread.size and self.threshold is None:
+            warnings.warn(
+                f"{len(unread)} pictures could not be read and are called "
+                f"{self.unknown_label!r}: rows {', '.join(map(str, unread[:_NAMED_IN_ERRORS]))}"
+                f"{', ...' if len(unread) > _NAMED_IN_ERRORS else ''}.",
+                UserWarning,
+                stacklevel=3,
+            )
+        return codes
+
+    def _named(self, codes: np.ndarray, classes: np.ndarray) -> np.ndarray:
+        """Return the labels that numbers of classes stand for."""
+        labels = classes[codes.clip(min=0)]
+        unknown = codes < 0
+        if not unknown.any() and self.threshold is None:
+            return labels
+        other = np.asarray(self.unknown_label).dtype
+        same_kind = other.kind == labels.dtype.kind
+        # Numbers must not turn into text because one picture is unknown.
+        labels = labels.astype(np.result_type(labels.dtype, other) if same_kind else object)
+        labels[unknown] = self.unknown_label
+        return labels
 
     def _fitted_aligner(self) -> Any:
         return self.aligner_ if hasattr(self, "aligner_") else chosen_aligner(self.aligner)
@@ -342,8 +369,6 @@ class ZeroShotClassifier(ClassifierMixin, BaseEstimator):
     def _check_parameters(self) -> None:
         resolve_templates(self.templates)
         check_standardize(self.standardize)
-        if self.labels is not None:
-            names_of(self.labels)
         if self.threshold is not None and not 0 <= self.threshold <= 1:
             raise ValueError(f"threshold must be None or in [0, 1], not {self.threshold!r}.")
         if self.logit_scale is not None and not self.logit_scale > 0:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+import sklearn_ape.heads._base
 from sklearn_ape.heads import (
     HEAD_KINDS,
     BaseMap,
@@ -375,3 +376,31 @@ def test_closed_form_head_refuses_what_cannot_start_at_the_base(kernel):
 
     with pytest.raises(ValueError, match="Trained, has parameters to train"):
         ClosedFormHead(Trained())
+
+
+def test_statistics_of_many_rows_are_taken_in_blocks(monkeypatch):
+    """Means far from zero, a direction that hardly varies: nothing is lost to rounding."""
+    rng = np.random.default_rng(0)
+    features = rng.standard_normal((1000, 4)) * [1, 1e-3, 5, 0] + [1e3, 1, -7, 3]
+    features = torch.from_numpy(features.astype(np.float32))
+    largest = []
+
+    class Rows:
+        def __len__(self):
+            return 1000
+
+        def __getitem__(self, index):
+            largest.append(len(features[index]))
+            return features[index].numpy()
+
+    monkeypatch.setattr(sklearn_ape.heads._base, "_ROWS_AT_ONCE", 64)
+    head = make_head(None, 4, 2, depth=1, width=1, dropout=0.0)
+    head.set_statistics(Rows())
+    assert max(largest) == 64
+    scale = features.double().std(dim=0, unbiased=False).float()
+    scale[3] = 1
+    torch.testing.assert_close(head.standardize.mean, features.double().mean(dim=0).float())
+    torch.testing.assert_close(head.standardize.scale, scale)
+    standard = head.standardize(features).double()
+    directions = torch.linalg.eigh(standard.T @ standard).eigenvectors.flip(1)[:, :2].float()
+    torch.testing.assert_close(head.directions.abs(), directions.abs(), atol=1e-5, rtol=1e-4)

@@ -6,20 +6,19 @@ import hashlib
 import pickle
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import joblib
 import numpy as np
-from sklearn.utils import _safe_indexing
 
 from ..encoders._base import FrozenEncoder
 
 _MOST_ROWS = 1000
 _MOST_BANKS = 4
-_ROWS_AT_ONCE = 4096
+_TILE_BYTES = 2**23
 # A standard deviation of cosines below this is their rounding error.
 _NO_SPREAD = 1e-6
 
@@ -55,8 +54,8 @@ class Bank(NamedTuple):
         return cls(image, text, float(np.mean(spreads)))
 
 
-def standardized(similarity: np.ndarray, image: Any, text: Any, bank: Bank) -> np.ndarray:
-    """Return similarities relative to those with a bank, in units of cosines.
+class Standardizer:
+    """Puts cosines with some texts in relation to those with a bank.
 
     A text that is similar to all pictures, a hub, comes first for many of them by its cosine.
     With z of a picture x and a text t,
@@ -69,6 +68,54 @@ def standardized(similarity: np.ndarray, image: Any, text: Any, bank: Bank) -> n
 
     Parameters
     ----------
+    text : array of shape (n_texts, n_components)
+        The embeddings of the texts.
+    bank : Bank
+        One without captions gives the first term alone, and the spread is that of `text`.
+    scale : float, default=1.0
+        Factor of the result.
+    """
+
+    def __init__(self, text: Any, bank: Bank, scale: float = 1.0) -> None:
+        self.bank = bank
+        self.middle, spread = _moments(text, bank.image)
+        whole = spread.mean() if bank.text is None else bank.spread / 2
+        self.scale = scale * whole
+        self.factor = self.scale / _divisor(spread)
+
+    def apply(self, cosines: np.ndarray, image: Any) -> None:
+        """Change cosines, of shape (n_images, n_texts), in place.
+
+        Parameters
+        ----------
+        cosines : ndarray of shape (n_images, n_texts)
+            Of floats, and writable.
+        image : array of shape (n_images, n_components)
+            The embeddings of the pictures; rows of NaN stay NaN.
+        """
+        middle, factor = self.middle.astype(cosines.dtype), self.factor.astype(cosines.dtype)
+        if self.bank.text is not None:
+            own_middle, spread = _moments(image, self.bank.text)
+            own_middle = own_middle.astype(cosines.dtype)[:, None]
+            own_factor = (self.scale / _divisor(spread)).astype(cosines.dtype)[:, None]
+        for rows in _tiles(*cosines.shape):
+            some = cosines[rows]
+            if self.bank.text is not None:
+                second = some - own_middle[rows]
+                second *= own_factor[rows]
+            some -= middle
+            some *= factor
+            if self.bank.text is not None:
+                some += second
+
+
+def standardized(
+    similarity: np.ndarray, image: Any, text: Any, bank: Bank, copy: bool = True
+) -> np.ndarray:
+    """Return similarities relative to those with a bank, in units of cosines.
+
+    Parameters
+    ----------
     similarity : ndarray of shape (n_images, n_texts)
         Cosines.
     image : array of shape (n_images, n_components)
@@ -76,20 +123,18 @@ def standardized(similarity: np.ndarray, image: Any, text: Any, bank: Bank) -> n
     text : array of shape (n_texts, n_components)
         The embeddings of the texts.
     bank : Bank
-        One without captions gives the first term alone, and the spread is that of `text`.
+        What to compare with; see `Standardizer`.
+    copy : bool, default=True
+        With False `similarity` is changed, and returned.
 
     Returns
     -------
     standardized : ndarray of shape (n_images, n_texts)
         Of the dtype of `similarity`.
     """
-    middle, spread = _moments(text, bank.image)
-    z = (similarity - middle) / _divisor(spread)
-    if bank.text is None:
-        return (z * spread.mean()).astype(similarity.dtype)
-    middle, spread = _moments(image, bank.text)
-    z += (similarity - middle[:, None]) / _divisor(spread)[:, None]
-    return (z * (bank.spread / 2)).astype(similarity.dtype)
+    result = np.array(similarity) if copy else similarity
+    Standardizer(text, bank).apply(result, image)
+    return result
 
 
 def evenly_spaced(n_rows: int) -> np.ndarray:
@@ -136,7 +181,7 @@ def resolve_bank(
             f"standardize is a collection of {n_pictures} pictures, and a bank needs at least 2, "
             "better some hundreds, like those to be compared."
         )
-    pictures = _safe_indexing(standardize, evenly_spaced(n_pictures))
+    pictures = _rows_of(standardize, evenly_spaced(n_pictures))
     key = _key(pictures, aligner, whole)
     with _lock:
         kept = _kept.setdefault(aligner, OrderedDict())
@@ -167,6 +212,17 @@ def _length(collection: Any) -> int:
     return shape[0] if shape else len(collection)
 
 
+def _rows_of(collection: Any, rows: np.ndarray) -> Any:
+    """Return some rows of a list, an array, a table or a column, as what it is."""
+    if hasattr(collection, "iloc"):
+        return collection.iloc[rows]
+    if hasattr(collection, "to_pylist") and hasattr(collection, "take"):  # pyarrow
+        return collection.take(rows)
+    if getattr(collection, "shape", None):
+        return collection[rows]
+    return [collection[int(row)] for row in rows]
+
+
 def _distinct(embeddings: Any) -> np.ndarray:
     """Leave out pictures that could not be read; what is left must differ."""
     embeddings = np.asarray(embeddings)
@@ -183,12 +239,21 @@ def _moments(embeddings: Any, bank: Any) -> tuple[np.ndarray, np.ndarray]:
     """Return the mean and standard deviation of every row's cosines with the bank."""
     n_rows = len(embeddings)
     middle, spread = np.empty((2, n_rows))
-    for start in range(0, n_rows, _ROWS_AT_ONCE):
-        rows = slice(start, start + _ROWS_AT_ONCE)
-        cosines = embeddings[rows] @ bank.T
+    columns = bank.T
+    for rows in _tiles(n_rows, len(bank)):
+        cosines = embeddings[rows] @ columns
         middle[rows] = cosines.mean(axis=1, dtype=np.float64)
-        spread[rows] = cosines.std(axis=1, dtype=np.float64)
+        cosines -= middle[rows, None].astype(cosines.dtype)
+        # Of deviations, small numbers around 0, float32 holds the squares well enough.
+        spread[rows] = np.sqrt(np.einsum("ij,ij->i", cosines, cosines) / len(bank))
     return middle, spread
+
+
+def _tiles(n_rows: int, n_columns: int) -> Iterator[slice]:
+    """Yield rows of which a matrix of so many columns is small."""
+    size = max(1, _TILE_BYTES // (4 * max(n_columns, 1)))
+    for start in range(0, n_rows, size):
+        yield slice(start, start + size)
 
 
 def _divisor(spread: np.ndarray) -> np.ndarray:

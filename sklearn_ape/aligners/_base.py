@@ -13,10 +13,12 @@ from sklearn.utils import Tags, check_array
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ..metrics import retrieval_report
+from ..training import row_blocks, select, stays_stored
 from ._bank import Bank, evenly_spaced, resolve_bank, standardized
 from ._captions import flat_captions, holds_pictures, holds_texts, plain_sequence
+from ._finite import embedded_where_known, rows_or_nan, stored_features
 from ._head_pairs import resolve_head_pairs, with_head_pairs
-from ._pairs import NAMED_IN_ERRORS, Pairs, distinct_pairs
+from ._pairs import Pairs, distinct_pairs, missing_rows
 
 
 class BaseAligner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
@@ -54,7 +56,7 @@ class BaseAligner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         """
         check_is_fitted(self)
         features = self._image_features(X, reset=False)
-        return _where_known(features, self._embed_image, self._n_features_out)
+        return embedded_where_known(features, self._embed_image, self._n_features_out)
 
     def transform_text(self, y: Any) -> np.ndarray:
         """Embed texts in the shared space.
@@ -70,7 +72,8 @@ class BaseAligner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
             Of length 1.
         """
         check_is_fitted(self)
-        return _where_known(self._features_of_texts(y), self._embed_text, self._n_features_out)
+        features = self._features_of_texts(y)
+        return embedded_where_known(features, self._embed_text, self._n_features_out)
 
     def similarity(self, X: Any, y: Any, standardize: Any = False) -> np.ndarray:
         """Cosine of every picture with every text.
@@ -117,15 +120,18 @@ class BaseAligner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         check_is_fitted(self)
         bank = resolve_bank(standardize, self, self.transform, whole=self)
         image, text = self._image_features(X, reset=False), self._features_of_texts(y)
-        known_image, known_text = ~np.isnan(image[:, 0]), ~np.isnan(text[:, 0])
+        known_image, known_text = (np.flatnonzero(~missing_rows(side)) for side in (image, text))
         similarity = np.full((len(image), len(text)), np.nan, dtype=np.float32)
-        if known_image.any() and known_text.any():
-            no_pairs = np.empty((0, 2), dtype=np.intp)
-            known = self._compared(Pairs(image[known_image], text[known_text], no_pairs))
-            cosines = known[0] @ known[1].T
+        if not (len(known_image) and len(known_text)):
+            return similarity
+        texts = self._compared_texts(select(text, known_text))
+        for rows in row_blocks(image):
+            some = known_image[(known_image >= rows.start) & (known_image < rows.stop)]
+            pictures = self._compared_images(image[some])
+            cosines = pictures @ texts.T
             if bank is not None:
-                cosines = standardized(cosines, *known, bank)
-            similarity[np.ix_(known_image, known_text)] = cosines
+                cosines = standardized(cosines, pictures, texts, bank)
+            similarity[np.ix_(some, known_text)] = cosines
         return similarity
 
     def retrieval_report(
@@ -173,7 +179,13 @@ class BaseAligner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
 
     def _compared(self, data: Pairs) -> tuple[Any, Any]:
         """Return the embeddings of pictures and captions whose products are cosines."""
-        return self._embed_image(data.image), self._embed_text(data.text)
+        return self._compared_images(data.image), self._compared_texts(data.text)
+
+    def _compared_images(self, features: Any) -> Any:
+        return embedded_where_known(features, self._embed_image, self._n_features_out)
+
+    def _compared_texts(self, features: Any) -> Any:
+        return embedded_where_known(features, self._embed_text, self._n_features_out)
 
     def _keep_bank(self, data: Pairs) -> None:
         """Keep what `similarity` is standardised by: embeddings of some of the training pairs."""
@@ -247,8 +259,11 @@ class BaseAligner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         # an encoder that gives all captions the same feature would be the best of all.
         return distinct_pairs(image, rows, encoded, numbers, merge_texts=reset)
 
-    def _both_features(self, X: Any, y: Any, reset: bool) -> tuple[np.ndarray, np.ndarray]:
+    def _both_features(self, X: Any, y: Any, reset: bool) -> tuple[Any, Any]:
         """Validate features of both sides as scikit-learn does."""
+        if stays_stored(X) or stays_stored(y):
+            _check_lengths(X, len(y))
+            return self._image_features(X, reset), self._text_features(y, reset)
         image, text = validate_data(
             self,
             X,
@@ -262,9 +277,9 @@ class BaseAligner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         )
         if text.ndim == 1:
             text = text.reshape(-1, 1)
-        return _rows_or_nan(image, "X"), self._text_features(text, reset)
+        return rows_or_nan(image, "X"), self._text_features(text, reset)
 
-    def _image_features(self, X: Any, reset: bool) -> np.ndarray:
+    def _image_features(self, X: Any, reset: bool) -> Any:
         """Return image features, rows of NaN where an encoder gave up."""
         if self.image_encoder is not None:
             if reset:
@@ -276,12 +291,15 @@ class BaseAligner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
                 "TimmImageEncoder('efficientnet_lite0'), put the encoder before this step in a "
                 "Pipeline, or pass features."
             )
+        if stays_stored(X):
+            validate_data(self, X, reset=reset, skip_check_array=True)
+            return stored_features(X, "X")
         features = validate_data(
             self, X, reset=reset, dtype=np.float32, ensure_all_finite="allow-nan"
         )
-        return _rows_or_nan(features, "X")
+        return rows_or_nan(features, "X")
 
-    def _features_of_texts(self, y: Any) -> np.ndarray:
+    def _features_of_texts(self, y: Any) -> Any:
         """Return features of texts, one text a row, or of the features given."""
         y = plain_sequence(y)
         if not holds_texts(y):
@@ -291,7 +309,7 @@ class BaseAligner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
             raise ValueError("transform_text takes one text a row, not lists of texts.")
         return self._encoded_texts(texts, reset=False)
 
-    def _encoded_texts(self, texts: list[str], reset: bool) -> np.ndarray:
+    def _encoded_texts(self, texts: list[str], reset: bool) -> Any:
         if self.text_encoder is None or not (reset or hasattr(self, "text_encoder_")):
             raise ValueError(
                 "These are texts, and this aligner was fitted on features of texts: pass features "
@@ -301,9 +319,14 @@ class BaseAligner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
             self.text_encoder_ = clone(self.text_encoder).fit(texts, None)
         return self._text_features(_dense(self.text_encoder_.transform(texts)), reset)
 
-    def _text_features(self, y: Any, reset: bool) -> np.ndarray:
+    def _text_features(self, y: Any, reset: bool) -> Any:
         """Return text features, rows of NaN where an encoder gave up."""
-        features = check_array(y, dtype=np.float32, ensure_all_finite="allow-nan", input_name="y")
+        stored = stays_stored(y)
+        features = y
+        if not stored:
+            features = check_array(
+                y, dtype=np.float32, ensure_all_finite="allow-nan", input_name="y"
+            )
         if reset:
             self.n_text_features_in_ = features.shape[1]
         elif features.shape[1] != self.n_text_features_in_:
@@ -311,7 +334,7 @@ class BaseAligner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
                 f"The texts have {features.shape[1]} features, but {type(self).__name__} was "
                 f"fitted with {self.n_text_features_in_} text features."
             )
-        return _rows_or_nan(features, "y")
+        return stored_features(y, "y") if stored else rows_or_nan(features, "y")
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
@@ -335,26 +358,3 @@ def _check_lengths(X: Any, n_rows: int) -> None:
 
 def _dense(features: Any) -> Any:
     return features.toarray() if issparse(features) else features
-
-
-def _rows_or_nan(features: np.ndarray, name: str) -> np.ndarray:
-    """Let whole rows of NaN pass (what an encoder gave up), refuse any other NaN."""
-    missing = np.isnan(features)
-    partly = np.flatnonzero(missing.any(axis=1) & ~(missing.all(axis=1) & (missing.shape[1] > 1)))
-    if partly.size:
-        raise ValueError(
-            f"Input {name} contains NaN: {partly.size} rows, the first of them "
-            f"{', '.join(map(str, partly[:NAMED_IN_ERRORS]))}. Leave these rows out."
-        )
-    return features
-
-
-def _where_known(features: np.ndarray, embed: Any, width: int) -> np.ndarray:
-    """Embed the rows that are known; the others stay NaN."""
-    known = ~np.isnan(features[:, 0])
-    if known.all():
-        return embed(features)
-    embeddings = np.full((len(features), width), np.nan, dtype=np.float32)
-    if known.any():
-        embeddings[known] = embed(features[known])
-    return embeddings

@@ -8,7 +8,14 @@ from typing import Any, NamedTuple
 
 from skorch import NeuralNet
 
-from ..training import BestEpoch, EpochProgress, PairDataset, StopWhenPatient, ValidationRecall
+from ..training import (
+    BestEpoch,
+    EpochProgress,
+    PairDataset,
+    Ranks,
+    StopWhenPatient,
+    ValidationRecall,
+)
 from ._callbacks import FitContext
 
 _KEPT = ("epoch", "train_loss", "valid_recall", "logit_scale", "dur")
@@ -22,7 +29,18 @@ class Course(NamedTuple):
     best_epoch: int
 
 
-def watchers(aligner: Any, valid: PairDataset | None, fit: FitContext, name: str) -> list[Any]:
+def is_first(ranks: Ranks | None) -> bool:
+    """Say whether this process is the one that tells of progress."""
+    return ranks is None or ranks.rank == 0
+
+
+def watchers(
+    aligner: Any,
+    valid: PairDataset | None,
+    fit: FitContext,
+    name: str,
+    ranks: Ranks | None = None,
+) -> list[Any]:
     """Return the callbacks of a run that finds the best epoch, in their order.
 
     Parameters
@@ -35,6 +53,8 @@ def watchers(aligner: Any, valid: PairDataset | None, fit: FitContext, name: str
         Tells scikit-learn's callbacks.
     name : str
         Stands before the progress bar.
+    ranks : Ranks or None, default=None
+        Processes that train together, of which the first shows the bar.
 
     Returns
     -------
@@ -52,7 +72,7 @@ def watchers(aligner: Any, valid: PairDataset | None, fit: FitContext, name: str
             load_best=True,
         )
         found.append(("best", best))
-    if aligner.verbose == 1:
+    if aligner.verbose == 1 and is_first(ranks):
         found.append(("progress", EpochProgress(aligner.max_epochs, name)))
     found += [(f"bridge{i}", bridge) for i, bridge in enumerate(fit.skorch_callbacks())]
     # Deep copies: skorch writes into its callbacks, and parameters are not ours to change.

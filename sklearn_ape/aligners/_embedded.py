@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from copy import deepcopy
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,15 +15,13 @@ from ..training import embed
 
 
 def embedded(
-    module: TwoTower, side: str, features: np.ndarray, device: str | torch.device | None
+    module: TwoTower, side: str, features: Any, device: str | torch.device | None
 ) -> np.ndarray:
     """Embed features with a module that lies, and stays, on the CPU."""
     where = resolve_device(device)
     if where.type != "cpu":
         module = deepcopy(module).to(where)
-    # torch warns of arrays that are not writable, such as a pandas table's.
-    tensor = torch.from_numpy(np.require(features, requirements="W"))
-    return embed(module, side, tensor, where)
+    return embed(module, side, features, where)
 
 
 def embedders(module: TwoTower) -> tuple[Callable, Callable]:

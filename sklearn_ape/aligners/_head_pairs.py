@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from sklearn.metrics import pairwise_distances_argmin
+from sklearn.metrics import pairwise_distances_argmin_min
 
 from ..encoders import HeadPairs, classifier_head_pairs
+from ..training import StoredRows, row_blocks
 from ._moments import centered, covariance, mean
 from ._pairs import Pairs
 
@@ -49,14 +50,14 @@ def with_head_pairs(aligner: Any, head: HeadPairs, data: Pairs) -> Pairs:
     text, rows = _shared(data.text, texts)
     new = np.column_stack([len(data.image) + owners, rows])
     return Pairs(
-        np.concatenate([data.image, images]),
+        _appended(data.image, images),
         text,
         np.concatenate([data.pairs, np.unique(new, axis=0)]),
         n_prototypes=len(images),
     )
 
 
-def prototypes(image: np.ndarray, weights: np.ndarray) -> np.ndarray:
+def prototypes(image: Any, weights: np.ndarray) -> np.ndarray:
     """Return what pictures of classes would look like, given the head's weight vectors.
 
     Weight vectors answer to the spread of the features: with mean m and covariance S = U L U' of
@@ -136,12 +137,28 @@ def _check_owners(owners: np.ndarray, n_texts: int, n_classes: int) -> None:
         raise ValueError(f"owners of head_pairs must be from 0 to {n_classes - 1}, the classes.")
 
 
-def _shared(text: np.ndarray, new: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _shared(text: Any, new: np.ndarray) -> tuple[Any, np.ndarray]:
     """Return the captions with the new texts behind, and the row of each new text there."""
     new, number = np.unique(new, axis=0, return_inverse=True)
-    nearest = pairwise_distances_argmin(new, text)
+    nearest = _nearest(new, text)
     # An encoder's batches differ in the last bits, so equal texts need not have equal features.
     away = np.linalg.norm(new - text[nearest], axis=1)
     known = away <= _SAME_TEXT * np.linalg.norm(new, axis=1)
     rows = np.where(known, nearest, len(text) - 1 + np.cumsum(~known))
-    return np.concatenate([text, new[~known]]), rows[number.reshape(-1)]
+    return _appended(text, new[~known]), rows[number.reshape(-1)]
+
+
+def _nearest(new: np.ndarray, text: Any) -> np.ndarray:
+    """Return which row of text is nearest to each new one."""
+    nearest, least = np.zeros(len(new), dtype=np.intp), np.full(len(new), np.inf)
+    for rows in row_blocks(text):
+        at, distance = pairwise_distances_argmin_min(new, text[rows])
+        closer = distance < least
+        nearest[closer], least[closer] = rows.start + at[closer], distance[closer]
+    return nearest
+
+
+def _appended(features: Any, rows: np.ndarray) -> Any:
+    if isinstance(features, StoredRows):
+        return features.append(rows)
+    return np.concatenate([features, rows])

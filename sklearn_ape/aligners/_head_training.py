@@ -16,10 +16,14 @@ from ..training import (
     DivergenceGuard,
     PairBatches,
     PairDataset,
+    Ranks,
+    StoredRows,
+    as_tensor,
     cosine_schedule,
     mean_recall,
     n_batches,
 )
+from ._course import is_first
 from ._embedded import embedders
 from ._pairs import Pairs
 from ._solve import MOST_ANCHORS, RIDGE, WHITENING, Maps, kernel_maps, linear_maps
@@ -42,22 +46,34 @@ class HeadTraining:
         Of weights and batches; torch's generator is seeded by the caller.
     data : Pairs
         What the heads take their start and their statistics from, and are trained on.
+    ranks : Ranks or None, default=None
+        Processes to train with, that call this alike.
     """
 
-    def __init__(self, aligner: Any, start: str | None, seed: int, data: Pairs) -> None:
+    def __init__(
+        self,
+        aligner: Any,
+        start: str | None,
+        seed: int,
+        data: Pairs,
+        ranks: Ranks | None = None,
+    ) -> None:
         self.aligner = aligner
+        self.ranks = ranks
         self.data = data
         self.seed = seed
         self.maps = _start(aligner, start, seed, data)
         self.module = self._new_module()
         for side, features in (("image", data.image), ("text", data.text)):
             head = getattr(self.module, f"{side}_head")
-            head.set_statistics(torch.from_numpy(features))
+            head.set_statistics(_tensor_or_stored(features))
+        if ranks is not None:
+            ranks.same_weights(self.module)
 
     def run(self, callbacks: list[Any], n_epochs: int) -> AlignmentNet:
         """Train `module`; the schedule is that of all of the aligner's epochs."""
         a = self.aligner
-        dataset = self.inputs(self.data)
+        dataset = self.inputs(self.data).to(a.device_)
         n_steps = a.max_epochs * n_batches(len(dataset), a.batch_size)
         always = [
             ("divergence", DivergenceGuard()),
@@ -85,20 +101,31 @@ class HeadTraining:
             train_split=None,
             callbacks=always + callbacks,
             device=a.device_,
-            verbose=int(a.verbose >= 2),
+            verbose=int(a.verbose >= 2 and is_first(self.ranks)),
+            ranks=self.ranks,
         )
-        return net.fit(dataset, y=None)
+        if self.ranks is None:
+            return net.fit(dataset, y=None)
+        net.set_params(iterator_train__rank=self.ranks.rank)
+        net.set_params(iterator_train__n_ranks=self.ranks.size)
+        # Processes must not drop the same units of different rows.
+        torch.manual_seed(self.seed + self.ranks.rank)
+        with self.ranks.interrupts():
+            net.fit(dataset, y=None)
+        self.ranks.same_weights(self.module)
+        return net
 
     def inputs(self, data: Pairs) -> PairDataset:
         """Return pairs as the trained module takes them: what never changes is computed once."""
-        image, text = (torch.from_numpy(features) for features in (data.image, data.text))
+        image, text = (_tensor_or_stored(features) for features in (data.image, data.text))
         image_head, text_head = self._heads()
         return PairDataset(_inputs(image_head, image), _inputs(text_head, text), data.pairs)
 
     def recall(self, data: Pairs) -> float:
         """Return what `ValidationRecall` records, of the heads as they are."""
         embed_image, embed_text = embedders(self.module)
-        return mean_recall(embed_image(data.image), embed_text(data.text), data.pairs)
+        recall = mean_recall(embed_image(data.image), embed_text(data.text), data.pairs)
+        return recall if self.ranks is None else self.ranks.of_first(recall)
 
     def start_alone(self) -> TwoTower:
         """Return the solution in closed form, without trained heads."""
@@ -179,13 +206,38 @@ def _trainable(head: Head) -> Head:
     return _AsItIs(head.n_out) if head.residual is None else _OnComputedBase(head)
 
 
-def _inputs(head: Head, features: torch.Tensor) -> torch.Tensor:
+def _inputs(head: Head, features: torch.Tensor | StoredRows) -> Any:
     if not isinstance(head, ClosedFormHead):
         return features
-    with torch.inference_mode():
-        base = head.base(features)
-    base = base.clone()  # not an inference tensor any more
-    return base if head.residual is None else torch.cat([features, base], dim=1)
+    inputs = _BaseInputs(head, features)
+    return inputs if isinstance(features, StoredRows) else inputs[slice(None)]
+
+
+class _BaseInputs:
+    """Rows of features with the base's output behind them, or of that alone without a residual.
+
+    Of stored features they are computed when they are asked for: kept, they would take more room
+    than the features.
+    """
+
+    def __init__(self, head: ClosedFormHead, features: torch.Tensor | StoredRows) -> None:
+        self.base = head.base
+        self.is_base_alone = head.residual is None
+        self.features = features
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def __getitem__(self, rows: Any) -> torch.Tensor:
+        features = torch.as_tensor(self.features[rows])
+        with torch.inference_mode():
+            base = self.base(features)
+        base = base.clone()  # not an inference tensor any more
+        return base if self.is_base_alone else torch.cat([features, base], dim=1)
+
+
+def _tensor_or_stored(features: np.ndarray | StoredRows) -> torch.Tensor | StoredRows:
+    return features if isinstance(features, StoredRows) else as_tensor(features)
 
 
 def start_kind(init: str | None, n_texts: int) -> str | None:

@@ -1,23 +1,27 @@
-"""Means and covariances in double precision, a bounded number of rows at a time."""
+"""Means and covariances in double precision, a bounded number of rows at a time.
+
+Features are arrays, or `StoredRows`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
 _ROWS_AT_ONCE = 8192
 
 
-def mean(features: np.ndarray, rows: np.ndarray) -> np.ndarray:
+def mean(features: Any, rows: np.ndarray) -> np.ndarray:
     """Return the mean of some rows, which may repeat."""
     parts = [part.sum(axis=0) for part in centered(features, rows, np.zeros(features.shape[1]))]
     return np.sum(parts, axis=0) / len(rows)
 
 
 def covariance(
-    left: np.ndarray,
-    right: np.ndarray,
+    left: Any,
+    right: Any,
     rows: tuple[np.ndarray, np.ndarray],
     means: tuple[np.ndarray, np.ndarray],
 ) -> np.ndarray:
@@ -29,7 +33,7 @@ def covariance(
     return total / len(rows[0])
 
 
-def centered(features: np.ndarray, rows: np.ndarray, around: np.ndarray) -> Iterator[np.ndarray]:
+def centered(features: Any, rows: np.ndarray, around: np.ndarray) -> Iterator[np.ndarray]:
     """Yield some rows less their mean, in double precision."""
     for start in range(0, len(rows), _ROWS_AT_ONCE):
         yield features[rows[start : start + _ROWS_AT_ONCE]] - around

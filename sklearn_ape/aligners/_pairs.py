@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..training import StoredRows, select
+
+_ROWS_AT_ONCE = 8192
 NAMED_IN_ERRORS = 5
 
 
 class Pairs(NamedTuple):
     """Features of distinct pictures and captions, and which belong together.
 
-    The last `n_prototypes` rows of `image` are no pictures but stand for classes.
+    The features of a side are an array or `StoredRows`. The last `n_prototypes` rows of `image`
+    are no pictures but stand for classes.
     """
 
-    image: np.ndarray
-    text: np.ndarray
+    image: Any
+    text: Any
     pairs: np.ndarray
     n_prototypes: int = 0
 
@@ -28,15 +32,22 @@ class Pairs(NamedTuple):
         return len(self.image) - self.n_prototypes
 
 
+def missing_rows(features: Any) -> np.ndarray:
+    """Return which rows an encoder gave up: bools."""
+    if not isinstance(features, StoredRows):
+        return np.isnan(features[:, 0])
+    return np.zeros(len(features), bool) if features.missing is None else features.missing
+
+
 def distinct_pairs(
-    image: np.ndarray,
+    image: Any,
     image_rows: np.ndarray,
-    text: np.ndarray,
+    text: Any,
     text_rows: np.ndarray,
     merge_texts: bool = True,
 ) -> Pairs:
     """Merge equal rows and drop the pairs that an encoder gave up."""
-    lost = np.isnan(image[image_rows, 0]) | np.isnan(text[text_rows, 0])
+    lost = missing_rows(image)[image_rows] | missing_rows(text)[text_rows]
     if lost.any():
         rows = np.unique(image_rows[lost])
         warnings.warn(
@@ -63,25 +74,33 @@ def distinct_pairs(
 
 
 def _first_of_equal(
-    features: np.ndarray, rows: np.ndarray, by_feature: bool = True
-) -> tuple[np.ndarray, np.ndarray]:
+    features: Any, rows: np.ndarray, by_feature: bool = True
+) -> tuple[Any, np.ndarray]:
     """Return the distinct rows in order of appearance, and each row's number among them."""
+    used, inverse = np.unique(rows, return_inverse=True)
     if not by_feature:
-        used, inverse = np.unique(rows, return_inverse=True)
-        return features[used], inverse
-    numbers: dict[bytes, int] = {}
-    first: list[int] = []
-    inverse = np.empty(len(rows), dtype=np.int64)
-    number_of_row: dict[int, int] = {}
-    for place, row in enumerate(rows.tolist()):
-        if row not in number_of_row:
-            digest = hashlib.blake2b(features[row].tobytes(), digest_size=16).digest()
-            if digest not in numbers:
-                numbers[digest] = len(numbers)
-                first.append(row)
-            number_of_row[row] = numbers[digest]
-        inverse[place] = number_of_row[row]
-    return features[first], inverse
+        return select(features, used), inverse
+    _, of_used = np.unique(_digests(features, used), return_inverse=True)
+    group = of_used.ravel()[inverse]
+    _, first, inverse = np.unique(group, return_index=True, return_inverse=True)
+    order = np.argsort(first)
+    number = np.empty_like(order)
+    number[order] = np.arange(len(order))
+    kept = rows[first[order]]
+    if len(kept) == len(features) and np.array_equal(kept, np.arange(len(kept))):
+        return features, number[inverse]  # the usual case needs no copy
+    return select(features, kept), number[inverse]
+
+
+def _digests(features: Any, rows: np.ndarray) -> np.ndarray:
+    """Return 16 bytes for each row that no other row shares, of any number of rows."""
+    found = np.empty(len(rows), dtype="V16")
+    for start in range(0, len(rows), _ROWS_AT_ONCE):
+        some = slice(start, start + _ROWS_AT_ONCE)
+        block = np.ascontiguousarray(features[rows[some]])
+        digests = [hashlib.blake2b(row, digest_size=16).digest() for row in block]
+        found[some] = np.frombuffer(b"".join(digests), dtype="V16")
+    return found
 
 
 def subset_of(data: Pairs, rows: np.ndarray) -> Pairs:
@@ -90,8 +109,8 @@ def subset_of(data: Pairs, rows: np.ndarray) -> Pairs:
     images, at_image = np.unique(pairs[:, 0], return_inverse=True)
     texts, at_text = np.unique(pairs[:, 1], return_inverse=True)
     return Pairs(
-        data.image[images],
-        data.text[texts],
+        select(data.image, images),
+        select(data.text, texts),
         np.column_stack([at_image, at_text]),
         n_prototypes=int((images >= data.n_images).sum()),
     )

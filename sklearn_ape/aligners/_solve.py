@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.linalg import LinAlgError, cho_factor, cho_solve
@@ -19,6 +20,7 @@ MOST_ANCHORS = 16_384
 
 _NO_VARIANCE = 1e-6
 _ROWS_AT_ONCE = 4096
+_TEXTS_AT_ONCE = MOST_ANCHORS
 # One less the mean cosine of MiniLM's captions times the factor that was best there, 8.
 _SPREAD_TIMES_GAMMA = 6.8
 
@@ -41,30 +43,32 @@ def kernel_maps(
     rng: np.random.RandomState,
 ) -> Maps:
     """Return whitened pictures and a kernel ridge regression from texts to them."""
-    image, texts, counts, targets = _targets(data, whitening, n_components)
-    anchors = units(data.text[texts])
-    if not anchors.any():  # one text, of zeros, whose target is zero: any anchor will do
-        anchors[:, 0] = 1
-    gamma = _gamma(anchors, counts) if gamma == "scale" else float(gamma)
-    if len(anchors) <= max_anchors:
+    targets = _Targets(data, whitening, n_components)
+    gamma = _gamma(targets) if gamma == "scale" else float(gamma)
+    if len(targets.texts) <= max_anchors:
+        anchors = targets.units(slice(None))
+        if not anchors.any():  # one text, of zeros, whose target is zero: any anchor will do
+            anchors[:, 0] = 1
         matrix = _kernel(anchors, anchors, gamma)
         # A text of several pictures is one row that counts as often.
-        matrix[np.diag_indices_from(matrix)] += ridge / counts
-        return Maps(image, KernelMap(anchors, _solution(matrix, targets), gamma))
+        matrix[np.diag_indices_from(matrix)] += ridge / targets.counts
+        right = np.concatenate([some for _, some in targets])
+        return Maps(targets.image, KernelMap(anchors, _solution(matrix, right), gamma))
     # Nyström: as many texts as there is room for stand for all.
-    chosen = np.sort(rng.choice(len(anchors), max_anchors, replace=False))
-    landmarks = anchors[chosen]
+    chosen = np.sort(rng.choice(len(targets.texts), max_anchors, replace=False))
+    landmarks = targets.units(chosen)
     matrix = ridge * _kernel(landmarks, landmarks, gamma)
-    right = np.zeros((max_anchors, targets.shape[1]), dtype=np.float32)
-    for start in range(0, len(anchors), _ROWS_AT_ONCE):
-        some = slice(start, start + _ROWS_AT_ONCE)
-        part = _kernel(anchors[some], landmarks, gamma)
-        weighted = part * counts[some, None]
-        matrix += weighted.T @ part
-        right += weighted.T @ targets[some]
+    right = np.zeros((max_anchors, targets.image.n_out), dtype=np.float32)
+    for rows, wanted in targets:
+        for start in range(0, len(wanted), _ROWS_AT_ONCE):
+            some = slice(rows.start + start, min(rows.start + start + _ROWS_AT_ONCE, rows.stop))
+            part = _kernel(targets.units(some), landmarks, gamma)
+            weighted = part * targets.counts[some, None]
+            matrix += weighted.T @ part
+            right += weighted.T @ wanted[start : start + _ROWS_AT_ONCE]
     # Landmarks that are nearly the same would make it singular in single precision.
     matrix[np.diag_indices_from(matrix)] += 1e-5 * matrix.diagonal().max()
-    return Maps(image, KernelMap(landmarks, _solution(matrix, right), gamma))
+    return Maps(targets.image, KernelMap(landmarks, _solution(matrix, right), gamma))
 
 
 def linear_maps(data: Pairs, *, ridge: float, whitening: float, n_components: int | None) -> Maps:
@@ -72,16 +76,20 @@ def linear_maps(data: Pairs, *, ridge: float, whitening: float, n_components: in
 
     The ridge is relative to the mean variance of a text feature.
     """
-    image, texts, counts, targets = _targets(data, whitening, n_components)
-    features = units(data.text[texts]).astype(np.float64)
-    middle = counts @ features / counts.sum()
-    features -= middle
-    matrix = (features * counts[:, None]).T @ features / counts.sum()
-    total = matrix.trace() / len(matrix)
-    matrix[np.diag_indices_from(matrix)] += ridge * total if total > 0 else 1.0
-    right = (features * counts[:, None]).T @ targets / counts.sum()
-    weights = cho_solve(cho_factor(matrix, lower=True), right)
-    return Maps(image, LinearMap(middle, weights))
+    targets = _Targets(data, whitening, n_components)
+    middle, total = targets.mean_of_units(np.float64), targets.counts.sum()
+    matrix = np.zeros((len(middle), len(middle)))
+    right = np.zeros((len(middle), targets.image.n_out))
+    for rows, wanted in targets:
+        features = targets.units(rows) - middle
+        weighted = (features * targets.counts[rows, None]).T
+        matrix += weighted @ features
+        right += weighted @ wanted
+    matrix /= total
+    size = matrix.trace() / len(matrix)
+    matrix[np.diag_indices_from(matrix)] += ridge * size if size > 0 else 1.0
+    weights = cho_solve(cho_factor(matrix, lower=True), right / total)
+    return Maps(targets.image, LinearMap(middle, weights))
 
 
 def units(features: np.ndarray) -> np.ndarray:
@@ -90,35 +98,83 @@ def units(features: np.ndarray) -> np.ndarray:
     return features / np.where(norms > 0, norms, 1)
 
 
-def _targets(
-    data: Pairs, whitening: float, n_components: int | None
-) -> tuple[WhitenedMap, np.ndarray, np.ndarray, np.ndarray]:
-    """Return the image map, the texts that say something, and for each its count and target.
+class _Units:
+    """Rows of features, scaled to length 1 when they are asked for."""
 
-    A text's target is the mean of its pictures' embeddings, less the mean of all.
+    def __init__(self, features: Any) -> None:
+        self.features = features
+        self.shape = features.shape
+
+    def __getitem__(self, rows: Any) -> np.ndarray:
+        return units(self.features[rows])
+
+
+class _Targets:
+    """The image map, the texts that say something, and where each is to be sent.
+
+    A text's target is the mean of its pictures' embeddings, less the mean of all. Iterating
+    yields slices of `texts` and their targets, a bounded number at a time.
     """
-    # A text without length has no direction to measure an angle from.
-    has_length = np.any(data.text != 0, axis=1)[data.pairs[:, 1]]
-    pairs = data.pairs[has_length] if has_length.any() else data.pairs
-    image = _whitened(units(data.image[np.unique(pairs[:, 0])]), whitening, n_components)
-    directions, around = image.directions.numpy(), image.mean.numpy()
-    texts, row, counts = np.unique(pairs[:, 1], return_inverse=True, return_counts=True)
-    targets = np.zeros((len(texts), directions.shape[1]))
-    for start in range(0, len(pairs), _ROWS_AT_ONCE):
-        some = slice(start, start + _ROWS_AT_ONCE)
-        embeddings = units((units(data.image[pairs[some, 0]]) - around) @ directions)
-        np.add.at(targets, row[some], embeddings)
-    targets = targets / counts[:, None] - targets.sum(axis=0) / len(pairs)
-    return image, texts, counts.astype(np.float32), targets.astype(np.float32)
+
+    def __init__(self, data: Pairs, whitening: float, n_components: int | None) -> None:
+        self._data = data
+        # A text without length has no direction to measure an angle from.
+        has_length = np.concatenate([data.text[some].any(axis=1) for some in _runs(data.text)])
+        has_length = has_length[data.pairs[:, 1]]
+        pairs = data.pairs[has_length] if has_length.any() else data.pairs
+        pictures = np.unique(pairs[:, 0])
+        self.image = _whitened(_Units(data.image), pictures, whitening, n_components)
+        self.texts, row, counts = np.unique(pairs[:, 1], return_inverse=True, return_counts=True)
+        self.counts = counts.astype(np.float32)
+        # By text, so that all pictures of a run of texts stand together.
+        order = np.argsort(row, kind="stable")
+        self._pictures, self._row = pairs[order, 0], row[order]
+        self._runs = list(_runs(self.texts))
+        self._kept = [self._sums(run) for run in self._runs] if len(self._runs) == 1 else None
+        self._n_pairs = len(pairs)
+
+    def __iter__(self) -> Iterator[tuple[slice, np.ndarray]]:
+        middle = sum(sums.sum(axis=0) for sums in self._all_sums()) / self._n_pairs
+        for run, sums in zip(self._runs, self._all_sums(), strict=True):
+            yield run, (sums / self.counts[run, None] - middle).astype(np.float32)
+
+    def units(self, rows: Any) -> np.ndarray:
+        """Return features of some of the texts, of length 1."""
+        return units(self._data.text[self.texts[rows]])
+
+    def mean_of_units(self, dtype: Any) -> np.ndarray:
+        """Return the mean of all texts, each as often as it has pictures."""
+        sums = (self.counts[run] @ self.units(run).astype(dtype) for run in self._runs)
+        return sum(sums) / self.counts.sum()
+
+    def _all_sums(self) -> Iterable[np.ndarray]:
+        return map(self._sums, self._runs) if self._kept is None else self._kept
+
+    def _sums(self, run: slice) -> np.ndarray:
+        """Return for each text of a run the sum of its pictures' embeddings."""
+        directions, around = self.image.directions.numpy(), self.image.mean.numpy()
+        sums = np.zeros((run.stop - run.start, directions.shape[1]))
+        first, end = np.searchsorted(self._row, [run.start, run.stop])
+        for start in range(first, end, _ROWS_AT_ONCE):
+            some = slice(start, min(start + _ROWS_AT_ONCE, end))
+            pictures = units(self._data.image[self._pictures[some]])
+            np.add.at(sums, self._row[some] - run.start, units((pictures - around) @ directions))
+        return sums
 
 
-def _whitened(features: np.ndarray, whitening: float, n_components: int | None) -> WhitenedMap:
+def _runs(rows: Any) -> Iterator[slice]:
+    for start in range(0, len(rows), _TEXTS_AT_ONCE):
+        yield slice(start, min(start + _TEXTS_AT_ONCE, len(rows)))
+
+
+def _whitened(
+    features: _Units, rows: np.ndarray, whitening: float, n_components: int | None
+) -> WhitenedMap:
     if n_components is not None and n_components > features.shape[1]:
         raise ValueError(
             f"n_components must be None or at most {features.shape[1]} (the width of the image "
             f"features), not {n_components}."
         )
-    rows = np.arange(len(features))
     middle = mean(features, rows)
     variances, directions = np.linalg.eigh(
         covariance(features, features, (rows, rows), (middle, middle))
@@ -134,9 +190,9 @@ def _whitened(features: np.ndarray, whitening: float, n_components: int | None) 
     return WhitenedMap(middle, directions * signs / np.sqrt(variances + whitening))
 
 
-def _gamma(anchors: np.ndarray, counts: np.ndarray) -> float:
+def _gamma(targets: _Targets) -> float:
     """Return a gamma that suits how far the texts are apart from each other."""
-    middle = counts @ anchors / counts.sum()
+    middle = targets.mean_of_units(np.float32)
     return float(_SPREAD_TIMES_GAMMA / max(1 - float(middle @ middle), 1e-3))
 
 

@@ -12,15 +12,16 @@ from sklearn.utils import check_random_state
 
 from ..devices import resolve_device
 from ..heads import HEAD_KINDS, BaseMap, TwoTower, hidden_width
-from ..training import OPTIMIZERS, EpochProgress, cosine_schedule, split_pairs
+from ..training import OPTIMIZERS, EpochProgress, Ranks, cosine_schedule, split_pairs
 from ._base import BaseAligner
 from ._callbacks import CallbackSupportMixin, FitContext, with_callbacks
-from ._course import course_of, watchers
+from ._course import course_of, is_first, watchers
 from ._embedded import embedded, embedders
 from ._head_training import LOSSES, HeadTraining, start_kind
 from ._logit_scale import fit_logit_scale, held_out_logit_scale
 from ._pairs import Pairs, subset_of
 from ._parameters import check_choice, check_integer, check_number
+from ._together import join_ranks
 
 
 class APEAligner(CallbackSupportMixin, BaseAligner):
@@ -280,18 +281,20 @@ class APEAligner(CallbackSupportMixin, BaseAligner):
         fit = FitContext(self, self.max_epochs, X, y)
         random = check_random_state(self.random_state)
         seed = int(random.randint(np.iinfo(np.int32).max))
+        ranks, seed = join_ranks(self, data, seed)
         self.device_ = resolve_device(self.device)
         devices = [self.device_] if self.device_.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(seed)
-            self._train(data, seed, fit)
+            self._train(data, seed, ranks, fit)
         self._keep_bank(data)
         fit.end()
         return self
 
-    def _train(self, data: Pairs, seed: int, fit: FitContext) -> None:
+    def _train(self, data: Pairs, seed: int, ranks: Ranks | None, fit: FitContext) -> None:
         train, valid = self._held_out(data, seed)
-        heads_for = partial(HeadTraining, self, start_kind(self.init, len(data.text)), seed)
+        start = start_kind(self.init, len(data.text))
+        heads_for = partial(HeadTraining, self, start, seed, ranks=ranks)
         training = heads_for(train)
         watched = start_recall = None
         if valid is not None:
@@ -301,7 +304,7 @@ class APEAligner(CallbackSupportMixin, BaseAligner):
         self.n_epochs_ = self.best_epoch_ = 0
         # "auto" does not train where nothing could tell whether that helps.
         if not (self.init == "auto" and self.early_stopping and valid is None):
-            net = training.run(watchers(self, watched, fit, "align"), self.max_epochs)
+            net = training.run(watchers(self, watched, fit, "align", ranks), self.max_epochs)
             self.history_, self.n_epochs_, self.best_epoch_ = course_of(net, self)
             scale = float(net.criterion_.logit_scale.item())
         if valid is not None and start_recall is not None:
@@ -313,7 +316,8 @@ class APEAligner(CallbackSupportMixin, BaseAligner):
             torch.manual_seed(seed)
             training = heads_for(data)
             again = [("progress", EpochProgress(self.best_epoch_, "refit"))]
-            net = training.run(again if self.verbose == 1 else [], self.best_epoch_)
+            shown = self.verbose == 1 and is_first(ranks)
+            net = training.run(again if shown else [], self.best_epoch_)
             scale = float(net.criterion_.logit_scale.item())
         self._keep(training.module, scale)
 

@@ -15,6 +15,7 @@ from ._pairs import Pairs
 from ._parameters import check_integer, check_number
 
 _TILE_BYTES = 2**26
+_ROWS_AT_ONCE = 8192
 # Of what is left of a vector of length 1 when the mean is the same up to rounding.
 _NO_LENGTH = 1e-6
 
@@ -157,8 +158,11 @@ class ASIFAligner(BaseAligner):
         given = (bool(self.center), min(int(self.k), len(data.pairs)), float(self.power))
         return _Anchors.of(data.image, images, *given), _Anchors.of(data.text, texts, *given)
 
-    def _compared(self, data: Pairs) -> tuple[Any, Any]:
-        return self._anchors[0].describe(data.image), self._anchors[1].describe(data.text)
+    def _compared_images(self, features: Any) -> SparseRows:
+        return self._anchors[0].describe(features)
+
+    def _compared_texts(self, features: Any) -> SparseRows:
+        return self._anchors[1].describe(features)
 
     def _embed_image(self, features: np.ndarray) -> np.ndarray:
         return self._anchors[0].describe(features).rows.toarray()
@@ -205,15 +209,18 @@ class _Anchors(NamedTuple):
     power: float
 
     @classmethod
-    def of(
-        cls, features: np.ndarray, rows: np.ndarray, center: bool, k: int, power: float
-    ) -> _Anchors:
-        unit = _unit(features)
+    def of(cls, features: Any, rows: np.ndarray, center: bool, k: int, power: float) -> _Anchors:
+        unit = np.empty(features.shape, dtype=np.float32)
+        blocks = [slice(at, at + _ROWS_AT_ONCE) for at in range(0, len(unit), _ROWS_AT_ONCE)]
+        for some in blocks:
+            unit[some] = _unit(features[some])
         middle = mean(unit, rows) if center else np.zeros(features.shape[1])
         middle = middle.astype(np.float32)
-        return cls(middle, _unit(unit - middle, _NO_LENGTH), rows, k, power)
+        for some in blocks:
+            unit[some] = _unit(unit[some] - middle, _NO_LENGTH)
+        return cls(middle, unit, rows, k, power)
 
-    def describe(self, features: np.ndarray) -> SparseRows:
+    def describe(self, features: Any) -> SparseRows:
         """Return the similarities to the k nearest anchors, to a power and scaled to length 1."""
         tile = max(1, _TILE_BYTES // (8 * len(self.rows)))
         starts = range(0, max(len(features), 1), tile)

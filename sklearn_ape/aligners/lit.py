@@ -19,6 +19,8 @@ from ..training import (
     DivergenceGuard,
     PairBatches,
     PairDataset,
+    StoredRows,
+    as_tensor,
     cosine_schedule,
     embed,
     n_batches,
@@ -253,8 +255,8 @@ class LiTAligner(CallbackSupportMixin, BaseAligner):
         return self
 
     def _train(self, data: Pairs, tower: TextTower, seed: int, fit: FitContext) -> None:
-        image, tokens = (torch.from_numpy(side) for side in (data.image, data.text))
-        everything = PairDataset(image, tokens, data.pairs)
+        image = data.image if isinstance(data.image, StoredRows) else as_tensor(data.image)
+        everything = PairDataset(image, as_tensor(data.text), data.pairs)
         train, valid = everything, None
         if self.early_stopping:
             split = split_pairs(data.pairs, self.validation_fraction, np.random.RandomState(seed))
@@ -346,8 +348,7 @@ class LiTAligner(CallbackSupportMixin, BaseAligner):
         )
 
     def _embed_image(self, features: np.ndarray) -> np.ndarray:
-        tensor = torch.from_numpy(np.require(features, requirements="W"))
-        return embed(self.module_, "image", tensor, torch.device("cpu"))
+        return embed(self.module_, "image", features, torch.device("cpu"))
 
     def _embed_text(self, features: np.ndarray) -> np.ndarray:
         tokens, rows = np.unique(features, axis=0, return_inverse=True)

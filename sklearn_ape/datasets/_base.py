@@ -9,7 +9,7 @@ from typing import Any
 
 from sklearn.utils import Bunch
 
-DATA_HOME_VARIABLE = "SKLEARN_APE_DATA"
+from .._home import default_home
 
 
 def get_data_home(data_home: str | os.PathLike[str] | None = None) -> Path:
@@ -34,12 +34,7 @@ def get_data_home(data_home: str | os.PathLike[str] | None = None) -> Path:
     >>> get_data_home("some/folder").parts[-2:]
     ('some', 'folder')
     """
-    chosen = data_home or os.environ.get(DATA_HOME_VARIABLE)
-    if not chosen:
-        from platformdirs import user_cache_path
-
-        chosen = user_cache_path("sklearn_ape")
-    return Path(chosen).expanduser().absolute()
+    return Path(data_home).expanduser().absolute() if data_home else default_home()
 
 
 def require(module: str, *, package: str, extra: str, purpose: str) -> Any:

@@ -6,6 +6,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from .._home import default_home
+
 
 def as_items(X: Any, modality: str) -> list[Any]:
     """Return X as a list of items, refusing what is no sequence of them."""
@@ -35,7 +37,5 @@ def exports_folder(cache: Any) -> Path:
     """Return where exported networks are kept: beside the features, or with the user's caches."""
     folder = getattr(cache, "folder", cache)
     if not isinstance(folder, str | PathLike) or folder == "memory":
-        from platformdirs import user_cache_path
-
-        folder = user_cache_path("sklearn_ape")
+        folder = default_home()
     return Path(folder).expanduser() / "engines"

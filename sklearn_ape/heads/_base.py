@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import torch
 from torch import nn
+
+_ROWS_AT_ONCE = 4096
 
 
 class Standardize(nn.Module):
@@ -23,10 +28,24 @@ class Standardize(nn.Module):
         self.register_buffer("mean", torch.zeros(n_features))
         self.register_buffer("scale", torch.ones(n_features))
 
-    def set(self, features: torch.Tensor) -> None:
-        """Take mean and standard deviation from features of shape (n, n_features)."""
-        mean = features.double().mean(dim=0)
-        scale = features.double().std(dim=0, unbiased=False)
+    def set(self, features: Any) -> None:
+        """Take mean and standard deviation from features of shape (n, n_features).
+
+        Parameters
+        ----------
+        features : torch.Tensor, or what returns rows for a slice
+            Such as `StoredRows`. They are read once, a bounded number of rows at a time.
+        """
+        # Sums around a mean of some rows lose nothing to cancellation.
+        first = torch.as_tensor(features[:_ROWS_AT_ONCE]).double().mean(dim=0)
+        sum_of, square_of = torch.zeros_like(first), torch.zeros_like(first)
+        for rows in row_tensors(features):
+            rows = rows.double() - first
+            sum_of += rows.sum(dim=0)
+            square_of += rows.square_().sum(dim=0)
+        off = sum_of / len(features)
+        mean = first + off
+        scale = (square_of / len(features) - off.square()).clamp_min(0).sqrt()
         # A constant feature says nothing; dividing by its rounding error would make it shout.
         constant = scale <= 1e-6 * (mean.abs() + 1e-6)
         self.mean.copy_(mean)
@@ -55,8 +74,14 @@ class Head(nn.Module):
         self.n_out = n_out
         self.standardize: nn.Module = Standardize(n_in) if standardize else nn.Identity()
 
-    def set_statistics(self, features: torch.Tensor) -> None:
-        """Take what the head keeps of the training features, of shape (n, n_in)."""
+    def set_statistics(self, features: Any) -> None:
+        """Take what the head keeps of the training features, of shape (n, n_in).
+
+        Parameters
+        ----------
+        features : torch.Tensor, or what returns rows for a slice
+            Such as `StoredRows`.
+        """
         if isinstance(self.standardize, Standardize):
             self.standardize.set(features)
 
@@ -83,3 +108,20 @@ class Head(nn.Module):
     def _output_layers(self) -> list[nn.Module]:
         layers: list[nn.Module] = [m for m in self.modules() if isinstance(m, nn.Linear)]
         return layers[-1:]
+
+
+def row_tensors(features: Any) -> Iterator[torch.Tensor]:
+    """Yield features as tensors, a bounded number of rows at a time.
+
+    Parameters
+    ----------
+    features : torch.Tensor, or what returns rows for a slice
+        Of shape (n, n_features).
+
+    Yields
+    ------
+    rows : torch.Tensor
+        Up to 4,096 rows.
+    """
+    for start in range(0, len(features), _ROWS_AT_ONCE):
+        yield torch.as_tensor(features[start : start + _ROWS_AT_ONCE])

@@ -249,12 +249,12 @@ class ClosedFormHead(Head):
             residual.start_at_zero()
             self.register_buffer("scale", torch.ones(()))
 
-    def set_statistics(self, features: torch.Tensor) -> None:
+    def set_statistics(self, features: Any) -> None:
         """Take the residual's statistics and the size of the base's output from training rows."""
         if self.residual is not None:
             self.residual.set_statistics(features)
             # Evenly spaced rows tell the size as well as all, for which a kernel takes seconds.
-            some = features[:: max(1, len(features) // _ROWS_FOR_SCALE)]
+            some = torch.as_tensor(features[:: max(1, len(features) // _ROWS_FOR_SCALE)])
             size = self.base(some).double().square().mean().sqrt()
             self.scale.copy_(torch.where(size > 0, size, 1.0))
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
-from ._base import Head
+from ._base import Head, row_tensors
 
 
 class FrozenHead(Head):
@@ -44,12 +46,15 @@ class FrozenHead(Head):
         if n_out < n_in:
             self.register_buffer("directions", torch.eye(n_in)[:, :n_out].contiguous())
 
-    def set_statistics(self, features: torch.Tensor) -> None:
+    def set_statistics(self, features: Any) -> None:
         """Take mean, scale and principal directions from training features."""
         super().set_statistics(features)
         if hasattr(self, "directions"):
-            standard = self.standardize(features).double()
-            directions = torch.linalg.eigh(standard.T @ standard).eigenvectors
+            products = torch.zeros(self.n_in, self.n_in, dtype=torch.double)
+            for rows in row_tensors(features):
+                standard = self.standardize(rows).double()
+                products += standard.T @ standard
+            directions = torch.linalg.eigh(products).eigenvectors
             self.directions.copy_(directions.flip(1)[:, : self.directions.shape[1]])
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:

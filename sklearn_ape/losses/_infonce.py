@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from ._positives import as_matrix, as_pairs, check_counts
+from ._rows_of_infonce import share_of_rows
 from ._scaled import ScaledLoss, check_embeddings
-from ._tiles import Tiles, refuse_second_gradients
+from ._tiles import Softmax, Tiles, refuse_second_gradients
 
 
 class InfoNCELoss(ScaledLoss):
@@ -124,28 +125,35 @@ class InfoNCELoss(ScaledLoss):
         by_text = nn.functional.cross_entropy(logits.T, target_of_text)
         return (by_image + by_text) / 2
 
+    def share(
+        self,
+        image: torch.Tensor,
+        text: torch.Tensor,
+        positive: torch.Tensor | None,
+        rows: slice,
+    ) -> torch.Tensor:
+        """Return what some rows of a batch add to its loss; the shares of all rows sum to it.
 
-class _Softmax:
-    """Denominators of softmaxes whose logits come a tile at a time.
+        This is how processes share the work of a batch whose embeddings each of them has.
 
-    The largest logit and the sum of exponentials below it are kept apart, as in flash attention:
-    added up in one float, the sum would drown when a pair is all but certain.
-    """
+        Parameters
+        ----------
+        image, text : torch.Tensor of shape (n_pairs, n_components)
+            See `forward`; of the whole batch.
+        positive : torch.Tensor or None
+            See `forward`; of the whole batch.
+        rows : slice
+            From a start to a stop within the batch.
 
-    def __init__(self, like: torch.Tensor) -> None:
-        self.largest = like.new_full((len(like),), -torch.inf)
-        self.total = like.new_zeros(len(like))
-        self.positive = like.new_zeros(len(like))
-
-    def see(self, at: slice, logits: torch.Tensor) -> None:
-        largest = torch.maximum(self.largest[at], logits.amax(dim=1))
-        before = self.total[at] * (self.largest[at] - largest).exp()
-        self.total[at] = before + (logits - largest[:, None]).exp_().sum(dim=1)
-        self.largest[at] = largest
-
-    def loss(self) -> torch.Tensor:
-        """Return the mean of log-denominator minus mean logit of the positives."""
-        return (self.total.log() + (self.largest - self.positive)).mean()
+        Returns
+        -------
+        share : torch.Tensor
+            A scalar. Logits are computed in tiles, of all columns at once with ``tile_size=None``.
+        """
+        check_embeddings(image, text)
+        pairs = as_pairs(positive, len(image), image.device)
+        size = self._tile_of_share(len(image))
+        return share_of_rows(image, text, self.logit_scale, pairs, rows, size)
 
 
 class _TiledInfoNCE(torch.autograd.Function):
@@ -166,8 +174,8 @@ class _TiledInfoNCE(torch.autograd.Function):
             c.to(image.dtype).reciprocal() for c in (of_image, of_text)
         )
         scaled = scale * image
-        by_image, by_text = _Softmax(image), _Softmax(image)
-        tiles = Tiles(pairs, len(image), size)
+        by_image, by_text = Softmax(image), Softmax(image)
+        tiles = Tiles(pairs, len(image), len(image), size)
         for rows, columns, (row, column) in tiles:
             logits = scaled[rows] @ text[columns].T
             by_image.see(rows, logits)
@@ -189,7 +197,7 @@ class _TiledInfoNCE(torch.autograd.Function):
             by_text.largest,
             by_text.total,
         )
-        return (by_image.loss() + by_text.loss()) / 2
+        return (by_image.losses().mean() + by_text.losses().mean()) / 2
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:

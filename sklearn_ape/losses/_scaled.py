@@ -55,6 +55,10 @@ class ScaledLoss(nn.Module):
             return None if n_pairs <= MOST_DENSE_ROWS else AUTO_TILE
         return None if self.tile_size is None else int(self.tile_size)
 
+    def _tile_of_share(self, n_pairs: int) -> int:
+        """Return the rows of a tile where a process computes some rows only."""
+        return AUTO_TILE if self.tile_size == "auto" else int(self.tile_size or n_pairs)
+
 
 def check_embeddings(image: torch.Tensor, text: torch.Tensor) -> None:
     """Refuse embeddings of different shapes."""

@@ -98,22 +98,61 @@ class SigmoidLoss(ScaledLoss):
             When `positive` is neither bool nor int64.
         """
         check_embeddings(image, text)
-        if self.bias.isnan():
-            with torch.no_grad():
-                self.bias.fill_(-math.log(max(len(image), 2)))
+        self._start_bias(len(image))
         tile = self._tile(len(image))
         if tile is not None:
             pairs = as_pairs(positive, len(image), image.device)
-            return _TiledSigmoid.apply(image, text, self.logit_scale, self.bias, pairs, tile)
+            return self._tiled(image, text, pairs, tile) / len(image)
         logits = self.logit_scale * image @ text.T + self.bias
         if positive is None:
             positive = torch.eye(len(image), dtype=torch.bool, device=image.device)
         sign = torch.where(as_matrix(positive, len(image)), 1.0, -1.0)
         return -nn.functional.logsigmoid(sign * logits).sum() / len(image)
 
+    def share(
+        self,
+        image: torch.Tensor,
+        text: torch.Tensor,
+        positive: torch.Tensor | None,
+        rows: slice,
+    ) -> torch.Tensor:
+        """Return what some pictures of a batch add to its loss, as `InfoNCELoss.share`.
+
+        Parameters
+        ----------
+        image, text : torch.Tensor of shape (n_pairs, n_components)
+            See `forward`; of the whole batch.
+        positive : torch.Tensor or None
+            See `forward`; of the whole batch.
+        rows : slice
+            From a start to a stop within the batch.
+
+        Returns
+        -------
+        share : torch.Tensor
+            A scalar.
+        """
+        check_embeddings(image, text)
+        self._start_bias(len(image))
+        pairs = as_pairs(positive, len(image), image.device)
+        own = pairs[(pairs[:, 0] >= rows.start) & (pairs[:, 0] < rows.stop)]
+        own = own - own.new_tensor([rows.start, 0])
+        size = self._tile_of_share(len(image))
+        return self._tiled(image[rows], text, own, size) / len(image)
+
+    def _start_bias(self, n_pairs: int) -> None:
+        if self.bias.isnan():
+            with torch.no_grad():
+                self.bias.fill_(-math.log(max(n_pairs, 2)))
+
+    def _tiled(
+        self, image: torch.Tensor, text: torch.Tensor, pairs: torch.Tensor, size: int
+    ) -> torch.Tensor:
+        return _TiledSigmoid.apply(image, text, self.logit_scale, self.bias, pairs, size)
+
 
 class _TiledSigmoid(torch.autograd.Function):
-    """Takes the gradients along with the loss, since no tile depends on another."""
+    """Sums over all rows and columns. Takes the gradients along, since no tile needs another."""
 
     @staticmethod
     def forward(
@@ -129,7 +168,7 @@ class _TiledSigmoid(torch.autograd.Function):
         loss, of_bias = image.new_zeros(()), image.new_zeros(())
         of_image, of_text = torch.zeros_like(image), torch.zeros_like(text)
         wanted = any(ctx.needs_input_grad)
-        for rows, columns, at in Tiles(pairs, len(image), size):
+        for rows, columns, at in Tiles(pairs, len(image), len(text), size):
             # Signed so that every pair is a no: a yes is a no of the negative logit.
             logits = scaled[rows] @ text[columns].T + bias
             logits[at] *= -1
@@ -146,11 +185,9 @@ class _TiledSigmoid(torch.autograd.Function):
             ctx.save_for_backward(
                 of_image, of_text, of_scale.to(scale.dtype), of_bias.to(bias.dtype)
             )
-        ctx.n_pairs = len(image)
-        return loss / len(image)
+        return loss
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         refuse_second_gradients()
-        weight = gradient / ctx.n_pairs
-        return *(saved * weight.to(saved.dtype) for saved in ctx.saved_tensors), None, None
+        return *(saved * gradient.to(saved.dtype) for saved in ctx.saved_tensors), None, None

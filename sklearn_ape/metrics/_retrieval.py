@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.sparse import csr_array
 
-_TILE_BYTES = 2**26
+from ._ranks import ranks_of_both
 
 
 def retrieval_ranks(queries: np.ndarray, candidates: np.ndarray, pairs: np.ndarray) -> np.ndarray:
@@ -40,28 +39,7 @@ def retrieval_ranks(queries: np.ndarray, candidates: np.ndarray, pairs: np.ndarr
     >>> retrieval_ranks(np.eye(3), np.eye(3), pairs=np.array([[0, 0], [1, 1], [2, 0]]))
     array([0, 0, 2])
     """
-    positive = csr_array(
-        (np.ones(len(pairs), dtype=bool), (pairs[:, 0], pairs[:, 1])),
-        shape=(len(queries), len(candidates)),
-    )
-    lonely = np.flatnonzero(np.diff(positive.indptr) == 0)
-    if lonely.size:
-        raise ValueError(f"Query {lonely[0]} has no positive among the candidates.")
-    ranks = np.empty(len(queries), dtype=np.int64)
-    tile = max(1, _TILE_BYTES // (8 * len(candidates)))
-    for start in range(0, len(queries), tile):
-        scores = queries[start : start + tile] @ candidates.T
-        if not np.isfinite(scores).all():
-            raise ValueError("Embeddings must be finite: there are NaN or infinite ones.")
-        rows, columns = positive[start : start + tile].nonzero()
-        best = np.full(len(scores), -np.inf, dtype=scores.dtype)
-        np.maximum.at(best, rows, scores[rows, columns])
-        at_least = (scores >= best[:, None]).sum(axis=1)
-        of_them_positive = np.bincount(
-            rows, weights=scores[rows, columns] >= best[rows], minlength=len(scores)
-        )
-        ranks[start : start + tile] = at_least - of_them_positive
-    return ranks
+    return ranks_of_both(queries, candidates, pairs, both=False)[0]
 
 
 def recall_at_k(ranks: np.ndarray, k: int) -> float:
@@ -128,8 +106,7 @@ def retrieval_report(
     >>> retrieval_report(np.eye(4), np.eye(4)[[0, 1, 3, 2]], pairs, ks=[1, 2])["image_to_text"]
     {1: 0.5, 2: 0.5}
     """
-    by_image = retrieval_ranks(image_embeddings, text_embeddings, pairs)
-    by_text = retrieval_ranks(text_embeddings, image_embeddings, pairs[:, ::-1])
+    by_image, by_text = ranks_of_both(image_embeddings, text_embeddings, pairs)
     return {
         "image_to_text": {k: recall_at_k(by_image, k) for k in ks},
         "text_to_image": {k: recall_at_k(by_text, k) for k in ks},
@@ -179,16 +156,13 @@ def rank_report(
     >>> rank_report(np.eye(4), np.eye(4)[[0, 1, 3, 2]], pairs, ks=[1])["image_to_text"]
     {'recall@1': 0.5, 'mean_rank': 2.5, 'median_rank': 2.5, 'mean_reciprocal_rank': 0.625}
     """
-    directions = {
-        "image_to_text": (image_embeddings, text_embeddings, pairs),
-        "text_to_image": (text_embeddings, image_embeddings, pairs[:, ::-1]),
-    }
-    report = {}
-    for name, sides in directions.items():
-        ranks = retrieval_ranks(*sides)
-        report[name] = {f"recall@{k}": recall_at_k(ranks, k) for k in ks} | {
+    by_image, by_text = ranks_of_both(image_embeddings, text_embeddings, pairs)
+    return {
+        name: {f"recall@{k}": recall_at_k(ranks, k) for k in ks}
+        | {
             "mean_rank": float(np.mean(ranks + 1)),
             "median_rank": float(np.median(ranks + 1)),
             "mean_reciprocal_rank": float(np.mean(1 / (ranks + 1))),
         }
-    return report
+        for name, ranks in (("image_to_text", by_image), ("text_to_image", by_text))
+    }

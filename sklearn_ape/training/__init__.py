@@ -1,9 +1,12 @@
 """Contrastive training of two heads on frozen features, by skorch."""
 
-from ._dataset import PairBatches, PairDataset, n_batches, subset
+from ._batches import PairBatches, n_batches
+from ._dataset import PairDataset, as_tensor, subset
 from ._net import AlignmentNet, embed
 from ._optimizers import OPTIMIZERS, adam, adamw, cosine_schedule, lion
+from ._ranks import Ranks, current_ranks
 from ._split import Split, split_pairs
+from ._stored import StoredRows, row_blocks, select, stays_stored
 from ._watchers import (
     BestEpoch,
     DivergenceGuard,
@@ -22,17 +25,24 @@ __all__ = [
     "EpochProgress",
     "PairBatches",
     "PairDataset",
+    "Ranks",
     "Split",
     "StopWhenPatient",
+    "StoredRows",
     "ValidationRecall",
     "adam",
     "adamw",
+    "as_tensor",
     "cosine_schedule",
+    "current_ranks",
     "diverged",
     "embed",
     "lion",
     "mean_recall",
     "n_batches",
+    "row_blocks",
+    "select",
     "split_pairs",
+    "stays_stored",
     "subset",
 ]

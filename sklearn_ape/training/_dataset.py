@@ -1,15 +1,16 @@
-"""Pairs of features, and batches of them."""
+"""Pairs of features."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
+from copy import copy
 from typing import Any
 
 import numpy as np
 import torch
 from scipy.sparse import csr_array
 from torch.utils.data import Dataset
+
+from ._stored import select
 
 
 class PairDataset(Dataset):
@@ -18,17 +19,19 @@ class PairDataset(Dataset):
     Parameters
     ----------
     image : torch.Tensor of shape (n_images, n_image_features)
-        One row a distinct picture.
+        One row a distinct picture. Or `StoredRows`, or anything else that has a length and
+        returns rows for an array of their numbers.
     text : torch.Tensor of shape (n_texts, n_text_features)
-        One row a distinct caption.
+        One row a distinct caption; or the like.
     pairs : ndarray of shape (n_pairs, 2)
         Rows of pictures and of captions.
     """
 
-    def __init__(self, image: torch.Tensor, text: torch.Tensor, pairs: np.ndarray) -> None:
+    def __init__(self, image: Any, text: Any, pairs: np.ndarray) -> None:
         self.image = image
         self.text = text
         self.pairs = torch.as_tensor(pairs)
+        self.device: torch.device | None = None
         one_to_one = all(len(np.unique(side)) == len(pairs) for side in pairs.T)
         ones = np.ones(len(pairs), dtype=bool)
         shape = (len(image), len(text))
@@ -44,14 +47,82 @@ class PairDataset(Dataset):
         takes no room of its own in a batch of very many; one number a pair stands for the
         diagonal, where no picture or caption has several partners.
         """
+        return self.features(index), self.positive(index)
+
+    def features(self, index: Any) -> dict[str, torch.Tensor]:
+        """Return the features of both sides of some pairs."""
         ids = self.pairs[index]
-        images, texts = ids[:, 0], ids[:, 1]
+        return {
+            "image": self._rows(self.image, ids[:, 0]),
+            "text": self._rows(self.text, ids[:, 1]),
+        }
+
+    def positive(self, index: Any) -> torch.Tensor:
+        """Return which pictures and captions of some pairs belong together."""
         if self._known is None:
-            positive = torch.arange(len(ids))
+            return torch.arange(len(index))
+        images, texts = self.pairs[index].numpy().T
+        met = self._known[images][:, texts]
+        return torch.from_numpy(np.column_stack(met.nonzero()).astype(np.int64))
+
+    @property
+    def is_at_hand(self) -> bool:
+        """Whether rows are there without reading, computing or moving anything."""
+        sides = (self.image, self.text)
+        return all(isinstance(s, torch.Tensor) for s in sides) and not self._moves(*sides)
+
+    def to(self, device: torch.device) -> PairDataset:
+        """Return the same pairs for training on a device.
+
+        Parameters
+        ----------
+        device : torch.device
+            Where the heads are.
+
+        Returns
+        -------
+        dataset : PairDataset
+            Of features that lie on a CUDA device, if they take less than half of its free
+            memory; else of those here, whose batches are moved there one by one.
+        """
+        moved = copy(self)
+        moved.device = device
+        sides = (self.image, self.text)
+        if device.type == "cuda" and all(isinstance(side, torch.Tensor) for side in sides):
+            size = sum(side.numel() * side.element_size() for side in sides)
+            if 2 * size < torch.cuda.mem_get_info(device)[0]:
+                moved.image, moved.text = (side.to(device) for side in sides)
+        return moved
+
+    def _rows(self, side: Any, ids: torch.Tensor) -> torch.Tensor:
+        if isinstance(side, torch.Tensor):
+            rows = side[ids.to(side.device, non_blocking=True)]
         else:
-            met = self._known[images.numpy()][:, texts.numpy()]
-            positive = torch.from_numpy(np.column_stack(met.nonzero()).astype(np.int64))
-        return {"image": self.image[images], "text": self.text[texts]}, positive
+            rows = torch.as_tensor(side[ids.numpy()])
+        if self._moves(rows):
+            return rows.pin_memory().to(self.device, non_blocking=True)
+        return rows
+
+    def _moves(self, *tensors: torch.Tensor) -> bool:
+        """Say whether tensors have to be moved to a CUDA device, which takes time."""
+        is_cuda = self.device is not None and self.device.type == "cuda"
+        return is_cuda and any(tensor.device.type != "cuda" for tensor in tensors)
+
+
+def as_tensor(features: np.ndarray) -> torch.Tensor:
+    """Return features as a tensor, which shares their memory if that can be written to.
+
+    Parameters
+    ----------
+    features : ndarray
+        Such as an aligner's X.
+
+    Returns
+    -------
+    tensor : torch.Tensor
+        Of the same numbers. torch warns of arrays that are read-only, so these are copied.
+    """
+    return torch.from_numpy(np.require(features, requirements=["C", "W"]))
 
 
 def subset(dataset: PairDataset, rows: np.ndarray) -> PairDataset:
@@ -72,115 +143,8 @@ def subset(dataset: PairDataset, rows: np.ndarray) -> PairDataset:
     pairs = dataset.pairs[torch.from_numpy(rows)].numpy()
     images, at_image = np.unique(pairs[:, 0], return_inverse=True)
     texts, at_text = np.unique(pairs[:, 1], return_inverse=True)
-    return PairDataset(
-        dataset.image[torch.from_numpy(images)],
-        dataset.text[torch.from_numpy(texts)],
-        np.column_stack([at_image, at_text]),
+    image, text = (
+        as_tensor(side) if isinstance(side, np.ndarray) else side
+        for side in (select(dataset.image, images), select(dataset.text, texts))
     )
-
-
-class PairBatches:
-    """Iterates over whole batches by index; skorch's stand-in for a data loader.
-
-    Parameters
-    ----------
-    dataset : PairDataset
-        What to iterate over.
-    batch_size : int
-        The most pairs in a batch. Batches are of equal size up to one pair, since a small last
-        batch would be an easier task than the others, and one of a single pair none at all.
-    shuffle : bool, default=False
-        Draw a new order for every epoch.
-    seed : int, default=0
-        Of the orders and mixtures.
-    mixup : float, default=0.0
-        Above 0, every pair of a batch is mixed with another one of it, after FuseMix [1]_: the
-        features of both sides become ``share * own + (1 - share) * partner``, with one share a
-        batch, drawn from Beta(mixup, mixup). 1 draws all shares alike, less leaves most pairs
-        nearly as they are.
-
-    Raises
-    ------
-    ValueError
-        When `mixup` is not a number from 0.
-
-    Notes
-    -----
-    A mixed picture and a mixed caption belong together where both their parts do: where only one
-    does, the caption is the wrong one for the mixture. On made-up pairs with 12 pictures a
-    caption, this learned more than to let the larger part decide.
-
-    References
-    ----------
-    .. [1] N. Vouitsis et al., "Data-Efficient Multimodal Fusion on a Single GPU", CVPR 2024.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> import torch
-    >>> from sklearn_ape.training import PairBatches, PairDataset
-    >>> pairs = np.column_stack([np.arange(6), np.arange(6)])
-    >>> dataset = PairDataset(torch.eye(6), torch.eye(6), pairs)
-    >>> [len(inputs["image"]) for inputs, _ in PairBatches(dataset, batch_size=4, mixup=1.0)]
-    [3, 3]
-    """
-
-    def __init__(
-        self,
-        dataset: PairDataset,
-        batch_size: int,
-        shuffle: bool = False,
-        seed: int = 0,
-        mixup: float = 0.0,
-    ) -> None:
-        if not 0 <= mixup < math.inf:
-            raise ValueError(f"mixup must be a number from 0, not {mixup!r}.")
-        self.dataset = dataset
-        self.batch_size = batch_size
-        self.shuffle = shuffle
-        self.mixup = mixup
-        self._rng = np.random.default_rng(seed)
-        # Of its own, so that mixing leaves the orders as they are.
-        self._mixing_rng = np.random.default_rng([seed, 1])
-
-    def __len__(self) -> int:
-        return n_batches(len(self.dataset), self.batch_size)
-
-    def __iter__(self) -> Iterator[tuple[dict[str, torch.Tensor], torch.Tensor]]:
-        n_pairs = len(self.dataset)
-        order = self._rng.permutation(n_pairs) if self.shuffle else np.arange(n_pairs)
-        for index in np.array_split(order, len(self)):
-            inputs, positive = self.dataset[torch.from_numpy(index)]
-            yield self._mixed(inputs, positive) if self.mixup else (inputs, positive)
-
-    def _mixed(
-        self, inputs: dict[str, torch.Tensor], positive: torch.Tensor
-    ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-        share = self._mixing_rng.beta(self.mixup, self.mixup)
-        n_pairs = len(inputs["image"])
-        # Neighbours on a random circle: every pair is a partner once, and never its own.
-        circle = self._mixing_rng.permutation(n_pairs)
-        partner = torch.empty(n_pairs, dtype=torch.int64)
-        partner[torch.from_numpy(circle)] = torch.from_numpy(np.roll(circle, 1))
-        if positive.ndim == 2:
-            of_partners = partner[positive]
-            numbers, known = (at[:, 0] * n_pairs + at[:, 1] for at in (of_partners, positive))
-            positive = positive[torch.isin(numbers, known)]
-        mixed = {side: share * x + (1 - share) * x[partner] for side, x in inputs.items()}
-        return mixed, positive
-
-
-def n_batches(n_pairs: int, batch_size: int) -> int:
-    """Count the batches of one epoch.
-
-    Parameters
-    ----------
-    n_pairs, batch_size : int
-        Pairs in all, and the most in a batch.
-
-    Returns
-    -------
-    n_batches : int
-        At least 1.
-    """
-    return max(1, math.ceil(n_pairs / batch_size))
+    return PairDataset(image, text, np.column_stack([at_image, at_text]))

@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import torch
 from skorch import NeuralNet
-from skorch.utils import to_tensor
 
 from ..heads import TwoTower
 from ..losses import StructureLoss
+from ._dataset import as_tensor
+from ._ranks import Ranks
 
 _ROWS_AT_ONCE = 8192
 
@@ -28,6 +29,9 @@ class AlignmentNet(NeuralNet):
         Of `StructureLoss`.
     structure_levels : int, default=1
         Of `StructureLoss`.
+    ranks : Ranks or None, default=None
+        Processes to train with, of which each is given its share of a batch by `PairBatches`.
+        Every step is that of the whole batch.
     **kwargs : object
         As `*args`.
 
@@ -43,28 +47,55 @@ class AlignmentNet(NeuralNet):
         structure_weight: float = 0.0,
         structure_temperature: float = 0.1,
         structure_levels: int = 1,
+        ranks: Ranks | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self.structure_weight = structure_weight
         self.structure_temperature = structure_temperature
         self.structure_levels = structure_levels
+        self.ranks = ranks
 
     def get_loss(
         self, y_pred: Any, y_true: Any, X: Any = None, training: bool = False
     ) -> torch.Tensor:
         """Return the criterion of both embeddings, given which of them belong together."""
-        positive = to_tensor(y_true, device=self.device) if y_true.ndim == 2 else None
-        loss = self.criterion_(*y_pred, positive)
+        positive = y_true.to(self.device) if y_true.ndim == 2 else None
+        ranks = self.ranks if training else None
+        if ranks is None:
+            loss = self.criterion_(*y_pred, positive)
+        else:
+            n_pairs = n_pairs_of(y_true)
+            y_pred = [ranks.gather(rows, n_pairs) for rows in y_pred]
+            loss = self.criterion_.share(*y_pred, positive, ranks.rows(n_pairs))
         if not (training and self.structure_weight):
             return loss
         structure = StructureLoss(self.structure_temperature, self.structure_levels)
+        weight = self.structure_weight
         for side, embeddings in zip(("image", "text"), y_pred, strict=True):
             head = getattr(self.module_, f"{side}_head")
             if any(parameter.requires_grad for parameter in head.parameters()):
-                features = to_tensor(X[side], device=self.device)
-                loss = loss + self.structure_weight * structure(features, embeddings)
+                features = X[side].to(self.device)
+                if ranks is not None:  # all of them compute all of it
+                    features = ranks.gather(features, n_pairs)
+                    weight = self.structure_weight / ranks.size
+                loss = loss + weight * structure(features, embeddings)
         return loss
+
+    def infer(self, x: Any, **fit_params: Any) -> Any:
+        """Return the embeddings of both sides' features."""
+        return self.module_(**{side: rows.to(self.device) for side, rows in x.items()})
+
+    def train_step_single(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
+        """Compute a batch's loss and gradients; those of the whole batch, with other processes."""
+        inputs, positive = batch
+        embeddings = self.infer(inputs)
+        loss = self.get_loss(embeddings, positive, X=inputs, training=True)
+        loss.backward()
+        if self.ranks is not None:
+            parameters = (parameter for _, parameter in self.get_all_learnable_params())
+            loss = self.ranks.joined(loss, parameters)
+        return {"loss": loss, "y_pred": embeddings}
 
     def train_step(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
         """Take a step, then clamp the logit scale."""
@@ -72,8 +103,43 @@ class AlignmentNet(NeuralNet):
         self.criterion_.clamp_()
         return step
 
+    def run_single_epoch(
+        self, iterator: Any, training: bool, prefix: str, step_fn: Any, **fit_params: Any
+    ) -> None:
+        """Go once through the batches, as skorch does, whose own way sets modes at every step."""
+        if iterator is None:
+            return
+        self._set_training(training)
+        n_batches = 0
+        for batch in iterator:
+            n_batches += 1
+            self.notify("on_batch_begin", batch=batch, training=training)
+            step = step_fn(batch, **fit_params)
+            self.history.record_batch(f"{prefix}_loss", step["loss"].item())
+            self.history.record_batch(f"{prefix}_batch_size", n_pairs_of(batch[1]))
+            self.notify("on_batch_end", batch=batch, training=training, **step)
+        self.history.record(f"{prefix}_batch_count", n_batches)
 
-def embed(module: TwoTower, side: str, features: torch.Tensor, device: Any) -> np.ndarray:
+    def notify(self, method_name: str, **cb_kwargs: Any) -> None:
+        """Tell the callbacks; what stops one process after an epoch stops all."""
+        if self.ranks is None or method_name != "on_epoch_end":
+            super().notify(method_name, **cb_kwargs)
+            return
+        stop = False
+        try:
+            super().notify(method_name, **cb_kwargs)
+        except KeyboardInterrupt:
+            stop = True
+        if self.ranks.any(stop):
+            raise KeyboardInterrupt
+
+
+def n_pairs_of(positive: torch.Tensor) -> int:
+    """Count the pairs of a batch by its positives, which hold every pair's own."""
+    return len(positive) if positive.ndim == 1 else int(positive.max()) + 1
+
+
+def embed(module: TwoTower, side: str, features: Any, device: Any) -> np.ndarray:
     """Return the embeddings of one side's features, a bounded number of rows at a time.
 
     Parameters
@@ -82,8 +148,8 @@ def embed(module: TwoTower, side: str, features: torch.Tensor, device: Any) -> n
         On `device`.
     side : {"image", "text"}
         Whose features they are.
-    features : torch.Tensor of shape (n, n_features)
-        On any device.
+    features : torch.Tensor, ndarray or StoredRows of shape (n, n_features)
+        On any device. Or anything else that has a length and returns rows for a slice.
     device : torch.device or str
         Where to compute.
 
@@ -95,7 +161,12 @@ def embed(module: TwoTower, side: str, features: torch.Tensor, device: Any) -> n
     tower = module.embed_image if side == "image" else module.embed_text
     was_training = module.training
     module.eval()
+    embeddings = np.empty((len(features), module.n_components), dtype=np.float32)
     with torch.inference_mode():
-        parts = [tower(rows.to(device)).float().cpu() for rows in features.split(_ROWS_AT_ONCE)]
+        for start in range(0, len(features), _ROWS_AT_ONCE):
+            some = slice(start, start + _ROWS_AT_ONCE)
+            rows = features[some]
+            rows = as_tensor(rows) if isinstance(rows, np.ndarray) else rows
+            embeddings[some] = tower(rows.to(device)).float().cpu().numpy()
     module.train(was_training)
-    return torch.cat(parts).numpy()
+    return embeddings

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from ..metrics import retrieval_report
 from ._dataset import PairDataset
-from ._net import embed
+from ._net import AlignmentNet, embed
 
 
 class ValidationRecall(Callback):
@@ -33,7 +33,7 @@ class ValidationRecall(Callback):
     def __init__(self, dataset: PairDataset | None) -> None:
         self.dataset = dataset
 
-    def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
+    def on_epoch_end(self, net: AlignmentNet, **kwargs: Any) -> None:
         """Evaluate the epoch's weights."""
         net.history.record("logit_scale", net.criterion_.logit_scale.item())
         if self.dataset is None:
@@ -43,6 +43,8 @@ class ValidationRecall(Callback):
         if not (np.isfinite(image).all() and np.isfinite(text).all()):
             raise diverged(net)
         recall = mean_recall(image, text, self.dataset.pairs.numpy())
+        if net.ranks is not None:  # one rounding error, and one of them would stop early
+            recall = net.ranks.of_first(recall)
         net.history.record("valid_recall", recall)
 
 
@@ -117,7 +119,7 @@ class DivergenceGuard(Callback):
         self, net: NeuralNet, batch: Any = None, training: bool = False, **kwargs: Any
     ) -> None:
         """Look at the loss of the batch."""
-        if training and not math.isfinite(net.history[-1, "batches", -1, "train_loss"]):
+        if training and not math.isfinite(net.history[-1]["batches"][-1]["train_loss"]):
             raise diverged(net)
 
     def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:

@@ -3,13 +3,22 @@
 import pickle
 
 import numpy as np
+import pandas as pd
 import pytest
+from scipy.sparse import csr_array
 from sklearn.base import clone
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
 from sklearn_ape import ASIFAligner, CCAAligner, CLIPAligner, ZeroShotClassifier
-from sklearn_ape.aligners._bank import Bank, evenly_spaced, resolve_bank, standardized
+from sklearn_ape.aligners._bank import (
+    Bank,
+    Standardizer,
+    _rows_of,
+    evenly_spaced,
+    resolve_bank,
+    standardized,
+)
 from sklearn_ape.encoders import HeadPairs
 
 
@@ -85,9 +94,25 @@ class TestStandardized:
         rng = np.random.default_rng(0)
         image, text = random_units(rng, 50, 6), random_units(rng, 20, 6)
         whole = standardized(image @ text.T, image, text, Bank.of(image, text))
-        monkeypatch.setattr("sklearn_ape.aligners._bank._ROWS_AT_ONCE", 7)
+        monkeypatch.setattr("sklearn_ape.aligners._bank._TILE_BYTES", 7 * 4 * 20)
         tiled = standardized(image @ text.T, image, text, Bank.of(image, text))
         np.testing.assert_allclose(tiled, whole, atol=1e-6)
+
+    def test_in_place_and_by_rows_it_is_the_same(self):
+        """A million rows go by tiles, with what concerns the texts computed once."""
+        rng = np.random.default_rng(0)
+        image, text = random_units(rng, 50, 6), random_units(rng, 20, 6)
+        bank = Bank.of(random_units(rng, 30, 6), random_units(rng, 20, 6))
+        cosines = image @ text.T
+        whole = standardized(cosines, image, text, bank)
+        np.testing.assert_array_equal(cosines, image @ text.T)
+        standardizer = Standardizer(text, bank, scale=3.0)
+        parts = [image[:17] @ text.T, image[17:] @ text.T]
+        for part, some in zip(parts, (image[:17], image[17:]), strict=True):
+            standardizer.apply(part, some)
+        np.testing.assert_allclose(np.concatenate(parts), 3 * whole, atol=1e-5)
+        assert standardized(cosines, image, text, bank, copy=False) is cosines
+        np.testing.assert_array_equal(cosines, whole)
 
 
 class TestOwnBank:
@@ -161,6 +186,28 @@ class TestOwnBank:
 
 
 class TestCollection:
+    def test_rows_of_any_collection(self, tmp_path):
+        X = np.arange(20.0).reshape(10, 2)
+        np.save(tmp_path / "X.npy", X)
+        mapped = np.load(tmp_path / "X.npy", mmap_mode="r")
+        rows = np.array([0, 4, 9])
+        for table in (X, mapped, pd.DataFrame(X), csr_array(X), X.tolist(), list(X)):
+            found = _rows_of(table, rows)
+            found = found.toarray() if hasattr(found, "toarray") else np.asarray(found)
+            np.testing.assert_array_equal(found, X[rows])
+        names = [f"{number}.png" for number in range(10)]
+        for column in (names, tuple(names), np.array(names), pd.Series(names, index=range(5, 15))):
+            assert list(_rows_of(column, rows)) == ["0.png", "4.png", "9.png"]
+
+    @pytest.mark.parametrize("library", ["pyarrow", "polars"])
+    def test_rows_of_columns_of_other_libraries(self, library):
+        names = [f"{number}.png" for number in range(10)]
+        module = pytest.importorskip(library)
+        column = module.array(names) if library == "pyarrow" else module.Series(names)
+        found = _rows_of(column, np.array([0, 4, 9]))
+        as_list = found.to_pylist if library == "pyarrow" else found.to_list
+        assert as_list() == ["0.png", "4.png", "9.png"]
+
     def test_stands_in_for_the_pictures(self, fitted, held_out):
         image, text = fitted.transform(held_out[0]), fitted.transform_text(held_out[1])
         expected = standardized(image @ text.T, image, text, Bank.of(image, fitted.bank_.text))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sklearn_ape.metrics import (
-    _retrieval,
+    _ranks,
     rank_report,
     recall_at_k,
     retrieval_ranks,
@@ -23,9 +23,10 @@ def ranks_by_loop(queries, candidates, pairs):
     return np.array(ranks)
 
 
-@pytest.mark.parametrize("tile_bytes", [8, 2**26])
-def test_ranks_equal_a_loops_with_several_positives_and_in_tiles(tile_bytes, monkeypatch):
-    monkeypatch.setattr(_retrieval, "_TILE_BYTES", tile_bytes)
+@pytest.mark.parametrize("side", [3, 240])
+def test_ranks_equal_a_loops_with_several_positives_and_in_tiles(side, monkeypatch):
+    monkeypatch.setattr(_ranks, "_ROWS", side)
+    monkeypatch.setattr(_ranks, "_COLUMNS", side)
     rng = np.random.default_rng(0)
     queries, candidates = rng.standard_normal((20, 4)), rng.standard_normal((30, 4))
     pairs = np.column_stack([np.repeat(np.arange(20), 3), rng.integers(30, size=60)])

@@ -50,6 +50,36 @@ class TestPairDataset:
         torch.testing.assert_close(inputs["image"], -inputs["text"])
 
 
+class TestDevice:
+    """Simulated: whether features go to a CUDA device depends on its free memory alone."""
+
+    cuda = torch.device("cuda")
+
+    def moved(self, monkeypatch, free):
+        sent = []
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 10**9))
+        monkeypatch.setattr(torch.Tensor, "to", lambda self, device: sent.append(device) or self)
+        data = dataset(10)  # 80 bytes
+        return data, data.to(self.cuda), sent
+
+    def test_features_that_fit_in_half_of_its_memory_are_sent_once(self, monkeypatch):
+        _, moved, sent = self.moved(monkeypatch, free=161)
+        assert sent == [self.cuda] * 2
+        assert len(moved) == 10
+
+    def test_others_stay_and_their_batches_are_sent_ahead(self, monkeypatch):
+        data, moved, sent = self.moved(monkeypatch, free=160)
+        assert sent == []
+        assert data.is_at_hand
+        assert not moved.is_at_hand
+
+    def test_nothing_is_done_for_the_cpu(self):
+        data = dataset(10)
+        moved = data.to(torch.device("cpu"))
+        assert moved.is_at_hand
+        assert moved.image is data.image
+
+
 class TestPairBatches:
     @pytest.mark.parametrize(("n_pairs", "batch_size"), [(10, 4), (9, 8), (5, 99), (2, 2), (7, 3)])
     def test_every_pair_once_an_epoch_and_no_batch_of_one(self, n_pairs, batch_size):

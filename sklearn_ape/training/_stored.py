@@ -1,0 +1,211 @@
+"""Features that stay where they are, on disk or in half precision, and are read by rows."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+# Below this, a copy in memory is cheaper than reading again and again.
+_LEAST_BYTES = 2**27
+_ROWS_AT_ONCE = 8192
+
+
+class StoredRows:
+    """Rows of an array of features, read and made float32 when they are asked for.
+
+    Parameters
+    ----------
+    array : ndarray of shape (n_stored, n_features)
+        Of floats of any size, such as a memory map.
+    rows : ndarray of int or None, default=None
+        Which rows of it, in order; None is all of them.
+    more : ndarray of shape (n_more, n_features) or None, default=None
+        In memory. Its rows are numbered from ``len(array)``.
+    missing : ndarray of bool of shape (n_rows,) or None, default=None
+        Which of the rows are all NaN; None if none is.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn_ape.training import StoredRows
+    >>> features = StoredRows(np.eye(4, dtype=np.float16))
+    >>> features[np.array([2, 0])]
+    array([[0., 0., 1., 0.],
+           [1., 0., 0., 0.]], dtype=float32)
+    """
+
+    ndim = 2
+    dtype = np.dtype(np.float32)
+
+    def __init__(
+        self,
+        array: np.ndarray,
+        rows: np.ndarray | None = None,
+        more: np.ndarray | None = None,
+        missing: np.ndarray | None = None,
+    ) -> None:
+        self.array = array
+        self.more = more
+        self.rows = np.arange(len(array)) if rows is None and more is not None else rows
+        self.missing = missing
+
+    def __len__(self) -> int:
+        return len(self.array if self.rows is None else self.rows)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and features."""
+        return len(self), self.array.shape[1]
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        """Return a float32 copy of some rows, given as a slice or as an array of int."""
+        if self.rows is not None:
+            return self._read(self.rows[index])
+        if isinstance(index, slice):
+            rows = np.array(self.array[index], dtype=np.float32)
+            _unmap(self.array)
+            return rows
+        return self._read(np.asarray(index))
+
+    def _read(self, ids: np.ndarray) -> np.ndarray:
+        # In the order of the disk: it reads several neighbours for the price of one.
+        order = np.argsort(ids, kind="stable")
+        n_stored = len(ids) if self.more is None else int((ids < len(self.array)).sum())
+        found = np.empty((len(ids), self.array.shape[1]), dtype=np.float32)
+        stored, others = order[:n_stored], order[n_stored:]
+        found[stored] = np.take(self.array, ids[stored], axis=0)
+        _unmap(self.array)
+        if self.more is not None:
+            found[others] = self.more[ids[others] - len(self.array)]
+        return found
+
+    def select(self, rows: np.ndarray) -> StoredRows | np.ndarray:
+        """Return some rows as features of their own: in memory if they are few.
+
+        Parameters
+        ----------
+        rows : ndarray of int
+            Which, in order.
+
+        Returns
+        -------
+        features : StoredRows or ndarray of shape (len(rows), n_features)
+            Nothing is read of a `StoredRows`.
+        """
+        if not _is_large(len(rows), self.array.shape[1]):
+            return self[rows]
+        missing = None if self.missing is None else self.missing[rows]
+        ids = rows if self.rows is None else self.rows[rows]
+        return StoredRows(self.array, ids, self.more, missing)
+
+    def append(self, rows: np.ndarray) -> StoredRows:
+        """Return these features with a few more, in memory, behind them.
+
+        Parameters
+        ----------
+        rows : ndarray of shape (n_more, n_features)
+            Finite.
+
+        Returns
+        -------
+        features : StoredRows
+            Of the rows of both.
+        """
+        before = np.empty((0, self.shape[1]), np.float32) if self.more is None else self.more
+        old = np.arange(len(self.array)) if self.rows is None else self.rows
+        first = len(self.array) + len(before)
+        missing = None
+        if self.missing is not None:
+            missing = np.concatenate([self.missing, np.zeros(len(rows), dtype=bool)])
+        return StoredRows(
+            self.array,
+            np.concatenate([old, first + np.arange(len(rows))]),
+            np.concatenate([before, rows.astype(np.float32)]),
+            missing,
+        )
+
+
+def stays_stored(features: Any) -> bool:
+    """Say whether features are read by rows instead of being copied to memory.
+
+    Parameters
+    ----------
+    features : object
+        What was passed as X or y.
+
+    Returns
+    -------
+    stays : bool
+        True of a memory map of floats, or an array of float16, that would take more than
+        128 MiB as float32.
+    """
+    return (
+        isinstance(features, np.ndarray)
+        and features.ndim == 2
+        and features.dtype.kind == "f"
+        and (features.dtype.itemsize == 2 or _map_of(features) is not None)
+        and _is_large(*features.shape)
+    )
+
+
+def row_blocks(features: Any) -> Iterator[slice]:
+    """Yield slices that are to be read one after the other.
+
+    Parameters
+    ----------
+    features : StoredRows or array of shape (n_rows, n_features)
+        An array that is in memory already is one block.
+
+    Yields
+    ------
+    rows : slice
+        Of up to 8,192 rows.
+    """
+    n_rows = len(features)
+    size = _ROWS_AT_ONCE if isinstance(features, StoredRows) else max(n_rows, 1)
+    for start in range(0, max(n_rows, 1), size):
+        yield slice(start, start + size)
+
+
+def select(features: Any, rows: np.ndarray) -> Any:
+    """Return some rows of features, of the kind that the features are.
+
+    Parameters
+    ----------
+    features : StoredRows, ndarray or torch.Tensor of shape (n, n_features)
+        What to choose from.
+    rows : ndarray of int
+        Which, in order.
+
+    Returns
+    -------
+    features : StoredRows, ndarray or torch.Tensor of shape (len(rows), n_features)
+        See `StoredRows.select`; a copy of other kinds.
+    """
+    return features.select(rows) if isinstance(features, StoredRows) else features[rows]
+
+
+def _is_large(n_rows: int, n_features: int) -> bool:
+    return 4 * n_rows * n_features > _LEAST_BYTES
+
+
+def _map_of(array: Any) -> np.memmap | None:
+    while isinstance(array, np.ndarray):
+        if isinstance(array, np.memmap):
+            return array
+        array = array.base
+    return None
+
+
+def _unmap(array: np.ndarray) -> None:
+    """Let go of the pages that were read, which would count as memory in use.
+
+    The system keeps them as long as it has room, so that reading them again costs little.
+    """
+    owner = _map_of(array)
+    # Of a map that is copied on write, what was written would be lost.
+    if owner is not None and owner.mode != "c" and hasattr(mmap, "MADV_DONTNEED"):
+        owner._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]

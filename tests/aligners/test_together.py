@@ -1,0 +1,103 @@
+"""Several processes train heads as one does, and none waits for ever for another."""
+
+import os
+import socket
+import subprocess
+import sys
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+SCRIPT = Path(__file__).with_name("train_together.py")
+_spec = spec_from_file_location("train_together", SCRIPT)
+script = module_from_spec(_spec)
+_spec.loader.exec_module(script)
+SINGLE_THREADED = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("together")
+    np.save(folder / "image.npy", script.pairs("plain")[0])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def launched(folder):
+    """What two processes got, and what they wrote."""
+    pytest.importorskip("accelerate")
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    # --cpu starts a single process where there is no MPI; the script asks for the CPU itself.
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"]
+    command += ["--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no"]
+    command += ["--dynamo_backend", "no", "--main_process_port", str(port)]
+    done = subprocess.run(
+        [*command, str(SCRIPT), "fit_all", str(folder)],
+        env=SINGLE_THREADED,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return [dict(np.load(folder / f"{rank}.npz")) for rank in range(2)], done.stderr
+
+
+@pytest.fixture(scope="module")
+def failed(folder):
+    """How two processes ended of which one fails, and what they wrote."""
+    started = [
+        subprocess.Popen(
+            [sys.executable, str(SCRIPT), "fail", str(folder)],
+            env={**SINGLE_THREADED, "RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        errors = [process.communicate(timeout=300)[1] for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    return [process.returncode for process in started], errors
+
+
+@pytest.mark.parametrize("name", script.CASES)
+def test_two_processes_train_as_one_with_the_joint_batch(launched, folder, name):
+    """Same losses, and weights to 1e-4; the two processes agree to the bit."""
+    (first, second), _ = launched
+    for key in first:
+        if key.startswith(name):
+            np.testing.assert_array_equal(first[key], second[key])
+    alone = script.fit(name, folder)
+    losses = [row["train_loss"] for row in alone.history_ if row["epoch"]]
+    np.testing.assert_allclose(first[f"{name} loss"], losses, rtol=1e-5)
+    np.testing.assert_allclose(first[name], script.weights(alone), atol=1e-4)
+    assert first[f"{name} scale"] == pytest.approx(alone.logit_scale_, rel=1e-5)
+
+
+def test_the_first_process_alone_shows_progress(launched):
+    _, written = launched
+    assert written.count("align:   0%") == 1
+
+
+def test_a_process_that_ends_ends_the_others_with_a_message(failed):
+    codes, errors = failed
+    assert codes == [1, 3]
+    assert "Process 0 of 2 that train together got no answer" in errors[0]
+
+
+def test_processes_with_other_pairs_are_named(failed):
+    for error in failed[1]:
+        assert "Processes 1 were given other pairs or parameters than process 0" in error
+
+
+def test_interrupting_one_stops_all_and_keeps_the_best_epoch(failed, folder):
+    first, second = (np.load(folder / f"interrupted{rank}.npy") for rank in range(2))
+    np.testing.assert_array_equal(first, second)
+    assert "stopped after 1 of 4 epochs" in failed[1][0]
