@@ -446,7 +446,7 @@ def test_on_error_raise_keeps_finished_batches(encoder, paths, tmp_path):
 def test_numbers_that_are_not_finite_are_an_error(paths, monkeypatch):
     """A network that overflows gives an error, not a feature, and nothing is cached."""
     call = TorchEngine.__call__
-    monkeypatch.setattr(TorchEngine, "__call__", lambda *args: call(*args) * np.float32("inf"))
+    monkeypatch.setattr(TorchEngine, "__call__", lambda *args: call(*args) + np.float32("inf"))
     with pytest.raises(EncodingError, match="not finite in float32"):
         TimmImageEncoder(cache=None, engine="torch").transform(paths[:1])
 

@@ -109,34 +109,6 @@ class Standardizer:
                 some += second
 
 
-def standardized(
-    similarity: np.ndarray, image: Any, text: Any, bank: Bank, copy: bool = True
-) -> np.ndarray:
-    """Return similarities relative to those with a bank, in units of cosines.
-
-    Parameters
-    ----------
-    similarity : ndarray of shape (n_images, n_texts)
-        Cosines.
-    image : array of shape (n_images, n_components)
-        The embeddings of the pictures; rows of NaN stay NaN.
-    text : array of shape (n_texts, n_components)
-        The embeddings of the texts.
-    bank : Bank
-        What to compare with; see `Standardizer`.
-    copy : bool, default=True
-        With False `similarity` is changed, and returned.
-
-    Returns
-    -------
-    standardized : ndarray of shape (n_images, n_texts)
-        Of the dtype of `similarity`.
-    """
-    result = np.array(similarity) if copy else similarity
-    Standardizer(text, bank).apply(result, image)
-    return result
-
-
 def evenly_spaced(n_rows: int) -> np.ndarray:
     """Return the rows that stand for all in a bank: 1,000 at equal distances, or all."""
     return np.linspace(0, n_rows - 1, min(n_rows, _MOST_ROWS)).astype(np.intp)

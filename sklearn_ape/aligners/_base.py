@@ -14,7 +14,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ..metrics import retrieval_report
 from ..training import row_blocks, select, stays_stored
-from ._bank import Bank, evenly_spaced, resolve_bank, standardized
+from ._bank import Bank, Standardizer, evenly_spaced, resolve_bank
 from ._captions import flat_captions, holds_pictures, holds_texts, plain_sequence
 from ._finite import embedded_where_known, rows_or_nan, stored_features
 from ._head_pairs import resolve_head_pairs, with_head_pairs
@@ -23,6 +23,9 @@ from ._pairs import Pairs, distinct_pairs, missing_rows
 
 class BaseAligner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     """Maps features of frozen encoders of pictures and texts into one space.
+
+    Large memory maps, and large arrays of float16, are not copied: they are read a bounded number
+    of rows at a time, wherever features are taken. Embeddings are returned in memory.
 
     Subclasses fit themselves on `_fit_pairs`, say how one side is embedded and end their fit with
     `_keep_bank`. Their `head_pairs` is None, an image encoder with a classification head, or
@@ -125,12 +128,13 @@ class BaseAligner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         if not (len(known_image) and len(known_text)):
             return similarity
         texts = self._compared_texts(select(text, known_text))
+        standardizer = None if bank is None else Standardizer(texts, bank)
         for rows in row_blocks(image):
             some = known_image[(known_image >= rows.start) & (known_image < rows.stop)]
             pictures = self._compared_images(image[some])
             cosines = pictures @ texts.T
-            if bank is not None:
-                cosines = standardized(cosines, pictures, texts, bank)
+            if standardizer is not None:
+                standardizer.apply(cosines, pictures)
             similarity[np.ix_(some, known_text)] = cosines
         return similarity
 
@@ -172,7 +176,8 @@ class BaseAligner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         -------
         score : float
             Between 0 and 1. It gets harder with the number of captions to choose from, so
-            compare scores of test sets of one size.
+            compare scores of test sets of one size. The embeddings of all pairs are held in
+            memory.
         """
         report = self.retrieval_report(X, y, ks=(1,))
         return float(np.mean([recall[1] for recall in report.values()]))

@@ -11,16 +11,16 @@ import torch
 from sklearn.utils import check_random_state
 
 from ..devices import resolve_device
-from ..heads import HEAD_KINDS, BaseMap, TwoTower, hidden_width
-from ..training import OPTIMIZERS, EpochProgress, Ranks, cosine_schedule, split_pairs
+from ..heads import BaseMap, TwoTower
+from ..training import EpochProgress, Ranks, split_pairs
 from ._base import BaseAligner
 from ._callbacks import CallbackSupportMixin, FitContext, with_callbacks
 from ._course import course_of, is_first, watchers
 from ._embedded import embedded, embedders
-from ._head_training import LOSSES, HeadTraining, start_kind
+from ._head_parameters import check_head_training
+from ._head_training import HeadTraining, start_kind
 from ._logit_scale import fit_logit_scale, held_out_logit_scale
 from ._pairs import Pairs, subset_of
-from ._parameters import check_choice, check_integer, check_number
 from ._together import join_ranks
 
 
@@ -161,6 +161,18 @@ class APEAligner(CallbackSupportMixin, BaseAligner):
     A picture's captions are all positives, never negatives. Interrupting a fit keeps the best
     epoch so far, as in scikit-learn's MLP.
 
+    Features in a memory map (``numpy.load(..., mmap_mode="r")``), or in half precision, that would
+    take more than 128 MiB as float32 stay where they are: they are looked at, and their batches
+    are read, a bounded number of rows at a time. Batches are drawn from all rows as in memory, so
+    that without a start the fit is the same to the bit. With one, its output is computed anew for
+    every batch, which costs little for ``"linear"`` and much for ``"kernel"``.
+
+    Where torch.distributed is set up (``accelerate.Accelerator()`` under ``accelerate launch``),
+    the processes train as one: each calls `fit` on the same pairs with the same parameters and
+    takes its share of the rows of every batch, embeddings are gathered with gradients, and all
+    end with the same heads. A process that ends makes the others raise RuntimeError: at once, or
+    after the timeout of the process group where it hangs.
+
     References
     ----------
     .. [1] E. Rosenfeld, P. Nakkiran, H. Pouransari, O. Tuzel and F. Faghri, "APE: Aligning
@@ -276,7 +288,7 @@ class APEAligner(CallbackSupportMixin, BaseAligner):
         FloatingPointError
             When training diverges.
         """
-        self._check_parameters()
+        check_head_training(self)
         data = self._fit_pairs(X, y)
         fit = FitContext(self, self.max_epochs, X, y)
         random = check_random_state(self.random_state)
@@ -374,29 +386,3 @@ class APEAligner(CallbackSupportMixin, BaseAligner):
 
     def _embed(self, side: str, features: np.ndarray) -> np.ndarray:
         return embedded(self.module_, side, features, self.device)
-
-    def _check_parameters(self) -> None:
-        if self.init is not None:
-            check_choice(self, "init", ("auto", "kernel", "linear"))
-        check_choice(self, "head", HEAD_KINDS)
-        check_choice(self, "side", ("text", "image", "both"))
-        check_choice(self, "loss", tuple(LOSSES))
-        check_choice(self, "optimizer", tuple(OPTIMIZERS))
-        check_integer(self, "depth", 1)
-        hidden_width(self.width, 1)
-        check_integer(self, "n_components", 1, optional=True)
-        check_integer(self, "batch_size", 2)
-        check_integer(self, "max_epochs", 1)
-        check_integer(self, "n_iter_no_change", 1)
-        check_number(self, "dropout", 0, 1)
-        check_number(self, "validation_fraction", 0, 1, above=True)
-        check_number(self, "learning_rate", 0, above=True)
-        for name in ("weight_decay", "mixup", "structure_weight", "warmup"):
-            check_number(self, name, 0)
-        if self.clip_norm is not None:
-            check_number(self, "clip_norm", 0, above=True)
-        check_number(self, "logit_scale", 0, above=True)
-        check_number(self, "max_logit_scale", self.logit_scale)
-        cosine_schedule(1, self.warmup)
-        LOSSES[self.loss](tile_size=self.tile_size)
-        resolve_device(self.device)

@@ -17,9 +17,14 @@ from sklearn_ape.aligners._bank import (
     _rows_of,
     evenly_spaced,
     resolve_bank,
-    standardized,
 )
 from sklearn_ape.encoders import HeadPairs
+
+
+def standardized(cosines, image, text, bank):
+    result = np.array(cosines)
+    Standardizer(text, bank).apply(result, image)
+    return result
 
 
 def unit(rows):
@@ -105,14 +110,11 @@ class TestStandardized:
         bank = Bank.of(random_units(rng, 30, 6), random_units(rng, 20, 6))
         cosines = image @ text.T
         whole = standardized(cosines, image, text, bank)
-        np.testing.assert_array_equal(cosines, image @ text.T)
         standardizer = Standardizer(text, bank, scale=3.0)
         parts = [image[:17] @ text.T, image[17:] @ text.T]
         for part, some in zip(parts, (image[:17], image[17:]), strict=True):
             standardizer.apply(part, some)
         np.testing.assert_allclose(np.concatenate(parts), 3 * whole, atol=1e-5)
-        assert standardized(cosines, image, text, bank, copy=False) is cosines
-        np.testing.assert_array_equal(cosines, whole)
 
 
 class TestOwnBank:

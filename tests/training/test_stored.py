@@ -58,6 +58,17 @@ class TestStoredRows:
         )
 
 
+def test_what_was_written_to_a_map_that_is_a_copy_stays(tmp_path, features):
+    """Pages that were read are let go of; those of a copy on write hold the only copy."""
+    np.save(tmp_path / "features.npy", features)
+    copied = np.load(tmp_path / "features.npy", mmap_mode="c")
+    copied[3] = 8
+    stored = StoredRows(copied)
+    for _ in range(2):
+        assert stored[np.array([3, 4])][0].tolist() == [8] * 4
+        assert stored[3:5][0].tolist() == [8] * 4
+
+
 def test_only_large_maps_and_large_half_precision_stay(mapped, features, monkeypatch):
     single = mapped(features.astype(np.float32))
     assert not stays_stored(single)
