@@ -37,7 +37,11 @@ def measure(quick: bool) -> list[Row]:
 def _rows_of_pictures(name: str, paths: Path, folder: Path) -> list[Row]:
     plain = _best("plain", paths, folder)
     small = name == "pictures"
-    bars = {OURS_F32: "at least 6", OURS_ONNX: "at least 6", OURS_BF16: "at least 10"} if small else {}
+    bars = (
+        {OURS_F32: "at least 6", OURS_ONNX: "at least 6", OURS_BF16: "at least 10"}
+        if small
+        else {}
+    )
     rows = []
     for ours in (OURS_F32, OURS_ONNX, OURS_BF16, OURS_TORCH)[: 4 if small else 1]:
         rate = _best(ours, paths, folder)

@@ -14,7 +14,7 @@ from sklearn_ape import APEAligner
 from sklearn_ape.datasets import load_openmoji
 from sklearn_ape.encoders import TimmImageEncoder, TransformersTextEncoder
 
-DEPTHS, N_FOLDS, N_PAIRS, N_EPOCHS = [1, 2, 4, 6], 3, 1000, 20
+DEPTHS, N_FOLDS, N_PAIRS, N_EPOCHS = [1, 2, 4, 6], 3, 1000, 10
 
 
 def measure(quick: bool) -> list[Row]:
@@ -25,7 +25,8 @@ def measure(quick: bool) -> list[Row]:
     pictures = [data.images[row] for row in rows]
     captions = [data.captions[row] for row in rows]
     with tempfile.TemporaryDirectory() as folder:
-        heads = APEAligner(init=None, max_epochs=2 if quick else N_EPOCHS, early_stopping=False)
+        n_epochs = 2 if quick else N_EPOCHS
+        heads = APEAligner(init=None, width=512, max_epochs=n_epochs, early_stopping=False)
         encoders = [
             TimmImageEncoder(cache=f"{folder}/warm"),
             TransformersTextEncoder(cache=f"{folder}/warm"),

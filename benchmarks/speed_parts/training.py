@@ -1,6 +1,8 @@
 """Training of heads against a hand-written loop, and against loops that run their locked towers.
 
-And on a memory map that is on disk alone, against the same arrays in memory.
+And on a memory map that is on disk alone, against the same arrays in memory. Beside the
+hand-written loop times are of the processor, so that what else the machine does counts less; of
+the others they are what the clock says.
 """
 
 from __future__ import annotations
@@ -8,6 +10,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +20,7 @@ from torch import nn
 from torch.nn import functional
 
 from sklearn_ape import APEAligner
+from speed_parts._epoch_times import EpochTimes
 from speed_parts._locked_towers import open_clip_epoch, transformers_epoch
 
 _WIDTHS = 1280, 384
@@ -29,7 +33,7 @@ def measure(quick: bool) -> list[Row]:
     rows = [
         _against_hand_written(n_rows, 2048, 1024, n_repeats, "at most 1.1"),
         _against_hand_written(n_rows, 64, 64, n_repeats, ""),
-        _against_memory(27_000, 64) if quick else _against_memory(60_000, 2048),
+        _against_memory(27_000, 64) if quick else _against_memory(40_000, 2048),
     ]
     n_pictures = 32 if quick else 256
     ours = n_pictures / min(_epochs(*_features(n_pictures), max_epochs=5, batch_size=32))
@@ -49,10 +53,23 @@ def _features(n_rows: int) -> tuple[np.ndarray, ...]:
     return tuple(rng.standard_normal((n_rows, width), dtype=np.float32) for width in _WIDTHS)
 
 
-def _epochs(image: np.ndarray, text: np.ndarray, **parameters: object) -> list[float]:
+def _epochs(
+    image: np.ndarray,
+    text: np.ndarray,
+    clock: Callable[[], float] = time.perf_counter,
+    **parameters: object,
+) -> list[float]:
     """Return the seconds of every epoch of a fit without validation."""
-    aligner = APEAligner(init=None, early_stopping=False, random_state=0, device="cpu")
-    return [row["dur"] for row in aligner.set_params(**parameters).fit(image, text).history_]
+    times = EpochTimes(clock)
+    aligner = APEAligner(
+        init=None,
+        early_stopping=False,
+        random_state=0,
+        device="cpu",
+        callbacks=[("times", times)],
+    )
+    aligner.set_params(**parameters).fit(image, text)
+    return times.seconds
 
 
 def _against_hand_written(
@@ -63,7 +80,7 @@ def _against_hand_written(
     ours: list[float] = []
     theirs: list[float] = []
     for _ in range(n_repeats):
-        ours += _epochs(image, text, **shape)
+        ours += _epochs(image, text, time.process_time, **shape)
         theirs += _by_hand(image, text, **shape)
     what = f"an epoch of {n_rows:,} pairs, head {width} wide, batches of {batch_size:,}"
     return Row(what, min(ours), "s", "the same written by hand", min(theirs), bar)
@@ -105,7 +122,7 @@ def _by_hand(
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
     rng, seconds = np.random.default_rng(0), []
     for _ in range(max_epochs):
-        start = time.perf_counter()
+        start = time.process_time()
         total = 0.0
         for index in np.array_split(rng.permutation(len(x)), n_batches):
             rows = torch.from_numpy(index)
@@ -122,7 +139,7 @@ def _by_hand(
             with torch.no_grad():
                 scale.clamp_(max=np.log(_MOST_SCALE))
             total += loss.item()
-        seconds.append(time.perf_counter() - start)
+        seconds.append(time.process_time() - start)
     return seconds
 
 

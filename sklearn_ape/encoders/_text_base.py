@@ -51,7 +51,7 @@ class TextEncoder(FrozenEncoder):
     def _default_batch_size(self, engine: str, device: torch.device) -> int:
         if engine == "torch":
             return 64 if device.type == "cpu" else 512
-        return 8
+        return 4
 
     def _order(self, items: list[Any]) -> list[int]:
         # Texts of like length side by side need the least padding.
