@@ -103,7 +103,7 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="compare with what ships")
     args = parser.parse_args()
     images, captions = training_pairs()
-    image_encoder, text_encoder = encoders(cache=args.cache, verbose=1)
+    image_encoder, text_encoder = encoders(cache=args.cache, engine="torch", verbose=1)
     aligner = KernelAligner(
         image_encoder=image_encoder,
         text_encoder=text_encoder,
@@ -117,7 +117,7 @@ def main() -> int:
     save_file(tensors, path, metadata=described)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     small = unpacked(path)
-    small.image_encoder_, small.text_encoder_ = encoders(cache=args.cache)
+    small.image_encoder_, small.text_encoder_ = encoders(cache=args.cache, engine="torch")
     stamps = load_tuxpaint_stamps()
     rows = ""
     for name, model in (("as fitted", aligner), ("as shipped", small)):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from typing import Any
 
 import numpy as np
 from scipy.sparse import issparse
+
+from ..features._maps import forget
 
 # Arrays of this size stay near the processor, and the allocator hands them out again.
 TILE_BYTES = 2**23
@@ -75,27 +75,3 @@ def feature_tiles(
             ) from error
         yield rows, embeddings
         forget(some)
-
-
-def forget(rows: Any) -> None:
-    """Unmap rows of a memory map that have been read: they would count as memory in use.
-
-    Parameters
-    ----------
-    rows : object
-        A slice of a `numpy.memmap` or a view of one; of anything else nothing is done.
-    """
-    owner = rows
-    while isinstance(owner, np.ndarray) and not isinstance(owner, np.memmap):
-        owner = owner.base
-    if not isinstance(owner, np.memmap) or not hasattr(mmap, "MADV_DONTNEED"):
-        return
-    if owner.mode == "c":  # copy on write: what has been written would be lost
-        return
-    mapped = owner._mmap  # type: ignore[attr-defined]
-    begin = np.frombuffer(mapped, np.uint8).__array_interface__["data"][0]
-    first = rows.__array_interface__["data"][0] - begin
-    extent = sum((n - 1) * step for n, step in zip(rows.shape, rows.strides, strict=True))
-    start = first // mmap.PAGESIZE * mmap.PAGESIZE
-    with suppress(OSError, ValueError):  # advice, no more
-        mapped.madvise(mmap.MADV_DONTNEED, start, first + extent + rows.itemsize - start)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
+from ..features._maps import forget, map_of
+
 # Below this, a copy in memory is cheaper than reading again and again.
 _LEAST_BYTES = 2**27
 _ROWS_AT_ONCE = 8192
+# With a row of a map come its neighbours, up to 2 MiB of them.
+_ROWS_MAPPED = 64
 
 
 class StoredRows:
@@ -66,7 +69,7 @@ class StoredRows:
             return self._read(self.rows[index])
         if isinstance(index, slice):
             rows = np.array(self.array[index], dtype=np.float32)
-            _unmap(self.array)
+            forget(self.array)
             return rows
         return self._read(np.asarray(index))
 
@@ -76,8 +79,10 @@ class StoredRows:
         n_stored = len(ids) if self.more is None else int((ids < len(self.array)).sum())
         found = np.empty((len(ids), self.array.shape[1]), dtype=np.float32)
         stored, others = order[:n_stored], order[n_stored:]
-        found[stored] = np.take(self.array, ids[stored], axis=0)
-        _unmap(self.array)
+        for start in range(0, n_stored, _ROWS_MAPPED):
+            some = stored[start : start + _ROWS_MAPPED]
+            found[some] = np.take(self.array, ids[some], axis=0)
+            forget(self.array)
         if self.more is not None:
             found[others] = self.more[ids[others] - len(self.array)]
         return found
@@ -146,7 +151,7 @@ def stays_stored(features: Any) -> bool:
         isinstance(features, np.ndarray)
         and features.ndim == 2
         and features.dtype.kind == "f"
-        and (features.dtype.itemsize == 2 or _map_of(features) is not None)
+        and (features.dtype.itemsize == 2 or map_of(features) is not None)
         and _is_large(*features.shape)
     )
 
@@ -190,22 +195,3 @@ def select(features: Any, rows: np.ndarray) -> Any:
 
 def _is_large(n_rows: int, n_features: int) -> bool:
     return 4 * n_rows * n_features > _LEAST_BYTES
-
-
-def _map_of(array: Any) -> np.memmap | None:
-    while isinstance(array, np.ndarray):
-        if isinstance(array, np.memmap):
-            return array
-        array = array.base
-    return None
-
-
-def _unmap(array: np.ndarray) -> None:
-    """Let go of the pages that were read, which would count as memory in use.
-
-    The system keeps them as long as it has room, so that reading them again costs little.
-    """
-    owner = _map_of(array)
-    # Of a map that is copied on write, what was written would be lost.
-    if owner is not None and owner.mode != "c" and hasattr(mmap, "MADV_DONTNEED"):
-        owner._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]
