@@ -259,3 +259,13 @@ def test_folder_that_cannot_be_loaded(tmp_path, file):
     (tmp_path / file).write_bytes(b"garbage" * 9)
     with pytest.raises(ValueError, match="could be loaded from the folder"):
         TransformersTextEncoder(str(tmp_path)).transform(TEXTS)
+
+
+def test_max_length_beyond_the_positions(tmp_path):
+    """The message says how many there are, where torch would speak of an index."""
+    n_positions = TEXT["max_position_embeddings"]
+    saved(tmp_path, transformers.BertConfig(**TEXT), prepare=tokenizer())
+    encoder = TransformersTextEncoder(str(tmp_path), max_length=n_positions + 1, cache=None)
+    with pytest.raises(ValueError, match=rf"max_length={n_positions + 1}, .* {n_positions} tok"):
+        encoder.transform(["cat"])
+    assert len(encoder.set_params(max_length=n_positions).transform(["cat " * 99])) == 1

@@ -169,9 +169,7 @@ class TransformersTextEncoder(TextEncoder):
         others = kinds.keys() - {"Transformer", "Pooling", "Normalize", "Dropout"}
         if others:
             pooling = f"{pooling} and {', '.join(sorted(others))}"
-        config = getattr(model.config, "text_config", None) or model.config
-        positions = getattr(config, "max_position_embeddings", None) or _LONGEST
-        longest = min(tokenize.model_max_length, positions, _LONGEST)
+        longest = min(tokenize.model_max_length, _n_positions(model) or _LONGEST, _LONGEST)
         sentence = side_file(self.model_name, self.revision, "sentence_bert_config.json") or {}
         return _Tokenizer(
             tokenize, sentence.get("max_seq_length") or longest, pooling, "Normalize" in kinds
@@ -181,6 +179,12 @@ class TransformersTextEncoder(TextEncoder):
         declared: _Tokenizer = network.prepare
         pooling = declared.pooling if self.pooling == "auto" else self.pooling
         normalize = declared.normalize if self.normalize == "auto" else bool(self.normalize)
+        n_positions = _n_positions(network.model)
+        if n_positions is not None and (self.max_length or 0) > n_positions:
+            raise ValueError(
+                f"max_length={self.max_length}, but {self.model_name!r} has positions for "
+                f"{n_positions} tokens. Pass no more than that."
+            )
         return _Features(network.model, pooling, normalize)
 
     def _tensors(self, network: Network, batch: list[Any]) -> tuple[torch.Tensor, ...]:
@@ -223,6 +227,12 @@ class _Features(torch.nn.Module):
             last = (encode() if encode else tower)(**tokens).last_hidden_state
             pooled = _pooled(last, mask, self.pooling)
         return nn.functional.normalize(pooled.float(), dim=-1) if self.normalize else pooled
+
+
+def _n_positions(model: Any) -> int | None:
+    """Count the positions that a model has learned, if it has learned any."""
+    config = getattr(model.config, "text_config", None) or model.config
+    return getattr(config, "max_position_embeddings", None)
 
 
 def _is_siglip(model: Any) -> bool:
