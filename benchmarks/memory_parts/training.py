@@ -7,7 +7,6 @@ the processor and of one thread, so that what else the machine does counts less.
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import tempfile
 import threading
@@ -20,6 +19,7 @@ import torch
 from rows import Row, show
 from speed_parts._epoch_times import EpochTimes
 
+from memory_parts._child import child
 from sklearn_ape import APEAligner
 from sklearn_ape.losses import InfoNCELoss
 
@@ -34,20 +34,20 @@ def measure(quick: bool) -> list[Row]:
     for n_pairs in [1024, 2048, 4096] + ([] if quick else [8192, 16_384, 32_768]):
         what = f"InfoNCE of {n_pairs:,} pairs, forward and back, in tiles of 1,024"
         has_peer = n_pairs <= _LARGEST_DENSE
-        ours = _child("loss", "1024", str(n_pairs))[0]
-        theirs = _child("loss", "0", str(n_pairs))[0] if has_peer else None
+        ours = child("training", "loss", "1024", str(n_pairs))[0]
+        theirs = child("training", "loss", "0", str(n_pairs))[0] if has_peer else None
         rows.append(Row(f"{what}: memory added", ours, "MB", "all logits at once", theirs))
-        ours, theirs = _child("times", str(n_pairs), str(int(has_peer)))
+        ours, theirs = child("training", "times", str(n_pairs), str(int(has_peer)))
         rows.append(Row(f"{what}: time", ours, "s", "all logits at once",
                         theirs if has_peer else None, "at most 2"))  # fmt: skip
     n_pairs = 8192 if quick else 32_768
-    memory, _ = _child("batch", str(n_pairs))
+    memory, _ = child("training", "batch", str(n_pairs))
     rows.append(Row(f"train on {n_pairs:,} pairs in one batch: memory added", memory, "MB",
                     "one matrix of all pairs", 4 * n_pairs**2 / 1e6, "at most 0.5"))  # fmt: skip
     sizes = [1_000, 10_000] if quick else [1_000, 10_000, 100_000, 1_000_000]
     with tempfile.TemporaryDirectory() as folder:
         _write_features(Path(folder), sizes[-1])
-        runs = [_child("scale", str(n_rows), folder) for n_rows in sizes]
+        runs = [child("training", "scale", str(n_rows), folder) for n_rows in sizes]
     for n_rows, (memory, seconds) in zip(sizes, runs, strict=True):
         what = f"train on a memory map of {n_rows:,} pairs"
         rows.append(Row(f"{what}: time a pair and epoch", seconds * 1e6, "µs", "the fewest pairs",
@@ -55,19 +55,6 @@ def measure(quick: bool) -> list[Row]:
         rows.append(Row(f"{what}: resident memory", memory, "MB", "the fewest pairs",
                         runs[0][0], "at most 1.3"))  # fmt: skip
     return rows
-
-
-def _child(*arguments: str) -> tuple[float, float]:
-    """Return the megabytes and the seconds that a process of its own finds."""
-    done = subprocess.run(
-        [sys.executable, "-m", "memory_parts.training", *arguments],
-        cwd=Path(__file__).parents[1],
-        check=True,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    megabytes, seconds = done.stdout.split()
-    return float(megabytes), float(seconds)
 
 
 def _step(tile_size: int | None, n_pairs: int) -> Callable[[], None]:

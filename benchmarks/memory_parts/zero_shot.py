@@ -7,7 +7,6 @@ does counts less.
 from __future__ import annotations
 
 import pickle
-import subprocess
 import sys
 import tempfile
 import time
@@ -17,6 +16,7 @@ import numpy as np
 from rows import Row, show
 from speed_parts.zero_shot import classifier_of_features, write_features
 
+from memory_parts._child import child
 from sklearn_ape._label_embeddings import embed_labels
 from sklearn_ape.metrics import retrieval_report
 
@@ -31,7 +31,7 @@ def measure(quick: bool) -> list[Row]:
         write_features(Path(folder) / "features.npy", sizes[-1])
         with (Path(folder) / "classifier.pickle").open("wb") as file:
             pickle.dump(classifier_of_features(), file)
-        runs = [_child("classify", str(n_rows), folder) for n_rows in sizes]
+        runs = [child("zero_shot", "classify", str(n_rows), folder) for n_rows in sizes]
     rows = [
         Row(f"classify {n_rows:,} rows: CPU time a row", run[0] * 1e6, "µs", "the fewest rows",
             runs[0][0] * 1e6, "at most 1.3")
@@ -52,21 +52,8 @@ def measure(quick: bool) -> list[Row]:
 
 
 def _beside(what: str, ours: str, peer: str, theirs: str, size: str) -> Row:
-    grown, theirs_grown = (_child(mode, size)[1] for mode in (ours, theirs))
+    grown, theirs_grown = (child("zero_shot", mode, size)[1] for mode in (ours, theirs))
     return Row(f"{what}: memory added", grown, "MB", peer, theirs_grown, "at most 0.5")
-
-
-def _child(*arguments: str) -> tuple[float, float]:
-    """Return the seconds a row and the megabytes that a process of its own finds."""
-    done = subprocess.run(
-        [sys.executable, "-m", "memory_parts.zero_shot", *arguments],
-        cwd=Path(__file__).parents[1],
-        check=True,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    seconds, megabytes = done.stdout.split()
-    return float(seconds), float(megabytes)
 
 
 def _classify(n_rows: int, folder: Path) -> tuple[float, float]:

@@ -13,6 +13,7 @@ from weakref import WeakKeyDictionary
 
 import joblib
 import numpy as np
+from sklearn.utils import gen_batches
 
 from ..encoders._base import FrozenEncoder
 
@@ -222,10 +223,9 @@ def _moments(embeddings: Any, bank: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _tiles(n_rows: int, n_columns: int) -> Iterator[slice]:
-    """Yield rows of which a matrix of so many columns is small."""
+    """Return slices of rows of which a matrix of so many columns is small."""
     size = max(1, _TILE_BYTES // (4 * max(n_columns, 1)))
-    for start in range(0, n_rows, size):
-        yield slice(start, start + size)
+    return gen_batches(n_rows, size)
 
 
 def _divisor(spread: np.ndarray) -> np.ndarray:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from scipy.sparse import issparse
+from sklearn.utils import gen_batches
 
 from ..features._maps import forget
 
@@ -16,7 +17,7 @@ _FEWEST_ROWS = 16
 
 
 def row_tiles(n_rows: int, width: int) -> Iterator[slice]:
-    """Yield rows, few enough for float32 arrays of a width to be small.
+    """Return slices of rows, few enough for float32 arrays of a width to be small.
 
     Parameters
     ----------
@@ -26,8 +27,7 @@ def row_tiles(n_rows: int, width: int) -> Iterator[slice]:
         Numbers a row in the widest array made of it.
     """
     size = max(_FEWEST_ROWS, TILE_BYTES // (4 * max(width, 1)))
-    for start in range(0, max(n_rows, 1), size):
-        yield slice(start, min(start + size, n_rows))
+    return gen_batches(n_rows, size) if n_rows else iter([slice(0, 0)])
 
 
 def is_table(X: Any) -> bool:

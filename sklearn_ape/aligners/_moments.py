@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from sklearn.utils import gen_batches
 
 _ROWS_AT_ONCE = 8192
 
@@ -35,5 +36,5 @@ def covariance(
 
 def centered(features: Any, rows: np.ndarray, around: np.ndarray) -> Iterator[np.ndarray]:
     """Yield some rows less their mean, in double precision."""
-    for start in range(0, len(rows), _ROWS_AT_ONCE):
-        yield features[rows[start : start + _ROWS_AT_ONCE]] - around
+    for some in gen_batches(len(rows), _ROWS_AT_ONCE):
+        yield features[rows[some]] - around

@@ -7,6 +7,7 @@ import warnings
 from typing import Any, NamedTuple
 
 import numpy as np
+from sklearn.utils import gen_batches
 
 from ..training import StoredRows, select
 
@@ -95,8 +96,7 @@ def _first_of_equal(
 def _digests(features: Any, rows: np.ndarray) -> np.ndarray:
     """Return 16 bytes for each row that no other row shares, of any number of rows."""
     found = np.empty(len(rows), dtype="V16")
-    for start in range(0, len(rows), _ROWS_AT_ONCE):
-        some = slice(start, start + _ROWS_AT_ONCE)
+    for some in gen_batches(len(rows), _ROWS_AT_ONCE):
         block = np.ascontiguousarray(features[rows[some]])
         digests = [hashlib.blake2b(row, digest_size=16).digest() for row in block]
         found[some] = np.frombuffer(b"".join(digests), dtype="V16")

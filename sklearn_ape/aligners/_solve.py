@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.linalg import LinAlgError, cho_factor, cho_solve
+from sklearn.utils import gen_batches
 
 from ..heads import BaseMap, KernelMap, LinearMap, WhitenedMap
 from ._moments import covariance, mean
@@ -60,12 +61,12 @@ def kernel_maps(
     matrix = ridge * _kernel(landmarks, landmarks, gamma)
     right = np.zeros((max_anchors, targets.image.n_out), dtype=np.float32)
     for rows, wanted in targets:
-        for start in range(0, len(wanted), _ROWS_AT_ONCE):
-            some = slice(rows.start + start, min(rows.start + start + _ROWS_AT_ONCE, rows.stop))
+        for part_of_run in gen_batches(len(wanted), _ROWS_AT_ONCE):
+            some = slice(rows.start + part_of_run.start, rows.start + part_of_run.stop)
             part = _kernel(targets.units(some), landmarks, gamma)
             weighted = part * targets.counts[some, None]
             matrix += weighted.T @ part
-            right += weighted.T @ wanted[start : start + _ROWS_AT_ONCE]
+            right += weighted.T @ wanted[part_of_run]
     # Landmarks that are nearly the same would make it singular in single precision.
     matrix[np.diag_indices_from(matrix)] += 1e-5 * matrix.diagonal().max()
     return Maps(targets.image, KernelMap(landmarks, _solution(matrix, right), gamma))
@@ -119,7 +120,8 @@ class _Targets:
     def __init__(self, data: Pairs, whitening: float, n_components: int | None) -> None:
         self._data = data
         # A text without length has no direction to measure an angle from.
-        has_length = np.concatenate([data.text[some].any(axis=1) for some in _runs(data.text)])
+        blocks = gen_batches(len(data.text), _TEXTS_AT_ONCE)
+        has_length = np.concatenate([data.text[some].any(axis=1) for some in blocks])
         has_length = has_length[data.pairs[:, 1]]
         pairs = data.pairs[has_length] if has_length.any() else data.pairs
         pictures = np.unique(pairs[:, 0])
@@ -129,7 +131,7 @@ class _Targets:
         # By text, so that all pictures of a run of texts stand together.
         order = np.argsort(row, kind="stable")
         self._pictures, self._row = pairs[order, 0], row[order]
-        self._runs = list(_runs(self.texts))
+        self._runs = list(gen_batches(len(self.texts), _TEXTS_AT_ONCE))
         self._kept = [self._sums(run) for run in self._runs] if len(self._runs) == 1 else None
         self._n_pairs = len(pairs)
 
@@ -160,11 +162,6 @@ class _Targets:
             pictures = units(self._data.image[self._pictures[some]])
             np.add.at(sums, self._row[some] - run.start, units((pictures - around) @ directions))
         return sums
-
-
-def _runs(rows: Any) -> Iterator[slice]:
-    for start in range(0, len(rows), _TEXTS_AT_ONCE):
-        yield slice(start, min(start + _TEXTS_AT_ONCE, len(rows)))
 
 
 def _whitened(

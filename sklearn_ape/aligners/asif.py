@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 from scipy.sparse import csr_array, issparse, vstack
+from sklearn.utils import gen_batches
 
 from ._base import BaseAligner
 from ._fingerprint import fingerprint
@@ -211,7 +212,7 @@ class _Anchors(NamedTuple):
     @classmethod
     def of(cls, features: Any, rows: np.ndarray, center: bool, k: int, power: float) -> _Anchors:
         unit = np.empty(features.shape, dtype=np.float32)
-        blocks = [slice(at, at + _ROWS_AT_ONCE) for at in range(0, len(unit), _ROWS_AT_ONCE)]
+        blocks = list(gen_batches(len(unit), _ROWS_AT_ONCE))
         for some in blocks:
             unit[some] = _unit(features[some])
         middle = mean(unit, rows) if center else np.zeros(features.shape[1])
@@ -223,8 +224,8 @@ class _Anchors(NamedTuple):
     def describe(self, features: Any) -> SparseRows:
         """Return the similarities to the k nearest anchors, to a power and scaled to length 1."""
         tile = max(1, _TILE_BYTES // (8 * len(self.rows)))
-        starts = range(0, max(len(features), 1), tile)
-        parts = [self._nearest(features[start : start + tile]) for start in starts]
+        tiles = gen_batches(max(len(features), 1), tile)
+        parts = [self._nearest(features[rows]) for rows in tiles]
         return SparseRows(csr_array(vstack(parts)))
 
     def _nearest(self, features: np.ndarray) -> csr_array:

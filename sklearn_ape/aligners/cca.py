@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple, Self
 
 import numpy as np
+from sklearn.utils import gen_batches
 from sklearn.utils.extmath import svd_flip
 
 from ._base import BaseAligner
@@ -29,8 +30,7 @@ class _Projection(NamedTuple):
 
     def __call__(self, features: np.ndarray) -> np.ndarray:
         embeddings = np.empty((len(features), self.matrix.shape[1]), dtype=np.float32)
-        for start in range(0, len(features), _ROWS_AT_ONCE):
-            rows = slice(start, start + _ROWS_AT_ONCE)
+        for rows in gen_batches(len(features), _ROWS_AT_ONCE):
             projected = (features[rows] - self.mean) @ self.matrix
             length = np.linalg.norm(projected, axis=1, keepdims=True)
             embeddings[rows] = projected / np.where(length > 0, length, 1)
@@ -103,6 +103,7 @@ class CCAAligner(BaseAligner):
     Examples
     --------
     >>> import numpy as np
+    from sklearn.utils import gen_batches
     >>> from sklearn_ape import CCAAligner
     >>> rng = np.random.default_rng(0)
     >>> concepts = rng.standard_normal((300, 8))

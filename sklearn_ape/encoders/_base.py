@@ -19,6 +19,7 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, Transfo
 from sklearn.utils import Tags
 from tqdm import tqdm
 
+from .._threads import in_threads
 from ..features import FeatureCache, open_cache
 from ._computes import Computes
 from ._encode_to import EncodesToFile
@@ -26,7 +27,6 @@ from ._engines import ENGINES, Engine
 from ._errors import EncodingError, ItemError, described, summary
 from ._items import as_items
 from ._networks import Network, shared
-from ._pipeline import in_threads
 from ._registry import folder_digest
 
 
@@ -126,8 +126,7 @@ class FrozenEncoder(
                 rows.setdefault(key, []).append(row)
         self._raise_or_go_on(errors)
 
-        # Two threads that want the same pictures must not encode them twice, and a tokenizer
-        # serves one thread at a time.
+        # Two threads that want the same pictures must not encode them twice.
         lock = _locks.setdefault(self._weights_key(), threading.RLock())
         with lock, open_cache(self.cache) as cache:
             found = cache.get_many(rows)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from sklearn.utils import gen_batches
 from torch import nn
 
 _ROWS_AT_ONCE = 4096
@@ -123,5 +124,5 @@ def row_tensors(features: Any) -> Iterator[torch.Tensor]:
     rows : torch.Tensor
         Up to 4,096 rows.
     """
-    for start in range(0, len(features), _ROWS_AT_ONCE):
-        yield torch.as_tensor(features[start : start + _ROWS_AT_ONCE])
+    for rows in gen_batches(len(features), _ROWS_AT_ONCE):
+        yield torch.as_tensor(features[rows])

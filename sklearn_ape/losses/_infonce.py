@@ -125,35 +125,10 @@ class InfoNCELoss(ScaledLoss):
         by_text = nn.functional.cross_entropy(logits.T, target_of_text)
         return (by_image + by_text) / 2
 
-    def share(
-        self,
-        image: torch.Tensor,
-        text: torch.Tensor,
-        positive: torch.Tensor | None,
-        rows: slice,
+    def _share(
+        self, image: torch.Tensor, text: torch.Tensor, pairs: torch.Tensor, rows: slice, tile: int
     ) -> torch.Tensor:
-        """Return what some rows of a batch add to its loss; the shares of all rows sum to it.
-
-        This is how processes share the work of a batch whose embeddings each of them has.
-
-        Parameters
-        ----------
-        image, text : torch.Tensor of shape (n_pairs, n_components)
-            See `forward`; of the whole batch.
-        positive : torch.Tensor or None
-            See `forward`; of the whole batch.
-        rows : slice
-            From a start to a stop within the batch.
-
-        Returns
-        -------
-        share : torch.Tensor
-            A scalar. Logits are computed in tiles, of all columns at once with ``tile_size=None``.
-        """
-        check_embeddings(image, text)
-        pairs = as_pairs(positive, len(image), image.device)
-        size = self._tile_of_share(len(image))
-        return share_of_rows(image, text, self.logit_scale, pairs, rows, size)
+        return share_of_rows(image, text, self.logit_scale, pairs, rows, tile)
 
 
 class _TiledInfoNCE(torch.autograd.Function):

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from numbers import Integral
 
 import torch
 from torch import nn
+
+from ._positives import as_pairs
 
 MOST_DENSE_ROWS = 4096
 AUTO_TILE = 1024
@@ -55,9 +58,42 @@ class ScaledLoss(nn.Module):
             return None if n_pairs <= MOST_DENSE_ROWS else AUTO_TILE
         return None if self.tile_size is None else int(self.tile_size)
 
-    def _tile_of_share(self, n_pairs: int) -> int:
-        """Return the rows of a tile where a process computes some rows only."""
-        return AUTO_TILE if self.tile_size == "auto" else int(self.tile_size or n_pairs)
+    def share(
+        self,
+        image: torch.Tensor,
+        text: torch.Tensor,
+        positive: torch.Tensor | None,
+        rows: slice,
+    ) -> torch.Tensor:
+        """Return what some rows of a batch add to its loss; the shares of all rows sum to it.
+
+        This is how processes share the work of a batch whose embeddings each of them has.
+
+        Parameters
+        ----------
+        image, text : torch.Tensor of shape (n_pairs, n_components)
+            See `forward`; of the whole batch.
+        positive : torch.Tensor or None
+            See `forward`; of the whole batch.
+        rows : slice
+            From a start to a stop within the batch.
+
+        Returns
+        -------
+        share : torch.Tensor
+            A scalar. Logits are computed in tiles, of all columns at once with ``tile_size=None``.
+        """
+        check_embeddings(image, text)
+        pairs = as_pairs(positive, len(image), image.device)
+        # Of what one process computes alone, no matrix is kept whole unless it is asked for.
+        tile = AUTO_TILE if self.tile_size == "auto" else int(self.tile_size or len(image))
+        return self._share(image, text, pairs, rows, tile)
+
+    @abstractmethod
+    def _share(
+        self, image: torch.Tensor, text: torch.Tensor, pairs: torch.Tensor, rows: slice, tile: int
+    ) -> torch.Tensor:
+        """Return what `share` does, given which pairs belong together and the size of a tile."""
 
 
 def check_embeddings(image: torch.Tensor, text: torch.Tensor) -> None:

@@ -109,36 +109,13 @@ class SigmoidLoss(ScaledLoss):
         sign = torch.where(as_matrix(positive, len(image)), 1.0, -1.0)
         return -nn.functional.logsigmoid(sign * logits).sum() / len(image)
 
-    def share(
-        self,
-        image: torch.Tensor,
-        text: torch.Tensor,
-        positive: torch.Tensor | None,
-        rows: slice,
+    def _share(
+        self, image: torch.Tensor, text: torch.Tensor, pairs: torch.Tensor, rows: slice, tile: int
     ) -> torch.Tensor:
-        """Return what some pictures of a batch add to its loss, as `InfoNCELoss.share`.
-
-        Parameters
-        ----------
-        image, text : torch.Tensor of shape (n_pairs, n_components)
-            See `forward`; of the whole batch.
-        positive : torch.Tensor or None
-            See `forward`; of the whole batch.
-        rows : slice
-            From a start to a stop within the batch.
-
-        Returns
-        -------
-        share : torch.Tensor
-            A scalar.
-        """
-        check_embeddings(image, text)
         self._start_bias(len(image))
-        pairs = as_pairs(positive, len(image), image.device)
         own = pairs[(pairs[:, 0] >= rows.start) & (pairs[:, 0] < rows.stop)]
         own = own - own.new_tensor([rows.start, 0])
-        size = self._tile_of_share(len(image))
-        return self._tiled(image[rows], text, own, size) / len(image)
+        return self._tiled(image[rows], text, own, tile) / len(image)
 
     def _start_bias(self, n_pairs: int) -> None:
         if self.bias.isnan():

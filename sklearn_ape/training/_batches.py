@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
+from .._threads import in_threads
 from ._dataset import PairDataset
-
-_BATCHES_AHEAD = 2
 
 
 class PairBatches:
@@ -100,7 +97,7 @@ class PairBatches:
         drawn = map(self._draw, np.array_split(order, len(self)))
         if self.dataset.is_at_hand:
             return map(self._read, drawn)
-        return _ahead(self._read, drawn)
+        return in_threads(self._read, drawn, n_threads=1)
 
     def _draw(self, index: np.ndarray) -> _Draw:
         """Draw all that is random about a batch, so that reading may wait."""
@@ -158,22 +155,6 @@ def part_of(n_pairs: int, rank: int, n_ranks: int) -> slice:
     each, longer = divmod(n_pairs, n_ranks)
     start = rank * each + min(rank, longer)
     return slice(start, start + each + (rank < longer))
-
-
-def _ahead(read: Callable[[Any], Any], wanted: Iterable[Any]) -> Iterator[Any]:
-    """Yield what is read, in order, and read the next ones meanwhile."""
-    waiting: deque[Future] = deque()
-    with ThreadPoolExecutor(1, thread_name_prefix="read-ahead") as reader:
-        try:
-            for one in wanted:
-                waiting.append(reader.submit(read, one))
-                if len(waiting) > _BATCHES_AHEAD:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
 
 
 def n_batches(n_pairs: int, batch_size: int) -> int:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from sklearn.utils import gen_batches
 from skorch import NeuralNet
 
 from ..heads import TwoTower
@@ -163,8 +164,7 @@ def embed(module: TwoTower, side: str, features: Any, device: Any) -> np.ndarray
     module.eval()
     embeddings = np.empty((len(features), module.n_components), dtype=np.float32)
     with torch.inference_mode():
-        for start in range(0, len(features), _ROWS_AT_ONCE):
-            some = slice(start, start + _ROWS_AT_ONCE)
+        for some in gen_batches(len(features), _ROWS_AT_ONCE):
             rows = features[some]
             rows = as_tensor(rows) if isinstance(rows, np.ndarray) else rows
             embeddings[some] = tower(rows.to(device)).float().cpu().numpy()

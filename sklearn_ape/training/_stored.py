@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from sklearn.utils import gen_batches
 
 from ..features._maps import forget, map_of
 
@@ -157,22 +158,21 @@ def stays_stored(features: Any) -> bool:
 
 
 def row_blocks(features: Any) -> Iterator[slice]:
-    """Yield slices that are to be read one after the other.
+    """Return slices that are to be read one after the other.
 
     Parameters
     ----------
     features : StoredRows or array of shape (n_rows, n_features)
         An array that is in memory already is one block.
 
-    Yields
-    ------
-    rows : slice
-        Of up to 8,192 rows.
+    Returns
+    -------
+    blocks : iterator of slice
+        Of up to 8,192 rows each.
     """
     n_rows = len(features)
     size = _ROWS_AT_ONCE if isinstance(features, StoredRows) else max(n_rows, 1)
-    for start in range(0, max(n_rows, 1), size):
-        yield slice(start, start + size)
+    return gen_batches(max(n_rows, 1), size)
 
 
 def select(features: Any, rows: np.ndarray) -> Any:

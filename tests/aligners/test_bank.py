@@ -19,12 +19,7 @@ from sklearn_ape.aligners._bank import (
     resolve_bank,
 )
 from sklearn_ape.encoders import HeadPairs
-
-
-def standardized(cosines, image, text, bank):
-    result = np.array(cosines)
-    Standardizer(text, bank).apply(result, image)
-    return result
+from tests.similarities import standardized
 
 
 def unit(rows):

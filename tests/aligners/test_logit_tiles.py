@@ -6,7 +6,7 @@ from scipy.special import softmax
 
 from sklearn_ape import CCAAligner
 from sklearn_ape.aligners import _feature_tiles
-from sklearn_ape.aligners._bank import Bank, Standardizer
+from sklearn_ape.aligners._bank import Bank
 from sklearn_ape.aligners._logit_tiles import (
     UNKNOWN,
     UNREAD,
@@ -15,12 +15,7 @@ from sklearn_ape.aligners._logit_tiles import (
     to_probabilities,
     top_texts,
 )
-
-
-def standardized(cosines, image, text, bank):
-    result = np.array(cosines)
-    Standardizer(text, bank).apply(result, image)
-    return result
+from tests.similarities import standardized
 
 
 @pytest.fixture

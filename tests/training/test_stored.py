@@ -120,8 +120,8 @@ class TestReadingAhead:
         next(batches)
         batches.close()
         assert 1 <= len(seen) <= 3
-        assert all(name.startswith("read-ahead") for name in seen)
-        assert not any(t.name.startswith("read-ahead") for t in threading.enumerate())
+        assert all(name.startswith("sklearn_ape") for name in seen)
+        assert not any(t.name.startswith("sklearn_ape") for t in threading.enumerate())
 
     def test_an_error_of_reading_is_raised(self, features):
         class Torn(StoredRows):

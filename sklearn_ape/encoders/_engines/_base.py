@@ -45,8 +45,9 @@ class Workload(NamedTuple):
     ----------
     module : torch.nn.Module
         Takes the input tensors one after the other and gives (n_items, n_features).
-    examples : list of tuple of torch.Tensor
-        Inputs of several shapes: to trace the network, and to compare an export with torch.
+    examples : callable
+        Returns inputs of several shapes: to trace the network, and to compare an export with
+        torch.
     key : str
         Tells this network, with these weights, from all others.
     device : torch.device

@@ -59,7 +59,8 @@ def _made(name: str, workload: Workload, warn: bool) -> Engine:
         made = _exported(name, workload)
     except (EngineError, OSError) as error:
         reason = str(error).partition("\n")[0][:300]
-        remember_failure(name, workload, str(error))
+        if isinstance(error, EngineError):  # a disk that is full today is not, tomorrow
+            remember_failure(name, workload, str(error))
         if warn:
             warnings.warn(
                 f"engine={name!r} cannot compute this network, so torch does: {reason}",

@@ -34,7 +34,7 @@ def in_threads(
         At most ``n_threads + 2`` of them are being made, or made and not yet taken. When the
         iteration ends early, items not begun are left and those begun are waited for.
     """
-    with ThreadPoolExecutor(n_threads, thread_name_prefix="encode") as pool:
+    with ThreadPoolExecutor(n_threads, thread_name_prefix="sklearn_ape") as pool:
         waiting: deque[Future[Result]] = deque()
         try:
             for item in items:

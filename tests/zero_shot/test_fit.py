@@ -13,26 +13,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.utils.estimator_checks import check_estimator
 
 from sklearn_ape import APEAligner, ZeroShotClassifier
-
-LABELS = {
-    "travel": ["a vehicle", "a building", "a landscape"],
-    "animal": ["an animal", "a bird", "a plant"],
-    "food": ["food", "a fruit", "a meal"],
-}
-
-
-@pytest.fixture(scope="module")
-def model(pictures, features, image_encoder, text_encoder):
-    """Trained on the first 200 pictures; the last 100 are for testing."""
-    aligner = APEAligner(text_encoder=text_encoder, width=256, max_epochs=30, random_state=0)
-    return make_pipeline(image_encoder, aligner).fit(
-        pictures.images[:200], pictures.captions[:200]
-    )
-
-
-@pytest.fixture(scope="module")
-def held_out(pictures):
-    return pictures.images[200:], pictures.categories[200:], pictures.captions[200:]
+from tests.zero_shot.labels import LABELS
 
 
 class TestFit:

@@ -9,15 +9,9 @@ from sklearn.base import BaseEstimator
 
 from sklearn_ape import CCAAligner, ZeroShotClassifier
 from sklearn_ape.aligners import _feature_tiles
-from sklearn_ape.aligners._bank import Standardizer
+from tests.similarities import standardized
 
 NAMES = [f"thing {number:03d}" for number in range(300)]
-
-
-def standardized(cosines, image, text, bank):
-    result = np.array(cosines)
-    Standardizer(text, bank).apply(result, image)
-    return result
 
 
 class Known(BaseEstimator):

@@ -1,0 +1,32 @@
+"""Pictures, their features and an encoder that may not load, shared by the tests of encoders."""
+
+import pytest
+
+from sklearn_ape.datasets import load_openmoji
+from sklearn_ape.encoders import (
+    TimmImageEncoder,
+)
+from sklearn_ape.encoders._base import FrozenEncoder
+
+
+@pytest.fixture(scope="module")
+def paths():
+    return load_openmoji().images[:12]
+
+
+@pytest.fixture(scope="module")
+def truth(paths):
+    return TimmImageEncoder(cache=None).transform(paths)
+
+
+@pytest.fixture
+def encoder(tmp_path):
+    return TimmImageEncoder(cache=tmp_path / "cache")
+
+
+@pytest.fixture
+def no_weights(monkeypatch):
+    def fails(self, *args):
+        raise AssertionError("the network was called for")
+
+    monkeypatch.setattr(FrozenEncoder, "_shared", fails)

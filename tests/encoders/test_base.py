@@ -1,0 +1,187 @@
+"""What every encoder promises: lazy weights and scikit-learn's manners."""
+
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.base import clone
+from sklearn.pipeline import make_pipeline
+from sklearn.utils import get_tags
+from sklearn.utils.validation import check_is_fitted
+
+from sklearn_ape.encoders import (
+    OpenCLIPImageEncoder,
+    OpenCLIPTextEncoder,
+    TimmImageEncoder,
+    TransformersImageEncoder,
+    TransformersTextEncoder,
+)
+
+ALL = [
+    TimmImageEncoder,
+    TransformersImageEncoder,
+    TransformersTextEncoder,
+    OpenCLIPImageEncoder,
+    OpenCLIPTextEncoder,
+]
+TEXTS = ["a cat", "two dogs on a long walk through the woods", "a rocket"]
+
+
+@pytest.mark.parametrize("cls", ALL)
+def test_constructing_cloning_pickling_load_nothing(cls, no_weights):
+    """Parameters are stored as they come, round trip, and pickles are small."""
+    encoder = cls(batch_size=3, cache=None, on_error="nan")
+    assert clone(encoder).get_params() == encoder.get_params()
+    assert cls(**encoder.get_params()).get_params() == encoder.get_params()
+    assert encoder.set_params(verbose=1).verbose == 1
+    assert len(pickle.dumps(encoder)) < 10_000
+    odd = object()
+    for name in encoder.get_params():
+        assert getattr(cls(**{name: odd}), name) is odd
+
+
+def test_fit_loads_nothing_and_returns_self(no_weights):
+    """fit checks the form of X alone."""
+    for encoder, X in ((TimmImageEncoder(), ["a.png"]), (TransformersTextEncoder(), TEXTS)):
+        assert encoder.fit(X) is encoder
+
+
+def test_clones_share_one_network(paths):
+    """Ninety megabytes are not loaded anew for every candidate of a search."""
+    first = TimmImageEncoder()
+    first.transform(paths[:1])
+    assert clone(first)._network().model is first._network().model
+
+
+def test_pickle_works_in_a_fresh_process(tmp_path, paths, truth):
+    """A pickle holds no weights, before and after use, and gives the same features elsewhere."""
+    encoder = TimmImageEncoder(cache=None)
+    encoder.transform(paths[:2])
+    content = pickle.dumps(encoder)
+    assert len(content) < 10_000
+    (tmp_path / "encoder.pkl").write_bytes(content)
+    code = (
+        "import pickle, sys, numpy as np\n"
+        "encoder = pickle.load(open(sys.argv[1], 'rb'))\n"
+        "np.save(sys.argv[2], encoder.transform(sys.argv[3:]))\n"
+    )
+    out = tmp_path / "out.npy"
+    command = [sys.executable, "-c", code, tmp_path / "encoder.pkl", out, *paths[:2]]
+    subprocess.run(command, check=True)
+    np.testing.assert_allclose(np.load(out), truth[:2], atol=1e-5)
+
+
+def test_import_is_light():
+    """Importing the encoders imports no deep learning library but torch."""
+    code = (
+        "import sys, sklearn_ape.encoders\n"
+        "print([m for m in ('timm', 'transformers', 'open_clip') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("cls", ALL)
+def test_tags_and_fitted(cls):
+    """A frozen encoder needs no fit, and says which input it takes."""
+    encoder = cls()
+    tags = get_tags(encoder)
+    assert not tags.requires_fit
+    assert not tags.input_tags.two_d_array
+    assert tags.input_tags.string == (cls in (TransformersTextEncoder, OpenCLIPTextEncoder))
+    assert tags.input_tags.three_d_array != tags.input_tags.string
+    check_is_fitted(encoder)
+
+
+def test_output(paths, truth):
+    """float32, C-contiguous, writable and the same whatever the batch size and workers."""
+    for parameters in ({"batch_size": 1}, {"batch_size": 5, "n_jobs": 2}):
+        features = TimmImageEncoder(cache=None, **parameters).transform(paths[:6])
+        assert features.dtype == np.float32
+        assert features.flags.c_contiguous
+        assert features.flags.writeable
+        np.testing.assert_allclose(features, truth[:6], atol=1e-5)
+    cached = TimmImageEncoder()
+    cached.transform(paths)[:] = 0
+    np.testing.assert_allclose(cached.transform(paths), truth, atol=1e-5)
+    texts = [
+        TransformersTextEncoder(cache=None, batch_size=size).transform(TEXTS) for size in (1, 3)
+    ]
+    np.testing.assert_allclose(*texts, atol=1e-5)
+
+
+def test_pipeline_unfitted(paths, truth):
+    """A Pipeline of frozen steps works without fit."""
+    np.testing.assert_allclose(
+        make_pipeline(TimmImageEncoder()).transform(paths), truth, atol=1e-5
+    )
+
+
+def test_feature_names_follow_the_parameters(paths):
+    """Before and after transform, and after set_params has changed the width."""
+    encoder = TimmImageEncoder()
+    names = encoder.get_feature_names_out()
+    assert names[0] == "timmimageencoder0"
+    assert len(names) == 1280
+    encoder.transform(paths[:1])
+    assert len(encoder.get_feature_names_out()) == 1280
+    encoder.set_params(output="logits")
+    assert len(encoder.get_feature_names_out()) == 1000
+    assert len(TransformersTextEncoder().get_feature_names_out()) == 384
+
+
+def test_set_output(paths, truth):
+    """pandas (keeping the index of a Series) and polars come out with named columns."""
+    pd, pl = map(pytest.importorskip, ("pandas", "polars"))
+    series = pd.Series(paths[:3], index=[7, 5, 6])
+    frame = TimmImageEncoder().set_output(transform="pandas").transform(series)
+    assert list(frame.index) == [7, 5, 6]
+    assert frame.columns[-1] == "timmimageencoder1279"
+    np.testing.assert_allclose(frame.to_numpy(), truth[:3], atol=1e-5)
+    frame = TimmImageEncoder().set_output(transform="polars").transform(paths[:3])
+    assert isinstance(frame, pl.DataFrame)
+    assert frame.shape == (3, 1280)
+
+
+def test_global_random_state_is_left_alone(paths):
+    """Neither loading nor encoding draws from numpy's or torch's global generator."""
+    from sklearn_ape.encoders import _networks
+
+    _networks._kept.clear()
+    np_state, torch_state = np.random.get_state(), torch.random.get_rng_state()  # noqa: NPY002
+    TimmImageEncoder(cache=None).transform(paths[:1])
+    TransformersTextEncoder(cache=None).transform(TEXTS[:1])
+    np.testing.assert_array_equal(np.random.get_state()[1], np_state[1])  # noqa: NPY002
+    assert torch.equal(torch.random.get_rng_state(), torch_state)
+
+
+def test_progress_bar_counts_every_item(paths, capsys, monkeypatch, tmp_path):
+    """With verbose=1 the bar ends at its total, bad pictures included."""
+    bars = []
+
+    class Bar:
+        def __init__(self, total, **options):
+            self.total, self.n, self.disabled = total, 0, options["disable"]
+            bars.append(self)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *exc_info):
+            pass
+
+        def update(self, n):
+            self.n += n
+
+    monkeypatch.setattr("sklearn_ape.encoders._base.tqdm", Bar)
+    cut = tmp_path / "cut.png"
+    cut.write_bytes(Path(paths[3]).read_bytes()[:200])
+    with pytest.warns(UserWarning, match="1 image cannot"):
+        TimmImageEncoder(cache=None, on_error="nan", batch_size=2, verbose=1).transform(
+            [*paths[:4], cut]
+        )
+    assert [(bar.n, bar.total, bar.disabled) for bar in bars] == [(5, 5, False)]

@@ -1,0 +1,162 @@
+"""One cache by content serves all encoders, threads and processes."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.base import clone
+
+from sklearn_ape.encoders import (
+    EncodingError,
+    TimmImageEncoder,
+    TransformersTextEncoder,
+)
+from tests.encoders.counting import gained
+
+TEXTS = ["a cat", "two dogs on a long walk through the woods", "a rocket"]
+
+
+def test_content_not_name_is_the_key(encoder, paths, tmp_path):
+    """A copied or renamed file hits; a changed one of the same name, size and time misses."""
+    path = tmp_path / "a.bmp"
+    pixels = np.zeros((40, 40, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    os.utime(path, (10**9, 10**9))
+    assert gained(encoder, [path]) == (0, 1)
+    assert gained(encoder, [shutil.copy(path, tmp_path / "b.bmp"), path]) == (2, 0)
+    Image.fromarray(pixels + 200).save(path)
+    os.utime(path, (10**9, 10**9))
+    assert gained(encoder, [path]) == (0, 1)
+
+
+def test_duplicates_are_encoded_once(encoder, paths, truth):
+    """Equal items of one call cost one pass, and every row gets its feature."""
+    X = [paths[0], paths[1], Path(paths[0])] * 2
+    assert gained(encoder, X) == (4, 2)
+    features = encoder.transform(X)
+    np.testing.assert_allclose(features, truth[[0, 1, 0] * 2], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"pooling": "mean"}, {"crop": "pad"}, {"output": "logits"}, {"dtype": "bfloat16"}],
+)
+def test_parameters_of_the_image_feature_miss(encoder, paths, other):
+    """What changes a feature changes its key."""
+    encoder.transform(paths[:1])
+    assert gained(clone(encoder).set_params(**other), paths[:1]) == (0, 1)
+
+
+@pytest.mark.parametrize("other", [{"normalize": False}, {"max_length": 4}, {"pooling": "cls"}])
+def test_parameters_of_the_text_feature_miss(tmp_path, other):
+    """The same for texts."""
+    encoder = TransformersTextEncoder(cache=tmp_path)
+    encoder.transform(TEXTS)
+    assert gained(clone(encoder).set_params(**other), TEXTS) == (0, 3)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"batch_size": 1}, {"n_jobs": 2}, {"device": "cpu"}, {"verbose": 1}, {"on_error": "nan"}],
+)
+def test_other_parameters_hit(encoder, paths, other):
+    """What does not change a feature does not change its key."""
+    encoder.transform(paths[:1])
+    assert gained(clone(encoder).set_params(**other), paths[:1]) == (1, 0)
+
+
+def test_killed_run_resumes(tmp_path, paths, truth):
+    """After SIGKILL in mid-run, the batches finished before are not computed again."""
+    if not hasattr(signal, "SIGKILL"):
+        pytest.skip("no SIGKILL here")
+    code = (
+        "import os, signal, sys\n"
+        "from sklearn_ape.encoders import TimmImageEncoder\n"
+        "class Killed(TimmImageEncoder):\n"
+        "    def _features_of(self, *batch):\n"
+        "        global n\n"
+        "        n += 1\n"
+        "        if n > 3: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "        return super()._features_of(*batch)\n"
+        "n = 0\n"
+        "Killed.__name__ = 'TimmImageEncoder'\n"
+        "Killed(cache=sys.argv[1], batch_size=2, engine='torch').transform(sys.argv[2:])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, tmp_path, *paths])
+    assert done.returncode == -signal.SIGKILL
+    encoder = TimmImageEncoder(cache=tmp_path, batch_size=2)
+    before = encoder.cache_info()
+    np.testing.assert_allclose(encoder.transform(paths), truth, atol=1e-5)
+    after = encoder.cache_info()
+    assert (after.hits - before.hits, after.misses - before.misses) == (6, 6)
+
+
+def test_damaged_cache_gives_the_right_features(encoder, paths, truth):
+    """Flipped bytes in the file cost time, never truth."""
+    encoder.transform(paths)
+    file = encoder.cache / "features.sqlite"
+    sound = file.read_bytes()
+    rng = np.random.default_rng(0)
+    for _ in range(3):
+        damaged = np.frombuffer(sound, dtype=np.uint8).copy()
+        damaged[rng.integers(len(damaged), size=len(damaged) // 4000)] ^= 0xFF
+        file.write_bytes(damaged.tobytes())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            np.testing.assert_allclose(encoder.transform(paths), truth, atol=1e-5)
+
+
+def test_threads_encode_each_picture_once(encoder, paths, truth):
+    """Two threads that want the same pictures share the work of one."""
+    results = []
+    threads = [
+        threading.Thread(target=lambda: results.append(clone(encoder).transform(paths)))
+        for _ in range(3)
+    ]
+    before = encoder.cache_info()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert encoder.cache_info().misses - before.misses == len(paths)
+    for features in results:
+        np.testing.assert_allclose(features, truth, atol=1e-5)
+
+
+def test_threads_share_a_tokenizer():
+    """Encoders of one network with other parameters do not disturb each other's tokenizer."""
+    lengths = [3, 8, None]
+    texts = [f"the text number {number} " * (1 + number % 5) for number in range(24)]
+    found = {}
+    encoders = [
+        TransformersTextEncoder(max_length=length, cache=None, batch_size=4) for length in lengths
+    ]
+    expected = [encoder.transform(texts) for encoder in encoders]
+
+    def work(place):
+        found[place] = encoders[place].transform(texts)
+
+    threads = [threading.Thread(target=work, args=(place,)) for place in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for place in range(3):
+        np.testing.assert_allclose(found[place], expected[place], atol=1e-5)
+
+
+def test_on_error_raise_keeps_finished_batches(encoder, paths, tmp_path):
+    """What was encoded before the bad picture need not be encoded again."""
+    cut = tmp_path / "cut.png"
+    cut.write_bytes(Path(paths[3]).read_bytes()[:200])
+    with pytest.raises(EncodingError, match=r"row 5: .*damaged or cut short"):
+        encoder.set_params(batch_size=2).transform([*paths[:5], cut])
+    assert gained(encoder, paths[:5]) == (5, 0)

@@ -1,0 +1,237 @@
+"""What encoders take, and how they refuse the rest: errors name the row, the item, the remedy."""
+
+import pickle
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sklearn_ape.encoders import (
+    EncodingError,
+    OpenCLIPImageEncoder,
+    OpenCLIPTextEncoder,
+    TimmImageEncoder,
+    TransformersImageEncoder,
+    TransformersTextEncoder,
+)
+from sklearn_ape.encoders._engines._torch import TorchEngine
+from tests.encoders.counting import gained
+
+ALL = [
+    TimmImageEncoder,
+    TransformersImageEncoder,
+    TransformersTextEncoder,
+    OpenCLIPImageEncoder,
+    OpenCLIPTextEncoder,
+]
+TEXTS = ["a cat", "two dogs on a long walk through the woods", "a rocket"]
+
+
+def test_every_form_of_a_picture_gives_the_same_feature(paths, truth):
+    """Path, str, bytes, PIL image and array of one picture; lists and arrays of them."""
+    image = Image.open(paths[0])
+    array = np.asarray(image.convert("RGB"))
+    forms = [paths[0], Path(paths[0]), Path(paths[0]).read_bytes(), image, array]
+    features = TimmImageEncoder(cache=None).transform(forms)
+    np.testing.assert_allclose(features, truth[[0] * 5], atol=1e-5)
+    stack = np.stack([array, array[::-1]])
+    np.testing.assert_allclose(TimmImageEncoder().transform(stack)[0], truth[0], atol=1e-5)
+    grey = np.zeros((2, 30, 40), dtype=np.uint8)
+    assert TimmImageEncoder().transform(grey).shape == (2, 1280)
+
+
+def test_columns(paths, truth):
+    """Object arrays, pandas with an odd index, polars, pyarrow, a column of Hugging Face."""
+    pd, pl, pa = map(pytest.importorskip, ("pandas", "polars", "pyarrow"))
+    few = paths[:3]
+    columns = [
+        tuple(few),
+        np.array(few),
+        np.array(few, dtype=object),
+        pd.Series(few, index=[9, 9, 3]),
+        pl.Series(few),
+        pa.array(few),
+        pa.chunked_array([few[:1], few[1:]]),
+    ]
+    for column in columns:
+        np.testing.assert_allclose(TimmImageEncoder().transform(column), truth[:3], atol=1e-5)
+    texts = TransformersTextEncoder().transform(TEXTS)
+    for column in (pd.Series(TEXTS, index=[5, 5, 1]), pl.Series(TEXTS), pa.array(TEXTS)):
+        np.testing.assert_array_equal(TransformersTextEncoder().transform(column), texts)
+
+
+def test_hugging_face_column(paths, truth):
+    """A column of `datasets` holds PIL images; the dataset itself is refused with its columns."""
+    datasets = pytest.importorskip("datasets")
+    data = datasets.Dataset.from_dict({"image": paths[:3]}).cast_column("image", datasets.Image())
+    np.testing.assert_allclose(TimmImageEncoder().transform(data["image"]), truth[:3], atol=1e-5)
+    with pytest.raises(ValueError, match=r"table with the columns \['image'\]"):
+        TimmImageEncoder().transform(data)
+
+
+@pytest.mark.parametrize("method", ["fit", "transform"])
+@pytest.mark.parametrize(
+    ("X", "message"),
+    [
+        ("a.png", r"single image, not a sequence of them: pass a list, \[X\]"),
+        (b"abc", "single image"),
+        (bytearray(b"abc"), "single image"),
+        (Path("a.png"), "single image"),
+        (Image.new("RGB", (2, 2)), "single image"),
+        (np.zeros((20, 30, 3), dtype=np.uint8), r"pass a single picture as \[X\]"),
+        (np.zeros((20, 30), dtype=np.uint8), r"pass a single picture as \[X\]"),
+        (np.zeros((20, 1280)), "features need no image encoder"),
+        ([], "X is empty: 0 images"),
+        (None, "must be a sequence of images .* not NoneType"),
+        ({"a": "a.png"}, "must be a sequence of images .* not dict"),
+        ({"a.png"}, "must be a sequence of images .* not set"),
+        ((path for path in "ab"), "must be a sequence of images .* not generator"),
+        (np.array("a.png"), "not a single object"),
+    ],
+)
+def test_what_is_no_sequence(method, X, message, no_weights):
+    """Each has its own error, in fit as in transform, before any weights are loaded."""
+    with pytest.raises(ValueError, match=message):
+        getattr(TimmImageEncoder(), method)(X)
+
+
+def test_tables_are_refused_by_the_names_of_their_columns(no_weights):
+    """pandas, polars and pyarrow tables: the error lists the columns to choose from."""
+    pd, pl, pa = map(pytest.importorskip, ("pandas", "polars", "pyarrow"))
+    content = {"path": ["a.png"], "caption": ["a cat"]}
+    for table in (pd.DataFrame(content), pl.DataFrame(content), pa.table(content)):
+        with pytest.raises(ValueError, match=r"table with the columns \['path', 'caption'\]"):
+            TimmImageEncoder().transform(table)
+
+
+def test_error_names_rows_items_and_remedy(paths, no_weights):
+    """Every bad row is in `errors`, five in the message, and no network was loaded."""
+    bad = [f"missing{number}.png" for number in range(7)]
+    with pytest.raises(EncodingError, match="7 images cannot be encoded") as caught:
+        TimmImageEncoder(cache=None).transform([paths[0], *bad])
+    message = str(caught.value)
+    assert "row 1: 'missing0.png' does not exist" in message
+    assert "and 2 more" in message
+    assert "pass on_error='nan' to TimmImageEncoder" in message
+    assert list(caught.value.errors) == list(range(1, 8))
+    again = pickle.loads(pickle.dumps(caught.value))
+    assert again.errors == caught.value.errors
+    assert str(again) == message
+
+
+@pytest.mark.parametrize(
+    ("item", "message"),
+    [
+        (None, "row 0: None is of type NoneType"),
+        (float("nan"), "row 0: nan is of type float"),
+        (b"", r"row 0: the bytes object is empty"),
+        (np.zeros((3, 8, 9), dtype=np.uint8), r"row 0: the array is .*\(3, 8, 9\).*come last"),
+        (np.zeros((1, 300), dtype=np.uint8), r"row 0: the array is too narrow: 300 x 1"),
+    ],
+)
+def test_messages_read_well(item, message):
+    """Row, item and what is wrong with it make one sentence."""
+    with pytest.raises(EncodingError, match=message):
+        TimmImageEncoder(cache=None).transform([item])
+
+
+@pytest.mark.parametrize(
+    ("item", "message"),
+    [
+        ("", "'' is empty: expected a text"),
+        (" \n", "is empty: expected a text"),
+        (None, "None is no text .a missing caption"),
+        (float("nan"), "nan is no text .a missing caption"),
+        (7, "7 is of type int: expected a str"),
+        (b"a cat", "is of type bytes: expected a str"),
+        (["a cat"], "is of type list: expected a str"),
+        (np.zeros(3), "the array is of type ndarray: expected a str"),
+        ("half a pair \ud800", "no valid Unicode"),
+    ],
+)
+def test_bad_texts(item, message, no_weights):
+    """An empty or missing caption is named, before the network is loaded."""
+    with pytest.raises(EncodingError, match=f"row 1: .*{message}"):
+        TransformersTextEncoder(cache=None).transform(["a cat", item])
+
+
+def test_pandas_missing_texts(no_weights):
+    """pandas' own missing value is one, too."""
+    pd = pytest.importorskip("pandas")
+    for missing in (pd.NA, pd.NaT):
+        with pytest.raises(EncodingError, match="is no text"):
+            TransformersTextEncoder(cache=None).transform([missing])
+
+
+def test_picture_given_as_text(paths, no_weights):
+    """A path to a picture in place of a caption is a mix-up; a caption with a dot is not."""
+    with pytest.raises(EncodingError, match="captions go to the text encoder"):
+        TransformersTextEncoder(cache=None).transform([paths[0]])
+
+
+def test_on_error_nan(encoder, paths, truth, tmp_path):
+    """Bad rows are NaN, good ones right and cached; one warning, and `errors_` names all."""
+    cut = tmp_path / "cut.png"
+    cut.write_bytes(Path(paths[3]).read_bytes()[:200])
+    X = [paths[0], "none.png", paths[1], cut, None, paths[2]]
+    encoder.set_params(on_error="nan", batch_size=2)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        features = encoder.transform(X)
+    (warning,) = caught
+    assert warning.filename == __file__
+    assert "3 images cannot be encoded" in str(warning.message)
+    assert list(encoder.errors_) == [1, 3, 4]
+    np.testing.assert_array_equal(np.isnan(features).all(axis=1), [0, 1, 0, 1, 1, 0])
+    np.testing.assert_allclose(features[[0, 2, 5]], truth[:3], atol=1e-5)
+    assert gained(encoder, paths[:3]) == (3, 0)
+    assert encoder.errors_ == {}
+
+
+def test_on_error_nan_with_nothing_good():
+    """All rows bad is still an array of the right width."""
+    with pytest.warns(UserWarning, match="2 images"):
+        assert TimmImageEncoder(on_error="nan").transform([None, "x.png"]).shape == (2, 1280)
+
+
+def test_numbers_that_are_not_finite_are_an_error(paths, monkeypatch):
+    """A network that overflows gives an error, not a feature, and nothing is cached."""
+    call = TorchEngine.__call__
+    monkeypatch.setattr(TorchEngine, "__call__", lambda *args: call(*args) + np.float32("inf"))
+    with pytest.raises(EncodingError, match="not finite in float32"):
+        TimmImageEncoder(cache=None, engine="torch").transform(paths[:1])
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"batch_size": 0}, "batch_size must be 'auto' or an integer >= 1, not 0"),
+        ({"batch_size": 1.5}, "batch_size"),
+        ({"batch_size": None}, "batch_size"),
+        ({"pooling": "max"}, "pooling must be one of auto, mean, gem, cls, cls.mean, not 'max'"),
+        ({"crop": "squash"}, "crop must be one of center, pad"),
+        ({"output": "probabilities"}, "output must be one of features, logits"),
+        ({"dtype": "float64"}, "dtype must be one of float32, bfloat16, float16"),
+        ({"dtype": torch.float32}, "dtype must be one of"),
+        ({"device": "gpu"}, "device must be 'auto'"),
+        ({"on_error": "ignore"}, "on_error must be one of raise, nan"),
+        ({"model_name": None}, "model_name must be a str, not None"),
+        ({"model_name": ""}, "model_name must be a str"),
+    ],
+)
+def test_bad_parameters(parameters, message, no_weights):
+    """A wrong parameter is named with its choices, in fit as in transform."""
+    for method in ("fit", "transform"):
+        with pytest.raises(ValueError, match=message):
+            getattr(TimmImageEncoder(**parameters), method)(["a.png"])
+
+
+@pytest.mark.parametrize("cls", ALL)
+def test_no_cuda(cls, monkeypatch, no_weights):
+    """device="cuda" on a machine without it names device="auto"."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="Use device='auto'"):
+        cls(device="cuda").fit(["a"])

@@ -1,0 +1,13 @@
+"""A cache on disk that holds the known entries."""
+
+import pytest
+
+from sklearn_ape.features import DiskFeatureCache
+from tests.feature_entries import TRUTH
+
+
+@pytest.fixture
+def folder(tmp_path):
+    with DiskFeatureCache(tmp_path / "cache") as cache:
+        cache.put_many(TRUTH)
+    return tmp_path / "cache"

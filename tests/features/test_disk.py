@@ -1,0 +1,210 @@
+"""The cache on disk: never a wrong feature, whatever became of the file; float16."""
+
+import re
+import sqlite3
+import warnings
+
+import numpy as np
+import pytest
+
+from sklearn_ape.features import DiskFeatureCache
+from tests.feature_entries import TRUTH, assert_only_true
+
+
+def test_disk_round_trip(folder):
+    """Everything put in comes back bit for bit, from a new connection, over many queries."""
+    with DiskFeatureCache(str(folder)) as cache:
+        found = cache.get_many([*TRUTH, b"unknown"])
+    assert found.keys() == TRUTH.keys()
+    assert_only_true(found)
+
+
+def test_disk_home_folder_is_expanded(tmp_path, monkeypatch):
+    """ "~/features" is in the home folder, not in a folder called "~"."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    assert DiskFeatureCache("~/features").folder == tmp_path / "features"
+
+
+def test_disk_is_used_in_a_with_block(tmp_path):
+    """Outside it, the error says so."""
+    with pytest.raises(RuntimeError, match="outside its `with` block"):
+        DiskFeatureCache(tmp_path).get_many([b"a"])
+
+
+@pytest.mark.parametrize("part", ["header", "schema", "pages", "anywhere"])
+@pytest.mark.filterwarnings("ignore:The feature cache")
+def test_flipped_bytes_never_give_a_wrong_feature(folder, part):
+    """Whatever byte is flipped: right features or none, and the cache can be used again."""
+    path = folder / "features.sqlite"
+    sound = path.read_bytes()
+    rng = np.random.default_rng(0)
+    ranges = {
+        "header": range(100),
+        "schema": range(100, 116),
+        "pages": [page + offset for page in range(0, len(sound), 16384) for offset in range(12)],
+        "anywhere": rng.integers(len(sound), size=120),
+    }
+    n_lost = 0
+    for offset in ranges[part]:
+        damaged = bytearray(sound)
+        damaged[offset] ^= int(rng.integers(1, 256))
+        for file in folder.iterdir():
+            file.unlink()
+        path.write_bytes(damaged)
+        with DiskFeatureCache(folder) as cache:
+            found = cache.get_many(TRUTH)
+            assert_only_true(found)
+            n_lost += len(found) < len(TRUTH)
+            cache.put_many(TRUTH)
+        with DiskFeatureCache(folder) as cache:
+            again = cache.get_many(TRUTH)
+        assert_only_true(again)
+    assert n_lost, "no flipped byte did any harm: this test tests nothing"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"garbage " * 5000, b"SQLite format 3\0" + b"\xff" * 9000, 0.3, 0.5, 100],
+    ids=["garbage", "header-then-garbage", "30 %", "half", "100 bytes"],
+)
+def test_damaged_file_is_moved_aside_with_a_warning(folder, content):
+    """A file beyond reading is kept under another name, and the cache works at once."""
+    path = folder / "features.sqlite"
+    sound = path.read_bytes()
+    if isinstance(content, float):
+        content = sound[: int(content * len(sound))]
+    elif isinstance(content, int):
+        content = sound[:content]
+    path.write_bytes(content)
+    with warnings.catch_warnings(record=True) as caught, DiskFeatureCache(folder) as cache:
+        assert_only_true(cache.get_many(TRUTH))
+        cache.put_many(TRUTH)
+        assert cache.get_many(TRUTH).keys() == TRUTH.keys()
+    (warning,) = caught
+    assert issubclass(warning.category, RuntimeWarning)
+    assert re.search(r"is damaged .* it was moved to .*\.damaged", str(warning.message))
+    assert (folder / "features.sqlite.damaged").read_bytes() == content
+    with DiskFeatureCache(folder) as cache:
+        assert cache.get_many(TRUTH).keys() == TRUTH.keys()
+
+
+@pytest.mark.filterwarnings("ignore:The feature cache")
+def test_truncated_file_never_gives_a_wrong_feature(folder):
+    """Wherever the file was cut, what comes back is right and the cache works."""
+    path = folder / "features.sqlite"
+    sound = path.read_bytes()
+    for length in np.linspace(1, len(sound) - 1, 40).astype(int):
+        for file in folder.iterdir():
+            file.unlink()
+        path.write_bytes(sound[:length])
+        with DiskFeatureCache(folder) as cache:
+            assert_only_true(cache.get_many(TRUTH))
+            cache.put_many(TRUTH)
+            assert cache.get_many(TRUTH).keys() == TRUTH.keys()
+
+
+def test_a_second_damaged_file_does_not_replace_the_first(folder):
+    """Nothing that was moved aside is ever lost."""
+    for content in (b"first " * 999, b"second " * 999):
+        (folder / "features.sqlite").write_bytes(content)
+        with pytest.warns(RuntimeWarning, match="damaged"), DiskFeatureCache(folder):
+            pass
+    assert (folder / "features.sqlite.damaged").read_bytes().startswith(b"first")
+    assert (folder / "features.sqlite.damaged-2").read_bytes().startswith(b"second")
+
+
+def test_empty_file_is_an_empty_cache(tmp_path):
+    """A file of 0 bytes, as a full disk leaves it, is no reason to complain."""
+    (tmp_path / "features.sqlite").touch()
+    with warnings.catch_warnings(), DiskFeatureCache(tmp_path) as cache:
+        warnings.simplefilter("error")
+        assert cache.get_many(TRUTH) == {}
+        cache.put_many(TRUTH)
+        assert_only_true(cache.get_many(TRUTH))
+
+
+@pytest.mark.parametrize("value", ["a text", 5, 2.5, b"", b"short", None])
+def test_entry_of_another_type_is_not_returned(tmp_path, value):
+    """What a damaged row may hold instead of numbers is left out, without an exception."""
+    key = b"k" * 32
+    connection = sqlite3.connect(tmp_path / "features.sqlite")
+    connection.execute("CREATE TABLE features (key BLOB PRIMARY KEY, value BLOB)")
+    connection.execute("INSERT INTO features VALUES (?, ?)", (key, value))
+    connection.commit()
+    connection.close()
+    with DiskFeatureCache(tmp_path) as cache:
+        assert cache.get_many([key]) == {}
+
+
+def test_two_caches_find_the_same_damage(folder):
+    """The second to find it does not move the first one's fresh file aside."""
+    first, second = DiskFeatureCache(folder), DiskFeatureCache(folder)
+    with first, second:
+        error = sqlite3.DatabaseError("malformed")
+        with pytest.warns(RuntimeWarning, match="moved"):
+            first._start_anew(error)
+        first.put_many(TRUTH)
+        second._start_anew(error)
+        assert second.get_many(TRUTH).keys() == TRUTH.keys()
+    assert len(list(folder.glob("*.damaged*"))) == 1
+
+
+def test_float16_takes_half_the_space_and_gives_float32(tmp_path):
+    """Numbers come back rounded to float16, as float32, at half the size on disk."""
+    rng = np.random.default_rng(0)
+    features = {bytes([i]) * 32: rng.normal(size=2000).astype(np.float32) for i in range(200)}
+    for dtype in ("float32", "float16"):
+        with DiskFeatureCache(tmp_path / dtype, dtype) as cache:
+            cache.put_many(features)
+            unwritten = cache.get_many(features)
+        with DiskFeatureCache(tmp_path / dtype, dtype) as cache:
+            found = cache.get_many(features)
+        for key, feature in features.items():
+            expected = feature.astype(dtype).astype(np.float32)
+            assert found[key].dtype == np.float32
+            np.testing.assert_array_equal(found[key], expected)
+            np.testing.assert_array_equal(unwritten[key], expected)
+    sizes = [
+        DiskFeatureCache(tmp_path / dtype).path.stat().st_size for dtype in ("float16", "float32")
+    ]
+    assert sizes[0] < 0.6 * sizes[1]
+
+
+def test_float16_never_makes_infinities(tmp_path):
+    """A feature beyond float16's range is kept exactly."""
+    features = {b"large": np.float32([7e4, 0.1]), b"small": np.float32([6e4, 0.1])}
+    with DiskFeatureCache(tmp_path, "float16") as cache, warnings.catch_warnings():
+        warnings.simplefilter("error")
+        cache.put_many(features)
+    with DiskFeatureCache(tmp_path, "float16") as cache:
+        found = cache.get_many(features)
+    np.testing.assert_array_equal(found[b"large"], features[b"large"])
+    np.testing.assert_array_equal(found[b"small"], np.float16([6e4, 0.1]).astype(np.float32))
+
+
+def test_exact_cache_never_gives_rounded_numbers(folder):
+    """Both types live in one file; float32 does not see float16, which reads both, rounded."""
+    (first, feature), (second, other), *_ = TRUTH.items()
+    half = DiskFeatureCache(folder, "float16")
+    with half:
+        assert half.get_many(TRUTH).keys() == TRUTH.keys()
+        np.testing.assert_array_equal(
+            half.get_many([first])[first], feature.astype(np.float16).astype(np.float32)
+        )
+        half.put_many({b"half": other, second: other})
+    with DiskFeatureCache(folder) as exact:
+        assert exact.get_many([b"half"]) == {}
+        assert_only_true(exact.get_many(TRUTH))
+        exact.put_many({b"half": other})
+        np.testing.assert_array_equal(exact.get_many([b"half"])[b"half"], other)
+    with half:
+        found = half.get_many([b"half", second])
+    for key in found:
+        np.testing.assert_array_equal(found[key], other.astype(np.float16).astype(np.float32))
+
+
+def test_a_wrong_dtype_is_named(tmp_path):
+    """Not at the end of the first night of encoding."""
+    with pytest.raises(ValueError, match="float32 or float16, not 'int8'"):
+        DiskFeatureCache(tmp_path, dtype="int8")

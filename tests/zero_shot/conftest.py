@@ -1,0 +1,20 @@
+"""A small model of real pictures, shared by the tests of the classifier."""
+
+import pytest
+from sklearn.pipeline import make_pipeline
+
+from sklearn_ape import APEAligner
+
+
+@pytest.fixture(scope="session")
+def model(pictures, features, image_encoder, text_encoder):
+    """Trained on the first 200 pictures; the last 100 are for testing."""
+    aligner = APEAligner(text_encoder=text_encoder, width=256, max_epochs=30, random_state=0)
+    return make_pipeline(image_encoder, aligner).fit(
+        pictures.images[:200], pictures.captions[:200]
+    )
+
+
+@pytest.fixture(scope="session")
+def held_out(pictures):
+    return pictures.images[200:], pictures.categories[200:], pictures.captions[200:]
