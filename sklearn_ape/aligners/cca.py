@@ -103,7 +103,6 @@ class CCAAligner(BaseAligner):
     Examples
     --------
     >>> import numpy as np
-    from sklearn.utils import gen_batches
     >>> from sklearn_ape import CCAAligner
     >>> rng = np.random.default_rng(0)
     >>> concepts = rng.standard_normal((300, 8))
