@@ -1,0 +1,96 @@
+"""Settings of the documentation: `make docs` builds it, without the network."""
+
+import os
+import sys
+import warnings
+from importlib.metadata import version as installed_version
+from pathlib import Path
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))  # the package of this checkout, not one that is installed
+sys.path.insert(0, str(HERE / "_extensions"))
+
+# No hub is asked, and no progress bar is drawn into the output of the gallery.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TQDM_DISABLE", "1")
+
+project = "sklearn-ape"
+author = "The sklearn-ape developers"
+copyright = author
+release = installed_version("sklearn-ape")
+version = release
+
+extensions = [
+    "myst_parser",
+    "numpydoc",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.viewcode",
+    "sphinx_copybutton",
+    "sphinx_design",
+    "sphinx_gallery.gen_gallery",
+    "own_docstrings",
+]
+root_doc = "index"
+exclude_patterns = ["_build", "**/GALLERY_HEADER.rst", "results/**.md"]
+templates_path = ["_templates"]
+# `APEAligner` in a docstring becomes a link where that is a name of ours, and code elsewhere.
+default_role = "py:obj"
+suppress_warnings = [
+    "config.cache",  # sphinx-gallery's settings hold functions
+]
+
+myst_enable_extensions = ["colon_fence", "deflist"]
+myst_heading_anchors = 3
+
+autosummary_generate = True
+autodoc_typehints = "none"  # numpydoc's Parameters say it in words
+autodoc_member_order = "bysource"
+numpydoc_show_class_members = False  # the templates of autosummary list them
+numpydoc_xref_param_type = False
+
+copybutton_prompt_text = r">>> |\.\.\. |\$ "
+copybutton_prompt_is_regexp = True
+copybutton_exclude = ".linenos, .gp, .go"
+
+sphinx_gallery_conf = {
+    "examples_dirs": [str(HERE.parent / "examples")],
+    "gallery_dirs": ["auto_examples"],
+    "filename_pattern": r"plot_.*\.py",
+    "within_subsection_order": "FileNameSortKey",
+    "doc_module": ("sklearn_ape",),
+    "backreferences_dir": "generated/backreferences",
+    "abort_on_example_error": False,  # the build goes on and ends with an error that names it
+    "only_warn_on_example_error": False,
+    "show_memory": False,
+    "remove_config_comments": True,
+    "download_all_examples": False,
+    "show_signature": False,
+    "write_computation_times": False,
+}
+# Not ours to fail on: what libraries warn of while examples run.
+warnings.filterwarnings("ignore", category=DeprecationWarning)
+
+html_theme = "pydata_sphinx_theme"
+html_title = "sklearn-ape"
+html_logo = "_static/logo.svg"
+html_favicon = "_static/favicon.svg"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_show_sourcelink = False
+html_copy_source = False
+html_baseurl = "https://sklearn-ape.readthedocs.io/en/latest/"
+html_theme_options = {
+    "logo": {"text": "sklearn-ape"},
+    "navigation_with_keys": False,
+    "show_prev_next": True,
+    "show_toc_level": 2,
+    "header_links_before_dropdown": 6,
+    "navbar_persistent": ["search-button"],
+    "footer_start": ["copyright"],
+    "footer_end": ["sphinx-version"],
+    "pygments_light_style": "a11y-high-contrast-light",
+    "pygments_dark_style": "a11y-high-contrast-dark",
+    "back_to_top_button": True,
+}
+html_sidebars = {"index": [], "faq": [], "glossary": []}
