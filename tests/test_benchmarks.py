@@ -86,7 +86,7 @@ def test_a_fit_that_ran_out_of_time_says_so(made_up):
         "linear (recipe)", made_up.train, [made_up.test], made_up.head, seed=0, effort=1e-9
     )
     assert rows[0]["epochs"] == 1
-    assert "stopped at 0 s, 100 epochs wanted" in rows[0]["note"]
+    assert "stopped at 0 s of a core, 100 epochs wanted" in rows[0]["note"]
 
 
 def test_curve_measures_every_epoch(made_up):

@@ -269,3 +269,25 @@ def test_max_length_beyond_the_positions(tmp_path):
     with pytest.raises(ValueError, match=rf"max_length={n_positions + 1}, .* {n_positions} tok"):
         encoder.transform(["cat"])
     assert len(encoder.set_params(max_length=n_positions).transform(["cat " * 99])) == 1
+
+
+def test_batches_hold_texts_of_as_many_tokens(tmp_path, monkeypatch):
+    """Padding is computed like words: texts are sorted by tokens, not by letters."""
+    saved(tmp_path, transformers.BertConfig(**TEXT), prepare=tokenizer())
+    encoder = TransformersTextEncoder(str(tmp_path), batch_size=2, cache=None)
+    shapes = []
+    tensors = TransformersTextEncoder._tensors
+
+    def watched(self, network, batch):
+        made = tensors(self, network, batch)
+        shapes.append((len(batch), made[0].shape[1], int(made[1].sum())))
+        return made
+
+    monkeypatch.setattr(TransformersTextEncoder, "_tensors", watched)
+    # Four words of one letter are longer than one word of five.
+    texts = ["a a a a", "xxxxxxxxxx", "a a a cat", "yyyyyyyyyyyy"]
+    together = encoder.fit(texts).transform(texts)
+    assert [(n, length) for n, length, _ in shapes] == [(2, 6), (2, 3)]
+    assert all(n * length == words for n, length, words in shapes)
+    alone = np.concatenate([encoder.transform([text]) for text in texts])
+    np.testing.assert_allclose(together, alone, atol=1e-5)
