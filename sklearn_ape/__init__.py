@@ -13,6 +13,7 @@ if TYPE_CHECKING:
         KernelAligner,
         LiTAligner,
     )
+    from .retrieval import CrossModalRetriever
     from .zero_shot import ZeroShotClassifier
 
 __version__ = _version("sklearn-ape")
@@ -22,6 +23,7 @@ __all__ = [
     "ASIFAligner",
     "CCAAligner",
     "CLIPAligner",
+    "CrossModalRetriever",
     "KernelAligner",
     "LiTAligner",
     "ZeroShotClassifier",
@@ -34,6 +36,7 @@ _PUBLIC = {
     "ASIFAligner": ".aligners",
     "CCAAligner": ".aligners",
     "CLIPAligner": ".aligners",
+    "CrossModalRetriever": ".retrieval",
     "KernelAligner": ".aligners",
     "LiTAligner": ".aligners",
     "ZeroShotClassifier": ".zero_shot",
@@ -50,6 +53,7 @@ _SUBMODULES = (
     "metrics",
     "prompts",
     "recipes",
+    "retrieval",
     "training",
     "zero_shot",
 )

@@ -1,0 +1,147 @@
+"""A collection of pictures, embedded."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+
+from ..aligners._bank import Bank, _distinct, evenly_spaced
+from ..aligners._captions import holds_pictures
+from ..aligners._feature_tiles import feature_tiles, is_table
+from ._indexes import Index, make_index
+from ._relative import moments_of
+
+_NAMED_IN_ERRORS = 5
+
+
+class Collection(NamedTuple):
+    """Embeddings of the pictures that could be read, and what stands for them; never changed.
+
+    Parameters
+    ----------
+    embeddings : ndarray of shape (n_read, n_components)
+        Of length 1.
+    rows : ndarray of int, shape (n_read,)
+        Where they stood among all pictures.
+    n_rows : int
+        How many pictures there were.
+    items : list of length n_rows, or None
+        What to show for them; None shows their numbers.
+    finder : object
+        Finds embeddings.
+    known : dict
+        What was computed of the collection when it was first needed.
+    """
+
+    embeddings: np.ndarray
+    rows: np.ndarray
+    n_rows: int
+    items: list[Any] | None
+    finder: Index
+    known: dict[str, Any]
+
+    @classmethod
+    def of(cls, embeddings: np.ndarray, items: list[Any] | None, dtype: str, index: str) -> Self:
+        """Make a collection of embeddings with rows of NaN where pictures could not be read."""
+        kept, rows = _read(embeddings, 0, dtype)
+        if not len(kept):
+            raise ValueError(
+                f"None of the {len(embeddings)} pictures could be read: nothing can be found."
+            )
+        return cls(kept, rows, len(embeddings), items, make_index(index, kept), {})
+
+    def with_more(self, embeddings: np.ndarray, items: list[Any] | None) -> Self:
+        """Return a collection of these pictures and more."""
+        more, rows = _read(embeddings, self.n_rows, self.embeddings.dtype.name)
+        whole = np.concatenate([self.embeddings, more])
+        return self._replace(
+            embeddings=whole,
+            rows=np.concatenate([self.rows, rows]),
+            n_rows=self.n_rows + len(embeddings),
+            items=None if self.items is None or items is None else [*self.items, *items],
+            finder=self.finder.with_more(whole, len(self.embeddings)),
+            known={},
+        )
+
+    def items_at(self, rows: np.ndarray) -> list[Any]:
+        """Return what stands for some rows."""
+        if self.items is None:
+            return rows.tolist()
+        return [self.items[row] for row in rows]
+
+    def bank(self, captions: Any) -> Bank:
+        """Return a bank of pictures of this collection, and of captions if there are any."""
+        if "bank" not in self.known:
+            some = self.embeddings[evenly_spaced(len(self.embeddings))].astype(np.float32)
+            self.known["bank"] = Bank.of(_distinct(some), captions)
+        return self.known["bank"]
+
+    def moments(self, captions: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Return moments of the pictures' cosines with captions, always the same ones."""
+        if "moments" not in self.known:
+            self.known["moments"] = moments_of(self.embeddings, captions)
+        return self.known["moments"]
+
+
+def embedded(aligner: Any, X: Any, width: int) -> np.ndarray:
+    """Embed pictures, or features a tile at a time; rows of NaN where an encoder gave up.
+
+    Parameters
+    ----------
+    aligner : estimator
+        Its `transform` embeds pictures.
+    X : sequence of pictures, or array-like of shape (n_samples, n_features)
+        Features in a memory map are read by rows.
+    width : int
+        About the width of the embeddings.
+    """
+    if not is_table(X):
+        return np.asarray(aligner.transform(X), dtype=np.float32)
+    whole = np.empty((0, 0), dtype=np.float32)
+    for rows, embeddings in feature_tiles(X, width, aligner.transform):
+        if not whole.size:
+            whole = np.empty((X.shape[0], embeddings.shape[1]), dtype=np.float32)
+        whole[rows] = embeddings
+    return whole
+
+
+def items_of(images: Any, y: Any) -> list[Any] | None:
+    """Return what stands for pictures: y, else the pictures; None for features."""
+    if y is not None:
+        shape = getattr(y, "shape", None)
+        listed = y.tolist() if isinstance(y, np.ndarray) else _listed(y)
+        n_images = images.shape[0] if getattr(images, "shape", None) else len(images)
+        if shape == () or len(listed) != n_images:
+            raise ValueError(
+                f"y has {len(listed)} entries, and there are {n_images} pictures: pass one id or "
+                "caption for each picture."
+            )
+        return listed
+    if is_table(images):
+        return None
+    listed = _listed(images)
+    first = listed[0]
+    return listed if holds_pictures(listed) or np.ndim(first) >= 2 else None
+
+
+def _listed(column: Any) -> list[Any]:
+    return column.to_pylist() if hasattr(column, "to_pylist") else list(column)
+
+
+def _read(embeddings: np.ndarray, n_before: int, dtype: str) -> tuple[np.ndarray, np.ndarray]:
+    """Leave out rows of NaN, telling of them."""
+    unread = np.isnan(embeddings[:, 0])
+    rows = n_before + np.flatnonzero(~unread)
+    if not unread.any():
+        return embeddings.astype(dtype, copy=False), rows
+    lost = n_before + np.flatnonzero(unread)
+    warnings.warn(
+        f"{len(lost)} of {len(embeddings)} pictures could not be read and are in no answer: rows "
+        f"{', '.join(map(str, lost[:_NAMED_IN_ERRORS]))}"
+        f"{', ...' if len(lost) > _NAMED_IN_ERRORS else ''}.",
+        UserWarning,
+        stacklevel=4,
+    )
+    return embeddings[~unread].astype(dtype, copy=False), rows

@@ -1,0 +1,91 @@
+"""Tell queries that are words from those that are pictures."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from os import PathLike
+from typing import Any
+
+from ..aligners._feature_tiles import is_table
+
+MODALITIES = ("auto", "image", "text")
+_NAMED_IN_ERRORS = 5
+_PICTURE_ENDINGS = (".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+
+
+def told_apart(queries: Any, modality: str) -> tuple[Any, bool]:
+    """Return queries as what an aligner takes, and whether they are texts.
+
+    Parameters
+    ----------
+    queries : sequence
+        Texts, pictures or features.
+    modality : {"auto", "image", "text"}
+        ``"auto"`` takes str as text.
+
+    Raises
+    ------
+    ValueError
+        When there are none, or they are of both kinds, or not of the kind that is asked for.
+    """
+    if modality not in MODALITIES:
+        raise ValueError(f"modality must be one of {', '.join(MODALITIES)}, not {modality!r}.")
+    if isinstance(queries, str | bytes | bytearray | PathLike) or hasattr(queries, "getexif"):
+        raise ValueError("queries is a single query, not a sequence of them: pass [query].")
+    if is_table(queries):
+        if queries.shape[0] == 0:
+            raise ValueError("queries is empty: there is nothing to search for.")
+        return queries, modality == "text"
+    if not hasattr(queries, "__len__") or isinstance(queries, dict | set | frozenset):
+        raise ValueError(
+            "queries must be a sequence of texts, of pictures or of features, not "
+            f"{type(queries).__name__}."
+        )
+    items = queries.to_pylist() if hasattr(queries, "to_pylist") else queries
+    if not isinstance(items, list) and not _is_numeric(items):
+        items = list(items)
+    if len(items) == 0:
+        raise ValueError("queries is empty: there is nothing to search for.")
+    if modality == "image" or _is_numeric(items):
+        return items, modality == "text"
+    texts = [row for row, item in enumerate(items) if isinstance(item, str)]
+    if modality == "auto" and not texts:
+        return items, False
+    if len(texts) < len(items):
+        other = next(row for row, item in enumerate(items) if not isinstance(item, str))
+        if modality == "text" and not isinstance(items[other], list | tuple):
+            raise ValueError(
+                f"modality='text' takes str, and query {other} is of type "
+                f"{type(items[other]).__name__}."
+            )
+        if modality == "auto":
+            raise ValueError(
+                f"queries mixes texts (query {texts[0]}) with pictures (query {other}): search "
+                "for them one after the other, or pass modality='image' where the texts are paths."
+            )
+    blank = [row for row in texts if not items[row].strip()]
+    if blank:
+        raise ValueError(f"Query {blank[0]} is an empty text: there is nothing to search for.")
+    if modality == "auto":
+        _warn_of_paths(items)
+    return items, True
+
+
+def _is_numeric(items: Any) -> bool:
+    return getattr(getattr(items, "dtype", None), "kind", "") in set("fiub")
+
+
+def _warn_of_paths(texts: list[str]) -> None:
+    paths = [
+        text for text in texts if text.lower().endswith(_PICTURE_ENDINGS) or os.path.isfile(text)
+    ]
+    if paths:
+        named = ", ".join(map(repr, paths[:_NAMED_IN_ERRORS]))
+        warnings.warn(
+            f"{len(paths)} of the queries look like paths and are searched as text: {named}"
+            f"{', ...' if len(paths) > _NAMED_IN_ERRORS else ''}. Pass modality='image' to search "
+            "by these pictures, or modality='text' where they are words.",
+            UserWarning,
+            stacklevel=4,
+        )
