@@ -29,7 +29,7 @@ extensions = [
     "sphinx_copybutton",
     "sphinx_design",
     "sphinx_gallery.gen_gallery",
-    "own_docstrings",
+    "own_words",
 ]
 root_doc = "index"
 exclude_patterns = ["_build", "**/GALLERY_HEADER.rst", "results/**.md"]
@@ -46,6 +46,7 @@ myst_heading_anchors = 3
 autosummary_generate = True
 autodoc_typehints = "none"  # numpydoc's Parameters say it in words
 autodoc_member_order = "bysource"
+toc_object_entries_show_parents = "hide"
 numpydoc_show_class_members = False  # the templates of autosummary list them
 numpydoc_xref_param_type = False
 
@@ -93,4 +94,4 @@ html_theme_options = {
     "pygments_dark_style": "a11y-high-contrast-dark",
     "back_to_top_button": True,
 }
-html_sidebars = {"index": [], "faq": [], "glossary": []}
+html_sidebars = {"index": [], "faq": [], "comparison": []}

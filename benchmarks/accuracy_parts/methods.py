@@ -282,7 +282,9 @@ def _note(method: Method, aligner: Any, cap: StopAfter) -> str:
         of = f"of {aligner.n_epochs_}"
         parts.append(f"best epoch {aligner.best_epoch_} {of}")
     if cap.stopped:
-        parts.append(f"stopped at {cap.seconds:.0f} s of a core, {aligner.max_epochs} epochs wanted")
+        parts.append(
+            f"stopped at {cap.seconds:.0f} s of a core, {aligner.max_epochs} epochs wanted"
+        )
     return "; ".join(parts)
 
 

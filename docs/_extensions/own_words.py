@@ -1,7 +1,8 @@
-"""What our docstrings need beyond numpydoc.
+"""What our docstrings and pages need beyond numpydoc and MyST.
 
-Names that stand alone, `APEAligner`, become links where only one public object has them, and
-trailing underscores in shapes, ``(n_samples, n_features_in_)``, are no links.
+Names that stand alone, `APEAligner`, become links where only one public object has them; trailing
+underscores in shapes, ``(n_samples, n_features_in_)``, are no links; and the empty line that ends
+a doctest in Markdown is not shown.
 """
 
 import re
@@ -46,8 +47,17 @@ def escape(app: Sphinx, what: str, name: str, item: Any, options: Any, lines: li
     ]
 
 
+def strip(app: Sphinx, doctree: nodes.document) -> None:
+    """Take empty lines from the ends of code blocks."""
+    for block in doctree.findall(nodes.literal_block):
+        if block.rawsource == block.astext():
+            block.rawsource = block.rawsource.rstrip()
+            block.children = [nodes.Text(block.rawsource)]
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
     """Join the build, after numpydoc."""
     app.connect("missing-reference", resolve)
     app.connect("autodoc-process-docstring", escape, priority=900)
+    app.connect("doctree-read", strip)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
