@@ -49,6 +49,7 @@ _SUBMODULES = (
     "encoders",
     "features",
     "heads",
+    "inspection",
     "losses",
     "metrics",
     "prompts",

@@ -1,0 +1,61 @@
+"""Displays draw into memory: no window, no figure left open."""
+
+import matplotlib
+import pytest
+from sklearn.pipeline import make_pipeline
+
+from sklearn_ape import KernelAligner
+
+matplotlib.use("Agg")
+
+
+@pytest.fixture(autouse=True)
+def closed_figures():
+    yield
+    from matplotlib import pyplot
+
+    pyplot.close("all")
+
+
+@pytest.fixture(scope="session")
+def model(pictures, features, image_encoder, text_encoder):
+    """Fitted on the first 200 pictures; the last 100 are for testing."""
+    aligner = KernelAligner(text_encoder=text_encoder)
+    return make_pipeline(image_encoder, aligner).fit(
+        pictures.images[:200], pictures.captions[:200]
+    )
+
+
+@pytest.fixture(scope="session")
+def held_out(pictures):
+    return pictures.images[200:], pictures.captions[200:], pictures.categories[200:]
+
+
+@pytest.fixture
+def ax():
+    from matplotlib import pyplot
+
+    return pyplot.subplots()[1]
+
+
+@pytest.fixture
+def nothing_is_computed(monkeypatch):
+    """Call it, and from then on any encoder or aligner that is asked for numbers fails."""
+
+    def forbid():
+        from sklearn_ape.aligners._base import BaseAligner
+        from sklearn_ape.encoders._base import FrozenEncoder
+
+        def fail(*args, **kwargs):
+            raise AssertionError("computed again")
+
+        for owner, name in (
+            (BaseAligner, "transform"),
+            (BaseAligner, "transform_text"),
+            (BaseAligner, "similarity"),
+            (BaseAligner, "_pairs"),
+            (FrozenEncoder, "transform"),
+        ):
+            monkeypatch.setattr(owner, name, fail)
+
+    return forbid

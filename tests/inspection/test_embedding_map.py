@@ -1,0 +1,89 @@
+"""Points are those of the reducer, with pairs, colours and gaps as they are."""
+
+import numpy as np
+import pytest
+from sklearn.decomposition import PCA, TruncatedSVD
+
+from sklearn_ape.inspection import EmbeddingMapDisplay
+
+
+class TestEmbeddingMapDisplay:
+    def test_shows_the_first_two_components_of_both_sides(
+        self, model, held_out, ax, nothing_is_computed
+    ):
+        images, captions, categories = held_out
+        display = EmbeddingMapDisplay.from_estimator(
+            model, images, captions, labels=categories, random_state=0
+        )
+        both = np.concatenate([model.transform(images), model[-1].transform_text(captions)])
+        expected = PCA(2, random_state=0).fit_transform(both.astype(np.float64))
+        np.testing.assert_allclose(
+            np.concatenate([display.image_points, display.text_points]), expected, atol=1e-6
+        )
+        assert sum(len(some.get_offsets()) for some in display.image_points_) == len(images)
+        assert len(display.image_points_) == len(display.text_points_) == 3
+        assert len(display.lines_.get_segments()) == len(images)
+        nothing_is_computed()
+        display.plot(ax=ax, thumbnails=5, lines=False)
+        assert display.ax_ is ax
+        assert display.lines_ is None
+        assert len(display.thumbnails_) == 5
+        ax.figure.canvas.draw()
+
+    def test_centring_closes_the_gap(self):
+        rng = np.random.default_rng(0)
+        common = rng.normal(size=(40, 6))
+        apart = common + 20
+        gap = EmbeddingMapDisplay.from_predictions(common, apart)
+        assert (gap.image_points[:, 0].max() < gap.text_points[:, 0].min()) or (
+            gap.image_points[:, 0].min() > gap.text_points[:, 0].max()
+        )
+        closed = EmbeddingMapDisplay.from_predictions(common, apart, center=True)
+        np.testing.assert_allclose(closed.image_points, closed.text_points, atol=1e-9)
+
+    def test_reducers(self, features):
+        image = features.image[:30, :50]
+        maps = [
+            EmbeddingMapDisplay.from_predictions(image, image[:20], reducer="tsne", random_state=3)
+            for _ in range(2)
+        ]
+        np.testing.assert_array_equal(maps[0].image_points, maps[1].image_points)
+        assert maps[0].pairs is None
+        svd = TruncatedSVD(2, random_state=0)
+        own = EmbeddingMapDisplay.from_predictions(image, image, reducer=svd)
+        assert own.image_points.shape == (30, 2)
+        assert not hasattr(svd, "components_")  # cloned
+
+    def test_rows_that_could_not_be_read_are_left_out_and_said(self):
+        image = np.random.default_rng(0).normal(size=(6, 4))
+        broken = image.copy()
+        broken[2] = np.nan
+        with pytest.warns(UserWarning, match="1 rows are not finite"):
+            display = EmbeddingMapDisplay.from_predictions(broken, image, images=[None] * 6)
+        assert np.isnan(display.image_points[2]).all()
+        assert len(display.lines_.get_segments()) == 5
+        assert len(display.plot(thumbnails=True).thumbnails_) == 5
+
+    def test_many_labels_share_a_grey(self):
+        image = np.random.default_rng(0).normal(size=(60, 4))
+        labels = [f"label_{i % 20}$" for i in range(60)]
+        display = EmbeddingMapDisplay.from_predictions(image, image, labels=labels)
+        assert len(display.image_points_) == 10
+        names = [text.get_text() for text in display.ax_.get_legend().get_texts()]
+        assert names[-1] == "(others)"
+        display.figure_.canvas.draw()
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ({"reducer": "umap"}, "'pca', 'tsne' or an estimator"),
+            ({"reducer": PCA(3)}, "not \\(8, 2\\)"),
+            ({"labels": ["a"]}, "1 labels for 4 pictures"),
+            ({"pairs": [[0, 9]]}, "Pair 0"),
+        ],
+    )
+    def test_bad_input_is_named(self, arguments, message):
+        with pytest.raises(ValueError, match=message):
+            EmbeddingMapDisplay.from_predictions(np.eye(4), np.eye(4), **arguments)
+        with pytest.raises(ValueError, match="embeddings of one space"):
+            EmbeddingMapDisplay.from_predictions(np.eye(4), np.eye(3))

@@ -1,0 +1,68 @@
+"""What is found is shown in its order, with its score, and marked as it was right or wrong."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from sklearn_ape.inspection import RetrievalGridDisplay
+from sklearn_ape.inspection._thumbnails import thumbnail
+
+QUERIES = ["an animal", "a red fruit"]
+
+
+class TestRetrievalGridDisplay:
+    def test_shows_the_nearest_pictures(self, model, held_out, ax, nothing_is_computed):
+        images, captions, _ = held_out
+        display = RetrievalGridDisplay.from_estimator(
+            model, QUERIES, images, k=3, captions=captions, relevant=[[0], range(100)]
+        )
+        similarity = model[-1].similarity(model[:-1].transform(images), QUERIES).T
+        best = np.argsort(-similarity, axis=1)[:, :3]
+        assert display.images == [[images[i] for i in row] for row in best]
+        np.testing.assert_array_equal(display.scores, np.take_along_axis(similarity, best, axis=1))
+        np.testing.assert_array_equal(
+            display.thumbnails_[1][2].get_array(), thumbnail(images[best[1, 2]])
+        )
+        assert display.text_[0][0].get_text().startswith(f"{similarity[0].max():.2f}\n")
+        assert display.relevant.tolist() == [(best[0] == 0).tolist(), [True] * 3]
+        nothing_is_computed()
+        assert display.plot(ax=ax, max_queries=1, scores_format=None).ax_ is ax
+        assert len(display.thumbnails_) == 1
+        assert ax.get_title() == "the first 1 of 2 queries"
+
+    def test_takes_what_a_retriever_returns(self, held_out):
+        images = held_out[0]
+        found = (np.array([[0.9, 0.8]]), np.array([[4, 2]]), [[images[4], images[2]]])
+        retriever = SimpleNamespace(search=lambda queries, k: found)
+        display = RetrievalGridDisplay.from_estimator(retriever, [images[4]], relevant=[2])
+        assert display.images == [[images[4], images[2]]]
+        assert display.relevant.tolist() == [[False, True]]
+        np.testing.assert_array_equal(display.query_[0].get_array(), thumbnail(images[4]))
+        named = (*found[:2], [["a tiger", "a $_$"]])
+        display = RetrievalGridDisplay.from_predictions(named, [images[4]], images=images)
+        assert display.images == [[images[4], images[2]]]
+        assert display.text_[0][0].get_text() == "0.90\na tiger"
+        display.figure_.canvas.draw()
+
+    def test_places_without_a_result_and_unread_pictures_are_grey(self):
+        result = np.array([[0.9, -np.inf]]), np.array([[0, -1]])
+        display = RetrievalGridDisplay.from_predictions(result, ["x"], images=["nowhere.png"])
+        for drawn in display.thumbnails_[0]:
+            assert (drawn.get_array() == 200).all()
+
+    def test_bad_input_is_named(self, model, held_out):
+        images = held_out[0]
+        result = np.zeros((1, 2)), np.array([[0, 5]])
+        with pytest.raises(ValueError, match="a single query"):
+            RetrievalGridDisplay.from_estimator(model, "a cat", images)
+        with pytest.raises(ValueError, match="no pictures of its own"):
+            RetrievalGridDisplay.from_estimator(model, QUERIES)
+        with pytest.raises(ValueError, match="images is None"):
+            RetrievalGridDisplay.from_predictions(result, ["x"])
+        with pytest.raises(ValueError, match="indices go up to 5, and images has 3 entries"):
+            RetrievalGridDisplay.from_predictions(result, ["x"], images=images[:3])
+        with pytest.raises(ValueError, match="2 queries"):
+            RetrievalGridDisplay.from_predictions(result, QUERIES, images=images)
+        with pytest.raises(ValueError, match="relevant has 2 entries for 1 queries"):
+            RetrievalGridDisplay.from_predictions(result, ["x"], images=images, relevant=[[], []])

@@ -1,0 +1,75 @@
+"""The matrix shows what the aligner says."""
+
+import numpy as np
+import pytest
+
+from sklearn_ape.inspection import SimilarityMatrixDisplay
+
+
+class TestSimilarityMatrixDisplay:
+    def test_shows_the_similarities_of_the_aligner(self, model, held_out, image_encoder):
+        images, captions = held_out[0][:6], held_out[1][:6]
+        display = SimilarityMatrixDisplay.from_estimator(model, images, captions)
+        expected = model[-1].similarity(image_encoder.transform(images), captions)
+        np.testing.assert_array_equal(display.im_.get_array(), expected)
+        assert [text.get_text() for text in display.text_[2]] == [f"{v:.2f}" for v in expected[2]]
+        assert [t.get_text() for t in display.ax_.get_xticklabels()] == captions
+        assert len(display.thumbnails_) == 6
+        assert display.pairs.tolist() == [[i, i] for i in range(6)]
+
+    def test_is_drawn_again_without_computing(self, model, held_out, ax, nothing_is_computed):
+        display = SimilarityMatrixDisplay.from_estimator(model, held_out[0][:3], held_out[1][:4])
+        first = display.im_.get_array()
+        nothing_is_computed()
+        assert display.plot(ax=ax, colorbar=False, include_values=False) is display
+        assert display.ax_ is ax
+        assert display.figure_ is ax.figure
+        assert display.text_ is None
+        np.testing.assert_array_equal(display.im_.get_array(), first)
+        assert display.pairs is None  # not as many texts as pictures
+
+    def test_features_are_named_by_what_is_given_besides(self, model, features, pictures):
+        aligner = model[-1]
+        display = SimilarityMatrixDisplay.from_estimator(
+            aligner,
+            features.image[:3],
+            features.text[:3],
+            images=pictures.images[:3],
+            captions=pictures.captions[:3],
+        )
+        assert len(display.thumbnails_) == 3
+        bare = SimilarityMatrixDisplay.from_estimator(
+            aligner, features.image[:3], features.text[:3]
+        )
+        assert bare.thumbnails_ == []
+        assert bare.ax_.get_ylabel() == "picture"
+
+    def test_large_matrices_and_unread_pictures_are_drawn(self):
+        similarity = np.random.default_rng(0).normal(size=(500, 300))
+        similarity[3] = np.nan
+        display = SimilarityMatrixDisplay.from_predictions(
+            similarity, images=[None] * 500, captions=["caption"] * 300
+        )
+        display.figure_.canvas.draw()
+        assert display.text_ is None
+        assert display.thumbnails_ == []
+        few = SimilarityMatrixDisplay.from_predictions(similarity[:5, :5])
+        assert few.text_[3, 0].get_text() == ""
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ({"images": [None]}, "1 images for 2 rows"),
+            ({"captions": "ab"}, "not a single column"),
+            ({"captions": ["a"]}, "1 captions for 2 columns"),
+            ({"pairs": [[0, 2]]}, r"Pair 0 is of rows \[0, 2\]"),
+            ({"pairs": "diagonal"}, "'auto'"),
+        ],
+    )
+    def test_bad_input_is_named(self, arguments, message):
+        with pytest.raises(ValueError, match=message):
+            SimilarityMatrixDisplay.from_predictions(np.eye(2), **arguments)
+
+    def test_what_is_no_aligner_is_refused(self, image_encoder):
+        with pytest.raises(TypeError, match="must be an aligner"):
+            SimilarityMatrixDisplay.from_estimator(image_encoder, ["a"], ["b"])

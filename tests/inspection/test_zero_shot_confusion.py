@@ -1,0 +1,87 @@
+"""Numbers are scikit-learn's, pictures are of the mistakes that they stand by."""
+
+import numpy as np
+import pytest
+from sklearn.metrics import confusion_matrix
+
+from sklearn_ape import ZeroShotClassifier
+from sklearn_ape.inspection import ZeroShotConfusionDisplay
+from sklearn_ape.inspection._thumbnails import thumbnail
+
+NAMES = {
+    "animal": ["an animal", "a bird", "a plant"],
+    "food": ["food", "a fruit", "a drink"],
+    "travel": ["a vehicle", "a building", "the weather"],
+}
+
+
+class TestZeroShotConfusionDisplay:
+    def test_counts_are_those_of_the_predictions(self, model, held_out, ax, nothing_is_computed):
+        images, _, y = held_out
+        classifier = ZeroShotClassifier(NAMES, aligner=model)
+        predicted = classifier.predict(images)
+        display = ZeroShotConfusionDisplay.from_estimator(classifier, images, y)
+        np.testing.assert_array_equal(display.counts, confusion_matrix(y, predicted))
+        assert f"{np.mean(predicted == y):.1%}" in display.ax_.get_title()
+        for (row, column), image in display.examples.items():
+            at = images.index(image)
+            assert (y[at], predicted[at]) == (
+                classifier.classes_[row],
+                classifier.classes_[column],
+            )
+            shown = display.thumbnails_[row, column].get_array()
+            np.testing.assert_array_equal(shown, thumbnail(image))
+        assert len(display.examples) == np.count_nonzero(display.counts)
+        nothing_is_computed()
+        assert display.plot(ax=ax, thumbnails=False).thumbnails_ == {}
+        assert display.text_[0, 0].get_text() == str(display.counts[0, 0])
+
+    def test_rejected_pictures_have_a_column(self, model, held_out):
+        images, _, y = held_out
+        classifier = ZeroShotClassifier(NAMES, aligner=model, threshold=0.6, unknown_label="none")
+        display = ZeroShotConfusionDisplay.from_estimator(classifier, images, y)
+        assert display.column_labels == [*classifier.classes_, "none"]
+        assert display.row_labels == list(classifier.classes_)
+        assert display.counts[:, -1].sum() == (classifier.predict(images) == "none").sum() > 0
+
+    def test_of_many_classes_the_most_confused_are_shown_and_none_is_lost(self):
+        rng = np.random.default_rng(0)
+        truth = rng.integers(0, 300, 5000)
+        predicted = np.where(rng.random(5000) < 0.5, truth, rng.integers(0, 300, 5000))
+        predicted[truth == 7] = 8  # by far the most frequent mistakes
+        predicted[truth == 200] = 100
+        display = ZeroShotConfusionDisplay.from_predictions(truth, predicted, max_classes=6)
+        assert {7, 8, 100, 200} <= set(display.row_labels)
+        assert len(display.row_labels) <= 6
+        assert display.column_labels[-1] == "(others)"
+        assert "of 300 classes" in display.ax_.get_title().replace("\n", " ")
+        for row, label in enumerate(display.row_labels):
+            assert display.counts[row].sum() == (truth == label).sum()
+        where = display.row_labels.index(7), display.column_labels.index(8)
+        assert display.counts[where] == (truth == 7).sum()
+
+    def test_labels_of_several_types_and_odd_text(self):
+        display = ZeroShotConfusionDisplay.from_predictions(
+            [1, 2, 2, "unknown"],
+            [1, "unknown", 1, "unknown"],
+            images=[None, "nowhere.png", b"", None],
+        )
+        assert display.row_labels == display.column_labels == [1, 2, "unknown"]
+        assert display.counts.tolist() == [[1, 0, 0], [1, 0, 1], [0, 0, 1]]
+        odd = ZeroShotConfusionDisplay.from_predictions(["$a$", "_b"], ["_b", "_b"])
+        for figure in (display.figure_, odd.figure_):
+            figure.canvas.draw()
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ((["a"], ["a", "b"]), "inconsistent"),
+            (([], []), "y_true is empty"),
+            ((["a"], ["a"], {"images": []}), "0 images for 1 samples"),
+            ((["a"], ["a"], {"max_classes": 1}), "max_classes must be at least 2"),
+        ],
+    )
+    def test_bad_input_is_named(self, arguments, message):
+        *sides, options = arguments if len(arguments) == 3 else (*arguments, {})
+        with pytest.raises(ValueError, match=message):
+            ZeroShotConfusionDisplay.from_predictions(*sides, **options)
