@@ -1,0 +1,203 @@
+"""Align the encoders anew on a visitor's captioned pictures, and say what that brought."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from sklearn.base import clone
+from skorch.callbacks import Callback
+
+from ..aligners import APEAligner, CCAAligner, KernelAligner
+from ..encoders import HeadPairs
+from ..features import MemoryFeatureCache
+from ..training import split_pairs
+from ._captioned import Captioned
+from ._model import encode, encoders_of
+from ._progress import Report, part
+from ._refusal import Refusal
+
+METHOD_CHOICES = {
+    "kernel: in closed form, the best on few pairs": "kernel",
+    "ape: small networks, trained epoch by epoch": "ape",
+    "cca: linear, the fastest": "cca",
+}
+"""What the page says about the methods."""
+
+_KINDS = {"kernel": KernelAligner, "ape": APEAligner, "cca": CCAAligner}
+_HELD_OUT = 0.2
+_KS = (1, 5)
+_FEWEST = 4
+# Shares of the time until the end of: pictures, captions, the fit measured, the one kept.
+_STEPS = (0.6, 0.7, 0.85, 0.98)
+
+
+class Recall(NamedTuple):
+    """Recall@k in %, of one aligner on the pictures held out, over both directions."""
+
+    who: str
+    at_1: float
+    at_5: float
+
+
+class Alignment(NamedTuple):
+    """A fitted aligner and what was measured."""
+
+    aligner: Any
+    method: str
+    n_pairs: int
+    n_held_out: int
+    recall: list[Recall]
+    remark: str
+
+    def scores(self) -> dict[str, float] | None:
+        """Return what a model card says of it, or None where nothing was held out."""
+        if not self.recall:
+            return None
+        after = self.recall[-1]
+        return {"recall@1": after.at_1 / 100, "recall@5": after.at_5 / 100}
+
+
+class _Epochs(Callback):
+    """Tells of the epochs of a training."""
+
+    def __init__(self, report: Report, n_epochs: int) -> None:
+        self.report = report
+        self.n_epochs = n_epochs
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Epochs:
+        return self  # what reports is bound to a visitor's request
+
+    def on_epoch_end(self, net: Any, **kwargs: Any) -> None:
+        row = net.history[-1]
+        text = f"Epoch {row['epoch']} of at most {self.n_epochs}, loss {row['train_loss']:.2f}"
+        if "valid_recall" in row:
+            text += f", recall {row['valid_recall']:.0%}"
+        self.report(row["epoch"] / self.n_epochs, text)
+
+
+def align(
+    before: Any,
+    data: Captioned,
+    method: str,
+    head_pairs: HeadPairs | None,
+    report: Report,
+    random_state: int = 0,
+) -> Alignment:
+    """Fit an aligner on captioned pictures, with the encoders of another one.
+
+    Parameters
+    ----------
+    before : estimator
+        The fitted aligner whose encoders are used, and which the new one is compared with.
+    data : Captioned
+        Pictures that can be read, with captions.
+    method : {"kernel", "ape", "cca"}
+        Which aligner.
+    head_pairs : HeadPairs or None
+        Pairs of the image encoder's own classes, to learn as well.
+    report : callable
+        Told of progress.
+    random_state : int, default=0
+        Seeds the split and the training.
+
+    Returns
+    -------
+    alignment : Alignment
+        The aligner is fitted on all pairs; recall is that of one fitted without the pairs held
+        out, and of `before`, on those.
+
+    Raises
+    ------
+    Refusal
+        When there are too few pairs, or the fit fails on them.
+    """
+    if method not in _KINDS:
+        raise Refusal(f"There is no method called {method!r}: choose one of {', '.join(_KINDS)}.")
+    if len(data.images) < _FEWEST:
+        raise Refusal(
+            f"These are {len(data.images)} captioned pictures: at least {_FEWEST} are needed to "
+            "align anything, and some hundred to align well."
+        )
+    cache = MemoryFeatureCache()  # every picture is encoded once, for all that follows
+    image_encoder, text_encoder = (_cached(encoder, cache) for encoder in encoders_of(before))
+    encode(image_encoder, data.images, part(report, 0, _STEPS[0]), "Encoding picture")
+    texts = [t for of_one in data.captions for t in _as_list(of_one)]
+    encode(text_encoder, texts, part(report, *_STEPS[:2]), "Reading caption")
+
+    def fitted(rows: np.ndarray, where: tuple[float, float]) -> Any:
+        options: dict[str, Any] = {"head_pairs": head_pairs}
+        if method == "ape":
+            told = _Epochs(part(report, *where), 100)
+            options |= {"random_state": random_state, "callbacks": [told]}
+        aligner = _KINDS[method](image_encoder=image_encoder, text_encoder=text_encoder, **options)
+        report(where[0], f"Aligning {len(rows)} pairs")
+        try:
+            return aligner.fit(*_rows(data, rows))
+        except (ValueError, FloatingPointError) as error:
+            raise Refusal(f"These pairs cannot be aligned: {error}") from error
+
+    everything = np.arange(len(data.images))
+    train, held_out = _split(data, random_state)
+    recall, remark = [], ""
+    if len(held_out):
+        measured = fitted(train, _STEPS[1:3])
+        recall = [
+            _recall(who, aligner, *_rows(data, held_out))
+            for who, aligner in (("before", before), ("aligned on your pictures", measured))
+        ]
+    else:
+        remark = (
+            "There are too few different pairs to hold some out (50 are enough), so nothing was "
+            "measured: try it on pictures of your own."
+        )
+    aligner = fitted(everything, _STEPS[2:4])
+    return Alignment(_released(aligner), method, len(everything), len(held_out), recall, remark)
+
+
+def _cached(encoder: Any, cache: MemoryFeatureCache | None) -> Any:
+    copy = clone(encoder)
+    return copy.set_params(cache=cache) if "cache" in copy.get_params(deep=False) else copy
+
+
+def _released(aligner: Any) -> Any:
+    """Return a fitted aligner without what was only of use for fitting it."""
+    for name in ("image_encoder", "text_encoder", "image_encoder_", "text_encoder_"):
+        setattr(aligner, name, _cached(getattr(aligner, name), None))
+    aligner.head_pairs = None  # they are in the solution
+    if hasattr(aligner, "callbacks"):
+        aligner.callbacks = None
+    return aligner
+
+
+def _split(data: Captioned, random_state: int) -> tuple[np.ndarray, np.ndarray]:
+    """Hold out pictures that share no caption with the others."""
+    numbers: dict[str, int] = {}
+    pairs = np.array(
+        [
+            (row, numbers.setdefault(text, len(numbers)))
+            for row, texts in enumerate(data.captions)
+            for text in _as_list(texts)
+        ]
+    )
+    split = split_pairs(pairs, _HELD_OUT, np.random.RandomState(random_state))
+    held_out = np.array([], int) if split.valid is None else np.unique(pairs[split.valid, 0])
+    return np.setdiff1d(pairs[:, 0], held_out), held_out
+
+
+def _recall(who: str, aligner: Any, images: list[str], captions: list[Any]) -> Recall:
+    from .._aligner_choice import text_side
+
+    inner = text_side(aligner)
+    X = images if inner is aligner else aligner[:-1].transform(images)
+    report = inner.retrieval_report(X, captions, ks=_KS)
+    at = [100 * float(np.mean([way[k] for way in report.values()])) for k in _KS]
+    return Recall(who, *at)
+
+
+def _rows(data: Captioned, rows: np.ndarray) -> tuple[list[str], list[Any]]:
+    return [data.images[row] for row in rows], [data.captions[row] for row in rows]
+
+
+def _as_list(texts: Any) -> list[str]:
+    return [texts] if isinstance(texts, str) else list(texts)

@@ -1,0 +1,128 @@
+"""The aligner that the page starts with, and the encoders in it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from sklearn.base import clone
+from sklearn.pipeline import Pipeline
+from sklearn.utils.validation import check_is_fitted
+
+from .._aligner_choice import chosen_aligner, text_side
+from ..encoders import HeadPairs, classifier_head_pairs
+from ..encoders._image_base import ImageEncoder
+from ..features import FeatureCache
+from ._progress import Report
+
+_AT_ONCE = 32
+
+
+class Model(NamedTuple):
+    """A fitted aligner of pictures and texts, and names of classes where it came with some."""
+
+    aligner: Any
+    labels: list[str] | None = None
+
+
+def load_model(aligner: Any) -> Model:
+    """Return what the person who starts the page named.
+
+    Parameters
+    ----------
+    aligner : None, str, path-like or estimator
+        None is the starter model, ``"open_clip:..."`` a CLIP; any other str is a saved folder or
+        a hub id. An estimator is an aligner, a Pipeline that ends in one, or a classifier or
+        retriever around it.
+
+    Returns
+    -------
+    model : Model
+        Takes pictures and texts.
+
+    Raises
+    ------
+    NotFittedError
+        When it is not fitted.
+    ValueError
+        When it takes features instead of pictures and texts.
+    """
+    if aligner is not None and not hasattr(aligner, "fit") and not _is_clip(aligner):
+        from .. import load_pretrained
+
+        aligner = load_pretrained(aligner)
+    labels = None
+    while hasattr(aligner, "aligner"):  # a classifier or a retriever
+        if hasattr(aligner, "predict_proba"):
+            labels = [str(label) for label in getattr(aligner, "classes_", [])] or None
+        aligner = getattr(aligner, "aligner_", aligner.aligner)
+    aligner = chosen_aligner(aligner)
+    check_is_fitted(aligner)
+    image_encoder, text_encoder = encoders_of(aligner)
+    if image_encoder is None or text_encoder is None:
+        side = "image" if image_encoder is None else "text"
+        raise ValueError(
+            f"This aligner was fitted on features and has no {side} encoder, and the page takes "
+            "pictures and words: pass make_pipeline(image_encoder, "
+            "APEAligner(text_encoder=text_encoder)).fit(images, captions)."
+        )
+    return Model(aligner, labels)
+
+
+def _is_clip(name: Any) -> bool:
+    return isinstance(name, str) and name.startswith("open_clip:")
+
+
+def encoders_of(aligner: Any) -> tuple[Any, Any]:
+    """Return the encoders of pictures and of texts in a fitted aligner, None where it has none."""
+    inner = text_side(aligner)
+    image, text = (
+        getattr(inner, f"{side}_encoder_", getattr(inner, f"{side}_encoder", None))
+        for side in ("image", "text")
+    )
+    if image is None and isinstance(aligner, Pipeline) and len(aligner.steps) > 1:
+        image = aligner.steps[0][1] if len(aligner.steps) == 2 else aligner[:-1]
+    return image, text
+
+
+def with_image_cache(aligner: Any, cache: FeatureCache | str | None) -> Any:
+    """Return a copy of a fitted aligner whose image encoder keeps features in a cache.
+
+    Weights and solutions are shared with the original.
+    """
+    changed = copy.copy(aligner)
+    if isinstance(changed, Pipeline):
+        changed.steps = [(name, with_image_cache(step, cache)) for name, step in changed.steps]
+    elif hasattr(changed, "image_encoder_"):
+        changed.image_encoder_ = with_image_cache(changed.image_encoder_, cache)
+    elif isinstance(changed, ImageEncoder) or "cache" in changed.get_params(deep=False):
+        changed.cache = cache
+    return changed
+
+
+def encode(encoder: Any, items: Sequence[Any], report: Report, what: str) -> np.ndarray:
+    """Encode items a few at a time, so that others' requests come in between."""
+    parts = []
+    for start in range(0, len(items), _AT_ONCE):
+        report(start / len(items), f"{what} {start + 1} of {len(items)}")
+        parts.append(encoder.transform(items[start : start + _AT_ONCE]))
+    return np.concatenate(parts)
+
+
+def head_pairs_of(image_encoder: Any, text_encoder: Any, report: Report) -> HeadPairs | None:
+    """Return the names that the image encoder's own classes have, with features of them.
+
+    None for an encoder without a classification head.
+    """
+    try:
+        pairs = classifier_head_pairs(image_encoder)
+    except (ValueError, TypeError):
+        return None
+    texts = [text for texts in pairs.texts for text in texts]
+    owners = np.repeat(np.arange(len(pairs.texts)), [len(texts) for texts in pairs.texts])
+    unique = list(dict.fromkeys(texts))
+    features = encode(clone(text_encoder), unique, report, "Reading class name")
+    row = {text: number for number, text in enumerate(unique)}
+    return HeadPairs(pairs.weights, features[[row[text] for text in texts]], owners)

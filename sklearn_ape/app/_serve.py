@@ -1,0 +1,203 @@
+"""Start the page, with its safeguards."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+from ._gate import Gate
+from ._gradio import import_gradio
+from ._limits import Limits
+from ._model import load_model
+from ._page import DEFAULT_LABELS, page_of
+from ._studio import Session, Studio
+
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_FONTS = ["ui-sans-serif", "system-ui", "sans-serif"]
+_MONO = ["ui-monospace", "Consolas", "monospace"]
+
+
+class Running(NamedTuple):
+    """A page that was started without waiting for its end.
+
+    Parameters
+    ----------
+    url : str
+        Where it is.
+    close : callable
+        Stops it and removes what visitors sent.
+    """
+
+    url: str
+    close: Any
+
+
+def serve(
+    aligner: Any = None,
+    images: Any = None,
+    host: str = "127.0.0.1",
+    port: int | None = 7860,
+    open_browser: bool = False,
+    *,
+    labels: Sequence[str] | None = None,
+    limits: Limits | None = None,
+    block: bool = True,
+    verbose: int = 1,
+) -> Running:
+    """Start a page on this computer on which an aligner is tried, until it is interrupted.
+
+    Parameters
+    ----------
+    aligner, images : object
+        See `build_app`.
+    host : str, default="127.0.0.1"
+        The address it listens at. The default is this computer alone; with any other, everyone
+        who can reach it can use the page, and see the pictures in it.
+    port : int or None, default=7860
+        The port; None takes a free one.
+    open_browser : bool, default=False
+        Whether to open it in the browser.
+    labels, limits : object
+        See `build_app`.
+    block : bool, default=True
+        Whether to wait until it is interrupted (Ctrl-C). False returns at once; call ``close()``
+        of what is returned.
+    verbose : int, default=1
+        0 prints nothing but warnings.
+
+    Returns
+    -------
+    running : Running
+        Where it is, and how to stop it.
+
+    Raises
+    ------
+    ImportError
+        When gradio is not installed.
+    OSError
+        When the port is taken.
+    ValueError, NotFittedError
+        When the aligner cannot be used, see `build_app`.
+
+    See Also
+    --------
+    build_app : The page alone, to be put elsewhere.
+
+    Notes
+    -----
+    Nothing is fetched from the net, and nothing is sent there. Uploads and what is made of them
+    lie in a temporary folder that is removed at the end.
+
+    Examples
+    --------
+    >>> from sklearn_ape.app import serve
+    >>> page = serve(port=None, block=False, verbose=0)  # doctest: +SKIP
+    >>> page.url  # doctest: +SKIP
+    'http://127.0.0.1:7860/'
+    >>> page.close()  # doctest: +SKIP
+    """
+    limits = Limits() if limits is None else limits
+    if host not in _LOOPBACK:
+        print(
+            f"Warning: the page listens at {host}, not at this computer alone. Everyone who can "
+            "reach it can use it without a password and see its pictures.",
+            file=sys.stderr,
+        )
+    stack = contextlib.ExitStack()
+    with contextlib.ExitStack() as on_failure:
+        on_failure.callback(stack.close)
+        stack.enter_context(_own_folder())
+        gr = import_gradio()
+        model = load_model(aligner)
+        studio = Studio(model, images, limits)
+        page = page_of(studio, labels or model.labels or DEFAULT_LABELS)
+        stack.callback(page.close, verbose=False)
+        page.launch(
+            server_name=host,
+            server_port=port or _free_port(host),
+            inbrowser=open_browser,
+            theme=gr.themes.Soft(font=_FONTS, font_mono=_MONO),
+            css=_CSS,
+            prevent_thread_lock=True,
+            quiet=True,
+            share=False,
+            show_error=False,
+            run_history=False,
+            enable_monitoring=False,
+            mcp_server=False,
+            ssr_mode=False,
+            pwa=False,
+            footer_links=[],
+            allowed_paths=[],
+            max_file_size=limits.upload_bytes,
+            state_session_capacity=limits.sessions,
+            app_kwargs={"middleware": _middleware(host, limits), "docs_url": None},
+        )
+        on_failure.pop_all()
+    running = Running(str(page.local_url), stack.close)
+    threading.Thread(target=_warm_up, args=(studio,), daemon=True).start()
+    if verbose:
+        print(f"The page is at {running.url} (Ctrl-C ends it).", flush=True)
+    if block:
+        try:
+            threading.Event().wait()
+        except KeyboardInterrupt:
+            pass
+        finally:
+            running.close()
+    return running
+
+
+_CSS = """
+.gradio-container { max-width: 1180px !important; margin: auto; }
+#search-gallery .caption-label { font-size: 0.8rem; }
+"""
+
+
+@contextlib.contextmanager
+def _own_folder() -> Iterator[None]:
+    """Let Gradio keep uploads in a folder of this server alone, removed at the end."""
+    name = "GRADIO_TEMP_DIR"
+    before = os.environ.get(name)
+    with tempfile.TemporaryDirectory(prefix="sklearn-ape-page-") as folder:
+        os.environ[name] = folder
+        try:
+            yield
+        finally:
+            if before is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = before
+
+
+def _middleware(host: str, limits: Limits) -> list[Any]:
+    """Return what stands before Gradio."""
+    from starlette.middleware import Middleware
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+    gate = [Middleware(Gate, limits=limits)]
+    if host not in _LOOPBACK:
+        return gate
+    # A page of another site whose name is made to lead here must not read this one.
+    names = ["localhost", "127.0.0.1", "[::1]"]
+    return [Middleware(TrustedHostMiddleware, allowed_hosts=names), *gate]
+
+
+def _free_port(host: str) -> int:
+    import socket
+
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])
+
+
+def _warm_up(studio: Studio) -> None:
+    """Load the networks and embed the collection, so that the first visitor need not wait."""
+    with contextlib.suppress(Exception):  # whoever asks for it is told what is wrong
+        studio.prepare(Session())

@@ -1,0 +1,261 @@
+"""What the page does, without the page: one server's model, and what each visitor made of it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..datasets import get_data_home, load_image_folder, load_openmoji
+from ..datasets._base import words_of
+from ..encoders import HeadPairs
+from ..features import FeatureCache, MemoryFeatureCache
+from ._alignment import Alignment, align
+from ._captioned import CAPTIONED, PICTURES, captioned, listed_pictures
+from ._classify import Classification, classify
+from ._limits import Limits
+from ._model import Model, encoders_of, head_pairs_of
+from ._pictures import about_problems, readable, thumbnail
+from ._progress import Report, no_report, part
+from ._refusal import Refusal
+from ._saved import Download, as_zip, from_zip
+from ._search import Collection, Found, make_collection, search
+from ._temporary import temporary_folder
+from ._zip import unpack
+
+_THINGS = ("Activities", "Animals & Nature", "Food & Drink", "Objects", "Travel & Places")
+_EVERY = 2
+_SHOWN_FIRST = ("tiger", "pizza", "bicycle", "rocket", "umbrella", "guitar")
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Pictures to search in, before they are embedded.
+
+    Parameters
+    ----------
+    images, names : list of str
+        Paths, and what is written below each.
+    cache : FeatureCache or path-like
+        Keeps their features.
+    title : str
+        What they are.
+    folder : tempfile.TemporaryDirectory or None, default=None
+        Where they lie, if it goes with them.
+    """
+
+    images: list[str]
+    names: list[str]
+    cache: Any
+    title: str
+    folder: Any = None
+
+
+@dataclass(frozen=True)
+class Session:
+    """What one visitor made: never seen by another, gone when they leave.
+
+    Parameters
+    ----------
+    alignment : Alignment or None
+        Their own aligner.
+    download : Download or None
+        The same as a zip.
+    pictures : Pictures or None
+        Their own collection.
+    collection : Collection or None
+        The pictures that they search, in the space of the aligner that they use.
+    """
+
+    alignment: Alignment | None = None
+    download: Download | None = None
+    pictures: Pictures | None = None
+    collection: Collection | None = None
+
+
+class Studio:
+    """The model of a server and the requests it serves.
+
+    Parameters
+    ----------
+    model : Model
+        What visitors begin with.
+    images : path-like, sequence of paths or None
+        The collection that visitors begin with: a folder, or paths; None is OpenMoji.
+    limits : Limits
+        Bounds.
+
+    Notes
+    -----
+    Requests may come from several threads. What takes a session returns a new one.
+    """
+
+    def __init__(self, model: Model, images: Any, limits: Limits) -> None:
+        self.model = model
+        self.limits = limits
+        self.pictures = given_pictures(images)
+        self.examples = examples_of(self.pictures)
+        self._lock = threading.Lock()
+        self._collection: Collection | None = None
+        self._head_pairs: list[HeadPairs | None] = []
+
+    def aligner(self, session: Session) -> Any:
+        """Return the visitor's own aligner, or the server's."""
+        return self.model.aligner if session.alignment is None else session.alignment.aligner
+
+    def classify(
+        self, session: Session, picture: Any, labels: str, templates: str, threshold: float
+    ) -> Classification:
+        """Name a picture; see `classify`."""
+        aligner = self.aligner(session)
+        return classify(aligner, picture, labels, templates, threshold, self.limits)
+
+    def search(
+        self, session: Session, words: str, picture: Any, k: int, report: Report = no_report
+    ) -> tuple[Session, list[Found]]:
+        """Search the visitor's collection, embedding it where that is still to be done."""
+        session, collection = self._ready(session, report)
+        return session, search(collection, words, picture, k, self.limits)
+
+    def prepare(self, session: Session) -> None:
+        """Load the networks and embed the collection, ahead of the first request."""
+        self._ready(session, no_report)
+
+    def take_aligner(self, session: Session, archive: Any) -> Session:
+        """Use an aligner that was downloaded from such a page."""
+        if archive is None:
+            raise Refusal("There is no zip yet: drop the one that you downloaded.")
+        with temporary_folder("saved-") as folder:
+            alignment = from_zip(archive, folder, self.model.aligner, self.limits)
+        return replace(session, alignment=alignment, download=None, collection=None)
+
+    def take_collection(self, session: Session, archive: Any, report: Report) -> Session:
+        """Search in the pictures of a zip from now on."""
+        if archive is None:
+            raise Refusal("There is no zip yet: drop one with pictures.")
+        folder = temporary_folder("collection-")
+        try:
+            unpack(archive, folder.name, PICTURES, self.limits)
+            images = listed_pictures(Path(folder.name), self.limits)
+            good = readable(images, folder.name, self.limits, part(report, 0, 0.2))
+            if not good.rows:
+                raise Refusal(about_problems(good.problems))
+            images = [images[row] for row in good.rows]
+            names = [words_of(Path(image).stem) or Path(image).stem for image in images]
+            title = f"{len(images)} pictures of your zip. {about_problems(good.problems)}"
+            pictures = Pictures(images, names, MemoryFeatureCache(), title, folder)
+            return self._ready(
+                replace(session, pictures=pictures, collection=None), part(report, 0.2, 1)
+            )[0]
+        except BaseException:
+            folder.cleanup()
+            raise
+
+    def align(
+        self, session: Session, archive: Any, method: str, with_head: bool, report: Report
+    ) -> tuple[Session, str]:
+        """Align on the captioned pictures of a zip; return what is to be said of them."""
+        if archive is None:
+            raise Refusal("There is no zip yet: drop one with captioned pictures.")
+        with temporary_folder("align-") as folder:
+            unpack(archive, folder, CAPTIONED, self.limits)
+            data = captioned(Path(folder), self.limits)
+            good = readable(data.images, folder, self.limits, part(report, 0, 0.05))
+            data = data._replace(
+                images=[data.images[row] for row in good.rows],
+                captions=[data.captions[row] for row in good.rows],
+            )
+            head = self._head(part(report, 0.05, 0.3)) if with_head else None
+            start = 0.3 if with_head else 0.05
+            before = self.model.aligner
+            alignment = align(before, data, method, head, part(report, start, 1))
+        remark = f"Captions come from {data.source}. {about_problems(good.problems)}"
+        saved = as_zip(alignment)
+        session = replace(session, alignment=alignment, download=saved, collection=None)
+        return session, remark
+
+    def forget_alignment(self, session: Session) -> Session:
+        """Go back to the server's aligner."""
+        return replace(session, alignment=None, download=None, collection=None)
+
+    def _ready(self, session: Session, report: Report) -> tuple[Session, Collection]:
+        """Return the session with its pictures embedded by its aligner."""
+        if session.alignment is None and session.pictures is None:
+            with self._lock:  # the first visitor makes it, the others wait for it
+                if self._collection is None:
+                    self._collection = self._embedded(self.pictures, self.model.aligner, report)
+            return session, self._collection
+        if session.collection is None:
+            pictures = session.pictures or self.pictures
+            made = self._embedded(pictures, self.aligner(session), report)
+            session = replace(session, collection=made)
+        assert session.collection is not None
+        return session, session.collection
+
+    def _embedded(self, pictures: Pictures, aligner: Any, report: Report) -> Collection:
+        return make_collection(aligner, pictures.images, pictures.names, pictures.cache, report)
+
+    def _head(self, report: Report) -> HeadPairs | None:
+        """Return pairs of the image encoder's own classes, made when first asked for."""
+        with self._lock:
+            if not self._head_pairs:
+                pair = encoders_of(self.model.aligner)
+                self._head_pairs.append(head_pairs_of(*pair, report))
+            return self._head_pairs[0]
+
+
+def given_pictures(images: Any) -> Pictures:
+    """Return the collection that the person who starts the page named."""
+    cache: FeatureCache | Path = get_data_home() / "features"
+    if images is None:
+        return openmoji_sample(cache)
+    if isinstance(images, str | os.PathLike):
+        data = load_image_folder(images)
+        names = _names(data.images) if data.captions is None else data.captions
+        title = f"{len(data.images)} pictures of {Path(images).name!r}"
+        return Pictures(data.images, [_first(name) for name in names], cache, title)
+    if not isinstance(images, Sequence) or not len(images):
+        raise ValueError(
+            "images must be a folder, a sequence of paths of pictures, or None for OpenMoji, not "
+            f"{images!r}."
+        )
+    paths = [os.fspath(image) for image in images]
+    return Pictures(paths, _names(paths), cache, f"{len(paths)} pictures")
+
+
+def examples_of(pictures: Pictures, most: int = 6) -> list[Any]:
+    """Return small copies of a few pictures, those that a newcomer would try first."""
+    names = [name for name in _SHOWN_FIRST if name in pictures.names]
+    rows = [pictures.names.index(name) for name in names]
+    rows = list(
+        dict.fromkeys([*rows, *range(0, len(pictures.images), len(pictures.images) // most or 1)])
+    )
+    shown = []
+    for row in rows:
+        with contextlib.suppress(Exception):  # one that cannot be read is no example
+            shown.append(thumbnail(pictures.images[row]))
+        if len(shown) == most:
+            break
+    return shown
+
+
+def openmoji_sample(cache: Any) -> Pictures:
+    """Return some drawings of things, few enough to be embedded while one waits."""
+    data = load_openmoji()
+    things = np.flatnonzero(np.isin(data.categories, _THINGS))[::_EVERY]
+    images, names = ([column[row] for row in things] for column in (data.images, data.captions))
+    return Pictures(images, names, cache, f"{len(images)} drawings of OpenMoji (CC BY-SA 4.0)")
+
+
+def _names(images: Sequence[str]) -> list[str]:
+    return [words_of(Path(image).stem) or Path(image).stem for image in images]
+
+
+def _first(name: Any) -> str:
+    return name if isinstance(name, str) else name[0]

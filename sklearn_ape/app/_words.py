@@ -1,0 +1,36 @@
+"""Sentences and tables that the page shows."""
+
+from __future__ import annotations
+
+from ._alignment import Alignment
+
+
+def about_model(alignment: Alignment | None) -> str:
+    """Say which aligner the visitor uses."""
+    if alignment is None:
+        return "You are using the **aligner this page came with**."
+    return f"You are using **your own {alignment.method} aligner**, in all three tabs."
+
+
+def about_alignment(alignment: Alignment | None, remark: str) -> str:
+    """Say what an alignment brought, in a table."""
+    if alignment is None:
+        return ""
+    lines = []
+    if alignment.recall:
+        n = alignment.n_held_out
+        lines += [
+            f"### On {n} pictures held out",
+            "How often is the right one of a picture and its caption found first, or among the "
+            "first five?",
+            "",
+            "| | first | first five |",
+            "|---|---|---|",
+            *(f"| {r.who} | {r.at_1:.0f} % | {r.at_5:.0f} % |" for r in alignment.recall),
+            f"| chance | {100 / n:.0f} % | {min(100, 500 / n):.0f} % |",
+            "",
+            f"Your aligner was then fitted on all {alignment.n_pairs} pictures.",
+        ]
+    elif alignment.n_pairs:
+        lines += [f"Aligned on all {alignment.n_pairs} pictures."]
+    return "\n".join([*lines, "", alignment.remark, "", remark]).strip()
