@@ -1,0 +1,220 @@
+"""What is indexed: growing it, pictures that cannot be read, features in files, copies."""
+
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+
+from sklearn_ape import APEAligner, CrossModalRetriever, KernelAligner
+from sklearn_ape.retrieval import SearchResult
+
+
+def assert_equal(found, expected):
+    np.testing.assert_array_equal(found.indices, expected.indices)
+    np.testing.assert_allclose(found.scores, expected.scores, atol=1e-6)
+    assert found.items == expected.items
+
+
+class TestAdd:
+    @pytest.mark.parametrize("index", ["exact", "faiss", "usearch"])
+    @pytest.mark.parametrize("dtype", ["float32", "float16"])
+    def test_equals_a_fit_on_all(self, aligner, concepts, index, dtype):
+        X, ids = concepts.image, [f"picture {row}" for row in range(300)]
+        whole = CrossModalRetriever(aligner, index=index, dtype=dtype).fit(X, ids)
+        grown = CrossModalRetriever(aligner, index=index, dtype=dtype).fit(X[:100], ids[:100])
+        before = grown.search(X[:5], k=3)
+        grown.add(X[100:101], ids[100:101]).add(X[101:], np.array(ids[101:]))
+        assert_equal(grown.search(X[200:210], k=5), whole.search(X[200:210], k=5))
+        assert grown.n_samples_fit_ == 300
+        assert grown.items_ == ids
+        assert before.items == [[ids[row] for row in rows] for rows in before.indices]
+
+    def test_standardised_by_the_whole_of_it(self, aligner, concepts):
+        X, y = concepts.image, concepts.text[:20]
+        whole = CrossModalRetriever(aligner, standardize=True).fit(X)
+        grown = CrossModalRetriever(aligner, standardize=True).fit(X[:100])
+        grown.search(y, modality="text")
+        grown.add(X[100:])
+        assert_equal(grown.search(y, modality="text"), whole.search(y, modality="text"))
+
+    def test_a_failed_add_changes_nothing(self, aligner, concepts):
+        retriever = CrossModalRetriever(aligner).fit(concepts.image)
+        bad = concepts.image[:3].copy()
+        bad[1, 4] = np.nan
+        with pytest.raises(ValueError, match="row"):
+            retriever.add(bad)
+        with pytest.raises(ValueError, match="fit was not given y"):
+            retriever.add(concepts.image[:3], ["a", "b", "c"])
+        assert retriever.n_samples_fit_ == 300
+
+    def test_ids_are_needed_where_there_are_ids(self, aligner, concepts):
+        retriever = CrossModalRetriever(aligner).fit(concepts.image, range(300))
+        with pytest.raises(ValueError, match="add needs the y"):
+            retriever.add(concepts.image[:3])
+        with pytest.raises(ValueError, match="y has 2 entries, and there are 3 pictures"):
+            retriever.add(concepts.image[:3], ["a", "b"])
+
+
+class TestUnread:
+    def test_features_of_nan_are_in_no_answer(self, aligner, concepts):
+        X = concepts.image.copy()
+        X[[2, 250]] = np.nan
+        with pytest.warns(UserWarning, match=r"2 of 300 pictures could not be read .* 2, 250\."):
+            retriever = CrossModalRetriever(aligner).fit(X)
+        assert (retriever.n_samples_fit_, retriever.n_unread_) == (300, 2)
+        found = retriever.search(X[[251, 0]], k=298)
+        assert found.indices[:, 0].tolist() == [251, 0]
+        assert not np.isin(found.indices, [2, 250]).any()
+        with pytest.warns(UserWarning, match=r"1 of 3 pictures .* rows 301\."):
+            retriever.add(X[1:4])
+        assert retriever.n_unread_ == 3
+        assert retriever.search(X[3:4], k=2).indices.tolist() == [[3, 302]]
+
+    def test_a_broken_file_is_counted_and_a_broken_query_finds_nothing(
+        self, pictures, features, text_encoder, image_encoder, tmp_path
+    ):
+        broken = tmp_path / "broken.png"
+        broken.write_bytes(b"not a picture")
+        forgiving = clone(image_encoder).set_params(on_error="nan")
+        aligner = KernelAligner(image_encoder=forgiving, text_encoder=text_encoder)
+        aligner.fit(pictures.images[:60], pictures.captions[:60])
+        with pytest.warns(UserWarning, match="in no answer: rows 1"):
+            retriever = CrossModalRetriever(aligner).fit(
+                [pictures.images[0], broken, pictures.images[1]]
+            )
+        assert retriever.n_unread_ == 1
+        queries = [broken, pictures.images[1]]
+        with pytest.warns(UserWarning, match="1 queries could not be read and find nothing: 0"):
+            found = retriever.search(queries, k=2, modality="image")
+        assert found.indices.tolist() == [[-1, -1], [2, 0]]
+        assert np.isnan(found.scores[0]).all()
+        assert found.items == [[], [pictures.images[1], pictures.images[0]]]
+        assert len(found.to_frame()) == 2
+        with (
+            pytest.warns(UserWarning, match="broken"),
+            pytest.raises(ValueError, match="no neighbours: rows 0"),
+        ):
+            retriever.kneighbors(queries, 1)
+
+    def test_none_can_be_read(self, aligner, concepts):
+        with (
+            pytest.warns(UserWarning, match="3 of 3"),
+            pytest.raises(ValueError, match="None of the 3 pictures could be read"),
+        ):
+            CrossModalRetriever(aligner).fit(np.full_like(concepts.image[:3], np.nan))
+
+
+class TestInput:
+    def test_a_memory_map_is_read_by_rows(self, aligner, concepts, tmp_path, monkeypatch):
+        monkeypatch.setattr("sklearn_ape.aligners._feature_tiles.TILE_BYTES", 4 * 32 * 40)
+        np.save(tmp_path / "X.npy", concepts.image)
+        mapped = np.load(tmp_path / "X.npy", mmap_mode="r")
+        sizes = []
+
+        def transform(X):
+            sizes.append(len(X))
+            return type(aligner).transform(aligner, X)
+
+        monkeypatch.setattr(aligner, "transform", transform)
+        by_map = CrossModalRetriever(aligner).fit(mapped)
+        assert max(sizes) <= 40
+        monkeypatch.undo()
+        in_memory = CrossModalRetriever(aligner).fit(concepts.image)
+        y = concepts.text[:9]
+        assert_equal(by_map.search(y, modality="text"), in_memory.search(y, modality="text"))
+
+    def test_tables_and_lists_of_numbers(self, aligner, concepts):
+        expected = CrossModalRetriever(aligner).fit(concepts.image).search(concepts.image[:3])
+        for X in (concepts.image.tolist(), concepts.image.astype(np.float64)):
+            found = CrossModalRetriever(aligner).fit(X).search(X[:3])
+            assert_equal(found, expected)
+
+    def test_a_column_of_paths_and_of_ids(self, real_aligner, pictures):
+        paths, ids = pd.Series(pictures.images[:5], index=range(9, 14)), pd.Series(range(5))
+        retriever = CrossModalRetriever(real_aligner).fit(paths, ids)
+        assert retriever.search(paths, k=1, modality="image").items == [[0], [1], [2], [3], [4]]
+
+    def test_an_empty_collection(self, aligner, real_aligner, concepts):
+        with pytest.raises(ValueError, match="empty"):
+            CrossModalRetriever(real_aligner).fit([])
+        with pytest.raises(ValueError, match="0 sample"):
+            CrossModalRetriever(aligner).fit(concepts.image[:0])
+
+    def test_ids_are_counted_before_anything_is_encoded(self, real_aligner, pictures):
+        with pytest.raises(ValueError, match="y has 4 entries, and there are 5 pictures"):
+            CrossModalRetriever(real_aligner).fit(pictures.images[:5], ["a", "b", "c", "d"])
+
+    def test_an_aligner_that_is_not_fitted(self, concepts):
+        with pytest.raises(NotFittedError, match=r"aligner\.fit\(images, captions\) first"):
+            CrossModalRetriever(APEAligner()).fit(concepts.image)
+        with pytest.raises(TypeError, match="must be an aligner"):
+            CrossModalRetriever(object()).fit(concepts.image)
+
+    def test_an_aligner_that_was_fitted_again(self, aligner, concepts):
+        retriever = CrossModalRetriever(aligner).fit(concepts.image)
+        aligner.fit(concepts.image[::2], concepts.text[::2])
+        with pytest.raises(ValueError, match="fitted again since"):
+            retriever.search(concepts.image[:1])
+
+    @pytest.mark.parametrize(
+        ("parameters", "message"),
+        [
+            ({"index": "annoy"}, "index must be one of exact, faiss, usearch, not 'annoy'"),
+            ({"dtype": "int8"}, "dtype must be one of float32, float16, not 'int8'"),
+            ({"standardize": "yes"}, "standardize must be True, False or a collection"),
+            ({"standardize": True, "index": "faiss"}, "standardize needs index='exact'"),
+        ],
+    )
+    def test_bad_parameters(self, aligner, concepts, parameters, message):
+        with pytest.raises(ValueError, match=message):
+            CrossModalRetriever(aligner, **parameters).fit(concepts.image)
+
+
+class TestEstimator:
+    @pytest.mark.parametrize("index", ["exact", "faiss", "usearch"])
+    def test_a_pickle_answers_alike(self, aligner, concepts, index):
+        retriever = CrossModalRetriever(aligner, index=index).fit(concepts.image)
+        copied = pickle.loads(pickle.dumps(retriever))
+        queries = concepts.text[:8]
+        expected = retriever.search(queries, modality="text")
+        assert_equal(copied.search(queries, modality="text"), expected)
+        copied.add(concepts.image[:1])
+        assert (copied.n_samples_fit_, retriever.n_samples_fit_) == (301, 300)
+
+    def test_before_fit(self, aligner, concepts):
+        retriever = clone(CrossModalRetriever(aligner, dtype="float16"))
+        assert retriever.get_params(deep=False)["dtype"] == "float16"
+        assert not hasattr(retriever, "items_")
+        for ask in (retriever.search, retriever.kneighbors, retriever.add):
+            with pytest.raises(NotFittedError):
+                ask(concepts.image)
+
+    def test_its_page(self, aligner, concepts):
+        retriever = CrossModalRetriever(aligner).fit(concepts.image)
+        assert "CCAAligner" in retriever._repr_html_()
+        assert retriever.n_features_in_ == 32
+
+    @pytest.mark.parametrize("index", ["exact", "faiss", "usearch"])
+    def test_searches_from_threads_while_it_grows(self, aligner, concepts, index):
+        retriever = CrossModalRetriever(aligner, index=index).fit(concepts.image)
+        expected = retriever.search(concepts.image, k=1).indices
+        with ThreadPoolExecutor(8) as pool:
+            running = [
+                pool.submit(retriever.search, concepts.image[row : row + 30], 1)
+                for row in range(0, 270, 10)
+            ]
+            for _ in range(3):
+                retriever.add(concepts.image[:50])
+            for row, future in zip(range(0, 270, 10), running, strict=True):
+                np.testing.assert_array_equal(future.result().indices, expected[row : row + 30])
+
+
+def test_a_result_as_a_table():
+    found = SearchResult(np.array([[0.5], [0.25]]), np.array([[3], [0]]), [["c"], ["a"]])
+    assert found.to_frame().query("query == 1").item.tolist() == ["a"]
+    with pytest.raises(ValueError, match="1 entries, and this is the result of 2"):
+        found.to_frame(["one"])
