@@ -13,6 +13,7 @@ if TYPE_CHECKING:
         KernelAligner,
         LiTAligner,
     )
+    from .persistence import load_pretrained
     from .retrieval import CrossModalRetriever
     from .zero_shot import ZeroShotClassifier
 
@@ -28,6 +29,7 @@ __all__ = [
     "LiTAligner",
     "ZeroShotClassifier",
     "__version__",
+    "load_pretrained",
 ]
 
 # Resolved on first use: skorch alone would double the time of `import sklearn_ape`.
@@ -40,6 +42,7 @@ _PUBLIC = {
     "KernelAligner": ".aligners",
     "LiTAligner": ".aligners",
     "ZeroShotClassifier": ".zero_shot",
+    "load_pretrained": ".persistence",
 }
 _SUBMODULES = (
     "aligners",
@@ -52,6 +55,7 @@ _SUBMODULES = (
     "inspection",
     "losses",
     "metrics",
+    "persistence",
     "prompts",
     "recipes",
     "retrieval",

@@ -14,6 +14,7 @@ from sklearn.utils import Tags, check_consistent_length, get_tags
 from sklearn.utils.validation import check_is_fitted
 
 from ._aligner_choice import chosen_aligner, default_aligner, text_side
+from ._around_aligner import SavedClassifier
 from ._label_embeddings import embed_labels
 from ._labels import captions_of, checked_y, names_of
 from .aligners._bank import check_standardize, resolve_bank
@@ -36,7 +37,7 @@ _NOT_FITTED = (
 )
 
 
-class ZeroShotClassifier(ClassifierMixin, BaseEstimator):
+class ZeroShotClassifier(SavedClassifier, ClassifierMixin, BaseEstimator):
     """Predict the class whose name, embedded as text, is nearest to the picture.
 
     Parameters

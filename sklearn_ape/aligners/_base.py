@@ -19,9 +19,10 @@ from ._captions import flat_captions, holds_pictures, holds_texts, plain_sequenc
 from ._finite import embedded_where_known, rows_or_nan, stored_features
 from ._head_pairs import resolve_head_pairs, with_head_pairs
 from ._pairs import Pairs, distinct_pairs, missing_rows
+from ._saving import SavedAligner
 
 
-class BaseAligner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+class BaseAligner(SavedAligner, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     """Maps features of frozen encoders of pictures and texts into one space.
 
     Large memory maps, and large arrays of float16, are not copied: they are read a bounded number
@@ -222,6 +223,7 @@ class BaseAligner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
                 f"{type(self).__name__} needs at least 2 pairs, found n_samples=1: with one pair "
                 "there is nothing to tell it from."
             )
+        self._n_pairs = len(data.pairs)
         if head is not None:
             data = with_head_pairs(self, head, data)
         if len(data.text) == 1:

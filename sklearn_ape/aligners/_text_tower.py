@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -14,7 +14,8 @@ from torch import nn
 
 from ..encoders import TransformersTextEncoder
 from ..encoders._networks import Network
-from ..heads import LinearHead, Standardize
+from ..heads import LinearHead, Standardize, head_state, restored_head
+from ..persistence import State
 
 _ROWS_AT_ONCE = {"cpu": 64}
 _ROWS_AT_ONCE_ELSEWHERE = 1024
@@ -49,6 +50,32 @@ class TextTower(nn.Module):
         self.declared = network.prepare
         self.precision = "float32"
         self._used = self._strip()
+
+    def trained_state(self) -> dict[str, Any]:
+        """Return what was trained; all else is that of the encoder."""
+        trained = [(name, p) for name, p in self.tower.named_parameters() if p.requires_grad]
+        return {
+            "encoder": self.encoder,
+            "trained": {name: parameter.detach().numpy() for name, parameter in trained},
+            "projection": head_state(self.projection),
+        }
+
+    @classmethod
+    def restored(cls, state: State, n_out: int) -> Self:
+        """Return the tower that `trained_state` described; its encoder must be here."""
+        tower = cls(state.value("encoder"), None)
+        trained = state.part("trained")
+        with torch.no_grad():
+            for name, parameter in tower.tower.named_parameters():
+                parameter.requires_grad_(name in trained)
+                if name in trained:
+                    array = trained.array(name, tuple(parameter.shape))
+                    parameter.copy_(torch.from_numpy(array))
+        projection = restored_head(state.part("projection"))
+        if not isinstance(projection, LinearHead) or projection.n_out != n_out:
+            raise ValueError(f"The text tower must end in a linear map to {n_out} numbers.")
+        tower.projection = projection
+        return tower
 
     @property
     def device(self) -> torch.device:

@@ -12,6 +12,7 @@ from sklearn.utils import check_random_state
 
 from ..devices import resolve_device
 from ..heads import BaseMap, TwoTower
+from ..persistence import State
 from ..training import EpochProgress, Ranks, split_pairs
 from ._base import BaseAligner
 from ._callbacks import CallbackSupportMixin, FitContext, with_callbacks
@@ -21,10 +22,11 @@ from ._head_parameters import check_head_training
 from ._head_training import HeadTraining, start_kind
 from ._logit_scale import fit_logit_scale, held_out_logit_scale
 from ._pairs import Pairs, subset_of
+from ._saving import SavedHeads, course_state, restore_course
 from ._together import join_ranks
 
 
-class APEAligner(CallbackSupportMixin, BaseAligner):
+class APEAligner(CallbackSupportMixin, SavedHeads, BaseAligner):
     """Align two frozen encoders by training small heads with a contrastive loss.
 
     "Aligning Pretrained Encoders" [1]_: the encoders stay as they are, their features are
@@ -288,7 +290,7 @@ class APEAligner(CallbackSupportMixin, BaseAligner):
         FloatingPointError
             When training diverges.
         """
-        check_head_training(self)
+        self._check_parameters()
         data = self._fit_pairs(X, y)
         fit = FitContext(self, self.max_epochs, X, y)
         random = check_random_state(self.random_state)
@@ -377,6 +379,19 @@ class APEAligner(CallbackSupportMixin, BaseAligner):
         self.n_parameters_ = sum(tensor.numel() for tensor in learned)
         self.n_components_ = self._n_features_out = self.module_.n_components
         self.fingerprint_ = self.module_.fingerprint()
+
+    def _learned_state(self) -> dict[str, Any]:
+        return super()._learned_state() | course_state(self)
+
+    def _restore_learned(self, state: State, logit_scale: float) -> tuple[int, int | None]:
+        restore_course(self, state)
+        return super()._restore_learned(state, logit_scale)
+
+    def _keep_restored(self, module: TwoTower, logit_scale: float) -> None:
+        self._keep(module, logit_scale)
+
+    def _check_parameters(self) -> None:
+        check_head_training(self)
 
     def _embed_image(self, features: np.ndarray) -> np.ndarray:
         return self._embed("image", features)

@@ -5,15 +5,17 @@ from __future__ import annotations
 from typing import Any, NamedTuple, Self
 
 import numpy as np
-from scipy.sparse import csr_array, issparse, vstack
+from scipy.sparse import csr_array, vstack
 from sklearn.utils import gen_batches
 
+from ..persistence import State
 from ._base import BaseAligner
 from ._fingerprint import fingerprint
 from ._logit_scale import held_out_logit_scale
 from ._moments import mean
 from ._pairs import Pairs
 from ._parameters import check_integer, check_number
+from ._sparse_rows import SparseRows
 
 _TILE_BYTES = 2**26
 _ROWS_AT_ONCE = 8192
@@ -134,17 +136,9 @@ class ASIFAligner(BaseAligner):
         ValueError
             When parameters or data cannot be used; the message names the row and the remedy.
         """
-        check_integer(self, "k", 1)
-        check_number(self, "power", 0, above=True)
-        if not isinstance(self.center, bool | np.bool_):
-            raise ValueError(f"center must be True or False, not {self.center!r}.")
+        self._check_parameters()
         data = self._fit_pairs(X, y)
-        self._anchors = self._anchors_of(data)
-        self.n_components_ = self._n_features_out = len(data.pairs)
-        self.n_parameters_ = sum(side.mean.size + side.unit.size for side in self._anchors)
-        # Number and power of the similarities change the embeddings as the anchors do.
-        numbers = [np.asarray(part) for side in self._anchors for part in side]
-        self.fingerprint_ = fingerprint(*numbers)
+        self._keep(self._anchors_of(data))
 
         def fit(some: Pairs) -> tuple[Any, Any]:
             image, text = self._anchors_of(some)
@@ -153,6 +147,32 @@ class ASIFAligner(BaseAligner):
         self.logit_scale_ = held_out_logit_scale(data, fit)
         self._keep_bank(data)
         return self
+
+    def _keep(self, anchors: tuple[_Anchors, _Anchors]) -> None:
+        self._anchors = anchors
+        self.n_components_ = self._n_features_out = len(anchors[0].rows)
+        self.n_parameters_ = sum(side.mean.size + side.unit.size for side in anchors)
+        # Number and power of the similarities change the embeddings as the anchors do.
+        numbers = [np.asarray(part) for side in anchors for part in side]
+        self.fingerprint_ = fingerprint(*numbers)
+
+    def _learned_state(self) -> dict[str, Any]:
+        return dict(
+            zip(("image", "text"), (side._asdict() for side in self._anchors), strict=True)
+        )
+
+    def _restore_learned(self, state: State, logit_scale: float) -> tuple[int, int | None]:
+        image, text = (_Anchors.restored(state.part(side)) for side in ("image", "text"))
+        if len(image.rows) != len(text.rows):
+            raise ValueError("Both sides must have as many anchors.")
+        self._keep((image, text))
+        return len(image.mean), len(text.mean)
+
+    def _check_parameters(self) -> None:
+        check_integer(self, "k", 1)
+        check_number(self, "power", 0, above=True)
+        if not isinstance(self.center, bool | np.bool_):
+            raise ValueError(f"center must be True or False, not {self.center!r}.")
 
     def _anchors_of(self, data: Pairs) -> tuple[_Anchors, _Anchors]:
         images, texts = data.pairs.T
@@ -170,34 +190,6 @@ class ASIFAligner(BaseAligner):
 
     def _embed_text(self, features: np.ndarray) -> np.ndarray:
         return self._anchors[1].describe(features).rows.toarray()
-
-
-class SparseRows:
-    """Sparse embeddings; their products are dense, as `retrieval_ranks` wants them, tile by tile.
-
-    Parameters
-    ----------
-    rows : csr_array of shape (n, n_components)
-        Of length 1.
-    """
-
-    def __init__(self, rows: csr_array) -> None:
-        self.rows = rows
-
-    def __len__(self) -> int:
-        return self.rows.shape[0]
-
-    def __getitem__(self, index: Any) -> SparseRows:
-        return SparseRows(self.rows[index])
-
-    @property
-    def T(self) -> Any:
-        """The rows as columns."""
-        return self.rows.T
-
-    def __matmul__(self, columns: Any) -> np.ndarray:
-        product = self.rows @ columns
-        return product.toarray() if issparse(product) else product
 
 
 class _Anchors(NamedTuple):
@@ -220,6 +212,17 @@ class _Anchors(NamedTuple):
         for some in blocks:
             unit[some] = _unit(unit[some] - middle, _NO_LENGTH)
         return cls(middle, unit, rows, k, power)
+
+    @classmethod
+    def restored(cls, state: State) -> _Anchors:
+        """Return anchors from a file."""
+        mean = state.array("mean", (None,))
+        unit = state.array("unit", (None, len(mean)))
+        rows = state.array("rows", (None,), "i")
+        if not len(rows) or rows.min() < 0 or rows.max() >= len(unit):
+            raise ValueError(f"{state.where}.rows must be rows of unit.")
+        k = state.integer("k", 1, most=len(rows))
+        return cls(mean, unit, rows, k, state.number("power", above=0))
 
     def describe(self, features: Any) -> SparseRows:
         """Return the similarities to the k nearest anchors, to a power and scaled to length 1."""

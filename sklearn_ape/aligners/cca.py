@@ -8,6 +8,7 @@ import numpy as np
 from sklearn.utils import gen_batches
 from sklearn.utils.extmath import svd_flip
 
+from ..persistence import State
 from ._base import BaseAligner
 from ._fingerprint import fingerprint
 from ._logit_scale import held_out_logit_scale
@@ -27,6 +28,11 @@ class _Projection(NamedTuple):
 
     mean: np.ndarray
     matrix: np.ndarray
+
+    @classmethod
+    def restored(cls, state: State, n_out: int) -> _Projection:
+        mean = state.array("mean", (None,))
+        return cls(mean, state.array("matrix", (len(mean), n_out)))
 
     def __call__(self, features: np.ndarray) -> np.ndarray:
         embeddings = np.empty((len(features), self.matrix.shape[1]), dtype=np.float32)
@@ -152,9 +158,7 @@ class CCAAligner(BaseAligner):
         ValueError
             When parameters or data cannot be used; the message names the row and the remedy.
         """
-        check_integer(self, "n_components", 1, optional=True)
-        check_number(self, "ridge", 0)
-        check_number(self, "power", 0)
+        self._check_parameters()
         data = self._fit_pairs(X, y)
         most = min(data.image.shape[1], data.text.shape[1], len(data.pairs) - 1)
         if self.n_components is not None and self.n_components > most:
@@ -162,14 +166,36 @@ class CCAAligner(BaseAligner):
                 f"n_components must be None or at most {most} (the smaller of both widths and of "
                 f"the number of pairs less one), not {self.n_components}."
             )
-        image, text, self.correlations_ = self._canonical(data)
-        self._image_projection, self._text_projection = image, text
-        self.n_components_ = self._n_features_out = len(self.correlations_)
-        self.n_parameters_ = sum(array.size for array in (*image, *text))
-        self.fingerprint_ = fingerprint(*image, *text)
+        self._keep(*self._canonical(data))
         self.logit_scale_ = held_out_logit_scale(data, lambda some: self._canonical(some)[:2])
         self._keep_bank(data)
         return self
+
+    def _keep(self, image: _Projection, text: _Projection, correlations: np.ndarray) -> None:
+        self._image_projection, self._text_projection = image, text
+        self.correlations_ = correlations
+        self.n_components_ = self._n_features_out = len(correlations)
+        self.n_parameters_ = sum(array.size for array in (*image, *text))
+        self.fingerprint_ = fingerprint(*image, *text)
+
+    def _learned_state(self) -> dict[str, Any]:
+        return {
+            "image": self._image_projection._asdict(),
+            "text": self._text_projection._asdict(),
+            "correlations": self.correlations_,
+        }
+
+    def _restore_learned(self, state: State, logit_scale: float) -> tuple[int, int | None]:
+        correlations = state.array("correlations", (None,))
+        n_out = len(correlations)
+        image, text = (_Projection.restored(state.part(s), n_out) for s in ("image", "text"))
+        self._keep(image, text, correlations)
+        return len(image.mean), len(text.mean)
+
+    def _check_parameters(self) -> None:
+        check_integer(self, "n_components", 1, optional=True)
+        check_number(self, "ridge", 0)
+        check_number(self, "power", 0)
 
     def _canonical(self, data: Pairs) -> tuple[_Projection, _Projection, np.ndarray]:
         """Return the projections of both sides and the correlations between them."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from os import PathLike
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import joblib
 import numpy as np
@@ -13,6 +13,8 @@ from sklearn.utils import Tags, check_array
 from sklearn.utils.validation import check_consistent_length
 
 from ..encoders import OpenCLIPImageEncoder, OpenCLIPTextEncoder
+from ..persistence import State
+from ..persistence._card import Facts
 from ._base import BaseAligner
 from ._captions import flat_captions, holds_texts, plain_sequence
 
@@ -88,6 +90,8 @@ class CLIPAligner(BaseAligner):
     'ViT-B-32/openai'
     """
 
+    _of_the_machine: ClassVar = frozenset({"batch_size", "cache", "device", "n_jobs", "verbose"})
+
     def __init__(
         self,
         model: str = "ViT-B-32/openai",
@@ -135,7 +139,7 @@ class CLIPAligner(BaseAligner):
         ValueError
             When the model's name, X or y cannot be used.
         """
-        self.text_encoder._check_parameters()
+        self._check_parameters()
         if _holds_features(X):
             self._image_features(X, reset=False)
         else:
@@ -211,6 +215,25 @@ class CLIPAligner(BaseAligner):
         for tower in towers:
             tower._check_parameters()
         return joblib.hash([tower._identity_digest() for tower in towers])
+
+    def _fitted_state(self) -> dict[str, Any]:
+        return {"weights": self.text_encoder._known_weights()}
+
+    def _restore_state(self, state: State) -> None:
+        self.text_encoder._restore_state(state)
+
+    def _recorded_params(self) -> dict[str, Any]:
+        params = super()._recorded_params()
+        return {**params, "revision": self.text_encoder._recorded_params()["revision"]}
+
+    def _check_parameters(self) -> None:
+        self.text_encoder._check_parameters()
+
+    def _card_facts(self) -> Facts:
+        return Facts(
+            what=f"The OpenCLIP model {self._name()!r}, by its name, without its weights.",
+            usage="print(model.similarity(['picture.jpg'], ['a cat', 'a dog']))",
+        )
 
     def _name(self) -> str:
         return self.model if self.pretrained is None else f"{self.model}/{self.pretrained}"

@@ -9,16 +9,17 @@ import torch
 from sklearn.utils import check_random_state
 
 from ..devices import resolve_device
-from ..heads import ClosedFormHead, TwoTower
+from ..heads import ClosedFormHead, KernelMap, TwoTower
 from ._base import BaseAligner
 from ._embedded import embedded, embedders
 from ._logit_scale import held_out_logit_scale
 from ._pairs import Pairs
 from ._parameters import check_integer, check_number
+from ._saving import SavedHeads
 from ._solve import MOST_ANCHORS, RIDGE, WHITENING, kernel_maps
 
 
-class KernelAligner(BaseAligner):
+class KernelAligner(SavedHeads, BaseAligner):
     """Align two frozen encoders in closed form, by kernel ridge regression.
 
     Image features are whitened, so that what tells few pictures apart counts as much as what
@@ -189,6 +190,11 @@ class KernelAligner(BaseAligner):
         self.n_parameters_ = sum(buffer.numel() for buffer in module.buffers())
         self.n_components_ = self._n_features_out = module.n_components
         self.fingerprint_ = module.fingerprint()
+
+    def _keep_restored(self, module: TwoTower, logit_scale: float) -> None:
+        if not isinstance(getattr(module.text_head, "base", None), KernelMap):
+            raise ValueError("The text head must be a kernel's.")
+        self._keep(module)
 
     def _embed_image(self, features: np.ndarray) -> np.ndarray:
         return self._embed("image", features)

@@ -12,8 +12,9 @@ from sklearn.utils import check_random_state
 from skorch.callbacks import GradientNormClipping
 
 from ..devices import resolve_device
-from ..heads import FrozenHead, TwoTower
+from ..heads import FrozenHead, TwoTower, head_state, restored_head
 from ..losses import InfoNCELoss, SigmoidLoss
+from ..persistence import State
 from ..training import (
     AlignmentNet,
     DivergenceGuard,
@@ -32,6 +33,7 @@ from ._callbacks import CallbackSupportMixin, FitContext, with_callbacks
 from ._course import course_of, watchers
 from ._pairs import Pairs
 from ._parameters import check_choice, check_integer, check_number
+from ._saving import course_state, restore_course
 from ._text_tower import TextTower, adamw_of_two_rates
 
 _LOSSES = {"infonce": InfoNCELoss, "sigmoid": SigmoidLoss}
@@ -325,13 +327,30 @@ class LiTAligner(CallbackSupportMixin, BaseAligner):
     def _keep(self, net: AlignmentNet) -> None:
         """Take what prediction needs from the net; the rest goes with it."""
         # On the CPU, so that a pickle opens on a machine without the training device.
-        self.module_ = net.module_.to("cpu").eval()
-        self.logit_scale_ = float(net.criterion_.logit_scale.item())
+        self._keep_module(net.module_.to("cpu").eval(), float(net.criterion_.logit_scale.item()))
+
+    def _keep_module(self, module: TwoTower, logit_scale: float) -> None:
+        self.module_ = module
+        self.logit_scale_ = logit_scale
         trained = [p for p in self.module_.parameters() if p.requires_grad]
         self.n_parameters_ = sum(parameter.numel() for parameter in trained)
         self.module_.zero_grad()
         self.n_components_ = self._n_features_out = self.module_.n_components
         self.fingerprint_ = self.module_.fingerprint()
+
+    def _learned_state(self) -> dict[str, Any]:
+        return {
+            "image_head": head_state(self.module_.image_head),
+            "text_tower": self.module_.text_head.trained_state(),
+            **course_state(self),
+        }
+
+    def _restore_learned(self, state: State, logit_scale: float) -> tuple[int, int | None]:
+        restore_course(self, state)
+        image = restored_head(state.part("image_head"))
+        tower = TextTower.restored(state.part("text_tower"), image.n_out)
+        self._keep_module(TwoTower(image, tower).eval(), logit_scale)
+        return image.n_in, None
 
     def _encoded_texts(self, texts: list[str], reset: bool) -> np.ndarray:
         """Return tokens in the place of features: those change with every step of the tower."""

@@ -12,6 +12,8 @@ import torch
 from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
 
+from ..persistence import Recordable
+from ..persistence._recordable import Record
 from ._hub import pretrained
 from ._timm import TimmImageEncoder
 from ._transformers_image import TransformersImageEncoder
@@ -21,7 +23,7 @@ _NO_NAME = re.compile(r"(LABEL_\d+)?")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class HeadPairs:
+class HeadPairs(Recordable):
     """Weight vectors of a classification head and texts of its classes.
 
     A linear head scores a class highest for features that point along its weight vector, so the
@@ -52,6 +54,18 @@ class HeadPairs:
     weights: np.ndarray
     texts: list[list[str]] | np.ndarray
     owners: np.ndarray | None = None
+
+    def _to_record(self) -> Record:
+        params = {"weights": np.asarray(self.weights), "texts": self.texts, "owners": self.owners}
+        return Record(params, None)
+
+    @classmethod
+    def _from_record(cls, params: Any, state: Any, settings: Any) -> HeadPairs:
+        weights, texts = params.get("weights"), params.get("texts")
+        are_arrays = isinstance(weights, np.ndarray) and isinstance(texts, list | np.ndarray)
+        if state is not None or params.keys() != {"weights", "texts", "owners"} or not are_arrays:
+            raise ValueError("HeadPairs must have weights, texts and owners.")
+        return cls(**params)
 
     def __repr__(self) -> str:
         # Short, since it is shown as a parameter of estimators.

@@ -54,17 +54,19 @@ class _OpenCLIPTower(FrozenEncoder):
     def _weights_key(self) -> str:
         return f"{self.model_name}@{self.revision}"
 
-    def _identity(self) -> dict[str, Any]:
+    def _known_weights(self) -> str | None:
         if os.path.isdir(self.model_name):
-            weights = folder_digest(Path(self.model_name))
-        elif self._is_hub_name():
-            commit = hub_commit(self.model_name, self.revision, _CONFIG)
-            if commit is None:
-                self._network()
-                commit = hub_commit(self.model_name, self.revision, _CONFIG)
-            weights = f"{self.model_name}@{commit or self.revision}"
-        else:
-            weights = self.model_name
+            return folder_digest(Path(self.model_name))
+        if not self._is_hub_name():
+            return self.model_name
+        commit = hub_commit(self.model_name, self.revision, _CONFIG)
+        return f"{self.model_name}@{commit}" if commit else None
+
+    def _identity(self) -> dict[str, Any]:
+        weights = self._known_weights()
+        if weights is None:
+            self._network()
+            weights = self._known_weights() or f"{self.model_name}@{self.revision}"
         return {"weights": weights, "library": library_version("open_clip_torch")}
 
     def _network(self) -> Network:

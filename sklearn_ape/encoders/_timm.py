@@ -214,16 +214,20 @@ class TimmImageEncoder(ImageEncoder):
             **several,
         }
 
-    def _fingerprint(self) -> str:
+    def _known_weights(self) -> str | None:
         if self.model_name in PACKAGED:
             return PACKAGED[self.model_name].sha256
         if os.path.isdir(self.model_name):
             return folder_digest(Path(self.model_name))
         commit = hub_commit(self._hub_id(), self.revision)
-        if commit is None:
+        return f"{self.model_name}@{commit}" if commit else None
+
+    def _fingerprint(self) -> str:
+        weights = self._known_weights()
+        if weights is None:
             self._network()
-            commit = hub_commit(self._hub_id(), self.revision)
-        return f"{self.model_name}@{commit or self.revision}"
+            weights = self._known_weights() or f"{self.model_name}@{self.revision}"
+        return weights
 
     def _hub_id(self) -> str:
         """Return the hub name of a model that lies on a hub."""

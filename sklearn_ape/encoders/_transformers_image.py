@@ -112,11 +112,14 @@ class TransformersImageEncoder(ImageEncoder):
     def _weights_key(self) -> str:
         return f"{self.model_name}@{self.revision}"
 
+    def _known_weights(self) -> str | None:
+        return fingerprint_of(self.model_name, self.revision)
+
     def _identity(self) -> dict[str, Any]:
-        weights = fingerprint_of(self.model_name, self.revision)
+        weights = self._known_weights()
         if weights is None:
             self._network()
-            weights = fingerprint_of(self.model_name, self.revision) or self._weights_key()
+            weights = self._known_weights() or self._weights_key()
         return {
             "weights": weights,
             "library": library_version("transformers"),

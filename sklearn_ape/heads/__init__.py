@@ -5,6 +5,7 @@ from ._closed_form import BaseMap, ClosedFormHead, KernelMap, LinearMap, Whitene
 from ._linear import FrozenHead, LinearHead
 from ._make import HEAD_KINDS, hidden_width, make_head
 from ._mlp import BatchNormMLPHead, MLPHead
+from ._recorded import head_state, restored_head
 from ._residual import GLUHead, ResidualHead
 from ._skip import SkipMLPHead
 from ._star import StarHead
@@ -28,6 +29,8 @@ __all__ = [
     "StarHead",
     "TwoTower",
     "WhitenedMap",
+    "head_state",
     "hidden_width",
     "make_head",
+    "restored_head",
 ]

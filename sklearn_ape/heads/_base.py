@@ -69,6 +69,9 @@ class Head(nn.Module):
         norm of their own.
     """
 
+    # What `make_head` made it of, for a file to say.
+    made_of: dict[str, Any] | None = None
+
     def __init__(self, n_in: int, n_out: int, standardize: bool = True) -> None:
         super().__init__()
         self.n_in = n_in

@@ -111,13 +111,18 @@ def make_head(
     >>> sum(p.numel() for p in head.parameters())
     10
     """
-    if kind is None:
-        return FrozenHead(n_in, n_out)
-    if kind not in HEAD_KINDS:
+    if kind is not None and kind not in HEAD_KINDS:
         raise ValueError(f"head must be one of {', '.join(HEAD_KINDS)}, not {kind!r}.")
-    if kind == "linear":
-        return LinearHead(n_in, n_out)
-    units = hidden_width(width, n_in)
-    if kind == "star":
-        return StarHead(n_in, n_out, units, dropout)
-    return _DEEP[kind](n_in, n_out, depth, units, dropout)
+    units = 1 if kind in (None, "linear") else hidden_width(width, n_in)
+    head: Head
+    if kind is None:
+        head = FrozenHead(n_in, n_out)
+    elif kind == "linear":
+        head = LinearHead(n_in, n_out)
+    elif kind == "star":
+        head = StarHead(n_in, n_out, units, dropout)
+    else:
+        head = _DEEP[kind](n_in, n_out, depth, units, dropout)
+    layers = int(depth) if kind in _DEEP else 1
+    head.made_of = {"kind": kind, "depth": layers, "width": units, "dropout": float(dropout)}
+    return head

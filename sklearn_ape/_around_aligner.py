@@ -1,0 +1,134 @@
+"""Saving what has an aligner as a parameter: a classifier, a retriever."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from sklearn.base import clone
+
+from ._aligner_choice import chosen_aligner, text_side
+from ._starter import load_starter
+from .persistence import Shareable, State
+from .persistence._card import Facts
+
+_SAME = "as the parameter says"
+_NAMED = 20
+
+
+class AroundAligner(Shareable):
+    """Base of estimators whose ``aligner`` parameter is an aligner or stands for one.
+
+    Subclasses say with `_own_state` and `_restore_own` what else they keep.
+    """
+
+    aligner: Any
+
+    def _own_state(self) -> dict[str, Any]:
+        """Return what was fitted besides the aligner."""
+        return {}
+
+    def _restore_own(self, state: State) -> None:
+        """Put it back."""
+
+    def _recorded_params(self) -> dict[str, Any]:
+        params = super()._recorded_params()
+        if hasattr(self, "aligner_") and not self._is_as_given():
+            # It was fitted anew: what the parameter itself had learned answers nothing.
+            params["aligner"] = None if self.aligner is None else clone(self.aligner)
+        return params
+
+    def _fitted_state(self) -> dict[str, Any]:
+        aligner: Any = None
+        if hasattr(self, "aligner_"):
+            aligner = _SAME if self._is_as_given() else self.aligner_
+        uses_starter = self.aligner is None and not hasattr(self, "aligner_")
+        return {
+            "aligner": aligner,
+            "starter": load_starter().fingerprint_ if uses_starter else None,
+            **self._own_state(),
+        }
+
+    def _restore_state(self, state: State) -> None:
+        aligner = state.optional("aligner")
+        if aligner is not None:
+            same = isinstance(aligner, str) and aligner == _SAME
+            self.aligner_ = chosen_aligner(self.aligner) if same else aligner
+            text_side(self.aligner_)
+        starter = state.optional("starter")
+        if starter is not None and starter != load_starter().fingerprint_:
+            raise ValueError(
+                "This version of sklearn-ape has another starter model than the one that was "
+                "saved with, and would answer otherwise. Install the version that README.md of "
+                "the model names. (What is saved with aligner=load_starter() keeps its own.)"
+            )
+        self._restore_own(state)
+
+    def _is_as_given(self) -> bool:
+        given = self.aligner
+        if given is not None and not isinstance(given, str):
+            return self.aligner_ is given
+        return isinstance(given, str) and self.aligner_ is chosen_aligner(given)
+
+    def _aligner_facts(self) -> Facts:
+        """Return what the card tells of the aligner."""
+        aligner = self.aligner_ if hasattr(self, "aligner_") else chosen_aligner(self.aligner)
+        inner = text_side(aligner)
+        facts = inner._card_facts() if isinstance(inner, Shareable) else Facts()
+        return Facts(
+            what=facts.what,
+            facts={"aligner": type(inner).__name__, **facts.facts},
+            scores=facts.scores,
+            limits=facts.limits,
+            tags=facts.tags,
+        )
+
+
+class SavedClassifier(AroundAligner):
+    """The part of `ZeroShotClassifier` that is saved and loaded."""
+
+    labels: Any
+
+    def _recorded_params(self) -> dict[str, Any]:
+        params = super()._recorded_params()
+        labels = params["labels"]
+        is_plain = labels is None or isinstance(labels, list | tuple | np.ndarray | Mapping | str)
+        if not is_plain and isinstance(labels, Iterable):  # a column of a table, dict_keys, ...
+            params["labels"] = list(labels)
+        return params
+
+    def _own_state(self) -> dict[str, Any]:
+        return {"names": getattr(self, "_names", None)}
+
+    def _restore_own(self, state: State) -> None:
+        from ._labels import names_of
+
+        names = state.optional("names")
+        if names is not None:
+            if not isinstance(names, dict):
+                raise ValueError("names must say what each class is called.")
+            self._names = names_of(names)
+
+    def _check_restored(self) -> None:
+        self._check_parameters()  # type: ignore[attr-defined]
+        self._names_now()  # type: ignore[attr-defined]
+
+    def _card_facts(self) -> Facts:
+        known: Any = self
+        facts = self._aligner_facts()
+        names = [str(label) for label in known.classes_]
+        shown = ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
+        facts.what = (
+            "Says which of the classes a picture shows, by the cosine of the picture with the "
+            "classes' names. " + facts.what
+        )
+        facts.facts = {"classes": f"{len(names):,}: {shown}"} | facts.facts
+        facts.limits.append(
+            "It always answers with one of its classes"
+            + (" or, below the threshold, unknown." if known.threshold is not None else ".")
+        )
+        takes_features = getattr(text_side(chosen_aligner(known.aligner)), "image_encoder", None)
+        is_alone = takes_features is None and not hasattr(known.aligner, "steps")
+        facts.usage = f"print(model.predict({'image_features' if is_alone else ['picture.jpg']}))"
+        return facts

@@ -1,0 +1,225 @@
+"""A model as a folder of three files, written so that a killed save leaves a whole model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import warnings
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ._format import migrated
+from ._json import dumped, loaded
+
+CONFIG, TENSORS, CARD = FILES = ("config.json", "model.safetensors", "README.md")
+_ENTRY = "sklearn_ape"
+_MOST_HEADER_BYTES = 3 * 2**25
+_DTYPES = {"BOOL", "U8", "I8", "U16", "I16", "F16", "U32", "I32", "F32", "U64", "I64", "F64"}
+_NEVER_OPENED = "Pickles and torch checkpoints (.pkl, .joblib, .pt, .bin) are never opened."
+
+
+def write_model(
+    folder: str | os.PathLike[str],
+    config: Mapping[str, Any],
+    tensors: Mapping[str, np.ndarray],
+    card: str,
+) -> None:
+    """Write a model, making the folder or replacing the model in it.
+
+    The tensors' file carries the config as well, so that replacing this one file, which is
+    atomic, replaces the model; other files in the folder stay.
+
+    Raises
+    ------
+    OSError
+        When it cannot be written; also (FileExistsError) for a folder that holds other things.
+    """
+    target = Path(folder)
+    described = {**config, "tensors": _described(tensors), "digest": _digest(tensors)}
+    written = dumped(described)
+    if target.is_dir():
+        _check_ours(target)
+        _replace(target, tensors, written, card)
+        return
+    if target.exists() or target.is_symlink():
+        raise FileExistsError(f"{str(folder)!r} is a file: a model is saved as a folder.")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    fresh = target.with_name(f".{target.name}.{secrets.token_hex(4)}.saving")
+    fresh.mkdir()
+    try:
+        _replace(fresh, tensors, written, card)
+        os.rename(fresh, target)
+    except BaseException:
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise
+    _sync(target.parent)
+
+
+def read_model(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Return the config, in the present format, and the tensors of a model.
+
+    Raises
+    ------
+    ValueError
+        When the folder holds no model of sklearn-ape, or a damaged one.
+    OSError
+        When it cannot be read.
+    """
+    tensors, own = _read_tensors(folder / TENSORS, folder)
+    config: dict[str, Any] | None = None
+    if (folder / CONFIG).is_file():
+        with open(folder / CONFIG, "rb") as file:
+            config = loaded(file.read(2**26 + 1), repr(str(folder / CONFIG)))
+    digest = _digest(tensors)
+    what = repr(str(folder / CONFIG))
+    if config is not None:
+        config = migrated(config, what)
+    if config is None or config.get("digest") != digest:
+        # A save was killed between two files, or one of them was changed or comes from elsewhere.
+        embedded = migrated(loaded(own, f"The config within {TENSORS}"), f"{str(folder)!r}")
+        if embedded.get("digest") != digest:
+            raise ValueError(
+                f"{str(folder / TENSORS)!r} is damaged: its numbers are not those that were saved."
+            )
+        if config is not None:
+            warnings.warn(
+                f"{what} is not of the model beside it (a save was interrupted?): the copy of it "
+                f"within {TENSORS} is used. Saving again mends it.",
+                UserWarning,
+                stacklevel=4,
+            )
+        config = embedded
+    if config.get("tensors") != _described(tensors):
+        raise ValueError(f"The shapes and types in {TENSORS} are not those that {what} says.")
+    return config, tensors
+
+
+def _check_ours(folder: Path) -> None:
+    names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
+    if not names:
+        return
+    for name, length in ((CONFIG, 2**26), (TENSORS, 0)):
+        with suppress(OSError, ValueError):
+            if name == TENSORS:
+                text: str | bytes = _metadata(folder / TENSORS)
+            else:
+                with open(folder / name, "rb") as file:
+                    text = file.read(length)
+            if loaded(text, name).get("library") == "sklearn-ape":
+                return
+    raise FileExistsError(
+        f"The folder {str(folder)!r} holds {', '.join(names[:3])}{', ...' * (len(names) > 3)} and "
+        "no model of sklearn-ape: save into another folder, so that nothing of yours is "
+        "overwritten."
+    )
+
+
+def _replace(folder: Path, tensors: Mapping[str, np.ndarray], config: str, card: str) -> None:
+    from safetensors.numpy import save_file
+
+    suffix = f".{secrets.token_hex(4)}.saving"
+    staged = {name: folder / f".{name}{suffix}" for name in FILES}
+    try:
+        save_file(dict(tensors), staged[TENSORS], metadata={_ENTRY: config})
+        staged[CONFIG].write_text(config, encoding="utf-8")
+        staged[CARD].write_text(card, encoding="utf-8")
+        for path in staged.values():
+            _sync(path)
+        # The tensors' file first: from then on the folder holds the new model.
+        for name in (TENSORS, CONFIG, CARD):
+            os.replace(staged[name], folder / name)
+        _sync(folder)
+    finally:
+        for path in staged.values():
+            path.unlink(missing_ok=True)
+
+
+def _read_tensors(path: Path, folder: Path) -> tuple[dict[str, np.ndarray], str]:
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        there = sorted(p.name for p in folder.iterdir())[:5] if folder.is_dir() else []
+        raise ValueError(
+            f"{str(folder)!r} holds no model of sklearn-ape: expected {CONFIG} and {TENSORS}, as "
+            f"save_pretrained writes them, and found {', '.join(there) or 'nothing'}. "
+            f"{_NEVER_OPENED}"
+        )
+    header = _header(path)
+    for name, entry in header.items():
+        if name != "__metadata__" and entry.get("dtype") not in _DTYPES:
+            raise ValueError(
+                f"{str(path)!r} holds numbers of type {str(entry.get('dtype'))[:20]}."
+            )
+    try:
+        with safe_open(path, framework="np") as file:
+            own = (file.metadata() or {}).get(_ENTRY, "")
+            # Copies: aligned as arrays in memory are, so that sums come out the same.
+            found = {name: np.array(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, TypeError, KeyError) as error:
+        raise ValueError(f"{str(path)!r} is damaged: {error}") from None
+    return found, own
+
+
+def _header(path: Path) -> dict[str, dict[str, Any]]:
+    """Return the header of a safetensors file, bounded in size before it is read."""
+    with open(path, "rb") as file:
+        start = file.read(8)
+        length = int.from_bytes(start, "little")
+        whole = os.fstat(file.fileno()).st_size
+        if len(start) < 8 or length > min(_MOST_HEADER_BYTES, whole - 8):
+            is_other = start[:2] == b"PK" or start[:1] == b"\x80"
+            raise ValueError(
+                f"{str(path)!r} is damaged, or no safetensors file: its header would be {length} "
+                f"bytes long, of {whole}. {_NEVER_OPENED if is_other else ''}".rstrip()
+            )
+        text = file.read(length)
+    try:
+        header = json.loads(text)
+    except (ValueError, RecursionError):
+        raise ValueError(f"{str(path)!r} is damaged: its header is no JSON.") from None
+    if not isinstance(header, dict) or not all(isinstance(v, dict) for v in header.values()):
+        raise ValueError(f"{str(path)!r} is damaged: its header is not that of safetensors.")
+    return header
+
+
+def _metadata(path: Path) -> str:
+    text = _header(path).get("__metadata__", {}).get(_ENTRY)
+    return text if isinstance(text, str) else ""
+
+
+def _described(tensors: Mapping[str, np.ndarray]) -> dict[str, list[Any]]:
+    return {name: [tensors[name].dtype.str, list(tensors[name].shape)] for name in sorted(tensors)}
+
+
+def _digest(tensors: Mapping[str, np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        array = np.ascontiguousarray(tensors[name])
+        digest.update(f"{name} {array.dtype.str} {tensors[name].shape} ".encode())
+        digest.update(array.data if array.size else b"")
+    return digest.hexdigest()
+
+
+def _sync(path: Path) -> None:
+    """Bring a file or a folder to the disk; not every system can do it for folders."""
+    is_folder = path.is_dir()
+    try:
+        handle = os.open(path, os.O_RDONLY if is_folder else os.O_RDWR)
+    except OSError:
+        if is_folder:
+            return
+        raise
+    try:
+        os.fsync(handle)
+    except OSError:
+        if not is_folder:
+            raise
+    finally:
+        os.close(handle)

