@@ -24,6 +24,12 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
     ------
     ValueError
         When the device is unknown or not there.
+
+    Examples
+    --------
+    >>> from sklearn_ape.devices import resolve_device
+    >>> resolve_device("cpu")
+    device(type='cpu')
     """
     if device in (None, "auto"):
         if torch.cuda.is_available():

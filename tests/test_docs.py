@@ -4,12 +4,15 @@
 """
 
 import importlib
+import inspect
 import pkgutil
 import re
 from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
+from numpydoc.validate import validate
+from sklearn.base import BaseEstimator
 
 import sklearn_ape
 
@@ -41,6 +44,60 @@ def resolved(name):
     return getattr(importlib.import_module(module), attribute)
 
 
+# Of numpydoc's checks; its documentation says what each is. Left out is what we write otherwise on
+# purpose: named return values, no See Also where there is nothing to see.
+CHECKS = {
+    *("GL03", "GL05", "GL06", "GL07", "GL08", "GL09", "GL10"),
+    *("SS01", "SS02", "SS03", "SS04", "SS05", "SS06"),
+    *(f"PR{number:02}" for number in range(1, 11)),
+    *("RT01", "RT03", "RT04", "RT05", "YD01", "SA02", "SA03", "SA04", "EX01"),
+}
+# skorch calls them, nobody else; and what is no function or class of which one makes objects.
+WITHOUT_EXAMPLE = {
+    *("BestEpoch", "DivergenceGuard", "EpochProgress", "StopWhenPatient", "ValidationRecall"),
+    *("diverged", "Ranks", "Head", "BaseMap", "FeatureCache", "EncodingError"),
+}
+
+
+def is_named_tuple(item):
+    return inspect.isclass(item) and issubclass(item, tuple)
+
+
+def is_data(item):
+    return not (inspect.isclass(item) or inspect.isfunction(item))
+
+
+def documented():
+    """Return every public function and class, and every public method of ours of an estimator."""
+    for name in listed_names():
+        item = resolved(name)
+        if is_data(item):
+            continue
+        yield name
+        if not (inspect.isclass(item) and issubclass(item, BaseEstimator)):
+            continue
+        for attribute, member in inspect.getmembers(item, inspect.isfunction):
+            ours = member.__module__.startswith("sklearn_ape.")
+            if ours and not attribute.startswith("_") and "training" not in name:
+                yield f"{name}.{attribute}"
+
+
+def faults(name):
+    """Return what numpydoc finds wrong with a docstring."""
+    is_method = name not in listed_names()
+    item = None if is_method else resolved(name)
+    excused = set()
+    if is_method or is_named_tuple(item) or name.rpartition(".")[2] in WITHOUT_EXAMPLE:
+        excused.add("EX01")
+    if is_named_tuple(item) or getattr(item, "_is_protocol", False):
+        excused.add("PR01")  # their Attributes say it
+    return [
+        f"{code} {message}"
+        for code, message in validate(name)["errors"]
+        if code in CHECKS - excused
+    ]
+
+
 class TestReference:
     @pytest.mark.parametrize("module", MODULES)
     def test_every_public_name_is_listed(self, module):
@@ -56,6 +113,19 @@ class TestReference:
     def test_nothing_is_listed_twice(self):
         listed = listed_names()
         assert len(set(listed)) == len(listed)
+
+
+class TestDocstrings:
+    @pytest.mark.parametrize("name", documented())
+    def test_docstring_is_whole(self, name):
+        """Parameters match the signature, sections are in order, results are said."""
+        assert not faults(name)
+
+    def test_a_bad_docstring_is_found(self, monkeypatch):
+        from sklearn_ape.prompts import fill
+
+        monkeypatch.setattr(fill, "__doc__", fill.__doc__.replace("name : str", "label : str"))
+        assert any(fault.startswith("PR") for fault in faults("sklearn_ape.prompts.fill"))
 
 
 def linked_pages():

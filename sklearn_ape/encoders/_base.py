@@ -33,7 +33,15 @@ from ._registry import folder_digest
 
 
 class CacheInfo(NamedTuple):
-    """How many features came from the cache (hits) and how many from the network (misses)."""
+    """Where features came from.
+
+    Attributes
+    ----------
+    hits : int
+        From the cache.
+    misses : int
+        From the network.
+    """
 
     hits: int
     misses: int

@@ -16,7 +16,25 @@ __all__ = ["EncoderInfo", "list_encoders"]
 
 
 class EncoderInfo(NamedTuple):
-    """One row of `list_encoders`."""
+    """One row of `list_encoders`.
+
+    Attributes
+    ----------
+    name : str
+        What an encoder's ``model_name`` takes.
+    modality : {"image", "text"}
+        What it encodes.
+    n_features : int
+        Width of its features.
+    encoder : str
+        Class that takes the name.
+    package : str
+        Python package that carries the weights.
+    installed : bool
+        Whether it is installed.
+    description : str
+        Architecture, training data and licence.
+    """
 
     name: str
     modality: str

@@ -19,6 +19,15 @@ class Standardize(nn.Module):
     ----------
     n_features : int
         Width of the features.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklearn_ape.heads import Standardize
+    >>> standardize = Standardize(2)
+    >>> standardize.set(torch.tensor([[0.0, 5.0], [2.0, 5.0]]))
+    >>> standardize(torch.tensor([[2.0, 5.0]]))
+    tensor([[1., 0.]])
     """
 
     mean: torch.Tensor

@@ -45,14 +45,14 @@ class KernelMap(BaseMap):
     ValueError
         When shapes do not match, numbers are not finite, or an anchor is not of length 1.
 
+    See Also
+    --------
+    WhitenedMap : The counterpart on the side whose features are the targets.
+
     Notes
     -----
     Buffers are float32 copies. Rows are mapped a bounded number at a time, so that no kernel
     matrix takes more than 64 MiB.
-
-    See Also
-    --------
-    WhitenedMap : The counterpart on the side whose features are the targets.
 
     Examples
     --------
@@ -114,13 +114,13 @@ class WhitenedMap(BaseMap):
     ValueError
         When shapes do not match or numbers are not finite.
 
-    Notes
-    -----
-    Buffers are float32 copies.
-
     See Also
     --------
     KernelMap : The counterpart on the other side.
+
+    Notes
+    -----
+    Buffers are float32 copies.
 
     Examples
     --------

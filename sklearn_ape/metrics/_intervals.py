@@ -12,7 +12,15 @@ _RESAMPLED_AT_ONCE = 2**22
 
 
 class Interval(NamedTuple):
-    """A mean and the confidence interval around it."""
+    """A mean and the confidence interval around it.
+
+    Attributes
+    ----------
+    estimate : float
+        The mean.
+    low, high : float
+        The ends of the interval.
+    """
 
     estimate: float
     low: float

@@ -169,5 +169,11 @@ def n_batches(n_pairs: int, batch_size: int) -> int:
     -------
     n_batches : int
         At least 1.
+
+    Examples
+    --------
+    >>> from sklearn_ape.training import n_batches
+    >>> n_batches(1000, 300)
+    4
     """
     return max(1, math.ceil(n_pairs / batch_size))

@@ -25,6 +25,17 @@ class PairDataset(Dataset):
         One row a distinct caption; or the like.
     pairs : ndarray of shape (n_pairs, 2)
         Rows of pictures and of captions.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import torch
+    >>> from sklearn_ape.training import PairDataset
+    >>> pairs = np.array([[0, 0], [0, 1], [1, 2]])  # the first picture has two captions
+    >>> dataset = PairDataset(torch.zeros(2, 4), torch.zeros(3, 5), pairs)
+    >>> features, positive = dataset[torch.arange(3)]
+    >>> features["image"].shape, features["text"].shape
+    (torch.Size([3, 4]), torch.Size([3, 5]))
     """
 
     def __init__(self, image: Any, text: Any, pairs: np.ndarray) -> None:
@@ -121,6 +132,13 @@ def as_tensor(features: np.ndarray) -> torch.Tensor:
     -------
     tensor : torch.Tensor
         Of the same numbers. torch warns of arrays that are read-only, so these are copied.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn_ape.training import as_tensor
+    >>> as_tensor(np.ones((2, 3), dtype=np.float32)).shape
+    torch.Size([2, 3])
     """
     return torch.from_numpy(np.require(features, requirements=["C", "W"]))
 
@@ -139,6 +157,17 @@ def subset(dataset: PairDataset, rows: np.ndarray) -> PairDataset:
     -------
     subset : PairDataset
         With pictures and captions numbered anew.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import torch
+    >>> from sklearn_ape.training import PairDataset, subset
+    >>> pairs = np.array([[0, 0], [1, 1], [2, 2]])
+    >>> dataset = PairDataset(torch.zeros(3, 4), torch.zeros(3, 5), pairs)
+    >>> some = subset(dataset, np.array([0, 2]))
+    >>> some.pairs.tolist(), some.image.shape
+    ([[0, 0], [1, 1]], torch.Size([2, 4]))
     """
     pairs = dataset.pairs[torch.from_numpy(rows)].numpy()
     images, at_image = np.unique(pairs[:, 0], return_inverse=True)

@@ -40,6 +40,26 @@ class AlignmentNet(NeuralNet):
     --------
     sklearn_ape.losses.StructureLoss : Keeps who is whose neighbour.
     skorch.callbacks.GradientNormClipping : Bounds the gradients, given as one of ``callbacks``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import torch
+    >>> from sklearn_ape.heads import LinearHead, TwoTower
+    >>> from sklearn_ape.losses import InfoNCELoss
+    >>> from sklearn_ape.training import AlignmentNet, PairBatches, PairDataset
+    >>> pairs = np.column_stack([np.arange(20)] * 2)
+    >>> dataset = PairDataset(torch.randn(20, 4), torch.randn(20, 3), pairs)
+    >>> net = AlignmentNet(
+    ...     TwoTower(LinearHead(4, 2), LinearHead(3, 2)),
+    ...     criterion=InfoNCELoss,
+    ...     iterator_train=PairBatches,
+    ...     train_split=None,
+    ...     max_epochs=2,
+    ...     verbose=0,
+    ... )
+    >>> len(net.fit(dataset, y=None).history)
+    2
     """
 
     def __init__(
@@ -158,6 +178,15 @@ def embed(module: TwoTower, side: str, features: Any, device: Any) -> np.ndarray
     -------
     embeddings : ndarray of shape (n, n_components)
         Of length 1.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklearn_ape.heads import LinearHead, TwoTower
+    >>> from sklearn_ape.training import embed
+    >>> towers = TwoTower(LinearHead(4, 2), LinearHead(3, 2))
+    >>> embed(towers, "text", torch.ones(5, 3), "cpu").shape
+    (5, 2)
     """
     tower = module.embed_image if side == "image" else module.embed_text
     was_training = module.training

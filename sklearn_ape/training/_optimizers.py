@@ -60,6 +60,14 @@ def adam(groups: list[dict[str, Any]], lr: float, weight_decay: float) -> torch.
     -------
     optimizer : torch.optim.Optimizer
         With a group of matrices and a group of all else.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklearn_ape.training import adam
+    >>> groups = [{"params": list(torch.nn.Linear(3, 2).parameters())}]
+    >>> [group["weight_decay"] for group in adam(groups, lr=1e-3, weight_decay=0.1).param_groups]
+    [0.1, 0.0]
     """
     return torch.optim.Adam(_decaying_matrices(groups, weight_decay), lr=lr)
 
@@ -84,6 +92,14 @@ def lion(groups: list[dict[str, Any]], lr: float, weight_decay: float) -> torch.
     References
     ----------
     .. [1] X. Chen et al., "Symbolic Discovery of Optimization Algorithms", NeurIPS 2023.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklearn_ape.training import lion
+    >>> groups = [{"params": list(torch.nn.Linear(3, 2).parameters())}]
+    >>> [group["weight_decay"] for group in lion(groups, lr=1e-4, weight_decay=0.5).param_groups]
+    [0.5, 0.0]
     """
     from timm.optim import Lion  # timm takes seconds to import
 

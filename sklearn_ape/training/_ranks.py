@@ -193,6 +193,12 @@ def current_ranks() -> Ranks | None:
     ranks : Ranks or None
         Not None after ``accelerate.Accelerator()`` in a script that ``accelerate launch``
         started, or after `torch.distributed.init_process_group`.
+
+    Examples
+    --------
+    >>> from sklearn_ape.training import current_ranks
+    >>> current_ranks() is None  # one process
+    True
     """
     if not (distributed.is_available() and distributed.is_initialized()):
         return None

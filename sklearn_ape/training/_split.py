@@ -13,7 +13,15 @@ _MOST_VALIDATION_GROUPS = 5000
 
 
 class Split(NamedTuple):
-    """Rows of pairs to train on, and to validate on (or None)."""
+    """Rows of pairs to train on, and to validate on.
+
+    Attributes
+    ----------
+    train : ndarray of int
+        Rows to train on.
+    valid : ndarray of int or None
+        Rows held out.
+    """
 
     train: np.ndarray
     valid: np.ndarray | None

@@ -149,6 +149,13 @@ def stays_stored(features: Any) -> bool:
     stays : bool
         True of a memory map of floats, or an array of float16, that would take more than
         128 MiB as float32.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn_ape.training import stays_stored
+    >>> stays_stored(np.zeros((10, 4), dtype=np.float32))
+    False
     """
     return (
         isinstance(features, np.ndarray)
@@ -171,6 +178,13 @@ def row_blocks(features: Any) -> Iterator[slice]:
     -------
     blocks : iterator of slice
         Of up to 4,096 rows each.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn_ape.training import row_blocks
+    >>> list(row_blocks(np.zeros((10, 4))))
+    [slice(0, 10, None)]
     """
     n_rows = len(features)
     size = _ROWS_AT_ONCE if isinstance(features, StoredRows) else max(n_rows, 1)
@@ -191,6 +205,14 @@ def select(features: Any, rows: np.ndarray) -> Any:
     -------
     features : StoredRows, ndarray or torch.Tensor of shape (len(rows), n_features)
         See `StoredRows.select`; a copy of other kinds.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn_ape.training import select
+    >>> select(np.array([[1, 2], [3, 4], [5, 6]]), np.array([2, 0]))
+    array([[5, 6],
+           [1, 2]])
     """
     return features.select(rows) if isinstance(features, StoredRows) else features[rows]
 

@@ -62,6 +62,14 @@ def mean_recall(image: np.ndarray, text: np.ndarray, pairs: np.ndarray) -> float
     -------
     recall : float
         Between 0 and 1.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn_ape.training import mean_recall
+    >>> embeddings = np.eye(20, dtype=np.float32)
+    >>> mean_recall(embeddings, embeddings, np.column_stack([np.arange(20)] * 2))
+    1.0
     """
     report = retrieval_report(image, text, pairs)
     return float(np.mean([recall for way in report.values() for recall in way.values()]))
