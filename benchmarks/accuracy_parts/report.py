@@ -62,7 +62,7 @@ class Measurements:
         return " / ".join(parts)
 
     def seconds(self, **where: object) -> str:
-        """Return the least of the seeds: other work on the machine slows a fit, nothing speeds it."""
+        """Return the least of the seeds: other work slows a fit, nothing speeds it."""
         values = self.values("seconds", **where)
         return f"{values.min():.1f}" if len(values) else ""
 
