@@ -13,6 +13,7 @@ if TYPE_CHECKING:
         KernelAligner,
         LiTAligner,
     )
+    from .multilabel import MultiLabelZeroShotClassifier
     from .persistence import load_pretrained
     from .retrieval import CrossModalRetriever
     from .zero_shot import ZeroShotClassifier
@@ -27,6 +28,7 @@ __all__ = [
     "CrossModalRetriever",
     "KernelAligner",
     "LiTAligner",
+    "MultiLabelZeroShotClassifier",
     "ZeroShotClassifier",
     "__version__",
     "load_pretrained",
@@ -41,6 +43,7 @@ _PUBLIC = {
     "CrossModalRetriever": ".retrieval",
     "KernelAligner": ".aligners",
     "LiTAligner": ".aligners",
+    "MultiLabelZeroShotClassifier": ".multilabel",
     "ZeroShotClassifier": ".zero_shot",
     "load_pretrained": ".persistence",
 }
@@ -56,6 +59,7 @@ _SUBMODULES = (
     "losses",
     "metrics",
     "persistence",
+    "multilabel",
     "prompts",
     "recipes",
     "retrieval",

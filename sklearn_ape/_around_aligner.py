@@ -86,9 +86,10 @@ class AroundAligner(Shareable):
 
 
 class SavedClassifier(AroundAligner):
-    """The part of `ZeroShotClassifier` that is saved and loaded."""
+    """The part of a classifier by names that is saved and loaded."""
 
     labels: Any
+    _says = "which of the classes a picture shows, by the cosine of the picture with the classes'"
 
     def _recorded_params(self) -> dict[str, Any]:
         params = super()._recorded_params()
@@ -117,18 +118,17 @@ class SavedClassifier(AroundAligner):
     def _card_facts(self) -> Facts:
         known: Any = self
         facts = self._aligner_facts()
-        names = [str(label) for label in known.classes_]
+        names = [str(label) for label in known._names_now()]
         shown = ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
-        facts.what = (
-            "Says which of the classes a picture shows, by the cosine of the picture with the "
-            "classes' names. " + facts.what
-        )
+        facts.what = f"Says {self._says} names. {facts.what}"
         facts.facts = {"classes": f"{len(names):,}: {shown}"} | facts.facts
-        facts.limits.append(
-            "It always answers with one of its classes"
-            + (" or, below the threshold, unknown." if known.threshold is not None else ".")
-        )
+        facts.limits.append(self._limit())
         takes_features = getattr(text_side(chosen_aligner(known.aligner)), "image_encoder", None)
         is_alone = takes_features is None and not hasattr(known.aligner, "steps")
         facts.usage = f"print(model.predict({'image_features' if is_alone else ['picture.jpg']}))"
         return facts
+
+    def _limit(self) -> str:
+        if getattr(self, "threshold", None) is None:
+            return "It always answers with one of its classes."
+        return "It always answers with one of its classes or, below the threshold, unknown."

@@ -7,17 +7,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
-from sklearn.base import BaseEstimator, ClassifierMixin, clone
-from sklearn.exceptions import NotFittedError
-from sklearn.frozen import FrozenEstimator
-from sklearn.utils import Tags, check_consistent_length, get_tags
-from sklearn.utils.validation import check_is_fitted
+from sklearn.base import ClassifierMixin
+from sklearn.utils import check_consistent_length
 
-from ._aligner_choice import chosen_aligner, default_aligner, text_side
 from ._around_aligner import SavedClassifier
-from ._label_embeddings import embed_labels
+from ._callbacks import FitContext, with_callbacks
 from ._labels import captions_of, checked_y, names_of
-from .aligners._bank import check_standardize, resolve_bank
+from ._zero_shot_base import ZeroShotBase
 from .aligners._logit_tiles import (
     UNKNOWN,
     UNREAD,
@@ -31,13 +27,9 @@ from .prompts import resolve_templates
 __all__ = ["ZeroShotClassifier"]
 
 _NAMED_IN_ERRORS = 5
-_NOT_FITTED = (
-    "This %(name)s is not fitted: call fit(images, captions), or pass labels and a fitted "
-    "aligner, as in %(name)s(['cat', 'dog'], aligner=model)."
-)
 
 
-class ZeroShotClassifier(SavedClassifier, ClassifierMixin, BaseEstimator):
+class ZeroShotClassifier(SavedClassifier, ClassifierMixin, ZeroShotBase):
     """Predict the class whose name, embedded as text, is nearest to the picture.
 
     Parameters
@@ -120,6 +112,8 @@ class ZeroShotClassifier(SavedClassifier, ClassifierMixin, BaseEstimator):
     1.0
     """
 
+    _shown_properties = ("classes_",)
+
     def __init__(
         self,
         labels: Sequence[str] | Mapping[Any, str | Sequence[str]] | None = None,
@@ -139,6 +133,7 @@ class ZeroShotClassifier(SavedClassifier, ClassifierMixin, BaseEstimator):
         self.logit_scale = logit_scale
         self.standardize = standardize
 
+    @with_callbacks
     def fit(self, X: Any, y: Any = None, captions: Any = None) -> Self:
         """Fit a clone of the aligner on captions, else on the names in y.
 
@@ -158,6 +153,7 @@ class ZeroShotClassifier(SavedClassifier, ClassifierMixin, BaseEstimator):
             The fitted classifier.
         """
         self._check_parameters()
+        progress = FitContext(self, 1, X, y)
         if captions is not None:
             check_consistent_length(X, captions)
         if y is not None:
@@ -170,15 +166,14 @@ class ZeroShotClassifier(SavedClassifier, ClassifierMixin, BaseEstimator):
                 UserWarning,
                 stacklevel=2,
             )
-        if isinstance(self.aligner, FrozenEstimator | str):
-            self.aligner_ = chosen_aligner(self.aligner)
-            check_is_fitted(self.aligner_)
+        if self._is_kept():
+            self.aligner_ = self._kept_aligner()
         else:
             if captions is None:
                 captions = captions_of(checked_y(y), names, resolve_templates(self.templates))
-            aligner = default_aligner() if self.aligner is None else clone(self.aligner)
-            self.aligner_ = aligner.fit(X, captions)
+            self.aligner_ = self._fit_aligner(X, captions, progress)
         self._names = names
+        progress.end()
         return self
 
     def decision_function(self, X: Any) -> np.ndarray:
@@ -306,31 +301,16 @@ class ZeroShotClassifier(SavedClassifier, ClassifierMixin, BaseEstimator):
         names = self._names_now()
         if names is None:
             raise AttributeError("ZeroShotClassifier has no classes_ before fit when labels=None.")
-        return np.array(sorted(names))
-
-    @property
-    def n_features_in_(self) -> int:
-        """Width of the features that the aligner was fitted on."""
-        return self.aligner_.n_features_in_
-
-    @property
-    def feature_names_in_(self) -> np.ndarray:
-        """Names of the features that the aligner was fitted on."""
-        return self.aligner_.feature_names_in_
+        return np.array(list(names))
 
     def _logits(self) -> LogitTiles:
-        """Return what gives the logits of pictures, with the labels embedded."""
-        check_is_fitted(self, msg=_NOT_FITTED)
-        self._check_parameters()
-        aligner = self._fitted_aligner()
-        texts = text_side(aligner)
-        names = self._names_now()
-        assert names is not None
-        names = {label: names[label] for label in sorted(names)}
-        bank = resolve_bank(self.standardize, texts, aligner.transform, whole=aligner)
-        scale = texts.logit_scale_ if self.logit_scale is None else self.logit_scale
-        embeddings = embed_labels(texts, names, resolve_templates(self.templates))
-        return LogitTiles(aligner, np.array(list(names)), embeddings, scale, bank)
+        aligner = self._ready_aligner()
+        return self._logits_by(aligner, self._scale_by(aligner))
+
+    def _names_now(self) -> dict[Any, list[str]] | None:
+        # scikit-learn's scorers suppose that classes are sorted.
+        names = super()._names_now()
+        return None if names is None else {label: names[label] for label in sorted(names)}
 
     def _codes(self, logits: LogitTiles, X: Any) -> np.ndarray:
         """Return the number of every picture's class, below 0 for those that are unknown."""
@@ -359,41 +339,7 @@ class ZeroShotClassifier(SavedClassifier, ClassifierMixin, BaseEstimator):
         labels[unknown] = self.unknown_label
         return labels
 
-    def _fitted_aligner(self) -> Any:
-        return self.aligner_ if hasattr(self, "aligner_") else chosen_aligner(self.aligner)
-
-    def _names_now(self) -> dict[Any, list[str]] | None:
-        if self.labels is not None:
-            return names_of(self.labels)
-        return getattr(self, "_names", None)
-
     def _check_parameters(self) -> None:
-        resolve_templates(self.templates)
-        check_standardize(self.standardize)
+        super()._check_parameters()
         if self.threshold is not None and not 0 <= self.threshold <= 1:
             raise ValueError(f"threshold must be None or in [0, 1], not {self.threshold!r}.")
-        if self.logit_scale is not None and not self.logit_scale > 0:
-            raise ValueError(f"logit_scale must be None or above 0, not {self.logit_scale!r}.")
-        if self.aligner is not None:
-            text_side(chosen_aligner(self.aligner))
-
-    def __sklearn_is_fitted__(self) -> bool:
-        if hasattr(self, "aligner_"):
-            return True
-        if self.labels is None:
-            return False
-        if self.aligner is None or isinstance(self.aligner, str):
-            return True
-        try:
-            check_is_fitted(self.aligner)
-        except NotFittedError:
-            return False
-        return True
-
-    def __sklearn_tags__(self) -> Tags:
-        tags = super().__sklearn_tags__()
-        if self.aligner is None or isinstance(self.aligner, str):
-            tags.input_tags.two_d_array = False
-        elif hasattr(self.aligner, "__sklearn_tags__"):
-            tags.input_tags = get_tags(self.aligner).input_tags
-        return tags

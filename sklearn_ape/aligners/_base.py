@@ -12,6 +12,8 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, Transfo
 from sklearn.utils import Tags, check_array
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from .._callbacks import CallbackSupportMixin
+from .._shown import ShownMixin
 from ..metrics import retrieval_report
 from ..training import row_blocks, select, stays_stored
 from ._bank import Bank, Standardizer, evenly_spaced, resolve_bank
@@ -22,7 +24,14 @@ from ._pairs import Pairs, distinct_pairs, missing_rows
 from ._saving import SavedAligner
 
 
-class BaseAligner(SavedAligner, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+class BaseAligner(
+    SavedAligner,
+    ShownMixin,
+    CallbackSupportMixin,
+    ClassNamePrefixFeaturesOutMixin,
+    TransformerMixin,
+    BaseEstimator,
+):
     """Maps features of frozen encoders of pictures and texts into one space.
 
     Large memory maps, and large arrays of float16, are not copied: they are read a bounded number

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from copy import deepcopy
 from typing import Any, NamedTuple
 
 from skorch import NeuralNet
 
+from .._callbacks import FitContext
 from ..training import (
     BestEpoch,
     EpochProgress,
@@ -16,7 +18,7 @@ from ..training import (
     StopWhenPatient,
     ValidationRecall,
 )
-from ._callbacks import FitContext
+from ._callbacks import epoch_bridges
 
 _KEPT = ("epoch", "train_loss", "valid_recall", "logit_scale", "dur")
 
@@ -38,6 +40,7 @@ def watchers(
     aligner: Any,
     valid: PairDataset | None,
     fit: FitContext,
+    learned_so_far: Callable[[NeuralNet], dict[str, Any]],
     name: str,
     ranks: Ranks | None = None,
 ) -> list[Any]:
@@ -51,6 +54,8 @@ def watchers(
         The pairs held out; None keeps the last epoch.
     fit : FitContext
         Tells scikit-learn's callbacks.
+    learned_so_far : callable
+        Takes the net and returns the aligner's fitted attributes, for callbacks that score.
     name : str
         Stands before the progress bar.
     ranks : Ranks or None, default=None
@@ -74,7 +79,8 @@ def watchers(
         found.append(("best", best))
     if aligner.verbose == 1 and is_first(ranks):
         found.append(("progress", EpochProgress(aligner.max_epochs, name)))
-    found += [(f"bridge{i}", bridge) for i, bridge in enumerate(fit.skorch_callbacks())]
+    bridges = epoch_bridges(fit, learned_so_far)
+    found += [(f"bridge{i}", bridge) for i, bridge in enumerate(bridges)]
     # Deep copies: skorch writes into its callbacks, and parameters are not ours to change.
     found += deepcopy(list(aligner.callbacks or []))
     return found if best is None else [*found, ("stop", StopWhenPatient(best))]

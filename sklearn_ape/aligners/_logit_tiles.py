@@ -86,6 +86,19 @@ class LogitTiles:
                 self.standardizer.apply(logits, embeddings)
             yield LogitTile(n_rows, rows, logits)
 
+    def of_embeddings(self, embeddings: Any) -> np.ndarray:
+        """Return the logits of a few pictures that were embedded before.
+
+        Parameters
+        ----------
+        embeddings : array of shape (n, n_components)
+            Dense or sparse.
+        """
+        logits = np.asarray(embeddings @ self.columns)
+        if self.standardizer is not None:
+            self.standardizer.apply(logits, embeddings)
+        return logits
+
     def collect(
         self, X: Any, make: Callable[[np.ndarray], tuple[np.ndarray, ...]]
     ) -> tuple[np.ndarray, ...]:

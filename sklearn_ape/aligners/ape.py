@@ -3,30 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from functools import partial
 from typing import Any, Self
 
 import numpy as np
 import torch
 from sklearn.utils import check_random_state
+from skorch import NeuralNet
 
+from .._callbacks import FitContext, with_callbacks
 from ..devices import resolve_device
 from ..heads import BaseMap, TwoTower
 from ..persistence import State
 from ..training import EpochProgress, Ranks, split_pairs
 from ._base import BaseAligner
-from ._callbacks import CallbackSupportMixin, FitContext, with_callbacks
 from ._course import course_of, is_first, watchers
 from ._embedded import embedded, embedders
 from ._head_parameters import check_head_training
 from ._head_training import HeadTraining, start_kind
+from ._learned import learned
 from ._logit_scale import fit_logit_scale, held_out_logit_scale
 from ._pairs import Pairs, subset_of
 from ._saving import SavedHeads, course_state, restore_course
 from ._together import join_ranks
 
 
-class APEAligner(CallbackSupportMixin, SavedHeads, BaseAligner):
+class APEAligner(SavedHeads, BaseAligner):
     """Align two frozen encoders by training small heads with a contrastive loss.
 
     "Aligning Pretrained Encoders" [1]_: the encoders stay as they are, their features are
@@ -291,8 +294,8 @@ class APEAligner(CallbackSupportMixin, SavedHeads, BaseAligner):
             When training diverges.
         """
         self._check_parameters()
-        data = self._fit_pairs(X, y)
         fit = FitContext(self, self.max_epochs, X, y)
+        data = self._fit_pairs(X, y)
         random = check_random_state(self.random_state)
         seed = int(random.randint(np.iinfo(np.int32).max))
         ranks, seed = join_ranks(self, data, seed)
@@ -318,7 +321,12 @@ class APEAligner(CallbackSupportMixin, SavedHeads, BaseAligner):
         self.n_epochs_ = self.best_epoch_ = 0
         # "auto" does not train where nothing could tell whether that helps.
         if not (self.init == "auto" and self.early_stopping and valid is None):
-            net = training.run(watchers(self, watched, fit, "align", ranks), self.max_epochs)
+
+            def learned_so_far(net: NeuralNet) -> dict[str, Any]:
+                return _learned(deepcopy(training.module), net.criterion_.logit_scale.item())
+
+            watching = watchers(self, watched, fit, learned_so_far, "align", ranks)
+            net = training.run(watching, self.max_epochs)
             self.history_, self.n_epochs_, self.best_epoch_ = course_of(net, self)
             scale = float(net.criterion_.logit_scale.item())
         if valid is not None and start_recall is not None:
@@ -371,14 +379,7 @@ class APEAligner(CallbackSupportMixin, SavedHeads, BaseAligner):
 
     def _keep(self, module: TwoTower, scale: float) -> None:
         """Take what prediction needs."""
-        # On the CPU, so that a pickle opens on a machine without the training device.
-        self.module_ = module.to("cpu").eval()
-        self.logit_scale_ = scale
-        maps = [part for part in module.modules() if isinstance(part, BaseMap)]
-        learned = [*module.parameters(), *(b for part in maps for b in part.buffers())]
-        self.n_parameters_ = sum(tensor.numel() for tensor in learned)
-        self.n_components_ = self._n_features_out = self.module_.n_components
-        self.fingerprint_ = self.module_.fingerprint()
+        self.__dict__.update(_learned(module, scale))
 
     def _learned_state(self) -> dict[str, Any]:
         return super()._learned_state() | course_state(self)
@@ -401,3 +402,9 @@ class APEAligner(CallbackSupportMixin, SavedHeads, BaseAligner):
 
     def _embed(self, side: str, features: np.ndarray) -> np.ndarray:
         return embedded(self.module_, side, features, self.device)
+
+
+def _learned(module: TwoTower, scale: float) -> dict[str, Any]:
+    maps = [part for part in module.modules() if isinstance(part, BaseMap)]
+    solved = [buffer for part in maps for buffer in part.buffers()]
+    return learned(module, scale, [*module.parameters(), *solved])

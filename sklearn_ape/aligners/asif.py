@@ -8,6 +8,7 @@ import numpy as np
 from scipy.sparse import csr_array, vstack
 from sklearn.utils import gen_batches
 
+from .._callbacks import reports_fit
 from ..persistence import State
 from ._base import BaseAligner
 from ._fingerprint import fingerprint
@@ -116,6 +117,7 @@ class ASIFAligner(BaseAligner):
         self.power = power
         self.center = center
 
+    @reports_fit
     def fit(self, X: Any, y: Any) -> Self:
         """Keep pairs of pictures and captions as anchors.
 

@@ -8,6 +8,7 @@ import numpy as np
 from sklearn.utils import gen_batches
 from sklearn.utils.extmath import svd_flip
 
+from .._callbacks import reports_fit
 from ..persistence import State
 from ._base import BaseAligner
 from ._fingerprint import fingerprint
@@ -138,6 +139,7 @@ class CCAAligner(BaseAligner):
         self.ridge = ridge
         self.power = power
 
+    @reports_fit
     def fit(self, X: Any, y: Any) -> Self:
         """Find the canonical directions of pairs of pictures and captions.
 

@@ -12,6 +12,8 @@ from scipy.sparse import issparse
 from sklearn.utils import Tags, check_array
 from sklearn.utils.validation import check_consistent_length
 
+from .._callbacks import reports_fit
+from .._shown import LazyNamesMixin
 from ..encoders import OpenCLIPImageEncoder, OpenCLIPTextEncoder
 from ..persistence import State
 from ..persistence._card import Facts
@@ -19,7 +21,7 @@ from ._base import BaseAligner
 from ._captions import flat_captions, holds_texts, plain_sequence
 
 
-class CLIPAligner(BaseAligner):
+class CLIPAligner(LazyNamesMixin, BaseAligner):
     """An OpenCLIP model as an aligner: ready at once, nothing to fit.
 
     The level that aligned encoders are measured against: CLIP's two towers were trained together
@@ -119,6 +121,7 @@ class CLIPAligner(BaseAligner):
         self.on_error = on_error
         self.verbose = verbose
 
+    @reports_fit
     def fit(self, X: Any, y: Any = None) -> Self:
         """Check the parameters and the form of X and y; there is nothing to learn.
 

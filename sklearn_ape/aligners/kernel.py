@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from sklearn.utils import check_random_state
 
+from .._callbacks import reports_fit
 from ..devices import resolve_device
 from ..heads import ClosedFormHead, KernelMap, TwoTower
 from ._base import BaseAligner
@@ -142,6 +143,7 @@ class KernelAligner(SavedHeads, BaseAligner):
         self.device = device
         self.random_state = random_state
 
+    @reports_fit
     def fit(self, X: Any, y: Any) -> Self:
         """Solve for the maps of both sides.
 

@@ -11,6 +11,7 @@ import torch
 from sklearn.utils import check_random_state
 from skorch.callbacks import GradientNormClipping
 
+from .._callbacks import FitContext, with_callbacks
 from ..devices import resolve_device
 from ..heads import FrozenHead, TwoTower, head_state, restored_head
 from ..losses import InfoNCELoss, SigmoidLoss
@@ -29,8 +30,8 @@ from ..training import (
     subset,
 )
 from ._base import BaseAligner
-from ._callbacks import CallbackSupportMixin, FitContext, with_callbacks
 from ._course import course_of, watchers
+from ._learned import learned
 from ._pairs import Pairs
 from ._parameters import check_choice, check_integer, check_number
 from ._saving import course_state, restore_course
@@ -41,7 +42,7 @@ _CAPTIONS_FOR_STATISTICS = 1000
 _LARGEST_GRADIENT = 1.0
 
 
-class LiTAligner(CallbackSupportMixin, BaseAligner):
+class LiTAligner(BaseAligner):
     """Align a text encoder with a frozen image encoder by training the text encoder itself.
 
     This is locked-image tuning [1]_, which the APE paper compares itself with: features of
@@ -241,9 +242,9 @@ class LiTAligner(CallbackSupportMixin, BaseAligner):
             When training diverges.
         """
         self._check_parameters()
+        fit = FitContext(self, self.max_epochs, X, y)
         try:
             data = self._fit_pairs(X, y)
-            fit = FitContext(self, self.max_epochs, X, y)
             random = check_random_state(self.random_state)
             seed = int(random.randint(np.iinfo(np.int32).max))
             self.device_ = resolve_device(self.device)
@@ -277,7 +278,8 @@ class LiTAligner(CallbackSupportMixin, BaseAligner):
         tower.to(self.device_).project(train.text[some].to(self.device_), n_out)
         module = TwoTower(FrozenHead(n_image, n_out), tower)
         module.image_head.set_statistics(train.image)
-        net = self._net(module, len(train), seed, watchers(self, valid, fit, "tune"))
+        watching = watchers(self, valid, fit, _learned_so_far, "tune")
+        net = self._net(module, len(train), seed, watching)
         try:
             with tower.checkpointing(self.gradient_checkpointing):
                 net.fit(train, y=None)
@@ -326,17 +328,11 @@ class LiTAligner(CallbackSupportMixin, BaseAligner):
 
     def _keep(self, net: AlignmentNet) -> None:
         """Take what prediction needs from the net; the rest goes with it."""
-        # On the CPU, so that a pickle opens on a machine without the training device.
-        self._keep_module(net.module_.to("cpu").eval(), float(net.criterion_.logit_scale.item()))
+        self._keep_module(net.module_, net.criterion_.logit_scale.item())
 
     def _keep_module(self, module: TwoTower, logit_scale: float) -> None:
-        self.module_ = module
-        self.logit_scale_ = logit_scale
-        trained = [p for p in self.module_.parameters() if p.requires_grad]
-        self.n_parameters_ = sum(parameter.numel() for parameter in trained)
+        self.__dict__.update(_learned(module, logit_scale))
         self.module_.zero_grad()
-        self.n_components_ = self._n_features_out = self.module_.n_components
-        self.fingerprint_ = self.module_.fingerprint()
 
     def _learned_state(self) -> dict[str, Any]:
         return {
@@ -398,3 +394,11 @@ class LiTAligner(CallbackSupportMixin, BaseAligner):
         check_number(self, "logit_scale", 0, above=True)
         check_number(self, "max_logit_scale", self.logit_scale)
         resolve_device(self.device)
+
+
+def _learned(module: TwoTower, scale: float) -> dict[str, Any]:
+    return learned(module, scale, (p for p in module.parameters() if p.requires_grad))
+
+
+def _learned_so_far(net: AlignmentNet) -> dict[str, Any]:
+    return _learned(deepcopy(net.module_), net.criterion_.logit_scale.item())

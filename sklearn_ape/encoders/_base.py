@@ -20,6 +20,8 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, Transfo
 from sklearn.utils import Tags
 from tqdm import tqdm
 
+from .._callbacks import CallbackSupportMixin, reports_fit
+from .._shown import LazyNamesMixin
 from .._threads import in_threads
 from ..features import FeatureCache, open_cache
 from ..persistence import Recordable, State
@@ -58,6 +60,8 @@ class FrozenEncoder(
     EncodesToFile,
     Computes,
     Recordable,
+    LazyNamesMixin,
+    CallbackSupportMixin,
     ClassNamePrefixFeaturesOutMixin,
     TransformerMixin,
     BaseEstimator,
@@ -99,6 +103,7 @@ class FrozenEncoder(
         """Order in which items are encoded."""
         return list(range(len(items)))
 
+    @reports_fit
     def fit(self, X: Sequence[Any], y: Any = None) -> Self:
         """Check the parameters and the form of X; a frozen encoder learns nothing.
 
@@ -296,14 +301,18 @@ class FrozenEncoder(
     def _weights_key(self) -> str:
         """Name the weights: encoders with the same key share one loaded network."""
 
+    def _knows_its_width(self) -> bool:
+        # Parameters may have been set since.
+        return getattr(self, "_width", (b"", 0))[0] == self._identity_digest()
+
     @property
     def _n_features_out(self) -> int:
-        identity = self._identity_digest()  # parameters may have been set since
-        if getattr(self, "_width", (b"", 0))[0] != identity:
+        if not self._knows_its_width():
             network = self._network()
             blank = self._prepare(network.prepare, self._blank())
             with torch.inference_mode():
-                self._width = (identity, self._forward(network, [blank]).shape[1])
+                width = self._forward(network, [blank]).shape[1]
+            self._width = (self._identity_digest(), width)
         return self._width[1]
 
     def _identity_digest(self) -> bytes:

@@ -29,6 +29,7 @@ CLASSES = {
         "sklearn_ape.encoders",
     ),
     "CrossModalRetriever": "sklearn_ape.retrieval",
+    "MultiLabelZeroShotClassifier": "sklearn_ape.multilabel",
     "ZeroShotClassifier": "sklearn_ape.zero_shot",
 }
 

@@ -1,0 +1,34 @@
+"""The fitted attributes of aligners whose module was trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+from ..heads import TwoTower
+
+
+def learned(
+    module: TwoTower, logit_scale: float, numbers: Iterable[torch.Tensor]
+) -> dict[str, Any]:
+    """Return what prediction needs, by the names of the attributes.
+
+    Parameters
+    ----------
+    module : TwoTower
+        Moved to the CPU, so that a pickle opens on a machine without the training device.
+    logit_scale : float
+        Factor of the cosines.
+    numbers : iterable of torch.Tensor
+        What was trained or solved for, to be counted.
+    """
+    return {
+        "module_": module.to("cpu").eval(),
+        "logit_scale_": float(logit_scale),
+        "n_parameters_": sum(tensor.numel() for tensor in numbers),
+        "n_components_": module.n_components,
+        "_n_features_out": module.n_components,
+        "fingerprint_": module.fingerprint(),
+    }

@@ -1,0 +1,394 @@
+"""Find all the labels that hold for a picture, by their names."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
+
+import numpy as np
+from scipy.special import expit
+from sklearn.base import ClassifierMixin
+from sklearn.metrics import accuracy_score
+from sklearn.model_selection import KFold
+from sklearn.utils import Tags, _safe_indexing, check_consistent_length
+
+from ._aligner_choice import text_side
+from ._around_aligner import SavedClassifier
+from ._callbacks import FitContext, with_callbacks
+from ._label_sets import indicator, labels_in
+from ._labels import names_of
+from ._thresholds import check_prevalence, fit_thresholds, shares_of
+from ._zero_shot_base import ZeroShotBase
+from .aligners._bank import resolve_bank
+from .aligners._logit_tiles import LogitTiles
+from .persistence import State
+from .prompts import prompts_of, resolve_templates
+
+__all__ = ["MultiLabelZeroShotClassifier"]
+
+_NAMED_IN_ERRORS = 5
+
+
+class MultiLabelZeroShotClassifier(SavedClassifier, ClassifierMixin, ZeroShotBase):
+    """Predict every label whose name is near enough to the picture: none, one or several.
+
+    Each label has a threshold of its own. Without examples it is what a given share of other
+    pictures exceed; `fit_thresholds` learns it from some.
+
+    Parameters
+    ----------
+    labels : sequence of str, mapping or None, default=None
+        Names of the labels, or what each is embedded as; see `ZeroShotClassifier`. The columns of
+        Y and of all answers are in this order. None takes them from Y in `fit`.
+    aligner : estimator, str or None, default=None
+        See `ZeroShotClassifier`.
+    templates : str or sequence of str, default="simple"
+        See `ZeroShotClassifier`.
+    prevalence : float or mapping, default=0.1
+        Share of pictures that a label holds for, or a mapping of labels to shares: without
+        fitted thresholds, as many of the pictures that `standardize` compares with are above it.
+        Where those were chosen for the labels it should be higher.
+    shrinkage : float, default=5.0
+        Positive examples of a label that count as much as all labels' common threshold when
+        thresholds are fitted. 0 gives each label its own best one.
+    cv : int, default=3
+        `fit` learns thresholds from pictures that the aligner was not fitted on: it is fitted on
+        so many folds, and once on all.
+    logit_scale : float or None, default=None
+        See `ZeroShotClassifier`.
+    standardize : bool or collection of pictures or features, default=True
+        See `ZeroShotClassifier`. The pictures compared with also give the thresholds; pass some
+        of those to be labelled, if there are.
+
+    Attributes
+    ----------
+    labels_ : ndarray of shape (n_labels,)
+        What the columns stand for.
+    thresholds_ : ndarray of shape (n_labels,)
+        Of the standardised cosines, once they were fitted.
+    classes_ : list of ndarray
+        ``[0, 1]`` for each label, as scikit-learn's classifiers of several outputs have it.
+    aligner_ : estimator
+        The aligner used.
+    n_features_in_ : int
+        Width of the features, where X is features.
+
+    See Also
+    --------
+    ZeroShotClassifier : One label a picture.
+
+    Notes
+    -----
+    A raw cosine says little about whether one label holds: it depends on the label how similar it
+    is to any picture. So cosines are standardised unless told otherwise.
+
+    `score` is scikit-learn's for several labels: the share of pictures whose labels are all
+    right, which is hard. `sklearn.metrics.f1_score` with ``average="samples"`` or ``"macro"`` and
+    `average_precision_score` see more. scikit-learn cross-validates tables of zeros and ones, not
+    lists of labels: use `sklearn.preprocessing.MultiLabelBinarizer` there, with
+    ``classes=labels``. Its `CalibratedClassifierCV` has no notion of several labels.
+
+    References
+    ----------
+    .. [1] Z. C. Lipton, C. Elkan and B. Narayanaswamy, "Optimal Thresholding of Classifiers to
+       Maximize F1 Measure", ECML PKDD 2014.
+
+    Examples
+    --------
+    >>> from sklearn_ape import MultiLabelZeroShotClassifier
+    >>> from sklearn_ape.datasets import load_openmoji
+    >>> data = load_openmoji()
+    >>> images = [data.images[data.captions.index(name)] for name in ("dog", "pizza", "rocket")]
+    >>> classifier = MultiLabelZeroShotClassifier(["an animal", "food", "a dog"])
+    >>> classifier.predict(images).shape
+    (3, 3)
+    >>> sorted(classifier.predict_sets(images[:1])[0])
+    ['a dog', 'an animal']
+    """
+
+    _shown_properties = ("labels_",)
+    _says = "all the labels that hold for a picture, by its cosine with the labels'"
+
+    def __init__(
+        self,
+        labels: Sequence[str] | Mapping[Any, str | Sequence[str]] | None = None,
+        *,
+        aligner: Any = None,
+        templates: str | Sequence[str] = "simple",
+        prevalence: float | Mapping[Any, float] = 0.1,
+        shrinkage: float = 5.0,
+        cv: int = 3,
+        logit_scale: float | None = None,
+        standardize: Any = True,
+    ) -> None:
+        self.labels = labels
+        self.aligner = aligner
+        self.templates = templates
+        self.prevalence = prevalence
+        self.shrinkage = shrinkage
+        self.cv = cv
+        self.logit_scale = logit_scale
+        self.standardize = standardize
+
+    @with_callbacks
+    def fit(self, X: Any, Y: Any, captions: Any = None) -> Self:
+        """Fit a clone of the aligner, and a threshold for each label.
+
+        Parameters
+        ----------
+        X : sequence of pictures, or array-like of shape (n_samples, n_features)
+            What the aligner takes.
+        Y : array-like or DataFrame of shape (n_samples, n_labels), or list of label sets
+            Zeros and ones, or the labels of every picture.
+        captions : sequence of length n_samples or None, default=None
+            What the aligner is fitted on; without, it is each picture's labels, put through the
+            templates.
+
+        Returns
+        -------
+        self : object
+            The fitted classifier.
+        """
+        self._check_parameters()
+        names = names_of(labels_in(Y) if self.labels is None else self.labels)
+        table = indicator(Y, list(names))
+        check_consistent_length(X, table, captions)
+        self._names = names
+        self.__dict__.pop("thresholds_", None)
+        if self._is_kept():
+            progress = FitContext(self, 0, X, Y)
+            self.aligner_ = self._kept_aligner()
+            distances = self._distances(self.aligner_, X)
+        else:
+            progress = FitContext(self, self.cv + 1, X, Y)
+            if captions is None:
+                captions = self._prompts(table, names)
+            elif not hasattr(captions, "iloc"):
+                captions = list(captions)
+            distances = self._held_out_distances(X, captions, progress)
+            self.aligner_ = self._fit_on_described(X, captions, progress)
+        self._keep_thresholds(table, distances)
+        progress.end()
+        return self
+
+    def fit_thresholds(self, X: Any, Y: Any) -> Self:
+        """Fit the thresholds alone; the aligner stays, and must be fitted.
+
+        Parameters
+        ----------
+        X : sequence of pictures, or array-like of shape (n_samples, n_features_in_)
+            Better not those that the aligner was fitted on.
+        Y : array-like or DataFrame of shape (n_samples, n_labels), or list of label sets
+            See `fit`.
+
+        Returns
+        -------
+        self : object
+            The classifier.
+        """
+        aligner = self._ready_aligner()
+        table = indicator(Y, self.labels_.tolist())
+        distances = self._distances(aligner, X)
+        check_consistent_length(distances, table)
+        self._keep_thresholds(table, distances)
+        return self
+
+    def decision_function(self, X: Any) -> np.ndarray:
+        """Scaled cosine of every picture with every label, less the label's threshold.
+
+        Parameters
+        ----------
+        X : sequence of pictures, or array-like of shape (n_samples, n_features_in_)
+            What the aligner takes.
+
+        Returns
+        -------
+        scores : ndarray of shape (n_samples, n_labels)
+            Above 0 the label is predicted. NaN for pictures that could not be read.
+        """
+        aligner = self._ready_aligner()
+        logits = self._logits_by(aligner, scale=1.0)
+        scores = _cosines(logits, X)
+        scores -= self._thresholds_now(logits)
+        scores *= self._scale_by(aligner)
+        return scores
+
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """Probability of every label, each for itself.
+
+        Parameters
+        ----------
+        X : sequence of pictures, or array-like of shape (n_samples, n_features_in_)
+            What the aligner takes.
+
+        Returns
+        -------
+        probabilities : ndarray of shape (n_samples, n_labels)
+            One half at the threshold; rows do not sum to 1.
+        """
+        return expit(self.decision_function(X))
+
+    def predict(self, X: Any) -> np.ndarray:
+        """Say of every picture which labels hold.
+
+        Parameters
+        ----------
+        X : sequence of pictures, or array-like of shape (n_samples, n_features_in_)
+            What the aligner takes.
+
+        Returns
+        -------
+        table : ndarray of shape (n_samples, n_labels) and dtype int
+            Zeros and ones.
+        """
+        scores = self.decision_function(X)
+        unread = np.flatnonzero(np.isnan(scores[:, 0]))
+        if unread.size:
+            warnings.warn(
+                f"{len(unread)} pictures could not be read and are given no label: rows "
+                f"{', '.join(map(str, unread[:_NAMED_IN_ERRORS]))}"
+                f"{', ...' if len(unread) > _NAMED_IN_ERRORS else ''}.",
+                UserWarning,
+                stacklevel=2,
+            )
+        return (scores > 0).astype(int)
+
+    def predict_sets(self, X: Any) -> list[tuple[Any, ...]]:
+        """Name the labels of every picture.
+
+        Parameters
+        ----------
+        X : sequence of pictures, or array-like of shape (n_samples, n_features_in_)
+            What the aligner takes.
+
+        Returns
+        -------
+        labels : list of tuple
+            In the order of `labels_`; an empty one where no label holds.
+        """
+        names = self.labels_.tolist()
+        return [tuple(names[column] for column in np.flatnonzero(row)) for row in self.predict(X)]
+
+    def score(self, X: Any, Y: Any, sample_weight: Any = None) -> float:
+        """Share of the pictures whose labels are all right.
+
+        Parameters
+        ----------
+        X : sequence of pictures, or array-like of shape (n_samples, n_features_in_)
+            What the aligner takes.
+        Y : array-like or DataFrame of shape (n_samples, n_labels), or list of label sets
+            See `fit`.
+        sample_weight : array-like of shape (n_samples,) or None, default=None
+            Weights of the pictures.
+
+        Returns
+        -------
+        accuracy : float
+            Between 0 and 1.
+        """
+        truth = indicator(Y, self.labels_.tolist())
+        return float(accuracy_score(truth, self.predict(X), sample_weight=sample_weight))
+
+    @property
+    def labels_(self) -> np.ndarray:
+        """What the columns stand for."""
+        names = self._names_now()
+        if names is None:
+            raise AttributeError(f"{type(self).__name__} has no labels_ before fit.")
+        return np.array(list(names))
+
+    @property
+    def classes_(self) -> list[np.ndarray]:
+        """What each column may hold."""
+        return [np.array([0, 1])] * len(self.labels_)
+
+    def _distances(self, aligner: Any, X: Any) -> np.ndarray:
+        """Return standardised cosines less the default thresholds."""
+        logits = self._logits_by(aligner, scale=1.0)
+        distances = _cosines(logits, X)
+        distances -= self._defaults(logits)
+        return distances
+
+    def _held_out_distances(self, X: Any, captions: Any, progress: FitContext) -> np.ndarray:
+        """Return distances of every picture by an aligner that did not see it."""
+        distances = np.empty((len(captions), len(self.labels_)))
+        folds = KFold(self.cv, shuffle=True, random_state=0).split(distances)
+        for train, test in folds:
+            some = _safe_indexing(X, train), _safe_indexing(captions, train)
+            aligner = self._fit_on_described(*some, progress)
+            distances[test] = self._distances(aligner, _safe_indexing(X, test))
+        return distances
+
+    def _fit_on_described(self, X: Any, captions: Any, progress: FitContext) -> Any:
+        """Fit a clone of the aligner on the pictures that have a caption."""
+        described = [row for row, some in enumerate(list(captions)) if len(some)]
+        if len(described) < len(captions):
+            X, captions = _safe_indexing(X, described), _safe_indexing(captions, described)
+        return self._fit_aligner(X, captions, progress)
+
+    def _prompts(self, table: np.ndarray, names: dict[Any, list[str]]) -> list[list[str]]:
+        templates = resolve_templates(self.templates)
+        prompts = [prompts_of(label, some, templates) for label, some in names.items()]
+        return [[text for column in np.flatnonzero(row) for text in prompts[column]]
+                for row in table]  # fmt: skip
+
+    def _keep_thresholds(self, table: np.ndarray, distances: np.ndarray) -> None:
+        read = ~np.isnan(distances[:, 0])
+        beyond = fit_thresholds(table[read], distances[read], self.shrinkage)
+        logits = self._logits_by(self._fitted_aligner(), scale=1.0)
+        self.thresholds_ = self._defaults(logits) + beyond
+
+    def _thresholds_now(self, logits: LogitTiles) -> np.ndarray:
+        if not hasattr(self, "thresholds_"):
+            return self._defaults(logits)
+        if len(self.thresholds_) != logits.n_texts:
+            raise ValueError(
+                f"labels has {logits.n_texts} labels, and thresholds were fitted for "
+                f"{len(self.thresholds_)}: fit them again."
+            )
+        return self.thresholds_
+
+    def _defaults(self, logits: LogitTiles) -> np.ndarray:
+        """Return what the given share of the pictures compared with exceed."""
+        # Cosines that are not standardised have a threshold, too.
+        standardize = True if self.standardize is False else self.standardize
+        texts = text_side(logits.aligner)
+        bank = resolve_bank(standardize, texts, logits.aligner.transform, whole=logits.aligner)
+        assert bank is not None
+        shares = shares_of(self.prevalence, logits.classes.tolist())
+        scores = zip(logits.of_embeddings(bank.image).T, shares, strict=True)
+        return np.array([np.quantile(some, 1 - share) for some, share in scores])
+
+    def _own_state(self) -> dict[str, Any]:
+        return {**super()._own_state(), "thresholds": getattr(self, "thresholds_", None)}
+
+    def _restore_own(self, state: State) -> None:
+        super()._restore_own(state)
+        if "thresholds" in state:
+            self.thresholds_ = state.array("thresholds", (len(self.labels_),))
+        state.optional("thresholds")
+
+    def _limit(self) -> str:
+        return "Thresholds are right for pictures like those that they were taken from."
+
+    def _check_parameters(self) -> None:
+        super()._check_parameters()
+        check_prevalence(self.prevalence)
+        if not self.shrinkage >= 0:
+            raise ValueError(f"shrinkage must be at least 0, not {self.shrinkage!r}.")
+        if not isinstance(self.cv, int | np.integer) or self.cv < 2:
+            raise ValueError(f"cv must be an integer of at least 2, not {self.cv!r}.")
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.classifier_tags.multi_class = False
+        tags.classifier_tags.multi_label = True
+        tags.target_tags.multi_output = True
+        tags.target_tags.single_output = False
+        tags.target_tags.two_d_labels = True
+        return tags
+
+
+def _cosines(logits: LogitTiles, X: Any) -> np.ndarray:
+    return logits.collect(X, lambda some: (some,))[0]
