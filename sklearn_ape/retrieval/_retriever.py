@@ -12,6 +12,7 @@ from sklearn.utils import Tags, get_tags
 from sklearn.utils.validation import check_is_fitted
 
 from .._aligner_choice import chosen_aligner, text_side
+from .._shown import ShownMixin
 from ..aligners._bank import Bank, check_standardize, resolve_bank
 from ._collection import Collection, embedded, items_of
 from ._indexes import INDEXES
@@ -24,7 +25,7 @@ _DTYPES = ("float32", "float16")
 _NAMED_IN_ERRORS = 5
 
 
-class CrossModalRetriever(BaseEstimator):
+class CrossModalRetriever(ShownMixin, BaseEstimator):
     """Find the pictures of a collection that are nearest to words, or to other pictures.
 
     Parameters
