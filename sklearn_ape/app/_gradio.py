@@ -43,7 +43,7 @@ def picture_input(gr: Any, label: str, elem_id: str) -> Any:
         type="filepath",
         image_mode=None,
         sources=["upload", "clipboard"],
-        height=280,
+        height=230,
         elem_id=elem_id,
         buttons=[],
     )

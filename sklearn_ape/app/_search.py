@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any, NamedTuple
 
+from ..retrieval import CrossModalRetriever
 from ._classify import check_text
 from ._limits import Limits
 from ._model import encode, encoders_of, with_image_cache
@@ -63,8 +64,6 @@ def make_collection(
     collection : Collection
         Searches leave nothing in the cache.
     """
-    from ..retrieval import CrossModalRetriever
-
     caching = with_image_cache(aligner, cache)
     encode(encoders_of(caching)[0], images, report, "Encoding picture")
     retriever = CrossModalRetriever(caching).fit(images, names)

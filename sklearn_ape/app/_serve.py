@@ -155,7 +155,8 @@ def serve(
 
 _CSS = """
 .gradio-container { max-width: 1180px !important; margin: auto; }
-#search-gallery .caption-label { font-size: 0.8rem; }
+#search-gallery .grid-wrap { max-height: none; }
+#align-result { padding: 0.5rem 1rem; }
 """
 
 

@@ -2,59 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import threading
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from ..datasets import get_data_home, load_image_folder, load_openmoji
-from ..datasets._base import words_of
 from ..encoders import HeadPairs
-from ..features import FeatureCache, MemoryFeatureCache
+from ..features import MemoryFeatureCache
 from ._alignment import Alignment, align
 from ._captioned import CAPTIONED, PICTURES, captioned, listed_pictures
 from ._classify import Classification, classify
+from ._given import Pictures, examples_of, given_pictures, names_of_files
 from ._limits import Limits
 from ._model import Model, encoders_of, head_pairs_of
-from ._pictures import about_problems, readable, thumbnail
+from ._pictures import about_problems, readable
 from ._progress import Report, no_report, part
 from ._refusal import Refusal
 from ._saved import Download, as_zip, from_zip
 from ._search import Collection, Found, make_collection, search
 from ._temporary import temporary_folder
 from ._zip import unpack
-
-_THINGS = ("Activities", "Animals & Nature", "Food & Drink", "Objects", "Travel & Places")
-_EVERY = 2
-_SHOWN_FIRST = ("tiger", "pizza", "bicycle", "rocket", "umbrella", "guitar")
-
-
-@dataclass(frozen=True)
-class Pictures:
-    """Pictures to search in, before they are embedded.
-
-    Parameters
-    ----------
-    images, names : list of str
-        Paths, and what is written below each.
-    cache : FeatureCache or path-like
-        Keeps their features.
-    title : str
-        What they are.
-    folder : tempfile.TemporaryDirectory or None, default=None
-        Where they lie, if it goes with them.
-    """
-
-    images: list[str]
-    names: list[str]
-    cache: Any
-    title: str
-    folder: Any = None
 
 
 @dataclass(frozen=True)
@@ -147,7 +114,7 @@ class Studio:
             if not good.rows:
                 raise Refusal(about_problems(good.problems))
             images = [images[row] for row in good.rows]
-            names = [words_of(Path(image).stem) or Path(image).stem for image in images]
+            names = names_of_files(images)
             title = f"{len(images)} pictures of your zip. {about_problems(good.problems)}"
             pictures = Pictures(images, names, MemoryFeatureCache(), title, folder)
             return self._ready(
@@ -208,54 +175,3 @@ class Studio:
                 pair = encoders_of(self.model.aligner)
                 self._head_pairs.append(head_pairs_of(*pair, report))
             return self._head_pairs[0]
-
-
-def given_pictures(images: Any) -> Pictures:
-    """Return the collection that the person who starts the page named."""
-    cache: FeatureCache | Path = get_data_home() / "features"
-    if images is None:
-        return openmoji_sample(cache)
-    if isinstance(images, str | os.PathLike):
-        data = load_image_folder(images)
-        names = _names(data.images) if data.captions is None else data.captions
-        title = f"{len(data.images)} pictures of {Path(images).name!r}"
-        return Pictures(data.images, [_first(name) for name in names], cache, title)
-    if not isinstance(images, Sequence) or not len(images):
-        raise ValueError(
-            "images must be a folder, a sequence of paths of pictures, or None for OpenMoji, not "
-            f"{images!r}."
-        )
-    paths = [os.fspath(image) for image in images]
-    return Pictures(paths, _names(paths), cache, f"{len(paths)} pictures")
-
-
-def examples_of(pictures: Pictures, most: int = 6) -> list[Any]:
-    """Return small copies of a few pictures, those that a newcomer would try first."""
-    names = [name for name in _SHOWN_FIRST if name in pictures.names]
-    rows = [pictures.names.index(name) for name in names]
-    rows = list(
-        dict.fromkeys([*rows, *range(0, len(pictures.images), len(pictures.images) // most or 1)])
-    )
-    shown = []
-    for row in rows:
-        with contextlib.suppress(Exception):  # one that cannot be read is no example
-            shown.append(thumbnail(pictures.images[row]))
-        if len(shown) == most:
-            break
-    return shown
-
-
-def openmoji_sample(cache: Any) -> Pictures:
-    """Return some drawings of things, few enough to be embedded while one waits."""
-    data = load_openmoji()
-    things = np.flatnonzero(np.isin(data.categories, _THINGS))[::_EVERY]
-    images, names = ([column[row] for row in things] for column in (data.images, data.captions))
-    return Pictures(images, names, cache, f"{len(images)} drawings of OpenMoji (CC BY-SA 4.0)")
-
-
-def _names(images: Sequence[str]) -> list[str]:
-    return [words_of(Path(image).stem) or Path(image).stem for image in images]
-
-
-def _first(name: Any) -> str:
-    return name if isinstance(name, str) else name[0]

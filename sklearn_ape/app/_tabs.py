@@ -16,6 +16,7 @@ from ._words import about_alignment, about_model
 _QUERIES = ("a wild animal", "something sweet to eat", "bad weather", "it has wheels")
 _SHOWN_LABELS = 10
 _FOUND = 12
+_NO_RESULT = "What it brings on pictures that it has not seen will stand here."
 
 
 def classify_tab(gr: Any, studio: Studio, session: Any, labels: Sequence[str]) -> None:
@@ -33,13 +34,14 @@ def classify_tab(gr: Any, studio: Studio, session: Any, labels: Sequence[str]) -
                     elem_id="classify-examples",
                 )
             names = gr.Textbox(
-                "\n".join(labels),
+                _written(labels),
                 label="Names",
                 info="One a line, or with commas between them.",
-                lines=4,
+                lines=2,
                 max_lines=10,
                 elem_id="classify-names",
             )
+            button = gr.Button("Classify", variant="primary", elem_id="classify-button")
             with gr.Accordion("More choices", open=False):
                 templates = gr.Dropdown(
                     list(TEMPLATE_CHOICES.items()),
@@ -49,7 +51,6 @@ def classify_tab(gr: Any, studio: Studio, session: Any, labels: Sequence[str]) -
                 threshold = gr.Slider(
                     0, 1, 0, step=0.05, label="Below this probability it is unknown"
                 )
-            button = gr.Button("Classify", variant="primary", elem_id="classify-button")
         with gr.Column(min_width=300):
             answer = gr.Label(
                 label="How probable", num_top_classes=_SHOWN_LABELS, elem_id="classify-answer"
@@ -85,18 +86,19 @@ def search_tab(gr: Any, studio: Studio, session: Any) -> None:
             words = gr.Textbox(
                 label="What to look for", placeholder=_QUERIES[0], elem_id="search-words"
             )
+            button = gr.Button("Search", variant="primary", elem_id="search-button")
             gr.Examples([[q] for q in _QUERIES], words, label="For instance", cache_examples=False)
-            with gr.Accordion("Search by a picture instead", open=False):
+            k = gr.Slider(1, studio.limits.found, _FOUND, step=1, label="How many")
+            with gr.Accordion("Search by a picture", open=False):
                 picture = picture_input(gr, "Picture", "search-picture")
-                gr.Markdown("It is used where the line above is empty.")
+                gr.Markdown("It is used where there are no words above.")
             with gr.Accordion("Search in pictures of your own", open=False):
                 archive = _zip_input(gr, studio, "A zip of pictures", "search-zip")
                 take = gr.Button("Search in these", elem_id="search-take")
-            k = gr.Slider(1, studio.limits.found, _FOUND, step=1, label="How many")
-            button = gr.Button("Search", variant="primary", elem_id="search-button")
         with gr.Column(min_width=300, scale=2):
             gallery = gr.Gallery(
                 label="Found, the nearest first",
+                show_label=False,
                 columns=4,
                 object_fit="contain",
                 height="auto",
@@ -172,7 +174,9 @@ def align_tab(gr: Any, studio: Studio, session: Any) -> None:
             button = gr.Button("Align", variant="primary", elem_id="align-button")
         with gr.Column(min_width=300):
             using = gr.Markdown(about_model(None), elem_id="align-using")
-            result = gr.Markdown(elem_id="align-result")
+            result = gr.Markdown(
+                _NO_RESULT, elem_id="align-result", container=True, min_height=150
+            )
             download = gr.DownloadButton(
                 "Download the aligner", interactive=False, elem_id="align-download"
             )
@@ -222,6 +226,12 @@ def align_tab(gr: Any, studio: Studio, session: Any) -> None:
     )
     load.click(load_saved, [session, saved], outputs, api_name="take_aligner", **alone)
     back.click(go_back, [session], outputs, api_visibility="private")
+
+
+def _written(labels: Sequence[str]) -> str:
+    """Return names as one would write them into the field."""
+    has_commas = any(mark in label for label in labels for mark in ",;")
+    return "\n".join(labels) if has_commas else ", ".join(labels)
 
 
 def _zip_input(gr: Any, studio: Studio, label: str, elem_id: str) -> Any:

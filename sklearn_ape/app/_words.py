@@ -15,7 +15,7 @@ def about_model(alignment: Alignment | None) -> str:
 def about_alignment(alignment: Alignment | None, remark: str) -> str:
     """Say what an alignment brought, in a table."""
     if alignment is None:
-        return ""
+        return "The page's own aligner is in use again."
     lines = []
     if alignment.recall:
         n = alignment.n_held_out

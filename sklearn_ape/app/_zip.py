@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import struct
@@ -27,6 +28,15 @@ _DEEPEST = 8
 # Below it a file may shrink as it likes: a page of captions is often one line many times.
 _SMALL = 2**20
 _AT_ONCE = 2**16
+_DAMAGE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    EOFError,
+    ArithmeticError,
+    ValueError,
+    OSError,
+)
 
 
 class Unpacked(NamedTuple):
@@ -80,9 +90,14 @@ def unpack(
             wanted = _wanted(entries, suffixes, limits)
             for entry, name in wanted:
                 _write(file, entry, Path(folder, *name.parts))
-    except (zipfile.BadZipFile, zlib.error, EOFError, struct.error) as error:
+    except Refusal:
+        raise
+    except _DAMAGE as error:
+        # An offset before the file's beginning; any other such error is the server's own.
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            raise
         raise Refusal(
-            f"The zip is damaged or cut short ({error}). Pack it again and send it once more."
+            "The zip is damaged or cut short. Pack it again and send it once more."
         ) from error
     except (NotImplementedError, RuntimeError) as error:
         raise Refusal("The zip is packed in a way that is not known here.") from error

@@ -1,0 +1,240 @@
+"""What the page does for its visitors, without the page."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sklearn_ape import CCAAligner, ZeroShotClassifier
+from sklearn_ape.app import Limits
+from sklearn_ape.app._classify import parse_labels
+from sklearn_ape.app._model import load_model
+from sklearn_ape.app._progress import no_report
+from sklearn_ape.app._refusal import Refusal, reason
+from sklearn_ape.app._studio import Session
+
+
+class TestLabels:
+    @pytest.mark.parametrize(
+        ("text", "labels"),
+        [
+            ("cat, dog", ["cat", "dog"]),
+            ("cat; dog;", ["cat", "dog"]),
+            ("cat\n\n  dog  \ncat\n", ["cat", "dog"]),
+            ("a cat, asleep\na dog", ["a cat, asleep", "a dog"]),
+            ("猫,🐶", ["猫", "🐶"]),
+        ],
+    )
+    def test_are_told_apart_as_people_write_them(self, text, labels):
+        assert parse_labels(text, Limits()) == labels
+
+    @pytest.mark.parametrize(
+        ("text", "why"),
+        [
+            (None, "no names"),
+            (" ,\n ", "no names"),
+            ("cat", "the only name"),
+            ("cat, cat", "the only name"),
+            (",".join(map(str, range(501))), "the limit is 500"),
+            ("cat," + "x" * 501, "501 characters"),
+        ],
+    )
+    def test_that_cannot_be_used_are_refused_with_the_reason(self, text, why):
+        with pytest.raises(Refusal, match=why):
+            parse_labels(text, Limits())
+
+
+class TestClassify:
+    def test_gives_the_probabilities_of_the_classifier(self, studio, pictures, fast_aligner):
+        image, names = pictures.images[3], sorted(pictures.captions[:5])
+        found = studio.classify(Session(), image, "\n".join(names), "simple", 0)
+        expected = ZeroShotClassifier(names, aligner=fast_aligner).predict_proba([image])[0]
+        assert found.probabilities == pytest.approx(dict(zip(names, expected, strict=True)))
+        assert list(found.probabilities.values()) == sorted(expected, reverse=True)
+
+    def test_below_the_threshold_it_is_unknown(self, studio, pictures):
+        found = studio.classify(Session(), pictures.images[0], "cat, dog", "none", 1.0)
+        assert "Unknown" in found.verdict
+
+    @pytest.mark.parametrize(
+        ("content", "why"),
+        [
+            (b"", "empty"),
+            (b"hello", "not a picture but text"),
+            (b"<svg xmlns='x'></svg>", "vector drawing"),
+            (b"\x89PNG\r\n\x1a\n" + b"\0" * 50, "Pillow"),
+        ],
+    )
+    def test_a_file_that_is_no_picture_is_refused_without_its_path(
+        self, studio, tmp_path, content, why
+    ):
+        path = tmp_path / "some.png"
+        path.write_bytes(content)
+        with pytest.raises(Refusal, match=why) as caught:
+            studio.classify(Session(), str(path), "cat, dog", "simple", 0)
+        assert str(tmp_path) not in str(caught.value)
+
+    def test_a_picture_of_too_many_pixels_is_not_decoded(self, studio, tmp_path):
+        path = tmp_path / "bomb.png"
+        Image.new("1", (30_000, 20_000)).save(path)
+        with pytest.raises(Refusal, match="600 million pixels"):
+            studio.classify(Session(), str(path), "cat, dog", "simple", 0)
+
+    def test_no_picture_and_unknown_choices_are_refused(self, studio, pictures):
+        with pytest.raises(Refusal, match="no picture yet"):
+            studio.classify(Session(), None, "cat, dog", "simple", 0)
+        with pytest.raises(Refusal, match="no sentences called"):
+            studio.classify(Session(), pictures.images[0], "cat, dog", "bogus", 0)
+        with pytest.raises(Refusal, match="between 0 and 1"):
+            studio.classify(Session(), pictures.images[0], "cat, dog", "simple", float("nan"))
+
+
+class TestSearch:
+    def test_by_words_and_by_a_picture(self, studio, pictures):
+        _, found = studio.search(Session(), "a cat", None, 5)
+        assert len(found) == 5
+        scores = [f.score for f in found]
+        assert scores == sorted(scores, reverse=True)
+        _, found = studio.search(Session(), " ", pictures.images[7], 1)
+        assert found[0].image == pictures.images[7]
+
+    def test_no_more_than_there_are(self, studio):
+        assert len(studio.search(Session(), "a cat", None, 10_000)[1]) == 40
+
+    def test_nothing_to_look_for_is_refused(self, studio):
+        with pytest.raises(Refusal, match="Write what to look for"):
+            studio.search(Session(), "  ", None, 5)
+        with pytest.raises(Refusal, match="characters"):
+            studio.search(Session(), "x" * 1000, None, 5)
+
+    def test_a_zip_of_pictures_with_a_broken_one(self, studio, make_zip, pictures):
+        archive = make_zip(
+            {"red_cat.png": Path(pictures.images[0]), "dog.png": Path(pictures.images[1])}
+            | {"broken.png": b"\x89PNG broken", "notes.pdf": b""}
+        )
+        session = studio.take_collection(Session(), archive, no_report)
+        assert "broken.png" in session.pictures.title
+        _, found = studio.search(session, "a cat", None, 5)
+        assert {f.name for f in found} == {"red cat", "dog"}
+
+    def test_unpacked_pictures_go_with_the_session(self, studio, make_zip, pictures):
+        archive = make_zip({"a.png": Path(pictures.images[0])})
+        session = studio.take_collection(Session(), archive, no_report)
+        folder = session.pictures.folder.name
+        assert os.path.isdir(folder)
+        assert os.stat(folder).st_mode & 0o077 == 0
+        del session
+        assert not os.path.exists(folder)
+
+
+@pytest.fixture(scope="module")
+def progress():
+    return []
+
+
+class TestAlign:
+    @pytest.mark.parametrize("method", ["kernel", "ape", "cca"])
+    def test_a_new_aligner_is_measured_fitted_on_all_and_serves_the_session(
+        self, studio, captioned_zip, pictures, method
+    ):
+        told = []
+        session, remark = studio.align(
+            Session(),
+            captioned_zip(200, 290),
+            method,
+            False,
+            lambda share, what: told.append((share, what)),
+        )
+        alignment = session.alignment
+        assert alignment.n_pairs == 90
+        assert 10 <= alignment.n_held_out <= 30
+        assert [r.who for r in alignment.recall] == ["before", "aligned on your pictures"]
+        assert all(0 <= r.at_1 <= r.at_5 <= 100 for r in alignment.recall)
+        assert "text files" in remark
+        shares = [share for share, _ in told]
+        assert shares == sorted(shares)
+        assert shares[0] >= 0 and shares[-1] <= 1
+        assert any("Encoding picture" in what for _, what in told)
+        assert any("Epoch" in what for _, what in told) == (method == "ape")
+
+    def test_the_session_alone_uses_it(self, studio, captioned_zip, pictures):
+        session, _ = studio.align(Session(), captioned_zip(200, 290), "kernel", False, no_report)
+        other = Session()
+        names = "\n".join(pictures.captions[200:210])
+        mine, theirs = (
+            studio.classify(s, pictures.images[205], names, "none", 0) for s in (session, other)
+        )
+        assert mine.probabilities != theirs.probabilities
+        found_before = studio.search(other, "a cat", None, 40)[1]
+        session, found = studio.search(session, "a cat", None, 40)
+        assert [f.score for f in found] != [f.score for f in found_before]
+        assert studio.search(other, "a cat", None, 40)[1] == found_before
+        session = studio.forget_alignment(session)
+        assert studio.search(session, "a cat", None, 40)[1] == found_before
+
+    def test_the_aligner_holds_no_picture_and_no_cache(self, studio, captioned_zip):
+        session, _ = studio.align(Session(), captioned_zip(200, 290), "ape", False, no_report)
+        aligner = session.alignment.aligner
+        assert aligner.callbacks is None
+        assert aligner.head_pairs is None
+
+    def test_few_pairs_are_aligned_and_not_measured(self, studio, captioned_zip):
+        session, _ = studio.align(Session(), captioned_zip(200, 210), "cca", False, no_report)
+        assert session.alignment.recall == []
+        assert "too few" in session.alignment.remark
+
+    def test_a_broken_picture_does_not_cost_the_others(self, studio, make_zip, pictures):
+        contents = {f"cat{'x' * i}.png": Path(pictures.images[i]) for i in range(6)}
+        archive = make_zip(contents | {"broken cat.png": b"nothing"})
+        session, remark = studio.align(Session(), archive, "kernel", False, no_report)
+        assert session.alignment.n_pairs == 6
+        assert "broken cat.png" in remark
+        assert "names of the files" in remark
+
+    def test_what_cannot_be_aligned_is_refused(self, studio, captioned_zip):
+        with pytest.raises(Refusal, match="no zip yet"):
+            studio.align(Session(), None, "kernel", False, no_report)
+        with pytest.raises(Refusal, match="at least 4"):
+            studio.align(Session(), captioned_zip(0, 3), "kernel", False, no_report)
+        with pytest.raises(Refusal, match="no method"):
+            studio.align(Session(), captioned_zip(0, 9), "bogus", False, no_report)
+
+    def test_nothing_is_left_in_the_temporary_folder(
+        self, studio, captioned_zip, tmp_path, monkeypatch
+    ):
+        import tempfile
+
+        place = tmp_path / "temporary"
+        place.mkdir()
+        monkeypatch.setattr(tempfile, "tempdir", str(place))
+        with pytest.raises(Refusal):
+            studio.align(Session(), captioned_zip(0, 3), "kernel", False, no_report)
+        session, _ = studio.align(Session(), captioned_zip(0, 9), "kernel", False, no_report)
+        del session
+        assert os.listdir(place) == []
+
+
+class TestStart:
+    def test_an_aligner_of_features_is_refused_at_the_start(self):
+        features = np.random.default_rng(0).standard_normal((20, 5))
+        aligner = CCAAligner().fit(features, features)
+        with pytest.raises(ValueError, match="has no image encoder"):
+            load_model(aligner)
+
+    def test_a_classifier_brings_its_names(self, fast_aligner):
+        model = load_model(ZeroShotClassifier(["dog", "cat"], aligner=fast_aligner))
+        assert model.labels == ["cat", "dog"]
+        assert model.aligner is fast_aligner
+
+    def test_limits_are_positive_integers(self):
+        with pytest.raises(ValueError, match="labels must be an integer >= 1"):
+            Limits(labels=0)
+
+
+class TestReasons:
+    def test_what_was_not_foreseen_shows_nothing_of_its_inside(self, caplog):
+        text = reason(KeyError("/home/me/secret"))
+        assert "secret" not in text
+        assert "A request failed" in caplog.text
