@@ -72,6 +72,8 @@ def _problem(path: str | os.PathLike[str], limits: Limits) -> str | None:
     """Return what is wrong with a picture, without its path."""
     from PIL import Image
 
+    if not os.path.getsize(path):
+        return "is empty (0 bytes)."
     try:
         # The header first: pixels beyond the limit are not decoded.
         with Image.open(path) as image:

@@ -63,7 +63,7 @@ def studio(fast_aligner, pictures, limits):
 
 @pytest.fixture
 def make_zip(tmp_path):
-    """Write a zip of names and contents (bytes, text or the path of a file) and return its path."""
+    """Write a zip of names and contents (bytes, text or a file's path) and return its path."""
 
     def make(contents, name="some.zip"):
         path = tmp_path / name

@@ -40,7 +40,8 @@ class TestSources:
             ("pairs.tsv", "filename\ttitle\na.png\ta cat\nsub/b.png\ta dog\n"),
             (
                 "pairs.jsonl",
-                '{"image": "a.png", "caption": "a cat"}\n{"image": "./sub/b.png", "caption": "a dog"}',
+                '{"image": "a.png", "caption": "a cat"}\n'
+                '{"image": "./sub/b.png", "caption": "a dog"}',
             ),
         ],
     )

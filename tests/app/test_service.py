@@ -1,0 +1,226 @@
+"""The page as a server on loopback: limits, refusals with reasons, many requests at once."""
+
+import json
+import os
+import resource
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+httpx = pytest.importorskip("httpx")
+
+from sklearn_ape.app import Limits, serve  # noqa: E402
+
+AT_ONCE = 50
+API = "gradio_api"
+
+
+class Visitor:
+    """Someone who talks to the page in plain HTTP."""
+
+    def __init__(self, url):
+        self.http = httpx.Client(base_url=url, timeout=120)
+
+    def upload(self, content, name="picture.png"):
+        return self.http.post(f"{API}/upload", files={"files": (name, content)})
+
+    def call(self, name, *data):
+        return self.http.post(f"{API}/call/{name}", json={"data": list(data)})
+
+    def answer(self, name, *data):
+        """Return ("complete", values) or ("error", reason), or ("refused", status, reason)."""
+        response = self.call(name, *data)
+        if response.status_code != 200:
+            return "refused", response.status_code, response.json()["detail"]
+        event = response.json()["event_id"]
+        kind = None
+        with self.http.stream("GET", f"{API}/call/{name}/{event}") as stream:
+            for line in stream.iter_lines():
+                if line.startswith("event: "):
+                    kind = line.removeprefix("event: ")
+                elif line.startswith("data: ") and kind in ("complete", "error"):
+                    return kind, json.loads(line.removeprefix("data: "))
+        return "lost", None
+
+    def picture(self, path):
+        (place,) = self.upload(Path(path).read_bytes()).json()
+        return {"path": place, "meta": {"_type": "gradio.FileData"}}
+
+
+@pytest.fixture(scope="module")
+def page(fast_aligner, pictures):
+    limits = Limits(upload_bytes=2**20, request_bytes=2**16, waiting=20, labels=50)
+    running = serve(
+        fast_aligner, pictures.images[:20], port=None, block=False, verbose=0, limits=limits
+    )
+    yield SimpleNamespace(url=running.url, limits=limits)
+    running.close()
+
+
+@pytest.fixture
+def visitor(page):
+    return Visitor(page.url)
+
+
+class TestAnswers:
+    def test_classify(self, visitor, pictures):
+        picture = visitor.picture(pictures.images[0])
+        kind, (label, verdict) = visitor.answer("classify", picture, "cat, dog", "simple", 0)
+        assert kind == "complete"
+        assert {entry["label"] for entry in label["confidences"]} == {"cat", "dog"}
+        assert "among 2 names" in verdict
+
+    def test_search_shows_copies_not_the_files_themselves(self, visitor, pictures):
+        kind, (session, gallery) = visitor.answer("search", "a cat", None, 5)
+        assert kind == "complete"
+        assert session is None  # it stays on the server
+        assert len(gallery) == 5
+        assert os.path.dirname(pictures.images[0]) not in json.dumps(gallery)
+        url = gallery[0]["image"]["url"]
+        assert visitor.http.get(url).headers["content-type"] == "image/webp"
+
+
+class TestReasons:
+    @pytest.mark.parametrize(
+        ("names", "why"),
+        [("", "no names yet"), ("cat", "only name"), (",".join(map(str, range(60))), "60 names")],
+    )
+    def test_names_that_cannot_be_used(self, visitor, pictures, names, why):
+        picture = visitor.picture(pictures.images[0])
+        kind, error = visitor.answer("classify", picture, names, "simple", 0)
+        assert kind == "error"
+        assert why in json.dumps(error)
+
+    def test_a_file_that_is_no_picture(self, visitor):
+        (place,) = visitor.upload(b"hello, I am text").json()
+        picture = {"path": place, "meta": {"_type": "gradio.FileData"}}
+        kind, error = visitor.answer("classify", picture, "cat, dog", "simple", 0)
+        assert kind == "error"
+        assert "not a picture but text" in json.dumps(error)
+        assert "/" not in json.dumps(error).replace("\\/", "")
+
+    def test_a_zip_that_is_none(self, visitor):
+        (place,) = visitor.upload(b"PK\x03\x04 not really", "set.zip").json()
+        file = {"path": place, "meta": {"_type": "gradio.FileData"}}
+        kind, error = visitor.answer("align", file, "kernel", False)
+        assert kind == "error"
+        assert "not a zip" in json.dumps(error)
+
+
+class TestLimits:
+    def test_an_upload_beyond_the_limit_is_413_with_the_limit(self, visitor, page):
+        response = visitor.upload(bytes(page.limits.upload_bytes + 2**17))
+        assert response.status_code == 413
+        assert "larger than 1 MiB" in response.json()["detail"]
+
+    def test_an_upload_that_hides_its_length_is_refused(self, visitor):
+        def endless():
+            yield b"--x\r\nContent-Disposition: form-data; name=files; filename=a\r\n\r\n"
+            for _ in range(100):
+                yield bytes(2**16)
+
+        response = visitor.http.post(
+            f"{API}/upload",
+            content=endless(),
+            headers={"content-type": "multipart/form-data; boundary=x"},
+        )
+        assert response.status_code == 411
+        assert "length" in response.json()["detail"]
+
+    def test_a_request_beyond_the_limit_is_413(self, visitor):
+        response = visitor.call("classify", None, "x" * 2**17, "simple", 0)
+        assert response.status_code == 413
+        assert "larger than 64 KiB" in response.json()["detail"]
+
+    @pytest.mark.parametrize(
+        "path", ["http://127.0.0.1:1/x.png", "https://example.com/x.png", "FILE:///etc/passwd"]
+    )
+    def test_the_server_fetches_nothing(self, visitor, path):
+        picture = {"path": path, "meta": {"_type": "gradio.FileData"}}
+        response = visitor.call("classify", picture, "cat, dog", "simple", 0)
+        assert response.status_code == 400
+        assert "address" in response.json()["detail"]
+
+    def test_a_file_of_the_server_cannot_be_named(self, visitor, pictures):
+        for path in ("/etc/passwd", pictures.images[0], __file__):
+            picture = {"path": path, "meta": {"_type": "gradio.FileData"}}
+            kind, _ = visitor.answer("classify", picture, "cat, dog", "simple", 0)
+            assert kind == "error"
+            assert visitor.http.get(f"{API}/file={path}").status_code in (403, 404)
+
+    def test_a_broken_request_is_4xx(self, visitor):
+        for body in (b"", b"{", b"[]", b'{"data": 1}', b"[" * 60_000):
+            response = visitor.http.post(
+                f"{API}/call/classify", content=body, headers={"content-type": "application/json"}
+            )
+            assert 400 <= response.status_code < 500
+
+    def test_another_site_that_leads_here_is_refused(self, visitor):
+        assert visitor.http.get("/", headers={"host": "evil.example"}).status_code == 400
+
+    @pytest.mark.parametrize("path", ["proxy=http://x/", "component_server", "monitoring"])
+    def test_parts_of_gradio_that_are_not_needed_are_closed(self, visitor, path):
+        assert visitor.http.get(f"{API}/{path}").status_code == 404
+
+    def test_the_page_asks_no_other_server_for_scripts_styles_or_fonts(self, visitor):
+        html = visitor.http.get("/").text
+        for tag in ("<script", "<link"):
+            for part in html.split(tag)[1:]:
+                opening = part.split(">", 1)[0]
+                assert "://" not in opening or "gradio.app" in opening, opening
+        assert "googleapis" not in html + visitor.http.get("/theme.css").text
+
+
+class TestManyAtOnce:
+    def test_none_of_fifty_requests_at_once_is_lost(self, page, pictures):
+        visitor = Visitor(page.url)
+        picture = visitor.picture(pictures.images[0])
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+        def one(number):
+            mine = Visitor(page.url)
+            if number % 2:
+                return mine.answer("classify", picture, f"cat, dog, thing {number}", "none", 0)
+            return mine.answer("search", f"thing {number}", None, 3)
+
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            answers = list(pool.map(one, range(2 * AT_ONCE)))
+        kinds = [answer[0] for answer in answers]
+        assert set(kinds) <= {"complete", "refused"}
+        assert kinds.count("complete") >= page.limits.waiting
+        for answer in answers:
+            if answer[0] == "refused":
+                assert answer[1] == 429
+                assert "Try again" in answer[2]
+        # An answer is that of its own request.
+        for number in range(1, 2 * AT_ONCE, 2):
+            if kinds[number] == "complete":
+                labels = {entry["label"] for entry in answers[number][1][0]["confidences"]}
+                assert labels == {"cat", "dog", f"thing {number}"}
+        grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+        assert grown < 300 * 1024  # KiB
+
+    def test_it_answers_as_before_afterwards(self, visitor):
+        assert visitor.answer("search", "a cat", None, 3)[0] == "complete"
+
+
+class TestServe:
+    def test_uploads_are_gone_when_it_ends(self, fast_aligner, pictures):
+        running = serve(fast_aligner, pictures.images[:5], port=None, block=False, verbose=0)
+        (place,) = Visitor(running.url).upload(b"something").json()
+        running.close()
+        assert not os.path.exists(place)
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(running.url)
+
+    def test_another_host_than_this_computer_is_warned_of(self, fast_aligner, pictures, capsys):
+        running = serve(fast_aligner, pictures.images[:5], "0.0.0.0", None, block=False, verbose=0)
+        running.close()
+        assert "Everyone who can reach it" in capsys.readouterr().err
+
+    def test_a_port_that_is_taken_is_an_error_that_names_it(self, page, fast_aligner, pictures):
+        taken = int(page.url.rstrip("/").rsplit(":", 1)[1])
+        with pytest.raises(OSError, match=str(taken)):
+            serve(fast_aligner, pictures.images[:5], port=taken, block=False, verbose=0)
