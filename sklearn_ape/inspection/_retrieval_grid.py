@@ -89,6 +89,7 @@ class RetrievalGridDisplay:
         captions: Any = None,
         relevant: Any = None,
         standardize: Any = False,
+        modality: str = "auto",
         ax: Any = None,
         **plot_options: Any,
     ) -> Self:
@@ -114,6 +115,8 @@ class RetrievalGridDisplay:
             For every query the numbers of the pictures that are right.
         standardize : bool or collection, default=False
             See `APEAligner.similarity`; of an aligner.
+        modality : {"auto", "image", "text"}, default="auto"
+            See `CrossModalRetriever.search`; of a retriever.
         ax : matplotlib.axes.Axes or None, default=None
             Where to draw. None makes a figure.
         **plot_options : object
@@ -132,7 +135,7 @@ class RetrievalGridDisplay:
         _check_queries(queries)
         result: Any
         if hasattr(estimator, "search"):
-            result = estimator.search(queries, k)
+            result = estimator.search(queries, k, modality=modality)
         else:
             if images is None:
                 raise ValueError(
@@ -211,6 +214,11 @@ class RetrievalGridDisplay:
             )
         if images is None and items is None:
             raise ValueError("images is None: pass the pictures that the indices are of.")
+        if images is None and _all_texts(items) and not _any_files(items):
+            raise ValueError(
+                f"The items of the result, such as {_first(items)!r}, are no files: pass images, "
+                "the pictures that were searched."
+            )
         of = _Lookup(indices)
         written = None if captions is None else of(captions, "captions")
         if written is None and images is not None and items is not None and _all_texts(items):
@@ -318,6 +326,14 @@ def _hits(indices: np.ndarray, relevant: Any) -> np.ndarray:
 
 def _all_texts(items: Any) -> bool:
     return all(isinstance(item, str) for row in items for item in row)
+
+
+def _any_files(items: Any) -> bool:
+    return any(os.path.isfile(item) for row in items for item in row)
+
+
+def _first(items: Any) -> Any:
+    return next((item for row in items for item in row), None)
 
 
 def _check_queries(queries: Any) -> None:

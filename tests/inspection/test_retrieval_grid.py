@@ -34,12 +34,14 @@ class TestRetrievalGridDisplay:
     def test_takes_what_a_retriever_returns(self, held_out):
         images = held_out[0]
         found = (np.array([[0.9, 0.8]]), np.array([[4, 2]]), [[images[4], images[2]]])
-        retriever = SimpleNamespace(search=lambda queries, k: found)
+        retriever = SimpleNamespace(search=lambda queries, k, modality: found)
         display = RetrievalGridDisplay.from_estimator(retriever, [images[4]], relevant=[2])
         assert display.images == [[images[4], images[2]]]
         assert display.relevant.tolist() == [[False, True]]
         np.testing.assert_array_equal(display.query_[0].get_array(), thumbnail(images[4]))
         named = (*found[:2], [["a tiger", "a $_$"]])
+        with pytest.raises(ValueError, match="'a tiger', are no files: pass images"):
+            RetrievalGridDisplay.from_predictions(named, [images[4]])
         display = RetrievalGridDisplay.from_predictions(named, [images[4]], images=images)
         assert display.images == [[images[4], images[2]]]
         assert display.text_[0][0].get_text() == "0.90\na tiger"

@@ -1,0 +1,95 @@
+"""
+Your own folder, your own table
+===============================
+
+Pictures in folders with a text file beside each, or a table of paths and captions: both go
+straight into `fit`. What is broken is named, and does not cost you the rest.
+"""
+
+# %%
+# A folder
+# --------
+# We make one as people have them: sub-folders are labels, ``tiger.txt`` beside ``tiger.png`` is
+# its caption. Use your own path in place of it.
+import csv
+import shutil
+import tempfile
+from pathlib import Path
+
+from sklearn_ape.datasets import load_image_folder, load_openmoji, load_pairs
+
+temporary = tempfile.TemporaryDirectory()
+folder = Path(temporary.name)
+source = load_openmoji()
+for number, (image, caption, category) in enumerate(
+    zip(source.images, source.captions, source.categories, strict=True)
+):
+    if category in ("Animals & Nature", "Food & Drink"):
+        place = folder / "pictures" / category.split()[0].lower()
+        place.mkdir(parents=True, exist_ok=True)
+        shutil.copy(image, place / f"{number}.png")
+        (place / f"{number}.txt").write_text(caption, encoding="utf-8")
+
+data = load_image_folder(folder / "pictures")
+print(len(data.images), "pictures, labels", sorted(set(data.labels.tolist())))
+print("the first caption:", data.captions[0])
+
+# %%
+# Align
+# -----
+# Pictures are kept by content: renamed or copied ones are not encoded again.
+from sklearn.model_selection import train_test_split
+from sklearn.pipeline import make_pipeline
+
+from sklearn_ape import APEAligner, ZeroShotClassifier
+from sklearn_ape.datasets import get_data_home
+from sklearn_ape.encoders import TimmImageEncoder, TransformersTextEncoder
+
+cache = get_data_home() / "features"
+encoder = TimmImageEncoder("efficientnet_lite0", cache=cache, n_jobs=-1, on_error="nan")
+images, test_images, captions, test_captions, _, test_labels = train_test_split(
+    data.images, data.captions, data.labels, test_size=0.25, random_state=0
+)
+model = make_pipeline(
+    encoder, APEAligner(text_encoder=TransformersTextEncoder(cache=cache), random_state=0)
+).fit(images, captions)
+classifier = ZeroShotClassifier(
+    {"animals": ["an animal", "a plant"], "food": ["food", "a drink"]}, aligner=model
+)
+print(f"accuracy on {len(test_images)} held-out pictures:", end=" ")
+print(f"{classifier.score(test_images, test_labels):.1%} (chance 50.0%)")
+
+# %%
+# A table
+# -------
+# The same from a table: csv, tsv, json lines, parquet or a data frame, with any column names.
+with open(folder / "pairs.csv", "w", newline="", encoding="utf-8") as file:
+    writer = csv.writer(file)
+    writer.writerow(["file", "text"])
+    writer.writerows(zip(data.images, data.captions, strict=True))
+table = load_pairs(folder / "pairs.csv", image="file", caption="text")
+print(len(table.images), "pairs from the table, the same:", table.captions == data.captions)
+
+# %%
+# A broken file
+# -------------
+# With ``on_error="nan"`` the encoder goes on, names it, and the classifier calls it unknown. The
+# default, ``"raise"``, stops with an error that names the row.
+import warnings
+
+broken = folder / "broken.png"
+broken.write_bytes(b"not a picture")
+with warnings.catch_warnings(record=True) as said:
+    warnings.simplefilter("always")
+    print(classifier.predict([test_images[0], str(broken)]))
+for warning in said:
+    print("warning:", str(warning.message).replace(temporary.name, "..."))
+
+# %%
+# Look at some pairs
+# ------------------
+# The matrix of cosines: right pairs are framed, and should be the brightest of row and column.
+from sklearn_ape.inspection import SimilarityMatrixDisplay
+
+SimilarityMatrixDisplay.from_estimator(model, test_images[:10], test_captions[:10])
+temporary.cleanup()
