@@ -38,6 +38,7 @@ def test_folder_of_folders(folder):
     make(folder, "notes.md", "cats/.hidden.jpg", ".git/x.jpg")
     data = load_image_folder(folder)
     assert relative(folder, data.images) == list(NAMES)
+    assert data.other_files == {".md": 1}
     assert data.labels.tolist() == ["cats", "cats", "dogs"]
     assert data.captions is None
     assert str(folder) in data.DESCR
@@ -375,3 +376,28 @@ def test_missing_package(folder, frame, monkeypatch, module):
     assert load_pairs(csv).captions == ["NA", "007", "a dog"]
     with pytest.raises(ImportError, match=r'pip install "sklearn-ape\[tables\]"'):
         load_pairs(parquet)
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_csv_of_spreadsheets(folder, delimiter):
+    """A byte order mark and the separators of other countries; a comma in a caption stays."""
+    rows = ["image|caption", '"cats/old_cat.PNG"|"a cat, old"']
+    text = "\n".join(row.replace("|", delimiter) for row in rows)
+    (folder / "t.csv").write_text("\ufeff" + text, encoding="utf-8")
+    data = load_pairs(folder / "t.csv")
+    assert data.captions == ["a cat, old"]
+    assert relative(folder, data.images) == ["cats/old_cat.PNG"]
+
+
+def test_table_in_another_encoding_says_what_to_do(folder):
+    (folder / "t.csv").write_bytes("image,caption\na.jpg,ein \u00e4lterer Kater".encode("cp1252"))
+    with pytest.raises(ValueError, match=r"not UTF-8 text.*CSV UTF-8"):
+        load_pairs(folder / "t.csv")
+
+
+def test_absent_pictures_may_be_left_to_the_encoder(folder):
+    (folder / "t.csv").write_text("image,caption\ncats/old_cat.PNG,a cat\ngone.jpg,a dog\n")
+    with pytest.raises(FileNotFoundError, match=r"gone\.jpg"):
+        load_pairs(folder / "t.csv")
+    data = load_pairs(folder / "t.csv", check_files=False)
+    assert relative(folder, data.images) == ["cats/old_cat.PNG", "gone.jpg"]

@@ -1,6 +1,7 @@
 """Pictures in a folder, with captions from text files, a table, or names."""
 
 import os
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from ._base import deliver, existing_folder, listed, one_or_ragged, words_of
 from ._table import captions_by_row, column, read_table
 
 EXTENSIONS = (
-    *(".png", ".jpg", ".jpeg", ".jpe", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
+    *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
     *(".ppm", ".pgm", ".avif", ".jp2"),
 )
 _SIDECARS = (".txt", ".caption")
@@ -76,6 +77,8 @@ def load_image_folder(
         labels : ndarray of str, shape (n_images,)
             Name of the sub-folder of `path` that holds the picture. Only there if all pictures
             lie in sub-folders.
+        other_files : dict of {str: int}
+            How many files that are no pictures were passed over, by extension; the most first.
         DESCR : str
             Where it was read from.
 
@@ -90,6 +93,11 @@ def load_image_folder(
         If there are no pictures in it, or some have a caption and others have none.
     ImportError
         If the table is a parquet file, and pandas or pyarrow is not installed.
+
+    Warns
+    -----
+    UserWarning
+        If a sub-folder cannot be read.
 
     See Also
     --------
@@ -140,6 +148,7 @@ def load_image_folder(
     bunch = Bunch(
         images=[str(folder / name) for name in names],
         captions=texts,
+        other_files=dict(others.most_common()),
         DESCR=_DESCR.format(n=len(names), folder=folder, captions=captions),
     )
     if all(len(name.parts) > 1 for name in names):
@@ -161,7 +170,7 @@ def _as_suffixes(extensions: Sequence[str] | None) -> tuple[str, ...]:
 def _files(folder: Path, recursive: bool) -> Iterator[Path]:
     """Files below ``folder`` but for hidden ones; links are followed, never in a circle."""
     seen = set()
-    for top, folders, files in os.walk(folder, followlinks=True):
+    for top, folders, files in os.walk(folder, followlinks=True, onerror=_passed_over):
         real = os.path.realpath(top)
         if real in seen:
             folders.clear()
@@ -169,6 +178,14 @@ def _files(folder: Path, recursive: bool) -> Iterator[Path]:
         seen.add(real)
         folders[:] = sorted(f for f in folders if not f.startswith(".")) if recursive else []
         yield from (Path(top, file) for file in files if not file.startswith("."))
+
+
+def _passed_over(error: OSError) -> None:
+    warnings.warn(
+        f"The folder {error.filename!r} cannot be read ({error.strerror}) and is passed over.",
+        UserWarning,
+        stacklevel=5,
+    )
 
 
 def _find(

@@ -25,6 +25,7 @@ def load_pairs(
     caption: str = "caption",
     label: str | None = None,
     root: str | os.PathLike[str] | None = None,
+    check_files: bool = True,
     return_X_y: bool = False,
 ) -> Any:
     r"""Load pairs of pictures and captions from a table.
@@ -35,6 +36,7 @@ def load_pairs(
     ----------
     source : path-like, pandas.DataFrame or polars.DataFrame
         A file ``.csv``, ``.tsv``, ``.jsonl`` (or ``.ndjson``) or ``.parquet``, or a data frame.
+        A ``.csv`` may be separated by commas, or else by semicolons.
     image : str, default="image"
         Column of pictures: paths, bytes of picture files, PIL images, arrays, or dicts
         ``{"bytes": ..., "path": ...}`` as Hugging Face datasets store them.
@@ -45,6 +47,9 @@ def load_pairs(
     root : path-like, default=None
         Folder to which relative paths refer. None takes the folder of the table, and the
         current folder if `source` is a data frame.
+    check_files : bool, default=True
+        Whether pictures that are given by path must be there. False leaves it to the encoder,
+        which with ``on_error="nan"`` goes on without those that are not.
     return_X_y : bool, default=False
         Whether to return ``(images, captions)`` instead of a Bunch.
 
@@ -69,7 +74,7 @@ def load_pairs(
     Raises
     ------
     FileNotFoundError
-        If the table, or a picture it names, is not there.
+        If the table is not there, or, with `check_files`, a picture that it names.
     ValueError
         If a column is missing, a row has no picture, caption or label, or there are no rows.
     TypeError
@@ -117,7 +122,7 @@ def load_pairs(
     bunch.captions = one_or_ragged(captions_by_row(column(table, caption, where), where))
     if label is not None:
         bunch.labels = _labels(column(table, label, where), label, where)
-    bunch.images = _resolve(cells, base, where)  # last: it asks the disk for every file
+    bunch.images = _resolve(cells, base, where, check_files)  # last: it asks for every file
     return deliver(bunch, return_X_y)
 
 
@@ -131,8 +136,8 @@ def _labels(values: list[Any], name: str, where: str) -> np.ndarray:
     return np.array([str(value) for value in values])
 
 
-def _resolve(cells: list[Any], base: Path, where: str) -> list[Any]:
-    """Pictures as they are, paths made absolute; each path must lead to a file."""
+def _resolve(cells: list[Any], base: Path, where: str, check_files: bool) -> list[Any]:
+    """Pictures as they are, paths made absolute; each path may have to lead to a file."""
     cells = [_unpack(cell) for cell in cells]
     bad = [row for row, cell in enumerate(cells) if is_missing(cell)]
     if bad:
@@ -152,6 +157,8 @@ def _resolve(cells: list[Any], base: Path, where: str) -> list[Any]:
                 "picture; expected a path, bytes, a PIL image, an array, or a dict with 'bytes' "
                 "or 'path'."
             )
+    if not check_files:
+        return images
     paths = dict.fromkeys(path for path in images if isinstance(path, str))
     absent = [path for path in paths if not os.path.isfile(path)]
     if absent:

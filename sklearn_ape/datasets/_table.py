@@ -30,10 +30,23 @@ def read_table(file: Path) -> Table:
         if kind == ".parquet":
             return _read_parquet(file)
         if kind in (".csv", ".tsv"):
-            return _read_csv(file, "," if kind == ".csv" else "\t")
+            return _read_csv(file, _delimiter(file) if kind == ".csv" else "\t")
         return _read_json_lines(file)
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{str(file)!r} is not UTF-8 text ({error.reason} at byte {error.start}). Save it as "
+            "UTF-8; a spreadsheet program calls that 'CSV UTF-8'."
+        ) from error
     except (ValueError, csv.Error) as error:
         raise ValueError(f"Cannot read {str(file)!r} as {kind[1:]}: {error}") from error
+
+
+def _delimiter(file: Path) -> str:
+    """Return what separates the fields: a semicolon where spreadsheets write decimal commas."""
+    with file.open(encoding="utf-8-sig", newline="") as stream:
+        names = stream.readline()
+    found = {delimiter: names.count(delimiter) for delimiter in (",", ";", "\t")}
+    return "," if found[","] else max(found, key=lambda delimiter: found[delimiter])
 
 
 def _read_csv(file: Path, delimiter: str) -> Table:
