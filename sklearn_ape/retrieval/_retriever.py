@@ -225,7 +225,8 @@ class CrossModalRetriever(ShownMixin, BaseEstimator):
         relative = self._relative(found[read], collection) if is_text and len(read) else None
         scores = np.full((len(found), k), np.nan, dtype=np.float32)
         indices = np.full((len(found), k), -1, dtype=np.intp)
-        scores[read], indices[read] = _found(collection, found[read], k, relative)
+        if len(read):
+            scores[read], indices[read] = _found(collection, found[read], k, relative)
         if len(read) < len(found):
             _warn_of_unread(np.setdiff1d(np.arange(len(found)), read))
         items = [collection.items_at(row) if row[0] >= 0 else [] for row in indices]

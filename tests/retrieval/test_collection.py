@@ -94,6 +94,8 @@ class TestUnread:
         assert np.isnan(found.scores[0]).all()
         assert found.items == [[], [pictures.images[1], pictures.images[0]]]
         assert len(found.to_frame()) == 2
+        with pytest.warns(UserWarning, match="find nothing: 0"):
+            assert retriever.search([broken], k=1, modality="image").items == [[]]
         with (
             pytest.warns(UserWarning, match="broken"),
             pytest.raises(ValueError, match="no neighbours: rows 0"),
