@@ -14,7 +14,8 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from .._callbacks import CallbackSupportMixin
 from .._shown import ShownMixin
-from ..metrics import retrieval_report
+from ..metrics import recall_at_k
+from ..metrics._ranks import ranks_of_both
 from ..training import row_blocks, select, stays_stored
 from ._bank import Bank, Standardizer, evenly_spaced, resolve_bank
 from ._captions import flat_captions, holds_pictures, holds_texts, plain_sequence
@@ -168,9 +169,33 @@ class BaseAligner(
             ``{"image_to_text": {k: recall}, "text_to_image": {k: recall}}`` over distinct
             pictures and captions; a hit on any caption of a picture counts.
         """
+        return {
+            way: {k: recall_at_k(ranks, k) for k in ks}
+            for way, ranks in self.retrieval_ranks(X, y).items()
+        }
+
+    def retrieval_ranks(self, X: Any, y: Any) -> dict[str, np.ndarray]:
+        """Ranks of the right captions by pictures, and of the right pictures by captions.
+
+        Parameters
+        ----------
+        X : sequence of pictures, or array-like of shape (n_samples, n_features_in_)
+            See `fit`.
+        y : sequence of captions, or array-like of shape (n_samples, n_text_features_in_)
+            See `fit`.
+
+        Returns
+        -------
+        ranks : dict
+            ``{"image_to_text": ndarray, "text_to_image": ndarray}``: for every distinct picture,
+            and every distinct caption, how many candidates come before the best of its own; 0 is
+            the best rank. What `sklearn_ape.metrics.bootstrap_interval` makes intervals of:
+            ``bootstrap_interval(ranks["image_to_text"] < k)``.
+        """
         check_is_fitted(self)
         data = self._pairs(X, y, reset=False)
-        return retrieval_report(*self._compared(data), data.pairs, ks)
+        by_image, by_text = ranks_of_both(*self._compared(data), data.pairs)
+        return {"image_to_text": by_image, "text_to_image": by_text}
 
     def score(self, X: Any, y: Any) -> float:
         """Mean of recall@1 in both directions.
