@@ -1,5 +1,6 @@
-"""The command line, in processes of its own as a user starts it."""
+"""The demo and the list of models, as a user starts them."""
 
+import json
 import re
 import subprocess
 import sys
@@ -7,17 +8,16 @@ import sys
 import pytest
 
 
-def run(*arguments, **options):
-    command = [sys.executable, "-m", "sklearn_ape", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, **options)
-
-
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
     """The demo twice, on one cache: (first, second, folder of the report)."""
     folder = tmp_path_factory.mktemp("demo")
-    arguments = ("demo", "--output", str(folder / "report"), "--cache", str(folder / "features"))
-    return run(*arguments), run(*arguments), folder / "report"
+    command = [sys.executable, "-m", "sklearn_ape", "demo"]
+    command += ["--output", str(folder / "report"), "--cache", str(folder / "features")]
+    first, second = (
+        subprocess.run(command, capture_output=True, text=True, check=False) for _ in range(2)
+    )
+    return first, second, folder / "report"
 
 
 def figures(text):
@@ -54,29 +54,32 @@ class TestDemo:
         assert "CC BY-SA" in html
         assert (demo[2] / "search.png").read_bytes().startswith(b"\x89PNG")
 
-
-class TestCommands:
-    def test_models_lists_the_packaged_encoders(self):
-        result = run("models", env={"COLUMNS": "200", "PATH": ""})
-        assert result.returncode == 0, result.stderr
-        assert "efficientnet_lite0" in result.stdout
-        assert "all-MiniLM-L6-v2" in result.stdout
-
-    @pytest.mark.parametrize("command", ["demo", "models"])
-    def test_help_has_an_example(self, command):
-        result = run(command, "--help")
-        assert result.returncode == 0
-        assert f"Example: sklearn-ape {command}" in result.stdout
-
-    def test_an_error_is_a_line_and_not_a_traceback(self, tmp_path):
+    def test_a_file_in_the_way_of_the_report_is_told_before_the_work(self, run, tmp_path):
         (tmp_path / "file").write_text("in the way")
-        result = run("demo", "--quiet", "--cache", str(tmp_path / "file" / "features"))
-        assert result.returncode == 1
-        assert "sklearn-ape: The feature cache" in result.stderr
-        assert "Traceback" not in result.stderr
+        result = run("demo", "--output", tmp_path / "file" / "report", code=1)
+        assert "cannot be written" in result.stderr
         assert result.stdout == ""
 
-    def test_unknown_command(self):
-        result = run("demmo")
-        assert result.returncode == 2
-        assert "No such command" in result.stderr
+    def test_a_cache_that_cannot_be(self, run, tmp_path):
+        (tmp_path / "file").write_text("in the way")
+        result = run(
+            *("demo", "--quiet", "--output", tmp_path / "r"),
+            *("--cache", tmp_path / "file" / "features"),
+            code=1,
+        )
+        assert "sklearn-ape: The feature cache" in result.stderr
+
+
+class TestModels:
+    def test_lists_the_packaged_encoders(self, rows):
+        listed = rows("models")
+        assert {"efficientnet_lite0", "all-MiniLM-L6-v2"} <= {row["name"] for row in listed}
+        assert {row["modality"] for row in listed} == {"image", "text"}
+
+    def test_a_table_for_people(self, run):
+        shown = run("models", "--format", "table").stdout
+        assert "efficientnet" in shown
+        assert "Hugging Face hub" in shown
+
+    def test_json_for_programs(self, run):
+        assert json.loads(run("models", "--format", "json").stdout)[0]["features"] == 1280

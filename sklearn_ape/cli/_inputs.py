@@ -1,0 +1,193 @@
+"""What commands are given: pictures, names of classes, pairs."""
+
+from __future__ import annotations
+
+import csv
+import glob
+import json
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from ._errors import say
+
+__all__ = ["label_names", "list_pictures", "load_data", "read_lines"]
+
+
+def list_pictures(arguments: Iterable[str], quiet: bool = False) -> list[str]:
+    """Return the paths of the pictures that arguments stand for, each once, in order.
+
+    Parameters
+    ----------
+    arguments : iterable of str
+        Files, folders, patterns, or "-" for a list of files and folders on standard input.
+    quiet : bool, default=False
+        Do not say what is passed over.
+
+    Returns
+    -------
+    paths : list of str
+        What is in a folder or follows from a pattern is sorted.
+
+    Raises
+    ------
+    FileNotFoundError
+        When an argument is neither there nor a pattern that fits something.
+    ValueError
+        When no pictures are left.
+    """
+    others: Counter[str] = Counter()
+    paths = dict.fromkeys(_pictures(arguments, others))
+    _say_passed_over(others, quiet)
+    if not paths:
+        raise ValueError("There are no pictures among what was given.")
+    return list(paths)
+
+
+def _say_passed_over(others: Counter[str], quiet: bool) -> None:
+    if others:
+        kinds = ", ".join(f"{n:,} {suffix!r}" for suffix, n in others.most_common(5))
+        say(f"Passed over what is no picture: {others.total():,} files ({kinds}).", quiet)
+
+
+def _pictures(arguments: Iterable[str], others: Counter[str]) -> Iterator[str]:
+    for argument in arguments:
+        if argument == "-":
+            for line in _lines_of_stdin():
+                # Of a long list, one that is gone must not lose the others.
+                yield from _expanded(line, others) if os.path.lexists(line) else (line,)
+        elif os.path.lexists(argument):
+            yield from _expanded(argument, others)
+        else:
+            found = sorted(glob.glob(os.path.expanduser(argument), recursive=True))
+            if not found:
+                raise FileNotFoundError(_absent(argument))
+            for path in found:
+                yield from _expanded(path, others)
+
+
+def _absent(argument: str) -> str:
+    if "://" in argument:
+        return f"{argument!r} is an address, not a file: download the picture first."
+    if glob.has_magic(argument):
+        return f"No file fits the pattern {argument!r}."
+    return f"There is no file or folder {argument!r}."
+
+
+def _expanded(path: str, others: Counter[str]) -> Iterable[str]:
+    if not os.path.isdir(path):
+        if _may_be_picture(path):
+            return (path,)
+        others[os.path.splitext(path)[1].lower()] += 1
+        return ()
+    from ..datasets import load_image_folder
+
+    data = load_image_folder(path, captions=None)
+    others.update(data.other_files)
+    # Loaders give absolute paths; results are easier to read with what was asked for.
+    root = Path(path).expanduser().absolute()
+    return [os.path.join(path, os.path.relpath(image, root)) for image in data.images]
+
+
+def _may_be_picture(path: str) -> bool:
+    """Tell captions that lie among pictures from pictures, damaged ones included."""
+    from ..datasets._folder import EXTENSIONS
+
+    if os.path.splitext(path)[1].lower() in EXTENSIONS or not os.path.isfile(path):
+        return True
+    from PIL import Image
+
+    try:
+        Image.open(path).close()
+    except Exception:  # Pillow's plugins raise anything
+        return False
+    return True
+
+
+def _lines_of_stdin() -> list[str]:
+    content = sys.stdin.buffer.read()
+    # As find -print0 writes them, names may hold line feeds.
+    names = content.split(b"\0") if b"\0" in content else content.splitlines()
+    return [os.fsdecode(name) for name in names if name.strip()]
+
+
+def read_lines(file: Path) -> list[str]:
+    """Return the lines of a text file that are not blank."""
+    try:
+        text = file.expanduser().read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{str(file)!r} is not UTF-8 text: {error}.") from error
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def label_names(labels: str | None, labels_file: Path | None) -> Any:
+    """Return names of classes, a list or a mapping to synonyms; None if none were given.
+
+    Raises
+    ------
+    ValueError
+        When they repeat, are empty or only one; the message names them.
+    """
+    if labels is not None and labels_file is not None:
+        raise typer.BadParameter("give --labels or --labels-file, not both.")
+    if labels is None and labels_file is None:
+        return None
+    names: Any
+    if labels is not None:
+        row = next(csv.reader([labels], skipinitialspace=True), [])
+        names = [name.strip() for name in row if name.strip()]
+    else:
+        assert labels_file is not None
+        names = _names_in(labels_file)
+    from .._labels import names_of
+
+    if len(names_of(names)) == 1:
+        raise ValueError(
+            f"{next(iter(names))!r} is the only label, so that every picture would be given it: "
+            "name at least two, for instance --labels 'cat,something else'."
+        )
+    return names
+
+
+def _names_in(file: Path) -> Any:
+    if file.suffix.lower() != ".json":
+        return read_lines(file)
+    try:
+        names = json.loads(file.expanduser().read_text(encoding="utf-8-sig"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{str(file)!r} is not JSON: {error}.") from error
+    if not isinstance(names, list | dict):
+        raise ValueError(
+            f'{str(file)!r} must hold a list of names, ["cat", "dog"], or names with synonyms, '
+            '{"vehicle": ["car", "bus"]}.'
+        )
+    return names
+
+
+def load_data(
+    data: Path,
+    *,
+    image: str = "image",
+    caption: str = "caption",
+    label: str | None = None,
+    captions: str = "auto",
+    strict: bool = False,
+    quiet: bool = False,
+) -> Any:
+    """Load a folder or a table of pairs as a Bunch of images, captions and, if any, labels."""
+    from ..datasets import load_image_folder, load_pairs
+
+    path = data.expanduser()
+    if path.is_file():
+        return load_pairs(path, image=image, caption=caption, label=label, check_files=strict)
+    if not path.exists():
+        raise FileNotFoundError(f"There is no folder or table {str(data)!r}.")
+    bunch = load_image_folder(path, captions=captions)  # type: ignore[arg-type]
+    if bunch.captions is None:  # else the other files are captions
+        _say_passed_over(Counter(bunch.other_files), quiet)
+    return bunch

@@ -1,0 +1,95 @@
+"""Recall and accuracy, each with how sure it is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..metrics import Interval, bootstrap_interval
+from ._output import Table
+
+__all__ = [
+    "Score",
+    "accuracy_scores",
+    "held_out_scores",
+    "on_card",
+    "print_scores",
+    "recall_scores",
+]
+
+_KS = (1, 5, 10)
+_DIRECTIONS = {"image_to_text": "picture to caption", "text_to_image": "caption to picture"}
+
+
+class Score(NamedTuple):
+    """A mean over n pictures or captions, and its interval of 95 % (NaN for fewer than two)."""
+
+    measure: str
+    of: str
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+def recall_scores(aligner: Any, pictures: Any, captions: Any, random_state: int) -> list[Score]:
+    """Recall@k both ways, among distinct pictures and captions."""
+    ranks = aligner.retrieval_ranks(pictures, captions)
+    return [
+        _score(f"recall@{k}", words, ranks[direction] < k, random_state)
+        for direction, words in _DIRECTIONS.items()
+        for k in _KS
+    ]
+
+
+def accuracy_scores(truth: Any, predicted: Any, random_state: int) -> list[Score]:
+    """Accuracy over all pictures, then class by class."""
+    truth, predicted = np.asarray(truth, dtype=object), np.asarray(predicted, dtype=object)
+    hits = truth == predicted
+    return [_score("accuracy", "all", hits, random_state)] + [
+        _score("accuracy", str(name), hits[truth == name], random_state)
+        for name in sorted(set(truth))
+    ]
+
+
+def held_out_scores(
+    aligner: Any,
+    pictures: Any,
+    captions: Sequence[Any],
+    classes: Sequence[str] | None,
+    random_state: int,
+) -> list[Score]:
+    """Accuracy where captions are names of classes, else recall."""
+    if classes is None:
+        return recall_scores(aligner, pictures, captions, random_state)
+    from .. import ZeroShotClassifier
+
+    classifier = ZeroShotClassifier(sorted(set(captions)), aligner=aligner)
+    return accuracy_scores(captions, classifier.predict(pictures), random_state)
+
+
+def on_card(score: Score) -> str:
+    """Return the line of a model card that a held-out score stands in."""
+    sure = "" if score.low != score.low else f", 95 %: {score.low:.3f} to {score.high:.3f}"
+    return f"{score.measure} on pairs held out, {score.of} (n={score.n}{sure})"
+
+
+def print_scores(
+    scores: Sequence[Score], form: str | None = None, output: Path | None = None
+) -> None:
+    """Write scores, one a row."""
+    with Table(Score._fields, output, form) as table:
+        for score in scores:
+            numbers = (None if x != x else round(x, 4) for x in score[2:5])
+            table.write([score.measure, score.of, *numbers, score.n])
+
+
+def _score(measure: str, of: str, hits: Any, random_state: int) -> Score:
+    hits = np.asarray(hits, dtype=float)
+    interval = Interval(float(hits.mean()), float("nan"), float("nan"))
+    if len(hits) > 1:
+        interval = bootstrap_interval(hits, random_state=random_state)
+    return Score(measure, of, *interval, len(hits))

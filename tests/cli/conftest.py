@@ -1,0 +1,76 @@
+"""A folder of real pictures, and the command line in this process or in one of its own."""
+
+import csv
+import io
+import shutil
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from sklearn_ape.cli import app
+
+
+def named(caption):
+    """Return a caption as a file's name, which `captions="filename"` reads back."""
+    return caption.replace("/", " ").replace(":", "").replace(" ", "_") + ".png"
+
+
+@pytest.fixture(scope="session")
+def photos(pictures, tmp_path_factory):
+    """Sixty pictures in the folders animal, food and travel, named by their captions."""
+    folder = tmp_path_factory.mktemp("photos")
+    for row in range(60):
+        target = folder / pictures.categories[row] / named(pictures.captions[row])
+        target.parent.mkdir(exist_ok=True)
+        shutil.copy(pictures.images[row], target)
+    return folder
+
+
+@pytest.fixture
+def few(photos, tmp_path):
+    """Four of each kind, a copy of one's own to spoil."""
+    folder = tmp_path / "few"
+    for kind in sorted(photos.iterdir()):
+        (folder / kind.name).mkdir(parents=True)
+        for picture in sorted(kind.iterdir())[:4]:
+            shutil.copy(picture, folder / kind.name)
+    return folder
+
+
+@pytest.fixture
+def run(feature_cache, monkeypatch):
+    """Run a command in this process; features are those of the other tests."""
+    monkeypatch.setenv("SKLEARN_APE_DATA", str(feature_cache.parent / "home"))
+    runner = CliRunner()
+
+    def invoke(*arguments, stdin=None, code=0):
+        result = runner.invoke(app, [str(argument) for argument in arguments], input=stdin)
+        shown = f"{result.stdout}\n{result.stderr}\n{result.exception!r}"
+        assert result.exit_code == code, shown
+        assert "Traceback" not in result.stderr
+        return result
+
+    return invoke
+
+
+@pytest.fixture
+def rows(run):
+    """Run a command and read the csv on its standard output."""
+
+    def invoke(*arguments, **options):
+        return list(csv.DictReader(io.StringIO(run(*arguments, **options).stdout)))
+
+    return invoke
+
+
+@pytest.fixture
+def shell():
+    """Run the command line in a process of its own, as a user starts it."""
+
+    def invoke(*arguments, **options):
+        command = [sys.executable, "-m", "sklearn_ape", *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, check=False, **options)
+
+    return invoke

@@ -1,0 +1,140 @@
+"""classify: one row a picture, whatever the pictures are."""
+
+import csv
+import json
+import os
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from sklearn_ape import ZeroShotClassifier
+
+LABELS = "an animal,food,a vehicle"
+
+
+@pytest.fixture
+def broken(few):
+    """The folder with a damaged picture and a text that calls itself one."""
+    whole = next((few / "animal").iterdir())
+    (few / "animal" / "zz cut short.png").write_bytes(whole.read_bytes()[:200])
+    (few / "zz text.jpg").write_text("no picture")
+    return few
+
+
+class TestAnswers:
+    def test_are_those_of_the_classifier(self, few, rows):
+        found = rows("classify", few, "--labels", LABELS, "--top-k", "2", "--probabilities")
+        paths = [row["path"] for row in found]
+        assert paths == sorted(paths)
+        assert len(paths) == 12
+        classifier = ZeroShotClassifier(LABELS.split(","))
+        expected = classifier.predict_proba(paths)
+        columns = [f"probability:{name}" for name in classifier.classes_]
+        shares = np.array([[float(row[name]) for name in columns] for row in found])
+        np.testing.assert_allclose(shares, expected, atol=1e-4)
+        assert [row["label"] for row in found] == classifier.predict(paths).tolist()
+        second = classifier.classes_[np.argsort(-expected, axis=1)[:, 1]]
+        assert [row["label_2"] for row in found] == second.tolist()
+        assert {row["error"] for row in found} == {""}
+
+    def test_below_the_threshold_a_picture_is_unknown(self, few, rows):
+        found = rows("classify", few, "--labels", LABELS, "--threshold", "0.7", "--top-k", "2")
+        for row in found:
+            known = float(row["probability"]) >= 0.7
+            assert row["label"] == (row["label_1"] if known else "unknown")
+        assert 0 < sum(row["label"] == "unknown" for row in found) < len(found)
+
+    def test_synonyms_and_templates(self, few, rows, tmp_path):
+        file = tmp_path / "labels.json"
+        file.write_text(json.dumps({"living": ["an animal", "a plant"], "thing": ["a vehicle"]}))
+        found = rows("classify", few, "--labels-file", file, "--templates", "drawing")
+        assert {row["label"] for row in found} <= {"living", "thing"}
+
+
+class TestPictures:
+    def test_bad_ones_are_rows_with_the_reason_and_lose_nothing(self, broken, rows, run):
+        found = rows("classify", broken, "--labels", LABELS)
+        bad = {os.path.basename(row["path"]): row for row in found if row["error"]}
+        assert set(bad) == {"zz cut short.png", "zz text.jpg"}
+        assert "not a picture but text" in bad["zz text.jpg"]["error"]
+        assert {row["label"] for row in bad.values()} == {""}
+        assert len(found) == 14
+        said = run("classify", broken, "--labels", LABELS, "--quiet").stderr
+        assert "2 of 14 pictures cannot be read" in said
+
+    def test_none_can_be_read(self, tmp_path, run):
+        (tmp_path / "x.png").write_text("no picture")
+        result = run("classify", tmp_path, "--labels", LABELS, code=1)
+        assert "x.png" in result.stdout
+
+    def test_a_list_on_standard_input(self, few, rows):
+        names = [str(path) for path in sorted((few / "food").iterdir())]
+        lines = rows("classify", "-", "--labels", LABELS, stdin="\n".join([*names, "gone.jpg"]))
+        assert [row["path"] for row in lines] == [*names, "gone.jpg"]
+        assert "does not exist" in lines[-1]["error"]
+        zeros = rows("classify", "-", "--labels", LABELS, stdin="\0".join(names) + "\0")
+        assert [row["path"] for row in zeros] == names
+
+    def test_many_come_in_passes(self, few, rows, monkeypatch):
+        whole = rows("classify", few, "--labels", LABELS)
+        monkeypatch.setattr("sklearn_ape.cli._passes._AT_ONCE", 5)
+        parts = rows("classify", few, "--labels", LABELS)
+        assert [(row["path"], row["label"]) for row in parts] == [
+            (row["path"], row["label"]) for row in whole
+        ]
+        for part, row in zip(parts, whole, strict=True):
+            assert float(part["probability"]) == pytest.approx(float(row["probability"]), abs=1e-4)
+
+    def test_a_name_that_is_no_text(self, few, run):
+        picture = next((few / "food").iterdir())
+        odd = os.fsencode(few / "food") + b"/caf\xe9.png"
+        os.rename(os.fsencode(picture), odd)
+        result = run("classify", few / "food", "--labels", LABELS)
+        assert odd in result.stdout_bytes
+
+
+class TestOutput:
+    def test_files(self, broken, run, tmp_path):
+        out = tmp_path / "new folder" / "names.parquet"
+        result = run("classify", broken, "--labels", LABELS, "-o", out)
+        assert result.stdout == ""
+        assert "12 pictures named" in result.stderr
+        frame = pd.read_parquet(out)
+        assert frame["label"].notna().sum() == 12
+        assert frame["error"].notna().sum() == 2
+        (tmp_path / "names.csv").write_text("old")
+        run("classify", broken, "--labels", LABELS, "-o", tmp_path / "names.csv")
+        with (tmp_path / "names.csv").open(newline="") as stream:
+            assert len(list(csv.DictReader(stream))) == 14
+
+    def test_ctrl_c_leaves_what_was_there(self, few, run, tmp_path, monkeypatch):
+        def interrupted(*arguments):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(ZeroShotClassifier, "predict_proba", interrupted)
+        (tmp_path / "names.csv").write_text("old")
+        result = run("classify", few, "--labels", LABELS, "-o", tmp_path / "names.csv", code=130)
+        assert "Interrupted" in result.stderr
+        assert "run it again to go on" in result.stderr
+        assert (tmp_path / "names.csv").read_text() == "old"
+
+
+class TestErrors:
+    @pytest.mark.parametrize(
+        ("arguments", "code", "message"),
+        [
+            ((), 2, "--labels"),
+            (("--labels", "cat"), 1, "only label"),
+            (("--labels", LABELS, "--top-k", "4"), 2, "more than the 3 labels"),
+            (("--labels", LABELS, "--threshold", "2"), 2, "less than or equal"),
+            (("--labels", LABELS, "-o", "out.xlsx"), 2, "cannot tell the format"),
+            (("--labels", LABELS, "--aligner", "./gone"), 1, "no folder './gone'"),
+            (("--labels", LABELS, "--templates", "drawin"), 1, "Did you mean 'drawing'"),
+            (("--labels", LABELS, "--device", "cuda:77"), 1, "cuda"),
+        ],
+    )
+    def test_are_messages(self, few, run, arguments, code, message):
+        result = run("classify", few, *arguments, code=code)
+        assert message in " ".join(result.stderr.split())
+        assert result.stdout == ""

@@ -1,0 +1,58 @@
+"""curate: relevant pairs; copies, noise and what cannot be read are dropped and named."""
+
+import csv
+import shutil
+
+import pytest
+
+LABELS = "animal,food,vehicle"
+
+
+@pytest.fixture
+def spoilt(photos, tmp_path):
+    """The photos, with a copy of one under another name and one that cannot be read."""
+    folder = tmp_path / "spoilt"
+    shutil.copytree(photos, folder)
+    picture = sorted((folder / "food").iterdir())[0]
+    shutil.copy(picture, folder / "food" / "zz copy.png")
+    (folder / "food" / "zz broken.png").write_text("no picture")
+    return folder
+
+
+class TestCurate:
+    def test_every_pair_is_chosen_or_dropped_for_a_reason(self, spoilt, run, tmp_path):
+        chosen, dropped = tmp_path / "chosen.csv", tmp_path / "dropped.csv"
+        result = run(
+            *("curate", spoilt, "--captions", "filename", "--labels", LABELS, "-n", "12"),
+            *("--noisy", "0", "-o", chosen, "--dropped", dropped),
+        )
+        with chosen.open() as one, dropped.open() as other:
+            kept, others = list(csv.DictReader(one)), list(csv.DictReader(other))
+        assert len(kept) == 12
+        assert len(kept) + len(others) == 62
+        assert [row["label"] for row in kept].count("food") == 4
+        reasons = {row["image"].rsplit("/", 1)[1]: row["reason"] for row in others}
+        assert "cannot be read" in reasons["zz broken.png"]
+        copies = [reason for reason in reasons.values() if reason.startswith("nearly the same")]
+        assert copies
+        assert "Chosen 12 of 62 pairs" in result.stderr
+        assert f"{len(copies)} nearly the same picture as another" in result.stderr
+
+    def test_what_is_chosen_can_be_read_back(self, spoilt, run, rows, tmp_path):
+        result = run(
+            *("curate", spoilt, "--captions", "filename", "--labels", LABELS),
+            *("--per-label", "3", "-o", tmp_path / "chosen.csv"),
+        )
+        assert "3 a caption that fits its picture poorly" in result.stderr  # of 61
+        assert rows("evaluate", tmp_path / "chosen.csv", "--label", "label")
+
+    @pytest.mark.parametrize(
+        ("arguments", "code", "message"),
+        [
+            (("-n", "5"), 2, "--labels"),
+            (("--labels", LABELS), 2, "--n-pairs"),
+            (("--labels", LABELS, "-n", "5"), 1, "no captions"),
+        ],
+    )
+    def test_errors(self, few, run, arguments, code, message):
+        assert message in run("curate", few, *arguments, code=code).stderr

@@ -1,0 +1,77 @@
+"""encode: features in a file, and which row is what."""
+
+import csv
+
+import numpy as np
+import pytest
+
+from sklearn_ape.cli._models import Machine, image_encoder_named, text_encoder_named
+from sklearn_ape.encoders import (
+    OpenCLIPImageEncoder,
+    TransformersImageEncoder,
+    TransformersTextEncoder,
+)
+
+
+def listed(file):
+    with file.open(newline="", encoding="utf-8") as stream:
+        return list(csv.DictReader(stream))
+
+
+class TestEncode:
+    def test_rows_are_named_and_bad_ones_are_nan(self, few, run, tmp_path):
+        (few / "zz.jpg").write_text("no picture")
+        captions = tmp_path / "captions.txt"
+        captions.write_text("a cat\n\na dog\n")
+        out = tmp_path / "new" / "f.npy"
+        result = run("encode", few, "-o", out, "--texts", captions)
+        assert result.stdout == ""
+        features, rows = np.load(out), listed(out.with_suffix(".csv"))
+        assert features.shape == (13, 1280)
+        bad = [bool(row["error"]) for row in rows]
+        assert [row["path"].endswith("zz.jpg") for row in rows] == bad
+        np.testing.assert_array_equal(np.isnan(features).all(axis=1), bad)
+        encoder = image_encoder_named("efficientnet_lite0", Machine("memory", quiet=True))
+        expected = encoder.transform([row["path"] for row in rows[:3]])
+        np.testing.assert_allclose(features[:3], expected, atol=1e-3)
+        assert np.load(tmp_path / "new" / "f.texts.npy").shape == (2, 384)
+        assert [row["text"] for row in listed(tmp_path / "new" / "f.texts.csv")] == [
+            "a cat",
+            "a dog",
+        ]
+
+    def test_a_file_of_other_pictures_is_not_lost(self, run, tmp_path):
+        for number, text in enumerate(["a cat\na dog\n", "a bird\n"]):
+            (tmp_path / f"{number}.txt").write_text(text)
+        out = tmp_path / "f.npy"
+        run("encode", "-o", out, "--texts", tmp_path / "0.txt")
+        result = run("encode", "-o", out, "--texts", tmp_path / "1.txt", code=1)
+        assert "--overwrite" in result.stderr
+        assert np.load(out).shape == (2, 384)
+        run("encode", "-o", out, "--texts", tmp_path / "1.txt", "--overwrite")
+        assert np.load(out).shape == (1, 384)
+
+    def test_nothing_to_encode(self, run, tmp_path):
+        assert "--texts" in run("encode", code=2).stderr
+        (tmp_path / "empty.txt").write_text("\n")
+        result = run("encode", "--texts", tmp_path / "empty.txt", "-o", tmp_path / "f.npy", code=1)
+        assert "holds no text" in result.stderr
+        assert ".npy" in run("encode", tmp_path, "-o", "features.csv", code=2).stderr
+
+
+class TestNames:
+    def test_stand_for_encoders_of_several_libraries(self):
+        machine = Machine("memory")
+        lite = image_encoder_named("efficientnet_lite0", machine)
+        assert (lite.pooling, lite.crop, lite.on_error) == ("gem", "pad", "nan")
+        assert image_encoder_named("efficientnet_lite0", machine, pooling="mean").pooling == "mean"
+        assert isinstance(
+            image_encoder_named("open_clip:RN50/openai", machine), OpenCLIPImageEncoder
+        )
+        found = image_encoder_named("transformers:facebook/dinov2-small", machine)
+        assert isinstance(found, TransformersImageEncoder)
+        assert isinstance(text_encoder_named("all-MiniLM-L6-v2", machine), TransformersTextEncoder)
+
+    def test_a_pooling_that_does_not_fit(self):
+        with pytest.raises(ValueError, match="pooling"):
+            image_encoder_named("open_clip:RN50/openai", Machine("memory"), pooling="mean")

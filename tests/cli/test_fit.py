@@ -1,0 +1,103 @@
+"""fit: from a folder or a table to a saved aligner, measured on pairs held out."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from sklearn_ape import KernelAligner, ZeroShotClassifier, load_pretrained
+
+QUICK = ("--method", "kernel", "--quiet")
+
+
+@pytest.fixture
+def captioned(photos, tmp_path):
+    """The photos in one folder, with captions beside them."""
+    folder = tmp_path / "captioned"
+    folder.mkdir()
+    for picture in photos.rglob("*.png"):
+        shutil.copy(picture, folder)
+        (folder / f"{picture.stem}.txt").write_text(picture.stem.replace("_", " "))
+    return folder
+
+
+class TestFit:
+    def test_captions_beside_pictures(self, captioned, rows, run, tmp_path):
+        (captioned / "zz.png").write_text("no picture")
+        (captioned / "zz.txt").write_text("a caption of no picture")
+        out = tmp_path / "models" / "mine"
+        found = rows("fit", captioned, "-o", out, *QUICK)
+        assert [row["measure"] for row in found] == ["recall@1", "recall@5", "recall@10"] * 2
+        n_held_out = int(found[0]["n"])
+        assert 10 <= n_held_out <= 14
+        aligner = load_pretrained(out)
+        assert isinstance(aligner, KernelAligner)
+        card = (out / "README.md").read_text()
+        assert f"recall@1 on pairs held out, picture to caption (n={n_held_out}, 95 %" in card
+        # What is saved was fitted on all pairs: it tells those that were held out apart, too.
+        images = sorted(str(path) for path in captioned.glob("*.png"))[:-1]
+        captions = [path.rsplit("/", 1)[1][:-4].replace("_", " ") for path in images]
+        assert aligner.score(images, captions) > 0.9
+        said = run("classify", images[0], "--labels", "animal,food", "--aligner", out).stdout
+        assert "animal" in said or "food" in said
+
+    def test_a_classifier_of_folders_and_a_table_of_its_answers(self, photos, run, rows, tmp_path):
+        out = tmp_path / "mine"
+        result = run("fit", photos, "-o", out, "--labels", "animal,food,travel", *QUICK)
+        assert "accuracy,all,0." in result.stdout
+        assert isinstance(load_pretrained(out), ZeroShotClassifier)
+        found = rows("classify", photos / "food", "--aligner", out)
+        assert np.mean([row["label"] == "food" for row in found]) > 0.8
+        assert len(rows("classify", photos / "food", "--aligner", out, "--labels", "a,b")) > 10
+
+    def test_a_table(self, photos, rows, tmp_path):
+        lines = [f"{path};{path.stem}" for path in photos.rglob("*.png")]
+        table = tmp_path / "pairs.csv"
+        table.write_text("\ufefffile;text\n" + "\n".join([*lines, "gone.png;gone"]))
+        arguments = ("fit", table, "--image", "file", "--caption", "text", *QUICK)
+        assert len(rows(*arguments, "-o", tmp_path / "a")) == 6
+        assert rows(*arguments, "-o", tmp_path / "b", "--test-size", "0") == []
+
+    @pytest.mark.parametrize("method", ["ape", "cca", "asif"])
+    def test_methods(self, photos, run, tmp_path, method):
+        depth = ("--depth", "3") if method == "ape" else ()
+        run(
+            *("fit", photos, "--captions", "filename", "-o", tmp_path / "m", "--quiet"),
+            *("--method", method, "--test-size", "0", *depth),
+        )
+        model = json.loads((tmp_path / "m" / "config.json").read_text())["model"]
+        assert method in json.dumps(model).lower()
+        if depth:
+            assert load_pretrained(tmp_path / "m").depth == 3
+
+
+class TestErrors:
+    def test_strict_stops_at_a_broken_picture(self, captioned, run, tmp_path):
+        (captioned / "zz.png").write_text("no picture")
+        (captioned / "zz.txt").write_text("a caption of no picture")
+        result = run("fit", captioned, "-o", tmp_path / "m", "--strict", *QUICK, code=1)
+        assert "zz.png" in result.stderr
+        assert not (tmp_path / "m").exists()
+
+    def test_no_captions(self, captioned, run, tmp_path):
+        for text in captioned.glob("*.txt"):
+            text.unlink()
+        result = run("fit", captioned, "-o", tmp_path / "m", *QUICK, code=1)
+        assert "--captions filename" in result.stderr
+
+    def test_a_folder_of_other_things_is_told_before_the_work(self, photos, few, run):
+        result = run("fit", photos, "-o", few, *QUICK, code=1)
+        assert "no model of sklearn-ape" in result.stderr
+        assert "image/s" not in result.stderr
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (("--method", "cca", "--depth", "2"), "ape"),
+            (("--method", "lit", "--head-pairs"), "lit"),
+            (("--method", "clip"), "asif"),
+        ],
+    )
+    def test_options_that_do_not_go_together(self, photos, run, tmp_path, arguments, message):
+        assert message in run("fit", photos, "-o", tmp_path / "m", *arguments, code=2).stderr

@@ -1,0 +1,109 @@
+"""Files are whole or absent; rows survive what names may hold."""
+
+import csv
+import json
+import os
+import shutil
+from collections import namedtuple
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import typer
+
+from sklearn_ape.cli._output import Table, check_file, check_folder, form_of
+
+ROWS = [["a, b\n.jpg", "cat", 0.5], ["[bold]ü.jpg", None, None]]
+COLUMNS = ["path", "label", "probability"]
+
+
+def write(output, form=None):
+    with Table(COLUMNS, output, form) as table:
+        for row in ROWS:
+            table.write(row)
+
+
+class TestTable:
+    @pytest.mark.parametrize("suffix", ["csv", "tsv", "json", "jsonl", "parquet"])
+    def test_every_form_gives_back_what_was_written(self, tmp_path, suffix):
+        file = tmp_path / f"out.{suffix}"
+        write(file)
+        if suffix in ("csv", "tsv"):
+            with file.open(newline="", encoding="utf-8") as stream:
+                read = list(csv.reader(stream, delimiter="," if suffix == "csv" else "\t"))
+            assert read == [COLUMNS, ["a, b\n.jpg", "cat", "0.5"], ["[bold]ü.jpg", "", ""]]
+            return
+        if suffix == "parquet":
+            frame = pd.read_parquet(file)
+            read = frame.astype(object).where(frame.notna(), None).to_dict("records")
+        elif suffix == "json":
+            read = json.loads(file.read_text())
+        else:
+            read = [json.loads(line) for line in file.read_text().splitlines()]
+        assert [[*row.values()] for row in read] == ROWS
+
+    @pytest.mark.parametrize("suffix", ["csv", "json", "parquet"])
+    def test_an_error_leaves_the_file_that_was_there_and_nothing_else(self, tmp_path, suffix):
+        file = tmp_path / f"out.{suffix}"
+        write(file)
+        before = file.read_bytes()
+        table = Table(COLUMNS, file).__enter__()
+        table.write(["x.jpg", "dog", 1.0])
+        table.__exit__(RuntimeError, RuntimeError(), None)
+        assert file.read_bytes() == before
+        assert os.listdir(tmp_path) == [file.name]
+
+    def test_a_link_stays_a_link(self, tmp_path):
+        (tmp_path / "link.csv").symlink_to(tmp_path / "real.csv")
+        (tmp_path / "real.csv").write_text("old")
+        write(tmp_path / "link.csv")
+        assert (tmp_path / "link.csv").is_symlink()
+        assert (tmp_path / "real.csv").read_text().startswith("path")
+
+    def test_what_is_no_file_is_not_replaced(self):
+        write(Path("/dev/null"), "csv")
+        assert not os.path.isfile("/dev/null")
+
+    def test_names_that_are_no_text_come_out_as_they_are(self, tmp_path):
+        name = os.fsdecode(b"caf\xe9.jpg")
+        with Table(["path"], tmp_path / "out.csv") as table:
+            table.write([name])
+        assert (tmp_path / "out.csv").read_bytes() == b"path\ncaf\xe9.jpg\n"
+        with Table(["path"], tmp_path / "out.parquet") as table:
+            table.write([name])
+        assert pd.read_parquet(tmp_path / "out.parquet")["path"].tolist() == ["caf\\udce9.jpg"]
+
+    def test_a_table_shows_brackets_as_they_are(self, capsys):
+        write(None, "table")
+        assert "[bold]ü.jpg" in capsys.readouterr().out
+
+
+class TestChecks:
+    def test_the_form_is_that_of_the_name(self, tmp_path):
+        assert form_of(tmp_path / "x.CSV", None) == "csv"
+        assert form_of(tmp_path / "x.ndjson", None) == "jsonl"
+        assert form_of(tmp_path / "x.txt", "tsv") == "tsv"
+        assert form_of(None, None) == "csv"  # a test's standard output is no terminal
+        with pytest.raises(typer.BadParameter, match="cannot tell the format"):
+            form_of(tmp_path / "x.txt", None)
+        with pytest.raises(typer.BadParameter, match="'xlsx' is not one of"):
+            form_of(None, "xlsx")
+
+    def test_a_missing_folder_is_made(self, tmp_path):
+        check_file(tmp_path / "a" / "b" / "out.csv")
+        assert os.listdir(tmp_path / "a" / "b") == []
+
+    def test_what_is_in_the_way(self, tmp_path):
+        (tmp_path / "file").write_text("in the way")
+        with pytest.raises(IsADirectoryError, match="is a folder"):
+            check_file(tmp_path)
+        with pytest.raises(OSError, match="cannot be written"):
+            check_file(tmp_path / "file" / "out.csv")
+        with pytest.raises(NotADirectoryError, match="is a file"):
+            check_folder(tmp_path / "file")
+
+    def test_a_full_disk_is_told_before_the_work(self, tmp_path, monkeypatch):
+        usage = namedtuple("usage", "total used free")(10**9, 10**9 - 2**20, 2**20)
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+        with pytest.raises(OSError, match="will take about 50 MiB, and 1 MiB are free"):
+            check_file(tmp_path / "out.npy", 50 * 2**20)
