@@ -1,6 +1,6 @@
 """
-Classify and search with no pairs at all
-========================================
+Classify with no pairs at all
+=============================
 
 You have pictures and names, and nobody has captioned anything yet. The starter model, a head that
 ships with the package for EfficientNet-Lite0 and MiniLM, gives a first answer at once.

@@ -21,6 +21,7 @@ PROMISED = {
     "plot_11_free_pairs_from_a_classifier": ["1000 classes", "own and free pairs"],
     "plot_12_confusion_and_map": [" called "],
     "plot_13_features_in_files": ["untouched: True", "float16, from files", "CC12M"],
+    "plot_14_save_and_share": ["model.safetensors", "config.json", "and threshold 0.5"],
 }
 
 
