@@ -140,7 +140,7 @@ def serve(
         )
         on_failure.pop_all()
     running = Running(str(page.local_url), stack.close)
-    threading.Thread(target=_warm_up, args=(studio,), daemon=True).start()
+    stack.callback(_WarmUp(studio).close)
     if verbose:
         print(f"The page is at {running.url} (Ctrl-C ends it).", flush=True)
     if block:
@@ -156,6 +156,10 @@ def serve(
 _CSS = """
 .gradio-container { max-width: 1180px !important; margin: auto; }
 #search-gallery .grid-wrap { max-height: none; }
+#search-gallery .caption-label { max-width: 96%; font-size: 0.8rem; }
+@media (max-width: 640px) {
+  #search-gallery .grid-container { grid-template-columns: repeat(2, minmax(0, 1fr)) !important; }
+}
 #align-result { padding: 0.5rem 1rem; }
 """
 
@@ -198,7 +202,30 @@ def _free_port(host: str) -> int:
         return int(probe.getsockname()[1])
 
 
-def _warm_up(studio: Studio) -> None:
-    """Load the networks and embed the collection, so that the first visitor need not wait."""
-    with contextlib.suppress(Exception):  # whoever asks for it is told what is wrong
-        studio.prepare(Session())
+class _WarmUp:
+    """Load the networks and embed the collection, so that the first visitor need not wait.
+
+    Parameters
+    ----------
+    studio : Studio
+        The one to prepare.
+    """
+
+    def __init__(self, studio: Studio) -> None:
+        self._studio = studio
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """End it, at the latest after the pictures that are being encoded."""
+        self._ended.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        with contextlib.suppress(Exception):  # whoever asks for it is told what is wrong
+            self._studio.prepare(Session(), self._report)
+
+    def _report(self, share: float, what: str) -> None:
+        if self._ended.is_set():
+            raise InterruptedError

@@ -90,9 +90,9 @@ class Studio:
         session, collection = self._ready(session, report)
         return session, search(collection, words, picture, k, self.limits)
 
-    def prepare(self, session: Session) -> None:
+    def prepare(self, session: Session, report: Report) -> None:
         """Load the networks and embed the collection, ahead of the first request."""
-        self._ready(session, no_report)
+        self._ready(session, report)
 
     def take_aligner(self, session: Session, archive: Any) -> Session:
         """Use an aligner that was downloaded from such a page."""

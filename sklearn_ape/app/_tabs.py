@@ -13,10 +13,9 @@ from ._pictures import thumbnail
 from ._studio import Session, Studio
 from ._words import about_alignment, about_model
 
-_QUERIES = ("a wild animal", "something sweet to eat", "bad weather", "it has wheels")
+_QUERIES = ("a wild animal", "a red fruit", "bad weather", "it has wheels")
 _SHOWN_LABELS = 10
 _FOUND = 12
-_NO_RESULT = "What it brings on pictures that it has not seen will stand here."
 
 
 def classify_tab(gr: Any, studio: Studio, session: Any, labels: Sequence[str]) -> None:
@@ -93,7 +92,7 @@ def search_tab(gr: Any, studio: Studio, session: Any) -> None:
                 picture = picture_input(gr, "Picture", "search-picture")
                 gr.Markdown("It is used where there are no words above.")
             with gr.Accordion("Search in pictures of your own", open=False):
-                archive = _zip_input(gr, studio, "A zip of pictures", "search-zip")
+                archive = _zip_input(gr, studio, "Pictures", "search-zip")
                 take = gr.Button("Search in these", elem_id="search-take")
         with gr.Column(min_width=300, scale=2):
             gallery = gr.Gallery(
@@ -159,7 +158,7 @@ def align_tab(gr: Any, studio: Studio, session: Any) -> None:
     )
     with gr.Row():
         with gr.Column(min_width=300):
-            archive = _zip_input(gr, studio, "A zip of captioned pictures", "align-zip")
+            archive = _zip_input(gr, studio, "Captioned pictures", "align-zip")
             method = gr.Radio(
                 list(METHOD_CHOICES.items()),
                 value="kernel",
@@ -169,20 +168,18 @@ def align_tab(gr: Any, studio: Studio, session: Any) -> None:
             with_head = gr.Checkbox(
                 False,
                 label="Learn the picture encoder's own class names as well",
-                info="1,000 names and definitions for the starter's; it takes a while.",
+                info="It knows 1,000 things by name. Takes a minute the first time.",
             )
             button = gr.Button("Align", variant="primary", elem_id="align-button")
         with gr.Column(min_width=300):
             using = gr.Markdown(about_model(None), elem_id="align-using")
-            result = gr.Markdown(
-                _NO_RESULT, elem_id="align-result", container=True, min_height=150
-            )
+            result = gr.Markdown(elem_id="align-result", container=True, min_height=150)
             download = gr.DownloadButton(
                 "Download the aligner", interactive=False, elem_id="align-download"
             )
             back = gr.Button("Back to the first aligner", interactive=False)
             with gr.Accordion("Go on with an aligner that you downloaded", open=False):
-                saved = _zip_input(gr, studio, "The zip that you downloaded", "align-saved")
+                saved = _zip_input(gr, studio, "Aligner", "align-saved")
                 load = gr.Button("Use it")
 
     outputs = [session, using, result, download, back]
@@ -237,5 +234,5 @@ def _written(labels: Sequence[str]) -> str:
 def _zip_input(gr: Any, studio: Studio, label: str, elem_id: str) -> Any:
     most = in_words(studio.limits.upload_bytes)
     return gr.File(
-        label=f"{label} (at most {most})", file_types=[".zip"], height=140, elem_id=elem_id
+        label=f"{label}: a zip, at most {most}", file_types=[".zip"], height=140, elem_id=elem_id
     )

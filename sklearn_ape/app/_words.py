@@ -31,6 +31,13 @@ def about_alignment(alignment: Alignment | None, remark: str) -> str:
             "",
             f"Your aligner was then fitted on all {alignment.n_pairs} pictures.",
         ]
+        before, after = (r.at_1 + r.at_5 for r in alignment.recall)
+        if after < before:
+            lines += [
+                "",
+                "**The first aligner does better on these pictures.** Send more of them, let it "
+                "learn the class names as well, or go back to the first one.",
+            ]
     elif alignment.n_pairs:
         lines += [f"Aligned on all {alignment.n_pairs} pictures."]
     return "\n".join([*lines, "", alignment.remark, "", remark]).strip()

@@ -1,0 +1,206 @@
+"""The page in a real browser, with the starter model: what a newcomer does on the first visit."""
+
+import io
+import json
+import shutil
+import time
+import zipfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+selenium = pytest.importorskip("selenium")
+
+from selenium import webdriver  # noqa: E402
+from selenium.common.exceptions import WebDriverException  # noqa: E402
+from selenium.webdriver.chrome.service import Service  # noqa: E402
+from selenium.webdriver.common.by import By  # noqa: E402
+from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
+
+from sklearn_ape.app import serve  # noqa: E402
+
+CHROMIUM, DRIVER = (
+    shutil.which(name) or f"/usr/bin/{name}" for name in ("chromium", "chromedriver")
+)
+pytestmark = pytest.mark.skipif(
+    not (Path(CHROMIUM).is_file() and Path(DRIVER).is_file()),
+    reason="needs a browser: apt install chromium chromium-driver",
+)
+FLAGS = (
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+    *("--disable-dev-shm-usage", "--window-size=1280,1000"),
+)
+PATIENCE = 120  # seconds, on a machine that does other things as well
+N_ALIGNED = 60
+
+
+@pytest.fixture(scope="module")
+def page(pictures):
+    """The page on 30 pictures, and where it is."""
+    running = serve(None, pictures.images[:30], port=None, block=False, verbose=0)
+    yield SimpleNamespace(url=running.url)
+    running.close()
+
+
+@pytest.fixture
+def browser(page, tmp_path):
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for flag in (*FLAGS, f"--user-data-dir={tmp_path / 'profile'}"):
+        options.add_argument(flag)
+    options.add_experimental_option(
+        "prefs", {"download.default_directory": str(tmp_path / "downloads")}
+    )
+    options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
+    driver = webdriver.Chrome(options=options, service=Service(DRIVER))
+    try:
+        yield Browser(driver, page.url)
+    finally:
+        driver.quit()
+
+
+class Browser:
+    """What the tests do with the page."""
+
+    def __init__(self, driver, url):
+        self.driver = driver
+        self.url = url
+        driver.get(url)
+        self.wait(lambda: self.all("#classify-button"))
+
+    def wait(self, condition):
+        return WebDriverWait(self.driver, PATIENCE, 0.2).until(lambda _: condition())
+
+    def all(self, selector):
+        return self.driver.find_elements(By.CSS_SELECTOR, selector)
+
+    def text(self, elem_id):
+        return self.driver.find_element(By.ID, elem_id).text
+
+    def click(self, selector):
+        """Click what may still be on its way into the page."""
+
+        def clicked():
+            try:
+                self.all(selector)[0].click()
+            except (IndexError, WebDriverException):
+                return False
+            return True
+
+        self.wait(clicked)
+
+    def tab(self, name):
+        next(tab for tab in self.all("button[role=tab]") if tab.text == name).click()
+
+    def upload(self, elem_id, path):
+        """Give a file to an upload field; return when it has arrived."""
+        self.all(f"#{elem_id} input[type=file]")[0].send_keys(str(path))
+        self.wait(lambda: self.all(f"#{elem_id} .download, #{elem_id} a, #{elem_id} img"))
+
+    def write(self, elem_id, text):
+        field = self.all(f"#{elem_id} textarea, #{elem_id} input")[0]
+        field.clear()
+        field.send_keys(text)
+
+    def requests(self):
+        """Return the addresses that the page itself asked for."""
+        log = self.driver.get_log("performance")
+        messages = [json.loads(entry["message"])["message"] for entry in log]
+        return [
+            m["params"]["request"]["url"]
+            for m in messages
+            if m["method"] == "Network.requestWillBeSent"
+            and m["params"].get("documentURL", "").startswith(self.url)
+        ]
+
+
+@pytest.fixture(scope="module")
+def zip_of_pictures(pictures, tmp_path_factory):
+    """Captioned pictures as a newcomer packs them."""
+    path = tmp_path_factory.mktemp("zip") / "set.zip"
+    with zipfile.ZipFile(path, "w") as file:
+        rows = range(100, 100 + N_ALIGNED)
+        for row in rows:
+            file.write(pictures.images[row], f"set/{row}.png")
+        lines = io.StringIO("file_name,caption\n")
+        lines.seek(0, io.SEEK_END)
+        lines.writelines(f'set/{row}.png,"{pictures.captions[row]}"\n' for row in rows)
+        file.writestr("captions.csv", lines.getvalue())
+    return path
+
+
+class TestFirstVisit:
+    def test_classify_search_and_align(self, browser, pictures, zip_of_pictures, tmp_path):
+        # An example is one click.
+        browser.click("#classify-examples img")
+        browser.wait(lambda: "among 8 names" in browser.text("classify-verdict"))
+
+        # A picture and names of one's own.
+        name = pictures.captions[0]
+        browser.write("classify-names", f"{name}, submarine, tuba")
+        browser.upload("classify-picture", pictures.images[0])
+        browser.click("#classify-button")
+        browser.wait(lambda: "among 3 names" in browser.text("classify-verdict"))
+        assert browser.text("classify-verdict").startswith(name)
+        assert "submarine" in browser.text("classify-answer")
+
+        browser.tab("Search")
+        browser.write("search-words", pictures.captions[3])
+        browser.click("#search-button")
+        browser.wait(lambda: len(browser.all("#search-gallery img")) >= 12)
+
+        browser.tab("Align your own")
+        browser.upload("align-zip", zip_of_pictures)
+        browser.click("#align-button")
+        browser.wait(lambda: "held out" in browser.text("align-result"))
+        assert "aligned on your pictures" in browser.text("align-result")
+        assert "your own kernel aligner" in browser.text("align-using")
+        browser.click("#align-download")
+        saved = tmp_path / "downloads" / "aligner.zip"
+        browser.wait(saved.is_file)
+        with zipfile.ZipFile(saved) as file:
+            names = {Path(name).name for name in file.namelist()}
+        assert names == {"config.json", "model.safetensors", "README.md"}
+
+        # Nothing came from anywhere else, and no script failed.
+        asked = browser.requests()
+        assert asked
+        elsewhere = [a for a in asked if not a.startswith((browser.url, "data:", "blob:"))]
+        assert elsewhere == []
+        log = browser.driver.get_log("browser")
+        assert [entry["message"] for entry in log if entry["level"] == "SEVERE"] == []
+
+
+class TestMistakes:
+    def test_are_answered_in_words(self, browser, tmp_path, pictures):
+        browser.click("#classify-button")
+        browser.wait(lambda: "no picture yet" in browser.driver.page_source)
+        browser.tab("Align your own")
+        broken = tmp_path / "broken.zip"
+        broken.write_bytes(b"this is not a zip")
+        browser.upload("align-zip", broken)
+        browser.click("#align-button")
+        browser.wait(lambda: "This is not a zip" in browser.driver.page_source)
+        assert "Traceback" not in browser.driver.page_source
+
+    def test_on_a_narrow_screen_nothing_is_wider_than_it(self, browser):
+        browser.driver.execute_cdp_cmd(
+            "Emulation.setDeviceMetricsOverride",
+            {"width": 420, "height": 900, "deviceScaleFactor": 1, "mobile": True},
+        )
+
+        def fits():
+            time.sleep(0.5)
+            width = browser.driver.execute_script("return document.documentElement.scrollWidth")
+            return width <= 420
+
+        assert fits()
+        browser.tab("Search")
+        browser.write("search-words", "a red fruit")
+        browser.click("#search-button")
+        browser.wait(lambda: len(browser.all("#search-gallery img")) >= 12)
+        assert fits()
+        browser.tab("Align your own")
+        assert fits()
