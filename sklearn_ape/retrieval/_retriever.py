@@ -20,12 +20,13 @@ from ._nearest import nearest, products_of_pairs
 from ._queries import told_apart
 from ._relative import Relative
 from ._result import SearchResult
+from ._saving import SavedRetriever
 
 _DTYPES = ("float32", "float16")
 _NAMED_IN_ERRORS = 5
 
 
-class CrossModalRetriever(ShownMixin, BaseEstimator):
+class CrossModalRetriever(SavedRetriever, ShownMixin, BaseEstimator):
     """Find the pictures of a collection that are nearest to words, or to other pictures.
 
     Parameters
@@ -71,6 +72,10 @@ class CrossModalRetriever(ShownMixin, BaseEstimator):
     -----
     `fit` embeds the pictures; it trains nothing. Words are embedded as they are, without prompt
     templates: search for ``"a photo of a cat"`` where the captions were like that.
+
+    `save_pretrained` writes the aligner, the embeddings and what stands for the pictures where it
+    is str, paths (loaded as str) or numbers; else numbers of rows stand for them after loading.
+    The pictures themselves are not saved. An index is made anew in loading.
 
     References
     ----------
@@ -321,7 +326,7 @@ class CrossModalRetriever(ShownMixin, BaseEstimator):
 
     def _check_ready(self, attribute: str | None = None) -> Collection:
         """Return the collection, the one that was there when the call began."""
-        collection = getattr(self, "_collection", None)
+        collection: Collection | None = getattr(self, "_collection", None)
         if collection is None:
             if attribute is not None:
                 raise AttributeError(f"{type(self).__name__} has no {attribute} before fit.")

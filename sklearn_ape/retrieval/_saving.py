@@ -1,0 +1,126 @@
+"""The part of a retriever that is saved and loaded."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from os import PathLike
+from typing import Any
+
+import numpy as np
+
+from .._aligner_choice import text_side
+from .._around_aligner import AroundAligner
+from ..persistence import State
+from ..persistence._card import Facts
+from ._collection import Collection
+from ._indexes import make_index
+
+# Of file names that are no text, as Python itself has it.
+_ENCODING = ("utf-8", "surrogateescape")
+
+
+class SavedRetriever(AroundAligner):
+    """The part of `CrossModalRetriever` that is saved and loaded.
+
+    Embeddings and what stands for the pictures are tensors, however many there are; an index is
+    made anew.
+    """
+
+    dtype: str
+    index: str
+    _collection: Collection
+
+    def _own_state(self) -> dict[str, Any]:
+        collection = self._collection
+        unread = np.setdiff1d(np.arange(collection.n_rows), collection.rows)
+        return {
+            "embeddings": collection.embeddings,
+            "unread": unread.astype(np.int64),
+            "items": None if collection.items is None else _packed(collection.items),
+            "has_y": self._has_y,
+            "fingerprint": self._fingerprint,
+        }
+
+    def _restore_own(self, state: State) -> None:
+        texts = text_side(self.aligner_)
+        embeddings = state.array("embeddings", (None, int(texts.n_components_)))
+        if not len(embeddings) or embeddings.dtype.name != self.dtype:
+            raise ValueError(f"embeddings must be rows of {self.dtype}, one at least.")
+        unread = state.array("unread", (None,), "i")
+        n_rows = len(embeddings) + len(unread)
+        if len(unread) and not (
+            (np.diff(unread) > 0).all() and unread[0] >= 0 and unread[-1] < n_rows
+        ):
+            raise ValueError("unread must be rows of the collection, in ascending order.")
+        items = None
+        if "items" in state:
+            items = _unpacked(state.part("items"))
+            if len(items) != n_rows:
+                raise ValueError(f"items must be {n_rows}, one for each picture.")
+        state.optional("items")
+        has_y = state.value("has_y")
+        if not isinstance(has_y, bool):
+            raise ValueError("has_y must be true or false.")
+        self._fingerprint = state.optional("fingerprint")
+        if self._fingerprint != getattr(texts, "fingerprint_", None):
+            raise ValueError(
+                "The aligner is not the one that the pictures were embedded with (its weights or "
+                "settings are others here): index the pictures again."
+            )
+        self._has_y = has_y
+        rows = np.setdiff1d(np.arange(n_rows), unread)
+        finder = make_index(self.index, embeddings)
+        self._collection = Collection(embeddings, rows, n_rows, items, finder, {})
+
+    def _check_restored(self) -> None:
+        self._check_parameters()  # type: ignore[attr-defined]
+
+    def _card_facts(self) -> Facts:
+        facts = self._aligner_facts()
+        facts.what = (
+            "Finds the pictures of a collection that are nearest to words or to other pictures. "
+            "It holds their embeddings, not the pictures. " + facts.what
+        )
+        facts.facts = {"pictures indexed": f"{len(self._collection.rows):,}"} | facts.facts
+        facts.usage = "print(model.search(['a red fruit'], k=5).items)"
+        return facts
+
+
+def _packed(items: list[Any]) -> dict[str, Any] | None:
+    """Return what stands for pictures as arrays; None, with a warning, if it is none of these."""
+    if all(isinstance(item, str | PathLike) for item in items):
+        texts = [os.fspath(item) for item in items]
+        if all(isinstance(text, str) for text in texts):
+            parts = [str(text).encode(*_ENCODING) for text in texts]
+            ends = np.cumsum([len(part) for part in parts], dtype=np.int64)
+            return {"texts": np.frombuffer(b"".join(parts), dtype=np.uint8), "ends": ends}
+    if all(_is_number(item) for item in items):
+        numbers = np.array(items)
+        if numbers.dtype.kind in "if":
+            return {"numbers": numbers}
+    warnings.warn(
+        "What stands for the pictures in results is neither str, paths nor numbers, and is not "
+        "saved: numbers of rows stand for them after loading. Pass y to fit to give them ids.",
+        UserWarning,
+        stacklevel=7,
+    )
+    return None
+
+
+def _unpacked(state: State) -> list[Any]:
+    if "numbers" in state:
+        return state.array("numbers", (None,), "if", finite=False).tolist()
+    whole = state.array("texts", (None,), "u").astype(np.uint8).tobytes()
+    ends = state.array("ends", (None,), "i")
+    starts = np.concatenate([[0], ends[:-1]]) if len(ends) else ends
+    if (starts > ends).any() or (len(whole) != ends[-1] if len(ends) else len(whole)):
+        raise ValueError("ends must say where the texts of items end.")
+    return [
+        whole[start:end].decode(*_ENCODING)
+        for start, end in zip(starts.tolist(), ends.tolist(), strict=True)
+    ]
+
+
+def _is_number(item: Any) -> bool:
+    return isinstance(item, int | float | np.integer | np.floating) and not isinstance(item, bool)

@@ -1,0 +1,116 @@
+"""A saved retriever answers as before, and a file that was tampered with is refused."""
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.pipeline import make_pipeline
+
+from sklearn_ape import CrossModalRetriever, KernelAligner, ZeroShotClassifier, load_pretrained
+from sklearn_ape.persistence import State
+from tests.retrieval.test_collection import assert_equal
+
+
+def again(retriever, folder):
+    retriever.save_pretrained(folder / "model")
+    return CrossModalRetriever.from_pretrained(folder / "model")
+
+
+class TestSaving:
+    @pytest.mark.parametrize("index", ["exact", "faiss", "usearch"])
+    @pytest.mark.parametrize("dtype", ["float32", "float16"])
+    def test_answers_are_the_same(self, aligner, concepts, tmp_path, index, dtype):
+        X, y = concepts.image.copy(), concepts.text[:30]
+        X[7] = np.nan
+        with pytest.warns(UserWarning, match="rows 7"):
+            retriever = CrossModalRetriever(aligner, index=index, dtype=dtype).fit(X)
+        back = again(retriever, tmp_path)
+        assert (back.index, back.dtype, back.n_unread_) == (index, dtype, 1)
+        for one, other in ((y, "text"), (X[20:40], "image")):
+            expected = retriever.search(one, k=5, modality=other)
+            assert_equal(back.search(one, k=5, modality=other), expected)
+        back.add(X[:1])
+        assert back.n_samples_fit_ == 301
+
+    def test_standardised(self, aligner, concepts, tmp_path):
+        retriever = CrossModalRetriever(aligner, standardize=True).fit(concepts.image)
+        back, y = again(retriever, tmp_path), concepts.text[:30]
+        assert_equal(back.search(y, modality="text"), retriever.search(y, modality="text"))
+
+    @pytest.mark.parametrize(
+        "items",
+        [
+            [f"naïve {row}\n日本" for row in range(300)],
+            [Path("photos") / f"{row}.jpg" for row in range(300)],
+            list(range(1000, 1300)),
+            [row / 7 for row in range(300)],
+            ["", *["a"] * 298, "b\udcff"],  # a name of a file that is no UTF-8
+        ],
+        ids=["texts", "paths", "ids", "numbers", "odd"],
+    )
+    def test_what_stands_for_the_pictures(self, aligner, concepts, tmp_path, items):
+        back = again(CrossModalRetriever(aligner).fit(concepts.image, items), tmp_path)
+        expected = [str(item) if isinstance(item, Path) else item for item in items]
+        assert back.items_ == expected
+        back.add(concepts.image[:1], items[:1])
+
+    def test_other_items_become_numbers_of_rows(self, aligner, concepts, tmp_path):
+        retriever = CrossModalRetriever(aligner).fit(concepts.image, [{"id": 1}] * 300)
+        with pytest.warns(UserWarning, match="numbers of rows stand for them after loading"):
+            back = again(retriever, tmp_path)
+        assert back.search(concepts.image[4:5], k=1).items == [[4]]
+
+    def test_pictures_and_words(self, pictures, features, image_encoder, text_encoder, tmp_path):
+        inner = KernelAligner(text_encoder=text_encoder)
+        model = make_pipeline(image_encoder, inner).fit(
+            pictures.images[:60], pictures.captions[:60]
+        )
+        retriever = CrossModalRetriever(model).fit(pictures.images[:60])
+        retriever.save_pretrained(tmp_path / "model", scores={"recall@1": 0.5})
+        back = load_pretrained(tmp_path / "model", cache=image_encoder.cache)
+        assert isinstance(back, CrossModalRetriever)
+        assert_equal(back.search(["a bird", "cake"]), retriever.search(["a bird", "cake"]))
+        query = [Path(pictures.images[3])]
+        assert_equal(back.search(query, k=2), retriever.search(query, k=2))
+        card = (tmp_path / "model" / "README.md").read_text()
+        assert "| pictures indexed | 60 |" in card
+        with pytest.raises(ValueError, match="holds a CrossModalRetriever"):
+            ZeroShotClassifier.from_pretrained(tmp_path / "model")
+
+    def test_the_starter_model_is_saved_with_it(self, pictures, tmp_path):
+        retriever = CrossModalRetriever().fit(pictures.images[:3], pictures.captions[:3])
+        back = again(retriever, tmp_path)
+        assert back.aligner is None
+        words = pictures.captions[:2]
+        assert_equal(back.search(words, k=2), retriever.search(words, k=2))
+
+
+class TestTampered:
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"embeddings": np.zeros((0, 8), np.float32)}, "one at least"),
+            ({"embeddings": np.zeros((5, 8), np.float64)}, "rows of float32"),
+            ({"embeddings": np.zeros((5, 3), np.float32)}, "shape"),
+            ({"embeddings": np.full((5, 8), np.nan, np.float32)}, "not finite"),
+            ({"unread": np.array([-1])}, "ascending"),
+            ({"unread": np.array([2, 2])}, "ascending"),
+            ({"unread": np.array([2**40])}, "ascending"),
+            ({"items": {"numbers": np.arange(3)}}, "items must be 300"),
+            ({"items": {"texts": np.zeros(9, np.uint8), "ends": np.array([3, 2])}}, "ends must"),
+            ({"items": {"texts": np.zeros(9, np.uint8), "ends": np.array([-5, 9])}}, "ends must"),
+            ({"items": {"texts": np.zeros(9, np.uint8), "ends": np.array([3, 2**40])}}, "ends"),
+            ({"has_y": "no"}, "has_y must be"),
+            ({"fingerprint": "another"}, "index the pictures again"),
+        ],
+    )
+    def test_refused(self, aligner, concepts, change, message):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            retriever = CrossModalRetriever(aligner).fit(concepts.image)
+            fresh = CrossModalRetriever(aligner)
+        state = retriever._fitted_state() | change
+        with pytest.raises(ValueError, match=message):
+            fresh._restore_state(State(state, "CrossModalRetriever"))
+        assert not hasattr(fresh, "_collection")
