@@ -56,6 +56,7 @@ CHECKS = {
 WITHOUT_EXAMPLE = {
     *("BestEpoch", "DivergenceGuard", "EpochProgress", "StopWhenPatient", "ValidationRecall"),
     *("diverged", "Ranks", "Head", "BaseMap", "FeatureCache", "EncodingError"),
+    *("Recordable", "Shareable", "restored_head"),  # bases, and what head_state's example shows
 }
 
 
@@ -137,6 +138,10 @@ def linked_pages():
 
 
 class TestPages:
+    def test_no_page_takes_the_name_of_one_of_sphinx(self):
+        """Sphinx writes its own search.html over such a page, and says nothing."""
+        assert not {"search", "genindex", "modindex"} & {page.stem for page in PAGES}
+
     @pytest.mark.parametrize(
         "page", [page for page in PAGES if page.stem != "index"], ids=lambda page: page.name
     )
