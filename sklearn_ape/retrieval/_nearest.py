@@ -11,6 +11,8 @@ from ..aligners._feature_tiles import row_tiles
 
 _QUERIES_AT_ONCE = 1024
 _PAIR_BYTES = 2**23
+# Of so many products, one that is among the largest so far is few.
+_FEW = 16
 
 Adjust = Callable[[np.ndarray, slice, slice], None]
 
@@ -40,22 +42,52 @@ def nearest(
     found = np.empty((len(queries), k), dtype=np.intp)
     for some in gen_batches(len(queries), _QUERIES_AT_ONCE):
         asked = queries[some]
-        best = np.empty((len(asked), 0), dtype=np.float32)
-        rows_of = np.empty((len(asked), 0), dtype=np.intp)
+        best = _Best(len(asked), k)
         for rows in row_tiles(len(embeddings), max(len(asked), embeddings.shape[1])):
             products = embeddings[rows].astype(np.float32, copy=False) @ asked.T
             if adjust is not None:
                 adjust(products, rows, some)
-            products = np.ascontiguousarray(products.T)
-            largest = _largest(products, k)
-            best = np.hstack([best, np.take_along_axis(products, largest, axis=1)])
-            rows_of = np.hstack([rows_of, rows.start + largest])
-            # Rows ascend, so that the first of equals stays the first row.
-            largest = _largest(best, k)
-            best = np.take_along_axis(best, largest, axis=1)
-            rows_of = np.take_along_axis(rows_of, largest, axis=1)
-        found[some] = rows_of
+            best.take(products, rows.start)
+        found[some] = best.rows
     return found
+
+
+class _Best:
+    """The largest products of every query so far, with their rows in ascending order."""
+
+    def __init__(self, n_queries: int, k: int) -> None:
+        self.k = k
+        self.values = np.empty((n_queries, 0), dtype=np.float32)
+        self.rows = np.empty((n_queries, 0), dtype=np.intp)
+
+    def take(self, products: np.ndarray, first: int) -> None:
+        """Take products of shape (n_rows, n_queries) with the rows from `first` on."""
+        if self.rows.shape[1] == self.k:
+            # An equal does not count: the row that is there comes before.
+            row, query = np.nonzero(products > self.values.min(axis=1))
+            if len(row) * _FEW <= products.size:
+                self._take_few(products[row, query], first + row, query)
+                return
+        products = np.ascontiguousarray(products.T)
+        largest = _largest(products, self.k)
+        self._merge(np.take_along_axis(products, largest, axis=1), first + largest)
+
+    def _take_few(self, values: np.ndarray, rows: np.ndarray, query: np.ndarray) -> None:
+        order = np.argsort(query, kind="stable")
+        values, rows, query = values[order], rows[order], query[order]
+        counts = np.bincount(query, minlength=len(self.rows))
+        place = np.arange(len(query)) - (counts.cumsum() - counts)[query]
+        shape = (len(self.rows), int(counts.max(initial=0)))
+        more = np.full(shape, -np.inf, dtype=np.float32)
+        rows_of = np.zeros(shape, dtype=np.intp)
+        more[query, place], rows_of[query, place] = values, rows
+        self._merge(more, rows_of)
+
+    def _merge(self, values: np.ndarray, rows: np.ndarray) -> None:
+        values, rows = np.hstack([self.values, values]), np.hstack([self.rows, rows])
+        largest = _largest(values, self.k)
+        self.values = np.take_along_axis(values, largest, axis=1)
+        self.rows = np.take_along_axis(rows, largest, axis=1)
 
 
 def products_of_pairs(embeddings: np.ndarray, queries: np.ndarray, rows: np.ndarray) -> np.ndarray:

@@ -89,6 +89,21 @@ class TestFeatures:
         found = CrossModalRetriever(aligner).fit(X).search(X[:10], k=12)
         np.testing.assert_array_equal(found.indices, np.arange(10)[:, None] + 10 * np.arange(12))
 
+    @pytest.mark.parametrize("few", [1, 16, 10**9])
+    @pytest.mark.parametrize("tile", [2**23, 4 * 16 * 40])
+    def test_among_many_equals(self, monkeypatch, tile, few):
+        """Small integers: most products are equal to others, and the first rows must win."""
+        monkeypatch.setattr("sklearn_ape.aligners._feature_tiles.TILE_BYTES", tile)
+        monkeypatch.setattr(_nearest, "_FEW", few)
+        rng = np.random.default_rng(0)
+        embeddings, queries = (
+            rng.integers(-2, 3, (n_rows, 6)).astype(np.float32) for n_rows in (400, 30)
+        )
+        for k in (1, 3, 50, 399, 400):
+            order = best(queries @ embeddings.T, k)[1]
+            found = _nearest.nearest(embeddings, queries, k)
+            np.testing.assert_array_equal(found, np.sort(order, axis=1))
+
     def test_all_of_them(self, aligner, concepts):
         found = CrossModalRetriever(aligner).fit(concepts.image).search(concepts.image[:2], k=300)
         assert (np.sort(found.indices, axis=1) == np.arange(300)).all()
