@@ -1,5 +1,7 @@
 """Aligners: estimators that map two frozen encoders into one space."""
 
+from ._onnx import export_onnx
+from ._open_clip_shape import OpenCLIPShape, as_open_clip
 from .ape import APEAligner
 from .asif import ASIFAligner
 from .cca import CCAAligner
@@ -7,4 +9,14 @@ from .clip import CLIPAligner
 from .kernel import KernelAligner
 from .lit import LiTAligner
 
-__all__ = ["APEAligner", "ASIFAligner", "CCAAligner", "CLIPAligner", "KernelAligner", "LiTAligner"]
+__all__ = [
+    "APEAligner",
+    "ASIFAligner",
+    "CCAAligner",
+    "CLIPAligner",
+    "KernelAligner",
+    "LiTAligner",
+    "OpenCLIPShape",
+    "as_open_clip",
+    "export_onnx",
+]

@@ -92,6 +92,8 @@ class KernelMap(BaseMap):
         """Map (n, n_in) to (n, n_out)."""
         rows = max(1, _KERNEL_VALUES_AT_ONCE // len(self.anchors))
         units = nn.functional.normalize(features, dim=-1)
+        if torch.compiler.is_compiling():  # an export is for any number of rows
+            return self._map(units)
         return torch.cat([self._map(part) for part in units.split(rows)])
 
     def _map(self, units: torch.Tensor) -> torch.Tensor:

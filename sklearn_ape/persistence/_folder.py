@@ -153,7 +153,7 @@ def _read_tensors(path: Path, folder: Path) -> tuple[dict[str, np.ndarray], str]
         )
     header = _header(path)
     for name, entry in header.items():
-        if name != "__metadata__" and entry.get("dtype") not in _DTYPES:
+        if name != "__metadata__" and str(entry.get("dtype")) not in _DTYPES:
             raise ValueError(
                 f"{str(path)!r} holds numbers of type {str(entry.get('dtype'))[:20]}."
             )

@@ -80,8 +80,8 @@ def load_pretrained(
 
 def restored(folder: Path, settings: dict[str, Any]) -> Any:
     """Return the estimator in a folder."""
-    config, tensors = read_model(folder)
     try:
+        config, tensors = read_model(folder)
         rebuilder = Rebuilder(tensors, settings)
         found = rebuilder.object(config.get("model"))
         rebuilder.close()

@@ -1,0 +1,213 @@
+"""An aligner in the shape of an open_clip model, for what evaluates such models."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from sklearn.frozen import FrozenEstimator
+from sklearn.pipeline import Pipeline
+from sklearn.utils.validation import check_is_fitted
+from torch import nn
+
+from ..encoders._image_base import ImageEncoder
+from ..encoders._pixels import OnPixels
+from ._base import BaseAligner
+from ._finite import embedded_where_known
+
+_PADDING = 0
+
+
+class OpenCLIPShape(NamedTuple):
+    """What `open_clip.create_model_and_transforms` and `get_tokenizer` return.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        With ``encode_image``, ``encode_text`` and ``logit_scale``.
+    transform : callable
+        Turns a picture into a tensor.
+    tokenizer : callable
+        Turns texts into a tensor.
+    """
+
+    model: nn.Module
+    transform: Any
+    tokenizer: Any
+
+
+def as_open_clip(aligner: Any) -> OpenCLIPShape:
+    """Return a fitted aligner as an open_clip model, its transform and its tokenizer.
+
+    What evaluates open_clip models, such as CLIP_benchmark [1]_, then evaluates aligners, as it
+    is.
+
+    Parameters
+    ----------
+    aligner : estimator
+        A fitted aligner with an image encoder and a text encoder, or a Pipeline of an image
+        encoder and an aligner with a text encoder. In FrozenEstimator or not.
+
+    Returns
+    -------
+    shape : OpenCLIPShape
+        Named tuple ``(model, transform, tokenizer)``. The model computes without gradients, on
+        the encoders' own device; tensors are returned where the input lies. Embeddings are of
+        length 1, and ``logit_scale`` is a logarithm, as in open_clip.
+
+    Raises
+    ------
+    ValueError
+        When the aligner takes features rather than pictures and texts.
+
+    Notes
+    -----
+    The tokenizer's numbers are the bytes of the texts: the text encoder's own tokenizer works
+    within the model, so that any text encoder will do. Autocast around the model does not reach
+    the encoders, whose `dtype` says how they compute.
+
+    References
+    ----------
+    .. [1] M. Cherti and R. Beaumont, "CLIP benchmark", 2022.
+       https://github.com/LAION-AI/CLIP_benchmark
+
+    Examples
+    --------
+    >>> from sklearn_ape import KernelAligner
+    >>> from sklearn_ape.aligners import as_open_clip
+    >>> from sklearn_ape.datasets import load_openmoji
+    >>> from sklearn_ape.encoders import TimmImageEncoder, TransformersTextEncoder
+    >>> data = load_openmoji()
+    >>> aligner = KernelAligner(
+    ...     image_encoder=TimmImageEncoder(), text_encoder=TransformersTextEncoder()
+    ... ).fit(data.images[:20], data.captions[:20])
+    >>> model, transform, tokenizer = as_open_clip(aligner)
+    >>> pixels = transform(data.images[0]).unsqueeze(0)
+    >>> pixels.shape
+    torch.Size([1, 3, 224, 224])
+    >>> cosines = model.encode_image(pixels) @ model.encode_text(tokenizer(data.captions[:20])).T
+    >>> cosines.argmax().item()
+    0
+    """
+    inner, encoder = _unwrapped(aligner)
+    check_is_fitted(inner)
+    encoder = encoder or getattr(inner, "image_encoder_", None)
+    encoder = encoder or getattr(inner, "image_encoder", None)
+    if isinstance(encoder, FrozenEstimator):
+        encoder = encoder.estimator
+    if not isinstance(encoder, ImageEncoder):
+        raise ValueError(
+            f"{type(inner).__name__} has no image encoder of sklearn_ape, so there is no saying "
+            "what to do with a picture: fit it with image_encoder=TimmImageEncoder(...), or give "
+            "the Pipeline of encoder and aligner."
+        )
+    has_text = getattr(inner, "text_encoder_", None) or getattr(inner, "text_encoder", None)
+    if has_text is None:
+        raise ValueError(
+            f"{type(inner).__name__} was fitted on features of texts: fit it on captions, with a "
+            "text_encoder."
+        )
+    encoder._check_parameters()
+    return OpenCLIPShape(_Model(inner, encoder), _Transform(encoder), _tokenized)
+
+
+class _Model(nn.Module):
+    """Encodes what `_Transform` and `_tokenized` return."""
+
+    def __init__(self, aligner: BaseAligner, encoder: ImageEncoder) -> None:
+        super().__init__()
+        # No submodules: the network is shared with all encoders of the process.
+        self._aligner = aligner
+        self._encoder = encoder
+        scale = torch.tensor(float(aligner.logit_scale_)).log()
+        self.logit_scale = nn.Parameter(scale, requires_grad=False)
+
+    @torch.no_grad()
+    def encode_image(
+        self, image: torch.Tensor | Sequence[torch.Tensor], normalize: bool = True
+    ) -> torch.Tensor:
+        """Embed transformed pictures, (n, 3, height, width) or a list of them."""
+        pixels = image if isinstance(image, torch.Tensor) else torch.stack(list(image))
+        network = self._encoder._network()
+        several = pixels.ndim == 5  # views of each picture
+        flat = (pixels.flatten(0, 1) if several else pixels).to(network.device, torch.float32)
+        with torch.autocast(network.device.type, enabled=False):
+            flat = flat.contiguous(memory_format=torch.channels_last)
+            features = self._encoder._pixel_network(network)(flat).float()
+            if several:
+                features = features.unflatten(0, pixels.shape[:2]).mean(dim=1)
+            embeddings = embedded_where_known(
+                features.cpu().numpy(), self._aligner._embed_image, self._aligner._n_features_out
+            )
+        return torch.from_numpy(embeddings).to(pixels.device)
+
+    @torch.no_grad()
+    def encode_text(self, text: torch.Tensor, normalize: bool = True) -> torch.Tensor:
+        """Embed texts as the tokenizer gives them."""
+        texts = [_read(row) for row in text.cpu().numpy()]
+        with torch.autocast(text.device.type, enabled=False):
+            embeddings = np.asarray(self._aligner.transform_text(texts), dtype=np.float32)
+        return torch.from_numpy(embeddings).to(text.device)
+
+    def forward(
+        self, image: Any = None, text: Any = None
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor]:
+        """Return the embeddings of both and the factor of the cosines."""
+        return (
+            None if image is None else self.encode_image(image),
+            None if text is None else self.encode_text(text),
+            self.logit_scale.exp(),
+        )
+
+
+class _Transform:
+    """The encoder's own preprocessing of one picture, as a tensor (3, height, width).
+
+    With several views, (n_views, 3, height, width).
+    """
+
+    def __init__(self, encoder: ImageEncoder) -> None:
+        self._encoder = encoder
+        network = encoder._network()
+        self._preprocessing = encoder._preprocessing(network.prepare)
+
+    def __call__(self, image: Any) -> torch.Tensor:
+        prepared = self._encoder._prepare(self._encoder._network().prepare, image)
+        normalize = OnPixels(nn.Identity(), self._preprocessing).normalized
+        if self._encoder.views == 1:
+            return normalize(prepared.unsqueeze(0))[0].contiguous()
+        return normalize(prepared).contiguous()
+
+
+def _tokenized(texts: str | Sequence[str], context_length: int | None = None) -> torch.Tensor:
+    """Return the bytes of texts, each plus 1, with 0 behind."""
+    texts = [texts] if isinstance(texts, str) else list(texts)
+    rows = [torch.tensor(list(text.encode()), dtype=torch.long) + 1 for text in texts]
+    return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=_PADDING)
+
+
+def _read(row: np.ndarray) -> str:
+    return bytes((row[row != _PADDING] - 1).astype(np.uint8)).decode(errors="replace")
+
+
+def _unwrapped(aligner: Any) -> tuple[BaseAligner, Any]:
+    """Return the aligner, and the encoder before it in a Pipeline if there is one."""
+    if isinstance(aligner, FrozenEstimator):
+        return _unwrapped(aligner.estimator)
+    if isinstance(aligner, Pipeline):
+        steps = [step for _, step in aligner.steps if step not in (None, "passthrough")]
+        if len(steps) > 2:
+            raise ValueError(
+                "The Pipeline must be of an image encoder and an aligner; there are "
+                f"{len(steps)} steps."
+            )
+        inner, before = _unwrapped(steps[-1])
+        return inner, before or (steps[0] if len(steps) == 2 else None)
+    if not isinstance(aligner, BaseAligner):
+        raise ValueError(
+            f"aligner must be an aligner such as APEAligner, or a Pipeline that ends in one, not "
+            f"{type(aligner).__name__}."
+        )
+    return aligner, None

@@ -1,0 +1,166 @@
+"""CLIP_benchmark evaluates an aligner as if it were an open_clip model, and agrees with us."""
+
+import pickle
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from sklearn.base import clone
+from sklearn.frozen import FrozenEstimator
+from sklearn.pipeline import make_pipeline
+
+from sklearn_ape import CLIPAligner, KernelAligner, ZeroShotClassifier
+from sklearn_ape.aligners import as_open_clip
+from sklearn_ape.encoders import TimmImageEncoder
+from tests.aligners.test_clip import PICTURES, TEXTS
+from tests.aligners.test_clip import saved as saved_clip
+
+clip_benchmark = pytest.importorskip("clip_benchmark")
+
+NAMES = ["animal", "food", "travel"]
+
+
+@pytest.fixture(scope="module")
+def model(pictures, features, image_encoder, text_encoder):
+    aligner = KernelAligner(text_encoder=text_encoder)
+    return make_pipeline(
+        clone(image_encoder).set_params(engine="torch"),
+        aligner.fit(features.image[:200], pictures.captions[:200]),
+    )
+
+
+class Pictures(torch.utils.data.Dataset):
+    """Real pictures with targets, as torchvision's datasets are."""
+
+    def __init__(self, images, targets, transform):
+        self.images, self.targets, self.transform = images, targets, transform
+        self.classes = NAMES
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, row):
+        return self.transform(self.images[row]), self.targets[row]
+
+
+def captioned(batch):
+    return torch.stack([pixels for pixels, _ in batch]), [texts for _, texts in batch]
+
+
+def top_1(output, target, topk=(1,)):
+    """What their `accuracy` does: theirs fails on every model with numpy 2.4 and later."""
+    ranked = output.topk(max(topk), dim=1).indices
+    return [(ranked[:, :k] == target[:, None]).any(1).float().mean().item() for k in topk]
+
+
+@pytest.mark.parametrize("amp", [False, True])
+def test_zero_shot_accuracy_is_that_of_the_classifier(amp, model, pictures, monkeypatch):
+    from clip_benchmark.metrics import zeroshot_classification
+
+    try:
+        zeroshot_classification.accuracy(torch.eye(2), torch.arange(2))
+    except TypeError:
+        monkeypatch.setattr(zeroshot_classification, "accuracy", top_1)
+    shape = as_open_clip(model)
+    X, y = pictures.images[240:], pictures.categories[240:]
+    data = Pictures(X, [NAMES.index(name) for name in y], shape.transform)
+    found = zeroshot_classification.evaluate(
+        shape.model,
+        torch.utils.data.DataLoader(data, batch_size=32),
+        shape.tokenizer,
+        NAMES,
+        ["a photo of a {c}", "a drawing of a {c}"],
+        device="cpu",
+        amp=amp,
+    )
+    classifier = ZeroShotClassifier(
+        NAMES, aligner=model, templates=["a photo of a {}", "a drawing of a {}"]
+    )
+    # Their own product of embeddings is in bfloat16 with amp; the embeddings are ours.
+    assert found["acc1"] == pytest.approx(classifier.score(X, y), abs=0.02 if amp else 1e-6)
+    assert found["acc1"] > 0.5
+    assert np.isfinite(found["mean_per_class_recall"])
+
+
+def test_retrieval_is_that_of_the_aligner(model, pictures):
+    from clip_benchmark.metrics import zeroshot_retrieval
+
+    shape = as_open_clip(FrozenEstimator(model))
+    X, y = pictures.images[240:], pictures.captions[240:]
+    data = Pictures(X, [[caption] for caption in y], shape.transform)
+    loader = torch.utils.data.DataLoader(data, batch_size=25, collate_fn=captioned)
+    found = zeroshot_retrieval.evaluate(
+        shape.model, loader, shape.tokenizer, "cpu", amp=False, recall_k_list=[1, 5]
+    )
+    assert len(set(y)) == len(y)
+    ours = model[-1].retrieval_report(model[0].transform(X), y, ks=(1, 5))
+    for k in (1, 5):
+        assert found[f"image_retrieval_recall@{k}"] == pytest.approx(ours["text_to_image"][k])
+        assert found[f"text_retrieval_recall@{k}"] == pytest.approx(ours["image_to_text"][k])
+    assert found["text_retrieval_recall@5"] > 0.1
+
+
+class TestShape:
+    @pytest.mark.parametrize("options", [{}, {"crop": "pad", "pooling": "gem"}, {"views": 4}])
+    def test_pixels_and_embeddings_are_the_encoders_own(self, options, pictures, text_encoder):
+        encoder = TimmImageEncoder(engine="torch", cache=None, **options)
+        X, y = pictures.images[:9], pictures.captions[:9]
+        aligner = KernelAligner(image_encoder=encoder, text_encoder=text_encoder).fit(X, y)
+        shape = as_open_clip(aligner)
+        pixels = [shape.transform(image) for image in X]
+        network = encoder._network()
+        prepared = torch.stack([encoder._prepare(network.prepare, image) for image in X])
+        module = encoder._module(network)
+        own = module.normalized(prepared.flatten(0, 1) if encoder.views > 1 else prepared)
+        torch.testing.assert_close(
+            torch.stack(pixels).reshape(own.shape), own, rtol=0, atol=0, check_stride=False
+        )
+        found = shape.model.encode_image(pixels)
+        np.testing.assert_allclose(found, aligner.transform(X), atol=1e-5)
+        np.testing.assert_array_equal(
+            shape.model.encode_text(shape.tokenizer(y)), aligner.transform_text(y)
+        )
+        assert shape.model.logit_scale.exp().item() == pytest.approx(aligner.logit_scale_)
+
+    def test_clip_gives_what_open_clip_gives(self, tmp_path):
+        import open_clip
+        from PIL import Image
+
+        saved_clip(tmp_path)
+        name = f"local-dir:{tmp_path}"
+        theirs, transform = open_clip.create_model_from_pretrained(name)
+        shape = as_open_clip(CLIPAligner(str(tmp_path)))
+        images = [Image.fromarray(picture) for picture in PICTURES]
+        with torch.no_grad():
+            image = theirs.encode_image(
+                torch.stack([transform(image) for image in images]), normalize=True
+            )
+            text = theirs.encode_text(open_clip.get_tokenizer(name)(TEXTS), normalize=True)
+        ours = shape.model.encode_image([shape.transform(image) for image in images])
+        torch.testing.assert_close(ours, image, atol=2e-3, rtol=0)
+        ours = shape.model.encode_text(shape.tokenizer(TEXTS))
+        torch.testing.assert_close(ours, text, atol=1e-5, rtol=0)
+        assert shape.model.logit_scale.item() == pytest.approx(theirs.logit_scale.item())
+
+    def test_tokens_say_any_text(self):
+        from sklearn_ape.aligners._open_clip_shape import _read, _tokenized
+
+        texts = ["a", "naïve 猫 🐈", "x" * 500, "a\0b"]
+        assert [_read(row) for row in _tokenized(texts).numpy()] == texts
+        assert _tokenized("a").shape == (1, 1)
+
+    def test_workers_take_the_transform_with_them(self, model, pictures):
+        transform = as_open_clip(model).transform
+        again = pickle.loads(pickle.dumps(transform))
+        image = pictures.images[0]
+        assert torch.equal(again(image), transform(image))
+
+    def test_features_are_refused(self, concepts, image_encoder, pictures):
+        aligner = KernelAligner().fit(concepts.image, concepts.text)
+        with pytest.raises(ValueError, match="no image encoder"):
+            as_open_clip(aligner)
+        with pytest.raises(ValueError, match="features of texts"):
+            as_open_clip(make_pipeline(image_encoder, aligner))
+        with pytest.raises(ValueError, match="not SimpleNamespace"):
+            as_open_clip(SimpleNamespace())

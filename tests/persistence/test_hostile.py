@@ -1,0 +1,410 @@
+"""Files made to do harm, or damaged: refused with a message, and nothing in them is executed."""
+
+import json
+import os
+import pickle
+import shutil
+import struct
+import subprocess
+import sys
+from contextlib import suppress
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sklearn.base import clone
+
+from sklearn_ape import load_pretrained
+from sklearn_ape.persistence._folder import read_model, write_model
+from tests.persistence.answers import ALIGNERS
+
+EXAMPLES = 150
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """One small model of each kind, in folders."""
+    rng = np.random.default_rng(0)
+    image, text = rng.standard_normal((60, 5)), rng.standard_normal((60, 4))
+    parent = tmp_path_factory.mktemp("models")
+    for name in ("kernel", "cca", "asif", "ape-plain", "ape-residual-of-kernel"):
+        aligner = clone(ALIGNERS[name])
+        if "n_components" in aligner.get_params():
+            aligner.set_params(n_components=None)
+        aligner.fit(image, text).save_pretrained(parent / name)
+    return parent
+
+
+@pytest.fixture
+def folder(saved, tmp_path):
+    return shutil.copytree(saved / "kernel", tmp_path / "model")
+
+
+def rewritten(folder, change):
+    """Change a config and tensors in place, with digests that fit: an attacker can make those."""
+    config, tensors = read_model(folder)
+    change(config, tensors)
+    write_model(folder, config, tensors, "")
+
+
+def params(config):
+    return config["model"]["params"]
+
+
+def state(config):
+    return config["model"]["state"]
+
+
+def set_in(part, **values):
+    return lambda config, tensors: part(config).update(values)
+
+
+def set_tensor(name, change):
+    def changed(config, tensors):
+        key = next(key for key in tensors if key.endswith(name))
+        tensors[key] = np.ascontiguousarray(change(tensors[key]))
+
+    return changed
+
+
+REFUSED = {
+    "unknown class": (lambda c, t: c["model"].update({"$class": "os.system"}), "'os.system'"),
+    "class of another module": (
+        lambda c, t: c["model"].update({"$class": "sklearn.pipeline.Pipeline"}),
+        "which is none of",
+    ),
+    "class is a list": (lambda c, t: c["model"].update({"$class": ["a"]}), "which is none of"),
+    "no model": (lambda c, t: c.pop("model"), "must be an object of"),
+    "model is a text": (lambda c, t: c.update(model="x"), "must be an object of"),
+    "unknown parameter": (set_in(params, evil=1), "the parameter 'evil'"),
+    "a setting of the machine": (set_in(params, device="cuda:7"), "the parameter 'device'"),
+    "parameter of another kind": (set_in(params, ridge="high"), "ridge must be a number"),
+    "parameter out of range": (set_in(params, gamma=-1), "gamma must be"),
+    "unknown tag": (set_in(params, gamma={"$exec": "rm -rf"}), "unknown kind '\\$exec'"),
+    "an encoder of another module": (
+        set_in(params, image_encoder={"$class": "Popen", "params": {"args": "ls"}, "state": None}),
+        "the class 'Popen'",
+    ),
+    "an encoder that is a number": (set_in(state, text_encoder=3), "must be an encoder"),
+    "unknown state": (set_in(state, evil=1), "has 'evil'"),
+    "no logit scale": (lambda c, t: state(c).pop("logit_scale"), "no 'logit_scale'"),
+    "negative logit scale": (set_in(state, logit_scale=-3.0), "logit_scale must be"),
+    "true as a logit scale": (set_in(state, logit_scale=True), "logit_scale must be"),
+    "another fingerprint": (set_in(state, fingerprint="00"), "damaged"),
+    "feature names of another length": (set_in(state, feature_names_in=["a"]), "must hold 5"),
+    "unknown map": (
+        lambda c, t: state(c)["text_head"]["base"].update(kind="eval"), "must be one of kernel"
+    ),
+    "map of another side": (
+        lambda c, t: state(c).update(text_head=state(c).pop("image_head")), "no 'image_head'"
+    ),
+    "tensor named that is not there": (
+        lambda c, t: state(c)["bank"]["image"].update(dense={"$tensor": "../../etc/passwd"}),
+        "which model.safetensors lacks",
+    ),
+    "tensor used twice": (
+        lambda c, t: state(c)["bank"].update(text=state(c)["bank"]["image"]),
+        "named before",
+    ),
+    "tensor that nothing names": (
+        lambda c, t: t.update({"../evil": np.ones(3)}), "config.json does not name"
+    ),
+    "array of too many texts": (
+        set_in(params, gamma={"$array": ["<U9999999", [99], ["a"] * 99]}), "unknown type"
+    ),
+    "array of objects of numpy": (
+        set_in(params, gamma={"$array": ["V8", [1], ["a"]]}), "unknown type"
+    ),
+    "array of another size": (
+        set_in(params, gamma={"$array": ["object", [2**31, 2**31], []]}), "holds 0 items"
+    ),
+    "wrong rows": (set_tensor("anchors", lambda a: a[:-1]), "anchors"),
+    "wrong columns": (set_tensor("coefficients", lambda a: a[:, :-1]), "image head|numbers"),
+    "no axes": (set_tensor("coefficients", lambda a: a.ravel()), "shape \\(any, any\\)"),
+    "empty": (set_tensor("anchors", lambda a: a[:0]), "anchors"),
+    "double precision": (set_tensor("anchors", lambda a: a.astype(np.float64)), "float32"),
+    "integers": (set_tensor("anchors", lambda a: a.astype(np.int32)), "kind 'f'"),
+    "nan": (set_tensor("anchors", lambda a: a * np.nan), "not finite"),
+    "infinite": (set_tensor("directions", lambda a: np.full_like(a, np.inf)), "not finite|float32"),
+    "nan in the bank": (set_tensor("bank.image.dense", lambda a: a * np.nan), "not finite"),
+    "bank of another width": (set_tensor("bank.image.dense", lambda a: a[:, 1:]), "dense must be"),
+    "anchors of another length": (set_tensor("anchors", lambda a: a * 2), "length"),
+    "other numbers": (set_tensor("coefficients", lambda a: a * np.float32(1.1)), "damaged"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_fits_no_model_is_refused(case, folder):
+    change, message = REFUSED[case]
+    rewritten(folder, change)
+    with pytest.raises(ValueError, match=message):
+        load_pretrained(folder)
+
+
+class TestDeepHeads:
+    def test_a_file_cannot_ask_for_more_than_it_fills(self, saved, tmp_path):
+        """Sizes are compared before memory is taken."""
+        for changed in ({"depth": 10**9}, {"width": 2**30}, {"n_out": 2**30}, {"n_in": 2**31}):
+            folder = shutil.copytree(saved / "ape-plain", tmp_path / str(changed))
+            rewritten(folder, lambda c, t, new=changed: state(c)["text_head"].update(new))
+            with pytest.raises(ValueError, match=r"depth must be|must be an array of shape"):
+                load_pretrained(folder)
+
+    def test_sparse_rows_out_of_bounds(self, saved, tmp_path):
+        for name in ("bank.image.indices", "bank.text.indptr", "image.rows"):
+            folder = shutil.copytree(saved / "asif", tmp_path / name)
+            rewritten(folder, set_tensor(name, lambda a: a + 10**6))
+            with pytest.raises(ValueError, match=r"indices|indptr|rows|index"):
+                load_pretrained(folder)
+
+
+class TestFormat:
+    def test_newer_formats_say_to_upgrade(self, folder):
+        rewritten(folder, lambda c, t: c.update(format=2, version="9.9"))
+        with pytest.raises(ValueError, match=r"format 2, written by sklearn-ape 9\.9.*[Uu]pgrade"):
+            load_pretrained(folder)
+
+    @pytest.mark.parametrize("number", [0, "1", None, 1.0, True])
+    def test_no_format(self, number, folder):
+        rewritten(folder, lambda c, t: c.update(format=number))
+        with pytest.raises(ValueError, match="describes no model"):
+            load_pretrained(folder)
+
+    def test_another_library(self, folder):
+        (folder / "config.json").write_text('{"model_type": "bert", "format": 1}')
+        with pytest.raises(ValueError, match="describes no model"):
+            load_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"", "no valid JSON"),
+        (b"{", "no valid JSON"),
+        (b"\xff\xfe{}", "no valid JSON"),
+        (b"[1]", "must be a JSON object"),
+        (b'{"format": NaN}', "NaN"),
+        (b'{"format": 1e999}', "too large"),
+        (b'{"format": 1, "format": 1}', "twice"),
+        (b'{"format": ' + b"9" * 5000 + b"}", "no valid JSON"),
+        (b'{"a": ' * 100_000 + b"1" + b"}" * 100_000, "nested too deep"),
+        (b'{"a": "' + b"x" * 2**26 + b'"}', "longer than 64 MiB"),
+    ],
+    ids=range(10),
+)
+def test_json_that_is_none(text, message, folder):
+    (folder / "config.json").write_bytes(text)
+    with pytest.raises(ValueError, match=message):
+        load_pretrained(folder)
+
+
+def header(entries, data=b""):
+    text = json.dumps(entries).encode()
+    return struct.pack("<Q", len(text)) + text + data
+
+
+class TestTensorFiles:
+    @pytest.mark.parametrize(
+        "content",
+        [
+            b"",
+            b"1234567",
+            bytes(64),
+            b"\xff" * 64,
+            struct.pack("<Q", 2**40) + b"{}",
+            struct.pack("<Q", 2**27) + b"{}",
+            struct.pack("<Q", 4) + b"[1] ",
+            struct.pack("<Q", 4) + b"nope",
+            struct.pack("<Q", 20_000) + b"[" * 20_000,
+            header({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}),
+            header({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}, bytes(8)),
+            header({"a": {"dtype": "F32", "shape": [-2], "data_offsets": [0, 8]}}, bytes(8)),
+            header({"a": {"dtype": "F32", "shape": [2**40, 2**40], "data_offsets": [0, 8]}}),
+            header({"a": {"dtype": "F32", "shape": [2], "data_offsets": [8, 0]}}, bytes(8)),
+            header({"a": {"dtype": "BF16", "shape": [4], "data_offsets": [0, 8]}}, bytes(8)),
+            header({"a": {"dtype": "O", "shape": [4], "data_offsets": [0, 8]}}, bytes(8)),
+            header({"a": {"dtype": ["F32"], "shape": [2], "data_offsets": [0, 8]}}, bytes(8)),
+            header(
+                {
+                    "a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]},
+                    "b": {"dtype": "F32", "shape": [2], "data_offsets": [4, 12]},
+                },
+                bytes(12),
+            ),
+            header({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}, bytes(99)),
+            header({"__metadata__": {"sklearn_ape": 5}}),
+            header({"__metadata__": {"sklearn_ape": '{"library": "sklearn-ape"}'}}),
+        ],
+        ids=range(21),
+    )
+    def test_what_is_no_safetensors_file(self, content, folder):
+        (folder / "model.safetensors").write_bytes(content)
+        with pytest.raises(ValueError, match=r"damaged|no safetensors|type|valid JSON|no model"):
+            load_pretrained(folder)
+
+    def test_truncated_anywhere(self, folder):
+        whole = (folder / "model.safetensors").read_bytes()
+        for length in np.linspace(0, len(whole) - 1, 40).astype(int):
+            (folder / "model.safetensors").write_bytes(whole[:length])
+            with pytest.raises(ValueError, match=r"damaged|no safetensors"):
+                load_pretrained(folder)
+
+    def test_a_flipped_bit_of_a_number_is_noticed(self, folder):
+        whole = bytearray((folder / "model.safetensors").read_bytes())
+        whole[-3] ^= 1
+        (folder / "model.safetensors").write_bytes(whole)
+        with pytest.raises(ValueError, match="damaged"):
+            load_pretrained(folder)
+
+
+class Payload:
+    """Unpickled, it would make a folder."""
+
+    def __init__(self, mark):
+        self.mark = mark
+
+    def __reduce__(self):
+        return os.mkdir, (self.mark,)
+
+
+class TestPickles:
+    @pytest.mark.parametrize("protocol", [0, 2, 5])
+    @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "README.md"])
+    def test_in_the_place_of_a_file(self, name, protocol, folder, tmp_path):
+        mark = str(tmp_path / "executed")
+        (folder / name).write_bytes(pickle.dumps(Payload(mark), protocol=protocol))
+        if name == "README.md":
+            load_pretrained(folder)
+        else:
+            with pytest.raises(ValueError, match=r"no safetensors|no valid JSON|damaged"):
+                load_pretrained(folder)
+        assert not os.path.exists(mark)
+
+    def test_beside_the_files_or_alone(self, folder, tmp_path):
+        import torch
+
+        mark = str(tmp_path / "executed")
+        for name in ("model.pkl", "pytorch_model.bin", "model.joblib"):
+            (folder / name).write_bytes(pickle.dumps(Payload(mark)))
+        torch.save({"a": Payload(mark)}, folder / "model.pt")
+        load_pretrained(folder)
+        with pytest.raises(ValueError, match=r"is a file.* never opened"):
+            load_pretrained(folder / "model.pkl")
+        shutil.copy(folder / "model.pt", folder / "model.safetensors")
+        with pytest.raises(ValueError, match=r"checkpoints.* never opened"):
+            load_pretrained(folder)
+        (folder / "model.safetensors").unlink()
+        with pytest.raises(ValueError, match=r"holds no model.*model\.joblib.* never opened"):
+            load_pretrained(folder)
+        assert not os.path.exists(mark)
+
+    def test_neither_saving_nor_loading_imports_pickle_of_ours(self, folder):
+        """No module of the package that reads files of models can unpickle anything."""
+        code = (
+            "import pickle, sys, sklearn_ape.zero_shot, sklearn_ape.retrieval, torch\n"
+            "def no(*a, **k): raise SystemExit('unpickled')\n"
+            "pickle.load = pickle.loads = torch.load = pickle.Unpickler = no\n"
+            "import sklearn_ape; sklearn_ape.load_pretrained(sys.argv[1]); print('loaded')"
+        )
+        run = subprocess.run(
+            [sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=False
+        )
+        assert run.stdout.strip() == "loaded", run.stderr
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["no/such/deep/folder", "../escape", "..", "", "a b", "owner/..", "x" * 300, "owner/na me"],
+)
+def test_names_that_are_no_folder_and_no_hub_name(source, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises((ValueError, OSError)):
+        load_pretrained(source)
+
+
+json_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**70), 2**70)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=8)
+    | st.sampled_from(["$class", "KernelAligner", "TimmImageEncoder", "Pipeline", "__class__"]),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.text(max_size=6), inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(
+                ["$tuple", "$map", "$array", "$numpy", "$tensor", "$float", "$pipeline", "$frozen"]
+            ),
+            inner,
+            min_size=1,
+            max_size=1,
+        )
+    ),
+    max_leaves=6,
+)
+
+
+def places(value, path=()):
+    """Yield where something can be put in a JSON value."""
+    yield path
+    if isinstance(value, dict | list):
+        for key in value if isinstance(value, dict) else range(len(value)):
+            yield from places(value[key], (*path, key))
+
+
+class TestFuzz:
+    """Whatever a file says: the model, or ValueError or OSError; nothing else, and quickly."""
+
+    def loads_or_refuses(self, folder):
+        # ImportError is of weights that are named and not installed.
+        with suppress(ValueError, OSError, ImportError):
+            load_pretrained(folder)
+
+    @settings(
+        max_examples=EXAMPLES,
+        deadline=None,
+        derandomize=True,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(data=st.data())
+    def test_config(self, data, saved, tmp_path_factory):
+        name = data.draw(st.sampled_from(["kernel", "cca", "asif", "ape-residual-of-kernel"]))
+        config, tensors = read_model(saved / name)
+        model = json.loads(json.dumps(config["model"]))
+        for _ in range(data.draw(st.integers(1, 3))):
+            path = data.draw(st.sampled_from([p for p in places(model) if p]))
+            inner = model
+            for key in path[:-1]:
+                inner = inner[key]
+            if data.draw(st.booleans()):
+                inner[path[-1]] = data.draw(json_values)
+            else:
+                del inner[path[-1]]
+        folder = tmp_path_factory.mktemp("fuzz") / "model"
+        write_model(folder, {**config, "model": model}, tensors, "")
+        self.loads_or_refuses(folder)
+        shutil.rmtree(folder)
+
+    @settings(
+        max_examples=EXAMPLES,
+        deadline=None,
+        derandomize=True,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(data=st.data())
+    def test_bytes(self, data, saved, tmp_path_factory):
+        name = data.draw(st.sampled_from(["kernel", "asif"]))
+        folder = shutil.copytree(saved / name, tmp_path_factory.mktemp("fuzz") / "model")
+        path = folder / data.draw(st.sampled_from(["config.json", "model.safetensors"]))
+        content = bytearray(path.read_bytes())
+        for _ in range(data.draw(st.integers(1, 4))):
+            start = data.draw(st.integers(0, min(len(content) - 1, 6000)))
+            content[start : start + data.draw(st.integers(0, 3))] = data.draw(
+                st.binary(max_size=4)
+            )
+        path.write_bytes(content)
+        self.loads_or_refuses(folder)
+        shutil.rmtree(folder)
