@@ -126,7 +126,7 @@ REFUSED = {
     "double precision": (set_tensor("anchors", lambda a: a.astype(np.float64)), "float32"),
     "integers": (set_tensor("anchors", lambda a: a.astype(np.int32)), "kind 'f'"),
     "nan": (set_tensor("anchors", lambda a: a * np.nan), "not finite"),
-    "infinite": (set_tensor("directions", lambda a: np.full_like(a, np.inf)), "not finite|float32"),
+    "infinite": (set_tensor("directions", lambda a: a + np.float32(np.inf)), "not finite"),
     "nan in the bank": (set_tensor("bank.image.dense", lambda a: a * np.nan), "not finite"),
     "bank of another width": (set_tensor("bank.image.dense", lambda a: a[:, 1:]), "dense must be"),
     "anchors of another length": (set_tensor("anchors", lambda a: a * 2), "length"),
