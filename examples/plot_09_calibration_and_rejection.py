@@ -1,6 +1,6 @@
 """
 Probabilities that mean what they say, and the right to say nothing
-====================================================================
+===================================================================
 
 A zero-shot classifier is as sure as its temperature makes it. One number, fitted on a few labelled
 pictures, mends most of it; a threshold then leaves doubtful pictures to a person.

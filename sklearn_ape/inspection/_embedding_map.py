@@ -131,7 +131,7 @@ class EmbeddingMapDisplay:
             Texts, not necessarily as many as pictures.
         images : sequence of pictures of length n_images or None, default=None
             For thumbnails where X is features.
-        pairs, labels, text_labels, reducer, center, random_state
+        pairs, labels, text_labels, reducer, center, random_state : object
             See `from_predictions`.
         ax : matplotlib.axes.Axes or None, default=None
             Where to draw. None makes a figure.
