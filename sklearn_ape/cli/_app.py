@@ -14,7 +14,7 @@ from .encode import encode
 from .evaluate import evaluate
 from .fit import fit
 from .models import models
-from .search import search
+from .search import index, search
 from .serve import serve
 
 app = typer.Typer(
@@ -24,26 +24,35 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (demo, fit, classify, search, evaluate, encode, curate, models, serve):
+for command in (demo, fit, classify, search, index, evaluate, encode, curate, models, serve):
     app.command()(command)
 
 
-@app.callback()
-def version(
-    show: Annotated[
-        bool, typer.Option("--version", help="Show the version and leave.", is_eager=True)
-    ] = False,
-) -> None:
-    """Align two frozen encoders; classify and search pictures by words.
-
-    Results go to standard output, progress to standard error. The exit code is 0 when all went
-    well, 1 for an error that a message explains, 2 for a wrong option, 130 after Ctrl-C.
-    """
-    if show:
+def _show_version(wanted: bool) -> None:
+    if wanted:
         from .. import __version__
 
         print(__version__)
         raise typer.Exit
+
+
+@app.callback()
+def about(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            help="Show the version and leave.",
+            is_eager=True,
+            callback=_show_version,
+        ),
+    ] = False,
+) -> None:
+    """Align two frozen encoders; classify and search pictures by words.
+
+    Results go to standard output, progress to standard error. Exit codes: 0 is
+    well, 1 an error that a message explains, 2 a wrong option, 130 Ctrl-C.
+    """
 
 
 def main() -> None:

@@ -63,7 +63,7 @@ def classify(
 ) -> None:
     """Name pictures by the names of classes alone: one row a picture.
 
-    Needs no training: without --aligner, the starter model that comes with the package is used.
+    Needs no training: without --aligner, the starter model of the package is used.
 
     Example: sklearn-ape classify photos/ --labels "cat,dog,bird" --threshold 0.5 -o names.csv
     """

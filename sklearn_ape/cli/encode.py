@@ -63,8 +63,8 @@ def encode(
 ) -> None:
     """Turn pictures into features, in one file that numpy reads.
 
-    NAME.csv beside it says which row is which picture and what could not be read. A run that was
-    stopped goes on where it was when it is started again.
+    NAME.csv beside it says which row is which picture and what cannot be read.
+    A run that was stopped goes on where it was when it is started again.
 
     Example: sklearn-ape encode photos/ -o features.npy
     """

@@ -69,8 +69,8 @@ def evaluate(
 ) -> None:
     """Measure an aligner on pictures with labels, captions or both, with 95 % intervals.
 
-    Labels (the sub-folders' names) give the accuracy of naming pictures, class by class; captions
-    give how often the right one is among the first 1, 5 and 10 found, both ways.
+    Labels (the sub-folders' names) give the accuracy, class by class; captions
+    how often the right one is among the first 1, 5 and 10 found, both ways.
 
     Example: sklearn-ape evaluate photos/ --aligner my-aligner --figure report.png
     """

@@ -98,8 +98,8 @@ def fit(
 ) -> None:
     """Align two encoders on pictures and their captions, measure, and save the aligner.
 
-    With --labels, what is saved is a classifier, which knows these labels. Without captions, the
-    names of sub-folders are the captions.
+    With --labels, what is saved is a classifier that knows these labels.
+    Without captions, the names of sub-folders are the captions.
 
     Example: sklearn-ape fit photos/ -o my-aligner
     """

@@ -27,6 +27,17 @@ class TestSearch:
         assert paths[0] not in {row["path"] for row in found}
         assert {row["query"] for row in found} == {paths[0]}
 
+    def test_in_an_index_that_was_saved(self, few, rows, run, tmp_path):
+        out = tmp_path / "my-index"
+        assert "12 pictures indexed" in run("index", few, "-o", out).stderr
+        arguments = ("--query", "something to eat", "-k", "3")
+        fresh = rows("search", few, *arguments)
+        for picture in few.rglob("*.png"):
+            picture.unlink()
+        assert rows("search", "--index", out, *arguments) == fresh
+        result = run("search", "--index", few, *arguments, code=1)
+        assert "Traceback" not in result.stderr
+
     @pytest.mark.parametrize(
         ("arguments", "code", "message"),
         [

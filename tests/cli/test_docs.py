@@ -1,0 +1,100 @@
+"""The page on the command line, README's section and the newcomer's scripts, run as they are."""
+
+import os
+import re
+import runpy
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sklearn_ape import load_pretrained
+
+ROOT = Path(__file__).parents[2]
+PAGES = {"docs/command_line.md": "", "README.md": "## On the command line"}
+NUMBER = re.compile(r"-?\d+\.\d+")
+
+
+def commands(page):
+    """Return the commands of a page, or of a section, with the output that it shows for each."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    if PAGES[page]:
+        text = text.partition(PAGES[page])[2].partition("\n## ")[0]
+    return [
+        (command, output)
+        for block in re.findall(r"```console\n(.*?)```", text, re.DOTALL)
+        for command, output in re.findall(r"^\$ (.*)\n((?:[^$].*\n)*)", block, re.MULTILINE)
+    ]
+
+
+@pytest.fixture
+def at_photos(photos, tmp_path, monkeypatch):
+    """Work in a folder of one's own that holds photos/."""
+    shutil.copytree(photos, tmp_path / "photos")
+    monkeypatch.chdir(tmp_path)
+
+
+def output_of(run, command):
+    """Return what a command prints; `| head -4` is the one pipe that pages use."""
+    command, _, head = command.partition(" | head -")
+    lines = run(*shlex.split(command)[1:]).stdout.splitlines()
+    return lines[: int(head)] if head else lines
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_print_what_the_page_shows(page, run, at_photos):
+    shown_there = commands(page)
+    assert len(shown_there) > 1
+    for command, shown in shown_there:
+        found = output_of(run, command)
+        expected = shown.rstrip().splitlines()
+        # Engines and processors differ in the last digits.
+        assert [NUMBER.sub("#", line) for line in found] == [
+            NUMBER.sub("#", line) for line in expected
+        ], command
+        for line, other in zip(found, expected, strict=True):
+            numbers = [float(number) for number in NUMBER.findall(line)]
+            assert numbers == pytest.approx([float(n) for n in NUMBER.findall(other)], abs=0.1)
+
+
+class TestNewcomer:
+    """From install to a saved classifier on a folder of one's own, in at most ten lines."""
+
+    @pytest.mark.parametrize("name", ["newcomer.py", "newcomer.sh"])
+    def test_ten_lines(self, name):
+        text = (ROOT / "examples" / name).read_text(encoding="utf-8")
+        text = re.sub(r'"""(.*?)"""', "", text, flags=re.DOTALL)
+        lines = [line for line in text.splitlines() if line.strip() and line[0] != "#"]
+        assert len(lines) <= 10 - name.endswith(".py")  # and the line of pip
+
+    def test_in_python(self, at_photos, capsys):
+        runpy.run_path(str(ROOT / "examples" / "newcomer.py"))
+        assert "an animal" in capsys.readouterr().out
+        assert load_pretrained("my-classifier").labels == ["an animal", "food", "a vehicle"]
+
+    def test_in_a_shell(self, at_photos, tmp_path):
+        """In a real shell; pip alone is a stand-in, since what is tested is this checkout."""
+        tools = tmp_path / "bin"
+        tools.mkdir()
+        for name, line in (
+            ("pip", f'echo "$@" > {shlex.quote(str(tmp_path / "pip"))}'),
+            ("sklearn-ape", f'exec {shlex.quote(sys.executable)} -m sklearn_ape "$@"'),
+        ):
+            (tools / name).write_text(f"#!/bin/sh\n{line}\n")
+            (tools / name).chmod(0o755)
+        path = os.pathsep.join([str(tools), os.environ["PATH"]])
+        result = subprocess.run(
+            ["sh", ROOT / "examples" / "newcomer.sh"],
+            env=os.environ | {"PATH": path, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert result.returncode == 0, result.stderr
+        assert (tmp_path / "pip").read_text() == "install sklearn-ape[starter]\n"
+        assert len((tmp_path / "names.csv").read_text().splitlines()) == 61
+        assert result.stdout.count("something to eat") == 3
+        assert load_pretrained("my-classifier").labels == ["an animal", "food", "a vehicle"]
