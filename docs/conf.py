@@ -63,6 +63,7 @@ sphinx_gallery_conf = {
     "backreferences_dir": "generated/backreferences",
     "abort_on_example_error": False,  # the build goes on and ends with an error that names it
     "only_warn_on_example_error": False,
+    "capture_repr": ("_repr_html_",),  # diagrams, not "<... object at 0x7f...>"
     "show_memory": False,
     "remove_config_comments": True,
     "download_all_examples": False,

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from sklearn_ape import CrossModalRetriever
 from sklearn_ape.inspection import RetrievalGridDisplay
 from sklearn_ape.inspection._thumbnails import thumbnail
 
@@ -46,6 +47,19 @@ class TestRetrievalGridDisplay:
         assert display.images == [[images[4], images[2]]]
         assert display.text_[0][0].get_text() == "0.90\na tiger"
         display.figure_.canvas.draw()
+
+    def test_a_retriever_s_captions_stand_below_its_pictures(self, model, held_out):
+        images, captions, _ = held_out
+        retriever = CrossModalRetriever(model).fit(images, captions)
+        display = RetrievalGridDisplay.from_estimator(retriever, QUERIES, images, k=4)
+        found = retriever.search(QUERIES, k=4)
+        np.testing.assert_array_equal(display.scores, found.scores)
+        assert display.captions == found.items
+        assert display.images == [[images[i] for i in row] for row in found.indices]
+        by_picture = RetrievalGridDisplay.from_estimator(
+            retriever, images[:1], images, k=1, modality="image"
+        )
+        assert by_picture.images == [[images[0]]]
 
     def test_places_without_a_result_and_unread_pictures_are_grey(self):
         result = np.array([[0.9, -np.inf]]), np.array([[0, -1]])
