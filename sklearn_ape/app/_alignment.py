@@ -41,7 +41,7 @@ class Recall(NamedTuple):
 
 
 class Alignment(NamedTuple):
-    """A fitted aligner and what was measured."""
+    """A fitted aligner, what was measured and whether class names were learned as well."""
 
     aligner: Any
     method: str
@@ -49,6 +49,7 @@ class Alignment(NamedTuple):
     n_held_out: int
     recall: list[Recall]
     remark: str
+    with_head: bool = False
 
     def scores(self) -> dict[str, float] | None:
         """Return what a model card says of it, or None where nothing was held out."""
@@ -152,7 +153,15 @@ def align(
             "measured: try it on pictures of your own."
         )
     aligner = fitted(everything, _STEPS[2:4])
-    return Alignment(_released(aligner), method, len(everything), len(held_out), recall, remark)
+    return Alignment(
+        _released(aligner),
+        method,
+        n_pairs=len(everything),
+        n_held_out=len(held_out),
+        recall=recall,
+        remark=remark,
+        with_head=head_pairs is not None,
+    )
 
 
 def _cached(encoder: Any, cache: MemoryFeatureCache | None) -> Any:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import re
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
@@ -30,11 +32,14 @@ class Gate:
         What is behind the gate.
     limits : Limits
         Bounds on the size of requests.
+    folder : str
+        Where uploads are kept.
     """
 
-    def __init__(self, app: Any, limits: Limits) -> None:
+    def __init__(self, app: Any, limits: Limits, folder: str) -> None:
         self.app = app
         self.limits = limits
+        self.folder = folder
 
     async def __call__(self, scope: _Scope, receive: _Receive, send: _Send) -> None:
         """Serve one connection."""
@@ -66,6 +71,9 @@ class Gate:
         elif declared > limit:
             # Servers hold a body to the length that was declared.
             await _answer(send, 413, too_large)
+        elif _size_of(self.folder) + declared > self.limits.stored_bytes + _AROUND_UPLOAD:
+            why = "The page keeps as many uploads as it can. Try again in some minutes."
+            await _answer(send, 429, why, ((b"retry-after", b"600"),))
         else:
             await self.app(scope, receive, send)
 
@@ -125,6 +133,16 @@ def _names_an_address(body: bytes | bytearray) -> bool:
         elif isinstance(item, list):
             inside += item
     return False
+
+
+def _size_of(folder: str) -> int:
+    """Return the size of all files in a folder, of which some may go meanwhile."""
+    total = 0
+    for top, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):
+                total += os.path.getsize(os.path.join(top, name))
+    return total
 
 
 def _declared(scope: _Scope) -> int | None:

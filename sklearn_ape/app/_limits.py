@@ -37,10 +37,13 @@ class Limits:
         Requests that wait; further ones are told to come again later.
     at_once : int, default=2
         Requests that are worked on at the same time. Alignments are one at a time.
-    sessions : int, default=100
-        Visitors whose own aligner and collection are kept; the longest unseen go first.
+    sessions : int, default=50
+        Visitors whose own aligner and collection are kept; the longest unseen go first. One takes
+        up to some 30 MB.
     idle_seconds : int, default=3600
-        How long they, and uploaded files, are kept for someone who does nothing.
+        How long they are kept after their last change, and uploaded files at all.
+    stored_bytes : int, default=2 GiB
+        Size of all uploaded files together; further ones are told to come again later.
 
     Examples
     --------
@@ -61,8 +64,9 @@ class Limits:
     found: int = 48
     waiting: int = 64
     at_once: int = 2
-    sessions: int = 100
+    sessions: int = 50
     idle_seconds: int = 3600
+    stored_bytes: int = 2 * 2**30
 
     def __post_init__(self) -> None:
         for field in fields(self):

@@ -12,6 +12,7 @@ from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
 
 from .._aligner_choice import chosen_aligner, text_side
+from ..datasets import get_data_home
 from ..encoders import HeadPairs, classifier_head_pairs
 from ..encoders._image_base import ImageEncoder
 from ..features import FeatureCache
@@ -114,7 +115,8 @@ def encode(encoder: Any, items: Sequence[Any], report: Report, what: str) -> np.
 def head_pairs_of(image_encoder: Any, text_encoder: Any, report: Report) -> HeadPairs | None:
     """Return the names that the image encoder's own classes have, with features of them.
 
-    None for an encoder without a classification head.
+    None for an encoder without a classification head. They are kept on disk: the same names are
+    read at every start.
     """
     try:
         pairs = classifier_head_pairs(image_encoder)
@@ -123,6 +125,9 @@ def head_pairs_of(image_encoder: Any, text_encoder: Any, report: Report) -> Head
     texts = [text for texts in pairs.texts for text in texts]
     owners = np.repeat(np.arange(len(pairs.texts)), [len(texts) for texts in pairs.texts])
     unique = list(dict.fromkeys(texts))
-    features = encode(clone(text_encoder), unique, report, "Reading class name")
+    reader = clone(text_encoder)
+    if "cache" in reader.get_params(deep=False):
+        reader.set_params(cache=get_data_home() / "features")
+    features = encode(reader, unique, report, "Reading class name")
     row = {text: number for number, text in enumerate(unique)}
     return HeadPairs(pairs.weights, features[[row[text] for text in texts]], owners)

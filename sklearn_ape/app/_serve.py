@@ -111,7 +111,7 @@ def serve(
     stack = contextlib.ExitStack()
     with contextlib.ExitStack() as on_failure:
         on_failure.callback(stack.close)
-        stack.enter_context(_own_folder())
+        folder = stack.enter_context(_own_folder())
         gr = import_gradio()
         model = load_model(aligner)
         studio = Studio(model, images, limits)
@@ -136,7 +136,7 @@ def serve(
             allowed_paths=[],
             max_file_size=limits.upload_bytes,
             state_session_capacity=limits.sessions,
-            app_kwargs={"middleware": _middleware(host, limits), "docs_url": None},
+            app_kwargs={"middleware": _middleware(host, limits, folder), "docs_url": None},
         )
         on_failure.pop_all()
     running = Running(str(page.local_url), stack.close)
@@ -165,14 +165,14 @@ _CSS = """
 
 
 @contextlib.contextmanager
-def _own_folder() -> Iterator[None]:
+def _own_folder() -> Iterator[str]:
     """Let Gradio keep uploads in a folder of this server alone, removed at the end."""
     name = "GRADIO_TEMP_DIR"
     before = os.environ.get(name)
     with tempfile.TemporaryDirectory(prefix="sklearn-ape-page-") as folder:
         os.environ[name] = folder
         try:
-            yield
+            yield folder
         finally:
             if before is None:
                 os.environ.pop(name, None)
@@ -180,12 +180,12 @@ def _own_folder() -> Iterator[None]:
                 os.environ[name] = before
 
 
-def _middleware(host: str, limits: Limits) -> list[Any]:
+def _middleware(host: str, limits: Limits, folder: str) -> list[Any]:
     """Return what stands before Gradio."""
     from starlette.middleware import Middleware
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-    gate = [Middleware(Gate, limits=limits)]
+    gate = [Middleware(Gate, limits=limits, folder=folder)]
     if host not in _LOOPBACK:
         return gate
     # A page of another site whose name is made to lead here must not read this one.

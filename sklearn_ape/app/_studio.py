@@ -69,6 +69,7 @@ class Studio:
         self.pictures = given_pictures(images)
         self.examples = examples_of(self.pictures)
         self._lock = threading.Lock()
+        self._head_lock = threading.Lock()
         self._collection: Collection | None = None
         self._head_pairs: list[HeadPairs | None] = []
 
@@ -93,6 +94,7 @@ class Studio:
     def prepare(self, session: Session, report: Report) -> None:
         """Load the networks and embed the collection, ahead of the first request."""
         self._ready(session, report)
+        self._head(report)
 
     def take_aligner(self, session: Session, archive: Any) -> Session:
         """Use an aligner that was downloaded from such a page."""
@@ -170,7 +172,7 @@ class Studio:
 
     def _head(self, report: Report) -> HeadPairs | None:
         """Return pairs of the image encoder's own classes, made when first asked for."""
-        with self._lock:
+        with self._head_lock:
             if not self._head_pairs:
                 pair = encoders_of(self.model.aligner)
                 self._head_pairs.append(head_pairs_of(*pair, report))

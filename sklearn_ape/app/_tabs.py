@@ -166,9 +166,10 @@ def align_tab(gr: Any, studio: Studio, session: Any) -> None:
                 elem_id="align-method",
             )
             with_head = gr.Checkbox(
-                False,
+                True,
+                elem_id="align-head",
                 label="Learn the picture encoder's own class names as well",
-                info="It knows 1,000 things by name. Takes a minute the first time.",
+                info="So that it does not forget what it knows. Takes a minute the first time.",
             )
             button = gr.Button("Align", variant="primary", elem_id="align-button")
         with gr.Column(min_width=300):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from ._alignment import Alignment
 
 
@@ -31,13 +33,23 @@ def about_alignment(alignment: Alignment | None, remark: str) -> str:
             "",
             f"Your aligner was then fitted on all {alignment.n_pairs} pictures.",
         ]
-        before, after = (r.at_1 + r.at_5 for r in alignment.recall)
-        if after < before:
-            lines += [
-                "",
-                "**The first aligner does better on these pictures.** Send more of them, let it "
-                "learn the class names as well, or go back to the first one.",
-            ]
+        lines += ["", _judgement(alignment)]
     elif alignment.n_pairs:
         lines += [f"Aligned on all {alignment.n_pairs} pictures."]
     return "\n".join([*lines, "", alignment.remark, "", remark]).strip()
+
+
+def _judgement(alignment: Alignment) -> str:
+    """Say whether it was worth it, as far as so many pictures can tell."""
+    before, after = alignment.recall[0].at_1, alignment.recall[-1].at_1
+    share = (before + after) / 200
+    error = 100 * math.sqrt(2 * share * (1 - share) / alignment.n_held_out)
+    if abs(after - before) <= error:
+        return "So few pictures show no clear difference between the two."
+    if after > before:
+        return "**Yours does better on these pictures.**"
+    more = "" if alignment.with_head else " let it learn the class names as well,"
+    return (
+        f"**The first aligner does better on these pictures.** Send more of them,{more} or go "
+        "back to the first one."
+    )

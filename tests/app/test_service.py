@@ -215,6 +215,19 @@ class TestServe:
         with pytest.raises(httpx.ConnectError):
             httpx.get(running.url)
 
+    def test_uploads_beyond_what_is_kept_are_told_to_come_later(self, fast_aligner, pictures):
+        limits = Limits(stored_bytes=2**20)
+        running = serve(
+            fast_aligner, pictures.images[:5], port=None, block=False, verbose=0, limits=limits
+        )
+        visitor = Visitor(running.url)
+        answers = [visitor.upload(os.urandom(2**18)) for _ in range(6)]
+        running.close()
+        statuses = [answer.status_code for answer in answers]
+        assert statuses[0] == 200
+        assert statuses[-1] == 429
+        assert "Try again" in answers[-1].json()["detail"]
+
     def test_another_host_than_this_computer_is_warned_of(self, fast_aligner, pictures, capsys):
         running = serve(fast_aligner, pictures.images[:5], "0.0.0.0", None, block=False, verbose=0)
         running.close()

@@ -181,6 +181,12 @@ class TestAlign:
         assert aligner.callbacks is None
         assert aligner.head_pairs is None
 
+    def test_encoders_without_a_classification_head_are_aligned_without_its_names(
+        self, studio, captioned_zip
+    ):
+        session, _ = studio.align(Session(), captioned_zip(0, 9), "kernel", True, no_report)
+        assert not session.alignment.with_head
+
     def test_few_pairs_are_aligned_and_not_measured(self, studio, captioned_zip):
         session, _ = studio.align(Session(), captioned_zip(200, 210), "cca", False, no_report)
         assert session.alignment.recall == []

@@ -1,0 +1,156 @@
+"""An aligner is downloaded and comes back; zips that say they are one are not believed."""
+
+import json
+import os
+import pickle
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from sklearn_ape import KernelAligner, ZeroShotClassifier, load_pretrained
+from sklearn_ape.app import Limits
+from sklearn_ape.app._model import Model
+from sklearn_ape.app._progress import no_report
+from sklearn_ape.app._refusal import Refusal
+from sklearn_ape.app._studio import Session, Studio
+from sklearn_ape.encoders import TransformersTextEncoder
+
+
+@pytest.fixture(scope="module")
+def served(pictures, image_encoder, text_encoder):
+    aligner = KernelAligner(image_encoder=image_encoder, text_encoder=text_encoder)
+    return aligner.fit(pictures.images[:40], pictures.captions[:40])
+
+
+@pytest.fixture(scope="module")
+def studio(served, pictures):
+    return Studio(Model(served), pictures.images[:10], Limits())
+
+
+@pytest.fixture(scope="module")
+def aligned(studio, pictures, tmp_path_factory):
+    """A visitor who has aligned on twenty pictures."""
+    archive = tmp_path_factory.mktemp("zip") / "set.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        for row in range(20):
+            file.write(pictures.images[row], f"{row}.png")
+            file.writestr(f"{row}.txt", pictures.captions[row])
+    return studio.align(Session(), archive, "cca", False, no_report)[0]
+
+
+def packed(folder, path):
+    with zipfile.ZipFile(path, "w") as file:
+        for part in Path(folder).iterdir():
+            file.write(part, f"aligner/{part.name}")
+    return path
+
+
+class TestRoundTrip:
+    def test_the_download_is_a_model_folder_that_gives_the_same(
+        self, studio, aligned, pictures, tmp_path
+    ):
+        with zipfile.ZipFile(aligned.download.path) as file:
+            file.extractall(tmp_path)
+        again = load_pretrained(tmp_path / "aligner")
+        images = pictures.images[:5]
+        np.testing.assert_array_equal(
+            again.transform(images), aligned.alignment.aligner.transform(images)
+        )
+        back = studio.take_aligner(Session(), aligned.download.path)
+        assert back.alignment.method == "cca"
+        labels = "\n".join(pictures.captions[:5])
+        answers = [
+            studio.classify(session, images[0], labels, "none", 0).probabilities
+            for session in (aligned, back)
+        ]
+        assert answers[0] == pytest.approx(answers[1])
+
+    def test_it_goes_with_the_session(self, studio, captioned_zip):
+        session = studio.align(Session(), captioned_zip(0, 20), "cca", False, no_report)[0]
+        path = session.download.path
+        assert os.path.isfile(path)
+        session = studio.forget_alignment(session)
+        assert not os.path.exists(path)
+
+
+class TestHostileZips:
+    def refusal(self, studio, archive):
+        with pytest.raises(Refusal) as caught:
+            studio.take_aligner(Session(), archive)
+        assert "/tmp" not in str(caught.value)
+        return str(caught.value)
+
+    def test_a_pickle_is_not_even_unpacked(self, studio, tmp_path):
+        class Bomb:
+            def __reduce__(self):
+                return os.mkdir, (str(tmp_path / "executed"),)
+
+        archive = tmp_path / "pickle.zip"
+        with zipfile.ZipFile(archive, "w") as file:
+            for name in ("aligner.pkl", "config.json", "model.safetensors"):
+                file.writestr(f"aligner/{name}", pickle.dumps(Bomb()))
+        self.refusal(studio, archive)
+        assert not (tmp_path / "executed").exists()
+
+    @pytest.mark.parametrize("model_name", ["/etc", "someone/model", "all-MiniLM-L6-v2"])
+    def test_encoders_other_than_the_servers_are_not_loaded(
+        self, studio, aligned, tmp_path, model_name, monkeypatch
+    ):
+        with zipfile.ZipFile(aligned.download.path) as file:
+            file.extractall(tmp_path)
+        folder = tmp_path / "aligner"
+        with safe_open(folder / "model.safetensors", framework="np") as file:
+            config = json.loads(file.metadata()["sklearn_ape"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+        def changed(value):
+            if isinstance(value, dict):
+                if value.get("$class") == "TransformersTextEncoder":
+                    value["params"] |= {"model_name": model_name, "pooling": "cls"}
+                list(map(changed, value.values()))
+            elif isinstance(value, list):
+                list(map(changed, value))
+
+        changed(config)
+        text = json.dumps(config)
+        (folder / "config.json").write_text(text)
+        save_file(tensors, folder / "model.safetensors", metadata={"sklearn_ape": text})
+        made = []
+        monkeypatch.setattr(
+            TransformersTextEncoder, "_load", lambda self, device: made.append(self.model_name)
+        )
+        archive = packed(folder, tmp_path / "changed.zip")
+        assert "other encoders" in self.refusal(studio, archive)
+        assert made == []
+
+    def test_other_classes_than_aligners_are_refused(self, studio, served, tmp_path):
+        classifier = ZeroShotClassifier(["cat", "dog"], aligner=served)
+        classifier.save_pretrained(tmp_path / "classifier")
+        archive = packed(tmp_path / "classifier", tmp_path / "classifier.zip")
+        assert "ZeroShotClassifier" in self.refusal(studio, archive)
+
+    @pytest.mark.parametrize("missing", ["model.safetensors", "everything"])
+    def test_missing_files_are_named(self, studio, aligned, tmp_path, missing):
+        with zipfile.ZipFile(aligned.download.path) as file:
+            file.extractall(tmp_path)
+        for part in (tmp_path / "aligner").iterdir():
+            if missing in (part.name, "everything"):
+                part.unlink()
+        archive = packed(tmp_path / "aligner", tmp_path / "less.zip")
+        assert "model.safetensors" in self.refusal(studio, archive)
+
+    def test_damage_is_refused(self, studio, aligned, tmp_path):
+        with zipfile.ZipFile(aligned.download.path) as file:
+            file.extractall(tmp_path)
+        tensors = tmp_path / "aligner" / "model.safetensors"
+        content = bytearray(tensors.read_bytes())
+        content[-100] ^= 0xFF
+        tensors.write_bytes(content)
+        assert self.refusal(studio, packed(tensors.parent, tmp_path / "damaged.zip"))
+
+    def test_no_zip_is_said(self, studio):
+        assert "no zip yet" in self.refusal(studio, None)
