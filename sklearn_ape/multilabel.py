@@ -67,8 +67,8 @@ class MultiLabelZeroShotClassifier(SavedClassifier, ClassifierMixin, ZeroShotBas
         What the columns stand for.
     thresholds_ : ndarray of shape (n_labels,)
         Of the standardised cosines, once they were fitted.
-    classes_ : list of ndarray
-        ``[0, 1]`` for each label, as scikit-learn's classifiers of several outputs have it.
+    classes_ : ndarray of shape (n_labels, 2)
+        ``[0, 1]`` for each label.
     aligner_ : estimator
         The aligner used.
     n_features_in_ : int
@@ -299,9 +299,10 @@ class MultiLabelZeroShotClassifier(SavedClassifier, ClassifierMixin, ZeroShotBas
         return np.array(list(names))
 
     @property
-    def classes_(self) -> list[np.ndarray]:
+    def classes_(self) -> np.ndarray:
         """What each column may hold."""
-        return [np.array([0, 1])] * len(self.labels_)
+        # By its form scikit-learn's scorers know several labels, two of them not being classes.
+        return np.tile([0, 1], (len(self.labels_), 1))
 
     def _distances(self, aligner: Any, X: Any) -> np.ndarray:
         """Return standardised cosines less the default thresholds."""

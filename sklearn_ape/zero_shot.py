@@ -82,6 +82,14 @@ class ZeroShotClassifier(SavedClassifier, ClassifierMixin, ZeroShotBase):
     `fit` trains the aligner, on captions or on names; it does not learn a boundary between the
     classes. Wrap a fitted aligner in `sklearn.frozen.FrozenEstimator` to keep it in `fit`.
 
+    Some of scikit-learn's tools number the labels before they fit, and numbers are no names:
+    ``cross_val_predict(method="predict_proba")``, ``CalibratedClassifierCV(ensemble=False)`` and
+    `VotingClassifier`, which moreover must have ``voting="soft"``. An aligner in `FrozenEstimator`
+    needs no names, so that it works there. Any other is refused with a message.
+
+    scikit-learn's callbacks (1.9 and later) reach the epochs of an aligner within Pipelines and
+    searches: ``search.set_callbacks(ProgressBar(max_propagation_depth=None))``.
+
     References
     ----------
     .. [1] A. Radford et al., "Learning Transferable Visual Models From Natural Language

@@ -1,0 +1,117 @@
+"""The same for aligners of pictures and captions themselves, which take no table either."""
+
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pytest
+from sklearn.base import clone
+
+from sklearn_ape import (
+    APEAligner,
+    ASIFAligner,
+    CCAAligner,
+    CLIPAligner,
+    KernelAligner,
+    LiTAligner,
+    ZeroShotClassifier,
+)
+from tests.manners import tiny
+
+PICTURES = list(np.random.default_rng(0).integers(0, 256, size=(12, 40, 50, 3), dtype=np.uint8))
+CAPTIONS = ["a cat", "the dog", "cat on a mat", "mat", "dog runs", "the cat runs"] * 2
+CLOSE = {"atol": 1e-5, "rtol": 1e-4}
+TRAINED = {"max_epochs": 2, "random_state": 0}
+
+
+@pytest.fixture(scope="module")
+def unfitted(tmp_path_factory):
+    encoders = tiny.encoders(tmp_path_factory.mktemp("encoders"))
+    both = {
+        "image_encoder": encoders["TimmImageEncoder"],
+        "text_encoder": encoders["TransformersTextEncoder"],
+    }
+    return {
+        "APEAligner": APEAligner(**both, width=16, **TRAINED),
+        "ASIFAligner": ASIFAligner(**both, k=5),
+        "CCAAligner": CCAAligner(**both),
+        "CLIPAligner": CLIPAligner(encoders["OpenCLIPImageEncoder"].model_name, cache=None),
+        "KernelAligner": KernelAligner(**both),
+        "LiTAligner": LiTAligner(**both, **TRAINED),
+    }
+
+
+@pytest.fixture(scope="module")
+def fitted(unfitted):
+    return {name: clone(one).fit(PICTURES, CAPTIONS) for name, one in unfitted.items()}
+
+
+@pytest.fixture(
+    params=["APEAligner", "ASIFAligner", "CCAAligner", "CLIPAligner", "KernelAligner",
+            "LiTAligner"]
+)  # fmt: skip
+def name(request):
+    return request.param
+
+
+@pytest.fixture
+def aligner(name, fitted):
+    return fitted[name]
+
+
+def test_fit_is_idempotent_and_leaves_parameters_alone(name, unfitted, aligner):
+    again = clone(unfitted[name])
+    before = repr(again.get_params())
+    for _ in range(2):
+        assert again.fit(PICTURES, CAPTIONS) is again
+        np.testing.assert_allclose(again.transform(PICTURES), aligner.transform(PICTURES), **CLOSE)
+    assert repr(again.get_params()) == before
+
+
+def test_embeddings_do_not_depend_on_company_or_order(aligner):
+    whole = aligner.transform(PICTURES)
+    np.testing.assert_allclose(aligner.transform(PICTURES[::-1])[::-1], whole, **CLOSE)
+    alone = np.concatenate([aligner.transform([picture]) for picture in PICTURES[:4]])
+    np.testing.assert_allclose(alone, whole[:4], **CLOSE)
+    texts = aligner.transform_text(CAPTIONS)
+    np.testing.assert_allclose(aligner.transform_text(CAPTIONS[::-1])[::-1], texts, **CLOSE)
+    np.testing.assert_allclose(aligner.transform_text(CAPTIONS[2:3]), texts[2:3], **CLOSE)
+
+
+def test_pickle_and_named_columns(aligner):
+    back = pickle.loads(pickle.dumps(aligner))
+    expected = aligner.transform(PICTURES)
+    np.testing.assert_allclose(back.transform(PICTURES), expected, **CLOSE)
+    frame = back.set_output(transform="pandas").transform(PICTURES)
+    assert frame.columns.tolist() == aligner.get_feature_names_out().tolist()
+    np.testing.assert_allclose(frame.to_numpy(), expected, **CLOSE)
+
+
+def test_containers_of_pictures_and_captions(name, unfitted, aligner):
+    expected = aligner.similarity(PICTURES, CAPTIONS)
+    pictures = [tuple(PICTURES), np.stack(PICTURES), pd.Series(PICTURES, index=[5] * 12)]
+    captions = [tuple(CAPTIONS), np.array(CAPTIONS, dtype=object), pd.Series(CAPTIONS)]
+    captions += [pl.Series(CAPTIONS), pa.array(CAPTIONS)]
+    for some in pictures:
+        np.testing.assert_allclose(aligner.similarity(some, CAPTIONS), expected, **CLOSE)
+    for some in captions:
+        np.testing.assert_allclose(aligner.similarity(PICTURES, some), expected, **CLOSE)
+    other = clone(unfitted[name]).fit(np.stack(PICTURES), pd.Series(CAPTIONS, index=[3] * 12))
+    np.testing.assert_allclose(other.similarity(PICTURES, CAPTIONS), expected, **CLOSE)
+
+
+def test_threads_predict_alike(aligner):
+    """One fitted aligner serves many threads, through a classifier as well."""
+    expected = aligner.similarity(PICTURES, CAPTIONS)
+    classifier = ZeroShotClassifier(["cat", "dog", "mat"], aligner=aligner)
+    labels = classifier.predict(PICTURES)
+    with ThreadPoolExecutor(4) as pool:
+        jobs = [pool.submit(aligner.similarity, PICTURES, CAPTIONS) for _ in range(6)]
+        named = [pool.submit(classifier.predict, PICTURES) for _ in range(6)]
+        for job in jobs:
+            np.testing.assert_allclose(job.result(), expected, **CLOSE)
+        for job in named:
+            np.testing.assert_array_equal(job.result(), labels)

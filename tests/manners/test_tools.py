@@ -1,0 +1,180 @@
+"""scikit-learn's tools around our estimators, each on real features or pictures."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.base import clone
+from sklearn.calibration import CalibratedClassifierCV
+from sklearn.compose import ColumnTransformer
+from sklearn.ensemble import StackingClassifier, VotingClassifier
+from sklearn.experimental import enable_halving_search_cv  # noqa: F401
+from sklearn.frozen import FrozenEstimator
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
+from sklearn.model_selection import (
+    GridSearchCV,
+    HalvingGridSearchCV,
+    RandomizedSearchCV,
+    learning_curve,
+    permutation_test_score,
+    validation_curve,
+)
+from sklearn.pipeline import FeatureUnion, make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from sklearn_ape import CCAAligner, KernelAligner, ZeroShotClassifier
+from tests.zero_shot.labels import LABELS
+
+
+@pytest.fixture(scope="module")
+def aligner(features, pictures, text_encoder):
+    """Fitted on the first 150 pictures."""
+    return KernelAligner(text_encoder=text_encoder).fit(
+        features.image[:150], pictures.captions[:150]
+    )
+
+
+@pytest.fixture
+def frozen(aligner):
+    return ZeroShotClassifier(LABELS, aligner=FrozenEstimator(aligner))
+
+
+@pytest.fixture
+def trained(text_encoder):
+    """Fits its aligner anew, in a moment."""
+    return ZeroShotClassifier(LABELS, aligner=CCAAligner(text_encoder=text_encoder))
+
+
+@pytest.fixture
+def new(features, pictures):
+    """Pictures that the aligner was not fitted on."""
+    return features.image[150:], pictures.categories[150:]
+
+
+class TestSearches:
+    def test_grid_random_and_halving_agree_on_the_best(self, aligner, new):
+        """Without an error in any candidate, over parameters of classifier and aligner alike."""
+        classifier = ZeroShotClassifier(LABELS, aligner=FrozenEstimator(aligner))
+        grid = {"templates": ["none", "simple"], "standardize": [False, True]}
+        options = {"cv": 3, "error_score": "raise"}
+        searches = [
+            GridSearchCV(classifier, grid, **options),
+            RandomizedSearchCV(classifier, grid, n_iter=4, random_state=0, **options),
+            HalvingGridSearchCV(classifier, grid, random_state=0, min_resources=45, **options),
+        ]
+        scores = [search.fit(*new).best_score_ for search in searches]
+        assert scores[0] == scores[1]
+        assert min(scores) > 0.4
+
+    def test_search_over_an_aligner_within_a_classifier(self, trained, features, pictures):
+        search = GridSearchCV(
+            trained, {"aligner__ridge": [0.1, 10.0]}, cv=2, error_score="raise"
+        ).fit(features.image[:100], pictures.categories[:100])
+        assert search.best_score_ > 0.5
+        assert search.best_estimator_.aligner_.ridge == search.best_params_["aligner__ridge"]
+
+    def test_curves_and_permutations(self, frozen, trained, features, pictures, new):
+        X, y = features.image[:90], pictures.categories[:90]
+        sizes, _, learned = learning_curve(trained, X, y, cv=2, train_sizes=[0.5, 1.0])
+        assert sizes.tolist() == [22, 45]
+        assert np.isfinite(learned).all()
+        _, valid = validation_curve(
+            trained, X, y, param_name="aligner__n_components", param_range=[1, 10], cv=2
+        )
+        assert valid[1].mean() > valid[0].mean()  # one direction cannot tell three classes
+        score, permuted, p = permutation_test_score(frozen, *new, cv=2, n_permutations=9)
+        assert score > permuted.max()
+        assert p == pytest.approx(0.1)
+
+
+class TestEnsembles:
+    def test_calibrated_by_folds_of_a_frozen_aligner(self, frozen, new):
+        """Each fold fits sigmoids on its held-out part; the aligner is that of before."""
+        calibrated = CalibratedClassifierCV(frozen, method="sigmoid", cv=3).fit(*new)
+        assert len(calibrated.calibrated_classifiers_) == 3
+        assert log_loss(new[1], calibrated.predict_proba(new[0])) < np.log(3)
+
+    def test_calibrated_by_folds_of_a_new_aligner(self, trained, features, pictures):
+        """With `ensemble=True`: otherwise scikit-learn numbers the labels, which are no names."""
+        calibrated = CalibratedClassifierCV(trained, method="sigmoid", cv=2, ensemble=True)
+        calibrated.fit(features.image[:150], pictures.categories[:150])
+        proba = calibrated.predict_proba(features.image[150:])
+        assert log_loss(pictures.categories[150:], proba) < np.log(3)
+
+    def test_votes_beside_another_classifier(self, frozen, new):
+        """By probabilities: it numbers the labels, so names cannot be counted, and it says so."""
+        X, y = new
+        voters = [("names", frozen), ("linear", make_pipeline(StandardScaler(),
+                                                              LogisticRegression()))]  # fmt: skip
+        soft = VotingClassifier(voters, voting="soft").fit(X[:100], y[:100])
+        assert soft.score(X[100:], y[100:]) > 0.5
+        mean = np.mean([one.predict_proba(X[100:]) for one in soft.estimators_], axis=0)
+        np.testing.assert_allclose(soft.predict_proba(X[100:]), mean)
+        hard = VotingClassifier(voters, voting="hard").fit(X[:100], y[:100])
+        with pytest.raises(TypeError):
+            hard.predict(X[100:])
+
+    def test_stacked_below_another_classifier(self, frozen, new):
+        X, y = new
+        stack = StackingClassifier(
+            [("names", frozen)], final_estimator=LogisticRegression(), cv=3,
+            stack_method="predict_proba", passthrough=False,
+        )  # fmt: skip
+        stack.fit(X[:100], y[:100])
+        assert stack.score(X[100:], y[100:]) > 0.5
+
+
+class TestColumns:
+    def test_paths_in_a_column_beside_numbers(self, pictures, image_encoder, features):
+        """One column, given by its name as a string, so that the encoder sees a Series."""
+        frame = pd.DataFrame({"path": pictures.images[:40], "size": np.arange(40.0)})
+        columns = ColumnTransformer(
+            [("image", image_encoder, "path"), ("number", StandardScaler(), ["size"])]
+        )
+        found = columns.fit_transform(frame)
+        assert found.shape == (40, 1281)
+        np.testing.assert_allclose(found[:, :1280], features.image[:40], atol=1e-5)
+        named = columns.set_output(transform="pandas").fit_transform(frame)
+        assert named.columns[0] == "image__timmimageencoder0"
+        assert named.columns[-1] == "number__size"
+        wrong = ColumnTransformer([("image", image_encoder, ["path"])])
+        with pytest.raises(ValueError, match=r"table with the columns \['path'\]"):
+            wrong.fit_transform(frame)
+
+    def test_two_encoders_side_by_side(self, pictures, image_encoder):
+        other = clone(image_encoder).set_params(pooling="gem")
+        union = FeatureUnion([("mean", image_encoder), ("gem", other)])
+        found = union.fit_transform(pictures.images[:6])
+        assert found.shape == (6, 2560)
+        assert union.get_feature_names_out()[-1] == "gem__timmimageencoder1279"
+
+
+class TestSetOutput:
+    @pytest.mark.parametrize("library", ["pandas", "polars"])
+    def test_of_a_whole_pipeline(self, library, pictures, image_encoder):
+        """Encoder to aligner to what follows: named columns all the way."""
+        module = pytest.importorskip(library)
+        aligner = CCAAligner(n_components=2)
+        pipeline = make_pipeline(image_encoder, aligner).set_output(transform=library)
+        targets = np.random.default_rng(0).random((30, 4))
+        found = pipeline.fit(pictures.images[:30], targets).transform(pictures.images[:30])
+        assert isinstance(found, module.DataFrame)
+        assert list(found.columns) == ["ccaaligner0", "ccaaligner1"]
+        assert pipeline.get_feature_names_out().tolist() == list(found.columns)
+        assert pipeline[-1].feature_names_in_[-1] == "timmimageencoder1279"
+        other = module.DataFrame({name: [0.0] for name in pipeline[-1].feature_names_in_[::-1]})
+        with pytest.raises(ValueError, match="must be in the same order"):
+            pipeline[-1].transform(other)
+
+    @pytest.mark.parametrize("library", ["pandas", "polars"])
+    def test_frames_of_features_through_a_classifier(self, library, features, pictures, trained):
+        module = pytest.importorskip(library)
+        names = [f"f{number}" for number in range(1280)]
+        frame = module.DataFrame(dict(zip(names, features.image[:60].T, strict=True)))
+        fitted = trained.fit(frame, pictures.categories[:60])
+        assert fitted.feature_names_in_.tolist() == names
+        np.testing.assert_array_equal(
+            fitted.predict(frame), clone(trained).fit(features.image[:60],
+                                                      pictures.categories[:60])
+            .predict(features.image[:60]),
+        )  # fmt: skip
