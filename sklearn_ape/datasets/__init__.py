@@ -8,6 +8,7 @@ that, `load_webdataset` reads bit by bit.
 from ._base import get_data_home
 from ._folder import load_image_folder
 from ._imagenet_captions import load_imagenet_captions
+from ._noto_emoji import load_noto_emoji
 from ._openclipart import load_openclipart
 from ._openmoji import load_openmoji
 from ._pairs import load_pairs
@@ -19,6 +20,7 @@ __all__ = [
     "get_data_home",
     "load_image_folder",
     "load_imagenet_captions",
+    "load_noto_emoji",
     "load_openclipart",
     "load_openmoji",
     "load_pairs",

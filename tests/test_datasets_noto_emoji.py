@@ -1,0 +1,76 @@
+"""load_noto_emoji: one picture an emoji, of the same names as OpenMoji's."""
+
+import os
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from sklearn_ape.datasets import _noto_emoji as module
+from sklearn_ape.datasets import load_noto_emoji, load_openmoji
+
+installed = pytest.mark.skipif(
+    not Path(module._FONT).is_file(),
+    reason="the Debian package fonts-noto-color-emoji is not installed",
+)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def noto(home):
+    return load_noto_emoji(data_home=home)
+
+
+@installed
+class TestTheInstalledFont:
+    def test_names_are_those_of_openmoji(self, noto):
+        """So that both styles of an emoji become one row of the kernel."""
+        theirs = load_openmoji()
+        assert len(set(noto.captions)) == len(set(noto.images)) == len(noto.captions) > 1800
+        assert len(set(noto.captions) & set(theirs.captions)) > 0.98 * len(theirs.captions)
+        i = noto.captions.index("red apple")
+        assert (noto.emoji[i], noto.categories[i]) == ("\U0001f34e", "Food & Drink")
+
+    def test_pictures_show_the_emoji_on_white(self, noto):
+        """Joined emoji too: a flag is one picture, not two letters."""
+        for name, colour in (("red apple", (229, 57, 53)), ("flag of France", (255, 255, 255))):
+            with Image.open(noto.images[noto.captions.index(name)]) as picture:
+                assert picture.size == (136, 128)
+                assert picture.getpixel((0, 0)) == (255, 255, 255)
+                middle = picture.getpixel((68, 70))
+            assert max(abs(a - b) for a, b in zip(middle, colour, strict=True)) < 60
+
+    def test_a_second_call_draws_nothing(self, noto, home, monkeypatch):
+        monkeypatch.setattr(module, "_drawn", lambda font, text: None)
+        assert load_noto_emoji(data_home=home).images == noto.images
+
+    def test_pairs_alone(self, noto, home):
+        images, captions = load_noto_emoji(data_home=home, return_X_y=True)
+        assert (images, captions) == (noto.images, noto.captions)
+
+    def test_a_data_home_that_cannot_be_written(self, tmp_path):
+        file = tmp_path / "file"
+        file.write_bytes(b"")
+        with pytest.raises(OSError, match="SKLEARN_APE_DATA"):
+            load_noto_emoji(data_home=file)
+
+
+class TestBadInput:
+    def test_the_missing_package_is_named(self, monkeypatch):
+        monkeypatch.setattr(module, "_FONT", os.devnull + "/none.ttf")
+        with pytest.raises(ImportError, match=r"apt install fonts-noto-color-emoji.*path="):
+            load_noto_emoji()
+
+    def test_no_such_file(self, tmp_path):
+        with pytest.raises(FileNotFoundError, match=r"none\.ttf"):
+            load_noto_emoji(path=tmp_path / "none.ttf")
+
+    def test_no_font(self, tmp_path):
+        file = tmp_path / "text.ttf"
+        file.write_text("no font")
+        with pytest.raises(ValueError, match="is no font"):
+            load_noto_emoji(path=file)
