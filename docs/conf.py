@@ -60,6 +60,7 @@ sphinx_gallery_conf = {
     "filename_pattern": r"plot_.*\.py",
     "within_subsection_order": "FileNameSortKey",
     "doc_module": ("sklearn_ape",),
+    "default_thumb_file": str(HERE / "_static" / "logo.svg"),
     "backreferences_dir": "generated/backreferences",
     "abort_on_example_error": False,  # the build goes on and ends with an error that names it
     "only_warn_on_example_error": False,
