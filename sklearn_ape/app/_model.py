@@ -8,14 +8,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from sklearn.base import clone
+from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
 
 from .._aligner_choice import chosen_aligner, text_side
 from ..datasets import get_data_home
 from ..encoders import HeadPairs, classifier_head_pairs
-from ..encoders._image_base import ImageEncoder
-from ..features import FeatureCache
 from ._progress import Report
 
 _AT_ONCE = 32
@@ -61,6 +60,10 @@ def load_model(aligner: Any) -> Model:
         aligner = getattr(aligner, "aligner_", aligner.aligner)
     aligner = chosen_aligner(aligner)
     check_is_fitted(aligner)
+    if hasattr(aligner, "best_estimator_"):  # a search
+        aligner = aligner.best_estimator_
+    if isinstance(aligner, FrozenEstimator):
+        aligner = aligner.estimator
     image_encoder, text_encoder = encoders_of(aligner)
     if image_encoder is None or text_encoder is None:
         side = "image" if image_encoder is None else "text"
@@ -69,7 +72,8 @@ def load_model(aligner: Any) -> Model:
             "pictures and words: pass make_pipeline(image_encoder, "
             "APEAligner(text_encoder=text_encoder)).fit(images, captions)."
         )
-    return Model(aligner, labels)
+    # What visitors send is to be forgotten, whatever cache the aligner came with.
+    return Model(with_caches(aligner, None, None), labels)
 
 
 def _is_clip(name: Any) -> bool:
@@ -88,18 +92,20 @@ def encoders_of(aligner: Any) -> tuple[Any, Any]:
     return image, text
 
 
-def with_image_cache(aligner: Any, cache: FeatureCache | str | None) -> Any:
-    """Return a copy of a fitted aligner whose image encoder keeps features in a cache.
+def with_caches(aligner: Any, image: Any, text: Any) -> Any:
+    """Return a copy of a fitted aligner whose encoders keep features in these caches.
 
     Weights and solutions are shared with the original.
     """
     changed = copy.copy(aligner)
     if isinstance(changed, Pipeline):
-        changed.steps = [(name, with_image_cache(step, cache)) for name, step in changed.steps]
-    elif hasattr(changed, "image_encoder_"):
-        changed.image_encoder_ = with_image_cache(changed.image_encoder_, cache)
-    elif isinstance(changed, ImageEncoder) or "cache" in changed.get_params(deep=False):
-        changed.cache = cache
+        changed.steps = [(name, with_caches(step, image, text)) for name, step in changed.steps]
+        return changed
+    for name, cache in (("image_encoder_", image), ("text_encoder_", text)):
+        if hasattr(changed, name):
+            setattr(changed, name, with_caches(getattr(changed, name), cache, cache))
+    if "cache" in changed.get_params(deep=False):  # an encoder, or CLIP's two in one
+        changed.cache = image
     return changed
 
 

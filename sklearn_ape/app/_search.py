@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from ..retrieval import CrossModalRetriever
 from ._classify import check_text
 from ._limits import Limits
-from ._model import encode, encoders_of, with_image_cache
+from ._model import encode, encoders_of, with_caches
 from ._pictures import check_picture
 from ._progress import Report
 from ._refusal import Refusal
@@ -64,7 +64,7 @@ def make_collection(
     collection : Collection
         Searches leave nothing in the cache.
     """
-    caching = with_image_cache(aligner, cache)
+    caching = with_caches(aligner, cache, None)
     encode(encoders_of(caching)[0], images, report, "Encoding picture")
     retriever = CrossModalRetriever(caching).fit(images, names)
     # From here on it is asked for visitors' pictures, which are to be forgotten.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 import tempfile
 import threading
@@ -144,12 +145,9 @@ def serve(
     if verbose:
         print(f"The page is at {running.url} (Ctrl-C ends it).", flush=True)
     if block:
-        try:
+        with _ended_by_signals(), contextlib.suppress(KeyboardInterrupt):
             threading.Event().wait()
-        except KeyboardInterrupt:
-            pass
-        finally:
-            running.close()
+        running.close()
     return running
 
 
@@ -178,6 +176,19 @@ def _own_folder() -> Iterator[str]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = before
+
+
+@contextlib.contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Let a polite kill end the page as Ctrl-C does, so that uploads are removed."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _middleware(host: str, limits: Limits, folder: str) -> list[Any]:

@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import signal
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ import pytest
 httpx = pytest.importorskip("httpx")
 
 from sklearn_ape.app import Limits, serve  # noqa: E402
+from sklearn_ape.app._serve import _ended_by_signals  # noqa: E402
 
 AT_ONCE = 50
 API = "gradio_api"
@@ -207,6 +209,12 @@ class TestManyAtOnce:
 
 
 class TestServe:
+    def test_a_polite_kill_ends_it_as_ctrl_c_does(self):
+        before = signal.getsignal(signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt), _ended_by_signals():
+            signal.raise_signal(signal.SIGTERM)
+        assert signal.getsignal(signal.SIGTERM) is before
+
     def test_uploads_are_gone_when_it_ends(self, fast_aligner, pictures):
         running = serve(fast_aligner, pictures.images[:5], port=None, block=False, verbose=0)
         (place,) = Visitor(running.url).upload(b"something").json()

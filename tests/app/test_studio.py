@@ -6,6 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from sklearn.base import clone
+from sklearn.frozen import FrozenEstimator
+from sklearn.pipeline import make_pipeline
 
 from sklearn_ape import CCAAligner, ZeroShotClassifier
 from sklearn_ape.app import Limits
@@ -13,7 +16,8 @@ from sklearn_ape.app._classify import parse_labels
 from sklearn_ape.app._model import load_model
 from sklearn_ape.app._progress import no_report
 from sklearn_ape.app._refusal import Refusal, reason
-from sklearn_ape.app._studio import Session
+from sklearn_ape.app._studio import Session, Studio
+from sklearn_ape.features import MemoryFeatureCache
 
 
 class TestLabels:
@@ -233,7 +237,29 @@ class TestStart:
     def test_a_classifier_brings_its_names(self, fast_aligner):
         model = load_model(ZeroShotClassifier(["dog", "cat"], aligner=fast_aligner))
         assert model.labels == ["cat", "dog"]
-        assert model.aligner is fast_aligner
+        assert model.aligner.fingerprint_ == fast_aligner.fingerprint_
+
+    def test_what_stands_around_an_aligner_is_taken_off(self, fast_aligner):
+        model = load_model(FrozenEstimator(fast_aligner))
+        assert model.aligner.fingerprint_ == fast_aligner.fingerprint_
+
+    def test_what_visitors_send_does_not_enter_the_aligners_own_caches(
+        self, pictures, image_encoder, text_encoder
+    ):
+        caches = MemoryFeatureCache(), MemoryFeatureCache()
+        image, text = (
+            clone(encoder).set_params(cache=cache)
+            for encoder, cache in zip((image_encoder, text_encoder), caches, strict=True)
+        )
+        aligner = make_pipeline(image, CCAAligner(text_encoder=text))
+        aligner.fit(pictures.images[:10], pictures.captions[:10])
+        before = [len(cache) for cache in caches]
+        assert min(before) == 10
+        studio = Studio(load_model(aligner), pictures.images[:10], Limits())
+        studio.classify(Session(), pictures.images[20], "cat, dog", "none", 0)
+        studio.search(Session(), "a cat", None, 3)
+        studio.search(Session(), "", pictures.images[21], 3)
+        assert [len(cache) for cache in caches] == before
 
     def test_limits_are_positive_integers(self):
         with pytest.raises(ValueError, match="labels must be an integer >= 1"):
