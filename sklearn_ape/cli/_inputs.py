@@ -184,7 +184,10 @@ def load_data(
 
     path = data.expanduser()
     if path.is_file():
-        return load_pairs(path, image=image, caption=caption, label=label, check_files=strict)
+        try:
+            return load_pairs(path, image=image, caption=caption, label=label, check_files=strict)
+        except TypeError as error:  # cells that hold no pictures
+            raise ValueError(str(error)) from error
     if not path.exists():
         raise FileNotFoundError(f"There is no folder or table {str(data)!r}.")
     bunch = load_image_folder(path, captions=captions)  # type: ignore[arg-type]

@@ -26,6 +26,7 @@ from ..encoders import (
 
 __all__ = [
     "Machine",
+    "aligner_within",
     "features_folder",
     "image_encoder_named",
     "image_encoder_of",
@@ -130,7 +131,11 @@ def open_aligner(source: str | None, machine: Machine) -> Any:
     ValueError
         When it takes features, not pictures.
     """
-    opened = open_saved(source, machine)
+    return aligner_within(open_saved(source, machine), machine)
+
+
+def aligner_within(opened: Any, machine: Machine) -> Any:
+    """Return the aligner of what was opened: its own, if it is a classifier or a retriever."""
     aligner = opened
     while not _is_aligner(aligner):  # a saved classifier or retriever
         aligner = aligner.aligner_ if hasattr(aligner, "aligner_") else aligner.aligner

@@ -114,16 +114,18 @@ def _classifier(
 ) -> tuple[Any, float | None]:
     """Return a classifier and its threshold; one that was saved keeps what is not given."""
     from .. import ZeroShotClassifier
-    from ._models import open_aligner, open_saved
+    from ._models import aligner_within, open_saved
 
     saved = open_saved(source, machine)
     if isinstance(saved, ZeroShotClassifier) and names is None:
+        if not hasattr(saved, "aligner_"):  # one by name, or the starter model
+            saved.set_params(aligner=aligner_within(saved, machine))
         return saved, saved.threshold if threshold is None else threshold
     if names is None:
         raise typer.BadParameter(
             f"{source!r} is an aligner, which knows no labels: give --labels 'cat,dog'."
         )
-    aligner = open_aligner(source, machine)
+    aligner = aligner_within(saved, machine)
     return ZeroShotClassifier(names, aligner=aligner, templates=templates), threshold
 
 

@@ -94,6 +94,14 @@ class TestPictures:
         assert odd in result.stdout_bytes
 
 
+class TestSavedClassifier:
+    def test_of_the_starter_model_goes_on_past_bad_pictures(self, broken, rows, tmp_path):
+        ZeroShotClassifier(LABELS.split(","), threshold=0.7).save_pretrained(tmp_path / "mine")
+        found = rows("classify", broken, "--aligner", tmp_path / "mine")
+        assert found == rows("classify", broken, "--labels", LABELS, "--threshold", "0.7")
+        assert sum(bool(row["error"]) for row in found) == 2
+
+
 class TestOutput:
     def test_files(self, broken, run, tmp_path):
         out = tmp_path / "new folder" / "names.parquet"

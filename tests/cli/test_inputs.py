@@ -135,6 +135,11 @@ class TestLoadData:
         with pytest.raises(FileNotFoundError, match="gone"):
             load_data(table, strict=True)
 
+    def test_cells_that_hold_no_pictures(self, tmp_path):
+        (tmp_path / "t.jsonl").write_text('{"image": 7, "caption": "a cat"}')
+        with pytest.raises(ValueError, match="holds a int for a picture"):
+            load_data(tmp_path / "t.jsonl")
+
     def test_nothing_there(self, tmp_path):
         with pytest.raises(FileNotFoundError, match="no folder or table"):
             load_data(tmp_path / "gone")
