@@ -1,0 +1,101 @@
+"""Metadata routing: captions, weights and groups reach who asked for them."""
+
+import numpy as np
+import pytest
+import sklearn
+from sklearn.base import clone
+from sklearn.frozen import FrozenEstimator
+from sklearn.model_selection import GridSearchCV, GroupKFold, KFold, cross_validate
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer
+
+from sklearn_ape import CCAAligner, KernelAligner, ZeroShotClassifier
+from sklearn_ape.encoders import TimmImageEncoder
+from tests.zero_shot.labels import LABELS
+
+pytestmark = pytest.mark.usefixtures("routing")
+
+
+@pytest.fixture
+def routing():
+    with sklearn.config_context(enable_metadata_routing=True):
+        yield
+
+
+@pytest.fixture
+def spying():
+    """An aligner that keeps what each of its fits saw, and the list of these."""
+    seen = []
+
+    class Spying(CCAAligner):
+        def fit(self, X, y):
+            seen.append(list(y))
+            return super().fit(X, y)
+
+    return Spying, seen
+
+
+def test_captions_reach_the_aligner_through_all_meta_estimators(
+    spying, features, pictures, text_encoder
+):
+    """Pipeline in a search in `cross_validate`: the aligner sees captions, not labels."""
+    Spying, seen = spying
+    classifier = ZeroShotClassifier(LABELS, aligner=Spying(text_encoder=text_encoder))
+    pipeline = make_pipeline(FunctionTransformer(), classifier.set_fit_request(captions=True))
+    search = GridSearchCV(pipeline, {"zeroshotclassifier__templates": ["none"]}, cv=2)
+    found = cross_validate(
+        search,
+        features.image[:80],
+        pictures.categories[:80],
+        cv=2,
+        params={"captions": pictures.captions[:80]},
+        error_score="raise",
+    )
+    assert found["test_score"].mean() > 0.4
+    assert {caption for some in seen for caption in some} == set(pictures.captions[:80])
+    assert sorted({len(some) for some in seen}) == [20, 40]
+
+
+def test_captions_that_nobody_asked_for_are_refused(features, pictures, text_encoder):
+    classifier = ZeroShotClassifier(LABELS, aligner=CCAAligner(text_encoder=text_encoder))
+    search = GridSearchCV(classifier, {"templates": ["none"]}, cv=2)
+    some = features.image[:20], pictures.categories[:20]
+    with pytest.raises(sklearn.exceptions.UnsetMetadataPassedError, match="captions"):
+        search.fit(*some, captions=pictures.captions[:20])
+
+
+def test_weights_in_score(features, pictures, text_encoder):
+    """Where only what is named right has weight, all is named right."""
+    aligner = KernelAligner(text_encoder=text_encoder)
+    aligner.fit(features.image[:150], pictures.captions[:150])
+    X, y = features.image[150:], pictures.categories[150:]
+    classifier = ZeroShotClassifier(LABELS, aligner=FrozenEstimator(aligner))
+    classifier = classifier.set_score_request(sample_weight=True)
+    hits = (classifier.fit(X, y).predict(X) == y).astype(float)
+    assert 0 < hits.mean() < 1
+    found = cross_validate(classifier, X, y, cv=KFold(2), params={"sample_weight": hits})
+    assert found["test_score"].tolist() == [1.0, 1.0]
+
+
+def test_groups_of_captions_keep_to_one_fold(spying, features, pictures, text_encoder):
+    """scikit-learn's own splitters, by routing, for an aligner as for any estimator."""
+    Spying, seen = spying
+    groups = np.arange(80) // 2
+    cross_validate(
+        Spying(text_encoder=text_encoder),
+        features.image[:80],
+        [f"{number} {caption}" for number, caption in enumerate(pictures.captions[:80])],
+        cv=GroupKFold(2),
+        params={"groups": groups},
+        error_score="raise",
+    )
+    assert len(seen) == 2
+    for captions in seen:
+        rows = np.array([int(caption.split()[0]) for caption in captions])
+        assert np.bincount(groups[rows], minlength=40).tolist().count(1) == 0
+
+
+def test_frozen_estimator_of_an_encoder_is_one(pictures, image_encoder, features):
+    found = FrozenEstimator(image_encoder).transform(pictures.images[:3])
+    np.testing.assert_allclose(found, features.image[:3], atol=1e-5)
+    assert isinstance(clone(FrozenEstimator(image_encoder)).estimator, TimmImageEncoder)
