@@ -56,7 +56,8 @@ def tasks(tables: str, n_seeds: int, sizes: tuple[int, ...] = SIZES) -> list[Tas
         _of_seed(0, sizes), key=lambda task: _dear(task) and task.setting != ON_CLIP_ART
     )
     later = [task for seed in range(1, n_seeds) for task in _of_seed(seed, sizes)]
-    later.sort(key=_dear)
+    # What is dear, and of the collections that are most like one another, comes last.
+    later.sort(key=lambda task: (_dear(task), _dear(task) and task.setting != ON_CLIP_ART))
     return [task for task in first + later if set(task.table) & set(tables)]
 
 
