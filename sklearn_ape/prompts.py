@@ -131,5 +131,6 @@ def prompts_of(label: object, names: Sequence[str], templates: Sequence[str]) ->
     """
     prompts: list[str] = []
     for name in names:
-        prompts += fill([name], str(label)) if "{}" in name else fill(templates, name)
+        has_place = "{}" in name and name != str(label)  # a label is not put into itself
+        prompts += fill([name], str(label)) if has_place else fill(templates, name)
     return list(dict.fromkeys(prompts))

@@ -19,6 +19,8 @@ from ._views import LARGEST_ZOOM, views_of
 
 # Resized to a network's input, a narrower picture would fill the memory.
 _NARROWEST = 100
+# A square around a long picture has up to a hundred times its pixels.
+_WIDEST_SQUARE = 8192
 
 
 class ImageEncoder(FrozenEncoder):
@@ -120,6 +122,8 @@ class ImageEncoder(FrozenEncoder):
 def _square_on_white(image: Any) -> Any:
     from PIL import Image
 
+    if max(image.size) > _WIDEST_SQUARE:
+        image = image.reduce(math.ceil(max(image.size) / _WIDEST_SQUARE))
     side = max(image.size)
     square = Image.new("RGB", (side, side), "white")
     square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))

@@ -7,7 +7,9 @@ import hashlib
 import io
 import math
 import os
+import stat
 from collections import OrderedDict
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +29,11 @@ IMAGE_SUFFIXES = frozenset(
     )
 )
 
+# Files beyond this are looked at before they are read whole: a sparse file costs nothing to make.
+_LARGE_FILE = 2**26
+_READ_AT_ONCE = 2**20
+_PIXELS_AT_ONCE = 2**20
+
 _SVG_STARTS = (b"<svg", b"<?xml", b"<!DOCTYPE svg")
 _REMEMBERED_FILES = 1_000_000
 _file_digests: OrderedDict[str, tuple[tuple[int, ...], bytes]] = OrderedDict()
@@ -35,7 +42,7 @@ _file_digests: OrderedDict[str, tuple[tuple[int, ...], bytes]] = OrderedDict()
 def image_digest(item: Any) -> bytes:
     """Return the sha256 of a picture's content; a path stands for its file's bytes."""
     if isinstance(item, str | os.PathLike):
-        return _file_digest(os.fspath(item))
+        return _file_digest(os.fsdecode(item))
     if isinstance(item, bytes | bytearray | memoryview):
         if not len(item):
             raise ItemError("is empty (0 bytes).")
@@ -85,17 +92,20 @@ def read_image(item: Any, least_side: int | None = None, longer: bool = False) -
                     width, height = (math.ceil(n * least_side / side) for n in image.size)
                     image.draft(None, (width, height))
                 return _to_rgb(image)
+        except MemoryError:
+            raise ItemError(_too_large(image)) from None
         except Exception as error:  # Pillow's plugins raise anything on a damaged file
-            raise ItemError(f"is damaged or cut short ({error}).") from error
+            raise ItemError(f"is damaged or cut short ({_reason(error)}).") from error
     if isinstance(item, Image.Image):
         try:
             return _to_rgb(item.copy())
         except Exception as error:  # opened, but not yet read: as above
-            raise ItemError(f"cannot be read ({error}).") from error
+            raise ItemError(f"cannot be read ({_reason(error)}).") from error
     return _to_rgb(Image.fromarray(_pixels(item)))
 
 
-def _file_digest(path: str) -> bytes:
+def _file_status(path: str) -> os.stat_result:
+    """Return the status of a file with something in it; opening a pipe might wait for ever."""
     try:
         status = os.stat(path)
     except FileNotFoundError:
@@ -104,22 +114,35 @@ def _file_digest(path: str) -> bytes:
         if getattr(error, "errno", None) == errno.ENAMETOOLONG:
             raise ItemError(_no_such_file(path)) from None
         raise ItemError(f"cannot be opened ({error}).") from None
-    if os.path.isdir(path):
+    if stat.S_ISDIR(status.st_mode):
         raise ItemError(
             "is a folder, not a picture. List its files, for instance with "
             "sklearn_ape.datasets.load_image_folder."
         )
+    if not stat.S_ISREG(status.st_mode):
+        raise ItemError("is a pipe, a socket or a device, not a file. Pass the bytes it gives.")
     if status.st_size == 0:
         raise ItemError("is an empty file (0 bytes).")
+    return status
+
+
+def _file_digest(path: str) -> bytes:
+    status = _file_status(path)
     stamp = stamp_of(status)
     key = os.path.abspath(path)
     known = _file_digests.get(key)
     if known is not None and known[0] == stamp:
         return known[1]
+    if status.st_size > _LARGE_FILE:
+        check_image(path)
+    sha256 = hashlib.sha256(b"file")
     try:
-        digest = hashlib.sha256(b"file" + Path(path).read_bytes()).digest()
+        with open(path, "rb") as file:
+            while some := file.read(_READ_AT_ONCE):
+                sha256.update(some)
     except OSError as error:
         raise ItemError(f"cannot be read ({error.strerror}).") from None
+    digest = sha256.digest()
     if is_settled(status):
         _file_digests[key] = (stamp, digest)
         if len(_file_digests) > _REMEMBERED_FILES:
@@ -136,7 +159,16 @@ def _no_such_file(path: str) -> str:
             "is not a file. It looks like a caption: pictures go in X and captions in y "
             "(a path is taken relative to the current folder)."
         )
-    return f"does not exist (looked for {os.path.abspath(path)!r})."
+    return f"does not exist (looked for {os.path.abspath(path)[:500]!r})."
+
+
+def _reason(error: Exception) -> str:
+    """Return what Pillow says, in one line, or the kind of its error where it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _too_large(image: Image.Image) -> str:
+    return f"needs more memory than there is: {image.width} x {image.height} pixels. Shrink it."
 
 
 def _open(item: Any) -> Image.Image:
@@ -144,6 +176,9 @@ def _open(item: Any) -> Image.Image:
     from PIL import Image, UnidentifiedImageError
 
     is_path = isinstance(item, str | os.PathLike)
+    if is_path:
+        item = os.fsdecode(item)
+        _file_status(item)
     try:
         image = Image.open(item if is_path else io.BytesIO(item))
     except UnidentifiedImageError:
@@ -151,7 +186,10 @@ def _open(item: Any) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise ItemError(f"is refused: {error}") from None
     except Exception as error:  # Pillow's plugins raise anything on a damaged file
-        raise ItemError(f"cannot be opened as a picture ({error}).") from None
+        raise ItemError(f"cannot be opened as a picture ({_reason(error)}).") from None
+    if image.format == "EPS":  # Pillow would run Ghostscript on it: a program, not a picture
+        image.close()
+        raise ItemError("is a PostScript drawing. Render it to PNG first.")
     limit = Image.MAX_IMAGE_PIXELS
     width, height = image.size
     if limit is not None and width * height > limit:
@@ -207,8 +245,14 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     """Convert a picture of any mode, which may be changed, to upright RGB on white."""
     from PIL import Image, ImageOps
 
-    ImageOps.exif_transpose(image, in_place=True)
     image.load()
+    # Damaged tags do not cost the picture, and raise anything.
+    with suppress(Exception):
+        ImageOps.exif_transpose(image, in_place=True)
+    if not all(image.size):
+        raise ValueError(f"it has {image.width} x {image.height} pixels")
+    if image.mode == "La":  # Pillow knows no other way from it
+        image = image.convert("LA")
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         return _eight_bit(image).convert("RGB")
     if image.has_transparency_data:
@@ -223,8 +267,8 @@ def _eight_bit(image: Image.Image) -> Image.Image:
     """Scale 16-bit, 32-bit and floating point grey to 0..255 instead of clipping it."""
     from PIL import Image
 
-    values = np.asarray(image, dtype=np.float64)
-    low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
+    values = np.asarray(image)
+    low, high = float(values.min()), float(values.max())
     if not (np.isfinite(low) and np.isfinite(high)):
         raise ValueError("it has pixels that are not finite")
     if image.mode == "F":
@@ -233,4 +277,12 @@ def _eight_bit(image: Image.Image) -> Image.Image:
         full = 255.0 if high <= 255.0 else 65535.0 if high <= 65535.0 else high
     else:
         full = 65535.0
-    return Image.fromarray(np.clip(values * (255.0 / full), 0, 255).round().astype(np.uint8))
+    grey = np.empty(values.shape, np.uint8)
+    for start in range(0, values.size, _PIXELS_AT_ONCE):  # as doubles, all would fill the memory
+        some = slice(start, start + _PIXELS_AT_ONCE)
+        scaled = values.reshape(-1)[some].astype(np.float64) * (255.0 / full)
+        grey.reshape(-1)[some] = np.clip(scaled, 0, 255).round()
+    clear = image.info.get("transparency")
+    if isinstance(clear, int):
+        grey[values == clear] = 255
+    return Image.fromarray(grey)
