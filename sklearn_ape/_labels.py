@@ -62,6 +62,8 @@ def names_of(labels: Any) -> dict[Any, list[str]]:
         names = {_plain(label): _as_list(value) for label, value in labels.items()}
     else:
         listed = [_plain(label) for label in labels]
+        for label in listed:
+            _check_kind(label)
         counts = Counter(listed)
         repeated = sorted(str(label) for label, count in counts.items() if count > 1)
         if repeated:
@@ -75,6 +77,7 @@ def names_of(labels: Any) -> dict[Any, list[str]]:
     for label, texts in names.items():
         if label is None or label != label:
             raise ValueError(f"{label!r} is no label (a missing value?).")
+        _check_kind(label)
         if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
             raise ValueError(
                 f"The names of class {label!r} must be texts, not {reprlib.repr(texts)}."
@@ -84,8 +87,24 @@ def names_of(labels: Any) -> dict[Any, list[str]]:
     return names
 
 
+def _check_kind(label: Any) -> None:
+    """Refuse what an array of classes would turn into something else."""
+    if isinstance(label, bytes | bytearray | tuple | list | set | Mapping | np.ndarray):
+        hint = " Decode it." if isinstance(label, bytes | bytearray) else ""
+        raise ValueError(
+            f"labels must be texts or numbers, not {reprlib.repr(label)} of type "
+            f"{type(label).__name__}.{hint}"
+        )
+    if isinstance(label, str) and label.endswith("\0"):
+        raise ValueError(
+            f"The label {reprlib.repr(label)} ends in a NUL character, which numpy drops: leave "
+            "it out."
+        )
+
+
 def _as_list(value: Any) -> list[Any]:
-    return [value] if isinstance(value, str) or not isinstance(value, Iterable) else list(value)
+    is_one = isinstance(value, str | Mapping) or not isinstance(value, Iterable)
+    return [value] if is_one else list(value)
 
 
 def captions_of(y: list[Any], names: Mapping[Any, list[str]], templates: tuple[str, ...]) -> Any:

@@ -37,8 +37,15 @@ def read_table(file: Path) -> Table:
             f"{str(file)!r} is not UTF-8 text ({error.reason} at byte {error.start}). Save it as "
             "UTF-8; a spreadsheet program calls that 'CSV UTF-8'."
         ) from error
-    except (ValueError, csv.Error) as error:
-        raise ValueError(f"Cannot read {str(file)!r} as {kind[1:]}: {error}") from error
+    except RecursionError:
+        raise ValueError(
+            f"Cannot read {str(file)!r} as {kind[1:]}: it is nested too deep."
+        ) from None
+    except PermissionError:
+        raise
+    except (ValueError, OSError, csv.Error) as error:  # pyarrow calls damage an OSError
+        reason = " ".join(str(error).split())
+        raise ValueError(f"Cannot read {str(file)!r} as {kind[1:]}: {reason}") from error
 
 
 def _delimiter(file: Path) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -63,10 +64,15 @@ class TextEncoder(FrozenEncoder):
         return tags
 
 
+def _is_invisible(character: str) -> bool:
+    """Say whether tokenizers keep nothing of a character: a space, or a mark of control."""
+    return character.isspace() or unicodedata.category(character) in ("Cc", "Cf")
+
+
 def _checked_text(item: Any) -> str:
     """Return a text that says something, or raise ItemError."""
     if isinstance(item, str):
-        if not item.strip():
+        if all(map(_is_invisible, item)):
             raise ItemError("is empty: expected a text.")
         try:
             item.encode()

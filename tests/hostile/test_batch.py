@@ -23,7 +23,7 @@ def cases(tmp_path_factory):
 
 @pytest.mark.filterwarnings("ignore")
 def test_good_ones_are_as_if_alone_and_errors_name_the_bad_ones(cases):
-    """`errors_` names exactly the bad rows, their features are NaN, the others those of the picture."""
+    """`errors_` names exactly the bad rows, which are NaN; the others are those of the picture."""
     good = {}
     for row, case in enumerate(cases):
         try:

@@ -8,7 +8,9 @@ import pytest
 from hostile.case import as_bytes, base_picture
 from PIL import Image
 
-from sklearn_ape.encoders import _images
+from sklearn_ape._labels import names_of
+from sklearn_ape.datasets import load_pairs
+from sklearn_ape.encoders import TransformersTextEncoder, _images
 from sklearn_ape.encoders._errors import ItemError
 from sklearn_ape.encoders._image_base import _square_on_white
 from sklearn_ape.encoders._images import image_digest, read_image
@@ -109,6 +111,47 @@ class TestPixels:
 class TestNames:
     """Names of classes."""
 
+    @pytest.mark.parametrize(
+        ("labels", "message"),
+        [
+            (["a", "a\0"], "ends in a NUL"),
+            ({"a": "x", "b\0": "y"}, "ends in a NUL"),
+            ([b"cat", b"dog"], "of type bytes. Decode it"),
+            ([("a", "b"), ("c", "d")], "of type tuple"),
+            ([["a"], ["b"]], "of type list"),
+            ({"a": {"k": 1}, "b": "c"}, "must be texts"),
+        ],
+    )
+    def test_labels_that_an_array_would_change(self, labels, message):
+        """Of "a" and "a" with a NUL, numpy made two classes of one name; of tuples, a table."""
+        with pytest.raises(ValueError, match=message):
+            names_of(labels)
+
     def test_a_label_is_not_put_into_itself(self):
         """A class called "a {}" was described as "a a {}"."""
         assert prompts_of("a {}", ["a {}"], ["{}", "see {}"]) == ["a {}", "see a {}"]
+
+
+class TestTexts:
+    """Captions, and tables of them."""
+
+    @pytest.mark.parametrize("text", ["\0", "\u200b", "\ufeff", "\u202e", " \x1b\n"])
+    def test_a_text_that_nobody_can_see_is_empty(self, text):
+        """All of them had one and the same feature, that of no words."""
+        encoder = TransformersTextEncoder(cache=None, on_error="nan")
+        with pytest.warns(UserWarning, match="is empty"):
+            encoder.transform([text, "a cat", f"a{text}cat"])
+        assert list(encoder.errors_) == [0]
+
+    @pytest.mark.parametrize(
+        ("name", "data"),
+        [
+            ("deep.jsonl", b'{"image": ' + b"[" * 100_000),
+            ("damaged.parquet", b"PAR1" + bytes(100) + b"PAR1"),
+        ],
+    )
+    def test_damaged_tables_are_named(self, tmp_path, name, data):
+        """They ended in a RecursionError of json and an OSError of pyarrow."""
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(ValueError, match=f"Cannot read '.*{name}' as"):
+            load_pairs(tmp_path / name)
