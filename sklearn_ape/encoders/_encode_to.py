@@ -224,7 +224,8 @@ def _encoded(
             digest.update(f"bad: {error}".encode(errors="replace"))
     if known is not None:
         return _Chunk(number, digest.hexdigest(), None, {})
-    encoder = clone(encoder)  # several threads may have been given the same
+    # A clone, since several threads may have been given the same; of arrays, not of tables.
+    encoder = clone(encoder).set_output(transform="default")
     encoder._report = lambda errors: None  # type: ignore[method-assign]
     rows = np.empty((0, 0), dtype=dtype)
     try:

@@ -155,7 +155,7 @@ class TestSetOutput:
         """Encoder to aligner to what follows: named columns all the way."""
         module = pytest.importorskip(library)
         aligner = CCAAligner(n_components=2)
-        pipeline = make_pipeline(image_encoder, aligner).set_output(transform=library)
+        pipeline = make_pipeline(clone(image_encoder), aligner).set_output(transform=library)
         targets = np.random.default_rng(0).random((30, 4))
         found = pipeline.fit(pictures.images[:30], targets).transform(pictures.images[:30])
         assert isinstance(found, module.DataFrame)

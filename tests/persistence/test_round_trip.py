@@ -252,7 +252,9 @@ class TestClassifier:
     def test_a_pipeline_around_the_aligner(self, pictures, image_encoder, aligner, tmp_path):
         model = make_pipeline(image_encoder, aligner)
         classifier = ZeroShotClassifier({"animal": ["cat"], "food": None}, aligner=model)
-        back = again(classifier, tmp_path)
+        classifier.save_pretrained(tmp_path / "pipeline")
+        # One cache: features that are computed in other batches differ by rounding.
+        back = load_pretrained(tmp_path / "pipeline", cache=image_encoder.cache)
         assert [name for name, _ in back.aligner.steps] == [name for name, _ in model.steps]
         self.assert_same(classifier, back, pictures.images[200:220])
         assert back.score(pictures.images[200:220], ["food"] * 20) == classifier.score(
