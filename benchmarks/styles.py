@@ -1,4 +1,4 @@
-"""Compare training with one style of emoji and with two, on pictures of neither style.
+"""Compare training with one style of emoji, with two, and with broad words, on other pictures.
 
     python benchmarks/styles.py [--cache FOLDER] [--splits 4]
 
@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 
 import numpy as np
-from build_starter import training_pairs
+from build_starter import captions_with_broad_words, training_pairs
 
 from sklearn_ape import KernelAligner
 from sklearn_ape._starter import encoders
@@ -45,6 +45,7 @@ def main() -> None:
     args = parser.parse_args()
     image_encoder, text_encoder = encoders(cache=args.cache, engine="torch", verbose=1)
     images, captions = training_pairs()
+    taught = captions_with_broad_words(images, captions)
     features = image_encoder.transform(images)
     clip_art = load_openclipart()
     at = {path: row for row, path in enumerate(clip_art.images)}
@@ -54,7 +55,11 @@ def main() -> None:
     group = np.where(drawn, clip_art.groups[row], -1)
     titles = [caption.partition(", ")[0] or caption for caption in captions]
     head = classifier_head_pairs(image_encoder)
-    found: dict[str, list[list[float]]] = {"one style": [], "two styles": []}
+    found: dict[str, list[list[float]]] = {
+        "one style": [],
+        "two styles": [],
+        "two styles, broad words": [],
+    }
     for split in range(args.splits):
         rng = np.random.default_rng(split)
         names = rng.permutation(np.unique(folder[drawn]))
@@ -69,12 +74,16 @@ def main() -> None:
         ][:MOST_TESTED]
         classes = rng.permutation(len(head.weights))
         held_out, kept = np.split(classes, [len(classes) // 4])
-        for kind, rows in (("one style", ~out & ~second), ("two styles", ~out)):
+        for kind, rows, texts in (
+            ("one style", ~out & ~second, captions),
+            ("two styles", ~out, captions),
+            ("two styles, broad words", ~out, taught),
+        ):
             aligner = KernelAligner(
                 text_encoder=text_encoder,
                 head_pairs=HeadPairs(head.weights[kept], [head.texts[i] for i in kept]),
                 n_components=N_COMPONENTS,
-            ).fit(features[rows], [captions[i] for i in np.flatnonzero(rows)])
+            ).fit(features[rows], [texts[i] for i in np.flatnonzero(rows)])
             like = prototypes(features[rows], head.weights)[held_out]
             found[kind].append(
                 [

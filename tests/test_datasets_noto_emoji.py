@@ -34,6 +34,7 @@ class TestTheInstalledFont:
         assert len(set(noto.captions) & set(theirs.captions)) > 0.98 * len(theirs.captions)
         i = noto.captions.index("red apple")
         assert (noto.emoji[i], noto.categories[i]) == ("\U0001f34e", "Food & Drink")
+        assert noto.subcategories[i] == "food-fruit"
 
     def test_pictures_show_the_emoji_on_white(self, noto):
         """Joined emoji too: a flag is one picture, not two letters."""

@@ -58,20 +58,21 @@ def test_all_pictures_exist_and_captions_are_distinct(openmoji):
 
 
 @pytest.mark.parametrize(
-    ("emoji", "caption", "category"),
+    ("emoji", "caption", "category", "subcategory"),
     [
-        ("\U0001f34e", "red apple", "Food & Drink"),
-        ("\U0001f680", "rocket", "Travel & Places"),
-        ("\U0001f1e9\U0001f1ea", "flag of Germany", "Flags"),
-        ("\u2600", "sun", "Travel & Places"),
-        ("\U0001f469\u200d\U0001f680", "woman astronaut", "People & Body"),
-        ("#\u20e3", "keycap #", "Symbols"),
+        ("\U0001f34e", "red apple", "Food & Drink", "food-fruit"),
+        ("\U0001f680", "rocket", "Travel & Places", "transport-air"),
+        ("\U0001f1e9\U0001f1ea", "flag of Germany", "Flags", "country-flag"),
+        ("\u2600", "sun", "Travel & Places", "sky & weather"),
+        ("\U0001f469\u200d\U0001f680", "woman astronaut", "People & Body", "person-role"),
+        ("#\u20e3", "keycap #", "Symbols", "keycap"),
     ],
 )
-def test_known_pictures(openmoji, emoji, caption, category):
+def test_known_pictures(openmoji, emoji, caption, category, subcategory):
     """Names and categories fit the pictures, with and without variation selector."""
     i = openmoji.emoji.tolist().index(emoji)
     assert (openmoji.captions[i], openmoji.categories[i]) == (caption, category)
+    assert openmoji.subcategories[i] == subcategory
 
 
 def test_captions_are_clean_and_components_left_out(openmoji):

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from safetensors.numpy import load_file, save_file
 
 from sklearn_ape import KernelAligner, ZeroShotClassifier
 from sklearn_ape._starter import FOLDER, load_starter, packed, unpacked
-from sklearn_ape.datasets import load_openmoji
+from sklearn_ape.datasets import load_openmoji, load_tuxpaint_stamps
 
 MODEL = FOLDER / "model.safetensors"
 
@@ -26,6 +27,33 @@ def test_classifies_without_an_aligner_or_a_fit(named):
     classifier = ZeroShotClassifier(names)
     assert classifier.score(images, names) >= 0.75
     assert classifier.predict_proba(images).shape == (8, 8)
+
+
+@pytest.mark.skipif(
+    not Path("/usr/share/tuxpaint/stamps").is_dir(),
+    reason="the Debian package tuxpaint-stamps-default is not installed",
+)
+def test_broad_words_fit_pictures_that_it_has_not_seen():
+    """The first words that users try; 51 % were right before it was taught them, 79 % are now."""
+    words = {
+        "animals": "an animal",
+        "food": "food",
+        "plants": "a plant",
+        "vehicles": "a vehicle",
+        "clothes": "clothing",
+        "hobbies/music": "a musical instrument",
+        "town/houses": "a building",
+        "household/tools": "a tool",
+    }
+    images, y = [], []
+    for image in load_tuxpaint_stamps().images[::3]:
+        for folder, word in words.items():
+            if f"/stamps/{folder}/" in image:
+                images.append(image)
+                y.append(word)
+    y = np.array(y)
+    hits = ZeroShotClassifier(list(words.values()), templates="none").predict(images) == y
+    assert hits.mean() >= 0.7
 
 
 def test_is_loaded_once_and_not_carried_in_pickles(named):

