@@ -76,9 +76,12 @@ class AroundAligner(Shareable):
         aligner = self.aligner_ if hasattr(self, "aligner_") else chosen_aligner(self.aligner)
         inner = text_side(aligner)
         facts = inner._card_facts() if isinstance(inner, Shareable) else Facts()
+        own = {"aligner": type(inner).__name__, **facts.facts}
+        if self.aligner is None and not hasattr(self, "aligner_"):  # then none is in the file
+            own["encoders"] = "those of the starter model, which comes with sklearn-ape"
         return Facts(
             what=facts.what,
-            facts={"aligner": type(inner).__name__, **facts.facts},
+            facts=own,
             scores=facts.scores,
             limits=facts.limits,
             tags=facts.tags,

@@ -41,7 +41,7 @@ class EncodingError(ValueError):
 
 def described(item: Any, error: ItemError) -> str:
     """Name an item in front of what is wrong with it."""
-    if hasattr(item, "where"):  # of a shard
+    if isinstance(getattr(item, "where", None), str):  # of a shard; tensors have a method `where`
         return f"{item.where} {error}"
     if isinstance(item, str | PathLike):
         return f"{str(item)[:200]!r} {error}"

@@ -82,7 +82,8 @@ def card_of(
     n_bytes = sum(array.nbytes for array in recorder.tensors.values())
     rows = {
         **facts.facts,
-        "encoders": ", ".join(dict.fromkeys(_encoders(model))) or "none: it takes features",
+        "encoders": ", ".join(dict.fromkeys(_encoders(model)))
+        or facts.facts.get("encoders", "none: it takes features"),
         "size": f"{n_bytes / 1e6:.3g} MB",
         "made with": f"sklearn-ape {version}",
     }

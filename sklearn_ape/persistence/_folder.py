@@ -130,6 +130,8 @@ def _replace(folder: Path, tensors: Mapping[str, np.ndarray], config: str, card:
         save_file(dict(tensors), staged[TENSORS], metadata={_ENTRY: config})
         staged[CONFIG].write_text(config, encoding="utf-8")
         staged[CARD].write_text(card, encoding="utf-8")
+        # safetensors writes for the owner alone: who may read config.json may read the tensors.
+        staged[TENSORS].chmod(staged[CONFIG].stat().st_mode & 0o777)
         for path in staged.values():
             _sync(path)
         # The tensors' file first: from then on the folder holds the new model.

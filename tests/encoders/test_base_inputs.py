@@ -130,6 +130,7 @@ def test_error_names_rows_items_and_remedy(paths, no_weights):
         (b"", r"row 0: the bytes object is empty"),
         (np.zeros((3, 8, 9), dtype=np.uint8), r"row 0: the array is .*\(3, 8, 9\).*come last"),
         (np.zeros((1, 300), dtype=np.uint8), r"row 0: the array is too narrow: 300 x 1"),
+        (torch.zeros(3, 8, 8), r"row 0: tensor\(.* is of type Tensor"),
     ],
 )
 def test_messages_read_well(item, message):

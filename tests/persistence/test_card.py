@@ -56,6 +56,12 @@ def test_encoders_by_name_and_digest(pictures, image_encoder, text_encoder, feat
     assert "below the threshold, unknown" in text
 
 
+def test_encoders_of_the_starter_model(tmp_path):
+    """They are not in the file, and yet it takes pictures."""
+    found = rows(card(ZeroShotClassifier(["cat", "dog"]), tmp_path))
+    assert found["encoders"].startswith("those of the starter model")
+
+
 def test_labels_cannot_break_out_of_their_cell(features, pictures, text_encoder, tmp_path):
     aligner = KernelAligner(text_encoder=text_encoder)
     aligner.fit(features.image[:50], pictures.captions[:50])

@@ -124,6 +124,14 @@ class TestRefusals:
         assert (folder / ".git").is_dir()
         assert load_pretrained(folder).fingerprint_ == fitted.fingerprint_
 
+    @pytest.mark.skipif(os.name != "posix", reason="permissions of POSIX")
+    def test_all_files_are_for_the_same_readers(self, fitted, tmp_path):
+        """Whoever may read config.json may load the model; safetensors writes for its owner."""
+        fitted.save_pretrained(tmp_path / "model")
+        modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "model").iterdir()}
+        assert len(modes) == 3
+        assert len(set(modes.values())) == 1, modes
+
     @pytest.mark.parametrize("exists", [False, True])
     def test_a_full_disk_leaves_what_was(self, exists, fitted, tmp_path, monkeypatch):
         folder = tmp_path / "model"
