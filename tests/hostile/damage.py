@@ -1,11 +1,13 @@
 """Files cut at every boundary of their format, and with bits flipped."""
 
 import struct
+from functools import cache
 
 import numpy as np
 from hostile.case import Case, as_bytes, base_picture, plain
 
 
+@cache
 def whole_files():
     """Return the bytes of one picture in every format and variety that is damaged."""
     rgb = base_picture()

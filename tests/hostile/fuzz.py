@@ -195,12 +195,14 @@ def fuzz_labels(examples):
     image = image + 0.05 * rng.standard_normal(image.shape).astype(np.float32)
     aligner = CCAAligner(text_encoder=encoder).fit(image, captions)
     asked = aligner.transform(image[:6])
-    template = st.one_of(
-        st.sampled_from(
-            ["{}", "a {}", "{{}}", "{0.__class__} {}", "%s {}", "{}{}", "{", "x", "{a}"]
-        ),
-        st.builds("{}{{}}{}".format, TEXTS, TEXTS),
+    sound = st.one_of(_AWKWARD, st.text(_CHARACTERS, max_size=20)).filter(
+        lambda text: _says_something(text) and not text.endswith("\0")
     )
+    places = ["{}", "a {}", "{{}}", "{0.__class__} {}", "%s {}", "{a} {}"]
+    good = st.sampled_from(places) | st.builds("{}{{}}{}".format, sound, sound).filter(
+        lambda text: text.count("{}") == 1
+    )
+    bad = st.sampled_from(["{}{}", "{", "x", ""]) | st.builds("{}{{}}{}".format, TEXTS, TEXTS)
 
     def check(labels, templates):
         repeated = len(set(labels)) < len(labels)
@@ -230,10 +232,13 @@ def fuzz_labels(examples):
         np.testing.assert_allclose(shares.sum(axis=1), 1, atol=1e-4)
         return ["right"]
 
-    labels = st.lists(TEXTS, min_size=1, max_size=5)
-    return _run(
-        examples, check, labels=labels, templates=st.lists(template, min_size=1, max_size=3)
+    labels = st.lists(sound, min_size=1, max_size=5, unique=True)
+    templates = st.lists(good, min_size=1, max_size=3)
+    sound_ones = st.tuples(labels, templates)
+    any_ones = st.tuples(
+        labels | st.lists(TEXTS, min_size=1, max_size=5), templates | st.lists(bad, max_size=3)
     )
+    return _run(examples, lambda given_: check(*given_), given_=sound_ones | any_ones)
 
 
 _REFUSALS = (ValueError, FileNotFoundError, TypeError, IsADirectoryError)

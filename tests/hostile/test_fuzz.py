@@ -5,8 +5,8 @@ from hostile.fuzz import FUZZERS
 
 _EXAMPLES = {
     "image bytes": 200,
-    "captions": 16,
-    "labels and templates": 30,
+    "captions": 12,
+    "labels and templates": 12,
     "tables": 120,
     "folders": 60,
 }

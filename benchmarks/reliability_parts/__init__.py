@@ -1,0 +1,1 @@
+"""Parts of `reliability.py`: each has `measure(examples)`, which returns rows."""
