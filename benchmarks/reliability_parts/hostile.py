@@ -1,4 +1,4 @@
-"""Hostile files: each read in a process of its own making, then all in one batch of an encoder."""
+"""Hostile files: read in a child process, then most in one batch of an encoder."""
 
 from __future__ import annotations
 
