@@ -82,11 +82,12 @@ def _first_of_equal(
     used, inverse = np.unique(rows, return_inverse=True)
     if not by_feature:
         return select(features, used), inverse
-    group = np.unique(_digests(features, used), return_inverse=True)[1].ravel()
-    group = group[inverse]
+    digests = _digests(features, used)
+    if not np.array_equal(used, rows):
+        digests = digests[inverse]
     del used, inverse  # of a million rows, every array counts
-    _, first, inverse = np.unique(group, return_index=True, return_inverse=True)
-    del group
+    _, first, inverse = np.unique(digests, return_index=True, return_inverse=True)
+    del digests
     order = np.argsort(first)
     number = np.empty_like(order)
     number[order] = np.arange(len(order))

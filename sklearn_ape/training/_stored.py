@@ -15,7 +15,7 @@ from ..features._maps import forget, map_of
 _LEAST_BYTES = 2**27
 _ROWS_AT_ONCE = 4096
 # With a row of a map come its neighbours, up to 2 MiB of them.
-_ROWS_MAPPED = 64
+_ROWS_MAPPED = 32
 
 
 class StoredRows:
