@@ -22,7 +22,7 @@ typecheck: $(VENV)/.dev
 # Warnings are errors. `make docs GALLERY=0` leaves the examples unexecuted: seconds, not minutes.
 GALLERY ?= 1
 docs: $(VENV)/.dev
-	$(BIN)/sphinx-build -W --keep-going -b html -D plot_gallery=$(GALLERY) docs docs/_build/html
+	$(BIN)/sphinx-build -q -W --keep-going -b html -D plot_gallery=$(GALLERY) docs docs/_build/html
 
 benchmark: $(VENV)/.starter
 	$(BIN)/python benchmarks/first_run.py
