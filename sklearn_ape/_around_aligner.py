@@ -1,4 +1,4 @@
-"""Saving what has an aligner as a parameter: a classifier, a retriever."""
+"""What has an aligner as a parameter: a classifier, a retriever; how it is saved."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from sklearn.base import clone
+from sklearn.utils import Tags, get_tags
 
 from ._aligner_choice import chosen_aligner, text_side
 from ._starter import load_starter
@@ -86,6 +87,15 @@ class AroundAligner(Shareable):
             limits=facts.limits,
             tags=facts.tags,
         )
+
+    def __sklearn_tags__(self) -> Tags:
+        """Return tags that say of X what the aligner's do."""
+        tags = super().__sklearn_tags__()  # type: ignore[misc]
+        if self.aligner is None or isinstance(self.aligner, str):
+            tags.input_tags.two_d_array = False
+        elif hasattr(self.aligner, "__sklearn_tags__"):
+            tags.input_tags = get_tags(self.aligner).input_tags
+        return tags
 
 
 class SavedClassifier(AroundAligner):

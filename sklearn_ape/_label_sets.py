@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from scipy.sparse import issparse
 
+from ._first_few import first_few
+
 _EXPECTED = (
     "expected a table of zeros and ones with a column for each label, or a list of the labels of "
     "every picture"
@@ -71,7 +73,7 @@ def indicator(Y: Any, labels: Sequence[Any]) -> np.ndarray:
             if label not in place:
                 raise ValueError(
                     f"Y has {label!r} in row {number}, which is none of the labels "
-                    f"{', '.join(map(repr, list(labels)[:5]))}{', ...' if len(place) > 5 else ''}."
+                    f"{first_few(labels)}."
                 )
             table[number, place[label]] = 1
     return table

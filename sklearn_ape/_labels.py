@@ -11,9 +11,8 @@ import numpy as np
 from sklearn.utils import assert_all_finite, column_or_1d
 from sklearn.utils.multiclass import check_classification_targets
 
+from ._first_few import first_few
 from .prompts import prompts_of
-
-_NAMED_IN_ERRORS = 5
 
 
 def _plain(value: Any) -> Any:
@@ -68,8 +67,8 @@ def names_of(labels: Any) -> dict[Any, list[str]]:
         repeated = sorted(str(label) for label, count in counts.items() if count > 1)
         if repeated:
             raise ValueError(
-                f"labels repeat: {', '.join(map(repr, repeated[:_NAMED_IN_ERRORS]))}. Give every "
-                "class once; several names of one class go into a mapping {label: [names]}."
+                f"labels repeat: {first_few(repeated)}. Give every class once; several names of "
+                "one class go into a mapping {label: [names]}."
             )
         names = {label: [str(label)] for label in listed}
     if not names:

@@ -9,7 +9,6 @@ import numpy as np
 from sklearn.base import BaseEstimator, clone
 from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
-from sklearn.utils import Tags, get_tags
 from sklearn.utils.validation import check_is_fitted
 
 from ._aligner_choice import chosen_aligner, default_aligner, text_side
@@ -114,11 +113,3 @@ class ZeroShotBase(ShownMixin, CallbackSupportMixin, BaseEstimator):
         except (NotFittedError, TypeError):  # or no estimator at all, as use will tell
             return False
         return True
-
-    def __sklearn_tags__(self) -> Tags:
-        tags = super().__sklearn_tags__()
-        if self.aligner is None or isinstance(self.aligner, str):
-            tags.input_tags.two_d_array = False
-        elif hasattr(self.aligner, "__sklearn_tags__"):
-            tags.input_tags = get_tags(self.aligner).input_tags
-        return tags

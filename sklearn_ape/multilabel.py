@@ -16,6 +16,7 @@ from sklearn.utils import Tags, _safe_indexing, check_consistent_length
 from ._aligner_choice import text_side
 from ._around_aligner import SavedClassifier
 from ._callbacks import FitContext, with_callbacks
+from ._first_few import first_few
 from ._label_sets import indicator, labels_in
 from ._labels import names_of
 from ._thresholds import check_prevalence, fit_thresholds, shares_of
@@ -26,8 +27,6 @@ from .persistence import State
 from .prompts import prompts_of, resolve_templates
 
 __all__ = ["MultiLabelZeroShotClassifier"]
-
-_NAMED_IN_ERRORS = 5
 
 
 class MultiLabelZeroShotClassifier(SavedClassifier, ClassifierMixin, ZeroShotBase):
@@ -247,8 +246,7 @@ class MultiLabelZeroShotClassifier(SavedClassifier, ClassifierMixin, ZeroShotBas
         if unread.size:
             warnings.warn(
                 f"{len(unread)} pictures could not be read and are given no label: rows "
-                f"{', '.join(map(str, unread[:_NAMED_IN_ERRORS]))}"
-                f"{', ...' if len(unread) > _NAMED_IN_ERRORS else ''}.",
+                f"{first_few(unread, str)}.",
                 UserWarning,
                 stacklevel=2,
             )

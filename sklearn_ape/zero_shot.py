@@ -12,6 +12,7 @@ from sklearn.utils import check_consistent_length
 
 from ._around_aligner import SavedClassifier
 from ._callbacks import FitContext, with_callbacks
+from ._first_few import first_few
 from ._labels import captions_of, checked_y, names_of
 from ._zero_shot_base import ZeroShotBase
 from .aligners._logit_tiles import (
@@ -25,8 +26,6 @@ from .aligners._logit_tiles import (
 from .prompts import resolve_templates
 
 __all__ = ["ZeroShotClassifier"]
-
-_NAMED_IN_ERRORS = 5
 
 
 class ZeroShotClassifier(SavedClassifier, ClassifierMixin, ZeroShotBase):
@@ -291,9 +290,8 @@ class ZeroShotClassifier(SavedClassifier, ClassifierMixin, ZeroShotBase):
         absent = [label for label in dict.fromkeys(truth) if label not in codes_of]
         if absent:
             warnings.warn(
-                f"y has labels that are no class of this classifier, so that they count as wrong: "
-                f"{', '.join(map(repr, absent[:_NAMED_IN_ERRORS]))}"
-                f"{', ...' if len(absent) > _NAMED_IN_ERRORS else ''}.",
+                "y has labels that are no class of this classifier, so that they count as wrong: "
+                f"{first_few(absent)}.",
                 UserWarning,
                 stacklevel=2,
             )
@@ -327,8 +325,7 @@ class ZeroShotClassifier(SavedClassifier, ClassifierMixin, ZeroShotBase):
         if unread.size and self.threshold is None:
             warnings.warn(
                 f"{len(unread)} pictures could not be read and are called "
-                f"{self.unknown_label!r}: rows {', '.join(map(str, unread[:_NAMED_IN_ERRORS]))}"
-                f"{', ...' if len(unread) > _NAMED_IN_ERRORS else ''}.",
+                f"{self.unknown_label!r}: rows {first_few(unread, str)}.",
                 UserWarning,
                 stacklevel=3,
             )

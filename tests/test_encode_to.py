@@ -395,9 +395,3 @@ def test_full_disk(encoder, tmp_path):
         del features
     finally:
         subprocess.run(["umount", "-l", disk], check=True)
-
-
-def test_tables_that_transform_is_to_give_are_no_hindrance(encoder, truth, path):
-    """`set_output` is for what `transform` returns; a file holds numbers."""
-    tables = clone(encoder).set_output(transform="pandas")
-    np.testing.assert_allclose(tables.encode_to(path, TEXTS), truth, atol=1e-5)

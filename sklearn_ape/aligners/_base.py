@@ -21,7 +21,7 @@ from ._bank import Bank, Standardizer, evenly_spaced, resolve_bank
 from ._captions import flat_captions, holds_pictures, holds_texts, plain_sequence
 from ._finite import embedded_where_known, rows_or_nan, stored_features
 from ._head_pairs import resolve_head_pairs, with_head_pairs
-from ._pairs import Pairs, distinct_pairs, missing_rows
+from ._pairs import Pairs, check_lengths, distinct_pairs, missing_rows
 from ._saving import SavedAligner
 
 
@@ -289,7 +289,7 @@ class BaseAligner(
         else:
             image, text = self._both_features(X, y, reset)
             return distinct_pairs(image, np.arange(len(image)), text, np.arange(len(text)))
-        _check_lengths(X, n_rows)
+        check_lengths(X, n_rows)
         image = self._image_features(X, reset)
         if captions is None:
             return distinct_pairs(image, np.arange(len(image)), text, np.arange(len(text)))
@@ -303,7 +303,7 @@ class BaseAligner(
     def _both_features(self, X: Any, y: Any, reset: bool) -> tuple[Any, Any]:
         """Validate features of both sides as scikit-learn does."""
         if stays_stored(X) or stays_stored(y):
-            _check_lengths(X, len(y))
+            check_lengths(X, len(y))
             return self._image_features(X, reset), self._text_features(y, reset)
         image, text = validate_data(
             self,
@@ -385,16 +385,6 @@ class BaseAligner(
         tags.transformer_tags.preserves_dtype = ["float32"]
         tags.input_tags.two_d_array = self.image_encoder is None
         return tags
-
-
-def _check_lengths(X: Any, n_rows: int) -> None:
-    shape = getattr(X, "shape", None)
-    n_pictures = shape[0] if shape else len(X if hasattr(X, "__len__") else np.asarray(X))
-    if n_pictures != n_rows:
-        raise ValueError(
-            f"X and y have inconsistent lengths: {n_pictures} pictures and {n_rows} rows of "
-            "captions. Each picture needs its caption (or list of captions) at the same place."
-        )
 
 
 def _dense(features: Any) -> Any:

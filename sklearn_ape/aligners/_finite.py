@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from .._first_few import first_few
 from ..training import StoredRows, row_blocks
-from ._pairs import NAMED_IN_ERRORS, missing_rows
+from ._pairs import missing_rows
 
 
 def rows_or_nan(features: np.ndarray, name: str) -> np.ndarray:
@@ -100,5 +101,5 @@ def _partly(features: np.ndarray) -> np.ndarray:
 def _contains_nan(name: str, rows: np.ndarray) -> str:
     return (
         f"Input {name} contains NaN: {rows.size} rows, the first of them "
-        f"{', '.join(map(str, rows[:NAMED_IN_ERRORS]))}. Leave these rows out."
+        f"{first_few(rows, str)}. Leave these rows out."
     )

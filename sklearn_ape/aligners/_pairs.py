@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from sklearn.utils import gen_batches
 
-from ..training import StoredRows, select
+from .._first_few import first_few
+from ..training import StoredRows, select, split_pairs
 
 _ROWS_AT_ONCE = 1024
-NAMED_IN_ERRORS = 5
 
 
 class Pairs(NamedTuple):
@@ -40,6 +40,17 @@ def missing_rows(features: Any) -> np.ndarray:
     return np.zeros(len(features), bool) if features.missing is None else features.missing
 
 
+def check_lengths(X: Any, n_rows: int) -> None:
+    """Refuse pictures that are not as many as rows of captions."""
+    shape = getattr(X, "shape", None)
+    n_pictures = shape[0] if shape else len(X if hasattr(X, "__len__") else np.asarray(X))
+    if n_pictures != n_rows:
+        raise ValueError(
+            f"X and y have inconsistent lengths: {n_pictures} pictures and {n_rows} rows of "
+            "captions. Each picture needs its caption (or list of captions) at the same place."
+        )
+
+
 def distinct_pairs(
     image: Any,
     image_rows: np.ndarray,
@@ -53,8 +64,7 @@ def distinct_pairs(
         rows = np.unique(image_rows[lost])
         warnings.warn(
             f"{len(rows)} rows are left out, because an encoder could not encode them: "
-            f"{', '.join(map(str, rows[:NAMED_IN_ERRORS]))}"
-            f"{', ...' if len(rows) > NAMED_IN_ERRORS else ''}.",
+            f"{first_few(rows, str)}.",
             UserWarning,
             stacklevel=5,
         )
@@ -118,3 +128,15 @@ def subset_of(data: Pairs, rows: np.ndarray) -> Pairs:
         np.column_stack([at_image, at_text]),
         n_prototypes=int((images >= data.n_images).sum()),
     )
+
+
+def held_out(data: Pairs, fraction: float, seed: int) -> tuple[Pairs, Pairs | None]:
+    """Return pairs to train on and pairs held out, None where there are too few."""
+    split = split_pairs(data.pairs, fraction, np.random.RandomState(seed))
+    if split.valid is None:
+        return data, None
+    # Prototypes are no pictures: to find their names is not what users ask for.
+    pictures = split.valid[data.pairs[split.valid, 0] < data.n_images]
+    if len(pictures) < 2:
+        return data, None
+    return subset_of(data, split.train), subset_of(data, pictures)

@@ -15,6 +15,7 @@ from ..persistence._card import Facts
 from ._bank import Bank
 from ._sparse_rows import SparseRows
 
+_RECALL = "recall on the pairs held out, mean of @1, @5 and @10 both ways"
 _TAGS = ["zero-shot-classification", "feature-extraction", "image-text-alignment"]
 _FEATURES = "print(model.transform(image_features) @ model.transform_text(text_features).T)"
 _PICTURES = "print(model.similarity(['picture.jpg'], ['a cat', 'a dog']))"
@@ -101,14 +102,16 @@ class SavedAligner(Shareable):
         ):
             if value is not None:
                 facts[name] = f"{value:,}"
-        recalls = [row["valid_recall"] for row in getattr(self, "history_", [])
-                   if "valid_recall" in row]  # fmt: skip
-        scores = {"mean recall@1 on the pairs held out, at its best": max(recalls, default=-1.0)}
+        # Of the epoch that was kept: the best one may have been luck.
+        scores = {}
+        for row in getattr(self, "history_", []):
+            if row["epoch"] == known.best_epoch_ and "valid_recall" in row:
+                scores[_RECALL] = row["valid_recall"]
         return Facts(
             what="Brings pictures and texts into one space: features of two frozen encoders are "
             "mapped to where a picture and its caption have a high cosine.",
             facts=facts,
-            scores=scores if recalls else {},
+            scores=scores,
             usage=_PICTURES if takes_pictures else _FEATURES,
             tags=_TAGS,
         )

@@ -16,7 +16,7 @@ from .._callbacks import FitContext, with_callbacks
 from ..devices import resolve_device
 from ..heads import BaseMap, TwoTower
 from ..persistence import State
-from ..training import EpochProgress, Ranks, split_pairs
+from ..training import EpochProgress, Ranks
 from ._base import BaseAligner
 from ._course import course_of, is_first, watchers
 from ._embedded import embedded, embedders
@@ -24,7 +24,7 @@ from ._head_parameters import check_head_training
 from ._head_training import HeadTraining, start_kind
 from ._learned import learned
 from ._logit_scale import fit_logit_scale, held_out_logit_scale
-from ._pairs import Pairs, subset_of
+from ._pairs import Pairs, held_out
 from ._saving import SavedHeads, course_state, restore_course
 from ._together import join_ranks
 
@@ -125,7 +125,8 @@ class APEAligner(SavedHeads, BaseAligner):
     logit_scale_ : float
         Factor of the cosines at the end of training.
     history_ : list of dict
-        One dict an epoch: ``train_loss``, ``valid_recall``, ``logit_scale``, ``dur`` (seconds).
+        One dict an epoch: ``train_loss``, ``valid_recall`` (on the pairs held out, the mean of
+        recall@1, 5 and 10 both ways), ``logit_scale``, ``dur`` (seconds).
         Epoch 0 is the start, if there was one to compare with.
     best_epoch_ : int
         The epoch with the best recall on the pairs held out, counted from 1; the last without.
@@ -309,7 +310,9 @@ class APEAligner(SavedHeads, BaseAligner):
         return self
 
     def _train(self, data: Pairs, seed: int, ranks: Ranks | None, fit: FitContext) -> None:
-        train, valid = self._held_out(data, seed)
+        train, valid = data, None
+        if self.early_stopping:
+            train, valid = held_out(data, self.validation_fraction, seed)
         start = start_kind(self.init, len(data.text))
         heads_for = partial(HeadTraining, self, start, seed, ranks=ranks)
         training = heads_for(train)
@@ -342,19 +345,6 @@ class APEAligner(SavedHeads, BaseAligner):
             net = training.run(again if shown else [], self.best_epoch_)
             scale = float(net.criterion_.logit_scale.item())
         self._keep(training.module, scale)
-
-    def _held_out(self, data: Pairs, seed: int) -> tuple[Pairs, Pairs | None]:
-        """Hold pairs of pictures and captions out, if there are enough."""
-        if not self.early_stopping:
-            return data, None
-        split = split_pairs(data.pairs, self.validation_fraction, np.random.RandomState(seed))
-        if split.valid is None:
-            return data, None
-        # Prototypes are no pictures: to find their names is not what users ask for.
-        pictures = split.valid[data.pairs[split.valid, 0] < data.n_images]
-        if len(pictures) < 2:
-            return data, None
-        return subset_of(data, split.train), subset_of(data, pictures)
 
     def _compare_with_start(self, recall: float, n_valid: int) -> None:
         """Call the start epoch 0, and the best one unless training beat it beyond chance."""

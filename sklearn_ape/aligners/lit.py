@@ -14,7 +14,6 @@ from skorch.callbacks import GradientNormClipping
 from .._callbacks import FitContext, with_callbacks
 from ..devices import resolve_device
 from ..heads import FrozenHead, TwoTower, head_state, restored_head
-from ..losses import InfoNCELoss, SigmoidLoss
 from ..persistence import State
 from ..training import (
     AlignmentNet,
@@ -31,13 +30,13 @@ from ..training import (
 )
 from ._base import BaseAligner
 from ._course import course_of, watchers
+from ._head_training import LOSSES
 from ._learned import learned
 from ._pairs import Pairs
-from ._parameters import check_choice, check_integer, check_number
 from ._saving import course_state, restore_course
+from ._text_parameters import check_text_training
 from ._text_tower import TextTower, adamw_of_two_rates
 
-_LOSSES = {"infonce": InfoNCELoss, "sigmoid": SigmoidLoss}
 _CAPTIONS_FOR_STATISTICS = 1000
 _LARGEST_GRADIENT = 1.0
 
@@ -114,7 +113,8 @@ class LiTAligner(BaseAligner):
     logit_scale_ : float
         Factor of the cosines at the end of training.
     history_ : list of dict
-        One dict an epoch: ``train_loss``, ``valid_recall``, ``logit_scale``, ``dur`` (seconds).
+        One dict an epoch: ``train_loss``, ``valid_recall`` (on the pairs held out, the mean of
+        recall@1, 5 and 10 both ways), ``logit_scale``, ``dur`` (seconds).
     best_epoch_ : int
         The epoch with the best recall on the pairs held out, counted from 1; the last without.
     n_epochs_ : int
@@ -307,7 +307,7 @@ class LiTAligner(BaseAligner):
         ]
         return AlignmentNet(
             module=module,
-            criterion=_LOSSES[self.loss],
+            criterion=LOSSES[self.loss],
             criterion__logit_scale=self.logit_scale,
             criterion__max_logit_scale=self.max_logit_scale,
             criterion__learn_scale=self.learn_logit_scale,
@@ -379,21 +379,7 @@ class LiTAligner(BaseAligner):
         return "bfloat16" if has_it else "float32"
 
     def _check_parameters(self) -> None:
-        check_choice(self, "loss", tuple(_LOSSES))
-        check_choice(self, "dtype", ("auto", "float32", "bfloat16"))
-        check_integer(self, "n_components", 1, optional=True)
-        check_integer(self, "batch_size", 2)
-        check_integer(self, "max_epochs", 1)
-        check_integer(self, "n_iter_no_change", 1)
-        check_integer(self, "unlocked_layers", 0, optional=True)
-        check_integer(self, "max_length", 1, optional=True)
-        check_number(self, "validation_fraction", 0, 1, above=True)
-        check_number(self, "learning_rate", 0, above=True)
-        check_number(self, "head_learning_rate", 0, above=True)
-        check_number(self, "weight_decay", 0)
-        check_number(self, "logit_scale", 0, above=True)
-        check_number(self, "max_logit_scale", self.logit_scale)
-        resolve_device(self.device)
+        check_text_training(self)
 
 
 def _learned(module: TwoTower, scale: float) -> dict[str, Any]:

@@ -16,6 +16,7 @@ __all__ = [
     "Device",
     "Format",
     "ImageColumn",
+    "ImageEncoder",
     "Images",
     "LabelColumn",
     "Labels",
@@ -25,6 +26,7 @@ __all__ = [
     "RandomState",
     "Strict",
     "Templates",
+    "TextEncoder",
 ]
 
 Images = Annotated[
@@ -99,6 +101,10 @@ Format = Annotated[
         show_default=False,
     ),
 ]
+ImageEncoder = Annotated[
+    str, typer.Option(help="A name of 'sklearn-ape models', or see 'encode --help'.")
+]
+TextEncoder = Annotated[str, typer.Option(help="As --image-encoder.")]
 Cache = Annotated[
     str | None,
     typer.Option(

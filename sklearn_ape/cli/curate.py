@@ -18,6 +18,7 @@ from ._options import (
     Device,
     Format,
     ImageColumn,
+    ImageEncoder,
     Labels,
     LabelsFile,
     NJobs,
@@ -25,6 +26,7 @@ from ._options import (
     RandomState,
     Strict,
     Templates,
+    TextEncoder,
 )
 from ._output import Table, check_file, form_of
 
@@ -81,10 +83,8 @@ def curate(
             help="Cosine from which on two pictures count as one; 1 keeps all but equal ones.",
         ),
     ] = 0.97,
-    image_encoder: Annotated[
-        str, typer.Option(help="A name of 'sklearn-ape models', or see 'encode --help'.")
-    ] = "efficientnet_lite0",
-    text_encoder: Annotated[str, typer.Option(help="As --image-encoder.")] = "all-MiniLM-L6-v2",
+    image_encoder: ImageEncoder = "efficientnet_lite0",
+    text_encoder: TextEncoder = "all-MiniLM-L6-v2",
     image: ImageColumn = "image",
     caption: CaptionColumn = "caption",
     captions: Captions = "auto",

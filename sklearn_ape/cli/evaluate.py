@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from .._first_few import first_few
 from ._errors import say
 from ._inputs import label_names, load_data
 from ._options import (
@@ -144,9 +145,9 @@ def _checked_names(names: Any, truth: Any, has_captions: bool) -> Any:
     absent = [name for name in there if name not in names]
     if absent:
         raise ValueError(
-            f"There are pictures with labels that are not among --labels: "
-            f"{', '.join(map(repr, absent[:5]))}. Add them; a .json file of labels can give a "
-            f'class other names: {{"{absent[0]}": ["a name", "another name"]}}.'
+            "There are pictures with labels that are not among --labels: "
+            f"{first_few(absent)}. Add them; a .json file of labels can give a class other names: "
+            f'{{"{absent[0]}": ["a name", "another name"]}}.'
         )
     return names
 

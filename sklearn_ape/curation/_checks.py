@@ -11,7 +11,6 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from sklearn.utils import check_array, gen_batches
 
-NAMED_IN_ERRORS = 5
 _TILE_BYTES = 2**25
 
 

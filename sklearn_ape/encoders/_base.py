@@ -5,14 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import threading
 import warnings
 from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -24,13 +23,13 @@ from .._callbacks import CallbackSupportMixin, reports_fit
 from .._shown import LazyNamesMixin
 from .._threads import in_threads
 from ..features import FeatureCache, open_cache
-from ..persistence import Recordable, State
 from ._computes import Computes
 from ._encode_to import EncodesToFile
 from ._engines import ENGINES, Engine
 from ._errors import EncodingError, ItemError, described, summary
 from ._items import as_items
 from ._networks import Network, shared
+from ._recorded import RecordedEncoder
 from ._registry import folder_digest
 
 
@@ -53,13 +52,10 @@ _counts: defaultdict[bytes, list[int]] = defaultdict(lambda: [0, 0])
 _locks: dict[str, threading.RLock] = {}
 
 
-_COMMIT = re.compile(r".*@([0-9a-f]{40})")
-
-
 class FrozenEncoder(
     EncodesToFile,
     Computes,
-    Recordable,
+    RecordedEncoder,
     LazyNamesMixin,
     CallbackSupportMixin,
     ClassNamePrefixFeaturesOutMixin,
@@ -69,9 +65,6 @@ class FrozenEncoder(
     """Base of the encoders: subclasses say how to load a network and how to call it."""
 
     _modality: str
-    _of_the_machine: ClassVar = frozenset(
-        {"batch_size", "cache", "device", "engine", "n_jobs", "verbose"}
-    )
 
     # Declared by every subclass's __init__.
     model_name: str
@@ -82,10 +75,6 @@ class FrozenEncoder(
     @abstractmethod
     def _load(self, device: torch.device) -> Network:
         """Load the weights."""
-
-    @abstractmethod
-    def _known_weights(self) -> str | None:
-        """Return what tells the weights from others; None when only loading would tell."""
 
     @abstractmethod
     def _digest(self, item: Any) -> bytes:
@@ -320,36 +309,6 @@ class FrozenEncoder(
         if self.dtype != "float32":  # in which engines differ by more than rounding
             identity["engine"] = self._engine_name()
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).digest()
-
-    def _recorded_params(self) -> dict[str, Any]:
-        params = super()._recorded_params()
-        commit = _COMMIT.fullmatch(self._known_weights() or "")
-        # The commit that the features came from: the branch may move on.
-        if commit and "revision" in params:
-            params["revision"] = commit[1]
-        return params
-
-    def _fitted_state(self) -> dict[str, Any]:
-        return {"weights": self._known_weights()}
-
-    def _restore_state(self, state: State) -> None:
-        recorded = state.optional("weights")
-        known = self._known_weights()
-        if recorded is not None and known is not None and recorded != known:
-            raise ValueError(
-                f"{type(self).__name__}({self.model_name!r}) has other weights here "
-                f"({known[:60]}) than those that the model was fitted with "
-                f"({str(recorded)[:60]}): it would give wrong answers. Get those weights, or fit "
-                "again."
-            )
-        if known is None and re.fullmatch("[0-9a-f]{64}", str(recorded)):
-            raise ValueError(
-                f"The weights of {type(self).__name__} were in the folder {self.model_name!r}, "
-                "which is not here: put that folder there."
-            )
-
-    def _check_restored(self) -> None:
-        self._check_parameters()
 
     def _raise_or_go_on(self, errors: dict[int, str]) -> None:
         if errors and self.on_error == "raise":

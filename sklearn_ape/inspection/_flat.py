@@ -11,6 +11,8 @@ from sklearn.base import clone
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 
+from .._first_few import first_few
+
 OTHERS = "(others)"
 _MOST_COLORS = 10
 
@@ -26,7 +28,7 @@ def flat_points(
     if not known.all():
         warnings.warn(
             f"{(~known).sum()} rows are not finite and left out of the map: "
-            f"{', '.join(map(str, np.flatnonzero(~known)[:5]))} of pictures and texts in a row.",
+            f"{first_few(np.flatnonzero(~known), str)} of pictures and texts in a row.",
             UserWarning,
             stacklevel=4,
         )

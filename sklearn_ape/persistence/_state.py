@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from .._first_few import first_few
+
 
 class State:
     """Named values of a file, each given out once and checked.
@@ -117,7 +119,7 @@ class State:
         """Refuse values that nobody asked for."""
         if self._values:
             raise ValueError(
-                f"{self.where} has {', '.join(map(repr, sorted(self._values)[:5]))}, which this "
+                f"{self.where} has {first_few(sorted(self._values))}, which this "
                 "version of sklearn-ape does not know: pip install --upgrade sklearn-ape."
             )
         for part in self._parts:

@@ -7,13 +7,13 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 
+from .._first_few import first_few
 from ..aligners._bank import Bank, _distinct, evenly_spaced
 from ..aligners._captions import holds_pictures
 from ..aligners._feature_tiles import feature_tiles, is_table
 from ._indexes import Index, make_index
-from ._relative import moments_of
-
-_NAMED_IN_ERRORS = 5
+from ._nearest import nearest, products_of_pairs
+from ._relative import Relative, moments_of
 
 
 class Collection(NamedTuple):
@@ -64,6 +64,22 @@ class Collection(NamedTuple):
             finder=self.finder.with_more(whole, len(self.embeddings)),
             known={},
         )
+
+    def nearest(
+        self, queries: np.ndarray, k: int, relative: Relative | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return scores and rows of the k pictures nearest to every query, in order."""
+        if relative is None:
+            near = self.finder.search(self.embeddings, queries, k)
+        else:
+            near = nearest(self.embeddings, queries, k, relative.adjust)
+        exact = products_of_pairs(self.embeddings, queries, near)
+        if relative is not None:
+            exact = relative.of_pairs(exact, near)
+        scores = exact.astype(np.float32)
+        order = np.lexsort((near, -scores), axis=1)
+        rows = self.rows[np.take_along_axis(near, order, axis=1)]
+        return np.take_along_axis(scores, order, axis=1), rows
 
     def items_at(self, rows: np.ndarray) -> list[Any]:
         """Return what stands for some rows."""
@@ -139,8 +155,7 @@ def _read(embeddings: np.ndarray, n_before: int, dtype: str) -> tuple[np.ndarray
     lost = n_before + np.flatnonzero(unread)
     warnings.warn(
         f"{len(lost)} of {len(embeddings)} pictures could not be read and are in no answer: rows "
-        f"{', '.join(map(str, lost[:_NAMED_IN_ERRORS]))}"
-        f"{', ...' if len(lost) > _NAMED_IN_ERRORS else ''}.",
+        f"{first_few(lost, str)}.",
         UserWarning,
         stacklevel=4,
     )

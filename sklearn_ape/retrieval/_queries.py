@@ -7,10 +7,10 @@ import warnings
 from os import PathLike
 from typing import Any
 
+from .._first_few import first_few
 from ..aligners._feature_tiles import is_table
 
 MODALITIES = ("auto", "image", "text")
-_NAMED_IN_ERRORS = 5
 _PICTURE_ENDINGS = (".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
 
@@ -81,11 +81,10 @@ def _warn_of_paths(texts: list[str]) -> None:
         text for text in texts if text.lower().endswith(_PICTURE_ENDINGS) or os.path.isfile(text)
     ]
     if paths:
-        named = ", ".join(map(repr, paths[:_NAMED_IN_ERRORS]))
         warnings.warn(
-            f"{len(paths)} of the queries look like paths and are searched as text: {named}"
-            f"{', ...' if len(paths) > _NAMED_IN_ERRORS else ''}. Pass modality='image' to search "
-            "by these pictures, or modality='text' where they are words.",
+            f"{len(paths)} of the queries look like paths and are searched as text: "
+            f"{first_few(paths)}. Pass modality='image' to search by these pictures, or "
+            "modality='text' where they are words.",
             UserWarning,
             stacklevel=4,
         )

@@ -8,22 +8,20 @@ from typing import Any, Self
 import numpy as np
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError
-from sklearn.utils import Tags, get_tags
 from sklearn.utils.validation import check_is_fitted
 
 from .._aligner_choice import chosen_aligner, text_side
+from .._first_few import first_few
 from .._shown import ShownMixin
 from ..aligners._bank import Bank, check_standardize, resolve_bank
 from ._collection import Collection, embedded, items_of
 from ._indexes import INDEXES
-from ._nearest import nearest, products_of_pairs
 from ._queries import told_apart
 from ._relative import Relative
 from ._result import SearchResult
 from ._saving import SavedRetriever
 
 _DTYPES = ("float32", "float16")
-_NAMED_IN_ERRORS = 5
 
 
 class CrossModalRetriever(SavedRetriever, ShownMixin, BaseEstimator):
@@ -231,7 +229,7 @@ class CrossModalRetriever(SavedRetriever, ShownMixin, BaseEstimator):
         scores = np.full((len(found), k), np.nan, dtype=np.float32)
         indices = np.full((len(found), k), -1, dtype=np.intp)
         if len(read):
-            scores[read], indices[read] = _found(collection, found[read], k, relative)
+            scores[read], indices[read] = collection.nearest(found[read], k, relative)
         if len(read) < len(found):
             _warn_of_unread(np.setdiff1d(np.arange(len(found)), read))
         items = [collection.items_at(row) if row[0] >= 0 else [] for row in indices]
@@ -271,9 +269,9 @@ class CrossModalRetriever(SavedRetriever, ShownMixin, BaseEstimator):
         if unread.size:
             raise ValueError(
                 f"{len(unread)} pictures in X could not be read, so that they have no neighbours: "
-                f"rows {_named(unread)}. Leave them out, or use search."
+                f"rows {first_few(unread, str)}. Leave them out, or use search."
             )
-        scores, indices = _found(collection, queries, n_neighbors, None)
+        scores, indices = collection.nearest(queries, n_neighbors)
         if not return_distance:
             return indices
         return np.clip(1 - scores, 0, 2), indices
@@ -357,32 +355,6 @@ class CrossModalRetriever(SavedRetriever, ShownMixin, BaseEstimator):
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "_collection")
 
-    def __sklearn_tags__(self) -> Tags:
-        tags = super().__sklearn_tags__()
-        if self.aligner is None or isinstance(self.aligner, str):
-            tags.input_tags.two_d_array = False
-        elif hasattr(self.aligner, "__sklearn_tags__"):
-            tags.input_tags = get_tags(self.aligner).input_tags
-        return tags
-
-
-def _found(
-    collection: Collection, queries: np.ndarray, k: int, relative: Relative | None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return scores and rows of the k nearest, in order."""
-    embeddings = collection.embeddings
-    if relative is None:
-        near = collection.finder.search(embeddings, queries, k)
-    else:
-        near = nearest(embeddings, queries, k, relative.adjust)
-    exact = products_of_pairs(embeddings, queries, near)
-    if relative is not None:
-        exact = relative.of_pairs(exact, near)
-    scores = exact.astype(np.float32)
-    order = np.lexsort((near, -scores), axis=1)
-    rows = collection.rows[np.take_along_axis(near, order, axis=1)]
-    return np.take_along_axis(scores, order, axis=1), rows
-
 
 def _check_aligner_is_fitted(aligner: Any) -> None:
     try:
@@ -407,15 +379,10 @@ def _checked_k(k: Any, name: str, collection: Collection) -> int:
 
 def _warn_of_unread(rows: np.ndarray) -> None:
     warnings.warn(
-        f"{len(rows)} queries could not be read and find nothing: {_named(rows)}.",
+        f"{len(rows)} queries could not be read and find nothing: {first_few(rows, str)}.",
         UserWarning,
         stacklevel=3,
     )
-
-
-def _named(rows: np.ndarray) -> str:
-    more = ", ..." if len(rows) > _NAMED_IN_ERRORS else ""
-    return ", ".join(map(str, rows[:_NAMED_IN_ERRORS])) + more
 
 
 def _width(texts: Any) -> int:

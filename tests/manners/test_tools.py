@@ -150,6 +150,12 @@ class TestColumns:
 
 
 class TestSetOutput:
+    def test_files_of_features_hold_numbers_all_the_same(self, pictures, image_encoder, tmp_path):
+        """It is for what `transform` returns, not for what `encode_to` writes."""
+        tables = clone(image_encoder).set_output(transform="pandas")
+        found = tables.encode_to(tmp_path / "features.npy", pictures.images[:3])
+        np.testing.assert_allclose(found, image_encoder.transform(pictures.images[:3]), atol=1e-5)
+
     @pytest.mark.parametrize("library", ["pandas", "polars"])
     def test_of_a_whole_pipeline(self, library, pictures, image_encoder):
         """Encoder to aligner to what follows: named columns all the way."""

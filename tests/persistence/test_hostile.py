@@ -7,33 +7,12 @@ import shutil
 import struct
 import subprocess
 import sys
-from contextlib import suppress
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-from sklearn.base import clone
 
 from sklearn_ape import load_pretrained
 from sklearn_ape.persistence._folder import read_model, write_model
-from tests.persistence.answers import ALIGNERS
-
-EXAMPLES = 150
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory):
-    """One small model of each kind, in folders."""
-    rng = np.random.default_rng(0)
-    image, text = rng.standard_normal((60, 5)), rng.standard_normal((60, 4))
-    parent = tmp_path_factory.mktemp("models")
-    for name in ("kernel", "cca", "asif", "ape-plain", "ape-residual-of-kernel"):
-        aligner = clone(ALIGNERS[name])
-        if "n_components" in aligner.get_params():
-            aligner.set_params(n_components=None)
-        aligner.fit(image, text).save_pretrained(parent / name)
-    return parent
 
 
 @pytest.fixture
@@ -322,89 +301,3 @@ def test_names_that_are_no_folder_and_no_hub_name(source, tmp_path, monkeypatch)
     (tmp_path / "empty").mkdir()
     with pytest.raises((ValueError, OSError)):
         load_pretrained(source)
-
-
-json_values = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers(-(2**70), 2**70)
-    | st.floats(allow_nan=False, allow_infinity=False)
-    | st.text(max_size=8)
-    | st.sampled_from(["$class", "KernelAligner", "TimmImageEncoder", "Pipeline", "__class__"]),
-    lambda inner: (
-        st.lists(inner, max_size=3)
-        | st.dictionaries(st.text(max_size=6), inner, max_size=3)
-        | st.dictionaries(
-            st.sampled_from(
-                ["$tuple", "$map", "$array", "$numpy", "$tensor", "$float", "$pipeline", "$frozen"]
-            ),
-            inner,
-            min_size=1,
-            max_size=1,
-        )
-    ),
-    max_leaves=6,
-)
-
-
-def places(value, path=()):
-    """Yield where something can be put in a JSON value."""
-    yield path
-    if isinstance(value, dict | list):
-        for key in value if isinstance(value, dict) else range(len(value)):
-            yield from places(value[key], (*path, key))
-
-
-class TestFuzz:
-    """Whatever a file says: the model, or ValueError or OSError; nothing else, and quickly."""
-
-    def loads_or_refuses(self, folder):
-        # ImportError is of weights that are named and not installed.
-        with suppress(ValueError, OSError, ImportError):
-            load_pretrained(folder)
-
-    @settings(
-        max_examples=EXAMPLES,
-        deadline=None,
-        derandomize=True,
-        suppress_health_check=list(HealthCheck),
-    )
-    @given(data=st.data())
-    def test_config(self, data, saved, tmp_path_factory):
-        name = data.draw(st.sampled_from(["kernel", "cca", "asif", "ape-residual-of-kernel"]))
-        config, tensors = read_model(saved / name)
-        model = json.loads(json.dumps(config["model"]))
-        for _ in range(data.draw(st.integers(1, 3))):
-            path = data.draw(st.sampled_from([p for p in places(model) if p]))
-            inner = model
-            for key in path[:-1]:
-                inner = inner[key]
-            if data.draw(st.booleans()):
-                inner[path[-1]] = data.draw(json_values)
-            else:
-                del inner[path[-1]]
-        folder = tmp_path_factory.mktemp("fuzz") / "model"
-        write_model(folder, {**config, "model": model}, tensors, "")
-        self.loads_or_refuses(folder)
-        shutil.rmtree(folder)
-
-    @settings(
-        max_examples=EXAMPLES,
-        deadline=None,
-        derandomize=True,
-        suppress_health_check=list(HealthCheck),
-    )
-    @given(data=st.data())
-    def test_bytes(self, data, saved, tmp_path_factory):
-        name = data.draw(st.sampled_from(["kernel", "asif"]))
-        folder = shutil.copytree(saved / name, tmp_path_factory.mktemp("fuzz") / "model")
-        path = folder / data.draw(st.sampled_from(["config.json", "model.safetensors"]))
-        content = bytearray(path.read_bytes())
-        for _ in range(data.draw(st.integers(1, 4))):
-            start = data.draw(st.integers(0, min(len(content) - 1, 6000)))
-            content[start : start + data.draw(st.integers(0, 3))] = data.draw(
-                st.binary(max_size=4)
-            )
-        path.write_bytes(content)
-        self.loads_or_refuses(folder)
-        shutil.rmtree(folder)
