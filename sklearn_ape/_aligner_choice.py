@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import lru_cache
 from typing import Any
 
@@ -42,8 +43,11 @@ def _named(name: str) -> Any:
     from .aligners import CLIPAligner
 
     if not name.startswith(_CLIP) or name == _CLIP:
+        saved = ""
+        if "/" in name or os.path.isdir(name):
+            saved = f" A saved one is loaded first: aligner=load_pretrained({name!r})."
         raise ValueError(
-            f"aligner={name!r} names no aligner. Expected 'open_clip:ViT-B-32/openai' "
+            f"aligner={name!r} names no aligner.{saved} Expected 'open_clip:ViT-B-32/openai' "
             "('open_clip:', then architecture/weights, a hub name or a folder), or an estimator: "
             "a fitted APEAligner, a Pipeline that ends in one, ..."
         )

@@ -201,3 +201,13 @@ def test_absent_pictures_may_be_left_to_the_encoder(folder):
         load_pairs(folder / "t.csv")
     data = load_pairs(folder / "t.csv", check_files=False)
     assert relative(folder, data.images) == ["cats/old_cat.PNG", "gone.jpg"]
+
+
+def test_swapped_columns(folder, frame):
+    """Captions as pictures are no missing files: the message names the other order."""
+    with pytest.raises(ValueError, match="Try image='image', caption='caption'"):
+        load_pairs(frame, image="caption", caption="image", root=folder, check_files=False)
+    with pytest.raises(ValueError, match="columns swapped"):
+        load_pairs(frame, image="caption", caption="image", root=folder)
+    frame["caption"] = [f"{name} of the cat" for name in NAMES]
+    assert load_pairs(frame, root=folder).captions == list(frame["caption"])

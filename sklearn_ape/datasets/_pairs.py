@@ -9,6 +9,7 @@ import numpy as np
 from sklearn.utils import Bunch
 
 from ._base import deliver, listed, one_or_ragged
+from ._folder import EXTENSIONS
 from ._table import captions_by_row, column, is_missing, read_table, table_of_frame
 
 _DESCR = """\
@@ -122,8 +123,32 @@ def load_pairs(
     bunch.captions = one_or_ragged(captions_by_row(column(table, caption, where), where))
     if label is not None:
         bunch.labels = _labels(column(table, label, where), label, where)
+    _check_not_swapped(cells, bunch.captions, image, caption, where)
     bunch.images = _resolve(cells, base, where, check_files)  # last: it asks for every file
     return deliver(bunch, return_X_y)
+
+
+def _check_not_swapped(
+    cells: list[Any], captions: list[Any], image: Any, caption: Any, where: str
+) -> None:
+    """Raise when the captions are files of pictures and the pictures are not."""
+
+    def are_files(values: list[Any]) -> bool:
+        return all(
+            isinstance(value, str) and os.path.splitext(value)[1].lower() in EXTENSIONS
+            for value in values
+        )
+
+    if (
+        are_files(captions)
+        and all(isinstance(cell, str) for cell in cells)
+        and not any(are_files([cell]) for cell in cells)
+    ):
+        raise ValueError(
+            f"The captions of {where} are names of pictures, and its pictures are not: the first "
+            f"row has the picture {cells[0]!r} and the caption {captions[0]!r}. Are the columns "
+            f"swapped? Try image={caption!r}, caption={image!r}."
+        )
 
 
 def _labels(values: list[Any], name: str, where: str) -> np.ndarray:

@@ -151,6 +151,11 @@ def upload(folder: Path, repo_id: str, token: Any, private: bool | None, message
             f"The hub did not take {repo_id!r}: {error} Log in with `hf auth login`, or pass "
             "token=, and see that the name's owner is you."
         ) from error
+    except Exception as error:  # of the library below, which differs by the hub's version
+        raise OSError(
+            f"{repo_id!r} was not uploaded: {error or type(error).__name__}. Can the hub be "
+            "reached? save_pretrained keeps the model in a folder meanwhile."
+        ) from error
     return str(repo)
 
 

@@ -114,6 +114,25 @@ print(json.dumps({"a": failure(lambda: load_pretrained("me/aligner"))}))
     assert run(code, hub, cache, **offline)["a"] == model.fingerprint_
 
 
+def test_upload_without_a_network(hub, tmp_path):
+    """Whichever library is below, an upload that cannot reach the hub says so in one line."""
+    code = """
+import json
+import numpy as np
+from sklearn_ape import KernelAligner
+rng = np.random.default_rng(0)
+model = KernelAligner().fit(rng.standard_normal((30, 5)), rng.standard_normal((30, 4)))
+try:
+    model.push_to_hub("me/aligner", token="hf_secret")
+except OSError as error:
+    print(json.dumps({"a": str(error)}))
+"""
+    for environment in ({"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9"}):
+        told = run(code, hub, tmp_path, **environment)["a"]
+        assert told.startswith("'me/aligner' was not uploaded: ")
+        assert "save_pretrained keeps the model" in told
+
+
 def test_without_the_client(monkeypatch, concepts):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(ImportError, match=r"sklearn-ape\[hub\]"):

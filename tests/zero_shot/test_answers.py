@@ -267,6 +267,8 @@ class TestBadInput:
             ZeroShotClassifier(LABELS, aligner=HashingVectorizer()).fit([[0.0]], ["animal"])
         with pytest.raises(ValueError, match="names no aligner"):
             ZeroShotClassifier(LABELS, aligner="clip").fit([[0.0]], ["animal"])
+        with pytest.raises(ValueError, match=r"aligner=load_pretrained\('me/saved'\)"):
+            ZeroShotClassifier(LABELS, aligner="me/saved").fit([[0.0]], ["animal"])
 
     def test_labels_in_y_that_are_no_class(self, model, held_out):
         classifier = ZeroShotClassifier(LABELS, aligner=model)
