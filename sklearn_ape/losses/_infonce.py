@@ -119,8 +119,9 @@ class InfoNCELoss(ScaledLoss):
             positive = as_matrix(positive, len(image))
             of_image, of_text = positive.sum(dim=1), positive.sum(dim=0)
             check_counts(of_image, of_text)
-            target = positive / of_image[:, None]
-            target_of_text = positive.T / of_text[:, None]
+            shared = positive.to(logits.dtype)
+            target = shared / of_image[:, None]
+            target_of_text = shared.T / of_text[:, None]
         by_image = nn.functional.cross_entropy(logits, target)
         by_text = nn.functional.cross_entropy(logits.T, target_of_text)
         return (by_image + by_text) / 2

@@ -106,6 +106,21 @@ class TestTiles:
         for ours, theirs in zip(tiled, truth, strict=True):
             assert relative_error(ours, theirs) < 2e-3
 
+    def test_a_row_far_below_the_others_is_not_lost(self):
+        """Every row has a maximum of its own: under that of all rows it would be exp(-200) = 0."""
+        image = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [1.0, 0.0]])
+        text = torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0]])
+        for tile_size in (1, 3):
+            tiled = loss_and_gradients(
+                InfoNCELoss(logit_scale=100.0, tile_size=tile_size), (image, text), None
+            )
+            dense = loss_and_gradients(
+                InfoNCELoss(logit_scale=100.0, tile_size=None), (image, text), None
+            )
+            assert torch.isfinite(tiled[0])
+            for ours, theirs in zip(tiled, dense, strict=True):
+                torch.testing.assert_close(ours, theirs)
+
     def test_gradients_are_those_of_finite_differences(self, embeddings, positive):
         image, text = (side.double().requires_grad_() for side in embeddings)
         loss = InfoNCELoss(logit_scale=5.0, tile_size=5).double()

@@ -49,6 +49,13 @@ class TestShares:
         positive[7] = False
         with pytest.raises(ValueError, match="Picture 7 of the batch has no positive"):
             InfoNCELoss().share(*embeddings, positive, slice(0, 4))
+        alone = torch.eye(12, dtype=torch.bool)
+        alone[3, 3] = False
+        alone[3, 5] = True  # picture 3 has one, caption 3 has none
+        with pytest.raises(ValueError, match="Caption 3 of the batch has no positive"):
+            InfoNCELoss().share(*embeddings, alone, slice(0, 4))
+        with pytest.raises(ValueError, match="Picture 3 of the batch has no positive"):
+            InfoNCELoss().share(*embeddings, alone.T, slice(0, 4))
 
     def test_parts_are_all_rows_once_and_of_equal_size(self):
         for n_pairs, n_ranks in ((12, 5), (3, 4), (8, 2), (1, 1)):

@@ -38,6 +38,9 @@ def test_bias_starts_at_minus_log_batch(embeddings, tile_size):
     assert loss.bias.item() == pytest.approx(-math.log(12))
     loss(embeddings[0][:3], embeddings[1][:3])
     assert loss.bias.item() == pytest.approx(-math.log(12))
+    of_two = SigmoidLoss(tile_size=tile_size)
+    of_two(embeddings[0][:2], embeddings[1][:2])
+    assert of_two.bias.item() == pytest.approx(-math.log(2))
 
 
 def relative_error(ours, theirs):

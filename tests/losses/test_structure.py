@@ -61,6 +61,7 @@ def test_rows_beyond_the_bound_are_left_out(features):
     embeddings[8:] = 0.5
     assert StructureLoss(max_rows=8)(features, embeddings).item() == pytest.approx(0, abs=1e-6)
     assert StructureLoss(max_rows=20)(features, embeddings).item() > 0.01
+    assert StructureLoss(max_rows=2)(features, embeddings).item() == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.parametrize(
