@@ -88,6 +88,10 @@ class FrozenEncoder(
     def _blank(self) -> Any:
         """Return some valid item, to see the width of the features."""
 
+    def _may_change(self, item: Any) -> bool:
+        """Tell items that others may change meanwhile, such as files."""
+        return False
+
     def _order(self, items: list[Any]) -> list[int]:
         """Order in which items are encoded."""
         return list(range(len(items)))
@@ -138,7 +142,7 @@ class FrozenEncoder(
         rows: dict[bytes, list[int]] = {}
         for row, item in enumerate(items):
             try:
-                key = hashlib.sha256(identity + self._digest(item)).digest()
+                key = self._key(identity, item)
             except ItemError as error:
                 errors[row] = described(item, error)
             else:
@@ -173,6 +177,9 @@ class FrozenEncoder(
             Named tuple ``(hits, misses)``, over all encoders with these parameters.
         """
         return CacheInfo(*_counts[self._identity_digest()])
+
+    def _key(self, identity: bytes, item: Any) -> bytes:
+        return hashlib.sha256(identity + self._digest(item)).digest()
 
     def _encode(
         self,
@@ -211,7 +218,7 @@ class FrozenEncoder(
             disable=not self.verbose,
             delay=0.5,
         ) as progress:
-            for done, bad in self._batches(checked, keys):
+            for done, bad in self._batches(checked, keys, identity):
                 cache.put_many(done)
                 features |= done
                 _counts[identity][1] += len(done)
@@ -220,7 +227,7 @@ class FrozenEncoder(
         return features
 
     def _batches(
-        self, items: dict[bytes, Any], keys: list[bytes]
+        self, items: dict[bytes, Any], keys: list[bytes], identity: bytes
     ) -> Iterator[tuple[dict[bytes, np.ndarray], dict[bytes, ItemError]]]:
         """Yield the features of a batch, and what is wrong with those that have none."""
         network, engine, n_threads = self._network(), self._engine(len(keys)), self._n_threads()
@@ -233,7 +240,10 @@ class FrozenEncoder(
             good, bad = {}, {}
             for key in keys[start : start + size]:
                 try:
-                    good[key] = self._prepare(network.prepare, items[key])
+                    prepared = self._prepare(network.prepare, items[key])
+                    if self._may_change(items[key]) and self._key(identity, items[key]) != key:
+                        raise ItemError("was changed while it was read. Encode it once more.")
+                    good[key] = prepared
                 except ItemError as error:
                     bad[key] = error
             return list(good), self._tensors(network, list(good.values())) if good else None, bad

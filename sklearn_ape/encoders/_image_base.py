@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from abc import abstractmethod
 from typing import Any
 
@@ -40,6 +41,9 @@ class ImageEncoder(FrozenEncoder):
 
     def _check(self, item: Any) -> None:
         check_image(item)
+
+    def _may_change(self, item: Any) -> bool:
+        return isinstance(item, str | os.PathLike)
 
     @abstractmethod
     def _pixel_network(self, network: Network) -> torch.nn.Module:

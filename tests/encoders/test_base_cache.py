@@ -37,6 +37,39 @@ def test_content_not_name_is_the_key(encoder, paths, tmp_path):
     assert gained(encoder, [path]) == (0, 1)
 
 
+@pytest.mark.parametrize("on_error", ["raise", "nan"])
+def test_a_file_that_changes_meanwhile_has_no_feature(tmp_path, monkeypatch, on_error):
+    """The new picture's feature under the digest of the old one would be wrong for ever."""
+    encoder = TimmImageEncoder(cache=str(tmp_path / "cache"), on_error=on_error)
+    paths = [tmp_path / f"{name}.bmp" for name in "ab"]
+    for path in paths:
+        Image.new("RGB", (40, 40), "red" if path == paths[0] else "green").save(path)
+        os.utime(path, (10**9, 10**9))
+    green = Image.open(paths[1]).copy()
+    prepare = TimmImageEncoder._prepare
+
+    def replaced_before(self, network, item):
+        if item == paths[0]:
+            Image.new("RGB", (40, 40), "blue").save(item)
+            os.utime(item, (10**9, 10**9))
+        return prepare(self, network, item)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TimmImageEncoder, "_prepare", replaced_before)
+        if on_error == "raise":
+            with pytest.raises(
+                EncodingError, match=r"row 0: .*a\.bmp.* changed while it was read"
+            ):
+                encoder.transform(paths)
+        else:
+            with pytest.warns(UserWarning, match="changed while it was read"):
+                assert np.isnan(encoder.transform(paths)).all(axis=1).tolist() == [True, False]
+    Image.new("RGB", (40, 40), "red").save(paths[0])
+    images = [Image.open(paths[0]).copy(), green]
+    expected = clone(encoder).set_params(cache=None).transform(images)
+    np.testing.assert_allclose(encoder.transform(paths), expected, atol=1e-5)
+
+
 def test_duplicates_are_encoded_once(encoder, paths, truth):
     """Equal items of one call cost one pass, and every row gets its feature."""
     X = [paths[0], paths[1], Path(paths[0])] * 2
