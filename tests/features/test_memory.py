@@ -2,6 +2,7 @@
 
 import pickle
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -39,6 +40,16 @@ def test_memory_replaces_an_entry_without_counting_it_twice():
     cache.clear()
     assert len(cache) == 0
     assert cache.get_many([first]) == {}
+    cache.put_many({first: feature, second: other})
+    assert len(cache) == 2  # nothing of before counts any more
+
+
+def test_memory_gives_float32_whatever_was_put_in():
+    """As the cache on disk does: who stored a feature must not show."""
+    cache = MemoryFeatureCache()
+    cache.put_many({b"a": np.ones(3), b"b": np.ones(3, np.float16), b"c": [1, 2, 3]})
+    found = cache.get_many([b"a", b"b", b"c"])
+    assert [feature.dtype for feature in found.values()] == [np.float32] * 3
 
 
 def test_memory_cannot_be_changed_from_outside():
@@ -52,9 +63,16 @@ def test_memory_cannot_be_changed_from_outside():
     np.testing.assert_array_equal(cache.get_many([b"a"])[b"a"], np.ones(3))
 
 
-def test_open_cache():
-    """ "memory" is one store, None keeps nothing, a wrong type is named."""
+def test_open_cache(tmp_path):
+    """ "memory" is one store, a path a folder, None keeps nothing, a wrong type is named."""
     assert open_cache("memory") is open_cache("memory")
+    for folder in (tmp_path / "a", str(tmp_path / "b")):
+        with open_cache(folder) as cache:
+            cache.put_many(TRUTH)
+            assert cache.folder == Path(folder)
+        with open_cache(folder) as cache:
+            assert cache.get_many(TRUTH).keys() == TRUTH.keys()
+        assert repr(cache) == f"DiskFeatureCache({str(folder)!r})"
     with open_cache(None) as cache:
         cache.put_many(TRUTH)
         assert cache.get_many(TRUTH) == {}
