@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from sklearn_ape import KernelAligner, ZeroShotClassifier, load_pretrained
+from tests.manners.tiny import text_folder
 
 QUICK = ("--method", "kernel", "--quiet")
 
@@ -70,6 +71,16 @@ class TestFit:
         assert method in json.dumps(model).lower()
         if depth:
             assert load_pretrained(tmp_path / "m").depth == 3
+
+    def test_a_text_encoder_that_is_trained_itself(self, photos, rows, run, tmp_path):
+        """LiT through the command line: what is saved holds the trained text encoder."""
+        tower = f"transformers:{text_folder(tmp_path / 'tower')}"
+        arguments = ("fit", photos, "--captions", "filename", "--method", "lit", "--quiet")
+        found = rows(*arguments, "--text-encoder", tower, "-o", tmp_path / "m")
+        assert [row["measure"] for row in found] == ["recall@1", "recall@5", "recall@10"] * 2
+        picture = next(photos.rglob("*.png"))
+        (answer,) = rows("classify", picture, "--labels", "cat,dog", "--aligner", tmp_path / "m")
+        assert answer["label"] in ("cat", "dog")
 
 
 class TestErrors:
