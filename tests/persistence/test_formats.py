@@ -1,42 +1,116 @@
-"""Models that released formats wrote are read by this version, and answer as they did."""
+"""What released formats hold is read by this version, which answers as they did."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from sklearn_ape import load_pretrained
+from sklearn_ape.features import DiskFeatureCache
+from sklearn_ape.features._file import FeatureFile
 from sklearn_ape.persistence import _format
+from sklearn_ape.persistence._classes import CLASSES
+from tests.persistence import write_fixtures as written
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
+FORMATS = sorted(FIXTURES.glob("format_*"))
+# Their weights are tens of megabytes, or in a folder that must be beside them.
+NO_FIXTURE = {
+    *("CLIPAligner", "LiTAligner", "OpenCLIPImageEncoder", "OpenCLIPTextEncoder"),
+    "TransformersImageEncoder",
+}
 
 
-@pytest.mark.parametrize(
-    ("number", "name"),
-    [(1, name) for name in ("kernel", "cca", "asif", "ape", "ape_plain")],
-)
-def test_a_fixture_of_each_format(number, name):
-    folder = FIXTURES / f"format_{number}"
+def models_in(file):
+    return [
+        pytest.param(folder, name, id=f"{folder.name}-{name}")
+        for folder in FORMATS
+        for name in json.loads((folder / file).read_text()).get("models", {})
+    ]
+
+
+def config_of(folder):
+    return json.loads((folder / "config.json").read_text())
+
+
+def number_of(folder):
+    return int(folder.name.removeprefix("format_"))
+
+
+@pytest.mark.parametrize(("folder", "name"), models_in("answers.json"))
+def test_aligners_of_each_format(folder, name):
     answers = json.loads((folder / "answers.json").read_text())
     X, y = (np.array(answers[side], dtype=np.float32) for side in ("image", "text"))
-    expected = answers["models"][name]
-    assert json.loads((folder / name / "config.json").read_text())["format"] == number
+    expected = dict(answers["models"][name])
+    assert config_of(folder / name)["format"] == number_of(folder)
     model = load_pretrained(folder / name)
-    assert type(model).__name__ == expected["class"]
-    assert model.logit_scale_ == expected["logit_scale"]
-    # Other processors round otherwise.
-    for answer, wanted in (
-        (model.transform(X), expected["image"]),
-        (model.transform_text(y), expected["text"]),
-        (model.similarity(X, y, standardize=True), expected["standardized"]),
-    ):
-        np.testing.assert_allclose(answer, wanted, atol=1e-5)
+    assert type(model).__name__ == expected.pop("class")
+    for key, answer in written.answers_to_pairs(model, X, y).items():
+        # Other processors round otherwise.
+        np.testing.assert_allclose(answer, expected[key], atol=1e-5, err_msg=key)
+
+
+@pytest.mark.parametrize(("folder", "name"), models_in("answers_with_words.json"))
+def test_models_that_know_words_of_each_format(folder, name):
+    answers = json.loads((folder / "answers_with_words.json").read_text())
+    X = np.array(json.loads((folder / "answers.json").read_text())["image"], dtype=np.float32)
+    expected = dict(answers["models"][name])
+    assert config_of(folder / name)["format"] == number_of(folder)
+    model = load_pretrained(folder / name)
+    assert type(model).__name__ == expected.pop("class")
+    found = written.answers_to_features(model, written.pictures() if name == "pipeline" else X)
+    for key in ("proba", "scores"):
+        if key in expected:  # other engines and batches round otherwise
+            np.testing.assert_allclose(found.pop(key), expected.pop(key), atol=2e-3)
+    assert found == expected
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("folder", FORMATS, ids=lambda folder: folder.name)
+class TestFeatures:
+    """The folders of the cache and the files of `encode_to`, as that version left them."""
+
+    def test_cache(self, folder, dtype, tmp_path):
+        (tmp_path / "cache").mkdir()
+        shutil.copy(folder / "features" / "features.sqlite", tmp_path / "cache")
+        with DiskFeatureCache(tmp_path / "cache", dtype=dtype) as cache:
+            found = cache.get_many([*written.ENTRIES, b"unknown"])
+        assert found.keys() == written.ENTRIES.keys()
+        for key, numbers in written.ENTRIES.items():
+            np.testing.assert_array_equal(found[key], numbers.astype(dtype))
+
+    def test_whole_file(self, folder, dtype):
+        path = folder / "features" / dtype / "whole.npy"
+        with FeatureFile(path, "of an encoder", 5, 2, dtype) as file:
+            file.resume()
+            assert file.is_whole
+            np.testing.assert_array_equal(
+                file.finish(), np.array(list(written.ENTRIES.values())).astype(dtype)
+            )
+
+    def test_begun_file_goes_on(self, folder, dtype, tmp_path):
+        shutil.copytree(folder / "features" / dtype, tmp_path / "features")
+        rows = np.array(list(written.ENTRIES.values())).astype(dtype)
+        path = tmp_path / "features" / "begun.npy"
+        with FeatureFile(path, "of an encoder", 5, 2, dtype) as file:
+            file.resume()
+            assert sorted(file.finished) == [0, 1]
+            file.write(2, rows[4:], "2", {})
+            np.testing.assert_array_equal(file.finish(), rows)
 
 
 def test_there_is_a_fixture_of_every_format_and_a_way_up_from_it():
-    assert (FIXTURES / f"format_{_format.FORMAT}").is_dir()
+    assert [number_of(folder) for folder in FORMATS] == list(range(1, _format.FORMAT + 1))
     assert set(_format._MIGRATIONS) == set(range(1, _format.FORMAT))
+
+
+@pytest.mark.parametrize("folder", FORMATS, ids=lambda folder: folder.name)
+def test_every_class_that_a_file_may_name_is_in_one_but_the_large_ones(folder):
+    texts = [path.read_text() for path in folder.glob("*/config.json")]
+    missing = {name for name in CLASSES if not any(f'"{name}"' in text for text in texts)}
+    assert missing == NO_FIXTURE
 
 
 def test_older_formats_are_brought_up_step_by_step(monkeypatch):
