@@ -1,8 +1,8 @@
 """Training of heads against a hand-written loop, and against loops that run their locked towers.
 
-And on a memory map that is on disk alone, against the same arrays in memory. Beside the
-hand-written loop times are of the processor, so that what else the machine does counts less; of
-the others they are what the clock says.
+With a checkpoint, against the same without. And on a memory map that is on disk alone, against the
+same arrays in memory. Beside the hand-written loop times are of the processor, so that what else
+the machine does counts less; of the others they are what the clock says.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ def measure(quick: bool) -> list[Row]:
         _against_hand_written(n_rows, 2048, 1024, n_repeats, "at most 1.1"),
         _against_hand_written(n_rows, 64, 64, n_repeats, ""),
         _against_memory(27_000, 64) if quick else _against_memory(40_000, 2048),
+        _with_checkpoint(n_rows, 2048, 5, n_repeats),
     ]
     n_pictures = 32 if quick else 256
     ours = n_pictures / min(_epochs(*_features(n_pictures), max_epochs=5, batch_size=32))
@@ -160,6 +161,23 @@ def _against_memory(n_rows: int, width: int) -> Row:
     what = f"train on a memory map of {n_rows:,} pairs, head {width} wide"
     return Row(what, max(rates["map"]), "rows/s", "the same arrays in memory",
                max(rates["memory"]), "at least 0.8")  # fmt: skip
+
+
+def _with_checkpoint(n_rows: int, width: int, n_epochs: int, n_repeats: int) -> Row:
+    """Compare a fit, which writes its state as often as it may, with one that writes nothing."""
+    image, text = _features(n_rows)
+    aligner = APEAligner(init=None, early_stopping=False, random_state=0, device="cpu")
+    aligner.set_params(width=width, max_epochs=n_epochs)
+    seconds: dict[bool, list[float]] = {True: [], False: []}
+    for _ in range(n_repeats):
+        for is_kept, taken in seconds.items():
+            with tempfile.TemporaryDirectory() as folder:
+                start = time.perf_counter()
+                aligner.set_params(checkpoint=folder if is_kept else None).fit(image, text)
+                taken.append(time.perf_counter() - start)
+    what = f"{n_epochs} epochs of {n_rows:,} pairs, head {width} wide, with a checkpoint"
+    return Row(what, min(seconds[True]), "s", "the same without", min(seconds[False]),
+               "at most 1.1")  # fmt: skip
 
 
 def _drop_from_memory(path: Path) -> None:

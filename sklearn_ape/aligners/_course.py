@@ -29,6 +29,7 @@ class Course(NamedTuple):
     history: list[dict[str, Any]]
     n_epochs: int
     best_epoch: int
+    was_stopped: bool = False
 
 
 def is_first(ranks: Ranks | None) -> bool:
@@ -42,6 +43,7 @@ def watchers(
     fit: FitContext,
     learned_so_far: Callable[[NeuralNet], dict[str, Any]],
     name: str,
+    keeping: list[Any],
     ranks: Ranks | None = None,
 ) -> list[Any]:
     """Return the callbacks of a run that finds the best epoch, in their order.
@@ -58,6 +60,8 @@ def watchers(
         Takes the net and returns the aligner's fitted attributes, for callbacks that score.
     name : str
         Stands before the progress bar.
+    keeping : list of (str, skorch.callbacks.Callback)
+        Keep what the others have noted of an epoch.
     ranks : Ranks or None, default=None
         Processes that train together, of which the first shows the bar.
 
@@ -83,6 +87,7 @@ def watchers(
     found += [(f"bridge{i}", bridge) for i, bridge in enumerate(bridges)]
     # Deep copies: skorch writes into its callbacks, and parameters are not ours to change.
     found += deepcopy(list(aligner.callbacks or []))
+    found += keeping
     return found if best is None else [*found, ("stop", StopWhenPatient(best))]
 
 
@@ -104,11 +109,12 @@ def course_of(net: NeuralNet, aligner: Any) -> Course:
     best = dict(net.callbacks_).get("best")
     best_epoch = (best and best.best_epoch_) or len(rows)
     patience_ran_out = best is not None and best.misses_ >= best.patience
-    if len(rows) < aligner.max_epochs and not patience_ran_out:
+    was_stopped = len(rows) < aligner.max_epochs and not patience_ran_out
+    if was_stopped:
         warnings.warn(
             f"Training was stopped after {len(rows)} of {aligner.max_epochs} epochs; epoch "
             f"{best_epoch} is taken as the best.",
             UserWarning,
             stacklevel=5,
         )
-    return Course(history, len(rows), best_epoch)
+    return Course(history, len(rows), best_epoch, was_stopped)

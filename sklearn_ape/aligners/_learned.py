@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..heads import TwoTower
+from ..heads import BaseMap, TwoTower
 
 
 def learned(
@@ -32,3 +32,10 @@ def learned(
         "_n_features_out": module.n_components,
         "fingerprint_": module.fingerprint(),
     }
+
+
+def learned_heads(module: TwoTower, logit_scale: float) -> dict[str, Any]:
+    """Return the same of heads that may stand on a solution in closed form."""
+    maps = [part for part in module.modules() if isinstance(part, BaseMap)]
+    solved = [buffer for part in maps for buffer in part.buffers()]
+    return learned(module, logit_scale, [*module.parameters(), *solved])

@@ -27,7 +27,7 @@ class SavedAligner(Shareable):
     Subclasses say what they learned and how it is put back.
     """
 
-    _of_the_machine: ClassVar = frozenset({"device", "verbose"})
+    _of_the_machine: ClassVar = frozenset({"checkpoint", "device", "verbose"})
     _left_out: ClassVar = frozenset({"callbacks"})
 
     @abstractmethod

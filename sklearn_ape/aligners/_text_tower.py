@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Self
@@ -16,6 +17,7 @@ from ..encoders import TransformersTextEncoder
 from ..encoders._networks import Network
 from ..heads import LinearHead, Standardize, head_state, restored_head
 from ..persistence import State
+from ._fingerprint import fingerprint
 
 _ROWS_AT_ONCE = {"cpu": 64}
 _ROWS_AT_ONCE_ELSEWHERE = 1024
@@ -76,6 +78,12 @@ class TextTower(nn.Module):
             raise ValueError(f"The text tower must end in a linear map to {n_out} numbers.")
         tower.projection = projection
         return tower
+
+    def digest(self) -> str:
+        """Return what tells the tower, as it is before training, from others."""
+        weights = fingerprint(*(tensor.numpy() for tensor in self.tower.state_dict().values()))
+        of_encoder = sorted(self.encoder._recorded_params().items())
+        return hashlib.sha256(f"{weights}{of_encoder}".encode()).hexdigest()
 
     @property
     def device(self) -> torch.device:

@@ -12,7 +12,7 @@ from ._fingerprint import fingerprint
 from ._pairs import Pairs
 
 # What may differ, or has no text that says what it is.
-_OF_ONE_PROCESS = {
+OF_ONE_PROCESS = {
     "image_encoder",
     "text_encoder",
     "head_pairs",
@@ -20,6 +20,7 @@ _OF_ONE_PROCESS = {
     "random_state",
     "verbose",
     "callbacks",
+    "checkpoint",
 }
 
 
@@ -51,7 +52,7 @@ def join_ranks(aligner: Any, data: Pairs, seed: int) -> tuple[Ranks | None, int]
     if ranks is None:
         return None, seed
     parameters = aligner.get_params(deep=False)
-    told = {name: parameters[name] for name in sorted(parameters.keys() - _OF_ONE_PROCESS)}
+    told = {name: parameters[name] for name in sorted(parameters.keys() - OF_ONE_PROCESS)}
     some = (side[evenly_spaced(len(side))] for side in (data.image, data.text))
     sizes = np.array([len(data.image), len(data.text), data.n_prototypes])
     ranks.check_alike(f"{told} {fingerprint(data.pairs, sizes, *some)}")

@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
-from copy import deepcopy
-from functools import partial
 from typing import Any, Self
 
 import numpy as np
 import torch
 from sklearn.utils import check_random_state
-from skorch import NeuralNet
 
 from .._callbacks import FitContext, with_callbacks
 from ..devices import resolve_device
-from ..heads import BaseMap, TwoTower
+from ..heads import TwoTower
 from ..persistence import State
-from ..training import EpochProgress, Ranks
+from ._ape_training import trained_heads
 from ._base import BaseAligner
-from ._course import course_of, is_first, watchers
-from ._embedded import embedded, embedders
+from ._checkpoint import Checkpoint
+from ._embedded import embedded
 from ._head_parameters import check_head_training
-from ._head_training import HeadTraining, start_kind
-from ._learned import learned
-from ._logit_scale import fit_logit_scale, held_out_logit_scale
-from ._pairs import Pairs, held_out
+from ._learned import learned_heads
 from ._saving import SavedHeads, course_state, restore_course
 from ._together import join_ranks
+from ._training_file import prepare_folder
 
 
 class APEAligner(SavedHeads, BaseAligner):
@@ -117,6 +113,9 @@ class APEAligner(SavedHeads, BaseAligner):
         1 shows a progress bar over epochs, 2 or more skorch's table of them.
     callbacks : list of skorch callbacks or None, default=None
         Told of batches and epochs. scikit-learn's own (1.9 and later) are set by `set_callbacks`.
+    checkpoint : str, path-like or None, default=None
+        Folder in which the training is kept, so that `fit` on the same pairs with the same
+        parameters goes on after a kill; see Notes. None keeps nothing.
 
     Attributes
     ----------
@@ -166,6 +165,13 @@ class APEAligner(SavedHeads, BaseAligner):
 
     A picture's captions are all positives, never negatives. Interrupting a fit keeps the best
     epoch so far, as in scikit-learn's MLP.
+
+    With `checkpoint`, the state of the training is written after its epochs, as often as takes a
+    twentieth of the time at most, and its result at the end. `fit` on the same pairs with the same
+    parameters goes on from there, to the bit of what it would have been, or returns the result
+    at once; with ``random_state=None`` a result is not kept, since every fit draws another seed,
+    and only a killed training goes on. Trainings of other pairs or parameters have files of their
+    own, so that the fits of a search may share a folder. Your own callbacks begin anew.
 
     Features in a memory map (``numpy.load(..., mmap_mode="r")``), or in half precision, that would
     take more than 128 MiB as float32 stay where they are: they are looked at, and their batches
@@ -237,6 +243,7 @@ class APEAligner(SavedHeads, BaseAligner):
         random_state: int | np.random.RandomState | None = None,
         verbose: int = 0,
         callbacks: Sequence[Any] | None = None,
+        checkpoint: str | os.PathLike[str] | None = None,
     ) -> None:
         self.image_encoder = image_encoder
         self.text_encoder = text_encoder
@@ -270,6 +277,7 @@ class APEAligner(SavedHeads, BaseAligner):
         self.random_state = random_state
         self.verbose = verbose
         self.callbacks = callbacks
+        self.checkpoint = checkpoint
 
     @with_callbacks
     def fit(self, X: Any, y: Any) -> Self:
@@ -293,8 +301,11 @@ class APEAligner(SavedHeads, BaseAligner):
             When parameters or data cannot be used; the message names the row and the remedy.
         FloatingPointError
             When training diverges.
+        OSError
+            When the folder `checkpoint` cannot be written to, or holds other things.
         """
         self._check_parameters()
+        prepare_folder(self.checkpoint)
         fit = FitContext(self, self.max_epochs, X, y)
         data = self._fit_pairs(X, y)
         random = check_random_state(self.random_state)
@@ -302,74 +313,20 @@ class APEAligner(SavedHeads, BaseAligner):
         ranks, seed = join_ranks(self, data, seed)
         self.device_ = resolve_device(self.device)
         devices = [self.device_] if self.device_.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(seed)
-            self._train(data, seed, ranks, fit)
+        with Checkpoint(self, data, seed, ranks) as kept:
+            if not kept.restore():
+                with torch.random.fork_rng(devices=devices):
+                    trained = trained_heads(self, data, ranks, fit, kept)
+                self._keep(trained.module, trained.logit_scale)
+                self.history_, self.n_epochs_, self.best_epoch_, _ = trained.course
+                kept.finish()
         self._keep_bank(data)
         fit.end()
         return self
 
-    def _train(self, data: Pairs, seed: int, ranks: Ranks | None, fit: FitContext) -> None:
-        train, valid = data, None
-        if self.early_stopping:
-            train, valid = held_out(data, self.validation_fraction, seed)
-        start = start_kind(self.init, len(data.text))
-        heads_for = partial(HeadTraining, self, start, seed, ranks=ranks)
-        training = heads_for(train)
-        watched = start_recall = None
-        if valid is not None:
-            watched = training.inputs(valid)
-            start_recall = None if self.init is None else training.recall(valid)
-        self.history_: list[dict[str, Any]] = []
-        self.n_epochs_ = self.best_epoch_ = 0
-        # "auto" does not train where nothing could tell whether that helps.
-        if not (self.init == "auto" and self.early_stopping and valid is None):
-
-            def learned_so_far(net: NeuralNet) -> dict[str, Any]:
-                return _learned(deepcopy(training.module), net.criterion_.logit_scale.item())
-
-            watching = watchers(self, watched, fit, learned_so_far, "align", ranks)
-            net = training.run(watching, self.max_epochs)
-            self.history_, self.n_epochs_, self.best_epoch_ = course_of(net, self)
-            scale = float(net.criterion_.logit_scale.item())
-        if valid is not None and start_recall is not None:
-            self._compare_with_start(start_recall, len(valid.pairs))
-        if self.best_epoch_ == 0:
-            self._keep_start(data, heads_for, training, valid)
-            return
-        if valid is not None and self.refit:
-            torch.manual_seed(seed)
-            training = heads_for(data)
-            again = [("progress", EpochProgress(self.best_epoch_, "refit"))]
-            shown = self.verbose == 1 and is_first(ranks)
-            net = training.run(again if shown else [], self.best_epoch_)
-            scale = float(net.criterion_.logit_scale.item())
-        self._keep(training.module, scale)
-
-    def _compare_with_start(self, recall: float, n_valid: int) -> None:
-        """Call the start epoch 0, and the best one unless training beat it beyond chance."""
-        best = max(row["valid_recall"] for row in self.history_)
-        # The best of many epochs is partly luck: one standard error is asked of it.
-        if best <= recall + (recall * (1 - recall) / n_valid) ** 0.5:
-            self.best_epoch_ = 0
-        start = {"epoch": 0, "valid_recall": recall}
-        self.history_ = [start, *self.history_]
-
-    def _keep_start(
-        self, data: Pairs, heads_for: Any, training: HeadTraining, valid: Pairs | None
-    ) -> None:
-        """Keep the closed form, solved on all pairs unless `refit` says otherwise."""
-        if valid is None:
-            scale = held_out_logit_scale(data, lambda some: embedders(heads_for(some).module))
-        else:
-            image, text = embedders(training.start_alone().eval())
-            scale = fit_logit_scale(image(valid.image), text(valid.text), valid.pairs)
-            training = heads_for(data) if self.refit else training
-        self._keep(training.start_alone(), scale)
-
     def _keep(self, module: TwoTower, scale: float) -> None:
         """Take what prediction needs."""
-        self.__dict__.update(_learned(module, scale))
+        self.__dict__.update(learned_heads(module, scale))
 
     def _learned_state(self) -> dict[str, Any]:
         return super()._learned_state() | course_state(self)
@@ -392,9 +349,3 @@ class APEAligner(SavedHeads, BaseAligner):
 
     def _embed(self, side: str, features: np.ndarray) -> np.ndarray:
         return embedded(self.module_, side, features, self.device)
-
-
-def _learned(module: TwoTower, scale: float) -> dict[str, Any]:
-    maps = [part for part in module.modules() if isinstance(part, BaseMap)]
-    solved = [buffer for part in maps for buffer in part.buffers()]
-    return learned(module, scale, [*module.parameters(), *solved])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from copy import deepcopy
 from typing import Any, Self
@@ -9,7 +10,6 @@ from typing import Any, Self
 import numpy as np
 import torch
 from sklearn.utils import check_random_state
-from skorch.callbacks import GradientNormClipping
 
 from .._callbacks import FitContext, with_callbacks
 from ..devices import resolve_device
@@ -17,28 +17,25 @@ from ..heads import FrozenHead, TwoTower, head_state, restored_head
 from ..persistence import State
 from ..training import (
     AlignmentNet,
-    DivergenceGuard,
-    PairBatches,
     PairDataset,
     StoredRows,
     as_tensor,
-    cosine_schedule,
     embed,
-    n_batches,
     split_pairs,
     subset,
 )
 from ._base import BaseAligner
+from ._checkpoint import Checkpoint
 from ._course import course_of, watchers
-from ._head_training import LOSSES
 from ._learned import learned
 from ._pairs import Pairs
 from ._saving import course_state, restore_course
 from ._text_parameters import check_text_training
-from ._text_tower import TextTower, adamw_of_two_rates
+from ._text_tower import TextTower
+from ._text_training import tower_net
+from ._training_file import prepare_folder
 
 _CAPTIONS_FOR_STATISTICS = 1000
-_LARGEST_GRADIENT = 1.0
 
 
 class LiTAligner(BaseAligner):
@@ -105,6 +102,9 @@ class LiTAligner(BaseAligner):
         1 shows a progress bar over epochs, 2 or more skorch's table of them.
     callbacks : list of skorch callbacks or None, default=None
         Told of batches and epochs. scikit-learn's own (1.9 and later) are set by `set_callbacks`.
+    checkpoint : str, path-like or None, default=None
+        Folder in which the training is kept, so that `fit` on the same pairs with the same
+        parameters goes on after a kill, as in `APEAligner`. None keeps nothing.
 
     Attributes
     ----------
@@ -191,6 +191,7 @@ class LiTAligner(BaseAligner):
         random_state: int | np.random.RandomState | None = None,
         verbose: int = 0,
         callbacks: Sequence[Any] | None = None,
+        checkpoint: str | os.PathLike[str] | None = None,
     ) -> None:
         self.image_encoder = image_encoder
         self.text_encoder = text_encoder
@@ -215,6 +216,7 @@ class LiTAligner(BaseAligner):
         self.random_state = random_state
         self.verbose = verbose
         self.callbacks = callbacks
+        self.checkpoint = checkpoint
 
     @with_callbacks
     def fit(self, X: Any, y: Any) -> Self:
@@ -240,8 +242,11 @@ class LiTAligner(BaseAligner):
             When `text_encoder` is no network of the transformers library.
         FloatingPointError
             When training diverges.
+        OSError
+            When the folder `checkpoint` cannot be written to, or holds other things.
         """
         self._check_parameters()
+        prepare_folder(self.checkpoint)
         fit = FitContext(self, self.max_epochs, X, y)
         try:
             data = self._fit_pairs(X, y)
@@ -249,15 +254,20 @@ class LiTAligner(BaseAligner):
             seed = int(random.randint(np.iinfo(np.int32).max))
             self.device_ = resolve_device(self.device)
             devices = [self.device_] if self.device_.type == "cuda" else []
-            with torch.random.fork_rng(devices=devices):
-                torch.manual_seed(seed)
-                self._train(data, self._tower, seed, fit)
+            with Checkpoint(self, data, seed, tower=self._tower) as kept:
+                if not kept.restore():
+                    with torch.random.fork_rng(devices=devices):
+                        torch.manual_seed(kept.seed)
+                        self._train(data, self._tower, fit, kept)
+                    kept.finish()
+            self._keep_bank(data)
         finally:
             self.__dict__.pop("_tower", None)
         fit.end()
         return self
 
-    def _train(self, data: Pairs, tower: TextTower, seed: int, fit: FitContext) -> None:
+    def _train(self, data: Pairs, tower: TextTower, fit: FitContext, kept: Checkpoint) -> None:
+        seed = kept.seed
         image = data.image if isinstance(data.image, StoredRows) else as_tensor(data.image)
         everything = PairDataset(image, as_tensor(data.text), data.pairs)
         train, valid = everything, None
@@ -278,8 +288,8 @@ class LiTAligner(BaseAligner):
         tower.to(self.device_).project(train.text[some].to(self.device_), n_out)
         module = TwoTower(FrozenHead(n_image, n_out), tower)
         module.image_head.set_statistics(train.image)
-        watching = watchers(self, valid, fit, _learned_so_far, "tune")
-        net = self._net(module, len(train), seed, watching)
+        watching = watchers(self, valid, fit, _learned_so_far, "tune", kept.callbacks("tune"))
+        net = tower_net(self, module, len(train), seed, watching)
         try:
             with tower.checkpointing(self.gradient_checkpointing):
                 net.fit(train, y=None)
@@ -287,44 +297,10 @@ class LiTAligner(BaseAligner):
             raise FloatingPointError(
                 f"{error} Or lower head_learning_rate (now {self.head_learning_rate:g})."
             ) from None
-        self.history_, self.n_epochs_, self.best_epoch_ = course_of(net, self)
+        course = course_of(net, self)
+        kept.note_course(course)
+        self.history_, self.n_epochs_, self.best_epoch_, _ = course
         self._keep(net)
-        self._keep_bank(data)
-
-    def _net(
-        self, module: TwoTower, n_pairs: int, seed: int, callbacks: list[Any]
-    ) -> AlignmentNet:
-        always = [
-            ("divergence", DivergenceGuard()),
-            ("clipping", GradientNormClipping(_LARGEST_GRADIENT)),
-            ("schedule", cosine_schedule(self.max_epochs * n_batches(n_pairs, self.batch_size))),
-        ]
-        # What no pattern names (the map and the loss) keeps lr; errors name the tower's.
-        rates = [
-            ("*projection.*", {"lr": self.head_learning_rate}),
-            ("log_scale", {"lr": self.head_learning_rate}),
-            ("bias", {"lr": self.head_learning_rate}),
-        ]
-        return AlignmentNet(
-            module=module,
-            criterion=LOSSES[self.loss],
-            criterion__logit_scale=self.logit_scale,
-            criterion__max_logit_scale=self.max_logit_scale,
-            criterion__learn_scale=self.learn_logit_scale,
-            optimizer=adamw_of_two_rates,
-            optimizer__param_groups=rates,
-            optimizer__weight_decay=self.weight_decay,
-            lr=self.learning_rate,
-            batch_size=self.batch_size,
-            max_epochs=self.max_epochs,
-            iterator_train=PairBatches,
-            iterator_train__shuffle=True,
-            iterator_train__seed=seed,
-            train_split=None,
-            callbacks=always + callbacks,
-            device=self.device_,
-            verbose=int(self.verbose >= 2),
-        )
 
     def _keep(self, net: AlignmentNet) -> None:
         """Take what prediction needs from the net; the rest goes with it."""

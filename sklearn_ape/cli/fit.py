@@ -88,6 +88,14 @@ def fit(
             help="After measuring, fit once more on all pairs, and save that.",
         ),
     ] = True,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder in which the training of ape and lit is kept, so that a run that was "
+            "killed goes on when it is started again.",
+            show_default=False,
+        ),
+    ] = None,
     random_state: RandomState = 0,
     strict: Strict = False,
     form: Format = None,
@@ -110,6 +118,12 @@ def fit(
         raise typer.BadParameter("is for --method ape.", param_hint="--depth")
     if head_pairs and method is Method.lit:
         raise typer.BadParameter("is not for --method lit.", param_hint="--head-pairs")
+    if checkpoint is not None:
+        if method not in (Method.ape, Method.lit):
+            raise typer.BadParameter("is for --method ape or lit.", param_hint="--checkpoint")
+        from ..aligners._training_file import prepare_folder
+
+        prepare_folder(checkpoint)
     bunch = _pairs(data, image, caption, captions, strict, quiet)
 
     from .. import ZeroShotClassifier
@@ -129,6 +143,8 @@ def fit(
     # From here on features come from the cache, and pictures that are bad are left out.
     pictures.set_params(on_error="raise", verbose=0)
     aligner: Any = _aligner(method, depth, pictures, texts, head_pairs, random_state, machine)
+    if checkpoint is not None:
+        aligner.set_params(checkpoint=checkpoint)
     scores: list[Any] = []
     if split is None and test_size:
         say(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -98,6 +98,18 @@ class PairBatches:
         if self.dataset.is_at_hand:
             return map(self._read, drawn)
         return in_threads(self._read, drawn, n_threads=1)
+
+    def generators(self) -> dict[str, Any]:
+        """Return where the random generators stand, between two epochs, as plain data."""
+        return {
+            "order": self._rng.bit_generator.state,
+            "mixing": self._mixing_rng.bit_generator.state,
+        }
+
+    def restore_generators(self, states: dict[str, Any]) -> None:
+        """Go on from where `generators` was called."""
+        self._rng.bit_generator.state = states["order"]
+        self._mixing_rng.bit_generator.state = states["mixing"]
 
     def _draw(self, index: np.ndarray) -> _Draw:
         """Draw all that is random about a batch, so that reading may wait."""

@@ -77,6 +77,13 @@ class AlignmentNet(NeuralNet):
         self.structure_levels = structure_levels
         self.ranks = ranks
 
+    def get_iterator(self, dataset: Any, training: bool = False) -> Any:
+        """Make batches, and remember those of training: a checkpoint asks where they stand."""
+        iterator = super().get_iterator(dataset, training=training)
+        if training:
+            self.batches_ = iterator
+        return iterator
+
     def get_loss(
         self, y_pred: Any, y_true: Any, X: Any = None, training: bool = False
     ) -> torch.Tensor:
@@ -153,6 +160,9 @@ class AlignmentNet(NeuralNet):
             stop = True
         if self.ranks.any(stop):
             raise KeyboardInterrupt
+        for _, callback in self.callbacks_:
+            if hasattr(callback, "on_agreement"):
+                callback.on_agreement(self)
 
 
 def n_pairs_of(positive: torch.Tensor) -> int:

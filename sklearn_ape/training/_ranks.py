@@ -44,10 +44,14 @@ class Ranks:
 
     def any(self, value: bool) -> bool:
         """Say whether a value is true in any process."""
+        return any(self.of_all(bool(value)))
+
+    def of_all(self, value: Any) -> list[Any]:
+        """Return the values of all processes, small objects, in their order."""
         held: list[Any] = [None] * self.size
         with self._answered():
-            distributed.all_gather_object(held, bool(value))
-        return any(held)
+            distributed.all_gather_object(held, value)
+        return held
 
     def check_alike(self, digest: str) -> None:
         """Refuse to train on what differs from process to process.
@@ -57,9 +61,7 @@ class Ranks:
         ValueError
             In every process.
         """
-        held: list[Any] = [None] * self.size
-        with self._answered():
-            distributed.all_gather_object(held, digest)
+        held = self.of_all(digest)
         others = [rank for rank, one in enumerate(held) if one != held[0]]
         if others:
             raise ValueError(

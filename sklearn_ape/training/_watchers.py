@@ -155,6 +155,12 @@ class EpochProgress(Callback):
         """Show an empty bar."""
         self.bar_ = tqdm(total=self.n_epochs, unit="epoch", desc=self.name)
 
+    def on_epoch_begin(self, net: NeuralNet, **kwargs: Any) -> None:
+        """Begin where a checkpoint lets training go on."""
+        n_done = len(net.history) - 1
+        if n_done > self.bar_.n:
+            self.bar_.initial = self.bar_.n = n_done
+
     def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
         """Move on by one epoch."""
         row = net.history[-1]

@@ -82,6 +82,18 @@ class TestFit:
         (answer,) = rows("classify", picture, "--labels", "cat,dog", "--aligner", tmp_path / "m")
         assert answer["label"] in ("cat", "dog")
 
+    def test_training_is_kept(self, photos, run, tmp_path):
+        """A second run, as after a kill, saves the same aligner."""
+        for name in ("a", "b"):
+            run(
+                *("fit", photos, "--captions", "filename", "-o", tmp_path / name, "--quiet"),
+                *("--checkpoint", tmp_path / "training", "--test-size", "0"),
+            )
+        assert len(list((tmp_path / "training").glob("APEAligner-*.trained.safetensors"))) == 1
+        one, other = (load_pretrained(tmp_path / name) for name in ("a", "b"))
+        assert one.fingerprint_ == other.fingerprint_
+        assert one.checkpoint is None
+
 
 class TestErrors:
     def test_strict_stops_at_a_broken_picture(self, captioned, run, tmp_path):
@@ -108,6 +120,7 @@ class TestErrors:
             (("--method", "cca", "--depth", "2"), "ape"),
             (("--method", "lit", "--head-pairs"), "lit"),
             (("--method", "clip"), "asif"),
+            (("--method", "kernel", "--checkpoint", "c"), "ape or lit"),
         ],
     )
     def test_options_that_do_not_go_together(self, photos, run, tmp_path, arguments, message):

@@ -1,0 +1,113 @@
+"""Plain data and arrays as one safetensors file, replaced in one step."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ._folder import _ENTRY, _described, _digest, _metadata, _read_tensors, _sync
+from ._json import dumped, loaded
+from ._values import Rebuilder, Recorder
+
+_SAVING = ".saving"
+_DIGITS = 64
+
+
+def write_file(path: Path, head: Mapping[str, Any], values: Mapping[str, Any]) -> None:
+    """Write a file, or replace it: killed at any moment, the old one or the new one is there.
+
+    Parameters
+    ----------
+    path : Path
+        In a folder that exists.
+    head : mapping of str to object
+        Plain data that `read_head` returns without reading the rest.
+    values : mapping of str to object
+        Numbers, texts, lists, dicts and arrays.
+
+    Raises
+    ------
+    OSError
+        When it cannot be written; the old file is as it was.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import save_file
+
+    recorder = Recorder()
+    body = {name: recorder.value(value, name) for name, value in values.items()}
+    tensors = recorder.tensors
+    config = {
+        "head": dict(head),
+        "values": body,
+        "tensors": _described(tensors),
+        "digest": _digest(tensors),
+    }
+    staged = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_SAVING}")
+    try:
+        save_file(tensors, staged, metadata={_ENTRY: _sealed(dumped(config))})
+        _sync(staged)
+        os.replace(staged, path)
+        _sync(path.parent)
+    except SafetensorError as error:  # how safetensors says that the disk is full
+        raise OSError(str(error)) from None
+    finally:
+        staged.unlink(missing_ok=True)
+
+
+def remove_unfinished(path: Path) -> None:
+    """Remove what killed processes left of `write_file`; nobody else may be writing."""
+    for left in path.parent.glob(f".{path.name}.*{_SAVING}"):
+        left.unlink(missing_ok=True)
+
+
+def read_head(path: Path) -> dict[str, Any]:
+    """Return what `write_file` was given as `head`.
+
+    Raises
+    ------
+    ValueError
+        When the file is damaged, or another kind of file.
+    OSError
+        When it cannot be read.
+    """
+    head = _unsealed(_metadata(path), path).get("head")
+    if not isinstance(head, dict):
+        raise ValueError(f"{str(path)!r} has no 'head'.")
+    return head
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """Return what `write_file` was given as `values`.
+
+    Raises
+    ------
+    ValueError
+        When the file is damaged, or another kind of file.
+    OSError
+        When it cannot be read.
+    """
+    tensors, text = _read_tensors(path, path.parent)
+    config = _unsealed(text, path)
+    if config.get("digest") != _digest(tensors) or config.get("tensors") != _described(tensors):
+        raise ValueError(f"{str(path)!r} is damaged: its numbers are not those that were saved.")
+    rebuilder = Rebuilder(tensors, {})
+    values = rebuilder.value(config.get("values"))
+    rebuilder.close()
+    if not isinstance(values, dict):
+        raise ValueError(f"{str(path)!r} has no 'values'.")
+    return values
+
+
+def _sealed(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest() + text
+
+
+def _unsealed(sealed: str, path: Path) -> dict[str, Any]:
+    text = sealed[_DIGITS:]
+    if _sealed(text) != sealed:
+        raise ValueError(f"{str(path)!r} is damaged: its header is not that which was written.")
+    return loaded(text, repr(str(path)))
