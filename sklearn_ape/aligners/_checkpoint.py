@@ -10,7 +10,8 @@ import numpy as np
 from sklearn.utils import gen_batches
 
 from ..persistence import State
-from ..training import KeepState, Ranks
+from ..training import Ranks
+from ..training._state import KeepState
 from ._course import Course, is_first
 from ._fingerprint import fingerprint
 from ._pairs import Pairs

@@ -6,7 +6,6 @@ from ._net import AlignmentNet, embed
 from ._optimizers import OPTIMIZERS, adam, adamw, cosine_schedule, lion
 from ._ranks import Ranks, current_ranks
 from ._split import Split, split_pairs
-from ._state import KeepState
 from ._stored import StoredRows, row_blocks, select, stays_stored
 from ._watchers import (
     BestEpoch,
@@ -24,7 +23,6 @@ __all__ = [
     "BestEpoch",
     "DivergenceGuard",
     "EpochProgress",
-    "KeepState",
     "PairBatches",
     "PairDataset",
     "Ranks",
