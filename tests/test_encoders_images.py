@@ -246,6 +246,21 @@ def test_changed_file_of_the_same_size_and_time_is_seen(tmp_path, age):
         assert image_digest(path) != first
 
 
+def test_file_changed_after_the_clock_was_set_back_is_seen(tmp_path, monkeypatch):
+    """It may have the stamp of before the change: what was remembered counts for nothing."""
+    path = tmp_path / "a.png"
+    path.write_bytes(b"aaaa")
+    before = os.stat(path)
+    monkeypatch.setattr("sklearn_ape.encoders._images._file_status", lambda path: before)
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 10)
+    first = image_digest(path)
+    path.write_bytes(b"bbbb")  # as if at the moment at which it was made
+    assert image_digest(path) == first, "not remembered: this test tests nothing"
+    monkeypatch.setattr(time, "time", lambda: now)
+    assert image_digest(path) != first
+
+
 def test_unchanged_file_is_read_once(tmp_path, monkeypatch):
     """A grid search must not hash every picture again and again."""
     path = tmp_path / "a.png"

@@ -7,13 +7,16 @@ import json
 import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO
 
 import typer
+
+from .._unfinished import unfinished
 
 __all__ = ["Table", "check_file", "check_folder", "check_model_folder", "form_of", "whole_file"]
 
@@ -80,11 +83,10 @@ def check_model_folder(output: Path) -> None:
 
 
 def _check_place(folder: Path, output: Path, n_bytes: int) -> None:
-    probe = folder / f".sklearn-ape-{os.getpid()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(b"")
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=folder):
+            pass
     except OSError as error:
         raise OSError(
             f"{str(output)!r} cannot be written ({error.strerror}). Choose another --output."
@@ -108,15 +110,12 @@ def whole_file(output: Path) -> Iterator[Path]:
     if path.exists() and not path.is_file():
         yield path
         return
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial{path.suffix}")
-    try:
+    with unfinished(path) as folder:
+        partial = folder / path.name
         yield partial
         with partial.open("r+b") as file:
             os.fsync(file.fileno())
         partial.replace(path)
-    finally:
-        with suppress(OSError):
-            partial.unlink()
 
 
 class Table:

@@ -8,6 +8,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+# What `PRAGMA user_version` says of files as they are written here. A greater number is of a later
+# version of this package, and a number beyond the limit of damage.
+_FORMAT = 0
+_LAST_FORMAT = 1_000
+
 # 16 KiB hold three features of 1280 float32, or 20 of 384 float16, and keep the cost of a key,
 # which falls on a page of its own, bearable.
 _PAGE_BYTES = 16_384
@@ -27,6 +32,10 @@ _NO_DAMAGE = {
 }
 
 
+class NewerFormatError(Exception):
+    """A file was written by a later version of this package, in another form."""
+
+
 def is_read_only(path: Path) -> bool:
     """Say whether a cache's folder, or the file in it, is there and cannot be written to."""
     return any(place.exists() and not os.access(place, os.W_OK) for place in (path.parent, path))
@@ -36,6 +45,7 @@ def connect(path: Path, tables: list[str], timeout: float) -> sqlite3.Connection
     """Open a file to read and write, making it and its tables where they are not."""
     connection = _opened(path, "", timeout)
     try:
+        _check_format(connection)
         connection.execute(f"PRAGMA page_size = {_PAGE_BYTES}")
         connection.execute("PRAGMA journal_mode = WAL")  # readers and a writer side by side
         connection.execute("PRAGMA synchronous = NORMAL")
@@ -44,7 +54,7 @@ def connect(path: Path, tables: list[str], timeout: float) -> sqlite3.Connection
             connection.execute(
                 f"CREATE TABLE IF NOT EXISTS {table} (key BLOB PRIMARY KEY, value BLOB NOT NULL)"
             )
-    except sqlite3.Error:
+    except (sqlite3.Error, NewerFormatError):
         connection.close()
         raise
     return connection
@@ -53,7 +63,7 @@ def connect(path: Path, tables: list[str], timeout: float) -> sqlite3.Connection
 def connect_to_read(path: Path, timeout: float) -> sqlite3.Connection:
     """Open a file in a folder where nothing can be written; an empty one where there is none."""
     if not path.exists():
-        return sqlite3.connect(":memory:", check_same_thread=False)
+        return nowhere()
     failure = sqlite3.Error()
     # SQLite can share the file with writers where these left their log's index; else only an
     # unchanging file can be read from a read-only folder.
@@ -61,9 +71,13 @@ def connect_to_read(path: Path, timeout: float) -> sqlite3.Connection:
         connection = _opened(path, option, timeout)
         try:
             tables_of(connection)
+            _check_format(connection)
         except sqlite3.Error as error:
             connection.close()
             failure = error
+        except NewerFormatError:
+            connection.close()
+            raise
         else:
             return connection
     raise failure
@@ -73,6 +87,11 @@ def tables_of(connection: sqlite3.Connection) -> set[str]:
     """Name the tables in a file."""
     names = connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")
     return {name.decode(errors="replace") for (name,) in names if isinstance(name, bytes)}
+
+
+def nowhere() -> sqlite3.Connection:
+    """Open an empty file that is in memory alone."""
+    return sqlite3.connect(":memory:", check_same_thread=False)
 
 
 def retried(make: Callable[[], sqlite3.Connection], timeout: float) -> sqlite3.Connection:
@@ -107,6 +126,15 @@ def _opened(path: Path, option: str, timeout: float) -> sqlite3.Connection:
     )
     connection.text_factory = bytes  # only a damaged entry is a text
     return connection
+
+
+def _check_format(connection: sqlite3.Connection) -> None:
+    ((number,),) = connection.execute("PRAGMA user_version")
+    if _FORMAT < number <= _LAST_FORMAT:
+        raise NewerFormatError(
+            f"was written by a newer version of sklearn-ape (format {number}; this one knows "
+            f"{_FORMAT}) and is left as it is: upgrade sklearn-ape, or give another folder"
+        )
 
 
 def _is_busy(error: sqlite3.DatabaseError) -> bool:

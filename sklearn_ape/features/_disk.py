@@ -14,7 +14,16 @@ from typing import Any, Self
 
 import numpy as np
 
-from ._connection import connect, connect_to_read, is_damage, is_read_only, retried, tables_of
+from ._connection import (
+    NewerFormatError,
+    connect,
+    connect_to_read,
+    is_damage,
+    is_read_only,
+    nowhere,
+    retried,
+    tables_of,
+)
 from ._entries import EXACT, NUMBERS, ROUNDED, pack, rounded, unpack
 
 _KEYS_A_QUERY = 500
@@ -61,7 +70,8 @@ class DiskFeatureCache:
     Every entry carries a digest of its key and its numbers: a damaged one is not returned, so it
     is computed anew. A file damaged beyond reading is moved aside with a warning, never deleted.
     From a folder that cannot be written to, features are read; new ones are not kept, and a
-    warning says so.
+    warning says so. A file that a later version of sklearn-ape wrote in another form is neither
+    read nor changed, which a warning says, too.
 
     One file may hold entries of both types. A float32 cache does not see those stored as
     float16, so it never gives rounded numbers; a float16 cache reads both and rounds. (The call
@@ -219,6 +229,14 @@ class DiskFeatureCache:
     def _open_or_read(self) -> None:
         """Connect; only to read, where nothing can be written."""
         self._told = False
+        try:
+            self._open_as_allowed()
+        except NewerFormatError as error:
+            self._writable = False
+            self._tell(str(error))
+            self._keep(nowhere())
+
+    def _open_as_allowed(self) -> None:
         self._writable = not is_read_only(self.path)
         if self._writable:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -264,7 +282,7 @@ class DiskFeatureCache:
         self._close()
         if not self._writable:
             self._warn(f"is damaged ({error})")
-            self._keep(sqlite3.connect(":memory:", check_same_thread=False))
+            self._keep(nowhere())
             return
         if self.path.exists() and os.stat(self.path).st_ino != self._inode:
             self._keep(self._create())  # another process has moved it aside already

@@ -6,8 +6,8 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -143,14 +143,15 @@ class FeatureFile:
             When it cannot be written.
         """
         if self._file is None:
-            self._create(rows.shape[1])
+            with self._named_errors():
+                self._create(rows.shape[1])
         if rows.shape[1] != self._width:
             raise ValueError(f"Chunk {number} has {rows.shape[1]} features, not {self._width}.")
         assert self._file is not None
         assert self._log is not None
         content = np.ascontiguousarray(rows, dtype=self.dtype).tobytes()
         chunk = FinishedChunk(items, _digest(content), dict(errors))
-        try:
+        with self._named_errors():
             self._file.seek(self._place(number))
             self._file.write(content)
             self._file.flush()
@@ -158,6 +159,25 @@ class FeatureFile:
             self._log.flush()
             if time.monotonic() > self._next_sync:
                 self._sync()
+        self.finished[number] = chunk
+
+    def finish(self) -> np.memmap:
+        """Give the whole file its name, and open it to read."""
+        if self._file is not None:
+            with self._named_errors():
+                self._sync()
+                self._file.truncate(self._offset + self.n_rows * self._row_bytes)
+            if os.name == "nt":  # where an open file cannot be renamed, nor locked here
+                self.__exit__()
+            os.replace(self._partial, self.path)
+            _sync_folder(self.path.parent)
+            self.__exit__()
+        return np.load(self.path, mmap_mode="r")
+
+    @contextmanager
+    def _named_errors(self) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
             raise OSError(
                 error.errno,
@@ -165,19 +185,6 @@ class FeatureFile:
                 f"{self.n_chunks} chunks are kept; run it again when this is mended",
                 str(self._partial),
             ) from error
-        self.finished[number] = chunk
-
-    def finish(self) -> np.memmap:
-        """Give the whole file its name, and open it to read."""
-        if self._file is not None:
-            self._sync()
-            self._file.truncate(self._offset + self.n_rows * self._row_bytes)
-            if os.name == "nt":  # where an open file cannot be renamed, nor locked here
-                self.__exit__()
-            os.replace(self._partial, self.path)
-            _sync_folder(self.path.parent)
-            self.__exit__()
-        return np.load(self.path, mmap_mode="r")
 
     def _create(self, width: int) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)

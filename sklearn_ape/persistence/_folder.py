@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import secrets
-import shutil
+import re
 import warnings
 from collections.abc import Mapping
 from contextlib import suppress
@@ -15,11 +14,13 @@ from typing import Any
 
 import numpy as np
 
+from .._unfinished import unfinished
 from ._format import migrated
 from ._json import dumped, loaded
 
 CONFIG, TENSORS, CARD = FILES = ("config.json", "model.safetensors", "README.md")
 _ENTRY = "sklearn_ape"
+_SYSTEM_ERROR = re.compile(r"(?P<told>[^:]*) \(os error (?P<number>\d+)\)")
 _MOST_HEADER_BYTES = 3 * 2**25
 _DTYPES = {"BOOL", "U8", "I8", "U16", "I16", "F16", "U32", "I32", "F32", "U64", "I64", "F64"}
 _NEVER_OPENED = "Pickles and torch checkpoints (.pkl, .joblib, .pt, .bin) are never opened."
@@ -44,21 +45,27 @@ def write_model(
     target = Path(folder)
     described = {**config, "tensors": _described(tensors), "digest": _digest(tensors)}
     written = dumped(described)
+    try:
+        _write(target, tensors, written, card)
+    except OSError as error:
+        if error.strerror is None:  # one of ours, which says enough
+            raise
+        # Named by the folder that was given, not by a file that was there for a moment.
+        told = f"{error.strerror}; the model is not saved"
+        raise OSError(error.errno, told, str(folder)) from error
+
+
+def _write(target: Path, tensors: Mapping[str, np.ndarray], config: str, card: str) -> None:
     if target.is_dir():
         _check_ours(target)
-        _replace(target, tensors, written, card)
+        _replace(target, tensors, config, card)
         return
     if target.exists() or target.is_symlink():
-        raise FileExistsError(f"{str(folder)!r} is a file: a model is saved as a folder.")
+        raise FileExistsError(f"{str(target)!r} is a file: a model is saved as a folder.")
     target.parent.mkdir(parents=True, exist_ok=True)
-    fresh = target.with_name(f".{target.name}.{secrets.token_hex(4)}.saving")
-    fresh.mkdir()
-    try:
-        _replace(fresh, tensors, written, card)
+    with unfinished(target) as fresh:
+        _replace(fresh, tensors, config, card)
         os.rename(fresh, target)
-    except BaseException:
-        shutil.rmtree(fresh, ignore_errors=True)
-        raise
     _sync(target.parent)
 
 
@@ -122,25 +129,32 @@ def _check_ours(folder: Path) -> None:
 
 
 def _replace(folder: Path, tensors: Mapping[str, np.ndarray], config: str, card: str) -> None:
-    from safetensors.numpy import save_file
-
-    suffix = f".{secrets.token_hex(4)}.saving"
-    staged = {name: folder / f".{name}{suffix}" for name in FILES}
-    try:
-        save_file(dict(tensors), staged[TENSORS], metadata={_ENTRY: config})
-        staged[CONFIG].write_text(config, encoding="utf-8")
-        staged[CARD].write_text(card, encoding="utf-8")
+    with unfinished(folder / TENSORS) as fresh:
+        _write_tensors(fresh / TENSORS, tensors, config)
+        (fresh / CONFIG).write_text(config, encoding="utf-8")
+        (fresh / CARD).write_text(card, encoding="utf-8")
         # safetensors writes for the owner alone: who may read config.json may read the tensors.
-        staged[TENSORS].chmod(staged[CONFIG].stat().st_mode & 0o777)
-        for path in staged.values():
-            _sync(path)
+        (fresh / TENSORS).chmod((fresh / CONFIG).stat().st_mode & 0o777)
+        for name in FILES:
+            _sync(fresh / name)
         # The tensors' file first: from then on the folder holds the new model.
         for name in (TENSORS, CONFIG, CARD):
-            os.replace(staged[name], folder / name)
+            os.replace(fresh / name, folder / name)
         _sync(folder)
-    finally:
-        for path in staged.values():
-            path.unlink(missing_ok=True)
+
+
+def _write_tensors(path: Path, tensors: Mapping[str, np.ndarray], config: str) -> None:
+    from safetensors import SafetensorError
+    from safetensors.numpy import save_file
+
+    try:
+        save_file(dict(tensors), path, metadata={_ENTRY: config})
+    except SafetensorError as error:
+        # It wraps what the system says, such as "... full (os error 28)".
+        found = _SYSTEM_ERROR.search(str(error))
+        if found is None:
+            raise
+        raise OSError(int(found["number"]), found["told"].strip(), str(path)) from error
 
 
 def _read_tensors(path: Path, folder: Path) -> tuple[dict[str, np.ndarray], str]:

@@ -208,3 +208,32 @@ def test_a_wrong_dtype_is_named(tmp_path):
     """Not at the end of the first night of encoding."""
     with pytest.raises(ValueError, match="float32 or float16, not 'int8'"):
         DiskFeatureCache(tmp_path, dtype="int8")
+
+
+@pytest.mark.parametrize("number", [1, 1000])
+def test_file_of_a_newer_version_is_left_alone(folder, number):
+    """Neither read, as its entries may mean something else, nor changed; the remedy is told."""
+    connection = sqlite3.connect(folder / "features.sqlite")
+    connection.execute(f"PRAGMA user_version = {number}")
+    connection.close()
+    content = (folder / "features.sqlite").read_bytes()
+    cache = DiskFeatureCache(folder)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with cache:
+            assert cache.get_many(TRUTH) == {}
+            cache.put_many(TRUTH)
+    (told,) = caught
+    assert re.search(f"format {number};.* upgrade sklearn-ape", str(told.message))
+    assert (folder / "features.sqlite").read_bytes() == content
+    assert {file.name for file in folder.iterdir()} == {"features.sqlite"}
+
+
+def test_a_number_that_no_version_has_is_damage(folder):
+    """A flipped byte in the number of the format does not lock the file for good."""
+    connection = sqlite3.connect(folder / "features.sqlite")
+    connection.execute(f"PRAGMA user_version = {2**24}")
+    connection.close()
+    with DiskFeatureCache(folder) as cache:
+        assert_only_true(cache.get_many(TRUTH))
+        assert cache.get_many(TRUTH).keys() == TRUTH.keys()

@@ -1,5 +1,6 @@
 """A save that is killed, refused or raced leaves a whole model, and nothing of others is lost."""
 
+import errno
 import os
 import random
 import signal
@@ -8,6 +9,7 @@ import warnings
 
 import numpy as np
 import pytest
+from safetensors import SafetensorError
 
 from sklearn_ape import KernelAligner, load_pretrained
 from sklearn_ape.persistence._folder import read_model, write_model
@@ -148,6 +150,21 @@ class TestRefusals:
         assert sorted(tmp_path.rglob("*")) == before
         if exists:
             assert load_pretrained(folder).fingerprint_ == fitted.fingerprint_
+
+    def test_what_safetensors_cannot_write_is_an_error_of_the_system(
+        self, fitted, tmp_path, monkeypatch
+    ):
+        """It wraps the system's errors in one of its own, which no caller expects."""
+
+        def full(*args, **options):
+            raise SafetensorError("Error while serializing: I/O error: Disk full (os error 28)")
+
+        monkeypatch.setattr("safetensors.numpy.save_file", full)
+        with pytest.raises(OSError, match="Disk full; the model is not saved") as raised:
+            fitted.save_pretrained(tmp_path / "model")
+        assert raised.value.errno == errno.ENOSPC
+        assert raised.value.filename == str(tmp_path / "model")
+        assert not list(tmp_path.iterdir())
 
     @pytest.mark.parametrize("scores", [{"a": float("nan")}, {"a": "high"}, {1: 0.5}, [0.5]])
     def test_scores_that_are_none(self, scores, fitted, tmp_path):

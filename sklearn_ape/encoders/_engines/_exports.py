@@ -9,13 +9,14 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import TypeVar
 
 import torch
 
+from ..._unfinished import unfinished
 from ._base import EngineError, Workload, WrongNumbersError
 
 T = TypeVar("T")
@@ -71,21 +72,19 @@ def kept_export(
                 stacklevel=4,
             )
             shutil.rmtree(kept, ignore_errors=True)
-    try:
-        workload.folder.mkdir(parents=True, exist_ok=True)
-        fresh = Path(tempfile.mkdtemp(prefix=f".{engine}-", dir=workload.folder))
-    except OSError:  # it cannot be kept: it serves this process alone
-        fresh = Path(tempfile.mkdtemp(prefix=f"{engine}-"))
-        kept = fresh
-    try:
+    with ExitStack() as stack:
+        try:
+            workload.folder.mkdir(parents=True, exist_ok=True)
+            fresh = stack.enter_context(unfinished(kept))
+        except OSError:  # it cannot be kept: it serves this process alone
+            name = tempfile.TemporaryDirectory(prefix=f"{engine}-", ignore_cleanup_errors=True)
+            kept = fresh = Path(stack.enter_context(name))
         export(workload, fresh)
         loaded = load(fresh)
         if kept != fresh:
             _seal(fresh)
             _move(fresh, kept)
         return loaded
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
 
 
 def is_exported(engine: str, workload: Workload) -> bool:

@@ -1,0 +1,33 @@
+"""Group: all kinds of work, killed."""
+
+import shutil
+
+from faults.commands import EncodeCommand, FitCommand
+from faults.kills import kills
+from faults.kinds import EncodeTo, FirstSave, Pictures, RawWrites, Saves
+
+# Kills of each kind in the suite; a benchmark does many times as many.
+_KILLS = 2
+
+
+def outcomes(folder, amount, world):
+    kinds = [
+        Pictures(world),
+        RawWrites("float32"),
+        RawWrites("float16"),
+        EncodeTo(world, over_another=False),
+        EncodeTo(world, over_another=True),
+        Saves(world),
+        FirstSave(world),
+        EncodeCommand(world),
+        FitCommand(world),
+    ]
+    n_kills = round(amount * _KILLS)
+    amounts = dict.fromkeys(kinds, n_kills)
+    if amount > 1:  # importing everything takes seconds, each time
+        started = [EncodeCommand(world, True), FitCommand(world, True)]
+        amounts |= dict.fromkeys(started, n_kills // 3)
+    for number, (kind, n_kills) in enumerate(amounts.items()):
+        place = folder / f"kind {number}"
+        yield from kills(kind, place, n_kills)
+        shutil.rmtree(place, ignore_errors=True)

@@ -1,0 +1,88 @@
+"""Folders for what is not yet whole: cleared away after a kill, never under a living process."""
+
+import os
+import signal
+import threading
+import time
+
+import pytest
+
+from sklearn_ape._unfinished import unfinished
+
+pytest.importorskip("fcntl")
+
+
+def begun_in_a_child(target):
+    """Start a process that is in the midst of it."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        with unfinished(target) as folder:
+            (folder / "half").write_text("half")
+            os.write(writer, b"begun")
+            time.sleep(60)
+        os._exit(0)
+    assert os.read(reader, 5) == b"begun"
+    os.close(reader)
+    os.close(writer)
+    return child
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+class TestUnfinished:
+    def test_what_a_killed_process_left_is_cleared_away(self, tmp_path):
+        """And what a living one is at work on is not."""
+        target = tmp_path / "a [1].csv"
+        killed, living = begun_in_a_child(target), begun_in_a_child(target)
+        try:
+            assert len(list(tmp_path.iterdir())) == 2
+            os.kill(killed, signal.SIGKILL)
+            os.waitpid(killed, 0)
+            with unfinished(target) as folder:
+                assert list(folder.iterdir()) == []
+                assert len(list(tmp_path.iterdir())) == 2
+            (left,) = tmp_path.iterdir()
+            assert (left / "half").read_text() == "half"
+        finally:
+            os.kill(living, signal.SIGKILL)
+            os.waitpid(living, 0)
+
+    def test_things_of_others_stay(self, tmp_path):
+        """Only what is of the same target, by its whole name, is cleared."""
+        others = [".b.csv.00000000.unfinished", ".a.csv.saving", "a.csv.1.unfinished", "a.csv"]
+        for name in others:
+            (tmp_path / name).mkdir()
+        with unfinished(tmp_path / "a.csv"):
+            pass
+        assert sorted(path.name for path in tmp_path.iterdir()) == sorted(others)
+
+    def test_many_at_once_do_not_clear_each_other(self, tmp_path):
+        """A folder is one's own from the moment at which it is given."""
+        failures = []
+
+        def work():
+            try:
+                for _ in range(50):
+                    with unfinished(tmp_path / "a") as folder:
+                        (folder / "file").write_text("mine")
+                        assert (folder / "file").read_text() == "mine"
+            except Exception as error:
+                failures.append(error)
+
+        threads = [threading.Thread(target=work) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert failures == []
+        assert list(tmp_path.iterdir()) == []
+
+    def test_a_failure_leaves_nothing(self, tmp_path):
+        def fails():
+            with unfinished(tmp_path / "a") as folder:
+                (folder / "half").touch()
+                raise ValueError("in the midst")
+
+        with pytest.raises(ValueError, match="midst"):
+            fails()
+        assert list(tmp_path.iterdir()) == []
