@@ -142,13 +142,13 @@ class OfCommand(Case):
         if code == 0:
             return "right"
         expect(code in (1, 2), f"exit code {code}: {told}")
-        expect(str(place) in _without_frame(told), told)
+        expect(_bare(str(place)) in _bare(told), told)
         return "error"
 
 
-def _without_frame(told):
-    """Join the lines that a frame around a message broke."""
-    return "".join(line.strip("│╭╮╰╯─ ") + " " * line.endswith(" ") for line in told.splitlines())
+def _bare(text):
+    """Return a text without spaces, and without the frame around it that broke its lines."""
+    return "".join(character for character in text if character not in " \n│╭╮╰╯─")
 
 
 def _content(place):
