@@ -12,7 +12,7 @@ from faults.child import Mistake, Outcome, expect
 from sklearn_ape.features import DiskFeatureCache
 
 _PROCESSES = 4
-_SECONDS, _MOST_SECONDS = 3, 60
+_SECONDS, _MOST_SECONDS = 2, 60
 _N_KEYS = 3000
 
 
