@@ -1,4 +1,4 @@
-"""Count what goes wrong: hostile files, fuzzing, faults, many visitors at once. Nothing may.
+"""Count what goes wrong: hostile files, fuzzing, numbers, faults, many visitors. Nothing may.
 
     python benchmarks/reliability.py                   # all parts
     python benchmarks/reliability.py hostile           # one
@@ -19,7 +19,7 @@ from pathlib import Path
 
 from reliability_parts.rows import Row
 
-PARTS = ("hostile", "fuzz", "faults", "service")
+PARTS = ("hostile", "fuzz", "numerics", "faults", "service")
 _RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results" / "reliability.csv"
 
 

@@ -9,20 +9,31 @@ from typing import Any
 import numpy as np
 from scipy.sparse import issparse
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin, clone
-from sklearn.utils import Tags, check_array
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils import Tags
+from sklearn.utils.validation import check_consistent_length, check_is_fitted, validate_data
 
 from .._callbacks import CallbackSupportMixin
+from .._numbers import FLOATS, as_floats, plain_numbers
 from .._shown import ShownMixin
 from ..metrics import recall_at_k
 from ..metrics._ranks import ranks_of_both
 from ..training import row_blocks, select, stays_stored
 from ._bank import Bank, Standardizer, evenly_spaced, resolve_bank
-from ._captions import flat_captions, holds_pictures, holds_texts, plain_sequence
-from ._finite import embedded_where_known, rows_or_nan, stored_features
+from ._captions import (
+    encoded_once,
+    flat_captions,
+    holds_pictures,
+    holds_texts,
+    plain_sequence,
+)
+from ._finite import embedded_where_known, stored_features
+from ._given import as_float32
 from ._head_pairs import resolve_head_pairs, with_head_pairs
 from ._pairs import Pairs, check_lengths, distinct_pairs, missing_rows
 from ._saving import SavedAligner
+
+# Set when something has been learned, so that a fit that failed leaves no fitted aligner.
+_LEARNED = ("_n_features_out",)
 
 
 class BaseAligner(
@@ -248,7 +259,7 @@ class BaseAligner(
                 "the captions (or their features) of the pictures in X."
             )
         # What an earlier fit left must not answer for this one.
-        for stale in ("image_encoder_", "text_encoder_", "bank_"):
+        for stale in ("image_encoder_", "text_encoder_", "bank_", *_LEARNED):
             self.__dict__.pop(stale, None)
         head = None if self.head_pairs is None else resolve_head_pairs(self.head_pairs)
         data = self._pairs(X, y, reset=True)
@@ -293,9 +304,9 @@ class BaseAligner(
         image = self._image_features(X, reset)
         if captions is None:
             return distinct_pairs(image, np.arange(len(image)), text, np.arange(len(text)))
-        unique = {caption: number for number, caption in enumerate(dict.fromkeys(captions))}
-        encoded = self._encoded_texts(list(unique), reset)
-        numbers = np.array([unique[text] for text in captions])
+        encoded, numbers = encoded_once(
+            lambda texts: self._encoded_texts(texts, reset), captions, rows
+        )
         # Captions that an encoder cannot tell apart are one to train on, yet not one to score:
         # an encoder that gives all captions the same feature would be the best of all.
         return distinct_pairs(image, rows, encoded, numbers, merge_texts=reset)
@@ -305,23 +316,13 @@ class BaseAligner(
         if stays_stored(X) or stays_stored(y):
             check_lengths(X, len(y))
             return self._image_features(X, reset), self._text_features(y, reset)
-        image, text = validate_data(
-            self,
-            X,
-            y,
-            reset=reset,
-            dtype=np.float32,
-            multi_output=True,
-            y_numeric=True,
-            ensure_all_finite="allow-nan",
-            ensure_min_samples=2 if reset else 1,
-        )
-        if text.ndim == 1:
-            text = text.reshape(-1, 1)
-        return rows_or_nan(image, "X"), self._text_features(text, reset)
+        image = self._image_features(X, reset, least=2 if reset else 1)
+        text = as_floats(y, "y", ensure_2d=False)
+        check_consistent_length(image, text)
+        return image, self._text_features(text.reshape(len(text), -1), reset)
 
-    def _image_features(self, X: Any, reset: bool) -> Any:
-        """Return image features, rows of NaN where an encoder gave up."""
+    def _image_features(self, X: Any, reset: bool, least: int = 1) -> Any:
+        """Return image features, at least so many, rows of NaN where an encoder gave up."""
         if self.image_encoder is not None:
             if reset:
                 self.image_encoder_ = clone(self.image_encoder).fit(X, None)
@@ -332,13 +333,19 @@ class BaseAligner(
                 "TimmImageEncoder('efficientnet_lite0'), put the encoder before this step in a "
                 "Pipeline, or pass features."
             )
+        X = plain_numbers(X, "X")
         if stays_stored(X):
             validate_data(self, X, reset=reset, skip_check_array=True)
             return stored_features(X, "X")
         features = validate_data(
-            self, X, reset=reset, dtype=np.float32, ensure_all_finite="allow-nan"
+            self,
+            X,
+            reset=reset,
+            dtype=FLOATS,
+            ensure_all_finite=False,
+            ensure_min_samples=least,
         )
-        return rows_or_nan(features, "X")
+        return as_float32(features, "X", look=reset)
 
     def _features_of_texts(self, y: Any) -> Any:
         """Return features of texts, one text a row, or of the features given."""
@@ -362,12 +369,9 @@ class BaseAligner(
 
     def _text_features(self, y: Any, reset: bool) -> Any:
         """Return text features, rows of NaN where an encoder gave up."""
+        y = plain_numbers(y, "y")
         stored = stays_stored(y)
-        features = y
-        if not stored:
-            features = check_array(
-                y, dtype=np.float32, ensure_all_finite="allow-nan", input_name="y"
-            )
+        features = y if stored else as_floats(y, "y")
         if reset:
             self.n_text_features_in_ = features.shape[1]
         elif features.shape[1] != self.n_text_features_in_:
@@ -375,7 +379,10 @@ class BaseAligner(
                 f"The texts have {features.shape[1]} features, but {type(self).__name__} was "
                 f"fitted with {self.n_text_features_in_} text features."
             )
-        return stored_features(y, "y") if stored else rows_or_nan(features, "y")
+        return stored_features(y, "y") if stored else as_float32(features, "y", look=reset)
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return all(name in self.__dict__ for name in _LEARNED)
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()

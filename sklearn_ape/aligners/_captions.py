@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from scipy.sparse import issparse
+
+from ..encoders._errors import EncodingError, summary
 
 _NAMED_IN_ERRORS = 5
 
@@ -25,7 +27,8 @@ def plain_sequence(y: Any) -> Any:
     if hasattr(y, "to_list") and not hasattr(y, "iloc"):  # polars
         return y.to_list()
     if hasattr(y, "columns"):
-        if np.asarray(y).dtype.kind in "fiub":
+        kinds = {getattr(dtype, "kind", "O") for dtype in getattr(y, "dtypes", "O")}
+        if kinds <= set("fiub") or np.asarray(y).dtype.kind in "fiub":
             return y
         raise ValueError(
             f"y is a table with the columns {list(y.columns)}: pass the one that holds captions."
@@ -93,3 +96,24 @@ def flat_captions(y: Sequence[Any]) -> tuple[list[str], np.ndarray]:
             "Give each picture a text, or leave these pictures out."
         )
     return captions, np.array(rows, dtype=np.intp)
+
+
+def encoded_once(
+    encode: Callable[[list[str]], Any], captions: list[str], rows: np.ndarray
+) -> tuple[Any, np.ndarray]:
+    """Return features of the distinct captions, and the number of each caption among them.
+
+    Raises
+    ------
+    EncodingError
+        When captions cannot be encoded; it names the rows that these stand in.
+    """
+    unique = {caption: number for number, caption in enumerate(dict.fromkeys(captions))}
+    numbers = np.array([unique[text] for text in captions])
+    try:
+        return encode(list(unique)), numbers
+    except EncodingError as error:
+        first = rows[np.unique(numbers, return_index=True)[1]]
+        errors = {int(first[number]): said for number, said in error.errors.items()}
+        remedy = str(error).rpartition("\n")[2]
+        raise EncodingError(summary(errors, "caption") + remedy, errors) from None

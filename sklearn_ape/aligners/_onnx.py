@@ -13,6 +13,7 @@ import torch
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
+from .._unit import unit
 from .ape import APEAligner
 from .cca import CCAAligner
 from .kernel import KernelAligner
@@ -98,7 +99,7 @@ class _Embeds(nn.Module):
         self.head = head
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        return nn.functional.normalize(self.head(features), dim=-1)
+        return unit(self.head(features))
 
 
 class _Projects(nn.Module):

@@ -13,6 +13,7 @@ from sklearn.utils import gen_batches
 from ..heads import BaseMap, KernelMap, LinearMap, WhitenedMap
 from ._moments import covariance, mean
 from ._pairs import Pairs
+from ._units import unit_rows
 
 # Found on held-out folders of Open Clip Art.
 RIDGE = 0.3
@@ -93,12 +94,6 @@ def linear_maps(data: Pairs, *, ridge: float, whitening: float, n_components: in
     return Maps(targets.image, LinearMap(middle, weights))
 
 
-def units(features: np.ndarray) -> np.ndarray:
-    """Scale rows to length 1; a row of zeros stays."""
-    norms = np.linalg.norm(features, axis=1, keepdims=True)
-    return features / np.where(norms > 0, norms, 1)
-
-
 class _Units:
     """Rows of features, scaled to length 1 when they are asked for."""
 
@@ -107,7 +102,7 @@ class _Units:
         self.shape = features.shape
 
     def __getitem__(self, rows: Any) -> np.ndarray:
-        return units(self.features[rows])
+        return unit_rows(self.features[rows])
 
 
 class _Targets:
@@ -142,7 +137,7 @@ class _Targets:
 
     def units(self, rows: Any) -> np.ndarray:
         """Return features of some of the texts, of length 1."""
-        return units(self._data.text[self.texts[rows]])
+        return unit_rows(self._data.text[self.texts[rows]])
 
     def mean_of_units(self, dtype: Any) -> np.ndarray:
         """Return the mean of all texts, each as often as it has pictures."""
@@ -159,8 +154,10 @@ class _Targets:
         first, end = np.searchsorted(self._row, [run.start, run.stop])
         for start in range(first, end, _ROWS_AT_ONCE):
             some = slice(start, min(start + _ROWS_AT_ONCE, end))
-            pictures = units(self._data.image[self._pictures[some]])
-            np.add.at(sums, self._row[some] - run.start, units((pictures - around) @ directions))
+            pictures = unit_rows(self._data.image[self._pictures[some]])
+            np.add.at(
+                sums, self._row[some] - run.start, unit_rows((pictures - around) @ directions)
+            )
         return sums
 
 

@@ -14,6 +14,7 @@ from .._callbacks import FitContext, with_callbacks
 from ..devices import resolve_device
 from ..heads import TwoTower
 from ..persistence import State
+from ..training._seeded import seeded
 from ._ape_training import trained_heads
 from ._base import BaseAligner
 from ._checkpoint import Checkpoint
@@ -312,10 +313,9 @@ class APEAligner(SavedHeads, BaseAligner):
         seed = int(random.randint(np.iinfo(np.int32).max))
         ranks, seed = join_ranks(self, data, seed)
         self.device_ = resolve_device(self.device)
-        devices = [self.device_] if self.device_.type == "cuda" else []
         with Checkpoint(self, data, seed, ranks) as kept:
             if not kept.restore():
-                with torch.random.fork_rng(devices=devices):
+                with seeded(kept.seed, self.device_):
                     trained = trained_heads(self, data, ranks, fit, kept)
                 self._keep(trained.module, trained.logit_scale)
                 self.history_, self.n_epochs_, self.best_epoch_, _ = trained.course

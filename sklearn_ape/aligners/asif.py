@@ -17,6 +17,7 @@ from ._moments import mean
 from ._pairs import Pairs
 from ._parameters import check_integer, check_number
 from ._sparse_rows import SparseRows
+from ._units import unit_rows
 
 _TILE_BYTES = 2**26
 _ROWS_AT_ONCE = 8192
@@ -208,11 +209,11 @@ class _Anchors(NamedTuple):
         unit = np.empty(features.shape, dtype=np.float32)
         blocks = list(gen_batches(len(unit), _ROWS_AT_ONCE))
         for some in blocks:
-            unit[some] = _unit(features[some])
+            unit[some] = unit_rows(features[some])
         middle = mean(unit, rows) if center else np.zeros(features.shape[1])
         middle = middle.astype(np.float32)
         for some in blocks:
-            unit[some] = _unit(unit[some] - middle, _NO_LENGTH)
+            unit[some] = unit_rows(unit[some] - middle, _NO_LENGTH)
         return cls(middle, unit, rows, k, power)
 
     @classmethod
@@ -234,7 +235,8 @@ class _Anchors(NamedTuple):
         return SparseRows(csr_array(vstack(parts)))
 
     def _nearest(self, features: np.ndarray) -> csr_array:
-        similarity = (_unit(_unit(features) - self.mean, _NO_LENGTH) @ self.unit.T)[:, self.rows]
+        centered = unit_rows(unit_rows(features) - self.mean, _NO_LENGTH)
+        similarity = (centered @ self.unit.T)[:, self.rows]
         nearest = np.argpartition(similarity, -self.k, axis=1)[:, -self.k :]
         # What points away is not similar: an even power would make it so.
         values = np.take_along_axis(similarity, nearest, axis=1).clip(min=0)
@@ -245,10 +247,3 @@ class _Anchors(NamedTuple):
         ends = np.arange(len(features) + 1) * self.k
         shape = (len(features), len(self.rows))
         return csr_array((values.ravel(), nearest.ravel(), ends), shape=shape)
-
-
-def _unit(features: np.ndarray, least: float = 0.0) -> np.ndarray:
-    """Scale rows to length 1; those that are no longer than `least` become zero."""
-    length = np.linalg.norm(features, axis=1, keepdims=True)
-    known = length > least
-    return np.where(known, features / np.where(known, length, 1), 0)

@@ -9,16 +9,19 @@ import joblib
 import numpy as np
 import torch
 from scipy.sparse import issparse
-from sklearn.utils import Tags, check_array
+from sklearn.utils import Tags
 from sklearn.utils.validation import check_consistent_length
 
 from .._callbacks import reports_fit
+from .._numbers import as_floats
 from .._shown import LazyNamesMixin
 from ..encoders import OpenCLIPImageEncoder, OpenCLIPTextEncoder
 from ..persistence import State
 from ..persistence._card import Facts
 from ._base import BaseAligner
 from ._captions import flat_captions, holds_texts, plain_sequence
+from ._given import as_float32
+from ._units import unit_rows
 
 
 class CLIPAligner(LazyNamesMixin, BaseAligner):
@@ -241,28 +244,26 @@ class CLIPAligner(LazyNamesMixin, BaseAligner):
     def _name(self) -> str:
         return self.model if self.pretrained is None else f"{self.model}/{self.pretrained}"
 
-    def _image_features(self, X: Any, reset: bool) -> np.ndarray:
+    def _image_features(self, X: Any, reset: bool, least: int = 1) -> np.ndarray:
         if not _holds_features(X):
             return self.image_encoder.transform(X)
-        features = check_array(
-            X, dtype=np.float32, ensure_all_finite="allow-nan", accept_sparse=False, input_name="X"
-        )
+        features = as_floats(X, "X")
         if features.shape[1] != self.n_features_in_:
             raise ValueError(
                 f"X has {features.shape[1]} features, but {type(self).__name__} is expecting "
                 f"{self.n_features_in_} features as input: pass pictures, or features of "
                 f"OpenCLIPImageEncoder({self._name()!r})."
             )
-        return features
+        return as_float32(features, "X", look=False)
 
     def _encoded_texts(self, texts: list[str], reset: bool) -> np.ndarray:
         return self.text_encoder.transform(texts)
 
     def _embed_image(self, features: np.ndarray) -> np.ndarray:
-        return _unit(features)
+        return unit_rows(features)
 
     def _embed_text(self, features: np.ndarray) -> np.ndarray:
-        return _unit(features)
+        return unit_rows(features)
 
     def __sklearn_is_fitted__(self) -> bool:
         return True
@@ -281,9 +282,10 @@ def _holds_features(X: Any) -> bool:
         return True
     if isinstance(X, list | tuple):
         return len(X) > 0 and isinstance(X[0], list | tuple | np.ndarray) and np.ndim(X[0]) == 1
-    return getattr(X, "ndim", 0) == 2 and np.asarray(X).dtype.kind in "fiub"
-
-
-def _unit(features: np.ndarray) -> np.ndarray:
-    norms = np.linalg.norm(features, axis=1, keepdims=True)
-    return features / np.maximum(norms, np.finfo(np.float32).tiny)
+    if len(getattr(X, "shape", ())) != 2:
+        return False
+    values = np.asarray(X)
+    if values.dtype.kind != "O":
+        return values.dtype.kind in "fiubcmM"
+    # Of a table: columns that may lack numbers.
+    return not any(isinstance(one, str | bytes | PathLike) for one in values[:1].flat)

@@ -24,6 +24,7 @@ from ..training import (
     split_pairs,
     subset,
 )
+from ..training._seeded import seeded
 from ._base import BaseAligner
 from ._checkpoint import Checkpoint
 from ._course import course_of, watchers
@@ -253,11 +254,9 @@ class LiTAligner(BaseAligner):
             random = check_random_state(self.random_state)
             seed = int(random.randint(np.iinfo(np.int32).max))
             self.device_ = resolve_device(self.device)
-            devices = [self.device_] if self.device_.type == "cuda" else []
             with Checkpoint(self, data, seed, tower=self._tower) as kept:
                 if not kept.restore():
-                    with torch.random.fork_rng(devices=devices):
-                        torch.manual_seed(kept.seed)
+                    with seeded(kept.seed, self.device_):
                         self._train(data, self._tower, fit, kept)
                     kept.finish()
             self._keep_bank(data)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from sklearn.utils import check_array
 
 from ..aligners._captions import flat_captions, holds_texts, plain_sequence
+from ._checks import float_rows
 
 
 class CaptionRows(NamedTuple):
@@ -33,9 +33,7 @@ def caption_rows(captions: Any) -> CaptionRows:
         texts, rows = flat_captions(captions)
         counts = np.bincount(rows, minlength=len(captions))
         return CaptionRows(len(captions), np.concatenate([[0], np.cumsum(counts)]), texts, None)
-    features = check_array(
-        captions, dtype=np.float32, ensure_all_finite="allow-nan", input_name="captions"
-    )
+    features = float_rows(captions, "captions")
     return CaptionRows(len(features), np.arange(len(features) + 1), None, features)
 
 

@@ -9,18 +9,26 @@ from typing import Any
 import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
-from sklearn.utils import check_array, gen_batches
+from sklearn.utils import gen_batches
+
+from .._numbers import as_floats
+from ..aligners._given import look_at, narrowed
 
 _TILE_BYTES = 2**25
 
 
+def float_rows(features: Any, name: str, look: bool = False) -> np.ndarray:
+    """Return features as float32, NaN among them, refusing what float32 cannot hold."""
+    given = as_floats(features, name)
+    numbers, largest = narrowed(given, name)
+    if look:
+        look_at(given, largest, name)
+    return numbers
+
+
 def unit_rows(features: Any, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Return rows of length 1, and which rows have a direction at all (no zeros, no NaN)."""
-    features = check_array(
-        features, dtype=np.float32, ensure_all_finite="allow-nan", input_name=name
-    )
-    if np.isinf(features).any():
-        raise ValueError(f"{name} contains infinity. Leave these rows out.")
+    features = float_rows(features, name)
     # The largest entry first: squares of small or huge numbers leave float32.
     largest = np.abs(features).max(axis=1, keepdims=True)
     known = largest[:, 0] > 0  # False for NaN

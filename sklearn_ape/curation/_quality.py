@@ -16,6 +16,7 @@ from ._checks import (
     check_range,
     checked_groups,
     distinct,
+    float_rows,
     joined_groups,
     row_tiles,
     unit_rows,
@@ -118,6 +119,8 @@ def pair_quality(
     [3, 7]
     """
     check_count(cv, "cv", least=2, optional=False)
+    image_features = float_rows(image_features, "image_features", look=True)
+    text_features = float_rows(text_features, "text_features", look=True)
     image, image_known = unit_rows(image_features, "image_features")
     text, text_known = unit_rows(text_features, "text_features")
     if len(image) != len(text):
@@ -136,8 +139,8 @@ def pair_quality(
     rows = np.flatnonzero(known)
     signals = np.zeros((2, len(image)))
     signals[0, rows] = _agreement(
-        np.asarray(image_features, dtype=np.float32)[rows],
-        np.asarray(text_features, dtype=np.float32)[rows],
+        image_features[rows],
+        text_features[rows],
         alike[rows],
         same_caption[rows],
         aligner,

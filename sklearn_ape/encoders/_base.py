@@ -48,6 +48,9 @@ class CacheInfo(NamedTuple):
     misses: int
 
 
+# Of few items for torch, so that threads read some of them while it computes others.
+_PARTS = 4
+
 _counts: defaultdict[bytes, list[int]] = defaultdict(lambda: [0, 0])
 _locks: dict[str, threading.RLock] = {}
 
@@ -233,7 +236,9 @@ class FrozenEncoder(
         network, engine, n_threads = self._network(), self._engine(len(keys)), self._n_threads()
         size = self._batch_size_for(engine.name, network.device)
         if self.batch_size == "auto":  # a few items keep all threads busy, too
-            size = max(1, min(size, -(-len(keys) // n_threads)))
+            # torch rounds by the size of a batch, which must not turn on the number of threads.
+            n_parts = n_threads if engine.concurrent else _PARTS
+            size = max(1, min(size, -(-len(keys) // n_parts)))
         starts = range(0, len(keys), size)
 
         def prepare(start: int) -> tuple[list[bytes], Any, dict[bytes, ItemError]]:

@@ -56,7 +56,10 @@ class TextEncoder(FrozenEncoder):
 
     def _order(self, items: list[Any]) -> list[int]:
         # Texts of like length side by side need the least padding.
-        return sorted(range(len(items)), key=lambda place: len(items[place]), reverse=True)
+        # Of equal ones by their letters: the same texts in another order make the same batches.
+        return sorted(
+            range(len(items)), key=lambda place: (len(items[place]), items[place]), reverse=True
+        )
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()

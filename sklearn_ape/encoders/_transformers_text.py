@@ -202,7 +202,9 @@ class TransformersTextEncoder(TextEncoder):
             texts = list(map(str, items[rows]))
             tokens = self._tokens(declared, texts, padding=False)["input_ids"]
             lengths += map(len, tokens)
-        return sorted(range(len(items)), key=lengths.__getitem__, reverse=True)
+        return sorted(
+            range(len(items)), key=lambda place: (lengths[place], items[place]), reverse=True
+        )
 
     def _tensors(self, network: Network, batch: list[Any]) -> tuple[torch.Tensor, ...]:
         # SigLIP reads the padding too, and always the same length of it.

@@ -10,6 +10,8 @@ from sklearn.utils import gen_batches
 from torch import nn
 
 _ROWS_AT_ONCE = 4096
+NORM_LIMITS = (1e-2, 1e12)
+"""Sizes of features beyond which a layer norm is not blind to them, its epsilon being 1e-5."""
 
 
 class Standardize(nn.Module):
@@ -57,7 +59,9 @@ class Standardize(nn.Module):
         mean = first + off
         scale = (square_of / len(features) - off.square()).clamp_min(0).sqrt()
         # A constant feature says nothing; dividing by its rounding error would make it shout.
-        constant = scale <= 1e-6 * (mean.abs() + 1e-6)
+        varies = scale[scale > 0]
+        usual = varies.median() if len(varies) else 0.0
+        constant = scale <= 1e-6 * mean.abs() + 1e-12 * usual
         self.mean.copy_(mean)
         self.scale.copy_(torch.where(constant, 1.0, scale))
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ._base import Head
+from .._unit import ordinary
+from ._base import NORM_LIMITS, Head
 
 
 class _ResidualMLP(nn.Module):
@@ -79,5 +80,5 @@ class SkipMLPHead(Head):
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Map (n, n_in) to (n, n_out)."""
-        normed = self.dropout(self.norm(features))
+        normed = self.dropout(self.norm(ordinary(features, *NORM_LIMITS)))
         return self.residuals(self.linear(normed) + self.nonlinear(normed))

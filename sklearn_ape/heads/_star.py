@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ._base import Head
+from .._unit import ordinary
+from ._base import NORM_LIMITS, Head
 
 
 class StarHead(Head):
@@ -53,6 +54,6 @@ class StarHead(Head):
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Map (n, n_in) to (n, n_out)."""
-        normed = self.norm(features)
+        normed = self.norm(ordinary(features, *NORM_LIMITS))
         product = nn.functional.relu6(self.gate(normed)) * self.up(normed)
         return self.down(self.dropout(product))

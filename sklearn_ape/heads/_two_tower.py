@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from .._unit import unit
 from ._base import Head
 
 
@@ -50,11 +51,11 @@ class TwoTower(nn.Module):
 
     def embed_image(self, features: torch.Tensor) -> torch.Tensor:
         """Map image features to the unit sphere of the shared space."""
-        return nn.functional.normalize(self.image_head(features), dim=-1)
+        return unit(self.image_head(features))
 
     def embed_text(self, features: torch.Tensor) -> torch.Tensor:
         """Map text features to the unit sphere of the shared space."""
-        return nn.functional.normalize(self.text_head(features), dim=-1)
+        return unit(self.text_head(features))
 
     def forward(
         self, image: torch.Tensor, text: torch.Tensor

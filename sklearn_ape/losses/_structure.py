@@ -7,6 +7,8 @@ from numbers import Integral
 import torch
 from torch import nn
 
+from .._unit import unit
+
 
 class StructureLoss(nn.Module):
     """The regulariser of STRUCTURE: who is whose neighbour shall stay as the encoder says.
@@ -101,7 +103,7 @@ class StructureLoss(nn.Module):
 
     def _walk(self, points: torch.Tensor) -> torch.Tensor:
         """Return the probabilities of stepping from row to row."""
-        points = nn.functional.normalize(points[: self.max_rows], dim=1)
+        points = unit(points[: self.max_rows])
         points = nn.functional.normalize(points - points.mean(dim=0), dim=1)
         return (points @ points.T / self.temperature).softmax(dim=1)
 

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
+from .._first_few import first_few
+from .._numbers import as_floats
 from ._ranks import ranks_of_both
+
+# Products of numbers between these, and their sums, are numbers of float32.
+_LEAST, _MOST = 1e-9, 1e12
 
 
 def retrieval_ranks(queries: np.ndarray, candidates: np.ndarray, pairs: np.ndarray) -> np.ndarray:
@@ -39,6 +45,7 @@ def retrieval_ranks(queries: np.ndarray, candidates: np.ndarray, pairs: np.ndarr
     >>> retrieval_ranks(np.eye(3), np.eye(3), pairs=np.array([[0, 0], [1, 1], [2, 0]]))
     array([0, 0, 2])
     """
+    queries, candidates = _rows(queries, "queries"), _rows(candidates, "candidates")
     return ranks_of_both(queries, candidates, pairs, both=False)[0]
 
 
@@ -106,7 +113,11 @@ def retrieval_report(
     >>> retrieval_report(np.eye(4), np.eye(4)[[0, 1, 3, 2]], pairs, ks=[1, 2])["image_to_text"]
     {1: 0.5, 2: 0.5}
     """
-    by_image, by_text = ranks_of_both(image_embeddings, text_embeddings, pairs)
+    by_image, by_text = ranks_of_both(
+        _rows(image_embeddings, "image_embeddings"),
+        _rows(text_embeddings, "text_embeddings"),
+        pairs,
+    )
     return {
         "image_to_text": {k: recall_at_k(by_image, k) for k in ks},
         "text_to_image": {k: recall_at_k(by_text, k) for k in ks},
@@ -156,7 +167,11 @@ def rank_report(
     >>> rank_report(np.eye(4), np.eye(4)[[0, 1, 3, 2]], pairs, ks=[1])["image_to_text"]
     {'recall@1': 0.5, 'mean_rank': 2.5, 'median_rank': 2.5, 'mean_reciprocal_rank': 0.625}
     """
-    by_image, by_text = ranks_of_both(image_embeddings, text_embeddings, pairs)
+    by_image, by_text = ranks_of_both(
+        _rows(image_embeddings, "image_embeddings"),
+        _rows(text_embeddings, "text_embeddings"),
+        pairs,
+    )
     return {
         name: {f"recall@{k}": recall_at_k(ranks, k) for k in ks}
         | {
@@ -166,3 +181,20 @@ def rank_report(
         }
         for name, ranks in (("image_to_text", by_image), ("text_to_image", by_text))
     }
+
+
+def _rows(embeddings: Any, name: str) -> np.ndarray:
+    """Return embeddings as floats whose products are numbers, too."""
+    rows = as_floats(embeddings, name)
+    with np.errstate(invalid="ignore"):
+        largest = float(max(rows.max(), -rows.min()))
+    if not np.isfinite(largest):
+        bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
+        raise ValueError(
+            f"Embeddings must be finite: {name} contains NaN or infinity in {bad.size} rows, the "
+            f"first of them {first_few(bad, str)}."
+        )
+    if largest == 0 or _LEAST < largest < _MOST:
+        return rows
+    # A factor that is a power of two changes no rank.
+    return np.ldexp(rows, -int(np.frexp(largest)[1]))

@@ -33,6 +33,8 @@ def told_apart(queries: Any, modality: str) -> tuple[Any, bool]:
         raise ValueError(f"modality must be one of {', '.join(MODALITIES)}, not {modality!r}.")
     if isinstance(queries, str | bytes | bytearray | PathLike) or hasattr(queries, "getexif"):
         raise ValueError("queries is a single query, not a sequence of them: pass [query].")
+    if hasattr(queries, "columns") and not hasattr(queries, "iloc"):  # polars: by columns, else
+        queries = queries.to_numpy()
     if is_table(queries):
         if queries.shape[0] == 0:
             raise ValueError("queries is empty: there is nothing to search for.")
