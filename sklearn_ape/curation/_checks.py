@@ -58,7 +58,9 @@ def joined_groups(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Put rows together that share a group in either of two groupings."""
     n_groups = int(first.max()) + 1
     size = n_groups + int(second.max()) + 1
-    graph = coo_array((np.ones(len(first)), (first, n_groups + second)), shape=(size, size))
+    # As int32, since older versions of scipy find no components, in silence, among int64.
+    ends = (first.astype(np.int32), (n_groups + second).astype(np.int32))
+    graph = coo_array((np.ones(len(first)), ends), shape=(size, size))
     return connected_components(graph, directed=False)[1][first]
 
 

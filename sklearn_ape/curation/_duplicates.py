@@ -78,7 +78,9 @@ def _merged(groups: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.ndarr
     apart = left != right
     if not apart.any():
         return groups
-    edges = (np.ones(int(apart.sum()), dtype=bool), (left[apart], right[apart]))
+    # As int32, since older versions of scipy find no components, in silence, among int64.
+    ends = (left[apart].astype(np.int32), right[apart].astype(np.int32))
+    edges = (np.ones(int(apart.sum()), dtype=bool), ends)
     graph = coo_array(edges, shape=(len(groups), len(groups)))
     return connected_components(graph, directed=False)[1][groups]
 

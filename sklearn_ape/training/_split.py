@@ -56,8 +56,9 @@ def split_pairs(pairs: np.ndarray, fraction: float, rng: np.random.RandomState) 
     """
     n_images = int(pairs[:, 0].max()) + 1
     n_nodes = n_images + int(pairs[:, 1].max()) + 1
-    edges = (np.ones(len(pairs), dtype=bool), (pairs[:, 0], pairs[:, 1] + n_images))
-    graph = coo_array(edges, shape=(n_nodes, n_nodes))
+    # As int32, since older versions of scipy find no components, in silence, among int64.
+    ends = (pairs[:, 0].astype(np.int32), (pairs[:, 1] + n_images).astype(np.int32))
+    graph = coo_array((np.ones(len(pairs), dtype=bool), ends), shape=(n_nodes, n_nodes))
     group = connected_components(graph, directed=False)[1][pairs[:, 0]]
     groups, sizes = np.unique(group, return_counts=True)
     if len(groups) < 5 * _FEWEST_VALIDATION_GROUPS:

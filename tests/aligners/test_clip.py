@@ -55,8 +55,9 @@ def test_embeddings_are_the_librarys_own(tmp_path):
     model = saved(tmp_path)
     aligner = CLIPAligner(str(tmp_path))
     encoder = aligner.image_encoder
-    prepare = encoder._network().prepare
-    pixels = torch.stack([encoder._prepare(prepare, picture) for picture in PICTURES])
+    network = encoder._network()
+    batch = [encoder._prepare(network.prepare, picture) for picture in PICTURES]
+    pixels = encoder._module(network).normalized(*encoder._tensors(network, batch))
     tokens = open_clip.get_tokenizer(f"local-dir:{tmp_path}")(TEXTS)
     with torch.inference_mode():
         image, text, scale = model(pixels, tokens)[:3]

@@ -1,6 +1,7 @@
 """Files are whole or absent; rows survive what names may hold."""
 
 import csv
+import io
 import json
 import os
 import shutil
@@ -41,6 +42,19 @@ class TestTable:
         else:
             read = [json.loads(line) for line in file.read_text().splitlines()]
         assert [[*row.values()] for row in read] == ROWS
+
+    def test_parquet_goes_through_a_pipe(self, capfdbinary):
+        with Table(["path"], form="parquet") as table:
+            table.write(["a.jpg"])
+        given = io.BytesIO(capfdbinary.readouterr().out)
+        assert pd.read_parquet(given)["path"].tolist() == ["a.jpg"]
+
+    def test_a_table_that_cannot_be_finished_leaves_no_file(self, tmp_path):
+        table = Table(COLUMNS, tmp_path / "out.json").__enter__()
+        table.write([object()])  # no JSON
+        with pytest.raises((TypeError, ValueError)):
+            table.__exit__(None, None, None)
+        assert not list(tmp_path.iterdir())
 
     @pytest.mark.parametrize("suffix", ["csv", "json", "parquet"])
     def test_an_error_leaves_the_file_that_was_there_and_nothing_else(self, tmp_path, suffix):

@@ -1,0 +1,52 @@
+"""Values as JSON: what makes no sense is refused by name, on the way out and on the way in."""
+
+import numpy as np
+import pytest
+
+from sklearn_ape.persistence._values import Rebuilder, Recorder
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({"$float": "1e5"}, r"\$float must be nan, inf or -inf, not '1e5'"),
+        ({"$tuple": 3}, r"\$tuple must be a list\."),
+        ({"$numpy": ["<f4"]}, r"\$numpy must be a list of 2\."),
+        ({"$map": [[[1], 2]]}, r"\$map holds a key that can be none"),
+        ({"$map": [[1, 2], [1, 3]]}, r"\$map holds a key twice"),
+        ({"$array": ["object", [-1], []]}, "A shape must be of small integers"),
+        ({"$array": ["object", [2**40], []]}, "A shape must be of small integers"),
+        ({"$array": ["object", [2], [1]]}, r"\$array of shape \[2\] holds 1 items"),
+        ({"$array": ["<U1", [1], [3]]}, r"\$array must hold texts"),
+        ({"$pipeline": []}, r"\$pipeline has no steps"),
+        ({"$pipeline": [[1, None]]}, "must be a name and an estimator"),
+        ({"$pipeline": [["a", 3]]}, "must be a name and an estimator"),
+        ({"$frozen": 3}, r"\$frozen must hold an estimator"),
+    ],
+    ids=str,
+)
+def test_what_makes_no_sense_in_a_file(value, message):
+    with pytest.raises(ValueError, match=message):
+        Rebuilder({}, {}).value(value)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("caf\udce9", "Model.labels is no valid Unicode"),
+        (np.datetime64("2024-01-01"), "Model.labels"),
+        (np.array(["2024-01-01"], dtype="datetime64[D]"), "Model.labels"),
+    ],
+    ids=["surrogate", "date", "dates"],
+)
+def test_what_has_no_form(value, message):
+    with pytest.raises(TypeError, match=message):
+        Recorder().value(value, "Model.labels")
+
+
+def test_endless_nesting_is_refused():
+    value = []
+    for _ in range(1000):
+        value = [value]
+    with pytest.raises(TypeError, match=r"Model\.labels.* is nested too deep to be saved"):
+        Recorder().value(value, "Model.labels")
