@@ -2,14 +2,30 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# The least versions that pyproject.toml allows, and the tests of what other versions may change.
+LOWEST := .venv-lowest
+EXTRAS := starter,tables,plots,openvino,onnx,distributed,index,hub,serve
+LOWEST_TESTS := tests/test_versions.py tests/test_package.py tests/curation tests/manners tests/battery tests/training \
+	tests/aligners/test_contract.py tests/aligners/test_lit.py::TestWhatIsTrained tests/aligners/test_clip.py \
+	tests/encoders/test_engines.py tests/encoders/test_head_pairs.py tests/encoders/test_pickled_weights.py \
+	$(wildcard tests/test_encoders_*.py) tests/persistence/test_formats.py tests/persistence/test_onnx.py \
+	tests/persistence/test_round_trip.py tests/retrieval/test_indexes.py tests/cli/test_fit.py \
+	tests/cli/test_classify.py
 
-.PHONY: demo test lint typecheck docs benchmark clean
+.PHONY: demo test test-lowest coverage lint typecheck docs benchmark clean
 
 demo: $(VENV)/.starter
 	$(BIN)/sklearn-ape demo --output demo_report
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest
+
+test-lowest: $(LOWEST)/.installed
+	SKLEARN_APE_LOWEST=1 $(LOWEST)/bin/python -m pytest $(LOWEST_TESTS)
+
+# Measuring takes longer than testing: by hand, not in CI.
+coverage: $(VENV)/.dev
+	$(BIN)/python -m pytest --cov --cov-report=term --cov-fail-under=95
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -28,7 +44,7 @@ benchmark: $(VENV)/.starter
 	$(BIN)/python benchmarks/first_run.py
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info demo_report docs/_build docs/auto_examples docs/generated
+	rm -rf $(VENV) $(LOWEST) build dist *.egg-info demo_report docs/_build docs/auto_examples docs/generated
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; v >= (3, 11) or sys.exit(f"sklearn-ape needs Python 3.11 or newer, {sys.executable} is {v[0]}.{v[1]}. Try: make PYTHON=python3.11 ...")'
@@ -41,3 +57,11 @@ $(VENV)/.starter: $(BIN)/python pyproject.toml
 $(VENV)/.dev: $(BIN)/python pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	@touch $@ $(VENV)/.starter
+
+# uv, since pip cannot be asked for the least version. What they require in turn is the newest.
+$(LOWEST)/.installed: pyproject.toml
+	$(PYTHON) -m venv --clear $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet uv
+	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct --editable '.[$(EXTRAS)]' 'polars>=1.0'
+	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python pytest hypothesis
+	@touch $@
