@@ -259,7 +259,7 @@ class BaseAligner(
                 "the captions (or their features) of the pictures in X."
             )
         # What an earlier fit left must not answer for this one.
-        for stale in ("image_encoder_", "text_encoder_", "bank_", *_LEARNED):
+        for stale in ("image_encoder_", "text_encoder_", "bank_"):
             self.__dict__.pop(stale, None)
         head = None if self.head_pairs is None else resolve_head_pairs(self.head_pairs)
         data = self._pairs(X, y, reset=True)
