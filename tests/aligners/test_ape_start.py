@@ -10,6 +10,8 @@ from sklearn.base import clone
 
 from sklearn_ape import APEAligner, KernelAligner
 from sklearn_ape.aligners import _head_training
+from sklearn_ape.aligners._ape_training import _compared_with_start
+from sklearn_ape.aligners._course import Course
 from sklearn_ape.aligners._head_training import HeadTraining
 from sklearn_ape.encoders import HeadPairs
 from sklearn_ape.heads import KernelMap, LinearMap
@@ -68,13 +70,12 @@ class TestStartIsKept:
     )
     def test_one_standard_error_decides(self, recalls, kept):
         """Of a recall of 0.5 on 25 pairs it is 0.1."""
-        aligner = APEAligner()
-        aligner.best_epoch_ = int(np.argmax(recalls)) + 1
-        aligner.history_ = [{"epoch": i + 1, "valid_recall": r} for i, r in enumerate(recalls)]
-        aligner._compare_with_start(0.5, 25)
-        assert aligner.best_epoch_ == kept
-        assert aligner.history_[0] == {"epoch": 0, "valid_recall": 0.5}
-        assert len(aligner.history_) == 3
+        history = [{"epoch": i + 1, "valid_recall": r} for i, r in enumerate(recalls)]
+        course = Course(history, n_epochs=len(recalls), best_epoch=int(np.argmax(recalls)) + 1)
+        course = _compared_with_start(course, 0.5, 25)
+        assert course.best_epoch == kept
+        assert course.history[0] == {"epoch": 0, "valid_recall": 0.5}
+        assert len(course.history) == 3
 
     def test_many_captions_start_linear_in_all_runs(self, concepts, monkeypatch):
         """The pairs held out must not make the start another one than that of the last run."""
