@@ -26,7 +26,7 @@ def outcomes(folder, amount, world):
     amounts = dict.fromkeys(kinds, n_kills)
     if amount > 1:  # importing everything takes seconds, each time
         started = [EncodeCommand(world, True), FitCommand(world, True)]
-        amounts |= dict.fromkeys(started, n_kills // 3)
+        amounts |= dict.fromkeys(started, n_kills // 5)
     for number, (kind, n_kills) in enumerate(amounts.items()):
         place = folder / f"kind {number}"
         yield from kills(kind, place, n_kills)
