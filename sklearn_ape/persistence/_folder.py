@@ -20,7 +20,7 @@ from ._json import dumped, loaded
 
 CONFIG, TENSORS, CARD = FILES = ("config.json", "model.safetensors", "README.md")
 _ENTRY = "sklearn_ape"
-_SYSTEM_ERROR = re.compile(r"(?P<told>[^:]*) \(os error (?P<number>\d+)\)")
+_SYSTEM_ERROR = re.compile(r"\(os error (\d+)\)|Os \{ code: (\d+)")
 _MOST_HEADER_BYTES = 3 * 2**25
 _DTYPES = {"BOOL", "U8", "I8", "U16", "I16", "F16", "U32", "I32", "F32", "U64", "I64", "F64"}
 _NEVER_OPENED = "Pickles and torch checkpoints (.pkl, .joblib, .pt, .bin) are never opened."
@@ -150,11 +150,12 @@ def _write_tensors(path: Path, tensors: Mapping[str, np.ndarray], config: str) -
     try:
         save_file(dict(tensors), path, metadata={_ENTRY: config})
     except SafetensorError as error:
-        # It wraps what the system says, such as "... full (os error 28)".
+        # It wraps errors of the system: "(os error 28)", and once "Os { code: 28, ... }".
         found = _SYSTEM_ERROR.search(str(error))
         if found is None:
             raise
-        raise OSError(int(found["number"]), found["told"].strip(), str(path)) from error
+        number = int(found[1] or found[2])
+        raise OSError(number, os.strerror(number), str(path)) from error
 
 
 def _read_tensors(path: Path, folder: Path) -> tuple[dict[str, np.ndarray], str]:
