@@ -21,7 +21,9 @@ test: $(VENV)/.dev
 	$(BIN)/python -m pytest
 
 test-lowest: $(LOWEST)/.installed
-	SKLEARN_APE_LOWEST=1 $(LOWEST)/bin/python -m pytest $(LOWEST_TESTS)
+	@# Not ONNX: the exporter of torch 2.6 does not go with what onnxscript requires today, which is said
+	@# in a warning, and torch computes.
+	SKLEARN_APE_LOWEST=1 $(LOWEST)/bin/python -m pytest -k "not onnx" $(LOWEST_TESTS)
 
 # Measuring takes longer than testing: by hand, not in CI.
 coverage: $(VENV)/.dev
