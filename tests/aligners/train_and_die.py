@@ -100,6 +100,9 @@ def die():
 
 def train(case, folder, step=None, write=None, processes=None, rank=0, tower=None, seconds=None):
     """Fit and save in ``folder``, unless it dies before."""
+    import torch
+
+    torch.set_num_threads(1)
     folder = Path(folder)
     if seconds is None:
         every_epoch_is_written()
@@ -108,10 +111,8 @@ def train(case, folder, step=None, write=None, processes=None, rank=0, tower=Non
     if write is not None:
         at_write(*write)
     if processes is not None:
-        import torch
         from torch import distributed
 
-        torch.set_num_threads(1)  # each waits for the other, and there may be few cores
         distributed.init_process_group(
             "gloo", init_method=f"file://{processes}", rank=rank, world_size=2
         )
