@@ -11,6 +11,10 @@ LOWEST_TESTS := tests/test_versions.py tests/test_package.py tests/curation test
 	$(wildcard tests/test_encoders_*.py) tests/persistence/test_formats.py tests/persistence/test_onnx.py \
 	tests/persistence/test_round_trip.py tests/retrieval/test_indexes.py tests/cli/test_fit.py \
 	tests/cli/test_classify.py
+# Not ONNX: the exporter of torch 2.6 does not go with what onnxscript requires today (a warning says
+# so, and torch computes). timm 1.0.26 ignores the arguments of a model in a folder (swin); pictures
+# are resized otherwise by transformers 5.3's own processor (to 0.003); typer words errors otherwise.
+LOWEST_ONLY := not (onnx or swin or image_models or pooler_that or are_messages)
 
 .PHONY: demo test test-lowest coverage lint typecheck docs benchmark clean
 
@@ -21,9 +25,7 @@ test: $(VENV)/.dev
 	$(BIN)/python -m pytest
 
 test-lowest: $(LOWEST)/.installed
-	@# Not ONNX: the exporter of torch 2.6 does not go with what onnxscript requires today, which is said
-	@# in a warning, and torch computes.
-	SKLEARN_APE_LOWEST=1 $(LOWEST)/bin/python -m pytest -k "not onnx" $(LOWEST_TESTS)
+	SKLEARN_APE_LOWEST=1 $(LOWEST)/bin/python -m pytest -k "$(LOWEST_ONLY)" $(LOWEST_TESTS)
 
 # Measuring takes longer than testing: by hand, not in CI.
 coverage: $(VENV)/.dev
