@@ -48,7 +48,7 @@ def unfinished(target: Path) -> Iterator[Path]:
     ...     [path.name for path in Path(name).iterdir()]
     ['a.txt']
     """
-    _clear(target)
+    clear_unfinished(target)
     folder, lock = _made(target)
     try:
         yield folder
@@ -71,7 +71,8 @@ def _made(target: Path) -> tuple[Path, int | None]:
                 os.close(lock)
 
 
-def _clear(target: Path) -> None:
+def clear_unfinished(target: Path) -> None:
+    """Remove what killed processes left of `unfinished` folders for a target."""
     with suppress(OSError):
         for name in os.listdir(target.parent):
             if name.startswith(f".{target.name}.") and name.endswith(_SUFFIX):

@@ -14,7 +14,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from ..persistence._one_file import read_file, read_head, remove_unfinished, write_file
+from .._unfinished import clear_unfinished
+from ..persistence._one_file import read_file, read_head, write_file
 from ..training import current_ranks
 
 _FORMAT = 1
@@ -105,10 +106,8 @@ class TrainingFile:
             )
         except (OSError, NotImplementedError):
             pass  # a disk without locks: whole files replace one another all the same
-        if self.is_ours:
-            with suppress(OSError):
-                for path in (self.unfinished, self.finished):
-                    remove_unfinished(path)
+        for path in (self.unfinished, self.finished):
+            clear_unfinished(path)
 
     def close(self) -> None:
         """Let others write."""

@@ -23,7 +23,7 @@ def unit_rows(features: np.ndarray, least: float = 0.0) -> np.ndarray:
     features : ndarray of shape (n, n_features)
         A copy.
     """
-    largest = np.abs(features).max(axis=1, keepdims=True)
+    largest = np.maximum(features.max(axis=1, keepdims=True), -features.min(axis=1, keepdims=True))
     is_ordinary = (largest == 0) | ((largest > _LEAST) & (largest < _MOST))
     scale = np.ones_like(largest)
     if not is_ordinary.all():  # squares would leave float32; a power of two rounds nothing

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import os
-import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ._folder import _ENTRY, _described, _digest, _metadata, _read_tensors, _sync
+from .._unfinished import unfinished
+from ._folder import _described, _digest, _metadata, _read_tensors, _sync, _write_tensors
 from ._json import dumped, loaded
 from ._values import Rebuilder, Recorder
 
-_SAVING = ".saving"
 _DIGITS = 64
 
 
@@ -34,9 +33,6 @@ def write_file(path: Path, head: Mapping[str, Any], values: Mapping[str, Any]) -
     OSError
         When it cannot be written; the old file is as it was.
     """
-    from safetensors import SafetensorError
-    from safetensors.numpy import save_file
-
     recorder = Recorder()
     body = {name: recorder.value(value, name) for name, value in values.items()}
     tensors = recorder.tensors
@@ -46,22 +42,12 @@ def write_file(path: Path, head: Mapping[str, Any], values: Mapping[str, Any]) -
         "tensors": _described(tensors),
         "digest": _digest(tensors),
     }
-    staged = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_SAVING}")
-    try:
-        save_file(tensors, staged, metadata={_ENTRY: _sealed(dumped(config))})
+    with unfinished(path) as folder:
+        staged = folder / path.name
+        _write_tensors(staged, tensors, _sealed(dumped(config)))
         _sync(staged)
         os.replace(staged, path)
         _sync(path.parent)
-    except SafetensorError as error:  # how safetensors says that the disk is full
-        raise OSError(str(error)) from None
-    finally:
-        staged.unlink(missing_ok=True)
-
-
-def remove_unfinished(path: Path) -> None:
-    """Remove what killed processes left of `write_file`; nobody else may be writing."""
-    for left in path.parent.glob(f".{path.name}.*{_SAVING}"):
-        left.unlink(missing_ok=True)
 
 
 def read_head(path: Path) -> dict[str, Any]:

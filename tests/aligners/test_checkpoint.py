@@ -210,7 +210,7 @@ class TestKills:
         assert forks(job) == [0]
         assert_same(load_pretrained(tmp_path / "model0"), whole("plain"))
         left = os.listdir(tmp_path / "checkpoint")
-        assert not [name for name in left if name.endswith(".saving")]
+        assert not [name for name in left if name.endswith(".unfinished")]
 
     def test_at_random_moments(self, forks, whole, tmp_path):
         rng = random.Random(0)

@@ -5,6 +5,7 @@ import shutil
 from faults.commands import EncodeCommand, FitCommand
 from faults.kills import kills
 from faults.kinds import EncodeTo, FirstSave, Pictures, RawWrites, Saves
+from faults.training import Training
 
 # Of each kind in the suite; a benchmark does many times as many.
 _KILLS = 1
@@ -19,6 +20,7 @@ def outcomes(folder, amount, world):
         EncodeTo(world, over_another=True),
         Saves(world),
         FirstSave(world),
+        Training(world),
         EncodeCommand(world),
         FitCommand(world),
     ]
