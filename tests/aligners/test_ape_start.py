@@ -149,7 +149,7 @@ class TestTraining:
                 return super().recall(data)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("sklearn_ape.aligners.ape.HeadTraining", Remembering)
+            patch.setattr("sklearn_ape.aligners._ape_training.HeadTraining", Remembering)
             aligner.fit(bent.image, bent.text)
         assert aligner.best_epoch_ > 0
         training, valid = recalls[0]
