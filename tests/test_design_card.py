@@ -28,10 +28,11 @@ class RowCount:
 
 @pytest.fixture
 def fresh(tmp_path):
-    """Encoders with an empty cache."""
+    """Encoders with an empty cache, computed by torch, whose passes a hook can count."""
+    options = {"cache": tmp_path, "engine": "torch"}
     return (
-        TimmImageEncoder("efficientnet_lite0", output="logits", cache=tmp_path),
-        TransformersTextEncoder("all-MiniLM-L6-v2", cache=tmp_path),
+        TimmImageEncoder("efficientnet_lite0", output="logits", **options),
+        TransformersTextEncoder("all-MiniLM-L6-v2", **options),
     )
 
 

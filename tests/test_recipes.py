@@ -146,6 +146,7 @@ def test_what_a_recipe_leaves_open_is_not_its_method():
     open_parameters = set(APEAligner._get_param_names()) - set(recipe("fusemix"))
     assert open_parameters <= {
         "callbacks",
+        "checkpoint",
         "device",
         "head_pairs",
         "image_encoder",

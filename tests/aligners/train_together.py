@@ -57,7 +57,8 @@ def fit_all(folder):
     from sklearn_ape.training import _stored
 
     _stored._LEAST_BYTES = 0
-    rank = Accelerator(cpu=True).process_index
+    accelerator = Accelerator(cpu=True)
+    rank = accelerator.process_index
     found = {}
     for name in CASES:
         aligner = fit(name, folder, verbose=int(name == "plain"))
@@ -66,6 +67,7 @@ def fit_all(folder):
         found[f"{name} recall"] = [row.get("valid_recall", 0.0) for row in aligner.history_]
         found[f"{name} scale"] = aligner.logit_scale_
     np.savez(folder / f"{rank}.npz", **found)
+    accelerator.end_training()  # else gloo's threads may end the process with an abort
 
 
 def fail(folder):

@@ -29,7 +29,11 @@ class TestSaving:
         assert (back.index, back.dtype, back.n_unread_) == (index, dtype, 1)
         for one, other in ((y, "text"), (X[20:40], "image")):
             expected = retriever.search(one, k=5, modality=other)
-            assert_equal(back.search(one, k=5, modality=other), expected)
+            found = back.search(one, k=5, modality=other)
+            if index == "usearch":  # threads build its graph anew, each time in another order
+                assert np.mean(found.indices == expected.indices) > 0.8
+            else:
+                assert_equal(found, expected)
         back.add(X[:1])
         assert back.n_samples_fit_ == 301
 

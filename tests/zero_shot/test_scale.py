@@ -105,6 +105,11 @@ def test_bad_k(aligner, concepts, k):
         classifier_of(aligner).predict_top_k(concepts.image, k=k)
 
 
+def test_five_are_shown_unless_told(aligner, concepts):
+    labels, proba = classifier_of(aligner).predict_top_k(concepts.image[:3])
+    assert labels.shape == proba.shape == (3, 5)
+
+
 def test_one_class_is_always_the_best(aligner, concepts):
     classifier = ZeroShotClassifier(NAMES[:1], aligner=aligner, templates="none")
     labels, proba = classifier.predict_top_k(concepts.image[:3], k=1)
