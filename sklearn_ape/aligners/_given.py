@@ -134,9 +134,8 @@ def look_at(features: np.ndarray, largest: np.ndarray, name: str) -> None:
     some = some[~np.isnan(some).any(axis=1)]
     if len(some) < 2 or not np.ptp(some, axis=0).any():
         return
-    length = np.linalg.norm(some, axis=1)
-    away = np.linalg.norm(some - some.mean(axis=0), axis=1)
-    share = float(np.median(away[length > 0] / length[length > 0]))
+    away = some - some.mean(axis=0)
+    share = float(np.linalg.norm(away) / np.linalg.norm(some))
     if share >= _DROWNED:
         return
     column = int(np.abs(some.mean(axis=0)).argmax())
