@@ -15,7 +15,7 @@ _AHEAD = 2
 
 
 def in_threads(
-    work: Callable[[Item], Result], items: Iterable[Item], n_threads: int
+    work: Callable[[Item], Result], items: Iterable[Item], n_threads: int, alone: bool = False
 ) -> Iterator[Result]:
     """Yield ``work(item)`` for each item, in order.
 
@@ -27,6 +27,9 @@ def in_threads(
         Taken as they are needed.
     n_threads : int
         At least 1.
+    alone : bool, default=False
+        Whether torch shall do each thread's work in that thread, where it would start as many
+        more for every piece of it, which wait for one another.
 
     Yields
     ------
@@ -34,7 +37,8 @@ def in_threads(
         At most ``n_threads + 2`` of them are being made, or made and not yet taken. When the
         iteration ends early, items not begun are left and those begun are waited for.
     """
-    with ThreadPoolExecutor(n_threads, thread_name_prefix="sklearn_ape") as pool:
+    begin = _work_alone if alone and n_threads > 1 else None
+    with ThreadPoolExecutor(n_threads, "sklearn_ape", initializer=begin) as pool:
         waiting: deque[Future[Result]] = deque()
         try:
             for item in items:
@@ -46,3 +50,12 @@ def in_threads(
         finally:
             for future in waiting:
                 future.cancel()
+
+
+def _work_alone() -> None:
+    import torch
+    from threadpoolctl import ThreadpoolController
+
+    torch.get_num_threads()  # torch sets the number itself when a thread first asks for it
+    # OpenMP keeps it by thread: others are not touched.
+    ThreadpoolController().select(user_api="openmp").limit(limits=1)

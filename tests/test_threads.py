@@ -53,3 +53,14 @@ def test_an_interrupt_waits_for_what_runs():
     with pytest.raises(KeyboardInterrupt):
         results.throw(KeyboardInterrupt)
     assert time.monotonic() - start < 5
+
+
+def test_torch_works_in_the_thread_itself_when_asked():
+    """Threads that start threads for every small piece of work wait for one another."""
+    import torch
+
+    here = torch.get_num_threads()
+    alone = list(in_threads(lambda _: torch.get_num_threads(), range(4), 2, alone=True))
+    assert alone == [1] * 4
+    assert list(in_threads(lambda _: torch.get_num_threads(), range(2), 2)) == [here] * 2
+    assert torch.get_num_threads() == here

@@ -260,9 +260,10 @@ class FrozenEncoder(
             return self._features_of(engine, good, tensors, bad) if good else {}, bad
 
         if engine.concurrent:
-            yield from in_threads(lambda start: compute(prepare(start)), starts, n_threads)
+            work = in_threads(lambda start: compute(prepare(start)), starts, n_threads, alone=True)
+            yield from work
         else:
-            yield from map(compute, in_threads(prepare, starts, n_threads))
+            yield from map(compute, in_threads(prepare, starts, n_threads, alone=True))
 
     def _features_of(
         self,
