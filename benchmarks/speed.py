@@ -4,7 +4,7 @@
     python benchmarks/speed.py encode search    # some
     python benchmarks/speed.py --quick          # a trial
 
-Every row has a ratio to a peer. Needs the ``fast``, ``onnx`` and ``starter`` extras, embetter,
+Every row has a ratio to a peer. Needs the ``openvino``, ``onnx`` and ``starter`` extras, embetter,
 sentence-transformers and Debian's openclipart-png and openclipart-svg. Written to
 docs/results/speed.csv.
 """

@@ -13,6 +13,7 @@ from sklearn.utils import gen_batches
 
 from .._numbers import as_floats
 from ..aligners._given import look_at, narrowed
+from ..aligners._units import unit_rows as scaled_rows
 
 _TILE_BYTES = 2**25
 
@@ -29,13 +30,8 @@ def float_rows(features: Any, name: str, look: bool = False) -> np.ndarray:
 def unit_rows(features: Any, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Return rows of length 1, and which rows have a direction at all (no zeros, no NaN)."""
     features = float_rows(features, name)
-    # The largest entry first: squares of small or huge numbers leave float32.
-    largest = np.abs(features).max(axis=1, keepdims=True)
-    known = largest[:, 0] > 0  # False for NaN
-    scaled = np.zeros_like(features)
-    scaled[known] = features[known] / largest[known]
-    scaled[known] /= np.linalg.norm(scaled[known], axis=1, keepdims=True)
-    return scaled, known
+    scaled = scaled_rows(features)
+    return scaled, np.linalg.norm(scaled, axis=1) > 0
 
 
 def row_tiles(n_rows: int, n_columns: int) -> Iterator[slice]:

@@ -260,8 +260,9 @@ class FrozenEncoder(
             return self._features_of(engine, good, tensors, bad) if good else {}, bad
 
         if engine.concurrent:
-            work = in_threads(lambda start: compute(prepare(start)), starts, n_threads, alone=True)
-            yield from work
+            yield from in_threads(
+                lambda start: compute(prepare(start)), starts, n_threads, alone=True
+            )
         else:
             yield from map(compute, in_threads(prepare, starts, n_threads, alone=True))
 

@@ -1,4 +1,4 @@
-"""Fits aligners that are killed; `test_checkpoint.py` says when.
+"""Fits aligners that are killed; `test_checkpoint_kills.py` says when.
 
 As a script it forks a process for each line of JSON on its standard input, so that packages are
 imported once, and answers how that process ended.
