@@ -3,6 +3,7 @@
 import pickle
 import zlib
 from typing import ClassVar
+from uuid import uuid4
 
 import numpy as np
 import pytest
@@ -93,9 +94,11 @@ def test_many_prompts_leave_the_shared_memory_to_others(
     encoder = clone(text_encoder).set_params(cache="memory", max_length=20)
     aligner = CCAAligner(text_encoder=encoder).fit(features.image, pictures.captions)
     monkeypatch.setattr(_label_embeddings, "_PROMPTS_AT_ONCE", 2)
-    embed_labels(aligner, {name: [name] for name in ("a gnu", "an emu", "an okapi")}, PLAIN)
+    # That nobody asked for in this process before.
+    names = [f"a {kind} called {uuid4().hex[:8]}" for kind in ("gnu", "lynx", "okapi")]
+    embed_labels(aligner, {name: [name] for name in names}, PLAIN)
     hits, misses = encoder.cache_info()
-    encoder.transform(["a gnu", "an emu", "an okapi"])
+    encoder.transform(names)
     assert encoder.cache_info() == (hits, misses + 3)
     assert aligner.text_encoder_.cache == "memory"
 
@@ -154,7 +157,8 @@ def test_one_bar_for_all_batches_if_the_encoder_shows_them(
     aligner.text_encoder_.set_params(verbose=verbose)
     monkeypatch.setattr(_label_embeddings, "_PROMPTS_AT_ONCE", 2)
     monkeypatch.setattr(_label_embeddings, "tqdm", Bar)
-    embed_labels(aligner, {name: [name] for name in (f"a{verbose}", "b", "c")}, PLAIN)
+    names = [uuid4().hex[:8] for _ in range(3)]  # of which nothing is kept from before
+    embed_labels(aligner, {name: [name] for name in names}, PLAIN)
     assert [(bar.total, bar.shown, bar.done) for bar in bars] == [(3, bool(verbose), 3)]
 
 
