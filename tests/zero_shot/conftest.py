@@ -1,9 +1,17 @@
 """A small model of real pictures, shared by the tests of the classifier."""
 
+from collections import OrderedDict
+
 import pytest
 from sklearn.pipeline import make_pipeline
 
-from sklearn_ape import APEAligner
+from sklearn_ape import APEAligner, _label_embeddings
+
+
+@pytest.fixture(autouse=True)
+def no_embeddings_from_before(monkeypatch):
+    """A process keeps them, and a test may run twice in one (mutation testing does it)."""
+    monkeypatch.setattr(_label_embeddings, "_kept", OrderedDict())
 
 
 @pytest.fixture(scope="session")
