@@ -12,7 +12,8 @@ import numpy as np
 def map_of(array: Any) -> np.memmap | None:
     """Return the memory map that an array is, or is a view of, if any."""
     while isinstance(array, np.ndarray):
-        if isinstance(array, np.memmap):
+        # A copy in memory may be called a map, too.
+        if isinstance(array, np.memmap) and array._mmap is not None:  # type: ignore[attr-defined]
             return array
         array = array.base
     return None

@@ -1,12 +1,21 @@
-"""What SQLite's errors mean: who waits, who gives up, and what is called damage."""
+"""Connections to read, and what SQLite's errors mean: who waits, who gives up, what is damage."""
 
 import sqlite3
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from sklearn_ape.features._connection import is_damage, retried
+from sklearn_ape.features._connection import (
+    NewerFormatError,
+    connect,
+    connect_to_read,
+    is_damage,
+    nowhere,
+    retried,
+    tables_of,
+)
 
 
 def error(kind, code=None):
@@ -98,3 +107,61 @@ class TestDamage:
         assert is_damage(told, tmp_path / "a")
         assert not is_damage(told, tmp_path / "gone" / "a")
         assert not is_damage(told, tmp_path / "gone")
+
+
+class TestConnectToRead:
+    @pytest.fixture
+    def path(self, tmp_path):
+        path = tmp_path / "a file.sqlite"
+        connection = connect(path, ["numbers"], 1)
+        with connection:
+            connection.execute("INSERT INTO numbers VALUES (x'01', x'02')")
+        connection.close()
+        return path
+
+    def read(self, connection):
+        return connection.execute("SELECT key, value FROM numbers").fetchall()
+
+    def test_a_file(self, path):
+        connection = connect_to_read(path, 1)
+        assert tables_of(connection) == {"numbers"}
+        assert self.read(connection) == [(b"\1", b"\2")]
+        with pytest.raises(sqlite3.OperationalError, match="readonly"):
+            connection.execute("DELETE FROM numbers")
+        connection.close()
+
+    def test_beside_a_writer(self, path):
+        """What the writer has in its log alone is seen."""
+        writer = connect(path, ["numbers"], 1)
+        with writer:
+            writer.execute("INSERT INTO numbers VALUES (x'03', x'04')")
+        connection = connect_to_read(path, 1)
+        assert len(self.read(connection)) == 2
+        with writer:
+            writer.execute("INSERT INTO numbers VALUES (x'05', x'06')")
+        assert len(self.read(connection)) == 3
+        connection.close()
+        writer.close()
+
+    def test_no_file_is_an_empty_one_that_is_not_made(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        for connection in (connect_to_read(tmp_path / "none.sqlite", 1), nowhere()):
+            assert tables_of(connection) == set()
+            with ThreadPoolExecutor(1) as another:
+                assert another.submit(tables_of, connection).result() == set()
+            connection.close()
+        assert list(tmp_path.iterdir()) == []
+
+    def test_damage_is_told(self, path):
+        path.write_bytes(b"no database at all " * 99)
+        with pytest.raises(sqlite3.DatabaseError, match="not a database"):
+            connect_to_read(path, 1)
+
+    def test_a_file_of_a_newer_version(self, path):
+        connection = sqlite3.connect(path)
+        connection.execute("PRAGMA user_version = 7")
+        connection.close()
+        with pytest.raises(NewerFormatError, match=r"format 7; this one knows 0"):
+            connect_to_read(path, 1)
+        with pytest.raises(NewerFormatError, match=r"format 7; this one knows 0"):
+            connect(path, ["numbers"], 1)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from sklearn_ape.features import DiskFeatureCache
+from sklearn_ape.features._entries import rounded
 from tests.feature_entries import TRUTH, assert_only_true
 
 
@@ -189,9 +190,9 @@ def test_exact_cache_never_gives_rounded_numbers(folder):
     half = DiskFeatureCache(folder, "float16")
     with half:
         assert half.get_many(TRUTH).keys() == TRUTH.keys()
-        np.testing.assert_array_equal(
-            half.get_many([first])[first], feature.astype(np.float16).astype(np.float32)
-        )
+        found = half.get_many([first])[first]
+        assert found.dtype == np.float32
+        np.testing.assert_array_equal(found, feature.astype(np.float16).astype(np.float32))
         half.put_many({b"half": other, second: other})
     with DiskFeatureCache(folder) as exact:
         assert exact.get_many([b"half"]) == {}
@@ -237,3 +238,19 @@ def test_a_number_that_no_version_has_is_damage(folder):
     with DiskFeatureCache(folder) as cache:
         assert_only_true(cache.get_many(TRUTH))
         assert cache.get_many(TRUTH).keys() == TRUTH.keys()
+
+
+def test_warnings_name_the_file_and_what_becomes_of_the_work(folder):
+    (folder / "features.sqlite").write_bytes(b"garbage " * 5000)
+    with pytest.warns(RuntimeWarning) as told, DiskFeatureCache(folder):
+        pass
+    (message,) = {str(warning.message) for warning in told}
+    assert message.startswith(f"The feature cache '{folder / 'features.sqlite'}' is damaged (")
+    assert message.endswith(" The features are computed anew.")
+
+
+def test_what_float16_can_hold_is_told_by_the_row():
+    half, fits = rounded(np.array([[0.1, 2.0], [1e6, 3.0], [-3.0, 1e-9]]))
+    assert half.dtype == np.float16
+    assert fits.tolist() == [True, False, True]
+    assert rounded(np.array([7.0, 1e6]))[1].shape == ()

@@ -1,0 +1,186 @@
+"""The journal of a feature file: its form, and what damage to it costs."""
+
+import hashlib
+import json
+import os
+import stat
+import time
+
+import numpy as np
+import pytest
+
+from sklearn_ape.features import _file
+from sklearn_ape.features._file import FeatureFile
+
+ROWS = np.arange(15 * 3, dtype=np.float32).reshape(15, 3)
+CHUNK = 5
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "rows.npy"
+
+
+def begun(path, n_chunks, chunk_size=CHUNK):
+    with FeatureFile(path, "source", len(ROWS), chunk_size, "float32") as file:
+        file.resume()
+        for number in range(n_chunks):
+            if number not in file.finished:
+                rows = ROWS[number * chunk_size : (number + 1) * chunk_size]
+                file.write(number, rows, "items", {1: "is bad"} if number == 1 else {})
+
+
+def finished(path, chunk_size=CHUNK):
+    with FeatureFile(path, "source", len(ROWS), chunk_size, "float32") as file:
+        file.resume()
+        return sorted(file.finished)
+
+
+def journal(path):
+    return path.with_name(path.name + ".journal")
+
+
+def whole(path):
+    begun(path, 3)
+    with FeatureFile(path, "source", len(ROWS), CHUNK, "float32") as file:
+        file.resume()
+        np.testing.assert_array_equal(file.finish(), ROWS)
+
+
+def test_the_form_is_that_of_files_written_before(path):
+    """Else a run that was stopped could not go on with a later version."""
+    begun(path, 2)
+    head, *lines = [json.loads(line) for line in journal(path).read_text().splitlines()]
+    assert head == {
+        "source": "source",
+        "n_rows": 15,
+        "chunk_size": 5,
+        "dtype": "float32",
+        "width": 3,
+    }
+    digests = [
+        hashlib.blake2b(
+            ROWS[start : start + 5].astype("<f4").tobytes(), digest_size=16
+        ).hexdigest()
+        for start in (0, 5)
+    ]
+    assert lines == [
+        {"chunk": 0, "items": "items", "rows": digests[0], "errors": {}},
+        {"chunk": 1, "items": "items", "rows": digests[1], "errors": {"1": "is bad"}},
+    ]
+
+
+def test_a_torn_line_does_not_spoil_the_next(path):
+    begun(path, 1)
+    with journal(path).open("ab") as file:
+        file.write(b'{"chunk": 1, "ite')
+    begun(path, 3)
+    assert finished(path) == [0, 1, 2]
+
+
+def test_a_damaged_line_costs_its_own_chunk_alone(path):
+    begun(path, 3)
+    lines = journal(path).read_bytes().splitlines(keepends=True)
+    for bad in (
+        b"{}\n",
+        b"[]\n",
+        b"7\n",
+        b'{"chunk": 1}\n',
+        lines[2].replace(b'"chunk"', b"chunk"),
+    ):
+        journal(path).write_bytes(b"".join([*lines[:2], bad, *lines[3:]]))
+        assert finished(path) == [0, 2]
+
+
+@pytest.mark.parametrize("head", [b"[]", b"7", b"", b"{", b"{}", b'"width"'])
+def test_a_damaged_head_is_named(path, head):
+    begun(path, 2)
+    lines = journal(path).read_bytes().splitlines(keepends=True)
+    journal(path).write_bytes(b"".join([head + b"\n", *lines[1:]]))
+    with pytest.raises(FileExistsError, match="is there already and has no journal that could be"):
+        finished(path)
+
+
+def test_a_width_that_is_no_number_is_damage(path):
+    begun(path, 2)
+    journal(path).write_bytes(journal(path).read_bytes().replace(b'"width": 3', b'"width": "3"'))
+    with pytest.raises(FileExistsError, match="has no journal that could be read"):
+        finished(path)
+
+
+def test_a_chunk_beyond_the_last_stands_for_no_other(path):
+    """A line for no rows at all is true of any file, and must not make up for a lost one."""
+    whole(path)
+    nothing = {"chunk": 3, "items": "items", "rows": _file._digest(b""), "errors": {}}
+    lines = journal(path).read_bytes().splitlines(keepends=True)
+    journal(path).write_bytes(b"".join([*lines[:3], json.dumps(nothing).encode() + b"\n"]))
+    with pytest.raises(FileExistsError, match="is damaged or was changed since it was made"):
+        finished(path)
+
+
+def test_rows_of_another_type_or_width(path):
+    with FeatureFile(path, "source", len(ROWS), CHUNK, "float32") as file:
+        for number in range(3):
+            rows = ROWS[number * CHUNK : (number + 1) * CHUNK]
+            file.write(number, rows.astype(np.float64), "items", {})
+        with pytest.raises(ValueError, match=r"Chunk 1 has 2 features, not 3\."):
+            file.write(1, ROWS[:CHUNK, :2], "items", {})
+        np.testing.assert_array_equal(file.finish(), ROWS)
+
+
+def test_folders_are_made(tmp_path):
+    whole(tmp_path / "one" / "two" / "rows.npy")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes of files")
+def test_others_may_read_the_file_as_they_may_any(path):
+    mask = os.umask(0o022)
+    try:
+        whole(path)
+    finally:
+        os.umask(mask)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o644
+
+
+def test_the_other_writer_is_told_which_file(path):
+    pytest.importorskip("fcntl")
+    with FeatureFile(path, "source", len(ROWS), CHUNK, "float32") as file:
+        file.write(0, ROWS[:CHUNK], "items", {})
+        with pytest.raises(RuntimeError, match=r"rows\.npy\.partial' is being written by another"):
+            begun(path, 1)
+
+
+class TestSync:
+    """What a power cut must not take."""
+
+    @pytest.fixture
+    def synced(self, monkeypatch):
+        kinds = []
+        fsync = os.fsync
+
+        def counted(descriptor):
+            kinds.append(stat.S_ISDIR(os.fstat(descriptor).st_mode))
+            fsync(descriptor)
+
+        monkeypatch.setattr(os, "fsync", counted)
+        return kinds
+
+    @pytest.mark.skipif(os.name != "posix", reason="folders that can be opened")
+    def test_a_new_name_is_in_its_folder_for_good(self, path, synced):
+        whole(path)
+        assert synced[-1]
+
+    def test_not_after_every_chunk(self, path, synced, monkeypatch):
+        """It would take longer than the network on a slow disk."""
+        now = time.monotonic()
+        monkeypatch.setattr(_file.time, "monotonic", lambda: now)
+        begun(path, 3)
+        assert len(synced) == 2  # rows and journal of the first
+        now += _file._SYNC_EVERY_S + 1
+        with FeatureFile(path, "source", len(ROWS), CHUNK, "float32") as file:
+            file.resume()
+            file.write(0, ROWS[:CHUNK], "items", {})
+            file.write(1, ROWS[CHUNK : 2 * CHUNK], "items", {})
+            now += _file._SYNC_EVERY_S + 1
+            file.write(2, ROWS[2 * CHUNK :], "items", {})
+        assert len(synced) == 6

@@ -1,0 +1,85 @@
+"""Memory maps: found behind their views, and out of memory once read."""
+
+import resource
+import sys
+
+import numpy as np
+import pytest
+
+from sklearn_ape.features._maps import forget, map_of
+
+
+@pytest.fixture
+def mapped(tmp_path):
+    np.save(tmp_path / "X.npy", np.ones((4_000, 1_000), dtype=np.float32))  # 16 MB
+    return np.load(tmp_path / "X.npy", mmap_mode="r")
+
+
+def test_a_map_is_found_behind_its_views(mapped):
+    for view in (mapped, mapped[3:], np.asarray(mapped), np.asarray(mapped)[:, 2:][::2]):
+        owner = map_of(view)
+        assert owner is not None
+        assert owner.filename == mapped.filename
+    others = (np.ones(3), np.ones(3)[1:], [1.0], np.array(mapped[:2]), mapped[[0, 2]], None)
+    for other in others:
+        assert map_of(other) is None
+        forget(other)  # does nothing
+
+
+@pytest.mark.parametrize("make", [lambda X: X.copy(), np.sort, lambda X: X.astype("f8")])
+def test_a_copy_in_memory_is_no_map(mapped, make):
+    """numpy calls some of them one."""
+    copy = make(mapped[:3])
+    assert map_of(copy) is None
+    forget(copy)
+
+
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * resource.getpagesize()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the system's count of pages")
+class TestForget:
+    def test_a_map_that_has_been_read_is_not_in_memory(self, mapped):
+        """Else a file of any size would seem to be in memory, page by page."""
+        before = resident()
+        mapped.sum()
+        held = resident() - before
+        forget(mapped[:])
+        assert held > 12e6
+        assert resident() - before < 4e6
+        assert mapped.sum() == 4e6
+
+    @pytest.mark.parametrize("view", [np.asarray, lambda mapped: mapped[:, 10:990]])
+    def test_only_the_rows_given(self, mapped, view):
+        """The others may be in use."""
+        mapped.sum()
+        before = resident()
+        # A system may drop pages of 2 MiB whole.
+        for _ in range(2):
+            forget(view(mapped)[1_000:2_000])
+            assert 3.8e6 < before - resident() < 8.5e6
+        forget(view(mapped)[3_000:])
+        assert 7.6e6 < before - resident() < 13e6
+        assert (mapped == 1).all()
+
+    def test_other_orders_do_no_harm(self, mapped):
+        for view in (mapped[::-1], mapped.T, mapped[:0], mapped[5]):
+            forget(view)
+        assert (mapped == 1).all()
+
+
+def test_what_was_written_to_a_private_map_stays(tmp_path):
+    np.save(tmp_path / "X.npy", np.zeros((4_000, 4), dtype=np.float32))
+    for mode in ("c", "r+"):
+        mapped = np.load(tmp_path / "X.npy", mmap_mode=mode)
+        mapped[:] = 7
+        forget(mapped[:])
+        assert (mapped == 7).all()
+
+
+def test_where_the_system_takes_no_advice(mapped, monkeypatch):
+    monkeypatch.delattr("mmap.MADV_DONTNEED")
+    forget(mapped[:])
+    assert (mapped[:10] == 1).all()
