@@ -74,7 +74,7 @@ def names_of(labels: Any) -> dict[Any, list[str]]:
     if not names:
         raise ValueError("labels is empty: give at least one class.")
     for label, texts in names.items():
-        if label is None or label != label:
+        if _is_missing(label):
             raise ValueError(f"{label!r} is no label (a missing value?).")
         _check_kind(label)
         if not texts or not all(isinstance(text, str) and text.strip() for text in texts):

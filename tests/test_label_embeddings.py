@@ -110,6 +110,32 @@ def test_many_prompts_leave_the_shared_memory_to_others(
     assert aligner.text_encoder_.cache == "memory"
 
 
+class Bar:
+    """Stands for tqdm's."""
+
+    made: ClassVar[list] = []
+
+    def __init__(self, *, total, disable, **_):
+        self.total, self.shown, self.done = total, not disable, 0
+        self.made.append(self)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def update(self, n):
+        self.done += n
+
+
+@pytest.fixture
+def bars(monkeypatch):
+    monkeypatch.setattr(_label_embeddings, "tqdm", Bar)
+    monkeypatch.setattr(Bar, "made", [])
+    return Bar.made
+
+
 class MadeOfParameters(BaseEstimator):
     """Has its encoder made of its own parameters, as CLIPAligner has."""
 
@@ -130,40 +156,38 @@ class MadeOfParameters(BaseEstimator):
 
 
 @pytest.mark.parametrize(("cache", "used"), [("memory", None), ("folder", "folder")])
-def test_many_prompts_and_an_aligner_of_parameters(cache, used, monkeypatch, tmp_path):
+def test_many_prompts_and_an_aligner_of_parameters(cache, used, monkeypatch, bars, tmp_path):
     """A folder is used: a run that was stopped goes on from what is in it."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(_label_embeddings, "_PROMPTS_AT_ONCE", 2)
     monkeypatch.setattr(MadeOfParameters, "seen", [])
-    aligner = MadeOfParameters(cache=cache, verbose=1)
-    embed_labels(aligner, {name: [name] for name in ("a gnu", "an emu", "an okapi")}, PLAIN)
-    assert MadeOfParameters.seen == [(used, 0)] * 2
+    for verbose in (1, 0):
+        aligner = MadeOfParameters(cache=cache, verbose=verbose)
+        embed_labels(aligner, {name: [name] for name in ("a gnu", "an emu", f"{verbose}")}, PLAIN)
+    assert MadeOfParameters.seen == [(used, 0)] * 4
+    assert [bar.shown for bar in bars] == [True, False]
+
+
+@pytest.mark.parametrize("has", ["nothing", "a text encoder", "a cache"])
+def test_another_aligner_is_taken_as_it_is_and_shows_no_bar(has, bars, monkeypatch):
+    monkeypatch.setattr(_label_embeddings, "_PROMPTS_AT_ONCE", 2)
+    texts = CountingTexts()
+    if has == "a text encoder":
+        texts.text_encoder = TransformersTextEncoder()
+    elif has == "a cache":
+        texts.cache = "memory"
+    embed_labels(texts, {name: [name] for name in "abc"}, PLAIN)
+    assert texts.calls == [["a", "b"], ["c"]]
+    assert [bar.shown for bar in bars] == [False]
 
 
 @pytest.mark.parametrize("verbose", [0, 1])
 def test_one_bar_for_all_batches_if_the_encoder_shows_them(
-    features, text_encoder, pictures, monkeypatch, verbose
+    features, text_encoder, pictures, monkeypatch, bars, verbose
 ):
-    bars = []
-
-    class Bar:
-        def __init__(self, *, total, disable, **_):
-            self.total, self.shown, self.done = total, not disable, 0
-            bars.append(self)
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            pass
-
-        def update(self, n):
-            self.done += n
-
     aligner = CCAAligner(text_encoder=text_encoder).fit(features.image, pictures.captions)
     aligner.text_encoder_.set_params(verbose=verbose)
     monkeypatch.setattr(_label_embeddings, "_PROMPTS_AT_ONCE", 2)
-    monkeypatch.setattr(_label_embeddings, "tqdm", Bar)
     embed_labels(aligner, {name: [name] for name in "abc"}, PLAIN)
     assert [(bar.total, bar.shown, bar.done) for bar in bars] == [(3, bool(verbose), 3)]
 
