@@ -1,12 +1,14 @@
 """Encoding from files, against a plain torch loop, embetter and sentence-transformers.
 
-Every contender runs in a process of its own, since ours changes how the process allocates
-memory, and the best of two runs counts. All have the same weights and read the same files.
+Every contender runs in a process of its own, since ours changes how the process allocates memory.
+They take turns, and the median of the rounds counts: a machine that is shared is faster in one
+minute than in the next. All have the same weights and read the same files.
 """
 
 from __future__ import annotations
 
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -20,47 +22,50 @@ from rows import Row, show
 
 N_PICTURES, N_LARGE, N_TEXTS = 480, 32, 3000
 N_COMPARED = 100
+N_ROUNDS = 5
 OURS_F32, OURS_BF16, OURS_ONNX, OURS_TORCH = "openvino float32", "openvino bf16", "onnx", "torch"
 
 
 def measure(quick: bool) -> list[Row]:
     """Return images/s and texts/s, ours beside each peer's."""
+    rounds = 1 if quick else N_ROUNDS
     with tempfile.TemporaryDirectory() as folder:
         sets = _make_sets(Path(folder), 8 if quick else 1)
         rows: list[Row] = []
         for name in ("pictures", "large photographs"):
-            rows += _rows_of_pictures(name, sets[name], Path(folder))
-        rows += _rows_of_texts(sets["texts"], Path(folder))
+            rows += _rows_of_pictures(name, sets[name], Path(folder), rounds)
+        rows += _rows_of_texts(sets["texts"], Path(folder), rounds)
     return rows
 
 
-def _rows_of_pictures(name: str, paths: Path, folder: Path) -> list[Row]:
-    plain = _best("plain", paths, folder)
+def _rows_of_pictures(name: str, paths: Path, folder: Path, rounds: int) -> list[Row]:
     small = name == "pictures"
     bars = (
         {OURS_F32: "at least 6", OURS_ONNX: "at least 6", OURS_BF16: "at least 10"}
         if small
         else {}
     )
+    ours = (OURS_F32, OURS_ONNX, OURS_BF16, OURS_TORCH)[: 4 if small else 1]
+    rates = _rates(("plain", *ours, "embetter"), paths, folder, rounds)
     rows = []
-    for ours in (OURS_F32, OURS_ONNX, OURS_BF16, OURS_TORCH)[: 4 if small else 1]:
-        rate = _best(ours, paths, folder)
-        what = f"encode {name}, {ours}"
-        rows.append(Row(what, rate, "images/s", "plain torch loop", plain, bars.get(ours, "")))
-        rows.append(_difference(f"{what}: 1 - cosine, worst", folder, ours, "exact"))
-    embetter = _best("embetter", paths, folder)
-    rows.append(Row(f"encode {name}, {OURS_F32}", rows[0].ours, "images/s", "embetter", embetter))
+    for one in ours:
+        what = f"encode {name}, {one}"
+        peer = "plain torch loop"
+        rows.append(Row(what, rates[one], "images/s", peer, rates["plain"], bars.get(one, "")))
+        rows.append(_difference(f"{what}: 1 - cosine, worst", folder, one, "exact"))
+    what = f"encode {name}, {OURS_F32}"
+    rows.append(Row(what, rates[OURS_F32], "images/s", "embetter", rates["embetter"]))
     return rows
 
 
-def _rows_of_texts(texts: Path, folder: Path) -> list[Row]:
-    peer = _best("sentence-transformers", texts, folder)
+def _rows_of_texts(texts: Path, folder: Path, rounds: int) -> list[Row]:
+    peer = "sentence-transformers"
+    bars = {"texts openvino": "at least 1.5", "texts torch": ""}
+    rates = _rates((peer, *bars), texts, folder, rounds)
     rows = []
-    for ours, bar in (("texts openvino", "at least 1.5"), ("texts torch", "")):
-        rate = _best(ours, texts, folder)
-        rows.append(Row(f"encode {ours}", rate, "texts/s", "sentence-transformers", peer, bar))
-        what = f"encode {ours}: 1 - cosine, worst"
-        rows.append(_difference(what, folder, ours, "sentence-transformers"))
+    for ours, bar in bars.items():
+        rows.append(Row(f"encode {ours}", rates[ours], "texts/s", peer, rates[peer], bar))
+        rows.append(_difference(f"encode {ours}: 1 - cosine, worst", folder, ours, peer))
     return rows
 
 
@@ -71,17 +76,25 @@ def _difference(what: str, folder: Path, ours: str, reference: str) -> Row:
     return Row(what, float((1 - cosine).max()), "")
 
 
-def _best(contender: str, items: Path, folder: Path) -> float:
-    rates = []
-    for _ in range(2):
-        module = ["-W", "ignore", "-m", "speed_parts.encode"]
-        command = [sys.executable, *module, contender, str(items), str(folder)]
-        here = Path(__file__).parents[1]
-        done = subprocess.run(command, cwd=here, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise RuntimeError(f"{contender} failed:\n{done.stderr[-2000:]}")
-        rates.append(float(done.stdout.split()[-1]))
-    return max(rates)
+def _rates(
+    contenders: tuple[str, ...], items: Path, folder: Path, rounds: int
+) -> dict[str, float]:
+    """Return items a second of each, the median of rounds in which they take turns."""
+    rates: dict[str, list[float]] = {contender: [] for contender in contenders}
+    for _ in range(rounds):
+        for contender in contenders:
+            rates[contender].append(_rate(contender, items, folder))
+    return {contender: statistics.median(some) for contender, some in rates.items()}
+
+
+def _rate(contender: str, items: Path, folder: Path) -> float:
+    module = ["-W", "ignore", "-m", "speed_parts.encode"]
+    command = [sys.executable, *module, contender, str(items), str(folder)]
+    here = Path(__file__).parents[1]
+    done = subprocess.run(command, cwd=here, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{contender} failed:\n{done.stderr[-2000:]}")
+    return float(done.stdout.split()[-1])
 
 
 def _make_sets(folder: Path, share: int) -> dict[str, Path]:

@@ -7,8 +7,8 @@ import warnings
 import numpy as np
 import pytest
 
-from sklearn_ape.features import DiskFeatureCache
-from sklearn_ape.features._entries import rounded
+from sklearn_ape.features import DiskFeatureCache, _disk
+from sklearn_ape.features._entries import EXACT, pack, rounded, unpack
 from tests.feature_entries import TRUTH, assert_only_true
 
 
@@ -254,3 +254,73 @@ def test_what_float16_can_hold_is_told_by_the_row():
     assert half.dtype == np.float16
     assert fits.tolist() == [True, False, True]
     assert rounded(np.array([7.0, 1e6]))[1].shape == ()
+
+
+class TestUnwritten:
+    """Calls in quick succession share a transaction."""
+
+    @pytest.fixture
+    def in_no_time(self, monkeypatch):
+        """Writing takes a tenth of a second; nothing else takes any."""
+        times = iter(np.arange(1, 9999) * 0.1)
+        monkeypatch.setattr(_disk.time, "monotonic", lambda: next(times))
+
+    @pytest.fixture
+    def cache(self, tmp_path, in_no_time):
+        with DiskFeatureCache(tmp_path) as cache:
+            yield cache
+
+    def entries(self, start):
+        return dict(list(TRUTH.items())[start : start + 50])
+
+    def seen_by_others(self, cache):
+        with sqlite3.connect(f"file:{cache.path}?mode=ro", uri=True) as other:
+            return other.execute("SELECT COUNT(*) FROM features").fetchone()[0]
+
+    def test_is_found_beside_what_is_written(self, cache):
+        for start in (0, 50):
+            cache.put_many(self.entries(start))
+        assert self.seen_by_others(cache) == 50
+        found = cache.get_many(TRUTH)
+        assert found.keys() == (self.entries(0) | self.entries(50)).keys()
+        assert_only_true(found)
+
+    def test_is_written_soon(self, cache):
+        cache.put_many(self.entries(0))
+        for _ in range(4):
+            cache.put_many({})
+        assert self.seen_by_others(cache) == 50
+        cache.put_many(self.entries(50))
+        for _ in range(4):
+            cache.put_many({})
+        assert self.seen_by_others(cache) == 100
+
+    def test_is_bounded(self, cache, monkeypatch):
+        """Of all calls together, not of the last."""
+        size = len(pack(EXACT, *next((k, v.tobytes()) for k, v in TRUTH.items())))
+        monkeypatch.setattr(_disk, "_MOST_UNWRITTEN_BYTES", 60 * size)
+        monkeypatch.setattr(_disk, "_LONGEST_PAUSE_S", 1e9)
+        monkeypatch.setattr(_disk, "_PAUSE_OF_WRITING", 1e9)
+        cache.put_many(self.entries(0))
+        cache.put_many(self.entries(50))
+        assert self.seen_by_others(cache) == 50
+        cache.put_many(self.entries(100))
+        assert self.seen_by_others(cache) == 150
+        cache.put_many(self.entries(150))
+        assert self.seen_by_others(cache) == 150
+
+
+def test_a_damaged_entry_does_not_hide_those_behind_it():
+    sound = [(key, pack(EXACT, key, feature.tobytes())) for key, feature in TRUTH.items()]
+    (first, value), *_ = sound
+    for bad in (value[:-1], b"", value[:16], 7, None, "text", b"\0" + value[1:]):
+        found = unpack(EXACT, [(first, bad), *sound[1:]])
+        assert found.keys() == TRUTH.keys() - {first}
+        assert_only_true(found)
+
+
+def test_closed_cache_takes_nothing(tmp_path):
+    cache = DiskFeatureCache(tmp_path)
+    for use in (cache.put_many, cache.get_many):
+        with pytest.raises(RuntimeError, match="outside its `with` block"):
+            use(TRUTH)

@@ -31,13 +31,6 @@ def test_every_positive_is_a_yes(tile_size):
         assert loss(torch.eye(2), torch.eye(2), given).item() == pytest.approx(expected)
 
 
-def test_defaults_are_those_of_siglips_paper():
-    loss = SigmoidLoss()
-    assert loss.logit_scale.item() == pytest.approx(10.0)
-    assert SigmoidLoss(100.0).logit_scale.item() == pytest.approx(100.0)
-    assert loss.max_log_scale == pytest.approx(math.log(100.0))
-
-
 @pytest.mark.parametrize("tile_size", [None, 5])
 def test_bias_starts_at_minus_log_batch(embeddings, tile_size):
     loss = SigmoidLoss(tile_size=tile_size)

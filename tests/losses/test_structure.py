@@ -75,15 +75,3 @@ def test_bad_parameters_are_named(bad):
 def test_sides_of_different_lengths_are_refused(features):
     with pytest.raises(ValueError, match="20 rows of features"):
         StructureLoss()(features, features[:5])
-
-
-def test_defaults_are_as_documented(features):
-    """The temperature, one level and at most 1,024 rows."""
-    rng = torch.Generator().manual_seed(2)
-    noisy = features + torch.randn(20, 6, generator=rng)
-    loss = StructureLoss()
-    assert loss(features, noisy) == StructureLoss(temperature=0.1, levels=1)(features, noisy)
-    assert loss(features, noisy) != StructureLoss(temperature=0.1, levels=2)(features, noisy)
-    many, noise = (torch.randn(1025, 3, generator=rng) for _ in range(2))
-    assert loss(many, noise) == loss(many[:1024], noise[:1024])
-    assert loss(many[:1024], noise[:1024]) != loss(many[:1023], noise[:1023])
