@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from sklearn_ape.features import _connection
 from sklearn_ape.features._connection import (
     NewerFormatError,
     connect,
@@ -165,3 +166,27 @@ class TestConnectToRead:
             connect_to_read(path, 1)
         with pytest.raises(NewerFormatError, match=r"format 7; this one knows 0"):
             connect(path, ["numbers"], 1)
+
+    @pytest.mark.parametrize("n_failing", [1, 2])
+    def test_a_file_that_cannot_be_shared_is_read_as_unchanging(
+        self, path, monkeypatch, n_failing
+    ):
+        """In a read-only folder without the index of the log; else the last error is told."""
+        options = []
+        bad = path.with_name("bad")
+        bad.write_bytes(b"no database at all " * 99)
+        really_opened = _connection._opened
+
+        def opened(place, option, timeout):
+            options.append(option)
+            return really_opened(place if len(options) > n_failing else bad, option, timeout)
+
+        monkeypatch.setattr(_connection, "_opened", opened)
+        if n_failing == 1:
+            connection = connect_to_read(path, 1)
+            assert self.read(connection) == [(b"\1", b"\2")]
+            connection.close()
+        else:
+            with pytest.raises(sqlite3.DatabaseError, match="not a database"):
+                connect_to_read(path, 1)
+        assert options == ["?mode=ro", "?immutable=1"]

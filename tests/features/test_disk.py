@@ -12,8 +12,10 @@ from sklearn_ape.features._entries import EXACT, pack, rounded, unpack
 from tests.feature_entries import TRUTH, assert_only_true
 
 
-def test_disk_round_trip(folder):
+@pytest.mark.parametrize("n_keys", [7, 500])
+def test_disk_round_trip(folder, monkeypatch, n_keys):
     """Everything put in comes back bit for bit, from a new connection, over many queries."""
+    monkeypatch.setattr(_disk, "_KEYS_A_QUERY", n_keys)
     with DiskFeatureCache(str(folder)) as cache:
         found = cache.get_many([*TRUTH, b"unknown"])
     assert found.keys() == TRUTH.keys()

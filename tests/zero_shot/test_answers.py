@@ -272,8 +272,16 @@ class TestBadInput:
 
     def test_labels_in_y_that_are_no_class(self, model, held_out):
         classifier = ZeroShotClassifier(LABELS, aligner=model)
-        with pytest.warns(UserWarning, match="no class of this classifier.*'anmial'"):
+        with pytest.warns(UserWarning, match="no class of this classifier.*'anmial'") as told:
             assert classifier.score(held_out[0][:2], ["anmial", "anmial"]) == 0.0
+        assert told[0].filename == __file__  # the line that is to be mended
+
+    def test_y_or_weights_of_another_length(self, model, held_out):
+        """One label for all would be compared with each."""
+        classifier = ZeroShotClassifier(LABELS, aligner=model)
+        for y, weights in ((held_out[1][:1], None), (held_out[1][:3], [1.0]), ([], None)):
+            with pytest.raises(ValueError, match="inconsistent numbers of samples"):
+                classifier.score(held_out[0][:3], y, sample_weight=weights)
 
     def test_bad_picture_is_named(self, model, held_out):
         with pytest.raises(ValueError, match=r"row 1: '/no/such.png' does not exist"):
