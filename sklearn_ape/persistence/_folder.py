@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-import re
 import warnings
 from collections.abc import Mapping
 from contextlib import suppress
@@ -17,13 +14,17 @@ import numpy as np
 from .._unfinished import unfinished
 from ._format import migrated
 from ._json import dumped, loaded
+from ._tensors import (
+    NEVER_OPENED,
+    described,
+    digest_of,
+    metadata_of,
+    read_tensors,
+    sync,
+    write_tensors,
+)
 
 CONFIG, TENSORS, CARD = FILES = ("config.json", "model.safetensors", "README.md")
-_ENTRY = "sklearn_ape"
-_SYSTEM_ERROR = re.compile(r"\(os error (\d+)\)|Os \{ code: (\d+)")
-_MOST_HEADER_BYTES = 3 * 2**25
-_DTYPES = {"BOOL", "U8", "I8", "U16", "I16", "F16", "U32", "I32", "F32", "U64", "I64", "F64"}
-_NEVER_OPENED = "Pickles and torch checkpoints (.pkl, .joblib, .pt, .bin) are never opened."
 
 
 def write_model(
@@ -43,8 +44,8 @@ def write_model(
         When it cannot be written; also (FileExistsError) for a folder that holds other things.
     """
     target = Path(folder)
-    described = {**config, "tensors": _described(tensors), "digest": _digest(tensors)}
-    written = dumped(described)
+    whole = {**config, "tensors": described(tensors), "digest": digest_of(tensors)}
+    written = dumped(whole)
     try:
         _write(target, tensors, written, card)
     except OSError as error:
@@ -66,7 +67,7 @@ def _write(target: Path, tensors: Mapping[str, np.ndarray], config: str, card: s
     with unfinished(target) as fresh:
         _replace(fresh, tensors, config, card)
         os.rename(fresh, target)
-    _sync(target.parent)
+    sync(target.parent)
 
 
 def read_model(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -79,12 +80,19 @@ def read_model(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     OSError
         When it cannot be read.
     """
-    tensors, own = _read_tensors(folder / TENSORS, folder)
+    if not (folder / TENSORS).is_file():
+        there = sorted(p.name for p in folder.iterdir())[:5] if folder.is_dir() else []
+        raise ValueError(
+            f"{str(folder)!r} holds no model of sklearn-ape: expected {CONFIG} and {TENSORS}, as "
+            f"save_pretrained writes them, and found {', '.join(there) or 'nothing'}. "
+            f"{NEVER_OPENED}"
+        )
+    tensors, own = read_tensors(folder / TENSORS)
     config: dict[str, Any] | None = None
     if (folder / CONFIG).is_file():
         with open(folder / CONFIG, "rb") as file:
             config = loaded(file.read(2**26 + 1), repr(str(folder / CONFIG)))
-    digest = _digest(tensors)
+    digest = digest_of(tensors)
     what = repr(str(folder / CONFIG))
     if config is not None:
         config = migrated(config, what)
@@ -103,7 +111,7 @@ def read_model(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
                 stacklevel=4,
             )
         config = embedded
-    if config.get("tensors") != _described(tensors):
+    if config.get("tensors") != described(tensors):
         raise ValueError(f"The shapes and types in {TENSORS} are not those that {what} says.")
     return config, tensors
 
@@ -115,7 +123,7 @@ def _check_ours(folder: Path) -> None:
     for name, length in ((CONFIG, 2**26), (TENSORS, 0)):
         with suppress(OSError, ValueError):
             if name == TENSORS:
-                text: str | bytes = _metadata(folder / TENSORS)
+                text: str | bytes = metadata_of(folder / TENSORS)
             else:
                 with open(folder / name, "rb") as file:
                     text = file.read(length)
@@ -130,113 +138,14 @@ def _check_ours(folder: Path) -> None:
 
 def _replace(folder: Path, tensors: Mapping[str, np.ndarray], config: str, card: str) -> None:
     with unfinished(folder / TENSORS) as fresh:
-        _write_tensors(fresh / TENSORS, tensors, config)
+        write_tensors(fresh / TENSORS, tensors, config)
         (fresh / CONFIG).write_text(config, encoding="utf-8")
         (fresh / CARD).write_text(card, encoding="utf-8")
         # safetensors writes for the owner alone: who may read config.json may read the tensors.
         (fresh / TENSORS).chmod((fresh / CONFIG).stat().st_mode & 0o777)
         for name in FILES:
-            _sync(fresh / name)
+            sync(fresh / name)
         # The tensors' file first: from then on the folder holds the new model.
         for name in (TENSORS, CONFIG, CARD):
             os.replace(fresh / name, folder / name)
-        _sync(folder)
-
-
-def _write_tensors(path: Path, tensors: Mapping[str, np.ndarray], config: str) -> None:
-    from safetensors import SafetensorError
-    from safetensors.numpy import save_file
-
-    try:
-        save_file(dict(tensors), path, metadata={_ENTRY: config})
-    except SafetensorError as error:
-        # It wraps errors of the system: "(os error 28)", and once "Os { code: 28, ... }".
-        found = _SYSTEM_ERROR.search(str(error))
-        if found is None:
-            raise
-        number = int(found[1] or found[2])
-        raise OSError(number, os.strerror(number), str(path)) from error
-
-
-def _read_tensors(path: Path, folder: Path) -> tuple[dict[str, np.ndarray], str]:
-    from safetensors import SafetensorError, safe_open
-
-    if not path.is_file():
-        there = sorted(p.name for p in folder.iterdir())[:5] if folder.is_dir() else []
-        raise ValueError(
-            f"{str(folder)!r} holds no model of sklearn-ape: expected {CONFIG} and {TENSORS}, as "
-            f"save_pretrained writes them, and found {', '.join(there) or 'nothing'}. "
-            f"{_NEVER_OPENED}"
-        )
-    header = _header(path)
-    for name, entry in header.items():
-        if name != "__metadata__" and str(entry.get("dtype")) not in _DTYPES:
-            raise ValueError(
-                f"{str(path)!r} holds numbers of type {str(entry.get('dtype'))[:20]}."
-            )
-    try:
-        with safe_open(path, framework="np") as file:
-            own = (file.metadata() or {}).get(_ENTRY, "")
-            # Copies: aligned as arrays in memory are, so that sums come out the same.
-            found = {name: np.array(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, TypeError, KeyError) as error:
-        raise ValueError(f"{str(path)!r} is damaged: {error}") from None
-    return found, own
-
-
-def _header(path: Path) -> dict[str, dict[str, Any]]:
-    """Return the header of a safetensors file, bounded in size before it is read."""
-    with open(path, "rb") as file:
-        start = file.read(8)
-        length = int.from_bytes(start, "little")
-        whole = os.fstat(file.fileno()).st_size
-        if len(start) < 8 or length > min(_MOST_HEADER_BYTES, whole - 8):
-            is_other = start[:2] == b"PK" or start[:1] == b"\x80"
-            raise ValueError(
-                f"{str(path)!r} is damaged, or no safetensors file: its header would be {length} "
-                f"bytes long, of {whole}. {_NEVER_OPENED if is_other else ''}".rstrip()
-            )
-        text = file.read(length)
-    try:
-        header = json.loads(text)
-    except (ValueError, RecursionError):
-        raise ValueError(f"{str(path)!r} is damaged: its header is no JSON.") from None
-    if not isinstance(header, dict) or not all(isinstance(v, dict) for v in header.values()):
-        raise ValueError(f"{str(path)!r} is damaged: its header is not that of safetensors.")
-    return header
-
-
-def _metadata(path: Path) -> str:
-    text = _header(path).get("__metadata__", {}).get(_ENTRY)
-    return text if isinstance(text, str) else ""
-
-
-def _described(tensors: Mapping[str, np.ndarray]) -> dict[str, list[Any]]:
-    return {name: [tensors[name].dtype.str, list(tensors[name].shape)] for name in sorted(tensors)}
-
-
-def _digest(tensors: Mapping[str, np.ndarray]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        array = np.ascontiguousarray(tensors[name])
-        digest.update(f"{name} {array.dtype.str} {tensors[name].shape} ".encode())
-        digest.update(array.data if array.size else b"")
-    return digest.hexdigest()
-
-
-def _sync(path: Path) -> None:
-    """Bring a file or a folder to the disk; not every system can do it for folders."""
-    is_folder = path.is_dir()
-    try:
-        handle = os.open(path, os.O_RDONLY if is_folder else os.O_RDWR)
-    except OSError:
-        if is_folder:
-            return
-        raise
-    try:
-        os.fsync(handle)
-    except OSError:
-        if not is_folder:
-            raise
-    finally:
-        os.close(handle)
+        sync(folder)

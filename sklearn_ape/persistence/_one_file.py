@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from .._unfinished import unfinished
-from ._folder import _described, _digest, _metadata, _read_tensors, _sync, _write_tensors
 from ._json import dumped, loaded
+from ._tensors import described, digest_of, metadata_of, read_tensors, sync, write_tensors
 from ._values import Rebuilder, Recorder
 
 _DIGITS = 64
@@ -39,15 +39,15 @@ def write_file(path: Path, head: Mapping[str, Any], values: Mapping[str, Any]) -
     config = {
         "head": dict(head),
         "values": body,
-        "tensors": _described(tensors),
-        "digest": _digest(tensors),
+        "tensors": described(tensors),
+        "digest": digest_of(tensors),
     }
     with unfinished(path) as folder:
         staged = folder / path.name
-        _write_tensors(staged, tensors, _sealed(dumped(config)))
-        _sync(staged)
+        write_tensors(staged, tensors, _sealed(dumped(config)))
+        sync(staged)
         os.replace(staged, path)
-        _sync(path.parent)
+        sync(path.parent)
 
 
 def read_head(path: Path) -> dict[str, Any]:
@@ -60,7 +60,7 @@ def read_head(path: Path) -> dict[str, Any]:
     OSError
         When it cannot be read.
     """
-    head = _unsealed(_metadata(path), path).get("head")
+    head = _unsealed(metadata_of(path), path).get("head")
     if not isinstance(head, dict):
         raise ValueError(f"{str(path)!r} has no 'head'.")
     return head
@@ -76,9 +76,9 @@ def read_file(path: Path) -> dict[str, Any]:
     OSError
         When it cannot be read.
     """
-    tensors, text = _read_tensors(path, path.parent)
+    tensors, text = read_tensors(path)
     config = _unsealed(text, path)
-    if config.get("digest") != _digest(tensors) or config.get("tensors") != _described(tensors):
+    if config.get("digest") != digest_of(tensors) or config.get("tensors") != described(tensors):
         raise ValueError(f"{str(path)!r} is damaged: its numbers are not those that were saved.")
     rebuilder = Rebuilder(tensors, {})
     values = rebuilder.value(config.get("values"))

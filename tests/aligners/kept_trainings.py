@@ -44,7 +44,7 @@ def one_thread():
 def every_epoch(monkeypatch):
     """Write after every epoch, at the pace of memory: disks are waited for in `TestKills`."""
     monkeypatch.setattr(_checkpoint, "_PAUSE_OF_WRITING", 0)
-    monkeypatch.setattr(_one_file, "_sync", lambda path: None)
+    monkeypatch.setattr(_one_file, "sync", lambda path: None)
 
 
 @pytest.fixture

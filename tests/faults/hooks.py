@@ -64,6 +64,6 @@ def tell_of_file(say):
 
 def tell_of_saving(say):
     """Say stages of `save_pretrained`."""
-    around(_folder, "_write_tensors", stage(say, "writing"))
-    around(_folder, "_sync", stage(say, "syncing"))
+    around(_folder, "write_tensors", stage(say, "writing"))
+    around(_folder, "sync", stage(say, "syncing"))
     around(_folder.os, "replace", stage(say, "replacing"), stage(say, "closing"))

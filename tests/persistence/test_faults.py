@@ -144,7 +144,7 @@ class TestRefusals:
         def full(path):
             raise OSError(28, "No space left on device", str(path))
 
-        monkeypatch.setattr("sklearn_ape.persistence._folder._sync", full)
+        monkeypatch.setattr("sklearn_ape.persistence._folder.sync", full)
         with pytest.raises(OSError, match="No space left"):
             fitted.save_pretrained(folder)
         assert sorted(tmp_path.rglob("*")) == before
