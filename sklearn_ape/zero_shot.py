@@ -311,7 +311,15 @@ class ZeroShotClassifier(SavedClassifier, ClassifierMixin, ZeroShotBase):
 
     def _logits(self) -> LogitTiles:
         aligner = self._ready_aligner()
-        return self._logits_by(aligner, self._scale_by(aligner))
+        logits = self._logits_by(aligner, self._scale_by(aligner))
+        if len(logits.classes) == 1:
+            warnings.warn(
+                f"The only class is {logits.classes[0]!s:.99}, so every picture is one. Give the "
+                "classes that it is to be told from, too.",
+                UserWarning,
+                stacklevel=3,
+            )
+        return logits
 
     def _names_now(self) -> dict[Any, list[str]] | None:
         # scikit-learn's scorers suppose that classes are sorted.

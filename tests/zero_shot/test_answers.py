@@ -1,6 +1,7 @@
 """ZeroShotClassifier with a fitted aligner, on real pictures."""
 
 import pickle
+import warnings
 
 import numpy as np
 import pytest
@@ -275,6 +276,17 @@ class TestBadInput:
         with pytest.warns(UserWarning, match="no class of this classifier.*'anmial'") as told:
             assert classifier.score(held_out[0][:2], ["anmial", "anmial"]) == 0.0
         assert told[0].filename == __file__  # the line that is to be mended
+
+    def test_a_single_class_is_told(self, model, held_out):
+        """Every picture is a dog, with certainty."""
+        classifier = ZeroShotClassifier(["dog"], aligner=model, threshold=0.5)
+        for ask in (classifier.predict, classifier.predict_proba, classifier.decision_function):
+            with pytest.warns(UserWarning, match="The only class is dog, so every pic") as told:
+                ask(held_out[0][:1])
+            assert told[0].filename == __file__
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            ZeroShotClassifier(["dog", "other"], aligner=model).predict(held_out[0][:1])
 
     def test_y_or_weights_of_another_length(self, model, held_out):
         """One label for all would be compared with each."""
