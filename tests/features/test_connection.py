@@ -110,6 +110,12 @@ class TestDamage:
         assert not is_damage(told, tmp_path / "gone")
 
 
+def test_a_lock_is_waited_for_as_long_as_was_said(tmp_path):
+    for made in (connect(tmp_path / "a", ["numbers"], 1.5), connect_to_read(tmp_path / "a", 1.5)):
+        assert made.execute("PRAGMA busy_timeout").fetchone() == (1500,)
+        made.close()
+
+
 class TestConnectToRead:
     @pytest.fixture
     def path(self, tmp_path):

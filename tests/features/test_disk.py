@@ -1,5 +1,6 @@
 """The cache on disk: never a wrong feature, whatever became of the file; float16."""
 
+import hashlib
 import re
 import sqlite3
 import warnings
@@ -27,6 +28,16 @@ def test_disk_home_folder_is_expanded(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
     assert DiskFeatureCache("~/features").folder == tmp_path / "features"
+
+
+def test_folders_are_made(tmp_path):
+    with DiskFeatureCache(tmp_path / "one" / "two") as cache:
+        cache.put_many(TRUTH)
+        with pytest.raises(
+            RuntimeError, match=r"^This DiskFeatureCache is open already: .* of it\.$"
+        ):
+            cache.__enter__()
+    assert (tmp_path / "one" / "two" / "features.sqlite").is_file()
 
 
 def test_disk_is_used_in_a_with_block(tmp_path):
@@ -86,7 +97,7 @@ def test_damaged_file_is_moved_aside_with_a_warning(folder, content):
         assert cache.get_many(TRUTH).keys() == TRUTH.keys()
     (warning,) = caught
     assert issubclass(warning.category, RuntimeWarning)
-    assert re.search(r"is damaged .* it was moved to .*\.damaged", str(warning.message))
+    assert re.search(r"is damaged \([a-z].*\); it was moved to .*\.damaged", str(warning.message))
     assert (folder / "features.sqlite.damaged").read_bytes() == content
     with DiskFeatureCache(folder) as cache:
         assert cache.get_many(TRUTH).keys() == TRUTH.keys()
@@ -145,7 +156,7 @@ def test_two_caches_find_the_same_damage(folder):
     first, second = DiskFeatureCache(folder), DiskFeatureCache(folder)
     with first, second:
         error = sqlite3.DatabaseError("malformed")
-        with pytest.warns(RuntimeWarning, match="moved"):
+        with pytest.warns(RuntimeWarning, match=r"is damaged \(malformed\); it was moved"):
             first._start_anew(error)
         first.put_many(TRUTH)
         second._start_anew(error)
@@ -297,6 +308,18 @@ class TestUnwritten:
             cache.put_many({})
         assert self.seen_by_others(cache) == 100
 
+    def test_is_written_after_four_times_what_writing_took(self, tmp_path, monkeypatch):
+        """So that writing takes a fifth of the time at most."""
+        times = iter(np.arange(1, 9999) * 0.01)
+        monkeypatch.setattr(_disk.time, "monotonic", lambda: next(times))
+        with DiskFeatureCache(tmp_path) as cache:
+            cache.put_many(self.entries(0))
+            seen = []
+            for _ in range(6):
+                cache.put_many(self.entries(50))
+                seen.append(self.seen_by_others(cache))
+        assert seen == [50, 50, 50, 50, 100, 100]
+
     def test_is_bounded(self, cache, monkeypatch):
         """Of all calls together, not of the last."""
         size = len(pack(EXACT, *next((k, v.tobytes()) for k, v in TRUTH.items())))
@@ -326,3 +349,12 @@ def test_closed_cache_takes_nothing(tmp_path):
     for use in (cache.put_many, cache.get_many):
         with pytest.raises(RuntimeError, match="outside its `with` block"):
             use(TRUTH)
+
+
+def test_the_form_of_an_entry_is_that_of_files_written_before():
+    """A digest of key and numbers, of the table's name too where there are two, then these."""
+    numbers = np.float32([1, 2]).tobytes()
+    for table, person in (("features", b""), ("features_float16", b"features_float16")):
+        digest = hashlib.blake2b(b"key" + numbers, digest_size=16, person=person).digest()
+        assert pack(table, b"key", numbers) == digest + numbers
+    assert unpack("features", [(b"key", pack("features_float16", b"key", numbers))]) == {}

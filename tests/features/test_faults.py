@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sklearn_ape.features import DiskFeatureCache, MemoryFeatureCache
+from sklearn_ape.features import DiskFeatureCache, MemoryFeatureCache, _disk
 from tests.feature_entries import TRUTH, WIDTH, assert_only_true, truth
 
 
@@ -28,10 +28,12 @@ def test_impossible_folder_says_what_to_do(tmp_path, place):
     if place.startswith("/") and not os.path.exists("/proc/self"):
         pytest.skip("no /proc here")
     with (
-        pytest.raises(OSError, match=r"Give a folder that can be written to, or cache=None"),
+        pytest.raises(OSError, match=r"The feature cache .* cannot be opened") as told,
         DiskFeatureCache(folder),
     ):
         pass
+    assert repr(str(DiskFeatureCache(folder).path)) in str(told.value)
+    assert str(told.value).endswith(". Give a folder that can be written to, or cache=None.")
 
 
 def _as_nobody(work, *args):
@@ -186,7 +188,10 @@ def test_full_disk(tmp_path):
 def test_failing_write_warns_once_and_goes_on(folder, monkeypatch, message):
     """A full disk or a lock loses no work, and the file is not taken for damaged."""
 
+    tried = []
+
     def fails(self):
+        tried.append(1)
         raise sqlite3.OperationalError(message)
 
     monkeypatch.setattr(DiskFeatureCache, "_commit", fails)
@@ -198,7 +203,64 @@ def test_failing_write_warns_once_and_goes_on(folder, monkeypatch, message):
             cache.put_many(TRUTH)
         assert cache.get_many(TRUTH).keys() == TRUTH.keys()
         assert cache.get_many([b"new"]) == {}
+    assert len(tried) == 1  # a lock would be waited for at every batch
     assert not list(folder.glob("*.damaged*"))
+
+
+@pytest.mark.parametrize(
+    ("code", "is_damaged"), [("IOERR", False), ("CANTOPEN", False), ("READONLY", True)]
+)
+def test_a_file_that_cannot_be_opened_to_write_is_read(folder, monkeypatch, code, is_damaged):
+    """It is left as it is, unless it is the file that says so where one can write."""
+    failing = [sqlite3.OperationalError("no such luck")]
+    failing[0].sqlite_errorcode = getattr(sqlite3, f"SQLITE_{code}")
+    really_connect = _disk.connect
+
+    def connect(*args):
+        if failing:
+            raise failing.pop()
+        return really_connect(*args)
+
+    monkeypatch.setattr(_disk, "connect", connect)
+    with warnings.catch_warnings(record=True) as told, DiskFeatureCache(folder) as cache:
+        warnings.simplefilter("always")
+        found = cache.get_many(TRUTH)
+        cache.put_many({b"new": np.ones(3, dtype=np.float32)})
+        again = cache.get_many([b"new"])
+    (message,) = [str(warning.message) for warning in told]
+    if is_damaged:
+        assert "is damaged (no such luck); it was moved to" in message
+        assert (len(found), len(again)) == (0, 1)
+    else:
+        start = f"The feature cache {str(cache.path)!r} "
+        assert (
+            message
+            == f"{start}cannot be written to: no such luck. The features are computed anew."
+        )
+        assert (len(found), len(again)) == (len(TRUTH), 0)
+    assert len(list(folder.glob("*.damaged*"))) == is_damaged
+
+
+@pytest.mark.parametrize("is_damaged", [True, False])
+def test_what_cannot_be_written_to_is_left_as_it_is(folder, monkeypatch, is_damaged):
+    monkeypatch.setattr(_disk, "is_read_only", lambda path: True)
+    path = folder / "features.sqlite"
+    if is_damaged:
+        path.write_bytes(b"garbage " * 5000)
+    before = path.read_bytes()
+    with warnings.catch_warnings(record=True) as told, DiskFeatureCache(folder) as cache:
+        warnings.simplefilter("always")
+        assert len(cache.get_many(TRUTH)) == (0 if is_damaged else len(TRUTH))
+        for _ in range(2):
+            cache.put_many({b"new": np.ones(3, dtype=np.float32)})
+        assert cache.get_many([b"new"]) == {}
+    start = f"The feature cache {str(path)!r} "
+    expected = [f"{start}is damaged (file is not a database)"] if is_damaged else []
+    expected.append(f"{start}cannot be written to")
+    assert [str(warning.message) for warning in told] == [
+        f"{message}. The features are computed anew." for message in expected
+    ]
+    assert path.read_bytes() == before
 
 
 def test_really_locked_database_is_not_damaged(folder, monkeypatch):
