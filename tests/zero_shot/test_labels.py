@@ -56,6 +56,7 @@ def test_no_y_says_what_y_may_be():
         checked_y([None])
 
 
+@pytest.mark.filterwarnings("error")  # such as numpy's of a cast
 @pytest.mark.parametrize("bad", [np.nan, np.inf], ids=repr)
 def test_numbers_that_are_not_finite_are_no_labels(bad):
     with pytest.raises(ValueError, match=r"Input y contains (NaN|infinity)"):
