@@ -375,3 +375,39 @@ def test_a_killed_writer_keeps_what_it_finished(tmp_path, pause):
     assert len(found) >= (len(put) // 2 if pause else 1)
     for key, feature in found.items():
         np.testing.assert_array_equal(feature, truth(int.from_bytes(key, "little"))[1])
+
+
+@pytest.mark.parametrize("code", [sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_READONLY])
+def test_damage_found_while_reading_is_told_with_its_reason(folder, monkeypatch, code):
+    told = sqlite3.DatabaseError("malformed")
+    told.sqlite_errorcode = code
+
+    class Damaged:
+        def execute(self, *args):
+            raise told
+
+    with DiskFeatureCache(folder) as cache:
+        with monkeypatch.context() as patch:
+            patch.setattr(DiskFeatureCache, "_open", Damaged())
+            with pytest.warns(RuntimeWarning, match=r"is damaged \(malformed\); it was moved"):
+                assert cache.get_many(TRUTH) == {}
+        cache.put_many(TRUTH)
+        assert cache.get_many(TRUTH).keys() == TRUTH.keys()
+
+
+def test_damage_found_while_writing_loses_nothing_of_what_is_written(folder, monkeypatch):
+    told = [sqlite3.DatabaseError("malformed")]
+    really_commit = DiskFeatureCache._commit
+
+    def commit(self):
+        if told:
+            raise told.pop()
+        really_commit(self)
+
+    monkeypatch.setattr(DiskFeatureCache, "_commit", commit)
+    new = {b"new": np.ones(3, dtype=np.float32)}
+    with DiskFeatureCache(folder) as cache:
+        with pytest.warns(RuntimeWarning, match=r"is damaged \(malformed\); it was moved"):
+            cache.put_many(new)
+        assert cache.get_many(new).keys() == new.keys()
+    assert len(list(folder.glob("*.damaged*"))) == 1
