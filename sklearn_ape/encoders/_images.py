@@ -255,12 +255,13 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         image = image.convert("LA")
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         return _eight_bit(image).convert("RGB")
+    # `convert` copies what is of the mode already.
     if image.has_transparency_data:
-        rgba = image.convert("RGBA")
+        rgba = image if image.mode == "RGBA" else image.convert("RGBA")
         ground = Image.new("RGB", rgba.size, "white")
         ground.paste(rgba, mask=rgba)
         return ground
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
