@@ -9,17 +9,16 @@ import json
 import os
 import struct
 import tempfile
-import warnings
 import zlib
-from collections import Counter
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
 from hostile.case import Case, as_bytes, base_picture
 from hostile.damage import whole_files
+from hostile.examples import run
+from hostile.fuzz_models import fuzz_bytes, fuzz_configs
 from hostile.harness import entrance, judged
-from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sklearn_ape import CCAAligner, ZeroShotClassifier
@@ -72,23 +71,6 @@ TEXTS = st.one_of(
 )
 
 
-def _run(examples, check, **strategies):
-    """Check so many examples and count what `check` returns."""
-    found = Counter()
-    given_them = given(**strategies)(lambda **values: found.update(check(**values)))
-    quiet = settings(
-        max_examples=examples,
-        derandomize=True,
-        database=None,
-        deadline=None,
-        suppress_health_check=list(HealthCheck),
-    )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        quiet(given_them)()
-    return found
-
-
 @st.composite
 def damaged_files(draw):
     """Return a sound file, changed up to six times."""
@@ -139,7 +121,7 @@ def fuzz_images(examples):
         assert kind in ("right", "error"), (kind, message)
         return [kind]
 
-    return _run(examples, check, data=damaged_files())
+    return run(examples, check, data=damaged_files())
 
 
 def _only_if(reason, error):
@@ -183,7 +165,7 @@ def fuzz_captions(examples):
             assert np.array_equal(features[same], np.repeat(features[[row]], len(same), axis=0))
         return ["right"] * len(good) + ["error"] * len(errors)
 
-    return _run(examples, check, captions=st.lists(anything, min_size=1, max_size=6))
+    return run(examples, check, captions=st.lists(anything, min_size=1, max_size=6))
 
 
 def fuzz_labels(examples):
@@ -238,7 +220,7 @@ def fuzz_labels(examples):
     any_ones = st.tuples(
         labels | st.lists(TEXTS, min_size=1, max_size=5), templates | st.lists(bad, max_size=3)
     )
-    return _run(examples, lambda given_: check(*given_), given_=sound_ones | any_ones)
+    return run(examples, lambda given_: check(*given_), given_=sound_ones | any_ones)
 
 
 _REFUSALS = (ValueError, FileNotFoundError, TypeError, IsADirectoryError)
@@ -273,7 +255,7 @@ def fuzz_tables(examples):
             return ["right"]
 
     damage = st.none() | st.tuples(st.integers(0, 10_000), st.binary(min_size=1, max_size=8))
-    return _run(examples, check, rows=rows, form=forms, damage=damage)
+    return run(examples, check, rows=rows, form=forms, damage=damage)
 
 
 def _written(rows, form):
@@ -331,7 +313,7 @@ def fuzz_folders(examples):
             assert len(named.captions) == len(expected)
             return ["right"]
 
-    return _run(examples, check, names=names)
+    return run(examples, check, names=names)
 
 
 FUZZERS = {
@@ -340,4 +322,6 @@ FUZZERS = {
     "labels and templates": fuzz_labels,
     "tables": fuzz_tables,
     "folders": fuzz_folders,
+    "saved models, what they say": fuzz_configs,
+    "saved models, their bytes": fuzz_bytes,
 }

@@ -9,6 +9,8 @@ _EXAMPLES = {
     "labels and templates": 12,
     "tables": 120,
     "folders": 60,
+    "saved models, what they say": 150,
+    "saved models, their bytes": 150,
 }
 
 
