@@ -314,8 +314,8 @@ class ZeroShotClassifier(SavedClassifier, ClassifierMixin, ZeroShotBase):
         logits = self._logits_by(aligner, self._scale_by(aligner))
         if len(logits.classes) == 1:
             warnings.warn(
-                f"The only class is {logits.classes[0]!s:.99}, so every picture is one. Give the "
-                "classes that it is to be told from, too.",
+                f"The only class is {logits.classes[0]!s:.99}, so every picture is given it. "
+                "Give the classes that it is to be told from, too.",
                 UserWarning,
                 stacklevel=3,
             )

@@ -2,7 +2,6 @@
 
 import pickle
 import zlib
-from collections import OrderedDict
 from typing import ClassVar
 from uuid import uuid4
 
@@ -17,12 +16,6 @@ from sklearn_ape.aligners._base import BaseAligner
 from sklearn_ape.encoders import TransformersTextEncoder
 
 PLAIN = ("{}",)
-
-
-@pytest.fixture(autouse=True)
-def no_embeddings_from_before(monkeypatch):
-    """A process keeps them, and a test may run twice in one (mutation testing does it)."""
-    monkeypatch.setattr(_label_embeddings, "_kept", OrderedDict())
 
 
 class CountingTexts:
