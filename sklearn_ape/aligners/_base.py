@@ -15,6 +15,7 @@ from sklearn.utils.validation import check_consistent_length, check_is_fitted, v
 from .._callbacks import CallbackSupportMixin
 from .._numbers import FLOATS, as_floats, plain_numbers
 from .._shown import ShownMixin
+from ..encoders._contents import image_digests
 from ..metrics import recall_at_k
 from ..metrics._ranks import ranks_of_both
 from ..training import row_blocks, select, stays_stored
@@ -27,9 +28,10 @@ from ._captions import (
     plain_sequence,
 )
 from ._finite import embedded_where_known, stored_features
+from ._fitted_images import FittedImages
 from ._given import as_float32
 from ._head_pairs import resolve_head_pairs, with_head_pairs
-from ._pairs import Pairs, check_lengths, distinct_pairs, missing_rows
+from ._pairs import Pairs, Rows, check_lengths, distinct_pairs, item_pairs, missing_rows
 from ._saving import SavedAligner
 
 # Set when something has been learned, so that a fit that failed leaves no fitted aligner.
@@ -161,7 +163,7 @@ class BaseAligner(
         return similarity
 
     def retrieval_report(
-        self, X: Any, y: Any, ks: tuple[int, ...] = (1, 5, 10)
+        self, X: Any, y: Any, ks: tuple[int, ...] = (1, 5, 10), groups: Any = None
     ) -> dict[str, dict[int, float]]:
         """Recall@k of finding captions by pictures and pictures by captions.
 
@@ -172,21 +174,25 @@ class BaseAligner(
         y : sequence of captions, or array-like of shape (n_samples, n_text_features_in_)
             See `fit`.
         ks : tuple of int, default=(1, 5, 10)
-            Where recall is taken.
+            Numbers of results at which recall is taken.
+        groups : array-like of shape (n_samples,) or None, default=None
+            Group of every row, such as the file name of its image. Images and captions of one
+            group are right answers for one another, and equal features within a group are one
+            item. None: see `retrieval_ranks`.
 
         Returns
         -------
         recall : dict
-            ``{"image_to_text": {k: recall}, "text_to_image": {k: recall}}`` over distinct
-            pictures and captions; a hit on any caption of a picture counts.
+            ``{"image_to_text": {k: recall}, "text_to_image": {k: recall}}`` over the images and
+            captions that `retrieval_ranks` describes; a hit on any caption of an image counts.
         """
         return {
             way: {k: recall_at_k(ranks, k) for k in ks}
-            for way, ranks in self.retrieval_ranks(X, y).items()
+            for way, ranks in self.retrieval_ranks(X, y, groups).items()
         }
 
-    def retrieval_ranks(self, X: Any, y: Any) -> dict[str, np.ndarray]:
-        """Ranks of the right captions by pictures, and of the right pictures by captions.
+    def retrieval_ranks(self, X: Any, y: Any, groups: Any = None) -> dict[str, np.ndarray]:
+        """Ranks of the right captions by images, and of the right images by captions.
 
         Parameters
         ----------
@@ -194,21 +200,38 @@ class BaseAligner(
             See `fit`.
         y : sequence of captions, or array-like of shape (n_samples, n_text_features_in_)
             See `fit`.
+        groups : array-like of shape (n_samples,) or None, default=None
+            Group of every row, such as the file name of its image. Images and captions of one
+            group are right answers for one another, and equal features within a group are one
+            item. None: see `retrieval_ranks`.
 
         Returns
         -------
         ranks : dict
-            ``{"image_to_text": ndarray, "text_to_image": ndarray}``: for every distinct picture,
-            and every distinct caption, how many candidates come before the best of its own; 0 is
-            the best rank. What `sklearn_ape.metrics.bootstrap_interval` makes intervals of:
-            ``bootstrap_interval(ranks["image_to_text"] < k)``.
+            ``{"image_to_text": ndarray, "text_to_image": ndarray}``: for every distinct image,
+            and every distinct caption, the number of candidates that come before the best of its
+            own; 0 is the best rank. `sklearn_ape.metrics.bootstrap_interval` turns them into
+            intervals: ``bootstrap_interval(ranks["image_to_text"] < k)``.
+
+        Warns
+        -----
+        UserWarning
+            When many items have the same features as another one.
+
+        Notes
+        -----
+        Which images and captions are the same is decided by what they are, never by their
+        features: images by their content, captions by their text. Where X or y is features,
+        every row is an item of its own, unless `groups` says which rows belong together. A
+        candidate that ties with the right one counts as coming before it. So an encoder that
+        maps everything to one vector is never right by accident.
         """
         check_is_fitted(self)
-        data = self._pairs(X, y, reset=False)
+        data = self._scored_pairs(X, y, groups)
         by_image, by_text = ranks_of_both(*self._compared(data), data.pairs)
         return {"image_to_text": by_image, "text_to_image": by_text}
 
-    def score(self, X: Any, y: Any) -> float:
+    def score(self, X: Any, y: Any, groups: Any = None) -> float:
         """Mean of recall@1 in both directions.
 
         Parameters
@@ -217,6 +240,10 @@ class BaseAligner(
             See `fit`.
         y : sequence of captions, or array-like of shape (n_samples, n_text_features_in_)
             See `fit`.
+        groups : array-like of shape (n_samples,) or None, default=None
+            Group of every row, such as the file name of its image. Images and captions of one
+            group are right answers for one another, and equal features within a group are one
+            item. None: see `retrieval_ranks`.
 
         Returns
         -------
@@ -224,9 +251,36 @@ class BaseAligner(
             Between 0 and 1. It gets harder with the number of captions to choose from, so
             compare scores of test sets of one size. The embeddings of all pairs are held in
             memory.
+
+        See Also
+        --------
+        retrieval_ranks : Says which images and captions count as the same.
         """
-        report = self.retrieval_report(X, y, ks=(1,))
+        report = self.retrieval_report(X, y, (1,), groups)
         return float(np.mean([recall[1] for recall in report.values()]))
+
+    def was_fitted_on(self, X: Any) -> np.ndarray | None:
+        """Tell which images the aligner was fitted on, as a test set must not hold any.
+
+        Parameters
+        ----------
+        X : sequence of images, or array-like of shape (n_samples, n_features_in_)
+            See `transform`.
+
+        Returns
+        -------
+        is_known : ndarray of bool, shape (n_samples,), or None
+            True for an image with the same content as one of the training images; where X is
+            features, with practically the same features. None where nothing is recorded: for
+            `CLIPAligner`, and for models saved by versions that kept no record.
+        """
+        check_is_fitted(self)
+        fitted: FittedImages | None = getattr(self, "_fitted_images", None)
+        if fitted is None:
+            return None
+        if fitted.are_contents:
+            return fitted.contain(None, image_digests(X))
+        return fitted.contain(self._image_features(X, reset=False), None)
 
     def _compared(self, data: Pairs) -> tuple[Any, Any]:
         """Return the embeddings of pictures and captions whose products are cosines."""
@@ -259,10 +313,12 @@ class BaseAligner(
                 "the captions (or their features) of the pictures in X."
             )
         # What an earlier fit left must not answer for this one.
-        for stale in ("image_encoder_", "text_encoder_", "bank_"):
+        for stale in ("image_encoder_", "text_encoder_", "bank_", "_fitted_images"):
             self.__dict__.pop(stale, None)
         head = None if self.head_pairs is None else resolve_head_pairs(self.head_pairs)
-        data = self._pairs(X, y, reset=True)
+        rows = self._rows(X, y, reset=True)
+        self._fitted_images = FittedImages.of(rows.image, rows.image_digests)
+        data = distinct_pairs(rows)
         if len(data.pairs) < 2:
             raise ValueError(
                 f"{type(self).__name__} needs at least 2 pairs, found n_samples=1: with one pair "
@@ -277,8 +333,12 @@ class BaseAligner(
             )
         return data
 
-    def _pairs(self, X: Any, y: Any, reset: bool) -> Pairs:
-        """Return distinct pictures and captions; captions are looked at before long work."""
+    def _scored_pairs(self, X: Any, y: Any, groups: Any = None) -> Pairs:
+        """Return the pairs that a score is taken of, one row per image and per caption."""
+        return item_pairs(self._rows(X, y, reset=False), groups)
+
+    def _rows(self, X: Any, y: Any, reset: bool) -> Rows:
+        """Return features of both sides; captions are checked before images are encoded."""
         captions: list[str] | None = None
         y = plain_sequence(y)
         if holds_texts(y):
@@ -299,17 +359,18 @@ class BaseAligner(
             n_rows = len(text)
         else:
             image, text = self._both_features(X, y, reset)
-            return distinct_pairs(image, np.arange(len(image)), text, np.arange(len(text)))
+            every = np.arange(len(image))
+            return Rows(image, text, every, every)
         check_lengths(X, n_rows)
         image = self._image_features(X, reset)
+        digests = None if self.image_encoder is None else image_digests(X)
         if captions is None:
-            return distinct_pairs(image, np.arange(len(image)), text, np.arange(len(text)))
+            every = np.arange(len(image))
+            return Rows(image, text, every, every, digests)
         encoded, numbers = encoded_once(
             lambda texts: self._encoded_texts(texts, reset), captions, rows
         )
-        # Captions that an encoder cannot tell apart are one to train on, yet not one to score:
-        # an encoder that gives all captions the same feature would be the best of all.
-        return distinct_pairs(image, rows, encoded, numbers, merge_texts=reset)
+        return Rows(image, encoded, rows, numbers, digests, are_captions=True)
 
     def _both_features(self, X: Any, y: Any, reset: bool) -> tuple[Any, Any]:
         """Validate features of both sides as scikit-learn does."""

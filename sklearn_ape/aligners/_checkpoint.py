@@ -214,4 +214,5 @@ def _digest(data: Pairs) -> str:
         for side in (data.image, data.text)
         for rows in gen_batches(len(side), _ROWS_AT_ONCE)
     ]
-    return fingerprint(data.pairs, np.array([data.n_prototypes]), np.array(parts))
+    items = [] if data.items is None else [data.items]  # they decide which epoch is the best
+    return fingerprint(data.pairs, np.array([data.n_prototypes]), np.array(parts), *items)

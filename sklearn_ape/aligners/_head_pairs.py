@@ -49,10 +49,10 @@ def with_head_pairs(aligner: Any, head: HeadPairs, data: Pairs) -> Pairs:
     images = prototypes(data.image, head.weights)[classes]
     text, rows = _shared(data.text, texts)
     new = np.column_stack([len(data.image) + owners, rows])
-    return Pairs(
-        _appended(data.image, images),
-        text,
-        np.concatenate([data.pairs, np.unique(new, axis=0)]),
+    return data._replace(
+        image=_appended(data.image, images),
+        text=text,
+        pairs=np.concatenate([data.pairs, np.unique(new, axis=0)]),
         n_prototypes=len(images),
     )
 

@@ -1,103 +1,202 @@
-"""What aligners are fitted on: distinct pictures and captions, and which belong together."""
+"""Pairs of images and captions: those to train on, and those to score."""
 
 from __future__ import annotations
 
 import hashlib
+import reprlib
 import warnings
 from typing import Any, NamedTuple
 
 import numpy as np
+from scipy.sparse import coo_array
 from sklearn.utils import gen_batches
 
 from .._first_few import first_few
 from ..training import StoredRows, select, split_pairs
 
 _ROWS_AT_ONCE = 1024
+# Equal features of different items are reported from this share of the items on: a few images
+# that were stored twice hardly change a score.
+_SHARE_TO_REPORT = 0.05
+
+
+class Rows(NamedTuple):
+    """Features of both sides, and the rows of every pair.
+
+    Parameters
+    ----------
+    image : ndarray or StoredRows of shape (n_samples, n_features)
+        Features of the images, one row per row of X.
+    text : ndarray or StoredRows of shape (n_texts, n_text_features)
+        Features of the distinct captions, or one row per row of y where y is features.
+    image_rows, text_rows : ndarray of int, shape (n_pairs,)
+        Row of `image` and of `text` of every pair.
+    image_digests : ndarray of shape (n_samples,), or None, default=None
+        Digests of the images' content. None where only features are known.
+    are_captions : bool, default=False
+        Whether rows of `text` are distinct captions.
+    """
+
+    image: Any
+    text: Any
+    image_rows: np.ndarray
+    text_rows: np.ndarray
+    image_digests: np.ndarray | None = None
+    are_captions: bool = False
+
+    @property
+    def image_items(self) -> np.ndarray:
+        """Number of the image of every pair: by content, or else every row is an image."""
+        if self.image_digests is None:
+            return self.image_rows
+        return np.unique(self.image_digests, return_inverse=True)[1][self.image_rows]
 
 
 class Pairs(NamedTuple):
-    """Features of distinct pictures and captions, and which belong together.
+    """Features of images and captions, and which belong together.
 
-    The features of a side are an array or `StoredRows`. The last `n_prototypes` rows of `image`
-    are no pictures but stand for classes.
+    Parameters
+    ----------
+    image, text : ndarray or StoredRows of shape (n_rows, n_features)
+        The last `n_prototypes` rows of `image` are not images but stand for classes.
+    pairs : ndarray of int, shape (n_pairs, 2)
+        Rows of `image` and `text` that belong together.
+    n_prototypes : int, default=0
+        Number of prototypes.
+    items : ndarray of int, shape (n_item_pairs, 4), or None, default=None
+        Where several images or captions share one row, since their features are equal: the
+        image, its row, the caption and its row of every pair. None where each has its own row.
     """
 
     image: Any
     text: Any
     pairs: np.ndarray
     n_prototypes: int = 0
+    items: np.ndarray | None = None
 
     @property
     def n_images(self) -> int:
-        """How many of the rows of `image`, the first ones, are real pictures."""
+        """Number of the rows of `image`, the first ones, that are images."""
         return len(self.image) - self.n_prototypes
+
+    def by_item(self) -> Pairs:
+        """Return the pairs with a row for every image and caption, as they are to be scored.
+
+        Training cannot tell equal features apart and takes them for one. A score must not: it
+        would rise as an encoder maps more images to the same features.
+        """
+        if self.items is None:
+            return self
+        _, first_image, at_image = np.unique(
+            self.items[:, 0], return_index=True, return_inverse=True
+        )
+        texts, first_text, at_text = np.unique(
+            self.items[:, 2], return_index=True, return_inverse=True
+        )
+        return Pairs(
+            select(self.image, self.items[first_image, 1]),
+            select(self.text, self.items[first_text, 3]),
+            _sorted_pairs(at_image, at_text, len(texts)),
+        )
 
 
 def missing_rows(features: Any) -> np.ndarray:
-    """Return which rows an encoder gave up: bools."""
+    """Return which rows an encoder could not encode, as bools."""
     if not isinstance(features, StoredRows):
         return np.isnan(features[:, 0])
     return np.zeros(len(features), bool) if features.missing is None else features.missing
 
 
 def check_lengths(X: Any, n_rows: int) -> None:
-    """Refuse pictures that are not as many as rows of captions."""
+    """Raise ValueError unless there are as many images as rows of captions."""
     shape = getattr(X, "shape", None)
-    n_pictures = shape[0] if shape else len(X if hasattr(X, "__len__") else np.asarray(X))
-    if n_pictures != n_rows:
+    n_images = shape[0] if shape else len(X if hasattr(X, "__len__") else np.asarray(X))
+    if n_images != n_rows:
         raise ValueError(
-            f"X and y have inconsistent lengths: {n_pictures} pictures and {n_rows} rows of "
-            "captions. Each picture needs its caption (or list of captions) at the same place."
+            f"X and y have inconsistent lengths: {n_images} images and {n_rows} rows of "
+            "captions. Each image needs its caption (or list of captions) in the same row."
         )
 
 
-def distinct_pairs(
-    image: Any,
-    image_rows: np.ndarray,
-    text: Any,
-    text_rows: np.ndarray,
-    merge_texts: bool = True,
-) -> Pairs:
-    """Merge equal rows and drop the pairs that an encoder gave up."""
-    lost = missing_rows(image)[image_rows] | missing_rows(text)[text_rows]
-    if lost.any():
-        rows = np.unique(image_rows[lost])
+def distinct_pairs(rows: Rows) -> Pairs:
+    """Return pairs to train on: equal features count as one image or caption.
+
+    Pairs with a row that an encoder could not encode are left out, with a warning.
+    """
+    rows, _ = _encoded(rows)
+    image, at_image = _merge(rows.image, rows.image_rows, _digests_of(rows.image, rows.image_rows))
+    text, at_text = _merge(rows.text, rows.text_rows, _digests_of(rows.text, rows.text_rows))
+    image_items, text_items = rows.image_items, rows.text_rows
+    n_images, n_texts = (len(np.unique(items)) for items in (image_items, text_items))
+    if len(image) == 1 < n_images:
         warnings.warn(
-            f"{len(rows)} rows are left out, because an encoder could not encode them: "
-            f"{first_few(rows, str)}.",
+            "All images have the same features, so nothing tells them apart. Check the image "
+            "encoder, or the features in X.",
             UserWarning,
             stacklevel=5,
         )
-        image_rows, text_rows = image_rows[~lost], text_rows[~lost]
-        if not len(image_rows):
-            raise ValueError("No pair is left: none of the pictures could be encoded.")
-    images, image_numbers = _first_of_equal(image, image_rows)
-    texts, text_numbers = _first_of_equal(text, text_rows, by_feature=merge_texts)
-    if len(images) == 1 < len(np.unique(image_rows)):
-        warnings.warn(
-            "All pictures have the same features: there is nothing to tell them apart by, and "
-            "any score on them says nothing.",
-            UserWarning,
-            stacklevel=5,
-        )
-    # As one number a pair: rows of two are sorted many times as slowly, in copies.
-    numbers = np.unique(image_numbers * len(texts) + text_numbers)
-    return Pairs(images, texts, np.column_stack(np.divmod(numbers, len(texts))))
+    items = None
+    if (n_images, n_texts) != (len(image), len(text)):
+        items = np.column_stack([image_items, at_image, text_items, at_text])
+    return Pairs(image, text, _sorted_pairs(at_image, at_text, len(text)), 0, items)
 
 
-def _first_of_equal(
-    features: Any, rows: np.ndarray, by_feature: bool = True
-) -> tuple[Any, np.ndarray]:
-    """Return the distinct rows in order of appearance, and each row's number among them."""
-    used, inverse = np.unique(rows, return_inverse=True)
-    if not by_feature:
-        return select(features, used), inverse
-    digests = _digests(features, used)
-    if not np.array_equal(used, rows):
-        digests = digests[inverse]
-    del used, inverse  # of a million rows, every array counts
-    _, first, inverse = np.unique(digests, return_index=True, return_inverse=True)
-    del digests
+def item_pairs(rows: Rows, groups: Any = None) -> Pairs:
+    """Return pairs to score: one row per image and per caption, whatever their features.
+
+    Parameters
+    ----------
+    rows : Rows
+        All pairs. Those with a row that an encoder could not encode are left out, with a warning.
+    groups : array-like of shape (n_samples,) or None, default=None
+        Group of every row of X. All images and captions of a group belong together, and rows of
+        one group with equal features are one image or caption.
+    """
+    group = None
+    if groups is not None:
+        group = _group_numbers(groups, len(rows.image))[rows.image_rows]
+    rows, group = _encoded(rows, group)
+    image_items, text_items = rows.image_items, rows.text_rows
+    are_images = rows.image_digests is not None
+    if group is not None and not are_images:
+        image_items = _items_in_groups(group, _digests_of(rows.image, rows.image_rows))
+    if group is not None and not rows.are_captions:
+        text_items = _items_in_groups(group, _digests_of(rows.text, rows.text_rows))
+    image, at_image = _merge(rows.image, rows.image_rows, image_items)
+    text, at_text = _merge(rows.text, rows.text_rows, text_items)
+    _warn_of_equal_features("X", image, are_images or group is not None)
+    if not rows.are_captions:
+        _warn_of_equal_features("y", text, group is not None)
+    if group is None:
+        return Pairs(image, text, _sorted_pairs(at_image, at_text, len(text)))
+    ones, n_groups = np.ones(len(group), dtype=bool), int(group.max()) + 1
+    images = coo_array((ones, (at_image, group)), shape=(len(image), n_groups)).tocsr()
+    texts = coo_array((ones, (group, at_text)), shape=(n_groups, len(text))).tocsr()
+    return Pairs(image, text, np.column_stack((images @ texts).nonzero()))
+
+
+def _encoded(rows: Rows, group: np.ndarray | None = None) -> tuple[Rows, np.ndarray | None]:
+    """Leave out pairs, and their groups, with a row that an encoder could not encode."""
+    lost = missing_rows(rows.image)[rows.image_rows] | missing_rows(rows.text)[rows.text_rows]
+    if not lost.any():
+        return rows, group
+    missing = np.unique(rows.image_rows[lost])
+    warnings.warn(
+        f"{len(missing)} rows are left out, because an encoder could not encode them: "
+        f"{first_few(missing, str)}.",
+        UserWarning,
+        stacklevel=6,
+    )
+    if lost.all():
+        raise ValueError("No pair is left: none of the images could be encoded.")
+    known = rows._replace(image_rows=rows.image_rows[~lost], text_rows=rows.text_rows[~lost])
+    return known, None if group is None else group[~lost]
+
+
+def _merge(features: Any, rows: np.ndarray, keys: np.ndarray) -> tuple[Any, np.ndarray]:
+    """Return a row per distinct key in order of appearance, and the number of each key's row."""
+    _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
+    del keys  # of a million rows, every array counts
     order = np.argsort(first)
     number = np.empty_like(order)
     number[order] = np.arange(len(order))
@@ -105,6 +204,19 @@ def _first_of_equal(
     if len(kept) == len(features) and np.array_equal(kept, np.arange(len(kept))):
         return features, number[inverse]  # the usual case needs no copy
     return select(features, kept), number[inverse]
+
+
+def _sorted_pairs(images: np.ndarray, texts: np.ndarray, n_texts: int) -> np.ndarray:
+    """Return distinct pairs, sorted, of shape (n_pairs, 2)."""
+    # One number per pair: rows of two take many times as long to sort, in copies.
+    return np.column_stack(np.divmod(np.unique(images * n_texts + texts), n_texts))
+
+
+def _digests_of(features: Any, rows: np.ndarray) -> np.ndarray:
+    """Return the digest of the features of every row in `rows`, which may repeat."""
+    used, inverse = np.unique(rows, return_inverse=True)
+    digests = _digests(features, used)
+    return digests if np.array_equal(used, rows) else digests[inverse]
 
 
 def _digests(features: Any, rows: np.ndarray) -> np.ndarray:
@@ -117,26 +229,84 @@ def _digests(features: Any, rows: np.ndarray) -> np.ndarray:
     return found
 
 
+def _group_numbers(groups: Any, n_rows: int) -> np.ndarray:
+    """Return the number of the group of every row of X."""
+    values = groups.tolist() if isinstance(groups, np.ndarray) else groups
+    if isinstance(values, str | dict) or not hasattr(values, "__len__"):
+        raise ValueError(
+            f"groups must be a sequence with the group of every row of X, not "
+            f"{type(groups).__name__}."
+        )
+    if len(values) != n_rows:
+        raise ValueError(f"groups has {len(values)} entries, and X has {n_rows} rows.")
+    numbers: dict[Any, int] = {}
+    found = np.empty(n_rows, dtype=np.intp)
+    for row, value in enumerate(values):
+        if isinstance(value, list | np.ndarray):
+            raise ValueError(
+                f"groups must have one dimension, and row {row} is {reprlib.repr(value)}."
+            )
+        if value is None or type(value).__name__ == "NAType" or value != value:
+            raise ValueError(f"groups has a missing value in row {row}.")
+        found[row] = numbers.setdefault(value, len(numbers))
+    return found
+
+
+def _items_in_groups(group: np.ndarray, digests: np.ndarray) -> np.ndarray:
+    """Return the number of the features of every pair among those of its group."""
+    _, inverse = np.unique(digests, return_inverse=True)
+    return np.unique(group * len(digests) + inverse, return_inverse=True)[1]
+
+
+def _warn_of_equal_features(name: str, features: Any, are_items_known: bool) -> None:
+    """Warn when many items that are scored have the same features as another one."""
+    counts = np.unique(_digests(features, np.arange(len(features))), return_counts=True)[1]
+    n_equal = int(counts[counts > 1].sum())
+    if n_equal < _SHARE_TO_REPORT * len(features) or not n_equal:
+        return
+    what = "images" if name == "X" else "texts"
+    if are_items_known:
+        message = (
+            f"{n_equal:,} of the {len(features):,} {what} in {name} have the same features as "
+            "another one. Nothing tells them apart, and ties count against the score."
+        )
+    else:
+        message = (
+            f"{n_equal:,} of the {len(features):,} rows of {name} have the same features as "
+            "another row. Every row counts as an item of its own, and ties count against the "
+            "score. Pass groups, such as file names, if equal rows are the same item."
+        )
+    warnings.warn(message, UserWarning, stacklevel=5)
+
+
 def subset_of(data: Pairs, rows: np.ndarray) -> Pairs:
-    """Return some of the pairs, with only their pictures, prototypes and captions."""
+    """Return some of the pairs, with only their images, prototypes and captions."""
     pairs = data.pairs[rows]
     images, at_image = np.unique(pairs[:, 0], return_inverse=True)
     texts, at_text = np.unique(pairs[:, 1], return_inverse=True)
+    items = None
+    if data.items is not None:
+        n_texts = len(data.text)
+        keys = pairs[:, 0] * n_texts + pairs[:, 1]
+        items = data.items[np.isin(data.items[:, 1] * n_texts + data.items[:, 3], keys)]
+        items[:, 1] = np.searchsorted(images, items[:, 1])
+        items[:, 3] = np.searchsorted(texts, items[:, 3])
     return Pairs(
         select(data.image, images),
         select(data.text, texts),
         np.column_stack([at_image, at_text]),
-        n_prototypes=int((images >= data.n_images).sum()),
+        int((images >= data.n_images).sum()),
+        items,
     )
 
 
 def held_out(data: Pairs, fraction: float, seed: int) -> tuple[Pairs, Pairs | None]:
-    """Return pairs to train on and pairs held out, None where there are too few."""
+    """Return pairs to train on, and pairs held out by item; None where there are too few."""
     split = split_pairs(data.pairs, fraction, np.random.RandomState(seed))
     if split.valid is None:
         return data, None
-    # Prototypes are no pictures: to find their names is not what users ask for.
-    pictures = split.valid[data.pairs[split.valid, 0] < data.n_images]
-    if len(pictures) < 2:
+    # Prototypes are not images: to find their names is not what users ask for.
+    images = split.valid[data.pairs[split.valid, 0] < data.n_images]
+    if len(images) < 2:
         return data, None
-    return subset_of(data, split.train), subset_of(data, pictures)
+    return subset_of(data, split.train), subset_of(data, images).by_item()

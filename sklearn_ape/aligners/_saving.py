@@ -13,6 +13,7 @@ from ..heads import TwoTower, head_state, restored_head
 from ..persistence import Shareable, State
 from ..persistence._card import Facts
 from ._bank import Bank
+from ._fitted_images import FittedImages
 from ._sparse_rows import SparseRows
 
 _RECALL = "recall on the pairs held out, mean of @1, @5 and @10 both ways"
@@ -54,6 +55,7 @@ class SavedAligner(Shareable):
             "image_encoder": getattr(self, "image_encoder_", None),
             "text_encoder": getattr(self, "text_encoder_", None),
             "bank": _bank_state(getattr(self, "bank_", None)),
+            "fitted_images": _images_state(getattr(self, "_fitted_images", None)),
         }
 
     def _restore_state(self, state: State) -> None:
@@ -83,7 +85,13 @@ class SavedAligner(Shareable):
                 setattr(self, f"{name}_", encoder)
         if "bank" in state:
             known.bank_ = _restored_bank(state.part("bank"), known.n_components_)
-        for nothing in ("feature_names_in", "n_pairs", "bank"):
+        if "fitted_images" in state:
+            part = state.part("fitted_images")
+            keys, are_contents = part.array("keys", (None,), "i"), part.value("are_contents")
+            if not isinstance(are_contents, bool):
+                raise ValueError(f"{part.where}.are_contents must be true or false.")
+            known._fitted_images = FittedImages(np.unique(keys), are_contents)
+        for nothing in ("feature_names_in", "n_pairs", "bank", "fitted_images"):
             state.optional(nothing)
 
     def _card_facts(self) -> Facts:
@@ -158,6 +166,10 @@ def restore_course(aligner: Any, state: State) -> None:
     aligner.best_epoch_ = state.integer("best_epoch")
     aligner.n_epochs_ = state.integer("n_epochs")
     aligner.device_ = resolve_device(aligner.device)
+
+
+def _images_state(fitted: FittedImages | None) -> dict[str, Any] | None:
+    return None if fitted is None else dict(fitted._asdict())
 
 
 def _bank_state(bank: Bank | None) -> dict[str, Any] | None:

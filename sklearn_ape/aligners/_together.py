@@ -55,7 +55,8 @@ def join_ranks(aligner: Any, data: Pairs, seed: int) -> tuple[Ranks | None, int]
     told = {name: parameters[name] for name in sorted(parameters.keys() - OF_ONE_PROCESS)}
     some = (side[evenly_spaced(len(side))] for side in (data.image, data.text))
     sizes = np.array([len(data.image), len(data.text), data.n_prototypes])
-    ranks.check_alike(f"{told} {fingerprint(data.pairs, sizes, *some)}")
+    items = [] if data.items is None else [data.items]
+    ranks.check_alike(f"{told} {fingerprint(data.pairs, sizes, *items, *some)}")
     if aligner.head == "batchnorm_mlp":
         raise ValueError(
             "head='batchnorm_mlp' normalises over the rows of a batch, of which every process has "

@@ -21,15 +21,13 @@ from ..training import (
     StoredRows,
     as_tensor,
     embed,
-    split_pairs,
-    subset,
 )
 from ..training._seeded import seeded
 from ._base import BaseAligner
 from ._checkpoint import Checkpoint
 from ._course import course_of, watchers
 from ._learned import learned
-from ._pairs import Pairs
+from ._pairs import Pairs, held_out
 from ._saving import course_state, restore_course
 from ._text_parameters import check_text_training
 from ._text_tower import TextTower
@@ -267,14 +265,12 @@ class LiTAligner(BaseAligner):
 
     def _train(self, data: Pairs, tower: TextTower, fit: FitContext, kept: Checkpoint) -> None:
         seed = kept.seed
-        image = data.image if isinstance(data.image, StoredRows) else as_tensor(data.image)
-        everything = PairDataset(image, as_tensor(data.text), data.pairs)
-        train, valid = everything, None
+        train_pairs, valid_pairs = data, None
         if self.early_stopping:
-            split = split_pairs(data.pairs, self.validation_fraction, np.random.RandomState(seed))
-            if split.valid is not None:
-                train, valid = subset(everything, split.train), subset(everything, split.valid)
-        n_image = image.shape[1]
+            train_pairs, valid_pairs = held_out(data, self.validation_fraction, seed)
+        train = _dataset(train_pairs)
+        valid = None if valid_pairs is None else _dataset(valid_pairs)
+        n_image = data.image.shape[1]
         n_out = self.n_components or n_image
         if n_out > n_image:
             raise ValueError(
@@ -355,6 +351,11 @@ class LiTAligner(BaseAligner):
 
     def _check_parameters(self) -> None:
         check_text_training(self)
+
+
+def _dataset(data: Pairs) -> PairDataset:
+    image = data.image if isinstance(data.image, StoredRows) else as_tensor(data.image)
+    return PairDataset(image, as_tensor(data.text), data.pairs)
 
 
 def _learned(module: TwoTower, scale: float) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from skorch.callbacks import Callback
 
 from ..aligners import APEAligner, CCAAligner, KernelAligner
 from ..encoders import HeadPairs
+from ..encoders._contents import image_groups
 from ..features import MemoryFeatureCache
 from ..training import split_pairs
 from ._captioned import Captioned
@@ -199,7 +200,7 @@ def _recall(who: str, aligner: Any, images: list[str], captions: list[Any]) -> R
 
     inner = text_side(aligner)
     X = images if inner is aligner else aligner[:-1].transform(images)
-    report = inner.retrieval_report(X, captions, ks=_KS)
+    report = inner.retrieval_report(X, captions, ks=_KS, groups=image_groups(images))
     at = [100 * float(np.mean([way[k] for way in report.values()])) for k in _KS]
     return Recall(who, *at)
 

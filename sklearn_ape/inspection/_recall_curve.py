@@ -85,6 +85,7 @@ class RecallCurveDisplay:
         X: Any,
         y: Any,
         *,
+        groups: Any = None,
         ks: Sequence[int] | None = None,
         name: str | None = None,
         ax: Any = None,
@@ -100,7 +101,10 @@ class RecallCurveDisplay:
         X : sequence of pictures, or array-like of shape (n_samples, n_features)
             What the estimator takes.
         y : sequence of captions, or array-like of shape (n_samples, n_text_features)
-            One or several captions a picture, as in `fit`. A hit on any of them counts.
+            One or several captions per image, as in `fit`. A hit on any of them counts.
+        groups : array-like of shape (n_samples,) or None, default=None
+            Group of every row, such as the file name of its image; see the aligner's
+            ``retrieval_ranks``.
         ks : sequence of int or None, default=None
             Where recall is taken. None takes up to 60, from 1 to the number of candidates.
         name : str or None, default=None
@@ -117,7 +121,7 @@ class RecallCurveDisplay:
         """
         aligner, features = aligner_and_input(estimator, X)
         check_is_fitted(aligner)
-        data = aligner._pairs(features, y, reset=False)
+        data = aligner._scored_pairs(features, y, groups)
         return cls.from_predictions(
             *aligner._compared(data),
             pairs=data.pairs,

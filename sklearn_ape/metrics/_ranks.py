@@ -17,6 +17,9 @@ _IN_A_BYTE = 240
 _OTHER_ROWS = 4 * _ROWS
 # With fewer scores than this, threads of one's own are not worth their start.
 _SCORES_A_THREAD = 2**24
+# Scores whose difference is below this many rounding errors are a tie. Equal features need not
+# have equal scores: the last bits of embeddings and products depend on their place in a batch.
+_TIE_ROUNDINGS = 16
 
 
 class _Tile(NamedTuple):
@@ -132,7 +135,8 @@ def ranks_of_both(
     Returns
     -------
     ranks : ndarray of shape (n_queries,)
-        From 0; ties with what is no positive count against the query.
+        From 0. A candidate that is not a positive and whose score is the same, up to rounding,
+        counts as coming before the positive.
     ranks_back : ndarray of shape (n_candidates,)
         The same the other way.
 
@@ -156,6 +160,9 @@ def ranks_of_both(
     best, best_back = np.full(shape[0], -np.inf), np.full(shape[1], -np.inf)
     np.maximum.at(best, pairs[:, 0], scored)
     np.maximum.at(best_back, tiles.places, scored)
+    tie, tie_back = _tie_margins(queries, candidates)
+    best -= tie
+    best_back -= tie_back[tiles.order]
     best, best_back = (side.astype(tiles.dtype or np.float64) for side in (best, best_back))
     ranks_back = np.zeros(shape[1], np.int64)
 
@@ -179,6 +186,20 @@ def ranks_of_both(
     in_order = np.empty_like(ranks_back)
     in_order[tiles.order] = ranks_back
     return ranks, in_order
+
+
+def _tie_margins(queries: Any, candidates: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Return for every query, and every candidate, how far scores differ by rounding alone."""
+    sides = (queries, candidates)
+    if all(isinstance(side, np.ndarray) for side in sides):
+        dtype = np.result_type(*sides, np.float32)
+        lengths = [np.sqrt(np.einsum("ij,ij->i", side, side, dtype=np.float64)) for side in sides]
+    else:  # sparse embeddings, which are L2-normalized
+        dtype = np.dtype(np.float32)
+        lengths = [np.ones(len(side)) for side in sides]
+    margin = _TIE_ROUNDINGS * float(np.finfo(dtype).eps)
+    longest, longest_back = (float(side.max(initial=0)) for side in lengths)
+    return margin * longest_back * lengths[0], margin * longest * lengths[1]
 
 
 def _rows_counted(flags: np.ndarray) -> np.ndarray:

@@ -76,7 +76,7 @@ class TestFormsOfY:
 
 class TestBadInput:
     def test_unequal_lengths(self, features, pictures, text_encoder):
-        with pytest.raises(ValueError, match="300 pictures and 299 rows of captions"):
+        with pytest.raises(ValueError, match="300 images and 299 rows of captions"):
             small(text_encoder=text_encoder).fit(features.image, pictures.captions[:-1])
 
     @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ class TestBadInput:
         aligner = small(text_encoder=CountVectorizer(), max_epochs=2)
         aligner.fit(features.image[:200], fitted_on)
         assert aligner.score(features.image[200:], pictures.captions[200:]) < 0.05
-        with pytest.warns(UserWarning, match="All pictures have the same features"):
+        with pytest.warns(UserWarning, match="9 of the 9 rows of X have the same features"):
             aligner.score(np.ones_like(features.image[:9]), pictures.captions[:9])
 
     def test_captions_given_as_pictures(self, pictures, image_encoder, text_encoder):

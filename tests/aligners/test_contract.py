@@ -147,7 +147,7 @@ class TestHardData:
         np.testing.assert_array_equal(text, 0)
 
     def test_all_pictures_equal(self, aligner, concepts):
-        with pytest.warns(UserWarning, match="All pictures have the same features"):
+        with pytest.warns(UserWarning, match="All images have the same features"):
             finite(aligner, np.full((300, 4), 0.1), concepts.text)
 
     @pytest.mark.parametrize("scale", [1e-12, 1e12])

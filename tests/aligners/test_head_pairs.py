@@ -152,7 +152,7 @@ class TestRefused:
 
     def test_pictures_that_do_not_differ(self, concepts):
         with (
-            pytest.warns(UserWarning, match="All pictures have the same features"),
+            pytest.warns(UserWarning, match="All images have the same features"),
             pytest.raises(ValueError, match="head_pairs needs pictures that differ"),
         ):
             CCAAligner(head_pairs=of_features(4)).fit(np.full((300, 4), 0.1), concepts.text)

@@ -345,7 +345,7 @@ class TestBadInput:
             small(encoder).fit(pairs[0][:1], pairs[1][:1])
 
     def test_unequal_lengths(self, encoder, pairs):
-        with pytest.raises(ValueError, match="240 pictures and 239 rows of captions"):
+        with pytest.raises(ValueError, match="240 images and 239 rows of captions"):
             small(encoder).fit(pairs[0], pairs[1][:-1])
 
     def test_a_failed_fit_leaves_the_earlier_one_whole(self, encoder, pairs):

@@ -135,18 +135,18 @@ class TestBadRows:
             aligner.transform(mapped(concepts.image[:, :5]))
         with pytest.raises(ValueError, match="5 features, but CCAAligner was fitted with 16"):
             aligner.transform_text(mapped(concepts.text[:, :5]))
-        with pytest.raises(ValueError, match="300 pictures and 299 rows of captions"):
+        with pytest.raises(ValueError, match="300 images and 299 rows of captions"):
             CCAAligner().fit(mapped(concepts.image), mapped(concepts.text[:-1]))
 
 
 def test_nothing_is_read_when_pairs_are_divided(concepts, mapped):
     """A split for validation that copied its nine tenths would fill the memory."""
-    from sklearn_ape.aligners._pairs import distinct_pairs, subset_of
+    from sklearn_ape.aligners._pairs import Rows, distinct_pairs, subset_of
 
     sides = (StoredRows(mapped(side)) for side in (concepts.image, concepts.text))
     image, text = sides
     rows = np.arange(300)
-    data = distinct_pairs(image, rows, text, rows)
+    data = distinct_pairs(Rows(image, text, rows, rows))
     assert data.image is image
     part = subset_of(data, np.arange(1, 300, 2))
     assert isinstance(part.image, StoredRows)

@@ -70,6 +70,16 @@ def test_a_collapsed_model_comes_last_in_every_tile():
         assert (ranks == 2499).all()
 
 
+@pytest.mark.parametrize(("n", "width"), [(7, 33), (40, 1280), (97, 384), (1000, 8)])
+def test_equal_candidates_tie_whatever_the_shape(n, width):
+    """With 7 candidates of width 33, the product of one of them was rounded differently."""
+    rng = np.random.default_rng(0)
+    queries = rng.standard_normal((n, width)).astype(np.float32)
+    candidates = np.repeat(rng.standard_normal((1, width)).astype(np.float32), n, axis=0)
+    pairs = np.column_stack([np.arange(n), np.arange(n)])
+    assert (ranks_of_both(queries, candidates, pairs)[0] == n - 1).all()
+
+
 def test_half_precision_is_compared_as_it_is():
     """Products of float16 would be rounded to it, and ranks with them."""
     rng = np.random.default_rng(0)

@@ -1,0 +1,227 @@
+"""Scores identify images and captions by what they are, never by their features."""
+
+import shutil
+
+import numpy as np
+import pytest
+from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.feature_extraction.text import CountVectorizer
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
+
+import sklearn_ape
+from sklearn_ape import APEAligner, CCAAligner, CLIPAligner, KernelAligner
+from sklearn_ape.inspection import RecallCurveDisplay
+from sklearn_ape.metrics import retrieval_ranks
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*have the same features:UserWarning")
+
+
+class CoarseEncoder(TransformerMixin, BaseEstimator):
+    """Knows an image only by the last digits of its file name."""
+
+    def __init__(self, n_values=2):
+        self.n_values = n_values
+
+    def fit(self, X, y=None):
+        return self
+
+    def __sklearn_is_fitted__(self):
+        return True
+
+    def transform(self, X):
+        numbers = np.array([int(str(item)[-8:-4], 16) % self.n_values for item in X])
+        return np.random.default_rng(0).standard_normal((self.n_values, 8))[numbers]
+
+
+def aligner_of(image_encoder, text_encoder, pictures, rows=slice(0, 60)):
+    aligner = CCAAligner(image_encoder=image_encoder, text_encoder=text_encoder)
+    return aligner.fit(pictures.images[rows], pictures.captions[rows])
+
+
+class TestCollapsedEncoders:
+    @pytest.mark.parametrize("n_values", [1, 2, 5])
+    def test_image_encoder_with_few_values_scores_at_most_chance(
+        self, pictures, image_encoder, text_encoder, n_values
+    ):
+        test = pictures.images[60:100], pictures.captions[60:100]
+        coarse = aligner_of(CoarseEncoder(n_values), text_encoder, pictures)
+        real = aligner_of(image_encoder, text_encoder, pictures)
+        assert coarse.score(*test) <= 1 / 40
+        assert real.score(*test) > coarse.score(*test)
+        assert {way: len(ranks) for way, ranks in coarse.retrieval_ranks(*test).items()} == {
+            "image_to_text": 40,
+            "text_to_image": 40,
+        }
+
+    def test_grid_search_picks_the_better_image_encoder(
+        self, pictures, image_encoder, text_encoder
+    ):
+        search = GridSearchCV(
+            CCAAligner(text_encoder=text_encoder),
+            {"image_encoder": [CoarseEncoder(), image_encoder]},
+            cv=3,
+        ).fit(pictures.images[:90], pictures.captions[:90])
+        assert search.best_params_["image_encoder"] is not None
+        assert isinstance(search.best_params_["image_encoder"], type(image_encoder))
+
+    def test_coarse_encoder_in_a_pipeline_scores_at_most_chance(self, pictures, text_encoder):
+        model = make_pipeline(CoarseEncoder(), CCAAligner(text_encoder=text_encoder))
+        model.fit(pictures.images[:60], pictures.captions[:60])
+        assert model.score(pictures.images[60:100], pictures.captions[60:100]) <= 1 / 40
+
+    @pytest.mark.parametrize("side", ["image", "text"])
+    def test_constant_features_are_never_right(self, concepts, side):
+        aligner = KernelAligner().fit(concepts.image[:200], concepts.text[:200])
+        test = {"image": concepts.image[200:], "text": concepts.text[200:]}
+        assert aligner.score(test["image"], test["text"]) > 0.3
+        test[side] = np.ones_like(test[side])
+        with pytest.warns(UserWarning, match="100 of the 100 rows of"):
+            report = aligner.retrieval_report(test["image"], test["text"], ks=(1, 99))
+        # Whichever comes first for a constant query is right for one of them: chance.
+        assert sorted(recall[1] for recall in report.values()) == [0, 0.01]
+        assert min(recall[99] for recall in report.values()) == 0
+
+    def test_recall_curve_counts_every_image(self, pictures, text_encoder):
+        coarse = aligner_of(CoarseEncoder(), text_encoder, pictures)
+        test = pictures.images[60:100], pictures.captions[60:100]
+        curve = RecallCurveDisplay.from_estimator(coarse, *test, ks=[1]).recall
+        assert max(recall[0] for recall in curve.values()) <= 1 / 40
+
+    def test_validation_recall_of_early_stopping_counts_every_row(self):
+        """Twenty rows share their features: a caption of theirs is not a hit for all of them."""
+        rng = np.random.default_rng(0)
+        concepts = np.repeat(rng.standard_normal((100, 8)), 20, axis=0)
+        image = concepts @ rng.standard_normal((8, 16))
+        text = concepts @ rng.standard_normal((8, 12)) + 1e-3 * rng.standard_normal((2000, 12))
+        aligner = APEAligner(width=16, max_epochs=1, random_state=0).fit(image, text)
+        groups = np.arange(2000) // 20
+        found = aligner.retrieval_report(image, text, ks=(1,), groups=groups)
+        assert min(recall[1] for recall in found.values()) > 0.9
+        assert max(row["valid_recall"] for row in aligner.history_) < 0.3
+
+
+class TestIdentity:
+    def test_captions_and_their_features_score_the_same(self, features, text_encoder):
+        twins = ["Cat", "cat", "CAT", "dog", "Dog", "DOG"]
+        aligner = CCAAligner(text_encoder=text_encoder).fit(features.image[:6], twins)
+        by_captions = aligner.score(features.image[:6], twins)
+        by_features = aligner.score(features.image[:6], text_encoder.transform(twins))
+        assert by_captions == by_features == 0
+
+    def test_same_image_under_two_paths_is_one_item(
+        self, pictures, image_encoder, text_encoder, tmp_path
+    ):
+        copies = [shutil.copy(path, tmp_path / f"{i}.png") for i, path in
+                  enumerate(pictures.images[:20])]  # fmt: skip
+        aligner = aligner_of(image_encoder, text_encoder, pictures)
+        captions = pictures.captions[:20]
+        several = [[caption, f"a {caption}"] for caption in captions]
+        one_row = aligner.retrieval_ranks(pictures.images[:20], several)
+        two_rows = aligner.retrieval_ranks(
+            [*pictures.images[:20], *copies], [*captions, *(f"a {text}" for text in captions)]
+        )
+        assert len(two_rows["image_to_text"]) == 20
+        for way, ranks in one_row.items():
+            assert sorted(ranks) == sorted(two_rows[way])
+
+    def test_equal_rows_of_features_are_images_of_their_own(self, concepts):
+        aligner = CCAAligner().fit(concepts.image, concepts.text)
+        repeated = np.repeat(concepts.image[:50], 2, axis=0)
+        with pytest.warns(UserWarning, match="Pass groups"):
+            ranks = aligner.retrieval_ranks(repeated, concepts.text[:100])
+        assert len(ranks["image_to_text"]) == 100
+
+
+class TestGroups:
+    def test_groups_make_repeated_rows_one_image(self, concepts):
+        """The same as by a plain count over 50 images with two captions each."""
+        aligner = CCAAligner().fit(concepts.image, concepts.text)
+        repeated = np.repeat(concepts.image[:50], 2, axis=0)
+        text = concepts.text[:100]
+        groups = np.repeat([f"{i}.jpg" for i in range(50)], 2)
+        ranks = aligner.retrieval_ranks(repeated, text, groups=groups)
+        pairs = np.column_stack([np.repeat(np.arange(50), 2), np.arange(100)])
+        embeddings = aligner.transform(concepts.image[:50]), aligner.transform_text(text)
+        np.testing.assert_array_equal(ranks["image_to_text"], retrieval_ranks(*embeddings, pairs))
+        np.testing.assert_array_equal(
+            ranks["text_to_image"], retrieval_ranks(*embeddings[::-1], pairs[:, ::-1])
+        )
+        report = aligner.retrieval_report(repeated, text, ks=(1,), groups=groups)
+        expected = np.mean([recall[1] for recall in report.values()])
+        assert aligner.score(repeated, text, groups=groups) == expected
+
+    def test_images_and_captions_of_one_group_belong_together(self, concepts):
+        aligner = CCAAligner().fit(concepts.image, concepts.text)
+        image, text = concepts.image[:60], concepts.text[:60]
+        groups = np.arange(60) % 6
+        ranks = aligner.retrieval_ranks(image, text, groups=groups.tolist())
+        similarity = aligner.similarity(image, text)
+        same = groups[:, None] == groups[None]
+        best = np.where(same, similarity, -np.inf).max(axis=1)
+        expected = ((similarity >= best[:, None]) & ~same).sum(axis=1)
+        np.testing.assert_array_equal(ranks["image_to_text"], expected)
+
+    @pytest.mark.parametrize("n_values", [1, 3])
+    def test_groups_do_not_help_a_collapsed_encoder(self, concepts, n_values):
+        aligner = CCAAligner().fit(concepts.image, concepts.text)
+        coarse = concepts.image[np.arange(100) % n_values]
+        groups = np.arange(100) % 10
+        assert aligner.score(coarse, concepts.text[:100], groups=groups) <= 0.1
+
+    @pytest.mark.parametrize(
+        ("groups", "said"),
+        [
+            (["a"] * 9, "groups has 9 entries, and X has 10 rows"),
+            ([*"abcdefghi", None], "groups has a missing value in row 9"),
+            (np.r_[np.arange(9.0), np.nan], "groups has a missing value in row 9"),
+            ("abcdefghij", "groups must be a sequence"),
+            (np.ones((10, 2)), "groups must have one dimension"),
+        ],
+    )
+    def test_bad_groups_are_named(self, concepts, groups, said):
+        aligner = CCAAligner().fit(concepts.image, concepts.text)
+        with pytest.raises(ValueError, match=said):
+            aligner.score(concepts.image[:10], concepts.text[:10], groups=groups)
+
+
+class TestFittedImages:
+    def test_images_are_recognized_by_content_after_saving(
+        self, pictures, image_encoder, text_encoder, tmp_path
+    ):
+        aligner = aligner_of(image_encoder, text_encoder, pictures)
+        aligner.save_pretrained(tmp_path / "model")
+        loaded = sklearn_ape.load_pretrained(tmp_path / "model")
+        copy = shutil.copy(pictures.images[0], tmp_path / "copy.png")
+        asked = [pictures.images[59], copy, pictures.images[60], pictures.images[61]]
+        for one in (aligner, loaded):
+            assert one.was_fitted_on(asked).tolist() == [True, True, False, False]
+
+    def test_features_are_recognized_despite_rounding(self, features, text_encoder, pictures):
+        aligner = CCAAligner(text_encoder=text_encoder)
+        aligner.fit(features.image[:200], pictures.captions[:200])
+        rounded = features.image * (1 + 1e-6 * np.random.default_rng(0).standard_normal(1280))
+        known = aligner.was_fitted_on(rounded)
+        assert known[:200].all()
+        assert not known[200:].any()
+
+    def test_few_features_are_compared_exactly(self, concepts):
+        aligner = CCAAligner().fit(concepts.image[:200], concepts.text[:200])
+        expected = np.arange(300) < 200
+        np.testing.assert_array_equal(aligner.was_fitted_on(concepts.image), expected)
+
+    def test_earlier_fit_is_forgotten(self, concepts):
+        aligner = CCAAligner().fit(concepts.image[:100], concepts.text[:100])
+        aligner.fit(concepts.image[100:], concepts.text[100:])
+        assert not aligner.was_fitted_on(concepts.image[:100]).any()
+
+    def test_nothing_is_recorded_without_a_fit(self):
+        assert CLIPAligner("ViT-B-32").was_fitted_on(["a.jpg"]) is None
+
+
+def test_text_encoder_that_tells_nothing_apart_scores_at_most_chance(concepts):
+    """Unknown words have empty counts: all captions are the same vector."""
+    words = [f"word{i}" for i in range(200)]
+    aligner = CCAAligner(text_encoder=CountVectorizer()).fit(concepts.image[:200], words)
+    unknown = [f"other{i}" for i in range(100)]
+    assert aligner.score(concepts.image[200:], unknown) <= 1 / 100
