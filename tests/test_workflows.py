@@ -1,0 +1,316 @@
+"""Random workflows of scikit-learn against a plain reference computation.
+
+Every case draws an aligner, labels of some kind, containers for X and y and a meta-estimator. The
+answer must be that of the reference, which is written here with numpy alone on top of the
+aligner's embeddings, or an error: never another answer.
+"""
+
+import warnings
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sklearn.base import clone
+from sklearn.calibration import CalibratedClassifierCV
+from sklearn.ensemble import BaggingClassifier, StackingClassifier, VotingClassifier
+from sklearn.feature_extraction.text import HashingVectorizer
+from sklearn.frozen import FrozenEstimator
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import (
+    GridSearchCV,
+    KFold,
+    StratifiedKFold,
+    cross_val_predict,
+    cross_val_score,
+)
+from sklearn.multiclass import OneVsOneClassifier, OneVsRestClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from sklearn_ape import (
+    APEAligner,
+    ASIFAligner,
+    CCAAligner,
+    CrossModalRetriever,
+    KernelAligner,
+    ZeroShotClassifier,
+)
+
+NAMES = ["cat", "dog", "house", "tree", "apple", "zebra"]
+TEXTS = HashingVectorizer(analyzer="char_wb", ngram_range=(2, 4), n_features=64)
+ALIGNERS = {
+    "CCA": CCAAligner(text_encoder=TEXTS),
+    "Kernel": KernelAligner(text_encoder=TEXTS),
+    "ASIF": ASIFAligner(text_encoder=TEXTS, k=20),
+    "APE": APEAligner(text_encoder=TEXTS, width=16, max_epochs=2, random_state=0),
+}
+
+CASES = settings(
+    max_examples=40,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+
+
+def drawn_data(seed, n_classes, n=90):
+    """Return features around a center for every class, and the number of every row's class."""
+    rng = np.random.default_rng(seed)
+    centers = 2 * rng.standard_normal((len(NAMES), 12))
+    codes = rng.permutation(np.arange(n) % n_classes)
+    return centers[codes] + rng.standard_normal((n, 12)), codes
+
+
+LABEL_KINDS = {
+    "str": lambda n: NAMES[:n],
+    "int": lambda n: list(range(n)),
+    "sparse int": lambda n: [10 * (i + 1) for i in range(n)],
+    "negative int": lambda n: [i - 2 for i in range(n)],
+    "np.str_": lambda n: list(np.array(NAMES[:n])),
+    "np.int64": lambda n: list(np.arange(n)),
+    "float": lambda n: [float(i) for i in range(n)],
+    "bool": lambda n: [False, True],
+}
+
+X_CONTAINERS = {
+    "float64": lambda X: X,
+    "float32": lambda X: X.astype(np.float32),
+    "fortran": np.asfortranarray,
+    "lists": lambda X: X.tolist(),
+    "DataFrame": lambda X: pd.DataFrame(X, index=np.arange(len(X))[::-1] + 7),
+}
+
+Y_CONTAINERS = {
+    "list": list,
+    "array": np.array,
+    "objects": lambda y: np.array(y, dtype=object),
+    "Series": lambda y: pd.Series(y, index=np.arange(len(y))[::-1] + 3),
+    "categorical": lambda y: pd.Series(pd.Categorical(y), index=np.arange(len(y)) + 5),
+    "polars": lambda y: pl.Series([getattr(v, "item", lambda v=v: v)() for v in y]),
+    "pyarrow": lambda y: pa.array([getattr(v, "item", lambda v=v: v)() for v in y]),
+}
+
+
+def named(labels):
+    """Return what `labels` is for classes called `labels`: names of numbers are texts."""
+    return {label: NAMES[i] for i, label in enumerate(labels)}
+
+
+def reference_proba(aligner, labels, X, templates=("{}",)):
+    """Return probabilities over sorted labels, from embeddings alone."""
+    names = named(labels)
+    order = sorted(labels)
+    classes = []
+    for label in order:
+        prompts = [template.format(names[label]) for template in templates]
+        mean = np.asarray(aligner.transform_text(prompts), dtype=np.float64).sum(axis=0)
+        classes.append(mean / max(np.linalg.norm(mean), 1e-300))
+    inner = aligner[-1] if hasattr(aligner, "steps") else aligner
+    logits = inner.logit_scale_ * np.asarray(aligner.transform(X), float) @ np.array(classes).T
+    odds = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return order, odds / odds.sum(axis=1, keepdims=True)
+
+
+def fitted_aligner(name, X, codes):
+    captions = [f"a {NAMES[code]} number {row}" for row, code in enumerate(codes)]
+    return clone(ALIGNERS[name]).fit(X, captions)
+
+
+aligners = st.sampled_from(sorted(ALIGNERS))
+kinds = st.sampled_from(sorted(LABEL_KINDS))
+x_kinds = st.sampled_from(sorted(X_CONTAINERS))
+y_kinds = st.sampled_from(sorted(Y_CONTAINERS))
+seeds = st.integers(0, 5)
+n_labels = st.integers(2, 6)
+
+
+@CASES
+@given(aligners, kinds, x_kinds, y_kinds, seeds, n_labels, st.booleans())
+def test_classifier_alone(name, kind, x_kind, y_kind, seed, n, fits):
+    """predict, predict_proba, score and classes_ of a classifier with a fitted aligner."""
+    labels = LABEL_KINDS[kind](n)
+    X, codes = drawn_data(seed, len(labels))
+    y = [labels[code] for code in codes]
+    aligner = fitted_aligner(name, X, codes)
+    order, expected = reference_proba(aligner, labels, X)
+    classifier = ZeroShotClassifier(
+        named(labels), aligner=FrozenEstimator(aligner), templates="none"
+    )
+    given_X, given_y = X_CONTAINERS[x_kind](X), Y_CONTAINERS[y_kind](y)
+    if fits:
+        classifier.fit(given_X, given_y)
+    assert classifier.classes_.tolist() == order
+    proba = classifier.predict_proba(given_X)
+    np.testing.assert_allclose(proba, expected, atol=1e-4)
+    sure = np.sort(expected, axis=1)[:, -1] - np.sort(expected, axis=1)[:, -2] > 1e-4
+    best = np.array([order[i] for i in expected.argmax(axis=1)])
+    np.testing.assert_array_equal(classifier.predict(given_X)[sure], best[sure])
+    accuracy = np.mean(best == np.array(y))
+    assert abs(classifier.score(given_X, given_y) - accuracy) <= np.mean(~sure) + 1e-9
+
+
+@CASES
+@given(aligners, kinds, y_kinds, seeds, n_labels)
+def test_cross_validation_trains_on_the_training_fold_alone(name, kind, y_kind, seed, n):
+    """cross_val_score of an unfitted aligner is that of a loop over the folds."""
+    labels = LABEL_KINDS[kind](n)
+    X, codes = drawn_data(seed, len(labels))
+    y = [labels[code] for code in codes]
+    classifier = ZeroShotClassifier(named(labels), aligner=ALIGNERS[name], templates="none")
+    folds = StratifiedKFold(3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        found = cross_val_score(classifier, X, Y_CONTAINERS[y_kind](y), cv=folds)
+        expected = []
+        for train, test in folds.split(X, codes):
+            captions = [NAMES[code] for code in codes[train]]
+            aligner = clone(ALIGNERS[name]).fit(X[train], captions)
+            order, proba = reference_proba(aligner, labels, X[test])
+            best = [order[i] for i in proba.argmax(axis=1)]
+            expected.append(np.mean(np.array(best) == np.array(y)[test]))
+    np.testing.assert_allclose(found, expected, atol=0.04)
+
+
+def meta_estimators(classifier, labels):
+    """Return meta-estimators, and how their reference combines probabilities."""
+    other = LogisticRegression(max_iter=200)
+    return {
+        "voting": VotingClassifier([("a", classifier), ("b", other)], voting="soft"),
+        "voting alone": VotingClassifier([("a", classifier)], voting="soft"),
+        "hard voting": VotingClassifier([("a", classifier)], voting="hard"),
+        "stacking": StackingClassifier([("a", classifier)], cv=3),
+        "bagging": BaggingClassifier(classifier, n_estimators=2, random_state=0),
+        "calibration": CalibratedClassifierCV(classifier, cv=3),
+        "one calibration": CalibratedClassifierCV(classifier, cv=3, ensemble=False),
+        "one vs rest": OneVsRestClassifier(classifier),
+        "one vs one": OneVsOneClassifier(classifier),
+        "grid": GridSearchCV(classifier, {"templates": ["none", "photo"]}, cv=2),
+        "pipeline": make_pipeline(StandardScaler(with_mean=False, with_std=False), classifier),
+    }
+
+
+META = sorted(meta_estimators(None, None))
+# Those that pass on the classifier's own probabilities, so that a reference can be computed.
+EXACT = {"voting alone", "hard voting", "bagging", "pipeline"}
+
+
+@settings(CASES, max_examples=150)
+@given(
+    st.sampled_from(META),
+    kinds,
+    st.sampled_from(["list", "array", "Series", "categorical"]),
+    seeds,
+    n_labels,
+    st.sampled_from(["equal", "more", "fewer", "gap"]),
+    st.booleans(),
+)
+def test_meta_estimators_answer_right_or_raise(meta, kind, y_kind, seed, n, situation, frozen):
+    """Labels equal to, more than or fewer than those in y: right answers, or an error.
+
+    The classes are so far apart that every correct route is nearly always right, while columns
+    that are read in another order are nearly always wrong.
+    """
+    labels = LABEL_KINDS[kind](n)
+    rng = np.random.default_rng(seed)
+    present = list(range(len(labels)))
+    if situation != "equal" and len(labels) < 3:
+        return
+    if situation == "more":
+        present = present[:-1]
+    elif situation == "gap":
+        present = [0, *present[2:]]
+    centers = 6 * rng.standard_normal((len(NAMES), 12))
+    codes = rng.permutation(np.resize(present, 30 * len(present)))
+    X = centers[codes] + 0.3 * rng.standard_normal((len(codes), 12))
+    y = np.array([labels[code] for code in codes])
+    known = labels[:-1] if situation == "fewer" else labels
+    every = np.resize(np.arange(len(labels)), 30 * len(labels))
+    training = centers[every] + 0.3 * rng.standard_normal((len(every), 12))
+    aligner = ALIGNERS["CCA"]
+    if frozen:
+        aligner = FrozenEstimator(clone(aligner).fit(training, [NAMES[code] for code in every]))
+    classifier = ZeroShotClassifier(named(known), aligner=aligner, templates="none")
+    estimator = meta_estimators(classifier, known)[meta]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            estimator.fit(X, Y_CONTAINERS[y_kind](list(y)))
+            found = np.asarray(estimator.predict(X))
+        except (ValueError, IndexError, TypeError):
+            return
+    messages = [str(one.message) for one in caught]
+    if any("number the labels" in message or "number them" in message for message in messages):
+        return  # said, not silent
+    assert np.mean(found == y) > 0.9, messages
+
+
+@CASES
+@given(aligners, seeds, x_kinds, st.integers(1, 8), st.booleans())
+def test_retriever_finds_what_a_sort_finds(name, seed, x_kind, k, by_text):
+    """search, fit and add against a sort of all cosines."""
+    X, codes = drawn_data(seed, 6)
+    aligner = fitted_aligner(name, X, codes)
+    given_X = X_CONTAINERS[x_kind](X)
+    retriever = CrossModalRetriever(aligner).fit(given_X)
+    embeddings = np.asarray(aligner.transform(X), dtype=np.float64)
+    if by_text:
+        queries = [f"a {word}" for word in NAMES]
+        found = retriever.search(queries, k)
+        asked = np.asarray(aligner.transform_text(queries), dtype=np.float64)
+    else:
+        found = retriever.search(X[:4], k, modality="image")
+        asked = embeddings[:4]
+    cosines = asked @ embeddings.T
+    expected = -np.sort(-cosines, axis=1)[:, :k]
+    np.testing.assert_allclose(found.scores, expected, atol=1e-5)
+    np.testing.assert_allclose(
+        np.take_along_axis(cosines, found.indices, axis=1), expected, atol=1e-5
+    )
+
+
+@CASES
+@given(aligners, seeds, x_kinds, st.integers(1, 3), st.booleans())
+def test_score_of_an_aligner_is_recall_by_hand(name, seed, x_kind, per_image, in_pipeline):
+    """Recall@1 in both directions over rows of X and distinct captions, ties counted against."""
+    X, codes = drawn_data(seed, 6, n=40)
+    captions = [
+        [f"a {NAMES[code]} of kind {(row + i) % 11}" for i in range(per_image)]
+        for row, code in enumerate(codes)
+    ]
+    model = clone(ALIGNERS[name])
+    if in_pipeline:
+        model = make_pipeline(StandardScaler(with_mean=False, with_std=False), model)
+    model.fit(X, captions)
+    texts = sorted({text for row in captions for text in row})
+    inner = model[-1] if in_pipeline else model
+    cosines = np.asarray(model.transform(X)) @ np.asarray(inner.transform_text(texts)).T
+    belongs = np.array([[text in row for text in texts] for row in captions])
+
+    def recall(cosines, belongs):
+        best = np.where(belongs, cosines, -np.inf).max(axis=1)
+        others = np.where(belongs, -np.inf, cosines).max(axis=1)
+        return np.mean(best > others + 3e-6), np.mean(best > others - 3e-6)
+
+    sides = [recall(cosines, belongs), recall(cosines.T, belongs.T)]
+    low, high = (np.mean([side[i] for side in sides]) for i in (0, 1))
+    assert low - 1e-9 <= model.score(X_CONTAINERS[x_kind](X), captions) <= high + 1e-9
+
+
+@pytest.mark.parametrize("name", sorted(ALIGNERS))
+def test_predictions_of_folds_are_those_of_a_loop(name):
+    """cross_val_predict(method="predict_proba") with numbered labels."""
+    X, codes = drawn_data(0, 4)
+    classifier = ZeroShotClassifier(
+        dict(enumerate(NAMES[:4])), aligner=ALIGNERS[name], templates="none"
+    )
+    folds = KFold(3, shuffle=True, random_state=0)
+    found = cross_val_predict(classifier, X, codes, cv=folds, method="predict_proba")
+    for train, test in folds.split(X):
+        aligner = clone(ALIGNERS[name]).fit(X[train], [NAMES[code] for code in codes[train]])
+        np.testing.assert_allclose(
+            found[test], reference_proba(aligner, range(4), X[test])[1], atol=1e-4
+        )
