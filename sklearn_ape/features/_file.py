@@ -203,6 +203,8 @@ class FeatureFile:
     def _named_errors(self) -> Iterator[None]:
         try:
             yield
+        except FileLockedError:
+            raise
         except OSError as error:
             raise OSError(
                 error.errno,
