@@ -115,8 +115,10 @@ class ZeroShotClassifier(SavedClassifier, ClassifierMixin, ZeroShotBase):
     ... ).fit(images, captions)
     >>> classifier = ZeroShotClassifier(["pizza", "red apple", "teapot"], aligner=model)
     >>> names = ["red apple", "pizza", "teapot", "pizza"]
-    >>> classifier.score([images[captions.index(name)] for name in names], names)
-    1.0
+    >>> classifier.predict([images[captions.index(name)] for name in names]).tolist()
+    ['red apple', 'pizza', 'teapot', 'pizza']
+
+    These images were used for fitting. Call ``score`` with labelled images that were not.
     """
 
     _shown_properties = ("classes_",)

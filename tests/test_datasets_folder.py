@@ -189,3 +189,12 @@ def test_bad_folders(tmp_path, folder):
         load_image_folder(folder, captions="txt")
     with pytest.raises(ValueError, match='captions="folder"'):
         load_image_folder(folder, return_X_y=True)
+
+
+def test_sidecars_are_split_at_line_ends_alone(folder):
+    """Form feeds and Unicode's separators are within a caption, and are spaces there."""
+    for name in NAMES:
+        sidecar = (folder / name).with_suffix(".txt")
+        sidecar.write_bytes("a cat\u2028in\x0ca\x85hat\r\na dog\ra bird".encode())
+    captions = load_image_folder(folder, captions="sidecar").captions
+    assert captions == [["a cat in a hat", "a dog", "a bird"]] * 3

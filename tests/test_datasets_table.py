@@ -1,6 +1,7 @@
 """load_pairs: a table of the user's own, and errors that help."""
 
 import io
+import os
 import sys
 
 import numpy as np
@@ -211,3 +212,54 @@ def test_swapped_columns(folder, frame):
         load_pairs(frame, image="caption", caption="image", root=folder)
     frame["caption"] = [f"{name} of the cat" for name in NAMES]
     assert load_pairs(frame, root=folder).captions == list(frame["caption"])
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv"])
+def test_apostrophes_in_front_of_formulas_are_removed(folder, kind):
+    """Our own tables have them so that no spreadsheet computes a caption; paths have none."""
+    captions = ["'=1+1", "''-5 degrees", "'tis a cat", "-0.5", "=1+1"]
+    frame = pd.DataFrame({"image": "'=x.jpg", "caption": captions, "label": captions})
+    data = load_pairs(write_table(frame, folder / f"t.{kind}"), label="label", check_files=False)
+    assert data.captions == ["=1+1", "'-5 degrees", "'tis a cat", "-0.5", "=1+1"]
+    assert data.labels.tolist() == data.captions
+    assert set(relative(folder, data.images)) == {"'=x.jpg"}
+
+
+def test_apostrophes_of_other_formats_stay(folder):
+    """Only spreadsheets' formats have formulas."""
+    frame = pd.DataFrame({"image": NAMES[0], "caption": ["'=1+1"]})
+    assert load_pairs(frame, root=folder).captions == ["'=1+1"]
+    assert load_pairs(write_table(frame, folder / "t.jsonl")).captions == ["'=1+1"]
+
+
+def test_names_of_files_need_not_be_text(folder):
+    """A csv may name a file by bytes that are not UTF-8; other cells may not hold such bytes."""
+    name = os.fsdecode(b"caf\xe9.jpg")
+    (folder / name).write_bytes(b"")
+    table = folder / "t.csv"
+    table.write_bytes(b"image,caption\ncaf\xe9.jpg,a\n")
+    assert relative(folder, load_pairs(table).images) == [name]
+    for content in (
+        b"image,caption\ngone\xe9.jpg,a\n",
+        b"image,caption\na.jpg,caf\xe9\n",
+        b"image,caption,\xe9\na.jpg,b,c\n",
+    ):
+        table.write_bytes(content)
+        for check_files in (True, False):
+            with pytest.raises(ValueError, match=r"not UTF-8 text.*xe9|not UTF-8 text.*dce9"):
+                load_pairs(table, check_files=check_files)
+
+
+def test_repeated_keys_in_json_lines(tmp_path):
+    """A key that is given twice would lose one of its values without a word."""
+    table = tmp_path / "t.jsonl"
+    first = '{"image": "a.jpg", "caption": "a"}\n'
+    for line in (
+        '{"image": "b.jpg", "caption": "b", "caption": "c"}',
+        '{"image": {"path": "b.jpg", "path": "c.jpg"}, "caption": "b"}',
+    ):
+        table.write_text(first + line)
+        with pytest.raises(
+            ValueError, match=r"line 2 has the key '(caption|path)' more than once"
+        ):
+            load_pairs(table, check_files=False)

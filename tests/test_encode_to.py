@@ -13,6 +13,7 @@ import pytest
 from sklearn.base import clone
 
 from sklearn_ape.encoders import EncodingError, TransformersTextEncoder
+from sklearn_ape.features import FileLockedError, OtherContentError
 from sklearn_ape.features._file import FeatureFile
 
 TEXTS = [f"{number} {animal}s" for number in range(2, 7) for animal in ("cat", "dog", "emu")]
@@ -264,7 +265,7 @@ def test_a_file_of_other_origin_is_not_touched(encoder, truth, path, journal_of_
         encoder.encode_to(path, TEXTS)
     path.parent.mkdir(exist_ok=True)
     np.save(path, truth[::-1])
-    with pytest.raises(FileExistsError, match=r"overwrite=True"):
+    with pytest.raises(OtherContentError, match=r"overwrite=True"):
         encoder.encode_to(path, TEXTS)
     np.testing.assert_array_equal(np.load(path), truth[::-1])
     np.testing.assert_array_equal(encoder.encode_to(path, TEXTS, overwrite=True), truth)
@@ -275,7 +276,7 @@ def test_two_writers_of_one_file(encoder, path):
     pytest.importorskip("fcntl")
     with FeatureFile(path, encoder._identity_digest().hex(), len(TEXTS), CHUNK, "float32") as file:
         file.write(0, np.zeros((CHUNK, 384), np.float32), "digest", {})
-        with pytest.raises(RuntimeError, match="is being written by another process"):
+        with pytest.raises(FileLockedError, match="is being written by another process"):
             encoder.encode_to(path, TEXTS, chunk_size=CHUNK)
 
 

@@ -13,6 +13,7 @@ from sklearn.utils import Tags
 from sklearn.utils.validation import check_consistent_length
 
 from .._callbacks import reports_fit
+from .._escape import escape_markdown
 from .._numbers import as_floats
 from .._shown import LazyNamesMixin
 from ..encoders import OpenCLIPImageEncoder, OpenCLIPTextEncoder
@@ -237,7 +238,8 @@ class CLIPAligner(LazyNamesMixin, BaseAligner):
 
     def _card_facts(self) -> Facts:
         return Facts(
-            what=f"The OpenCLIP model {self._name()!r}, by its name, without its weights.",
+            what=f"The OpenCLIP model {escape_markdown(repr(self._name()))}, by its name, without "
+            "its weights.",
             usage="print(model.similarity(['picture.jpg'], ['a cat', 'a dog']))",
         )
 

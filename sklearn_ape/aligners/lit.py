@@ -160,7 +160,7 @@ class LiTAligner(BaseAligner):
     >>> aligner = aligner.fit(image_features, words)
     >>> aligner.transform_text(["a cat", "a dog"]).shape
     (2, 32)
-    >>> aligner.score(image_features, words)
+    >>> aligner.score(image_features, words)  # on the pairs that it was fitted on
     1.0
     """
 

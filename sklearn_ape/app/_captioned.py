@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from ..datasets import load_image_folder
 from ..datasets._folder import EXTENSIONS
-from ..datasets._table import captions_by_row, column, read_table
+from ..datasets._table import captions_by_row, column, read_table, text_column
 from ._classify import check_text
 from ._limits import Limits, in_words
 from ._refusal import Refusal, some_of, without_paths
@@ -105,7 +105,7 @@ def _from_table(folder: Path, file: Path, images: list[str]) -> tuple[list[str],
     where = file.name
     table = read_table(file)
     names = column(table, _IMAGE_COLUMNS, where)
-    captions = captions_by_row(column(table, _CAPTION_COLUMNS, where), where)
+    captions = captions_by_row(text_column(table, _CAPTION_COLUMNS, where), where)
     known = {os.path.relpath(image, folder).replace(os.sep, "/"): image for image in images}
     wanted = [os.path.normpath(str(name)).replace(os.sep, "/") for name in names]
     absent = [str(name) for name, key in zip(names, wanted, strict=True) if key not in known]

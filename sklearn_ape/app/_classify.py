@@ -6,6 +6,7 @@ import os
 import re
 from typing import Any, NamedTuple
 
+from .._escape import escape_markdown
 from ..prompts import TEMPLATES
 from ..zero_shot import ZeroShotClassifier
 from ._limits import Limits
@@ -23,7 +24,7 @@ TEMPLATE_CHOICES = {
 
 
 class Classification(NamedTuple):
-    """Names with their probabilities, the most probable first, and what to make of them."""
+    """Names with their probabilities, the most probable first, and a verdict in Markdown."""
 
     probabilities: dict[str, float]
     verdict: str
@@ -35,7 +36,7 @@ def parse_labels(text: str | None, limits: Limits) -> list[str]:
     With more than one line, commas belong to the names.
     """
     text = text or ""
-    lines = [line for line in text.splitlines() if line.strip()]
+    lines = [line for line in re.split(r"\r\n|\r|\n", text) if line.strip()]
     parts = lines if len(lines) > 1 else re.split(r"[,;\n]", text)
     labels = list(dict.fromkeys(" ".join(part.split()) for part in parts if part.strip()))
     if not labels:
@@ -113,9 +114,9 @@ def classify(
     best, probability = next(iter(ranked.items()))
     if probability < threshold:
         verdict = (
-            f"**Unknown.** The most probable name, {best}, has {probability:.0%}: less than the "
-            f"{threshold:.0%} asked for."
+            f"**Unknown.** The most probable name, {escape_markdown(best)}, has "
+            f"{probability:.0%}: less than the {threshold:.0%} asked for."
         )
     else:
-        verdict = f"**{best}**, {probability:.0%}, among {len(names)} names."
+        verdict = f"**{escape_markdown(best)}**, {probability:.0%}, among {len(names)} names."
     return Classification(ranked, verdict)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,7 +31,9 @@ def told(gr: Any) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise gr.Error(reason(error), print_exception=False, title="Not done") from error
+        # Gradio renders messages as HTML; names in them are the visitor's, or a stranger's.
+        message = html.escape(reason(error), quote=False)
+        raise gr.Error(message, print_exception=False, title="Not done") from error
 
 
 def picture_input(gr: Any, label: str, elem_id: str) -> Any:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import reprlib
+import traceback
 from collections.abc import Iterable
 from pathlib import Path
+
+from .._escape import escape_controls
 
 _log = logging.getLogger("sklearn_ape.app")
 _UNEXPECTED = (
@@ -25,7 +28,8 @@ def reason(error: BaseException) -> str:
     """Return what a visitor may read of an error: a refusal's text, else nothing of its inside."""
     if isinstance(error, Refusal):
         return str(error)
-    _log.error("A request failed.", exc_info=error)
+    trace = "".join(traceback.format_exception(error))  # with names of a visitor's files
+    _log.error("A request failed.\n%s", escape_controls(trace, keep="\n"))
     return _UNEXPECTED
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from .._escape import escape_markdown
 from ._alignment import METHOD_CHOICES
 from ._classify import TEMPLATE_CHOICES
 from ._gradio import picture_input, report_to, told
@@ -79,7 +80,8 @@ def classify_tab(gr: Any, studio: Studio, session: Any, labels: Sequence[str]) -
 
 def search_tab(gr: Any, studio: Studio, session: Any) -> None:
     """Fill the tab in which pictures are found."""
-    about = gr.Markdown(f"Searching in {studio.pictures.title}.", elem_id="search-about")
+    title = escape_markdown(studio.pictures.title)
+    about = gr.Markdown(f"Searching in {title}.", elem_id="search-about")
     with gr.Row():
         with gr.Column(min_width=300):
             words = gr.Textbox(
@@ -128,7 +130,7 @@ def search_tab(gr: Any, studio: Studio, session: Any) -> None:
         with told(gr):
             session = studio.take_collection(mine or Session(), archive, report_to(progress))
         assert session.pictures is not None
-        return session, f"Searching in {session.pictures.title}", None
+        return session, f"Searching in {escape_markdown(session.pictures.title)}", None
 
     common: dict[str, Any] = {
         "inputs": [session, words, picture, k],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from .._escape import escape_markdown
 from ._alignment import Alignment
 
 
@@ -15,7 +16,7 @@ def about_model(alignment: Alignment | None) -> str:
 
 
 def about_alignment(alignment: Alignment | None, remark: str) -> str:
-    """Say what an alignment brought, in a table."""
+    """Say in Markdown what an alignment brought; the remark names a visitor's files as text."""
     if alignment is None:
         return "The page's own aligner is in use again."
     lines = []
@@ -36,7 +37,7 @@ def about_alignment(alignment: Alignment | None, remark: str) -> str:
         lines += ["", _judgement(alignment)]
     elif alignment.n_pairs:
         lines += [f"Aligned on all {alignment.n_pairs} pictures."]
-    return "\n".join([*lines, "", alignment.remark, "", remark]).strip()
+    return "\n".join([*lines, "", alignment.remark, "", escape_markdown(remark)]).strip()
 
 
 def _judgement(alignment: Alignment) -> str:

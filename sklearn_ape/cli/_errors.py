@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -12,26 +13,37 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+from .._escape import escape_controls
+
 __all__ = ["Commands", "noted_when_interrupted", "say"]
 
 _FAILED, _INTERRUPTED = 1, 130
+# Errors in options, whose messages typer shows, and the requests to end with an exit code.
+_UsageError: Any = typer.BadParameter.__bases__[0]
+_HANDLED_BY_TYPER = (_UsageError, typer.Exit, typer.Abort)
 
 
 class Commands(TyperGroup):
     """A group of commands whose errors, when a user can act on them, are one message."""
 
+    def make_context(self, *arguments: Any, **options: Any) -> Any:
+        """Read the options that stand in front of the command."""
+        with _usage_errors_escaped():
+            return super().make_context(*arguments, **options)
+
     def invoke(self, ctx: Any) -> Any:
         """Run a command."""
-        # Names of files may hold bytes that are no text; they go out as they came in.
-        for stream in (sys.stdout, sys.stderr):
-            with suppress(AttributeError, OSError):
-                stream.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]
+        # Names of files may hold bytes that are no text; results have them as they came in.
+        with suppress(AttributeError, OSError):
+            sys.stdout.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), _usage_errors_escaped():
                 warnings.showwarning = _warn
                 result = super().invoke(ctx)
                 sys.stdout.flush()
                 return result
+        except _HANDLED_BY_TYPER:
+            raise
         except BrokenPipeError:  # the reader, such as head, has all that it wants
             _silence_stdout()
             raise typer.Exit(0) from None
@@ -45,8 +57,21 @@ class Commands(TyperGroup):
             named = error.strerror and error.filename is not None
             say(f"sklearn-ape: {f'{error.filename!r}: {error.strerror}' if named else error}")
             raise typer.Exit(_FAILED) from None
-        except (ValueError, ImportError) as error:
+        except (ValueError, ImportError, FloatingPointError) as error:
             say(f"sklearn-ape: {error}")
+            raise typer.Exit(_FAILED) from None
+        except Exception as error:
+            if _is_out_of_device_memory(error):
+                say(
+                    "sklearn-ape: The memory of the device is full. Give --device cpu, or close "
+                    "other programs that use the device."
+                )
+            else:
+                say(traceback.format_exc())
+                say(
+                    f"sklearn-ape: Unexpected error ({type(error).__name__}). This is a bug: "
+                    "please report it with the lines above."
+                )
             raise typer.Exit(_FAILED) from None
 
 
@@ -61,9 +86,27 @@ def noted_when_interrupted(note: str) -> Iterator[None]:
 
 
 def say(text: str, quiet: bool = False) -> None:
-    """Write a line to standard error, where it does not get in the way of results."""
+    """Write lines to standard error, where they do not get in the way of results.
+
+    Names of files, labels and captions in them may hold anything; none of it commands a terminal.
+    """
     if not quiet:
-        print(text, file=sys.stderr, flush=True)
+        print(escape_controls(text, keep="\n"), file=sys.stderr, flush=True)
+
+
+@contextmanager
+def _usage_errors_escaped() -> Iterator[None]:
+    """Escape what typer shows of wrong options, which may be names of files."""
+    try:
+        yield
+    except _UsageError as error:
+        error.message = escape_controls(error.message, keep="\n")
+        raise
+
+
+def _is_out_of_device_memory(error: Exception) -> bool:
+    torch = sys.modules.get("torch")  # which is slow to import, and did not fail if it is absent
+    return torch is not None and isinstance(error, torch.OutOfMemoryError)
 
 
 def _warn(message: Warning | str, *_: Any, **__: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import glob
+import io
 import json
 import os
 import sys
@@ -122,11 +123,24 @@ def read_lines(file: Path) -> list[str]:
         text = file.expanduser().read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{str(file)!r} is not UTF-8 text: {error}.") from error
-    return [line.strip() for line in text.splitlines() if line.strip()]
+    # At line ends alone: str.splitlines also splits at form feeds and U+2028.
+    return [line.strip() for line in text.split("\n") if line.strip()]
 
 
 def label_names(labels: str | None, labels_file: Path | None) -> Any:
     """Return names of classes, a list or a mapping to synonyms; None if none were given.
+
+    Parameters
+    ----------
+    labels : str or None
+        Names with commas or line ends between them.
+    labels_file : Path or None
+        A file with one name a line, or JSON.
+
+    Returns
+    -------
+    names : list, dict or None
+        As `ZeroShotClassifier` takes them.
 
     Raises
     ------
@@ -139,8 +153,7 @@ def label_names(labels: str | None, labels_file: Path | None) -> Any:
         return None
     names: Any
     if labels is not None:
-        row = next(csv.reader([labels], skipinitialspace=True), [])
-        names = [name.strip() for name in row if name.strip()]
+        names = _names_on_command_line(labels)
     else:
         assert labels_file is not None
         names = _names_in(labels_file)
@@ -154,11 +167,31 @@ def label_names(labels: str | None, labels_file: Path | None) -> Any:
     return names
 
 
+def _names_on_command_line(labels: str) -> list[str]:
+    """Return names between commas or line ends."""
+    try:
+        lines = list(csv.reader(io.StringIO(labels, newline=""), skipinitialspace=True))
+    except csv.Error as error:
+        raise typer.BadParameter(
+            f"cannot be read ({error}). Put names with commas or quotes between double quotes, or "
+            "into a file for --labels-file.",
+            param_hint="--labels",
+        ) from error
+    return [name.strip() for line in lines for name in line if name.strip()]
+
+
 def _names_in(file: Path) -> Any:
     if file.suffix.lower() != ".json":
         return read_lines(file)
+    from ..datasets._table import RepeatedKeyError, unique_keys
+
     try:
-        names = json.loads(file.expanduser().read_text(encoding="utf-8-sig"))
+        text = file.expanduser().read_text(encoding="utf-8-sig")
+        names = json.loads(text, object_pairs_hook=unique_keys)
+    except RepeatedKeyError as error:
+        raise ValueError(f"{str(file)!r} {error}") from error
+    except RecursionError:
+        raise ValueError(f"{str(file)!r} is nested too deep.") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{str(file)!r} is not JSON: {error}.") from error
     if not isinstance(names, list | dict):

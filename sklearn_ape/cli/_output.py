@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import shutil
@@ -16,9 +17,18 @@ from typing import Any, Self, TextIO
 
 import typer
 
+from .._escape import escape_controls, escape_formula, escape_formula_path
 from .._unfinished import unfinished
 
-__all__ = ["Table", "check_file", "check_folder", "check_model_folder", "form_of", "whole_file"]
+__all__ = [
+    "FileName",
+    "Table",
+    "check_file",
+    "check_folder",
+    "check_model_folder",
+    "form_of",
+    "whole_file",
+]
 
 FORMS = ("csv", "tsv", "json", "jsonl", "parquet")
 _SUFFIXES = {f".{form}": form for form in FORMS} | {".ndjson": "jsonl", ".pq": "parquet"}
@@ -44,6 +54,11 @@ def form_of(output: Path | None, form: str | None) -> str:
                 param_hint="--output",
             )
     if chosen == "parquet":
+        if (output is None or str(output) == "-") and sys.stdout.isatty():
+            raise typer.BadParameter(
+                "parquet is not for terminals: give --output names.parquet.",
+                param_hint="--format",
+            )
         try:
             import pyarrow  # noqa: F401
         except ImportError as error:
@@ -118,11 +133,21 @@ def whole_file(output: Path) -> Iterator[Path]:
         partial.replace(path)
 
 
+class FileName(str):
+    """A cell of a table that is the name of a file."""
+
+    __slots__ = ()
+
+
 class Table:
     """Rows that are written to a file, to standard output or to a terminal.
 
     On standard output, csv, tsv and jsonl come row by row, and what is there when something goes
     wrong stays. A file appears when it is whole.
+
+    In csv and tsv, no text is a formula to a spreadsheet: the name of a file that would be one
+    begins with ``./``, which leads to the same file, and any other text with an apostrophe, which
+    the loaders of this package remove. On a terminal, control characters are written as escapes.
 
     Parameters
     ----------
@@ -205,8 +230,7 @@ class Table:
             self._begin()
         if self.form == "json":
             records = [dict(zip(self.columns, row, strict=True)) for row in self._rows]
-            json.dump(records, self._stream, indent=1)
-            self._stream.write("\n")
+            self._stream.write(_json(records, indent=1) + "\n")
         elif self.form == "parquet":
             _write_parquet(self._path, self.columns, self._rows)
         elif self.form == "table":
@@ -215,18 +239,40 @@ class Table:
 
 def _delimited(delimiter: str) -> Callable[[TextIO, list[str]], Callable[[Sequence[Any]], Any]]:
     def begin(stream: TextIO, columns: list[str]) -> Callable[[Sequence[Any]], Any]:
-        writer = csv.writer(stream, delimiter=delimiter, lineterminator="\n")
-        writer.writerow(columns)
-        return writer.writerow
+        # With this line end, the writer puts quotes around line feeds and carriage returns.
+        line = io.StringIO(newline="")
+        writer = csv.writer(line, delimiter=delimiter, lineterminator="\r\n")
+        is_terminal = stream is sys.stdout and stream.isatty()
+
+        def cell(value: Any) -> Any:
+            if not isinstance(value, str):
+                return value
+            escape = escape_formula_path if isinstance(value, FileName) else escape_formula
+            value = escape(value)
+            return escape_controls(value) if is_terminal else value
+
+        def write(row: Sequence[Any]) -> None:
+            writer.writerow([cell(value) for value in row])
+            stream.write(line.getvalue().removesuffix("\r\n") + "\n")
+            line.seek(0)
+            line.truncate()
+
+        write(columns)
+        return write
 
     return begin
 
 
 def _lines_of_json(stream: TextIO, columns: list[str]) -> Callable[[Sequence[Any]], Any]:
     def write(row: Sequence[Any]) -> None:
-        stream.write(json.dumps(dict(zip(columns, row, strict=True))) + "\n")
+        stream.write(_json(dict(zip(columns, row, strict=True))) + "\n")
 
     return write
+
+
+def _json(value: Any, indent: int | None = None) -> str:
+    # The one control character that JSON leaves as it is.
+    return json.dumps(value, indent=indent).replace("\x7f", "\\u007f")
 
 
 _WRITERS: dict[str, Callable[[Any, list[str]], Callable[[Sequence[Any]], Any] | None]] = {
@@ -271,7 +317,8 @@ def _print_table(columns: list[str], rows: list[Sequence[Any]], stream: TextIO) 
         if any(isinstance(row[number], int | float) for row in rows)
     }
     for number, name in enumerate(columns):
-        table.add_column(name, justify="right" if number in numeric else "left", overflow="fold")
+        justify: Any = "right" if number in numeric else "left"
+        table.add_column(Text(escape_controls(name)), justify=justify, overflow="fold")
     for row in rows:
         table.add_row(*(Text(_shown(value)) for value in row))  # names may hold [markup]
     Console(file=stream).print(table)
@@ -280,4 +327,4 @@ def _print_table(columns: list[str], rows: list[Sequence[Any]], stream: TextIO) 
 def _shown(value: Any) -> str:
     if value is None:
         return ""
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    return f"{value:.3g}" if isinstance(value, float) else escape_controls(str(value))

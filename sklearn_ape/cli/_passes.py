@@ -8,14 +8,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..encoders import EncodingFailedWarning
 from ._errors import noted_when_interrupted, say
 from ._models import Machine, image_encoder_of
 
-__all__ = ["SAID_BETTER", "Encoded", "answers", "encoded", "say_unreadable"]
+__all__ = ["Encoded", "answers", "encoded", "say_unreadable"]
 
 _AT_ONCE = 512
 _NAMED = 5
-SAID_BETTER = r"\d+ images? cannot be encoded"
 
 
 def answers(
@@ -56,7 +56,7 @@ def answers(
     ):
         verbose = encoder.verbose
         encoder.verbose = verbose if is_one_pass else 0
-        warnings.filterwarnings("ignore", SAID_BETTER, UserWarning)
+        warnings.simplefilter("ignore", EncodingFailedWarning)  # `say_unreadable` names them
         try:
             for start in range(0, len(pictures), _AT_ONCE):
                 rows = slice(start, min(start + _AT_ONCE, len(pictures)))
@@ -89,7 +89,7 @@ def encoded(encoder: Any, pictures: Sequence[Any], machine: Machine) -> Encoded:
         When none could be read.
     """
     with noted_when_interrupted(machine.kept), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", SAID_BETTER, UserWarning)
+        warnings.simplefilter("ignore", EncodingFailedWarning)  # `say_unreadable` names them
         features = encoder.transform(pictures)
     errors = dict(encoder.errors_)
     if len(errors) == len(pictures):

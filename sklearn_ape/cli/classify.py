@@ -21,7 +21,7 @@ from ._options import (
     Quiet,
     Templates,
 )
-from ._output import Table, check_file, form_of
+from ._output import FileName, Table, check_file, form_of
 
 _UNKNOWN = "unknown"
 
@@ -91,12 +91,13 @@ def classify(
             best = np.argsort(-answer, axis=1, kind="stable")[:, :top_k]
             for row, path in enumerate(paths[rows]):
                 if row in bad:
-                    table.write([path] + [None] * (len(table.columns) - 2) + [bad[row]])
+                    table.write([FileName(path)] + [None] * (len(table.columns) - 2) + [bad[row]])
                     continue
                 shares = [_rounded(share) for share in answer[row]]
                 first = best[row, 0]
                 is_known = rejects_below is None or answer[row, first] >= rejects_below
-                cells: list[Any] = [path, classes[first] if is_known else _UNKNOWN, shares[first]]
+                label = classes[first] if is_known else _UNKNOWN
+                cells: list[Any] = [FileName(path), label, shares[first]]
                 if top_k > 1:
                     for code in best[row]:
                         cells += [classes[code], shares[code]]

@@ -28,7 +28,7 @@ from ._options import (
     Templates,
     TextEncoder,
 )
-from ._output import Table, check_file, form_of
+from ._output import FileName, Table, check_file, form_of
 
 
 def curate(
@@ -176,10 +176,11 @@ def curate(
     if dropped is not None:  # first, since a reader of standard output may go away
         with Table(["image", "caption", "reason"], dropped) as table:
             for row, reason in sorted(reasons.items()):
-                table.write([*rows[row][:2], reason])
+                table.write([FileName(rows[row][0]), rows[row][1], reason])
     with Table(["image", "caption", "label", "similarity"], output, form) as table:
         for row, name, similarity in zip(picked, chosen.labels, chosen.similarity, strict=True):
-            table.write([*rows[row][:2], str(name), round(float(similarity), 4)])
+            path, text, _ = rows[row]
+            table.write([FileName(path), text, str(name), round(float(similarity), 4)])
     kinds = Counter(reason.split(":")[0] for reason in reasons.values())
     say(f"Chosen {len(picked):,} of {len(rows):,} pairs. Dropped:", quiet)
     for kind, count in kinds.most_common():

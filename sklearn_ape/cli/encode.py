@@ -10,7 +10,7 @@ import typer
 from ._errors import noted_when_interrupted, say
 from ._inputs import list_pictures, read_lines
 from ._options import Device, NJobs, Quiet
-from ._output import Table, check_file
+from ._output import FileName, Table, check_file
 
 _CHUNK = 512  # pictures that are lost together when a run is killed
 
@@ -102,33 +102,30 @@ def _to_file(
     """Encode items into a file and write the list of its rows beside it."""
     import warnings
 
-    from ._passes import SAID_BETTER, say_unreadable
+    from ..encoders import EncodingFailedWarning
+    from ..features import OtherContentError
+    from ._passes import say_unreadable
 
     encoder.set_params(cache=None)  # the file itself is what is kept
     n_bytes = len(items) * encoder._n_features_out * (4 if dtype == "float32" else 2)
     if not output.exists():
         check_file(output, n_bytes)
-    note = f"What is finished is in '{output}.partial': run it again to go on."
+    note = f"What is finished is in {f'{output}.partial'!r}: run it again to go on."
     with noted_when_interrupted(note), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", SAID_BETTER, UserWarning)
+        warnings.simplefilter("ignore", EncodingFailedWarning)
         try:
             features = encoder.encode_to(
                 output, items, chunk_size=_CHUNK, dtype=dtype, overwrite=overwrite
             )
-        except FileExistsError as error:
+        except OtherContentError as error:
             raise FileExistsError(
-                f"{error}".replace("Pass overwrite=True", "Give --overwrite").replace(
-                    "give another path", "choose another --output"
-                )
+                f"{error.problem} Give --overwrite to replace it, or choose another --output."
             ) from error
-        except RuntimeError as error:
-            if "another process" not in str(error):
-                raise
-            raise OSError(str(error)) from error
     errors = encoder.errors_
     with Table(["row", kind, "error"], output.with_suffix(".csv")) as table:
         for row, item in enumerate(items):
-            table.write([row, item, errors.get(row)])
+            cell = FileName(item) if kind == "path" else item
+            table.write([row, cell, errors.get(row)])
     say_unreadable(errors, len(items))
     n_rows, width = features.shape
     say(

@@ -13,7 +13,7 @@ import typer
 from ._errors import say
 from ._inputs import list_pictures
 from ._options import Aligner, Cache, Device, Format, Images, NJobs, Quiet
-from ._output import Table, check_file, check_model_folder, form_of
+from ._output import FileName, Table, check_file, check_model_folder, form_of
 
 
 def search(
@@ -150,12 +150,15 @@ def _saved(folder: Path | None, machine: Any) -> Any:
 
 
 def _write(table: Table, queries: list[str], retriever: Any, k: int, modality: str) -> None:
+    from ..encoders import EncodingFailedWarning
+
     is_picture = modality == "image"
     n_read = retriever.n_samples_fit_ - retriever.n_unread_
     # A picture of the collection finds itself first, which nobody asks for.
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of a picture that is named below
+        warnings.simplefilter("ignore", EncodingFailedWarning)  # the error below names it
         found = retriever.search(queries, k=min(k + is_picture, n_read), modality=modality)
+    names_files = not retriever._has_y  # else the items are ids, of an index made in Python
     for query, scores, items in zip(queries, found.scores, found.items, strict=True):
         if not items:
             raise ValueError(f"{query!r} cannot be read as a picture.")
@@ -166,5 +169,7 @@ def _write(table: Table, queries: list[str], retriever: Any, k: int, modality: s
             if own is None or not isinstance(item, str) or os.path.realpath(item) != own
         ]
         for rank, (item, score) in enumerate(others[:k], start=1):
-            table.write([query, rank, str(item), round(score, 4)])
+            asked = FileName(query) if is_picture else query
+            shown = FileName(item) if names_files else str(item)
+            table.write([asked, rank, shown, round(score, 4)])
     table.flush()

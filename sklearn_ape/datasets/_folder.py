@@ -11,7 +11,7 @@ import numpy as np
 from sklearn.utils import Bunch
 
 from ._base import deliver, existing_folder, listed, one_or_ragged, words_of
-from ._table import captions_by_row, column, read_table
+from ._table import captions_by_row, column, read_table, refuse_bytes, text_column
 
 EXTENSIONS = (
     *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
@@ -229,7 +229,8 @@ def _from_sidecars(folder: Path, names: list[Path]) -> list[list[str]]:
     captions = []
     for file in filter(None, files.values()):
         try:
-            lines = file.read_text(encoding="utf-8-sig").splitlines()
+            # At line ends alone: str.splitlines also splits at form feeds and U+2028.
+            lines = file.read_text(encoding="utf-8-sig").split("\n")
         except UnicodeDecodeError as error:
             raise ValueError(f"{str(file)!r} is not UTF-8 text: {error}.") from error
         captions.append([" ".join(line.split()) for line in lines if line.strip()])
@@ -252,7 +253,7 @@ def _from_table(folder: Path, names: list[Path]) -> list[list[str]]:
     table = read_table(tables[0])
     where = repr(str(tables[0]))
     files = column(table, "file_name", where)
-    texts = captions_by_row(column(table, _CAPTION_COLUMNS, where), where)
+    texts = captions_by_row(text_column(table, _CAPTION_COLUMNS, where), where)
     captions: dict[Path, list[str]] = {name: [] for name in names}
     unknown = []
     for file, of_row in zip(files, texts, strict=True):
@@ -262,6 +263,7 @@ def _from_table(folder: Path, names: list[Path]) -> list[list[str]]:
         else:
             found.extend(of_row)
     if unknown:
+        refuse_bytes(unknown, "the column 'file_name'", where)
         raise FileNotFoundError(
             f"{where} names {len(unknown)} files that are not among the pictures found in "
             f"{str(folder)!r}: {listed(unknown)}. Check the column 'file_name', and pass "

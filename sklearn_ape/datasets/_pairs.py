@@ -10,7 +10,17 @@ from sklearn.utils import Bunch
 
 from ._base import deliver, listed, one_or_ragged
 from ._folder import EXTENSIONS
-from ._table import captions_by_row, column, is_missing, read_table, table_of_frame
+from ._table import (
+    Delimited,
+    captions_by_row,
+    column,
+    holds_bytes,
+    is_missing,
+    read_table,
+    refuse_bytes,
+    table_of_frame,
+    text_column,
+)
 
 _DESCR = """\
 Table of pairs
@@ -37,7 +47,9 @@ def load_pairs(
     ----------
     source : path-like, pandas.DataFrame or polars.DataFrame
         A file ``.csv``, ``.tsv``, ``.jsonl`` (or ``.ndjson``) or ``.parquet``, or a data frame.
-        A ``.csv`` may be separated by commas, or else by semicolons.
+        A ``.csv`` may be separated by commas, or else by semicolons. In ``.csv`` and ``.tsv``,
+        an apostrophe in front of a caption or label that begins with ``=``, ``+``, ``-`` or
+        ``@`` is removed: it keeps spreadsheets from computing the cell.
     image : str, default="image"
         Column of pictures: paths, bytes of picture files, PIL images, arrays, or dicts
         ``{"bytes": ..., "path": ...}`` as Hugging Face datasets store them.
@@ -77,7 +89,8 @@ def load_pairs(
     FileNotFoundError
         If the table is not there, or, with `check_files`, a picture that it names.
     ValueError
-        If a column is missing, a row has no picture, caption or label, or there are no rows.
+        If a column is missing, a row has no picture, caption or label, or there are no rows; if
+        an object of a ``.jsonl`` file holds a key twice; if a caption or label is not UTF-8.
     TypeError
         If `source` is no table, or a row holds something that is no picture.
     ImportError
@@ -120,11 +133,17 @@ def load_pairs(
     if not cells:
         raise ValueError(f"{where} has 0 rows; expected one row a picture and caption.")
     bunch = Bunch(DESCR=_DESCR.format(n=len(cells), source=where))
-    bunch.captions = one_or_ragged(captions_by_row(column(table, caption, where), where))
+    bunch.captions = one_or_ragged(captions_by_row(text_column(table, caption, where), where))
     if label is not None:
-        bunch.labels = _labels(column(table, label, where), label, where)
+        bunch.labels = _labels(text_column(table, label, where), label, where)
     _check_not_swapped(cells, bunch.captions, image, caption, where)
-    bunch.images = _resolve(cells, base, where, check_files)  # last: it asks for every file
+    bunch.images = _resolve(cells, base, where)
+    if isinstance(table, Delimited):
+        # Names of files need not be text; those of no file are text in another encoding.
+        unknown = [x for x in bunch.images if holds_bytes(x) and not os.path.lexists(x)]
+        refuse_bytes(unknown, f"column {image!r}", where)
+    if check_files:  # last: it asks for every file
+        _check_files(bunch.images, base, where)
     return deliver(bunch, return_X_y)
 
 
@@ -161,8 +180,8 @@ def _labels(values: list[Any], name: str, where: str) -> np.ndarray:
     return np.array([str(value) for value in values])
 
 
-def _resolve(cells: list[Any], base: Path, where: str, check_files: bool) -> list[Any]:
-    """Pictures as they are, paths made absolute; each path may have to lead to a file."""
+def _resolve(cells: list[Any], base: Path, where: str) -> list[Any]:
+    """Pictures as they are, paths made absolute."""
     cells = [_unpack(cell) for cell in cells]
     bad = [row for row, cell in enumerate(cells) if is_missing(cell)]
     if bad:
@@ -182,8 +201,11 @@ def _resolve(cells: list[Any], base: Path, where: str, check_files: bool) -> lis
                 "picture; expected a path, bytes, a PIL image, an array, or a dict with 'bytes' "
                 "or 'path'."
             )
-    if not check_files:
-        return images
+    return images
+
+
+def _check_files(images: list[Any], base: Path, where: str) -> None:
+    """Raise if a path does not lead to a file."""
     paths = dict.fromkeys(path for path in images if isinstance(path, str))
     absent = [path for path in paths if not os.path.isfile(path)]
     if absent:
@@ -192,7 +214,6 @@ def _resolve(cells: list[Any], base: Path, where: str, check_files: bool) -> lis
             f"{listed(absent)}. Relative paths were looked for in {str(base)!r}; pass root=... "
             "if they refer to another folder."
         )
-    return images
 
 
 def _unpack(cell: object) -> object:

@@ -3,17 +3,22 @@
 import csv
 import difflib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from .._escape import unescape_formula
 from ._base import listed, require
+
+_FORMATS = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 
 Table = Mapping[str, Any]  # columns by name: lists, or series of a data frame
 
-_FORMATS = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
+
+class Delimited(dict[str, list[str]]):
+    """Columns of a csv or tsv file, which may hold bytes that are not text (surrogates)."""
 
 
 def read_table(file: Path) -> Table:
@@ -50,7 +55,7 @@ def read_table(file: Path) -> Table:
 
 def _delimiter(file: Path) -> str:
     """Return what separates the fields: a semicolon where spreadsheets write decimal commas."""
-    with file.open(encoding="utf-8-sig", newline="") as stream:
+    with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
         names = stream.readline()
     found = {delimiter: names.count(delimiter) for delimiter in (",", ";", "\t")}
     return "," if found[","] else max(found, key=lambda delimiter: found[delimiter])
@@ -58,9 +63,11 @@ def _delimiter(file: Path) -> str:
 
 def _read_csv(file: Path, delimiter: str) -> Table:
     # Not pandas: it takes "NA" for nothing, and a comma too many for one more column.
-    with file.open(encoding="utf-8-sig", newline="") as stream:
+    # Names of files may hold bytes that are not text; `text_column` refuses them.
+    with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
         reader = csv.reader(stream, delimiter=delimiter, strict=True)
         header = next(reader, [])
+        refuse_bytes(header, "the first line", "it")
         repeated = sorted({name for name in header if header.count(name) > 1})
         if repeated:
             raise ValueError(f"columns of the same name: {listed(repeated)}.")
@@ -73,7 +80,7 @@ def _read_csv(file: Path, delimiter: str) -> Table:
                 )
             for values, value in zip(columns, row, strict=True):
                 values.append(value)
-    return dict(zip(header, columns, strict=True))
+    return Delimited(zip(header, columns, strict=True))
 
 
 def _read_json_lines(file: Path) -> Table:
@@ -83,13 +90,31 @@ def _read_json_lines(file: Path) -> Table:
             if not line.strip():
                 continue
             try:
-                rows.append(json.loads(line))
+                rows.append(json.loads(line, object_pairs_hook=unique_keys))
             except json.JSONDecodeError as error:
                 raise ValueError(f"line {number} is not JSON: {error}.") from error
+            except RepeatedKeyError as error:
+                raise ValueError(f"line {number} {error}") from error
             if not isinstance(rows[-1], dict):
                 raise ValueError(f'line {number} is not an object such as {{"caption": "..."}}.')
     names = dict.fromkeys(name for row in rows for name in row)
     return {name: [row.get(name) for row in rows] for name in names}
+
+
+class RepeatedKeyError(ValueError):
+    """A JSON object holds a key twice, so that one of the values would be lost."""
+
+
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the pairs of a JSON object as a dict: an ``object_pairs_hook`` of `json.loads`."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        repeated = dict.fromkeys(key for key in keys if keys.count(key) > 1)
+        raise RepeatedKeyError(
+            f"has the key {listed(repeated)} more than once. Keep one value of each key."
+        )
+    return found
 
 
 def _read_parquet(file: Path) -> Table:
@@ -109,7 +134,7 @@ def table_of_frame(frame: Any) -> Table:
 
 def column(table: Table, names: str | Sequence[str], where: str) -> list[Any]:
     """Values of the first of the named columns that the table has."""
-    wanted = (names,) if isinstance(names, str) else tuple(names)
+    wanted = _listed(names)
     for name in wanted:
         if name in table:
             values = table[name]
@@ -120,6 +145,33 @@ def column(table: Table, names: str | Sequence[str], where: str) -> list[Any]:
         f"{', '.join(map(repr, table)) or 'none'}."
         + (f" Did you mean {near[0]!r}?" if near else "")
     )
+
+
+def _listed(names: str | Sequence[str]) -> tuple[str, ...]:
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
+def text_column(table: Table, names: str | Sequence[str], where: str) -> list[Any]:
+    """Values of a column of captions or labels, as they were before they went into a file."""
+    cells = column(table, names, where)
+    if not isinstance(table, Delimited):
+        return cells
+    refuse_bytes(cells, f"column {next(n for n in _listed(names) if n in table)!r}", where)
+    return [unescape_formula(cell) for cell in cells]
+
+
+def refuse_bytes(cells: Iterable[str], part: str, where: str) -> None:
+    """Raise if a cell holds bytes that are not UTF-8."""
+    for cell in filter(holds_bytes, cells):
+        raise ValueError(
+            f"{where} is not UTF-8 text: {part} holds {cell[:80]!r}. Save it as UTF-8; a "
+            "spreadsheet program calls that 'CSV UTF-8'."
+        )
+
+
+def holds_bytes(text: str) -> bool:
+    """Say whether a text that was read from a file holds bytes that are not UTF-8."""
+    return not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def is_missing(value: object) -> bool:

@@ -135,10 +135,10 @@ def load_tuxpaint_stamps(
 def _translations(file: Path) -> dict[str, str]:
     """Captions by language: the first line is English, the others read ``de.utf8=...``."""
     try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
+        lines = file.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise ValueError(f"{str(file)!r} is not UTF-8 text: {error}.") from error
-    found = {"en": lines[0]} if lines else {}
+    found = {"en": lines[0]}
     for line in lines[1:]:
         key, _, caption = line.partition("=")
         if key.endswith(".utf8"):

@@ -1,7 +1,7 @@
 """Frozen, pretrained encoders as scikit-learn transformers."""
 
 from ._base import CacheInfo
-from ._errors import EncodingError
+from ._errors import EncodingError, EncodingFailedWarning
 from ._head_pairs import HeadPairs, classifier_head_pairs
 from ._open_clip import OpenCLIPImageEncoder, OpenCLIPTextEncoder
 from ._registry import EncoderInfo, list_encoders
@@ -13,6 +13,7 @@ __all__ = [
     "CacheInfo",
     "EncoderInfo",
     "EncodingError",
+    "EncodingFailedWarning",
     "HeadPairs",
     "OpenCLIPImageEncoder",
     "OpenCLIPTextEncoder",

@@ -26,7 +26,7 @@ from ..features import FeatureCache, open_cache
 from ._computes import Computes
 from ._encode_to import EncodesToFile
 from ._engines import ENGINES, Engine
-from ._errors import EncodingError, ItemError, described, summary
+from ._errors import EncodingError, EncodingFailedWarning, ItemError, described, summary
 from ._items import as_items
 from ._networks import Network, shared
 from ._recorded import RecordedEncoder
@@ -340,7 +340,7 @@ class FrozenEncoder(
             warnings.warn(
                 f"{summary(errors, self._modality)}"
                 "Their features are NaN; `errors_` names them all.",
-                UserWarning,
+                EncodingFailedWarning,
                 stacklevel=4,  # past scikit-learn's wrapper of transform
             )
 

@@ -14,15 +14,12 @@ from joblib import Parallel, delayed
 from sklearn.base import clone
 from tqdm import tqdm
 
-from ..features._file import FeatureFile
+from .._escape import escape_controls
+from ..features._file import FeatureFile, OtherContentError
 from ._errors import EncodingError, ItemError
 
 if TYPE_CHECKING:
     from ._base import FrozenEncoder
-
-
-class _OtherItems(FileExistsError):
-    """A finished chunk is of other items."""
 
 
 class _Chunk(NamedTuple):
@@ -84,14 +81,15 @@ class EncodesToFile:
         ------
         EncodingError
             With ``on_error="raise"``, when items cannot be encoded. Finished chunks are kept.
-        FileExistsError
-            When the file, or the partial file, is of other items or another encoder.
+        OtherContentError
+            A `FileExistsError`, when the file, or the partial file, is of other items or another
+            encoder.
         ValueError
             When a feature does not fit in float16, or a parameter is wrong.
         OSError
             When the file cannot be written, for instance on a full disk.
-        RuntimeError
-            When another process is writing this file.
+        FileLockedError
+            An `OSError` and `RuntimeError`, when another process is writing this file.
 
         See Also
         --------
@@ -126,7 +124,7 @@ class EncodesToFile:
         progress = tqdm(
             total=n_rows,
             unit=encoder._modality,
-            desc=encoder.model_name,
+            desc=escape_controls(encoder.model_name),
             disable=not (encoder.verbose if verbose is None else verbose),
             delay=0.5,
         )
@@ -134,7 +132,7 @@ class EncodesToFile:
             try:
                 file.resume()
                 _encode_all(encoder, items, file, n_jobs, progress.update)
-            except FileExistsError:
+            except OtherContentError:
                 if not overwrite:
                     raise
                 file.start_anew()
@@ -175,10 +173,9 @@ def _encode_all(
                 _check_range(chunk, n_before)
                 file.write(chunk.number, chunk.rows, chunk.items, chunk.errors)
             elif chunk.items != file.finished[chunk.number].items:
-                raise _OtherItems(
+                raise OtherContentError(
                     f"{str(file.found)!r} was made of other items: rows {n_before} to "
-                    f"{min(n_before + file.chunk_size, file.n_rows) - 1} differ. Pass "
-                    "overwrite=True to replace it, or give another path."
+                    f"{min(n_before + file.chunk_size, file.n_rows) - 1} differ."
                 )
             done(min(file.chunk_size, file.n_rows - n_before))
     if chunks.failure is not None:

@@ -39,6 +39,10 @@ class EncodingError(ValueError):
         return type(self), (str(self), self.errors)
 
 
+class EncodingFailedWarning(UserWarning):
+    """Some items could not be encoded; their features are NaN."""
+
+
 def described(item: Any, error: ItemError) -> str:
     """Name an item in front of what is wrong with it."""
     if isinstance(getattr(item, "where", None), str):  # of a shard; tensors have a method `where`

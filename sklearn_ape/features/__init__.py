@@ -6,7 +6,15 @@ therefore found again and a changed one is not.
 """
 
 from ._disk import DiskFeatureCache
+from ._file import FileLockedError, OtherContentError
 from ._memory import FeatureCache, MemoryFeatureCache
 from ._open import open_cache
 
-__all__ = ["DiskFeatureCache", "FeatureCache", "MemoryFeatureCache", "open_cache"]
+__all__ = [
+    "DiskFeatureCache",
+    "FeatureCache",
+    "FileLockedError",
+    "MemoryFeatureCache",
+    "OtherContentError",
+    "open_cache",
+]

@@ -15,7 +15,32 @@ import numpy as np
 from numpy.lib import format as npy
 
 _SYNC_EVERY_S = 1.0
-_OVERWRITE = "Pass overwrite=True to replace it, or give another path."
+
+
+class FileLockedError(OSError, RuntimeError):
+    """Another process is writing the same file."""
+
+
+class OtherContentError(FileExistsError):
+    """A file of features is there already and is not of these items, encoder or parameters.
+
+    Parameters
+    ----------
+    problem : str
+        A sentence that says what the file is.
+
+    Attributes
+    ----------
+    problem : str
+        The message without the advice, which names parameters of `encode_to`.
+    """
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(f"{problem} Pass overwrite=True to replace it, or give another path.")
+        self.problem = problem
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.problem,)
 
 
 class FinishedChunk(NamedTuple):
@@ -88,7 +113,7 @@ class FeatureFile:
 
         Raises
         ------
-        FileExistsError
+        OtherContentError
             When what is there was made in another way.
         """
         is_begun = self._partial.exists() and self._partial.stat().st_size > 0
@@ -97,7 +122,7 @@ class FeatureFile:
             return
         head, chunks, length = self._read_journal()
         if head is None or {key: head.get(key) for key in self._head} != self._head:
-            raise FileExistsError(f"{str(source)!r} {self._difference(head)}. {_OVERWRITE}")
+            raise OtherContentError(f"{str(source)!r} {self._difference(head)}.")
         self._width = head["width"]
         with open(source, "rb") as file:
             self._offset = _length_of_header(file, (self.n_rows, self._width), self.dtype)
@@ -107,8 +132,8 @@ class FeatureFile:
                 if self._offset and chunk.rows == _digest(self._read(file, number))
             }
         if not is_begun and not self.is_whole:
-            raise FileExistsError(
-                f"{str(source)!r} is damaged or was changed since it was made. {_OVERWRITE}"
+            raise OtherContentError(
+                f"{str(source)!r} is damaged or was changed since it was made."
             )
         if is_begun and self.finished:
             self._file = self._locked()
@@ -178,6 +203,8 @@ class FeatureFile:
     def _named_errors(self) -> Iterator[None]:
         try:
             yield
+        except FileLockedError:
+            raise
         except OSError as error:
             raise OSError(
                 error.errno,
@@ -210,7 +237,7 @@ class FeatureFile:
         except (BlockingIOError, FileNotFoundError):
             pass
         file.close()
-        raise RuntimeError(
+        raise FileLockedError(
             f"{str(self._partial)!r} is being written by another process. Wait for it, or give "
             "another path."
         )

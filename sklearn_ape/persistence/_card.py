@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import reprlib
@@ -9,6 +10,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from numbers import Real
 from typing import TYPE_CHECKING, Any
+
+from .._escape import escape_controls, escape_markdown
 
 if TYPE_CHECKING:
     from ._values import Recorder
@@ -28,13 +31,13 @@ class Facts:
     Parameters
     ----------
     what : str
-        A sentence or two.
+        A sentence or two, in Markdown: names that a user gave are to be escaped in it.
     facts : dict of str to object
-        Rows of a table.
+        Rows of a table, as plain text.
     scores : dict of str to float
-        What it measured itself.
+        What it measured itself, by names in plain text.
     limits : list of str
-        Sentences.
+        Sentences, in Markdown.
     usage : str
         Code that uses ``model``.
     tags : list of str
@@ -106,7 +109,7 @@ def card_of(
         parts += ["Nothing was given: `save_pretrained(folder, scores={...})` puts figures here."]
     parts += ["## Made by", f"```python\n{name}(\n{_params(model)})\n```"]
     if recorder.left_out:
-        places = ", ".join(f"`{_clean(place)}`" for place in recorder.left_out)
+        places = ", ".join(f"`{_in_code(place)}`" for place in recorder.left_out)
         parts += [f"Not saved, since it has no form in a file: {places}."]
     limits = [*facts.limits, *_LIMITS]
     parts += ["## Limits", "\n".join(f"- {limit}" for limit in limits)]
@@ -115,7 +118,11 @@ def card_of(
 
 def _front(tags: list[str]) -> str:
     lines = ["library_name: sklearn-ape", "tags:"]
-    lines += [f"- {tag}" for tag in ("sklearn-ape", "scikit-learn", *tags)]
+    # Of other tags, JSON is YAML that says nothing but this text.
+    lines += [
+        f"- {tag if re.fullmatch('[a-z][a-z0-9-]*', tag) else json.dumps(tag)}"
+        for tag in ("sklearn-ape", "scikit-learn", *tags)
+    ]
     # Whose pictures, whose license: only who fitted it knows.
     return "\n".join(["---", *lines, "# license: apache-2.0", "---"])
 
@@ -131,8 +138,8 @@ def _encoders(value: Any) -> Iterator[str]:
         name = str(value.get("$class", ""))
         if name.endswith("Encoder"):
             weights = str((value.get("state") or {}).get("weights") or "")
-            at = f" ({_clean(weights)[:24]})" if weights else ""
-            yield f"{name}({_clean(str(value['params'].get('model_name')))!r}){at}"
+            at = f" ({weights[:24]})" if weights else ""
+            yield f"{name}({str(value['params'].get('model_name'))!r}){at}"
         value = list(value.values())
     if isinstance(value, list):
         for item in value:
@@ -147,7 +154,7 @@ def _params(model: Mapping[str, Any]) -> str:
             value = _Named("Pipeline(...)") if tag == "$pipeline" else inner
         if isinstance(value, dict) and "$class" in value:
             value = _Named(f"{value['$class']}(...)")
-        lines.append(f"    {name}={_clean(_short.repr(value))},\n")
+        lines.append(f"    {name}={_in_code(_short.repr(value))},\n")
     return "".join(lines)
 
 
@@ -166,10 +173,12 @@ _short.maxlist = _short.maxdict = 8
 
 
 def _cell(value: Any) -> str:
-    text = value if isinstance(value, str) else _short.repr(value)
-    return _clean(text).replace("|", "\\|")
+    return escape_markdown(value if isinstance(value, str) else _short.repr(value))
 
 
-def _clean(text: str) -> str:
-    """Return a text that cannot end a line, a code block or a cell: labels are anyone's."""
-    return re.sub(r"[\s\x00-\x1f`<>]+", " ", text).strip() if re.search(r"[\s`<>]", text) else text
+def _in_code(text: str) -> str:
+    r"""Return the same Python without what could end a code block or begin HTML.
+
+    In a literal, which is where such characters come from, the escapes mean the same text.
+    """
+    return re.sub("[`<>]", lambda found: f"\\x{ord(found[0]):02x}", escape_controls(text))

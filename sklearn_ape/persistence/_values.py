@@ -23,7 +23,7 @@ _REMEDIES = {
     "text_encoder": "Save without it: set_params(text_encoder=None) and pass features of texts",
     "standardize": "Set standardize to True or False before saving, and the collection again "
     "after loading",
-    "labels": "Give labels as a list or a dict",
+    "labels": "Give labels as texts or numbers, in a list or a dict",
     "aligner": "Give an aligner of sklearn_ape, a Pipeline of an encoder and an aligner, or "
     "FrozenEstimator around either; of a search save best_estimator_",
     "steps": "Steps of a Pipeline may be encoders and aligners of sklearn_ape; save the aligner, "
@@ -120,6 +120,8 @@ class Recorder:
         return {"$numpy": [value.dtype.str, self.value(value.item(), where)]}
 
     def _array(self, value: np.ndarray, where: str, depth: int) -> Any:
+        if value.dtype.kind == "T":  # numpy's StringDType, of any length
+            value = value.astype(object)
         if value.dtype.kind in "UO":
             items = [
                 self.value(item, f"{where}.{i}", depth + 1) for i, item in enumerate(value.flat)

@@ -11,6 +11,7 @@ from .._first_few import first_few
 from ..aligners._bank import Bank, _distinct, evenly_spaced
 from ..aligners._captions import holds_pictures
 from ..aligners._feature_tiles import feature_tiles, is_table
+from ..encoders import EncodingFailedWarning
 from ._indexes import Index, make_index
 from ._nearest import nearest, products_of_pairs
 from ._relative import Relative, moments_of
@@ -127,7 +128,10 @@ def items_of(images: Any, y: Any) -> list[Any] | None:
     """Return what stands for pictures: y, else the pictures; None for features."""
     if y is not None:
         shape = getattr(y, "shape", None)
-        listed = y.tolist() if isinstance(y, np.ndarray) else _listed(y)
+        # Dates of numpy would become integers.
+        listed = (
+            y.tolist() if isinstance(y, np.ndarray) and y.dtype.kind not in "mM" else _listed(y)
+        )
         n_images = images.shape[0] if getattr(images, "shape", None) else len(images)
         if shape == () or len(listed) != n_images:
             raise ValueError(
@@ -156,7 +160,7 @@ def _read(embeddings: np.ndarray, n_before: int, dtype: str) -> tuple[np.ndarray
     warnings.warn(
         f"{len(lost)} of {len(embeddings)} pictures could not be read and are in no answer: rows "
         f"{first_few(lost, str)}.",
-        UserWarning,
+        EncodingFailedWarning,
         stacklevel=4,
     )
     return embeddings[~unread].astype(dtype, copy=False), rows

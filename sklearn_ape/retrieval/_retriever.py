@@ -14,6 +14,7 @@ from .._aligner_choice import chosen_aligner, text_side
 from .._first_few import first_few
 from .._shown import ShownMixin
 from ..aligners._bank import Bank, check_standardize, resolve_bank
+from ..encoders import EncodingFailedWarning
 from ._collection import Collection, embedded, items_of
 from ._indexes import INDEXES
 from ._queries import told_apart
@@ -71,8 +72,9 @@ class CrossModalRetriever(SavedRetriever, ShownMixin, BaseEstimator):
     `fit` embeds the pictures; it trains nothing. Words are embedded as they are, without prompt
     templates: search for ``"a photo of a cat"`` where the captions were like that.
 
-    `save_pretrained` writes the aligner, the embeddings and what stands for the pictures where it
-    is str, paths (loaded as str) or numbers; else numbers of rows stand for them after loading.
+    `save_pretrained` writes the aligner, the embeddings and what stands for the pictures, if each
+    of these is a str, a path (loaded as str), a number, a bool or None. Of bytes, dates and other
+    objects it warns, and numbers of rows stand for the pictures after loading.
     The pictures themselves are not saved. An index is made anew in loading.
 
     References
@@ -380,7 +382,7 @@ def _checked_k(k: Any, name: str, collection: Collection) -> int:
 def _warn_of_unread(rows: np.ndarray) -> None:
     warnings.warn(
         f"{len(rows)} queries could not be read and find nothing: {first_few(rows, str)}.",
-        UserWarning,
+        EncodingFailedWarning,
         stacklevel=3,
     )
 

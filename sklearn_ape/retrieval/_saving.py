@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import warnings
+from contextlib import suppress
 from os import PathLike
 from typing import Any
 
@@ -18,6 +20,8 @@ from ._indexes import make_index
 
 # Of file names that are no text, as Python itself has it.
 _ENCODING = ("utf-8", "surrogateescape")
+_INT64 = np.iinfo(np.int64)
+_JSON_TYPES = {str, int, float, bool, type(None)}
 
 
 class SavedRetriever(AroundAligner):
@@ -88,29 +92,49 @@ class SavedRetriever(AroundAligner):
 
 
 def _packed(items: list[Any]) -> dict[str, Any] | None:
-    """Return what stands for pictures as arrays; None, with a warning, if it is none of these."""
-    if all(isinstance(item, str | PathLike) for item in items):
-        texts = [os.fspath(item) for item in items]
-        if all(isinstance(text, str) for text in texts):
-            parts = [str(text).encode(*_ENCODING) for text in texts]
+    """Return what stands for pictures as arrays; None, with a warning, if it has no such form."""
+    plain = [_plain(item) for item in items]
+    kinds = set(map(type, plain))
+    if kinds <= {str}:
+        with suppress(UnicodeEncodeError):  # half a surrogate pair
+            parts = [text.encode(*_ENCODING) for text in plain]
             ends = np.cumsum([len(part) for part in parts], dtype=np.int64)
             return {"texts": np.frombuffer(b"".join(parts), dtype=np.uint8), "ends": ends}
-    if all(_is_number(item) for item in items):
-        numbers = np.array(items)
-        if numbers.dtype.kind in "if":
-            return {"numbers": numbers}
+    if kinds == {float} or (
+        kinds == {int} and _INT64.min <= min(plain) and max(plain) <= _INT64.max
+    ):
+        return {"numbers": np.array(plain)}
+    if kinds <= _JSON_TYPES:  # of several types, or integers of any size
+        with suppress(ValueError):  # an integer of thousands of digits
+            return {"json": np.frombuffer(json.dumps(plain).encode(), dtype=np.uint8)}
     warnings.warn(
-        "What stands for the pictures in results is neither str, paths nor numbers, and is not "
-        "saved: numbers of rows stand for them after loading. Pass y to fit to give them ids.",
+        "What stands for the pictures in results is neither str, paths, numbers, bool nor None, "
+        "and is not saved: numbers of rows stand for them after loading. Pass y to fit to give "
+        "them ids.",
         UserWarning,
         stacklevel=7,
     )
     return None
 
 
+def _plain(item: Any) -> Any:
+    """Return an item as a plain object of Python, if it is one of those that JSON has."""
+    if isinstance(item, PathLike):
+        item = os.fspath(item)
+    elif isinstance(item, np.generic) and item.dtype.kind not in "mM":  # dates become integers
+        item = item.item()
+    if isinstance(item, str):  # such as one of an Enum
+        return str.__str__(item)
+    if isinstance(item, int) and not isinstance(item, bool):
+        return int(item)
+    return float(item) if isinstance(item, float) else item
+
+
 def _unpacked(state: State) -> list[Any]:
     if "numbers" in state:
         return state.array("numbers", (None,), "if", finite=False).tolist()
+    if "json" in state:
+        return _from_json(state.array("json", (None,), "u").astype(np.uint8).tobytes())
     whole = state.array("texts", (None,), "u").astype(np.uint8).tobytes()
     ends = state.array("ends", (None,), "i")
     starts = np.concatenate([[0], ends[:-1]]) if len(ends) else ends
@@ -122,5 +146,11 @@ def _unpacked(state: State) -> list[Any]:
     ]
 
 
-def _is_number(item: Any) -> bool:
-    return isinstance(item, int | float | np.integer | np.floating) and not isinstance(item, bool)
+def _from_json(text: bytes) -> list[Any]:
+    try:
+        items = json.loads(text)
+    except (ValueError, RecursionError):
+        items = None
+    if not isinstance(items, list) or not set(map(type, items)) <= _JSON_TYPES:
+        raise ValueError("items must be a JSON list of texts, numbers, booleans and nulls.")
+    return items

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from sklearn_ape import load_pretrained
+from tests.cli.conftest import named
 
 ROOT = Path(__file__).parents[2]
 PAGES = {"docs/command_line.md": "", "README.md": "## On the command line"}
@@ -31,9 +32,13 @@ def commands(page):
 
 
 @pytest.fixture
-def at_photos(photos, tmp_path, monkeypatch):
-    """Work in a folder of one's own that holds photos/."""
+def at_photos(photos, pictures, tmp_path, monkeypatch):
+    """Work in a folder of one's own that holds photos/ and, of other images, new_photos/."""
     shutil.copytree(photos, tmp_path / "photos")
+    for row in range(60, 120):
+        target = tmp_path / "new_photos" / pictures.categories[row] / named(pictures.captions[row])
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(pictures.images[row], target)
     monkeypatch.chdir(tmp_path)
 
 

@@ -11,6 +11,7 @@ from sklearn_ape.encoders import (
     TransformersImageEncoder,
     TransformersTextEncoder,
 )
+from sklearn_ape.features._file import FeatureFile
 
 
 def listed(file):
@@ -48,8 +49,18 @@ class TestEncode:
         result = run("encode", "-o", out, "--texts", tmp_path / "1.txt", code=1)
         assert "--overwrite" in result.stderr
         assert np.load(out).shape == (2, 384)
+        assert "overwrite=True" not in result.stderr
         run("encode", "-o", out, "--texts", tmp_path / "1.txt", "--overwrite")
         assert np.load(out).shape == (1, 384)
+
+    def test_a_file_that_another_process_writes_is_an_error(self, run, tmp_path):
+        (tmp_path / "0.txt").write_text("a cat\n")
+        out = tmp_path / "f.npy"
+        with FeatureFile(out, "source", 1, 1, "float32") as file:
+            file.write(0, np.zeros((1, 4)), "items", {})
+            texts = ("--texts", tmp_path / "0.txt")
+            result = run("encode", "-o", out, *texts, "--overwrite", code=1)
+        assert "is being written by another process" in result.stderr
 
     def test_nothing_to_encode(self, run, tmp_path):
         assert "--texts" in run("encode", code=2).stderr

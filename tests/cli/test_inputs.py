@@ -82,6 +82,8 @@ class TestLabelNames:
             ("cat,dog", ["cat", "dog"]),
             (" a cat , a dog,", ["a cat", "a dog"]),
             ('cat, "salt, pepper"', ["cat", "salt, pepper"]),
+            ("cat,dog\nbird,fish", ["cat", "dog", "bird", "fish"]),
+            ("cat\r\ndog\rbird\n", ["cat", "dog", "bird"]),
         ],
     )
     def test_on_the_command_line(self, text, names):
@@ -113,6 +115,24 @@ class TestLabelNames:
         (tmp_path / "labels.json").write_text("7")
         with pytest.raises(ValueError, match="must hold a list"):
             label_names(None, tmp_path / "labels.json")
+
+    def test_files_are_split_at_line_ends_alone(self, tmp_path):
+        file = tmp_path / "labels.txt"
+        file.write_bytes("New\u2028York\nform\x0cfeed\r\na\x85b\x1cc\rdog\n".encode())
+        assert label_names(None, file) == ["New\u2028York", "form\x0cfeed", "a\x85b\x1cc", "dog"]
+
+    @pytest.mark.parametrize(
+        "text",
+        ['{"animal": ["cat"], "animal": ["dog"], "car": "bus"}', '[{"animal": 1, "animal": 2}]'],
+    )
+    def test_a_repeated_key_in_json_raises(self, tmp_path, text):
+        (tmp_path / "labels.json").write_text(text)
+        with pytest.raises(ValueError, match="has the key 'animal' more than once"):
+            label_names(None, tmp_path / "labels.json")
+
+    def test_names_that_are_too_long_for_csv(self):
+        with pytest.raises(typer.BadParameter, match="cannot be read"):
+            label_names("cat," + "d" * 200_000, None)
 
     def test_both_ways_at_once(self, tmp_path):
         with pytest.raises(typer.BadParameter, match="not both"):

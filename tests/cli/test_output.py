@@ -2,17 +2,25 @@
 
 import csv
 import io
+import itertools
 import json
 import os
+import re
 import shutil
+import sys
+import tempfile
 from collections import namedtuple
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import typer
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from sklearn_ape.cli._output import Table, check_file, check_folder, form_of
+from sklearn_ape.cli._output import FileName, Table, check_file, check_folder, form_of
+from sklearn_ape.datasets import load_pairs
+from sklearn_ape.datasets._table import read_table
 
 ROWS = [["a, b\n.jpg", "cat", 0.5], ["[bold]ü.jpg", None, None]]
 COLUMNS = ["path", "label", "probability"]
@@ -86,6 +94,66 @@ class TestTable:
         with Table(["path"], tmp_path / "out.parquet") as table:
             table.write([name])
         assert pd.read_parquet(tmp_path / "out.parquet")["path"].tolist() == ["caf\\udce9.jpg"]
+
+    @pytest.mark.parametrize("form", ["csv", "tsv", "json", "jsonl", "table"])
+    def test_a_terminal_sees_no_control_characters(self, monkeypatch, form):
+        class Terminal(io.StringIO):
+            def isatty(self):
+                return True
+
+        monkeypatch.setattr("sys.stdout", Terminal())
+        with Table(["path\x1b[2J", "label"], form=form) as table:
+            table.write([FileName("red\x1b[31m\n.jpg"), "a\x7fb\x9b"])
+        shown = re.sub(r"\x1b\[[0-9;]*m", "", sys.stdout.getvalue())  # rich's own colours
+        assert shown.replace("\n", "").replace("\t", "").isprintable()
+        assert "31m" in shown
+
+    def test_parquet_is_refused_on_a_terminal(self, monkeypatch):
+        monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+        with pytest.raises(typer.BadParameter, match="give --output"):
+            form_of(None, "parquet")
+
+    @given(
+        st.lists(
+            st.tuples(
+                st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"])),
+                st.sampled_from(["", "=", "-", "+", "@", "'=", "\t", "\r", '"', ",;"]),
+                st.floats(allow_nan=False, allow_infinity=False),
+            ),
+            min_size=1,
+            max_size=5,
+        ),
+        st.sampled_from(["csv", "tsv"]),
+    )
+    @settings(max_examples=200, deadline=None)
+    def test_captions_come_back_and_names_lead_to_the_same_files(self, rows, form):
+        rows = [(f"{first}{text}x", number) for text, first, number in rows]
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder, f"pairs.{form}")
+            with Table(["image", "caption", "similarity"], file) as table:
+                for text, number in rows:
+                    table.write([FileName(text.replace("/", "")), text, number])
+            data = load_pairs(file, check_files=False)
+            numbers = read_table(file)["similarity"]
+            cells = [
+                row[:2]
+                for row in csv.reader(
+                    io.StringIO(file.read_bytes().decode(), newline=""),
+                    delimiter="," if form == "csv" else "\t",
+                )
+            ]
+        assert data.captions == [" ".join(text.split()) for text, _ in rows]
+        assert [os.path.normpath(path) for path in data.images] == [
+            os.path.normpath(os.path.join(folder, text.replace("/", ""))) for text, _ in rows
+        ]
+        assert list(map(float, numbers)) == [number for _, number in rows]
+        for cell in itertools.chain(*cells):
+            assert not re.match(r"[=+\-@\t\r\n]", cell)
+
+    def test_numbers_stay_numbers(self, tmp_path):
+        with Table(["score", "label"], tmp_path / "out.csv") as table:
+            table.write([-0.5, "-1"])
+        assert (tmp_path / "out.csv").read_text() == "score,label\n-0.5,-1\n"
 
     def test_a_table_shows_brackets_as_they_are(self, capsys):
         write(None, "table")

@@ -16,6 +16,7 @@ from sklearn.utils.fixes import parse_version
 from sklearn.utils.validation import check_is_fitted
 
 from sklearn_ape.encoders import (
+    EncodingFailedWarning,
     OpenCLIPImageEncoder,
     OpenCLIPTextEncoder,
     TimmImageEncoder,
@@ -188,3 +189,10 @@ def test_progress_bar_counts_every_item(paths, capsys, monkeypatch, tmp_path):
             [*paths[:4], cut]
         )
     assert [(bar.n, bar.total, bar.disabled) for bar in bars] == [(5, 5, False)]
+
+
+def test_items_that_cannot_be_encoded_warn_by_a_class_of_their_own():
+    """So that a program can silence this warning, and no other, without reading its text."""
+    assert issubclass(EncodingFailedWarning, UserWarning)
+    with pytest.warns(EncodingFailedWarning, match="1 text cannot be encoded"):
+        TransformersTextEncoder(on_error="nan").transform(["a cat", None])

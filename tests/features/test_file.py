@@ -3,13 +3,14 @@
 import hashlib
 import json
 import os
+import pickle
 import stat
 import time
 
 import numpy as np
 import pytest
 
-from sklearn_ape.features import _file
+from sklearn_ape.features import FileLockedError, OtherContentError, _file
 from sklearn_ape.features._file import FeatureFile
 
 ROWS = np.arange(15 * 3, dtype=np.float32).reshape(15, 3)
@@ -146,7 +147,9 @@ def test_the_other_writer_is_told_which_file(path):
     pytest.importorskip("fcntl")
     with FeatureFile(path, "source", len(ROWS), CHUNK, "float32") as file:
         file.write(0, ROWS[:CHUNK], "items", {})
-        with pytest.raises(RuntimeError, match=r"rows\.npy\.partial' is being written by another"):
+        with pytest.raises(
+            FileLockedError, match=r"rows\.npy\.partial' is being written by another"
+        ):
             begun(path, 1)
 
 
@@ -184,3 +187,13 @@ class TestSync:
             now += _file._SYNC_EVERY_S + 1
             file.write(2, ROWS[2 * CHUNK :], "items", {})
         assert len(synced) == 6
+
+
+def test_errors_are_those_of_older_handlers_too():
+    """They were a RuntimeError and a FileExistsError; a pickle gives the same error."""
+    assert issubclass(FileLockedError, RuntimeError)
+    assert issubclass(FileLockedError, OSError)
+    error = OtherContentError("It is there.")
+    again = pickle.loads(pickle.dumps(error))
+    assert isinstance(again, FileExistsError)
+    assert (str(again), again.problem) == (str(error), "It is there.")

@@ -2,10 +2,20 @@
 
 import numpy as np
 import pytest
+from markdown_it import MarkdownIt
 from sklearn.pipeline import make_pipeline
 
-from sklearn_ape import APEAligner, KernelAligner, ZeroShotClassifier
+from sklearn_ape import (
+    APEAligner,
+    CLIPAligner,
+    CrossModalRetriever,
+    KernelAligner,
+    ZeroShotClassifier,
+)
+from sklearn_ape.encoders import TransformersTextEncoder
 from sklearn_ape.encoders._registry import PACKAGED
+from sklearn_ape.persistence._card import Facts, card_of
+from sklearn_ape.persistence._values import Recorder
 
 
 def card(model, folder, **options):
@@ -71,3 +81,83 @@ def test_labels_cannot_break_out_of_their_cell(features, pictures, text_encoder,
     assert "\n# title" not in text
     assert text.count("```") == 4
     assert "b \\| c" in text
+
+
+HOSTILE = (
+    "![t](http://evil/x.png)",
+    "[click](javascript:alert(1))",
+    "<img src=http://evil onerror=alert(1)>",
+    "<http://evil.org> http://evil.org www.evil.org me@evil.org",
+    "a | b ||",
+    "`code` ``` ~~~",
+    "*a* _b_ ~~c~~ **d** &lt;e&gt; \\[f](g) $h$",
+    "x\n---\n# title\n```\n- list\n<script>alert(1)</script>",
+    "red\x1b[31m\u202e\x85\u2028",
+)
+
+
+def shown(text):
+    """Return the texts that a card shows, after asserting that none of them is markup."""
+    front, _, body = text.removeprefix("---\n").partition("\n---\n")
+    assert all(
+        line.startswith(("library_name: ", "tags:", "- ", "#")) for line in front.split("\n")
+    )
+    assert all(character == "\n" or character.isprintable() for character in text)
+    tokens = MarkdownIt("commonmark").enable(["table", "strikethrough"]).parse(body)
+    assert not {token.type for token in tokens} & {"html_block", "hr", "code_block"}
+    children = [child for token in tokens for child in token.children or ()]
+    assert {child.type for child in children} <= {
+        *("text", "text_special", "code_inline", "softbreak"),
+    }
+    headings = [tokens[i + 1].content for i, t in enumerate(tokens) if t.type == "heading_open"]
+    assert headings[1:] == ["Use", "Measured", "Made by", "Limits"]
+    assert sum(token.type == "fence" for token in tokens) == 2
+    inline = [token for token in tokens if token.type == "inline"]
+    return ["".join(child.content for child in token.children) for token in inline]
+
+
+@pytest.mark.parametrize("kind", ["classifier", "retriever"])
+def test_names_of_users_are_text_in_a_rendered_card(concepts, tmp_path, kind):
+    aligner = KernelAligner(text_encoder=None).fit(concepts.image, concepts.text)
+    scores = dict.fromkeys(HOSTILE, 0.5)
+    if kind == "classifier":
+        aligner = KernelAligner(text_encoder=TransformersTextEncoder()).fit(
+            concepts.image[:9], list(HOSTILE)
+        )
+        model = ZeroShotClassifier(HOSTILE, aligner=aligner, unknown_label=HOSTILE[7])
+    else:
+        model = CrossModalRetriever(aligner).fit(concepts.image, [HOSTILE[7]] * 300)
+    texts = shown(card(model, tmp_path, scores=scores))
+    for name in HOSTILE[:7]:
+        assert name in texts
+    if kind == "classifier":
+        assert any(text.startswith("9: " + ", ".join(sorted(HOSTILE)[:4])) for text in texts)
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_names_of_encoders_are_text_in_a_rendered_card(name):
+    record = {
+        "$class": "KernelAligner",
+        "params": {
+            "text_encoder": {
+                "$class": "TransformersTextEncoder",
+                "params": {"model_name": name},
+                "state": {"weights": name},
+            }
+        },
+        "state": None,
+    }
+    tags = ["a: b", "- c", name]
+    text = card_of(record, Facts(what="It aligns.", tags=tags), {}, Recorder(), "1")
+    assert any("TransformersTextEncoder(" in cell for cell in shown(text))
+    clip = CLIPAligner(name.replace("/", ""), name)
+    shown(card_of(record, clip._card_facts(), {}, Recorder(), "1"))
+
+
+def test_parameters_in_the_code_block_are_the_same_python(features, pictures, tmp_path):
+    aligner = KernelAligner(text_encoder=TransformersTextEncoder())
+    aligner.fit(features.image[:50], pictures.captions[:50])
+    labels = ["<b>", "```\n```"]
+    text = card(ZeroShotClassifier(labels, aligner=aligner), tmp_path)
+    (line,) = (line for line in text.splitlines() if line.startswith("    labels="))
+    assert eval(line.strip().removeprefix("labels=").removesuffix(",")) == labels

@@ -50,3 +50,11 @@ def test_endless_nesting_is_refused():
         value = [value]
     with pytest.raises(TypeError, match=r"Model\.labels.* is nested too deep to be saved"):
         Recorder().value(value, "Model.labels")
+
+
+def test_arrays_of_numpys_strings_become_arrays_of_texts():
+    """They hold texts of any length, and a NUL at the end."""
+    dtypes = pytest.importorskip("numpy.dtypes")
+    texts = ["cat", "x" * 1000, "nul\0"]
+    recorded = Recorder().value(np.array(texts, dtype=dtypes.StringDType()), "Model.labels")
+    assert Rebuilder({}, {}).value(recorded).tolist() == texts

@@ -1,6 +1,8 @@
 """A saved retriever answers as before, and a file that was tampered with is refused."""
 
 import warnings
+from datetime import date
+from enum import IntEnum
 from pathlib import Path
 
 import numpy as np
@@ -50,17 +52,55 @@ class TestSaving:
             list(range(1000, 1300)),
             [row / 7 for row in range(300)],
             ["", *["a"] * 298, "b\udcff"],  # a name of a file that is no UTF-8
+            ["\ud800", *["a"] * 299],  # half a surrogate pair
+            [2**70 + row for row in range(300)],
+            [2**63, *[-1] * 299],
+            [2**60 + 1, *[0.5] * 299],
+            [None, True, False, 1, 1.5, "1", float("inf"), Path("a.jpg"), *[-(2**64)] * 292],
+            [np.float32(0.1), np.int8(3), np.str_("a"), np.bool_(True)] * 75,
+            [True] * 300,
+            [IntEnum("Kind", "a b")(1 + row % 2) for row in range(300)],
         ],
-        ids=["texts", "paths", "ids", "numbers", "odd"],
+        ids=[
+            *["texts", "paths", "ids", "numbers", "odd", "surrogate", "huge", "beyond int64"],
+            *["mixed numbers", "mixed", "scalars", "bools", "enum"],
+        ],
     )
     def test_what_stands_for_the_pictures(self, aligner, concepts, tmp_path, items):
         back = again(CrossModalRetriever(aligner).fit(concepts.image, items), tmp_path)
         expected = [str(item) if isinstance(item, Path) else item for item in items]
         assert back.items_ == expected
+        assert [type(item) is bool for item in back.items_] == [
+            isinstance(item, bool | np.bool_) for item in expected
+        ]
         back.add(concepts.image[:1], items[:1])
 
-    def test_other_items_become_numbers_of_rows(self, aligner, concepts, tmp_path):
-        retriever = CrossModalRetriever(aligner).fit(concepts.image, [{"id": 1}] * 300)
+    def test_numpys_strings(self, aligner, concepts, tmp_path):
+        dtypes = pytest.importorskip("numpy.dtypes")
+        items = np.array([f"{row}\0" for row in range(300)], dtype=dtypes.StringDType())
+        back = again(CrossModalRetriever(aligner).fit(concepts.image, items), tmp_path)
+        assert back.items_ == items.tolist()
+
+    def test_numpys_dates_stay_dates_in_results(self, aligner, concepts):
+        items = np.arange(300).astype("datetime64[ns]")
+        retriever = CrossModalRetriever(aligner).fit(concepts.image, items)
+        assert retriever.search(concepts.image[4:5], k=1).items == [[items[4]]]
+        assert isinstance(retriever.items_[0], np.datetime64)
+
+    @pytest.mark.parametrize(
+        "items",
+        [
+            [{"id": 1}] * 300,
+            [b"a"] * 300,
+            np.arange(300).astype("datetime64[ns]"),
+            [date(2020, 1, 1)] * 300,
+            [np.nan, "a", date(2020, 1, 1)] * 100,
+            [10**5000] * 300,
+        ],
+        ids=["dicts", "bytes", "dates of numpy", "dates", "mixed", "endless"],
+    )
+    def test_other_items_become_numbers_of_rows(self, aligner, concepts, tmp_path, items):
+        retriever = CrossModalRetriever(aligner).fit(concepts.image, items)
         with pytest.warns(UserWarning, match="numbers of rows stand for them after loading"):
             back = again(retriever, tmp_path)
         assert back.search(concepts.image[4:5], k=1).items == [[4]]
@@ -102,6 +142,9 @@ class TestTampered:
             ({"unread": np.array([2, 2])}, "ascending"),
             ({"unread": np.array([2**40])}, "ascending"),
             ({"items": {"numbers": np.arange(3)}}, "items must be 300"),
+            ({"items": {"json": np.frombuffer(b"[[1]]", np.uint8)}}, "a JSON list of texts"),
+            ({"items": {"json": np.frombuffer(b"[" * 10**5, np.uint8)}}, "a JSON list of"),
+            ({"items": {"json": np.frombuffer(b"[1]", np.uint8)}}, "items must be 300"),
             ({"items": {"texts": np.zeros(9, np.uint8), "ends": np.array([3, 2])}}, "ends must"),
             ({"items": {"texts": np.zeros(9, np.uint8), "ends": np.array([-5, 9])}}, "ends must"),
             ({"items": {"texts": np.zeros(9, np.uint8), "ends": np.array([3, 2**40])}}, "ends"),
