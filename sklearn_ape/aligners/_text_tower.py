@@ -14,6 +14,7 @@ from sklearn.frozen import FrozenEstimator
 from torch import nn
 
 from ..encoders import TransformersTextEncoder
+from ..encoders._named import resolve_encoder
 from ..encoders._networks import Network
 from ..heads import LinearHead, Standardize, head_state, restored_head
 from ..persistence import State
@@ -260,7 +261,7 @@ def _ids(module: nn.Module) -> set[int]:
 def _encoder_of(text_encoder: Any, max_length: int | None) -> TransformersTextEncoder:
     inner = text_encoder.estimator if isinstance(text_encoder, FrozenEstimator) else text_encoder
     if isinstance(inner, str):
-        inner = TransformersTextEncoder(inner)
+        inner = resolve_encoder(inner, "text")
     if not isinstance(inner, TransformersTextEncoder):
         raise TypeError(
             "LiTAligner trains the text encoder itself, so text_encoder must be a "
