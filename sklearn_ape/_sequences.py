@@ -48,7 +48,9 @@ def check_sequence(values: Any, name: str, kind: str, kinds: str | None = None) 
             f"dimensions: pass a list, [{name}.item()]."
         )
     is_sized = hasattr(values, "__len__") or hasattr(values, "__array__")
-    if isinstance(values, Mapping | set | frozenset | type) or not is_sized:
+    has_no_order = isinstance(values, Mapping | set | frozenset | type)
+    # One kind of sparse array of scipy is a dict, too.
+    if (has_no_order and not hasattr(values, "ndim")) or not is_sized:
         items = f"{name}.values()" if isinstance(values, Mapping) else name
         shown = f"list({items})" if hasattr(values, "__iter__") else f"[{name}]"
         raise ValueError(
