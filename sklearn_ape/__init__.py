@@ -13,6 +13,7 @@ if TYPE_CHECKING:
         KernelAligner,
         LiTAligner,
     )
+    from ._starter import load_starter
     from .multilabel import MultiLabelZeroShotClassifier
     from .persistence import load_pretrained
     from .retrieval import CrossModalRetriever
@@ -32,6 +33,7 @@ __all__ = [
     "ZeroShotClassifier",
     "__version__",
     "load_pretrained",
+    "load_starter",
 ]
 
 # Resolved on first use: skorch alone would double the time of `import sklearn_ape`.
@@ -46,9 +48,12 @@ _PUBLIC = {
     "MultiLabelZeroShotClassifier": ".multilabel",
     "ZeroShotClassifier": ".zero_shot",
     "load_pretrained": ".persistence",
+    "load_starter": "._starter",
 }
 _SUBMODULES = (
     "aligners",
+    "app",
+    "cli",
     "curation",
     "datasets",
     "devices",
