@@ -85,7 +85,8 @@ def measured(aligner, images, captions) -> dict[str, str]:
 CARD = """\
 # The starter model of sklearn-ape
 
-`ZeroShotClassifier(labels).predict(images)` uses it when no aligner is given.
+`ZeroShotClassifier(labels).predict(images)` uses it when no aligner is given, and
+`sklearn_ape.load_starter()` returns it.
 
 - **What it is:** a `KernelAligner` between EfficientNet-Lite0 (`pooling="gem"`, `crop="pad"`) and
   all-MiniLM-L6-v2: {n_anchors:,} anchor texts, {n_components} dimensions. Anchors and

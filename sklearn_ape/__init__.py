@@ -5,6 +5,7 @@ from importlib.metadata import version as _version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ._starter import load_starter
     from .aligners import (
         APEAligner,
         ASIFAligner,
@@ -32,6 +33,7 @@ __all__ = [
     "ZeroShotClassifier",
     "__version__",
     "load_pretrained",
+    "load_starter",
 ]
 
 # Resolved on first use: skorch alone would double the time of `import sklearn_ape`.
@@ -46,9 +48,12 @@ _PUBLIC = {
     "MultiLabelZeroShotClassifier": ".multilabel",
     "ZeroShotClassifier": ".zero_shot",
     "load_pretrained": ".persistence",
+    "load_starter": "._starter",
 }
 _SUBMODULES = (
     "aligners",
+    "app",
+    "cli",
     "curation",
     "datasets",
     "devices",

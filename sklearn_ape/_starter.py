@@ -29,12 +29,30 @@ def encoders(**options: Any) -> tuple[TimmImageEncoder, TransformersTextEncoder]
 
 @cache
 def load_starter() -> KernelAligner:
-    """Return the fitted starter model; always the same object.
+    """Return the starter model, a fitted aligner that ships with the package.
+
+    Estimators with ``aligner=None`` use it. It takes images and texts.
+
+    Returns
+    -------
+    aligner : KernelAligner
+        Fitted, with its encoders. Always the same object: make a ``copy.deepcopy`` before you
+        change parameters of its encoders.
 
     Raises
     ------
     ImportError
         When the packages that carry the encoders' weights are not installed.
+
+    See Also
+    --------
+    load_pretrained : Load an aligner that was saved.
+
+    Examples
+    --------
+    >>> from sklearn_ape import load_starter
+    >>> load_starter().transform_text(["a cat", "a dog"]).shape
+    (2, 640)
     """
     aligner = unpacked(FOLDER / "model.safetensors")
     aligner.image_encoder_._check_parameters()

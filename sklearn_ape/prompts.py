@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 
+from ._sequences import check_sequence
+
 __all__ = ["TEMPLATES", "fill", "prompts_of", "resolve_templates"]
 
 TEMPLATES: dict[str, tuple[str, ...]] = {
@@ -69,6 +71,8 @@ def resolve_templates(templates: str | Sequence[str]) -> tuple[str, ...]:
                 "as in 'a photo of a {}'."
             )
         templates = (templates,)
+    else:
+        check_sequence(templates, "templates", "template")
     resolved = tuple(templates)
     if not resolved:
         raise ValueError("templates is empty: give at least one, such as '{}'.")
@@ -81,13 +85,13 @@ def resolve_templates(templates: str | Sequence[str]) -> tuple[str, ...]:
     return resolved
 
 
-def fill(templates: Sequence[str], name: str) -> list[str]:
+def fill(templates: str | Sequence[str], name: str) -> list[str]:
     """Put a name into every template.
 
     Parameters
     ----------
-    templates : sequence of str
-        What `resolve_templates` returns.
+    templates : str or sequence of str
+        What `resolve_templates` takes or returns.
     name : str
         The class name or a synonym.
 
@@ -102,11 +106,13 @@ def fill(templates: Sequence[str], name: str) -> list[str]:
     >>> fill(["{}", "a photo of a {}."], "cat")
     ['cat', 'a photo of a cat.']
     """
+    if isinstance(templates, str):
+        templates = resolve_templates(templates)
     # Not str.format: a name may hold braces of its own.
     return [template.replace("{}", name) for template in templates]
 
 
-def prompts_of(label: object, names: Sequence[str], templates: Sequence[str]) -> list[str]:
+def prompts_of(label: object, names: Sequence[str], templates: str | Sequence[str]) -> list[str]:
     """Return the distinct sentences that stand for a class.
 
     Parameters
@@ -115,8 +121,8 @@ def prompts_of(label: object, names: Sequence[str], templates: Sequence[str]) ->
         The class; its text goes into names that have a place of their own, ``{}``.
     names : sequence of str
         The names of the class.
-    templates : sequence of str
-        What `resolve_templates` returns.
+    templates : str or sequence of str
+        What `resolve_templates` takes or returns.
 
     Returns
     -------
@@ -129,6 +135,7 @@ def prompts_of(label: object, names: Sequence[str], templates: Sequence[str]) ->
     >>> prompts_of("cat", ["cat", "kitten", "a {} of mine"], ["{}", "a {}"])
     ['cat', 'a cat', 'kitten', 'a kitten', 'a cat of mine']
     """
+    check_sequence(names, "names", "text")
     prompts: list[str] = []
     for name in names:
         has_place = "{}" in name and name != str(label)  # a label is not put into itself

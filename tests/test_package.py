@@ -27,6 +27,31 @@ def test_import_loads_no_heavy_library():
     assert result.stdout.strip() == "[]"
 
 
+def test_the_page_is_reached_without_gradio():
+    """`sklearn_ape.app` is a submodule like the others, and gradio is loaded when it serves."""
+    code = (
+        "import sys, sklearn_ape; assert 'sklearn_ape.app' not in sys.modules; "
+        "build = sklearn_ape.app.build_app; print(build.__name__, 'gradio' in sys.modules)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.split() == ["build_app", "False"]
+
+
+def test_every_public_submodule_is_an_attribute():
+    """No public module has to be imported by hand before it is used."""
+    names = {module.split(".")[1] for module in MODULES}
+    code = (
+        f"import sklearn_ape; assert {names} <= set(dir(sklearn_ape)); "
+        f"print(all(getattr(sklearn_ape, name) for name in {names}))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.strip() == "True"
+
+
 def test_public_names_resolve():
     for name in sklearn_ape.__all__:
         assert getattr(sklearn_ape, name) is not None

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+import sklearn_ape
 from sklearn_ape import KernelAligner, ZeroShotClassifier
 from sklearn_ape._starter import FOLDER, load_starter, packed, unpacked
 from sklearn_ape.datasets import load_openmoji, load_tuxpaint_stamps
@@ -54,6 +55,14 @@ def test_broad_words_fit_pictures_that_it_has_not_seen():
     y = np.array(y)
     hits = ZeroShotClassifier(list(words.values()), templates="none").predict(images) == y
     assert hits.mean() >= 0.7
+
+
+def test_is_public(named):
+    """An error advises `load_starter()`, so that it must be found."""
+    images, names = named
+    public = sklearn_ape.load_starter()
+    assert public is load_starter()
+    assert public.similarity(images[:2], names).shape == (2, 8)
 
 
 def test_is_loaded_once_and_not_carried_in_pickles(named):

@@ -173,7 +173,9 @@ def check_standardize(standardize: Any) -> None:
     """Refuse what is neither a bool nor a collection."""
     if isinstance(standardize, bool | np.bool_):
         return
-    if isinstance(standardize, str | bytes) or not hasattr(standardize, "__len__"):
+    is_single = isinstance(standardize, str | bytes) or getattr(standardize, "ndim", 1) == 0
+    has_no_rows = isinstance(standardize, dict | set | frozenset)
+    if is_single or has_no_rows or not hasattr(standardize, "__len__"):
         raise ValueError(
             "standardize must be True, False or a collection of pictures (or their features), "
             f"not {standardize!r}."

@@ -8,14 +8,16 @@ from typing import Any
 
 import numpy as np
 from scipy.sparse import issparse
-from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin, clone
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils import Tags
 from sklearn.utils.validation import check_consistent_length, check_is_fitted, validate_data
 
 from .._callbacks import CallbackSupportMixin
 from .._numbers import FLOATS, as_floats, plain_numbers
+from .._sequences import check_sequence
 from .._shown import ShownMixin
 from ..encoders._contents import image_digests
+from ..encoders._named import resolve_encoder
 from ..metrics import recall_at_k
 from ..metrics._ranks import ranks_of_both
 from ..training import row_blocks, select, stays_stored
@@ -340,6 +342,7 @@ class BaseAligner(
     def _rows(self, X: Any, y: Any, reset: bool) -> Rows:
         """Return features of both sides; captions are checked before images are encoded."""
         captions: list[str] | None = None
+        check_sequence(X, "X", "image", "images or features")
         y = plain_sequence(y)
         if holds_texts(y):
             if self.text_encoder is None:
@@ -349,6 +352,8 @@ class BaseAligner(
                 )
             captions, rows = flat_captions(y)
             n_rows = len(y)
+            if reset:  # a wrong name is found before images are encoded
+                resolve_encoder(self.text_encoder, "text")
         elif self.text_encoder is not None and not issparse(y) and np.ndim(y) == 1:
             raise ValueError(
                 "y holds numbers, and text_encoder is set: expected captions (or their features "
@@ -384,9 +389,10 @@ class BaseAligner(
 
     def _image_features(self, X: Any, reset: bool, least: int = 1) -> Any:
         """Return image features, at least so many, rows of NaN where an encoder gave up."""
+        check_sequence(X, "X", "image", "images or features")
         if self.image_encoder is not None:
             if reset:
-                self.image_encoder_ = clone(self.image_encoder).fit(X, None)
+                self.image_encoder_ = resolve_encoder(self.image_encoder, "image").fit(X, None)
             X = _dense(self.image_encoder_.transform(X))
         elif holds_pictures(X):
             raise ValueError(
@@ -425,7 +431,7 @@ class BaseAligner(
                 f"of width {self.n_text_features_in_}, or fit with text_encoder on captions."
             )
         if reset:
-            self.text_encoder_ = clone(self.text_encoder).fit(texts, None)
+            self.text_encoder_ = resolve_encoder(self.text_encoder, "text").fit(texts, None)
         return self._text_features(_dense(self.text_encoder_.transform(texts)), reset)
 
     def _text_features(self, y: Any, reset: bool) -> Any:

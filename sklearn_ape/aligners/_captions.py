@@ -9,19 +9,30 @@ from typing import Any
 import numpy as np
 from scipy.sparse import issparse
 
+from .._sequences import check_sequence
 from ..encoders._errors import EncodingError, summary
 
 _NAMED_IN_ERRORS = 5
 
 
-def plain_sequence(y: Any) -> Any:
+def plain_sequence(y: Any, name: str = "y") -> Any:
     """Return a column of another library, or a table of texts, as lists; other y as it is.
+
+    Parameters
+    ----------
+    y : object
+        Captions, or features of captions.
+    name : str, default="y"
+        The parameter, for messages.
 
     Raises
     ------
     ValueError
-        When y is no sequence, or a table whose caption column has to be chosen.
+        When y is not a sequence, is empty, or is a table whose caption column has to be chosen.
     """
+    check_sequence(y, name, "text", "captions or features")
+    if getattr(y, "ndim", 1) == 1 and hasattr(y, "__len__") and len(y) == 0:
+        raise ValueError(f"{name} is empty: pass a list with at least one text, ['a cat'].")
     if hasattr(y, "to_pylist"):  # pyarrow
         return y.to_pylist()
     if hasattr(y, "to_list") and not hasattr(y, "iloc"):  # polars
@@ -31,13 +42,12 @@ def plain_sequence(y: Any) -> Any:
         if kinds <= set("fiub") or np.asarray(y).dtype.kind in "fiub":
             return y
         raise ValueError(
-            f"y is a table with the columns {list(y.columns)}: pass the one that holds captions."
+            f"{name} is a table with the columns {list(y.columns)}: pass the one that holds "
+            "captions."
         )
     is_table = isinstance(y, np.ndarray) and y.ndim == 2 and y.dtype.kind in "UO"
     if is_table and any(isinstance(text, str) for text in y.flat):
         return y.tolist()
-    if isinstance(y, dict) or not (hasattr(y, "__len__") or hasattr(y, "__array__")):
-        raise ValueError(f"y must be a sequence of captions or features, not {type(y).__name__}.")
     return y
 
 

@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 from sklearn.metrics import pairwise_distances_argmin_min
 
+from .._sequences import check_sequence
 from ..encoders import HeadPairs, classifier_head_pairs
+from ..encoders._named import resolve_encoder
 from ..training import StoredRows, row_blocks
 from ._moments import centered, covariance, mean
 from ._pairs import Pairs
@@ -18,7 +20,10 @@ _SAME_TEXT = 1e-4
 
 def resolve_head_pairs(given: Any) -> HeadPairs:
     """Return the pairs of an image encoder's head, or those given, checked by themselves."""
+    if isinstance(given, str):
+        given = resolve_encoder(given, "image", "head_pairs")
     head = given if isinstance(given, HeadPairs) else classifier_head_pairs(given)
+    check_sequence(head.texts, "texts of head_pairs", "text", "lists of texts, one per class,")
     weights = np.asarray(head.weights, dtype=np.float64)
     if weights.ndim != 2 or len(weights) < 2 or not np.isfinite(weights).all():
         raise ValueError(

@@ -12,6 +12,7 @@ from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
+from .._sequences import check_sequence
 from ..encoders._image_base import ImageEncoder
 from ..encoders._pixels import OnPixels
 from ._base import BaseAligner
@@ -183,7 +184,9 @@ class _Transform:
 
 def _tokenized(texts: str | Sequence[str], context_length: int | None = None) -> torch.Tensor:
     """Return the bytes of texts, each plus 1, with 0 behind."""
-    texts = [texts] if isinstance(texts, str) else list(texts)
+    if isinstance(texts, str):  # as open_clip's own tokenizers take it
+        texts = [texts]
+    check_sequence(texts, "texts", "text")
     rows = [torch.tensor(list(text.encode()), dtype=torch.long) + 1 for text in texts]
     return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=_PADDING)
 

@@ -14,7 +14,9 @@ from sklearn.frozen import FrozenEstimator
 from torch import nn
 
 from ..encoders import TransformersTextEncoder
+from ..encoders._named import resolve_encoder
 from ..encoders._networks import Network
+from ..encoders._text_preparation import TextPreparation
 from ..heads import LinearHead, Standardize, head_state, restored_head
 from ..persistence import State
 from ._fingerprint import fingerprint
@@ -98,7 +100,7 @@ class TextTower(nn.Module):
     def tokenize(self, texts: list[str]) -> np.ndarray:
         """Turn texts into int32 (n_texts, longest), with -1 after the end of a text."""
         found = self.declared.tokenize(
-            texts,
+            self.declared.preparation(texts),
             truncation=True,
             max_length=self.encoder.max_length or self.declared.max_length,
             return_attention_mask=False,
@@ -201,7 +203,8 @@ class TextTower(nn.Module):
 
         device = self.device
         # The encoder pools as it always does; only its tokenizer has already done its work.
-        network = Network(self.tower, self.declared._replace(tokenize=padded), device)
+        declared = self.declared._replace(tokenize=padded, preparation=TextPreparation())
+        network = Network(self.tower, declared, device)
         with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
             features = self.encoder._forward(network, tokens)  # type: ignore[arg-type]
         return features.float()
@@ -260,7 +263,7 @@ def _ids(module: nn.Module) -> set[int]:
 def _encoder_of(text_encoder: Any, max_length: int | None) -> TransformersTextEncoder:
     inner = text_encoder.estimator if isinstance(text_encoder, FrozenEstimator) else text_encoder
     if isinstance(inner, str):
-        inner = TransformersTextEncoder(inner)
+        inner = resolve_encoder(inner, "text")
     if not isinstance(inner, TransformersTextEncoder):
         raise TypeError(
             "LiTAligner trains the text encoder itself, so text_encoder must be a "

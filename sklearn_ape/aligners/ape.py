@@ -34,12 +34,17 @@ class APEAligner(SavedHeads, BaseAligner):
 
     Parameters
     ----------
-    image_encoder : transformer or None, default=None
-        Turns pictures into features, such as `TimmImageEncoder`. With None, X is features (as in
-        a Pipeline whose first step is the encoder).
-    text_encoder : transformer or None, default=None
-        Turns captions into features, such as `TransformersTextEncoder`. With None, y is features.
-    head_pairs : image encoder, HeadPairs or None, default=None
+    image_encoder : transformer, str or None, default=None
+        Turns images into features, such as `TimmImageEncoder`. A str is the name of an encoder
+        with default parameters: a name of `sklearn_ape.encoders.list_encoders` such as
+        ``"efficientnet_lite0"``, any model of timm, ``"transformers:NAME"`` or
+        ``"open_clip:NAME"``. With None, X is features (as in a Pipeline whose first step is the
+        encoder).
+    text_encoder : transformer, str or None, default=None
+        Turns captions into features, such as `TransformersTextEncoder`. A str is the name of an
+        encoder with default parameters: ``"all-MiniLM-L6-v2"``, any model of the transformers
+        library, or ``"open_clip:NAME"``. With None, y is features.
+    head_pairs : image encoder, str, HeadPairs or None, default=None
         Names, synonyms and definitions of the classes that an image encoder can classify, as
         pairs beside those in X and y; see `sklearn_ape.encoders.classifier_head_pairs`.
     init : {"auto", "kernel", "linear"} or None, default="auto"

@@ -34,11 +34,13 @@ class ASIFAligner(BaseAligner):
 
     Parameters
     ----------
-    image_encoder : transformer or None, default=None
-        Turns pictures into features. With None, X is features.
-    text_encoder : transformer or None, default=None
-        Turns captions into features. With None, y is features.
-    head_pairs : image encoder, HeadPairs or None, default=None
+    image_encoder : transformer, str or None, default=None
+        Turns images into features. A str is the name of an encoder with default parameters, such
+        as ``"efficientnet_lite0"``; see `APEAligner`. With None, X is features.
+    text_encoder : transformer, str or None, default=None
+        Turns captions into features. A str is the name of an encoder with default parameters,
+        such as ``"all-MiniLM-L6-v2"``; see `APEAligner`. With None, y is features.
+    head_pairs : image encoder, str, HeadPairs or None, default=None
         More anchors, from a classification head: an image encoder that has one, or
         `sklearn_ape.encoders.HeadPairs`.
     k : int, default=100

@@ -152,8 +152,8 @@ class CLIPAligner(LazyNamesMixin, BaseAligner):
         else:
             self.image_encoder.fit(X)
         if y is not None:
-            check_consistent_length(X, y)
             y = plain_sequence(y)
+            check_consistent_length(X, y)
             if holds_texts(y):
                 flat_captions(y)
             else:

@@ -47,8 +47,10 @@ class LiTAligner(BaseAligner):
 
     Parameters
     ----------
-    image_encoder : transformer or None, default=None
-        Turns pictures into features, such as `TimmImageEncoder`. With None, X is features.
+    image_encoder : transformer, str or None, default=None
+        Turns images into features, such as `TimmImageEncoder`. A str is the name of an encoder
+        with default parameters, such as ``"efficientnet_lite0"``; see `APEAligner`. With None, X
+        is features.
     text_encoder : TransformersTextEncoder, str or None, default=None
         What to train, or the name of its model. `fit` trains a copy: the encoder, and all others
         that share its network, stay as they are.

@@ -6,16 +6,15 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from .._image_suffixes import IMAGE_SUFFIXES
 from ..datasets import load_image_folder
-from ..datasets._folder import EXTENSIONS
 from ..datasets._table import captions_by_row, column, read_table, text_column
 from ._classify import check_text
 from ._limits import Limits, in_words
 from ._refusal import Refusal, some_of, without_paths
 
-PICTURES = frozenset(EXTENSIONS)
 _TABLES = frozenset((".csv", ".tsv", ".jsonl", ".ndjson"))
-CAPTIONED = PICTURES | _TABLES | {".txt", ".caption"}
+CAPTIONED = frozenset((*IMAGE_SUFFIXES, *_TABLES, ".txt", ".caption"))
 _MOST_TEXT = 16 * 2**20
 
 _IMAGE_COLUMNS = ("file_name", "image", "file", "filename", "path", "picture", "photo")
@@ -86,7 +85,9 @@ def captioned(folder: Path, limits: Limits) -> Captioned:
 
 def _check_texts(folder: Path) -> None:
     """Refuse captions and tables that are larger, read, than anyone's captions."""
-    texts = (f for f in folder.rglob("*") if f.is_file() and f.suffix.lower() not in PICTURES)
+    texts = (
+        f for f in folder.rglob("*") if f.is_file() and f.suffix.lower() not in IMAGE_SUFFIXES
+    )
     if sum(file.stat().st_size for file in texts) > _MOST_TEXT:
         raise Refusal(
             f"The captions of the zip take more than {in_words(_MOST_TEXT)}, the limit. "

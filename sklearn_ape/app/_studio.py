@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from .._image_suffixes import IMAGE_SUFFIXES
 from ..encoders import HeadPairs
 from ..features import MemoryFeatureCache
 from ._alignment import Alignment, align
-from ._captioned import CAPTIONED, PICTURES, captioned, listed_pictures
+from ._captioned import CAPTIONED, captioned, listed_pictures
 from ._classify import Classification, classify
 from ._given import Pictures, examples_of, given_pictures, names_of_files
 from ._limits import Limits
@@ -110,7 +111,7 @@ class Studio:
             raise Refusal("There is no zip yet: drop one with pictures.")
         folder = temporary_folder("collection-")
         try:
-            unpack(archive, folder.name, PICTURES, self.limits)
+            unpack(archive, folder.name, IMAGE_SUFFIXES, self.limits)
             images = listed_pictures(Path(folder.name), self.limits)
             good = readable(images, folder.name, self.limits, part(report, 0, 0.2))
             if not good.rows:

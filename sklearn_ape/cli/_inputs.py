@@ -15,6 +15,7 @@ from typing import Any
 
 import typer
 
+from .._image_suffixes import IMAGE_SUFFIXES
 from ._errors import say
 
 __all__ = ["label_names", "list_pictures", "load_data", "read_lines"]
@@ -97,9 +98,7 @@ def _expanded(path: str, others: Counter[str]) -> Iterable[str]:
 
 def _may_be_picture(path: str) -> bool:
     """Tell captions that lie among pictures from pictures, damaged ones included."""
-    from ..datasets._folder import EXTENSIONS
-
-    if os.path.splitext(path)[1].lower() in EXTENSIONS or not os.path.isfile(path):
+    if os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES or not os.path.isfile(path):
         return True
     from PIL import Image
 

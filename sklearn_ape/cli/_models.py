@@ -15,14 +15,8 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from .._aligner_choice import chosen_aligner, text_side
 from ..aligners import CLIPAligner
 from ..datasets import get_data_home
-from ..encoders import (
-    OpenCLIPImageEncoder,
-    OpenCLIPTextEncoder,
-    TimmImageEncoder,
-    TransformersImageEncoder,
-    TransformersTextEncoder,
-    list_encoders,
-)
+from ..encoders import OpenCLIPImageEncoder, TimmImageEncoder, list_encoders
+from ..encoders._named import class_and_model
 
 __all__ = [
     "Machine",
@@ -36,12 +30,6 @@ __all__ = [
 ]
 
 _MEMORY = "memory"
-_IMAGE_ENCODERS = {
-    "timm": TimmImageEncoder,
-    "transformers": TransformersImageEncoder,
-    "open_clip": OpenCLIPImageEncoder,
-}
-_TEXT_ENCODERS = {"transformers": TransformersTextEncoder, "open_clip": OpenCLIPTextEncoder}
 
 
 class Machine(NamedTuple):
@@ -86,7 +74,7 @@ def image_encoder_named(
     Without `pooling`, networks of the EfficientNet-Lite family are used as the starter model
     uses them: whole pictures on white, and pooling by the generalised mean.
     """
-    kind, model = _kind_and_model(name, _IMAGE_ENCODERS, "timm")
+    kind, model = class_and_model(name, "image")
     options = machine.options(on_error)
     if kind is TimmImageEncoder and model in {info.name for info in list_encoders("image")}:
         options |= {"pooling": "gem", "crop": "pad"}
@@ -101,19 +89,12 @@ def image_encoder_named(
 
 def text_encoder_named(name: str, machine: Machine, on_error: str = "raise") -> Any:
     """Return the text encoder of a name such as "all-MiniLM-L6-v2"."""
-    kind, model = _kind_and_model(name, _TEXT_ENCODERS, "transformers")
+    kind, model = class_and_model(name, "text")
     options = machine.options(on_error)
     del options["n_jobs"]
     encoder = kind(model, **options)
     encoder._check_parameters()
     return encoder
-
-
-def _kind_and_model(name: str, kinds: dict[str, Any], default: str) -> tuple[Any, str]:
-    prefix, colon, model = name.partition(":")
-    if colon and prefix in kinds and model:
-        return kinds[prefix], model
-    return kinds[default], name
 
 
 def open_aligner(source: str | None, machine: Machine) -> Any:

@@ -28,7 +28,7 @@ class CaptionRows(NamedTuple):
 
 def caption_rows(captions: Any) -> CaptionRows:
     """Check captions; every row has at least one."""
-    captions = plain_sequence(captions)
+    captions = plain_sequence(captions, "captions")
     if holds_texts(captions):
         texts, rows = flat_captions(captions)
         counts = np.bincount(rows, minlength=len(captions))

@@ -12,6 +12,7 @@ from scipy.sparse.csgraph import connected_components
 from sklearn.utils import gen_batches
 
 from .._numbers import as_floats
+from .._sequences import check_sequence
 from ..aligners._given import look_at, narrowed
 from ..aligners._units import unit_rows as scaled_rows
 
@@ -41,6 +42,7 @@ def row_tiles(n_rows: int, n_columns: int) -> Iterator[slice]:
 
 def checked_groups(groups: Any, n_pairs: int) -> np.ndarray:
     """Return group numbers from 0 on, one a pair."""
+    check_sequence(groups, "groups", "number")
     groups = np.asarray(groups)
     if groups.shape != (n_pairs,):
         raise ValueError(

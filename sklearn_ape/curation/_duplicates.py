@@ -9,6 +9,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from sklearn.utils import gen_batches
 
+from .._sequences import check_sequence
 from ._checks import check_range, checked_groups, unit_rows
 
 _ROWS, _COLUMNS = 1024, 8192  # of a tile of cosines: 32 MiB
@@ -115,6 +116,7 @@ def drop_near_duplicates(groups: Any, scores: Any = None) -> np.ndarray:
     >>> drop_near_duplicates([0, 1, 0, 1], scores=[0.2, 0.9, 0.7, 0.1])
     array([1, 2])
     """
+    check_sequence(groups, "groups", "number")
     n_rows = len(np.asarray(groups))
     numbers = checked_groups(groups, n_rows)
     values = np.zeros(n_rows) if scores is None else np.asarray(scores, dtype=float)

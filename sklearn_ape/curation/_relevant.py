@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.sparse import csr_array
-from sklearn.base import clone
 from sklearn.utils import check_random_state
 
 from .._labels import names_of, prompts_of
+from ..encoders._named import resolve_encoder
 from ..prompts import resolve_templates
 from ._captions import CaptionRows, caption_rows, max_by_row
 from ._checks import check_count, check_range, checked_groups, unit_rows
@@ -70,9 +70,10 @@ def select_relevant(
         Captions, or their features. A pair of several captions counts by the best of them.
     labels : sequence of str, or mapping
         Names of the labels, or ``{label: names}``, as in `ZeroShotClassifier`.
-    text_encoder : transformer or None, default=None
-        Turns captions and names into features, such as `TransformersTextEncoder`. With None,
-        captions that are texts are chosen by words alone.
+    text_encoder : transformer, str or None, default=None
+        Turns captions and names into features, such as `TransformersTextEncoder`. A str is the
+        name of an encoder, as in `APEAligner`. With None, captions that are texts are chosen by
+        words alone.
     label_features : array-like of shape (n_labels, n_features) or None, default=None
         Features of the labels, where `captions` is features and there is no `text_encoder`.
     n_pairs : int or None, default=None
@@ -234,7 +235,8 @@ def _relevance(
         if label_features is not None:
             raise ValueError("Pass text_encoder or label_features, not both.")
         prompts = [prompts_of(label, names[label], templates) for label in names]
-        encoder = clone(text_encoder).fit([prompt for some in prompts for prompt in some], None)
+        encoder = resolve_encoder(text_encoder, "text")
+        encoder = encoder.fit([prompt for some in prompts for prompt in some], None)
         of_labels = _means(encoder, prompts)
         of_captions = texts.features if texts.texts is None else encoder.transform(texts.texts)
     elif texts.texts is None or label_features is not None:

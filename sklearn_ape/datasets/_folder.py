@@ -10,13 +10,11 @@ from typing import Any, Literal
 import numpy as np
 from sklearn.utils import Bunch
 
+from .._image_suffixes import IMAGE_SUFFIXES
+from .._sequences import check_sequence
 from ._base import deliver, existing_folder, listed, one_or_ragged, words_of
 from ._table import captions_by_row, column, read_table, refuse_bytes, text_column
 
-EXTENSIONS = (
-    *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
-    *(".ppm", ".pgm", ".avif", ".jp2"),
-)
 _SIDECARS = (".txt", ".caption")
 _TABLES = ("metadata.csv", "metadata.jsonl", "metadata.parquet", "captions.csv")
 _CAPTION_COLUMNS = ("caption", "text")
@@ -158,12 +156,8 @@ def load_image_folder(
 
 def _as_suffixes(extensions: Sequence[str] | None) -> tuple[str, ...]:
     if extensions is None:
-        return EXTENSIONS
-    if isinstance(extensions, str):
-        raise ValueError(
-            f"extensions must be a sequence such as ('.png', '.jpg'), got the string "
-            f"{extensions!r}."
-        )
+        return IMAGE_SUFFIXES
+    check_sequence(extensions, "extensions", "text", "extensions")
     return tuple("." + extension.lower().lstrip("*.") for extension in extensions)
 
 

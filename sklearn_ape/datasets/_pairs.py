@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from sklearn.utils import Bunch
 
+from .._image_suffixes import IMAGE_SUFFIXES
 from ._base import deliver, listed, one_or_ragged
-from ._folder import EXTENSIONS
 from ._table import (
     Delimited,
     captions_by_row,
@@ -154,7 +154,7 @@ def _check_not_swapped(
 
     def are_files(values: list[Any]) -> bool:
         return all(
-            isinstance(value, str) and os.path.splitext(value)[1].lower() in EXTENSIONS
+            isinstance(value, str) and os.path.splitext(value)[1].lower() in IMAGE_SUFFIXES
             for value in values
         )
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
 
+from .._sequences import check_sequence
 from ._base import require
 
 
@@ -64,6 +65,9 @@ def write_webdataset(
     )
     if pairs_per_shard < 1:
         raise ValueError(f"pairs_per_shard must be at least 1, not {pairs_per_shard!r}.")
+    for name, items, kind in (("images", images, "image"), ("captions", captions, "text")):
+        if hasattr(items, "__len__") or not hasattr(items, "__iter__"):  # not an iterator
+            check_sequence(items, name, kind)
     Path(folder).mkdir(parents=True, exist_ok=True)
     shards: list[str] = []
     pairs = enumerate(zip(images, captions, strict=True))

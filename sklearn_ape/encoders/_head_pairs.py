@@ -15,6 +15,7 @@ from sklearn.frozen import FrozenEstimator
 from ..persistence import Recordable
 from ..persistence._recordable import Record
 from ._hub import pretrained
+from ._named import resolve_encoder
 from ._timm import TimmImageEncoder
 from ._transformers_image import TransformersImageEncoder
 
@@ -82,10 +83,11 @@ def classifier_head_pairs(
 
     Parameters
     ----------
-    encoder : TimmImageEncoder or TransformersImageEncoder
+    encoder : TimmImageEncoder, TransformersImageEncoder or str
         An encoder whose network has a linear classification head on the features that the encoder
         gives, and whose classes have names. With ``pooling="gem"`` the head must be on their mean:
-        a channel has the same meaning in both.
+        a channel has the same meaning in both. A str is the name of an encoder, as in
+        `APEAligner`.
     synonyms : bool, default=True
         Whether a class's further names are among its texts. A class name such as
         ``"tench, Tinca tinca"`` is a list of names.
@@ -117,6 +119,8 @@ def classifier_head_pairs(
     >>> pairs.texts[1]
     ['goldfish', 'Carassius auratus', 'small golden or ... aquarium fishes']
     """
+    if isinstance(encoder, str):
+        encoder = resolve_encoder(encoder, "image", "encoder")
     inner = encoder.estimator if isinstance(encoder, FrozenEstimator) else encoder
     if isinstance(inner, TimmImageEncoder):
         inner._check_parameters()

@@ -96,13 +96,19 @@ def _quiet() -> Iterator[None]:
 
 def side_file(model_name: str, revision: str | None, filename: str) -> Any:
     """Return the content of a json file beside a model, or None when there is none."""
-    from transformers.utils import cached_file
+    source = source_of(model_name)
+    path: str | Path | None = Path(source, filename)
+    if not os.path.isdir(source):
+        from transformers.utils import cached_file
 
-    path = cached_file(
-        source_of(model_name),
-        filename,
-        revision=revision,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-    )
+        path = cached_file(
+            source,
+            filename,
+            # Of the same commit as the weights even when the branch moves on.
+            revision=hub_commit(source, revision) or revision,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
+    elif not os.path.isfile(path):
+        path = None
     return None if path is None else json.loads(Path(path).read_text(encoding="utf-8"))

@@ -13,7 +13,7 @@ from sklearn.utils import Tags
 
 from ._base import FrozenEncoder, _check_choice
 from ._errors import ItemError
-from ._images import check_image, image_digest, read_image
+from ._images import check_image, image_digest, read_image, undecoded
 from ._networks import Network
 from ._pixels import OnPixels, Preprocessing
 from ._views import LARGEST_ZOOM, views_of
@@ -111,7 +111,7 @@ class ImageEncoder(FrozenEncoder):
                 f"X is one array of shape {X.shape}, not a sequence of pictures: pass a single "
                 "picture as [X]; features need no image encoder."
             )
-        return super()._as_list(X)
+        return [undecoded(item) for item in super()._as_list(X)]
 
     def _check_parameters(self) -> None:
         super()._check_parameters()

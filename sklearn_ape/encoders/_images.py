@@ -9,25 +9,19 @@ import math
 import os
 import stat
 from collections import OrderedDict
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .._image_suffixes import IMAGE_SUFFIXES
 from ._errors import ItemError
 from ._stamps import is_settled, stamp_of
 
 if TYPE_CHECKING:
     from PIL import Image
-
-IMAGE_SUFFIXES = frozenset(
-    f".{suffix}"
-    for suffix in (
-        *("apng", "avif", "bmp", "gif", "jfif", "jpe", "jpeg", "jpg", "pbm", "pgm", "png"),
-        *("pnm", "ppm", "tga", "tif", "tiff", "webp"),
-    )
-)
 
 # Files beyond this are looked at before they are read whole: a sparse file costs nothing to make.
 _LARGE_FILE = 2**26
@@ -37,6 +31,14 @@ _PIXELS_AT_ONCE = 2**20
 _SVG_STARTS = (b"<svg", b"<?xml", b"<!DOCTYPE svg")
 _REMEMBERED_FILES = 1_000_000
 _file_digests: OrderedDict[str, tuple[tuple[int, ...], bytes]] = OrderedDict()
+
+
+def undecoded(item: Any) -> Any:
+    """Return what a dict of a Hugging Face data set holds, bytes or a path; else the item."""
+    if not isinstance(item, Mapping):
+        return item
+    found = (item.get("bytes"), item.get("path"))
+    return next((value for value in found if value is not None), item)
 
 
 def image_digest(item: Any) -> bytes:
@@ -223,7 +225,7 @@ def _pixels(item: Any) -> np.ndarray:
     if not isinstance(item, np.ndarray):
         raise ItemError(
             f"is of type {type(item).__name__}: expected a path, bytes, a PIL image or a uint8 "
-            "array of shape (H, W, 3)."
+            f"array of shape (H, W, 3).{_remedy(item)}"
         )
     if item.dtype != np.uint8:
         raise ItemError(
@@ -239,6 +241,23 @@ def _pixels(item: Any) -> np.ndarray:
     raise ItemError(
         f"is an array of shape {item.shape}: expected (H, W, 3), (H, W, 4) or (H, W).{hint}"
     )
+
+
+def _remedy(item: Any) -> str:
+    """Say what to pass instead of a common kind of object that is not an image."""
+    if isinstance(item, tuple | list):
+        return (
+            " Of a data set of tuples such as torchvision's ImageFolder, pass the images alone, "
+            "[image for image, *_ in dataset]."
+        )
+    if isinstance(item, Mapping):
+        return " A dict is an image where it has 'bytes' or 'path', as in Hugging Face data sets."
+    if hasattr(item, "__array__") and hasattr(item, "dtype"):  # of torch, tensorflow, jax
+        return (
+            " Convert it with torchvision.transforms.functional.to_pil_image(tensor), or to a "
+            "NumPy array with the channels last and values from 0 to 255."
+        )
+    return ""
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

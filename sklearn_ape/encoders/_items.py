@@ -6,18 +6,19 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import torch.utils.data
+
 from .._home import default_home
+from .._sequences import check_sequence
 
 
 def as_items(X: Any, modality: str) -> list[Any]:
     """Return X as a list of items, refusing what is no sequence of them."""
-    single = str | bytes | bytearray | memoryview | PathLike
-    if isinstance(X, single) or hasattr(X, "getexif"):
-        raise ValueError(f"X is a single {modality}, not a sequence of them: pass a list, [X].")
-    if X is None or not hasattr(X, "__len__") or isinstance(X, dict | set | frozenset):
+    check_sequence(X, "X", modality)
+    if isinstance(X, torch.utils.data.DataLoader):
         raise ValueError(
-            f"X must be a sequence of {modality}s (a list, an array, a column), not "
-            f"{type(X).__name__}."
+            f"X is a DataLoader, which yields batches, not a sequence of {modality}s: pass a "
+            f"list of the {modality}s of its dataset."
         )
     columns = getattr(X, "column_names", getattr(X, "columns", None))
     if columns is not None:
@@ -25,8 +26,12 @@ def as_items(X: Any, modality: str) -> list[Any]:
             f"X is a table with the columns {list(columns)}: pass the one column that "
             f"holds the {modality}s."
         )
-    if getattr(X, "ndim", 1) == 0:
-        raise ValueError(f"X must be a sequence of {modality}s, not a single object.")
+    # Only the first item is loaded: the others may be read from a disk one by one.
+    if isinstance(X, torch.utils.data.Dataset) and len(X) and isinstance(X[0], tuple):  # type: ignore[arg-type]
+        raise ValueError(
+            f"X is a data set ({type(X).__name__}) of tuples, not of {modality}s: pass a list of "
+            f"the {modality}s alone, [{modality} for {modality}, *_ in X]."
+        )
     items = X.to_pylist() if hasattr(X, "to_pylist") else list(X)  # pyarrow, or any other
     if not items:
         raise ValueError(f"X is empty: 0 {modality}s to encode.")

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from sklearn.utils import Tags
 
+from .._image_suffixes import IMAGE_SUFFIXES
 from ._base import FrozenEncoder
 from ._errors import ItemError
-from ._images import IMAGE_SUFFIXES
 
 # A fast tokenizer serves one thread at a time.
 TOKENIZING = threading.Lock()

@@ -16,6 +16,7 @@ from ._hub import check_source, fingerprint_of, pretrained, side_file
 from ._networks import Network
 from ._registry import library_version
 from ._text_base import TOKENIZING, TextEncoder
+from ._text_preparation import TextPreparation, declared_preparation
 
 _LONGEST = 512
 _TEXTS_MEASURED_AT_ONCE = 4096
@@ -29,6 +30,7 @@ class _Tokenizer(NamedTuple):
     max_length: int
     pooling: str
     normalize: bool
+    preparation: TextPreparation = TextPreparation()
 
 
 class TransformersTextEncoder(TextEncoder):
@@ -72,7 +74,14 @@ class TransformersTextEncoder(TextEncoder):
     See Also
     --------
     OpenCLIPTextEncoder : Text towers of CLIP models.
-    TransformersImageEncoder : The same library's encoders of pictures.
+    TransformersImageEncoder : Image encoders of the same library.
+
+    Notes
+    -----
+    Texts are prepared as the model's files say: lower-cased for SigLIP and SigLIP 2, which were
+    trained on lower-cased texts, and where a sentence-transformers model has ``do_lower_case``;
+    with the default prompt of a sentence-transformers model in front. A model with prompts of
+    which none is the default reads texts without one, and a warning names the prompts.
 
     References
     ----------
@@ -149,6 +158,7 @@ class TransformersTextEncoder(TextEncoder):
             "pooling": self.pooling,
             "normalize": self.normalize,
             "max_length": self.max_length,
+            **self._preparation(weights).identity(),
         }
 
     def _load(self, device: torch.device) -> Network:
@@ -168,17 +178,28 @@ class TransformersTextEncoder(TextEncoder):
         modules = side_file(self.model_name, self.revision, "modules.json") or []
         kinds = {module["type"].rsplit(".", 1)[-1]: module["path"] for module in modules}
         pooling = "embedding" if hasattr(model, "get_text_features") else "mean"
+        preparation = self._preparation(self._known_weights())
         if "Pooling" in kinds:
             file = f"{kinds['Pooling']}/config.json"
-            pooling = _declared_pooling(side_file(self.model_name, self.revision, file) or {})
+            config = side_file(self.model_name, self.revision, file) or {}
+            pooling = _declared_pooling(config)
+            if preparation.prompt and not config.get("include_prompt", True):
+                pooling = f"{pooling} without the prompt"
         others = kinds.keys() - {"Transformer", "Pooling", "Normalize", "Dropout"}
         if others:
             pooling = f"{pooling} and {', '.join(sorted(others))}"
         longest = min(tokenize.model_max_length, _n_positions(model) or _LONGEST, _LONGEST)
         sentence = side_file(self.model_name, self.revision, "sentence_bert_config.json") or {}
         return _Tokenizer(
-            tokenize, sentence.get("max_seq_length") or longest, pooling, "Normalize" in kinds
+            tokenize,
+            sentence.get("max_seq_length") or longest,
+            pooling,
+            "Normalize" in kinds,
+            preparation,
         )
+
+    def _preparation(self, weights: str | None) -> TextPreparation:
+        return declared_preparation(self.model_name, self.revision, weights)
 
     def _module(self, network: Network) -> torch.nn.Module:
         declared: _Tokenizer = network.prepare
@@ -216,6 +237,7 @@ class TransformersTextEncoder(TextEncoder):
     def _tokens(self, declared: _Tokenizer, texts: list[Any], **options: Any) -> Any:
         most = self.max_length or declared.max_length
         with TOKENIZING:
+            texts = declared.preparation(texts)
             return declared.tokenize(texts, truncation=True, max_length=most, **options)
 
 

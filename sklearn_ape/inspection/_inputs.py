@@ -9,6 +9,7 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import Pipeline
 
 from .._aligner_choice import chosen_aligner, text_side
+from .._sequences import check_sequence
 
 
 def aligner_and_input(estimator: Any, X: Any) -> tuple[Any, Any]:
@@ -62,8 +63,7 @@ def checked_names(names: Any, n: int, what: str, of: str) -> list[Any] | None:
     """Return names or pictures as a list, refusing another number of them than there are."""
     if names is None:
         return None
-    if isinstance(names, str | bytes):
-        raise ValueError(f"{what} must be a sequence of length {n}, not a single {of}.")
+    check_sequence(names, what, of)
     items = list(names)
     if len(items) != n:
         raise ValueError(f"There are {len(items)} {what} for {n} {of}s: pass one for each.")

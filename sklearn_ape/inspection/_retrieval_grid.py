@@ -9,6 +9,7 @@ from typing import Any, Self
 import numpy as np
 from sklearn.utils.validation import check_is_fitted
 
+from .._sequences import check_sequence
 from ._axes import axes_for, plain
 from ._inputs import aligner_and_input, checked_names, pictures_in
 from ._thumbnails import draw_thumbnail
@@ -337,7 +338,6 @@ def _first(items: Any) -> Any:
 
 
 def _check_queries(queries: Any) -> None:
-    if isinstance(queries, str | bytes | os.PathLike):
-        raise ValueError("queries is a single query, not a sequence of them: pass a list.")
+    check_sequence(queries, "queries", "query", "texts or images")
     if len(queries) == 0:
         raise ValueError("queries is empty: there is nothing to show.")

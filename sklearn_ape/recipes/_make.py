@@ -118,7 +118,7 @@ def make_aligner(
     ----------
     name : str
         One of `list_recipes`.
-    image_encoder, text_encoder : transformer or None, default=None
+    image_encoder, text_encoder : transformer, str or None, default=None
         See `APEAligner`.
     n_pairs : int or None, default=None
         See `recipe`.

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 
 from .._first_few import first_few
+from .._sequences import check_sequence
 from ..aligners._bank import Bank, _distinct, evenly_spaced
 from ..aligners._captions import holds_pictures
 from ..aligners._feature_tiles import feature_tiles, is_table
@@ -127,6 +128,7 @@ def embedded(aligner: Any, X: Any, width: int) -> np.ndarray:
 def items_of(images: Any, y: Any) -> list[Any] | None:
     """Return what stands for pictures: y, else the pictures; None for features."""
     if y is not None:
+        check_sequence(y, "y", "text", "ids or captions")
         shape = getattr(y, "shape", None)
         # Dates of numpy would become integers.
         listed = (

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import warnings
-from os import PathLike
 from typing import Any
 
 from .._first_few import first_few
+from .._image_suffixes import IMAGE_SUFFIXES
+from .._sequences import check_sequence
 from ..aligners._feature_tiles import is_table
 
 MODALITIES = ("auto", "image", "text")
-_PICTURE_ENDINGS = (".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
 
 def told_apart(queries: Any, modality: str) -> tuple[Any, bool]:
@@ -31,19 +31,13 @@ def told_apart(queries: Any, modality: str) -> tuple[Any, bool]:
     """
     if modality not in MODALITIES:
         raise ValueError(f"modality must be one of {', '.join(MODALITIES)}, not {modality!r}.")
-    if isinstance(queries, str | bytes | bytearray | PathLike) or hasattr(queries, "getexif"):
-        raise ValueError("queries is a single query, not a sequence of them: pass [query].")
+    check_sequence(queries, "queries", "query", "texts, of images or of features")
     if hasattr(queries, "columns") and not hasattr(queries, "iloc"):  # polars: by columns, else
         queries = queries.to_numpy()
     if is_table(queries):
         if queries.shape[0] == 0:
             raise ValueError("queries is empty: there is nothing to search for.")
         return queries, modality == "text"
-    if not hasattr(queries, "__len__") or isinstance(queries, dict | set | frozenset):
-        raise ValueError(
-            "queries must be a sequence of texts, of pictures or of features, not "
-            f"{type(queries).__name__}."
-        )
     items = queries.to_pylist() if hasattr(queries, "to_pylist") else queries
     if not isinstance(items, list) and not _is_numeric(items):
         items = list(items)
@@ -80,7 +74,7 @@ def _is_numeric(items: Any) -> bool:
 
 def _warn_of_paths(texts: list[str]) -> None:
     paths = [
-        text for text in texts if text.lower().endswith(_PICTURE_ENDINGS) or os.path.isfile(text)
+        text for text in texts if text.lower().endswith(IMAGE_SUFFIXES) or os.path.isfile(text)
     ]
     if paths:
         warnings.warn(

@@ -12,6 +12,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from .._aligner_choice import chosen_aligner, text_side
 from .._first_few import first_few
+from .._sequences import check_sequence
 from .._shown import ShownMixin
 from ..aligners._bank import Bank, check_standardize, resolve_bank
 from ..encoders import EncodingFailedWarning
@@ -135,6 +136,7 @@ class CrossModalRetriever(SavedRetriever, ShownMixin, BaseEstimator):
             When parameters, pictures or y cannot be used, or no picture can be read.
         """
         self._check_parameters()
+        check_sequence(images, "images", "image", "images or features")
         aligner = chosen_aligner(self.aligner)
         texts = text_side(aligner)
         _check_aligner_is_fitted(aligner)
@@ -170,6 +172,7 @@ class CrossModalRetriever(SavedRetriever, ShownMixin, BaseEstimator):
             in `fit`, or the other way round.
         """
         self._check_ready()
+        check_sequence(images, "images", "image", "images or features")
         if (y is not None) != self._has_y:
             raise ValueError(
                 "fit was given y, so add needs the y of the new pictures as well."
@@ -266,6 +269,7 @@ class CrossModalRetriever(SavedRetriever, ShownMixin, BaseEstimator):
         """
         collection = self._check_ready()
         n_neighbors = _checked_k(n_neighbors, "n_neighbors", collection)
+        check_sequence(X, "X", "image", "images or features")
         queries = self._embedded_pictures(X, collection)
         unread = np.flatnonzero(np.isnan(queries[:, 0]))
         if unread.size:

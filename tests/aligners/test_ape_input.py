@@ -134,7 +134,7 @@ class TestBadInput:
 
     def test_captions_given_as_pictures(self, pictures, image_encoder, text_encoder):
         aligner = small(image_encoder=image_encoder, text_encoder=text_encoder)
-        with pytest.raises(ValueError, match=r"row 0: .*looks like a caption"):
+        with pytest.raises(ValueError, match=r"rows 0, 1, .*looks like a caption"):
             aligner.fit(pictures.captions, pictures.captions)
 
     def test_one_pair(self, concepts, pictures, features, text_encoder):

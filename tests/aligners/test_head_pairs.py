@@ -162,11 +162,14 @@ class TestRefused:
             def fit(self, X, y=None):
                 raise AssertionError("pictures were encoded before head_pairs was looked at")
 
-        for bad in ("efficientnet_lite0", text_encoder):
+        for bad, message in (
+            ("all-MiniLM-L6-v2", "head_pairs='all-MiniLM-L6-v2' names an encoder of texts"),
+            (text_encoder, "has no classification head that is known"),
+        ):
             aligner = CCAAligner(
                 image_encoder=MustNotRun(), text_encoder=text_encoder, head_pairs=bad
             )
-            with pytest.raises(ValueError, match="has no classification head that is known"):
+            with pytest.raises(ValueError, match=message):
                 aligner.fit(pictures.images[:6], pictures.captions[:6])
 
     def test_logits_as_features(self, concepts, image_encoder):

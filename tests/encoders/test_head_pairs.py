@@ -174,7 +174,7 @@ class TestRefused:
         with pytest.raises(ValueError, match="has no linear classification head"):
             classifier_head_pairs(TransformersImageEncoder(folder))
 
-    @pytest.mark.parametrize("encoder", [OpenCLIPImageEncoder(), "efficientnet_lite0", None])
+    @pytest.mark.parametrize("encoder", [OpenCLIPImageEncoder(), None])
     def test_what_is_no_encoder_with_a_head(self, encoder):
         with pytest.raises(ValueError, match=f"{type(encoder).__name__} has no classification"):
             classifier_head_pairs(encoder)

@@ -22,8 +22,8 @@ from hostile.harness import entrance, judged
 from hypothesis import strategies as st
 
 from sklearn_ape import CCAAligner, ZeroShotClassifier
+from sklearn_ape._image_suffixes import IMAGE_SUFFIXES
 from sklearn_ape.datasets import load_image_folder, load_pairs
-from sklearn_ape.datasets._folder import EXTENSIONS
 from sklearn_ape.encoders import TransformersTextEncoder
 
 _CHARACTERS = st.characters(categories=["L", "M", "N", "P", "S", "Z", "C"])  # surrogates as well
@@ -293,7 +293,7 @@ def fuzz_folders(examples):
                 path = os.path.join(parent, name)
                 with open(path, "wb") as file:
                     file.write(data)
-                known = Path(os.fsdecode(path)).suffix.lower() in EXTENSIONS
+                known = Path(os.fsdecode(path)).suffix.lower() in IMAGE_SUFFIXES
                 if known and not name.startswith(b"."):
                     expected.add(os.fsdecode(path))
             try:

@@ -51,7 +51,7 @@ def test_no_pairs_are_none():
 
 
 def test_names_that_do_not_fit():
-    with pytest.raises(ValueError, match="not a single text"):
+    with pytest.raises(ValueError, match="captions is a single text, not a sequence"):
         checked_names("cat", 3, "captions", "text")
     with pytest.raises(ValueError, match="There are 2 captions for 3 texts"):
         checked_names(["a", "b"], 3, "captions", "text")

@@ -60,7 +60,7 @@ class TestSimilarityMatrixDisplay:
         ("arguments", "message"),
         [
             ({"images": [None]}, "1 images for 2 rows"),
-            ({"captions": "ab"}, "not a single column"),
+            ({"captions": "ab"}, "captions is a single column"),
             ({"captions": ["a"]}, "1 captions for 2 columns"),
             ({"pairs": [[0, 2]]}, r"Pair 0 is of rows \[0, 2\]"),
             ({"pairs": "diagonal"}, "'auto'"),
