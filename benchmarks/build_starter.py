@@ -95,8 +95,9 @@ CARD = """\
 - **Made of:** {n_pairs:,} pictures of Open Clip Art 0.18 (public domain; at most {most} a
   caption), OpenMoji (CC BY-SA 4.0, openmoji.org) and Noto Color Emoji (SIL OFL 1.1), and the
   names, synonyms and definitions of the 1,000 ImageNet classes with the weight vectors of
-  EfficientNet-Lite0's classification head (Apache-2.0). No picture or caption is stored, only
-  features of them.
+  EfficientNet-Lite0's classification head (Apache-2.0). No image or caption is stored, only
+  features of them, and digests of the images, so that `sklearn-ape evaluate` can tell which images
+  of a test set were used.
 - **Broad words:** pictures have {n_broad} everyday words, such as "animal", "a bird" and "food",
   as captions besides their own: of subcategories of emoji, and where keywords of clip art are such
   words (`benchmarks/broad_words.py`).

@@ -12,6 +12,7 @@ import torch
 
 from .aligners import KernelAligner
 from .aligners._bank import Bank
+from .aligners._fitted_images import FittedImages
 from .encoders import TimmImageEncoder, TransformersTextEncoder
 from .heads import ClosedFormHead, KernelMap, TwoTower, WhitenedMap
 
@@ -72,6 +73,7 @@ def packed(aligner: KernelAligner) -> tuple[dict[str, np.ndarray], dict[str, str
         "image_mean": image.mean.numpy(),
         "image_directions": image.directions.numpy().astype(np.float16),
     }
+    tensors["fitted_images"] = aligner._fitted_images.keys
     rows = {
         "anchors": text.anchors.numpy(),
         "coefficients": text.coefficients.numpy(),
@@ -119,6 +121,7 @@ def unpacked(path: Path) -> KernelAligner:
     aligner.n_features_in_ = len(tensors["image_mean"])
     aligner.n_text_features_in_ = anchors.shape[1]
     aligner.bank_ = Bank.of(rows["bank_image"], rows["bank_text"])
+    aligner._fitted_images = FittedImages(tensors["fitted_images"], are_contents=True)
     return aligner
 
 

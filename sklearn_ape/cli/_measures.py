@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..encoders._contents import image_groups
 from ..metrics import Interval, bootstrap_interval
 from ._output import Table
 
@@ -35,9 +36,14 @@ class Score(NamedTuple):
     n: int
 
 
-def recall_scores(aligner: Any, pictures: Any, captions: Any, random_state: int) -> list[Score]:
-    """Recall@k both ways, among distinct pictures and captions."""
-    ranks = aligner.retrieval_ranks(pictures, captions)
+def recall_scores(
+    aligner: Any, inputs: Any, captions: Any, random_state: int, images: Sequence[Any]
+) -> list[Score]:
+    """Return recall@k in both directions, among distinct images and captions.
+
+    `inputs` are what the aligner takes: the images, or features of them.
+    """
+    ranks = aligner.retrieval_ranks(inputs, captions, groups=image_groups(images))
     return [
         _score(f"recall@{k}", words, ranks[direction] < k, random_state)
         for direction, words in _DIRECTIONS.items()
@@ -64,7 +70,7 @@ def held_out_scores(
 ) -> list[Score]:
     """Accuracy where captions are names of classes, else recall."""
     if classes is None:
-        return recall_scores(aligner, pictures, captions, random_state)
+        return recall_scores(aligner, pictures, captions, random_state, pictures)
     from .. import ZeroShotClassifier
 
     classifier = ZeroShotClassifier(sorted(set(captions)), aligner=aligner)

@@ -110,7 +110,9 @@ def evaluate(
     if strict:
         encoder.set_params(on_error="raise")
     found = encoded(encoder, bunch.images, machine)
-    inputs = _inputs(model, [bunch.images[row] for row in found.good])
+    images = [bunch.images[row] for row in found.good]
+    inputs = _inputs(model, images)
+    n_known = _n_fitted_on(text_side(model), inputs)
     scores: list[Any] = []
     classes = predicted = texts = None
     if truth is not None and names is not None:
@@ -119,14 +121,19 @@ def evaluate(
         scores += accuracy_scores(classes, predicted, random_state)
     if bunch.captions is not None:
         texts = [bunch.captions[row] for row in found.good]
-        scores += recall_scores(text_side(model), inputs, texts, random_state)
+        scores += recall_scores(text_side(model), inputs, texts, random_state, images)
     if output is not None:
-        _write_report(output, data, aligner, len(bunch.images), found.errors, scores)
+        _write_report(output, data, aligner, len(bunch.images), n_known, found.errors, scores)
         say(f"Report in {str(output)!r}.", quiet)
     if figure is not None:
-        pictures = [bunch.images[row] for row in found.good]
-        _draw(figure, text_side(model), inputs, pictures, classes, predicted, texts)
+        _draw(figure, text_side(model), inputs, images, classes, predicted, texts)
         say(f"Figure in {str(figure)!r}.", quiet)
+    if n_known:
+        say(
+            f"sklearn-ape: Warning: {n_known:,} of {len(images):,} images were used to fit this "
+            "aligner, so these scores are higher than on new images. Evaluate on images that were "
+            "held out."
+        )
     print_scores(scores, form)  # last, since its reader may go away
 
 
@@ -159,6 +166,12 @@ def _inputs(model: Any, pictures: Sequence[Any]) -> Any:
     return model[:-1].transform(pictures) if isinstance(model, Pipeline) else pictures
 
 
+def _n_fitted_on(aligner: Any, inputs: Any) -> int | None:
+    """Return how many of the images the aligner was fitted on; None where that is not known."""
+    known = aligner.was_fitted_on(inputs) if hasattr(aligner, "was_fitted_on") else None
+    return None if known is None else int(known.sum())
+
+
 def _predicted(names: Any, aligner: Any, inputs: Any, templates: str) -> list[str]:
     from .. import ZeroShotClassifier
 
@@ -171,6 +184,7 @@ def _write_report(
     data: Path,
     aligner: str | None,
     n_pictures: int,
+    n_known: int | None,
     errors: dict[int, str],
     scores: Sequence[Any],
 ) -> None:
@@ -178,6 +192,7 @@ def _write_report(
         "data": str(data),
         "aligner": aligner or "starter",
         "pictures": n_pictures,
+        "used_for_fitting": n_known,
         "unreadable": [errors[row] for row in sorted(errors)],
         "confidence": 0.95,
         "scores": [
@@ -207,13 +222,14 @@ def _draw(
     figure: Path,
     aligner: Any,
     inputs: Any,
-    pictures: Sequence[Any],
+    images: Sequence[Any],
     classes: Sequence[str] | None,
     predicted: Sequence[str] | None,
     texts: Sequence[Any] | None,
 ) -> None:
     from matplotlib import pyplot as plt
 
+    from ..encoders._contents import image_groups
     from ..inspection import RecallCurveDisplay, ZeroShotConfusionDisplay
 
     n_panels = (classes is not None) + (texts is not None)
@@ -221,10 +237,12 @@ def _draw(
     panels = [axes] if n_panels == 1 else list(axes)
     if classes is not None:
         ZeroShotConfusionDisplay.from_predictions(
-            classes, predicted, images=pictures, ax=panels.pop(0)
+            classes, predicted, images=images, ax=panels.pop(0)
         )
     if texts is not None:
-        RecallCurveDisplay.from_estimator(aligner, inputs, texts, ax=panels.pop(0))
+        RecallCurveDisplay.from_estimator(
+            aligner, inputs, texts, groups=image_groups(images), ax=panels.pop(0)
+        )
     try:
         with whole_file(figure) as path:
             canvas.savefig(path)

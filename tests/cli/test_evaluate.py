@@ -63,6 +63,32 @@ class TestScores:
         assert {row["measure"] for row in found} >= {"accuracy", "recall@1"}
 
 
+class TestImagesUsedForFitting:
+    def test_are_reported(self, few, photos, rows, run, tmp_path):
+        run("fit", few, "-o", tmp_path / "model", "--method", "cca", "--captions", "filename")
+        report = tmp_path / "report.json"
+        options = ("--aligner", tmp_path / "model", "--captions", "filename", "-o", report)
+        result = run("evaluate", few, *options)
+        assert "Warning: 12 of 12 images were used to fit this aligner" in result.stderr
+        assert json.loads(report.read_text())["used_for_fitting"] == 12
+        result = run("evaluate", photos, *options)
+        assert "Warning: 12 of 60 images were used to fit this aligner" in result.stderr
+
+    def test_new_images_are_not_reported(self, few, photos, run, tmp_path):
+        run("fit", few, "-o", tmp_path / "model", "--method", "cca", "--captions", "filename")
+        known = {path.name for path in few.rglob("*.png")}
+        for image in photos.rglob("*.png"):
+            if image.name not in known:
+                target = tmp_path / "new" / image.parent.name / image.name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(image, target)
+        result = run("evaluate", tmp_path / "new", "--aligner", tmp_path / "model")
+        assert "used to fit" not in result.stderr
+
+    def test_images_of_the_starter_model_are_reported(self, few, run):
+        assert "12 of 12 images were used to fit" in run("evaluate", few).stderr
+
+
 class TestErrors:
     def test_nothing_to_compare_with(self, few, run):
         for picture in few.rglob("*.png"):
