@@ -71,6 +71,12 @@ class CrossModalRetriever(SavedRetriever, ShownMixin, BaseEstimator):
     `fit` embeds the pictures; it trains nothing. Words are embedded as they are, without prompt
     templates: search for ``"a photo of a cat"`` where the captions were like that.
 
+    When the aligner is fitted again after `fit`, or a parameter is set that changes its embeddings
+    (of an encoder or of another step of its Pipeline), the indexed embeddings are not comparable
+    any more. `search`, `add`, `kneighbors` and `save_pretrained` raise ValueError then, as they do
+    when `aligner`, `index` or `dtype` is set after `fit`. Call `fit` again. `standardize` may be
+    set at any time.
+
     `save_pretrained` writes the aligner, the embeddings and what stands for the pictures where it
     is str, paths (loaded as str) or numbers; else numbers of rows stand for them after loading.
     The pictures themselves are not saved. An index is made anew in loading.
@@ -94,6 +100,8 @@ class CrossModalRetriever(SavedRetriever, ShownMixin, BaseEstimator):
     >>> retriever.search([images[captions.index("pizza")]], k=1, modality="image").items
     [['pizza']]
     """
+
+    _fit_only = ("aligner", "index", "dtype")
 
     def __init__(
         self,
@@ -142,8 +150,8 @@ class CrossModalRetriever(SavedRetriever, ShownMixin, BaseEstimator):
             items = items_of(images, None)
         self._collection = Collection.of(embeddings, items, self.dtype, self.index)
         self._has_y = y is not None
-        self._fingerprint = getattr(texts, "fingerprint_", None)
         self.aligner_ = aligner
+        self._note_fit()
         return self
 
     def add(self, images: Any, y: Any = None) -> Self:
@@ -331,12 +339,7 @@ class CrossModalRetriever(SavedRetriever, ShownMixin, BaseEstimator):
             check_is_fitted(self)
         if attribute is None:
             self._check_parameters()
-            now = getattr(text_side(self.aligner_), "fingerprint_", None)
-            if now != self._fingerprint:
-                raise ValueError(
-                    "The aligner has been fitted again since the pictures were indexed, so that "
-                    "their embeddings are not comparable: call fit again."
-                )
+            self._check_current()
         assert collection is not None
         return collection
 

@@ -32,6 +32,7 @@ class SavedRetriever(AroundAligner):
     _collection: Collection
 
     def _own_state(self) -> dict[str, Any]:
+        self._check_current()
         collection = self._collection
         unread = np.setdiff1d(np.arange(collection.n_rows), collection.rows)
         return {
@@ -39,7 +40,7 @@ class SavedRetriever(AroundAligner):
             "unread": unread.astype(np.int64),
             "items": None if collection.items is None else _packed(collection.items),
             "has_y": self._has_y,
-            "fingerprint": self._fingerprint,
+            "fingerprint": getattr(text_side(self.aligner_), "fingerprint_", None),
         }
 
     def _restore_own(self, state: State) -> None:
@@ -62,8 +63,7 @@ class SavedRetriever(AroundAligner):
         has_y = state.value("has_y")
         if not isinstance(has_y, bool):
             raise ValueError("has_y must be true or false.")
-        self._fingerprint = state.optional("fingerprint")
-        if self._fingerprint != getattr(texts, "fingerprint_", None):
+        if state.optional("fingerprint") != getattr(texts, "fingerprint_", None):
             raise ValueError(
                 "The aligner is not the one that the pictures were embedded with (its weights or "
                 "settings are others here): index the pictures again."
@@ -72,6 +72,7 @@ class SavedRetriever(AroundAligner):
         rows = np.setdiff1d(np.arange(n_rows), unread)
         finder = make_index(self.index, embeddings)
         self._collection = Collection(embeddings, rows, n_rows, items, finder, {})
+        self._note_fit()
 
     def _check_restored(self) -> None:
         self._check_parameters()  # type: ignore[attr-defined]
