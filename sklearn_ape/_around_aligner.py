@@ -27,12 +27,12 @@ class AroundAligner(Shareable):
     """
 
     aligner: Any
-    _fit_only: ClassVar[tuple[str, ...]] = ()
+    _fit_only: ClassVar[tuple[str, ...]] = ("aligner",)
 
     def _note_fit(self) -> None:
         """Note what `_check_current` compares with: what embeddings depend on, and parameters."""
         self._at_fit = {
-            "embeddings": embedding_digest(self.aligner_),
+            "embeddings": embedding_digest(self._aligner_in_use()),
             "parameters": {name: getattr(self, name) for name in self._fit_only},
         }
 
@@ -48,7 +48,7 @@ class AroundAligner(Shareable):
                     f"{name}={_shown(now)} was set after fit, which used another one. Call fit "
                     "again, or set it back."
                 )
-        if embedding_digest(self.aligner_) != noted["embeddings"]:
+        if embedding_digest(self._aligner_in_use()) != noted["embeddings"]:
             raise ValueError(
                 f"aligner was changed since this {type(self).__name__} was fitted: it was fitted "
                 "again, or a parameter of its encoders or of another step of its Pipeline was "
@@ -62,7 +62,7 @@ class AroundAligner(Shareable):
         noted = state.get("_at_fit")
         if noted is not None:
             # A digest is valid in one process: `__setstate__` computes it again, if it holds now.
-            is_current = embedding_digest(self.aligner_) == noted["embeddings"]
+            is_current = embedding_digest(self._aligner_in_use()) == noted["embeddings"]
             state["_at_fit"] = {**noted, "embeddings": None if is_current else ""}
         return state
 
@@ -71,7 +71,7 @@ class AroundAligner(Shareable):
         if hasattr(self, "aligner_") and "_at_fit" not in state:  # of an earlier version
             self._note_fit()
         elif "_at_fit" in state and state["_at_fit"]["embeddings"] is None:
-            self._at_fit["embeddings"] = embedding_digest(self.aligner_)
+            self._at_fit["embeddings"] = embedding_digest(self._aligner_in_use())
 
     def _own_state(self) -> dict[str, Any]:
         """Return what was fitted besides the aligner."""
@@ -112,6 +112,11 @@ class AroundAligner(Shareable):
                 "the model names. (What is saved with aligner=load_starter() keeps its own.)"
             )
         self._restore_own(state)
+        if hasattr(self, "aligner_"):
+            self._note_fit()
+
+    def _aligner_in_use(self) -> Any:
+        return self.aligner_ if hasattr(self, "aligner_") else chosen_aligner(self.aligner)
 
     def _is_as_given(self) -> bool:
         given = self.aligner
@@ -121,7 +126,7 @@ class AroundAligner(Shareable):
 
     def _aligner_facts(self) -> Facts:
         """Return what the card tells of the aligner."""
-        aligner = self.aligner_ if hasattr(self, "aligner_") else chosen_aligner(self.aligner)
+        aligner = self._aligner_in_use()
         inner = text_side(aligner)
         facts = inner._card_facts() if isinstance(inner, Shareable) else Facts()
         own = {"aligner": type(inner).__name__, **facts.facts}

@@ -168,6 +168,7 @@ class MultiLabelZeroShotClassifier(SavedClassifier, ClassifierMixin, ZeroShotBas
             distances = self._held_out_distances(X, captions, progress)
             self.aligner_ = self._fit_on_described(X, captions, progress)
         self._keep_thresholds(table, distances)
+        self._note_fit()
         progress.end()
         return self
 
@@ -186,11 +187,12 @@ class MultiLabelZeroShotClassifier(SavedClassifier, ClassifierMixin, ZeroShotBas
         self : object
             The classifier.
         """
-        aligner = self._ready_aligner()
+        aligner = self._ready_aligner(as_at_fit=False)
         table = indicator(Y, self.labels_.tolist())
         distances = self._distances(aligner, X)
         check_consistent_length(distances, table)
         self._keep_thresholds(table, distances)
+        self._note_fit()
         return self
 
     def decision_function(self, X: Any) -> np.ndarray:

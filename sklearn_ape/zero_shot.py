@@ -86,6 +86,10 @@ class ZeroShotClassifier(SavedClassifier, ClassifierMixin, ZeroShotBase):
     `VotingClassifier`, which moreover must have ``voting="soft"``. An aligner in `FrozenEstimator`
     needs no names, so that it works there. Any other is refused with a message.
 
+    After `fit`, predicting raises ValueError when the aligner was changed meanwhile: when another
+    one was set or it was fitted again, or when a parameter of its encoders or of another step of
+    its Pipeline was set. A classifier that predicts without `fit` takes its aligner as it is.
+
     scikit-learn's callbacks (1.9 and later) reach the epochs of an aligner within Pipelines and
     searches: ``search.set_callbacks(ProgressBar(max_propagation_depth=None))``.
 
@@ -180,6 +184,7 @@ class ZeroShotClassifier(SavedClassifier, ClassifierMixin, ZeroShotBase):
                 captions = captions_of(checked_y(y), names, resolve_templates(self.templates))
             self.aligner_ = self._fit_aligner(X, captions, progress)
         self._names = names
+        self._note_fit()
         progress.end()
         return self
 

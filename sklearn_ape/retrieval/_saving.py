@@ -72,7 +72,6 @@ class SavedRetriever(AroundAligner):
         rows = np.setdiff1d(np.arange(n_rows), unread)
         finder = make_index(self.index, embeddings)
         self._collection = Collection(embeddings, rows, n_rows, items, finder, {})
-        self._note_fit()
 
     def _check_restored(self) -> None:
         self._check_parameters()  # type: ignore[attr-defined]
