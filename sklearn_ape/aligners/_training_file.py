@@ -113,8 +113,13 @@ class TrainingFile:
         """Let others write."""
         self._lock.release()
 
-    def read(self) -> tuple[str, dict[str, Any]] | None:
+    def read(self, finished: bool = True) -> tuple[str, dict[str, Any]] | None:
         """Return ("finished" or "unfinished", what was written), or None for a new training.
+
+        Parameters
+        ----------
+        finished : bool, default=True
+            Whether a finished training is returned. Otherwise only an unfinished one is.
 
         Raises
         ------
@@ -124,7 +129,7 @@ class TrainingFile:
         if not self.is_ours:
             return None
         for path, kind in ((self.finished, "finished"), (self.unfinished, "unfinished")):
-            if path.exists():
+            if path.exists() and (finished or path != self.finished):
                 return kind, self._read(path)
         self._tell_of_others()
         return None
