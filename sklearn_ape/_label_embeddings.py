@@ -7,7 +7,6 @@ import hashlib
 import itertools
 import json
 import threading
-import warnings
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -18,6 +17,7 @@ from scipy.sparse import csc_array
 from sklearn.base import clone
 from tqdm import tqdm
 
+from ._warnings import warn
 from .aligners._embedding_digest import embedding_digest
 from .encoders._base import FrozenEncoder
 from .prompts import prompts_of
@@ -179,10 +179,8 @@ def _warn_of_twins(classes: Iterable[Any], embeddings: np.ndarray) -> None:
         digest = hashlib.blake2b(rounded.tobytes(), digest_size=16).digest()
         twin = first.setdefault(digest, label)
         if twin != label:
-            warnings.warn(
+            warn(
                 f"The classes {twin!r} and {label!r} have the same embedding: the text encoder "
                 "cannot tell their names apart. Describe them in other words.",
-                UserWarning,
-                stacklevel=5,
             )
             return

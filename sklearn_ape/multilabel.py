@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
@@ -20,6 +19,7 @@ from ._first_few import first_few
 from ._label_sets import indicator, labels_in
 from ._labels import names_of
 from ._thresholds import check_prevalence, fit_thresholds, shares_of
+from ._warnings import warn
 from ._zero_shot_base import ZeroShotBase
 from .aligners._bank import resolve_bank
 from .aligners._logit_tiles import LogitTiles
@@ -246,11 +246,9 @@ class MultiLabelZeroShotClassifier(SavedClassifier, ClassifierMixin, ZeroShotBas
         scores = self.decision_function(X)
         unread = np.flatnonzero(np.isnan(scores[:, 0]))
         if unread.size:
-            warnings.warn(
+            warn(
                 f"{len(unread)} pictures could not be read and are given no label: rows "
                 f"{first_few(unread, str)}.",
-                UserWarning,
-                stacklevel=2,
             )
         return (scores > 0).astype(int)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from abc import abstractmethod
 from typing import Any
 
@@ -15,6 +14,7 @@ from sklearn.utils.validation import check_consistent_length, check_is_fitted, v
 from .._callbacks import CallbackSupportMixin
 from .._numbers import FLOATS, as_floats, plain_numbers
 from .._shown import ShownMixin
+from .._warnings import warn
 from ..metrics import recall_at_k
 from ..metrics._ranks import ranks_of_both
 from ..training import row_blocks, select, stays_stored
@@ -272,9 +272,7 @@ class BaseAligner(
         if head is not None:
             data = with_head_pairs(self, head, data)
         if len(data.text) == 1:
-            warnings.warn(
-                "All captions are the same: there is nothing to align.", UserWarning, stacklevel=3
-            )
+            warn("All captions are the same: there is nothing to align.")
         return data
 
     def _pairs(self, X: Any, y: Any, reset: bool) -> Pairs:

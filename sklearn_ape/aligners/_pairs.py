@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import warnings
 from typing import Any, NamedTuple
 
 import numpy as np
 from sklearn.utils import gen_batches
 
 from .._first_few import first_few
+from .._warnings import warn
 from ..training import StoredRows, select, split_pairs
 
 _ROWS_AT_ONCE = 1024
@@ -62,11 +62,9 @@ def distinct_pairs(
     lost = missing_rows(image)[image_rows] | missing_rows(text)[text_rows]
     if lost.any():
         rows = np.unique(image_rows[lost])
-        warnings.warn(
+        warn(
             f"{len(rows)} rows are left out, because an encoder could not encode them: "
             f"{first_few(rows, str)}.",
-            UserWarning,
-            stacklevel=5,
         )
         image_rows, text_rows = image_rows[~lost], text_rows[~lost]
         if not len(image_rows):
@@ -74,11 +72,9 @@ def distinct_pairs(
     images, image_numbers = _first_of_equal(image, image_rows)
     texts, text_numbers = _first_of_equal(text, text_rows, by_feature=merge_texts)
     if len(images) == 1 < len(np.unique(image_rows)):
-        warnings.warn(
+        warn(
             "All pictures have the same features: there is nothing to tell them apart by, and "
             "any score on them says nothing.",
-            UserWarning,
-            stacklevel=5,
         )
     # As one number a pair: rows of two are sorted many times as slowly, in copies.
     numbers = np.unique(image_numbers * len(texts) + text_numbers)

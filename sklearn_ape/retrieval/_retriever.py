@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any, Self
 
 import numpy as np
@@ -13,6 +12,7 @@ from sklearn.utils.validation import check_is_fitted
 from .._aligner_choice import chosen_aligner, text_side
 from .._first_few import first_few
 from .._shown import ShownMixin
+from .._warnings import warn
 from ..aligners._bank import Bank, check_standardize, resolve_bank
 from ._collection import Collection, embedded, items_of
 from ._indexes import INDEXES
@@ -381,10 +381,8 @@ def _checked_k(k: Any, name: str, collection: Collection) -> int:
 
 
 def _warn_of_unread(rows: np.ndarray) -> None:
-    warnings.warn(
+    warn(
         f"{len(rows)} queries could not be read and find nothing: {first_few(rows, str)}.",
-        UserWarning,
-        stacklevel=3,
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from os import PathLike
 from typing import Any
 
@@ -11,6 +10,7 @@ import numpy as np
 
 from .._aligner_choice import text_side
 from .._around_aligner import AroundAligner
+from .._warnings import warn
 from ..persistence import State
 from ..persistence._card import Facts
 from ._collection import Collection
@@ -99,11 +99,9 @@ def _packed(items: list[Any]) -> dict[str, Any] | None:
         numbers = np.array(items)
         if numbers.dtype.kind in "if":
             return {"numbers": numbers}
-    warnings.warn(
+    warn(
         "What stands for the pictures in results is neither str, paths nor numbers, and is not "
         "saved: numbers of rows stand for them after loading. Pass y to fit to give them ids.",
-        UserWarning,
-        stacklevel=7,
     )
     return None
 
