@@ -6,6 +6,7 @@ from collections.abc import Callable
 from copy import deepcopy
 from typing import Any, NamedTuple
 
+from sklearn.exceptions import ConvergenceWarning
 from skorch import NeuralNet
 
 from .._callbacks import FitContext
@@ -114,5 +115,6 @@ def course_of(net: NeuralNet, aligner: Any) -> Course:
         warn(
             f"Training was stopped after {len(rows)} of {aligner.max_epochs} epochs; epoch "
             f"{best_epoch} is taken as the best.",
+            ConvergenceWarning,
         )
     return Course(history, len(rows), best_epoch, was_stopped)

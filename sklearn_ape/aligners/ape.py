@@ -309,6 +309,11 @@ class APEAligner(SavedHeads, BaseAligner):
             When training diverges.
         OSError
             When the folder `checkpoint` cannot be written to, or holds other things.
+
+        Warns
+        -----
+        ConvergenceWarning
+            When callbacks or Ctrl-C stopped the training.
         """
         self._check_parameters()
         prepare_folder(self.checkpoint)
