@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from sklearn.base import clone
@@ -11,6 +11,7 @@ from sklearn.utils import Tags, get_tags
 
 from ._aligner_choice import chosen_aligner, text_side
 from ._starter import load_starter
+from .aligners._embedding_digest import embedding_digest
 from .persistence import Shareable, State
 from .persistence._card import Facts
 
@@ -21,10 +22,56 @@ _NAMED = 20
 class AroundAligner(Shareable):
     """Base of estimators whose ``aligner`` parameter is an aligner or stands for one.
 
-    Subclasses say with `_own_state` and `_restore_own` what else they keep.
+    Subclasses say with `_own_state` and `_restore_own` what else they keep, and in `_fit_only`
+    which parameters have no effect before the next fit.
     """
 
     aligner: Any
+    _fit_only: ClassVar[tuple[str, ...]] = ("aligner",)
+
+    def _note_fit(self) -> None:
+        """Note what `_check_current` compares with: what embeddings depend on, and parameters."""
+        self._at_fit = {
+            "embeddings": embedding_digest(self._aligner_in_use()),
+            "parameters": {name: getattr(self, name) for name in self._fit_only},
+        }
+
+    def _check_current(self) -> None:
+        """Raise ValueError when something that the fit depends on was changed since."""
+        noted = getattr(self, "_at_fit", None)
+        if noted is None:
+            return
+        for name, then in noted["parameters"].items():
+            now = getattr(self, name)
+            if now is not then and not (isinstance(then, str) and now == then):
+                raise ValueError(
+                    f"{name}={_shown(now)} was set after fit, which used another one. Call fit "
+                    "again, or set it back."
+                )
+        if embedding_digest(self._aligner_in_use()) != noted["embeddings"]:
+            raise ValueError(
+                f"aligner was changed since this {type(self).__name__} was fitted: it was fitted "
+                "again, or a parameter of its encoders or of another step of its Pipeline was "
+                "set. Embeddings are not comparable with those of the fit: call fit again, or set "
+                "the parameter back."
+            )
+
+    def __getstate__(self) -> dict[str, Any]:
+        attributes: Any = super().__getstate__()
+        state = dict(attributes)
+        noted = state.get("_at_fit")
+        if noted is not None:
+            # A digest is valid in one process: `__setstate__` computes it again, if it holds now.
+            is_current = embedding_digest(self._aligner_in_use()) == noted["embeddings"]
+            state["_at_fit"] = {**noted, "embeddings": None if is_current else ""}
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[misc]
+        if hasattr(self, "aligner_") and "_at_fit" not in state:  # of an earlier version
+            self._note_fit()
+        elif "_at_fit" in state and state["_at_fit"]["embeddings"] is None:
+            self._at_fit["embeddings"] = embedding_digest(self._aligner_in_use())
 
     def _own_state(self) -> dict[str, Any]:
         """Return what was fitted besides the aligner."""
@@ -65,6 +112,11 @@ class AroundAligner(Shareable):
                 "the model names. (What is saved with aligner=load_starter() keeps its own.)"
             )
         self._restore_own(state)
+        if hasattr(self, "aligner_"):
+            self._note_fit()
+
+    def _aligner_in_use(self) -> Any:
+        return self.aligner_ if hasattr(self, "aligner_") else chosen_aligner(self.aligner)
 
     def _is_as_given(self) -> bool:
         given = self.aligner
@@ -74,7 +126,7 @@ class AroundAligner(Shareable):
 
     def _aligner_facts(self) -> Facts:
         """Return what the card tells of the aligner."""
-        aligner = self.aligner_ if hasattr(self, "aligner_") else chosen_aligner(self.aligner)
+        aligner = self._aligner_in_use()
         inner = text_side(aligner)
         facts = inner._card_facts() if isinstance(inner, Shareable) else Facts()
         own = {"aligner": type(inner).__name__, **facts.facts}
@@ -96,6 +148,11 @@ class AroundAligner(Shareable):
         elif hasattr(self.aligner, "__sklearn_tags__"):
             tags.input_tags = get_tags(self.aligner).input_tags
         return tags
+
+
+def _shown(value: Any) -> str:
+    is_plain = value is None or isinstance(value, str)
+    return repr(value) if is_plain else f"{type(value).__name__}(...)"
 
 
 class SavedClassifier(AroundAligner):

@@ -8,7 +8,7 @@ from functools import wraps
 from typing import Any
 
 try:
-    from sklearn.callback import CallbackSupportMixin, with_callbacks
+    from sklearn.callback import CallbackSupportMixin, ProgressBar, with_callbacks
 except ImportError:  # scikit-learn < 1.9
 
     class CallbackSupportMixin:  # type: ignore[no-redef]
@@ -17,6 +17,15 @@ except ImportError:  # scikit-learn < 1.9
     def with_callbacks(method: Callable[..., Any]) -> Callable[..., Any]:
         """Return the method as it is."""
         return method
+
+    class ProgressBar:  # type: ignore[no-redef]
+        """Stands in where scikit-learn has no callbacks."""
+
+
+def observes_fit(estimator: Any) -> bool:
+    """Tell whether an estimator has callbacks of scikit-learn that do more than show progress."""
+    callbacks = getattr(estimator, "_skl_callbacks", [])
+    return any(not isinstance(callback, ProgressBar) for callback in callbacks)
 
 
 class FitContext:

@@ -7,18 +7,18 @@ import hashlib
 import itertools
 import json
 import threading
-import warnings
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 from weakref import WeakKeyDictionary
 
-import joblib
 import numpy as np
 from scipy.sparse import csc_array
 from sklearn.base import clone
 from tqdm import tqdm
 
+from ._warnings import warn
+from .aligners._embedding_digest import embedding_digest
 from .encoders._base import FrozenEncoder
 from .prompts import prompts_of
 
@@ -87,16 +87,15 @@ def embed_labels(
 
 def _identity(text_side: Any) -> str:
     """Say what embeddings of texts depend on besides the texts."""
-    fingerprint = getattr(text_side, "fingerprint_", None) or joblib.hash(text_side)
-    encoder = getattr(text_side, "text_encoder_", None)
-    if isinstance(encoder, FrozenEncoder):
-        return f"{fingerprint} {encoder._identity_digest().hex()}"
-    # An encoder that cannot say what it is counts as the same while it is the same object.
+    digest = embedding_digest(text_side)
+    if isinstance(getattr(text_side, "text_encoder_", None), FrozenEncoder):
+        return digest
+    # Another encoder may depend on more than its parameters: it counts as another in every object.
     with _lock:
         token = _tokens.get(text_side)
         if token is None:
             token = _tokens[text_side] = next(_next_token)
-    return f"{fingerprint} {token}"
+    return f"{digest} {token}"
 
 
 def _class_means(
@@ -180,10 +179,8 @@ def _warn_of_twins(classes: Iterable[Any], embeddings: np.ndarray) -> None:
         digest = hashlib.blake2b(rounded.tobytes(), digest_size=16).digest()
         twin = first.setdefault(digest, label)
         if twin != label:
-            warnings.warn(
+            warn(
                 f"The classes {twin!r} and {label!r} have the same embedding: the text encoder "
                 "cannot tell their names apart. Describe them in other words.",
-                UserWarning,
-                stacklevel=5,
             )
             return

@@ -66,10 +66,12 @@ class ZeroShotBase(ShownMixin, CallbackSupportMixin, BaseEstimator):
         with progress.fitting(aligner, "fit-aligner"):
             return aligner.fit(X, captions)
 
-    def _ready_aligner(self) -> Any:
+    def _ready_aligner(self, as_at_fit: bool = True) -> Any:
         """Return the aligner to predict with; parameters are looked at before."""
         self._check_parameters()
         check_is_fitted(self, msg=_NOT_FITTED)
+        if as_at_fit:
+            self._check_current()
         return self._fitted_aligner()
 
     def _logits_by(self, aligner: Any, scale: float) -> LogitTiles:

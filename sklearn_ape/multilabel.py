@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
@@ -20,6 +19,7 @@ from ._first_few import first_few
 from ._label_sets import indicator, labels_in
 from ._labels import names_of
 from ._thresholds import check_prevalence, fit_thresholds, shares_of
+from ._warnings import warn
 from ._zero_shot_base import ZeroShotBase
 from .aligners._bank import resolve_bank
 from .aligners._logit_tiles import LogitTiles
@@ -168,6 +168,7 @@ class MultiLabelZeroShotClassifier(SavedClassifier, ClassifierMixin, ZeroShotBas
             distances = self._held_out_distances(X, captions, progress)
             self.aligner_ = self._fit_on_described(X, captions, progress)
         self._keep_thresholds(table, distances)
+        self._note_fit()
         progress.end()
         return self
 
@@ -186,11 +187,12 @@ class MultiLabelZeroShotClassifier(SavedClassifier, ClassifierMixin, ZeroShotBas
         self : object
             The classifier.
         """
-        aligner = self._ready_aligner()
+        aligner = self._ready_aligner(as_at_fit=False)
         table = indicator(Y, self.labels_.tolist())
         distances = self._distances(aligner, X)
         check_consistent_length(distances, table)
         self._keep_thresholds(table, distances)
+        self._note_fit()
         return self
 
     def decision_function(self, X: Any) -> np.ndarray:
@@ -244,11 +246,9 @@ class MultiLabelZeroShotClassifier(SavedClassifier, ClassifierMixin, ZeroShotBas
         scores = self.decision_function(X)
         unread = np.flatnonzero(np.isnan(scores[:, 0]))
         if unread.size:
-            warnings.warn(
+            warn(
                 f"{len(unread)} pictures could not be read and are given no label: rows "
                 f"{first_few(unread, str)}.",
-                UserWarning,
-                stacklevel=2,
             )
         return (scores > 0).astype(int)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
@@ -14,6 +13,7 @@ from ._around_aligner import SavedClassifier
 from ._callbacks import FitContext, with_callbacks
 from ._first_few import first_few
 from ._labels import captions_of, checked_y, names_of
+from ._warnings import warn
 from ._zero_shot_base import ZeroShotBase
 from .aligners._logit_tiles import (
     UNKNOWN,
@@ -85,6 +85,10 @@ class ZeroShotClassifier(SavedClassifier, ClassifierMixin, ZeroShotBase):
     ``cross_val_predict(method="predict_proba")``, ``CalibratedClassifierCV(ensemble=False)`` and
     `VotingClassifier`, which moreover must have ``voting="soft"``. An aligner in `FrozenEstimator`
     needs no names, so that it works there. Any other is refused with a message.
+
+    After `fit`, predicting raises ValueError when the aligner was changed meanwhile: when another
+    one was set or it was fitted again, or when a parameter of its encoders or of another step of
+    its Pipeline was set. A classifier that predicts without `fit` takes its aligner as it is.
 
     scikit-learn's callbacks (1.9 and later) reach the epochs of an aligner within Pipelines and
     searches: ``search.set_callbacks(ProgressBar(max_propagation_depth=None))``.
@@ -169,11 +173,9 @@ class ZeroShotClassifier(SavedClassifier, ClassifierMixin, ZeroShotBase):
             check_consistent_length(X, y)
         names = names_of(dict.fromkeys(checked_y(y)) if self.labels is None else self.labels)
         if self.labels is None and not all(isinstance(label, str) for label in names):
-            warnings.warn(
+            warn(
                 "y holds numbers, so the classes are named by them ('0', '1', ...). Give them "
                 "names with labels={0: 'cat', 1: 'dog', ...}.",
-                UserWarning,
-                stacklevel=2,
             )
         if self._is_kept():
             self.aligner_ = self._kept_aligner()
@@ -182,6 +184,7 @@ class ZeroShotClassifier(SavedClassifier, ClassifierMixin, ZeroShotBase):
                 captions = captions_of(checked_y(y), names, resolve_templates(self.templates))
             self.aligner_ = self._fit_aligner(X, captions, progress)
         self._names = names
+        self._note_fit()
         progress.end()
         return self
 
@@ -291,11 +294,9 @@ class ZeroShotClassifier(SavedClassifier, ClassifierMixin, ZeroShotBase):
         unknown = codes_of.setdefault(self.unknown_label, UNKNOWN)
         absent = [label for label in dict.fromkeys(truth) if label not in codes_of]
         if absent:
-            warnings.warn(
+            warn(
                 "y has labels that are no class of this classifier, so that they count as wrong: "
                 f"{first_few(absent)}.",
-                UserWarning,
-                stacklevel=2,
             )
         codes = self._codes(logits, X)
         check_consistent_length(codes, truth, sample_weight)
@@ -315,11 +316,9 @@ class ZeroShotClassifier(SavedClassifier, ClassifierMixin, ZeroShotBase):
         aligner = self._ready_aligner()
         logits = self._logits_by(aligner, self._scale_by(aligner))
         if len(logits.classes) == 1:
-            warnings.warn(
+            warn(
                 f"The only class is {logits.classes[0]!s:.99}, so every picture is given it. "
                 "Give the classes that it is to be told from, too.",
-                UserWarning,
-                stacklevel=3,
             )
         return logits
 
@@ -333,11 +332,9 @@ class ZeroShotClassifier(SavedClassifier, ClassifierMixin, ZeroShotBase):
         (codes,) = logits.collect(X, lambda some: (best_texts(some, self.threshold),))
         unread = np.flatnonzero(codes == UNREAD)
         if unread.size and self.threshold is None:
-            warnings.warn(
+            warn(
                 f"{len(unread)} pictures could not be read and are called "
                 f"{self.unknown_label!r}: rows {first_few(unread, str)}.",
-                UserWarning,
-                stacklevel=3,
             )
         return codes
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 from scipy.special import comb, softmax
+from sklearn.exceptions import ConvergenceWarning
 from skorch.callbacks import Callback
 
 from sklearn_ape import aligners
@@ -242,7 +243,7 @@ def fit_and_test(
         aligner.set_params(head_pairs=getattr(head, method.head))
     with warnings.catch_warnings():
         # That a training was stopped stands in the note.
-        warnings.filterwarnings("ignore", message="Training was stopped", category=UserWarning)
+        warnings.simplefilter("ignore", ConvergenceWarning)
         start = time.perf_counter()
         aligner.fit(X, y)
         seconds = time.perf_counter() - start

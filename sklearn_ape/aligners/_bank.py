@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
-import pickle
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
-import joblib
 import numpy as np
 from sklearn.utils import gen_batches
 
-from ..encoders._base import FrozenEncoder
+from ._embedding_digest import exact_digest
 
 _MOST_ROWS = 1000
 _MOST_BANKS = 4
@@ -24,7 +20,7 @@ _TILE_BYTES = 2**23
 _NO_SPREAD = 1e-6
 
 # As with embeddings of labels: predicting leaves estimators as they were.
-_kept: WeakKeyDictionary[Any, OrderedDict[bytes, Bank]] = WeakKeyDictionary()
+_kept: WeakKeyDictionary[Any, OrderedDict[str, Bank]] = WeakKeyDictionary()
 _lock = threading.Lock()
 
 
@@ -155,7 +151,7 @@ def resolve_bank(
             "better some hundreds, like those to be compared."
         )
     pictures = _rows_of(standardize, evenly_spaced(n_pictures))
-    key = _key(pictures, aligner, whole)
+    key = exact_digest(whole, pictures)
     with _lock:
         kept = _kept.setdefault(aligner, OrderedDict())
         bank = kept.get(key) if key else None
@@ -233,27 +229,3 @@ def _tiles(n_rows: int, n_columns: int) -> Iterator[slice]:
 def _divisor(spread: np.ndarray) -> np.ndarray:
     """Return what to divide by: without a spread nothing deviates. NaN stays NaN."""
     return np.where(spread <= _NO_SPREAD, np.inf, spread)
-
-
-class _Around(pickle.Pickler):
-    """Pickles what is around an aligner: not its arrays, nor what encoders note when used."""
-
-    def __init__(self, file: Any, aligner: Any) -> None:
-        super().__init__(file)
-        self.aligner = aligner
-
-    def persistent_id(self, obj: Any) -> Any:
-        if isinstance(obj, FrozenEncoder):
-            return obj._identity_digest()
-        return "aligner" if obj is self.aligner else None
-
-
-def _key(pictures: Any, aligner: Any, whole: Any) -> bytes:
-    """Digest what the embeddings of a collection depend on; b"" if it cannot be told."""
-    fingerprint = getattr(aligner, "fingerprint_", None) or joblib.hash(aligner)
-    digest = hashlib.sha256(fingerprint.encode())
-    try:
-        _Around(SimpleNamespace(write=digest.update), aligner).dump((whole, pictures))
-    except (pickle.PicklingError, AttributeError, TypeError):  # such as a step that is a lambda
-        return b""
-    return digest.digest()

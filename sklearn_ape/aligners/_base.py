@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from abc import abstractmethod
 from typing import Any
 
@@ -16,6 +15,7 @@ from .._callbacks import CallbackSupportMixin
 from .._numbers import FLOATS, as_floats, plain_numbers
 from .._sequences import check_sequence
 from .._shown import ShownMixin
+from .._warnings import warn
 from ..encoders._contents import image_digests
 from ..encoders._named import resolve_encoder
 from ..metrics import recall_at_k
@@ -330,9 +330,7 @@ class BaseAligner(
         if head is not None:
             data = with_head_pairs(self, head, data)
         if len(data.text) == 1:
-            warnings.warn(
-                "All captions are the same: there is nothing to align.", UserWarning, stacklevel=3
-            )
+            warn("All captions are the same: there is nothing to align.")
         return data
 
     def _scored_pairs(self, X: Any, y: Any, groups: Any = None) -> Pairs:

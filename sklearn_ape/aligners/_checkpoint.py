@@ -6,9 +6,11 @@ import time
 from collections.abc import Callable
 from typing import Any, Self
 
+import joblib
 import numpy as np
 from sklearn.utils import gen_batches
 
+from .._callbacks import observes_fit
 from ..persistence import State
 from ..training import Ranks
 from ..training._state import KeepState
@@ -87,7 +89,8 @@ class Checkpoint:
         if self._file is not None:
             self._file.open()
             try:
-                found = self._file.read()
+                # Callbacks must be called, and those of scikit-learn may stop the training.
+                found = self._file.read(finished=not observes_fit(self.aligner))
             except (ValueError, OSError) as error:
                 self._file.close()
                 found = error
@@ -160,10 +163,14 @@ class Checkpoint:
             self._write(phase, None)
 
     def finish(self) -> None:
-        """Keep what the training led to; or nothing, if a new fit is to draw another seed."""
+        """Keep what the training led to; or nothing, if a new fit is to train again.
+
+        That is when it is to draw another seed, or to call callbacks: they can change weights,
+        and a class or a function of the same name may do something else by then.
+        """
         if self._file is None or self._is_stopped:
             return
-        if self.aligner.random_state is None:
+        if self.aligner.random_state is None or self.aligner.callbacks:
             self._file.remove()
             return
         learned = self.aligner._learned_state()
@@ -193,7 +200,7 @@ def _described(
 ) -> dict[str, Any]:
     """Say which training it is: all that its numbers depend on."""
     parameters = aligner.get_params(deep=False)
-    found = {
+    found: dict[str, Any] = {
         "class": type(aligner).__name__,
         "parameters": {
             name: repr(value.item() if isinstance(value, np.generic) else value)
@@ -204,7 +211,29 @@ def _described(
         "random_state": None if aligner.random_state is None else seed,
         "number of processes": 1 if ranks is None else ranks.size,
     }
+    if aligner.callbacks:
+        found["callbacks"] = [_description(callback) for callback in aligner.callbacks]
     return found if tower is None else {**found, "text_encoder": tower.digest()}
+
+
+def _description(callback: Any) -> str:
+    """Describe a skorch callback by its class and parameters."""
+    if isinstance(callback, tuple):  # with a name
+        callback = callback[1]
+    kind = callback if isinstance(callback, type) else type(callback)
+    values = {} if isinstance(callback, type) else vars(callback)
+    parameters = [
+        f"{name}={_hash(value)}" for name, value in sorted(values.items()) if name[-1] != "_"
+    ]
+    return f"{kind.__module__}.{kind.__qualname__}({', '.join(parameters)})"
+
+
+def _hash(value: Any) -> str:
+    """Return a hash that is the same in the next process; of what has none, the type."""
+    try:
+        return joblib.hash(value)
+    except Exception:  # pickling may raise anything
+        return type(value).__name__
 
 
 def _digest(data: Pairs) -> str:

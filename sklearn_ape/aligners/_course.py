@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from copy import deepcopy
 from typing import Any, NamedTuple
 
+from sklearn.exceptions import ConvergenceWarning
 from skorch import NeuralNet
 
 from .._callbacks import FitContext
+from .._warnings import warn
 from ..training import (
     BestEpoch,
     EpochProgress,
@@ -111,10 +112,9 @@ def course_of(net: NeuralNet, aligner: Any) -> Course:
     patience_ran_out = best is not None and best.misses_ >= best.patience
     was_stopped = len(rows) < aligner.max_epochs and not patience_ran_out
     if was_stopped:
-        warnings.warn(
+        warn(
             f"Training was stopped after {len(rows)} of {aligner.max_epochs} epochs; epoch "
             f"{best_epoch} is taken as the best.",
-            UserWarning,
-            stacklevel=5,
+            ConvergenceWarning,
         )
     return Course(history, len(rows), best_epoch, was_stopped)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
-
 import numpy as np
 from sklearn.utils import gen_batches
 
 from .._first_few import first_few
+from .._warnings import warn
 from ._bank import evenly_spaced
 from ._finite import rows_or_nan
 
@@ -123,12 +122,10 @@ def look_at(features: np.ndarray, largest: np.ndarray, name: str) -> None:
     usual = float(np.median(known))
     far = np.flatnonzero(largest > _FAR * usual)
     if far.size:
-        warnings.warn(
+        warn(
             f"Input {name} has numbers up to {known.max():.0e} in {far.size} rows, the first of "
             f"them {first_few(far, str)}, and up to {usual:.0e} in most: such rows decide means "
             "and variances alone. Leave them out, or scale every row to length 1.",
-            UserWarning,
-            stacklevel=7,
         )
     some = features[evenly_spaced(len(features))].astype(np.float64)
     some = some[~np.isnan(some).any(axis=1)]
@@ -146,8 +143,6 @@ def look_at(features: np.ndarray, largest: np.ndarray, name: str) -> None:
     )
     if share < _FLOAT32.eps and (some != some.astype(np.float32)).any():
         raise ValueError(f"What tells the rows of {name} apart is lost in float32: {why}")
-    warnings.warn(
+    warn(
         f"Float32 is coarse for what tells the rows of {name} apart: {why}",
-        UserWarning,
-        stacklevel=7,
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import reprlib
-import warnings
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,6 +11,7 @@ from scipy.sparse import coo_array
 from sklearn.utils import gen_batches
 
 from .._first_few import first_few
+from .._warnings import warn
 from ..training import StoredRows, select, split_pairs
 
 _ROWS_AT_ONCE = 1024
@@ -129,11 +129,9 @@ def distinct_pairs(rows: Rows) -> Pairs:
     image_items, text_items = rows.image_items, rows.text_rows
     n_images, n_texts = (len(np.unique(items)) for items in (image_items, text_items))
     if len(image) == 1 < n_images:
-        warnings.warn(
+        warn(
             "All images have the same features, so nothing tells them apart. Check the image "
             "encoder, or the features in X.",
-            UserWarning,
-            stacklevel=5,
         )
     items = None
     if (n_images, n_texts) != (len(image), len(text)):
@@ -181,11 +179,9 @@ def _encoded(rows: Rows, group: np.ndarray | None = None) -> tuple[Rows, np.ndar
     if not lost.any():
         return rows, group
     missing = np.unique(rows.image_rows[lost])
-    warnings.warn(
+    warn(
         f"{len(missing)} rows are left out, because an encoder could not encode them: "
         f"{first_few(missing, str)}.",
-        UserWarning,
-        stacklevel=6,
     )
     if lost.all():
         raise ValueError("No pair is left: none of the images could be encoded.")
@@ -276,7 +272,7 @@ def _warn_of_equal_features(name: str, features: Any, are_items_known: bool) -> 
             "another row. Every row counts as an item of its own, and ties count against the "
             "score. Pass groups, such as file names, if equal rows are the same item."
         )
-    warnings.warn(message, UserWarning, stacklevel=5)
+    warn(message, UserWarning)
 
 
 def subset_of(data: Pairs, rows: np.ndarray) -> Pairs:

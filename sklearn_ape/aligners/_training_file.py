@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import tempfile
-import warnings
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from .._unfinished import clear_unfinished
+from .._warnings import warn
 from ..persistence._one_file import read_file, read_head, write_file
 from ..training import current_ranks
 
@@ -98,11 +98,9 @@ class TrainingFile:
             self._lock.acquire(timeout=_LOCK_TIMEOUT_S)
         except Timeout:
             self.is_ours = False
-            warnings.warn(
+            warn(
                 f"Another process is at the same training, and keeps its state in "
                 f"{str(self.unfinished)!r}: this one trains beside it, without a checkpoint.",
-                UserWarning,
-                stacklevel=4,
             )
         except (OSError, NotImplementedError):
             pass  # a disk without locks: whole files replace one another all the same
@@ -113,8 +111,13 @@ class TrainingFile:
         """Let others write."""
         self._lock.release()
 
-    def read(self) -> tuple[str, dict[str, Any]] | None:
+    def read(self, finished: bool = True) -> tuple[str, dict[str, Any]] | None:
         """Return ("finished" or "unfinished", what was written), or None for a new training.
+
+        Parameters
+        ----------
+        finished : bool, default=True
+            Whether a finished training is returned. Otherwise only an unfinished one is.
 
         Raises
         ------
@@ -124,7 +127,7 @@ class TrainingFile:
         if not self.is_ours:
             return None
         for path, kind in ((self.finished, "finished"), (self.unfinished, "unfinished")):
-            if path.exists():
+            if path.exists() and (finished or path != self.finished):
                 return kind, self._read(path)
         self._tell_of_others()
         return None
@@ -146,11 +149,10 @@ class TrainingFile:
         except OSError as error:
             if not self._has_told:
                 self._has_told = True
-                warnings.warn(
+                warn(
                     f"The checkpoint in {str(self.unfinished.parent)!r} cannot be written "
                     f"({error}): training goes on, and what is there stays as it is.",
                     RuntimeWarning,
-                    stacklevel=2,
                 )
 
     def remove(self) -> None:
@@ -177,11 +179,9 @@ class TrainingFile:
             raise ValueError(f"{error} {_REMEDY}") from None
         begun, here = head.get("versions"), _versions()
         if begun != here:
-            warnings.warn(
+            warn(
                 f"{str(path)!r} was written with {begun}, and these are {here}: the result may "
                 "differ in the last digits from that of a training in one go.",
-                UserWarning,
-                stacklevel=6,
             )
         return values
 
@@ -192,12 +192,10 @@ class TrainingFile:
             with suppress(OSError, ValueError, Timeout, NotImplementedError):
                 with _lock_of(path).acquire(timeout=0):  # else it is running
                     there = read_head(path).get("training")
-                warnings.warn(
+                warn(
                     f"{str(path)!r} is an unfinished training with "
                     f"{_difference(there, self.training)}. This one is another, and begins at the "
                     "beginning; that one is left as it is.",
-                    UserWarning,
-                    stacklevel=6,
                 )
                 return
 

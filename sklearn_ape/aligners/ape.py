@@ -177,7 +177,12 @@ class APEAligner(SavedHeads, BaseAligner):
     parameters goes on from there, to the bit of what it would have been, or returns the result
     at once; with ``random_state=None`` a result is not kept, since every fit draws another seed,
     and only a killed training goes on. Trainings of other pairs or parameters have files of their
-    own, so that the fits of a search may share a folder. Your own callbacks begin anew.
+    own, so that the fits of a search may share a folder.
+
+    With `callbacks`, or callbacks of scikit-learn that do more than show progress, a complete
+    result is never returned, since callbacks must be called and can change or stop the training.
+    A killed training is resumed when its callbacks were of the same classes and parameters; they
+    start from their parameters again.
 
     Features in a memory map (``numpy.load(..., mmap_mode="r")``), or in half precision, that would
     take more than 128 MiB as float32 stay where they are: they are looked at, and their batches
@@ -309,6 +314,11 @@ class APEAligner(SavedHeads, BaseAligner):
             When training diverges.
         OSError
             When the folder `checkpoint` cannot be written to, or holds other things.
+
+        Warns
+        -----
+        ConvergenceWarning
+            When callbacks or Ctrl-C stopped the training.
         """
         self._check_parameters()
         prepare_folder(self.checkpoint)

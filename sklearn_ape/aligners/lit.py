@@ -245,6 +245,11 @@ class LiTAligner(BaseAligner):
             When training diverges.
         OSError
             When the folder `checkpoint` cannot be written to, or holds other things.
+
+        Warns
+        -----
+        ConvergenceWarning
+            When callbacks or Ctrl-C stopped the training.
         """
         self._check_parameters()
         prepare_folder(self.checkpoint)

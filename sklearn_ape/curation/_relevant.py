@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -11,6 +10,7 @@ from scipy.sparse import csr_array
 from sklearn.utils import check_random_state
 
 from .._labels import names_of, prompts_of
+from .._warnings import warn
 from ..encoders._named import resolve_encoder
 from ..prompts import resolve_templates
 from ._captions import CaptionRows, caption_rows, max_by_row
@@ -165,11 +165,9 @@ def select_relevant(
             )
         )
     if n_pairs is not None and len(chosen.pairs) < n_pairs:
-        warnings.warn(
+        warn(
             f"{len(chosen.pairs)} pairs could be chosen, not {n_pairs}: there are no more that "
             "are relevant and free.",
-            UserWarning,
-            stacklevel=2,
         )
     kinds = list(names)
     similarity, match = relevance.of_pairs(chosen.pairs, chosen.labels)

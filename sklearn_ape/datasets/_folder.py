@@ -1,7 +1,6 @@
 """Pictures in a folder, with captions from text files, a table, or names."""
 
 import os
-import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from sklearn.utils import Bunch
 
 from .._image_suffixes import IMAGE_SUFFIXES
 from .._sequences import check_sequence
+from .._warnings import warn
 from ._base import deliver, existing_folder, listed, one_or_ragged, words_of
 from ._table import captions_by_row, column, read_table, refuse_bytes, text_column
 
@@ -175,10 +175,8 @@ def _files(folder: Path, recursive: bool) -> Iterator[Path]:
 
 
 def _passed_over(error: OSError) -> None:
-    warnings.warn(
+    warn(
         f"The folder {error.filename!r} cannot be read ({error.strerror}) and is passed over.",
-        UserWarning,
-        stacklevel=5,
     )
 
 

@@ -4,7 +4,6 @@ import html
 import json
 import os
 import re
-import warnings
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from sklearn.utils import Bunch
 
+from .._warnings import warn
 from ._base import deliver, existing_folder, listed, require
 
 _FIELDS = ("title", "tags", "description")
@@ -233,7 +233,7 @@ def _report_missing(missing: list[str], n_entries: int, folder: Path, on_missing
     if on_missing == "raise":
         raise FileNotFoundError(f'{message} on_missing="warn" leaves them out.')
     if on_missing == "warn":
-        warnings.warn(f"{message} They are left out.", UserWarning, stacklevel=3)
+        warn(f"{message} They are left out.")
 
 
 def _caption(entry: dict[str, Any], fields: tuple[str, ...], row: int, file: Path) -> str:

@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import threading
-import warnings
 from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -22,6 +21,7 @@ from tqdm import tqdm
 from .._callbacks import CallbackSupportMixin, reports_fit
 from .._shown import LazyNamesMixin
 from .._threads import in_threads
+from .._warnings import warn
 from ..features import FeatureCache, open_cache
 from ._computes import Computes
 from ._encode_to import EncodesToFile
@@ -337,11 +337,10 @@ class FrozenEncoder(
 
     def _report(self, errors: dict[int, str]) -> None:
         if errors:
-            warnings.warn(
+            warn(
                 f"{summary(errors, self._modality)}"
                 "Their features are NaN; `errors_` names them all.",
                 EncodingFailedWarning,
-                stacklevel=4,  # past scikit-learn's wrapper of transform
             )
 
     def _as_list(self, X: Any) -> list[Any]:

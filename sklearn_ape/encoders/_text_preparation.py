@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 from .._first_few import first_few
+from .._warnings import warn
 from ._hub import loading, side_file
 
 
@@ -94,10 +94,8 @@ def declared_preparation(
 
 def _warn_of_prompts(model_name: str, prompts: dict[str, str]) -> None:
     if prompts:
-        warnings.warn(
+        warn(
             f"{model_name!r} has prompts ({first_few(prompts)}) and none of them is the default, "
             "so texts are encoded without a prompt, as sentence-transformers does. Put the prompt "
             f"in front of the texts yourself, for instance {next(iter(prompts.values()))!r}.",
-            UserWarning,
-            stacklevel=3,
         )

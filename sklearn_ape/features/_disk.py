@@ -6,7 +6,6 @@ import os
 import sqlite3
 import threading
 import time
-import warnings
 from collections.abc import Iterable, Mapping
 from os import PathLike
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from .._warnings import warn
 from ._connection import (
     NewerFormatError,
     connect,
@@ -306,10 +306,9 @@ class DiskFeatureCache:
             self._warn(what)
 
     def _warn(self, what: str) -> None:
-        warnings.warn(
+        warn(
             f"The feature cache {str(self.path)!r} {what}. The features are computed anew.",
             RuntimeWarning,
-            stacklevel=4,
         )
 
 

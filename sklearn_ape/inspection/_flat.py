@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections import Counter
 from typing import Any
 
@@ -12,6 +11,7 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 
 from .._first_few import first_few
+from .._warnings import warn
 
 OTHERS = "(others)"
 _MOST_COLORS = 10
@@ -26,11 +26,9 @@ def flat_points(
     whole = np.concatenate(sides)
     known = np.isfinite(whole).all(axis=1)
     if not known.all():
-        warnings.warn(
+        warn(
             f"{(~known).sum()} rows are not finite and left out of the map: "
             f"{first_few(np.flatnonzero(~known), str)} of pictures and texts in a row.",
-            UserWarning,
-            stacklevel=4,
         )
     n = int(known.sum())
     if n < 3:

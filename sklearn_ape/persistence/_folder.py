@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from .._unfinished import unfinished
+from .._warnings import warn
 from ._format import migrated
 from ._json import dumped, loaded
 from ._tensors import (
@@ -104,11 +104,9 @@ def read_model(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
                 f"{str(folder / TENSORS)!r} is damaged: its numbers are not those that were saved."
             )
         if config is not None:
-            warnings.warn(
+            warn(
                 f"{what} is not of the model beside it (a save was interrupted?): the copy of it "
                 f"within {TENSORS} is used. Saving again mends it.",
-                UserWarning,
-                stacklevel=4,
             )
         config = embedded
     if config.get("tensors") != described(tensors):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 
 from .._first_few import first_few
 from .._sequences import check_sequence
+from .._warnings import warn
 from ..aligners._bank import Bank, _distinct, evenly_spaced
 from ..aligners._captions import holds_pictures
 from ..aligners._feature_tiles import feature_tiles, is_table
@@ -159,10 +159,9 @@ def _read(embeddings: np.ndarray, n_before: int, dtype: str) -> tuple[np.ndarray
     if not unread.any():
         return embeddings.astype(dtype, copy=False), rows
     lost = n_before + np.flatnonzero(unread)
-    warnings.warn(
+    warn(
         f"{len(lost)} of {len(embeddings)} pictures could not be read and are in no answer: rows "
         f"{first_few(lost, str)}.",
         EncodingFailedWarning,
-        stacklevel=4,
     )
     return embeddings[~unread].astype(dtype, copy=False), rows

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import warnings
 from typing import Any
 
 from .._first_few import first_few
 from .._image_suffixes import IMAGE_SUFFIXES
 from .._sequences import check_sequence
+from .._warnings import warn
 from ..aligners._feature_tiles import is_table
 
 MODALITIES = ("auto", "image", "text")
@@ -77,10 +77,8 @@ def _warn_of_paths(texts: list[str]) -> None:
         text for text in texts if text.lower().endswith(IMAGE_SUFFIXES) or os.path.isfile(text)
     ]
     if paths:
-        warnings.warn(
+        warn(
             f"{len(paths)} of the queries look like paths and are searched as text: "
             f"{first_few(paths)}. Pass modality='image' to search by these pictures, or "
             "modality='text' where they are words.",
-            UserWarning,
-            stacklevel=4,
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any, Self
 
 import numpy as np
@@ -14,6 +13,7 @@ from .._aligner_choice import chosen_aligner, text_side
 from .._first_few import first_few
 from .._sequences import check_sequence
 from .._shown import ShownMixin
+from .._warnings import warn
 from ..aligners._bank import Bank, check_standardize, resolve_bank
 from ..encoders import EncodingFailedWarning
 from ._collection import Collection, embedded, items_of
@@ -73,6 +73,12 @@ class CrossModalRetriever(SavedRetriever, ShownMixin, BaseEstimator):
     `fit` embeds the pictures; it trains nothing. Words are embedded as they are, without prompt
     templates: search for ``"a photo of a cat"`` where the captions were like that.
 
+    When the aligner is fitted again after `fit`, or a parameter is set that changes its embeddings
+    (of an encoder or of another step of its Pipeline), the indexed embeddings are not comparable
+    any more. `search`, `add`, `kneighbors` and `save_pretrained` raise ValueError then, as they do
+    when `aligner`, `index` or `dtype` is set after `fit`. Call `fit` again. `standardize` may be
+    set at any time.
+
     `save_pretrained` writes the aligner, the embeddings and what stands for the pictures, if each
     of these is a str, a path (loaded as str), a number, a bool or None. Of bytes, dates and other
     objects it warns, and numbers of rows stand for the pictures after loading.
@@ -97,6 +103,8 @@ class CrossModalRetriever(SavedRetriever, ShownMixin, BaseEstimator):
     >>> retriever.search([images[captions.index("pizza")]], k=1, modality="image").items
     [['pizza']]
     """
+
+    _fit_only = ("aligner", "index", "dtype")
 
     def __init__(
         self,
@@ -146,8 +154,8 @@ class CrossModalRetriever(SavedRetriever, ShownMixin, BaseEstimator):
             items = items_of(images, None)
         self._collection = Collection.of(embeddings, items, self.dtype, self.index)
         self._has_y = y is not None
-        self._fingerprint = getattr(texts, "fingerprint_", None)
         self.aligner_ = aligner
+        self._note_fit()
         return self
 
     def add(self, images: Any, y: Any = None) -> Self:
@@ -337,12 +345,7 @@ class CrossModalRetriever(SavedRetriever, ShownMixin, BaseEstimator):
             check_is_fitted(self)
         if attribute is None:
             self._check_parameters()
-            now = getattr(text_side(self.aligner_), "fingerprint_", None)
-            if now != self._fingerprint:
-                raise ValueError(
-                    "The aligner has been fitted again since the pictures were indexed, so that "
-                    "their embeddings are not comparable: call fit again."
-                )
+            self._check_current()
         assert collection is not None
         return collection
 
@@ -384,10 +387,9 @@ def _checked_k(k: Any, name: str, collection: Collection) -> int:
 
 
 def _warn_of_unread(rows: np.ndarray) -> None:
-    warnings.warn(
+    warn(
         f"{len(rows)} queries could not be read and find nothing: {first_few(rows, str)}.",
         EncodingFailedWarning,
-        stacklevel=3,
     )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import warnings
 from contextlib import suppress
 from os import PathLike
 from typing import Any
@@ -13,6 +12,7 @@ import numpy as np
 
 from .._aligner_choice import text_side
 from .._around_aligner import AroundAligner
+from .._warnings import warn
 from ..persistence import State
 from ..persistence._card import Facts
 from ._collection import Collection
@@ -36,6 +36,7 @@ class SavedRetriever(AroundAligner):
     _collection: Collection
 
     def _own_state(self) -> dict[str, Any]:
+        self._check_current()
         collection = self._collection
         unread = np.setdiff1d(np.arange(collection.n_rows), collection.rows)
         return {
@@ -43,7 +44,7 @@ class SavedRetriever(AroundAligner):
             "unread": unread.astype(np.int64),
             "items": None if collection.items is None else _packed(collection.items),
             "has_y": self._has_y,
-            "fingerprint": self._fingerprint,
+            "fingerprint": getattr(text_side(self.aligner_), "fingerprint_", None),
         }
 
     def _restore_own(self, state: State) -> None:
@@ -66,8 +67,7 @@ class SavedRetriever(AroundAligner):
         has_y = state.value("has_y")
         if not isinstance(has_y, bool):
             raise ValueError("has_y must be true or false.")
-        self._fingerprint = state.optional("fingerprint")
-        if self._fingerprint != getattr(texts, "fingerprint_", None):
+        if state.optional("fingerprint") != getattr(texts, "fingerprint_", None):
             raise ValueError(
                 "The aligner is not the one that the pictures were embedded with (its weights or "
                 "settings are others here): index the pictures again."
@@ -107,12 +107,10 @@ def _packed(items: list[Any]) -> dict[str, Any] | None:
     if kinds <= _JSON_TYPES:  # of several types, or integers of any size
         with suppress(ValueError):  # an integer of thousands of digits
             return {"json": np.frombuffer(json.dumps(plain).encode(), dtype=np.uint8)}
-    warnings.warn(
+    warn(
         "What stands for the pictures in results is neither str, paths, numbers, bool nor None, "
         "and is not saved: numbers of rows stand for them after loading. Pass y to fit to give "
         "them ids.",
-        UserWarning,
-        stacklevel=7,
     )
     return None
 

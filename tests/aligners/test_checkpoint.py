@@ -5,12 +5,14 @@ import warnings
 
 import numpy as np
 import pytest
+import torch
 from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV, KFold
-from skorch.callbacks import Callback
+from skorch.callbacks import Callback, EpochScoring
 
 from sklearn_ape import load_pretrained
 from sklearn_ape.aligners import _checkpoint, _training_file
+from sklearn_ape.encoders import HeadPairs
 from sklearn_ape.persistence import _one_file
 from tests.aligners.kept_trainings import (
     Killed,
@@ -134,15 +136,21 @@ class TestFolder:
 
     def test_an_interrupted_training_goes_on(self, whole, tmp_path):
         class Interrupt(Callback):
+            at_epoch = 4
+
             def on_epoch_begin(self, net, **kwargs):
-                if len(net.history) == 4:
+                if len(net.history) == Interrupt.at_epoch:
                     raise KeyboardInterrupt
 
-        aligner = script.aligner("plain", checkpoint=tmp_path)
+        aligner = script.aligner("plain", callbacks=[Interrupt()], checkpoint=tmp_path)
         with pytest.warns(UserWarning, match="stopped after 3 of 8 epochs"):
-            clone(aligner).set_params(callbacks=[Interrupt()]).fit(X, Y)
+            clone(aligner).fit(X, Y)
         assert files(tmp_path) == ["training.safetensors"]
-        assert_same(clone(aligner).fit(X, Y), whole("plain"))
+        Interrupt.at_epoch = None
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert_same(clone(aligner).fit(X, Y), whole("plain"))
+        assert files(tmp_path) == []
 
     def test_one_that_diverged_is_forgotten(self, tmp_path):
         aligner = script.aligner("plain", checkpoint=tmp_path, learning_rate=1e30, warmup=0)
@@ -154,7 +162,7 @@ class TestFolder:
         aligner = script.aligner("plain", checkpoint=tmp_path)
         killed(aligner, steps, 30)
         again = clone(aligner).set_params(
-            verbose=1, device="auto", callbacks=[Callback()], checkpoint=str(tmp_path)
+            verbose=1, device="auto", callbacks=[], checkpoint=str(tmp_path)
         )
         with warnings.catch_warnings():
             warnings.simplefilter("error")
@@ -205,6 +213,143 @@ class TestFolder:
             signal.signal(signal.SIGXFSZ, ignored)
         assert_same(trained, whole("plain"))
         assert_same(script.aligner("plain", checkpoint=tmp_path).fit(X, Y), trained)
+
+
+class Scale(Callback):
+    """Changes weights after every epoch."""
+
+    calls = 0
+
+    def __init__(self, factor=0.5):
+        self.factor = factor
+
+    def on_epoch_end(self, net, **kwargs):
+        Scale.calls += 1
+        with torch.no_grad():
+            for parameter in net.module_.parameters():
+                parameter.mul_(self.factor)
+
+
+@pytest.mark.usefixtures("every_epoch")
+class TestCallbacks:
+    def test_a_finished_training_without_callbacks_is_not_returned_for_one_with(self, tmp_path):
+        plain = script.aligner("plain", early_stopping=False, checkpoint=tmp_path)
+        before = clone(plain).fit(X, Y)
+        scaled = clone(plain).set_params(callbacks=[("scale", Scale())])
+        expected = clone(scaled).set_params(checkpoint=None).fit(X, Y)
+        for _ in range(2):  # nor is its own result, as callbacks must be called
+            Scale.calls = 0
+            assert_same(clone(scaled).fit(X, Y), expected)
+            assert Scale.calls == 8
+        assert expected.fingerprint_ != before.fingerprint_
+        assert files(tmp_path) == ["trained.safetensors"]
+        assert_same(clone(plain).fit(X, Y), before)
+
+    @pytest.mark.parametrize(
+        "others",
+        [None, [Scale(0.9)], [Scale(), Scale()], [Callback()]],
+        ids=["none", "other parameter", "twice", "other class"],
+    )
+    def test_a_killed_training_goes_on_with_the_same_callbacks_alone(
+        self, others, steps, tmp_path
+    ):
+        aligner = script.aligner("plain", early_stopping=False, checkpoint=tmp_path)
+        aligner.set_params(callbacks=[Scale()])
+        expected = clone(aligner).set_params(checkpoint=None).fit(X, Y)
+        killed(aligner, steps, 22)
+        other = clone(aligner).set_params(callbacks=others)
+        with pytest.warns(UserWarning, match="unfinished training with other callbacks"):
+            found = clone(other).fit(X, Y)
+        assert_same(found, clone(other).set_params(checkpoint=None).fit(X, Y))
+        Scale.calls = 0
+        assert_same(clone(aligner).fit(X, Y), expected)
+        assert 0 < Scale.calls < 8
+
+    def test_what_cannot_be_pickled_counts_by_its_type(self, steps, tmp_path):
+        def aligner(scoring):
+            callback = EpochScoring(scoring, name="mine", on_train=True)
+            return script.aligner("plain", callbacks=[callback], checkpoint=tmp_path)
+
+        killed(aligner(lambda net, X, y: 1), steps, 30)
+        counted = steps(None)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            aligner(lambda net, X, y: 1).fit(X, Y)
+        resumed = counted.n_done
+        counted = steps(None)
+        script.aligner("plain").fit(X, Y)
+        assert resumed < counted.n_done
+
+    def test_callbacks_of_scikit_learn_are_called_whether_or_not_it_was_trained(
+        self, whole, tmp_path
+    ):
+        callback = pytest.importorskip("sklearn.callback", reason="scikit-learn >= 1.9")
+        aligner = script.aligner("plain", checkpoint=tmp_path)
+        monitor = callback.ScoringMonitor(scoring=lambda estimator, X, y: {"one": 1.0})
+        clone(aligner).fit(X, Y)
+        assert_same(clone(aligner).set_callbacks(monitor).fit(X, Y), whole("plain"))
+        assert len(monitor.get_logs().data) == 1 + 8
+
+    def test_a_progress_bar_does_not_train_again(self, steps, tmp_path):
+        callback = pytest.importorskip("sklearn.callback", reason="scikit-learn >= 1.9")
+        aligner = script.aligner("plain", checkpoint=tmp_path)
+        first = clone(aligner).fit(X, Y)
+        counted = steps(None)
+        assert_same(clone(aligner).set_callbacks(callback.ProgressBar()).fit(X, Y), first)
+        assert counted.n_done == 0
+
+    def test_a_callback_of_scikit_learn_that_stops_a_finished_training(self, tmp_path):
+        pytest.importorskip("sklearn.callback", reason="scikit-learn >= 1.9")
+
+        class StopAt2:
+            n_epochs = 0
+
+            def setup(self, estimator, context):
+                pass
+
+            def teardown(self, estimator, context):
+                pass
+
+            def on_fit_task_begin(self, estimator, context):
+                pass
+
+            def on_fit_task_end(self, estimator, context):
+                self.n_epochs += context.task_name == "epoch"
+                return self.n_epochs == 2
+
+        aligner = script.aligner("plain", checkpoint=tmp_path)
+        clone(aligner).fit(X, Y)
+        with pytest.warns(UserWarning, match="stopped after 2 of 8 epochs"):
+            assert clone(aligner).set_callbacks(StopAt2()).fit(X, Y).n_epochs_ == 2
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"learning_rate": np.float64(0.001), "depth": np.int64(2), "refit": np.bool_(True)},
+        {"verbose": 2, "device": "cpu"},
+    ],
+)
+def test_parameters_that_are_equal_are_those_of_the_same_training(parameters, steps, tmp_path):
+    aligner = script.aligner("plain", max_epochs=2, checkpoint=tmp_path)
+    aligner.fit(X, Y)
+    counted = steps(None)
+    clone(aligner).set_params(**parameters).fit(X, Y)
+    assert counted.n_done == 0
+
+
+def test_pairs_of_a_classification_head_are_of_the_training(steps, tmp_path):
+    rng = np.random.default_rng(0)
+    fingerprints = set()
+    for seed in (None, 1, 2):
+        pairs = None
+        if seed is not None:
+            features = rng.standard_normal((9, X.shape[1])).astype(np.float32)
+            texts = rng.standard_normal((9, Y.shape[1])).astype(np.float32)
+            pairs = HeadPairs(features, texts)
+        aligner = script.aligner("plain", max_epochs=1, head_pairs=pairs, checkpoint=tmp_path)
+        fingerprints.add(aligner.fit(X, Y).fingerprint_)
+    assert len(fingerprints) == 3
 
 
 def _with_seed(aligner, seed):

@@ -8,6 +8,7 @@ import warnings
 import numpy as np
 import pytest
 from sklearn.base import clone
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.feature_extraction.text import HashingVectorizer
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
@@ -167,7 +168,7 @@ class TestScores:
 
 class TestStopping:
     def test_a_callback_may_end_the_training(self, concepts):
-        with pytest.warns(UserWarning, match="stopped after 2 of 9 epochs"):
+        with pytest.warns(ConvergenceWarning, match="stopped after 2 of 9 epochs"):
             fitted = ape(max_epochs=9).set_callbacks(StopAt(2)).fit(concepts.image, concepts.text)
         assert fitted.n_epochs_ == 2
 

@@ -159,7 +159,7 @@ class TestInput:
     def test_an_aligner_that_was_fitted_again(self, aligner, concepts):
         retriever = CrossModalRetriever(aligner).fit(concepts.image)
         aligner.fit(concepts.image[::2], concepts.text[::2])
-        with pytest.raises(ValueError, match="fitted again since"):
+        with pytest.raises(ValueError, match="it was fitted again, or a parameter"):
             retriever.search(concepts.image[:1])
 
     @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import tempfile
-import warnings
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from importlib.metadata import version
@@ -17,6 +16,7 @@ from typing import TypeVar
 import torch
 
 from ..._unfinished import unfinished
+from ..._warnings import warn
 from ._base import EngineError, Workload, WrongNumbersError
 
 T = TypeVar("T")
@@ -65,11 +65,10 @@ def kept_export(
         except WrongNumbersError:  # as a new export would
             raise
         except (EngineError, OSError, ValueError) as error:
-            warnings.warn(
+            warn(
                 f"The exported network in {str(kept)!r} is damaged ({error}); it is exported "
                 "anew.",
                 RuntimeWarning,
-                stacklevel=4,
             )
             shutil.rmtree(kept, ignore_errors=True)
     with ExitStack() as stack:
@@ -144,9 +143,8 @@ def _move(fresh: Path, kept: Path) -> None:
         os.replace(fresh, kept)
     except OSError:
         if not kept.is_dir():
-            warnings.warn(
+            warn(
                 f"The exported network cannot be kept in {str(kept)!r}; the next process exports "
                 "it again.",
                 RuntimeWarning,
-                stacklevel=5,
             )

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 
+from ..._warnings import warn
 from .._networks import is_shared, shared
 from ._base import Engine, EngineError, Inputs, Workload, WrongNumbersError, chosen_engine
 from ._exports import forget_failure, has_failed, is_exported, kept_export, remember_failure
@@ -51,21 +51,20 @@ def engine_for(engine: str, workload: Workload, n_items: int, worth_exporting: i
         is_free_to_choose = workload.dtype == "float32"
         if has_failed(name, workload) or (is_free_to_choose and n_items < least):
             return TorchEngine(workload)
-    return shared(key, lambda: _made(name, workload, warn=engine != "auto"))
+    return shared(key, lambda: _made(name, workload, by_name=engine != "auto"))
 
 
-def _made(name: str, workload: Workload, warn: bool) -> Engine:
+def _made(name: str, workload: Workload, by_name: bool) -> Engine:
     try:
         made = _exported(name, workload)
     except (EngineError, OSError) as error:
         reason = str(error).partition("\n")[0][:300]
         if isinstance(error, EngineError):  # a disk that is full today is not, tomorrow
             remember_failure(name, workload, str(error))
-        if warn:
-            warnings.warn(
+        if by_name:
+            warn(
                 f"engine={name!r} cannot compute this network, so torch does: {reason}",
                 RuntimeWarning,
-                stacklevel=2,
             )
         return TorchEngine(workload)
     forget_failure(name, workload)

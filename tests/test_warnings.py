@@ -1,0 +1,298 @@
+"""Warnings point to the line of the caller, however deep in the package they are raised."""
+
+import doctest
+import inspect
+import os
+import re
+import subprocess
+import sys
+import threading
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from filelock import FileLock
+from sklearn.base import clone
+from sklearn.frozen import FrozenEstimator
+from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer
+from skorch.callbacks import Callback
+
+import sklearn_ape
+from sklearn_ape import (
+    APEAligner,
+    CCAAligner,
+    CrossModalRetriever,
+    KernelAligner,
+    MultiLabelZeroShotClassifier,
+    ZeroShotClassifier,
+)
+from sklearn_ape._warnings import warn
+from sklearn_ape.encoders import TimmImageEncoder, TransformersTextEncoder
+
+SOURCES = Path(sklearn_ape.__file__).parent
+
+
+def test_no_module_counts_frames_by_hand():
+    found = [
+        f"{path.relative_to(SOURCES)}: {match[0]}"
+        for path in SOURCES.rglob("*.py")
+        if path.name != "_warnings.py"
+        for match in re.finditer(r"stacklevel\s*=|warnings\.warn\(", path.read_text("utf-8"))
+    ]
+    assert found == [], "use sklearn_ape._warnings.warn"
+
+
+def broken(X):
+    """Return features of pictures of which an encoder gave up two."""
+    X = X.copy()
+    X[[0, 2]] = np.nan
+    return X
+
+
+@pytest.fixture
+def data(concepts):
+    return concepts.image, concepts.text
+
+
+@pytest.fixture
+def model(data):
+    return CCAAligner().fit(*data)
+
+
+@pytest.fixture(scope="module")
+def by_words():
+    """Takes features of pictures and words."""
+    rng = np.random.default_rng(0)
+    y = ["cat", "dog", "house"] * 20
+    X = np.eye(3)[[0, 1, 2] * 20] + 0.1 * rng.standard_normal((60, 3))
+    return CCAAligner(text_encoder=TransformersTextEncoder()).fit(X, y), X, y
+
+
+def equal_captions(data, *rest):
+    CCAAligner().fit(data[0], np.ones_like(data[1]))
+
+
+def equal_captions_in_a_pipeline(data, *rest):
+    make_pipeline(FunctionTransformer(), CCAAligner()).fit(data[0], np.ones_like(data[1]))
+
+
+def coarse_features(data, *rest):
+    KernelAligner().fit(1e6 + data[0], data[1])
+
+
+def coarse_features_in_a_search(data, *rest):
+    GridSearchCV(CCAAligner(), {"ridge": [0.1, 1.0]}, cv=2).fit(1e6 + data[0], data[1])
+
+
+def coarse_features_in_a_score(data, *rest):
+    cross_val_score(make_pipeline(CCAAligner()), 1e6 + data[0], data[1], cv=2)
+
+
+def unread_pairs(data, *rest):
+    CCAAligner().fit(broken(data[0]), data[1])
+
+
+def unread_pairs_of_a_score(data, model, *rest):
+    model.score(broken(data[0]), data[1])
+
+
+def unread_picture(*rest):
+    TimmImageEncoder(on_error="nan").transform(["none.png"])
+
+
+def unread_picture_in_a_pipeline(data, model, *rest):
+    features = FrozenEstimator(CCAAligner().fit(np.eye(1280)[:9], data[1][:9]))
+    make_pipeline(TimmImageEncoder(on_error="nan"), features).transform(["none.png"])
+
+
+def unread_picture_of_an_index(data, model, *rest):
+    CrossModalRetriever(model).fit(broken(data[0]))
+
+
+def unread_picture_added_to_an_index(data, model, *rest):
+    CrossModalRetriever(model).fit(data[0]).add(broken(data[0]))
+
+
+def unread_query(data, model, *rest):
+    CrossModalRetriever(model).fit(data[0]).search(broken(data[0])[:3])
+
+
+def queries_like_paths(data, model, words, *rest):
+    CrossModalRetriever(words[0]).fit(words[1]).search(["cat.png"])
+
+
+def items_that_are_not_saved(data, model, words, folder):
+    y = [(row, "a") for row in range(len(data[0]))]
+    CrossModalRetriever(model).fit(data[0], y).save_pretrained(folder / "model")
+
+
+def a_single_class(data, model, words, *rest):
+    ZeroShotClassifier(["cat"], aligner=words[0]).predict(words[1])
+
+
+def a_single_class_in_predict_top_k(data, model, words, *rest):
+    ZeroShotClassifier(["cat"], aligner=words[0]).predict_top_k(words[1], k=1)
+
+
+def equal_embeddings_of_labels(data, model, words, *rest):
+    ZeroShotClassifier(["Lynx", "lynx"], aligner=words[0]).predict_proba(words[1])
+
+
+def labels_of_y_that_are_no_class(data, model, words, *rest):
+    ZeroShotClassifier(["cat", "dog"], aligner=words[0]).score(words[1], words[2])
+
+
+def unread_pictures_of_a_classifier(data, model, words, *rest):
+    ZeroShotClassifier(["cat", "dog"], aligner=words[0]).predict(broken(words[1]))
+
+
+def unread_pictures_of_several_labels(data, model, words, *rest):
+    MultiLabelZeroShotClassifier(["cat", "dog"], aligner=words[0]).predict(broken(words[1]))
+
+
+def a_training_that_is_stopped(data, *rest):
+    class Stop(Callback):
+        def on_epoch_end(self, net, **kwargs):
+            raise KeyboardInterrupt
+
+    aligner = APEAligner(init=None, width=8, max_epochs=9, early_stopping=False)
+    aligner.set_params(callbacks=[Stop()]).fit(*data)
+
+
+def a_checkpoint_that_is_locked(data, model, words, folder):
+    aligner = APEAligner(init=None, width=8, max_epochs=1, random_state=0, checkpoint=folder)
+    clone(aligner).fit(*data)
+    (finished,) = folder.glob("*.trained.safetensors")
+    lock = finished.name.replace(".trained.", ".training.")
+    with FileLock(folder / f".{lock}.lock"):
+        aligner.fit(*data)
+
+
+def a_damaged_cache(data, model, words, folder):
+    TransformersTextEncoder(cache=folder).transform(["a heron"])
+    for file in folder.iterdir():
+        file.write_bytes(b"damaged" * 1000)
+    TransformersTextEncoder(cache=folder).transform(["a heron"])
+
+
+CASES = [
+    (equal_captions, "All captions are the same"),
+    (equal_captions_in_a_pipeline, "All captions are the same"),
+    (coarse_features, "Float32 is coarse"),
+    (coarse_features_in_a_search, "Float32 is coarse"),
+    (coarse_features_in_a_score, "Float32 is coarse"),
+    (unread_pairs, "2 rows are left out"),
+    (unread_pairs_of_a_score, "2 rows are left out"),
+    (unread_picture, "1 image cannot be encoded"),
+    (unread_picture_in_a_pipeline, "1 image cannot be encoded"),
+    (unread_picture_of_an_index, "could not be read"),
+    (unread_picture_added_to_an_index, "could not be read"),
+    (unread_query, "could not be read"),
+    (queries_like_paths, "look like paths"),
+    (items_that_are_not_saved, "not saved"),
+    (a_single_class, "only class"),
+    (a_single_class_in_predict_top_k, "only class"),
+    (equal_embeddings_of_labels, "same embedding"),
+    (labels_of_y_that_are_no_class, "count as wrong"),
+    (unread_pictures_of_a_classifier, "could not be read"),
+    (unread_pictures_of_several_labels, "could not be read"),
+    (a_training_that_is_stopped, "stopped after 1 of 9 epochs"),
+    (a_checkpoint_that_is_locked, "without a checkpoint"),
+    (a_damaged_cache, "feature cache"),
+]
+
+
+@pytest.mark.parametrize(("cause", "match"), CASES, ids=[cause.__name__ for cause, _ in CASES])
+def test_a_warning_points_to_the_line_that_caused_it(
+    cause, match, data, model, by_words, tmp_path
+):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        cause(data, model, by_words, tmp_path)
+    found = [warning for warning in caught if match in str(warning.message)]
+    lines, start = inspect.getsourcelines(cause)
+    for warning in found:
+        assert warning.filename == __file__
+        assert start < warning.lineno < start + len(lines)
+    assert found
+
+
+def warn_in(namespace, filename):
+    source = "ZeroShotClassifier(['cat'], aligner=aligner).predict(X)\n"
+    exec(compile(source, filename, "exec"), namespace)
+
+
+@pytest.fixture
+def namespace(by_words):
+    aligner, X, _ = by_words
+    return {"ZeroShotClassifier": ZeroShotClassifier, "aligner": aligner, "X": X}
+
+
+@pytest.mark.parametrize("filename", ["<stdin>", "<string>", "/tmp/ipykernel_7/123.py"])
+def test_code_without_a_file(filename, namespace):
+    with pytest.warns(UserWarning, match="only class") as caught:
+        warn_in(namespace, filename)
+    assert caught[0].filename == filename
+
+
+def test_a_doctest_of_a_module_of_the_package(namespace):
+    """Its globals, and so the name of its module, are those of the module itself."""
+    source = ">>> ZeroShotClassifier(['cat'], aligner=aligner).predict(X).shape\n(60,)\n"
+    namespace["__name__"] = "sklearn_ape.zero_shot"
+    test = doctest.DocTestParser().get_doctest(source, namespace, "example", None, 0)
+    with pytest.warns(UserWarning, match="only class") as caught:
+        assert doctest.DocTestRunner().run(test).failed == 0
+    assert caught[0].filename == "<doctest example[0]>"
+
+
+def in_thread(work):
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+
+
+def test_in_threads(by_words):
+    aligner, X, _ = by_words
+    classifier = ZeroShotClassifier(["cat"], aligner=aligner)
+    with pytest.warns(UserWarning, match="only class") as caught:
+        in_thread(lambda: classifier.predict(X))
+    assert caught[0].filename == __file__
+    with (
+        pytest.warns(UserWarning, match="only class") as caught,
+        ThreadPoolExecutor(1) as pool,  # in which no frame is ours
+    ):
+        pool.submit(classifier.predict, X).result()
+    assert not caught[0].filename.startswith(str(SOURCES))
+
+
+def test_a_warning_is_shown_once_for_a_line_as_usual():
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        for _ in range(3):
+            warn("again")
+        warn("again", RuntimeWarning)
+    assert [warning.category for warning in caught] == [UserWarning, RuntimeWarning]
+
+
+def test_the_line_is_shown(tmp_path):
+    script = tmp_path / "mine.py"
+    script.write_text(
+        "import numpy as np\n"
+        "from sklearn_ape import CCAAligner\n"
+        "X = np.random.default_rng(0).random((9, 3))\n"
+        "CCAAligner().fit(X, np.ones((9, 3)))  # mine\n"
+    )
+    run = subprocess.run(
+        [sys.executable, str(script)],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=SOURCES.parent,
+        env={**os.environ, "PYTHONPATH": str(SOURCES.parent)},
+    )
+    assert f"{script}:4: UserWarning: All captions are the same" in run.stderr
+    assert "CCAAligner().fit(X, np.ones((9, 3)))  # mine" in run.stderr
