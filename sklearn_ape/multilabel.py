@@ -19,6 +19,7 @@ from ._callbacks import FitContext, with_callbacks
 from ._first_few import first_few
 from ._label_sets import indicator, labels_in
 from ._labels import names_of
+from ._numbers import ignores_underflow
 from ._thresholds import check_prevalence, fit_thresholds, shares_of
 from ._zero_shot_base import ZeroShotBase
 from .aligners._bank import resolve_bank
@@ -213,6 +214,7 @@ class MultiLabelZeroShotClassifier(SavedClassifier, ClassifierMixin, ZeroShotBas
         scores *= self._scale_by(aligner)
         return scores
 
+    @ignores_underflow
     def predict_proba(self, X: Any) -> np.ndarray:
         """Probability of every label, each for itself.
 

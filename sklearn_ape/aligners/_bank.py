@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import pickle
-import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
@@ -15,6 +14,8 @@ import joblib
 import numpy as np
 from sklearn.utils import gen_batches
 
+from .._forks import ForkSafeLock
+from .._numbers import ignores_underflow
 from ..encoders._base import FrozenEncoder
 
 _MOST_ROWS = 1000
@@ -25,7 +26,7 @@ _NO_SPREAD = 1e-6
 
 # As with embeddings of labels: predicting leaves estimators as they were.
 _kept: WeakKeyDictionary[Any, OrderedDict[bytes, Bank]] = WeakKeyDictionary()
-_lock = threading.Lock()
+_lock = ForkSafeLock()
 
 
 class Bank(NamedTuple):
@@ -84,6 +85,7 @@ class Standardizer:
         self.scale = scale * whole
         self.factor = self.scale / _divisor(spread)
 
+    @ignores_underflow
     def apply(self, cosines: np.ndarray, image: Any) -> None:
         """Change cosines, of shape (n_images, n_texts), in place.
 
@@ -208,6 +210,7 @@ def _distinct(embeddings: Any) -> np.ndarray:
     return embeddings
 
 
+@ignores_underflow
 def _moments(embeddings: Any, bank: Any) -> tuple[np.ndarray, np.ndarray]:
     """Return the mean and standard deviation of every row's cosines with the bank."""
     n_rows = len(embeddings)

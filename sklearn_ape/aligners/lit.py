@@ -12,6 +12,7 @@ import torch
 from sklearn.utils import check_random_state
 
 from .._callbacks import FitContext, with_callbacks
+from .._caller_state import default_state
 from ..devices import resolve_device
 from ..heads import FrozenHead, TwoTower, head_state, restored_head
 from ..persistence import State
@@ -20,6 +21,7 @@ from ..training import (
     PairDataset,
     StoredRows,
     as_tensor,
+    current_ranks,
     embed,
     split_pairs,
     subset,
@@ -243,23 +245,28 @@ class LiTAligner(BaseAligner):
             When `text_encoder` is no network of the transformers library.
         FloatingPointError
             When training diverges.
+        RuntimeError
+            When torch.distributed is set up for several processes: they would not share the
+            training.
         OSError
             When the folder `checkpoint` cannot be written to, or holds other things.
         """
         self._check_parameters()
+        _check_single_process()
         prepare_folder(self.checkpoint)
         fit = FitContext(self, self.max_epochs, X, y)
         try:
-            data = self._fit_pairs(X, y)
-            random = check_random_state(self.random_state)
-            seed = int(random.randint(np.iinfo(np.int32).max))
-            self.device_ = resolve_device(self.device)
-            with Checkpoint(self, data, seed, tower=self._tower) as kept:
-                if not kept.restore():
-                    with seeded(kept.seed, self.device_):
-                        self._train(data, self._tower, fit, kept)
-                    kept.finish()
-            self._keep_bank(data)
+            with default_state():
+                data = self._fit_pairs(X, y)
+                random = check_random_state(self.random_state)
+                seed = int(random.randint(np.iinfo(np.int32).max))
+                self.device_ = resolve_device(self.device)
+                with Checkpoint(self, data, seed, tower=self._tower) as kept:
+                    if not kept.restore():
+                        with seeded(kept.seed, self.device_):
+                            self._train(data, self._tower, fit, kept)
+                        kept.finish()
+                self._keep_bank(data)
         finally:
             self.__dict__.pop("_tower", None)
         fit.end()
@@ -355,6 +362,16 @@ class LiTAligner(BaseAligner):
 
     def _check_parameters(self) -> None:
         check_text_training(self)
+
+
+def _check_single_process() -> None:
+    ranks = current_ranks()
+    if ranks is not None:
+        raise RuntimeError(
+            "LiTAligner does not support distributed training, and torch.distributed is set up "
+            f"for {ranks.size} processes, of which each would train a model of its own. Call fit "
+            "in a process without a process group, or use APEAligner."
+        )
 
 
 def _learned(module: TwoTower, scale: float) -> dict[str, Any]:
