@@ -6,7 +6,6 @@ import copy
 import hashlib
 import itertools
 import json
-import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -17,6 +16,8 @@ from scipy.sparse import csc_array
 from sklearn.base import clone
 from tqdm import tqdm
 
+from ._forks import ForkSafeLock
+from ._numbers import ignores_underflow
 from ._warnings import warn
 from .aligners._embedding_digest import embedding_digest
 from .encoders._base import FrozenEncoder
@@ -30,7 +31,7 @@ _DIGITS = 4
 # Kept outside the classifiers: predicting leaves a classifier as it was, and clones, refits and
 # copies in a worker share what was computed. Without the prompts' own features, which are many.
 _kept: OrderedDict[bytes, np.ndarray] = OrderedDict()
-_lock = threading.Lock()
+_lock = ForkSafeLock()
 _tokens: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
 _next_token = itertools.count()
 
@@ -98,6 +99,7 @@ def _identity(text_side: Any) -> str:
     return f"{digest} {token}"
 
 
+@ignores_underflow
 def _class_means(
     text_side: Any, names: Mapping[Any, list[str]], templates: tuple[str, ...]
 ) -> np.ndarray:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 from sklearn.utils import check_array
 
 from ._first_few import first_few
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 FLOATS = [np.float64, np.float32, np.float16]
 """What `check_array` lets pass; it makes the first of them of anything else."""
@@ -67,3 +72,18 @@ def as_floats(features: Any, name: str, **options: Any) -> np.ndarray:
         input_name=name,
         **options,
     )
+
+
+def ignores_underflow(function: Callable[P, T]) -> Callable[P, T]:
+    """Let a function compute under ``np.errstate(all="raise")``; use it as a decorator.
+
+    Small probabilities and products of small numbers become zero, as they should. Overflow,
+    division by zero and invalid operations are left to the caller's settings.
+    """
+
+    @wraps(function)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
+        with np.errstate(under="ignore"):
+            return function(*args, **kwargs)
+
+    return wrapped

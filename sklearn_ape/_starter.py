@@ -10,6 +10,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 
+from ._caller_state import default_state
 from .aligners import KernelAligner
 from .aligners._bank import Bank
 from .aligners._fitted_images import FittedImages
@@ -91,6 +92,7 @@ def packed(aligner: KernelAligner) -> tuple[dict[str, np.ndarray], dict[str, str
     return tensors, {"sklearn_ape": json.dumps(described)}
 
 
+@default_state()
 def unpacked(path: Path) -> KernelAligner:
     """Return a fitted aligner from a file of `packed` tensors."""
     from safetensors import safe_open

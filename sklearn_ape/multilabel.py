@@ -18,6 +18,7 @@ from ._callbacks import FitContext, with_callbacks
 from ._first_few import first_few
 from ._label_sets import indicator, labels_in
 from ._labels import names_of
+from ._numbers import ignores_underflow
 from ._thresholds import check_prevalence, fit_thresholds, shares_of
 from ._warnings import warn
 from ._zero_shot_base import ZeroShotBase
@@ -215,6 +216,7 @@ class MultiLabelZeroShotClassifier(SavedClassifier, ClassifierMixin, ZeroShotBas
         scores *= self._scale_by(aligner)
         return scores
 
+    @ignores_underflow
     def predict_proba(self, X: Any) -> np.ndarray:
         """Probability of every label, each for itself.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -11,6 +10,8 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from sklearn.utils import gen_batches
 
+from .._forks import ForkSafeLock
+from .._numbers import ignores_underflow
 from ._embedding_digest import exact_digest
 
 _MOST_ROWS = 1000
@@ -21,7 +22,7 @@ _NO_SPREAD = 1e-6
 
 # As with embeddings of labels: predicting leaves estimators as they were.
 _kept: WeakKeyDictionary[Any, OrderedDict[str, Bank]] = WeakKeyDictionary()
-_lock = threading.Lock()
+_lock = ForkSafeLock()
 
 
 class Bank(NamedTuple):
@@ -80,6 +81,7 @@ class Standardizer:
         self.scale = scale * whole
         self.factor = self.scale / _divisor(spread)
 
+    @ignores_underflow
     def apply(self, cosines: np.ndarray, image: Any) -> None:
         """Change cosines, of shape (n_images, n_texts), in place.
 
@@ -206,6 +208,7 @@ def _distinct(embeddings: Any) -> np.ndarray:
     return embeddings
 
 
+@ignores_underflow
 def _moments(embeddings: Any, bank: Any) -> tuple[np.ndarray, np.ndarray]:
     """Return the mean and standard deviation of every row's cosines with the bank."""
     n_rows = len(embeddings)

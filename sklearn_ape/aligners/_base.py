@@ -12,7 +12,7 @@ from sklearn.utils import Tags
 from sklearn.utils.validation import check_consistent_length, check_is_fitted, validate_data
 
 from .._callbacks import CallbackSupportMixin
-from .._numbers import FLOATS, as_floats, plain_numbers
+from .._numbers import FLOATS, as_floats, ignores_underflow, plain_numbers
 from .._sequences import check_sequence
 from .._shown import ShownMixin
 from .._warnings import warn
@@ -104,6 +104,7 @@ class BaseAligner(
         features = self._features_of_texts(y)
         return embedded_where_known(features, self._embed_text, self._n_features_out)
 
+    @ignores_underflow
     def similarity(self, X: Any, y: Any, standardize: Any = False) -> np.ndarray:
         """Cosine of every picture with every text.
 
@@ -193,6 +194,7 @@ class BaseAligner(
             for way, ranks in self.retrieval_ranks(X, y, groups).items()
         }
 
+    @ignores_underflow
     def retrieval_ranks(self, X: Any, y: Any, groups: Any = None) -> dict[str, np.ndarray]:
         """Ranks of the right captions by images, and of the right images by captions.
 

@@ -6,7 +6,6 @@ import hashlib
 import itertools
 import os
 import pickle
-import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +17,7 @@ from sklearn.base import BaseEstimator
 from sklearn.frozen import FrozenEstimator
 from sklearn.utils import get_tags
 
+from .._forks import ForkSafeLock
 from ..encoders._base import FrozenEncoder
 from ..encoders._registry import folder_digest
 from ._fingerprint import fingerprint
@@ -30,7 +30,7 @@ _RUNTIME_OPTIONS = frozenset(
 # Objects that cannot be pickled, such as a lambda, are told apart by number: ids are reused.
 _numbers: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
 _next_number = itertools.count()
-_lock = threading.Lock()
+_lock = ForkSafeLock()
 
 
 def embedding_digest(aligner: Any) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from .._first_few import first_few
+from .._numbers import ignores_underflow
 from ..training import StoredRows, row_blocks
 from ._pairs import missing_rows
 
@@ -63,6 +64,7 @@ def stored_features(array: np.ndarray, name: str) -> StoredRows:
     return features
 
 
+@ignores_underflow
 def embedded_where_known(
     features: Any, embed: Callable[[np.ndarray], np.ndarray], width: int
 ) -> np.ndarray:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .._numbers import ignores_underflow
 from ._bank import Bank, Standardizer
 from ._feature_tiles import feature_tiles, is_table, row_tiles
 
@@ -39,6 +40,7 @@ class LogitTiles:
         What cosines are compared with.
     """
 
+    @ignores_underflow
     def __init__(
         self,
         aligner: Any,
@@ -86,6 +88,7 @@ class LogitTiles:
                 self.standardizer.apply(logits, embeddings)
             yield LogitTile(n_rows, rows, logits)
 
+    @ignores_underflow
     def of_embeddings(self, embeddings: Any) -> np.ndarray:
         """Return the logits of a few pictures that were embedded before.
 
@@ -99,6 +102,7 @@ class LogitTiles:
             self.standardizer.apply(logits, embeddings)
         return logits
 
+    @ignores_underflow
     def collect(
         self, X: Any, make: Callable[[np.ndarray], tuple[np.ndarray, ...]]
     ) -> tuple[np.ndarray, ...]:

@@ -13,6 +13,7 @@ import torch
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
+from .._caller_state import default_state
 from .._unit import unit
 from .ape import APEAligner
 from .cca import CCAAligner
@@ -126,7 +127,7 @@ def _head_of(aligner: Any, side: str) -> nn.Module:
 
 
 def _export(module: nn.Module, n_features: int, path: Path) -> None:
-    with warnings.catch_warnings(), torch.inference_mode():
+    with warnings.catch_warnings(), default_state(), torch.inference_mode():
         warnings.simplefilter("ignore")
         torch.onnx.export(
             module,

@@ -12,6 +12,7 @@ from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
+from .._caller_state import default_state
 from .._sequences import check_sequence
 from ..encoders._image_base import ImageEncoder
 from ..encoders._pixels import OnPixels
@@ -66,8 +67,9 @@ def as_open_clip(aligner: Any) -> OpenCLIPShape:
     Notes
     -----
     The tokenizer's numbers are the bytes of the texts: the text encoder's own tokenizer works
-    within the model, so that any text encoder will do. Autocast around the model does not reach
-    the encoders, whose `dtype` says how they compute.
+    within the model, so that any text encoder will do. The results are those of the aligner,
+    whatever torch is set to: evaluations often run models under autocast, which does not reach
+    the encoders and heads. The encoders' own `dtype` sets their precision.
 
     References
     ----------
@@ -122,9 +124,11 @@ class _Model(nn.Module):
         # No submodules: the network is shared with all encoders of the process.
         self._aligner = aligner
         self._encoder = encoder
-        scale = torch.tensor(float(aligner.logit_scale_)).log()
+        with default_state():
+            scale = torch.tensor(float(aligner.logit_scale_)).log()
         self.logit_scale = nn.Parameter(scale, requires_grad=False)
 
+    @default_state()
     @torch.no_grad()
     def encode_image(
         self, image: torch.Tensor | Sequence[torch.Tensor], normalize: bool = True
@@ -134,22 +138,21 @@ class _Model(nn.Module):
         network = self._encoder._network()
         several = pixels.ndim == 5  # views of each picture
         flat = (pixels.flatten(0, 1) if several else pixels).to(network.device, torch.float32)
-        with torch.autocast(network.device.type, enabled=False):
-            flat = flat.contiguous(memory_format=torch.channels_last)
-            features = self._encoder._pixel_network(network)(flat).float()
-            if several:
-                features = features.unflatten(0, pixels.shape[:2]).mean(dim=1)
-            embeddings = embedded_where_known(
-                features.cpu().numpy(), self._aligner._embed_image, self._aligner._n_features_out
-            )
+        flat = flat.contiguous(memory_format=torch.channels_last)
+        features = self._encoder._pixel_network(network)(flat).float()
+        if several:
+            features = features.unflatten(0, pixels.shape[:2]).mean(dim=1)
+        embeddings = embedded_where_known(
+            features.cpu().numpy(), self._aligner._embed_image, self._aligner._n_features_out
+        )
         return torch.from_numpy(embeddings).to(pixels.device)
 
+    @default_state()
     @torch.no_grad()
     def encode_text(self, text: torch.Tensor, normalize: bool = True) -> torch.Tensor:
         """Embed texts as the tokenizer gives them."""
         texts = [_read(row) for row in text.cpu().numpy()]
-        with torch.autocast(text.device.type, enabled=False):
-            embeddings = np.asarray(self._aligner.transform_text(texts), dtype=np.float32)
+        embeddings = np.asarray(self._aligner.transform_text(texts), dtype=np.float32)
         return torch.from_numpy(embeddings).to(text.device)
 
     def forward(
@@ -174,6 +177,7 @@ class _Transform:
         network = encoder._network()
         self._preprocessing = encoder._preprocessing(network.prepare)
 
+    @default_state()
     def __call__(self, image: Any) -> torch.Tensor:
         prepared = self._encoder._prepare(self._encoder._network().prepare, image)
         normalize = OnPixels(nn.Identity(), self._preprocessing).normalized
@@ -182,6 +186,7 @@ class _Transform:
         return normalize(prepared).contiguous()
 
 
+@default_state()
 def _tokenized(texts: str | Sequence[str], context_length: int | None = None) -> torch.Tensor:
     """Return the bytes of texts, each plus 1, with 0 behind."""
     if isinstance(texts, str):  # as open_clip's own tokenizers take it

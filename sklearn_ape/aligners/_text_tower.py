@@ -13,6 +13,7 @@ from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
 from torch import nn
 
+from .._caller_state import default_state
 from ..encoders import TransformersTextEncoder
 from ..encoders._named import resolve_encoder
 from ..encoders._networks import Network
@@ -48,12 +49,13 @@ class TextTower(nn.Module):
         super().__init__()
         self.encoder = _encoder_of(text_encoder, max_length)
         # Not encoder.transform's network, which the whole process shares.
-        with torch.random.fork_rng(devices=[]):
-            network = self.encoder._load(torch.device("cpu"))
-        self.tower = network.model.float().eval()
-        self.declared = network.prepare
-        self.precision = "float32"
-        self._used = self._strip()
+        with default_state():
+            with torch.random.fork_rng(devices=[]):
+                network = self.encoder._load(torch.device("cpu"))
+            self.tower = network.model.float().eval()
+            self.declared = network.prepare
+            self.precision = "float32"
+            self._used = self._strip()
 
     def trained_state(self) -> dict[str, Any]:
         """Return what was trained; all else is that of the encoder."""
@@ -207,6 +209,9 @@ class TextTower(nn.Module):
         network = Network(self.tower, declared, device)
         with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
             features = self.encoder._forward(network, tokens)  # type: ignore[arg-type]
+        # torch drops rounded copies of weights where its outermost autocast ends. Inside an
+        # autocast of the caller they would outlive the next step of the optimizer.
+        torch.clear_autocast_cache()
         return features.float()
 
     def _layers(self, n_layers: int) -> nn.ModuleList:

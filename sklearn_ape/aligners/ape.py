@@ -11,6 +11,7 @@ import torch
 from sklearn.utils import check_random_state
 
 from .._callbacks import FitContext, with_callbacks
+from .._caller_state import default_state
 from ..devices import resolve_device
 from ..heads import TwoTower
 from ..persistence import State
@@ -323,19 +324,20 @@ class APEAligner(SavedHeads, BaseAligner):
         self._check_parameters()
         prepare_folder(self.checkpoint)
         fit = FitContext(self, self.max_epochs, X, y)
-        data = self._fit_pairs(X, y)
-        random = check_random_state(self.random_state)
-        seed = int(random.randint(np.iinfo(np.int32).max))
-        ranks, seed = join_ranks(self, data, seed)
-        self.device_ = resolve_device(self.device)
-        with Checkpoint(self, data, seed, ranks) as kept:
-            if not kept.restore():
-                with seeded(kept.seed, self.device_):
-                    trained = trained_heads(self, data, ranks, fit, kept)
-                self._keep(trained.module, trained.logit_scale)
-                self.history_, self.n_epochs_, self.best_epoch_, _ = trained.course
-                kept.finish()
-        self._keep_bank(data)
+        with default_state():
+            data = self._fit_pairs(X, y)
+            random = check_random_state(self.random_state)
+            seed = int(random.randint(np.iinfo(np.int32).max))
+            ranks, seed = join_ranks(self, data, seed)
+            self.device_ = resolve_device(self.device)
+            with Checkpoint(self, data, seed, ranks) as kept:
+                if not kept.restore():
+                    with seeded(kept.seed, self.device_):
+                        trained = trained_heads(self, data, ranks, fit, kept)
+                    self._keep(trained.module, trained.logit_scale)
+                    self.history_, self.n_epochs_, self.best_epoch_, _ = trained.course
+                    kept.finish()
+            self._keep_bank(data)
         fit.end()
         return self
 

@@ -9,6 +9,7 @@ from scipy.sparse import csr_array, vstack
 from sklearn.utils import gen_batches
 
 from .._callbacks import reports_fit
+from .._caller_state import default_state
 from ..persistence import State
 from ._base import BaseAligner
 from ._fingerprint import fingerprint
@@ -142,15 +143,16 @@ class ASIFAligner(BaseAligner):
             When parameters or data cannot be used; the message names the row and the remedy.
         """
         self._check_parameters()
-        data = self._fit_pairs(X, y)
-        self._keep(self._anchors_of(data))
+        with default_state():
+            data = self._fit_pairs(X, y)
+            self._keep(self._anchors_of(data))
 
-        def fit(some: Pairs) -> tuple[Any, Any]:
-            image, text = self._anchors_of(some)
-            return image.describe, text.describe
+            def fit(some: Pairs) -> tuple[Any, Any]:
+                image, text = self._anchors_of(some)
+                return image.describe, text.describe
 
-        self.logit_scale_ = held_out_logit_scale(data, fit)
-        self._keep_bank(data)
+            self.logit_scale_ = held_out_logit_scale(data, fit)
+            self._keep_bank(data)
         return self
 
     def _keep(self, anchors: tuple[_Anchors, _Anchors]) -> None:

@@ -9,6 +9,7 @@ from sklearn.utils import gen_batches
 from sklearn.utils.extmath import svd_flip
 
 from .._callbacks import reports_fit
+from .._caller_state import default_state
 from ..persistence import State
 from ._base import BaseAligner
 from ._fingerprint import fingerprint
@@ -163,16 +164,17 @@ class CCAAligner(BaseAligner):
             When parameters or data cannot be used; the message names the row and the remedy.
         """
         self._check_parameters()
-        data = self._fit_pairs(X, y)
-        most = min(data.image.shape[1], data.text.shape[1], len(data.pairs) - 1)
-        if self.n_components is not None and self.n_components > most:
-            raise ValueError(
-                f"n_components must be None or at most {most} (the smaller of both widths and of "
-                f"the number of pairs less one), not {self.n_components}."
-            )
-        self._keep(*self._canonical(data))
-        self.logit_scale_ = held_out_logit_scale(data, lambda some: self._canonical(some)[:2])
-        self._keep_bank(data)
+        with default_state():
+            data = self._fit_pairs(X, y)
+            most = min(data.image.shape[1], data.text.shape[1], len(data.pairs) - 1)
+            if self.n_components is not None and self.n_components > most:
+                raise ValueError(
+                    f"n_components must be None or at most {most} (the smaller of both widths and "
+                    f"of the number of pairs less one), not {self.n_components}."
+                )
+            self._keep(*self._canonical(data))
+            self.logit_scale_ = held_out_logit_scale(data, lambda some: self._canonical(some)[:2])
+            self._keep_bank(data)
         return self
 
     def _keep(self, image: _Projection, text: _Projection, correlations: np.ndarray) -> None:

@@ -9,6 +9,7 @@ import torch
 from sklearn.utils import check_random_state
 
 from .._callbacks import reports_fit
+from .._caller_state import default_state
 from ..devices import resolve_device
 from ..heads import ClosedFormHead, KernelMap, TwoTower
 from ._base import BaseAligner
@@ -170,13 +171,14 @@ class KernelAligner(SavedHeads, BaseAligner):
             When parameters or data cannot be used; the message names the row and the remedy.
         """
         self._check_parameters()
-        data = self._fit_pairs(X, y)
-        seed = check_random_state(self.random_state).randint(np.iinfo(np.int32).max)
-        self._keep(self._solved(data, seed))
-        self.logit_scale_ = held_out_logit_scale(
-            data, lambda some: embedders(self._solved(some, seed))
-        )
-        self._keep_bank(data)
+        with default_state():
+            data = self._fit_pairs(X, y)
+            seed = check_random_state(self.random_state).randint(np.iinfo(np.int32).max)
+            self._keep(self._solved(data, seed))
+            self.logit_scale_ = held_out_logit_scale(
+                data, lambda some: embedders(self._solved(some, seed))
+            )
+            self._keep_bank(data)
         return self
 
     def _solved(self, data: Pairs, seed: int) -> TwoTower:

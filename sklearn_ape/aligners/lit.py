@@ -12,6 +12,7 @@ import torch
 from sklearn.utils import check_random_state
 
 from .._callbacks import FitContext, with_callbacks
+from .._caller_state import default_state
 from ..devices import resolve_device
 from ..heads import FrozenHead, TwoTower, head_state, restored_head
 from ..persistence import State
@@ -20,6 +21,7 @@ from ..training import (
     PairDataset,
     StoredRows,
     as_tensor,
+    current_ranks,
     embed,
 )
 from ..training._seeded import seeded
@@ -243,6 +245,9 @@ class LiTAligner(BaseAligner):
             When `text_encoder` is no network of the transformers library.
         FloatingPointError
             When training diverges.
+        RuntimeError
+            When torch.distributed is set up for several processes: they would not share the
+            training.
         OSError
             When the folder `checkpoint` cannot be written to, or holds other things.
 
@@ -252,19 +257,21 @@ class LiTAligner(BaseAligner):
             When callbacks or Ctrl-C stopped the training.
         """
         self._check_parameters()
+        _check_single_process()
         prepare_folder(self.checkpoint)
         fit = FitContext(self, self.max_epochs, X, y)
         try:
-            data = self._fit_pairs(X, y)
-            random = check_random_state(self.random_state)
-            seed = int(random.randint(np.iinfo(np.int32).max))
-            self.device_ = resolve_device(self.device)
-            with Checkpoint(self, data, seed, tower=self._tower) as kept:
-                if not kept.restore():
-                    with seeded(kept.seed, self.device_):
-                        self._train(data, self._tower, fit, kept)
-                    kept.finish()
-            self._keep_bank(data)
+            with default_state():
+                data = self._fit_pairs(X, y)
+                random = check_random_state(self.random_state)
+                seed = int(random.randint(np.iinfo(np.int32).max))
+                self.device_ = resolve_device(self.device)
+                with Checkpoint(self, data, seed, tower=self._tower) as kept:
+                    if not kept.restore():
+                        with seeded(kept.seed, self.device_):
+                            self._train(data, self._tower, fit, kept)
+                        kept.finish()
+                self._keep_bank(data)
         finally:
             self.__dict__.pop("_tower", None)
         fit.end()
@@ -363,6 +370,16 @@ class LiTAligner(BaseAligner):
 def _dataset(data: Pairs) -> PairDataset:
     image = data.image if isinstance(data.image, StoredRows) else as_tensor(data.image)
     return PairDataset(image, as_tensor(data.text), data.pairs)
+
+
+def _check_single_process() -> None:
+    ranks = current_ranks()
+    if ranks is not None:
+        raise RuntimeError(
+            "LiTAligner does not support distributed training, and torch.distributed is set up "
+            f"for {ranks.size} processes, of which each would train a model of its own. Call fit "
+            "in a process without a process group, or use APEAligner."
+        )
 
 
 def _learned(module: TwoTower, scale: float) -> dict[str, Any]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import threading
 from abc import abstractmethod
-from collections import defaultdict
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
+from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
@@ -19,6 +19,8 @@ from sklearn.utils import Tags
 from tqdm import tqdm
 
 from .._callbacks import CallbackSupportMixin, reports_fit
+from .._caller_state import default_state
+from .._forks import ForkSafeLock
 from .._shown import LazyNamesMixin
 from .._threads import in_threads
 from .._warnings import warn
@@ -51,8 +53,14 @@ class CacheInfo(NamedTuple):
 # Of few items for torch, so that threads read some of them while it computes others.
 _PARTS = 4
 
-_counts: defaultdict[bytes, list[int]] = defaultdict(lambda: [0, 0])
-_locks: dict[str, threading.RLock] = {}
+# A search over parameters of encoders makes identities without end.
+_MOST_COUNTS = 1024
+
+# Hits and misses by identity, the least recently used first.
+_counts: OrderedDict[bytes, list[int]] = OrderedDict()
+# Locks by weights, each for as long as a thread holds it or waits for it.
+_locks: WeakValueDictionary[str, ForkSafeLock] = WeakValueDictionary()
+_registry_lock = ForkSafeLock()
 
 
 class FrozenEncoder(
@@ -153,11 +161,14 @@ class FrozenEncoder(
         self._raise_or_go_on(errors)
 
         # Two threads that want the same pictures must not encode them twice.
-        lock = _locks.setdefault(self._weights_key(), threading.RLock())
-        with lock, open_cache(self.cache) as cache:
+        with (
+            default_state(),
+            _lock_of(self._weights_key()),
+            open_cache(self.cache) as cache,
+        ):
             found = cache.get_many(rows)
             missing = [key for key in rows if key not in found]
-            _counts[identity][0] += len(items) - len(errors) - len(missing)
+            _count(identity, hits=len(items) - len(errors) - len(missing))
             if missing:
                 first = {key: items[rows[key][0]] for key in missing}
                 found |= self._encode(first, cache, rows, errors, identity)
@@ -179,7 +190,7 @@ class FrozenEncoder(
         info : CacheInfo
             Named tuple ``(hits, misses)``, over all encoders with these parameters.
         """
-        return CacheInfo(*_counts[self._identity_digest()])
+        return CacheInfo(*_counts.get(self._identity_digest(), (0, 0)))
 
     def _key(self, identity: bytes, item: Any) -> bytes:
         return hashlib.sha256(identity + self._digest(item)).digest()
@@ -224,7 +235,7 @@ class FrozenEncoder(
             for done, bad in self._batches(checked, keys, identity):
                 cache.put_many(done)
                 features |= done
-                _counts[identity][1] += len(done)
+                _count(identity, misses=len(done))
                 progress.update(len(done) + len(bad))
                 fails(bad)
         return features
@@ -298,9 +309,9 @@ class FrozenEncoder(
 
     def _loaded(self, device: torch.device) -> Network:
         # Weights are drawn at random before they are read: not from the user's generator.
-        with torch.random.fork_rng(devices=[]):
+        with default_state(), torch.random.fork_rng(devices=[]):
             network = self._load(device)
-        network.model.requires_grad_(False).eval()
+            network.model.requires_grad_(False).eval()
         return network
 
     @abstractmethod
@@ -315,8 +326,8 @@ class FrozenEncoder(
     def _n_features_out(self) -> int:
         if not self._knows_its_width():
             network = self._network()
-            blank = self._prepare(network.prepare, self._blank())
-            with torch.inference_mode():
+            with default_state(), torch.inference_mode():
+                blank = self._prepare(network.prepare, self._blank())
                 width = self._forward(network, [blank]).shape[1]
             self._width = (self._identity_digest(), width)
         return self._width[1]
@@ -371,6 +382,21 @@ class FrozenEncoder(
         tags.input_tags.two_d_array = False
         tags.transformer_tags.preserves_dtype = []
         return tags
+
+
+def _lock_of(weights: str) -> ForkSafeLock:
+    with _registry_lock:
+        return _locks.setdefault(weights, ForkSafeLock())
+
+
+def _count(identity: bytes, hits: int = 0, misses: int = 0) -> None:
+    with _registry_lock:
+        counts = _counts.setdefault(identity, [0, 0])
+        counts[0] += hits
+        counts[1] += misses
+        _counts.move_to_end(identity)
+        while len(_counts) > _MOST_COUNTS:
+            _counts.popitem(last=False)
 
 
 def _check_choice(parameter: str, value: Any, choices: Sequence[str]) -> None:

@@ -226,7 +226,7 @@ def _encoded(
     encoder._report = lambda errors: None  # type: ignore[method-assign]
     rows = np.empty((0, 0), dtype=dtype)
     try:
-        with np.errstate(over="ignore"):  # seen by the caller
+        with np.errstate(over="ignore", under="ignore"):  # seen by the caller
             rows = encoder.transform(items).astype(dtype)
         errors = encoder.errors_
     except EncodingError as error:

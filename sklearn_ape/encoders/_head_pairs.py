@@ -12,6 +12,7 @@ import torch
 from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
 
+from .._caller_state import default_state
 from ..persistence import Recordable
 from ..persistence._recordable import Record
 from ._hub import pretrained
@@ -76,6 +77,7 @@ class HeadPairs(Recordable):
         return f"HeadPairs({n_classes} classes, {n_features} features, {n_texts} texts)"
 
 
+@default_state()
 def classifier_head_pairs(
     encoder: Any, *, synonyms: bool = True, definitions: bool = True
 ) -> HeadPairs:

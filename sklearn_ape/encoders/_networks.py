@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 
+from .._forks import ForkSafeLock
+
 T = TypeVar("T")
 
 _MOST_KEPT = 8
 _kept: OrderedDict[Hashable, Any] = OrderedDict()
-_lock = threading.RLock()
+_lock = ForkSafeLock()
 
 
 class Network(NamedTuple):

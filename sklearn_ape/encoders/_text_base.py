@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import threading
 import unicodedata
 from pathlib import Path
 from typing import Any
@@ -12,12 +11,13 @@ from typing import Any
 import torch
 from sklearn.utils import Tags
 
+from .._forks import ForkSafeLock
 from .._image_suffixes import IMAGE_SUFFIXES
 from ._base import FrozenEncoder
 from ._errors import ItemError
 
 # A fast tokenizer serves one thread at a time.
-TOKENIZING = threading.Lock()
+TOKENIZING = ForkSafeLock()
 
 
 class TextEncoder(FrozenEncoder):

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 import sqlite3
-import threading
 import time
 from collections.abc import Iterable, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any, Self
+from weakref import WeakSet
 
 import numpy as np
 
+from .._forks import ForkSafeLock, after_fork, never_destroy
 from .._warnings import warn
 from ._connection import (
     NewerFormatError,
@@ -33,6 +34,8 @@ _PAUSE_OF_WRITING = 4
 _LONGEST_PAUSE_S = 0.25
 _MOST_UNWRITTEN_BYTES = 2**24
 _CACHE_KIB = 65_536  # the index of a million keys
+
+_opened: WeakSet[DiskFeatureCache] = WeakSet()
 
 
 class DiskFeatureCache:
@@ -101,7 +104,8 @@ class DiskFeatureCache:
         self._readable: set[str] = set()
         self._writable = True
         self._told = False
-        self._lock = threading.RLock()
+        self._is_inherited = False
+        self._lock = ForkSafeLock()
         self._unwritten: dict[str, dict[bytes, bytes]] = {t: {} for t in self._tables}
         self._n_unwritten_bytes = 0
         self._next_write = 0.0
@@ -175,6 +179,8 @@ class DiskFeatureCache:
 
     @property
     def _open(self) -> sqlite3.Connection:
+        if self._is_inherited:
+            self._open_or_read()
         if self._connection is None:
             raise RuntimeError("DiskFeatureCache is used outside its `with` block.")
         return self._connection
@@ -269,6 +275,8 @@ class DiskFeatureCache:
 
     def _keep(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
+        self._is_inherited = False
+        _opened.add(self)
         connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
         self._readable = tables_of(connection)
 
@@ -276,6 +284,7 @@ class DiskFeatureCache:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
+        self._is_inherited = False
 
     def _start_anew(self, error: sqlite3.DatabaseError) -> None:
         """Move a file that cannot be read aside and open an empty one."""
@@ -310,6 +319,16 @@ class DiskFeatureCache:
             f"The feature cache {str(self.path)!r} {what}. The features are computed anew.",
             RuntimeWarning,
         )
+
+
+@after_fork
+def _leave_connections() -> None:
+    # SQLite forbids a child process to use, or close, what its parent opened.
+    for cache in list(_opened):
+        if cache._connection is not None:
+            never_destroy(cache._connection)
+            cache._connection = None
+            cache._is_inherited = True
 
 
 def _as_if_rounded(feature: np.ndarray) -> np.ndarray:

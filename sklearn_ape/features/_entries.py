@@ -22,7 +22,7 @@ def rounded(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     >>> rounded(np.array([[0.1], [1e6]]))[1]
     array([ True, False])
     """
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", under="ignore"):
         half = np.asarray(features).astype(NUMBERS[ROUNDED])
     return half, np.isfinite(half).all(axis=-1)
 

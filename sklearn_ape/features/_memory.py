@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import Any, Protocol, Self, runtime_checkable
 
 import numpy as np
+
+from .._forks import ForkSafeLock
 
 
 @runtime_checkable
@@ -59,7 +60,7 @@ class MemoryFeatureCache:
         self.max_bytes = max_bytes
         self._features: OrderedDict[bytes, np.ndarray] = OrderedDict()
         self._n_bytes = 0
-        self._lock = threading.Lock()
+        self._lock = ForkSafeLock()
 
     def __enter__(self) -> Self:
         return self

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from .._caller_state import default_state
 from ..persistence import State
 from ._base import Head
 from ._closed_form import BaseMap, ClosedFormHead, KernelMap, LinearMap, WhitenedMap
@@ -63,6 +64,7 @@ def head_state(head: Head) -> dict[str, Any]:
     return {**made_of, "n_in": head.n_in, "n_out": head.n_out, "tensors": _arrays(head)}
 
 
+@default_state()
 def restored_head(state: State) -> Head:
     """Return the head that `head_state` described.
 

@@ -9,10 +9,13 @@ from scipy.optimize import minimize_scalar
 from scipy.special import logsumexp
 from sklearn.utils import check_array, check_consistent_length, column_or_1d
 
+from .._numbers import ignores_underflow
+
 # Of the inverse temperature, in units of one over the spread of the logits.
 _LOG_SCALES = (-12.0, 12.0)
 
 
+@ignores_underflow
 def expected_calibration_error(
     y_true: Any, proba: Any, n_bins: int = 15, labels: Any = None
 ) -> float:
@@ -83,6 +86,7 @@ def expected_calibration_error(
     return float(np.abs(gaps).sum() / len(proba))
 
 
+@ignores_underflow
 def fit_temperature(logits: Any, y: Any, labels: Any = None) -> float:
     """Find the temperature by which logits are divided for the best probabilities.
 

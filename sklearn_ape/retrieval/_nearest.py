@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from sklearn.utils import gen_batches
 
+from .._numbers import ignores_underflow
 from ..aligners._feature_tiles import row_tiles
 
 _QUERIES_AT_ONCE = 1024
@@ -17,6 +18,7 @@ _FEW = 16
 Adjust = Callable[[np.ndarray, slice, slice], None]
 
 
+@ignores_underflow
 def nearest(
     embeddings: np.ndarray, queries: np.ndarray, k: int, adjust: Adjust | None = None
 ) -> np.ndarray:
@@ -90,6 +92,7 @@ class _Best:
         self.rows = np.take_along_axis(rows, largest, axis=1)
 
 
+@ignores_underflow
 def products_of_pairs(embeddings: np.ndarray, queries: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """Return the products of every query with some rows, added up in double precision.
 

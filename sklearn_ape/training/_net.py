@@ -9,6 +9,7 @@ import torch
 from sklearn.utils import gen_batches
 from skorch import NeuralNet
 
+from .._caller_state import default_state
 from ..heads import TwoTower
 from ..losses import StructureLoss
 from ._dataset import as_tensor
@@ -202,7 +203,7 @@ def embed(module: TwoTower, side: str, features: Any, device: Any) -> np.ndarray
     was_training = module.training
     module.eval()
     embeddings = np.empty((len(features), module.n_components), dtype=np.float32)
-    with torch.inference_mode():
+    with default_state(), torch.inference_mode():
         for some in gen_batches(len(features), _ROWS_AT_ONCE):
             rows = features[some]
             rows = as_tensor(rows) if isinstance(rows, np.ndarray) else rows

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 
-_lock = threading.RLock()
+from .._forks import ForkSafeLock
+
+_lock = ForkSafeLock()
 
 
 @contextmanager
@@ -30,13 +30,3 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
     with _lock, torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         yield
-
-
-def _release() -> None:
-    global _lock
-    _lock = threading.RLock()
-
-
-# In a child process nobody is left to release what another thread held.
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_release)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from types import ModuleType
 
@@ -44,7 +45,8 @@ def engine_for(engine: str, workload: Workload, n_items: int, worth_exporting: i
     name = chosen_engine(engine, workload.device, workload.dtype)
     if name == "torch":
         return TorchEngine(workload)
-    key = (name, workload.key, workload.dtype, workload.n_threads)
+    # A forked process cannot use the engines of its parent, whose threads it does not have.
+    key = (name, workload.key, workload.dtype, workload.n_threads, os.getpid())
     if engine == "auto" and not is_shared(key):
         least = _WORTH_LOADING if is_exported(name, workload) else worth_exporting
         # Engines differ by rounding alone in float32, by more in other precisions.

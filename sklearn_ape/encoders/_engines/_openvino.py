@@ -7,15 +7,19 @@ from functools import lru_cache
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 import torch
 
+from ..._forks import after_fork, never_destroy
 from ._base import EngineError, Inputs, Workload, n_free_axes
 
 FILE = "model.xml"
 _HINTS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 _CAPABILITIES = {"BF16": "bfloat16", "FP16": "float16"}
+
+_engines: WeakSet[OpenVINOEngine] = WeakSet()
 
 
 class OpenVINOEngine:
@@ -50,6 +54,7 @@ class OpenVINOEngine:
                 self._requests.put(compiled.create_infer_request())
         except RuntimeError as error:
             raise EngineError(f"OpenVINO cannot load the network: {error}") from error
+        _engines.add(self)
 
     def __call__(self, inputs: Inputs) -> np.ndarray:
         """Return the features of a batch."""
@@ -94,3 +99,14 @@ def _core() -> Any:
     core = openvino.Core()
     core.set_property({"ENABLE_MMAP": False})  # a file that is cut short must not end the process
     return core
+
+
+@after_fork
+def _abandon() -> None:
+    # The threads of engines and core do not exist in a child process, where destructors would
+    # wait for them forever. The child compiles engines of its own.
+    for engine in list(_engines):
+        never_destroy(engine)
+    if _core.cache_info().currsize:
+        never_destroy(_core())
+        _core.cache_clear()
