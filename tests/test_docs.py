@@ -58,6 +58,7 @@ WITHOUT_EXAMPLE = {
     *("BestEpoch", "DivergenceGuard", "EpochProgress", "StopWhenPatient", "ValidationRecall"),
     *("diverged", "Ranks", "Head", "BaseMap", "FeatureCache", "EncodingError"),
     *("Recordable", "Shareable", "restored_head", "main"),  # shown by others
+    *("EncodingFailedWarning", "FileLockedError", "OtherContentError"),
 }
 
 

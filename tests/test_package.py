@@ -69,6 +69,9 @@ def test_every_public_class_and_function_is_documented(module):
             continue
         text = inspect.getdoc(item) or ""
         assert text, f"{module}.{name}"
+        is_exception = inspect.isclass(item) and issubclass(item, Exception)
+        if is_exception and "__init__" not in vars(item):
+            continue  # takes a message, and has no signature before Python 3.13
         parameters = [
             parameter
             for parameter in inspect.signature(item).parameters

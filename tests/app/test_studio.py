@@ -1,6 +1,7 @@
 """What the page does for its visitors, without the page."""
 
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn_ape import CCAAligner, ZeroShotClassifier
 from sklearn_ape.app import Limits
 from sklearn_ape.app._classify import parse_labels
+from sklearn_ape.app._gradio import told
 from sklearn_ape.app._model import load_model
 from sklearn_ape.app._progress import no_report
 from sklearn_ape.app._refusal import Refusal, reason
@@ -57,6 +59,13 @@ class TestClassify:
         expected = ZeroShotClassifier(names, aligner=fast_aligner).predict_proba([image])[0]
         assert found.probabilities == pytest.approx(dict(zip(names, expected, strict=True)))
         assert list(found.probabilities.values()) == sorted(expected, reverse=True)
+
+    @pytest.mark.parametrize("threshold", [0, 1.0])
+    def test_names_are_text_in_the_verdict(self, studio, pictures, threshold):
+        names = "![x](http://evil/x.png)\n<b>*a*</b>"
+        found = studio.classify(Session(), pictures.images[0], names, "none", threshold)
+        assert any(name in found.probabilities for name in names.split("\n"))
+        assert not re.search(r"(?<!\\)[\[\]<>]", found.verdict)
 
     def test_below_the_threshold_it_is_unknown(self, studio, pictures):
         found = studio.classify(Session(), pictures.images[0], "cat, dog", "none", 1.0)
@@ -271,3 +280,18 @@ class TestReasons:
         text = reason(KeyError("/home/me/secret"))
         assert "secret" not in text
         assert "A request failed" in caplog.text
+
+    def test_the_log_holds_no_control_characters(self, caplog):
+        reason(KeyError("red\x1b[31m\u202e"))
+        assert r"red" in caplog.text
+        assert "\x1b" not in caplog.text
+        assert "\u202e" not in caplog.text
+
+    def test_messages_are_text_in_html(self):
+        class Gradio:
+            class Error(Exception):
+                def __init__(self, message, **options):
+                    super().__init__(message)
+
+        with pytest.raises(Gradio.Error, match="&lt;img onerror=x&gt;'"), told(Gradio):
+            raise Refusal("'<img onerror=x>'")

@@ -42,3 +42,11 @@ class TestAboutAlignment:
 
     def test_going_back_is_said(self):
         assert "in use again" in about_alignment(None, "")
+
+    def test_names_of_files_are_text_in_the_remark(self):
+        remark = "1 picture was left out: '![x](http://evil/x.png)<b>', is empty"
+        shown = about_alignment(None, "") + about_alignment(
+            Alignment(None, "kernel", 5, 0, [], "", False), remark
+        )
+        assert r"\!" not in shown
+        assert r"!\[x\](http\://evil/x\.png)\<b\>" in shown
