@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from .._callbacks import CallbackSupportMixin, reports_fit
 from .._caller_state import default_state
+from .._escape import escape_controls
 from .._forks import ForkSafeLock
 from .._shown import LazyNamesMixin
 from .._threads import in_threads
@@ -228,7 +229,7 @@ class FrozenEncoder(
         with tqdm(
             total=len(keys),
             unit=self._modality,
-            desc=self.model_name,
+            desc=escape_controls(self.model_name),
             disable=not self.verbose,
             delay=0.5,
         ) as progress:
