@@ -171,8 +171,8 @@ class FrozenEncoder(
             missing = [key for key in rows if key not in found]
             _count(identity, hits=len(items) - len(errors) - len(missing))
             if missing:
-                first = {key: items[rows[key][0]] for key in missing}
-                found |= self._encode(first, cache, rows, errors, identity)
+                of_key = {key: [(row, items[row]) for row in rows[key]] for key in missing}
+                found |= self._encode(of_key, cache, errors, identity)
         self._report(errors)
         self.errors_ = dict(sorted(errors.items()))
 
@@ -198,20 +198,19 @@ class FrozenEncoder(
 
     def _encode(
         self,
-        items: dict[bytes, Any],
+        of_key: dict[bytes, list[tuple[int, Any]]],
         cache: FeatureCache,
-        rows: dict[bytes, list[int]],
         errors: dict[int, str],
         identity: bytes,
     ) -> dict[bytes, np.ndarray]:
-        """Call the network on items by key, adding to `errors` those that fail."""
+        """Call the network on the first item of every key, adding to `errors` those that fail."""
 
         def fails(bad: dict[bytes, ItemError]) -> None:
             for key, error in bad.items():
-                message = described(items[key], error)
-                errors.update(dict.fromkeys(rows[key], message))
+                errors.update({row: described(item, error) for row, item in of_key[key]})
             self._raise_or_go_on(errors)
 
+        items = {key: rows[0][1] for key, rows in of_key.items()}
         checked = {}
         bad = {}
         for key, item in items.items():

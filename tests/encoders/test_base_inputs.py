@@ -236,3 +236,14 @@ def test_no_cuda(cls, monkeypatch, no_weights):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match="Use device='auto'"):
         cls(device="cuda").fit(["a"])
+
+
+def test_equal_broken_files_are_each_named_in_their_own_row(tmp_path, image_encoder):
+    """Content is encoded once, but an error names the file of its row."""
+    paths = [tmp_path / name for name in ("first.jpg", "second.jpg")]
+    for path in paths:
+        path.write_bytes(b"\xff\xd8\xff broken")
+    with pytest.raises(EncodingError) as raised:
+        image_encoder.transform([str(path) for path in paths])
+    for row, path in enumerate(paths):
+        assert path.name in raised.value.errors[row]
