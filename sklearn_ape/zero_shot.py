@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from numbers import Real
+from types import FrameType
 from typing import Any, Self
 
 import numpy as np
@@ -13,7 +17,14 @@ from sklearn.utils import check_consistent_length
 from ._around_aligner import SavedClassifier
 from ._callbacks import FitContext, with_callbacks
 from ._first_few import first_few
-from ._labels import captions_of, checked_y, names_of
+from ._labels import (
+    captions_of,
+    check_in_labels,
+    checked_y,
+    class_array,
+    may_be_renumbered,
+    names_of,
+)
 from ._zero_shot_base import ZeroShotBase
 from .aligners._logit_tiles import (
     UNKNOWN,
@@ -160,21 +171,14 @@ class ZeroShotClassifier(SavedClassifier, ClassifierMixin, ZeroShotBase):
             The fitted classifier.
         """
         self._check_parameters()
-        progress = FitContext(self, 1, X, y)
-        if captions is not None:
-            check_consistent_length(X, captions)
-        if y is not None:
-            check_consistent_length(X, y)
-        names = names_of(dict.fromkeys(checked_y(y)) if self.labels is None else self.labels)
-        if self.labels is None and not all(isinstance(label, str) for label in names):
-            warnings.warn(
-                "y holds numbers, so the classes are named by them ('0', '1', ...). Give them "
-                "names with labels={0: 'cat', 1: 'dog', ...}.",
-                UserWarning,
-                stacklevel=2,
-            )
-        if self._is_kept():
-            self.aligner_ = self._kept_aligner()
+        _refuse_binary_reductions()
+        is_kept = self._is_kept()
+        progress = FitContext(self, 0 if is_kept else 1, X, y)
+        check_consistent_length(X, y, captions)
+        given = None if y is None and self.labels is not None else checked_y(y)
+        names = self._fit_names(given, is_kept)
+        if is_kept:
+            self.aligner_ = self._kept_aligner(captions)
         else:
             if captions is None:
                 captions = captions_of(checked_y(y), names, resolve_templates(self.templates))
@@ -182,6 +186,45 @@ class ZeroShotClassifier(SavedClassifier, ClassifierMixin, ZeroShotBase):
         self._names = names
         progress.end()
         return self
+
+    def _fit_names(self, y: list[Any] | None, is_kept: bool) -> dict[Any, list[str]]:
+        """Return the names of every class, from labels or from y; y must agree with labels."""
+        if self.labels is None:
+            names = names_of(dict.fromkeys(y or ()))
+            if not all(isinstance(label, str) for label in names):
+                warnings.warn(
+                    "y holds numbers, so the classes are named by them ('0', '1', ...). Give them "
+                    "names with labels={0: 'cat', 1: 'dog', ...}.",
+                    UserWarning,
+                    stacklevel=3,
+                )
+            return names
+        names = names_of(self.labels)
+        if y is not None:
+            check_in_labels(y, names)
+            if may_be_renumbered(y, names):
+                self._report_renumbering(y, names, is_kept)
+        return names
+
+    def _report_renumbering(
+        self, y: list[Any], names: Mapping[Any, list[str]], is_kept: bool
+    ) -> None:
+        message = (
+            f"y holds the numbers from 0 to {max(y)} only, and labels has {len(names)} classes. "
+            "Within VotingClassifier and other meta-estimators, which number the labels of y "
+            "before they call fit, these numbers may stand for other labels. "
+        )
+        if is_kept:  # nothing would be learned from y
+            raise ValueError(
+                f"{message}Predict without fit, as the aligner is fitted, or give labels that "
+                "are texts, or only those that y holds."
+            )
+        warnings.warn(
+            f"{message}Give labels that are texts, or only those that y holds, if this "
+            "classifier is fitted by a meta-estimator.",
+            UserWarning,
+            stacklevel=4,
+        )
 
     def decision_function(self, X: Any) -> np.ndarray:
         """Scaled cosine of every picture with every class, standardised if so wished.
@@ -297,9 +340,10 @@ class ZeroShotClassifier(SavedClassifier, ClassifierMixin, ZeroShotBase):
             )
         codes = self._codes(logits, X)
         check_consistent_length(codes, truth, sample_weight)
+        weights = None if sample_weight is None else _checked_weights(sample_weight)
         codes[codes < 0] = unknown
         hits = codes == [codes_of.get(label, UNREAD) for label in truth]
-        return float(np.average(hits, weights=sample_weight))
+        return float(np.average(hits, weights=weights))
 
     @property
     def classes_(self) -> np.ndarray:
@@ -307,7 +351,7 @@ class ZeroShotClassifier(SavedClassifier, ClassifierMixin, ZeroShotBase):
         names = self._names_now()
         if names is None:
             raise AttributeError("ZeroShotClassifier has no classes_ before fit when labels=None.")
-        return np.array(list(names))
+        return class_array(names)
 
     def _logits(self) -> LogitTiles:
         aligner = self._ready_aligner()
@@ -354,5 +398,50 @@ class ZeroShotClassifier(SavedClassifier, ClassifierMixin, ZeroShotBase):
 
     def _check_parameters(self) -> None:
         super()._check_parameters()
-        if self.threshold is not None and not 0 <= self.threshold <= 1:
-            raise ValueError(f"threshold must be None or in [0, 1], not {self.threshold!r}.")
+        threshold = self.threshold
+        is_number = isinstance(threshold, Real) and not isinstance(threshold, bool | np.bool_)
+        if threshold is not None and not (is_number and 0 <= threshold <= 1):
+            raise ValueError(f"threshold must be None or a number in [0, 1], not {threshold!r}.")
+
+
+def _refuse_binary_reductions() -> None:
+    """Refuse to be fitted by one-vs-rest, one-vs-one and output codes.
+
+    Each of their problems calls its two classes 0 and 1. Where these are labels, y does not tell
+    that they stand for something else in every problem; only the caller does.
+    """
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if frame.f_globals.get("__name__") == "sklearn.multiclass":
+            raise ValueError(
+                "ZeroShotClassifier cannot be fitted by OneVsRestClassifier, OneVsOneClassifier "
+                "or OutputCodeClassifier, whose problems of two classes have no names. Use it "
+                "directly: it tells any number of classes apart."
+            )
+        frame = frame.f_back
+
+
+def _checked_weights(sample_weight: Any) -> np.ndarray:
+    """Return weights of images as floats."""
+    weights = np.asarray(sample_weight)
+    if weights.dtype.kind == "O":  # such as columns of pandas that may hold missing values
+        with suppress(TypeError, ValueError):
+            weights = weights.astype(float)
+    if weights.ndim != 1 or weights.dtype.kind not in "biuf":
+        raise ValueError(
+            "sample_weight must be one number per image, not an array of shape "
+            f"{weights.shape} and type {weights.dtype}."
+        )
+    weights = weights.astype(float)
+    bad = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))
+    if bad.size:
+        raise ValueError(
+            f"sample_weight holds {weights[bad[0]]} (row {bad[0]}). Weights must be finite and "
+            "at least 0."
+        )
+    if not weights.any():
+        raise ValueError(
+            "sample_weight is zero for every image, so that no accuracy can be computed. Give at "
+            "least one image a weight above 0."
+        )
+    return weights
