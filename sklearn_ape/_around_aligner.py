@@ -110,7 +110,7 @@ class SavedClassifier(AroundAligner):
     _says = "which of the classes a picture shows, by the cosine of the picture with the classes'"
 
     def __getstate__(self) -> dict[str, Any]:
-        state = super().__getstate__()  # type: ignore[misc]
+        state: Any = super().__getstate__()
         if "aligner_" in state and self._uses_starter():
             state = {**state, "aligner_": None}  # 54 MB that every installation has
         return state

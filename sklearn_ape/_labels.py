@@ -81,7 +81,7 @@ def checked_y(y: Any) -> list[Any]:
             "to text, for example with y.astype(str)."
         )
     values = array.tolist()
-    if array.dtype.kind in "OT":
+    if array.dtype.kind not in "biufcU":
         _refuse_missing(values)
         values = [plain_label(value) for value in values]
         for value in values:
@@ -104,7 +104,6 @@ def names_of(labels: Any) -> dict[Any, list[str]]:
             f"labels is a {type(labels).__name__}, which cannot be copied or read twice. Pass a "
             "list: list(labels)."
         )
-    is_mapping = isinstance(labels, Mapping)
     listed = [plain_label(label) for label in list_of_labels(labels)]
     if not listed:
         raise ValueError("labels is empty: give at least one class.")
@@ -118,7 +117,7 @@ def names_of(labels: Any) -> dict[Any, list[str]]:
             f"labels repeat: {first_few(repeated)}. Give every class once; several names of "
             "one class go into a mapping {label: [names]}."
         )
-    given = labels.values() if is_mapping else [None] * len(listed)
+    given = labels.values() if isinstance(labels, Mapping) else [None] * len(listed)
     names = {
         label: [str(label)] if value is None else [plain_label(one) for one in _as_list(value)]
         for label, value in zip(listed, given, strict=True)

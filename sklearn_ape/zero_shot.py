@@ -46,15 +46,15 @@ class ZeroShotClassifier(SavedClassifier, ClassifierMixin, ZeroShotBase):
     ----------
     labels : sequence of str, mapping or None, default=None
         Names of the classes. A mapping gives for each class the names that are embedded in its
-        stead (None: its own), ``{"vehicle": ["car", "bus"], "animal": ["cat", "dog"]}`` or
+        place (None: its own), ``{"vehicle": ["car", "bus"], "animal": ["cat", "dog"]}`` or
         ``{0: "cat", 1: "dog"}``. A name with ``{}`` in it is a template of that class alone.
-        None takes the distinct values of y in `fit`.
+        Labels are texts, numbers or booleans, in any collection that can be read twice. None
+        takes the distinct values of y in `fit`.
     aligner : estimator, str or None, default=None
-        An aligner such as `APEAligner`, or a Pipeline that ends in one. With a fitted one the
-        classifier is ready at once, as with the name of a CLIP model,
-        ``"open_clip:ViT-B-32/openai"``, which stands for a `CLIPAligner`. None is the starter
-        model that ships with the package, for EfficientNet-Lite0 and MiniLM; `fit` trains an
-        `APEAligner` on these two instead.
+        An aligner such as `APEAligner`, or a Pipeline that ends in one. A fitted aligner is used
+        as it is, and the classifier predicts at once; an unfitted one is trained by `fit`. The
+        name of a CLIP model, ``"open_clip:ViT-B-32/openai"``, stands for a `CLIPAligner`. None is
+        the starter model that ships with the package, for EfficientNet-Lite0 and MiniLM.
     templates : str or sequence of str, default="simple"
         Sentences that a name is put into, or the name of a set of them in
         `sklearn_ape.prompts.TEMPLATES`; the embeddings of a class's sentences are averaged.
@@ -65,8 +65,8 @@ class ZeroShotClassifier(SavedClassifier, ClassifierMixin, ZeroShotBase):
         What is predicted below the threshold, and for pictures that an encoder with
         ``on_error="nan"`` could not read.
     logit_scale : float or None, default=None
-        Factor of the cosines in `decision_function` and `predict_proba`: higher is more
-        confident. None takes the one that the aligner learned.
+        Factor of the cosines in `decision_function` and `predict_proba`, from 1e-30 to 1e30:
+        higher is more confident. None takes the one that the aligner learned.
     standardize : bool or collection of pictures or features, default=False
         Whether cosines are taken relative to those of other pictures and captions, which keeps a
         class that is similar to everything from winning everywhere; see the aligner's
@@ -89,13 +89,18 @@ class ZeroShotClassifier(SavedClassifier, ClassifierMixin, ZeroShotBase):
 
     Notes
     -----
-    `fit` trains the aligner, on captions or on names; it does not learn a boundary between the
-    classes. Wrap a fitted aligner in `sklearn.frozen.FrozenEstimator` to keep it in `fit`.
+    `fit` never learns a boundary between the classes. Around an aligner that can predict (fitted,
+    named, in `sklearn.frozen.FrozenEstimator`, or None) it checks y and learns the classes,
+    nothing else. Around an unfitted aligner it trains a clone of the aligner, on captions or on
+    the names of y. `sklearn.base.clone` forgets what an aligner learned, so that cross-validation
+    and searches train a fitted aligner again in every fold, unless it is in `FrozenEstimator`.
 
-    Some of scikit-learn's tools number the labels before they fit, and numbers are no names:
-    ``cross_val_predict(method="predict_proba")``, ``CalibratedClassifierCV(ensemble=False)`` and
-    `VotingClassifier`, which moreover must have ``voting="soft"``. An aligner in `FrozenEstimator`
-    needs no names, so that it works there. Any other is refused with a message.
+    Many of scikit-learn's meta-estimators replace the labels in y by their numbers before they
+    call `fit`: `VotingClassifier`, `StackingClassifier`, `BaggingClassifier`,
+    ``CalibratedClassifierCV(ensemble=False)``, ``cross_val_predict(method="predict_proba")``.
+    There, labels must be these numbers, 0, 1, ..., one for each class in y; anything else is
+    refused. The documentation has a table of what works, "Zero-shot classifiers within
+    meta-estimators".
 
     scikit-learn's callbacks (1.9 and later) reach the epochs of an aligner within Pipelines and
     searches: ``search.set_callbacks(ProgressBar(max_propagation_depth=None))``.
@@ -153,22 +158,30 @@ class ZeroShotClassifier(SavedClassifier, ClassifierMixin, ZeroShotBase):
 
     @with_callbacks
     def fit(self, X: Any, y: Any = None, captions: Any = None) -> Self:
-        """Fit a clone of the aligner on captions, else on the names in y.
+        """Learn the classes, and train a clone of the aligner if it is not fitted.
 
         Parameters
         ----------
         X : sequence of pictures, or array-like of shape (n_samples, n_features)
             What the aligner takes.
         y : sequence of length n_samples or None, default=None
-            Labels; each is put through the templates. Any other value is a caption as it stands.
+            The label of every image, one of `labels` where these are given. An unfitted aligner
+            is trained on the names of these labels, put through the templates, unless there are
+            captions.
         captions : sequence of length n_samples or None, default=None
-            A caption or a list of captions for every picture: what the aligner is fitted on in
-            place of y.
+            A caption or a list of captions for every image: what an unfitted aligner is trained
+            on in place of y. Around any other aligner captions are not used, which is a warning.
 
         Returns
         -------
         self : object
             The fitted classifier.
+
+        Raises
+        ------
+        ValueError
+            When y holds values that are not labels, or when numbers in y may be those of a
+            meta-estimator and nothing would be learned from them; the message says what to do.
         """
         self._check_parameters()
         _refuse_binary_reductions()
@@ -319,7 +332,7 @@ class ZeroShotClassifier(SavedClassifier, ClassifierMixin, ZeroShotBase):
         y : sequence of length n_samples
             True labels.
         sample_weight : array-like of shape (n_samples,) or None, default=None
-            Weights of the pictures.
+            Weights of the images: finite, at least 0, and not all 0.
 
         Returns
         -------

@@ -112,8 +112,8 @@ class TestEnsembles:
     def test_votes_beside_another_classifier(self, numbered, new, voting):
         """Labels are numbers from 0, as it numbers them itself before it fits."""
         X, y = new[0], np.searchsorted(sorted(LABELS), new[1])
-        voters = [("names", numbered), ("linear", make_pipeline(StandardScaler(),
-                                                                LogisticRegression()))]  # fmt: skip
+        linear = make_pipeline(StandardScaler(), LogisticRegression())
+        voters = [("names", numbered), ("linear", linear)]
         vote = VotingClassifier(voters, voting=voting).fit(X[:100], y[:100])
         assert vote.score(X[100:], y[100:]) > 0.5
         if voting == "soft":

@@ -15,9 +15,32 @@ from sklearn.model_selection import GridSearchCV, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.utils.estimator_checks import check_estimator
 
-from sklearn_ape import APEAligner, CCAAligner, ZeroShotClassifier, load_pretrained
+from sklearn_ape import (
+    APEAligner,
+    CCAAligner,
+    KernelAligner,
+    ZeroShotClassifier,
+    load_pretrained,
+)
 from sklearn_ape._starter import load_starter
 from tests.zero_shot.labels import LABELS
+
+_TEXTS = HashingVectorizer(n_features=64, analyzer="char")
+_APE = APEAligner(text_encoder=_TEXTS, width=32, max_epochs=10, batch_size=64,
+                  learning_rate=1e-2, random_state=0)  # fmt: skip
+CHECKED = {
+    "APE": ZeroShotClassifier(aligner=_APE, templates="none"),
+    "APE, templates and scale": ZeroShotClassifier(
+        aligner=clone(_APE).set_params(head="glu"), templates=["{}", "a {}"], logit_scale=5.0
+    ),
+    "CCA, standardized": ZeroShotClassifier(
+        aligner=CCAAligner(text_encoder=_TEXTS), templates="none", standardize=True
+    ),
+    "kernel, threshold": ZeroShotClassifier(
+        aligner=KernelAligner(text_encoder=_TEXTS), templates="none", threshold=0.0,
+        unknown_label=-1,
+    ),
+}  # fmt: skip
 
 
 class TestFit:
@@ -106,13 +129,9 @@ class TestFit:
         classifier = ZeroShotClassifier(LABELS, aligner=search)
         assert classifier.predict(features.image[:4]).shape == (4,)
 
-    def test_passes_all_estimator_checks(self):
-        text_encoder = HashingVectorizer(n_features=64, analyzer="char")
-        aligner = APEAligner(text_encoder=text_encoder, width=32, max_epochs=10, batch_size=64,
-                             learning_rate=1e-2, random_state=0)  # fmt: skip
-        results = check_estimator(
-            ZeroShotClassifier(aligner=aligner, templates="none"), on_skip=None, on_fail="raise"
-        )
+    @pytest.mark.parametrize("name", CHECKED)
+    def test_passes_all_estimator_checks(self, name):
+        results = check_estimator(CHECKED[name], on_skip=None, on_fail="raise")
         statuses = [result["status"] for result in results]
         assert statuses.count("passed") >= 54
         assert len(statuses) - statuses.count("passed") <= 1  # array API, unless it is set up

@@ -117,7 +117,7 @@ def test_labels_that_cannot_be_labels_are_named_with_their_type(labels, said):
         (pd.Series(pd.to_datetime(["2020-01-01"])), "not values of type datetime64"),
         ([["a cat", "a pet"], ["a dog", "a pet"]], "one label per image.*captions=..."),
         ([["a cat", "a pet"], ["a dog"]], "one label per image.*captions=..."),
-        ([b"cat"], "array of bytes/strings|of type bytes. Decode it"),
+        ([b"cat"], "of type bytes. Decode it"),
     ],
     ids=str,
 )
@@ -142,7 +142,7 @@ COLLECTIONS = {
     "pyarrow": pa.array(TEXTS),
     "IntEnum": {Size.SMALL: "a berry", Size.LARGE: "a melon"},
     "large numbers": {2**53 + 1: "a berry", -0.5: "a melon"},
-    "numbers of both signs": {2**63: "a berry", -1: "a melon"},
+    "large numbers of both signs": {2**63: "a berry", -1: "a melon"},
 }
 
 
@@ -161,9 +161,9 @@ def test_collections_of_labels_fit_predict_clone_pickle_and_save(kind, tmp_path)
         clone(ZeroShotClassifier(labels, aligner=FrozenEstimator(aligner))),
     ):
         y = [expected[row % 2] for row in range(40)]
-        if kind != "numbers of both signs":  # which numpy takes for floats
+        if "large" not in kind:  # floats that are not whole are not labels for scikit-learn
             classifier.fit(X, y)
-        classifier.save_pretrained(tmp_path / "saved", exist_ok=True)
+        classifier.save_pretrained(tmp_path / "saved")
         for one in (pickle.loads(pickle.dumps(classifier)), load_pretrained(tmp_path / "saved")):
             assert one.classes_.tolist() == classes
 

@@ -1,6 +1,6 @@
 """A classifier within scikit-learn's meta-estimators: equal to a plain reference, or an error.
 
-The section "Within meta-estimators" of `docs/conventions.md` has the same table in words.
+`docs/meta_estimators.md` has the same table in words.
 """
 
 import re
