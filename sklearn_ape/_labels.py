@@ -64,7 +64,7 @@ def checked_y(y: Any) -> list[Any]:
     if y is None:
         raise ValueError(
             "ZeroShotClassifier requires y to be passed, but the target y is None. Pass the "
-            "label of every image as y, or labels when the classifier is constructed."
+            "label of every image as y. Only with labels and a fitted aligner none is needed."
         )
     if hasattr(y, "__len__") and not hasattr(y, "dtype"):  # numpy may turn NaN into text
         _refuse_missing(y)
