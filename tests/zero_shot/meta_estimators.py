@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+import sklearn
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.ensemble import (
@@ -23,6 +24,7 @@ from sklearn.model_selection import (
 )
 from sklearn.multiclass import OneVsOneClassifier, OneVsRestClassifier, OutputCodeClassifier
 from sklearn.semi_supervised import SelfTrainingClassifier
+from sklearn.utils.fixes import parse_version
 
 from sklearn_ape import CCAAligner
 
@@ -172,7 +174,9 @@ def _stack(classifier, **options):
     return StackingClassifier([("names", classifier)], LogisticRegression(), **options)
 
 
-METHODS = "sigmoid", "isotonic", "temperature"
+METHODS = ["sigmoid", "isotonic"]
+if parse_version(sklearn.__version__) >= parse_version("1.8"):
+    METHODS.append("temperature")
 
 # Every meta-estimator as a function of a classifier, X, y and other X, which returns answers.
 DIRECT = {
