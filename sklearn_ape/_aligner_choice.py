@@ -9,7 +9,7 @@ from typing import Any
 from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import Pipeline
 
-from ._starter import encoders, load_starter
+from ._starter import load_starter
 
 _CLIP = "open_clip:"
 
@@ -54,14 +54,6 @@ def _named(name: str) -> Any:
     aligner = CLIPAligner(name.removeprefix(_CLIP))
     aligner.text_encoder._check_parameters()
     return aligner
-
-
-def default_aligner() -> Any:
-    """Return an unfitted aligner of encoders that come as packages."""
-    from .aligners import APEAligner
-
-    image_encoder, text_encoder = encoders()
-    return APEAligner(image_encoder=image_encoder, text_encoder=text_encoder)
 
 
 def text_side(aligner: Any) -> Any:

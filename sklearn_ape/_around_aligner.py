@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from enum import Enum
 from typing import Any, ClassVar
 
 import numpy as np
@@ -10,6 +11,7 @@ from sklearn.base import clone
 from sklearn.utils import Tags, get_tags
 
 from ._aligner_choice import chosen_aligner, text_side
+from ._labels import list_of_labels, names_of, plain_label
 from ._starter import load_starter
 from .aligners._embedding_digest import embedding_digest
 from .persistence import Shareable, State
@@ -91,10 +93,9 @@ class AroundAligner(Shareable):
         aligner: Any = None
         if hasattr(self, "aligner_"):
             aligner = _SAME if self._is_as_given() else self.aligner_
-        uses_starter = self.aligner is None and not hasattr(self, "aligner_")
         return {
             "aligner": aligner,
-            "starter": load_starter().fingerprint_ if uses_starter else None,
+            "starter": load_starter().fingerprint_ if self._uses_starter() else None,
             **self._own_state(),
         }
 
@@ -118,6 +119,10 @@ class AroundAligner(Shareable):
     def _aligner_in_use(self) -> Any:
         return self.aligner_ if hasattr(self, "aligner_") else chosen_aligner(self.aligner)
 
+    def _uses_starter(self) -> bool:
+        """Say whether the starter model is used, and is not stored in the file."""
+        return self.aligner is None and (not hasattr(self, "aligner_") or self._is_as_given())
+
     def _is_as_given(self) -> bool:
         given = self.aligner
         if given is not None and not isinstance(given, str):
@@ -130,7 +135,7 @@ class AroundAligner(Shareable):
         inner = text_side(aligner)
         facts = inner._card_facts() if isinstance(inner, Shareable) else Facts()
         own = {"aligner": type(inner).__name__, **facts.facts}
-        if self.aligner is None and not hasattr(self, "aligner_"):  # then none is in the file
+        if self._uses_starter():
             own["encoders"] = "those of the starter model, which comes with sklearn-ape"
         return Facts(
             what=facts.what,
@@ -161,20 +166,30 @@ class SavedClassifier(AroundAligner):
     labels: Any
     _says = "which of the classes a picture shows, by the cosine of the picture with the classes'"
 
+    def __getstate__(self) -> dict[str, Any]:
+        state: Any = super().__getstate__()
+        if "aligner_" in state and self._uses_starter():
+            state = {**state, "aligner_": None}  # 54 MB that every installation has
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if "aligner_" in state and state["aligner_"] is None:
+            state = {**state, "aligner_": load_starter()}
+        super().__setstate__(state)
+
+    def _is_as_given(self) -> bool:
+        is_starter = self.aligner is None and self.aligner_ is load_starter()
+        return is_starter or super()._is_as_given()
+
     def _recorded_params(self) -> dict[str, Any]:
         params = super()._recorded_params()
-        labels = params["labels"]
-        is_plain = labels is None or isinstance(labels, list | tuple | np.ndarray | Mapping | str)
-        if not is_plain and isinstance(labels, Iterable):  # a column of a table, dict_keys, ...
-            params["labels"] = list(labels)
+        params["labels"] = _recorded_labels(params["labels"])
         return params
 
     def _own_state(self) -> dict[str, Any]:
         return {"names": getattr(self, "_names", None)}
 
     def _restore_own(self, state: State) -> None:
-        from ._labels import names_of
-
         names = state.optional("names")
         if names is not None:
             if not isinstance(names, dict):
@@ -202,3 +217,21 @@ class SavedClassifier(AroundAligner):
         if getattr(self, "threshold", None) is None:
             return "It always answers with one of its classes."
         return "It always answers with one of its classes or, below the threshold, unknown."
+
+
+def _recorded_labels(labels: Any) -> Any:
+    """Return labels as what a file can hold: members of enumerations become their values."""
+    if labels is None or isinstance(labels, str) or not isinstance(labels, Iterable):
+        return labels
+    if isinstance(labels, Mapping):
+        return {_recorded_label(label): _recorded_label(value) for label, value in labels.items()}
+    if isinstance(labels, np.ndarray) and labels.dtype.kind in "biufU":
+        return labels
+    listed = [_recorded_label(label) for label in list_of_labels(labels)]
+    if isinstance(labels, np.ndarray) and labels.dtype.kind == "O":
+        return np.array(listed, dtype=object)
+    return tuple(listed) if isinstance(labels, tuple) else listed
+
+
+def _recorded_label(label: Any) -> Any:
+    return plain_label(label) if isinstance(label, Enum) else label

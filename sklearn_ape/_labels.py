@@ -1,10 +1,12 @@
-"""Names of classes: what a ``labels`` parameter says, and the prompts that it stands for."""
+"""Names of classes and values of y: checks, and the prompts that labels stand for."""
 
 from __future__ import annotations
 
 import reprlib
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, MappingView
+from datetime import date, timedelta
+from enum import Enum
 from typing import Any
 
 import numpy as np
@@ -14,36 +16,77 @@ from sklearn.utils.multiclass import check_classification_targets
 from ._first_few import first_few
 from .prompts import prompts_of
 
-
-def _plain(value: Any) -> Any:
-    """Return a numpy scalar as the Python object it stands for."""
-    return value.item() if isinstance(value, np.generic) else value
+_CAPTIONS_HINT = "Captions are passed as captions=..., beside the labels in y."
 
 
-def _is_missing(value: Any) -> bool:
-    """Say whether a value is None, NaN, or pandas's NA (which is not equal to itself either)."""
-    return value is None or type(value).__name__ == "NAType" or value != value
+def plain_label(value: Any) -> Any:
+    """Return a label as a built-in str, bool, int or float, where it is one of these.
+
+    Parameters
+    ----------
+    value : object
+        Also a numpy scalar, or a member of a `enum.StrEnum` or `enum.IntEnum`.
+    """
+    if isinstance(value, np.datetime64 | np.timedelta64):  # item() may make an int of it
+        return value
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, str) and type(value) is not str:
+        return str.__str__(value)
+    if isinstance(value, int) and type(value) not in (int, bool):
+        return int(value)
+    return value
+
+
+def list_of_labels(labels: Iterable[Any]) -> list[Any]:
+    """Return the labels of any collection, of a mapping its keys, as a list."""
+    to_python = getattr(labels, "to_pylist", None)  # a column of pyarrow holds its own scalars
+    return list(labels if to_python is None else to_python())
+
+
+def class_array(labels: Iterable[Any]) -> np.ndarray:
+    """Return labels as an array whose elements are equal to them."""
+    listed = list(labels)
+    array = np.array(listed)
+    # Beside a float, or of both signs, numpy rounds integers beyond 2**53 to floats.
+    return array if array.tolist() == listed else np.array(listed, dtype=object)
 
 
 def checked_y(y: Any) -> list[Any]:
-    """Return y as a list of plain objects, refusing what can be no labels."""
+    """Return y as a list of plain labels.
+
+    Raises
+    ------
+    ValueError
+        When y is None, not one-dimensional, or holds missing values or what cannot be a label;
+        the message names the row.
+    """
     if y is None:
         raise ValueError(
-            "ZeroShotClassifier requires y to be passed, but the target y is None: pass labels "
-            "or captions (or a fitted aligner in FrozenEstimator, with labels)."
+            "ZeroShotClassifier requires y to be passed, but the target y is None. Pass the "
+            "label of every image as y. Only with labels and a fitted aligner none is needed."
         )
-    if hasattr(y, "__len__") and not hasattr(y, "dtype"):
-        missing = [row for row, value in enumerate(y) if _is_missing(value)]
-        if missing:
-            raise ValueError(
-                f"y has {len(missing)} missing labels, the first in row {missing[0]}: leave these "
-                "rows out."
-            )
-    labels = column_or_1d(np.asarray(y), warn=True)
-    if labels.dtype.kind in "fc":
-        assert_all_finite(labels, input_name="y")
-        check_classification_targets(labels)
-    return labels.tolist()
+    if hasattr(y, "__len__") and not hasattr(y, "dtype"):  # numpy may turn NaN into text
+        _refuse_missing(y)
+    try:
+        array = column_or_1d(np.asarray(y), warn=True)
+    except ValueError as error:
+        raise ValueError(f"y must hold one label per image: {error} {_CAPTIONS_HINT}") from None
+    if array.dtype.kind in "fc":
+        assert_all_finite(array, input_name="y")
+        check_classification_targets(array)
+    if array.dtype.kind in "mM":
+        raise ValueError(
+            f"y must hold texts or numbers, not values of type {array.dtype.name}. Convert them "
+            "to text, for example with y.astype(str)."
+        )
+    values = array.tolist()
+    if array.dtype.kind not in "biufcU":
+        _refuse_missing(values)
+        values = [plain_label(value) for value in values]
+        for value in values:
+            _check_kind(value, "y")
+    return values
 
 
 def names_of(labels: Any) -> dict[Any, list[str]]:
@@ -56,27 +99,30 @@ def names_of(labels: Any) -> dict[Any, list[str]]:
     """
     if isinstance(labels, str) or not isinstance(labels, Iterable):
         raise ValueError(f"labels must be a sequence of names or a mapping, not {labels!r}.")
-    if isinstance(labels, Mapping):
-        labels = {label: str(label) if value is None else value for label, value in labels.items()}
-        names = {_plain(label): _as_list(value) for label, value in labels.items()}
-    else:
-        listed = [_plain(label) for label in labels]
-        for label in listed:
-            _check_kind(label)
-        counts = Counter(listed)
-        repeated = sorted(str(label) for label, count in counts.items() if count > 1)
-        if repeated:
-            raise ValueError(
-                f"labels repeat: {first_few(repeated)}. Give every class once; several names of "
-                "one class go into a mapping {label: [names]}."
-            )
-        names = {label: [str(label)] for label in listed}
-    if not names:
+    if isinstance(labels, Iterator | MappingView):
+        raise ValueError(
+            f"labels is a {type(labels).__name__}, which cannot be copied or read twice. Pass a "
+            "list: list(labels)."
+        )
+    listed = [plain_label(label) for label in list_of_labels(labels)]
+    if not listed:
         raise ValueError("labels is empty: give at least one class.")
-    for label, texts in names.items():
+    for label in listed:
         if _is_missing(label):
             raise ValueError(f"{label!r} is no label (a missing value?).")
-        _check_kind(label)
+        _check_kind(label, "labels")
+    repeated = sorted(str(label) for label, count in Counter(listed).items() if count > 1)
+    if repeated:
+        raise ValueError(
+            f"labels repeat: {first_few(repeated)}. Give every class once; several names of "
+            "one class go into a mapping {label: [names]}."
+        )
+    given = labels.values() if isinstance(labels, Mapping) else [None] * len(listed)
+    names = {
+        label: [str(label)] if value is None else [plain_label(one) for one in _as_list(value)]
+        for label, value in zip(listed, given, strict=True)
+    }
+    for label, texts in names.items():
         if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
             raise ValueError(
                 f"The names of class {label!r} must be texts, not {reprlib.repr(texts)}."
@@ -86,13 +132,83 @@ def names_of(labels: Any) -> dict[Any, list[str]]:
     return names
 
 
-def _check_kind(label: Any) -> None:
-    """Refuse what an array of classes would turn into something else."""
-    if isinstance(label, bytes | bytearray | tuple | list | set | Mapping | np.ndarray):
-        hint = " Decode it." if isinstance(label, bytes | bytearray) else ""
+def check_in_labels(y: list[Any], names: Mapping[Any, list[str]]) -> None:
+    """Refuse values of y that are not labels.
+
+    Raises
+    ------
+    ValueError
+        The message names the first such values, each with its row, and what to do.
+    """
+    absent = {value: None for value in y if value not in names}
+    if not absent:
+        return
+    shown = first_few(absent, lambda value: f"{value!r} (row {y.index(value)})")
+    raise ValueError(
+        f"y has values that are not in labels: {shown}. "
+        + (_unknown_text() if isinstance(next(iter(absent)), str) else _unknown_number(names))
+    )
+
+
+def _unknown_text() -> str:
+    return f"Add them to labels, or correct y. {_CAPTIONS_HINT}"
+
+
+def _unknown_number(names: Mapping[Any, list[str]]) -> str:
+    shown = [f"{number}: {texts[0]!r}" for number, (_, texts) in enumerate(sorted(names.items()))]
+    return (
+        "VotingClassifier, StackingClassifier, BaggingClassifier, CalibratedClassifierCV and "
+        "cross_val_predict(method='predict_proba') replace labels by their numbers in sorted "
+        f"order before they call fit. Number the labels yourself, labels={{{first_few(shown, str)}"
+        "}, and pass these numbers as y."
+    )
+
+
+def may_be_renumbered(y: list[Any], names: Mapping[Any, list[str]]) -> bool:
+    """Say whether y may hold the numbers that a meta-estimator gave to other labels.
+
+    Of the labels 0, 2 and 4 scikit-learn's meta-estimators make 0, 1 and 2, which are labels,
+    too, if there are labels 0 to 4. Numbers of all labels are the labels themselves.
+    """
+    distinct = set(y)
+    return (
+        len(distinct) < len(names)
+        and all(type(value) is int for value in distinct)
+        and distinct == set(range(len(distinct)))
+    )
+
+
+def captions_of(
+    y: list[Any], names: Mapping[Any, list[str]], templates: tuple[str, ...]
+) -> list[list[str]]:
+    """Put the labels of y through the templates."""
+    prompts = {value: prompts_of(value, names[value], templates) for value in dict.fromkeys(y)}
+    return [prompts[value] for value in y]
+
+
+def _refuse_missing(y: Iterable[Any]) -> None:
+    missing = [row for row, value in enumerate(y) if _is_missing(value)]
+    if missing:
         raise ValueError(
-            f"labels must be texts or numbers, not {reprlib.repr(label)} of type "
-            f"{type(label).__name__}.{hint}"
+            f"y has {len(missing)} missing labels, the first in row {missing[0]}: leave these "
+            "rows out."
+        )
+
+
+def _is_missing(value: Any) -> bool:
+    """Say whether a value is None, NaN, or pandas's NA (which is not equal to itself either)."""
+    if value is None or type(value).__name__ == "NAType":
+        return True
+    differs = value != value
+    return isinstance(differs, bool | np.bool_) and bool(differs)
+
+
+def _check_kind(label: Any, where: str) -> None:
+    """Refuse what an array of classes would turn into something else, or a file cannot hold."""
+    if not isinstance(label, str | bool | int | float):
+        raise ValueError(
+            f"{where} must be texts or numbers, not {reprlib.repr(label)} of type "
+            f"{type(label).__name__}.{_hint(label)}"
         )
     if isinstance(label, str) and label.endswith("\0"):
         raise ValueError(
@@ -101,34 +217,16 @@ def _check_kind(label: Any) -> None:
         )
 
 
+def _hint(label: Any) -> str:
+    if isinstance(label, bytes | bytearray):
+        return " Decode it."
+    if isinstance(label, Enum):
+        return " Pass its name or its value."
+    if isinstance(label, date | timedelta | np.datetime64 | np.timedelta64):
+        return " Convert it to text, for example with str()."
+    return ""
+
+
 def _as_list(value: Any) -> list[Any]:
     is_one = isinstance(value, str | Mapping) or not isinstance(value, Iterable)
     return [value] if is_one else list(value)
-
-
-def captions_of(y: list[Any], names: Mapping[Any, list[str]], templates: tuple[str, ...]) -> Any:
-    """Put labels through the templates and leave captions as they are.
-
-    Raises
-    ------
-    ValueError
-        When a value is neither; the message names the row.
-    """
-    prompts: dict[Any, list[str]] = {}
-    captions: list[Any] = []
-    for row, value in enumerate(y):
-        if value not in names:
-            if not isinstance(value, str):
-                raise ValueError(
-                    f"y holds {value!r} (row {row}), which is neither one of the labels nor a "
-                    "caption. For numbered classes pass labels={0: 'cat', ...}; scikit-learn "
-                    "numbers them itself in cross_val_predict(method='predict_proba') and "
-                    "CalibratedClassifierCV(ensemble=False): wrap a fitted aligner in "
-                    "FrozenEstimator there."
-                )
-            captions.append(value)
-            continue
-        if value not in prompts:
-            prompts[value] = prompts_of(value, names[value], templates)
-        captions.append(prompts[value])
-    return captions

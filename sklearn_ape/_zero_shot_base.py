@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -11,14 +12,19 @@ from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
 from sklearn.utils.validation import check_is_fitted
 
-from ._aligner_choice import chosen_aligner, default_aligner, text_side
+from ._aligner_choice import chosen_aligner, text_side
 from ._callbacks import CallbackSupportMixin, FitContext
 from ._label_embeddings import embed_labels
-from ._labels import names_of
+from ._labels import class_array, names_of
 from ._shown import ShownMixin
+from ._warnings import warn
 from .aligners._bank import check_standardize, resolve_bank
 from .aligners._logit_tiles import LogitTiles
 from .prompts import resolve_templates
+
+# Between these bounds logits of float32 neither overflow, also where standardised by a tiny
+# deviation, nor become zero or subnormal, which would make ties of them.
+_LEAST_SCALE, _MOST_SCALE = 1e-30, 1e30
 
 _NOT_FITTED = (
     "This %(name)s is not fitted: call fit(images, captions), or pass labels and a fitted "
@@ -41,28 +47,40 @@ class ZeroShotBase(ShownMixin, CallbackSupportMixin, BaseEstimator):
     @property
     def n_features_in_(self) -> int:
         """Width of the features that the aligner was fitted on."""
-        return getattr(self, "aligner_", self.aligner).n_features_in_
+        return self._of_aligner("n_features_in_")
 
     @property
     def feature_names_in_(self) -> np.ndarray:
         """Names of the features that the aligner was fitted on."""
-        return getattr(self, "aligner_", self.aligner).feature_names_in_
+        return self._of_aligner("feature_names_in_")
+
+    def _of_aligner(self, name: str) -> Any:
+        if self.aligner is None or isinstance(self.aligner, str):  # these take images
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return getattr(getattr(self, "aligner_", self.aligner), name)
 
     def _is_kept(self) -> bool:
-        """Say whether `fit` leaves the aligner as it is."""
-        return isinstance(self.aligner, FrozenEstimator | str)
+        """Say whether `fit` keeps the aligner, because there is one to predict with."""
+        if self.aligner is None or isinstance(self.aligner, FrozenEstimator | str):
+            return True
+        return _is_fitted(self.aligner)
 
-    def _kept_aligner(self) -> Any:
+    def _kept_aligner(self, captions: Any = None) -> Any:
+        """Return the aligner that `fit` keeps; warn of captions, which it does not learn from."""
         aligner = chosen_aligner(self.aligner)
         check_is_fitted(aligner)
+        if captions is not None:
+            what = {True: "is None, the starter model,", False: "is fitted already,"}
+            warn(
+                f"captions are not used: aligner {what[self.aligner is None]} and fit keeps it. "
+                "To train on captions, pass an aligner that is not fitted, such as "
+                "sklearn.base.clone(aligner).",
+            )
         return aligner
-
-    def _new_aligner(self) -> Any:
-        return default_aligner() if self.aligner is None else clone(self.aligner)
 
     def _fit_aligner(self, X: Any, captions: Any, progress: FitContext) -> Any:
         """Return a fitted clone of the aligner."""
-        aligner = self._new_aligner()
+        aligner = clone(self.aligner)
         with progress.fitting(aligner, "fit-aligner"):
             return aligner.fit(X, captions)
 
@@ -81,10 +99,11 @@ class ZeroShotBase(ShownMixin, CallbackSupportMixin, BaseEstimator):
         assert names is not None
         bank = resolve_bank(self.standardize, texts, aligner.transform, whole=aligner)
         embeddings = embed_labels(texts, names, resolve_templates(self.templates))
-        return LogitTiles(aligner, np.array(list(names)), embeddings, scale, bank)
+        return LogitTiles(aligner, class_array(names), embeddings, scale, bank)
 
     def _scale_by(self, aligner: Any) -> float:
-        return text_side(aligner).logit_scale_ if self.logit_scale is None else self.logit_scale
+        scale = self.logit_scale
+        return text_side(aligner).logit_scale_ if scale is None else float(scale)
 
     def _fitted_aligner(self) -> Any:
         return self.aligner_ if hasattr(self, "aligner_") else chosen_aligner(self.aligner)
@@ -98,8 +117,7 @@ class ZeroShotBase(ShownMixin, CallbackSupportMixin, BaseEstimator):
     def _check_parameters(self) -> None:
         resolve_templates(self.templates)
         check_standardize(self.standardize)
-        if self.logit_scale is not None and not self.logit_scale > 0:
-            raise ValueError(f"logit_scale must be None or above 0, not {self.logit_scale!r}.")
+        _check_scale(self.logit_scale)
         if self.aligner is not None:
             text_side(chosen_aligner(self.aligner))
 
@@ -110,8 +128,22 @@ class ZeroShotBase(ShownMixin, CallbackSupportMixin, BaseEstimator):
             return False
         if self.aligner is None or isinstance(self.aligner, str):
             return True
-        try:
-            check_is_fitted(self.aligner)
-        except (NotFittedError, TypeError):  # or no estimator at all, as use will tell
-            return False
-        return True
+        return _is_fitted(self.aligner)
+
+
+def _is_fitted(aligner: Any) -> bool:
+    try:
+        check_is_fitted(aligner)
+    except (NotFittedError, TypeError):  # TypeError: not an estimator, which use will report
+        return False
+    return True
+
+
+def _check_scale(scale: Any) -> None:
+    is_number = isinstance(scale, Real) and not isinstance(scale, bool | np.bool_)
+    if scale is None or (is_number and _LEAST_SCALE <= scale <= _MOST_SCALE):
+        return
+    raise ValueError(
+        f"logit_scale must be None or a number from {_LEAST_SCALE:g} to {_MOST_SCALE:g}, not "
+        f"{scale!r}. Beyond these bounds logits overflow or vanish in float32."
+    )

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from numbers import Real
+from types import FrameType
 from typing import Any, Self
 
 import numpy as np
@@ -12,7 +16,14 @@ from sklearn.utils import check_consistent_length
 from ._around_aligner import SavedClassifier
 from ._callbacks import FitContext, with_callbacks
 from ._first_few import first_few
-from ._labels import captions_of, checked_y, names_of
+from ._labels import (
+    captions_of,
+    check_in_labels,
+    checked_y,
+    class_array,
+    may_be_renumbered,
+    names_of,
+)
 from ._warnings import warn
 from ._zero_shot_base import ZeroShotBase
 from .aligners._logit_tiles import (
@@ -35,15 +46,15 @@ class ZeroShotClassifier(SavedClassifier, ClassifierMixin, ZeroShotBase):
     ----------
     labels : sequence of str, mapping or None, default=None
         Names of the classes. A mapping gives for each class the names that are embedded in its
-        stead (None: its own), ``{"vehicle": ["car", "bus"], "animal": ["cat", "dog"]}`` or
+        place (None: its own), ``{"vehicle": ["car", "bus"], "animal": ["cat", "dog"]}`` or
         ``{0: "cat", 1: "dog"}``. A name with ``{}`` in it is a template of that class alone.
-        None takes the distinct values of y in `fit`.
+        Labels are texts, numbers or booleans, in any collection that can be read twice. None
+        takes the distinct values of y in `fit`.
     aligner : estimator, str or None, default=None
-        An aligner such as `APEAligner`, or a Pipeline that ends in one. With a fitted one the
-        classifier is ready at once, as with the name of a CLIP model,
-        ``"open_clip:ViT-B-32/openai"``, which stands for a `CLIPAligner`. None is the starter
-        model that ships with the package, for EfficientNet-Lite0 and MiniLM; `fit` trains an
-        `APEAligner` on these two instead.
+        An aligner such as `APEAligner`, or a Pipeline that ends in one. A fitted aligner is used
+        as it is, and the classifier predicts at once; an unfitted one is trained by `fit`. The
+        name of a CLIP model, ``"open_clip:ViT-B-32/openai"``, stands for a `CLIPAligner`. None is
+        the starter model that ships with the package, for EfficientNet-Lite0 and MiniLM.
     templates : str or sequence of str, default="simple"
         Sentences that a name is put into, or the name of a set of them in
         `sklearn_ape.prompts.TEMPLATES`; the embeddings of a class's sentences are averaged.
@@ -54,8 +65,8 @@ class ZeroShotClassifier(SavedClassifier, ClassifierMixin, ZeroShotBase):
         What is predicted below the threshold, and for pictures that an encoder with
         ``on_error="nan"`` could not read.
     logit_scale : float or None, default=None
-        Factor of the cosines in `decision_function` and `predict_proba`: higher is more
-        confident. None takes the one that the aligner learned.
+        Factor of the cosines in `decision_function` and `predict_proba`, from 1e-30 to 1e30:
+        higher is more confident. None takes the one that the aligner learned.
     standardize : bool or collection of pictures or features, default=False
         Whether cosines are taken relative to those of other pictures and captions, which keeps a
         class that is similar to everything from winning everywhere; see the aligner's
@@ -78,13 +89,18 @@ class ZeroShotClassifier(SavedClassifier, ClassifierMixin, ZeroShotBase):
 
     Notes
     -----
-    `fit` trains the aligner, on captions or on names; it does not learn a boundary between the
-    classes. Wrap a fitted aligner in `sklearn.frozen.FrozenEstimator` to keep it in `fit`.
+    `fit` never learns a boundary between the classes. Around an aligner that can predict (fitted,
+    named, in `sklearn.frozen.FrozenEstimator`, or None) it checks y and learns the classes,
+    nothing else. Around an unfitted aligner it trains a clone of the aligner, on captions or on
+    the names of y. `sklearn.base.clone` forgets what an aligner learned, so that cross-validation
+    and searches train a fitted aligner again in every fold, unless it is in `FrozenEstimator`.
 
-    Some of scikit-learn's tools number the labels before they fit, and numbers are no names:
-    ``cross_val_predict(method="predict_proba")``, ``CalibratedClassifierCV(ensemble=False)`` and
-    `VotingClassifier`, which moreover must have ``voting="soft"``. An aligner in `FrozenEstimator`
-    needs no names, so that it works there. Any other is refused with a message.
+    Many of scikit-learn's meta-estimators replace the labels in y by their numbers before they
+    call `fit`: `VotingClassifier`, `StackingClassifier`, `BaggingClassifier`,
+    ``CalibratedClassifierCV(ensemble=False)``, ``cross_val_predict(method="predict_proba")``.
+    There, labels must be these numbers, 0, 1, ..., one for each class in y; anything else is
+    refused. The documentation has a table of what works, "Zero-shot classifiers within
+    meta-estimators".
 
     After `fit`, predicting raises ValueError when the aligner was changed meanwhile: when another
     one was set or it was fitted again, or when a parameter of its encoders or of another step of
@@ -148,37 +164,40 @@ class ZeroShotClassifier(SavedClassifier, ClassifierMixin, ZeroShotBase):
 
     @with_callbacks
     def fit(self, X: Any, y: Any = None, captions: Any = None) -> Self:
-        """Fit a clone of the aligner on captions, else on the names in y.
+        """Learn the classes, and train a clone of the aligner if it is not fitted.
 
         Parameters
         ----------
         X : sequence of pictures, or array-like of shape (n_samples, n_features)
             What the aligner takes.
         y : sequence of length n_samples or None, default=None
-            Labels; each is put through the templates. Any other value is a caption as it stands.
+            The label of every image, one of `labels` where these are given. An unfitted aligner
+            is trained on the names of these labels, put through the templates, unless there are
+            captions.
         captions : sequence of length n_samples or None, default=None
-            A caption or a list of captions for every picture: what the aligner is fitted on in
-            place of y.
+            A caption or a list of captions for every image: what an unfitted aligner is trained
+            on in place of y. Around any other aligner captions are not used, which is a warning.
 
         Returns
         -------
         self : object
             The fitted classifier.
+
+        Raises
+        ------
+        ValueError
+            When y holds values that are not labels, or when numbers in y may be those of a
+            meta-estimator and nothing would be learned from them; the message says what to do.
         """
         self._check_parameters()
-        progress = FitContext(self, 1, X, y)
-        if captions is not None:
-            check_consistent_length(X, captions)
-        if y is not None:
-            check_consistent_length(X, y)
-        names = names_of(dict.fromkeys(checked_y(y)) if self.labels is None else self.labels)
-        if self.labels is None and not all(isinstance(label, str) for label in names):
-            warn(
-                "y holds numbers, so the classes are named by them ('0', '1', ...). Give them "
-                "names with labels={0: 'cat', 1: 'dog', ...}.",
-            )
-        if self._is_kept():
-            self.aligner_ = self._kept_aligner()
+        _refuse_binary_reductions()
+        is_kept = self._is_kept()
+        progress = FitContext(self, 0 if is_kept else 1, X, y)
+        check_consistent_length(X, y, captions)
+        given = None if y is None and self.labels is not None else checked_y(y)
+        names = self._fit_names(given, is_kept)
+        if is_kept:
+            self.aligner_ = self._kept_aligner(captions)
         else:
             if captions is None:
                 captions = captions_of(checked_y(y), names, resolve_templates(self.templates))
@@ -187,6 +206,41 @@ class ZeroShotClassifier(SavedClassifier, ClassifierMixin, ZeroShotBase):
         self._note_fit()
         progress.end()
         return self
+
+    def _fit_names(self, y: list[Any] | None, is_kept: bool) -> dict[Any, list[str]]:
+        """Return the names of every class, from labels or from y; y must agree with labels."""
+        if self.labels is None:
+            names = names_of(dict.fromkeys(y or ()))
+            if not all(isinstance(label, str) for label in names):
+                warn(
+                    "y holds numbers, so the classes are named by them ('0', '1', ...). Give them "
+                    "names with labels={0: 'cat', 1: 'dog', ...}.",
+                )
+            return names
+        names = names_of(self.labels)
+        if y is not None:
+            check_in_labels(y, names)
+            if may_be_renumbered(y, names):
+                self._report_renumbering(y, names, is_kept)
+        return names
+
+    def _report_renumbering(
+        self, y: list[Any], names: Mapping[Any, list[str]], is_kept: bool
+    ) -> None:
+        message = (
+            f"y holds the numbers from 0 to {max(y)} only, and labels has {len(names)} classes. "
+            "Within VotingClassifier and other meta-estimators, which number the labels of y "
+            "before they call fit, these numbers may stand for other labels. "
+        )
+        if is_kept:  # nothing would be learned from y
+            raise ValueError(
+                f"{message}Predict without fit, as the aligner is fitted, or give labels that "
+                "are texts, or only those that y holds."
+            )
+        warn(
+            f"{message}Give labels that are texts, or only those that y holds, if this "
+            "classifier is fitted by a meta-estimator.",
+        )
 
     def decision_function(self, X: Any) -> np.ndarray:
         """Scaled cosine of every picture with every class, standardised if so wished.
@@ -281,7 +335,7 @@ class ZeroShotClassifier(SavedClassifier, ClassifierMixin, ZeroShotBase):
         y : sequence of length n_samples
             True labels.
         sample_weight : array-like of shape (n_samples,) or None, default=None
-            Weights of the pictures.
+            Weights of the images: finite, at least 0, and not all 0.
 
         Returns
         -------
@@ -300,9 +354,10 @@ class ZeroShotClassifier(SavedClassifier, ClassifierMixin, ZeroShotBase):
             )
         codes = self._codes(logits, X)
         check_consistent_length(codes, truth, sample_weight)
+        weights = None if sample_weight is None else _checked_weights(sample_weight)
         codes[codes < 0] = unknown
         hits = codes == [codes_of.get(label, UNREAD) for label in truth]
-        return float(np.average(hits, weights=sample_weight))
+        return float(np.average(hits, weights=weights))
 
     @property
     def classes_(self) -> np.ndarray:
@@ -310,7 +365,7 @@ class ZeroShotClassifier(SavedClassifier, ClassifierMixin, ZeroShotBase):
         names = self._names_now()
         if names is None:
             raise AttributeError("ZeroShotClassifier has no classes_ before fit when labels=None.")
-        return np.array(list(names))
+        return class_array(names)
 
     def _logits(self) -> LogitTiles:
         aligner = self._ready_aligner()
@@ -353,5 +408,50 @@ class ZeroShotClassifier(SavedClassifier, ClassifierMixin, ZeroShotBase):
 
     def _check_parameters(self) -> None:
         super()._check_parameters()
-        if self.threshold is not None and not 0 <= self.threshold <= 1:
-            raise ValueError(f"threshold must be None or in [0, 1], not {self.threshold!r}.")
+        threshold = self.threshold
+        is_number = isinstance(threshold, Real) and not isinstance(threshold, bool | np.bool_)
+        if threshold is not None and not (is_number and 0 <= threshold <= 1):
+            raise ValueError(f"threshold must be None or a number in [0, 1], not {threshold!r}.")
+
+
+def _refuse_binary_reductions() -> None:
+    """Refuse to be fitted by one-vs-rest, one-vs-one and output codes.
+
+    Each of their problems calls its two classes 0 and 1. Where these are labels, y does not tell
+    that they stand for something else in every problem; only the caller does.
+    """
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if frame.f_globals.get("__name__") == "sklearn.multiclass":
+            raise ValueError(
+                "ZeroShotClassifier cannot be fitted by OneVsRestClassifier, OneVsOneClassifier "
+                "or OutputCodeClassifier, whose problems of two classes have no names. Use it "
+                "directly: it tells any number of classes apart."
+            )
+        frame = frame.f_back
+
+
+def _checked_weights(sample_weight: Any) -> np.ndarray:
+    """Return weights of images as floats."""
+    weights = np.asarray(sample_weight)
+    if weights.dtype.kind == "O":  # such as columns of pandas that may hold missing values
+        with suppress(TypeError, ValueError):
+            weights = weights.astype(float)
+    if weights.ndim != 1 or weights.dtype.kind not in "biuf":
+        raise ValueError(
+            "sample_weight must be one number per image, not an array of shape "
+            f"{weights.shape} and type {weights.dtype}."
+        )
+    weights = weights.astype(float)
+    bad = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))
+    if bad.size:
+        raise ValueError(
+            f"sample_weight holds {weights[bad[0]]} (row {bad[0]}). Weights must be finite and "
+            "at least 0."
+        )
+    if not weights.any():
+        raise ValueError(
+            "sample_weight is zero for every image, so that no accuracy can be computed. Give at "
+            "least one image a weight above 0."
+        )
+    return weights

@@ -321,7 +321,7 @@ class TestBadInput:
          ("prevalence", {"animal": 0.5}, r"no share for the labels \['travel'"),
          ("shrinkage", -1, "shrinkage must be at least 0"),
          ("cv", 1, "cv must be an integer of at least 2"),
-         ("logit_scale", 0, "logit_scale must be None or above 0")],
+         ("logit_scale", 0, "logit_scale must be None or a number from 1e-30")],
     )  # fmt: skip
     def test_bad_parameters(self, classifier, features, parameter, value, said):
         with pytest.raises(ValueError, match=said):

@@ -40,6 +40,13 @@ def frozen(aligner):
 
 
 @pytest.fixture
+def numbered(aligner):
+    """Its labels are the numbers of the sorted names."""
+    names = {number: LABELS[label] for number, label in enumerate(sorted(LABELS))}
+    return ZeroShotClassifier(names, aligner=FrozenEstimator(aligner))
+
+
+@pytest.fixture
 def trained(text_encoder):
     """Fits its aligner anew, in a moment."""
     return ZeroShotClassifier(LABELS, aligner=CCAAligner(text_encoder=text_encoder))
@@ -101,23 +108,22 @@ class TestEnsembles:
         proba = calibrated.predict_proba(features.image[150:])
         assert log_loss(pictures.categories[150:], proba) < np.log(3)
 
-    def test_votes_beside_another_classifier(self, frozen, new):
-        """By probabilities: it numbers the labels, so names cannot be counted, and it says so."""
-        X, y = new
-        voters = [("names", frozen), ("linear", make_pipeline(StandardScaler(),
-                                                              LogisticRegression()))]  # fmt: skip
-        soft = VotingClassifier(voters, voting="soft").fit(X[:100], y[:100])
-        assert soft.score(X[100:], y[100:]) > 0.5
-        mean = np.mean([one.predict_proba(X[100:]) for one in soft.estimators_], axis=0)
-        np.testing.assert_allclose(soft.predict_proba(X[100:]), mean)
-        hard = VotingClassifier(voters, voting="hard").fit(X[:100], y[:100])
-        with pytest.raises(TypeError):
-            hard.predict(X[100:])
+    @pytest.mark.parametrize("voting", ["soft", "hard"])
+    def test_votes_beside_another_classifier(self, numbered, new, voting):
+        """Labels are numbers from 0, as it numbers them itself before it fits."""
+        X, y = new[0], np.searchsorted(sorted(LABELS), new[1])
+        linear = make_pipeline(StandardScaler(), LogisticRegression())
+        voters = [("names", numbered), ("linear", linear)]
+        vote = VotingClassifier(voters, voting=voting).fit(X[:100], y[:100])
+        assert vote.score(X[100:], y[100:]) > 0.5
+        if voting == "soft":
+            mean = np.mean([one.predict_proba(X[100:]) for one in vote.estimators_], axis=0)
+            np.testing.assert_allclose(vote.predict_proba(X[100:]), mean)
 
-    def test_stacked_below_another_classifier(self, frozen, new):
-        X, y = new
+    def test_stacked_below_another_classifier(self, numbered, new):
+        X, y = new[0], np.searchsorted(sorted(LABELS), new[1])
         stack = StackingClassifier(
-            [("names", frozen)], final_estimator=LogisticRegression(), cv=3,
+            [("names", numbered)], final_estimator=LogisticRegression(), cv=3,
             stack_method="predict_proba", passthrough=False,
         )  # fmt: skip
         stack.fit(X[:100], y[:100])

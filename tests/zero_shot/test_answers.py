@@ -216,6 +216,36 @@ class TestAlone:
         right = classifier.predict(images) == y
         assert classifier.score(images, y, sample_weight=right.astype(float)) == 1.0
 
+    @pytest.mark.parametrize("scale", [1e-30, np.float32(1e-3), 1e30])
+    @pytest.mark.parametrize("standardize", [False, True])
+    def test_allowed_logit_scales_change_no_prediction(self, model, held_out, scale, standardize):
+        images = held_out[0][:20]
+        plain = ZeroShotClassifier(LABELS, aligner=model, standardize=standardize)
+        scaled = clone(plain).set_params(aligner=model, logit_scale=scale)
+        np.testing.assert_array_equal(scaled.predict(images), plain.predict(images))
+        proba = scaled.predict_proba(images)
+        assert proba.dtype == np.float32
+        np.testing.assert_allclose(proba.sum(axis=1), 1, rtol=1e-5)
+
+    @pytest.mark.parametrize(
+        ("weights", "said"),
+        [
+            ([np.nan, 1, 1], r"sample_weight holds nan \(row 0\)"),
+            ([1, np.inf, 1], r"sample_weight holds inf \(row 1\)"),
+            ([1, 1, -1], r"sample_weight holds -1.0 \(row 2\)"),
+            ([0, 0, 0], "sample_weight is zero for every image"),
+            ([[1], [1], [1]], r"one number per image, not an array of shape \(3, 1\)"),
+            (["1", "1", "1"], "one number per image"),
+            ([None, 1, 1], "sample_weight holds nan"),
+            ([object(), 1, 1], "one number per image"),
+        ],
+        ids=repr,
+    )
+    def test_weights_that_are_not_weights_are_refused(self, model, held_out, weights, said):
+        classifier = ZeroShotClassifier(LABELS, aligner=model)
+        with pytest.raises(ValueError, match=said):
+            classifier.score(held_out[0][:3], held_out[1][:3], sample_weight=weights)
+
     def test_names_that_the_encoder_cannot_tell_apart(self, model, held_out):
         classifier = ZeroShotClassifier(
             ["\U0001fae8", "\U0001f9b7"], aligner=model, templates="none"
@@ -244,8 +274,17 @@ class TestBadInput:
         ("parameter", "value", "said"),
         [("templates", "simpel", "Did you mean 'simple'"),
          ("templates", ["a photo"], "exactly one place"),
-         ("threshold", 1.5, r"threshold must be None or in \[0, 1\]"),
-         ("logit_scale", 0, "logit_scale must be None or above 0"),
+         ("threshold", 1.5, r"threshold must be None or a number in \[0, 1\], not 1.5"),
+         ("threshold", float("nan"), "threshold must be None or a number"),
+         ("threshold", True, "threshold must be None or a number"),
+         ("threshold", "0.5", "threshold must be None or a number"),
+         ("logit_scale", 0, "logit_scale must be None or a number from 1e-30 to 1e"),
+         ("logit_scale", -1.0, "logit_scale must be None or a number"),
+         ("logit_scale", 1e39, "logit_scale must be None or a number"),
+         ("logit_scale", float("inf"), "logit_scale must be None or a number"),
+         ("logit_scale", float("nan"), "logit_scale must be None or a number"),
+         ("logit_scale", True, "logit_scale must be None or a number"),
+         ("logit_scale", "10", "logit_scale must be None or a number"),
          ("standardize", "own", "standardize must be True, False or a collection")],
     )  # fmt: skip
     def test_bad_parameter_is_refused_before_work(self, model, parameter, value, said):

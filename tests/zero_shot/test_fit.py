@@ -1,5 +1,8 @@
 """ZeroShotClassifier.fit on real pictures: names, captions, Pipelines, searches."""
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
 import sklearn
@@ -12,8 +15,32 @@ from sklearn.model_selection import GridSearchCV, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.utils.estimator_checks import check_estimator
 
-from sklearn_ape import APEAligner, ZeroShotClassifier
+from sklearn_ape import (
+    APEAligner,
+    CCAAligner,
+    KernelAligner,
+    ZeroShotClassifier,
+    load_pretrained,
+)
+from sklearn_ape._starter import load_starter
 from tests.zero_shot.labels import LABELS
+
+_TEXTS = HashingVectorizer(n_features=64, analyzer="char")
+_APE = APEAligner(text_encoder=_TEXTS, width=32, max_epochs=10, batch_size=64,
+                  learning_rate=1e-2, random_state=0)  # fmt: skip
+CHECKED = {
+    "APE": ZeroShotClassifier(aligner=_APE, templates="none"),
+    "APE, templates and scale": ZeroShotClassifier(
+        aligner=clone(_APE).set_params(head="glu"), templates=["{}", "a {}"], logit_scale=5.0
+    ),
+    "CCA, standardized": ZeroShotClassifier(
+        aligner=CCAAligner(text_encoder=_TEXTS), templates="none", standardize=True
+    ),
+    "kernel, threshold": ZeroShotClassifier(
+        aligner=KernelAligner(text_encoder=_TEXTS), templates="none", threshold=0.0,
+        unknown_label=-1,
+    ),
+}  # fmt: skip
 
 
 class TestFit:
@@ -26,12 +53,22 @@ class TestFit:
         assert classifier.classes_.tolist() == ["animal", "food", "travel"]
         assert classifier.score(features.image[200:], pictures.categories[200:]) > 0.6
 
-    def test_other_values_of_y_are_captions(self, features, pictures, text_encoder):
-        aligner = APEAligner(text_encoder=text_encoder, width=64, max_epochs=2, random_state=0)
-        classifier = ZeroShotClassifier(LABELS, aligner=aligner)
-        classifier.fit(features.image, pictures.captions)
-        direct = clone(aligner).fit(features.image, pictures.captions)
-        assert classifier.aligner_.fingerprint_ == direct.fingerprint_
+    @pytest.mark.parametrize("is_frozen", [False, True])
+    def test_values_of_y_that_are_not_labels_are_refused(
+        self, features, pictures, aligner, is_frozen
+    ):
+        """Captions in the place of labels, and misspelt labels."""
+        model = FrozenEstimator(aligner) if is_frozen else clone(aligner)
+        classifier = ZeroShotClassifier(LABELS, aligner=model)
+        y = pictures.categories[:30].tolist()
+        y[3] = y[5] = "anmial"
+        y[7] = "foood"
+        expected = r"not in labels: 'anmial' \(row 3\), 'foood' \(row 7\)\. .* captions=\.\.\."
+        with pytest.raises(ValueError, match=expected):
+            classifier.fit(features.image[:30], y)
+        with pytest.raises(ValueError, match="not in labels"):
+            classifier.fit(features.image[:30], y, captions=pictures.captions[:30])
+        assert not hasattr(classifier, "aligner_")
 
     def test_captions_are_taken_before_y(self, features, pictures, text_encoder):
         aligner = APEAligner(text_encoder=text_encoder, width=64, max_epochs=2, random_state=0)
@@ -51,7 +88,7 @@ class TestFit:
         images, y, _ = held_out
         pipeline = make_pipeline(model[0], ZeroShotClassifier(LABELS, aligner=model[-1]))
         assert pipeline.score(images, y) > 0.5  # ready at once
-        pipeline.fit(
+        pipeline.set_params(zeroshotclassifier__aligner=clone(model[-1])).fit(
             pictures.images[:200],
             pictures.categories[:200],
             zeroshotclassifier__captions=pictures.captions[:200],
@@ -92,13 +129,9 @@ class TestFit:
         classifier = ZeroShotClassifier(LABELS, aligner=search)
         assert classifier.predict(features.image[:4]).shape == (4,)
 
-    def test_passes_all_estimator_checks(self):
-        text_encoder = HashingVectorizer(n_features=64, analyzer="char")
-        aligner = APEAligner(text_encoder=text_encoder, width=32, max_epochs=10, batch_size=64,
-                             learning_rate=1e-2, random_state=0)  # fmt: skip
-        results = check_estimator(
-            ZeroShotClassifier(aligner=aligner, templates="none"), on_skip=None, on_fail="raise"
-        )
+    @pytest.mark.parametrize("name", CHECKED)
+    def test_passes_all_estimator_checks(self, name):
+        results = check_estimator(CHECKED[name], on_skip=None, on_fail="raise")
         statuses = [result["status"] for result in results]
         assert statuses.count("passed") >= 54
         assert len(statuses) - statuses.count("passed") <= 1  # array API, unless it is set up
@@ -111,11 +144,115 @@ class TestFit:
         assert classifier.score(features.image[:80], names) > 0.95
 
 
+@pytest.fixture
+def aligner(features, pictures, text_encoder):
+    return CCAAligner(text_encoder=text_encoder).fit(features.image[:150], pictures.captions[:150])
+
+
+class TestKeptAligner:
+    """`fit` around an aligner that can predict learns the classes, and nothing else."""
+
+    @pytest.mark.parametrize("labels", [None, LABELS])
+    def test_fitted_aligner_is_kept_and_a_clone_is_trained(
+        self, aligner, labels, features, pictures
+    ):
+        X, y = features.image[:100], pictures.categories[:100]
+        classifier = ZeroShotClassifier(labels, aligner=aligner)
+        before = aligner.fingerprint_
+        assert classifier.fit(X, y).aligner_ is aligner
+        assert aligner.fingerprint_ == before
+        assert classifier.classes_.tolist() == sorted(LABELS)
+        trained = clone(classifier).fit(X, y)
+        assert trained.aligner_.fingerprint_ != before
+
+    @pytest.mark.parametrize("labels", [None, ["animal", "food", "travel", "a flag"]])
+    def test_starter_model_is_kept(self, labels, pictures, tmp_path):
+        images, y = pictures.images[:12], pictures.categories[:12]
+        classifier = ZeroShotClassifier(labels).fit(images, y)
+        assert classifier.aligner_ is load_starter()
+        assert classifier.classes_.tolist() == sorted(labels or LABELS)
+        expected = ZeroShotClassifier(classifier.classes_).predict_proba(images)
+        pickled = pickle.dumps(classifier)
+        assert len(pickled) < 10_000
+        classifier.save_pretrained(tmp_path / "saved")
+        assert (tmp_path / "saved" / "model.safetensors").stat().st_size < 10_000
+        for one in (
+            classifier,
+            pickle.loads(pickled),
+            copy.deepcopy(classifier),
+            load_pretrained(tmp_path / "saved"),
+        ):
+            assert one.aligner_ is load_starter()
+            np.testing.assert_array_equal(one.predict_proba(images), expected)
+
+    def test_without_labels_a_name_keeps_its_model_too(self, pictures, monkeypatch):
+        from sklearn_ape import _aligner_choice
+
+        monkeypatch.setattr(_aligner_choice, "_named", lambda name: load_starter())
+        classifier = ZeroShotClassifier(aligner="open_clip:any")
+        classifier.fit(pictures.images[:6], pictures.categories[:6])
+        assert classifier.aligner_ is load_starter()
+
+    def test_captions_that_are_not_learned_from_are_reported(self, aligner, features, pictures):
+        X, y, captions = (some[:20] for some in (features.image, pictures.categories,
+                                                 pictures.captions))  # fmt: skip
+        for kept in (aligner, FrozenEstimator(aligner)):
+            with pytest.warns(UserWarning, match="captions are not used: aligner is fitted"):
+                ZeroShotClassifier(LABELS, aligner=kept).fit(X, y, captions=captions)
+        with pytest.warns(UserWarning, match="captions are not used: aligner is None, the start"):
+            ZeroShotClassifier(LABELS).fit(pictures.images[:20], y, captions=captions)
+
+    def test_lengths_are_checked(self, aligner, features, pictures):
+        classifier = ZeroShotClassifier(LABELS, aligner=aligner)
+        with pytest.raises(ValueError, match="inconsistent numbers of samples"):
+            classifier.fit(features.image[:9], pictures.categories[:8])
+        with pytest.raises(ValueError, match="inconsistent numbers of samples"):
+            classifier.fit(features.image[:9], pictures.categories[:9], captions=["a"] * 8)
+
+    def test_widths_of_features_are_those_of_the_aligner_if_it_takes_features(
+        self, aligner, features, pictures
+    ):
+        assert ZeroShotClassifier(LABELS, aligner=aligner).n_features_in_ == 1280
+        unfitted = ZeroShotClassifier(LABELS, aligner=clone(aligner))
+        starter = ZeroShotClassifier(LABELS)
+        fitted = clone(starter).fit(pictures.images[:6], pictures.categories[:6])
+        named = ZeroShotClassifier(LABELS, aligner="open_clip:ViT-B-32/openai")
+        for classifier in (unfitted, starter, fitted, named):
+            for name in ("n_features_in_", "feature_names_in_"):
+                with pytest.raises(AttributeError, match=f"object has no attribute '{name}'"):
+                    getattr(classifier, name)
+
+
+class TestNumberedLabels:
+    """Numbers from 0, of fewer labels than there are, may be a meta-estimator's."""
+
+    def test_around_a_kept_aligner_they_are_refused(self, aligner, features):
+        names = {0: "an animal", 1: "food", 2: "a vehicle", 3: "a flag"}
+        classifier = ZeroShotClassifier(names, aligner=aligner)
+        with pytest.raises(ValueError, match="numbers from 0 to 2 only, and labels has 4 classes"):
+            classifier.fit(features.image[:30], np.arange(30) % 3)
+        classifier.fit(features.image[:30], np.arange(30) % 4)  # all of them
+
+    def test_around_an_unfitted_aligner_they_are_reported(self, aligner, features):
+        """Classes that are not in y may be what a user wants to predict beside those in y."""
+        names = {0: "an animal", 1: "food", 2: "a vehicle", 3: "a flag"}
+        classifier = ZeroShotClassifier(names, aligner=clone(aligner))
+        with pytest.warns(UserWarning, match="may stand for other labels"):
+            classifier.fit(features.image[:30], np.arange(30) % 3)
+        assert classifier.classes_.tolist() == [0, 1, 2, 3]
+
+    @pytest.mark.filterwarnings("error")
+    @pytest.mark.parametrize("y", [[1, 2] * 9, [0, 3] * 9, [True] * 18, [0.0, 1.0] * 9])
+    def test_other_numbers_cannot_be_a_numbering(self, aligner, features, y):
+        names = {0: "an animal", 1: "food", 2: "a vehicle", 3: "a flag"}
+        ZeroShotClassifier(names, aligner=aligner).fit(features.image[:18], y)
+
+
 class TestBadInput:
     def test_labels_that_scikit_learn_has_numbered(self, features, pictures, text_encoder):
-        """cross_val_predict numbers the classes for probabilities: numbers are no names."""
+        """cross_val_predict numbers the classes for probabilities: numbers are not names."""
         aligner = APEAligner(text_encoder=text_encoder, width=32, max_epochs=2)
-        with pytest.raises(ValueError, match="neither one of the labels nor a caption"):
+        with pytest.raises(ValueError, match="y has values that are not in labels: "):
             cross_val_predict(
                 ZeroShotClassifier(LABELS, aligner=aligner),
                 features.image,
