@@ -10,14 +10,14 @@ from scipy.special import expit
 from sklearn.base import ClassifierMixin
 from sklearn.metrics import accuracy_score
 from sklearn.model_selection import KFold
-from sklearn.utils import Tags, _safe_indexing, check_consistent_length
+from sklearn.utils import Tags, _safe_indexing, check_consistent_length, indexable
 
 from ._aligner_choice import text_side
 from ._around_aligner import SavedClassifier
 from ._callbacks import FitContext, with_callbacks
 from ._first_few import first_few
-from ._label_sets import indicator, labels_in
-from ._labels import names_of
+from ._label_sets import as_table_or_rows, indicator, labels_in
+from ._labels import class_array, names_of
 from ._numbers import ignores_underflow
 from ._thresholds import check_prevalence, fit_thresholds, shares_of
 from ._warnings import warn
@@ -42,7 +42,7 @@ class MultiLabelZeroShotClassifier(SavedClassifier, ClassifierMixin, ZeroShotBas
         Names of the labels, or what each is embedded as; see `ZeroShotClassifier`. The columns of
         Y and of all answers are in this order. None takes them from Y in `fit`.
     aligner : estimator, str or None, default=None
-        See `ZeroShotClassifier`.
+        See `ZeroShotClassifier`. None is the starter model, which `fit` does not train.
     templates : str or sequence of str, default="simple"
         See `ZeroShotClassifier`.
     prevalence : float or mapping, default=0.1
@@ -64,9 +64,11 @@ class MultiLabelZeroShotClassifier(SavedClassifier, ClassifierMixin, ZeroShotBas
     Attributes
     ----------
     labels_ : ndarray of shape (n_labels,)
-        What the columns stand for.
+        Labels of the columns.
     thresholds_ : ndarray of shape (n_labels,)
-        Of the standardised cosines, once they were fitted.
+        Fitted thresholds of the standardized cosines, in the order of `labels_`. Each label keeps
+        its own threshold when the order of ``labels`` is changed after `fit` or labels are left
+        out. A label without a threshold raises an error.
     classes_ : ndarray of shape (n_labels, 2)
         ``[0, 1]`` for each label.
     aligner_ : estimator
@@ -107,7 +109,7 @@ class MultiLabelZeroShotClassifier(SavedClassifier, ClassifierMixin, ZeroShotBas
     ['a dog', 'an animal']
     """
 
-    _shown_properties = ("labels_",)
+    _shown_properties = ("labels_", "thresholds_")
     _says = "all the labels that hold for a picture, by its cosine with the labels'"
 
     def __init__(
@@ -133,17 +135,30 @@ class MultiLabelZeroShotClassifier(SavedClassifier, ClassifierMixin, ZeroShotBas
 
     @with_callbacks
     def fit(self, X: Any, Y: Any, captions: Any = None) -> Self:
-        """Fit a clone of the aligner, and a threshold for each label.
+        """Fit a threshold for each label, and a clone of the aligner unless it is kept.
+
+        The starter model (``aligner=None``), a named model and an aligner in `FrozenEstimator`
+        are kept as they are: only the labels and their thresholds are learned.
 
         Parameters
         ----------
         X : sequence of pictures, or array-like of shape (n_samples, n_features)
             What the aligner takes.
         Y : array-like or DataFrame of shape (n_samples, n_labels), or list of label sets
-            Zeros and ones, or the labels of every picture.
+            The labels of every image, in one of these forms:
+
+            - a DataFrame of pandas, polars or pyarrow with zeros and ones, or one dict per image.
+              Columns and keys must be the labels, in any order. They are matched by equality:
+              1, 1.0 and True are the same name, and "1" is another.
+            - an array, a sparse matrix or a list of lists of zeros and ones, with columns in the
+              order of the labels.
+            - a list with the labels of every image, in a set, a tuple or a list.
+
+            Lists are read as zeros and ones when each has one value per label and all values are
+            0 or 1, even if 0 and 1 are labels. Pass sets or tuples of such labels instead.
         captions : sequence of length n_samples or None, default=None
-            What the aligner is fitted on; without, it is each picture's labels, put through the
-            templates.
+            What the aligner is fitted on. None takes the labels of each image, put through the
+            templates. Not used when the aligner is kept.
 
         Returns
         -------
@@ -151,14 +166,20 @@ class MultiLabelZeroShotClassifier(SavedClassifier, ClassifierMixin, ZeroShotBas
             The fitted classifier.
         """
         self._check_parameters()
+        Y = as_table_or_rows(Y)
         names = names_of(labels_in(Y) if self.labels is None else self.labels)
+        if self.labels is None and not all(isinstance(label, str) for label in names):
+            warn(
+                "The labels in Y are numbers, so the texts '0', '1', ... are embedded for them. "
+                "Pass labels={0: 'cat', 1: 'dog', ...} to name them.",
+            )
         table = indicator(Y, list(names))
         check_consistent_length(X, table, captions)
         self._names = names
-        self.__dict__.pop("thresholds_", None)
+        self.__dict__.pop("_thresholds", None)
         if self._is_kept():
             progress = FitContext(self, 0, X, Y)
-            self.aligner_ = self._kept_aligner()
+            self.aligner_ = self._kept_aligner(captions)
             distances = self._distances(self.aligner_, X)
         else:
             progress = FitContext(self, self.cv + 1, X, Y)
@@ -189,7 +210,7 @@ class MultiLabelZeroShotClassifier(SavedClassifier, ClassifierMixin, ZeroShotBas
             The classifier.
         """
         aligner = self._ready_aligner(as_at_fit=False)
-        table = indicator(Y, self.labels_.tolist())
+        table = indicator(Y, self._label_list())
         distances = self._distances(aligner, X)
         check_consistent_length(distances, table)
         self._keep_thresholds(table, distances)
@@ -210,9 +231,10 @@ class MultiLabelZeroShotClassifier(SavedClassifier, ClassifierMixin, ZeroShotBas
             Above 0 the label is predicted. NaN for pictures that could not be read.
         """
         aligner = self._ready_aligner()
+        thresholds = self._fitted_thresholds()
         logits = self._logits_by(aligner, scale=1.0)
         scores = _cosines(logits, X)
-        scores -= self._thresholds_now(logits)
+        scores -= self._defaults(logits) if thresholds is None else thresholds
         scores *= self._scale_by(aligner)
         return scores
 
@@ -267,7 +289,7 @@ class MultiLabelZeroShotClassifier(SavedClassifier, ClassifierMixin, ZeroShotBas
         labels : list of tuple
             In the order of `labels_`; an empty one where no label holds.
         """
-        names = self.labels_.tolist()
+        names = self._label_list()
         return [tuple(names[column] for column in np.flatnonzero(row)) for row in self.predict(X)]
 
     def score(self, X: Any, Y: Any, sample_weight: Any = None) -> float:
@@ -287,22 +309,38 @@ class MultiLabelZeroShotClassifier(SavedClassifier, ClassifierMixin, ZeroShotBas
         accuracy : float
             Between 0 and 1.
         """
-        truth = indicator(Y, self.labels_.tolist())
+        self._ready_aligner()
+        truth = indicator(Y, self._label_list())
         return float(accuracy_score(truth, self.predict(X), sample_weight=sample_weight))
 
     @property
     def labels_(self) -> np.ndarray:
-        """What the columns stand for."""
-        names = self._names_now()
-        if names is None:
-            raise AttributeError(f"{type(self).__name__} has no labels_ before fit.")
-        return np.array(list(names))
+        """Labels of the columns."""
+        return class_array(self._label_list())
+
+    @property
+    def thresholds_(self) -> np.ndarray:
+        """Thresholds of the standardized cosines, in the order of the columns."""
+        thresholds = self._fitted_thresholds()
+        if thresholds is None:
+            raise AttributeError(
+                f"{type(self).__name__} has no thresholds_ before fit or fit_thresholds."
+            )
+        thresholds.flags.writeable = False  # it is a copy: writing to it would have no effect
+        return thresholds
 
     @property
     def classes_(self) -> np.ndarray:
         """What each column may hold."""
         # By its form scikit-learn's scorers know several labels, two of them not being classes.
         return np.tile([0, 1], (len(self.labels_), 1))
+
+    def _label_list(self) -> list[Any]:
+        """Return the labels as they were given, in the order of the columns."""
+        names = self._names_now()
+        if names is None:
+            raise AttributeError(f"{type(self).__name__} has no labels_ before fit.")
+        return list(names)
 
     def _distances(self, aligner: Any, X: Any) -> np.ndarray:
         """Return standardised cosines less the default thresholds."""
@@ -313,6 +351,7 @@ class MultiLabelZeroShotClassifier(SavedClassifier, ClassifierMixin, ZeroShotBas
 
     def _held_out_distances(self, X: Any, captions: Any, progress: FitContext) -> np.ndarray:
         """Return distances of every picture by an aligner that did not see it."""
+        X, captions = indexable(X, captions)
         distances = np.empty((len(captions), len(self.labels_)))
         folds = KFold(self.cv, shuffle=True, random_state=0).split(distances)
         for train, test in folds:
@@ -338,17 +377,34 @@ class MultiLabelZeroShotClassifier(SavedClassifier, ClassifierMixin, ZeroShotBas
         read = ~np.isnan(distances[:, 0])
         beyond = fit_thresholds(table[read], distances[read], self.shrinkage)
         logits = self._logits_by(self._fitted_aligner(), scale=1.0)
-        self.thresholds_ = self._defaults(logits) + beyond
+        self._keep(self._defaults(logits) + beyond)
 
-    def _thresholds_now(self, logits: LogitTiles) -> np.ndarray:
-        if not hasattr(self, "thresholds_"):
-            return self._defaults(logits)
-        if len(self.thresholds_) != logits.n_texts:
+    def _keep(self, thresholds: np.ndarray) -> None:
+        self._thresholds = dict(zip(self._label_list(), thresholds.tolist(), strict=True))
+        self._thresholds_are_standardized = self._is_standardized()
+
+    def _is_standardized(self) -> bool:
+        is_flag = isinstance(self.standardize, bool | np.bool_)
+        return not is_flag or bool(self.standardize)
+
+    def _fitted_thresholds(self) -> np.ndarray | None:
+        """Return the thresholds in the order of the labels, or None where none were fitted."""
+        if not hasattr(self, "_thresholds"):
+            return None
+        labels = self._label_list()
+        new = [label for label in labels if label not in self._thresholds]
+        if new:
             raise ValueError(
-                f"labels has {logits.n_texts} labels, and thresholds were fitted for "
-                f"{len(self.thresholds_)}: fit them again."
+                f"labels has {first_few(new)}, for which no threshold was fitted. Call fit or "
+                "fit_thresholds again after changing labels."
             )
-        return self.thresholds_
+        if self._is_standardized() != self._thresholds_are_standardized:
+            raise ValueError(
+                f"standardize is {self._is_standardized()}, and thresholds were fitted with "
+                f"standardize={self._thresholds_are_standardized}, which gives cosines of another "
+                "scale. Call fit or fit_thresholds again after changing standardize."
+            )
+        return np.array([self._thresholds[label] for label in labels])
 
     def _defaults(self, logits: LogitTiles) -> np.ndarray:
         """Return what the given share of the pictures compared with exceed."""
@@ -362,12 +418,12 @@ class MultiLabelZeroShotClassifier(SavedClassifier, ClassifierMixin, ZeroShotBas
         return np.array([np.quantile(some, 1 - share) for some, share in scores])
 
     def _own_state(self) -> dict[str, Any]:
-        return {**super()._own_state(), "thresholds": getattr(self, "thresholds_", None)}
+        return {**super()._own_state(), "thresholds": self._fitted_thresholds()}
 
     def _restore_own(self, state: State) -> None:
         super()._restore_own(state)
         if "thresholds" in state:
-            self.thresholds_ = state.array("thresholds", (len(self.labels_),))
+            self._keep(state.array("thresholds", (len(self._label_list()),)))
         state.optional("thresholds")
 
     def _limit(self) -> str:
@@ -380,6 +436,11 @@ class MultiLabelZeroShotClassifier(SavedClassifier, ClassifierMixin, ZeroShotBas
             raise ValueError(f"shrinkage must be at least 0, not {self.shrinkage!r}.")
         if not isinstance(self.cv, int | np.integer) or self.cv < 2:
             raise ValueError(f"cv must be an integer of at least 2, not {self.cv!r}.")
+        if isinstance(self.labels, set | frozenset):
+            raise ValueError(
+                "labels is a set, whose order, and so that of the columns, differs from run to "
+                "run. Pass a list, sorted(labels)."
+            )
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()

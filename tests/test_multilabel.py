@@ -3,6 +3,7 @@
 import pickle
 import re
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -19,6 +20,7 @@ from sklearn.preprocessing import MultiLabelBinarizer, StandardScaler
 from sklearn.utils.estimator_checks import check_estimator
 
 from sklearn_ape import CCAAligner, KernelAligner, MultiLabelZeroShotClassifier, load_pretrained
+from sklearn_ape._starter import load_starter
 from sklearn_ape._thresholds import best_f1_threshold, fit_thresholds
 
 LABELS = {
@@ -174,8 +176,171 @@ class TestThresholds:
     def test_of_other_labels_are_refused(self, classifier, features, truth):
         classifier.fit_thresholds(features.image[150:], truth[150:])
         classifier.set_params(labels=["cat", "dog"])
-        with pytest.raises(ValueError, match="thresholds were fitted for 8: fit them again"):
+        with pytest.raises(ValueError, match="labels has 'cat', 'dog', for which no threshold"):
             classifier.predict(features.image[:1])
+
+
+@pytest.fixture
+def numbered():
+    """Features that are sums of one vector per label, with labels that are numbers."""
+    rng = np.random.default_rng(0)
+    labels = {10: "a cat", 20: "a dog", 0: "a house", 1: "a tree"}
+    Y = (rng.random((160, 4)) < [0.2, 0.5, 0.35, 0.6]).astype(int)
+    X = Y @ rng.standard_normal((4, 12)) * 2 + 0.2 * rng.standard_normal((160, 12))
+    X = X.astype(np.float32)
+    texts = HashingVectorizer(n_features=32, analyzer="char")
+    aligner = CCAAligner(text_encoder=texts)
+    return SimpleNamespace(X=X, Y=Y, labels=labels, aligner=aligner)
+
+
+def in_order(labels, order):
+    return {label: labels[label] for label in order}
+
+
+class TestColumnsOfY:
+    @pytest.mark.parametrize("kind", [int, np.int64, float])
+    def test_numbers_are_matched_by_name_in_every_method(self, numbered, kind):
+        classifier = MultiLabelZeroShotClassifier(numbered.labels, aligner=numbered.aligner)
+        frame = pd.DataFrame(numbered.Y, columns=[kind(label) for label in numbered.labels])
+        shuffled = frame.iloc[:, [2, 0, 3, 1]]
+        by_array = clone(classifier).fit(numbered.X, numbered.Y)
+        by_name = clone(classifier).fit(numbered.X, shuffled)
+        np.testing.assert_array_equal(by_array.thresholds_, by_name.thresholds_)
+        score = by_array.score(numbered.X, numbered.Y)
+        assert score > 0.5
+        assert by_name.score(numbered.X, shuffled) == score
+        np.testing.assert_array_equal(
+            by_array.fit_thresholds(numbered.X, numbered.Y).thresholds_,
+            by_name.fit_thresholds(numbered.X, shuffled).thresholds_,
+        )
+
+    def test_other_columns_are_refused_in_every_method(self, numbered):
+        classifier = MultiLabelZeroShotClassifier(numbered.labels, aligner=numbered.aligner)
+        frame = pd.DataFrame(numbered.Y)
+        said = r"missing columns \[10, 20\], unexpected columns \[2, 3\]"
+        with pytest.raises(ValueError, match=said):
+            classifier.fit(numbered.X, frame)
+        classifier.fit(numbered.X, numbered.Y)
+        for method in (classifier.score, classifier.fit_thresholds):
+            with pytest.raises(ValueError, match=said):
+                method(numbered.X, frame)
+
+    def test_lists_of_zeros_and_ones_are_a_table(self, numbered):
+        labels = in_order(numbered.labels, [0, 1])
+        classifier = MultiLabelZeroShotClassifier(labels, aligner=numbered.aligner)
+        Y = numbered.Y[:, 2:]
+        fitted = clone(classifier).fit(numbered.X, Y)
+        again = clone(classifier).fit(numbered.X, Y.tolist())
+        np.testing.assert_array_equal(fitted.thresholds_, again.thresholds_)
+        assert again.score(numbered.X, Y.tolist()) == fitted.score(numbered.X, Y)
+
+    def test_predicted_sets_score_as_the_predicted_table(self, numbered):
+        """Also those of labels 0 and 1, which are tuples of zeros and ones."""
+        for labels in (numbered.labels, in_order(numbered.labels, [0, 1])):
+            classifier = MultiLabelZeroShotClassifier(labels, aligner=numbered.aligner)
+            classifier.fit(numbered.X, numbered.Y[:, -len(labels) :])
+            assert classifier.score(numbered.X, classifier.predict_sets(numbered.X)) == 1
+            assert classifier.score(numbered.X, classifier.predict(numbered.X)) == 1
+
+    def test_generators_are_read_once(self, numbered):
+        sets = [{number for number, one in enumerate(row) if one} for row in numbered.Y.tolist()]
+        classifier = MultiLabelZeroShotClassifier(aligner=numbered.aligner)
+        with pytest.warns(UserWarning, match="labels in Y are numbers"):
+            classifier.fit(numbered.X, (iter(labels) for labels in sets))
+        assert classifier.labels_.tolist() == [0, 1, 2, 3]
+        assert classifier.score(numbered.X, iter(sets)) > 0.5
+
+
+class TestThresholdsOfLabels:
+    @pytest.fixture
+    def fitted(self, numbered):
+        classifier = MultiLabelZeroShotClassifier(numbered.labels, aligner=numbered.aligner)
+        return classifier.fit(numbered.X, numbered.Y)
+
+    def check(self, classifier, X, expected, order):
+        """Compare with the answers and thresholds before labels were changed, by label."""
+        thresholds, scores = expected
+        assert classifier.labels_.tolist() == order
+        assert classifier.thresholds_.tolist() == [thresholds[label] for label in order]
+        np.testing.assert_allclose(
+            classifier.decision_function(X),
+            np.column_stack([scores[label] for label in order]),
+            atol=1e-4,
+        )
+
+    @pytest.mark.parametrize("order", [[1, 20, 0, 10], [20, 1], [0]])
+    def test_stay_with_their_labels(self, fitted, numbered, order, tmp_path):
+        """In another order and for a part of the labels, saved and pickled as well."""
+        names = fitted.labels_.tolist()
+        expected = (
+            dict(zip(names, fitted.thresholds_.tolist(), strict=True)),
+            dict(zip(names, fitted.decision_function(numbered.X).T, strict=True)),
+        )
+        fitted.set_params(labels=in_order(numbered.labels, order))
+        self.check(fitted, numbered.X, expected, order)
+        self.check(pickle.loads(pickle.dumps(fitted)), numbered.X, expected, order)
+        fitted.set_params(labels=numbered.labels)
+        self.check(fitted, numbered.X, expected, names)
+
+    def test_are_saved_in_the_order_of_the_labels(self, classifier, features, truth, tmp_path):
+        X = features.image[:20]
+        classifier.fit_thresholds(features.image[150:], truth[150:])
+        before = classifier.decision_function(X)
+        classifier.set_params(labels=in_order(LABELS, reversed(LABELS)))
+        classifier.save_pretrained(tmp_path / "model")
+        back = load_pretrained(tmp_path / "model")
+        np.testing.assert_array_equal(back.thresholds_, classifier.thresholds_)
+        np.testing.assert_allclose(back.decision_function(X)[:, ::-1], before, atol=1e-4)
+        back.set_params(labels=LABELS)
+        np.testing.assert_allclose(back.decision_function(X), before, atol=1e-4)
+
+    def test_labels_without_one_are_refused_by_name(self, fitted, numbered, tmp_path):
+        fitted.set_params(labels={**numbered.labels, 7: "a car", 8: "the sun"})
+        for method in (
+            lambda: fitted.predict(numbered.X),
+            lambda: fitted.score(numbered.X, np.zeros((160, 6))),
+            lambda: fitted.thresholds_,
+            lambda: fitted.save_pretrained(tmp_path / "model"),
+        ):
+            with pytest.raises(ValueError, match=r"labels has 7, 8, for which no .*again"):
+                method()
+        Y = np.column_stack([numbered.Y, numbered.Y[:, :2]])
+        assert fitted.fit_thresholds(numbered.X, Y).thresholds_.shape == (6,)
+
+    def test_do_not_fit_cosines_of_another_scale(self, fitted, numbered):
+        fitted.set_params(standardize=False)
+        with pytest.raises(ValueError, match="standardize is False, and thresholds were fitted w"):
+            fitted.predict(numbered.X)
+        fitted.set_params(standardize=numbered.X)
+        assert fitted.predict(numbered.X).shape == (160, 4)
+
+    def test_cannot_be_written_to(self, fitted):
+        with pytest.raises(ValueError, match="read-only"):
+            fitted.thresholds_[0] = 1.0
+        unfitted = clone(fitted)
+        assert not hasattr(unfitted, "thresholds_")
+
+
+class TestStarter:
+    def test_fit_keeps_it_and_learns_thresholds(self, pictures, tmp_path, monkeypatch):
+        """Nothing is trained: the thresholds are those that fit_thresholds learns."""
+        monkeypatch.setattr(
+            MultiLabelZeroShotClassifier, "_fit_aligner", lambda *_: pytest.fail("was trained")
+        )
+        names = ["animal", "food", "travel"]
+        images = pictures.images[:60]
+        Y = pd.DataFrame({name: pictures.categories[:60] == name for name in names})
+        fitted = MultiLabelZeroShotClassifier().fit(images, Y)
+        assert fitted.aligner_ is load_starter()
+        assert fitted.labels_.tolist() == names
+        alone = MultiLabelZeroShotClassifier(names).fit_thresholds(images, Y)
+        np.testing.assert_array_equal(fitted.thresholds_, alone.thresholds_)
+        predicted = fitted.predict(images)
+        assert f1_score(Y, predicted, average="macro") > 0.6
+        fitted.save_pretrained(tmp_path / "model")
+        back = load_pretrained(tmp_path / "model")
+        np.testing.assert_array_equal(back.thresholds_, fitted.thresholds_)
+        np.testing.assert_array_equal(back.predict(images), predicted)
 
 
 class TestFit:
@@ -282,32 +447,76 @@ class TestWithScikitLearn:
         assert classifier.score(X, Y, sample_weight=right.astype(float)) == 1.0
 
     def test_estimator_checks(self):
-        """All that do not hand it one column of numbers as several labels."""
-        texts = HashingVectorizer(n_features=32, analyzer="char")
-        estimator = MultiLabelZeroShotClassifier(
-            [f"label {number}" for number in range(3)], aligner=CCAAligner(text_encoder=texts)
-        )
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            results = check_estimator(estimator, on_fail=None, on_skip=None)
-        passed = [result["check_name"] for result in results if result["status"] == "passed"]
-        assert len(passed) >= 16
+        """All that do not pass one column of numbers as several labels."""
+        passed = passed_checks(MultiLabelZeroShotClassifier, {})
+        assert len(passed) >= 20
         for check in ("check_no_attributes_set_in_init", "check_get_params_invariance",
                       "check_set_params", "check_estimator_cloneable", "check_estimator_repr",
-                      "check_do_not_raise_errors_in_init_or_set_params"):  # fmt: skip
+                      "check_do_not_raise_errors_in_init_or_set_params",
+                      "check_classifiers_multilabel_representation_invariance",
+                      "check_classifiers_multilabel_output_format_predict",
+                      "check_classifiers_multilabel_output_format_predict_proba",
+                      "check_classifiers_multilabel_output_format_decision_function"):  # fmt: skip
             assert check in passed
+
+    @pytest.mark.parametrize(
+        "settings",
+        [{"prevalence": 0.3, "shrinkage": 0.0, "cv": 2},
+         {"templates": "photo", "logit_scale": 5.0, "standardize": False},
+         {"labels": {n: f"thing {n}" for n in range(5)},
+          "prevalence": {n: 0.1 + n / 10 for n in range(5)}, "cv": 4}],
+        ids=["thresholds", "cosines", "numbered"],
+    )  # fmt: skip
+    def test_estimator_checks_with_single_columns_encoded(self, settings):
+        """The checks of X, parameters and state, with settings that are not the default."""
+        passed = passed_checks(_Encoding, settings)
+        assert len(passed) >= 49
+        for check in ("check_estimators_nan_inf", "check_estimators_dtypes", "check_dtype_object",
+                      "check_estimators_pickle", "check_fit_idempotent", "check_n_features_in",
+                      "check_n_features_in_after_fitting", "check_methods_subset_invariance",
+                      "check_methods_sample_order_invariance", "check_estimator_sparse_array",
+                      "check_estimator_sparse_matrix", "check_dict_unchanged",
+                      "check_f_contiguous_array_estimator"):  # fmt: skip
+            assert check in passed
+
+
+class _Encoding(MultiLabelZeroShotClassifier):
+    """Takes the number of each class in binary as labels, where Y is one column."""
+
+    def fit(self, X, Y, captions=None):
+        return super().fit(X, self._encoded(Y), captions)
+
+    def score(self, X, y, sample_weight=None):
+        return super().score(X, self._encoded(y), sample_weight)
+
+    def _encoded(self, Y):
+        column = None if Y is None else np.asarray(Y)
+        if column is None or column.size != len(column):
+            return Y
+        codes = np.unique(column.ravel(), return_inverse=True)[1]
+        return (codes[:, None] >> np.arange(len(self.labels))) & 1
+
+
+def passed_checks(kind, settings):
+    texts = HashingVectorizer(n_features=32, analyzer="char")
+    labels = [f"label {number}" for number in range(5)]
+    estimator = kind(**{"labels": labels, "aligner": CCAAligner(text_encoder=texts), **settings})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        results = check_estimator(estimator, on_fail=None, on_skip=None)
+    return [result["check_name"] for result in results if result["status"] == "passed"]
 
 
 class TestBadInput:
     @pytest.mark.parametrize(
         ("Y", "said"),
         [(None, "Y is None: expected a table of zeros and ones"),
-         ([["animal"], "food"], "Y has 'food' in row 1: .*of one label, too"),
+         ([["animal"], "food"], "Y has 'food' in row 1: .*also where it is one label"),
          ([["animal"], ["fodo"]], "Y has 'fodo' in row 1, which is none of the labels 'travel'"),
          (np.zeros((2, 3)), "Y has 3 columns, and there are 8 labels"),
          (np.full((2, 8), 2), "Y has .*2.* in row 0"),
          (np.full((2, 8), np.nan), "Y has .*nan.* in row 0"),
-         (pd.DataFrame({"animal": [0, 1], "fodo": [1, 0]}), r"no labels \['fodo'\]"),
+         (pd.DataFrame({"animal": [0, 1], "fodo": [1, 0]}), r"unexpected columns \['fodo'\]"),
          (np.zeros((3, 8)), "inconsistent numbers of samples")],
     )  # fmt: skip
     def test_bad_Y(self, classifier, features, Y, said):
@@ -326,3 +535,9 @@ class TestBadInput:
     def test_bad_parameters(self, classifier, features, parameter, value, said):
         with pytest.raises(ValueError, match=said):
             classifier.set_params(**{parameter: value}).predict(features.image[:2])
+
+
+def test_set_of_labels_is_refused():
+    """The columns would be in another order in every process."""
+    with pytest.raises(ValueError, match="labels is a set"):
+        MultiLabelZeroShotClassifier({"cat", "dog"}).predict(np.ones((2, 3)))

@@ -1,4 +1,4 @@
-"""Retrieval, classes, calibration, and how sure a mean is.
+"""Metrics of retrieval and classification, calibration, and confidence intervals.
 
 What scikit-learn has is not repeated here: for top-k accuracy there is
 ``sklearn.metrics.top_k_accuracy_score(y, classifier.decision_function(X), k=5,

@@ -1,18 +1,21 @@
-"""Whether probabilities mean what they say, and the one number that mends most of it."""
+"""Calibration error and temperature scaling."""
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import numpy as np
-from scipy.optimize import minimize_scalar
-from scipy.special import logsumexp
-from sklearn.utils import check_array, check_consistent_length, column_or_1d
+from scipy.optimize import brentq
+from scipy.special import softmax
+from sklearn.utils import check_array, check_consistent_length
 
+from .._first_few import first_few
 from .._numbers import ignores_underflow
+from ._checks import as_labels, check_count, distinct_labels
 
-# Of the inverse temperature, in units of one over the spread of the logits.
-_LOG_SCALES = (-12.0, 12.0)
+# A slope of the likelihood below this, per mean difference of logits, is rounding error.
+_ROUNDING = 1e-12
 
 
 @ignores_underflow
@@ -45,7 +48,8 @@ def expected_calibration_error(
     Raises
     ------
     ValueError
-        When `proba` holds no probabilities, or a class has no column.
+        When `proba` holds no probabilities, a class has no column, `labels` repeat, or `n_bins`
+        is not an integer of at least 1.
 
     See Also
     --------
@@ -68,8 +72,7 @@ def expected_calibration_error(
     >>> round(expected_calibration_error(["a", "a", "b", "b"], proba), 3)
     0.3
     """
-    if n_bins < 1:
-        raise ValueError(f"n_bins must be at least 1, not {n_bins}.")
+    check_count(n_bins, "n_bins")
     proba = check_array(proba, dtype=np.float64, input_name="proba")
     off = np.flatnonzero((np.abs(proba.sum(axis=1) - 1) > 1e-3) | (proba < 0).any(axis=1))
     if off.size:
@@ -90,17 +93,18 @@ def expected_calibration_error(
 def fit_temperature(logits: Any, y: Any, labels: Any = None) -> float:
     """Find the temperature by which logits are divided for the best probabilities.
 
-    It minimises the negative log-likelihood of `y`, and changes no prediction.
+    It minimizes the negative log-likelihood of `y`, and changes no prediction.
 
     Parameters
     ----------
     logits : array-like of shape (n_samples, n_classes)
-        What ``decision_function`` returns, of samples not trained on.
+        What ``decision_function`` returns for samples that were not trained on. ``-inf`` excludes
+        a class from a sample; a large negative number such as -1e9 does the same.
     y : array-like of shape (n_samples,)
         Classes.
     labels : array-like of shape (n_classes,) or None, default=None
-        Class of every column, a classifier's ``classes_``. None takes the sorted classes of `y`,
-        which must then be as many as the columns.
+        Class of every column, such as a classifier's ``classes_``. None takes the sorted classes
+        of `y`, of which there must then be as many as columns.
 
     Returns
     -------
@@ -111,16 +115,23 @@ def fit_temperature(logits: Any, y: Any, labels: Any = None) -> float:
     Raises
     ------
     ValueError
-        When a class has no column, or no temperature is best: all samples are right, or the
-        logits say nothing of the classes.
+        When a class has no column, `labels` repeat, the class of a sample is excluded, or no
+        temperature is best: all samples are predicted correctly, the logits are unrelated to the
+        classes, or the best temperature is not a positive float64.
 
     See Also
     --------
     sklearn.calibration.CalibratedClassifierCV : With ``method="temperature"`` (scikit-learn 1.8
-        and later) it wraps a classifier together with its temperature: take it to calibrate and
-        go on with an estimator. Take `fit_temperature` for the number alone, such as to fit it
-        on one set of classes and use it on others, which a wrapped classifier does not allow.
-    expected_calibration_error : What it lowers.
+        and later) it wraps a classifier together with its temperature. Use it to continue with an
+        estimator, and `fit_temperature` for the number alone, for example to fit it on one set of
+        classes and use it on others, which a wrapped classifier does not allow.
+    expected_calibration_error : The error that a good temperature reduces.
+
+    Notes
+    -----
+    The likelihood is concave in the inverse temperature. The root of its derivative is searched
+    between two bounds that enclose it for all logits, whatever their scale, so that single rows
+    or columns of another magnitude do not limit the search.
 
     References
     ----------
@@ -133,51 +144,92 @@ def fit_temperature(logits: Any, y: Any, labels: Any = None) -> float:
     --------
     >>> import numpy as np
     >>> from sklearn_ape.metrics import fit_temperature
-    >>> logits = np.tile([10.0, 0.0], (4, 1))  # very sure, and right three times of four
+    >>> logits = np.tile([10.0, 0.0], (4, 1))  # very confident, and correct for three of four
     >>> round(fit_temperature(logits, [0, 0, 0, 1]), 3)
     9.102
     """
-    logits = check_array(logits, dtype=np.float64, input_name="logits")
+    logits = check_array(logits, dtype=np.float64, ensure_all_finite=False, input_name="logits")
+    broken = np.flatnonzero((np.isnan(logits) | (logits == np.inf)).any(axis=1))
+    if broken.size:
+        raise ValueError(
+            f"logits contains NaN or infinity in row {broken[0]}. Only -inf, which excludes a "
+            "class, is allowed."
+        )
     columns = _columns(y, labels, logits)
     rows = np.arange(len(logits))
-    logits = logits - logits[rows, columns][:, None]
-    # The likelihood's slope where all classes are alike; it is concave in 1 / temperature.
-    if logits.mean() >= 0:
+    excluded = np.flatnonzero(logits[rows, columns] == -np.inf)
+    if excluded.size:
         raise ValueError(
-            "The logits say nothing of the classes: that of a sample's class is no higher than "
-            "the mean of its row. Check that labels names the columns in their order."
+            f"The logit of the class of sample {excluded[0]} is -inf: its probability is 0 at any "
+            "temperature. Check that labels names the columns in their order."
         )
-    others = logits.copy()
-    others[rows, columns] = -np.inf
-    if others.max() <= 0:
+    finite = np.isfinite(logits)
+    logits, exponent = _scaled(logits, finite)
+    margins, more = _scaled(logits - logits[rows, columns][:, None], finite)
+    exponent += more
+    present = np.where(finite, margins, 0.0)
+
+    # The derivative of the loss at an infinite temperature, where all classes are equally likely.
+    slope = np.mean(present.sum(axis=1) / finite.sum(axis=1))
+    if slope >= -_ROUNDING * np.abs(present).mean():
+        raise ValueError(
+            "The logits are unrelated to the classes: the logit of a sample's class is not higher "
+            "than the mean of its row. Check that labels names the columns in their order."
+        )
+    largest = present.max()
+    if largest <= 0:
         raise ValueError(
             "The class of every sample has the largest logit, so the likelihood has no maximum: "
             "the lower the temperature, the better. Pass more samples, or harder ones."
         )
 
-    def loss(log_scale: float) -> float:
-        return float(logsumexp(np.exp(log_scale) * logits, axis=1).mean())
+    def derivative(log_inverse: float) -> float:
+        proba = softmax(np.exp(log_inverse) * margins, axis=1)
+        return float(np.mean(np.sum(proba * present, axis=1)))
 
-    spread = np.log(np.ptp(logits, axis=1).max())
-    bounds = (_LOG_SCALES[0] - spread, _LOG_SCALES[1] - spread)
-    best = minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-8})
-    return float(np.exp(-best.x))
+    # The second derivative is a variance, at most a quarter of the squared range of a row, which
+    # bounds the root from below. Above the other bound, the largest margin of a wrong class
+    # outweighs those of all others, each of which subtracts at most 1 / (e * inverse).
+    n_samples, n_classes = logits.shape
+    low = np.log(-slope) - np.log(np.mean(np.ptp(present, axis=1) ** 2) / 4)
+    high = np.log(n_samples) + 2 * np.log(n_classes) - 1 - np.log(largest)
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        root = brentq(derivative, low - 1, high + 1, xtol=1e-10, maxiter=1000)
+        temperature = float(np.ldexp(np.exp(-root), exponent))
+    if not 0 < temperature < np.inf:
+        raise ValueError(
+            "The best temperature is beyond the range of float64. Rescale the logits: multiply "
+            f"them by 2.0**{-exponent}."
+        )
+    return temperature
+
+
+def _scaled(numbers: np.ndarray, finite: np.ndarray) -> tuple[np.ndarray, int]:
+    """Return numbers divided by a power of two, which loses nothing, and its exponent.
+
+    Differences of them cannot overflow, and squares of the largest are in range.
+    """
+    largest = np.abs(numbers, where=finite, out=np.zeros_like(numbers)).max()
+    exponent = int(np.frexp(largest)[1]) + 1
+    return np.ldexp(numbers, -exponent), exponent
 
 
 def _columns(y: Any, labels: Any, scores: np.ndarray) -> np.ndarray:
     """Return the column of every sample's class."""
-    y = column_or_1d(y)
+    y = as_labels(y)
     check_consistent_length(y, scores)
-    labels = np.unique(y) if labels is None else column_or_1d(labels)
-    if len(labels) != scores.shape[1]:
+    classes = distinct_labels(y, "y") if labels is None else as_labels(labels)
+    if len(classes) != scores.shape[1]:
         raise ValueError(
-            f"There are {scores.shape[1]} columns and {len(labels)} classes: pass "
+            f"There are {scores.shape[1]} columns and {len(classes)} classes: pass "
             "labels=classifier.classes_."
         )
-    order = np.argsort(labels)
-    at = np.searchsorted(labels, y, sorter=order).clip(max=len(labels) - 1)
-    columns = order[at]
-    missing = np.flatnonzero(labels[columns] != y)
+    column_of = {label: column for column, label in enumerate(classes.tolist())}
+    if len(column_of) < len(classes):
+        repeated = [label for label, count in Counter(classes.tolist()).items() if count > 1]
+        raise ValueError(f"labels repeat: {first_few(repeated)}. Pass one class per column.")
+    columns = np.array([column_of.get(label, -1) for label in y.tolist()])
+    missing = np.flatnonzero(columns < 0)
     if missing.size:
         name = y[missing[:1]].tolist()[0]
         raise ValueError(f"Sample {missing[0]} is of class {name!r}, which no column stands for.")

@@ -5,25 +5,32 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from sklearn.metrics import precision_recall_fscore_support
-from sklearn.utils import Bunch
+from sklearn.utils import Bunch, check_consistent_length
+
+from ._checks import as_labels, distinct_labels
 
 
 def per_class_accuracy(y_true: Any, y_pred: Any) -> Bunch:
-    """Share of every class's samples that are predicted right: its recall.
+    """Share of each class's samples that are predicted correctly: its recall.
 
     Parameters
     ----------
     y_true : array-like of shape (n_samples,)
-        Classes.
+        Classes, of types that can be sorted.
     y_pred : array-like of shape (n_samples,)
-        Predicted classes; those that `y_true` does not have are wrong.
+        Predicted classes. Those that `y_true` does not have count as wrong, whatever their type,
+        such as an ``unknown_label`` that is a text among classes that are numbers.
 
     Returns
     -------
     result : sklearn.utils.Bunch
         ``classes``, the sorted classes of `y_true`; ``accuracy``, between 0 and 1; and
         ``support``, the number of samples of each: arrays of one length.
+
+    Raises
+    ------
+    ValueError
+        When a class is missing (None or NaN), or the classes of `y_true` cannot be sorted.
 
     See Also
     --------
@@ -39,8 +46,13 @@ def per_class_accuracy(y_true: Any, y_pred: Any) -> Bunch:
     cat: 50% of 2
     dog: 100% of 1
     """
-    classes = np.unique(np.asarray(y_true))
-    _, recall, _, support = precision_recall_fscore_support(
-        y_true, y_pred, labels=classes, average=None, zero_division=0.0
-    )
-    return Bunch(classes=classes, accuracy=recall, support=support)
+    truth, predicted = as_labels(y_true), as_labels(y_pred)
+    check_consistent_length(truth, predicted)
+    classes = distinct_labels(truth, "y_true")
+    place = {label: number for number, label in enumerate(classes.tolist())}
+    codes = np.array([place[label] for label in truth.tolist()], dtype=int)
+    # Objects are compared one by one: NumPy would compare a number with a text as texts.
+    hits = truth.astype(object) == predicted.astype(object)
+    support = np.bincount(codes, minlength=len(classes))
+    n_hits = np.bincount(codes, weights=hits, minlength=len(classes))
+    return Bunch(classes=classes, accuracy=n_hits / support, support=support)

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
+from .._numbers import plain_numbers
+
 # A tile of scores stays near the processor. Flags are counted in bytes, many times as fast as in
 # integers, so fewer than 256 at a time: rows by 240, and of the columns every eighth.
 _ROWS, _COLUMNS = 480, 1024
@@ -233,18 +235,40 @@ def _shared_out(count: Callable[[int, int], np.ndarray], most: int) -> np.ndarra
 
 
 def _distinct(pairs: Any, shape: tuple[int, int]) -> np.ndarray:
-    """Return the pairs sorted, each once, refusing those of rows that are not there."""
-    pairs = np.asarray(pairs)
+    """Return the pairs sorted and without duplicates.
+
+    Raises
+    ------
+    ValueError
+        When they are not integers, or a row does not exist.
+    """
+    pairs = np.asarray(plain_numbers(pairs, "pairs"))
+    if pairs.dtype == bool:
+        raise ValueError(
+            f"pairs is a boolean array of shape {pairs.shape}. Pass the rows that belong "
+            "together, such as np.argwhere(pairs) for a matrix of queries by candidates."
+        )
     if pairs.ndim != 2 or pairs.shape[1] != 2:
         raise ValueError(f"pairs must be of shape (n_pairs, 2), not {pairs.shape}.")
-    pairs = pairs.astype(np.int64)
+    if pairs.dtype.kind == "f":
+        broken = np.flatnonzero(
+            (pairs != np.floor(pairs)).any(axis=1) | ~np.isfinite(pairs).all(1)
+        )
+        if broken.size:
+            raise ValueError(
+                f"pairs must be integers, and pair {broken[0]} is {pairs[broken[0]].tolist()}. "
+                "Pass the row of the query and the row of the candidate."
+            )
+    elif pairs.dtype.kind not in "iu":
+        raise ValueError(f"pairs must be integers, not of type {pairs.dtype}.")
     absent = np.flatnonzero(((pairs < 0) | (pairs >= shape)).any(axis=1))
     if absent.size:
-        query, candidate = pairs[absent[0]]
+        query, candidate = pairs[absent[0]].astype(object)
         raise ValueError(
-            f"Pair {absent[0]} is of rows {query} and {candidate}, and there are {shape[0]} "
-            f"queries and {shape[1]} candidates."
+            f"Pair {absent[0]} is of rows {query:.0f} and {candidate:.0f}, and there are "
+            f"{shape[0]} queries and {shape[1]} candidates."
         )
+    pairs = pairs.astype(np.int64)
     keys = np.unique(pairs[:, 0] * shape[1] + pairs[:, 1])
     return np.column_stack(np.divmod(keys, max(shape[1], 1)))
 

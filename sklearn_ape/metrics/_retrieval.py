@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from sklearn.utils import column_or_1d
 
 from .._first_few import first_few
-from .._numbers import as_floats
+from .._numbers import as_floats, plain_numbers
+from ._checks import check_count
 from ._ranks import ranks_of_both
 
 # Products of numbers between these, and their sums, are numbers of float32.
@@ -49,13 +51,13 @@ def retrieval_ranks(queries: np.ndarray, candidates: np.ndarray, pairs: np.ndarr
     return ranks_of_both(queries, candidates, pairs, both=False)[0]
 
 
-def recall_at_k(ranks: np.ndarray, k: int) -> float:
+def recall_at_k(ranks: Any, k: int) -> float:
     """Share of the queries with a positive among the first k.
 
     Parameters
     ----------
-    ranks : ndarray of shape (n_queries,)
-        What `retrieval_ranks` returns.
+    ranks : array-like of shape (n_queries,)
+        What `retrieval_ranks` returns: integers, of which 0 is the best.
     k : int
         At least 1.
 
@@ -64,6 +66,12 @@ def recall_at_k(ranks: np.ndarray, k: int) -> float:
     recall : float
         Between 0 and 1.
 
+    Raises
+    ------
+    ValueError
+        When `ranks` is empty or holds anything else than integers of at least 0, or `k` is not an
+        integer of at least 1.
+
     Examples
     --------
     >>> import numpy as np
@@ -71,8 +79,20 @@ def recall_at_k(ranks: np.ndarray, k: int) -> float:
     >>> recall_at_k(np.array([0, 3, 7, 20]), k=5)
     0.5
     """
-    if k < 1:
-        raise ValueError(f"k must be at least 1, not {k}.")
+    check_count(k, "k")
+    ranks = column_or_1d(plain_numbers(ranks, "ranks"))
+    if not len(ranks):
+        raise ValueError("ranks is empty, so recall is not defined. Pass one rank per query.")
+    if ranks.dtype.kind not in "iuf":
+        raise ValueError(
+            f"ranks must be numbers, not of type {ranks.dtype}. Pass what retrieval_ranks returns."
+        )
+    broken = np.flatnonzero(~(np.isfinite(ranks) & (ranks >= 0) & (ranks == np.floor(ranks))))
+    if broken.size:
+        raise ValueError(
+            f"The rank of query {broken[0]} is {ranks[broken[0]].item()!r}. Ranks are integers "
+            "that count from 0: pass what retrieval_ranks returns."
+        )
     return float(np.mean(ranks < k))
 
 

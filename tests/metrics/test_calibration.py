@@ -55,8 +55,45 @@ class TestExpectedCalibrationError:
             expected_calibration_error([0, 1], [[0.5, 0.5], [2.0, 1.0]])
         with pytest.raises(ValueError, match="NaN"):
             expected_calibration_error([0, 1], [[0.5, 0.5], [np.nan, 1.0]])
-        with pytest.raises(ValueError, match="n_bins must be at least 1"):
-            expected_calibration_error([0, 1], np.eye(2), n_bins=0)
+
+    @pytest.mark.parametrize("n_bins", [0, -1, 2.5, 15.0, np.nan, True, "15", None])
+    def test_bins_must_be_counted_by_a_positive_integer(self, n_bins):
+        with pytest.raises(ValueError, match="n_bins must be at least 1 and an integer, not"):
+            expected_calibration_error([0, 1], np.eye(2), n_bins=n_bins)
+
+    def test_repeated_labels_are_refused(self):
+        with pytest.raises(ValueError, match="labels repeat: 'a'"):
+            expected_calibration_error(["a", "b"], np.full((2, 2), 0.5), labels=["a", "a"])
+
+    def test_labels_of_both_sides_are_compared_as_they_are(self):
+        """NumPy makes the texts '1' and 'x' of the list [1, 'x']."""
+        proba = np.array([[0.9, 0.1], [0.2, 0.8]])
+        assert expected_calibration_error([1, "x"], proba, 1, [1, "x"]) == pytest.approx(0.15)
+        assert expected_calibration_error([1.0, 2], proba, 1, [1, 2]) == pytest.approx(0.15)
+        for y, labels in (([1, "x"], ["1", "x"]), (["1", "2"], [1, 2]), ([1, 2], ["1", "2"])):
+            with pytest.raises(ValueError, match=r"Sample 0 is of class '?1'?, which no column"):
+                expected_calibration_error(y, proba, 1, labels)
+        with pytest.raises(ValueError, match="y mixes types that cannot be sorted"):
+            expected_calibration_error([1, "x"], proba)
+        with pytest.raises(ValueError, match="y has 1 missing values, the first in row 1"):
+            expected_calibration_error(["a", None], proba)
+
+
+def best_on_grid(logits, y):
+    """Return the temperature of the highest likelihood among 1e-12 to 1e12 times 1.001."""
+    inverses = np.geomspace(1e-12, 1e12, 601)
+    for _ in range(3):
+        with np.errstate(over="ignore"):
+            losses = [loss_at(inverse, logits, y) for inverse in inverses]
+        best = int(np.argmin(losses))
+        assert 0 < best < len(inverses) - 1
+        inverses = np.geomspace(inverses[best - 1], inverses[best + 1], 41)
+    return 1 / inverses[20]
+
+
+def loss_at(inverse, logits, y):
+    others = logits - logits[np.arange(len(y)), y][:, None]
+    return np.logaddexp.reduce(inverse * others, axis=1).mean()
 
 
 class TestFitTemperature:
@@ -103,10 +140,70 @@ class TestFitTemperature:
         ours = softmax(logits / fit_temperature(logits, y), axis=1)
         np.testing.assert_allclose(ours, theirs.predict_proba(logits), atol=1e-4)
 
+    @pytest.mark.parametrize("value", [-1e4, -1e5, -1e6, -1e9, -1e12, -1e300, -np.inf])
+    def test_masked_columns_do_not_change_it(self, model, value):
+        """One column, several, and others in each row."""
+        logits, y = model[0][:300], model[1][:300]
+        expected = fit_temperature(logits, y)
+        wide = np.insert(logits, [0, 3, 5], value, axis=1)
+        labels = [10, 0, 1, 2, 11, 3, 4, 12]
+        assert fit_temperature(wide, y, labels=labels) == pytest.approx(expected, rel=1e-6)
+        rng = np.random.default_rng(0)
+        some = logits.copy()
+        some[np.arange(300), (y + rng.integers(1, 5, 300)) % 5] = value
+        assert fit_temperature(some, y) == pytest.approx(best_on_grid(some, y), rel=1e-3)
+
+    @pytest.mark.parametrize("is_right", [True, False])
+    @pytest.mark.parametrize("factor", [1e-7, 1e7])
+    def test_single_rows_of_another_scale(self, model, is_right, factor):
+        logits, y = model[0][:300].copy(), model[1][:300]
+        row = np.flatnonzero((logits.argmax(axis=1) == y) == is_right)[0]
+        logits[row] *= factor
+        assert fit_temperature(logits, y) == pytest.approx(best_on_grid(logits, y), rel=1e-3)
+
+    @pytest.mark.parametrize("seed", range(30))
+    def test_is_the_best_of_a_wide_grid_at_any_scale(self, seed):
+        """Few samples, from nearly all right to nearly unrelated, offset and masked."""
+        rng = np.random.default_rng(seed)
+        n, k = rng.integers(5, 60), rng.integers(2, 7)
+        y = np.r_[np.arange(k), rng.integers(k, size=n)]
+        logits = rng.standard_normal((n + k, k)) * 10.0 ** rng.uniform(-1, 1, (n + k, 1))
+        logits[np.arange(n + k), y] += rng.choice([0.5, 2.0, 8.0])
+        logits[0] = np.where(np.arange(k) == y[0], -1.0, 1.0)  # one is wrong
+        scale = 10.0 ** rng.integers(-6, 7)
+        if logits.mean() >= logits[np.arange(n + k), y].mean():
+            with pytest.raises(ValueError, match="logits are unrelated to the classes"):
+                fit_temperature(scale * logits, y)
+            return
+        found = fit_temperature(scale * logits, y)
+        assert found / scale == pytest.approx(best_on_grid(logits, y), rel=1e-3)
+        offset = scale * (logits + 1e5 * rng.standard_normal((n + k, 1)))
+        assert fit_temperature(offset, y) == pytest.approx(found, rel=1e-3)
+
+    @pytest.mark.parametrize("scale", [1e-300, 1.0, 1e300])
+    def test_of_equal_margins_is_the_odds_of_being_right(self, scale):
+        """At 501 of 1001 the best temperature is 500 times the logits."""
+        logits, y = np.tile([scale, 0.0], (1001, 1)), np.arange(1001) > 500
+        expected = scale / np.log(501 / 500)
+        assert fit_temperature(logits, y) == pytest.approx(expected, rel=1e-6)
+        with pytest.raises(ValueError, match=r"beyond the range of float64\. Rescale the logits"):
+            fit_temperature(logits / scale * 1e307, y)
+
+    def test_excluded_classes_and_other_infinities(self):
+        with pytest.raises(ValueError, match="class of sample 1 is -inf"):
+            fit_temperature([[1.0, 0.0], [0.0, -np.inf], [1.0, 0.0]], [0, 1, 1])
+        for value in (np.inf, np.nan):
+            with pytest.raises(ValueError, match="logits contains NaN or infinity in row 1"):
+                fit_temperature([[1.0, 0.0], [0.0, value]], [0, 1])
+
+    def test_repeated_labels_are_refused(self, model):
+        with pytest.raises(ValueError, match="labels repeat: 0"):
+            fit_temperature(model[0], model[1], labels=[0, 1, 2, 3, 0])
+
     def test_without_a_best_temperature_it_says_why(self):
         with pytest.raises(ValueError, match="class of every sample has the largest logit"):
             fit_temperature(np.eye(3), [0, 1, 2])
-        with pytest.raises(ValueError, match="say nothing of the classes"):
+        with pytest.raises(ValueError, match="logits are unrelated to the classes"):
             fit_temperature(np.eye(3), [1, 2, 0])
-        with pytest.raises(ValueError, match="say nothing of the classes"):
+        with pytest.raises(ValueError, match="logits are unrelated to the classes"):
             fit_temperature(np.zeros((3, 3)), [1, 2, 0])

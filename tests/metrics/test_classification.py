@@ -1,6 +1,8 @@
 """Accuracy class by class."""
 
 import numpy as np
+import pandas as pd
+import pytest
 
 from sklearn_ape.metrics import per_class_accuracy
 
@@ -13,3 +15,38 @@ def test_is_the_share_of_each_class_that_is_right():
     assert result.classes.tolist() == ["a", "b", "c"]
     assert result.accuracy.tolist() == [0.5, 0.75, 0.0]
     assert result.support.tolist() == [2, 4, 1]
+
+
+@pytest.mark.parametrize(
+    ("y_true", "y_pred"),
+    [
+        ([1, 2.0, 2], [1, "x", 2]),
+        ([1, 2, 2], np.array([1, "unknown", 2], dtype=object)),
+        ([1, 2, 2], [1.0, np.nan, 2.0]),
+        ([1, 2, 2], [1, None, 2]),
+        ([1, 2, 2], pd.Series([1, None, 2], index=[7, 8, 9], dtype="Int64")),
+        (["1", "2", "2"], ["1", 2, "2"]),
+        ([False, True, True], [0, 0, 1]),
+        (pd.Categorical(["a", "b", "b"]), np.array(["a", "a", "b"])),
+    ],
+)
+def test_predictions_of_another_type_count_as_wrong(y_true, y_pred):
+    """Numbers and texts are never equal, and equal numbers of other types are."""
+    result = per_class_accuracy(y_true, y_pred)
+    assert result.classes.tolist() == sorted(set(y_true))
+    assert result.accuracy.tolist() == [1.0, 0.5]
+    assert result.support.tolist() == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("y_true", "message"),
+    [
+        ([1, "a"], "y_true mixes types that cannot be sorted"),
+        (["a", None], "y_true has 1 missing values, the first in row 1"),
+        ([np.nan, 1.0], "y_true has 1 missing values, the first in row 0"),
+        ([1, 2, 3], "inconsistent numbers of samples"),
+    ],
+)
+def test_bad_classes_are_refused(y_true, message):
+    with pytest.raises(ValueError, match=message):
+        per_class_accuracy(y_true, [1, 2])

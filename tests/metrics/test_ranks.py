@@ -95,11 +95,30 @@ def test_half_precision_is_compared_as_it_is():
     [([[0, 0], [1, 7]], "Pair 1 is of rows 1 and 7, and there are 2 queries and 2 candidates"),
      ([[0, 0], [-1, 1]], "Pair 1 is of rows -1 and 1"),
      ([0, 1], r"pairs must be of shape \(n_pairs, 2\), not \(2,\)"),
-     ([[0, 0], [1, 0]], "Query 1 has no positive")],
+     ([[0, 0], [1, 0]], "Query 1 has no positive"),
+     ([[0, 0.9], [1, 1.9]], r"pairs must be integers, and pair 0 is \[0.0, 0.9\]"),
+     ([[0, 0.0], [1, np.nan]], r"pair 1 is \[1.0, nan\]"),
+     ([[0, 0.0], [np.inf, 1]], r"pair 1 is \[inf, 1.0\]"),
+     ([[0, 0.0], [1, 2.0]], "Pair 1 is of rows 1 and 2"),
+     (np.eye(2, dtype=bool), r"pairs is a boolean array of shape \(2, 2\).*np.argwhere\(pairs\)"),
+     (np.eye(3, dtype=bool), r"pairs is a boolean array of shape \(3, 3\)"),
+     ([["0", "0"], ["1", "1"]], "pairs must be integers, not of type <U1"),
+     ([[0, 0], [1, None]], "pairs must be integers, not of type object"),
+     ([[0, 0], [1, 1j]], "pairs must be integers, not of type complex128"),
+     (np.array([[0, 0], [1, 2**64 - 1]], dtype=np.uint64), "Pair 1 is of rows 1 and 18446744"),
+     (np.ma.masked_array([[0, 0], [1, 1]], mask=[[0, 1], [0, 0]]), "pairs is a masked array")],
 )  # fmt: skip
 def test_bad_pairs_are_named(pairs, said):
     with pytest.raises(ValueError, match=said):
-        ranks_of_both(np.eye(2), np.eye(2), np.array(pairs))
+        ranks_of_both(np.eye(2), np.eye(2), pairs)
+
+
+@pytest.mark.parametrize("kind", [np.float64, np.uint8, np.int32, list])
+def test_pairs_of_whole_numbers_may_be_of_any_type(kind):
+    pairs = np.array([[0, 1], [1, 0]])
+    pairs = pairs.tolist() if kind is list else pairs.astype(kind)
+    ranks, back = ranks_of_both(np.eye(2), np.eye(2)[::-1], pairs)
+    assert ranks.tolist() == back.tolist() == [0, 0]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the system's count of pages")

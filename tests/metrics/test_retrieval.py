@@ -1,6 +1,7 @@
 """Retrieval ranks against a plain loop."""
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from sklearn_ape.metrics import (
@@ -61,6 +62,42 @@ def test_recall_counts_ranks_below_k():
     assert [recall_at_k(ranks, k) for k in (1, 2, 5, 10)] == [0.25, 0.5, 0.75, 1.0]
     with pytest.raises(ValueError, match="at least 1"):
         recall_at_k(ranks, 0)
+
+
+@pytest.mark.parametrize("k", [0, -1, 1.0, 2.5, np.nan, np.inf, True, "1", None])
+def test_k_must_be_a_positive_integer(k):
+    with pytest.raises(ValueError, match="k must be at least 1 and an integer, not"):
+        recall_at_k(np.arange(3), k)
+    pairs = np.column_stack([np.arange(3), np.arange(3)])
+    for report in (retrieval_report, rank_report):
+        with pytest.raises(ValueError, match="k must be at least 1 and an integer, not"):
+            report(np.eye(3), np.eye(3), pairs, ks=[k])
+
+
+@pytest.mark.parametrize("kind", [list, tuple, np.uint8, np.float32, pd.Series])
+def test_ranks_may_be_any_sequence_of_whole_numbers(kind):
+    ranks = np.array([0, 1, 4, 9])
+    ranks = ranks.astype(kind) if kind in (np.uint8, np.float32) else kind(ranks.tolist())
+    assert recall_at_k(ranks, np.int64(2)) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("ranks", "said"),
+    [([], "ranks is empty"),
+     (np.empty(0, int), "ranks is empty"),
+     ([0, -1], "The rank of query 1 is -1"),
+     ([0.5, 0.0], "The rank of query 0 is 0.5"),
+     ([0, np.nan], "The rank of query 1 is nan"),
+     ([0, np.inf], "The rank of query 1 is inf"),
+     ([True, False], "ranks must be numbers, not of type bool"),
+     (["0", "1"], "ranks must be numbers, not of type <U1"),
+     ([0, None], "ranks must be numbers, not of type object"),
+     (np.zeros((2, 3), int), "should be a 1d array"),
+     (np.ma.masked_array([0, 1], mask=[0, 1]), "ranks is a masked array")],
+)  # fmt: skip
+def test_what_is_not_a_rank_is_refused(ranks, said):
+    with pytest.raises(ValueError, match=said):
+        recall_at_k(ranks, 1)
 
 
 def test_rank_report_is_by_hand_with_several_positives():
