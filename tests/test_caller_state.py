@@ -1,0 +1,414 @@
+"""Results do not depend on what the caller has set torch and NumPy to."""
+
+import threading
+from collections import OrderedDict
+from contextlib import ExitStack, contextmanager
+
+import numpy as np
+import pytest
+import torch
+from sklearn.feature_extraction.text import HashingVectorizer
+
+from sklearn_ape import (
+    APEAligner,
+    ASIFAligner,
+    CCAAligner,
+    CLIPAligner,
+    CrossModalRetriever,
+    KernelAligner,
+    LiTAligner,
+    MultiLabelZeroShotClassifier,
+    ZeroShotClassifier,
+)
+from sklearn_ape._caller_state import default_state
+from sklearn_ape._starter import load_starter
+from sklearn_ape.aligners import as_open_clip
+from sklearn_ape.curation import find_near_duplicates
+from sklearn_ape.encoders import (
+    TimmImageEncoder,
+    TransformersTextEncoder,
+    _networks,
+    classifier_head_pairs,
+)
+from sklearn_ape.features import DiskFeatureCache
+from sklearn_ape.heads import HEAD_KINDS
+from sklearn_ape.metrics import expected_calibration_error, fit_temperature
+from tests.aligners.test_clip import PICTURES, TEXTS
+from tests.aligners.test_clip import saved as saved_clip
+from tests.aligners.test_lit import saved as saved_bert
+
+LABELS = ["cat", "dog", "house", "tree"]
+
+
+@contextmanager
+def set_to(write, value, default):
+    write(value)
+    try:
+        yield
+    finally:
+        write(default)
+
+
+@contextmanager
+def seterr():
+    before = np.seterr(all="raise")
+    try:
+        yield
+    finally:
+        np.seterr(**before)
+
+
+@contextmanager
+def everything():
+    with ExitStack() as stack:
+        for name in ("autocast bfloat16", "default float64", "inference", "meta", "errstate"):
+            stack.enter_context(STATES[name]())
+        yield
+
+
+STATES = {
+    "autocast bfloat16": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+    "autocast float16": lambda: torch.autocast("cpu", dtype=torch.float16),
+    "default float64": lambda: set_to(torch.set_default_dtype, torch.float64, torch.float32),
+    "default float16": lambda: set_to(torch.set_default_dtype, torch.float16, torch.float32),
+    "default bfloat16": lambda: set_to(torch.set_default_dtype, torch.bfloat16, torch.float32),
+    "inference": torch.inference_mode,
+    "no_grad": torch.no_grad,
+    "grad disabled": lambda: torch.set_grad_enabled(False),
+    "meta": lambda: torch.device("meta"),
+    "default device": lambda: set_to(torch.set_default_device, "meta", None),
+    "deterministic": lambda: set_to(torch.use_deterministic_algorithms, True, False),
+    "medium": lambda: set_to(torch.set_float32_matmul_precision, "medium", "highest"),
+    "errstate": lambda: np.errstate(all="raise"),
+    "seterr": seterr,
+    "everything": everything,
+}
+SMALL = {"max_epochs": 2, "width": 8, "batch_size": 64, "random_state": 0}
+ALIGNERS = {
+    **{f"head {kind}": lambda kind=kind: APEAligner(init=None, head=kind, **SMALL)
+       for kind in HEAD_KINDS},
+    "init auto": lambda: APEAligner(**SMALL),
+    "init kernel": lambda: APEAligner(init="kernel", early_stopping=False, **SMALL),
+    "init linear": lambda: APEAligner(init="linear", refit=False, **SMALL),
+    "sigmoid": lambda: APEAligner(
+        init=None, side="both", loss="sigmoid", optimizer="lion", clip_norm=1.0, mixup=0.2,
+        structure_weight=0.1, **SMALL
+    ),
+    "Kernel": KernelAligner,
+    "CCA": CCAAligner,
+    "ASIF": lambda: ASIFAligner(power=16.0),
+}  # fmt: skip
+
+
+def pairs():
+    rng = np.random.default_rng(0)
+    concepts = rng.standard_normal((120, 6))
+    return tuple(
+        (concepts @ rng.standard_normal((6, width))).astype(np.float32) for width in (12, 10)
+    )
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    """Every kind of aligner, fitted without any setting."""
+    return {name: make().fit(*pairs()) for name, make in ALIGNERS.items()}
+
+
+def embeddings_of(aligner):
+    image, text = pairs()
+    return {
+        "transform": aligner.transform(image),
+        "transform_text": aligner.transform_text(text),
+        "similarity": aligner.similarity(image, text[:5]),
+        "standardized": aligner.similarity(image, text[:5], standardize=True),
+        "score": aligner.score(image, text),
+    }
+
+
+def assert_same(got, expected):
+    assert got.keys() == expected.keys()
+    for name in expected:
+        np.testing.assert_array_equal(got[name], expected[name], err_msg=name)
+
+
+class TestAligners:
+    @pytest.mark.parametrize("name", ALIGNERS)
+    @pytest.mark.parametrize("state", STATES)
+    def test_fit_gives_the_same_weights(self, fitted, state, name):
+        with STATES[state]():
+            aligner = ALIGNERS[name]().fit(*pairs())
+        assert aligner.fingerprint_ == fitted[name].fingerprint_
+        assert aligner.logit_scale_ == fitted[name].logit_scale_
+        assert_same(embeddings_of(aligner), embeddings_of(fitted[name]))
+
+    @pytest.mark.parametrize("name", ALIGNERS)
+    @pytest.mark.parametrize("state", STATES)
+    def test_embeddings_and_score_are_the_same(self, fitted, state, name):
+        with STATES[state]():
+            got = embeddings_of(fitted[name])
+        assert_same(got, embeddings_of(fitted[name]))
+
+    @pytest.mark.parametrize("name", ["head mlp", "init kernel", "CCA"])
+    def test_a_model_read_from_a_folder_is_the_same(self, fitted, name, tmp_path):
+        fitted[name].save_pretrained(tmp_path / "model")
+        with everything():
+            read = type(fitted[name]).from_pretrained(tmp_path / "model")
+        assert read.fingerprint_ == fitted[name].fingerprint_
+        assert_same(embeddings_of(read), embeddings_of(fitted[name]))
+        for tensor in read.module_.state_dict().values() if name != "CCA" else ():
+            assert not tensor.is_inference()
+
+    def test_a_model_fitted_in_inference_mode_can_be_trained(self):
+        """Weights that were made in inference mode can never have gradients."""
+        with torch.inference_mode():
+            aligner = ALIGNERS["head mlp"]().fit(*pairs())
+        assert not any(tensor.is_inference() for tensor in aligner.module_.state_dict().values())
+        rows = torch.from_numpy(pairs()[1])
+        aligner.module_.train().text_head(rows).sum().backward()
+
+    def test_the_starter_is_the_same(self):
+        expected = load_starter()
+        with everything():
+            aligner = load_starter.__wrapped__()  # which is not kept
+        assert aligner.fingerprint_ == expected.fingerprint_
+        for tensor in aligner.module_.state_dict().values():
+            assert not tensor.is_inference()
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    return saved_bert(tmp_path_factory.mktemp("bert"))
+
+
+def fit_lit(encoder, dtype):
+    image, _ = pairs()
+    texts = [f"a kind{row % 12} thing{row % 20}" for row in range(len(image))]
+    aligner = LiTAligner(
+        text_encoder=encoder, dtype=dtype, max_epochs=2, batch_size=32, learning_rate=1e-2,
+        random_state=0,
+    )  # fmt: skip
+    return aligner.fit(image, texts)
+
+
+@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+def lit(encoder, request):
+    return request.param, fit_lit(encoder, request.param)
+
+
+class TestLiT:
+    """A tower that is trained; it has a copy of the network, loaded in `fit`."""
+
+    @pytest.mark.parametrize(
+        "state", ["autocast bfloat16", "default float64", "inference", "meta", "everything"]
+    )
+    def test_fit_and_embeddings_are_the_same(self, encoder, lit, state, tmp_path):
+        dtype, aligner = lit
+        texts = ["a kind1 thing2", "thing3"]
+        with STATES[state]():
+            fitted = fit_lit(encoder, dtype)
+            embeddings = aligner.transform_text(texts)
+        assert fitted.fingerprint_ == aligner.fingerprint_
+        np.testing.assert_array_equal(embeddings, aligner.transform_text(texts))
+        aligner.save_pretrained(tmp_path / "model")
+        with STATES[state]():
+            read = LiTAligner.from_pretrained(tmp_path / "model")
+        np.testing.assert_array_equal(embeddings, read.transform_text(texts))
+
+
+@pytest.fixture
+def nothing_loaded(monkeypatch):
+    """Networks are loaded again, in the state of the test."""
+    monkeypatch.setattr(_networks, "_kept", OrderedDict())
+
+
+ENCODERS = {
+    "image": (lambda **options: TimmImageEncoder(**options),
+              list(np.random.default_rng(0).integers(0, 256, (3, 40, 50, 3), dtype=np.uint8))),
+    "text": (lambda **options: TransformersTextEncoder(**options),
+             ["a cat", "two dogs that run along the beach", "rain"]),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def features_of_both():
+    return {
+        side: make(cache=None, engine="torch").transform(items)
+        for side, (make, items) in ENCODERS.items()
+    }
+
+
+@pytest.mark.usefixtures("nothing_loaded")
+class TestEncoders:
+    @pytest.mark.parametrize("side", ENCODERS)
+    @pytest.mark.parametrize("state", STATES)
+    def test_features_and_what_the_cache_keeps_are_the_same(
+        self, features_of_both, state, side, tmp_path
+    ):
+        make, items = ENCODERS[side]
+        with STATES[state]():
+            encoder = make(cache=tmp_path, engine="torch")
+            names = encoder.get_feature_names_out()
+            features = encoder.transform(items)
+        assert len(names) == features.shape[1]
+        np.testing.assert_array_equal(features, features_of_both[side])
+        later = make(cache=tmp_path, engine="torch")
+        before = later.cache_info()
+        np.testing.assert_array_equal(later.transform(items), features_of_both[side])
+        assert later.cache_info().misses == before.misses
+        network = later._network().model
+        assert all(p.dtype == torch.float32 and not p.is_inference() for p in network.parameters())
+
+    @pytest.mark.parametrize("engine", ["onnx", "openvino"])
+    def test_exported_networks_are_the_same(self, engine, tmp_path):
+        pytest.importorskip({"onnx": "onnxruntime"}.get(engine, engine))
+        texts = ["a kind1 thing2", "thing3"]
+        name = saved_bert(tmp_path / "bert").model_name
+        with everything():
+            features = TransformersTextEncoder(name, cache=tmp_path, engine=engine).transform(
+                texts
+            )
+        _networks._kept.clear()
+        (tmp_path / "features.sqlite").unlink()
+        later = TransformersTextEncoder(name, cache=tmp_path, engine=engine)
+        np.testing.assert_array_equal(later.transform(texts), features)
+        exact = TransformersTextEncoder(name, cache=None, engine="torch").transform(texts)
+        np.testing.assert_allclose(features, exact, atol=1e-5)
+
+    def test_features_in_half_precision_fit_under_errstate(self, tmp_path):
+        rows = {b"a": np.array([1e-9, 1.0], dtype=np.float32)}
+        with np.errstate(all="raise"), DiskFeatureCache(tmp_path, dtype="float16") as cache:
+            cache.put_many(rows)
+            assert cache.get_many(rows)[b"a"].tolist() == [0.0, 1.0]
+
+    def test_head_pairs_are_the_same(self):
+        expected = classifier_head_pairs(TimmImageEncoder())
+        _networks._kept.clear()
+        with everything():
+            found = classifier_head_pairs(TimmImageEncoder())
+        np.testing.assert_array_equal(found.weights, expected.weights)
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_clip_and_its_open_clip_shape_are_the_same(state, tmp_path_factory):
+    """CLIP_benchmark runs models under autocast, which must not change what an aligner gives."""
+    folder = tmp_path_factory.mktemp("clip")
+    saved_clip(folder)
+    aligner = CLIPAligner(str(folder), cache=None, device="cpu")
+
+    def results():
+        model, transform, tokenizer = as_open_clip(aligner)
+        pixels = torch.stack([transform(picture) for picture in PICTURES])
+        image = model.encode_image(pixels)
+        text = model.encode_text(tokenizer(TEXTS))
+        return {
+            "transform": aligner.transform(PICTURES),
+            "transform_text": aligner.transform_text(TEXTS),
+            "similarity": aligner.similarity(PICTURES, TEXTS),
+            "scale": aligner.logit_scale_,
+            "pixels": pixels.numpy(),
+            "image": image.numpy(),
+            "text": text.numpy(),
+            "open_clip scale": model.logit_scale.numpy(),
+        }
+
+    expected = results()
+    with STATES[state]():
+        got = results()
+    assert_same(got, expected)
+
+
+@pytest.fixture(scope="module")
+def of_words():
+    """An aligner whose text encoder is scikit-learn's, and pictures' features with labels."""
+    rng = np.random.default_rng(0)
+    y = np.array(LABELS)[rng.integers(0, 4, 80)]
+    centers = {label: rng.standard_normal(12) for label in LABELS}
+    X = np.array([centers[label] + 0.3 * rng.standard_normal(12) for label in y], np.float32)
+    aligner = CCAAligner(text_encoder=HashingVectorizer(n_features=16), ridge=1e-3).fit(X, y)
+    return aligner, X, y
+
+
+def _logits(y):
+    """Very sure, and often wrong: small probabilities are lost to underflow."""
+    right = 300.0 * (y[:, None] == np.array(LABELS))
+    return right + np.random.default_rng(0).normal(0, 300, right.shape)
+
+
+def answers(aligner, X, y):
+    sharp = ZeroShotClassifier(LABELS, aligner=aligner, logit_scale=1e4)
+    standardized = ZeroShotClassifier(LABELS, aligner=aligner, standardize=True, threshold=0.5)
+    several = MultiLabelZeroShotClassifier(LABELS, aligner=aligner, logit_scale=1e4)
+    retriever = CrossModalRetriever(aligner, standardize=True).fit(X)
+    found = retriever.search(["cat", "a dog"], k=3)
+    return {
+        "predict_proba": sharp.predict_proba(X),
+        "predict_top_k": sharp.predict_top_k(X, 2)[1],
+        "predict": standardized.predict(X),
+        "standardized": standardized.predict_proba(X),
+        "score": sharp.score(X, y),
+        "several": several.predict_proba(X),
+        "temperature": fit_temperature(_logits(y), y),
+        "calibration": expected_calibration_error(y, sharp.predict_proba(X)),
+        "search": np.array(found.scores),
+        "duplicates": find_near_duplicates(X),
+    }
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_answers_are_the_same(of_words, state):
+    expected = answers(*of_words)
+    with STATES[state]():
+        got = answers(*of_words)
+    assert_same(got, expected)
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_settings_of_the_caller_are_put_back(state):
+    def settings():
+        return (
+            torch.get_default_dtype(),
+            torch.get_default_device(),
+            torch.is_autocast_enabled("cpu"),
+            torch.is_inference_mode_enabled(),
+            torch.is_grad_enabled(),
+            torch.get_float32_matmul_precision(),
+            np.geterr(),
+        )
+
+    with STATES[state]():
+        before = settings()
+        with pytest.raises(ZeroDivisionError), default_state():
+            _ = 1 / 0
+        assert settings() == before
+
+
+def test_nested_and_parallel_computations_put_the_default_dtype_back():
+    inside, go_on = threading.Event(), threading.Event()
+
+    def compute():
+        with default_state():
+            inside.set()
+            go_on.wait(10)
+
+    with STATES["default float64"]():
+        thread = threading.Thread(target=compute)
+        thread.start()
+        inside.wait(10)
+        with default_state(), default_state():
+            assert torch.get_default_dtype() == torch.float32
+        go_on.set()
+        thread.join()
+        assert torch.get_default_dtype() == torch.float64
+
+
+def test_precision_set_for_one_backend_is_left_as_it_is():
+    """torch refuses to tell the precision of all products when backends differ."""
+    if not hasattr(torch.backends.mkldnn, "matmul"):
+        pytest.skip("this torch has no precision by backend")
+    before = torch.backends.mkldnn.matmul.fp32_precision
+    torch.backends.mkldnn.matmul.fp32_precision = "ieee"
+    try:
+        with default_state():
+            assert torch.backends.mkldnn.matmul.fp32_precision == "ieee"
+    finally:
+        torch.backends.mkldnn.matmul.fp32_precision = before
