@@ -1,6 +1,7 @@
 """The cache on disk: never a wrong feature, whatever became of the file; float16."""
 
 import hashlib
+import os
 import re
 import sqlite3
 import warnings
