@@ -101,3 +101,9 @@ def test_interrupting_one_stops_all_and_keeps_the_best_epoch(failed, folder):
     first, second = (np.load(folder / f"interrupted{rank}.npy") for rank in range(2))
     np.testing.assert_array_equal(first, second)
     assert "stopped after 1 of 4 epochs" in failed[1][0]
+
+
+def test_a_text_tower_is_not_trained_by_several_processes(failed):
+    for error in failed[1]:
+        assert "LiTAligner does not support distributed training" in error
+        assert "set up for 2 processes" in error

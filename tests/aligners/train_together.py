@@ -82,9 +82,19 @@ def fail(folder):
         timeout=datetime.timedelta(seconds=60),
     )
     rank = distributed.get_rank()
+    _fit_text_tower()
     _fit_on_other_pairs(rank)
     _fit_until_interrupted(folder, rank)
     _fit_until_one_ends(folder, rank)
+
+
+def _fit_text_tower():
+    from sklearn_ape import LiTAligner
+
+    try:
+        LiTAligner().fit(None, None)  # refused before it looks at the data
+    except RuntimeError as error:
+        print(error, file=sys.stderr)
 
 
 def _fit_on_other_pairs(rank):

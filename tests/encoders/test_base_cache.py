@@ -1,5 +1,6 @@
 """One cache by content serves all encoders, threads and processes."""
 
+import gc
 import os
 import shutil
 import signal
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import threading
 import warnings
+from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ from sklearn_ape.encoders import (
     EncodingError,
     TimmImageEncoder,
     TransformersTextEncoder,
+    _base,
 )
 from tests.encoders.counting import gained
 
@@ -193,3 +196,16 @@ def test_on_error_raise_keeps_finished_batches(encoder, paths, tmp_path):
     with pytest.raises(EncodingError, match=r"row 5: .*damaged or cut short"):
         encoder.set_params(batch_size=2).transform([*paths[:5], cut])
     assert gained(encoder, paths[:5]) == (5, 0)
+
+
+def test_a_long_search_does_not_keep_counts_and_locks_of_all_encoders(monkeypatch):
+    monkeypatch.setattr(_base, "_MOST_COUNTS", 3)
+    monkeypatch.setattr(_base, "_counts", OrderedDict())
+    for length in range(4, 10):
+        encoder = TransformersTextEncoder(max_length=length, cache=None)
+        encoder.transform(["a cat"])
+    assert len(_base._counts) == 3
+    assert encoder.cache_info() == (0, 1)
+    assert TransformersTextEncoder(max_length=4).cache_info() == (0, 0)
+    gc.collect()
+    assert not _base._locks

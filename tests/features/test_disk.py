@@ -1,6 +1,7 @@
 """The cache on disk: never a wrong feature, whatever became of the file; float16."""
 
 import hashlib
+import os
 import re
 import sqlite3
 import warnings
@@ -358,3 +359,28 @@ def test_the_form_of_an_entry_is_that_of_files_written_before():
         digest = hashlib.blake2b(b"key" + numbers, digest_size=16, person=person).digest()
         assert pack(table, b"key", numbers) == digest + numbers
     assert unpack("features", [(b"key", pack("features_float16", b"key", numbers))]) == {}
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_forked_child_opens_a_connection_of_its_own(tmp_path):
+    """SQLite forbids a child to use, or to close, a connection of its parent."""
+    feature = np.ones(3, dtype=np.float32)
+    with DiskFeatureCache(tmp_path) as cache:
+        cache.put_many({b"parent": feature})
+        connection = cache._connection
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                cache.put_many({b"child": feature})
+                known = cache.get_many([b"parent", b"child"])
+                is_own = cache._connection is not connection
+                cache.__exit__()
+                status = 0 if is_own and len(known) == 2 and cache._connection is None else 2
+            finally:
+                os._exit(status)
+        assert os.waitpid(child, 0)[1] == 0
+        assert cache._connection is connection
+        assert cache.get_many([b"parent", b"child"]).keys() == {b"parent", b"child"}
+    with DiskFeatureCache(tmp_path) as cache:
+        assert len(cache.get_many([b"parent", b"child"])) == 2
