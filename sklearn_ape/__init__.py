@@ -5,6 +5,7 @@ from importlib.metadata import version as _version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ._starter import load_starter
     from .aligners import (
         APEAligner,
         ASIFAligner,
@@ -13,7 +14,6 @@ if TYPE_CHECKING:
         KernelAligner,
         LiTAligner,
     )
-    from ._starter import load_starter
     from .multilabel import MultiLabelZeroShotClassifier
     from .persistence import load_pretrained
     from .retrieval import CrossModalRetriever
