@@ -97,7 +97,7 @@ def _quiet() -> Iterator[None]:
 def side_file(model_name: str, revision: str | None, filename: str) -> Any:
     """Return the content of a json file beside a model, or None when there is none."""
     source = source_of(model_name)
-    path: str | Path | None = Path(source, filename)
+    path: str | None = os.path.join(source, filename)
     if not os.path.isdir(source):
         from transformers.utils import cached_file
 
@@ -109,6 +109,6 @@ def side_file(model_name: str, revision: str | None, filename: str) -> Any:
             _raise_exceptions_for_missing_entries=False,
             _raise_exceptions_for_connection_errors=False,
         )
-    elif not os.path.isfile(path):
-        path = None
-    return None if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
+    if path is None or not os.path.isfile(path):
+        return None
+    return json.loads(Path(path).read_text(encoding="utf-8"))
