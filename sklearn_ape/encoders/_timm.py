@@ -19,6 +19,7 @@ from ._registry import (
     PACKAGED,
     folder_digest,
     hub_commit,
+    is_for,
     library_version,
     nearest,
     packaged_file,
@@ -181,7 +182,7 @@ class TimmImageEncoder(ImageEncoder):
         if self.views not in NUMBERS_OF_VIEWS:
             raise ValueError(f"views must be 1, 2 or 4, not {self.views!r}.")
         if self.model_name in PACKAGED:
-            if PACKAGED[self.model_name].encoder != type(self).__name__:
+            if not is_for(self.model_name, self):
                 raise ValueError(
                     f"{self.model_name!r} is no encoder of images: use "
                     f"{PACKAGED[self.model_name].encoder}."
