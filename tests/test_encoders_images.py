@@ -201,6 +201,16 @@ def test_features_of_tiff_files_of_before_are_not_returned(tmp_path):
             assert (image_digest(item) == before) == (suffix == "png")
 
 
+def test_undecoded_image_of_a_data_set_is_read(tmp_path):
+    """Displays and the page read single images without the encoder's list of them."""
+    content = encoded(Image.fromarray(RGB), "png")
+    (tmp_path / "a.png").write_bytes(content)
+    for item in ({"bytes": content, "path": None}, {"path": tmp_path / "a.png"}):
+        np.testing.assert_array_equal(pixels(item), RGB)
+    with pytest.raises(ItemError, match=r"is of type dict: .*'bytes' or 'path'"):
+        read_image({"bytes": None, "path": None})
+
+
 def test_array_with_masked_pixels_is_refused():
     """The mask is not part of the pixels, so that they would be shown."""
     with pytest.raises(ItemError, match=r"masked pixels: pass array\.filled\(255\)"):

@@ -68,8 +68,8 @@ def read_image(item: Any, least_side: int | None = None, longer: bool = False) -
 
     Parameters
     ----------
-    item : str, path-like, bytes, PIL.Image.Image or ndarray of uint8
-        An animated file gives its first frame.
+    item : str, path-like, bytes, PIL.Image.Image, ndarray of uint8 or dict
+        An animated file gives its first frame. A dict has ``"bytes"`` or ``"path"``.
     least_side : int or None, default=None
         A JPEG file may be decoded at 1/2, 1/4 or 1/8 of its size, for a fraction of the time, as
         long as its shorter side keeps so many pixels. None decodes it at its size.
@@ -88,6 +88,7 @@ def read_image(item: Any, least_side: int | None = None, longer: bool = False) -
     """
     from PIL import Image
 
+    item = undecoded(item)
     if isinstance(item, str | os.PathLike | bytes | bytearray | memoryview):
         image = _open(item)
         try:

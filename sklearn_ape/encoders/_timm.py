@@ -98,9 +98,10 @@ class TimmImageEncoder(ImageEncoder):
 
     Notes
     -----
-    Pictures may be paths, `PIL.Image` objects, bytes of a file or uint8 arrays of shape
-    (H, W, 3). Transparency is shown on white, EXIF rotation is applied, the first frame of an
-    animation is taken, and 16-bit, palette and CMYK pictures are converted.
+    Images may be paths, `PIL.Image` objects, bytes of a file, uint8 arrays of shape (H, W, 3) or
+    dicts with "bytes" or "path", as Hugging Face data sets hold them undecoded. Transparency is
+    shown on white, EXIF rotation is applied, the first frame of an animation is taken, and
+    16-bit, palette and CMYK images are converted.
 
     References
     ----------
