@@ -224,7 +224,7 @@ def _from_sidecars(folder: Path, names: list[Path]) -> list[list[str]]:
     captions = []
     for file in filter(None, files.values()):
         try:
-            # Not splitlines, for which a line also ends at a form feed or a mark such as U+2028.
+            # At line ends alone: str.splitlines also splits at form feeds and U+2028.
             lines = file.read_text(encoding="utf-8-sig").split("\n")
         except UnicodeDecodeError as error:
             raise ValueError(f"{str(file)!r} is not UTF-8 text: {error}.") from error

@@ -3,7 +3,6 @@
 import csv
 import difflib
 import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -84,31 +83,13 @@ def _read_json_lines(file: Path) -> Table:
             if not line.strip():
                 continue
             try:
-                rows.append(json.loads(line, object_pairs_hook=_object))
+                rows.append(json.loads(line))
             except json.JSONDecodeError as error:
                 raise ValueError(f"line {number} is not JSON: {error}.") from error
-            except _RepeatedNameError as error:
-                raise ValueError(f"line {number} {error}") from None
             if not isinstance(rows[-1], dict):
                 raise ValueError(f'line {number} is not an object such as {{"caption": "..."}}.')
     names = dict.fromkeys(name for row in rows for name in row)
     return {name: [row.get(name) for row in rows] for name in names}
-
-
-class _RepeatedNameError(ValueError):
-    """A name stands twice in an object of JSON, of which Python keeps the last."""
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    names = dict(pairs)
-    if len(names) < len(pairs):
-        counts = Counter(name for name, _ in pairs)
-        repeated = sorted(name for name, count in counts.items() if count > 1)
-        raise _RepeatedNameError(
-            f"has names that repeat: {listed(repeated)}. Several captions of an image are a list, "
-            '"caption": ["...", "..."].'
-        )
-    return names
 
 
 def _read_parquet(file: Path) -> Table:

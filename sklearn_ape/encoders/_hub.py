@@ -105,11 +105,13 @@ def _quiet() -> Iterator[None]:
 def side_file(model_name: str, revision: str | None, filename: str) -> Any:
     """Return the content of a json file beside a model, or None when there is none."""
     source = source_of(model_name)
-    path: str | None = os.path.join(source, filename)
-    if not os.path.isdir(source):
+    if os.path.isdir(source):
+        path = Path(source, filename)
+        found = str(path) if path.is_file() else None
+    else:
         from transformers.utils import cached_file
 
-        path = cached_file(
+        found = cached_file(
             source,
             filename,
             # Of the same commit as the weights even when the branch moves on.
@@ -117,6 +119,4 @@ def side_file(model_name: str, revision: str | None, filename: str) -> Any:
             _raise_exceptions_for_missing_entries=False,
             _raise_exceptions_for_connection_errors=False,
         )
-    if path is None or not os.path.isfile(path):
-        return None
-    return json.loads(Path(path).read_text(encoding="utf-8"))
+    return None if found is None else json.loads(Path(found).read_text(encoding="utf-8"))
