@@ -213,7 +213,7 @@ class TestTexts:
         refused("images", lambda: write_webdataset(bad(), ["a"] * 3, tmp_path / "s"))
         assert not (tmp_path / "s").exists()
 
-    @pytest.mark.parametrize("kind", NOT_A_SEQUENCE)
+    @pytest.mark.parametrize("kind", ["str", "numpy str", "array without dimensions", "number"])
     def test_metrics(self, kind):
         bad = NOT_A_SEQUENCE[kind]
         with pytest.raises((ValueError, TypeError)):
