@@ -108,6 +108,15 @@ def test_sidecars_of_several_lines(folder):
     assert captions == [["a black cat"], ["ein älterer Kater"], ["a dog", "a brown dog"]]
 
 
+@pytest.mark.parametrize("mark", ["\u2028", "\x0c", "\x85", "\x1e"])
+def test_marks_within_a_caption_do_not_end_its_line(folder, mark):
+    """`str.splitlines` would make two captions of one."""
+    write_sidecars(folder)
+    text = f"a dog{mark}of ours\r\na brown dog\r"
+    (folder / "dogs" / "dog.txt").write_bytes(text.encode())
+    assert load_image_folder(folder).captions[2] == ["a dog of ours", "a brown dog"]
+
+
 def test_bad_sidecars(folder):
     """Pictures without text are named and counted; so are empty and unreadable files."""
     write_sidecars(folder)

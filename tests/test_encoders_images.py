@@ -1,6 +1,7 @@
 """Pictures of every kind are read as a person sees them; what is none is named, not guessed."""
 
 import contextlib
+import hashlib
 import io
 import os
 import shutil
@@ -10,7 +11,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from sklearn_ape.encoders._errors import ItemError
 from sklearn_ape.encoders._images import check_image, image_digest, read_image
@@ -167,6 +168,54 @@ def test_exif_rotation_is_applied():
     upright = np.rot90(RGB, -1)
     np.testing.assert_array_equal(pixels(content), upright)
     np.testing.assert_array_equal(pixels(Image.open(io.BytesIO(content))), upright)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "CMYK", "P", "I;16"])
+def test_rotated_tiff_is_the_same_by_path_as_by_content(tmp_path, mode, orientation):
+    """Pillow maps an uncompressed file with a name into memory, with the width after rotation."""
+    image = Image.fromarray(RGB).convert("L" if mode == "I;16" else mode)
+    if mode == "I;16":
+        image = Image.fromarray(np.asarray(image).astype(np.uint16) * 257)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / "a.tif"
+    image.save(path, exif=exif)
+    upright = Image.fromarray(pixels(image))
+    upright.getexif()[0x0112] = orientation
+    expected = np.asarray(ImageOps.exif_transpose(upright))
+    np.testing.assert_array_equal(pixels(path.read_bytes()), expected)
+    np.testing.assert_array_equal(pixels(path), expected)
+    with Image.open(path) as opened:
+        np.testing.assert_array_equal(pixels(opened), expected)
+        assert opened.filename == str(path)
+
+
+def test_features_of_tiff_files_of_before_are_not_returned(tmp_path):
+    """Some were wrong: the digest, which is the key of the cache, is not that of other files."""
+    for suffix in ("tiff", "png"):
+        content = encoded(Image.fromarray(RGB), suffix)
+        before = hashlib.sha256(b"file" + content).digest()
+        (tmp_path / suffix).write_bytes(content)
+        for item in (content, tmp_path / suffix):
+            assert (image_digest(item) == before) == (suffix == "png")
+
+
+def test_undecoded_image_of_a_data_set_is_read(tmp_path):
+    """Displays and the page read single images without the encoder's list of them."""
+    content = encoded(Image.fromarray(RGB), "png")
+    (tmp_path / "a.png").write_bytes(content)
+    for item in ({"bytes": content, "path": None}, {"path": tmp_path / "a.png"}):
+        np.testing.assert_array_equal(pixels(item), RGB)
+    with pytest.raises(ItemError, match=r"is of type dict: .*'bytes' or 'path'"):
+        read_image({"bytes": None, "path": None})
+
+
+def test_array_with_masked_pixels_is_refused():
+    """The mask is not part of the pixels, so that they would be shown."""
+    with pytest.raises(ItemError, match=r"masked pixels: pass array\.filled\(255\)"):
+        read_image(np.ma.masked_less(RGB, 9))
+    np.testing.assert_array_equal(pixels(np.ma.array(RGB)), RGB)
 
 
 def test_damaged_exif_does_not_cost_the_picture():

@@ -110,3 +110,11 @@ def test_folder_digest_is_of_the_content(tmp_path, monkeypatch, settled):
         assert registry.folder_digest(a) != first
     (b / "w.bin").rename(b / "v.bin")
     assert registry.folder_digest(b) != first
+
+
+@pytest.mark.parametrize("cls", [TimmImageEncoder, TransformersTextEncoder])
+def test_derived_classes_take_packaged_names(cls):
+    """The name is that of the class's own default, so that a subclass works without arguments."""
+    derived = type("Derived", (cls,), {})
+    derived()._check_parameters()
+    assert derived()._known_weights() == cls()._known_weights()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -72,7 +72,7 @@ def holds_pictures(X: Any) -> bool:
     if not isinstance(X, list | tuple | np.ndarray) or len(X) == 0:
         return hasattr(X, "str") and not hasattr(X, "columns")
     first = X[0]
-    return isinstance(first, str | os.PathLike | bytes) or hasattr(first, "getexif")
+    return isinstance(first, str | os.PathLike | bytes | Mapping) or hasattr(first, "getexif")
 
 
 def flat_captions(y: Sequence[Any]) -> tuple[list[str], np.ndarray]:

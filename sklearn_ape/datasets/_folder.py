@@ -59,7 +59,8 @@ def load_image_folder(
     recursive : bool, default=True
         Whether to look into sub-folders.
     extensions : sequence of str, default=None
-        Extensions of files that are pictures, in any case. None takes the usual ones.
+        Extensions of files that are images, in any case. None takes those of the formats that
+        encoders read: png, jpg, webp, gif, bmp, tif, tga, jp2, avif and the like.
     return_X_y : bool, default=False
         Whether to return ``(images, captions)`` instead of a Bunch.
 

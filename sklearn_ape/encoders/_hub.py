@@ -9,7 +9,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ._registry import PACKAGED, folder_digest, hub_commit, nearest, packaged_file, verified
+from ._registry import (
+    PACKAGED,
+    folder_digest,
+    hub_commit,
+    is_for,
+    nearest,
+    packaged_file,
+    verified,
+)
 
 
 def source_of(model_name: str) -> str:
@@ -19,10 +27,10 @@ def source_of(model_name: str) -> str:
     return model_name
 
 
-def check_source(model_name: str, encoder: str) -> None:
+def check_source(model_name: str, encoder: Any) -> None:
     """Raise ValueError for a name that stands for nothing, as far as can be told without a hub."""
     if model_name in PACKAGED:
-        if PACKAGED[model_name].encoder != encoder:
+        if not is_for(model_name, encoder):
             raise ValueError(
                 f"{model_name!r} is for another encoder: use {PACKAGED[model_name].encoder}."
             )

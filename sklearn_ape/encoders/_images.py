@@ -9,8 +9,8 @@ import math
 import os
 import stat
 from collections import OrderedDict
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,7 @@ _LARGE_FILE = 2**26
 _READ_AT_ONCE = 2**20
 _PIXELS_AT_ONCE = 2**20
 
+_TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _SVG_STARTS = (b"<svg", b"<?xml", b"<!DOCTYPE svg")
 _REMEMBERED_FILES = 1_000_000
 _file_digests: OrderedDict[str, tuple[tuple[int, ...], bytes]] = OrderedDict()
@@ -48,7 +49,9 @@ def image_digest(item: Any) -> bytes:
     if isinstance(item, bytes | bytearray | memoryview):
         if not len(item):
             raise ItemError("is empty (0 bytes).")
-        return hashlib.sha256(b"file" + bytes(item)).digest()
+        digest = _new_digest(bytes(item[:4]))
+        digest.update(item)
+        return digest.digest()
     pixels = _pixels(item)
     head = f"pixels {pixels.shape}".encode()
     return hashlib.sha256(head + np.ascontiguousarray(pixels).tobytes()).digest()
@@ -65,8 +68,8 @@ def read_image(item: Any, least_side: int | None = None, longer: bool = False) -
 
     Parameters
     ----------
-    item : str, path-like, bytes, PIL.Image.Image or ndarray of uint8
-        An animated file gives its first frame.
+    item : str, path-like, bytes, PIL.Image.Image, ndarray of uint8 or dict
+        An animated file gives its first frame. A dict has ``"bytes"`` or ``"path"``.
     least_side : int or None, default=None
         A JPEG file may be decoded at 1/2, 1/4 or 1/8 of its size, for a fraction of the time, as
         long as its shorter side keeps so many pixels. None decodes it at its size.
@@ -85,6 +88,7 @@ def read_image(item: Any, least_side: int | None = None, longer: bool = False) -
     """
     from PIL import Image
 
+    item = undecoded(item)
     if isinstance(item, str | os.PathLike | bytes | bytearray | memoryview):
         image = _open(item)
         try:
@@ -93,6 +97,8 @@ def read_image(item: Any, least_side: int | None = None, longer: bool = False) -
                     side = max(image.size) if longer else min(image.size)
                     width, height = (math.ceil(n * least_side / side) for n in image.size)
                     image.draft(None, (width, height))
+                with _without_memory_map(image):
+                    image.load()
                 return _to_rgb(image)
         except MemoryError:
             raise ItemError(_too_large(image)) from None
@@ -100,10 +106,31 @@ def read_image(item: Any, least_side: int | None = None, longer: bool = False) -
             raise ItemError(f"is damaged or cut short ({_reason(error)}).") from error
     if isinstance(item, Image.Image):
         try:
-            return _to_rgb(item.copy())
+            with _without_memory_map(item):
+                copy = item.copy()
+            return _to_rgb(copy)
         except Exception as error:  # opened, but not yet read: as above
             raise ItemError(f"cannot be read ({_reason(error)}).") from error
     return _to_rgb(Image.fromarray(_pixels(item)))
+
+
+@contextmanager
+def _without_memory_map(image: Image.Image) -> Iterator[None]:
+    """Keep Pillow from mapping a TIFF file into memory while its pixels are loaded.
+
+    Pillow maps an uncompressed file with the size that it has after rotation by EXIF, so that the
+    rows of a file that lies on its side come out wrong. It maps files that have a name.
+    """
+    name = getattr(image, "filename", "")
+    if image.format != "TIFF" or not name:
+        yield
+        return
+    known: Any = image
+    known.filename = ""
+    try:
+        yield
+    finally:
+        known.filename = name
 
 
 def _file_status(path: str) -> os.stat_result:
@@ -137,11 +164,13 @@ def _file_digest(path: str) -> bytes:
         return known[1]
     if status.st_size > _LARGE_FILE:
         check_image(path)
-    sha256 = hashlib.sha256(b"file")
     try:
         with open(path, "rb") as file:
-            while some := file.read(_READ_AT_ONCE):
-                sha256.update(some)
+            block = file.read(_READ_AT_ONCE)
+            sha256 = _new_digest(block[:4])
+            while block:
+                sha256.update(block)
+                block = file.read(_READ_AT_ONCE)
     except OSError as error:
         raise ItemError(f"cannot be read ({error.strerror}).") from None
     digest = sha256.digest()
@@ -150,6 +179,15 @@ def _file_digest(path: str) -> bytes:
         if len(_file_digests) > _REMEMBERED_FILES:
             _file_digests.popitem(last=False)
     return digest
+
+
+def _new_digest(start: bytes) -> Any:
+    """Return the digest of a file that begins with some bytes, before it has read them.
+
+    TIFF files have another digest than with the first versions, which read some rotated ones
+    wrongly (see `_without_memory_map`): their features in a cache are not to be returned.
+    """
+    return hashlib.sha256(b"tiff" if start in _TIFF_STARTS else b"file")
 
 
 def _no_such_file(path: str) -> str:
@@ -231,6 +269,10 @@ def _pixels(item: Any) -> np.ndarray:
         raise ItemError(
             f"is an array of {item.dtype}: expected uint8 from 0 to 255. For values between 0 "
             "and 1, pass (255 * array).astype('uint8')."
+        )
+    if np.ma.is_masked(item):
+        raise ItemError(
+            "is an array with masked pixels: pass array.filled(255) to show them white."
         )
     pixels = item[..., 0] if item.ndim == 3 and item.shape[2] == 1 else item
     if (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in (3, 4))) and pixels.size:

@@ -136,6 +136,11 @@ def list_encoders(modality: str | None = None) -> list[EncoderInfo]:
     ]
 
 
+def is_for(name: str, encoder: object) -> bool:
+    """Say whether packaged weights are for an encoder's class, or for one that it is made of."""
+    return any(cls.__name__ == PACKAGED[name].encoder for cls in type(encoder).__mro__)
+
+
 def packaged_file(name: str) -> Path:
     """Return the path of packaged weights.
 

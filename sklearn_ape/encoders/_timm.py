@@ -19,6 +19,7 @@ from ._registry import (
     PACKAGED,
     folder_digest,
     hub_commit,
+    is_for,
     library_version,
     nearest,
     packaged_file,
@@ -97,9 +98,10 @@ class TimmImageEncoder(ImageEncoder):
 
     Notes
     -----
-    Pictures may be paths, `PIL.Image` objects, bytes of a file or uint8 arrays of shape
-    (H, W, 3). Transparency is shown on white, EXIF rotation is applied, the first frame of an
-    animation is taken, and 16-bit, palette and CMYK pictures are converted.
+    Images may be paths, `PIL.Image` objects, bytes of a file, uint8 arrays of shape (H, W, 3) or
+    dicts with "bytes" or "path", as Hugging Face data sets hold them undecoded. Transparency is
+    shown on white, EXIF rotation is applied, the first frame of an animation is taken, and
+    16-bit, palette and CMYK images are converted.
 
     References
     ----------
@@ -181,7 +183,7 @@ class TimmImageEncoder(ImageEncoder):
         if self.views not in NUMBERS_OF_VIEWS:
             raise ValueError(f"views must be 1, 2 or 4, not {self.views!r}.")
         if self.model_name in PACKAGED:
-            if PACKAGED[self.model_name].encoder != type(self).__name__:
+            if not is_for(self.model_name, self):
                 raise ValueError(
                     f"{self.model_name!r} is no encoder of images: use "
                     f"{PACKAGED[self.model_name].encoder}."

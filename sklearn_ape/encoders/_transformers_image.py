@@ -107,7 +107,7 @@ class TransformersImageEncoder(ImageEncoder):
     def _check_parameters(self) -> None:
         super()._check_parameters()
         _check_choice("pooling", self.pooling, ("auto", "mean", "cls", "cls+mean"))
-        check_source(self.model_name, type(self).__name__)
+        check_source(self.model_name, self)
 
     def _weights_key(self) -> str:
         return f"{self.model_name}@{self.revision}"

@@ -139,7 +139,7 @@ class TransformersTextEncoder(TextEncoder):
             raise ValueError(f"normalize must be 'auto', True or False, not {self.normalize!r}.")
         if self.max_length is not None and self.max_length < 1:
             raise ValueError(f"max_length must be at least 1, not {self.max_length!r}.")
-        check_source(self.model_name, type(self).__name__)
+        check_source(self.model_name, self)
 
     def _weights_key(self) -> str:
         return f"{self.model_name}@{self.revision}"

@@ -1,6 +1,7 @@
 """What encoders take, and how they refuse the rest: errors name the row, the item, the remedy."""
 
 import pickle
+import re
 import warnings
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from sklearn_ape.encoders import (
     TransformersTextEncoder,
 )
 from sklearn_ape.encoders._engines._torch import TorchEngine
+from sklearn_ape.encoders._errors import summary
 from tests.encoders.counting import gained
 
 ALL = [
@@ -120,6 +122,79 @@ def test_error_names_rows_items_and_remedy(paths, no_weights):
     again = pickle.loads(pickle.dumps(caught.value))
     assert again.errors == caught.value.errors
     assert str(again) == message
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda image, n: (image, n), r"each is of type tuple: .*\[image for image, \*_ in"),
+        (lambda image, n: torch.full((3, 8, 8), n), "each is of type Tensor: .*to_pil_image"),
+        (lambda image, n: np.full((8, 8, 3), n / 9), "each is an array of float64: .*255"),
+        (lambda image, n: {"image": image}, "each is of type dict: .*'bytes' or 'path'"),
+        (lambda image, n: n, "each is of type int"),
+    ],
+)
+def test_one_reason_of_all_rows_is_said_once(make, message, no_weights):
+    """With how many rows it is the reason of, and what to do."""
+    image = Image.new("RGB", (8, 8))
+    with pytest.raises(EncodingError) as caught:
+        TimmImageEncoder(cache=None).transform([make(image, n) for n in range(100)])
+    first, line, remedy = str(caught.value).splitlines()
+    assert first == "100 images cannot be encoded:"
+    assert re.search(rf"rows 0, 1, 2, 3, 4, \.\.\. \(100 in all\): {message}", line)
+    assert remedy.startswith("Remove them")
+    assert list(caught.value.errors) == list(range(100))
+
+
+def test_several_reasons_have_a_line_each(tmp_path, no_weights):
+    """Files are named, rows of one reason are together, and pickling keeps the lines."""
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).write_bytes(b"")
+    items = [tmp_path / "a.png", None, tmp_path / "b.png", "none.png", None, tmp_path / "a.png"]
+    with pytest.raises(EncodingError) as caught:
+        TimmImageEncoder(cache=None).transform(items)
+    lines = str(caught.value).splitlines()
+    assert re.match(
+        r"  rows 0, 2, 5 \(3 in all\): each of '.*a.png', '.*b.png' is an empty", lines[1]
+    )
+    assert re.match(r"  rows 1, 4 \(2 in all\): each is of type NoneType", lines[2])
+    assert re.match(r"  row 3: 'none.png' does not exist", lines[3])
+    errors = pickle.loads(pickle.dumps(caught.value)).errors
+    assert summary(errors, "image") == summary(caught.value.errors, "image")
+    assert summary({1: "is bad", 3: "is bad"}, "text").splitlines()[1].endswith("all): is bad")
+
+
+def test_data_sets_of_torch(tmp_path, no_weights):
+    """A data set of tuples is refused before its images are read; one of images is taken."""
+    read = []
+
+    class Labelled(torch.utils.data.Dataset):
+        def __len__(self):
+            return 9
+
+        def __getitem__(self, row):
+            read.append(row)
+            return Image.new("RGB", (8, 8)), row
+
+    encoder = TimmImageEncoder(cache=None)
+    with pytest.raises(ValueError, match=r"data set \(Labelled\) of tuples.*image, \*_ in X"):
+        encoder.fit(Labelled())
+    assert read == [0]
+    with pytest.raises(ValueError, match="X is a DataLoader, which yields batches"):
+        encoder.fit(torch.utils.data.DataLoader(Labelled()))
+    encoder.fit(torch.utils.data.Subset([Image.new("RGB", (8, 8))] * 3, [0, 2]))
+
+
+def test_undecoded_images_of_hugging_face(paths, truth):
+    """A dict of bytes and path, as `datasets.Image(decode=False)` and parquet files give it."""
+    content = Path(paths[0]).read_bytes()
+    dicts = [
+        {"bytes": content, "path": None},
+        {"bytes": content, "path": "name-only.png"},
+        {"bytes": None, "path": paths[1]},
+    ]
+    features = TimmImageEncoder(cache=None).transform(dicts)
+    np.testing.assert_allclose(features, truth[[0, 0, 1]], atol=1e-5)
 
 
 @pytest.mark.parametrize(

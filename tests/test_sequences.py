@@ -1,0 +1,310 @@
+"""Single items, dicts, sets and generators in place of sequences of texts or of images.
+
+Every public callable that takes texts or images is in a table here: a str must never be read as
+its letters, nor a dict as its keys.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.sparse
+from PIL import Image
+from sklearn.base import clone
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.preprocessing import FunctionTransformer
+
+from sklearn_ape import (
+    APEAligner,
+    ASIFAligner,
+    CCAAligner,
+    CrossModalRetriever,
+    KernelAligner,
+    LiTAligner,
+    MultiLabelZeroShotClassifier,
+    ZeroShotClassifier,
+)
+from sklearn_ape._sequences import check_sequence
+from sklearn_ape.aligners._open_clip_shape import _tokenized
+from sklearn_ape.curation import (
+    drop_near_duplicates,
+    find_near_duplicates,
+    pair_quality,
+    select_relevant,
+)
+from sklearn_ape.datasets import load_image_folder, write_webdataset
+from sklearn_ape.encoders import HeadPairs, TimmImageEncoder, TransformersTextEncoder
+from sklearn_ape.inspection import (
+    EmbeddingMapDisplay,
+    RecallCurveDisplay,
+    RetrievalGridDisplay,
+    SimilarityMatrixDisplay,
+)
+from sklearn_ape.metrics import per_class_accuracy
+from sklearn_ape.prompts import fill, prompts_of, resolve_templates
+
+IMAGES = [np.full((4, 5, 3), 40 * n, dtype=np.uint8) + np.arange(3, dtype=np.uint8) * n
+          for n in range(6)]  # fmt: skip
+TEXTS = ["cat", "dog", "bus", "tree", "red house", "apple"]
+FEATURES = np.random.default_rng(0).standard_normal((6, 5)).astype(np.float32)
+
+SINGLE = {
+    "str": lambda: "cat",
+    "empty str": lambda: "",
+    "numpy str": lambda: np.str_("cat"),
+    "bytes": lambda: b"cat",
+    "path": lambda: Path("cat"),
+    "PIL image": lambda: Image.new("RGB", (3, 3)),
+    "array without dimensions": lambda: np.array("cat"),
+}
+UNORDERED = {
+    "dict": lambda: dict(enumerate(TEXTS)),
+    "set": lambda: set(TEXTS),
+    "frozenset": lambda: frozenset(TEXTS),
+    "generator": lambda: (text for text in TEXTS),
+    "map": lambda: map(str, TEXTS),
+    "number": lambda: 6,
+}
+NOT_A_SEQUENCE = SINGLE | UNORDERED
+
+
+def _corner(images):
+    return np.array([np.asarray(image)[0, 0] for image in images], dtype=float)
+
+
+def aligners():
+    encoders = {
+        "image_encoder": FunctionTransformer(_corner),
+        "text_encoder": TfidfVectorizer(analyzer="char"),
+    }
+    ape = APEAligner(**encoders, max_epochs=1, width=8, random_state=0)
+    return [ape, *(kind(**encoders) for kind in (KernelAligner, CCAAligner, ASIFAligner))]
+
+
+@pytest.fixture(scope="module")
+def aligner():
+    return aligners()[2].fit(IMAGES, TEXTS)
+
+
+@pytest.fixture(scope="module")
+def retriever(aligner):
+    return CrossModalRetriever(aligner).fit(IMAGES, TEXTS)
+
+
+def refused(name, call):
+    with pytest.raises(ValueError, match="pass a list") as caught:
+        call()
+    assert name in str(caught.value)
+
+
+class TestTexts:
+    @pytest.mark.parametrize("kind", NOT_A_SEQUENCE)
+    @pytest.mark.parametrize(
+        "method",
+        ["transform_text", "similarity", "score", "retrieval_report", "retrieval_ranks"],
+    )
+    def test_fitted_aligner(self, aligner, method, kind):
+        bad = NOT_A_SEQUENCE[kind]()
+        arguments = (bad,) if method == "transform_text" else (IMAGES, bad)
+        refused("y", lambda: getattr(aligner, method)(*arguments))
+
+    @pytest.mark.parametrize("kind", NOT_A_SEQUENCE)
+    @pytest.mark.parametrize("aligner", aligners(), ids=lambda aligner: type(aligner).__name__)
+    def test_fit(self, aligner, kind):
+        refused("y", lambda: clone(aligner).fit(IMAGES, NOT_A_SEQUENCE[kind]()))
+        features = type(aligner)(text_encoder=TfidfVectorizer())
+        refused("y", lambda: features.fit(FEATURES, NOT_A_SEQUENCE[kind]()))
+        refused("y", lambda: type(aligner)().fit(FEATURES, NOT_A_SEQUENCE[kind]()))
+
+    @pytest.mark.parametrize("kind", NOT_A_SEQUENCE)
+    def test_text_tower(self, kind):
+        refused(
+            "y",
+            lambda: LiTAligner(text_encoder="all-MiniLM-L6-v2").fit(
+                FEATURES, NOT_A_SEQUENCE[kind]()
+            ),
+        )
+
+    @pytest.mark.parametrize("kind", NOT_A_SEQUENCE)
+    @pytest.mark.parametrize("method", ["fit", "transform", "fit_transform", "encode_to"])
+    def test_text_encoder(self, method, kind, tmp_path):
+        call = getattr(TransformersTextEncoder(cache=None), method)
+        path = (tmp_path / "features.npy",) if method == "encode_to" else ()
+        refused("X", lambda: call(*path, NOT_A_SEQUENCE[kind]()))
+
+    @pytest.mark.parametrize("kind", NOT_A_SEQUENCE)
+    def test_retriever(self, retriever, aligner, kind):
+        refused("queries", lambda: retriever.search(NOT_A_SEQUENCE[kind](), k=1))
+        refused("y", lambda: CrossModalRetriever(aligner).fit(IMAGES, NOT_A_SEQUENCE[kind]()))
+        refused("y", lambda: retriever.add(IMAGES, NOT_A_SEQUENCE[kind]()))
+
+    @pytest.mark.parametrize("kind", NOT_A_SEQUENCE)
+    def test_curation(self, kind):
+        bad = NOT_A_SEQUENCE[kind]
+        refused("captions", lambda: select_relevant(bad(), ["cat", "dog"]))
+        refused("captions", lambda: pair_quality(FEATURES, FEATURES, bad(), cv=2))
+        refused("groups", lambda: drop_near_duplicates(bad()))
+        refused("groups", lambda: select_relevant(TEXTS, ["cat", "dog"], groups=bad()))
+        for features in (bad, lambda: np.array(FEATURES[0, 0])):
+            with pytest.raises((ValueError, TypeError)):
+                find_near_duplicates(features())
+
+    @pytest.mark.parametrize("kind", ["str", "empty str", "numpy str", "path", "PIL image"])
+    @pytest.mark.parametrize("cls", [ZeroShotClassifier, MultiLabelZeroShotClassifier])
+    def test_labels(self, aligner, cls, kind):
+        """Mappings and iterators of names are taken; a single name is not its letters."""
+        with pytest.raises(ValueError, match="labels must be a sequence"):
+            cls(SINGLE[kind](), aligner=aligner).predict(IMAGES)
+
+    @pytest.mark.parametrize("kind", NOT_A_SEQUENCE)
+    def test_displays(self, aligner, kind):
+        pytest.importorskip("matplotlib")
+        bad = NOT_A_SEQUENCE[kind]
+        for display in (SimilarityMatrixDisplay, RecallCurveDisplay, EmbeddingMapDisplay):
+            refused("y", lambda display=display: display.from_estimator(aligner, IMAGES, bad()))
+        refused(
+            "captions",
+            lambda: SimilarityMatrixDisplay.from_predictions(np.eye(6), captions=bad()),
+        )
+        refused(
+            "queries", lambda: RetrievalGridDisplay.from_estimator(aligner, bad(), images=IMAGES)
+        )
+        refused(
+            "text_labels",
+            lambda: EmbeddingMapDisplay.from_predictions(FEATURES, FEATURES, text_labels=bad()),
+        )
+
+    @pytest.mark.parametrize("kind", NOT_A_SEQUENCE)
+    def test_head_pairs(self, kind):
+        head = HeadPairs(np.eye(6, 5), NOT_A_SEQUENCE[kind]())
+        aligner = CCAAligner(text_encoder=TfidfVectorizer(), head_pairs=head)
+        refused("head_pairs", lambda: aligner.fit(FEATURES, TEXTS))
+
+    @pytest.mark.parametrize("kind", NOT_A_SEQUENCE)
+    def test_prompts(self, kind):
+        bad = NOT_A_SEQUENCE[kind]
+        refused("names", lambda: prompts_of("cat", bad(), ["{}"]))
+        if not isinstance(bad(), str):  # one template, or the name of a set of them
+            refused("templates", lambda: resolve_templates(bad()))
+
+    def test_one_template_is_not_its_letters(self):
+        assert fill("a {}", "cat") == ["a cat"]
+        assert prompts_of("cat", ["cat", "kitten"], "photo") == [
+            "a photo of a cat.",
+            "a photo of a kitten.",
+        ]
+
+    @pytest.mark.parametrize("kind", NOT_A_SEQUENCE)
+    def test_tokenizer_in_open_clip_shape(self, kind):
+        bad = NOT_A_SEQUENCE[kind]()
+        if isinstance(bad, str):  # open_clip's own tokenizers take one text
+            assert _tokenized(bad).shape == (1, len(bad))
+        else:
+            refused("texts", lambda: _tokenized(bad))
+
+    @pytest.mark.parametrize("kind", NOT_A_SEQUENCE)
+    def test_datasets(self, kind, tmp_path):
+        bad = NOT_A_SEQUENCE[kind]
+        refused("extensions", lambda: load_image_folder(tmp_path, extensions=bad()))
+        if kind in ("generator", "map"):  # written one by one
+            return
+        pytest.importorskip("webdataset")
+        refused("captions", lambda: write_webdataset([b"x"] * 3, bad(), tmp_path / "s"))
+        refused("images", lambda: write_webdataset(bad(), ["a"] * 3, tmp_path / "s"))
+        assert not (tmp_path / "s").exists()
+
+    @pytest.mark.parametrize("kind", ["str", "numpy str", "array without dimensions", "number"])
+    def test_metrics(self, kind):
+        bad = NOT_A_SEQUENCE[kind]
+        with pytest.raises((ValueError, TypeError)):
+            per_class_accuracy(bad(), bad())
+
+    @pytest.mark.parametrize("empty", [[], (), np.array([]), np.array([], dtype=str)])
+    def test_no_texts_at_all(self, aligner, empty):
+        for call in (
+            lambda: aligner.transform_text(empty),
+            lambda: aligner.similarity(IMAGES, empty),
+            lambda: clone(aligner).fit(IMAGES, empty),
+        ):
+            with pytest.raises(ValueError, match="y is empty: pass a list with at least one"):
+                call()
+
+
+class TestImages:
+    @pytest.mark.parametrize("kind", NOT_A_SEQUENCE)
+    @pytest.mark.parametrize(
+        "method", ["transform", "similarity", "score", "retrieval_report", "retrieval_ranks"]
+    )
+    def test_fitted_aligner(self, aligner, method, kind):
+        more = () if method == "transform" else (TEXTS,)
+        refused("X", lambda: getattr(aligner, method)(NOT_A_SEQUENCE[kind](), *more))
+
+    @pytest.mark.parametrize("kind", NOT_A_SEQUENCE)
+    @pytest.mark.parametrize("aligner", aligners(), ids=lambda aligner: type(aligner).__name__)
+    def test_fit(self, aligner, kind):
+        refused("X", lambda: clone(aligner).fit(NOT_A_SEQUENCE[kind](), TEXTS))
+        refused("X", lambda: type(aligner)().fit(NOT_A_SEQUENCE[kind](), FEATURES))
+
+    @pytest.mark.parametrize("kind", NOT_A_SEQUENCE)
+    @pytest.mark.parametrize("method", ["fit", "transform", "encode_to"])
+    def test_image_encoder(self, method, kind, tmp_path):
+        call = getattr(TimmImageEncoder(cache=None), method)
+        path = (tmp_path / "features.npy",) if method == "encode_to" else ()
+        refused("X", lambda: call(*path, NOT_A_SEQUENCE[kind]()))
+
+    @pytest.mark.parametrize("kind", NOT_A_SEQUENCE)
+    def test_retriever(self, retriever, aligner, kind):
+        bad = NOT_A_SEQUENCE[kind]
+        refused("queries", lambda: retriever.search(bad(), k=1, modality="image"))
+        refused("images", lambda: CrossModalRetriever(aligner).fit(bad()))
+        refused("images", lambda: retriever.add(bad(), TEXTS))
+        refused("X", lambda: retriever.kneighbors(bad(), n_neighbors=1))
+
+    @pytest.mark.parametrize("kind", NOT_A_SEQUENCE)
+    @pytest.mark.parametrize("method", ["predict", "predict_proba"])
+    def test_classifier(self, aligner, method, kind):
+        classifier = ZeroShotClassifier(["cat", "bus"], aligner=aligner)
+        refused("X", lambda: getattr(classifier, method)(NOT_A_SEQUENCE[kind]()))
+
+    @pytest.mark.parametrize("kind", NOT_A_SEQUENCE)
+    def test_displays(self, kind):
+        pytest.importorskip("matplotlib")
+        bad = NOT_A_SEQUENCE[kind]
+        refused(
+            "images", lambda: SimilarityMatrixDisplay.from_predictions(np.eye(6), images=bad())
+        )
+
+    @pytest.mark.parametrize("kind", set(NOT_A_SEQUENCE) - {"number"})
+    def test_bank_of_standardized_similarities(self, aligner, kind):
+        with pytest.raises(ValueError, match="standardize must be True, False or a collection"):
+            aligner.similarity(IMAGES, TEXTS, standardize=NOT_A_SEQUENCE[kind]())
+
+
+@pytest.mark.parametrize(
+    "good",
+    [
+        ["cat"], ("cat",), [], np.array(["cat"]), np.zeros((2, 3)), range(3), {"a": 1}.values(),
+        {"a": 1}.keys(), scipy.sparse.eye_array(3), scipy.sparse.eye_array(3).todok(),
+    ],
+    ids=lambda good: type(good).__name__,
+)  # fmt: skip
+def test_sequences_and_tables_are_taken(good):
+    check_sequence(good, "X", "text")
+
+
+@pytest.mark.parametrize(
+    ("values", "kind", "message"),
+    [
+        ("cat", "text", r"y is a single text, not a sequence of them: pass a list, \['cat'\]\."),
+        (np.str_("cat"), "text", r"pass a list, \['cat'\]\."),
+        ("c.png", "image", r"y is a single image, not a sequence of them: pass a list, \[y\]\."),
+        (Image.new("L", (2, 2)), "text", r"y is a single image, not a sequence of texts: pass"),
+        ({"a": 1}, "text", r"must be a sequence of texts .*, not dict: .* list\(y.values\(\)\)\."),
+        ({"a"}, "text", r"not set: pass a list, list\(y\)\."),
+        (np.array("cat"), "text", r"in an array without dimensions: pass a list, \[y.item\(\)\]"),
+        (None, "text", r"not NoneType: pass a list, \[y\]\."),
+    ],
+)
+def test_message_says_what_to_pass(values, kind, message):
+    with pytest.raises(ValueError, match=message):
+        check_sequence(values, "y", kind)
