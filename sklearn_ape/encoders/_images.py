@@ -49,8 +49,9 @@ def image_digest(item: Any) -> bytes:
     if isinstance(item, bytes | bytearray | memoryview):
         if not len(item):
             raise ItemError("is empty (0 bytes).")
-        digest = _new_digest(bytes(item[:4]))
-        digest.update(item)
+        content = bytes(item)  # a view may have gaps
+        digest = _new_digest(content[:4])
+        digest.update(content)
         return digest.digest()
     pixels = _pixels(item)
     head = f"pixels {pixels.shape}".encode()
