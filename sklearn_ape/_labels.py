@@ -97,7 +97,9 @@ def names_of(labels: Any) -> dict[Any, list[str]]:
     ValueError
         When labels are missing, repeat or hold an empty name; the message names them.
     """
-    if isinstance(labels, str) or not isinstance(labels, Iterable):
+    if isinstance(labels, str | bytes | bytearray | memoryview) or not isinstance(
+        labels, Iterable
+    ):
         raise ValueError(f"labels must be a sequence of names or a mapping, not {labels!r}.")
     if isinstance(labels, Iterator | MappingView):
         raise ValueError(

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from sklearn.utils import column_or_1d
 
+from .._sequences import check_sequence
+
 
 def check_count(value: Any, name: str) -> None:
     """Raise ValueError unless a value is an integer of at least 1."""
@@ -28,7 +30,8 @@ def as_labels(y: Any) -> np.ndarray:
     y : ndarray of shape (n_samples,)
         Of objects where NumPy would turn numbers into texts.
     """
-    if not hasattr(y, "dtype") and not isinstance(y, str):
+    check_sequence(y, "y", "class", "classes")
+    if not hasattr(y, "dtype"):
         y = list(y)
         kinds = {isinstance(value, str) for value in y}
         if len(kinds) > 1:

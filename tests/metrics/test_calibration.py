@@ -207,3 +207,9 @@ class TestFitTemperature:
             fit_temperature(np.eye(3), [1, 2, 0])
         with pytest.raises(ValueError, match="logits are unrelated to the classes"):
             fit_temperature(np.zeros((3, 3)), [1, 2, 0])
+
+
+@pytest.mark.parametrize("y", ["ab", b"ab", {"a": 0, "b": 1}, {"a", "b"}])
+def test_classes_in_a_container_without_order_are_refused(y):
+    with pytest.raises(ValueError, match="y (is a single class|must be a sequence of classes)"):
+        expected_calibration_error(y, [[0.5, 0.5], [0.5, 0.5]])

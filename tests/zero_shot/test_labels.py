@@ -191,3 +191,10 @@ def test_a_name_with_a_place_is_a_template_of_its_own_class():
     names = {"cat": ["a {} on a mat"], "dog": ["dog"]}
     captions = captions_of(["dog", "cat", "dog"], names, ("this is {}",))
     assert captions == [["this is dog"], ["a cat on a mat"], ["this is dog"]]
+
+
+@pytest.mark.parametrize("labels", ["cat", b"cat", bytearray(b"cat")])
+def test_single_name_is_not_a_sequence_of_labels(labels):
+    """The bytes of a name would be the labels 99, 97 and 116."""
+    with pytest.raises(ValueError, match="labels must be a sequence of names"):
+        names_of(labels)
