@@ -67,7 +67,7 @@ def test_no_y_says_what_y_may_be():
         checked_y(None)
     assert str(raised.value) == (
         "ZeroShotClassifier requires y to be passed, but the target y is None. Pass the label of "
-        "every image as y. Only with labels and a fitted aligner none is needed."
+        "every image as y. It is optional only with labels and a fitted aligner."
     )
     with pytest.raises(ValueError, match=r"the first in row 0: leave these rows out\.$"):
         checked_y([None])
