@@ -17,7 +17,7 @@ from ._first_few import first_few
 from ._numbers import is_missing
 from .prompts import prompts_of
 
-_CAPTIONS_HINT = "Captions are passed as captions=..., beside the labels in y."
+_CAPTIONS_HINT = "Pass captions as captions=..., in addition to the labels in y."
 
 
 def plain_label(value: Any) -> Any:

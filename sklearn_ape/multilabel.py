@@ -187,6 +187,7 @@ class MultiLabelZeroShotClassifier(SavedClassifier, ClassifierMixin, ZeroShotBas
                 captions = self._prompts(table, names)
             elif not hasattr(captions, "iloc"):
                 captions = list(captions)
+            X, captions = indexable(X, captions)
             distances = self._held_out_distances(X, captions, progress)
             self.aligner_ = self._fit_on_described(X, captions, progress)
         self._keep_thresholds(table, distances)
@@ -351,7 +352,6 @@ class MultiLabelZeroShotClassifier(SavedClassifier, ClassifierMixin, ZeroShotBas
 
     def _held_out_distances(self, X: Any, captions: Any, progress: FitContext) -> np.ndarray:
         """Return distances of every picture by an aligner that did not see it."""
-        X, captions = indexable(X, captions)
         distances = np.empty((len(captions), len(self.labels_)))
         folds = KFold(self.cv, shuffle=True, random_state=0).split(distances)
         for train, test in folds:
