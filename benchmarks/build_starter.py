@@ -73,7 +73,7 @@ def measured(aligner, images, captions) -> dict[str, str]:
         ("caption to picture", text, image, pairs[:, ::-1]),
     ):
         hits = retrieval_ranks(queries, candidates, belong) == 0
-        low, high = bootstrap_interval(hits.astype(float), random_state=0)[1:]
+        low, high = bootstrap_interval(hits)[1:]
         at_5 = report["image_to_text" if way.startswith("picture") else "text_to_image"]
         rows[way] = (
             f"{100 * hits.mean():.1f} ({100 * low:.1f} to {100 * high:.1f}) | "
@@ -108,7 +108,7 @@ CARD = """\
   by the folders of half of the stamps, by pictures of GCompris, and after one look at the figures
   below, which were lower with more words.
 - **Measured** on the 951 Tux Paint stamps, none of which it has learned from, among their
-  {n_names} captions, in % (95 % bootstrap interval):
+  {n_names} captions, in % (95 % interval):
 
 | | direction | @1 | @5 |
 |---|---|---|---|

@@ -32,14 +32,14 @@ class AroundAligner(Shareable):
     _fit_only: ClassVar[tuple[str, ...]] = ("aligner",)
 
     def _note_fit(self) -> None:
-        """Note what `_check_current` compares with: what embeddings depend on, and parameters."""
+        """Record the digest of the aligner and the parameters, for `_check_current`."""
         self._at_fit = {
             "embeddings": embedding_digest(self._aligner_in_use()),
             "parameters": {name: getattr(self, name) for name in self._fit_only},
         }
 
     def _check_current(self) -> None:
-        """Raise ValueError when something that the fit depends on was changed since."""
+        """Raise ValueError if the aligner or a parameter of `fit` was changed after `fit`."""
         noted = getattr(self, "_at_fit", None)
         if noted is None:
             return
@@ -54,7 +54,7 @@ class AroundAligner(Shareable):
             raise ValueError(
                 f"aligner was changed since this {type(self).__name__} was fitted: it was fitted "
                 "again, or a parameter of its encoders or of another step of its Pipeline was "
-                "set. Embeddings are not comparable with those of the fit: call fit again, or set "
+                "set. Embeddings are not comparable with those of the fit. Call fit again, or set "
                 "the parameter back."
             )
 
@@ -63,7 +63,7 @@ class AroundAligner(Shareable):
         state = dict(attributes)
         noted = state.get("_at_fit")
         if noted is not None:
-            # A digest is valid in one process: `__setstate__` computes it again, if it holds now.
+            # A digest is valid in one process: `__setstate__` computes it again, if it is current.
             is_current = embedding_digest(self._aligner_in_use()) == noted["embeddings"]
             state["_at_fit"] = {**noted, "embeddings": None if is_current else ""}
         return state
@@ -169,7 +169,7 @@ class SavedClassifier(AroundAligner):
     def __getstate__(self) -> dict[str, Any]:
         state: Any = super().__getstate__()
         if "aligner_" in state and self._uses_starter():
-            state = {**state, "aligner_": None}  # 54 MB that every installation has
+            state = {**state, "aligner_": None}  # every installation has these 54 MB
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -220,7 +220,7 @@ class SavedClassifier(AroundAligner):
 
 
 def _recorded_labels(labels: Any) -> Any:
-    """Return labels as what a file can hold: members of enumerations become their values."""
+    """Return labels in a form that a file can hold: members of an Enum become their values."""
     if labels is None or isinstance(labels, str) or not isinstance(labels, Iterable):
         return labels
     if isinstance(labels, Mapping):

@@ -19,11 +19,11 @@ except ImportError:  # scikit-learn < 1.9
         return method
 
     class ProgressBar:  # type: ignore[no-redef]
-        """Stands in where scikit-learn has no callbacks."""
+        """Placeholder for versions of scikit-learn that have no callbacks."""
 
 
 def observes_fit(estimator: Any) -> bool:
-    """Tell whether an estimator has callbacks of scikit-learn that do more than show progress."""
+    """Say whether an estimator has callbacks of scikit-learn that do more than show progress."""
     callbacks = getattr(estimator, "_skl_callbacks", [])
     return any(not isinstance(callback, ProgressBar) for callback in callbacks)
 

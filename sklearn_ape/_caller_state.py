@@ -26,7 +26,7 @@ class _Setting(NamedTuple):
 def _matmul_precision() -> str:
     try:
         return torch.get_float32_matmul_precision()
-    except RuntimeError:  # it was set for one backend alone, which is left as it is
+    except RuntimeError:  # it was set for one backend alone, and is not changed
         return "highest"
 
 
@@ -55,7 +55,7 @@ def default_state() -> Iterator[None]:
     computation has ended.
 
     In a forked process torch is limited to one thread at the first use of this context: its
-    thread pool does not exist there, and the second thread would be waited for forever.
+    thread pool does not exist there, and torch would wait forever for its second thread.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Escapes of text of unknown origin, for terminals, Markdown and spreadsheets."""
+"""Escaping of untrusted text for terminals, Markdown and spreadsheets."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _MARKUP = re.compile(
     r"|@(?=[\w-]+\.)"
 )
 
-# Spreadsheets compute cells that begin so, some of them the full-width forms as well.
+# Spreadsheets compute cells that begin with these characters, some also their full-width forms.
 _FORMULA = "[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20]"
 _FORMULA_PATH = re.compile(_FORMULA)
 _FORMULA_TEXT = re.compile(f"'*{_FORMULA}")
@@ -27,10 +27,9 @@ _NUMBER = re.compile(r"[+-]?\d+(\.\d+)?([eE][+-]?\d+)?", re.ASCII)
 
 
 def escape_controls(text: str, keep: str = "") -> str:
-    r"""Return a text whose characters without a shape of their own are written as escapes.
+    r"""Return a text in which control and invisible characters are written as escapes.
 
-    These are control characters, which a terminal obeys, marks that reorder text, invisible
-    characters, and bytes of file names that are not text.
+    Marks that reorder text, and bytes of file names that are not text, are escaped as well.
 
     Parameters
     ----------
@@ -70,7 +69,7 @@ def escape_markdown(text: str) -> str:
     Returns
     -------
     escaped : str
-        Without links, images, HTML, emphasis, code and line ends.
+        Text in which links, images, HTML, emphasis, code and line ends are escaped.
 
     Examples
     --------
@@ -82,7 +81,7 @@ def escape_markdown(text: str) -> str:
 
 
 def escape_formula(text: str) -> str:
-    """Return a text that no spreadsheet computes: with an apostrophe where it would be a formula.
+    """Return a text with an apostrophe in front if a spreadsheet would compute it.
 
     Parameters
     ----------
@@ -92,7 +91,7 @@ def escape_formula(text: str) -> str:
     Returns
     -------
     escaped : str
-        `unescape_formula` gives the text back, whatever it is.
+        `unescape_formula` returns the text that was passed.
 
     Examples
     --------
@@ -114,7 +113,7 @@ def unescape_formula(text: str) -> str:
     Returns
     -------
     text : str
-        Without the apostrophe in front of a formula.
+        The cell without the apostrophe in front of a formula.
 
     Examples
     --------
@@ -126,7 +125,7 @@ def unescape_formula(text: str) -> str:
 
 
 def escape_formula_path(path: str) -> str:
-    """Return a path of the same file that no spreadsheet computes.
+    """Return a path of the same file that a spreadsheet does not compute.
 
     Parameters
     ----------
@@ -136,7 +135,7 @@ def escape_formula_path(path: str) -> str:
     Returns
     -------
     escaped : str
-        With ``./`` in front where it would be a formula.
+        The path with ``./`` in front if it would be a formula.
 
     Examples
     --------
@@ -149,7 +148,7 @@ def escape_formula_path(path: str) -> str:
 
 def _has_shape(character: str) -> bool:
     category = unicodedata.category(character)
-    # Spaces; characters of a private use or newer than this Python, which are shown as a box.
+    # Spaces, and characters for private use or newer than this Python, which are shown as a box.
     return character.isprintable() or category in ("Zs", "Co", "Cn")
 
 

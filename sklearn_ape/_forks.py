@@ -1,4 +1,4 @@
-"""Locks and resources that survive a fork of the process."""
+"""Locks and resources in forked processes."""
 
 from __future__ import annotations
 

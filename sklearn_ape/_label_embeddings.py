@@ -91,7 +91,7 @@ def _identity(text_side: Any) -> str:
     digest = embedding_digest(text_side)
     if isinstance(getattr(text_side, "text_encoder_", None), FrozenEncoder):
         return digest
-    # Another encoder may depend on more than its parameters: it counts as another in every object.
+    # Other encoders may depend on more than their parameters, so each object has an identity.
     with _lock:
         token = _tokens.get(text_side)
         if token is None:

@@ -11,6 +11,7 @@ import numpy as np
 from scipy.sparse import issparse
 
 from ._first_few import first_few
+from ._labels import plain_label
 from ._numbers import plain_numbers
 
 _EXPECTED = (
@@ -214,7 +215,7 @@ def _column_names(Y: Any) -> list[Any] | None:
     names = getattr(getattr(Y, "dtype", None), "names", None)
     if len(getattr(Y, "shape", ())) == 2:
         names = getattr(Y, attribute, names)
-    return None if names is None else [_plain(name) for name in names]
+    return None if names is None else [plain_label(name) for name in names]
 
 
 def _positions(names: Sequence[Any], labels: Sequence[Any], which: str, noun: str) -> list[int]:
@@ -225,14 +226,14 @@ def _positions(names: Sequence[Any], labels: Sequence[Any], which: str, noun: st
     known = set(labels)
     unexpected = [name for name in names if name not in known]
     if missing or unexpected:
-        said = [
-            f"{kind} {noun} [{first_few(some)}]"
-            for kind, some in (("missing", missing), ("unexpected", unexpected))
-            if some
+        differences = [
+            f"{kind} {noun} [{first_few(values)}]"
+            for kind, values in (("missing", missing), ("unexpected", unexpected))
+            if values
         ]
         raise ValueError(
-            f"{which} do not match labels: {', '.join(said)}. Rename them to the labels, or pass "
-            "an array without names whose columns are in the order of labels."
+            f"{which} do not match labels: {', '.join(differences)}. Rename them to the labels, "
+            "or pass an array without names whose columns are in the order of labels."
         )
     return [place[label] for label in labels]
 
@@ -256,7 +257,7 @@ def _zeros_and_ones(values: np.ndarray, place: str) -> np.ndarray:
     if not binary.all():
         at = tuple(np.argwhere(~binary)[0])
         row = f" {at[0]}" if place.endswith("row") else ""
-        raise ValueError(f"Y has {_plain(values[at])!r} in {place}{row}: {_EXPECTED}.")
+        raise ValueError(f"Y has {plain_label(values[at])!r} in {place}{row}: {_EXPECTED}.")
     return values.astype(int)
 
 
@@ -277,8 +278,3 @@ def _no_names(n_columns: int) -> str:
         f"labels is None, and the {n_columns} columns of Y have no names. Pass labels, or Y as a "
         "DataFrame whose columns are named by them."
     )
-
-
-def _plain(value: Any) -> Any:
-    """Return a NumPy scalar as the Python object that it is equal to."""
-    return value.item() if isinstance(value, np.generic) else value

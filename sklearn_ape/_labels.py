@@ -1,4 +1,4 @@
-"""Names of classes and values of y: checks, and the prompts that labels stand for."""
+"""Checks of labels and of y, and the prompts of labels."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from sklearn.utils import assert_all_finite, column_or_1d
 from sklearn.utils.multiclass import check_classification_targets
 
 from ._first_few import first_few
+from ._numbers import is_missing
 from .prompts import prompts_of
 
-_CAPTIONS_HINT = "Captions are passed as captions=..., beside the labels in y."
+_CAPTIONS_HINT = "Pass captions as captions=..., in addition to the labels in y."
 
 
 def plain_label(value: Any) -> Any:
@@ -39,7 +40,7 @@ def plain_label(value: Any) -> Any:
 
 
 def list_of_labels(labels: Iterable[Any]) -> list[Any]:
-    """Return the labels of any collection, of a mapping its keys, as a list."""
+    """Return the labels of any collection, or the keys of a mapping, as a list."""
     to_python = getattr(labels, "to_pylist", None)  # a column of pyarrow holds its own scalars
     return list(labels if to_python is None else to_python())
 
@@ -48,7 +49,7 @@ def class_array(labels: Iterable[Any]) -> np.ndarray:
     """Return labels as an array whose elements are equal to them."""
     listed = list(labels)
     array = np.array(listed)
-    # Beside a float, or of both signs, numpy rounds integers beyond 2**53 to floats.
+    # Where there are floats, or integers of both signs, numpy rounds integers beyond 2**53.
     return array if array.tolist() == listed else np.array(listed, dtype=object)
 
 
@@ -58,13 +59,13 @@ def checked_y(y: Any) -> list[Any]:
     Raises
     ------
     ValueError
-        When y is None, not one-dimensional, or holds missing values or what cannot be a label;
-        the message names the row.
+        When y is None, not one-dimensional, or holds missing values or values that cannot be
+        labels; the message names the row.
     """
     if y is None:
         raise ValueError(
             "ZeroShotClassifier requires y to be passed, but the target y is None. Pass the "
-            "label of every image as y. Only with labels and a fitted aligner none is needed."
+            "label of every image as y. It is optional only with labels and a fitted aligner."
         )
     if hasattr(y, "__len__") and not hasattr(y, "dtype"):  # numpy may turn NaN into text
         _refuse_missing(y)
@@ -110,7 +111,7 @@ def names_of(labels: Any) -> dict[Any, list[str]]:
     if not listed:
         raise ValueError("labels is empty: give at least one class.")
     for label in listed:
-        if _is_missing(label):
+        if is_missing(label):
             raise ValueError(f"{label!r} is no label (a missing value?).")
         _check_kind(label, "labels")
     repeated = sorted(str(label) for label, count in Counter(listed).items() if count > 1)
@@ -169,8 +170,8 @@ def _unknown_number(names: Mapping[Any, list[str]]) -> str:
 def may_be_renumbered(y: list[Any], names: Mapping[Any, list[str]]) -> bool:
     """Say whether y may hold the numbers that a meta-estimator gave to other labels.
 
-    Of the labels 0, 2 and 4 scikit-learn's meta-estimators make 0, 1 and 2, which are labels,
-    too, if there are labels 0 to 4. Numbers of all labels are the labels themselves.
+    scikit-learn's meta-estimators replace the labels 0, 2 and 4 by 0, 1 and 2, which are labels
+    as well if `names` has the labels 0 to 4. If y holds every label, its numbers are the labels.
     """
     distinct = set(y)
     return (
@@ -189,7 +190,7 @@ def captions_of(
 
 
 def _refuse_missing(y: Iterable[Any]) -> None:
-    missing = [row for row, value in enumerate(y) if _is_missing(value)]
+    missing = [row for row, value in enumerate(y) if is_missing(value)]
     if missing:
         raise ValueError(
             f"y has {len(missing)} missing labels, the first in row {missing[0]}: leave these "
@@ -197,16 +198,8 @@ def _refuse_missing(y: Iterable[Any]) -> None:
         )
 
 
-def _is_missing(value: Any) -> bool:
-    """Say whether a value is None, NaN, or pandas's NA (which is not equal to itself either)."""
-    if value is None or type(value).__name__ == "NAType":
-        return True
-    differs = value != value
-    return isinstance(differs, bool | np.bool_) and bool(differs)
-
-
 def _check_kind(label: Any, where: str) -> None:
-    """Refuse what an array of classes would turn into something else, or a file cannot hold."""
+    """Refuse labels that an array of classes would change, or that a file cannot hold."""
     if not isinstance(label, str | bool | int | float):
         raise ValueError(
             f"{where} must be texts or numbers, not {reprlib.repr(label)} of type "

@@ -74,11 +74,19 @@ def as_floats(features: Any, name: str, **options: Any) -> np.ndarray:
     )
 
 
+def is_missing(value: Any) -> bool:
+    """Say whether a value is None, NaN, NaT, or pandas's NA (which is not equal to itself)."""
+    if value is None or type(value).__name__ == "NAType":
+        return True
+    differs = value != value
+    return isinstance(differs, bool | np.bool_) and bool(differs)
+
+
 def ignores_underflow(function: Callable[P, T]) -> Callable[P, T]:
     """Let a function compute under ``np.errstate(all="raise")``; use it as a decorator.
 
-    Small probabilities and products of small numbers become zero, as they should. Overflow,
-    division by zero and invalid operations are left to the caller's settings.
+    Small probabilities and products of small numbers are rounded to zero, which is correct. The
+    caller's settings hold for overflow, division by zero and invalid operations.
     """
 
     @wraps(function)

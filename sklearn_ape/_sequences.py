@@ -11,19 +11,19 @@ from typing import Any
 def check_sequence(values: Any, name: str, kind: str, kinds: str | None = None) -> None:
     """Refuse a single item, and a container whose items have no number or no order.
 
-    A str is a sequence of letters for Python, and a dict one of its keys: without this check they
-    would be read as that.
+    Python reads a str as a sequence of letters and a dict as a sequence of its keys. Without this
+    check they would be accepted as such.
 
     Parameters
     ----------
     values : object
-        What was passed.
+        The argument.
     name : str
-        The parameter, for messages.
+        Name of the parameter, for messages.
     kind : str
-        What one item is, such as "text" or "image".
+        Noun for one item, such as "text" or "image".
     kinds : str or None, default=None
-        What the items are. None is the plural of `kind`.
+        Noun for the items. None is the plural of `kind`.
 
     Raises
     ------
@@ -49,7 +49,7 @@ def check_sequence(values: Any, name: str, kind: str, kinds: str | None = None) 
         )
     is_sized = hasattr(values, "__len__") or hasattr(values, "__array__")
     has_no_order = isinstance(values, Mapping | set | frozenset | type)
-    # One kind of sparse array of scipy is a dict, too.
+    # dok_array of scipy is a dict as well as an array.
     if (has_no_order and not hasattr(values, "ndim")) or not is_sized:
         items = f"{name}.values()" if isinstance(values, Mapping) else name
         shown = f"list({items})" if hasattr(values, "__iter__") else f"[{name}]"

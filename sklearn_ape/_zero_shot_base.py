@@ -22,8 +22,8 @@ from .aligners._bank import check_standardize, resolve_bank
 from .aligners._logit_tiles import LogitTiles
 from .prompts import resolve_templates
 
-# Between these bounds logits of float32 neither overflow, also where standardised by a tiny
-# deviation, nor become zero or subnormal, which would make ties of them.
+# Between these bounds float32 logits do not overflow, even if they are standardized by a tiny
+# deviation, and do not become zero or subnormal, which would create ties.
 _LEAST_SCALE, _MOST_SCALE = 1e-30, 1e30
 
 _NOT_FITTED = (
@@ -66,13 +66,13 @@ class ZeroShotBase(ShownMixin, CallbackSupportMixin, BaseEstimator):
         return _is_fitted(self.aligner)
 
     def _kept_aligner(self, captions: Any = None) -> Any:
-        """Return the aligner that `fit` keeps; warn of captions, which it does not learn from."""
+        """Return the aligner that `fit` keeps. Warn if there are captions, which are not used."""
         aligner = chosen_aligner(self.aligner)
         check_is_fitted(aligner)
         if captions is not None:
-            what = {True: "is None, the starter model,", False: "is fitted already,"}
+            reason = "None, the starter model" if self.aligner is None else "fitted already"
             warn(
-                f"captions are not used: aligner {what[self.aligner is None]} and fit keeps it. "
+                f"captions are not used: aligner is {reason}, and fit keeps it. "
                 "To train on captions, pass an aligner that is not fitted, such as "
                 "sklearn.base.clone(aligner).",
             )
@@ -134,7 +134,7 @@ class ZeroShotBase(ShownMixin, CallbackSupportMixin, BaseEstimator):
 def _is_fitted(aligner: Any) -> bool:
     try:
         check_is_fitted(aligner)
-    except (NotFittedError, TypeError):  # TypeError: not an estimator, which use will report
+    except (NotFittedError, TypeError):  # TypeError: not an estimator; predicting reports it
         return False
     return True
 

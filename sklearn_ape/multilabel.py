@@ -137,8 +137,8 @@ class MultiLabelZeroShotClassifier(SavedClassifier, ClassifierMixin, ZeroShotBas
     def fit(self, X: Any, Y: Any, captions: Any = None) -> Self:
         """Fit a threshold for each label, and a clone of the aligner unless it is kept.
 
-        The starter model (``aligner=None``), a named model and an aligner in `FrozenEstimator`
-        are kept as they are: only the labels and their thresholds are learned.
+        The starter model (``aligner=None``), a named model, a fitted aligner and an aligner in
+        `FrozenEstimator` are kept as they are: only the labels and their thresholds are learned.
 
         Parameters
         ----------
@@ -158,7 +158,7 @@ class MultiLabelZeroShotClassifier(SavedClassifier, ClassifierMixin, ZeroShotBas
             0 or 1, even if 0 and 1 are labels. Pass sets or tuples of such labels instead.
         captions : sequence of length n_samples or None, default=None
             What the aligner is fitted on. None takes the labels of each image, put through the
-            templates. Not used when the aligner is kept.
+            templates. If the aligner is kept, captions are not used, and a warning says so.
 
         Returns
         -------
@@ -187,6 +187,7 @@ class MultiLabelZeroShotClassifier(SavedClassifier, ClassifierMixin, ZeroShotBas
                 captions = self._prompts(table, names)
             elif not hasattr(captions, "iloc"):
                 captions = list(captions)
+            X, captions = indexable(X, captions)
             distances = self._held_out_distances(X, captions, progress)
             self.aligner_ = self._fit_on_described(X, captions, progress)
         self._keep_thresholds(table, distances)
@@ -351,7 +352,6 @@ class MultiLabelZeroShotClassifier(SavedClassifier, ClassifierMixin, ZeroShotBas
 
     def _held_out_distances(self, X: Any, captions: Any, progress: FitContext) -> np.ndarray:
         """Return distances of every picture by an aligner that did not see it."""
-        X, captions = indexable(X, captions)
         distances = np.empty((len(captions), len(self.labels_)))
         folds = KFold(self.cv, shuffle=True, random_state=0).split(distances)
         for train, test in folds:

@@ -176,7 +176,7 @@ class ZeroShotClassifier(SavedClassifier, ClassifierMixin, ZeroShotBase):
             captions.
         captions : sequence of length n_samples or None, default=None
             A caption or a list of captions for every image: what an unfitted aligner is trained
-            on in place of y. Around any other aligner captions are not used, which is a warning.
+            on in place of y. Around any other aligner captions are not used, with a warning.
 
         Returns
         -------
@@ -418,7 +418,7 @@ def _refuse_binary_reductions() -> None:
     """Refuse to be fitted by one-vs-rest, one-vs-one and output codes.
 
     Each of their problems calls its two classes 0 and 1. Where these are labels, y does not tell
-    that they stand for something else in every problem; only the caller does.
+    that they stand for something else in every problem. Only the name of the caller does.
     """
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:

@@ -47,7 +47,7 @@ def test_no_module_counts_frames_by_hand():
 
 
 def broken(X):
-    """Return features of pictures of which an encoder gave up two."""
+    """Return features of images, two of which an encoder could not encode."""
     X = X.copy()
     X[[0, 2]] = np.nan
     return X

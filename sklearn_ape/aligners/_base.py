@@ -207,7 +207,7 @@ class BaseAligner(
         groups : array-like of shape (n_samples,) or None, default=None
             Group of every row, such as the file name of its image. Images and captions of one
             group are right answers for one another, and equal features within a group are one
-            item. None: see `retrieval_ranks`.
+            item. None: see Notes.
 
         Returns
         -------
@@ -227,8 +227,8 @@ class BaseAligner(
         Which images and captions are the same is decided by what they are, never by their
         features: images by their content, captions by their text. Where X or y is features,
         every row is an item of its own, unless `groups` says which rows belong together. A
-        candidate that ties with the right one counts as coming before it. So an encoder that
-        maps everything to one vector is never right by accident.
+        candidate that ties with the right one counts as coming before it, so that an encoder
+        that maps everything to one vector gets the worst ranks.
         """
         check_is_fitted(self)
         data = self._scored_pairs(X, y, groups)
@@ -264,7 +264,7 @@ class BaseAligner(
         return float(np.mean([recall[1] for recall in report.values()]))
 
     def was_fitted_on(self, X: Any) -> np.ndarray | None:
-        """Tell which images the aligner was fitted on, as a test set must not hold any.
+        """Say which images the aligner was fitted on, for example to exclude them from a test set.
 
         Parameters
         ----------

@@ -163,10 +163,10 @@ class Checkpoint:
             self._write(phase, None)
 
     def finish(self) -> None:
-        """Keep what the training led to; or nothing, if a new fit is to train again.
+        """Keep the result, or delete the state if a new fit has to train again.
 
-        That is when it is to draw another seed, or to call callbacks: they can change weights,
-        and a class or a function of the same name may do something else by then.
+        It has to if it draws another seed or calls callbacks: they can change weights, and a
+        class or a function of the same name may do something else by then.
         """
         if self._file is None or self._is_stopped:
             return
@@ -229,7 +229,7 @@ def _description(callback: Any) -> str:
 
 
 def _hash(value: Any) -> str:
-    """Return a hash that is the same in the next process; of what has none, the type."""
+    """Return a hash that is the same in every process, or the type's name if there is none."""
     try:
         return joblib.hash(value)
     except Exception:  # pickling may raise anything

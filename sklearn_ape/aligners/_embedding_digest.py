@@ -27,7 +27,7 @@ _RUNTIME_OPTIONS = frozenset(
     {"batch_size", "cache", "device", "errors_", "memory", "n_jobs", "on_error", "verbose"}
 )
 
-# Objects that cannot be pickled, such as a lambda, are told apart by number: ids are reused.
+# Objects that cannot be pickled, such as a lambda, are numbered, since Python reuses ids.
 _numbers: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
 _next_number = itertools.count()
 _lock = ForkSafeLock()
@@ -55,7 +55,7 @@ def embedding_digest(aligner: Any) -> str:
 
 
 def exact_digest(*values: Any) -> str | None:
-    """Return a digest of values, of which estimators count as in `embedding_digest`.
+    """Return a digest of values, in which estimators count as in `embedding_digest`.
 
     Parameters
     ----------
@@ -152,10 +152,10 @@ def _parts(estimator: Any) -> dict[str, Any]:
 
 
 def _parts_of_encoder(encoder: FrozenEncoder) -> dict[str, Any]:
-    """Return what features depend on.
+    """Return what the features of an encoder depend on.
 
-    Unlike `_identity_digest` this loads no weights to learn which ones a hub gives: they stay the
-    same within a process. A folder may hold other weights by now.
+    Unlike `_identity_digest` this does not load weights to find out which commit the hub has,
+    since they stay the same within a process. The weights in a folder may have changed.
     """
     parts = encoder.get_params(deep=False)
     for name in encoder._of_the_machine | {"on_error"}:
@@ -168,7 +168,7 @@ def _parts_of_encoder(encoder: FrozenEncoder) -> dict[str, Any]:
 
 
 def _is_fitted(name: str, value: Any) -> bool:
-    """Tell what `fit` learned from notes that an estimator makes when it is used."""
+    """Say whether `fit` learned an attribute, rather than a method storing it during use."""
     if name.endswith("_") and not name.startswith("_"):
         return True
     return isinstance(value, np.ndarray | BaseEstimator) or issparse(value)

@@ -9,8 +9,8 @@ import numpy as np
 
 from ..training import row_blocks
 
-# From this width on, the order of the largest features tells images apart, and is the same for
-# every engine and batch, whose rounding moves the features themselves.
+# With at least this many features, the order of the largest ones tells images apart. It is the
+# same for every engine and batch, while rounding changes the features themselves.
 _FEWEST_FEATURES = 64
 _N_LARGEST = 8
 _FACTOR = np.uint64(1_000_003)
@@ -22,9 +22,9 @@ class FittedImages(NamedTuple):
     Parameters
     ----------
     keys : ndarray of int64, shape (n_images,)
-        Sorted and distinct.
+        One key per image, sorted and without duplicates.
     are_contents : bool
-        Whether keys are of the images' content rather than of their features.
+        Whether keys are made from the images' content rather than from their features.
     """
 
     keys: np.ndarray
@@ -32,12 +32,12 @@ class FittedImages(NamedTuple):
 
     @classmethod
     def of(cls, features: Any, digests: np.ndarray | None) -> Self:
-        """Return the record of a fit: of the digests of images, or else of their features."""
+        """Return the record of a fit, from the digests of images or else from their features."""
         keys = _feature_keys(features) if digests is None else _digest_keys(digests)
         return cls(np.unique(keys), digests is not None)
 
     def contain(self, features: Any, digests: np.ndarray | None) -> np.ndarray:
-        """Return for every image whether it is one of these, as bools."""
+        """Return a bool per image: whether the aligner was fitted on it."""
         if self.are_contents:
             assert digests is not None
             return np.isin(_digest_keys(digests), self.keys)
@@ -49,7 +49,7 @@ def _digest_keys(digests: np.ndarray) -> np.ndarray:
 
 
 def _feature_keys(features: Any) -> np.ndarray:
-    """Return a number per row that different images hardly share."""
+    """Return a number per row, which two different images rarely share."""
     keys = np.empty(len(features), dtype=np.int64)
     for rows in row_blocks(features):
         block = np.asarray(features[rows], dtype=np.float32)

@@ -68,8 +68,8 @@ def as_open_clip(aligner: Any) -> OpenCLIPShape:
     -----
     The tokenizer's numbers are the bytes of the texts: the text encoder's own tokenizer works
     within the model, so that any text encoder will do. The results are those of the aligner,
-    whatever torch is set to: evaluations often run models under autocast, which does not reach
-    the encoders and heads. The encoders' own `dtype` sets their precision.
+    whatever the caller's torch settings: evaluations often run models under autocast, which does
+    not reach the encoders and heads. The encoders' own `dtype` sets their precision.
 
     References
     ----------

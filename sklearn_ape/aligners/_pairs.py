@@ -11,12 +11,14 @@ from scipy.sparse import coo_array
 from sklearn.utils import gen_batches
 
 from .._first_few import first_few
+from .._numbers import is_missing
+from .._sequences import check_sequence
 from .._warnings import warn
 from ..training import StoredRows, select, split_pairs
 
 _ROWS_AT_ONCE = 1024
-# Equal features of different items are reported from this share of the items on: a few images
-# that were stored twice hardly change a score.
+# Equal features of different items are reported if at least this share of the items has them: a
+# few images that were stored twice hardly change a score.
 _SHARE_TO_REPORT = 0.05
 
 
@@ -82,8 +84,8 @@ class Pairs(NamedTuple):
     def by_item(self) -> Pairs:
         """Return the pairs with a row for every image and caption, as they are to be scored.
 
-        Training cannot tell equal features apart and takes them for one. A score must not: it
-        would rise as an encoder maps more images to the same features.
+        Training cannot tell equal features apart and treats them as one. A score must not do so:
+        it would rise as an encoder maps more images to the same features.
         """
         if self.items is None:
             return self
@@ -228,22 +230,21 @@ def _digests(features: Any, rows: np.ndarray) -> np.ndarray:
 def _group_numbers(groups: Any, n_rows: int) -> np.ndarray:
     """Return the number of the group of every row of X."""
     values = groups.tolist() if isinstance(groups, np.ndarray) else groups
-    if isinstance(values, str | dict) or not hasattr(values, "__len__"):
-        raise ValueError(
-            f"groups must be a sequence with the group of every row of X, not "
-            f"{type(groups).__name__}."
-        )
+    check_sequence(values, "groups", "group")
     if len(values) != n_rows:
-        raise ValueError(f"groups has {len(values)} entries, and X has {n_rows} rows.")
+        raise ValueError(
+            f"groups has {len(values)} entries, and X has {n_rows} rows. Pass one per row."
+        )
     numbers: dict[Any, int] = {}
     found = np.empty(n_rows, dtype=np.intp)
     for row, value in enumerate(values):
         if isinstance(value, list | np.ndarray):
             raise ValueError(
-                f"groups must have one dimension, and row {row} is {reprlib.repr(value)}."
+                f"groups must have one dimension, and row {row} is {reprlib.repr(value)}. Pass "
+                "one text or number per row."
             )
-        if value is None or type(value).__name__ == "NAType" or value != value:
-            raise ValueError(f"groups has a missing value in row {row}.")
+        if is_missing(value):
+            raise ValueError(f"groups has a missing value in row {row}. Give every row a group.")
         found[row] = numbers.setdefault(value, len(numbers))
     return found
 
@@ -272,7 +273,7 @@ def _warn_of_equal_features(name: str, features: Any, are_items_known: bool) -> 
             "another row. Every row counts as an item of its own, and ties count against the "
             "score. Pass groups, such as file names, if equal rows are the same item."
         )
-    warn(message, UserWarning)
+    warn(message)
 
 
 def subset_of(data: Pairs, rows: np.ndarray) -> Pairs:
@@ -301,7 +302,7 @@ def held_out(data: Pairs, fraction: float, seed: int) -> tuple[Pairs, Pairs | No
     split = split_pairs(data.pairs, fraction, np.random.RandomState(seed))
     if split.valid is None:
         return data, None
-    # Prototypes are not images: to find their names is not what users ask for.
+    # Prototypes are not images: users do not search for their names.
     images = split.valid[data.pairs[split.valid, 0] < data.n_images]
     if len(images) < 2:
         return data, None

@@ -33,7 +33,7 @@ class Commands(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         """Run a command."""
-        # Names of files may hold bytes that are no text; results have them as they came in.
+        # Names of files may contain bytes that are not text; results contain them unchanged.
         with suppress(AttributeError, OSError):
             sys.stdout.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]
         try:
@@ -88,7 +88,8 @@ def noted_when_interrupted(note: str) -> Iterator[None]:
 def say(text: str, quiet: bool = False) -> None:
     """Write lines to standard error, where they do not get in the way of results.
 
-    Names of files, labels and captions in them may hold anything; none of it commands a terminal.
+    Control characters in names of files, labels and captions are written as escapes, so that a
+    terminal does not obey them.
     """
     if not quiet:
         print(escape_controls(text, keep="\n"), file=sys.stderr, flush=True)
@@ -96,7 +97,7 @@ def say(text: str, quiet: bool = False) -> None:
 
 @contextmanager
 def _usage_errors_escaped() -> Iterator[None]:
-    """Escape what typer shows of wrong options, which may be names of files."""
+    """Escape the messages of typer about wrong options, which may be names of files."""
     try:
         yield
     except _UsageError as error:
@@ -105,7 +106,9 @@ def _usage_errors_escaped() -> Iterator[None]:
 
 
 def _is_out_of_device_memory(error: Exception) -> bool:
-    torch = sys.modules.get("torch")  # which is slow to import, and did not fail if it is absent
+    torch = sys.modules.get(
+        "torch"
+    )  # it is slow to import, and cannot be the cause where it is absent
     return torch is not None and isinstance(error, torch.OutOfMemoryError)
 
 

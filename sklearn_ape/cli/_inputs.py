@@ -134,12 +134,12 @@ def label_names(labels: str | None, labels_file: Path | None) -> Any:
     labels : str or None
         Names with commas or line ends between them.
     labels_file : Path or None
-        A file with one name a line, or JSON.
+        A file with one name per line, or a JSON file.
 
     Returns
     -------
     names : list, dict or None
-        As `ZeroShotClassifier` takes them.
+        Labels for `ZeroShotClassifier`.
 
     Raises
     ------
@@ -190,7 +190,9 @@ def _names_in(file: Path) -> Any:
     except RepeatedKeyError as error:
         raise ValueError(f"{str(file)!r} {error}") from error
     except RecursionError:
-        raise ValueError(f"{str(file)!r} is nested too deep.") from None
+        raise ValueError(
+            f"{str(file)!r} is nested too deep. Write a list or an object of names."
+        ) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{str(file)!r} is not JSON: {error}.") from error
     if not isinstance(names, list | dict):

@@ -36,28 +36,25 @@ class Score(NamedTuple):
     n: int
 
 
-def recall_scores(
-    aligner: Any, inputs: Any, captions: Any, random_state: int, images: Sequence[Any]
-) -> list[Score]:
+def recall_scores(aligner: Any, inputs: Any, captions: Any, images: Sequence[Any]) -> list[Score]:
     """Return recall@k in both directions, among distinct images and captions.
 
     `inputs` are what the aligner takes: the images, or features of them.
     """
     ranks = aligner.retrieval_ranks(inputs, captions, groups=image_groups(images))
     return [
-        _score(f"recall@{k}", words, ranks[direction] < k, random_state)
+        _score(f"recall@{k}", words, ranks[direction] < k)
         for direction, words in _DIRECTIONS.items()
         for k in _KS
     ]
 
 
-def accuracy_scores(truth: Any, predicted: Any, random_state: int) -> list[Score]:
+def accuracy_scores(truth: Any, predicted: Any) -> list[Score]:
     """Accuracy over all pictures, then class by class."""
     truth, predicted = np.asarray(truth, dtype=object), np.asarray(predicted, dtype=object)
     hits = truth == predicted
-    return [_score("accuracy", "all", hits, random_state)] + [
-        _score("accuracy", str(name), hits[truth == name], random_state)
-        for name in sorted(set(truth))
+    return [_score("accuracy", "all", hits)] + [
+        _score("accuracy", str(name), hits[truth == name]) for name in sorted(set(truth))
     ]
 
 
@@ -66,15 +63,14 @@ def held_out_scores(
     pictures: Any,
     captions: Sequence[Any],
     classes: Sequence[str] | None,
-    random_state: int,
 ) -> list[Score]:
     """Accuracy where captions are names of classes, else recall."""
     if classes is None:
-        return recall_scores(aligner, pictures, captions, random_state, pictures)
+        return recall_scores(aligner, pictures, captions, pictures)
     from .. import ZeroShotClassifier
 
     classifier = ZeroShotClassifier(sorted(set(captions)), aligner=aligner)
-    return accuracy_scores(captions, classifier.predict(pictures), random_state)
+    return accuracy_scores(captions, classifier.predict(pictures))
 
 
 def on_card(score: Score) -> str:
@@ -93,9 +89,9 @@ def print_scores(
             table.write([score.measure, score.of, *numbers, score.n])
 
 
-def _score(measure: str, of: str, hits: Any, random_state: int) -> Score:
+def _score(measure: str, of: str, hits: Any) -> Score:
     hits = np.asarray(hits, dtype=float)
     interval = Interval(float(hits.mean()), float("nan"), float("nan"))
     if len(hits) > 1:
-        interval = bootstrap_interval(hits, random_state=random_state)
+        interval = bootstrap_interval(hits)
     return Score(measure, of, *interval, len(hits))

@@ -56,7 +56,7 @@ def form_of(output: Path | None, form: str | None) -> str:
     if chosen == "parquet":
         if (output is None or str(output) == "-") and sys.stdout.isatty():
             raise typer.BadParameter(
-                "parquet is not for terminals: give --output names.parquet.",
+                "parquet cannot be shown on a terminal. Give --output names.parquet.",
                 param_hint="--format",
             )
         try:
@@ -146,7 +146,7 @@ class Table:
     wrong stays. A file appears when it is whole.
 
     In csv and tsv, no text is a formula to a spreadsheet: the name of a file that would be one
-    begins with ``./``, which leads to the same file, and any other text with an apostrophe, which
+    begins with ``./``, which names the same file, and any other text with an apostrophe, which
     the loaders of this package remove. On a terminal, control characters are written as escapes.
 
     Parameters
@@ -271,7 +271,7 @@ def _lines_of_json(stream: TextIO, columns: list[str]) -> Callable[[Sequence[Any
 
 
 def _json(value: Any, indent: int | None = None) -> str:
-    # The one control character that JSON leaves as it is.
+    # The only control character that JSON does not escape.
     return json.dumps(value, indent=indent).replace("\x7f", "\\u007f")
 
 

@@ -26,7 +26,6 @@ from ._options import (
     LabelsFile,
     NJobs,
     Quiet,
-    RandomState,
     Strict,
     Templates,
 )
@@ -60,7 +59,6 @@ def evaluate(
     label: LabelColumn = None,
     captions: Captions = "auto",
     templates: Templates = "simple",
-    random_state: RandomState = 0,
     strict: Strict = False,
     form: Format = None,
     cache: Cache = None,
@@ -118,10 +116,10 @@ def evaluate(
     if truth is not None and names is not None:
         classes = [str(truth[row]) for row in found.good]
         predicted = _predicted(names, text_side(model), inputs, templates)
-        scores += accuracy_scores(classes, predicted, random_state)
+        scores += accuracy_scores(classes, predicted)
     if bunch.captions is not None:
         texts = [bunch.captions[row] for row in found.good]
-        scores += recall_scores(text_side(model), inputs, texts, random_state, images)
+        scores += recall_scores(text_side(model), inputs, texts, images)
     if output is not None:
         _write_report(output, data, aligner, len(bunch.images), n_known, found.errors, scores)
         say(f"Report in {str(output)!r}.", quiet)

@@ -162,7 +162,6 @@ def fit(
             [images[row] for row in test],
             [words[row] for row in test],
             None if classes is None else [classes[row] for row in test],
-            random_state,
         )
     if split is None or refit:
         fitted_on = len(images)

@@ -139,7 +139,7 @@ def load_pairs(
     _check_not_swapped(cells, bunch.captions, image, caption, where)
     bunch.images = _resolve(cells, base, where)
     if isinstance(table, Delimited):
-        # Names of files need not be text; those of no file are text in another encoding.
+        # Names of files may contain any bytes. A name without a file is text in another encoding.
         unknown = [x for x in bunch.images if holds_bytes(x) and not os.path.lexists(x)]
         refuse_bytes(unknown, f"column {image!r}", where)
     if check_files:  # last: it asks for every file
@@ -181,7 +181,7 @@ def _labels(values: list[Any], name: str, where: str) -> np.ndarray:
 
 
 def _resolve(cells: list[Any], base: Path, where: str) -> list[Any]:
-    """Pictures as they are, paths made absolute."""
+    """Return images unchanged, and paths as absolute paths."""
     cells = [_unpack(cell) for cell in cells]
     bad = [row for row, cell in enumerate(cells) if is_missing(cell)]
     if bad:
@@ -205,7 +205,7 @@ def _resolve(cells: list[Any], base: Path, where: str) -> list[Any]:
 
 
 def _check_files(images: list[Any], base: Path, where: str) -> None:
-    """Raise if a path does not lead to a file."""
+    """Raise FileNotFoundError if a path does not lead to a file."""
     paths = dict.fromkeys(path for path in images if isinstance(path, str))
     absent = [path for path in paths if not os.path.isfile(path)]
     if absent:

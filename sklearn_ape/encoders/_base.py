@@ -54,7 +54,7 @@ class CacheInfo(NamedTuple):
 # Of few items for torch, so that threads read some of them while it computes others.
 _PARTS = 4
 
-# A search over parameters of encoders makes identities without end.
+# Counts are bounded, since a search over parameters of encoders creates many identities.
 _MOST_COUNTS = 1024
 
 # Hits and misses by identity, the least recently used first.

@@ -23,7 +23,7 @@ def image_digests(X: Any) -> np.ndarray | None:
     Returns
     -------
     digests : ndarray of shape (n_images,) and dtype V16, or None
-        An item that is not an image, or cannot be read, is equal to no other one. None where X
+        An item that is not an image, or cannot be read, differs from all others. None where X
         is not a sequence of items but, for instance, a table.
     """
     try:

@@ -47,7 +47,7 @@ class EncodingFailedWarning(UserWarning):
 
 
 class _Described(str):
-    """What is wrong with an item, of which the reason is also kept alone."""
+    """Description of an error, with the name of the item and the reason as attributes."""
 
     name: str
     reason: str
@@ -74,7 +74,7 @@ def _unnamed(item: Any) -> str:
 
 
 def summary(errors: Mapping[int, str], modality: str) -> str:
-    """Name the first bad rows, one line per reason with all rows that it is the reason of."""
+    """Name the first bad rows: one line per reason, with all its rows."""
     rows_of: dict[str, list[int]] = {}
     for row in sorted(errors):
         rows_of.setdefault(getattr(errors[row], "reason", errors[row]), []).append(row)

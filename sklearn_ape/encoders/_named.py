@@ -33,7 +33,7 @@ def class_and_model(name: str, modality: str) -> tuple[Any, str]:
         ``"timm:"``, ``"transformers:"`` or ``"open_clip:"`` and what that class takes as
         ``model_name``. Without one of these, it is a model of timm, or of transformers for texts.
     modality : {"image", "text"}
-        What is encoded.
+        The kind of items.
 
     Returns
     -------
@@ -55,11 +55,11 @@ def resolve_encoder(encoder: Any, modality: str, parameter: str | None = None) -
     Parameters
     ----------
     encoder : transformer or str
-        What was passed. A name stands for the class of `class_and_model` with its defaults.
+        The parameter's value. A name means the class of `class_and_model` with its defaults.
     modality : {"image", "text"}
-        What is encoded.
+        The kind of items.
     parameter : str or None, default=None
-        The parameter, for messages. None is ``"image_encoder"`` or ``"text_encoder"``.
+        Name of the parameter, for messages. None is ``"image_encoder"`` or ``"text_encoder"``.
 
     Returns
     -------

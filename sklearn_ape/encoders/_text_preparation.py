@@ -11,16 +11,16 @@ from ._hub import loading, side_file
 
 
 class TextPreparation(NamedTuple):
-    """What a model's files say is done to a text before it is tokenized.
+    """Changes of a text before it is tokenized, as the files of a model declare them.
 
     Parameters
     ----------
     prompt : str, default=""
-        Put in front of every text.
+        Text that is put in front of every text.
     lower : bool, default=False
         Whether texts are lower-cased, the prompt with them.
     tokenizer_lowers : bool, default=False
-        Whether the tokenizer does so by itself.
+        Whether the tokenizer lower-cases by itself.
     """
 
     prompt: str = ""
@@ -34,7 +34,7 @@ class TextPreparation(NamedTuple):
         return [text.lower() for text in texts] if self.lower else texts
 
     def identity(self) -> dict[str, Any]:
-        """Return what makes the features others than those of the texts as they are."""
+        """Return the changes that affect features, for the key of the cache."""
         identity: dict[str, Any] = {}
         if self.prompt:
             identity["prompt"] = self.prompt
@@ -47,7 +47,7 @@ class TextPreparation(NamedTuple):
 def declared_preparation(
     model_name: str, revision: str | None, weights: str | None
 ) -> TextPreparation:
-    """Return what the files beside a model say.
+    """Return the preparation of texts that the files of a model declare.
 
     SigLIP and SigLIP 2 were trained on lower-cased texts. The tokenizer of the first lower-cases
     by itself; that of the second, where it is loaded as Gemma's, does not.
@@ -55,16 +55,16 @@ def declared_preparation(
     Parameters
     ----------
     model_name : str
-        What `TransformersTextEncoder` takes.
+        The ``model_name`` of a `TransformersTextEncoder`.
     revision : str or None
-        Of a hub model.
+        Revision of a hub model.
     weights : str or None
-        Digest or commit of the model: the files are read once for each.
+        Digest or commit of the model. The files are read once for each.
 
     Returns
     -------
     preparation : TextPreparation
-        Without changes for most models.
+        For most models it changes nothing.
 
     Raises
     ------

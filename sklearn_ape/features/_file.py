@@ -22,12 +22,12 @@ class FileLockedError(OSError, RuntimeError):
 
 
 class OtherContentError(FileExistsError):
-    """A file of features is there already and is not of these items, encoder or parameters.
+    """A file of features exists, and is of other items, another encoder or other parameters.
 
     Parameters
     ----------
     problem : str
-        A sentence that says what the file is.
+        Sentence that says how the file differs.
 
     Attributes
     ----------

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from sklearn.utils import column_or_1d
 
+from .._numbers import is_missing
 from .._sequences import check_sequence
 
 
@@ -48,7 +49,7 @@ def distinct_labels(y: np.ndarray, name: str) -> np.ndarray:
     ValueError
         When a class is missing (None, NaN or NA), or the classes cannot be sorted.
     """
-    missing = [row for row, value in enumerate(y.tolist()) if _is_missing(value)]
+    missing = [row for row, value in enumerate(y.tolist()) if is_missing(value)]
     if missing:
         raise ValueError(
             f"{name} has {len(missing)} missing values, the first in row {missing[0]}. Leave "
@@ -60,7 +61,3 @@ def distinct_labels(y: np.ndarray, name: str) -> np.ndarray:
         raise ValueError(
             f"{name} mixes types that cannot be sorted, such as texts and numbers. Use one type."
         ) from None
-
-
-def _is_missing(value: Any) -> bool:
-    return value is None or type(value).__name__ in ("NAType", "NaTType") or value != value

@@ -81,7 +81,7 @@ def bootstrap_interval(
 
     For other values the bias-corrected and accelerated bootstrap (BCa) [2]_ is used, with its
     quantiles widened for few values as Student's t is wider than the normal distribution [3]_.
-    Such intervals have no width where all values are equal, and are too narrow for few values of
+    Such intervals have zero width where all values are equal, and are too narrow for few values of
     a very skewed distribution, such as ranks: pass reciprocal ranks or hits instead.
     ``benchmarks/intervals.py`` prints the coverage of all these intervals.
 

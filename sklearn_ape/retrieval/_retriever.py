@@ -79,10 +79,10 @@ class CrossModalRetriever(SavedRetriever, ShownMixin, BaseEstimator):
     when `aligner`, `index` or `dtype` is set after `fit`. Call `fit` again. `standardize` may be
     set at any time.
 
-    `save_pretrained` writes the aligner, the embeddings and what stands for the pictures, if each
-    of these is a str, a path (loaded as str), a number, a bool or None. Of bytes, dates and other
-    objects it warns, and numbers of rows stand for the pictures after loading.
-    The pictures themselves are not saved. An index is made anew in loading.
+    `save_pretrained` writes the aligner, the embeddings and the items in results, if each item is
+    a str, a path (loaded as str), a number, a bool or None. For bytes, dates and other objects it
+    warns, and after loading the items are row numbers. The images themselves are not saved. An
+    index is built again in loading.
 
     References
     ----------

@@ -92,7 +92,7 @@ class SavedRetriever(AroundAligner):
 
 
 def _packed(items: list[Any]) -> dict[str, Any] | None:
-    """Return what stands for pictures as arrays; None, with a warning, if it has no such form."""
+    """Return the items in results as arrays, or None with a warning if that is not possible."""
     plain = [_plain(item) for item in items]
     kinds = set(map(type, plain))
     if kinds <= {str}:
@@ -108,9 +108,8 @@ def _packed(items: list[Any]) -> dict[str, Any] | None:
         with suppress(ValueError):  # an integer of thousands of digits
             return {"json": np.frombuffer(json.dumps(plain).encode(), dtype=np.uint8)}
     warn(
-        "What stands for the pictures in results is neither str, paths, numbers, bool nor None, "
-        "and is not saved: numbers of rows stand for them after loading. Pass y to fit to give "
-        "them ids.",
+        "The items in results are not saved, because some are not a str, path, number, bool or "
+        "None. After loading the items are row numbers. Pass y to fit to give the images ids.",
     )
     return None
 

@@ -250,7 +250,7 @@ class TestCallbacks:
         [None, [Scale(0.9)], [Scale(), Scale()], [Callback()]],
         ids=["none", "other parameter", "twice", "other class"],
     )
-    def test_a_killed_training_goes_on_with_the_same_callbacks_alone(
+    def test_a_killed_training_is_resumed_only_with_the_same_callbacks(
         self, others, steps, tmp_path
     ):
         aligner = script.aligner("plain", early_stopping=False, checkpoint=tmp_path)

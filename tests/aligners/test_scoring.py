@@ -175,7 +175,7 @@ class TestGroups:
             (["a"] * 9, "groups has 9 entries, and X has 10 rows"),
             ([*"abcdefghi", None], "groups has a missing value in row 9"),
             (np.r_[np.arange(9.0), np.nan], "groups has a missing value in row 9"),
-            ("abcdefghij", "groups must be a sequence"),
+            ("abcdefghij", "groups is a single group, not a sequence"),
             (np.ones((10, 2)), "groups must have one dimension"),
         ],
     )

@@ -110,7 +110,7 @@ class TestTable:
 
     def test_parquet_is_refused_on_a_terminal(self, monkeypatch):
         monkeypatch.setattr("sys.stdout.isatty", lambda: True)
-        with pytest.raises(typer.BadParameter, match="give --output"):
+        with pytest.raises(typer.BadParameter, match="Give --output"):
             form_of(None, "parquet")
 
     @given(

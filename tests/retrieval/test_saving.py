@@ -101,7 +101,7 @@ class TestSaving:
     )
     def test_other_items_become_numbers_of_rows(self, aligner, concepts, tmp_path, items):
         retriever = CrossModalRetriever(aligner).fit(concepts.image, items)
-        with pytest.warns(UserWarning, match="numbers of rows stand for them after loading"):
+        with pytest.warns(UserWarning, match="After loading the items are row numbers"):
             back = again(retriever, tmp_path)
         assert back.search(concepts.image[4:5], k=1).items == [[4]]
 

@@ -88,7 +88,7 @@ def test_setting_a_parameter_back_makes_the_retriever_current_again(retriever, c
     np.testing.assert_array_equal(retriever.search(concepts.image[:3]).scores, expected.scores)
 
 
-def test_options_that_do_not_change_embeddings_are_free(retriever, concepts):
+def test_options_that_do_not_change_embeddings_may_be_set_after_fit(retriever, concepts):
     retriever.set_params(aligner__verbose=True, aligner__memory="folder")
     retriever.search(concepts.image[:3])
 

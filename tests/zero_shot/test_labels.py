@@ -49,7 +49,7 @@ def test_values_that_are_not_labels_say_what_to_do():
         check_in_labels(["cat", "cta", "dgo", "cta"], names)
     assert str(raised.value) == (
         "y has values that are not in labels: 'cta' (row 1), 'dgo' (row 2). Add them to labels, "
-        "or correct y. Captions are passed as captions=..., beside the labels in y."
+        "or correct y. Pass captions as captions=..., in addition to the labels in y."
     )
     with pytest.raises(ValueError, match="row 2") as raised:
         check_in_labels([0, 0, 1], names)
@@ -67,7 +67,7 @@ def test_no_y_says_what_y_may_be():
         checked_y(None)
     assert str(raised.value) == (
         "ZeroShotClassifier requires y to be passed, but the target y is None. Pass the label of "
-        "every image as y. Only with labels and a fitted aligner none is needed."
+        "every image as y. It is optional only with labels and a fitted aligner."
     )
     with pytest.raises(ValueError, match=r"the first in row 0: leave these rows out\.$"):
         checked_y([None])

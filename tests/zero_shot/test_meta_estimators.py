@@ -135,7 +135,7 @@ def test_one_against_the_rest_is_refused_at_any_depth(aligners):
             OneVsRestClassifier(inner).fit(X, y)
 
 
-def test_numbers_of_a_meta_estimator_are_answered_with_the_labels_to_give(aligners):
+def test_error_for_numbers_of_a_meta_estimator_says_which_labels_to_pass(aligners):
     X, y = image_features(WORDS[2:] * 4, seed=0), WORDS[2:] * 4
     classifier = ZeroShotClassifier(WORDS, aligner=aligners["frozen"])
     expected = "labels={0: 'cat', 1: 'dog', 2: 'house', 3: 'tree', 4: 'zebra'}, and pass"

@@ -60,7 +60,7 @@ def test_a_changed_step_is_refused_until_it_is_set_back(number, pipeline, data):
     np.testing.assert_array_equal(classifier.predict(X), expected)
 
 
-def test_the_clone_that_fit_made_is_watched(pipeline, data):
+def test_changing_the_clone_that_fit_made_is_refused(pipeline, data):
     X, y = data
     classifier = ZeroShotClassifier(WORDS, aligner=clone(pipeline)).fit(X, y)
     classifier.set_params(aligner__standardscaler__with_mean=False)  # of the next fit
@@ -101,7 +101,7 @@ def test_thresholds_alone_are_fitted_again_on_a_changed_aligner(pipeline, data):
 
 
 @pytest.mark.parametrize("keep", ["pickle", "folder"])
-def test_a_loaded_classifier_is_watched(keep, data, tmp_path):
+def test_changing_the_aligner_of_a_loaded_classifier_is_refused(keep, data, tmp_path):
     X, y = data
     aligner = CCAAligner(text_encoder=TransformersTextEncoder())
     classifier = ZeroShotClassifier(WORDS, aligner=aligner).fit(X, y)
