@@ -190,7 +190,6 @@ class ZeroShotClassifier(SavedClassifier, ClassifierMixin, ZeroShotBase):
             meta-estimator and nothing would be learned from them; the message says what to do.
         """
         self._check_parameters()
-        _refuse_binary_reductions()
         is_kept = self._is_kept()
         progress = FitContext(self, 0 if is_kept else 1, X, y)
         check_consistent_length(X, y, captions)
@@ -359,6 +358,10 @@ class ZeroShotClassifier(SavedClassifier, ClassifierMixin, ZeroShotBase):
         hits = codes == [codes_of.get(label, UNREAD) for label in truth]
         return float(np.average(hits, weights=weights))
 
+    def __sklearn_clone__(self) -> Self:
+        _refuse_binary_reductions()
+        return super().__sklearn_clone__()
+
     @property
     def classes_(self) -> np.ndarray:
         """Classes, sorted."""
@@ -415,10 +418,12 @@ class ZeroShotClassifier(SavedClassifier, ClassifierMixin, ZeroShotBase):
 
 
 def _refuse_binary_reductions() -> None:
-    """Refuse to be fitted by one-vs-rest, one-vs-one and output codes.
+    """Refuse to be cloned by one-vs-rest, one-vs-one and output codes.
 
     Each of their problems calls its two classes 0 and 1. Where these are labels, y does not tell
-    that they stand for something else in every problem. Only the name of the caller does.
+    that they stand for something else in every problem; only the caller does. It is looked for
+    in `clone`, which all of them call in their own thread, since `fit` may run in another thread
+    or process of a meta-estimator in between.
     """
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:

@@ -62,6 +62,11 @@ class BaseAligner(
     text_encoder: Any
     head_pairs: Any = None
 
+    # Groups that are passed for a splitter, such as GroupKFold, need not say what the items are:
+    # score gets them on request only. Pipeline.score raises TypeError unless its last step knows
+    # sample_weight, although it passes none.
+    __metadata_request__score = {"groups": False, "sample_weight": None}  # noqa: RUF012
+
     @abstractmethod
     def _embed_image(self, features: np.ndarray) -> np.ndarray:
         """Return embeddings of length 1 of finite image features."""
@@ -274,16 +279,19 @@ class BaseAligner(
         Returns
         -------
         is_known : ndarray of bool, shape (n_samples,), or None
-            True for an image with the same content as one of the training images; where X is
-            features, with practically the same features. None where nothing is recorded: for
-            `CLIPAligner`, and for models saved by versions that kept no record.
+            True for an image with the same content as one of the training images (the bytes of a
+            file, or the pixels of an array or PIL image); where X is features, with practically
+            the same features. False for an image that cannot be read. None where nothing is
+            recorded: for `CLIPAligner`, and for models saved by versions that kept no record.
         """
         check_is_fitted(self)
         fitted: FittedImages | None = getattr(self, "_fitted_images", None)
         if fitted is None:
             return None
-        if fitted.are_contents:
-            return fitted.contain(None, image_digests(X))
+        digests = image_digests(X) if fitted.are_contents else None
+        if digests is not None:
+            return fitted.contain(None, digests)
+        # Where images are expected and X is something else, this says so.
         return fitted.contain(self._image_features(X, reset=False), None)
 
     def _compared(self, data: Pairs) -> tuple[Any, Any]:

@@ -90,7 +90,9 @@ class SavedAligner(Shareable):
             keys, are_contents = part.array("keys", (None,), "i"), part.value("are_contents")
             if not isinstance(are_contents, bool):
                 raise ValueError(f"{part.where}.are_contents must be true or false.")
-            known._fitted_images = FittedImages(np.unique(keys), are_contents)
+            width = (known.n_features_in_,)
+            mean = part.array("mean", width) if "mean" in part else part.optional("mean")
+            known._fitted_images = FittedImages(np.unique(keys), are_contents, mean)
         for nothing in ("feature_names_in", "n_pairs", "bank", "fitted_images"):
             state.optional(nothing)
 

@@ -1,10 +1,11 @@
 """Scores identify images and captions by what they are, never by their features."""
 
 import shutil
+import warnings
 
 import numpy as np
 import pytest
-from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.base import BaseEstimator, TransformerMixin, clone
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
@@ -197,6 +198,13 @@ class TestFittedImages:
         for one in (aligner, loaded):
             assert one.was_fitted_on(asked).tolist() == [True, True, False, False]
 
+    def test_features_are_recognized_after_saving(self, features, tmp_path):
+        CCAAligner().fit(features.image[:50], features.text[:50]).save_pretrained(tmp_path / "a")
+        loaded = sklearn_ape.load_pretrained(tmp_path / "a")
+        np.testing.assert_array_equal(
+            loaded.was_fitted_on(features.image[:100]), np.arange(100) < 50
+        )
+
     def test_features_are_recognized_despite_rounding(self, features, text_encoder, pictures):
         aligner = CCAAligner(text_encoder=text_encoder)
         aligner.fit(features.image[:200], pictures.captions[:200])
@@ -209,6 +217,44 @@ class TestFittedImages:
         aligner = CCAAligner().fit(concepts.image[:200], concepts.text[:200])
         expected = np.arange(300) < 200
         np.testing.assert_array_equal(aligner.was_fitted_on(concepts.image), expected)
+
+    def test_features_with_few_columns_that_dominate_are_told_apart(self):
+        """As with CLIP, where a few features are the largest of every image."""
+        rng = np.random.default_rng(0)
+        image = 5 * rng.standard_normal(64) + 0.5 * rng.standard_normal((2000, 64))
+        aligner = CCAAligner(n_components=8).fit(image[:1000], rng.standard_normal((1000, 16)))
+        known = aligner.was_fitted_on(image * (1 + 1e-6 * rng.standard_normal(64)))
+        assert known[:1000].mean() > 0.99
+        assert not known[1000:].any()
+
+    @pytest.mark.parametrize("is_pipeline", [False, True])
+    def test_images_that_cannot_be_read_are_never_known(
+        self, is_pipeline, pictures, image_encoder, text_encoder, tmp_path
+    ):
+        X, asked = list(pictures.images[:20]), list(pictures.images[20:40])
+        for images, content in ((X, "no image"), (asked, "nor this")):
+            images[5] = tmp_path / f"{content}.png"
+            images[5].write_text(content)
+        encoder = clone(image_encoder).set_params(on_error="nan")
+        aligner = CCAAligner(text_encoder=text_encoder)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the images that cannot be read
+            if is_pipeline:
+                X, asked = encoder.transform(X), encoder.transform(asked)
+            else:
+                aligner.set_params(image_encoder=encoder)
+            aligner.fit(X, pictures.captions[:20])
+            assert aligner.was_fitted_on(X).sum() == 19
+            assert not aligner.was_fitted_on(asked).any()
+
+    def test_what_is_not_a_sequence_of_images_is_refused(
+        self, pictures, image_encoder, text_encoder
+    ):
+        aligner = aligner_of(image_encoder, text_encoder, pictures)
+        with pytest.raises(ValueError, match="X is a single image"):
+            aligner.was_fitted_on(pictures.images[0])
+        with pytest.raises(ValueError, match="X is empty"):
+            aligner.was_fitted_on([])
 
     def test_earlier_fit_is_forgotten(self, concepts):
         aligner = CCAAligner().fit(concepts.image[:100], concepts.text[:100])

@@ -7,7 +7,7 @@ from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
 from sklearn.model_selection import GridSearchCV, GroupKFold, KFold, cross_validate
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import FunctionTransformer
+from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
 from sklearn_ape import CCAAligner, KernelAligner, ZeroShotClassifier
 from sklearn_ape.encoders import TimmImageEncoder
@@ -99,3 +99,24 @@ def test_frozen_estimator_of_an_encoder_is_one(pictures, image_encoder, features
     found = FrozenEstimator(image_encoder).transform(pictures.images[:3])
     np.testing.assert_allclose(found, features.image[:3], atol=1e-5)
     assert isinstance(clone(FrozenEstimator(image_encoder)).estimator, TimmImageEncoder)
+
+
+@pytest.mark.filterwarnings("ignore:.*have the same features:UserWarning")
+def test_groups_reach_the_score_of_an_aligner_within_a_pipeline_and_a_search(concepts):
+    """Three rows per image, of which any caption is right; compared with plain calls."""
+    X = np.repeat(concepts.image[:100], 3, axis=0)
+    y = np.repeat(concepts.text[:100], 3, axis=0)
+    y += 0.5 * np.random.default_rng(0).standard_normal(y.shape).astype(np.float32)
+    groups = np.repeat(np.arange(100), 3)
+    aligner = CCAAligner().set_score_request(groups=True)
+    pipeline = make_pipeline(StandardScaler(), aligner)
+    search = GridSearchCV(pipeline, {"ccaaligner__ridge": [1.0]}, cv=GroupKFold(2))
+    search.fit(X, y, groups=groups)
+    expected = []
+    for train, test in GroupKFold(2).split(X, groups=groups):
+        pipeline.fit(X[train], y[train])
+        inner = pipeline[-1], pipeline[:-1].transform(X[test])
+        expected.append(inner[0].score(inner[1], y[test], groups=groups[test]))
+        assert pipeline.score(X[test], y[test], groups=groups[test]) == expected[-1]
+        assert pipeline.score(X[test], y[test]) < expected[-1]
+    assert search.best_score_ == np.mean(expected)

@@ -211,5 +211,5 @@ class TestFitTemperature:
 
 @pytest.mark.parametrize("y", ["ab", b"ab", {"a": 0, "b": 1}, {"a", "b"}])
 def test_classes_in_a_container_without_order_are_refused(y):
-    with pytest.raises(ValueError, match="y (is a single class|must be a sequence of classes)"):
+    with pytest.raises(ValueError, match=r"y (is a single class|must be a sequence of classes)"):
         expected_calibration_error(y, [[0.5, 0.5], [0.5, 0.5]])

@@ -8,7 +8,7 @@ import warnings
 
 import numpy as np
 import pytest
-from sklearn.ensemble import BaggingClassifier
+from sklearn.ensemble import BaggingClassifier, VotingClassifier
 from sklearn.frozen import FrozenEstimator
 from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import make_pipeline
@@ -133,6 +133,16 @@ def test_one_against_the_rest_is_refused_at_any_depth(aligners):
     for inner in (classifier, make_pipeline(StandardScaler(), classifier)):
         with pytest.raises(ValueError, match="cannot be fitted by OneVsRestClassifier"):
             OneVsRestClassifier(inner).fit(X, y)
+
+
+@pytest.mark.parametrize("kind", ["frozen", "unfitted"])
+def test_one_against_the_rest_is_refused_across_processes(kind, aligners):
+    """Workers of the inner meta-estimator do not know who called it."""
+    X, y = image_features(WORDS * 4, seed=0), WORDS * 4
+    classifier = ZeroShotClassifier({0: "another thing", 1: "cat"}, aligner=aligners[kind])
+    inner = VotingClassifier([("names", classifier)], voting="soft", n_jobs=2)
+    with pytest.raises(ValueError, match="cannot be fitted by OneVsRestClassifier"):
+        OneVsRestClassifier(inner).fit(X, y)
 
 
 def test_error_for_numbers_of_a_meta_estimator_says_which_labels_to_pass(aligners):
