@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
@@ -10,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from ._forks import ForkSafeLock
+from ._forks import ForkSafeLock, at_fork
 
 _AUTOCAST_DEVICES = ("cpu", "cuda", "mps", "xpu")
 
@@ -35,8 +36,10 @@ _SETTINGS = {
     "matmul": _Setting(_matmul_precision, torch.set_float32_matmul_precision, "highest"),
 }
 _lock = ForkSafeLock()
+# What the caller had set, and how many computations, in all threads, wait to put it back.
 _callers: dict[str, Any] = {}
 _n_active = 0
+_in_thread = threading.local()
 _importer = os.getpid()
 
 
@@ -85,6 +88,7 @@ def _default_settings() -> Iterator[None]:
     global _n_active
     with _lock:
         _n_active += 1
+        _in_thread.n_active = getattr(_in_thread, "n_active", 0) + 1
         for name, setting in _SETTINGS.items():
             value = setting.read()
             if value != setting.default:
@@ -95,9 +99,23 @@ def _default_settings() -> Iterator[None]:
     finally:
         with _lock:
             _n_active -= 1
-            while not _n_active and _callers:
-                name, value = _callers.popitem()
-                _SETTINGS[name].write(value)
+            _in_thread.n_active -= 1
+            _put_back()
+
+
+def _put_back() -> None:
+    while not _n_active and _callers:
+        name, value = _callers.popitem()
+        _SETTINGS[name].write(value)
+
+
+def _forget_other_threads() -> None:
+    global _n_active
+    _n_active = getattr(_in_thread, "n_active", 0)
+    _put_back()
+
+
+at_fork(in_child=_forget_other_threads)
 
 
 def _use_one_thread_after_fork() -> None:

@@ -122,6 +122,22 @@ def locked():
     os._exit(0)  # without waiting for the threads
 
 
+def busy(engine):
+    """Another thread encodes: tokenizers and engines are in use at the time of the fork."""
+    expected = encoder(engine=engine).transform(TEXTS)
+
+    def encode_on():
+        number = 0
+        while True:
+            encoder(engine=engine).transform([f"{text} {number}" for text in TEXTS])
+            number += 1
+
+    threading.Thread(target=encode_on, daemon=True).start()
+    for _ in range(10):
+        in_child(lambda: assert_close(encoder(engine=engine).transform(TEXTS), expected))
+    os._exit(0)
+
+
 def trained():
     """The parent has trained; the child trains, and embeds."""
     from sklearn_ape import APEAligner
@@ -160,6 +176,8 @@ def pool():
 if __name__ == "__main__":
     torch.set_num_threads(2)
     what, *arguments = sys.argv[1:]
-    {"encode": encode, "locked": locked, "trained": trained, "pool": pool}[what](*arguments)
+    {"encode": encode, "locked": locked, "trained": trained, "busy": busy, "pool": pool}[what](
+        *arguments
+    )
     print("done")
     sys.stdout.flush()

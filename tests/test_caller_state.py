@@ -1,5 +1,6 @@
 """Results do not depend on what the caller has set torch and NumPy to."""
 
+import os
 import threading
 from collections import OrderedDict
 from contextlib import ExitStack, contextmanager
@@ -399,6 +400,39 @@ def test_nested_and_parallel_computations_put_the_default_dtype_back():
         go_on.set()
         thread.join()
         assert torch.get_default_dtype() == torch.float64
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
+@pytest.mark.parametrize("forks_within", [False, True])
+def test_child_of_a_fork_during_a_computation_has_the_callers_default_dtype(forks_within):
+    """The computation may be that of another thread, which does not end in the child."""
+    inside, go_on = threading.Event(), threading.Event()
+
+    def compute():
+        with default_state():
+            inside.set()
+            go_on.wait(10)
+
+    thread = threading.Thread(target=compute)
+    child, status = 0, 1
+    with STATES["default float64"]():
+        try:
+            if forks_within:
+                with default_state():
+                    child = os.fork()
+            else:
+                thread.start()
+                inside.wait(10)
+                child = os.fork()
+            status = 0 if torch.get_default_dtype() == torch.float64 else 2
+        finally:
+            if child == 0:
+                os._exit(status)
+        go_on.set()
+        if not forks_within:
+            thread.join()
+    assert os.waitpid(child, 0)[1] == 0
 
 
 def test_precision_set_for_one_backend_is_left_as_it_is():

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,13 @@ def test_child_of_a_process_that_has_encoded_encodes(engine):
 
 def test_child_encodes_and_trains_while_a_thread_of_the_parent_holds_all_locks():
     run("locked")
+
+
+@pytest.mark.parametrize("engine", ["torch", "openvino"])
+def test_child_encodes_while_a_thread_of_the_parent_encodes(engine):
+    if engine != "torch":
+        pytest.importorskip(engine)
+    run("busy", engine)
 
 
 def test_child_of_a_process_that_has_trained_trains_in_one_thread():
@@ -78,3 +86,25 @@ class TestForkSafeLock:
             if child == 0:
                 os._exit(status)
         assert os.waitpid(child, 0)[1] == 0
+
+    @pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
+    def test_fork_waits_for_a_lock_that_guards_a_library(self):
+        lock = ForkSafeLock(guards_library=True)
+        acquired, is_released = threading.Event(), []
+
+        def hold():
+            with lock:
+                acquired.set()
+                time.sleep(0.3)
+                is_released.append(True)
+
+        thread = threading.Thread(target=hold)
+        thread.start()
+        acquired.wait(10)
+        child = os.fork()
+        if child == 0:
+            os._exit(0 if is_released else 1)
+        assert os.waitpid(child, 0)[1] == 0
+        thread.join(10)
+        with lock:
+            pass

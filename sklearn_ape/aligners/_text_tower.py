@@ -17,6 +17,7 @@ from .._caller_state import default_state
 from ..encoders import TransformersTextEncoder
 from ..encoders._named import resolve_encoder
 from ..encoders._networks import Network
+from ..encoders._text_base import TOKENIZING
 from ..encoders._text_preparation import TextPreparation
 from ..heads import LinearHead, Standardize, head_state, restored_head
 from ..persistence import State
@@ -101,12 +102,13 @@ class TextTower(nn.Module):
 
     def tokenize(self, texts: list[str]) -> np.ndarray:
         """Turn texts into int32 (n_texts, longest), with -1 after the end of a text."""
-        found = self.declared.tokenize(
-            self.declared.preparation(texts),
-            truncation=True,
-            max_length=self.encoder.max_length or self.declared.max_length,
-            return_attention_mask=False,
-        )["input_ids"]
+        with TOKENIZING:
+            found = self.declared.tokenize(
+                self.declared.preparation(texts),
+                truncation=True,
+                max_length=self.encoder.max_length or self.declared.max_length,
+                return_attention_mask=False,
+            )["input_ids"]
         # A tokenizer may know no token for a text; a network needs one.
         rows = [row or [self.declared.tokenize.pad_token_id] for row in found]
         tokens = np.full((len(rows), max(map(len, rows))), _END, dtype=np.int32)

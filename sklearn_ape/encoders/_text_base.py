@@ -16,8 +16,9 @@ from .._image_suffixes import IMAGE_SUFFIXES
 from ._base import FrozenEncoder
 from ._errors import ItemError
 
-# A fast tokenizer serves one thread at a time.
-TOKENIZING = ForkSafeLock()
+# A fast tokenizer serves one thread at a time, and has a lock that stays locked in the child of a
+# fork during its work.
+TOKENIZING = ForkSafeLock(guards_library=True)
 
 
 class TextEncoder(FrozenEncoder):

@@ -13,7 +13,7 @@ from weakref import WeakSet
 
 import numpy as np
 
-from .._forks import ForkSafeLock, after_fork, never_destroy
+from .._forks import ForkSafeLock, at_fork, never_destroy
 from .._warnings import warn
 from ._connection import (
     NewerFormatError,
@@ -321,7 +321,6 @@ class DiskFeatureCache:
         )
 
 
-@after_fork
 def _leave_connections() -> None:
     # SQLite forbids a child process to use, or close, what its parent opened.
     for cache in list(_opened):
@@ -329,6 +328,9 @@ def _leave_connections() -> None:
             never_destroy(cache._connection)
             cache._connection = None
             cache._is_inherited = True
+
+
+at_fork(in_child=_leave_connections)
 
 
 def _as_if_rounded(feature: np.ndarray) -> np.ndarray:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import time
 import warnings
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any
 from weakref import WeakSet
 
 import numpy as np
 import torch
 
-from ..._forks import after_fork, never_destroy
+from ..._forks import PATIENCE_S, at_fork, never_destroy
 from ._base import EngineError, Inputs, Workload, n_free_axes
 
 FILE = "model.xml"
@@ -49,21 +51,23 @@ class OpenVINOEngine:
                     "INFERENCE_PRECISION_HINT": _HINTS[workload.dtype],
                 },
             )
-            self._requests: SimpleQueue[Any] = SimpleQueue()
-            for _ in range(workload.n_threads):
-                self._requests.put(compiled.create_infer_request())
+            self.n_requests = workload.n_threads
+            self.requests: SimpleQueue[Any] = SimpleQueue()
+            for _ in range(self.n_requests):
+                self.requests.put(compiled.create_infer_request())
         except RuntimeError as error:
             raise EngineError(f"OpenVINO cannot load the network: {error}") from error
+        self.taken: list[Any] = []
         _engines.add(self)
 
     def __call__(self, inputs: Inputs) -> np.ndarray:
         """Return the features of a batch."""
-        request = self._requests.get()
+        request = self.requests.get()
         try:
             arrays = [np.ascontiguousarray(x.numpy()) for x in inputs]
             return np.array(request.infer(arrays, share_inputs=True)[0], dtype=np.float32)
         finally:
-            self._requests.put(request)
+            self.requests.put(request)
 
 
 def export(workload: Workload, folder: Path) -> None:
@@ -101,12 +105,30 @@ def _core() -> Any:
     return core
 
 
-@after_fork
-def _abandon() -> None:
+def _wait_for_requests() -> None:
+    """Take the requests of all engines, so that none computes while the process forks."""
+    end = time.monotonic() + PATIENCE_S
+    for engine in list(_engines):
+        with suppress(Empty):
+            while len(engine.taken) < engine.n_requests:
+                engine.taken.append(engine.requests.get(timeout=max(0, end - time.monotonic())))
+
+
+def _return_requests() -> None:
+    for engine in list(_engines):
+        while engine.taken:
+            engine.requests.put(engine.taken.pop())
+
+
+def _abandon_engines() -> None:
     # The threads of engines and core do not exist in a child process, where destructors would
     # wait for them forever. The child compiles engines of its own.
     for engine in list(_engines):
         never_destroy(engine)
+    _engines.clear()
     if _core.cache_info().currsize:
         never_destroy(_core())
         _core.cache_clear()
+
+
+at_fork(before=_wait_for_requests, in_parent=_return_requests, in_child=_abandon_engines)
