@@ -252,9 +252,11 @@ class ZeroShotClassifier(SavedClassifier, ClassifierMixin, ZeroShotBase):
         Returns
         -------
         scores : ndarray of shape (n_samples, n_classes), or (n_samples,) for two classes
-            For two classes, the second one's less the first one's.
+            For two classes, the second one's less the first one's. NaN for images that could not
+            be read.
         """
         scores = self._logits().collect(X, lambda some: (some,))[0]
+        _warn_of_unread(scores)
         return scores[:, 1] - scores[:, 0] if scores.shape[1] == 2 else scores
 
     def predict_proba(self, X: Any) -> np.ndarray:
@@ -268,9 +270,17 @@ class ZeroShotClassifier(SavedClassifier, ClassifierMixin, ZeroShotBase):
         Returns
         -------
         probabilities : ndarray of shape (n_samples, n_classes)
-            In the order of `classes_`.
+            In the order of `classes_`. NaN for images that could not be read.
+
+        Warns
+        -----
+        UserWarning
+            When images could not be read, since `VotingClassifier` and others predict the first
+            class for them.
         """
-        return self._logits().collect(X, lambda some: (to_probabilities(some),))[0]
+        probabilities = self._logits().collect(X, lambda some: (to_probabilities(some),))[0]
+        _warn_of_unread(probabilities)
+        return probabilities
 
     def predict(self, X: Any) -> np.ndarray:
         """Name every picture.
@@ -434,6 +444,17 @@ def _refuse_binary_reductions() -> None:
                 "directly: it tells any number of classes apart."
             )
         frame = frame.f_back
+
+
+def _warn_of_unread(scores: np.ndarray) -> None:
+    """Warn of rows of NaN, of which ``argmax`` makes the first class."""
+    unread = np.flatnonzero(np.isnan(scores[:, 0]))
+    if unread.size:
+        warn(
+            f"{len(unread)} images could not be read, so their scores are NaN: rows "
+            f"{first_few(unread, str)}. Leave them out, or call predict, which returns "
+            "unknown_label for them.",
+        )
 
 
 def _checked_weights(sample_weight: Any) -> np.ndarray:

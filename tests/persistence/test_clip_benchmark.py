@@ -8,6 +8,7 @@ import pytest
 import torch
 from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
+from sklearn.metrics import balanced_accuracy_score
 from sklearn.pipeline import make_pipeline
 
 from sklearn_ape import CLIPAligner, KernelAligner, ZeroShotClassifier
@@ -33,9 +34,9 @@ def model(pictures, features, image_encoder, text_encoder):
 class Pictures(torch.utils.data.Dataset):
     """Real pictures with targets, as torchvision's datasets are."""
 
-    def __init__(self, images, targets, transform):
+    def __init__(self, images, targets, transform, classes):
         self.images, self.targets, self.transform = images, targets, transform
-        self.classes = NAMES
+        self.classes = classes
 
     def __len__(self):
         return len(self.images)
@@ -54,8 +55,9 @@ def top_1(output, target, topk=(1,)):
     return [(ranked[:, :k] == target[:, None]).any(1).float().mean().item() for k in topk]
 
 
-@pytest.mark.parametrize("amp", [False, True])
-def test_zero_shot_accuracy_is_that_of_the_classifier(amp, model, pictures, monkeypatch):
+@pytest.fixture
+def evaluate(model, monkeypatch):
+    """Their evaluation of our model, as a function of images, labels, classes and templates."""
     from clip_benchmark.metrics import zeroshot_classification
 
     try:
@@ -63,24 +65,59 @@ def test_zero_shot_accuracy_is_that_of_the_classifier(amp, model, pictures, monk
     except TypeError:
         monkeypatch.setattr(zeroshot_classification, "accuracy", top_1)
     shape = as_open_clip(model)
+
+    def evaluate(X, y, classes, templates, amp):
+        data = Pictures(X, [classes.index(name) for name in y], shape.transform, classes)
+        loader = torch.utils.data.DataLoader(data, batch_size=32)
+        return zeroshot_classification.evaluate(
+            shape.model, loader, shape.tokenizer, classes, templates, device="cpu", amp=amp
+        )
+
+    return evaluate
+
+
+@pytest.mark.parametrize("amp", [False, True])
+def test_zero_shot_accuracy_is_that_of_the_classifier(amp, evaluate, model, pictures):
     X, y = pictures.images[240:], pictures.categories[240:]
-    data = Pictures(X, [NAMES.index(name) for name in y], shape.transform)
-    found = zeroshot_classification.evaluate(
-        shape.model,
-        torch.utils.data.DataLoader(data, batch_size=32),
-        shape.tokenizer,
-        NAMES,
-        ["a photo of a {c}", "a drawing of a {c}"],
-        device="cpu",
-        amp=amp,
-    )
+    found = evaluate(X, y, NAMES, ["a photo of a {c}", "a drawing of a {c}"], amp)
     classifier = ZeroShotClassifier(
         NAMES, aligner=model, templates=["a photo of a {}", "a drawing of a {}"]
     )
     # Their own product of embeddings is in bfloat16 with amp; the embeddings are ours.
-    assert found["acc1"] == pytest.approx(classifier.score(X, y), abs=0.02 if amp else 1e-6)
+    tolerance = 0.02 if amp else 1e-6
+    assert found["acc1"] == pytest.approx(classifier.score(X, y), abs=tolerance)
     assert found["acc1"] > 0.5
-    assert np.isfinite(found["mean_per_class_recall"])
+    expected = balanced_accuracy_score(y, classifier.predict(X))
+    assert found["mean_per_class_recall"] == pytest.approx(expected, abs=tolerance)
+
+
+@pytest.mark.parametrize("amp", [False, True])
+@pytest.mark.parametrize("kind", ["templates", "prompts per class"])
+def test_measures_of_many_classes_are_those_of_the_classifier(
+    kind, amp, evaluate, model, pictures
+):
+    """Every caption is a class, in an order that is not sorted, and most have one image."""
+    X, y = pictures.images[200:], pictures.captions[200:]
+    classes = list(dict.fromkeys(y))
+    assert classes != sorted(classes)
+    if kind == "templates":
+        templates = ["{c}", "a drawing of a {c}"]
+        classifier = ZeroShotClassifier(
+            classes, aligner=model, templates=["{}", "a drawing of a {}"]
+        )
+    else:
+        templates = {name: [name, f"one {name}, drawn"] for name in classes}
+        classifier = ZeroShotClassifier(templates, aligner=model, templates="none")
+    found = evaluate(X, y, classes, templates, amp)
+    top_5 = classifier.predict_top_k(X, 5)[0]
+    predicted = classifier.predict(X)
+    expected = {
+        "acc1": np.mean(predicted == y),
+        "acc5": np.mean((top_5 == np.array(y)[:, None]).any(axis=1)),
+        "mean_per_class_recall": balanced_accuracy_score(y, predicted),
+    }
+    assert expected["acc5"] > expected["acc1"] > 0.1
+    assert found == pytest.approx(expected, abs=0.05 if amp else 1e-6)
 
 
 def test_retrieval_is_that_of_the_aligner(model, pictures):
@@ -88,7 +125,7 @@ def test_retrieval_is_that_of_the_aligner(model, pictures):
 
     shape = as_open_clip(FrozenEstimator(model))
     X, y = pictures.images[240:], pictures.captions[240:]
-    data = Pictures(X, [[caption] for caption in y], shape.transform)
+    data = Pictures(X, [[caption] for caption in y], shape.transform, NAMES)
     loader = torch.utils.data.DataLoader(data, batch_size=25, collate_fn=captioned)
     found = zeroshot_retrieval.evaluate(
         shape.model, loader, shape.tokenizer, "cpu", amp=False, recall_k_list=[1, 5]

@@ -145,6 +145,17 @@ def test_one_against_the_rest_is_refused_across_processes(kind, aligners):
         OneVsRestClassifier(inner).fit(X, y)
 
 
+def test_images_that_cannot_be_read_are_reported_within_soft_voting(aligners):
+    """VotingClassifier takes their NaN for the first class."""
+    X, y = image_features(WORDS * 4, seed=0), list(range(5)) * 4
+    classifier = ZeroShotClassifier(dict(enumerate(WORDS)), aligner=aligners["frozen"])
+    voting = VotingClassifier([("names", classifier)], voting="soft").fit(X, y)
+    X[3] = np.nan
+    for predict in (voting.predict, voting.predict_proba, voting.estimators_[0].decision_function):
+        with pytest.warns(UserWarning, match="1 images could not be read.*: rows 3. Leave"):
+            predict(X)
+
+
 def test_error_for_numbers_of_a_meta_estimator_says_which_labels_to_pass(aligners):
     X, y = image_features(WORDS[2:] * 4, seed=0), WORDS[2:] * 4
     classifier = ZeroShotClassifier(WORDS, aligner=aligners["frozen"])
