@@ -4,7 +4,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from sklearn.feature_extraction.text import HashingVectorizer
 
+from sklearn_ape import CCAAligner
 from sklearn_ape.datasets import load_openmoji
 from sklearn_ape.encoders import TimmImageEncoder, TransformersTextEncoder
 
@@ -56,3 +58,16 @@ def concepts():
         image=(concepts @ rng.standard_normal((8, 32))).astype(np.float32),
         text=(concepts @ rng.standard_normal((8, 16))).astype(np.float32),
     )
+
+
+@pytest.fixture
+def numbered():
+    """Features that are sums of one vector per label, with labels that are numbers."""
+    rng = np.random.default_rng(0)
+    labels = {10: "a cat", 20: "a dog", 0: "a house", 1: "a tree"}
+    Y = (rng.random((160, 4)) < [0.2, 0.5, 0.35, 0.6]).astype(int)
+    X = Y @ rng.standard_normal((4, 12)) * 2 + 0.2 * rng.standard_normal((160, 12))
+    X = X.astype(np.float32)
+    texts = HashingVectorizer(n_features=32, analyzer="char")
+    aligner = CCAAligner(text_encoder=texts)
+    return SimpleNamespace(X=X, Y=Y, labels=labels, aligner=aligner)

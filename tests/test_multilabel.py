@@ -3,7 +3,6 @@
 import pickle
 import re
 import warnings
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -180,75 +179,8 @@ class TestThresholds:
             classifier.predict(features.image[:1])
 
 
-@pytest.fixture
-def numbered():
-    """Features that are sums of one vector per label, with labels that are numbers."""
-    rng = np.random.default_rng(0)
-    labels = {10: "a cat", 20: "a dog", 0: "a house", 1: "a tree"}
-    Y = (rng.random((160, 4)) < [0.2, 0.5, 0.35, 0.6]).astype(int)
-    X = Y @ rng.standard_normal((4, 12)) * 2 + 0.2 * rng.standard_normal((160, 12))
-    X = X.astype(np.float32)
-    texts = HashingVectorizer(n_features=32, analyzer="char")
-    aligner = CCAAligner(text_encoder=texts)
-    return SimpleNamespace(X=X, Y=Y, labels=labels, aligner=aligner)
-
-
 def in_order(labels, order):
     return {label: labels[label] for label in order}
-
-
-class TestColumnsOfY:
-    @pytest.mark.parametrize("kind", [int, np.int64, float])
-    def test_numbers_are_matched_by_name_in_every_method(self, numbered, kind):
-        classifier = MultiLabelZeroShotClassifier(numbered.labels, aligner=numbered.aligner)
-        frame = pd.DataFrame(numbered.Y, columns=[kind(label) for label in numbered.labels])
-        shuffled = frame.iloc[:, [2, 0, 3, 1]]
-        by_array = clone(classifier).fit(numbered.X, numbered.Y)
-        by_name = clone(classifier).fit(numbered.X, shuffled)
-        np.testing.assert_array_equal(by_array.thresholds_, by_name.thresholds_)
-        score = by_array.score(numbered.X, numbered.Y)
-        assert score > 0.5
-        assert by_name.score(numbered.X, shuffled) == score
-        np.testing.assert_array_equal(
-            by_array.fit_thresholds(numbered.X, numbered.Y).thresholds_,
-            by_name.fit_thresholds(numbered.X, shuffled).thresholds_,
-        )
-
-    def test_other_columns_are_refused_in_every_method(self, numbered):
-        classifier = MultiLabelZeroShotClassifier(numbered.labels, aligner=numbered.aligner)
-        frame = pd.DataFrame(numbered.Y)
-        said = r"missing columns \[10, 20\], unexpected columns \[2, 3\]"
-        with pytest.raises(ValueError, match=said):
-            classifier.fit(numbered.X, frame)
-        classifier.fit(numbered.X, numbered.Y)
-        for method in (classifier.score, classifier.fit_thresholds):
-            with pytest.raises(ValueError, match=said):
-                method(numbered.X, frame)
-
-    def test_lists_of_zeros_and_ones_are_a_table(self, numbered):
-        labels = in_order(numbered.labels, [0, 1])
-        classifier = MultiLabelZeroShotClassifier(labels, aligner=numbered.aligner)
-        Y = numbered.Y[:, 2:]
-        fitted = clone(classifier).fit(numbered.X, Y)
-        again = clone(classifier).fit(numbered.X, Y.tolist())
-        np.testing.assert_array_equal(fitted.thresholds_, again.thresholds_)
-        assert again.score(numbered.X, Y.tolist()) == fitted.score(numbered.X, Y)
-
-    def test_predicted_sets_score_as_the_predicted_table(self, numbered):
-        """Also those of labels 0 and 1, which are tuples of zeros and ones."""
-        for labels in (numbered.labels, in_order(numbered.labels, [0, 1])):
-            classifier = MultiLabelZeroShotClassifier(labels, aligner=numbered.aligner)
-            classifier.fit(numbered.X, numbered.Y[:, -len(labels) :])
-            assert classifier.score(numbered.X, classifier.predict_sets(numbered.X)) == 1
-            assert classifier.score(numbered.X, classifier.predict(numbered.X)) == 1
-
-    def test_generators_are_read_once(self, numbered):
-        sets = [{number for number, one in enumerate(row) if one} for row in numbered.Y.tolist()]
-        classifier = MultiLabelZeroShotClassifier(aligner=numbered.aligner)
-        with pytest.warns(UserWarning, match="labels in Y are numbers"):
-            classifier.fit(numbered.X, (iter(labels) for labels in sets))
-        assert classifier.labels_.tolist() == [0, 1, 2, 3]
-        assert classifier.score(numbered.X, iter(sets)) > 0.5
 
 
 class TestThresholdsOfLabels:
