@@ -91,13 +91,14 @@ def test_zero_shot_accuracy_is_that_of_the_classifier(amp, evaluate, model, pict
     assert found["mean_per_class_recall"] == pytest.approx(expected, abs=tolerance)
 
 
-@pytest.mark.parametrize("amp", [False, True])
-@pytest.mark.parametrize("kind", ["templates", "prompts per class"])
+@pytest.mark.parametrize(
+    ("kind", "amp"), [("templates", False), ("templates", True), ("prompts per class", False)]
+)
 def test_measures_of_many_classes_are_those_of_the_classifier(
     kind, amp, evaluate, model, pictures
 ):
-    """Every caption is a class, in an order that is not sorted, and most have one image."""
-    X, y = pictures.images[200:], pictures.captions[200:]
+    """Every caption is a class, in an order that is not sorted."""
+    X, y = pictures.images[240:], pictures.captions[240:]
     classes = list(dict.fromkeys(y))
     assert classes != sorted(classes)
     if kind == "templates":
