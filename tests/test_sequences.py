@@ -274,7 +274,7 @@ class TestImages:
             "images", lambda: SimilarityMatrixDisplay.from_predictions(np.eye(6), images=bad())
         )
 
-    @pytest.mark.parametrize("kind", set(NOT_A_SEQUENCE) - {"number"})
+    @pytest.mark.parametrize("kind", sorted(set(NOT_A_SEQUENCE) - {"number"}))
     def test_bank_of_standardized_similarities(self, aligner, kind):
         with pytest.raises(ValueError, match="standardize must be True, False or a collection"):
             aligner.similarity(IMAGES, TEXTS, standardize=NOT_A_SEQUENCE[kind]())
