@@ -239,7 +239,7 @@ class TestAlone:
             ([None, 1, 1], "sample_weight holds nan"),
             ([object(), 1, 1], "one number per image"),
         ],
-        ids=repr,
+        ids=["nan", "inf", "negative", "zeros", "2-D", "texts", "none", "objects"],
     )
     def test_weights_that_are_not_weights_are_refused(self, model, held_out, weights, said):
         classifier = ZeroShotClassifier(LABELS, aligner=model)
