@@ -304,7 +304,7 @@ class TestClassifier:
         [
             ("standardize", np.eye(9, 1280, dtype=np.float32), None),
             ("standardize", [pytest], "Set standardize to True or False"),
-            ("labels", {"cat": OrderedDict()}, "Give labels as a list"),
+            ("labels", {"cat": OrderedDict()}, "Give labels as texts or numbers, in a list"),
             ("templates", [str.upper], "Expected None, bool"),
             ("unknown_label", pd.NA, "Expected None, bool"),
         ],
