@@ -21,11 +21,12 @@ LOWEST_ONLY := not (onnx or swin or image_models or pooler_that or are_messages)
 demo: $(VENV)/.starter
 	$(BIN)/sklearn-ape demo --output demo_report
 
+# Two processes of one thread each take less time than one process of two threads.
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-lowest: $(LOWEST)/.installed
-	SKLEARN_APE_LOWEST=1 $(LOWEST)/bin/python -m pytest -k "$(LOWEST_ONLY)" $(LOWEST_TESTS)
+	SKLEARN_APE_LOWEST=1 OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n 2 --dist loadfile -k "$(LOWEST_ONLY)" $(LOWEST_TESTS)
 
 # Measuring takes longer than testing: by hand, not in CI.
 coverage: $(VENV)/.dev
@@ -67,5 +68,5 @@ $(LOWEST)/.installed: pyproject.toml
 	$(PYTHON) -m venv --clear $(LOWEST)
 	$(LOWEST)/bin/python -m pip install --quiet uv
 	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct --editable '.[$(EXTRAS)]' 'polars>=1.0'
-	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python pytest hypothesis
+	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python pytest pytest-xdist hypothesis
 	@touch $@
