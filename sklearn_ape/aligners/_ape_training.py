@@ -59,7 +59,7 @@ def trained_heads(
         training = heads_for(train)
         start_recall = None
         if valid is not None and aligner.init is not None:
-            start_recall = training.recall(valid)
+            start_recall = training.recall(valid.by_item())
         course, scale = Course([], 0, 0), 0.0
         # "auto" does not train where nothing could tell whether that helps.
         if not (aligner.init == "auto" and aligner.early_stopping and valid is None):
@@ -92,7 +92,7 @@ def _find_best_epoch(
     fit: FitContext,
     kept: Checkpoint,
 ) -> NeuralNet:
-    watched = None if valid is None else training.inputs(valid)
+    watched = None if valid is None else training.inputs(valid.by_item())
 
     def learned_so_far(net: NeuralNet) -> dict[str, Any]:
         return learned_heads(deepcopy(training.module), _scale_of(net))

@@ -298,7 +298,7 @@ def subset_of(data: Pairs, rows: np.ndarray) -> Pairs:
 
 
 def held_out(data: Pairs, fraction: float, seed: int) -> tuple[Pairs, Pairs | None]:
-    """Return pairs to train on, and pairs held out by item; None where there are too few."""
+    """Return pairs to train on, and pairs held out; None where there are too few."""
     split = split_pairs(data.pairs, fraction, np.random.RandomState(seed))
     if split.valid is None:
         return data, None
@@ -306,4 +306,4 @@ def held_out(data: Pairs, fraction: float, seed: int) -> tuple[Pairs, Pairs | No
     images = split.valid[data.pairs[split.valid, 0] < data.n_images]
     if len(images) < 2:
         return data, None
-    return subset_of(data, split.train), subset_of(data, images).by_item()
+    return subset_of(data, split.train), subset_of(data, images)

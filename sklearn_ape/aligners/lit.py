@@ -283,7 +283,7 @@ class LiTAligner(BaseAligner):
         if self.early_stopping:
             train_pairs, valid_pairs = held_out(data, self.validation_fraction, seed)
         train = _dataset(train_pairs)
-        valid = None if valid_pairs is None else _dataset(valid_pairs)
+        valid = None if valid_pairs is None else _dataset(valid_pairs.by_item())
         n_image = data.image.shape[1]
         n_out = self.n_components or n_image
         if n_out > n_image:

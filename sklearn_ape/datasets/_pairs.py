@@ -140,7 +140,11 @@ def load_pairs(
     bunch.images = _resolve(cells, base, where)
     if isinstance(table, Delimited):
         # Names of files may contain any bytes. A name without a file is text in another encoding.
-        unknown = [x for x in bunch.images if holds_bytes(x) and not os.path.lexists(x)]
+        unknown = [
+            cell
+            for cell, path in zip(cells, bunch.images, strict=True)
+            if holds_bytes(path) and not os.path.lexists(path)
+        ]
         refuse_bytes(unknown, f"column {image!r}", where)
     if check_files:  # last: it asks for every file
         _check_files(bunch.images, base, where)

@@ -205,7 +205,7 @@ def objects():
         "a number": 3,
         "not a number": float("nan"),
         "a list": [1, 2, 3],
-        "a dict": {"bytes": data},
+        "a dict": {"pixels": data},
         "a class": Path,
         "a packed struct": struct.Struct("I"),
     }.items():

@@ -53,7 +53,7 @@ def nothing_is_computed(monkeypatch):
             (BaseAligner, "transform"),
             (BaseAligner, "transform_text"),
             (BaseAligner, "similarity"),
-            (BaseAligner, "_pairs"),
+            (BaseAligner, "_scored_pairs"),
             (FrozenEncoder, "transform"),
         ):
             monkeypatch.setattr(owner, name, fail)
