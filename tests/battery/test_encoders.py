@@ -26,6 +26,19 @@ NAMES = sorted(
 )
 PICTURES = list(np.random.default_rng(0).integers(0, 256, size=(5, 40, 50, 3), dtype=np.uint8))
 CLOSE = {"atol": 1e-5, "rtol": 1e-4}
+# Each class takes those of the parameters that it has.
+SETTINGS = {
+    "defaults": {},
+    "in small batches": {"batch_size": 2, "n_jobs": 2, "verbose": 1},
+    "one by one from a cache": {"batch_size": 1, "cache": "memory", "engine": "torch"},
+    "other features": {
+        "crop": "pad",
+        "max_length": 4,
+        "normalize": False,
+        "pooling": "mean",
+        "views": 2,
+    },
+}
 
 
 @pytest.fixture(scope="module")
@@ -42,9 +55,12 @@ def folder(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(params=NAMES)
+@pytest.fixture(params=[(name, setting) for name in NAMES for setting in SETTINGS], ids="-".join)
 def encoder(request, all_encoders):
-    return clone(all_encoders[request.param])
+    name, setting = request.param
+    encoder = clone(all_encoders[name])
+    known = {k: v for k, v in SETTINGS[setting].items() if k in encoder.get_params()}
+    return encoder.set_params(**known)
 
 
 @pytest.fixture
