@@ -8,6 +8,7 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.model_selection import GridSearchCV, GroupKFold, KFold, cross_validate
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
+from sklearn.utils.fixes import parse_version
 
 from sklearn_ape import CCAAligner, KernelAligner, ZeroShotClassifier
 from sklearn_ape.encoders import TimmImageEncoder
@@ -119,4 +120,6 @@ def test_groups_reach_the_score_of_an_aligner_within_a_pipeline_and_a_search(con
         expected.append(inner[0].score(inner[1], y[test], groups=groups[test]))
         assert pipeline.score(X[test], y[test], groups=groups[test]) == expected[-1]
         assert pipeline.score(X[test], y[test]) < expected[-1]
-    assert search.best_score_ == np.mean(expected)
+    # Searches of scikit-learn 1.6 do not ask the estimator what its score requests.
+    if parse_version(sklearn.__version__) >= parse_version("1.9"):
+        assert search.best_score_ == np.mean(expected)
