@@ -29,11 +29,11 @@ X, y = [data.images[row] for row in rows], np.array(y)
 
 classifier = ZeroShotClassifier(names)
 predicted = classifier.predict(X)
-print(f"accuracy on {len(X)} pictures that the starter model knows: {np.mean(predicted == y):.1%}")
+print(f"accuracy on {len(X)} images that the starter model knows: {np.mean(predicted == y):.1%}")
 print(f"chance: {1 / len(names):.1%}")
 
 # %%
-# The figure flatters: emoji were among the pictures that the starter model was made with, as its
+# The figure flatters: emoji were among the images that the starter model was made with, as its
 # model card says. It shows how to begin, not what to expect. On pictures of your own, label fifty
 # by hand and look at the same figure.
 from sklearn_ape.inspection import ZeroShotConfusionDisplay
@@ -46,7 +46,7 @@ ZeroShotConfusionDisplay.from_predictions(y, predicted, images=X)
 # Some names are similar to everything, and win too often. Taking cosines relative to the pictures
 # to be sorted, which need no labels, can mend that.
 relative = ZeroShotClassifier(names, standardize=X)
-print(f"accuracy on the same pictures with standardize=X: {relative.score(X, y):.1%}")
+print(f"accuracy on the same images with standardize=X: {relative.score(X, y):.1%}")
 
 # %%
 # Broad words are harder
