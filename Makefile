@@ -12,7 +12,7 @@ LOWEST_TESTS := tests/test_versions.py tests/test_package.py tests/curation test
 	tests/persistence/test_round_trip.py tests/retrieval/test_indexes.py tests/cli/test_fit.py \
 	tests/cli/test_classify.py
 # Not ONNX: the exporter of torch 2.6 does not go with what onnxscript requires today (a warning says
-# so, and torch computes). timm 1.0.26 ignores the arguments of a model in a folder (swin); pictures
+# so, and torch computes). timm 1.0.26 ignores the arguments of a model in a folder (swin); images
 # are resized otherwise by transformers 5.3's own processor (to 0.003); typer words errors otherwise.
 LOWEST_ONLY := not (onnx or swin or image_models or pooler_that or are_messages)
 

@@ -4,7 +4,7 @@
     python benchmarks/accuracy.py --tables AB --seeds 1 --time-budget 20
     python benchmarks/accuracy.py --report           # the tables again, without a fit
 
-A  methods, on unseen kinds of pictures and within a collection
+A  methods, on unseen kinds of images and within a collection
 B  accuracy by number of pairs and by seconds
 C  parameters, seconds and memory of APE against LiT
 D  recall of training and held-out pairs by epoch

@@ -1,4 +1,4 @@
-"""Everyday words such as "animal" and "food" for the pictures that the starter is trained on.
+"""Everyday words such as "animal" and "food" for the images that the starter is trained on.
 
     python benchmarks/broad_words.py [--cache FOLDER]
 
@@ -172,7 +172,7 @@ FOLDERS = {
     "household/dishes": "dishes",
     "sports": "sport",
 }
-FEWEST = 8  # pictures of a class that counts
+FEWEST = 8  # images of a class that counts
 NO_ARTICLE = frozenset(("clothing", "dishes", "food", "money"))
 
 
@@ -181,7 +181,7 @@ def with_article(word: str) -> str:
 
 
 def broad_words(emoji: Iterable[Bunch], clip_art: Bunch) -> dict[str, list[str]]:
-    """Return the broad words of pictures, by path, in alphabetical order.
+    """Return the broad words of images, by path, in alphabetical order.
 
     Those of an emoji are its subcategory's. Of clip art, keywords and folders count that are such
     words: others are names of themes, places and programs.
@@ -228,7 +228,7 @@ def answer(folder: str, answers: dict[str, str]) -> str:
 
 
 def accuracy(aligner, images: list[str], y: np.ndarray, how: str) -> np.ndarray:
-    """Return which pictures get the right one of the words in y."""
+    """Return which images get the right one of the words in y."""
     articles = how == "with article"
     names = {
         word: with_article(word) if articles and word not in NO_ARTICLE else word

@@ -39,7 +39,7 @@ PAIRS_A_CAPTION = 5
 
 
 def training_pairs() -> tuple[list, list[str]]:
-    """Return pictures and captions; of a caption of very many pictures only the first few."""
+    """Return images and captions; of a caption of very many images only the first few."""
     clip_art, *emoji = load_openclipart(), load_openmoji(), load_noto_emoji()
     seen: Counter[str] = Counter()
     images = [image for style in emoji for image in style.images]
@@ -53,7 +53,7 @@ def training_pairs() -> tuple[list, list[str]]:
 
 
 def captions_with_broad_words(images: list, captions: list[str]) -> list[list[str]]:
-    """Return for each picture its caption, and everyday words such as "animal" for it."""
+    """Return for each image its caption, and everyday words such as "animal" for it."""
     broad = broad_words((load_openmoji(), load_noto_emoji()), load_openclipart())
     return [
         [caption, *sentences(broad.get(image, ()))]
@@ -69,12 +69,12 @@ def measured(aligner, images, captions) -> dict[str, str]:
     report = rank_report(image, text, pairs, ks=(1, 5))
     rows = {}
     for way, queries, candidates, belong in (
-        ("picture to caption", image, text, pairs),
-        ("caption to picture", text, image, pairs[:, ::-1]),
+        ("image to caption", image, text, pairs),
+        ("caption to image", text, image, pairs[:, ::-1]),
     ):
         hits = retrieval_ranks(queries, candidates, belong) == 0
         low, high = bootstrap_interval(hits)[1:]
-        at_5 = report["image_to_text" if way.startswith("picture") else "text_to_image"]
+        at_5 = report["image_to_text" if way.startswith("image") else "text_to_image"]
         rows[way] = (
             f"{100 * hits.mean():.1f} ({100 * low:.1f} to {100 * high:.1f}) | "
             f"{100 * at_5['recall@5']:.1f}"
@@ -92,20 +92,20 @@ CARD = """\
   all-MiniLM-L6-v2: {n_anchors:,} anchor texts, {n_components} dimensions. Anchors and
   coefficients are 8-bit integers with a scale a row. `model.safetensors`, {megabytes:.1f} MB,
   sha256 `{digest}`.
-- **Made of:** {n_pairs:,} pictures of Open Clip Art 0.18 (public domain; at most {most} a
+- **Made of:** {n_pairs:,} images of Open Clip Art 0.18 (public domain; at most {most} a
   caption), OpenMoji (CC BY-SA 4.0, openmoji.org) and Noto Color Emoji (SIL OFL 1.1), and the
   names, synonyms and definitions of the 1,000 ImageNet classes with the weight vectors of
   EfficientNet-Lite0's classification head (Apache-2.0). No image or caption is stored, only
   features of them, and digests of the images, so that `sklearn-ape evaluate` can tell which images
   of a test set were used.
-- **Broad words:** pictures have {n_broad} everyday words, such as "animal", "a bird" and "food",
+- **Broad words:** images have {n_broad} everyday words, such as "animal", "a bird" and "food",
   as captions besides their own: of subcategories of emoji, and where keywords of clip art are such
   words (`benchmarks/broad_words.py`).
 - **Recipe:** `KernelAligner(head_pairs=image_encoder, n_components={n_components})`, defaults
-  otherwise. Pooling was chosen on emoji with clip art to learn from; nothing on the pictures below
+  otherwise. Pooling was chosen on emoji with clip art to learn from; nothing on the images below
   but `crop="pad"`, which an earlier version was tried with. The second style of emoji was chosen
   on held-out folders of Open Clip Art and held-out classes. How broad words are taught was chosen
-  by the folders of half of the stamps, by pictures of GCompris, and after one look at the figures
+  by the folders of half of the stamps, by images of GCompris, and after one look at the figures
   below, which were lower with more words.
 - **Measured** on the 951 Tux Paint stamps, none of which it has learned from, among their
   {n_names} captions, in % (95 % interval):
@@ -135,7 +135,7 @@ def main() -> int:
         head_pairs=classifier_head_pairs(image_encoder),
         n_components=N_COMPONENTS,
     )
-    # Broad words join most pictures into one group, and what can be held out is the odd rest.
+    # Broad words join most images into one group, and what can be held out is the odd rest.
     logit_scale = clone(aligner).fit(images, captions).logit_scale_
     aligner.fit(images, taught)
     aligner.logit_scale_ = logit_scale

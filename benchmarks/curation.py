@@ -3,8 +3,8 @@
     python benchmarks/curation.py --cache features-cache
 
 Pairs are chosen from Open Clip Art, with the captions that its authors gave, for the names of a
-label set that the pictures of another collection bear. An aligner is fitted on them and names
-those pictures. Needs Debian's openclipart-png, openclipart-svg and tuxpaint-stamps-default.
+label set that the images of another collection bear. An aligner is fitted on them and names
+those images. Needs Debian's openclipart-png, openclipart-svg and tuxpaint-stamps-default.
 The defaults of `select_relevant` were chosen on parts of OpenMoji, not on the stamps.
 """
 
@@ -37,7 +37,7 @@ ALIGNERS = [
 
 
 def label_sets() -> Iterator[tuple[str, list[str], list[str], str]]:
-    """Yield the name, pictures and captions of each set to be named, and templates for these."""
+    """Yield the name, images and captions of each set to be named, and templates for these."""
     stamps = datasets.load_tuxpaint_stamps()
     yield "Tux Paint stamps", stamps.images, stamps.captions, "none"  # they are sentences
     emoji = datasets.load_openmoji()
@@ -88,8 +88,8 @@ def main() -> None:
             "balanced": by_meaning,
             "balanced, no near-duplicates": partial(by_meaning, groups=groups),
         }
-        print(f"\n{name}: {len(images)} pictures, {len(labels)} labels, {options.aligner}")
-        print("recall@1, picture→name / name→picture, mean of seeds (standard deviation), %")
+        print(f"\n{name}: {len(images)} images, {len(labels)} labels, {options.aligner}")
+        print("recall@1, image→name / name→image, mean of seeds (standard deviation), %")
         print(f"{'pairs chosen':<30}" + "".join(f"{n:>26}" for n in options.sizes))
         fitted = clone(aligner).fit(image, pool.captions)
         whole = [100 * way[1] for way in fitted.retrieval_report(*test, **scoring).values()]

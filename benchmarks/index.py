@@ -4,7 +4,7 @@
 
 Embeddings are made of the starter model's embeddings of OpenMoji, mixed in pairs with noise: near
 to each other as real ones are, unlike random vectors. Milliseconds are the median of five
-searches for 10 pictures; memory is what a search adds to the peak of a process of its own.
+searches for 10 images; memory is what a search adds to the peak of a process of its own.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
     python benchmarks/pooling.py [--cache FOLDER] [--seeds 3]
 
-Trained on Open Clip Art with the pairs of the classification head, tested on pictures of other
+Trained on Open Clip Art with the pairs of the classification head, tested on images of other
 kinds: recall@1 and @5 in %, mean of both directions, over seeds that draw which pairs of a caption
 are kept.
 """

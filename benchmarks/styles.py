@@ -1,4 +1,4 @@
-"""Compare training with one style of emoji, with two, and with broad words, on other pictures.
+"""Compare training with one style of emoji, with two, and with broad words, on other images.
 
     python benchmarks/styles.py [--cache FOLDER] [--splits 4]
 
@@ -27,7 +27,7 @@ MOST_TESTED = 1000
 
 
 def reciprocal_rank(aligner, image: np.ndarray, texts: list[str]) -> float:
-    """Return the mean reciprocal rank of pictures and their texts, in %, of both directions."""
+    """Return the mean reciprocal rank of images and their texts, in %, of both directions."""
     names = list(dict.fromkeys(texts))
     pairs = np.column_stack([np.arange(len(texts)), [names.index(text) for text in texts]])
     embedded, named = aligner.transform(image), aligner.transform_text(names)

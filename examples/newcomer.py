@@ -1,8 +1,8 @@
 """
-From pictures to a saved classifier
+From images to a saved classifier
 ===================================
 
-The pictures lie in ``photos/`` and are named by what they show, such as ``red_apple.jpg``.
+The images lie in ``photos/`` and are named by what they show, such as ``red_apple.jpg``.
 Install with ``pip install "sklearn-ape[starter]"``.
 """
 

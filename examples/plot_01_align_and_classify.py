@@ -2,15 +2,15 @@
 Align two encoders and classify by names
 ========================================
 
-A picture encoder that knows no words and a sentence encoder that has seen no picture are brought
-into one space by a small head, trained on a few hundred captioned pictures. Names are then enough
+An image encoder that knows no words and a sentence encoder that has seen no image are brought
+into one space by a small head, trained on a few hundred captioned images. Names are then enough
 to classify.
 """
 
 # %%
-# Real captioned pictures
+# Real captioned images
 # -----------------------
-# OpenMoji: 1,914 pictures with a caption each. Half an hour of a person's captioning would do.
+# OpenMoji: 1,914 images with a caption each. Half an hour of a person's captioning would do.
 import numpy as np
 from sklearn.model_selection import train_test_split
 
@@ -20,12 +20,12 @@ data = load_openmoji()
 images, test_images, captions, test_captions, _, test_categories = train_test_split(
     data.images, data.captions, data.categories, test_size=0.2, random_state=0
 )
-print(len(images), "pictures, such as", captions[:3])
+print(len(images), "images, such as", captions[:3])
 
 # %%
 # A stock Pipeline: images and captions in
 # ----------------------------------------
-# The encoders are frozen: `fit` encodes every picture once and trains the head alone.
+# The encoders are frozen: `fit` encodes every image once and trains the head alone.
 from sklearn.pipeline import Pipeline
 
 from sklearn_ape import APEAligner
@@ -60,7 +60,7 @@ known = np.isin(test_categories, list(labels))
 X = [image for image, is_known in zip(test_images, known, strict=True) if is_known]
 y = test_categories[known]
 classifier = ZeroShotClassifier(labels, aligner=model)
-print(f"accuracy on {len(y)} pictures: {classifier.score(X, y):.1%} (chance 33.3%)")
+print(f"accuracy on {len(y)} images: {classifier.score(X, y):.1%} (chance 33.3%)")
 
 # %%
 # All of scikit-learn's tools work on it.

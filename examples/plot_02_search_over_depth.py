@@ -3,7 +3,7 @@ How deep should the head be?
 ============================
 
 A stock `GridSearchCV` over the depth of the MLP. The encoders keep their features, so that every
-picture and every caption is encoded once in the whole search.
+image and every caption is encoded once in the whole search.
 """
 
 # %%
@@ -43,7 +43,7 @@ search = GridSearchCV(
     cv=KFold(3, shuffle=True, random_state=0),
 )
 search.fit(images, captions)
-print("pictures encoded:", image_encoder.cache_info().misses - encoded_before)
+print("images encoded:", image_encoder.cache_info().misses - encoded_before)
 
 # %%
 # Recall by depth

@@ -2,14 +2,14 @@
 Classify with no pairs at all
 =============================
 
-You have pictures and names, and nobody has captioned anything yet. The starter model, a head that
+You have images and names, and nobody has captioned anything yet. The starter model, a head that
 ships with the package for EfficientNet-Lite0 and MiniLM, gives a first answer at once.
 """
 
 # %%
 # Names are enough
 # ----------------
-# Up to ten pictures of each kind. No `fit`: without an aligner the classifier uses the starter
+# Up to ten images of each kind. No `fit`: without an aligner the classifier uses the starter
 # model.
 import re
 
@@ -34,7 +34,7 @@ print(f"chance: {1 / len(names):.1%}")
 
 # %%
 # The figure flatters: emoji were among the images that the starter model was made with, as its
-# model card says. It shows how to begin, not what to expect. On pictures of your own, label fifty
+# model card says. It shows how to begin, not what to expect. On images of your own, label fifty
 # by hand and look at the same figure.
 from sklearn_ape.inspection import ZeroShotConfusionDisplay
 
@@ -43,7 +43,7 @@ ZeroShotConfusionDisplay.from_predictions(y, predicted, images=X)
 # %%
 # Cosines relative to what is usual
 # ---------------------------------
-# Some names are similar to everything, and win too often. Taking cosines relative to the pictures
+# Some names are similar to everything, and win too often. Taking cosines relative to the images
 # to be sorted, which need no labels, can mend that.
 relative = ZeroShotClassifier(names, standardize=X)
 print(f"accuracy on the same images with standardize=X: {relative.score(X, y):.1%}")

@@ -63,7 +63,7 @@ for name, report, seconds in rows:
         f"{name:18s} {there[1]:5.1%} / {back[1]:5.1%}    {there[10]:5.1%} / {back[10]:5.1%}   "
         f"{seconds:5.1f}"
     )
-print("(picture → caption / caption → picture)")
+print("(image → caption / caption → image)")
 
 # %%
 # How sure is the order? Hits of two aligners on the same queries are compared in pairs.

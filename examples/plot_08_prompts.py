@@ -7,7 +7,7 @@ for it. More sentences cost nothing at prediction. Which of them help is a quest
 """
 
 # %%
-# A model, and pictures that it has not seen
+# A model, and images that it has not seen
 # ------------------------------------------
 import numpy as np
 from sklearn.model_selection import train_test_split
@@ -52,7 +52,7 @@ vocabularies = {
 # Sets of templates
 # -----------------
 # ``"none"`` takes a name as it stands, ``"clip"`` is the set of seven that CLIP's authors found to
-# be enough for photographs; ``"drawing"`` suits these pictures. A template of your own has a
+# be enough for photographs; ``"drawing"`` suits these images. A template of your own has a
 # ``{}`` where the name goes.
 own = ["{}", "a simple icon of {}"]
 templates = {"none": "none", "simple": "simple", "clip": "clip", "drawing": "drawing", "own": own}
@@ -68,12 +68,12 @@ for title, some in templates.items():
 # %%
 # What is signal?
 # ---------------
-# A few hundred pictures tell apart only large differences. The same pictures are compared in
+# A few hundred images tell apart only large differences. The same images are compared in
 # pairs, with what the interval leaves open.
 from sklearn_ape.metrics import bootstrap_interval, paired_difference
 
 base = hits["none", "names as they are"]
-print(f"accuracy of {len(y)} pictures: {bootstrap_interval(base, random_state=0).estimate:.1%}")
+print(f"accuracy of {len(y)} images: {bootstrap_interval(base, random_state=0).estimate:.1%}")
 for combination in (
     ("none", "several descriptions"),
     ("simple", "several descriptions"),

@@ -3,13 +3,13 @@ Probabilities that mean what they say, and the right to say nothing
 ===================================================================
 
 A zero-shot classifier is as sure as its temperature makes it. One number, fitted on a few labelled
-pictures, mends most of it; a threshold then leaves doubtful pictures to a person.
+images, mends most of it; a threshold then leaves doubtful images to a person.
 """
 
 # %%
-# A classifier, and labelled pictures for two purposes
+# A classifier, and labelled images for two purposes
 # ----------------------------------------------------
-# One half of the held-out pictures sets the temperature, the other half tests it.
+# One half of the held-out images sets the temperature, the other half tests it.
 import numpy as np
 from sklearn.model_selection import train_test_split
 from sklearn.pipeline import make_pipeline
@@ -83,7 +83,7 @@ left.set(xlabel="probability of the answer", ylabel="share that is right")
 # %%
 # Rejection
 # ---------
-# Answers below the threshold become "unknown". The fewer pictures are answered, the more of the
+# Answers below the threshold become "unknown". The fewer images are answered, the more of the
 # answers are right: choose the point that your task can pay for, on the half for fitting.
 confidence = after.predict_proba(X_fit).max(axis=1)
 right = after.predict(X_fit) == y_fit
@@ -95,11 +95,11 @@ enough = enough[enough >= 20]  # of a handful of answers, all may be right by ch
 threshold = float(confidence[order[enough[-1]]]) if enough.size else 1.0
 right_ax.plot(share[19:], accuracy[19:])
 right_ax.axhline(0.9, color="gray", linestyle=":")
-right_ax.set(xlabel="share of pictures answered", ylabel="share of the answers that is right")
+right_ax.set(xlabel="share of images answered", ylabel="share of the answers that is right")
 
 # %%
 # On the other half the threshold does about what it promised, no more exactly than a few hundred
-# pictures can promise.
+# images can promise.
 careful = ZeroShotClassifier(
     names, aligner=model, logit_scale=scale / temperature, threshold=threshold
 )

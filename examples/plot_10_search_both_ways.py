@@ -1,14 +1,14 @@
 """
-Search by words and by pictures
+Search by words and by images
 ===============================
 
-`CrossModalRetriever` indexes a collection once; a query is a sentence or another picture.
+`CrossModalRetriever` indexes a collection once; a query is a sentence or another image.
 """
 
 # %%
-# Align on some pairs, index other pictures
+# Align on some pairs, index other images
 # -----------------------------------------
-# The pictures in the index need no captions. Here they have some, which are used for nothing but
+# The images in the index need no captions. Here they have some, which are used for nothing but
 # the check at the end.
 from sklearn.model_selection import train_test_split
 from sklearn.pipeline import make_pipeline
@@ -31,7 +31,7 @@ retriever = CrossModalRetriever(model).fit(others)
 # %%
 # By words
 # --------
-# A green frame says that the picture's category is the one that the query asks for.
+# A green frame says that the image's category is the one that the query asks for.
 import numpy as np
 
 from sklearn_ape.inspection import RetrievalGridDisplay
@@ -46,7 +46,7 @@ relevant = [np.flatnonzero(categories == category) for category in queries.value
 RetrievalGridDisplay.from_estimator(retriever, list(queries), k=6, relevant=relevant)
 
 # %%
-# By pictures
+# By images
 # -----------
 # A query that is itself in the collection finds itself first, with a cosine of 1.
 from pathlib import Path
@@ -67,7 +67,7 @@ for query, category, row in zip(queries, queries.values(), found.indices, strict
 # %%
 # A collection grows
 # ------------------
-# Pictures are added to the index without embedding the others again.
+# Images are added to the index without embedding the others again.
 retriever.add(images[:100])
-print(retriever.n_samples_fit_, "pictures after adding 100")
+print(retriever.n_samples_fit_, "images after adding 100")
 print("best cosine for 'a red heart':", retriever.search(["a red heart"], k=1).scores.round(2))

@@ -2,9 +2,9 @@
 A thousand free pairs from a classifier's head
 ==============================================
 
-An image encoder that was trained to classify has a weight vector for each class: it stands for a
-picture of that class that nobody had to take, and the class has a name. These pairs are worth most
-where the pictures to come are unlike the pairs that you have.
+An image encoder that was trained to classify has a weight vector for each class: it stands for an
+image of that class that nobody had to take, and the class has a name. These pairs are worth most
+where the images to come are unlike the pairs that you have.
 """
 
 # %%
@@ -26,9 +26,9 @@ for row in (1, 9, 950):
     print(" ", head.texts[row])
 
 # %%
-# Pictures unlike the pairs, and pictures like them
+# Images unlike the pairs, and images like them
 # -------------------------------------------------
-# All pairs of our own show people, faces, flags and symbols. Two tests: other pictures of these
+# All pairs of our own show people, faces, flags and symbols. Two tests: other images of these
 # kinds, and animals, food, places and objects, of which no pair was captioned.
 import numpy as np
 
@@ -54,7 +54,7 @@ for name, pairs in (("own pairs", None), ("own and free pairs", head)):
         report = aligner.retrieval_report(X[rows], [data.captions[row] for row in rows])
         recalls[name, test] = np.mean([way[10] for way in report.values()])
 
-print("recall@10 among 300 pictures, mean of both directions (chance 3.3%)")
+print("recall@10 among 300 images, mean of both directions (chance 3.3%)")
 for test in tests:
     row = ", ".join(f"{name} {recalls[name, test]:.1%}" for name in aligners)
     print(f"{test:26s} {row}")
@@ -81,7 +81,7 @@ for name, aligner in aligners.items():
 from sklearn_ape.inspection import RetrievalGridDisplay
 
 queries = ["a wild animal", "a dessert", "bad weather"]
-pictures = [data.images[row] for row in rows]
+images = [data.images[row] for row in rows]
 for name, aligner in aligners.items():
-    display = RetrievalGridDisplay.from_estimator(aligner, queries, pictures, X=X[rows], k=5)
+    display = RetrievalGridDisplay.from_estimator(aligner, queries, images, X=X[rows], k=5)
     display.ax_.set_title(name)

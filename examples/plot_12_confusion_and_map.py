@@ -2,7 +2,7 @@
 See what is confused with what
 ==============================
 
-A number says how often a zero-shot classifier errs. Pictures say why.
+A number says how often a zero-shot classifier errs. Images say why.
 """
 
 # %%
@@ -36,9 +36,9 @@ rows = np.flatnonzero(np.isin(y, list(names)))
 X, X_captions, y = [X[row] for row in rows], [X_captions[row] for row in rows], y[rows]
 
 # %%
-# Confusion with pictures
+# Confusion with images
 # -----------------------
-# Each cell shows one of its pictures. Many mistakes turn out to be the fault of the labels: a name
+# Each cell shows one of its images. Many mistakes turn out to be the fault of the labels: a name
 # is missing that a person would have given. What is below the threshold stands in a column of
 # its own.
 from sklearn_ape.inspection import ZeroShotConfusionDisplay
@@ -69,7 +69,7 @@ ZeroShotConfusionDisplay.from_estimator(by_caption, X, X_captions, max_classes=8
 # %%
 # Both modalities on one map
 # --------------------------
-# Two of many dimensions. Captions (triangles) and pictures (circles) of one category lie together,
+# Two of many dimensions. Captions (triangles) and images (circles) of one category lie together,
 # and yet not on each other: the modality gap, which `center=True` takes out.
 from sklearn_ape.inspection import EmbeddingMapDisplay
 

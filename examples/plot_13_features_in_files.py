@@ -1,15 +1,15 @@
 """
-More pictures than fit in memory
+More images than fit in memory
 ================================
 
-Features of a million pictures are gigabytes. `encode_to` writes them into a file, chunk by chunk,
+Features of a million images are gigabytes. `encode_to` writes them into a file, chunk by chunk,
 and goes on where it was stopped; aligners read them from there a bounded number of rows at a time.
 """
 
 # %%
 # Encode into a file
 # ------------------
-# In half precision: half the space. Here a few hundred pictures stand for the million.
+# In half precision: half the space. Here a few hundred images stand for the million.
 import tempfile
 from pathlib import Path
 
@@ -66,7 +66,7 @@ for name, one, sides in (
 # Plan the disk
 # -------------
 width = X.shape[1]
-print(f"features of {width} numbers in half precision, by number of pictures:")
+print(f"features of {width} numbers in half precision, by number of images:")
 for n, what in ((463_622, "ImageNet-Captions"), (12_000_000, "CC12M"), (400_000_000, "CLIP's")):
     print(f"{what:18s} {n:>12,d}  {n * width * 2 / 1e9:8.1f} GB")
 del X, y

@@ -36,7 +36,7 @@ kinds = {"Animals & Nature": "animal", "Food & Drink": "food", "Flags": "flag"}
 rows = np.flatnonzero(np.isin(y, list(kinds)))
 X, y = [X[row] for row in rows], [kinds[y[row]] for row in rows]
 accuracy = classifier.score(X, y)
-print(f"accuracy on {len(X)} pictures: {accuracy:.1%}")
+print(f"accuracy on {len(X)} images: {accuracy:.1%}")
 
 # %%
 # Save

@@ -8,7 +8,7 @@ needs of them is `cross_val_score`.
 """
 
 # %%
-# Features of 300 real pictures
+# Features of 300 real images
 # -----------------------------
 # The encoders are frozen, so that their features are computed once, before the search.
 import numpy as np
@@ -29,7 +29,7 @@ y = TransformersTextEncoder(cache=cache).transform([data.captions[row] for row i
 # %%
 # Fifteen trials over three parameters
 # ----------------------------------------
-# Recall@1 on three folds, the mean of both directions. The test pictures take no part.
+# Recall@1 on three folds, the mean of both directions. The test images take no part.
 X_train, y_train, X_test, y_test = X[:200], y[:200], X[200:], y[200:]
 folds = KFold(3, shuffle=True, random_state=0)
 
@@ -53,11 +53,11 @@ for name, value in study.best_params.items():
 print(f"recall@1 on the folds: {study.best_value:.1%} with the best of {len(study.trials)} trials")
 
 # %%
-# On pictures that the search has not seen
+# On images that the search has not seen
 # ----------------------------------------
 # The best of many trials is partly luck, so only these say what the search has brought. It may
-# be nothing: the defaults were found on many other pictures, and two hundred are few to
-# search on. One recall point is about one of the hundred pictures here, so read no more into a
+# be nothing: the defaults were found on many other images, and two hundred are few to
+# search on. One recall point is about one of the hundred images here, so read no more into a
 # difference of two or three.
 for name, aligner in (
     ("default", KernelAligner()),

@@ -164,7 +164,7 @@ class SavedClassifier(AroundAligner):
     """The part of a classifier by names that is saved and loaded."""
 
     labels: Any
-    _says = "which of the classes a picture shows, by the cosine of the picture with the classes'"
+    _says = "which of the classes an image shows, by the cosine of the image with the classes'"
 
     def __getstate__(self) -> dict[str, Any]:
         state: Any = super().__getstate__()
@@ -210,7 +210,7 @@ class SavedClassifier(AroundAligner):
         facts.limits.append(self._limit())
         takes_features = getattr(text_side(chosen_aligner(known.aligner)), "image_encoder", None)
         is_alone = takes_features is None and not hasattr(known.aligner, "steps")
-        facts.usage = f"print(model.predict({'image_features' if is_alone else ['picture.jpg']}))"
+        facts.usage = f"print(model.predict({'image_features' if is_alone else ['image.jpg']}))"
         return facts
 
     def _limit(self) -> str:

@@ -1,4 +1,4 @@
-"""The demo: align real encoders on real captioned pictures and look at what comes out."""
+"""The demo: align real encoders on real captioned images and look at what comes out."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ QUERIES = ("a wild animal", "a dessert", "a vehicle with wheels", "bad weather")
 
 _HELD_OUT = 0.2
 _FOUND = 6
-# "man running", "woman running" and "person running" are nearly one picture: they stay together.
+# "man running", "woman running" and "person running" are nearly one image: they stay together.
 _WHO = re.compile(r"\b(m[ae]n|wom[ae]n|person|people|boys?|girls?)\b")
 
 
 class Prediction(NamedTuple):
-    """A held-out picture with its true name and the most probable ones."""
+    """A held-out image with its true name and the most probable ones."""
 
     image: str
     truth: str
@@ -48,7 +48,7 @@ class Prediction(NamedTuple):
 
 
 class Search(NamedTuple):
-    """A query and the pictures found for it, nearest first."""
+    """A query and the images found for it, nearest first."""
 
     query: str
     images: list[str]
@@ -91,7 +91,7 @@ def run_demo(
     random_state : int, default=0
         Seeds the split and the training.
     n_jobs : int, default=-1
-        Workers that read pictures.
+        Workers that read images.
     verbose : int, default=1
         1 shows progress bars.
 
@@ -112,10 +112,10 @@ def run_demo(
     )
     text_encoder = TransformersTextEncoder("all-MiniLM-L6-v2", cache=folder, verbose=verbose)
 
-    with log.stage("load pictures"):
+    with log.stage("load images"):
         data = load_openmoji(verbose=verbose)
         train, held_out = _split(data, random_state)
-    with log.stage("encode pictures"):
+    with log.stage("encode images"):
         image_encoder.transform(data.images)
     with log.stage("encode captions"):
         text_encoder.transform(data.captions)
@@ -153,12 +153,12 @@ def run_demo(
 
 
 def _split(data: Bunch, random_state: int) -> tuple[Bunch, Bunch]:
-    """Hold out captions, together with their variants by gender and with equal pictures.
+    """Hold out captions, together with their variants by gender and with equal images.
 
     Near relatives (sun behind cloud, sun behind large cloud) may stand on both sides.
     """
     concepts = [_WHO.sub("", caption).strip(" :") or caption for caption in data.captions]
-    # A few pictures come under two names: the one goes where the other goes.
+    # A few images come under two names: the one goes where the other goes.
     first: dict[bytes, str] = {}
     concepts = [
         first.setdefault(hashlib.sha256(Path(image).read_bytes()).digest(), concept)
@@ -181,7 +181,7 @@ def _rows(data: Bunch, rows: np.ndarray) -> Bunch:
 def _name_concepts(
     model: Pipeline, held_out: Bunch, random_state: int, n_shown: int = 24
 ) -> tuple[list[Prediction], float]:
-    """Name every held-out picture among the names of all of them."""
+    """Name every held-out image among the names of all of them."""
     classifier = ZeroShotClassifier(held_out.captions, aligner=model, templates="none")
     accuracy = classifier.score(held_out.images, held_out.captions)
     shown = np.random.default_rng(random_state).permutation(len(held_out.images))[:n_shown]

@@ -1,4 +1,4 @@
-"""Show what the demo measured: a table in the terminal, a page and a picture."""
+"""Show what the demo measured: a table in the terminal, a page and an image."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def print_result(result: DemoResult) -> None:
     console = Console()
     n = result.n_held_out
     console.print(
-        f"\nTrained on {result.n_train} captioned pictures, tested on {n} held-out pictures "
+        f"\nTrained on {result.n_train} captioned images, tested on {n} held-out images "
         f"whose captions were not among them."
     )
     recall = Table(title=f"Retrieval among {n} held-out pairs", title_justify="left")
     recall.add_column("direction")
     for k in (1, 5, 10):
         recall.add_column(f"recall@{k}", justify="right")
-    names = {"image_to_text": "picture → caption", "text_to_image": "caption → picture"}
+    names = {"image_to_text": "image → caption", "text_to_image": "caption → image"}
     for direction, name in names.items():
         recall.add_row(name, *(f"{result.recall[direction][k]:.1%}" for k in (1, 5, 10)))
     recall.add_row("chance", *(f"{k / n:.1%}" for k in (1, 5, 10)), style="dim")
@@ -56,7 +56,7 @@ def print_result(result: DemoResult) -> None:
         stages.add_row(stage.name, f"{stage.seconds:.1f}", f"{stage.peak_memory / 2**20:.0f} MiB")
     console.print(stages)
     cached = result.image_cache.misses == 0 and result.text_cache.misses == 0
-    source = "from the cache" if cached else f"{result.image_cache.misses} pictures encoded"
+    source = "from the cache" if cached else f"{result.image_cache.misses} images encoded"
     console.print(
         f"Features: {source}. Numbers learned: {result.n_parameters:,}; {_kept(result)}."
     )
@@ -93,14 +93,14 @@ def write_report(result: DemoResult, folder: Path) -> Path:
 
 
 def contact_sheet(searches: Sequence[Search], size: int = 112) -> Image.Image:
-    """Draw queries and the pictures found for them.
+    """Draw queries and the images found for them.
 
     Parameters
     ----------
     searches : sequence of Search
         One row each.
     size : int, default=112
-        Side of a picture in pixels.
+        Side of an image in pixels.
 
     Returns
     -------
@@ -135,7 +135,7 @@ def _kept(result: DemoResult) -> str:
 
 
 def _thumbnail(path: str) -> str:
-    """Return a picture as a data address."""
+    """Return an image as a data address."""
     from PIL import Image
 
     with Image.open(path) as image:

@@ -73,7 +73,7 @@ def fit_thresholds(truth: np.ndarray, scores: np.ndarray, shrinkage: float) -> n
 
 
 def shares_of(prevalence: float | Mapping[Any, float], labels: Sequence[Any]) -> list[float]:
-    """Return the share of pictures that each label is to hold for."""
+    """Return the share of images that each label is to hold for."""
     if not isinstance(prevalence, Mapping):
         return [prevalence] * len(labels)
     absent = [label for label in labels if label not in prevalence]

@@ -1,4 +1,4 @@
-"""What classifiers by names share: an aligner, labels as prompts, and logits of pictures."""
+"""What classifiers by names share: an aligner, labels as prompts, and logits of images."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class ZeroShotBase(ShownMixin, CallbackSupportMixin, BaseEstimator):
         return self._fitted_aligner()
 
     def _logits_by(self, aligner: Any, scale: float) -> LogitTiles:
-        """Return what gives the logits of pictures, with the labels embedded."""
+        """Return what gives the logits of images, with the labels embedded."""
         texts = text_side(aligner)
         names = self._names_now()
         assert names is not None

@@ -1,4 +1,4 @@
-"""Find all the labels that hold for a picture, by their names."""
+"""Find all the labels that hold for an image, by their names."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ __all__ = ["MultiLabelZeroShotClassifier"]
 
 
 class MultiLabelZeroShotClassifier(SavedClassifier, ClassifierMixin, ZeroShotBase):
-    """Predict every label whose name is near enough to the picture: none, one or several.
+    """Predict every label whose name is near enough to the image: none, one or several.
 
     Each label has a threshold of its own. Without examples it is what a given share of other
-    pictures exceed; `fit_thresholds` learns it from some.
+    images exceed; `fit_thresholds` learns it from some.
 
     Parameters
     ----------
@@ -46,19 +46,19 @@ class MultiLabelZeroShotClassifier(SavedClassifier, ClassifierMixin, ZeroShotBas
     templates : str or sequence of str, default="simple"
         See `ZeroShotClassifier`.
     prevalence : float or mapping, default=0.1
-        Share of pictures that a label holds for, or a mapping of labels to shares: without
-        fitted thresholds, as many of the pictures that `standardize` compares with are above it.
+        Share of images that a label holds for, or a mapping of labels to shares: without
+        fitted thresholds, as many of the images that `standardize` compares with are above it.
         Where those were chosen for the labels it should be higher.
     shrinkage : float, default=5.0
         Positive examples of a label that count as much as all labels' common threshold when
         thresholds are fitted. 0 gives each label its own best one.
     cv : int, default=3
-        `fit` learns thresholds from pictures that the aligner was not fitted on: it is fitted on
+        `fit` learns thresholds from images that the aligner was not fitted on: it is fitted on
         so many folds, and once on all.
     logit_scale : float or None, default=None
         See `ZeroShotClassifier`.
-    standardize : bool or collection of pictures or features, default=True
-        See `ZeroShotClassifier`. The pictures compared with also give the thresholds; pass some
+    standardize : bool or collection of images or features, default=True
+        See `ZeroShotClassifier`. The images compared with also give the thresholds; pass some
         of those to be labelled, if there are.
 
     Attributes
@@ -78,14 +78,14 @@ class MultiLabelZeroShotClassifier(SavedClassifier, ClassifierMixin, ZeroShotBas
 
     See Also
     --------
-    ZeroShotClassifier : One label a picture.
+    ZeroShotClassifier : One label per image.
 
     Notes
     -----
     A raw cosine says little about whether one label holds: it depends on the label how similar it
-    is to any picture. So cosines are standardised unless told otherwise.
+    is to any image. So cosines are standardised unless told otherwise.
 
-    `score` is scikit-learn's for several labels: the share of pictures whose labels are all
+    `score` is scikit-learn's for several labels: the share of images whose labels are all
     right, which is hard. `sklearn.metrics.f1_score` with ``average="samples"`` or ``"macro"`` and
     `average_precision_score` see more. scikit-learn cross-validates tables of zeros and ones, not
     lists of labels: use `sklearn.preprocessing.MultiLabelBinarizer` there, with
@@ -110,7 +110,7 @@ class MultiLabelZeroShotClassifier(SavedClassifier, ClassifierMixin, ZeroShotBas
     """
 
     _shown_properties = ("labels_", "thresholds_")
-    _says = "all the labels that hold for a picture, by its cosine with the labels'"
+    _says = "all the labels that hold for an image, by its cosine with the labels'"
 
     def __init__(
         self,
@@ -142,7 +142,7 @@ class MultiLabelZeroShotClassifier(SavedClassifier, ClassifierMixin, ZeroShotBas
 
         Parameters
         ----------
-        X : sequence of pictures, or array-like of shape (n_samples, n_features)
+        X : sequence of images, or array-like of shape (n_samples, n_features)
             What the aligner takes.
         Y : array-like or DataFrame of shape (n_samples, n_labels), or list of label sets
             The labels of every image, in one of these forms:
@@ -200,7 +200,7 @@ class MultiLabelZeroShotClassifier(SavedClassifier, ClassifierMixin, ZeroShotBas
 
         Parameters
         ----------
-        X : sequence of pictures, or array-like of shape (n_samples, n_features_in_)
+        X : sequence of images, or array-like of shape (n_samples, n_features_in_)
             Better not those that the aligner was fitted on.
         Y : array-like or DataFrame of shape (n_samples, n_labels), or list of label sets
             See `fit`.
@@ -219,17 +219,17 @@ class MultiLabelZeroShotClassifier(SavedClassifier, ClassifierMixin, ZeroShotBas
         return self
 
     def decision_function(self, X: Any) -> np.ndarray:
-        """Scaled cosine of every picture with every label, less the label's threshold.
+        """Scaled cosine of every image with every label, less the label's threshold.
 
         Parameters
         ----------
-        X : sequence of pictures, or array-like of shape (n_samples, n_features_in_)
+        X : sequence of images, or array-like of shape (n_samples, n_features_in_)
             What the aligner takes.
 
         Returns
         -------
         scores : ndarray of shape (n_samples, n_labels)
-            Above 0 the label is predicted. NaN for pictures that could not be read.
+            Above 0 the label is predicted. NaN for images that could not be read.
         """
         aligner = self._ready_aligner()
         thresholds = self._fitted_thresholds()
@@ -245,7 +245,7 @@ class MultiLabelZeroShotClassifier(SavedClassifier, ClassifierMixin, ZeroShotBas
 
         Parameters
         ----------
-        X : sequence of pictures, or array-like of shape (n_samples, n_features_in_)
+        X : sequence of images, or array-like of shape (n_samples, n_features_in_)
             What the aligner takes.
 
         Returns
@@ -256,11 +256,11 @@ class MultiLabelZeroShotClassifier(SavedClassifier, ClassifierMixin, ZeroShotBas
         return expit(self.decision_function(X))
 
     def predict(self, X: Any) -> np.ndarray:
-        """Say of every picture which labels hold.
+        """Say of every image which labels hold.
 
         Parameters
         ----------
-        X : sequence of pictures, or array-like of shape (n_samples, n_features_in_)
+        X : sequence of images, or array-like of shape (n_samples, n_features_in_)
             What the aligner takes.
 
         Returns
@@ -272,17 +272,17 @@ class MultiLabelZeroShotClassifier(SavedClassifier, ClassifierMixin, ZeroShotBas
         unread = np.flatnonzero(np.isnan(scores[:, 0]))
         if unread.size:
             warn(
-                f"{len(unread)} pictures could not be read and are given no label: rows "
+                f"{len(unread)} images could not be read and are given no label: rows "
                 f"{first_few(unread, str)}.",
             )
         return (scores > 0).astype(int)
 
     def predict_sets(self, X: Any) -> list[tuple[Any, ...]]:
-        """Name the labels of every picture.
+        """Name the labels of every image.
 
         Parameters
         ----------
-        X : sequence of pictures, or array-like of shape (n_samples, n_features_in_)
+        X : sequence of images, or array-like of shape (n_samples, n_features_in_)
             What the aligner takes.
 
         Returns
@@ -294,16 +294,16 @@ class MultiLabelZeroShotClassifier(SavedClassifier, ClassifierMixin, ZeroShotBas
         return [tuple(names[column] for column in np.flatnonzero(row)) for row in self.predict(X)]
 
     def score(self, X: Any, Y: Any, sample_weight: Any = None) -> float:
-        """Share of the pictures whose labels are all right.
+        """Share of the images whose labels are all right.
 
         Parameters
         ----------
-        X : sequence of pictures, or array-like of shape (n_samples, n_features_in_)
+        X : sequence of images, or array-like of shape (n_samples, n_features_in_)
             What the aligner takes.
         Y : array-like or DataFrame of shape (n_samples, n_labels), or list of label sets
             See `fit`.
         sample_weight : array-like of shape (n_samples,) or None, default=None
-            Weights of the pictures.
+            Weights of the images.
 
         Returns
         -------
@@ -351,7 +351,7 @@ class MultiLabelZeroShotClassifier(SavedClassifier, ClassifierMixin, ZeroShotBas
         return distances
 
     def _held_out_distances(self, X: Any, captions: Any, progress: FitContext) -> np.ndarray:
-        """Return distances of every picture by an aligner that did not see it."""
+        """Return distances of every image by an aligner that did not see it."""
         distances = np.empty((len(captions), len(self.labels_)))
         folds = KFold(self.cv, shuffle=True, random_state=0).split(distances)
         for train, test in folds:
@@ -361,7 +361,7 @@ class MultiLabelZeroShotClassifier(SavedClassifier, ClassifierMixin, ZeroShotBas
         return distances
 
     def _fit_on_described(self, X: Any, captions: Any, progress: FitContext) -> Any:
-        """Fit a clone of the aligner on the pictures that have a caption."""
+        """Fit a clone of the aligner on the images that have a caption."""
         described = [row for row, some in enumerate(list(captions)) if len(some)]
         if len(described) < len(captions):
             X, captions = _safe_indexing(X, described), _safe_indexing(captions, described)
@@ -407,7 +407,7 @@ class MultiLabelZeroShotClassifier(SavedClassifier, ClassifierMixin, ZeroShotBas
         return np.array([self._thresholds[label] for label in labels])
 
     def _defaults(self, logits: LogitTiles) -> np.ndarray:
-        """Return what the given share of the pictures compared with exceed."""
+        """Return what the given share of the images compared with exceed."""
         # Cosines that are not standardised have a threshold, too.
         standardize = True if self.standardize is False else self.standardize
         texts = text_side(logits.aligner)
@@ -427,7 +427,7 @@ class MultiLabelZeroShotClassifier(SavedClassifier, ClassifierMixin, ZeroShotBas
         state.optional("thresholds")
 
     def _limit(self) -> str:
-        return "Thresholds are right for pictures like those that they were taken from."
+        return "Thresholds are right for images like those that they were taken from."
 
     def _check_parameters(self) -> None:
         super()._check_parameters()

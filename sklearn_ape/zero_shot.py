@@ -1,4 +1,4 @@
-"""Classify pictures by the names of the classes alone."""
+"""Classify images by the names of the classes alone."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ __all__ = ["ZeroShotClassifier"]
 
 
 class ZeroShotClassifier(SavedClassifier, ClassifierMixin, ZeroShotBase):
-    """Predict the class whose name, embedded as text, is nearest to the picture.
+    """Predict the class whose name, embedded as text, is nearest to the image.
 
     Parameters
     ----------
@@ -60,18 +60,18 @@ class ZeroShotClassifier(SavedClassifier, ClassifierMixin, ZeroShotBase):
         `sklearn_ape.prompts.TEMPLATES`; the embeddings of a class's sentences are averaged.
         ``"none"`` embeds names as they are, which suits names that are sentences.
     threshold : float or None, default=None
-        A picture whose highest probability lies below is given `unknown_label`.
+        An image whose highest probability lies below is given `unknown_label`.
     unknown_label : object, default="unknown"
-        What is predicted below the threshold, and for pictures that an encoder with
+        What is predicted below the threshold, and for images that an encoder with
         ``on_error="nan"`` could not read.
     logit_scale : float or None, default=None
         Factor of the cosines in `decision_function` and `predict_proba`, from 1e-30 to 1e30:
         higher is more confident. None takes the one that the aligner learned.
-    standardize : bool or collection of pictures or features, default=False
-        Whether cosines are taken relative to those of other pictures and captions, which keeps a
+    standardize : bool or collection of images or features, default=False
+        Whether cosines are taken relative to those of other images and captions, which keeps a
         class that is similar to everything from winning everywhere; see the aligner's
         ``similarity``. True compares with what the aligner was fitted on; a collection like X,
-        such as the pictures to be sorted, stands in for its pictures.
+        such as the images to be sorted, stands in for its images.
 
     Attributes
     ----------
@@ -168,7 +168,7 @@ class ZeroShotClassifier(SavedClassifier, ClassifierMixin, ZeroShotBase):
 
         Parameters
         ----------
-        X : sequence of pictures, or array-like of shape (n_samples, n_features)
+        X : sequence of images, or array-like of shape (n_samples, n_features)
             What the aligner takes.
         y : sequence of length n_samples or None, default=None
             The label of every image, one of `labels` where these are given. An unfitted aligner
@@ -242,11 +242,11 @@ class ZeroShotClassifier(SavedClassifier, ClassifierMixin, ZeroShotBase):
         )
 
     def decision_function(self, X: Any) -> np.ndarray:
-        """Scaled cosine of every picture with every class, standardised if so wished.
+        """Scaled cosine of every image with every class, standardised if so wished.
 
         Parameters
         ----------
-        X : sequence of pictures, or array-like of shape (n_samples, n_features_in_)
+        X : sequence of images, or array-like of shape (n_samples, n_features_in_)
             What the aligner takes.
 
         Returns
@@ -264,7 +264,7 @@ class ZeroShotClassifier(SavedClassifier, ClassifierMixin, ZeroShotBase):
 
         Parameters
         ----------
-        X : sequence of pictures, or array-like of shape (n_samples, n_features_in_)
+        X : sequence of images, or array-like of shape (n_samples, n_features_in_)
             What the aligner takes.
 
         Returns
@@ -283,11 +283,11 @@ class ZeroShotClassifier(SavedClassifier, ClassifierMixin, ZeroShotBase):
         return probabilities
 
     def predict(self, X: Any) -> np.ndarray:
-        """Name every picture.
+        """Name every image.
 
         Parameters
         ----------
-        X : sequence of pictures, or array-like of shape (n_samples, n_features_in_)
+        X : sequence of images, or array-like of shape (n_samples, n_features_in_)
             What the aligner takes.
 
         Returns
@@ -299,11 +299,11 @@ class ZeroShotClassifier(SavedClassifier, ClassifierMixin, ZeroShotBase):
         return self._named(self._codes(logits, X), logits.classes)
 
     def predict_top_k(self, X: Any, k: int = 5) -> tuple[np.ndarray, np.ndarray]:
-        """Name the k most probable classes of every picture, without keeping all probabilities.
+        """Name the k most probable classes of every image, without keeping all probabilities.
 
         Parameters
         ----------
-        X : sequence of pictures, or array-like of shape (n_samples, n_features_in_)
+        X : sequence of images, or array-like of shape (n_samples, n_features_in_)
             What the aligner takes.
         k : int, default=5
             How many, at most as many as there are classes.
@@ -312,7 +312,7 @@ class ZeroShotClassifier(SavedClassifier, ClassifierMixin, ZeroShotBase):
         -------
         labels : ndarray of shape (n_samples, k)
             Members of `classes_`, the most probable first. `threshold` has no part in it;
-            `unknown_label` stands for pictures that could not be read.
+            `unknown_label` stands for images that could not be read.
         probabilities : ndarray of shape (n_samples, k)
             Those of `predict_proba`.
 
@@ -335,11 +335,11 @@ class ZeroShotClassifier(SavedClassifier, ClassifierMixin, ZeroShotBase):
         return self._named(codes, logits.classes), probabilities
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
-        """Share of the pictures that are named right.
+        """Share of the images that are named right.
 
         Parameters
         ----------
-        X : sequence of pictures, or array-like of shape (n_samples, n_features_in_)
+        X : sequence of images, or array-like of shape (n_samples, n_features_in_)
             What the aligner takes.
         y : sequence of length n_samples
             True labels.
@@ -385,7 +385,7 @@ class ZeroShotClassifier(SavedClassifier, ClassifierMixin, ZeroShotBase):
         logits = self._logits_by(aligner, self._scale_by(aligner))
         if len(logits.classes) == 1:
             warn(
-                f"The only class is {logits.classes[0]!s:.99}, so every picture is given it. "
+                f"The only class is {logits.classes[0]!s:.99}, so every image is given it. "
                 "Give the classes that it is to be told from, too.",
             )
         return logits
@@ -396,12 +396,12 @@ class ZeroShotClassifier(SavedClassifier, ClassifierMixin, ZeroShotBase):
         return None if names is None else {label: names[label] for label in sorted(names)}
 
     def _codes(self, logits: LogitTiles, X: Any) -> np.ndarray:
-        """Return the number of every picture's class, below 0 for those that are unknown."""
+        """Return the number of every image's class, below 0 for those that are unknown."""
         (codes,) = logits.collect(X, lambda some: (best_texts(some, self.threshold),))
         unread = np.flatnonzero(codes == UNREAD)
         if unread.size and self.threshold is None:
             warn(
-                f"{len(unread)} pictures could not be read and are called "
+                f"{len(unread)} images could not be read and are called "
                 f"{self.unknown_label!r}: rows {first_few(unread, str)}.",
             )
         return codes
@@ -414,7 +414,7 @@ class ZeroShotClassifier(SavedClassifier, ClassifierMixin, ZeroShotBase):
             return labels
         other = np.asarray(self.unknown_label).dtype
         same_kind = other.kind == labels.dtype.kind
-        # Numbers must not turn into text because one picture is unknown.
+        # Numbers must not turn into text because one image is unknown.
         labels = labels.astype(np.result_type(labels.dtype, other) if same_kind else object)
         labels[unknown] = self.unknown_label
         return labels

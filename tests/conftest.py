@@ -1,4 +1,4 @@
-"""Real pictures and real encoders, shared by the tests."""
+"""Real images and real encoders, shared by the tests."""
 
 from types import SimpleNamespace
 
@@ -27,8 +27,8 @@ def text_encoder(feature_cache):
 
 
 @pytest.fixture(scope="session")
-def pictures():
-    """Animals, food and vehicles: 300 real pictures with captions and categories."""
+def captioned_images():
+    """Animals, food and vehicles: 300 real images with captions and categories."""
     data = load_openmoji()
     wanted = {"Animals & Nature": "animal", "Food & Drink": "food", "Travel & Places": "travel"}
     rows = [i for i, category in enumerate(data.categories) if category in wanted]
@@ -41,11 +41,11 @@ def pictures():
 
 
 @pytest.fixture(scope="session")
-def features(pictures, image_encoder, text_encoder):
-    """The same pictures and captions as features of the real encoders."""
+def features(captioned_images, image_encoder, text_encoder):
+    """The same images and captions as features of the real encoders."""
     return SimpleNamespace(
-        image=image_encoder.transform(pictures.images),
-        text=text_encoder.transform(pictures.captions),
+        image=image_encoder.transform(captioned_images.images),
+        text=text_encoder.transform(captioned_images.captions),
     )
 
 

@@ -21,7 +21,7 @@ TABLES = "ABCDEFGH"
 
 @pytest.fixture
 def made_up(concepts):
-    """Pairs to train on, a test of which two pictures share a caption, and a head."""
+    """Pairs to train on, a test of which two images share a caption, and a head."""
     image, text = concepts.image, concepts.text
     captions = [f"concept {i}" for i in range(300)]
     titles = ["", "a title"] * 100
@@ -56,7 +56,7 @@ def test_titles_and_head_pairs_are_learnt(made_up):
     assert sizes[0] < sizes[1] < sizes[2]
 
 
-def test_recalls_count_any_picture_of_a_caption(made_up):
+def test_recalls_count_any_image_of_a_caption(made_up):
     """A perfect similarity is 100 %, an empty one 0: ties count against a query."""
     perfect = np.zeros((100, 99), np.float32)
     perfect[tuple(made_up.test.pairs.T)] = 1
@@ -74,7 +74,7 @@ def test_chance_is_what_random_orders_reach(made_up):
 
 
 def test_conse_takes_the_likeliest_names(made_up):
-    """A picture that lies on a class is nearest to that class's text."""
+    """An image that lies on a class is nearest to that class's text."""
     weights = 100 * np.eye(20, 32, dtype=np.float32)
     head = made_up.head._replace(weights=weights)
     similarity = methods.ConSE(head).similarity(np.eye(20, 32), head.class_texts)
@@ -128,7 +128,7 @@ def test_first_seed_reaches_every_table_first():
 
 
 def test_rows_to_train_on_share_nothing_with_those_tested():
-    """At most five pictures a caption; no caption, file or concept on both sides."""
+    """At most five images a caption; no caption, file or concept on both sides."""
     rng = np.random.default_rng(0)
     world = World("memory")
     world.clip_art = SimpleNamespace(

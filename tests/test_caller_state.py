@@ -34,7 +34,7 @@ from sklearn_ape.encoders import (
 from sklearn_ape.features import DiskFeatureCache
 from sklearn_ape.heads import HEAD_KINDS
 from sklearn_ape.metrics import expected_calibration_error, fit_temperature
-from tests.aligners.test_clip import PICTURES, TEXTS
+from tests.aligners.test_clip import IMAGES, TEXTS
 from tests.aligners.test_clip import saved as saved_clip
 from tests.aligners.test_lit import saved as saved_bert
 
@@ -298,13 +298,13 @@ def test_clip_and_its_open_clip_shape_are_the_same(state, tmp_path_factory):
 
     def results():
         model, transform, tokenizer = as_open_clip(aligner)
-        pixels = torch.stack([transform(picture) for picture in PICTURES])
+        pixels = torch.stack([transform(input_image) for input_image in IMAGES])
         image = model.encode_image(pixels)
         text = model.encode_text(tokenizer(TEXTS))
         return {
-            "transform": aligner.transform(PICTURES),
+            "transform": aligner.transform(IMAGES),
             "transform_text": aligner.transform_text(TEXTS),
-            "similarity": aligner.similarity(PICTURES, TEXTS),
+            "similarity": aligner.similarity(IMAGES, TEXTS),
             "scale": aligner.logit_scale_,
             "pixels": pixels.numpy(),
             "image": image.numpy(),
@@ -320,7 +320,7 @@ def test_clip_and_its_open_clip_shape_are_the_same(state, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def of_words():
-    """An aligner whose text encoder is scikit-learn's, and pictures' features with labels."""
+    """An aligner whose text encoder is scikit-learn's, and images' features with labels."""
     rng = np.random.default_rng(0)
     y = np.array(LABELS)[rng.integers(0, 4, 80)]
     centers = {label: rng.standard_normal(12) for label in LABELS}

@@ -32,13 +32,13 @@ METADATA = """\
 </metadata>{rest}"""
 
 
-def write_picture(file, size=(4, 4)):
+def write_image(file, size=(4, 4)):
     file.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", size).save(file)
 
 
 def write_drawing(root, name, title=None, keywords=(), rest="</svg>", size=(4, 4)):
-    write_picture(root / "png" / f"{name}.png", size)
+    write_image(root / "png" / f"{name}.png", size)
     (root / "svg").mkdir(exist_ok=True)
     if title is not None:
         file = root / "svg" / f"{name}.svg"
@@ -55,9 +55,9 @@ def stamps(tmp_path):
         "food/apple": "An apple.\nde.utf8=\n",
     }
     for name, text in texts.items():
-        write_picture(tmp_path / f"{name}.png")
+        write_image(tmp_path / f"{name}.png")
         (tmp_path / f"{name}.txt").write_text(text, encoding="utf-8")
-    write_picture(tmp_path / "food" / "apple_mirror.png")
+    write_image(tmp_path / "food" / "apple_mirror.png")
     return tmp_path
 
 
@@ -73,7 +73,7 @@ def test_stamps(stamps):
 
 
 def test_stamps_in_another_language(stamps):
-    """Pictures without a translation are left out, not captioned in English."""
+    """Images without a translation are left out, not captioned in English."""
     data = load_tuxpaint_stamps(path=stamps, language="de")
     assert data.captions == ["Eine Eule.", "Eine Katze."]
     assert len(data.images) == len(data.categories) == 2
@@ -164,7 +164,7 @@ def test_drawings_with_broken_files(tmp_path):
 
 
 def test_drawings_too_large(tmp_path):
-    """Pictures that Pillow would refuse can be left out by their header alone."""
+    """Images that Pillow would refuse can be left out by their header alone."""
     write_drawing(tmp_path, "a/large", "Large", size=(40, 40))
     write_drawing(tmp_path, "a/small", "Small")
     assert load_openclipart(path=tmp_path, max_pixels=1000).captions == ["Small"]
@@ -199,7 +199,7 @@ def test_drawings_bad_path(tmp_path):
 
 @needs_stamps
 def test_real_stamps():
-    """The benchmark's test set: 951 pictures, none without caption."""
+    """The benchmark's test set: 951 images, none without caption."""
     data = load_tuxpaint_stamps()
     assert len(data.images) == len(data.captions) == len(data.categories) == 951
     assert "A zebra." in data.captions

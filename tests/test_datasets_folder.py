@@ -7,13 +7,13 @@ import pandas as pd
 import pytest
 
 from sklearn_ape.datasets import load_image_folder
-from tests.own_pictures import NAMES, folder, make, relative
+from tests.own_images import NAMES, folder, make, relative
 
 __all__ = ["folder"]  # a fixture
 
 
 def test_folder_of_folders(folder):
-    """Sub-folders are labels; other and hidden files are no pictures."""
+    """Sub-folders are labels; other and hidden files are no images."""
     make(folder, "notes.md", "cats/.hidden.jpg", ".git/x.jpg")
     data = load_image_folder(folder)
     assert relative(folder, data.images) == list(NAMES)
@@ -23,14 +23,14 @@ def test_folder_of_folders(folder):
     assert str(folder) in data.DESCR
 
 
-def test_no_labels_for_loose_pictures(folder):
-    """A picture outside of all sub-folders has no label, so that there are none."""
+def test_no_labels_for_loose_images(folder):
+    """An image outside of all sub-folders has no label, so that there are none."""
     make(folder, "loose.jpg")
     assert "labels" not in load_image_folder(folder)
 
 
 def test_paths_are_absolute(folder, monkeypatch):
-    """Pictures are found after the working directory changes."""
+    """Images are found after the working directory changes."""
     monkeypatch.chdir(folder)
     assert all(os.path.isabs(image) for image in load_image_folder(".").images)
 
@@ -93,7 +93,7 @@ def write_sidecars(folder):
 
 
 def test_sidecars(folder):
-    """Text files beside the pictures are found without asking."""
+    """Text files beside the images are found without asking."""
     write_sidecars(folder)
     data = load_image_folder(folder)
     assert data.captions == ["a black cat", "ein älterer Kater", "a dog"]
@@ -118,7 +118,7 @@ def test_marks_within_a_caption_do_not_end_its_line(folder, mark):
 
 
 def test_bad_sidecars(folder):
-    """Pictures without text are named and counted; so are empty and unreadable files."""
+    """Images without text are named and counted; so are empty and unreadable files."""
     write_sidecars(folder)
     make(folder, *(f"birds/{i}.jpg" for i in range(7)))
     with pytest.raises(ValueError, match=r"7 of 10 .*'birds/0\.jpg'.*'birds/4\.jpg', \.\.\."):
@@ -147,15 +147,15 @@ def write_metadata(folder, kind, column="caption"):
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
 @pytest.mark.parametrize("column", ["caption", "text"])
 def test_metadata_tables(folder, kind, column):
-    """Captions go to their pictures whatever the order, and "NA" is a text like any other."""
+    """Captions go to their images whatever the order, and "NA" is a text like any other."""
     texts = write_metadata(folder, kind, column)
     data = load_image_folder(folder)
     assert relative(folder, data.images) == list(NAMES)
     assert data.captions == texts
 
 
-def test_several_rows_of_a_picture(folder):
-    """Each row of a picture is one more caption of it."""
+def test_several_rows_of_an_image(folder):
+    """Each row of an image is one more caption of it."""
     write_metadata(folder, "csv")
     with (folder / "metadata.csv").open("a") as stream:
         stream.write("./dogs/dog.jpg,a dog\n")
@@ -164,10 +164,10 @@ def test_several_rows_of_a_picture(folder):
 
 
 def test_table_and_folder_disagree(folder):
-    """Rows without a picture and pictures without a row are both named."""
+    """Rows without an image and images without a row are both named."""
     write_metadata(folder, "csv")
     make(folder, "dogs/new.jpg")
-    with pytest.raises(ValueError, match=r"no row for 1 of 4 pictures: 'dogs/new\.jpg'"):
+    with pytest.raises(ValueError, match=r"no row for 1 of 4 images: 'dogs/new\.jpg'"):
         load_image_folder(folder)
     (folder / "dogs" / "new.jpg").unlink()
     (folder / "dogs" / "dog.jpg").unlink()

@@ -1,4 +1,4 @@
-"""load_imagenet_captions: captions as in the paper, and no picture that is not there."""
+"""load_imagenet_captions: captions as in the paper, and no image that is not there."""
 
 import json
 import os
@@ -43,9 +43,9 @@ ENTRIES = [
 @pytest.fixture
 def root(tmp_path):
     for entry in ENTRIES:
-        picture = tmp_path / "train" / entry["wnid"] / entry["filename"]
-        picture.parent.mkdir(parents=True, exist_ok=True)
-        picture.write_bytes(b"")  # never opened
+        image = tmp_path / "train" / entry["wnid"] / entry["filename"]
+        image.parent.mkdir(parents=True, exist_ok=True)
+        image.write_bytes(b"")  # never opened
     return tmp_path / "train"
 
 
@@ -73,7 +73,7 @@ def test_captions_and_labels(root, table):
     ]
     assert all(os.path.isfile(image) for image in data.images)
     assert data.wnids.tolist() == ["n01440764", "n02012849", "n03126707"]
-    assert "0 entries without a picture here, 1 without a text" in data.DESCR
+    assert "0 entries without an image here, 1 without a text" in data.DESCR
 
 
 def test_labels_tell_all_classes_apart(root, table):
@@ -109,19 +109,19 @@ def test_all_in_one_folder(root, table):
     assert len(load_imagenet_captions(root, table).images) == 3
 
 
-def test_missing_pictures(root, table):
+def test_missing_images(root, table):
     """They are counted, named and left out; or an error; all missing is always an error."""
     (root / "n01440764" / "n01440764_10026.JPEG").unlink()
-    with pytest.warns(UserWarning, match=r"1 of 4 pictures .*'n01440764_10026\.JPEG'"):
+    with pytest.warns(UserWarning, match=r"1 of 4 images .*'n01440764_10026\.JPEG'"):
         data = load_imagenet_captions(root, table)
     assert data.captions == ["bird", "at the docks"]
     assert "tench" not in data.class_names
-    with pytest.raises(FileNotFoundError, match="1 of 4 pictures"):
+    with pytest.raises(FileNotFoundError, match="1 of 4 images"):
         load_imagenet_captions(root, table, on_missing="raise")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert len(load_imagenet_captions(root, table, on_missing="ignore").images) == 2
-    with pytest.raises(FileNotFoundError, match=r"4 of 4 pictures.*Pass the folder that holds"):
+    with pytest.raises(FileNotFoundError, match=r"4 of 4 images.*Pass the folder that holds"):
         load_imagenet_captions(root.parent, table, on_missing="ignore")
 
 

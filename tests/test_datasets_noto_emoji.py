@@ -1,4 +1,4 @@
-"""load_noto_emoji: one picture an emoji, of the same names as OpenMoji's."""
+"""load_noto_emoji: one image an emoji, of the same names as OpenMoji's."""
 
 import os
 from pathlib import Path
@@ -36,13 +36,13 @@ class TestTheInstalledFont:
         assert (noto.emoji[i], noto.categories[i]) == ("\U0001f34e", "Food & Drink")
         assert noto.subcategories[i] == "food-fruit"
 
-    def test_pictures_show_the_emoji_on_white(self, noto):
-        """Joined emoji too: a flag is one picture, not two letters."""
+    def test_images_show_the_emoji_on_white(self, noto):
+        """Joined emoji too: a flag is one image, not two letters."""
         for name, colour in (("red apple", (229, 57, 53)), ("flag of France", (255, 255, 255))):
-            with Image.open(noto.images[noto.captions.index(name)]) as picture:
-                assert picture.size == (136, 128)
-                assert picture.getpixel((0, 0)) == (255, 255, 255)
-                middle = picture.getpixel((68, 70))
+            with Image.open(noto.images[noto.captions.index(name)]) as image:
+                assert image.size == (136, 128)
+                assert image.getpixel((0, 0)) == (255, 255, 255)
+                middle = image.getpixel((68, 70))
             assert max(abs(a - b) for a, b in zip(middle, colour, strict=True)) < 60
 
     def test_a_second_call_draws_nothing(self, noto, home, monkeypatch):

@@ -45,8 +45,8 @@ def test_data_home_order(monkeypatch, tmp_path):
     assert get_data_home().name == "sklearn_ape"
 
 
-def test_all_pictures_exist_and_captions_are_distinct(openmoji):
-    """About 1,900 pictures, each rendered, each with a name of its own."""
+def test_all_images_exist_and_captions_are_distinct(openmoji):
+    """About 1,900 images, each rendered, each with a name of its own."""
     n = len(openmoji.images)
     assert 1800 < n < 2200
     assert len(openmoji.captions) == len(openmoji.categories) == len(openmoji.emoji) == n
@@ -68,8 +68,8 @@ def test_all_pictures_exist_and_captions_are_distinct(openmoji):
         ("#\u20e3", "keycap #", "Symbols", "keycap"),
     ],
 )
-def test_known_pictures(openmoji, emoji, caption, category, subcategory):
-    """Names and categories fit the pictures, with and without variation selector."""
+def test_known_images(openmoji, emoji, caption, category, subcategory):
+    """Names and categories fit the images, with and without variation selector."""
     i = openmoji.emoji.tolist().index(emoji)
     assert (openmoji.captions[i], openmoji.categories[i]) == (caption, category)
     assert openmoji.subcategories[i] == subcategory
@@ -108,7 +108,7 @@ def test_variants_inherit_category(drawings, home):
 
 
 def test_rendered_once(drawings, home):
-    """A second call leaves the pictures alone."""
+    """A second call leaves the images alone."""
     images = load_openmoji(path=drawings, data_home=home, size=16).images
     for image in images:
         os.utime(image, (1, 1))
@@ -117,7 +117,7 @@ def test_rendered_once(drawings, home):
 
 
 def test_changed_drawing_is_rendered_again(drawings, home):
-    """No old picture is taken for a file that has changed since."""
+    """No old image is taken for a file that has changed since."""
     load_openmoji(path=drawings, data_home=home, size=16)
     (drawings / "1F34E.svg").write_text(SVG.format(color="#0000ff"))
     data = load_openmoji(path=drawings, data_home=home, size=16)
@@ -146,7 +146,7 @@ def test_killed_half_way(drawings, home, monkeypatch):
 
 
 def test_two_processes_at_once(drawings, home):
-    """Processes that render the same pictures at the same time do not spoil each other's."""
+    """Processes that render the same images at the same time do not spoil each other's."""
     code = (
         "from sklearn_ape.datasets import load_openmoji\n"
         f"load_openmoji(path={str(drawings)!r}, data_home={str(home)!r}, size=300)"

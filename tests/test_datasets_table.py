@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from sklearn_ape.datasets import load_pairs
-from tests.own_pictures import NAMES, folder, relative
+from tests.own_images import NAMES, folder, relative
 
 __all__ = ["folder"]  # a fixture
 
@@ -53,15 +53,15 @@ def test_data_frames(folder, frame, library, monkeypatch):
     assert load_pairs(source).images == images
 
 
-def test_pictures_of_other_kinds(folder):
+def test_images_of_other_kinds(folder):
     """Bytes, PIL images, arrays and Hugging Face dicts pass through; dicts are unpacked."""
     buffer = io.BytesIO()
-    picture = Image.new("RGB", (2, 2))
-    picture.save(buffer, "PNG")
+    image = Image.new("RGB", (2, 2))
+    image.save(buffer, "PNG")
     content, array = buffer.getvalue(), np.zeros((2, 2, 3), np.uint8)
     cells = [
         content,
-        picture,
+        image,
         array,
         {"bytes": content, "path": "x.png"},
         {"bytes": None, "path": NAMES[0]},
@@ -69,22 +69,22 @@ def test_pictures_of_other_kinds(folder):
     images = load_pairs(pd.DataFrame({"image": cells, "caption": list("abcde")}), root=folder)[
         "images"
     ]
-    assert images[:2] == [content, picture]
+    assert images[:2] == [content, image]
     assert images[2] is array
     assert images[3] == content
     assert images[4] == str(folder / NAMES[0])
 
 
 def test_hugging_face_parquet(tmp_path):
-    """A parquet file with embedded pictures, as datasets are published."""
+    """A parquet file with embedded images, as datasets are published."""
     frame = pd.DataFrame({"image": [{"bytes": b"png", "path": None}], "text": [["a", "b"]]})
     frame.to_parquet(tmp_path / "t.parquet")
     data = load_pairs(tmp_path / "t.parquet", caption="text")
     assert (data.images, data.captions) == ([b"png"], [["a", "b"]])
 
 
-def test_repeated_pictures_stay_rows(folder):
-    """Two rows of one picture are two pairs."""
+def test_repeated_images_stay_rows(folder):
+    """Two rows of one image are two pairs."""
     frame = pd.DataFrame({"image": [NAMES[0]] * 2, "caption": ["a", "b"]})
     data = load_pairs(frame, root=folder)
     assert data.captions == ["a", "b"]
@@ -106,23 +106,23 @@ def test_empty_captions(folder, empty):
 
 
 def test_missing_files(folder, frame, tmp_path):
-    """Missing pictures are named and counted, with the folder that was searched."""
+    """Missing images are named and counted, with the folder that was searched."""
     file = write_table(frame, tmp_path / "t.csv")
-    with pytest.raises(FileNotFoundError, match=r"3 of 3 pictures.*dog\.jpg.*root=") as error:
+    with pytest.raises(FileNotFoundError, match=r"3 of 3 images.*dog\.jpg.*root=") as error:
         load_pairs(file)
     assert repr(str(tmp_path)) in str(error.value)
     assert len(load_pairs(file, root=folder).images) == 3
 
 
 @pytest.mark.parametrize("cell", [None, "", float("nan"), b"", {"bytes": None, "path": None}])
-def test_missing_picture_cells(cell):
-    """A row without a picture is named."""
-    with pytest.raises(ValueError, match="1 of 1 rows of the data frame have no picture: rows 0"):
+def test_missing_image_cells(cell):
+    """A row without an image is named."""
+    with pytest.raises(ValueError, match="1 of 1 rows of the data frame have no image: rows 0"):
         load_pairs(pd.DataFrame({"image": [cell], "caption": ["a"]}))
 
 
 def test_wrong_types(frame):
-    """What is no table and what is no picture is told so."""
+    """What is no table and what is no image is told so."""
     with pytest.raises(TypeError, match="DataFrame, got list"):
         load_pairs([("a.jpg", "a")])
     with pytest.raises(TypeError, match=r"Row 0 .* holds a int"):
@@ -196,7 +196,7 @@ def test_table_in_another_encoding_says_what_to_do(folder):
         load_pairs(folder / "t.csv")
 
 
-def test_absent_pictures_may_be_left_to_the_encoder(folder):
+def test_absent_images_may_be_left_to_the_encoder(folder):
     (folder / "t.csv").write_text("image,caption\ncats/old_cat.PNG,a cat\ngone.jpg,a dog\n")
     with pytest.raises(FileNotFoundError, match=r"gone\.jpg"):
         load_pairs(folder / "t.csv")
@@ -205,7 +205,7 @@ def test_absent_pictures_may_be_left_to_the_encoder(folder):
 
 
 def test_swapped_columns(folder, frame):
-    """Captions as pictures are no missing files: the message names the other order."""
+    """Captions as images are no missing files: the message names the other order."""
     with pytest.raises(ValueError, match="Try image='image', caption='caption'"):
         load_pairs(frame, image="caption", caption="image", root=folder, check_files=False)
     with pytest.raises(ValueError, match="columns swapped"):

@@ -86,7 +86,7 @@ def test_compressed_shards(tmp_path):
 
 
 def test_lengths_come_from_headers(folder, monkeypatch):
-    """Counting reads no picture, and happens once."""
+    """Counting reads no image, and happens once."""
     monkeypatch.setattr(tarfile.TarFile, "extractfile", None)
     pairs = load_webdataset(folder)
     assert len(pairs) == 5
@@ -193,33 +193,37 @@ def test_without_webdataset(folder, monkeypatch):
         write_webdataset([], [], folder)
 
 
-def test_written_shards_are_read(tmp_path, pictures):
+def test_written_shards_are_read(tmp_path, captioned_images):
     """Paths and bytes come back byte for byte, in as many shards as asked for."""
-    content = [Path(path).read_bytes() for path in pictures.images[:7]]
-    images = [*pictures.images[:4], *content[4:]]
-    shards = write_webdataset(images, pictures.captions[:7], tmp_path / "new", pairs_per_shard=3)
+    content = [Path(path).read_bytes() for path in captioned_images.images[:7]]
+    images = [*captioned_images.images[:4], *content[4:]]
+    shards = write_webdataset(
+        images, captioned_images.captions[:7], tmp_path / "new", pairs_per_shard=3
+    )
     assert [os.path.basename(name) for name in shards] == ["00000.tar", "00001.tar", "00002.tar"]
     pairs = load_webdataset(tmp_path / "new")
-    assert list(pairs) == list(zip(content, pictures.captions[:7], strict=True))
+    assert list(pairs) == list(zip(content, captioned_images.captions[:7], strict=True))
     with pytest.raises(ValueError, match="shorter"):
         write_webdataset(images, ["one"], tmp_path / "other")
-    with pytest.raises(ValueError, match=r"Picture 1 .*no jpg, png or webp"):
+    with pytest.raises(ValueError, match=r"Image 1 .*no jpg, png or webp"):
         write_webdataset([content[0], b"text"], ["one", "two"], tmp_path / "other")
     with pytest.raises(ValueError, match="pairs_per_shard must be at least 1"):
         write_webdataset([], [], tmp_path / "other", pairs_per_shard=0)
 
 
-def test_encode_to_takes_either_side(tmp_path, pictures, image_encoder, text_encoder):
-    """Features of shards are those of the files; a bad picture names its shard and sample."""
+def test_encode_to_takes_either_side(tmp_path, captioned_images, image_encoder, text_encoder):
+    """Features of shards are those of the files; a bad image names its shard and sample."""
     n = 9
-    write_webdataset(pictures.images[:n], pictures.captions[:n], tmp_path, pairs_per_shard=4)
+    write_webdataset(
+        captioned_images.images[:n], captioned_images.captions[:n], tmp_path, pairs_per_shard=4
+    )
     pairs = load_webdataset(tmp_path)
     images = image_encoder.encode_to(tmp_path / "images.npy", pairs.images(), chunk_size=4)
-    np.testing.assert_array_equal(images, image_encoder.transform(pictures.images[:n]))
+    np.testing.assert_array_equal(images, image_encoder.transform(captioned_images.images[:n]))
     texts = text_encoder.encode_to(tmp_path / "texts.npy", pairs.captions(), chunk_size=4)
-    np.testing.assert_array_equal(texts, text_encoder.transform(pictures.captions[:n]))
+    np.testing.assert_array_equal(texts, text_encoder.transform(captioned_images.captions[:n]))
 
-    shard(tmp_path / "bad.tar", [("k.png", b"not a picture"), ("k.txt", b"a cat")])
+    shard(tmp_path / "bad.tar", [("k.png", b"not an image"), ("k.txt", b"a cat")])
     pairs = load_webdataset(tmp_path)
     with pytest.raises(EncodingError, match=r"row 9: the sample 'k' of '.*bad\.tar'"):
         image_encoder.encode_to(tmp_path / "all.npy", pairs.images(), chunk_size=4)

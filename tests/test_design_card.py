@@ -1,4 +1,4 @@
-"""The promises of the design card, as a user writes them, on real pictures."""
+"""The promises of the design card, as a user writes them, on real images."""
 
 import numpy as np
 import pytest
@@ -36,35 +36,39 @@ def fresh(tmp_path):
     )
 
 
-def test_a_stock_pipeline_fits_images_and_captions(pictures, image_encoder, text_encoder):
+def test_a_stock_pipeline_fits_images_and_captions(captioned_images, image_encoder, text_encoder):
     pipeline = Pipeline(
         [
             ("encode", image_encoder),
             ("align", APEAligner(text_encoder=text_encoder, max_epochs=30, random_state=0)),
         ]
     )
-    pipeline.fit(pictures.images[:200], pictures.captions[:200])
-    score = pipeline.score(pictures.images[200:], pictures.captions[200:])
+    pipeline.fit(captioned_images.images[:200], captioned_images.captions[:200])
+    score = pipeline.score(captioned_images.images[200:], captioned_images.captions[200:])
     assert score > 0.08  # chance is 0.01
 
 
-def test_zero_shot_classifier_scores_names_never_seen(pictures, image_encoder, text_encoder):
+def test_zero_shot_classifier_scores_names_never_seen(
+    captioned_images, image_encoder, text_encoder
+):
     model = make_pipeline(
         image_encoder, APEAligner(text_encoder=text_encoder, max_epochs=30, random_state=0)
-    ).fit(pictures.images[:200], pictures.captions[:200])
-    labels = pictures.captions[200:]
-    accuracy = ZeroShotClassifier(labels, aligner=model).score(pictures.images[200:], labels)
+    ).fit(captioned_images.images[:200], captioned_images.captions[:200])
+    labels = captioned_images.captions[200:]
+    accuracy = ZeroShotClassifier(labels, aligner=model).score(
+        captioned_images.images[200:], labels
+    )
     assert accuracy > 0.08  # chance is 0.01
 
 
-def test_grid_search_encodes_every_picture_and_caption_exactly_once(pictures, fresh):
+def test_grid_search_encodes_every_image_and_caption_exactly_once(captioned_images, fresh):
     """4 depths x 3 folds ask for each feature twelve times in fit and twelve in score.
 
     The logits stand in for features, since the whole network is what a hook can count.
     """
     image_encoder, text_encoder = fresh
-    images = [*pictures.images[:60], pictures.images[0]]
-    captions = [*pictures.captions[:60], pictures.captions[0]]
+    images = [*captioned_images.images[:60], captioned_images.images[0]]
+    captions = [*captioned_images.captions[:60], captioned_images.captions[0]]
     counts = RowCount(image_encoder), RowCount(text_encoder)
     before = image_encoder.cache_info().misses, text_encoder.cache_info().misses
     aligner = APEAligner(text_encoder=text_encoder, width=32, max_epochs=2, random_state=0)
@@ -82,7 +86,7 @@ def test_grid_search_encodes_every_picture_and_caption_exactly_once(pictures, fr
     assert np.isfinite(search.cv_results_["mean_test_score"]).all()
 
 
-def test_grid_search_over_depth_in_worker_processes(pictures, image_encoder, text_encoder):
+def test_grid_search_over_depth_in_worker_processes(captioned_images, image_encoder, text_encoder):
     """Estimators, cache and encoders must survive the trip to a worker and back."""
     aligner = APEAligner(text_encoder=text_encoder, width=32, max_epochs=2, random_state=0)
     search = {
@@ -91,7 +95,7 @@ def test_grid_search_over_depth_in_worker_processes(pictures, image_encoder, tex
             {"apealigner__depth": [1, 2]},
             cv=2,
             n_jobs=n_jobs,
-        ).fit(pictures.images[:40], pictures.captions[:40])
+        ).fit(captioned_images.images[:40], captioned_images.captions[:40])
         for n_jobs in (1, 2)
     }
     np.testing.assert_allclose(

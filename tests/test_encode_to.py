@@ -284,42 +284,42 @@ def test_two_writers_of_one_file(encoder, path):
 
 
 @pytest.fixture
-def bad_pictures(pictures, tmp_path):
+def bad_images(captioned_images, tmp_path):
     cut = tmp_path / "cut.png"
-    with open(pictures.images[0], "rb") as file:
+    with open(captioned_images.images[0], "rb") as file:
         cut.write_bytes(file.read()[:300])
     return [
-        *pictures.images[:5],
+        *captioned_images.images[:5],
         str(cut),
-        pictures.images[5],
+        captioned_images.images[5],
         "absent.png",
-        *pictures.images[6:9],
+        *captioned_images.images[6:9],
     ]
 
 
-def test_bad_pictures_become_nan(image_encoder, bad_pictures, path):
+def test_bad_images_become_nan(image_encoder, bad_images, path):
     """Rows of NaN, named by their rows in X, also when the run was stopped in between."""
     encoder = clone(image_encoder).set_params(on_error="nan")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        stop_after(2, encoder, path, bad_pictures)
+        stop_after(2, encoder, path, bad_images)
     with pytest.warns(UserWarning, match="row 5: .*cut.png") as told:
-        features = encoder.encode_to(path, bad_pictures, chunk_size=CHUNK)
+        features = encoder.encode_to(path, bad_images, chunk_size=CHUNK)
     assert len(told) == 1
     assert list(encoder.errors_) == [5, 7]
     assert np.flatnonzero(np.isnan(features).any(axis=1)).tolist() == [5, 7]
-    good = [row for row in range(len(bad_pictures)) if row not in (5, 7)]
+    good = [row for row in range(len(bad_images)) if row not in (5, 7)]
     np.testing.assert_array_equal(
-        features[good], image_encoder.transform([bad_pictures[row] for row in good])
+        features[good], image_encoder.transform([bad_images[row] for row in good])
     )
     with pytest.raises(EncodingError, match=r"row 7: 'absent\.png'"):
-        image_encoder.encode_to(path, bad_pictures, chunk_size=CHUNK)
+        image_encoder.encode_to(path, bad_images, chunk_size=CHUNK)
 
 
-def test_bad_pictures_stop_the_work(image_encoder, bad_pictures, path, written):
+def test_bad_images_stop_the_work(image_encoder, bad_images, path, written):
     """The error names rows of X, and the chunks before are kept."""
     with pytest.raises(EncodingError, match=r"row 7: 'absent\.png'") as raised:
-        image_encoder.encode_to(path, bad_pictures, chunk_size=CHUNK)
+        image_encoder.encode_to(path, bad_images, chunk_size=CHUNK)
     assert min(raised.value.errors) >= 5
     assert written == [0]
 

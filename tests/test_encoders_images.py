@@ -1,4 +1,4 @@
-"""Pictures of every kind are read as a person sees them; what is none is named, not guessed."""
+"""Images of every kind are read as a person sees them; what is none is named, not guessed."""
 
 import contextlib
 import hashlib
@@ -46,12 +46,12 @@ def png(width, height, bit_depth, color_type, raw, *more):
     )
 
 
-# ---------------------------------------------------------------- kinds of pictures
+# ---------------------------------------------------------------- kinds of images
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "HSV"])
 def test_every_mode_of_pil(mode):
-    """A mode is only a way to store the same picture."""
+    """A mode is only a way to store the same image."""
     image = Image.fromarray(RGB).convert(mode)
     expected = np.asarray(image.convert("RGB")).astype(int)
     np.testing.assert_array_equal(pixels(image), expected)
@@ -59,7 +59,7 @@ def test_every_mode_of_pil(mode):
 
 @pytest.mark.parametrize("mode", ["RGBa", "La", "PA", "RGBX", "LAB"])
 def test_rare_modes_are_read_or_refused(mode):
-    """No mode, however rare, ends in anything but a picture or our error."""
+    """No mode, however rare, ends in anything but an image or our error."""
     image = Image.new(mode, (8, 8))
     with contextlib.suppress(ItemError):
         assert read_image(image).size == (8, 8)
@@ -85,7 +85,7 @@ def test_deep_grey_is_scaled_not_clipped(mode, values, expected):
     np.testing.assert_array_equal(pixels(image)[0, :, 0], expected)
 
 
-def test_float_picture_with_nan_is_refused():
+def test_float_image_with_nan_is_refused():
     """Not-a-number is no shade of grey."""
     with pytest.raises(ItemError, match="not finite"):
         read_image(Image.fromarray(np.full((2, 2), np.nan, dtype=np.float32)))
@@ -140,7 +140,7 @@ def test_16_bit_grey_png(tmp_path):
     ],
 )
 def test_file_formats(tmp_path, suffix, options, tolerance):
-    """Path, str, bytes, bytearray and memoryview of a file give the picture in it."""
+    """Path, str, bytes, bytearray and memoryview of a file give the image in it."""
     smooth = Image.fromarray(RGB).resize((4, 3)).resize((64, 48), Image.Resampling.BICUBIC)
     content = encoded(smooth, suffix, **options)
     path = tmp_path / f"a.{suffix}"
@@ -161,7 +161,7 @@ def test_cmyk_jpeg():
 
 
 def test_exif_rotation_is_applied():
-    """A phone's picture stands upright, as a file and as an opened picture."""
+    """A phone's image stands upright, as a file and as an opened image."""
     exif = Image.Exif()
     exif[0x0112] = 6
     content = encoded(Image.fromarray(RGB), "png", exif=exif)
@@ -218,7 +218,7 @@ def test_array_with_masked_pixels_is_refused():
     np.testing.assert_array_equal(pixels(np.ma.array(RGB)), RGB)
 
 
-def test_damaged_exif_does_not_cost_the_picture():
+def test_damaged_exif_does_not_cost_the_image():
     """Cameras write broken EXIF; the pixels are fine."""
     content = encoded(Image.fromarray(RGB), "jpeg", quality=95, exif=b"Exif\0\0II*\0\xff\xff\xff")
     assert pixels(content).shape == RGB.shape
@@ -247,8 +247,8 @@ def test_arrays(shape):
     np.testing.assert_array_equal(pixels(array[::-1, ::2]), expected[::-1, ::2])
 
 
-def test_reading_leaves_the_picture_as_it_was():
-    """A PIL picture that was passed in is neither changed nor closed."""
+def test_reading_leaves_the_image_as_it_was():
+    """A PIL image that was passed in is neither changed nor closed."""
     image = Image.fromarray(RGB).convert("P")
     read_image(image)
     assert image.mode == "P"
@@ -275,7 +275,7 @@ def test_digest_is_of_the_content(tmp_path):
 
 
 def test_digest_of_arrays_knows_the_shape():
-    """The same bytes in another shape are another picture."""
+    """The same bytes in another shape are another image."""
     assert image_digest(RGB) != image_digest(RGB.reshape(32, 24, 3))
     assert image_digest(RGB[::-1]) != image_digest(RGB)
     assert image_digest(RGB) == image_digest(Image.fromarray(RGB))
@@ -311,7 +311,7 @@ def test_file_changed_after_the_clock_was_set_back_is_seen(tmp_path, monkeypatch
 
 
 def test_unchanged_file_is_read_once(tmp_path, monkeypatch):
-    """A grid search must not hash every picture again and again."""
+    """A grid search must not hash every image again and again."""
     path = tmp_path / "a.png"
     Image.fromarray(RGB).save(path)
     monkeypatch.setattr("sklearn_ape.encoders._stamps._SETTLED_S", -1.0)
@@ -324,7 +324,7 @@ def test_unchanged_file_is_read_once(tmp_path, monkeypatch):
     assert image_digest(path) == first
 
 
-# ---------------------------------------------------------------- what is no picture
+# ---------------------------------------------------------------- what is no image
 
 
 def bad_items(folder):
@@ -348,33 +348,33 @@ def bad_items(folder):
     closed = Image.open(io.BytesIO(good))
     closed.close()
     return {
-        "a caption": ("a cat on a mat", "It looks like a caption: pictures go in X"),
+        "a caption": ("a cat on a mat", "It looks like a caption: images go in X"),
         "a caption with a slash": ("a black/white cat", "It looks like a caption"),
         "a long caption": ("a very long caption " * 30, "It looks like a caption"),
         "a missing file": (folder / "none.png", "does not exist"),
         "a missing relative file": ("none.png", "does not exist .looked for '/"),
-        "a url": ("https://example.org/cat.png", "Download the picture first"),
-        "a data uri": ("data:image/png;base64,AAAA" + "A" * 400, "Download the picture first"),
+        "a url": ("https://example.org/cat.png", "Download the image first"),
+        "a data uri": ("data:image/png;base64,AAAA" + "A" * 400, "Download the image first"),
         "a NUL": ("a\0b.png", "cannot be opened"),
-        "a folder": (folder / "folder.png", "is a folder, not a picture"),
+        "a folder": (folder / "folder.png", "is a folder, not an image"),
         "an empty file": (folder / "empty.png", "is an empty file"),
-        "a text file": (folder / "text.png", "not a picture but text .it begins with 'a cat"),
-        "a web page": (folder / "page.jpg", "not a picture but text"),
+        "a text file": (folder / "text.png", "not an image but text .it begins with 'a cat"),
+        "a web page": (folder / "page.jpg", "not an image but text"),
         "an svg": (folder / "drawing.svg", "Render it to PNG"),
         "an svg called png": (folder / "drawing.png", "Render it to PNG"),
         "a truncated png": (folder / "cut.png", "damaged or cut short"),
-        "half a header": (folder / "header.png", "cannot be opened as a picture|damaged|knows"),
-        "zeros": (folder / "zeros.png", "not a picture in a format"),
+        "half a header": (folder / "header.png", "cannot be opened as an image|damaged|knows"),
+        "zeros": (folder / "zeros.png", "not an image in a format"),
         "a truncated jpeg": (folder / "cut.jpg", "damaged or cut short"),
         "a bomb": (folder / "bomb.png", "is refused"),
         "a smaller bomb": (folder / "small-bomb.png", "raise PIL.Image.MAX_IMAGE_PIXELS"),
         "no bytes": (b"", "is empty"),
-        "text as bytes": (b"a cat", "not a picture but text"),
+        "text as bytes": (b"a cat", "not an image but text"),
         "None": (None, "is of type NoneType: expected a path"),
         "nan": (float("nan"), "is of type float"),
         "a number": (3, "is of type int"),
         "a dict": ({"bytes": good}, "is of type dict"),
-        "a closed picture": (closed, "cannot be read"),
+        "a closed image": (closed, "cannot be read"),
         "a float array": (RGB / 255.0, "expected uint8 from 0 to 255.*255 . array"),
         "a bool array": (RGB > 100, "expected uint8"),
         "channels first": (RGB.transpose(2, 0, 1), "Channels come last"),
@@ -386,7 +386,7 @@ def bad_items(folder):
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_bad_items_say_what_they_are_and_what_to_do(tmp_path):
-    """Each kind of thing that is no picture has an error of its own, never a bare traceback."""
+    """Each kind of thing that is no image has an error of its own, never a bare traceback."""
     for kind, (item, message) in bad_items(tmp_path).items():
         with pytest.raises(ItemError, match=message) as caught:  # noqa: PT012
             image_digest(item)
@@ -411,7 +411,7 @@ def test_what_the_header_shows_is_found_without_decoding(tmp_path, monkeypatch):
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("suffix", ["png", "jpeg", "gif", "webp", "tiff", "bmp"])
-def test_damaged_files_give_a_picture_or_our_error(suffix):
+def test_damaged_files_give_an_image_or_our_error(suffix):
     """Whatever bytes are flipped or cut off, no other exception leaves the reader."""
     image = Image.fromarray(RGB)
     exif = Image.Exif()

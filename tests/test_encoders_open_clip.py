@@ -10,7 +10,7 @@ from sklearn_ape.encoders import OpenCLIPImageEncoder, OpenCLIPTextEncoder
 
 open_clip = pytest.importorskip("open_clip")
 
-PICTURES = list(np.random.default_rng(0).integers(0, 256, size=(3, 40, 50, 3), dtype=np.uint8))
+IMAGES = list(np.random.default_rng(0).integers(0, 256, size=(3, 40, 50, 3), dtype=np.uint8))
 TEXTS = ["a cat", "two dogs on a walk", "a rocket"]
 MODEL = {
     "embed_dim": 12,
@@ -40,12 +40,12 @@ def test_both_towers_and_one_network(tmp_path):
     """Features are those of encode_image and encode_text, from one loaded model."""
     model = saved(tmp_path)
     images, texts = OpenCLIPImageEncoder(str(tmp_path)), OpenCLIPTextEncoder(str(tmp_path))
-    found = images.transform(PICTURES), texts.transform(TEXTS)
+    found = images.transform(IMAGES), texts.transform(TEXTS)
     network = images._network()
     assert network.model is texts._network().model
     tokens = open_clip.get_tokenizer(f"local-dir:{tmp_path}")(TEXTS)
     assert tokens.shape == (3, 16)
-    batch = [images._prepare(network.prepare, picture) for picture in PICTURES]
+    batch = [images._prepare(network.prepare, image) for image in IMAGES]
     pixels = images._module(network).normalized(*images._tensors(network, batch))
     with torch.inference_mode():
         np.testing.assert_allclose(found[0], model.encode_image(pixels), atol=1e-5)
@@ -55,9 +55,9 @@ def test_both_towers_and_one_network(tmp_path):
 def test_changed_model_in_the_same_folder(tmp_path):
     """Another model under the same path neither hits the cache nor the loaded network."""
     saved(tmp_path)
-    first = OpenCLIPImageEncoder(str(tmp_path)).transform(PICTURES)
+    first = OpenCLIPImageEncoder(str(tmp_path)).transform(IMAGES)
     saved(tmp_path, seed=1)
-    second = OpenCLIPImageEncoder(str(tmp_path)).transform(PICTURES)
+    second = OpenCLIPImageEncoder(str(tmp_path)).transform(IMAGES)
     assert np.abs(first - second).max() > 1e-3
 
 

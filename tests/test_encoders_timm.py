@@ -51,11 +51,11 @@ def test_normalisation_is_half_and_half():
     torch.testing.assert_close(tensors[1], -torch.ones(3, 224, 224))
 
 
-def test_pad_shows_the_whole_picture():
-    """crop="pad" keeps what lies at the border of an oblong picture; "center" cuts it off."""
-    picture = np.full((50, 200, 3), 255, dtype=np.uint8)
-    picture[:, :10] = 0
-    tensors = [prepared(TimmImageEncoder(crop=crop), [picture])[0] for crop in ("pad", "center")]
+def test_pad_shows_the_whole_image():
+    """crop="pad" keeps what lies at the border of an oblong image; "center" cuts it off."""
+    image = np.full((50, 200, 3), 255, dtype=np.uint8)
+    image[:, :10] = 0
+    tensors = [prepared(TimmImageEncoder(crop=crop), [image])[0] for crop in ("pad", "center")]
     assert tensors[0].min() < -0.9
     assert tensors[1].min() > 0.9
 
@@ -174,25 +174,25 @@ def test_gem_lies_between_the_mean_and_the_maximum(paths):
 
 @pytest.fixture(scope="module")
 def lopsided():
-    """Pictures that a mirror changes, unlike many flags."""
+    """Images that a mirror changes, unlike many flags."""
     data = load_openmoji()
     return [data.images[data.captions.index(name)] for name in ("whale", "snail", "bicycle")]
 
 
 class TestViews:
     @pytest.mark.parametrize("pooling", ["auto", "gem"])
-    def test_are_the_mean_over_pictures_changed_by_hand(self, lopsided, pooling):
+    def test_are_the_mean_over_images_changed_by_hand(self, lopsided, pooling):
         """A mirror image; a smaller copy on white; the middle, larger."""
         encoder = TimmImageEncoder(pooling=pooling, cache=None)
         with Image.open(lopsided[0]) as file:
-            picture = encoder._prepare(lambda image: image, file)
-        side = picture.width  # the pictures are square
+            whole = encoder._prepare(lambda image: image, file)
+        side = whole.width  # the images are square
         small = Image.new("RGB", (side + 2 * (side // 4),) * 2, "white")
-        small.paste(picture, (side // 4, side // 4))
-        large = picture.crop((side // 8, side // 8, side - side // 8, side - side // 8))
-        by_hand = encoder.transform([picture, ImageOps.mirror(picture), small, large])
+        small.paste(whole, (side // 4, side // 4))
+        large = whole.crop((side // 8, side // 8, side - side // 8, side - side // 8))
+        by_hand = encoder.transform([whole, ImageOps.mirror(whole), small, large])
         for n_views in (2, 4):
-            found = encoder.set_params(views=n_views).transform([picture])[0]
+            found = encoder.set_params(views=n_views).transform([whole])[0]
             np.testing.assert_allclose(found, by_hand[:n_views].mean(axis=0), atol=1e-5)
         assert np.abs(by_hand - by_hand[0]).max(axis=1)[1:].min() > 0.1
 
@@ -224,9 +224,9 @@ class TestViews:
         assert "views" not in TimmImageEncoder()._identity()
 
     @pytest.mark.parametrize("size", [(1, 1), (3, 2), (90, 1), (64, 21)])
-    def test_of_small_and_narrow_pictures(self, size):
-        picture = Image.new("RGB", size, "red")
-        found = TimmImageEncoder(views=4, cache=None).transform([picture])
+    def test_of_small_and_narrow_images(self, size):
+        image = Image.new("RGB", size, "red")
+        found = TimmImageEncoder(views=4, cache=None).transform([image])
         assert np.isfinite(found).all()
 
     @pytest.mark.parametrize("views", [0, 3, "2", None])

@@ -10,7 +10,7 @@ from sklearn_ape.encoders import TransformersImageEncoder, TransformersTextEncod
 
 transformers = pytest.importorskip("transformers")
 
-PICTURES = list(np.random.default_rng(0).integers(0, 256, size=(3, 40, 50, 3), dtype=np.uint8))
+IMAGES = list(np.random.default_rng(0).integers(0, 256, size=(3, 40, 50, 3), dtype=np.uint8))
 TEXTS = ["a cat", "the dog runs on the mat", "cat"]
 WORDS = [
     "[PAD]",
@@ -83,7 +83,7 @@ def test_image_models(kind, tmp_path):
     """Every pooling is the library's own output, pooled as documented."""
     model = saved(tmp_path, image_config(kind), prepare=processor())
     with torch.inference_mode():
-        pixels = processor()(images=PICTURES, return_tensors="pt")["pixel_values"]
+        pixels = processor()(images=IMAGES, return_tensors="pt")["pixel_values"]
         two_towers = hasattr(model, "get_image_features")
         output = (model.vision_model if two_towers else model)(pixel_values=pixels)
         last = output.last_hidden_state
@@ -96,11 +96,11 @@ def test_image_models(kind, tmp_path):
         expected |= {"cls": last[:, 0], "cls+mean": torch.cat([last[:, 0], mean], dim=1)}
     encoder = TransformersImageEncoder(str(tmp_path), cache=None, batch_size=2)
     for pooling, features in expected.items():
-        found = encoder.set_params(pooling=pooling).transform(PICTURES)
+        found = encoder.set_params(pooling=pooling).transform(IMAGES)
         np.testing.assert_allclose(found, features, atol=1e-4, rtol=1e-4)
     if not n_prefix:
         with pytest.raises(ValueError, match="needs a network with a class token"):
-            encoder.set_params(pooling="cls").transform(PICTURES)
+            encoder.set_params(pooling="cls").transform(IMAGES)
 
 
 def test_pooler_that_the_checkpoint_lacks(tmp_path):
@@ -109,9 +109,9 @@ def test_pooler_that_the_checkpoint_lacks(tmp_path):
     cls = transformers.ViTForImageClassification
     model = saved(tmp_path, config, cls=cls, prepare=processor())
     with torch.inference_mode():
-        pixels = processor()(images=PICTURES, return_tensors="pt")["pixel_values"]
+        pixels = processor()(images=IMAGES, return_tensors="pt")["pixel_values"]
         expected = model.vit(pixel_values=pixels).last_hidden_state[:, 0]
-    found = TransformersImageEncoder(str(tmp_path), cache=None).transform(PICTURES)
+    found = TransformersImageEncoder(str(tmp_path), cache=None).transform(IMAGES)
     np.testing.assert_allclose(found, expected, atol=1e-4, rtol=1e-4)
 
 

@@ -9,9 +9,9 @@ import pytest
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("plot_*.py"))
 PROMISED = {
     "plot_01_align_and_classify": ["recall@10", "accuracy on", "weighted avg"],
-    "plot_02_search_over_depth": ["pictures encoded:", "<- best", "    6  "],
+    "plot_02_search_over_depth": ["images encoded:", "<- best", "    6  "],
     "plot_03_no_pairs_at_all": ["that the starter model knows", "with standardize=X", "%,"],
-    "plot_04_own_pictures": ["the same: True", "'unknown']", "broken.png"],
+    "plot_04_own_images": ["the same: True", "'unknown']", "broken.png"],
     "plot_05_choose_an_aligner": ["ASIFAligner ", "95% interval"],
     "plot_06_what_training_brings": ["kept epoch", "recall@1"],
     "plot_07_noisy_captions": ["wrong, is", "25% dropped by score", "right pairs only"],

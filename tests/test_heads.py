@@ -132,7 +132,7 @@ def test_depth_of_a_skip_mlp(depth, n_residuals):
 
 
 def test_freeze_aligns_heads_have_the_published_size():
-    # Paper: 11.5 million. Features of 1024; pictures have two projectors, for patches and class.
+    # Paper: 11.5 million. Features of 1024; images have two projectors, for patches and class.
     image, text = (
         make_head("skip_mlp", 1024, 1024, depth=depth, width=1024, dropout=0.1) for depth in (2, 4)
     )
@@ -291,7 +291,7 @@ def closed_form_towers(kernel, kind, unit=1.0):
 
 
 def train(towers, n_steps=3):
-    """Take steps towards the pictures' embeddings, on data that are the same each time."""
+    """Take steps towards the images' embeddings, on data that are the same each time."""
     torch.manual_seed(1)
     image, text = torch.randn(20, 4), torch.randn(20, 6)
     towers.image_head.set_statistics(image)

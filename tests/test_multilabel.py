@@ -1,4 +1,4 @@
-"""MultiLabelZeroShotClassifier on real pictures that have one to three labels each."""
+"""MultiLabelZeroShotClassifier on real images that have one to three labels each."""
 
 import pickle
 import re
@@ -42,22 +42,22 @@ WORDS = {
 
 
 @pytest.fixture(scope="module")
-def truth(pictures):
+def truth(captioned_images):
     """What category says, and what words of the caption say."""
     columns = {
-        name: [bool(re.search(WORDS[name], caption)) for caption in pictures.captions]
+        name: [bool(re.search(WORDS[name], caption)) for caption in captioned_images.captions]
         if name in WORDS
-        else pictures.categories == name
+        else captioned_images.categories == name
         for name in LABELS
     }
     return pd.DataFrame(columns).astype(int).to_numpy()
 
 
 @pytest.fixture(scope="module")
-def aligner(features, pictures, text_encoder):
-    """Fitted on the first 150 pictures."""
+def aligner(features, captioned_images, text_encoder):
+    """Fitted on the first 150 captioned_images."""
     return KernelAligner(text_encoder=text_encoder).fit(
-        features.image[:150], pictures.captions[:150]
+        features.image[:150], captioned_images.captions[:150]
     )
 
 
@@ -73,7 +73,7 @@ def halves(seed):
 
 class TestWithoutFit:
     def test_each_label_holds_for_its_share_of_the_bank(self, classifier, features):
-        """The bank is what the aligner was fitted on: 150 pictures."""
+        """The bank is what the aligner was fitted on: 150 images."""
         for share in (0.1, 0.3):
             found = classifier.set_params(prevalence=share).predict(features.image[:150])
             np.testing.assert_allclose(found.mean(axis=0), share, atol=0.02)
@@ -114,7 +114,7 @@ class TestWithoutFit:
     def test_features_that_could_not_be_read_have_no_label(self, classifier, features):
         X = features.image[150:155].copy()
         X[3] = np.nan
-        with pytest.warns(UserWarning, match=r"1 pictures could not be read .*: rows 3\."):
+        with pytest.warns(UserWarning, match=r"1 images could not be read .*: rows 3\."):
             found = classifier.predict(X)
         assert not found[3].any()
         assert np.isnan(classifier.predict_proba(X)[3]).all()
@@ -254,14 +254,14 @@ class TestThresholdsOfLabels:
 
 
 class TestStarter:
-    def test_fit_keeps_it_and_learns_thresholds(self, pictures, tmp_path, monkeypatch):
+    def test_fit_keeps_it_and_learns_thresholds(self, captioned_images, tmp_path, monkeypatch):
         """Nothing is trained: the thresholds are those that fit_thresholds learns."""
         monkeypatch.setattr(
             MultiLabelZeroShotClassifier, "_fit_aligner", lambda *_: pytest.fail("was trained")
         )
         names = ["animal", "food", "travel"]
-        images = pictures.images[:60]
-        Y = pd.DataFrame({name: pictures.categories[:60] == name for name in names})
+        images = captioned_images.images[:60]
+        Y = pd.DataFrame({name: captioned_images.categories[:60] == name for name in names})
         fitted = MultiLabelZeroShotClassifier().fit(images, Y)
         assert fitted.aligner_ is load_starter()
         assert fitted.labels_.tolist() == names
@@ -276,7 +276,7 @@ class TestStarter:
 
 
 class TestFit:
-    def test_in_every_form_of_Y(self, aligner, features, truth, pictures):
+    def test_in_every_form_of_Y(self, aligner, features, truth, captioned_images):
         """Table, sparse table, frame in any order of columns, and lists of labels."""
         frozen = MultiLabelZeroShotClassifier(LABELS, aligner=FrozenEstimator(aligner))
         X, Y = features.image[150:], truth[150:]
@@ -303,19 +303,19 @@ class TestFit:
             clone(frozen).fit(X, Y)
 
     def test_a_new_aligner_on_captions_or_on_the_labels(
-        self, features, truth, pictures, text_encoder
+        self, features, truth, captioned_images, text_encoder
     ):
-        """Pictures without a label have nothing to align by."""
+        """Images without a label have nothing to align by."""
         new = MultiLabelZeroShotClassifier(LABELS, aligner=CCAAligner(text_encoder=text_encoder))
         X, Y = features.image[:200], truth[:200].copy()
         Y[:5] = 0
-        for captions in (None, pictures.captions[:200]):
+        for captions in (None, captioned_images.captions[:200]):
             fitted = clone(new).fit(X, Y, captions=captions)
             found = fitted.predict(features.image[200:])
             assert f1_score(truth[200:], found, average="micro") > 0.4
 
-    def test_thresholds_come_from_pictures_that_the_aligner_did_not_see(
-        self, features, truth, pictures, text_encoder
+    def test_thresholds_come_from_images_that_the_aligner_did_not_see(
+        self, features, truth, captioned_images, text_encoder
     ):
         seen = []
 
@@ -325,7 +325,7 @@ class TestFit:
                 return super().fit(X, y)
 
         new = MultiLabelZeroShotClassifier(LABELS, aligner=Spying(text_encoder=text_encoder))
-        new.fit(features.image[:90], truth[:90], captions=pictures.captions[:90])
+        new.fit(features.image[:90], truth[:90], captions=captioned_images.captions[:90])
         everything = set(map(bytes, features.image[:90]))
         assert [len(rows) for rows in seen] == [60, 60, 60, 90]
         left_out = [everything - rows for rows in seen[:3]]

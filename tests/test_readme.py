@@ -14,11 +14,14 @@ SNIPPETS = [
 
 
 @pytest.fixture
-def own_pictures(pictures, tmp_path, monkeypatch):
-    """What the snippets speak of: a folder with captions beside its pictures, and a table."""
+def own_images(captioned_images, tmp_path, monkeypatch):
+    """What the snippets speak of: a folder with captions beside its images, and a table."""
     rows = ["file,text"]
     for image, caption, category in zip(
-        pictures.images[:4], pictures.captions, pictures.categories, strict=False
+        captioned_images.images[:4],
+        captioned_images.captions,
+        captioned_images.categories,
+        strict=False,
     ):
         folder = tmp_path / "photos" / category
         folder.mkdir(parents=True, exist_ok=True)
@@ -30,7 +33,7 @@ def own_pictures(pictures, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("snippet", SNIPPETS)
-def test_snippet_runs(snippet, own_pictures):
+def test_snippet_runs(snippet, own_images):
     names = {}
     exec("from sklearn_ape.encoders import TimmImageEncoder\n" + snippet, names)
     assert len(names["data"].images) == 4

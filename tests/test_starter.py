@@ -34,7 +34,7 @@ def test_classifies_without_an_aligner_or_a_fit(named):
     not Path("/usr/share/tuxpaint/stamps").is_dir(),
     reason="the Debian package tuxpaint-stamps-default is not installed",
 )
-def test_broad_words_fit_pictures_that_it_has_not_seen():
+def test_broad_words_fit_images_that_it_has_not_seen():
     """The first words that users try; 51 % were right before it was taught them, 79 % are now."""
     words = {
         "animals": "an animal",
@@ -77,8 +77,8 @@ def test_is_loaded_once_and_not_carried_in_pickles(named):
     )
 
 
-def test_features_instead_of_pictures_are_told_what_is_missing():
-    with pytest.raises(ValueError, match="pictures"):
+def test_features_instead_of_images_are_told_what_is_missing():
+    with pytest.raises(ValueError, match="images"):
         ZeroShotClassifier(["cat", "dog"]).predict(np.zeros((2, 1280), dtype=np.float32))
 
 

@@ -65,7 +65,7 @@ def model(data):
 
 @pytest.fixture(scope="module")
 def by_words():
-    """Takes features of pictures and words."""
+    """Takes features of images and words."""
     rng = np.random.default_rng(0)
     y = ["cat", "dog", "house"] * 20
     X = np.eye(3)[[0, 1, 2] * 20] + 0.1 * rng.standard_normal((60, 3))
@@ -100,20 +100,20 @@ def unread_pairs_of_a_score(data, model, *rest):
     model.score(broken(data[0]), data[1])
 
 
-def unread_picture(*rest):
+def unread_image(*rest):
     TimmImageEncoder(on_error="nan").transform(["none.png"])
 
 
-def unread_picture_in_a_pipeline(data, model, *rest):
+def unread_image_in_a_pipeline(data, model, *rest):
     features = FrozenEstimator(CCAAligner().fit(np.eye(1280)[:9], data[1][:9]))
     make_pipeline(TimmImageEncoder(on_error="nan"), features).transform(["none.png"])
 
 
-def unread_picture_of_an_index(data, model, *rest):
+def unread_image_of_an_index(data, model, *rest):
     CrossModalRetriever(model).fit(broken(data[0]))
 
 
-def unread_picture_added_to_an_index(data, model, *rest):
+def unread_image_added_to_an_index(data, model, *rest):
     CrossModalRetriever(model).fit(data[0]).add(broken(data[0]))
 
 
@@ -146,11 +146,11 @@ def labels_of_y_that_are_no_class(data, model, words, *rest):
     ZeroShotClassifier(["cat", "dog"], aligner=words[0]).score(words[1], words[2])
 
 
-def unread_pictures_of_a_classifier(data, model, words, *rest):
+def unread_images_of_a_classifier(data, model, words, *rest):
     ZeroShotClassifier(["cat", "dog"], aligner=words[0]).predict(broken(words[1]))
 
 
-def unread_pictures_of_several_labels(data, model, words, *rest):
+def unread_images_of_several_labels(data, model, words, *rest):
     MultiLabelZeroShotClassifier(["cat", "dog"], aligner=words[0]).predict(broken(words[1]))
 
 
@@ -187,10 +187,10 @@ CASES = [
     (coarse_features_in_a_score, "Float32 is coarse"),
     (unread_pairs, "2 rows are left out"),
     (unread_pairs_of_a_score, "2 rows are left out"),
-    (unread_picture, "1 image cannot be encoded"),
-    (unread_picture_in_a_pipeline, "1 image cannot be encoded"),
-    (unread_picture_of_an_index, "could not be read"),
-    (unread_picture_added_to_an_index, "could not be read"),
+    (unread_image, "1 image cannot be encoded"),
+    (unread_image_in_a_pipeline, "1 image cannot be encoded"),
+    (unread_image_of_an_index, "could not be read"),
+    (unread_image_added_to_an_index, "could not be read"),
     (unread_query, "could not be read"),
     (queries_like_paths, "look like paths"),
     (items_that_are_not_saved, "not saved"),
@@ -198,8 +198,8 @@ CASES = [
     (a_single_class_in_predict_top_k, "only class"),
     (equal_embeddings_of_labels, "same embedding"),
     (labels_of_y_that_are_no_class, "count as wrong"),
-    (unread_pictures_of_a_classifier, "could not be read"),
-    (unread_pictures_of_several_labels, "could not be read"),
+    (unread_images_of_a_classifier, "could not be read"),
+    (unread_images_of_several_labels, "could not be read"),
     (a_training_that_is_stopped, "stopped after 1 of 9 epochs"),
     (a_checkpoint_that_is_locked, "without a checkpoint"),
     (a_damaged_cache, "feature cache"),

@@ -31,7 +31,7 @@ _QUICK = {"clip art": 400, "stamps": 120, "emoji": 300}
 
 
 class Train(NamedTuple):
-    """Pairs: features of pictures and captions, the captions, and titles ("" for none)."""
+    """Pairs: features of images and captions, the captions, and titles ("" for none)."""
 
     image: np.ndarray
     text: np.ndarray
@@ -41,7 +41,7 @@ class Train(NamedTuple):
 
 
 class Trial(NamedTuple):
-    """Pictures, distinct captions, and which belong together."""
+    """Images, distinct captions, and which belong together."""
 
     name: str
     image: np.ndarray
@@ -68,7 +68,7 @@ class World:
     cache : path-like
         Folder of the encoders' feature cache.
     quick : bool, default=False
-        Whether to take a few hundred pictures of each collection, to try the script.
+        Whether to take a few hundred images of each collection, to try the script.
     """
 
     def __init__(self, cache: Any, quick: bool = False) -> None:
@@ -114,10 +114,10 @@ class World:
     def head(self) -> Head:
         """The classification head of the image encoder."""
         everything = classifier_head_pairs(self.image_encoder)
-        # What the logits of a picture have beyond its features times the weights is the bias.
-        picture = [np.full((64, 64, 3), 127, dtype=np.uint8)]
+        # What the logits of an image have beyond its features times the weights is the bias.
+        image = [np.full((64, 64, 3), 127, dtype=np.uint8)]
         logits = TimmImageEncoder("efficientnet_lite0", crop="pad", output="logits")
-        of_features = self.image_encoder.transform(picture) @ everything.weights.T
+        of_features = self.image_encoder.transform(image) @ everything.weights.T
         names = [texts[:1] for texts in everything.texts]
         pairs = {
             kind: HeadPairs(
@@ -129,7 +129,7 @@ class World:
         }
         return Head(
             everything.weights,
-            (logits.transform(picture) - of_features)[0],
+            (logits.transform(image) - of_features)[0],
             np.asarray(pairs["names"].texts),
             pairs["names"],
             pairs["everything"],
@@ -151,7 +151,7 @@ class World:
     # Rows to train on
 
     def clip_art_rows(self, seed: int) -> np.ndarray:
-        """Draw at most five pictures a caption, in random order."""
+        """Draw at most five images a caption, in random order."""
         rows = np.random.default_rng(seed).permutation(len(self.clip_art.captions))
         seen: dict[str, int] = {}
         kept = []
@@ -216,7 +216,7 @@ class World:
         )
 
     def test(self, name: str, data: Any, rows: Sequence[int] | np.ndarray | None = None) -> Trial:
-        """Return the pictures of some rows of a collection, and their distinct captions."""
+        """Return the images of some rows of a collection, and their distinct captions."""
         rows = np.arange(len(data.captions)) if rows is None else np.asarray(rows)
         captions = [data.captions[row] for row in rows]
         number = {caption: i for i, caption in enumerate(dict.fromkeys(captions))}
@@ -226,7 +226,7 @@ class World:
         return Trial(name, data.image[rows], text, list(number), pairs)
 
     def clip_art_sample(self, seed: int) -> Trial:
-        """Draw distinct clip art captions, with a picture each, to test with."""
+        """Draw distinct clip art captions, with an image each, to test with."""
         first: dict[str, int] = {}
         for row in self.clip_art_rows(seed).tolist():
             first.setdefault(self.clip_art.captions[row], row)
@@ -236,8 +236,8 @@ class World:
 
 def _colours(path: str) -> float:
     """Distinct colours per opaque pixel: drawings have few, photographs many."""
-    with Image.open(path) as picture:
-        pixels = np.asarray(picture.convert("RGBA")).astype(np.int32)
+    with Image.open(path) as image:
+        pixels = np.asarray(image.convert("RGBA")).astype(np.int32)
     opaque = pixels[pixels[..., 3] == 255]
     numbers = opaque[:, 0] << 16 | opaque[:, 1] << 8 | opaque[:, 2]
     return len(np.unique(numbers)) / max(1, len(numbers))

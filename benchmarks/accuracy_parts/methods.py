@@ -32,7 +32,7 @@ EPOCHS = {"ape": 24, "fusemix": 5, "sail": 4, "sharelock": 5, "freeze_align": 24
 # LiT takes 65 s or more an epoch with 4,000 pairs; fewer pairs need more epochs, to learn at all.
 EPOCHS_OF_LIT, MOST_EPOCHS_OF_LIT = 3, 6
 PATIENCE = 8
-# How pictures and captions are compared: by cosine, or relative to a bank of training pairs.
+# How images and captions are compared: by cosine, or relative to a bank of training pairs.
 COSINE, STANDARDISED = "cosine", "standardised"
 _CONSE_NAMES = 10
 
@@ -61,7 +61,7 @@ class StopAfter(Callback):
 
 
 class ConSE:
-    """The mean of the names of the ten likeliest ImageNet classes is what is on a picture.
+    """The mean of the names of the ten likeliest ImageNet classes is what is on an image.
 
     M. Norouzi et al., "Zero-Shot Learning by Convex Combination of Semantic Embeddings", 2014. It
     needs no pairs.
@@ -77,7 +77,7 @@ class ConSE:
         return self
 
     def similarity(self, X: np.ndarray, y: np.ndarray) -> np.ndarray:
-        """Cosine of the expected name of each picture with each caption."""
+        """Cosine of the expected name of each image with each caption."""
         share = softmax(X @ self.head.weights.T + self.head.bias, axis=1)
         least = np.partition(share, -_CONSE_NAMES, axis=1)[:, -_CONSE_NAMES, None]
         return (

@@ -99,7 +99,7 @@ def _methods(found: Measurements) -> Table:
             row.append(str(len(found.values("i2t@1", scores=COSINE, **here))))
             rows.append([*row, found.note(**here)])
     title = (
-        "Zero-shot recall in %, picture → caption (i2t) and caption → picture (t2i). Stamps: "
+        "Zero-shot recall in %, image → caption (i2t) and caption → image (t2i). Stamps: "
         "trained on Open Clip Art. Held-out columns: trained on the rest of the same collection."
     )
     return Table("A", title, header, rows, [])
@@ -215,7 +215,7 @@ def _shift(found: Measurements) -> Table:
     header = ["method", "scores", *(f"{setting} → {test}" for setting, test in SHIFTS)]
     remarks = [
         "A stamp is taken for a photograph when it has many distinct colours and is in no folder "
-        "of cartoons; captions to choose from are those of the pictures tested."
+        "of cartoons; captions to choose from are those of the images tested."
     ]
     title = "Distribution shift: i2t@1 / t2i@1, trained on → tested on"
     return Table("F", title, header, rows, remarks)

@@ -77,7 +77,7 @@ def _added(size: int, mode: str) -> tuple[float, float]:
     image, text = rng.standard_normal((2, size if mode in ("ranks", "matrix") else 1, 64), "f4")
     pairs = np.column_stack([np.arange(size), rng.permutation(size)])
     names = {f"thing {number}": [f"thing {number}"] for number in range(size)}
-    templates = tuple(f"picture {number} of a {{}}" for number in range(_N_TEMPLATES))
+    templates = tuple(f"image {number} of a {{}}" for number in range(_N_TEMPLATES))
     retrieval_report(image[:1], text[:1], np.zeros((1, 2), int))
     before, start = _peak(), time.process_time()
     if mode == "ranks":

@@ -28,11 +28,11 @@ def measure(examples: int) -> list[Row]:
     """Ask for a minute whatever is right, wrong and too large; start commands side by side."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        images = _pictures(folder / "pictures", 60)
+        images = _images(folder / "images", 60)
         return [_served(folder, images), _side_by_side(folder)]
 
 
-def _pictures(folder: Path, n: int) -> list[Path]:
+def _images(folder: Path, n: int) -> list[Path]:
     from PIL import Image
 
     from sklearn_ape.datasets import load_openmoji
@@ -41,15 +41,15 @@ def _pictures(folder: Path, n: int) -> list[Path]:
     paths = []
     for number, image in enumerate(load_openmoji().images[:n]):
         paths.append(folder / f"{number}.png")
-        with Image.open(image) as picture:
-            picture.convert("RGBA").resize((200, 200)).save(paths[-1])
+        with Image.open(image) as opened:
+            opened.convert("RGBA").resize((200, 200)).save(paths[-1])
     return paths
 
 
 def _served(folder: Path, images: list[Path]) -> Row:
     command = [sys.executable, "-u", "-m", "sklearn_ape", "serve", "--port", "0"]
     with subprocess.Popen(
-        [*command, "--images", str(folder / "pictures")],
+        [*command, "--images", str(folder / "images")],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
@@ -101,10 +101,10 @@ def _asked(url: str, images: list[Path], pid: int) -> Counter[str]:
 
 def _classify(visitor, rng, images) -> str:
     names = [f"thing {rng.randrange(1000)}" for _ in range(2)] + ["a face"]
-    picture = visitor.upload(rng.choice(images).read_bytes())
-    if picture.status_code != 200:
-        return _refusal(picture)
-    file = {"path": picture.json()[0], "meta": {"_type": "gradio.FileData"}}
+    image = visitor.upload(rng.choice(images).read_bytes())
+    if image.status_code != 200:
+        return _refusal(image)
+    file = {"path": image.json()[0], "meta": {"_type": "gradio.FileData"}}
     answer = visitor.answer("classify", file, ", ".join(names), "simple", 0)
     if answer[0] != "complete":
         return _unfinished(answer)
@@ -120,7 +120,7 @@ def _search(visitor, rng, images) -> str:
     return "right" if len(answer[1][1]) == k else "wrong"
 
 
-def _no_picture(visitor, rng, images) -> str:
+def _no_image(visitor, rng, images) -> str:
     (place,) = visitor.upload(rng.randbytes(2000)).json()
     file = {"path": place, "meta": {"_type": "gradio.FileData"}}
     return _unfinished(visitor.answer("classify", file, "cat, dog", "simple", 0))
@@ -158,7 +158,7 @@ def _broken(visitor, rng, images) -> str:
 
 
 _REQUESTS: list[Callable[..., str]] = [
-    _classify, _classify, _search, _search, _no_picture, _file_of_the_server, _too_large,
+    _classify, _classify, _search, _search, _no_image, _file_of_the_server, _too_large,
     _without_length, _too_many_names, _broken,
 ]  # fmt: skip
 
@@ -183,11 +183,11 @@ def _mebibytes(pid: int) -> float:
 
 
 def _side_by_side(folder: Path) -> Row:
-    """Classify the same pictures by several commands at once: each must answer as one alone."""
+    """Classify the same images by several commands at once: each must answer as one alone."""
 
     def started(cache: Path) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
-            [sys.executable, "-m", "sklearn_ape", "classify", str(folder / "pictures"),
+            [sys.executable, "-m", "sklearn_ape", "classify", str(folder / "images"),
              "--labels", "a face,an animal,food", "--cache", str(cache), "--format", "json",
              "--quiet"],
             env={**os.environ, "OMP_NUM_THREADS": "1"},

@@ -1,6 +1,6 @@
 """One epoch of others' training loops with both towers locked: they encode in every epoch.
 
-Pictures are tensors in memory and captions tokens already, so what is timed is the loop alone:
+Images are tensors in memory and captions tokens already, so what is timed is the loop alone:
 forward through the locked towers, backward through the projections, a step of AdamW. Weights are
 random, which takes as long as trained ones.
 """
@@ -60,8 +60,8 @@ def open_clip_epoch(n_pairs: int, batch_size: int) -> float:
     model.lock_text_tower()
     trained = [p for p in model.parameters() if p.requires_grad]
     assert sum(p.numel() for p in trained) < 2e6  # the projections and the scale
-    pictures, tokens = _data(n_pairs)
-    batches = list(zip(pictures.split(batch_size), tokens.split(batch_size), strict=True))
+    images, tokens = _data(n_pairs)
+    batches = list(zip(images.split(batch_size), tokens.split(batch_size), strict=True))
     loader = _Loader(batches)
     loader.num_batches, loader.num_samples = len(batches), n_pairs
     data = {"train": SimpleNamespace(dataloader=loader, set_epoch=lambda epoch: None)}
@@ -101,11 +101,11 @@ def transformers_epoch(n_pairs: int, batch_size: int) -> float:
     for tower in (model.vision_model, model.text_model):
         tower.requires_grad_(False)
     optimizer = torch.optim.AdamW(p for p in model.parameters() if p.requires_grad)
-    pictures, tokens = _data(n_pairs)
+    images, tokens = _data(n_pairs)
     start = time.perf_counter()
     for rows in torch.randperm(n_pairs).split(batch_size):
         optimizer.zero_grad()
-        found = model(input_ids=tokens[rows], pixel_values=pictures[rows], return_loss=True)
+        found = model(input_ids=tokens[rows], pixel_values=images[rows], return_loss=True)
         found.loss.backward()
         optimizer.step()
     return time.perf_counter() - start
@@ -120,5 +120,5 @@ class _Loader(list[Any]):
 
 def _data(n_pairs: int) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
-    pictures = torch.randn(n_pairs, 3, _SIZE, _SIZE, generator=generator)
-    return pictures, torch.randint(1000, 20_000, (n_pairs, _N_TOKENS), generator=generator)
+    images = torch.randn(n_pairs, 3, _SIZE, _SIZE, generator=generator)
+    return images, torch.randint(1000, 20_000, (n_pairs, _N_TOKENS), generator=generator)

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from rows import Row, show
 
-N_PICTURES, N_LARGE, N_TEXTS = 480, 32, 3000
+N_IMAGES, N_LARGE, N_TEXTS = 480, 32, 3000
 N_COMPARED = 100
 N_ROUNDS = 5
 OURS_F32, OURS_BF16, OURS_ONNX, OURS_TORCH = "openvino float32", "openvino bf16", "onnx", "torch"
@@ -32,14 +32,14 @@ def measure(quick: bool) -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
         sets = _make_sets(Path(folder), 8 if quick else 1)
         rows: list[Row] = []
-        for name in ("pictures", "large photographs"):
-            rows += _rows_of_pictures(name, sets[name], Path(folder), rounds)
+        for name in ("images", "large photographs"):
+            rows += _rows_of_images(name, sets[name], Path(folder), rounds)
         rows += _rows_of_texts(sets["texts"], Path(folder), rounds)
     return rows
 
 
-def _rows_of_pictures(name: str, paths: Path, folder: Path, rounds: int) -> list[Row]:
-    small = name == "pictures"
+def _rows_of_images(name: str, paths: Path, folder: Path, rounds: int) -> list[Row]:
+    small = name == "images"
     bars = (
         {OURS_F32: "at least 6", OURS_ONNX: "at least 6", OURS_BF16: "at least 10"}
         if small
@@ -106,7 +106,7 @@ def _make_sets(folder: Path, share: int) -> dict[str, Path]:
 
     data = load_openclipart()
     rng = np.random.default_rng(0)
-    chosen = [data.images[row] for row in rng.permutation(len(data.images))[: N_PICTURES // share]]
+    chosen = [data.images[row] for row in rng.permutation(len(data.images))[: N_IMAGES // share]]
     files = []
     for number, path in enumerate(chosen):
         if number % 2:
@@ -129,7 +129,7 @@ def _make_sets(folder: Path, share: int) -> dict[str, Path]:
     lengths = (1, 1, 2, 4)
     mixed = [" ".join(texts[n : n + lengths[n % 4]]) for n in range(len(texts) - 4)]
     mixed = list(dict.fromkeys(mixed))[: N_TEXTS // share]
-    sets = {"pictures": files, "large photographs": large, "texts": mixed}
+    sets = {"images": files, "large photographs": large, "texts": mixed}
     for name, items in sets.items():
         (folder / f"{name}.txt").write_text("\n".join(" ".join(i.split()) for i in items))
     return {name: folder / f"{name}.txt" for name in sets}
@@ -194,8 +194,8 @@ def _plain(folder: Path) -> Callable:
         parts = []
         with torch.inference_mode():
             for start in range(0, len(paths), 32):
-                pictures = [Image.open(path).convert("RGB") for path in paths[start : start + 32]]
-                parts.append(model(torch.stack([transform(picture) for picture in pictures])))
+                images = [Image.open(path).convert("RGB") for path in paths[start : start + 32]]
+                parts.append(model(torch.stack([transform(image) for image in images])))
         return torch.cat(parts).numpy()
 
     _write_exact(model, transform, folder)
@@ -203,7 +203,7 @@ def _plain(folder: Path) -> Callable:
 
 
 def _write_exact(model: Any, transform: Any, folder: Path) -> None:
-    """Write timm's features of the pictures as we show them, upright and on white."""
+    """Write timm's features of the images as we show them, upright and on white."""
     import torch
 
     from sklearn_ape.encoders._images import read_image

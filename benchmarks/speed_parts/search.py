@@ -18,11 +18,11 @@ DEPTHS, N_FOLDS, N_PAIRS, N_EPOCHS = [1, 2, 4, 6], 3, 1000, 10
 
 
 def measure(quick: bool) -> list[Row]:
-    """Return the seconds of a stock GridSearchCV over depths, from picture files."""
+    """Return the seconds of a stock GridSearchCV over depths, from image files."""
     data = load_openmoji()
     n_pairs = 200 if quick else N_PAIRS
     rows = np.random.default_rng(0).permutation(len(data.images))[:n_pairs]
-    pictures = [data.images[row] for row in rows]
+    images = [data.images[row] for row in rows]
     captions = [data.captions[row] for row in rows]
     with tempfile.TemporaryDirectory() as folder:
         n_epochs = 2 if quick else N_EPOCHS
@@ -31,13 +31,13 @@ def measure(quick: bool) -> list[Row]:
             TimmImageEncoder(cache=f"{folder}/warm"),
             TransformersTextEncoder(cache=f"{folder}/warm"),
         ]
-        for encoder, items in zip(encoders, (pictures, captions), strict=True):
+        for encoder, items in zip(encoders, (images, captions), strict=True):
             encoder.transform(items[:40])  # the weights are read before either is timed
         start = time.perf_counter()
         encode_once = [clone(encoder).set_params(cache=f"{folder}/once") for encoder in encoders]
         image, text = (
             encoder.transform(items)
-            for encoder, items in zip(encode_once, (pictures, captions), strict=True)
+            for encoder, items in zip(encode_once, (images, captions), strict=True)
         )
         folds = list(KFold(N_FOLDS, shuffle=True, random_state=0).split(image))
         for depth in DEPTHS:
@@ -48,7 +48,7 @@ def measure(quick: bool) -> list[Row]:
         fresh = [clone(encoder).set_params(cache=f"{folder}/search") for encoder in encoders]
         aligner = clone(heads).set_params(image_encoder=fresh[0], text_encoder=fresh[1])
         start = time.perf_counter()
-        GridSearchCV(aligner, {"depth": DEPTHS}, cv=folds, refit=False).fit(pictures, captions)
+        GridSearchCV(aligner, {"depth": DEPTHS}, cv=folds, refit=False).fit(images, captions)
         ours = time.perf_counter() - start
     peer = "encode once, fit the heads"
     return [Row("grid search, 4 depths x 3 folds", ours, "s", peer, theirs, "at most 1.15")]

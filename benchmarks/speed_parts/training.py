@@ -36,15 +36,15 @@ def measure(quick: bool) -> list[Row]:
         _against_memory(27_000, 64) if quick else _against_memory(40_000, 2048),
         _with_checkpoint(n_rows, 2048, 5, n_repeats),
     ]
-    n_pictures = 32 if quick else 256
-    ours = n_pictures / min(_epochs(*_features(n_pictures), max_epochs=5, batch_size=32))
+    n_images = 32 if quick else 256
+    ours = n_images / min(_epochs(*_features(n_images), max_epochs=5, batch_size=32))
     for name, epoch in (
         ("open_clip's train_one_epoch, EfficientNet-Lite0 and MiniLM locked", open_clip_epoch),
         ("transformers' VisionTextDualEncoderModel, ViT-Ti/16 and MiniLM frozen",
          transformers_epoch),
     ):  # fmt: skip
-        theirs = n_pictures / epoch(n_pictures, batch_size=32)
-        what = f"an epoch of {n_pictures} pairs, ours from features"
+        theirs = n_images / epoch(n_images, batch_size=32)
+        what = f"an epoch of {n_images} pairs, ours from features"
         rows.append(Row(what, ours, "rows/s", name, theirs))
     return rows
 

@@ -1,4 +1,4 @@
-"""Similarities standardised by how similar a bank of pictures and captions is."""
+"""Similarities standardised by how similar a bank of images and captions is."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Bank(NamedTuple):
     text : array of shape (n_texts, n_components) or None
         None where there are no captions: texts alone are standardised then.
     spread : float
-        Mean standard deviation of the cosines of a caption with the pictures, and of a picture
+        Mean standard deviation of the cosines of a caption with the images, and of an image
         with the captions; NaN without captions.
     """
 
@@ -55,12 +55,12 @@ class Bank(NamedTuple):
 class Standardizer:
     """Puts cosines with some texts in relation to those with a bank.
 
-    A text that is similar to all pictures, a hub, comes first for many of them by its cosine.
-    With z of a picture x and a text t,
+    A text that is similar to all images, a hub, comes first for many of them by its cosine.
+    With z of an image x and a text t,
 
         z = (s(x, t) - mean_b s(b, t)) / sd_b s(b, t) + (s(x, t) - mean_b s(x, b)) / sd_b s(x, b),
 
-    over pictures b of the bank in the first term and captions b in the second, half of z times
+    over images b of the bank in the first term and captions b in the second, half of z times
     the mean standard deviation within the bank is returned: as large as a cosine less its mean,
     so that a logit scale and a threshold keep their sense.
 
@@ -90,7 +90,7 @@ class Standardizer:
         cosines : ndarray of shape (n_images, n_texts)
             Of floats, and writable.
         image : array of shape (n_images, n_components)
-            The embeddings of the pictures; rows of NaN stay NaN.
+            The embeddings of the images; rows of NaN stay NaN.
         """
         middle, factor = self.middle.astype(cosines.dtype), self.factor.astype(cosines.dtype)
         if self.bank.text is not None:
@@ -120,13 +120,13 @@ def resolve_bank(
 
     Parameters
     ----------
-    standardize : bool, sequence of pictures or array-like of shape (n_images, n_features_in_)
-        False is no bank, True the aligner's own; of a collection of pictures the captions are the
+    standardize : bool, sequence of images or array-like of shape (n_images, n_features_in_)
+        False is no bank, True the aligner's own; of a collection of images the captions are the
         aligner's own, and its embeddings are kept for as long as the aligner lives.
     aligner : aligner
         May have a ``bank_``.
     transform : callable
-        Embeds the pictures of a collection.
+        Embeds the images of a collection.
     whole : estimator
         What `transform` belongs to: the aligner itself, or a Pipeline around it.
 
@@ -140,25 +140,25 @@ def resolve_bank(
     if isinstance(standardize, bool | np.bool_):
         if standardize and own is None:
             raise ValueError(
-                f"standardize=True needs pictures and captions that the aligner was fitted on, "
-                f"and this {name} keeps none. Pass a collection of pictures (or their features) "
-                "like those to be compared, standardize=pictures, or fit the aligner again."
+                f"standardize=True needs images and captions that the aligner was fitted on, "
+                f"and this {name} keeps none. Pass a collection of images (or their features) "
+                "like those to be compared, standardize=images, or fit the aligner again."
             )
         return own if standardize else None
     check_standardize(standardize)
-    n_pictures = _length(standardize)
-    if n_pictures < 2:
+    n_images = _length(standardize)
+    if n_images < 2:
         raise ValueError(
-            f"standardize is a collection of {n_pictures} pictures, and a bank needs at least 2, "
+            f"standardize is a collection of {n_images} images, and a bank needs at least 2, "
             "better some hundreds, like those to be compared."
         )
-    pictures = _rows_of(standardize, evenly_spaced(n_pictures))
-    key = exact_digest(whole, pictures)
+    images = _rows_of(standardize, evenly_spaced(n_images))
+    key = exact_digest(whole, images)
     with _lock:
         kept = _kept.setdefault(aligner, OrderedDict())
         bank = kept.get(key) if key else None
     if bank is None:
-        bank = Bank.of(_distinct(transform(pictures)), own and own.text)
+        bank = Bank.of(_distinct(transform(images)), own and own.text)
         if key:
             with _lock:
                 kept[key] = bank
@@ -175,7 +175,7 @@ def check_standardize(standardize: Any) -> None:
     has_no_rows = isinstance(standardize, dict | set | frozenset)
     if is_single or has_no_rows or not hasattr(standardize, "__len__"):
         raise ValueError(
-            "standardize must be True, False or a collection of pictures (or their features), "
+            "standardize must be True, False or a collection of images (or their features), "
             f"not {standardize!r}."
         )
 
@@ -197,13 +197,13 @@ def _rows_of(collection: Any, rows: np.ndarray) -> Any:
 
 
 def _distinct(embeddings: Any) -> np.ndarray:
-    """Leave out pictures that could not be read; what is left must differ."""
+    """Leave out images that could not be read; what is left must differ."""
     embeddings = np.asarray(embeddings)
     embeddings = embeddings[~np.isnan(embeddings[:, 0])]
     if not len(embeddings) or not np.ptp(embeddings, axis=0).max() > _NO_SPREAD:
         raise ValueError(
-            "standardize is a collection of pictures that could not be read or are all the same: "
-            "a bank needs pictures that differ."
+            "standardize is a collection of images that could not be read or are all the same: "
+            "a bank needs images that differ."
         )
     return embeddings
 

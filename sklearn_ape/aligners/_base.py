@@ -25,7 +25,7 @@ from ._bank import Bank, Standardizer, evenly_spaced, resolve_bank
 from ._captions import (
     encoded_once,
     flat_captions,
-    holds_pictures,
+    holds_images,
     holds_texts,
     plain_sequence,
 )
@@ -48,7 +48,7 @@ class BaseAligner(
     TransformerMixin,
     BaseEstimator,
 ):
-    """Maps features of frozen encoders of pictures and texts into one space.
+    """Maps features of frozen encoders of images and texts into one space.
 
     Large memory maps, and large arrays of float16, are not copied: they are read a bounded number
     of rows at a time, wherever features are taken. Embeddings are returned in memory.
@@ -76,17 +76,17 @@ class BaseAligner(
         """Return embeddings of length 1 of finite text features."""
 
     def transform(self, X: Any) -> np.ndarray:
-        """Embed pictures in the shared space.
+        """Embed images in the shared space.
 
         Parameters
         ----------
-        X : sequence of pictures, or array-like of shape (n_samples, n_features_in_)
-            Pictures if `image_encoder` is set, else features.
+        X : sequence of images, or array-like of shape (n_samples, n_features_in_)
+            Images if `image_encoder` is set, else features.
 
         Returns
         -------
         embeddings : ndarray of shape (n_samples, n_components_)
-            Of length 1. NaN for a picture that an encoder with ``on_error="nan"`` gave up.
+            Of length 1. NaN for an image that an encoder with ``on_error="nan"`` gave up.
         """
         check_is_fitted(self)
         features = self._image_features(X, reset=False)
@@ -111,20 +111,20 @@ class BaseAligner(
 
     @ignores_underflow
     def similarity(self, X: Any, y: Any, standardize: Any = False) -> np.ndarray:
-        """Cosine of every picture with every text.
+        """Cosine of every image with every text.
 
         Parameters
         ----------
-        X : sequence of pictures, or array-like of shape (n_samples, n_features_in_)
+        X : sequence of images, or array-like of shape (n_samples, n_features_in_)
             See `transform`.
         y : sequence of str, or array-like of shape (n_texts, n_text_features_in_)
             See `transform_text`.
         standardize : bool or collection like X, default=False
-            Whether cosines are taken relative to what is usual for the picture and for the text,
-            which keeps texts (or pictures) that are similar to everything from coming first
-            everywhere [1]_ [2]_. True compares with up to 1,000 of the pictures and captions
-            that the aligner was fitted on. A collection, such as the pictures that are searched,
-            stands in for those pictures, and is the better choice where pictures are of another
+            Whether cosines are taken relative to what is usual for the image and for the text,
+            which keeps texts (or images) that are similar to everything from coming first
+            everywhere [1]_ [2]_. True compares with up to 1,000 of the images and captions
+            that the aligner was fitted on. A collection, such as the images that are searched,
+            stands in for those images, and is the better choice where images are of another
             kind than those of the fit; of a large one 1,000 are used, and embedded once.
 
         Returns
@@ -136,14 +136,14 @@ class BaseAligner(
         Raises
         ------
         ValueError
-            When the aligner was not fitted on pictures and `standardize` is True, or a collection
-            has fewer than two pictures that differ.
+            When the aligner was not fitted on images and `standardize` is True, or a collection
+            has fewer than two images that differ.
 
         Notes
         -----
         Standardised is the mean of ``(s - m) / d`` over two pairs of mean m and standard
-        deviation d: those of the text's cosines with the pictures of the bank, and those of the
-        picture's cosines with its captions. It is given in units of cosines: times the mean of
+        deviation d: those of the text's cosines with the images of the bank, and those of the
+        image's cosines with its captions. It is given in units of cosines: times the mean of
         d over the bank. Without captions (`CLIPAligner`) it is the first of the two alone.
 
         References
@@ -163,21 +163,21 @@ class BaseAligner(
         standardizer = None if bank is None else Standardizer(texts, bank)
         for rows in row_blocks(image):
             some = known_image[(known_image >= rows.start) & (known_image < rows.stop)]
-            pictures = self._compared_images(image[some])
-            cosines = pictures @ texts.T
+            images = self._compared_images(image[some])
+            cosines = images @ texts.T
             if standardizer is not None:
-                standardizer.apply(cosines, pictures)
+                standardizer.apply(cosines, images)
             similarity[np.ix_(some, known_text)] = cosines
         return similarity
 
     def retrieval_report(
         self, X: Any, y: Any, ks: tuple[int, ...] = (1, 5, 10), groups: Any = None
     ) -> dict[str, dict[int, float]]:
-        """Recall@k of finding captions by pictures and pictures by captions.
+        """Recall@k of finding captions by images and images by captions.
 
         Parameters
         ----------
-        X : sequence of pictures, or array-like of shape (n_samples, n_features_in_)
+        X : sequence of images, or array-like of shape (n_samples, n_features_in_)
             See `fit`.
         y : sequence of captions, or array-like of shape (n_samples, n_text_features_in_)
             See `fit`.
@@ -205,7 +205,7 @@ class BaseAligner(
 
         Parameters
         ----------
-        X : sequence of pictures, or array-like of shape (n_samples, n_features_in_)
+        X : sequence of images, or array-like of shape (n_samples, n_features_in_)
             See `fit`.
         y : sequence of captions, or array-like of shape (n_samples, n_text_features_in_)
             See `fit`.
@@ -245,7 +245,7 @@ class BaseAligner(
 
         Parameters
         ----------
-        X : sequence of pictures, or array-like of shape (n_samples, n_features_in_)
+        X : sequence of images, or array-like of shape (n_samples, n_features_in_)
             See `fit`.
         y : sequence of captions, or array-like of shape (n_samples, n_text_features_in_)
             See `fit`.
@@ -295,7 +295,7 @@ class BaseAligner(
         return fitted.contain(self._image_features(X, reset=False), None)
 
     def _compared(self, data: Pairs) -> tuple[Any, Any]:
-        """Return the embeddings of pictures and captions whose products are cosines."""
+        """Return the embeddings of images and captions whose products are cosines."""
         return self._compared_images(data.image), self._compared_texts(data.text)
 
     def _compared_images(self, features: Any) -> Any:
@@ -322,7 +322,7 @@ class BaseAligner(
         if y is None:
             raise ValueError(
                 f"{type(self).__name__} requires y to be passed, but the target y is None: pass "
-                "the captions (or their features) of the pictures in X."
+                "the captions (or their features) of the images in X."
             )
         # What an earlier fit left must not answer for this one.
         for stale in ("image_encoder_", "text_encoder_", "bank_", "_fitted_images"):
@@ -367,7 +367,7 @@ class BaseAligner(
                 "y holds numbers, and text_encoder is set: expected captions (or their features "
                 "of shape (n_samples, n_features)). For class labels use ZeroShotClassifier."
             )
-        elif self.image_encoder is not None or holds_pictures(X):
+        elif self.image_encoder is not None or holds_images(X):
             text = self._text_features(y, reset)
             n_rows = len(text)
         else:
@@ -402,9 +402,9 @@ class BaseAligner(
             if reset:
                 self.image_encoder_ = resolve_encoder(self.image_encoder, "image").fit(X, None)
             X = _dense(self.image_encoder_.transform(X))
-        elif holds_pictures(X):
+        elif holds_images(X):
             raise ValueError(
-                "X holds pictures, and image_encoder is None: pass image_encoder="
+                "X holds images, and image_encoder is None: pass image_encoder="
                 "TimmImageEncoder('efficientnet_lite0'), put the encoder before this step in a "
                 "Pipeline, or pass features."
             )

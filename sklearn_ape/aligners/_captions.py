@@ -67,8 +67,8 @@ def _is_text(item: Any) -> bool:
     )
 
 
-def holds_pictures(X: Any) -> bool:
-    """Say whether X is paths, pictures or bytes rather than features."""
+def holds_images(X: Any) -> bool:
+    """Say whether X is paths, images or bytes rather than features."""
     if not isinstance(X, list | tuple | np.ndarray) or len(X) == 0:
         return hasattr(X, "str") and not hasattr(X, "columns")
     first = X[0]
@@ -103,7 +103,7 @@ def flat_captions(y: Sequence[Any]) -> tuple[list[str], np.ndarray]:
         more = f"\n  and {len(bad) - _NAMED_IN_ERRORS} more" if len(bad) > _NAMED_IN_ERRORS else ""
         raise ValueError(
             f"{len(bad)} of {len(y)} captions cannot be used:\n{named}{more}\n"
-            "Give each picture a text, or leave these pictures out."
+            "Give each image a text, or leave these images out."
         )
     return captions, np.array(rows, dtype=np.intp)
 

@@ -31,7 +31,7 @@ def row_tiles(n_rows: int, width: int) -> Iterator[slice]:
 
 
 def is_table(X: Any) -> bool:
-    """Say whether X is rows of numbers that can be sliced, rather than pictures or lists."""
+    """Say whether X is rows of numbers that can be sliced, rather than images or lists."""
     if getattr(X, "ndim", 0) != 2:
         return False
     if issparse(X):

@@ -34,9 +34,9 @@ def resolve_head_pairs(given: Any) -> HeadPairs:
 
 
 def with_head_pairs(aligner: Any, head: HeadPairs, data: Pairs) -> Pairs:
-    """Append one picture a class, its prototype, and the class's texts.
+    """Append one image a class, its prototype, and the class's texts.
 
-    A class with several texts is several pairs of one picture. A text that is among the captions
+    A class with several texts is several pairs of one image. A text that is among the captions
     already is not added a second time.
     """
     if head.weights.shape[1] != data.image.shape[1]:
@@ -63,16 +63,16 @@ def with_head_pairs(aligner: Any, head: HeadPairs, data: Pairs) -> Pairs:
 
 
 def prototypes(image: Any, weights: np.ndarray) -> np.ndarray:
-    """Return what pictures of classes would look like, given the head's weight vectors.
+    """Return what images of classes would look like, given the head's weight vectors.
 
     Weight vectors answer to the spread of the features: with mean m and covariance S = U L U' of
     the features, half of the spread is put back by U L^.5 U', and their mean norm is made that of
-    the pictures around m.
+    the images around m.
 
     Parameters
     ----------
     image : ndarray of shape (n_images, n_features)
-        Features of distinct pictures.
+        Features of distinct images.
     weights : ndarray of shape (n_classes, n_features)
         The head's weight matrix.
 
@@ -89,7 +89,7 @@ def prototypes(image: Any, weights: np.ndarray) -> np.ndarray:
     around = weights - weights.mean(axis=0, dtype=np.float64)
     if not spread or not values[-1] > 0:
         raise ValueError(
-            "head_pairs needs pictures that differ: all features of X are the same, so they do "
+            "head_pairs needs images that differ: all features of X are the same, so they do "
             "not say where the classes of the head lie."
         )
     scale = np.sqrt(np.maximum(values / values[-1], _SMALLEST_EIGENVALUE))

@@ -30,7 +30,7 @@ def fit_logit_scale(image: Any, text: Any, pairs: np.ndarray, max_scale: float =
     text : ndarray of shape (n_texts, n_components)
         Embeddings of length 1.
     pairs : ndarray of shape (n_pairs, 2)
-        Rows of pictures and of captions that belong together. Of very many, 2,048 at equal
+        Rows of images and of captions that belong together. Of very many, 2,048 at equal
         distances are taken.
     max_scale : float, default=100.0
         Bound on the factor; it is at least 1.
@@ -68,7 +68,7 @@ def held_out_logit_scale(data: Pairs, fit: Callable[[Pairs], tuple[Any, Any]]) -
     Parameters
     ----------
     data : Pairs
-        The training pairs. A fifth of them is held out, of pictures rather than prototypes.
+        The training pairs. A fifth of them is held out, of images rather than prototypes.
     fit : callable
         Takes pairs; returns what embeds image and text features of length 1.
 
@@ -80,8 +80,8 @@ def held_out_logit_scale(data: Pairs, fit: Callable[[Pairs], tuple[Any, Any]]) -
     split = split_pairs(data.pairs, _VALIDATION_FRACTION, np.random.RandomState(0))
     seen = unseen = split.train
     if split.valid is not None:
-        pictures = split.valid[data.pairs[split.valid, 0] < data.n_images]
-        unseen = pictures if len(pictures) > 1 else split.valid
+        image_pairs = split.valid[data.pairs[split.valid, 0] < data.n_images]
+        unseen = image_pairs if len(image_pairs) > 1 else split.valid
     embed_image, embed_text = fit(data._replace(pairs=data.pairs[seen]))
     unseen = _few(unseen)
     images, at_image = np.unique(data.pairs[unseen, 0], return_inverse=True)

@@ -1,4 +1,4 @@
-"""Logits of pictures over texts, some pictures at a time."""
+"""Logits of images over texts, some images at a time."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class LogitTile(NamedTuple):
 
 
 class LogitTiles:
-    """Scaled cosines of pictures with a fixed set of texts, standardised if there is a bank.
+    """Scaled cosines of images with a fixed set of texts, standardised if there is a bank.
 
     Parameters
     ----------
     aligner : estimator
-        Its `transform` embeds pictures.
+        Its `transform` embeds images.
     classes : ndarray of shape (n_texts,)
         What the texts stand for; kept, and not used.
     texts : ndarray of shape (n_texts, n_components)
@@ -53,7 +53,7 @@ class LogitTiles:
         self.classes = classes
         self.n_texts, self.n_components = texts.shape
         self.standardizer = None if bank is None else Standardizer(texts, bank, scale)
-        # Texts are fewer than pictures: scaled once, logits need no pass of their own.
+        # Texts are fewer than images: scaled once, logits need no pass of their own.
         self.columns = (texts if bank is not None else texts * scale).T
 
     def of(self, X: Any) -> Iterator[LogitTile]:
@@ -61,8 +61,8 @@ class LogitTiles:
 
         Parameters
         ----------
-        X : sequence of pictures, or array-like of shape (n_samples, n_features)
-            Features are embedded by the tile. Pictures are embedded all at once, as their
+        X : sequence of images, or array-like of shape (n_samples, n_features)
+            Features are embedded by the tile. Images are embedded all at once, as their
             encoders work in batches of their own and name bad ones by their rows.
 
         Yields
@@ -90,7 +90,7 @@ class LogitTiles:
 
     @ignores_underflow
     def of_embeddings(self, embeddings: Any) -> np.ndarray:
-        """Return the logits of a few pictures that were embedded before.
+        """Return the logits of a few images that were embedded before.
 
         Parameters
         ----------
@@ -110,7 +110,7 @@ class LogitTiles:
 
         Parameters
         ----------
-        X : sequence of pictures, or array-like of shape (n_samples, n_features)
+        X : sequence of images, or array-like of shape (n_samples, n_features)
             See `of`.
         make : callable
             Takes logits of shape (n, n_texts), which it may change, and returns arrays of

@@ -30,7 +30,7 @@ class OpenCLIPShape(NamedTuple):
     model : torch.nn.Module
         With ``encode_image``, ``encode_text`` and ``logit_scale``.
     transform : callable
-        Turns a picture into a tensor.
+        Turns an image into a tensor.
     tokenizer : callable
         Turns texts into a tensor.
     """
@@ -62,7 +62,7 @@ def as_open_clip(aligner: Any) -> OpenCLIPShape:
     Raises
     ------
     ValueError
-        When the aligner takes features rather than pictures and texts.
+        When the aligner takes features rather than images and texts.
 
     Notes
     -----
@@ -103,7 +103,7 @@ def as_open_clip(aligner: Any) -> OpenCLIPShape:
     if not isinstance(encoder, ImageEncoder):
         raise ValueError(
             f"{type(inner).__name__} has no image encoder of sklearn_ape, so there is no saying "
-            "what to do with a picture: fit it with image_encoder=TimmImageEncoder(...), or give "
+            "what to do with an image: fit it with image_encoder=TimmImageEncoder(...), or give "
             "the Pipeline of encoder and aligner."
         )
     has_text = getattr(inner, "text_encoder_", None) or getattr(inner, "text_encoder", None)
@@ -133,10 +133,10 @@ class _Model(nn.Module):
     def encode_image(
         self, image: torch.Tensor | Sequence[torch.Tensor], normalize: bool = True
     ) -> torch.Tensor:
-        """Embed transformed pictures, (n, 3, height, width) or a list of them."""
+        """Embed transformed images, (n, 3, height, width) or a list of them."""
         pixels = image if isinstance(image, torch.Tensor) else torch.stack(list(image))
         network = self._encoder._network()
-        several = pixels.ndim == 5  # views of each picture
+        several = pixels.ndim == 5  # views of each image
         flat = (pixels.flatten(0, 1) if several else pixels).to(network.device, torch.float32)
         flat = flat.contiguous(memory_format=torch.channels_last)
         features = self._encoder._pixel_network(network)(flat).float()
@@ -167,7 +167,7 @@ class _Model(nn.Module):
 
 
 class _Transform:
-    """The encoder's own preprocessing of one picture, as a tensor (3, height, width).
+    """The encoder's own preprocessing of one image, as a tensor (3, height, width).
 
     With several views, (n_views, 3, height, width).
     """

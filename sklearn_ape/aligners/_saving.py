@@ -19,7 +19,7 @@ from ._sparse_rows import SparseRows
 _RECALL = "recall on the pairs held out, mean of @1, @5 and @10 both ways"
 _TAGS = ["zero-shot-classification", "feature-extraction", "image-text-alignment"]
 _FEATURES = "print(model.transform(image_features) @ model.transform_text(text_features).T)"
-_PICTURES = "print(model.similarity(['picture.jpg'], ['a cat', 'a dog']))"
+_IMAGES = "print(model.similarity(['image.jpg'], ['a cat', 'a dog']))"
 
 
 class SavedAligner(Shareable):
@@ -98,7 +98,7 @@ class SavedAligner(Shareable):
 
     def _card_facts(self) -> Facts:
         known: Any = self
-        takes_pictures = getattr(self, "image_encoder_", None) is not None
+        takes_images = getattr(self, "image_encoder_", None) is not None
         facts: dict[str, Any] = {
             "image features": getattr(self, "n_features_in_", "unknown"),
             "text features": getattr(self, "n_text_features_in_", "tokens"),
@@ -118,11 +118,11 @@ class SavedAligner(Shareable):
             if row["epoch"] == known.best_epoch_ and "valid_recall" in row:
                 scores[_RECALL] = row["valid_recall"]
         return Facts(
-            what="Brings pictures and texts into one space: features of two frozen encoders are "
-            "mapped to where a picture and its caption have a high cosine.",
+            what="Brings images and texts into one space: features of two frozen encoders are "
+            "mapped to where an image and its caption have a high cosine.",
             facts=facts,
             scores=scores,
-            usage=_PICTURES if takes_pictures else _FEATURES,
+            usage=_IMAGES if takes_images else _FEATURES,
             tags=_TAGS,
         )
 

@@ -1,4 +1,4 @@
-"""Closed-form maps of both sides: whitened pictures, and texts that are sent among them."""
+"""Closed-form maps of both sides: whitened images, and texts that are sent among them."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def kernel_maps(
     max_anchors: int,
     rng: np.random.RandomState,
 ) -> Maps:
-    """Return whitened pictures and a kernel ridge regression from texts to them."""
+    """Return whitened images and a kernel ridge regression from texts to them."""
     targets = _Targets(data, whitening, n_components)
     gamma = _gamma(targets) if gamma == "scale" else float(gamma)
     if len(targets.texts) <= max_anchors:
@@ -52,7 +52,7 @@ def kernel_maps(
         if not anchors.any():  # one text, of zeros, whose target is zero: any anchor will do
             anchors[:, 0] = 1
         matrix = _kernel(anchors, anchors, gamma)
-        # A text of several pictures is one row that counts as often.
+        # A text of several images is one row that counts as often.
         matrix[np.diag_indices_from(matrix)] += ridge / targets.counts
         right = np.concatenate([some for _, some in targets])
         return Maps(targets.image, KernelMap(anchors, _solution(matrix, right), gamma))
@@ -74,7 +74,7 @@ def kernel_maps(
 
 
 def linear_maps(data: Pairs, *, ridge: float, whitening: float, n_components: int | None) -> Maps:
-    """Return whitened pictures and a ridge regression from texts to them.
+    """Return whitened images and a ridge regression from texts to them.
 
     The ridge is relative to the mean variance of a text feature.
     """
@@ -108,7 +108,7 @@ class _Units:
 class _Targets:
     """The image map, the texts that say something, and where each is to be sent.
 
-    A text's target is the mean of its pictures' embeddings, less the mean of all. Iterating
+    A text's target is the mean of its images' embeddings, less the mean of all. Iterating
     yields slices of `texts` and their targets, a bounded number at a time.
     """
 
@@ -119,13 +119,13 @@ class _Targets:
         has_length = np.concatenate([data.text[some].any(axis=1) for some in blocks])
         has_length = has_length[data.pairs[:, 1]]
         pairs = data.pairs[has_length] if has_length.any() else data.pairs
-        pictures = np.unique(pairs[:, 0])
-        self.image = _whitened(_Units(data.image), pictures, whitening, n_components)
+        images = np.unique(pairs[:, 0])
+        self.image = _whitened(_Units(data.image), images, whitening, n_components)
         self.texts, row, counts = np.unique(pairs[:, 1], return_inverse=True, return_counts=True)
         self.counts = counts.astype(np.float32)
-        # By text, so that all pictures of a run of texts stand together.
+        # By text, so that all images of a run of texts stand together.
         order = np.argsort(row, kind="stable")
-        self._pictures, self._row = pairs[order, 0], row[order]
+        self._images, self._row = pairs[order, 0], row[order]
         self._runs = list(gen_batches(len(self.texts), _TEXTS_AT_ONCE))
         self._kept = [self._sums(run) for run in self._runs] if len(self._runs) == 1 else None
         self._n_pairs = len(pairs)
@@ -140,7 +140,7 @@ class _Targets:
         return unit_rows(self._data.text[self.texts[rows]])
 
     def mean_of_units(self, dtype: Any) -> np.ndarray:
-        """Return the mean of all texts, each as often as it has pictures."""
+        """Return the mean of all texts, each as often as it has images."""
         sums = (self.counts[run] @ self.units(run).astype(dtype) for run in self._runs)
         return sum(sums) / self.counts.sum()
 
@@ -148,16 +148,14 @@ class _Targets:
         return map(self._sums, self._runs) if self._kept is None else self._kept
 
     def _sums(self, run: slice) -> np.ndarray:
-        """Return for each text of a run the sum of its pictures' embeddings."""
+        """Return for each text of a run the sum of its images' embeddings."""
         directions, around = self.image.directions.numpy(), self.image.mean.numpy()
         sums = np.zeros((run.stop - run.start, directions.shape[1]))
         first, end = np.searchsorted(self._row, [run.start, run.stop])
         for start in range(first, end, _ROWS_AT_ONCE):
             some = slice(start, min(start + _ROWS_AT_ONCE, end))
-            pictures = unit_rows(self._data.image[self._pictures[some]])
-            np.add.at(
-                sums, self._row[some] - run.start, unit_rows((pictures - around) @ directions)
-            )
+            images = unit_rows(self._data.image[self._images[some]])
+            np.add.at(sums, self._row[some] - run.start, unit_rows((images - around) @ directions))
         return sums
 
 
@@ -175,7 +173,7 @@ def _whitened(
     )
     variances, directions = variances[::-1], directions[:, ::-1]
     varies = variances > _NO_VARIANCE * max(variances[0], _NO_VARIANCE)
-    if not varies.any():  # all pictures alike: no embedding says anything
+    if not varies.any():  # all images alike: no embedding says anything
         return WhitenedMap(middle, np.zeros((len(middle), 1)))
     directions = directions[:, varies][:, :n_components]
     variances = variances[varies][:n_components] / variances[0]

@@ -230,7 +230,7 @@ class TextTower(nn.Module):
         return {id(p) for name, p in self.tower.named_parameters() if name in self._used}
 
     def _strip(self) -> frozenset[str]:
-        """Drop what no text passes (a picture tower, a decoder); name the weights that matter."""
+        """Drop what no text passes (an image tower, a decoder); name the weights that matter."""
         called: set[int] = set()
         hooks = [
             module.register_forward_pre_hook(lambda module, _: called.add(id(module)))

@@ -24,7 +24,7 @@ def tower_net(
     aligner : LiTAligner
         Its parameters, and ``device_``, are read.
     module : TwoTower
-        A frozen head of pictures, and a `TextTower`.
+        A frozen head of images, and a `TextTower`.
     n_pairs : int
         Pairs to train on.
     seed : int

@@ -31,7 +31,7 @@ class APEAligner(SavedHeads, BaseAligner):
     """Align two frozen encoders by training small heads with a contrastive loss.
 
     "Aligning Pretrained Encoders" [1]_: the encoders stay as they are, their features are
-    computed once, and an MLP learns to bring a picture and its caption together.
+    computed once, and an MLP learns to bring an image and its caption together.
 
     Parameters
     ----------
@@ -102,10 +102,10 @@ class APEAligner(SavedHeads, BaseAligner):
         The most passes over the training pairs.
     early_stopping : bool, default=True
         Hold pairs out, find the epoch with the best recall on them and stop when it has not risen
-        for long. Needs at least 50 groups of pairs that share no picture or caption; with fewer,
+        for long. Needs at least 50 groups of pairs that share no image or caption; with fewer,
         all epochs run on all pairs.
     validation_fraction : float, default=0.1
-        Share of the pairs held out; no picture or caption stands on both sides.
+        Share of the pairs held out; no image or caption stands on both sides.
     n_iter_no_change : int, default=15
         Epochs without a rise before training stops.
     refit : bool, default=True
@@ -153,7 +153,7 @@ class APEAligner(SavedHeads, BaseAligner):
     device_ : torch.device
         Where it was trained.
     bank_ : Bank
-        Embeddings of up to 1,000 training pictures and captions, which `similarity` and
+        Embeddings of up to 1,000 training images and captions, which `similarity` and
         `ZeroShotClassifier` standardise by.
     fingerprint_ : str
         Digest of the trained heads.
@@ -170,7 +170,7 @@ class APEAligner(SavedHeads, BaseAligner):
     With ``init="auto"`` and too few pairs to hold any out, nothing could tell whether training
     helps, and the start is kept. With ``early_stopping=False`` all epochs run from the start.
 
-    A picture's captions are all positives, never negatives. Interrupting a fit keeps the best
+    An image's captions are all positives, never negatives. Interrupting a fit keeps the best
     epoch so far, as in scikit-learn's MLP.
 
     With `checkpoint`, the state of the training is written after its epochs, as often as takes a
@@ -293,14 +293,14 @@ class APEAligner(SavedHeads, BaseAligner):
 
     @with_callbacks
     def fit(self, X: Any, y: Any) -> Self:
-        """Train the heads on pairs of pictures and captions.
+        """Train the heads on pairs of images and captions.
 
         Parameters
         ----------
-        X : sequence of pictures, or array-like of shape (n_samples, n_features)
-            Pictures if `image_encoder` is set, else features of pictures.
+        X : sequence of images, or array-like of shape (n_samples, n_features)
+            Images if `image_encoder` is set, else features of images.
         y : sequence of length n_samples, or array-like of shape (n_samples, n_text_features)
-            With `text_encoder`, a caption or a list of captions for every picture. Else features.
+            With `text_encoder`, a caption or a list of captions for every image. Else features.
 
         Returns
         -------

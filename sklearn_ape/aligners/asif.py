@@ -1,4 +1,4 @@
-"""ASIF: pictures and captions compared by what they are similar to, without training."""
+"""ASIF: images and captions compared by what they are similar to, without training."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _NO_LENGTH = 1e-6
 class ASIFAligner(BaseAligner):
     """Align two frozen encoders by coupled data alone.
 
-    A picture is described by its similarity to the pictures of the training pairs, the anchors;
+    An image is described by its similarity to the images of the training pairs, the anchors;
     a caption by its similarity to their captions. Both descriptions have one number an anchor, so
     they compare. Nothing is trained, and new pairs are added by fitting again [1]_.
 
@@ -67,7 +67,7 @@ class ASIFAligner(BaseAligner):
     image_encoder_, text_encoder_ : transformer
         The encoders used, where they were given.
     bank_ : Bank
-        Embeddings of up to 1,000 training pictures and captions, which `similarity` and
+        Embeddings of up to 1,000 training images and captions, which `similarity` and
         `ZeroShotClassifier` standardise by.
     fingerprint_ : str
         Digest of the anchors.
@@ -79,7 +79,7 @@ class ASIFAligner(BaseAligner):
 
     Notes
     -----
-    `transform` gives dense arrays, which take 4 bytes a row and anchor: 40 kB a picture with
+    `transform` gives dense arrays, which take 4 bytes a row and anchor: 40 kB an image with
     10,000 pairs. `similarity`, `retrieval_report` and `score` go over sparse ones, k numbers a
     row. An anchor that points away (of negative similarity) counts as zero; where all do, the
     embedding is zero.
@@ -123,14 +123,14 @@ class ASIFAligner(BaseAligner):
 
     @reports_fit
     def fit(self, X: Any, y: Any) -> Self:
-        """Keep pairs of pictures and captions as anchors.
+        """Keep pairs of images and captions as anchors.
 
         Parameters
         ----------
-        X : sequence of pictures, or array-like of shape (n_samples, n_features)
-            Pictures if `image_encoder` is set, else features of pictures.
+        X : sequence of images, or array-like of shape (n_samples, n_features)
+            Images if `image_encoder` is set, else features of images.
         y : sequence of length n_samples, or array-like of shape (n_samples, n_text_features)
-            With `text_encoder`, a caption or a list of captions for every picture. Else features.
+            With `text_encoder`, a caption or a list of captions for every image. Else features.
 
         Returns
         -------

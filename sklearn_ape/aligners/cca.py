@@ -1,4 +1,4 @@
-"""CCA: the directions in which pictures and captions agree, in closed form."""
+"""CCA: the directions in which images and captions agree, in closed form."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class _Projection(NamedTuple):
 class CCAAligner(BaseAligner):
     """Align two frozen encoders by ridge canonical correlation analysis.
 
-    Both sides are projected on the pairs of directions along which pictures and captions
+    Both sides are projected on the pairs of directions along which images and captions
     correlate most [1]_, each weighted by its correlation [2]_. There is nothing to train: a fit
     is a few eigendecompositions and takes seconds.
 
@@ -89,7 +89,7 @@ class CCAAligner(BaseAligner):
     image_encoder_, text_encoder_ : transformer
         The encoders used, where they were given.
     bank_ : Bank
-        Embeddings of up to 1,000 training pictures and captions, which `similarity` and
+        Embeddings of up to 1,000 training images and captions, which `similarity` and
         `ZeroShotClassifier` standardise by.
     fingerprint_ : str
         Digest of the projections.
@@ -101,7 +101,7 @@ class CCAAligner(BaseAligner):
 
     Notes
     -----
-    A picture or caption whose features are the mean of the training set lies in no direction:
+    An image or caption whose features are the mean of the training set lies in no direction:
     its embedding is zero.
 
     References
@@ -144,14 +144,14 @@ class CCAAligner(BaseAligner):
 
     @reports_fit
     def fit(self, X: Any, y: Any) -> Self:
-        """Find the canonical directions of pairs of pictures and captions.
+        """Find the canonical directions of pairs of images and captions.
 
         Parameters
         ----------
-        X : sequence of pictures, or array-like of shape (n_samples, n_features)
-            Pictures if `image_encoder` is set, else features of pictures.
+        X : sequence of images, or array-like of shape (n_samples, n_features)
+            Images if `image_encoder` is set, else features of images.
         y : sequence of length n_samples, or array-like of shape (n_samples, n_text_features)
-            With `text_encoder`, a caption or a list of captions for every picture. Else features.
+            With `text_encoder`, a caption or a list of captions for every image. Else features.
 
         Returns
         -------

@@ -42,20 +42,20 @@ class CLIPAligner(LazyNamesMixin, BaseAligner):
     revision : str or None, default=None
         Branch, tag or commit of a hub model.
     crop : {"center", "pad"}, default="center"
-        ``"center"`` is the network's own preprocessing. ``"pad"`` makes a picture square on
+        ``"center"`` is the network's own preprocessing. ``"pad"`` makes an image square on
         white first.
     batch_size : int, default=16
-        Pictures in one pass of the network; of texts, four times as many.
+        Images in one pass of the network; of texts, four times as many.
     device : {"auto"}, str or torch.device, default="auto"
         ``"auto"`` takes a GPU when there is one.
     dtype : {"float32", "bfloat16", "float16"}, default="float32"
         Precision of the network by autocast.
     n_jobs : int or None, default=None
-        Workers that read and resize pictures, by joblib.
+        Workers that read and resize images, by joblib.
     cache : {"memory"}, str, path-like or None, default="memory"
         Where features are kept, by content: in this process, in a folder, or nowhere.
     on_error : {"raise", "nan"}, default="raise"
-        What a picture that cannot be read does: stop the work, or become a row of NaN.
+        What an image that cannot be read does: stop the work, or become a row of NaN.
     verbose : int, default=0
         1 shows a progress bar.
 
@@ -131,7 +131,7 @@ class CLIPAligner(LazyNamesMixin, BaseAligner):
 
         Parameters
         ----------
-        X : sequence of pictures, or array-like of shape (n_samples, n_features_in_)
+        X : sequence of images, or array-like of shape (n_samples, n_features_in_)
             What `transform` takes.
         y : sequence of length n_samples or None, default=None
             Captions, or features of texts; looked at, then ignored.
@@ -203,7 +203,7 @@ class CLIPAligner(LazyNamesMixin, BaseAligner):
 
     @property
     def n_features_in_(self) -> int:
-        """Width of features of pictures."""
+        """Width of features of images."""
         return self.n_components_
 
     @property
@@ -240,7 +240,7 @@ class CLIPAligner(LazyNamesMixin, BaseAligner):
         return Facts(
             what=f"The OpenCLIP model {escape_markdown(repr(self._name()))}, by its name, without "
             "its weights.",
-            usage="print(model.similarity(['picture.jpg'], ['a cat', 'a dog']))",
+            usage="print(model.similarity(['image.jpg'], ['a cat', 'a dog']))",
         )
 
     def _name(self) -> str:
@@ -253,7 +253,7 @@ class CLIPAligner(LazyNamesMixin, BaseAligner):
         if features.shape[1] != self.n_features_in_:
             raise ValueError(
                 f"X has {features.shape[1]} features, but {type(self).__name__} is expecting "
-                f"{self.n_features_in_} features as input: pass pictures, or features of "
+                f"{self.n_features_in_} features as input: pass images, or features of "
                 f"OpenCLIPImageEncoder({self._name()!r})."
             )
         return as_float32(features, "X", look=False)
@@ -279,7 +279,7 @@ class CLIPAligner(LazyNamesMixin, BaseAligner):
 
 
 def _holds_features(X: Any) -> bool:
-    """Say whether X is rows of numbers; a sequence of pictures has three dimensions or none."""
+    """Say whether X is rows of numbers; a sequence of images has three dimensions or none."""
     if issparse(X):
         return True
     if isinstance(X, list | tuple):

@@ -1,4 +1,4 @@
-"""A kernel ridge regression from texts to whitened pictures, in closed form."""
+"""A kernel ridge regression from texts to whitened images, in closed form."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from ._solve import MOST_ANCHORS, RIDGE, WHITENING, kernel_maps
 class KernelAligner(SavedHeads, BaseAligner):
     """Align two frozen encoders in closed form, by kernel ridge regression.
 
-    Image features are whitened, so that what tells few pictures apart counts as much as what
-    tells many. A text is sent to where the pictures of similar texts lie. Nothing is drawn at
+    Image features are whitened, so that what tells few images apart counts as much as what
+    tells many. A text is sent to where the images of similar texts lie. Nothing is drawn at
     random and nothing iterates: a few thousand pairs take seconds.
 
     Parameters
@@ -83,7 +83,7 @@ class KernelAligner(SavedHeads, BaseAligner):
     image_encoder_, text_encoder_ : transformer
         The encoders used, where they were given.
     bank_ : Bank
-        Embeddings of up to 1,000 training pictures and captions, which `similarity` and
+        Embeddings of up to 1,000 training images and captions, which `similarity` and
         `ZeroShotClassifier` standardise by.
     fingerprint_ : str
         Digest of the solution.
@@ -96,7 +96,7 @@ class KernelAligner(SavedHeads, BaseAligner):
 
     Notes
     -----
-    A text of several pictures is sent to their mean. To teach titles, synonyms or descriptions as
+    A text of several images is sent to their mean. To teach titles, synonyms or descriptions as
     well, give lists of captions: each is a row of its own. A fit takes memory of 8 bytes times
     the squared number of distinct captions, and time with its cube: 4,000 captions about 2
     seconds, 12,000 about 15 on two cores.
@@ -155,10 +155,10 @@ class KernelAligner(SavedHeads, BaseAligner):
 
         Parameters
         ----------
-        X : sequence of pictures, or array-like of shape (n_samples, n_features)
-            Pictures if `image_encoder` is set, else features of pictures.
+        X : sequence of images, or array-like of shape (n_samples, n_features)
+            Images if `image_encoder` is set, else features of images.
         y : sequence of length n_samples, or array-like of shape (n_samples, n_text_features)
-            With `text_encoder`, a caption or a list of captions for every picture. Else features.
+            With `text_encoder`, a caption or a list of captions for every image. Else features.
 
         Returns
         -------

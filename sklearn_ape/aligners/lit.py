@@ -43,7 +43,7 @@ class LiTAligner(BaseAligner):
     """Align a text encoder with a frozen image encoder by training the text encoder itself.
 
     This is locked-image tuning [1]_, which the APE paper compares itself with: features of
-    pictures are computed once, and the whole text tower learns, by backpropagation, to meet
+    images are computed once, and the whole text tower learns, by backpropagation, to meet
     them. It takes far more time and memory than `APEAligner`, and can say in the end what no
     frozen text encoder could.
 
@@ -80,10 +80,10 @@ class LiTAligner(BaseAligner):
         The most passes over the training pairs.
     early_stopping : bool, default=True
         Hold pairs out, find the epoch with the best recall on them, keep its weights and stop
-        when it has not risen for long. Needs at least 50 groups of pairs that share no picture or
+        when it has not risen for long. Needs at least 50 groups of pairs that share no image or
         caption; with fewer, all epochs run on all pairs.
     validation_fraction : float, default=0.1
-        Share of the pairs held out; no picture or caption stands on both sides.
+        Share of the pairs held out; no image or caption stands on both sides.
     n_iter_no_change : int, default=3
         Epochs without a rise before training stops.
     unlocked_layers : int or None, default=None
@@ -133,7 +133,7 @@ class LiTAligner(BaseAligner):
     device_ : torch.device
         Where it was trained.
     bank_ : Bank
-        Embeddings of up to 1,000 training pictures and captions, which `similarity` and
+        Embeddings of up to 1,000 training images and captions, which `similarity` and
         `ZeroShotClassifier` standardise by.
     fingerprint_ : str
         Digest of all weights.
@@ -145,7 +145,7 @@ class LiTAligner(BaseAligner):
 
     Notes
     -----
-    There is no projection of the picture's side: its features are standardised, as by
+    There is no projection of the image's side: its features are standardised, as by
     `APEAligner` with ``side="text"``. Gradients are clipped to norm 1, as in the authors' code.
     Texts that the tokenizer cannot tell apart are one text to train on.
 
@@ -223,14 +223,14 @@ class LiTAligner(BaseAligner):
 
     @with_callbacks
     def fit(self, X: Any, y: Any) -> Self:
-        """Train the text tower on pairs of pictures and captions.
+        """Train the text tower on pairs of images and captions.
 
         Parameters
         ----------
-        X : sequence of pictures, or array-like of shape (n_samples, n_features)
-            Pictures if `image_encoder` is set, else features of pictures.
+        X : sequence of images, or array-like of shape (n_samples, n_features)
+            Images if `image_encoder` is set, else features of images.
         y : sequence of length n_samples
-            A caption or a list of captions for every picture.
+            A caption or a list of captions for every image.
 
         Returns
         -------

@@ -1,4 +1,4 @@
-"""Align the encoders anew on a visitor's captioned pictures, and say what that brought."""
+"""Align the encoders anew on a visitor's captioned images, and say what that brought."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ _KINDS = {"kernel": KernelAligner, "ape": APEAligner, "cca": CCAAligner}
 _HELD_OUT = 0.2
 _KS = (1, 5)
 _FEWEST = 4
-# Shares of the time until the end of: pictures, captions, the fit measured, the one kept.
+# Shares of the time until the end of: images, captions, the fit measured, the one kept.
 _STEPS = (0.6, 0.7, 0.85, 0.98)
 
 
 class Recall(NamedTuple):
-    """Recall@k in %, of one aligner on the pictures held out, over both directions."""
+    """Recall@k in %, of one aligner on the images held out, over both directions."""
 
     who: str
     at_1: float
@@ -86,14 +86,14 @@ def align(
     report: Report,
     random_state: int = 0,
 ) -> Alignment:
-    """Fit an aligner on captioned pictures, with the encoders of another one.
+    """Fit an aligner on captioned images, with the encoders of another one.
 
     Parameters
     ----------
     before : estimator
         The fitted aligner whose encoders are used, and which the new one is compared with.
     data : Captioned
-        Pictures that can be read, with captions.
+        Images that can be read, with captions.
     method : {"kernel", "ape", "cca"}
         Which aligner.
     head_pairs : HeadPairs or None
@@ -118,12 +118,12 @@ def align(
         raise Refusal(f"There is no method called {method!r}: choose one of {', '.join(_KINDS)}.")
     if len(data.images) < _FEWEST:
         raise Refusal(
-            f"These are {len(data.images)} captioned pictures: at least {_FEWEST} are needed to "
+            f"These are {len(data.images)} captioned images: at least {_FEWEST} are needed to "
             "align anything, and some hundred to align well."
         )
-    cache = MemoryFeatureCache()  # every picture is encoded once, for all that follows
+    cache = MemoryFeatureCache()  # every image is encoded once, for all that follows
     image_encoder, text_encoder = (_cached(encoder, cache) for encoder in encoders_of(before))
-    encode(image_encoder, data.images, part(report, 0, _STEPS[0]), "Encoding picture")
+    encode(image_encoder, data.images, part(report, 0, _STEPS[0]), "Encoding image")
     texts = [t for of_one in data.captions for t in _as_list(of_one)]
     encode(text_encoder, texts, part(report, *_STEPS[:2]), "Reading caption")
 
@@ -146,12 +146,12 @@ def align(
         measured = fitted(train, _STEPS[1:3])
         recall = [
             _recall(who, aligner, *_rows(data, held_out))
-            for who, aligner in (("before", before), ("aligned on your pictures", measured))
+            for who, aligner in (("before", before), ("aligned on your images", measured))
         ]
     else:
         remark = (
             "There are too few different pairs to hold some out (50 are enough), so nothing was "
-            "measured: try it on pictures of your own."
+            "measured: try it on images of your own."
         )
     aligner = fitted(everything, _STEPS[2:4])
     return Alignment(
@@ -181,7 +181,7 @@ def _released(aligner: Any) -> Any:
 
 
 def _split(data: Captioned, random_state: int) -> tuple[np.ndarray, np.ndarray]:
-    """Hold out pictures that share no caption with the others."""
+    """Hold out images that share no caption with the others."""
     numbers: dict[str, int] = {}
     pairs = np.array(
         [

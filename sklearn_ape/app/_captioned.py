@@ -1,4 +1,4 @@
-"""Captioned pictures in a folder that was a visitor's zip."""
+"""Captioned images in a folder that was a visitor's zip."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ _TABLES = frozenset((".csv", ".tsv", ".jsonl", ".ndjson"))
 CAPTIONED = frozenset((*IMAGE_SUFFIXES, *_TABLES, ".txt", ".caption"))
 _MOST_TEXT = 16 * 2**20
 
-_IMAGE_COLUMNS = ("file_name", "image", "file", "filename", "path", "picture", "photo")
+_IMAGE_COLUMNS = ("file_name", "image", "file", "filename", "path", "image", "photo")
 _CAPTION_COLUMNS = ("caption", "text", "captions", "title", "description", "label")
 
 
 class Captioned(NamedTuple):
-    """Paths of pictures, a caption or a list of captions for each, and where these came from."""
+    """Paths of images, a caption or a list of captions for each, and where these came from."""
 
     images: list[str]
     captions: list[Any]
     source: str
 
 
-def listed_pictures(folder: Path, limits: Limits) -> list[str]:
-    """Return the pictures of an unpacked zip."""
+def listed_images(folder: Path, limits: Limits) -> list[str]:
+    """Return the images of an unpacked zip."""
     try:
         images = load_image_folder(folder, captions=None).images
     except (ValueError, OSError) as error:
@@ -40,14 +40,14 @@ def listed_pictures(folder: Path, limits: Limits) -> list[str]:
 
 
 def captioned(folder: Path, limits: Limits) -> Captioned:
-    """Return the pictures of an unpacked zip with their captions.
+    """Return the images of an unpacked zip with their captions.
 
-    Captions are text files beside the pictures, a table, or else the names of the files.
+    Captions are text files beside the images, a table, or else the names of the files.
 
     Raises
     ------
     Refusal
-        When there are no pictures, too many, or some have a caption and others have none.
+        When there are no images, too many, or some have a caption and others have none.
     """
     folder = down(folder)
     _check_texts(folder)
@@ -76,9 +76,9 @@ def captioned(folder: Path, limits: Limits) -> Captioned:
         for text in [texts] if isinstance(texts, str) else texts:
             check_text(text, limits, "caption")
     n_captions = sum(1 if isinstance(texts, str) else len(texts) for texts in captions)
-    if n_captions > 5 * limits.pictures:
+    if n_captions > 5 * limits.images:
         raise Refusal(
-            f"These are {n_captions:,} captions; the limit is {5 * limits.pictures:,}. Send fewer."
+            f"These are {n_captions:,} captions; the limit is {5 * limits.images:,}. Send fewer."
         )
     return Captioned(images, captions, source)
 
@@ -102,7 +102,7 @@ def down(folder: Path) -> Path:
 
 
 def _from_table(folder: Path, file: Path, images: list[str]) -> tuple[list[str], list[list[str]]]:
-    """Return the pictures that a table names, among those of the zip and no others."""
+    """Return the images that a table names, among those of the zip and no others."""
     where = file.name
     table = read_table(file)
     names = column(table, _IMAGE_COLUMNS, where)
@@ -112,19 +112,19 @@ def _from_table(folder: Path, file: Path, images: list[str]) -> tuple[list[str],
     absent = [str(name) for name, key in zip(names, wanted, strict=True) if key not in known]
     if absent:
         raise Refusal(
-            f"{where} names {len(absent)} pictures that are not in the zip: {some_of(absent)}. "
+            f"{where} names {len(absent)} images that are not in the zip: {some_of(absent)}. "
             "Write their names as in the zip, relative to the table."
         )
     if not wanted:
-        raise Refusal(f"{where} has no rows: expected one a picture and caption.")
+        raise Refusal(f"{where} has no rows: expected one an image and caption.")
     of_image: dict[str, list[str]] = {}
     for key, texts in zip(wanted, captions, strict=True):
         of_image.setdefault(known[key], []).extend(texts)
     return list(of_image), list(of_image.values())
 
 
-def _check_number(n_pictures: int, limits: Limits) -> None:
-    if n_pictures > limits.pictures:
+def _check_number(n_images: int, limits: Limits) -> None:
+    if n_images > limits.images:
         raise Refusal(
-            f"These are {n_pictures:,} pictures; the limit is {limits.pictures:,}. Send fewer."
+            f"These are {n_images:,} images; the limit is {limits.images:,}. Send fewer."
         )

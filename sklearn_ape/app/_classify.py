@@ -1,4 +1,4 @@
-"""One picture, some names: how probable is each."""
+"""One image, some names: how probable is each."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 from .._escape import escape_markdown
 from ..prompts import TEMPLATES
 from ..zero_shot import ZeroShotClassifier
+from ._images import check_image
 from ._limits import Limits
-from ._pictures import check_picture
 from ._refusal import Refusal, quoted
 
 TEMPLATE_CHOICES = {
@@ -66,19 +66,19 @@ def check_text(text: str, limits: Limits, what: str) -> None:
 
 def classify(
     aligner: Any,
-    picture: str | os.PathLike[str] | None,
+    image: str | os.PathLike[str] | None,
     labels: str | None,
     templates: str,
     threshold: float,
     limits: Limits,
 ) -> Classification:
-    """Return how probable each name is for a picture.
+    """Return how probable each name is for an image.
 
     Parameters
     ----------
     aligner : estimator
-        Fitted; takes pictures and texts.
-    picture : path-like or None
+        Fitted; takes images and texts.
+    image : path-like or None
         A file that the visitor sent.
     labels : str
         Names, see `parse_labels`.
@@ -87,7 +87,7 @@ def classify(
     threshold : float
         Below it, from 0 to 1, the verdict is that it is none of these.
     limits : Limits
-        Bounds on the picture and the names.
+        Bounds on the image and the names.
 
     Returns
     -------
@@ -99,7 +99,7 @@ def classify(
     Refusal
         With the reason, for the visitor to read.
     """
-    path = check_picture(picture, limits)
+    path = check_image(image, limits)
     names = parse_labels(labels, limits)
     if templates not in TEMPLATES:
         raise Refusal(f"There are no sentences called {quoted(str(templates))}.")
@@ -108,8 +108,8 @@ def classify(
     try:
         classifier = ZeroShotClassifier(names, aligner=aligner, templates=templates)
         found, probabilities = classifier.predict_top_k([path], k=len(names))
-    except ValueError as error:  # about names: the picture was looked at above
-        raise Refusal(str(error).replace(path, "The picture")) from error
+    except ValueError as error:  # about names: the image was looked at above
+        raise Refusal(str(error).replace(path, "The image")) from error
     ranked = dict(zip(map(str, found[0]), map(float, probabilities[0]), strict=True))
     best, probability = next(iter(ranked.items()))
     if probability < threshold:

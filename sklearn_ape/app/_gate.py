@@ -96,7 +96,7 @@ class Gate:
                 send,
                 413,
                 f"The request is larger than {in_words(limit)}, the limit: send less text, and "
-                "pictures as uploads.",
+                "images as uploads.",
             )
             return
         if _names_an_address(body):

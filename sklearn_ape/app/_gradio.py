@@ -36,10 +36,10 @@ def told(gr: Any) -> Iterator[None]:
         raise gr.Error(message, print_exception=False, title="Not done") from error
 
 
-def picture_input(gr: Any, label: str, elem_id: str) -> Any:
-    """Return a field for a picture that hands over the file as it was sent.
+def image_input(gr: Any, label: str, elem_id: str) -> Any:
+    """Return a field for an image that hands over the file as it was sent.
 
-    Gradio would decode it, with an error of its own for a file that is no picture.
+    Gradio would decode it, with an error of its own for a file that is no image.
     """
     field = gr.Image(
         label=label,

@@ -21,10 +21,10 @@ class Limits:
         How many times a packed file of more than 1 MiB may grow when it is unpacked.
     files : int, default=4000
         Entries of a zip.
-    pictures : int, default=2000
-        Pictures of a collection, or of a set to align on.
+    images : int, default=2000
+        Images of a collection, or of a set to align on.
     pixels : int, default=40,000,000
-        Width times height of a picture.
+        Width times height of an image.
     labels : int, default=500
         Names to choose from.
     text_length : int, default=500
@@ -32,7 +32,7 @@ class Limits:
     request_bytes : int, default=1 MiB
         Size of a request that is not an upload.
     found : int, default=48
-        Pictures shown for a search.
+        Images shown for a search.
     waiting : int, default=64
         Requests that wait; further ones are told to come again later.
     at_once : int, default=2
@@ -56,7 +56,7 @@ class Limits:
     unpacked_bytes: int = 256 * 2**20
     ratio: int = 200
     files: int = 4_000
-    pictures: int = 2_000
+    images: int = 2_000
     pixels: int = 40_000_000
     labels: int = 500
     text_length: int = 500

@@ -21,7 +21,7 @@ _AT_ONCE = 32
 
 
 class Model(NamedTuple):
-    """A fitted aligner of pictures and texts, and names of classes where it came with some."""
+    """A fitted aligner of images and texts, and names of classes where it came with some."""
 
     aligner: Any
     labels: list[str] | None = None
@@ -40,14 +40,14 @@ def load_model(aligner: Any) -> Model:
     Returns
     -------
     model : Model
-        Takes pictures and texts.
+        Takes images and texts.
 
     Raises
     ------
     NotFittedError
         When it is not fitted.
     ValueError
-        When it takes features instead of pictures and texts.
+        When it takes features instead of images and texts.
     """
     if aligner is not None and not hasattr(aligner, "fit") and not _is_clip(aligner):
         from .. import load_pretrained
@@ -69,7 +69,7 @@ def load_model(aligner: Any) -> Model:
         side = "image" if image_encoder is None else "text"
         raise ValueError(
             f"This aligner was fitted on features and has no {side} encoder, and the page takes "
-            "pictures and words: pass make_pipeline(image_encoder, "
+            "images and words: pass make_pipeline(image_encoder, "
             "APEAligner(text_encoder=text_encoder)).fit(images, captions)."
         )
     # What visitors send is to be forgotten, whatever cache the aligner came with.
@@ -81,7 +81,7 @@ def _is_clip(name: Any) -> bool:
 
 
 def encoders_of(aligner: Any) -> tuple[Any, Any]:
-    """Return the encoders of pictures and of texts in a fitted aligner, None where it has none."""
+    """Return the encoders of images and of texts in a fitted aligner, None where it has none."""
     inner = text_side(aligner)
     image, text = (
         getattr(inner, f"{side}_encoder_", getattr(inner, f"{side}_encoder", None))

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 DEFAULT_LABELS = ("tiger", "house cat", "pizza", "bicycle", "rocket", "umbrella", "rose", "guitar")
 _INTRODUCTION = """\
-# Pictures and words
+# Images and words
 
-Name pictures with words of your own, find pictures by a sentence, and teach it your own pictures.
+Name images with words of your own, find images by a sentence, and teach it your own images.
 What you send is used for your answer alone, on the computer that serves this page.
 """
 
@@ -37,9 +37,9 @@ def build_app(
     aligner : None, str, path-like or estimator, default=None
         None is the starter model; a saved folder or hub id is read with
         `sklearn_ape.load_pretrained`; ``"open_clip:..."`` is a CLIP model; or a fitted aligner,
-        a Pipeline that ends in one, a classifier or a retriever. It takes pictures and texts.
+        a Pipeline that ends in one, a classifier or a retriever. It takes images and texts.
     images : path-like, sequence of paths or None, default=None
-        What is searched: a folder of pictures, or paths. None is a sample of OpenMoji.
+        What is searched: a folder of images, or paths. None is a sample of OpenMoji.
     labels : sequence of str or None, default=None
         Names that stand in the page at the start. None takes those of a classifier, else some.
     limits : Limits or None, default=None
@@ -56,7 +56,7 @@ def build_app(
     ImportError
         When gradio is not installed.
     ValueError, NotFittedError
-        When the aligner is not fitted, or takes features in place of pictures and texts.
+        When the aligner is not fitted, or takes features in place of images and texts.
 
     See Also
     --------

@@ -1,4 +1,4 @@
-"""A collection of pictures, searched by words or by a picture."""
+"""A collection of images, searched by words or by an image."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import Any, NamedTuple
 
 from ..retrieval import CrossModalRetriever
 from ._classify import check_text
+from ._images import check_image
 from ._limits import Limits
 from ._model import encode, encoders_of, with_caches
-from ._pictures import check_picture
 from ._progress import Report
 from ._refusal import Refusal
 
 
 class Collection(NamedTuple):
-    """Pictures ready to be searched.
+    """Images ready to be searched.
 
     Parameters
     ----------
@@ -33,7 +33,7 @@ class Collection(NamedTuple):
 
 
 class Found(NamedTuple):
-    """A picture that was found: its path, what is written below it and its cosine."""
+    """An image that was found: its path, what is written below it and its cosine."""
 
     image: str
     name: str
@@ -43,18 +43,18 @@ class Found(NamedTuple):
 def make_collection(
     aligner: Any, images: list[str], names: list[str], cache: Any, report: Report
 ) -> Collection:
-    """Embed pictures for searches.
+    """Embed images for searches.
 
     Parameters
     ----------
     aligner : estimator
-        Fitted; takes pictures and texts.
+        Fitted; takes images and texts.
     images : list of str
-        Paths of pictures that can be read.
+        Paths of images that can be read.
     names : list of str
         What is written below each.
     cache : FeatureCache or path
-        Keeps the features of these pictures, so that another aligner on the same encoders takes
+        Keeps the features of these images, so that another aligner on the same encoders takes
         no time.
     report : callable
         Told of progress.
@@ -65,9 +65,9 @@ def make_collection(
         Searches leave nothing in the cache.
     """
     caching = with_caches(aligner, cache, None)
-    encode(encoders_of(caching)[0], images, report, "Encoding picture")
+    encode(encoders_of(caching)[0], images, report, "Encoding image")
     retriever = CrossModalRetriever(caching).fit(images, names)
-    # From here on it is asked for visitors' pictures, which are to be forgotten.
+    # From here on it is asked for visitors' images, which are to be forgotten.
     retriever.aligner_ = aligner
     return Collection(retriever, images, names)
 
@@ -75,11 +75,11 @@ def make_collection(
 def search(
     collection: Collection,
     words: str | None,
-    picture: str | os.PathLike[str] | None,
+    image: str | os.PathLike[str] | None,
     k: int,
     limits: Limits,
 ) -> list[Found]:
-    """Find pictures by words or, where there are none, by a picture.
+    """Find images by words or, where there are none, by an image.
 
     Returns
     -------
@@ -89,18 +89,18 @@ def search(
     Raises
     ------
     Refusal
-        When there is nothing to search by, or the picture cannot be read.
+        When there is nothing to search by, or the image cannot be read.
     """
     words = " ".join((words or "").split())
     k = min(int(k), limits.found, len(collection.images))
     if words:
         check_text(words, limits, "sentence")
         result = collection.retriever.search([words], k=k, modality="text")
-    elif picture is not None:
-        path = check_picture(picture, limits)
+    elif image is not None:
+        path = check_image(image, limits)
         result = collection.retriever.search([path], k=k, modality="image")
     else:
-        raise Refusal("Write what to look for, such as 'a red fruit', or drop a picture.")
+        raise Refusal("Write what to look for, such as 'a red fruit', or drop an image.")
     return [
         Found(collection.images[row], collection.names[row], float(score))
         for row, score in zip(result.indices[0], result.scores[0], strict=True)

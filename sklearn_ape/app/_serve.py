@@ -58,7 +58,7 @@ def serve(
         See `build_app`.
     host : str, default="127.0.0.1"
         The address it listens at. The default is this computer alone; with any other, everyone
-        who can reach it can use the page, and see the pictures in it.
+        who can reach it can use the page, and see the images in it.
     port : int or None, default=7860
         The port; None takes a free one.
     open_browser : bool, default=False
@@ -106,7 +106,7 @@ def serve(
     if host not in _LOOPBACK:
         print(
             f"Warning: the page listens at {host}, not at this computer alone. Everyone who can "
-            "reach it can use it without a password and see its pictures.",
+            "reach it can use it without a password and see its images.",
             file=sys.stderr,
         )
     stack = contextlib.ExitStack()
@@ -229,7 +229,7 @@ class _WarmUp:
         self._thread.start()
 
     def close(self) -> None:
-        """End it, at the latest after the pictures that are being encoded."""
+        """End it, at the latest after the images that are being encoded."""
         self._ended.set()
         self._thread.join()
 

@@ -11,12 +11,12 @@ from .._image_suffixes import IMAGE_SUFFIXES
 from ..encoders import HeadPairs
 from ..features import MemoryFeatureCache
 from ._alignment import Alignment, align
-from ._captioned import CAPTIONED, captioned, listed_pictures
+from ._captioned import CAPTIONED, captioned, listed_images
 from ._classify import Classification, classify
-from ._given import Pictures, examples_of, given_pictures, names_of_files
+from ._given import Images, examples_of, given_images, names_of_files
+from ._images import about_problems, readable
 from ._limits import Limits
 from ._model import Model, encoders_of, head_pairs_of
-from ._pictures import about_problems, readable
 from ._progress import Report, no_report, part
 from ._refusal import Refusal
 from ._saved import Download, as_zip, from_zip
@@ -35,15 +35,15 @@ class Session:
         Their own aligner.
     download : Download or None
         The same as a zip.
-    pictures : Pictures or None
+    images : Images or None
         Their own collection.
     collection : Collection or None
-        The pictures that they search, in the space of the aligner that they use.
+        The images that they search, in the space of the aligner that they use.
     """
 
     alignment: Alignment | None = None
     download: Download | None = None
-    pictures: Pictures | None = None
+    images: Images | None = None
     collection: Collection | None = None
 
 
@@ -67,8 +67,8 @@ class Studio:
     def __init__(self, model: Model, images: Any, limits: Limits) -> None:
         self.model = model
         self.limits = limits
-        self.pictures = given_pictures(images)
-        self.examples = examples_of(self.pictures)
+        self.images = given_images(images)
+        self.examples = examples_of(self.images)
         self._lock = threading.Lock()
         self._head_lock = threading.Lock()
         self._collection: Collection | None = None
@@ -79,18 +79,18 @@ class Studio:
         return self.model.aligner if session.alignment is None else session.alignment.aligner
 
     def classify(
-        self, session: Session, picture: Any, labels: str, templates: str, threshold: float
+        self, session: Session, image: Any, labels: str, templates: str, threshold: float
     ) -> Classification:
-        """Name a picture; see `classify`."""
+        """Name an image; see `classify`."""
         aligner = self.aligner(session)
-        return classify(aligner, picture, labels, templates, threshold, self.limits)
+        return classify(aligner, image, labels, templates, threshold, self.limits)
 
     def search(
-        self, session: Session, words: str, picture: Any, k: int, report: Report = no_report
+        self, session: Session, words: str, image: Any, k: int, report: Report = no_report
     ) -> tuple[Session, list[Found]]:
         """Search the visitor's collection, embedding it where that is still to be done."""
         session, collection = self._ready(session, report)
-        return session, search(collection, words, picture, k, self.limits)
+        return session, search(collection, words, image, k, self.limits)
 
     def prepare(self, session: Session, report: Report) -> None:
         """Load the networks and embed the collection, ahead of the first request."""
@@ -106,22 +106,22 @@ class Studio:
         return replace(session, alignment=alignment, download=None, collection=None)
 
     def take_collection(self, session: Session, archive: Any, report: Report) -> Session:
-        """Search in the pictures of a zip from now on."""
+        """Search in the images of a zip from now on."""
         if archive is None:
-            raise Refusal("There is no zip yet: drop one with pictures.")
+            raise Refusal("There is no zip yet: drop one with images.")
         folder = temporary_folder("collection-")
         try:
             unpack(archive, folder.name, IMAGE_SUFFIXES, self.limits)
-            images = listed_pictures(Path(folder.name), self.limits)
+            images = listed_images(Path(folder.name), self.limits)
             good = readable(images, folder.name, self.limits, part(report, 0, 0.2))
             if not good.rows:
                 raise Refusal(about_problems(good.problems))
             images = [images[row] for row in good.rows]
             names = names_of_files(images)
-            title = f"{len(images)} pictures of your zip. {about_problems(good.problems)}"
-            pictures = Pictures(images, names, MemoryFeatureCache(), title, folder)
+            title = f"{len(images)} images of your zip. {about_problems(good.problems)}"
+            collection_images = Images(images, names, MemoryFeatureCache(), title, folder)
             return self._ready(
-                replace(session, pictures=pictures, collection=None), part(report, 0.2, 1)
+                replace(session, images=collection_images, collection=None), part(report, 0.2, 1)
             )[0]
         except BaseException:
             folder.cleanup()
@@ -130,9 +130,9 @@ class Studio:
     def align(
         self, session: Session, archive: Any, method: str, with_head: bool, report: Report
     ) -> tuple[Session, str]:
-        """Align on the captioned pictures of a zip; return what is to be said of them."""
+        """Align on the captioned images of a zip; return what is to be said of them."""
         if archive is None:
-            raise Refusal("There is no zip yet: drop one with captioned pictures.")
+            raise Refusal("There is no zip yet: drop one with captioned images.")
         with temporary_folder("align-") as folder:
             unpack(archive, folder, CAPTIONED, self.limits)
             data = captioned(Path(folder), self.limits)
@@ -155,21 +155,21 @@ class Studio:
         return replace(session, alignment=None, download=None, collection=None)
 
     def _ready(self, session: Session, report: Report) -> tuple[Session, Collection]:
-        """Return the session with its pictures embedded by its aligner."""
-        if session.alignment is None and session.pictures is None:
+        """Return the session with its images embedded by its aligner."""
+        if session.alignment is None and session.images is None:
             with self._lock:  # the first visitor makes it, the others wait for it
                 if self._collection is None:
-                    self._collection = self._embedded(self.pictures, self.model.aligner, report)
+                    self._collection = self._embedded(self.images, self.model.aligner, report)
             return session, self._collection
         if session.collection is None:
-            pictures = session.pictures or self.pictures
-            made = self._embedded(pictures, self.aligner(session), report)
+            images = session.images or self.images
+            made = self._embedded(images, self.aligner(session), report)
             session = replace(session, collection=made)
         assert session.collection is not None
         return session, session.collection
 
-    def _embedded(self, pictures: Pictures, aligner: Any, report: Report) -> Collection:
-        return make_collection(aligner, pictures.images, pictures.names, pictures.cache, report)
+    def _embedded(self, images: Images, aligner: Any, report: Report) -> Collection:
+        return make_collection(aligner, images.images, images.names, images.cache, report)
 
     def _head(self, report: Report) -> HeadPairs | None:
         """Return pairs of the image encoder's own classes, made when first asked for."""

@@ -8,9 +8,9 @@ from typing import Any
 from .._escape import escape_markdown
 from ._alignment import METHOD_CHOICES
 from ._classify import TEMPLATE_CHOICES
-from ._gradio import picture_input, report_to, told
+from ._gradio import image_input, report_to, told
+from ._images import thumbnail
 from ._limits import in_words
-from ._pictures import thumbnail
 from ._studio import Session, Studio
 from ._words import about_alignment, about_model
 
@@ -20,15 +20,15 @@ _FOUND = 12
 
 
 def classify_tab(gr: Any, studio: Studio, session: Any, labels: Sequence[str]) -> None:
-    """Fill the tab in which one picture is named."""
-    gr.Markdown("Drop a picture and write the names it may have: how probable is each?")
+    """Fill the tab in which one image is named."""
+    gr.Markdown("Drop an image and write the names it may have: how probable is each?")
     with gr.Row():
         with gr.Column(min_width=300):
-            picture = picture_input(gr, "Picture", "classify-picture")
+            image = image_input(gr, "Image", "classify-image")
             if studio.examples:
                 gr.Examples(
                     studio.examples,
-                    picture,
+                    image,
                     label="Or click one of these",
                     cache_examples=False,
                     elem_id="classify-examples",
@@ -58,29 +58,29 @@ def classify_tab(gr: Any, studio: Studio, session: Any, labels: Sequence[str]) -
             verdict = gr.Markdown(elem_id="classify-verdict")
 
     def classify(
-        mine: Session | None, picture: Any, names: str, templates: str, threshold: float
+        mine: Session | None, image: Any, names: str, templates: str, threshold: float
     ) -> tuple[dict[str, float], str]:
         with told(gr):
-            found = studio.classify(mine or Session(), picture, names, templates, threshold)
+            found = studio.classify(mine or Session(), image, names, templates, threshold)
         return found.probabilities, found.verdict
 
-    def classify_if_any(mine: Session | None, picture: Any, *choices: Any) -> Any:
-        return (None, "") if picture is None else classify(mine, picture, *choices)
+    def classify_if_any(mine: Session | None, image: Any, *choices: Any) -> Any:
+        return (None, "") if image is None else classify(mine, image, *choices)
 
     common: dict[str, Any] = {
-        "inputs": [session, picture, names, templates, threshold],
+        "inputs": [session, image, names, templates, threshold],
         "outputs": [answer, verdict],
         "concurrency_id": "answers",
         "concurrency_limit": studio.limits.at_once,
     }
     button.click(classify, api_name="classify", **common)
     names.submit(classify, api_visibility="private", **common)
-    picture.change(classify_if_any, api_visibility="private", show_progress_on=answer, **common)
+    image.change(classify_if_any, api_visibility="private", show_progress_on=answer, **common)
 
 
 def search_tab(gr: Any, studio: Studio, session: Any) -> None:
-    """Fill the tab in which pictures are found."""
-    title = escape_markdown(studio.pictures.title)
+    """Fill the tab in which images are found."""
+    title = escape_markdown(studio.images.title)
     about = gr.Markdown(f"Searching in {title}.", elem_id="search-about")
     with gr.Row():
         with gr.Column(min_width=300):
@@ -90,11 +90,11 @@ def search_tab(gr: Any, studio: Studio, session: Any) -> None:
             button = gr.Button("Search", variant="primary", elem_id="search-button")
             gr.Examples([[q] for q in _QUERIES], words, label="For instance", cache_examples=False)
             k = gr.Slider(1, studio.limits.found, _FOUND, step=1, label="How many")
-            with gr.Accordion("Search by a picture", open=False):
-                picture = picture_input(gr, "Picture", "search-picture")
+            with gr.Accordion("Search by an image", open=False):
+                image = image_input(gr, "Image", "search-image")
                 gr.Markdown("It is used where there are no words above.")
-            with gr.Accordion("Search in pictures of your own", open=False):
-                archive = _zip_input(gr, studio, "Pictures", "search-zip")
+            with gr.Accordion("Search in images of your own", open=False):
+                archive = _zip_input(gr, studio, "Images", "search-zip")
                 take = gr.Button("Search in these", elem_id="search-take")
         with gr.Column(min_width=300, scale=2):
             gallery = gr.Gallery(
@@ -111,14 +111,12 @@ def search_tab(gr: Any, studio: Studio, session: Any) -> None:
     def search(
         mine: Session | None,
         words: str,
-        picture: Any,
+        image: Any,
         k: int,
         progress: Any = gr.Progress(),  # noqa: B008 - how gradio hands it over
     ) -> tuple[Session, list[tuple[Any, str]]]:
         with told(gr):
-            session, found = studio.search(
-                mine or Session(), words, picture, k, report_to(progress)
-            )
+            session, found = studio.search(mine or Session(), words, image, k, report_to(progress))
             shown = [(thumbnail(f.image), f"{f.name} ({f.score:.2f})") for f in found]
         return session, shown
 
@@ -129,11 +127,11 @@ def search_tab(gr: Any, studio: Studio, session: Any) -> None:
     ) -> tuple[Session, str, None]:
         with told(gr):
             session = studio.take_collection(mine or Session(), archive, report_to(progress))
-        assert session.pictures is not None
-        return session, f"Searching in {escape_markdown(session.pictures.title)}", None
+        assert session.images is not None
+        return session, f"Searching in {escape_markdown(session.images.title)}", None
 
     common: dict[str, Any] = {
-        "inputs": [session, words, picture, k],
+        "inputs": [session, words, image, k],
         "outputs": [session, gallery],
         "concurrency_id": "answers",
         "concurrency_limit": studio.limits.at_once,
@@ -153,14 +151,14 @@ def search_tab(gr: Any, studio: Studio, session: Any) -> None:
 def align_tab(gr: Any, studio: Studio, session: Any) -> None:
     """Fill the tab in which an aligner is made."""
     gr.Markdown(
-        "Send captioned pictures as a zip: `cat.jpg` with its caption in `cat.txt` beside it, or "
-        "a table `captions.csv` with the columns `file_name` and `caption`, or pictures whose "
-        "file names say what they show. From some hundred pictures on it learns something. Your "
+        "Send captioned images as a zip: `cat.jpg` with its caption in `cat.txt` beside it, or "
+        "a table `captions.csv` with the columns `file_name` and `caption`, or images whose "
+        "file names say what they show. From some hundred images on it learns something. Your "
         "aligner then serves the other two tabs, for you alone."
     )
     with gr.Row():
         with gr.Column(min_width=300):
-            archive = _zip_input(gr, studio, "Captioned pictures", "align-zip")
+            archive = _zip_input(gr, studio, "Captioned images", "align-zip")
             method = gr.Radio(
                 list(METHOD_CHOICES.items()),
                 value="kernel",
@@ -170,7 +168,7 @@ def align_tab(gr: Any, studio: Studio, session: Any) -> None:
             with_head = gr.Checkbox(
                 True,
                 elem_id="align-head",
-                label="Learn the picture encoder's own class names as well",
+                label="Learn the image encoder's own class names as well",
                 info="So that it does not forget what it knows. Takes a minute the first time.",
             )
             button = gr.Button("Align", variant="primary", elem_id="align-button")

@@ -23,8 +23,8 @@ def about_alignment(alignment: Alignment | None, remark: str) -> str:
     if alignment.recall:
         n = alignment.n_held_out
         lines += [
-            f"### On {n} pictures held out",
-            "How often is the right one of a picture and its caption found first, or among the "
+            f"### On {n} images held out",
+            "How often is the right one of an image and its caption found first, or among the "
             "first five?",
             "",
             "| | first | first five |",
@@ -32,25 +32,25 @@ def about_alignment(alignment: Alignment | None, remark: str) -> str:
             *(f"| {r.who} | {r.at_1:.0f} % | {r.at_5:.0f} % |" for r in alignment.recall),
             f"| chance | {100 / n:.0f} % | {min(100, 500 / n):.0f} % |",
             "",
-            f"Your aligner was then fitted on all {alignment.n_pairs} pictures.",
+            f"Your aligner was then fitted on all {alignment.n_pairs} images.",
         ]
         lines += ["", _judgement(alignment)]
     elif alignment.n_pairs:
-        lines += [f"Aligned on all {alignment.n_pairs} pictures."]
+        lines += [f"Aligned on all {alignment.n_pairs} images."]
     return "\n".join([*lines, "", alignment.remark, "", escape_markdown(remark)]).strip()
 
 
 def _judgement(alignment: Alignment) -> str:
-    """Say whether it was worth it, as far as so many pictures can tell."""
+    """Say whether it was worth it, as far as so many images can tell."""
     before, after = alignment.recall[0].at_1, alignment.recall[-1].at_1
     share = (before + after) / 200
     error = 100 * math.sqrt(2 * share * (1 - share) / alignment.n_held_out)
     if abs(after - before) <= error:
-        return "So few pictures show no clear difference between the two."
+        return "So few images show no clear difference between the two."
     if after > before:
-        return "**Yours does better on these pictures.**"
+        return "**Yours does better on these images.**"
     more = "" if alignment.with_head else " let it learn the class names as well,"
     return (
-        f"**The first aligner does better on these pictures.** Send more of them,{more} or go "
+        f"**The first aligner does better on these images.** Send more of them,{more} or go "
         "back to the first one."
     )

@@ -81,7 +81,7 @@ def unpack(
     if size > limits.upload_bytes:
         raise Refusal(
             f"The zip has {in_words(size)}; the limit is {in_words(limits.upload_bytes)}. Send "
-            "fewer or smaller pictures: 640 pixels are plenty."
+            "fewer or smaller images: 640 pixels are plenty."
         )
     _check_directory(archive, limits)
     try:
@@ -115,7 +115,7 @@ def _check_directory(archive: str | os.PathLike[str], limits: Limits) -> None:
     end = tail.rfind(_END)
     if end < 0 or len(tail) - end < _END_SIZE:
         raise Refusal(
-            "This is not a zip, or it is cut short. Put the pictures into a folder, compress the "
+            "This is not a zip, or it is cut short. Put the images into a folder, compress the "
             "folder to a .zip and send that."
         )
     (n_directory,) = struct.unpack_from("<I", tail, end + 12)
@@ -186,7 +186,7 @@ def _check_content(entry: zipfile.ZipInfo, total: int, limits: Limits) -> None:
     if total > limits.unpacked_bytes:
         raise Refusal(
             f"Unpacked, the zip has more than {in_words(limits.unpacked_bytes)}, the limit. Send "
-            "fewer or smaller pictures."
+            "fewer or smaller images."
         )
     if entry.file_size > max(_SMALL, limits.ratio * entry.compress_size):
         raise Refusal(

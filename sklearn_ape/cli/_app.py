@@ -48,7 +48,7 @@ def about(
         ),
     ] = False,
 ) -> None:
-    """Align two frozen encoders; classify and search pictures by words.
+    """Align two frozen encoders; classify and search images by words.
 
     Results go to standard output, progress to standard error. Exit codes: 0 is
     well, 1 an error that a message explains, 2 a wrong option, 130 Ctrl-C.

@@ -51,7 +51,7 @@ class Commands(TyperGroup):
             say("\n".join(["sklearn-ape: Interrupted.", *getattr(error, "__notes__", [])]))
             raise typer.Exit(_INTERRUPTED) from None
         except MemoryError:
-            say("sklearn-ape: The memory is full. Give fewer pictures at a time.")
+            say("sklearn-ape: The memory is full. Give fewer images at a time.")
             raise typer.Exit(_FAILED) from None
         except OSError as error:
             named = error.strerror and error.filename is not None

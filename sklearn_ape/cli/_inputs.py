@@ -1,4 +1,4 @@
-"""What commands are given: pictures, names of classes, pairs."""
+"""What commands are given: images, names of classes, pairs."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ import typer
 from .._image_suffixes import IMAGE_SUFFIXES
 from ._errors import say
 
-__all__ = ["label_names", "list_pictures", "load_data", "read_lines"]
+__all__ = ["label_names", "list_images", "load_data", "read_lines"]
 
 
-def list_pictures(arguments: Iterable[str], quiet: bool = False) -> list[str]:
-    """Return the paths of the pictures that arguments stand for, each once, in order.
+def list_images(arguments: Iterable[str], quiet: bool = False) -> list[str]:
+    """Return the paths of the images that arguments stand for, each once, in order.
 
     Parameters
     ----------
@@ -41,23 +41,23 @@ def list_pictures(arguments: Iterable[str], quiet: bool = False) -> list[str]:
     FileNotFoundError
         When an argument is neither there nor a pattern that fits something.
     ValueError
-        When no pictures are left.
+        When no images are left.
     """
     others: Counter[str] = Counter()
-    paths = dict.fromkeys(_pictures(arguments, others))
+    paths = dict.fromkeys(_images(arguments, others))
     _say_passed_over(others, quiet)
     if not paths:
-        raise ValueError("There are no pictures among what was given.")
+        raise ValueError("There are no images among what was given.")
     return list(paths)
 
 
 def _say_passed_over(others: Counter[str], quiet: bool) -> None:
     if others:
         kinds = ", ".join(f"{n:,} {suffix!r}" for suffix, n in others.most_common(5))
-        say(f"Passed over what is no picture: {others.total():,} files ({kinds}).", quiet)
+        say(f"Passed over what is no image: {others.total():,} files ({kinds}).", quiet)
 
 
-def _pictures(arguments: Iterable[str], others: Counter[str]) -> Iterator[str]:
+def _images(arguments: Iterable[str], others: Counter[str]) -> Iterator[str]:
     for argument in arguments:
         if argument == "-":
             for line in _lines_of_stdin():
@@ -75,7 +75,7 @@ def _pictures(arguments: Iterable[str], others: Counter[str]) -> Iterator[str]:
 
 def _absent(argument: str) -> str:
     if "://" in argument:
-        return f"{argument!r} is an address, not a file: download the picture first."
+        return f"{argument!r} is an address, not a file: download the image first."
     if glob.has_magic(argument):
         return f"No file fits the pattern {argument!r}."
     return f"There is no file or folder {argument!r}."
@@ -83,7 +83,7 @@ def _absent(argument: str) -> str:
 
 def _expanded(path: str, others: Counter[str]) -> Iterable[str]:
     if not os.path.isdir(path):
-        if _may_be_picture(path):
+        if _may_be_image(path):
             return (path,)
         others[os.path.splitext(path)[1].lower()] += 1
         return ()
@@ -96,8 +96,8 @@ def _expanded(path: str, others: Counter[str]) -> Iterable[str]:
     return [os.path.join(path, os.path.relpath(image, root)) for image in data.images]
 
 
-def _may_be_picture(path: str) -> bool:
-    """Tell captions that lie among pictures from pictures, damaged ones included."""
+def _may_be_image(path: str) -> bool:
+    """Tell captions that lie among images from images, damaged ones included."""
     if os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES or not os.path.isfile(path):
         return True
     from PIL import Image
@@ -160,7 +160,7 @@ def label_names(labels: str | None, labels_file: Path | None) -> Any:
 
     if len(names_of(names)) == 1:
         raise ValueError(
-            f"{next(iter(names))!r} is the only label, so that every picture would be given it: "
+            f"{next(iter(names))!r} is the only label, so that every image would be given it: "
             "name at least two, for instance --labels 'cat,something else'."
         )
     return names
@@ -220,7 +220,7 @@ def load_data(
     if path.is_file():
         try:
             return load_pairs(path, image=image, caption=caption, label=label, check_files=strict)
-        except TypeError as error:  # cells that hold no pictures
+        except TypeError as error:  # cells that hold no images
             raise ValueError(str(error)) from error
     if not path.exists():
         raise FileNotFoundError(f"There is no folder or table {str(data)!r}.")

@@ -22,11 +22,11 @@ __all__ = [
 ]
 
 _KS = (1, 5, 10)
-_DIRECTIONS = {"image_to_text": "picture to caption", "text_to_image": "caption to picture"}
+_DIRECTIONS = {"image_to_text": "image to caption", "text_to_image": "caption to image"}
 
 
 class Score(NamedTuple):
-    """A mean over n pictures or captions, and its interval of 95 % (NaN for fewer than two)."""
+    """A mean over n images or captions, and its interval of 95 % (NaN for fewer than two)."""
 
     measure: str
     of: str
@@ -50,7 +50,7 @@ def recall_scores(aligner: Any, inputs: Any, captions: Any, images: Sequence[Any
 
 
 def accuracy_scores(truth: Any, predicted: Any) -> list[Score]:
-    """Accuracy over all pictures, then class by class."""
+    """Accuracy over all images, then class by class."""
     truth, predicted = np.asarray(truth, dtype=object), np.asarray(predicted, dtype=object)
     hits = truth == predicted
     return [_score("accuracy", "all", hits)] + [
@@ -60,17 +60,17 @@ def accuracy_scores(truth: Any, predicted: Any) -> list[Score]:
 
 def held_out_scores(
     aligner: Any,
-    pictures: Any,
+    images: Any,
     captions: Sequence[Any],
     classes: Sequence[str] | None,
 ) -> list[Score]:
     """Accuracy where captions are names of classes, else recall."""
     if classes is None:
-        return recall_scores(aligner, pictures, captions, pictures)
+        return recall_scores(aligner, images, captions, images)
     from .. import ZeroShotClassifier
 
     classifier = ZeroShotClassifier(sorted(set(captions)), aligner=aligner)
-    return accuracy_scores(captions, classifier.predict(pictures))
+    return accuracy_scores(captions, classifier.predict(images))
 
 
 def on_card(score: Score) -> str:

@@ -72,7 +72,7 @@ def image_encoder_named(
     """Return the image encoder of a name such as "efficientnet_lite0" or "open_clip:RN50/openai".
 
     Without `pooling`, networks of the EfficientNet-Lite family are used as the starter model
-    uses them: whole pictures on white, and pooling by the generalised mean.
+    uses them: whole images on white, and pooling by the generalised mean.
     """
     kind, model = class_and_model(name, "image")
     options = machine.options(on_error)
@@ -110,7 +110,7 @@ def open_aligner(source: str | None, machine: Machine) -> Any:
     Raises
     ------
     ValueError
-        When it takes features, not pictures.
+        When it takes features, not images.
     """
     return aligner_within(open_saved(source, machine), machine)
 
@@ -152,12 +152,12 @@ def _is_aligner(estimator: Any) -> bool:
 
 
 def image_encoder_of(model: Any) -> Any:
-    """Return the image encoder within a fitted model, which names the pictures it cannot read."""
+    """Return the image encoder within a fitted model, which names the images it cannot read."""
     for estimator in _within(model):
         if getattr(estimator, "_modality", None) == "image":
             return estimator
     raise ValueError(
-        "This aligner takes features of pictures, not pictures: it was saved without its image "
+        "This aligner takes features of images, not images: it was saved without its image "
         "encoder. Save the Pipeline of both."
     )
 

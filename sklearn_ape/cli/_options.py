@@ -32,7 +32,7 @@ __all__ = [
 Images = Annotated[
     list[str],
     typer.Argument(
-        help="Pictures, folders of them (sub-folders too), patterns such as '*.jpg', or - for a "
+        help="Images, folders of them (sub-folders too), patterns such as '*.jpg', or - for a "
         "list on standard input.",
         show_default=False,
     ),
@@ -40,13 +40,13 @@ Images = Annotated[
 Data = Annotated[
     Path,
     typer.Argument(
-        help="A folder of pictures, with photo.txt beside photo.jpg for its caption or with "
+        help="A folder of images, with photo.txt beside photo.jpg for its caption or with "
         "sub-folders for labels; or a table of pairs (.csv, .tsv, .jsonl, .parquet).",
         show_default=False,
     ),
 ]
 ImageColumn = Annotated[
-    str, typer.Option("--image", help="In a table: the column of the pictures' paths.")
+    str, typer.Option("--image", help="In a table: the column of the images' paths.")
 ]
 CaptionColumn = Annotated[
     str, typer.Option("--caption", help="In a table: the column of the captions.")
@@ -108,20 +108,18 @@ TextEncoder = Annotated[str, typer.Option(help="As --image-encoder.")]
 Cache = Annotated[
     str | None,
     typer.Option(
-        help="Folder where features are kept, so that no picture is encoded twice, by default "
+        help="Folder where features are kept, so that no image is encoded twice, by default "
         "your own; 'memory' keeps none.",
         show_default=False,
     ),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps, ...")]
-NJobs = Annotated[
-    int, typer.Option("--n-jobs", help="Threads that read pictures; -1: one a core.")
-]
+NJobs = Annotated[int, typer.Option("--n-jobs", help="Threads that read images; -1: one a core.")]
 Quiet = Annotated[
     bool, typer.Option("--quiet", "-q", help="No progress, only results and errors.")
 ]
 RandomState = Annotated[int, typer.Option(help="Seed, for equal results again.")]
 Strict = Annotated[
     bool,
-    typer.Option("--strict", help="Stop at a picture that cannot be read, instead of going on."),
+    typer.Option("--strict", help="Stop at an image that cannot be read, instead of going on."),
 ]

@@ -1,4 +1,4 @@
-"""Going over many pictures, some at a time, with one progress bar."""
+"""Going over many images, some at a time, with one progress bar."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ _NAMED = 5
 
 
 def answers(
-    model: Any, pictures: Sequence[Any], method: Any, machine: Machine
+    model: Any, images: Sequence[Any], method: Any, machine: Machine
 ) -> Iterator[tuple[slice, np.ndarray, dict[int, str]]]:
-    """Yield what a method says of some pictures at a time.
+    """Yield what a method says of some images at a time.
 
     Parameters
     ----------
     model : estimator
         What holds the image encoder.
-    pictures : sequence
+    images : sequence
         All of them.
     method : callable
-        Takes some of the pictures.
+        Takes some of the images.
     machine : Machine
         How to run.
 
     Yields
     ------
     rows : slice
-        Which pictures.
+        Which images.
     answer : ndarray
         What the method returned for them.
     errors : dict of {int: str}
@@ -46,21 +46,21 @@ def answers(
     from tqdm import tqdm
 
     encoder = image_encoder_of(model)
-    is_one_pass = len(pictures) <= _AT_ONCE
+    is_one_pass = len(images) <= _AT_ONCE
     with (
         noted_when_interrupted(machine.kept),
         warnings.catch_warnings(),
         tqdm(
-            total=len(pictures), unit="image", disable=machine.quiet or is_one_pass, leave=True
+            total=len(images), unit="image", disable=machine.quiet or is_one_pass, leave=True
         ) as progress,
     ):
         verbose = encoder.verbose
         encoder.verbose = verbose if is_one_pass else 0
         warnings.simplefilter("ignore", EncodingFailedWarning)  # `say_unreadable` names them
         try:
-            for start in range(0, len(pictures), _AT_ONCE):
-                rows = slice(start, min(start + _AT_ONCE, len(pictures)))
-                answer = method(pictures[rows])
+            for start in range(0, len(images), _AT_ONCE):
+                rows = slice(start, min(start + _AT_ONCE, len(images)))
+                answer = method(images[rows])
                 yield rows, answer, encoder.errors_
                 progress.update(rows.stop - rows.start)
         finally:
@@ -68,7 +68,7 @@ def answers(
 
 
 class Encoded(NamedTuple):
-    """Features of pictures, NaN where one could not be read, and why."""
+    """Features of images, NaN where one could not be read, and why."""
 
     features: np.ndarray
     errors: dict[int, str]
@@ -80,8 +80,8 @@ class Encoded(NamedTuple):
         return np.setdiff1d(np.arange(len(self.features)), bad)
 
 
-def encoded(encoder: Any, pictures: Sequence[Any], machine: Machine) -> Encoded:
-    """Encode all pictures; say on standard error which could not be read.
+def encoded(encoder: Any, images: Sequence[Any], machine: Machine) -> Encoded:
+    """Encode all images; say on standard error which could not be read.
 
     Raises
     ------
@@ -90,19 +90,19 @@ def encoded(encoder: Any, pictures: Sequence[Any], machine: Machine) -> Encoded:
     """
     with noted_when_interrupted(machine.kept), warnings.catch_warnings():
         warnings.simplefilter("ignore", EncodingFailedWarning)  # `say_unreadable` names them
-        features = encoder.transform(pictures)
+        features = encoder.transform(images)
     errors = dict(encoder.errors_)
-    if len(errors) == len(pictures):
-        raise ValueError(f"None of the {len(pictures)} pictures can be read: {errors[0]}")
-    say_unreadable(errors, len(pictures))
+    if len(errors) == len(images):
+        raise ValueError(f"None of the {len(images)} images can be read: {errors[0]}")
+    say_unreadable(errors, len(images))
     return Encoded(features, errors)
 
 
-def say_unreadable(errors: dict[int, str], n_pictures: int) -> None:
-    """Name on standard error the first pictures that could not be read, and count them."""
+def say_unreadable(errors: dict[int, str], n_images: int) -> None:
+    """Name on standard error the first images that could not be read, and count them."""
     if not errors:
         return
-    say(f"{len(errors):,} of {n_pictures:,} pictures cannot be read and are left out:")
+    say(f"{len(errors):,} of {n_images:,} images cannot be read and are left out:")
     for row in sorted(errors)[:_NAMED]:
         say(f"  {errors[row]}")
     if len(errors) > _NAMED:

@@ -25,18 +25,18 @@ def held_out_rows(
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """Return rows to train on and rows to test on, or None where there are too few.
 
-    No picture and no caption stands on both sides; with classes, every class does, and no picture.
+    No image and no caption stands on both sides; with classes, every class does, and no image.
     """
     if not test_size:
         return None
-    pictures = np.unique(features, axis=0, return_inverse=True)[1].ravel()
+    images = np.unique(features, axis=0, return_inverse=True)[1].ravel()
     if classes is not None:
-        return _stratified(pictures, np.asarray(classes), test_size, random_state)
+        return _stratified(images, np.asarray(classes), test_size, random_state)
     of_rows = [[text] if isinstance(text, str) else list(text) for text in captions]
     numbers: dict[str, int] = {}
     pairs = np.array(
         [
-            (row, pictures[row], numbers.setdefault(text, len(numbers)))
+            (row, images[row], numbers.setdefault(text, len(numbers)))
             for row, texts in enumerate(of_rows)
             for text in texts
         ]
@@ -48,9 +48,9 @@ def held_out_rows(
 
 
 def _stratified(
-    pictures: np.ndarray, classes: np.ndarray, test_size: float, random_state: int
+    images: np.ndarray, classes: np.ndarray, test_size: float, random_state: int
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    first = np.unique(pictures, return_index=True)[1]  # equal pictures go together
+    first = np.unique(images, return_index=True)[1]  # equal images go together
     counts = np.unique(classes[first], return_counts=True)[1]
     n_test = round(test_size * len(first))
     if counts.min() < 2 or min(n_test, len(first) - n_test) < max(_FEWEST, len(counts)):
@@ -58,6 +58,6 @@ def _stratified(
     splitter = StratifiedShuffleSplit(1, test_size=n_test, random_state=random_state)
     train, test = next(splitter.split(first, classes[first]))
     return (
-        np.flatnonzero(np.isin(pictures, pictures[first[train]])),
-        np.flatnonzero(np.isin(pictures, pictures[first[test]])),
+        np.flatnonzero(np.isin(images, images[first[train]])),
+        np.flatnonzero(np.isin(images, images[first[test]])),
     )

@@ -26,13 +26,13 @@ def unsound(
     Parameters
     ----------
     features, words : ndarray of shape (n_pairs, n_features)
-        Of the pictures and of the captions.
+        Of the images and of the captions.
     captions, paths : sequence of str, length n_pairs
-        A picture of several captions is there as often.
+        An image of several captions is there as often.
     noisy : float
         Share of the pairs to drop whose captions fit least.
     duplicates : float
-        Cosine from which on two pictures are alike; the pair that fits best is kept.
+        Cosine from which on two images are alike; the pair that fits best is kept.
     random_state : int
         Deals pairs to the folds in which they are judged.
 
@@ -49,11 +49,11 @@ def unsound(
                 features, words, list(captions), groups=groups, random_state=random_state
             )
         except ValueError as error:  # too few pairs to learn from
-            say(f"Captions are not compared with their pictures: {error}")
+            say(f"Captions are not compared with their images: {error}")
         else:
             scores, sound = quality.score, drop_noisy(quality, share=noisy)
     reasons = {
-        row: f"a caption that fits its picture poorly: its score is {scores[row]:.2f}"
+        row: f"a caption that fits its image poorly: its score is {scores[row]:.2f}"
         for row in np.setdiff1d(np.arange(len(features)), sound).tolist()
         if scores is not None
     }
@@ -61,6 +61,6 @@ def unsound(
     first = {int(groups[row]): paths[row] for row in best.tolist()}
     for row in sound.tolist():
         other = first[int(groups[row])]
-        if other != paths[row]:  # rows of one picture are alike, and none is a copy
-            reasons[row] = f"nearly the same picture as another: {other!r}"
+        if other != paths[row]:  # rows of one image are alike, and none is a copy
+            reasons[row] = f"nearly the same image as another: {other!r}"
     return reasons

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from ._errors import say
-from ._inputs import label_names, list_pictures
+from ._inputs import label_names, list_images
 from ._options import (
     Aligner,
     Cache,
@@ -47,7 +47,7 @@ def classify(
         typer.Option(
             min=0,
             max=1,
-            help=f"A picture whose best label is less probable than this is called {_UNKNOWN!r}.",
+            help=f"An image whose best label is less probable than this is called {_UNKNOWN!r}.",
             show_default=False,
         ),
     ] = None,
@@ -61,7 +61,7 @@ def classify(
     n_jobs: NJobs = -1,
     quiet: Quiet = False,
 ) -> None:
-    """Name pictures by the names of classes alone: one row a picture.
+    """Name images by the names of classes alone: one row an image.
 
     Needs no training: without --aligner, the starter model of the package is used.
 
@@ -72,7 +72,7 @@ def classify(
     names = label_names(labels, labels_file)
     if names is None and aligner is None:
         raise typer.BadParameter("give --labels 'cat,dog' or --labels-file labels.txt.")
-    paths = list_pictures(images, quiet)
+    paths = list_images(images, quiet)
 
     import numpy as np
 
@@ -105,7 +105,7 @@ def classify(
             table.flush()
     say_unreadable(errors, len(paths))
     if output is not None and len(errors) < len(paths):
-        say(f"{len(paths) - len(errors):,} pictures named in {str(output)!r}.", quiet)
+        say(f"{len(paths) - len(errors):,} images named in {str(output)!r}.", quiet)
     if len(errors) == len(paths):
         raise typer.Exit(1)
 

@@ -72,7 +72,7 @@ def curate(
         typer.Option(
             min=0,
             max=1,
-            help="Share of the pairs to drop whose captions fit their pictures least.",
+            help="Share of the pairs to drop whose captions fit their images least.",
         ),
     ] = 0.05,
     duplicates: Annotated[
@@ -80,7 +80,7 @@ def curate(
         typer.Option(
             min=0,
             max=1,
-            help="Cosine from which on two pictures count as one; 1 keeps all but equal ones.",
+            help="Cosine from which on two images count as one; 1 keeps all but equal ones.",
         ),
     ] = 0.97,
     image_encoder: ImageEncoder = "efficientnet_lite0",
@@ -118,14 +118,14 @@ def curate(
     )
     if bunch.captions is None:
         raise ValueError(
-            f"The pictures in {str(data)!r} have no captions to choose by. Write photo.txt "
+            f"The images in {str(data)!r} have no captions to choose by. Write photo.txt "
             "beside photo.jpg, or give --captions filename or --captions folder."
         )
 
     absent = next((x for x in bunch.images if not isinstance(x, str)), None)
     if absent is not None:
         raise ValueError(
-            f"{str(data)!r} holds pictures themselves ({type(absent).__name__}), not paths, so "
+            f"{str(data)!r} holds images themselves ({type(absent).__name__}), not paths, so "
             "that a table cannot name the chosen ones."
         )
 
@@ -135,15 +135,15 @@ def curate(
     from ._unsound import unsound
 
     machine = Machine(cache, device, n_jobs, quiet)
-    pictures = image_encoder_named(image_encoder, machine, on_error="raise" if strict else "nan")
+    images = image_encoder_named(image_encoder, machine, on_error="raise" if strict else "nan")
     texts = text_encoder_named(text_encoder, machine)
-    # One row a caption: a picture of several has a row for each.
+    # One row a caption: an image of several has a row for each.
     rows = [
         (path, text, number)
         for number, (path, texts_of) in enumerate(zip(bunch.images, bunch.captions, strict=True))
         for text in ([texts_of] if isinstance(texts_of, str) else texts_of)
     ]
-    found = encoded(pictures, bunch.images, machine)
+    found = encoded(images, bunch.images, machine)
     reasons = {
         row: f"cannot be read: {found.errors[number]}"
         for row, (_, _, number) in enumerate(rows)

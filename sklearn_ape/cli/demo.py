@@ -22,7 +22,7 @@ def demo(
     n_jobs: NJobs = -1,
     quiet: Quiet = False,
 ) -> None:
-    """Align real encoders on 1,900 captioned pictures and write a report.
+    """Align real encoders on 1,900 captioned images and write a report.
 
     Example: sklearn-ape demo --output demo_report
     """
@@ -34,4 +34,4 @@ def demo(
     result = run_demo(cache, random_state=random_state, n_jobs=n_jobs, verbose=int(not quiet))
     print_result(result)
     page = write_report(result, output)
-    print(f"\nReport with pictures: {page.resolve().as_uri()}")
+    print(f"\nReport with images: {page.resolve().as_uri()}")

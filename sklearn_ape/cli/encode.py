@@ -8,18 +8,18 @@ from typing import Annotated, Any
 import typer
 
 from ._errors import noted_when_interrupted, say
-from ._inputs import list_pictures, read_lines
+from ._inputs import list_images, read_lines
 from ._options import Device, NJobs, Quiet
 from ._output import FileName, Table, check_file
 
-_CHUNK = 512  # pictures that are lost together when a run is killed
+_CHUNK = 512  # images that are lost together when a run is killed
 
 
 def encode(
     images: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Pictures, folders of them (sub-folders too), patterns such as '*.jpg', or - "
+            help="Images, folders of them (sub-folders too), patterns such as '*.jpg', or - "
             "for a list on standard input.",
             show_default=False,
         ),
@@ -46,7 +46,7 @@ def encode(
         Path | None,
         typer.Option(
             help="Texts to encode as well, one a line of this file; their features go to "
-            "NAME.texts.npy if there are pictures, too.",
+            "NAME.texts.npy if there are images, too.",
             show_default=False,
         ),
     ] = None,
@@ -55,24 +55,24 @@ def encode(
     ] = "all-MiniLM-L6-v2",
     dtype: Annotated[str, typer.Option(help="float32, or float16 for half the size.")] = "float32",
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace a file that was made of other pictures.")
+        bool, typer.Option("--overwrite", help="Replace a file that was made of other images.")
     ] = False,
     device: Device = "auto",
     n_jobs: NJobs = -1,
     quiet: Quiet = False,
 ) -> None:
-    """Turn pictures into features, in one file that numpy reads.
+    """Turn images into features, in one file that numpy reads.
 
-    NAME.csv beside it says which row is which picture and what cannot be read.
+    NAME.csv beside it says which row is which image and what cannot be read.
     A run that was stopped goes on where it was when it is started again.
 
     Example: sklearn-ape encode photos/ -o features.npy
     """
     if not images and texts is None:
-        raise typer.BadParameter("give pictures, or --texts captions.txt.")
+        raise typer.BadParameter("give images, or --texts captions.txt.")
     if output.suffix.lower() != ".npy":
         raise typer.BadParameter(f"{str(output)!r} should end in .npy.", param_hint="--output")
-    paths = list_pictures(images, quiet) if images else []
+    paths = list_images(images, quiet) if images else []
     lines = [] if texts is None else read_lines(texts)
     if texts is not None and not lines:
         raise ValueError(f"{str(texts)!r} holds no text.")

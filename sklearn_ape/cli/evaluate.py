@@ -42,7 +42,7 @@ def evaluate(
         typer.Option(
             "--output",
             "-o",
-            help="File of the whole report, .json, with the pictures that could not be read.",
+            help="File of the whole report, .json, with the images that could not be read.",
             show_default=False,
         ),
     ] = None,
@@ -66,7 +66,7 @@ def evaluate(
     n_jobs: NJobs = -1,
     quiet: Quiet = False,
 ) -> None:
-    """Measure an aligner on pictures with labels, captions or both, with 95 % intervals.
+    """Measure an aligner on images with labels, captions or both, with 95 % intervals.
 
     Labels (the sub-folders' names) give the accuracy, class by class; captions
     how often the right one is among the first 1, 5 and 10 found, both ways.
@@ -91,7 +91,7 @@ def evaluate(
     truth = bunch.get("labels")
     if truth is None and bunch.captions is None:
         raise ValueError(
-            f"The pictures in {str(data)!r} have neither labels (sub-folders) nor captions "
+            f"The images in {str(data)!r} have neither labels (sub-folders) nor captions "
             "(photo.txt beside photo.jpg): there is nothing to compare answers with."
         )
     if truth is not None:
@@ -136,13 +136,13 @@ def evaluate(
 
 
 def _checked_names(names: Any, truth: Any, has_captions: bool) -> Any:
-    """Return names of all classes; those of the pictures if none were given."""
+    """Return names of all classes; those of the images if none were given."""
     there = sorted(set(map(str, truth)))
     if names is None and len(there) < 2:
-        if has_captions:  # one folder of captioned pictures: recall alone
+        if has_captions:  # one folder of captioned images: recall alone
             return None
         raise ValueError(
-            f"All pictures have the label {there[0]!r}: give the names of the other classes with "
+            f"All images have the label {there[0]!r}: give the names of the other classes with "
             "--labels."
         )
     if names is None:
@@ -150,18 +150,18 @@ def _checked_names(names: Any, truth: Any, has_captions: bool) -> Any:
     absent = [name for name in there if name not in names]
     if absent:
         raise ValueError(
-            "There are pictures with labels that are not among --labels: "
+            "There are images with labels that are not among --labels: "
             f"{first_few(absent)}. Add them; a .json file of labels can give a class other names: "
             f'{{"{absent[0]}": ["a name", "another name"]}}.'
         )
     return names
 
 
-def _inputs(model: Any, pictures: Sequence[Any]) -> Any:
-    """Return what the model's last step takes: features in a Pipeline, else the pictures."""
+def _inputs(model: Any, images: Sequence[Any]) -> Any:
+    """Return what the model's last step takes: features in a Pipeline, else the images."""
     from sklearn.pipeline import Pipeline
 
-    return model[:-1].transform(pictures) if isinstance(model, Pipeline) else pictures
+    return model[:-1].transform(images) if isinstance(model, Pipeline) else images
 
 
 def _n_fitted_on(aligner: Any, inputs: Any) -> int | None:
@@ -181,7 +181,7 @@ def _write_report(
     output: Path,
     data: Path,
     aligner: str | None,
-    n_pictures: int,
+    n_images: int,
     n_known: int | None,
     errors: dict[int, str],
     scores: Sequence[Any],
@@ -189,7 +189,7 @@ def _write_report(
     report = {
         "data": str(data),
         "aligner": aligner or "starter",
-        "pictures": n_pictures,
+        "images": n_images,
         "used_for_fitting": n_known,
         "unreadable": [errors[row] for row in sorted(errors)],
         "confidence": 0.95,

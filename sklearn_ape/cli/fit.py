@@ -104,7 +104,7 @@ def fit(
     n_jobs: NJobs = -1,
     quiet: Quiet = False,
 ) -> None:
-    """Align two encoders on pictures and their captions, measure, and save the aligner.
+    """Align two encoders on images and their captions, measure, and save the aligner.
 
     With --labels, what is saved is a classifier that knows these labels.
     Without captions, the names of sub-folders are the captions.
@@ -133,22 +133,22 @@ def fit(
     from ._splits import held_out_rows
 
     machine = Machine(cache, device, n_jobs, quiet)
-    pictures = image_encoder_named(image_encoder, machine, on_error="raise" if strict else "nan")
+    encoder = image_encoder_named(image_encoder, machine, on_error="raise" if strict else "nan")
     texts = text_encoder_named(text_encoder, machine)
-    found = encoded(pictures, bunch.images, machine)
+    found = encoded(encoder, bunch.images, machine)
     rows = found.good
     images, words = ([side[row] for row in rows] for side in (bunch.images, bunch.captions))
     classes = [bunch.labels[row] for row in rows] if bunch.from_labels else None
     split = held_out_rows(found.features[rows], words, test_size, random_state, classes)
-    # From here on features come from the cache, and pictures that are bad are left out.
-    pictures.set_params(on_error="raise", verbose=0)
-    aligner: Any = _aligner(method, depth, pictures, texts, head_pairs, random_state, machine)
+    # From here on features come from the cache, and images that are bad are left out.
+    encoder.set_params(on_error="raise", verbose=0)
+    aligner: Any = _aligner(method, depth, encoder, texts, head_pairs, random_state, machine)
     if checkpoint is not None:
         aligner.set_params(checkpoint=checkpoint)
     scores: list[Any] = []
     if split is None and test_size:
         say(
-            "Too few pairs to hold some out (fewer than 50 that share no picture or caption): "
+            "Too few pairs to hold some out (fewer than 50 that share no image or caption): "
             "nothing is measured.",
             quiet,
         )
@@ -175,7 +175,7 @@ def fit(
     )
     if scores:
         print_scores(scores, form)
-    say(f"Fitted on {fitted_on:,} pictures; saved in {str(output)!r}.", quiet)
+    say(f"Fitted on {fitted_on:,} images; saved in {str(output)!r}.", quiet)
 
 
 def _pairs(data: Path, image: str, caption: str, captions: str, strict: bool, quiet: bool) -> Any:
@@ -187,14 +187,14 @@ def _pairs(data: Path, image: str, caption: str, captions: str, strict: bool, qu
     if bunch.from_labels:
         if "labels" not in bunch:
             raise ValueError(
-                f"The pictures in {str(data)!r} have no captions. Write photo.txt beside "
+                f"The images in {str(data)!r} have no captions. Write photo.txt beside "
                 "photo.jpg, put them into sub-folders named by what they show, or give "
                 "--captions filename if the files are named by what they show."
             )
         bunch.captions = [label.replace("_", " ").strip() for label in bunch.labels]
         if len(set(bunch.captions)) < 2:
             raise ValueError(
-                f"All pictures in {str(data)!r} are in one sub-folder and have no captions: there "
+                f"All images in {str(data)!r} are in one sub-folder and have no captions: there "
                 "is nothing to tell apart."
             )
         say("There are no captions: the names of the sub-folders are taken for them.", quiet)
@@ -204,7 +204,7 @@ def _pairs(data: Path, image: str, caption: str, captions: str, strict: bool, qu
 def _aligner(
     method: Method,
     depth: int | None,
-    pictures: Any,
+    images: Any,
     texts: Any,
     head_pairs: bool,
     random_state: int,
@@ -213,7 +213,7 @@ def _aligner(
     """Return the unfitted aligner."""
     from .. import APEAligner, ASIFAligner, CCAAligner, KernelAligner, LiTAligner
 
-    encoders: dict[str, Any] = {"image_encoder": pictures, "text_encoder": texts}
+    encoders: dict[str, Any] = {"image_encoder": images, "text_encoder": texts}
     training: dict[str, Any] = {
         "random_state": random_state,
         "device": machine.device,
@@ -221,7 +221,7 @@ def _aligner(
     }
     if method is Method.lit:
         return LiTAligner(**encoders, **training)
-    head = pictures if head_pairs else None
+    head = images if head_pairs else None
     if method is Method.ape:
         aligner = APEAligner(**encoders, head_pairs=head, **training)
         return aligner if depth is None else aligner.set_params(depth=depth)

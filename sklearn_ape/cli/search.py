@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from ._errors import say
-from ._inputs import list_pictures
+from ._inputs import list_images
 from ._options import Aligner, Cache, Device, Format, Images, NJobs, Quiet
 from ._output import FileName, Table, check_file, check_model_folder, form_of
 
@@ -20,7 +20,7 @@ def search(
     images: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Where to search: pictures, folders of them (sub-folders too), patterns such as "
+            help="Where to search: images, folders of them (sub-folders too), patterns such as "
             "'*.jpg', or - for a list on standard input. Not with --index.",
             show_default=False,
         ),
@@ -32,10 +32,10 @@ def search(
     like: Annotated[
         list[Path] | None,
         typer.Option(
-            help="A picture whose like to look for; may be given again.", show_default=False
+            help="An image whose like to look for; may be given again.", show_default=False
         ),
     ] = None,
-    k: Annotated[int, typer.Option("-k", min=1, help="How many pictures to find.")] = 5,
+    k: Annotated[int, typer.Option("-k", min=1, help="How many images to find.")] = 5,
     aligner: Aligner = None,
     index: Annotated[
         Path | None,
@@ -58,7 +58,7 @@ def search(
     n_jobs: NJobs = -1,
     quiet: Quiet = False,
 ) -> None:
-    """Find pictures by words, or by other pictures.
+    """Find images by words, or by other images.
 
     Example: sklearn-ape search photos/ --query "a red fruit" -k 3
     """
@@ -71,14 +71,14 @@ def search(
         raise typer.BadParameter("is empty.", param_hint="--query")
     for path in likes:
         if not os.path.isfile(path):
-            raise FileNotFoundError(f"There is no picture {path!r} to search by.")
+            raise FileNotFoundError(f"There is no image {path!r} to search by.")
     if (index is None) == (not images):
-        raise typer.BadParameter("give pictures to search in, or --index, and not both.")
+        raise typer.BadParameter("give images to search in, or --index, and not both.")
     if index is not None and aligner is not None:
         raise typer.BadParameter(
             "has its aligner with it; leave --aligner out.", param_hint="--index"
         )
-    paths = list_pictures(images, quiet) if images else []
+    paths = list_images(images, quiet) if images else []
 
     from ._models import Machine
 
@@ -109,22 +109,22 @@ def index(
     n_jobs: NJobs = -1,
     quiet: Quiet = False,
 ) -> None:
-    """Embed a collection of pictures once, so that searches in it take no time.
+    """Embed a collection of images once, so that searches in it take no time.
 
     Example: sklearn-ape index photos/ -o my-index
     """
     check_model_folder(output)
-    paths = [os.path.abspath(path) for path in list_pictures(images, quiet)]
+    paths = [os.path.abspath(path) for path in list_images(images, quiet)]
 
     from ._models import Machine
 
     retriever = _indexed(paths, aligner, Machine(cache, device, n_jobs, quiet), kind)
     retriever.save_pretrained(output.expanduser())
-    say(f"{retriever.n_samples_fit_:,} pictures indexed in {str(output)!r}.", quiet)
+    say(f"{retriever.n_samples_fit_:,} images indexed in {str(output)!r}.", quiet)
 
 
 def _indexed(paths: Sequence[str], aligner: str | None, machine: Any, kind: str = "exact") -> Any:
-    """Return a retriever of the pictures that can be read."""
+    """Return a retriever of the images that can be read."""
     from .. import CrossModalRetriever
     from ._models import image_encoder_of, open_aligner
     from ._passes import encoded
@@ -152,24 +152,24 @@ def _saved(folder: Path | None, machine: Any) -> Any:
 def _write(table: Table, queries: list[str], retriever: Any, k: int, modality: str) -> None:
     from ..encoders import EncodingFailedWarning
 
-    is_picture = modality == "image"
+    is_image = modality == "image"
     n_read = retriever.n_samples_fit_ - retriever.n_unread_
-    # A picture of the collection finds itself first, which nobody asks for.
+    # An image of the collection finds itself first, which nobody asks for.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", EncodingFailedWarning)  # the error below names it
-        found = retriever.search(queries, k=min(k + is_picture, n_read), modality=modality)
+        found = retriever.search(queries, k=min(k + is_image, n_read), modality=modality)
     names_files = not retriever._has_y  # else the items are ids, of an index made in Python
     for query, scores, items in zip(queries, found.scores, found.items, strict=True):
         if not items:
-            raise ValueError(f"{query!r} cannot be read as a picture.")
-        own = os.path.realpath(query) if is_picture else None
+            raise ValueError(f"{query!r} cannot be read as an image.")
+        own = os.path.realpath(query) if is_image else None
         others = [
             (item, score)
             for item, score in zip(items, scores.tolist(), strict=True)
             if own is None or not isinstance(item, str) or os.path.realpath(item) != own
         ]
         for rank, (item, score) in enumerate(others[:k], start=1):
-            asked = FileName(query) if is_picture else query
+            asked = FileName(query) if is_image else query
             shown = FileName(item) if names_files else str(item)
             table.write([asked, rank, shown, round(score, 4)])
     table.flush()

@@ -16,7 +16,7 @@ def serve(
     images: Annotated[
         Path | None,
         typer.Option(
-            help="Folder of pictures to search in. By default a sample of OpenMoji.",
+            help="Folder of images to search in. By default a sample of OpenMoji.",
             show_default=False,
         ),
     ] = None,
@@ -27,7 +27,7 @@ def serve(
         str,
         typer.Option(
             help="Address to listen at. The default is this computer alone; with 0.0.0.0 "
-            "everyone in your network sees the page and its pictures."
+            "everyone in your network sees the page and its images."
         ),
     ] = "127.0.0.1",
     open_browser: Annotated[

@@ -1,7 +1,7 @@
 """Choose from a large noisy set the pairs that are worth training on.
 
 Small sets of pairs that are relevant to the labels in question align encoders better than random
-pairs of equal number do. The functions here return row numbers, so they serve lists of pictures,
+pairs of equal number do. The functions here return row numbers, so they serve lists of images,
 tables and arrays of features alike.
 """
 

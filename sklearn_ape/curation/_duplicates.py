@@ -1,4 +1,4 @@
-"""Groups of near-equal pictures or captions."""
+"""Groups of near-equal images or captions."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def find_near_duplicates(features: Any, *, threshold: float = 0.97) -> np.ndarra
     Parameters
     ----------
     features : array-like of shape (n_samples, n_features)
-        Features of pictures, or of captions.
+        Features of images, or of captions.
     threshold : float, default=0.97
         Least cosine, in [-1, 1], of two rows that count as near-equal. The default suits
         EfficientNet's pooled features of drawings: copies, recolourings and slight variants.
@@ -33,7 +33,7 @@ def find_near_duplicates(features: Any, *, threshold: float = 0.97) -> np.ndarra
     -------
     groups : ndarray of int, shape (n_samples,)
         Group numbers from 0 on, in order of appearance; give them to `GroupKFold`, to
-        `drop_near_duplicates`, or to `select_relevant`. Rows of NaN (pictures that could not be
+        `drop_near_duplicates`, or to `select_relevant`. Rows of NaN (images that could not be
         read) and of zeros are near to none.
 
     Raises

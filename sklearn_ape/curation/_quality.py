@@ -1,4 +1,4 @@
-"""How well the caption of each pair fits its picture."""
+"""How well the caption of each pair fits its image."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ._checks import (
 from ._duplicates import find_near_duplicates
 
 _MOST_COMPARED = 2000  # captions that an agreement is a rank among
-_SHARED_BY_MANY = 10  # unlike pictures from which on a caption says little about each
+_SHARED_BY_MANY = 10  # unlike images from which on a caption says little about each
 
 
 class PairQuality(NamedTuple):
@@ -35,11 +35,11 @@ class PairQuality(NamedTuple):
     score : ndarray of shape (n_pairs,)
         Product of the two signals.
     agreement : ndarray of shape (n_pairs,)
-        Share of the other captions that fit the picture less, and of the other pictures that
+        Share of the other captions that fit the image less, and of the other images that
         fit the caption less, in the eyes of an aligner that has not seen the pair. 0.5 is
         chance. Low for swapped captions and for made-up words.
     specificity : ndarray of shape (n_pairs,)
-        1 for a caption of few pictures, less for one that many unlike pictures share.
+        1 for a caption of few images, less for one that many unlike images share.
     reason : ndarray of str, shape (n_pairs,)
         Name of the lowest signal; "unreadable" where a feature is NaN or zero, which scores 0.
     """
@@ -60,12 +60,12 @@ def pair_quality(
     cv: int = 3,
     random_state: int | np.random.RandomState | None = None,
 ) -> PairQuality:
-    """Score noisy pairs by how well caption and picture fit.
+    """Score noisy pairs by how well caption and image fit.
 
     Parameters
     ----------
     image_features : array-like of shape (n_pairs, n_image_features)
-        Features of the pictures.
+        Features of the images.
     text_features : array-like of shape (n_pairs, n_text_features)
         Features of the captions.
     captions : sequence of str of length n_pairs or None, default=None
@@ -73,7 +73,7 @@ def pair_quality(
     aligner : estimator or None, default=None
         Fitted on all folds but one, to judge the pairs of that one. None is `CCAAligner`.
     groups : array-like of shape (n_pairs,) or None, default=None
-        Pictures that must not be judged by one another. None finds near-duplicates. Pairs of
+        Images that must not be judged by one another. None finds near-duplicates. Pairs of
         the same caption are kept together besides, where there are captions enough for that.
     cv : int, default=3
         Number of folds, at least 2.
@@ -125,7 +125,7 @@ def pair_quality(
     text, text_known = unit_rows(text_features, "text_features")
     if len(image) != len(text):
         raise ValueError(
-            f"image_features has {len(image)} rows and text_features {len(text)}: each picture "
+            f"image_features has {len(image)} rows and text_features {len(text)}: each image "
             "needs its caption at the same place."
         )
     known = image_known & text_known
@@ -224,13 +224,13 @@ def _agreement(
     """Return out-of-fold ranks of each pair among others, as shares in [0, 1]."""
     joined = np.unique(joined_groups(alike, same_caption), return_inverse=True)[1]
     counts = np.bincount(joined)
-    # Few captions, or chains of like pictures, can tie nearly everything together.
+    # Few captions, or chains of like images, can tie nearly everything together.
     if len(counts) < 2 * cv or counts.max() > len(image) / 2:
         joined = np.unique(alike, return_inverse=True)[1]
     n_groups = int(joined.max()) + 1
     if n_groups < cv:
         raise ValueError(
-            f"The pictures form {n_groups} groups of near-duplicates: too few for cv={cv} folds. "
+            f"The images form {n_groups} groups of near-duplicates: too few for cv={cv} folds. "
             "Lower cv, or pass groups of your own."
         )
     joined = rng.permutation(n_groups)[joined]
@@ -243,13 +243,13 @@ def _agreement(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of equal captions, which are expected
             fitted = clone(aligner).fit(image[train], text[train])
-        pictures = np.asarray(fitted.transform(image[judged]))
+        images = np.asarray(fitted.transform(image[judged]))
         captions = np.asarray(fitted.transform_text(text[judged]))
-        own = np.einsum("ij,ij->i", pictures, captions)
+        own = np.einsum("ij,ij->i", images, captions)
         others = rng.permutation(len(judged))[:_MOST_COMPARED]
         shares[judged] = (
-            _share_below(pictures, captions[others], own)
-            + _share_below(captions, pictures[others], own)
+            _share_below(images, captions[others], own)
+            + _share_below(captions, images[others], own)
         ) / 2
     return shares
 
@@ -265,7 +265,7 @@ def _share_below(queries: np.ndarray, others: np.ndarray, own: np.ndarray) -> np
 
 
 def _specificity(same_caption: np.ndarray, alike: np.ndarray) -> np.ndarray:
-    """1 for a caption of up to so many unlike pictures, then falling with their number."""
+    """1 for a caption of up to so many unlike images, then falling with their number."""
     pairs = np.unique(np.column_stack([same_caption, alike]), axis=0)
     n_unlike = np.bincount(pairs[:, 0], minlength=int(same_caption.max()) + 1)
     return np.minimum(1, _SHARED_BY_MANY / np.maximum(n_unlike, 1))[same_caption]

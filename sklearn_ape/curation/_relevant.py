@@ -112,8 +112,8 @@ def select_relevant(
 
     See Also
     --------
-    find_near_duplicates : Makes `groups`, so that no picture is chosen twice.
-    pair_quality : Finds pairs whose caption does not fit the picture.
+    find_near_duplicates : Makes `groups`, so that no image is chosen twice.
+    pair_quality : Finds pairs whose caption does not fit the image.
 
     References
     ----------

@@ -1,7 +1,7 @@
-"""Real captioned pictures: packaged collections, folders and tables.
+"""Real captioned images: packaged collections, folders and tables.
 
 Loaders return a :class:`~sklearn.utils.Bunch` whose ``images`` and ``captions`` go straight into
-``fit``. Pictures are named, not opened: encoders open them batch by batch. What is too large for
+``fit``. Images are named, not opened: encoders open them batch by batch. What is too large for
 that, `load_webdataset` reads bit by bit.
 """
 

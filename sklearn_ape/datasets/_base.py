@@ -97,19 +97,19 @@ def words_of(name: str) -> str:
 
 
 def one_or_ragged(captions: Sequence[Sequence[str]]) -> list[str] | list[list[str]]:
-    """Flat list where every picture has one caption, else one list a picture."""
+    """Flat list where every image has one caption, else one list an image."""
     if all(len(of_one) == 1 for of_one in captions):
         return [of_one[0] for of_one in captions]
     return [list(of_one) for of_one in captions]
 
 
 def deliver(bunch: Bunch, return_X_y: bool) -> Any:
-    """Return the Bunch, or its pictures and captions alone."""
+    """Return the Bunch, or its images and captions alone."""
     if not return_X_y:
         return bunch
     if bunch.captions is None:
         raise ValueError(
-            "return_X_y=True returns (images, captions), but these pictures have no captions. "
+            "return_X_y=True returns (images, captions), but these images have no captions. "
             'Pass captions="folder" or captions="filename" to make them from names, or leave '
             "return_X_y out and use the labels."
         )

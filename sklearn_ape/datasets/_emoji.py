@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ._base import require
 
-TEXT_OR_PICTURE = "\ufe0f"  # says "show as a picture"; file names and tables disagree on it
+TEXT_OR_IMAGE = "\ufe0f"  # says "show as an image"; file names and tables disagree on it
 SKIN_TONES = frozenset(map(chr, range(0x1F3FB, 0x1F400)))
 UNCATEGORIZED = "Uncategorized"
 
@@ -22,8 +22,8 @@ def names_by_emoji(purpose: str) -> dict[str, str]:
     names = {}
     for written, entry in table.EMOJI_DATA.items():
         if entry["status"] == table.STATUS["component"]:
-            continue  # a skin tone or a hair style by itself is no picture of anything
-        character = written.replace(TEXT_OR_PICTURE, "")
+            continue  # a skin tone or a hair style by itself is no image of anything
+        character = written.replace(TEXT_OR_IMAGE, "")
         name = entry["en"].strip(":").replace("_", " ")
         names[character] = f"flag of {name}" if _is_flag_of_a_place(character) else name
     return names
@@ -34,7 +34,7 @@ def written_by_emoji(purpose: str) -> dict[str, str]:
     table = require("emoji", package="emoji", extra="starter", purpose=purpose)
     full = table.STATUS["fully_qualified"]
     written = (text for text, entry in table.EMOJI_DATA.items() if entry["status"] == full)
-    return {text.replace(TEXT_OR_PICTURE, ""): text for text in written}
+    return {text.replace(TEXT_OR_IMAGE, ""): text for text in written}
 
 
 def categories_by_emoji(purpose: str) -> dict[str, str]:
@@ -83,7 +83,7 @@ def character_of(code_points: str) -> str:
         text = "".join(chr(int(code, 16)) for code in code_points.split("-"))
     except (ValueError, OverflowError):
         return ""
-    return text.replace(TEXT_OR_PICTURE, "")
+    return text.replace(TEXT_OR_IMAGE, "")
 
 
 def write_whole(target: Path, content: bytes) -> None:

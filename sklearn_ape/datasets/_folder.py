@@ -1,4 +1,4 @@
-"""Pictures in a folder, with captions from text files, a table, or names."""
+"""Images in a folder, with captions from text files, a table, or names."""
 
 import os
 from collections import Counter
@@ -20,9 +20,9 @@ _TABLES = ("metadata.csv", "metadata.jsonl", "metadata.parquet", "captions.csv")
 _CAPTION_COLUMNS = ("caption", "text")
 
 _DESCR = """\
-Folder of pictures
+Folder of images
 ------------------
-{n} pictures in {folder}, captions: {captions}.
+{n} images in {folder}, captions: {captions}.
 """
 
 CaptionSource = Literal["auto", "sidecar", "table", "folder", "filename"] | None
@@ -36,9 +36,9 @@ def load_image_folder(
     extensions: Sequence[str] | None = None,
     return_X_y: bool = False,
 ) -> Any:
-    """Load the pictures of a folder, with captions and labels where it has them.
+    """Load the images of a folder, with captions and labels where it has them.
 
-    Pictures are listed, not opened.
+    Images are listed, not opened.
 
     Parameters
     ----------
@@ -47,12 +47,12 @@ def load_image_folder(
     captions : {"auto", "sidecar", "table", "folder", "filename"} or None, default="auto"
         Where captions come from:
 
-        - "sidecar": a text file beside each picture with the same stem and the extension
+        - "sidecar": a text file beside each image with the same stem and the extension
           ``.txt``, or else ``.caption``. Each line that is not blank is a caption.
         - "table": ``metadata.csv``, ``metadata.jsonl``, ``metadata.parquet`` or ``captions.csv``
           in the folder, with the columns ``file_name`` (relative to the folder) and ``caption``
-          or ``text``. Several rows of one picture are several captions.
-        - "folder": the name of the folder that the picture lies in, with spaces for underscores.
+          or ``text``. Several rows of one image are several captions.
+        - "folder": the name of the folder that the image lies in, with spaces for underscores.
         - "filename": the words of the file name: "red_apple-01.jpg" is "red apple".
         - None: no captions.
         - "auto": the first of "sidecar" and "table" that is there, else none.
@@ -72,12 +72,12 @@ def load_image_folder(
         images : list of str, length n_images
             Paths, in the order of their names.
         captions : list of str, or list of list of str, or None
-            One caption a picture; lists if any picture has several; None if there are none.
+            One caption per image; lists if any image has several; None if there are none.
         labels : ndarray of str, shape (n_images,)
-            Name of the sub-folder of `path` that holds the picture. Only there if all pictures
+            Name of the sub-folder of `path` that holds the image. Only there if all images
             lie in sub-folders.
         other_files : dict of {str: int}
-            How many files that are no pictures were passed over, by extension; the most first.
+            How many files that are no images were passed over, by extension; the most first.
         DESCR : str
             Where it was read from.
 
@@ -89,7 +89,7 @@ def load_image_folder(
     FileNotFoundError, NotADirectoryError
         If there is no such folder, or a file that a table names is not there.
     ValueError
-        If there are no pictures in it, or some have a caption and others have none.
+        If there are no images in it, or some have a caption and others have none.
     ImportError
         If the table is a parquet file, and pandas or pyarrow is not installed.
 
@@ -100,7 +100,7 @@ def load_image_folder(
 
     See Also
     --------
-    load_pairs : Pictures and captions listed in a table anywhere.
+    load_pairs : Images and captions listed in a table anywhere.
 
     References
     ----------
@@ -123,13 +123,13 @@ def load_image_folder(
     sources = ("auto", "sidecar", "table", "folder", "filename", None)
     if captions not in sources:
         raise ValueError(f"captions must be one of {sources}, got {captions!r}.")
-    folder = existing_folder(path, "a folder with pictures")
+    folder = existing_folder(path, "a folder with images")
     wanted = _as_suffixes(extensions)
     names, others = _find(folder, wanted, recursive)
     if not names:
         found = ", ".join(f"{count} {suffix!r}" for suffix, count in others.most_common(5))
         raise ValueError(
-            f"There are no pictures in {str(folder)!r}: looked for {', '.join(wanted)}"
+            f"There are no images in {str(folder)!r}: looked for {', '.join(wanted)}"
             f"{'' if recursive else ' (not in sub-folders: recursive=False)'}; "
             f"found {'files with ' + found if found else 'no files at all'}."
         )
@@ -184,7 +184,7 @@ def _passed_over(error: OSError) -> None:
 def _find(
     folder: Path, wanted: tuple[str, ...], recursive: bool
 ) -> tuple[list[Path], Counter[str]]:
-    """Pictures relative to ``folder`` in order, and how often each other extension is there."""
+    """Images relative to ``folder`` in order, and how often each other extension is there."""
     names, others = [], Counter[str]()
     for file in _files(folder, recursive):
         if file.suffix.lower() in wanted:
@@ -194,8 +194,8 @@ def _find(
     return sorted(names), others
 
 
-def _sidecar(picture: Path) -> Path | None:
-    files = (picture.with_suffix(suffix) for suffix in _SIDECARS)
+def _sidecar(image: Path) -> Path | None:
+    files = (image.with_suffix(suffix) for suffix in _SIDECARS)
     return next((file for file in files if file.is_file()), None)
 
 
@@ -215,9 +215,9 @@ def _from_sidecars(folder: Path, names: list[Path]) -> list[list[str]]:
     without = [name.as_posix() for name, file in files.items() if file is None]
     if without:
         raise ValueError(
-            f"{len(without)} of {len(names)} pictures in {str(folder)!r} have no text file "
+            f"{len(without)} of {len(names)} images in {str(folder)!r} have no text file "
             f"({' or '.join(_SIDECARS)}) beside them: {listed(without)}. Write the missing "
-            "files, move these pictures away, or choose another source of captions."
+            "files, move these images away, or choose another source of captions."
         )
     captions = []
     for file in filter(None, files.values()):
@@ -228,7 +228,7 @@ def _from_sidecars(folder: Path, names: list[Path]) -> list[list[str]]:
             raise ValueError(f"{str(file)!r} is not UTF-8 text: {error}.") from error
         captions.append([" ".join(line.split()) for line in lines if line.strip()])
         if not captions[-1]:
-            raise ValueError(f"{str(file)!r} is empty. Write the picture's caption into it.")
+            raise ValueError(f"{str(file)!r} is empty. Write the image's caption into it.")
     return captions
 
 
@@ -258,14 +258,14 @@ def _from_table(folder: Path, names: list[Path]) -> list[list[str]]:
     if unknown:
         refuse_bytes(unknown, "the column 'file_name'", where)
         raise FileNotFoundError(
-            f"{where} names {len(unknown)} files that are not among the pictures found in "
+            f"{where} names {len(unknown)} files that are not among the images found in "
             f"{str(folder)!r}: {listed(unknown)}. Check the column 'file_name', and pass "
-            "extensions=... if these are pictures of an unusual kind."
+            "extensions=... if these are images of an unusual kind."
         )
     without = [name.as_posix() for name, found in captions.items() if not found]
     if without:
         raise ValueError(
-            f"{where} has no row for {len(without)} of {len(names)} pictures: "
+            f"{where} has no row for {len(without)} of {len(names)} images: "
             f"{listed(without)}. Add them, or read the table alone with load_pairs."
         )
     return list(captions.values())
@@ -275,7 +275,7 @@ def _from_folders(folder: Path, names: list[Path]) -> list[str]:
     loose = [name.as_posix() for name in names if len(name.parts) == 1]
     if loose:
         raise ValueError(
-            f'captions="folder" needs every picture in a sub-folder of {str(folder)!r}, but '
+            f'captions="folder" needs every image in a sub-folder of {str(folder)!r}, but '
             f"{len(loose)} lie outside: {listed(loose)}."
         )
     return [name.parent.name.replace("_", " ").strip() for name in names]

@@ -1,4 +1,4 @@
-"""ImageNet-Captions: ImageNet pictures with the texts that their Flickr authors gave."""
+"""ImageNet-Captions: ImageNet images with the texts that their Flickr authors gave."""
 
 import html
 import json
@@ -22,12 +22,12 @@ _NAMED = 5
 _DESCR = """\
 ImageNet-Captions
 -----------------
-{n} pictures of ImageNet's training set with captions made of: {fields}.
+{n} images of ImageNet's training set with captions made of: {fields}.
 
-:Source: captions from {table}, pictures from {folder}
+:Source: captions from {table}, images from {folder}
 :Authors: Fang et al., "Data Determines Distributional Robustness in Contrastive Language Image
-    Pre-training (CLIP)", ICML 2022; the texts are by the users of Flickr who took the pictures.
-:Left out: {missing} entries without a picture here, {empty} without a text.
+    Pre-training (CLIP)", ICML 2022; the texts are by the users of Flickr who took the images.
+:Left out: {missing} entries without an image here, {empty} without a text.
 :Captions: as people write on Flickr: in many languages, with places, dates and names of cameras.
 """
 
@@ -40,15 +40,15 @@ def load_imagenet_captions(
     on_missing: Literal["warn", "raise", "ignore"] = "warn",
     return_X_y: bool = False,
 ) -> Any:
-    r"""Load the pictures of ImageNet that have captions in ImageNet-Captions.
+    r"""Load the images of ImageNet that have captions in ImageNet-Captions.
 
-    Neither is downloaded: `captions_json` comes from the repository of [1]_, and the pictures are
-    those of ImageNet's training set (ILSVRC 2012). Pictures are named, not opened.
+    Neither is downloaded: `captions_json` comes from the repository of [1]_, and the images are
+    those of ImageNet's training set (ILSVRC 2012). Images are named, not opened.
 
     Parameters
     ----------
     images_root : path-like
-        Folder with the pictures, as ``<wnid>/<filename>`` or all in one folder.
+        Folder with the images, as ``<wnid>/<filename>`` or all in one folder.
     captions_json : path-like
         ``imagenet_captions.json``: a list of objects with the keys ``filename`` (such as
         "n01440764_10026.JPEG"), ``wnid``, ``title``, ``description`` and ``tags`` (a list).
@@ -56,7 +56,7 @@ def load_imagenet_captions(
         What a caption is made of, in this order with spaces between, as in [1]_. HTML is taken
         out.
     on_missing : {"warn", "raise", "ignore"}, default="warn"
-        What to do about entries whose picture is not there: leave them out with a warning that
+        What to do about entries whose image is not there: leave them out with a warning that
         counts and names them, raise an error, or leave them out in silence.
     return_X_y : bool, default=False
         Whether to return ``(images, captions)`` instead of a Bunch.
@@ -88,7 +88,7 @@ def load_imagenet_captions(
     Raises
     ------
     FileNotFoundError, NotADirectoryError
-        If a path is not there, or no picture is, or one is not and ``on_missing="raise"``.
+        If a path is not there, or no image is, or one is not and ``on_missing="raise"``.
     ValueError
         If the file is not of this form, or nothing is left.
     ImportError
@@ -96,8 +96,8 @@ def load_imagenet_captions(
 
     See Also
     --------
-    load_image_folder : Any folder of pictures.
-    load_pairs : Pictures and captions listed in a table.
+    load_image_folder : Any folder of images.
+    load_pairs : Images and captions listed in a table.
 
     References
     ----------
@@ -117,9 +117,9 @@ def load_imagenet_captions(
     ...     "description": "Taken by <b>Ann</b> &amp; Bob",
     ... }
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     picture = Path(folder, entry["wnid"], entry["filename"])
-    ...     picture.parent.mkdir()
-    ...     _ = picture.write_bytes(b"")
+    ...     image = Path(folder, entry["wnid"], entry["filename"])
+    ...     image.parent.mkdir()
+    ...     _ = image.write_bytes(b"")
     ...     table = Path(folder, "imagenet_captions.json")
     ...     _ = table.write_text(json.dumps([entry]))
     ...     data = load_imagenet_captions(folder, table)
@@ -129,7 +129,7 @@ def load_imagenet_captions(
     chosen = _checked_fields(fields)
     if on_missing not in ("warn", "raise", "ignore"):
         raise ValueError(f"on_missing must be 'warn', 'raise' or 'ignore', not {on_missing!r}.")
-    folder = existing_folder(images_root, "a folder with the pictures as <wnid>/<filename>")
+    folder = existing_folder(images_root, "a folder with the images as <wnid>/<filename>")
     file = Path(captions_json).expanduser().absolute()
     entries = _read(file)
     paths = _find(folder, entries)
@@ -204,7 +204,7 @@ def _read(file: Path) -> list[dict[str, Any]]:
 
 
 def _find(folder: Path, entries: list[dict[str, Any]]) -> list[str | None]:
-    """Return the path of each entry's picture, None where it is not there."""
+    """Return the path of each entry's image, None where it is not there."""
     # Lists of folders: half a million questions for single files take minutes on a network disk.
     flat = set(os.listdir(folder))
     inside = {
@@ -225,7 +225,7 @@ def _report_missing(missing: list[str], n_entries: int, folder: Path, on_missing
     if not missing:
         return
     message = (
-        f"{len(missing)} of {n_entries} pictures are not in {str(folder)!r} (neither in a folder "
+        f"{len(missing)} of {n_entries} images are not in {str(folder)!r} (neither in a folder "
         f"of their wnid nor in it itself): {listed(missing, _NAMED)}."
     )
     if len(missing) == n_entries:

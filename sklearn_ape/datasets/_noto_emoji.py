@@ -1,4 +1,4 @@
-"""Noto Color Emoji: shaded pictures of every emoji with their Unicode names, from the font."""
+"""Noto Color Emoji: shaded images of every emoji with their Unicode names, from the font."""
 
 import io
 import os
@@ -29,9 +29,9 @@ _NO_CHARACTER = "\U0010fffd"
 _DESCR = """\
 Noto Color Emoji
 ----------------
-{n} pictures of emoji, {width} by {height} pixels on white, each captioned with its Unicode name.
+{n} images of emoji, {width} by {height} pixels on white, each captioned with its Unicode name.
 
-:Pictures: the bitmaps of the font Noto Color Emoji, https://github.com/googlefonts/noto-emoji, by
+:Images: the bitmaps of the font Noto Color Emoji, https://github.com/googlefonts/noto-emoji, by
     Google, as packaged by Debian in `fonts-noto-color-emoji`; read from {font}
 :Licence: SIL Open Font License 1.1 (the font), Apache License 2.0 (its sources).
 :Captions: short names of the Unicode CLDR as listed by the package `emoji`; a flag, whose name
@@ -48,7 +48,7 @@ def load_noto_emoji(
     path: str | os.PathLike[str] | None = None,
     return_X_y: bool = False,
 ) -> Any:
-    """Load the pictures of the font Noto Color Emoji and their names.
+    """Load the images of the font Noto Color Emoji and their names.
 
     The first call writes the font's bitmaps to PNG files in the data home; later calls only list
     them. Nothing is downloaded.
@@ -56,7 +56,7 @@ def load_noto_emoji(
     Parameters
     ----------
     data_home : path-like, default=None
-        Where the pictures are kept, see :func:`get_data_home`.
+        Where the images are kept, see :func:`get_data_home`.
     path : path-like, default=None
         The file ``NotoColorEmoji.ttf``, with bitmaps. None takes the place where Debian installs
         it.
@@ -129,18 +129,18 @@ def load_noto_emoji(
         for character in wanted:
             name = "-".join(f"{ord(c):X}" for c in character) + ".png"
             if name not in there:
-                picture = _drawn(font, written[character])
-                if picture in (None, lacking):
+                image = _drawn(font, written[character])
+                if image in (None, lacking):
                     continue
-                write_whole(folder / name, picture)
+                write_whole(folder / name, image)
             chosen[character] = str(folder / name)
     except OSError as error:
         raise OSError(
-            f"Cannot write pictures to {str(folder)!r} ({error}). Pass another data_home, or set "
+            f"Cannot write images to {str(folder)!r} ({error}). Pass another data_home, or set "
             "the environment variable SKLEARN_APE_DATA."
         ) from error
     if not chosen:
-        raise ValueError(f"{str(file)!r} has pictures of no emoji; expected NotoColorEmoji.ttf.")
+        raise ValueError(f"{str(file)!r} has images of no emoji; expected NotoColorEmoji.ttf.")
     bunch = Bunch(
         images=list(chosen.values()),
         captions=[wanted[character] for character in chosen],
@@ -188,17 +188,17 @@ def _opened(file: Path) -> Any:
 
 
 def _drawn(font: Any, text: str) -> bytes | None:
-    """Return an emoji as a PNG file, or None where the font has no one picture of it."""
+    """Return an emoji as a PNG file, or None where the font has no one image of it."""
     from PIL import Image, ImageDraw
 
-    picture = Image.new("RGB", (_WIDTH, _HEIGHT), "white")
-    canvas = ImageDraw.Draw(picture)
+    image = Image.new("RGB", (_WIDTH, _HEIGHT), "white")
+    canvas = ImageDraw.Draw(image)
     # What the font cannot join, it draws side by side.
     if canvas.textlength(text, font=font) > 1.5 * _WIDTH:
         return None
     canvas.text((0, 0), text, font=font, embedded_color=True)
-    if picture.getcolors(1) is not None:  # all white
+    if image.getcolors(1) is not None:  # all white
         return None
     file = io.BytesIO()
-    picture.save(file, format="png")
+    image.save(file, format="png")
     return file.getvalue()

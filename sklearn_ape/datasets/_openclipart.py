@@ -68,9 +68,9 @@ def load_openclipart(
     replace_collection_titles : bool, default=True
         Whether a title that ten or more distinct drawings share, such as "Various Cliparts" or
         "Lemon SVG theme", gives way in the caption to the words of the file name. It says
-        nothing of what is on the picture.
+        nothing of what is on the image.
     max_pixels : int or None, default=89478485
-        Leave out pictures with more pixels than this. By default those are left out which
+        Leave out images with more pixels than this. By default those are left out which
         Pillow takes for decompression bombs (16 of 8,121, of up to 620 million pixels). None
         leaves out none.
     return_X_y : bool, default=False
@@ -105,11 +105,11 @@ def load_openclipart(
     ImportError
         If `path` is None and the Debian packages are not installed.
     FileNotFoundError, NotADirectoryError, ValueError
-        If `path` is not such a folder, or has no pictures.
+        If `path` is not such a folder, or has no images.
 
     See Also
     --------
-    load_tuxpaint_stamps : Fewer pictures, with better captions.
+    load_tuxpaint_stamps : Fewer images, with better captions.
 
     References
     ----------
@@ -135,8 +135,8 @@ def load_openclipart(
         name="Open Clip Art",
         expected=_LAYOUT,
     )
-    pictures, drawings = folder / "png", folder / "svg"
-    for part in (pictures, drawings):
+    images, drawings = folder / "png", folder / "svg"
+    for part in (images, drawings):
         if not part.is_dir():
             if path is None:
                 raise ImportError(
@@ -148,15 +148,15 @@ def load_openclipart(
             )
     files = [
         file
-        for file in sorted(pictures.rglob("*.png"))
+        for file in sorted(images.rglob("*.png"))
         if max_pixels is None or _pixels(file) <= max_pixels
     ]
     if not files:
         raise ValueError(
-            f"There are no PNG files under {str(pictures)!r}"
+            f"There are no PNG files under {str(images)!r}"
             + (f" of at most {max_pixels} pixels." if max_pixels is not None else ".")
         )
-    names = [file.relative_to(pictures) for file in files]
+    names = [file.relative_to(images) for file in files]
     records = [_read_record((drawings / name).with_suffix(".svg")) for name in names]
     _, groups = np.unique([os.path.realpath(file) for file in files], return_inverse=True)
     collections = _shared_titles(records, groups) if replace_collection_titles else frozenset()

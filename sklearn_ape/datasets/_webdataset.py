@@ -17,7 +17,7 @@ def load_webdataset(
     image_key: str = "jpg;jpeg;png;webp",
     caption_key: str = "txt;caption;json:caption",
 ) -> WebDatasetPairs:
-    """Pair pictures and captions in WebDataset's tar shards, without reading them into memory.
+    """Pair images and captions in WebDataset's tar shards, without reading them into memory.
 
     Parameters
     ----------
@@ -25,7 +25,7 @@ def load_webdataset(
         A folder of ``.tar`` files, a file, a glob (``"data/*.tar"``), a brace pattern
         (``"data/{00000..00099}.tar"``), or a list of these. Local files only.
     image_key : str, default="jpg;jpeg;png;webp"
-        Extensions of pictures in a sample; the first that a sample has is taken.
+        Extensions of images in a sample; the first that a sample has is taken.
     caption_key : str, default="txt;caption;json:caption"
         Extensions of captions, likewise. ``json:caption`` is the field ``caption`` of a JSON file.
 
@@ -41,7 +41,7 @@ def load_webdataset(
         If a pattern matches no file.
     ValueError
         If a shard is not local, or a key names no extension. On counting or iterating, if a
-        shard is cut short or a sample has no picture or no caption.
+        shard is cut short or a sample has no image or no caption.
     ImportError
         On iterating, if webdataset is not installed.
 
@@ -98,13 +98,13 @@ class _Keys(NamedTuple):
 
 
 class ShardBytes(bytes):
-    """Bytes of a picture's file that know, as `where`, the sample they are from."""
+    """Bytes of an image's file that know, as `where`, the sample they are from."""
 
     where: str
 
 
 class WebDatasetPairs:
-    """Pairs of picture and caption in tar shards; made by `load_webdataset`.
+    """Pairs of image and caption in tar shards; made by `load_webdataset`.
 
     Iterating gives ``(bytes, caption)`` and reads the shards anew every time. Before the first
     time, and for the length, the headers are read: they tell whether all samples are pairs.
@@ -139,7 +139,7 @@ class WebDatasetPairs:
         return f"WebDatasetPairs({listed(self.shards, 1)})"
 
     def images(self) -> WebDatasetSide:
-        """Return the pictures: a sized iterable of bytes of picture files."""
+        """Return the images: a sized iterable of bytes of image files."""
         return WebDatasetSide(self, "image")
 
     def captions(self) -> WebDatasetSide:
@@ -185,7 +185,7 @@ class WebDatasetPairs:
 
 
 class WebDatasetSide:
-    """Pictures or captions of `WebDatasetPairs`, sized and read anew at every iteration."""
+    """Images or captions of `WebDatasetPairs`, sized and read anew at every iteration."""
 
     def __init__(self, pairs: WebDatasetPairs, side: str) -> None:
         self._pairs, self._side = pairs, side

@@ -24,15 +24,15 @@ def write_webdataset(
     Parameters
     ----------
     images : iterable of path-like or bytes
-        Files of pictures, or their content; copied as they are.
+        Files of images, or their content; copied as they are.
     captions : iterable of str
-        One a picture.
+        One an image.
     folder : path-like
         Made when it does not exist; the shards are ``00000.tar`` and so on.
     pairs_per_shard : int, default=1000
         Pairs in a file.
     extension : str, default=None
-        Of pictures given as bytes. None takes that of the format they begin with.
+        Of images given as bytes. None takes that of the format they begin with.
 
     Returns
     -------
@@ -84,7 +84,7 @@ def write_webdataset(
 def _file_of(
     image: bytes | str | os.PathLike[str], extension: str | None, number: int
 ) -> tuple[str, bytes]:
-    """Return the extension of a picture's file, and its content."""
+    """Return the extension of an image's file, and its content."""
     if not isinstance(image, bytes):
         return Path(image).suffix.lower().lstrip("."), Path(image).read_bytes()
     return extension or _format_of(image, number), image
@@ -95,6 +95,6 @@ def _format_of(content: bytes, number: int) -> str:
         if content.startswith(start):
             return name
     raise ValueError(
-        f"Picture {number} (the first is 0) begins with {content[:8]!r}, as no jpg, png or webp "
+        f"Image {number} (the first is 0) begins with {content[:8]!r}, as no jpg, png or webp "
         "does. Pass its path, or extension=..."
     )

@@ -161,7 +161,7 @@ class FrozenEncoder(
                 rows.setdefault(key, []).append(row)
         self._raise_or_go_on(errors)
 
-        # Two threads that want the same pictures must not encode them twice.
+        # Two threads that want the same images must not encode them twice.
         with (
             default_state(),
             _lock_of(self._weights_key()),

@@ -97,7 +97,7 @@ class EncodesToFile:
 
         Notes
         -----
-        Items are told by their content, so checking what is finished reads every picture, but
+        Items are told by their content, so checking what is finished reads every image, but
         encodes none. A chunk that a dying worker leaves unfinished is encoded by another worker,
         as far as the backend does so (dask does).
 

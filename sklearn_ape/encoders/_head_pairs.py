@@ -29,7 +29,7 @@ class HeadPairs(Recordable):
     """Weight vectors of a classification head and texts of its classes.
 
     A linear head scores a class highest for features that point along its weight vector, so the
-    vector stands for a picture of the class that nobody had to take.
+    vector stands for an image of the class that nobody had to take.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""What all encoders of pictures share."""
+"""What all encoders of images share."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from ._networks import Network
 from ._pixels import OnPixels, Preprocessing
 from ._views import LARGEST_ZOOM, views_of
 
-# Resized to a network's input, a narrower picture would fill the memory.
+# Resized to a network's input, a narrower image would fill the memory.
 _NARROWEST = 100
-# A square around a long picture has up to a hundred times its pixels.
+# A square around a long image has up to a hundred times its pixels.
 _WIDEST_SQUARE = 8192
 
 
 class ImageEncoder(FrozenEncoder):
-    """Base of the encoders of pictures.
+    """Base of the encoders of images.
 
     Subclasses say what the network itself is, and where its preprocessing is to be found.
     """
@@ -50,7 +50,7 @@ class ImageEncoder(FrozenEncoder):
         """Return what maps normalised pixels (n, 3, height, width) to features."""
 
     def _preprocessing(self, prepare: Any) -> Any:
-        """Return the network's preprocessing of one picture."""
+        """Return the network's preprocessing of one image."""
         return prepare
 
     def _module(self, network: Network) -> torch.nn.Module:
@@ -84,7 +84,7 @@ class ImageEncoder(FrozenEncoder):
         return preprocessing(image)
 
     def _least_side(self, preprocessing: Any) -> int | None:
-        """Return the length of a picture's side below which detail would be lost."""
+        """Return the length of an image's side below which detail would be lost."""
         if not isinstance(preprocessing, Preprocessing):
             return None
         return math.ceil(preprocessing.least_side * (LARGEST_ZOOM if self.views > 2 else 1))
@@ -108,8 +108,8 @@ class ImageEncoder(FrozenEncoder):
         is_array = isinstance(X, np.ndarray) and X.dtype.kind in "buif"
         if is_array and (X.ndim == 2 or (X.ndim == 3 and X.shape[-1] in (1, 3, 4))):
             raise ValueError(
-                f"X is one array of shape {X.shape}, not a sequence of pictures: pass a single "
-                "picture as [X]; features need no image encoder."
+                f"X is one array of shape {X.shape}, not a sequence of images: pass a single "
+                "image as [X]; features need no image encoder."
             )
         return [undecoded(item) for item in super()._as_list(X)]
 

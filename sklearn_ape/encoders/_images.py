@@ -1,4 +1,4 @@
-"""Read anything that a person would call a picture as 8-bit RGB."""
+"""Read anything that a person would call an image as 8-bit RGB."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def undecoded(item: Any) -> Any:
 
 
 def image_digest(item: Any) -> bytes:
-    """Return the sha256 of a picture's content; a path stands for its file's bytes."""
+    """Return the sha256 of an image's content; a path stands for its file's bytes."""
     if isinstance(item, str | os.PathLike):
         return _file_digest(os.fsdecode(item))
     if isinstance(item, bytes | bytearray | memoryview):
@@ -59,13 +59,13 @@ def image_digest(item: Any) -> bytes:
 
 
 def check_image(item: Any) -> None:
-    """Raise `ItemError` for what can be seen to be no picture without decoding it."""
+    """Raise `ItemError` for what can be seen to be no image without decoding it."""
     if isinstance(item, str | os.PathLike | bytes | bytearray | memoryview):
         _open(item).close()
 
 
 def read_image(item: Any, least_side: int | None = None, longer: bool = False) -> Image.Image:
-    """Return a picture as RGB, upright, on white.
+    """Return an image as RGB, upright, on white.
 
     Parameters
     ----------
@@ -85,7 +85,7 @@ def read_image(item: Any, least_side: int | None = None, longer: bool = False) -
     Raises
     ------
     ItemError
-        When it is not a picture, is damaged, or has more pixels than `PIL.Image.MAX_IMAGE_PIXELS`.
+        When it is not an image, is damaged, or has more pixels than `PIL.Image.MAX_IMAGE_PIXELS`.
     """
     from PIL import Image
 
@@ -146,7 +146,7 @@ def _file_status(path: str) -> os.stat_result:
         raise ItemError(f"cannot be opened ({error}).") from None
     if stat.S_ISDIR(status.st_mode):
         raise ItemError(
-            "is a folder, not a picture. List its files, for instance with "
+            "is a folder, not an image. List its files, for instance with "
             "sklearn_ape.datasets.load_image_folder."
         )
     if not stat.S_ISREG(status.st_mode):
@@ -193,11 +193,11 @@ def _new_digest(start: bytes) -> Any:
 
 def _no_such_file(path: str) -> str:
     if "://" in path or path.startswith("data:"):
-        return "is an address, not a file. Download the picture first and pass its path."
+        return "is an address, not a file. Download the image first and pass its path."
     is_one_name = not os.path.dirname(path) or (" " in path and not os.path.isabs(path))
     if is_one_name and Path(path).suffix.lower() not in IMAGE_SUFFIXES:
         return (
-            "is not a file. It looks like a caption: pictures go in X and captions in y "
+            "is not a file. It looks like a caption: images go in X and captions in y "
             "(a path is taken relative to the current folder)."
         )
     return f"does not exist (looked for {os.path.abspath(path)[:500]!r})."
@@ -227,8 +227,8 @@ def _open(item: Any) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise ItemError(f"is refused: {error}") from None
     except Exception as error:  # Pillow's plugins raise anything on a damaged file
-        raise ItemError(f"cannot be opened as a picture ({_reason(error)}).") from None
-    if image.format == "EPS":  # Pillow would run Ghostscript on it: a program, not a picture
+        raise ItemError(f"cannot be opened as an image ({_reason(error)}).") from None
+    if image.format == "EPS":  # Pillow would run Ghostscript on it: a program, not an image
         image.close()
         raise ItemError("is a PostScript drawing. Render it to PNG first.")
     limit = Image.MAX_IMAGE_PIXELS
@@ -251,8 +251,8 @@ def _unidentified(item: Any, is_path: bool) -> str:
     if start.lstrip().startswith(_SVG_STARTS):
         return "is a vector drawing (SVG or XML). Render it to PNG first."
     if start.isascii() and b"\0" not in start:
-        return f"is not a picture but text (it begins with {start[:20].decode()!r})."
-    return "is not a picture in a format that Pillow knows, or its header is damaged."
+        return f"is not an image but text (it begins with {start[:20].decode()!r})."
+    return "is not an image in a format that Pillow knows, or its header is damaged."
 
 
 def _pixels(item: Any) -> np.ndarray:
@@ -304,11 +304,11 @@ def _remedy(item: Any) -> str:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    """Convert a picture of any mode, which may be changed, to upright RGB on white."""
+    """Convert an image of any mode, which may be changed, to upright RGB on white."""
     from PIL import Image, ImageOps
 
     image.load()
-    # Damaged tags do not cost the picture, and raise anything.
+    # Damaged tags do not cost the image, and raise anything.
     with suppress(Exception):
         ImageOps.exif_transpose(image, in_place=True)
     if not all(image.size):

@@ -102,10 +102,10 @@ class OpenCLIPImageEncoder(_OpenCLIPTower, ImageEncoder):
     revision : str or None, default=None
         Branch, tag or commit of a hub model.
     crop : {"center", "pad"}, default="center"
-        ``"center"`` is the network's own preprocessing. ``"pad"`` makes a picture square on
+        ``"center"`` is the network's own preprocessing. ``"pad"`` makes an image square on
         white first.
     batch_size : {"auto"} or int, default="auto"
-        Pictures in one pass of the network. ``"auto"`` is what the engine is
+        Images in one pass of the network. ``"auto"`` is what the engine is
         fastest with. On a GPU whose memory is too small, it is halved.
     engine : {"auto", "torch", "onnx", "openvino"}, default="auto"
         What computes the network. ``"auto"`` takes the fastest that is installed: OpenVINO or
@@ -116,12 +116,12 @@ class OpenCLIPImageEncoder(_OpenCLIPTower, ImageEncoder):
     dtype : {"float32", "bfloat16", "float16"}, default="float32"
         Precision of the network by autocast. Features are float32 in any case.
     n_jobs : int or None, default=None
-        Threads that read and resize pictures and, with another engine than torch, compute the
+        Threads that read and resize images and, with another engine than torch, compute the
         network. None is as many as torch uses, -1 one a core.
     cache : {"memory"}, str, path-like, FeatureCache or None, default="memory"
         Where features are kept, by content: in this process, in a folder, or nowhere.
     on_error : {"raise", "nan"}, default="raise"
-        What a picture that cannot be read does: stop the work, or become a row of NaN.
+        What an image that cannot be read does: stop the work, or become a row of NaN.
     verbose : int, default=0
         1 shows a progress bar.
 
@@ -133,7 +133,7 @@ class OpenCLIPImageEncoder(_OpenCLIPTower, ImageEncoder):
     See Also
     --------
     OpenCLIPTextEncoder : The other tower; the two share one loaded model.
-    TimmImageEncoder : Takes the same kinds of pictures; see its notes.
+    TimmImageEncoder : Takes the same kinds of images; see its notes.
 
     References
     ----------

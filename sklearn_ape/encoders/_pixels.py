@@ -12,7 +12,7 @@ from torch.nn.functional import interpolate
 if TYPE_CHECKING:
     from PIL import Image
 
-# Large pictures are first reduced by a whole factor, which is fast, to no less than so many times
+# Large images are first reduced by a whole factor, which is fast, to no less than so many times
 # the size asked for. On drawings of 2200 pixels the features of EfficientNet-Lite0 then differ by
 # 2e-5 (median of 1 - cosine; at most 2e-4); 3 gives up to 2e-4 more often, 2 up to 3e-3.
 _GAP = 4
@@ -79,7 +79,7 @@ class Preprocessing(NamedTuple):
         return cls(size, (int(crop.size[0]), int(crop.size[1])), interpolation, mean, std)
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
-        """Return bytes (height, width, 3) of a picture of mode RGB."""
+        """Return bytes (height, width, 3) of an image of mode RGB."""
         wide, high = self._resized(*image.size)
         factor = min(image.width // (_GAP * wide), image.height // (_GAP * high))
         if factor > 1:
@@ -107,7 +107,7 @@ class Preprocessing(NamedTuple):
 
 
 class OnPixels(nn.Module):
-    """A network on prepared pictures, with several views of each averaged.
+    """A network on prepared images, with several views of each averaged.
 
     Parameters
     ----------
@@ -116,7 +116,7 @@ class OnPixels(nn.Module):
     prepare : object
         A `Preprocessing`, whose bytes are normalised here, or another one, which normalises.
     n_views : int, default=1
-        Views of a picture.
+        Views of an image.
     """
 
     def __init__(self, network: nn.Module, prepare: Any, n_views: int = 1) -> None:
@@ -135,7 +135,7 @@ class OnPixels(nn.Module):
         self.register_buffer("std", std, persistent=False)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Map pixels of n pictures, (n, ...) or (n, n_views, ...), to (n, n_features)."""
+        """Map pixels of n images, (n, ...) or (n, n_views, ...), to (n, n_features)."""
         if self.n_views > 1:
             pixels = pixels.flatten(0, 1)
         features = self.network(self.normalized(pixels))

@@ -33,7 +33,7 @@ class TextEncoder(FrozenEncoder):
     def _check(self, item: Any) -> None:
         if Path(item).suffix.lower() in IMAGE_SUFFIXES and os.path.isfile(item):
             raise ItemError(
-                "is a picture's file, not a text: captions go to the text encoder, pictures to "
+                "is an image's file, not a text: captions go to the text encoder, images to "
                 "the image encoder."
             )
 

@@ -33,7 +33,7 @@ _GEM_LEAST = 1e-6
 
 
 class TimmImageEncoder(ImageEncoder):
-    """A frozen `timm` network that turns pictures into features.
+    """A frozen `timm` network that turns images into features.
 
     The weights are loaded at the first `transform`, shared by all clones in a process and never
     trained nor pickled.
@@ -57,13 +57,13 @@ class TimmImageEncoder(ImageEncoder):
         `class_names` names.
     crop : {"center", "pad"}, default="center"
         ``"center"`` is the network's own preprocessing, which cuts the borders off. ``"pad"``
-        makes a picture square on white first and cuts nothing.
+        makes an image square on white first and cuts nothing.
     views : {1, 2, 4}, default=1
-        Views of a picture whose features are averaged: 1 is the picture alone; 2 adds its mirror
+        Views of an image whose features are averaged: 1 is the image alone; 2 adds its mirror
         image; 4 adds a smaller copy (at 2/3 of the size, on white) and a larger one (the middle,
         at 4/3). The time grows in proportion.
     batch_size : {"auto"} or int, default="auto"
-        Pictures in one pass of the network; each view counts as one. ``"auto"`` is what the
+        Images in one pass of the network; each view counts as one. ``"auto"`` is what the
         engine is fastest with. On a GPU whose memory is too small, it is halved.
     engine : {"auto", "torch", "onnx", "openvino"}, default="auto"
         What computes the network. ``"auto"`` takes the fastest that is installed: OpenVINO or
@@ -74,14 +74,14 @@ class TimmImageEncoder(ImageEncoder):
     dtype : {"float32", "bfloat16", "float16"}, default="float32"
         Precision of the network by autocast. Features are float32 in any case.
     n_jobs : int or None, default=None
-        Threads that read and resize pictures and, with another engine than torch, compute the
+        Threads that read and resize images and, with another engine than torch, compute the
         network. None is as many as torch uses, -1 one a core.
     cache : {"memory"}, str, path-like, FeatureCache or None, default="memory"
-        Where features are kept, by the content of the picture: in this process, in a folder (as
+        Where features are kept, by the content of the image: in this process, in a folder (as
         a `DiskFeatureCache` as well, which can halve its size), or nowhere. It serves fit, score
         and predict alike.
     on_error : {"raise", "nan"}, default="raise"
-        What a picture that cannot be read does: stop the work, or become a row of NaN that is
+        What an image that cannot be read does: stop the work, or become a row of NaN that is
         named in a warning and in ``errors_``.
     verbose : int, default=0
         1 shows a progress bar.
@@ -115,8 +115,8 @@ class TimmImageEncoder(ImageEncoder):
     --------
     >>> import numpy as np
     >>> from sklearn_ape.encoders import TimmImageEncoder
-    >>> pictures = [np.zeros((64, 64, 3), dtype=np.uint8), np.ones((64, 64, 3), dtype=np.uint8)]
-    >>> TimmImageEncoder("efficientnet_lite0").transform(pictures).shape
+    >>> images = [np.zeros((64, 64, 3), dtype=np.uint8), np.ones((64, 64, 3), dtype=np.uint8)]
+    >>> TimmImageEncoder("efficientnet_lite0").transform(images).shape
     (2, 1280)
     """
 

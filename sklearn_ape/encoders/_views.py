@@ -1,4 +1,4 @@
-"""Views of one picture, whose features are averaged."""
+"""Views of one image, whose features are averaged."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ LARGEST_ZOOM = 4 / 3
 
 
 def views_of(image: Image.Image, n_views: int) -> Iterator[Image.Image]:
-    """Yield the picture, its mirror image, a smaller copy and a larger one, `n_views` of them.
+    """Yield the image, its mirror image, a smaller copy and a larger one, `n_views` of them.
 
-    One after the other, since each takes as much memory as the picture.
+    One after the other, since each takes as much memory as the image.
 
     Parameters
     ----------
@@ -27,7 +27,7 @@ def views_of(image: Image.Image, n_views: int) -> Iterator[Image.Image]:
     Yields
     ------
     view : PIL.Image.Image
-        Of the same proportions, up to a pixel. The smaller copy is the picture at two thirds of
+        Of the same proportions, up to a pixel. The smaller copy is the image at two thirds of
         its size, in the middle of white; the larger one is its middle, at four thirds.
     """
     from PIL import ImageOps

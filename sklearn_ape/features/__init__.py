@@ -1,7 +1,7 @@
 """Content-addressed stores for the features of frozen encoders.
 
 A frozen encoder always gives the same feature for the same content, so a feature is worth
-computing once. Keys are digests of everything the feature depends on; a renamed picture is
+computing once. Keys are digests of everything the feature depends on; a renamed image is
 therefore found again and a changed one is not.
 """
 

@@ -47,7 +47,7 @@ class SkipMLPHead(Head):
     The layer norm stands in the place of our standardisation, as in Freeze-Align.
 
     Freeze-Align projects every token and pools afterwards, with a second projector for the
-    picture's class token. This head sees features that are pooled already, so it has one
+    image's class token. This head sees features that are pooled already, so it has one
     projector a side; for features that are one token (a class token) it is the same.
 
     References

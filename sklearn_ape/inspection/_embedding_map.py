@@ -10,7 +10,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from ._axes import axes_for, plain
 from ._flat import OTHERS, colors_of, flat_points
-from ._inputs import aligner_and_input, checked_names, checked_pairs, pictures_in
+from ._inputs import aligner_and_input, checked_names, checked_pairs, images_in
 from ._thumbnails import thumbnail
 
 _THUMBNAIL_PIXELS = 32
@@ -18,21 +18,21 @@ _IMAGE_COLOR, _TEXT_COLOR = "tab:blue", "tab:orange"
 
 
 class EmbeddingMapDisplay:
-    """Two dimensions of the shared space: pictures are circles, captions triangles.
+    """Two dimensions of the shared space: images are circles, captions triangles.
 
     Make it with `from_estimator` or `from_predictions`.
 
     Parameters
     ----------
     image_points : ndarray of shape (n_images, 2)
-        Places of pictures.
+        Places of images.
     text_points : ndarray of shape (n_texts, 2)
         Places of captions.
     pairs : ndarray of shape (n_pairs, 2) or None, default=None
         What belongs together: a thin line each. None draws none.
     image_labels, text_labels : sequence or None, default=None
         Colour. Beyond ten labels the rarer ones share a grey.
-    images : sequence of pictures of length n_images or None, default=None
+    images : sequence of images of length n_images or None, default=None
         Shown in place of circles if `plot` is asked for thumbnails.
     axis_names : tuple of str, default=("", "")
         What the axes are.
@@ -44,7 +44,7 @@ class EmbeddingMapDisplay:
     lines_ : matplotlib.collections.LineCollection or None
         Of the pairs.
     thumbnails_ : list of matplotlib.offsetbox.AnnotationBbox
-        Pictures.
+        Images.
     ax_ : matplotlib.axes.Axes
         Where it was drawn.
     figure_ : matplotlib.figure.Figure
@@ -56,9 +56,9 @@ class EmbeddingMapDisplay:
 
     Notes
     -----
-    **The modality gap.** In spaces trained contrastively pictures and captions tend to lie in two
-    separate cones [1]_: a picture can be nearest to its own caption among all captions, and yet
-    nearer to every other picture than to it. The first axis of a map then shows nothing but the
+    **The modality gap.** In spaces trained contrastively images and captions tend to lie in two
+    separate cones [1]_: an image can be nearest to its own caption among all captions, and yet
+    nearer to every other image than to it. The first axis of a map then shows nothing but the
     modality. This is no fault of retrieval, which compares captions with one another only.
     ``center=True`` subtracts the mean of each modality, so that the map shows what is left; it
     also hides how large the gap is.
@@ -118,18 +118,18 @@ class EmbeddingMapDisplay:
         ax: Any = None,
         **plot_options: Any,
     ) -> Self:
-        """Embed pictures and captions and draw the map.
+        """Embed images and captions and draw the map.
 
         Parameters
         ----------
         estimator : estimator, str or None
             A fitted aligner or a Pipeline that ends in one; a name or None as
             `ZeroShotClassifier` takes them.
-        X : sequence of pictures, or array-like of shape (n_images, n_features)
+        X : sequence of images, or array-like of shape (n_images, n_features)
             What the estimator takes.
         y : sequence of str, or array-like of shape (n_texts, n_text_features)
-            Texts, not necessarily as many as pictures.
-        images : sequence of pictures of length n_images or None, default=None
+            Texts, not necessarily as many as images.
+        images : sequence of images of length n_images or None, default=None
             For thumbnails where X is features.
         pairs, labels, text_labels, reducer, center, random_state : object
             See `from_predictions`.
@@ -148,7 +148,7 @@ class EmbeddingMapDisplay:
         return cls.from_predictions(
             aligner.transform(features),
             aligner.transform_text(y),
-            images=pictures_in(X) if images is None else images,
+            images=images_in(X) if images is None else images,
             pairs=pairs,
             labels=labels,
             text_labels=text_labels,
@@ -180,16 +180,16 @@ class EmbeddingMapDisplay:
         Parameters
         ----------
         image_embeddings : array-like of shape (n_images, n_components)
-            Pictures. Rows of NaN are left out.
+            Images. Rows of NaN are left out.
         text_embeddings : array-like of shape (n_texts, n_components)
             Captions, in the same space.
-        images : sequence of pictures of length n_images or None, default=None
+        images : sequence of images of length n_images or None, default=None
             For thumbnails.
         pairs : {"auto"}, array-like of shape (n_pairs, 2) or None, default="auto"
             What is joined by lines. ``"auto"`` joins what stands at the same place, if there are
-            as many texts as pictures.
+            as many texts as images.
         labels : sequence of length n_images or None, default=None
-            Colours of the pictures.
+            Colours of the images.
         text_labels : sequence of length n_texts or None, default=None
             Colours of the captions. None takes `labels`, if there are as many.
         reducer : {"pca", "tsne"} or estimator, default="pca"
@@ -224,13 +224,13 @@ class EmbeddingMapDisplay:
         n_images, n_texts = map(len, sides)
         if sides[0].shape[1] != sides[1].shape[1]:
             raise ValueError(
-                f"Pictures have {sides[0].shape[1]} components and texts {sides[1].shape[1]}: "
+                f"Images have {sides[0].shape[1]} components and texts {sides[1].shape[1]}: "
                 "pass embeddings of one space, not features."
             )
-        images = checked_names(images, n_images, "images", "picture")
+        images = checked_names(images, n_images, "images", "image")
         if text_labels is None and labels is not None and len(labels) == n_texts == n_images:
             text_labels = labels
-        labels = checked_names(labels, n_images, "labels", "picture")
+        labels = checked_names(labels, n_images, "labels", "image")
         text_labels = checked_names(text_labels, n_texts, "text_labels", "text")
         if isinstance(pairs, str):
             if pairs != "auto":
@@ -266,7 +266,7 @@ class EmbeddingMapDisplay:
         ax : matplotlib.axes.Axes or None, default=None
             Where to draw. None makes a figure.
         thumbnails : bool or int, default=False
-            How many of the pictures, evenly spaced, are shown themselves. True is 100.
+            How many of the images, evenly spaced, are shown themselves. True is 100.
         lines : bool, default=True
             Whether pairs are joined.
         legend : bool, default=True
@@ -309,7 +309,7 @@ class EmbeddingMapDisplay:
             return Line2D([], [], marker=shape, linestyle="", color=color, label=words)
 
         handles = [
-            mark("o", _IMAGE_COLOR if self.image_labels is None else "0.35", "picture"),
+            mark("o", _IMAGE_COLOR if self.image_labels is None else "0.35", "image"),
             mark("^", _TEXT_COLOR if self.text_labels is None else "0.35", "caption"),
             *(mark("s", color, plain(label, 24)) for label, color in colors.items()),
         ]

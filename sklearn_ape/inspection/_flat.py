@@ -28,7 +28,7 @@ def flat_points(
     if not known.all():
         warn(
             f"{(~known).sum()} rows are not finite and left out of the map: "
-            f"{first_few(np.flatnonzero(~known), str)} of pictures and texts in a row.",
+            f"{first_few(np.flatnonzero(~known), str)} of images and texts in a row.",
         )
     n = int(known.sum())
     if n < 3:

@@ -1,4 +1,4 @@
-"""What displays take: aligners alone or in Pipelines, pictures or features."""
+"""What displays take: aligners alone or in Pipelines, images or features."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def aligner_and_input(estimator: Any, X: Any) -> tuple[Any, Any]:
     estimator : estimator, str or None
         An aligner, or a Pipeline or search that ends in one; a name or None as
         `ZeroShotClassifier` takes them.
-    X : sequence of pictures, or array-like of shape (n_samples, n_features)
+    X : sequence of images, or array-like of shape (n_samples, n_features)
         What the estimator takes.
 
     Raises
@@ -42,8 +42,8 @@ def aligner_and_input(estimator: Any, X: Any) -> tuple[Any, Any]:
     return aligner, X
 
 
-def pictures_in(X: Any) -> list[Any] | None:
-    """Return the pictures in X, None where X is a table of features."""
+def images_in(X: Any) -> list[Any] | None:
+    """Return the images in X, None where X is a table of features."""
     if hasattr(X, "to_pylist"):
         return X.to_pylist()
     if hasattr(X, "columns") or getattr(X, "ndim", 1) == 2:
@@ -55,12 +55,12 @@ def pictures_in(X: Any) -> list[Any] | None:
 
 def texts_in(y: Any) -> list[str] | None:
     """Return the texts in y, None where y is features."""
-    items = pictures_in(y)
+    items = images_in(y)
     return items if items and all(isinstance(item, str) for item in items) else None
 
 
 def checked_names(names: Any, n: int, what: str, of: str) -> list[Any] | None:
-    """Return names or pictures as a list, refusing another number of them than there are."""
+    """Return names or images as a list, refusing another number of them than there are."""
     if names is None:
         return None
     check_sequence(names, what, of)
@@ -73,12 +73,12 @@ def checked_names(names: Any, n: int, what: str, of: str) -> list[Any] | None:
 def checked_pairs(pairs: Any, n_images: int, n_texts: int) -> np.ndarray:
     """Return pairs as an array of shape (n_pairs, 2) whose rows exist.
 
-    None pairs what stands at the same place, which needs as many pictures as texts.
+    None pairs what stands at the same place, which needs as many images as texts.
     """
     if pairs is None:
         if n_images != n_texts:
             raise ValueError(
-                f"There are {n_images} pictures and {n_texts} texts: pass pairs, an array of "
+                f"There are {n_images} images and {n_texts} texts: pass pairs, an array of "
                 "shape (n_pairs, 2) of rows that belong together."
             )
         return np.column_stack([np.arange(n_images)] * 2)
@@ -94,6 +94,6 @@ def checked_pairs(pairs: Any, n_images: int, n_texts: int) -> np.ndarray:
     if absent.size:
         raise ValueError(
             f"Pair {absent[0]} is of rows {checked[absent[0]].tolist()}, and there are {n_images} "
-            f"pictures and {n_texts} texts."
+            f"images and {n_texts} texts."
         )
     return checked

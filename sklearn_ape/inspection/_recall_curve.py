@@ -16,13 +16,13 @@ from ._inputs import aligner_and_input, checked_pairs
 
 _MOST_KS = 60
 _CHANCE = "chance"
-_WAYS = {"image_to_text": ("picture → caption", "-"), "text_to_image": ("caption → picture", "--")}
+_WAYS = {"image_to_text": ("image → caption", "-"), "text_to_image": ("caption → image", "--")}
 
 
 class RecallCurveDisplay:
     """Share of the queries whose match is among the first k, by k.
 
-    Solid for finding captions by pictures, dashed for pictures by captions. Several estimators go
+    Solid for finding captions by images, dashed for images by captions. Several estimators go
     on one axes with ``ax=display.ax_``. Make it with `from_estimator` or `from_predictions`.
 
     Parameters
@@ -98,7 +98,7 @@ class RecallCurveDisplay:
         estimator : estimator, str or None
             A fitted aligner or a Pipeline that ends in one; a name or None as
             `ZeroShotClassifier` takes them.
-        X : sequence of pictures, or array-like of shape (n_samples, n_features)
+        X : sequence of images, or array-like of shape (n_samples, n_features)
             What the estimator takes.
         y : sequence of captions, or array-like of shape (n_samples, n_text_features)
             One or several captions per image, as in `fit`. A hit on any of them counts.
@@ -148,11 +148,11 @@ class RecallCurveDisplay:
         Parameters
         ----------
         image_embeddings : ndarray of shape (n_images, n_components)
-            One row a distinct picture, of length 1.
+            One row a distinct image, of length 1.
         text_embeddings : ndarray of shape (n_texts, n_components)
             One row a distinct caption, of length 1.
         pairs : ndarray of shape (n_pairs, 2) or None, default=None
-            Rows of pictures and captions that belong together. None pairs those at the same
+            Rows of images and captions that belong together. None pairs those at the same
             place.
         ks : sequence of int or None, default=None
             Where recall is taken. None takes up to 60, from 1 to the number of candidates.

@@ -1,4 +1,4 @@
-"""Queries and the pictures found for them."""
+"""Queries and the images found for them."""
 
 from __future__ import annotations
 
@@ -11,39 +11,39 @@ from sklearn.utils.validation import check_is_fitted
 
 from .._sequences import check_sequence
 from ._axes import axes_for, plain
-from ._inputs import aligner_and_input, checked_names, pictures_in
+from ._inputs import aligner_and_input, checked_names, images_in
 from ._thumbnails import draw_thumbnail
 
-_QUERY_WIDTH = 1.5  # in pictures
+_QUERY_WIDTH = 1.5  # in images
 _RIGHT, _WRONG = "tab:green", "tab:red"
 
 
 class RetrievalGridDisplay:
-    """One row a query: the query, then the pictures found for it, nearest first, with scores.
+    """One row a query: the query, then the images found for it, nearest first, with scores.
 
     Make it with `from_estimator` or `from_predictions`.
 
     Parameters
     ----------
     queries : sequence of length n_queries
-        Texts are written, pictures are shown.
-    images : sequence of length n_queries of sequences of pictures
+        Texts are written, images are shown.
+    images : sequence of length n_queries of sequences of images
         What was found.
     scores : ndarray of shape (n_queries, k)
-        Similarities, below each picture.
+        Similarities, below each image.
     captions : sequence of sequences of str or None, default=None
-        Below each picture besides.
+        Below each image besides.
     relevant : ndarray of bool, shape (n_queries, k), or None, default=None
         Whether each was right: a green frame, else a red one. None frames none.
 
     Attributes
     ----------
     thumbnails_ : list of list of matplotlib.image.AxesImage
-        The pictures found.
+        The images found.
     text_ : list of list of matplotlib.text.Text
         What stands below them.
     query_ : list
-        The queries' texts or pictures.
+        The queries' texts or images.
     ax_ : matplotlib.axes.Axes
         Where it was drawn.
     figure_ : matplotlib.figure.Figure
@@ -99,21 +99,21 @@ class RetrievalGridDisplay:
         Parameters
         ----------
         estimator : estimator, str or None
-            A fitted `CrossModalRetriever`, which has its pictures; or an aligner or a Pipeline
+            A fitted `CrossModalRetriever`, which has its images; or an aligner or a Pipeline
             that ends in one, with which texts are looked up among `images`.
         queries : sequence
-            Texts; for a retriever pictures as well.
-        images : sequence of pictures of length n_images or None, default=None
-            What an aligner searches. For a retriever: the pictures it was fitted on, needed where
+            Texts; for a retriever images as well.
+        images : sequence of images of length n_images or None, default=None
+            What an aligner searches. For a retriever: the images it was fitted on, needed where
             it was given ids or captions to return in their place.
         k : int, default=5
-            Pictures a query; fewer where there are fewer.
+            Images a query; fewer where there are fewer.
         X : array-like of shape (n_images, n_features) or None, default=None
             Features of `images`, for an aligner that takes features.
         captions : sequence of str of length n_images or None, default=None
-            To be written below the pictures.
+            To be written below the images.
         relevant : sequence of length n_queries of collections of int, or None, default=None
-            For every query the numbers of the pictures that are right.
+            For every query the numbers of the images that are right.
         standardize : bool or collection, default=False
             See `APEAligner.similarity`; of an aligner.
         modality : {"auto", "image", "text"}, default="auto"
@@ -131,7 +131,7 @@ class RetrievalGridDisplay:
         Raises
         ------
         ValueError
-            When an aligner is given no pictures, or lengths do not agree.
+            When an aligner is given no images, or lengths do not agree.
         """
         _check_queries(queries)
         result: Any
@@ -140,7 +140,7 @@ class RetrievalGridDisplay:
         else:
             if images is None:
                 raise ValueError(
-                    "images is None: an aligner has no pictures of its own. Pass those to be "
+                    "images is None: an aligner has no images of its own. Pass those to be "
                     "searched, or a fitted CrossModalRetriever."
                 )
             images = checked_names(images, len(images if X is None else X), "images", "row")
@@ -148,7 +148,7 @@ class RetrievalGridDisplay:
             aligner, features = aligner_and_input(estimator, images if X is None else X)
             check_is_fitted(aligner)
             similarity = aligner.similarity(features, queries, standardize=standardize).T
-            # A picture that could not be read is found last.
+            # An image that could not be read is found last.
             order = np.argsort(-similarity, axis=1, kind="stable")[:, :k]
             result = np.take_along_axis(similarity, order, axis=1), order
         return cls.from_predictions(
@@ -182,13 +182,13 @@ class RetrievalGridDisplay:
             (n_queries, k), and then `images` is needed.
         queries : sequence of length n_queries
             What was looked for.
-        images : sequence of pictures of length n_images or None, default=None
-            The pictures that the indices are of. None takes the items of the result.
+        images : sequence of images of length n_images or None, default=None
+            The images that the indices are of. None takes the items of the result.
         captions : sequence of str of length n_images or None, default=None
-            To be written below the pictures. With `images` and without `captions`, items of the
+            To be written below the images. With `images` and without `captions`, items of the
             result that are texts are written.
         relevant : sequence of length n_queries of collections of int, or None, default=None
-            For every query the numbers of the pictures that are right.
+            For every query the numbers of the images that are right.
         ax : matplotlib.axes.Axes or None, default=None
             Where to draw. None makes a figure.
         **plot_options : object
@@ -202,7 +202,7 @@ class RetrievalGridDisplay:
         Raises
         ------
         ValueError
-            When lengths do not agree, or there are no pictures to show.
+            When lengths do not agree, or there are no images to show.
         """
         _check_queries(queries)
         queries = list(queries)
@@ -214,11 +214,11 @@ class RetrievalGridDisplay:
                 f"shape {indices.shape}: pass the result of a search for these queries."
             )
         if images is None and items is None:
-            raise ValueError("images is None: pass the pictures that the indices are of.")
+            raise ValueError("images is None: pass the images that the indices are of.")
         if images is None and _all_texts(items) and not _any_files(items):
             raise ValueError(
                 f"The items of the result, such as {_first(items)!r}, are no files: pass images, "
-                "the pictures that were searched."
+                "the images that were searched."
             )
         of = _Lookup(indices)
         written = None if captions is None else of(captions, "captions")
@@ -265,15 +265,15 @@ class RetrievalGridDisplay:
         for row in range(n_shown):
             y = row * height
             self.query_.append(self._draw_query(self.queries[row], y))
-            pictures, texts = [], []
+            images, texts = [], []
             for column in range(min(k, len(self.images[row]))):
                 frame = None
                 if self.relevant is not None:
                     frame = _RIGHT if self.relevant[row][column] else _WRONG
-                picture = self.images[row][column]
-                pictures.append(draw_thumbnail(ax, picture, (column, y), 0.92, frame))
+                image = self.images[row][column]
+                images.append(draw_thumbnail(ax, image, (column, y), 0.92, frame))
                 texts.append(self._write_below(row, column, y, scores_format))
-            self.thumbnails_.append(pictures)
+            self.thumbnails_.append(images)
             self.text_.append(texts)
         if n_shown < len(self.queries):
             ax.set_title(f"the first {n_shown} of {len(self.queries):,} queries")
@@ -303,11 +303,11 @@ class _Lookup:
         self.indices = indices
 
     def __call__(self, sequence: Any, what: str) -> list[list[Any]]:
-        items = pictures_in(sequence)
+        items = images_in(sequence)
         if items is None or (self.indices.size and self.indices.max() >= len(items)):
             raise ValueError(
                 f"The indices go up to {self.indices.max()}, and {what} has {len(sequence)} "
-                f"entries: pass those of all pictures that were searched."
+                f"entries: pass those of all images that were searched."
             )
         return [[items[i] if i >= 0 else None for i in row] for row in self.indices]
 
@@ -317,7 +317,7 @@ def _hits(indices: np.ndarray, relevant: Any) -> np.ndarray:
     if len(relevant) != len(indices):
         raise ValueError(
             f"relevant has {len(relevant)} entries for {len(indices)} queries: pass for each a "
-            "collection of numbers of pictures."
+            "collection of numbers of images."
         )
     sets = [{one} if isinstance(one, int | np.integer) else set(one) for one in relevant]
     return np.array(

@@ -1,4 +1,4 @@
-"""Cosines of pictures and captions, as a matrix with both of them on its sides."""
+"""Cosines of images and captions, as a matrix with both of them on its sides."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sklearn.utils import check_array
 from sklearn.utils.validation import check_is_fitted
 
 from ._axes import axes_for, ink_on, plain
-from ._inputs import aligner_and_input, checked_names, checked_pairs, pictures_in, texts_in
+from ._inputs import aligner_and_input, checked_names, checked_pairs, images_in, texts_in
 from ._thumbnails import draw_thumbnail
 
 _MOST_NAMED = 60  # beyond it sides have numbers: names would be dots
@@ -18,7 +18,7 @@ _MOST_WRITTEN = 12
 
 
 class SimilarityMatrixDisplay:
-    """Similarities of pictures (rows) and captions (columns).
+    """Similarities of images (rows) and captions (columns).
 
     Make it with `from_estimator` or `from_predictions`.
 
@@ -26,7 +26,7 @@ class SimilarityMatrixDisplay:
     ----------
     similarity : ndarray of shape (n_images, n_texts)
         NaN stays white.
-    images : sequence of pictures of length n_images or None, default=None
+    images : sequence of images of length n_images or None, default=None
         Shown beside the rows.
     captions : sequence of str of length n_texts or None, default=None
         Written below the columns.
@@ -40,7 +40,7 @@ class SimilarityMatrixDisplay:
     text_ : ndarray of shape (n_images, n_texts), or None
         The numbers in the cells, where there are at most 12 x 12 of them.
     thumbnails_ : list of matplotlib.image.AxesImage
-        The pictures.
+        The images.
     ax_ : matplotlib.axes.Axes
         Where it was drawn.
     figure_ : matplotlib.figure.Figure
@@ -95,19 +95,19 @@ class SimilarityMatrixDisplay:
         estimator : estimator, str or None
             A fitted aligner or a Pipeline that ends in one; a name or None as
             `ZeroShotClassifier` takes them.
-        X : sequence of pictures, or array-like of shape (n_images, n_features)
+        X : sequence of images, or array-like of shape (n_images, n_features)
             What the estimator takes.
         y : sequence of str, or array-like of shape (n_texts, n_text_features)
-            Texts, not necessarily as many as pictures.
+            Texts, not necessarily as many as images.
         standardize : bool or collection like X, default=False
             See `APEAligner.similarity`. With a Pipeline, a collection is one of features.
-        images : sequence of pictures of length n_images or None, default=None
+        images : sequence of images of length n_images or None, default=None
             To be shown where X is features.
         captions : sequence of str of length n_texts or None, default=None
             To be shown where y is features, or instead of y.
         pairs : {"auto"}, array-like of shape (n_pairs, 2) or None, default="auto"
             Cells to frame. ``"auto"`` is those on the diagonal if there are as many texts as
-            pictures.
+            images.
         ax : matplotlib.axes.Axes or None, default=None
             Where to draw. None makes a figure.
         **plot_options : object
@@ -122,7 +122,7 @@ class SimilarityMatrixDisplay:
         check_is_fitted(aligner)
         return cls.from_predictions(
             aligner.similarity(features, y, standardize=standardize),
-            images=pictures_in(X) if images is None else images,
+            images=images_in(X) if images is None else images,
             captions=texts_in(y) if captions is None else captions,
             pairs=pairs,
             ax=ax,
@@ -146,7 +146,7 @@ class SimilarityMatrixDisplay:
         ----------
         similarity : array-like of shape (n_images, n_texts)
             What an aligner's ``similarity`` returns.
-        images : sequence of pictures of length n_images or None, default=None
+        images : sequence of images of length n_images or None, default=None
             Paths, PIL images, bytes or arrays.
         captions : sequence of str of length n_texts or None, default=None
             Names of the columns.
@@ -253,7 +253,7 @@ class SimilarityMatrixDisplay:
                 for row, image in enumerate(self.images)
             ]
         else:
-            ax.set_ylabel("picture")
+            ax.set_ylabel("image")
         if names is not None:
             ax.set_xticks(range(n_texts), names, rotation=90, fontsize=min(10, 46 * cell))
         else:

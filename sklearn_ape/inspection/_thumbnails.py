@@ -1,4 +1,4 @@
-"""Small square pictures in data coordinates, of anything that encoders take."""
+"""Small square images in data coordinates, of anything that encoders take."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _GREY = 200
 
 
 def thumbnail(item: Any, side: int = _SIDE) -> np.ndarray:
-    """Return a picture as a square on white.
+    """Return an image as a square on white.
 
     Parameters
     ----------
@@ -26,7 +26,7 @@ def thumbnail(item: Any, side: int = _SIDE) -> np.ndarray:
     Returns
     -------
     pixels : ndarray of uint8, shape (side, side, 3)
-        All grey where there is no picture, or none that can be read: a figure of many pictures
+        All grey where there is no image, or none that can be read: a figure of many images
         is not lost for one of them.
     """
     from PIL import ImageOps
@@ -43,7 +43,7 @@ def thumbnail(item: Any, side: int = _SIDE) -> np.ndarray:
 def draw_thumbnail(
     ax: Any, item: Any, center: tuple[float, float], size: float, frame: str | None = None
 ) -> Any:
-    """Draw a picture with its centre and its side in data coordinates, beyond the axes too.
+    """Draw an image with its centre and its side in data coordinates, beyond the axes too.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Which classes are taken for which, with a picture of each kind of mistake."""
+"""Which classes are taken for which, with an image of each kind of mistake."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from sklearn.utils.validation import check_consistent_length
 
 from ._axes import axes_for, ink_on, plain
-from ._inputs import checked_names, pictures_in
+from ._inputs import checked_names, images_in
 from ._thumbnails import draw_thumbnail
 
 OTHERS = "(others)"
@@ -19,20 +19,20 @@ OTHERS = "(others)"
 class ZeroShotConfusionDisplay:
     """Confusion of zero-shot classes: true ones in rows, predicted ones in columns.
 
-    A cell holds the number of pictures and one of them, its shade is the share of its row.
+    A cell holds the number of images and one of them, its shade is the share of its row.
     Make it with `from_estimator` or `from_predictions`.
 
     Parameters
     ----------
     counts : ndarray of int, shape (n_rows, n_columns)
-        Pictures by true and predicted class.
+        Images by true and predicted class.
     row_labels : sequence of length n_rows
         True classes.
     column_labels : sequence of length n_columns
-        Predicted classes. The last may be the classifier's label for rejected pictures, and
+        Predicted classes. The last may be the classifier's label for rejected images, and
         ``"(others)"``, the classes that are not shown.
     examples : dict or None, default=None
-        Picture by ``(row, column)``.
+        Image by ``(row, column)``.
     title : str or None, default=None
         Says what is shown.
 
@@ -51,7 +51,7 @@ class ZeroShotConfusionDisplay:
 
     See Also
     --------
-    sklearn.metrics.ConfusionMatrixDisplay : Without pictures.
+    sklearn.metrics.ConfusionMatrixDisplay : Without images.
     sklearn_ape.metrics.per_class_accuracy : The accuracy of every class.
 
     Examples
@@ -92,17 +92,17 @@ class ZeroShotConfusionDisplay:
         ax: Any = None,
         **plot_options: Any,
     ) -> Self:
-        """Classify pictures and draw the confusion.
+        """Classify images and draw the confusion.
 
         Parameters
         ----------
         estimator : estimator
             A `ZeroShotClassifier`, a Pipeline that ends in one, or any other fitted classifier.
-        X : sequence of pictures, or array-like of shape (n_samples, n_features)
+        X : sequence of images, or array-like of shape (n_samples, n_features)
             What the estimator takes.
         y : sequence of length n_samples
             True labels.
-        images : sequence of pictures of length n_samples or None, default=None
+        images : sequence of images of length n_samples or None, default=None
             To be shown where X is features.
         max_classes : int, default=10
             The most classes to show; see `from_predictions`.
@@ -123,7 +123,7 @@ class ZeroShotConfusionDisplay:
         return cls.from_predictions(
             y,
             estimator.predict(X),
-            images=pictures_in(X) if images is None else images,
+            images=images_in(X) if images is None else images,
             unknown_label=getattr(last, "unknown_label", "unknown"),
             max_classes=max_classes,
             ax=ax,
@@ -150,10 +150,10 @@ class ZeroShotConfusionDisplay:
             True labels.
         y_pred : sequence of length n_samples
             Predicted ones.
-        images : sequence of pictures of length n_samples or None, default=None
+        images : sequence of images of length n_samples or None, default=None
             The first of each kind is shown.
         unknown_label : object, default="unknown"
-            What pictures below the threshold are called; its column, where there are any, comes
+            What images below the threshold are called; its column, where there are any, comes
             after those of the classes.
         max_classes : int, default=10
             The most classes to show. Of more, those that are most often confused are shown, and
@@ -179,7 +179,7 @@ class ZeroShotConfusionDisplay:
             raise ValueError("y_true is empty: there is nothing to show.")
         if max_classes < 2:
             raise ValueError(f"max_classes must be at least 2, not {max_classes!r}.")
-        pictures = checked_names(images, len(truth), "images", "sample")
+        sample_images = checked_names(images, len(truth), "images", "sample")
         counts = Counter(zip(truth, predicted, strict=True))
         classes = _in_order({*truth, *predicted} - {unknown_label})
         shown = _most_confused(counts, classes, max_classes)
@@ -199,8 +199,8 @@ class ZeroShotConfusionDisplay:
             if true in row_of:
                 place = row_of[true], column_of.get(called, len(columns))
                 matrix[place] += 1
-                if pictures is not None:
-                    examples.setdefault(place, pictures[sample])
+                if sample_images is not None:
+                    examples.setdefault(place, sample_images[sample])
         title = f"accuracy {np.mean([t == p for t, p in zip(truth, predicted, strict=True)]):.1%}"
         if len(shown) < len(classes):
             title += f" on all; the {len(shown)} most confused of {len(classes):,} classes"
@@ -208,7 +208,7 @@ class ZeroShotConfusionDisplay:
             matrix,
             row_labels=rows,
             column_labels=[*columns, OTHERS] if hidden else columns,
-            examples=examples if pictures is not None else None,
+            examples=examples if sample_images is not None else None,
             title=title,
         )
         return display.plot(ax=ax, **plot_options)
@@ -230,7 +230,7 @@ class ZeroShotConfusionDisplay:
         cmap : str or matplotlib.colors.Colormap, default="Blues"
             Of the shares.
         thumbnails : bool, default=True
-            Whether pictures are shown.
+            Whether images are shown.
         im_kw : dict or None, default=None
             For matplotlib's ``imshow``.
 
@@ -261,8 +261,8 @@ class ZeroShotConfusionDisplay:
                 fontsize=8 if place in shown else 10,
             )
         self.thumbnails_ = {
-            (row, column): draw_thumbnail(ax, picture, (column, row - 0.1), 0.72)
-            for (row, column), picture in shown.items()
+            (row, column): draw_thumbnail(ax, image, (column, row - 0.1), 0.72)
+            for (row, column), image in shown.items()
         }
         self._frame_right_ones()
         ax.set_xticks(range(n_columns), [plain(label, 24) for label in self.column_labels])

@@ -1,4 +1,4 @@
-"""Losses between the embeddings of pictures and texts."""
+"""Losses between the embeddings of images and texts."""
 
 from ._infonce import InfoNCELoss
 from ._sigmoid import SigmoidLoss

@@ -16,9 +16,9 @@ from ._tiles import Softmax, Tiles, refuse_second_gradients
 class InfoNCELoss(ScaledLoss):
     """The symmetric contrastive loss of CLIP, with several positives a row.
 
-    A picture and a caption that belong together are positives wherever they meet in a batch,
+    An image and a caption that belong together are positives wherever they meet in a batch,
     never negatives: the target of a row is the same weight on each of its positives. With
-    distinct pictures and captions it is CLIP's loss.
+    distinct images and captions it is CLIP's loss.
 
     Parameters
     ----------
@@ -41,7 +41,7 @@ class InfoNCELoss(ScaledLoss):
 
     See Also
     --------
-    SigmoidLoss : Judges each picture with each caption on its own.
+    SigmoidLoss : Judges each image with each caption on its own.
 
     Notes
     -----
@@ -90,8 +90,8 @@ class InfoNCELoss(ScaledLoss):
         image, text : torch.Tensor of shape (n_pairs, n_components)
             Embeddings of length 1; row i of the one belongs to row i of the other.
         positive : torch.Tensor or None, default=None
-            Which pictures and captions belong together, the diagonal included: either bools of
-            shape (n_pairs, n_pairs), True at (i, j) for picture i and caption j, or int64 pairs
+            Which images and captions belong together, the diagonal included: either bools of
+            shape (n_pairs, n_pairs), True at (i, j) for image i and caption j, or int64 pairs
             (i, j) of shape (n_positive, 2), which large batches have room for. None says that
             only the diagonal does.
 

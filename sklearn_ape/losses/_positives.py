@@ -1,4 +1,4 @@
-"""Which pictures and captions of a batch belong together, as a matrix or as pairs of rows."""
+"""Which images and captions of a batch belong together, as a matrix or as pairs of rows."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def as_pairs(positive: torch.Tensor | None, n_pairs: int, device: torch.device) 
 
 def check_counts(of_image: torch.Tensor, of_text: torch.Tensor) -> None:
     """Refuse rows without any positive: their target would be 0 / 0."""
-    for name, counts in (("Picture", of_image), ("Caption", of_text)):
+    for name, counts in (("Image", of_image), ("Caption", of_text)):
         if not counts.all():
             raise ValueError(
                 f"{name} {int((counts == 0).nonzero()[0])} of the batch has no positive: row i of "
@@ -40,7 +40,7 @@ def _checked(positive: torch.Tensor, n_pairs: int) -> torch.Tensor:
     if positive.dtype == torch.bool:
         if positive.shape != (n_pairs, n_pairs):
             raise ValueError(
-                f"A bool `positive` must have shape ({n_pairs}, {n_pairs}), one row a picture and "
+                f"A bool `positive` must have shape ({n_pairs}, {n_pairs}), one row an image and "
                 f"one column a caption, not {tuple(positive.shape)}."
             )
         return positive
@@ -51,7 +51,7 @@ def _checked(positive: torch.Tensor, n_pairs: int) -> torch.Tensor:
         )
     if positive.ndim != 2 or positive.shape[1] != 2:
         raise ValueError(
-            "An int64 `positive` must have shape (n_positive, 2), a picture's row and a "
+            "An int64 `positive` must have shape (n_positive, 2), an image's row and a "
             f"caption's, not {tuple(positive.shape)}; a matrix must be of bools."
         )
     if len(positive) and not (positive.min() >= 0 and positive.max() < n_pairs):

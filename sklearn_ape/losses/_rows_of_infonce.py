@@ -75,7 +75,7 @@ def share_of_rows(
     scale : torch.Tensor
         The logit scale.
     pairs : torch.Tensor of shape (n_positive, 2)
-        Distinct rows of pictures and captions that belong together.
+        Distinct rows of images and captions that belong together.
     rows : slice
         Which rows.
     size : int

@@ -14,7 +14,7 @@ from ._tiles import Tiles, refuse_second_gradients
 
 
 class SigmoidLoss(ScaledLoss):
-    """The pairwise sigmoid loss of SigLIP: each picture with each caption is a yes or a no.
+    """The pairwise sigmoid loss of SigLIP: each image with each caption is a yes or a no.
 
     Parameters
     ----------
@@ -37,7 +37,7 @@ class SigmoidLoss(ScaledLoss):
 
     See Also
     --------
-    InfoNCELoss : Compares a picture with all captions at once.
+    InfoNCELoss : Compares an image with all captions at once.
 
     References
     ----------
@@ -75,14 +75,14 @@ class SigmoidLoss(ScaledLoss):
         text: torch.Tensor,
         positive: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Return the loss summed over captions, averaged over pictures.
+        """Return the loss summed over captions, averaged over images.
 
         Parameters
         ----------
         image, text : torch.Tensor of shape (n_pairs, n_components)
             Embeddings of length 1; row i of the one belongs to row i of the other.
         positive : torch.Tensor or None, default=None
-            Which pictures and captions belong together, in the forms of `InfoNCELoss`. Each is a
+            Which images and captions belong together, in the forms of `InfoNCELoss`. Each is a
             yes of its own.
 
         Returns

@@ -107,11 +107,11 @@ def retrieval_report(
     Parameters
     ----------
     image_embeddings : ndarray of shape (n_images, n_components)
-        One row a distinct picture, of length 1.
+        One row a distinct image, of length 1.
     text_embeddings : ndarray of shape (n_texts, n_components)
         One row a distinct caption, of length 1.
     pairs : ndarray of shape (n_pairs, 2)
-        Rows of pictures and of captions that belong together; a hit on any of them counts.
+        Rows of images and of captions that belong together; a hit on any of them counts.
     ks : sequence of int, default=(1, 5, 10)
         Where recall is taken.
 
@@ -155,11 +155,11 @@ def rank_report(
     Parameters
     ----------
     image_embeddings : ndarray of shape (n_images, n_components)
-        One row a distinct picture, of length 1.
+        One row a distinct image, of length 1.
     text_embeddings : ndarray of shape (n_texts, n_components)
         One row a distinct caption, of length 1.
     pairs : ndarray of shape (n_pairs, 2)
-        Rows of pictures and of captions that belong together; the best of them gives the rank.
+        Rows of images and of captions that belong together; the best of them gives the rank.
     ks : sequence of int, default=(1, 5, 10)
         Where recall is taken.
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _LONGEST = 120
 _LIMITS = (
-    "Pictures and texts unlike those that it was fitted on are matched less well: measure on your "
+    "Images and texts unlike those that it was fitted on are matched less well: measure on your "
     "own before relying on it.",
     "It inherits what its encoders know and what they are biased towards.",
 )
@@ -123,7 +123,7 @@ def _front(tags: list[str]) -> str:
         f"- {tag if re.fullmatch('[a-z][a-z0-9-]*', tag) else json.dumps(tag)}"
         for tag in ("sklearn-ape", "scikit-learn", *tags)
     ]
-    # Whose pictures, whose license: only who fitted it knows.
+    # Whose images, whose license: only who fitted it knows.
     return "\n".join(["---", *lines, "# license: apache-2.0", "---"])
 
 

@@ -39,7 +39,7 @@ class Shareable(Recordable):
             Made when it does not exist. A model in it is replaced, in one step: a save that is
             killed leaves the old one or the new one. Other files stay.
         scores : mapping of str to float or None, default=None
-            What was measured, for the model card: ``{"accuracy on my pictures": 0.93}``.
+            What was measured, for the model card: ``{"accuracy on my images": 0.93}``.
 
         Raises
         ------

@@ -54,7 +54,7 @@ RECIPES = {
         Published: MLPs of 4 to 6 linear layers on frozen encoders, CLIP's contrastive loss
         (abstract and introduction); pass depth=5 or 6 for the deeper ones.
         Ours, as the paper gives no numbers and has no code: the side (one MLP, from texts to the
-        features of pictures, as in its one public re-implementation, sramshetty/APD), width,
+        features of images, as in its one public re-implementation, sramshetty/APD), width,
         optimiser, batch and epochs, and CLIP's temperature 0.07 with its bound of 100.""",
     ),
     "fusemix": Recipe(
@@ -121,7 +121,7 @@ RECIPES = {
         Changed: the bias starts at minus the logarithm of the batch size instead of -10, which
         fits batches of 22,000; the loss is divided by the batch size instead of its square, which
         makes no difference to Lion, as it takes the sign; no second, long caption is made up
-        (several captions of a picture are all positives).
+        (several captions of an image are all positives).
         Beware: 500 steps of 1e-5 hardly train it. On a few thousand pairs pass batch_size=64 or
         learning_rate=1e-4: either took made-up pairs from 7 to 96 % recall@1.""",
         n_steps=35_000,
@@ -150,12 +150,12 @@ RECIPES = {
         """ShareLock (Ruthardt et al., TMLR 2026), code JonaRuthardt/ShareLock.
 
         Published: texts alone go through 4 linear layers, 4096 wide, with batch norm, ReLU and
-        dropout 0.2 (sharelock/models/projection.py), into the features of pictures; the logit
+        dropout 0.2 (sharelock/models/projection.py), into the features of images; the logit
         scale is fixed at exp(2.6592) (sharelock/utils/misc.py); Adam with learning rate 1e-3 and
         coupled weight decay 1e-4, cosine after 150 of 5,000 steps, batch 1024, gradients clipped
         at 1, patience 50 (configs/default_config.yaml).
         Changed: gradients are not accumulated over 16 batches, which adds no negatives and leaves
-        a few thousand pairs without a single step; features are standardised, those of pictures
+        a few thousand pairs without a single step; features are standardised, those of images
         too; decay is of matrices alone; patience counts epochs.""",
         n_steps=5_000,
     ),
@@ -187,7 +187,7 @@ RECIPES = {
         of 1,800 (train/configs-v2/dinov2-arl-wds-combined.yaml): 17,700 steps, with 1,800
         negatives, as embeddings are not gathered across devices.
         Changed: features here are pooled before the projector instead of after it, and there is
-        none of its own for a picture's class token; both sides have the texts' residual MLP, for
+        none of its own for an image's class token; both sides have the texts' residual MLP, for
         an aligner's two heads are of one kind (depth=2 takes it from both); the logarithm of the
         temperature is learned; the rise of the learning rate is 5 % of the steps.""",
         n_steps=17_700,
@@ -266,7 +266,7 @@ RECIPES = {
         texts of 16 tokens, batch 512, 5,000 steps on COCO
         (big_vision/configs/proj/image_text/siglip_lit_coco.py).
         Changed: the bias starts at minus the logarithm of the batch size instead of -2.71;
-        pictures are encoded once, so not flipped and distorted; at most 30 epochs. 1e-3 is for a
+        images are encoded once, so not flipped and distorted; at most 30 epochs. 1e-3 is for a
         BERT on 600,000 captions: on few pairs the aligner's own default of 1e-4 is safer.""",
         n_steps=5_000,
         most_epochs=30,

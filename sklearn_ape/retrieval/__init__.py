@@ -1,4 +1,4 @@
-"""Search in a collection of pictures, by words or by pictures."""
+"""Search in a collection of images, by words or by images."""
 
 from ._result import SearchResult
 from ._retriever import CrossModalRetriever

@@ -1,4 +1,4 @@
-"""A collection of pictures, embedded."""
+"""A collection of images, embedded."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .._first_few import first_few
 from .._sequences import check_sequence
 from .._warnings import warn
 from ..aligners._bank import Bank, _distinct, evenly_spaced
-from ..aligners._captions import holds_pictures
+from ..aligners._captions import holds_images
 from ..aligners._feature_tiles import feature_tiles, is_table
 from ..encoders import EncodingFailedWarning
 from ._indexes import Index, make_index
@@ -19,16 +19,16 @@ from ._relative import Relative, moments_of
 
 
 class Collection(NamedTuple):
-    """Embeddings of the pictures that could be read, and what stands for them; never changed.
+    """Embeddings of the images that could be read, and what stands for them; never changed.
 
     Parameters
     ----------
     embeddings : ndarray of shape (n_read, n_components)
         Of length 1.
     rows : ndarray of int, shape (n_read,)
-        Where they stood among all pictures.
+        Where they stood among all images.
     n_rows : int
-        How many pictures there were.
+        How many images there were.
     items : list of length n_rows, or None
         What to show for them; None shows their numbers.
     finder : object
@@ -46,16 +46,16 @@ class Collection(NamedTuple):
 
     @classmethod
     def of(cls, embeddings: np.ndarray, items: list[Any] | None, dtype: str, index: str) -> Self:
-        """Make a collection of embeddings with rows of NaN where pictures could not be read."""
+        """Make a collection of embeddings with rows of NaN where images could not be read."""
         kept, rows = _read(embeddings, 0, dtype)
         if not len(kept):
             raise ValueError(
-                f"None of the {len(embeddings)} pictures could be read: nothing can be found."
+                f"None of the {len(embeddings)} images could be read: nothing can be found."
             )
         return cls(kept, rows, len(embeddings), items, make_index(index, kept), {})
 
     def with_more(self, embeddings: np.ndarray, items: list[Any] | None) -> Self:
-        """Return a collection of these pictures and more."""
+        """Return a collection of these images and more."""
         more, rows = _read(embeddings, self.n_rows, self.embeddings.dtype.name)
         whole = np.concatenate([self.embeddings, more])
         return self._replace(
@@ -70,7 +70,7 @@ class Collection(NamedTuple):
     def nearest(
         self, queries: np.ndarray, k: int, relative: Relative | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return scores and rows of the k pictures nearest to every query, in order."""
+        """Return scores and rows of the k images nearest to every query, in order."""
         if relative is None:
             near = self.finder.search(self.embeddings, queries, k)
         else:
@@ -90,27 +90,27 @@ class Collection(NamedTuple):
         return [self.items[row] for row in rows]
 
     def bank(self, captions: Any) -> Bank:
-        """Return a bank of pictures of this collection, and of captions if there are any."""
+        """Return a bank of images of this collection, and of captions if there are any."""
         if "bank" not in self.known:
             some = self.embeddings[evenly_spaced(len(self.embeddings))].astype(np.float32)
             self.known["bank"] = Bank.of(_distinct(some), captions)
         return self.known["bank"]
 
     def moments(self, captions: Any) -> tuple[np.ndarray, np.ndarray]:
-        """Return moments of the pictures' cosines with captions, always the same ones."""
+        """Return moments of the images' cosines with captions, always the same ones."""
         if "moments" not in self.known:
             self.known["moments"] = moments_of(self.embeddings, captions)
         return self.known["moments"]
 
 
 def embedded(aligner: Any, X: Any, width: int) -> np.ndarray:
-    """Embed pictures, or features a tile at a time; rows of NaN where an encoder gave up.
+    """Embed images, or features a tile at a time; rows of NaN where an encoder gave up.
 
     Parameters
     ----------
     aligner : estimator
-        Its `transform` embeds pictures.
-    X : sequence of pictures, or array-like of shape (n_samples, n_features)
+        Its `transform` embeds images.
+    X : sequence of images, or array-like of shape (n_samples, n_features)
         Features in a memory map are read by rows.
     width : int
         About the width of the embeddings.
@@ -126,7 +126,7 @@ def embedded(aligner: Any, X: Any, width: int) -> np.ndarray:
 
 
 def items_of(images: Any, y: Any) -> list[Any] | None:
-    """Return what stands for pictures: y, else the pictures; None for features."""
+    """Return what stands for images: y, else the images; None for features."""
     if y is not None:
         check_sequence(y, "y", "text", "ids or captions")
         shape = getattr(y, "shape", None)
@@ -137,15 +137,15 @@ def items_of(images: Any, y: Any) -> list[Any] | None:
         n_images = images.shape[0] if getattr(images, "shape", None) else len(images)
         if shape == () or len(listed) != n_images:
             raise ValueError(
-                f"y has {len(listed)} entries, and there are {n_images} pictures: pass one id or "
-                "caption for each picture."
+                f"y has {len(listed)} entries, and there are {n_images} images: pass one id or "
+                "caption for each image."
             )
         return listed
     if is_table(images):
         return None
     listed = _listed(images)
     first = listed[0]
-    return listed if holds_pictures(listed) or np.ndim(first) >= 2 else None
+    return listed if holds_images(listed) or np.ndim(first) >= 2 else None
 
 
 def _listed(column: Any) -> list[Any]:
@@ -160,7 +160,7 @@ def _read(embeddings: np.ndarray, n_before: int, dtype: str) -> tuple[np.ndarray
         return embeddings.astype(dtype, copy=False), rows
     lost = n_before + np.flatnonzero(unread)
     warn(
-        f"{len(lost)} of {len(embeddings)} pictures could not be read and are in no answer: rows "
+        f"{len(lost)} of {len(embeddings)} images could not be read and are in no answer: rows "
         f"{first_few(lost, str)}.",
         EncodingFailedWarning,
     )

@@ -96,7 +96,7 @@ class _Best:
 def products_of_pairs(embeddings: np.ndarray, queries: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """Return the products of every query with some rows, added up in double precision.
 
-    Blocks of a matrix product differ in their last bits: these do not, so that equal pictures
+    Blocks of a matrix product differ in their last bits: these do not, so that equal images
     have equal scores whatever else was asked.
 
     Parameters

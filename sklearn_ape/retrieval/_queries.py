@@ -1,4 +1,4 @@
-"""Tell queries that are words from those that are pictures."""
+"""Tell queries that are words from those that are images."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def told_apart(queries: Any, modality: str) -> tuple[Any, bool]:
     Parameters
     ----------
     queries : sequence
-        Texts, pictures or features.
+        Texts, images or features.
     modality : {"auto", "image", "text"}
         ``"auto"`` takes str as text.
 
@@ -57,7 +57,7 @@ def told_apart(queries: Any, modality: str) -> tuple[Any, bool]:
             )
         if modality == "auto":
             raise ValueError(
-                f"queries mixes texts (query {texts[0]}) with pictures (query {other}): search "
+                f"queries mixes texts (query {texts[0]}) with images (query {other}): search "
                 "for them one after the other, or pass modality='image' where the texts are paths."
             )
     blank = [row for row in texts if not items[row].strip()]
@@ -79,6 +79,6 @@ def _warn_of_paths(texts: list[str]) -> None:
     if paths:
         warn(
             f"{len(paths)} of the queries look like paths and are searched as text: "
-            f"{first_few(paths)}. Pass modality='image' to search by these pictures, or "
+            f"{first_few(paths)}. Pass modality='image' to search by these images, or "
             "modality='text' where they are words.",
         )

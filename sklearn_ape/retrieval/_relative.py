@@ -1,4 +1,4 @@
-"""Cosines of texts with indexed pictures, relative to what is usual for both."""
+"""Cosines of texts with indexed images, relative to what is usual for both."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..aligners._feature_tiles import row_tiles
 
 
 class Relative:
-    """Standardises as an aligner's ``similarity`` does, with what is known of pictures kept.
+    """Standardises as an aligner's ``similarity`` does, with what is known of images kept.
 
     Parameters
     ----------
@@ -19,8 +19,8 @@ class Relative:
         Embeddings of the queries.
     bank : Bank
         What cosines are compared with.
-    moments : tuple of ndarray of shape (n_pictures,), or None
-        Of all pictures' cosines with the captions of the bank; None where it has none.
+    moments : tuple of ndarray of shape (n_images,), or None
+        Of all images' cosines with the captions of the bank; None where it has none.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class Relative:
         cosines[:] = self._of(cosines, (rows, None), queries, cosines.dtype)
 
     def of_pairs(self, cosines: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """Return cosines of shape (n_queries, k) with the pictures in `rows`, standardised."""
+        """Return cosines of shape (n_queries, k) with the images in `rows`, standardised."""
         return self._of(cosines, rows, (slice(None), None), np.dtype(np.float64))
 
     def _of(self, cosines: np.ndarray, rows: Any, queries: Any, dtype: np.dtype) -> np.ndarray:
@@ -51,7 +51,7 @@ class Relative:
 
 
 def moments_of(embeddings: np.ndarray, captions: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Return mean and standard deviation of every picture's cosines with some captions."""
+    """Return mean and standard deviation of every image's cosines with some captions."""
     both = np.empty((2, len(embeddings)))
     for rows in row_tiles(len(embeddings), embeddings.shape[1]):
         both[:, rows] = _moments(embeddings[rows].astype(np.float32, copy=False), captions)

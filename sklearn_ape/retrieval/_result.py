@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class SearchResult(NamedTuple):
-    """The pictures found for every query, the nearest first.
+    """The images found for every query, the nearest first.
 
     Parameters
     ----------
@@ -42,7 +42,7 @@ class SearchResult(NamedTuple):
     items: list[list[Any]]
 
     def to_frame(self, queries: Sequence[Any] | None = None) -> pd.DataFrame:
-        """Return a table with one row for each picture found.
+        """Return a table with one row for each image found.
 
         Parameters
         ----------

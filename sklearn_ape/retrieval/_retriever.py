@@ -1,4 +1,4 @@
-"""Search in a collection of pictures, by words or by pictures."""
+"""Search in a collection of images, by words or by images."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _DTYPES = ("float32", "float16")
 
 
 class CrossModalRetriever(SavedRetriever, ShownMixin, BaseEstimator):
-    """Find the pictures of a collection that are nearest to words, or to other pictures.
+    """Find the images of a collection that are nearest to words, or to other images.
 
     Parameters
     ----------
@@ -38,14 +38,14 @@ class CrossModalRetriever(SavedRetriever, ShownMixin, BaseEstimator):
     index : {"exact", "faiss", "usearch"}, default="exact"
         What finds the nearest. ``"exact"`` computes all cosines, some at a time. ``"faiss"``
         does the same in a flat index of faiss. ``"usearch"`` walks a graph (HNSW): much faster
-        in large collections, and approximate, so that it can miss pictures. The latter two are
+        in large collections, and approximate, so that it can miss images. The latter two are
         in the extra ``index`` and keep a copy of the embeddings.
-    standardize : bool or collection of pictures or features, default=False
-        Whether cosines with texts are taken relative to what is usual for the picture and for
-        the text, which keeps pictures that are similar to everything from being found by
+    standardize : bool or collection of images or features, default=False
+        Whether cosines with texts are taken relative to what is usual for the image and for
+        the text, which keeps images that are similar to everything from being found by
         everything; see the aligner's ``similarity``. True compares with up to 1,000 of the
-        indexed pictures, and with captions of the aligner's fit; a collection stands in for
-        these pictures. Needs ``index="exact"``. Searches by pictures are by plain cosine.
+        indexed images, and with captions of the aligner's fit; a collection stands in for
+        these images. Needs ``index="exact"``. Searches by images are by plain cosine.
     dtype : {"float32", "float16"}, default="float32"
         How embeddings are kept. ``"float16"`` takes half the memory and moves a cosine by up to
         0.0005; searches are exact for the embeddings as they are kept.
@@ -55,9 +55,9 @@ class CrossModalRetriever(SavedRetriever, ShownMixin, BaseEstimator):
     aligner_ : estimator
         The aligner used.
     items_ : list of length n_samples_fit_
-        What stands for the pictures in results.
+        What stands for the images in results.
     n_samples_fit_ : int
-        How many pictures were given; `indices` of results count them.
+        How many images were given; `indices` of results count them.
     n_unread_ : int
         How many of them an encoder with ``on_error="nan"`` gave up. They are in no answer.
     n_features_in_ : int
@@ -65,12 +65,12 @@ class CrossModalRetriever(SavedRetriever, ShownMixin, BaseEstimator):
 
     See Also
     --------
-    ZeroShotClassifier : Name pictures, from a given list of names.
-    sklearn_ape.curation.find_near_duplicates : Pictures that are nearly the same.
+    ZeroShotClassifier : Name images, from a given list of names.
+    sklearn_ape.curation.find_near_duplicates : Images that are nearly the same.
 
     Notes
     -----
-    `fit` embeds the pictures; it trains nothing. Words are embedded as they are, without prompt
+    `fit` embeds the images; it trains nothing. Words are embedded as they are, without prompt
     templates: search for ``"a photo of a cat"`` where the captions were like that.
 
     When the aligner is fitted again after `fit`, or a parameter is set that changes its embeddings
@@ -120,15 +120,15 @@ class CrossModalRetriever(SavedRetriever, ShownMixin, BaseEstimator):
         self.dtype = dtype
 
     def fit(self, images: Any, y: Any = None) -> Self:
-        """Embed and index pictures.
+        """Embed and index images.
 
         Parameters
         ----------
-        images : sequence of pictures, or array-like of shape (n_samples, n_features_in_)
+        images : sequence of images, or array-like of shape (n_samples, n_features_in_)
             What the aligner takes. A memory map of features is read some rows at a time.
         y : sequence of length n_samples or None, default=None
-            What stands for the pictures in results, such as ids or captions; it is not learned
-            from. None shows the pictures as they were given, which keeps them in memory, or the
+            What stands for the images in results, such as ids or captions; it is not learned
+            from. None shows the images as they were given, which keeps them in memory, or the
             numbers of the rows where they are features.
 
         Returns
@@ -141,7 +141,7 @@ class CrossModalRetriever(SavedRetriever, ShownMixin, BaseEstimator):
         NotFittedError
             When the aligner is not fitted.
         ValueError
-            When parameters, pictures or y cannot be used, or no picture can be read.
+            When parameters, images or y cannot be used, or no image can be read.
         """
         self._check_parameters()
         check_sequence(images, "images", "image", "images or features")
@@ -159,11 +159,11 @@ class CrossModalRetriever(SavedRetriever, ShownMixin, BaseEstimator):
         return self
 
     def add(self, images: Any, y: Any = None) -> Self:
-        """Embed and index more pictures, behind those that are there.
+        """Embed and index more images, behind those that are there.
 
         Parameters
         ----------
-        images : sequence of pictures, or array-like of shape (n_samples, n_features_in_)
+        images : sequence of images, or array-like of shape (n_samples, n_features_in_)
             As in `fit`.
         y : sequence of length n_samples or None, default=None
             As in `fit`, and given if it was given there.
@@ -171,7 +171,7 @@ class CrossModalRetriever(SavedRetriever, ShownMixin, BaseEstimator):
         Returns
         -------
         self : object
-            The retriever, which answers as if it had been fitted on all pictures at once.
+            The retriever, which answers as if it had been fitted on all images at once.
 
         Raises
         ------
@@ -183,7 +183,7 @@ class CrossModalRetriever(SavedRetriever, ShownMixin, BaseEstimator):
         check_sequence(images, "images", "image", "images or features")
         if (y is not None) != self._has_y:
             raise ValueError(
-                "fit was given y, so add needs the y of the new pictures as well."
+                "fit was given y, so add needs the y of the new images as well."
                 if self._has_y
                 else "fit was not given y, so that y has no place here: fit again with y of all."
             )
@@ -193,30 +193,30 @@ class CrossModalRetriever(SavedRetriever, ShownMixin, BaseEstimator):
         if y is None:
             items = items_of(images, None)
         if (items is None) != (before.items is None):
-            given = ("pictures", "features") if items is None else ("features", "pictures")
+            given = ("images", "features") if items is None else ("features", "images")
             raise ValueError(f"fit was given {given[0]}, and add is given {given[1]}.")
         self._collection = before.with_more(embeddings, items)
         return self
 
     def search(self, queries: Any, k: int = 5, *, modality: str = "auto") -> SearchResult:
-        """Find the k nearest pictures for every query.
+        """Find the k nearest images for every query.
 
         Parameters
         ----------
-        queries : sequence of str, sequence of pictures, or array of features
+        queries : sequence of str, sequence of images, or array of features
             Words, or what `fit` takes.
         k : int, default=5
-            How many, at most as many as there are pictures that could be read.
+            How many, at most as many as there are images that could be read.
         modality : {"auto", "image", "text"}, default="auto"
             What queries are. ``"auto"`` takes str as text and all else (paths as
-            `pathlib.Path`, `PIL.Image`, bytes, arrays) as pictures or features of pictures.
+            `pathlib.Path`, `PIL.Image`, bytes, arrays) as images or features of images.
             ``"image"`` takes str as paths. ``"text"`` takes str, or features of texts.
 
         Returns
         -------
         result : SearchResult
             Named tuple of ``scores``, ``indices`` and ``items``, the nearest first; of equals
-            the first one of the collection. A picture of the collection finds itself first (or
+            the first one of the collection. An image of the collection finds itself first (or
             one that is equal to it).
 
         Raises
@@ -236,7 +236,7 @@ class CrossModalRetriever(SavedRetriever, ShownMixin, BaseEstimator):
         if is_text:
             found = np.asarray(text_side(self.aligner_).transform_text(asked), dtype=np.float32)
         else:
-            found = self._embedded_pictures(asked, collection)
+            found = self._embedded_images(asked, collection)
         read = np.flatnonzero(~np.isnan(found[:, 0]))
         relative = self._relative(found[read], collection) if is_text and len(read) else None
         scores = np.full((len(found), k), np.nan, dtype=np.float32)
@@ -251,14 +251,14 @@ class CrossModalRetriever(SavedRetriever, ShownMixin, BaseEstimator):
     def kneighbors(
         self, X: Any, n_neighbors: int = 5, return_distance: bool = True
     ) -> tuple[np.ndarray, np.ndarray] | np.ndarray:
-        """Find the nearest pictures for pictures, as scikit-learn's neighbours do.
+        """Find the nearest images for images, as scikit-learn's neighbours do.
 
         Parameters
         ----------
-        X : sequence of pictures, or array-like of shape (n_queries, n_features_in_)
+        X : sequence of images, or array-like of shape (n_queries, n_features_in_)
             What `fit` takes; str are paths.
         n_neighbors : int, default=5
-            How many, at most as many as there are pictures that could be read.
+            How many, at most as many as there are images that could be read.
         return_distance : bool, default=True
             Whether distances are returned as well.
 
@@ -273,16 +273,16 @@ class CrossModalRetriever(SavedRetriever, ShownMixin, BaseEstimator):
         Raises
         ------
         ValueError
-            When X or n_neighbors cannot be used, or a picture cannot be read.
+            When X or n_neighbors cannot be used, or an image cannot be read.
         """
         collection = self._check_ready()
         n_neighbors = _checked_k(n_neighbors, "n_neighbors", collection)
         check_sequence(X, "X", "image", "images or features")
-        queries = self._embedded_pictures(X, collection)
+        queries = self._embedded_images(X, collection)
         unread = np.flatnonzero(np.isnan(queries[:, 0]))
         if unread.size:
             raise ValueError(
-                f"{len(unread)} pictures in X could not be read, so that they have no neighbours: "
+                f"{len(unread)} images in X could not be read, so that they have no neighbours: "
                 f"rows {first_few(unread, str)}. Leave them out, or use search."
             )
         scores, indices = collection.nearest(queries, n_neighbors)
@@ -292,18 +292,18 @@ class CrossModalRetriever(SavedRetriever, ShownMixin, BaseEstimator):
 
     @property
     def items_(self) -> list[Any]:
-        """What stands for the pictures in results."""
+        """What stands for the images in results."""
         collection = self._check_ready("items_")
         return collection.items_at(np.arange(collection.n_rows))
 
     @property
     def n_samples_fit_(self) -> int:
-        """How many pictures were given."""
+        """How many images were given."""
         return self._check_ready("n_samples_fit_").n_rows
 
     @property
     def n_unread_(self) -> int:
-        """How many pictures could not be read."""
+        """How many images could not be read."""
         collection = self._check_ready("n_unread_")
         return collection.n_rows - len(collection.rows)
 
@@ -317,7 +317,7 @@ class CrossModalRetriever(SavedRetriever, ShownMixin, BaseEstimator):
         """Names of the features that the aligner was fitted on."""
         return self.aligner_.feature_names_in_
 
-    def _embedded_pictures(self, X: Any, collection: Collection) -> np.ndarray:
+    def _embedded_images(self, X: Any, collection: Collection) -> np.ndarray:
         return embedded(self.aligner_, X, collection.embeddings.shape[1])
 
     def _relative(self, texts: np.ndarray, collection: Collection) -> Relative | None:
@@ -380,7 +380,7 @@ def _checked_k(k: Any, name: str, collection: Collection) -> int:
     n_read = len(collection.rows)
     if isinstance(k, bool) or not isinstance(k, int | np.integer) or not 1 <= k <= n_read:
         raise ValueError(
-            f"{name} must be an integer from 1 to the number of pictures indexed, {n_read}, not "
+            f"{name} must be an integer from 1 to the number of images indexed, {n_read}, not "
             f"{k!r}."
         )
     return int(k)

@@ -27,7 +27,7 @@ _JSON_TYPES = {str, int, float, bool, type(None)}
 class SavedRetriever(AroundAligner):
     """The part of `CrossModalRetriever` that is saved and loaded.
 
-    Embeddings and what stands for the pictures are tensors, however many there are; an index is
+    Embeddings and what stands for the images are tensors, however many there are; an index is
     made anew.
     """
 
@@ -62,15 +62,15 @@ class SavedRetriever(AroundAligner):
         if "items" in state:
             items = _unpacked(state.part("items"))
             if len(items) != n_rows:
-                raise ValueError(f"items must be {n_rows}, one for each picture.")
+                raise ValueError(f"items must be {n_rows}, one for each image.")
         state.optional("items")
         has_y = state.value("has_y")
         if not isinstance(has_y, bool):
             raise ValueError("has_y must be true or false.")
         if state.optional("fingerprint") != getattr(texts, "fingerprint_", None):
             raise ValueError(
-                "The aligner is not the one that the pictures were embedded with (its weights or "
-                "settings are others here): index the pictures again."
+                "The aligner is not the one that the images were embedded with (its weights or "
+                "settings are others here): index the images again."
             )
         self._has_y = has_y
         rows = np.setdiff1d(np.arange(n_rows), unread)
@@ -83,10 +83,10 @@ class SavedRetriever(AroundAligner):
     def _card_facts(self) -> Facts:
         facts = self._aligner_facts()
         facts.what = (
-            "Finds the pictures of a collection that are nearest to words or to other pictures. "
-            "It holds their embeddings, not the pictures. " + facts.what
+            "Finds the images of a collection that are nearest to words or to other images. "
+            "It holds their embeddings, not the images. " + facts.what
         )
-        facts.facts = {"pictures indexed": f"{len(self._collection.rows):,}"} | facts.facts
+        facts.facts = {"images indexed": f"{len(self._collection.rows):,}"} | facts.facts
         facts.usage = "print(model.search(['a red fruit'], k=5).items)"
         return facts
 

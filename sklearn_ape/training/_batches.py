@@ -43,8 +43,8 @@ class PairBatches:
 
     Notes
     -----
-    A mixed picture and a mixed caption belong together where both their parts do: where only one
-    does, the caption is the wrong one for the mixture. On made-up pairs with 12 pictures a
+    A mixed image and a mixed caption belong together where both their parts do: where only one
+    does, the caption is the wrong one for the mixture. On made-up pairs with 12 images a
     caption, this learned more than to let the larger part decide.
 
     The rows of a batch are drawn from all pairs, wherever they lie. Those of features that are

@@ -14,24 +14,24 @@ from ._stored import select
 
 
 class PairDataset(Dataset):
-    """Features of distinct pictures and captions, and which belong together.
+    """Features of distinct images and captions, and which belong together.
 
     Parameters
     ----------
     image : torch.Tensor of shape (n_images, n_image_features)
-        One row a distinct picture. Or `StoredRows`, or anything else that has a length and
+        One row a distinct image. Or `StoredRows`, or anything else that has a length and
         returns rows for an array of their numbers.
     text : torch.Tensor of shape (n_texts, n_text_features)
         One row a distinct caption; or the like.
     pairs : ndarray of shape (n_pairs, 2)
-        Rows of pictures and of captions.
+        Rows of images and of captions.
 
     Examples
     --------
     >>> import numpy as np
     >>> import torch
     >>> from sklearn_ape.training import PairDataset
-    >>> pairs = np.array([[0, 0], [0, 1], [1, 2]])  # the first picture has two captions
+    >>> pairs = np.array([[0, 0], [0, 1], [1, 2]])  # the first image has two captions
     >>> dataset = PairDataset(torch.zeros(2, 4), torch.zeros(3, 5), pairs)
     >>> features, positive = dataset[torch.arange(3)]
     >>> features["image"].shape, features["text"].shape
@@ -52,11 +52,11 @@ class PairDataset(Dataset):
         return len(self.pairs)
 
     def __getitem__(self, index: Any) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-        """Return the features of some pairs, and which pictures and captions belong together.
+        """Return the features of some pairs, and which images and captions belong together.
 
-        The second has a row (i, j) for each picture i and caption j of these pairs that do, so it
+        The second has a row (i, j) for each image i and caption j of these pairs that do, so it
         takes no room of its own in a batch of very many; one number a pair stands for the
-        diagonal, where no picture or caption has several partners.
+        diagonal, where no image or caption has several partners.
         """
         return self.features(index), self.positive(index)
 
@@ -69,7 +69,7 @@ class PairDataset(Dataset):
         }
 
     def positive(self, index: Any) -> torch.Tensor:
-        """Return which pictures and captions of some pairs belong together."""
+        """Return which images and captions of some pairs belong together."""
         if self._known is None:
             return torch.arange(len(index))
         images, texts = self.pairs[index].numpy().T
@@ -144,7 +144,7 @@ def as_tensor(features: np.ndarray) -> torch.Tensor:
 
 
 def subset(dataset: PairDataset, rows: np.ndarray) -> PairDataset:
-    """Return some pairs of a dataset, with only their pictures and captions.
+    """Return some pairs of a dataset, with only their images and captions.
 
     Parameters
     ----------
@@ -156,7 +156,7 @@ def subset(dataset: PairDataset, rows: np.ndarray) -> PairDataset:
     Returns
     -------
     subset : PairDataset
-        With pictures and captions numbered anew.
+        With images and captions numbered anew.
 
     Examples
     --------

@@ -28,12 +28,12 @@ class Split(NamedTuple):
 
 
 def split_pairs(pairs: np.ndarray, fraction: float, rng: np.random.RandomState) -> Split:
-    """Hold out pairs that share neither picture nor caption with the others.
+    """Hold out pairs that share neither image nor caption with the others.
 
     Parameters
     ----------
     pairs : ndarray of shape (n_pairs, 2)
-        Rows of pictures and of captions.
+        Rows of images and of captions.
     fraction : float
         Share of the pairs to hold out, in at least 10 and at most 5,000 groups.
     rng : numpy.random.RandomState
@@ -63,7 +63,7 @@ def split_pairs(pairs: np.ndarray, fraction: float, rng: np.random.RandomState) 
     groups, sizes = np.unique(group, return_counts=True)
     if len(groups) < 5 * _FEWEST_VALIDATION_GROUPS:
         return Split(np.arange(len(pairs)), None)
-    # A caption of very many pictures makes a large group: it stays in training.
+    # A caption of very many images makes a large group: it stays in training.
     room = max(fraction * len(pairs), float(_FEWEST_VALIDATION_GROUPS))
     chosen: list[int] = []
     for number in rng.permutation(len(groups)):

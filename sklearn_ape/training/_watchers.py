@@ -56,7 +56,7 @@ def mean_recall(image: np.ndarray, text: np.ndarray, pairs: np.ndarray) -> float
     image, text : ndarray of shape (n, n_components)
         Embeddings of length 1.
     pairs : ndarray of shape (n_pairs, 2)
-        Rows of pictures and of captions that belong together.
+        Rows of images and of captions that belong together.
 
     Returns
     -------

@@ -81,7 +81,7 @@ class TestFit:
         assert fixed.logit_scale_ == pytest.approx(1 / 0.07)
 
     def test_side_text_leaves_the_image_space_alone(self, concepts):
-        """Neighbours among pictures stay what the frozen encoder says."""
+        """Neighbours among images stay what the frozen encoder says."""
         aligner = small().fit(concepts.image, concepts.text)
         head = aligner.module_.image_head
         assert list(head.parameters()) == []

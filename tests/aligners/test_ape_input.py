@@ -18,66 +18,74 @@ def small(**parameters):
 
 
 class TestFormsOfY:
-    def captions(self, pictures):
+    def captions(self, captioned_images):
         return {
-            "list": pictures.captions,
-            "tuple": tuple(pictures.captions),
-            "array": np.array(pictures.captions),
-            "objects": np.array(pictures.captions, dtype=object),
-            "pandas": pd.Series(pictures.captions, index=np.arange(len(pictures.captions)) + 9),
-            "polars": pl.Series(pictures.captions),
-            "pyarrow": pa.array(pictures.captions),
-            "ragged": [[caption] for caption in pictures.captions],
-            "ragged polars": pl.Series([[caption] for caption in pictures.captions]),
-            "2-D array": np.array(pictures.captions)[:, None],
+            "list": captioned_images.captions,
+            "tuple": tuple(captioned_images.captions),
+            "array": np.array(captioned_images.captions),
+            "objects": np.array(captioned_images.captions, dtype=object),
+            "pandas": pd.Series(
+                captioned_images.captions, index=np.arange(len(captioned_images.captions)) + 9
+            ),
+            "polars": pl.Series(captioned_images.captions),
+            "pyarrow": pa.array(captioned_images.captions),
+            "ragged": [[caption] for caption in captioned_images.captions],
+            "ragged polars": pl.Series([[caption] for caption in captioned_images.captions]),
+            "2-D array": np.array(captioned_images.captions)[:, None],
         }
 
-    def test_all_forms_of_captions_are_the_same(self, pictures, features, text_encoder):
+    def test_all_forms_of_captions_are_the_same(self, captioned_images, features, text_encoder):
         prints = {
             form: small(text_encoder=text_encoder, max_epochs=2)
             .fit(features.image, captions)
             .fingerprint_
-            for form, captions in self.captions(pictures).items()
+            for form, captions in self.captions(captioned_images).items()
         }
         assert len(set(prints.values())) == 1, prints
 
-    def test_features_of_captions_are_the_same_as_captions(self, pictures, features, text_encoder):
-        by_caption = small(text_encoder=text_encoder).fit(features.image, pictures.captions)
+    def test_features_of_captions_are_the_same_as_captions(
+        self, captioned_images, features, text_encoder
+    ):
+        by_caption = small(text_encoder=text_encoder).fit(
+            features.image, captioned_images.captions
+        )
         by_feature = small().fit(features.image, features.text)
         assert by_caption.fingerprint_ == by_feature.fingerprint_
         for table in (pd.DataFrame(features.text), pl.DataFrame(features.text)):
             assert small().fit(features.image, table).fingerprint_ == by_feature.fingerprint_
 
-    def test_several_captions_a_picture(self, pictures, features, text_encoder):
-        """A hit on any caption of a picture counts, and more captions teach more words."""
-        several = [[caption, f"a picture of {caption}"] for caption in pictures.captions]
+    def test_several_captions_an_image(self, captioned_images, features, text_encoder):
+        """A hit on any caption of an image counts, and more captions teach more words."""
+        several = [[caption, f"an image of {caption}"] for caption in captioned_images.captions]
         aligner = small(text_encoder=text_encoder, max_epochs=30).fit(features.image, several)
-        single = aligner.retrieval_report(features.image, pictures.captions)
+        single = aligner.retrieval_report(features.image, captioned_images.captions)
         double = aligner.retrieval_report(features.image, several)
         assert double["image_to_text"][10] > 0.5
         assert double["image_to_text"][1] >= single["image_to_text"][1] - 0.1
 
-    def test_pictures_in_with_encoders_as_parameters(self, pictures, image_encoder, text_encoder):
+    def test_images_in_with_encoders_as_parameters(
+        self, captioned_images, image_encoder, text_encoder
+    ):
         aligner = small(image_encoder=image_encoder, text_encoder=text_encoder)
-        aligner.fit(pictures.images[:60], pictures.captions[:60])
-        assert aligner.transform(pictures.images[:3]).shape == (3, 1280)
-        assert aligner.similarity(pictures.images[:3], ["a cat", "a bus"]).shape == (3, 2)
+        aligner.fit(captioned_images.images[:60], captioned_images.captions[:60])
+        assert aligner.transform(captioned_images.images[:3]).shape == (3, 1280)
+        assert aligner.similarity(captioned_images.images[:3], ["a cat", "a bus"]).shape == (3, 2)
 
-    def test_any_scikit_learn_transformer_may_encode_texts(self, pictures, features):
+    def test_any_scikit_learn_transformer_may_encode_texts(self, captioned_images, features):
         aligner = small(text_encoder=TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 4)))
-        aligner.fit(features.image, pictures.captions)
+        aligner.fit(features.image, captioned_images.captions)
         assert aligner.transform_text(["a cat"]).shape == (1, 1280)
 
-    def test_frozen_encoder_is_taken_as_it_is(self, pictures, features, text_encoder):
+    def test_frozen_encoder_is_taken_as_it_is(self, captioned_images, features, text_encoder):
         aligner = small(text_encoder=FrozenEstimator(text_encoder))
-        aligner.fit(features.image, pictures.captions)
+        aligner.fit(features.image, captioned_images.captions)
         assert aligner.text_encoder_.estimator is text_encoder
 
 
 class TestBadInput:
-    def test_unequal_lengths(self, features, pictures, text_encoder):
+    def test_unequal_lengths(self, features, captioned_images, text_encoder):
         with pytest.raises(ValueError, match="300 images and 299 rows of captions"):
-            small(text_encoder=text_encoder).fit(features.image, pictures.captions[:-1])
+            small(text_encoder=text_encoder).fit(features.image, captioned_images.captions[:-1])
 
     @pytest.mark.parametrize(
         ("bad", "said"),
@@ -85,63 +93,67 @@ class TestBadInput:
          ([], "empty list of captions"), (["a", None], "None is not a text"),
          (3, "3 is not a text")],
     )  # fmt: skip
-    def test_bad_caption_is_named_before_pictures_are_encoded(
-        self, pictures, text_encoder, bad, said
+    def test_bad_caption_is_named_before_images_are_encoded(
+        self, captioned_images, text_encoder, bad, said
     ):
         class MustNotRun:
             def fit(self, X, y=None):
-                raise AssertionError("pictures were encoded before the captions were looked at")
+                raise AssertionError("images were encoded before the captions were looked at")
 
-        captions = [*pictures.captions[:5], bad]
+        captions = [*captioned_images.captions[:5], bad]
         aligner = small(image_encoder=MustNotRun(), text_encoder=text_encoder)
         with pytest.raises(ValueError, match=f"row 5: .*{said}"):
-            aligner.fit(pictures.images[:6], captions)
+            aligner.fit(captioned_images.images[:6], captions)
 
-    def test_captions_without_a_text_encoder(self, features, pictures):
+    def test_captions_without_a_text_encoder(self, features, captioned_images):
         with pytest.raises(ValueError, match="text_encoder is None: pass text_encoder="):
-            small().fit(features.image, pictures.captions)
+            small().fit(features.image, captioned_images.captions)
 
-    def test_pictures_without_an_image_encoder(self, pictures, text_encoder):
-        with pytest.raises(ValueError, match="X holds pictures, and image_encoder is None"):
-            small(text_encoder=text_encoder).fit(pictures.images, pictures.captions)
+    def test_images_without_an_image_encoder(self, captioned_images, text_encoder):
+        with pytest.raises(ValueError, match="X holds images, and image_encoder is None"):
+            small(text_encoder=text_encoder).fit(
+                captioned_images.images, captioned_images.captions
+            )
 
     def test_class_numbers_as_captions(self, features, text_encoder):
         for numbers in (np.zeros(300, dtype=int), [0] * 300):
             with pytest.raises(ValueError, match="y holds numbers, and text_encoder is set"):
                 small(text_encoder=text_encoder).fit(features.image, numbers)
 
-    def test_a_table_or_a_mapping_of_captions(self, features, pictures, text_encoder):
+    def test_a_table_or_a_mapping_of_captions(self, features, captioned_images, text_encoder):
         aligner = small(text_encoder=text_encoder)
         with pytest.raises(ValueError, match=r"columns \['caption'\]: pass the one"):
-            aligner.fit(features.image, pd.DataFrame({"caption": pictures.captions}))
+            aligner.fit(features.image, pd.DataFrame({"caption": captioned_images.captions}))
         with pytest.raises(ValueError, match="must be a sequence of captions or features"):
-            aligner.fit(features.image, dict(enumerate(pictures.captions)))
+            aligner.fit(features.image, dict(enumerate(captioned_images.captions)))
 
-    def test_an_encoder_of_an_earlier_fit_does_not_answer(self, features, pictures, text_encoder):
+    def test_an_encoder_of_an_earlier_fit_does_not_answer(
+        self, features, captioned_images, text_encoder
+    ):
         aligner = small(text_encoder=text_encoder, max_epochs=1)
-        aligner.fit(features.image, pictures.captions).fit(features.image, features.text)
+        aligner.fit(features.image, captioned_images.captions).fit(features.image, features.text)
         with pytest.raises(ValueError, match="was fitted on features of texts"):
             aligner.transform_text(["a cat"])
 
-    def test_an_encoder_that_tells_nothing_apart_scores_nothing(self, features, pictures):
+    def test_an_encoder_that_tells_nothing_apart_scores_nothing(self, features, captioned_images):
         """Equal features are no sign of equal captions: a collapsed encoder is no good one."""
         fitted_on = [f"word{i}" for i in range(200)]
         aligner = small(text_encoder=CountVectorizer(), max_epochs=2)
         aligner.fit(features.image[:200], fitted_on)
-        assert aligner.score(features.image[200:], pictures.captions[200:]) < 0.05
+        assert aligner.score(features.image[200:], captioned_images.captions[200:]) < 0.05
         with pytest.warns(UserWarning, match="9 of the 9 rows of X have the same features"):
-            aligner.score(np.ones_like(features.image[:9]), pictures.captions[:9])
+            aligner.score(np.ones_like(features.image[:9]), captioned_images.captions[:9])
 
-    def test_captions_given_as_pictures(self, pictures, image_encoder, text_encoder):
+    def test_captions_given_as_images(self, captioned_images, image_encoder, text_encoder):
         aligner = small(image_encoder=image_encoder, text_encoder=text_encoder)
         with pytest.raises(ValueError, match=r"rows 0, 1, .*looks like a caption"):
-            aligner.fit(pictures.captions, pictures.captions)
+            aligner.fit(captioned_images.captions, captioned_images.captions)
 
-    def test_one_pair(self, concepts, pictures, features, text_encoder):
+    def test_one_pair(self, concepts, captioned_images, features, text_encoder):
         with pytest.raises(ValueError, match="minimum of 2 is required"):
             small().fit(concepts.image[:1], concepts.text[:1])
         with pytest.raises(ValueError, match="at least 2 pairs"):
-            small(text_encoder=text_encoder).fit(features.image[:1], pictures.captions[:1])
+            small(text_encoder=text_encoder).fit(features.image[:1], captioned_images.captions[:1])
 
     def test_nan_in_a_row_is_named(self, concepts):
         image = concepts.image.copy()
@@ -205,8 +217,8 @@ class TestBadInput:
         with pytest.raises(ValueError, match="requires y to be passed"):
             small().fit(concepts.image, None)
 
-    def test_transform_text_takes_one_text_a_row(self, pictures, features, text_encoder):
+    def test_transform_text_takes_one_text_a_row(self, captioned_images, features, text_encoder):
         aligner = small(text_encoder=text_encoder, max_epochs=1)
-        aligner.fit(features.image, pictures.captions)
+        aligner.fit(features.image, captioned_images.captions)
         with pytest.raises(ValueError, match="one text a row"):
             aligner.transform_text([["a", "b"], ["c"]])

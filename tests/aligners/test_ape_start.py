@@ -27,7 +27,7 @@ def small(**parameters):
 
 @pytest.fixture
 def bent():
-    """Pictures that bend with the concepts: a linear start misses half of that."""
+    """Images that bend with the concepts: a linear start misses half of that."""
     rng = np.random.default_rng(0)
     concepts = rng.standard_normal((500, 8))
     to_image = rng.standard_normal((8, 32))
@@ -188,7 +188,7 @@ class TestHeadPairs:
         if init == "auto":
             assert anchors_of(aligner) == 500
 
-    def test_validation_is_of_pictures_alone(self, concepts, head, monkeypatch):
+    def test_validation_is_of_images_alone(self, concepts, head, monkeypatch):
         """To find a prototype's name is not what users ask for."""
         seen = []
 

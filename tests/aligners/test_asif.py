@@ -60,7 +60,7 @@ def test_high_powers_of_small_similarities_do_not_vanish():
 
 
 def test_anchors_are_pairs(concepts):
-    """A picture with two captions is two anchors, that are equal on its side."""
+    """An image with two captions is two anchors, that are equal on its side."""
     image = np.vstack([concepts.image[:30], concepts.image[:1]])
     text = np.vstack([concepts.text[:30], concepts.text[50:51]])
     aligner = ASIFAligner().fit(image, text)
@@ -86,7 +86,7 @@ def test_sparse_scores_are_the_dense_ones(concepts, monkeypatch):
 
 
 def test_score_needs_no_dense_embeddings(monkeypatch):
-    """1,500 pictures and captions on 8,000 anchors would take 96 MB."""
+    """1,500 images and captions on 8,000 anchors would take 96 MB."""
     monkeypatch.setattr(asif, "_TILE_BYTES", 2**22)
     rng = np.random.default_rng(0)
     image, text = rng.standard_normal((2, 9_500, 4)).astype(np.float32)

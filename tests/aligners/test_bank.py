@@ -47,15 +47,15 @@ class TestStandardized:
         image, text = random_units(rng, 7, 6), random_units(rng, 5, 6)
         bank = Bank.of(random_units(rng, 30, 6), random_units(rng, 20, 6))
         deviations = [np.std([b @ t for b in bank.image]) for t in bank.text]
-        of_pictures = [np.std([x @ b for b in bank.text]) for x in bank.image]
-        spread = (np.mean(deviations) + np.mean(of_pictures)) / 2
+        of_images = [np.std([x @ b for b in bank.text]) for x in bank.image]
+        spread = (np.mean(deviations) + np.mean(of_images)) / 2
         expected, first = np.empty((7, 5)), np.empty((7, 5))
         for i, x in enumerate(image):
             for j, t in enumerate(text):
                 s = x @ t
-                to_pictures = [b @ t for b in bank.image]
+                to_images = [b @ t for b in bank.image]
                 to_captions = [x @ b for b in bank.text]
-                first[i, j] = (s - np.mean(to_pictures)) / np.std(to_pictures)
+                first[i, j] = (s - np.mean(to_images)) / np.std(to_images)
                 second = (s - np.mean(to_captions)) / np.std(to_captions)
                 expected[i, j] = (first[i, j] + second) / 2 * spread
         found = standardized(image @ text.T, image, text, bank)
@@ -66,7 +66,7 @@ class TestStandardized:
         np.testing.assert_allclose(alone, first * spread, atol=1e-6)
 
     def test_a_hub_no_longer_wins(self):
-        """A text near the mean of all pictures is not what all of them show."""
+        """A text near the mean of all images is not what all of them show."""
         rng = np.random.default_rng(0)
         common, own = 2 * np.eye(1, 21, 0), np.eye(20, 21, 1)
         shown = rng.integers(20, size=400)
@@ -79,7 +79,7 @@ class TestStandardized:
         assert np.mean(found == shown[200:]) > 0.95
 
     def test_what_has_no_spread_does_not_deviate(self):
-        """No infinity nor NaN where all cosines are equal; NaN where a picture was not read."""
+        """No infinity nor NaN where all cosines are equal; NaN where an image was not read."""
         rng = np.random.default_rng(0)
         image, text = random_units(rng, 4, 6), random_units(rng, 3, 6)
         image[1], text[2] = np.nan, 0
@@ -128,8 +128,8 @@ class TestOwnBank:
         back = pickle.loads(pickle.dumps(aligner))
         np.testing.assert_array_equal(back.similarity(*held_out, standardize=True), found)
 
-    def test_has_pictures_and_their_captions_alone(self, concepts):
-        """Prototypes of classes are no pictures."""
+    def test_has_images_and_their_captions_alone(self, concepts):
+        """Prototypes of classes are no images."""
         rng = np.random.default_rng(0)
         head = HeadPairs(rng.standard_normal((40, 32)), rng.standard_normal((40, 16)))
         aligner = CCAAligner(head_pairs=head).fit(concepts.image, concepts.text)
@@ -144,7 +144,7 @@ class TestOwnBank:
         np.testing.assert_array_equal(evenly_spaced(1999)[[0, 1, -1]], [0, 2, 1998])
         np.testing.assert_allclose(aligner.bank_.image[-1], aligner.transform(image)[-1])
 
-    def test_a_picture_has_the_same_numbers_in_any_company(self, fitted, held_out):
+    def test_an_image_has_the_same_numbers_in_any_company(self, fitted, held_out):
         image, text = held_out
         every = fitted.similarity(image, text, standardize=True)
         np.testing.assert_allclose(
@@ -166,8 +166,8 @@ class TestOwnBank:
             assert np.isnan(found[:, 4]).all()
             assert np.isfinite(np.delete(np.delete(found, 2, axis=0), 4, axis=1)).all()
 
-    def test_recall_on_real_pictures_stays(self, features):
-        """On pictures like those of the fit it gains little, and must not cost."""
+    def test_recall_on_real_images_stays(self, features):
+        """On images like those of the fit it gains little, and must not cost."""
         aligner = ASIFAligner().fit(features.image[:200], features.text[:200])
         image, text = features.image[200:], features.text[200:]
 
@@ -205,7 +205,7 @@ class TestCollection:
         as_list = found.to_pylist if library == "pyarrow" else found.to_list
         assert as_list() == ["0.png", "4.png", "9.png"]
 
-    def test_stands_in_for_the_pictures(self, fitted, held_out):
+    def test_stands_in_for_the_images(self, fitted, held_out):
         image, text = fitted.transform(held_out[0]), fitted.transform_text(held_out[1])
         expected = standardized(image @ text.T, image, text, Bank.of(image, fitted.bank_.text))
         for collection in (held_out[0], held_out[0].tolist()):
@@ -243,7 +243,7 @@ class TestCollection:
         assert banks[0] is not banks[1]
         np.testing.assert_array_equal(banks[1].image, fitted.transform(held_out[0]))
 
-    def test_of_pictures_some_of_which_cannot_be_read(self, fitted, held_out):
+    def test_of_images_some_of_which_cannot_be_read(self, fitted, held_out):
         lost = held_out[0].copy()
         lost[1:3] = np.nan
         found = fitted.similarity(*held_out, standardize=lost)
@@ -262,13 +262,13 @@ class TestCollection:
 class TestRefused:
     @pytest.mark.parametrize(
         ("standardize", "said"),
-        [("yes", "True, False or a collection of pictures .* not 'yes'"),
-         (0.5, "True, False or a collection of pictures .* not 0.5"),
-         (None, "True, False or a collection of pictures .* not None"),
-         ([], "collection of 0 pictures, .* at least 2"),
-         (np.ones((1, 32)), "collection of 1 pictures, .* at least 2"),
-         (np.ones((5, 32)), "pictures that differ"),
-         (np.full((5, 32), np.nan), "pictures that differ"),
+        [("yes", "True, False or a collection of images .* not 'yes'"),
+         (0.5, "True, False or a collection of images .* not 0.5"),
+         (None, "True, False or a collection of images .* not None"),
+         ([], "collection of 0 images, .* at least 2"),
+         (np.ones((1, 32)), "collection of 1 images, .* at least 2"),
+         (np.ones((5, 32)), "images that differ"),
+         (np.full((5, 32), np.nan), "images that differ"),
          (np.ones((5, 3)), "X has 3 features, but CCAAligner is expecting 32")],
     )  # fmt: skip
     def test_what_is_no_bank(self, fitted, held_out, standardize, said):

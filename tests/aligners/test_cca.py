@@ -90,7 +90,7 @@ def test_components_of_rank_deficient_features(concepts):
 
 
 def test_pairs_count_as_often_as_they_are(views):
-    """A picture with two captions weighs as much as two pictures."""
+    """An image with two captions weighs as much as two images."""
     image, text = views
     image, text = np.vstack([image[:100], image[:50]]), text[:150]
     aligner = CCAAligner(ridge=0).fit(image, text)

@@ -17,7 +17,7 @@ from sklearn_ape.encoders import OpenCLIPImageEncoder
 
 open_clip = pytest.importorskip("open_clip")
 
-PICTURES = list(np.random.default_rng(0).integers(0, 256, size=(4, 40, 50, 3), dtype=np.uint8))
+IMAGES = list(np.random.default_rng(0).integers(0, 256, size=(4, 40, 50, 3), dtype=np.uint8))
 TEXTS = ["a cat", "two dogs on a walk", "a rocket", "a tree"]
 MODEL = {
     "embed_dim": 12,
@@ -56,25 +56,25 @@ def test_embeddings_are_the_librarys_own(tmp_path):
     aligner = CLIPAligner(str(tmp_path))
     encoder = aligner.image_encoder
     network = encoder._network()
-    batch = [encoder._prepare(network.prepare, picture) for picture in PICTURES]
+    batch = [encoder._prepare(network.prepare, input_image) for input_image in IMAGES]
     pixels = encoder._module(network).normalized(*encoder._tensors(network, batch))
     tokens = open_clip.get_tokenizer(f"local-dir:{tmp_path}")(TEXTS)
     with torch.inference_mode():
         image, text, scale = model(pixels, tokens)[:3]
-    np.testing.assert_allclose(aligner.transform(PICTURES), image, atol=1e-5)
+    np.testing.assert_allclose(aligner.transform(IMAGES), image, atol=1e-5)
     np.testing.assert_allclose(aligner.transform_text(TEXTS), text, atol=1e-5)
-    np.testing.assert_allclose(aligner.similarity(PICTURES, TEXTS), image @ text.T, atol=1e-5)
+    np.testing.assert_allclose(aligner.similarity(IMAGES, TEXTS), image @ text.T, atol=1e-5)
     assert aligner.logit_scale_ == pytest.approx(float(scale))
 
 
-def test_features_in_place_of_pictures(folder):
+def test_features_in_place_of_images(folder):
     """As in a Pipeline whose first step is the encoder."""
     aligner, encoder = CLIPAligner(folder), OpenCLIPImageEncoder(folder)
-    features = encoder.transform(PICTURES)
-    expected = aligner.transform(PICTURES)
+    features = encoder.transform(IMAGES)
+    expected = aligner.transform(IMAGES)
     for X in (features, features.tolist(), list(features)):
         np.testing.assert_allclose(aligner.transform(X), expected, atol=1e-6)
-    piped = make_pipeline(encoder, aligner).transform(PICTURES)
+    piped = make_pipeline(encoder, aligner).transform(IMAGES)
     np.testing.assert_array_equal(piped, expected)
     texts = aligner.text_encoder.transform(TEXTS)
     np.testing.assert_allclose(
@@ -86,22 +86,22 @@ def test_features_in_place_of_pictures(folder):
 
 def test_score_and_report(folder):
     aligner = CLIPAligner(folder)
-    similarity = aligner.similarity(PICTURES, TEXTS)
+    similarity = aligner.similarity(IMAGES, TEXTS)
     expected = np.mean([(similarity.argmax(axis=axis) == np.arange(4)).mean() for axis in (0, 1)])
-    assert aligner.score(PICTURES, TEXTS) == pytest.approx(expected)
-    assert aligner.retrieval_report(PICTURES, TEXTS, ks=(4,))["image_to_text"] == {4: 1.0}
+    assert aligner.score(IMAGES, TEXTS) == pytest.approx(expected)
+    assert aligner.retrieval_report(IMAGES, TEXTS, ks=(4,))["image_to_text"] == {4: 1.0}
 
 
 def test_fit_learns_nothing_and_checks(folder):
     aligner = CLIPAligner(folder)
-    assert aligner.fit(PICTURES, TEXTS) is aligner
-    assert aligner.fit(PICTURES) is aligner
+    assert aligner.fit(IMAGES, TEXTS) is aligner
+    assert aligner.fit(IMAGES) is aligner
     assert vars(aligner) == clone(aligner).get_params()
-    assert aligner.fit(OpenCLIPImageEncoder(folder).transform(PICTURES), TEXTS) is aligner
+    assert aligner.fit(OpenCLIPImageEncoder(folder).transform(IMAGES), TEXTS) is aligner
     with pytest.raises(ValueError, match="inconsistent numbers of samples"):
-        aligner.fit(PICTURES, TEXTS[:2])
+        aligner.fit(IMAGES, TEXTS[:2])
     with pytest.raises(ValueError, match=r"row 1: .*empty caption"):
-        aligner.fit(PICTURES[:2], ["a cat", " "])
+        aligner.fit(IMAGES[:2], ["a cat", " "])
     with pytest.raises(ValueError, match="5 features, but CLIPAligner is expecting 12"):
         aligner.fit(np.zeros((4, 5)))
     with pytest.raises(ValueError, match="5 features, but CLIPAligner was fitted with 12"):
@@ -110,10 +110,10 @@ def test_fit_learns_nothing_and_checks(folder):
 
 def test_pickles_carry_no_weights(folder):
     aligner = CLIPAligner(folder)
-    expected = aligner.transform(PICTURES)
+    expected = aligner.transform(IMAGES)
     stored = pickle.dumps(aligner)
     assert len(stored) < 2000
-    np.testing.assert_array_equal(pickle.loads(stored).transform(PICTURES), expected)
+    np.testing.assert_array_equal(pickle.loads(stored).transform(IMAGES), expected)
 
 
 def test_fingerprint_is_of_model_and_preprocessing(folder, tmp_path):
@@ -130,18 +130,18 @@ def test_fingerprint_is_of_model_and_preprocessing(folder, tmp_path):
 def test_pretrained_as_in_open_clip():
     assert CLIPAligner("ViT-B-32", "openai")._name() == CLIPAligner()._name()
     with pytest.raises(ValueError, match="No pretrained CLIP model is called 'ViT-B-32/opnai'"):
-        CLIPAligner("ViT-B-32", "opnai").fit(PICTURES)
+        CLIPAligner("ViT-B-32", "opnai").fit(IMAGES)
     with pytest.raises(ValueError, match="No pretrained CLIP model is called 'ViT-B-32'"):
         CLIPAligner("ViT-B-32").transform_text(TEXTS)
 
 
-def test_pictures_that_cannot_be_read(folder, tmp_path):
+def test_images_that_cannot_be_read(folder, tmp_path):
     torn = tmp_path / "torn.png"
-    torn.write_bytes(b"not a picture")
+    torn.write_bytes(b"not an image")
     with pytest.raises(ValueError, match="row 1"):
-        CLIPAligner(folder).transform([PICTURES[0], str(torn)])
+        CLIPAligner(folder).transform([IMAGES[0], str(torn)])
     with pytest.warns(UserWarning, match="cannot be encoded"):
-        embeddings = CLIPAligner(folder, on_error="nan").transform([PICTURES[0], str(torn)])
+        embeddings = CLIPAligner(folder, on_error="nan").transform([IMAGES[0], str(torn)])
     assert np.isnan(embeddings[1]).all()
     assert np.isfinite(embeddings[0]).all()
 
@@ -151,20 +151,20 @@ class TestInTheClassifier:
         aligner = CLIPAligner(folder)
         classifier = ZeroShotClassifier(TEXTS, aligner=aligner, templates="none")
         order = np.argsort(TEXTS)
-        expected = aligner.logit_scale_ * aligner.similarity(PICTURES, TEXTS)[:, order]
-        np.testing.assert_allclose(classifier.decision_function(PICTURES), expected, rtol=1e-4)
+        expected = aligner.logit_scale_ * aligner.similarity(IMAGES, TEXTS)[:, order]
+        np.testing.assert_allclose(classifier.decision_function(IMAGES), expected, rtol=1e-4)
 
     def test_by_name(self, folder):
         """The same CLIP, before fit and after."""
         by_name = ZeroShotClassifier(TEXTS, aligner=f"open_clip:{folder}")
         by_object = ZeroShotClassifier(TEXTS, aligner=CLIPAligner(folder))
-        expected = by_object.predict_proba(PICTURES)
-        np.testing.assert_array_equal(by_name.predict_proba(PICTURES), expected)
-        fitted = clone(by_name).fit(PICTURES, TEXTS)
-        np.testing.assert_array_equal(fitted.predict_proba(PICTURES), expected)
-        assert clone(by_name).fit(PICTURES).classes_.tolist() == sorted(TEXTS)
-        predicted = cross_val_predict(by_name, PICTURES, TEXTS, cv=KFold(2))
-        np.testing.assert_array_equal(predicted, by_object.predict(PICTURES))
+        expected = by_object.predict_proba(IMAGES)
+        np.testing.assert_array_equal(by_name.predict_proba(IMAGES), expected)
+        fitted = clone(by_name).fit(IMAGES, TEXTS)
+        np.testing.assert_array_equal(fitted.predict_proba(IMAGES), expected)
+        assert clone(by_name).fit(IMAGES).classes_.tolist() == sorted(TEXTS)
+        predicted = cross_val_predict(by_name, IMAGES, TEXTS, cv=KFold(2))
+        np.testing.assert_array_equal(predicted, by_object.predict(IMAGES))
         assert len(pickle.dumps(fitted)) < 5000
 
     def test_label_embeddings_are_computed_once(self, folder, monkeypatch):
@@ -176,13 +176,13 @@ class TestInTheClassifier:
             lambda self, y: calls.append(len(y)) or transform_text(self, y),
         )
         classifier = ZeroShotClassifier(["zebra", "yacht"], aligner=f"open_clip:{folder}")
-        classifier.predict(PICTURES)
-        classifier.predict_proba(PICTURES)
+        classifier.predict(IMAGES)
+        classifier.predict_proba(IMAGES)
         assert len(calls) == 1
 
     def test_without_labels_it_is_not_fitted(self, folder):
         with pytest.raises(NotFittedError):
-            ZeroShotClassifier(aligner=f"open_clip:{folder}").predict(PICTURES)
+            ZeroShotClassifier(aligner=f"open_clip:{folder}").predict(IMAGES)
 
     @pytest.mark.parametrize(
         ("name", "said"),
@@ -193,7 +193,7 @@ class TestInTheClassifier:
     def test_bad_name(self, name, said):
         for call in ("fit", "predict"):
             with pytest.raises(ValueError, match=said):
-                getattr(ZeroShotClassifier(TEXTS, aligner=name), call)(PICTURES)
+                getattr(ZeroShotClassifier(TEXTS, aligner=name), call)(IMAGES)
 
 
 def test_only_the_name_is_needed_to_look_at_it():

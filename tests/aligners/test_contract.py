@@ -86,7 +86,7 @@ def test_rows_that_an_encoder_gave_up_stay_nan(aligner, concepts):
         assert np.isfinite(np.delete(known, 7, axis=0)).all()
 
 
-def test_no_picture_could_be_encoded(aligner, concepts):
+def test_no_image_could_be_encoded(aligner, concepts):
     aligner.fit(concepts.image, concepts.text)
     lost = np.full((2, 32), np.nan)
     assert np.isnan(aligner.similarity(lost, concepts.text[:3])).all()
@@ -100,19 +100,21 @@ def test_set_output(aligner, concepts):
     assert out.index.equals(frame.index)
 
 
-def test_classifies_by_names(aligner, pictures, features, text_encoder):
+def test_classifies_by_names(aligner, captioned_images, features, text_encoder):
     """Captions in, names out: the contract that the classifier relies on."""
     aligner.set_params(text_encoder=text_encoder).fit(
-        features.image[:200], pictures.captions[:200]
+        features.image[:200], captioned_images.captions[:200]
     )
     names = ["animal", "food", "travel"]
     classifier = ZeroShotClassifier(names, aligner=aligner)
-    assert classifier.score(features.image[200:], pictures.categories[200:]) > 0.4  # chance: 1/3
+    assert (
+        classifier.score(features.image[200:], captioned_images.categories[200:]) > 0.4
+    )  # chance: 1/3
     np.testing.assert_allclose(classifier.predict_proba(features.image).sum(axis=1), 1, rtol=1e-5)
 
 
-def test_several_captions_a_picture(aligner, pictures, features, text_encoder):
-    several = [[caption, f"a picture of {caption}"] for caption in pictures.captions]
+def test_several_captions_an_image(aligner, captioned_images, features, text_encoder):
+    several = [[caption, f"an image of {caption}"] for caption in captioned_images.captions]
     aligner.set_params(text_encoder=text_encoder).fit(features.image, several)
     assert aligner.retrieval_report(features.image, several)["image_to_text"][10] > 0.9
 
@@ -146,7 +148,7 @@ class TestHardData:
         text = aligner.transform_text(np.full((2, 4), value))
         np.testing.assert_array_equal(text, 0)
 
-    def test_all_pictures_equal(self, aligner, concepts):
+    def test_all_images_equal(self, aligner, concepts):
         with pytest.warns(UserWarning, match="All images have the same features"):
             finite(aligner, np.full((300, 4), 0.1), concepts.text)
 

@@ -34,8 +34,8 @@ def test_prototypes_are_the_formula():
     np.testing.assert_allclose(prototypes(X.astype(np.float32), W), expected, atol=1e-4)
 
 
-def test_prototypes_of_the_real_head_lie_near_pictures_of_their_class(
-    features, pictures, image_encoder
+def test_prototypes_of_the_real_head_lie_near_images_of_their_class(
+    features, captioned_images, image_encoder
 ):
     """Where they would not, they would teach an aligner wrong pairs."""
     from sklearn_ape.encoders import classifier_head_pairs
@@ -43,11 +43,11 @@ def test_prototypes_of_the_real_head_lie_near_pictures_of_their_class(
     head = classifier_head_pairs(image_encoder)
     places = prototypes(features.image, head.weights) - features.image.mean(axis=0)
     names = {texts[0]: number for number, texts in enumerate(head.texts)}
-    known = [i for i, caption in enumerate(pictures.captions) if caption in names]
+    known = [i for i, caption in enumerate(captioned_images.captions) if caption in names]
     assert len(known) >= 5
     cosine = (features.image[known] - features.image.mean(axis=0)) @ places.T
     cosine /= np.linalg.norm(places, axis=1)
-    own = [cosine[row, names[pictures.captions[i]]] for row, i in enumerate(known)]
+    own = [cosine[row, names[captioned_images.captions[i]]] for row, i in enumerate(known)]
     rank = (cosine > np.array(own)[:, None]).sum(axis=1)
     assert np.median(rank) < 200  # of 1000: by chance 500; the head's own logits give 50 to 100
 
@@ -64,7 +64,7 @@ def test_pairs_of_features_come_behind_the_real_ones(concepts):
         np.testing.assert_array_equal(more.text[text], head.texts[image - 300])
 
 
-def test_a_class_with_several_texts_is_several_pairs_of_one_picture(concepts):
+def test_a_class_with_several_texts_is_several_pairs_of_one_image(concepts):
     head = of_features(
         texts=np.random.default_rng(0).standard_normal((4, 16)), owners=np.array([3, 0, 3, 3])
     )
@@ -82,7 +82,7 @@ def test_a_text_that_an_encoder_gave_up_is_left_out(concepts):
 
 
 def test_texts_that_are_captions_are_shared(concepts):
-    """Else a picture's caption would count as wrong for the prototype of the same name."""
+    """Else an image's caption would count as wrong for the prototype of the same name."""
     # A batch of another size changes the last bits of an encoder's features.
     texts = np.vstack([concepts.text[7] * (1 + 1e-6), np.ones((2, 16)), np.ones((2, 16))])
     data = fitted_on(
@@ -92,12 +92,12 @@ def test_texts_that_are_captions_are_shared(concepts):
     assert data.pairs[300:].tolist() == [[300, 7]] + [[300 + i, 300] for i in range(1, 5)]
 
 
-def test_texts_of_an_encoder_with_a_head(features, pictures, image_encoder):
+def test_texts_of_an_encoder_with_a_head(features, captioned_images, image_encoder):
     """An encoder as a parameter: names, synonyms and definitions are encoded as captions are."""
     text_encoder = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 4))  # quicker than MiniLM
     aligner = CCAAligner(text_encoder=text_encoder, head_pairs=image_encoder)
     assert clone(aligner).head_pairs is not image_encoder
-    data = fitted_on(aligner, features.image, pictures.captions)
+    data = fitted_on(aligner, features.image, captioned_images.captions)
     assert data.n_prototypes == 1000
     assert len(data.pairs) > 2800 + 300
     shared = set(data.pairs[: data.n_images, 1]) & set(data.pairs[data.n_images :, 1])
@@ -108,15 +108,15 @@ def test_texts_of_an_encoder_with_a_head(features, pictures, image_encoder):
     assert 300 + 340 in data.pairs[data.pairs[:, 1] == rows[0], 0]
 
 
-def test_words_of_ones_own(features, pictures, text_encoder):
+def test_words_of_ones_own(features, captioned_images, text_encoder):
     head = of_features(1280, texts=[["hen"], ["duck", "drake"], "cock", ["hen"], ["goose"]])
     aligner = CCAAligner(text_encoder=text_encoder, head_pairs=head)
-    data = fitted_on(aligner, features.image, pictures.captions)
+    data = fitted_on(aligner, features.image, captioned_images.captions)
     pairs = data.pairs[300:]
     assert np.bincount(pairs[:, 0])[300:].tolist() == [1, 2, 1, 1, 1]
     assert pairs[0, 1] == pairs[pairs[:, 0] == 303, 1]
     assert np.isfinite(
-        aligner.fit(features.image, pictures.captions).transform_text(["hen"])
+        aligner.fit(features.image, captioned_images.captions).transform_text(["hen"])
     ).all()
 
 
@@ -139,28 +139,28 @@ class TestRefused:
         with pytest.raises(ValueError, match=said):
             CCAAligner(head_pairs=of_features(**parts)).fit(concepts.image, concepts.text)
 
-    def test_texts_that_are_none(self, features, pictures, text_encoder):
+    def test_texts_that_are_none(self, features, captioned_images, text_encoder):
         aligner = CCAAligner(
             text_encoder=text_encoder, head_pairs=of_features(1280, texts=[[]] * 5)
         )
         with pytest.raises(ValueError, match="head_pairs has no texts"):
-            aligner.fit(features.image, pictures.captions)
+            aligner.fit(features.image, captioned_images.captions)
         head = of_features(1280, texts=[["hen"], ["duck", " "], ["a"], ["b"], ["c"]])
         aligner = CCAAligner(text_encoder=text_encoder, head_pairs=head)
         with pytest.raises(ValueError, match="Text ' ' of class 1 of head_pairs is no text"):
-            aligner.fit(features.image, pictures.captions)
+            aligner.fit(features.image, captioned_images.captions)
 
-    def test_pictures_that_do_not_differ(self, concepts):
+    def test_images_that_do_not_differ(self, concepts):
         with (
             pytest.warns(UserWarning, match="All images have the same features"),
-            pytest.raises(ValueError, match="head_pairs needs pictures that differ"),
+            pytest.raises(ValueError, match="head_pairs needs images that differ"),
         ):
             CCAAligner(head_pairs=of_features(4)).fit(np.full((300, 4), 0.1), concepts.text)
 
-    def test_no_head_is_said_before_pictures_are_encoded(self, pictures, text_encoder):
+    def test_no_head_is_said_before_images_are_encoded(self, captioned_images, text_encoder):
         class MustNotRun:
             def fit(self, X, y=None):
-                raise AssertionError("pictures were encoded before head_pairs was looked at")
+                raise AssertionError("images were encoded before head_pairs was looked at")
 
         for bad, message in (
             ("all-MiniLM-L6-v2", "head_pairs='all-MiniLM-L6-v2' names an encoder of texts"),
@@ -170,7 +170,7 @@ class TestRefused:
                 image_encoder=MustNotRun(), text_encoder=text_encoder, head_pairs=bad
             )
             with pytest.raises(ValueError, match=message):
-                aligner.fit(pictures.images[:6], pictures.captions[:6])
+                aligner.fit(captioned_images.images[:6], captioned_images.captions[:6])
 
     def test_logits_as_features(self, concepts, image_encoder):
         encoder = TimmImageEncoder(output="logits")

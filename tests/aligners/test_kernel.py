@@ -1,4 +1,4 @@
-"""KernelAligner: kernel ridge regression on whitened pictures, as others compute it."""
+"""KernelAligner: kernel ridge regression on whitened images, as others compute it."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ from sklearn_ape.heads import LinearMap
 
 
 def whitened(image, whitening):
-    """Return the embeddings of distinct pictures by a decomposition in double precision."""
+    """Return the embeddings of distinct images by a decomposition in double precision."""
     units = normalize(image.astype(np.float64))
     variances, directions = np.linalg.eigh(np.cov(units.T, bias=True))
     kept = variances > 1e-6 * variances.max()
@@ -23,8 +23,8 @@ def whitened(image, whitening):
     return normalize((units - units.mean(axis=0)) @ directions[:, kept] / scales)
 
 
-def of_several_pictures(seed=0):
-    """Features of 90 pictures with 40 captions: some have one picture, some have many."""
+def of_several_images(seed=0):
+    """Features of 90 images with 40 captions: some have one image, some have many."""
     rng = np.random.default_rng(seed)
     image = rng.standard_normal((90, 12)).astype(np.float32)
     text = rng.standard_normal((40, 6)).astype(np.float32)
@@ -42,8 +42,8 @@ def test_image_side_is_the_whitening_of_a_direct_decomposition(concepts):
 
 @pytest.mark.parametrize("gamma", [2.0, "scale"])
 def test_text_side_is_kernel_ridge_regression(gamma):
-    """A caption of several pictures counts as often: one row a pair gives the same answer."""
-    image, text, owner = of_several_pictures()
+    """A caption of several images counts as often: one row a pair gives the same answer."""
+    image, text, owner = of_several_images()
     aligner = KernelAligner(gamma=gamma, ridge=0.5).fit(image, text[owner])
     embeddings = aligner.transform(image)
     targets = embeddings - embeddings.mean(axis=0)
@@ -69,7 +69,7 @@ def test_text_side_is_kernel_ridge_regression(gamma):
 
 
 def test_linear_start_is_ridge_regression():
-    image, text, owner = of_several_pictures()
+    image, text, owner = of_several_images()
     pairs = Pairs(image, text, np.column_stack([np.arange(90), owner]))
     maps = linear_maps(pairs, ridge=0.3, whitening=0.03, n_components=None)
     embeddings = whitened(image, 0.03)
@@ -111,7 +111,7 @@ def test_enough_anchors_are_the_exact_solution(concepts):
     assert enough.fingerprint_ == exact.fingerprint_
 
 
-def test_few_anchors_stand_for_all_where_pictures_change_smoothly():
+def test_few_anchors_stand_for_all_where_images_change_smoothly():
     angle = np.linspace(0, 3, 600)
     text = np.column_stack([np.cos(angle), np.sin(angle)])
     image = np.column_stack([np.sin(k * angle) for k in range(1, 6)])
@@ -127,7 +127,7 @@ def test_few_anchors_stand_for_all_where_pictures_change_smoothly():
 
 def test_few_anchors_minimise_the_same_errors():
     """Every pair counts once: squared errors, and the ridge on what the anchors span."""
-    image, text, owner = of_several_pictures()
+    image, text, owner = of_several_images()
     aligner = KernelAligner(gamma=2.0, ridge=0.5, max_anchors=20).fit(image, text[owner])
     anchors = aligner.module_.text_head.base.anchors.double().numpy()
     embeddings = aligner.transform(image)
@@ -206,7 +206,7 @@ def test_bad_parameter(concepts, parameter, value, said):
 
 def test_anchors_do_not_hang_on_pairs_that_are_not_given():
     """Held-out captions stay among the features when a logit scale is looked for."""
-    image, text, owner = of_several_pictures()
+    image, text, owner = of_several_images()
     pairs = np.column_stack([np.arange(90), owner])
     options = {"gamma": 2.0, "ridge": 0.3, "whitening": 0.03, "n_components": None}
     options |= {"max_anchors": 99, "rng": np.random.RandomState(0)}

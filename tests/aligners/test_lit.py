@@ -71,7 +71,7 @@ def encoder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pairs():
-    """Pictures of an adjective and a noun each, and what they are called: 240 of them."""
+    """Images of an adjective and a noun each, and what they are called: 240 of them."""
     rng = np.random.default_rng(0)
     adjectives, nouns = rng.standard_normal((12, 24)), rng.standard_normal((20, 24))
     which = [(a, n) for a in range(12) for n in range(20)]
@@ -130,7 +130,7 @@ class TestWhatIsTrained:
         expected = {name for name in names if name.startswith(layers)} if n_layers else set()
         assert changed(encoder, aligner) == expected
 
-    def test_the_picture_side_is_standardised_features(self, encoder, pairs):
+    def test_the_image_side_is_standardised_features(self, encoder, pairs):
         aligner = small(encoder, early_stopping=False).fit(*pairs)
         standard = (pairs[0] - pairs[0].mean(axis=0)) / pairs[0].std(axis=0)
         expected = standard / np.linalg.norm(standard, axis=1, keepdims=True)
@@ -356,7 +356,7 @@ class TestBadInput:
         np.testing.assert_array_equal(aligner.transform_text(["a kind1"]), before)
         assert not hasattr(aligner, "_tower")
 
-    def test_pictures_that_an_encoder_gave_up(self, encoder, pairs):
+    def test_images_that_an_encoder_gave_up(self, encoder, pairs):
         image = pairs[0].copy()
         image[7] = np.nan
         with pytest.warns(UserWarning, match=r"1 rows are left out.*: 7\."):

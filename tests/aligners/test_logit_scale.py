@@ -25,7 +25,7 @@ def loss_at(scale, image, text, pairs):
 
 @pytest.mark.parametrize("shared", [False, True])
 def test_is_the_minimum_of_the_loss_that_others_train_on(shared):
-    """Also where pictures share captions: these are positives, never negatives."""
+    """Also where images share captions: these are positives, never negatives."""
     rng = np.random.default_rng(0)
     image = unit(rng, 200)
     text = unit(rng, 200, 0.3, image)
@@ -52,7 +52,7 @@ def test_bounds():
     assert scale == fit_logit_scale(many, many, np.column_stack([np.arange(5000)] * 2))
 
 
-def test_pairs_held_out_are_pictures_that_the_fit_does_not_see():
+def test_pairs_held_out_are_images_that_the_fit_does_not_see():
     """Prototypes of classes stay in training, and with few pairs all pairs serve twice."""
     rng = np.random.default_rng(0)
     image = unit(rng, 200)
@@ -70,9 +70,9 @@ def test_pairs_held_out_are_pictures_that_the_fit_does_not_see():
         return embed, embed
 
     assert 2 < held_out_logit_scale(data, fit) < 50
-    pictures, seen = asked[0]
-    of_pictures = {row.tobytes() for row in data.image[:100]}
-    assert all(row.tobytes() in of_pictures - seen for row in pictures)
+    images, seen = asked[0]
+    of_images = {row.tobytes() for row in data.image[:100]}
+    assert all(row.tobytes() in of_images - seen for row in images)
     few = Pairs(image[:10], text[:10], data.pairs[:10])
     asked.clear()
     held_out_logit_scale(few, fit)

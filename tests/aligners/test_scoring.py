@@ -35,19 +35,19 @@ class CoarseEncoder(TransformerMixin, BaseEstimator):
         return np.random.default_rng(0).standard_normal((self.n_values, 8))[numbers]
 
 
-def aligner_of(image_encoder, text_encoder, pictures, rows=slice(0, 60)):
+def aligner_of(image_encoder, text_encoder, captioned_images, rows=slice(0, 60)):
     aligner = CCAAligner(image_encoder=image_encoder, text_encoder=text_encoder)
-    return aligner.fit(pictures.images[rows], pictures.captions[rows])
+    return aligner.fit(captioned_images.images[rows], captioned_images.captions[rows])
 
 
 class TestCollapsedEncoders:
     @pytest.mark.parametrize("n_values", [1, 2, 5])
     def test_image_encoder_with_few_values_scores_at_most_chance(
-        self, pictures, image_encoder, text_encoder, n_values
+        self, captioned_images, image_encoder, text_encoder, n_values
     ):
-        test = pictures.images[60:100], pictures.captions[60:100]
-        coarse = aligner_of(CoarseEncoder(n_values), text_encoder, pictures)
-        real = aligner_of(image_encoder, text_encoder, pictures)
+        test = captioned_images.images[60:100], captioned_images.captions[60:100]
+        coarse = aligner_of(CoarseEncoder(n_values), text_encoder, captioned_images)
+        real = aligner_of(image_encoder, text_encoder, captioned_images)
         assert coarse.score(*test) <= 1 / 40
         assert real.score(*test) > coarse.score(*test)
         assert {way: len(ranks) for way, ranks in coarse.retrieval_ranks(*test).items()} == {
@@ -56,20 +56,25 @@ class TestCollapsedEncoders:
         }
 
     def test_grid_search_picks_the_better_image_encoder(
-        self, pictures, image_encoder, text_encoder
+        self, captioned_images, image_encoder, text_encoder
     ):
         search = GridSearchCV(
             CCAAligner(text_encoder=text_encoder),
             {"image_encoder": [CoarseEncoder(), image_encoder]},
             cv=3,
-        ).fit(pictures.images[:90], pictures.captions[:90])
+        ).fit(captioned_images.images[:90], captioned_images.captions[:90])
         assert search.best_params_["image_encoder"] is not None
         assert isinstance(search.best_params_["image_encoder"], type(image_encoder))
 
-    def test_coarse_encoder_in_a_pipeline_scores_at_most_chance(self, pictures, text_encoder):
+    def test_coarse_encoder_in_a_pipeline_scores_at_most_chance(
+        self, captioned_images, text_encoder
+    ):
         model = make_pipeline(CoarseEncoder(), CCAAligner(text_encoder=text_encoder))
-        model.fit(pictures.images[:60], pictures.captions[:60])
-        assert model.score(pictures.images[60:100], pictures.captions[60:100]) <= 1 / 40
+        model.fit(captioned_images.images[:60], captioned_images.captions[:60])
+        assert (
+            model.score(captioned_images.images[60:100], captioned_images.captions[60:100])
+            <= 1 / 40
+        )
 
     @pytest.mark.parametrize("side", ["image", "text"])
     def test_constant_features_are_never_right(self, concepts, side):
@@ -83,9 +88,9 @@ class TestCollapsedEncoders:
         assert sorted(recall[1] for recall in report.values()) == [0, 0.01]
         assert min(recall[99] for recall in report.values()) == 0
 
-    def test_recall_curve_counts_every_image(self, pictures, text_encoder):
-        coarse = aligner_of(CoarseEncoder(), text_encoder, pictures)
-        test = pictures.images[60:100], pictures.captions[60:100]
+    def test_recall_curve_counts_every_image(self, captioned_images, text_encoder):
+        coarse = aligner_of(CoarseEncoder(), text_encoder, captioned_images)
+        test = captioned_images.images[60:100], captioned_images.captions[60:100]
         curve = RecallCurveDisplay.from_estimator(coarse, *test, ks=[1]).recall
         assert max(recall[0] for recall in curve.values()) <= 1 / 40
 
@@ -111,16 +116,17 @@ class TestIdentity:
         assert by_captions == by_features == 0
 
     def test_same_image_under_two_paths_is_one_item(
-        self, pictures, image_encoder, text_encoder, tmp_path
+        self, captioned_images, image_encoder, text_encoder, tmp_path
     ):
         copies = [shutil.copy(path, tmp_path / f"{i}.png") for i, path in
-                  enumerate(pictures.images[:20])]  # fmt: skip
-        aligner = aligner_of(image_encoder, text_encoder, pictures)
-        captions = pictures.captions[:20]
+                  enumerate(captioned_images.images[:20])]  # fmt: skip
+        aligner = aligner_of(image_encoder, text_encoder, captioned_images)
+        captions = captioned_images.captions[:20]
         several = [[caption, f"a {caption}"] for caption in captions]
-        one_row = aligner.retrieval_ranks(pictures.images[:20], several)
+        one_row = aligner.retrieval_ranks(captioned_images.images[:20], several)
         two_rows = aligner.retrieval_ranks(
-            [*pictures.images[:20], *copies], [*captions, *(f"a {text}" for text in captions)]
+            [*captioned_images.images[:20], *copies],
+            [*captions, *(f"a {text}" for text in captions)],
         )
         assert len(two_rows["image_to_text"]) == 20
         for way, ranks in one_row.items():
@@ -188,13 +194,18 @@ class TestGroups:
 
 class TestFittedImages:
     def test_images_are_recognized_by_content_after_saving(
-        self, pictures, image_encoder, text_encoder, tmp_path
+        self, captioned_images, image_encoder, text_encoder, tmp_path
     ):
-        aligner = aligner_of(image_encoder, text_encoder, pictures)
+        aligner = aligner_of(image_encoder, text_encoder, captioned_images)
         aligner.save_pretrained(tmp_path / "model")
         loaded = sklearn_ape.load_pretrained(tmp_path / "model")
-        copy = shutil.copy(pictures.images[0], tmp_path / "copy.png")
-        asked = [pictures.images[59], copy, pictures.images[60], pictures.images[61]]
+        copy = shutil.copy(captioned_images.images[0], tmp_path / "copy.png")
+        asked = [
+            captioned_images.images[59],
+            copy,
+            captioned_images.images[60],
+            captioned_images.images[61],
+        ]
         for one in (aligner, loaded):
             assert one.was_fitted_on(asked).tolist() == [True, True, False, False]
 
@@ -205,9 +216,11 @@ class TestFittedImages:
             loaded.was_fitted_on(features.image[:100]), np.arange(100) < 50
         )
 
-    def test_features_are_recognized_despite_rounding(self, features, text_encoder, pictures):
+    def test_features_are_recognized_despite_rounding(
+        self, features, text_encoder, captioned_images
+    ):
         aligner = CCAAligner(text_encoder=text_encoder)
-        aligner.fit(features.image[:200], pictures.captions[:200])
+        aligner.fit(features.image[:200], captioned_images.captions[:200])
         rounded = features.image * (1 + 1e-6 * np.random.default_rng(0).standard_normal(1280))
         known = aligner.was_fitted_on(rounded)
         assert known[:200].all()
@@ -229,9 +242,9 @@ class TestFittedImages:
 
     @pytest.mark.parametrize("is_pipeline", [False, True])
     def test_images_that_cannot_be_read_are_never_known(
-        self, is_pipeline, pictures, image_encoder, text_encoder, tmp_path
+        self, is_pipeline, captioned_images, image_encoder, text_encoder, tmp_path
     ):
-        X, asked = list(pictures.images[:20]), list(pictures.images[20:40])
+        X, asked = list(captioned_images.images[:20]), list(captioned_images.images[20:40])
         for images, content in ((X, "no image"), (asked, "nor this")):
             images[5] = tmp_path / f"{content}.png"
             images[5].write_text(content)
@@ -243,16 +256,16 @@ class TestFittedImages:
                 X, asked = encoder.transform(X), encoder.transform(asked)
             else:
                 aligner.set_params(image_encoder=encoder)
-            aligner.fit(X, pictures.captions[:20])
+            aligner.fit(X, captioned_images.captions[:20])
             assert aligner.was_fitted_on(X).sum() == 19
             assert not aligner.was_fitted_on(asked).any()
 
     def test_what_is_not_a_sequence_of_images_is_refused(
-        self, pictures, image_encoder, text_encoder
+        self, captioned_images, image_encoder, text_encoder
     ):
-        aligner = aligner_of(image_encoder, text_encoder, pictures)
+        aligner = aligner_of(image_encoder, text_encoder, captioned_images)
         with pytest.raises(ValueError, match="X is a single image"):
-            aligner.was_fitted_on(pictures.images[0])
+            aligner.was_fitted_on(captioned_images.images[0])
         with pytest.raises(ValueError, match="X is empty"):
             aligner.was_fitted_on([])
 

@@ -93,7 +93,7 @@ class TestAnswers:
         expected = aligner.fit(concepts.image, concepts.text).transform(concepts.image[:9])
         np.testing.assert_allclose(embeddings, expected, atol=1e-4)
 
-    def test_lit_takes_stored_pictures(self, features, pictures, mapped):
+    def test_lit_takes_stored_images(self, features, captioned_images, mapped):
         lit = LiTAligner(
             text_encoder="all-MiniLM-L6-v2",
             unlocked_layers=0,
@@ -101,7 +101,7 @@ class TestAnswers:
             early_stopping=False,
             random_state=0,
         )
-        lit.fit(mapped(features.image[:20]), pictures.captions[:20])
+        lit.fit(mapped(features.image[:20]), captioned_images.captions[:20])
         assert lit.transform(mapped(features.image[:3])).shape == (3, 1280)
 
 

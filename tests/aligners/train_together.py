@@ -32,7 +32,7 @@ def pairs(name):
     image, text = (
         (concepts @ rng.standard_normal((8, width))).astype(np.float32) for width in (24, 16)
     )
-    if name == "shared":  # captions of several pictures, far from each other
+    if name == "shared":  # captions of several images, far from each other
         text[100:] = text[:107]
     return image, text
 
@@ -71,7 +71,7 @@ def fit_all(folder):
 
 
 def fail(folder):
-    """One process has other pictures, is interrupted, and ends: without a launcher around it."""
+    """One process has other images, is interrupted, and ends: without a launcher around it."""
     from torch import distributed
 
     distributed.init_process_group(

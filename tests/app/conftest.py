@@ -1,4 +1,4 @@
-"""Zips of real pictures, and encoders that take no time where the claim is not about encoders."""
+"""Zips of real images, and encoders that take no time where the claim is not about encoders."""
 
 import zipfile
 from pathlib import Path
@@ -18,7 +18,7 @@ pytest.importorskip("gradio", reason='the page needs gradio: pip install "sklear
 
 
 class Colours(TransformerMixin, BaseEstimator):
-    """A picture as an 8 by 8 picture."""
+    """An image as an 8 by 8 image."""
 
     def fit(self, X, y=None):
         return self
@@ -46,9 +46,9 @@ class Letters(TransformerMixin, BaseEstimator):
 
 
 @pytest.fixture(scope="session")
-def fast_aligner(pictures):
+def fast_aligner(captioned_images):
     aligner = KernelAligner(image_encoder=Colours(), text_encoder=Letters())
-    return aligner.fit(pictures.images[:200], pictures.captions[:200])
+    return aligner.fit(captioned_images.images[:200], captioned_images.captions[:200])
 
 
 @pytest.fixture
@@ -57,8 +57,8 @@ def limits():
 
 
 @pytest.fixture
-def studio(fast_aligner, pictures, limits):
-    return Studio(Model(fast_aligner), pictures.images[:40], limits)
+def studio(fast_aligner, captioned_images, limits):
+    return Studio(Model(fast_aligner), captioned_images.images[:40], limits)
 
 
 @pytest.fixture
@@ -78,14 +78,14 @@ def make_zip(tmp_path):
 
 
 @pytest.fixture
-def captioned_zip(make_zip, pictures):
-    """A zip of real pictures with their captions beside them."""
+def captioned_zip(make_zip, captioned_images):
+    """A zip of real images with their captions beside them."""
 
     def make(start, stop, name="captioned.zip"):
         contents = {}
         for row in range(start, stop):
-            contents[f"set/{row}.png"] = Path(pictures.images[row])
-            contents[f"set/{row}.txt"] = pictures.captions[row]
+            contents[f"set/{row}.png"] = Path(captioned_images.images[row])
+            contents[f"set/{row}.txt"] = captioned_images.captions[row]
         return make_zip(contents, name)
 
     return make

@@ -37,9 +37,9 @@ N_ALIGNED = 60
 
 
 @pytest.fixture(scope="module")
-def page(pictures):
-    """The page on 30 pictures, and where it is."""
-    running = serve(None, pictures.images[:30], port=None, block=False, verbose=0)
+def page(captioned_images):
+    """The page on 30 captioned_images, and where it is."""
+    running = serve(None, captioned_images.images[:30], port=None, block=False, verbose=0)
     yield SimpleNamespace(url=running.url)
     running.close()
 
@@ -117,30 +117,30 @@ class Browser:
 
 
 @pytest.fixture(scope="module")
-def zip_of_pictures(pictures, tmp_path_factory):
-    """Captioned pictures as a newcomer packs them."""
+def zip_of_images(captioned_images, tmp_path_factory):
+    """Captioned images as a newcomer packs them."""
     path = tmp_path_factory.mktemp("zip") / "set.zip"
     with zipfile.ZipFile(path, "w") as file:
         rows = range(100, 100 + N_ALIGNED)
         for row in rows:
-            file.write(pictures.images[row], f"set/{row}.png")
+            file.write(captioned_images.images[row], f"set/{row}.png")
         lines = io.StringIO("file_name,caption\n")
         lines.seek(0, io.SEEK_END)
-        lines.writelines(f'set/{row}.png,"{pictures.captions[row]}"\n' for row in rows)
+        lines.writelines(f'set/{row}.png,"{captioned_images.captions[row]}"\n' for row in rows)
         file.writestr("captions.csv", lines.getvalue())
     return path
 
 
 class TestFirstVisit:
-    def test_classify_search_and_align(self, browser, pictures, zip_of_pictures, tmp_path):
+    def test_classify_search_and_align(self, browser, captioned_images, zip_of_images, tmp_path):
         # An example is one click.
         browser.click("#classify-examples img")
         browser.wait(lambda: "among 8 names" in browser.text("classify-verdict"))
 
-        # A picture and names of one's own.
-        name = pictures.captions[0]
+        # An image and names of one's own.
+        name = captioned_images.captions[0]
         browser.write("classify-names", f"{name}, submarine, tuba")
-        browser.upload("classify-picture", pictures.images[0])
+        browser.upload("classify-image", captioned_images.images[0])
         browser.click("#classify-button")
         # While it works, the page shows the seconds above what was there.
         browser.wait(lambda: browser.text("classify-verdict").startswith(f"{name}, "))
@@ -148,16 +148,16 @@ class TestFirstVisit:
         assert "submarine" in browser.text("classify-answer")
 
         browser.tab("Search")
-        browser.write("search-words", pictures.captions[3])
+        browser.write("search-words", captioned_images.captions[3])
         browser.click("#search-button")
         browser.wait(lambda: len(browser.all("#search-gallery img")) >= 12)
 
         browser.tab("Align your own")
-        browser.upload("align-zip", zip_of_pictures)
+        browser.upload("align-zip", zip_of_images)
         browser.click("#align-head input")  # a thousand names take their time
         browser.click("#align-button")
         browser.wait(lambda: "held out" in browser.text("align-result"))
-        assert "aligned on your pictures" in browser.text("align-result")
+        assert "aligned on your images" in browser.text("align-result")
         assert "your own kernel aligner" in browser.text("align-using")
         browser.click("#align-download")
         saved = tmp_path / "downloads" / "aligner.zip"
@@ -176,9 +176,9 @@ class TestFirstVisit:
 
 
 class TestMistakes:
-    def test_are_answered_in_words(self, browser, tmp_path, pictures):
+    def test_are_answered_in_words(self, browser, tmp_path, captioned_images):
         browser.click("#classify-button")
-        browser.wait(lambda: "no picture yet" in browser.driver.page_source)
+        browser.wait(lambda: "no image yet" in browser.driver.page_source)
         browser.tab("Align your own")
         broken = tmp_path / "broken.zip"
         broken.write_bytes(b"this is not a zip")

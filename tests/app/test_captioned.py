@@ -1,4 +1,4 @@
-"""Captioned pictures out of a visitor's zip, however they were put together."""
+"""Captioned images out of a visitor's zip, however they were put together."""
 
 import pytest
 
@@ -25,7 +25,7 @@ def read(make_zip, tmp_path):
 
 
 class TestSources:
-    def test_text_files_beside_the_pictures(self, read):
+    def test_text_files_beside_the_images(self, read):
         contents = {"a.png": b"", "a.txt": "a cat\nan animal\n", "b.png": b"", "b.txt": "a dog"}
         assert read(contents) == {"a.png": ["a cat", "an animal"], "b.png": ["a dog"]}
 
@@ -58,7 +58,7 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("contents", "why"),
         [
-            ({"a.txt": "a cat"}, "no pictures"),
+            ({"a.txt": "a cat"}, "no images"),
             ({"a.png": b"", "a.txt": "a cat", "b.png": b""}, "no text file"),
             ({"a.png": b"", "a.txt": " \n"}, "is empty"),
             ({"a.png": b"", "a.txt": b"\xff\xfe\xff"}, "not UTF-8"),
@@ -84,15 +84,15 @@ class TestRefusals:
         with pytest.raises(Refusal, match="not in the zip"):
             read(contents)
 
-    def test_too_many_pictures(self, read):
+    def test_too_many_images(self, read):
         contents = {f"cat{i}x.png": b"" for i in range(5)}
         with pytest.raises(Refusal, match="the limit is 4"):
-            read(contents, Limits(pictures=4))
+            read(contents, Limits(images=4))
 
     def test_too_many_captions(self, read):
         contents = {"a.png": b"", "a.txt": "\n".join(f"cat {i}" for i in range(100))}
         with pytest.raises(Refusal, match="100 captions"):
-            read(contents, Limits(pictures=10))
+            read(contents, Limits(images=10))
 
     def test_captions_that_would_fill_the_memory(self, read):
         with pytest.raises(Refusal, match="more than 16 MiB"):

@@ -21,24 +21,24 @@ from sklearn_ape.encoders import TransformersTextEncoder
 
 
 @pytest.fixture(scope="module")
-def served(pictures, image_encoder, text_encoder):
+def served(captioned_images, image_encoder, text_encoder):
     aligner = KernelAligner(image_encoder=image_encoder, text_encoder=text_encoder)
-    return aligner.fit(pictures.images[:40], pictures.captions[:40])
+    return aligner.fit(captioned_images.images[:40], captioned_images.captions[:40])
 
 
 @pytest.fixture(scope="module")
-def studio(served, pictures):
-    return Studio(Model(served), pictures.images[:10], Limits())
+def studio(served, captioned_images):
+    return Studio(Model(served), captioned_images.images[:10], Limits())
 
 
 @pytest.fixture(scope="module")
-def aligned(studio, pictures, tmp_path_factory):
-    """A visitor who has aligned on twenty pictures."""
+def aligned(studio, captioned_images, tmp_path_factory):
+    """A visitor who has aligned on twenty captioned_images."""
     archive = tmp_path_factory.mktemp("zip") / "set.zip"
     with zipfile.ZipFile(archive, "w") as file:
         for row in range(20):
-            file.write(pictures.images[row], f"{row}.png")
-            file.writestr(f"{row}.txt", pictures.captions[row])
+            file.write(captioned_images.images[row], f"{row}.png")
+            file.writestr(f"{row}.txt", captioned_images.captions[row])
     return studio.align(Session(), archive, "cca", False, no_report)[0]
 
 
@@ -51,18 +51,18 @@ def packed(folder, path):
 
 class TestRoundTrip:
     def test_the_download_is_a_model_folder_that_gives_the_same(
-        self, studio, aligned, pictures, tmp_path
+        self, studio, aligned, captioned_images, tmp_path
     ):
         with zipfile.ZipFile(aligned.download.path) as file:
             file.extractall(tmp_path)
         again = load_pretrained(tmp_path / "aligner")
-        images = pictures.images[:5]
+        images = captioned_images.images[:5]
         np.testing.assert_array_equal(
             again.transform(images), aligned.alignment.aligner.transform(images)
         )
         back = studio.take_aligner(Session(), aligned.download.path)
         assert back.alignment.method == "cca"
-        labels = "\n".join(pictures.captions[:5])
+        labels = "\n".join(captioned_images.captions[:5])
         answers = [
             studio.classify(session, images[0], labels, "none", 0).probabilities
             for session in (aligned, back)

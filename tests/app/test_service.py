@@ -19,10 +19,15 @@ AT_ONCE = 50
 
 
 @pytest.fixture(scope="module")
-def page(fast_aligner, pictures):
+def page(fast_aligner, captioned_images):
     limits = Limits(upload_bytes=2**20, request_bytes=2**16, waiting=20, labels=50)
     running = serve(
-        fast_aligner, pictures.images[:20], port=None, block=False, verbose=0, limits=limits
+        fast_aligner,
+        captioned_images.images[:20],
+        port=None,
+        block=False,
+        verbose=0,
+        limits=limits,
     )
     yield SimpleNamespace(url=running.url, limits=limits)
     running.close()
@@ -34,19 +39,19 @@ def visitor(page):
 
 
 class TestAnswers:
-    def test_classify(self, visitor, pictures):
-        picture = visitor.picture(pictures.images[0])
-        kind, (label, verdict) = visitor.answer("classify", picture, "cat, dog", "simple", 0)
+    def test_classify(self, visitor, captioned_images):
+        image = visitor.image(captioned_images.images[0])
+        kind, (label, verdict) = visitor.answer("classify", image, "cat, dog", "simple", 0)
         assert kind == "complete"
         assert {entry["label"] for entry in label["confidences"]} == {"cat", "dog"}
         assert "among 2 names" in verdict
 
-    def test_search_shows_copies_not_the_files_themselves(self, visitor, pictures):
+    def test_search_shows_copies_not_the_files_themselves(self, visitor, captioned_images):
         kind, (session, gallery) = visitor.answer("search", "a cat", None, 5)
         assert kind == "complete"
         assert session is None  # it stays on the server
         assert len(gallery) == 5
-        assert os.path.dirname(pictures.images[0]) not in json.dumps(gallery)
+        assert os.path.dirname(captioned_images.images[0]) not in json.dumps(gallery)
         url = gallery[0]["image"]["url"]
         assert visitor.http.get(url).headers["content-type"] == "image/webp"
 
@@ -56,18 +61,18 @@ class TestReasons:
         ("names", "why"),
         [("", "no names yet"), ("cat", "only name"), (",".join(map(str, range(60))), "60 names")],
     )
-    def test_names_that_cannot_be_used(self, visitor, pictures, names, why):
-        picture = visitor.picture(pictures.images[0])
-        kind, error = visitor.answer("classify", picture, names, "simple", 0)
+    def test_names_that_cannot_be_used(self, visitor, captioned_images, names, why):
+        image = visitor.image(captioned_images.images[0])
+        kind, error = visitor.answer("classify", image, names, "simple", 0)
         assert kind == "error"
         assert why in json.dumps(error)
 
-    def test_a_file_that_is_no_picture(self, visitor):
+    def test_a_file_that_is_no_image(self, visitor):
         (place,) = visitor.upload(b"hello, I am text").json()
-        picture = {"path": place, "meta": {"_type": "gradio.FileData"}}
-        kind, error = visitor.answer("classify", picture, "cat, dog", "simple", 0)
+        image = {"path": place, "meta": {"_type": "gradio.FileData"}}
+        kind, error = visitor.answer("classify", image, "cat, dog", "simple", 0)
         assert kind == "error"
-        assert "not a picture but text" in json.dumps(error)
+        assert "not an image but text" in json.dumps(error)
         assert "/" not in json.dumps(error).replace("\\/", "")
 
     def test_a_zip_that_is_none(self, visitor):
@@ -107,15 +112,15 @@ class TestLimits:
         "path", ["http://127.0.0.1:1/x.png", "https://example.com/x.png", "FILE:///etc/passwd"]
     )
     def test_the_server_fetches_nothing(self, visitor, path):
-        picture = {"path": path, "meta": {"_type": "gradio.FileData"}}
-        response = visitor.call("classify", picture, "cat, dog", "simple", 0)
+        image = {"path": path, "meta": {"_type": "gradio.FileData"}}
+        response = visitor.call("classify", image, "cat, dog", "simple", 0)
         assert response.status_code == 400
         assert "address" in response.json()["detail"]
 
-    def test_a_file_of_the_server_cannot_be_named(self, visitor, pictures):
-        for path in ("/etc/passwd", pictures.images[0], __file__):
-            picture = {"path": path, "meta": {"_type": "gradio.FileData"}}
-            kind, _ = visitor.answer("classify", picture, "cat, dog", "simple", 0)
+    def test_a_file_of_the_server_cannot_be_named(self, visitor, captioned_images):
+        for path in ("/etc/passwd", captioned_images.images[0], __file__):
+            image = {"path": path, "meta": {"_type": "gradio.FileData"}}
+            kind, _ = visitor.answer("classify", image, "cat, dog", "simple", 0)
             assert kind == "error"
             assert visitor.http.get(f"{API}/file={path}").status_code in (403, 404)
 
@@ -143,15 +148,15 @@ class TestLimits:
 
 
 class TestManyAtOnce:
-    def test_none_of_fifty_requests_at_once_is_lost(self, page, pictures):
+    def test_none_of_fifty_requests_at_once_is_lost(self, page, captioned_images):
         visitor = Visitor(page.url)
-        picture = visitor.picture(pictures.images[0])
+        image = visitor.image(captioned_images.images[0])
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
         def one(number):
             mine = Visitor(page.url)
             if number % 2:
-                return mine.answer("classify", picture, f"cat, dog, thing {number}", "none", 0)
+                return mine.answer("classify", image, f"cat, dog, thing {number}", "none", 0)
             return mine.answer("search", f"thing {number}", None, 3)
 
         with ThreadPoolExecutor(AT_ONCE) as pool:
@@ -182,18 +187,27 @@ class TestServe:
             signal.raise_signal(signal.SIGTERM)
         assert signal.getsignal(signal.SIGTERM) is before
 
-    def test_uploads_are_gone_when_it_ends(self, fast_aligner, pictures):
-        running = serve(fast_aligner, pictures.images[:5], port=None, block=False, verbose=0)
+    def test_uploads_are_gone_when_it_ends(self, fast_aligner, captioned_images):
+        running = serve(
+            fast_aligner, captioned_images.images[:5], port=None, block=False, verbose=0
+        )
         (place,) = Visitor(running.url).upload(b"something").json()
         running.close()
         assert not os.path.exists(place)
         with pytest.raises(httpx.ConnectError):
             httpx.get(running.url)
 
-    def test_uploads_beyond_what_is_kept_are_told_to_come_later(self, fast_aligner, pictures):
+    def test_uploads_beyond_what_is_kept_are_told_to_come_later(
+        self, fast_aligner, captioned_images
+    ):
         limits = Limits(stored_bytes=2**20)
         running = serve(
-            fast_aligner, pictures.images[:5], port=None, block=False, verbose=0, limits=limits
+            fast_aligner,
+            captioned_images.images[:5],
+            port=None,
+            block=False,
+            verbose=0,
+            limits=limits,
         )
         visitor = Visitor(running.url)
         answers = [visitor.upload(os.urandom(2**18)) for _ in range(6)]
@@ -203,12 +217,18 @@ class TestServe:
         assert statuses[-1] == 429
         assert "Try again" in answers[-1].json()["detail"]
 
-    def test_another_host_than_this_computer_is_warned_of(self, fast_aligner, pictures, capsys):
-        running = serve(fast_aligner, pictures.images[:5], "0.0.0.0", None, block=False, verbose=0)
+    def test_another_host_than_this_computer_is_warned_of(
+        self, fast_aligner, captioned_images, capsys
+    ):
+        running = serve(
+            fast_aligner, captioned_images.images[:5], "0.0.0.0", None, block=False, verbose=0
+        )
         running.close()
         assert "Everyone who can reach it" in capsys.readouterr().err
 
-    def test_a_port_that_is_taken_is_an_error_that_names_it(self, page, fast_aligner, pictures):
+    def test_a_port_that_is_taken_is_an_error_that_names_it(
+        self, page, fast_aligner, captioned_images
+    ):
         taken = int(page.url.rstrip("/").rsplit(":", 1)[1])
         with pytest.raises(OSError, match=str(taken)):
-            serve(fast_aligner, pictures.images[:5], port=taken, block=False, verbose=0)
+            serve(fast_aligner, captioned_images.images[:5], port=taken, block=False, verbose=0)

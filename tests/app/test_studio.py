@@ -53,34 +53,36 @@ class TestLabels:
 
 
 class TestClassify:
-    def test_gives_the_probabilities_of_the_classifier(self, studio, pictures, fast_aligner):
-        image, names = pictures.images[3], sorted(pictures.captions[:5])
+    def test_gives_the_probabilities_of_the_classifier(
+        self, studio, captioned_images, fast_aligner
+    ):
+        image, names = captioned_images.images[3], sorted(captioned_images.captions[:5])
         found = studio.classify(Session(), image, "\n".join(names), "simple", 0)
         expected = ZeroShotClassifier(names, aligner=fast_aligner).predict_proba([image])[0]
         assert found.probabilities == pytest.approx(dict(zip(names, expected, strict=True)))
         assert list(found.probabilities.values()) == sorted(expected, reverse=True)
 
     @pytest.mark.parametrize("threshold", [0, 1.0])
-    def test_names_are_text_in_the_verdict(self, studio, pictures, threshold):
+    def test_names_are_text_in_the_verdict(self, studio, captioned_images, threshold):
         names = "![x](http://evil/x.png)\n<b>*a*</b>"
-        found = studio.classify(Session(), pictures.images[0], names, "none", threshold)
+        found = studio.classify(Session(), captioned_images.images[0], names, "none", threshold)
         assert any(name in found.probabilities for name in names.split("\n"))
         assert not re.search(r"(?<!\\)[\[\]<>]", found.verdict)
 
-    def test_below_the_threshold_it_is_unknown(self, studio, pictures):
-        found = studio.classify(Session(), pictures.images[0], "cat, dog", "none", 1.0)
+    def test_below_the_threshold_it_is_unknown(self, studio, captioned_images):
+        found = studio.classify(Session(), captioned_images.images[0], "cat, dog", "none", 1.0)
         assert "Unknown" in found.verdict
 
     @pytest.mark.parametrize(
         ("content", "why"),
         [
             (b"", "empty"),
-            (b"hello", "not a picture but text"),
+            (b"hello", "not an image but text"),
             (b"<svg xmlns='x'></svg>", "vector drawing"),
             (b"\x89PNG\r\n\x1a\n" + b"\0" * 50, "Pillow"),
         ],
     )
-    def test_a_file_that_is_no_picture_is_refused_without_its_path(
+    def test_a_file_that_is_no_image_is_refused_without_its_path(
         self, studio, tmp_path, content, why
     ):
         path = tmp_path / "some.png"
@@ -89,29 +91,31 @@ class TestClassify:
             studio.classify(Session(), str(path), "cat, dog", "simple", 0)
         assert str(tmp_path) not in str(caught.value)
 
-    def test_a_picture_of_too_many_pixels_is_not_decoded(self, studio, tmp_path):
+    def test_an_image_of_too_many_pixels_is_not_decoded(self, studio, tmp_path):
         path = tmp_path / "bomb.png"
         Image.new("1", (8_000, 7_000)).save(path)
         with pytest.raises(Refusal, match="56 million pixels"):
             studio.classify(Session(), str(path), "cat, dog", "simple", 0)
 
-    def test_no_picture_and_unknown_choices_are_refused(self, studio, pictures):
-        with pytest.raises(Refusal, match="no picture yet"):
+    def test_no_image_and_unknown_choices_are_refused(self, studio, captioned_images):
+        with pytest.raises(Refusal, match="no image yet"):
             studio.classify(Session(), None, "cat, dog", "simple", 0)
         with pytest.raises(Refusal, match="no sentences called"):
-            studio.classify(Session(), pictures.images[0], "cat, dog", "bogus", 0)
+            studio.classify(Session(), captioned_images.images[0], "cat, dog", "bogus", 0)
         with pytest.raises(Refusal, match="between 0 and 1"):
-            studio.classify(Session(), pictures.images[0], "cat, dog", "simple", float("nan"))
+            studio.classify(
+                Session(), captioned_images.images[0], "cat, dog", "simple", float("nan")
+            )
 
 
 class TestSearch:
-    def test_by_words_and_by_a_picture(self, studio, pictures):
+    def test_by_words_and_by_an_image(self, studio, captioned_images):
         _, found = studio.search(Session(), "a cat", None, 5)
         assert len(found) == 5
         scores = [f.score for f in found]
         assert scores == sorted(scores, reverse=True)
-        _, found = studio.search(Session(), " ", pictures.images[7], 1)
-        assert found[0].image == pictures.images[7]
+        _, found = studio.search(Session(), " ", captioned_images.images[7], 1)
+        assert found[0].image == captioned_images.images[7]
 
     def test_no_more_than_there_are(self, studio):
         assert len(studio.search(Session(), "a cat", None, 10_000)[1]) == 40
@@ -122,20 +126,23 @@ class TestSearch:
         with pytest.raises(Refusal, match="characters"):
             studio.search(Session(), "x" * 1000, None, 5)
 
-    def test_a_zip_of_pictures_with_a_broken_one(self, studio, make_zip, pictures):
+    def test_a_zip_of_images_with_a_broken_one(self, studio, make_zip, captioned_images):
         archive = make_zip(
-            {"red_cat.png": Path(pictures.images[0]), "dog.png": Path(pictures.images[1])}
+            {
+                "red_cat.png": Path(captioned_images.images[0]),
+                "dog.png": Path(captioned_images.images[1]),
+            }
             | {"broken.png": b"\x89PNG broken", "notes.pdf": b""}
         )
         session = studio.take_collection(Session(), archive, no_report)
-        assert "broken.png" in session.pictures.title
+        assert "broken.png" in session.images.title
         _, found = studio.search(session, "a cat", None, 5)
         assert {f.name for f in found} == {"red cat", "dog"}
 
-    def test_unpacked_pictures_go_with_the_session(self, studio, make_zip, pictures):
-        archive = make_zip({"a.png": Path(pictures.images[0])})
+    def test_unpacked_images_go_with_the_session(self, studio, make_zip, captioned_images):
+        archive = make_zip({"a.png": Path(captioned_images.images[0])})
         session = studio.take_collection(Session(), archive, no_report)
-        folder = session.pictures.folder.name
+        folder = session.images.folder.name
         assert os.path.isdir(folder)
         assert os.stat(folder).st_mode & 0o077 == 0
         del session
@@ -150,7 +157,7 @@ def progress():
 class TestAlign:
     @pytest.mark.parametrize("method", ["kernel", "ape", "cca"])
     def test_a_new_aligner_is_measured_fitted_on_all_and_serves_the_session(
-        self, studio, captioned_zip, pictures, method
+        self, studio, captioned_zip, captioned_images, method
     ):
         told = []
         session, remark = studio.align(
@@ -163,22 +170,23 @@ class TestAlign:
         alignment = session.alignment
         assert alignment.n_pairs == 90
         assert 10 <= alignment.n_held_out <= 30
-        assert [r.who for r in alignment.recall] == ["before", "aligned on your pictures"]
+        assert [r.who for r in alignment.recall] == ["before", "aligned on your images"]
         assert all(0 <= r.at_1 <= r.at_5 <= 100 for r in alignment.recall)
         assert "text files" in remark
         shares = [share for share, _ in told]
         assert shares == sorted(shares)
         assert shares[0] >= 0
         assert shares[-1] <= 1
-        assert any("Encoding picture" in what for _, what in told)
+        assert any("Encoding image" in what for _, what in told)
         assert any("Epoch" in what for _, what in told) == (method == "ape")
 
-    def test_the_session_alone_uses_it(self, studio, captioned_zip, pictures):
+    def test_the_session_alone_uses_it(self, studio, captioned_zip, captioned_images):
         session, _ = studio.align(Session(), captioned_zip(200, 290), "kernel", False, no_report)
         other = Session()
-        names = "\n".join(pictures.captions[200:210])
+        names = "\n".join(captioned_images.captions[200:210])
         mine, theirs = (
-            studio.classify(s, pictures.images[205], names, "none", 0) for s in (session, other)
+            studio.classify(s, captioned_images.images[205], names, "none", 0)
+            for s in (session, other)
         )
         assert mine.probabilities != theirs.probabilities
         found_before = studio.search(other, "a cat", None, 40)[1]
@@ -188,7 +196,7 @@ class TestAlign:
         session = studio.forget_alignment(session)
         assert studio.search(session, "a cat", None, 40)[1] == found_before
 
-    def test_the_aligner_holds_no_picture_and_no_cache(self, studio, captioned_zip):
+    def test_the_aligner_holds_no_image_and_no_cache(self, studio, captioned_zip):
         session, _ = studio.align(Session(), captioned_zip(200, 290), "ape", False, no_report)
         aligner = session.alignment.aligner
         assert aligner.callbacks is None
@@ -205,8 +213,8 @@ class TestAlign:
         assert session.alignment.recall == []
         assert "too few" in session.alignment.remark
 
-    def test_a_broken_picture_does_not_cost_the_others(self, studio, make_zip, pictures):
-        contents = {f"cat{'x' * i}.png": Path(pictures.images[i]) for i in range(6)}
+    def test_a_broken_image_does_not_cost_the_others(self, studio, make_zip, captioned_images):
+        contents = {f"cat{'x' * i}.png": Path(captioned_images.images[i]) for i in range(6)}
         archive = make_zip(contents | {"broken cat.png": b"nothing"})
         session, remark = studio.align(Session(), archive, "kernel", False, no_report)
         assert session.alignment.n_pairs == 6
@@ -253,7 +261,7 @@ class TestStart:
         assert model.aligner.fingerprint_ == fast_aligner.fingerprint_
 
     def test_what_visitors_send_does_not_enter_the_aligners_own_caches(
-        self, pictures, image_encoder, text_encoder
+        self, captioned_images, image_encoder, text_encoder
     ):
         caches = MemoryFeatureCache(), MemoryFeatureCache()
         image, text = (
@@ -261,13 +269,13 @@ class TestStart:
             for encoder, cache in zip((image_encoder, text_encoder), caches, strict=True)
         )
         aligner = make_pipeline(image, CCAAligner(text_encoder=text))
-        aligner.fit(pictures.images[:10], pictures.captions[:10])
+        aligner.fit(captioned_images.images[:10], captioned_images.captions[:10])
         before = [len(cache) for cache in caches]
         assert min(before) == 10
-        studio = Studio(load_model(aligner), pictures.images[:10], Limits())
-        studio.classify(Session(), pictures.images[20], "cat, dog", "none", 0)
+        studio = Studio(load_model(aligner), captioned_images.images[:10], Limits())
+        studio.classify(Session(), captioned_images.images[20], "cat, dog", "none", 0)
         studio.search(Session(), "a cat", None, 3)
-        studio.search(Session(), "", pictures.images[21], 3)
+        studio.search(Session(), "", captioned_images.images[21], 3)
         assert [len(cache) for cache in caches] == before
 
     def test_limits_are_positive_integers(self):

@@ -44,7 +44,7 @@ class TestAboutAlignment:
         assert "in use again" in about_alignment(None, "")
 
     def test_names_of_files_are_text_in_the_remark(self):
-        remark = "1 picture was left out: '![x](http://evil/x.png)<b>', is empty"
+        remark = "1 image was left out: '![x](http://evil/x.png)<b>', is empty"
         shown = about_alignment(None, "") + about_alignment(
             Alignment(None, "kernel", 5, 0, [], "", False), remark
         )

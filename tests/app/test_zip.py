@@ -50,7 +50,7 @@ class TestGoodZips:
     def test_the_wanted_files_are_written_and_the_others_counted(self, make_zip, folder):
         archive = make_zip(
             {
-                "a/cat.png": b"picture",
+                "a/cat.png": b"image",
                 "a/cat.txt": "a cat",
                 "a/run.exe": b"MZ",
                 "inner.zip": b"PK",
@@ -181,7 +181,7 @@ class TestDamagedZips:
                 unpack(cut, target, SUFFIXES, Limits())
 
     def test_every_changed_byte_is_refused_or_harmless(self, make_zip, tmp_path):
-        whole = make_zip({"a.png": b"picture" * 20, "b.txt": "a caption"}).read_bytes()
+        whole = make_zip({"a.png": b"image" * 20, "b.txt": "a caption"}).read_bytes()
         target = tmp_path / "changed"
         for place in range(len(whole)):
             content = bytearray(whole)

@@ -14,7 +14,7 @@ class Visitor:
     def __init__(self, url):
         self.http = httpx.Client(base_url=url, timeout=120)
 
-    def upload(self, content, name="picture.png"):
+    def upload(self, content, name="image.png"):
         return self.http.post(f"{API}/upload", files={"files": (name, content)})
 
     def call(self, name, *data):
@@ -35,6 +35,6 @@ class Visitor:
                     return kind, json.loads(line.removeprefix("data: "))
         return "lost", None
 
-    def picture(self, path):
+    def image(self, path):
         (place,) = self.upload(Path(path).read_bytes()).json()
         return {"path": place, "meta": {"_type": "gradio.FileData"}}

@@ -1,4 +1,4 @@
-"""What scikit-learn checks of transformers of tables, for every encoder of pictures and texts.
+"""What scikit-learn checks of transformers of tables, for every encoder of images and texts.
 
 scikit-learn runs a single check on estimators that take no table, so these stand in its place.
 """
@@ -24,7 +24,7 @@ NAMES = sorted(
     for name in public.__all__
     if isinstance(getattr(public, name), type) and issubclass(getattr(public, name), FrozenEncoder)
 )
-PICTURES = list(np.random.default_rng(0).integers(0, 256, size=(5, 40, 50, 3), dtype=np.uint8))
+IMAGES = list(np.random.default_rng(0).integers(0, 256, size=(5, 40, 50, 3), dtype=np.uint8))
 CLOSE = {"atol": 1e-5, "rtol": 1e-4}
 # Each class takes those of the parameters that it has.
 SETTINGS = {
@@ -48,10 +48,10 @@ def all_encoders(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """The same pictures as files."""
-    folder = tmp_path_factory.mktemp("pictures")
-    for number, picture in enumerate(PICTURES):
-        Image.fromarray(picture).save(folder / f"{number}.png")
+    """The same images as files."""
+    folder = tmp_path_factory.mktemp("images")
+    for number, image in enumerate(IMAGES):
+        Image.fromarray(image).save(folder / f"{number}.png")
     return folder
 
 
@@ -65,7 +65,7 @@ def encoder(request, all_encoders):
 
 @pytest.fixture
 def items(encoder, folder):
-    """Five items that any container can hold: texts, or paths of pictures."""
+    """Five items that any container can hold: texts, or paths of images."""
     if encoder._modality == "text":
         return tiny.TEXTS
     return [str(folder / f"{number}.png") for number in range(5)]

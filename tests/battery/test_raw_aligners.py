@@ -1,4 +1,4 @@
-"""The same for aligners of pictures and captions themselves, which take no table either."""
+"""The same for aligners of images and captions themselves, which take no table either."""
 
 import pickle
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +21,7 @@ from sklearn_ape import (
 )
 from tests.manners import tiny
 
-PICTURES = list(np.random.default_rng(0).integers(0, 256, size=(12, 40, 50, 3), dtype=np.uint8))
+IMAGES = list(np.random.default_rng(0).integers(0, 256, size=(12, 40, 50, 3), dtype=np.uint8))
 CAPTIONS = ["a cat", "the dog", "cat on a mat", "mat", "dog runs", "the cat runs"] * 2
 CLOSE = {"atol": 1e-5, "rtol": 1e-4}
 # To an untrained network all texts are nearly equal; telling them apart by a kernel magnifies the
@@ -49,7 +49,7 @@ def unfitted(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def fitted(unfitted):
-    return {name: clone(one).fit(PICTURES, CAPTIONS) for name, one in unfitted.items()}
+    return {name: clone(one).fit(IMAGES, CAPTIONS) for name, one in unfitted.items()}
 
 
 @pytest.fixture(
@@ -69,15 +69,15 @@ def test_fit_is_idempotent_and_leaves_parameters_alone(name, unfitted, aligner):
     again = clone(unfitted[name])
     before = repr(again.get_params())
     for _ in range(2):
-        assert again.fit(PICTURES, CAPTIONS) is again
-        np.testing.assert_allclose(again.transform(PICTURES), aligner.transform(PICTURES), **CLOSE)
+        assert again.fit(IMAGES, CAPTIONS) is again
+        np.testing.assert_allclose(again.transform(IMAGES), aligner.transform(IMAGES), **CLOSE)
     assert repr(again.get_params()) == before
 
 
 def test_embeddings_do_not_depend_on_company_or_order(name, aligner):
-    whole = aligner.transform(PICTURES)
-    np.testing.assert_allclose(aligner.transform(PICTURES[::-1])[::-1], whole, **CLOSE)
-    alone = np.concatenate([aligner.transform([picture]) for picture in PICTURES[:4]])
+    whole = aligner.transform(IMAGES)
+    np.testing.assert_allclose(aligner.transform(IMAGES[::-1])[::-1], whole, **CLOSE)
+    alone = np.concatenate([aligner.transform([image]) for image in IMAGES[:4]])
     np.testing.assert_allclose(alone, whole[:4], **CLOSE)
     texts = aligner.transform_text(CAPTIONS)
     close = MAGNIFIED if name in ("APEAligner", "KernelAligner") else CLOSE
@@ -87,34 +87,34 @@ def test_embeddings_do_not_depend_on_company_or_order(name, aligner):
 
 def test_pickle_and_named_columns(aligner):
     back = pickle.loads(pickle.dumps(aligner))
-    expected = aligner.transform(PICTURES)
-    np.testing.assert_allclose(back.transform(PICTURES), expected, **CLOSE)
-    frame = back.set_output(transform="pandas").transform(PICTURES)
+    expected = aligner.transform(IMAGES)
+    np.testing.assert_allclose(back.transform(IMAGES), expected, **CLOSE)
+    frame = back.set_output(transform="pandas").transform(IMAGES)
     assert frame.columns.tolist() == aligner.get_feature_names_out().tolist()
     np.testing.assert_allclose(frame.to_numpy(), expected, **CLOSE)
 
 
-def test_containers_of_pictures_and_captions(name, unfitted, aligner):
-    expected = aligner.similarity(PICTURES, CAPTIONS)
-    pictures = [tuple(PICTURES), np.stack(PICTURES), pd.Series(PICTURES, index=[5] * 12)]
+def test_containers_of_images_and_captions(name, unfitted, aligner):
+    expected = aligner.similarity(IMAGES, CAPTIONS)
+    images = [tuple(IMAGES), np.stack(IMAGES), pd.Series(IMAGES, index=[5] * 12)]
     captions = [tuple(CAPTIONS), np.array(CAPTIONS, dtype=object), pd.Series(CAPTIONS)]
     captions += [pl.Series(CAPTIONS), pa.array(CAPTIONS)]
-    for some in pictures:
+    for some in images:
         np.testing.assert_allclose(aligner.similarity(some, CAPTIONS), expected, **CLOSE)
     for some in captions:
-        np.testing.assert_allclose(aligner.similarity(PICTURES, some), expected, **CLOSE)
-    other = clone(unfitted[name]).fit(np.stack(PICTURES), pd.Series(CAPTIONS, index=[3] * 12))
-    np.testing.assert_allclose(other.similarity(PICTURES, CAPTIONS), expected, **CLOSE)
+        np.testing.assert_allclose(aligner.similarity(IMAGES, some), expected, **CLOSE)
+    other = clone(unfitted[name]).fit(np.stack(IMAGES), pd.Series(CAPTIONS, index=[3] * 12))
+    np.testing.assert_allclose(other.similarity(IMAGES, CAPTIONS), expected, **CLOSE)
 
 
 def test_threads_predict_alike(aligner):
     """One fitted aligner serves many threads, through a classifier as well."""
-    expected = aligner.similarity(PICTURES, CAPTIONS)
+    expected = aligner.similarity(IMAGES, CAPTIONS)
     classifier = ZeroShotClassifier(["cat", "dog", "mat"], aligner=aligner)
-    labels = classifier.predict(PICTURES)
+    labels = classifier.predict(IMAGES)
     with ThreadPoolExecutor(4) as pool:
-        jobs = [pool.submit(aligner.similarity, PICTURES, CAPTIONS) for _ in range(6)]
-        named = [pool.submit(classifier.predict, PICTURES) for _ in range(6)]
+        jobs = [pool.submit(aligner.similarity, IMAGES, CAPTIONS) for _ in range(6)]
+        named = [pool.submit(classifier.predict, IMAGES) for _ in range(6)]
         for job in jobs:
             np.testing.assert_allclose(job.result(), expected, **CLOSE)
         for job in named:

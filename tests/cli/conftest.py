@@ -1,4 +1,4 @@
-"""A folder of real pictures, and the command line in this process or in one of its own."""
+"""A folder of real images, and the command line in this process or in one of its own."""
 
 import csv
 import io
@@ -18,13 +18,13 @@ def named(caption):
 
 
 @pytest.fixture(scope="session")
-def photos(pictures, tmp_path_factory):
-    """Sixty pictures in the folders animal, food and travel, named by their captions."""
+def photos(captioned_images, tmp_path_factory):
+    """Sixty images in the folders animal, food and travel, named by their captions."""
     folder = tmp_path_factory.mktemp("photos")
     for row in range(60):
-        target = folder / pictures.categories[row] / named(pictures.captions[row])
+        target = folder / captioned_images.categories[row] / named(captioned_images.captions[row])
         target.parent.mkdir(exist_ok=True)
-        shutil.copy(pictures.images[row], target)
+        shutil.copy(captioned_images.images[row], target)
     return folder
 
 
@@ -34,8 +34,8 @@ def few(photos, tmp_path):
     folder = tmp_path / "few"
     for kind in sorted(photos.iterdir()):
         (folder / kind.name).mkdir(parents=True)
-        for picture in sorted(kind.iterdir())[:4]:
-            shutil.copy(picture, folder / kind.name)
+        for image in sorted(kind.iterdir())[:4]:
+            shutil.copy(image, folder / kind.name)
     return folder
 
 

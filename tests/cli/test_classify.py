@@ -1,4 +1,4 @@
-"""classify: one row a picture, whatever the pictures are."""
+"""classify: one row an image, whatever the images are."""
 
 import csv
 import json
@@ -15,10 +15,10 @@ LABELS = "an animal,food,a vehicle"
 
 @pytest.fixture
 def broken(few):
-    """The folder with a damaged picture and a text that calls itself one."""
+    """The folder with a damaged image and a text that calls itself one."""
     whole = next((few / "animal").iterdir())
     (few / "animal" / "zz cut short.png").write_bytes(whole.read_bytes()[:200])
-    (few / "zz text.jpg").write_text("no picture")
+    (few / "zz text.jpg").write_text("no image")
     return few
 
 
@@ -38,7 +38,7 @@ class TestAnswers:
         assert [row["label_2"] for row in found] == second.tolist()
         assert {row["error"] for row in found} == {""}
 
-    def test_below_the_threshold_a_picture_is_unknown(self, few, rows):
+    def test_below_the_threshold_an_image_is_unknown(self, few, rows):
         found = rows("classify", few, "--labels", LABELS, "--threshold", "0.7", "--top-k", "2")
         for row in found:
             known = float(row["probability"]) >= 0.7
@@ -52,19 +52,19 @@ class TestAnswers:
         assert {row["label"] for row in found} <= {"living", "thing"}
 
 
-class TestPictures:
+class TestImages:
     def test_bad_ones_are_rows_with_the_reason_and_lose_nothing(self, broken, rows, run):
         found = rows("classify", broken, "--labels", LABELS)
         bad = {os.path.basename(row["path"]): row for row in found if row["error"]}
         assert set(bad) == {"zz cut short.png", "zz text.jpg"}
-        assert "not a picture but text" in bad["zz text.jpg"]["error"]
+        assert "not an image but text" in bad["zz text.jpg"]["error"]
         assert {row["label"] for row in bad.values()} == {""}
         assert len(found) == 14
         said = run("classify", broken, "--labels", LABELS, "--quiet").stderr
-        assert "2 of 14 pictures cannot be read" in said
+        assert "2 of 14 images cannot be read" in said
 
     def test_none_can_be_read(self, tmp_path, run):
-        (tmp_path / "x.png").write_text("no picture")
+        (tmp_path / "x.png").write_text("no image")
         result = run("classify", tmp_path, "--labels", LABELS, code=1)
         assert "x.png" in result.stdout
 
@@ -87,15 +87,15 @@ class TestPictures:
             assert float(part["probability"]) == pytest.approx(float(row["probability"]), abs=1e-4)
 
     def test_a_name_that_is_no_text(self, few, run):
-        picture = next((few / "food").iterdir())
+        image = next((few / "food").iterdir())
         odd = os.fsencode(few / "food") + b"/caf\xe9.png"
-        os.rename(os.fsencode(picture), odd)
+        os.rename(os.fsencode(image), odd)
         result = run("classify", few / "food", "--labels", LABELS)
         assert odd in result.stdout_bytes
 
 
 class TestSavedClassifier:
-    def test_of_the_starter_model_goes_on_past_bad_pictures(self, broken, rows, tmp_path):
+    def test_of_the_starter_model_goes_on_past_bad_images(self, broken, rows, tmp_path):
         ZeroShotClassifier(LABELS.split(","), threshold=0.7).save_pretrained(tmp_path / "mine")
         found = rows("classify", broken, "--aligner", tmp_path / "mine")
         assert found == rows("classify", broken, "--labels", LABELS, "--threshold", "0.7")
@@ -107,7 +107,7 @@ class TestOutput:
         out = tmp_path / "new folder" / "names.parquet"
         result = run("classify", broken, "--labels", LABELS, "-o", out)
         assert result.stdout == ""
-        assert "12 pictures named" in result.stderr
+        assert "12 images named" in result.stderr
         frame = pd.read_parquet(out)
         assert frame["label"].notna().sum() == 12
         assert frame["error"].notna().sum() == 2

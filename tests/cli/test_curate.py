@@ -13,9 +13,9 @@ def spoilt(photos, tmp_path):
     """The photos, with a copy of one under another name and one that cannot be read."""
     folder = tmp_path / "spoilt"
     shutil.copytree(photos, folder)
-    picture = sorted((folder / "food").iterdir())[0]
-    shutil.copy(picture, folder / "food" / "zz copy.png")
-    (folder / "food" / "zz broken.png").write_text("no picture")
+    image = sorted((folder / "food").iterdir())[0]
+    shutil.copy(image, folder / "food" / "zz copy.png")
+    (folder / "food" / "zz broken.png").write_text("no image")
     return folder
 
 
@@ -36,14 +36,14 @@ class TestCurate:
         copies = [reason for reason in reasons.values() if reason.startswith("nearly the same")]
         assert copies
         assert "Chosen 12 of 62 pairs" in result.stderr
-        assert f"{len(copies)} nearly the same picture as another" in result.stderr
+        assert f"{len(copies)} nearly the same image as another" in result.stderr
 
     def test_what_is_chosen_can_be_read_back(self, spoilt, run, rows, tmp_path):
         result = run(
             *("curate", spoilt, "--captions", "filename", "--labels", LABELS),
             *("--per-label", "3", "-o", tmp_path / "chosen.csv"),
         )
-        assert "3 a caption that fits its picture poorly" in result.stderr  # of 61
+        assert "3 a caption that fits its image poorly" in result.stderr  # of 61
         assert rows("evaluate", tmp_path / "chosen.csv", "--label", "label")
 
     @pytest.mark.parametrize(

@@ -31,8 +31,8 @@ class TestDemo:
         assert first.returncode == 0, first.stderr
         assert re.search(r"efficientnet_lite0: +100%.*image/s", first.stderr)
         assert re.search(r"\d+:\d+<\d+:\d+", first.stderr)
-        assert "pictures encoded" in first.stdout
-        for text in ("recall@10", "picture → caption", "9 categories", "MiB", "seconds"):
+        assert "images encoded" in first.stdout
+        for text in ("recall@10", "image → caption", "9 categories", "MiB", "seconds"):
             assert text in first.stdout
 
     def test_second_run_takes_features_from_the_cache_and_gives_the_same_figures(self, demo):

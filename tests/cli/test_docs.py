@@ -32,13 +32,18 @@ def commands(page):
 
 
 @pytest.fixture
-def at_photos(photos, pictures, tmp_path, monkeypatch):
+def at_photos(photos, captioned_images, tmp_path, monkeypatch):
     """Work in a folder of one's own that holds photos/ and, of other images, new_photos/."""
     shutil.copytree(photos, tmp_path / "photos")
     for row in range(60, 120):
-        target = tmp_path / "new_photos" / pictures.categories[row] / named(pictures.captions[row])
+        target = (
+            tmp_path
+            / "new_photos"
+            / captioned_images.categories[row]
+            / named(captioned_images.captions[row])
+        )
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(pictures.images[row], target)
+        shutil.copy(captioned_images.images[row], target)
     monkeypatch.chdir(tmp_path)
 
 

@@ -21,7 +21,7 @@ def listed(file):
 
 class TestEncode:
     def test_rows_are_named_and_bad_ones_are_nan(self, few, run, tmp_path):
-        (few / "zz.jpg").write_text("no picture")
+        (few / "zz.jpg").write_text("no image")
         captions = tmp_path / "captions.txt"
         captions.write_text("a cat\n\na dog\n")
         out = tmp_path / "new" / "f.npy"
@@ -41,7 +41,7 @@ class TestEncode:
             "a dog",
         ]
 
-    def test_a_file_of_other_pictures_is_not_lost(self, run, tmp_path):
+    def test_a_file_of_other_images_is_not_lost(self, run, tmp_path):
         for number, text in enumerate(["a cat\na dog\n", "a bird\n"]):
             (tmp_path / f"{number}.txt").write_text(text)
         out = tmp_path / "f.npy"

@@ -11,7 +11,7 @@ from sklearn_ape import ZeroShotClassifier
 
 class TestScores:
     def test_accuracy_of_folders_is_that_of_the_classifier(self, few, rows):
-        (few / "animal" / "zz.jpg").write_text("no picture")
+        (few / "animal" / "zz.jpg").write_text("no image")
         found = rows("evaluate", few)
         assert {row["measure"] for row in found} == {"accuracy"}
         assert [row["of"] for row in found] == ["all", "animal", "food", "travel"]
@@ -32,15 +32,12 @@ class TestScores:
         )
         measures = {(row["measure"], row["of"]): float(row["value"]) for row in found}
         # The starter model has seen these captions.
-        assert measures["recall@1", "caption to picture"] > 0.8
-        assert (
-            measures["recall@1", "picture to caption"]
-            <= measures["recall@5", "picture to caption"]
-        )
+        assert measures["recall@1", "caption to image"] > 0.8
+        assert measures["recall@1", "image to caption"] <= measures["recall@5", "image to caption"]
         assert measures["accuracy", "all"] > 0.5
         assert Image.open(figure).width > 1000
         written = json.loads(report.read_text())
-        assert written["pictures"] == 60
+        assert written["images"] == 60
         assert [score["n"] for score in written["scores"]] == [int(row["n"]) for row in found]
 
     def test_other_names_for_folders(self, few, rows, tmp_path):
@@ -91,17 +88,17 @@ class TestImagesUsedForFitting:
 
 class TestErrors:
     def test_nothing_to_compare_with(self, few, run):
-        for picture in few.rglob("*.png"):
-            shutil.move(picture, few)
+        for image in few.rglob("*.png"):
+            shutil.move(image, few)
         result = run("evaluate", few, code=1)
         assert "neither labels (sub-folders) nor captions" in result.stderr
 
-    def test_labels_that_pictures_have_and_the_option_has_not(self, few, run):
+    def test_labels_that_images_have_and_the_option_has_not(self, few, run):
         result = run("evaluate", few, "--labels", "animal,food", code=1)
         assert "'travel'" in result.stderr
 
     def test_strict(self, few, run):
-        (few / "animal" / "zz.jpg").write_text("no picture")
+        (few / "animal" / "zz.jpg").write_text("no image")
         assert "zz.jpg" in run("evaluate", few, "--strict", code=1).stderr
 
     def test_a_figure_of_no_known_kind(self, few, run):

@@ -17,16 +17,16 @@ def captioned(photos, tmp_path):
     """The photos in one folder, with captions beside them."""
     folder = tmp_path / "captioned"
     folder.mkdir()
-    for picture in photos.rglob("*.png"):
-        shutil.copy(picture, folder)
-        (folder / f"{picture.stem}.txt").write_text(picture.stem.replace("_", " "))
+    for image in photos.rglob("*.png"):
+        shutil.copy(image, folder)
+        (folder / f"{image.stem}.txt").write_text(image.stem.replace("_", " "))
     return folder
 
 
 class TestFit:
-    def test_captions_beside_pictures(self, captioned, rows, run, tmp_path):
-        (captioned / "zz.png").write_text("no picture")
-        (captioned / "zz.txt").write_text("a caption of no picture")
+    def test_captions_beside_images(self, captioned, rows, run, tmp_path):
+        (captioned / "zz.png").write_text("no image")
+        (captioned / "zz.txt").write_text("a caption of no image")
         out = tmp_path / "models" / "mine"
         found = rows("fit", captioned, "-o", out, *QUICK)
         assert [row["measure"] for row in found] == ["recall@1", "recall@5", "recall@10"] * 2
@@ -35,7 +35,7 @@ class TestFit:
         aligner = load_pretrained(out)
         assert isinstance(aligner, KernelAligner)
         card = (out / "README.md").read_text()
-        assert f"recall@1 on pairs held out, picture to caption (n={n_held_out}, 95 %" in card
+        assert f"recall@1 on pairs held out, image to caption (n={n_held_out}, 95 %" in card
         # What is saved was fitted on all pairs: it tells those that were held out apart, too.
         images = sorted(str(path) for path in captioned.glob("*.png"))[:-1]
         captions = [path.rsplit("/", 1)[1][:-4].replace("_", " ") for path in images]
@@ -78,8 +78,8 @@ class TestFit:
         arguments = ("fit", photos, "--captions", "filename", "--method", "lit", "--quiet")
         found = rows(*arguments, "--text-encoder", tower, "-o", tmp_path / "m")
         assert [row["measure"] for row in found] == ["recall@1", "recall@5", "recall@10"] * 2
-        picture = next(photos.rglob("*.png"))
-        (answer,) = rows("classify", picture, "--labels", "cat,dog", "--aligner", tmp_path / "m")
+        image = next(photos.rglob("*.png"))
+        (answer,) = rows("classify", image, "--labels", "cat,dog", "--aligner", tmp_path / "m")
         assert answer["label"] in ("cat", "dog")
 
     def test_training_is_kept(self, photos, run, tmp_path):
@@ -96,9 +96,9 @@ class TestFit:
 
 
 class TestErrors:
-    def test_strict_stops_at_a_broken_picture(self, captioned, run, tmp_path):
-        (captioned / "zz.png").write_text("no picture")
-        (captioned / "zz.txt").write_text("a caption of no picture")
+    def test_strict_stops_at_a_broken_image(self, captioned, run, tmp_path):
+        (captioned / "zz.png").write_text("no image")
+        (captioned / "zz.txt").write_text("a caption of no image")
         result = run("fit", captioned, "-o", tmp_path / "m", "--strict", *QUICK, code=1)
         assert "zz.png" in result.stderr
         assert not (tmp_path / "m").exists()

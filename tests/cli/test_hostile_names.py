@@ -38,11 +38,11 @@ NUMBER = re.compile(r"-?\d+(\.\d+)?(e-?\d+)?")
 
 @pytest.fixture(scope="module")
 def hostile(photos, tmp_path_factory):
-    """A folder of pictures with such names, two of which cannot be read."""
+    """A folder of images with such names, two of which cannot be read."""
     folder = tmp_path_factory.mktemp("hostile")
-    pictures = sorted(photos.glob("*/*.png"))
-    for name, picture in zip(NAMES, pictures[:: len(pictures) // len(NAMES)], strict=False):
-        shutil.copy(picture, folder / name)
+    images = sorted(photos.glob("*/*.png"))
+    for name, image in zip(NAMES, images[:: len(images) // len(NAMES)], strict=False):
+        shutil.copy(image, folder / name)
     for name in ("bad\x1b[2J.png", "=bad.png"):
         (folder / name).write_bytes(f"no image: {name}".encode())
     return folder

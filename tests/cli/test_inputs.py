@@ -6,11 +6,11 @@ import shutil
 import pytest
 import typer
 
-from sklearn_ape.cli._inputs import label_names, list_pictures, load_data
+from sklearn_ape.cli._inputs import label_names, list_images, load_data
 
 
 @pytest.fixture
-def picture(few):
+def image(few):
     return next((few / "animal").iterdir())
 
 
@@ -18,45 +18,43 @@ def relative(paths, folder):
     return [os.path.relpath(path, folder) for path in paths]
 
 
-class TestListPictures:
-    def test_names_that_are_hard_to_handle(self, picture, tmp_path, capsys):
+class TestListImages:
+    def test_names_that_are_hard_to_handle(self, image, tmp_path, capsys):
         folder = tmp_path / "mine"
         folder.mkdir()
         names = ["with space.PNG", "line\nfeed.png", "Früchte 🍎.png", "a,b;'c'.png", "[1].png"]
         for name in names:
-            shutil.copy(picture, folder / name)
-        (folder / "notes.txt").write_text("no picture")
-        (folder / ".hidden.png").write_text("no picture")
-        (folder / "link.png").symlink_to(picture)
-        assert sorted(relative(list_pictures([str(folder)]), folder)) == sorted(
-            [*names, "link.png"]
-        )
+            shutil.copy(image, folder / name)
+        (folder / "notes.txt").write_text("no image")
+        (folder / ".hidden.png").write_text("no image")
+        (folder / "link.png").symlink_to(image)
+        assert sorted(relative(list_images([str(folder)]), folder)) == sorted([*names, "link.png"])
         assert "1 files (1 '.txt')" in capsys.readouterr().err
 
-    def test_a_file_that_looks_like_a_pattern_is_a_file(self, picture, tmp_path):
+    def test_a_file_that_looks_like_a_pattern_is_a_file(self, image, tmp_path):
         target = tmp_path / "[1].png"
-        shutil.copy(picture, target)
-        assert list_pictures([str(target)]) == [str(target)]
+        shutil.copy(image, target)
+        assert list_images([str(target)]) == [str(target)]
 
-    def test_patterns_and_folders_name_a_picture_once(self, few):
-        everything = list_pictures([str(few)])
+    def test_patterns_and_folders_name_an_image_once(self, few):
+        everything = list_images([str(few)])
         assert len(everything) == 12
-        assert list_pictures([str(few / "**" / "*.png"), str(few)]) == everything
-        assert list_pictures([str(few), str(few / "animal")]) == everything
+        assert list_images([str(few / "**" / "*.png"), str(few)]) == everything
+        assert list_images([str(few), str(few / "animal")]) == everything
 
-    def test_captions_among_the_files_of_a_pattern_are_no_pictures(self, few, capsys):
+    def test_captions_among_the_files_of_a_pattern_are_no_images(self, few, capsys):
         (few / "animal" / "cat.txt").write_text("a cat")
-        assert len(list_pictures([str(few / "animal" / "*")])) == 4
+        assert len(list_images([str(few / "animal" / "*")])) == 4
         assert "1 '.txt'" in capsys.readouterr().err
 
-    def test_a_picture_without_an_extension(self, picture, tmp_path):
+    def test_an_image_without_an_extension(self, image, tmp_path):
         target = tmp_path / "IMG_0001"
-        shutil.copy(picture, target)
-        assert list_pictures([str(target)]) == [str(target)]
+        shutil.copy(image, target)
+        assert list_images([str(target)]) == [str(target)]
 
     def test_a_circle_of_links_ends(self, few):
         (few / "animal" / "again").symlink_to(few)
-        assert len(list_pictures([str(few)])) == 12
+        assert len(list_images([str(few)])) == 12
 
     @pytest.mark.parametrize(
         ("argument", "message"),
@@ -68,11 +66,11 @@ class TestListPictures:
     )
     def test_what_is_not_there(self, argument, message):
         with pytest.raises(FileNotFoundError, match=message):
-            list_pictures([argument])
+            list_images([argument])
 
     def test_empty_folder(self, tmp_path):
-        with pytest.raises(ValueError, match=r"no pictures in .*no files at all"):
-            list_pictures([str(tmp_path)])
+        with pytest.raises(ValueError, match=r"no images in .*no files at all"):
+            list_images([str(tmp_path)])
 
 
 class TestLabelNames:
@@ -140,24 +138,24 @@ class TestLabelNames:
 
 
 class TestLoadData:
-    def test_a_table_of_a_spreadsheet(self, few, picture):
+    def test_a_table_of_a_spreadsheet(self, few, image):
         table = few / "pairs.csv"
-        name = picture.relative_to(few)
+        name = image.relative_to(few)
         table.write_text(f"\ufeffBild;Text\n{name};a cat, black\n", encoding="utf-8")
         data = load_data(table, image="Bild", caption="Text")
         assert data.captions == ["a cat, black"]
-        assert data.images == [str(picture)]
+        assert data.images == [str(image)]
 
-    def test_a_picture_that_is_gone_is_left_to_the_encoder_unless_strict(self, few):
+    def test_an_image_that_is_gone_is_left_to_the_encoder_unless_strict(self, few):
         table = few / "pairs.csv"
         table.write_text("image,caption\ngone.jpg,a cat\n")
         assert len(load_data(table).images) == 1
         with pytest.raises(FileNotFoundError, match="gone"):
             load_data(table, strict=True)
 
-    def test_cells_that_hold_no_pictures(self, tmp_path):
+    def test_cells_that_hold_no_images(self, tmp_path):
         (tmp_path / "t.jsonl").write_text('{"image": 7, "caption": "a cat"}')
-        with pytest.raises(ValueError, match="holds a int for a picture"):
+        with pytest.raises(ValueError, match="holds a int for an image"):
             load_data(tmp_path / "t.jsonl")
 
     def test_nothing_there(self, tmp_path):

@@ -58,7 +58,7 @@ class TestPipes:
         assert (result.returncode, result.stderr) == (0, "")
 
     def test_results_and_progress_do_not_mix(self, few, shell, tmp_path):
-        (few / "notes.txt").write_text("no picture")
+        (few / "notes.txt").write_text("no image")
         result = shell(
             *("classify", few, "--labels", "an animal,food", "--cache", tmp_path / "cache")
         )
@@ -72,7 +72,7 @@ class TestPipes:
 
 class TestCtrlC:
     def test_ends_with_130_and_a_line(self, few):
-        (few / "notes.txt").write_text("no picture")
+        (few / "notes.txt").write_text("no image")
         command = [sys.executable, "-m", "sklearn_ape", "classify", str(few), "--labels", "a,b"]
         with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
             assert "Passed over" in process.stderr.readline()  # the work begins

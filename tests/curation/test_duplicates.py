@@ -28,7 +28,7 @@ def test_equal_rows_at_threshold_one():
     assert groups.tolist() == [*range(20), *range(20)]
 
 
-def test_unreadable_pictures_are_near_to_none():
+def test_unreadable_images_are_near_to_none():
     """Rows of NaN and of zeros stay alone, each in a group of its own."""
     rows = np.array([[1, 0], [np.nan, np.nan], [0, 0], [np.nan, np.nan], [0, 0], [2, 0]])
     assert find_near_duplicates(rows, threshold=-1).tolist() == [0, 1, 2, 3, 4, 0]
@@ -40,10 +40,10 @@ def test_extreme_lengths():
     assert find_near_duplicates(rows).tolist() == [0, 0, 1, 1]
 
 
-def test_real_recoloured_pictures(pictures, features):
-    """Real pictures: most stand alone, and the groups serve GroupKFold."""
+def test_real_recoloured_images(captioned_images, features):
+    """Real images: most stand alone, and the groups serve GroupKFold."""
     groups = find_near_duplicates(features.image)
-    assert len(pictures.images) / 2 < groups.max() + 1 < len(pictures.images)
+    assert len(captioned_images.images) / 2 < groups.max() + 1 < len(captioned_images.images)
     for train, test in GroupKFold(3).split(features.image, groups=groups):
         cosines = features.image[train] @ features.image[test].T
         lengths = np.linalg.norm(features.image, axis=1)

@@ -37,7 +37,7 @@ class Recorder(CCAAligner):
 
 
 def test_no_pair_is_judged_by_itself_or_its_like(concepts):
-    """Neither near-duplicates of a picture nor pictures of its caption are trained on."""
+    """Neither near-duplicates of an image nor images of its caption are trained on."""
     groups = np.arange(300) // 2  # 0 and 1 are alike, and so on
     captions = [f"caption {(i + 1) // 2}" for i in range(300)]  # 1 and 2 share a caption, ...
     captions[10::10] = [f"own caption {i}" for i in range(10, 300, 10)]  # ... up to every 10th
@@ -55,7 +55,7 @@ def test_no_pair_is_judged_by_itself_or_its_like(concepts):
             assert not (key[row] in judged and key[row] in trained)
 
 
-def test_swapped_captions_of_real_pictures(pictures, features):
+def test_swapped_captions_of_real_images(captioned_images, features):
     """On 300 real pairs with real encoders, one in five swapped: well above chance."""
     swapped = np.arange(60)
     text = features.text.copy()
@@ -65,8 +65,8 @@ def test_swapped_captions_of_real_pictures(pictures, features):
 
 
 def test_caption_of_a_collection(concepts):
-    """A caption that many unlike pictures share is not specific; near-duplicates count once."""
-    captions = [f"picture {i}" for i in range(300)]
+    """A caption that many unlike images share is not specific; near-duplicates count once."""
+    captions = [f"image {i}" for i in range(300)]
     captions[:40] = ["Part of the Icon Collection"] * 40
     captions[40:80] = ["One drawing, 40 times"] * 40
     groups = np.arange(300)
@@ -86,7 +86,7 @@ def test_chance_is_half():
 
 
 def test_few_captions(concepts):
-    """Ten class names as captions: too few to keep apart, so that pictures alone are grouped."""
+    """Ten class names as captions: too few to keep apart, so that images alone are grouped."""
     captions = [f"class {i % 5}" for i in range(300)]
     text = np.repeat(concepts.text[None, :5], 60, axis=0).reshape(300, -1)
     quality = pair_quality(concepts.image, text, captions, random_state=0)

@@ -160,11 +160,11 @@ def test_word_match_passes_the_least_similarity(text_encoder):
     assert chosen.similarity[0] < 0.8
 
 
-def test_encoder_and_its_features_agree(pictures, features, text_encoder):
+def test_encoder_and_its_features_agree(captioned_images, features, text_encoder):
     """Features of captions give what the captions give, but for the words."""
     labels = ["cat", "fish", "red fruit", "train"]
     args = {"text_encoder": text_encoder, "n_pairs": 20, "random_state": 0}
-    texts = select_relevant(pictures.captions, labels, word_bonus=0, **args)
+    texts = select_relevant(captioned_images.captions, labels, word_bonus=0, **args)
     arrays = select_relevant(features.text, labels, **args)
     assert texts.indices.tolist() == arrays.indices.tolist()
     assert texts.similarity == pytest.approx(arrays.similarity, abs=1e-5)

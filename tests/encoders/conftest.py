@@ -1,4 +1,4 @@
-"""Pictures, their features and an encoder that may not load, shared by the tests of encoders."""
+"""Images, their features and an encoder that may not load, shared by the tests of encoders."""
 
 import pytest
 

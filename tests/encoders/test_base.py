@@ -164,7 +164,7 @@ def test_global_random_state_is_left_alone(paths):
 
 
 def test_progress_bar_counts_every_item(paths, capsys, monkeypatch, tmp_path):
-    """With verbose=1 the bar ends at its total, bad pictures included."""
+    """With verbose=1 the bar ends at its total, bad images included."""
     bars = []
 
     class Bar:

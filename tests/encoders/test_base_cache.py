@@ -42,7 +42,7 @@ def test_content_not_name_is_the_key(encoder, paths, tmp_path):
 
 @pytest.mark.parametrize("on_error", ["raise", "nan"])
 def test_a_file_that_changes_meanwhile_has_no_feature(tmp_path, monkeypatch, on_error):
-    """The new picture's feature under the digest of the old one would be wrong for ever."""
+    """The new image's feature under the digest of the old one would be wrong for ever."""
     encoder = TimmImageEncoder(cache=str(tmp_path / "cache"), on_error=on_error)
     paths = [tmp_path / f"{name}.bmp" for name in "ab"]
     for path in paths:
@@ -150,8 +150,8 @@ def test_damaged_cache_gives_the_right_features(encoder, paths, truth):
             np.testing.assert_allclose(encoder.transform(paths), truth, atol=1e-5)
 
 
-def test_threads_encode_each_picture_once(encoder, paths, truth):
-    """Two threads that want the same pictures share the work of one."""
+def test_threads_encode_each_image_once(encoder, paths, truth):
+    """Two threads that want the same images share the work of one."""
     results = []
     threads = [
         threading.Thread(target=lambda: results.append(clone(encoder).transform(paths)))
@@ -190,7 +190,7 @@ def test_threads_share_a_tokenizer():
 
 
 def test_on_error_raise_keeps_finished_batches(encoder, paths, tmp_path):
-    """What was encoded before the bad picture need not be encoded again."""
+    """What was encoded before the bad image need not be encoded again."""
     cut = tmp_path / "cut.png"
     cut.write_bytes(Path(paths[3]).read_bytes()[:200])
     with pytest.raises(EncodingError, match=r"row 5: .*damaged or cut short"):

@@ -32,8 +32,8 @@ ALL = [
 TEXTS = ["a cat", "two dogs on a long walk through the woods", "a rocket"]
 
 
-def test_every_form_of_a_picture_gives_the_same_feature(paths, truth):
-    """Path, str, bytes, PIL image and array of one picture; lists and arrays of them."""
+def test_every_form_of_an_image_gives_the_same_feature(paths, truth):
+    """Path, str, bytes, PIL image and array of one image; lists and arrays of them."""
     image = Image.open(paths[0])
     array = np.asarray(image.convert("RGB"))
     forms = [paths[0], Path(paths[0]), Path(paths[0]).read_bytes(), image, array]
@@ -83,8 +83,8 @@ def test_hugging_face_column(paths, truth):
         (bytearray(b"abc"), "single image"),
         (Path("a.png"), "single image"),
         (Image.new("RGB", (2, 2)), "single image"),
-        (np.zeros((20, 30, 3), dtype=np.uint8), r"pass a single picture as \[X\]"),
-        (np.zeros((20, 30), dtype=np.uint8), r"pass a single picture as \[X\]"),
+        (np.zeros((20, 30, 3), dtype=np.uint8), r"pass a single image as \[X\]"),
+        (np.zeros((20, 30), dtype=np.uint8), r"pass a single image as \[X\]"),
         (np.zeros((20, 1280)), "features need no image encoder"),
         ([], "X is empty: 0 images"),
         (None, "must be a sequence of images .* not NoneType"),
@@ -242,8 +242,8 @@ def test_pandas_missing_texts(no_weights):
             TransformersTextEncoder(cache=None).transform([missing])
 
 
-def test_picture_given_as_text(paths, no_weights):
-    """A path to a picture in place of a caption is a mix-up; a caption with a dot is not."""
+def test_image_given_as_text(paths, no_weights):
+    """A path to an image in place of a caption is a mix-up; a caption with a dot is not."""
     with pytest.raises(EncodingError, match="captions go to the text encoder"):
         TransformersTextEncoder(cache=None).transform([paths[0]])
 

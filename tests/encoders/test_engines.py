@@ -51,7 +51,7 @@ def cosine_distances(a, b):
 
 @pytest.mark.parametrize("engine", OTHERS)
 def test_real_encoders_give_torchs_features(engine, paths, tmp_path):
-    """Pictures and texts of unlike lengths, in batches of unlike sizes."""
+    """Images and texts of unlike lengths, in batches of unlike sizes."""
     pytest.importorskip(_base._PACKAGES[engine][0])
     for encoder, items in ((TimmImageEncoder(), paths), (TransformersTextEncoder(), TEXTS)):
         encoder.set_params(cache=tmp_path / "by torch", engine="torch")
@@ -162,7 +162,7 @@ def test_folder_that_cannot_be_written(tiny, paths, tmp_path):
 
 
 def test_auto_exports_for_many_items_alone(tiny, paths, tmp_path, monkeypatch):
-    """A few pictures do not wait for an export."""
+    """A few images do not wait for an export."""
     pytest.importorskip("openvino")
     encoder = TimmImageEncoder(tiny, cache=tmp_path, device="cpu")
     encoder.transform(paths)

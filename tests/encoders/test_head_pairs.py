@@ -78,13 +78,13 @@ def transformers_folder(folder, kind, names=NAMES, with_head=True):
     return str(folder), model
 
 
-def test_imagenet_head_of_the_starter_encoder(image_encoder, pictures):
+def test_imagenet_head_of_the_starter_encoder(image_encoder, captioned_images):
     """Weights give the encoder's own logits, and texts are in the order of its classes."""
     pairs = classifier_head_pairs(image_encoder)
     assert pairs.weights.shape == (1000, 1280)
     assert pairs.weights.dtype == np.float32
-    features = image_encoder.transform(pictures.images[:5])
-    logits = TimmImageEncoder(output="logits", cache=None).transform(pictures.images[:5])
+    features = image_encoder.transform(captioned_images.images[:5])
+    logits = TimmImageEncoder(output="logits", cache=None).transform(captioned_images.images[:5])
     bias = image_encoder._network().model.get_classifier().bias.numpy()
     np.testing.assert_allclose(features @ pairs.weights.T + bias, logits, atol=1e-3)
     assert pairs.texts[0] == [

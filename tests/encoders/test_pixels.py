@@ -1,4 +1,4 @@
-"""Pictures are prepared as torchvision and Pillow prepare them, for less."""
+"""Images are prepared as torchvision and Pillow prepare them, for less."""
 
 import io
 
@@ -18,7 +18,7 @@ from sklearn_ape.encoders._pixels import OnPixels, Preprocessing
 SIZES = [(300, 200), (200, 300), (224, 224), (50, 40), (256, 256), (1000, 999), (7, 300), (91, 90)]
 
 
-def picture(width, height, seed=0):
+def random_image(width, height, seed=0):
     """Clouds and edges."""
     rng = np.random.default_rng(seed)
     small = rng.integers(0, 256, (max(2, height // 9), max(2, width // 9), 3), dtype=np.uint8)
@@ -45,10 +45,10 @@ class Same(torch.nn.Module):
 @pytest.mark.parametrize("mode", [InterpolationMode.BICUBIC, InterpolationMode.BILINEAR])
 @pytest.mark.parametrize("resize", [256, (240, 230)])
 def test_the_pixels_are_torchvisions(size, mode, resize):
-    """To within rounding of bytes, for enlarged, reduced and oblong pictures."""
+    """To within rounding of bytes, for enlarged, reduced and oblong images."""
     transform = composed(resize, mode=mode)
     prepare = Preprocessing.of(transform)
-    image = picture(*size)
+    image = random_image(*size)
     found = OnPixels(Same(), prepare).normalized(prepare(image)[None])[0]
     steps = (found - transform(image)).abs() * torch.tensor([0.2, 0.3, 0.4]).view(3, 1, 1) * 255
     assert found.shape == (3, 224, 224)
@@ -86,11 +86,11 @@ def as_jpeg(image, **options):
     return buffer.getvalue()
 
 
-class TestLargePictures:
-    """A large picture is reduced as early as the features allow."""
+class TestLargeImages:
+    """A large image is reduced as early as the features allow."""
 
     @pytest.mark.parametrize("crop", ["center", "pad"])
-    def test_features_are_those_of_the_whole_picture(self, crop):
+    def test_features_are_those_of_the_whole_image(self, crop):
         """Within 3e-4 in cosine, for drawings and clouds, JPEG and arrays in memory."""
         encoder = TimmImageEncoder(crop=crop, cache=None, engine="torch")
         network = encoder._network()
@@ -107,7 +107,7 @@ class TestLargePictures:
         for place, image in enumerate(emoji):
             sheet.paste(image, (place % 4 * 224, place // 4 * 224))
         large = sheet.resize((4 * sheet.width, 4 * sheet.height), Image.Resampling.BICUBIC)
-        for file in (as_jpeg(large), as_jpeg(picture(2600, 4000)), large):
+        for file in (as_jpeg(large), as_jpeg(random_image(2600, 4000)), large):
             whole = read_image(file)
             if crop == "pad":
                 from sklearn_ape.encoders._image_base import _square_on_white
@@ -123,7 +123,7 @@ class TestLargePictures:
         """No smaller than asked for, on the side asked for; rotation is applied all the same."""
         exif = Image.Exif()
         exif[0x0112] = 6
-        file = as_jpeg(picture(3200, 1600), exif=exif)
+        file = as_jpeg(random_image(3200, 1600), exif=exif)
         assert read_image(file).size == (1600, 3200)
         assert read_image(file, 700).size == (800, 1600)
         assert read_image(file, 900).size == (1600, 3200)
@@ -132,7 +132,7 @@ class TestLargePictures:
     def test_cmyk_and_grey(self):
         """Reduced decoding changes no colours."""
         for mode in ("CMYK", "L"):
-            file = as_jpeg(picture(1600, 1600).convert(mode))
+            file = as_jpeg(random_image(1600, 1600).convert(mode))
             small, whole = read_image(file, 400), read_image(file)
             assert small.mode == "RGB"
             assert small.size == (400, 400)
@@ -141,9 +141,9 @@ class TestLargePictures:
 
 
 def test_views_are_averaged():
-    """Pixels of several views of a picture give the mean of their features."""
+    """Pixels of several views of an image give the mean of their features."""
     prepare = Preprocessing.of(composed())
-    views = torch.stack([prepare(picture(300, 200, seed)) for seed in (1, 2)])
+    views = torch.stack([prepare(random_image(300, 200, seed)) for seed in (1, 2)])
     one = OnPixels(torch.nn.Flatten(), prepare)
     two = OnPixels(torch.nn.Flatten(), prepare, n_views=2)
     torch.testing.assert_close(two(views[None])[0], one(views).mean(dim=0))

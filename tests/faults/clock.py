@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 from faults.child import expect, judged
 from faults.kills import silent
-from faults.kinds import EncodeTo, Pictures, RawWrites, Saves
+from faults.kinds import EncodeTo, Images, RawWrites, Saves
 from PIL import Image
 
 from sklearn_ape.encoders import _registry
@@ -105,19 +105,19 @@ def _stale_digests(folder, resolution, seed):
     return "right"
 
 
-def _changed_pictures(world, folder, mtimes):
-    """Pictures that are replaced in place, of the same size and with the times given."""
+def _changed_images(world, folder, mtimes):
+    """Images that are replaced in place, of the same size and with the times given."""
     folder.mkdir()
-    pictures = [Image.open(path).convert("RGB").resize((64, 64)) for path in world.paths[:6]]
-    path = folder / "picture.bmp"
+    images = [Image.open(path).convert("RGB").resize((64, 64)) for path in world.paths[:6]]
+    path = folder / "image.bmp"
     truth = []
-    for picture in pictures:
-        picture.save(folder / "alone.bmp")
+    for image in images:
+        image.save(folder / "alone.bmp")
         truth.append(world.encoder(None).transform([(folder / "alone.bmp").read_bytes()])[0])
     encoder = world.encoder(folder / "cache")
     for number in (0, 1, 2, 3, 4, 5, 1, 0):
         with open(path, "r+b" if path.exists() else "wb") as file:
-            pictures[number].save(file, format="bmp")
+            images[number].save(file, format="bmp")
         os.utime(path, ns=(mtimes(number), mtimes(number)))
         found = encoder.transform([path])[0]
         apart = abs(found - truth[number]).max()
@@ -154,10 +154,10 @@ def outcomes(folder, amount, world):
             yield judged(name, lambda p=place, r=resolution, s=seed: _stale_digests(p, r, s))
     for name, mtimes in _MTIMES.items():
         yield judged(
-            f"changed pictures, times {name}",
-            lambda n=name, m=mtimes: _changed_pictures(world, folder / n, m),
+            f"changed images, times {name}",
+            lambda n=name, m=mtimes: _changed_images(world, folder / n, m),
         )
-    kinds = [Pictures(world), RawWrites("float32"), EncodeTo(world, False), Saves(world)]
+    kinds = [Images(world), RawWrites("float32"), EncodeTo(world, False), Saves(world)]
     for kind in kinds:
         place = folder / kind.name
         name = f"{kind.name}, the clock going back"

@@ -81,7 +81,7 @@ class EncodeCommand(Command):
 
     def arguments(self, place):
         options = ("--encoder", self.world.network, "--device", "cpu", "--n-jobs", "1", "--quiet")
-        return ["encode", self.world.pictures, "-o", place / "f.npy", *options]
+        return ["encode", self.world.images, "-o", place / "f.npy", *options]
 
     def hook(self, say):
         hooks.tell_of_file(say)
@@ -123,7 +123,7 @@ class EncodeCommand(Command):
     def _check_list(self, place):
         with open(place / "f.csv", newline="") as file:
             listed = [row["path"] for row in csv.DictReader(file)]
-        expect(listed == self.world.paths, "rows of other pictures in the list")
+        expect(listed == self.world.paths, "rows of other images in the list")
 
 
 class FitCommand(Command):
@@ -139,7 +139,7 @@ class FitCommand(Command):
         options = ("--captions", "filename", "--method", method, "--test-size", "0")
         encoders = ("--image-encoder", self.world.network, "--cache", place / "cache")
         machine = ("--device", "cpu", "--n-jobs", "1", "--quiet")
-        fit = ("fit", self.world.pictures, "-o", place / "model")
+        fit = ("fit", self.world.images, "-o", place / "model")
         return [*fit, *options, *encoders, *machine]
 
     def _prepared(self):

@@ -4,7 +4,7 @@ import shutil
 
 from faults.commands import EncodeCommand, FitCommand
 from faults.kills import kills
-from faults.kinds import EncodeTo, FirstSave, Pictures, RawWrites, Saves
+from faults.kinds import EncodeTo, FirstSave, Images, RawWrites, Saves
 from faults.training import Training
 
 # Of each kind in the suite; a benchmark does many times as many.
@@ -13,7 +13,7 @@ _KILLS = 1
 
 def outcomes(folder, amount, world):
     kinds = [
-        Pictures(world),
+        Images(world),
         RawWrites("float32"),
         RawWrites("float16"),
         EncodeTo(world, over_another=False),

@@ -25,8 +25,8 @@ def check_not_lost(puts, found):
         expect(span <= _LOST_SECONDS, f"{len(lost)} batches, {span:.2f} s of work", "lost")
 
 
-class Pictures(Kind):
-    """`transform` of pictures with a cache on disk."""
+class Images(Kind):
+    """`transform` of images with a cache on disk."""
 
     name = "transform with a cache"
 
@@ -112,7 +112,7 @@ class RawWrites(Kind):
 
 
 class EncodeTo(Kind):
-    """`encode_to`; what was made of other pictures is replaced in half of the runs."""
+    """`encode_to`; what was made of other images is replaced in half of the runs."""
 
     def __init__(self, world, over_another):
         self.world = world

@@ -101,7 +101,7 @@ class Load(Save):
         return "right"
 
 
-class Pictures(Case):
+class Images(Case):
     def do(self, place):
         for path in self.world.paths[:5]:
             shutil.copy(path, place)
@@ -117,7 +117,7 @@ class Pictures(Case):
             self.world.check_rows(features[:5], slice(5))
             return "right"
         expect(list(encoder.errors_) == [0, 1, 2, 3, 4], f"{encoder.errors_}")
-        expect(np.isnan(features[:5]).all(), "numbers of a picture that cannot be read")
+        expect(np.isnan(features[:5]).all(), "numbers of an image that cannot be read")
         expect(all(p in encoder.errors_[n] for n, p in enumerate(paths)), f"{encoder.errors_}")
         return "error"
 
@@ -192,13 +192,13 @@ def outcomes(folder, amount, world):
         "encode_to": ToFile,
         "save_pretrained": Save,
         "load_pretrained": Load,
-        "reading pictures": Pictures,
+        "reading images": Images,
     }
     cases = {
         f"{name}, {state}": of(world, filled)
         for name, of in kinds.items()
         for filled, state in ((True, "there before"), (False, "new"))
-        if filled or of not in (Load, Pictures)
+        if filled or of not in (Load, Images)
     }
     for work in (EncodeCommand(world), FitCommand(world)):
         cases[f"{work.name}, there before"] = OfCommand(world, True, work)

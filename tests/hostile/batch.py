@@ -41,6 +41,6 @@ def batch_outcomes(cases, every=40):
             kind, message = "lost", errors.get(row, "not a number")
         else:
             same = np.allclose(features[row], clean[row], atol=_TOLERANCE)
-            kind, message = ("right", "") if same else ("wrong", "features of another picture")
+            kind, message = ("right", "") if same else ("wrong", "features of another image")
         done.append(Outcome(case.name, kind, message))
     return done

@@ -47,8 +47,8 @@ def as_bytes(image, form, **options):
     return stream.getvalue()
 
 
-def base_picture(width=40, height=30):
-    """Return a picture without symmetry, of many colours."""
+def base_image(width=40, height=30):
+    """Return an image without symmetry, of many colours."""
     y, x = np.mgrid[:height, :width]
     red, green = 255 * x / max(width - 1, 1), 255 * y / max(height - 1, 1)
     blue = 255 * ((x // 5 + y // 7) % 2)

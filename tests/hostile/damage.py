@@ -4,13 +4,13 @@ import struct
 from functools import cache
 
 import numpy as np
-from hostile.case import Case, as_bytes, base_picture, plain
+from hostile.case import Case, as_bytes, base_image, plain
 
 
 @cache
 def whole_files():
-    """Return the bytes of one picture in every format and variety that is damaged."""
-    rgb = base_picture()
+    """Return the bytes of one image in every format and variety that is damaged."""
+    rgb = base_image()
     rgba = rgb.copy()
     rgba.putalpha(rgb.getchannel("R"))
     return {
@@ -116,5 +116,5 @@ def flipped_files(n_each=8, seed=0):
             places = rng.integers(0, end, 1 + 3 * (number % 4 == 3)).tolist()
             for place in places:
                 damaged[place] ^= 1 << int(rng.integers(8))
-            # Bytes that still decode are a picture: nothing but Pillow says of what.
+            # Bytes that still decode are an image: nothing but Pillow says of what.
             yield Case(f"{name}, flip {number}, of bits in {places}", bytes(damaged))

@@ -14,7 +14,7 @@ from itertools import chain
 from pathlib import Path
 
 import numpy as np
-from hostile.case import Case, as_bytes, base_picture
+from hostile.case import Case, as_bytes, base_image
 from hostile.damage import whole_files
 from hostile.examples import run
 from hostile.fuzz_models import fuzz_bytes, fuzz_configs
@@ -269,8 +269,8 @@ def _written(rows, form):
 
 
 def fuzz_folders(examples):
-    """Pictures are listed under whatever name they have, and can be read under it."""
-    data = as_bytes(base_picture(4, 3), "PNG")
+    """Images are listed under whatever name they have, and can be read under it."""
+    data = as_bytes(base_image(4, 3), "PNG")
     stem = st.one_of(
         st.text(_CHARACTERS, min_size=1, max_size=20).map(
             lambda text: text.encode("utf-8", "surrogatepass")

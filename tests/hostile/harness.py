@@ -18,7 +18,7 @@ from sklearn_ape.encoders._errors import ItemError, described
 from sklearn_ape.encoders._images import check_image, image_digest, read_image
 
 SECONDS = 20.0
-# What a picture may take, beyond what is there before: so much, and so much a pixel.
+# What an image may take, beyond what is there before: so much, and so much a pixel.
 BYTES = 2**26
 BYTES_A_PIXEL = 16
 _START_SECONDS = 240.0
@@ -67,11 +67,11 @@ def judged(case):
     except Exception as error:
         return "crash", f"{type(error).__name__}: {error}"
     if case.expect == "error":
-        return "wrong", "taken for a picture"
+        return "wrong", "taken for an image"
     try:
         truth = plain(case.item) if case.truth is None else case.truth
     except Exception as error:
-        return "wrong", f"a picture, where Pillow fails: {error}"
+        return "wrong", f"an image, where Pillow fails: {error}"
     return _compared(pixels, truth, case.tolerance)
 
 

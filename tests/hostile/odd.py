@@ -5,7 +5,7 @@ import struct
 import zlib
 
 import numpy as np
-from hostile.case import Case, as_bytes, base_picture, plain
+from hostile.case import Case, as_bytes, base_image, plain
 from PIL import Image, PngImagePlugin
 
 UPRIGHT = {
@@ -65,13 +65,13 @@ def _grey_tiff(**changes):
 
 def sound_files():
     """Yield unusual files that have one right reading."""
-    rgb = base_picture()
+    rgb = base_image()
     pixels = np.asarray(rgb)
     yield from _animated(rgb)
     yield from _modes(rgb, pixels)
     yield from _turned(rgb)
     for size in [(1, 1), (1, 20000), (20000, 1), (1, 100), (3, 2)]:
-        small = base_picture(*size)
+        small = base_image(*size)
         for form in ("PNG", "BMP", "TIFF", "GIF", "JPEG", "WEBP"):
             if form == "WEBP" and max(size) > 16383:
                 continue
@@ -250,7 +250,7 @@ def greedy_files():
     yield Case(
         "PNG of 16 million deep pixels", png_of(4000, 4000, 16, 0, rows), "right", large=16_000_000
     )
-    small = as_bytes(base_picture(4, 4), "GIF")
+    small = as_bytes(base_image(4, 4), "GIF")
     for frame in (False, True):
         data = bytearray(small)
         data[6:10] = struct.pack("<HH", 65535, 65535)
@@ -265,20 +265,20 @@ def greedy_files():
     data = bytearray(small)
     data[6:10] = bytes(4)
     yield Case("GIF without pixels", bytes(data))
-    data = bytearray(as_bytes(base_picture(4, 4), "WEBP", lossless=True))
+    data = bytearray(as_bytes(base_image(4, 4), "WEBP", lossless=True))
     place = bytes(data).index(b"VP8L") + 9
     data[place : place + 4] = struct.pack("<I", 16383 | 16383 << 14)
     yield Case("WebP bomb", bytes(data), "error")
-    canvas = as_bytes(base_picture(4, 4), "WEBP", lossless=True, exif=b"Exif\0\0II*\0\x08\0\0\0")
+    canvas = as_bytes(base_image(4, 4), "WEBP", lossless=True, exif=b"Exif\0\0II*\0\x08\0\0\0")
     data = bytearray(canvas)
     place = canvas.index(b"VP8X") + 12
     data[place : place + 6] = b"\xff\xff\xff\xff\xff\xff"
     yield Case("WebP bomb of the canvas", bytes(data), "error")
-    data = bytearray(as_bytes(base_picture(4, 4), "BMP"))
+    data = bytearray(as_bytes(base_image(4, 4), "BMP"))
     for size in [(100000, 100000), (0, 0), (-5, 4), (4, -(2**31)), (2**31 - 1, 1)]:
         data[18:26] = struct.pack("<ii", *size)
         yield Case(f"BMP of {size[0]} x {size[1]}", bytes(data), "error" if size[0] else "either")
-    data = bytearray(as_bytes(base_picture(16, 16), "JPEG"))
+    data = bytearray(as_bytes(base_image(16, 16), "JPEG"))
     place = bytes(data).index(b"\xff\xc0") + 5
     data[place : place + 4] = struct.pack(">HH", 65500, 65500)
     yield Case("JPEG bomb", bytes(data), "error")
@@ -317,14 +317,14 @@ def greedy_files():
     yield Case("PIL without pixels", Image.new("RGB", (0, 0)), "error")
     yield Case("PIL without rows", Image.new("L", (5, 0)), "error")
     yield Case("PIL F without pixels", Image.new("F", (0, 0)), "error")
-    closed = Image.open(io.BytesIO(as_bytes(base_picture(), "PNG")))
+    closed = Image.open(io.BytesIO(as_bytes(base_image(), "PNG")))
     closed.close()
     yield Case("PIL closed", closed, "error")
-    cut = as_bytes(base_picture(), "PNG")[:-60]
+    cut = as_bytes(base_image(), "PNG")[:-60]
     yield Case("PIL opened, cut short", Image.open(io.BytesIO(cut)), "error")
     yield Case(
         "PIL opened, not read",
-        Image.open(io.BytesIO(as_bytes(base_picture(), "PNG"))),
+        Image.open(io.BytesIO(as_bytes(base_image(), "PNG"))),
         "right",
-        np.asarray(base_picture()),
+        np.asarray(base_image()),
     )

@@ -1,4 +1,4 @@
-"""Hostile paths, and objects that are no pictures."""
+"""Hostile paths, and objects that are no images."""
 
 import io
 import os
@@ -7,7 +7,7 @@ import struct
 from pathlib import Path
 
 import numpy as np
-from hostile.case import Case, as_bytes, base_picture, plain
+from hostile.case import Case, as_bytes, base_image, plain
 
 FORMATS = {"PNG": "png", "JPEG": "jpg", "GIF": "gif", "WEBP": "webp", "TIFF": "tif", "BMP": "bmp"}
 
@@ -15,17 +15,17 @@ FORMATS = {"PNG": "png", "JPEG": "jpg", "GIF": "gif", "WEBP": "webp", "TIFF": "t
 def places(folder):
     """Yield paths below `folder`, in which they are made."""
     folder = Path(folder)
-    picture = as_bytes(base_picture(), "PNG")
-    truth = np.asarray(base_picture())
+    image = as_bytes(base_image(), "PNG")
+    truth = np.asarray(base_image())
 
-    def put(name, data=picture):
+    def put(name, data=image):
         path = os.path.join(os.fsencode(folder), os.fsencode(name))
         with open(path, "wb") as file:
             file.write(data)
         return os.fsdecode(path)
 
     odd = {
-        "spaces": "a picture  of two .png",
+        "spaces": "an image  of two .png",
         "a line feed": "line\nfeed\r.png",
         "a tab": "tab\t.png",
         "other scripts": "ネコ-кот-قط.png",
@@ -37,10 +37,10 @@ def places(folder):
         "braces": "{0.__class__}.png",
         "a dash": "-rf.png",
         "stars": "[*]?.png",
-        "no extension": "picture",
-        "a dot at its end": "picture.png.",
+        "no extension": "image",
+        "a dot at its end": "image.png.",
         "right-to-left marks": "\u202egnp.exe",
-        "a backslash": "C:\\picture.png",
+        "a backslash": "C:\\image.png",
         "250 letters": "x" * 246 + ".png",
     }
     for what, name in odd.items():
@@ -61,7 +61,7 @@ def places(folder):
     yield Case("np.str_", np.str_(whole), "right", truth)
     for name, text in {
         "home": "~",
-        "a file at home": "~/no such picture.png",
+        "a file at home": "~/no such image.png",
         "nothing": "",
         "a dot": ".",
         "the root": "/",
@@ -78,7 +78,7 @@ def places(folder):
     }.items():
         yield Case(f"path of {name}", text, "error")
 
-    contents = {form: as_bytes(base_picture(), form) for form in FORMATS}
+    contents = {form: as_bytes(base_image(), form) for form in FORMATS}
     shifted = [*list(FORMATS.values())[1:], "png"]
     for (form, data), suffix in zip(contents.items(), shifted, strict=True):
         path = put(f"really {form}.{suffix}", data)
@@ -155,8 +155,8 @@ def _special(folder, whole, truth):
 
 def objects():
     """Yield what is not a path."""
-    rgb = np.asarray(base_picture())
-    data = as_bytes(base_picture(), "PNG")
+    rgb = np.asarray(base_image())
+    data = as_bytes(base_image(), "PNG")
     right = {
         "bytes": data,
         "bytearray": bytearray(data),

@@ -9,7 +9,7 @@ from hostile.harness import corpus
 
 @pytest.mark.filterwarnings("ignore")
 def test_good_ones_are_as_if_alone_and_errors_name_the_bad_ones(tmp_path, monkeypatch):
-    """`errors_` names exactly the bad rows, which are NaN; the others are those of the picture."""
+    """`errors_` names exactly the bad rows, which are NaN; the others are those of the image."""
     monkeypatch.chdir(tmp_path)
     cases = [case for case in corpus(str(tmp_path)) if not case.large]
     done = batch_outcomes(cases)

@@ -1,4 +1,4 @@
-"""Hundreds of hostile files: the right picture or one clear error, in bounded time and memory."""
+"""Hundreds of hostile files: the right image or one clear error, in bounded time and memory."""
 
 from collections import Counter
 
@@ -13,7 +13,7 @@ def done(tmp_path_factory):
 
 
 def test_every_case_is_tried(done):
-    """Nothing is lost on the way, and good pictures are among the cases as well as bad ones."""
+    """Nothing is lost on the way, and good images are among the cases as well as bad ones."""
     assert len(done) > 600
     assert len({outcome.name for outcome in done}) == len(done)
     kinds = Counter(outcome.kind for outcome in done)

@@ -5,7 +5,7 @@ import signal
 
 import numpy as np
 import pytest
-from hostile.case import as_bytes, base_picture
+from hostile.case import as_bytes, base_image
 from PIL import Image
 
 from sklearn_ape._labels import names_of
@@ -22,7 +22,7 @@ class TestFiles:
 
     @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="a pipe with a name")
     def test_reading_a_pipe_does_not_wait_for_a_writer(self, tmp_path):
-        """Figures read pictures without an encoder's digest before: for ever, from a pipe."""
+        """Figures read images without an encoder's digest before: for ever, from a pipe."""
         os.mkfifo(tmp_path / "pipe.png")
 
         def waited_for_ever(*_):
@@ -42,12 +42,12 @@ class TestFiles:
         path = tmp_path / "sparse.png"
         path.write_bytes(b"")
         os.truncate(path, 2**40)
-        with pytest.raises(ItemError, match="not a picture"):
+        with pytest.raises(ItemError, match="not an image"):
             image_digest(path)
 
     def test_digest_of_a_large_file_is_that_of_its_bytes(self, tmp_path, monkeypatch):
         """Files are read in pieces: caches filled before hold."""
-        data = as_bytes(base_picture(300, 200), "BMP")
+        data = as_bytes(base_image(300, 200), "BMP")
         path = tmp_path / "a.bmp"
         path.write_bytes(data)
         monkeypatch.setattr(_images, "_LARGE_FILE", 100)
@@ -59,18 +59,18 @@ class TestFiles:
         from PIL import EpsImagePlugin
 
         monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *args, **kwargs: 1 / 0)
-        data = as_bytes(base_picture(), "EPS")
+        data = as_bytes(base_image(), "EPS")
         with pytest.raises(ItemError, match="PostScript"):
             read_image(data)
 
 
 class TestPixels:
-    """Pictures that were refused, misread or took too much memory."""
+    """Images that were refused, misread or took too much memory."""
 
     @pytest.mark.parametrize("form", ["PNG", "WEBP", "JPEG"])
-    def test_damaged_exif_does_not_cost_the_picture(self, form):
+    def test_damaged_exif_does_not_cost_the_image(self, form):
         """A JPEG went through, a PNG and a WebP were called damaged."""
-        image = base_picture()
+        image = base_image()
         data = as_bytes(image, form, exif=b"Exif\0\0junk")
         assert read_image(data).size == image.size
 
@@ -80,7 +80,7 @@ class TestPixels:
         data = as_bytes(Image.fromarray(values), "PNG", transparency=1000)
         assert np.asarray(read_image(data))[0, :, 0].tolist() == [0, 255, 255]
 
-    def test_picture_without_pixels(self):
+    def test_image_without_pixels(self):
         """It was a division by zero in the middle of a batch."""
         with pytest.raises(ItemError, match="0 x 0 pixels"):
             read_image(Image.new("RGB", (0, 0)))
@@ -93,9 +93,9 @@ class TestPixels:
 
         monkeypatch.setattr(_images, "_to_rgb", fails)
         with pytest.raises(ItemError, match="needs more memory than there is: 40 x 30 pixels"):
-            read_image(as_bytes(base_picture(), "PNG"))
+            read_image(as_bytes(base_image(), "PNG"))
 
-    def test_a_long_picture_is_not_padded_to_gigabytes(self):
+    def test_a_long_image_is_not_padded_to_gigabytes(self):
         """A square around 20,000 x 300 pixels has 400 million of them."""
         image = Image.new("RGB", (20_000, 300), "black")
         square = _square_on_white(image)
@@ -103,7 +103,7 @@ class TestPixels:
         dark = np.flatnonzero(np.asarray(square)[:, 5, 0] < 128)
         assert len(dark) / square.height == pytest.approx(300 / 20_000, rel=0.05)
 
-    def test_ordinary_pictures_are_padded_as_ever(self):
+    def test_ordinary_images_are_padded_as_ever(self):
         """Up to thousands of pixels nothing is reduced."""
         assert _square_on_white(Image.new("RGB", (8000, 100))).size == (8000, 8000)
 

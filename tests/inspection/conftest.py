@@ -18,17 +18,21 @@ def closed_figures():
 
 
 @pytest.fixture(scope="session")
-def model(pictures, features, image_encoder, text_encoder):
-    """Fitted on the first 200 pictures; the last 100 are for testing."""
+def model(captioned_images, features, image_encoder, text_encoder):
+    """Fitted on the first 200 images; the last 100 are for testing."""
     aligner = KernelAligner(text_encoder=text_encoder)
     return make_pipeline(image_encoder, aligner).fit(
-        pictures.images[:200], pictures.captions[:200]
+        captioned_images.images[:200], captioned_images.captions[:200]
     )
 
 
 @pytest.fixture(scope="session")
-def held_out(pictures):
-    return pictures.images[200:], pictures.captions[200:], pictures.categories[200:]
+def held_out(captioned_images):
+    return (
+        captioned_images.images[200:],
+        captioned_images.captions[200:],
+        captioned_images.categories[200:],
+    )
 
 
 @pytest.fixture

@@ -78,7 +78,7 @@ class TestEmbeddingMapDisplay:
         [
             ({"reducer": "umap"}, "'pca', 'tsne' or an estimator"),
             ({"reducer": PCA(3)}, "not \\(8, 2\\)"),
-            ({"labels": ["a"]}, "1 labels for 4 pictures"),
+            ({"labels": ["a"]}, "1 labels for 4 images"),
             ({"pairs": [[0, 9]]}, "Pair 0"),
         ],
     )

@@ -38,7 +38,7 @@ def test_the_best_of_a_search(concepts):
         ([[0.5, 1.0]], r"integers of shape \(n_pairs, 2\), not float64"),
         ([[0, 1, 2]], r"not int64 of shape \(1, 3\)"),
         ([[0, 0], [1, 7]], r"Pair 1 is of rows \[1, 7\]"),
-        (None, "3 pictures and 2 texts"),
+        (None, "3 images and 2 texts"),
     ],
 )
 def test_pairs_that_do_not_fit(pairs, message):

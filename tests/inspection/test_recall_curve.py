@@ -24,11 +24,11 @@ class TestRecallCurveDisplay:
         assert display.lines_["text_to_image"].get_label().startswith("KernelAligner: ")
 
     def test_several_estimators_share_axes_and_one_chance(
-        self, model, held_out, pictures, image_encoder, text_encoder
+        self, model, held_out, captioned_images, image_encoder, text_encoder
     ):
         images, captions, _ = held_out
         other = make_pipeline(image_encoder, CCAAligner(text_encoder=text_encoder))
-        other.fit(pictures.images[:200], pictures.captions[:200])
+        other.fit(captioned_images.images[:200], captioned_images.captions[:200])
         first = RecallCurveDisplay.from_estimator(model, images, captions, ks=[1, 5, 10])
         second = RecallCurveDisplay.from_estimator(
             other, images, captions, ks=[10, 5, 1], ax=first.ax_, name="$a_b$"
@@ -38,11 +38,11 @@ class TestRecallCurveDisplay:
         assert second.chance_lines_ == {}
         names = [text.get_text() for text in first.ax_.get_legend().get_texts()]
         assert names == [
-            "KernelAligner: picture → caption",
-            "KernelAligner: caption → picture",
+            "KernelAligner: image → caption",
+            "KernelAligner: caption → image",
             "chance",
-            r"\$a_b\$: picture → caption",
-            r"\$a_b\$: caption → picture",
+            r"\$a_b\$: image → caption",
+            r"\$a_b\$: caption → image",
         ]
         colors = {line.get_color() for line in first.lines_.values()}
         assert len(colors) == 1
@@ -56,7 +56,7 @@ class TestRecallCurveDisplay:
         assert display.chance_lines_ == {}
         assert display.lines_["image_to_text"].get_linewidth() == 3
 
-    def test_several_captions_a_picture_raise_recall_and_chance(self):
+    def test_several_captions_an_image_raise_recall_and_chance(self):
         rng = np.random.default_rng(0)
         image, text = rng.normal(size=(4, 3)), rng.normal(size=(8, 3))
         pairs = np.column_stack([np.repeat(np.arange(4), 2), np.arange(8)])

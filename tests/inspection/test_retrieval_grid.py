@@ -13,7 +13,7 @@ QUERIES = ["an animal", "a red fruit"]
 
 
 class TestRetrievalGridDisplay:
-    def test_shows_the_nearest_pictures(self, model, held_out, ax, nothing_is_computed):
+    def test_shows_the_nearest_images(self, model, held_out, ax, nothing_is_computed):
         images, captions, _ = held_out
         display = RetrievalGridDisplay.from_estimator(
             model, QUERIES, images, k=3, captions=captions, relevant=[[0], range(100)]
@@ -48,7 +48,7 @@ class TestRetrievalGridDisplay:
         assert display.text_[0][0].get_text() == "0.90\na tiger"
         display.figure_.canvas.draw()
 
-    def test_a_retriever_s_captions_stand_below_its_pictures(self, model, held_out):
+    def test_a_retriever_s_captions_stand_below_its_images(self, model, held_out):
         images, captions, _ = held_out
         retriever = CrossModalRetriever(model).fit(images, captions)
         display = RetrievalGridDisplay.from_estimator(retriever, QUERIES, images, k=4)
@@ -56,12 +56,12 @@ class TestRetrievalGridDisplay:
         np.testing.assert_array_equal(display.scores, found.scores)
         assert display.captions == found.items
         assert display.images == [[images[i] for i in row] for row in found.indices]
-        by_picture = RetrievalGridDisplay.from_estimator(
+        by_image = RetrievalGridDisplay.from_estimator(
             retriever, images[:1], images, k=1, modality="image"
         )
-        assert by_picture.images == [[images[0]]]
+        assert by_image.images == [[images[0]]]
 
-    def test_places_without_a_result_and_unread_pictures_are_grey(self):
+    def test_places_without_a_result_and_unread_images_are_grey(self):
         result = np.array([[0.9, -np.inf]]), np.array([[0, -1]])
         display = RetrievalGridDisplay.from_predictions(result, ["x"], images=["nowhere.png"])
         for drawn in display.thumbnails_[0]:
@@ -72,7 +72,7 @@ class TestRetrievalGridDisplay:
         result = np.zeros((1, 2)), np.array([[0, 5]])
         with pytest.raises(ValueError, match="a single query"):
             RetrievalGridDisplay.from_estimator(model, "a cat", images)
-        with pytest.raises(ValueError, match="no pictures of its own"):
+        with pytest.raises(ValueError, match="no images of its own"):
             RetrievalGridDisplay.from_estimator(model, QUERIES)
         with pytest.raises(ValueError, match="images is None"):
             RetrievalGridDisplay.from_predictions(result, ["x"])

@@ -26,25 +26,25 @@ class TestSimilarityMatrixDisplay:
         assert display.figure_ is ax.figure
         assert display.text_ is None
         np.testing.assert_array_equal(display.im_.get_array(), first)
-        assert display.pairs is None  # not as many texts as pictures
+        assert display.pairs is None  # not as many texts as images
 
-    def test_features_are_named_by_what_is_given_besides(self, model, features, pictures):
+    def test_features_are_named_by_what_is_given_besides(self, model, features, captioned_images):
         aligner = model[-1]
         display = SimilarityMatrixDisplay.from_estimator(
             aligner,
             features.image[:3],
             features.text[:3],
-            images=pictures.images[:3],
-            captions=pictures.captions[:3],
+            images=captioned_images.images[:3],
+            captions=captioned_images.captions[:3],
         )
         assert len(display.thumbnails_) == 3
         bare = SimilarityMatrixDisplay.from_estimator(
             aligner, features.image[:3], features.text[:3]
         )
         assert bare.thumbnails_ == []
-        assert bare.ax_.get_ylabel() == "picture"
+        assert bare.ax_.get_ylabel() == "image"
 
-    def test_large_matrices_and_unread_pictures_are_drawn(self):
+    def test_large_matrices_and_unread_images_are_drawn(self):
         similarity = np.random.default_rng(0).normal(size=(500, 300))
         similarity[3] = np.nan
         display = SimilarityMatrixDisplay.from_predictions(

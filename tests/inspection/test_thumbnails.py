@@ -1,4 +1,4 @@
-"""Small pictures of anything that encoders take; a bad one is grey, never the end of a figure."""
+"""Small images of anything that encoders take; a bad one is grey, never the end of a figure."""
 
 import io
 from pathlib import Path
@@ -11,8 +11,8 @@ from sklearn_ape.inspection._thumbnails import draw_thumbnail, thumbnail
 
 
 class TestThumbnail:
-    def test_every_form_of_one_picture_gives_one_thumbnail(self, pictures):
-        path = pictures.images[0]
+    def test_every_form_of_one_image_gives_one_thumbnail(self, captioned_images):
+        path = captioned_images.images[0]
         image = Image.open(path)
         forms = [
             path,
@@ -28,7 +28,7 @@ class TestThumbnail:
     def test_what_cannot_be_read_is_grey(self, bad):
         assert (thumbnail(bad, 8) == 200).all()
 
-    def test_transparency_is_white_and_the_whole_picture_is_seen(self):
+    def test_transparency_is_white_and_the_whole_image_is_seen(self):
         buffer = io.BytesIO()
         wide = Image.new("RGBA", (64, 16), (0, 0, 0, 0))
         wide.paste((255, 0, 0, 255), (0, 0, 8, 16))
@@ -38,7 +38,7 @@ class TestThumbnail:
         assert small[16, 1].tolist() == [255, 0, 0]
         assert small[16, 30].tolist() == small[0, 0].tolist() == [255, 255, 255]
 
-    def test_a_picture_stands_upright_whichever_way_the_axis_points(self, ax):
+    def test_an_image_stands_upright_whichever_way_the_axis_points(self, ax):
         top_red = np.zeros((10, 10, 3), np.uint8)
         top_red[:5] = [255, 0, 0]
         for inverted in (False, True):

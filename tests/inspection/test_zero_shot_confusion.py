@@ -1,4 +1,4 @@
-"""Numbers are scikit-learn's, pictures are of the mistakes that they stand by."""
+"""Numbers are scikit-learn's, images are of the mistakes that they stand by."""
 
 import numpy as np
 import pytest
@@ -36,7 +36,7 @@ class TestZeroShotConfusionDisplay:
         assert display.plot(ax=ax, thumbnails=False).thumbnails_ == {}
         assert display.text_[0, 0].get_text() == str(display.counts[0, 0])
 
-    def test_rejected_pictures_have_a_column(self, model, held_out):
+    def test_rejected_images_have_a_column(self, model, held_out):
         images, _, y = held_out
         classifier = ZeroShotClassifier(NAMES, aligner=model, threshold=0.6, unknown_label="none")
         display = ZeroShotConfusionDisplay.from_estimator(classifier, images, y)

@@ -16,7 +16,7 @@ def embeddings():
 
 @pytest.fixture
 def positive():
-    """The diagonal, a caption of three pictures, a picture of two captions, one way only."""
+    """The diagonal, a caption of three images, an image of two captions, one way only."""
     positive = torch.eye(12, dtype=torch.bool)
     positive[:3, :3] = True
     positive[4, 9] = True

@@ -17,7 +17,7 @@ class TestDense:
             torch.testing.assert_close(ours, ClipLoss()(image, text, torch.tensor(9.0)))
 
     def test_shared_caption_is_a_positive(self):
-        """Two pictures of one caption: each row's target is a half on each of the two."""
+        """Two images of one caption: each row's target is a half on each of the two."""
         image, text = torch.eye(3), torch.eye(3)
         text[1] = text[0]
         logits = image @ text.T
@@ -29,7 +29,7 @@ class TestDense:
         torch.testing.assert_close(ours, expected)
 
     def test_each_direction_has_its_own_targets(self, embeddings):
-        """Positives need not be symmetric: picture 0 may have caption 1 without the reverse."""
+        """Positives need not be symmetric: image 0 may have caption 1 without the reverse."""
         image, text = embeddings
         positive = torch.eye(12, dtype=torch.bool)
         positive[0, 1] = True
@@ -166,7 +166,7 @@ class TestBadInput:
         positive[7, 3] = True
         with pytest.raises(ValueError, match="Caption 7 of the batch has no positive"):
             loss(*embeddings, positive)
-        with pytest.raises(ValueError, match="Picture 7 of the batch has no positive"):
+        with pytest.raises(ValueError, match="Image 7 of the batch has no positive"):
             loss(*embeddings, positive.T.nonzero())
 
     @pytest.mark.parametrize("tile_size", [None, 5])

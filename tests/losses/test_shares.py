@@ -47,14 +47,14 @@ class TestShares:
 
     def test_a_row_without_a_positive_is_named(self, embeddings, positive):
         positive[7] = False
-        with pytest.raises(ValueError, match="Picture 7 of the batch has no positive"):
+        with pytest.raises(ValueError, match="Image 7 of the batch has no positive"):
             InfoNCELoss().share(*embeddings, positive, slice(0, 4))
         alone = torch.eye(12, dtype=torch.bool)
         alone[3, 3] = False
-        alone[3, 5] = True  # picture 3 has one, caption 3 has none
+        alone[3, 5] = True  # image 3 has one, caption 3 has none
         with pytest.raises(ValueError, match="Caption 3 of the batch has no positive"):
             InfoNCELoss().share(*embeddings, alone, slice(0, 4))
-        with pytest.raises(ValueError, match="Picture 3 of the batch has no positive"):
+        with pytest.raises(ValueError, match="Image 3 of the batch has no positive"):
             InfoNCELoss().share(*embeddings, alone.T, slice(0, 4))
 
     def test_parts_are_all_rows_once_and_of_equal_size(self):

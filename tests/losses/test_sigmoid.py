@@ -19,7 +19,7 @@ def test_is_siglips_loss_on_distinct_pairs(embeddings):
 
 @pytest.mark.parametrize("tile_size", [None, 1, 2])
 def test_every_positive_is_a_yes(tile_size):
-    """Picture 0 has both captions: of four logits 2, 0, 0, 2 minus 1, the second is a yes too."""
+    """Image 0 has both captions: of four logits 2, 0, 0, 2 minus 1, the second is a yes too."""
     positive = torch.tensor([[True, True], [False, True]])
 
     def cost(logit):

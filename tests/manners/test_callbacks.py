@@ -122,13 +122,13 @@ class TestEpochs:
         assert len(seen.epochs()) == fitted.n_epochs_ == N_EPOCHS
         pickle.loads(pickle.dumps(fitted))
 
-    def test_through_a_pipeline_whose_encoder_has_none(self, pictures, image_encoder):
+    def test_through_a_pipeline_whose_encoder_has_none(self, captioned_images, image_encoder):
         """Encoders take callbacks, so that scikit-learn does not warn of each."""
         seen = Paths()
         pipeline = make_pipeline(image_encoder, CCAAligner()).set_callbacks(seen)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            pipeline.fit(pictures.images[:12], np.random.default_rng(0).random((12, 3)))
+            pipeline.fit(captioned_images.images[:12], np.random.default_rng(0).random((12, 3)))
         assert "Pipeline:fit > TimmImageEncoder:fit" in seen.seen
         assert "Pipeline:fit > CCAAligner:fit" in seen.seen
 

@@ -37,7 +37,7 @@ def spying():
 
 
 def test_captions_reach_the_aligner_through_all_meta_estimators(
-    spying, features, pictures, text_encoder
+    spying, features, captioned_images, text_encoder
 ):
     """Pipeline in a search in `cross_validate`: the aligner sees captions, not labels."""
     Spying, seen = spying
@@ -47,29 +47,29 @@ def test_captions_reach_the_aligner_through_all_meta_estimators(
     found = cross_validate(
         search,
         features.image[:80],
-        pictures.categories[:80],
+        captioned_images.categories[:80],
         cv=2,
-        params={"captions": pictures.captions[:80]},
+        params={"captions": captioned_images.captions[:80]},
         error_score="raise",
     )
     assert found["test_score"].mean() > 0.4
-    assert {caption for some in seen for caption in some} == set(pictures.captions[:80])
+    assert {caption for some in seen for caption in some} == set(captioned_images.captions[:80])
     assert sorted({len(some) for some in seen}) == [20, 40]
 
 
-def test_captions_that_nobody_asked_for_are_refused(features, pictures, text_encoder):
+def test_captions_that_nobody_asked_for_are_refused(features, captioned_images, text_encoder):
     classifier = ZeroShotClassifier(LABELS, aligner=CCAAligner(text_encoder=text_encoder))
     search = GridSearchCV(classifier, {"templates": ["none"]}, cv=2)
-    some = features.image[:20], pictures.categories[:20]
+    some = features.image[:20], captioned_images.categories[:20]
     with pytest.raises(sklearn.exceptions.UnsetMetadataPassedError, match="captions"):
-        search.fit(*some, captions=pictures.captions[:20])
+        search.fit(*some, captions=captioned_images.captions[:20])
 
 
-def test_weights_in_score(features, pictures, text_encoder):
+def test_weights_in_score(features, captioned_images, text_encoder):
     """Where only what is named right has weight, all is named right."""
     aligner = KernelAligner(text_encoder=text_encoder)
-    aligner.fit(features.image[:150], pictures.captions[:150])
-    X, y = features.image[150:], pictures.categories[150:]
+    aligner.fit(features.image[:150], captioned_images.captions[:150])
+    X, y = features.image[150:], captioned_images.categories[150:]
     classifier = ZeroShotClassifier(LABELS, aligner=FrozenEstimator(aligner))
     classifier = classifier.set_score_request(sample_weight=True)
     hits = (classifier.fit(X, y).predict(X) == y).astype(float)
@@ -78,14 +78,14 @@ def test_weights_in_score(features, pictures, text_encoder):
     assert found["test_score"].tolist() == [1.0, 1.0]
 
 
-def test_groups_of_captions_keep_to_one_fold(spying, features, pictures, text_encoder):
+def test_groups_of_captions_keep_to_one_fold(spying, features, captioned_images, text_encoder):
     """scikit-learn's own splitters, by routing, for an aligner as for any estimator."""
     Spying, seen = spying
     groups = np.arange(80) // 2
     cross_validate(
         Spying(text_encoder=text_encoder),
         features.image[:80],
-        [f"{number} {caption}" for number, caption in enumerate(pictures.captions[:80])],
+        [f"{number} {caption}" for number, caption in enumerate(captioned_images.captions[:80])],
         cv=GroupKFold(2),
         params={"groups": groups},
         error_score="raise",
@@ -96,8 +96,8 @@ def test_groups_of_captions_keep_to_one_fold(spying, features, pictures, text_en
         assert np.bincount(groups[rows], minlength=40).tolist().count(1) == 0
 
 
-def test_frozen_estimator_of_an_encoder_is_one(pictures, image_encoder, features):
-    found = FrozenEstimator(image_encoder).transform(pictures.images[:3])
+def test_frozen_estimator_of_an_encoder_is_one(captioned_images, image_encoder, features):
+    found = FrozenEstimator(image_encoder).transform(captioned_images.images[:3])
     np.testing.assert_allclose(found, features.image[:3], atol=1e-5)
     assert isinstance(clone(FrozenEstimator(image_encoder)).estimator, TimmImageEncoder)
 

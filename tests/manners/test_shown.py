@@ -84,21 +84,23 @@ class TestDiagram:
         ):
             assert type(estimator).__name__ in estimator_html_repr(estimator)
 
-    def test_of_a_fitted_pipeline_shows_what_was_learned(self, features, pictures, text_encoder):
+    def test_of_a_fitted_pipeline_shows_what_was_learned(
+        self, features, captioned_images, text_encoder
+    ):
         aligner = CCAAligner(text_encoder=text_encoder, n_components=3)
         unfitted = estimator_html_repr(ZeroShotClassifier(["cat"], aligner=aligner))
         assert "<span>Not fitted</span>" in unfitted
-        aligner = aligner.fit(features.image[:40], pictures.captions[:40])
+        aligner = aligner.fit(features.image[:40], captioned_images.captions[:40])
         found = estimator_html_repr(ZeroShotClassifier(["dog", "cat"], aligner=aligner))
         assert "<span>Fitted</span>" in found
         pytest.importorskip("sklearn", minversion="1.9")
         for shown in ("classes_", "cat", "n_parameters_", "logit_scale_", "ccaaligner2"):
             assert shown in found + estimator_html_repr(aligner)
 
-    def test_features_that_are_known_are_listed(self, image_encoder, pictures):
+    def test_features_that_are_known_are_listed(self, image_encoder, captioned_images):
         pytest.importorskip("sklearn", minversion="1.9")
         encoder = clone(image_encoder)
-        encoder.transform(pictures.images[:1])
+        encoder.transform(captioned_images.images[:1])
         assert "timmimageencoder7" in estimator_html_repr(encoder)
 
     def test_a_notebook_gets_html_and_text(self):

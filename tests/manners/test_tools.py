@@ -1,4 +1,4 @@
-"""scikit-learn's tools around our estimators, each on real features or pictures."""
+"""scikit-learn's tools around our estimators, each on real features or images."""
 
 import numpy as np
 import pandas as pd
@@ -27,10 +27,10 @@ from tests.zero_shot.labels import LABELS
 
 
 @pytest.fixture(scope="module")
-def aligner(features, pictures, text_encoder):
-    """Fitted on the first 150 pictures."""
+def aligner(features, captioned_images, text_encoder):
+    """Fitted on the first 150 captioned_images."""
     return KernelAligner(text_encoder=text_encoder).fit(
-        features.image[:150], pictures.captions[:150]
+        features.image[:150], captioned_images.captions[:150]
     )
 
 
@@ -53,9 +53,9 @@ def trained(text_encoder):
 
 
 @pytest.fixture
-def new(features, pictures):
-    """Pictures that the aligner was not fitted on."""
-    return features.image[150:], pictures.categories[150:]
+def new(features, captioned_images):
+    """Images that the aligner was not fitted on."""
+    return features.image[150:], captioned_images.categories[150:]
 
 
 class TestSearches:
@@ -73,15 +73,15 @@ class TestSearches:
         assert scores[0] == scores[1]
         assert min(scores) > 0.4
 
-    def test_search_over_an_aligner_within_a_classifier(self, trained, features, pictures):
+    def test_search_over_an_aligner_within_a_classifier(self, trained, features, captioned_images):
         search = GridSearchCV(
             trained, {"aligner__ridge": [0.1, 10.0]}, cv=2, error_score="raise"
-        ).fit(features.image[:100], pictures.categories[:100])
+        ).fit(features.image[:100], captioned_images.categories[:100])
         assert search.best_score_ > 0.5
         assert search.best_estimator_.aligner_.ridge == search.best_params_["aligner__ridge"]
 
-    def test_curves_and_permutations(self, frozen, trained, features, pictures, new):
-        X, y = features.image[:90], pictures.categories[:90]
+    def test_curves_and_permutations(self, frozen, trained, features, captioned_images, new):
+        X, y = features.image[:90], captioned_images.categories[:90]
         sizes, _, learned = learning_curve(trained, X, y, cv=2, train_sizes=[0.5, 1.0])
         assert sizes.tolist() == [22, 45]
         assert np.isfinite(learned).all()
@@ -101,12 +101,12 @@ class TestEnsembles:
         assert len(calibrated.calibrated_classifiers_) == 3
         assert log_loss(new[1], calibrated.predict_proba(new[0])) < np.log(3)
 
-    def test_calibrated_by_folds_of_a_new_aligner(self, trained, features, pictures):
+    def test_calibrated_by_folds_of_a_new_aligner(self, trained, features, captioned_images):
         """With `ensemble=True`: otherwise scikit-learn numbers the labels, which are no names."""
         calibrated = CalibratedClassifierCV(trained, method="sigmoid", cv=2, ensemble=True)
-        calibrated.fit(features.image[:150], pictures.categories[:150])
+        calibrated.fit(features.image[:150], captioned_images.categories[:150])
         proba = calibrated.predict_proba(features.image[150:])
-        assert log_loss(pictures.categories[150:], proba) < np.log(3)
+        assert log_loss(captioned_images.categories[150:], proba) < np.log(3)
 
     @pytest.mark.parametrize("voting", ["soft", "hard"])
     def test_votes_beside_another_classifier(self, numbered, new, voting):
@@ -131,9 +131,9 @@ class TestEnsembles:
 
 
 class TestColumns:
-    def test_paths_in_a_column_beside_numbers(self, pictures, image_encoder, features):
+    def test_paths_in_a_column_beside_numbers(self, captioned_images, image_encoder, features):
         """One column, given by its name as a string, so that the encoder sees a Series."""
-        frame = pd.DataFrame({"path": pictures.images[:40], "size": np.arange(40.0)})
+        frame = pd.DataFrame({"path": captioned_images.images[:40], "size": np.arange(40.0)})
         columns = ColumnTransformer(
             [("image", image_encoder, "path"), ("number", StandardScaler(), ["size"])]
         )
@@ -147,29 +147,35 @@ class TestColumns:
         with pytest.raises(ValueError, match=r"table with the columns \['path'\]"):
             wrong.fit_transform(frame)
 
-    def test_two_encoders_side_by_side(self, pictures, image_encoder):
+    def test_two_encoders_side_by_side(self, captioned_images, image_encoder):
         other = clone(image_encoder).set_params(pooling="gem")
         union = FeatureUnion([("mean", image_encoder), ("gem", other)])
-        found = union.fit_transform(pictures.images[:6])
+        found = union.fit_transform(captioned_images.images[:6])
         assert found.shape == (6, 2560)
         assert union.get_feature_names_out()[-1] == "gem__timmimageencoder1279"
 
 
 class TestSetOutput:
-    def test_files_of_features_hold_numbers_all_the_same(self, pictures, image_encoder, tmp_path):
+    def test_files_of_features_hold_numbers_all_the_same(
+        self, captioned_images, image_encoder, tmp_path
+    ):
         """It is for what `transform` returns, not for what `encode_to` writes."""
         tables = clone(image_encoder).set_output(transform="pandas")
-        found = tables.encode_to(tmp_path / "features.npy", pictures.images[:3])
-        np.testing.assert_allclose(found, image_encoder.transform(pictures.images[:3]), atol=1e-5)
+        found = tables.encode_to(tmp_path / "features.npy", captioned_images.images[:3])
+        np.testing.assert_allclose(
+            found, image_encoder.transform(captioned_images.images[:3]), atol=1e-5
+        )
 
     @pytest.mark.parametrize("library", ["pandas", "polars"])
-    def test_of_a_whole_pipeline(self, library, pictures, image_encoder):
+    def test_of_a_whole_pipeline(self, library, captioned_images, image_encoder):
         """Encoder to aligner to what follows: named columns all the way."""
         module = pytest.importorskip(library)
         aligner = CCAAligner(n_components=2)
         pipeline = make_pipeline(clone(image_encoder), aligner).set_output(transform=library)
         targets = np.random.default_rng(0).random((30, 4))
-        found = pipeline.fit(pictures.images[:30], targets).transform(pictures.images[:30])
+        found = pipeline.fit(captioned_images.images[:30], targets).transform(
+            captioned_images.images[:30]
+        )
         assert isinstance(found, module.DataFrame)
         assert list(found.columns) == ["ccaaligner0", "ccaaligner1"]
         assert pipeline.get_feature_names_out().tolist() == list(found.columns)
@@ -179,14 +185,16 @@ class TestSetOutput:
             pipeline[-1].transform(other)
 
     @pytest.mark.parametrize("library", ["pandas", "polars"])
-    def test_frames_of_features_through_a_classifier(self, library, features, pictures, trained):
+    def test_frames_of_features_through_a_classifier(
+        self, library, features, captioned_images, trained
+    ):
         module = pytest.importorskip(library)
         names = [f"f{number}" for number in range(1280)]
         frame = module.DataFrame(dict(zip(names, features.image[:60].T, strict=True)))
-        fitted = trained.fit(frame, pictures.categories[:60])
+        fitted = trained.fit(frame, captioned_images.categories[:60])
         assert fitted.feature_names_in_.tolist() == names
         np.testing.assert_array_equal(
             fitted.predict(frame), clone(trained).fit(features.image[:60],
-                                                      pictures.categories[:60])
+                                                      captioned_images.categories[:60])
             .predict(features.image[:60]),
         )  # fmt: skip

@@ -101,12 +101,12 @@ def test_what_is_not_a_rank_is_refused(ranks, said):
 
 
 def test_rank_report_is_by_hand_with_several_positives():
-    """Pictures 0 and 1 share caption 0; picture 1 has caption 1 as well, and 2 has caption 2."""
+    """Images 0 and 1 share caption 0; image 1 has caption 1 as well, and 2 has caption 2."""
     image = np.array([[1.0, 0.0], [0.6, 0.8], [-1.0, 0.0]])
     text = np.array([[0.0, 1.0], [0.8, 0.6], [0.6, -0.8]])
     pairs = np.array([[0, 0], [1, 0], [1, 1], [2, 2]])
     report = rank_report(image, text, pairs, ks=[1, 2])
-    # Cosines by picture: 0, .8, .6; .8, .96, -.28; 0, -.8, -.6.
+    # Cosines by image: 0, .8, .6; .8, .96, -.28; 0, -.8, -.6.
     assert report["image_to_text"] == pytest.approx(
         {
             "recall@1": 1 / 3,

@@ -94,8 +94,8 @@ def _alike(name: str, side: str) -> None:
     _fit(name, image, text)
 
 
-def _one_picture_of_two_captions(name: str) -> None:
-    """Pictures that are the same, of captions that differ: every caption is right for them."""
+def _one_image_of_two_captions(name: str) -> None:
+    """Images that are the same, of captions that differ: every caption is right for them."""
     image = np.repeat(IMAGE[:30], 2, axis=0)
     fitted = _fit(name, image, TEXT[_TRAIN])
     groups = np.repeat(np.arange(30), 2)
@@ -134,7 +134,7 @@ def _duplicates_found() -> None:
     assert np.array_equal(groups, np.tile(find_near_duplicates(IMAGE[:30], threshold=0.999), 100))
 
 
-def _same_picture_judged() -> None:
+def _same_image_judged() -> None:
     quality = pair_quality(np.ones((40, 4)), TEXT[:40], random_state=0)
     assert np.isfinite(quality.score).all()
 
@@ -176,17 +176,17 @@ def set_cells() -> list[Cell]:
          "nearly the same answers: the ridge is relative to the mean variance"),
         ("a constant column of 1", linear, partial(_constant_column, value=1.0), "right", (),
          "nearly the same answers, or as good ones where angles count"),
-        ("all pictures alike", every, partial(_alike, side="image"), "warning", alike["image"],
+        ("all images alike", every, partial(_alike, side="image"), "warning", alike["image"],
          _WELL_FORMED),
         ("all captions alike", every, partial(_alike, side="text"), "warning", alike["text"],
          _WELL_FORMED),
-        ("pictures alike, captions that differ", every, _one_picture_of_two_captions, "right", (),
-         "each picture once, with both captions as its own"),
+        ("images alike, captions that differ", every, _one_image_of_two_captions, "right", (),
+         "each image once, with both captions as its own"),
         ("a row of zeros", every, _zero_row, "right", (), _WELL_FORMED),
         ("a row of NaN (given up by an encoder)", every, _given_up, "warning",
          ("1 rows are left out", "3"), "the same bits as without the row, which stays NaN"),
         ("another width than in fit", every, _other_width, "error", ("11", "12"), ""),
-        ("fewer captions than pictures", every, _other_lengths, "error",
+        ("fewer captions than images", every, _other_lengths, "error",
          ("inconsistent", "60", "59"), ""),
     ]  # fmt: skip
     cells = [
@@ -197,8 +197,8 @@ def set_cells() -> list[Cell]:
     others: list[Any] = [
         ("every row 100 times", "find_near_duplicates", "right", (),
          "one group for all copies of a row", _duplicates_found),
-        ("all pictures alike", "pair_quality", "error", ("1 groups", "Lower cv"), "",
-         _same_picture_judged),
+        ("all images alike", "pair_quality", "error", ("1 groups", "Lower cv"), "",
+         _same_image_judged),
         ("a row of NaN", "pair_quality", "right", (), "the row is called unreadable",
          partial(_unreadable_judged, np.nan)),
         ("a row of zeros", "pair_quality", "right", (), "the row is called unreadable",

@@ -121,8 +121,8 @@ def _labelled(image: Any, text: Any, asked_image: Any, asked_text: Any) -> np.nd
 def _found(image: Any, text: Any, asked_image: Any, asked_text: Any) -> np.ndarray:
     retriever = CrossModalRetriever(known()).fit(asked_image)
     by_text = retriever.search(NAMES[:5], k=4)
-    by_picture = retriever.search(asked_image, k=2, modality="image")
-    return np.hstack([by_text.scores.ravel(), by_picture.scores.ravel()])
+    by_image = retriever.search(asked_image, k=2, modality="image")
+    return np.hstack([by_text.scores.ravel(), by_image.scores.ravel()])
 
 
 def _quality(image: Any, text: Any, asked_image: Any, asked_text: Any) -> np.ndarray:
@@ -159,7 +159,7 @@ def _tiny_clip_folder() -> str:
 _HEADS = {"width": 16, "random_state": 0, "early_stopping": False}
 _FEW = ("float64", "float16", "a polars frame", "sparse, csr", "times 2**-66", "times 2**66")
 _FEW += ("NaN in a row", "infinity in a row", "one number of 1e25", "float64 around 1e8")
-# Pictures that are near-duplicates of each other cannot be judged by one another.
+# Images that are near-duplicates of each other cannot be judged by one another.
 _ALL_ALIKE = ("a constant column of 1e6", "a constant column of 1e30")
 _UNREADABLE = ("NaN in a row", "a pandas frame with NA", "a polars frame with null")
 ALIGNERS = {
@@ -180,7 +180,7 @@ SUBJECTS = [
         Subject(name, partial(_aligned, aligner), closeness=_CLOSENESS.get(name, 0.0))
         for name, aligner in ALIGNERS.items()
     ),
-    # The first takes features as the others do; the second takes other shapes for pictures.
+    # The first takes features as the others do; the second takes other shapes for images.
     Subject("LiTAligner", _tuned, only=_FEW, closeness=2e-2),
     Subject("CLIPAligner", _clip, fits=False, skips=("3-D", "a single row as 1-D")),
     Subject("ZeroShotClassifier", _classified, fits=False),

@@ -28,7 +28,7 @@ BATCH_BOUND, COSINE_BOUND = 5e-6, 1e-10
 def paths(tmp_path_factory):
     from PIL import Image
 
-    folder = tmp_path_factory.mktemp("pictures")
+    folder = tmp_path_factory.mktemp("images")
     rng = np.random.default_rng(0)
     found = []
     for number in range(6):

@@ -99,7 +99,7 @@ def encoder() -> TransformersTextEncoder:
 
 @cache
 def _aligned() -> CCAAligner:
-    """Return an aligner of pictures whose features are those of their captions."""
+    """Return an aligner of images whose features are those of their captions."""
     captions = list(dict.fromkeys(text for text in _BASE if text))
     image = encoder().transform(captions)
     return CCAAligner(text_encoder=encoder(), ridge=1e-3).fit(image, captions)
@@ -138,7 +138,7 @@ def _labelled(text: Any, like: str | None, cls: Any = ZeroShotClassifier) -> Non
         assert classifier.predict(image).tolist() == labels
         return
     scores = classifier.decision_function(image)
-    assert scores.argmax(axis=0).tolist() == [0, 1, 2]  # each label's best picture
+    assert scores.argmax(axis=0).tolist() == [0, 1, 2]  # each label's best image
 
 
 def _chosen(text: Any, like: str | None) -> None:
@@ -199,7 +199,7 @@ def _of_content() -> KernelAligner:
 
 
 def _own_labels(labels: Any, asked: list[str] | None = None) -> None:
-    """A picture whose feature is that of a label's text is given the label."""
+    """An image whose feature is that of a label's text is given the label."""
     names = list(labels.values()) if isinstance(labels, dict) else labels
     image = encoder().transform(asked or names)
     classifier = ZeroShotClassifier(labels, aligner=_aligned(), templates="none")
@@ -229,7 +229,7 @@ def _label_cells() -> list[Cell]:
     ) -> Cell:
         return Cell("labels", given, "ZeroShotClassifier", expected, words, means, run)
 
-    own = "each picture with the feature of a label's text is given that label"
+    own = "each image with the feature of a label's text is given that label"
     twins = ("the same embedding", "cannot tell")
     return [
         cell(

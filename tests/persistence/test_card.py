@@ -52,28 +52,30 @@ def test_nothing_measured_is_said(concepts, tmp_path):
     )
 
 
-def test_encoders_by_name_and_digest(pictures, image_encoder, text_encoder, features, tmp_path):
+def test_encoders_by_name_and_digest(
+    captioned_images, image_encoder, text_encoder, features, tmp_path
+):
     aligner = KernelAligner(text_encoder=text_encoder)
-    aligner.fit(features.image[:50], pictures.captions[:50])
+    aligner.fit(features.image[:50], captioned_images.captions[:50])
     model = make_pipeline(image_encoder, aligner)
     text = card(ZeroShotClassifier(["cat", "pizza"], aligner=model, threshold=0.3), tmp_path)
     for name in ("efficientnet_lite0", "all-MiniLM-L6-v2"):
         assert name in rows(text)["encoders"]
         assert PACKAGED[name].sha256[:24] in rows(text)["encoders"]
     assert rows(text)["classes"] == "2: cat, pizza"
-    assert "model.predict(['picture.jpg'])" in text
+    assert "model.predict(['image.jpg'])" in text
     assert "below the threshold, unknown" in text
 
 
 def test_encoders_of_the_starter_model(tmp_path):
-    """They are not in the file, and yet it takes pictures."""
+    """They are not in the file, and yet it takes images."""
     found = rows(card(ZeroShotClassifier(["cat", "dog"]), tmp_path))
     assert found["encoders"].startswith("those of the starter model")
 
 
-def test_labels_cannot_break_out_of_their_cell(features, pictures, text_encoder, tmp_path):
+def test_labels_cannot_break_out_of_their_cell(features, captioned_images, text_encoder, tmp_path):
     aligner = KernelAligner(text_encoder=text_encoder)
-    aligner.fit(features.image[:50], pictures.captions[:50])
+    aligner.fit(features.image[:50], captioned_images.captions[:50])
     labels = ["a\n---\n# title", "b | c", "`d`\n```\n", "<script>alert(1)</script>"]
     text = card(ZeroShotClassifier(labels, aligner=aligner, unknown_label="\n```\nx"), tmp_path)
     assert "<script>" not in text
@@ -154,9 +156,9 @@ def test_names_of_encoders_are_text_in_a_rendered_card(name):
     shown(card_of(record, clip._card_facts(), {}, Recorder(), "1"))
 
 
-def test_parameters_in_the_code_block_are_the_same_python(features, pictures, tmp_path):
+def test_parameters_in_the_code_block_are_the_same_python(features, captioned_images, tmp_path):
     aligner = KernelAligner(text_encoder=TransformersTextEncoder())
-    aligner.fit(features.image[:50], pictures.captions[:50])
+    aligner.fit(features.image[:50], captioned_images.captions[:50])
     labels = ["<b>", "```\n```"]
     text = card(ZeroShotClassifier(labels, aligner=aligner), tmp_path)
     (line,) = (line for line in text.splitlines() if line.startswith("    labels="))

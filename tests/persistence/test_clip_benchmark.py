@@ -14,7 +14,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn_ape import CLIPAligner, KernelAligner, ZeroShotClassifier
 from sklearn_ape.aligners import as_open_clip
 from sklearn_ape.encoders import TimmImageEncoder
-from tests.aligners.test_clip import PICTURES, TEXTS
+from tests.aligners.test_clip import IMAGES, TEXTS
 from tests.aligners.test_clip import saved as saved_clip
 
 clip_benchmark = pytest.importorskip("clip_benchmark")
@@ -23,16 +23,16 @@ NAMES = ["animal", "food", "travel"]
 
 
 @pytest.fixture(scope="module")
-def model(pictures, features, image_encoder, text_encoder):
+def model(captioned_images, features, image_encoder, text_encoder):
     aligner = KernelAligner(text_encoder=text_encoder)
     return make_pipeline(
         clone(image_encoder).set_params(engine="torch"),
-        aligner.fit(features.image[:200], pictures.captions[:200]),
+        aligner.fit(features.image[:200], captioned_images.captions[:200]),
     )
 
 
-class Pictures(torch.utils.data.Dataset):
-    """Real pictures with targets, as torchvision's datasets are."""
+class Images(torch.utils.data.Dataset):
+    """Real images with targets, as torchvision's datasets are."""
 
     def __init__(self, images, targets, transform, classes):
         self.images, self.targets, self.transform = images, targets, transform
@@ -67,7 +67,7 @@ def evaluate(model, monkeypatch):
     shape = as_open_clip(model)
 
     def evaluate(X, y, classes, templates, amp):
-        data = Pictures(X, [classes.index(name) for name in y], shape.transform, classes)
+        data = Images(X, [classes.index(name) for name in y], shape.transform, classes)
         loader = torch.utils.data.DataLoader(data, batch_size=32)
         return zeroshot_classification.evaluate(
             shape.model, loader, shape.tokenizer, classes, templates, device="cpu", amp=amp
@@ -77,8 +77,8 @@ def evaluate(model, monkeypatch):
 
 
 @pytest.mark.parametrize("amp", [False, True])
-def test_zero_shot_accuracy_is_that_of_the_classifier(amp, evaluate, model, pictures):
-    X, y = pictures.images[240:], pictures.categories[240:]
+def test_zero_shot_accuracy_is_that_of_the_classifier(amp, evaluate, model, captioned_images):
+    X, y = captioned_images.images[240:], captioned_images.categories[240:]
     found = evaluate(X, y, NAMES, ["a photo of a {c}", "a drawing of a {c}"], amp)
     classifier = ZeroShotClassifier(
         NAMES, aligner=model, templates=["a photo of a {}", "a drawing of a {}"]
@@ -95,10 +95,10 @@ def test_zero_shot_accuracy_is_that_of_the_classifier(amp, evaluate, model, pict
     ("kind", "amp"), [("templates", False), ("templates", True), ("prompts per class", False)]
 )
 def test_measures_of_many_classes_are_those_of_the_classifier(
-    kind, amp, evaluate, model, pictures
+    kind, amp, evaluate, model, captioned_images
 ):
     """Every caption is a class, in an order that is not sorted."""
-    X, y = pictures.images[240:], pictures.captions[240:]
+    X, y = captioned_images.images[240:], captioned_images.captions[240:]
     classes = list(dict.fromkeys(y))
     assert classes != sorted(classes)
     if kind == "templates":
@@ -121,12 +121,12 @@ def test_measures_of_many_classes_are_those_of_the_classifier(
     assert found == pytest.approx(expected, abs=0.05 if amp else 1e-6)
 
 
-def test_retrieval_is_that_of_the_aligner(model, pictures):
+def test_retrieval_is_that_of_the_aligner(model, captioned_images):
     from clip_benchmark.metrics import zeroshot_retrieval
 
     shape = as_open_clip(FrozenEstimator(model))
-    X, y = pictures.images[240:], pictures.captions[240:]
-    data = Pictures(X, [[caption] for caption in y], shape.transform, NAMES)
+    X, y = captioned_images.images[240:], captioned_images.captions[240:]
+    data = Images(X, [[caption] for caption in y], shape.transform, NAMES)
     loader = torch.utils.data.DataLoader(data, batch_size=25, collate_fn=captioned)
     found = zeroshot_retrieval.evaluate(
         shape.model, loader, shape.tokenizer, "cpu", amp=False, recall_k_list=[1, 5]
@@ -141,9 +141,11 @@ def test_retrieval_is_that_of_the_aligner(model, pictures):
 
 class TestShape:
     @pytest.mark.parametrize("options", [{}, {"crop": "pad", "pooling": "gem"}, {"views": 4}])
-    def test_pixels_and_embeddings_are_the_encoders_own(self, options, pictures, text_encoder):
+    def test_pixels_and_embeddings_are_the_encoders_own(
+        self, options, captioned_images, text_encoder
+    ):
         encoder = TimmImageEncoder(engine="torch", cache=None, **options)
-        X, y = pictures.images[:9], pictures.captions[:9]
+        X, y = captioned_images.images[:9], captioned_images.captions[:9]
         aligner = KernelAligner(image_encoder=encoder, text_encoder=text_encoder).fit(X, y)
         shape = as_open_clip(aligner)
         pixels = [shape.transform(image) for image in X]
@@ -169,7 +171,7 @@ class TestShape:
         name = f"local-dir:{tmp_path}"
         theirs, transform = open_clip.create_model_from_pretrained(name)
         shape = as_open_clip(CLIPAligner(str(tmp_path)))
-        images = [Image.fromarray(picture) for picture in PICTURES]
+        images = [Image.fromarray(pixels) for pixels in IMAGES]
         with torch.no_grad():
             image = theirs.encode_image(
                 torch.stack([transform(image) for image in images]), normalize=True
@@ -188,13 +190,13 @@ class TestShape:
         assert [_read(row) for row in _tokenized(texts).numpy()] == texts
         assert _tokenized("a").shape == (1, 1)
 
-    def test_workers_take_the_transform_with_them(self, model, pictures):
+    def test_workers_take_the_transform_with_them(self, model, captioned_images):
         transform = as_open_clip(model).transform
         again = pickle.loads(pickle.dumps(transform))
-        image = pictures.images[0]
+        image = captioned_images.images[0]
         assert torch.equal(again(image), transform(image))
 
-    def test_features_are_refused(self, concepts, image_encoder, pictures):
+    def test_features_are_refused(self, concepts, image_encoder, captioned_images):
         aligner = KernelAligner().fit(concepts.image, concepts.text)
         with pytest.raises(ValueError, match="no image encoder"):
             as_open_clip(aligner)

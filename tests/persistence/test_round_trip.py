@@ -89,30 +89,32 @@ class TestAligners:
 
 
 class TestEncoders:
-    def test_pictures_and_captions_in(self, pictures, image_encoder, text_encoder, tmp_path):
+    def test_images_and_captions_in(self, captioned_images, image_encoder, text_encoder, tmp_path):
         model = KernelAligner(image_encoder=image_encoder, text_encoder=text_encoder)
-        model.fit(pictures.images[:60], pictures.captions[:60])
+        model.fit(captioned_images.images[:60], captioned_images.captions[:60])
         model.save_pretrained(tmp_path / "model")
         back = KernelAligner.from_pretrained(tmp_path / "model", cache=image_encoder.cache)
-        X, y = pictures.images[60:90], pictures.captions[60:90]
+        X, y = captioned_images.images[60:90], captioned_images.captions[60:90]
         assert_same_answers(model, back, X, y)
         assert back.image_encoder_.cache == back.text_encoder.cache == image_encoder.cache
 
-    def test_settings_of_the_machine_are_not_saved(self, pictures, text_encoder, tmp_path):
+    def test_settings_of_the_machine_are_not_saved(self, captioned_images, text_encoder, tmp_path):
         encoder = TransformersTextEncoder(
             batch_size=3, engine="torch", device="cpu", verbose=1, cache=tmp_path / "secret"
         )
         model = KernelAligner(text_encoder=encoder)
-        model.fit(np.random.default_rng(0).random((9, 4)), pictures.captions[:9])
+        model.fit(np.random.default_rng(0).random((9, 4)), captioned_images.captions[:9])
         back = again(model, tmp_path)
         assert "secret" not in (tmp_path / "model" / "config.json").read_text()
         assert back.text_encoder.get_params() == TransformersTextEncoder().get_params()
         on_cpu = load_pretrained(tmp_path / "model", device="cpu")
         assert on_cpu.device == on_cpu.text_encoder_.device == "cpu"
 
-    def test_other_weights_are_refused(self, pictures, text_encoder, tmp_path, monkeypatch):
+    def test_other_weights_are_refused(
+        self, captioned_images, text_encoder, tmp_path, monkeypatch
+    ):
         model = KernelAligner(text_encoder=text_encoder)
-        model.fit(np.random.default_rng(0).random((9, 4)), pictures.captions[:9])
+        model.fit(np.random.default_rng(0).random((9, 4)), captioned_images.captions[:9])
         model.save_pretrained(tmp_path / "model")
         other = PACKAGED["all-MiniLM-L6-v2"]._replace(sha256="0" * 64)
         monkeypatch.setitem(PACKAGED, "all-MiniLM-L6-v2", other)
@@ -120,10 +122,10 @@ class TestEncoders:
             load_pretrained(tmp_path / "model")
 
     def test_missing_weights_say_what_to_install(
-        self, pictures, text_encoder, tmp_path, monkeypatch
+        self, captioned_images, text_encoder, tmp_path, monkeypatch
     ):
         model = KernelAligner(text_encoder=text_encoder)
-        model.fit(np.random.default_rng(0).random((9, 4)), pictures.captions[:9])
+        model.fit(np.random.default_rng(0).random((9, 4)), captioned_images.captions[:9])
         model.save_pretrained(tmp_path / "model")
         gone = PACKAGED["all-MiniLM-L6-v2"]._replace(package="no-such-weights")
         monkeypatch.setitem(PACKAGED, "all-MiniLM-L6-v2", gone)
@@ -131,7 +133,7 @@ class TestEncoders:
             load_pretrained(tmp_path / "model")
 
     def test_an_encoder_of_ones_own_is_refused_before_anything_is_written(
-        self, pictures, text_encoder, tmp_path
+        self, captioned_images, text_encoder, tmp_path
     ):
         class Mine(TransformersTextEncoder):
             pass
@@ -157,7 +159,7 @@ class TestEncoders:
 
 class TestTowers:
     @pytest.mark.parametrize("unlocked", [1, None])
-    def test_lit_keeps_its_tuned_text_tower(self, unlocked, pictures, features, tmp_path):
+    def test_lit_keeps_its_tuned_text_tower(self, unlocked, captioned_images, features, tmp_path):
         model = LiTAligner(
             text_encoder="all-MiniLM-L6-v2",
             unlocked_layers=unlocked,
@@ -165,9 +167,9 @@ class TestTowers:
             max_epochs=1,
             random_state=0,
             device="cpu",
-        ).fit(features.image[:12], pictures.captions[:12])
+        ).fit(features.image[:12], captioned_images.captions[:12])
         back = again(model, tmp_path)
-        X, y = features.image[:20], pictures.captions[:20]
+        X, y = features.image[:20], captioned_images.captions[:20]
         assert_same_answers(model, back, X, y)
         assert vars(back).keys() == vars(model).keys()
         assert back.n_parameters_ == model.n_parameters_
@@ -190,9 +192,9 @@ class TestTowers:
 
 
 @pytest.fixture(scope="module")
-def aligner(features, pictures, text_encoder):
+def aligner(features, captioned_images, text_encoder):
     return KernelAligner(text_encoder=text_encoder).fit(
-        features.image[:200], pictures.captions[:200]
+        features.image[:200], captioned_images.captions[:200]
     )
 
 
@@ -249,43 +251,45 @@ class TestClassifier:
             classifier = ZeroShotClassifier(labels, aligner=aligner)
             assert again(classifier, tmp_path).labels == ["cat", "pizza"]
 
-    def test_a_pipeline_around_the_aligner(self, pictures, image_encoder, aligner, tmp_path):
+    def test_a_pipeline_around_the_aligner(
+        self, captioned_images, image_encoder, aligner, tmp_path
+    ):
         model = make_pipeline(image_encoder, aligner)
         classifier = ZeroShotClassifier({"animal": ["cat"], "food": None}, aligner=model)
         classifier.save_pretrained(tmp_path / "pipeline")
         # One cache: features that are computed in other batches differ by rounding.
         back = load_pretrained(tmp_path / "pipeline", cache=image_encoder.cache)
         assert [name for name, _ in back.aligner.steps] == [name for name, _ in model.steps]
-        self.assert_same(classifier, back, pictures.images[200:220])
-        assert back.score(pictures.images[200:220], ["food"] * 20) == classifier.score(
-            pictures.images[200:220], ["food"] * 20
+        self.assert_same(classifier, back, captioned_images.images[200:220])
+        assert back.score(captioned_images.images[200:220], ["food"] * 20) == classifier.score(
+            captioned_images.images[200:220], ["food"] * 20
         )
 
-    def test_fitted_on_y(self, pictures, features, text_encoder, tmp_path):
+    def test_fitted_on_y(self, captioned_images, features, text_encoder, tmp_path):
         classifier = ZeroShotClassifier(aligner=KernelAligner(text_encoder=text_encoder))
-        classifier.fit(features.image[:200], pictures.categories[:200])
+        classifier.fit(features.image[:200], captioned_images.categories[:200])
         back = again(classifier, tmp_path)
         self.assert_same(classifier, back, features.image[200:])
         assert not hasattr(back.aligner, "module_")
-        refitted = clone(back).fit(features.image[:200], pictures.categories[:200])
+        refitted = clone(back).fit(features.image[:200], captioned_images.categories[:200])
         # Encoded in other batches, which changes the last bits.
         np.testing.assert_allclose(
             refitted.predict_proba(features.image), back.predict_proba(features.image), atol=1e-5
         )
 
-    def test_frozen_aligner_in_fit(self, pictures, features, aligner, tmp_path):
+    def test_frozen_aligner_in_fit(self, captioned_images, features, aligner, tmp_path):
         classifier = ZeroShotClassifier(aligner=FrozenEstimator(aligner))
-        classifier.fit(features.image[:20], pictures.categories[:20])
+        classifier.fit(features.image[:20], captioned_images.categories[:20])
         back = again(classifier, tmp_path)
         self.assert_same(classifier, back, features.image[200:])
         assert back.aligner_ is back.aligner
 
-    def test_the_starter_model_by_name(self, pictures, tmp_path, monkeypatch):
+    def test_the_starter_model_by_name(self, captioned_images, tmp_path, monkeypatch):
         classifier = ZeroShotClassifier(["cat", "pizza"], threshold=0.5)
         back = again(classifier, tmp_path)
         assert back.aligner is None
         assert (tmp_path / "model" / "model.safetensors").stat().st_size < 5000
-        self.assert_same(classifier, back, pictures.images[:5])
+        self.assert_same(classifier, back, captioned_images.images[:5])
         monkeypatch.setattr(load_starter(), "fingerprint_", "of another version")
         with pytest.raises(ValueError, match="another starter model"):
             load_pretrained(tmp_path / "model")

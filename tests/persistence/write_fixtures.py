@@ -35,8 +35,8 @@ KINDS = np.repeat(["food", "animal", "travel"], 4)
 ENTRIES = {n.to_bytes(32, "little"): np.float32(np.arange(4) * 0.3 + n) for n in range(5)}
 
 
-def pictures():
-    """Return a picture for each caption, of numbers that are the same everywhere."""
+def example_images():
+    """Return an image for each caption, of numbers that are the same everywhere."""
     rows, columns = np.indices((24, 32))
     return [
         np.stack([rows * 9 + 17 * i, columns * (i + 1), rows * columns + 60 * i], -1).astype("u1")
@@ -89,7 +89,7 @@ def _with_words(X):
     texts = TransformersTextEncoder(cache=None)
     aligner = CCAAligner(n_components=3, text_encoder=texts).fit(X, CAPTIONS)
     images = TimmImageEncoder(cache=None)
-    pipeline = make_pipeline(images, clone(aligner)).fit(pictures(), CAPTIONS)
+    pipeline = make_pipeline(images, clone(aligner)).fit(example_images(), CAPTIONS)
     labels = {"food": ["bread", "an apple"], "animal": None, "travel": "a {} in the street: a bus"}
     several = MultiLabelZeroShotClassifier(["food", "animal", "travel"], aligner=aligner)
     return {
@@ -125,7 +125,9 @@ def _write_with_words(folder, X):
         if not (folder / name).exists():
             model.save_pretrained(folder / name)
             models[name] = {"class": type(model).__name__}
-            models[name] |= answers_to_features(model, pictures() if name == "pipeline" else X)
+            models[name] |= answers_to_features(
+                model, example_images() if name == "pipeline" else X
+            )
     file.write_text(json.dumps({"models": models}))
 
 

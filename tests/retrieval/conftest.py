@@ -1,4 +1,4 @@
-"""Aligners of real pictures, and of features in which there is something to find."""
+"""Aligners of real images, and of features in which there is something to find."""
 
 import pytest
 
@@ -6,10 +6,10 @@ from sklearn_ape import CCAAligner, KernelAligner
 
 
 @pytest.fixture(scope="session")
-def real_aligner(pictures, features, image_encoder, text_encoder):
-    """Takes pictures and words."""
+def real_aligner(captioned_images, features, image_encoder, text_encoder):
+    """Takes images and words."""
     aligner = KernelAligner(image_encoder=image_encoder, text_encoder=text_encoder)
-    return aligner.fit(pictures.images, pictures.captions)
+    return aligner.fit(captioned_images.images, captioned_images.captions)
 
 
 @pytest.fixture

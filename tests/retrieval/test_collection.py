@@ -1,4 +1,4 @@
-"""What is indexed: growing it, pictures that cannot be read, features in files, copies."""
+"""What is indexed: growing it, images that cannot be read, features in files, copies."""
 
 import pickle
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +23,7 @@ class TestAdd:
     @pytest.mark.parametrize("index", ["exact", "faiss", "usearch"])
     @pytest.mark.parametrize("dtype", ["float32", "float16"])
     def test_equals_a_fit_on_all(self, aligner, concepts, index, dtype):
-        X, ids = concepts.image, [f"picture {row}" for row in range(300)]
+        X, ids = concepts.image, [f"image {row}" for row in range(300)]
         whole = CrossModalRetriever(aligner, index=index, dtype=dtype).fit(X, ids)
         grown = CrossModalRetriever(aligner, index=index, dtype=dtype).fit(X[:100], ids[:100])
         before = grown.search(X[:5], k=3)
@@ -55,7 +55,7 @@ class TestAdd:
         retriever = CrossModalRetriever(aligner).fit(concepts.image, range(300))
         with pytest.raises(ValueError, match="add needs the y"):
             retriever.add(concepts.image[:3])
-        with pytest.raises(ValueError, match="y has 2 entries, and there are 3 pictures"):
+        with pytest.raises(ValueError, match="y has 2 entries, and there are 3 images"):
             retriever.add(concepts.image[:3], ["a", "b"])
 
 
@@ -63,36 +63,36 @@ class TestUnread:
     def test_features_of_nan_are_in_no_answer(self, aligner, concepts):
         X = concepts.image.copy()
         X[[2, 250]] = np.nan
-        with pytest.warns(UserWarning, match=r"2 of 300 pictures could not be read .* 2, 250\."):
+        with pytest.warns(UserWarning, match=r"2 of 300 images could not be read .* 2, 250\."):
             retriever = CrossModalRetriever(aligner).fit(X)
         assert (retriever.n_samples_fit_, retriever.n_unread_) == (300, 2)
         found = retriever.search(X[[251, 0]], k=298)
         assert found.indices[:, 0].tolist() == [251, 0]
         assert not np.isin(found.indices, [2, 250]).any()
-        with pytest.warns(UserWarning, match=r"1 of 3 pictures .* rows 301\."):
+        with pytest.warns(UserWarning, match=r"1 of 3 images .* rows 301\."):
             retriever.add(X[1:4])
         assert retriever.n_unread_ == 3
         assert retriever.search(X[3:4], k=2).indices.tolist() == [[3, 302]]
 
     def test_a_broken_file_is_counted_and_a_broken_query_finds_nothing(
-        self, pictures, features, text_encoder, image_encoder, tmp_path
+        self, captioned_images, features, text_encoder, image_encoder, tmp_path
     ):
         broken = tmp_path / "broken.png"
-        broken.write_bytes(b"not a picture")
+        broken.write_bytes(b"not an image")
         forgiving = clone(image_encoder).set_params(on_error="nan")
         aligner = KernelAligner(image_encoder=forgiving, text_encoder=text_encoder)
-        aligner.fit(pictures.images[:60], pictures.captions[:60])
+        aligner.fit(captioned_images.images[:60], captioned_images.captions[:60])
         with pytest.warns(UserWarning, match="in no answer: rows 1"):
             retriever = CrossModalRetriever(aligner).fit(
-                [pictures.images[0], broken, pictures.images[1]]
+                [captioned_images.images[0], broken, captioned_images.images[1]]
             )
         assert retriever.n_unread_ == 1
-        queries = [broken, pictures.images[1]]
+        queries = [broken, captioned_images.images[1]]
         with pytest.warns(UserWarning, match="1 queries could not be read and find nothing: 0"):
             found = retriever.search(queries, k=2, modality="image")
         assert found.indices.tolist() == [[-1, -1], [2, 0]]
         assert np.isnan(found.scores[0]).all()
-        assert found.items == [[], [pictures.images[1], pictures.images[0]]]
+        assert found.items == [[], [captioned_images.images[1], captioned_images.images[0]]]
         assert len(found.to_frame()) == 2
         with pytest.warns(UserWarning, match="find nothing: 0"):
             assert retriever.search([broken], k=1, modality="image").items == [[]]
@@ -105,7 +105,7 @@ class TestUnread:
     def test_none_can_be_read(self, aligner, concepts):
         with (
             pytest.warns(UserWarning, match="3 of 3"),
-            pytest.raises(ValueError, match="None of the 3 pictures could be read"),
+            pytest.raises(ValueError, match="None of the 3 images could be read"),
         ):
             CrossModalRetriever(aligner).fit(np.full_like(concepts.image[:3], np.nan))
 
@@ -135,8 +135,11 @@ class TestInput:
             found = CrossModalRetriever(aligner).fit(X).search(X[:3])
             assert_equal(found, expected)
 
-    def test_a_column_of_paths_and_of_ids(self, real_aligner, pictures):
-        paths, ids = pd.Series(pictures.images[:5], index=range(9, 14)), pd.Series(range(5))
+    def test_a_column_of_paths_and_of_ids(self, real_aligner, captioned_images):
+        paths, ids = (
+            pd.Series(captioned_images.images[:5], index=range(9, 14)),
+            pd.Series(range(5)),
+        )
         retriever = CrossModalRetriever(real_aligner).fit(paths, ids)
         assert retriever.search(paths, k=1, modality="image").items == [[0], [1], [2], [3], [4]]
 
@@ -146,9 +149,11 @@ class TestInput:
         with pytest.raises(ValueError, match="0 sample"):
             CrossModalRetriever(aligner).fit(concepts.image[:0])
 
-    def test_ids_are_counted_before_anything_is_encoded(self, real_aligner, pictures):
-        with pytest.raises(ValueError, match="y has 4 entries, and there are 5 pictures"):
-            CrossModalRetriever(real_aligner).fit(pictures.images[:5], ["a", "b", "c", "d"])
+    def test_ids_are_counted_before_anything_is_encoded(self, real_aligner, captioned_images):
+        with pytest.raises(ValueError, match="y has 4 entries, and there are 5 images"):
+            CrossModalRetriever(real_aligner).fit(
+                captioned_images.images[:5], ["a", "b", "c", "d"]
+            )
 
     def test_an_aligner_that_is_not_fitted(self, concepts):
         with pytest.raises(NotFittedError, match=r"aligner\.fit\(images, captions\) first"):

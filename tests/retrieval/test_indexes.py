@@ -11,24 +11,24 @@ LEAST_RECALL = 0.97
 
 
 @pytest.fixture(scope="session")
-def exact(real_aligner, pictures):
-    return CrossModalRetriever(real_aligner).fit(pictures.images)
+def exact(real_aligner, captioned_images):
+    return CrossModalRetriever(real_aligner).fit(captioned_images.images)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 class TestIndexes:
-    def test_faiss_is_exact(self, real_aligner, exact, pictures, dtype):
+    def test_faiss_is_exact(self, real_aligner, exact, captioned_images, dtype):
         retriever = CrossModalRetriever(real_aligner, index="faiss", dtype=dtype)
-        found = retriever.fit(pictures.images).search(pictures.captions, k=10)
-        expected = exact.search(pictures.captions, k=10)
+        found = retriever.fit(captioned_images.images).search(captioned_images.captions, k=10)
+        expected = exact.search(captioned_images.captions, k=10)
         if dtype == "float32":
             np.testing.assert_array_equal(found.indices, expected.indices)
         np.testing.assert_allclose(found.scores, expected.scores, atol=5e-4)
 
-    def test_usearch_finds_nearly_all(self, real_aligner, exact, pictures, dtype):
+    def test_usearch_finds_nearly_all(self, real_aligner, exact, captioned_images, dtype):
         retriever = CrossModalRetriever(real_aligner, index="usearch", dtype=dtype)
-        found = retriever.fit(pictures.images).search(pictures.captions, k=10)
-        expected = exact.search(pictures.captions, k=10)
+        found = retriever.fit(captioned_images.images).search(captioned_images.captions, k=10)
+        expected = exact.search(captioned_images.captions, k=10)
         both = [
             np.intersect1d(one, other)
             for one, other in zip(found.indices, expected.indices, strict=True)
@@ -43,11 +43,11 @@ class TestIndexes:
                 atol=5e-4,
             )
 
-    def test_as_many_as_asked_for(self, real_aligner, pictures, dtype):
+    def test_as_many_as_asked_for(self, real_aligner, captioned_images, dtype):
         for index in ("faiss", "usearch"):
             retriever = CrossModalRetriever(real_aligner, index=index, dtype=dtype)
-            retriever.fit(pictures.images)
-            for queries in (pictures.captions[:1], pictures.captions[:3]):
+            retriever.fit(captioned_images.images)
+            for queries in (captioned_images.captions[:1], captioned_images.captions[:3]):
                 found = retriever.search(queries, k=300)
                 assert (np.sort(found.indices, axis=1) == np.arange(300)).all()
 

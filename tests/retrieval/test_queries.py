@@ -1,4 +1,4 @@
-"""Queries: words or pictures, and what is refused."""
+"""Queries: words or images, and what is refused."""
 
 from pathlib import Path
 
@@ -10,13 +10,13 @@ from sklearn_ape.retrieval._queries import told_apart
 
 
 @pytest.fixture(scope="session")
-def retriever(real_aligner, pictures):
-    return CrossModalRetriever(real_aligner).fit(pictures.images[:40])
+def retriever(real_aligner, captioned_images):
+    return CrossModalRetriever(real_aligner).fit(captioned_images.images[:40])
 
 
 class TestToldApart:
-    def test_str_is_text_and_all_else_is_a_picture(self, pictures):
-        path = Path(pictures.images[0])
+    def test_str_is_text_and_all_else_is_an_image(self, captioned_images):
+        path = Path(captioned_images.images[0])
         for texts in (["a cat"], np.array(["a cat"]), ("a cat", "a dog")):
             assert told_apart(texts, "auto")[1]
         for images in ([path], [path.read_bytes()], [np.zeros((4, 4, 3))], np.zeros((2, 8))):
@@ -34,7 +34,7 @@ class TestToldApart:
             (None, "auto", "must be a sequence"),
             ({"a cat"}, "auto", "must be a sequence"),
             (["a cat", "  "], "auto", "Query 1 is an empty text"),
-            (["a cat", Path("b.png")], "auto", r"mixes texts \(query 0\) with pictures \(query 1"),
+            (["a cat", Path("b.png")], "auto", r"mixes texts \(query 0\) with images \(query 1"),
             (["a cat", 3], "text", "takes str, and query 1 is of type int"),
             (["a cat"], "sound", "modality must be one of auto, image, text"),
         ],

@@ -66,7 +66,7 @@ class TestSaving:
             *["mixed numbers", "mixed", "scalars", "bools", "enum"],
         ],
     )
-    def test_what_stands_for_the_pictures(self, aligner, concepts, tmp_path, items):
+    def test_what_stands_for_the_images(self, aligner, concepts, tmp_path, items):
         back = again(CrossModalRetriever(aligner).fit(concepts.image, items), tmp_path)
         expected = [str(item) if isinstance(item, Path) else item for item in items]
         assert back.items_ == expected
@@ -105,28 +105,32 @@ class TestSaving:
             back = again(retriever, tmp_path)
         assert back.search(concepts.image[4:5], k=1).items == [[4]]
 
-    def test_pictures_and_words(self, pictures, features, image_encoder, text_encoder, tmp_path):
+    def test_images_and_words(
+        self, captioned_images, features, image_encoder, text_encoder, tmp_path
+    ):
         inner = KernelAligner(text_encoder=text_encoder)
         model = make_pipeline(image_encoder, inner).fit(
-            pictures.images[:60], pictures.captions[:60]
+            captioned_images.images[:60], captioned_images.captions[:60]
         )
-        retriever = CrossModalRetriever(model).fit(pictures.images[:60])
+        retriever = CrossModalRetriever(model).fit(captioned_images.images[:60])
         retriever.save_pretrained(tmp_path / "model", scores={"recall@1": 0.5})
         back = load_pretrained(tmp_path / "model", cache=image_encoder.cache)
         assert isinstance(back, CrossModalRetriever)
         assert_equal(back.search(["a bird", "cake"]), retriever.search(["a bird", "cake"]))
-        query = [Path(pictures.images[3])]
+        query = [Path(captioned_images.images[3])]
         assert_equal(back.search(query, k=2), retriever.search(query, k=2))
         card = (tmp_path / "model" / "README.md").read_text()
-        assert "| pictures indexed | 60 |" in card
+        assert "| images indexed | 60 |" in card
         with pytest.raises(ValueError, match="holds a CrossModalRetriever"):
             ZeroShotClassifier.from_pretrained(tmp_path / "model")
 
-    def test_the_starter_model_is_saved_with_it(self, pictures, tmp_path):
-        retriever = CrossModalRetriever().fit(pictures.images[:3], pictures.captions[:3])
+    def test_the_starter_model_is_saved_with_it(self, captioned_images, tmp_path):
+        retriever = CrossModalRetriever().fit(
+            captioned_images.images[:3], captioned_images.captions[:3]
+        )
         back = again(retriever, tmp_path)
         assert back.aligner is None
-        words = pictures.captions[:2]
+        words = captioned_images.captions[:2]
         assert_equal(back.search(words, k=2), retriever.search(words, k=2))
 
 
@@ -149,7 +153,7 @@ class TestTampered:
             ({"items": {"texts": np.zeros(9, np.uint8), "ends": np.array([-5, 9])}}, "ends must"),
             ({"items": {"texts": np.zeros(9, np.uint8), "ends": np.array([3, 2**40])}}, "ends"),
             ({"has_y": "no"}, "has_y must be"),
-            ({"fingerprint": "another"}, "index the pictures again"),
+            ({"fingerprint": "another"}, "index the images again"),
         ],
     )
     def test_refused(self, aligner, concepts, change, message):

@@ -23,40 +23,44 @@ def best(similarity, k):
 
 
 @pytest.fixture(scope="session")
-def retriever(real_aligner, pictures):
-    return CrossModalRetriever(real_aligner).fit(pictures.images)
+def retriever(real_aligner, captioned_images):
+    return CrossModalRetriever(real_aligner).fit(captioned_images.images)
 
 
 class TestSearch:
-    def test_words_find_what_the_whole_matrix_says(self, retriever, real_aligner, pictures):
+    def test_words_find_what_the_whole_matrix_says(
+        self, retriever, real_aligner, captioned_images
+    ):
         found = retriever.search(QUERIES, k=7)
-        scores, order = best(real_aligner.similarity(pictures.images, QUERIES).T, 7)
+        scores, order = best(real_aligner.similarity(captioned_images.images, QUERIES).T, 7)
         np.testing.assert_allclose(found.scores, scores, atol=1e-6)
         np.testing.assert_array_equal(found.indices, order)
-        assert found.items == [[pictures.images[row] for row in rows] for rows in order]
+        assert found.items == [[captioned_images.images[row] for row in rows] for rows in order]
 
-    def test_a_picture_finds_itself_in_every_form(self, retriever, pictures):
-        path = Path(pictures.images[17])
+    def test_an_image_finds_itself_in_every_form(self, retriever, captioned_images):
+        path = Path(captioned_images.images[17])
         for query in (path, path.read_bytes(), Image.open(path), np.asarray(Image.open(path))):
             found = retriever.search([query], k=2)
             assert found.indices[0, 0] == 17
             np.testing.assert_allclose(found.scores[0, 0], 1, atol=1e-5)
         assert retriever.search([str(path)], k=1, modality="image").indices.tolist() == [[17]]
 
-    def test_captions_stand_for_pictures(self, real_aligner, pictures):
-        retriever = CrossModalRetriever(real_aligner).fit(pictures.images, pictures.captions)
-        found = retriever.search([Path(pictures.images[3])], k=1)
-        assert found.items == [[pictures.captions[3]]]
-        assert retriever.items_ == pictures.captions
+    def test_captions_stand_for_images(self, real_aligner, captioned_images):
+        retriever = CrossModalRetriever(real_aligner).fit(
+            captioned_images.images, captioned_images.captions
+        )
+        found = retriever.search([Path(captioned_images.images[3])], k=1)
+        assert found.items == [[captioned_images.captions[3]]]
+        assert retriever.items_ == captioned_images.captions
 
     @pytest.mark.parametrize("wrap", [FrozenEstimator, lambda model: model])
-    def test_a_pipeline_or_a_frozen_one(self, wrap, features, pictures, image_encoder):
+    def test_a_pipeline_or_a_frozen_one(self, wrap, features, captioned_images, image_encoder):
         inner = KernelAligner().fit(features.image[:60], features.text[:60])
         model = wrap(make_pipeline(image_encoder, inner))
-        by_pictures = CrossModalRetriever(model).fit(pictures.images[:50])
+        by_images = CrossModalRetriever(model).fit(captioned_images.images[:50])
         by_features = CrossModalRetriever(inner).fit(features.image[:50])
         queries = features.text[:3]
-        a = by_pictures.search(queries, modality="text")
+        a = by_images.search(queries, modality="text")
         b = by_features.search(queries, modality="text")
         np.testing.assert_array_equal(a.indices, b.indices)
         assert b.items == b.indices.tolist()

@@ -97,11 +97,11 @@ def test_options_that_do_not_change_embeddings_may_be_set_after_fit(retriever, c
     "parameters", [{"crop": "pad"}, {"views": 2}, {"pooling": "mean"}, {"dtype": "bfloat16"}]
 )
 def test_a_changed_image_encoder_is_refused(
-    parameters, image_encoder, text_encoder, pictures, features
+    parameters, image_encoder, text_encoder, captioned_images, features
 ):
-    aligner = CCAAligner(text_encoder=text_encoder).fit(features.image, pictures.captions)
+    aligner = CCAAligner(text_encoder=text_encoder).fit(features.image, captioned_images.captions)
     pipeline = make_pipeline(copy.copy(image_encoder), aligner)
-    images = pictures.images[:4]
+    images = captioned_images.images[:4]
     retriever = CrossModalRetriever(pipeline).fit(images)
     pipeline[0].set_params(n_jobs=1, batch_size=2, on_error="nan", verbose=0, engine="torch")
     assert retriever.search(images[:1], k=1, modality="image").indices == [[0]]
@@ -112,9 +112,11 @@ def test_a_changed_image_encoder_is_refused(
         retriever.search(["a cat"])
 
 
-def test_changed_encoders_of_a_fitted_aligner_are_refused(real_aligner, pictures, tmp_path):
+def test_changed_encoders_of_a_fitted_aligner_are_refused(
+    real_aligner, captioned_images, tmp_path
+):
     aligner = copy.deepcopy(real_aligner)
-    images = pictures.images[:4]
+    images = captioned_images.images[:4]
     retriever = CrossModalRetriever(aligner).fit(images)
     # The parameter is the encoder of the next fit of the aligner, which uses a clone.
     aligner.image_encoder.crop = "pad"

@@ -27,7 +27,7 @@ class TestStandardize:
         plain = CrossModalRetriever(aligner).fit(X).search(y, k=8, modality="text")
         assert (plain.indices != order).any()
 
-    def test_by_other_pictures(self, aligner, concepts):
+    def test_by_other_images(self, aligner, concepts):
         X, y, bank = concepts.image[:200], concepts.text[:20], concepts.image[200:]
         scores, order = best(aligner.similarity(X, y, standardize=bank).T, 8)
         found = CrossModalRetriever(aligner, standardize=bank).fit(X).search(y, 8, modality="text")
@@ -42,15 +42,17 @@ class TestStandardize:
         np.testing.assert_array_equal(found.indices, order)
         np.testing.assert_allclose(found.scores, scores, atol=1e-5)
 
-    def test_real_words(self, real_aligner, pictures):
-        retriever = CrossModalRetriever(real_aligner, standardize=True).fit(pictures.images)
-        expected = real_aligner.similarity(
-            pictures.images, pictures.captions, standardize=pictures.images
+    def test_real_words(self, real_aligner, captioned_images):
+        retriever = CrossModalRetriever(real_aligner, standardize=True).fit(
+            captioned_images.images
         )
-        found = retriever.search(pictures.captions, k=1)
+        expected = real_aligner.similarity(
+            captioned_images.images, captioned_images.captions, standardize=captioned_images.images
+        )
+        found = retriever.search(captioned_images.captions, k=1)
         np.testing.assert_allclose(found.scores[:, 0], expected.max(axis=0), atol=1e-5)
 
-    def test_pictures_are_found_by_plain_cosine(self, aligner, concepts):
+    def test_images_are_found_by_plain_cosine(self, aligner, concepts):
         X = concepts.image
         found = CrossModalRetriever(aligner, standardize=True).fit(X).search(X[:9], k=4)
         plain = CrossModalRetriever(aligner).fit(X).search(X[:9], k=4)
@@ -60,5 +62,5 @@ class TestStandardize:
     def test_a_collection_without_differences(self, aligner, concepts):
         X = np.repeat(concepts.image[:1], 5, axis=0)
         retriever = CrossModalRetriever(aligner, standardize=True).fit(X)
-        with pytest.raises(ValueError, match="pictures that differ"):
+        with pytest.raises(ValueError, match="images that differ"):
             retriever.search(concepts.text[:2], modality="text")

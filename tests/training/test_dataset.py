@@ -16,7 +16,7 @@ def dataset(n_pairs):
 
 class TestPairDataset:
     def test_a_pair_is_positive_wherever_its_members_meet(self):
-        """A-t1, A-t2, B-t2: picture A and caption t2 belong together in all three rows."""
+        """A-t1, A-t2, B-t2: image A and caption t2 belong together in all three rows."""
         numbers = torch.arange(2, dtype=torch.float32)[:, None]
         data = PairDataset(numbers, numbers, np.array([[0, 0], [0, 1], [1, 1]]))
         _, positive = data[torch.arange(3)]
@@ -25,7 +25,7 @@ class TestPairDataset:
         assert matrix.tolist() == [[True, True, True], [True, True, True], [False, True, True]]
 
     def test_a_very_large_batch_makes_no_square_matrix(self):
-        """32,768 pairs and a caption of two pictures: a bool a combination would be a gigabyte."""
+        """32,768 pairs and a caption of two images: a bool a combination would be a gigabyte."""
         rows = np.arange(32768)
         pairs = np.column_stack([rows, rows])
         pairs[1, 1] = 0
@@ -147,7 +147,7 @@ class TestMixup:
         assert sums(1.0) == pytest.approx(sums(0.0))
 
     def test_what_belongs_together_does_so_in_both_parts(self):
-        """Captions of three pictures each: two mixed rows are positives if both parts agree."""
+        """Captions of three images each: two mixed rows are positives if both parts agree."""
         eye, caption = torch.eye(12), np.arange(12) // 3
         data = PairDataset(eye, eye[:4], np.column_stack([np.arange(12), caption]))
         n_shared = 0

@@ -102,7 +102,7 @@ def test_gradients_of_heads_and_scale_are_clipped_together(data):
 
 
 def test_positives_as_pairs_of_rows_reach_the_criterion(data):
-    """Picture 0 has captions 0 and 1, and caption 1 is picture 1's as well."""
+    """Image 0 has captions 0 and 1, and caption 1 is image 1's as well."""
     pairs = data.pairs.numpy().copy()
     pairs[:3] = [[0, 0], [0, 1], [1, 1]]
     shared = PairDataset(data.image, data.text, pairs)

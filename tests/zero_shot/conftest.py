@@ -1,4 +1,4 @@
-"""A small model of real pictures, shared by the tests of the classifier."""
+"""A small model of real images, shared by the tests of the classifier."""
 
 from collections import OrderedDict
 
@@ -15,14 +15,18 @@ def no_embeddings_from_before(monkeypatch):
 
 
 @pytest.fixture(scope="session")
-def model(pictures, features, image_encoder, text_encoder):
-    """Trained on the first 200 pictures; the last 100 are for testing."""
+def model(captioned_images, features, image_encoder, text_encoder):
+    """Trained on the first 200 images; the last 100 are for testing."""
     aligner = APEAligner(text_encoder=text_encoder, width=256, max_epochs=30, random_state=0)
     return make_pipeline(image_encoder, aligner).fit(
-        pictures.images[:200], pictures.captions[:200]
+        captioned_images.images[:200], captioned_images.captions[:200]
     )
 
 
 @pytest.fixture(scope="session")
-def held_out(pictures):
-    return pictures.images[200:], pictures.categories[200:], pictures.captions[200:]
+def held_out(captioned_images):
+    return (
+        captioned_images.images[200:],
+        captioned_images.categories[200:],
+        captioned_images.captions[200:],
+    )

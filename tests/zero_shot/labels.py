@@ -1,4 +1,4 @@
-"""Classes of the pictures in `conftest.py`, each with several names."""
+"""Classes of the images in `conftest.py`, each with several names."""
 
 LABELS = {
     "travel": ["a vehicle", "a building", "a landscape"],

@@ -1,4 +1,4 @@
-"""ZeroShotClassifier with a fitted aligner, on real pictures."""
+"""ZeroShotClassifier with a fitted aligner, on real images."""
 
 import pickle
 import warnings
@@ -63,7 +63,7 @@ class TestAlone:
             classifier.decision_function(images), expected, rtol=1e-4, atol=1e-6
         )
 
-    def test_two_classes_give_one_score_a_picture(self, model, held_out):
+    def test_two_classes_give_one_score_an_image(self, model, held_out):
         images = held_out[0][:8]
         classifier = ZeroShotClassifier(["cat", "bus"], aligner=model)
         scores = classifier.decision_function(images)
@@ -91,11 +91,12 @@ class TestAlone:
         )
         np.testing.assert_array_equal(own.predict_proba(images), plain.predict_proba(images))
 
-    def test_features_in_with_an_aligner_of_features(self, model, features, pictures):
+    def test_features_in_with_an_aligner_of_features(self, model, features, captioned_images):
         classifier = ZeroShotClassifier(LABELS, aligner=model[-1])
         around = ZeroShotClassifier(LABELS, aligner=model)
         np.testing.assert_array_equal(
-            classifier.predict(features.image[200:220]), around.predict(pictures.images[200:220])
+            classifier.predict(features.image[200:220]),
+            around.predict(captioned_images.images[200:220]),
         )
 
     def test_label_embeddings_are_computed_once(self, model, held_out, monkeypatch):
@@ -113,13 +114,15 @@ class TestAlone:
         classifier.score(images, ["zebra"] * 3)
         assert calls == [14]
 
-    def test_refitted_aligner_gets_new_label_embeddings(self, features, pictures, text_encoder):
+    def test_refitted_aligner_gets_new_label_embeddings(
+        self, features, captioned_images, text_encoder
+    ):
         """Kept embeddings must not outlive the weights that gave them."""
         aligner = APEAligner(text_encoder=text_encoder, width=32, max_epochs=2, random_state=0)
-        aligner.fit(features.image, pictures.captions)
+        aligner.fit(features.image, captioned_images.captions)
         classifier = ZeroShotClassifier(LABELS, aligner=aligner)
         before = classifier.predict_proba(features.image[:5])
-        aligner.set_params(random_state=1).fit(features.image, pictures.captions)
+        aligner.set_params(random_state=1).fit(features.image, captioned_images.captions)
         after = classifier.predict_proba(features.image[:5])
         fresh = ZeroShotClassifier(LABELS, aligner=pickle.loads(pickle.dumps(aligner)))
         np.testing.assert_array_equal(after, fresh.predict_proba(features.image[:5]))
@@ -140,11 +143,13 @@ class TestAlone:
         np.testing.assert_array_equal(soft.predict(images), sharp.predict(images))
         assert soft.predict_proba(images).max() < sharp.predict_proba(images).max()
 
-    def test_standardized_by_the_own_bank_or_a_collection(self, features, pictures, text_encoder):
-        """A name that is similar to every picture no longer takes them all."""
+    def test_standardized_by_the_own_bank_or_a_collection(
+        self, features, captioned_images, text_encoder
+    ):
+        """A name that is similar to every image no longer takes them all."""
         aligner = CCAAligner(text_encoder=text_encoder)
-        aligner.fit(features.image[:200], pictures.captions[:200])
-        image, y = features.image[200:], pictures.categories[200:]
+        aligner.fit(features.image[:200], captioned_images.captions[:200])
+        image, y = features.image[200:], captioned_images.categories[200:]
         plain = ZeroShotClassifier(LABELS, aligner=aligner)
         for standardize in (True, image):
             classifier = clone(plain).set_params(aligner=aligner, standardize=standardize)
@@ -161,7 +166,7 @@ class TestAlone:
                 by_name.decision_function(image), aligner.logit_scale_ * expected, atol=1e-4
             )
 
-    def test_standardized_collection_of_pictures_is_read_once(self, model, held_out, monkeypatch):
+    def test_standardized_collection_of_images_is_read_once(self, model, held_out, monkeypatch):
         """With the encoder in a Pipeline, whose notes on its last call are no change of it."""
         rows = []
         transform = type(model[0]).transform
@@ -172,13 +177,13 @@ class TestAlone:
         )
         images = held_out[0]
         classifier = ZeroShotClassifier(LABELS, aligner=model, standardize=images)
-        for picture in images[:3]:
-            classifier.predict([picture])
+        for image in images[:3]:
+            classifier.predict([image])
         assert rows == [len(images), 1, 1, 1]
 
-    def test_pictures_that_cannot_be_read_are_unknown(self, model, held_out, tmp_path):
+    def test_images_that_cannot_be_read_are_unknown(self, model, held_out, tmp_path):
         torn = tmp_path / "torn.png"
-        torn.write_bytes(b"not a picture")
+        torn.write_bytes(b"not an image")
         lenient = make_pipeline(clone(model[0]).set_params(on_error="nan"), model[-1])
         images = [held_out[0][0], str(torn), held_out[0][1]]
         for standardize in (False, held_out[0]):
@@ -210,7 +215,7 @@ class TestAlone:
             [guess == label for guess, label in zip(predicted, truth, strict=True)]
         )
 
-    def test_score_weighs_pictures(self, model, held_out):
+    def test_score_weighs_images(self, model, held_out):
         images, y, _ = held_out
         classifier = ZeroShotClassifier(LABELS, aligner=model)
         right = classifier.predict(images) == y
@@ -316,7 +321,7 @@ class TestBadInput:
             assert classifier.score(held_out[0][:2], ["anmial", "anmial"]) == 0.0
 
     def test_a_single_class_is_told(self, model, held_out):
-        """Every picture is a dog, with certainty."""
+        """Every image is a dog, with certainty."""
         classifier = ZeroShotClassifier(["dog"], aligner=model, threshold=0.5)
         for ask in (classifier.predict, classifier.predict_proba, classifier.decision_function):
             with pytest.warns(UserWarning, match="The only class is dog, so every pic"):
@@ -332,6 +337,6 @@ class TestBadInput:
             with pytest.raises(ValueError, match="inconsistent numbers of samples"):
                 classifier.score(held_out[0][:3], y, sample_weight=weights)
 
-    def test_bad_picture_is_named(self, model, held_out):
+    def test_bad_image_is_named(self, model, held_out):
         with pytest.raises(ValueError, match=r"row 1: '/no/such.png' does not exist"):
             ZeroShotClassifier(LABELS, aligner=model).predict([held_out[0][0], "/no/such.png"])

@@ -1,4 +1,4 @@
-"""ZeroShotClassifier.fit on real pictures: names, captions, Pipelines, searches."""
+"""ZeroShotClassifier.fit on real images: names, captions, Pipelines, searches."""
 
 import copy
 import pickle
@@ -44,37 +44,39 @@ CHECKED = {
 
 
 class TestFit:
-    def test_labels_go_through_the_templates(self, features, pictures, text_encoder):
+    def test_labels_go_through_the_templates(self, features, captioned_images, text_encoder):
         """Fitted on nothing but three names, it learns to tell the three."""
         aligner = APEAligner(text_encoder=text_encoder, width=64, max_epochs=40, batch_size=64,
                              random_state=0)  # fmt: skip
         classifier = ZeroShotClassifier(aligner=aligner)
-        classifier.fit(features.image[:200], pictures.categories[:200])
+        classifier.fit(features.image[:200], captioned_images.categories[:200])
         assert classifier.classes_.tolist() == ["animal", "food", "travel"]
-        assert classifier.score(features.image[200:], pictures.categories[200:]) > 0.6
+        assert classifier.score(features.image[200:], captioned_images.categories[200:]) > 0.6
 
     @pytest.mark.parametrize("is_frozen", [False, True])
     def test_values_of_y_that_are_not_labels_are_refused(
-        self, features, pictures, aligner, is_frozen
+        self, features, captioned_images, aligner, is_frozen
     ):
         """Captions in the place of labels, and misspelt labels."""
         model = FrozenEstimator(aligner) if is_frozen else clone(aligner)
         classifier = ZeroShotClassifier(LABELS, aligner=model)
-        y = pictures.categories[:30].tolist()
+        y = captioned_images.categories[:30].tolist()
         y[3] = y[5] = "anmial"
         y[7] = "foood"
         expected = r"not in labels: 'anmial' \(row 3\), 'foood' \(row 7\)\. .* captions=\.\.\."
         with pytest.raises(ValueError, match=expected):
             classifier.fit(features.image[:30], y)
         with pytest.raises(ValueError, match="not in labels"):
-            classifier.fit(features.image[:30], y, captions=pictures.captions[:30])
+            classifier.fit(features.image[:30], y, captions=captioned_images.captions[:30])
         assert not hasattr(classifier, "aligner_")
 
-    def test_captions_are_taken_before_y(self, features, pictures, text_encoder):
+    def test_captions_are_taken_before_y(self, features, captioned_images, text_encoder):
         aligner = APEAligner(text_encoder=text_encoder, width=64, max_epochs=2, random_state=0)
         classifier = ZeroShotClassifier(LABELS, aligner=aligner)
-        classifier.fit(features.image, pictures.categories, captions=pictures.captions)
-        direct = clone(aligner).fit(features.image, pictures.captions)
+        classifier.fit(
+            features.image, captioned_images.categories, captions=captioned_images.captions
+        )
+        direct = clone(aligner).fit(features.image, captioned_images.captions)
         assert classifier.aligner_.fingerprint_ == direct.fingerprint_
         assert not hasattr(aligner, "module_")
 
@@ -84,14 +86,14 @@ class TestFit:
         assert fitted.aligner_.estimator is model
         np.testing.assert_array_equal(fitted.predict(held_out[0]), classifier.predict(held_out[0]))
 
-    def test_last_step_of_a_pipeline(self, model, held_out, pictures):
+    def test_last_step_of_a_pipeline(self, model, held_out, captioned_images):
         images, y, _ = held_out
         pipeline = make_pipeline(model[0], ZeroShotClassifier(LABELS, aligner=model[-1]))
         assert pipeline.score(images, y) > 0.5  # ready at once
         pipeline.set_params(zeroshotclassifier__aligner=clone(model[-1])).fit(
-            pictures.images[:200],
-            pictures.categories[:200],
-            zeroshotclassifier__captions=pictures.captions[:200],
+            captioned_images.images[:200],
+            captioned_images.categories[:200],
+            zeroshotclassifier__captions=captioned_images.captions[:200],
         )
         np.testing.assert_array_equal(
             pipeline.predict(images), ZeroShotClassifier(LABELS, aligner=model).predict(images)
@@ -107,7 +109,7 @@ class TestFit:
         np.testing.assert_array_equal(predicted, frozen.predict(images))
 
     @pytest.mark.parametrize("routing", [False, True])
-    def test_grid_search_with_captions_as_metadata(self, model, pictures, routing):
+    def test_grid_search_with_captions_as_metadata(self, model, captioned_images, routing):
         with sklearn.config_context(enable_metadata_routing=routing):
             classifier = ZeroShotClassifier(LABELS, aligner=model)
             if routing:
@@ -117,15 +119,17 @@ class TestFit:
                 {"aligner__apealigner__depth": [1, 2], "aligner__apealigner__max_epochs": [5]},
                 cv=2,
             )
-            captions = [[caption, f"a {caption}"] for caption in pictures.captions[:120]]
-            search.fit(pictures.images[:120], pictures.categories[:120], captions=captions)
+            captions = [[caption, f"a {caption}"] for caption in captioned_images.captions[:120]]
+            search.fit(
+                captioned_images.images[:120], captioned_images.categories[:120], captions=captions
+            )
         assert search.best_score_ > 0.4
-        assert search.predict(pictures.images[:2]).shape == (2,)
+        assert search.predict(captioned_images.images[:2]).shape == (2,)
 
-    def test_a_search_may_be_the_aligner(self, features, pictures, text_encoder):
+    def test_a_search_may_be_the_aligner(self, features, captioned_images, text_encoder):
         search = GridSearchCV(
             APEAligner(text_encoder=text_encoder, max_epochs=2, width=32), {"depth": [1, 2]}, cv=2
-        ).fit(features.image[:60], pictures.captions[:60])
+        ).fit(features.image[:60], captioned_images.captions[:60])
         classifier = ZeroShotClassifier(LABELS, aligner=search)
         assert classifier.predict(features.image[:4]).shape == (4,)
 
@@ -136,17 +140,19 @@ class TestFit:
         assert statuses.count("passed") >= 54
         assert len(statuses) - statuses.count("passed") <= 1  # array API, unless it is set up
 
-    def test_many_classes_are_all_learned(self, features, pictures, text_encoder):
+    def test_many_classes_are_all_learned(self, features, captioned_images, text_encoder):
         """Validation must not keep whole classes out of the training set."""
         aligner = APEAligner(text_encoder=text_encoder, width=256, batch_size=64, random_state=0)
-        names = pictures.captions[:80]
+        names = captioned_images.captions[:80]
         classifier = ZeroShotClassifier(aligner=aligner).fit(features.image[:80], names)
         assert classifier.score(features.image[:80], names) > 0.95
 
 
 @pytest.fixture
-def aligner(features, pictures, text_encoder):
-    return CCAAligner(text_encoder=text_encoder).fit(features.image[:150], pictures.captions[:150])
+def aligner(features, captioned_images, text_encoder):
+    return CCAAligner(text_encoder=text_encoder).fit(
+        features.image[:150], captioned_images.captions[:150]
+    )
 
 
 class TestKeptAligner:
@@ -154,9 +160,9 @@ class TestKeptAligner:
 
     @pytest.mark.parametrize("labels", [None, LABELS])
     def test_fitted_aligner_is_kept_and_a_clone_is_trained(
-        self, aligner, labels, features, pictures
+        self, aligner, labels, features, captioned_images
     ):
-        X, y = features.image[:100], pictures.categories[:100]
+        X, y = features.image[:100], captioned_images.categories[:100]
         classifier = ZeroShotClassifier(labels, aligner=aligner)
         before = aligner.fingerprint_
         assert classifier.fit(X, y).aligner_ is aligner
@@ -166,8 +172,8 @@ class TestKeptAligner:
         assert trained.aligner_.fingerprint_ != before
 
     @pytest.mark.parametrize("labels", [None, ["animal", "food", "travel", "a flag"]])
-    def test_starter_model_is_kept(self, labels, pictures, tmp_path):
-        images, y = pictures.images[:12], pictures.categories[:12]
+    def test_starter_model_is_kept(self, labels, captioned_images, tmp_path):
+        images, y = captioned_images.images[:12], captioned_images.categories[:12]
         classifier = ZeroShotClassifier(labels).fit(images, y)
         assert classifier.aligner_ is load_starter()
         assert classifier.classes_.tolist() == sorted(labels or LABELS)
@@ -185,37 +191,39 @@ class TestKeptAligner:
             assert one.aligner_ is load_starter()
             np.testing.assert_array_equal(one.predict_proba(images), expected)
 
-    def test_without_labels_a_name_keeps_its_model_too(self, pictures, monkeypatch):
+    def test_without_labels_a_name_keeps_its_model_too(self, captioned_images, monkeypatch):
         from sklearn_ape import _aligner_choice
 
         monkeypatch.setattr(_aligner_choice, "_named", lambda name: load_starter())
         classifier = ZeroShotClassifier(aligner="open_clip:any")
-        classifier.fit(pictures.images[:6], pictures.categories[:6])
+        classifier.fit(captioned_images.images[:6], captioned_images.categories[:6])
         assert classifier.aligner_ is load_starter()
 
-    def test_captions_that_are_not_learned_from_are_reported(self, aligner, features, pictures):
-        X, y, captions = (some[:20] for some in (features.image, pictures.categories,
-                                                 pictures.captions))  # fmt: skip
+    def test_captions_that_are_not_learned_from_are_reported(
+        self, aligner, features, captioned_images
+    ):
+        X, y, captions = (some[:20] for some in (features.image, captioned_images.categories,
+                                                 captioned_images.captions))  # fmt: skip
         for kept in (aligner, FrozenEstimator(aligner)):
             with pytest.warns(UserWarning, match="captions are not used: aligner is fitted"):
                 ZeroShotClassifier(LABELS, aligner=kept).fit(X, y, captions=captions)
         with pytest.warns(UserWarning, match="captions are not used: aligner is None, the start"):
-            ZeroShotClassifier(LABELS).fit(pictures.images[:20], y, captions=captions)
+            ZeroShotClassifier(LABELS).fit(captioned_images.images[:20], y, captions=captions)
 
-    def test_lengths_are_checked(self, aligner, features, pictures):
+    def test_lengths_are_checked(self, aligner, features, captioned_images):
         classifier = ZeroShotClassifier(LABELS, aligner=aligner)
         with pytest.raises(ValueError, match="inconsistent numbers of samples"):
-            classifier.fit(features.image[:9], pictures.categories[:8])
+            classifier.fit(features.image[:9], captioned_images.categories[:8])
         with pytest.raises(ValueError, match="inconsistent numbers of samples"):
-            classifier.fit(features.image[:9], pictures.categories[:9], captions=["a"] * 8)
+            classifier.fit(features.image[:9], captioned_images.categories[:9], captions=["a"] * 8)
 
     def test_widths_of_features_are_those_of_the_aligner_if_it_takes_features(
-        self, aligner, features, pictures
+        self, aligner, features, captioned_images
     ):
         assert ZeroShotClassifier(LABELS, aligner=aligner).n_features_in_ == 1280
         unfitted = ZeroShotClassifier(LABELS, aligner=clone(aligner))
         starter = ZeroShotClassifier(LABELS)
-        fitted = clone(starter).fit(pictures.images[:6], pictures.categories[:6])
+        fitted = clone(starter).fit(captioned_images.images[:6], captioned_images.categories[:6])
         named = ZeroShotClassifier(LABELS, aligner="open_clip:ViT-B-32/openai")
         for classifier in (unfitted, starter, fitted, named):
             for name in ("n_features_in_", "feature_names_in_"):
@@ -249,14 +257,14 @@ class TestNumberedLabels:
 
 
 class TestBadInput:
-    def test_labels_that_scikit_learn_has_numbered(self, features, pictures, text_encoder):
+    def test_labels_that_scikit_learn_has_numbered(self, features, captioned_images, text_encoder):
         """cross_val_predict numbers the classes for probabilities: numbers are not names."""
         aligner = APEAligner(text_encoder=text_encoder, width=32, max_epochs=2)
         with pytest.raises(ValueError, match="y has values that are not in labels: "):
             cross_val_predict(
                 ZeroShotClassifier(LABELS, aligner=aligner),
                 features.image,
-                pictures.categories,
+                captioned_images.categories,
                 method="predict_proba",
                 cv=2,
             )
@@ -266,11 +274,13 @@ class TestBadInput:
         with pytest.warns(UserWarning, match="the classes are named by them"):
             ZeroShotClassifier(aligner=aligner).fit(features.image[:4], [0, 1, 0, 1])
 
-    def test_unequal_lengths_and_missing_labels(self, model, features, pictures):
+    def test_unequal_lengths_and_missing_labels(self, model, features, captioned_images):
         frozen = ZeroShotClassifier(LABELS, aligner=FrozenEstimator(model[-1]))
         with pytest.raises(ValueError, match="inconsistent numbers of samples"):
-            frozen.fit(features.image, pictures.categories[:5])
+            frozen.fit(features.image, captioned_images.categories[:5])
         with pytest.raises(ValueError, match="inconsistent numbers of samples"):
-            frozen.fit(features.image, pictures.categories, captions=pictures.captions[:5])
+            frozen.fit(
+                features.image, captioned_images.categories, captions=captioned_images.captions[:5]
+            )
         with pytest.raises(ValueError, match="1 missing labels, the first in row 1"):
             ZeroShotClassifier(aligner=model[-1]).fit(features.image[:3], ["a", np.nan, "b"])

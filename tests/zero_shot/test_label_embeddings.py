@@ -46,7 +46,7 @@ def direct(texts, names, templates):
 def test_ten_thousand_labels_and_eighty_templates():
     """Encoded in batches; no array of all 800,000 prompts."""
     names = {f"thing {number}": [f"thing {number}"] for number in range(10_000)}
-    templates = tuple(f"picture {number} of a {{}}" for number in range(80))
+    templates = tuple(f"image {number} of a {{}}" for number in range(80))
     texts = CountingTexts()
     embeddings = embed_labels(texts, names, templates)
     assert embeddings.shape == (10_000, 8)
@@ -70,9 +70,11 @@ def test_prompts_that_coincide_are_encoded_once(monkeypatch):
     np.testing.assert_allclose(embeddings, direct(texts, names, templates), atol=1e-6)
 
 
-def test_real_encoder_in_batches_is_the_direct_mean(features, text_encoder, pictures, monkeypatch):
-    aligner = CCAAligner(text_encoder=text_encoder).fit(features.image, pictures.captions)
-    names = {name: [name] for name in sorted(set(pictures.captions[:6]))}
+def test_real_encoder_in_batches_is_the_direct_mean(
+    features, text_encoder, captioned_images, monkeypatch
+):
+    aligner = CCAAligner(text_encoder=text_encoder).fit(features.image, captioned_images.captions)
+    names = {name: [name] for name in sorted(set(captioned_images.captions[:6]))}
     templates = ("{}", "a photo of a {}", "a drawing of {}")
     expected = direct(aligner, names, templates)
     monkeypatch.setattr(_label_embeddings, "_PROMPTS_AT_ONCE", 4)
@@ -88,11 +90,11 @@ def test_wide_embeddings_come_in_smaller_batches(monkeypatch):
 
 
 def test_many_prompts_leave_the_shared_memory_to_others(
-    features, text_encoder, pictures, monkeypatch
+    features, text_encoder, captioned_images, monkeypatch
 ):
-    """800,000 of them would drive all features of pictures out of it, to be used once."""
+    """800,000 of them would drive all features of images out of it, to be used once."""
     encoder = clone(text_encoder).set_params(cache="memory", max_length=20)
-    aligner = CCAAligner(text_encoder=encoder).fit(features.image, pictures.captions)
+    aligner = CCAAligner(text_encoder=encoder).fit(features.image, captioned_images.captions)
     monkeypatch.setattr(_label_embeddings, "_PROMPTS_AT_ONCE", 2)
     # That nobody asked for in this process before.
     names = [f"a {kind} called {uuid4().hex[:8]}" for kind in ("gnu", "lynx", "okapi")]
@@ -176,9 +178,9 @@ def test_another_aligner_is_taken_as_it_is_and_shows_no_bar(has, bars, monkeypat
 
 @pytest.mark.parametrize("verbose", [0, 1])
 def test_one_bar_for_all_batches_if_the_encoder_shows_them(
-    features, text_encoder, pictures, monkeypatch, bars, verbose
+    features, text_encoder, captioned_images, monkeypatch, bars, verbose
 ):
-    aligner = CCAAligner(text_encoder=text_encoder).fit(features.image, pictures.captions)
+    aligner = CCAAligner(text_encoder=text_encoder).fit(features.image, captioned_images.captions)
     aligner.text_encoder_.set_params(verbose=verbose)
     monkeypatch.setattr(_label_embeddings, "_PROMPTS_AT_ONCE", 2)
     embed_labels(aligner, {name: [name] for name in "abc"}, PLAIN)
@@ -197,21 +199,25 @@ class TestKept:
         )
         return calls
 
-    def test_for_clones_refits_and_copies(self, features, text_encoder, pictures, calls):
+    def test_for_clones_refits_and_copies(self, features, text_encoder, captioned_images, calls):
         """Such as the copy that a worker process gets."""
-        aligner = CCAAligner(text_encoder=text_encoder).fit(features.image, pictures.captions)
+        aligner = CCAAligner(text_encoder=text_encoder).fit(
+            features.image, captioned_images.captions
+        )
         classifier = ZeroShotClassifier(["ibis", "kiwi"], aligner=aligner, templates="none")
         first = classifier.predict_proba(features.image[:3])
         again = pickle.loads(pickle.dumps(classifier))
-        refitted = clone(classifier).fit(features.image, captions=pictures.captions)
+        refitted = clone(classifier).fit(features.image, captions=captioned_images.captions)
         for other in (again, refitted, clone(classifier).set_params(aligner=aligner)):
             np.testing.assert_array_equal(other.predict_proba(features.image[:3]), first)
         assert calls == [2]
 
     def test_not_for_another_text_encoder_under_the_same_head(
-        self, features, text_encoder, pictures, calls
+        self, features, text_encoder, captioned_images, calls
     ):
-        aligner = CCAAligner(text_encoder=text_encoder).fit(features.image, pictures.captions)
+        aligner = CCAAligner(text_encoder=text_encoder).fit(
+            features.image, captioned_images.captions
+        )
         names = {"a kiwi that is read to its end": ["a kiwi that is read to its end"]}
         whole = embed_labels(aligner, names, PLAIN)
         aligner.text_encoder_ = clone(text_encoder).set_params(max_length=4)
@@ -249,7 +255,7 @@ class Mute(BaseEstimator):
 
 
 def test_a_class_that_the_encoder_gives_up_is_named(concepts):
-    """Else no picture would get any class, and be called unreadable."""
+    """Else no image would get any class, and be called unreadable."""
     captions = ["a" * (1 + number % 7) for number in range(300)]
     aligner = CCAAligner(text_encoder=Mute()).fit(concepts.image, captions)
     classifier = ZeroShotClassifier(["bb", "7"], aligner=aligner, templates="none")

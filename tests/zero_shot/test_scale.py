@@ -1,4 +1,4 @@
-"""ZeroShotClassifier on many pictures: by tiles, from files, and in little memory."""
+"""ZeroShotClassifier on many images: by tiles, from files, and in little memory."""
 
 import subprocess
 import sys
@@ -81,10 +81,10 @@ class TestTiles:
             classifier.predict(mapped), classifier.predict(half.astype(np.float32))
         )
 
-    def test_pictures_that_were_not_read_are_named_by_their_rows(self, aligner, concepts):
+    def test_images_that_were_not_read_are_named_by_their_rows(self, aligner, concepts):
         X = concepts.image.copy()
         X[[3, 250]] = np.nan
-        with pytest.warns(UserWarning, match=r"2 pictures could not be read .*: rows 3, 250\."):
+        with pytest.warns(UserWarning, match=r"2 images could not be read .*: rows 3, 250\."):
             labels = classifier_of(aligner).predict(X)
         assert np.flatnonzero(labels == "unknown").tolist() == [3, 250]
         labels, proba = classifier_of(aligner).predict_top_k(X, k=2)
@@ -119,7 +119,7 @@ def test_one_class_is_always_the_best(aligner, concepts):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the system's count of pages")
 def test_memory_is_that_of_a_tile_and_of_the_answers(tmp_path):
-    """200,000 pictures: 51 MB of features in a file; all logits would be 800 MB."""
+    """200,000 images: 51 MB of features in a file; all logits would be 800 MB."""
     features = np.random.default_rng(0).standard_normal((200_000, 64), dtype=np.float32)
     np.save(tmp_path / "X.npy", features)
     done = subprocess.run(

@@ -67,7 +67,7 @@ class TorchEngine:
 def _keep_large_allocations() -> None:
     """Tell glibc to keep the memory of large tensors instead of mapping it anew for each.
 
-    The kernel zeroes what it maps, page by page: at batches of 32 pictures that takes longer than
+    The kernel zeroes what it maps, page by page: at batches of 32 images that takes longer than
     the network itself.
     """
     if not sys.platform.startswith("linux"):

@@ -1,4 +1,4 @@
-"""Pictures that visitors send: looked at before anything is done with them."""
+"""Images that visitors send: looked at before anything is done with them."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ _SIDE = 320
 _ENOUGH = 224
 
 
-def check_picture(path: str | os.PathLike[str] | None, limits: Limits) -> str:
-    """Return the path of a picture that can be decoded; refuse any other file."""
+def check_image(path: str | os.PathLike[str] | None, limits: Limits) -> str:
+    """Return the path of an image that can be decoded; refuse any other file."""
     if path is None:
-        raise Refusal("There is no picture yet: drop one, or click an example.")
+        raise Refusal("There is no image yet: drop one, or click an example.")
     problem = _problem(path, limits)
     if problem:
-        raise Refusal(f"The picture cannot be used: it {problem}")
+        raise Refusal(f"The image cannot be used: it {problem}")
     return os.fspath(path)
 
 
 class Readable(NamedTuple):
-    """Rows of pictures that can be decoded, and what is wrong with the others, by name."""
+    """Rows of images that can be decoded, and what is wrong with the others, by name."""
 
     rows: list[int]
     problems: dict[str, str]
 
 
 def readable(paths: Sequence[str], folder: str, limits: Limits, report: Report) -> Readable:
-    """Look at every picture of a set; one broken file must not cost the visitor the others."""
+    """Look at every image of a set; one broken file must not cost the visitor the others."""
     rows, problems = [], {}
     for row, path in enumerate(paths):
         if row % 16 == 0:
-            report(row / len(paths), f"Looking at picture {row + 1} of {len(paths)}")
+            report(row / len(paths), f"Looking at image {row + 1} of {len(paths)}")
         problem = _problem(path, limits)
         if problem:
             problems[os.path.relpath(path, folder)] = problem
@@ -52,13 +52,13 @@ def readable(paths: Sequence[str], folder: str, limits: Limits, report: Report) 
 
 
 def about_problems(problems: dict[str, str]) -> str:
-    """Say which pictures were left out, or nothing."""
+    """Say which images were left out, or nothing."""
     if not problems:
         return ""
     name, problem = next(iter(problems.items()))
     plural = "s were" if len(problems) > 1 else " was"
     first = "" if len(problems) == 1 else "the first, "
-    return f"{len(problems)} picture{plural} left out: {first}{quoted(name)}, {problem}"
+    return f"{len(problems)} image{plural} left out: {first}{quoted(name)}, {problem}"
 
 
 def thumbnail(path: str | os.PathLike[str]) -> Image.Image:
@@ -69,7 +69,7 @@ def thumbnail(path: str | os.PathLike[str]) -> Image.Image:
 
 
 def _problem(path: str | os.PathLike[str], limits: Limits) -> str | None:
-    """Return what is wrong with a picture, without its path."""
+    """Return what is wrong with an image, without its path."""
     from PIL import Image
 
     if not os.path.getsize(path):

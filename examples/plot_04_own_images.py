@@ -2,7 +2,7 @@
 Your own folder, your own table
 ===============================
 
-Pictures in folders with a text file beside each, or a table of paths and captions: both go
+Images in folders with a text file beside each, or a table of paths and captions: both go
 straight into `fit`. What is broken is named, and does not cost you the rest.
 """
 
@@ -25,19 +25,19 @@ for number, (image, caption, category) in enumerate(
     zip(source.images, source.captions, source.categories, strict=True)
 ):
     if category in ("Animals & Nature", "Food & Drink"):
-        place = folder / "pictures" / category.split()[0].lower()
+        place = folder / "images" / category.split()[0].lower()
         place.mkdir(parents=True, exist_ok=True)
         shutil.copy(image, place / f"{number}.png")
         (place / f"{number}.txt").write_text(caption, encoding="utf-8")
 
-data = load_image_folder(folder / "pictures")
-print(len(data.images), "pictures, labels", sorted(set(data.labels.tolist())))
+data = load_image_folder(folder / "images")
+print(len(data.images), "images, labels", sorted(set(data.labels.tolist())))
 print("the first caption:", data.captions[0])
 
 # %%
 # Align
 # -----
-# Pictures are kept by content: renamed or copied ones are not encoded again.
+# Images are kept by content: renamed or copied ones are not encoded again.
 from sklearn.model_selection import train_test_split
 from sklearn.pipeline import make_pipeline
 
@@ -56,7 +56,7 @@ model = make_pipeline(
 classifier = ZeroShotClassifier(
     {"animals": ["an animal", "a plant"], "food": ["food", "a drink"]}, aligner=model
 )
-print(f"accuracy on {len(test_images)} held-out pictures:", end=" ")
+print(f"accuracy on {len(test_images)} held-out images:", end=" ")
 print(f"{classifier.score(test_images, test_labels):.1%} (chance 50.0%)")
 
 # %%
@@ -78,7 +78,7 @@ print(len(table.images), "pairs from the table, the same:", table.captions == da
 import warnings
 
 broken = folder / "broken.png"
-broken.write_bytes(b"not a picture")
+broken.write_bytes(b"not an image")
 with warnings.catch_warnings(record=True) as said:
     warnings.simplefilter("always")
     print(classifier.predict([test_images[0], str(broken)]))

@@ -1,4 +1,4 @@
-"""Folders of pictures of one's own, made of empty files."""
+"""Folders of images of one's own, made of empty files."""
 
 import os
 
@@ -17,7 +17,7 @@ def make(folder, *names):
 
 @pytest.fixture
 def folder(tmp_path):
-    return make(tmp_path / "pictures", *NAMES)
+    return make(tmp_path / "images", *NAMES)
 
 
 def relative(folder, images):
