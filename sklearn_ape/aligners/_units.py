@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-# Squares of numbers between these, and their sums, are numbers of float32.
-_LEAST, _MOST = 1e-12, 1e12
+from .._unit import _LEAST, _MOST
 
 
 def unit_rows(features: np.ndarray, least: float = 0.0) -> np.ndarray:

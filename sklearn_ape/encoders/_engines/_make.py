@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 
 import numpy as np
 
@@ -12,6 +12,8 @@ from ..._warnings import warn
 from .._networks import is_shared, shared
 from ._base import Engine, EngineError, Inputs, Workload, WrongNumbersError, chosen_engine
 from ._exports import forget_failure, has_failed, is_exported, kept_export, remember_failure
+from ._onnx import OnnxEngine, export_to_onnx
+from ._openvino import OpenVINOEngine, export_to_openvino
 from ._torch import TorchEngine
 
 # Largest difference from torch in float32, as 1 - cosine and in relative length. Low precision
@@ -19,6 +21,11 @@ from ._torch import TorchEngine
 _TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2, "float16": 5e-2}
 # Items for which an export that is there is worth being loaded.
 _WORTH_LOADING = 32
+
+_RUNTIMES: dict[str, tuple[Any, Any]] = {
+    "onnx": (OnnxEngine, export_to_onnx),
+    "openvino": (OpenVINOEngine, export_to_openvino),
+}
 
 
 def engine_for(engine: str, workload: Workload, n_items: int, worth_exporting: int) -> Engine:
@@ -77,25 +84,14 @@ def _exported(name: str, workload: Workload) -> Engine:
     torch_engine = TorchEngine(workload._replace(dtype="float32"))
     # First, so that what is wrong with the network itself is not taken for the engine's fault.
     expected = [(inputs, torch_engine(inputs)) for inputs in workload.examples()]
-    runtime = _runtime(name)
-    make = runtime.OnnxEngine if name == "onnx" else runtime.OpenVINOEngine
+    make, export = _RUNTIMES[name]
 
     def checked(folder: Path) -> Engine:
         engine = make(workload, folder)
         _compare(engine, expected, _TOLERANCE[workload.dtype])
         return engine
 
-    return kept_export(name, workload, runtime.export, checked)
-
-
-def _runtime(name: str) -> ModuleType:
-    if name == "onnx":
-        from . import _onnx
-
-        return _onnx
-    from . import _openvino
-
-    return _openvino
+    return kept_export(name, workload, export, checked)
 
 
 def _compare(engine: Engine, expected: list[tuple[Inputs, np.ndarray]], tolerance: float) -> None:

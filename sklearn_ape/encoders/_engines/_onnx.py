@@ -10,7 +10,7 @@ import torch
 
 from ._base import EngineError, Inputs, Workload, n_free_axes
 
-FILE = "model.onnx"
+_ONNX_FILE = "model.onnx"
 
 
 class OnnxEngine:
@@ -35,7 +35,7 @@ class OnnxEngine:
         options.log_severity_level = 3
         try:
             self._session = onnxruntime.InferenceSession(
-                folder / FILE, options, providers=["CPUExecutionProvider"]
+                folder / _ONNX_FILE, options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # its own exceptions have no common base
             raise EngineError(f"ONNX Runtime cannot load the network: {error}") from error
@@ -59,7 +59,7 @@ class _Positional(torch.nn.Module):
         return self.module(*inputs)
 
 
-def export(workload: Workload, folder: Path) -> None:
+def export_to_onnx(workload: Workload, folder: Path) -> None:
     """Write a network as ONNX."""
     example = workload.examples()[0]
     names = [f"input_{number}" for number in range(len(example))]
@@ -70,7 +70,7 @@ def export(workload: Workload, folder: Path) -> None:
             torch.onnx.export(
                 _Positional(workload.module),
                 example,
-                folder / FILE,
+                folder / _ONNX_FILE,
                 input_names=names,
                 dynamo=True,
                 dynamic_shapes=(shapes,),

@@ -17,7 +17,7 @@ import torch
 from ..._forks import PATIENCE_S, at_fork, never_destroy
 from ._base import EngineError, Inputs, Workload, n_free_axes
 
-FILE = "model.xml"
+_OPENVINO_FILE = "model.xml"
 _HINTS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 _CAPABILITIES = {"BF16": "bfloat16", "FP16": "float16"}
 
@@ -41,7 +41,7 @@ class OpenVINOEngine:
     def __init__(self, workload: Workload, folder: Path) -> None:
         try:
             compiled = _core().compile_model(
-                folder / FILE,
+                folder / _OPENVINO_FILE,
                 "CPU",
                 {
                     # Streams share nothing, so that threads which decode need not wait for them.
@@ -70,7 +70,7 @@ class OpenVINOEngine:
             self.requests.put(request)
 
 
-def export(workload: Workload, folder: Path) -> None:
+def export_to_openvino(workload: Workload, folder: Path) -> None:
     """Write a network in OpenVINO's format."""
     import openvino
 
@@ -84,7 +84,7 @@ def export(workload: Workload, folder: Path) -> None:
             shape = [-1] * free + list(x.shape[free:])
             put.get_node().set_partial_shape(openvino.PartialShape(shape))
         model.validate_nodes_and_infer_types()
-        openvino.save_model(model, folder / FILE, compress_to_fp16=False)
+        openvino.save_model(model, folder / _OPENVINO_FILE, compress_to_fp16=False)
     except Exception as error:  # the converter raises anything on what it cannot express
         raise EngineError(f"OpenVINO cannot convert the network: {error}") from error
 
