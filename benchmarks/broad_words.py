@@ -20,7 +20,7 @@ import numpy as np
 from sklearn.utils import Bunch
 
 from sklearn_ape import ZeroShotClassifier
-from sklearn_ape._starter import FOLDER, encoders, unpacked
+from sklearn_ape.aligners.wrapper import FOLDER, encoders, unpacked
 from sklearn_ape.datasets import get_data_home, load_tuxpaint_stamps
 
 # What the subcategories of emoji show.

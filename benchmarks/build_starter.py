@@ -23,7 +23,7 @@ from safetensors.numpy import save_file
 from sklearn.base import clone
 
 from sklearn_ape import KernelAligner
-from sklearn_ape._starter import FOLDER, encoders, packed, unpacked
+from sklearn_ape.aligners.wrapper import FOLDER, encoders, packed, unpacked
 from sklearn_ape.datasets import (
     get_data_home,
     load_noto_emoji,

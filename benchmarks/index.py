@@ -28,7 +28,7 @@ WIDTH = 512
 def embeddings(n_rows: int) -> np.ndarray:
     from sklearn.decomposition import PCA
 
-    from sklearn_ape._starter import load_starter
+    from sklearn_ape.aligners.wrapper import load_starter
     from sklearn_ape.datasets import load_openmoji
 
     real = PCA(WIDTH, random_state=0).fit_transform(

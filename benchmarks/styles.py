@@ -16,8 +16,8 @@ import numpy as np
 from build_starter import captions_with_broad_words, training_pairs
 
 from sklearn_ape import KernelAligner
-from sklearn_ape._starter import encoders
 from sklearn_ape.aligners._head_pairs import prototypes
+from sklearn_ape.aligners.wrapper import encoders
 from sklearn_ape.datasets import get_data_home, load_noto_emoji, load_openclipart
 from sklearn_ape.encoders import HeadPairs, classifier_head_pairs
 from sklearn_ape.metrics import retrieval_ranks

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from sklearn_ape.aligners._bank import Standardizer
+from sklearn_ape.aligners.similarity import Standardizer
 
 
 def standardized(cosines, image, text, bank):

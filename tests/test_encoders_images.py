@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from sklearn_ape.encoders._errors import ItemError
-from sklearn_ape.encoders._images import check_image, image_digest, read_image
+from sklearn_ape.encoders.images import check_image, image_digest, read_image
+from sklearn_ape.encoders.items import ItemError
 
 RGB = np.random.default_rng(0).integers(0, 256, size=(24, 32, 3), dtype=np.uint8)
 
@@ -300,7 +300,7 @@ def test_file_changed_after_the_clock_was_set_back_is_seen(tmp_path, monkeypatch
     path = tmp_path / "a.png"
     path.write_bytes(b"aaaa")
     before = os.stat(path)
-    monkeypatch.setattr("sklearn_ape.encoders._images._file_status", lambda path: before)
+    monkeypatch.setattr("sklearn_ape.encoders.images._file_status", lambda path: before)
     now = time.time()
     monkeypatch.setattr(time, "time", lambda: now + 10)
     first = image_digest(path)
@@ -314,7 +314,7 @@ def test_unchanged_file_is_read_once(tmp_path, monkeypatch):
     """A grid search must not hash every image again and again."""
     path = tmp_path / "a.png"
     Image.fromarray(RGB).save(path)
-    monkeypatch.setattr("sklearn_ape.encoders._stamps._SETTLED_S", -1.0)
+    monkeypatch.setattr("sklearn_ape.utils.files._SETTLED_S", -1.0)
     first = image_digest(path)
 
     def fails(self):

@@ -13,7 +13,7 @@ from sklearn_ape.encoders import (
     TransformersTextEncoder,
     list_encoders,
 )
-from sklearn_ape.encoders import _registry as registry
+from sklearn_ape.encoders import weights as registry
 
 
 def test_list_encoders():
@@ -96,7 +96,7 @@ def test_wrong_weights_are_refused(tmp_path):
 @pytest.mark.parametrize("settled", [-1.0, 2.0])
 def test_folder_digest_is_of_the_content(tmp_path, monkeypatch, settled):
     """Same content, same digest; another file of the same size and time, another digest."""
-    monkeypatch.setattr("sklearn_ape.encoders._stamps._SETTLED_S", settled)
+    monkeypatch.setattr("sklearn_ape.utils.files._SETTLED_S", settled)
     a, b = tmp_path / "a", tmp_path / "b"
     for folder in (a, b):
         folder.mkdir()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sklearn_ape._forks import ForkSafeLock
+from sklearn_ape.utils.concurrency import ForkSafeLock
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 SCRIPT = Path(__file__).with_name("fork_child.py")

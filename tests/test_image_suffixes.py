@@ -3,13 +3,16 @@
 import pytest
 from PIL import Image
 
-from sklearn_ape._image_suffixes import IMAGE_SUFFIXES
-from sklearn_ape.app import _captioned, _studio
+from sklearn_ape.app import _session as _studio
+from sklearn_ape.app import _uploads as _captioned
 from sklearn_ape.cli import _inputs
-from sklearn_ape.datasets import _folder, _pairs
-from sklearn_ape.encoders import _images, _text_base
-from sklearn_ape.retrieval import _queries
-from sklearn_ape.retrieval._queries import told_apart
+from sklearn_ape.datasets import _image_folder as _folder
+from sklearn_ape.datasets import table as _pairs
+from sklearn_ape.encoders import images as _images
+from sklearn_ape.encoders import text_encoder as _text_base
+from sklearn_ape.retrieval import _index as _queries
+from sklearn_ape.retrieval._index import told_apart
+from sklearn_ape.utils.files import IMAGE_SUFFIXES
 
 
 @pytest.mark.parametrize(

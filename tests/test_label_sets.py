@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from scipy.sparse import coo_matrix, csr_array
 from sklearn.preprocessing import MultiLabelBinarizer
 
-from sklearn_ape._label_sets import as_table_or_rows, indicator, labels_in
+from sklearn_ape.zero_shot._multilabel_targets import as_table_or_rows, indicator, labels_in
 
 LABELS = [
     ["cat", "dog", "house"],

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from sklearn_ape._threads import in_threads
+from sklearn_ape.utils.concurrency import in_threads
 
 
 def test_order_is_kept():

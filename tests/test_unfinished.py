@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from sklearn_ape._unfinished import unfinished
+from sklearn_ape.utils.files import unfinished
 
 pytest.importorskip("fcntl")
 

@@ -18,8 +18,8 @@ from rows import Row, show
 from speed_parts.zero_shot import classifier_of_features, write_features
 
 from memory_parts._child import child
-from sklearn_ape._label_embeddings import embed_labels
 from sklearn_ape.metrics import retrieval_report
+from sklearn_ape.zero_shot._base import embed_labels
 
 _N_WARM = 3000
 _LEAST_SECONDS = 1.0

@@ -173,7 +173,7 @@ def _timm_model(pretrained_name: str = "efficientnet_lite0") -> tuple[Any, Any]:
     import torch
 
     from sklearn_ape.encoders import TimmImageEncoder
-    from sklearn_ape.encoders._registry import PACKAGED
+    from sklearn_ape.encoders.weights import PACKAGED
 
     ours = TimmImageEncoder(pretrained_name, engine="torch", cache=None)._network().model
     model = timm.create_model(PACKAGED[pretrained_name].architecture, num_classes=0).eval()
@@ -206,7 +206,7 @@ def _write_exact(model: Any, transform: Any, folder: Path) -> None:
     """Write timm's features of the images as we show them, upright and on white."""
     import torch
 
-    from sklearn_ape.encoders._images import read_image
+    from sklearn_ape.encoders.images import read_image
 
     paths = Path(sys.argv[2]).read_text().splitlines()[:N_COMPARED]
     with torch.inference_mode():
@@ -229,7 +229,7 @@ def _embetter(folder: Path) -> Callable:
 def _sentence_transformers(folder: Path) -> Callable:
     from sentence_transformers import SentenceTransformer
 
-    from sklearn_ape.encoders._hub import source_of
+    from sklearn_ape.encoders.weights import source_of
 
     model = SentenceTransformer(source_of("all-MiniLM-L6-v2"), device="cpu")
     return lambda texts: model.encode(texts, show_progress_bar=False)

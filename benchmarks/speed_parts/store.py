@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from rows import Row, show
 
 from sklearn_ape.features import DiskFeatureCache
-from sklearn_ape.features._file import FeatureFile
+from sklearn_ape.features.feature_file import FeatureFile
 
 ROWS_WRITTEN = 32  # together, as an encoder does
 ROWS_READ = 1024

@@ -15,10 +15,10 @@ from rows import Row, show
 from sklearn.feature_extraction.text import HashingVectorizer
 
 from sklearn_ape import APEAligner, ZeroShotClassifier
-from sklearn_ape.aligners import _feature_tiles
 from sklearn_ape.datasets import load_openmoji
 from sklearn_ape.encoders import TransformersTextEncoder
-from sklearn_ape.encoders._hub import pretrained
+from sklearn_ape.encoders.weights import pretrained
+from sklearn_ape.features import memmap as _feature_tiles
 from sklearn_ape.metrics import retrieval_report
 
 _WIDTH, _N_COMPONENTS, _N_LABELS = 1280, 512, 1000

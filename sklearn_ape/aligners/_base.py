@@ -11,30 +11,32 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, Transfo
 from sklearn.utils import Tags
 from sklearn.utils.validation import check_consistent_length, check_is_fitted, validate_data
 
-from .._callbacks import CallbackSupportMixin
-from .._numbers import FLOATS, as_floats, ignores_underflow, plain_numbers
-from .._sequences import check_sequence
-from .._shown import ShownMixin
-from .._warnings import warn
-from ..encoders._contents import image_digests
-from ..encoders._named import resolve_encoder
+from ..encoders.images import image_digests
+from ..encoders.resolve import resolve_encoder
+from ..features.memmap import missing_rows, row_blocks, select, stays_stored
+from ..features.validation import as_float32, embedded_where_known, stored_features
 from ..metrics import recall_at_k
-from ..metrics._ranks import ranks_of_both
-from ..training import row_blocks, select, stays_stored
-from ._bank import Bank, Standardizer, evenly_spaced, resolve_bank
-from ._captions import (
+from ..metrics.retrieval import ranks_of_both
+from ..training.data import Pairs
+from ..utils.linalg import evenly_spaced
+from ..utils.sklearn_compat import CallbackSupportMixin, ShownMixin
+from ..utils.validation import FLOATS, as_floats, check_sequence, ignores_underflow, plain_numbers
+from ..utils.warnings import warn
+from ._head_pairs import resolve_head_pairs, with_head_pairs
+from ._serialization import SavedAligner
+from .fitted_images import FittedImages
+from .pairs import (
+    Rows,
+    check_lengths,
+    distinct_pairs,
     encoded_once,
     flat_captions,
     holds_images,
     holds_texts,
+    item_pairs,
     plain_sequence,
 )
-from ._finite import embedded_where_known, stored_features
-from ._fitted_images import FittedImages
-from ._given import as_float32
-from ._head_pairs import resolve_head_pairs, with_head_pairs
-from ._pairs import Pairs, Rows, check_lengths, distinct_pairs, item_pairs, missing_rows
-from ._saving import SavedAligner
+from .similarity import Bank, Standardizer, resolve_bank
 
 # Set when something has been learned, so that a fit that failed leaves no fitted aligner.
 _LEARNED = ("_n_features_out",)

@@ -10,21 +10,18 @@ import numpy as np
 import torch
 from sklearn.utils import check_random_state
 
-from .._callbacks import FitContext, with_callbacks
-from .._caller_state import default_state
 from ..devices import resolve_device
 from ..heads import TwoTower
 from ..persistence import State
-from ..training._seeded import seeded
-from ._ape_training import trained_heads
+from ..training.distributed import join_ranks
+from ..training.net import seeded
+from ..utils.sklearn_compat import FitContext, with_callbacks
+from ..utils.torch_state import default_state
+from ._ape_trainer import check_head_training, learned_heads, trained_heads
 from ._base import BaseAligner
-from ._checkpoint import Checkpoint
-from ._embedded import embedded
-from ._head_parameters import check_head_training
-from ._learned import learned_heads
-from ._saving import SavedHeads, course_state, restore_course
-from ._together import join_ranks
-from ._training_file import prepare_folder
+from ._checkpoint import Checkpoint, prepare_folder
+from ._serialization import SavedHeads, course_state, restore_course
+from .similarity import embedded
 
 
 class APEAligner(SavedHeads, BaseAligner):

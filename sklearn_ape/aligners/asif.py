@@ -8,17 +8,15 @@ import numpy as np
 from scipy.sparse import csr_array, vstack
 from sklearn.utils import gen_batches
 
-from .._callbacks import reports_fit
-from .._caller_state import default_state
 from ..persistence import State
+from ..training.data import Pairs
+from ..utils.linalg import fingerprint, mean, unit_rows
+from ..utils.sklearn_compat import reports_fit
+from ..utils.torch_state import default_state
+from ..utils.validation import check_integer, check_number
 from ._base import BaseAligner
-from ._fingerprint import fingerprint
-from ._logit_scale import held_out_logit_scale
-from ._moments import mean
-from ._pairs import Pairs
-from ._parameters import check_integer, check_number
-from ._sparse_rows import SparseRows
-from ._units import unit_rows
+from ._closed_form import held_out_logit_scale
+from .similarity import SparseRows
 
 _TILE_BYTES = 2**26
 _ROWS_AT_ONCE = 8192

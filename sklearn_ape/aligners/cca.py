@@ -8,15 +8,14 @@ import numpy as np
 from sklearn.utils import gen_batches
 from sklearn.utils.extmath import svd_flip
 
-from .._callbacks import reports_fit
-from .._caller_state import default_state
 from ..persistence import State
+from ..training.data import Pairs
+from ..utils.linalg import covariance, fingerprint, mean
+from ..utils.sklearn_compat import reports_fit
+from ..utils.torch_state import default_state
+from ..utils.validation import check_integer, check_number
 from ._base import BaseAligner
-from ._fingerprint import fingerprint
-from ._logit_scale import held_out_logit_scale
-from ._moments import covariance, mean
-from ._pairs import Pairs
-from ._parameters import check_integer, check_number
+from ._closed_form import held_out_logit_scale
 
 # Shares of the largest variance, and of the squared mean, that are rounding errors of features.
 _NO_VARIANCE = 1e-10

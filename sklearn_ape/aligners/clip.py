@@ -12,17 +12,16 @@ from scipy.sparse import issparse
 from sklearn.utils import Tags
 from sklearn.utils.validation import check_consistent_length
 
-from .._callbacks import reports_fit
-from .._escape import escape_markdown
-from .._numbers import as_floats
-from .._shown import LazyNamesMixin
 from ..encoders import OpenCLIPImageEncoder, OpenCLIPTextEncoder
+from ..features.validation import as_float32
 from ..persistence import State
-from ..persistence._card import Facts
+from ..persistence.hub import Facts
+from ..utils.escape import escape_markdown
+from ..utils.linalg import unit_rows
+from ..utils.sklearn_compat import LazyNamesMixin, reports_fit
+from ..utils.validation import as_floats
 from ._base import BaseAligner
-from ._captions import flat_captions, holds_texts, plain_sequence
-from ._given import as_float32
-from ._units import unit_rows
+from .pairs import flat_captions, holds_texts, plain_sequence
 
 
 class CLIPAligner(LazyNamesMixin, BaseAligner):

@@ -8,17 +8,16 @@ import numpy as np
 import torch
 from sklearn.utils import check_random_state
 
-from .._callbacks import reports_fit
-from .._caller_state import default_state
 from ..devices import resolve_device
 from ..heads import ClosedFormHead, KernelMap, TwoTower
+from ..training.data import Pairs
+from ..utils.sklearn_compat import reports_fit
+from ..utils.torch_state import default_state
+from ..utils.validation import check_integer, check_number
 from ._base import BaseAligner
-from ._embedded import embedded, embedders
-from ._logit_scale import held_out_logit_scale
-from ._pairs import Pairs
-from ._parameters import check_integer, check_number
-from ._saving import SavedHeads
-from ._solve import MOST_ANCHORS, RIDGE, WHITENING, kernel_maps
+from ._closed_form import MOST_ANCHORS, RIDGE, WHITENING, held_out_logit_scale, kernel_maps
+from ._serialization import SavedHeads
+from .similarity import embedded, embedders
 
 
 class KernelAligner(SavedHeads, BaseAligner):

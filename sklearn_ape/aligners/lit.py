@@ -11,8 +11,6 @@ import numpy as np
 import torch
 from sklearn.utils import check_random_state
 
-from .._callbacks import FitContext, with_callbacks
-from .._caller_state import default_state
 from ..devices import resolve_device
 from ..heads import FrozenHead, TwoTower, head_state, restored_head
 from ..persistence import State
@@ -24,17 +22,16 @@ from ..training import (
     current_ranks,
     embed,
 )
-from ..training._seeded import seeded
+from ..training.callbacks import course_of, watchers
+from ..training.data import Pairs, held_out
+from ..training.net import seeded
+from ..utils.sklearn_compat import FitContext, with_callbacks
+from ..utils.torch_state import default_state
+from ._ape_trainer import learned
 from ._base import BaseAligner
-from ._checkpoint import Checkpoint
-from ._course import course_of, watchers
-from ._learned import learned
-from ._pairs import Pairs, held_out
-from ._saving import course_state, restore_course
-from ._text_parameters import check_text_training
-from ._text_tower import TextTower
-from ._text_training import tower_net
-from ._training_file import prepare_folder
+from ._checkpoint import Checkpoint, prepare_folder
+from ._serialization import course_state, restore_course
+from ._text_tower import TextTower, check_text_training, tower_net
 
 _CAPTIONS_FOR_STATISTICS = 1000
 

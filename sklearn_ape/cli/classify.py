@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ._errors import say
+from ._console import say
 from ._inputs import label_names, list_images
 from ._options import (
     Aligner,
@@ -76,8 +76,7 @@ def classify(
 
     import numpy as np
 
-    from ._models import Machine
-    from ._passes import answers, say_unreadable
+    from ._models import Machine, answers, say_unreadable
 
     machine = Machine(cache, device, n_jobs, quiet)
     classifier, rejects_below = _classifier(names, aligner, templates, threshold, machine)

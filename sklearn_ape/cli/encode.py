@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ._errors import noted_when_interrupted, say
+from ._console import noted_when_interrupted, say
 from ._inputs import list_images, read_lines
 from ._options import Device, NJobs, Quiet
 from ._output import FileName, Table, check_file
@@ -104,7 +104,7 @@ def _to_file(
 
     from ..encoders import EncodingFailedWarning
     from ..features import OtherContentError
-    from ._passes import say_unreadable
+    from ._models import say_unreadable
 
     encoder.set_params(cache=None)  # the file itself is what is kept
     n_bytes = len(items) * encoder._n_features_out * (4 if dtype == "float32" else 2)

@@ -9,8 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from .._first_few import first_few
-from ._errors import say
+from ..utils.validation import first_few
+from ._console import say
 from ._inputs import label_names, load_data
 from ._options import (
     Aligner,
@@ -97,10 +97,16 @@ def evaluate(
     if truth is not None:
         names = _checked_names(names, truth, bunch.captions is not None)
 
-    from .._aligner_choice import text_side
-    from ._measures import accuracy_scores, print_scores, recall_scores
-    from ._models import Machine, image_encoder_of, open_aligner
-    from ._passes import encoded
+    from ..aligners.wrapper import text_side
+    from ._models import (
+        Machine,
+        accuracy_scores,
+        encoded,
+        image_encoder_of,
+        open_aligner,
+        print_scores,
+        recall_scores,
+    )
 
     machine = Machine(cache, device, n_jobs, quiet)
     model = open_aligner(aligner, machine)
@@ -227,7 +233,7 @@ def _draw(
 ) -> None:
     from matplotlib import pyplot as plt
 
-    from ..encoders._contents import image_groups
+    from ..encoders.images import image_groups
     from ..inspection import RecallCurveDisplay, ZeroShotConfusionDisplay
 
     n_panels = (classes is not None) + (texts is not None)

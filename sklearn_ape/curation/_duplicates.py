@@ -9,8 +9,8 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from sklearn.utils import gen_batches
 
-from .._sequences import check_sequence
-from ._checks import check_range, checked_groups, unit_rows
+from ..utils.validation import check_sequence
+from ._validation import check_range, checked_groups, unit_rows
 
 _ROWS, _COLUMNS = 1024, 8192  # of a tile of cosines: 32 MiB
 

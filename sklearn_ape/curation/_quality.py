@@ -10,8 +10,9 @@ from sklearn.base import clone
 from sklearn.model_selection import GroupKFold
 from sklearn.utils import check_random_state
 
-from ._captions import caption_rows
-from ._checks import (
+from ._duplicates import find_near_duplicates
+from ._validation import (
+    caption_rows,
     check_count,
     check_range,
     checked_groups,
@@ -21,7 +22,6 @@ from ._checks import (
     row_tiles,
     unit_rows,
 )
-from ._duplicates import find_near_duplicates
 
 _MOST_COMPARED = 2000  # captions that an agreement is a rank among
 _SHARED_BY_MANY = 10  # unlike images from which on a caption says little about each

@@ -12,13 +12,13 @@ import torch
 from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
 
-from .._caller_state import default_state
 from ..persistence import Recordable
-from ..persistence._recordable import Record
-from ._hub import pretrained
-from ._named import resolve_encoder
+from ..persistence.mixins import Record
+from ..utils.torch_state import default_state
 from ._timm import TimmImageEncoder
-from ._transformers_image import TransformersImageEncoder
+from ._transformers import TransformersImageEncoder
+from .resolve import resolve_encoder
+from .weights import pretrained
 
 _SYNSET = re.compile(r"n\d{8}")
 _NO_NAME = re.compile(r"(LABEL_\d+)?")

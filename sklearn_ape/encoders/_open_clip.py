@@ -10,13 +10,10 @@ from typing import Any
 import torch
 
 from ..features import FeatureCache
-from ._base import FrozenEncoder
-from ._hub import loading
-from ._image_base import ImageEncoder
-from ._networks import Network
-from ._pixels import Preprocessing
-from ._registry import folder_digest, hub_commit, library_version, nearest
-from ._text_base import TOKENIZING, TextEncoder
+from .base import FrozenEncoder
+from .image_encoder import ImageEncoder, Preprocessing
+from .text_encoder import TOKENIZING, TextEncoder
+from .weights import Network, folder_digest, hub_commit, library_version, loading, nearest
 
 _CONFIG = "open_clip_config.json"
 

@@ -10,22 +10,20 @@ from typing import Any
 import torch
 
 from ..features import FeatureCache
-from ._base import _check_choice
-from ._hub import loading
-from ._image_base import ImageEncoder
-from ._networks import Network
-from ._pixels import Preprocessing
-from ._registry import (
+from .base import _check_choice
+from .image_encoder import NUMBERS_OF_VIEWS, ImageEncoder, Preprocessing
+from .weights import (
     PACKAGED,
+    Network,
     folder_digest,
     hub_commit,
     is_for,
     library_version,
+    loading,
     nearest,
     packaged_file,
     verified,
 )
-from ._views import NUMBERS_OF_VIEWS
 
 # Of generalised-mean pooling: the power, and the least value, as its authors have them.
 _GEM_POWER = 3

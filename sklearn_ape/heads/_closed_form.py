@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .._unit import unit
+from ..utils.linalg import unit
 from ._base import Head
 
 _KERNEL_VALUES_AT_ONCE = 2**24  # 64 MiB

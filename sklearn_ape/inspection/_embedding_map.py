@@ -8,10 +8,18 @@ import numpy as np
 from sklearn.utils import check_array
 from sklearn.utils.validation import check_is_fitted
 
-from ._axes import axes_for, plain
-from ._flat import OTHERS, colors_of, flat_points
-from ._inputs import aligner_and_input, checked_names, checked_pairs, images_in
-from ._thumbnails import thumbnail
+from ._plotting import (
+    OTHERS,
+    aligner_and_input,
+    axes_for,
+    checked_names,
+    checked_pairs,
+    colors_of,
+    flat_points,
+    images_in,
+    plain,
+    thumbnail,
+)
 
 _THUMBNAIL_PIXELS = 32
 _IMAGE_COLOR, _TEXT_COLOR = "tab:blue", "tab:orange"

@@ -10,9 +10,8 @@ from scipy.special import gammaln
 from sklearn.utils.validation import check_is_fitted
 
 from ..metrics import recall_at_k
-from ..metrics._ranks import ranks_of_both
-from ._axes import axes_for, plain
-from ._inputs import aligner_and_input, checked_pairs
+from ..metrics.retrieval import ranks_of_both
+from ._plotting import aligner_and_input, axes_for, checked_pairs, plain
 
 _MOST_KS = 60
 _CHANCE = "chance"

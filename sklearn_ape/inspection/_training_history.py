@@ -7,8 +7,8 @@ from typing import Any, Self
 
 from sklearn.utils.validation import check_is_fitted
 
-from .._aligner_choice import text_side
-from ._axes import axes_for, plain
+from ..aligners.wrapper import text_side
+from ._plotting import axes_for, plain
 
 _LOSS, _RECALL = "tab:blue", "tab:orange"
 

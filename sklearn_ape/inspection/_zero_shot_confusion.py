@@ -9,9 +9,7 @@ from typing import Any, Self
 import numpy as np
 from sklearn.utils.validation import check_consistent_length
 
-from ._axes import axes_for, ink_on, plain
-from ._inputs import checked_names, images_in
-from ._thumbnails import draw_thumbnail
+from ._plotting import axes_for, checked_names, draw_thumbnail, images_in, ink_on, plain
 
 OTHERS = "(others)"
 

@@ -7,7 +7,7 @@ from numbers import Integral
 import torch
 from torch import nn
 
-from .._unit import unit
+from ..utils.linalg import unit
 
 
 class StructureLoss(nn.Module):

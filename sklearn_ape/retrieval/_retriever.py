@@ -2,26 +2,94 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError
 from sklearn.utils.validation import check_is_fitted
 
-from .._aligner_choice import chosen_aligner, text_side
-from .._first_few import first_few
-from .._sequences import check_sequence
-from .._shown import ShownMixin
-from .._warnings import warn
-from ..aligners._bank import Bank, check_standardize, resolve_bank
+from ..aligners.similarity import Bank, check_standardize, resolve_bank
+from ..aligners.wrapper import chosen_aligner, text_side
 from ..encoders import EncodingFailedWarning
-from ._collection import Collection, embedded, items_of
-from ._indexes import INDEXES
-from ._queries import told_apart
-from ._relative import Relative
-from ._result import SearchResult
-from ._saving import SavedRetriever
+from ..utils.sklearn_compat import ShownMixin
+from ..utils.validation import check_sequence, first_few
+from ..utils.warnings import warn
+from ._collection import Collection, Relative, SavedRetriever, embedded, items_of
+from ._index import INDEXES, told_apart
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class SearchResult(NamedTuple):
+    """The images found for every query, the nearest first.
+
+    Parameters
+    ----------
+    scores : ndarray of shape (n_queries, k)
+        Cosines, or standardised ones. NaN for a query that could not be read.
+    indices : ndarray of int, shape (n_queries, k)
+        Rows of the collection; -1 for a query that could not be read.
+    items : list of n_queries lists
+        What stands for these rows: paths, or the entries of y. Empty for a query that could not
+        be read.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn_ape.retrieval import SearchResult
+    >>> found = SearchResult(np.array([[0.9, 0.2]]), np.array([[4, 1]]), [["a.jpg", "b.jpg"]])
+    >>> found.items[0][0]
+    'a.jpg'
+    >>> found.to_frame(["a red fruit"])
+             query  rank  score  index   item
+    0  a red fruit     1    0.9      4  a.jpg
+    1  a red fruit     2    0.2      1  b.jpg
+    """
+
+    scores: np.ndarray
+    indices: np.ndarray
+    items: list[list[Any]]
+
+    def to_frame(self, queries: Sequence[Any] | None = None) -> pd.DataFrame:
+        """Return a table with one row for each image found.
+
+        Parameters
+        ----------
+        queries : sequence of length n_queries or None, default=None
+            What to call the queries; None numbers them.
+
+        Returns
+        -------
+        table : pandas.DataFrame
+            With the columns query, rank (from 1), score, index and item. Queries that could not
+            be read have no row.
+
+        Raises
+        ------
+        ValueError
+            When there are not as many queries.
+        """
+        try:
+            import pandas as pd
+        except ImportError as error:
+            raise ImportError(
+                'A table needs pandas: pip install "sklearn-ape[tables]".'
+            ) from error
+        names = range(len(self.items)) if queries is None else queries
+        if len(names) != len(self.items):
+            raise ValueError(
+                f"queries has {len(names)} entries, and this is the result of {len(self.items)}."
+            )
+        rows = [
+            (name, rank + 1, self.scores[row, rank], self.indices[row, rank], item)
+            for row, name in enumerate(names)
+            for rank, item in enumerate(self.items[row])
+        ]
+        return pd.DataFrame(rows, columns=["query", "rank", "score", "index", "item"])
+
 
 _DTYPES = ("float32", "float16")
 

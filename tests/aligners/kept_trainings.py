@@ -10,7 +10,7 @@ from sklearn.base import clone
 
 from sklearn_ape import APEAligner
 from sklearn_ape.aligners import _checkpoint
-from sklearn_ape.persistence import _one_file
+from sklearn_ape.persistence import files as _one_file
 from sklearn_ape.training import AlignmentNet
 
 SCRIPT = Path(__file__).with_name("train_and_die.py")

@@ -9,14 +9,14 @@ import torch
 from sklearn.base import clone
 
 from sklearn_ape import APEAligner, KernelAligner
-from sklearn_ape.aligners import _head_training
-from sklearn_ape.aligners._ape_training import _compared_with_start
-from sklearn_ape.aligners._course import Course
-from sklearn_ape.aligners._head_training import HeadTraining
+from sklearn_ape.aligners import _ape_trainer as _head_training
+from sklearn_ape.aligners._ape_trainer import HeadTraining, _compared_with_start
 from sklearn_ape.encoders import HeadPairs
 from sklearn_ape.heads import KernelMap, LinearMap
 from sklearn_ape.losses import StructureLoss
-from sklearn_ape.training import _net, embed
+from sklearn_ape.training import embed
+from sklearn_ape.training import net as _net
+from sklearn_ape.training.callbacks import Course
 
 
 def small(**parameters):
@@ -149,7 +149,7 @@ class TestTraining:
                 return super().recall(data)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("sklearn_ape.aligners._ape_training.HeadTraining", Remembering)
+            patch.setattr("sklearn_ape.aligners._ape_trainer.HeadTraining", Remembering)
             aligner.fit(bent.image, bent.text)
         assert aligner.best_epoch_ > 0
         training, valid = recalls[0]

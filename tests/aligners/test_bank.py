@@ -11,14 +11,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
 from sklearn_ape import ASIFAligner, CCAAligner, CLIPAligner, ZeroShotClassifier
-from sklearn_ape.aligners._bank import (
-    Bank,
-    Standardizer,
-    _rows_of,
-    evenly_spaced,
-    resolve_bank,
-)
+from sklearn_ape.aligners.similarity import Bank, Standardizer, _rows_of, resolve_bank
 from sklearn_ape.encoders import HeadPairs
+from sklearn_ape.utils.linalg import evenly_spaced
 from tests.similarities import standardized
 
 
@@ -94,7 +89,7 @@ class TestStandardized:
         rng = np.random.default_rng(0)
         image, text = random_units(rng, 50, 6), random_units(rng, 20, 6)
         whole = standardized(image @ text.T, image, text, Bank.of(image, text))
-        monkeypatch.setattr("sklearn_ape.aligners._bank._TILE_BYTES", 7 * 4 * 20)
+        monkeypatch.setattr("sklearn_ape.aligners.similarity._TILE_BYTES", 7 * 4 * 20)
         tiled = standardized(image @ text.T, image, text, Bank.of(image, text))
         np.testing.assert_allclose(tiled, whole, atol=1e-6)
 

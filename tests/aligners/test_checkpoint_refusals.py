@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from sklearn.base import clone
 
-from sklearn_ape.aligners import _training_file
+from sklearn_ape.aligners import _checkpoint as _training_file
 from tests.aligners.kept_trainings import (
     X,
     Y,

@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 from scipy.sparse import coo_array, csr_array
 
-from sklearn_ape.aligners import _feature_tiles
-from sklearn_ape.aligners._feature_tiles import feature_tiles, is_table, row_tiles
+from sklearn_ape.features import memmap as _feature_tiles
+from sklearn_ape.features.memmap import feature_tiles, is_table, row_tiles
 
 
 @pytest.fixture

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from sklearn_ape.aligners._logit_scale import fit_logit_scale, held_out_logit_scale
-from sklearn_ape.aligners._pairs import Pairs
+from sklearn_ape.aligners._closed_form import fit_logit_scale, held_out_logit_scale
 from sklearn_ape.losses import InfoNCELoss
+from sklearn_ape.training.data import Pairs
 
 
 def unit(rng, n, noise=0.0, near=None):

@@ -5,16 +5,16 @@ import pytest
 from scipy.special import softmax
 
 from sklearn_ape import CCAAligner
-from sklearn_ape.aligners import _feature_tiles
-from sklearn_ape.aligners._bank import Bank
-from sklearn_ape.aligners._logit_tiles import (
+from sklearn_ape.aligners.similarity import (
     UNKNOWN,
     UNREAD,
+    Bank,
     LogitTiles,
     best_texts,
     to_probabilities,
     top_texts,
 )
+from sklearn_ape.features import memmap as _feature_tiles
 from tests.similarities import standardized
 
 

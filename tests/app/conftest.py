@@ -12,7 +12,7 @@ from sklearn.feature_extraction.text import HashingVectorizer
 from sklearn_ape import KernelAligner
 from sklearn_ape.app import Limits
 from sklearn_ape.app._model import Model
-from sklearn_ape.app._studio import Studio
+from sklearn_ape.app._session import Studio
 
 pytest.importorskip("gradio", reason='the page needs gradio: pip install "sklearn-ape[serve]"')
 

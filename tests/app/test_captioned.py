@@ -3,9 +3,8 @@
 import pytest
 
 from sklearn_ape.app import Limits
-from sklearn_ape.app._captioned import CAPTIONED, captioned
-from sklearn_ape.app._refusal import Refusal
-from sklearn_ape.app._zip import unpack
+from sklearn_ape.app._limits import Refusal
+from sklearn_ape.app._uploads import CAPTIONED, captioned, unpack
 
 
 @pytest.fixture

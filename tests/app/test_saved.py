@@ -13,10 +13,9 @@ from safetensors.numpy import save_file
 
 from sklearn_ape import KernelAligner, ZeroShotClassifier, load_pretrained
 from sklearn_ape.app import Limits
+from sklearn_ape.app._limits import Refusal, no_report
 from sklearn_ape.app._model import Model
-from sklearn_ape.app._progress import no_report
-from sklearn_ape.app._refusal import Refusal
-from sklearn_ape.app._studio import Session, Studio
+from sklearn_ape.app._session import Session, Studio
 from sklearn_ape.encoders import TransformersTextEncoder
 
 

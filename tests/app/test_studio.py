@@ -13,12 +13,11 @@ from sklearn.pipeline import make_pipeline
 
 from sklearn_ape import CCAAligner, ZeroShotClassifier
 from sklearn_ape.app import Limits
-from sklearn_ape.app._classify import parse_labels
-from sklearn_ape.app._gradio import told
+from sklearn_ape.app._actions import parse_labels
+from sklearn_ape.app._limits import Refusal, no_report, reason
 from sklearn_ape.app._model import load_model
-from sklearn_ape.app._progress import no_report
-from sklearn_ape.app._refusal import Refusal, reason
-from sklearn_ape.app._studio import Session, Studio
+from sklearn_ape.app._session import Session, Studio
+from sklearn_ape.app._ui import told
 from sklearn_ape.features import MemoryFeatureCache
 
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from sklearn_ape.app._alignment import Alignment, Recall
-from sklearn_ape.app._words import about_alignment
+from sklearn_ape.app._model import Alignment, Recall
+from sklearn_ape.app._ui import about_alignment
 
 
 def told(before, after, n_held_out, with_head=False):

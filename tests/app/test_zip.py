@@ -8,8 +8,8 @@ import zipfile
 import pytest
 
 from sklearn_ape.app import Limits
-from sklearn_ape.app._refusal import Refusal
-from sklearn_ape.app._zip import unpack
+from sklearn_ape.app._limits import Refusal
+from sklearn_ape.app._uploads import unpack
 
 SUFFIXES = frozenset((".png", ".txt"))
 

@@ -11,7 +11,7 @@ from sklearn_ape.encoders import (
     TransformersImageEncoder,
     TransformersTextEncoder,
 )
-from sklearn_ape.features._file import FeatureFile
+from sklearn_ape.features.feature_file import FeatureFile
 
 
 def listed(file):

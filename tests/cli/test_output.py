@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from sklearn_ape.cli._output import FileName, Table, check_file, check_folder, form_of
 from sklearn_ape.datasets import load_pairs
-from sklearn_ape.datasets._table import read_table
+from sklearn_ape.datasets.table import read_table
 
 ROWS = [["a, b\n.jpg", "cat", 0.5], ["[bold]ü.jpg", None, None]]
 COLUMNS = ["path", "label", "probability"]

@@ -18,8 +18,8 @@ from sklearn_ape.encoders import (
     TransformersImageEncoder,
     TransformersTextEncoder,
 )
-from sklearn_ape.encoders._engines._torch import TorchEngine
-from sklearn_ape.encoders._errors import summary
+from sklearn_ape.encoders._engines._base import TorchEngine
+from sklearn_ape.encoders.items import summary
 from tests.encoders.counting import gained
 
 ALL = [

@@ -29,7 +29,7 @@ from sklearn_ape.encoders import (
     TransformersTextEncoder,
     classifier_head_pairs,
 )
-from sklearn_ape.encoders._named import class_and_model, resolve_encoder
+from sklearn_ape.encoders.resolve import class_and_model, resolve_encoder
 from sklearn_ape.recipes import make_aligner
 
 IMAGE, TEXT = "efficientnet_lite0", "all-MiniLM-L6-v2"

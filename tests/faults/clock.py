@@ -13,8 +13,8 @@ from faults.kills import silent
 from faults.kinds import EncodeTo, Images, RawWrites, Saves
 from PIL import Image
 
-from sklearn_ape.encoders import _registry
-from sklearn_ape.encoders._images import image_digest
+from sklearn_ape.encoders import weights as _registry
+from sklearn_ape.encoders.images import image_digest
 
 _RESOLUTIONS = (1e-9, 4e-3, 1.0, 2.0)  # of clocks of file systems, down to FAT's
 _STEPS = 150

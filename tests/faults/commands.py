@@ -14,7 +14,7 @@ from faults.kills import Kind, silent
 
 from sklearn_ape import load_pretrained
 from sklearn_ape.cli import app
-from sklearn_ape.features._file import FeatureFile
+from sklearn_ape.features.feature_file import FeatureFile
 
 _CHUNK = 16
 

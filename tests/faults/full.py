@@ -12,7 +12,7 @@ from faults.world import BATCH
 
 from sklearn_ape import load_pretrained
 from sklearn_ape.cli import _output
-from sklearn_ape.features._file import FeatureFile
+from sklearn_ape.features.feature_file import FeatureFile
 
 _SIZES = 2  # of disks, of each kind of work, in the suite
 

@@ -11,7 +11,7 @@ from faults.world import BATCH
 
 from sklearn_ape import load_pretrained
 from sklearn_ape.features import DiskFeatureCache
-from sklearn_ape.features._file import FeatureFile
+from sklearn_ape.features.feature_file import FeatureFile
 
 # What may be lost of a cache is a quarter second's work; the rest is for a busy machine.
 _LOST_SECONDS = 0.25 + 0.1

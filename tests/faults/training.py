@@ -8,7 +8,7 @@ from faults.child import called, expect
 from faults.kills import Kind
 
 from sklearn_ape import APEAligner
-from sklearn_ape.aligners._training_file import TrainingFile
+from sklearn_ape.aligners._checkpoint import TrainingFile
 from sklearn_ape.training import AlignmentNet
 
 

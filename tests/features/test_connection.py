@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from sklearn_ape.features import _connection
-from sklearn_ape.features._connection import (
+from sklearn_ape.features import _sqlite as _connection
+from sklearn_ape.features._sqlite import (
     NewerFormatError,
     connect,
     connect_to_read,

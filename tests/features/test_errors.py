@@ -6,7 +6,8 @@ import warnings
 import numpy as np
 import pytest
 
-from sklearn_ape.features import DiskFeatureCache, _disk
+from sklearn_ape.features import DiskFeatureCache
+from sklearn_ape.features import _disk_cache as _disk
 from tests.feature_entries import TRUTH
 
 

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from sklearn_ape.features._maps import forget, map_of
+from sklearn_ape.features.memmap import forget, map_of
 
 
 @pytest.fixture

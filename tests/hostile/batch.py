@@ -6,7 +6,7 @@ import numpy as np
 from hostile.harness import Outcome, entrance
 
 from sklearn_ape.encoders import TimmImageEncoder
-from sklearn_ape.encoders._errors import ItemError
+from sklearn_ape.encoders.items import ItemError
 
 _NARROWEST = 100  # what an encoder takes; reading alone takes any
 _TOLERANCE = 2e-3  # of features of other batches

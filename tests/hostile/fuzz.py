@@ -22,9 +22,9 @@ from hostile.harness import entrance, judged
 from hypothesis import strategies as st
 
 from sklearn_ape import CCAAligner, ZeroShotClassifier
-from sklearn_ape._image_suffixes import IMAGE_SUFFIXES
 from sklearn_ape.datasets import load_image_folder, load_pairs
 from sklearn_ape.encoders import TransformersTextEncoder
+from sklearn_ape.utils.files import IMAGE_SUFFIXES
 
 _CHARACTERS = st.characters(categories=["L", "M", "N", "P", "S", "Z", "C"])  # surrogates as well
 _AWKWARD = st.sampled_from(

@@ -10,7 +10,7 @@ from hostile.examples import run
 from hypothesis import strategies as st
 
 from sklearn_ape import APEAligner, ASIFAligner, CCAAligner, KernelAligner, load_pretrained
-from sklearn_ape.persistence._folder import read_model, write_model
+from sklearn_ape.persistence.files import read_model, write_model
 
 _KINDS = {
     "kernel": KernelAligner(n_components=None),

@@ -14,8 +14,8 @@ from hostile.damage import cut_files, flipped_files
 from hostile.odd import greedy_files, sound_files
 from hostile.places import objects, places
 
-from sklearn_ape.encoders._errors import ItemError, described
-from sklearn_ape.encoders._images import check_image, image_digest, read_image
+from sklearn_ape.encoders.images import check_image, image_digest, read_image
+from sklearn_ape.encoders.items import ItemError, described
 
 SECONDS = 20.0
 # What an image may take, beyond what is there before: so much, and so much a pixel.

@@ -5,7 +5,7 @@ import sys
 import pytest
 from matplotlib import pyplot
 
-from sklearn_ape.inspection._axes import axes_for, plain
+from sklearn_ape.inspection._plotting import axes_for, plain
 
 
 class TestPlain:

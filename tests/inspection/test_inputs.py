@@ -8,7 +8,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from sklearn_ape import CCAAligner
-from sklearn_ape.inspection._inputs import aligner_and_input, checked_names, checked_pairs
+from sklearn_ape.inspection._plotting import aligner_and_input, checked_names, checked_pairs
 
 
 @pytest.fixture

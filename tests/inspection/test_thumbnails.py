@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sklearn_ape.inspection._thumbnails import draw_thumbnail, thumbnail
+from sklearn_ape.inspection._plotting import draw_thumbnail, thumbnail
 
 
 class TestThumbnail:

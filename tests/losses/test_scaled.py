@@ -5,7 +5,8 @@ import inspect
 import pytest
 import torch
 
-from sklearn_ape.losses import InfoNCELoss, SigmoidLoss, StructureLoss, _scaled
+from sklearn_ape.losses import InfoNCELoss, SigmoidLoss, StructureLoss
+from sklearn_ape.losses import _base as _scaled
 
 LOSSES = [InfoNCELoss, SigmoidLoss]
 SIZES = [None, 5]

@@ -7,7 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sklearn_ape import APEAligner
 from sklearn_ape.losses import InfoNCELoss, SigmoidLoss
-from sklearn_ape.training._batches import part_of
+from sklearn_ape.training.data import part_of
 
 LOSSES = [InfoNCELoss, SigmoidLoss]
 

@@ -6,8 +6,9 @@ import sys
 import numpy as np
 import pytest
 
-from sklearn_ape.metrics import _ranks, retrieval_report
-from sklearn_ape.metrics._ranks import ranks_of_both
+from sklearn_ape.metrics import retrieval as _ranks
+from sklearn_ape.metrics import retrieval_report
+from sklearn_ape.metrics.retrieval import ranks_of_both
 
 
 def ranks_of_matrix(scores, positive):

@@ -5,11 +5,13 @@ import pandas as pd
 import pytest
 
 from sklearn_ape.metrics import (
-    _ranks,
     rank_report,
     recall_at_k,
     retrieval_ranks,
     retrieval_report,
+)
+from sklearn_ape.metrics import (
+    retrieval as _ranks,
 )
 
 

@@ -9,9 +9,9 @@ import pytest
 
 from sklearn_ape import load_pretrained
 from sklearn_ape.features import DiskFeatureCache
-from sklearn_ape.features._file import FeatureFile
-from sklearn_ape.persistence import _format
-from sklearn_ape.persistence._classes import CLASSES
+from sklearn_ape.features.feature_file import FeatureFile
+from sklearn_ape.persistence import files as _format
+from sklearn_ape.persistence._serialize import CLASSES
 from tests.persistence import write_fixtures as written
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sklearn_ape.persistence._values import Rebuilder, Recorder
+from sklearn_ape.persistence._serialize import Rebuilder, Recorder
 
 
 @pytest.mark.parametrize(

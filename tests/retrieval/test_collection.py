@@ -112,7 +112,7 @@ class TestUnread:
 
 class TestInput:
     def test_a_memory_map_is_read_by_rows(self, aligner, concepts, tmp_path, monkeypatch):
-        monkeypatch.setattr("sklearn_ape.aligners._feature_tiles.TILE_BYTES", 4 * 32 * 40)
+        monkeypatch.setattr("sklearn_ape.features.memmap.TILE_BYTES", 4 * 32 * 40)
         np.save(tmp_path / "X.npy", concepts.image)
         mapped = np.load(tmp_path / "X.npy", mmap_mode="r")
         sizes = []

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sklearn_ape import CrossModalRetriever
-from sklearn_ape.retrieval import _nearest
+from sklearn_ape.retrieval import _index as _nearest
 
 
 def best(similarity, k):
@@ -17,7 +17,7 @@ class TestStandardize:
     def test_by_the_collection_itself(self, aligner, concepts, monkeypatch, tile):
         X, y = concepts.image, concepts.text[:20]
         scores, order = best(aligner.similarity(X, y, standardize=X).T, 8)
-        monkeypatch.setattr("sklearn_ape.aligners._feature_tiles.TILE_BYTES", tile)
+        monkeypatch.setattr("sklearn_ape.features.memmap.TILE_BYTES", tile)
         monkeypatch.setattr(_nearest, "_QUERIES_AT_ONCE", 7)
         retriever = CrossModalRetriever(aligner, standardize=True).fit(X)
         for _ in range(2):  # what is kept of the first time serves the second

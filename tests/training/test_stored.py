@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from sklearn_ape.training import PairBatches, PairDataset, StoredRows, _stored, stays_stored
+from sklearn_ape.features import memmap as _stored
+from sklearn_ape.training import PairBatches, PairDataset, StoredRows, stays_stored
 from sklearn_ape.training import select as select_rows
 
 

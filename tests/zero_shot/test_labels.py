@@ -14,7 +14,7 @@ from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
 
 from sklearn_ape import CCAAligner, ZeroShotClassifier, load_pretrained
-from sklearn_ape._labels import captions_of, check_in_labels, checked_y, names_of
+from sklearn_ape.prompts import captions_of, check_in_labels, checked_y, names_of
 
 MISSING = [None, float("nan"), np.nan, np.float32("nan"), pd.NA, pd.NaT]
 
