@@ -67,6 +67,7 @@ _SUBMODULES = (
     "recipes",
     "retrieval",
     "training",
+    "utils",
     "zero_shot",
 )
 
