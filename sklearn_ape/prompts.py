@@ -14,7 +14,7 @@ import numpy as np
 from sklearn.utils import assert_all_finite, column_or_1d
 from sklearn.utils.multiclass import check_classification_targets
 
-from .utils.validation import check_sequence, first_few, is_missing
+from .utils.validation import check_sequence, format_list, is_missing
 
 __all__ = ["TEMPLATES", "fill", "prompts_of", "resolve_templates"]
 
@@ -54,7 +54,7 @@ def class_array(labels: Iterable[Any]) -> np.ndarray:
     return array if array.tolist() == listed else np.array(listed, dtype=object)
 
 
-def checked_y(y: Any) -> list[Any]:
+def validate_y(y: Any) -> list[Any]:
     """Return y as a list of plain labels.
 
     Raises
@@ -118,7 +118,7 @@ def names_of(labels: Any) -> dict[Any, list[str]]:
     repeated = sorted(str(label) for label, count in Counter(listed).items() if count > 1)
     if repeated:
         raise ValueError(
-            f"labels repeat: {first_few(repeated)}. Give every class once; several names of "
+            f"labels repeat: {format_list(repeated)}. Give every class once; several names of "
             "one class go into a mapping {label: [names]}."
         )
     given = labels.values() if isinstance(labels, Mapping) else [None] * len(listed)
@@ -147,7 +147,7 @@ def check_in_labels(y: list[Any], names: Mapping[Any, list[str]]) -> None:
     absent = {value: None for value in y if value not in names}
     if not absent:
         return
-    shown = first_few(absent, lambda value: f"{value!r} (row {y.index(value)})")
+    shown = format_list(absent, lambda value: f"{value!r} (row {y.index(value)})")
     raise ValueError(
         f"y has values that are not in labels: {shown}. "
         + (_unknown_text() if isinstance(next(iter(absent)), str) else _unknown_number(names))
@@ -163,8 +163,8 @@ def _unknown_number(names: Mapping[Any, list[str]]) -> str:
     return (
         "VotingClassifier, StackingClassifier, BaggingClassifier, CalibratedClassifierCV and "
         "cross_val_predict(method='predict_proba') replace labels by their numbers in sorted "
-        f"order before they call fit. Number the labels yourself, labels={{{first_few(shown, str)}"
-        "}, and pass these numbers as y."
+        "order before they call fit. Number the labels yourself, "
+        f"labels={{{format_list(shown, str)}}}, and pass these numbers as y."
     )
 
 

@@ -5,13 +5,13 @@ import time
 
 import pytest
 
-from sklearn_ape.utils.concurrency import in_threads
+from sklearn_ape.utils.concurrency import map_threaded
 
 
 def test_order_is_kept():
     """However long each item takes."""
     waits = [0.03, 0.0, 0.02, 0.0, 0.01, 0.0]
-    results = in_threads(lambda wait: time.sleep(wait) or wait, waits, 3)
+    results = map_threaded(lambda wait: time.sleep(wait) or wait, waits, 3)
     assert list(results) == waits
 
 
@@ -19,7 +19,7 @@ def test_order_is_kept():
 def test_no_more_is_begun_than_allowed(n_threads):
     """A slow consumer does not let results pile up."""
     begun = []
-    results = in_threads(begun.append, range(100), n_threads)
+    results = map_threaded(begun.append, range(100), n_threads)
     for taken in range(1, 20):
         next(results)
         time.sleep(0.002)
@@ -38,7 +38,7 @@ def test_first_error_ends_the_work():
         return item
 
     n_before = threading.active_count()
-    results = in_threads(work, range(1000), 2)
+    results = map_threaded(work, range(1000), 2)
     with pytest.raises(RuntimeError, match="three"):
         list(results)
     assert len(begun) < 12
@@ -47,7 +47,7 @@ def test_first_error_ends_the_work():
 
 def test_an_interrupt_waits_for_what_runs():
     """Ctrl-C between two results ends the threads, too."""
-    results = in_threads(lambda item: time.sleep(0.01) or item, range(1000), 2)
+    results = map_threaded(lambda item: time.sleep(0.01) or item, range(1000), 2)
     next(results)
     start = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
@@ -60,7 +60,7 @@ def test_torch_works_in_the_thread_itself_when_asked():
     import torch
 
     here = torch.get_num_threads()
-    alone = list(in_threads(lambda _: torch.get_num_threads(), range(4), 2, alone=True))
+    alone = list(map_threaded(lambda _: torch.get_num_threads(), range(4), 2, alone=True))
     assert alone == [1] * 4
-    assert list(in_threads(lambda _: torch.get_num_threads(), range(2), 2)) == [here] * 2
+    assert list(map_threaded(lambda _: torch.get_num_threads(), range(2), 2)) == [here] * 2
     assert torch.get_num_threads() == here

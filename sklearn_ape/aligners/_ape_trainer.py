@@ -28,7 +28,7 @@ from ..training import (
     mean_recall,
     n_batches,
 )
-from ..training.callbacks import Course, course_of, is_first, watchers
+from ..training.callbacks import TrainingResult, collect_result, is_first_rank, make_callbacks
 from ..training.data import Pairs, held_out
 from ..training.net import LOSSES
 from ..utils.sklearn_compat import FitContext
@@ -44,7 +44,7 @@ from ._closed_form import (
     kernel_maps,
     linear_maps,
 )
-from .similarity import embedders
+from .similarity import make_embedders
 
 
 def check_head_training(aligner: Any) -> None:
@@ -75,7 +75,7 @@ def check_head_training(aligner: Any) -> None:
     resolve_device(aligner.device)
 
 
-def learned(
+def fitted_attributes(
     module: TwoTower, logit_scale: float, numbers: Iterable[torch.Tensor]
 ) -> dict[str, Any]:
     """Return what prediction needs, by the names of the attributes.
@@ -99,11 +99,11 @@ def learned(
     }
 
 
-def learned_heads(module: TwoTower, logit_scale: float) -> dict[str, Any]:
+def head_attributes(module: TwoTower, logit_scale: float) -> dict[str, Any]:
     """Return the same of heads that may stand on a solution in closed form."""
     maps = [part for part in module.modules() if isinstance(part, BaseMap)]
     solved = [buffer for part in maps for buffer in part.buffers()]
-    return learned(module, logit_scale, [*module.parameters(), *solved])
+    return fitted_attributes(module, logit_scale, [*module.parameters(), *solved])
 
 
 _WIDTH_OF_BOTH = 512
@@ -180,7 +180,7 @@ class HeadTraining:
             train_split=None,
             callbacks=always + callbacks,
             device=a.device_,
-            verbose=int(a.verbose >= 2 and is_first(self.ranks)),
+            verbose=int(a.verbose >= 2 and is_first_rank(self.ranks)),
             ranks=self.ranks,
         )
         if self.ranks is None:
@@ -202,7 +202,7 @@ class HeadTraining:
 
     def recall(self, data: Pairs) -> float:
         """Return what `ValidationRecall` records, of the heads as they are."""
-        embed_image, embed_text = embedders(self.module)
+        embed_image, embed_text = make_embedders(self.module)
         recall = mean_recall(embed_image(data.image), embed_text(data.text), data.pairs)
         return recall if self.ranks is None else self.ranks.of_first(recall)
 
@@ -349,10 +349,10 @@ class TrainedHeads(NamedTuple):
 
     module: TwoTower
     logit_scale: float
-    course: Course
+    course: TrainingResult
 
 
-def trained_heads(
+def train_heads(
     aligner: Any, data: Pairs, ranks: Ranks | None, fit: FitContext, kept: Checkpoint
 ) -> TrainedHeads:
     """Train heads as an aligner's parameters say, or keep their start.
@@ -383,11 +383,11 @@ def trained_heads(
         start_recall = None
         if valid is not None and aligner.init is not None:
             start_recall = training.recall(valid.by_item())
-        course, scale = Course([], 0, 0), 0.0
+        course, scale = TrainingResult([], 0, 0), 0.0
         # "auto" does not train where nothing could tell whether that helps.
         if not (aligner.init == "auto" and aligner.early_stopping and valid is None):
             net = _find_best_epoch(aligner, training, valid, ranks, fit, kept)
-            course, scale = course_of(net, aligner), _scale_of(net)
+            course, scale = collect_result(net, aligner), _scale_of(net)
         if valid is not None and start_recall is not None:
             course = _compared_with_start(course, start_recall, len(valid.pairs))
         kept.note_course(course)
@@ -398,7 +398,7 @@ def trained_heads(
         torch.manual_seed(seed)
         training = heads_for(data)
         watching: list[Any] = []
-        if aligner.verbose == 1 and is_first(ranks):
+        if aligner.verbose == 1 and is_first_rank(ranks):
             watching = [("progress", EpochProgress(course.best_epoch, "refit"))]
         net = training.run([*watching, *kept.callbacks("refit")], course.best_epoch)
         scale = _scale_of(net)
@@ -418,14 +418,14 @@ def _find_best_epoch(
     watched = None if valid is None else training.inputs(valid.by_item())
 
     def learned_so_far(net: NeuralNet) -> dict[str, Any]:
-        return learned_heads(deepcopy(training.module), _scale_of(net))
+        return head_attributes(deepcopy(training.module), _scale_of(net))
 
     keeping = kept.callbacks("align")
-    watching = watchers(aligner, watched, fit, learned_so_far, "align", keeping, ranks)
+    watching = make_callbacks(aligner, watched, fit, learned_so_far, "align", keeping, ranks)
     return training.run(watching, aligner.max_epochs)
 
 
-def _compared_with_start(course: Course, recall: float, n_valid: int) -> Course:
+def _compared_with_start(course: TrainingResult, recall: float, n_valid: int) -> TrainingResult:
     """Call the start epoch 0, and the best one unless training beat it beyond chance."""
     best = max(row["valid_recall"] for row in course.history)
     # The best of many epochs is partly luck: one standard error is asked of it.
@@ -438,7 +438,7 @@ def _compared_with_start(course: Course, recall: float, n_valid: int) -> Course:
 
 def _restore_initialization(
     aligner: Any,
-    course: Course,
+    course: TrainingResult,
     data: Pairs,
     heads_for: Any,
     training: HeadTraining,
@@ -446,9 +446,9 @@ def _restore_initialization(
 ) -> TrainedHeads:
     """Return the closed form, solved on all pairs unless `refit` says otherwise."""
     if valid is None:
-        scale = held_out_logit_scale(data, lambda some: embedders(heads_for(some).module))
+        scale = held_out_logit_scale(data, lambda some: make_embedders(heads_for(some).module))
     else:
-        image, text = embedders(training.start_alone().eval())
+        image, text = make_embedders(training.start_alone().eval())
         scale = fit_logit_scale(image(valid.image), text(valid.text), valid.pairs)
         training = heads_for(data) if aligner.refit else training
     return TrainedHeads(training.start_alone(), scale, course)

@@ -18,14 +18,14 @@ import numpy as np
 from filelock import FileLock, Timeout
 from sklearn.utils import gen_batches
 
-from ..persistence import State
+from ..persistence import FittedState
 from ..persistence.files import read_file, read_head, write_file
 from ..training import Ranks, current_ranks
-from ..training.callbacks import Course, is_first
+from ..training.callbacks import TrainingResult, is_first_rank
 from ..training.data import Pairs
-from ..training.distributed import OF_ONE_PROCESS
-from ..training.state import KeepState
-from ..utils.files import clear_unfinished
+from ..training.distributed import SINGLE_PROCESS_PARAMETERS
+from ..training.state import SaveState
+from ..utils.files import remove_unfinished_directories
 from ..utils.linalg import fingerprint
 from ..utils.sklearn_compat import observes_fit
 from ..utils.warnings import warn
@@ -126,7 +126,7 @@ class TrainingFile:
         except (OSError, NotImplementedError):
             pass  # a disk without locks: whole files replace one another all the same
         for path in (self.unfinished, self.finished):
-            clear_unfinished(path)
+            remove_unfinished_directories(path)
 
     def close(self) -> None:
         """Let others write."""
@@ -304,7 +304,7 @@ class Checkpoint:
         self.is_on = checkpoint is not None
         if ranks is not None:
             self.is_on = ranks.of_first(self.is_on)
-        if self.is_on and is_first(ranks):
+        if self.is_on and is_first_rank(ranks):
             training = _described(aligner, data, seed, ranks, tower)
             self._file = TrainingFile(folder_of(checkpoint), training)
 
@@ -349,15 +349,15 @@ class Checkpoint:
         if "text_tower" in learned:
             assert self._tower is not None
             learned["text_tower"]["encoder"] = self._tower.encoder
-        state = State(learned, "the finished training")
+        state = FittedState(learned, "the finished training")
         self.aligner._restore_learned(state, self._finished["logit_scale"])
         state.close()
         return True
 
     @property
-    def course(self) -> Course | None:
+    def course(self) -> TrainingResult | None:
         """That of the training that found the best epoch, if it is over."""
-        return None if self._course is None else Course(**self._course)
+        return None if self._course is None else TrainingResult(**self._course)
 
     def callbacks(self, phase: str) -> list[Any]:
         """Return what a net needs to keep its state, and to go on from the one kept.
@@ -371,9 +371,9 @@ class Checkpoint:
             return []
         start = self._state if phase == self._phase else None
         self._state = None
-        return [("checkpoint", KeepState(lambda make: self._keep(phase, make), start))]
+        return [("checkpoint", SaveState(lambda make: self._keep(phase, make), start))]
 
-    def note_course(self, course: Course) -> None:
+    def note_course(self, course: TrainingResult) -> None:
         """Take note that the best epoch is found, unless training was stopped before."""
         if course.was_stopped:
             self.stop()
@@ -431,7 +431,7 @@ def _described(
         "parameters": {
             name: repr(value.item() if isinstance(value, np.generic) else value)
             for name, value in parameters.items()
-            if name not in OF_ONE_PROCESS
+            if name not in SINGLE_PROCESS_PARAMETERS
         },
         "pairs": _digest(data),
         "random_state": None if aligner.random_state is None else seed,

@@ -16,7 +16,7 @@ from sklearn.utils import gen_batches
 from ..heads import BaseMap, KernelMap, LinearMap, WhitenedMap
 from ..training import split_pairs
 from ..training.data import Pairs
-from ..utils.linalg import covariance, mean, unit_rows
+from ..utils.linalg import covariance, mean, normalize_rows
 
 _MOST_PAIRS = 2048
 
@@ -202,7 +202,7 @@ class _Units:
         self.shape = features.shape
 
     def __getitem__(self, rows: Any) -> np.ndarray:
-        return unit_rows(self.features[rows])
+        return normalize_rows(self.features[rows])
 
 
 class _Targets:
@@ -237,7 +237,7 @@ class _Targets:
 
     def units(self, rows: Any) -> np.ndarray:
         """Return features of some of the texts, of length 1."""
-        return unit_rows(self._data.text[self.texts[rows]])
+        return normalize_rows(self._data.text[self.texts[rows]])
 
     def mean_of_units(self, dtype: Any) -> np.ndarray:
         """Return the mean of all texts, each as often as it has images."""
@@ -254,8 +254,10 @@ class _Targets:
         first, end = np.searchsorted(self._row, [run.start, run.stop])
         for start in range(first, end, _ROWS_AT_ONCE):
             some = slice(start, min(start + _ROWS_AT_ONCE, end))
-            images = unit_rows(self._data.image[self._images[some]])
-            np.add.at(sums, self._row[some] - run.start, unit_rows((images - around) @ directions))
+            images = normalize_rows(self._data.image[self._images[some]])
+            np.add.at(
+                sums, self._row[some] - run.start, normalize_rows((images - around) @ directions)
+            )
         return sums
 
 

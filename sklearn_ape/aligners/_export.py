@@ -17,8 +17,8 @@ from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
 from ..encoders.image_encoder import ImageEncoder, OnPixels
-from ..features.validation import embedded_where_known
-from ..utils.linalg import unit
+from ..features.validation import embed_rows
+from ..utils.linalg import l2_normalize
 from ..utils.torch_state import default_state
 from ..utils.validation import check_sequence
 from ._base import BaseAligner
@@ -109,7 +109,7 @@ class _Embeds(nn.Module):
         self.head = head
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        return unit(self.head(features))
+        return l2_normalize(self.head(features))
 
 
 class _Projects(nn.Module):
@@ -292,7 +292,7 @@ class _Model(nn.Module):
         features = self._encoder._pixel_network(network)(flat).float()
         if several:
             features = features.unflatten(0, pixels.shape[:2]).mean(dim=1)
-        embeddings = embedded_where_known(
+        embeddings = embed_rows(
             features.cpu().numpy(), self._aligner._embed_image, self._aligner._n_features_out
         )
         return torch.from_numpy(embeddings).to(pixels.device)

@@ -10,7 +10,7 @@ from scipy.sparse import csr_array
 
 from ..devices import resolve_device
 from ..heads import TwoTower, head_state, restored_head
-from ..persistence import Shareable, State
+from ..persistence import FittedState, PretrainedMixin
 from ..persistence.hub import Facts
 from .fitted_images import FittedImages
 from .similarity import Bank, SparseRows
@@ -27,7 +27,7 @@ _FEATURES = "print(model.transform(image_features) @ model.transform_text(text_f
 _IMAGES = "print(model.similarity(['image.jpg'], ['a cat', 'a dog']))"
 
 
-class SavedAligner(Shareable):
+class SavedAligner(PretrainedMixin):
     """The part of an aligner that is saved and loaded.
 
     Subclasses say what they learned and how it is put back.
@@ -41,7 +41,7 @@ class SavedAligner(Shareable):
         """Return what `fit` learned, besides what all aligners keep."""
 
     @abstractmethod
-    def _restore_learned(self, state: State, logit_scale: float) -> tuple[int, int | None]:
+    def _restore_learned(self, state: FittedState, logit_scale: float) -> tuple[int, int | None]:
         """Put it back; return the widths of image features and, where they are known, of texts."""
 
     def _check_restored(self) -> None:
@@ -63,7 +63,7 @@ class SavedAligner(Shareable):
             "fitted_images": _images_state(getattr(self, "_fitted_images", None)),
         }
 
-    def _restore_state(self, state: State) -> None:
+    def _restore_state(self, state: FittedState) -> None:
         known: Any = self
         scale = state.number("logit_scale", above=0)
         known.logit_scale_ = scale
@@ -143,7 +143,7 @@ class SavedHeads(SavedAligner):
             "text_head": head_state(self.module_.text_head),
         }
 
-    def _restore_learned(self, state: State, logit_scale: float) -> tuple[int, int | None]:
+    def _restore_learned(self, state: FittedState, logit_scale: float) -> tuple[int, int | None]:
         image, text = (restored_head(state.part(f"{side}_head")) for side in ("image", "text"))
         module = TwoTower(image, text).eval()
         self._keep_restored(module, logit_scale)
@@ -163,7 +163,7 @@ def course_state(aligner: Any) -> dict[str, Any]:
     }
 
 
-def restore_course(aligner: Any, state: State) -> None:
+def restore_course(aligner: Any, state: FittedState) -> None:
     """Put back what `course_state` returned, and where the aligner is computed."""
     history = state.value("history")
     is_list = isinstance(history, list) and all(isinstance(row, dict) for row in history)
@@ -196,14 +196,14 @@ def _rows_state(rows: Any) -> dict[str, Any]:
     return {"dense": np.asarray(rows)}
 
 
-def _restored_bank(state: State, n_components: int) -> Bank:
+def _restored_bank(state: FittedState, n_components: int) -> Bank:
     image = _restored_rows(state.part("image"), n_components)
     text = _restored_rows(state.part("text"), n_components) if "text" in state else None
     state.optional("text")
     return Bank(image, text, np.nan if text is None else state.number("spread", above=-1e-9))
 
 
-def _restored_rows(state: State, n_components: int) -> Any:
+def _restored_rows(state: FittedState, n_components: int) -> Any:
     if "dense" in state:
         return state.array("dense", (None, n_components))
     data = state.array("data", (None,))

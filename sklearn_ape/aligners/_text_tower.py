@@ -20,7 +20,7 @@ from ..encoders.resolve import resolve_encoder
 from ..encoders.text_encoder import TOKENIZING, TextPreparation
 from ..encoders.weights import Network
 from ..heads import LinearHead, Standardize, TwoTower, head_state, restored_head
-from ..persistence import State
+from ..persistence import FittedState
 from ..training import AlignmentNet, DivergenceGuard, PairBatches, cosine_schedule, n_batches
 from ..training.net import LOSSES
 from ..utils.linalg import fingerprint
@@ -96,7 +96,7 @@ class TextTower(nn.Module):
         }
 
     @classmethod
-    def restored(cls, state: State, n_out: int) -> Self:
+    def restored(cls, state: FittedState, n_out: int) -> Self:
         """Return the tower that `trained_state` described; its encoder must be here."""
         tower = cls(state.value("encoder"), None)
         trained = state.part("trained")

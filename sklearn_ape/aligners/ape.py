@@ -12,12 +12,12 @@ from sklearn.utils import check_random_state
 
 from ..devices import resolve_device
 from ..heads import TwoTower
-from ..persistence import State
+from ..persistence import FittedState
 from ..training.distributed import join_ranks
-from ..training.net import seeded
+from ..training.net import seed_generators
 from ..utils.sklearn_compat import FitContext, with_callbacks
 from ..utils.torch_state import default_state
-from ._ape_trainer import check_head_training, learned_heads, trained_heads
+from ._ape_trainer import check_head_training, head_attributes, train_heads
 from ._base import BaseAligner
 from ._checkpoint import Checkpoint, prepare_folder
 from ._serialization import SavedHeads, course_state, restore_course
@@ -329,8 +329,8 @@ class APEAligner(SavedHeads, BaseAligner):
             self.device_ = resolve_device(self.device)
             with Checkpoint(self, data, seed, ranks) as kept:
                 if not kept.restore():
-                    with seeded(kept.seed, self.device_):
-                        trained = trained_heads(self, data, ranks, fit, kept)
+                    with seed_generators(kept.seed, self.device_):
+                        trained = train_heads(self, data, ranks, fit, kept)
                     self._keep(trained.module, trained.logit_scale)
                     self.history_, self.n_epochs_, self.best_epoch_, _ = trained.course
                     kept.finish()
@@ -340,12 +340,12 @@ class APEAligner(SavedHeads, BaseAligner):
 
     def _keep(self, module: TwoTower, scale: float) -> None:
         """Take what prediction needs."""
-        self.__dict__.update(learned_heads(module, scale))
+        self.__dict__.update(head_attributes(module, scale))
 
     def _learned_state(self) -> dict[str, Any]:
         return super()._learned_state() | course_state(self)
 
-    def _restore_learned(self, state: State, logit_scale: float) -> tuple[int, int | None]:
+    def _restore_learned(self, state: FittedState, logit_scale: float) -> tuple[int, int | None]:
         restore_course(self, state)
         return super()._restore_learned(state, logit_scale)
 

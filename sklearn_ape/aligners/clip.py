@@ -14,14 +14,14 @@ from sklearn.utils.validation import check_consistent_length
 
 from ..encoders import OpenCLIPImageEncoder, OpenCLIPTextEncoder
 from ..features.validation import as_float32
-from ..persistence import State
+from ..persistence import FittedState
 from ..persistence.hub import Facts
 from ..utils.escape import escape_markdown
-from ..utils.linalg import unit_rows
+from ..utils.linalg import normalize_rows
 from ..utils.sklearn_compat import LazyNamesMixin, reports_fit
 from ..utils.validation import as_floats
 from ._base import BaseAligner
-from .pairs import flat_captions, holds_texts, plain_sequence
+from .pairs import as_sequence, flatten_captions, holds_texts
 
 
 class CLIPAligner(LazyNamesMixin, BaseAligner):
@@ -151,10 +151,10 @@ class CLIPAligner(LazyNamesMixin, BaseAligner):
         else:
             self.image_encoder.fit(X)
         if y is not None:
-            y = plain_sequence(y)
+            y = as_sequence(y)
             check_consistent_length(X, y)
             if holds_texts(y):
-                flat_captions(y)
+                flatten_captions(y)
             else:
                 self._text_features(y, reset=False)
         return self
@@ -225,7 +225,7 @@ class CLIPAligner(LazyNamesMixin, BaseAligner):
     def _fitted_state(self) -> dict[str, Any]:
         return {"weights": self.text_encoder._known_weights()}
 
-    def _restore_state(self, state: State) -> None:
+    def _restore_state(self, state: FittedState) -> None:
         self.text_encoder._restore_state(state)
 
     def _recorded_params(self) -> dict[str, Any]:
@@ -261,10 +261,10 @@ class CLIPAligner(LazyNamesMixin, BaseAligner):
         return self.text_encoder.transform(texts)
 
     def _embed_image(self, features: np.ndarray) -> np.ndarray:
-        return unit_rows(features)
+        return normalize_rows(features)
 
     def _embed_text(self, features: np.ndarray) -> np.ndarray:
-        return unit_rows(features)
+        return normalize_rows(features)
 
     def __sklearn_is_fitted__(self) -> bool:
         return True

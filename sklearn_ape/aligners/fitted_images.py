@@ -18,8 +18,8 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.utils import gen_batches, get_tags
 
 from ..encoders.base import FrozenEncoder
-from ..encoders.weights import folder_digest
-from ..features.memmap import missing_rows
+from ..encoders.weights import digest_folder
+from ..features.memmap import find_missing_rows
 from ..utils.concurrency import ForkSafeLock
 from ..utils.linalg import evenly_spaced, fingerprint
 
@@ -62,7 +62,7 @@ class FittedImages(NamedTuple):
 
         Images that could not be encoded are left out of both.
         """
-        known = np.flatnonzero(~missing_rows(features))
+        known = np.flatnonzero(~find_missing_rows(features))
         if digests is not None:
             return cls(np.unique(_digest_keys(digests)[known]), True)
         mean: np.ndarray | None = None
@@ -78,7 +78,7 @@ class FittedImages(NamedTuple):
             assert digests is not None
             return np.isin(_digest_keys(digests), self.keys)
         known = np.isin(_feature_keys(features, self.mean), self.keys)
-        return known & ~missing_rows(features)
+        return known & ~find_missing_rows(features)
 
 
 def _digest_keys(digests: np.ndarray) -> np.ndarray:
@@ -252,7 +252,7 @@ def _parts_of_encoder(encoder: FrozenEncoder) -> dict[str, Any]:
     if encoder.dtype != "float32":
         parts["engine"] = encoder._engine_name()
     if os.path.isdir(encoder.model_name):
-        parts["weights"] = folder_digest(Path(encoder.model_name))
+        parts["weights"] = digest_folder(Path(encoder.model_name))
     return parts
 
 

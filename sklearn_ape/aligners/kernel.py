@@ -17,7 +17,7 @@ from ..utils.validation import check_integer, check_number
 from ._base import BaseAligner
 from ._closed_form import MOST_ANCHORS, RIDGE, WHITENING, held_out_logit_scale, kernel_maps
 from ._serialization import SavedHeads
-from .similarity import embedded, embedders
+from .similarity import embedded, make_embedders
 
 
 class KernelAligner(SavedHeads, BaseAligner):
@@ -175,7 +175,7 @@ class KernelAligner(SavedHeads, BaseAligner):
             seed = check_random_state(self.random_state).randint(np.iinfo(np.int32).max)
             self._keep(self._solved(data, seed))
             self.logit_scale_ = held_out_logit_scale(
-                data, lambda some: embedders(self._solved(some, seed))
+                data, lambda some: make_embedders(self._solved(some, seed))
             )
             self._keep_bank(data)
         return self

@@ -13,16 +13,16 @@ from scipy.sparse import coo_array, issparse
 from sklearn.utils import gen_batches
 
 from ..encoders import EncodingError
-from ..encoders.items import summary
-from ..features.memmap import missing_rows, select
+from ..encoders.items import summarize_errors
+from ..features.memmap import find_missing_rows, select
 from ..training.data import Pairs, _sorted_pairs
-from ..utils.validation import check_sequence, first_few, is_missing
+from ..utils.validation import check_sequence, format_list, is_missing
 from ..utils.warnings import warn
 
 _NAMED_IN_ERRORS = 5
 
 
-def plain_sequence(y: Any, name: str = "y") -> Any:
+def as_sequence(y: Any, name: str = "y") -> Any:
     """Return a column of another library, or a table of texts, as lists; other y as it is.
 
     Parameters
@@ -82,7 +82,7 @@ def holds_images(X: Any) -> bool:
     return isinstance(first, str | os.PathLike | bytes | Mapping) or hasattr(first, "getexif")
 
 
-def flat_captions(y: Sequence[Any]) -> tuple[list[str], np.ndarray]:
+def flatten_captions(y: Sequence[Any]) -> tuple[list[str], np.ndarray]:
     """Return all captions in one list and, for each, the row of y that it stands in.
 
     Raises
@@ -115,7 +115,7 @@ def flat_captions(y: Sequence[Any]) -> tuple[list[str], np.ndarray]:
     return captions, np.array(rows, dtype=np.intp)
 
 
-def encoded_once(
+def encode_unique(
     encode: Callable[[list[str]], Any], captions: list[str], rows: np.ndarray
 ) -> tuple[Any, np.ndarray]:
     """Return features of the distinct captions, and the number of each caption among them.
@@ -133,7 +133,7 @@ def encoded_once(
         first = rows[np.unique(numbers, return_index=True)[1]]
         errors = {int(first[number]): said for number, said in error.errors.items()}
         remedy = str(error).rpartition("\n")[2]
-        raise EncodingError(summary(errors, "caption") + remedy, errors) from None
+        raise EncodingError(summarize_errors(errors, "caption") + remedy, errors) from None
 
 
 _ROWS_AT_ONCE = 1024
@@ -244,13 +244,16 @@ def item_pairs(rows: Rows, groups: Any = None) -> Pairs:
 
 def _encoded(rows: Rows, group: np.ndarray | None = None) -> tuple[Rows, np.ndarray | None]:
     """Leave out pairs, and their groups, with a row that an encoder could not encode."""
-    lost = missing_rows(rows.image)[rows.image_rows] | missing_rows(rows.text)[rows.text_rows]
+    lost = (
+        find_missing_rows(rows.image)[rows.image_rows]
+        | find_missing_rows(rows.text)[rows.text_rows]
+    )
     if not lost.any():
         return rows, group
     missing = np.unique(rows.image_rows[lost])
     warn(
         f"{len(missing)} rows are left out, because an encoder could not encode them: "
-        f"{first_few(missing, str)}.",
+        f"{format_list(missing, str)}.",
     )
     if lost.all():
         raise ValueError("No pair is left: none of the images could be encoded.")

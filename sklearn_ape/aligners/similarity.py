@@ -33,7 +33,7 @@ def embedded(
     return embed(module, side, features, where)
 
 
-def embedders(module: TwoTower) -> tuple[Callable, Callable]:
+def make_embedders(module: TwoTower) -> tuple[Callable, Callable]:
     """Return what embeds image features, and text features, on the CPU."""
     return (
         lambda features: embedded(module, "image", features, "cpu"),
@@ -70,7 +70,7 @@ class SparseRows:
 
 
 # In the place of the number of a text.
-UNKNOWN, UNREAD = -1, -2
+UNKNOWN, UNREADABLE = -1, -2
 
 
 class LogitTile(NamedTuple):
@@ -192,20 +192,21 @@ def to_probabilities(logits: np.ndarray) -> np.ndarray:
     return logits
 
 
-def best_texts(logits: np.ndarray, threshold: float | None) -> np.ndarray:
+def choose_texts(logits: np.ndarray, threshold: float | None) -> np.ndarray:
     """Return the number of the text with the largest logit in every row.
 
-    `UNKNOWN` where its probability is below the threshold, `UNREAD` where there are no numbers.
+    `UNKNOWN` where its probability is below the threshold, `UNREADABLE` where
+    there are no numbers.
     """
     best = np.argmax(logits, axis=1)
     unread = np.isnan(logits[:, 0])
     if threshold is not None:
         best[to_probabilities(logits).max(axis=1) < threshold] = UNKNOWN
-    best[unread] = UNREAD
+    best[unread] = UNREADABLE
     return best
 
 
-def top_texts(logits: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+def choose_top_texts(logits: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the numbers of the k most probable texts of every row, and their probabilities."""
     first = logits.shape[1] - k
     order = np.argpartition(logits, first, axis=1)[:, first:]
@@ -213,7 +214,7 @@ def top_texts(logits: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     largest = np.take_along_axis(logits, order, axis=1)
     order = np.take_along_axis(order, np.argsort(-largest, axis=1, kind="stable"), axis=1)
     probabilities = np.take_along_axis(to_probabilities(logits), order, axis=1)
-    order[np.isnan(logits[:, 0])] = UNREAD
+    order[np.isnan(logits[:, 0])] = UNREADABLE
     return order, probabilities
 
 

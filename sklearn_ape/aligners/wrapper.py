@@ -19,7 +19,7 @@ from sklearn.utils import Tags, get_tags
 
 from ..encoders import TimmImageEncoder, TransformersTextEncoder
 from ..heads import ClosedFormHead, KernelMap, TwoTower, WhitenedMap
-from ..persistence import Shareable, State
+from ..persistence import FittedState, PretrainedMixin
 from ..persistence.hub import Facts
 from ..prompts import list_of_labels, names_of, plain_label
 from ..utils.torch_state import default_state
@@ -148,7 +148,7 @@ def _eight_bit(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 _CLIP = "open_clip:"
 
 
-def chosen_aligner(aligner: Any) -> Any:
+def resolve_aligner(aligner: Any) -> Any:
     """Return the aligner that a name stands for; an aligner as it is.
 
     Parameters
@@ -190,7 +190,7 @@ def _named(name: str) -> Any:
     return aligner
 
 
-def text_side(aligner: Any) -> Any:
+def unwrap_aligner(aligner: Any) -> Any:
     """Return the estimator that embeds texts: the aligner within a Pipeline, a search, ...
 
     Raises
@@ -222,7 +222,7 @@ _SAME = "as the parameter says"
 _NAMED = 20
 
 
-class AroundAligner(Shareable):
+class AlignerWrapperMixin(PretrainedMixin):
     """Base of estimators whose ``aligner`` parameter is an aligner or stands for one.
 
     Subclasses say with `_own_state` and `_restore_own` what else they keep, and in `_fit_only`
@@ -280,7 +280,7 @@ class AroundAligner(Shareable):
         """Return what was fitted besides the aligner."""
         return {}
 
-    def _restore_own(self, state: State) -> None:
+    def _restore_own(self, state: FittedState) -> None:
         """Put it back."""
 
     def _recorded_params(self) -> dict[str, Any]:
@@ -300,12 +300,12 @@ class AroundAligner(Shareable):
             **self._own_state(),
         }
 
-    def _restore_state(self, state: State) -> None:
+    def _restore_state(self, state: FittedState) -> None:
         aligner = state.optional("aligner")
         if aligner is not None:
             same = isinstance(aligner, str) and aligner == _SAME
-            self.aligner_ = chosen_aligner(self.aligner) if same else aligner
-            text_side(self.aligner_)
+            self.aligner_ = resolve_aligner(self.aligner) if same else aligner
+            unwrap_aligner(self.aligner_)
         starter = state.optional("starter")
         if starter is not None and starter != load_starter().fingerprint_:
             raise ValueError(
@@ -318,7 +318,7 @@ class AroundAligner(Shareable):
             self._note_fit()
 
     def _aligner_in_use(self) -> Any:
-        return self.aligner_ if hasattr(self, "aligner_") else chosen_aligner(self.aligner)
+        return self.aligner_ if hasattr(self, "aligner_") else resolve_aligner(self.aligner)
 
     def _uses_starter(self) -> bool:
         """Say whether the starter model is used, and is not stored in the file."""
@@ -328,13 +328,13 @@ class AroundAligner(Shareable):
         given = self.aligner
         if given is not None and not isinstance(given, str):
             return self.aligner_ is given
-        return isinstance(given, str) and self.aligner_ is chosen_aligner(given)
+        return isinstance(given, str) and self.aligner_ is resolve_aligner(given)
 
     def _aligner_facts(self) -> Facts:
         """Return what the card tells of the aligner."""
         aligner = self._aligner_in_use()
-        inner = text_side(aligner)
-        facts = inner._card_facts() if isinstance(inner, Shareable) else Facts()
+        inner = unwrap_aligner(aligner)
+        facts = inner._card_facts() if isinstance(inner, PretrainedMixin) else Facts()
         own = {"aligner": type(inner).__name__, **facts.facts}
         if self._uses_starter():
             own["encoders"] = "those of the starter model, which comes with sklearn-ape"
@@ -361,7 +361,7 @@ def _shown(value: Any) -> str:
     return repr(value) if is_plain else f"{type(value).__name__}(...)"
 
 
-class SavedClassifier(AroundAligner):
+class SavedClassifier(AlignerWrapperMixin):
     """The part of a classifier by names that is saved and loaded."""
 
     labels: Any
@@ -390,7 +390,7 @@ class SavedClassifier(AroundAligner):
     def _own_state(self) -> dict[str, Any]:
         return {"names": getattr(self, "_names", None)}
 
-    def _restore_own(self, state: State) -> None:
+    def _restore_own(self, state: FittedState) -> None:
         names = state.optional("names")
         if names is not None:
             if not isinstance(names, dict):
@@ -409,7 +409,9 @@ class SavedClassifier(AroundAligner):
         facts.what = f"Says {self._says} names. {facts.what}"
         facts.facts = {"classes": f"{len(names):,}: {shown}"} | facts.facts
         facts.limits.append(self._limit())
-        takes_features = getattr(text_side(chosen_aligner(known.aligner)), "image_encoder", None)
+        takes_features = getattr(
+            unwrap_aligner(resolve_aligner(known.aligner)), "image_encoder", None
+        )
         is_alone = takes_features is None and not hasattr(known.aligner, "steps")
         facts.usage = f"print(model.predict({'image_features' if is_alone else ['image.jpg']}))"
         return facts

@@ -18,7 +18,7 @@ from ..prompts import TEMPLATES
 from ..training import split_pairs
 from ..utils.escape import escape_markdown
 from ..zero_shot import ZeroShotClassifier
-from ._limits import Limits, Refusal, Report, check_text, part, quoted
+from ._limits import Limits, Report, UserError, check_text, part, quoted
 from ._model import Alignment, Recall, encode, encoders_of
 from ._uploads import Captioned, check_image
 
@@ -49,14 +49,14 @@ def parse_labels(text: str | None, limits: Limits) -> list[str]:
     parts = lines if len(lines) > 1 else re.split(r"[,;\n]", text)
     labels = list(dict.fromkeys(" ".join(part.split()) for part in parts if part.strip()))
     if not labels:
-        raise Refusal("There are no names yet: write at least two, such as 'cat, dog, car'.")
+        raise UserError("There are no names yet: write at least two, such as 'cat, dog, car'.")
     if len(labels) == 1:
-        raise Refusal(
+        raise UserError(
             f"{quoted(labels[0])} is the only name, so it would be certain. Write at least one "
             "more to choose from."
         )
     if len(labels) > limits.labels:
-        raise Refusal(
+        raise UserError(
             f"These are {len(labels):,} names; the limit is {limits.labels:,}. Leave some out."
         )
     for label in labels:
@@ -102,14 +102,14 @@ def classify(
     path = check_image(image, limits)
     names = parse_labels(labels, limits)
     if templates not in TEMPLATES:
-        raise Refusal(f"There are no sentences called {quoted(str(templates))}.")
+        raise UserError(f"There are no sentences called {quoted(str(templates))}.")
     if not isinstance(threshold, int | float) or not 0 <= threshold <= 1:
-        raise Refusal("The least probability lies between 0 and 1.")
+        raise UserError("The least probability lies between 0 and 1.")
     try:
         classifier = ZeroShotClassifier(names, aligner=aligner, templates=templates)
         found, probabilities = classifier.predict_top_k([path], k=len(names))
     except ValueError as error:  # about names: the image was looked at above
-        raise Refusal(str(error).replace(path, "The image")) from error
+        raise UserError(str(error).replace(path, "The image")) from error
     ranked = dict(zip(map(str, found[0]), map(float, probabilities[0]), strict=True))
     best, probability = next(iter(ranked.items()))
     if probability < threshold:
@@ -201,9 +201,11 @@ def align(
         When there are too few pairs, or the fit fails on them.
     """
     if method not in _KINDS:
-        raise Refusal(f"There is no method called {method!r}: choose one of {', '.join(_KINDS)}.")
+        raise UserError(
+            f"There is no method called {method!r}: choose one of {', '.join(_KINDS)}."
+        )
     if len(data.images) < _FEWEST:
-        raise Refusal(
+        raise UserError(
             f"These are {len(data.images)} captioned images: at least {_FEWEST} are needed to "
             "align anything, and some hundred to align well."
         )
@@ -223,7 +225,7 @@ def align(
         try:
             return aligner.fit(*_rows(data, rows))
         except (ValueError, FloatingPointError) as error:
-            raise Refusal(f"These pairs cannot be aligned: {error}") from error
+            raise UserError(f"These pairs cannot be aligned: {error}") from error
 
     everything = np.arange(len(data.images))
     train, held_out = _split(data, random_state)
@@ -282,9 +284,9 @@ def _split(data: Captioned, random_state: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _recall(who: str, aligner: Any, images: list[str], captions: list[Any]) -> Recall:
-    from ..aligners.wrapper import text_side
+    from ..aligners.wrapper import unwrap_aligner
 
-    inner = text_side(aligner)
+    inner = unwrap_aligner(aligner)
     X = images if inner is aligner else aligner[:-1].transform(images)
     report = inner.retrieval_report(X, captions, ks=_KS, groups=image_groups(images))
     at = [100 * float(np.mean([way[k] for way in report.values()])) for k in _KS]

@@ -18,7 +18,7 @@ __all__ = ["Limits"]
 def check_text(text: str, limits: Limits, what: str) -> None:
     """Refuse a text that is too long."""
     if len(text) > limits.text_length:
-        raise Refusal(
+        raise UserError(
             f"The {what} {quoted(text)} has {len(text):,} characters; the limit is "
             f"{limits.text_length:,}. Shorten it."
         )
@@ -39,25 +39,25 @@ _short = reprlib.Repr()
 _short.maxstring = 60
 
 
-class Refusal(ValueError):
+class UserError(ValueError):
     """A request that cannot be served, with the reason and what to do, for the visitor to read."""
 
 
 def reason(error: BaseException) -> str:
     """Return what a visitor may read of an error: a refusal's text, else nothing of its inside."""
-    if isinstance(error, Refusal):
+    if isinstance(error, UserError):
         return str(error)
     trace = "".join(traceback.format_exception(error))  # with names of a visitor's files
     _log.error("A request failed.\n%s", escape_controls(trace, keep="\n"))
     return _UNEXPECTED
 
 
-def without_paths(error: BaseException, folder: str | os.PathLike[str]) -> Refusal:
+def without_paths(error: BaseException, folder: str | os.PathLike[str]) -> UserError:
     """Return an error as a refusal that names files relative to the visitor's own folder."""
     text = str(error).strip()
     for root in sorted({str(folder), str(Path(folder).resolve())}, key=len, reverse=True):
         text = text.replace(root + os.sep, "").replace(root, "the zip")
-    return Refusal(text)
+    return UserError(text)
 
 
 def quoted(text: str) -> str:

@@ -14,10 +14,10 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
 
-from ..aligners.wrapper import chosen_aligner, text_side
+from ..aligners.wrapper import resolve_aligner, unwrap_aligner
 from ..datasets import get_data_home
 from ..encoders import HeadPairs, classifier_head_pairs
-from ._limits import Limits, Refusal, Report, without_paths
+from ._limits import Limits, Report, UserError, without_paths
 from ._uploads import down, temporary_folder, unpack
 
 
@@ -89,7 +89,7 @@ def load_model(aligner: Any) -> Model:
         if hasattr(aligner, "predict_proba"):
             labels = [str(label) for label in getattr(aligner, "classes_", [])] or None
         aligner = getattr(aligner, "aligner_", aligner.aligner)
-    aligner = chosen_aligner(aligner)
+    aligner = resolve_aligner(aligner)
     check_is_fitted(aligner)
     if hasattr(aligner, "best_estimator_"):  # a search
         aligner = aligner.best_estimator_
@@ -113,7 +113,7 @@ def _is_clip(name: Any) -> bool:
 
 def encoders_of(aligner: Any) -> tuple[Any, Any]:
     """Return the encoders of images and of texts in a fitted aligner, None where it has none."""
-    inner = text_side(aligner)
+    inner = unwrap_aligner(aligner)
     image, text = (
         getattr(inner, f"{side}_encoder_", getattr(inner, f"{side}_encoder", None))
         for side in ("image", "text")
@@ -240,21 +240,21 @@ def from_zip(archive: Any, folder: str, served: Any, limits: Limits) -> Alignmen
         model = config["model"]
         kind = model["$class"]
         if kind not in _KINDS:
-            raise Refusal(
+            raise UserError(
                 f"The zip holds a {str(kind)[:40]!r}: expected an aligner downloaded from here, "
                 f"one of {', '.join(_KINDS)}."
             )
         own = [Recorder().object(encoder, "encoder") for encoder in encoders_of(served)]
         named = list(_encoders(model))
         if not named or any(encoder not in own for encoder in named):
-            raise Refusal(
+            raise UserError(
                 "The aligner in the zip is made for other encoders than those of this page: ask "
                 "whoever runs the page to start it with that aligner."
             )
         aligner = load_pretrained(inside)
         if None in encoders_of(aligner):
-            raise Refusal("The aligner in the zip has no encoders: it takes features only.")
-    except Refusal:
+            raise UserError("The aligner in the zip has no encoders: it takes features only.")
+    except UserError:
         raise
     except (ValueError, TypeError, KeyError, OSError) as error:
         raise without_paths(error, inside) from error

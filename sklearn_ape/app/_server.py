@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from ._limits import Limits, in_words
 from ._model import load_model
-from ._session import Session, Studio
+from ._session import AppService, Session
 from ._ui import DEFAULT_LABELS, import_gradio, page_of
 
 _Scope = MutableMapping[str, Any]
@@ -41,7 +41,7 @@ _ADDRESS = re.compile(r"\s*[a-z][a-z0-9+.-]+:", re.IGNORECASE)
 _CLOSED = re.compile(r"/(process_recording|stream|proxy=|component_server|monitoring|vibe|mcp)")
 
 
-class Gate:
+class RequestLimitMiddleware:
     """Refuse requests that are too large or ask the server to fetch something, with a reason.
 
     Parameters
@@ -300,7 +300,7 @@ def serve(
         folder = stack.enter_context(_own_folder())
         gr = import_gradio()
         model = load_model(aligner)
-        studio = Studio(model, images, limits)
+        studio = AppService(model, images, limits)
         page = page_of(studio, labels or model.labels or DEFAULT_LABELS)
         stack.callback(page.close, verbose=False)
         page.launch(
@@ -381,7 +381,7 @@ def _middleware(host: str, limits: Limits, folder: str) -> list[Any]:
     from starlette.middleware import Middleware
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-    gate = [Middleware(Gate, limits=limits, folder=folder)]
+    gate = [Middleware(RequestLimitMiddleware, limits=limits, folder=folder)]
     if host not in _LOOPBACK:
         return gate
     # A page of another site whose name is made to lead here must not read this one.
@@ -407,7 +407,7 @@ class _WarmUp:
         The one to prepare.
     """
 
-    def __init__(self, studio: Studio) -> None:
+    def __init__(self, studio: AppService) -> None:
         self._studio = studio
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)

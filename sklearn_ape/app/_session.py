@@ -19,7 +19,7 @@ from ..features import FeatureCache, MemoryFeatureCache
 from ..retrieval import CrossModalRetriever
 from ..utils.files import IMAGE_SUFFIXES
 from ._actions import Classification, align, classify
-from ._limits import Limits, Refusal, Report, check_text, no_report, part
+from ._limits import Limits, Report, UserError, check_text, no_report, part
 from ._model import (
     Alignment,
     Download,
@@ -144,7 +144,7 @@ class Session:
     collection: Collection | None = None
 
 
-class Studio:
+class AppService:
     """The model of a server and the requests it serves.
 
     Parameters
@@ -197,7 +197,7 @@ class Studio:
     def take_aligner(self, session: Session, archive: Any) -> Session:
         """Use an aligner that was downloaded from such a page."""
         if archive is None:
-            raise Refusal("There is no zip yet: drop the one that you downloaded.")
+            raise UserError("There is no zip yet: drop the one that you downloaded.")
         with temporary_folder("saved-") as folder:
             alignment = from_zip(archive, folder, self.model.aligner, self.limits)
         return replace(session, alignment=alignment, download=None, collection=None)
@@ -205,14 +205,14 @@ class Studio:
     def take_collection(self, session: Session, archive: Any, report: Report) -> Session:
         """Search in the images of a zip from now on."""
         if archive is None:
-            raise Refusal("There is no zip yet: drop one with images.")
+            raise UserError("There is no zip yet: drop one with images.")
         folder = temporary_folder("collection-")
         try:
             unpack(archive, folder.name, IMAGE_SUFFIXES, self.limits)
             images = listed_images(Path(folder.name), self.limits)
             good = readable(images, folder.name, self.limits, part(report, 0, 0.2))
             if not good.rows:
-                raise Refusal(about_problems(good.problems))
+                raise UserError(about_problems(good.problems))
             images = [images[row] for row in good.rows]
             names = names_of_files(images)
             title = f"{len(images)} images of your zip. {about_problems(good.problems)}"
@@ -229,7 +229,7 @@ class Studio:
     ) -> tuple[Session, str]:
         """Align on the captioned images of a zip; return what is to be said of them."""
         if archive is None:
-            raise Refusal("There is no zip yet: drop one with captioned images.")
+            raise UserError("There is no zip yet: drop one with captioned images.")
         with temporary_folder("align-") as folder:
             unpack(archive, folder, CAPTIONED, self.limits)
             data = captioned(Path(folder), self.limits)
@@ -363,7 +363,7 @@ def search(
         path = check_image(image, limits)
         result = collection.retriever.search([path], k=k, modality="image")
     else:
-        raise Refusal("Write what to look for, such as 'a red fruit', or drop an image.")
+        raise UserError("Write what to look for, such as 'a red fruit', or drop an image.")
     return [
         Found(collection.images[row], collection.names[row], float(score))
         for row, score in zip(result.indices[0], result.scores[0], strict=True)

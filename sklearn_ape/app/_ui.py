@@ -13,7 +13,7 @@ from ..utils.escape import escape_markdown
 from ._actions import METHOD_CHOICES, TEMPLATE_CHOICES
 from ._limits import Limits, Report, in_words, reason
 from ._model import Alignment, load_model
-from ._session import Session, Studio
+from ._session import AppService, Session
 from ._uploads import thumbnail
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def import_gradio() -> Any:
 
 
 @contextmanager
-def told(gr: Any) -> Iterator[None]:
+def show_errors(gr: Any) -> Iterator[None]:
     """Show what goes wrong inside as a message to the visitor, without its inside."""
     try:
         yield
@@ -124,7 +124,7 @@ _SHOWN_LABELS = 10
 _FOUND = 12
 
 
-def classify_tab(gr: Any, studio: Studio, session: Any, labels: Sequence[str]) -> None:
+def classify_tab(gr: Any, studio: AppService, session: Any, labels: Sequence[str]) -> None:
     """Fill the tab in which one image is named."""
     gr.Markdown("Drop an image and write the names it may have: how probable is each?")
     with gr.Row():
@@ -165,7 +165,7 @@ def classify_tab(gr: Any, studio: Studio, session: Any, labels: Sequence[str]) -
     def classify(
         mine: Session | None, image: Any, names: str, templates: str, threshold: float
     ) -> tuple[dict[str, float], str]:
-        with told(gr):
+        with show_errors(gr):
             found = studio.classify(mine or Session(), image, names, templates, threshold)
         return found.probabilities, found.verdict
 
@@ -183,7 +183,7 @@ def classify_tab(gr: Any, studio: Studio, session: Any, labels: Sequence[str]) -
     image.change(classify_if_any, api_visibility="private", show_progress_on=answer, **common)
 
 
-def search_tab(gr: Any, studio: Studio, session: Any) -> None:
+def search_tab(gr: Any, studio: AppService, session: Any) -> None:
     """Fill the tab in which images are found."""
     title = escape_markdown(studio.images.title)
     about = gr.Markdown(f"Searching in {title}.", elem_id="search-about")
@@ -220,7 +220,7 @@ def search_tab(gr: Any, studio: Studio, session: Any) -> None:
         k: int,
         progress: Any = gr.Progress(),  # noqa: B008 - how gradio hands it over
     ) -> tuple[Session, list[tuple[Any, str]]]:
-        with told(gr):
+        with show_errors(gr):
             session, found = studio.search(mine or Session(), words, image, k, report_to(progress))
             shown = [(thumbnail(f.image), f"{f.name} ({f.score:.2f})") for f in found]
         return session, shown
@@ -230,7 +230,7 @@ def search_tab(gr: Any, studio: Studio, session: Any) -> None:
         archive: Any,
         progress: Any = gr.Progress(),  # noqa: B008
     ) -> tuple[Session, str, None]:
-        with told(gr):
+        with show_errors(gr):
             session = studio.take_collection(mine or Session(), archive, report_to(progress))
         assert session.images is not None
         return session, f"Searching in {escape_markdown(session.images.title)}", None
@@ -253,7 +253,7 @@ def search_tab(gr: Any, studio: Studio, session: Any) -> None:
     )
 
 
-def align_tab(gr: Any, studio: Studio, session: Any) -> None:
+def align_tab(gr: Any, studio: AppService, session: Any) -> None:
     """Fill the tab in which an aligner is made."""
     gr.Markdown(
         "Send captioned images as a zip: `cat.jpg` with its caption in `cat.txt` beside it, or "
@@ -307,12 +307,12 @@ def align_tab(gr: Any, studio: Studio, session: Any) -> None:
         with_head: bool,
         progress: Any = gr.Progress(),  # noqa: B008
     ) -> tuple[Any, ...]:
-        with told(gr):
+        with show_errors(gr):
             report = report_to(progress)
             return shown(*studio.align(mine or Session(), archive, method, with_head, report))
 
     def load_saved(mine: Session | None, archive: Any) -> tuple[Any, ...]:
-        with told(gr):
+        with show_errors(gr):
             return shown(studio.take_aligner(mine or Session(), archive), "")
 
     def go_back(mine: Session | None) -> tuple[Any, ...]:
@@ -337,7 +337,7 @@ def _written(labels: Sequence[str]) -> str:
     return "\n".join(labels) if has_commas else ", ".join(labels)
 
 
-def _zip_input(gr: Any, studio: Studio, label: str, elem_id: str) -> Any:
+def _zip_input(gr: Any, studio: AppService, label: str, elem_id: str) -> Any:
     most = in_words(studio.limits.upload_bytes)
     return gr.File(
         label=f"{label}: a zip, at most {most}", file_types=[".zip"], height=140, elem_id=elem_id
@@ -403,10 +403,10 @@ def build_app(
     import_gradio()
     limits = Limits() if limits is None else limits
     model = load_model(aligner)
-    return page_of(Studio(model, images, limits), labels or model.labels or DEFAULT_LABELS)
+    return page_of(AppService(model, images, limits), labels or model.labels or DEFAULT_LABELS)
 
 
-def page_of(studio: Studio, labels: Sequence[str]) -> gradio.Blocks:
+def page_of(studio: AppService, labels: Sequence[str]) -> gradio.Blocks:
     """Return the page of a studio."""
     gr = import_gradio()
     limits = studio.limits

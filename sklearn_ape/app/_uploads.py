@@ -18,7 +18,16 @@ from ..datasets.table import captions_by_row, column, read_table, text_column
 from ..encoders.images import read_image
 from ..encoders.items import ItemError
 from ..utils.files import IMAGE_SUFFIXES
-from ._limits import Limits, Refusal, Report, check_text, in_words, quoted, some_of, without_paths
+from ._limits import (
+    Limits,
+    Report,
+    UserError,
+    check_text,
+    in_words,
+    quoted,
+    some_of,
+    without_paths,
+)
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -117,7 +126,7 @@ def unpack(
     """
     size = os.path.getsize(archive)
     if size > limits.upload_bytes:
-        raise Refusal(
+        raise UserError(
             f"The zip has {in_words(size)}; the limit is {in_words(limits.upload_bytes)}. Send "
             "fewer or smaller images: 640 pixels are plenty."
         )
@@ -128,17 +137,17 @@ def unpack(
             wanted = _wanted(entries, suffixes, limits)
             for entry, name in wanted:
                 _write(file, entry, Path(folder, *name.parts))
-    except Refusal:
+    except UserError:
         raise
     except _DAMAGE as error:
         # An offset before the file's beginning; any other such error is the server's own.
         if isinstance(error, OSError) and error.errno != errno.EINVAL:
             raise
-        raise Refusal(
+        raise UserError(
             "The zip is damaged or cut short. Pack it again and send it once more."
         ) from error
     except (NotImplementedError, RuntimeError) as error:
-        raise Refusal("The zip is packed in a way that is not known here.") from error
+        raise UserError("The zip is packed in a way that is not known here.") from error
     n_files = sum(not entry.is_dir() for entry in entries)
     return Unpacked([Path(folder, *name.parts) for _, name in wanted], n_files - len(wanted))
 
@@ -152,14 +161,14 @@ def _check_directory(archive: str | os.PathLike[str], limits: Limits) -> None:
         tail = file.read()
     end = tail.rfind(_END)
     if end < 0 or len(tail) - end < _END_SIZE:
-        raise Refusal(
+        raise UserError(
             "This is not a zip, or it is cut short. Put the images into a folder, compress the "
             "folder to a .zip and send that."
         )
     (n_directory,) = struct.unpack_from("<I", tail, end + 12)
     before = tail[max(0, end - _END_OF_ZIP64_SIZE) : end]
     if _END_OF_ZIP64 in before or n_directory > _DIRECTORY_BYTES_PER_FILE * limits.files:
-        raise Refusal(_too_many(limits))
+        raise UserError(_too_many(limits))
 
 
 def _too_many(limits: Limits) -> str:
@@ -171,7 +180,7 @@ def _wanted(
 ) -> list[tuple[zipfile.ZipInfo, PurePosixPath]]:
     """Return the entries to write, with their names; look at all of them."""
     if len(entries) > limits.files:
-        raise Refusal(_too_many(limits))
+        raise UserError(_too_many(limits))
     wanted = []
     seen: set[str] = set()
     total = 0
@@ -180,7 +189,7 @@ def _wanted(
         kind = stat.S_IFMT(entry.external_attr >> 16)
         if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
             what = "a link" if kind == stat.S_IFLNK else "no ordinary file"
-            raise Refusal(
+            raise UserError(
                 f"{quoted(entry.filename)} in the zip is {what}. Pack the files themselves."
             )
         hidden = any(part.startswith((".", "__MACOSX")) for part in name.parts)
@@ -190,7 +199,7 @@ def _wanted(
         _check_content(entry, total, limits)
         # Names that differ in case alone are one file on some systems.
         if name.as_posix().casefold() in seen:
-            raise Refusal(f"The zip has {quoted(entry.filename)} twice. Rename one of them.")
+            raise UserError(f"The zip has {quoted(entry.filename)} twice. Rename one of them.")
         seen.add(name.as_posix().casefold())
         wanted.append((entry, name))
     return wanted
@@ -201,12 +210,12 @@ def _name(entry: zipfile.ZipInfo) -> PurePosixPath:
     text = entry.filename.replace("\\", "/")
     name = PurePosixPath(text)
     if name.is_absolute() or ".." in name.parts or ":" in text or "\0" in entry.orig_filename:
-        raise Refusal(
+        raise UserError(
             f"The name {quoted(entry.filename)} in the zip leads out of its folder, or cannot be "
             "a file's name everywhere. Use plain names such as 'photos/cat.jpg'."
         )
     if len(name.parts) > _DEEPEST or any(len(p.encode()) > _LONGEST_NAME for p in name.parts):
-        raise Refusal(
+        raise UserError(
             f"The name {quoted(entry.filename)} in the zip is too long: at most {_DEEPEST} "
             f"folders deep, and {_LONGEST_NAME} bytes each."
         )
@@ -215,19 +224,19 @@ def _name(entry: zipfile.ZipInfo) -> PurePosixPath:
 
 def _check_content(entry: zipfile.ZipInfo, total: int, limits: Limits) -> None:
     if entry.flag_bits & _ENCRYPTED:
-        raise Refusal("The zip has a password. Pack it again without one.")
+        raise UserError("The zip has a password. Pack it again without one.")
     if entry.compress_type not in _METHODS:
-        raise Refusal(
+        raise UserError(
             f"{quoted(entry.filename)} in the zip is packed in an unusual way. Pack it as an "
             "ordinary zip (deflate)."
         )
     if total > limits.unpacked_bytes:
-        raise Refusal(
+        raise UserError(
             f"Unpacked, the zip has more than {in_words(limits.unpacked_bytes)}, the limit. Send "
             "fewer or smaller images."
         )
     if entry.file_size > max(_SMALL, limits.ratio * entry.compress_size):
-        raise Refusal(
+        raise UserError(
             f"{quoted(entry.filename)} in the zip grows more than {limits.ratio} times when it "
             "is unpacked, as in a zip bomb."
         )
@@ -250,10 +259,10 @@ _ENOUGH = 224
 def check_image(path: str | os.PathLike[str] | None, limits: Limits) -> str:
     """Return the path of an image that can be decoded; refuse any other file."""
     if path is None:
-        raise Refusal("There is no image yet: drop one, or click an example.")
+        raise UserError("There is no image yet: drop one, or click an example.")
     problem = _problem(path, limits)
     if problem:
-        raise Refusal(f"The image cannot be used: it {problem}")
+        raise UserError(f"The image cannot be used: it {problem}")
     return os.fspath(path)
 
 
@@ -370,7 +379,7 @@ def captioned(folder: Path, limits: Limits) -> Captioned:
         if captions is None:
             tables = sorted(f for f in folder.iterdir() if f.suffix.lower() in _TABLES)
             if len(tables) > 1:
-                raise Refusal(
+                raise UserError(
                     f"The zip has several tables, {some_of(t.name for t in tables)}: keep the "
                     "one with the captions."
                 )
@@ -380,7 +389,7 @@ def captioned(folder: Path, limits: Limits) -> Captioned:
             else:
                 captions = load_image_folder(folder, captions="filename").captions
                 source = "the names of the files"
-    except Refusal:
+    except UserError:
         raise
     except (ValueError, OSError, RecursionError) as error:
         raise without_paths(error, folder) from error
@@ -390,7 +399,7 @@ def captioned(folder: Path, limits: Limits) -> Captioned:
             check_text(text, limits, "caption")
     n_captions = sum(1 if isinstance(texts, str) else len(texts) for texts in captions)
     if n_captions > 5 * limits.images:
-        raise Refusal(
+        raise UserError(
             f"These are {n_captions:,} captions; the limit is {5 * limits.images:,}. Send fewer."
         )
     return Captioned(images, captions, source)
@@ -402,7 +411,7 @@ def _check_texts(folder: Path) -> None:
         f for f in folder.rglob("*") if f.is_file() and f.suffix.lower() not in IMAGE_SUFFIXES
     )
     if sum(file.stat().st_size for file in texts) > _MOST_TEXT:
-        raise Refusal(
+        raise UserError(
             f"The captions of the zip take more than {in_words(_MOST_TEXT)}, the limit. "
             "Send fewer."
         )
@@ -424,12 +433,12 @@ def _from_table(folder: Path, file: Path, images: list[str]) -> tuple[list[str],
     wanted = [os.path.normpath(str(name)).replace(os.sep, "/") for name in names]
     absent = [str(name) for name, key in zip(names, wanted, strict=True) if key not in known]
     if absent:
-        raise Refusal(
+        raise UserError(
             f"{where} names {len(absent)} images that are not in the zip: {some_of(absent)}. "
             "Write their names as in the zip, relative to the table."
         )
     if not wanted:
-        raise Refusal(f"{where} has no rows: expected one an image and caption.")
+        raise UserError(f"{where} has no rows: expected one an image and caption.")
     of_image: dict[str, list[str]] = {}
     for key, texts in zip(wanted, captions, strict=True):
         of_image.setdefault(known[key], []).extend(texts)
@@ -438,6 +447,6 @@ def _from_table(folder: Path, file: Path, images: list[str]) -> tuple[list[str],
 
 def _check_number(n_images: int, limits: Limits) -> None:
     if n_images > limits.images:
-        raise Refusal(
+        raise UserError(
             f"These are {n_images:,} images; the limit is {limits.images:,}. Send fewer."
         )

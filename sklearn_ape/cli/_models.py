@@ -17,7 +17,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.utils import check_random_state
 
 from ..aligners import CLIPAligner
-from ..aligners.wrapper import chosen_aligner, text_side
+from ..aligners.wrapper import resolve_aligner, unwrap_aligner
 from ..datasets import get_data_home
 from ..encoders import EncodingFailedWarning, OpenCLIPImageEncoder, TimmImageEncoder, list_encoders
 from ..encoders.images import image_groups
@@ -33,20 +33,20 @@ __all__ = [
     "Score",
     "accuracy_scores",
     "aligner_within",
-    "answers",
-    "encoded",
+    "encode_images",
     "features_folder",
     "held_out_rows",
     "held_out_scores",
-    "image_encoder_named",
     "image_encoder_of",
+    "iter_predictions",
+    "make_image_encoder",
+    "make_text_encoder",
     "on_card",
     "open_aligner",
     "open_saved",
     "print_scores",
     "recall_scores",
     "say_unreadable",
-    "text_encoder_named",
 ]
 
 _MEMORY = "memory"
@@ -86,7 +86,7 @@ def features_folder(cache: str | None) -> str:
     return cache if cache == _MEMORY else str(Path(cache).expanduser())
 
 
-def image_encoder_named(
+def make_image_encoder(
     name: str, machine: Machine, *, pooling: str | None = None, on_error: str = "nan"
 ) -> Any:
     """Return the image encoder of a name such as "efficientnet_lite0" or "open_clip:RN50/openai".
@@ -107,7 +107,7 @@ def image_encoder_named(
     return encoder
 
 
-def text_encoder_named(name: str, machine: Machine, on_error: str = "raise") -> Any:
+def make_text_encoder(name: str, machine: Machine, on_error: str = "raise") -> Any:
     """Return the text encoder of a name such as "all-MiniLM-L6-v2"."""
     kind, model = class_and_model(name, "text")
     options = machine.options(on_error)
@@ -141,7 +141,7 @@ def aligner_within(opened: Any, machine: Machine) -> Any:
     while not _is_aligner(aligner):  # a saved classifier or retriever
         aligner = aligner.aligner_ if hasattr(aligner, "aligner_") else aligner.aligner
         if aligner is None or isinstance(aligner, str):
-            aligner = _configured(copy.deepcopy(chosen_aligner(aligner)), machine)
+            aligner = _configured(copy.deepcopy(resolve_aligner(aligner)), machine)
     if isinstance(aligner, CLIPAligner):  # its encoder apart, which says what it cannot read
         aligner = make_pipeline(aligner.image_encoder, aligner)
     image_encoder_of(aligner)
@@ -152,7 +152,7 @@ def open_saved(source: str | None, machine: Machine) -> Any:
     """Return what was saved, whichever estimator it is, set to run on this machine."""
     if source is None or source.startswith("open_clip:"):
         # The starter model is one object a process, whose settings are not to be changed.
-        return _configured(copy.deepcopy(chosen_aligner(source)), machine)
+        return _configured(copy.deepcopy(resolve_aligner(source)), machine)
     is_folder = os.path.isdir(os.path.expanduser(source))
     if not is_folder and (source.count("/") != 1 or source.startswith((".", "~", "/"))):
         raise FileNotFoundError(
@@ -165,7 +165,7 @@ def open_saved(source: str | None, machine: Machine) -> Any:
 
 def _is_aligner(estimator: Any) -> bool:
     try:
-        text_side(estimator)
+        unwrap_aligner(estimator)
     except TypeError:
         return False
     return True
@@ -219,7 +219,7 @@ _AT_ONCE = 512
 _NAMED = 5
 
 
-def answers(
+def iter_predictions(
     model: Any, images: Sequence[Any], method: Any, machine: Machine
 ) -> Iterator[tuple[slice, np.ndarray, dict[int, str]]]:
     """Yield what a method says of some images at a time.
@@ -281,7 +281,7 @@ class Encoded(NamedTuple):
         return np.setdiff1d(np.arange(len(self.features)), bad)
 
 
-def encoded(encoder: Any, images: Sequence[Any], machine: Machine) -> Encoded:
+def encode_images(encoder: Any, images: Sequence[Any], machine: Machine) -> Encoded:
     """Encode all images; say on standard error which could not be read.
 
     Raises

@@ -18,7 +18,7 @@ from typing import Any, Self, TextIO
 import typer
 
 from ..utils.escape import escape_controls, escape_formula, escape_formula_path
-from ..utils.files import unfinished
+from ..utils.files import atomic_directory
 
 __all__ = [
     "FileName",
@@ -125,7 +125,7 @@ def whole_file(output: Path) -> Iterator[Path]:
     if path.exists() and not path.is_file():
         yield path
         return
-    with unfinished(path) as folder:
+    with atomic_directory(path) as folder:
         partial = folder / path.name
         yield partial
         with partial.open("r+b") as file:

@@ -33,10 +33,10 @@ from ._options import (
 )
 from ._output import FileName, Table, check_file, form_of
 
-__all__ = ["unsound"]
+__all__ = ["find_bad_pairs"]
 
 
-def unsound(
+def find_bad_pairs(
     features: np.ndarray,
     words: np.ndarray,
     captions: Sequence[str],
@@ -189,18 +189,18 @@ def curate(
         )
 
     from ..curation import select_relevant
-    from ._models import Machine, encoded, image_encoder_named, text_encoder_named
+    from ._models import Machine, encode_images, make_image_encoder, make_text_encoder
 
     machine = Machine(cache, device, n_jobs, quiet)
-    images = image_encoder_named(image_encoder, machine, on_error="raise" if strict else "nan")
-    texts = text_encoder_named(text_encoder, machine)
+    images = make_image_encoder(image_encoder, machine, on_error="raise" if strict else "nan")
+    texts = make_text_encoder(text_encoder, machine)
     # One row a caption: an image of several has a row for each.
     rows = [
         (path, text, number)
         for number, (path, texts_of) in enumerate(zip(bunch.images, bunch.captions, strict=True))
         for text in ([texts_of] if isinstance(texts_of, str) else texts_of)
     ]
-    found = encoded(images, bunch.images, machine)
+    found = encode_images(images, bunch.images, machine)
     reasons = {
         row: f"cannot be read: {found.errors[number]}"
         for row, (_, _, number) in enumerate(rows)
@@ -212,7 +212,7 @@ def curate(
     with noted_when_interrupted(machine.kept):
         words = texts.transform(captions_read)
     paths = [rows[row][0] for row in read]
-    for place, reason in unsound(
+    for place, reason in find_bad_pairs(
         features, words, captions_read, paths, noisy, duplicates, random_state
     ).items():
         reasons[read[place]] = reason

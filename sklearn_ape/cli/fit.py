@@ -129,19 +129,19 @@ def fit(
     from .. import ZeroShotClassifier
     from ._models import (
         Machine,
-        encoded,
+        encode_images,
         held_out_rows,
         held_out_scores,
-        image_encoder_named,
+        make_image_encoder,
+        make_text_encoder,
         on_card,
         print_scores,
-        text_encoder_named,
     )
 
     machine = Machine(cache, device, n_jobs, quiet)
-    encoder = image_encoder_named(image_encoder, machine, on_error="raise" if strict else "nan")
-    texts = text_encoder_named(text_encoder, machine)
-    found = encoded(encoder, bunch.images, machine)
+    encoder = make_image_encoder(image_encoder, machine, on_error="raise" if strict else "nan")
+    texts = make_text_encoder(text_encoder, machine)
+    found = encode_images(encoder, bunch.images, machine)
     rows = found.good
     images, words = ([side[row] for row in rows] for side in (bunch.images, bunch.captions))
     classes = [bunch.labels[row] for row in rows] if bunch.from_labels else None

@@ -126,12 +126,12 @@ def index(
 def _indexed(paths: Sequence[str], aligner: str | None, machine: Any, kind: str = "exact") -> Any:
     """Return a retriever of the images that can be read."""
     from .. import CrossModalRetriever
-    from ._models import encoded, image_encoder_of, open_aligner
+    from ._models import encode_images, image_encoder_of, open_aligner
 
     model = open_aligner(aligner, machine)
     retriever = CrossModalRetriever(model, index=kind)
     retriever._check_parameters()
-    found = encoded(image_encoder_of(model), paths, machine)
+    found = encode_images(image_encoder_of(model), paths, machine)
     return retriever.fit([paths[row] for row in found.good])
 
 

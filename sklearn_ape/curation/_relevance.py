@@ -20,11 +20,11 @@ from ._validation import (
     CaptionRows,
     caption_rows,
     check_count,
+    check_groups,
     check_range,
-    checked_groups,
     max_by_row,
     row_tiles,
-    unit_rows,
+    normalize_known_rows,
 )
 
 _ARTICLES = {"a", "an", "the"}
@@ -354,7 +354,7 @@ def select_relevant(
             "min_similarity to say how many to choose."
         )
     n_rows = texts.n_rows
-    numbers = np.arange(n_rows) if groups is None else checked_groups(groups, n_rows)
+    numbers = np.arange(n_rows) if groups is None else check_groups(groups, n_rows)
     order = check_random_state(random_state).permutation(n_rows)
     most = n_rows if n_pairs is None else n_pairs
     each = n_rows if per_label is None else per_label
@@ -457,9 +457,9 @@ def _relevance(
     elif min_similarity is not None:
         raise ValueError("min_similarity needs text_encoder: without it only words are compared.")
     if of_captions is not None:
-        of_captions, known = unit_rows(of_captions, "captions")
+        of_captions, known = normalize_known_rows(of_captions, "captions")
         of_captions[~known] = np.nan  # never chosen
-        of_labels, known = unit_rows(of_labels, "label_features")
+        of_labels, known = normalize_known_rows(of_labels, "label_features")
         if of_labels.shape != (len(names), of_captions.shape[1]) or not known.all():
             raise ValueError(
                 f"The features of the labels must be {len(names)} rows of "
@@ -473,7 +473,7 @@ def _relevance(
 def _means(encoder: Any, prompts: list[list[str]]) -> np.ndarray:
     """Return the mean direction of every label's prompts."""
     flat = [prompt for some in prompts for prompt in some]
-    rows, _ = unit_rows(encoder.transform(flat), "labels")
+    rows, _ = normalize_known_rows(encoder.transform(flat), "labels")
     starts = np.cumsum([0, *(len(some) for some in prompts[:-1])])
     return np.add.reduceat(rows, starts, axis=0)
 

@@ -11,9 +11,9 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from sklearn.utils import gen_batches
 
-from ..aligners.pairs import flat_captions, holds_texts, plain_sequence
-from ..features.validation import look_at, narrowed
-from ..utils.linalg import unit_rows as scaled_rows
+from ..aligners.pairs import as_sequence, flatten_captions, holds_texts
+from ..features.validation import cast_to_float32, warn_if_ill_conditioned
+from ..utils.linalg import normalize_rows
 from ..utils.validation import as_floats, check_sequence
 
 
@@ -35,9 +35,9 @@ class CaptionRows(NamedTuple):
 
 def caption_rows(captions: Any) -> CaptionRows:
     """Check captions; every row has at least one."""
-    captions = plain_sequence(captions, "captions")
+    captions = as_sequence(captions, "captions")
     if holds_texts(captions):
-        texts, rows = flat_captions(captions)
+        texts, rows = flatten_captions(captions)
         counts = np.bincount(rows, minlength=len(captions))
         return CaptionRows(len(captions), np.concatenate([[0], np.cumsum(counts)]), texts, None)
     features = float_rows(captions, "captions")
@@ -55,16 +55,16 @@ _TILE_BYTES = 2**25
 def float_rows(features: Any, name: str, look: bool = False) -> np.ndarray:
     """Return features as float32, NaN among them, refusing what float32 cannot hold."""
     given = as_floats(features, name)
-    numbers, largest = narrowed(given, name)
+    numbers, largest = cast_to_float32(given, name)
     if look:
-        look_at(given, largest, name)
+        warn_if_ill_conditioned(given, largest, name)
     return numbers
 
 
-def unit_rows(features: Any, name: str) -> tuple[np.ndarray, np.ndarray]:
+def normalize_known_rows(features: Any, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Return rows of length 1, and which rows have a direction at all (no zeros, no NaN)."""
     features = float_rows(features, name)
-    scaled = scaled_rows(features)
+    scaled = normalize_rows(features)
     return scaled, np.linalg.norm(scaled, axis=1) > 0
 
 
@@ -73,7 +73,7 @@ def row_tiles(n_rows: int, n_columns: int) -> Iterator[slice]:
     yield from gen_batches(n_rows, max(1, _TILE_BYTES // (4 * max(1, n_columns))))
 
 
-def checked_groups(groups: Any, n_pairs: int) -> np.ndarray:
+def check_groups(groups: Any, n_pairs: int) -> np.ndarray:
     """Return group numbers from 0 on, one a pair."""
     check_sequence(groups, "groups", "number")
     groups = np.asarray(groups)

@@ -12,7 +12,7 @@ import torch
 from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
 
-from ..persistence import Recordable
+from ..persistence import SerializableMixin
 from ..persistence.mixins import Record
 from ..utils.torch_state import default_state
 from ._timm import TimmImageEncoder
@@ -25,7 +25,7 @@ _NO_NAME = re.compile(r"(LABEL_\d+)?")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class HeadPairs(Recordable):
+class HeadPairs(SerializableMixin):
     """Weight vectors of a classification head and texts of its classes.
 
     A linear head scores a class highest for features that point along its weight vector, so the

@@ -13,7 +13,7 @@ from ..features import FeatureCache
 from .base import FrozenEncoder
 from .image_encoder import ImageEncoder, Preprocessing
 from .text_encoder import TOKENIZING, TextEncoder
-from .weights import Network, folder_digest, hub_commit, library_version, loading, nearest
+from .weights import Network, digest_folder, hub_commit, library_version, loading, suggest_names
 
 _CONFIG = "open_clip_config.json"
 
@@ -39,7 +39,7 @@ class _OpenCLIPTower(FrozenEncoder):
             raise ValueError(
                 f"No pretrained CLIP model is called {self.model_name!r}. Expected "
                 "'architecture/weights' as in 'ViT-B-32/laion2b_s34b_b79k', a hub name or a "
-                f"folder.{nearest(self.model_name, _known_names())}"
+                f"folder.{suggest_names(self.model_name, _known_names())}"
             )
 
     def _is_hub_name(self) -> bool:
@@ -53,7 +53,7 @@ class _OpenCLIPTower(FrozenEncoder):
 
     def _known_weights(self) -> str | None:
         if os.path.isdir(self.model_name):
-            return folder_digest(Path(self.model_name))
+            return digest_folder(Path(self.model_name))
         if not self._is_hub_name():
             return self.model_name
         commit = hub_commit(self.model_name, self.revision, _CONFIG)

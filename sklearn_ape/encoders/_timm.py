@@ -15,14 +15,14 @@ from .image_encoder import NUMBERS_OF_VIEWS, ImageEncoder, Preprocessing
 from .weights import (
     PACKAGED,
     Network,
-    folder_digest,
+    digest_folder,
     hub_commit,
     is_for,
     library_version,
     loading,
-    nearest,
     packaged_file,
-    verified,
+    suggest_names,
+    verify_digest,
 )
 
 # Of generalised-mean pooling: the power, and the least value, as its authors have them.
@@ -196,7 +196,7 @@ class TimmImageEncoder(ImageEncoder):
             raise ValueError(
                 f"No image encoder is called {self.model_name!r}: it is no short name of "
                 "list_encoders(), no folder, no hub name and no pretrained model of timm."
-                + nearest(self.model_name, known)
+                + suggest_names(self.model_name, known)
             )
 
     def _weights_key(self) -> str:
@@ -218,7 +218,7 @@ class TimmImageEncoder(ImageEncoder):
         if self.model_name in PACKAGED:
             return PACKAGED[self.model_name].sha256
         if os.path.isdir(self.model_name):
-            return folder_digest(Path(self.model_name))
+            return digest_folder(Path(self.model_name))
         commit = hub_commit(self._hub_id(), self.revision)
         return f"{self.model_name}@{commit}" if commit else None
 
@@ -255,7 +255,7 @@ class TimmImageEncoder(ImageEncoder):
         model: Any
         if self.model_name in PACKAGED:
             model = timm.create_model(PACKAGED[self.model_name].architecture)
-            path = verified(self.model_name, packaged_file(self.model_name))
+            path = verify_digest(self.model_name, packaged_file(self.model_name))
             theirs = torch.load(path, map_location="cpu", weights_only=True)
             # The same tensors in the same order under other names.
             ours = zip(model.state_dict(), theirs.values(), strict=True)

@@ -14,7 +14,14 @@ from ..features import FeatureCache
 from .base import _check_choice
 from .image_encoder import ImageEncoder
 from .text_encoder import TOKENIZING, TextEncoder, TextPreparation, declared_preparation
-from .weights import Network, check_source, fingerprint_of, library_version, pretrained, side_file
+from .weights import (
+    Network,
+    check_source,
+    fingerprint_of,
+    library_version,
+    pretrained,
+    read_side_file,
+)
 
 _LONGEST = 512
 
@@ -177,13 +184,13 @@ class TransformersTextEncoder(TextEncoder):
 
     def _as_declared(self, tokenize: Any, model: Any) -> _Tokenizer:
         """Read pooling, normalisation and length from the sentence-transformers files."""
-        modules = side_file(self.model_name, self.revision, "modules.json") or []
+        modules = read_side_file(self.model_name, self.revision, "modules.json") or []
         kinds = {module["type"].rsplit(".", 1)[-1]: module["path"] for module in modules}
         pooling = "embedding" if hasattr(model, "get_text_features") else "mean"
         preparation = self._preparation(self._known_weights())
         if "Pooling" in kinds:
             file = f"{kinds['Pooling']}/config.json"
-            config = side_file(self.model_name, self.revision, file) or {}
+            config = read_side_file(self.model_name, self.revision, file) or {}
             pooling = _declared_pooling(config)
             if preparation.prompt and not config.get("include_prompt", True):
                 pooling = f"{pooling} without the prompt"
@@ -191,7 +198,9 @@ class TransformersTextEncoder(TextEncoder):
         if others:
             pooling = f"{pooling} and {', '.join(sorted(others))}"
         longest = min(tokenize.model_max_length, _n_positions(model) or _LONGEST, _LONGEST)
-        sentence = side_file(self.model_name, self.revision, "sentence_bert_config.json") or {}
+        sentence = (
+            read_side_file(self.model_name, self.revision, "sentence_bert_config.json") or {}
+        )
         return _Tokenizer(
             tokenize,
             sentence.get("max_seq_length") or longest,

@@ -22,23 +22,23 @@ from tqdm import tqdm
 
 from ..devices import resolve_device
 from ..features import FeatureCache, open_cache
-from ..utils.concurrency import ForkSafeLock, in_threads
+from ..utils.concurrency import ForkSafeLock, map_threaded
 from ..utils.escape import escape_controls
 from ..utils.sklearn_compat import CallbackSupportMixin, LazyNamesMixin, reports_fit
 from ..utils.torch_state import default_state
 from ..utils.warnings import warn
 from ._encode_to import EncodesToFile
-from ._engines import ENGINES, Engine, Workload, chosen_engine, engine_for
+from ._engines import ENGINES, Engine, Workload, choose_engine, make_engine
 from .items import (
     EncodingError,
     EncodingFailedWarning,
     ItemError,
     as_items,
-    described,
+    describe_item,
     exports_folder,
-    summary,
+    summarize_errors,
 )
-from .weights import Network, RecordedEncoder, folder_digest, shared
+from .weights import Network, RecordedEncoder, digest_folder, get_shared_network
 
 
 class Computes:
@@ -103,10 +103,10 @@ class Computes:
             self._n_threads(),
             exports_folder(self.cache),
         )
-        return engine_for(self.engine, workload, n_items, self._worth_exporting)
+        return make_engine(self.engine, workload, n_items, self._worth_exporting)
 
     def _engine_name(self) -> str:
-        return chosen_engine(self.engine, self._device(), self.dtype)
+        return choose_engine(self.engine, self._device(), self.dtype)
 
     def _device(self) -> torch.device:
         if self.engine in ("onnx", "openvino") and self.device in (None, "auto"):
@@ -250,7 +250,7 @@ class FrozenEncoder(
             try:
                 key = self._key(identity, item)
             except ItemError as error:
-                errors[row] = described(item, error)
+                errors[row] = describe_item(item, error)
             else:
                 rows.setdefault(key, []).append(row)
         self._raise_or_go_on(errors)
@@ -301,7 +301,7 @@ class FrozenEncoder(
 
         def fails(bad: dict[bytes, ItemError]) -> None:
             for key, error in bad.items():
-                errors.update({row: described(item, error) for row, item in of_key[key]})
+                errors.update({row: describe_item(item, error) for row, item in of_key[key]})
             self._raise_or_go_on(errors)
 
         items = {key: rows[0][1] for key, rows in of_key.items()}
@@ -365,11 +365,11 @@ class FrozenEncoder(
             return self._features_of(engine, good, tensors, bad) if good else {}, bad
 
         if engine.concurrent:
-            yield from in_threads(
+            yield from map_threaded(
                 lambda start: compute(prepare(start)), starts, n_threads, alone=True
             )
         else:
-            yield from map(compute, in_threads(prepare, starts, n_threads, alone=True))
+            yield from map(compute, map_threaded(prepare, starts, n_threads, alone=True))
 
     def _features_of(
         self,
@@ -397,9 +397,9 @@ class FrozenEncoder(
         device = self._device()
         weights = self._weights_key()
         if os.path.isdir(self.model_name):  # another model may lie there by now
-            weights += folder_digest(Path(self.model_name))
+            weights += digest_folder(Path(self.model_name))
         key = (loader, weights, str(device))
-        return shared(key, lambda: self._loaded(device))
+        return get_shared_network(key, lambda: self._loaded(device))
 
     def _loaded(self, device: torch.device) -> Network:
         # Weights are drawn at random before they are read: not from the user's generator.
@@ -435,15 +435,15 @@ class FrozenEncoder(
     def _raise_or_go_on(self, errors: dict[int, str]) -> None:
         if errors and self.on_error == "raise":
             raise EncodingError(
-                f"{summary(errors, self._modality)}Remove them, or pass on_error='nan' to "
-                f"{type(self).__name__} to go on without them.",
+                f"{summarize_errors(errors, self._modality)}Remove them, or pass on_error='nan' "
+                f"to {type(self).__name__} to go on without them.",
                 dict(sorted(errors.items())),
             )
 
     def _report(self, errors: dict[int, str]) -> None:
         if errors:
             warn(
-                f"{summary(errors, self._modality)}"
+                f"{summarize_errors(errors, self._modality)}"
                 "Their features are NaN; `errors_` names them all.",
                 EncodingFailedWarning,
             )

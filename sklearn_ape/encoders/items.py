@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import torch.utils.data
 
-from ..utils.files import default_home
-from ..utils.validation import check_sequence, first_few
+from ..utils.files import default_data_home
+from ..utils.validation import check_sequence, format_list
 
 _NAMED_IN_ERRORS = 5
 
@@ -56,7 +56,7 @@ class _Described(str):
     reason: str
 
 
-def described(item: Any, error: ItemError) -> str:
+def describe_item(item: Any, error: ItemError) -> str:
     """Name an item in front of what is wrong with it."""
     name = ""
     if isinstance(getattr(item, "where", None), str):  # of a shard; tensors have a method `where`
@@ -76,7 +76,7 @@ def _unnamed(item: Any) -> str:
     return reprlib.repr(item)
 
 
-def summary(errors: Mapping[int, str], modality: str) -> str:
+def summarize_errors(errors: Mapping[int, str], modality: str) -> str:
     """Name the first bad rows: one line per reason, with all its rows."""
     rows_of: dict[str, list[int]] = {}
     for row in sorted(errors):
@@ -94,12 +94,12 @@ def _line(errors: Mapping[int, str], reason: str, rows: list[int]) -> str:
     if len(rows) == 1:
         return f"  row {rows[0]}: {errors[rows[0]]}"
     names = list(dict.fromkeys(getattr(errors[row], "name", "") for row in rows))
-    each = f"each of {first_few(names, str)} " if all(names) else "each "
+    each = f"each of {format_list(names, str)} " if all(names) else "each "
     if len(names) == 1:
         each = f"{names[0]} " if names[0] else "each "
     if not hasattr(errors[rows[0]], "reason"):  # kept in a file as plain text
         each = ""
-    return f"  rows {first_few(rows, str)} ({len(rows)} in all): {each}{reason}"
+    return f"  rows {format_list(rows, str)} ({len(rows)} in all): {each}{reason}"
 
 
 def as_items(X: Any, modality: str) -> list[Any]:
@@ -132,5 +132,5 @@ def exports_folder(cache: Any) -> Path:
     """Return where exported networks are kept: beside the features, or with the user's caches."""
     folder = getattr(cache, "folder", cache)
     if not isinstance(folder, str | PathLike) or folder == "memory":
-        folder = default_home()
+        folder = default_data_home()
     return Path(folder).expanduser() / "engines"

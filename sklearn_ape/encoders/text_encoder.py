@@ -14,11 +14,11 @@ from sklearn.utils import Tags
 
 from ..utils.concurrency import ForkSafeLock
 from ..utils.files import IMAGE_SUFFIXES
-from ..utils.validation import first_few
+from ..utils.validation import format_list
 from ..utils.warnings import warn
 from .base import FrozenEncoder
 from .items import ItemError
-from .weights import loading, side_file
+from .weights import loading, read_side_file
 
 
 class TextPreparation(NamedTuple):
@@ -84,14 +84,14 @@ def declared_preparation(
     """
 
     def read(filename: str) -> dict[str, Any]:
-        return side_file(model_name, revision, filename) or {}
+        return read_side_file(model_name, revision, filename) or {}
 
     with loading(model_name):
         is_siglip = str(read("config.json").get("model_type")).startswith("siglip")
         lower = is_siglip or bool(read("sentence_bert_config.json").get("do_lower_case"))
         tokenizer = read("tokenizer_config.json") if is_siglip else {}
         tokenizer_lowers = str(tokenizer.get("tokenizer_class")).startswith("Siglip")
-        is_sentence_model = side_file(model_name, revision, "modules.json") is not None
+        is_sentence_model = read_side_file(model_name, revision, "modules.json") is not None
         sentence = read("config_sentence_transformers.json") if is_sentence_model else {}
         prompts = sentence.get("prompts") or {}
         default = sentence.get("default_prompt_name")
@@ -106,8 +106,8 @@ def declared_preparation(
 def _warn_of_prompts(model_name: str, prompts: dict[str, str]) -> None:
     if prompts:
         warn(
-            f"{model_name!r} has prompts ({first_few(prompts)}) and none of them is the default, "
-            "so texts are encoded without a prompt, as sentence-transformers does. Put the prompt "
+            f"{model_name!r} has prompts ({format_list(prompts)}) and none of them is the "
+            "default, so texts are encoded without a prompt, as sentence-transformers does. Put the prompt "
             f"in front of the texts yourself, for instance {next(iter(prompts.values()))!r}.",
         )
 

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 
-from ..persistence import Recordable, State
+from ..persistence import FittedState, SerializableMixin
 from ..utils.concurrency import ForkSafeLock
 from ..utils.files import is_settled, stamp_of
 
@@ -171,7 +171,7 @@ def packaged_file(name: str) -> Path:
     return Path(spec.origin).parent / weights.location
 
 
-def verified(name: str, path: Path) -> Path:
+def verify_digest(name: str, path: Path) -> Path:
     """Return `path` when it holds the very weights that `name` stands for."""
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     if digest != PACKAGED[name].sha256:
@@ -183,7 +183,7 @@ def verified(name: str, path: Path) -> Path:
     return path
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
+def suggest_names(name: str, known: Iterable[str]) -> str:
     """Return " Did you mean ...?" for the known names nearest to a mistyped one, or ""."""
     by_lower = {candidate.lower(): candidate for candidate in known}
     close = difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.6)
@@ -195,7 +195,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 _folder_digests: dict[tuple[tuple[str, tuple[int, ...]], ...], str] = {}
 
 
-def folder_digest(folder: Path) -> str:
+def digest_folder(folder: Path) -> str:
     """Return a digest of all files in a model folder: another model there is another digest."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     statuses = [path.stat() for path in files]
@@ -249,10 +249,11 @@ def check_source(model_name: str, encoder: Any) -> None:
                 f"The folder {model_name!r} holds no model: it has no config.json. Expected what "
                 "save_pretrained of the transformers library writes."
             )
-    elif nearest(model_name, PACKAGED) and "/" not in model_name:
+    elif suggest_names(model_name, PACKAGED) and "/" not in model_name:
         raise ValueError(
             f"No encoder is called {model_name!r}: it is no short name of list_encoders(), no "
-            f"folder and no hub name (those read 'owner/name').{nearest(model_name, PACKAGED)}"
+            "folder and no hub name (those read 'owner/name')."
+            f"{suggest_names(model_name, PACKAGED)}"
         )
 
 
@@ -261,7 +262,7 @@ def fingerprint_of(model_name: str, revision: str | None) -> str | None:
     if model_name in PACKAGED:
         return PACKAGED[model_name].sha256
     if os.path.isdir(model_name):
-        return folder_digest(Path(model_name))
+        return digest_folder(Path(model_name))
     commit = hub_commit(model_name, revision)
     return f"{model_name}@{commit}" if commit else None
 
@@ -270,7 +271,7 @@ def pretrained(loader: Any, model_name: str, revision: str | None, **options: An
     """Call `loader.from_pretrained`, with an error that names the remedy."""
     source = source_of(model_name)
     if model_name in PACKAGED:
-        verified(model_name, packaged_file(model_name))
+        verify_digest(model_name, packaged_file(model_name))
     elif not os.path.isdir(source):
         # Weights and features must be of one commit even when the branch moves on.
         revision = hub_commit(source, revision) or revision
@@ -292,7 +293,7 @@ def loading(model_name: str, known: Iterable[str] = PACKAGED) -> Iterator[None]:
         raise ValueError(
             f"No encoder could be loaded from {model_name!r}: it is no short name of "
             "list_encoders() and neither a folder nor a hub model that can be read from here."
-            f"{nearest(model_name, known)} The library says: {error}"
+            f"{suggest_names(model_name, known)} The library says: {error}"
         ) from error
 
 
@@ -310,7 +311,7 @@ def _quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def side_file(model_name: str, revision: str | None, filename: str) -> Any:
+def read_side_file(model_name: str, revision: str | None, filename: str) -> Any:
     """Return the content of a json file beside a model, or None when there is none."""
     source = source_of(model_name)
     if os.path.isdir(source):
@@ -333,7 +334,7 @@ def side_file(model_name: str, revision: str | None, filename: str) -> Any:
 _COMMIT = re.compile(r".*@([0-9a-f]{40})")
 
 
-class RecordedEncoder(Recordable):
+class RecordedEncoder(SerializableMixin):
     """Records what tells the weights from others, not the weights themselves."""
 
     _of_the_machine: ClassVar = frozenset(
@@ -361,7 +362,7 @@ class RecordedEncoder(Recordable):
     def _fitted_state(self) -> dict[str, Any]:
         return {"weights": self._known_weights()}
 
-    def _restore_state(self, state: State) -> None:
+    def _restore_state(self, state: FittedState) -> None:
         recorded = state.optional("weights")
         known = self._known_weights()
         if recorded is not None and known is not None and recorded != known:
@@ -401,12 +402,12 @@ class Network(NamedTuple):
     device: torch.device
 
 
-def is_shared(key: Hashable) -> bool:
+def is_network_shared(key: Hashable) -> bool:
     """Tell whether something is kept under `key`."""
     return key in _kept
 
 
-def shared(key: Hashable, make: Callable[[], T]) -> T:
+def get_shared_network(key: Hashable, make: Callable[[], T]) -> T:
     """Return what was made under `key`, making it the first time.
 
     The few most recently used are kept, so that the clones that a search makes and drops share

@@ -13,14 +13,14 @@ from scipy.sparse import issparse
 from sklearn.utils import gen_batches
 
 
-def missing_rows(features: Any) -> np.ndarray:
+def find_missing_rows(features: Any) -> np.ndarray:
     """Return which rows an encoder could not encode, as bools."""
     if not isinstance(features, StoredRows):
         return np.isnan(features[:, 0])
     return np.zeros(len(features), bool) if features.missing is None else features.missing
 
 
-def map_of(array: Any) -> np.memmap | None:
+def find_memmap(array: Any) -> np.memmap | None:
     """Return the memory map that an array is, or is a view of, if any."""
     while isinstance(array, np.ndarray):
         # A copy in memory may be called a map, too.
@@ -30,7 +30,7 @@ def map_of(array: Any) -> np.memmap | None:
     return None
 
 
-def forget(rows: Any) -> None:
+def release_pages(rows: Any) -> None:
     """Unmap rows of a memory map that have been read: they would count as memory in use.
 
     Parameters
@@ -38,7 +38,7 @@ def forget(rows: Any) -> None:
     rows : object
         A slice of a `numpy.memmap` or a view of one; of anything else nothing is done.
     """
-    owner = map_of(rows)
+    owner = find_memmap(rows)
     if owner is None or not hasattr(mmap, "MADV_DONTNEED"):
         return
     if owner.mode == "c":  # copy on write: what has been written would be lost
@@ -116,7 +116,7 @@ class StoredRows:
             return self._read(self.rows[index])
         if isinstance(index, slice):
             rows = np.array(self.array[index])
-            forget(self.array)
+            release_pages(self.array)
             return _float32(rows)
         return self._read(np.asarray(index))
 
@@ -129,7 +129,7 @@ class StoredRows:
         for start in range(0, n_stored, _ROWS_MAPPED):
             some = stored[start : start + _ROWS_MAPPED]
             as_stored[some] = np.take(self.array, ids[some], axis=0)
-            forget(self.array)
+            release_pages(self.array)
         found = _float32(as_stored)
         if self.more is not None:
             found[others] = self.more[ids[others] - len(self.array)]
@@ -206,7 +206,7 @@ def stays_stored(features: Any) -> bool:
         isinstance(features, np.ndarray)
         and features.ndim == 2
         and features.dtype.kind == "f"
-        and (features.dtype.itemsize == 2 or map_of(features) is not None)
+        and (features.dtype.itemsize == 2 or find_memmap(features) is not None)
         and _is_large(*features.shape)
     )
 
@@ -338,4 +338,4 @@ def feature_tiles(
                 f"{error}"
             ) from error
         yield rows, embeddings
-        forget(some)
+        release_pages(some)

@@ -9,9 +9,9 @@ import numpy as np
 from sklearn.utils import gen_batches
 
 from ..utils.linalg import evenly_spaced
-from ..utils.validation import first_few, ignores_underflow
+from ..utils.validation import format_list, ignores_underflow
 from ..utils.warnings import warn
-from .memmap import StoredRows, missing_rows, row_blocks
+from .memmap import StoredRows, find_missing_rows, row_blocks
 
 _FLOAT32 = np.finfo(np.float32)
 
@@ -49,14 +49,14 @@ def as_float32(features: np.ndarray, name: str, look: bool) -> np.ndarray:
     ValueError
         When numbers are not finite or beyond float32, or what tells rows apart is lost in it.
     """
-    numbers, largest = narrowed(features, name)
-    rows_or_nan(numbers, name)
+    numbers, largest = cast_to_float32(features, name)
+    check_finite_rows(numbers, name)
     if look:
-        look_at(features, largest, name)
+        warn_if_ill_conditioned(features, largest, name)
     return numbers
 
 
-def narrowed(features: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:
+def cast_to_float32(features: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Return features as float32, and the largest size of a number of every row.
 
     Parameters
@@ -85,14 +85,14 @@ def narrowed(features: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:
     if beyond.size:
         raise ValueError(
             f"Input {name} contains infinity or a value too large for float32: {beyond.size} "
-            f"rows, the first of them {first_few(beyond, str)}. Leave these rows out, or multiply "
-            "all features by a small number."
+            f"rows, the first of them {format_list(beyond, str)}. Leave these rows out, or "
+            "multiply all features by a small number."
         )
     below = np.flatnonzero((largest > 0) & (largest < _FLOAT32.tiny))
     if below.size and features.dtype == np.float64:
         raise ValueError(
             f"Input {name} is too small for float32, whose numbers end at 1e-38: {below.size} "
-            f"rows, the first of them {first_few(below, str)}. Multiply all features by a large "
+            f"rows, the first of them {format_list(below, str)}. Multiply all features by a large "
             "number."
         )
     return np.ascontiguousarray(features, dtype=np.float32), largest
@@ -108,7 +108,7 @@ def _largest(features: np.ndarray) -> np.ndarray:
     return largest
 
 
-def look_at(features: np.ndarray, largest: np.ndarray, name: str) -> None:
+def warn_if_ill_conditioned(features: np.ndarray, largest: np.ndarray, name: str) -> None:
     """Warn of features that are numbers, and yet will teach little.
 
     Parameters
@@ -116,7 +116,7 @@ def look_at(features: np.ndarray, largest: np.ndarray, name: str) -> None:
     features : ndarray of shape (n, n_features)
         As `as_floats` returns it.
     largest : ndarray of shape (n,)
-        What `narrowed` returns.
+        What `cast_to_float32` returns.
     name : str
         For messages.
 
@@ -133,7 +133,7 @@ def look_at(features: np.ndarray, largest: np.ndarray, name: str) -> None:
     if far.size:
         warn(
             f"Input {name} has numbers up to {known.max():.0e} in {far.size} rows, the first of "
-            f"them {first_few(far, str)}, and up to {usual:.0e} in most: such rows decide means "
+            f"them {format_list(far, str)}, and up to {usual:.0e} in most: such rows decide means "
             "and variances alone. Leave them out, or scale every row to length 1.",
         )
     some = features[evenly_spaced(len(features))].astype(np.float64)
@@ -157,7 +157,7 @@ def look_at(features: np.ndarray, largest: np.ndarray, name: str) -> None:
     )
 
 
-def rows_or_nan(features: np.ndarray, name: str) -> np.ndarray:
+def check_finite_rows(features: np.ndarray, name: str) -> np.ndarray:
     """Let whole rows of NaN pass (what an encoder gave up), refuse any other NaN."""
     partly = np.flatnonzero(_partly(features))
     if partly.size:
@@ -165,7 +165,7 @@ def rows_or_nan(features: np.ndarray, name: str) -> np.ndarray:
     return features
 
 
-def stored_features(array: np.ndarray, name: str) -> StoredRows:
+def check_stored_features(array: np.ndarray, name: str) -> StoredRows:
     """Return rows of an array that stays where it is, after a look at all of them.
 
     Parameters
@@ -209,9 +209,7 @@ def stored_features(array: np.ndarray, name: str) -> StoredRows:
 
 
 @ignores_underflow
-def embedded_where_known(
-    features: Any, embed: Callable[[np.ndarray], np.ndarray], width: int
-) -> np.ndarray:
+def embed_rows(features: Any, embed: Callable[[np.ndarray], np.ndarray], width: int) -> np.ndarray:
     """Embed the rows that are known, a block at a time if they are stored; others stay NaN.
 
     Parameters
@@ -228,7 +226,7 @@ def embedded_where_known(
     embeddings : ndarray of shape (n_rows, width)
         float32, where it is made here.
     """
-    known = ~missing_rows(features)
+    known = ~find_missing_rows(features)
     if known.all() and not isinstance(features, StoredRows):
         return embed(features)
     embeddings = np.full((len(features), width), np.nan, dtype=np.float32)
@@ -247,5 +245,5 @@ def _partly(features: np.ndarray) -> np.ndarray:
 def _contains_nan(name: str, rows: np.ndarray) -> str:
     return (
         f"Input {name} contains NaN: {rows.size} rows, the first of them "
-        f"{first_few(rows, str)}. Leave these rows out."
+        f"{format_list(rows, str)}. Leave these rows out."
     )

@@ -10,7 +10,7 @@ import torch
 from sklearn.utils import gen_batches
 from torch import nn
 
-from ..utils.linalg import unit
+from ..utils.linalg import l2_normalize
 
 _ROWS_AT_ONCE = 4096
 
@@ -266,11 +266,11 @@ class TwoTower(nn.Module):
 
     def embed_image(self, features: torch.Tensor) -> torch.Tensor:
         """Map image features to the unit sphere of the shared space."""
-        return unit(self.image_head(features))
+        return l2_normalize(self.image_head(features))
 
     def embed_text(self, features: torch.Tensor) -> torch.Tensor:
         """Map text features to the unit sphere of the shared space."""
-        return unit(self.text_head(features))
+        return l2_normalize(self.text_head(features))
 
     def forward(
         self, image: torch.Tensor, text: torch.Tensor

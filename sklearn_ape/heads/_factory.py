@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..persistence import State
+from ..persistence import FittedState
 from ..utils.torch_state import default_state
 from ._base import FrozenHead, Head, LinearHead
 from ._closed_form import BaseMap, ClosedFormHead, KernelMap, LinearMap, WhitenedMap
@@ -187,7 +187,7 @@ def head_state(head: Head) -> dict[str, Any]:
 
 
 @default_state()
-def restored_head(state: State) -> Head:
+def restored_head(state: FittedState) -> Head:
     """Return the head that `head_state` described.
 
     Parameters
@@ -212,7 +212,7 @@ def restored_head(state: State) -> Head:
     return head
 
 
-def _unfilled(state: State) -> tuple[Head, State]:
+def _unfilled(state: FittedState) -> tuple[Head, FittedState]:
     """Return a head without numbers, which takes no memory, and where they are."""
     tensors = state.part("tensors")
     shape: dict[str, Any] = {
@@ -228,7 +228,7 @@ def _unfilled(state: State) -> tuple[Head, State]:
         return make_head(**shape), tensors
 
 
-def fill(module: nn.Module, tensors: State) -> None:
+def fill(module: nn.Module, tensors: FittedState) -> None:
     """Give a module without numbers those of a file, once they are seen to fit."""
     found = {}
     for name, tensor in module.state_dict().items():
@@ -241,7 +241,7 @@ def fill(module: nn.Module, tensors: State) -> None:
     module.load_state_dict(found, strict=True, assign=True)
 
 
-def _closed_form(state: State) -> ClosedFormHead:
+def _closed_form(state: FittedState) -> ClosedFormHead:
     state.value("kind")
     part = state.part("base")
     kind = part.text("kind")
@@ -268,7 +268,7 @@ def _closed_form(state: State) -> ClosedFormHead:
     return head
 
 
-def _float32(state: State, name: str, shape: tuple[int | None, ...]) -> Any:
+def _float32(state: FittedState, name: str, shape: tuple[int | None, ...]) -> Any:
     array = state.array(name, shape)
     if array.dtype.str != "<f4":
         raise ValueError(f"{state.where}.{name} must be of type float32, not {array.dtype}.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ..utils.linalg import ordinary
+from ..utils.linalg import rescale_extreme_rows
 from ._base import NORM_LIMITS, Head
 
 
@@ -267,7 +267,7 @@ class SkipMLPHead(Head):
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Map (n, n_in) to (n, n_out)."""
-        normed = self.dropout(self.norm(ordinary(features, *NORM_LIMITS)))
+        normed = self.dropout(self.norm(rescale_extreme_rows(features, *NORM_LIMITS)))
         return self.residuals(self.linear(normed) + self.nonlinear(normed))
 
 
@@ -316,6 +316,6 @@ class StarHead(Head):
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Map (n, n_in) to (n, n_out)."""
-        normed = self.norm(ordinary(features, *NORM_LIMITS))
+        normed = self.norm(rescale_extreme_rows(features, *NORM_LIMITS))
         product = nn.functional.relu6(self.gate(normed)) * self.up(normed)
         return self.down(self.dropout(product))

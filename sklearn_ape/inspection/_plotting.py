@@ -13,10 +13,10 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.manifold import TSNE
 from sklearn.pipeline import Pipeline
 
-from ..aligners.wrapper import chosen_aligner, text_side
+from ..aligners.wrapper import resolve_aligner, unwrap_aligner
 from ..encoders.images import read_image
 from ..encoders.items import ItemError
-from ..utils.validation import check_sequence, first_few
+from ..utils.validation import check_sequence, format_list
 from ..utils.warnings import warn
 
 _LARGEST_FIGURE = 40.0  # inches
@@ -103,7 +103,7 @@ def flat_points(
     if not known.all():
         warn(
             f"{(~known).sum()} rows are not finite and left out of the map: "
-            f"{first_few(np.flatnonzero(~known), str)} of images and texts in a row.",
+            f"{format_list(np.flatnonzero(~known), str)} of images and texts in a row.",
         )
     n = int(known.sum())
     if n < 3:
@@ -241,8 +241,8 @@ def aligner_and_input(estimator: Any, X: Any) -> tuple[Any, Any]:
     TypeError
         When there is no aligner in it.
     """
-    estimator = chosen_aligner(estimator)
-    aligner = text_side(estimator)
+    estimator = resolve_aligner(estimator)
+    aligner = unwrap_aligner(estimator)
     while estimator is not aligner:
         if isinstance(estimator, Pipeline):
             if len(estimator.steps) > 1:
@@ -272,7 +272,7 @@ def texts_in(y: Any) -> list[str] | None:
     return items if items and all(isinstance(item, str) for item in items) else None
 
 
-def checked_names(names: Any, n: int, what: str, of: str) -> list[Any] | None:
+def check_names(names: Any, n: int, what: str, of: str) -> list[Any] | None:
     """Return names or images as a list, refusing another number of them than there are."""
     if names is None:
         return None

@@ -12,7 +12,7 @@ from sklearn.utils.validation import check_is_fitted
 from ._plotting import (
     aligner_and_input,
     axes_for,
-    checked_names,
+    check_names,
     checked_pairs,
     draw_thumbnail,
     images_in,
@@ -190,8 +190,8 @@ class SimilarityMatrixDisplay:
             pairs = checked_pairs(pairs, n_images, n_texts)
         display = cls(
             similarity,
-            images=checked_names(images, n_images, "images", "row"),
-            captions=checked_names(captions, n_texts, "captions", "column"),
+            images=check_names(images, n_images, "images", "row"),
+            captions=check_names(captions, n_texts, "captions", "column"),
             pairs=pairs,
         )
         return display.plot(ax=ax, **plot_options)

@@ -14,7 +14,7 @@ from ..utils.validation import (
     as_labels,
     check_count,
     distinct_labels,
-    first_few,
+    format_list,
     ignores_underflow,
 )
 
@@ -231,7 +231,7 @@ def _columns(y: Any, labels: Any, scores: np.ndarray) -> np.ndarray:
     column_of = {label: column for column, label in enumerate(classes.tolist())}
     if len(column_of) < len(classes):
         repeated = [label for label, count in Counter(classes.tolist()).items() if count > 1]
-        raise ValueError(f"labels repeat: {first_few(repeated)}. Pass one class per column.")
+        raise ValueError(f"labels repeat: {format_list(repeated)}. Pass one class per column.")
     columns = np.array([column_of.get(label, -1) for label in y.tolist()])
     missing = np.flatnonzero(columns < 0)
     if missing.size:

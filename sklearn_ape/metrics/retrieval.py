@@ -10,7 +10,7 @@ import numpy as np
 from sklearn.utils import column_or_1d
 from threadpoolctl import ThreadpoolController
 
-from ..utils.validation import as_floats, check_count, first_few, plain_numbers
+from ..utils.validation import as_floats, as_numeric, check_count, format_list
 
 # A tile of scores stays near the processor. Flags are counted in bytes, many times as fast as in
 # integers, so fewer than 256 at a time: rows by 240, and of the columns every eighth.
@@ -127,7 +127,7 @@ class _Tiles:
         return np.asarray(embeddings, dtype=self.dtype)
 
 
-def ranks_of_both(
+def compute_both_ranks(
     queries: Any, candidates: Any, pairs: np.ndarray, both: bool = True
 ) -> tuple[np.ndarray, np.ndarray]:
     """Rank of the best positive of every query, and of every candidate among the queries.
@@ -251,7 +251,7 @@ def _distinct(pairs: Any, shape: tuple[int, int]) -> np.ndarray:
     ValueError
         When they are not integers, or a row does not exist.
     """
-    pairs = np.asarray(plain_numbers(pairs, "pairs"))
+    pairs = np.asarray(as_numeric(pairs, "pairs"))
     if pairs.dtype == bool:
         raise ValueError(
             f"pairs is a boolean array of shape {pairs.shape}. Pass the rows that belong "
@@ -327,7 +327,7 @@ def retrieval_ranks(queries: np.ndarray, candidates: np.ndarray, pairs: np.ndarr
     array([0, 0, 2])
     """
     queries, candidates = _rows(queries, "queries"), _rows(candidates, "candidates")
-    return ranks_of_both(queries, candidates, pairs, both=False)[0]
+    return compute_both_ranks(queries, candidates, pairs, both=False)[0]
 
 
 def recall_at_k(ranks: Any, k: int) -> float:
@@ -359,7 +359,7 @@ def recall_at_k(ranks: Any, k: int) -> float:
     0.5
     """
     check_count(k, "k")
-    ranks = column_or_1d(plain_numbers(ranks, "ranks"))
+    ranks = column_or_1d(as_numeric(ranks, "ranks"))
     if not len(ranks):
         raise ValueError("ranks is empty, so recall is not defined. Pass one rank per query.")
     if ranks.dtype.kind not in "iuf":
@@ -412,7 +412,7 @@ def retrieval_report(
     >>> retrieval_report(np.eye(4), np.eye(4)[[0, 1, 3, 2]], pairs, ks=[1, 2])["image_to_text"]
     {1: 0.5, 2: 0.5}
     """
-    by_image, by_text = ranks_of_both(
+    by_image, by_text = compute_both_ranks(
         _rows(image_embeddings, "image_embeddings"),
         _rows(text_embeddings, "text_embeddings"),
         pairs,
@@ -466,7 +466,7 @@ def rank_report(
     >>> rank_report(np.eye(4), np.eye(4)[[0, 1, 3, 2]], pairs, ks=[1])["image_to_text"]
     {'recall@1': 0.5, 'mean_rank': 2.5, 'median_rank': 2.5, 'mean_reciprocal_rank': 0.625}
     """
-    by_image, by_text = ranks_of_both(
+    by_image, by_text = compute_both_ranks(
         _rows(image_embeddings, "image_embeddings"),
         _rows(text_embeddings, "text_embeddings"),
         pairs,
@@ -491,7 +491,7 @@ def _rows(embeddings: Any, name: str) -> np.ndarray:
         bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
         raise ValueError(
             f"Embeddings must be finite: {name} contains NaN or infinity in {bad.size} rows, the "
-            f"first of them {first_few(bad, str)}."
+            f"first of them {format_list(bad, str)}."
         )
     if largest == 0 or _LEAST < largest < _MOST:
         return rows

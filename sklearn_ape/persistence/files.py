@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ..utils.files import unfinished
+from ..utils.files import atomic_directory
 from ..utils.warnings import warn
 from ._serialize import Rebuilder, Recorder, dumped, loaded
 
@@ -141,7 +141,7 @@ def metadata_of(path: Path) -> str:
     return text if isinstance(text, str) else ""
 
 
-def described(tensors: Mapping[str, np.ndarray]) -> dict[str, list[Any]]:
+def describe_tensors(tensors: Mapping[str, np.ndarray]) -> dict[str, list[Any]]:
     """Return dtype and shape by name."""
     return {name: [tensors[name].dtype.str, list(tensors[name].shape)] for name in sorted(tensors)}
 
@@ -194,7 +194,7 @@ def write_model(
         When it cannot be written; also (FileExistsError) for a folder that holds other things.
     """
     target = Path(folder)
-    whole = {**config, "tensors": described(tensors), "digest": digest_of(tensors)}
+    whole = {**config, "tensors": describe_tensors(tensors), "digest": digest_of(tensors)}
     written = dumped(whole)
     try:
         _write(target, tensors, written, card)
@@ -214,7 +214,7 @@ def _write(target: Path, tensors: Mapping[str, np.ndarray], config: str, card: s
     if target.exists() or target.is_symlink():
         raise FileExistsError(f"{str(target)!r} is a file: a model is saved as a folder.")
     target.parent.mkdir(parents=True, exist_ok=True)
-    with unfinished(target) as fresh:
+    with atomic_directory(target) as fresh:
         _replace(fresh, tensors, config, card)
         os.rename(fresh, target)
     sync(target.parent)
@@ -259,7 +259,7 @@ def read_model(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
                 f"within {TENSORS} is used. Saving again mends it.",
             )
         config = embedded
-    if config.get("tensors") != described(tensors):
+    if config.get("tensors") != describe_tensors(tensors):
         raise ValueError(f"The shapes and types in {TENSORS} are not those that {what} says.")
     return config, tensors
 
@@ -285,7 +285,7 @@ def _check_ours(folder: Path) -> None:
 
 
 def _replace(folder: Path, tensors: Mapping[str, np.ndarray], config: str, card: str) -> None:
-    with unfinished(folder / TENSORS) as fresh:
+    with atomic_directory(folder / TENSORS) as fresh:
         write_tensors(fresh / TENSORS, tensors, config)
         (fresh / CONFIG).write_text(config, encoding="utf-8")
         (fresh / CARD).write_text(card, encoding="utf-8")
@@ -325,10 +325,10 @@ def write_file(path: Path, head: Mapping[str, Any], values: Mapping[str, Any]) -
     config = {
         "head": dict(head),
         "values": body,
-        "tensors": described(tensors),
+        "tensors": describe_tensors(tensors),
         "digest": digest_of(tensors),
     }
-    with unfinished(path) as folder:
+    with atomic_directory(path) as folder:
         staged = folder / path.name
         write_tensors(staged, tensors, _sealed(dumped(config)))
         sync(staged)
@@ -364,7 +364,9 @@ def read_file(path: Path) -> dict[str, Any]:
     """
     tensors, text = read_tensors(path)
     config = _unsealed(text, path)
-    if config.get("digest") != digest_of(tensors) or config.get("tensors") != described(tensors):
+    if config.get("digest") != digest_of(tensors) or config.get("tensors") != describe_tensors(
+        tensors
+    ):
         raise ValueError(f"{str(path)!r} is damaged: its numbers are not those that were saved.")
     rebuilder = Rebuilder(tensors, {})
     values = rebuilder.value(config.get("values"))

@@ -13,13 +13,13 @@ import numpy as np
 from sklearn.exceptions import NotFittedError
 from sklearn.utils.validation import check_is_fitted
 
-from ..utils.validation import first_few
+from ..utils.validation import format_list
 from ._serialize import Recorder
 from .files import FORMAT, write_model
 from .hub import Facts, card_of, checked_scores, load_pretrained, temporary, upload
 
 
-class State:
+class FittedState:
     """Named values of a file, each given out once and checked.
 
     Parameters
@@ -49,7 +49,7 @@ class State:
         if not isinstance(values, Mapping):
             raise ValueError(f"{where} must be an object, not {_short(values)}.")
         self._values = dict(values)
-        self._parts: list[State] = []
+        self._parts: list[FittedState] = []
         self.where = where
 
     def __contains__(self, name: str) -> bool:
@@ -72,9 +72,9 @@ class State:
         """Return anything, or None, and leave it there."""
         return self._values.get(name)
 
-    def part(self, name: str) -> State:
+    def part(self, name: str) -> FittedState:
         """Return named values within."""
-        part = State(self.value(name), f"{self.where}.{name}")
+        part = FittedState(self.value(name), f"{self.where}.{name}")
         self._parts.append(part)
         return part
 
@@ -127,7 +127,7 @@ class State:
         """Refuse values that nobody asked for."""
         if self._values:
             raise ValueError(
-                f"{self.where} has {first_few(sorted(self._values))}, which this "
+                f"{self.where} has {format_list(sorted(self._values))}, which this "
                 "version of sklearn-ape does not know: pip install --upgrade sklearn-ape."
             )
         for part in self._parts:
@@ -150,7 +150,7 @@ class Record(NamedTuple):
     state: dict[str, Any] | None
 
 
-class Recordable:
+class SerializableMixin:
     """Base of estimators that files of models may hold.
 
     Subclasses say which parameters belong to a machine, what `fit` left and how it is put back.
@@ -166,7 +166,7 @@ class Recordable:
         """Return what `fit` left."""
         return {}
 
-    def _restore_state(self, state: State) -> None:
+    def _restore_state(self, state: FittedState) -> None:
         """Put back what `fit` left; called on an estimator with its parameters set."""
 
     def _check_restored(self) -> None:
@@ -200,13 +200,13 @@ class Recordable:
         found = cls(**params, **machine)
         found._check_restored()
         if state is not None:
-            read = State(state, cls.__name__)
+            read = FittedState(state, cls.__name__)
             found._restore_state(read)
             read.close()
         return found
 
 
-class Shareable(Recordable):
+class PretrainedMixin(SerializableMixin):
     """Base of fitted estimators that are saved to a folder, loaded and shared."""
 
     def _card_facts(self) -> Facts:

@@ -12,13 +12,13 @@ import numpy as np
 
 from ..aligners.pairs import holds_images
 from ..aligners.similarity import Bank, Standardizer, _distinct, _divisor, _moments
-from ..aligners.wrapper import AroundAligner, text_side
+from ..aligners.wrapper import AlignerWrapperMixin, unwrap_aligner
 from ..encoders import EncodingFailedWarning
 from ..features.memmap import feature_tiles, is_table, row_tiles
-from ..persistence import State
+from ..persistence import FittedState
 from ..persistence.hub import Facts
 from ..utils.linalg import evenly_spaced
-from ..utils.validation import check_sequence, first_few
+from ..utils.validation import check_sequence, format_list
 from ..utils.warnings import warn
 from ._index import Index, make_index, nearest, products_of_pairs
 
@@ -214,7 +214,7 @@ def _read(embeddings: np.ndarray, n_before: int, dtype: str) -> tuple[np.ndarray
     lost = n_before + np.flatnonzero(unread)
     warn(
         f"{len(lost)} of {len(embeddings)} images could not be read and are in no answer: rows "
-        f"{first_few(lost, str)}.",
+        f"{format_list(lost, str)}.",
         EncodingFailedWarning,
     )
     return embeddings[~unread].astype(dtype, copy=False), rows
@@ -230,7 +230,7 @@ _INT64 = np.iinfo(np.int64)
 _JSON_TYPES = {str, int, float, bool, type(None)}
 
 
-class SavedRetriever(AroundAligner):
+class SavedRetriever(AlignerWrapperMixin):
     """The part of `CrossModalRetriever` that is saved and loaded.
 
     Embeddings and what stands for the images are tensors, however many there are; an index is
@@ -250,11 +250,11 @@ class SavedRetriever(AroundAligner):
             "unread": unread.astype(np.int64),
             "items": None if collection.items is None else _packed(collection.items),
             "has_y": self._has_y,
-            "fingerprint": getattr(text_side(self.aligner_), "fingerprint_", None),
+            "fingerprint": getattr(unwrap_aligner(self.aligner_), "fingerprint_", None),
         }
 
-    def _restore_own(self, state: State) -> None:
-        texts = text_side(self.aligner_)
+    def _restore_own(self, state: FittedState) -> None:
+        texts = unwrap_aligner(self.aligner_)
         embeddings = state.array("embeddings", (None, int(texts.n_components_)))
         if not len(embeddings) or embeddings.dtype.name != self.dtype:
             raise ValueError(f"embeddings must be rows of {self.dtype}, one at least.")
@@ -333,7 +333,7 @@ def _plain(item: Any) -> Any:
     return float(item) if isinstance(item, float) else item
 
 
-def _unpacked(state: State) -> list[Any]:
+def _unpacked(state: FittedState) -> list[Any]:
     if "numbers" in state:
         return state.array("numbers", (None,), "if", finite=False).tolist()
     if "json" in state:

@@ -11,7 +11,7 @@ from sklearn.utils import gen_batches
 
 from ..features.memmap import is_table, row_tiles
 from ..utils.files import IMAGE_SUFFIXES
-from ..utils.validation import check_sequence, first_few, ignores_underflow
+from ..utils.validation import check_sequence, format_list, ignores_underflow
 from ..utils.warnings import warn
 
 INDEXES = ("exact", "faiss", "usearch")
@@ -336,6 +336,6 @@ def _warn_of_paths(texts: list[str]) -> None:
     if paths:
         warn(
             f"{len(paths)} of the queries look like paths and are searched as text: "
-            f"{first_few(paths)}. Pass modality='image' to search by these images, or "
+            f"{format_list(paths)}. Pass modality='image' to search by these images, or "
             "modality='text' where they are words.",
         )

@@ -11,10 +11,10 @@ from sklearn.exceptions import NotFittedError
 from sklearn.utils.validation import check_is_fitted
 
 from ..aligners.similarity import Bank, check_standardize, resolve_bank
-from ..aligners.wrapper import chosen_aligner, text_side
+from ..aligners.wrapper import resolve_aligner, unwrap_aligner
 from ..encoders import EncodingFailedWarning
-from ..utils.sklearn_compat import ShownMixin
-from ..utils.validation import check_sequence, first_few
+from ..utils.sklearn_compat import DocLinkMixin
+from ..utils.validation import check_sequence, format_list
 from ..utils.warnings import warn
 from ._collection import Collection, Relative, SavedRetriever, embedded, items_of
 from ._index import INDEXES, told_apart
@@ -94,7 +94,7 @@ class SearchResult(NamedTuple):
 _DTYPES = ("float32", "float16")
 
 
-class CrossModalRetriever(SavedRetriever, ShownMixin, BaseEstimator):
+class CrossModalRetriever(SavedRetriever, DocLinkMixin, BaseEstimator):
     """Find the images of a collection that are nearest to words, or to other images.
 
     Parameters
@@ -213,8 +213,8 @@ class CrossModalRetriever(SavedRetriever, ShownMixin, BaseEstimator):
         """
         self._check_parameters()
         check_sequence(images, "images", "image", "images or features")
-        aligner = chosen_aligner(self.aligner)
-        texts = text_side(aligner)
+        aligner = resolve_aligner(self.aligner)
+        texts = unwrap_aligner(aligner)
         _check_aligner_is_fitted(aligner)
         items = items_of(images, y) if y is not None else None
         embeddings = embedded(aligner, images, _width(texts))
@@ -302,7 +302,9 @@ class CrossModalRetriever(SavedRetriever, ShownMixin, BaseEstimator):
         k = _checked_k(k, "k", collection)
         asked, is_text = told_apart(queries, modality)
         if is_text:
-            found = np.asarray(text_side(self.aligner_).transform_text(asked), dtype=np.float32)
+            found = np.asarray(
+                unwrap_aligner(self.aligner_).transform_text(asked), dtype=np.float32
+            )
         else:
             found = self._embedded_images(asked, collection)
         read = np.flatnonzero(~np.isnan(found[:, 0]))
@@ -351,7 +353,7 @@ class CrossModalRetriever(SavedRetriever, ShownMixin, BaseEstimator):
         if unread.size:
             raise ValueError(
                 f"{len(unread)} images in X could not be read, so that they have no neighbours: "
-                f"rows {first_few(unread, str)}. Leave them out, or use search."
+                f"rows {format_list(unread, str)}. Leave them out, or use search."
             )
         scores, indices = collection.nearest(queries, n_neighbors)
         if not return_distance:
@@ -390,7 +392,7 @@ class CrossModalRetriever(SavedRetriever, ShownMixin, BaseEstimator):
 
     def _relative(self, texts: np.ndarray, collection: Collection) -> Relative | None:
         """Return what standardises the cosines of texts, if so wished."""
-        side = text_side(self.aligner_)
+        side = unwrap_aligner(self.aligner_)
         captions = getattr(getattr(side, "bank_", None), "text", None)
         bank: Bank | None
         if isinstance(self.standardize, bool | np.bool_):
@@ -456,7 +458,7 @@ def _checked_k(k: Any, name: str, collection: Collection) -> int:
 
 def _warn_of_unread(rows: np.ndarray) -> None:
     warn(
-        f"{len(rows)} queries could not be read and find nothing: {first_few(rows, str)}.",
+        f"{len(rows)} queries could not be read and find nothing: {format_list(rows, str)}.",
         EncodingFailedWarning,
     )
 

@@ -238,7 +238,7 @@ class _EpochBridge(Callback):
 _KEPT = ("epoch", "train_loss", "valid_recall", "logit_scale", "dur")
 
 
-class Course(NamedTuple):
+class TrainingResult(NamedTuple):
     """What a training leaves behind beside its weights."""
 
     history: list[dict[str, Any]]
@@ -247,12 +247,12 @@ class Course(NamedTuple):
     was_stopped: bool = False
 
 
-def is_first(ranks: Ranks | None) -> bool:
+def is_first_rank(ranks: Ranks | None) -> bool:
     """Say whether this process is the one that tells of progress."""
     return ranks is None or ranks.rank == 0
 
 
-def watchers(
+def make_callbacks(
     aligner: Any,
     valid: PairDataset | None,
     fit: FitContext,
@@ -296,7 +296,7 @@ def watchers(
             load_best=True,
         )
         found.append(("best", best))
-    if aligner.verbose == 1 and is_first(ranks):
+    if aligner.verbose == 1 and is_first_rank(ranks):
         found.append(("progress", EpochProgress(aligner.max_epochs, name)))
     bridges = epoch_bridges(fit, learned_so_far)
     found += [(f"bridge{i}", bridge) for i, bridge in enumerate(bridges)]
@@ -306,8 +306,8 @@ def watchers(
     return found if best is None else [*found, ("stop", StopWhenPatient(best))]
 
 
-def course_of(net: NeuralNet, aligner: Any) -> Course:
-    """Return the course of a training by `watchers`; warn when it was stopped from outside.
+def collect_result(net: NeuralNet, aligner: Any) -> TrainingResult:
+    """Return the course of a training by `make_callbacks`; warn when it was stopped from outside.
 
     Raises
     ------
@@ -331,4 +331,4 @@ def course_of(net: NeuralNet, aligner: Any) -> Course:
             f"{best_epoch} is taken as the best.",
             ConvergenceWarning,
         )
-    return Course(history, len(rows), best_epoch, was_stopped)
+    return TrainingResult(history, len(rows), best_epoch, was_stopped)

@@ -14,7 +14,7 @@ from scipy.sparse.csgraph import connected_components
 from torch.utils.data import Dataset
 
 from ..features.memmap import select
-from ..utils.concurrency import in_threads
+from ..utils.concurrency import map_threaded
 
 
 class Pairs(NamedTuple):
@@ -354,7 +354,7 @@ class PairBatches:
         drawn = map(self._draw, np.array_split(order, len(self)))
         if self.dataset.is_at_hand:
             return map(self._read, drawn)
-        return in_threads(self._read, drawn, n_threads=1)
+        return map_threaded(self._read, drawn, n_threads=1)
 
     def generators(self) -> dict[str, Any]:
         """Return where the random generators stand, between two epochs, as plain data."""

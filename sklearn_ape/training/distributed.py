@@ -210,7 +210,7 @@ def current_ranks() -> Ranks | None:
 
 
 # What may differ, or has no text that says what it is.
-OF_ONE_PROCESS = {
+SINGLE_PROCESS_PARAMETERS = {
     "image_encoder",
     "text_encoder",
     "head_pairs",
@@ -250,7 +250,9 @@ def join_ranks(aligner: Any, data: Pairs, seed: int) -> tuple[Ranks | None, int]
     if ranks is None:
         return None, seed
     parameters = aligner.get_params(deep=False)
-    told = {name: parameters[name] for name in sorted(parameters.keys() - OF_ONE_PROCESS)}
+    told = {
+        name: parameters[name] for name in sorted(parameters.keys() - SINGLE_PROCESS_PARAMETERS)
+    }
     some = (side[evenly_spaced(len(side))] for side in (data.image, data.text))
     sizes = np.array([len(data.image), len(data.text), data.n_prototypes])
     items = [] if data.items is None else [data.items]

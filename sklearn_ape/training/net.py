@@ -28,7 +28,7 @@ _lock = ForkSafeLock()
 
 
 @contextmanager
-def seeded(seed: int, device: torch.device) -> Iterator[None]:
+def seed_generators(seed: int, device: torch.device) -> Iterator[None]:
     """Let torch's global generator start at a seed, and put it back where it was.
 
     One thread of a process at a time: weights and dropped units are drawn from that generator

@@ -11,12 +11,12 @@ import torch
 from skorch.callbacks import Callback, LRScheduler
 from torch import nn
 
-from ..persistence import State
+from ..persistence import FittedState
 from .callbacks import BestEpoch
 from .net import AlignmentNet
 
 
-class KeepState(Callback):
+class SaveState(Callback):
     """Hands on the state of a training after its epochs, and starts from one.
 
     Comes behind all callbacks whose state it keeps and before what stops the training. A training
@@ -117,7 +117,7 @@ def restore_state(net: AlignmentNet, state: dict[str, Any]) -> tuple[int, Any]:
     ValueError
         When it is the state of another net.
     """
-    kept = State(state, "the state of the training")
+    kept = FittedState(state, "the state of the training")
     try:
         _load(net.module_, kept.value("module"))
         _load(net.criterion_, kept.value("criterion"))

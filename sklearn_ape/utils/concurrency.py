@@ -109,7 +109,7 @@ Result = TypeVar("Result")
 _AHEAD = 2
 
 
-def in_threads(
+def map_threaded(
     work: Callable[[Item], Result], items: Iterable[Item], n_threads: int, alone: bool = False
 ) -> Iterator[Result]:
     """Yield ``work(item)`` for each item, in order.

@@ -13,7 +13,7 @@ from pathlib import Path
 DATA_HOME_VARIABLE = "SKLEARN_APE_DATA"
 
 
-def default_home() -> Path:
+def default_data_home() -> Path:
     """Return the folder that the environment names, or the user's cache folder for the package."""
     chosen = os.environ.get(DATA_HOME_VARIABLE)
     if not chosen:
@@ -27,7 +27,7 @@ _SUFFIX = ".unfinished"
 
 
 @contextmanager
-def unfinished(target: Path) -> Iterator[Path]:
+def atomic_directory(target: Path) -> Iterator[Path]:
     """Give a new folder beside a target, on the same disk, in which to prepare it.
 
     What is in it is moved from there when it is whole; the rest goes with the folder. Folders
@@ -62,7 +62,7 @@ def unfinished(target: Path) -> Iterator[Path]:
     ...     [path.name for path in Path(name).iterdir()]
     ['a.txt']
     """
-    clear_unfinished(target)
+    remove_unfinished_directories(target)
     folder, lock = _made(target)
     try:
         yield folder
@@ -85,8 +85,8 @@ def _made(target: Path) -> tuple[Path, int | None]:
                 os.close(lock)
 
 
-def clear_unfinished(target: Path) -> None:
-    """Remove what killed processes left of `unfinished` folders for a target."""
+def remove_unfinished_directories(target: Path) -> None:
+    """Remove what killed processes left of `atomic_directory` folders for a target."""
     with suppress(OSError):
         for name in os.listdir(target.parent):
             if name.startswith(f".{target.name}.") and name.endswith(_SUFFIX):

@@ -23,7 +23,7 @@ def evenly_spaced(n_rows: int) -> np.ndarray:
 _LEAST, _MOST = 1e-12, 1e12
 
 
-def unit(rows: torch.Tensor) -> torch.Tensor:
+def l2_normalize(rows: torch.Tensor) -> torch.Tensor:
     """Scale rows to length 1; a row of zeros stays.
 
     torch's own `normalize` takes rows shorter than 1e-12 for zeros, and those whose squares
@@ -39,10 +39,12 @@ def unit(rows: torch.Tensor) -> torch.Tensor:
     rows : torch.Tensor of the same shape
         Of length 1.
     """
-    return nn.functional.normalize(ordinary(rows), dim=-1)
+    return nn.functional.normalize(rescale_extreme_rows(rows), dim=-1)
 
 
-def ordinary(rows: torch.Tensor, least: float = _LEAST, most: float = _MOST) -> torch.Tensor:
+def rescale_extreme_rows(
+    rows: torch.Tensor, least: float = _LEAST, most: float = _MOST
+) -> torch.Tensor:
     """Divide rows of tiny or huge numbers by a power of two, which rounds nothing.
 
     Parameters
@@ -64,7 +66,7 @@ def ordinary(rows: torch.Tensor, least: float = _LEAST, most: float = _MOST) -> 
     return rows / torch.where(stays, 1.0, torch.exp2(torch.floor(torch.log2(largest))))
 
 
-def unit_rows(features: np.ndarray, least: float = 0.0) -> np.ndarray:
+def normalize_rows(features: np.ndarray, least: float = 0.0) -> np.ndarray:
     """Scale rows to length 1; those no longer than `least` become zero.
 
     Parameters

@@ -96,7 +96,7 @@ _DOCUMENTATION = "https://sklearn-ape.readthedocs.io/en/latest/"
 _WRITER = "_write_estimator_html"
 
 
-class ShownMixin:
+class DocLinkMixin:
     """Links an estimator's HTML diagram to its page of the documentation.
 
     Showing an estimator loads no weights, downloads nothing and never fails: of properties that
@@ -131,7 +131,7 @@ class ShownMixin:
         return table
 
 
-class LazyNamesMixin(ShownMixin):
+class LazyNamesMixin(DocLinkMixin):
     """The same for transformers that know how many columns they give when weights are loaded."""
 
     def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:

@@ -17,7 +17,7 @@ from sklearn.utils import check_array, column_or_1d
 _SHOWN = 5
 
 
-def first_few(values: Iterable[Any], show: Callable[[Any], str] = repr) -> str:
+def format_list(values: Iterable[Any], show: Callable[[Any], str] = repr) -> str:
     """Return the first five values with commas between, and ", ..." where there are more.
 
     Parameters
@@ -41,7 +41,7 @@ FLOATS = [np.float64, np.float32, np.float16]
 """What `check_array` lets pass; it makes the first of them of anything else."""
 
 
-def plain_numbers(features: Any, name: str) -> Any:
+def as_numeric(features: Any, name: str) -> Any:
     """Refuse what NumPy would take for other numbers than were meant.
 
     Parameters
@@ -67,7 +67,7 @@ def plain_numbers(features: Any, name: str) -> Any:
             rows = np.flatnonzero(masked.any(axis=1))
             raise ValueError(
                 f"{name} is a masked array with masked numbers in {rows.size} rows, the first of "
-                f"them {first_few(rows, str)}. Fill them in, or leave these rows out."
+                f"them {format_list(rows, str)}. Fill them in, or leave these rows out."
             )
         return np.asarray(features.data)
     dtype = getattr(features, "dtype", None)
@@ -89,7 +89,7 @@ def as_floats(features: Any, name: str, **options: Any) -> np.ndarray:
         Of `check_array`.
     """
     return check_array(
-        plain_numbers(features, name),
+        as_numeric(features, name),
         dtype=FLOATS,
         ensure_all_finite=False,
         input_name=name,

@@ -22,11 +22,11 @@ from tqdm import tqdm
 
 from ..aligners.fitted_images import embedding_digest
 from ..aligners.similarity import LogitTiles, check_standardize, resolve_bank
-from ..aligners.wrapper import chosen_aligner, text_side
+from ..aligners.wrapper import resolve_aligner, unwrap_aligner
 from ..encoders.base import FrozenEncoder
 from ..prompts import class_array, names_of, prompts_of, resolve_templates
 from ..utils.concurrency import ForkSafeLock
-from ..utils.sklearn_compat import CallbackSupportMixin, FitContext, ShownMixin
+from ..utils.sklearn_compat import CallbackSupportMixin, DocLinkMixin, FitContext
 from ..utils.validation import ignores_underflow
 from ..utils.warnings import warn
 
@@ -57,7 +57,7 @@ _next_token = itertools.count()
 
 
 def embed_labels(
-    text_side: Any, names: Mapping[Any, list[str]], templates: tuple[str, ...]
+    unwrap_aligner: Any, names: Mapping[Any, list[str]], templates: tuple[str, ...]
 ) -> np.ndarray:
     """Return the mean embedding of every class's prompts, scaled to length 1.
 
@@ -81,7 +81,7 @@ def embed_labels(
         When the text encoder gives up a prompt; the message names the class.
     """
     asked = [
-        _identity(text_side),
+        _identity(unwrap_aligner),
         templates,
         [[str(label), *some] for label, some in names.items()],
     ]
@@ -91,7 +91,7 @@ def embed_labels(
         if embeddings is not None:
             _kept.move_to_end(key)
             return embeddings
-    embeddings = _class_means(text_side, names, templates)
+    embeddings = _class_means(unwrap_aligner, names, templates)
     lost = np.flatnonzero(~np.isfinite(embeddings).all(axis=1))
     if lost.size:
         raise ValueError(
@@ -106,22 +106,22 @@ def embed_labels(
     return embeddings
 
 
-def _identity(text_side: Any) -> str:
+def _identity(unwrap_aligner: Any) -> str:
     """Say what embeddings of texts depend on besides the texts."""
-    digest = embedding_digest(text_side)
-    if isinstance(getattr(text_side, "text_encoder_", None), FrozenEncoder):
+    digest = embedding_digest(unwrap_aligner)
+    if isinstance(getattr(unwrap_aligner, "text_encoder_", None), FrozenEncoder):
         return digest
     # Other encoders may depend on more than their parameters, so each object has an identity.
     with _lock:
-        token = _tokens.get(text_side)
+        token = _tokens.get(unwrap_aligner)
         if token is None:
-            token = _tokens[text_side] = next(_next_token)
+            token = _tokens[unwrap_aligner] = next(_next_token)
     return f"{digest} {token}"
 
 
 @ignores_underflow
 def _class_means(
-    text_side: Any, names: Mapping[Any, list[str]], templates: tuple[str, ...]
+    unwrap_aligner: Any, names: Mapping[Any, list[str]], templates: tuple[str, ...]
 ) -> np.ndarray:
     """Add up the embeddings of distinct prompts, some at a time, over the classes they are of."""
     numbers: dict[str, int] = {}
@@ -136,7 +136,7 @@ def _class_means(
         shape=(len(names), len(numbers)),
     )
     sums: np.ndarray | None = None
-    for start, embeddings in _embedded(text_side, list(numbers)):
+    for start, embeddings in _embedded(unwrap_aligner, list(numbers)):
         some_of = belongs[:, start : start + len(embeddings)]
         rows = np.unique(some_of.indices)
         if sums is None:
@@ -149,13 +149,13 @@ def _class_means(
     return sums
 
 
-def _embedded(text_side: Any, prompts: list[str]) -> Iterator[tuple[int, np.ndarray]]:
+def _embedded(unwrap_aligner: Any, prompts: list[str]) -> Iterator[tuple[int, np.ndarray]]:
     """Yield the embeddings of runs of prompts, each with the place of the first of them."""
-    size = min(_PROMPTS_AT_ONCE, _EMBEDDING_BYTES // (4 * _width(text_side)) + 1)
+    size = min(_PROMPTS_AT_ONCE, _EMBEDDING_BYTES // (4 * _width(unwrap_aligner)) + 1)
     if len(prompts) <= size:
-        yield 0, np.asarray(text_side.transform_text(prompts))
+        yield 0, np.asarray(unwrap_aligner.transform_text(prompts))
         return
-    quiet, verbose = _for_many(text_side)
+    quiet, verbose = _for_many(unwrap_aligner)
     with tqdm(
         total=len(prompts), unit="prompt", desc="labels", disable=not verbose, delay=0.5
     ) as progress:
@@ -165,26 +165,26 @@ def _embedded(text_side: Any, prompts: list[str]) -> Iterator[tuple[int, np.ndar
             progress.update(len(some))
 
 
-def _width(text_side: Any) -> int:
-    return int(getattr(text_side, "n_components_", 1))
+def _width(unwrap_aligner: Any) -> int:
+    return int(getattr(unwrap_aligner, "n_components_", 1))
 
 
-def _for_many(text_side: Any) -> tuple[Any, bool]:
+def _for_many(unwrap_aligner: Any) -> tuple[Any, bool]:
     """Return the aligner for prompts by the thousand, and whether to show how far it is.
 
     Its encoder shows no bar a call, and does not drive all other features out of the memory that
     encoders share. A cache on disk is used: a run that was stopped goes on from there.
     """
-    encoder = getattr(text_side, "text_encoder_", None)
+    encoder = getattr(unwrap_aligner, "text_encoder_", None)
     if isinstance(encoder, FrozenEncoder):
-        quiet = copy.copy(text_side)
+        quiet = copy.copy(unwrap_aligner)
         quiet.text_encoder_ = _quiet(encoder)
         return quiet, bool(encoder.verbose)
-    if isinstance(getattr(text_side, "text_encoder", None), FrozenEncoder) and hasattr(
-        text_side, "cache"
+    if isinstance(getattr(unwrap_aligner, "text_encoder", None), FrozenEncoder) and hasattr(
+        unwrap_aligner, "cache"
     ):  # CLIP's is made of its own parameters
-        return _quiet(text_side), bool(text_side.verbose)
-    return text_side, False
+        return _quiet(unwrap_aligner), bool(unwrap_aligner.verbose)
+    return unwrap_aligner, False
 
 
 def _quiet(estimator: Any) -> Any:
@@ -219,7 +219,7 @@ _NOT_FITTED = (
 )
 
 
-class ZeroShotBase(ShownMixin, CallbackSupportMixin, BaseEstimator):
+class ZeroShotBase(DocLinkMixin, CallbackSupportMixin, BaseEstimator):
     """Base of the classifiers: subclasses say what logits mean.
 
     Ready as soon as there are labels and a fitted aligner.
@@ -254,7 +254,7 @@ class ZeroShotBase(ShownMixin, CallbackSupportMixin, BaseEstimator):
 
     def _kept_aligner(self, captions: Any = None) -> Any:
         """Return the aligner that `fit` keeps. Warn if there are captions, which are not used."""
-        aligner = chosen_aligner(self.aligner)
+        aligner = resolve_aligner(self.aligner)
         check_is_fitted(aligner)
         if captions is not None:
             reason = "None, the starter model" if self.aligner is None else "fitted already"
@@ -281,7 +281,7 @@ class ZeroShotBase(ShownMixin, CallbackSupportMixin, BaseEstimator):
 
     def _logits_by(self, aligner: Any, scale: float) -> LogitTiles:
         """Return what gives the logits of images, with the labels embedded."""
-        texts = text_side(aligner)
+        texts = unwrap_aligner(aligner)
         names = self._names_now()
         assert names is not None
         bank = resolve_bank(self.standardize, texts, aligner.transform, whole=aligner)
@@ -290,10 +290,10 @@ class ZeroShotBase(ShownMixin, CallbackSupportMixin, BaseEstimator):
 
     def _scale_by(self, aligner: Any) -> float:
         scale = self.logit_scale
-        return text_side(aligner).logit_scale_ if scale is None else float(scale)
+        return unwrap_aligner(aligner).logit_scale_ if scale is None else float(scale)
 
     def _fitted_aligner(self) -> Any:
-        return self.aligner_ if hasattr(self, "aligner_") else chosen_aligner(self.aligner)
+        return self.aligner_ if hasattr(self, "aligner_") else resolve_aligner(self.aligner)
 
     def _names_now(self) -> dict[Any, list[str]] | None:
         """Return the names of every class, in the order of the columns."""
@@ -306,7 +306,7 @@ class ZeroShotBase(ShownMixin, CallbackSupportMixin, BaseEstimator):
         check_standardize(self.standardize)
         _check_scale(self.logit_scale)
         if self.aligner is not None:
-            text_side(chosen_aligner(self.aligner))
+            unwrap_aligner(resolve_aligner(self.aligner))
 
     def __sklearn_is_fitted__(self) -> bool:
         if hasattr(self, "aligner_"):

@@ -15,24 +15,24 @@ from sklearn.utils import check_consistent_length
 
 from ..aligners.similarity import (
     UNKNOWN,
-    UNREAD,
+    UNREADABLE,
     LogitTiles,
-    best_texts,
+    choose_texts,
+    choose_top_texts,
     to_probabilities,
-    top_texts,
 )
 from ..aligners.wrapper import SavedClassifier
 from ..prompts import (
     captions_of,
     check_in_labels,
-    checked_y,
     class_array,
     may_be_renumbered,
     names_of,
     resolve_templates,
+    validate_y,
 )
 from ..utils.sklearn_compat import FitContext, with_callbacks
-from ..utils.validation import first_few
+from ..utils.validation import format_list
 from ..utils.warnings import warn
 from ._base import ZeroShotBase
 
@@ -193,13 +193,13 @@ class ZeroShotClassifier(SavedClassifier, ClassifierMixin, ZeroShotBase):
         is_kept = self._is_kept()
         progress = FitContext(self, 0 if is_kept else 1, X, y)
         check_consistent_length(X, y, captions)
-        given = None if y is None and self.labels is not None else checked_y(y)
+        given = None if y is None and self.labels is not None else validate_y(y)
         names = self._fit_names(given, is_kept)
         if is_kept:
             self.aligner_ = self._kept_aligner(captions)
         else:
             if captions is None:
-                captions = captions_of(checked_y(y), names, resolve_templates(self.templates))
+                captions = captions_of(validate_y(y), names, resolve_templates(self.templates))
             self.aligner_ = self._fit_aligner(X, captions, progress)
         self._names = names
         self._note_fit()
@@ -331,7 +331,7 @@ class ZeroShotClassifier(SavedClassifier, ClassifierMixin, ZeroShotBase):
             raise ValueError(
                 f"k must be an integer from 1 to the number of classes, {n_classes}, not {k!r}."
             )
-        codes, probabilities = logits.collect(X, lambda some: top_texts(some, int(k)))
+        codes, probabilities = logits.collect(X, lambda some: choose_top_texts(some, int(k)))
         return self._named(codes, logits.classes), probabilities
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
@@ -352,20 +352,20 @@ class ZeroShotClassifier(SavedClassifier, ClassifierMixin, ZeroShotBase):
             Between 0 and 1.
         """
         logits = self._logits()
-        truth = checked_y(y)
+        truth = validate_y(y)
         codes_of = {label: code for code, label in enumerate(logits.classes.tolist())}
         unknown = codes_of.setdefault(self.unknown_label, UNKNOWN)
         absent = [label for label in dict.fromkeys(truth) if label not in codes_of]
         if absent:
             warn(
                 "y has labels that are no class of this classifier, so that they count as wrong: "
-                f"{first_few(absent)}.",
+                f"{format_list(absent)}.",
             )
         codes = self._codes(logits, X)
         check_consistent_length(codes, truth, sample_weight)
         weights = None if sample_weight is None else _checked_weights(sample_weight)
         codes[codes < 0] = unknown
-        hits = codes == [codes_of.get(label, UNREAD) for label in truth]
+        hits = codes == [codes_of.get(label, UNREADABLE) for label in truth]
         return float(np.average(hits, weights=weights))
 
     def __sklearn_clone__(self) -> Self:
@@ -397,12 +397,12 @@ class ZeroShotClassifier(SavedClassifier, ClassifierMixin, ZeroShotBase):
 
     def _codes(self, logits: LogitTiles, X: Any) -> np.ndarray:
         """Return the number of every image's class, below 0 for those that are unknown."""
-        (codes,) = logits.collect(X, lambda some: (best_texts(some, self.threshold),))
-        unread = np.flatnonzero(codes == UNREAD)
+        (codes,) = logits.collect(X, lambda some: (choose_texts(some, self.threshold),))
+        unread = np.flatnonzero(codes == UNREADABLE)
         if unread.size and self.threshold is None:
             warn(
                 f"{len(unread)} images could not be read and are called "
-                f"{self.unknown_label!r}: rows {first_few(unread, str)}.",
+                f"{self.unknown_label!r}: rows {format_list(unread, str)}.",
             )
         return codes
 
@@ -452,7 +452,7 @@ def _warn_of_unread(scores: np.ndarray) -> None:
     if unread.size:
         warn(
             f"{len(unread)} images could not be read, so their scores are NaN: rows "
-            f"{first_few(unread, str)}. Leave them out, or call predict, which returns "
+            f"{format_list(unread, str)}. Leave them out, or call predict, which returns "
             "unknown_label for them.",
         )
 

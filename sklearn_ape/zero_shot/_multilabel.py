@@ -13,11 +13,11 @@ from sklearn.model_selection import KFold
 from sklearn.utils import Tags, _safe_indexing, check_consistent_length, indexable
 
 from ..aligners.similarity import LogitTiles, resolve_bank
-from ..aligners.wrapper import SavedClassifier, text_side
-from ..persistence import State
+from ..aligners.wrapper import SavedClassifier, unwrap_aligner
+from ..persistence import FittedState
 from ..prompts import class_array, names_of, prompts_of, resolve_templates
 from ..utils.sklearn_compat import FitContext, with_callbacks
-from ..utils.validation import first_few, ignores_underflow
+from ..utils.validation import format_list, ignores_underflow
 from ..utils.warnings import warn
 from ._base import ZeroShotBase
 from ._multilabel_targets import (
@@ -275,7 +275,7 @@ class MultiLabelZeroShotClassifier(SavedClassifier, ClassifierMixin, ZeroShotBas
         if unread.size:
             warn(
                 f"{len(unread)} images could not be read and are given no label: rows "
-                f"{first_few(unread, str)}.",
+                f"{format_list(unread, str)}.",
             )
         return (scores > 0).astype(int)
 
@@ -397,7 +397,7 @@ class MultiLabelZeroShotClassifier(SavedClassifier, ClassifierMixin, ZeroShotBas
         new = [label for label in labels if label not in self._thresholds]
         if new:
             raise ValueError(
-                f"labels has {first_few(new)}, for which no threshold was fitted. Call fit or "
+                f"labels has {format_list(new)}, for which no threshold was fitted. Call fit or "
                 "fit_thresholds again after changing labels."
             )
         if self._is_standardized() != self._thresholds_are_standardized:
@@ -412,7 +412,7 @@ class MultiLabelZeroShotClassifier(SavedClassifier, ClassifierMixin, ZeroShotBas
         """Return what the given share of the images compared with exceed."""
         # Cosines that are not standardised have a threshold, too.
         standardize = True if self.standardize is False else self.standardize
-        texts = text_side(logits.aligner)
+        texts = unwrap_aligner(logits.aligner)
         bank = resolve_bank(standardize, texts, logits.aligner.transform, whole=logits.aligner)
         assert bank is not None
         shares = shares_of(self.prevalence, logits.classes.tolist())
@@ -422,7 +422,7 @@ class MultiLabelZeroShotClassifier(SavedClassifier, ClassifierMixin, ZeroShotBas
     def _own_state(self) -> dict[str, Any]:
         return {**super()._own_state(), "thresholds": self._fitted_thresholds()}
 
-    def _restore_own(self, state: State) -> None:
+    def _restore_own(self, state: FittedState) -> None:
         super()._restore_own(state)
         if "thresholds" in state:
             self._keep(state.array("thresholds", (len(self._label_list()),)))

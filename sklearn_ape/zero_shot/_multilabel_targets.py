@@ -12,7 +12,7 @@ from scipy.sparse import issparse
 from sklearn.metrics import precision_recall_curve
 
 from ..prompts import plain_label
-from ..utils.validation import first_few, plain_numbers
+from ..utils.validation import as_numeric, format_list
 
 _EXPECTED = (
     "expected a table of zeros and ones with a column for each label, or a list of the labels of "
@@ -90,7 +90,7 @@ def labels_in(Y: Any) -> list[Any]:
         return sorted(labels)
     except TypeError:
         raise ValueError(
-            f"The labels in Y cannot be sorted: {first_few(labels)}. Use texts alone or numbers "
+            f"The labels in Y cannot be sorted: {format_list(labels)}. Use texts alone or numbers "
             "alone, without missing values, or pass labels."
         ) from None
 
@@ -197,7 +197,7 @@ def _from_table(Y: Any, labels: Sequence[Any]) -> np.ndarray:
             for column, label in zip(columns, labels, strict=True)
         ]
         return np.stack(cells, axis=1)
-    values = Y.toarray() if issparse(Y) else np.asarray(plain_numbers(Y, "Y"))
+    values = Y.toarray() if issparse(Y) else np.asarray(as_numeric(Y, "Y"))
     if values.shape[1] != len(labels):
         raise ValueError(
             f"Y has {values.shape[1]} columns, and there are {len(labels)} labels: {_EXPECTED}, "
@@ -227,7 +227,7 @@ def _positions(names: Sequence[Any], labels: Sequence[Any], which: str, noun: st
     unexpected = [name for name in names if name not in known]
     if missing or unexpected:
         differences = [
-            f"{kind} {noun} [{first_few(values)}]"
+            f"{kind} {noun} [{format_list(values)}]"
             for kind, values in (("missing", missing), ("unexpected", unexpected))
             if values
         ]
@@ -242,8 +242,8 @@ def _refuse_repeated(names: Iterable[Any], beginning: str) -> None:
     repeated = [name for name, count in Counter(names).items() if count > 1]
     if repeated:
         raise ValueError(
-            f"{beginning} {first_few(repeated)} more than once. Give every label once; a table of "
-            "zeros and ones is an array, or a list of lists."
+            f"{beginning} {format_list(repeated)} more than once. Give every label once; a table "
+            "of zeros and ones is an array, or a list of lists."
         )
 
 
@@ -264,7 +264,9 @@ def _zeros_and_ones(values: np.ndarray, place: str) -> np.ndarray:
 def _unknown_label(
     label: Any, number: int, rows: list[Any], first_set: int, labels: Sequence[Any]
 ) -> str:
-    message = f"Y has {label!r} in row {number}, which is none of the labels {first_few(labels)}."
+    message = (
+        f"Y has {label!r} in row {number}, which is none of the labels {format_list(labels)}."
+    )
     if _is_binary(label):
         message += (
             f" Y is not a table of zeros and ones because of row {first_set}, "

@@ -16,7 +16,7 @@ from sklearn_ape.heads import KernelMap, LinearMap
 from sklearn_ape.losses import StructureLoss
 from sklearn_ape.training import embed
 from sklearn_ape.training import net as _net
-from sklearn_ape.training.callbacks import Course
+from sklearn_ape.training.callbacks import TrainingResult
 
 
 def small(**parameters):
@@ -71,7 +71,9 @@ class TestStartIsKept:
     def test_one_standard_error_decides(self, recalls, kept):
         """Of a recall of 0.5 on 25 pairs it is 0.1."""
         history = [{"epoch": i + 1, "valid_recall": r} for i, r in enumerate(recalls)]
-        course = Course(history, n_epochs=len(recalls), best_epoch=int(np.argmax(recalls)) + 1)
+        course = TrainingResult(
+            history, n_epochs=len(recalls), best_epoch=int(np.argmax(recalls)) + 1
+        )
         course = _compared_with_start(course, 0.5, 25)
         assert course.best_epoch == kept
         assert course.history[0] == {"epoch": 0, "valid_recall": 0.5}

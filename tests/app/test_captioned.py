@@ -3,7 +3,7 @@
 import pytest
 
 from sklearn_ape.app import Limits
-from sklearn_ape.app._limits import Refusal
+from sklearn_ape.app._limits import UserError
 from sklearn_ape.app._uploads import CAPTIONED, captioned, unpack
 
 
@@ -72,7 +72,7 @@ class TestRefusals:
         ],
     )
     def test_say_what_is_wrong_and_no_path_of_the_server(self, read, tmp_path, contents, why):
-        with pytest.raises(Refusal) as caught:
+        with pytest.raises(UserError) as caught:
             read(contents)
         assert why in str(caught.value)
         assert str(tmp_path) not in str(caught.value)
@@ -80,19 +80,19 @@ class TestRefusals:
     @pytest.mark.parametrize("name", ["/etc/passwd", "../../etc/passwd", "a.png/../../b.png"])
     def test_a_table_cannot_name_files_outside_the_zip(self, read, name):
         contents = {"a.png": b"", "x.csv": f"image,caption\na.png,a cat\n{name},a secret\n"}
-        with pytest.raises(Refusal, match="not in the zip"):
+        with pytest.raises(UserError, match="not in the zip"):
             read(contents)
 
     def test_too_many_images(self, read):
         contents = {f"cat{i}x.png": b"" for i in range(5)}
-        with pytest.raises(Refusal, match="the limit is 4"):
+        with pytest.raises(UserError, match="the limit is 4"):
             read(contents, Limits(images=4))
 
     def test_too_many_captions(self, read):
         contents = {"a.png": b"", "a.txt": "\n".join(f"cat {i}" for i in range(100))}
-        with pytest.raises(Refusal, match="100 captions"):
+        with pytest.raises(UserError, match="100 captions"):
             read(contents, Limits(images=10))
 
     def test_captions_that_would_fill_the_memory(self, read):
-        with pytest.raises(Refusal, match="more than 16 MiB"):
+        with pytest.raises(UserError, match="more than 16 MiB"):
             read({"a.png": b"", **{f"{i}.txt": b"x" * 1_000_000 for i in range(20)}})

@@ -8,7 +8,7 @@ import zipfile
 import pytest
 
 from sklearn_ape.app import Limits
-from sklearn_ape.app._limits import Refusal
+from sklearn_ape.app._limits import UserError
 from sklearn_ape.app._uploads import unpack
 
 SUFFIXES = frozenset((".png", ".txt"))
@@ -32,7 +32,7 @@ def folder(tmp_path):
 
 def refused(archive, folder, limits=None):
     """Return why a zip is refused, having looked that nothing was written anywhere."""
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(UserError) as caught:
         unpack(archive, folder, SUFFIXES, limits or Limits())
     around = folder.parents[1]
     assert written(around) == []
@@ -152,7 +152,7 @@ class TestBombs:
             place = content.find(signature) + at
             content[place : place + 4] = struct.pack("<I", 100)
         archive.write_bytes(content)
-        with pytest.raises(Refusal, match="damaged"):
+        with pytest.raises(UserError, match="damaged"):
             unpack(archive, folder, SUFFIXES, Limits())
         assert all((folder / name).stat().st_size <= 100 for name in written(folder))
 
@@ -177,7 +177,7 @@ class TestDamagedZips:
             cut.write_bytes(whole[:length])
             target = tmp_path / f"cut-{length}"
             target.mkdir()
-            with pytest.raises(Refusal):
+            with pytest.raises(UserError):
                 unpack(cut, target, SUFFIXES, Limits())
 
     def test_every_changed_byte_is_refused_or_harmless(self, make_zip, tmp_path):
@@ -192,7 +192,7 @@ class TestDamagedZips:
             inside.mkdir(parents=True)
             try:
                 unpack(archive, inside, SUFFIXES, Limits())
-            except Refusal:
+            except UserError:
                 continue
         assert not set(os.listdir(tmp_path)) - {"changed", "changed.zip", "some.zip"}
 

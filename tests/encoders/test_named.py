@@ -19,7 +19,7 @@ from sklearn_ape import (
     LiTAligner,
     load_pretrained,
 )
-from sklearn_ape.cli._models import Machine, image_encoder_named, text_encoder_named
+from sklearn_ape.cli._models import Machine, make_image_encoder, make_text_encoder
 from sklearn_ape.curation import select_relevant
 from sklearn_ape.encoders import (
     OpenCLIPImageEncoder,
@@ -70,11 +70,11 @@ class TestResolved:
     )
     def test_the_command_line_means_the_same_model(self, name):
         ours = resolve_encoder(name, "image")
-        theirs = image_encoder_named(name, Machine("memory"))
+        theirs = make_image_encoder(name, Machine("memory"))
         assert (type(ours), ours.model_name) == (type(theirs), theirs.model_name)
 
     def test_the_command_line_means_the_same_text_model(self):
-        theirs = text_encoder_named(TEXT, Machine("memory"))
+        theirs = make_text_encoder(TEXT, Machine("memory"))
         assert (
             theirs.get_params() == resolve_encoder(TEXT, "text").set_params(verbose=1).get_params()
         )

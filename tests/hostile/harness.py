@@ -15,7 +15,7 @@ from hostile.odd import greedy_files, sound_files
 from hostile.places import objects, places
 
 from sklearn_ape.encoders.images import check_image, image_digest, read_image
-from sklearn_ape.encoders.items import ItemError, described
+from sklearn_ape.encoders.items import ItemError, describe_item
 
 SECONDS = 20.0
 # What an image may take, beyond what is there before: so much, and so much a pixel.
@@ -60,7 +60,7 @@ def judged(case):
     try:
         pixels = entrance(case.item)
     except ItemError as error:
-        message = described(case.item, error)
+        message = describe_item(case.item, error)
         if case.expect == "right":
             return "wrong", f"refused: {message}"
         return ("error" if _is_clear(case.item, message) else "unclear"), message

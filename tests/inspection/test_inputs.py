@@ -8,7 +8,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from sklearn_ape import CCAAligner
-from sklearn_ape.inspection._plotting import aligner_and_input, checked_names, checked_pairs
+from sklearn_ape.inspection._plotting import aligner_and_input, check_names, checked_pairs
 
 
 @pytest.fixture
@@ -52,6 +52,6 @@ def test_no_pairs_are_none():
 
 def test_names_that_do_not_fit():
     with pytest.raises(ValueError, match="captions is a single text, not a sequence"):
-        checked_names("cat", 3, "captions", "text")
+        check_names("cat", 3, "captions", "text")
     with pytest.raises(ValueError, match="There are 2 captions for 3 texts"):
-        checked_names(["a", "b"], 3, "captions", "text")
+        check_names(["a", "b"], 3, "captions", "text")

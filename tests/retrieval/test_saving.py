@@ -10,7 +10,7 @@ import pytest
 from sklearn.pipeline import make_pipeline
 
 from sklearn_ape import CrossModalRetriever, KernelAligner, ZeroShotClassifier, load_pretrained
-from sklearn_ape.persistence import State
+from sklearn_ape.persistence import FittedState
 from tests.retrieval.test_collection import assert_equal
 
 
@@ -163,5 +163,5 @@ class TestTampered:
             fresh = CrossModalRetriever(aligner)
         state = retriever._fitted_state() | change
         with pytest.raises(ValueError, match=message):
-            fresh._restore_state(State(state, "CrossModalRetriever"))
+            fresh._restore_state(FittedState(state, "CrossModalRetriever"))
         assert not hasattr(fresh, "_collection")

@@ -76,7 +76,7 @@ class Workload(NamedTuple):
     folder: Path
 
 
-def chosen_engine(engine: str, device: torch.device, dtype: str) -> str:
+def choose_engine(engine: str, device: torch.device, dtype: str) -> str:
     """Return the engine that a parameter stands for, or say why it cannot be had.
 
     Parameters

@@ -16,9 +16,9 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from ...utils.files import unfinished
+from ...utils.files import atomic_directory
 from ...utils.warnings import warn
-from ..weights import is_shared, shared
+from ..weights import get_shared_network, is_network_shared
 from ._base import (
     Engine,
     EngineError,
@@ -26,7 +26,7 @@ from ._base import (
     TorchEngine,
     Workload,
     WrongNumbersError,
-    chosen_engine,
+    choose_engine,
 )
 from ._runtimes import OnnxEngine, OpenVINOEngine, export_to_onnx, export_to_openvino
 
@@ -42,7 +42,7 @@ _FORMAT = 1
 _DISTRIBUTIONS = {"onnx": "onnxruntime", "openvino": "openvino"}
 
 
-def kept_export(
+def load_or_export(
     engine: str,
     workload: Workload,
     export: Callable[[Workload, Path], None],
@@ -90,7 +90,7 @@ def kept_export(
     with ExitStack() as stack:
         try:
             workload.folder.mkdir(parents=True, exist_ok=True)
-            fresh = stack.enter_context(unfinished(kept))
+            fresh = stack.enter_context(atomic_directory(kept))
         except OSError:  # it cannot be kept: it serves this process alone
             name = tempfile.TemporaryDirectory(prefix=f"{engine}-", ignore_cleanup_errors=True)
             kept = fresh = Path(stack.enter_context(name))
@@ -181,7 +181,7 @@ _RUNTIMES: dict[str, tuple[Any, Any]] = {
 }
 
 
-def engine_for(engine: str, workload: Workload, n_items: int, worth_exporting: int) -> Engine:
+def make_engine(engine: str, workload: Workload, n_items: int, worth_exporting: int) -> Engine:
     """Return what computes a network for a number of items.
 
     Parameters
@@ -202,18 +202,18 @@ def engine_for(engine: str, workload: Workload, n_items: int, worth_exporting: i
     engine : Engine
         Ready to be called, and shared within the process.
     """
-    name = chosen_engine(engine, workload.device, workload.dtype)
+    name = choose_engine(engine, workload.device, workload.dtype)
     if name == "torch":
         return TorchEngine(workload)
     # A forked process cannot use the engines of its parent, whose threads it does not have.
     key = (name, workload.key, workload.dtype, workload.n_threads, os.getpid())
-    if engine == "auto" and not is_shared(key):
+    if engine == "auto" and not is_network_shared(key):
         least = _WORTH_LOADING if is_exported(name, workload) else worth_exporting
         # Engines differ by rounding alone in float32, by more in other precisions.
         is_free_to_choose = workload.dtype == "float32"
         if has_failed(name, workload) or (is_free_to_choose and n_items < least):
             return TorchEngine(workload)
-    return shared(key, lambda: _made(name, workload, by_name=engine != "auto"))
+    return get_shared_network(key, lambda: _made(name, workload, by_name=engine != "auto"))
 
 
 def _made(name: str, workload: Workload, by_name: bool) -> Engine:
@@ -244,7 +244,7 @@ def _exported(name: str, workload: Workload) -> Engine:
         _compare(engine, expected, _TOLERANCE[workload.dtype])
         return engine
 
-    return kept_export(name, workload, export, checked)
+    return load_or_export(name, workload, export, checked)
 
 
 def _compare(engine: Engine, expected: list[tuple[Inputs, np.ndarray]], tolerance: float) -> None:
