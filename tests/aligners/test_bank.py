@@ -19,7 +19,7 @@ from sklearn_ape.aligners._bank import (
     resolve_bank,
 )
 from sklearn_ape.encoders import HeadPairs
-from tests.similarities import standardized
+from tests.aligners.similarities import standardized
 
 
 def unit(rows):

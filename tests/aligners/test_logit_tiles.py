@@ -15,7 +15,7 @@ from sklearn_ape.aligners._logit_tiles import (
     to_probabilities,
     top_texts,
 )
-from tests.similarities import standardized
+from tests.aligners.similarities import standardized
 
 
 @pytest.fixture

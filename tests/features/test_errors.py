@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from sklearn_ape.features import DiskFeatureCache, _disk
-from tests.feature_entries import TRUTH
+from tests.features.entries import TRUTH
 
 
 @pytest.mark.parametrize("message", ["database or disk is full", "database is locked"])
