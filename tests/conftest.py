@@ -10,6 +10,13 @@ from sklearn_ape import CCAAligner
 from sklearn_ape.datasets import load_openmoji
 from sklearn_ape.encoders import TimmImageEncoder, TransformersTextEncoder
 
+# Names of each category of `captioned_images`.
+LABELS = {
+    "travel": ["a vehicle", "a building", "a landscape"],
+    "animal": ["an animal", "a bird", "a plant"],
+    "food": ["food", "a fruit", "a meal"],
+}
+
 
 @pytest.fixture(scope="session")
 def feature_cache(tmp_path_factory):

@@ -19,8 +19,8 @@ from ._validation import (
     distinct,
     float_rows,
     joined_groups,
-    row_tiles,
     normalize_known_rows,
+    row_tiles,
 )
 
 _MOST_COMPARED = 2000  # captions that an agreement is a rank among

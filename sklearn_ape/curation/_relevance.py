@@ -23,8 +23,8 @@ from ._validation import (
     check_groups,
     check_range,
     max_by_row,
-    row_tiles,
     normalize_known_rows,
+    row_tiles,
 )
 
 _ARTICLES = {"a", "an", "the"}

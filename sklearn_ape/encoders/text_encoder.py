@@ -107,8 +107,9 @@ def _warn_of_prompts(model_name: str, prompts: dict[str, str]) -> None:
     if prompts:
         warn(
             f"{model_name!r} has prompts ({format_list(prompts)}) and none of them is the "
-            "default, so texts are encoded without a prompt, as sentence-transformers does. Put the prompt "
-            f"in front of the texts yourself, for instance {next(iter(prompts.values()))!r}.",
+            "default, so texts are encoded without a prompt, as sentence-transformers does. Put "
+            "the prompt in front of the texts yourself, for instance "
+            f"{next(iter(prompts.values()))!r}.",
         )
 
 

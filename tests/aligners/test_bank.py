@@ -14,7 +14,7 @@ from sklearn_ape import ASIFAligner, CCAAligner, CLIPAligner, ZeroShotClassifier
 from sklearn_ape.aligners.similarity import Bank, Standardizer, _rows_of, resolve_bank
 from sklearn_ape.encoders import HeadPairs
 from sklearn_ape.utils.linalg import evenly_spaced
-from tests.similarities import standardized
+from tests.aligners.similarities import standardized
 
 
 def unit(rows):

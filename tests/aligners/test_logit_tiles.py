@@ -15,7 +15,7 @@ from sklearn_ape.aligners.similarity import (
     to_probabilities,
 )
 from sklearn_ape.features import memmap as _feature_tiles
-from tests.similarities import standardized
+from tests.aligners.similarities import standardized
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from sklearn_ape import KernelAligner, ZeroShotClassifier, load_pretrained
-from tests.manners.tiny import text_folder
+from tests.encoders.tiny_networks import text_folder
 
 QUICK = ("--method", "kernel", "--quiet")
 

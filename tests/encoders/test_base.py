@@ -1,4 +1,4 @@
-"""What every encoder promises: lazy weights and scikit-learn's manners."""
+"""Promises of every encoder: weights that load late, and scikit-learn's conventions."""
 
 import pickle
 import subprocess

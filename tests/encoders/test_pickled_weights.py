@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.manners.tiny import encoders
+from tests.encoders.tiny_networks import encoders
 
 NAMES = ("pytorch_model.bin", "open_clip_pytorch_model.bin")
 

@@ -8,7 +8,7 @@ import pytest
 
 from sklearn_ape import LiTAligner
 from sklearn_ape.encoders import TransformersTextEncoder
-from tests.test_encoders_transformers import TEXT, TEXTS, image_config, saved, tokenizer
+from tests.encoders.test_transformers import TEXT, TEXTS, image_config, saved, tokenizer
 
 transformers = pytest.importorskip("transformers")
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 from faults.child import expect, judged
-from feature_entries import WIDTH, truth
 
 from sklearn_ape.features import DiskFeatureCache
+from tests.features.entries import WIDTH, truth
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "cache_format_0" / "features.sqlite"
 KNOWN = dict(truth(number) for number in range(12))  # in the fixture, of either type

@@ -3,7 +3,7 @@
 import pytest
 
 from sklearn_ape.features import DiskFeatureCache
-from tests.feature_entries import TRUTH
+from tests.features.entries import TRUTH
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 from sklearn_ape.features import DiskFeatureCache
 from sklearn_ape.features import _disk_cache as _disk
 from sklearn_ape.features._disk_cache import EXACT, pack, rounded, unpack
-from tests.feature_entries import TRUTH, assert_only_true
+from tests.features.entries import TRUTH, assert_only_true
 
 
 @pytest.mark.parametrize("n_keys", [7, 500])

@@ -8,7 +8,7 @@ import pytest
 
 from sklearn_ape.features import DiskFeatureCache
 from sklearn_ape.features import _disk_cache as _disk
-from tests.feature_entries import TRUTH
+from tests.features.entries import TRUTH
 
 
 @pytest.mark.parametrize("message", ["database or disk is full", "database is locked"])

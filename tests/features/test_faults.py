@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from sklearn_ape.features import DiskFeatureCache, MemoryFeatureCache
-from tests.feature_entries import TRUTH, WIDTH, assert_only_true, truth
+from tests.features.entries import TRUTH, WIDTH, assert_only_true, truth
 
 
 @pytest.mark.parametrize("place", ["file", "below-a-file", "/proc/none", "/dev/null"])

@@ -9,13 +9,8 @@ import json
 import sys
 from collections import Counter
 from pathlib import Path
-from types import ModuleType
 
 _ROOT = Path(__file__).resolve().parents[2]
-# Some library installs a package of this name.
-_tests = ModuleType("tests")
-_tests.__path__ = [str(_ROOT / "tests")]
-sys.modules["tests"] = _tests
 sys.path[0] = str(_ROOT)
 
 

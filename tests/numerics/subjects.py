@@ -26,8 +26,8 @@ from sklearn_ape import (
 from sklearn_ape.curation import find_near_duplicates, pair_quality, select_relevant
 from sklearn_ape.encoders import TransformersTextEncoder
 from sklearn_ape.metrics import retrieval_ranks
-from tests import test_encoders_open_clip
-from tests.manners.tiny import text_folder
+from tests.encoders import test_open_clip
+from tests.encoders.tiny_networks import text_folder
 
 N_TRAIN = 60
 N_ASKED = 20
@@ -152,7 +152,7 @@ def _tiny_text_folder() -> str:
 @lru_cache(maxsize=1)
 def _tiny_clip_folder() -> str:
     folder = Path(tempfile.mkdtemp(prefix="numerics-"))
-    test_encoders_open_clip.saved(folder)
+    test_open_clip.saved(folder)
     return str(folder)
 
 

@@ -82,7 +82,7 @@ def test_an_encoder_that_overflows_in_half_precision(tmp_path):
     """A finite text whose feature is beyond float16 is named; in float32 it is right."""
     from safetensors.torch import load_file, save_file
 
-    from tests.manners.tiny import text_folder
+    from tests.encoders.tiny_networks import text_folder
 
     folder = tmp_path / "large"
     folder.mkdir()

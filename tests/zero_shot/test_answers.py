@@ -12,7 +12,7 @@ from sklearn.metrics import classification_report, log_loss, top_k_accuracy_scor
 from sklearn.pipeline import make_pipeline
 
 from sklearn_ape import APEAligner, CCAAligner, ZeroShotClassifier
-from tests.zero_shot.labels import LABELS
+from tests.conftest import LABELS
 
 
 class TestAlone:

@@ -23,7 +23,7 @@ from sklearn_ape import (
     load_pretrained,
 )
 from sklearn_ape.aligners.wrapper import load_starter
-from tests.zero_shot.labels import LABELS
+from tests.conftest import LABELS
 
 _TEXTS = HashingVectorizer(n_features=64, analyzer="char")
 _APE = APEAligner(text_encoder=_TEXTS, width=32, max_epochs=10, batch_size=64,

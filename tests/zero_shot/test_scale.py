@@ -9,7 +9,7 @@ from sklearn.base import BaseEstimator
 
 from sklearn_ape import CCAAligner, ZeroShotClassifier
 from sklearn_ape.features import memmap as _feature_tiles
-from tests.similarities import standardized
+from tests.aligners.similarities import standardized
 
 NAMES = [f"thing {number:03d}" for number in range(300)]
 

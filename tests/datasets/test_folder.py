@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from sklearn_ape.datasets import load_image_folder
-from tests.own_images import NAMES, folder, make, relative
+from tests.datasets.image_folders import NAMES, folder, make, relative
 
 __all__ = ["folder"]  # a fixture
 

@@ -23,7 +23,7 @@ from sklearn.pipeline import FeatureUnion, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from sklearn_ape import CCAAligner, KernelAligner, ZeroShotClassifier
-from tests.zero_shot.labels import LABELS
+from tests.conftest import LABELS
 
 
 @pytest.fixture(scope="module")

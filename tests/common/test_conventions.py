@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "conventions.md").read_text(encoding="utf-8")
 ROWS = [line for line in PAGE.splitlines() if line.startswith("| ") and "::" in line]
 TESTS = sorted(set(re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", PAGE)))
@@ -18,6 +18,6 @@ def test_every_row_names_a_test():
 
 
 @pytest.mark.parametrize(("file", "name"), TESTS)
-def test_exists(file, name):
+def test_named_test_exists(file, name):
     text = (ROOT / file).read_text(encoding="utf-8")
     assert re.search(rf"^ *def {name}\(", text, re.MULTILINE)

@@ -15,7 +15,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from sklearn_ape import CCAAligner, ZeroShotClassifier
-from tests.zero_shot.meta_estimators import (
+from tests.common.meta_estimator_cases import (
     BINARY_ONLY,
     DIRECT,
     META,

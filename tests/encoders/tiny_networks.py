@@ -9,13 +9,13 @@ from sklearn_ape.encoders import (
     TransformersImageEncoder,
     TransformersTextEncoder,
 )
-from tests import test_encoders_open_clip, test_encoders_timm, test_encoders_transformers
+from tests.encoders import test_open_clip, test_timm, test_transformers
 
 TEXTS = ["a cat", "the dog runs on the mat", "cat", "dog on a mat", "the mat"]
 
 
 def text_folder(folder):
-    of = test_encoders_transformers
+    of = test_transformers
     of.saved(folder, of.transformers.BertConfig(**of.TEXT), prepare=of.tokenizer())
     return str(folder)
 
@@ -25,12 +25,12 @@ def encoders(folder):
     paths = {kind: folder / kind for kind in ("timm", "image", "text", "clip")}
     for path in paths.values():
         path.mkdir()
-    of = test_encoders_transformers
+    of = test_transformers
     with torch.random.fork_rng():
-        test_encoders_timm.saved(paths["timm"], "test_vit", num_classes=7)
+        test_timm.saved(paths["timm"], "test_vit", num_classes=7)
     of.saved(paths["image"], of.image_config("vit"), prepare=of.processor())
     text_folder(paths["text"])
-    test_encoders_open_clip.saved(paths["clip"])
+    test_open_clip.saved(paths["clip"])
     made = {
         TimmImageEncoder: "timm",
         TransformersImageEncoder: "image",

@@ -12,7 +12,7 @@ import pytest
 from sklearn_ape.utils.concurrency import ForkSafeLock
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
-SCRIPT = Path(__file__).with_name("fork_child.py")
+SCRIPT = Path(__file__).with_name("forked_work.py")
 
 
 def run(*arguments):

@@ -1,14 +1,19 @@
 """Estimators in a notebook: diagrams with links, without side effects."""
 
+import importlib
+import inspect
+import pkgutil
 import re
 
 import numpy as np
 import pytest
-from sklearn.base import clone
+from sklearn.base import BaseEstimator, clone
 from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import make_pipeline
 from sklearn.utils import estimator_html_repr
+from skorch import NeuralNet
 
+import sklearn_ape
 from sklearn_ape import (
     APEAligner,
     CCAAligner,
@@ -24,7 +29,24 @@ from sklearn_ape.encoders import (
 from sklearn_ape.encoders import (
     weights as _networks,
 )
-from tests.manners.estimators import public_estimators
+
+
+def public_estimators():
+    """Return the classes that some public module exports, by their names; not skorch's net."""
+    found = {}
+    for module in pkgutil.walk_packages(sklearn_ape.__path__, "sklearn_ape."):
+        parts = module.name.split(".")
+        if any(part.startswith("_") for part in parts) or {"app", "cli"} & set(parts):
+            continue
+        imported = importlib.import_module(module.name)
+        for name in getattr(imported, "__all__", []):
+            item = getattr(imported, name)
+            if not inspect.isclass(item) or issubclass(item, NeuralNet):
+                continue
+            if issubclass(item, BaseEstimator):
+                found[name] = item
+    return found
+
 
 ESTIMATORS = public_estimators()
 PAGES = "https://sklearn-ape.readthedocs.io/en/latest/generated/"

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-SCRIPT = Path(__file__).with_name("train_together.py")
-_spec = spec_from_file_location("train_together", SCRIPT)
+SCRIPT = Path(__file__).with_name("distributed_training.py")
+_spec = spec_from_file_location("distributed_training", SCRIPT)
 script = module_from_spec(_spec)
 _spec.loader.exec_module(script)
 SINGLE_THREADED = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from sklearn_ape.datasets import load_pairs
-from tests.own_images import NAMES, folder, relative
+from tests.datasets.image_folders import NAMES, folder, relative
 
 __all__ = ["folder"]  # a fixture
 

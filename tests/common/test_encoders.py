@@ -17,7 +17,7 @@ from sklearn.utils.estimator_checks import check_estimator
 
 from sklearn_ape import encoders as public
 from sklearn_ape.encoders.base import FrozenEncoder
-from tests.manners import tiny
+from tests.encoders import tiny_networks as tiny
 
 NAMES = sorted(
     name

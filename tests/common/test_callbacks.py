@@ -16,7 +16,7 @@ from sklearn.preprocessing import StandardScaler
 
 from sklearn_ape import APEAligner, CCAAligner, LiTAligner, ZeroShotClassifier
 from sklearn_ape.encoders import TransformersTextEncoder
-from tests.manners.tiny import TEXTS, text_folder
+from tests.encoders.tiny_networks import TEXTS, text_folder
 
 callback = pytest.importorskip("sklearn.callback")
 

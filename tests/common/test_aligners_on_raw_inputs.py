@@ -19,7 +19,7 @@ from sklearn_ape import (
     LiTAligner,
     ZeroShotClassifier,
 )
-from tests.manners import tiny
+from tests.encoders import tiny_networks as tiny
 
 IMAGES = list(np.random.default_rng(0).integers(0, 256, size=(12, 40, 50, 3), dtype=np.uint8))
 CAPTIONS = ["a cat", "the dog", "cat on a mat", "mat", "dog runs", "the cat runs"] * 2

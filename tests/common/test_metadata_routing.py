@@ -12,7 +12,7 @@ from sklearn.utils.fixes import parse_version
 
 from sklearn_ape import CCAAligner, KernelAligner, ZeroShotClassifier
 from sklearn_ape.encoders import TimmImageEncoder
-from tests.zero_shot.labels import LABELS
+from tests.conftest import LABELS
 
 pytestmark = pytest.mark.usefixtures("routing")
 

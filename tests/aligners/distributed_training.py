@@ -1,4 +1,4 @@
-"""Fits aligners in every process that starts it; `test_together.py` says how."""
+"""Fits aligners in every process that starts it; `test_distributed_training.py` says how."""
 
 import datetime
 import os

@@ -1,0 +1,1 @@
+"""Tests; a package, so that child processes can import it, whatever is installed by this name."""
