@@ -85,36 +85,37 @@ def measured(aligner, images, captions) -> dict[str, str]:
 CARD = """\
 # The starter model of sklearn-ape
 
-`ZeroShotClassifier(labels).predict(images)` uses it when no aligner is given, and
+`ZeroShotClassifier(labels).predict(images)` uses this model when no aligner is given, and
 `sklearn_ape.load_starter()` returns it.
 
-- **What it is:** a `KernelAligner` between EfficientNet-Lite0 (`pooling="gem"`, `crop="pad"`) and
-  all-MiniLM-L6-v2: {n_anchors:,} anchor texts, {n_components} dimensions. Anchors and
-  coefficients are 8-bit integers with a scale a row. `model.safetensors`, {megabytes:.1f} MB,
-  sha256 `{digest}`.
-- **Made of:** {n_pairs:,} images of Open Clip Art 0.18 (public domain; at most {most} a
+- **Model:** a `KernelAligner` between EfficientNet-Lite0 (`pooling="gem"`, `crop="pad"`) and
+  all-MiniLM-L6-v2 with {n_anchors:,} anchor texts and {n_components} dimensions. Anchors and
+  coefficients are 8-bit integers with one scale per row. The file is `model.safetensors`,
+  {megabytes:.1f} MB, sha256 `{digest}`.
+- **Training data:** {n_pairs:,} images of Open Clip Art 0.18 (public domain; at most {most} per
   caption), OpenMoji (CC BY-SA 4.0, openmoji.org) and Noto Color Emoji (SIL OFL 1.1), and the
   names, synonyms and definitions of the 1,000 ImageNet classes with the weight vectors of
-  EfficientNet-Lite0's classification head (Apache-2.0). No image or caption is stored, only
-  features of them, and digests of the images, so that `sklearn-ape evaluate` can tell which images
-  of a test set were used.
+  EfficientNet-Lite0's classification head (Apache-2.0). The file contains no images or captions,
+  only their features and digests of the images. With the digests, `sklearn-ape evaluate` detects
+  which images of a test set were used for training.
 - **Broad words:** images have {n_broad} everyday words, such as "animal", "a bird" and "food",
   as captions besides their own: of subcategories of emoji, and where keywords of clip art are such
   words (`benchmarks/broad_words.py`).
-- **Recipe:** `KernelAligner(head_pairs=image_encoder, n_components={n_components})`, defaults
-  otherwise. Pooling was chosen on emoji with clip art to learn from; nothing on the images below
-  but `crop="pad"`, which an earlier version was tried with. The second style of emoji was chosen
-  on held-out folders of Open Clip Art and held-out classes. How broad words are taught was chosen
-  by the folders of half of the stamps, by images of GCompris, and after one look at the figures
-  below, which were lower with more words.
-- **Measured** on the 951 Tux Paint stamps, none of which it has learned from, among their
-  {n_names} captions, in % (95 % interval):
+- **Recipe:** `KernelAligner(head_pairs=image_encoder, n_components={n_components})`, and
+  default values for all other parameters. Pooling was chosen by training on clip art and testing
+  on emoji. The second style of emoji was chosen on held-out folders of Open Clip Art and held-out
+  classes. The use of broad terms was chosen on the folders of half of the stamps, on images of
+  GCompris, and after the figures below were computed once, which were lower with more terms.
+  Apart from that, only `crop="pad"` was chosen on the stamps, with an earlier version.
+- **Recall** on the 951 Tux Paint stamps, which were not used for training, among their
+  {n_names} captions, in % (95 % confidence interval):
 
-| | direction | @1 | @5 |
+| model | direction | recall@1 | recall@5 |
 |---|---|---|---|
 {rows}
-- **What it is not:** a CLIP. It knows the things that clip art, emoji and ImageNet classes show,
-  in English; it does not read, count or tell people apart, and errs on what is far from these.
+- **Limits:** the model does not replace a CLIP. It recognizes the objects that clip art, emoji
+  and ImageNet classes show, in English. It does not read text, count objects or distinguish
+  people, and it is often wrong for images and concepts that differ from its training data.
 - **Rebuild:** `python benchmarks/build_starter.py`. Needs the `starter` extra and Debian's
   `openclipart-png`, `openclipart-svg`, `fonts-noto-color-emoji` and
   `tuxpaint-stamps-default`.
