@@ -76,8 +76,8 @@ for name, aligner in aligners.items():
 # %%
 # Trade-offs
 # ----------
-# If your own pairs cover the categories of new images, the additional pairs improve recall only
-# slightly, and they can degrade the results of broad queries, because the classes are specific
+# If your own pairs cover the categories of new images, the additional pairs hardly change recall,
+# and they can degrade the results of broad queries, because the classes are specific
 # photographed objects. Compare the results of broad queries with and without the additional pairs.
 from sklearn_ape.inspection import RetrievalGridDisplay
 
