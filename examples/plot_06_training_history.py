@@ -1,9 +1,10 @@
 """
-What training brings
-====================
+Training history of APEAligner
+==============================
 
-`APEAligner` says in `history_` what each epoch did. Two runs on the same 500 pairs: the plain head
-of the paper, and the default, which starts at a solution in closed form.
+`APEAligner` records the loss and the recall of each epoch in `history_`. This example compares two
+runs on the same 500 pairs: the plain head of the paper, and the default, which is initialized with
+a closed-form solution.
 """
 
 # %%
@@ -21,30 +22,30 @@ X, X_test = image_encoder.transform(images), image_encoder.transform(test_images
 y, y_test = text_encoder.transform(captions), text_encoder.transform(test_captions)
 
 # %%
-# From random weights
-# -------------------
-# The loss goes on falling after the recall on held-out pairs has stopped rising: the epoch kept is
-# the best one of the latter, not the last one.
+# Random initialization
+# ---------------------
+# The training loss still decreases after the recall on held-out pairs has stopped increasing. The
+# weights of the epoch with the best recall are selected, not those of the last epoch.
 from sklearn_ape.inspection import TrainingHistoryDisplay
 
 plain = APEAligner(init=None, width=256, max_epochs=40, random_state=0).fit(X, y)
 TrainingHistoryDisplay.from_estimator(plain, name="init=None")
-print(f"kept epoch {plain.best_epoch_} of {plain.n_epochs_}")
+print(f"selected epoch {plain.best_epoch_} of {plain.n_epochs_}")
 
 # %%
-# From the closed form
-# --------------------
-# Epoch 0 is the start. Training is kept only if it beats it by more than one standard error on the
-# pairs held out; with this few pairs it often does not, and then says so.
+# Closed-form initialization
+# --------------------------
+# Epoch 0 is the initialization. Trained weights are selected only if they improve recall on the
+# held-out pairs by more than one standard error. With few pairs, this is often not the case.
 default = APEAligner(width=256, max_epochs=15, random_state=0).fit(X, y)
 TrainingHistoryDisplay.from_estimator(default, name='init="auto"')
-print("the start was kept" if default.best_epoch_ == 0 else f"kept epoch {default.best_epoch_}")
+print(f"selected epoch {default.best_epoch_} of {default.n_epochs_}")
 
 # %%
-# On other pairs
-# --------------
-# Which of the two is better is not read off their own validation pairs, but off pairs that
-# neither has seen.
+# Evaluation on test pairs
+# ------------------------
+# The validation pairs were used to select the epoch. Compare the two aligners on test pairs that
+# neither of them was trained on.
 for name, aligner in (("init=None", plain), ('init="auto"', default)):
     report = aligner.retrieval_report(X_test, y_test)
     print(
