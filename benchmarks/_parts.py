@@ -9,7 +9,7 @@ import tempfile
 from importlib import import_module
 from pathlib import Path
 
-from rows import Row, save, show
+from benchmarks._results import Row, save, show
 
 
 def main(what: str, parts: tuple[str, ...], description: str) -> None:
@@ -30,7 +30,7 @@ def main(what: str, parts: tuple[str, ...], description: str) -> None:
     missed = []
     for part in options.parts or parts:
         print(f"\n{part}", flush=True)
-        rows = import_module(f"{what}_parts.{part}").measure(options.quick)
+        rows = import_module(f"benchmarks.{what}.{part}").measure(options.quick)
         show(rows)
         missed += [row.what for row in rows if row.verdict == "missed"]
         _keep(rows, part, output / f"{what}.csv")

@@ -18,10 +18,10 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
-from broad_words import broad_words, sentences
 from safetensors.numpy import save_file
 from sklearn.base import clone
 
+from benchmarks.studies.broad_words import broad_words, sentences
 from sklearn_ape import KernelAligner
 from sklearn_ape._starter import FOLDER, encoders, packed, unpacked
 from sklearn_ape.datasets import (

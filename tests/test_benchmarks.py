@@ -1,20 +1,15 @@
 """The accuracy benchmark: that it can go on where it stopped, and that its figures are right."""
 
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from benchmarks.accuracy import methods, plan, report, runs
+from benchmarks.accuracy.data import Head, Train, Trial, World
+from benchmarks.accuracy.results import Results
 from sklearn_ape import CCAAligner
 from sklearn_ape.encoders import HeadPairs
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
-
-from accuracy_parts import methods, plan, report, runs
-from accuracy_parts.data import Head, Train, Trial, World
-from accuracy_parts.results import Results
 
 TABLES = "ABCDEFGH"
 

@@ -13,8 +13,8 @@ import argparse
 from typing import Any
 
 import numpy as np
-from accuracy_parts.data import MOST_OF_A_CAPTION
 
+from benchmarks.accuracy.data import MOST_OF_A_CAPTION
 from sklearn_ape import KernelAligner
 from sklearn_ape.datasets import load_openclipart, load_openmoji, load_tuxpaint_stamps
 from sklearn_ape.encoders import (

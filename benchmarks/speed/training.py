@@ -15,13 +15,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rows import Row, show
 from torch import nn
 from torch.nn import functional
 
+from benchmarks._results import Row, show
+from benchmarks.speed._epoch_times import EpochTimes
+from benchmarks.speed._locked_towers import open_clip_epoch, transformers_epoch
 from sklearn_ape import APEAligner
-from speed_parts._epoch_times import EpochTimes
-from speed_parts._locked_towers import open_clip_epoch, transformers_epoch
 
 _WIDTHS = 1280, 384
 _DROPOUT, _SCALE, _MOST_SCALE = 0.3, 1 / 0.07, 100.0

@@ -13,8 +13,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from rows import Row, show
-
+from benchmarks._results import Row, show
 from sklearn_ape.features import DiskFeatureCache
 from sklearn_ape.features._file import FeatureFile
 

@@ -9,7 +9,7 @@ sentence-transformers and Debian's openclipart-png and openclipart-svg. Written 
 docs/results/speed.csv.
 """
 
-from _parts import main
+from benchmarks._parts import main
 
 PARTS = ("encode", "search", "training", "zero_shot", "store")
 

@@ -17,10 +17,10 @@ from dataclasses import asdict, fields
 from importlib import import_module
 from pathlib import Path
 
-from reliability_parts.rows import Row
+from benchmarks.reliability.rows import Row
 
 PARTS = ("hostile", "fuzz", "numerics", "faults", "service")
-_RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results" / "reliability.csv"
+_RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results" / "reliability.csv"
 
 
 def show(rows: list[Row]) -> None:
@@ -57,7 +57,7 @@ def main() -> None:
     failures = 0
     for part in options.parts or PARTS:
         print(f"\n{part}", flush=True)
-        rows = import_module(f"reliability_parts.{part}").measure(options.examples)
+        rows = import_module(f"benchmarks.reliability.{part}").measure(options.examples)
         show(rows)
         keep(rows, part, options.output)
         failures += sum(row.failures for row in rows)

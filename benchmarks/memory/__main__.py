@@ -7,7 +7,7 @@
 Written to docs/results/memory.csv.
 """
 
-from _parts import main
+from benchmarks._parts import main
 
 PARTS = ("training", "zero_shot", "store")
 

@@ -14,10 +14,10 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
-from rows import Row, show
-from speed_parts.zero_shot import classifier_of_features, write_features
 
-from memory_parts._child import child
+from benchmarks._process import child
+from benchmarks._results import Row, show
+from benchmarks.speed.zero_shot import classifier_of_features, write_features
 from sklearn_ape._label_embeddings import embed_labels
 from sklearn_ape.metrics import retrieval_report
 

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rows import Row, show
+
+from benchmarks._results import Row, show
 
 N_IMAGES, N_LARGE, N_TEXTS = 480, 32, 3000
 N_COMPARED = 100
@@ -88,9 +89,9 @@ def _rates(
 
 
 def _rate(contender: str, items: Path, folder: Path) -> float:
-    module = ["-W", "ignore", "-m", "speed_parts.encode"]
+    module = ["-W", "ignore", "-m", "benchmarks.speed.encode"]
     command = [sys.executable, *module, contender, str(items), str(folder)]
-    here = Path(__file__).parents[1]
+    here = Path(__file__).parents[2]
     done = subprocess.run(command, cwd=here, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{contender} failed:\n{done.stderr[-2000:]}")

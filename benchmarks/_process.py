@@ -10,7 +10,7 @@ from pathlib import Path
 def child(part: str, *arguments: str) -> tuple[float, float]:
     """Return the two numbers that a part of these benchmarks prints, started by itself."""
     done = subprocess.run(
-        [sys.executable, "-m", f"memory_parts.{part}", *arguments],
+        [sys.executable, "-m", f"benchmarks.memory.{part}", *arguments],
         cwd=Path(__file__).parents[1],
         check=True,
         stdout=subprocess.PIPE,

@@ -17,8 +17,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from rows import Row, show
-
+from benchmarks._results import Row, show
 from sklearn_ape.encoders import TransformersTextEncoder
 from sklearn_ape.features import DiskFeatureCache
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from rows import Row, show
 from sklearn.feature_extraction.text import HashingVectorizer
 
+from benchmarks._results import Row, show
 from sklearn_ape import APEAligner, ZeroShotClassifier
 from sklearn_ape.aligners import _feature_tiles
 from sklearn_ape.datasets import load_openmoji

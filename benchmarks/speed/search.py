@@ -6,10 +6,10 @@ import tempfile
 import time
 
 import numpy as np
-from rows import Row, show
 from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV, KFold
 
+from benchmarks._results import Row, show
 from sklearn_ape import APEAligner
 from sklearn_ape.datasets import load_openmoji
 from sklearn_ape.encoders import TimmImageEncoder, TransformersTextEncoder

@@ -31,12 +31,12 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from accuracy_parts import plan
-from accuracy_parts.data import World
-from accuracy_parts.figures import draw
-from accuracy_parts.report import MAKERS, report
-from accuracy_parts.results import Results
-from accuracy_parts.runs import one_fit, run
+from benchmarks.accuracy import plan
+from benchmarks.accuracy.data import World
+from benchmarks.accuracy.figures import draw
+from benchmarks.accuracy.report import MAKERS, report
+from benchmarks.accuracy.results import Results
+from benchmarks.accuracy.runs import one_fit, run
 
 
 def main() -> int:
@@ -74,7 +74,7 @@ def _options() -> argparse.Namespace:
     if options.output is None:
         # Trial runs must not mix with the real rows.
         trial = Path(tempfile.gettempdir(), "accuracy-quick")
-        real = Path(__file__).resolve().parents[1] / "docs" / "results"
+        real = Path(__file__).resolve().parents[2] / "docs" / "results"
         options.output = trial if options.quick else real
     return options
 

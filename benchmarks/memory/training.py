@@ -16,10 +16,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rows import Row, show
-from speed_parts._epoch_times import EpochTimes
 
-from memory_parts._child import child
+from benchmarks._process import child
+from benchmarks._results import Row, show
+from benchmarks.speed._epoch_times import EpochTimes
 from sklearn_ape import APEAligner
 from sklearn_ape.losses import InfoNCELoss
 

@@ -13,8 +13,8 @@ from __future__ import annotations
 import argparse
 
 import numpy as np
-from build_starter import captions_with_broad_words, training_pairs
 
+from benchmarks.build_starter import captions_with_broad_words, training_pairs
 from sklearn_ape import KernelAligner
 from sklearn_ape._starter import encoders
 from sklearn_ape.aligners._head_pairs import prototypes
