@@ -1,22 +1,23 @@
-"""Measure all methods on the features of the same two frozen encoders (tables A to H).
+"""Accuracy of all methods on features of the same two frozen encoders (tables A to H).
 
-    python benchmarks/accuracy.py                    # everything; goes on where it stopped
-    python benchmarks/accuracy.py --tables AB --seeds 1 --time-budget 20
-    python benchmarks/accuracy.py --report           # the tables again, without a fit
+    python -m benchmarks.accuracy                    # everything; resumes an interrupted run
+    python -m benchmarks.accuracy --tables AB --seeds 1 --time-budget 20
+    python -m benchmarks.accuracy --report           # tables and figures only, without fits
 
-A  methods, on unseen kinds of images and within a collection
+A  methods, on other kinds of images and within a collection
 B  accuracy by number of pairs and by seconds
-C  parameters, seconds and memory of APE against LiT
+C  parameters, seconds and memory of APE and LiT
 D  recall of training and held-out pairs by epoch
 E  depth × kind of head, by grid search
 F  distribution shift
-G  curated against random pairs
-H  where LiT overtakes
+G  curated and random pairs
+H  settings in which LiT is better than the default aligner
 
-Every fit is a row, or some, of accuracy.csv in the output folder, written when it is done; what
-is there is not run again (--redo takes a method's rows out). The tables and figures are written
-next to it. Needs Debian's openclipart-png, openclipart-svg and tuxpaint-stamps-default, and the
-starter extra; figures need matplotlib. Choices in here were made on training pairs, not on stamps.
+The rows of each fit are appended to accuracy.csv in the output folder when the fit ends. Fits that
+have rows are skipped; --redo METHOD removes the rows of a method. Tables and figures are written
+to the same folder. Requires Debian's openclipart-png, openclipart-svg and
+tuxpaint-stamps-default, and the starter extra; figures require matplotlib. Parameters of this
+benchmark were chosen on training pairs, not on stamps.
 """
 
 from __future__ import annotations
@@ -24,120 +25,121 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
-import tempfile
 import time
 import traceback
 import warnings
-from pathlib import Path
 from typing import Any
 
-from benchmarks.accuracy import plan
-from benchmarks.accuracy.data import World
-from benchmarks.accuracy.figures import draw
-from benchmarks.accuracy.report import MAKERS, report
-from benchmarks.accuracy.results import Results
-from benchmarks.accuracy.runs import one_fit, run
+from benchmarks._results import Results, make_parser, results_folder
+
+from . import plan
+from .data import Collections
+from .figures import draw_figures
+from .report import TABLE_MAKERS, write_tables
+from .runs import run
 
 
 def main() -> int:
-    options = _options()
-    results = Results(options.output / "accuracy.csv")
-    if options.redo:
-        results.forget(options.redo)
-    failed = 0 if options.report else _run_all(options, results)
-    report(results.rows, options.tables, options.output)
-    draw(results.rows, options.tables, options.output)
-    return int(failed > 0)
-
-
-def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = make_parser("accuracy", __doc__)
+    parser.add_argument(
+        "--tables",
+        default="".join(TABLE_MAKERS),
+        help="letters of tables, such as AB (default: all)",
     )
-    parser.add_argument("--tables", default="".join(MAKERS), help="such as AB or A,B")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--cache", default="features-cache", help="folder of the feature cache")
-    parser.add_argument("--output", type=Path, help="folder of results (default: docs/results)")
-    parser.add_argument("--effort", type=float, default=1.0, help="factor of epochs and seconds")
-    parser.add_argument("--time-budget", type=float, help="minutes after which no fit is begun")
-    parser.add_argument("--redo", action="append", metavar="METHOD", help="run its fits again")
-    parser.add_argument("--report", action="store_true", help="print what is there, fit nothing")
-    parser.add_argument("--quick", action="store_true", help="a few pairs and epochs, to try it")
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds (default: 3)")
+    parser.add_argument(
+        "--cache", default="features-cache", help="feature cache folder (default: features-cache)"
+    )
+    parser.add_argument(
+        "--effort", type=float, default=1.0, help="factor of the limits of epochs and seconds"
+    )
+    parser.add_argument(
+        "--time-budget", type=float, metavar="MINUTES", help="start no fit after this time"
+    )
+    parser.add_argument(
+        "--redo",
+        action="append",
+        metavar="METHOD",
+        help="run the fits of a method again (repeatable)",
+    )
+    parser.add_argument(
+        "--report", action="store_true", help="write tables and figures, fit nothing"
+    )
     options = parser.parse_args()
     options.tables = "".join(dict.fromkeys(options.tables.upper().replace(",", "")))
-    if unknown := set(options.tables) - set(MAKERS):
-        parser.error(
-            f"there is no table {', '.join(sorted(unknown))}; there are {''.join(MAKERS)}"
-        )
+    if unknown := sorted(set(options.tables) - set(TABLE_MAKERS)):
+        parser.error(f"unknown tables: {', '.join(unknown)}. Choose from {''.join(TABLE_MAKERS)}.")
     if options.quick:
         options.seeds, options.effort = 1, 0.1
-    if options.output is None:
-        # Trial runs must not mix with the real rows.
-        trial = Path(tempfile.gettempdir(), "accuracy-quick")
-        real = Path(__file__).resolve().parents[2] / "docs" / "results"
-        options.output = trial if options.quick else real
-    return options
+    folder = results_folder(options)
+    results = Results(folder / "accuracy.csv", plan.COLUMNS)
+    if options.redo:
+        if unknown := sorted(set(options.redo) - {row["fit"] for row in results.rows}):
+            parser.error(f"--redo: {results.path} has no rows of {', '.join(unknown)}.")
+        results.remove("fit", options.redo)
+    n_failed = 0 if options.report else _run_missing_fits(options, results)
+    write_tables(results.rows, options.tables, folder)
+    draw_figures(results.rows, options.tables, folder)
+    return int(n_failed > 0)
 
 
-def _run_all(options: argparse.Namespace, results: Results) -> int:
-    """Run what is not there yet; return how many fits failed."""
+def _run_missing_fits(options: argparse.Namespace, results: Results) -> int:
+    """Run the fits that have no rows yet; return how many failed."""
     sizes = plan.QUICK_SIZES if options.quick else plan.SIZES
-    wanted = plan.tasks(options.tables, options.seeds, sizes)
-    done = results.done()
-    todo = [task for task in wanted if task.key not in done]
-    print(f"{len(todo)} of {len(wanted)} fits to run; rows go to {results.file}", flush=True)
-    world = World(options.cache, options.quick)
+    tasks = plan.plan_tasks(options.tables, options.seeds, sizes)
+    completed = plan.completed_fits(results.rows)
+    missing = [task for task in tasks if task.key not in completed]
+    print(f"Running {len(missing)} of {len(tasks)} fits; rows go to {results.path}", flush=True)
+    collections = Collections(options.cache, options.quick)
     interrupt = _Interrupt()
-    failed, start = 0, time.monotonic()
-    for number, task in enumerate(todo, 1):
+    n_failed, start = 0, time.monotonic()
+    for number, task in enumerate(missing, 1):
         minutes = (time.monotonic() - start) / 60
         if options.time_budget is not None and minutes > options.time_budget:
-            print(f"{minutes:.0f} minutes are over: {len(todo) - number + 1} fits are left.")
+            n_left = len(missing) - number + 1
+            print(f"Stopped after {minutes:.0f} minutes, {n_left} fits before the end.")
             break
-        print(f"[{number}/{len(todo)}, {minutes:.1f} min] ", end="", flush=True)
+        print(f"[{number}/{len(missing)}, {minutes:.1f} min] ", end="", flush=True)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("once", UserWarning)
-                rows = run(task, world, options.effort)
+                rows = run(task, collections, options.effort)
         except ImportError:
-            raise  # a collection or package is not installed: it fails all
+            raise  # a missing package or collection makes all fits fail
         except KeyboardInterrupt:
             rows = []
         except Exception as error:
-            failed += 1
-            what = traceback.format_exception_only(error)[-1].strip()
-            print(f"{task.setting}, {task.fit}, seed {task.seed} FAILED: {what}", flush=True)
+            n_failed += 1
+            message = traceback.format_exception_only(error)[-1].strip()
+            print(f"{task.setting}, {task.fit}, seed {task.seed} FAILED: {message}", flush=True)
             continue
-        if interrupt.came:
-            print("\nInterrupted: this fit is lost, the others are kept.")
+        if interrupt.received:
+            print("\nInterrupted: this fit is discarded, the rows of earlier fits are saved.")
             break
         results.append(rows)
-        print(_line(task, rows), flush=True)
-    return failed
+        print(_summarize(task, rows), flush=True)
+    return n_failed
 
 
 class _Interrupt:
-    """Remembers Ctrl-C: a training takes it as its own end and returns as if it were whole."""
+    """Record of Ctrl-C: skorch ends training on it and returns as if training were complete."""
 
     def __init__(self) -> None:
-        self.came = False
-        signal.signal(signal.SIGINT, self._remember)
+        self.received = False
+        signal.signal(signal.SIGINT, self._handle)
 
-    def _remember(self, *signal_and_frame: Any) -> None:
-        self.came = True
+    def _handle(self, *signal_and_frame: Any) -> None:
+        self.received = True
         raise KeyboardInterrupt
 
 
-def _line(task: plan.Task, rows: list[dict[str, Any]]) -> str:
+def _summarize(task: plan.Task, rows: list[dict[str, Any]]) -> str:
     row = rows[-1] if task.setting in (plan.BY_EPOCH, plan.BY_DEPTH) else rows[0]
-    shown = [f"{row[key]:.1f}" for key in ("i2t@1", "t2i@1", "score") if row.get(key, "") != ""]
+    scores = [f"{row[key]:.1f}" for key in ("i2t@1", "t2i@1", "score") if row.get(key, "") != ""]
     seconds = f" in {row['seconds']:.1f} s" if "seconds" in row else ""
     note = f"; {row['note']}" if row.get("note") else ""
-    return f"{task.setting}, {task.fit}, seed {task.seed}: {' / '.join(shown)}{seconds}{note}"
+    return f"{task.setting}, {task.fit}, seed {task.seed}: {' / '.join(scores)}{seconds}{note}"
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--one-fit"]:
-        one_fit(*map(Path, sys.argv[2:]))
-    else:
-        sys.exit(main())
+    sys.exit(main())

@@ -1,4 +1,4 @@
-"""The methods that are compared, and one fit of one of them."""
+"""The methods that are compared, and the fit and test of a method."""
 
 from __future__ import annotations
 
@@ -19,33 +19,33 @@ from sklearn_ape.encoders import TransformersTextEncoder
 from sklearn_ape.metrics import recall_at_k, retrieval_ranks
 from sklearn_ape.recipes import make_aligner
 
-from .data import Head, Train, Trial
+from .data import ClassifierHead, EvaluationSet, TrainingPairs
 
-# The one place that bounds what a fit may cost, in seconds of one processor, which other work on
-# the machine does not take away; --effort multiplies all of it.
-SECONDS_OF_A_FIT = 180.0
-SECONDS_OF_LIT = 480.0
-# SAIL's heads of 42 million parameters and small batches begin to learn after two epochs.
-SECONDS_OF = {"SAIL (recipe)": 600.0}
-# Epochs at most, so that 4,000 pairs take about 50 s on two cores that do nothing else.
+# Limits of a fit in CPU seconds, which do not depend on other work on the machine; --effort
+# multiplies them.
+MAX_SECONDS = 180.0
+MAX_SECONDS_OF_LIT = 480.0
+# With 42 million parameters and small batches, SAIL improves only after two epochs.
+MAX_SECONDS_OF = {"SAIL (recipe)": 600.0}
+# Maximum number of epochs: 4,000 pairs take about 50 s on two idle cores.
 EPOCHS = {"ape": 24, "fusemix": 5, "sail": 4, "sharelock": 5, "freeze_align": 24}
-# LiT takes 65 s or more an epoch with 4,000 pairs; fewer pairs need more epochs, to learn at all.
-EPOCHS_OF_LIT, MOST_EPOCHS_OF_LIT = 3, 6
+# LiT takes at least 65 s per epoch with 4,000 pairs; with fewer pairs it needs more epochs.
+EPOCHS_OF_LIT, MAX_EPOCHS_OF_LIT = 3, 6
 PATIENCE = 8
-# How images and captions are compared: by cosine, or relative to a bank of training pairs.
+# Scores of images and captions: cosine, or standardised by a bank of training pairs.
 COSINE, STANDARDISED = "cosine", "standardised"
 _CONSE_NAMES = 10
 
 
 class StopAfter(Callback):
-    """Ends a training at the end of the last epoch that fits into so many processor seconds."""
+    """Stop training after the last epoch that fits into a number of CPU seconds."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
         self.stopped = False
 
     def __deepcopy__(self, memo: Any) -> Self:
-        # Aligners copy their callbacks; this one is asked afterwards whether it stopped them.
+        # Aligners copy their callbacks, but `stopped` is read from this object afterwards.
         return self
 
     def on_train_begin(self, net: Any, **kwargs: Any) -> None:
@@ -53,66 +53,81 @@ class StopAfter(Callback):
         self.start = time.process_time()
 
     def on_epoch_end(self, net: Any, **kwargs: Any) -> None:
-        """Stop as skorch's callbacks do."""
-        elapsed, done = time.process_time() - self.start, len(net.history)
-        if done < net.max_epochs and elapsed * (1 + 1 / done) > self.seconds:
+        """Stop the training in the way of skorch: by KeyboardInterrupt."""
+        elapsed, n_epochs = time.process_time() - self.start, len(net.history)
+        if n_epochs < net.max_epochs and elapsed * (1 + 1 / n_epochs) > self.seconds:
             self.stopped = True
             raise KeyboardInterrupt
 
 
 class ConSE:
-    """The mean of the names of the ten likeliest ImageNet classes is what is on an image.
+    """Embed an image as the mean name of its ten most probable ImageNet classes.
 
     M. Norouzi et al., "Zero-Shot Learning by Convex Combination of Semantic Embeddings", 2014. It
-    needs no pairs.
+    needs no training pairs.
     """
 
     n_parameters_ = 0
 
-    def __init__(self, head: Head) -> None:
+    def __init__(self, head: ClassifierHead) -> None:
         self.head = head
 
     def fit(self, X: Any, y: Any) -> Self:
-        """Do nothing."""
+        """Return the object; there is nothing to fit."""
         return self
 
     def similarity(self, X: np.ndarray, y: np.ndarray) -> np.ndarray:
-        """Cosine of the expected name of each image with each caption."""
-        share = softmax(X @ self.head.weights.T + self.head.bias, axis=1)
-        least = np.partition(share, -_CONSE_NAMES, axis=1)[:, -_CONSE_NAMES, None]
+        """Return the cosine similarity of the expected name of each image and each caption."""
+        probability = softmax(X @ self.head.weights.T + self.head.bias, axis=1)
+        threshold = np.partition(probability, -_CONSE_NAMES, axis=1)[:, -_CONSE_NAMES, None]
         return (
-            _unit(np.where(share >= least, share, 0) @ _unit(self.head.class_texts)) @ _unit(y).T
+            _normalize(
+                np.where(probability >= threshold, probability, 0)
+                @ _normalize(self.head.class_texts)
+            )
+            @ _normalize(y).T
         )
 
 
 class Method(NamedTuple):
     """A row of the tables.
 
-    `make(n_pairs, seed, callbacks, effort)` returns the unfitted aligner. `head` says which pairs
-    of the classification head it has besides ("names" or "everything"), `titles` that it learns
-    the titles as further captions, `words` that it takes captions and not their features.
+    Attributes
+    ----------
+    make : callable
+        ``make(n_pairs, seed, callbacks, effort)`` returns the unfitted aligner.
+    note : str
+        Note in the table.
+    head : {"names", "everything"} or None
+        Pairs of the classification head that are added to the training pairs.
+    titles : bool
+        Whether titles are additional captions.
+    takes_captions : bool
+        Whether the method takes captions instead of their features.
+    expensive : bool
+        Whether a fit takes minutes.
     """
 
     make: Callable[[int, int, list[Any], float], Any]
     note: str = ""
     head: str | None = None
     titles: bool = False
-    words: bool = False
-    heavy: bool = False
+    takes_captions: bool = False
+    expensive: bool = False
 
 
-def _epochs(name: str, effort: float) -> int:
+def _limit_epochs(name: str, effort: float) -> int:
     return max(1, round(EPOCHS[name] * effort))
 
 
-def _recipe(name: str, note: str = "", **overrides: Any) -> Callable[..., Any]:
+def _use_recipe(name: str, note: str = "", **overrides: Any) -> Callable[..., Any]:
     def make(n: int, seed: int, callbacks: list[Any], effort: float) -> Any:
         return make_aligner(name, n_pairs=n, **overrides)
 
     return make
 
 
-def _trained_recipe(name: str, **overrides: Any) -> Callable[..., Any]:
+def _use_trained_recipe(name: str, **overrides: Any) -> Callable[..., Any]:
     def make(n: int, seed: int, callbacks: list[Any], effort: float) -> Any:
         return make_aligner(
             name,
@@ -120,7 +135,7 @@ def _trained_recipe(name: str, **overrides: Any) -> Callable[..., Any]:
             random_state=seed,
             callbacks=callbacks,
             refit=False,
-            max_epochs=_epochs(name, effort),
+            max_epochs=_limit_epochs(name, effort),
             n_iter_no_change=PATIENCE,
             **overrides,
         )
@@ -128,12 +143,12 @@ def _trained_recipe(name: str, **overrides: Any) -> Callable[..., Any]:
     return make
 
 
-def _linear(n: int, seed: int, callbacks: list[Any], effort: float) -> Any:
+def _make_linear(n: int, seed: int, callbacks: list[Any], effort: float) -> Any:
     return make_aligner("linear", n_pairs=n, random_state=seed, callbacks=callbacks)
 
 
-def _lit(n: int, seed: int, callbacks: list[Any], effort: float) -> Any:
-    n_epochs = min(MOST_EPOCHS_OF_LIT, round(EPOCHS_OF_LIT * (4000 / n) ** 0.5))
+def _make_lit(n: int, seed: int, callbacks: list[Any], effort: float) -> Any:
+    n_epochs = min(MAX_EPOCHS_OF_LIT, round(EPOCHS_OF_LIT * (4000 / n) ** 0.5))
     return aligners.LiTAligner(
         text_encoder=TransformersTextEncoder("all-MiniLM-L6-v2"),
         max_epochs=max(1, round(n_epochs * effort)),
@@ -142,44 +157,50 @@ def _lit(n: int, seed: int, callbacks: list[Any], effort: float) -> Any:
     )
 
 
-def _ape(**parameters: Any) -> Callable[..., Any]:
+def _use_ape(**parameters: Any) -> Callable[..., Any]:
     def make(n: int, seed: int, callbacks: list[Any], effort: float) -> Any:
         return aligners.APEAligner(random_state=seed, callbacks=callbacks, **parameters)
 
     return make
 
 
-def _plain(name: str) -> Callable[..., Any]:
+def _use_defaults(name: str) -> Callable[..., Any]:
     return lambda n, seed, callbacks, effort: getattr(aligners, name)()
 
 
 _CAPPED = "epochs capped, no refit"
-_KERNEL, _ASIF, _CCA = _plain("KernelAligner"), _plain("ASIFAligner"), _plain("CCAAligner")
+_KERNEL, _ASIF, _CCA = (
+    _use_defaults("KernelAligner"),
+    _use_defaults("ASIFAligner"),
+    _use_defaults("CCAAligner"),
+)
 APE, PLAIN, LIT, KERNEL = "APE (default)", "APE (init=None)", "LiT", "kernel ridge"
 METHODS: dict[str, Method] = {
     "chance": Method(lambda *_: None, "exact"),
-    "ConSE": Method(lambda *_: None, "no pairs; ten likeliest class names"),
-    "linear (recipe)": Method(_linear),
-    "CCA (recipe csa)": Method(_recipe("csa")),
+    "ConSE": Method(lambda *_: None, "no pairs; ten most probable class names"),
+    "linear (recipe)": Method(_make_linear),
+    "CCA (recipe csa)": Method(_use_recipe("csa")),
     "CCA": Method(_CCA),
     "CCA + head pairs": Method(_CCA, "class names", head="names"),
-    "ASIF (recipe)": Method(_recipe("asif")),
+    "ASIF (recipe)": Method(_use_recipe("asif")),
     "ASIF": Method(_ASIF),
     "ASIF + head pairs": Method(_ASIF, "class names", head="names"),
-    "APE paper (recipe, depth 4)": Method(_trained_recipe("ape"), _CAPPED, heavy=True),
+    "APE paper (recipe, depth 4)": Method(_use_trained_recipe("ape"), _CAPPED, expensive=True),
     "FuseMix (recipe)": Method(
-        _trained_recipe("fusemix", batch_size=256), _CAPPED + "; batch 256", heavy=True
+        _use_trained_recipe("fusemix", batch_size=256), _CAPPED + "; batch 256", expensive=True
     ),
     "SAIL (recipe)": Method(
-        _trained_recipe("sail", batch_size=64), _CAPPED + "; batch 64", heavy=True
+        _use_trained_recipe("sail", batch_size=64), _CAPPED + "; batch 64", expensive=True
     ),
     "ShareLock (recipe)": Method(
-        _trained_recipe("sharelock", batch_size=256), _CAPPED + "; batch 256", heavy=True
+        _use_trained_recipe("sharelock", batch_size=256), _CAPPED + "; batch 256", expensive=True
     ),
     "Freeze-Align (recipe)": Method(
-        _trained_recipe("freeze_align", batch_size=256), _CAPPED + "; batch 256", heavy=True
+        _use_trained_recipe("freeze_align", batch_size=256),
+        _CAPPED + "; batch 256",
+        expensive=True,
     ),
-    LIT: Method(_lit, "epochs capped", words=True),
+    LIT: Method(_make_lit, "epochs capped", takes_captions=True),
     KERNEL: Method(_KERNEL),
     "kernel ridge + class names": Method(_KERNEL, "class names", head="names"),
     "kernel ridge + head pairs": Method(
@@ -191,22 +212,22 @@ METHODS: dict[str, Method] = {
         head="everything",
         titles=True,
     ),
-    PLAIN: Method(_ape(init=None)),
-    APE: Method(_ape()),
+    PLAIN: Method(_use_ape(init=None)),
+    APE: Method(_use_ape()),
     "APE (default) + head pairs": Method(
-        _ape(), "class names, synonyms, definitions", head="everything"
+        _use_ape(), "class names, synonyms, definitions", head="everything"
     ),
     "APE (default) + head pairs + titles": Method(
-        _ape(), "class names, synonyms, definitions; titles", head="everything", titles=True
+        _use_ape(), "class names, synonyms, definitions; titles", head="everything", titles=True
     ),
 }
 
 
 def fit_and_test(
     name: str,
-    train: Train,
-    tests: list[Trial],
-    head: Head,
+    train: TrainingPairs,
+    tests: list[EvaluationSet],
+    head: ClassifierHead,
     seed: int,
     effort: float = 1.0,
     callbacks: tuple[Any, ...] = (),
@@ -218,39 +239,39 @@ def fit_and_test(
     ----------
     name : str
         One of `METHODS`.
-    train, tests, head : Train, list of Trial, Head
-        What to fit on and to test with.
+    train, tests, head : TrainingPairs, list of EvaluationSet, ClassifierHead
+        Training pairs, test sets and the head pairs.
     seed : int
         The aligner's `random_state`.
     effort : float, default=1.0
-        Factor of epochs and seconds.
+        Factor of the limits of epochs and seconds.
     callbacks : tuple of skorch callbacks, default=()
-        Told of epochs.
+        Additional callbacks.
     **parameters : object
-        Parameters of the aligner to set otherwise.
+        Parameters of the aligner to override.
     """
     method = METHODS[name]
     if name == "chance":
-        chance = [_row(name, test, COSINE, _by_chance(test)) for test in tests]
+        chance = [_make_row(name, test, COSINE, _compute_chance(test)) for test in tests]
         return [row | {"note": method.note} for row in chance]
-    most = SECONDS_OF_LIT if method.words else SECONDS_OF.get(name, SECONDS_OF_A_FIT)
-    cap = StopAfter(effort * most)
+    limit = MAX_SECONDS_OF_LIT if method.takes_captions else MAX_SECONDS_OF.get(name, MAX_SECONDS)
+    cap = StopAfter(effort * limit)
     if name == "ConSE":
         aligner: Any = ConSE(head)
     else:
         aligner = method.make(len(train.captions), seed, [cap, *callbacks], effort)
         aligner.set_params(**parameters)
-    X, y = _pairs(method, train)
-    if hasattr(aligner, "early_stopping") and not method.words:
-        # Its recall on held-out pairs is to count captions by their text, not every row.
+    X, y = _select_pairs(method, train)
+    if hasattr(aligner, "early_stopping") and not method.takes_captions:
+        # With texts, early stopping counts equal captions as one when it computes recall.
         texts = dict(zip(train.captions, train.text, strict=True))
         texts |= dict(zip(train.titles, train.title_features, strict=True))
         y = [*train.captions, *filter(None, train.titles)][: len(X)]
-        aligner.set_params(text_encoder=FrozenEstimator(KnownTexts(texts)))
+        aligner.set_params(text_encoder=FrozenEstimator(LookupTextEncoder(texts)))
     if method.head:
         aligner.set_params(head_pairs=getattr(head, method.head))
     with warnings.catch_warnings():
-        # That a training was stopped stands in the note.
+        # The note says whether training was stopped.
         warnings.simplefilter("ignore", ConvergenceWarning)
         start = time.perf_counter()
         aligner.fit(X, y)
@@ -260,21 +281,24 @@ def fit_and_test(
         "seconds": round(seconds, 2),
         "parameters": aligner.n_parameters_,
         "epochs": getattr(aligner, "n_epochs_", ""),
-        "note": _note(method, aligner, cap),
+        "note": _describe_fit(method, aligner, cap),
     }
     rows = []
     for test in tests:
-        captions: Any = test.captions if method.words else test.text
+        captions: Any = test.captions if method.takes_captions else test.text
         similarity = aligner.similarity(test.image, captions)
-        rows.append(_row(name, test, COSINE, recalls(similarity, test.pairs)) | common)
+        rows.append(_make_row(name, test, COSINE, compute_recall(similarity, test.pairs)) | common)
         if hasattr(aligner, "bank_"):
             similarity = aligner.similarity(test.image, captions, standardize=True)
-            rows.append(_row(name, test, STANDARDISED, recalls(similarity, test.pairs)) | common)
+            rows.append(
+                _make_row(name, test, STANDARDISED, compute_recall(similarity, test.pairs))
+                | common
+            )
     return rows
 
 
-class KnownTexts(TransformerMixin, BaseEstimator):
-    """Text encoder that looks up features that were computed before.
+class LookupTextEncoder(TransformerMixin, BaseEstimator):
+    """Text encoder that looks up precomputed features.
 
     Parameters
     ----------
@@ -286,7 +310,7 @@ class KnownTexts(TransformerMixin, BaseEstimator):
         self.features = features
 
     def fit(self, X: Any, y: Any = None) -> Self:
-        """Return the encoder: there is nothing to learn."""
+        """Return the encoder; there is nothing to fit."""
         return self
 
     def __sklearn_is_fitted__(self) -> bool:
@@ -297,57 +321,58 @@ class KnownTexts(TransformerMixin, BaseEstimator):
         return np.stack([self.features[text] for text in X])
 
 
-def _pairs(method: Method, train: Train) -> tuple[np.ndarray, Any]:
-    if method.words:
+def _select_pairs(method: Method, train: TrainingPairs) -> tuple[np.ndarray, Any]:
+    if method.takes_captions:
         return train.image, train.captions
     if not method.titles:
         return train.image, train.text
-    has = np.array([bool(title) for title in train.titles])
+    has_title = np.array([bool(title) for title in train.titles])
     return (
-        np.concatenate([train.image, train.image[has]]),
-        np.concatenate([train.text, train.title_features[has]]),
+        np.concatenate([train.image, train.image[has_title]]),
+        np.concatenate([train.text, train.title_features[has_title]]),
     )
 
 
-def _note(method: Method, aligner: Any, cap: StopAfter) -> str:
+def _describe_fit(method: Method, aligner: Any, cap: StopAfter) -> str:
     parts = [method.note] if method.note else []
     if hasattr(aligner, "best_epoch_"):
-        of = f"of {aligner.n_epochs_}"
-        parts.append(f"best epoch {aligner.best_epoch_} {of}")
+        parts.append(f"best epoch {aligner.best_epoch_} of {aligner.n_epochs_}")
     if cap.stopped:
         parts.append(
-            f"stopped at {cap.seconds:.0f} s of a core, {aligner.max_epochs} epochs wanted"
+            f"stopped after {cap.seconds:.0f} CPU seconds, max_epochs={aligner.max_epochs}"
         )
     return "; ".join(parts)
 
 
-def _row(name: str, test: Trial, scores: str, found: dict[str, float]) -> dict[str, Any]:
-    return {"method": name, "test": test.name, "scores": scores, **found}
+def _make_row(
+    name: str, test: EvaluationSet, scores: str, recall: dict[str, float]
+) -> dict[str, Any]:
+    return {"method": name, "test": test.name, "scores": scores, **recall}
 
 
-def recalls(similarity: np.ndarray, pairs: np.ndarray) -> dict[str, float]:
+def compute_recall(similarity: np.ndarray, pairs: np.ndarray) -> dict[str, float]:
     """Return recall@1 and @5 in both directions, in %."""
-    found = {}
-    for way, matrix, positives in (
+    recall = {}
+    for direction, matrix, positives in (
         ("i2t", similarity, pairs),
         ("t2i", similarity.T, pairs[:, ::-1]),
     ):
-        # Rows of similarities times columns of the identity are the similarities.
+        # With one-hot candidates the products are the similarities themselves.
         ranks = retrieval_ranks(matrix, np.eye(matrix.shape[1], dtype=matrix.dtype), positives)
-        found |= {f"{way}@{k}": round(100 * recall_at_k(ranks, k), 3) for k in (1, 5)}
-    return found
+        recall |= {f"{direction}@{k}": round(100 * recall_at_k(ranks, k), 3) for k in (1, 5)}
+    return recall
 
 
-def _by_chance(test: Trial) -> dict[str, float]:
-    """Return the recall that a random order is expected to have."""
-    found = {}
-    for way, side, n in (("i2t", 0, len(test.captions)), ("t2i", 1, len(test.image))):
+def _compute_chance(test: EvaluationSet) -> dict[str, float]:
+    """Return the expected recall of a random order."""
+    recall = {}
+    for direction, side, n in (("i2t", 0, len(test.captions)), ("t2i", 1, len(test.image))):
         positives = np.bincount(test.pairs[:, side])
         for k in (1, 5):
             misses = comb(n - positives, k) / comb(n, k)
-            found[f"{way}@{k}"] = round(100 * float(np.mean(1 - misses)), 3)
-    return found
+            recall[f"{direction}@{k}"] = round(100 * float(np.mean(1 - misses)), 3)
+    return recall
 
 
-def _unit(rows: np.ndarray) -> np.ndarray:
+def _normalize(rows: np.ndarray) -> np.ndarray:
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)

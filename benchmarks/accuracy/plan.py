@@ -1,14 +1,14 @@
-"""Which fits the tables need, in which order, and what each is fitted on and tested with."""
+"""Fits that the tables need, their order, and the data of each setting."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 
-from .data import Train, Trial, World
+from .data import Collections, EvaluationSet, TrainingPairs
 from .methods import APE, KERNEL, LIT, METHODS, PLAIN
 
 ON_CLIP_ART = "clip art"
@@ -27,12 +27,19 @@ SHIFT = SAMPLE_EFFICIENCY
 CURATION = (KERNEL, APE, "CCA")
 OVERFITTING = (PLAIN, LIT)
 DEPTH_HEADS = ("mlp", "residual", "glu")
-# LiT with more pairs than this is run once: it takes minutes.
-LARGEST_REPEATED_LIT = 500
+# LiT takes minutes with more pairs, so it is run with a single seed there.
+MAX_REPEATED_LIT = 500
+
+
+COLUMNS = (
+    "table", "fit", "setting", "seed", "method", "test", "scores", "step", "n_pairs",
+    "i2t@1", "i2t@5", "t2i@1", "t2i@5", "score", "std",
+    "seconds", "parameters", "epochs", "peak_mb", "added_mb", "note",
+)  # fmt: skip
 
 
 class Task(NamedTuple):
-    """A fit: what it is for, the method (or kind of head), the setting and the seed."""
+    """A fit: the tables that use it, the method (or kind of head), the setting and the seed."""
 
     table: str
     fit: str
@@ -42,41 +49,49 @@ class Task(NamedTuple):
 
     @property
     def key(self) -> tuple[str, str, int]:
-        """What tells it from the others, in the csv file as well."""
+        """Return the columns that identify the fit in the CSV file."""
         return self.fit, self.setting, self.seed
 
 
-def tasks(tables: str, n_seeds: int, sizes: tuple[int, ...] = SIZES) -> list[Task]:
-    """Return the fits of some tables in the order in which they should be run.
+def completed_fits(rows: Iterable[Mapping[str, str]]) -> set[tuple[str, str, int]]:
+    """Return the keys of the tasks that have rows in the CSV file."""
+    return {(row["fit"], row["setting"], int(row["seed"])) for row in rows}
 
-    The first seed comes first, and what is dear is repeated last, so that a run that is
-    interrupted has something of every table.
+
+def plan_tasks(tables: str, n_seeds: int, sizes: tuple[int, ...] = SIZES) -> list[Task]:
+    """Return the fits of the given tables in the order in which they should be run.
+
+    The first seed comes first and expensive fits are repeated last, so that an interrupted run
+    has rows for every table.
     """
     first = sorted(
-        _of_seed(0, sizes), key=lambda task: _dear(task) and task.setting != ON_CLIP_ART
+        _iterate_tasks(0, sizes),
+        key=lambda task: _is_expensive(task) and task.setting != ON_CLIP_ART,
     )
-    later = [task for seed in range(1, n_seeds) for task in _of_seed(seed, sizes)]
-    # What is dear, and of the collections that are most like one another, comes last.
-    later.sort(key=lambda task: (_dear(task), _dear(task) and task.setting != ON_CLIP_ART))
+    later = [task for seed in range(1, n_seeds) for task in _iterate_tasks(seed, sizes)]
+    # Expensive fits within one collection come last.
+    later.sort(
+        key=lambda task: (_is_expensive(task), _is_expensive(task) and task.setting != ON_CLIP_ART)
+    )
     return [task for task in first + later if set(task.table) & set(tables)]
 
 
-def _dear(task: Task) -> bool:
-    return task.fit in METHODS and METHODS[task.fit].heavy
+def _is_expensive(task: Task) -> bool:
+    return task.fit in METHODS and METHODS[task.fit].expensive
 
 
-def _of_seed(seed: int, sizes: tuple[int, ...]) -> Iterator[Task]:
+def _iterate_tasks(seed: int, sizes: tuple[int, ...]) -> Iterator[Task]:
     for setting, table in ((ON_CLIP_ART, "ABCFH"), (ON_MOST_EMOJI, "AH"), (ON_MOST_FOLDERS, "A")):
         for name in METHODS:
             if seed and name == LIT and setting != ON_MOST_EMOJI:
                 continue
-            used = table if setting != ON_CLIP_ART else _tables_of(name)
-            # Memory is measured in a process of its own.
+            tables = table if setting != ON_CLIP_ART else _tables_of(name)
+            # Memory is measured in a separate process.
             isolated = setting == ON_CLIP_ART and name in COST and not seed
-            yield Task(used, name, setting, seed, isolated)
+            yield Task(tables, name, setting, seed, isolated)
     for n in sizes:
         for name in SAMPLE_EFFICIENCY:
-            if not (seed and name == LIT and n > LARGEST_REPEATED_LIT):
+            if not (seed and name == LIT and n > MAX_REPEATED_LIT):
                 yield Task("BH", name, f"{ON_CLIP_ART}, {n}", seed)
     for name in ("chance", *SHIFT):
         if not (seed and name == LIT):
@@ -98,37 +113,51 @@ def _tables_of(name: str) -> str:
 
 
 @lru_cache(maxsize=2)
-def data_of(world: World, setting: str, seed: int) -> tuple[Train, list[Trial]]:
-    """Return what a setting is fitted on and tested with."""
+def load_setting(
+    collections: Collections, setting: str, seed: int
+) -> tuple[TrainingPairs, list[EvaluationSet]]:
+    """Return the training pairs and test sets of a setting."""
     name, _, number = setting.partition(", ")
     if name == ON_CLIP_ART:
-        rows = world.clip_art_rows(seed)[: int(number) if number else None]
-        tests = [_stamps(world)]
+        rows = collections.clip_art_rows(seed)[: int(number) if number else None]
+        tests = [_make_stamps(collections)]
         if not number:
-            emoji = world.test("emoji", world.emoji)
-            tests += [_stamps(world, True), _stamps(world, False), emoji]
-        return world.train(world.clip_art, rows), tests
+            emoji = collections.make_evaluation_set("emoji", collections.emoji)
+            tests += [_make_stamps(collections, True), _make_stamps(collections, False), emoji]
+        return collections.make_training_pairs(collections.clip_art, rows), tests
     if name == ON_EMOJI:
-        tests = [_stamps(world), _stamps(world, True), world.clip_art_sample(seed)]
-        return world.train(world.emoji, np.arange(len(world.emoji.captions))), tests
+        tests = [
+            _make_stamps(collections),
+            _make_stamps(collections, True),
+            collections.clip_art_sample(seed),
+        ]
+        return collections.make_training_pairs(
+            collections.emoji, np.arange(len(collections.emoji.captions))
+        ), tests
     if name in (ON_MOST_EMOJI, BY_EPOCH):
-        train, test = world.emoji_rows(seed)
-        held_out = world.test("emoji, held-out concepts", world.emoji, test)
-        return world.train(world.emoji, train), [held_out]
+        train, test = collections.emoji_rows(seed)
+        held_out = collections.make_evaluation_set(
+            "emoji, held-out concepts", collections.emoji, test
+        )
+        return collections.make_training_pairs(collections.emoji, train), [held_out]
     if name == ON_MOST_FOLDERS:
-        train, test = world.folder_rows(seed)
-        held_out = world.test("clip art, held-out folders", world.clip_art, test)
-        return world.train(world.clip_art, train), [held_out]
+        train, test = collections.folder_rows(seed)
+        held_out = collections.make_evaluation_set(
+            "clip art, held-out folders", collections.clip_art, test
+        )
+        return collections.make_training_pairs(collections.clip_art, train), [held_out]
     if name == "curated":
-        rows = world.curated_rows(int(number), seed)
+        rows = collections.curated_rows(int(number), seed)
     else:
-        everything = np.random.default_rng(seed).permutation(len(world.clip_art.captions))
-        rows = everything[: int(number)]
-    return world.train(world.clip_art, rows), [_stamps(world)]
+        permutation = np.random.default_rng(seed).permutation(len(collections.clip_art.captions))
+        rows = permutation[: int(number)]
+    return collections.make_training_pairs(collections.clip_art, rows), [_make_stamps(collections)]
 
 
-def _stamps(world: World, photographs: bool | None = None) -> Trial:
+def _make_stamps(collections: Collections, photographs: bool | None = None) -> EvaluationSet:
     if photographs is None:
-        return world.test(STAMPS, world.stamps)
-    rows = np.flatnonzero(world.stamps.photographs == photographs)
-    return world.test(PHOTOGRAPHS if photographs else DRAWINGS, world.stamps, rows)
+        return collections.make_evaluation_set(STAMPS, collections.stamps)
+    rows = np.flatnonzero(collections.stamps.photographs == photographs)
+    return collections.make_evaluation_set(
+        PHOTOGRAPHS if photographs else DRAWINGS, collections.stamps, rows
+    )

@@ -1,47 +1,48 @@
-"""Faults: kills at random moments, full and locked disks, the clock, other processes."""
+"""Faults: kills at random times, full and locked disks, changed clocks, concurrent processes."""
 
 from __future__ import annotations
 
 import sys
 from collections import Counter
 
-from .rows import Row
+from .._results import OutcomeCounts
 
 _GROUPS = {
     "full": "full disks",
     "locked": "read-only and closed folders, files and disks",
-    "clock": "clock set back, files of any time",
+    "clock": "clock set back, files with arbitrary times",
     "shared": "4 processes on one cache, rounds of reading and writing",
     "versions": "caches of other versions",
 }
-# Of what the suite does, for each 2,000 examples.
-_AMOUNT = {"killing": 22, "full": 3, "locked": 1, "clock": 10, "shared": 30, "versions": 1}
+# Repetitions of each group per 2,000 examples, as multiples of what the tests do.
+_REPETITIONS = {"killing": 22, "full": 3, "locked": 1, "clock": 10, "shared": 30, "versions": 1}
 
 
-def measure(examples: int) -> list[Row]:
-    """Make all faults; by default over 200 kills, and one minute of four processes."""
+def measure(examples: int) -> list[OutcomeCounts]:
+    """Inject all faults; by default more than 200 kills, and one minute of four processes."""
     from faults.harness import outcomes
 
-    more = examples / 2000
-    amounts = {group: max(1.0, more * amount) for group, amount in _AMOUNT.items()}
-    done = outcomes(amounts)
-    kinds: dict[str, list] = {}
-    for outcome in done:
+    factor = examples / 2000
+    repetitions = {group: max(1.0, factor * n) for group, n in _REPETITIONS.items()}
+    by_name: dict[str, list] = {}
+    for outcome in outcomes(repetitions):
         if outcome.group in _GROUPS:
-            kinds.setdefault(_GROUPS[outcome.group], []).append(outcome)
+            by_name.setdefault(_GROUPS[outcome.group], []).append(outcome)
         else:
-            kinds.setdefault(f"kills: {outcome.name.split(', after ')[0]}", []).append(outcome)
-    for name, some in kinds.items():
-        stages = Counter(outcome.stage for outcome in some if outcome.stage).most_common()
+            by_name.setdefault(f"kills: {outcome.name.split(', after ')[0]}", []).append(outcome)
+    rows = []
+    for name, group in by_name.items():
+        stages = Counter(outcome.stage for outcome in group if outcome.stage).most_common()
         if stages:
-            print(f"{name}: when {', '.join(f'{stage} {n}' for stage, n in stages)}")
-    counts = {name: _counted(some) for name, some in kinds.items()}
-    return [Row.of("faults", name, found, found.total()) for name, found in counts.items()]
+            print(f"{name}: during {', '.join(f'{stage} {n}' for stage, n in stages)}")
+        counts = _count_kinds(group)
+        rows.append(OutcomeCounts.count(name, counts, counts.total()))
+    return rows
 
 
-def _counted(done: list) -> Counter[str]:
+def _count_kinds(outcomes: list) -> Counter[str]:
     counts: Counter[str] = Counter()
-    for outcome in done:
+    for outcome in outcomes:
         counts[outcome.kind] += outcome.count
         if outcome.kind not in ("right", "error"):
             print(f"{outcome.kind}: {outcome.name}: {outcome.message}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Fuzzing: every entrance in a child process, which may die or hang."""
+"""Fuzzing: each kind of input in a child process, which may crash or hang."""
 
 from __future__ import annotations
 
@@ -9,44 +9,44 @@ import sys
 import tempfile
 from pathlib import Path
 
-from .rows import TESTS, Row
+from .._process import TESTS
+from .._results import OutcomeCounts
 
 _CHILD = """
 import json, sys
 from hostile.fuzz import FUZZERS
-entrance, examples, report = sys.argv[1:]
+input_name, examples, report = sys.argv[1:]
 try:
-    found = dict(FUZZERS[entrance](int(examples)))
+    counts = dict(FUZZERS[input_name](int(examples)))
 except AssertionError:
-    found = {"wrong": 1}
+    counts = {"wrong": 1}
     raise
 finally:
     with open(report, "w") as file:
-        json.dump(locals().get("found", {"crash": 1}), file)
+        json.dump(locals().get("counts", {"crash": 1}), file)
 """
-_SECONDS = 3600
-_THROUGH_A_NETWORK = ("captions", "labels and templates")
+_TIMEOUT = 3600
+_SLOW_INPUTS = ("captions", "labels and templates")
 
 
-def measure(examples: int) -> list[Row]:
-    """Try so many examples of each entrance; a tenth where each is several passes of a network."""
+def measure(examples: int) -> list[OutcomeCounts]:
+    """Try examples of each kind of input; a tenth where each example is encoded several times."""
     from hostile.fuzz import FUZZERS
 
     return [
-        _measure(name, examples // 10 if name in _THROUGH_A_NETWORK else examples)
-        for name in FUZZERS
+        _measure(name, examples // 10 if name in _SLOW_INPUTS else examples) for name in FUZZERS
     ]
 
 
-def _measure(entrance: str, examples: int) -> Row:
+def _measure(input_name: str, examples: int) -> OutcomeCounts:
     root = str(Path(TESTS).parent)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([root, TESTS])}
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder, "report.json")
-        command = [sys.executable, "-c", _CHILD, entrance, str(examples), str(report)]
+        command = [sys.executable, "-c", _CHILD, input_name, str(examples), str(report)]
         try:
-            subprocess.run(command, env=environment, timeout=_SECONDS, check=False, cwd=folder)
-            found = json.loads(report.read_text()) if report.is_file() else {"crash": 1}
+            subprocess.run(command, env=environment, timeout=_TIMEOUT, check=False, cwd=folder)
+            counts = json.loads(report.read_text()) if report.is_file() else {"crash": 1}
         except subprocess.TimeoutExpired:
-            found = {"hang": 1}
-    return Row.of("fuzz", entrance, found, sum(found.values()))
+            counts = {"hang": 1}
+    return OutcomeCounts.count(input_name, counts, sum(counts.values()))

@@ -1,4 +1,4 @@
-"""Hostile files: read in a child process, then most in one batch of an encoder."""
+"""Hostile files: each is read in a child process, and most in one batch of an encoder."""
 
 from __future__ import annotations
 
@@ -6,31 +6,31 @@ import contextlib
 import sys
 import tempfile
 
-from .rows import Row
+from .._results import OutcomeCounts
 
 
-def measure(examples: int) -> list[Row]:
-    """Read the corpus, with more cuts and flips the more examples are asked for."""
+def measure(examples: int) -> list[OutcomeCounts]:
+    """Read the corpus of hostile files, with one cut and one bit flip more per 50 examples."""
     from hostile.batch import batch_outcomes
     from hostile.harness import corpus, outcomes
 
-    more = min(examples // 50, 400)
+    n_more = min(examples // 50, 400)
     with tempfile.TemporaryDirectory() as folder:
-        done = outcomes(folder, more)
+        single = outcomes(folder, n_more)
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
-        cases = corpus(folder, more)
-        together = batch_outcomes([case for case in corpus(folder + "/batch") if not case.large])
-    for outcome in [*done, *together]:
+        cases = corpus(folder, n_more)
+        batch = batch_outcomes([case for case in corpus(folder + "/batch") if not case.large])
+    for outcome in [*single, *batch]:
         if outcome.kind not in ("right", "error"):
             print(f"{outcome.kind}: {outcome.name}: {outcome.message}", file=sys.stderr)
-    slowest = max(done, key=lambda outcome: outcome.seconds)
-    largest = max(done, key=lambda outcome: outcome.mebibytes)
+    slowest = max(single, key=lambda outcome: outcome.seconds)
+    largest = max(single, key=lambda outcome: outcome.mebibytes)
     print(f"slowest: {slowest.name}, {slowest.seconds:.2f} s")
     print(f"most memory: {largest.name}, {largest.mebibytes:.0f} MiB")
-    kinds = [outcome.kind for outcome in done]
     return [
-        Row.of("hostile", "files, read one by one", kinds, len(cases)),
-        Row.of(
-            "hostile", "files, one batch of an encoder", [o.kind for o in together], len(together)
-        ),
+        OutcomeCounts.count(name, [outcome.kind for outcome in group], n_cases)
+        for name, group, n_cases in (
+            ("files, read one by one", single, len(cases)),
+            ("files, one batch of an encoder", batch, len(batch)),
+        )
     ]

@@ -1,4 +1,4 @@
-"""The table of inputs and outcomes, each part of it in a child process, which may die or hang."""
+"""Outcomes of unusual numbers; each table is run in a child process, which may crash or hang."""
 
 from __future__ import annotations
 
@@ -9,33 +9,34 @@ import sys
 import tempfile
 from pathlib import Path
 
-from .rows import TESTS, Row
+from .._process import TESTS
+from .._results import OutcomeCounts
 
 _COMMAND = [sys.executable, str(Path(TESTS, "numerics"))]
-_SECONDS = 900
+_TIMEOUT = 900
 
 
-def measure(examples: int) -> list[Row]:
-    """Try every cell; their number is that of the table, whatever number of examples is asked."""
+def measure(examples: int) -> list[OutcomeCounts]:
+    """Run every cell of the tables; their number does not depend on the number of examples."""
     counts = subprocess.run(
         [*_COMMAND, "counts"], env=_environment(), check=True, capture_output=True, text=True
     ).stdout
-    return [_measure(*item) for item in json.loads(counts.splitlines()[-1]).items()]
+    return [_measure_table(*item) for item in json.loads(counts.splitlines()[-1]).items()]
 
 
-def _measure(table: str, n_cells: int) -> Row:
+def _measure_table(table: str, n_cells: int) -> OutcomeCounts:
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder, "report.txt")
         command = [*_COMMAND, "outcomes", table, str(report)]
-        ended = "crash"
+        end = "crash"
         try:
-            subprocess.run(command, env=_environment(), timeout=_SECONDS, check=False)
+            subprocess.run(command, env=_environment(), timeout=_TIMEOUT, check=False)
         except subprocess.TimeoutExpired:
-            ended = "hang"
-        found = report.read_text().split() if report.is_file() else []
-    if len(found) < n_cells:  # those behind it are lost
-        found.append(ended)
-    return Row.of("numerics", table, found, n_cells)
+            end = "hang"
+        outcomes = report.read_text().split() if report.is_file() else []
+    if len(outcomes) < n_cells:  # the rest is counted as lost
+        outcomes.append(end)
+    return OutcomeCounts.count(table, outcomes, n_cells)
 
 
 def _environment() -> dict[str, str]:

@@ -1,8 +1,7 @@
-"""Speed of classifying features, of ranks among many, and of embedding labels."""
+"""Speed of classification, of retrieval ranks and of embedding labels."""
 
 from __future__ import annotations
 
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -13,7 +12,6 @@ import numpy as np
 import torch
 from sklearn.feature_extraction.text import HashingVectorizer
 
-from benchmarks._results import Row, show
 from sklearn_ape import APEAligner, ZeroShotClassifier
 from sklearn_ape.aligners import _feature_tiles
 from sklearn_ape.datasets import load_openmoji
@@ -21,8 +19,10 @@ from sklearn_ape.encoders import TransformersTextEncoder
 from sklearn_ape.encoders._hub import pretrained
 from sklearn_ape.metrics import retrieval_report
 
+from .._results import Comparison
+
 _WIDTH, _N_COMPONENTS, _N_LABELS = 1280, 512, 1000
-_RETRIEVED_WIDTH = 256
+_RETRIEVAL_WIDTH = 256
 _KINDS = (
     "a photo",
     "a picture",
@@ -36,12 +36,13 @@ _KINDS = (
 _TEMPLATES = [f"{kind} of a {{}}" for kind in _KINDS]
 
 
-def measure(quick: bool) -> list[Row]:
-    return [*_classification(quick), *_retrieval(quick), *_labels(quick)]
+def measure(quick: bool) -> list[Comparison]:
+    """Measure the seconds of classification, retrieval metrics and label embeddings."""
+    return [*_measure_classification(quick), *_measure_retrieval(quick), *_measure_labels(quick)]
 
 
-def classifier_of_features(n_labels: int = _N_LABELS) -> ZeroShotClassifier:
-    """Return a classifier of features of the width of EfficientNet-Lite0's."""
+def make_classifier(n_labels: int = _N_LABELS) -> ZeroShotClassifier:
+    """Return a classifier of features as wide as those of EfficientNet-Lite0."""
     rng = np.random.default_rng(0)
     names = [f"thing {number}" for number in range(3000)]
     aligner = APEAligner(
@@ -54,59 +55,60 @@ def classifier_of_features(n_labels: int = _N_LABELS) -> ZeroShotClassifier:
 
 
 def write_features(path: Path, n_rows: int) -> None:
-    """Write made-up features of half precision; the same few again, which are drawn sooner."""
+    """Write random float16 features; blocks repeat, since drawing a million rows is slow."""
     rng = np.random.default_rng(0)
-    some = rng.standard_normal((min(n_rows, 20_000), _WIDTH), dtype=np.float32)
-    some = some.astype(np.float16)
-    written = np.lib.format.open_memmap(path, "w+", np.float16, (n_rows, _WIDTH))
-    for start in range(0, n_rows, len(some)):
-        written[start : start + len(some)] = some[: n_rows - start]
-    written.flush()
+    block = rng.standard_normal((min(n_rows, 20_000), _WIDTH), dtype=np.float32)
+    block = block.astype(np.float16)
+    features = np.lib.format.open_memmap(path, "w+", np.float16, (n_rows, _WIDTH))
+    for start in range(0, n_rows, len(block)):
+        features[start : start + len(block)] = block[: n_rows - start]
+    features.flush()
 
 
-def _classification(quick: bool) -> list[Row]:
+def _measure_classification(quick: bool) -> list[Comparison]:
     n_rows, n_parts = (100_000, 4) if quick else (1_000_000, 10)
-    classifier = classifier_of_features()
+    classifier = make_classifier()
     aligner = classifier.aligner
     labels = np.ascontiguousarray(aligner.transform_text(classifier.classes_.tolist()))
     tile = _feature_tiles.TILE_BYTES // (4 * _WIDTH)
 
-    def bare(X: np.ndarray) -> np.ndarray:
-        found = []
+    def predict_by_hand(X: np.ndarray) -> np.ndarray:
+        indices = []
         for start in range(0, len(X), tile):
             features = torch.from_numpy(X[start : start + tile].astype(np.float32))
             with torch.inference_mode():
                 embeddings = aligner.module_.embed_image(features).numpy()
-            found.append((embeddings @ labels.T).argmax(axis=1))
-        return np.concatenate(found)
+            indices.append((embeddings @ labels.T).argmax(axis=1))
+        return np.concatenate(indices)
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "features.npy"
         write_features(path, n_rows)
         X = np.load(path, mmap_mode="r")
         parts = np.array_split(X, n_parts)
-        agreed = np.mean(classifier.classes_[bare(parts[0])] == classifier.predict(parts[0]))
-        assert agreed > 0.999, agreed
-        # In turns, so that what else the machine does falls on both.
-        times = _in_turns([classifier.predict, bare], parts)
-        others = [classifier.predict_top_k, classifier.predict_proba]
-        top, proba = (n_parts * seconds for seconds in _in_turns(others, parts[:1]))
+        by_hand = classifier.classes_[predict_by_hand(parts[0])]
+        agreement = np.mean(by_hand == classifier.predict(parts[0]))
+        assert agreement > 0.999, agreement
+        # Alternating, so that other work on the machine slows both.
+        seconds, peer_seconds = _time_alternating([classifier.predict, predict_by_hand], parts)
+        methods = [classifier.predict_top_k, classifier.predict_proba]
+        top, proba = (n_parts * s for s in _time_alternating(methods, parts[:1]))
     shape = f"{n_rows:,} × {_WIDTH} features, {_N_LABELS:,} labels"
     peer = "head, product and argmax by hand"
     return [
-        Row(f"classify {shape}", times[0], "s", peer, times[1], "at most 1.3"),
-        Row(f"top 5 of {shape}", top, "s", peer, times[1]),
-        Row(f"probabilities of {shape}", proba, "s", peer, times[1]),
+        Comparison(f"classify {shape}", seconds, "s", peer, peer_seconds, "at most 1.3"),
+        Comparison(f"top 5 of {shape}", top, "s", peer, peer_seconds),
+        Comparison(f"probabilities of {shape}", proba, "s", peer, peer_seconds),
     ]
 
 
-def _retrieval(quick: bool) -> list[Row]:
+def _measure_retrieval(quick: bool) -> list[Comparison]:
     n_rows = 20_000 if quick else 100_000
     rng = np.random.default_rng(0)
-    image, text = rng.standard_normal((2, n_rows, _RETRIEVED_WIDTH), dtype=np.float32)
+    image, text = rng.standard_normal((2, n_rows, _RETRIEVAL_WIDTH), dtype=np.float32)
     pairs = np.column_stack([np.arange(n_rows), rng.permutation(n_rows)])
 
-    def bare(queries: np.ndarray) -> None:
+    def multiply_in_tiles(queries: np.ndarray) -> None:
         out = np.empty((1024, 4096), dtype=np.float32)
         for left in range(0, n_rows, 4096):
             columns = text[left : left + 4096].T
@@ -114,73 +116,71 @@ def _retrieval(quick: bool) -> list[Row]:
                 rows = queries[top : top + 1024]
                 np.matmul(rows, columns, out=out[: len(rows), : columns.shape[1]])
 
-    before = _seconds(bare, image[: n_rows // 2])
-    ours = _seconds(lambda _: retrieval_report(image, text, pairs), None)
-    theirs = before + _seconds(bare, image[n_rows // 2 :])
-    what = f"recall both ways of {n_rows:,} × {n_rows:,}, {_RETRIEVED_WIDTH} components"
-    return [Row(what, ours, "s", "matrix product in tiles", theirs, "at most 1.3")]
+    # Half of the peer's work before and half after, so that other work slows both.
+    first_half = _time(multiply_in_tiles, image[: n_rows // 2])
+    seconds = _time(lambda _: retrieval_report(image, text, pairs), None)
+    peer_seconds = first_half + _time(multiply_in_tiles, image[n_rows // 2 :])
+    name = f"recall in both directions of {n_rows:,} × {n_rows:,}, {_RETRIEVAL_WIDTH} components"
+    return [Comparison(name, seconds, "s", "matrix product in tiles", peer_seconds, "at most 1.3")]
 
 
-def _labels(quick: bool) -> list[Row]:
-    """Embed labels beside a loop that calls the network once a label."""
+def _measure_labels(quick: bool) -> list[Comparison]:
+    """Compare the embedding of labels with a loop that calls the network once per label."""
     names = sorted(set(load_openmoji().captions))[: 60 if quick else 400]
     rng = np.random.default_rng(0)
     encoder = TransformersTextEncoder("all-MiniLM-L6-v2", cache=None)
     captions = names[:50]
     aligner = APEAligner(text_encoder=encoder, max_epochs=1, random_state=0)
     aligner.fit(rng.standard_normal((50, 64), dtype=np.float32), captions)
-    tokenize = pretrained(_auto("AutoTokenizer"), encoder.model_name, None)
-    network = pretrained(_auto("AutoModel"), encoder.model_name, None).eval()
+    tokenize = pretrained(_import_auto("AutoTokenizer"), encoder.model_name, None)
+    network = pretrained(_import_auto("AutoModel"), encoder.model_name, None).eval()
 
-    def by_loop(some: list[str]) -> np.ndarray:
+    def embed_by_loop(labels: list[str]) -> np.ndarray:
         means = []
-        for name in some:
+        for name in labels:
             prompts = [template.replace("{}", name) for template in _TEMPLATES]
             tokens = tokenize(prompts, padding=True, truncation=True, return_tensors="pt")
             with torch.inference_mode():
-                last = network(**tokens).last_hidden_state
+                hidden = network(**tokens).last_hidden_state
             mask = tokens["attention_mask"].unsqueeze(-1)
-            features = (last * mask).sum(dim=1) / mask.sum(dim=1)
+            features = (hidden * mask).sum(dim=1) / mask.sum(dim=1)
             features = torch.nn.functional.normalize(features, dim=-1).numpy()
             mean = aligner.transform_text(features).mean(axis=0)
             means.append(mean / np.linalg.norm(mean))
         return np.stack(means)
 
-    def ours(some: list[str]) -> np.ndarray:
-        classifier = ZeroShotClassifier(some, aligner=aligner, templates=_TEMPLATES)
+    def embed_labels(labels: list[str]) -> np.ndarray:
+        classifier = ZeroShotClassifier(labels, aligner=aligner, templates=_TEMPLATES)
         return classifier.decision_function(np.zeros((1, 64), dtype=np.float32))
 
-    for warm in (by_loop, ours):
-        warm(names[:3])
+    for embed in (embed_by_loop, embed_labels):
+        embed(names[:3])  # warm up
     classifier = ZeroShotClassifier(names[:20], aligner=aligner, templates=_TEMPLATES)
     X = rng.standard_normal((5, 64), dtype=np.float32)
-    expected = aligner.logit_scale_ * aligner.transform(X) @ by_loop(names[:20]).T
+    expected = aligner.logit_scale_ * aligner.transform(X) @ embed_by_loop(names[:20]).T
     assert np.abs(classifier.decision_function(X) - expected).max() < 1e-2 * aligner.logit_scale_
-    times = _in_turns([ours, by_loop], [names[start::4] for start in range(4)])
-    what = f"embed {len(names)} labels × {len(_TEMPLATES)} templates"
-    return [Row(what, times[0], "s", "a loop over labels", times[1], "at most 1.0")]
+    parts = [names[start::4] for start in range(4)]
+    seconds, peer_seconds = _time_alternating([embed_labels, embed_by_loop], parts)
+    name = f"embed {len(names)} labels × {len(_TEMPLATES)} templates"
+    return [Comparison(name, seconds, "s", "a loop over labels", peer_seconds, "at most 1.0")]
 
 
-def _auto(name: str) -> Any:
+def _import_auto(name: str) -> Any:
     import transformers
 
     return getattr(transformers, name)
 
 
-def _in_turns(calls: list[Callable[[Any], Any]], parts: list[Any]) -> list[float]:
-    """Return the seconds that each call takes over all parts, part by part in turns."""
+def _time_alternating(calls: list[Callable[[Any], Any]], parts: list[Any]) -> list[float]:
+    """Return the total seconds of each call over all parts; the calls alternate per part."""
     times = [0.0] * len(calls)
     for part in parts:
         for number, call in enumerate(calls):
-            times[number] += _seconds(call, part)
+            times[number] += _time(call, part)
     return times
 
 
-def _seconds(call: Callable[[Any], Any], part: Any) -> float:
+def _time(call: Callable[[Any], Any], part: Any) -> float:
     start = time.perf_counter()
     call(part)
     return time.perf_counter() - start
-
-
-if __name__ == "__main__":
-    show(measure("--quick" in sys.argv))

@@ -1,11 +1,12 @@
-"""Everyday words such as "animal" and "food" for the images that the starter is trained on.
+"""Broad words such as "animal" and "food" for the training images of the starter model.
 
-    python benchmarks/broad_words.py [--cache FOLDER]
+    python -m benchmarks.studies.broad_words [--cache FOLDER]
 
-Few captions say that a duck is a bird, a bird an animal. `broad_words` finds it in the
-subcategories of emoji and in the keywords and folders of Open Clip Art. Run as a script, it
-measures how the starter model names Tux Paint stamps by the folder that they are in: in %, mean
-over the words of at least eight stamps, on both halves and on the half that chose nothing.
+Captions rarely say that a duck is a bird, or that a bird is an animal. `find_broad_words` takes
+such words from the subcategories of emoji and from the keywords and folders of Open Clip Art. As a
+program, this module prints how often the starter model classifies Tux Paint stamps by the word of
+their folder: accuracy in %, mean over words with at least eight stamps, on all stamps and on the
+half that no choice was made with.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from sklearn_ape import ZeroShotClassifier
 from sklearn_ape._starter import FOLDER, encoders, unpacked
 from sklearn_ape.datasets import get_data_home, load_tuxpaint_stamps
 
-# What the subcategories of emoji show.
+# Broad words of the subcategories of emoji.
 WORDS_OF_SUBCATEGORY = {
     "alphanum": "letter",
     "animal-amphibian": "animal, amphibian",
@@ -115,7 +116,8 @@ WORDS_OF_SUBCATEGORY = {
     "writing": "writing",
     "zodiac": "zodiac sign",
 }
-SAME = {
+# Keywords of Open Clip Art that mean a broad word.
+SYNONYMS = {
     "beverage": "drink",
     "bodypart": "body part",
     "bug": "insect",
@@ -123,7 +125,7 @@ SAME = {
     "transportation": "transport",
 }
 
-# Folders of Tux Paint stamps and the right answers for them; the first that fits counts.
+# Correct words for folders of Tux Paint stamps; the first matching folder counts.
 TOP_FOLDERS = {
     "animals": "animal",
     "food": "food",
@@ -172,37 +174,39 @@ FOLDERS = {
     "household/dishes": "dishes",
     "sports": "sport",
 }
-FEWEST = 8  # images of a class that counts
+MIN_IMAGES = 8  # smaller classes are left out of the mean
+PROMPTS = ("default templates", "without article", "with article")
 NO_ARTICLE = frozenset(("clothing", "dishes", "food", "money"))
 
 
-def with_article(word: str) -> str:
+def add_article(word: str) -> str:
+    """Return a word with its indefinite article."""
     return f"{'an' if word[0] in 'aeiou' else 'a'} {word}"
 
 
-def broad_words(emoji: Iterable[Bunch], clip_art: Bunch) -> dict[str, list[str]]:
-    """Return the broad words of images, by path, in alphabetical order.
+def find_broad_words(emoji: Iterable[Bunch], clip_art: Bunch) -> dict[str, list[str]]:
+    """Return the broad words of each image path, in alphabetical order.
 
-    Those of an emoji are its subcategory's. Of clip art, keywords and folders count that are such
-    words: others are names of themes, places and programs.
+    An emoji has the words of its subcategory. A drawing of Open Clip Art has its keywords and
+    folders that are broad words; other keywords are names of themes, places and programs.
     """
     words_of: dict[str, set[str]] = defaultdict(set)
     for style in emoji:
         for image, subcategory in zip(style.images, style.subcategories, strict=True):
-            words_of[image].update(filter(None, _words(subcategory)))
+            words_of[image].update(filter(None, _split_words(subcategory)))
     broad = set().union(*words_of.values())
     for image, keywords in zip(clip_art.images, clip_art.keywords, strict=True):
-        words = {_plain(word, broad) for word in (*keywords, *_folder_of(image).parts)}
+        words = {_normalize_keyword(word, broad) for word in (*keywords, *_folder_of(image).parts)}
         words_of[image] |= words & broad
     return {image: sorted(words) for image, words in words_of.items()}
 
 
-def sentences(words: Iterable[str]) -> list[str]:
-    """Return the captions that teach broad words: each without and with an article."""
-    return [text for word in words for text in (word, with_article(word))]
+def make_captions(words: Iterable[str]) -> list[str]:
+    """Return each word without and with an article, as captions."""
+    return [text for word in words for text in (word, add_article(word))]
 
 
-def _words(subcategory: str) -> list[str]:
+def _split_words(subcategory: str) -> list[str]:
     return WORDS_OF_SUBCATEGORY.get(subcategory, "").split(", ")
 
 
@@ -211,30 +215,29 @@ def _folder_of(image: str) -> Path:
     return Path(image.rpartition("/png/")[2]).parent
 
 
-def _plain(keyword: str, broad: set[str]) -> str:
-    """Return a keyword as words, in the singular where that is a broad word."""
+def _normalize_keyword(keyword: str, broad: set[str]) -> str:
+    """Return a keyword as words, in the singular if that is a broad word."""
     word = re.sub("[_-]+", " ", keyword).strip().lower()
     endings = (("ies", "y"), ("es", ""), ("s", ""), ("", ""))
-    for one in (word.removesuffix(end) + new for end, new in endings if word.endswith(end)):
-        if SAME.get(one, one) in broad:
-            return SAME.get(one, one)
+    for stem in (word.removesuffix(end) + new for end, new in endings if word.endswith(end)):
+        if SYNONYMS.get(stem, stem) in broad:
+            return SYNONYMS.get(stem, stem)
     return word
 
 
-def answer(folder: str, answers: dict[str, str]) -> str:
-    """Return the word for a stamp in a folder, "" where there is none."""
-    fits = (word for top, word in answers.items() if f"{folder}/".startswith(f"{top}/"))
-    return next(fits, "")
+def find_answer(folder: str, answers: dict[str, str]) -> str:
+    """Return the correct word for stamps of a folder, "" if there is none."""
+    words = (word for top, word in answers.items() if f"{folder}/".startswith(f"{top}/"))
+    return next(words, "")
 
 
-def accuracy(aligner, images: list[str], y: np.ndarray, how: str) -> np.ndarray:
-    """Return which images get the right one of the words in y."""
-    articles = how == "with article"
+def find_hits(aligner, images: list[str], y: np.ndarray, prompts: str) -> np.ndarray:
+    """Return for each image whether its word in y is predicted, among all words in y."""
+    articles = prompts == "with article"
     names = {
-        word: with_article(word) if articles and word not in NO_ARTICLE else word
-        for word in set(y)
+        word: add_article(word) if articles and word not in NO_ARTICLE else word for word in set(y)
     }
-    templates = "simple" if how == "default templates" else "none"
+    templates = "simple" if prompts == "default templates" else "none"
     return ZeroShotClassifier(names, aligner=aligner, templates=templates).predict(images) == y
 
 
@@ -242,26 +245,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cache", default=get_data_home() / "features")
     parser.add_argument("--model", default=FOLDER / "model.safetensors", type=Path)
-    args = parser.parse_args()
-    aligner = unpacked(args.model)
-    aligner.image_encoder_, aligner.text_encoder_ = encoders(cache=args.cache, engine="torch")
+    options = parser.parse_args()
+    aligner = unpacked(options.model)
+    aligner.image_encoder_, aligner.text_encoder_ = encoders(cache=options.cache, engine="torch")
     images = load_tuxpaint_stamps().images
     folders = [Path(image.rpartition("/stamps/")[2]).parent.as_posix() for image in images]
-    half = np.random.default_rng(0).permutation(len(images)) % 2 == 1
-    ways = ("default templates", "without article", "with article")
-    print("| words | stamps | " + " | ".join(ways) + " |")
+    is_test_half = np.random.default_rng(0).permutation(len(images)) % 2 == 1
+    print("| words | stamps | " + " | ".join(PROMPTS) + " |")
     print("|---|---|---|---|---|")
     for kind, answers in (("broad", TOP_FOLDERS), ("everyday", FOLDERS)):
-        right = np.array([answer(folder, answers) for folder in folders])
-        rows = np.flatnonzero(right != "")
-        y = right[rows]
-        words = [word for word in np.unique(y) if np.sum(y == word) >= FEWEST]
-        hits = [accuracy(aligner, [images[row] for row in rows], y, how) for how in ways]
-        for part, counts in (
+        correct = np.array([find_answer(folder, answers) for folder in folders])
+        rows = np.flatnonzero(correct != "")
+        y = correct[rows]
+        words = [word for word in np.unique(y) if np.sum(y == word) >= MIN_IMAGES]
+        hits = [
+            find_hits(aligner, [images[row] for row in rows], y, prompts) for prompts in PROMPTS
+        ]
+        for part, is_counted in (
             ("all", np.full(len(y), True)),
-            ("half that chose nothing", half[rows]),
+            ("half for testing", is_test_half[rows]),
         ):
-            cells = [np.mean([hit[counts & (y == word)].mean() for word in words]) for hit in hits]
+            cells = [
+                np.mean([hit[is_counted & (y == word)].mean() for word in words]) for hit in hits
+            ]
             print(
                 f"| {kind} | {part} | " + " | ".join(f"{100 * cell:.1f}" for cell in cells) + " |"
             )

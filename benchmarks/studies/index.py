@@ -1,17 +1,15 @@
-"""Compare the indexes of `CrossModalRetriever` with scikit-learn's `NearestNeighbors`.
+"""Indexes of `CrossModalRetriever`, compared with `NearestNeighbors` of scikit-learn.
 
-    python benchmarks/index.py [--rows 100000] [--output docs/results/index.csv]
+    python -m benchmarks.studies.index [--rows 100000] [--output docs/results/index.csv]
 
-Embeddings are made of the starter model's embeddings of OpenMoji, mixed in pairs with noise: near
-to each other as real ones are, unlike random vectors. Milliseconds are the median of five
-searches for 10 images; memory is what a search adds to the peak of a process of its own.
+Embeddings are mixtures of the starter model's embeddings of OpenMoji with noise. Unlike random
+vectors, they have near neighbours as real embeddings do. Milliseconds are the median of five
+searches for 10 images; memory is what a search adds to the peak of a separate process.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -19,13 +17,17 @@ from pathlib import Path
 
 import numpy as np
 
+from .._process import read_memory, run_for_numbers
+from .._results import Results
+
 K = 10
 N_QUERIES = (1, 10, 1000)
 METHODS = ("NearestNeighbors", "exact", "faiss", "usearch")
 WIDTH = 512
 
 
-def embeddings(n_rows: int) -> np.ndarray:
+def make_embeddings(n_rows: int) -> np.ndarray:
+    """Return unit vectors that are distributed similarly to real embeddings."""
     from sklearn.decomposition import PCA
 
     from sklearn_ape._starter import load_starter
@@ -42,8 +44,8 @@ def embeddings(n_rows: int) -> np.ndarray:
     return mixed.astype(np.float32)
 
 
-def searcher(method: str, rows: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """Return what finds the nearest of some rows."""
+def build_index(method: str, rows: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """Return a function that finds the nearest rows of queries."""
     if method == "NearestNeighbors":
         from sklearn.neighbors import NearestNeighbors
 
@@ -56,66 +58,62 @@ def searcher(method: str, rows: np.ndarray) -> Callable[[np.ndarray], np.ndarray
     return lambda queries: _found(collection, queries, K, None)[1]
 
 
-def peak() -> float:
-    """Return the peak of this process's memory in MiB."""
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0]) / 1024
-
-
 def measure(method: str, folder: Path) -> None:
-    """Print seconds to build, the ms for each number of queries, MiB added, and keep answers."""
+    """Print the seconds to build, ms per number of queries and MiB added; save the neighbours."""
     rows = np.load(folder / "rows.npy")
     queries = rows[:: len(rows) // max(N_QUERIES)][: max(N_QUERIES)]
     start = time.perf_counter()
-    search = searcher(method, rows)
-    numbers = [time.perf_counter() - start]
+    search = build_index(method, rows)
+    figures = [time.perf_counter() - start]
     search(queries[:1])
-    before = peak()
+    before = read_memory("VmHWM")
     for n_queries in N_QUERIES:
         seconds = []
         for _ in range(5):
             start = time.perf_counter()
-            found = search(queries[:n_queries])
+            neighbours = search(queries[:n_queries])
             seconds.append(time.perf_counter() - start)
-        numbers.append(1000 * float(np.median(seconds)))
-    np.save(folder / f"{method}.npy", found)
-    print(*numbers, peak() - before)
+        figures.append(1000 * float(np.median(seconds)))
+    np.save(folder / f"{method}.npy", neighbours)
+    print(*figures, (read_memory("VmHWM") - before) / 2**20)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rows", type=int, default=100_000)
-    parser.add_argument("--folder", type=Path, default=Path("features-cache/index"))
-    parser.add_argument("--output", type=Path, help="csv file")
-    parser.add_argument("--only", choices=METHODS, help=argparse.SUPPRESS)
+    parser.add_argument("--rows", type=int, default=100_000, help="number of embeddings")
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        default=Path("features-cache/index"),
+        help="folder of temporary files",
+    )
+    parser.add_argument("--output", type=Path, help="CSV file (default: none)")
     options = parser.parse_args()
-    if options.only:
-        measure(options.only, options.folder)
-        return
-    options.folder.mkdir(parents=True, exist_ok=True)
-    np.save(options.folder / "rows.npy", embeddings(options.rows))
+    folder = options.folder.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    np.save(folder / "rows.npy", make_embeddings(options.rows))
     names = ("build_s", *(f"ms_{n}" for n in N_QUERIES), "search_MiB")
     table = []
     for method in METHODS:
-        command = [sys.executable, __file__, "--only", method, "--folder", str(options.folder)]
-        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-        numbers = dict(zip(names, map(float, done.stdout.split()), strict=True))
-        found = np.load(options.folder / f"{method}.npy")
+        module = "benchmarks.studies.index"
+        figures = dict(zip(names, run_for_numbers(module, "measure", method, folder), strict=True))
+        neighbours = np.load(folder / f"{method}.npy")
         if method == METHODS[0]:
-            truth = found
-        hits = [len(np.intersect1d(*pair)) for pair in zip(found, truth, strict=True)]
+            exact = neighbours
+        hits = [len(np.intersect1d(*pair)) for pair in zip(neighbours, exact, strict=True)]
         row = {"method": method, "rows": options.rows}
-        row |= {name: round(number, 1) for name, number in numbers.items()}
+        row |= {name: round(figure, 1) for name, figure in figures.items()}
         table.append(row | {"recall@10": round(float(np.mean(hits)) / K, 4)})
         print(table[-1], flush=True)
     if options.output:
-        with options.output.open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(table[0]))
-            writer.writeheader()
-            writer.writerows(table)
+        options.output.unlink(missing_ok=True)
+        Results(options.output, list(table[0])).append(table)
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:2] == ["measure"]:
+        measure(sys.argv[2], Path(sys.argv[3]))
+    else:
+        main()

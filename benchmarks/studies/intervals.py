@@ -1,8 +1,10 @@
-"""Coverage of confidence intervals: python benchmarks/intervals.py [n_samples].
+"""Coverage of 95 % confidence intervals.
 
-Prints how often 95 % intervals contain the true mean, for the percentile bootstrap, which
-`sklearn_ape.metrics` used before, and for its intervals now. Proportions are summed exactly over
-all numbers of hits; other values and pairs are simulated.
+    python -m benchmarks.studies.intervals [n_samples]
+
+Prints how often intervals contain the true mean, for the percentile bootstrap and for the
+intervals of `sklearn_ape.metrics`. The coverage for proportions is exact, a sum over all numbers
+of hits; for other values and for pairs it is simulated.
 """
 
 from __future__ import annotations
@@ -15,28 +17,28 @@ from scipy.stats import binom
 from sklearn_ape.metrics import bootstrap_interval, paired_difference
 
 SIZES = (10, 20, 100, 1000)
-SHARES = (0.01, 0.05, 0.3, 0.5, 0.95)
+PROPORTIONS = (0.01, 0.05, 0.3, 0.5, 0.95)
 LEVELS = (0.025, 0.975)
 # Probabilities that only the first model is right, and only the second.
 DISAGREEMENTS = ((0.02, 0.0), (0.05, 0.05), (0.05, 0.02), (0.2, 0.05), (0.4, 0.1))
 
 
-def proportions(n: int, share: float) -> tuple[float, float]:
-    """Return the exact coverage of both intervals of n hits with a true share."""
-    before = now = 0.0
+def compute_coverage(n: int, proportion: float) -> tuple[float, float]:
+    """Return the exact coverage of both intervals for n hits with a true proportion."""
+    bootstrap_coverage = coverage = 0.0
     for n_hits in range(n + 1):
-        probability = binom.pmf(n_hits, n, share)
+        probability = binom.pmf(n_hits, n, proportion)
         if probability < 1e-9:
             continue
         low, high = binom.ppf(LEVELS, n, n_hits / n) / n
         interval = bootstrap_interval(np.arange(n) < n_hits)
-        before += probability * (low <= share <= high)
-        now += probability * (interval.low <= share <= interval.high)
-    return before, now
+        bootstrap_coverage += probability * (low <= proportion <= high)
+        coverage += probability * (interval.low <= proportion <= interval.high)
+    return bootstrap_coverage, coverage
 
 
-def others(rng: np.random.Generator) -> dict:
-    """Return distributions of values that are not hits, as a sampler and a true mean."""
+def make_distributions(rng: np.random.Generator) -> dict:
+    """Return a sampler and the true mean of each distribution of values other than hits."""
     ranks = np.arange(1, 10_000)
     return {
         "uniform": (lambda n: rng.random(n), 0.5),
@@ -54,48 +56,51 @@ def others(rng: np.random.Generator) -> dict:
     }
 
 
-def simulated(draw, mean: float, n: int, n_samples: int, rng) -> tuple[float, float]:
-    """Return the coverage of both intervals among simulated samples."""
+def simulate_means(draw, mean: float, n: int, n_samples: int, rng) -> tuple[float, float]:
+    """Return the coverage of both intervals for means of simulated samples."""
     hits = np.zeros(2)
     for seed in range(n_samples):
         values = draw(n)
         means = values[rng.integers(n, size=(1000, n))].mean(axis=1)
         interval = bootstrap_interval(values, n_resamples=1000, random_state=seed)
-        for side, (low, high) in enumerate((np.quantile(means, LEVELS), interval[1:])):
-            hits[side] += low <= mean <= high
+        for column, (low, high) in enumerate((np.quantile(means, LEVELS), interval[1:])):
+            hits[column] += low <= mean <= high
     return tuple(hits / n_samples)
 
 
-def pairs(n: int, shares: tuple[float, float], n_samples: int, rng) -> tuple[float, float]:
-    """Return the coverage of both intervals of a difference of hits."""
-    mean, hits = shares[0] - shares[1], np.zeros(2)
-    for counts in rng.multinomial(n, [*shares, 1 - sum(shares)], size=n_samples):
+def simulate_differences(
+    n: int, probabilities: tuple[float, float], n_samples: int, rng
+) -> tuple[float, float]:
+    """Return the coverage of both intervals for simulated differences of hits."""
+    mean, hits = probabilities[0] - probabilities[1], np.zeros(2)
+    for counts in rng.multinomial(n, [*probabilities, 1 - sum(probabilities)], size=n_samples):
         means = rng.multinomial(n, counts / n, size=1000) @ np.array([1, -1, 0]) / n
         first = np.arange(n) < counts[0]
         second = np.arange(n) >= n - counts[1]
         interval = paired_difference(first, second)
-        for side, (low, high) in enumerate((np.quantile(means, LEVELS), interval[1:])):
-            hits[side] += low - 1e-12 <= mean <= high + 1e-12
+        for column, (low, high) in enumerate((np.quantile(means, LEVELS), interval[1:])):
+            hits[column] += low - 1e-12 <= mean <= high + 1e-12
     return tuple(hits / n_samples)
 
 
 def main(n_samples: int = 1000) -> None:
     """Print the three tables."""
     rng = np.random.default_rng(0)
-    print(f"{'values':36} {'n':>5} {'before':>7} {'now':>7}")
+    print(f"{'values':36} {'n':>5} {'bootstrap':>9} {'metrics':>9}")
 
     def show(name: str, n: int, coverage: tuple[float, float]) -> None:
-        print(f"{name:36} {n:5} {coverage[0]:7.1%} {coverage[1]:7.1%}", flush=True)
+        print(f"{name:36} {n:5} {coverage[0]:9.1%} {coverage[1]:9.1%}", flush=True)
 
-    for share in SHARES:
+    for proportion in PROPORTIONS:
         for n in SIZES:
-            show(f"hits of {share}", n, proportions(n, share))
-    for shares in DISAGREEMENTS:
+            show(f"hits of {proportion}", n, compute_coverage(n, proportion))
+    for probabilities in DISAGREEMENTS:
         for n in SIZES:
-            show(f"difference of hits {shares}", n, pairs(n, shares, n_samples, rng))
-    for name, (draw, mean) in others(rng).items():
+            coverage = simulate_differences(n, probabilities, n_samples, rng)
+            show(f"difference of hits {probabilities}", n, coverage)
+    for name, (draw, mean) in make_distributions(rng).items():
         for n in SIZES[:3]:
-            show(name, n, simulated(draw, mean, n, n_samples, rng))
+            show(name, n, simulate_means(draw, mean, n, n_samples, rng))
 
 
 if __name__ == "__main__":

@@ -1,20 +1,20 @@
-"""Compare how the last feature map is pooled, with the same aligner and pairs.
+"""Recall by pooling of the last feature map, with the same aligner and pairs.
 
-    python benchmarks/pooling.py [--cache FOLDER] [--seeds 3]
+    python -m benchmarks.studies.pooling [--cache FOLDER] [--seeds 3]
 
-Trained on Open Clip Art with the pairs of the classification head, tested on images of other
-kinds: recall@1 and @5 in %, mean of both directions, over seeds that draw which pairs of a caption
-are kept.
+The aligner is trained on Open Clip Art with head pairs and tested on stamps and emoji. Prints
+recall@1 and recall@5 in %, mean of both directions, with the standard deviation over seeds, which
+draw the pairs of frequent captions.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from typing import Any
 
 import numpy as np
 
-from benchmarks.accuracy.data import MOST_OF_A_CAPTION
 from sklearn_ape import KernelAligner
 from sklearn_ape.datasets import load_openclipart, load_openmoji, load_tuxpaint_stamps
 from sklearn_ape.encoders import (
@@ -24,15 +24,18 @@ from sklearn_ape.encoders import (
 )
 from sklearn_ape.encoders._contents import image_groups
 
+from ..accuracy.data import MAX_PER_CAPTION
 
-def rows(captions: list[str], seed: int) -> list[int]:
-    seen: dict[str, int] = {}
-    kept = []
+
+def draw_rows(captions: list[str], seed: int) -> list[int]:
+    """Draw at most five rows per caption, in random order."""
+    counts: Counter[str] = Counter()
+    rows = []
     for row in np.random.default_rng(seed).permutation(len(captions)).tolist():
-        seen[captions[row]] = seen.get(captions[row], 0) + 1
-        if seen[captions[row]] <= MOST_OF_A_CAPTION:
-            kept.append(row)
-    return kept
+        counts[captions[row]] += 1
+        if counts[captions[row]] <= MAX_PER_CAPTION:
+            rows.append(row)
+    return rows
 
 
 def main() -> None:
@@ -50,20 +53,22 @@ def main() -> None:
         )
         features = encoder.transform(clip_art.images)
         head = classifier_head_pairs(encoder)
-        found: dict[str, list[list[float]]] = {name: [] for name in tests}
+        recalls: dict[str, list[list[float]]] = {name: [] for name in tests}
         for seed in range(args.seeds):
-            kept = rows(clip_art.captions, seed)
+            rows = draw_rows(clip_art.captions, seed)
             aligner = KernelAligner(text_encoder=text_encoder, head_pairs=head)
-            aligner.fit(features[kept], [clip_art.captions[row] for row in kept])
+            aligner.fit(features[rows], [clip_art.captions[row] for row in rows])
             for name, data in tests.items():
                 groups = image_groups(data.images)  # some images have several captions
                 report = aligner.retrieval_report(
                     encoder.transform(data.images), data.captions, groups=groups
                 )
-                found[name].append([np.mean([way[k] for way in report.values()]) for k in (1, 5)])
-        for name, recalls in found.items():
-            means, spread = 100 * np.mean(recalls, axis=0), 100 * np.std(recalls, axis=0)
-            cells = [f"{m:5.1f} ± {s:.1f}" for m, s in zip(means, spread, strict=True)]
+                recalls[name].append(
+                    [np.mean([recall[k] for recall in report.values()]) for k in (1, 5)]
+                )
+        for name, values in recalls.items():
+            mean, std = 100 * np.mean(values, axis=0), 100 * np.std(values, axis=0)
+            cells = [f"{m:5.1f} ± {s:.1f}" for m, s in zip(mean, std, strict=True)]
             print(f"{pooling:<8} {name:<7} {cells[0]:>14} {cells[1]:>14}")
 
 
