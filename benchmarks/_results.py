@@ -204,7 +204,7 @@ def make_parser(
     return parser
 
 
-def results_folder(options: argparse.Namespace) -> Path:
+def choose_folder(options: argparse.Namespace) -> Path:
     """Return the output folder; quick runs must not overwrite published results."""
     if options.output is not None:
         return options.output
@@ -236,7 +236,7 @@ def run_parts(
     options = parser.parse_args()
     if unknown := sorted(set(options.parts) - set(parts)):
         parser.error(f"unknown parts: {', '.join(unknown)}. Choose from {', '.join(parts)}.")
-    results = Results(results_folder(options) / f"{program}.csv", columns)
+    results = Results(choose_folder(options) / f"{program}.csv", columns)
     failures = []
     for part in options.parts or parts:
         print(f"\n{part}", flush=True)

@@ -124,7 +124,9 @@ CARD = """\
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--cache", default=get_data_home() / "features")
+    parser.add_argument(
+        "--cache", default=get_data_home() / "features", help="feature cache folder"
+    )
     parser.add_argument("--check", action="store_true", help="compare with the model that ships")
     options = parser.parse_args()
     images, captions = load_training_pairs()

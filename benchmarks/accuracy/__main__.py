@@ -30,7 +30,7 @@ import traceback
 import warnings
 from typing import Any
 
-from benchmarks._results import Results, make_parser, results_folder
+from benchmarks._results import Results, choose_folder, make_parser
 
 from . import plan
 from .data import Collections
@@ -71,7 +71,7 @@ def main() -> int:
         parser.error(f"unknown tables: {', '.join(unknown)}. Choose from {''.join(TABLE_MAKERS)}.")
     if options.quick:
         options.seeds, options.effort = 1, 0.1
-    folder = results_folder(options)
+    folder = choose_folder(options)
     results = Results(folder / "accuracy.csv", plan.COLUMNS)
     if options.redo:
         if unknown := sorted(set(options.redo) - {row["fit"] for row in results.rows}):
@@ -87,7 +87,7 @@ def _run_missing_fits(options: argparse.Namespace, results: Results) -> int:
     """Run the fits that have no rows yet; return how many failed."""
     sizes = plan.QUICK_SIZES if options.quick else plan.SIZES
     tasks = plan.plan_tasks(options.tables, options.seeds, sizes)
-    completed = plan.completed_fits(results.rows)
+    completed = plan.find_completed_fits(results.rows)
     missing = [task for task in tasks if task.key not in completed]
     print(f"Running {len(missing)} of {len(tasks)} fits; rows go to {results.path}", flush=True)
     collections = Collections(options.cache, options.quick)

@@ -149,7 +149,7 @@ class Collections:
         data.text = self.text_encoder.transform(data.captions)
         return data
 
-    def clip_art_rows(self, seed: int) -> np.ndarray:
+    def draw_clip_art_rows(self, seed: int) -> np.ndarray:
         """Draw at most five images per caption, in random order."""
         rows = np.random.default_rng(seed).permutation(len(self.clip_art.captions))
         counts: Counter[str] = Counter()
@@ -161,17 +161,17 @@ class Collections:
                 chosen.append(row)
         return np.array(chosen)
 
-    def emoji_rows(self, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    def split_emoji(self, seed: int) -> tuple[np.ndarray, np.ndarray]:
         """Split OpenMoji so that no concept is in both parts."""
         split = GroupShuffleSplit(1, test_size=HELD_OUT_EMOJI, random_state=seed)
         return next(split.split(self.emoji.captions, groups=self.emoji.concepts))
 
-    def folder_rows(self, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    def split_folders(self, seed: int) -> tuple[np.ndarray, np.ndarray]:
         """Hold out top folders with about a quarter of the clip art pairs.
 
         Test rows whose file or caption also occurs in the training part are dropped.
         """
-        rows, data = self.clip_art_rows(seed), self.clip_art
+        rows, data = self.draw_clip_art_rows(seed), self.clip_art
         folders, counts = np.unique(data.categories[rows], return_counts=True)
         n_left, held_out_folders = HELD_OUT_CLIP_ART * len(rows), []
         for number in np.random.default_rng(seed).permutation(len(folders)):
@@ -185,7 +185,7 @@ class Collections:
         is_new &= [data.captions[row] not in train_captions for row in test]
         return train, test[is_new]
 
-    def curated_rows(self, n_pairs: int, seed: int) -> np.ndarray:
+    def select_curated_rows(self, n_pairs: int, seed: int) -> np.ndarray:
         """Select clip art pairs for the names of the stamps with `select_relevant`."""
         return select_relevant(
             self.clip_art.captions,
@@ -193,12 +193,13 @@ class Collections:
             text_encoder=self.text_encoder,
             n_pairs=n_pairs,
             templates="none",  # the captions are sentences already
-            groups=self._near_duplicates,
+            groups=self.near_duplicate_groups,
             random_state=seed,
         ).indices
 
     @cached_property
-    def _near_duplicates(self) -> np.ndarray:
+    def near_duplicate_groups(self) -> np.ndarray:
+        """Groups of near-duplicate images of Open Clip Art."""
         return find_near_duplicates(self.clip_art.image)
 
     def make_training_pairs(self, data: Any, rows: Any) -> TrainingPairs:
@@ -224,10 +225,10 @@ class Collections:
         text = data.text[[first[caption] for caption in number]]
         return EvaluationSet(name, data.image[rows], text, list(number), pairs)
 
-    def clip_art_sample(self, seed: int) -> EvaluationSet:
+    def draw_clip_art_sample(self, seed: int) -> EvaluationSet:
         """Draw distinct clip art captions, with one image each, as a test set."""
         first: dict[str, int] = {}
-        for row in self.clip_art_rows(seed).tolist():
+        for row in self.draw_clip_art_rows(seed).tolist():
             first.setdefault(self.clip_art.captions[row], row)
         rows = list(first.values())[:CLIP_ART_SAMPLE]
         return self.make_evaluation_set("clip art", self.clip_art, rows)

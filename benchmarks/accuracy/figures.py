@@ -10,7 +10,7 @@ import numpy as np
 
 from . import plan
 from .methods import COSINE, KERNEL
-from .report import Measurements, recall_curve
+from .report import Measurements, read_recall_curve
 
 
 def draw_figures(rows: Iterable[dict[str, str]], letters: str, folder: Path) -> None:
@@ -81,7 +81,7 @@ def _plot_overfitting(measurements: Measurements) -> Any:
     has_rows = False
     for name, axis in zip(plan.OVERFITTING, axes, strict=True):
         for test in ("training pairs", "held-out pairs"):
-            steps, recall = recall_curve(measurements, name, test)
+            steps, recall = read_recall_curve(measurements, name, test)
             has_rows = has_rows or bool(len(steps))
             axis.plot(steps, recall, label=test)
         axis.set(title=name, xlabel="epoch")

@@ -30,7 +30,6 @@ DEPTH_HEADS = ("mlp", "residual", "glu")
 # LiT takes minutes with more pairs, so it is run with a single seed there.
 MAX_REPEATED_LIT = 500
 
-
 COLUMNS = (
     "table", "fit", "setting", "seed", "method", "test", "scores", "step", "n_pairs",
     "i2t@1", "i2t@5", "t2i@1", "t2i@5", "score", "std",
@@ -53,7 +52,7 @@ class Task(NamedTuple):
         return self.fit, self.setting, self.seed
 
 
-def completed_fits(rows: Iterable[Mapping[str, str]]) -> set[tuple[str, str, int]]:
+def find_completed_fits(rows: Iterable[Mapping[str, str]]) -> set[tuple[str, str, int]]:
     """Return the keys of the tasks that have rows in the CSV file."""
     return {(row["fit"], row["setting"], int(row["seed"])) for row in rows}
 
@@ -85,7 +84,7 @@ def _iterate_tasks(seed: int, sizes: tuple[int, ...]) -> Iterator[Task]:
         for name in METHODS:
             if seed and name == LIT and setting != ON_MOST_EMOJI:
                 continue
-            tables = table if setting != ON_CLIP_ART else _tables_of(name)
+            tables = table if setting != ON_CLIP_ART else _find_tables(name)
             # Memory is measured in a separate process.
             isolated = setting == ON_CLIP_ART and name in COST and not seed
             yield Task(tables, name, setting, seed, isolated)
@@ -102,12 +101,12 @@ def _iterate_tasks(seed: int, sizes: tuple[int, ...]) -> Iterator[Task]:
         for kind in DEPTH_HEADS:
             yield Task("E", kind, BY_DEPTH, seed)
     for n in sizes:
-        for way in ("random", "curated"):
+        for selection in ("random", "curated"):
             for name in CURATION:
-                yield Task("G", name, f"{way}, {n}", seed)
+                yield Task("G", name, f"{selection}, {n}", seed)
 
 
-def _tables_of(name: str) -> str:
+def _find_tables(name: str) -> str:
     also = {"B": SAMPLE_EFFICIENCY, "C": COST, "F": SHIFT, "H": (APE, LIT)}
     return "A" + "".join(table for table, names in also.items() if name in names)
 
@@ -119,7 +118,7 @@ def load_setting(
     """Return the training pairs and test sets of a setting."""
     name, _, number = setting.partition(", ")
     if name == ON_CLIP_ART:
-        rows = collections.clip_art_rows(seed)[: int(number) if number else None]
+        rows = collections.draw_clip_art_rows(seed)[: int(number) if number else None]
         tests = [_make_stamps(collections)]
         if not number:
             emoji = collections.make_evaluation_set("emoji", collections.emoji)
@@ -129,25 +128,25 @@ def load_setting(
         tests = [
             _make_stamps(collections),
             _make_stamps(collections, True),
-            collections.clip_art_sample(seed),
+            collections.draw_clip_art_sample(seed),
         ]
         return collections.make_training_pairs(
             collections.emoji, np.arange(len(collections.emoji.captions))
         ), tests
     if name in (ON_MOST_EMOJI, BY_EPOCH):
-        train, test = collections.emoji_rows(seed)
+        train, test = collections.split_emoji(seed)
         held_out = collections.make_evaluation_set(
             "emoji, held-out concepts", collections.emoji, test
         )
         return collections.make_training_pairs(collections.emoji, train), [held_out]
     if name == ON_MOST_FOLDERS:
-        train, test = collections.folder_rows(seed)
+        train, test = collections.split_folders(seed)
         held_out = collections.make_evaluation_set(
             "clip art, held-out folders", collections.clip_art, test
         )
         return collections.make_training_pairs(collections.clip_art, train), [held_out]
     if name == "curated":
-        rows = collections.curated_rows(int(number), seed)
+        rows = collections.select_curated_rows(int(number), seed)
     else:
         permutation = np.random.default_rng(seed).permutation(len(collections.clip_art.captions))
         rows = permutation[: int(number)]

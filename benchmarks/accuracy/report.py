@@ -176,7 +176,7 @@ def _make_overfitting_table(measurements: Measurements) -> Table:
     rows = []
     for name in plan.OVERFITTING:
         for test in ("training pairs", "held-out pairs"):
-            steps, recall = recall_curve(measurements, name, test)
+            steps, recall = read_recall_curve(measurements, name, test)
             if not len(steps):
                 continue
             best = int(recall.argmax())
@@ -186,7 +186,7 @@ def _make_overfitting_table(measurements: Measurements) -> Table:
     return Table("D", title, header, rows, ["The CSV file and the figure show every epoch."])
 
 
-def recall_curve(
+def read_recall_curve(
     measurements: Measurements, name: str, test: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the epochs and the mean recall@1 of both directions after each."""
@@ -284,7 +284,7 @@ def _make_lit_table(measurements: Measurements) -> Table:
             for name in (APE, LIT)
         ]  # fmt: skip
         rows.append([f"{setting} → {test}", *means])
-    _, recall = recall_curve(measurements, LIT, "held-out pairs")
+    _, recall = read_recall_curve(measurements, LIT, "held-out pairs")
     if len(recall):
         name = f"{plan.ON_MOST_EMOJI}, best of {len(recall)} epochs of LiT on the test set"
         where = {"setting": plan.ON_MOST_EMOJI, "scores": COSINE, "seed": 0, "fit": APE}

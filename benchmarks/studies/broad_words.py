@@ -243,8 +243,12 @@ def find_hits(aligner, images: list[str], y: np.ndarray, prompts: str) -> np.nda
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--cache", default=get_data_home() / "features")
-    parser.add_argument("--model", default=FOLDER / "model.safetensors", type=Path)
+    parser.add_argument(
+        "--cache", default=get_data_home() / "features", help="feature cache folder"
+    )
+    parser.add_argument(
+        "--model", default=FOLDER / "model.safetensors", type=Path, help="starter model file"
+    )
     options = parser.parse_args()
     aligner = unpacked(options.model)
     aligner.image_encoder_, aligner.text_encoder_ = encoders(cache=options.cache, engine="torch")

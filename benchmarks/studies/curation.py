@@ -36,7 +36,7 @@ ALIGNERS = [
 ]
 
 
-def label_sets() -> Iterator[tuple[str, list[str], list[str], str]]:
+def load_label_sets() -> Iterator[tuple[str, list[str], list[str], str]]:
     """Yield the name, images, captions and templates of each test set."""
     stamps = datasets.load_tuxpaint_stamps()
     yield "Tux Paint stamps", stamps.images, stamps.captions, "none"  # captions are sentences
@@ -75,7 +75,7 @@ def main() -> None:
 
     # Captions are passed as texts, so that equal captions count as one when recall is computed.
     aligner = getattr(aligners, options.aligner)(text_encoder=text_encoder)
-    for name, images, captions, templates in label_sets():
+    for name, images, captions, templates in load_label_sets():
         labels = list(dict.fromkeys(captions))
         test = image_encoder.transform(images), captions
         scoring = {"ks": (1,), "groups": image_groups(images)}

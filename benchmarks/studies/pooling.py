@@ -40,8 +40,8 @@ def draw_rows(captions: list[str], seed: int) -> list[int]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--cache", default="features-cache")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--cache", default="features-cache", help="feature cache folder")
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds")
     args = parser.parse_args()
     clip_art = load_openclipart(replace_collection_titles=False)
     tests: dict[str, Any] = {"stamps": load_tuxpaint_stamps(), "emoji": load_openmoji()}

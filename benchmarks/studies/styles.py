@@ -27,7 +27,7 @@ N_COMPONENTS = 640
 MAX_TEST_IMAGES = 1000
 
 
-def mean_reciprocal_rank(aligner, image: np.ndarray, texts: list[str]) -> float:
+def compute_mean_reciprocal_rank(aligner, image: np.ndarray, texts: list[str]) -> float:
     """Return the mean reciprocal rank of images and texts in %, mean of both directions."""
     names = list(dict.fromkeys(texts))
     pairs = np.column_stack([np.arange(len(texts)), [names.index(text) for text in texts]])
@@ -41,8 +41,10 @@ def mean_reciprocal_rank(aligner, image: np.ndarray, texts: list[str]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--cache", default=get_data_home() / "features")
-    parser.add_argument("--splits", type=int, default=4)
+    parser.add_argument(
+        "--cache", default=get_data_home() / "features", help="feature cache folder"
+    )
+    parser.add_argument("--splits", type=int, default=4, help="number of random splits")
     options = parser.parse_args()
     image_encoder, text_encoder = encoders(cache=options.cache, engine="torch", verbose=1)
     images, captions = load_training_pairs()
@@ -94,9 +96,13 @@ def main() -> None:
             class_features = prototypes(features[rows], head.weights)[held_out_classes]
             scores[kind].append(
                 [
-                    mean_reciprocal_rank(aligner, features[test], [captions[i] for i in test]),
-                    mean_reciprocal_rank(aligner, features[test], [titles[i] for i in test]),
-                    mean_reciprocal_rank(
+                    compute_mean_reciprocal_rank(
+                        aligner, features[test], [captions[i] for i in test]
+                    ),
+                    compute_mean_reciprocal_rank(
+                        aligner, features[test], [titles[i] for i in test]
+                    ),
+                    compute_mean_reciprocal_rank(
                         aligner, class_features, [head.texts[i][0] for i in held_out_classes]
                     ),
                 ]
