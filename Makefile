@@ -48,7 +48,7 @@ docs: $(VENV)/.dev
 	$(BIN)/sphinx-build -q -W --keep-going -b html -D plot_gallery=$(GALLERY) docs docs/_build/html
 
 benchmark: $(VENV)/.starter
-	$(BIN)/python benchmarks/first_run.py
+	$(BIN)/python -m benchmarks.first_run
 
 clean:
 	rm -rf $(VENV) $(LOWEST) build dist *.egg-info demo_report docs/_build docs/auto_examples docs/generated

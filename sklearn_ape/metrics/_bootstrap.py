@@ -84,7 +84,7 @@ def bootstrap_interval(
     quantiles widened for few values as Student's t is wider than the normal distribution [3]_.
     Such intervals have zero width where all values are equal, and are too narrow for few values of
     a very skewed distribution, such as ranks: pass reciprocal ranks or hits instead.
-    ``benchmarks/intervals.py`` prints the coverage of all these intervals.
+    ``python -m benchmarks.studies.intervals`` prints the coverage of all these intervals.
 
     References
     ----------

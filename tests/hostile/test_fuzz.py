@@ -1,4 +1,4 @@
-"""Every entrance under inputs that Hypothesis makes up; benchmarks/reliability.py tries more."""
+"""Every entrance under inputs that Hypothesis makes up; benchmarks/reliability tries more."""
 
 import pytest
 from hostile.fuzz import FUZZERS
