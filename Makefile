@@ -13,9 +13,10 @@ LOWEST_TESTS := tests/test_versions.py tests/test_package.py tests/curation test
 	timm.py transformers.py) \
 	$(addprefix tests/persistence/test_,formats.py onnx.py round_trip.py) tests/retrieval/test_indexes.py \
 	tests/cli/test_fit.py tests/cli/test_classify.py
-# Not ONNX: the exporter of torch 2.6 does not go with what onnxscript requires today (a warning says
-# so, and torch computes). timm 1.0.26 ignores the arguments of a model in a folder (swin); images
-# are resized otherwise by transformers 5.3's own processor (to 0.003); typer words errors otherwise.
+# Tests that fail with the lowest versions: the exporter of torch 2.6 does not work with the packages that
+# onnxscript requires today (a warning is raised, and torch is used instead). timm 1.0.26 ignores the
+# arguments of a model in a folder (swin). The processor of transformers 5.3 resizes images differently
+# (by up to 0.003). The error messages of typer differ.
 LOWEST_ONLY := not (onnx or swin or image_models or pooler_that or are_messages)
 
 .PHONY: demo test test-lowest coverage lint typecheck docs benchmark clean

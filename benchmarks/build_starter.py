@@ -99,9 +99,9 @@ CARD = """\
   EfficientNet-Lite0's classification head (Apache-2.0). The file contains no images or captions,
   only their features and digests of the images. With the digests, `sklearn-ape evaluate` detects
   which images of a test set were used for training.
-- **Broad words:** images have {n_broad} everyday words, such as "animal", "a bird" and "food",
-  as captions besides their own: of subcategories of emoji, and where keywords of clip art are such
-  words (`benchmarks/broad_words.py`).
+- **Broad terms:** images have {n_broad} everyday terms, such as "animal", "a bird" and "food", as
+  additional captions. The terms come from subcategories of emoji and from keywords of clip art
+  (`benchmarks/studies/broad_words.py`).
 - **Recipe:** `KernelAligner(head_pairs=image_encoder, n_components={n_components})`, and
   default values for all other parameters. Pooling was chosen by training on clip art and testing
   on emoji. The second style of emoji was chosen on held-out folders of Open Clip Art and held-out
@@ -117,7 +117,7 @@ CARD = """\
 - **Limits:** the model does not replace a CLIP. It recognizes the objects that clip art, emoji
   and ImageNet classes show, in English. It does not read text, count objects or distinguish
   people, and it is often wrong for images and concepts that differ from its training data.
-- **Rebuild:** `python benchmarks/build_starter.py`. Needs the `starter` extra and Debian's
+- **Rebuild:** run `python -m benchmarks.build_starter`. It needs the `starter` extra and the Debian packages
   `openclipart-png`, `openclipart-svg`, `fonts-noto-color-emoji` and
   `tuxpaint-stamps-default`.
 """
