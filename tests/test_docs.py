@@ -57,7 +57,7 @@ CHECKS = {
 WITHOUT_EXAMPLE = {
     *("BestEpoch", "DivergenceGuard", "EpochProgress", "StopWhenPatient", "ValidationRecall"),
     *("diverged", "Ranks", "Head", "BaseMap", "FeatureCache", "EncodingError"),
-    *("Recordable", "Shareable", "restored_head", "main"),  # shown by others
+    *("SerializableMixin", "PretrainedMixin", "restored_head", "main"),  # shown by others
     *("EncodingFailedWarning", "FileLockedError", "OtherContentError"),
 }
 

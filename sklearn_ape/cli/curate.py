@@ -33,8 +33,6 @@ from ._options import (
 )
 from ._output import FileName, Table, check_file, form_of
 
-__all__ = ["find_bad_pairs"]
-
 
 def find_bad_pairs(
     features: np.ndarray,

@@ -25,7 +25,7 @@ class FittedState:
     Parameters
     ----------
     values : mapping of str to object
-        As `Shareable._fitted_state` returned them.
+        As `PretrainedMixin._fitted_state` returned them.
     where : str
         What errors call the place in the file.
 
