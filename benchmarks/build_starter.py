@@ -117,8 +117,8 @@ CARD = """\
 - **Limits:** the model does not replace a CLIP. It recognizes the objects that clip art, emoji
   and ImageNet classes show, in English. It does not read text, count objects or distinguish
   people, and it is often wrong for images and concepts that differ from its training data.
-- **Rebuild:** run `python -m benchmarks.build_starter`. It needs the `starter` extra and the Debian packages
-  `openclipart-png`, `openclipart-svg`, `fonts-noto-color-emoji` and
+- **Rebuild:** run `python -m benchmarks.build_starter`. It needs the `starter` extra and the
+  Debian packages `openclipart-png`, `openclipart-svg`, `fonts-noto-color-emoji` and
   `tuxpaint-stamps-default`.
 """
 
