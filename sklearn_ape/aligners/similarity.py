@@ -161,27 +161,21 @@ class LogitTiles:
         return logits
 
     @ignores_underflow
-    def collect(
-        self, X: Any, make: Callable[[np.ndarray], tuple[np.ndarray, ...]]
-    ) -> tuple[np.ndarray, ...]:
-        """Return what is made of the logits of X, tile by tile, as whole arrays.
+    def collect(self, X: Any) -> np.ndarray:
+        """Return the logits of X as one array of shape (n_samples, n_texts).
 
         Parameters
         ----------
         X : sequence of images, or array-like of shape (n_samples, n_features)
             See `of`.
-        make : callable
-            Takes logits of shape (n, n_texts), which it may change, and returns arrays of
-            length n.
         """
-        whole: tuple[np.ndarray, ...] = ()
+        collected: np.ndarray | None = None
         for n_rows, rows, logits in self.of(X):
-            made = make(logits)
-            if not whole:
-                whole = tuple(np.empty((n_rows, *one.shape[1:]), one.dtype) for one in made)
-            for array, one in zip(whole, made, strict=True):
-                array[rows] = one
-        return whole
+            if collected is None:
+                collected = np.empty((n_rows, self.n_texts), logits.dtype)
+            collected[rows] = logits
+        assert collected is not None
+        return collected
 
 
 def to_probabilities(logits: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Columns of Y are matched with labels by name, wherever the classifier takes Y."""
+"""Matching of the columns of Y with labels, in each method of the classifier."""
 
 import numpy as np
 import pandas as pd
@@ -29,28 +29,29 @@ class TestColumnsOfY:
             by_name.fit_thresholds(numbered.X, shuffled).thresholds_,
         )
 
-    def test_other_columns_are_refused_in_every_method(self, numbered):
+    def test_unexpected_columns_raise_in_every_method(self, numbered):
         classifier = MultiLabelZeroShotClassifier(numbered.labels, aligner=numbered.aligner)
         frame = pd.DataFrame(numbered.Y)
-        said = r"missing columns \[10, 20\], unexpected columns \[2, 3\]"
-        with pytest.raises(ValueError, match=said):
+        message = r"missing columns \[10, 20\], unexpected columns \[2, 3\]"
+        with pytest.raises(ValueError, match=message):
             classifier.fit(numbered.X, frame)
         classifier.fit(numbered.X, numbered.Y)
         for method in (classifier.score, classifier.fit_thresholds):
-            with pytest.raises(ValueError, match=said):
+            with pytest.raises(ValueError, match=message):
                 method(numbered.X, frame)
 
-    def test_lists_of_zeros_and_ones_are_a_table(self, numbered):
+    def test_lists_of_zeros_and_ones_are_read_as_table(self, numbered):
         labels = in_order(numbered.labels, [0, 1])
         classifier = MultiLabelZeroShotClassifier(labels, aligner=numbered.aligner)
         Y = numbered.Y[:, 2:]
         fitted = clone(classifier).fit(numbered.X, Y)
-        again = clone(classifier).fit(numbered.X, Y.tolist())
-        np.testing.assert_array_equal(fitted.thresholds_, again.thresholds_)
-        assert again.score(numbered.X, Y.tolist()) == fitted.score(numbered.X, Y)
+        fitted_on_lists = clone(classifier).fit(numbered.X, Y.tolist())
+        np.testing.assert_array_equal(fitted.thresholds_, fitted_on_lists.thresholds_)
+        score = fitted_on_lists.score(numbered.X, Y.tolist())
+        assert score == fitted.score(numbered.X, Y)
 
-    def test_predicted_sets_score_as_the_predicted_table(self, numbered):
-        """Also those of labels 0 and 1, which are tuples of zeros and ones."""
+    def test_predicted_sets_score_like_predicted_table(self, numbered):
+        """Also for the labels 0 and 1, whose sets are tuples of zeros and ones."""
         for labels in (numbered.labels, in_order(numbered.labels, [0, 1])):
             classifier = MultiLabelZeroShotClassifier(labels, aligner=numbered.aligner)
             classifier.fit(numbered.X, numbered.Y[:, -len(labels) :])
@@ -60,7 +61,7 @@ class TestColumnsOfY:
     def test_generators_are_read_once(self, numbered):
         sets = [{number for number, one in enumerate(row) if one} for row in numbered.Y.tolist()]
         classifier = MultiLabelZeroShotClassifier(aligner=numbered.aligner)
-        with pytest.warns(UserWarning, match="labels in Y are numbers"):
+        with pytest.warns(UserWarning, match="Y has labels that are numbers"):
             classifier.fit(numbered.X, (iter(labels) for labels in sets))
         assert classifier.labels_.tolist() == [0, 1, 2, 3]
         assert classifier.score(numbered.X, iter(sets)) > 0.5

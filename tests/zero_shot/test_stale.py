@@ -1,4 +1,4 @@
-"""A classifier notices that its aligner was changed after fit."""
+"""Errors of classifiers whose aligner was changed after fit."""
 
 import pickle
 
@@ -35,7 +35,7 @@ def pipeline(data):
     return make_pipeline(StandardScaler(), CCAAligner(text_encoder=text_encoder)).fit(*data)
 
 
-def classifiers(pipeline, data):
+def make_classifiers(pipeline, data):
     X, y = data
     Y = [[label] for label in y]
     frozen = FrozenEstimator(pipeline)
@@ -47,23 +47,23 @@ def classifiers(pipeline, data):
     ]
 
 
-@pytest.mark.parametrize("number", range(4))
-def test_a_changed_step_is_refused_until_it_is_set_back(number, pipeline, data):
+@pytest.mark.parametrize("index", range(4))
+def test_changed_step_raises_until_it_is_restored(index, pipeline, data):
     X, _ = data
-    classifier = classifiers(pipeline, data)[number]
+    classifier = make_classifiers(pipeline, data)[index]
     expected = classifier.predict(X)
     pipeline.set_params(standardscaler__with_mean=False)
-    for ask in (classifier.predict, classifier.predict_proba, classifier.decision_function):
+    for method in (classifier.predict, classifier.predict_proba, classifier.decision_function):
         with pytest.raises(ValueError, match="aligner was changed since"):
-            ask(X)
+            method(X)
     pipeline.set_params(standardscaler__with_mean=True, verbose=False)
     np.testing.assert_array_equal(classifier.predict(X), expected)
 
 
-def test_changing_the_clone_that_fit_made_is_refused(pipeline, data):
+def test_changed_clone_of_fit_raises(pipeline, data):
     X, y = data
     classifier = ZeroShotClassifier(WORDS, aligner=clone(pipeline)).fit(X, y)
-    classifier.set_params(aligner__standardscaler__with_mean=False)  # of the next fit
+    classifier.set_params(aligner__standardscaler__with_mean=False)  # used by the next fit
     classifier.predict(X)
     classifier.aligner_[0].with_mean = False
     with pytest.raises(ValueError, match="aligner was changed since"):
@@ -72,7 +72,7 @@ def test_changing_the_clone_that_fit_made_is_refused(pipeline, data):
     classifier.predict(X)
 
 
-def test_another_aligner_set_after_fit_is_refused(pipeline, data):
+def test_aligner_set_after_fit_raises(pipeline, data):
     X, y = data
     classifier = ZeroShotClassifier(WORDS, aligner=FrozenEstimator(pipeline)).fit(X, y)
     classifier.set_params(aligner=clone(pipeline).fit(X[:50], y[:50]))
@@ -80,7 +80,7 @@ def test_another_aligner_set_after_fit_is_refused(pipeline, data):
         classifier.predict(X)
 
 
-def test_without_a_fit_the_aligner_is_taken_as_it_is(pipeline, data):
+def test_changed_aligner_is_used_without_fit(pipeline, data):
     X, _ = data
     classifier = ZeroShotClassifier(WORDS, aligner=pipeline)
     classifier.predict(X)
@@ -88,7 +88,7 @@ def test_without_a_fit_the_aligner_is_taken_as_it_is(pipeline, data):
     classifier.predict(X)
 
 
-def test_thresholds_alone_are_fitted_again_on_a_changed_aligner(pipeline, data):
+def test_thresholds_are_fitted_again_with_changed_aligner(pipeline, data):
     X, y = data
     Y = [[label] for label in y]
     classifier = MultiLabelZeroShotClassifier(WORDS, aligner=pipeline).fit_thresholds(X, Y)
@@ -96,16 +96,16 @@ def test_thresholds_alone_are_fitted_again_on_a_changed_aligner(pipeline, data):
     with pytest.raises(ValueError, match="aligner was changed since"):
         classifier.predict(X)
     fresh = MultiLabelZeroShotClassifier(WORDS, aligner=pipeline).fit_thresholds(X, Y)
-    again = classifier.fit_thresholds(X, Y)
-    np.testing.assert_array_equal(again.predict(X), fresh.predict(X))
+    refitted = classifier.fit_thresholds(X, Y)
+    np.testing.assert_array_equal(refitted.predict(X), fresh.predict(X))
 
 
-@pytest.mark.parametrize("keep", ["pickle", "folder"])
-def test_changing_the_aligner_of_a_loaded_classifier_is_refused(keep, data, tmp_path):
+@pytest.mark.parametrize("storage", ["pickle", "folder"])
+def test_changed_aligner_of_loaded_classifier_raises(storage, data, tmp_path):
     X, y = data
     aligner = CCAAligner(text_encoder=TransformersTextEncoder())
     classifier = ZeroShotClassifier(WORDS, aligner=aligner).fit(X, y)
-    if keep == "pickle":
+    if storage == "pickle":
         loaded = pickle.loads(pickle.dumps(classifier))
     else:
         classifier.save_pretrained(tmp_path / "model")
