@@ -20,7 +20,7 @@ _AMOUNT = {"killing": 22, "full": 3, "locked": 1, "clock": 10, "shared": 30, "ve
 
 def measure(examples: int) -> list[Row]:
     """Make all faults; by default over 200 kills, and one minute of four processes."""
-    from faults.harness import outcomes
+    from tests.robustness.faults.runner import outcomes
 
     more = examples / 2000
     amounts = {group: max(1.0, more * amount) for group, amount in _AMOUNT.items()}

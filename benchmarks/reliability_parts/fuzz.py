@@ -9,11 +9,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-from .rows import TESTS, Row
+from .rows import ROOT, Row
 
 _CHILD = """
 import json, sys
-from hostile.fuzz import FUZZERS
+from tests.robustness.hostile.fuzz import FUZZERS
 entrance, examples, report = sys.argv[1:]
 try:
     found = dict(FUZZERS[entrance](int(examples)))
@@ -30,7 +30,7 @@ _THROUGH_A_NETWORK = ("captions", "labels and templates")
 
 def measure(examples: int) -> list[Row]:
     """Try so many examples of each entrance; a tenth where each is several passes of a network."""
-    from hostile.fuzz import FUZZERS
+    from tests.robustness.hostile.fuzz import FUZZERS
 
     return [
         _measure(name, examples // 10 if name in _THROUGH_A_NETWORK else examples)
@@ -39,8 +39,7 @@ def measure(examples: int) -> list[Row]:
 
 
 def _measure(entrance: str, examples: int) -> Row:
-    root = str(Path(TESTS).parent)
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([root, TESTS])}
+    environment = {**os.environ, "PYTHONPATH": ROOT}
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder, "report.json")
         command = [sys.executable, "-c", _CHILD, entrance, str(examples), str(report)]

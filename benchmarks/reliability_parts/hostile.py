@@ -11,8 +11,7 @@ from .rows import Row
 
 def measure(examples: int) -> list[Row]:
     """Read the corpus, with more cuts and flips the more examples are asked for."""
-    from hostile.batch import batch_outcomes
-    from hostile.harness import corpus, outcomes
+    from tests.robustness.hostile.corpus import batch_outcomes, corpus, outcomes
 
     more = min(examples // 50, 400)
     with tempfile.TemporaryDirectory() as folder:

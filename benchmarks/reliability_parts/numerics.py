@@ -9,9 +9,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from .rows import TESTS, Row
+from .rows import ROOT, Row
 
-_COMMAND = [sys.executable, str(Path(TESTS, "numerics"))]
+_COMMAND = [sys.executable, "-m", "tests.robustness.numerics"]
 _SECONDS = 900
 
 
@@ -39,5 +39,4 @@ def _measure(table: str, n_cells: int) -> Row:
 
 
 def _environment() -> dict[str, str]:
-    root = str(Path(TESTS).parent)
-    return {**os.environ, "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([ROOT, os.environ.get("PYTHONPATH", "")])}

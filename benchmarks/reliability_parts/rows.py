@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 # The corpus is part of the tests.
-TESTS = str(Path(__file__).resolve().parents[2] / "tests")
-sys.path.insert(0, TESTS)
+ROOT = str(Path(__file__).resolve().parents[2])
+sys.path.insert(0, ROOT)
 
 
 @dataclass(frozen=True)

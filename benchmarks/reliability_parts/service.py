@@ -70,7 +70,7 @@ def _served(folder: Path, images: list[Path]) -> Row:
 
 
 def _asked(url: str, images: list[Path], pid: int) -> Counter[str]:
-    from app.visitor import Visitor
+    from tests.app.visitor import Visitor
 
     Visitor(url).answer("search", "warm up", None, 3)
     before = _mebibytes(pid)

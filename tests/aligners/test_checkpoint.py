@@ -14,7 +14,8 @@ from sklearn_ape import load_pretrained
 from sklearn_ape.aligners import _checkpoint, _training_file
 from sklearn_ape.encoders import HeadPairs
 from sklearn_ape.persistence import _one_file
-from tests.aligners.kept_trainings import (
+from tests.aligners import checkpoint_cases as cases
+from tests.aligners.checkpoint_cases import (
     Killed,
     X,
     Y,
@@ -23,7 +24,6 @@ from tests.aligners.kept_trainings import (
     files,
     killed,
     one_thread,
-    script,
     steps,
     whole,
 )
@@ -33,10 +33,10 @@ __all__ = ["every_epoch", "one_thread", "steps", "whole"]  # fixtures
 
 @pytest.mark.usefixtures("every_epoch")
 class TestBits:
-    @pytest.mark.parametrize("case", script.CASES)
+    @pytest.mark.parametrize("case", cases.CASES)
     def test_killed_again_and_again(self, case, whole, steps, tmp_path):
         """Every 13th step, so at all places of epochs and in both trainings."""
-        aligner = script.aligner(case, checkpoint=tmp_path)
+        aligner = cases.aligner(case, checkpoint=tmp_path)
         n_kills = 0
         while True:
             steps(13)
@@ -53,7 +53,7 @@ class TestBits:
 
     def test_fitting_again_trains_nothing_and_gives_the_same(self, whole, steps, tmp_path):
         for case in ("plain", "auto", "residual", "norms"):
-            aligner = script.aligner(case, checkpoint=tmp_path / case)
+            aligner = cases.aligner(case, checkpoint=tmp_path / case)
             first = clone(aligner).fit(X, Y)
             counted = steps(None)
             assert_same(clone(aligner).fit(X, Y), first)
@@ -61,7 +61,7 @@ class TestBits:
             assert_same(first, whole(case))
 
     def test_the_second_training_alone_is_done_again(self, steps, whole, tmp_path):
-        aligner = script.aligner("plain", checkpoint=tmp_path)
+        aligner = cases.aligner("plain", checkpoint=tmp_path)
         counted = steps(None)
         clone(aligner).set_params(checkpoint=None).fit(X, Y)
         n_steps = counted.n_done
@@ -78,7 +78,7 @@ class TestBits:
         monkeypatch.setattr(
             _training_file, "write_file", lambda *args: written.append(write(*args))
         )
-        script.aligner("plain", checkpoint=tmp_path).fit(X, Y)
+        cases.aligner("plain", checkpoint=tmp_path).fit(X, Y)
         assert len(written) == 3  # the first epoch, the end of the search, the result
 
 
@@ -86,7 +86,7 @@ class TestBits:
 class TestFolder:
     def test_a_search_goes_on_with_the_fit_that_was_killed(self, steps, tmp_path):
         def search(checkpoint):
-            aligner = script.aligner(
+            aligner = cases.aligner(
                 "plain", max_epochs=2, early_stopping=False, checkpoint=checkpoint
             )
             grid = {"depth": [1, 2], "dropout": [0.0, 0.2]}
@@ -113,7 +113,7 @@ class TestFolder:
         assert files(tmp_path) == ["trained.safetensors"] * 13
 
     def test_without_a_seed_a_killed_training_keeps_its_own(self, steps, tmp_path):
-        aligner = script.aligner("plain", checkpoint=tmp_path, random_state=None)
+        aligner = cases.aligner("plain", checkpoint=tmp_path, random_state=None)
         killed(aligner, steps, 30)
         (file,) = tmp_path.glob("*.training.safetensors")
         seed = _one_file.read_file(file)["seed"]
@@ -128,7 +128,7 @@ class TestFolder:
         for _ in range(2):
             random = np.random.RandomState(3)
             for _ in range(2):
-                aligner = script.aligner("plain", checkpoint=tmp_path, max_epochs=1)
+                aligner = cases.aligner("plain", checkpoint=tmp_path, max_epochs=1)
                 fingerprints.append(aligner.set_params(random_state=random).fit(X, Y).fingerprint_)
         assert fingerprints[:2] == fingerprints[2:]
         assert fingerprints[0] != fingerprints[1]
@@ -142,7 +142,7 @@ class TestFolder:
                 if len(net.history) == Interrupt.at_epoch:
                     raise KeyboardInterrupt
 
-        aligner = script.aligner("plain", callbacks=[Interrupt()], checkpoint=tmp_path)
+        aligner = cases.aligner("plain", callbacks=[Interrupt()], checkpoint=tmp_path)
         with pytest.warns(UserWarning, match="stopped after 3 of 8 epochs"):
             clone(aligner).fit(X, Y)
         assert files(tmp_path) == ["training.safetensors"]
@@ -153,13 +153,13 @@ class TestFolder:
         assert files(tmp_path) == []
 
     def test_one_that_diverged_is_forgotten(self, tmp_path):
-        aligner = script.aligner("plain", checkpoint=tmp_path, learning_rate=1e30, warmup=0)
+        aligner = cases.aligner("plain", checkpoint=tmp_path, learning_rate=1e30, warmup=0)
         with pytest.raises(FloatingPointError):
             aligner.fit(X, Y)
         assert files(tmp_path) == []
 
     def test_settings_of_the_machine_are_of_no_account(self, steps, whole, tmp_path, capsys):
-        aligner = script.aligner("plain", checkpoint=tmp_path)
+        aligner = cases.aligner("plain", checkpoint=tmp_path)
         killed(aligner, steps, 30)
         again = clone(aligner).set_params(
             verbose=1, device="auto", callbacks=[], checkpoint=str(tmp_path)
@@ -170,7 +170,7 @@ class TestFolder:
         assert "8/8" in capsys.readouterr().err
 
     def test_it_is_not_saved_with_the_aligner(self, tmp_path):
-        aligner = script.aligner("plain", checkpoint=tmp_path / "secret", max_epochs=1).fit(X, Y)
+        aligner = cases.aligner("plain", checkpoint=tmp_path / "secret", max_epochs=1).fit(X, Y)
         aligner.save_pretrained(tmp_path / "model")
         assert load_pretrained(tmp_path / "model").checkpoint is None
         for path in (tmp_path / "model").iterdir():
@@ -188,7 +188,7 @@ class TestFolder:
 
         write = _training_file.write_file
         monkeypatch.setattr(_training_file, "write_file", write_some)
-        aligner = script.aligner("plain", checkpoint=tmp_path)
+        aligner = cases.aligner("plain", checkpoint=tmp_path)
         with pytest.warns(RuntimeWarning, match="No space left") as told:
             assert_same(clone(aligner).fit(X, Y), whole("plain"))
         assert len([w for w in told if "checkpoint" in str(w.message)]) == 1
@@ -207,12 +207,12 @@ class TestFolder:
         resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
         try:
             with pytest.warns(RuntimeWarning, match="cannot be written"):
-                trained = script.aligner("plain", checkpoint=tmp_path).fit(X, Y)
+                trained = cases.aligner("plain", checkpoint=tmp_path).fit(X, Y)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
             signal.signal(signal.SIGXFSZ, ignored)
         assert_same(trained, whole("plain"))
-        assert_same(script.aligner("plain", checkpoint=tmp_path).fit(X, Y), trained)
+        assert_same(cases.aligner("plain", checkpoint=tmp_path).fit(X, Y), trained)
 
 
 class Scale(Callback):
@@ -233,7 +233,7 @@ class Scale(Callback):
 @pytest.mark.usefixtures("every_epoch")
 class TestCallbacks:
     def test_a_finished_training_without_callbacks_is_not_returned_for_one_with(self, tmp_path):
-        plain = script.aligner("plain", early_stopping=False, checkpoint=tmp_path)
+        plain = cases.aligner("plain", early_stopping=False, checkpoint=tmp_path)
         before = clone(plain).fit(X, Y)
         scaled = clone(plain).set_params(callbacks=[("scale", Scale())])
         expected = clone(scaled).set_params(checkpoint=None).fit(X, Y)
@@ -253,7 +253,7 @@ class TestCallbacks:
     def test_a_killed_training_is_resumed_only_with_the_same_callbacks(
         self, others, steps, tmp_path
     ):
-        aligner = script.aligner("plain", early_stopping=False, checkpoint=tmp_path)
+        aligner = cases.aligner("plain", early_stopping=False, checkpoint=tmp_path)
         aligner.set_params(callbacks=[Scale()])
         expected = clone(aligner).set_params(checkpoint=None).fit(X, Y)
         killed(aligner, steps, 22)
@@ -268,7 +268,7 @@ class TestCallbacks:
     def test_what_cannot_be_pickled_counts_by_its_type(self, steps, tmp_path):
         def aligner(scoring):
             callback = EpochScoring(scoring, name="mine", on_train=True)
-            return script.aligner("plain", callbacks=[callback], checkpoint=tmp_path)
+            return cases.aligner("plain", callbacks=[callback], checkpoint=tmp_path)
 
         killed(aligner(lambda net, X, y: 1), steps, 30)
         counted = steps(None)
@@ -277,14 +277,14 @@ class TestCallbacks:
             aligner(lambda net, X, y: 1).fit(X, Y)
         resumed = counted.n_done
         counted = steps(None)
-        script.aligner("plain").fit(X, Y)
+        cases.aligner("plain").fit(X, Y)
         assert resumed < counted.n_done
 
     def test_callbacks_of_scikit_learn_are_called_whether_or_not_it_was_trained(
         self, whole, tmp_path
     ):
         callback = pytest.importorskip("sklearn.callback", reason="scikit-learn >= 1.9")
-        aligner = script.aligner("plain", checkpoint=tmp_path)
+        aligner = cases.aligner("plain", checkpoint=tmp_path)
         monitor = callback.ScoringMonitor(scoring=lambda estimator, X, y: {"one": 1.0})
         clone(aligner).fit(X, Y)
         assert_same(clone(aligner).set_callbacks(monitor).fit(X, Y), whole("plain"))
@@ -292,7 +292,7 @@ class TestCallbacks:
 
     def test_a_progress_bar_does_not_train_again(self, steps, tmp_path):
         callback = pytest.importorskip("sklearn.callback", reason="scikit-learn >= 1.9")
-        aligner = script.aligner("plain", checkpoint=tmp_path)
+        aligner = cases.aligner("plain", checkpoint=tmp_path)
         first = clone(aligner).fit(X, Y)
         counted = steps(None)
         assert_same(clone(aligner).set_callbacks(callback.ProgressBar()).fit(X, Y), first)
@@ -317,7 +317,7 @@ class TestCallbacks:
                 self.n_epochs += context.task_name == "epoch"
                 return self.n_epochs == 2
 
-        aligner = script.aligner("plain", checkpoint=tmp_path)
+        aligner = cases.aligner("plain", checkpoint=tmp_path)
         clone(aligner).fit(X, Y)
         with pytest.warns(UserWarning, match="stopped after 2 of 8 epochs"):
             assert clone(aligner).set_callbacks(StopAt2()).fit(X, Y).n_epochs_ == 2
@@ -331,7 +331,7 @@ class TestCallbacks:
     ],
 )
 def test_parameters_that_are_equal_are_those_of_the_same_training(parameters, steps, tmp_path):
-    aligner = script.aligner("plain", max_epochs=2, checkpoint=tmp_path)
+    aligner = cases.aligner("plain", max_epochs=2, checkpoint=tmp_path)
     aligner.fit(X, Y)
     counted = steps(None)
     clone(aligner).set_params(**parameters).fit(X, Y)
@@ -347,7 +347,7 @@ def test_pairs_of_a_classification_head_are_of_the_training(steps, tmp_path):
             features = rng.standard_normal((9, X.shape[1])).astype(np.float32)
             texts = rng.standard_normal((9, Y.shape[1])).astype(np.float32)
             pairs = HeadPairs(features, texts)
-        aligner = script.aligner("plain", max_epochs=1, head_pairs=pairs, checkpoint=tmp_path)
+        aligner = cases.aligner("plain", max_epochs=1, head_pairs=pairs, checkpoint=tmp_path)
         fingerprints.add(aligner.fit(X, Y).fingerprint_)
     assert len(fingerprints) == 3
 

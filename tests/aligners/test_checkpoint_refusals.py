@@ -8,14 +8,14 @@ import pytest
 from sklearn.base import clone
 
 from sklearn_ape.aligners import _training_file
-from tests.aligners.kept_trainings import (
+from tests.aligners import checkpoint_cases as cases
+from tests.aligners.checkpoint_cases import (
     X,
     Y,
     assert_same,
     every_epoch,
     killed,
     one_thread,
-    script,
     steps,
     whole,
 )
@@ -28,7 +28,7 @@ class TestRefusals:
     @pytest.fixture
     def unfinished(self, steps, tmp_path):
         """A killed training, and its file."""
-        aligner = script.aligner("plain", checkpoint=tmp_path)
+        aligner = cases.aligner("plain", checkpoint=tmp_path)
         killed(aligner, steps, 30)
         (file,) = tmp_path.glob("*.training.safetensors")
         return aligner, file
@@ -90,7 +90,7 @@ class TestRefusals:
     def test_a_folder_of_other_things(self, tmp_path):
         (tmp_path / "thesis.txt").write_text("mine")
         with pytest.raises(FileExistsError, match=r"holds thesis\.txt and no training"):
-            script.aligner("plain", checkpoint=tmp_path).fit(X, Y)
+            cases.aligner("plain", checkpoint=tmp_path).fit(X, Y)
         assert os.listdir(tmp_path) == ["thesis.txt"]
 
     @pytest.mark.parametrize("place", ["file", "file/below"])
@@ -98,10 +98,10 @@ class TestRefusals:
         (tmp_path / "file").write_text("mine")
         counted = steps(None)
         with pytest.raises(OSError, match="pass a"):
-            script.aligner("plain", checkpoint=tmp_path / place).fit(X, Y)
+            cases.aligner("plain", checkpoint=tmp_path / place).fit(X, Y)
         assert counted.n_done == 0
 
     def test_no_path(self):
         for checkpoint in (3, "", True):
             with pytest.raises(TypeError, match="checkpoint must be None or the path"):
-                script.aligner("plain", checkpoint=checkpoint).fit(X, Y)
+                cases.aligner("plain", checkpoint=checkpoint).fit(X, Y)
