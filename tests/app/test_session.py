@@ -1,4 +1,4 @@
-"""What the page does for its visitors, without the page."""
+"""Sessions of the web app: classification, search and alignment."""
 
 import os
 import re
@@ -13,12 +13,14 @@ from sklearn.pipeline import make_pipeline
 
 from sklearn_ape import CCAAligner, ZeroShotClassifier
 from sklearn_ape.app import Limits
+from sklearn_ape.app._alignment import Alignment, Recall
 from sklearn_ape.app._classify import parse_labels
 from sklearn_ape.app._gradio import told
 from sklearn_ape.app._model import load_model
 from sklearn_ape.app._progress import no_report
 from sklearn_ape.app._refusal import Refusal, reason
 from sklearn_ape.app._studio import Session, Studio
+from sklearn_ape.app._words import about_alignment
 from sklearn_ape.features import MemoryFeatureCache
 
 
@@ -303,3 +305,49 @@ class TestReasons:
 
         with pytest.raises(Gradio.Error, match="&lt;img onerror=x&gt;'"), told(Gradio):
             raise Refusal("'<img onerror=x>'")
+
+
+def alignment_text(before, after, n_held_out, with_head=False):
+    recall = [Recall("before", before, 90), Recall("after", after, 90)]
+    alignment = Alignment(None, "kernel", 500, n_held_out, recall, "", with_head)
+    return about_alignment(alignment, "Captions come from files.")
+
+
+class TestAboutAlignment:
+    @pytest.mark.parametrize(
+        ("before", "after", "n", "verdict"),
+        [
+            (57, 55, 22, "no clear difference"),
+            (57, 30, 100, "The first aligner does better"),
+            (30, 57, 100, "Yours does better"),
+            (0, 0, 20, "no clear difference"),
+            (100, 100, 20, "no clear difference"),
+        ],
+    )
+    def test_a_difference_counts_beyond_its_standard_error(self, before, after, n, verdict):
+        assert verdict in alignment_text(before, after, n)
+
+    def test_the_table_has_chance_beside_both(self):
+        text = alignment_text(20, 40, 50)
+        for row in (
+            "| before | 20 % | 90 % |",
+            "| after | 40 % | 90 % |",
+            "| chance | 2 % | 10 % |",
+        ):
+            assert row in text
+        assert "fitted on all 500" in text
+
+    def test_class_names_are_advised_to_those_who_left_them_out(self):
+        assert "class names" in alignment_text(90, 10, 100)
+        assert "class names" not in alignment_text(90, 10, 100, with_head=True)
+
+    def test_going_back_is_said(self):
+        assert "in use again" in about_alignment(None, "")
+
+    def test_names_of_files_are_text_in_the_remark(self):
+        remark = "1 image was left out: '![x](http://evil/x.png)<b>', is empty"
+        shown = about_alignment(None, "") + about_alignment(
+            Alignment(None, "kernel", 5, 0, [], "", False), remark
+        )
+        assert r"\!" not in shown
+        assert r"!\[x\](http\://evil/x\.png)\<b\>" in shown

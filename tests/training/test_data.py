@@ -1,4 +1,4 @@
-"""Pairs, batches of them, and their mixtures."""
+"""Batches of pairs, and their split into training and validation."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import torch
 from scipy.stats import beta, kstest
 
 from sklearn_ape.losses import InfoNCELoss
-from sklearn_ape.training import PairBatches, PairDataset, subset
+from sklearn_ape.training import PairBatches, PairDataset, split_pairs, subset
 
 
 def dataset(n_pairs):
@@ -167,3 +167,26 @@ class TestMixup:
     def test_bad_alpha_is_named(self, bad):
         with pytest.raises(ValueError, match="mixup must be a number from 0"):
             PairBatches(dataset(4), 2, mixup=bad)
+
+
+def test_no_image_or_caption_on_both_sides():
+    """Captions shared by images, and images by captions, would leak the answer."""
+    rng = np.random.default_rng(0)
+    pairs = np.unique(rng.integers(300, size=(260, 2)), axis=0)
+    split = split_pairs(pairs, 0.2, np.random.RandomState(0))
+    for side in (0, 1):
+        assert not set(pairs[split.train, side]) & set(pairs[split.valid, side])
+    assert len(split.train) + len(split.valid) == len(pairs)
+
+
+def test_few_groups_are_not_split():
+    """A recall among two or three captions would stop training at the first epoch."""
+    pairs = np.column_stack([np.arange(1000), np.arange(1000) % 20])
+    assert split_pairs(pairs, 0.1, np.random.RandomState(0)).valid is None
+
+
+def test_a_caption_of_very_many_images_stays_in_training():
+    pairs = np.array([[i, 0] for i in range(1000)] + [[1000 + i, 1 + i] for i in range(300)])
+    for seed in range(20):
+        split = split_pairs(pairs, 0.1, np.random.RandomState(seed))
+        assert len(split.valid) <= 130

