@@ -29,7 +29,13 @@ from sklearn_ape.aligners._logit_tiles import (
     top_texts,
 )
 from sklearn_ape.encoders import HeadPairs
-from tests.aligners.similarities import standardized
+
+
+def standardized(cosines, image, text, bank):
+    """Return a standardised copy of cosines of shape (n_images, n_texts)."""
+    result = np.array(cosines)
+    Standardizer(text, bank).apply(result, image)
+    return result
 
 
 def unit(rows):

@@ -20,7 +20,7 @@ from sklearn_ape.encoders import (
 )
 from sklearn_ape.encoders._engines._torch import TorchEngine
 from sklearn_ape.encoders._errors import summary
-from tests.encoders.counting import gained
+from tests.encoders.conftest import gained
 
 ALL = [
     TimmImageEncoder,

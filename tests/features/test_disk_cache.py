@@ -11,7 +11,7 @@ import pytest
 
 from sklearn_ape.features import DiskFeatureCache, _disk
 from sklearn_ape.features._entries import EXACT, pack, rounded, unpack
-from tests.features.entries import TRUTH, assert_only_true
+from tests.features.conftest import TRUTH, assert_only_true
 
 
 @pytest.mark.parametrize("n_keys", [7, 500])

@@ -10,7 +10,7 @@ from sklearn.base import clone
 
 from sklearn_ape.encoders import TransformersTextEncoder
 from sklearn_ape.features import DiskFeatureCache, MemoryFeatureCache, open_cache
-from tests.features.entries import TRUTH, WIDTH, assert_only_true
+from tests.features.conftest import TRUTH, WIDTH, assert_only_true
 
 
 def test_memory_keeps_to_its_bound_and_drops_the_least_recently_used():

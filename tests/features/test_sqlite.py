@@ -19,7 +19,7 @@ from sklearn_ape.features._connection import (
     retried,
     tables_of,
 )
-from tests.features.entries import TRUTH
+from tests.features.conftest import TRUTH
 
 
 def error(kind, code=None):

@@ -22,7 +22,7 @@ from sklearn_ape.encoders import TransformersTextEncoder
 from sklearn_ape.encoders._registry import PACKAGED
 from sklearn_ape.persistence._card import Facts, card_of
 from sklearn_ape.persistence._values import Recorder
-from tests.persistence.hub import Hub
+from tests.persistence.local_hub import Hub
 
 pytest.importorskip("huggingface_hub")
 

@@ -27,7 +27,7 @@ from sklearn_ape.encoders import HeadPairs, TransformersTextEncoder
 from sklearn_ape.encoders._registry import PACKAGED
 from sklearn_ape.persistence._values import Rebuilder, Recorder
 from tests.aligners.test_clip import saved as saved_clip
-from tests.persistence.answers import ALIGNERS, assert_same_answers, assert_same_attributes
+from tests.persistence.conftest import ALIGNERS, assert_same_answers, assert_same_attributes
 
 FILES = {"config.json", "model.safetensors", "README.md"}
 

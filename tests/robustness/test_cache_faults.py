@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from sklearn_ape.features import DiskFeatureCache, MemoryFeatureCache
-from tests.features.entries import TRUTH, WIDTH, assert_only_true, truth
+from tests.features.conftest import TRUTH, WIDTH, assert_only_true, truth
 from tests.robustness.child_processes import run_as_nobody, run_in_child
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from sklearn_ape.features import DiskFeatureCache
-from tests.features.entries import WIDTH, truth
+from tests.features.conftest import WIDTH, truth
 from tests.robustness.child_processes import expect, judge_in_child
 
 FIXTURE = Path(__file__).parents[2] / "fixtures" / "cache_format_0" / "features.sqlite"

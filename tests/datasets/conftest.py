@@ -1,4 +1,4 @@
-"""Folders of images of one's own, made of empty files."""
+"""Image folders that consist of empty files."""
 
 import os
 
