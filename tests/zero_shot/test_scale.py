@@ -8,8 +8,8 @@ import pytest
 from sklearn.base import BaseEstimator
 
 from sklearn_ape import CCAAligner, ZeroShotClassifier
+from sklearn_ape.aligners.similarity import Standardizer
 from sklearn_ape.features import memmap
-from tests.aligners.similarities import standardized
 
 NAMES = [f"thing {number:03d}" for number in range(300)]
 
@@ -53,7 +53,7 @@ class TestTiles:
         image, text = aligner.transform(concepts.image), aligner.transform_text(NAMES)
         logits = image @ text.T
         if standardize:
-            logits = standardized(logits, image, text, aligner.bank_)
+            Standardizer(text, aligner.bank_).apply(logits, image)
         logits = 5 * logits.astype(np.float64)
         proba = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
         expected = np.array(NAMES)[logits.argmax(axis=1)].astype(object)
@@ -93,9 +93,8 @@ class TestTiles:
 
 
 def test_unknown_label_in_y_counts_as_hit(aligner, concepts):
-    classifier = classifier_of(
-        aligner, threshold=1.0, logit_scale=1
-    )  # no probability is above the threshold
+    # No probability reaches the threshold.
+    classifier = classifier_of(aligner, threshold=1.0, logit_scale=1)
     assert classifier.score(concepts.image[:4], ["unknown"] * 4) == 1.0
     classifier.set_params(unknown_label=NAMES[0])  # is also a class
     assert classifier.score(concepts.image[:4], [NAMES[0]] * 3 + ["thing 001"]) == 0.75
