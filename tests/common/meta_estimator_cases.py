@@ -219,9 +219,7 @@ ENCODING = {
         lambda base: BaggingClassifier(base, n_estimators=3, random_state=0)
     ),
     "BaggingClassifier of features": _wrap(
-        lambda base: BaggingClassifier(
-            classifier, n_estimators=3, max_features=0.9, random_state=0
-        )
+        lambda base: BaggingClassifier(base, n_estimators=3, max_features=0.9, random_state=0)
     ),
     "cross_val_predict predict_proba": _cross_val_predict("predict_proba"),
     "cross_val_predict decision_function": _cross_val_predict("decision_function"),
