@@ -5,13 +5,13 @@ BIN := $(VENV)/bin
 # The least versions that pyproject.toml allows, and the tests of what other versions may change.
 LOWEST := .venv-lowest
 EXTRAS := starter,tables,plots,openvino,onnx,distributed,index,hub,serve
-LOWEST_TESTS := tests/test_versions.py tests/test_package.py tests/curation tests/training \
+LOWEST_TESTS := tests/test_package.py tests/curation tests/training \
 	$(addprefix tests/common/test_,aligners.py aligners_on_raw_inputs.py callbacks.py encoders.py html_representation.py \
 	metadata_routing.py sklearn_tools.py) \
 	tests/aligners/test_lit.py::TestWhatIsTrained tests/aligners/test_clip.py \
 	$(addprefix tests/encoders/test_,engines.py head_pairs.py images.py open_clip.py timm.py transformers.py \
 	weights.py) \
-	$(addprefix tests/persistence/test_,formats.py onnx.py round_trip.py) tests/retrieval/test_index.py \
+	$(addprefix tests/persistence/test_,formats.py round_trip.py) tests/retrieval/test_index.py \
 	tests/cli/test_fit.py tests/cli/test_classify.py
 # Not ONNX: the exporter of torch 2.6 does not go with what onnxscript requires today (a warning says
 # so, and torch computes). timm 1.0.26 ignores the arguments of a model in a folder (swin); images

@@ -17,6 +17,7 @@ from sklearn_ape.encoders._images import image_digest, read_image
 from sklearn_ape.prompts import prompts_of
 from tests.robustness.hostile.cases import as_bytes, base_image
 from tests.robustness.hostile.corpus import batch_outcomes, corpus, outcomes
+from tests.robustness.hostile.fuzz import FUZZERS
 
 
 @pytest.fixture(scope="module")
@@ -190,3 +191,22 @@ class TestTexts:
         (tmp_path / name).write_bytes(data)
         with pytest.raises(ValueError, match=f"Cannot read '.*{name}' as"):
             load_pairs(tmp_path / name)
+
+
+_EXAMPLES = {
+    "image bytes": 200,
+    "captions": 12,
+    "labels and templates": 12,
+    "tables": 120,
+    "folders": 60,
+    "saved models, what they say": 150,
+    "saved models, their bytes": 150,
+}
+
+
+@pytest.mark.parametrize("entrance", FUZZERS)
+def test_right_or_refused(entrance):
+    """What is made up is taken as it is meant or refused in words; both happen."""
+    found = FUZZERS[entrance](_EXAMPLES[entrance])
+    assert found["right"] > 0
+    assert found["error"] > 0
