@@ -18,14 +18,23 @@ LOWEST_TESTS := tests/test_package.py tests/curation tests/training \
 # are resized otherwise by transformers 5.3's own processor (to 0.003); typer words errors otherwise.
 LOWEST_ONLY := not (onnx or swin or image_models or pooler_that or are_messages)
 
-.PHONY: demo test test-lowest coverage lint typecheck docs benchmark clean
+.PHONY: demo test test-all test-lowest coverage lint typecheck docs benchmark clean
 
 demo: $(VENV)/.starter
 	$(BIN)/sklearn-ape demo --output demo_report
 
 # Two processes of one thread each take less time than one process of two threads.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+# The quick tier, about 5 minutes: every module, and what users are promised.
 test: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	$(PYTEST) -m "not exhaustive" tests sklearn_ape README.md
+
+# All tests, with exhaustive tables, fuzzing, kills, the browser, pages and examples;
+# `make test-all TIER=exhaustive` leaves out those of `make test`.
+TIER ?= exhaustive or not exhaustive
+test-all: $(VENV)/.dev
+	$(PYTEST) -m "$(TIER)"
 
 test-lowest: $(LOWEST)/.installed
 	SKLEARN_APE_LOWEST=1 OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n 2 --dist loadfile -k "$(LOWEST_ONLY)" $(LOWEST_TESTS)

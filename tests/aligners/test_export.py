@@ -19,14 +19,17 @@ from tests.aligners.test_clip import IMAGES, TEXTS
 from tests.aligners.test_clip import saved as saved_clip
 from tests.persistence.conftest import ALIGNERS
 
-onnxruntime = pytest.importorskip("onnxruntime")
-pytest.importorskip("onnxscript")
+
+@pytest.fixture(scope="module")
+def onnxruntime():
+    pytest.importorskip("onnxscript")
+    return pytest.importorskip("onnxruntime")
 
 
 @pytest.mark.parametrize(
     "name", ["cca", "kernel", "ape-residual-of-kernel", "ape-batchnorm", "ape-linear-start"]
 )
-def test_onnxruntime_gives_the_same_embeddings(name, concepts, tmp_path):
+def test_onnxruntime_gives_the_same_embeddings(name, onnxruntime, concepts, tmp_path):
     aligner = clone(ALIGNERS[name]).fit(concepts.image, concepts.text)
     export_onnx(aligner, tmp_path / "heads")
     for side, features, embed in (
@@ -40,6 +43,7 @@ def test_onnxruntime_gives_the_same_embeddings(name, concepts, tmp_path):
     assert len(list((tmp_path / "heads").iterdir())) == 2
 
 
+@pytest.mark.usefixtures("onnxruntime")
 def test_other_numbers_are_refused_and_nothing_is_written(concepts, tmp_path, monkeypatch):
     aligner = clone(ALIGNERS["kernel"]).fit(concepts.image, concepts.text)
     monkeypatch.setattr(aligner, "_embed_text", lambda rows: np.ones((len(rows), 6)))
@@ -53,7 +57,7 @@ def test_aligners_without_heads_are_refused(concepts, tmp_path):
         export_onnx(ASIFAligner().fit(concepts.image, concepts.text), tmp_path)
 
 
-def test_tiles_of_a_kernel_leave_an_export_as_it_is(concepts, tmp_path, monkeypatch):
+def test_tiles_of_a_kernel_leave_an_export_as_it_is(onnxruntime, concepts, tmp_path, monkeypatch):
     """In Python rows are mapped some at a time; a graph must not depend on how many."""
     monkeypatch.setattr("sklearn_ape.heads._closed_form._KERNEL_VALUES_AT_ONCE", 1000)
     aligner = APEAligner(init="kernel", width=8, max_epochs=1, early_stopping=False)
@@ -64,8 +68,6 @@ def test_tiles_of_a_kernel_leave_an_export_as_it_is(concepts, tmp_path, monkeypa
     found = session.run(None, {"features": concepts.text})[0]
     np.testing.assert_allclose(found, aligner.transform_text(concepts.text), atol=1e-5)
 
-
-clip_benchmark = pytest.importorskip("clip_benchmark")
 
 NAMES = ["animal", "food", "travel"]
 
@@ -106,6 +108,7 @@ def top_1(output, target, topk=(1,)):
 @pytest.fixture
 def evaluate(model, monkeypatch):
     """Their evaluation of our model, as a function of images, labels, classes and templates."""
+    pytest.importorskip("clip_benchmark")
     from clip_benchmark.metrics import zeroshot_classification
 
     try:
@@ -170,6 +173,7 @@ def test_measures_of_many_classes_are_those_of_the_classifier(
 
 
 def test_retrieval_is_that_of_the_aligner(model, captioned_images):
+    pytest.importorskip("clip_benchmark")
     from clip_benchmark.metrics import zeroshot_retrieval
 
     shape = as_open_clip(FrozenEstimator(model))

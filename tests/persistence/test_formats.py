@@ -60,7 +60,7 @@ def test_models_that_know_words_of_each_format(folder, name):
     assert config_of(folder / name)["format"] == number_of(folder)
     model = load_pretrained(folder / name)
     assert type(model).__name__ == expected.pop("class")
-    found = written.answers_to_features(model, written.images() if name == "pipeline" else X)
+    found = written.answers_to_features(model, written.example_images() if name == "pipeline" else X)
     for key in ("proba", "scores"):
         if key in expected:  # other engines and batches round otherwise
             np.testing.assert_allclose(found.pop(key), expected.pop(key), atol=2e-3)
