@@ -1,8 +1,8 @@
-# Everything runs in a virtual environment of its own, made by the first command that needs it.
+# All commands run in a virtual environment, which the first command that needs it creates.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# The least versions that pyproject.toml allows, and the tests of what other versions may change.
+# An environment with the lowest versions that pyproject.toml allows, and the tests that depend on versions.
 LOWEST := .venv-lowest
 EXTRAS := starter,tables,plots,openvino,onnx,distributed,index,hub,serve
 LOWEST_TESTS := tests/test_package.py tests/curation tests/training \
@@ -13,9 +13,10 @@ LOWEST_TESTS := tests/test_package.py tests/curation tests/training \
 	weights.py) \
 	$(addprefix tests/persistence/test_,formats.py round_trip.py) tests/retrieval/test_index.py \
 	tests/cli/test_fit.py tests/cli/test_classify.py
-# Not ONNX: the exporter of torch 2.6 does not go with what onnxscript requires today (a warning says
-# so, and torch computes). timm 1.0.26 ignores the arguments of a model in a folder (swin); images
-# are resized otherwise by transformers 5.3's own processor (to 0.003); typer words errors otherwise.
+# Tests that fail with the lowest versions: the exporter of torch 2.6 does not work with the packages that
+# onnxscript requires today (a warning is raised, and torch is used instead). timm 1.0.26 ignores the
+# arguments of a model in a folder (swin). The processor of transformers 5.3 resizes images differently
+# (by up to 0.003). The error messages of typer differ.
 LOWEST_ONLY := not (onnx or swin or image_models or pooler_that or are_messages)
 
 .PHONY: demo test test-all test-lowest coverage lint typecheck docs benchmark clean
@@ -23,7 +24,7 @@ LOWEST_ONLY := not (onnx or swin or image_models or pooler_that or are_messages)
 demo: $(VENV)/.starter
 	$(BIN)/sklearn-ape demo --output demo_report
 
-# Two processes of one thread each take less time than one process of two threads.
+# Two test processes with one thread each are faster than one process with two threads.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 # The quick tier, about 5 minutes: every module, and what users are promised.
@@ -39,7 +40,7 @@ test-all: $(VENV)/.dev
 test-lowest: $(LOWEST)/.installed
 	SKLEARN_APE_LOWEST=1 OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n 2 --dist loadfile -k "$(LOWEST_ONLY)" $(LOWEST_TESTS)
 
-# Measuring takes longer than testing: by hand, not in CI.
+# Run this by hand: measuring coverage takes too long for CI.
 coverage: $(VENV)/.dev
 	$(BIN)/python -m pytest --cov --cov-report=term --cov-fail-under=95
 
@@ -51,13 +52,13 @@ lint: $(VENV)/.dev
 typecheck: $(VENV)/.dev
 	$(BIN)/mypy
 
-# Warnings are errors. `make docs GALLERY=0` leaves the examples unexecuted: seconds, not minutes.
+# Warnings are errors. `make docs GALLERY=0` does not run the examples and takes seconds instead of minutes.
 GALLERY ?= 1
 docs: $(VENV)/.dev
 	$(BIN)/sphinx-build -q -W --keep-going -b html -D plot_gallery=$(GALLERY) docs docs/_build/html
 
 benchmark: $(VENV)/.starter
-	$(BIN)/python benchmarks/first_run.py
+	$(BIN)/python -m benchmarks.first_run
 
 clean:
 	rm -rf $(VENV) $(LOWEST) build dist *.egg-info demo_report docs/_build docs/auto_examples docs/generated
@@ -74,7 +75,7 @@ $(VENV)/.dev: $(BIN)/python pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	@touch $@ $(VENV)/.starter
 
-# uv, since pip cannot be asked for the least version. What they require in turn is the newest.
+# pip cannot install the lowest allowed versions, so uv is used. Indirect dependencies have their newest version.
 $(LOWEST)/.installed: pyproject.toml
 	$(PYTHON) -m venv --clear $(LOWEST)
 	$(LOWEST)/bin/python -m pip install --quiet uv

@@ -1,4 +1,4 @@
-"""Settings of the documentation: `make docs` builds it, without the network."""
+"""Sphinx configuration. `make docs` builds the documentation without network access."""
 
 import os
 import sys
@@ -7,10 +7,10 @@ from importlib.metadata import version as installed_version
 from pathlib import Path
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent))  # the package of this checkout, not one that is installed
+sys.path.insert(0, str(HERE.parent))  # import the package from this checkout
 sys.path.insert(0, str(HERE / "_extensions"))
 
-# No hub is asked, and no progress bar is drawn into the output of the gallery.
+# Examples must not connect to a model hub or print progress bars into the output of the gallery.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TQDM_DISABLE", "1")
 
@@ -34,20 +34,20 @@ extensions = [
 root_doc = "index"
 exclude_patterns = ["_build", "**/GALLERY_HEADER.rst", "results/**.md"]
 templates_path = ["_templates"]
-# `APEAligner` in a docstring becomes a link where that is a name of ours, and code elsewhere.
+# `APEAligner` in a docstring becomes a link if it is a public name, and code otherwise.
 default_role = "py:obj"
 suppress_warnings = [
-    "config.cache",  # sphinx-gallery's settings hold functions
+    "config.cache",  # sphinx-gallery's settings contain functions, which cannot be pickled
 ]
 
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
 
 autosummary_generate = True
-autodoc_typehints = "none"  # numpydoc's Parameters say it in words
+autodoc_typehints = "none"  # the Parameters sections describe the types
 autodoc_member_order = "bysource"
 toc_object_entries_show_parents = "hide"
-numpydoc_show_class_members = False  # the templates of autosummary list them
+numpydoc_show_class_members = False  # the autosummary templates list the members
 numpydoc_xref_param_type = False
 
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
@@ -62,7 +62,7 @@ sphinx_gallery_conf = {
     "doc_module": ("sklearn_ape",),
     "default_thumb_file": str(HERE / "_static" / "logo.svg"),
     "backreferences_dir": "generated/backreferences",
-    "abort_on_example_error": False,  # the build goes on and ends with an error that names it
+    "abort_on_example_error": False,  # run all examples before the build fails
     "only_warn_on_example_error": False,
     "capture_repr": ("_repr_html_",),  # diagrams, not "<... object at 0x7f...>"
     "show_memory": False,
@@ -71,7 +71,7 @@ sphinx_gallery_conf = {
     "show_signature": False,
     "write_computation_times": False,
 }
-# Not ours to fail on: what libraries warn of while examples run.
+# Ignore the deprecation warnings of other libraries while examples run.
 warnings.filterwarnings("ignore", category=DeprecationWarning)
 
 html_theme = "pydata_sphinx_theme"

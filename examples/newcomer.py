@@ -2,7 +2,7 @@
 From images to a saved classifier
 ===================================
 
-The images lie in ``photos/`` and are named by what they show, such as ``red_apple.jpg``.
+The images are in ``photos/``. Their file names are the captions, such as ``red_apple.jpg``.
 Install with ``pip install "sklearn-ape[starter]"``.
 """
 

@@ -1,5 +1,5 @@
 #!/bin/sh
-# From images, named by what they show (red_apple.jpg), to a saved classifier.
+# From images whose file names are the captions (red_apple.jpg) to a saved classifier.
 set -e
 pip install "sklearn-ape[starter]"
 sklearn-ape fit photos/ --captions filename --labels "an animal,food,a vehicle" -o my-classifier

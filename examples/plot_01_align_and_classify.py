@@ -1,16 +1,15 @@
 """
-Align two encoders and classify by names
-========================================
+Align two encoders and classify by label names
+==============================================
 
-An image encoder that knows no words and a sentence encoder that has seen no image are brought
-into one space by a small head, trained on a few hundred captioned images. Names are then enough
-to classify.
+A small head, trained on captioned images, maps the features of an image encoder and of a sentence
+encoder to a shared space. The result is a classifier that needs only the names of its labels.
 """
 
 # %%
-# Real captioned images
-# -----------------------
-# OpenMoji: 1,914 images with a caption each. Half an hour of a person's captioning would do.
+# Load captioned images
+# ---------------------
+# OpenMoji has 1,914 images with one caption each.
 import numpy as np
 from sklearn.model_selection import train_test_split
 
@@ -23,16 +22,16 @@ images, test_images, captions, test_captions, _, test_categories = train_test_sp
 print(len(images), "images, such as", captions[:3])
 
 # %%
-# A stock Pipeline: images and captions in
-# ----------------------------------------
-# The encoders are frozen: `fit` encodes every image once and trains the head alone.
+# Fit a Pipeline on images and captions
+# -------------------------------------
+# The encoders are frozen: `fit` encodes every image once and trains only the head.
 from sklearn.pipeline import Pipeline
 
 from sklearn_ape import APEAligner
 from sklearn_ape.datasets import get_data_home
 from sklearn_ape.encoders import TimmImageEncoder, TransformersTextEncoder
 
-cache = get_data_home() / "features"  # the next run encodes nothing
+cache = get_data_home() / "features"  # the next run reads the features from the cache
 model = Pipeline(
     [
         ("encode", TimmImageEncoder("efficientnet_lite0", cache=cache, n_jobs=-1)),
@@ -48,7 +47,7 @@ for direction, recall in (
 # %%
 # Zero-shot classification
 # ------------------------
-# The fitted aligner needs no further training: give it names.
+# Pass the fitted aligner and the label names. No further training is needed.
 from sklearn_ape import ZeroShotClassifier
 
 labels = {
@@ -56,14 +55,14 @@ labels = {
     "Food & Drink": ["food", "a drink", "a fruit", "a meal"],
     "Travel & Places": ["a vehicle", "a building", "a landscape", "the weather"],
 }
-known = np.isin(test_categories, list(labels))
-X = [image for image, is_known in zip(test_images, known, strict=True) if is_known]
-y = test_categories[known]
+selected = np.flatnonzero(np.isin(test_categories, list(labels)))
+X = [test_images[row] for row in selected]
+y = test_categories[selected]
 classifier = ZeroShotClassifier(labels, aligner=model)
 print(f"accuracy on {len(y)} images: {classifier.score(X, y):.1%} (chance 33.3%)")
 
 # %%
-# All of scikit-learn's tools work on it.
+# The classifier works with the metrics of scikit-learn.
 from sklearn.metrics import classification_report
 
 print(classification_report(y, classifier.predict(X)))

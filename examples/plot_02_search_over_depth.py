@@ -1,9 +1,9 @@
 """
-How deep should the head be?
-============================
+Search over the depth of the head
+=================================
 
-A stock `GridSearchCV` over the depth of the MLP. The encoders keep their features, so that every
-image and every caption is encoded once in the whole search.
+A standard `GridSearchCV` selects the depth of the MLP. The encoders cache their features, so every
+image and every caption is encoded only once in the whole search.
 """
 
 # %%
@@ -20,14 +20,15 @@ rows = np.random.default_rng(0).permutation(len(data.images))[:400]
 images = [data.images[row] for row in rows]
 captions = [data.captions[row] for row in rows]
 
-# A folder instead of memory: the next run of this example encodes nothing.
+# With a cache folder, the next run of this example does not encode anything.
 cache = get_data_home() / "features"
 image_encoder = TimmImageEncoder("efficientnet_lite0", cache=cache, n_jobs=-1)
 model = make_pipeline(
     image_encoder,
+    # With closed-form initialization, the depth would have little effect.
     APEAligner(
         text_encoder=TransformersTextEncoder(cache=cache),
-        init=None,  # the plain heads of the paper: a start in closed form would level them
+        init=None,
         width=256,
         max_epochs=40,
         random_state=0,
@@ -35,15 +36,15 @@ model = make_pipeline(
 )
 
 # %%
-# Four depths, three folds. The score is recall@1, the mean of both directions.
-encoded_before = image_encoder.cache_info().misses
+# Four depths are compared on three folds. The score is the mean of recall@1 in both directions.
+misses_before = image_encoder.cache_info().misses
 search = GridSearchCV(
     model,
     {"apealigner__depth": [1, 2, 4, 6]},
     cv=KFold(3, shuffle=True, random_state=0),
 )
 search.fit(images, captions)
-print("images encoded:", image_encoder.cache_info().misses - encoded_before)
+print("images encoded:", image_encoder.cache_info().misses - misses_before)
 
 # %%
 # Recall by depth

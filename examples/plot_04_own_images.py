@@ -1,16 +1,16 @@
 """
-Your own folder, your own table
-===============================
+Load your own images
+====================
 
-Images in folders with a text file beside each, or a table of paths and captions: both go
-straight into `fit`. What is broken is named, and does not cost you the rest.
+Captioned images can be loaded from folders with one text file per image, or from a table of paths
+and captions. Unreadable files are reported and skipped.
 """
 
 # %%
-# A folder
-# --------
-# We make one as people have them: sub-folders are labels, ``tiger.txt`` beside ``tiger.png`` is
-# its caption. Use your own path in place of it.
+# Load a folder
+# -------------
+# This example creates a folder. The names of the subfolders are the labels, and ``tiger.txt``
+# contains the caption of ``tiger.png``. Replace it with the path of your own folder.
 import csv
 import shutil
 import tempfile
@@ -25,19 +25,19 @@ for number, (image, caption, category) in enumerate(
     zip(source.images, source.captions, source.categories, strict=True)
 ):
     if category in ("Animals & Nature", "Food & Drink"):
-        place = folder / "images" / category.split()[0].lower()
-        place.mkdir(parents=True, exist_ok=True)
-        shutil.copy(image, place / f"{number}.png")
-        (place / f"{number}.txt").write_text(caption, encoding="utf-8")
+        target = folder / "images" / category.split()[0].lower()
+        target.mkdir(parents=True, exist_ok=True)
+        shutil.copy(image, target / f"{number}.png")
+        (target / f"{number}.txt").write_text(caption, encoding="utf-8")
 
 data = load_image_folder(folder / "images")
 print(len(data.images), "images, labels", sorted(set(data.labels.tolist())))
 print("the first caption:", data.captions[0])
 
 # %%
-# Align
-# -----
-# Images are kept by content: renamed or copied ones are not encoded again.
+# Fit an aligner
+# --------------
+# The cache identifies images by content: renamed or copied images are not encoded again.
 from sklearn.model_selection import train_test_split
 from sklearn.pipeline import make_pipeline
 
@@ -60,35 +60,35 @@ print(f"accuracy on {len(test_images)} held-out images:", end=" ")
 print(f"{classifier.score(test_images, test_labels):.1%} (chance 50.0%)")
 
 # %%
-# A table
-# -------
-# The same from a table: csv, tsv, json lines, parquet or a data frame, with any column names.
+# Load a table
+# ------------
+# `load_pairs` reads csv, tsv, JSON Lines and parquet files and DataFrames with any column names.
 with open(folder / "pairs.csv", "w", newline="", encoding="utf-8") as file:
     writer = csv.writer(file)
     writer.writerow(["file", "text"])
     writer.writerows(zip(data.images, data.captions, strict=True))
 table = load_pairs(folder / "pairs.csv", image="file", caption="text")
-print(len(table.images), "pairs from the table, the same:", table.captions == data.captions)
+print(len(table.images), "pairs from the table, same captions:", table.captions == data.captions)
 
 # %%
-# A broken file
-# -------------
-# With ``on_error="nan"`` the encoder goes on, names it, and the classifier calls it unknown. The
-# default, ``"raise"``, stops with an error that names the row.
+# Unreadable files
+# ----------------
+# With ``on_error="nan"``, the encoder skips an unreadable file with a warning, and the classifier
+# predicts "unknown". The default, ``"raise"``, raises an error that names the row.
 import warnings
 
 broken = folder / "broken.png"
 broken.write_bytes(b"not an image")
-with warnings.catch_warnings(record=True) as said:
+with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     print(classifier.predict([test_images[0], str(broken)]))
-for warning in said:
+for warning in caught:
     print("warning:", str(warning.message).replace(temporary.name, "..."))
 
 # %%
-# Look at some pairs
-# ------------------
-# The matrix of cosines: right pairs are framed, and should be the brightest of row and column.
+# Plot the similarity matrix
+# --------------------------
+# Right pairs are framed. They should be the brightest cells of their row and column.
 from sklearn_ape.inspection import SimilarityMatrixDisplay
 
 SimilarityMatrixDisplay.from_estimator(model, test_images[:10], test_captions[:10])

@@ -1,14 +1,14 @@
 """
-Which aligner, on my features?
-==============================
+Compare aligners on the same features
+=====================================
 
-All aligners take the same features, so that a comparison costs seconds: encode once, fit each,
-draw them on one axes.
+All aligners accept the same features, so a comparison takes only seconds: encode the data once,
+fit each aligner, and plot all recall curves on the same axes.
 """
 
 # %%
-# Encode once
-# -----------
+# Encode the data once
+# --------------------
 from time import process_time
 
 from sklearn.model_selection import train_test_split
@@ -28,10 +28,11 @@ X, X_test, y, y_test = train_test_split(
 )
 
 # %%
-# Fit each, draw each
-# -------------------
-# ``init=None`` is the plain head of the paper; the default of `APEAligner` starts at the solution
-# of `KernelAligner` and trains from there, which takes longer (see the example on training).
+# Fit and plot each aligner
+# -------------------------
+# ``init=None`` trains the plain head of the paper. By default, `APEAligner` is initialized with
+# the solution of `KernelAligner` and trained from there, which takes longer (see the example on
+# the training history).
 from sklearn_ape.inspection import RecallCurveDisplay
 
 aligners = {
@@ -52,21 +53,24 @@ for name, aligner in aligners.items():
 ax.set_title(f"{len(X_test)} held-out pairs of OpenMoji")
 
 # %%
-# The same as a table
-# -------------------
-# Several captions here are near relatives, such as men and women doing one thing, and may stand
-# on both sides of the split: compare the rows, and do not carry the numbers elsewhere.
-print(f"{'':18s} recall@1         recall@10        seconds of processor time")
+# Recall as a table
+# -----------------
+# Some captions differ only slightly, such as those of men and women with the same activity, and
+# may be in both the training set and the test set. The values are therefore too optimistic, but
+# they can be compared with each other.
+print(f"{'':18s} recall@1         recall@10        CPU seconds")
 for name, report, seconds in rows:
-    there, back = report["image_to_text"], report["text_to_image"]
+    to_text, to_image = report["image_to_text"], report["text_to_image"]
     print(
-        f"{name:18s} {there[1]:5.1%} / {back[1]:5.1%}    {there[10]:5.1%} / {back[10]:5.1%}   "
-        f"{seconds:5.1f}"
+        f"{name:18s} {to_text[1]:5.1%} / {to_image[1]:5.1%}    "
+        f"{to_text[10]:5.1%} / {to_image[10]:5.1%}   {seconds:5.1f}"
     )
 print("(image → caption / caption → image)")
 
 # %%
-# How sure is the order? Hits of two aligners on the same queries are compared in pairs.
+# Confidence intervals of the differences
+# ---------------------------------------
+# Two aligners are compared on the same queries, so the intervals are those of paired differences.
 import numpy as np
 
 from sklearn_ape.metrics import paired_difference, retrieval_ranks
@@ -75,13 +79,12 @@ pairs = np.column_stack([np.arange(len(X_test))] * 2)
 hits = {
     name: retrieval_ranks(aligner.transform(X_test), aligner.transform_text(y_test), pairs) < 1
     for name, aligner in aligners.items()
-    if name != "ASIFAligner"  # its similarities are not cosines of its embeddings alone
+    if name != "ASIFAligner"  # its similarities are not only cosines of its embeddings
 }
-best = hits["KernelAligner"]
 for name, other in hits.items():
     if name != "KernelAligner":
-        found = paired_difference(best, other, random_state=0)
+        difference = paired_difference(hits["KernelAligner"], other, random_state=0)
         print(
-            f"KernelAligner − {name}: {100 * found.estimate:+.1f} points of recall@1, "
-            f"95% interval {100 * found.low:+.1f} to {100 * found.high:+.1f}"
+            f"KernelAligner − {name}: {100 * difference.estimate:+.1f} points of recall@1, "
+            f"95% interval {100 * difference.low:+.1f} to {100 * difference.high:+.1f}"
         )

@@ -1,14 +1,14 @@
 """
-Prompts: templates, synonyms and their average
-==============================================
+Prompt templates and synonyms
+=============================
 
-A class is a point in the shared space: the average of the embeddings of all sentences that stand
-for it. More sentences cost nothing at prediction. Which of them help is a question of data.
+Each class is represented by the average embedding of all its sentences. More sentences do not slow
+down prediction. This example measures which of them improve the accuracy on one data set.
 """
 
 # %%
-# A model, and images that it has not seen
-# ------------------------------------------
+# Fit an aligner and hold out images
+# ----------------------------------
 import numpy as np
 from sklearn.model_selection import train_test_split
 from sklearn.pipeline import make_pipeline
@@ -29,8 +29,8 @@ images, X, captions, _, _, y = train_test_split(
 model.fit(images, captions)
 
 # %%
-# Three ways to name a class
-# --------------------------
+# Three sets of label names
+# -------------------------
 names = {
     "Animals & Nature": ["an animal", "a bird", "a plant", "a flower"],
     "Flags": ["the flag of a country"],
@@ -40,50 +40,51 @@ names = {
     "Smileys & Emotion": ["a smiley face", "an emotion", "a heart"],
     "Travel & Places": ["a vehicle", "a building", "a landscape", "the weather"],
 }
-known = np.isin(y, list(names))
-X, y = [image for image, is_known in zip(X, known, strict=True) if is_known], y[known]
+selected = np.flatnonzero(np.isin(y, list(names)))
+X, y = [X[row] for row in selected], y[selected]
 vocabularies = {
     "names as they are": list(names),
-    "one description": {label: some[0] for label, some in names.items()},
+    "one description": {label: descriptions[0] for label, descriptions in names.items()},
     "several descriptions": names,
 }
 
 # %%
 # Sets of templates
 # -----------------
-# ``"none"`` takes a name as it stands, ``"clip"`` is the set of seven that CLIP's authors found to
-# be enough for photographs; ``"drawing"`` suits these images. A template of your own has a
-# ``{}`` where the name goes.
-own = ["{}", "a simple icon of {}"]
-templates = {"none": "none", "simple": "simple", "clip": "clip", "drawing": "drawing", "own": own}
+# ``"none"`` uses the name without a template. ``"clip"`` is the set of seven templates that the
+# authors of CLIP found to be sufficient for photographs, and ``"drawing"`` suits these images. In
+# a custom template, ``{}`` is the placeholder for the name.
+custom = ["{}", "a simple icon of {}"]
+template_sets = {name: name for name in ("none", "simple", "clip", "drawing")} | {"custom": custom}
 hits = {}
 print(f"{'templates':10s}" + "".join(f"{name:>22s}" for name in vocabularies))
-for title, some in templates.items():
+for title, templates in template_sets.items():
     for vocabulary, labels in vocabularies.items():
-        classifier = ZeroShotClassifier(labels, aligner=model, templates=some)
+        classifier = ZeroShotClassifier(labels, aligner=model, templates=templates)
         hits[title, vocabulary] = classifier.predict(X) == y
     row = (f"{hits[title, vocabulary].mean():22.1%}" for vocabulary in vocabularies)
     print(f"{title:10s}" + "".join(row))
 
 # %%
-# What is signal?
-# ---------------
-# A few hundred images tell apart only large differences. The same images are compared in
-# pairs, with what the interval leaves open.
+# Confidence intervals of the differences
+# ---------------------------------------
+# With a few hundred images, only large differences are significant. The classifiers are compared
+# on the same images, so the intervals are those of paired differences.
 from sklearn_ape.metrics import bootstrap_interval, paired_difference
 
-base = hits["none", "names as they are"]
-print(f"accuracy of {len(y)} images: {bootstrap_interval(base, random_state=0).estimate:.1%}")
+baseline = hits["none", "names as they are"]
+print(f"accuracy on {len(y)} images: {bootstrap_interval(baseline, random_state=0).estimate:.1%}")
 for combination in (
     ("none", "several descriptions"),
     ("simple", "several descriptions"),
     ("simple", "names as they are"),
 ):
-    found = paired_difference(hits[combination], base, random_state=0)
-    verdict = "clear" if found.low > 0 or found.high < 0 else "may be chance"
+    difference = paired_difference(hits[combination], baseline, random_state=0)
+    is_significant = difference.low > 0 or difference.high < 0
+    verdict = "significant" if is_significant else "not significant"
     print(
-        f"{combination[1]}, templates {combination[0]!r}: {100 * found.estimate:+.1f} points "
-        f"({100 * found.low:+.1f} to {100 * found.high:+.1f}): {verdict}"
+        f"{combination[1]}, templates {combination[0]!r}: {100 * difference.estimate:+.1f} points "
+        f"({100 * difference.low:+.1f} to {100 * difference.high:+.1f}): {verdict}"
     )
 
 # %%
@@ -92,9 +93,9 @@ import matplotlib.pyplot as plt
 figure, ax = plt.subplots(figsize=(7.5, 4), layout="constrained")
 width = 0.8 / len(vocabularies)
 for number, vocabulary in enumerate(vocabularies):
-    accuracies = [hits[title, vocabulary].mean() for title in templates]
-    ax.bar(np.arange(len(templates)) + number * width, accuracies, width, label=vocabulary)
-ax.set_xticks(np.arange(len(templates)) + width, list(templates))
+    accuracies = [hits[title, vocabulary].mean() for title in template_sets]
+    ax.bar(np.arange(len(template_sets)) + number * width, accuracies, width, label=vocabulary)
+ax.set_xticks(np.arange(len(template_sets)) + width, list(template_sets))
 ax.axhline(1 / len(names), color="gray", linestyle=":", label="chance")
 ax.set(xlabel="templates", ylabel="accuracy", ylim=(0, 1))
 ax.legend(fontsize="small", ncols=2)

@@ -1,15 +1,16 @@
 """
-Probabilities that mean what they say, and the right to say nothing
-===================================================================
+Probability calibration and rejection
+=====================================
 
-A zero-shot classifier is as sure as its temperature makes it. One number, fitted on a few labelled
-images, mends most of it; a threshold then leaves doubtful images to a person.
+The confidence of a zero-shot classifier depends on its temperature. Temperature scaling on a few
+labelled images calibrates the probabilities. A threshold then rejects uncertain images, so that a
+person can check them.
 """
 
 # %%
-# A classifier, and labelled images for two purposes
-# ----------------------------------------------------
-# One half of the held-out images sets the temperature, the other half tests it.
+# Fit an aligner and split the labelled images
+# --------------------------------------------
+# One half of the held-out images is used to fit the temperature, the other half to test it.
 import numpy as np
 from sklearn.model_selection import train_test_split
 from sklearn.pipeline import make_pipeline
@@ -37,76 +38,80 @@ names = {
     "Smileys & Emotion": ["a smiley face", "an emotion", "a heart"],
     "Travel & Places": ["a vehicle", "a building", "a landscape", "the weather"],
 }
-known = np.isin(y, list(names))
-X, y = np.array(X)[known], y[known]
+selected = np.isin(y, list(names))
+X, y = np.array(X)[selected], y[selected]
 X_fit, X_test, y_fit, y_test = train_test_split(X, y, test_size=0.5, random_state=0, stratify=y)
 
 # %%
 # Fit the temperature
 # -------------------
-# No prediction changes, only how sure it is.
+# Temperature scaling changes the probabilities but not the predicted labels.
 from sklearn_ape.metrics import expected_calibration_error, fit_temperature
 
-before = ZeroShotClassifier(names, aligner=model)
-temperature = fit_temperature(before.decision_function(X_fit), y_fit, labels=before.classes_)
+uncalibrated = ZeroShotClassifier(names, aligner=model)
+logits = uncalibrated.decision_function(X_fit)
+temperature = fit_temperature(logits, y_fit, labels=uncalibrated.classes_)
 scale = model[-1].logit_scale_
-after = ZeroShotClassifier(names, aligner=model, logit_scale=scale / temperature)
+calibrated = ZeroShotClassifier(names, aligner=model, logit_scale=scale / temperature)
 print(f"temperature {temperature:.2f}: logit scale {scale:.1f} → {scale / temperature:.1f}")
 
 probabilities = {
-    "as aligned": before.predict_proba(X_test),
-    "with the temperature": after.predict_proba(X_test),
+    "uncalibrated": uncalibrated.predict_proba(X_test),
+    "temperature scaling": calibrated.predict_proba(X_test),
 }
 for title, proba in probabilities.items():
-    right = before.classes_[proba.argmax(axis=1)] == y_test
-    error = expected_calibration_error(y_test, proba, labels=before.classes_)
+    is_right = uncalibrated.classes_[proba.argmax(axis=1)] == y_test
+    error = expected_calibration_error(y_test, proba, labels=uncalibrated.classes_)
     print(
-        f"{title:22s} accuracy {right.mean():.1%}, mean probability of the answer "
+        f"{title:22s} accuracy {is_right.mean():.1%}, mean confidence "
         f"{proba.max(axis=1).mean():.1%}, calibration error {error:.3f}"
     )
 
 # %%
-# The reliability curve
-# ---------------------
-# Of the answers given with 70 %, 70 % should be right: on the diagonal. scikit-learn draws it.
+# Reliability curve
+# -----------------
+# Of the predictions with a probability of 70 %, 70 % should be right, so the curve of a calibrated
+# classifier lies on the diagonal. scikit-learn plots it.
 import matplotlib.pyplot as plt
 from sklearn.calibration import CalibrationDisplay
 
-figure, (left, right_ax) = plt.subplots(1, 2, figsize=(10, 4.5), layout="constrained")
+figure, (reliability_ax, rejection_ax) = plt.subplots(
+    1, 2, figsize=(10, 4.5), layout="constrained"
+)
 for title, proba in probabilities.items():
-    right = before.classes_[proba.argmax(axis=1)] == y_test
+    is_right = uncalibrated.classes_[proba.argmax(axis=1)] == y_test
     CalibrationDisplay.from_predictions(
-        right, proba.max(axis=1), n_bins=6, strategy="quantile", name=title, ax=left
+        is_right, proba.max(axis=1), n_bins=6, strategy="quantile", name=title, ax=reliability_ax
     )
-left.set(xlabel="probability of the answer", ylabel="share that is right")
+reliability_ax.set(xlabel="confidence", ylabel="accuracy")
 
 # %%
 # Rejection
 # ---------
-# Answers below the threshold become "unknown". The fewer images are answered, the more of the
-# answers are right: choose the point that your task can pay for, on the half for fitting.
-confidence = after.predict_proba(X_fit).max(axis=1)
-right = after.predict(X_fit) == y_fit
+# Predictions with a probability below the threshold become "unknown". With a higher threshold,
+# fewer images are classified, and more of the predictions are right. The threshold is selected on
+# the half of the images used for fitting, here for an accuracy of 90 %.
+confidence = calibrated.predict_proba(X_fit).max(axis=1)
+is_right = calibrated.predict(X_fit) == y_fit
 order = np.argsort(-confidence)
-share = np.arange(1, len(order) + 1) / len(order)
-accuracy = np.cumsum(right[order]) / np.arange(1, len(order) + 1)
-enough = np.flatnonzero(accuracy >= 0.9)
-enough = enough[enough >= 20]  # of a handful of answers, all may be right by chance
-threshold = float(confidence[order[enough[-1]]]) if enough.size else 1.0
-right_ax.plot(share[19:], accuracy[19:])
-right_ax.axhline(0.9, color="gray", linestyle=":")
-right_ax.set(xlabel="share of images answered", ylabel="share of the answers that is right")
+coverage = np.arange(1, len(order) + 1) / len(order)
+accuracy = np.cumsum(is_right[order]) / np.arange(1, len(order) + 1)
+candidates = np.flatnonzero(accuracy >= 0.9)
+candidates = candidates[candidates >= 20]  # a few predictions can all be right by chance
+threshold = float(confidence[order[candidates[-1]]]) if candidates.size else 1.0
+rejection_ax.plot(coverage[19:], accuracy[19:])
+rejection_ax.axhline(0.9, color="gray", linestyle=":")
+rejection_ax.set(xlabel="fraction of images classified", ylabel="accuracy on these images")
 
 # %%
-# On the other half the threshold does about what it promised, no more exactly than a few hundred
-# images can promise.
-careful = ZeroShotClassifier(
+# On the other half, the accuracy is close to 90 %, within the uncertainty of a few hundred images.
+rejecting = ZeroShotClassifier(
     names, aligner=model, logit_scale=scale / temperature, threshold=threshold
 )
-predicted = careful.predict(X_test)
-answered = predicted != "unknown"
+predicted = rejecting.predict(X_test)
+classified = predicted != "unknown"
 print(
-    f"threshold {threshold:.2f}: {answered.mean():.1%} answered, "
-    f"{np.mean(predicted[answered] == y_test[answered]):.1%} of them right "
-    f"(without: {np.mean(after.predict(X_test) == y_test):.1%} of all)"
+    f"threshold {threshold:.2f}: {classified.mean():.1%} classified, "
+    f"{np.mean(predicted[classified] == y_test[classified]):.1%} of them right "
+    f"(without a threshold: {np.mean(calibrated.predict(X_test) == y_test):.1%})"
 )

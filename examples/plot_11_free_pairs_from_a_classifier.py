@@ -1,15 +1,15 @@
 """
-A thousand free pairs from a classifier's head
-==============================================
+Additional training pairs from a classification head
+====================================================
 
-An image encoder that was trained to classify has a weight vector for each class: it stands for an
-image of that class that nobody had to take, and the class has a name. These pairs are worth most
-where the images to come are unlike the pairs that you have.
+An image encoder that was trained for classification has a weight vector and a name for each class.
+The weight vectors and the names are training pairs that need no images and no captions. They help
+most if new images are unlike your training pairs.
 """
 
 # %%
-# What they are
-# -------------
+# Extract the pairs
+# -----------------
 from sklearn_ape.datasets import get_data_home, load_openmoji
 from sklearn_ape.encoders import (
     TimmImageEncoder,
@@ -26,10 +26,11 @@ for row in (1, 9, 950):
     print(" ", head.texts[row])
 
 # %%
-# Images unlike the pairs, and images like them
-# -------------------------------------------------
-# All pairs of our own show people, faces, flags and symbols. Two tests: other images of these
-# kinds, and animals, food, places and objects, of which no pair was captioned.
+# Recall on seen and on unseen categories
+# ---------------------------------------
+# The captioned pairs show people, faces, flags and symbols. One test set contains other images of
+# these categories. The other test set contains animals, food, places and objects, which do not
+# occur in the captioned pairs.
 import numpy as np
 
 from sklearn_ape import KernelAligner
@@ -39,20 +40,20 @@ X = image_encoder.transform(data.images)
 seen = ["People & Body", "Smileys & Emotion", "Flags", "Symbols"]
 unseen = ["Animals & Nature", "Food & Drink", "Travel & Places", "Objects"]
 rng = np.random.default_rng(0)
-of_seen = rng.permutation(np.flatnonzero(np.isin(data.categories, seen)))
-train = of_seen[:600]
+seen_rows = rng.permutation(np.flatnonzero(np.isin(data.categories, seen)))
+train = seen_rows[:600]
 tests = {
-    "kinds that were captioned": of_seen[600:900],
-    "kinds that were not": rng.permutation(np.flatnonzero(np.isin(data.categories, unseen)))[:300],
+    "seen categories": seen_rows[600:900],
+    "unseen categories": rng.permutation(np.flatnonzero(np.isin(data.categories, unseen)))[:300],
 }
 aligners = {}
 recalls: dict = {}
-for name, pairs in (("own pairs", None), ("own and free pairs", head)):
+for name, pairs in (("captioned pairs", None), ("captioned and head pairs", head)):
     aligner = KernelAligner(text_encoder=text_encoder, head_pairs=pairs)
     aligners[name] = aligner.fit(X[train], [data.captions[row] for row in train])
     for test, rows in tests.items():
         report = aligner.retrieval_report(X[rows], [data.captions[row] for row in rows])
-        recalls[name, test] = np.mean([way[10] for way in report.values()])
+        recalls[name, test] = np.mean([recall[10] for recall in report.values()])
 
 print("recall@10 among 300 images, mean of both directions (chance 3.3%)")
 for test in tests:
@@ -60,11 +61,11 @@ for test in tests:
     print(f"{test:26s} {row}")
 
 # %%
-# Both curves for the kinds that were not captioned.
+# The recall curves on the unseen categories:
 from sklearn_ape.inspection import RecallCurveDisplay
 
 ax = None
-rows = tests["kinds that were not"]
+rows = tests["unseen categories"]
 for name, aligner in aligners.items():
     display = RecallCurveDisplay.from_estimator(
         aligner, X[rows], [data.captions[row] for row in rows], name=name, ax=ax
@@ -73,11 +74,11 @@ for name, aligner in aligners.items():
 # sphinx_gallery_thumbnail_number = 1
 
 # %%
-# The price
-# ---------
-# Where pairs of your own cover what will come, free ones bring little, and prototypes of
-# photographed things can stand in the way of broad words. So look at what broad queries find with
-# them and without, before you keep them.
+# Trade-offs
+# ----------
+# If your own pairs cover the categories of new images, the additional pairs hardly change recall,
+# and they can degrade the results of broad queries, because the classes are specific
+# photographed objects. Compare the results of broad queries with and without the additional pairs.
 from sklearn_ape.inspection import RetrievalGridDisplay
 
 queries = ["a wild animal", "a dessert", "bad weather"]

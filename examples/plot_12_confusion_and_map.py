@@ -1,8 +1,9 @@
 """
-See what is confused with what
-==============================
+Confusion matrix and embedding map with images
+==============================================
 
-A number says how often a zero-shot classifier errs. Images say why.
+The accuracy of a zero-shot classifier does not explain its errors. Images in the cells of the
+confusion matrix help to find their causes.
 """
 
 # %%
@@ -36,11 +37,10 @@ rows = np.flatnonzero(np.isin(y, list(names)))
 X, X_captions, y = [X[row] for row in rows], [X_captions[row] for row in rows], y[rows]
 
 # %%
-# Confusion with images
-# -----------------------
-# Each cell shows one of its images. Many mistakes turn out to be the fault of the labels: a name
-# is missing that a person would have given. What is below the threshold stands in a column of
-# its own.
+# Confusion matrix
+# ----------------
+# Each cell shows one of its images. Many errors are caused by the labels, which lack a suitable
+# name. Images below the threshold have a separate column.
 from sklearn_ape.inspection import ZeroShotConfusionDisplay
 
 classifier = ZeroShotClassifier(names, aligner=model, threshold=0.3)
@@ -48,43 +48,44 @@ display = ZeroShotConfusionDisplay.from_estimator(classifier, X, y)
 # sphinx_gallery_thumbnail_number = 1
 
 # %%
-# Most frequent mistakes, and what would have to be told apart.
+# The most frequent errors:
 counts = display.counts.copy()
-labels, called = display.row_labels, display.column_labels
+true, predicted = display.row_labels, display.column_labels
 for row, column in np.argwhere(counts > 0):
-    if labels[row] == called[column]:
+    if true[row] == predicted[column]:
         counts[row, column] = 0
-for place in np.argsort(-counts, axis=None)[:4]:
-    row, column = np.unravel_index(place, counts.shape)
-    print(f"{counts[row, column]:3d} of {labels[row]} called {called[column]}")
+for cell in np.argsort(-counts, axis=None)[:4]:
+    row, column = np.unravel_index(cell, counts.shape)
+    print(f"{counts[row, column]:3d} of {true[row]} predicted as {predicted[column]}")
 
 # %%
 # Many classes
 # ------------
-# With the captions themselves as classes there are hundreds; the classes of the most frequent
-# mistakes are shown, and the title says so.
+# If every caption is a class, there are hundreds of classes. The display then shows only the
+# classes with the most frequent errors, which the title states.
 by_caption = ZeroShotClassifier(sorted(set(X_captions)), aligner=model, templates="none")
 ZeroShotConfusionDisplay.from_estimator(by_caption, X, X_captions, max_classes=8)
 
 # %%
-# Both modalities on one map
-# --------------------------
-# Two of many dimensions. Captions (triangles) and images (circles) of one category lie together,
-# and yet not on each other: the modality gap, which `center=True` takes out.
+# Embedding map
+# -------------
+# The map shows two dimensions of the shared space. Captions (triangles) and images (circles) of
+# the same category are close to each other but do not overlap. This is the modality gap, which
+# `center=True` removes.
 from sklearn_ape.inspection import EmbeddingMapDisplay
 
-some = slice(0, 150)
+subset = slice(0, 150)
 EmbeddingMapDisplay.from_estimator(
-    model, X[some], X_captions[some], labels=y[some], random_state=0
+    model, X[subset], X_captions[subset], labels=y[subset], random_state=0
 )
 
 # %%
-# t-SNE keeps neighbours, and nothing else: distances between groups mean nothing.
+# t-SNE preserves only neighbourhoods. Distances between groups are meaningless.
 EmbeddingMapDisplay.from_estimator(
     model,
-    X[some],
-    X_captions[some],
-    labels=y[some],
+    X[subset],
+    X_captions[subset],
+    labels=y[subset],
     reducer="tsne",
     center=True,
     random_state=0,

@@ -1,14 +1,14 @@
 """
-Keep a classifier, share it, load it safely
-===========================================
+Save, share and load a classifier
+=================================
 
-What was aligned is saved as JSON and safetensors, with a model card: no pickle, so that loading a
-model of somebody else executes nothing.
+Models are saved as JSON and safetensors with a model card. The files contain no pickle, so loading
+a model from another person executes no code.
 """
 
 # %%
-# A classifier worth keeping
-# --------------------------
+# Fit a classifier
+# ----------------
 import numpy as np
 from sklearn.model_selection import train_test_split
 from sklearn.pipeline import make_pipeline
@@ -32,17 +32,17 @@ names = {
     "flag": ["the flag of a country"],
 }
 classifier = ZeroShotClassifier(names, aligner=model, threshold=0.5)
-kinds = {"Animals & Nature": "animal", "Food & Drink": "food", "Flags": "flag"}
-rows = np.flatnonzero(np.isin(y, list(kinds)))
-X, y = [X[row] for row in rows], [kinds[y[row]] for row in rows]
+label_of_category = {"Animals & Nature": "animal", "Food & Drink": "food", "Flags": "flag"}
+rows = np.flatnonzero(np.isin(y, list(label_of_category)))
+X, y = [X[row] for row in rows], [label_of_category[y[row]] for row in rows]
 accuracy = classifier.score(X, y)
 print(f"accuracy on {len(X)} images: {accuracy:.1%}")
 
 # %%
 # Save
 # ----
-# Labels, templates and the threshold are kept, the encoders by name and by what tells their
-# weights from others. A score that you measured goes onto the model card.
+# The files contain the labels, the templates, the threshold, the aligner and, for each encoder,
+# its name and an identifier of its weights. Scores that you pass are added to the model card.
 import tempfile
 from pathlib import Path
 
@@ -53,26 +53,26 @@ for file in sorted(folder.iterdir()):
     print(f"{file.name:20s} {file.stat().st_size / 1024:9.1f} KiB")
 
 # %%
-# The card is there to be read, and to be completed by you.
+# Read the model card and complete it.
 card = (folder / "README.md").read_text(encoding="utf-8")
 print("\n".join(card.splitlines()[:30]))
 
 # %%
 # Load
 # ----
-# In another program, on another machine, in another year: the class is read off the file. Where
-# to keep features is a setting of the machine, and given anew.
+# `load_pretrained` reads the class from the file. Runtime options such as the feature cache are
+# not saved, so pass them when loading.
 from sklearn_ape import load_pretrained
 
-again = load_pretrained(folder, cache=cache)
-print(type(again).__name__, "with", again.classes_.tolist(), "and threshold", again.threshold)
-difference = np.abs(again.predict_proba(X) - classifier.predict_proba(X)).max()
-print(f"largest difference of a probability: {difference:.1e}")
+loaded = load_pretrained(folder, cache=cache)
+print(type(loaded).__name__, "with", loaded.classes_.tolist(), "and threshold", loaded.threshold)
+difference = np.abs(loaded.predict_proba(X) - classifier.predict_proba(X)).max()
+print(f"largest difference of probabilities: {difference:.1e}")
 
 # %%
 # ``classifier.push_to_hub("owner/name")`` uploads the same folder, and
 # ``load_pretrained("owner/name")`` loads it from there.
 from sklearn_ape.inspection import ZeroShotConfusionDisplay
 
-ZeroShotConfusionDisplay.from_estimator(again, X, y)
+ZeroShotConfusionDisplay.from_estimator(loaded, X, y)
 temporary.cleanup()

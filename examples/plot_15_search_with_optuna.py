@@ -1,16 +1,16 @@
 """
-Search with optuna
-==================
+Hyper-parameter search with Optuna
+==================================
 
-A grid grows with every parameter, and numbers such as a ridge know no natural steps. optuna draws
-them, and draws more often where it went well. Aligners are scikit-learn estimators: what optuna
-needs of them is `cross_val_score`.
+A grid grows exponentially with the number of parameters. Optuna samples continuous parameters and
+concentrates on promising regions. Aligners are scikit-learn estimators, so the objective function
+is `cross_val_score`.
 """
 
 # %%
-# Features of 300 real images
-# -----------------------------
-# The encoders are frozen, so that their features are computed once, before the search.
+# Compute the features
+# --------------------
+# The encoders are frozen, so the features are computed once before the search.
 import numpy as np
 import optuna
 from sklearn.model_selection import KFold, cross_val_score
@@ -21,15 +21,16 @@ from sklearn_ape.encoders import TimmImageEncoder, TransformersTextEncoder
 
 data = load_openmoji()
 rows = np.random.default_rng(0).permutation(len(data.images))[:300]
-cache = get_data_home() / "features"  # the next run encodes nothing
+cache = get_data_home() / "features"  # the next run reads the features from the cache
 image_encoder = TimmImageEncoder("efficientnet_lite0", cache=cache, n_jobs=-1)
 X = image_encoder.transform([data.images[row] for row in rows])
 y = TransformersTextEncoder(cache=cache).transform([data.captions[row] for row in rows])
 
 # %%
 # Fifteen trials over three parameters
-# ----------------------------------------
-# Recall@1 on three folds, the mean of both directions. The test images take no part.
+# ------------------------------------
+# The objective is the mean of recall@1 in both directions on three folds. The test images are not
+# used.
 X_train, y_train, X_test, y_test = X[:200], y[:200], X[200:], y[200:]
 folds = KFold(3, shuffle=True, random_state=0)
 
@@ -45,7 +46,8 @@ def objective(trial):
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=0))
-# The first trial is about the defaults, so that the best one is no worse on the folds.
+# The first trial is close to the default parameters, so the best trial is at least as good on the
+# folds.
 study.enqueue_trial({"gamma": 8.0, "ridge": 0.3, "whitening": 0.03})
 study.optimize(objective, n_trials=15)
 for name, value in study.best_params.items():
@@ -53,12 +55,13 @@ for name, value in study.best_params.items():
 print(f"recall@1 on the folds: {study.best_value:.1%} with the best of {len(study.trials)} trials")
 
 # %%
-# On images that the search has not seen
-# ----------------------------------------
-# The best of many trials is partly luck, so only these say what the search has brought. It may
-# be nothing: the defaults were found on many other images, and two hundred are few to
-# search on. One recall point is about one of the hundred images here, so read no more into a
-# difference of two or three.
+# Evaluation on test images
+# -------------------------
+# The score of the best trial is too optimistic, because it is the maximum over many trials. Only
+# the test images show whether the search improved recall. It may not improve recall: the defaults
+# were selected on many other images, and two hundred images are few for a search. One point of
+# recall is one of the hundred test images, so a difference of two or three points is not
+# significant.
 for name, aligner in (
     ("default", KernelAligner()),
     ("searched", KernelAligner(**study.best_params)),
@@ -66,6 +69,6 @@ for name, aligner in (
     print(f"{name:10} recall@1 {aligner.fit(X_train, y_train).score(X_test, y_test):.1%}")
 
 # %%
-# A training can be searched as well: suggest `depth`, `dropout` or `learning_rate` of an
-# `APEAligner`. To be told of every epoch, and to stop bad trials early, give it a callback of
-# skorch or of scikit-learn; see :doc:`/fit`.
+# Training parameters can be searched as well: suggest `depth`, `dropout` or `learning_rate` of an
+# `APEAligner`. To prune trials after an epoch, pass a callback of skorch or scikit-learn; see
+# :doc:`/fit`.

@@ -5,7 +5,6 @@ from importlib.metadata import version as _version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ._starter import load_starter
     from .aligners import (
         APEAligner,
         ASIFAligner,
@@ -14,10 +13,10 @@ if TYPE_CHECKING:
         KernelAligner,
         LiTAligner,
     )
-    from .multilabel import MultiLabelZeroShotClassifier
+    from .aligners.wrapper import load_starter
     from .persistence import load_pretrained
     from .retrieval import CrossModalRetriever
-    from .zero_shot import ZeroShotClassifier
+    from .zero_shot import MultiLabelZeroShotClassifier, ZeroShotClassifier
 
 __version__ = _version("sklearn-ape")
 
@@ -45,10 +44,10 @@ _PUBLIC = {
     "CrossModalRetriever": ".retrieval",
     "KernelAligner": ".aligners",
     "LiTAligner": ".aligners",
-    "MultiLabelZeroShotClassifier": ".multilabel",
+    "MultiLabelZeroShotClassifier": ".zero_shot",
     "ZeroShotClassifier": ".zero_shot",
     "load_pretrained": ".persistence",
-    "load_starter": "._starter",
+    "load_starter": ".aligners.wrapper",
 }
 _SUBMODULES = (
     "aligners",
@@ -64,11 +63,11 @@ _SUBMODULES = (
     "losses",
     "metrics",
     "persistence",
-    "multilabel",
     "prompts",
     "recipes",
     "retrieval",
     "training",
+    "utils",
     "zero_shot",
 )
 

@@ -60,7 +60,7 @@ CHECKS = {
 WITHOUT_EXAMPLE = {
     *("BestEpoch", "DivergenceGuard", "EpochProgress", "StopWhenPatient", "ValidationRecall"),
     *("diverged", "Ranks", "Head", "BaseMap", "FeatureCache", "EncodingError"),
-    *("Recordable", "Shareable", "restored_head", "main"),  # shown by others
+    *("SerializableMixin", "PretrainedMixin", "restored_head", "main"),  # shown by others
     *("EncodingFailedWarning", "FileLockedError", "OtherContentError"),
 }
 
@@ -228,16 +228,20 @@ EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("plot_*.py"))
 PROMISED = {
     "plot_01_align_and_classify": ["recall@10", "accuracy on", "weighted avg"],
     "plot_02_search_over_depth": ["images encoded:", "<- best", "    6  "],
-    "plot_03_no_pairs_at_all": ["that the starter model knows", "with standardize=X", "%,"],
-    "plot_04_own_images": ["the same: True", "'unknown']", "broken.png"],
+    "plot_03_without_pairs": [
+        "from the training set of the starter model",
+        "with standardize=X",
+        "%,",
+    ],
+    "plot_04_own_images": ["same captions: True", "'unknown']", "broken.png"],
     "plot_05_choose_an_aligner": ["ASIFAligner ", "95% interval"],
-    "plot_06_what_training_brings": ["kept epoch", "recall@1"],
+    "plot_06_training_history": ["selected epoch", "recall@1"],
     "plot_07_noisy_captions": ["wrong, is", "25% dropped by score", "right pairs only"],
     "plot_08_prompts": ["several descriptions", "drawing ", "points"],
-    "plot_09_calibration_and_rejection": ["temperature", "calibration error", "answered"],
-    "plot_10_search_both_ways": ["of the first five", "after adding 100"],
-    "plot_11_free_pairs_from_a_classifier": ["1000 classes", "own and free pairs"],
-    "plot_12_confusion_and_map": [" called "],
+    "plot_09_calibration_and_rejection": ["temperature", "calibration error", "classified"],
+    "plot_10_search_in_both_directions": ["of the first five", "after adding 100"],
+    "plot_11_free_pairs_from_a_classifier": ["1000 classes", "captioned and head pairs"],
+    "plot_12_confusion_and_map": [" predicted as "],
     "plot_13_features_in_files": ["untouched: True", "float16, from files", "CC12M"],
     "plot_14_save_and_share": ["model.safetensors", "config.json", "and threshold 0.5"],
     "plot_15_search_with_optuna": ["ridge", "of 15 trials", "searched"],

@@ -7,8 +7,7 @@ from sklearn.base import clone
 
 from sklearn_ape.aligners import APEAligner
 from sklearn_ape.heads import make_head
-from sklearn_ape.recipes import list_recipes, make_aligner, recipe, recipe_notes
-from sklearn_ape.recipes._published import RECIPES
+from sklearn_ape.recipes import RECIPES, list_recipes, make_aligner, recipe, recipe_notes
 
 TRAINED = [name for name in list_recipes() if RECIPES[name].aligner == "APEAligner"]
 N_IMAGE, N_TEXT = 1280, 384

@@ -1,7 +1,6 @@
 """Aligners: estimators that map two frozen encoders into one space."""
 
-from ._onnx import export_onnx
-from ._open_clip_shape import OpenCLIPShape, as_open_clip
+from ._export import OpenCLIPShape, as_open_clip, export_onnx
 from .ape import APEAligner
 from .asif import ASIFAligner
 from .cca import CCAAligner

@@ -11,30 +11,32 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, Transfo
 from sklearn.utils import Tags
 from sklearn.utils.validation import check_consistent_length, check_is_fitted, validate_data
 
-from .._callbacks import CallbackSupportMixin
-from .._numbers import FLOATS, as_floats, ignores_underflow, plain_numbers
-from .._sequences import check_sequence
-from .._shown import ShownMixin
-from .._warnings import warn
-from ..encoders._contents import image_digests
-from ..encoders._named import resolve_encoder
+from ..encoders.images import image_digests
+from ..encoders.resolve import resolve_encoder
+from ..features.memmap import find_missing_rows, row_blocks, select, stays_stored
+from ..features.validation import as_float32, check_stored_features, embed_rows
 from ..metrics import recall_at_k
-from ..metrics._ranks import ranks_of_both
-from ..training import row_blocks, select, stays_stored
-from ._bank import Bank, Standardizer, evenly_spaced, resolve_bank
-from ._captions import (
-    encoded_once,
-    flat_captions,
+from ..metrics.retrieval import compute_both_ranks
+from ..training.data import Pairs
+from ..utils.linalg import evenly_spaced
+from ..utils.sklearn_compat import CallbackSupportMixin, DocLinkMixin
+from ..utils.validation import FLOATS, as_floats, as_numeric, check_sequence, ignores_underflow
+from ..utils.warnings import warn
+from ._head_pairs import resolve_head_pairs, with_head_pairs
+from ._serialization import SavedAligner
+from .fitted_images import FittedImages
+from .pairs import (
+    Rows,
+    as_sequence,
+    check_lengths,
+    distinct_pairs,
+    encode_unique,
+    flatten_captions,
     holds_images,
     holds_texts,
-    plain_sequence,
+    item_pairs,
 )
-from ._finite import embedded_where_known, stored_features
-from ._fitted_images import FittedImages
-from ._given import as_float32
-from ._head_pairs import resolve_head_pairs, with_head_pairs
-from ._pairs import Pairs, Rows, check_lengths, distinct_pairs, item_pairs, missing_rows
-from ._saving import SavedAligner
+from .similarity import Bank, Standardizer, resolve_bank
 
 # Set when something has been learned, so that a fit that failed leaves no fitted aligner.
 _LEARNED = ("_n_features_out",)
@@ -42,7 +44,7 @@ _LEARNED = ("_n_features_out",)
 
 class BaseAligner(
     SavedAligner,
-    ShownMixin,
+    DocLinkMixin,
     CallbackSupportMixin,
     ClassNamePrefixFeaturesOutMixin,
     TransformerMixin,
@@ -90,7 +92,7 @@ class BaseAligner(
         """
         check_is_fitted(self)
         features = self._image_features(X, reset=False)
-        return embedded_where_known(features, self._embed_image, self._n_features_out)
+        return embed_rows(features, self._embed_image, self._n_features_out)
 
     def transform_text(self, y: Any) -> np.ndarray:
         """Embed texts in the shared space.
@@ -107,7 +109,7 @@ class BaseAligner(
         """
         check_is_fitted(self)
         features = self._features_of_texts(y)
-        return embedded_where_known(features, self._embed_text, self._n_features_out)
+        return embed_rows(features, self._embed_text, self._n_features_out)
 
     @ignores_underflow
     def similarity(self, X: Any, y: Any, standardize: Any = False) -> np.ndarray:
@@ -155,7 +157,9 @@ class BaseAligner(
         check_is_fitted(self)
         bank = resolve_bank(standardize, self, self.transform, whole=self)
         image, text = self._image_features(X, reset=False), self._features_of_texts(y)
-        known_image, known_text = (np.flatnonzero(~missing_rows(side)) for side in (image, text))
+        known_image, known_text = (
+            np.flatnonzero(~find_missing_rows(side)) for side in (image, text)
+        )
         similarity = np.full((len(image), len(text)), np.nan, dtype=np.float32)
         if not (len(known_image) and len(known_text)):
             return similarity
@@ -237,7 +241,7 @@ class BaseAligner(
         """
         check_is_fitted(self)
         data = self._scored_pairs(X, y, groups)
-        by_image, by_text = ranks_of_both(*self._compared(data), data.pairs)
+        by_image, by_text = compute_both_ranks(*self._compared(data), data.pairs)
         return {"image_to_text": by_image, "text_to_image": by_text}
 
     def score(self, X: Any, y: Any, groups: Any = None) -> float:
@@ -299,10 +303,10 @@ class BaseAligner(
         return self._compared_images(data.image), self._compared_texts(data.text)
 
     def _compared_images(self, features: Any) -> Any:
-        return embedded_where_known(features, self._embed_image, self._n_features_out)
+        return embed_rows(features, self._embed_image, self._n_features_out)
 
     def _compared_texts(self, features: Any) -> Any:
-        return embedded_where_known(features, self._embed_text, self._n_features_out)
+        return embed_rows(features, self._embed_text, self._n_features_out)
 
     def _keep_bank(self, data: Pairs) -> None:
         """Keep what `similarity` is standardised by: embeddings of some of the training pairs."""
@@ -351,14 +355,14 @@ class BaseAligner(
         """Return features of both sides; captions are checked before images are encoded."""
         captions: list[str] | None = None
         check_sequence(X, "X", "image", "images or features")
-        y = plain_sequence(y)
+        y = as_sequence(y)
         if holds_texts(y):
             if self.text_encoder is None:
                 raise ValueError(
                     "y holds captions, and text_encoder is None: pass text_encoder="
                     "TransformersTextEncoder('all-MiniLM-L6-v2'), or features of the captions."
                 )
-            captions, rows = flat_captions(y)
+            captions, rows = flatten_captions(y)
             n_rows = len(y)
             if reset:  # a wrong name is found before images are encoded
                 resolve_encoder(self.text_encoder, "text")
@@ -380,7 +384,7 @@ class BaseAligner(
         if captions is None:
             every = np.arange(len(image))
             return Rows(image, text, every, every, digests)
-        encoded, numbers = encoded_once(
+        encoded, numbers = encode_unique(
             lambda texts: self._encoded_texts(texts, reset), captions, rows
         )
         return Rows(image, encoded, rows, numbers, digests, are_captions=True)
@@ -408,10 +412,10 @@ class BaseAligner(
                 "TimmImageEncoder('efficientnet_lite0'), put the encoder before this step in a "
                 "Pipeline, or pass features."
             )
-        X = plain_numbers(X, "X")
+        X = as_numeric(X, "X")
         if stays_stored(X):
             validate_data(self, X, reset=reset, skip_check_array=True)
-            return stored_features(X, "X")
+            return check_stored_features(X, "X")
         features = validate_data(
             self,
             X,
@@ -424,10 +428,10 @@ class BaseAligner(
 
     def _features_of_texts(self, y: Any) -> Any:
         """Return features of texts, one text a row, or of the features given."""
-        y = plain_sequence(y)
+        y = as_sequence(y)
         if not holds_texts(y):
             return self._text_features(y, reset=False)
-        texts, rows = flat_captions(y)
+        texts, rows = flatten_captions(y)
         if len(rows) != len(y):
             raise ValueError("transform_text takes one text a row, not lists of texts.")
         return self._encoded_texts(texts, reset=False)
@@ -444,7 +448,7 @@ class BaseAligner(
 
     def _text_features(self, y: Any, reset: bool) -> Any:
         """Return text features, rows of NaN where an encoder gave up."""
-        y = plain_numbers(y, "y")
+        y = as_numeric(y, "y")
         stored = stays_stored(y)
         features = y if stored else as_floats(y, "y")
         if reset:
@@ -454,7 +458,7 @@ class BaseAligner(
                 f"The texts have {features.shape[1]} features, but {type(self).__name__} was "
                 f"fitted with {self.n_text_features_in_} text features."
             )
-        return stored_features(y, "y") if stored else as_float32(features, "y", look=reset)
+        return check_stored_features(y, "y") if stored else as_float32(features, "y", look=reset)
 
     def __sklearn_is_fitted__(self) -> bool:
         return all(name in self.__dict__ for name in _LEARNED)

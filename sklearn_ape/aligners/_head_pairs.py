@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 from sklearn.metrics import pairwise_distances_argmin_min
 
-from .._sequences import check_sequence
 from ..encoders import HeadPairs, classifier_head_pairs
-from ..encoders._named import resolve_encoder
+from ..encoders.resolve import resolve_encoder
 from ..training import StoredRows, row_blocks
-from ._moments import centered, covariance, mean
-from ._pairs import Pairs
+from ..training.data import Pairs
+from ..utils.linalg import centered, covariance, mean
+from ..utils.validation import check_sequence
 
 _SMALLEST_EIGENVALUE = 1e-6
 _SAME_TEXT = 1e-4

@@ -1,4 +1,4 @@
-"""A text encoder of one's own, to be trained: what LiT tunes."""
+"""Trainable text tower, and its network (LiT)."""
 
 from __future__ import annotations
 
@@ -11,20 +11,48 @@ import numpy as np
 import torch
 from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
+from skorch.callbacks import GradientNormClipping
 from torch import nn
 
-from .._caller_state import default_state
+from ..devices import resolve_device
 from ..encoders import TransformersTextEncoder
-from ..encoders._named import resolve_encoder
-from ..encoders._networks import Network
-from ..encoders._text_base import TOKENIZING
-from ..encoders._text_preparation import TextPreparation
-from ..heads import LinearHead, Standardize, head_state, restored_head
-from ..persistence import State
-from ._fingerprint import fingerprint
+from ..encoders.resolve import resolve_encoder
+from ..encoders.text_encoder import TOKENIZING, TextPreparation
+from ..encoders.weights import Network
+from ..heads import LinearHead, Standardize, TwoTower, head_state, restored_head
+from ..persistence import FittedState
+from ..training import AlignmentNet, DivergenceGuard, PairBatches, cosine_schedule, n_batches
+from ..training.net import LOSSES
+from ..utils.linalg import fingerprint
+from ..utils.torch_state import default_state
+from ..utils.validation import check_choice, check_integer, check_number
+
+
+def check_text_training(aligner: Any) -> None:
+    """Refuse parameters of `LiTAligner` that cannot be used; the message names the parameter."""
+    check_choice(aligner, "loss", tuple(LOSSES))
+    check_choice(aligner, "dtype", ("auto", "float32", "bfloat16"))
+    check_integer(aligner, "n_components", 1, optional=True)
+    check_integer(aligner, "batch_size", 2)
+    check_integer(aligner, "max_epochs", 1)
+    check_integer(aligner, "n_iter_no_change", 1)
+    check_integer(aligner, "unlocked_layers", 0, optional=True)
+    check_integer(aligner, "max_length", 1, optional=True)
+    check_number(aligner, "validation_fraction", 0, 1, above=True)
+    check_number(aligner, "learning_rate", 0, above=True)
+    check_number(aligner, "head_learning_rate", 0, above=True)
+    check_number(aligner, "weight_decay", 0)
+    check_number(aligner, "logit_scale", 0, above=True)
+    check_number(aligner, "max_logit_scale", aligner.logit_scale)
+    resolve_device(aligner.device)
+
 
 _ROWS_AT_ONCE = {"cpu": 64}
+
+
 _ROWS_AT_ONCE_ELSEWHERE = 1024
+
+
 _END = -1
 
 
@@ -68,7 +96,7 @@ class TextTower(nn.Module):
         }
 
     @classmethod
-    def restored(cls, state: State, n_out: int) -> Self:
+    def restored(cls, state: FittedState, n_out: int) -> Self:
         """Return the tower that `trained_state` described; its encoder must be here."""
         tower = cls(state.value("encoder"), None)
         trained = state.part("trained")
@@ -297,3 +325,57 @@ def adamw_of_two_rates(
             if some:
                 split.append({**group, "params": some, "weight_decay": decay})
     return torch.optim.AdamW(split, lr=lr)
+
+
+_LARGEST_GRADIENT = 1.0
+
+
+def tower_net(
+    aligner: Any, module: TwoTower, n_pairs: int, seed: int, callbacks: list[Any]
+) -> AlignmentNet:
+    """Return the net that trains a tower as an aligner's parameters want it.
+
+    Parameters
+    ----------
+    aligner : LiTAligner
+        Its parameters, and ``device_``, are read.
+    module : TwoTower
+        A frozen head of images, and a `TextTower`.
+    n_pairs : int
+        Pairs to train on.
+    seed : int
+        Of the batches.
+    callbacks : list of (str, skorch.callbacks.Callback)
+        Besides those that every training has.
+    """
+    always = [
+        ("divergence", DivergenceGuard()),
+        ("clipping", GradientNormClipping(_LARGEST_GRADIENT)),
+        ("schedule", cosine_schedule(aligner.max_epochs * n_batches(n_pairs, aligner.batch_size))),
+    ]
+    # What no pattern names (the map and the loss) keeps lr; errors name the tower's.
+    rates = [
+        ("*projection.*", {"lr": aligner.head_learning_rate}),
+        ("log_scale", {"lr": aligner.head_learning_rate}),
+        ("bias", {"lr": aligner.head_learning_rate}),
+    ]
+    return AlignmentNet(
+        module=module,
+        criterion=LOSSES[aligner.loss],
+        criterion__logit_scale=aligner.logit_scale,
+        criterion__max_logit_scale=aligner.max_logit_scale,
+        criterion__learn_scale=aligner.learn_logit_scale,
+        optimizer=adamw_of_two_rates,
+        optimizer__param_groups=rates,
+        optimizer__weight_decay=aligner.weight_decay,
+        lr=aligner.learning_rate,
+        batch_size=aligner.batch_size,
+        max_epochs=aligner.max_epochs,
+        iterator_train=PairBatches,
+        iterator_train__shuffle=True,
+        iterator_train__seed=seed,
+        train_split=None,
+        callbacks=always + callbacks,
+        device=aligner.device_,
+        verbose=int(aligner.verbose >= 2),
+    )

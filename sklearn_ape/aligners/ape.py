@@ -10,21 +10,18 @@ import numpy as np
 import torch
 from sklearn.utils import check_random_state
 
-from .._callbacks import FitContext, with_callbacks
-from .._caller_state import default_state
 from ..devices import resolve_device
 from ..heads import TwoTower
-from ..persistence import State
-from ..training._seeded import seeded
-from ._ape_training import trained_heads
+from ..persistence import FittedState
+from ..training.distributed import join_ranks
+from ..training.net import seed_generators
+from ..utils.sklearn_compat import FitContext, with_callbacks
+from ..utils.torch_state import default_state
+from ._ape_trainer import check_head_training, head_attributes, train_heads
 from ._base import BaseAligner
-from ._checkpoint import Checkpoint
-from ._embedded import embedded
-from ._head_parameters import check_head_training
-from ._learned import learned_heads
-from ._saving import SavedHeads, course_state, restore_course
-from ._together import join_ranks
-from ._training_file import prepare_folder
+from ._checkpoint import Checkpoint, prepare_folder
+from ._serialization import SavedHeads, course_state, restore_course
+from .similarity import embedded
 
 
 class APEAligner(SavedHeads, BaseAligner):
@@ -332,8 +329,8 @@ class APEAligner(SavedHeads, BaseAligner):
             self.device_ = resolve_device(self.device)
             with Checkpoint(self, data, seed, ranks) as kept:
                 if not kept.restore():
-                    with seeded(kept.seed, self.device_):
-                        trained = trained_heads(self, data, ranks, fit, kept)
+                    with seed_generators(kept.seed, self.device_):
+                        trained = train_heads(self, data, ranks, fit, kept)
                     self._keep(trained.module, trained.logit_scale)
                     self.history_, self.n_epochs_, self.best_epoch_, _ = trained.course
                     kept.finish()
@@ -343,12 +340,12 @@ class APEAligner(SavedHeads, BaseAligner):
 
     def _keep(self, module: TwoTower, scale: float) -> None:
         """Take what prediction needs."""
-        self.__dict__.update(learned_heads(module, scale))
+        self.__dict__.update(head_attributes(module, scale))
 
     def _learned_state(self) -> dict[str, Any]:
         return super()._learned_state() | course_state(self)
 
-    def _restore_learned(self, state: State, logit_scale: float) -> tuple[int, int | None]:
+    def _restore_learned(self, state: FittedState, logit_scale: float) -> tuple[int, int | None]:
         restore_course(self, state)
         return super()._restore_learned(state, logit_scale)
 

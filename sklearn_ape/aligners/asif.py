@@ -8,17 +8,15 @@ import numpy as np
 from scipy.sparse import csr_array, vstack
 from sklearn.utils import gen_batches
 
-from .._callbacks import reports_fit
-from .._caller_state import default_state
-from ..persistence import State
+from ..persistence import FittedState
+from ..training.data import Pairs
+from ..utils.linalg import fingerprint, mean, normalize_rows
+from ..utils.sklearn_compat import reports_fit
+from ..utils.torch_state import default_state
+from ..utils.validation import check_integer, check_number
 from ._base import BaseAligner
-from ._fingerprint import fingerprint
-from ._logit_scale import held_out_logit_scale
-from ._moments import mean
-from ._pairs import Pairs
-from ._parameters import check_integer, check_number
-from ._sparse_rows import SparseRows
-from ._units import unit_rows
+from ._closed_form import held_out_logit_scale
+from .similarity import SparseRows
 
 _TILE_BYTES = 2**26
 _ROWS_AT_ONCE = 8192
@@ -168,7 +166,7 @@ class ASIFAligner(BaseAligner):
             zip(("image", "text"), (side._asdict() for side in self._anchors), strict=True)
         )
 
-    def _restore_learned(self, state: State, logit_scale: float) -> tuple[int, int | None]:
+    def _restore_learned(self, state: FittedState, logit_scale: float) -> tuple[int, int | None]:
         image, text = (_Anchors.restored(state.part(side)) for side in ("image", "text"))
         if len(image.rows) != len(text.rows):
             raise ValueError("Both sides must have as many anchors.")
@@ -213,15 +211,15 @@ class _Anchors(NamedTuple):
         unit = np.empty(features.shape, dtype=np.float32)
         blocks = list(gen_batches(len(unit), _ROWS_AT_ONCE))
         for some in blocks:
-            unit[some] = unit_rows(features[some])
+            unit[some] = normalize_rows(features[some])
         middle = mean(unit, rows) if center else np.zeros(features.shape[1])
         middle = middle.astype(np.float32)
         for some in blocks:
-            unit[some] = unit_rows(unit[some] - middle, _NO_LENGTH)
+            unit[some] = normalize_rows(unit[some] - middle, _NO_LENGTH)
         return cls(middle, unit, rows, k, power)
 
     @classmethod
-    def restored(cls, state: State) -> _Anchors:
+    def restored(cls, state: FittedState) -> _Anchors:
         """Return anchors from a file."""
         mean = state.array("mean", (None,))
         unit = state.array("unit", (None, len(mean)))
@@ -239,7 +237,7 @@ class _Anchors(NamedTuple):
         return SparseRows(csr_array(vstack(parts)))
 
     def _nearest(self, features: np.ndarray) -> csr_array:
-        centered = unit_rows(unit_rows(features) - self.mean, _NO_LENGTH)
+        centered = normalize_rows(normalize_rows(features) - self.mean, _NO_LENGTH)
         similarity = (centered @ self.unit.T)[:, self.rows]
         nearest = np.argpartition(similarity, -self.k, axis=1)[:, -self.k :]
         # What points away is not similar: an even power would make it so.

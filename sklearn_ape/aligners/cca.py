@@ -8,15 +8,14 @@ import numpy as np
 from sklearn.utils import gen_batches
 from sklearn.utils.extmath import svd_flip
 
-from .._callbacks import reports_fit
-from .._caller_state import default_state
-from ..persistence import State
+from ..persistence import FittedState
+from ..training.data import Pairs
+from ..utils.linalg import covariance, fingerprint, mean
+from ..utils.sklearn_compat import reports_fit
+from ..utils.torch_state import default_state
+from ..utils.validation import check_integer, check_number
 from ._base import BaseAligner
-from ._fingerprint import fingerprint
-from ._logit_scale import held_out_logit_scale
-from ._moments import covariance, mean
-from ._pairs import Pairs
-from ._parameters import check_integer, check_number
+from ._closed_form import held_out_logit_scale
 
 # Shares of the largest variance, and of the squared mean, that are rounding errors of features.
 _NO_VARIANCE = 1e-10
@@ -32,7 +31,7 @@ class _Projection(NamedTuple):
     matrix: np.ndarray
 
     @classmethod
-    def restored(cls, state: State, n_out: int) -> _Projection:
+    def restored(cls, state: FittedState, n_out: int) -> _Projection:
         mean = state.array("mean", (None,))
         return cls(mean, state.array("matrix", (len(mean), n_out)))
 
@@ -191,7 +190,7 @@ class CCAAligner(BaseAligner):
             "correlations": self.correlations_,
         }
 
-    def _restore_learned(self, state: State, logit_scale: float) -> tuple[int, int | None]:
+    def _restore_learned(self, state: FittedState, logit_scale: float) -> tuple[int, int | None]:
         correlations = state.array("correlations", (None,))
         n_out = len(correlations)
         image, text = (_Projection.restored(state.part(s), n_out) for s in ("image", "text"))

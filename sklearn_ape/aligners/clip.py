@@ -12,17 +12,16 @@ from scipy.sparse import issparse
 from sklearn.utils import Tags
 from sklearn.utils.validation import check_consistent_length
 
-from .._callbacks import reports_fit
-from .._escape import escape_markdown
-from .._numbers import as_floats
-from .._shown import LazyNamesMixin
 from ..encoders import OpenCLIPImageEncoder, OpenCLIPTextEncoder
-from ..persistence import State
-from ..persistence._card import Facts
+from ..features.validation import as_float32
+from ..persistence import FittedState
+from ..persistence.hub import Facts
+from ..utils.escape import escape_markdown
+from ..utils.linalg import normalize_rows
+from ..utils.sklearn_compat import LazyNamesMixin, reports_fit
+from ..utils.validation import as_floats
 from ._base import BaseAligner
-from ._captions import flat_captions, holds_texts, plain_sequence
-from ._given import as_float32
-from ._units import unit_rows
+from .pairs import as_sequence, flatten_captions, holds_texts
 
 
 class CLIPAligner(LazyNamesMixin, BaseAligner):
@@ -152,10 +151,10 @@ class CLIPAligner(LazyNamesMixin, BaseAligner):
         else:
             self.image_encoder.fit(X)
         if y is not None:
-            y = plain_sequence(y)
+            y = as_sequence(y)
             check_consistent_length(X, y)
             if holds_texts(y):
-                flat_captions(y)
+                flatten_captions(y)
             else:
                 self._text_features(y, reset=False)
         return self
@@ -226,7 +225,7 @@ class CLIPAligner(LazyNamesMixin, BaseAligner):
     def _fitted_state(self) -> dict[str, Any]:
         return {"weights": self.text_encoder._known_weights()}
 
-    def _restore_state(self, state: State) -> None:
+    def _restore_state(self, state: FittedState) -> None:
         self.text_encoder._restore_state(state)
 
     def _recorded_params(self) -> dict[str, Any]:
@@ -262,10 +261,10 @@ class CLIPAligner(LazyNamesMixin, BaseAligner):
         return self.text_encoder.transform(texts)
 
     def _embed_image(self, features: np.ndarray) -> np.ndarray:
-        return unit_rows(features)
+        return normalize_rows(features)
 
     def _embed_text(self, features: np.ndarray) -> np.ndarray:
-        return unit_rows(features)
+        return normalize_rows(features)
 
     def __sklearn_is_fitted__(self) -> bool:
         return True

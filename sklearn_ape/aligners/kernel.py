@@ -8,17 +8,16 @@ import numpy as np
 import torch
 from sklearn.utils import check_random_state
 
-from .._callbacks import reports_fit
-from .._caller_state import default_state
 from ..devices import resolve_device
 from ..heads import ClosedFormHead, KernelMap, TwoTower
+from ..training.data import Pairs
+from ..utils.sklearn_compat import reports_fit
+from ..utils.torch_state import default_state
+from ..utils.validation import check_integer, check_number
 from ._base import BaseAligner
-from ._embedded import embedded, embedders
-from ._logit_scale import held_out_logit_scale
-from ._pairs import Pairs
-from ._parameters import check_integer, check_number
-from ._saving import SavedHeads
-from ._solve import MOST_ANCHORS, RIDGE, WHITENING, kernel_maps
+from ._closed_form import MOST_ANCHORS, RIDGE, WHITENING, held_out_logit_scale, kernel_maps
+from ._serialization import SavedHeads
+from .similarity import embedded, make_embedders
 
 
 class KernelAligner(SavedHeads, BaseAligner):
@@ -176,7 +175,7 @@ class KernelAligner(SavedHeads, BaseAligner):
             seed = check_random_state(self.random_state).randint(np.iinfo(np.int32).max)
             self._keep(self._solved(data, seed))
             self.logit_scale_ = held_out_logit_scale(
-                data, lambda some: embedders(self._solved(some, seed))
+                data, lambda some: make_embedders(self._solved(some, seed))
             )
             self._keep_bank(data)
         return self

@@ -11,11 +11,9 @@ import numpy as np
 import torch
 from sklearn.utils import check_random_state
 
-from .._callbacks import FitContext, with_callbacks
-from .._caller_state import default_state
 from ..devices import resolve_device
 from ..heads import FrozenHead, TwoTower, head_state, restored_head
-from ..persistence import State
+from ..persistence import FittedState
 from ..training import (
     AlignmentNet,
     PairDataset,
@@ -24,17 +22,16 @@ from ..training import (
     current_ranks,
     embed,
 )
-from ..training._seeded import seeded
+from ..training.callbacks import collect_result, make_callbacks
+from ..training.data import Pairs, held_out
+from ..training.net import seed_generators
+from ..utils.sklearn_compat import FitContext, with_callbacks
+from ..utils.torch_state import default_state
+from ._ape_trainer import fitted_attributes
 from ._base import BaseAligner
-from ._checkpoint import Checkpoint
-from ._course import course_of, watchers
-from ._learned import learned
-from ._pairs import Pairs, held_out
-from ._saving import course_state, restore_course
-from ._text_parameters import check_text_training
-from ._text_tower import TextTower
-from ._text_training import tower_net
-from ._training_file import prepare_folder
+from ._checkpoint import Checkpoint, prepare_folder
+from ._serialization import course_state, restore_course
+from ._text_tower import TextTower, check_text_training, tower_net
 
 _CAPTIONS_FOR_STATISTICS = 1000
 
@@ -268,7 +265,7 @@ class LiTAligner(BaseAligner):
                 self.device_ = resolve_device(self.device)
                 with Checkpoint(self, data, seed, tower=self._tower) as kept:
                     if not kept.restore():
-                        with seeded(kept.seed, self.device_):
+                        with seed_generators(kept.seed, self.device_):
                             self._train(data, self._tower, fit, kept)
                         kept.finish()
                 self._keep_bank(data)
@@ -297,7 +294,9 @@ class LiTAligner(BaseAligner):
         tower.to(self.device_).project(train.text[some].to(self.device_), n_out)
         module = TwoTower(FrozenHead(n_image, n_out), tower)
         module.image_head.set_statistics(train.image)
-        watching = watchers(self, valid, fit, _learned_so_far, "tune", kept.callbacks("tune"))
+        watching = make_callbacks(
+            self, valid, fit, _learned_so_far, "tune", kept.callbacks("tune")
+        )
         net = tower_net(self, module, len(train), seed, watching)
         try:
             with tower.checkpointing(self.gradient_checkpointing):
@@ -306,7 +305,7 @@ class LiTAligner(BaseAligner):
             raise FloatingPointError(
                 f"{error} Or lower head_learning_rate (now {self.head_learning_rate:g})."
             ) from None
-        course = course_of(net, self)
+        course = collect_result(net, self)
         kept.note_course(course)
         self.history_, self.n_epochs_, self.best_epoch_, _ = course
         self._keep(net)
@@ -326,7 +325,7 @@ class LiTAligner(BaseAligner):
             **course_state(self),
         }
 
-    def _restore_learned(self, state: State, logit_scale: float) -> tuple[int, int | None]:
+    def _restore_learned(self, state: FittedState, logit_scale: float) -> tuple[int, int | None]:
         restore_course(self, state)
         image = restored_head(state.part("image_head"))
         tower = TextTower.restored(state.part("text_tower"), image.n_out)
@@ -383,7 +382,7 @@ def _check_single_process() -> None:
 
 
 def _learned(module: TwoTower, scale: float) -> dict[str, Any]:
-    return learned(module, scale, (p for p in module.parameters() if p.requires_grad))
+    return fitted_attributes(module, scale, (p for p in module.parameters() if p.requires_grad))
 
 
 def _learned_so_far(net: AlignmentNet) -> dict[str, Any]:

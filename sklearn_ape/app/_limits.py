@@ -1,10 +1,92 @@
-"""How much the page takes from its visitors."""
+"""Request limits of the web app, errors for the user, and progress."""
 
 from __future__ import annotations
 
+import logging
+import os
+import reprlib
+import traceback
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
+from pathlib import Path
+
+from ..utils.escape import escape_controls
 
 __all__ = ["Limits"]
+
+
+def check_text(text: str, limits: Limits, what: str) -> None:
+    """Refuse a text that is too long."""
+    if len(text) > limits.text_length:
+        raise UserError(
+            f"The {what} {quoted(text)} has {len(text):,} characters; the limit is "
+            f"{limits.text_length:,}. Shorten it."
+        )
+
+
+_log = logging.getLogger("sklearn_ape.app")
+
+
+_UNEXPECTED = (
+    "Something went wrong on the server, not with what you sent; its log says what. "
+    "Please try again, or with something smaller."
+)
+
+
+_short = reprlib.Repr()
+
+
+_short.maxstring = 60
+
+
+class UserError(ValueError):
+    """A request that cannot be served, with the reason and what to do, for the visitor to read."""
+
+
+def reason(error: BaseException) -> str:
+    """Return what a visitor may read of an error: a refusal's text, else nothing of its inside."""
+    if isinstance(error, UserError):
+        return str(error)
+    trace = "".join(traceback.format_exception(error))  # with names of a visitor's files
+    _log.error("A request failed.\n%s", escape_controls(trace, keep="\n"))
+    return _UNEXPECTED
+
+
+def without_paths(error: BaseException, folder: str | os.PathLike[str]) -> UserError:
+    """Return an error as a refusal that names files relative to the visitor's own folder."""
+    text = str(error).strip()
+    for root in sorted({str(folder), str(Path(folder).resolve())}, key=len, reverse=True):
+        text = text.replace(root + os.sep, "").replace(root, "the zip")
+    return UserError(text)
+
+
+def quoted(text: str) -> str:
+    """Return a visitor's text, short enough for a message."""
+    return _short.repr(text)
+
+
+def some_of(names: Iterable[str], limit: int = 3) -> str:
+    """Name the first few, and how many there are if that is more."""
+    names = list(names)
+    text = ", ".join(map(quoted, names[:limit]))
+    return f"{text}, ... ({len(names)} in all)" if len(names) > limit else text
+
+
+Report = Callable[[float, str], None]
+"""Told of the share done, from 0 to 1, and what is being done."""
+
+
+def no_report(share: float, what: str) -> None:
+    """Tell nobody."""
+
+
+def part(report: Report, start: float, end: float) -> Report:
+    """Return what reports a part of the whole.
+
+    >>> part(lambda share, what: print(share, what), 0.5, 1)(0.5, "half of the second half")
+    0.75 half of the second half
+    """
+    return lambda share, what: report(start + share * (end - start), what)
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,11 @@
-"""The aligner that the page starts with, and the encoders in it."""
+"""The served model, and downloads and uploads of aligners."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import zipfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,10 +14,39 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
 
-from .._aligner_choice import chosen_aligner, text_side
+from ..aligners.wrapper import resolve_aligner, unwrap_aligner
 from ..datasets import get_data_home
 from ..encoders import HeadPairs, classifier_head_pairs
-from ._progress import Report
+from ._limits import Limits, Report, UserError, without_paths
+from ._uploads import down, temporary_folder, unpack
+
+
+class Recall(NamedTuple):
+    """Recall@k in %, of one aligner on the images held out, over both directions."""
+
+    who: str
+    at_1: float
+    at_5: float
+
+
+class Alignment(NamedTuple):
+    """A fitted aligner, what was measured and whether class names were learned as well."""
+
+    aligner: Any
+    method: str
+    n_pairs: int
+    n_held_out: int
+    recall: list[Recall]
+    remark: str
+    with_head: bool = False
+
+    def scores(self) -> dict[str, float] | None:
+        """Return what a model card says of it, or None where nothing was held out."""
+        if not self.recall:
+            return None
+        after = self.recall[-1]
+        return {"recall@1": after.at_1 / 100, "recall@5": after.at_5 / 100}
+
 
 _AT_ONCE = 32
 
@@ -58,7 +89,7 @@ def load_model(aligner: Any) -> Model:
         if hasattr(aligner, "predict_proba"):
             labels = [str(label) for label in getattr(aligner, "classes_", [])] or None
         aligner = getattr(aligner, "aligner_", aligner.aligner)
-    aligner = chosen_aligner(aligner)
+    aligner = resolve_aligner(aligner)
     check_is_fitted(aligner)
     if hasattr(aligner, "best_estimator_"):  # a search
         aligner = aligner.best_estimator_
@@ -82,7 +113,7 @@ def _is_clip(name: Any) -> bool:
 
 def encoders_of(aligner: Any) -> tuple[Any, Any]:
     """Return the encoders of images and of texts in a fitted aligner, None where it has none."""
-    inner = text_side(aligner)
+    inner = unwrap_aligner(aligner)
     image, text = (
         getattr(inner, f"{side}_encoder_", getattr(inner, f"{side}_encoder", None))
         for side in ("image", "text")
@@ -137,3 +168,105 @@ def head_pairs_of(image_encoder: Any, text_encoder: Any, report: Report) -> Head
     features = encode(reader, unique, report, "Reading class name")
     row = {text: number for number, text in enumerate(unique)}
     return HeadPairs(pairs.weights, features[[row[text] for text in texts]], owners)
+
+
+_SUFFIXES = frozenset((".json", ".safetensors", ".md"))
+
+
+_KINDS = {"APEAligner": "ape", "CCAAligner": "cca", "KernelAligner": "kernel"}
+
+
+_NAME = "aligner"
+
+
+class Download(NamedTuple):
+    """A zip to download, and the folder that it lies in, which goes when this goes."""
+
+    path: str
+    folder: Any
+
+
+def as_zip(alignment: Alignment) -> Download | None:
+    """Return an aligner as a zip of what `save_pretrained` writes.
+
+    None where an encoder of the server's own making has no form in a file.
+    """
+    folder = temporary_folder("download-")
+    saved = Path(folder.name, _NAME)
+    try:
+        alignment.aligner.save_pretrained(saved, scores=alignment.scores())
+    except TypeError:
+        return None
+    path = Path(folder.name, f"{_NAME}.zip")
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        for part in sorted(saved.iterdir()):
+            file.write(part, f"{_NAME}/{part.name}")
+    return Download(str(path), folder)
+
+
+def from_zip(archive: Any, folder: str, served: Any, limits: Limits) -> Alignment:
+    """Load an aligner that was downloaded from such a page.
+
+    Parameters
+    ----------
+    archive : path-like
+        The zip.
+    folder : str
+        An empty one.
+    served : estimator
+        The server's own aligner: encoders other than its own are not loaded, since a file may
+        name any folder or address as an encoder's weights.
+    limits : Limits
+        Bounds on the zip.
+
+    Returns
+    -------
+    alignment : Alignment
+        Without figures.
+
+    Raises
+    ------
+    Refusal
+        When it is no such zip, is damaged, or of other encoders.
+    """
+    from ..persistence import load_pretrained
+    from ..persistence._serialize import Recorder
+    from ..persistence.files import read_model
+
+    unpack(archive, folder, _SUFFIXES, limits)
+    inside = down(Path(folder))
+    try:
+        config, _ = read_model(inside)
+        model = config["model"]
+        kind = model["$class"]
+        if kind not in _KINDS:
+            raise UserError(
+                f"The zip holds a {str(kind)[:40]!r}: expected an aligner downloaded from here, "
+                f"one of {', '.join(_KINDS)}."
+            )
+        own = [Recorder().object(encoder, "encoder") for encoder in encoders_of(served)]
+        named = list(_encoders(model))
+        if not named or any(encoder not in own for encoder in named):
+            raise UserError(
+                "The aligner in the zip is made for other encoders than those of this page: ask "
+                "whoever runs the page to start it with that aligner."
+            )
+        aligner = load_pretrained(inside)
+        if None in encoders_of(aligner):
+            raise UserError("The aligner in the zip has no encoders: it takes features only.")
+    except UserError:
+        raise
+    except (ValueError, TypeError, KeyError, OSError) as error:
+        raise without_paths(error, inside) from error
+    return Alignment(aligner, _KINDS[kind], 0, 0, [], "Loaded from your zip.")
+
+
+def _encoders(value: Any) -> Iterator[dict[str, Any]]:
+    """Yield what a file says of encoders, wherever it says it."""
+    if isinstance(value, dict):
+        if str(value.get("$class", "")).endswith("Encoder"):
+            yield value
+        value = list(value.values())
+    if isinstance(value, list):
+        for item in value:
+            yield from _encoders(item)

@@ -3,6 +3,6 @@
 What is heavy (torch, the encoders) is imported inside the commands, so that ``--help`` is quick.
 """
 
-from ._app import app, main
+from .main import app, main
 
 __all__ = ["app", "main"]

@@ -15,8 +15,8 @@ from typing import Any
 
 import typer
 
-from .._image_suffixes import IMAGE_SUFFIXES
-from ._errors import say
+from ..utils.files import IMAGE_SUFFIXES
+from ._console import say
 
 __all__ = ["label_names", "list_images", "load_data", "read_lines"]
 
@@ -156,7 +156,7 @@ def label_names(labels: str | None, labels_file: Path | None) -> Any:
     else:
         assert labels_file is not None
         names = _names_in(labels_file)
-    from .._labels import names_of
+    from ..prompts import names_of
 
     if len(names_of(names)) == 1:
         raise ValueError(
@@ -182,7 +182,7 @@ def _names_on_command_line(labels: str) -> list[str]:
 def _names_in(file: Path) -> Any:
     if file.suffix.lower() != ".json":
         return read_lines(file)
-    from ..datasets._table import RepeatedKeyError, unique_keys
+    from ..datasets.table import RepeatedKeyError, unique_keys
 
     try:
         text = file.expanduser().read_text(encoding="utf-8-sig")

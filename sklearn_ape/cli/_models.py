@@ -1,32 +1,52 @@
-"""Encoders and aligners by the names that a user gives them."""
+"""Encoders, aligners, batched inference and scores of the command line."""
 
 from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from sklearn.base import BaseEstimator
 from sklearn.frozen import FrozenEstimator
+from sklearn.model_selection import StratifiedShuffleSplit
 from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.utils import check_random_state
 
-from .._aligner_choice import chosen_aligner, text_side
 from ..aligners import CLIPAligner
+from ..aligners.wrapper import resolve_aligner, unwrap_aligner
 from ..datasets import get_data_home
-from ..encoders import OpenCLIPImageEncoder, TimmImageEncoder, list_encoders
-from ..encoders._named import class_and_model
+from ..encoders import EncodingFailedWarning, OpenCLIPImageEncoder, TimmImageEncoder, list_encoders
+from ..encoders.images import image_groups
+from ..encoders.resolve import class_and_model
+from ..metrics import Interval, bootstrap_interval
+from ..training import split_pairs
+from ._console import noted_when_interrupted, say
+from ._output import Table
 
 __all__ = [
+    "Encoded",
     "Machine",
+    "Score",
+    "accuracy_scores",
     "aligner_within",
+    "encode_images",
     "features_folder",
-    "image_encoder_named",
+    "held_out_rows",
+    "held_out_scores",
     "image_encoder_of",
+    "iter_predictions",
+    "make_image_encoder",
+    "make_text_encoder",
+    "on_card",
     "open_aligner",
     "open_saved",
-    "text_encoder_named",
+    "print_scores",
+    "recall_scores",
+    "say_unreadable",
 ]
 
 _MEMORY = "memory"
@@ -66,7 +86,7 @@ def features_folder(cache: str | None) -> str:
     return cache if cache == _MEMORY else str(Path(cache).expanduser())
 
 
-def image_encoder_named(
+def make_image_encoder(
     name: str, machine: Machine, *, pooling: str | None = None, on_error: str = "nan"
 ) -> Any:
     """Return the image encoder of a name such as "efficientnet_lite0" or "open_clip:RN50/openai".
@@ -87,7 +107,7 @@ def image_encoder_named(
     return encoder
 
 
-def text_encoder_named(name: str, machine: Machine, on_error: str = "raise") -> Any:
+def make_text_encoder(name: str, machine: Machine, on_error: str = "raise") -> Any:
     """Return the text encoder of a name such as "all-MiniLM-L6-v2"."""
     kind, model = class_and_model(name, "text")
     options = machine.options(on_error)
@@ -121,7 +141,7 @@ def aligner_within(opened: Any, machine: Machine) -> Any:
     while not _is_aligner(aligner):  # a saved classifier or retriever
         aligner = aligner.aligner_ if hasattr(aligner, "aligner_") else aligner.aligner
         if aligner is None or isinstance(aligner, str):
-            aligner = _configured(copy.deepcopy(chosen_aligner(aligner)), machine)
+            aligner = _configured(copy.deepcopy(resolve_aligner(aligner)), machine)
     if isinstance(aligner, CLIPAligner):  # its encoder apart, which says what it cannot read
         aligner = make_pipeline(aligner.image_encoder, aligner)
     image_encoder_of(aligner)
@@ -132,7 +152,7 @@ def open_saved(source: str | None, machine: Machine) -> Any:
     """Return what was saved, whichever estimator it is, set to run on this machine."""
     if source is None or source.startswith("open_clip:"):
         # The starter model is one object a process, whose settings are not to be changed.
-        return _configured(copy.deepcopy(chosen_aligner(source)), machine)
+        return _configured(copy.deepcopy(resolve_aligner(source)), machine)
     is_folder = os.path.isdir(os.path.expanduser(source))
     if not is_folder and (source.count("/") != 1 or source.startswith((".", "~", "/"))):
         raise FileNotFoundError(
@@ -145,7 +165,7 @@ def open_saved(source: str | None, machine: Machine) -> Any:
 
 def _is_aligner(estimator: Any) -> bool:
     try:
-        text_side(estimator)
+        unwrap_aligner(estimator)
     except TypeError:
         return False
     return True
@@ -191,3 +211,228 @@ def _within(model: Any) -> Iterator[Any]:
     yield model
     for name in ("image_encoder_", "text_encoder_", "aligner_", "aligner"):
         yield from _within(vars(model).get(name))
+
+
+_AT_ONCE = 512
+
+
+_NAMED = 5
+
+
+def iter_predictions(
+    model: Any, images: Sequence[Any], method: Any, machine: Machine
+) -> Iterator[tuple[slice, np.ndarray, dict[int, str]]]:
+    """Yield what a method says of some images at a time.
+
+    Parameters
+    ----------
+    model : estimator
+        What holds the image encoder.
+    images : sequence
+        All of them.
+    method : callable
+        Takes some of the images.
+    machine : Machine
+        How to run.
+
+    Yields
+    ------
+    rows : slice
+        Which images.
+    answer : ndarray
+        What the method returned for them.
+    errors : dict of {int: str}
+        What is wrong with those that could not be read, by their row among these.
+    """
+    from tqdm import tqdm
+
+    encoder = image_encoder_of(model)
+    is_one_pass = len(images) <= _AT_ONCE
+    with (
+        noted_when_interrupted(machine.kept),
+        warnings.catch_warnings(),
+        tqdm(
+            total=len(images), unit="image", disable=machine.quiet or is_one_pass, leave=True
+        ) as progress,
+    ):
+        verbose = encoder.verbose
+        encoder.verbose = verbose if is_one_pass else 0
+        warnings.simplefilter("ignore", EncodingFailedWarning)  # `say_unreadable` names them
+        try:
+            for start in range(0, len(images), _AT_ONCE):
+                rows = slice(start, min(start + _AT_ONCE, len(images)))
+                answer = method(images[rows])
+                yield rows, answer, encoder.errors_
+                progress.update(rows.stop - rows.start)
+        finally:
+            encoder.verbose = verbose
+
+
+class Encoded(NamedTuple):
+    """Features of images, NaN where one could not be read, and why."""
+
+    features: np.ndarray
+    errors: dict[int, str]
+
+    @property
+    def good(self) -> np.ndarray:
+        """Rows that could be read."""
+        bad = np.array(sorted(self.errors), dtype=np.intp)
+        return np.setdiff1d(np.arange(len(self.features)), bad)
+
+
+def encode_images(encoder: Any, images: Sequence[Any], machine: Machine) -> Encoded:
+    """Encode all images; say on standard error which could not be read.
+
+    Raises
+    ------
+    ValueError
+        When none could be read.
+    """
+    with noted_when_interrupted(machine.kept), warnings.catch_warnings():
+        warnings.simplefilter("ignore", EncodingFailedWarning)  # `say_unreadable` names them
+        features = encoder.transform(images)
+    errors = dict(encoder.errors_)
+    if len(errors) == len(images):
+        raise ValueError(f"None of the {len(images)} images can be read: {errors[0]}")
+    say_unreadable(errors, len(images))
+    return Encoded(features, errors)
+
+
+def say_unreadable(errors: dict[int, str], n_images: int) -> None:
+    """Name on standard error the first images that could not be read, and count them."""
+    if not errors:
+        return
+    say(f"{len(errors):,} of {n_images:,} images cannot be read and are left out:")
+    for row in sorted(errors)[:_NAMED]:
+        say(f"  {errors[row]}")
+    if len(errors) > _NAMED:
+        say(f"  and {len(errors) - _NAMED:,} more.")
+
+
+_FEWEST = 10
+
+
+def held_out_rows(
+    features: np.ndarray,
+    captions: Sequence[Any],
+    test_size: float,
+    random_state: int,
+    classes: Sequence[str] | None = None,
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return rows to train on and rows to test on, or None where there are too few.
+
+    No image and no caption stands on both sides; with classes, every class does, and no image.
+    """
+    if not test_size:
+        return None
+    images = np.unique(features, axis=0, return_inverse=True)[1].ravel()
+    if classes is not None:
+        return _stratified(images, np.asarray(classes), test_size, random_state)
+    of_rows = [[text] if isinstance(text, str) else list(text) for text in captions]
+    numbers: dict[str, int] = {}
+    pairs = np.array(
+        [
+            (row, images[row], numbers.setdefault(text, len(numbers)))
+            for row, texts in enumerate(of_rows)
+            for text in texts
+        ]
+    )
+    split = split_pairs(pairs[:, 1:], test_size, check_random_state(random_state))
+    if split.valid is None:
+        return None
+    return np.unique(pairs[split.train, 0]), np.unique(pairs[split.valid, 0])
+
+
+def _stratified(
+    images: np.ndarray, classes: np.ndarray, test_size: float, random_state: int
+) -> tuple[np.ndarray, np.ndarray] | None:
+    first = np.unique(images, return_index=True)[1]  # equal images go together
+    counts = np.unique(classes[first], return_counts=True)[1]
+    n_test = round(test_size * len(first))
+    if counts.min() < 2 or min(n_test, len(first) - n_test) < max(_FEWEST, len(counts)):
+        return None
+    splitter = StratifiedShuffleSplit(1, test_size=n_test, random_state=random_state)
+    train, test = next(splitter.split(first, classes[first]))
+    return (
+        np.flatnonzero(np.isin(images, images[first[train]])),
+        np.flatnonzero(np.isin(images, images[first[test]])),
+    )
+
+
+_KS = (1, 5, 10)
+
+
+_DIRECTIONS = {"image_to_text": "image to caption", "text_to_image": "caption to image"}
+
+
+class Score(NamedTuple):
+    """A mean over n images or captions, and its interval of 95 % (NaN for fewer than two)."""
+
+    measure: str
+    of: str
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+def recall_scores(aligner: Any, inputs: Any, captions: Any, images: Sequence[Any]) -> list[Score]:
+    """Return recall@k in both directions, among distinct images and captions.
+
+    `inputs` are what the aligner takes: the images, or features of them.
+    """
+    ranks = aligner.retrieval_ranks(inputs, captions, groups=image_groups(images))
+    return [
+        _score(f"recall@{k}", words, ranks[direction] < k)
+        for direction, words in _DIRECTIONS.items()
+        for k in _KS
+    ]
+
+
+def accuracy_scores(truth: Any, predicted: Any) -> list[Score]:
+    """Accuracy over all images, then class by class."""
+    truth, predicted = np.asarray(truth, dtype=object), np.asarray(predicted, dtype=object)
+    hits = truth == predicted
+    return [_score("accuracy", "all", hits)] + [
+        _score("accuracy", str(name), hits[truth == name]) for name in sorted(set(truth))
+    ]
+
+
+def held_out_scores(
+    aligner: Any,
+    images: Any,
+    captions: Sequence[Any],
+    classes: Sequence[str] | None,
+) -> list[Score]:
+    """Accuracy where captions are names of classes, else recall."""
+    if classes is None:
+        return recall_scores(aligner, images, captions, images)
+    from .. import ZeroShotClassifier
+
+    classifier = ZeroShotClassifier(sorted(set(captions)), aligner=aligner)
+    return accuracy_scores(captions, classifier.predict(images))
+
+
+def on_card(score: Score) -> str:
+    """Return the line of a model card that a held-out score stands in."""
+    sure = "" if score.low != score.low else f", 95 %: {score.low:.3f} to {score.high:.3f}"
+    return f"{score.measure} on pairs held out, {score.of} (n={score.n}{sure})"
+
+
+def print_scores(
+    scores: Sequence[Score], form: str | None = None, output: Path | None = None
+) -> None:
+    """Write scores, one a row."""
+    with Table(Score._fields, output, form) as table:
+        for score in scores:
+            numbers = (None if x != x else round(x, 4) for x in score[2:5])
+            table.write([score.measure, score.of, *numbers, score.n])
+
+
+def _score(measure: str, of: str, hits: Any) -> Score:
+    hits = np.asarray(hits, dtype=float)
+    interval = Interval(float(hits.mean()), float("nan"), float("nan"))
+    if len(hits) > 1:
+        interval = bootstrap_interval(hits)
+    return Score(measure, of, *interval, len(hits))

@@ -17,8 +17,8 @@ from typing import Any, Self, TextIO
 
 import typer
 
-from .._escape import escape_controls, escape_formula, escape_formula_path
-from .._unfinished import unfinished
+from ..utils.escape import escape_controls, escape_formula, escape_formula_path
+from ..utils.files import atomic_directory
 
 __all__ = [
     "FileName",
@@ -92,7 +92,7 @@ def check_model_folder(output: Path) -> None:
     """Raise, before any work, if a model cannot be saved to a folder."""
     check_folder(output)
     if output.expanduser().is_dir():
-        from ..persistence._folder import _check_ours
+        from ..persistence.files import _check_ours
 
         _check_ours(output.expanduser())
 
@@ -125,7 +125,7 @@ def whole_file(output: Path) -> Iterator[Path]:
     if path.exists() and not path.is_file():
         yield path
         return
-    with unfinished(path) as folder:
+    with atomic_directory(path) as folder:
         partial = folder / path.name
         yield partial
         with partial.open("r+b") as file:

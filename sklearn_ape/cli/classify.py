@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ._errors import say
+from ._console import say
 from ._inputs import label_names, list_images
 from ._options import (
     Aligner,
@@ -76,8 +76,7 @@ def classify(
 
     import numpy as np
 
-    from ._models import Machine
-    from ._passes import answers, say_unreadable
+    from ._models import Machine, iter_predictions, say_unreadable
 
     machine = Machine(cache, device, n_jobs, quiet)
     classifier, rejects_below = _classifier(names, aligner, templates, threshold, machine)
@@ -86,7 +85,9 @@ def classify(
         raise typer.BadParameter(f"{top_k} is more than the {len(classes)} labels.")
     errors: dict[int, str] = {}
     with Table(_columns(classes, top_k, probabilities), output, form) as table:
-        for rows, answer, bad in answers(classifier, paths, classifier.predict_proba, machine):
+        for rows, answer, bad in iter_predictions(
+            classifier, paths, classifier.predict_proba, machine
+        ):
             errors |= {rows.start + row: message for row, message in bad.items()}
             best = np.argsort(-answer, axis=1, kind="stable")[:, :top_k]
             for row, path in enumerate(paths[rows]):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import typer
 
-from ._errors import noted_when_interrupted, say
+from ..curation import drop_near_duplicates, drop_noisy, find_near_duplicates, pair_quality
+from ._console import noted_when_interrupted, say
 from ._inputs import label_names, load_data
 from ._options import (
     Cache,
@@ -29,6 +32,60 @@ from ._options import (
     TextEncoder,
 )
 from ._output import FileName, Table, check_file, form_of
+
+
+def find_bad_pairs(
+    features: np.ndarray,
+    words: np.ndarray,
+    captions: Sequence[str],
+    paths: Sequence[str],
+    noisy: float,
+    duplicates: float,
+    random_state: int,
+) -> dict[int, str]:
+    """Return what is wrong with those pairs that are to be dropped.
+
+    Parameters
+    ----------
+    features, words : ndarray of shape (n_pairs, n_features)
+        Of the images and of the captions.
+    captions, paths : sequence of str, length n_pairs
+        An image of several captions is there as often.
+    noisy : float
+        Share of the pairs to drop whose captions fit least.
+    duplicates : float
+        Cosine from which on two images are alike; the pair that fits best is kept.
+    random_state : int
+        Deals pairs to the folds in which they are judged.
+
+    Returns
+    -------
+    reasons : dict of {int: str}
+        By row. A reason begins with its kind, which a colon ends.
+    """
+    groups = find_near_duplicates(features, threshold=duplicates)
+    scores, sound = None, np.arange(len(features))
+    if noisy:
+        try:
+            quality = pair_quality(
+                features, words, list(captions), groups=groups, random_state=random_state
+            )
+        except ValueError as error:  # too few pairs to learn from
+            say(f"Captions are not compared with their images: {error}")
+        else:
+            scores, sound = quality.score, drop_noisy(quality, share=noisy)
+    reasons = {
+        row: f"a caption that fits its image poorly: its score is {scores[row]:.2f}"
+        for row in np.setdiff1d(np.arange(len(features)), sound).tolist()
+        if scores is not None
+    }
+    best = sound[drop_near_duplicates(groups[sound], None if scores is None else scores[sound])]
+    first = {int(groups[row]): paths[row] for row in best.tolist()}
+    for row in sound.tolist():
+        other = first[int(groups[row])]
+        if other != paths[row]:  # rows of one image are alike, and none is a copy
+            reasons[row] = f"nearly the same image as another: {other!r}"
+    return reasons
 
 
 def curate(
@@ -130,20 +187,18 @@ def curate(
         )
 
     from ..curation import select_relevant
-    from ._models import Machine, image_encoder_named, text_encoder_named
-    from ._passes import encoded
-    from ._unsound import unsound
+    from ._models import Machine, encode_images, make_image_encoder, make_text_encoder
 
     machine = Machine(cache, device, n_jobs, quiet)
-    images = image_encoder_named(image_encoder, machine, on_error="raise" if strict else "nan")
-    texts = text_encoder_named(text_encoder, machine)
+    images = make_image_encoder(image_encoder, machine, on_error="raise" if strict else "nan")
+    texts = make_text_encoder(text_encoder, machine)
     # One row a caption: an image of several has a row for each.
     rows = [
         (path, text, number)
         for number, (path, texts_of) in enumerate(zip(bunch.images, bunch.captions, strict=True))
         for text in ([texts_of] if isinstance(texts_of, str) else texts_of)
     ]
-    found = encoded(images, bunch.images, machine)
+    found = encode_images(images, bunch.images, machine)
     reasons = {
         row: f"cannot be read: {found.errors[number]}"
         for row, (_, _, number) in enumerate(rows)
@@ -155,7 +210,7 @@ def curate(
     with noted_when_interrupted(machine.kept):
         words = texts.transform(captions_read)
     paths = [rows[row][0] for row in read]
-    for place, reason in unsound(
+    for place, reason in find_bad_pairs(
         features, words, captions_read, paths, noisy, duplicates, random_state
     ).items():
         reasons[read[place]] = reason

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ._errors import noted_when_interrupted, say
+from ._console import noted_when_interrupted, say
 from ._inputs import list_images, read_lines
 from ._options import Device, NJobs, Quiet
 from ._output import FileName, Table, check_file
@@ -78,15 +78,15 @@ def encode(
         raise ValueError(f"{str(texts)!r} holds no text.")
     check_file(output)
 
-    from ._models import Machine, image_encoder_named, text_encoder_named
+    from ._models import Machine, make_image_encoder, make_text_encoder
 
     machine = Machine("memory", device, n_jobs, quiet)
     if paths:
-        images_encoder = image_encoder_named(encoder, machine, pooling=pooling)
+        images_encoder = make_image_encoder(encoder, machine, pooling=pooling)
         _to_file(images_encoder, paths, "path", output, dtype, overwrite, machine)
     if lines:
         target = output.with_suffix(".texts.npy") if paths else output
-        texts_encoder = text_encoder_named(text_encoder, machine)
+        texts_encoder = make_text_encoder(text_encoder, machine)
         _to_file(texts_encoder, lines, "text", target, dtype, overwrite, machine)
 
 
@@ -104,7 +104,7 @@ def _to_file(
 
     from ..encoders import EncodingFailedWarning
     from ..features import OtherContentError
-    from ._passes import say_unreadable
+    from ._models import say_unreadable
 
     encoder.set_params(cache=None)  # the file itself is what is kept
     n_bytes = len(items) * encoder._n_features_out * (4 if dtype == "float32" else 2)

@@ -9,8 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from .._first_few import first_few
-from ._errors import say
+from ..utils.validation import format_list
+from ._console import say
 from ._inputs import label_names, load_data
 from ._options import (
     Aligner,
@@ -97,34 +97,40 @@ def evaluate(
     if truth is not None:
         names = _checked_names(names, truth, bunch.captions is not None)
 
-    from .._aligner_choice import text_side
-    from ._measures import accuracy_scores, print_scores, recall_scores
-    from ._models import Machine, image_encoder_of, open_aligner
-    from ._passes import encoded
+    from ..aligners.wrapper import unwrap_aligner
+    from ._models import (
+        Machine,
+        accuracy_scores,
+        encode_images,
+        image_encoder_of,
+        open_aligner,
+        print_scores,
+        recall_scores,
+    )
 
     machine = Machine(cache, device, n_jobs, quiet)
     model = open_aligner(aligner, machine)
     encoder = image_encoder_of(model)
     if strict:
         encoder.set_params(on_error="raise")
-    found = encoded(encoder, bunch.images, machine)
+    found = encode_images(encoder, bunch.images, machine)
     images = [bunch.images[row] for row in found.good]
     inputs = _inputs(model, images)
-    n_known = _n_fitted_on(text_side(model), inputs)
+    n_known = _n_fitted_on(unwrap_aligner(model), inputs)
     scores: list[Any] = []
     classes = predicted = texts = None
     if truth is not None and names is not None:
         classes = [str(truth[row]) for row in found.good]
-        predicted = _predicted(names, text_side(model), inputs, templates)
+        predicted = _predicted(names, unwrap_aligner(model), inputs, templates)
         scores += accuracy_scores(classes, predicted)
     if bunch.captions is not None:
         texts = [bunch.captions[row] for row in found.good]
-        scores += recall_scores(text_side(model), inputs, texts, images)
+        scores += recall_scores(unwrap_aligner(model), inputs, texts, images)
     if output is not None:
         _write_report(output, data, aligner, len(bunch.images), n_known, found.errors, scores)
         say(f"Report in {str(output)!r}.", quiet)
     if figure is not None:
-        _draw(figure, text_side(model), inputs, images, classes, predicted, texts)
+        _draw(figure, unwrap_aligner(model), inputs, images, classes, predicted, texts)
         say(f"Figure in {str(figure)!r}.", quiet)
     if n_known:
         say(
@@ -151,7 +157,7 @@ def _checked_names(names: Any, truth: Any, has_captions: bool) -> Any:
     if absent:
         raise ValueError(
             "There are images with labels that are not among --labels: "
-            f"{first_few(absent)}. Add them; a .json file of labels can give a class other names: "
+            f"{format_list(absent)}. Add them; a .json file of labels can give a class other "
             f'{{"{absent[0]}": ["a name", "another name"]}}.'
         )
     return names
@@ -227,7 +233,7 @@ def _draw(
 ) -> None:
     from matplotlib import pyplot as plt
 
-    from ..encoders._contents import image_groups
+    from ..encoders.images import image_groups
     from ..inspection import RecallCurveDisplay, ZeroShotConfusionDisplay
 
     n_panels = (classes is not None) + (texts is not None)

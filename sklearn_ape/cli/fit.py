@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ._errors import say
+from ._console import say
 from ._inputs import label_names, load_data
 from ._options import (
     Cache,
@@ -121,21 +121,27 @@ def fit(
     if checkpoint is not None:
         if method not in (Method.ape, Method.lit):
             raise typer.BadParameter("is for --method ape or lit.", param_hint="--checkpoint")
-        from ..aligners._training_file import prepare_folder
+        from ..aligners._checkpoint import prepare_folder
 
         prepare_folder(checkpoint)
     bunch = _pairs(data, image, caption, captions, strict, quiet)
 
     from .. import ZeroShotClassifier
-    from ._measures import held_out_scores, on_card, print_scores
-    from ._models import Machine, image_encoder_named, text_encoder_named
-    from ._passes import encoded
-    from ._splits import held_out_rows
+    from ._models import (
+        Machine,
+        encode_images,
+        held_out_rows,
+        held_out_scores,
+        make_image_encoder,
+        make_text_encoder,
+        on_card,
+        print_scores,
+    )
 
     machine = Machine(cache, device, n_jobs, quiet)
-    encoder = image_encoder_named(image_encoder, machine, on_error="raise" if strict else "nan")
-    texts = text_encoder_named(text_encoder, machine)
-    found = encoded(encoder, bunch.images, machine)
+    encoder = make_image_encoder(image_encoder, machine, on_error="raise" if strict else "nan")
+    texts = make_text_encoder(text_encoder, machine)
+    found = encode_images(encoder, bunch.images, machine)
     rows = found.good
     images, words = ([side[row] for row in rows] for side in (bunch.images, bunch.captions))
     classes = [bunch.labels[row] for row in rows] if bunch.from_labels else None

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ._errors import say
+from ._console import say
 from ._inputs import list_images
 from ._options import Aligner, Cache, Device, Format, Images, NJobs, Quiet
 from ._output import FileName, Table, check_file, check_model_folder, form_of
@@ -126,13 +126,12 @@ def index(
 def _indexed(paths: Sequence[str], aligner: str | None, machine: Any, kind: str = "exact") -> Any:
     """Return a retriever of the images that can be read."""
     from .. import CrossModalRetriever
-    from ._models import image_encoder_of, open_aligner
-    from ._passes import encoded
+    from ._models import encode_images, image_encoder_of, open_aligner
 
     model = open_aligner(aligner, machine)
     retriever = CrossModalRetriever(model, index=kind)
     retriever._check_parameters()
-    found = encoded(image_encoder_of(model), paths, machine)
+    found = encode_images(image_encoder_of(model), paths, machine)
     return retriever.fit([paths[row] for row in found.good])
 
 

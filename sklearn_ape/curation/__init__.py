@@ -7,7 +7,7 @@ tables and arrays of features alike.
 
 from ._duplicates import drop_near_duplicates, find_near_duplicates
 from ._quality import PairQuality, drop_noisy, pair_quality
-from ._relevant import Selection, select_relevant
+from ._relevance import Selection, select_relevant
 
 __all__ = [
     "PairQuality",

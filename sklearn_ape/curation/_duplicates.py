@@ -9,8 +9,8 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from sklearn.utils import gen_batches
 
-from .._sequences import check_sequence
-from ._checks import check_range, checked_groups, unit_rows
+from ..utils.validation import check_sequence
+from ._validation import check_groups, check_range, normalize_known_rows
 
 _ROWS, _COLUMNS = 1024, 8192  # of a tile of cosines: 32 MiB
 
@@ -57,7 +57,7 @@ def find_near_duplicates(features: Any, *, threshold: float = 0.97) -> np.ndarra
     array([0, 1, 0, 1])
     """
     check_range(threshold, "threshold", -1, 1)
-    rows, known = unit_rows(features, "features")
+    rows, known = normalize_known_rows(features, "features")
     n_rows = len(rows)
     least = threshold - 1e-6  # equal rows are equal whatever the rounding
     groups = np.arange(n_rows)
@@ -118,7 +118,7 @@ def drop_near_duplicates(groups: Any, scores: Any = None) -> np.ndarray:
     """
     check_sequence(groups, "groups", "number")
     n_rows = len(np.asarray(groups))
-    numbers = checked_groups(groups, n_rows)
+    numbers = check_groups(groups, n_rows)
     values = np.zeros(n_rows) if scores is None else np.asarray(scores, dtype=float)
     if values.shape != (n_rows,):
         raise ValueError(

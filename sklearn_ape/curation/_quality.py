@@ -10,18 +10,18 @@ from sklearn.base import clone
 from sklearn.model_selection import GroupKFold
 from sklearn.utils import check_random_state
 
-from ._captions import caption_rows
-from ._checks import (
+from ._duplicates import find_near_duplicates
+from ._validation import (
+    caption_rows,
     check_count,
+    check_groups,
     check_range,
-    checked_groups,
     distinct,
     float_rows,
     joined_groups,
+    normalize_known_rows,
     row_tiles,
-    unit_rows,
 )
-from ._duplicates import find_near_duplicates
 
 _MOST_COMPARED = 2000  # captions that an agreement is a rank among
 _SHARED_BY_MANY = 10  # unlike images from which on a caption says little about each
@@ -121,8 +121,8 @@ def pair_quality(
     check_count(cv, "cv", least=2, optional=False)
     image_features = float_rows(image_features, "image_features", look=True)
     text_features = float_rows(text_features, "text_features", look=True)
-    image, image_known = unit_rows(image_features, "image_features")
-    text, text_known = unit_rows(text_features, "text_features")
+    image, image_known = normalize_known_rows(image_features, "image_features")
+    text, text_known = normalize_known_rows(text_features, "text_features")
     if len(image) != len(text):
         raise ValueError(
             f"image_features has {len(image)} rows and text_features {len(text)}: each image "
@@ -135,7 +135,7 @@ def pair_quality(
             f"folds, which need at least {2 * cv}."
         )
     same_caption = _same(captions, text)
-    alike = find_near_duplicates(image) if groups is None else checked_groups(groups, len(image))
+    alike = find_near_duplicates(image) if groups is None else check_groups(groups, len(image))
     rows = np.flatnonzero(known)
     signals = np.zeros((2, len(image)))
     signals[0, rows] = _agreement(

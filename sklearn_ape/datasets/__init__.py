@@ -5,16 +5,15 @@ Loaders return a :class:`~sklearn.utils.Bunch` whose ``images`` and ``captions``
 that, `load_webdataset` reads bit by bit.
 """
 
-from ._base import get_data_home
-from ._folder import load_image_folder
+from ._image_folder import load_image_folder
 from ._imagenet_captions import load_imagenet_captions
 from ._noto_emoji import load_noto_emoji
 from ._openclipart import load_openclipart
 from ._openmoji import load_openmoji
-from ._pairs import load_pairs
 from ._tuxpaint import load_tuxpaint_stamps
-from ._webdataset import load_webdataset
-from ._webdataset_write import write_webdataset
+from ._webdataset import load_webdataset, write_webdataset
+from .base import get_data_home
+from .table import load_pairs
 
 __all__ = [
     "get_data_home",

@@ -12,8 +12,8 @@ from typing import Any, Literal
 import numpy as np
 from sklearn.utils import Bunch
 
-from .._warnings import warn
-from ._base import deliver, existing_folder, listed, require
+from ..utils.warnings import warn
+from .base import deliver, existing_folder, listed, require
 
 _FIELDS = ("title", "tags", "description")
 _TAG = re.compile(r"</?[a-zA-Z][^<>]*>")

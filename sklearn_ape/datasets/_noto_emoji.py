@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 from sklearn.utils import Bunch
 
-from ._base import deliver, get_data_home
-from ._emoji import (
+from ._openmoji import (
     SKIN_TONES,
     UNCATEGORIZED,
     categories_by_emoji,
@@ -20,6 +19,7 @@ from ._emoji import (
     write_whole,
     written_by_emoji,
 )
+from .base import deliver, get_data_home
 
 _FONT = "/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf"
 _PIXELS = 109  # the one size of the font's bitmaps, which are 136 by 128

@@ -13,7 +13,7 @@ from xml.etree.ElementTree import Element, ParseError, iterparse
 import numpy as np
 from sklearn.utils import Bunch
 
-from ._base import deliver, packaged_folder, words_of
+from .base import deliver, packaged_folder, words_of
 
 _FOLDER = "/usr/share/openclipart"
 _LAYOUT = "a folder with the folders png and svg, as the packages of Open Clip Art have it"

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from sklearn.utils import Bunch
 
-from ._base import deliver, packaged_folder
+from .base import deliver, packaged_folder
 
 _FOLDER = "/usr/share/tuxpaint/stamps"
 

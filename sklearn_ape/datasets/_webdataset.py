@@ -1,14 +1,122 @@
-"""Pairs in tar shards, read one after another."""
+"""Pairs in tar shards of the webdataset format."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+import re
+import tarfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from glob import escape, glob
+from itertools import islice
+from pathlib import Path
 from typing import Any, NamedTuple
 
-from ._base import listed
-from ._shards import count_samples, place_of, samples_of, shard_files
+from ..utils.validation import check_sequence
+from .base import listed, require
+
+# As webdataset has it: the key of a sample is all before the first dot of the name, folders
+# included; names in double underscores are no samples.
+_NAME = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)")
+
+
+_META = re.compile(r"__[^/]*__($|/)")
+
+
+# What tarfile, webdataset and decompression raise on damage.
+_FAILURES = (tarfile.TarError, EOFError, OSError, ValueError, AttributeError)
+
+
+def shard_files(pattern: str) -> list[str]:
+    """List the local files that a folder, a glob or a brace pattern names."""
+    if "://" in pattern or pattern.startswith("pipe:"):
+        raise ValueError(f"{pattern!r} is not a local file. Download the shards first.")
+    pattern = os.path.expanduser(pattern)
+    if os.path.isdir(pattern):
+        pattern = os.path.join(escape(pattern), "*.tar")
+    names = [pattern]
+    if "{" in pattern and not os.path.exists(pattern):
+        braceexpand = require(
+            "braceexpand", package="webdataset", extra="distributed", purpose="A brace pattern"
+        )
+        names = list(braceexpand.braceexpand(pattern))
+    files = []
+    for name in names:
+        found = [name] if os.path.exists(name) else sorted(glob(name))
+        if not found:
+            raise FileNotFoundError(f"There is no shard {name!r}.")
+        files += found
+    return [os.path.abspath(file) for file in files]
+
+
+def place_of(key: str, shard: str) -> str:
+    """Name a sample in messages."""
+    return f"the sample {key!r} of {shard!r}"
+
+
+def count_samples(shard: str, check: Callable[[set[str], str], None]) -> int:
+    """Count samples from the headers of a shard, calling `check(extensions, place)` on each."""
+    samples = 0
+    key: str | None = None
+    extensions: set[str] = set()
+    try:
+        with tarfile.open(shard) as tar:
+            while (member := tar.next()) is not None:
+                tar.members = []  # type: ignore[attr-defined]  # it would keep them all
+                name = _NAME.fullmatch(member.name)
+                if not member.isreg() or name is None or _META.match(member.name):
+                    continue
+                if name[1] != key:
+                    if key is not None:
+                        check(extensions, place_of(key, shard))
+                    samples, key, extensions = samples + 1, name[1], set()
+                extensions.add(name[2].lower())
+            # Python takes a header that it cannot read for the end, which is a block of zeros.
+            tar.fileobj.seek(tar.offset)
+            if tar.fileobj.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
+                raise tarfile.ReadError("no end of the archive")
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise _damaged(shard, key, error) from error
+    if key is None:
+        raise ValueError(f"The shard {shard!r} holds no sample. Remove it.")
+    check(extensions, place_of(key, shard))
+    return samples
+
+
+def samples_of(shard: str, extensions: set[str] | None = None) -> Iterator[dict[str, Any]]:
+    """Yield samples as webdataset does, reading only some extensions of each, or all."""
+    wds = require(
+        "webdataset", package="webdataset", extra="distributed", purpose="Reading tar shards"
+    )
+
+    def is_wanted(name: str) -> bool:
+        parts = _NAME.fullmatch(name)
+        return parts is not None and (extensions is None or parts[2].lower() in extensions)
+
+    samples = iter(
+        wds.DataPipeline(
+            wds.SimpleShardList([shard]), wds.tarfile_to_samples(select_files=is_wanted)
+        )
+    )
+    key = None
+    while True:
+        try:
+            sample = next(samples, None)
+        except _FAILURES as error:
+            raise _damaged(shard, key, error) from error
+        if sample is None:
+            return
+        key = sample["__key__"]
+        yield sample
+
+
+def _damaged(shard: str, key: str | None, error: Exception) -> ValueError:
+    where = f"after the sample {key!r}" if key else "at its start"
+    reason = error.args[0] if error.args else type(error).__name__
+    return ValueError(
+        f"The shard {shard!r} is damaged or cut short {where}: {reason}. Write it anew, or leave "
+        "it out."
+    )
 
 
 def load_webdataset(
@@ -198,3 +306,92 @@ class WebDatasetSide:
 
     def __repr__(self) -> str:
         return f"{self._pairs!r}.{self._side}s()"
+
+
+def write_webdataset(
+    images: Iterable[bytes | str | os.PathLike[str]],
+    captions: Iterable[str],
+    folder: str | os.PathLike[str],
+    *,
+    pairs_per_shard: int = 1000,
+    extension: str | None = None,
+) -> list[str]:
+    """Write pairs into tar shards as WebDataset reads them.
+
+    Parameters
+    ----------
+    images : iterable of path-like or bytes
+        Files of images, or their content; copied as they are.
+    captions : iterable of str
+        One an image.
+    folder : path-like
+        Made when it does not exist; the shards are ``00000.tar`` and so on.
+    pairs_per_shard : int, default=1000
+        Pairs in a file.
+    extension : str, default=None
+        Of images given as bytes. None takes that of the format they begin with.
+
+    Returns
+    -------
+    shards : list of str
+        The files written.
+
+    Raises
+    ------
+    ValueError
+        If the sides are not of one length, or bytes are of no known format.
+    ImportError
+        If webdataset is not installed.
+
+    See Also
+    --------
+    load_webdataset : Read them.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from sklearn_ape.datasets import write_webdataset
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     shards = write_webdataset([b"content"] * 3, ["a", "b", "c"], folder,
+    ...                               pairs_per_shard=2, extension="jpg")
+    >>> [shard[-9:] for shard in shards]
+    ['00000.tar', '00001.tar']
+    """
+    wds = require(
+        "webdataset", package="webdataset", extra="distributed", purpose="Writing shards of pairs"
+    )
+    if pairs_per_shard < 1:
+        raise ValueError(f"pairs_per_shard must be at least 1, not {pairs_per_shard!r}.")
+    for name, items, kind in (("images", images, "image"), ("captions", captions, "text")):
+        if hasattr(items, "__len__") or not hasattr(items, "__iter__"):  # not an iterator
+            check_sequence(items, name, kind)
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    shards: list[str] = []
+    pairs = enumerate(zip(images, captions, strict=True))
+    while some := list(islice(pairs, pairs_per_shard)):
+        shards.append(os.path.join(folder, f"{len(shards):05d}.tar"))
+        with wds.TarWriter(shards[-1]) as writer:
+            for number, (image, caption) in some:
+                name, content = _file_of(image, extension, number)
+                sample = {"__key__": f"{number:09d}", name: content, "txt": caption.encode()}
+                writer.write(sample)
+    return shards
+
+
+def _file_of(
+    image: bytes | str | os.PathLike[str], extension: str | None, number: int
+) -> tuple[str, bytes]:
+    """Return the extension of an image's file, and its content."""
+    if not isinstance(image, bytes):
+        return Path(image).suffix.lower().lstrip("."), Path(image).read_bytes()
+    return extension or _format_of(image, number), image
+
+
+def _format_of(content: bytes, number: int) -> str:
+    for name, start in (("jpg", b"\xff\xd8\xff"), ("png", b"\x89PNG"), ("webp", b"RIFF")):
+        if content.startswith(start):
+            return name
+    raise ValueError(
+        f"Image {number} (the first is 0) begins with {content[:8]!r}, as no jpg, png or webp "
+        "does. Pass its path, or extension=..."
+    )

@@ -14,12 +14,12 @@ from joblib import Parallel, delayed
 from sklearn.base import clone
 from tqdm import tqdm
 
-from .._escape import escape_controls
-from ..features._file import FeatureFile, OtherContentError
-from ._errors import EncodingError, ItemError
+from ..features.feature_file import FeatureFile, OtherContentError
+from ..utils.escape import escape_controls
+from .items import EncodingError, ItemError
 
 if TYPE_CHECKING:
-    from ._base import FrozenEncoder
+    from .base import FrozenEncoder
 
 
 class _Chunk(NamedTuple):

@@ -12,20 +12,20 @@ import torch
 from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
 
-from .._caller_state import default_state
-from ..persistence import Recordable
-from ..persistence._recordable import Record
-from ._hub import pretrained
-from ._named import resolve_encoder
+from ..persistence import SerializableMixin
+from ..persistence.mixins import Record
+from ..utils.torch_state import default_state
 from ._timm import TimmImageEncoder
-from ._transformers_image import TransformersImageEncoder
+from ._transformers import TransformersImageEncoder
+from .resolve import resolve_encoder
+from .weights import pretrained
 
 _SYNSET = re.compile(r"n\d{8}")
 _NO_NAME = re.compile(r"(LABEL_\d+)?")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class HeadPairs(Recordable):
+class HeadPairs(SerializableMixin):
     """Weight vectors of a classification head and texts of its classes.
 
     A linear head scores a class highest for features that point along its weight vector, so the

@@ -10,13 +10,10 @@ from typing import Any
 import torch
 
 from ..features import FeatureCache
-from ._base import FrozenEncoder
-from ._hub import loading
-from ._image_base import ImageEncoder
-from ._networks import Network
-from ._pixels import Preprocessing
-from ._registry import folder_digest, hub_commit, library_version, nearest
-from ._text_base import TOKENIZING, TextEncoder
+from .base import FrozenEncoder
+from .image_encoder import ImageEncoder, Preprocessing
+from .text_encoder import TOKENIZING, TextEncoder
+from .weights import Network, digest_folder, hub_commit, library_version, loading, suggest_names
 
 _CONFIG = "open_clip_config.json"
 
@@ -42,7 +39,7 @@ class _OpenCLIPTower(FrozenEncoder):
             raise ValueError(
                 f"No pretrained CLIP model is called {self.model_name!r}. Expected "
                 "'architecture/weights' as in 'ViT-B-32/laion2b_s34b_b79k', a hub name or a "
-                f"folder.{nearest(self.model_name, _known_names())}"
+                f"folder.{suggest_names(self.model_name, _known_names())}"
             )
 
     def _is_hub_name(self) -> bool:
@@ -56,7 +53,7 @@ class _OpenCLIPTower(FrozenEncoder):
 
     def _known_weights(self) -> str | None:
         if os.path.isdir(self.model_name):
-            return folder_digest(Path(self.model_name))
+            return digest_folder(Path(self.model_name))
         if not self._is_hub_name():
             return self.model_name
         commit = hub_commit(self.model_name, self.revision, _CONFIG)

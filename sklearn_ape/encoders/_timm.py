@@ -10,22 +10,20 @@ from typing import Any
 import torch
 
 from ..features import FeatureCache
-from ._base import _check_choice
-from ._hub import loading
-from ._image_base import ImageEncoder
-from ._networks import Network
-from ._pixels import Preprocessing
-from ._registry import (
+from .base import _check_choice
+from .image_encoder import NUMBERS_OF_VIEWS, ImageEncoder, Preprocessing
+from .weights import (
     PACKAGED,
-    folder_digest,
+    Network,
+    digest_folder,
     hub_commit,
     is_for,
     library_version,
-    nearest,
+    loading,
     packaged_file,
-    verified,
+    suggest_names,
+    verify_digest,
 )
-from ._views import NUMBERS_OF_VIEWS
 
 # Of generalised-mean pooling: the power, and the least value, as its authors have them.
 _GEM_POWER = 3
@@ -198,7 +196,7 @@ class TimmImageEncoder(ImageEncoder):
             raise ValueError(
                 f"No image encoder is called {self.model_name!r}: it is no short name of "
                 "list_encoders(), no folder, no hub name and no pretrained model of timm."
-                + nearest(self.model_name, known)
+                + suggest_names(self.model_name, known)
             )
 
     def _weights_key(self) -> str:
@@ -220,7 +218,7 @@ class TimmImageEncoder(ImageEncoder):
         if self.model_name in PACKAGED:
             return PACKAGED[self.model_name].sha256
         if os.path.isdir(self.model_name):
-            return folder_digest(Path(self.model_name))
+            return digest_folder(Path(self.model_name))
         commit = hub_commit(self._hub_id(), self.revision)
         return f"{self.model_name}@{commit}" if commit else None
 
@@ -257,7 +255,7 @@ class TimmImageEncoder(ImageEncoder):
         model: Any
         if self.model_name in PACKAGED:
             model = timm.create_model(PACKAGED[self.model_name].architecture)
-            path = verified(self.model_name, packaged_file(self.model_name))
+            path = verify_digest(self.model_name, packaged_file(self.model_name))
             theirs = torch.load(path, map_location="cpu", weights_only=True)
             # The same tensors in the same order under other names.
             ours = zip(model.state_dict(), theirs.values(), strict=True)

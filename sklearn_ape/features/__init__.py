@@ -5,10 +5,9 @@ computing once. Keys are digests of everything the feature depends on; a renamed
 therefore found again and a changed one is not.
 """
 
-from ._disk import DiskFeatureCache
-from ._file import FileLockedError, OtherContentError
-from ._memory import FeatureCache, MemoryFeatureCache
-from ._open import open_cache
+from ._cache import FeatureCache, MemoryFeatureCache, open_cache
+from ._disk_cache import DiskFeatureCache
+from .feature_file import FileLockedError, OtherContentError
 
 __all__ = [
     "DiskFeatureCache",

@@ -1,7 +1,8 @@
-"""What all heads share."""
+"""Base class for heads, linear and frozen heads, and the pair of heads."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,7 +10,11 @@ import torch
 from sklearn.utils import gen_batches
 from torch import nn
 
+from ..utils.linalg import l2_normalize
+
 _ROWS_AT_ONCE = 4096
+
+
 NORM_LIMITS = (1e-2, 1e12)
 """Sizes of features beyond which a layer norm is not blind to them, its epsilon being 1e-5."""
 
@@ -142,3 +147,145 @@ def row_tensors(features: Any) -> Iterator[torch.Tensor]:
     """
     for rows in gen_batches(len(features), _ROWS_AT_ONCE):
         yield torch.as_tensor(features[rows])
+
+
+class FrozenHead(Head):
+    """Nothing to train: standardises a tower's features, and may keep their main directions.
+
+    Parameters
+    ----------
+    n_in : int
+        Width of the features.
+    n_out : int
+        Size of the embeddings: ``n_in`` keeps the features as they are, fewer keeps the principal
+        directions of the training features.
+
+    Raises
+    ------
+    ValueError
+        When more numbers are asked for than there are.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklearn_ape.heads import FrozenHead
+    >>> FrozenHead(6, 2)(torch.zeros(3, 6)).shape
+    torch.Size([3, 2])
+    """
+
+    directions: torch.Tensor
+
+    def __init__(self, n_in: int, n_out: int) -> None:
+        if n_out > n_in:
+            raise ValueError(
+                f"A side without a head has {n_in} features, so n_components must be None or at "
+                f"most {n_in}, not {n_out}. For more use side='both'."
+            )
+        super().__init__(n_in, n_out)
+        if n_out < n_in:
+            self.register_buffer("directions", torch.eye(n_in)[:, :n_out].contiguous())
+
+    def set_statistics(self, features: Any) -> None:
+        """Take mean, scale and principal directions from training features."""
+        super().set_statistics(features)
+        if hasattr(self, "directions"):
+            products = torch.zeros(self.n_in, self.n_in, dtype=torch.double)
+            for rows in row_tensors(features):
+                standard = self.standardize(rows).double()
+                products += standard.T @ standard
+            directions = torch.linalg.eigh(products).eigenvectors
+            self.directions.copy_(directions.flip(1)[:, : self.directions.shape[1]])
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Map (n, n_in) to (n, n_out)."""
+        standard = self.standardize(features)
+        return standard @ self.directions if hasattr(self, "directions") else standard
+
+
+class LinearHead(Head):
+    """One linear map.
+
+    Parameters
+    ----------
+    n_in, n_out : int
+        Widths of features and embeddings.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklearn_ape.heads import LinearHead
+    >>> LinearHead(6, 2)(torch.zeros(3, 6)).shape
+    torch.Size([3, 2])
+    """
+
+    def __init__(self, n_in: int, n_out: int) -> None:
+        super().__init__(n_in, n_out)
+        self.linear = nn.Linear(n_in, n_out)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Map (n, n_in) to (n, n_out)."""
+        return self.linear(self.standardize(features))
+
+
+class TwoTower(nn.Module):
+    """A head for each side, with embeddings scaled to length 1.
+
+    Parameters
+    ----------
+    image_head : Head
+        What `make_head` returns, or a `ClosedFormHead`.
+    text_head : Head or torch.nn.Module
+        The same, or any module that gives as many numbers, such as a whole text tower.
+
+    Raises
+    ------
+    ValueError
+        When the heads' embeddings differ in size.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklearn_ape.heads import FrozenHead, LinearHead, TwoTower
+    >>> towers = TwoTower(FrozenHead(8, 8), LinearHead(5, 8))
+    >>> towers.embed_text(torch.ones(1, 5)).norm().isclose(torch.tensor(1.0)).item()
+    True
+    """
+
+    image_head: Head
+    text_head: Any
+
+    def __init__(self, image_head: Head, text_head: nn.Module) -> None:
+        super().__init__()
+        if isinstance(text_head, Head) and image_head.n_out != text_head.n_out:
+            raise ValueError(
+                f"The image head gives {image_head.n_out} numbers and the text head "
+                f"{text_head.n_out}: expected as many."
+            )
+        self.image_head = image_head
+        self.text_head = text_head
+
+    def embed_image(self, features: torch.Tensor) -> torch.Tensor:
+        """Map image features to the unit sphere of the shared space."""
+        return l2_normalize(self.image_head(features))
+
+    def embed_text(self, features: torch.Tensor) -> torch.Tensor:
+        """Map text features to the unit sphere of the shared space."""
+        return l2_normalize(self.text_head(features))
+
+    def forward(
+        self, image: torch.Tensor, text: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the embeddings of both sides."""
+        return self.embed_image(image), self.embed_text(text)
+
+    @property
+    def n_components(self) -> int:
+        """Size of the embeddings."""
+        return self.image_head.n_out
+
+    def fingerprint(self) -> str:
+        """Return a digest of all weights and buffers."""
+        digest = hashlib.sha256()
+        for name, tensor in self.state_dict().items():
+            digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()

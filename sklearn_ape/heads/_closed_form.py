@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .._unit import unit
+from ..utils.linalg import l2_normalize
 from ._base import Head
 
 _KERNEL_VALUES_AT_ONCE = 2**24  # 64 MiB
@@ -92,7 +92,7 @@ class KernelMap(BaseMap):
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Map (n, n_in) to (n, n_out)."""
         rows = max(1, _KERNEL_VALUES_AT_ONCE // len(self.anchors))
-        units = unit(features)
+        units = l2_normalize(features)
         if torch.compiler.is_compiling():  # an export is for any number of rows
             return self._map(units)
         return torch.cat([self._map(part) for part in units.split(rows)])
@@ -150,7 +150,7 @@ class WhitenedMap(BaseMap):
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Map (n, n_in) to (n, n_out)."""
-        return (unit(features) - self.mean) @ self.directions
+        return (l2_normalize(features) - self.mean) @ self.directions
 
 
 class LinearMap(BaseMap):
@@ -196,7 +196,7 @@ class LinearMap(BaseMap):
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Map (n, n_in) to (n, n_out)."""
-        return (unit(features) - self.mean) @ self.weights
+        return (l2_normalize(features) - self.mean) @ self.weights
 
 
 class ClosedFormHead(Head):

@@ -8,10 +8,18 @@ import numpy as np
 from sklearn.utils import check_array
 from sklearn.utils.validation import check_is_fitted
 
-from ._axes import axes_for, plain
-from ._flat import OTHERS, colors_of, flat_points
-from ._inputs import aligner_and_input, checked_names, checked_pairs, images_in
-from ._thumbnails import thumbnail
+from ._plotting import (
+    OTHERS,
+    aligner_and_input,
+    axes_for,
+    check_names,
+    checked_pairs,
+    colors_of,
+    flat_points,
+    images_in,
+    plain,
+    thumbnail,
+)
 
 _THUMBNAIL_PIXELS = 32
 _IMAGE_COLOR, _TEXT_COLOR = "tab:blue", "tab:orange"
@@ -227,11 +235,11 @@ class EmbeddingMapDisplay:
                 f"Images have {sides[0].shape[1]} components and texts {sides[1].shape[1]}: "
                 "pass embeddings of one space, not features."
             )
-        images = checked_names(images, n_images, "images", "image")
+        images = check_names(images, n_images, "images", "image")
         if text_labels is None and labels is not None and len(labels) == n_texts == n_images:
             text_labels = labels
-        labels = checked_names(labels, n_images, "labels", "image")
-        text_labels = checked_names(text_labels, n_texts, "text_labels", "text")
+        labels = check_names(labels, n_images, "labels", "image")
+        text_labels = check_names(text_labels, n_texts, "text_labels", "text")
         if isinstance(pairs, str):
             if pairs != "auto":
                 raise ValueError(f"pairs must be 'auto', an array or None, not {pairs!r}.")

@@ -10,9 +10,8 @@ from scipy.special import gammaln
 from sklearn.utils.validation import check_is_fitted
 
 from ..metrics import recall_at_k
-from ..metrics._ranks import ranks_of_both
-from ._axes import axes_for, plain
-from ._inputs import aligner_and_input, checked_pairs
+from ..metrics.retrieval import compute_both_ranks
+from ._plotting import aligner_and_input, axes_for, checked_pairs, plain
 
 _MOST_KS = 60
 _CHANCE = "chance"
@@ -184,7 +183,7 @@ class RecallCurveDisplay:
         if places.size == 0 or places.dtype.kind not in "iu" or places.min() < 1:
             raise ValueError(f"ks must be integers of at least 1, not {places.tolist()}.")
         places = np.unique(places)
-        of_images, of_texts = ranks_of_both(image_embeddings, text_embeddings, pairs)
+        of_images, of_texts = compute_both_ranks(image_embeddings, text_embeddings, pairs)
         recall = {
             way: np.array([recall_at_k(ranks, int(k)) for k in places])
             for way, ranks in zip(_WAYS, (of_images, of_texts), strict=True)

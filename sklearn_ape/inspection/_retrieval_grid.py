@@ -9,10 +9,8 @@ from typing import Any, Self
 import numpy as np
 from sklearn.utils.validation import check_is_fitted
 
-from .._sequences import check_sequence
-from ._axes import axes_for, plain
-from ._inputs import aligner_and_input, checked_names, images_in
-from ._thumbnails import draw_thumbnail
+from ..utils.validation import check_sequence
+from ._plotting import aligner_and_input, axes_for, check_names, draw_thumbnail, images_in, plain
 
 _QUERY_WIDTH = 1.5  # in images
 _RIGHT, _WRONG = "tab:green", "tab:red"
@@ -143,7 +141,7 @@ class RetrievalGridDisplay:
                     "images is None: an aligner has no images of its own. Pass those to be "
                     "searched, or a fitted CrossModalRetriever."
                 )
-            images = checked_names(images, len(images if X is None else X), "images", "row")
+            images = check_names(images, len(images if X is None else X), "images", "row")
             assert images is not None
             aligner, features = aligner_and_input(estimator, images if X is None else X)
             check_is_fitted(aligner)

@@ -9,9 +9,17 @@ import numpy as np
 from sklearn.utils import check_array
 from sklearn.utils.validation import check_is_fitted
 
-from ._axes import axes_for, ink_on, plain
-from ._inputs import aligner_and_input, checked_names, checked_pairs, images_in, texts_in
-from ._thumbnails import draw_thumbnail
+from ._plotting import (
+    aligner_and_input,
+    axes_for,
+    check_names,
+    checked_pairs,
+    draw_thumbnail,
+    images_in,
+    ink_on,
+    plain,
+    texts_in,
+)
 
 _MOST_NAMED = 60  # beyond it sides have numbers: names would be dots
 _MOST_WRITTEN = 12
@@ -182,8 +190,8 @@ class SimilarityMatrixDisplay:
             pairs = checked_pairs(pairs, n_images, n_texts)
         display = cls(
             similarity,
-            images=checked_names(images, n_images, "images", "row"),
-            captions=checked_names(captions, n_texts, "captions", "column"),
+            images=check_names(images, n_images, "images", "row"),
+            captions=check_names(captions, n_texts, "captions", "column"),
             pairs=pairs,
         )
         return display.plot(ax=ax, **plot_options)

@@ -7,8 +7,8 @@ from typing import Any, Self
 
 from sklearn.utils.validation import check_is_fitted
 
-from .._aligner_choice import text_side
-from ._axes import axes_for, plain
+from ..aligners.wrapper import unwrap_aligner
+from ._plotting import axes_for, plain
 
 _LOSS, _RECALL = "tab:blue", "tab:orange"
 
@@ -100,7 +100,7 @@ class TrainingHistoryDisplay:
             When the aligner has no history: its solution is in closed form, or it had too few
             pairs to hold any out and kept its start.
         """
-        aligner = text_side(estimator)
+        aligner = unwrap_aligner(estimator)
         check_is_fitted(aligner)
         history = getattr(aligner, "history_", None)
         if history is None:

@@ -9,9 +9,7 @@ from typing import Any, Self
 import numpy as np
 from sklearn.utils.validation import check_consistent_length
 
-from ._axes import axes_for, ink_on, plain
-from ._inputs import checked_names, images_in
-from ._thumbnails import draw_thumbnail
+from ._plotting import axes_for, check_names, draw_thumbnail, images_in, ink_on, plain
 
 OTHERS = "(others)"
 
@@ -179,7 +177,7 @@ class ZeroShotConfusionDisplay:
             raise ValueError("y_true is empty: there is nothing to show.")
         if max_classes < 2:
             raise ValueError(f"max_classes must be at least 2, not {max_classes!r}.")
-        sample_images = checked_names(images, len(truth), "images", "sample")
+        sample_images = check_names(images, len(truth), "images", "sample")
         counts = Counter(zip(truth, predicted, strict=True))
         classes = _in_order({*truth, *predicted} - {unknown_label})
         shown = _most_confused(counts, classes, max_classes)

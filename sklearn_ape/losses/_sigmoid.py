@@ -8,9 +8,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from ._positives import as_matrix, as_pairs
-from ._scaled import ScaledLoss, check_embeddings
-from ._tiles import Tiles, refuse_second_gradients
+from ._base import (
+    ScaledLoss,
+    Tiles,
+    as_matrix,
+    as_pairs,
+    check_embeddings,
+    refuse_second_gradients,
+)
 
 
 class SigmoidLoss(ScaledLoss):

@@ -7,7 +7,7 @@ from numbers import Integral
 import torch
 from torch import nn
 
-from .._unit import unit
+from ..utils.linalg import l2_normalize
 
 
 class StructureLoss(nn.Module):
@@ -103,7 +103,7 @@ class StructureLoss(nn.Module):
 
     def _walk(self, points: torch.Tensor) -> torch.Tensor:
         """Return the probabilities of stepping from row to row."""
-        points = unit(points[: self.max_rows])
+        points = l2_normalize(points[: self.max_rows])
         points = nn.functional.normalize(points - points.mean(dim=0), dim=1)
         return (points @ points.T / self.temperature).softmax(dim=1)
 

@@ -5,10 +5,9 @@ What scikit-learn has is not repeated here: for top-k accuracy there is
 labels=classifier.classes_)``, for the Brier score and the log loss ``sklearn.metrics`` likewise.
 """
 
-from ._calibration import expected_calibration_error, fit_temperature
-from ._classification import per_class_accuracy
-from ._intervals import Interval, bootstrap_interval, paired_difference
-from ._retrieval import rank_report, recall_at_k, retrieval_ranks, retrieval_report
+from ._bootstrap import Interval, bootstrap_interval, paired_difference
+from ._classification import expected_calibration_error, fit_temperature, per_class_accuracy
+from .retrieval import rank_report, recall_at_k, retrieval_ranks, retrieval_report
 
 __all__ = [
     "Interval",

@@ -1,6 +1,5 @@
 """Search in a collection of images, by words or by images."""
 
-from ._result import SearchResult
-from ._retriever import CrossModalRetriever
+from ._retriever import CrossModalRetriever, SearchResult
 
 __all__ = ["CrossModalRetriever", "SearchResult"]

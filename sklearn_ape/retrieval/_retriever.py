@@ -2,31 +2,99 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError
 from sklearn.utils.validation import check_is_fitted
 
-from .._aligner_choice import chosen_aligner, text_side
-from .._first_few import first_few
-from .._sequences import check_sequence
-from .._shown import ShownMixin
-from .._warnings import warn
-from ..aligners._bank import Bank, check_standardize, resolve_bank
+from ..aligners.similarity import Bank, check_standardize, resolve_bank
+from ..aligners.wrapper import resolve_aligner, unwrap_aligner
 from ..encoders import EncodingFailedWarning
-from ._collection import Collection, embedded, items_of
-from ._indexes import INDEXES
-from ._queries import told_apart
-from ._relative import Relative
-from ._result import SearchResult
-from ._saving import SavedRetriever
+from ..utils.sklearn_compat import DocLinkMixin
+from ..utils.validation import check_sequence, format_list
+from ..utils.warnings import warn
+from ._collection import Collection, Relative, SavedRetriever, embedded, items_of
+from ._index import INDEXES, told_apart
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class SearchResult(NamedTuple):
+    """The images found for every query, the nearest first.
+
+    Parameters
+    ----------
+    scores : ndarray of shape (n_queries, k)
+        Cosines, or standardised ones. NaN for a query that could not be read.
+    indices : ndarray of int, shape (n_queries, k)
+        Rows of the collection; -1 for a query that could not be read.
+    items : list of n_queries lists
+        What stands for these rows: paths, or the entries of y. Empty for a query that could not
+        be read.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn_ape.retrieval import SearchResult
+    >>> found = SearchResult(np.array([[0.9, 0.2]]), np.array([[4, 1]]), [["a.jpg", "b.jpg"]])
+    >>> found.items[0][0]
+    'a.jpg'
+    >>> found.to_frame(["a red fruit"])
+             query  rank  score  index   item
+    0  a red fruit     1    0.9      4  a.jpg
+    1  a red fruit     2    0.2      1  b.jpg
+    """
+
+    scores: np.ndarray
+    indices: np.ndarray
+    items: list[list[Any]]
+
+    def to_frame(self, queries: Sequence[Any] | None = None) -> pd.DataFrame:
+        """Return a table with one row for each image found.
+
+        Parameters
+        ----------
+        queries : sequence of length n_queries or None, default=None
+            What to call the queries; None numbers them.
+
+        Returns
+        -------
+        table : pandas.DataFrame
+            With the columns query, rank (from 1), score, index and item. Queries that could not
+            be read have no row.
+
+        Raises
+        ------
+        ValueError
+            When there are not as many queries.
+        """
+        try:
+            import pandas as pd
+        except ImportError as error:
+            raise ImportError(
+                'A table needs pandas: pip install "sklearn-ape[tables]".'
+            ) from error
+        names = range(len(self.items)) if queries is None else queries
+        if len(names) != len(self.items):
+            raise ValueError(
+                f"queries has {len(names)} entries, and this is the result of {len(self.items)}."
+            )
+        rows = [
+            (name, rank + 1, self.scores[row, rank], self.indices[row, rank], item)
+            for row, name in enumerate(names)
+            for rank, item in enumerate(self.items[row])
+        ]
+        return pd.DataFrame(rows, columns=["query", "rank", "score", "index", "item"])
+
 
 _DTYPES = ("float32", "float16")
 
 
-class CrossModalRetriever(SavedRetriever, ShownMixin, BaseEstimator):
+class CrossModalRetriever(SavedRetriever, DocLinkMixin, BaseEstimator):
     """Find the images of a collection that are nearest to words, or to other images.
 
     Parameters
@@ -145,8 +213,8 @@ class CrossModalRetriever(SavedRetriever, ShownMixin, BaseEstimator):
         """
         self._check_parameters()
         check_sequence(images, "images", "image", "images or features")
-        aligner = chosen_aligner(self.aligner)
-        texts = text_side(aligner)
+        aligner = resolve_aligner(self.aligner)
+        texts = unwrap_aligner(aligner)
         _check_aligner_is_fitted(aligner)
         items = items_of(images, y) if y is not None else None
         embeddings = embedded(aligner, images, _width(texts))
@@ -234,7 +302,9 @@ class CrossModalRetriever(SavedRetriever, ShownMixin, BaseEstimator):
         k = _checked_k(k, "k", collection)
         asked, is_text = told_apart(queries, modality)
         if is_text:
-            found = np.asarray(text_side(self.aligner_).transform_text(asked), dtype=np.float32)
+            found = np.asarray(
+                unwrap_aligner(self.aligner_).transform_text(asked), dtype=np.float32
+            )
         else:
             found = self._embedded_images(asked, collection)
         read = np.flatnonzero(~np.isnan(found[:, 0]))
@@ -283,7 +353,7 @@ class CrossModalRetriever(SavedRetriever, ShownMixin, BaseEstimator):
         if unread.size:
             raise ValueError(
                 f"{len(unread)} images in X could not be read, so that they have no neighbours: "
-                f"rows {first_few(unread, str)}. Leave them out, or use search."
+                f"rows {format_list(unread, str)}. Leave them out, or use search."
             )
         scores, indices = collection.nearest(queries, n_neighbors)
         if not return_distance:
@@ -322,7 +392,7 @@ class CrossModalRetriever(SavedRetriever, ShownMixin, BaseEstimator):
 
     def _relative(self, texts: np.ndarray, collection: Collection) -> Relative | None:
         """Return what standardises the cosines of texts, if so wished."""
-        side = text_side(self.aligner_)
+        side = unwrap_aligner(self.aligner_)
         captions = getattr(getattr(side, "bank_", None), "text", None)
         bank: Bank | None
         if isinstance(self.standardize, bool | np.bool_):
@@ -388,7 +458,7 @@ def _checked_k(k: Any, name: str, collection: Collection) -> int:
 
 def _warn_of_unread(rows: np.ndarray) -> None:
     warn(
-        f"{len(rows)} queries could not be read and find nothing: {first_few(rows, str)}.",
+        f"{len(rows)} queries could not be read and find nothing: {format_list(rows, str)}.",
         EncodingFailedWarning,
     )
 

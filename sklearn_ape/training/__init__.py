@@ -1,13 +1,7 @@
 """Contrastive training of two heads on frozen features, by skorch."""
 
-from ._batches import PairBatches, n_batches
-from ._dataset import PairDataset, as_tensor, subset
-from ._net import AlignmentNet, embed
-from ._optimizers import OPTIMIZERS, adam, adamw, cosine_schedule, lion
-from ._ranks import Ranks, current_ranks
-from ._split import Split, split_pairs
-from ._stored import StoredRows, row_blocks, select, stays_stored
-from ._watchers import (
+from ..features.memmap import StoredRows, row_blocks, select, stays_stored
+from .callbacks import (
     BestEpoch,
     DivergenceGuard,
     EpochProgress,
@@ -16,6 +10,9 @@ from ._watchers import (
     diverged,
     mean_recall,
 )
+from .data import PairBatches, PairDataset, Split, as_tensor, n_batches, split_pairs, subset
+from .distributed import Ranks, current_ranks
+from .net import OPTIMIZERS, AlignmentNet, adam, adamw, cosine_schedule, embed, lion
 
 __all__ = [
     "OPTIMIZERS",

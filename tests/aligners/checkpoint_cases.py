@@ -7,7 +7,7 @@ from sklearn.base import clone
 
 from sklearn_ape import APEAligner
 from sklearn_ape.aligners import _checkpoint
-from sklearn_ape.persistence import _one_file
+from sklearn_ape.persistence import files as _one_file
 from sklearn_ape.training import AlignmentNet
 
 COMMON = {"width": 32, "max_epochs": 8, "batch_size": 64, "random_state": 0, "device": "cpu"}

@@ -54,7 +54,7 @@ def fit_all(folder):
     """Train by `accelerate launch`, and keep what each process got."""
     from accelerate import Accelerator
 
-    from sklearn_ape.training import _stored
+    from sklearn_ape.features import memmap as _stored
 
     _stored._LEAST_BYTES = 0
     accelerator = Accelerator(cpu=True)

@@ -14,9 +14,9 @@ from sklearn.utils.estimator_checks import check_estimator
 from skorch.callbacks import Callback
 
 from sklearn_ape import APEAligner
-from sklearn_ape.aligners._logit_scale import fit_logit_scale, held_out_logit_scale
-from sklearn_ape.aligners._pairs import Pairs
+from sklearn_ape.aligners._closed_form import fit_logit_scale, held_out_logit_scale
 from sklearn_ape.losses import InfoNCELoss
+from sklearn_ape.training.data import Pairs
 
 
 def small(**parameters):

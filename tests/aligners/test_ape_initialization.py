@@ -9,14 +9,14 @@ import torch
 from sklearn.base import clone
 
 from sklearn_ape import APEAligner, KernelAligner
-from sklearn_ape.aligners import _head_training
-from sklearn_ape.aligners._ape_training import _compared_with_start
-from sklearn_ape.aligners._course import Course
-from sklearn_ape.aligners._head_training import HeadTraining
+from sklearn_ape.aligners import _ape_trainer as _head_training
+from sklearn_ape.aligners._ape_trainer import HeadTraining, _compared_with_start
 from sklearn_ape.encoders import HeadPairs
 from sklearn_ape.heads import KernelMap, LinearMap
 from sklearn_ape.losses import StructureLoss
-from sklearn_ape.training import _net, embed
+from sklearn_ape.training import embed
+from sklearn_ape.training import net as _net
+from sklearn_ape.training.callbacks import TrainingResult
 
 
 def small(**parameters):
@@ -71,7 +71,9 @@ class TestStartIsKept:
     def test_one_standard_error_decides(self, recalls, kept):
         """Of a recall of 0.5 on 25 pairs it is 0.1."""
         history = [{"epoch": i + 1, "valid_recall": r} for i, r in enumerate(recalls)]
-        course = Course(history, n_epochs=len(recalls), best_epoch=int(np.argmax(recalls)) + 1)
+        course = TrainingResult(
+            history, n_epochs=len(recalls), best_epoch=int(np.argmax(recalls)) + 1
+        )
         course = _compared_with_start(course, 0.5, 25)
         assert course.best_epoch == kept
         assert course.history[0] == {"epoch": 0, "valid_recall": 0.5}
@@ -149,7 +151,7 @@ class TestTraining:
                 return super().recall(data)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("sklearn_ape.aligners._ape_training.HeadTraining", Remembering)
+            patch.setattr("sklearn_ape.aligners._ape_trainer.HeadTraining", Remembering)
             aligner.fit(bent.image, bent.text)
         assert aligner.best_epoch_ > 0
         training, valid = recalls[0]

@@ -13,9 +13,10 @@ from sklearn.model_selection import GridSearchCV, KFold
 from skorch.callbacks import Callback, EpochScoring
 
 from sklearn_ape import load_pretrained
-from sklearn_ape.aligners import _checkpoint, _training_file
+from sklearn_ape.aligners import _checkpoint
+from sklearn_ape.aligners import _checkpoint as _training_file
 from sklearn_ape.encoders import HeadPairs
-from sklearn_ape.persistence import _one_file
+from sklearn_ape.persistence import files as _one_file
 from tests.aligners import checkpoint_cases as cases
 from tests.aligners.checkpoint_cases import (
     Killed,

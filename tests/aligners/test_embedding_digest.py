@@ -14,7 +14,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
 from sklearn_ape import APEAligner, ASIFAligner, CCAAligner, CLIPAligner, KernelAligner
-from sklearn_ape.aligners._embedding_digest import embedding_digest, exact_digest
+from sklearn_ape.aligners.fitted_images import embedding_digest, exact_digest
 from sklearn_ape.encoders import TimmImageEncoder, TransformersTextEncoder
 
 

@@ -236,7 +236,7 @@ class TestShape:
         assert shape.model.logit_scale.item() == pytest.approx(theirs.logit_scale.item())
 
     def test_tokens_say_any_text(self):
-        from sklearn_ape.aligners._open_clip_shape import _read, _tokenized
+        from sklearn_ape.aligners._export import _read, _tokenized
 
         texts = ["a", "naïve 猫 🐈", "x" * 500, "a\0b"]
         assert [_read(row) for row in _tokenized(texts).numpy()] == texts

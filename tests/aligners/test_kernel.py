@@ -8,10 +8,10 @@ from sklearn.linear_model import Ridge
 from sklearn.preprocessing import normalize
 
 from sklearn_ape import KernelAligner
-from sklearn_ape.aligners._pairs import Pairs
-from sklearn_ape.aligners._solve import kernel_maps, linear_maps
+from sklearn_ape.aligners._closed_form import kernel_maps, linear_maps
 from sklearn_ape.encoders import HeadPairs
 from sklearn_ape.heads import LinearMap
+from sklearn_ape.training.data import Pairs
 
 
 def whitened(image, whitening):

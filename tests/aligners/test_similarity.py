@@ -12,23 +12,21 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
 from sklearn_ape import ASIFAligner, CCAAligner, CLIPAligner, ZeroShotClassifier
-from sklearn_ape.aligners import _feature_tiles
-from sklearn_ape.aligners._bank import (
+from sklearn_ape.aligners.similarity import (
+    UNKNOWN,
+    UNREADABLE,
     Bank,
+    LogitTiles,
     Standardizer,
     _rows_of,
-    evenly_spaced,
+    choose_texts,
+    choose_top_texts,
     resolve_bank,
-)
-from sklearn_ape.aligners._logit_tiles import (
-    UNKNOWN,
-    UNREAD,
-    LogitTiles,
-    best_texts,
     to_probabilities,
-    top_texts,
 )
 from sklearn_ape.encoders import HeadPairs
+from sklearn_ape.features import memmap as _feature_tiles
+from sklearn_ape.utils.linalg import evenly_spaced
 
 
 def standardized(cosines, image, text, bank):
@@ -110,7 +108,7 @@ class TestStandardized:
         rng = np.random.default_rng(0)
         image, text = random_units(rng, 50, 6), random_units(rng, 20, 6)
         whole = standardized(image @ text.T, image, text, Bank.of(image, text))
-        monkeypatch.setattr("sklearn_ape.aligners._bank._TILE_BYTES", 7 * 4 * 20)
+        monkeypatch.setattr("sklearn_ape.aligners.similarity._TILE_BYTES", 7 * 4 * 20)
         tiled = standardized(image @ text.T, image, text, Bank.of(image, text))
         np.testing.assert_allclose(tiled, whole, atol=1e-6)
 
@@ -345,8 +343,8 @@ def test_probabilities_are_the_softmax():
 
 def test_the_best_text_unless_it_is_unsure_or_unread():
     logits = np.array([[0, 3, 3], [1, 1, 0.9], [np.nan] * 3, [5, 0, 0]], dtype=np.float32)
-    assert best_texts(logits.copy(), None).tolist() == [1, 0, UNREAD, 0]
-    assert best_texts(logits.copy(), 0.45).tolist() == [1, UNKNOWN, UNREAD, 0]
+    assert choose_texts(logits.copy(), None).tolist() == [1, 0, UNREADABLE, 0]
+    assert choose_texts(logits.copy(), 0.45).tolist() == [1, UNKNOWN, UNREADABLE, 0]
 
 
 @pytest.mark.parametrize("k", [1, 3, 7])
@@ -355,9 +353,9 @@ def test_top_texts_are_the_first_of_a_sort(k):
     logits[4] = np.nan
     expected = np.argsort(-logits, axis=1, kind="stable")[:, :k]
     proba = np.take_along_axis(softmax(logits, axis=1), expected, axis=1)
-    codes, found = top_texts(logits.copy(), k)
+    codes, found = choose_top_texts(logits.copy(), k)
     np.testing.assert_allclose(found, proba, rtol=1e-5)
-    assert (codes[4] == UNREAD).all()
+    assert (codes[4] == UNREADABLE).all()
     read = np.arange(50) != 4
     np.testing.assert_array_equal(
         np.take_along_axis(logits, codes.clip(min=0), axis=1)[read],

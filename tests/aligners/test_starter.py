@@ -10,7 +10,7 @@ from safetensors.numpy import load_file, save_file
 
 import sklearn_ape
 from sklearn_ape import KernelAligner, ZeroShotClassifier
-from sklearn_ape._starter import FOLDER, load_starter, packed, unpacked
+from sklearn_ape.aligners.wrapper import FOLDER, load_starter, packed, unpacked
 from sklearn_ape.datasets import load_openmoji, load_tuxpaint_stamps
 
 MODEL = FOLDER / "model.safetensors"

@@ -8,7 +8,8 @@ import pytest
 
 from sklearn_ape import APEAligner, ASIFAligner, CCAAligner, KernelAligner, LiTAligner
 from sklearn_ape.encoders import HeadPairs
-from sklearn_ape.training import StoredRows, _stored
+from sklearn_ape.features import memmap as _stored
+from sklearn_ape.training import StoredRows
 
 SMALL = {"width": 64, "max_epochs": 6, "random_state": 0, "batch_size": 64}
 ALIGNERS = {
@@ -141,7 +142,8 @@ class TestBadRows:
 
 def test_nothing_is_read_when_pairs_are_divided(concepts, mapped):
     """A split for validation that copied its nine tenths would fill the memory."""
-    from sklearn_ape.aligners._pairs import Rows, distinct_pairs, subset_of
+    from sklearn_ape.aligners.pairs import Rows, distinct_pairs
+    from sklearn_ape.training.data import subset_of
 
     sides = (StoredRows(mapped(side)) for side in (concepts.image, concepts.text))
     image, text = sides

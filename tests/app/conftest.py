@@ -12,7 +12,7 @@ from sklearn.feature_extraction.text import HashingVectorizer
 from sklearn_ape import KernelAligner
 from sklearn_ape.app import Limits
 from sklearn_ape.app._model import Model
-from sklearn_ape.app._studio import Studio
+from sklearn_ape.app._session import AppService
 
 pytest.importorskip("gradio", reason='the page needs gradio: pip install "sklearn-ape[serve]"')
 
@@ -58,7 +58,7 @@ def limits():
 
 @pytest.fixture
 def studio(fast_aligner, captioned_images, limits):
-    return Studio(Model(fast_aligner), captioned_images.images[:40], limits)
+    return AppService(Model(fast_aligner), captioned_images.images[:40], limits)
 
 
 @pytest.fixture

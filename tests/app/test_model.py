@@ -13,10 +13,9 @@ from safetensors.numpy import save_file
 
 from sklearn_ape import KernelAligner, ZeroShotClassifier, load_pretrained
 from sklearn_ape.app import Limits
+from sklearn_ape.app._limits import UserError, no_report
 from sklearn_ape.app._model import Model
-from sklearn_ape.app._progress import no_report
-from sklearn_ape.app._refusal import Refusal
-from sklearn_ape.app._studio import Session, Studio
+from sklearn_ape.app._session import AppService, Session
 from sklearn_ape.encoders import TransformersTextEncoder
 
 
@@ -28,7 +27,7 @@ def served(captioned_images, image_encoder, text_encoder):
 
 @pytest.fixture(scope="module")
 def studio(served, captioned_images):
-    return Studio(Model(served), captioned_images.images[:10], Limits())
+    return AppService(Model(served), captioned_images.images[:10], Limits())
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +78,7 @@ class TestRoundTrip:
 
 class TestHostileZips:
     def refusal(self, studio, archive):
-        with pytest.raises(Refusal) as caught:
+        with pytest.raises(UserError) as caught:
             studio.take_aligner(Session(), archive)
         assert "/tmp" not in str(caught.value)
         return str(caught.value)

@@ -12,7 +12,7 @@ import pytest
 httpx = pytest.importorskip("httpx")
 
 from sklearn_ape.app import Limits, serve  # noqa: E402
-from sklearn_ape.app._serve import _ended_by_signals  # noqa: E402
+from sklearn_ape.app._server import _ended_by_signals  # noqa: E402
 from tests.app.visitor import API, Visitor  # noqa: E402
 
 AT_ONCE = 50

@@ -13,14 +13,11 @@ from sklearn.pipeline import make_pipeline
 
 from sklearn_ape import CCAAligner, ZeroShotClassifier
 from sklearn_ape.app import Limits
-from sklearn_ape.app._alignment import Alignment, Recall
-from sklearn_ape.app._classify import parse_labels
-from sklearn_ape.app._gradio import told
-from sklearn_ape.app._model import load_model
-from sklearn_ape.app._progress import no_report
-from sklearn_ape.app._refusal import Refusal, reason
-from sklearn_ape.app._studio import Session, Studio
-from sklearn_ape.app._words import about_alignment
+from sklearn_ape.app._actions import parse_labels
+from sklearn_ape.app._limits import UserError, no_report, reason
+from sklearn_ape.app._model import Alignment, Recall, load_model
+from sklearn_ape.app._session import AppService, Session
+from sklearn_ape.app._ui import about_alignment, show_errors
 from sklearn_ape.features import MemoryFeatureCache
 
 
@@ -50,7 +47,7 @@ class TestLabels:
         ],
     )
     def test_that_cannot_be_used_are_refused_with_the_reason(self, text, why):
-        with pytest.raises(Refusal, match=why):
+        with pytest.raises(UserError, match=why):
             parse_labels(text, Limits())
 
 
@@ -89,22 +86,22 @@ class TestClassify:
     ):
         path = tmp_path / "some.png"
         path.write_bytes(content)
-        with pytest.raises(Refusal, match=why) as caught:
+        with pytest.raises(UserError, match=why) as caught:
             studio.classify(Session(), str(path), "cat, dog", "simple", 0)
         assert str(tmp_path) not in str(caught.value)
 
     def test_an_image_of_too_many_pixels_is_not_decoded(self, studio, tmp_path):
         path = tmp_path / "bomb.png"
         Image.new("1", (8_000, 7_000)).save(path)
-        with pytest.raises(Refusal, match="56 million pixels"):
+        with pytest.raises(UserError, match="56 million pixels"):
             studio.classify(Session(), str(path), "cat, dog", "simple", 0)
 
     def test_no_image_and_unknown_choices_are_refused(self, studio, captioned_images):
-        with pytest.raises(Refusal, match="no image yet"):
+        with pytest.raises(UserError, match="no image yet"):
             studio.classify(Session(), None, "cat, dog", "simple", 0)
-        with pytest.raises(Refusal, match="no sentences called"):
+        with pytest.raises(UserError, match="no sentences called"):
             studio.classify(Session(), captioned_images.images[0], "cat, dog", "bogus", 0)
-        with pytest.raises(Refusal, match="between 0 and 1"):
+        with pytest.raises(UserError, match="between 0 and 1"):
             studio.classify(
                 Session(), captioned_images.images[0], "cat, dog", "simple", float("nan")
             )
@@ -123,9 +120,9 @@ class TestSearch:
         assert len(studio.search(Session(), "a cat", None, 10_000)[1]) == 40
 
     def test_nothing_to_look_for_is_refused(self, studio):
-        with pytest.raises(Refusal, match="Write what to look for"):
+        with pytest.raises(UserError, match="Write what to look for"):
             studio.search(Session(), "  ", None, 5)
-        with pytest.raises(Refusal, match="characters"):
+        with pytest.raises(UserError, match="characters"):
             studio.search(Session(), "x" * 1000, None, 5)
 
     def test_a_zip_of_images_with_a_broken_one(self, studio, make_zip, captioned_images):
@@ -161,13 +158,13 @@ class TestAlign:
     def test_a_new_aligner_is_measured_fitted_on_all_and_serves_the_session(
         self, studio, captioned_zip, captioned_images, method
     ):
-        told = []
+        show_errors = []
         session, remark = studio.align(
             Session(),
             captioned_zip(200, 290),
             method,
             False,
-            lambda share, what: told.append((share, what)),
+            lambda share, what: show_errors.append((share, what)),
         )
         alignment = session.alignment
         assert alignment.n_pairs == 90
@@ -175,12 +172,12 @@ class TestAlign:
         assert [r.who for r in alignment.recall] == ["before", "aligned on your images"]
         assert all(0 <= r.at_1 <= r.at_5 <= 100 for r in alignment.recall)
         assert "text files" in remark
-        shares = [share for share, _ in told]
+        shares = [share for share, _ in show_errors]
         assert shares == sorted(shares)
         assert shares[0] >= 0
         assert shares[-1] <= 1
-        assert any("Encoding image" in what for _, what in told)
-        assert any("Epoch" in what for _, what in told) == (method == "ape")
+        assert any("Encoding image" in what for _, what in show_errors)
+        assert any("Epoch" in what for _, what in show_errors) == (method == "ape")
 
     def test_the_session_alone_uses_it(self, studio, captioned_zip, captioned_images):
         session, _ = studio.align(Session(), captioned_zip(200, 290), "kernel", False, no_report)
@@ -224,11 +221,11 @@ class TestAlign:
         assert "names of the files" in remark
 
     def test_what_cannot_be_aligned_is_refused(self, studio, captioned_zip):
-        with pytest.raises(Refusal, match="no zip yet"):
+        with pytest.raises(UserError, match="no zip yet"):
             studio.align(Session(), None, "kernel", False, no_report)
-        with pytest.raises(Refusal, match="at least 4"):
+        with pytest.raises(UserError, match="at least 4"):
             studio.align(Session(), captioned_zip(0, 3), "kernel", False, no_report)
-        with pytest.raises(Refusal, match="no method"):
+        with pytest.raises(UserError, match="no method"):
             studio.align(Session(), captioned_zip(0, 9), "bogus", False, no_report)
 
     def test_nothing_is_left_in_the_temporary_folder(
@@ -239,7 +236,7 @@ class TestAlign:
         place = tmp_path / "temporary"
         place.mkdir()
         monkeypatch.setattr(tempfile, "tempdir", str(place))
-        with pytest.raises(Refusal):
+        with pytest.raises(UserError):
             studio.align(Session(), captioned_zip(0, 3), "kernel", False, no_report)
         session, _ = studio.align(Session(), captioned_zip(0, 9), "kernel", False, no_report)
         del session
@@ -274,7 +271,7 @@ class TestStart:
         aligner.fit(captioned_images.images[:10], captioned_images.captions[:10])
         before = [len(cache) for cache in caches]
         assert min(before) == 10
-        studio = Studio(load_model(aligner), captioned_images.images[:10], Limits())
+        studio = AppService(load_model(aligner), captioned_images.images[:10], Limits())
         studio.classify(Session(), captioned_images.images[20], "cat, dog", "none", 0)
         studio.search(Session(), "a cat", None, 3)
         studio.search(Session(), "", captioned_images.images[21], 3)
@@ -303,8 +300,8 @@ class TestReasons:
                 def __init__(self, message, **options):
                     super().__init__(message)
 
-        with pytest.raises(Gradio.Error, match="&lt;img onerror=x&gt;'"), told(Gradio):
-            raise Refusal("'<img onerror=x>'")
+        with pytest.raises(Gradio.Error, match="&lt;img onerror=x&gt;'"), show_errors(Gradio):
+            raise UserError("'<img onerror=x>'")
 
 
 def alignment_text(before, after, n_held_out, with_head=False):

@@ -8,9 +8,8 @@ import zipfile
 import pytest
 
 from sklearn_ape.app import Limits
-from sklearn_ape.app._captioned import CAPTIONED, captioned
-from sklearn_ape.app._refusal import Refusal
-from sklearn_ape.app._zip import unpack
+from sklearn_ape.app._limits import UserError
+from sklearn_ape.app._uploads import CAPTIONED, captioned, unpack
 
 SUFFIXES = frozenset((".png", ".txt"))
 
@@ -33,7 +32,7 @@ def folder(tmp_path):
 
 def refused(archive, folder, limits=None):
     """Return why a zip is refused, having looked that nothing was written anywhere."""
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(UserError) as caught:
         unpack(archive, folder, SUFFIXES, limits or Limits())
     around = folder.parents[1]
     assert written(around) == []
@@ -153,7 +152,7 @@ class TestBombs:
             place = content.find(signature) + at
             content[place : place + 4] = struct.pack("<I", 100)
         archive.write_bytes(content)
-        with pytest.raises(Refusal, match="damaged"):
+        with pytest.raises(UserError, match="damaged"):
             unpack(archive, folder, SUFFIXES, Limits())
         assert all((folder / name).stat().st_size <= 100 for name in written(folder))
 
@@ -178,7 +177,7 @@ class TestDamagedZips:
             cut.write_bytes(whole[:length])
             target = tmp_path / f"cut-{length}"
             target.mkdir()
-            with pytest.raises(Refusal):
+            with pytest.raises(UserError):
                 unpack(cut, target, SUFFIXES, Limits())
 
     def test_every_changed_byte_is_refused_or_harmless(self, make_zip, tmp_path):
@@ -193,7 +192,7 @@ class TestDamagedZips:
             inside.mkdir(parents=True)
             try:
                 unpack(archive, inside, SUFFIXES, Limits())
-            except Refusal:
+            except UserError:
                 continue
         assert not set(os.listdir(tmp_path)) - {"changed", "changed.zip", "some.zip"}
 
@@ -277,7 +276,7 @@ class TestRefusals:
         ],
     )
     def test_say_what_is_wrong_and_no_path_of_the_server(self, read, tmp_path, contents, why):
-        with pytest.raises(Refusal) as caught:
+        with pytest.raises(UserError) as caught:
             read(contents)
         assert why in str(caught.value)
         assert str(tmp_path) not in str(caught.value)
@@ -285,19 +284,19 @@ class TestRefusals:
     @pytest.mark.parametrize("name", ["/etc/passwd", "../../etc/passwd", "a.png/../../b.png"])
     def test_a_table_cannot_name_files_outside_the_zip(self, read, name):
         contents = {"a.png": b"", "x.csv": f"image,caption\na.png,a cat\n{name},a secret\n"}
-        with pytest.raises(Refusal, match="not in the zip"):
+        with pytest.raises(UserError, match="not in the zip"):
             read(contents)
 
     def test_too_many_images(self, read):
         contents = {f"cat{i}x.png": b"" for i in range(5)}
-        with pytest.raises(Refusal, match="the limit is 4"):
+        with pytest.raises(UserError, match="the limit is 4"):
             read(contents, Limits(images=4))
 
     def test_too_many_captions(self, read):
         contents = {"a.png": b"", "a.txt": "\n".join(f"cat {i}" for i in range(100))}
-        with pytest.raises(Refusal, match="100 captions"):
+        with pytest.raises(UserError, match="100 captions"):
             read(contents, Limits(images=10))
 
     def test_captions_that_would_fill_the_memory(self, read):
-        with pytest.raises(Refusal, match="more than 16 MiB"):
+        with pytest.raises(UserError, match="more than 16 MiB"):
             read({"a.png": b"", **{f"{i}.txt": b"x" * 1_000_000 for i in range(20)}})

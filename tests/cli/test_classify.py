@@ -78,7 +78,7 @@ class TestImages:
 
     def test_many_come_in_passes(self, few, rows, monkeypatch):
         whole = rows("classify", few, "--labels", LABELS)
-        monkeypatch.setattr("sklearn_ape.cli._passes._AT_ONCE", 5)
+        monkeypatch.setattr("sklearn_ape.cli._models._AT_ONCE", 5)
         parts = rows("classify", few, "--labels", LABELS)
         assert [(row["path"], row["label"]) for row in parts] == [
             (row["path"], row["label"]) for row in whole

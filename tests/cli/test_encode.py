@@ -5,13 +5,13 @@ import csv
 import numpy as np
 import pytest
 
-from sklearn_ape.cli._models import Machine, image_encoder_named, text_encoder_named
+from sklearn_ape.cli._models import Machine, make_image_encoder, make_text_encoder
 from sklearn_ape.encoders import (
     OpenCLIPImageEncoder,
     TransformersImageEncoder,
     TransformersTextEncoder,
 )
-from sklearn_ape.features._file import FeatureFile
+from sklearn_ape.features.feature_file import FeatureFile
 
 
 def listed(file):
@@ -32,7 +32,7 @@ class TestEncode:
         bad = [bool(row["error"]) for row in rows]
         assert [row["path"].endswith("zz.jpg") for row in rows] == bad
         np.testing.assert_array_equal(np.isnan(features).all(axis=1), bad)
-        encoder = image_encoder_named("efficientnet_lite0", Machine("memory", quiet=True))
+        encoder = make_image_encoder("efficientnet_lite0", Machine("memory", quiet=True))
         expected = encoder.transform([row["path"] for row in rows[:3]])
         np.testing.assert_allclose(features[:3], expected, atol=1e-3)
         assert np.load(tmp_path / "new" / "f.texts.npy").shape == (2, 384)
@@ -73,16 +73,16 @@ class TestEncode:
 class TestNames:
     def test_stand_for_encoders_of_several_libraries(self):
         machine = Machine("memory")
-        lite = image_encoder_named("efficientnet_lite0", machine)
+        lite = make_image_encoder("efficientnet_lite0", machine)
         assert (lite.pooling, lite.crop, lite.on_error) == ("gem", "pad", "nan")
-        assert image_encoder_named("efficientnet_lite0", machine, pooling="mean").pooling == "mean"
+        assert make_image_encoder("efficientnet_lite0", machine, pooling="mean").pooling == "mean"
         assert isinstance(
-            image_encoder_named("open_clip:RN50/openai", machine), OpenCLIPImageEncoder
+            make_image_encoder("open_clip:RN50/openai", machine), OpenCLIPImageEncoder
         )
-        found = image_encoder_named("transformers:facebook/dinov2-small", machine)
+        found = make_image_encoder("transformers:facebook/dinov2-small", machine)
         assert isinstance(found, TransformersImageEncoder)
-        assert isinstance(text_encoder_named("all-MiniLM-L6-v2", machine), TransformersTextEncoder)
+        assert isinstance(make_text_encoder("all-MiniLM-L6-v2", machine), TransformersTextEncoder)
 
     def test_a_pooling_that_does_not_fit(self):
         with pytest.raises(ValueError, match="pooling"):
-            image_encoder_named("open_clip:RN50/openai", Machine("memory"), pooling="mean")
+            make_image_encoder("open_clip:RN50/openai", Machine("memory"), pooling="mean")

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from sklearn_ape.cli._inputs import label_names, list_images, load_data
 from sklearn_ape.cli._output import FileName, Table, check_file, check_folder, form_of
 from sklearn_ape.datasets import load_pairs
-from sklearn_ape.datasets._table import read_table
+from sklearn_ape.datasets.table import read_table
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from sklearn_ape.features._file import FeatureFile
+from sklearn_ape.features.feature_file import FeatureFile
 
 COMMANDS = (
     *("demo", "fit", "classify", "search", "index", "evaluate", "encode", "curate"),

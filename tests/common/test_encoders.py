@@ -16,7 +16,7 @@ from sklearn.base import clone
 from sklearn.utils.estimator_checks import check_estimator
 
 from sklearn_ape import encoders as public
-from sklearn_ape.encoders._base import FrozenEncoder
+from sklearn_ape.encoders.base import FrozenEncoder
 from tests.encoders import tiny_networks as tiny
 
 NAMES = sorted(

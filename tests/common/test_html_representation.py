@@ -25,7 +25,9 @@ from sklearn_ape.encoders import (
     OpenCLIPImageEncoder,
     TimmImageEncoder,
     TransformersTextEncoder,
-    _networks,
+)
+from sklearn_ape.encoders import (
+    weights as _networks,
 )
 
 
@@ -60,7 +62,7 @@ def nothing_loads(monkeypatch):
         raise AssertionError("a network was loaded to show an estimator")
 
     monkeypatch.setattr(_networks, "shared", refuse)
-    monkeypatch.setattr("sklearn_ape.encoders._base.shared", refuse)
+    monkeypatch.setattr("sklearn_ape.encoders.base.shared", refuse)
 
 
 class TestLinks:
@@ -131,7 +133,7 @@ class TestDiagram:
 
 
 def test_documentation_address_is_that_of_the_metadata(monkeypatch):
-    from sklearn_ape import _shown
+    from sklearn_ape.utils import sklearn_compat as _shown
 
     entries = ["Source, https://a.example/", "Documentation, https://b.example/docs"]
     monkeypatch.setattr(

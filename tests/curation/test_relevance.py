@@ -6,8 +6,10 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from sklearn_ape.curation import _checks, _choose, select_relevant
-from sklearn_ape.curation._words import name_shares
+from sklearn_ape.curation import _relevance as _choose
+from sklearn_ape.curation import _validation as _checks
+from sklearn_ape.curation import select_relevant
+from sklearn_ape.curation._relevance import name_shares
 
 CAPTIONS = [
     "a black cat, animal",

@@ -6,7 +6,7 @@ from sklearn_ape.datasets import load_openmoji
 from sklearn_ape.encoders import (
     TimmImageEncoder,
 )
-from sklearn_ape.encoders._base import FrozenEncoder
+from sklearn_ape.encoders.base import FrozenEncoder
 
 
 def gained(encoder, X):

@@ -153,7 +153,7 @@ def test_set_output(paths, truth):
 
 def test_global_random_state_is_left_alone(paths):
     """Neither loading nor encoding draws from numpy's or torch's global generator."""
-    from sklearn_ape.encoders import _networks
+    from sklearn_ape.encoders import weights as _networks
 
     _networks._kept.clear()
     np_state, torch_state = np.random.get_state(), torch.random.get_rng_state()  # noqa: NPY002
@@ -181,7 +181,7 @@ def test_progress_bar_counts_every_item(paths, capsys, monkeypatch, tmp_path):
         def update(self, n):
             self.n += n
 
-    monkeypatch.setattr("sklearn_ape.encoders._base.tqdm", Bar)
+    monkeypatch.setattr("sklearn_ape.encoders.base.tqdm", Bar)
     cut = tmp_path / "cut.png"
     cut.write_bytes(Path(paths[3]).read_bytes()[:200])
     with pytest.warns(UserWarning, match="1 image cannot"):

@@ -20,7 +20,9 @@ from sklearn_ape.encoders import (
     EncodingError,
     TimmImageEncoder,
     TransformersTextEncoder,
-    _base,
+)
+from sklearn_ape.encoders import (
+    base as _base,
 )
 from tests.encoders.conftest import gained
 

@@ -18,8 +18,8 @@ from sklearn_ape.encoders import (
     TransformersImageEncoder,
     TransformersTextEncoder,
 )
-from sklearn_ape.encoders._engines._torch import TorchEngine
-from sklearn_ape.encoders._errors import summary
+from sklearn_ape.encoders._engines._base import TorchEngine
+from sklearn_ape.encoders.items import summarize_errors
 from tests.encoders.conftest import gained
 
 ALL = [
@@ -160,8 +160,12 @@ def test_several_reasons_have_a_line_each(tmp_path, no_weights):
     assert re.match(r"  rows 1, 4 \(2 in all\): each is of type NoneType", lines[2])
     assert re.match(r"  row 3: 'none.png' does not exist", lines[3])
     errors = pickle.loads(pickle.dumps(caught.value)).errors
-    assert summary(errors, "image") == summary(caught.value.errors, "image")
-    assert summary({1: "is bad", 3: "is bad"}, "text").splitlines()[1].endswith("all): is bad")
+    assert summarize_errors(errors, "image") == summarize_errors(caught.value.errors, "image")
+    assert (
+        summarize_errors({1: "is bad", 3: "is bad"}, "text")
+        .splitlines()[1]
+        .endswith("all): is bad")
+    )
 
 
 def test_data_sets_of_torch(tmp_path, no_weights):

@@ -14,7 +14,7 @@ from sklearn.base import clone
 
 from sklearn_ape.encoders import EncodingError, TransformersTextEncoder
 from sklearn_ape.features import FileLockedError, OtherContentError
-from sklearn_ape.features._file import FeatureFile
+from sklearn_ape.features.feature_file import FeatureFile
 
 TEXTS = [f"{number} {animal}s" for number in range(2, 7) for animal in ("cat", "dog", "emu")]
 CHUNK = 4

@@ -10,9 +10,12 @@ import torch
 from sklearn.base import clone
 
 from sklearn_ape.datasets import load_openmoji
-from sklearn_ape.encoders import TimmImageEncoder, TransformersTextEncoder, _networks
-from sklearn_ape.encoders._engines import _base, _make, _torch
-from sklearn_ape.encoders._engines._torch import TorchEngine
+from sklearn_ape.encoders import TimmImageEncoder, TransformersTextEncoder
+from sklearn_ape.encoders import weights as _networks
+from sklearn_ape.encoders._engines import _base
+from sklearn_ape.encoders._engines import _base as _torch
+from sklearn_ape.encoders._engines import _factory as _make
+from sklearn_ape.encoders._engines._base import TorchEngine
 
 OTHERS = ("onnx", "openvino")
 TEXTS = ["a cat", "a photograph of two dogs on a beach", "rain " * 90, "x", "a red umbrella"]

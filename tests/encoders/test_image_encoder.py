@@ -12,8 +12,8 @@ from torchvision.transforms import InterpolationMode
 
 from sklearn_ape.datasets import load_openmoji
 from sklearn_ape.encoders import TimmImageEncoder
-from sklearn_ape.encoders._images import read_image
-from sklearn_ape.encoders._pixels import OnPixels, Preprocessing
+from sklearn_ape.encoders.image_encoder import OnPixels, Preprocessing
+from sklearn_ape.encoders.images import read_image
 
 SIZES = [(300, 200), (200, 300), (224, 224), (50, 40), (256, 256), (1000, 999), (7, 300), (91, 90)]
 
@@ -110,7 +110,7 @@ class TestLargeImages:
         for file in (as_jpeg(large), as_jpeg(random_image(2600, 4000)), large):
             whole = read_image(file)
             if crop == "pad":
-                from sklearn_ape.encoders._image_base import _square_on_white
+                from sklearn_ape.encoders.image_encoder import _square_on_white
 
                 whole = _square_on_white(whole)
             with torch.inference_mode():

@@ -13,15 +13,18 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from sklearn_ape._image_suffixes import IMAGE_SUFFIXES
-from sklearn_ape.app import _captioned, _studio
+from sklearn_ape.app import _session as _studio
+from sklearn_ape.app import _uploads as _captioned
 from sklearn_ape.cli import _inputs
-from sklearn_ape.datasets import _folder, _pairs
-from sklearn_ape.encoders import _images, _text_base
-from sklearn_ape.encoders._errors import ItemError
-from sklearn_ape.encoders._images import check_image, image_digest, read_image
-from sklearn_ape.retrieval import _queries
-from sklearn_ape.retrieval._queries import told_apart
+from sklearn_ape.datasets import _image_folder as _folder
+from sklearn_ape.datasets import table as _pairs
+from sklearn_ape.encoders import images as _images
+from sklearn_ape.encoders import text_encoder as _text_base
+from sklearn_ape.encoders.images import check_image, image_digest, read_image
+from sklearn_ape.encoders.items import ItemError
+from sklearn_ape.retrieval import _index as _queries
+from sklearn_ape.retrieval._index import told_apart
+from sklearn_ape.utils.files import IMAGE_SUFFIXES
 
 RGB = np.random.default_rng(0).integers(0, 256, size=(24, 32, 3), dtype=np.uint8)
 
@@ -307,7 +310,7 @@ def test_file_changed_after_the_clock_was_set_back_is_seen(tmp_path, monkeypatch
     path = tmp_path / "a.png"
     path.write_bytes(b"aaaa")
     before = os.stat(path)
-    monkeypatch.setattr("sklearn_ape.encoders._images._file_status", lambda path: before)
+    monkeypatch.setattr("sklearn_ape.encoders.images._file_status", lambda path: before)
     now = time.time()
     monkeypatch.setattr(time, "time", lambda: now + 10)
     first = image_digest(path)
@@ -321,7 +324,7 @@ def test_unchanged_file_is_read_once(tmp_path, monkeypatch):
     """A grid search must not hash every image again and again."""
     path = tmp_path / "a.png"
     Image.fromarray(RGB).save(path)
-    monkeypatch.setattr("sklearn_ape.encoders._stamps._SETTLED_S", -1.0)
+    monkeypatch.setattr("sklearn_ape.utils.files._SETTLED_S", -1.0)
     first = image_digest(path)
 
     def fails(self):

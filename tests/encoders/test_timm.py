@@ -9,7 +9,7 @@ from PIL import Image, ImageOps
 
 from sklearn_ape.datasets import load_openmoji
 from sklearn_ape.encoders import TimmImageEncoder
-from sklearn_ape.encoders._engines._torch import TorchEngine
+from sklearn_ape.encoders._engines._base import TorchEngine
 
 timm = pytest.importorskip("timm")
 STAMPS = Path("/usr/share/tuxpaint/stamps")
@@ -30,7 +30,7 @@ def prepared(encoder, paths):
 def test_logits_are_those_of_the_reference(paths):
     """EfficientNet-Lite0 as its author wrote it, on the same tensors."""
     reference = pytest.importorskip("efficientnet_lite_pytorch")
-    from sklearn_ape.encoders._registry import packaged_file
+    from sklearn_ape.encoders.weights import packaged_file
 
     model = reference.EfficientNet.from_pretrained(
         "efficientnet-lite0", weights_path=str(packaged_file("efficientnet_lite0"))

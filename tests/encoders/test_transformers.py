@@ -231,7 +231,7 @@ def test_declared_pooling_that_is_not_ours(sentence_folder, declared, more):
 def test_minilm_is_that_of_sentence_transformers():
     """The packaged MiniLM gives the features that its users know."""
     sentence_transformers = pytest.importorskip("sentence_transformers")
-    from sklearn_ape.encoders._registry import packaged_file
+    from sklearn_ape.encoders.weights import packaged_file
 
     texts = ["a cat", "Ein Hund läuft über die Straße.", "a long text " * 200, "日本語"]
     folder = str(packaged_file("all-MiniLM-L6-v2").parent)

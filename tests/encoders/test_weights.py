@@ -22,7 +22,7 @@ from sklearn_ape import (
     LiTAligner,
     load_pretrained,
 )
-from sklearn_ape.cli._models import Machine, image_encoder_named, text_encoder_named
+from sklearn_ape.cli._models import Machine, make_image_encoder, make_text_encoder
 from sklearn_ape.curation import select_relevant
 from sklearn_ape.encoders import (
     OpenCLIPImageEncoder,
@@ -33,8 +33,8 @@ from sklearn_ape.encoders import (
     classifier_head_pairs,
     list_encoders,
 )
-from sklearn_ape.encoders import _registry as registry
-from sklearn_ape.encoders._named import class_and_model, resolve_encoder
+from sklearn_ape.encoders import weights as registry
+from sklearn_ape.encoders.resolve import class_and_model, resolve_encoder
 from sklearn_ape.recipes import make_aligner
 from tests.encoders.tiny_networks import encoders
 
@@ -119,7 +119,7 @@ def test_wrong_weights_are_refused(tmp_path):
 @pytest.mark.parametrize("settled", [-1.0, 2.0])
 def test_folder_digest_is_of_the_content(tmp_path, monkeypatch, settled):
     """Same content, same digest; another file of the same size and time, another digest."""
-    monkeypatch.setattr("sklearn_ape.encoders._stamps._SETTLED_S", settled)
+    monkeypatch.setattr("sklearn_ape.utils.files._SETTLED_S", settled)
     a, b = tmp_path / "a", tmp_path / "b"
     for folder in (a, b):
         folder.mkdir()
@@ -221,11 +221,11 @@ class TestResolved:
     )
     def test_the_command_line_means_the_same_model(self, name):
         ours = resolve_encoder(name, "image")
-        theirs = image_encoder_named(name, Machine("memory"))
+        theirs = make_image_encoder(name, Machine("memory"))
         assert (type(ours), ours.model_name) == (type(theirs), theirs.model_name)
 
     def test_the_command_line_means_the_same_text_model(self):
-        theirs = text_encoder_named(TEXT, Machine("memory"))
+        theirs = make_text_encoder(TEXT, Machine("memory"))
         assert (
             theirs.get_params() == resolve_encoder(TEXT, "text").set_params(verbose=1).get_params()
         )

@@ -9,8 +9,9 @@ import warnings
 import numpy as np
 import pytest
 
-from sklearn_ape.features import DiskFeatureCache, _disk
-from sklearn_ape.features._entries import EXACT, pack, rounded, unpack
+from sklearn_ape.features import DiskFeatureCache
+from sklearn_ape.features import _disk_cache as _disk
+from sklearn_ape.features._disk_cache import EXACT, pack, rounded, unpack
 from tests.features.conftest import TRUTH, assert_only_true
 
 

@@ -10,8 +10,9 @@ import time
 import numpy as np
 import pytest
 
-from sklearn_ape.features import FileLockedError, OtherContentError, _file
-from sklearn_ape.features._file import FeatureFile
+from sklearn_ape.features import FileLockedError, OtherContentError
+from sklearn_ape.features import feature_file as _file
+from sklearn_ape.features.feature_file import FeatureFile
 
 ROWS = np.arange(15 * 3, dtype=np.float32).reshape(15, 3)
 CHUNK = 5

@@ -10,10 +10,16 @@ import pytest
 import torch
 from scipy.sparse import coo_array, csr_array
 
-from sklearn_ape.aligners import _feature_tiles
-from sklearn_ape.aligners._feature_tiles import feature_tiles, is_table, row_tiles
-from sklearn_ape.features._maps import forget, map_of
-from sklearn_ape.training import PairBatches, PairDataset, StoredRows, _stored, stays_stored
+from sklearn_ape.features import memmap as _feature_tiles
+from sklearn_ape.features import memmap as _stored
+from sklearn_ape.features.memmap import (
+    feature_tiles,
+    find_memmap,
+    is_table,
+    release_pages,
+    row_tiles,
+)
+from sklearn_ape.training import PairBatches, PairDataset, StoredRows, stays_stored
 from sklearn_ape.training import select as select_rows
 
 
@@ -25,21 +31,21 @@ def mapped(tmp_path):
 
 def test_a_map_is_found_behind_its_views(mapped):
     for view in (mapped, mapped[3:], np.asarray(mapped), np.asarray(mapped)[:, 2:][::2]):
-        owner = map_of(view)
+        owner = find_memmap(view)
         assert owner is not None
         assert owner.filename == mapped.filename
     others = (np.ones(3), np.ones(3)[1:], [1.0], np.array(mapped[:2]), mapped[[0, 2]], None)
     for other in others:
-        assert map_of(other) is None
-        forget(other)  # does nothing
+        assert find_memmap(other) is None
+        release_pages(other)  # does nothing
 
 
 @pytest.mark.parametrize("make", [lambda X: X.copy(), np.sort, lambda X: X.astype("f8")])
 def test_a_copy_in_memory_is_no_map(mapped, make):
     """numpy calls some of them one."""
     copy = make(mapped[:3])
-    assert map_of(copy) is None
-    forget(copy)
+    assert find_memmap(copy) is None
+    release_pages(copy)
 
 
 def resident():
@@ -54,7 +60,7 @@ class TestForget:
         before = resident()
         mapped.sum()
         held = resident() - before
-        forget(mapped[:])
+        release_pages(mapped[:])
         assert held > 12e6
         assert resident() - before < 4e6
         assert mapped.sum() == 4e6
@@ -66,15 +72,15 @@ class TestForget:
         before = resident()
         # A system may drop pages of 2 MiB whole.
         for _ in range(2):
-            forget(view(mapped)[1_000:2_000])
+            release_pages(view(mapped)[1_000:2_000])
             assert 3.8e6 < before - resident() < 8.5e6
-        forget(view(mapped)[3_000:])
+        release_pages(view(mapped)[3_000:])
         assert 7.6e6 < before - resident() < 13e6
         assert (mapped == 1).all()
 
     def test_other_orders_do_no_harm(self, mapped):
         for view in (mapped[::-1], mapped.T, mapped[:0], mapped[5]):
-            forget(view)
+            release_pages(view)
         assert (mapped == 1).all()
 
 
@@ -83,13 +89,13 @@ def test_what_was_written_to_a_private_map_stays(tmp_path):
     for mode in ("c", "r+"):
         mapped = np.load(tmp_path / "X.npy", mmap_mode=mode)
         mapped[:] = 7
-        forget(mapped[:])
+        release_pages(mapped[:])
         assert (mapped == 7).all()
 
 
 def test_where_the_system_takes_no_advice(mapped, monkeypatch):
     monkeypatch.delattr("mmap.MADV_DONTNEED")
-    forget(mapped[:])
+    release_pages(mapped[:])
     assert (mapped[:10] == 1).all()
 
 

@@ -9,8 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from sklearn_ape.features import DiskFeatureCache, _connection, _disk
-from sklearn_ape.features._connection import (
+from sklearn_ape.features import DiskFeatureCache
+from sklearn_ape.features import _disk_cache as _disk
+from sklearn_ape.features import _sqlite as _connection
+from sklearn_ape.features._sqlite import (
     NewerFormatError,
     connect,
     connect_to_read,

@@ -48,7 +48,7 @@ def nothing_is_computed(monkeypatch):
 
     def forbid():
         from sklearn_ape.aligners._base import BaseAligner
-        from sklearn_ape.encoders._base import FrozenEncoder
+        from sklearn_ape.encoders.base import FrozenEncoder
 
         def fail(*args, **kwargs):
             raise AssertionError("computed again")

@@ -14,9 +14,15 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from sklearn_ape import CCAAligner
-from sklearn_ape.inspection._axes import axes_for, plain
-from sklearn_ape.inspection._inputs import aligner_and_input, checked_names, checked_pairs
-from sklearn_ape.inspection._thumbnails import draw_thumbnail, thumbnail
+from sklearn_ape.inspection._plotting import (
+    aligner_and_input,
+    axes_for,
+    check_names,
+    checked_pairs,
+    draw_thumbnail,
+    plain,
+    thumbnail,
+)
 
 
 class TestPlain:
@@ -111,9 +117,9 @@ def test_no_pairs_are_none():
 
 def test_names_that_do_not_fit():
     with pytest.raises(ValueError, match="captions is a single text, not a sequence"):
-        checked_names("cat", 3, "captions", "text")
+        check_names("cat", 3, "captions", "text")
     with pytest.raises(ValueError, match="There are 2 captions for 3 texts"):
-        checked_names(["a", "b"], 3, "captions", "text")
+        check_names(["a", "b"], 3, "captions", "text")
 
 
 class TestThumbnail:

@@ -7,7 +7,7 @@ import pytest
 
 from sklearn_ape import CrossModalRetriever
 from sklearn_ape.inspection import RetrievalGridDisplay
-from sklearn_ape.inspection._thumbnails import thumbnail
+from sklearn_ape.inspection._plotting import thumbnail
 
 QUERIES = ["an animal", "a red fruit"]
 

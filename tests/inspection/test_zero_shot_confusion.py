@@ -6,7 +6,7 @@ from sklearn.metrics import confusion_matrix
 
 from sklearn_ape import ZeroShotClassifier
 from sklearn_ape.inspection import ZeroShotConfusionDisplay
-from sklearn_ape.inspection._thumbnails import thumbnail
+from sklearn_ape.inspection._plotting import thumbnail
 
 NAMES = {
     "animal": ["an animal", "a bird", "a plant"],

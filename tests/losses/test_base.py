@@ -8,8 +8,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sklearn_ape import APEAligner
-from sklearn_ape.losses import InfoNCELoss, SigmoidLoss, StructureLoss, _scaled
-from sklearn_ape.training._batches import part_of
+from sklearn_ape.losses import InfoNCELoss, SigmoidLoss, StructureLoss
+from sklearn_ape.losses import _base as _scaled
+from sklearn_ape.training.data import part_of
 
 LOSSES = [InfoNCELoss, SigmoidLoss]
 SIZES = [None, 5]

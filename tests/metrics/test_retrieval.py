@@ -8,13 +8,15 @@ import pandas as pd
 import pytest
 
 from sklearn_ape.metrics import (
-    _ranks,
     rank_report,
     recall_at_k,
     retrieval_ranks,
     retrieval_report,
 )
-from sklearn_ape.metrics._ranks import ranks_of_both
+from sklearn_ape.metrics import (
+    retrieval as _ranks,
+)
+from sklearn_ape.metrics.retrieval import compute_both_ranks
 
 
 def ranks_by_loop(queries, candidates, pairs):
@@ -164,10 +166,10 @@ def test_both_ways_are_those_of_the_whole_matrix(n_queries, n_candidates, seed):
     positive = np.zeros((n_queries, n_candidates), dtype=bool)
     positive[tuple(pairs.T)] = True
     scores = queries @ candidates.T
-    ranks, back = ranks_of_both(queries, candidates, pairs)
+    ranks, back = compute_both_ranks(queries, candidates, pairs)
     np.testing.assert_array_equal(ranks, ranks_of_matrix(scores, positive))
     np.testing.assert_array_equal(back, ranks_of_matrix(scores.T, positive.T))
-    alone, none = ranks_of_both(queries, candidates, pairs, both=False)
+    alone, none = compute_both_ranks(queries, candidates, pairs, both=False)
     np.testing.assert_array_equal(alone, ranks)
     assert not none.any()
 
@@ -179,7 +181,7 @@ def test_equal_embeddings_tie_wherever_they_stand():
     unit /= np.linalg.norm(unit, axis=1, keepdims=True)
     candidates = np.concatenate([unit, unit])[rng.permutation(3000)]
     pairs = np.column_stack([np.arange(3000), np.arange(3000)])
-    ranks, back = ranks_of_both(candidates, candidates, pairs)
+    ranks, back = compute_both_ranks(candidates, candidates, pairs)
     assert (ranks == 1).all()
     assert (back == 1).all()
 
@@ -187,7 +189,7 @@ def test_equal_embeddings_tie_wherever_they_stand():
 def test_a_collapsed_model_comes_last_in_every_tile():
     same = np.tile(np.random.default_rng(0).standard_normal((1, 33)), (2500, 1))
     pairs = np.column_stack([np.arange(2500), np.arange(2500)])
-    for ranks in ranks_of_both(same.astype(np.float32), same.astype(np.float32), pairs):
+    for ranks in compute_both_ranks(same.astype(np.float32), same.astype(np.float32), pairs):
         assert (ranks == 2499).all()
 
 
@@ -198,7 +200,7 @@ def test_equal_candidates_tie_whatever_the_shape(n, width):
     queries = rng.standard_normal((n, width)).astype(np.float32)
     candidates = np.repeat(rng.standard_normal((1, width)).astype(np.float32), n, axis=0)
     pairs = np.column_stack([np.arange(n), np.arange(n)])
-    assert (ranks_of_both(queries, candidates, pairs)[0] == n - 1).all()
+    assert (compute_both_ranks(queries, candidates, pairs)[0] == n - 1).all()
 
 
 def test_half_precision_is_compared_as_it_is():
@@ -231,14 +233,14 @@ def test_half_precision_is_compared_as_it_is():
 )  # fmt: skip
 def test_bad_pairs_are_named(pairs, said):
     with pytest.raises(ValueError, match=said):
-        ranks_of_both(np.eye(2), np.eye(2), pairs)
+        compute_both_ranks(np.eye(2), np.eye(2), pairs)
 
 
 @pytest.mark.parametrize("kind", [np.float64, np.uint8, np.int32, list])
 def test_pairs_of_whole_numbers_may_be_of_any_type(kind):
     pairs = np.array([[0, 1], [1, 0]])
     pairs = pairs.tolist() if kind is list else pairs.astype(kind)
-    ranks, back = ranks_of_both(np.eye(2), np.eye(2)[::-1], pairs)
+    ranks, back = compute_both_ranks(np.eye(2), np.eye(2)[::-1], pairs)
     assert ranks.tolist() == back.tolist() == [0, 0]
 
 

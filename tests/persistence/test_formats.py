@@ -9,9 +9,9 @@ import pytest
 
 from sklearn_ape import load_pretrained
 from sklearn_ape.features import DiskFeatureCache
-from sklearn_ape.features._file import FeatureFile
-from sklearn_ape.persistence import _format
-from sklearn_ape.persistence._classes import CLASSES
+from sklearn_ape.features.feature_file import FeatureFile
+from sklearn_ape.persistence import files as _format
+from sklearn_ape.persistence._serialize import CLASSES
 from tests.persistence import write_fixtures as written
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
@@ -60,7 +60,9 @@ def test_models_that_know_words_of_each_format(folder, name):
     assert config_of(folder / name)["format"] == number_of(folder)
     model = load_pretrained(folder / name)
     assert type(model).__name__ == expected.pop("class")
-    found = written.answers_to_features(model, written.example_images() if name == "pipeline" else X)
+    found = written.answers_to_features(
+        model, written.example_images() if name == "pipeline" else X
+    )
     for key in ("proba", "scores"):
         if key in expected:  # other engines and batches round otherwise
             np.testing.assert_allclose(found.pop(key), expected.pop(key), atol=2e-3)

@@ -19,9 +19,9 @@ from sklearn_ape import (
     load_pretrained,
 )
 from sklearn_ape.encoders import TransformersTextEncoder
-from sklearn_ape.encoders._registry import PACKAGED
-from sklearn_ape.persistence._card import Facts, card_of
-from sklearn_ape.persistence._values import Recorder
+from sklearn_ape.encoders.weights import PACKAGED
+from sklearn_ape.persistence._serialize import Recorder
+from sklearn_ape.persistence.hub import Facts, card_of
 from tests.persistence.local_hub import Hub
 
 pytest.importorskip("huggingface_hub")

@@ -22,10 +22,10 @@ from sklearn_ape import (
     ZeroShotClassifier,
     load_pretrained,
 )
-from sklearn_ape._starter import load_starter
+from sklearn_ape.aligners.wrapper import load_starter
 from sklearn_ape.encoders import HeadPairs, TransformersTextEncoder
-from sklearn_ape.encoders._registry import PACKAGED
-from sklearn_ape.persistence._values import Rebuilder, Recorder
+from sklearn_ape.encoders.weights import PACKAGED
+from sklearn_ape.persistence._serialize import Rebuilder, Recorder
 from tests.aligners.test_clip import saved as saved_clip
 from tests.persistence.conftest import ALIGNERS, assert_same_answers, assert_same_attributes
 

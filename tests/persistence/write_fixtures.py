@@ -22,8 +22,8 @@ from sklearn_ape import (
 )
 from sklearn_ape.encoders import HeadPairs, TimmImageEncoder, TransformersTextEncoder
 from sklearn_ape.features import DiskFeatureCache
-from sklearn_ape.features._file import FeatureFile
-from sklearn_ape.persistence._format import FORMAT
+from sklearn_ape.features.feature_file import FeatureFile
+from sklearn_ape.persistence.files import FORMAT
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 CAPTIONS = [

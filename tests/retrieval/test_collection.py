@@ -21,7 +21,7 @@ from sklearn_ape import (
     ZeroShotClassifier,
     load_pretrained,
 )
-from sklearn_ape.persistence import State
+from sklearn_ape.persistence import FittedState
 from sklearn_ape.retrieval import SearchResult
 
 
@@ -124,7 +124,7 @@ class TestUnread:
 
 class TestInput:
     def test_a_memory_map_is_read_by_rows(self, aligner, concepts, tmp_path, monkeypatch):
-        monkeypatch.setattr("sklearn_ape.aligners._feature_tiles.TILE_BYTES", 4 * 32 * 40)
+        monkeypatch.setattr("sklearn_ape.features.memmap.TILE_BYTES", 4 * 32 * 40)
         np.save(tmp_path / "X.npy", concepts.image)
         mapped = np.load(tmp_path / "X.npy", mmap_mode="r")
         sizes = []
@@ -388,5 +388,5 @@ class TestTampered:
             fresh = CrossModalRetriever(aligner)
         state = retriever._fitted_state() | change
         with pytest.raises(ValueError, match=message):
-            fresh._restore_state(State(state, "CrossModalRetriever"))
+            fresh._restore_state(FittedState(state, "CrossModalRetriever"))
         assert not hasattr(fresh, "_collection")

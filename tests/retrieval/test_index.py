@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from sklearn_ape import CrossModalRetriever
-from sklearn_ape.retrieval._queries import told_apart
+from sklearn_ape.retrieval._index import told_apart
 
 LEAST_RECALL = 0.97
 

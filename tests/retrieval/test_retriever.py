@@ -11,7 +11,7 @@ from sklearn.pipeline import make_pipeline
 
 from sklearn_ape import CrossModalRetriever, KernelAligner
 from sklearn_ape.datasets import load_openmoji
-from sklearn_ape.retrieval import _nearest
+from sklearn_ape.retrieval import _index as _nearest
 
 QUERIES = ["a red fruit", "a small bird", "a boat on the water"]
 
@@ -76,7 +76,7 @@ class TestFeatures:
     @pytest.mark.parametrize("dtype", ["float32", "float16"])
     @pytest.mark.parametrize("tile", [2**23, 4 * 16 * 40])
     def test_exact_in_tiles(self, aligner, concepts, monkeypatch, tile, dtype):
-        monkeypatch.setattr("sklearn_ape.aligners._feature_tiles.TILE_BYTES", tile)
+        monkeypatch.setattr("sklearn_ape.features.memmap.TILE_BYTES", tile)
         monkeypatch.setattr(_nearest, "_QUERIES_AT_ONCE", 7)
         retriever = CrossModalRetriever(aligner, dtype=dtype).fit(concepts.image)
         kept = aligner.transform(concepts.image).astype(dtype).astype(np.float64)
@@ -97,7 +97,7 @@ class TestFeatures:
     @pytest.mark.parametrize("tile", [2**23, 4 * 16 * 40])
     def test_among_many_equals(self, monkeypatch, tile, few):
         """Small integers: most products are equal to others, and the first rows must win."""
-        monkeypatch.setattr("sklearn_ape.aligners._feature_tiles.TILE_BYTES", tile)
+        monkeypatch.setattr("sklearn_ape.features.memmap.TILE_BYTES", tile)
         monkeypatch.setattr(_nearest, "_FEW", few)
         rng = np.random.default_rng(0)
         embeddings, queries = (
@@ -133,7 +133,7 @@ class TestStandardize:
     def test_by_the_collection_itself(self, aligner, concepts, monkeypatch, tile):
         X, y = concepts.image, concepts.text[:20]
         scores, order = best_rows(aligner.similarity(X, y, standardize=X).T, 8)
-        monkeypatch.setattr("sklearn_ape.aligners._feature_tiles.TILE_BYTES", tile)
+        monkeypatch.setattr("sklearn_ape.features.memmap.TILE_BYTES", tile)
         monkeypatch.setattr(_nearest, "_QUERIES_AT_ONCE", 7)
         retriever = CrossModalRetriever(aligner, standardize=True).fit(X)
         for _ in range(2):  # what is kept of the first time serves the second

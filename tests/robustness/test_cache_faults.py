@@ -173,7 +173,7 @@ def test_full_disk(tmp_path):
 
 def test_really_locked_database_is_not_damaged(cache_folder, monkeypatch):
     """Another process's lock, held too long, is waited for, warned of and survived."""
-    monkeypatch.setattr("sklearn_ape.features._disk._BUSY_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("sklearn_ape.features._disk_cache._BUSY_TIMEOUT_S", 0.2)
     other = sqlite3.connect(cache_folder / "features.sqlite", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     with DiskFeatureCache(cache_folder) as cache:

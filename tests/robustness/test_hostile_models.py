@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from sklearn_ape import load_pretrained
-from sklearn_ape.persistence._folder import read_model, write_model
+from sklearn_ape.persistence.files import read_model, write_model
 
 
 @pytest.fixture

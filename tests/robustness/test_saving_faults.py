@@ -11,7 +11,7 @@ import pytest
 from safetensors import SafetensorError
 
 from sklearn_ape import KernelAligner, load_pretrained
-from sklearn_ape.persistence._folder import read_model, write_model
+from sklearn_ape.persistence.files import read_model, write_model
 from tests.robustness.child_processes import fork, kill
 
 KILLS = 20
@@ -137,7 +137,7 @@ class TestRefusals:
         def full(path):
             raise OSError(28, "No space left on device", str(path))
 
-        monkeypatch.setattr("sklearn_ape.persistence._folder.sync", full)
+        monkeypatch.setattr("sklearn_ape.persistence.files.sync", full)
         with pytest.raises(OSError, match="No space left"):
             fitted.save_pretrained(folder)
         assert sorted(tmp_path.rglob("*")) == before

@@ -84,8 +84,8 @@ class SlowCache:
 def locked():
     """Another thread holds the locks of encoders, weights, tokenizer and trainings."""
     from sklearn_ape import APEAligner
-    from sklearn_ape._forks import _locks
-    from sklearn_ape.encoders._text_base import TOKENIZING
+    from sklearn_ape.encoders.text_encoder import TOKENIZING
+    from sklearn_ape.utils.concurrency import _locks
 
     expected = encoder().transform(TEXTS)
     rng = np.random.default_rng(0)
@@ -106,7 +106,7 @@ def locked():
         is_held.set()
         time.sleep(10 * PATIENCE_S)
 
-    from sklearn_ape.encoders._base import _locks as encoder_locks
+    from sklearn_ape.encoders.base import _locks as encoder_locks
 
     (encoder_lock,) = encoder_locks.values()
     threading.Thread(target=hold, daemon=True).start()

@@ -21,19 +21,21 @@ from sklearn_ape import (
     MultiLabelZeroShotClassifier,
     ZeroShotClassifier,
 )
-from sklearn_ape._caller_state import default_state
-from sklearn_ape._starter import load_starter
 from sklearn_ape.aligners import as_open_clip
+from sklearn_ape.aligners.wrapper import load_starter
 from sklearn_ape.curation import find_near_duplicates
 from sklearn_ape.encoders import (
     TimmImageEncoder,
     TransformersTextEncoder,
-    _networks,
     classifier_head_pairs,
+)
+from sklearn_ape.encoders import (
+    weights as _networks,
 )
 from sklearn_ape.features import DiskFeatureCache
 from sklearn_ape.heads import HEAD_KINDS
 from sklearn_ape.metrics import expected_calibration_error, fit_temperature
+from sklearn_ape.utils.torch_state import default_state
 from tests.aligners.test_clip import IMAGES, TEXTS
 from tests.aligners.test_clip import saved as saved_clip
 from tests.aligners.test_lit import saved as saved_bert

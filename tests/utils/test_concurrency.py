@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sklearn_ape._forks import ForkSafeLock
-from sklearn_ape._threads import in_threads
+from sklearn_ape.utils.concurrency import ForkSafeLock, map_threaded
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 SCRIPT = Path(__file__).with_name("forked_work.py")
@@ -120,7 +119,7 @@ class TestForkSafeLock:
 def test_order_is_kept():
     """However long each item takes."""
     waits = [0.03, 0.0, 0.02, 0.0, 0.01, 0.0]
-    results = in_threads(lambda wait: time.sleep(wait) or wait, waits, 3)
+    results = map_threaded(lambda wait: time.sleep(wait) or wait, waits, 3)
     assert list(results) == waits
 
 
@@ -128,7 +127,7 @@ def test_order_is_kept():
 def test_no_more_is_begun_than_allowed(n_threads):
     """A slow consumer does not let results pile up."""
     begun = []
-    results = in_threads(begun.append, range(100), n_threads)
+    results = map_threaded(begun.append, range(100), n_threads)
     for taken in range(1, 20):
         next(results)
         time.sleep(0.002)
@@ -147,7 +146,7 @@ def test_first_error_ends_the_work():
         return item
 
     n_before = threading.active_count()
-    results = in_threads(work, range(1000), 2)
+    results = map_threaded(work, range(1000), 2)
     with pytest.raises(RuntimeError, match="three"):
         list(results)
     assert len(begun) < 12
@@ -156,7 +155,7 @@ def test_first_error_ends_the_work():
 
 def test_an_interrupt_waits_for_what_runs():
     """Ctrl-C between two results ends the threads, too."""
-    results = in_threads(lambda item: time.sleep(0.01) or item, range(1000), 2)
+    results = map_threaded(lambda item: time.sleep(0.01) or item, range(1000), 2)
     next(results)
     start = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
@@ -169,7 +168,7 @@ def test_torch_works_in_the_thread_itself_when_asked():
     import torch
 
     here = torch.get_num_threads()
-    alone = list(in_threads(lambda _: torch.get_num_threads(), range(4), 2, alone=True))
+    alone = list(map_threaded(lambda _: torch.get_num_threads(), range(4), 2, alone=True))
     assert alone == [1] * 4
-    assert list(in_threads(lambda _: torch.get_num_threads(), range(2), 2)) == [here] * 2
+    assert list(map_threaded(lambda _: torch.get_num_threads(), range(2), 2)) == [here] * 2
     assert torch.get_num_threads() == here

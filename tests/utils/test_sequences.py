@@ -24,8 +24,7 @@ from sklearn_ape import (
     MultiLabelZeroShotClassifier,
     ZeroShotClassifier,
 )
-from sklearn_ape._sequences import check_sequence
-from sklearn_ape.aligners._open_clip_shape import _tokenized
+from sklearn_ape.aligners._export import _tokenized
 from sklearn_ape.curation import (
     drop_near_duplicates,
     find_near_duplicates,
@@ -42,6 +41,7 @@ from sklearn_ape.inspection import (
 )
 from sklearn_ape.metrics import per_class_accuracy
 from sklearn_ape.prompts import fill, prompts_of, resolve_templates
+from sklearn_ape.utils.validation import check_sequence
 
 IMAGES = [np.full((4, 5, 3), 40 * n, dtype=np.uint8) + np.arange(3, dtype=np.uint8) * n
           for n in range(6)]  # fmt: skip

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from sklearn_ape._unfinished import unfinished
+from sklearn_ape.utils.files import atomic_directory
 
 pytest.importorskip("fcntl")
 
@@ -17,7 +17,7 @@ def begun_in_a_child(target):
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
-        with unfinished(target) as folder:
+        with atomic_directory(target) as folder:
             (folder / "half").write_text("half")
             os.write(writer, b"begun")
             time.sleep(60)
@@ -38,7 +38,7 @@ class TestUnfinished:
             assert len(list(tmp_path.iterdir())) == 2
             os.kill(killed, signal.SIGKILL)
             os.waitpid(killed, 0)
-            with unfinished(target) as folder:
+            with atomic_directory(target) as folder:
                 assert list(folder.iterdir()) == []
                 assert len(list(tmp_path.iterdir())) == 2
             (left,) = tmp_path.iterdir()
@@ -52,7 +52,7 @@ class TestUnfinished:
         others = [".b.csv.00000000.unfinished", ".a.csv.saving", "a.csv.1.unfinished", "a.csv"]
         for name in others:
             (tmp_path / name).mkdir()
-        with unfinished(tmp_path / "a.csv"):
+        with atomic_directory(tmp_path / "a.csv"):
             pass
         assert sorted(path.name for path in tmp_path.iterdir()) == sorted(others)
 
@@ -63,7 +63,7 @@ class TestUnfinished:
         def work():
             try:
                 for _ in range(50):
-                    with unfinished(tmp_path / "a") as folder:
+                    with atomic_directory(tmp_path / "a") as folder:
                         (folder / "file").write_text("mine")
                         assert (folder / "file").read_text() == "mine"
             except Exception as error:
@@ -79,7 +79,7 @@ class TestUnfinished:
 
     def test_a_failure_leaves_nothing(self, tmp_path):
         def fails():
-            with unfinished(tmp_path / "a") as folder:
+            with atomic_directory(tmp_path / "a") as folder:
                 (folder / "half").touch()
                 raise ValueError("in the midst")
 

@@ -30,8 +30,8 @@ from sklearn_ape import (
     MultiLabelZeroShotClassifier,
     ZeroShotClassifier,
 )
-from sklearn_ape._warnings import warn
 from sklearn_ape.encoders import TimmImageEncoder, TransformersTextEncoder
+from sklearn_ape.utils.warnings import warn
 
 SOURCES = Path(sklearn_ape.__file__).parent
 
@@ -43,7 +43,7 @@ def test_no_module_counts_frames_by_hand():
         if path.name != "_warnings.py"
         for match in re.finditer(r"stacklevel\s*=|warnings\.warn\(", path.read_text("utf-8"))
     ]
-    assert found == [], "use sklearn_ape._warnings.warn"
+    assert found == [], "use sklearn_ape.utils.warnings.warn"
 
 
 def broken(X):

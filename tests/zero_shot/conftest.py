@@ -5,7 +5,8 @@ from collections import OrderedDict
 import pytest
 from sklearn.pipeline import make_pipeline
 
-from sklearn_ape import APEAligner, _label_embeddings
+from sklearn_ape import APEAligner
+from sklearn_ape.zero_shot import _base as _label_embeddings
 
 
 @pytest.fixture(autouse=True)

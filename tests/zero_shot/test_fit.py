@@ -24,7 +24,7 @@ from sklearn_ape import (
     ZeroShotClassifier,
     load_pretrained,
 )
-from sklearn_ape._starter import load_starter
+from sklearn_ape.aligners.wrapper import load_starter
 from sklearn_ape.encoders import TransformersTextEncoder
 from tests.conftest import LABELS
 
@@ -195,7 +195,7 @@ class TestKeptAligner:
             np.testing.assert_array_equal(one.predict_proba(images), expected)
 
     def test_without_labels_a_name_keeps_its_model_too(self, captioned_images, monkeypatch):
-        from sklearn_ape import _aligner_choice
+        from sklearn_ape.aligners import wrapper as _aligner_choice
 
         monkeypatch.setattr(_aligner_choice, "_named", lambda name: load_starter())
         classifier = ZeroShotClassifier(aligner="open_clip:any")

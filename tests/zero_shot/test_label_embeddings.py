@@ -10,10 +10,11 @@ import pytest
 from sklearn.base import BaseEstimator, clone
 from sklearn.feature_extraction.text import HashingVectorizer
 
-from sklearn_ape import CCAAligner, ZeroShotClassifier, _label_embeddings
-from sklearn_ape._label_embeddings import embed_labels
+from sklearn_ape import CCAAligner, ZeroShotClassifier
 from sklearn_ape.aligners._base import BaseAligner
 from sklearn_ape.encoders import TransformersTextEncoder
+from sklearn_ape.zero_shot import _base as _label_embeddings
+from sklearn_ape.zero_shot._base import embed_labels
 
 PLAIN = ("{}",)
 

@@ -14,7 +14,7 @@ from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
 
 from sklearn_ape import CCAAligner, ZeroShotClassifier, load_pretrained
-from sklearn_ape._labels import captions_of, check_in_labels, checked_y, names_of
+from sklearn_ape.prompts import captions_of, check_in_labels, names_of, validate_y
 
 MISSING = [None, float("nan"), np.nan, np.float32("nan"), pd.NA, pd.NaT]
 
@@ -29,17 +29,17 @@ def test_a_missing_value_is_no_label(missing):
 @pytest.mark.parametrize("missing", MISSING, ids=repr)
 def test_missing_values_of_y_are_counted_and_placed(missing):
     with pytest.raises(ValueError, match="y has 2 missing labels, the first in row 1: leave"):
-        checked_y(["cat", missing, "dog", missing])
+        validate_y(["cat", missing, "dog", missing])
     for y in (np.array(["cat", missing], dtype=object), pd.Series(["cat", missing], dtype=object)):
         with pytest.raises(ValueError, match="y has 1 missing labels, the first in row 1: leave"):
-            checked_y(y)
+            validate_y(y)
 
 
 def test_what_only_looks_missing_is_a_label():
     words = ["NA", "nan", "None", "NAType", "null"]
     assert list(names_of(words)) == words
-    assert checked_y(words) == words
-    assert checked_y([0, False, 0.0]) == [0, 0, 0]
+    assert validate_y(words) == words
+    assert validate_y([0, False, 0.0]) == [0, 0, 0]
 
 
 def test_values_that_are_not_labels_say_what_to_do():
@@ -64,13 +64,13 @@ def test_values_that_are_not_labels_say_what_to_do():
 
 def test_no_y_says_what_y_may_be():
     with pytest.raises(ValueError, match="requires y") as raised:
-        checked_y(None)
+        validate_y(None)
     assert str(raised.value) == (
         "ZeroShotClassifier requires y to be passed, but the target y is None. Pass the label of "
         "every image as y. It is optional only with labels and a fitted aligner."
     )
     with pytest.raises(ValueError, match=r"the first in row 0: leave these rows out\.$"):
-        checked_y([None])
+        validate_y([None])
 
 
 class Color(enum.Enum):
@@ -123,7 +123,7 @@ def test_labels_that_cannot_be_labels_are_named_with_their_type(labels, said):
 )
 def test_values_of_y_that_cannot_be_labels_are_named_with_their_type(y, said):
     with pytest.raises(ValueError, match=said):
-        checked_y(y)
+        validate_y(y)
 
 
 TEXTS = ["apple", "pear"]
@@ -175,7 +175,7 @@ def test_collections_of_labels_fit_predict_clone_pickle_and_save(kind, tmp_path)
 )
 def test_values_of_y_in_any_container_become_plain_labels(kind):
     labels = COLLECTIONS[kind]
-    values = checked_y(list(labels) if kind == "StrEnum" else labels)
+    values = validate_y(list(labels) if kind == "StrEnum" else labels)
     assert values == TEXTS
     assert {type(value) for value in values} == {str}
 
@@ -184,7 +184,7 @@ def test_values_of_y_in_any_container_become_plain_labels(kind):
 @pytest.mark.parametrize("bad", [np.nan, np.inf], ids=repr)
 def test_numbers_that_are_not_finite_are_no_labels(bad):
     with pytest.raises(ValueError, match=r"Input y contains (NaN|infinity)"):
-        checked_y(np.array([1.0, bad]))
+        validate_y(np.array([1.0, bad]))
 
 
 def test_a_name_with_a_place_is_a_template_of_its_own_class():

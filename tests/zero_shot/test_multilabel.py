@@ -19,8 +19,8 @@ from sklearn.preprocessing import MultiLabelBinarizer, StandardScaler
 from sklearn.utils.estimator_checks import check_estimator
 
 from sklearn_ape import CCAAligner, KernelAligner, MultiLabelZeroShotClassifier, load_pretrained
-from sklearn_ape._starter import load_starter
-from sklearn_ape._thresholds import best_f1_threshold, fit_thresholds
+from sklearn_ape.aligners.wrapper import load_starter
+from sklearn_ape.zero_shot._multilabel_targets import best_f1_threshold, fit_thresholds
 
 LABELS = {
     "travel": ["a vehicle", "a building", "a landscape", "a clock"],

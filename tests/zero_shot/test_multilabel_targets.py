@@ -17,7 +17,7 @@ from sklearn.base import clone
 from sklearn.preprocessing import MultiLabelBinarizer
 
 from sklearn_ape import MultiLabelZeroShotClassifier
-from sklearn_ape._label_sets import as_table_or_rows, indicator, labels_in
+from sklearn_ape.zero_shot._multilabel_targets import as_table_or_rows, indicator, labels_in
 
 LABELS = [
     ["cat", "dog", "house"],

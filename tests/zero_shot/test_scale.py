@@ -8,8 +8,8 @@ import pytest
 from sklearn.base import BaseEstimator
 
 from sklearn_ape import CCAAligner, ZeroShotClassifier
-from sklearn_ape.aligners import _feature_tiles
-from sklearn_ape.aligners._bank import Standardizer
+from sklearn_ape.aligners.similarity import Standardizer
+from sklearn_ape.features import memmap as _feature_tiles
 
 NAMES = [f"thing {number:03d}" for number in range(300)]
 

@@ -1,6 +1,6 @@
 """What computes a frozen network: torch itself, or a faster runtime for the same graph."""
 
-from ._base import ENGINES, Engine, Workload, chosen_engine
-from ._make import engine_for
+from ._base import ENGINES, Engine, Workload, choose_engine
+from ._factory import make_engine
 
-__all__ = ["ENGINES", "Engine", "Workload", "chosen_engine", "engine_for"]
+__all__ = ["ENGINES", "Engine", "Workload", "choose_engine", "make_engine"]

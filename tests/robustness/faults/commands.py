@@ -11,7 +11,7 @@ import numpy as np
 
 from sklearn_ape import load_pretrained
 from sklearn_ape.cli import app
-from sklearn_ape.features._file import FeatureFile
+from sklearn_ape.features.feature_file import FeatureFile
 from tests.robustness.child_processes import expect, run_in_child
 from tests.robustness.faults import hooks
 from tests.robustness.faults.kill_injection import Kind, silent

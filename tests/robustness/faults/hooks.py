@@ -3,8 +3,8 @@
 import functools
 
 from sklearn_ape.features import DiskFeatureCache
-from sklearn_ape.features._file import FeatureFile
-from sklearn_ape.persistence import _folder
+from sklearn_ape.features.feature_file import FeatureFile
+from sklearn_ape.persistence import files as _folder
 
 
 def around(owner, name, before=None, after=None):

@@ -1,6 +1,6 @@
 """Kills and other faults, a few of each kind: nothing wrong, nothing lost, nothing hangs.
 
-`benchmarks/reliability.py faults` makes the same, many times as many.
+`python -m benchmarks.reliability faults` makes the same, many times as many.
 """
 
 import os

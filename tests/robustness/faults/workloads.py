@@ -6,9 +6,9 @@ import warnings
 import numpy as np
 
 from sklearn_ape import APEAligner, load_pretrained
-from sklearn_ape.aligners._training_file import TrainingFile
+from sklearn_ape.aligners._checkpoint import TrainingFile
 from sklearn_ape.features import DiskFeatureCache
-from sklearn_ape.features._file import FeatureFile
+from sklearn_ape.features.feature_file import FeatureFile
 from sklearn_ape.training import AlignmentNet
 from tests.robustness.child_processes import expect, run_in_child
 from tests.robustness.faults import hooks

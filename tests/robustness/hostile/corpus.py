@@ -10,8 +10,8 @@ from contextlib import suppress
 import numpy as np
 
 from sklearn_ape.encoders import TimmImageEncoder
-from sklearn_ape.encoders._errors import ItemError, described
-from sklearn_ape.encoders._images import check_image, image_digest, read_image
+from sklearn_ape.encoders.images import check_image, image_digest, read_image
+from sklearn_ape.encoders.items import ItemError, describe_item
 from tests.robustness.child_processes import Outcome, judge_one_by_one
 from tests.robustness.hostile.cases import plain
 from tests.robustness.hostile.damaged_files import cut_files, flipped_files
@@ -51,7 +51,7 @@ def judged(case):
     try:
         pixels = entrance(case.item)
     except ItemError as error:
-        message = described(case.item, error)
+        message = describe_item(case.item, error)
         if case.expect == "right":
             return "wrong", f"refused: {message}"
         return ("error" if _is_clear(case.item, message) else "unclear"), message

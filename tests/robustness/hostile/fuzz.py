@@ -29,10 +29,10 @@ from sklearn_ape import (
     ZeroShotClassifier,
     load_pretrained,
 )
-from sklearn_ape._image_suffixes import IMAGE_SUFFIXES
 from sklearn_ape.datasets import load_image_folder, load_pairs
 from sklearn_ape.encoders import TransformersTextEncoder
-from sklearn_ape.persistence._folder import read_model, write_model
+from sklearn_ape.persistence.files import read_model, write_model
+from sklearn_ape.utils.files import IMAGE_SUFFIXES
 from tests.robustness.hostile.cases import Case, as_bytes, base_image
 from tests.robustness.hostile.corpus import entrance, judged
 from tests.robustness.hostile.damaged_files import whole_files

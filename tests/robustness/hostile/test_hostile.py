@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sklearn_ape._labels import names_of
 from sklearn_ape.datasets import load_pairs
-from sklearn_ape.encoders import TransformersTextEncoder, _images
-from sklearn_ape.encoders._errors import ItemError
-from sklearn_ape.encoders._image_base import _square_on_white
-from sklearn_ape.encoders._images import image_digest, read_image
-from sklearn_ape.prompts import prompts_of
+from sklearn_ape.encoders import TransformersTextEncoder
+from sklearn_ape.encoders import images as _images
+from sklearn_ape.encoders.image_encoder import _square_on_white
+from sklearn_ape.encoders.images import image_digest, read_image
+from sklearn_ape.encoders.items import ItemError
+from sklearn_ape.prompts import names_of, prompts_of
 from tests.robustness.hostile.cases import as_bytes, base_image
 from tests.robustness.hostile.corpus import batch_outcomes, corpus, outcomes
 from tests.robustness.hostile.fuzz import FUZZERS

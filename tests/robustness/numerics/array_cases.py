@@ -87,8 +87,8 @@ def _hundreds(dtype: Any) -> Callable[[np.ndarray], np.ndarray]:
     return lambda rows: np.round(100 * rows).astype(dtype)
 
 
-_SAME = "the same bits as C-contiguous float32"
-_SCALES = "the same answers as unscaled features"
+_SAME = "bitwise identical to C-contiguous float32"
+_SCALES = "same results as for unscaled features"
 _ROW = (f"{_BAD}",)
 
 KINDS = [
@@ -98,132 +98,132 @@ KINDS = [
         "float16",
         lambda x: x.astype(np.float16),
         lambda x: x.astype(np.float16).astype(np.float32),
-        means="the same bits as these numbers in float32",
+        means="bitwise identical to the same values in float32",
     ),
     Form("big-endian", lambda x: x.astype(">f4"), means=_SAME),
     Form("Fortran order", np.asfortranarray, means=_SAME),
-    Form("every other column of an array", lambda x: np.repeat(x, 2, axis=1)[:, ::2], means=_SAME),
+    Form("a view of every other column", lambda x: np.repeat(x, 2, axis=1)[:, ::2], means=_SAME),
     Form("negative strides", lambda x: x[::-1, ::-1].copy()[::-1, ::-1], means=_SAME),
-    Form("a memory map, read-only", _mapped, means=_SAME),
-    Form("read-only memory", _frozen, means=_SAME),
+    Form("read-only memory map", _mapped, means=_SAME),
+    Form("read-only array", _frozen, means=_SAME),
     Form("lists of numbers", lambda x: x.tolist(), means=_SAME),
-    Form("objects that are numbers", lambda x: x.astype(object), means=_SAME),
+    Form("numbers in an object array", lambda x: x.astype(object), means=_SAME),
     Form(
         "int64",
         _hundreds(np.int64),
         lambda x: _hundreds(np.float32)(x),
-        means="the same bits as these numbers in float32",
+        means="bitwise identical to the same values in float32",
     ),
     Form(
         "int8",
         lambda x: np.round(10 * x).astype(np.int8),
         lambda x: np.round(10 * x),
-        means="the same bits as these numbers in float32",
+        means="bitwise identical to the same values in float32",
     ),
     Form(
         "bool",
         lambda x: x > 0,
         lambda x: (x > 0).astype(np.float32),
-        means="the same bits as 0 and 1 in float32",
+        means="bitwise identical to 0 and 1 in float32",
     ),
-    Form("a pandas frame", _frame, means=_SAME),
-    Form("a pandas frame of nullable columns", _nullable, means=_SAME),
-    Form("a polars frame", lambda x: pl.DataFrame(np.ascontiguousarray(x)), means=_SAME),
-    Form("a masked array without masks", np.ma.masked_array, means=_SAME),
+    Form("pandas DataFrame", _frame, means=_SAME),
+    Form("pandas DataFrame with nullable dtypes", _nullable, means=_SAME),
+    Form("polars DataFrame", lambda x: pl.DataFrame(np.ascontiguousarray(x)), means=_SAME),
+    Form("masked array without masked values", np.ma.masked_array, means=_SAME),
     Form(
-        "a masked array",
+        "masked array with a masked value",
         _masked,
         expected="error",
         words=("masked", *_ROW),
     ),
-    Form("a pandas frame with NA", _with_na, expected="error", words=("NaN", *_ROW)),
-    Form("a polars frame with null", _with_null, expected="error", words=("NaN", *_ROW)),
-    Form("sparse, csr", sp.csr_array, expected="error", words=("dense", "toarray")),
-    Form("sparse, coo matrix", sp.coo_matrix, expected="error", words=("dense", "toarray")),
+    Form("pandas DataFrame with NA", _with_na, expected="error", words=("NaN", *_ROW)),
+    Form("polars DataFrame with null", _with_null, expected="error", words=("NaN", *_ROW)),
+    Form("sparse CSR array", sp.csr_array, expected="error", words=("dense", "toarray")),
+    Form("sparse COO matrix", sp.coo_matrix, expected="error", words=("dense", "toarray")),
     Form("np.matrix", np.matrix, expected="error", words=("np.matrix", "np.asarray")),
     Form("complex", lambda x: x.astype(complex), expected="error", words=("Complex",)),
     Form(
-        "times",
+        "datetime64",
         lambda x: (1e6 * x).astype("datetime64[s]"),
         expected="error",
         words=("datetime64", "numbers"),
     ),
     Form("0 rows", lambda x: x[:0], expected="error", words=("0 sample(s)",)),
     Form("0 columns", lambda x: x[:, :0], expected="error", words=("0 feature(s)",)),
-    Form("a single row as 1-D", lambda x: x[0], expected="error", words=("2D array",)),
-    Form("3-D", lambda x: x[:, :, None], expected="error", words=("dim 3",)),
+    Form("a single row as a 1-D array", lambda x: x[0], expected="error", words=("2D array",)),
+    Form("3-D array", lambda x: x[:, :, None], expected="error", words=("dim 3",)),
 ]
 
 SIZES = [
     *(
-        Form(f"times 2**{power}", _scaled(2.0**power), means=_SCALES, tolerance=1e-6)
+        Form(f"multiplied by 2**{power}", _scaled(2.0**power), means=_SCALES, tolerance=1e-6)
         for power in (-110, -66, -40, 40, 66, 110)
     ),
-    Form("times 1e-20", _scaled(1e-20), means=_SCALES, tolerance=2e-3),
-    Form("times 1e20", _scaled(1e20), means=_SCALES, tolerance=2e-3),
-    Form("times 1e-30", _scaled(1e-30), means=_SCALES, tolerance=2e-3),
-    Form("times 1e30", _scaled(1e30), means=_SCALES, tolerance=2e-3),
+    Form("multiplied by 1e-20", _scaled(1e-20), means=_SCALES, tolerance=2e-3),
+    Form("multiplied by 1e20", _scaled(1e20), means=_SCALES, tolerance=2e-3),
+    Form("multiplied by 1e-30", _scaled(1e-30), means=_SCALES, tolerance=2e-3),
+    Form("multiplied by 1e30", _scaled(1e30), means=_SCALES, tolerance=2e-3),
     Form(
-        "times 1e-40: beneath float32's normal numbers",
+        "multiplied by 1e-40 (subnormal in float32)",
         _scaled(1e-40),
         lambda x: _scaled(1e40, np.float64)(_scaled(1e-40)(x)).astype(np.float32),
-        means="the same answers as these numbers, scaled up",
+        means="same results as for these values scaled up",
         tolerance=2e-3,
     ),
     Form(
-        "times 1e-300, in float64",
+        "multiplied by 1e-300, in float64",
         _scaled(1e-300, np.float64),
         expected="error",
         words=("too small for float32", "Multiply"),
     ),
     Form(
-        "times 1e300, in float64",
+        "multiplied by 1e300, in float64",
         _scaled(1e300, np.float64),
         expected="error",
         words=("too large for float32", "multiply"),
     ),
-    Form("NaN in a row", _with(np.nan), expected="error", words=("NaN", *_ROW)),
-    Form("infinity in a row", _with(np.inf), expected="error", words=("infinity", *_ROW)),
+    Form("one NaN", _with(np.nan), expected="error", words=("NaN", *_ROW)),
+    Form("one infinite value", _with(np.inf), expected="error", words=("infinity", *_ROW)),
     Form("a row of -infinity", _with(-np.inf, True), expected="error", words=("infinity", *_ROW)),
 ]
 
 FIT_SIZES = [
     Form(
-        "a row 1e25 times the others",
+        "a row 1e25 times as large as the others",
         lambda x: np.vstack([x[:_BAD], 1e25 * x[_BAD : _BAD + 1], x[_BAD + 1 :]]),
         expected="warning",
         words=("decide means", *_ROW),
-        means="finite embeddings, of length 1 or 0",
+        means="embeddings are finite, with norm 1 or 0",
     ),
     Form(
-        "one number of 1e25",
+        "one value of 1e25",
         _with(1e25),
         expected="warning",
         words=("decide means", *_ROW),
-        means="finite embeddings, of length 1 or 0",
+        means="embeddings are finite, with norm 1 or 0",
     ),
     Form(
         "a constant column of 1e6",
         lambda x: np.hstack([x, np.full((len(x), 1), 1e6, np.float32)]),
         expected="warning",
         words=("Float32 is coarse", "Subtract the mean"),
-        means="finite embeddings, of length 1 or 0",
+        means="embeddings are finite, with norm 1 or 0",
     ),
     Form(
         "a constant column of 1e30",
         lambda x: np.hstack([x, np.full((len(x), 1), 1e30, np.float32)]),
         expected="warning",
         words=("Float32 is coarse", "Subtract the mean"),
-        means="finite embeddings, of length 1 or 0",
+        means="embeddings are finite, with norm 1 or 0",
     ),
     Form(
-        "float64 around 1e8",
+        "float64 values around 1e8",
         lambda x: 1e8 + x.astype(np.float64),
         expected="error",
         words=("lost in float32", "Subtract the mean"),
     ),
     Form(
-        "int64 beyond 2**53",
+        "int64 values above 2**53",
         lambda x: 2**60 + np.round(1e4 * x).astype(np.int64),
         expected="error",
         words=("lost in float32", "Subtract the mean"),

@@ -82,13 +82,13 @@ BEGIN, END = (
 # Of the rows of a table: who is given so many is named above it.
 _USUAL = 0.5
 _TITLES = {
-    "kinds of arrays": "Features: kinds of arrays",
-    "sizes of numbers": "Features: sizes of numbers",
-    "unlike the rest": "Features: unlike the rest, in fit",
-    "sets of pairs": "Sets of pairs",
+    "kinds of arrays": "Features: array types",
+    "sizes of numbers": "Features: magnitudes",
+    "unlike the rest": "Features: outliers and constant offsets in fit",
+    "sets of pairs": "Training pairs",
     "texts": "Texts",
     "labels": "Labels and templates",
-    "metrics, losses, heads": "Metrics, losses, heads",
+    "metrics, losses, heads": "Metrics, losses and heads",
 }
 
 
@@ -111,9 +111,9 @@ def _table(title: str, cells: list[Cell]) -> str:
     lines = [f"### {_TITLES[title]}", ""]
     if usual:
         some = [name for name in counts if name not in usual]
-        also = f", some of it to {_listed(some)} as well" if some else ""
-        lines += [f"Given to {_listed(usual)}{also}.", ""]
-    lines += ["| given | outcome |", "|---|---|"]
+        also = f" Some rows are also tested with {_listed(some)}." if some else ""
+        lines += [f"These inputs are tested with {_listed(usual)}.{also}", ""]
+    lines += ["| input | outcome |", "|---|---|"]
     rows: defaultdict[str, defaultdict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for cell in cells:
         rows[cell.given][_said(cell)].append(cell.to)
@@ -128,16 +128,16 @@ def _by_whom(names: list[str], usual: list[str], n_outcomes: int) -> str:
     absent = [name for name in usual if name not in names]
     if not usual or n_outcomes > 1 or len(absent) >= len(names):
         return f" ({_listed(names)})"
-    return f" (not tried: {_listed(absent)})" if absent else ""
+    return f" (not tested: {_listed(absent)})" if absent else ""
 
 
 def _said(cell: Cell) -> str:
     named = ", ".join(f"“{_escaped(word)}”" for word in cell.words)
     if cell.expected == "error":
-        return f"**error** that says {named}"
+        return f"**error** with {named} in the message"
     if cell.expected == "warning":
-        return f"**warning** that says {named}; {_escaped(cell.means)}"
-    return f"**right**: {_escaped(cell.means)}"
+        return f"**warning** with {named} in the message; {_escaped(cell.means)}"
+    return f"**correct**: {_escaped(cell.means)}"
 
 
 def _listed(names: list[str]) -> str:

@@ -76,7 +76,7 @@ def _is_ours(warning: Any) -> bool:
 
 
 def outcome(cell: Cell) -> str:
-    """Return what `benchmarks/reliability.py` counts a cell as."""
+    """Return what `benchmarks/reliability` counts a cell as."""
     try:
         return check(cell)
     except AssertionError as error:

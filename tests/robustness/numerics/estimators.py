@@ -157,11 +157,18 @@ def _tiny_clip_folder() -> str:
 
 
 _HEADS = {"width": 16, "random_state": 0, "early_stopping": False}
-_FEW = ("float64", "float16", "a polars frame", "sparse, csr", "times 2**-66", "times 2**66")
-_FEW += ("NaN in a row", "infinity in a row", "one number of 1e25", "float64 around 1e8")
+_FEW = (
+    "float64",
+    "float16",
+    "polars DataFrame",
+    "sparse CSR array",
+    "multiplied by 2**-66",
+    "multiplied by 2**66",
+)
+_FEW += ("one NaN", "one infinite value", "one value of 1e25", "float64 values around 1e8")
 # Images that are near-duplicates of each other cannot be judged by one another.
 _ALL_ALIKE = ("a constant column of 1e6", "a constant column of 1e30")
-_UNREADABLE = ("NaN in a row", "a pandas frame with NA", "a polars frame with null")
+_UNREADABLE = ("one NaN", "pandas DataFrame with NA", "polars DataFrame with null")
 ALIGNERS = {
     "CCAAligner": CCAAligner(),
     "ASIFAligner": ASIFAligner(k=20),
@@ -182,7 +189,7 @@ SUBJECTS = [
     ),
     # The first takes features as the others do; the second takes other shapes for images.
     Subject("LiTAligner", _tuned, only=_FEW, closeness=2e-2),
-    Subject("CLIPAligner", _clip, fits=False, skips=("3-D", "a single row as 1-D")),
+    Subject("CLIPAligner", _clip, fits=False, skips=("3-D array", "a single row as a 1-D array")),
     Subject("ZeroShotClassifier", _classified, fits=False),
     Subject("MultiLabelZeroShotClassifier", _labelled, fits=False),
     Subject("CrossModalRetriever", _found, fits=False),
@@ -194,6 +201,6 @@ SUBJECTS = [
         "retrieval_ranks",
         _ranks,
         fits=False,
-        skips=("times 1e-300, in float64", "times 1e300, in float64"),
+        skips=("multiplied by 1e-300, in float64", "multiplied by 1e300, in float64"),
     ),
 ]

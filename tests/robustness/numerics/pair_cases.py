@@ -15,7 +15,7 @@ from tests.robustness.numerics.estimators import ALIGNERS, IMAGE, N_TRAIN, TEXT
 
 _TRAIN, _ASKED = slice(None, N_TRAIN), slice(N_TRAIN, None)
 CLOSED = ("CCAAligner", "ASIFAligner", "KernelAligner")
-_WELL_FORMED = "embeddings are finite, of length 1 or 0"
+_WELL_FORMED = "embeddings are finite, with norm 1 or 0"
 
 
 def _fit(name: str, image: Any, text: Any) -> Any:
@@ -161,31 +161,32 @@ def set_cells() -> list[Cell]:
         ("one pair", every, partial(_plain, n=1, n_image=5, n_text=4), "error",
          ("minimum of 2",), ""),
         ("two pairs", every, _two_pairs, "right", (), _WELL_FORMED),
-        ("more columns than rows", every, partial(_plain, n=12, n_image=50, n_text=40), "right",
+        ("more features than pairs", every, partial(_plain, n=12, n_image=50, n_text=40), "right",
          (), _WELL_FORMED),
-        ("one column each", every, partial(_plain, n=12, n_image=1, n_text=1), "right", (),
+        ("one feature per side", every, partial(_plain, n=12, n_image=1, n_text=1), "right", (),
          _WELL_FORMED),
-        ("every pair 50 times, 3,000 in all", every, _duplicates, "right", (),
-         "the same bits as each pair once"),
+        ("every pair repeated 50 times (3,000 rows)", every, _duplicates, "right", (),
+         "bitwise identical to the fit on distinct pairs"),
         ("features of rank 2", every, _low_rank, "right", (), _WELL_FORMED),
-        ("every column twice", start[1:], _copied_columns, "right", (),
-         "the same answers as each column once"),
+        ("every column duplicated", start[1:], _copied_columns, "right", (),
+         "same results as without the duplicates"),
         ("a column of zeros", start[1:], _zero_column, "right", (),
-         "the same answers as without it"),
+         "same results as without the column"),
         ("a column of zeros", ("CCAAligner",), partial(_constant_column, value=0.0), "right", (),
-         "nearly the same answers: the ridge is relative to the mean variance"),
+         "nearly the same results, because the ridge is relative to the mean variance"),
         ("a constant column of 1", linear, partial(_constant_column, value=1.0), "right", (),
-         "nearly the same answers, or as good ones where angles count"),
-        ("all images alike", every, partial(_alike, side="image"), "warning", alike["image"],
+         "nearly the same results for CCA, a similar score for the others"),
+        ("all images identical", every, partial(_alike, side="image"), "warning", alike["image"],
          _WELL_FORMED),
-        ("all captions alike", every, partial(_alike, side="text"), "warning", alike["text"],
+        ("all captions identical", every, partial(_alike, side="text"), "warning", alike["text"],
          _WELL_FORMED),
-        ("images alike, captions that differ", every, _one_image_of_two_captions, "right", (),
-         "each image once, with both captions as its own"),
+        ("every image twice, with two captions", every, _one_image_of_two_captions, "right", (),
+         "each image counts once, with both captions as positives"),
         ("a row of zeros", every, _zero_row, "right", (), _WELL_FORMED),
-        ("a row of NaN (given up by an encoder)", every, _given_up, "warning",
-         ("1 rows are left out", "3"), "the same bits as without the row, which stays NaN"),
-        ("another width than in fit", every, _other_width, "error", ("11", "12"), ""),
+        ("a row of NaN (an item that failed to encode)", every, _given_up, "warning",
+         ("1 rows are left out", "3"),
+         "bitwise identical to the fit without the row, whose embedding is NaN"),
+        ("another number of features than in fit", every, _other_width, "error", ("11", "12"), ""),
         ("fewer captions than images", every, _other_lengths, "error",
          ("inconsistent", "60", "59"), ""),
     ]  # fmt: skip
@@ -195,13 +196,13 @@ def set_cells() -> list[Cell]:
         for name in names
     ]
     others: list[Any] = [
-        ("every row 100 times", "find_near_duplicates", "right", (),
-         "one group for all copies of a row", _duplicates_found),
-        ("all images alike", "pair_quality", "error", ("1 groups", "Lower cv"), "",
+        ("every row repeated 100 times", "find_near_duplicates", "right", (),
+         "all copies of a row form one group", _duplicates_found),
+        ("all images identical", "pair_quality", "error", ("1 groups", "Lower cv"), "",
          _same_image_judged),
-        ("a row of NaN", "pair_quality", "right", (), "the row is called unreadable",
+        ("a row of NaN", "pair_quality", "right", (), "the row is reported as unreadable",
          partial(_unreadable_judged, np.nan)),
-        ("a row of zeros", "pair_quality", "right", (), "the row is called unreadable",
+        ("a row of zeros", "pair_quality", "right", (), "the row is reported as unreadable",
          partial(_unreadable_judged, 0)),
         ("a row of infinity", "pair_quality", "error", ("infinity", "3"), "",
          partial(_unreadable_judged, np.inf)),

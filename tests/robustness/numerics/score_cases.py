@@ -177,26 +177,36 @@ def score_cells() -> list[Cell]:
         expected = "error" if words else "right"
         cells.append(Cell("metrics, losses, heads", given, to, expected, words, means, run))
 
-    add("all embeddings equal", "retrieval_ranks", _tied, "the last rank: ties count against")
-    add("one row", "retrieval_ranks", _one_row, "rank 0")
+    add(
+        "all embeddings equal",
+        "retrieval_ranks",
+        _tied,
+        "the last rank, because ties count against the score",
+    )
+    add("one row", "retrieval_ranks", _one_row, "the rank is 0")
     for value in (np.nan, np.inf):
         add(f"{value} in an embedding", "retrieval_ranks", partial(_bad_rank, value),
             words=("finite",))  # fmt: skip
     for factor in (1e-300, 1e300):
-        add(f"float64 times {factor:g}", "retrieval_ranks", partial(_scaled_ranks, factor),
-            "the same ranks")  # fmt: skip
-    add("k of 0", "recall_at_k", partial(recall_at_k, np.arange(3), 0), words=("at least 1", "0"))
+        add(f"float64 multiplied by {factor:g}", "retrieval_ranks", partial(_scaled_ranks, factor),
+            "same ranks")  # fmt: skip
+    add("k = 0", "recall_at_k", partial(recall_at_k, np.arange(3), 0), words=("at least 1", "0"))
     calibration = "expected_calibration_error"
-    add("probabilities in float16", calibration, partial(_proba, "float16"), "as in float64")
-    add("one sample", calibration, partial(_proba, "one sample"), "its own gap")
+    add(
+        "probabilities in float16",
+        calibration,
+        partial(_proba, "float16"),
+        "same result as in float64",
+    )
+    add("one sample", calibration, partial(_proba, "one sample"), "the gap of this sample")
     add("NaN", calibration, partial(_proba, "NaN"), words=("NaN", "proba"))
     add("infinity", calibration, partial(_proba, "infinity"), words=("infinity", "proba"))
     for kind in ("above 1", "below 0"):
-        add(f"a number {kind}", calibration, partial(_proba, kind),
+        add(f"a value {kind}", calibration, partial(_proba, kind),
             words=("Row 3", "predict_proba"))  # fmt: skip
     for factor in (1e-30, 1e-10, 1e10, 1e30):
-        add(f"logits times {factor:g}", "fit_temperature", partial(_temperature, factor),
-            "the temperature times as much")  # fmt: skip
+        add(f"logits multiplied by {factor:g}", "fit_temperature", partial(_temperature, factor),
+            "the temperature is multiplied by the same factor")  # fmt: skip
     add("logits of NaN", "fit_temperature", partial(_temperature_of, np.nan), words=("NaN",))
     add("logits of infinity", "fit_temperature", partial(_temperature_of, np.inf),
         words=("infinity",))  # fmt: skip
@@ -204,20 +214,26 @@ def score_cells() -> list[Cell]:
         for dtype, tolerance in ((torch.float64, 1e-5), (torch.bfloat16, 3e-2)):
             kind = str(dtype).removeprefix("torch.")
             run = partial(_loss_of_dtype, loss, dtype, tolerance)
-            add(f"embeddings in {kind}", loss, run, "near to that in float32")
-        add("embeddings of other strides", loss, partial(_loss_of_strides, loss), "the same")
+            add(f"embeddings in {kind}", loss, run, "close to the loss in float32")
+        add("embeddings with other strides", loss, partial(_loss_of_strides, loss), "same loss")
         for scale in (1e-6, 100.0, 1e4):
             add(f"a logit scale of {scale:g}", loss, partial(_loss_in_tiles, loss, scale),
-                "finite, and the same in tiles, gradients included")  # fmt: skip
-        add("one pair", loss, partial(_loss_of_one_pair, loss), "finite (InfoNCE: 0)")
-        add("embeddings of zeros", loss, partial(_loss_of_zeros, loss), "finite gradients")
-        add("NaN in an embedding", loss, partial(_loss_of_nan, loss), "not finite either")
+                "finite and equal with and without tiles, including gradients")  # fmt: skip
+        add(
+            "one pair",
+            loss,
+            partial(_loss_of_one_pair, loss),
+            "the loss is finite (0 for InfoNCE)",
+        )
+        add("embeddings of zeros", loss, partial(_loss_of_zeros, loss), "gradients are finite")
+        add("NaN in an embedding", loss, partial(_loss_of_nan, loss), "the loss is not finite")
     for power in (-66, 66):
-        add(f"rows times 2**{power}", "StructureLoss", partial(_structure, 2.0**power), "the same")
+        add(f"rows multiplied by 2**{power}", "StructureLoss", partial(_structure, 2.0**power),
+            "same loss")  # fmt: skip
         for kind in HEAD_KINDS:
-            add(f"features times 2**{power}", f"make_head({kind!r})",
-                partial(_head, kind, 2.0**power), "the same")  # fmt: skip
+            add(f"features multiplied by 2**{power}", f"make_head({kind!r})",
+                partial(_head, kind, 2.0**power), "same output")  # fmt: skip
     for value in (0.0, 0.1, 1e6, 1e30):
         add(f"a constant column of {value:g}", "Standardize", partial(_constant, value),
-            "0 there, and standard deviations of 1 elsewhere")  # fmt: skip
+            "the column becomes 0, and the others have a standard deviation of 1")  # fmt: skip
     return cells

@@ -43,31 +43,31 @@ class Text(NamedTuple):
 TEXTS = [
     Text("10,000 words", "a big red bus on a road " * 1430, "a big red bus on a road " * 60),
     Text("one word of 10,000 letters", "a" * 10_000),
-    Text("right to left", "كلب صغير يركض"),
-    Text("right to left with marks of direction", "\u202bشجرة\u202c", "شجرة"),
+    Text("right-to-left script", "كلب صغير يركض"),
+    Text("right-to-left script with direction marks", "\u202bشجرة\u202c", "شجرة"),
     Text("emoji", "🍎"),
-    Text("emoji joined to one", "👩\u200d👩\u200d👧\u200d👦"),
-    Text("letters with accents apart (NFD)", "cafe\u0301 au lait", "caf\u00e9 au lait"),
+    Text("several emoji joined into one", "👩\u200d👩\u200d👧\u200d👦"),
+    Text("decomposed accents (NFD)", "cafe\u0301 au lait", "caf\u00e9 au lait"),
     Text("full-width letters", "\uff43\uff41\uff54"),
-    Text("control characters within", "a\x01 red\x7f boat", "a red boat"),
-    Text("NUL within", "a red\0 boat", "a red boat"),
-    Text("characters of no width", "a\u200b red\u200b boat", "a red boat"),
+    Text("control characters between letters", "a\x01 red\x7f boat", "a red boat"),
+    Text("a NUL character between letters", "a red\0 boat", "a red boat"),
+    Text("zero-width characters", "a\u200b red\u200b boat", "a red boat"),
     Text("tabs and line breaks", "a\tred\n\nboat\r\n", "a red boat"),
-    Text("capitals", "A RED BOAT", "a red boat"),
-    Text("marks alone", "?!"),
+    Text("capital letters", "A RED BOAT", "a red boat"),
+    Text("punctuation only", "?!"),
     Text("a number as text", "3.14"),
     Text("braces and percent signs", "{} {0} %s {{x}}"),
-    Text("the tokenizer's own words", "[CLS] a boat [SEP] [PAD]"),
+    Text("special tokens of the tokenizer", "[CLS] a boat [SEP] [PAD]"),
     *(
         Text(name, text, "a boat", (word,))
         for name, text, word in [
-            ("half a surrogate pair", "a boat \ud800", "Unicode"),
-            ("empty", "", "empty"),
-            ("spaces alone", " \t\n\u3000", "empty"),
-            ("control characters alone", "\0\x01\u200b", "empty"),
+            ("a lone surrogate", "a boat \ud800", "Unicode"),
+            ("an empty text", "", "empty"),
+            ("whitespace only", " \t\n\u3000", "empty"),
+            ("control characters only", "\0\x01\u200b", "empty"),
             ("None", None, "None"),
             ("NaN", float("nan"), "nan"),
-            ("an int", 7, "7"),
+            ("an integer", 7, "7"),
             ("bytes", b"a boat", "b"),
         ]
     ),
@@ -75,20 +75,21 @@ TEXTS = [
 # Where another word is said.
 _LABELS = "labels of ZeroShotClassifier", "labels of MultiLabelZeroShotClassifier"
 _OTHER_WORDS = {
-    **{(name, to): ("must be texts",) for name in ("empty", "spaces alone") for to in _LABELS},
-    **{("an int", to): ("mixes text and numbers",) for to in _LABELS},
+    **{("an empty text", to): ("must be texts",) for to in _LABELS},
+    **{("whitespace only", to): ("must be texts",) for to in _LABELS},
+    **{("an integer", to): ("mixes text and numbers",) for to in _LABELS},
     **{("bytes", to): ("bytes", "Decode") for to in _LABELS},
     **{
         (name, "CrossModalRetriever.search"): ("query 0", word)
         for name, word in [
-            ("None", "NoneType"), ("NaN", "float"), ("an int", "int"), ("bytes", "bytes"),
+            ("None", "NoneType"), ("NaN", "float"), ("an integer", "int"), ("bytes", "bytes"),
         ]
     },
 }  # fmt: skip
 # It compares captions as they are.
 _NOT_READ = {
-    ("half a surrogate pair", "captions of pair_quality"),
-    ("control characters alone", "captions of pair_quality"),
+    ("a lone surrogate", "captions of pair_quality"),
+    ("control characters only", "captions of pair_quality"),
 }
 
 
@@ -229,43 +230,45 @@ def _label_cells() -> list[Cell]:
     ) -> Cell:
         return Cell("labels", given, "ZeroShotClassifier", expected, words, means, run)
 
-    own = "each image with the feature of a label's text is given that label"
+    own = "an image with the feature of a label's text is predicted as this label"
     twins = ("the same embedding", "cannot tell")
     return [
         cell(
-            "prefixes of each other",
+            "labels that are prefixes of each other",
             partial(_own_labels, ["cat", "cat food", "cat food bowl", "caterpillar"]),
             means=own,
         ),
         cell("one label", partial(_own_labels, ["cat"]), "warning", ("The only class is cat",),
-             "it has probability 1"),
+             "its probability is 1"),
         cell("5,000 labels", _many_labels, means="probabilities add up to 1"),
-        cell("two that differ in case", lambda: _twins(["cat", "Cat"]), "warning", twins,
+        cell("two labels that differ in case", lambda: _twins(["cat", "Cat"]), "warning", twins,
              "both have the same probability"),
-        cell("two that differ in a space at the end", lambda: _twins(["cat", "cat "]), "warning",
-             twins, "both have the same probability"),
-        cell("the same twice", partial(_own_labels, ["cat", "cat"]), "error", ("repeat", "cat")),
-        cell("numbers with names", partial(_own_labels, {0: "cat", 1: "a bus", 7: "snow"}),
+        cell("two labels that differ in a trailing space", lambda: _twins(["cat", "cat "]),
+             "warning", twins, "both have the same probability"),
+        cell("a repeated label", partial(_own_labels, ["cat", "cat"]), "error", ("repeat", "cat")),
+        cell("integer labels with names", partial(_own_labels, {0: "cat", 1: "a bus", 7: "snow"}),
              means=own),
-        cell("numbers without names", lambda: _numbers([1, 2]), means="the text of the number"),
+        cell("integer labels without names", lambda: _numbers([1, 2]),
+             means="the number is embedded as text"),
         cell("a mapping with an empty name", partial(_own_labels, {"cat": ""}, ["cat"]),
              "error", ("cat", "must be texts")),
-        cell("no labels", partial(_own_labels, [], ["cat"]), "error", ("labels",)),
-        cell("a single str", lambda: _numbers("cat"), "error", ("sequence of names", "cat")),
-        cell("a label that NumPy would cut (NUL at its end)", lambda: _numbers(["cat\0", "dog"]),
+        cell("an empty list of labels", partial(_own_labels, [], ["cat"]), "error", ("labels",)),
+        cell("a single string", lambda: _numbers("cat"), "error", ("sequence of names", "cat")),
+        cell("a label with a trailing NUL, which NumPy drops", lambda: _numbers(["cat\0", "dog"]),
              "error", ("cat",)),
-        cell("a template with braces around the place", partial(_template, "{{}}"),
-             means="braces are kept as they are"),
-        cell("a template with braces elsewhere", partial(_template, "a {} of {{kind}} %s"),
-             means="braces are kept as they are"),
-        cell("a template with two places", partial(_template, "{} and {}"), "error",
+        cell("a template with braces around the placeholder", partial(_template, "{{}}"),
+             means="braces are kept"),
+        cell("a template with braces in other places", partial(_template, "a {} of {{kind}} %s"),
+             means="braces are kept"),
+        cell("a template with two placeholders", partial(_template, "{} and {}"), "error",
              ("exactly one place", "{} and {}")),
-        cell("a template with a named place", partial(_template, ["a {name}"]), "error",
+        cell("a template with a named placeholder", partial(_template, ["a {name}"]), "error",
              ("exactly one place", "{name}")),
-        cell("a template of an open brace", partial(_template, "a {"), "error",
+        cell("a template with an unclosed brace", partial(_template, "a {"), "error",
              ("exactly one place", "a {")),
         cell("an empty template", partial(_template, [""]), "error", ("exactly one place",)),
-        cell("no template", partial(_template, []), "error", ("templates is empty",)),
+        cell("an empty list of templates", partial(_template, []), "error",
+             ("templates is empty",)),
     ]  # fmt: skip
 
 
@@ -284,8 +287,8 @@ def _numbers(labels: Any) -> None:
 def text_cells() -> list[Cell]:
     """Return the cells of texts."""
     means = {
-        True: "the same as without what nobody reads",
-        False: "finite, and the same alone as in company",
+        True: "same result as for the normalized or truncated text",
+        False: "finite and independent of the other texts",
     }
     cells = []
     for one in TEXTS:

@@ -1,1 +1,0 @@
-"""What `benchmarks/accuracy.py` is made of."""

@@ -1,1 +1,0 @@
-"""What `memory.py` measures, a module each."""

@@ -1,1 +1,0 @@
-"""Parts of `reliability.py`: each has `measure(examples)`, which returns rows."""

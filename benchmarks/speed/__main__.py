@@ -1,0 +1,20 @@
+"""Speed compared with peers that are measured in the same run.
+
+    python -m benchmarks.speed                  # all parts
+    python -m benchmarks.speed encode search    # two parts
+    python -m benchmarks.speed --quick          # little data, to try it
+
+Requires the ``openvino``, ``onnx`` and ``starter`` extras, embetter, sentence-transformers and
+Debian's openclipart-png and openclipart-svg. Results are written to docs/results/speed.csv.
+"""
+
+import sys
+
+from benchmarks._results import COMPARISON_COLUMNS, make_parser, run_parts
+
+PARTS = ("encode", "search", "training", "zero_shot", "store")
+
+if __name__ == "__main__":
+    failures = run_parts("speed", PARTS, COMPARISON_COLUMNS, make_parser("speed", __doc__, PARTS))
+    # A missed target is reported, not an error: timings of a shared machine vary.
+    print("", *failures, sep="\n", file=sys.stderr)

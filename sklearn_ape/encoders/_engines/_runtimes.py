@@ -1,0 +1,210 @@
+"""Engines of ONNX Runtime and OpenVINO."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from contextlib import suppress
+from functools import lru_cache
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import Any
+from weakref import WeakSet
+
+import numpy as np
+import torch
+
+from ...utils.concurrency import PATIENCE_S, at_fork, never_destroy
+from ._base import EngineError, Inputs, Workload, n_free_axes
+
+_ONNX_FILE = "model.onnx"
+
+
+class OnnxEngine:
+    """Computes an exported network with ONNX Runtime, in float32 on the CPU.
+
+    Parameters
+    ----------
+    workload : Workload
+        What was exported.
+    folder : pathlib.Path
+        Where `export` wrote it.
+    """
+
+    name = "onnx"
+    concurrent = True
+
+    def __init__(self, workload: Workload, folder: Path) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1  # every thread that calls is one
+        options.log_severity_level = 3
+        try:
+            self._session = onnxruntime.InferenceSession(
+                folder / _ONNX_FILE, options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # its own exceptions have no common base
+            raise EngineError(f"ONNX Runtime cannot load the network: {error}") from error
+        self._names = [put.name for put in self._session.get_inputs()]
+
+    def __call__(self, inputs: Inputs) -> np.ndarray:
+        """Return the features of a batch."""
+        named = zip(self._names, (x.numpy() for x in inputs), strict=True)
+        return self._session.run(None, dict(named))[0]
+
+
+class _Positional(torch.nn.Module):
+    """Takes inputs by place whatever the network calls them, so that shapes are given by place."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+        """Return what the network does."""
+        return self.module(*inputs)
+
+
+def export_to_onnx(workload: Workload, folder: Path) -> None:
+    """Write a network as ONNX."""
+    example = workload.examples()[0]
+    names = [f"input_{number}" for number in range(len(example))]
+    shapes = tuple(dict.fromkeys(range(n_free_axes(x)), torch.export.Dim.DYNAMIC) for x in example)
+    try:
+        with warnings.catch_warnings(), torch.inference_mode():
+            warnings.simplefilter("ignore")
+            torch.onnx.export(
+                _Positional(workload.module),
+                example,
+                folder / _ONNX_FILE,
+                input_names=names,
+                dynamo=True,
+                dynamic_shapes=(shapes,),
+                external_data=False,
+                verbose=False,
+            )
+    except Exception as error:  # the exporter raises anything on what it cannot express
+        raise EngineError(f"torch cannot export the network to ONNX: {error}") from error
+
+
+_OPENVINO_FILE = "model.xml"
+
+
+_HINTS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
+
+
+_CAPABILITIES = {"BF16": "bfloat16", "FP16": "float16"}
+
+
+_engines: WeakSet[OpenVINOEngine] = WeakSet()
+
+
+class OpenVINOEngine:
+    """Computes an exported network with OpenVINO on the CPU, with a stream a core.
+
+    Parameters
+    ----------
+    workload : Workload
+        What was exported.
+    folder : pathlib.Path
+        Where `export` wrote it.
+    """
+
+    name = "openvino"
+    concurrent = True
+
+    def __init__(self, workload: Workload, folder: Path) -> None:
+        try:
+            compiled = _core().compile_model(
+                folder / _OPENVINO_FILE,
+                "CPU",
+                {
+                    # Streams share nothing, so that threads which decode need not wait for them.
+                    "NUM_STREAMS": str(workload.n_threads),
+                    "INFERENCE_NUM_THREADS": workload.n_threads,
+                    "ENABLE_CPU_PINNING": False,
+                    "INFERENCE_PRECISION_HINT": _HINTS[workload.dtype],
+                },
+            )
+            self.n_requests = workload.n_threads
+            self.requests: SimpleQueue[Any] = SimpleQueue()
+            for _ in range(self.n_requests):
+                self.requests.put(compiled.create_infer_request())
+        except RuntimeError as error:
+            raise EngineError(f"OpenVINO cannot load the network: {error}") from error
+        self.taken: list[Any] = []
+        _engines.add(self)
+
+    def __call__(self, inputs: Inputs) -> np.ndarray:
+        """Return the features of a batch."""
+        request = self.requests.get()
+        try:
+            arrays = [np.ascontiguousarray(x.numpy()) for x in inputs]
+            return np.array(request.infer(arrays, share_inputs=True)[0], dtype=np.float32)
+        finally:
+            self.requests.put(request)
+
+
+def export_to_openvino(workload: Workload, folder: Path) -> None:
+    """Write a network in OpenVINO's format."""
+    import openvino
+
+    example = workload.examples()[0]
+    try:
+        with warnings.catch_warnings(), torch.inference_mode():
+            warnings.simplefilter("ignore")  # what tracing says of constants is checked by numbers
+            model = openvino.convert_model(workload.module, example_input=example)
+        for put, x in zip(model.inputs, example, strict=True):
+            free = n_free_axes(x)
+            shape = [-1] * free + list(x.shape[free:])
+            put.get_node().set_partial_shape(openvino.PartialShape(shape))
+        model.validate_nodes_and_infer_types()
+        openvino.save_model(model, folder / _OPENVINO_FILE, compress_to_fp16=False)
+    except Exception as error:  # the converter raises anything on what it cannot express
+        raise EngineError(f"OpenVINO cannot convert the network: {error}") from error
+
+
+@lru_cache(maxsize=1)
+def precisions() -> tuple[str, ...]:
+    """Return the precisions that this machine computes in."""
+    able = _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return ("float32", *(dtype for name, dtype in _CAPABILITIES.items() if name in able))
+
+
+@lru_cache(maxsize=1)
+def _core() -> Any:
+    import openvino
+
+    core = openvino.Core()
+    core.set_property({"ENABLE_MMAP": False})  # a file that is cut short must not end the process
+    return core
+
+
+def _wait_for_requests() -> None:
+    """Take the requests of all engines, so that none computes while the process forks."""
+    end = time.monotonic() + PATIENCE_S
+    for engine in list(_engines):
+        with suppress(Empty):
+            while len(engine.taken) < engine.n_requests:
+                engine.taken.append(engine.requests.get(timeout=max(0, end - time.monotonic())))
+
+
+def _return_requests() -> None:
+    for engine in list(_engines):
+        while engine.taken:
+            engine.requests.put(engine.taken.pop())
+
+
+def _abandon_engines() -> None:
+    # The threads of engines and core do not exist in a child process, where destructors would
+    # wait for them forever. The child compiles engines of its own.
+    for engine in list(_engines):
+        never_destroy(engine)
+    _engines.clear()
+    if _core.cache_info().currsize:
+        never_destroy(_core())
+        _core.cache_clear()
+
+
+at_fork(before=_wait_for_requests, in_parent=_return_requests, in_child=_abandon_engines)

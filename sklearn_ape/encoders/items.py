@@ -1,0 +1,136 @@
+"""Items to encode, and the errors and warnings about them."""
+
+from __future__ import annotations
+
+import reprlib
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch.utils.data
+
+from ..utils.files import default_data_home
+from ..utils.validation import check_sequence, format_list
+
+_NAMED_IN_ERRORS = 5
+
+
+class ItemError(ValueError):
+    """One item cannot be encoded; the message says why and what to do."""
+
+
+class EncodingError(ValueError):
+    """Some items could not be encoded.
+
+    Parameters
+    ----------
+    message : str
+        Names the first bad rows and the remedy.
+    errors : dict of {int: str}
+        See below.
+
+    Attributes
+    ----------
+    errors : dict of {int: str}
+        The reason for every bad row found.
+    """
+
+    def __init__(self, message: str, errors: dict[int, str]) -> None:
+        super().__init__(message)
+        self.errors = errors
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self), self.errors)
+
+
+class EncodingFailedWarning(UserWarning):
+    """Some items could not be encoded; their features are NaN."""
+
+
+class _Described(str):
+    """Description of an error, with the name of the item and the reason as attributes."""
+
+    name: str
+    reason: str
+
+
+def describe_item(item: Any, error: ItemError) -> str:
+    """Name an item in front of what is wrong with it."""
+    name = ""
+    if isinstance(getattr(item, "where", None), str):  # of a shard; tensors have a method `where`
+        name = item.where
+    elif isinstance(item, str | PathLike):
+        name = repr(str(item)[:200])
+    text = _Described(f"{name or _unnamed(item)} {error}")
+    text.name, text.reason = name, str(error)
+    return text
+
+
+def _unnamed(item: Any) -> str:
+    if isinstance(item, bytes | bytearray | memoryview):
+        return f"the {type(item).__name__} object"
+    if hasattr(item, "getexif") or isinstance(item, np.ndarray):
+        return f"the {'array' if isinstance(item, np.ndarray) else 'PIL image'}"
+    return reprlib.repr(item)
+
+
+def summarize_errors(errors: Mapping[int, str], modality: str) -> str:
+    """Name the first bad rows: one line per reason, with all its rows."""
+    rows_of: dict[str, list[int]] = {}
+    for row in sorted(errors):
+        rows_of.setdefault(getattr(errors[row], "reason", errors[row]), []).append(row)
+    groups = list(rows_of.items())
+    lines = [_line(errors, reason, rows) for reason, rows in groups[:_NAMED_IN_ERRORS]]
+    n_more = sum(len(rows) for _, rows in groups[_NAMED_IN_ERRORS:])
+    if n_more:
+        lines.append(f"  and {n_more} more.")
+    plural = "s" if len(errors) > 1 else ""
+    return "\n".join([f"{len(errors)} {modality}{plural} cannot be encoded:", *lines, ""])
+
+
+def _line(errors: Mapping[int, str], reason: str, rows: list[int]) -> str:
+    if len(rows) == 1:
+        return f"  row {rows[0]}: {errors[rows[0]]}"
+    names = list(dict.fromkeys(getattr(errors[row], "name", "") for row in rows))
+    each = f"each of {format_list(names, str)} " if all(names) else "each "
+    if len(names) == 1:
+        each = f"{names[0]} " if names[0] else "each "
+    if not hasattr(errors[rows[0]], "reason"):  # kept in a file as plain text
+        each = ""
+    return f"  rows {format_list(rows, str)} ({len(rows)} in all): {each}{reason}"
+
+
+def as_items(X: Any, modality: str) -> list[Any]:
+    """Return X as a list of items, refusing what is no sequence of them."""
+    check_sequence(X, "X", modality)
+    if isinstance(X, torch.utils.data.DataLoader):
+        raise ValueError(
+            f"X is a DataLoader, which yields batches, not a sequence of {modality}s: pass a "
+            f"list of the {modality}s of its dataset."
+        )
+    columns = getattr(X, "column_names", getattr(X, "columns", None))
+    if columns is not None:
+        raise ValueError(
+            f"X is a table with the columns {list(columns)}: pass the one column that "
+            f"holds the {modality}s."
+        )
+    # Only the first item is loaded: the others may be read from a disk one by one.
+    if isinstance(X, torch.utils.data.Dataset) and len(X) and isinstance(X[0], tuple):  # type: ignore[arg-type]
+        raise ValueError(
+            f"X is a data set ({type(X).__name__}) of tuples, not of {modality}s: pass a list of "
+            f"the {modality}s alone, [{modality} for {modality}, *_ in X]."
+        )
+    items = X.to_pylist() if hasattr(X, "to_pylist") else list(X)  # pyarrow, or any other
+    if not items:
+        raise ValueError(f"X is empty: 0 {modality}s to encode.")
+    return items
+
+
+def exports_folder(cache: Any) -> Path:
+    """Return where exported networks are kept: beside the features, or with the user's caches."""
+    folder = getattr(cache, "folder", cache)
+    if not isinstance(folder, str | PathLike) or folder == "memory":
+        folder = default_data_home()
+    return Path(folder).expanduser() / "engines"

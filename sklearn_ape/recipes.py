@@ -1,0 +1,442 @@
+"""Published settings of the methods that align two encoders, as parameters of our aligners.
+
+Three rules hold for all of them, since what is published is for millions of pairs:
+
+- **Batches** stay as published; an aligner clamps them to the number of pairs.
+- **Steps** are kept rather than epochs: ``max_epochs`` is the published number of steps divided by
+  the batches of an epoch, and at most 500, the most epochs that any of them ran (FuseMix). LiT,
+  which trains a whole tower, gets at most 30. Give `n_pairs` for it; without, all pairs are taken
+  to fit into one batch.
+- **Early stopping** is on, with a patience of 50 looks at held-out pairs (ShareLock's; here
+  epochs), whether published or not: on few pairs the last epoch is seldom the best.
+
+`recipe_notes` says where each number comes from, and what else was changed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any, NamedTuple
+
+__all__ = ["list_recipes", "make_aligner", "recipe", "recipe_notes"]
+
+
+def list_recipes() -> list[str]:
+    """Return the names of the recipes.
+
+    Returns
+    -------
+    names : list of str
+        For `recipe`, `make_aligner` and `recipe_notes`.
+
+    Examples
+    --------
+    >>> from sklearn_ape.recipes import list_recipes
+    >>> list_recipes()
+    ['ape', 'asif', 'csa', 'freeze_align', 'fusemix', 'linear', 'lit', 'sail', 'sharelock']
+    """
+    return sorted(RECIPES)
+
+
+def recipe_notes(name: str) -> str:
+    """Return where a recipe's numbers come from and what was changed.
+
+    Parameters
+    ----------
+    name : str
+        One of `list_recipes`.
+
+    Returns
+    -------
+    notes : str
+        Some lines of text.
+
+    Raises
+    ------
+    ValueError
+        When there is no such recipe.
+
+    Examples
+    --------
+    >>> from sklearn_ape.recipes import recipe_notes
+    >>> print(recipe_notes("ape").splitlines()[0])
+    Aligning Pretrained Encoders (Rosenfeld et al., HITY workshop, NeurIPS 2022).
+    """
+    return "\n".join(line.strip() for line in _named(name).notes.splitlines())
+
+
+def recipe(name: str, *, n_pairs: int | None = None, **overrides: Any) -> dict[str, Any]:
+    """Return a method's published settings as parameters of an aligner.
+
+    Parameters
+    ----------
+    name : str
+        One of `list_recipes`.
+    n_pairs : int or None, default=None
+        Pairs that will be trained on, from which ``max_epochs`` follows; None takes them to fit
+        into one batch.
+    **overrides : object
+        Parameters to set otherwise.
+
+    Returns
+    -------
+    parameters : dict
+        Those of the aligner that `make_aligner` makes, encoders excepted.
+
+    Raises
+    ------
+    ValueError
+        When there is no such recipe, or `n_pairs` is below 2.
+
+    See Also
+    --------
+    make_aligner : Makes the estimator.
+    recipe_notes : Says where the numbers come from.
+
+    Examples
+    --------
+    >>> from sklearn_ape.recipes import recipe
+    >>> parameters = recipe("fusemix", dropout=0.3)
+    >>> parameters["head"], parameters["depth"], parameters["width"], parameters["dropout"]
+    ('residual', 9, '4x', 0.3)
+    >>> recipe("sharelock", n_pairs=100_000)["max_epochs"]
+    52
+    """
+    published = _named(name)
+    if n_pairs is not None and n_pairs < 2:
+        raise ValueError(f"n_pairs must be None or at least 2, not {n_pairs!r}.")
+    parameters = {**published.parameters, **overrides}
+    if published.n_steps and "max_epochs" not in overrides:
+        n_batches = 1 if n_pairs is None else math.ceil(n_pairs / parameters["batch_size"])
+        parameters["max_epochs"] = min(
+            published.most_epochs, math.ceil(published.n_steps / n_batches)
+        )
+    if name == "csa" and n_pairs is not None and "n_components" not in overrides:
+        parameters["n_components"] = min(parameters["n_components"], n_pairs - 1)
+    return parameters
+
+
+def make_aligner(
+    name: str,
+    image_encoder: Any = None,
+    text_encoder: Any = None,
+    *,
+    n_pairs: int | None = None,
+    **overrides: Any,
+) -> Any:
+    """Return an unfitted aligner with a method's published settings.
+
+    Parameters
+    ----------
+    name : str
+        One of `list_recipes`.
+    image_encoder, text_encoder : transformer, str or None, default=None
+        See `APEAligner`.
+    n_pairs : int or None, default=None
+        See `recipe`.
+    **overrides : object
+        Parameters to set otherwise, such as `random_state`.
+
+    Returns
+    -------
+    aligner : estimator
+        An `APEAligner`, `CCAAligner`, `ASIFAligner` or `LiTAligner`.
+
+    Raises
+    ------
+    ValueError
+        When there is no such recipe, or `n_pairs` is below 2.
+    TypeError
+        When the aligner has no such parameter.
+
+    See Also
+    --------
+    recipe : Returns the parameters alone.
+
+    Examples
+    --------
+    >>> from sklearn_ape.recipes import make_aligner
+    >>> aligner = make_aligner("csa", n_components=10)
+    >>> type(aligner).__name__, aligner.n_components
+    ('CCAAligner', 10)
+    """
+    parameters = recipe(name, n_pairs=n_pairs, **overrides)
+    # Named and not imported above: parameters can be read without loading torch and skorch.
+    aligner = getattr(import_module("sklearn_ape.aligners"), _named(name).aligner)
+    return aligner(image_encoder=image_encoder, text_encoder=text_encoder, **parameters)
+
+
+def _named(name: str) -> Recipe:
+    if name not in RECIPES:
+        raise ValueError(f"name must be one of {', '.join(list_recipes())}, not {name!r}.")
+    return RECIPES[name]
+
+
+class Recipe(NamedTuple):
+    """Parameters of an aligner, where they come from, and the published number of steps."""
+
+    aligner: str
+    parameters: Mapping[str, Any]
+    notes: str
+    n_steps: int | None = None
+    most_epochs: int = 500
+
+
+# What is off unless a recipe has it, whatever an aligner's own defaults.
+_TRAINED: dict[str, Any] = {
+    "init": None,
+    "mixup": 0.0,
+    "structure_weight": 0.0,
+    "clip_norm": None,
+    "optimizer": "adamw",
+    "early_stopping": True,
+    "n_iter_no_change": 50,
+}
+
+
+RECIPES = {
+    "ape": Recipe(
+        "APEAligner",
+        _TRAINED
+        | {
+            "head": "mlp",
+            "side": "text",
+            "depth": 4,
+            "width": 2048,
+            "n_components": None,
+            "dropout": 0.0,
+            "loss": "infonce",
+            "logit_scale": 1 / 0.07,
+            "learn_logit_scale": True,
+            "max_logit_scale": 100.0,
+            "learning_rate": 1e-3,
+            "weight_decay": 0.1,
+            "warmup": 0.05,
+            "batch_size": 1024,
+            "max_epochs": 100,
+        },
+        """Aligning Pretrained Encoders (Rosenfeld et al., HITY workshop, NeurIPS 2022).
+
+        Published: MLPs of 4 to 6 linear layers on frozen encoders, CLIP's contrastive loss
+        (abstract and introduction); pass depth=5 or 6 for the deeper ones.
+        Ours, as the paper gives no numbers and has no code: the side (one MLP, from texts to the
+        features of images, as in its one public re-implementation, sramshetty/APD), width,
+        optimiser, batch and epochs, and CLIP's temperature 0.07 with its bound of 100.""",
+    ),
+    "fusemix": Recipe(
+        "APEAligner",
+        _TRAINED
+        | {
+            "head": "residual",
+            "side": "both",
+            "depth": 9,
+            "width": "4x",
+            "n_components": 512,
+            "dropout": 0.6,
+            "loss": "infonce",
+            "logit_scale": 1 / 0.07,
+            "learn_logit_scale": True,
+            "max_logit_scale": 1000.0,
+            "learning_rate": 1e-3,
+            "weight_decay": 0.1,
+            "warmup": 0.05,
+            "batch_size": 20480,
+            "mixup": 1.0,
+        },
+        """FuseMix (Vouitsis et al., CVPR 2024), code layer6ai-labs/fusemix.
+
+        Published: on both sides 4 pre-norm residual blocks of expansion 4, dropout 0.6, layer norm
+        and a projection to 512 (Block and MLPContrastiveFusion in
+        lavis/models/fusion_models/mlp_contrastive_fusion.py); temperature 0.07 in [0.001, 0.5];
+        learning rate 1e-3, weight decay 0.1, 500 epochs, batch 40,960, mixup Beta(1, 1)
+        (lavis/projects/fusion/..._coco_vg_sbu_cap_cc3m.yaml). Over its 5 million pairs that is
+        61,000 steps.
+        Changed: the batch is 20,480, which is what their mixing leaves of 40,960; the logarithm of
+        the temperature is learned, and only its lower bound is held (the upper is a logit scale of
+        2); the rise of the learning rate is 5 % of the steps instead of 100 steps, which are 20 %
+        of 500; it falls to 0 instead of 1e-6; the residual paths carry standardised features.""",
+        n_steps=61_000,
+    ),
+    "sail": Recipe(
+        "APEAligner",
+        _TRAINED
+        | {
+            "head": "star",
+            "side": "both",
+            "depth": 2,
+            "width": "8x",
+            "n_components": 1024,
+            "dropout": 0.0,
+            "loss": "sigmoid",
+            "logit_scale": 20.0,
+            "learn_logit_scale": True,
+            "max_logit_scale": 100.0,
+            "optimizer": "lion",
+            "learning_rate": 1e-5,
+            "weight_decay": 1e-4,
+            "warmup": 0.1,
+            "batch_size": 32768,
+        },
+        """SAIL (Zhang et al., CVPR 2025), code lezhang7/SAIL.
+
+        Published: on both sides layer norm, relu6(W1 x) * (W2 x) of width 8 times the features and
+        a projection to 1024, Xavier's start (StarMLP in model/linear.py); sigmoid loss, logit
+        scale 20 (training scripts), bound 100; Lion, learning rate 1e-5, weight decay 1e-4, batch
+        32,768, cosine after 10 % of the steps (scripts). Over its 23 million pairs 50 epochs are
+        35,000 steps.
+        Changed: the bias starts at minus the logarithm of the batch size instead of -10, which
+        fits batches of 22,000; the loss is divided by the batch size instead of its square, which
+        makes no difference to Lion, as it takes the sign; no second, long caption is made up
+        (several captions of an image are all positives).
+        Beware: 500 steps of 1e-5 hardly train it. On a few thousand pairs pass batch_size=64 or
+        learning_rate=1e-4: either took made-up pairs from 7 to 96 % recall@1.""",
+        n_steps=35_000,
+    ),
+    "sharelock": Recipe(
+        "APEAligner",
+        _TRAINED
+        | {
+            "head": "batchnorm_mlp",
+            "side": "text",
+            "depth": 4,
+            "width": 4096,
+            "n_components": None,
+            "dropout": 0.2,
+            "loss": "infonce",
+            "logit_scale": math.exp(2.6592),
+            "learn_logit_scale": False,
+            "max_logit_scale": 100.0,
+            "optimizer": "adam",
+            "learning_rate": 1e-3,
+            "weight_decay": 1e-4,
+            "warmup": 0.03,
+            "clip_norm": 1.0,
+            "batch_size": 1024,
+        },
+        """ShareLock (Ruthardt et al., TMLR 2026), code JonaRuthardt/ShareLock.
+
+        Published: texts alone go through 4 linear layers, 4096 wide, with batch norm, ReLU and
+        dropout 0.2 (sharelock/models/projection.py), into the features of images; the logit
+        scale is fixed at exp(2.6592) (sharelock/utils/misc.py); Adam with learning rate 1e-3 and
+        coupled weight decay 1e-4, cosine after 150 of 5,000 steps, batch 1024, gradients clipped
+        at 1, patience 50 (configs/default_config.yaml).
+        Changed: gradients are not accumulated over 16 batches, which adds no negatives and leaves
+        a few thousand pairs without a single step; features are standardised, those of images
+        too; decay is of matrices alone; patience counts epochs.""",
+        n_steps=5_000,
+    ),
+    "freeze_align": Recipe(
+        "APEAligner",
+        _TRAINED
+        | {
+            "head": "skip_mlp",
+            "side": "both",
+            "depth": 4,
+            "width": 1024,
+            "n_components": 1024,
+            "dropout": 0.1,
+            "loss": "infonce",
+            "logit_scale": 1 / 0.07,
+            "learn_logit_scale": True,
+            "max_logit_scale": 1000.0,
+            "learning_rate": 1e-3,
+            "weight_decay": 0.02,
+            "warmup": 0.05,
+            "batch_size": 1800,
+        },
+        """Freeze-Align (Maniparambil et al., CVPR 2025), code mayug/freeze-align.
+
+        Published: layer norm, dropout 0.1, and a linear map plus an MLP to 1024 on every token;
+        texts then pass a residual MLP (Patch_Projection and ProjectionHead in
+        train/models/clip_adjustable_combined_vis_cls.py); temperature 0.07 in [0.001, 0.5]; AdamW,
+        learning rate 1e-3, weight decay 0.02, cosine, 15 epochs of 17 million pairs on 8 devices
+        of 1,800 (train/configs-v2/dinov2-arl-wds-combined.yaml): 17,700 steps, with 1,800
+        negatives, as embeddings are not gathered across devices.
+        Changed: features here are pooled before the projector instead of after it, and there is
+        none of its own for an image's class token; both sides have the texts' residual MLP, for
+        an aligner's two heads are of one kind (depth=2 takes it from both); the logarithm of the
+        temperature is learned; the rise of the learning rate is 5 % of the steps.""",
+        n_steps=17_700,
+    ),
+    "linear": Recipe(
+        "APEAligner",
+        _TRAINED
+        | {
+            "head": "linear",
+            "side": "both",
+            "depth": 1,
+            "width": 1,
+            "n_components": 512,
+            "dropout": 0.0,
+            "loss": "infonce",
+            "logit_scale": math.exp(2.6592),
+            "learn_logit_scale": True,
+            "max_logit_scale": 100.0,
+            "learning_rate": 1e-3,
+            "weight_decay": 0.1,
+            "warmup": 0.05,
+            "batch_size": 1024,
+            "max_epochs": 100,
+        },
+        """Linear heads, as in transformers' VisionTextDualEncoder and in open_clip.
+
+        Published: a linear map to 512 on both sides, logit scale exp(2.6592)
+        (VisionTextDualEncoderConfig); weight decay 0.1 (transformers'
+        examples/pytorch/contrastive-image-text).
+        Ours: learning rate, batch and epochs, since what that example trains is both whole towers
+        (5e-5, batch 64); the bound of 100 is open_clip's.
+        Changed: our maps have a bias and see standardised features. A linear head has no use for
+        depth, width and dropout.""",
+    ),
+    "csa": Recipe(
+        "CCAAligner",
+        {"n_components": 200, "power": 1.0, "ridge": 1.0},
+        """CSA (Li et al., ICLR 2025), code UTAustin-SwarmLab/Multi-modal-Data-Alignment.
+
+        Published: CCA, and a cosine weighted by the correlations; 200 directions for retrieval on
+        Flickr30k, 700 for ImageNet (sim_dim and equal_weights in config/main.yaml).
+        Changed: a ridge of once the mean variance, as without one the fit breaks down when there
+        are fewer pairs than features; n_components is cut to the number of pairs less one where
+        n_pairs is given.""",
+    ),
+    "asif": Recipe(
+        "ASIFAligner",
+        {"k": 800, "power": 8.0, "center": False},
+        """ASIF (Norelli et al., NeurIPS 2023), code noranta4/ASIF.
+
+        Published: the 800 nearest anchors (non_zeros in relreps.py), similarities to the power of
+        8 (as its comparison in UTAustin-SwarmLab/Multi-modal-Data-Alignment runs it,
+        config/main.yaml, with 800 too), for 1.6 million pairs.
+        Changed: nothing. Of a few thousand pairs 800 are a large share: the aligner's own default
+        is 100.""",
+    ),
+    "lit": Recipe(
+        "LiTAligner",
+        {
+            "loss": "sigmoid",
+            "logit_scale": 10.0,
+            "learn_logit_scale": True,
+            "max_logit_scale": 100.0,
+            "learning_rate": 1e-3,
+            "head_learning_rate": 1e-3,
+            "weight_decay": 0.01,
+            "batch_size": 512,
+            "early_stopping": True,
+            "unlocked_layers": None,
+            "max_length": 16,
+        },
+        """LiT (Zhai et al., CVPR 2022), code google-research/big_vision.
+
+        Published: the whole text tower is trained, the image tower is locked and has no head;
+        sigmoid loss, temperature 10; learning rate 1e-3, weight decay 0.01, cosine, clipping at 1,
+        texts of 16 tokens, batch 512, 5,000 steps on COCO
+        (big_vision/configs/proj/image_text/siglip_lit_coco.py).
+        Changed: the bias starts at minus the logarithm of the batch size instead of -2.71;
+        images are encoded once, so not flipped and distorted; at most 30 epochs. 1e-3 is for a
+        BERT on 600,000 captions: on few pairs the aligner's own default of 1e-4 is safer.""",
+        n_steps=5_000,
+        most_epochs=30,
+    ),
+}
