@@ -26,6 +26,7 @@ def onnxruntime():
     return pytest.importorskip("onnxruntime")
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize(
     "name", ["cca", "kernel", "ape-residual-of-kernel", "ape-batchnorm", "ape-linear-start"]
 )
@@ -57,6 +58,7 @@ def test_aligners_without_heads_are_refused(concepts, tmp_path):
         export_onnx(ASIFAligner().fit(concepts.image, concepts.text), tmp_path)
 
 
+@pytest.mark.exhaustive
 def test_tiles_of_a_kernel_leave_an_export_as_it_is(onnxruntime, concepts, tmp_path, monkeypatch):
     """In Python rows are mapped some at a time; a graph must not depend on how many."""
     monkeypatch.setattr("sklearn_ape.heads._closed_form._KERNEL_VALUES_AT_ONCE", 1000)
@@ -127,6 +129,7 @@ def evaluate(model, monkeypatch):
     return evaluate
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("amp", [False, True])
 def test_zero_shot_accuracy_is_that_of_the_classifier(amp, evaluate, model, captioned_images):
     X, y = captioned_images.images[240:], captioned_images.categories[240:]
@@ -142,6 +145,7 @@ def test_zero_shot_accuracy_is_that_of_the_classifier(amp, evaluate, model, capt
     assert found["mean_per_class_recall"] == pytest.approx(expected, abs=tolerance)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("kind", "amp"), [("templates", False), ("templates", True), ("prompts per class", False)]
 )
@@ -192,6 +196,7 @@ def test_retrieval_is_that_of_the_aligner(model, captioned_images):
 
 
 class TestShape:
+    @pytest.mark.sampled(3)
     @pytest.mark.parametrize("options", [{}, {"crop": "pad", "pooling": "gem"}, {"views": 4}])
     def test_pixels_and_embeddings_are_the_encoders_own(
         self, options, captioned_images, text_encoder

@@ -30,6 +30,7 @@ def test_classifies_without_an_aligner_or_a_fit(named):
     assert classifier.predict_proba(images).shape == (8, 8)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.skipif(
     not Path("/usr/share/tuxpaint/stamps").is_dir(),
     reason="the Debian package tuxpaint-stamps-default is not installed",

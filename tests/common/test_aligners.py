@@ -209,12 +209,14 @@ def n_passed(estimator):
     return len(passed)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", CHECKED_ALIGNERS)
 def test_aligners_pass_all_checks(name):
     """The number is asserted, since a tag could switch most of the checks off."""
     assert n_passed(CHECKED_ALIGNERS[name]) >= 47
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", CHECKED_CLASSIFIERS)
 def test_classifiers_pass_all_checks(name):
     assert n_passed(CHECKED_CLASSIFIERS[name]) >= 54

@@ -198,6 +198,7 @@ class TestConcurrency:
 
 
 # Not "fork": after OpenMP has computed in the parent, torch hangs in a forked child.
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("way", ["forkserver", "spawn"])
 def test_processes(way, all_encoders, folder):
     """All encoders in another process."""

@@ -314,6 +314,7 @@ def assert_same(answers, expected):
             np.testing.assert_allclose(answers[kind], values, rtol=1e-3, atol=2e-3)
 
 
+@pytest.mark.sampled(27)
 @pytest.mark.filterwarnings("ignore")  # of scikit-learn, on a perfect top-2 score of two classes
 @pytest.mark.parametrize("aligner", ["frozen", "unfitted"])
 @pytest.mark.parametrize(("kind", "relation"), SITUATIONS)

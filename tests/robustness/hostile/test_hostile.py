@@ -26,6 +26,7 @@ def done(tmp_path_factory):
     return outcomes(str(tmp_path_factory.mktemp("hostile")))
 
 
+@pytest.mark.exhaustive
 def test_every_case_is_tried(done):
     """Nothing is lost on the way, and good images are among the cases as well as bad ones."""
     assert len(done) > 600
@@ -35,12 +36,14 @@ def test_every_case_is_tried(done):
     assert kinds["error"] > 200
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("kind", ["crash", "hang", "greedy", "unclear", "wrong"])
 def test_nothing_else_happens(done, kind):
     """No exception but ours, no dead process, no wrong pixels, no endless wait, no full memory."""
     assert [outcome for outcome in done if outcome.kind == kind] == []
 
 
+@pytest.mark.exhaustive
 @pytest.mark.filterwarnings("ignore")
 def test_good_ones_are_as_if_alone_and_errors_name_the_bad_ones(tmp_path, monkeypatch):
     """`errors_` names exactly the bad rows, which are NaN; the others are those of the image."""
@@ -204,6 +207,7 @@ _EXAMPLES = {
 }
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("entrance", FUZZERS)
 def test_right_or_refused(entrance):
     """What is made up is taken as it is meant or refused in words; both happen."""

@@ -121,6 +121,7 @@ class TestFits:
         two = clone(tower).fit(IMAGE[:60], SENTENCES)
         assert one.fingerprint_ == two.fingerprint_
 
+    @pytest.mark.exhaustive
     @pytest.mark.parametrize(
         "aligner", [APEAligner(init=None, width=16, max_epochs=2, random_state=0), CCAAligner()]
     )
