@@ -27,12 +27,12 @@ demo: $(VENV)/.starter
 # Two test processes with one thread each are faster than one process with two threads.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
-# The quick tier, about 5 minutes: every module, and what users are promised.
+# The quick tests cover every module and every promise of the README in about five minutes.
 test: $(VENV)/.dev
 	$(PYTEST) -m "not exhaustive" tests sklearn_ape README.md
 
-# All tests, with exhaustive tables, fuzzing, kills, the browser, pages and examples;
-# `make test-all TIER=exhaustive` leaves out those of `make test`.
+# All tests: also exhaustive tables, fuzzing, kills, the browser, documentation pages and examples.
+# `make test-all TIER=exhaustive` skips those that `make test` runs.
 TIER ?= exhaustive or not exhaustive
 test-all: $(VENV)/.dev
 	$(PYTEST) -m "$(TIER)"

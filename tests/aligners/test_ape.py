@@ -264,7 +264,7 @@ def test_is_the_minimum_of_the_loss_that_others_train_on(shared):
 
 
 @pytest.mark.exhaustive
-def test_bounds():
+def test_logit_scale_stays_within_its_bounds():
     """Perfect pairs would have it grow for ever, pairs that are none fall to zero."""
     rng = np.random.default_rng(0)
     image, pairs = np.eye(8, dtype=np.float32), np.column_stack([np.arange(8)] * 2)

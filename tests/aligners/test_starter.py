@@ -58,7 +58,7 @@ def test_broad_words_fit_images_that_it_has_not_seen():
     assert hits.mean() >= 0.7
 
 
-def test_is_public(named):
+def test_load_starter_is_public(named):
     """An error advises `load_starter()`, so that it must be found."""
     images, names = named
     public = sklearn_ape.load_starter()

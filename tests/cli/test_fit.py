@@ -52,7 +52,7 @@ class TestFit:
         assert np.mean([row["label"] == "food" for row in found]) > 0.8
         assert len(rows("classify", photos / "food", "--aligner", out, "--labels", "a,b")) > 10
 
-    def test_a_table(self, photos, rows, tmp_path):
+    def test_fit_on_a_table_of_pairs(self, photos, rows, tmp_path):
         lines = [f"{path};{path.stem}" for path in photos.rglob("*.png")]
         table = tmp_path / "pairs.csv"
         table.write_text("\ufefffile;text\n" + "\n".join([*lines, "gone.png;gone"]))
@@ -62,7 +62,7 @@ class TestFit:
 
     @pytest.mark.sampled(2)
     @pytest.mark.parametrize("method", ["ape", "cca", "asif"])
-    def test_methods(self, photos, run, tmp_path, method):
+    def test_every_method_of_alignment(self, photos, run, tmp_path, method):
         depth = ("--depth", "3") if method == "ape" else ()
         run(
             *("fit", photos, "--captions", "filename", "-o", tmp_path / "m", "--quiet"),

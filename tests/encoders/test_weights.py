@@ -308,8 +308,7 @@ class TestRefused:
         with pytest.raises(ValueError, match="text_encoder='all-MiniLM' does not name"):
             CCAAligner(image_encoder=MustNotRun(), text_encoder="all-MiniLM").fit(IMAGES, CAPTIONS)
 
-    @pytest.mark.exhaustive
-    def test_head_pairs(self):
+    def test_wrong_name_of_head_pairs_is_an_error(self):
         aligner = CCAAligner(text_encoder=TEXT, head_pairs="efficientnet_lite")
         with pytest.raises(ValueError, match="head_pairs='efficientnet_lite' does not name"):
             aligner.fit(FEATURES, CAPTIONS)

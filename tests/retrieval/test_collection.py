@@ -381,7 +381,7 @@ class TestTampered:
             ({"fingerprint": "another"}, "index the images again"),
         ],
     )
-    def test_refused(self, aligner, concepts, change, message):
+    def test_tampered_file_is_refused(self, aligner, concepts, change, message):
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             retriever = CrossModalRetriever(aligner).fit(concepts.image)

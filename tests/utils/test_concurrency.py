@@ -120,7 +120,7 @@ class TestForkSafeLock:
             pass
 
 
-def test_order_is_kept():
+def test_map_threaded_keeps_the_order():
     """However long each item takes."""
     waits = [0.03, 0.0, 0.02, 0.0, 0.01, 0.0]
     results = map_threaded(lambda wait: time.sleep(wait) or wait, waits, 3)

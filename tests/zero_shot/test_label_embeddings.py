@@ -237,7 +237,7 @@ class TestKept:
             embed_labels(aligner, {"thing 7": ["thing 7"]}, PLAIN)
         assert calls == [1, 1]
 
-    def test_up_to_a_bound(self, monkeypatch):
+    def test_label_embeddings_are_kept_up_to_a_bound(self, monkeypatch):
         monkeypatch.setattr(_label_embeddings, "_MOST_BYTES", 3 * 8 * 4)
         texts = CountingTexts()
         for name in ("ant", "bee", "ant", "cow", "doe", "ant", "bee"):

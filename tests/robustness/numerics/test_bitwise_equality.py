@@ -72,7 +72,7 @@ class TestFits:
         assert torch.equal(torch_state, torch.get_rng_state())
         np.testing.assert_array_equal(numpy_state[1], np.random.get_state()[1])  # noqa: NPY002
 
-    def test_in_a_thread(self, aligner):
+    def test_fit_in_a_thread_is_bitwise_identical(self, aligner):
         one = clone(aligner).fit(IMAGE, TEXT)
         worker = threading.Thread(target=aligner.fit, args=(IMAGE, TEXT))
         worker.start()
