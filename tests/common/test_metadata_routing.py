@@ -80,6 +80,7 @@ def test_weights_in_score(features, captioned_images, text_encoder):
     assert results["test_score"].tolist() == [1.0, 1.0]
 
 
+@pytest.mark.exhaustive
 def test_groups_of_captions_keep_to_one_fold(
     recording_aligner, features, captioned_images, text_encoder
 ):

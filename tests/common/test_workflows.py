@@ -156,6 +156,7 @@ def test_classifier_alone(name, kind, x_kind, y_kind, seed, n, fits):
     )
 
 
+@pytest.mark.exhaustive
 @CASES
 @given(aligners, kinds, y_kinds, seeds, n_labels)
 def test_cross_validation_trains_on_the_training_fold_alone(name, kind, y_kind, seed, n):
@@ -242,6 +243,7 @@ def run_case(meta, kind, y_kind, seed, n, situation, frozen):
     return "warned" if is_warned else "wrong"
 
 
+@pytest.mark.exhaustive
 @settings(CASES, max_examples=200)
 @given(
     st.sampled_from(META),

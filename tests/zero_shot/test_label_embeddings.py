@@ -44,6 +44,7 @@ def embed_directly(aligner, names, templates):
     return np.array(rows)
 
 
+@pytest.mark.exhaustive
 def test_many_prompts_are_encoded_in_blocks():
     """There is no array of the embeddings of all 800,000 prompts."""
     names = {f"thing {number}": [f"thing {number}"] for number in range(10_000)}
@@ -92,6 +93,7 @@ def test_wide_embeddings_give_smaller_blocks(monkeypatch):
     assert max(len(call) for call in texts.calls) == 11
 
 
+@pytest.mark.exhaustive
 def test_many_prompts_do_not_enter_the_memory_cache(
     features, text_encoder, captioned_images, monkeypatch
 ):
@@ -179,6 +181,7 @@ def test_aligner_without_encoder_of_ours_shows_no_bar(attribute, bars, monkeypat
     assert [bar.shown for bar in bars] == [False]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("verbose", [0, 1])
 def test_verbose_encoder_shows_one_bar_for_all_blocks(
     features, text_encoder, captioned_images, monkeypatch, bars, verbose

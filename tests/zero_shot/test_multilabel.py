@@ -305,6 +305,7 @@ class TestFit:
         with pytest.raises(ValueError, match="8 columns of Y have no names"):
             clone(frozen).fit(X, Y)
 
+    @pytest.mark.exhaustive
     def test_unfitted_aligner_is_trained_on_captions_or_labels(
         self, features, truth, captioned_images, text_encoder
     ):
@@ -317,6 +318,7 @@ class TestFit:
             predicted = fitted.predict(features.image[200:])
             assert f1_score(truth[200:], predicted, average="micro") > 0.4
 
+    @pytest.mark.exhaustive
     def test_thresholds_are_fitted_on_held_out_images(
         self, features, truth, captioned_images, text_encoder
     ):
@@ -399,6 +401,7 @@ class TestWithScikitLearn:
                       "check_classifiers_multilabel_output_format_decision_function"):  # fmt: skip
             assert check in passed
 
+    @pytest.mark.sampled(3)
     @pytest.mark.parametrize(
         "settings",
         [{"prevalence": 0.3, "shrinkage": 0.0, "cv": 2},

@@ -320,6 +320,7 @@ def in_order(labels, order):
 
 
 class TestColumnsOfY:
+    @pytest.mark.sampled(5)
     @pytest.mark.parametrize("kind", [int, np.int64, float])
     def test_numbers_are_matched_by_name_in_every_method(self, numbered, kind):
         classifier = MultiLabelZeroShotClassifier(numbered.labels, aligner=numbered.aligner)
@@ -357,6 +358,7 @@ class TestColumnsOfY:
         score = fitted_on_lists.score(numbered.X, Y.tolist())
         assert score == fitted.score(numbered.X, Y)
 
+    @pytest.mark.exhaustive
     def test_predicted_sets_score_like_predicted_table(self, numbered):
         """Also for the labels 0 and 1, whose sets are tuples of zeros and ones."""
         for labels in (numbered.labels, in_order(numbered.labels, [0, 1])):

@@ -118,6 +118,7 @@ def test_single_class_has_probability_one(aligner, concepts):
     assert (proba == 1).all()
 
 
+@pytest.mark.exhaustive
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the system's count of pages")
 def test_peak_memory_is_bounded(tmp_path):
     """The features of 200,000 images are 51 MB in a file; all logits would be 800 MB."""
