@@ -135,7 +135,7 @@ class TestFirstVisit:
     def test_classify_search_and_align(self, browser, captioned_images, zip_of_images, tmp_path):
         # An example is one click.
         browser.click("#classify-examples img")
-        browser.wait(lambda: "among 8 names" in browser.text("classify-verdict"))
+        browser.wait(lambda: "among 8 labels" in browser.text("classify-verdict"))
 
         # An image and names of one's own.
         name = captioned_images.captions[0]
@@ -144,7 +144,7 @@ class TestFirstVisit:
         browser.click("#classify-button")
         # While it works, the page shows the seconds above what was there.
         browser.wait(lambda: browser.text("classify-verdict").startswith(f"{name}, "))
-        assert "among 3 names" in browser.text("classify-verdict")
+        assert "among 3 labels" in browser.text("classify-verdict")
         assert "submarine" in browser.text("classify-answer")
 
         browser.tab("Search")
@@ -156,8 +156,8 @@ class TestFirstVisit:
         browser.upload("align-zip", zip_of_images)
         browser.click("#align-head input")  # a thousand names take their time
         browser.click("#align-button")
-        browser.wait(lambda: "held out" in browser.text("align-result"))
-        assert "aligned on your images" in browser.text("align-result")
+        browser.wait(lambda: "held-out" in browser.text("align-result"))
+        assert "your aligner" in browser.text("align-result")
         assert "your own kernel aligner" in browser.text("align-using")
         browser.click("#align-download")
         saved = tmp_path / "downloads" / "aligner.zip"
@@ -184,7 +184,7 @@ class TestMistakes:
         broken.write_bytes(b"this is not a zip")
         browser.upload("align-zip", broken)
         browser.click("#align-button")
-        browser.wait(lambda: "This is not a zip" in browser.driver.page_source)
+        browser.wait(lambda: "not a zip" in browser.driver.page_source)
         assert "Traceback" not in browser.driver.page_source
 
     def test_on_a_narrow_screen_nothing_is_wider_than_it(self, browser):

@@ -4,7 +4,7 @@ import pytest
 
 from sklearn_ape.app import Limits
 from sklearn_ape.app._limits import UserError
-from sklearn_ape.app._uploads import CAPTIONED, captioned, unpack
+from sklearn_ape.app._uploads import CAPTIONED_SUFFIXES, load_captioned_images, unpack
 
 
 @pytest.fixture
@@ -15,8 +15,8 @@ def read(make_zip, tmp_path):
         limits = limits or Limits()
         folder = tmp_path / "unpacked"
         folder.mkdir()
-        unpack(make_zip(contents), folder, CAPTIONED, limits)
-        data = captioned(folder, limits)
+        unpack(make_zip(contents), folder, CAPTIONED_SUFFIXES, limits)
+        data = load_captioned_images(folder, limits)
         names = [image.rsplit("/", 1)[1] for image in data.images]
         return dict(zip(names, data.captions, strict=True))
 

@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 
 from sklearn_ape import KernelAligner, ZeroShotClassifier, load_pretrained
 from sklearn_ape.app import Limits
-from sklearn_ape.app._limits import UserError, no_report
+from sklearn_ape.app._limits import UserError, ignore_progress
 from sklearn_ape.app._model import Model
 from sklearn_ape.app._session import AppService, Session
 from sklearn_ape.encoders import TransformersTextEncoder
@@ -38,7 +38,7 @@ def aligned(studio, captioned_images, tmp_path_factory):
         for row in range(20):
             file.write(captioned_images.images[row], f"{row}.png")
             file.writestr(f"{row}.txt", captioned_images.captions[row])
-    return studio.align(Session(), archive, "cca", False, no_report)[0]
+    return studio.align(Session(), archive, "cca", False, ignore_progress)[0]
 
 
 def packed(folder, path):
@@ -59,7 +59,7 @@ class TestRoundTrip:
         np.testing.assert_array_equal(
             again.transform(images), aligned.alignment.aligner.transform(images)
         )
-        back = studio.take_aligner(Session(), aligned.download.path)
+        back = studio.load_aligner(Session(), aligned.download.path)
         assert back.alignment.method == "cca"
         labels = "\n".join(captioned_images.captions[:5])
         answers = [
@@ -69,17 +69,17 @@ class TestRoundTrip:
         assert answers[0] == pytest.approx(answers[1])
 
     def test_it_goes_with_the_session(self, studio, captioned_zip):
-        session = studio.align(Session(), captioned_zip(0, 20), "cca", False, no_report)[0]
+        session = studio.align(Session(), captioned_zip(0, 20), "cca", False, ignore_progress)[0]
         path = session.download.path
         assert os.path.isfile(path)
-        session = studio.forget_alignment(session)
+        session = studio.reset_aligner(session)
         assert not os.path.exists(path)
 
 
 class TestHostileZips:
     def refusal(self, studio, archive):
         with pytest.raises(UserError) as caught:
-            studio.take_aligner(Session(), archive)
+            studio.load_aligner(Session(), archive)
         assert "/tmp" not in str(caught.value)
         return str(caught.value)
 

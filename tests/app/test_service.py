@@ -12,7 +12,7 @@ import pytest
 httpx = pytest.importorskip("httpx")
 
 from sklearn_ape.app import Limits, serve  # noqa: E402
-from sklearn_ape.app._server import _ended_by_signals  # noqa: E402
+from sklearn_ape.app._server import _interrupt_on_sigterm  # noqa: E402
 from tests.app.visitor import API, Visitor  # noqa: E402
 
 AT_ONCE = 50
@@ -44,7 +44,7 @@ class TestAnswers:
         kind, (label, verdict) = visitor.answer("classify", image, "cat, dog", "simple", 0)
         assert kind == "complete"
         assert {entry["label"] for entry in label["confidences"]} == {"cat", "dog"}
-        assert "among 2 names" in verdict
+        assert "among 2 labels" in verdict
 
     def test_search_shows_copies_not_the_files_themselves(self, visitor, captioned_images):
         kind, (session, gallery) = visitor.answer("search", "a cat", None, 5)
@@ -59,7 +59,11 @@ class TestAnswers:
 class TestReasons:
     @pytest.mark.parametrize(
         ("names", "why"),
-        [("", "no names yet"), ("cat", "only name"), (",".join(map(str, range(60))), "60 names")],
+        [
+            ("", "no labels yet"),
+            ("cat", "only label"),
+            (",".join(map(str, range(60))), "60 labels"),
+        ],
     )
     def test_names_that_cannot_be_used(self, visitor, captioned_images, names, why):
         image = visitor.image(captioned_images.images[0])
@@ -115,7 +119,7 @@ class TestLimits:
         image = {"path": path, "meta": {"_type": "gradio.FileData"}}
         response = visitor.call("classify", image, "cat, dog", "simple", 0)
         assert response.status_code == 400
-        assert "address" in response.json()["detail"]
+        assert "URL" in response.json()["detail"]
 
     def test_a_file_of_the_server_cannot_be_named(self, visitor, captioned_images):
         for path in ("/etc/passwd", captioned_images.images[0], __file__):
@@ -183,7 +187,7 @@ class TestManyAtOnce:
 class TestServe:
     def test_a_polite_kill_ends_it_as_ctrl_c_does(self):
         before = signal.getsignal(signal.SIGTERM)
-        with pytest.raises(KeyboardInterrupt), _ended_by_signals():
+        with pytest.raises(KeyboardInterrupt), _interrupt_on_sigterm():
             signal.raise_signal(signal.SIGTERM)
         assert signal.getsignal(signal.SIGTERM) is before
 

@@ -14,7 +14,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn_ape import CCAAligner, ZeroShotClassifier
 from sklearn_ape.app import Limits
 from sklearn_ape.app._actions import parse_labels
-from sklearn_ape.app._limits import UserError, no_report, reason
+from sklearn_ape.app._limits import UserError, ignore_progress, message_for_visitor
 from sklearn_ape.app._model import load_model
 from sklearn_ape.app._session import AppService, Session
 from sklearn_ape.app._ui import show_errors
@@ -38,10 +38,10 @@ class TestLabels:
     @pytest.mark.parametrize(
         ("text", "why"),
         [
-            (None, "no names"),
-            (" ,\n ", "no names"),
-            ("cat", "the only name"),
-            ("cat, cat", "the only name"),
+            (None, "no labels"),
+            (" ,\n ", "no labels"),
+            ("cat", "the only label"),
+            ("cat, cat", "the only label"),
             (",".join(map(str, range(501))), "the limit is 500"),
             ("cat," + "x" * 501, "501 characters"),
         ],
@@ -66,11 +66,11 @@ class TestClassify:
         names = "![x](http://evil/x.png)\n<b>*a*</b>"
         found = studio.classify(Session(), captioned_images.images[0], names, "none", threshold)
         assert any(name in found.probabilities for name in names.split("\n"))
-        assert not re.search(r"(?<!\\)[\[\]<>]", found.verdict)
+        assert not re.search(r"(?<!\\)[\[\]<>]", found.summary)
 
     def test_below_the_threshold_it_is_unknown(self, studio, captioned_images):
         found = studio.classify(Session(), captioned_images.images[0], "cat, dog", "none", 1.0)
-        assert "Unknown" in found.verdict
+        assert "Unknown" in found.summary
 
     @pytest.mark.parametrize(
         ("content", "why"),
@@ -99,7 +99,7 @@ class TestClassify:
     def test_no_image_and_unknown_choices_are_refused(self, studio, captioned_images):
         with pytest.raises(UserError, match="no image yet"):
             studio.classify(Session(), None, "cat, dog", "simple", 0)
-        with pytest.raises(UserError, match="no sentences called"):
+        with pytest.raises(UserError, match="is not a set of prompt templates"):
             studio.classify(Session(), captioned_images.images[0], "cat, dog", "bogus", 0)
         with pytest.raises(UserError, match="between 0 and 1"):
             studio.classify(
@@ -120,7 +120,7 @@ class TestSearch:
         assert len(studio.search(Session(), "a cat", None, 10_000)[1]) == 40
 
     def test_nothing_to_look_for_is_refused(self, studio):
-        with pytest.raises(UserError, match="Write what to look for"):
+        with pytest.raises(UserError, match="There is no query"):
             studio.search(Session(), "  ", None, 5)
         with pytest.raises(UserError, match="characters"):
             studio.search(Session(), "x" * 1000, None, 5)
@@ -133,14 +133,14 @@ class TestSearch:
             }
             | {"broken.png": b"\x89PNG broken", "notes.pdf": b""}
         )
-        session = studio.take_collection(Session(), archive, no_report)
+        session = studio.load_images(Session(), archive, ignore_progress)
         assert "broken.png" in session.images.title
         _, found = studio.search(session, "a cat", None, 5)
         assert {f.name for f in found} == {"red cat", "dog"}
 
     def test_unpacked_images_go_with_the_session(self, studio, make_zip, captioned_images):
         archive = make_zip({"a.png": Path(captioned_images.images[0])})
-        session = studio.take_collection(Session(), archive, no_report)
+        session = studio.load_images(Session(), archive, ignore_progress)
         folder = session.images.folder.name
         assert os.path.isdir(folder)
         assert os.stat(folder).st_mode & 0o077 == 0
@@ -158,29 +158,31 @@ class TestAlign:
     def test_a_new_aligner_is_measured_fitted_on_all_and_serves_the_session(
         self, studio, captioned_zip, captioned_images, method
     ):
-        show_errors = []
+        calls = []
         session, remark = studio.align(
             Session(),
             captioned_zip(200, 290),
             method,
             False,
-            lambda share, what: show_errors.append((share, what)),
+            lambda fraction, step: calls.append((fraction, step)),
         )
         alignment = session.alignment
         assert alignment.n_pairs == 90
         assert 10 <= alignment.n_held_out <= 30
-        assert [r.who for r in alignment.recall] == ["before", "aligned on your images"]
+        assert [r.aligner_name for r in alignment.recall] == ["initial aligner", "your aligner"]
         assert all(0 <= r.at_1 <= r.at_5 <= 100 for r in alignment.recall)
         assert "text files" in remark
-        shares = [share for share, _ in show_errors]
-        assert shares == sorted(shares)
-        assert shares[0] >= 0
-        assert shares[-1] <= 1
-        assert any("Encoding image" in what for _, what in show_errors)
-        assert any("Epoch" in what for _, what in show_errors) == (method == "ape")
+        fractions = [fraction for fraction, _ in calls]
+        assert fractions == sorted(fractions)
+        assert fractions[0] >= 0
+        assert fractions[-1] <= 1
+        assert any("Encoding image" in step for _, step in calls)
+        assert any("Epoch" in step for _, step in calls) == (method == "ape")
 
     def test_the_session_alone_uses_it(self, studio, captioned_zip, captioned_images):
-        session, _ = studio.align(Session(), captioned_zip(200, 290), "kernel", False, no_report)
+        session, _ = studio.align(
+            Session(), captioned_zip(200, 290), "kernel", False, ignore_progress
+        )
         other = Session()
         names = "\n".join(captioned_images.captions[200:210])
         mine, theirs = (
@@ -192,11 +194,13 @@ class TestAlign:
         session, found = studio.search(session, "a cat", None, 40)
         assert [f.score for f in found] != [f.score for f in found_before]
         assert studio.search(other, "a cat", None, 40)[1] == found_before
-        session = studio.forget_alignment(session)
+        session = studio.reset_aligner(session)
         assert studio.search(session, "a cat", None, 40)[1] == found_before
 
     def test_the_aligner_holds_no_image_and_no_cache(self, studio, captioned_zip):
-        session, _ = studio.align(Session(), captioned_zip(200, 290), "ape", False, no_report)
+        session, _ = studio.align(
+            Session(), captioned_zip(200, 290), "ape", False, ignore_progress
+        )
         aligner = session.alignment.aligner
         assert aligner.callbacks is None
         assert aligner.head_pairs is None
@@ -204,29 +208,31 @@ class TestAlign:
     def test_encoders_without_a_classification_head_are_aligned_without_its_names(
         self, studio, captioned_zip
     ):
-        session, _ = studio.align(Session(), captioned_zip(0, 9), "kernel", True, no_report)
+        session, _ = studio.align(Session(), captioned_zip(0, 9), "kernel", True, ignore_progress)
         assert not session.alignment.with_head
 
     def test_few_pairs_are_aligned_and_not_measured(self, studio, captioned_zip):
-        session, _ = studio.align(Session(), captioned_zip(200, 210), "cca", False, no_report)
+        session, _ = studio.align(
+            Session(), captioned_zip(200, 210), "cca", False, ignore_progress
+        )
         assert session.alignment.recall == []
-        assert "too few" in session.alignment.remark
+        assert "at least 50 distinct pairs" in session.alignment.remark
 
     def test_a_broken_image_does_not_cost_the_others(self, studio, make_zip, captioned_images):
         contents = {f"cat{'x' * i}.png": Path(captioned_images.images[i]) for i in range(6)}
         archive = make_zip(contents | {"broken cat.png": b"nothing"})
-        session, remark = studio.align(Session(), archive, "kernel", False, no_report)
+        session, remark = studio.align(Session(), archive, "kernel", False, ignore_progress)
         assert session.alignment.n_pairs == 6
         assert "broken cat.png" in remark
-        assert "names of the files" in remark
+        assert "file names" in remark
 
     def test_what_cannot_be_aligned_is_refused(self, studio, captioned_zip):
         with pytest.raises(UserError, match="no zip yet"):
-            studio.align(Session(), None, "kernel", False, no_report)
+            studio.align(Session(), None, "kernel", False, ignore_progress)
         with pytest.raises(UserError, match="at least 4"):
-            studio.align(Session(), captioned_zip(0, 3), "kernel", False, no_report)
-        with pytest.raises(UserError, match="no method"):
-            studio.align(Session(), captioned_zip(0, 9), "bogus", False, no_report)
+            studio.align(Session(), captioned_zip(0, 3), "kernel", False, ignore_progress)
+        with pytest.raises(UserError, match="is not a method"):
+            studio.align(Session(), captioned_zip(0, 9), "bogus", False, ignore_progress)
 
     def test_nothing_is_left_in_the_temporary_folder(
         self, studio, captioned_zip, tmp_path, monkeypatch
@@ -237,8 +243,8 @@ class TestAlign:
         place.mkdir()
         monkeypatch.setattr(tempfile, "tempdir", str(place))
         with pytest.raises(UserError):
-            studio.align(Session(), captioned_zip(0, 3), "kernel", False, no_report)
-        session, _ = studio.align(Session(), captioned_zip(0, 9), "kernel", False, no_report)
+            studio.align(Session(), captioned_zip(0, 3), "kernel", False, ignore_progress)
+        session, _ = studio.align(Session(), captioned_zip(0, 9), "kernel", False, ignore_progress)
         del session
         assert os.listdir(place) == []
 
@@ -284,12 +290,12 @@ class TestStart:
 
 class TestReasons:
     def test_what_was_not_foreseen_shows_nothing_of_its_inside(self, caplog):
-        text = reason(KeyError("/home/me/secret"))
+        text = message_for_visitor(KeyError("/home/me/secret"))
         assert "secret" not in text
         assert "A request failed" in caplog.text
 
     def test_the_log_holds_no_control_characters(self, caplog):
-        reason(KeyError("red\x1b[31m\u202e"))
+        message_for_visitor(KeyError("red\x1b[31m\u202e"))
         assert r"red" in caplog.text
         assert "\x1b" not in caplog.text
         assert "\u202e" not in caplog.text

@@ -3,24 +3,24 @@
 import pytest
 
 from sklearn_ape.app._model import Alignment, Recall
-from sklearn_ape.app._ui import about_alignment
+from sklearn_ape.app._ui import describe_alignment
 
 
 def told(before, after, n_held_out, with_head=False):
     recall = [Recall("before", before, 90), Recall("after", after, 90)]
     alignment = Alignment(None, "kernel", 500, n_held_out, recall, "", with_head)
-    return about_alignment(alignment, "Captions come from files.")
+    return describe_alignment(alignment, "Captions come from files.")
 
 
 class TestAboutAlignment:
     @pytest.mark.parametrize(
         ("before", "after", "n", "verdict"),
         [
-            (57, 55, 22, "no clear difference"),
-            (57, 30, 100, "The first aligner does better"),
-            (30, 57, 100, "Yours does better"),
-            (0, 0, 20, "no clear difference"),
-            (100, 100, 20, "no clear difference"),
+            (57, 55, 22, "within the standard error"),
+            (57, 30, 100, "The initial aligner is better"),
+            (30, 57, 100, "Your aligner is better"),
+            (0, 0, 20, "within the standard error"),
+            (100, 100, 20, "within the standard error"),
         ],
     )
     def test_a_difference_counts_beyond_its_standard_error(self, before, after, n, verdict):
@@ -41,11 +41,11 @@ class TestAboutAlignment:
         assert "class names" not in told(90, 10, 100, with_head=True)
 
     def test_going_back_is_said(self):
-        assert "in use again" in about_alignment(None, "")
+        assert "in use again" in describe_alignment(None, "")
 
     def test_names_of_files_are_text_in_the_remark(self):
         remark = "1 image was left out: '![x](http://evil/x.png)<b>', is empty"
-        shown = about_alignment(None, "") + about_alignment(
+        shown = describe_alignment(None, "") + describe_alignment(
             Alignment(None, "kernel", 5, 0, [], "", False), remark
         )
         assert r"\!" not in shown

@@ -58,9 +58,8 @@ class TestGoodZips:
                 "__MACOSX/a/._cat.png": b"x",
             }
         )
-        unpacked = unpack(archive, folder, SUFFIXES, Limits())
+        unpack(archive, folder, SUFFIXES, Limits())
         assert written(folder) == ["a/cat.png", "a/cat.txt"]
-        assert unpacked.n_left_out == 4
         assert (folder / "a" / "cat.txt").read_text() == "a cat"
 
     def test_names_may_be_of_any_script_and_end_in_capitals(self, make_zip, folder):
@@ -208,4 +207,4 @@ class TestDamagedZips:
         archive = tmp_path / "lzma.zip"
         with zipfile.ZipFile(archive, "w", zipfile.ZIP_LZMA) as file:
             file.writestr("x.png", b"x" * 100)
-        assert "unusual way" in refused(archive, folder)
+        assert "unusual compression" in refused(archive, folder)
