@@ -61,7 +61,7 @@ class TestImages:
         assert {row["label"] for row in bad.values()} == {""}
         assert len(found) == 14
         said = run("classify", broken, "--labels", LABELS, "--quiet").stderr
-        assert "2 of 14 images cannot be read" in said
+        assert "Skipped 2 of 14 images, which cannot be read" in said
 
     def test_none_can_be_read(self, tmp_path, run):
         (tmp_path / "x.png").write_text("no image")
@@ -78,7 +78,7 @@ class TestImages:
 
     def test_many_come_in_passes(self, few, rows, monkeypatch):
         whole = rows("classify", few, "--labels", LABELS)
-        monkeypatch.setattr("sklearn_ape.cli._models._AT_ONCE", 5)
+        monkeypatch.setattr("sklearn_ape.cli._models._BATCH_SIZE", 5)
         parts = rows("classify", few, "--labels", LABELS)
         assert [(row["path"], row["label"]) for row in parts] == [
             (row["path"], row["label"]) for row in whole
@@ -107,7 +107,7 @@ class TestOutput:
         out = tmp_path / "new folder" / "names.parquet"
         result = run("classify", broken, "--labels", LABELS, "-o", out)
         assert result.stdout == ""
-        assert "12 images named" in result.stderr
+        assert "12 images classified" in result.stderr
         frame = pd.read_parquet(out)
         assert frame["label"].notna().sum() == 12
         assert frame["error"].notna().sum() == 2
@@ -124,7 +124,7 @@ class TestOutput:
         (tmp_path / "names.csv").write_text("old")
         result = run("classify", few, "--labels", LABELS, "-o", tmp_path / "names.csv", code=130)
         assert "Interrupted" in result.stderr
-        assert "run it again to go on" in result.stderr
+        assert "Run the command again to resume" in result.stderr
         assert (tmp_path / "names.csv").read_text() == "old"
 
 
@@ -134,10 +134,10 @@ class TestErrors:
         [
             ((), 2, "--labels"),
             (("--labels", "cat"), 1, "only label"),
-            (("--labels", LABELS, "--top-k", "4"), 2, "more than the 3 labels"),
+            (("--labels", LABELS, "--top-k", "4"), 2, "larger than the number of labels, 3"),
             (("--labels", LABELS, "--threshold", "2"), 2, "less than or equal"),
-            (("--labels", LABELS, "-o", "out.xlsx"), 2, "cannot tell the format"),
-            (("--labels", LABELS, "--aligner", "./gone"), 1, "no folder './gone'"),
+            (("--labels", LABELS, "-o", "out.xlsx"), 2, "no suffix of a known format"),
+            (("--labels", LABELS, "--aligner", "./gone"), 1, "'./gone' is not a folder"),
             (("--labels", LABELS, "--templates", "drawin"), 1, "Did you mean 'drawing'"),
             (("--labels", LABELS, "--device", "cuda:77"), 1, "cuda"),
         ],

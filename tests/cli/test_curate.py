@@ -35,7 +35,7 @@ class TestCurate:
         assert "cannot be read" in reasons["zz broken.png"]
         copies = [reason for reason in reasons.values() if reason.startswith("nearly the same")]
         assert copies
-        assert "Chosen 12 of 62 pairs" in result.stderr
+        assert "Selected 12 of 62 pairs" in result.stderr
         assert f"{len(copies)} nearly the same image as another" in result.stderr
 
     def test_what_is_chosen_can_be_read_back(self, spoilt, run, rows, tmp_path):

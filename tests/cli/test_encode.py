@@ -5,7 +5,7 @@ import csv
 import numpy as np
 import pytest
 
-from sklearn_ape.cli._models import Machine, make_image_encoder, make_text_encoder
+from sklearn_ape.cli._models import RuntimeOptions, make_image_encoder, make_text_encoder
 from sklearn_ape.encoders import (
     OpenCLIPImageEncoder,
     TransformersImageEncoder,
@@ -32,7 +32,7 @@ class TestEncode:
         bad = [bool(row["error"]) for row in rows]
         assert [row["path"].endswith("zz.jpg") for row in rows] == bad
         np.testing.assert_array_equal(np.isnan(features).all(axis=1), bad)
-        encoder = make_image_encoder("efficientnet_lite0", Machine("memory", quiet=True))
+        encoder = make_image_encoder("efficientnet_lite0", RuntimeOptions("memory", quiet=True))
         expected = encoder.transform([row["path"] for row in rows[:3]])
         np.testing.assert_allclose(features[:3], expected, atol=1e-3)
         assert np.load(tmp_path / "new" / "f.texts.npy").shape == (2, 384)
@@ -66,23 +66,23 @@ class TestEncode:
         assert "--texts" in run("encode", code=2).stderr
         (tmp_path / "empty.txt").write_text("\n")
         result = run("encode", "--texts", tmp_path / "empty.txt", "-o", tmp_path / "f.npy", code=1)
-        assert "holds no text" in result.stderr
+        assert "contains no text" in result.stderr
         assert ".npy" in run("encode", tmp_path, "-o", "features.csv", code=2).stderr
 
 
 class TestNames:
     def test_stand_for_encoders_of_several_libraries(self):
-        machine = Machine("memory")
-        lite = make_image_encoder("efficientnet_lite0", machine)
+        options = RuntimeOptions("memory")
+        lite = make_image_encoder("efficientnet_lite0", options)
         assert (lite.pooling, lite.crop, lite.on_error) == ("gem", "pad", "nan")
-        assert make_image_encoder("efficientnet_lite0", machine, pooling="mean").pooling == "mean"
+        assert make_image_encoder("efficientnet_lite0", options, pooling="mean").pooling == "mean"
         assert isinstance(
-            make_image_encoder("open_clip:RN50/openai", machine), OpenCLIPImageEncoder
+            make_image_encoder("open_clip:RN50/openai", options), OpenCLIPImageEncoder
         )
-        found = make_image_encoder("transformers:facebook/dinov2-small", machine)
+        found = make_image_encoder("transformers:facebook/dinov2-small", options)
         assert isinstance(found, TransformersImageEncoder)
-        assert isinstance(make_text_encoder("all-MiniLM-L6-v2", machine), TransformersTextEncoder)
+        assert isinstance(make_text_encoder("all-MiniLM-L6-v2", options), TransformersTextEncoder)
 
     def test_a_pooling_that_does_not_fit(self):
         with pytest.raises(ValueError, match="pooling"):
-            make_image_encoder("open_clip:RN50/openai", Machine("memory"), pooling="mean")
+            make_image_encoder("open_clip:RN50/openai", RuntimeOptions("memory"), pooling="mean")

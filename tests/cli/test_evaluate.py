@@ -91,7 +91,7 @@ class TestErrors:
         for image in few.rglob("*.png"):
             shutil.move(image, few)
         result = run("evaluate", few, code=1)
-        assert "neither labels (sub-folders) nor captions" in result.stderr
+        assert "neither labels nor captions" in result.stderr
 
     def test_labels_that_images_have_and_the_option_has_not(self, few, run):
         result = run("evaluate", few, "--labels", "animal,food", code=1)

@@ -35,7 +35,7 @@ class TestFit:
         aligner = load_pretrained(out)
         assert isinstance(aligner, KernelAligner)
         card = (out / "README.md").read_text()
-        assert f"recall@1 on pairs held out, image to caption (n={n_held_out}, 95 %" in card
+        assert f"recall@1 on held-out pairs, image to caption (n={n_held_out}, 95 %" in card
         # What is saved was fitted on all pairs: it tells those that were held out apart, too.
         images = sorted(str(path) for path in captioned.glob("*.png"))[:-1]
         captions = [path.rsplit("/", 1)[1][:-4].replace("_", " ") for path in images]

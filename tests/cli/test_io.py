@@ -18,8 +18,14 @@ import typer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sklearn_ape.cli._inputs import label_names, list_images, load_data
-from sklearn_ape.cli._output import FileName, Table, check_file, check_folder, form_of
+from sklearn_ape.cli._inputs import parse_labels, list_images, load_data
+from sklearn_ape.cli._output import (
+    FileName,
+    Table,
+    check_output_file,
+    check_output_folder,
+    resolve_format,
+)
 from sklearn_ape.datasets import load_pairs
 from sklearn_ape.datasets.table import read_table
 
@@ -44,7 +50,7 @@ class TestListImages:
         (folder / ".hidden.png").write_text("no image")
         (folder / "link.png").symlink_to(image)
         assert sorted(relative(list_images([str(folder)]), folder)) == sorted([*names, "link.png"])
-        assert "1 files (1 '.txt')" in capsys.readouterr().err
+        assert "Skipped 1 file that is not an image (1 '.txt')" in capsys.readouterr().err
 
     def test_a_file_that_looks_like_a_pattern_is_a_file(self, image, tmp_path):
         target = tmp_path / "[1].png"
@@ -74,9 +80,9 @@ class TestListImages:
     @pytest.mark.parametrize(
         ("argument", "message"),
         [
-            ("gone.jpg", "no file or folder 'gone.jpg'"),
-            ("*.gone", r"No file fits the pattern '\*\.gone'"),
-            ("https://x.org/cat.jpg", "address.*download"),
+            ("gone.jpg", "'gone.jpg' does not exist"),
+            ("*.gone", r"'\*\.gone' matches no files"),
+            ("https://x.org/cat.jpg", "is a URL.*Download"),
         ],
     )
     def test_what_is_not_there(self, argument, message):
@@ -100,14 +106,14 @@ class TestLabelNames:
         ],
     )
     def test_on_the_command_line(self, text, names):
-        assert label_names(text, None) == names
+        assert parse_labels(text, None) == names
 
     def test_in_files(self, tmp_path):
         lines, table = tmp_path / "labels.txt", tmp_path / "labels.json"
         lines.write_text("\ufeffsalt, pepper\n\n  Käse \n", encoding="utf-8")
-        assert label_names(None, lines) == ["salt, pepper", "Käse"]
+        assert parse_labels(None, lines) == ["salt, pepper", "Käse"]
         table.write_text('{"vehicle": ["car", "bus"], "animal": "cat"}')
-        assert label_names(None, table) == {"vehicle": ["car", "bus"], "animal": "cat"}
+        assert parse_labels(None, table) == {"vehicle": ["car", "bus"], "animal": "cat"}
 
     @pytest.mark.parametrize(
         ("text", "message"),
@@ -119,20 +125,20 @@ class TestLabelNames:
     )
     def test_labels_that_would_give_silent_nonsense(self, text, message):
         with pytest.raises(ValueError, match=message):
-            label_names(text, None)
+            parse_labels(text, None)
 
     def test_broken_json(self, tmp_path):
         (tmp_path / "labels.json").write_text("{cat}")
         with pytest.raises(ValueError, match="is not JSON"):
-            label_names(None, tmp_path / "labels.json")
+            parse_labels(None, tmp_path / "labels.json")
         (tmp_path / "labels.json").write_text("7")
-        with pytest.raises(ValueError, match="must hold a list"):
-            label_names(None, tmp_path / "labels.json")
+        with pytest.raises(ValueError, match="not a list or an object"):
+            parse_labels(None, tmp_path / "labels.json")
 
     def test_files_are_split_at_line_ends_alone(self, tmp_path):
         file = tmp_path / "labels.txt"
         file.write_bytes("New\u2028York\nform\x0cfeed\r\na\x85b\x1cc\rdog\n".encode())
-        assert label_names(None, file) == ["New\u2028York", "form\x0cfeed", "a\x85b\x1cc", "dog"]
+        assert parse_labels(None, file) == ["New\u2028York", "form\x0cfeed", "a\x85b\x1cc", "dog"]
 
     @pytest.mark.parametrize(
         "text",
@@ -141,15 +147,15 @@ class TestLabelNames:
     def test_a_repeated_key_in_json_raises(self, tmp_path, text):
         (tmp_path / "labels.json").write_text(text)
         with pytest.raises(ValueError, match="has the key 'animal' more than once"):
-            label_names(None, tmp_path / "labels.json")
+            parse_labels(None, tmp_path / "labels.json")
 
     def test_names_that_are_too_long_for_csv(self):
-        with pytest.raises(typer.BadParameter, match="cannot be read"):
-            label_names("cat," + "d" * 200_000, None)
+        with pytest.raises(typer.BadParameter, match="cannot be parsed"):
+            parse_labels("cat," + "d" * 200_000, None)
 
     def test_both_ways_at_once(self, tmp_path):
-        with pytest.raises(typer.BadParameter, match="not both"):
-            label_names("cat,dog", tmp_path)
+        with pytest.raises(typer.BadParameter, match="both set"):
+            parse_labels("cat,dog", tmp_path)
 
 
 class TestLoadData:
@@ -174,7 +180,7 @@ class TestLoadData:
             load_data(tmp_path / "t.jsonl")
 
     def test_nothing_there(self, tmp_path):
-        with pytest.raises(FileNotFoundError, match="no folder or table"):
+        with pytest.raises(FileNotFoundError, match="does not exist"):
             load_data(tmp_path / "gone")
 
 
@@ -208,7 +214,7 @@ class TestTable:
         assert [[*row.values()] for row in read] == ROWS
 
     def test_parquet_goes_through_a_pipe(self, capfdbinary):
-        with Table(["path"], form="parquet") as table:
+        with Table(["path"], file_format="parquet") as table:
             table.write(["a.jpg"])
         given = io.BytesIO(capfdbinary.readouterr().out)
         assert pd.read_parquet(given)["path"].tolist() == ["a.jpg"]
@@ -258,7 +264,7 @@ class TestTable:
                 return True
 
         monkeypatch.setattr("sys.stdout", Terminal())
-        with Table(["path\x1b[2J", "label"], form=form) as table:
+        with Table(["path\x1b[2J", "label"], file_format=form) as table:
             table.write([FileName("red\x1b[31m\n.jpg"), "a\x7fb\x9b"])
         shown = re.sub(r"\x1b\[[0-9;]*m", "", sys.stdout.getvalue())  # rich's own colours
         assert shown.replace("\n", "").replace("\t", "").isprintable()
@@ -266,8 +272,8 @@ class TestTable:
 
     def test_parquet_is_refused_on_a_terminal(self, monkeypatch):
         monkeypatch.setattr("sys.stdout.isatty", lambda: True)
-        with pytest.raises(typer.BadParameter, match="Give --output"):
-            form_of(None, "parquet")
+        with pytest.raises(typer.BadParameter, match="Set --output"):
+            resolve_format(None, "parquet")
 
     @given(
         st.lists(
@@ -318,30 +324,30 @@ class TestTable:
 
 class TestChecks:
     def test_the_form_is_that_of_the_name(self, tmp_path):
-        assert form_of(tmp_path / "x.CSV", None) == "csv"
-        assert form_of(tmp_path / "x.ndjson", None) == "jsonl"
-        assert form_of(tmp_path / "x.txt", "tsv") == "tsv"
-        assert form_of(None, None) == "csv"  # a test's standard output is no terminal
-        with pytest.raises(typer.BadParameter, match="cannot tell the format"):
-            form_of(tmp_path / "x.txt", None)
+        assert resolve_format(tmp_path / "x.CSV", None) == "csv"
+        assert resolve_format(tmp_path / "x.ndjson", None) == "jsonl"
+        assert resolve_format(tmp_path / "x.txt", "tsv") == "tsv"
+        assert resolve_format(None, None) == "csv"  # a test's standard output is no terminal
+        with pytest.raises(typer.BadParameter, match="no suffix of a known format"):
+            resolve_format(tmp_path / "x.txt", None)
         with pytest.raises(typer.BadParameter, match="'xlsx' is not one of"):
-            form_of(None, "xlsx")
+            resolve_format(None, "xlsx")
 
     def test_a_missing_folder_is_made(self, tmp_path):
-        check_file(tmp_path / "a" / "b" / "out.csv")
+        check_output_file(tmp_path / "a" / "b" / "out.csv")
         assert os.listdir(tmp_path / "a" / "b") == []
 
     def test_what_is_in_the_way(self, tmp_path):
         (tmp_path / "file").write_text("in the way")
         with pytest.raises(IsADirectoryError, match="is a folder"):
-            check_file(tmp_path)
+            check_output_file(tmp_path)
         with pytest.raises(OSError, match="cannot be written"):
-            check_file(tmp_path / "file" / "out.csv")
+            check_output_file(tmp_path / "file" / "out.csv")
         with pytest.raises(NotADirectoryError, match="is a file"):
-            check_folder(tmp_path / "file")
+            check_output_folder(tmp_path / "file")
 
     def test_a_full_disk_is_told_before_the_work(self, tmp_path, monkeypatch):
         usage = namedtuple("usage", "total used free")(10**9, 10**9 - 2**20, 2**20)
         monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-        with pytest.raises(OSError, match="will take about 50 MiB, and 1 MiB are free"):
-            check_file(tmp_path / "out.npy", 50 * 2**20)
+        with pytest.raises(OSError, match="needs about 50 MiB, but only 1 MiB are free"):
+            check_output_file(tmp_path / "out.npy", 50 * 2**20)

@@ -66,7 +66,7 @@ class TestPipes:
         lines = result.stdout.splitlines()
         assert lines[0] == "path,label,probability,error"
         assert len(lines) == 13
-        assert "Passed over" in result.stderr
+        assert "Skipped" in result.stderr
         assert "\x1b" not in result.stdout
 
 
@@ -75,7 +75,7 @@ class TestCtrlC:
         (few / "notes.txt").write_text("no image")
         command = [sys.executable, "-m", "sklearn_ape", "classify", str(few), "--labels", "a,b"]
         with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-            assert "Passed over" in process.stderr.readline()  # the work begins
+            assert "Skipped" in process.stderr.readline()  # the work begins
             process.send_signal(signal.SIGINT)
             said = process.stderr.read()
             assert process.wait() == 130
@@ -94,7 +94,7 @@ class TestCtrlC:
 
         monkeypatch.setattr(FeatureFile, "write", interrupted_at_the_last)
         result = run("encode", few, "-o", out, code=130)
-        assert f"What is finished is in '{out}.partial'" in result.stderr
+        assert f"Finished features are in '{out}.partial'" in result.stderr
         assert not out.exists()
         again.append(True)
         run("encode", few, "-o", out)

@@ -43,8 +43,8 @@ class TestSearch:
         [
             ((), 2, "--query"),
             (("--query", " "), 2, "empty"),
-            (("--like", "gone.jpg"), 1, "no image 'gone.jpg'"),
-            (("--query", "a cat", "--index", "gone"), 2, "not both"),
+            (("--like", "gone.jpg"), 1, "'gone.jpg' does not exist"),
+            (("--query", "a cat", "--index", "gone"), 2, "either images"),
         ],
     )
     def test_errors(self, few, run, arguments, code, message):
