@@ -18,7 +18,7 @@ import typer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sklearn_ape.cli._inputs import parse_labels, list_images, load_data
+from sklearn_ape.cli._inputs import list_images, load_data, parse_labels
 from sklearn_ape.cli._output import (
     FileName,
     Table,
