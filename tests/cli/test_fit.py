@@ -122,7 +122,8 @@ class TestErrors:
             (("--method", "cca", "--depth", "2"), "ape"),
             (("--method", "lit", "--head-pairs"), "lit"),
             (("--method", "clip"), "asif"),
-            (("--method", "kernel", "--checkpoint", "c"), "ape or lit"),
+            (("--method", "kernel", "--checkpoint", "c"), "--checkpoint"),
+            (("--method", "lit", "--text-encoder", "open_clip:RN50/openai"), "cannot be trained"),
         ],
     )
     def test_incompatible_options_raise(self, photos, run, tmp_path, arguments, message):
