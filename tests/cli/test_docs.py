@@ -78,9 +78,7 @@ class TestNewcomer:
         text = (ROOT / "examples" / name).read_text(encoding="utf-8")
         text = re.sub(r'"""(.*?)"""', "", text, flags=re.DOTALL)
         lines = [line for line in text.splitlines() if line.strip() and line[0] != "#"]
-        assert len(lines) <= 10 - name.endswith(
-            ".py"
-        )  # the Python script needs a line for pip, too
+        assert len(lines) <= 10 - name.endswith(".py")  # and a line for pip
 
     def test_newcomer_python_script_runs(self, at_photos, capsys):
         runpy.run_path(str(ROOT / "examples" / "newcomer.py"))

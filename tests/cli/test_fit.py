@@ -60,6 +60,7 @@ class TestFit:
         assert len(rows(*arguments, "-o", tmp_path / "a")) == 6
         assert rows(*arguments, "-o", tmp_path / "b", "--test-size", "0") == []
 
+    @pytest.mark.sampled(2)
     @pytest.mark.parametrize("method", ["ape", "cca", "asif"])
     def test_each_method_is_saved(self, photos, run, tmp_path, method):
         depth = ("--depth", "3") if method == "ape" else ()
@@ -72,6 +73,7 @@ class TestFit:
         if depth:
             assert load_pretrained(tmp_path / "m").depth == 3
 
+    @pytest.mark.exhaustive
     def test_lit_saves_trained_text_encoder(self, photos, rows, run, tmp_path):
         """The model saved by --method lit contains the trained text encoder."""
         tower = f"transformers:{text_folder(tmp_path / 'tower')}"
@@ -82,6 +84,7 @@ class TestFit:
         (answer,) = rows("classify", image, "--labels", "cat,dog", "--aligner", tmp_path / "m")
         assert answer["label"] in ("cat", "dog")
 
+    @pytest.mark.exhaustive
     def test_checkpoint_resumes_to_same_aligner(self, photos, run, tmp_path):
         """A second run reads the checkpoint and saves the same aligner."""
         for name in ("a", "b"):

@@ -61,7 +61,7 @@ def stamps(tmp_path):
     return tmp_path
 
 
-def test_stamps(stamps):
+def test_captions_of_stamps(stamps):
     """First lines are the captions, folders the categories; mirror images are left out."""
     data = load_tuxpaint_stamps(path=stamps)
     assert data.captions == ["An owl.", "A cat = a pet.", "An apple."]
@@ -117,7 +117,7 @@ def test_not_installed(monkeypatch, tmp_path):
         load_openclipart()
 
 
-def test_drawings(tmp_path):
+def test_captions_of_drawings(tmp_path):
     """Every field comes from the right element."""
     write_drawing(tmp_path, "food/apple_01", "Red_Apple 01", ["food", "sweet_fruit"])
     data = load_openclipart(path=tmp_path)
@@ -210,6 +210,7 @@ def test_real_stamps():
     assert 900 < len(german.images) < 951
 
 
+@pytest.mark.exhaustive
 @needs_openclipart
 def test_real_openclipart():
     """The benchmark's training set: all files are read, and captions are words."""

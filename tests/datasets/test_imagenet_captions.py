@@ -90,7 +90,7 @@ def test_class_names_serve_the_classifier(root, table):
     assert data.class_names["tench"] == ["tench", "Tinca tinca"]
 
 
-def test_fields(root, table):
+def test_captions_are_joined_from_fields(root, table):
     """The fields chosen, in the order given."""
     images, captions = load_imagenet_captions(
         root, table, fields=("tags", "title"), return_X_y=True

@@ -27,6 +27,7 @@ def noto(home):
 
 @installed
 class TestTheInstalledFont:
+    @pytest.mark.exhaustive
     def test_names_are_those_of_openmoji(self, noto):
         """So that both styles of an emoji become one row of the kernel."""
         theirs = load_openmoji()

@@ -145,6 +145,7 @@ def test_killed_half_way(drawings, home, monkeypatch):
             opened.load()
 
 
+@pytest.mark.exhaustive
 def test_two_processes_at_once(drawings, home):
     """Processes that render the same images at the same time do not spoil each other's."""
     code = (

@@ -100,7 +100,7 @@ def test_tags_and_fitted(cls):
     check_is_fitted(encoder)
 
 
-def test_output(paths, truth):
+def test_output_is_float32_contiguous_and_writable(paths, truth):
     """float32, C-contiguous, writable and the same whatever the batch size and workers."""
     for parameters in ({"batch_size": 1}, {"batch_size": 5, "n_jobs": 2}):
         features = TimmImageEncoder(cache=None, **parameters).transform(paths[:6])

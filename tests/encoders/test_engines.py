@@ -52,6 +52,7 @@ def cosine_distances(a, b):
     return 1 - (a * b).sum(axis=1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("engine", OTHERS)
 def test_real_encoders_give_torchs_features(engine, paths, tmp_path):
     """Images and texts of unlike lengths, in batches of unlike sizes."""
@@ -81,6 +82,7 @@ def test_exported_once(engine, tiny, paths, tmp_path, monkeypatch):
     np.testing.assert_array_equal(clone(encoder).transform(paths), expected)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("engine", OTHERS)
 def test_damaged_export_is_exported_anew(engine, tiny, paths, tmp_path):
     """One flipped bit in the weights is seen, and so is a file that is gone."""
@@ -154,6 +156,7 @@ def test_what_is_wrong_with_the_network_is_not_the_engines_fault(tmp_path, paths
             encoder.transform(paths)
 
 
+@pytest.mark.exhaustive
 def test_folder_that_cannot_be_written(tiny, paths, tmp_path):
     """The export then serves this process alone."""
     pytest.importorskip("openvino")
@@ -164,6 +167,7 @@ def test_folder_that_cannot_be_written(tiny, paths, tmp_path):
     assert encoder._engine(5).name == "openvino"
 
 
+@pytest.mark.exhaustive
 def test_auto_exports_for_many_items_alone(tiny, paths, tmp_path, monkeypatch):
     """A few images do not wait for an export."""
     pytest.importorskip("openvino")
@@ -194,6 +198,7 @@ class TestChoice:
         with pytest.raises(ValueError, match="engine must be one of auto, torch, onnx, openvino"):
             TimmImageEncoder(tiny, engine="tensorrt").fit(paths)
 
+    @pytest.mark.exhaustive
     def test_precision_and_its_engine_are_part_of_the_key(self, tiny, paths, tmp_path):
         """Features of low precision never stand in for others; float32 ones serve all engines."""
         pytest.importorskip("openvino")

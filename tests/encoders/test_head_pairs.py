@@ -99,6 +99,7 @@ def test_imagenet_head_of_the_starter_encoder(image_encoder, captioned_images):
     assert "lifts" in pairs.texts[517][-1]
 
 
+@pytest.mark.exhaustive
 def test_channels_of_gem_and_of_several_views_are_those_of_the_mean(image_encoder):
     """The head is on the mean of the map: what pools the same channels has the same pairs."""
     expected = classifier_head_pairs(image_encoder)
