@@ -22,7 +22,7 @@ from sklearn_ape import (
     LiTAligner,
     load_pretrained,
 )
-from sklearn_ape.cli._models import Machine, make_image_encoder, make_text_encoder
+from sklearn_ape.cli._models import RuntimeOptions, make_image_encoder, make_text_encoder
 from sklearn_ape.curation import select_relevant
 from sklearn_ape.encoders import (
     OpenCLIPImageEncoder,
@@ -221,11 +221,11 @@ class TestResolved:
     )
     def test_the_command_line_means_the_same_model(self, name):
         ours = resolve_encoder(name, "image")
-        theirs = make_image_encoder(name, Machine("memory"))
+        theirs = make_image_encoder(name, RuntimeOptions("memory"))
         assert (type(ours), ours.model_name) == (type(theirs), theirs.model_name)
 
     def test_the_command_line_means_the_same_text_model(self):
-        theirs = make_text_encoder(TEXT, Machine("memory"))
+        theirs = make_text_encoder(TEXT, RuntimeOptions("memory"))
         assert (
             theirs.get_params() == resolve_encoder(TEXT, "text").set_params(verbose=1).get_params()
         )
