@@ -163,8 +163,8 @@ class TestRefused:
                 raise AssertionError("images were encoded before head_pairs was looked at")
 
         for bad, message in (
-            ("all-MiniLM-L6-v2", "head_pairs='all-MiniLM-L6-v2' names an encoder of texts"),
-            (text_encoder, "has no classification head that is known"),
+            ("all-MiniLM-L6-v2", "head_pairs='all-MiniLM-L6-v2' encodes texts"),
+            (text_encoder, "has no supported classification head"),
         ):
             aligner = CCAAligner(
                 image_encoder=MustNotRun(), text_encoder=text_encoder, head_pairs=bad

@@ -20,9 +20,7 @@ from sklearn_ape.encoders import (
     EncodingError,
     TimmImageEncoder,
     TransformersTextEncoder,
-)
-from sklearn_ape.encoders import (
-    base as _base,
+    _encoding,
 )
 from tests.encoders.counting import gained
 
@@ -117,16 +115,16 @@ def test_killed_run_resumes(tmp_path, paths, truth):
         pytest.skip("no SIGKILL here")
     code = (
         "import os, signal, sys\n"
-        "from sklearn_ape.encoders import TimmImageEncoder\n"
-        "class Killed(TimmImageEncoder):\n"
-        "    def _features_of(self, *batch):\n"
-        "        global n\n"
-        "        n += 1\n"
-        "        if n > 3: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "        return super()._features_of(*batch)\n"
-        "n = 0\n"
-        "Killed.__name__ = 'TimmImageEncoder'\n"
-        "Killed(cache=sys.argv[1], batch_size=2, engine='torch').transform(sys.argv[2:])\n"
+        "from sklearn_ape.encoders import TimmImageEncoder, _encoding\n"
+        "compute, n = _encoding.compute_features, 0\n"
+        "def killed(*batch):\n"
+        "    global n\n"
+        "    n += 1\n"
+        "    if n > 3: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return compute(*batch)\n"
+        "_encoding.compute_features = killed\n"
+        "encoder = TimmImageEncoder(cache=sys.argv[1], batch_size=2, engine='torch')\n"
+        "encoder.transform(sys.argv[2:])\n"
     )
     done = subprocess.run([sys.executable, "-c", code, tmp_path, *paths])
     assert done.returncode == -signal.SIGKILL
@@ -201,13 +199,13 @@ def test_on_error_raise_keeps_finished_batches(encoder, paths, tmp_path):
 
 
 def test_a_long_search_does_not_keep_counts_and_locks_of_all_encoders(monkeypatch):
-    monkeypatch.setattr(_base, "_MOST_COUNTS", 3)
-    monkeypatch.setattr(_base, "_counts", OrderedDict())
+    monkeypatch.setattr(_encoding, "_MAX_COUNTS", 3)
+    monkeypatch.setattr(_encoding, "_counts", OrderedDict())
     for length in range(4, 10):
         encoder = TransformersTextEncoder(max_length=length, cache=None)
         encoder.transform(["a cat"])
-    assert len(_base._counts) == 3
+    assert len(_encoding._counts) == 3
     assert encoder.cache_info() == (0, 1)
     assert TransformersTextEncoder(max_length=4).cache_info() == (0, 0)
     gc.collect()
-    assert not _base._locks
+    assert not _encoding._locks

@@ -12,9 +12,7 @@ from sklearn.base import clone
 from sklearn_ape.datasets import load_openmoji
 from sklearn_ape.encoders import TimmImageEncoder, TransformersTextEncoder
 from sklearn_ape.encoders import weights as _networks
-from sklearn_ape.encoders._engines import _base
-from sklearn_ape.encoders._engines import _base as _torch
-from sklearn_ape.encoders._engines import _factory as _make
+from sklearn_ape.encoders._engines import _base, _factory
 from sklearn_ape.encoders._engines._base import TorchEngine
 
 OTHERS = ("onnx", "openvino")
@@ -76,7 +74,8 @@ def test_exported_once(engine, tiny, paths, tmp_path, monkeypatch):
     encoder = TimmImageEncoder(tiny, engine=engine, cache=tmp_path)
     expected = encoder.transform(paths)
     _networks._kept.clear()
-    monkeypatch.setattr(_make._runtime(engine), "export", None)
+    runtime = _factory._RUNTIMES[engine][0]
+    monkeypatch.setitem(_factory._RUNTIMES, engine, (runtime, None))
     (tmp_path / "features.sqlite").unlink()
     np.testing.assert_array_equal(clone(encoder).transform(paths), expected)
 
@@ -98,7 +97,7 @@ def test_damaged_export_is_exported_anew(engine, tiny, paths, tmp_path):
             content[len(content) // 2] ^= 1
             file.write_bytes(content)
         (tmp_path / "features.sqlite").unlink()
-        with pytest.warns(RuntimeWarning, match=r"damaged .* exported anew"):
+        with pytest.warns(RuntimeWarning, match=r"damaged .* exported again"):
             found = encoder.transform(paths)
         np.testing.assert_array_equal(found, expected)
 
@@ -106,14 +105,14 @@ def test_damaged_export_is_exported_anew(engine, tiny, paths, tmp_path):
 def test_wrong_numbers_are_refused(tiny, paths, tmp_path, monkeypatch):
     """An export that computes something else is never used."""
     pytest.importorskip("openvino")
-    runtime = _make._runtime("openvino")
-    call = runtime.OpenVINOEngine.__call__
-    monkeypatch.setattr(
-        runtime.OpenVINOEngine, "__call__", lambda self, inputs: call(self, inputs)[:, ::-1]
-    )
+    runtime = _factory._RUNTIMES["openvino"][0]
+    call = runtime.__call__
+    monkeypatch.setattr(runtime, "__call__", lambda self, inputs: call(self, inputs)[:, ::-1])
     expected = TimmImageEncoder(tiny, engine="torch", cache=None).transform(paths)
     encoder = TimmImageEncoder(tiny, engine="openvino", cache=tmp_path)
-    with pytest.warns(RuntimeWarning, match=r"so torch does: its features differ from torch's by"):
+    with pytest.warns(
+        RuntimeWarning, match=r"so torch computes it: its features differ from torch's by"
+    ):
         found = encoder.transform(paths)
     np.testing.assert_allclose(found, expected, atol=1e-6)
     assert not exports(tmp_path)
@@ -129,12 +128,13 @@ def test_export_that_fails_is_computed_by_torch(engine, tiny, paths, tmp_path, m
         tried.append(folder)
         raise _base.EngineError("no such operation\nand a long report")
 
-    monkeypatch.setattr(_make._runtime(engine), "export", fails)
-    monkeypatch.setattr(_make, "chosen_engine", lambda *_: engine)
+    runtime = _factory._RUNTIMES[engine][0]
+    monkeypatch.setitem(_factory._RUNTIMES, engine, (runtime, fails))
+    monkeypatch.setattr("sklearn_ape.encoders.base.choose_engine", lambda *_: engine)
     encoder = TimmImageEncoder(tiny, engine=engine, cache=tmp_path)
-    with pytest.warns(RuntimeWarning, match=f"engine='{engine}' .* so torch does: no such opera"):
+    with pytest.warns(RuntimeWarning, match=f"engine='{engine}' .* so torch computes it: no such"):
         encoder.transform(paths[:2])
-    monkeypatch.setattr(TimmImageEncoder, "_worth_exporting", 1)
+    monkeypatch.setattr(TimmImageEncoder, "_min_items_to_export", 1)
     for _ in range(2):
         _networks._kept.clear()
         with warnings.catch_warnings():
@@ -170,7 +170,7 @@ def test_auto_exports_for_many_items_alone(tiny, paths, tmp_path, monkeypatch):
     encoder = TimmImageEncoder(tiny, cache=tmp_path, device="cpu")
     encoder.transform(paths)
     assert not (tmp_path / "engines").exists()
-    monkeypatch.setattr(TimmImageEncoder, "_worth_exporting", 5)
+    monkeypatch.setattr(TimmImageEncoder, "_min_items_to_export", 5)
     (tmp_path / "features.sqlite").unlink()
     encoder.transform(paths)
     assert [path.name.partition("-")[0] for path in exports(tmp_path)] == ["openvino"]
@@ -246,7 +246,7 @@ class TestTorch:
         """The memory of a large tensor is not given back to the kernel and mapped anew."""
         import resource
 
-        _torch._keep_large_allocations()
+        _base._keep_large_allocations()
         for _ in range(3):
             torch.ones(25_000_000)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

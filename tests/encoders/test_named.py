@@ -90,14 +90,14 @@ class TestRefused:
     @pytest.mark.parametrize(
         ("name", "modality", "message"),
         [
-            ("all-MiniLM", "text", r"text_encoder='all-MiniLM' does not name .* \(all-MiniLM-L6-"
+            ("all-MiniLM", "text", r"text_encoder='all-MiniLM' is not the name .* \(all-MiniLM-L6-"
              r"v2; see list_encoders\).* Did you mean 'all-MiniLM-L6-v2'"),
-            ("open_clip:nothing", "text", "No pretrained CLIP model is called 'nothing'"),
-            ("nothing", "image", "image_encoder='nothing' does not name an encoder of images. "
-             "Pass a short name .efficientnet_lite0, efficientnet_lite1"),
-            ("", "image", "image_encoder='' does not name"),
-            (IMAGE, "text", "names an encoder of images, not of texts. Pass it as image_encoder"),
-            (TEXT, "image", "names an encoder of texts, not of images. Pass it as text_encoder"),
+            ("open_clip:nothing", "text", "model_name='nothing' is not a pretrained CLIP model"),
+            ("nothing", "image", "image_encoder='nothing' is not the name of an encoder of "
+             "images. Pass a short name .efficientnet_lite0, efficientnet_lite1"),
+            ("", "image", "image_encoder='' is not the name"),
+            (IMAGE, "text", "encodes images, not texts. Pass it as image_encoder"),
+            (TEXT, "image", "encodes texts, not images. Pass it as text_encoder"),
         ],
     )  # fmt: skip
     def test_names(self, name, modality, message):

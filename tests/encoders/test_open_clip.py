@@ -46,7 +46,7 @@ def test_both_towers_and_one_network(tmp_path):
     tokens = open_clip.get_tokenizer(f"local-dir:{tmp_path}")(TEXTS)
     assert tokens.shape == (3, 16)
     batch = [images._prepare(network.prepare, image) for image in IMAGES]
-    pixels = images._module(network).normalized(*images._tensors(network, batch))
+    pixels = images._module(network).normalize(*images._tensors(network, batch))
     with torch.inference_mode():
         np.testing.assert_allclose(found[0], model.encode_image(pixels), atol=1e-5)
         np.testing.assert_allclose(found[1], model.encode_text(tokens), atol=1e-5)

@@ -49,7 +49,7 @@ def test_the_pixels_are_torchvisions(size, mode, resize):
     transform = composed(resize, mode=mode)
     prepare = Preprocessing.of(transform)
     image = random_image(*size)
-    found = OnPixels(Same(), prepare).normalized(prepare(image)[None])[0]
+    found = OnPixels(Same(), prepare).normalize(prepare(image)[None])[0]
     steps = (found - transform(image)).abs() * torch.tensor([0.2, 0.3, 0.4]).view(3, 1, 1) * 255
     assert found.shape == (3, 224, 224)
     assert steps.mean() < 0.3

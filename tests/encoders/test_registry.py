@@ -90,7 +90,7 @@ def test_wrong_weights_are_refused(tmp_path):
     """A packaged file with other content is not loaded under the name."""
     (tmp_path / "w.pth").write_bytes(b"other weights")
     with pytest.raises(ValueError, match="expected 579344248a93"):
-        registry.verified("efficientnet_lite0", tmp_path / "w.pth")
+        registry.verify_digest("efficientnet_lite0", tmp_path / "w.pth")
 
 
 @pytest.mark.parametrize("settled", [-1.0, 2.0])
@@ -102,14 +102,14 @@ def test_folder_digest_is_of_the_content(tmp_path, monkeypatch, settled):
         folder.mkdir()
         (folder / "w.bin").write_bytes(b"1111")
         os.utime(folder / "w.bin", (10**9, 10**9))
-    first = registry.folder_digest(a)
-    assert registry.folder_digest(b) == first == registry.folder_digest(a)
+    first = registry.digest_folder(a)
+    assert registry.digest_folder(b) == first == registry.digest_folder(a)
     if settled > 0:
         (a / "w.bin").write_bytes(b"2222")
         os.utime(a / "w.bin", (10**9, 10**9))
-        assert registry.folder_digest(a) != first
+        assert registry.digest_folder(a) != first
     (b / "w.bin").rename(b / "v.bin")
-    assert registry.folder_digest(b) != first
+    assert registry.digest_folder(b) != first
 
 
 @pytest.mark.parametrize("cls", [TimmImageEncoder, TransformersTextEncoder])
@@ -117,4 +117,4 @@ def test_derived_classes_take_packaged_names(cls):
     """The name is that of the class's own default, so that a subclass works without arguments."""
     derived = type("Derived", (cls,), {})
     derived()._check_parameters()
-    assert derived()._known_weights() == cls()._known_weights()
+    assert derived()._weights_fingerprint() == cls()._weights_fingerprint()

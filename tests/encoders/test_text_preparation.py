@@ -110,7 +110,7 @@ class TestSentenceTransformers:
 
     def test_prompts_without_a_default_are_named_in_a_warning(self, tmp_path):
         encoder = sentence_model(tmp_path, {"query": "the dog ", "passage": "cat "})
-        with pytest.warns(UserWarning, match=r"has prompts \('query', 'passage'\) and none"):
+        with pytest.warns(UserWarning, match=r"has prompts \('query', 'passage'\) but no default"):
             features = encoder.transform(TEXTS)
         np.testing.assert_allclose(features, theirs(tmp_path, TEXTS), atol=1e-5)
 

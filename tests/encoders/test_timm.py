@@ -24,7 +24,7 @@ def prepared(encoder, paths):
     """What the network itself takes."""
     network = encoder._network()
     batch = [encoder._prepare(network.prepare, path) for path in paths]
-    return encoder._module(network).normalized(*encoder._tensors(network, batch))
+    return encoder._module(network).normalize(*encoder._tensors(network, batch))
 
 
 def test_logits_are_those_of_the_reference(paths):
@@ -153,7 +153,7 @@ def test_folder_gives_timms_own_output(folder_and_model, paths):
     if not n_prefix:
         with pytest.raises(ValueError, match="pooling='cls' needs a network with a class token"):
             encoder.set_params(pooling="cls", output="features").transform(paths)
-    with pytest.raises(ValueError, match="have no known names"):
+    with pytest.raises(ValueError, match="class names are unknown"):
         _ = encoder.class_names
 
 
