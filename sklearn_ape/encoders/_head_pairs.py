@@ -135,7 +135,7 @@ def classifier_head_pairs(
         head, names = _transformers_head(inner)
     else:
         raise ValueError(
-            f"encoder is a {type(inner).__name__}, which has no supported classification head. "
+            f"encoder of type {type(inner).__name__} has no supported classification head. "
             "Pass a TimmImageEncoder or a TransformersImageEncoder with a network for "
             "classification, or use HeadPairs(weights, texts)."
         )

@@ -36,7 +36,7 @@ _INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 class _TextPipeline(NamedTuple):
     """A tokenizer, and the steps around the network that the model's files declare."""
 
-    tokenizer: Any
+    tokenize: Any
     max_length: int
     pooling: str
     normalize: bool
@@ -230,7 +230,7 @@ class TransformersTextEncoder(TextEncoder):
 
     def _order(self, items: list[Any]) -> list[int]:
         declared: _TextPipeline = self._network().prepare
-        if not getattr(declared.tokenizer, "is_fast", False):
+        if not getattr(declared.tokenize, "is_fast", False):
             return super()._order(items)
         # Sorted by tokens, not by letters: one eighth of batches by letters is padding.
         lengths: list[int] = []
@@ -251,7 +251,7 @@ class TransformersTextEncoder(TextEncoder):
         max_length = self.max_length or declared.max_length
         with TOKENIZING:
             texts = declared.preparation(texts)
-            return declared.tokenizer(texts, truncation=True, max_length=max_length, **options)
+            return declared.tokenize(texts, truncation=True, max_length=max_length, **options)
 
 
 class _TextFeatures(torch.nn.Module):

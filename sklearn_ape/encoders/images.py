@@ -269,8 +269,8 @@ def _unidentified(item: Any, is_path: bool) -> str:
     if start.isascii() and b"\0" not in start:
         return f"is a text file, not an image (it starts with {start[:20].decode()!r})."
     return (
-        "is not in an image format that Pillow supports, or its header is damaged. Convert it to "
-        "PNG or JPEG."
+        "is not an image in a format that Pillow supports, or its header is damaged. Convert it "
+        "to PNG or JPEG."
     )
 
 

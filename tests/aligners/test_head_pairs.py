@@ -174,5 +174,5 @@ class TestRefused:
 
     def test_logits_as_features(self, concepts, image_encoder):
         encoder = TimmImageEncoder(output="logits")
-        with pytest.raises(ValueError, match=r"gives 1000 features, .* takes 1280"):
+        with pytest.raises(ValueError, match=r"returns 1000 features, .* takes 1280"):
             CCAAligner(head_pairs=encoder).fit(concepts.image, concepts.text)

@@ -155,7 +155,7 @@ class TestLoadData:
 
     def test_cells_that_hold_no_images(self, tmp_path):
         (tmp_path / "t.jsonl").write_text('{"image": 7, "caption": "a cat"}')
-        with pytest.raises(ValueError, match="holds a int for an image"):
+        with pytest.raises(ValueError, match="has an image of type int"):
             load_data(tmp_path / "t.jsonl")
 
     def test_nothing_there(self, tmp_path):

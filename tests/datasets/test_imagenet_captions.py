@@ -99,7 +99,7 @@ def test_fields(root, table):
     assert len(images) == 3
     assert load_imagenet_captions(root, table, fields="tags").captions == ["lake fish", "bird"]
     for wrong in ((), ("title", "titel"), ("title", "title")):
-        with pytest.raises(ValueError, match="fields must be some of"):
+        with pytest.raises(ValueError, match="fields must be distinct names of"):
             load_imagenet_captions(root, table, fields=wrong)
 
 
@@ -133,10 +133,10 @@ def test_missing_images(root, table):
         ({"a": 1}, "list of entries"),
         ([{"filename": "a.JPEG"}], r"Entry 0 .*'filename' and 'wnid'"),
         ([ENTRIES[0], 3], r"Entry 1 "),
-        ([{**ENTRIES[0], "filename": "../a.JPEG"}], "is no file name"),
-        ([{**ENTRIES[0], "title": 7}], r"Entry 0 .*'title' must be a text, not 7"),
-        ([{**ENTRIES[0], "tags": ["a", None]}], r"'tags' must be a text or a list of texts"),
-        ([ENTRIES[3]], "No entry of .* has a text in title, tags, description"),
+        ([{**ENTRIES[0], "filename": "../a.JPEG"}], "Use a name without folders"),
+        ([{**ENTRIES[0], "title": 7}], r"Entry 0 .* must have a text as 'title', not 7"),
+        ([{**ENTRIES[0], "tags": ["a", None]}], r"must have a text or a list of texts as 'tags'"),
+        ([ENTRIES[3]], "has no text in the fields title, tags, description"),
     ],
 )
 def test_files_of_another_form(root, tmp_path, entries, message):
@@ -148,7 +148,7 @@ def test_files_of_another_form(root, tmp_path, entries, message):
 def test_unknown_class(root, tmp_path):
     entry = {**ENTRIES[0], "wnid": "n00000001"}
     (root / "n01440764" / entry["filename"]).rename(root / entry["filename"])
-    with pytest.raises(ValueError, match=r"1 wnids are none of ImageNet's .*'n00000001'"):
+    with pytest.raises(ValueError, match=r"1 wnids are not among ImageNet's .*'n00000001'"):
         load_imagenet_captions(root, write(tmp_path, [entry]))
 
 

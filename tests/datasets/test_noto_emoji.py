@@ -46,7 +46,7 @@ class TestTheInstalledFont:
             assert max(abs(a - b) for a, b in zip(middle, colour, strict=True)) < 60
 
     def test_a_second_call_draws_nothing(self, noto, home, monkeypatch):
-        monkeypatch.setattr(module, "_drawn", lambda font, text: None)
+        monkeypatch.setattr(module, "_draw", lambda font, text: None)
         assert load_noto_emoji(data_home=home).images == noto.images
 
     def test_pairs_alone(self, noto, home):
@@ -73,5 +73,5 @@ class TestBadInput:
     def test_no_font(self, tmp_path):
         file = tmp_path / "text.ttf"
         file.write_text("no font")
-        with pytest.raises(ValueError, match="is no font"):
+        with pytest.raises(ValueError, match="is not a font"):
             load_noto_emoji(path=file)

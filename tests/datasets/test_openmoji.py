@@ -171,7 +171,7 @@ def test_progress_only_when_rendering(drawings, home, capsys):
 @pytest.mark.parametrize("size", [0, -1, 2.5, "224", True])
 def test_bad_size(size):
     """A size that is no number of pixels is refused, not rounded."""
-    with pytest.raises(ValueError, match="size must be a positive whole number"):
+    with pytest.raises(ValueError, match="size must be an integer >= 1"):
         load_openmoji(size=size)
 
 
@@ -186,7 +186,7 @@ def test_bad_path(tmp_path):
 def test_broken_drawing_is_named(drawings, home):
     """A file that cannot be rendered is named."""
     (drawings / "1F34F.svg").write_text("<svg")
-    with pytest.raises(ValueError, match=r"Cannot render .*1F34F\.svg"):
+    with pytest.raises(ValueError, match=r"1F34F\.svg' cannot be rendered"):
         load_openmoji(path=drawings, data_home=home)
 
 

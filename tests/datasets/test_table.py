@@ -117,7 +117,7 @@ def test_missing_files(folder, frame, tmp_path):
 @pytest.mark.parametrize("cell", [None, "", float("nan"), b"", {"bytes": None, "path": None}])
 def test_missing_image_cells(cell):
     """A row without an image is named."""
-    with pytest.raises(ValueError, match="1 of 1 rows of the data frame have no image: rows 0"):
+    with pytest.raises(ValueError, match="the data frame has no image in 1 of 1 rows: rows 0"):
         load_pairs(pd.DataFrame({"image": [cell], "caption": ["a"]}))
 
 
@@ -208,7 +208,7 @@ def test_swapped_columns(folder, frame):
     """Captions as images are no missing files: the message names the other order."""
     with pytest.raises(ValueError, match="Try image='image', caption='caption'"):
         load_pairs(frame, image="caption", caption="image", root=folder, check_files=False)
-    with pytest.raises(ValueError, match="columns swapped"):
+    with pytest.raises(ValueError, match="columns are swapped"):
         load_pairs(frame, image="caption", caption="image", root=folder)
     frame["caption"] = [f"{name} of the cat" for name in NAMES]
     assert load_pairs(frame, root=folder).captions == list(frame["caption"])

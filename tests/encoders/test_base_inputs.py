@@ -83,9 +83,9 @@ def test_hugging_face_column(paths, truth):
         (bytearray(b"abc"), "single image"),
         (Path("a.png"), "single image"),
         (Image.new("RGB", (2, 2)), "single image"),
-        (np.zeros((20, 30, 3), dtype=np.uint8), r"pass a single image as \[X\]"),
-        (np.zeros((20, 30), dtype=np.uint8), r"pass a single image as \[X\]"),
-        (np.zeros((20, 1280)), "features need no image encoder"),
+        (np.zeros((20, 30, 3), dtype=np.uint8), r"Pass a single image as \[X\]"),
+        (np.zeros((20, 30), dtype=np.uint8), r"Pass a single image as \[X\]"),
+        (np.zeros((20, 1280)), "pass features to an aligner without an image encoder"),
         ([], "X is empty: 0 images"),
         (None, "must be a sequence of images .* not NoneType"),
         ({"a": "a.png"}, "must be a sequence of images .* not dict"),
@@ -127,10 +127,10 @@ def test_error_names_rows_items_and_remedy(paths, no_weights):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda image, n: (image, n), r"each is of type tuple: .*\[image for image, \*_ in"),
-        (lambda image, n: torch.full((3, 8, 8), n), "each is of type Tensor: .*to_pil_image"),
-        (lambda image, n: np.full((8, 8, 3), n / 9), "each is an array of float64: .*255"),
-        (lambda image, n: {"image": image}, "each is of type dict: .*'bytes' or 'path'"),
+        (lambda image, n: (image, n), r"each is of type tuple\. .*\[image for image, \*_ in"),
+        (lambda image, n: torch.full((3, 8, 8), n), r"each is of type Tensor\. .*to_pil_image"),
+        (lambda image, n: np.full((8, 8, 3), n / 9), "each is an array of float64, .*255"),
+        (lambda image, n: {"image": image}, r"each is of type dict\. .*'bytes' or 'path'"),
         (lambda image, n: n, "each is of type int"),
     ],
 )
@@ -207,7 +207,7 @@ def test_undecoded_images_of_hugging_face(paths, truth):
         (None, "row 0: None is of type NoneType"),
         (float("nan"), "row 0: nan is of type float"),
         (b"", r"row 0: the bytes object is empty"),
-        (np.zeros((3, 8, 9), dtype=np.uint8), r"row 0: the array is .*\(3, 8, 9\).*come last"),
+        (np.zeros((3, 8, 9), dtype=np.uint8), r"row 0: the array is .*\(3, 8, 9\).*must be last"),
         (np.zeros((1, 300), dtype=np.uint8), r"row 0: the array is too narrow .300 x 1"),
         (torch.zeros(3, 8, 8), r"row 0: tensor\(.* is of type Tensor"),
     ],
@@ -225,11 +225,11 @@ def test_messages_read_well(item, message):
         (" \n", "is an empty text"),
         (None, "None is a missing value, not a text"),
         (float("nan"), "nan is a missing value, not a text"),
-        (7, "7 is of type int\. Pass a str"),
-        (b"a cat", "is of type bytes\. Pass a str"),
-        (["a cat"], "is of type list\. Pass a str"),
-        (np.zeros(3), "the array is of type ndarray\. Pass a str"),
-        ("half a pair \ud800", "no valid Unicode"),
+        (7, r"7 is of type int\. Pass a str"),
+        (b"a cat", r"is of type bytes\. Pass a str"),
+        (["a cat"], r"is of type list\. Pass a str"),
+        (np.zeros(3), r"the array is of type ndarray\. Pass a str"),
+        ("half a pair \ud800", "not valid Unicode"),
     ],
 )
 def test_bad_texts(item, message, no_weights):
@@ -248,7 +248,7 @@ def test_pandas_missing_texts(no_weights):
 
 def test_image_given_as_text(paths, no_weights):
     """A path to an image in place of a caption is a mix-up; a caption with a dot is not."""
-    with pytest.raises(EncodingError, match="captions go to the text encoder"):
+    with pytest.raises(EncodingError, match="Pass captions to the text encoder"):
         TransformersTextEncoder(cache=None).transform([paths[0]])
 
 

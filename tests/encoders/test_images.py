@@ -207,7 +207,7 @@ def test_undecoded_image_of_a_data_set_is_read(tmp_path):
     (tmp_path / "a.png").write_bytes(content)
     for item in ({"bytes": content, "path": None}, {"path": tmp_path / "a.png"}):
         np.testing.assert_array_equal(pixels(item), RGB)
-    with pytest.raises(ItemError, match=r"is of type dict: .*'bytes' or 'path'"):
+    with pytest.raises(ItemError, match=r"is of type dict\. .*'bytes' or 'path'"):
         read_image({"bytes": None, "path": None})
 
 
@@ -353,8 +353,8 @@ def bad_items(folder):
         "a long caption": ("a very long caption " * 30, "looks like a caption"),
         "a missing file": (folder / "none.png", "does not exist"),
         "a missing relative file": ("none.png", "does not exist .looked for '/"),
-        "a url": ("https://example.org/cat.png", "Download the image first"),
-        "a data uri": ("data:image/png;base64,AAAA" + "A" * 400, "Download the image first"),
+        "a url": ("https://example.org/cat.png", "Download the image and pass"),
+        "a data uri": ("data:image/png;base64,AAAA" + "A" * 400, "Download the image and pass"),
         "a NUL": ("a\0b.png", "cannot be opened"),
         "a folder": (folder / "folder.png", "is a folder, not an image"),
         "an empty file": (folder / "empty.png", "is an empty file"),
@@ -375,12 +375,12 @@ def bad_items(folder):
         "a number": (3, "is of type int"),
         "a dict": ({"bytes": good}, "is of type dict"),
         "a closed image": (closed, "cannot be read"),
-        "a float array": (RGB / 255.0, "expected uint8 from 0 to 255.*255 . array"),
-        "a bool array": (RGB > 100, "expected uint8"),
+        "a float array": (RGB / 255.0, "not uint8 from 0 to 255.*255 . array"),
+        "a bool array": (RGB > 100, "not uint8"),
         "channels first": (RGB.transpose(2, 0, 1), "Channels must be last"),
-        "two channels": (RGB[..., :2], "expected .H, W, 3."),
-        "a vector": (RGB[0, 0], "expected .H, W, 3."),
-        "no pixels": (RGB[:0], "expected .H, W, 3."),
+        "two channels": (RGB[..., :2], "shape .H, W, 3."),
+        "a vector": (RGB[0, 0], "shape .H, W, 3."),
+        "no pixels": (RGB[:0], "shape .H, W, 3."),
     }
 
 

@@ -154,12 +154,12 @@ class TestRefused:
 
             transform = fit
 
-        with pytest.raises(ValueError, match="text_encoder='all-MiniLM' does not name"):
+        with pytest.raises(ValueError, match="text_encoder='all-MiniLM' is not the name"):
             CCAAligner(image_encoder=MustNotRun(), text_encoder="all-MiniLM").fit(IMAGES, CAPTIONS)
 
     def test_head_pairs(self):
         aligner = CCAAligner(text_encoder=TEXT, head_pairs="efficientnet_lite")
-        with pytest.raises(ValueError, match="head_pairs='efficientnet_lite' does not name"):
+        with pytest.raises(ValueError, match="head_pairs='efficientnet_lite' is not the name"):
             aligner.fit(FEATURES, CAPTIONS)
 
 

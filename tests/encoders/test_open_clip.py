@@ -69,5 +69,5 @@ def test_folder_that_cannot_be_loaded(tmp_path, damage):
     (tmp_path / name).unlink()
     if damage.startswith("garbage"):
         (tmp_path / name).write_bytes(b"garbage" * 9)
-    with pytest.raises(ValueError, match="could be loaded from the folder"):
+    with pytest.raises(ValueError, match="is a folder that could not be loaded"):
         OpenCLIPTextEncoder(str(tmp_path)).transform(TEXTS)

@@ -117,10 +117,10 @@ class TestSentenceTransformers:
     def test_prompt_that_is_not_pooled_is_refused(self, tmp_path):
         pooling = {**NOTHING, "include_prompt": False}
         encoder = sentence_model(tmp_path, {"query": "the dog "}, "query", pooling)
-        with pytest.raises(ValueError, match="mean without the prompt, is not one of this enco"):
+        with pytest.raises(ValueError, match="files declare 'mean without the prompt'"):
             encoder.transform(TEXTS)
 
     def test_default_prompt_that_is_missing_is_refused(self, tmp_path):
         encoder = sentence_model(tmp_path, {"query": "the dog "}, "passage")
-        with pytest.raises(ValueError, match="default_prompt_name 'passage' is not among"):
+        with pytest.raises(ValueError, match="default_prompt_name='passage' is not among"):
             encoder.transform(TEXTS)

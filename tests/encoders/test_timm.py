@@ -264,5 +264,5 @@ def test_folder_that_cannot_be_loaded(tmp_path, paths, damage):
                 file.unlink()
             else:
                 file.write_bytes(b"garbage" * 9)
-    with pytest.raises(ValueError, match="could be loaded from the folder"):
+    with pytest.raises(ValueError, match="is a folder that could not be loaded"):
         TimmImageEncoder(str(tmp_path)).transform(paths[:1])
