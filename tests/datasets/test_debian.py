@@ -61,7 +61,7 @@ def stamps(tmp_path):
     return tmp_path
 
 
-def test_stamps(stamps):
+def test_stamps_have_captions_and_categories(stamps):
     """First lines are the captions, folders the categories; mirror images are left out."""
     data = load_tuxpaint_stamps(path=stamps)
     assert data.captions == ["An owl.", "A cat = a pet.", "An apple."]
@@ -79,20 +79,20 @@ def test_stamps_in_another_language(stamps):
     assert len(data.images) == len(data.categories) == 2
 
 
-def test_stamps_unknown_language(stamps):
+def test_stamps_of_unknown_language_raise(stamps):
     """The error names the languages that there are."""
     with pytest.raises(ValueError, match=r"'xx'.* de, en, fr\."):
         load_tuxpaint_stamps(path=stamps, language="xx")
 
 
-def test_stamps_bad_text(stamps):
+def test_stamps_in_wrong_encoding_raise(stamps):
     """A text file in another encoding is named."""
     (stamps / "animals" / "cat.txt").write_bytes(b"\xff\xfe\xff")
     with pytest.raises(ValueError, match=r"cat\.txt.* is not UTF-8"):
         load_tuxpaint_stamps(path=stamps)
 
 
-def test_stamps_bad_path(tmp_path, stamps):
+def test_stamps_of_wrong_layout_raise(tmp_path, stamps):
     """Errors say what layout was expected."""
     with pytest.raises(FileNotFoundError, match=r"\.txt file beside"):
         load_tuxpaint_stamps(path=tmp_path / "none")
@@ -103,7 +103,7 @@ def test_stamps_bad_path(tmp_path, stamps):
         load_tuxpaint_stamps(path=tmp_path / "empty")
 
 
-def test_not_installed(monkeypatch, tmp_path):
+def test_missing_package_raises(monkeypatch, tmp_path):
     """Without the Debian packages the error says how to install them, or to pass a path."""
     monkeypatch.setattr(tuxpaint_module, "_FOLDER", str(tmp_path / "none"))
     with pytest.raises(ImportError, match=r"apt install tuxpaint-stamps-default.*path="):
@@ -117,7 +117,7 @@ def test_not_installed(monkeypatch, tmp_path):
         load_openclipart()
 
 
-def test_drawings(tmp_path):
+def test_drawings_have_metadata(tmp_path):
     """Every field comes from the right element."""
     write_drawing(tmp_path, "food/apple_01", "Red_Apple 01", ["food", "sweet_fruit"])
     data = load_openclipart(path=tmp_path)
@@ -163,7 +163,7 @@ def test_drawings_with_broken_files(tmp_path):
     assert data.titles == ["Title", "", "", "", ""]
 
 
-def test_drawings_too_large(tmp_path):
+def test_large_drawings_are_skipped(tmp_path):
     """Images that Pillow would refuse can be left out by their header alone."""
     write_drawing(tmp_path, "a/large", "Large", size=(40, 40))
     write_drawing(tmp_path, "a/small", "Small")
@@ -173,7 +173,7 @@ def test_drawings_too_large(tmp_path):
         load_openclipart(path=tmp_path, max_pixels=5)
 
 
-def test_drawings_filed_twice_share_a_group(tmp_path):
+def test_duplicate_drawings_share_a_group(tmp_path):
     """Links to one file must not end up on both sides of a split."""
     write_drawing(tmp_path, "a/one", "One")
     write_drawing(tmp_path, "b/two", "Two")
@@ -185,7 +185,7 @@ def test_drawings_filed_twice_share_a_group(tmp_path):
     assert one == link != two
 
 
-def test_drawings_bad_path(tmp_path):
+def test_drawings_of_wrong_layout_raise(tmp_path):
     """Errors say what layout was expected."""
     with pytest.raises(FileNotFoundError, match="png and svg"):
         load_openclipart(path=tmp_path / "none")
@@ -224,7 +224,7 @@ def test_real_openclipart():
     assert len(load_openclipart().images) == 8121 - 16
 
 
-def test_titles_of_collections(tmp_path):
+def test_collection_titles_are_replaced(tmp_path):
     """A title that ten drawings share says nothing; the file name, less its author, does."""
     for name in "abcdefghij":
         write_drawing(tmp_path, f"x/{name}_road_ann_auth_01", "Road signs", ["sign"])

@@ -12,7 +12,7 @@ from tests.datasets.image_folders import NAMES, folder, make, relative
 __all__ = ["folder"]  # a fixture
 
 
-def test_folder_of_folders(folder):
+def test_subfolders_are_labels(folder):
     """Sub-folders are labels; other and hidden files are no images."""
     make(folder, "notes.md", "cats/.hidden.jpg", ".git/x.jpg")
     data = load_image_folder(folder)
@@ -23,7 +23,7 @@ def test_folder_of_folders(folder):
     assert str(folder) in data.DESCR
 
 
-def test_no_labels_for_loose_images(folder):
+def test_images_outside_subfolders_have_no_labels(folder):
     """An image outside of all sub-folders has no label, so that there are none."""
     make(folder, "loose.jpg")
     assert "labels" not in load_image_folder(folder)
@@ -35,7 +35,7 @@ def test_paths_are_absolute(folder, monkeypatch):
     assert all(os.path.isabs(image) for image in load_image_folder(".").images)
 
 
-def test_not_recursive(folder):
+def test_not_recursive_skips_subfolders(folder):
     """recursive=False looks at the folder alone, and says so if it finds nothing."""
     with pytest.raises(ValueError, match="recursive=False"):
         load_image_folder(folder, recursive=False)
@@ -53,7 +53,7 @@ def test_extensions(folder):
         load_image_folder(folder, extensions=".png")
 
 
-def test_links_in_a_circle(folder):
+def test_cyclic_links_end(folder):
     """A link to a folder above does not make an endless list."""
     try:
         os.symlink(folder, folder / "cats" / "again", target_is_directory=True)
@@ -70,14 +70,14 @@ def test_captions_from_names(folder):
     assert len(images) == 3
 
 
-def test_numbered_folders_stay_apart(tmp_path):
+def test_numbered_folders_are_distinct(tmp_path):
     """Numbers of folders tell classes apart, unlike those of files."""
     make(tmp_path, "road_sign_1/a.jpg", "road_sign_2/b.jpg")
     captions = load_image_folder(tmp_path, captions="folder").captions
     assert captions == ["road sign 1", "road sign 2"]
 
 
-def test_names_without_words(folder):
+def test_names_without_words_raise(folder):
     """Names that give no caption are an error, not empty captions."""
     make(folder, "cats/0001.jpg", "loose.jpg")
     with pytest.raises(ValueError, match=r"no words: 'cats/0001\.jpg'"):
@@ -92,7 +92,7 @@ def write_sidecars(folder):
     (folder / "dogs" / "dog.txt").write_text("\na dog\n\n")
 
 
-def test_sidecars(folder):
+def test_sidecar_files_are_detected(folder):
     """Text files beside the images are found without asking."""
     write_sidecars(folder)
     data = load_image_folder(folder)
@@ -109,7 +109,7 @@ def test_sidecars_of_several_lines(folder):
 
 
 @pytest.mark.parametrize("mark", ["\u2028", "\x0c", "\x85", "\x1e"])
-def test_marks_within_a_caption_do_not_end_its_line(folder, mark):
+def test_unicode_line_separators_stay_in_caption(folder, mark):
     """`str.splitlines` would make two captions of one."""
     write_sidecars(folder)
     text = f"a dog{mark}of ours\r\na brown dog\r"
@@ -117,7 +117,7 @@ def test_marks_within_a_caption_do_not_end_its_line(folder, mark):
     assert load_image_folder(folder).captions[2] == ["a dog of ours", "a brown dog"]
 
 
-def test_bad_sidecars(folder):
+def test_missing_or_empty_sidecars_raise(folder):
     """Images without text are named and counted; so are empty and unreadable files."""
     write_sidecars(folder)
     make(folder, *(f"birds/{i}.jpg" for i in range(7)))
@@ -154,7 +154,7 @@ def test_metadata_tables(folder, kind, column):
     assert data.captions == texts
 
 
-def test_several_rows_of_an_image(folder):
+def test_rows_of_one_image_are_several_captions(folder):
     """Each row of an image is one more caption of it."""
     write_metadata(folder, "csv")
     with (folder / "metadata.csv").open("a") as stream:
@@ -163,7 +163,7 @@ def test_several_rows_of_an_image(folder):
     assert captions == [["a cat, black"], ["NA"], ["007", "a dog"]]
 
 
-def test_table_and_folder_disagree(folder):
+def test_table_that_differs_from_folder_raises(folder):
     """Rows without an image and images without a row are both named."""
     write_metadata(folder, "csv")
     make(folder, "dogs/new.jpg")
@@ -175,7 +175,7 @@ def test_table_and_folder_disagree(folder):
         load_image_folder(folder)
 
 
-def test_no_table_or_several(folder):
+def test_no_or_several_tables_raise(folder):
     """The tables looked for are named; of two, none is taken by chance."""
     with pytest.raises(FileNotFoundError, match=r"metadata\.csv, metadata\.jsonl"):
         load_image_folder(folder, captions="table")
@@ -185,7 +185,7 @@ def test_no_table_or_several(folder):
         load_image_folder(folder)
 
 
-def test_bad_folders(tmp_path, folder):
+def test_invalid_folders_raise(tmp_path, folder):
     """Errors say what was looked for and what was found."""
     with pytest.raises(FileNotFoundError, match="no folder"):
         load_image_folder(tmp_path / "none")
@@ -200,7 +200,7 @@ def test_bad_folders(tmp_path, folder):
         load_image_folder(folder, return_X_y=True)
 
 
-def test_sidecars_are_split_at_line_ends_alone(folder):
+def test_sidecars_are_split_only_at_line_ends(folder):
     """Form feeds and Unicode's separators are within a caption, and are spaces there."""
     for name in NAMES:
         sidecar = (folder / name).with_suffix(".txt")

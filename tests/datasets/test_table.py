@@ -33,7 +33,7 @@ def write_table(frame, file):
 
 
 @pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl", "parquet"])
-def test_table_files(folder, frame, kind):
+def test_table_formats_give_equal_pairs(folder, frame, kind):
     """Every format gives the same; relative paths are those beside the table."""
     data = load_pairs(write_table(frame, folder / f"t.{kind}"), label="kind")
     assert relative(folder, data.images) == list(NAMES)
@@ -43,7 +43,7 @@ def test_table_files(folder, frame, kind):
 
 
 @pytest.mark.parametrize("library", ["pandas", "polars"])
-def test_data_frames(folder, frame, library, monkeypatch):
+def test_data_frames_are_accepted(folder, frame, library, monkeypatch):
     """Data frames of both libraries; paths are relative to `root`, else to where we are."""
     source = frame if library == "pandas" else pl.from_pandas(frame)
     images, captions = load_pairs(source, root=folder, return_X_y=True)
@@ -53,7 +53,7 @@ def test_data_frames(folder, frame, library, monkeypatch):
     assert load_pairs(source).images == images
 
 
-def test_images_of_other_kinds(folder):
+def test_image_types_pass_through(folder):
     """Bytes, PIL images, arrays and Hugging Face dicts pass through; dicts are unpacked."""
     buffer = io.BytesIO()
     image = Image.new("RGB", (2, 2))
@@ -75,7 +75,7 @@ def test_images_of_other_kinds(folder):
     assert images[4] == str(folder / NAMES[0])
 
 
-def test_hugging_face_parquet(tmp_path):
+def test_hugging_face_parquet_is_read(tmp_path):
     """A parquet file with embedded images, as datasets are published."""
     frame = pd.DataFrame({"image": [{"bytes": b"png", "path": None}], "text": [["a", "b"]]})
     frame.to_parquet(tmp_path / "t.parquet")
@@ -83,7 +83,7 @@ def test_hugging_face_parquet(tmp_path):
     assert (data.images, data.captions) == ([b"png"], [["a", "b"]])
 
 
-def test_repeated_images_stay_rows(folder):
+def test_repeated_images_are_separate_pairs(folder):
     """Two rows of one image are two pairs."""
     frame = pd.DataFrame({"image": [NAMES[0]] * 2, "caption": ["a", "b"]})
     data = load_pairs(frame, root=folder)
@@ -91,21 +91,21 @@ def test_repeated_images_stay_rows(folder):
     assert data.images[0] == data.images[1]
 
 
-def test_missing_column(frame):
+def test_missing_column_raises_with_suggestion(frame):
     """The error names the columns and the nearest."""
     with pytest.raises(ValueError, match=r"'captoin'.*'image', 'caption'.*mean 'caption'"):
         load_pairs(frame, caption="captoin")
 
 
 @pytest.mark.parametrize("empty", [None, float("nan"), "", "  ", 7, [], ["a", None], pd.NA])
-def test_empty_captions(folder, empty):
+def test_missing_captions_raise(folder, empty):
     """A caption that is none is an error with its row, never a text "nan"."""
     frame = pd.DataFrame({"image": [NAMES[0]] * 9, "caption": ["a", *[empty] * 8]})
     with pytest.raises(ValueError, match=r"8 of 9 rows .* rows 1, 2, 3, 4, 5, \.\.\. \(8 in all"):
         load_pairs(frame, root=folder)
 
 
-def test_missing_files(folder, frame, tmp_path):
+def test_missing_image_files_raise(folder, frame, tmp_path):
     """Missing images are named and counted, with the folder that was searched."""
     file = write_table(frame, tmp_path / "t.csv")
     with pytest.raises(FileNotFoundError, match=r"3 of 3 images.*dog\.jpg.*root=") as error:
@@ -115,13 +115,13 @@ def test_missing_files(folder, frame, tmp_path):
 
 
 @pytest.mark.parametrize("cell", [None, "", float("nan"), b"", {"bytes": None, "path": None}])
-def test_missing_image_cells(cell):
+def test_rows_without_image_raise(cell):
     """A row without an image is named."""
     with pytest.raises(ValueError, match="the data frame has no image in 1 of 1 rows: rows 0"):
         load_pairs(pd.DataFrame({"image": [cell], "caption": ["a"]}))
 
 
-def test_wrong_types(frame):
+def test_invalid_types_raise(frame):
     """What is no table and what is no image is told so."""
     with pytest.raises(TypeError, match="DataFrame, got list"):
         load_pairs([("a.jpg", "a")])
@@ -129,7 +129,7 @@ def test_wrong_types(frame):
         load_pairs(frame, image="kind")
 
 
-def test_missing_labels(folder, frame):
+def test_missing_labels_raise(folder, frame):
     """A missing label is an error, not a class "nan"."""
     frame["kind"] = ["a", None, "b"]
     with pytest.raises(ValueError, match=r"no label in column 'kind': rows 1"):
@@ -137,7 +137,7 @@ def test_missing_labels(folder, frame):
 
 
 @pytest.mark.parametrize("empty", ["image,caption\n", ""])
-def test_no_rows(tmp_path, empty):
+def test_empty_table_raises(tmp_path, empty):
     """An empty table is an error."""
     (tmp_path / "t.csv").write_text(empty)
     with pytest.raises(ValueError, match=r"0 rows|Its columns: none"):
@@ -156,21 +156,21 @@ def test_no_rows(tmp_path, empty):
         ("t.xlsx", "", r"should end in one of \.csv"),
     ],
 )
-def test_malformed_tables(tmp_path, name, text, message):
+def test_malformed_table_raises(tmp_path, name, text, message):
     """A comma too many must not cut a caption; other damage is named by line."""
     (tmp_path / name).write_text(text)
     with pytest.raises(ValueError, match=message):
         load_pairs(tmp_path / name)
 
 
-def test_no_such_table(tmp_path):
+def test_missing_table_raises(tmp_path):
     """The missing file is named."""
     with pytest.raises(FileNotFoundError, match=r"none\.csv"):
         load_pairs(tmp_path / "none.csv")
 
 
 @pytest.mark.parametrize("module", ["pandas", "pyarrow"])
-def test_missing_package(folder, frame, monkeypatch, module):
+def test_missing_package_raises(folder, frame, monkeypatch, module):
     """Without pandas or pyarrow csv still works, and parquet says how to install them."""
     csv, parquet = (write_table(frame, folder / f"t.{kind}") for kind in ("csv", "parquet"))
     monkeypatch.setitem(sys.modules, module, None)
@@ -180,7 +180,7 @@ def test_missing_package(folder, frame, monkeypatch, module):
 
 
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
-def test_csv_of_spreadsheets(folder, delimiter):
+def test_spreadsheet_csv_is_read(folder, delimiter):
     """A byte order mark and the separators of other countries; a comma in a caption stays."""
     rows = ["image|caption", '"cats/old_cat.PNG"|"a cat, old"']
     text = "\n".join(row.replace("|", delimiter) for row in rows)
@@ -190,13 +190,13 @@ def test_csv_of_spreadsheets(folder, delimiter):
     assert relative(folder, data.images) == ["cats/old_cat.PNG"]
 
 
-def test_table_in_another_encoding_says_what_to_do(folder):
+def test_table_in_wrong_encoding_raises(folder):
     (folder / "t.csv").write_bytes("image,caption\na.jpg,ein \u00e4lterer Kater".encode("cp1252"))
     with pytest.raises(ValueError, match=r"not UTF-8 text.*CSV UTF-8"):
         load_pairs(folder / "t.csv")
 
 
-def test_absent_images_may_be_left_to_the_encoder(folder):
+def test_check_files_false_accepts_missing_images(folder):
     (folder / "t.csv").write_text("image,caption\ncats/old_cat.PNG,a cat\ngone.jpg,a dog\n")
     with pytest.raises(FileNotFoundError, match=r"gone\.jpg"):
         load_pairs(folder / "t.csv")
@@ -204,7 +204,7 @@ def test_absent_images_may_be_left_to_the_encoder(folder):
     assert relative(folder, data.images) == ["cats/old_cat.PNG", "gone.jpg"]
 
 
-def test_swapped_columns(folder, frame):
+def test_swapped_columns_raise(folder, frame):
     """Captions as images are no missing files: the message names the other order."""
     with pytest.raises(ValueError, match="Try image='image', caption='caption'"):
         load_pairs(frame, image="caption", caption="image", root=folder, check_files=False)
@@ -215,7 +215,7 @@ def test_swapped_columns(folder, frame):
 
 
 @pytest.mark.parametrize("kind", ["csv", "tsv"])
-def test_apostrophes_in_front_of_formulas_are_removed(folder, kind):
+def test_apostrophes_before_formulas_are_removed(folder, kind):
     """Our own tables have them so that no spreadsheet computes a caption; paths have none."""
     captions = ["'=1+1", "''-5 degrees", "'tis a cat", "-0.5", "=1+1"]
     frame = pd.DataFrame({"image": "'=x.jpg", "caption": captions, "label": captions})
@@ -225,14 +225,14 @@ def test_apostrophes_in_front_of_formulas_are_removed(folder, kind):
     assert set(relative(folder, data.images)) == {"'=x.jpg"}
 
 
-def test_apostrophes_of_other_formats_stay(folder):
+def test_apostrophes_in_other_formats_are_kept(folder):
     """Only spreadsheets' formats have formulas."""
     frame = pd.DataFrame({"image": NAMES[0], "caption": ["'=1+1"]})
     assert load_pairs(frame, root=folder).captions == ["'=1+1"]
     assert load_pairs(write_table(frame, folder / "t.jsonl")).captions == ["'=1+1"]
 
 
-def test_names_of_files_need_not_be_text(folder):
+def test_file_names_may_be_bytes(folder):
     """A csv may name a file by bytes that are not UTF-8; other cells may not hold such bytes."""
     name = os.fsdecode(b"caf\xe9.jpg")
     (folder / name).write_bytes(b"")
@@ -250,7 +250,7 @@ def test_names_of_files_need_not_be_text(folder):
                 load_pairs(table, check_files=check_files)
 
 
-def test_repeated_keys_in_json_lines(tmp_path):
+def test_repeated_json_keys_raise(tmp_path):
     """A key that is given twice would lose one of its values without a word."""
     table = tmp_path / "t.jsonl"
     first = '{"image": "a.jpg", "caption": "a"}\n'

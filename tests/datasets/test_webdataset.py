@@ -49,7 +49,7 @@ IMAGES = [b"one", b"two", b"three", b"4", b"5"]
 CAPTIONS = ["a cat", "a dog", "an emu", "x", "x"]
 
 
-def test_pairs(folder):
+def test_pairs_are_in_order(folder):
     """Pairs in order, from whatever key holds them; sides that can be read again and again."""
     pairs = load_webdataset(folder)
     assert list(pairs) == list(zip(IMAGES, CAPTIONS, strict=True))
@@ -69,7 +69,7 @@ def test_pairs(folder):
         (["{folder}/00001.tar", "{folder}/0*0.tar"], ["00001.tar", "00000.tar"], 5),
     ],
 )
-def test_names_of_shards(folder, names, shards, n):
+def test_shard_patterns(folder, names, shards, n):
     """A glob, a brace pattern, a file, a list: in the order in which they are named."""
     given = [names] if isinstance(names, str) else names
     given = [name.format(folder=folder) for name in given]
@@ -78,14 +78,14 @@ def test_names_of_shards(folder, names, shards, n):
     assert [os.path.basename(name) for name in pairs.shards] == shards
 
 
-def test_compressed_shards(tmp_path):
+def test_compressed_shards_are_read(tmp_path):
     """What webdataset reads, we count."""
     shard(tmp_path / "a.tar.gz", [("1.jpg", b"one"), ("1.txt", b"a cat")])
     pairs = load_webdataset(tmp_path / "a.tar.gz")
     assert (len(pairs), list(pairs)) == (1, [(b"one", "a cat")])
 
 
-def test_lengths_come_from_headers(folder, monkeypatch):
+def test_length_reads_only_headers(folder, monkeypatch):
     """Counting reads no image, and happens once."""
     monkeypatch.setattr(tarfile.TarFile, "extractfile", None)
     pairs = load_webdataset(folder)
@@ -123,7 +123,7 @@ def test_lengths_come_from_headers(folder, monkeypatch):
     ],
 )
 @pytest.mark.parametrize("side", ["captions", "both"])
-def test_bad_samples(tmp_path, files, told, side):
+def test_invalid_samples_raise(tmp_path, files, told, side):
     """Whichever way it is read, a sample that is no pair names its shard and key."""
     path = shard(tmp_path / "bad.tar", files)
     pairs = load_webdataset(path)
@@ -134,7 +134,7 @@ def test_bad_samples(tmp_path, files, told, side):
 
 @pytest.mark.parametrize("n_bytes", [0, 100, 512, 700, 1024, 1536, 2048, 2560, 4096, 4200])
 @pytest.mark.parametrize("side", ["pairs", "images", "captions", "length"])
-def test_shards_that_are_cut_short(tmp_path, n_bytes, side):
+def test_truncated_shards_raise(tmp_path, n_bytes, side):
     """Also at the end of a member: half a shard is never taken for a whole one."""
     files = [(f"{i}.{e}", b"x" * 600) for i in range(2) for e in ("jpg", "txt")]
     path = shard(tmp_path / "cut.tar", files)
@@ -145,7 +145,7 @@ def test_shards_that_are_cut_short(tmp_path, n_bytes, side):
         len(pairs) if side == "length" else list(read[side])
 
 
-def test_damaged_shards(folder):
+def test_damaged_shards_raise(folder):
     """Garbage instead of a header names the shard, and how far it could be read."""
     path = folder / "00001.tar"
     content = bytearray(path.read_bytes())
@@ -166,14 +166,14 @@ def test_damaged_shards(folder):
         ({"shards": ".", "image_key": ";"}, ValueError, "image_key must name"),
     ],
 )
-def test_wrong_arguments(folder, monkeypatch, arguments, error, told):
+def test_invalid_arguments_raise(folder, monkeypatch, arguments, error, told):
     """Each is named at once, not after the first shard."""
     monkeypatch.chdir(folder)
     with pytest.raises(error, match=told):
         load_webdataset(**arguments)
 
 
-def test_other_keys(folder):
+def test_keys_are_tried_in_order(folder):
     """Keys are looked for in the order in which they are named."""
     pairs = load_webdataset(folder / "00000.tar", caption_key="json:x;txt;caption")
     with pytest.raises(ValueError, match=r"caption of the sample 'a/2' .* is 1"):
@@ -182,7 +182,7 @@ def test_other_keys(folder):
         len(load_webdataset(folder, image_key=".JPG"))
 
 
-def test_without_webdataset(folder, monkeypatch):
+def test_missing_webdataset_raises(folder, monkeypatch):
     """The message says what to install."""
     monkeypatch.setitem(__import__("sys").modules, "webdataset", None)
     with pytest.raises(ImportError, match=r"pip install .sklearn-ape\[distributed\]"):
@@ -209,7 +209,7 @@ def test_written_shards_are_read(tmp_path, captioned_images):
         write_webdataset([], [], tmp_path / "other", pairs_per_shard=0)
 
 
-def test_encode_to_takes_either_side(tmp_path, captioned_images, image_encoder, text_encoder):
+def test_encode_to_accepts_images_or_captions(tmp_path, captioned_images, image_encoder, text_encoder):
     """Features of shards are those of the files; a bad image names its shard and sample."""
     n = 9
     write_webdataset(
@@ -231,7 +231,7 @@ def test_encode_to_takes_either_side(tmp_path, captioned_images, image_encoder, 
         text_encoder.encode_to(tmp_path / "cut.npy", load_webdataset(tmp_path).captions())
 
 
-def test_items_reach_other_processes(folder):
+def test_pickled_items_keep_their_sample(folder):
     """Bytes keep the name of their sample on the way to a worker."""
     item = next(iter(load_webdataset(folder).images()))
     assert pickle.loads(pickle.dumps(item)).where == item.where

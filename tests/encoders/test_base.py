@@ -35,7 +35,7 @@ TEXTS = ["a cat", "two dogs on a long walk through the woods", "a rocket"]
 
 
 @pytest.mark.parametrize("cls", ALL)
-def test_constructing_cloning_pickling_load_nothing(cls, no_weights):
+def test_constructor_clone_and_pickle_load_no_weights(cls, no_weights):
     """Parameters are stored as they come, round trip, and pickles are small."""
     encoder = cls(batch_size=3, cache=None, on_error="nan")
     assert clone(encoder).get_params() == encoder.get_params()
@@ -47,7 +47,7 @@ def test_constructing_cloning_pickling_load_nothing(cls, no_weights):
         assert getattr(cls(**{name: odd}), name) is odd
 
 
-def test_fit_loads_nothing_and_returns_self(no_weights):
+def test_fit_loads_no_weights_and_returns_self(no_weights):
     """fit checks the form of X alone."""
     for encoder, X in ((TimmImageEncoder(), ["a.png"]), (TransformersTextEncoder(), TEXTS)):
         assert encoder.fit(X) is encoder
@@ -78,7 +78,7 @@ def test_pickle_works_in_a_fresh_process(tmp_path, paths, truth):
     np.testing.assert_allclose(np.load(out), truth[:2], atol=1e-5)
 
 
-def test_import_is_light():
+def test_import_loads_only_torch():
     """Importing the encoders imports no deep learning library but torch."""
     code = (
         "import sys, sklearn_ape.encoders\n"
@@ -89,7 +89,7 @@ def test_import_is_light():
 
 
 @pytest.mark.parametrize("cls", ALL)
-def test_tags_and_fitted(cls):
+def test_tags_declare_input_and_no_fit(cls):
     """A frozen encoder needs no fit, and says which input it takes."""
     encoder = cls()
     tags = get_tags(encoder)
@@ -100,7 +100,7 @@ def test_tags_and_fitted(cls):
     check_is_fitted(encoder)
 
 
-def test_output(paths, truth):
+def test_output_is_contiguous_float32(paths, truth):
     """float32, C-contiguous, writable and the same whatever the batch size and workers."""
     for parameters in ({"batch_size": 1}, {"batch_size": 5, "n_jobs": 2}):
         features = TimmImageEncoder(cache=None, **parameters).transform(paths[:6])
@@ -117,7 +117,7 @@ def test_output(paths, truth):
     np.testing.assert_allclose(*texts, atol=1e-5)
 
 
-def test_pipeline_unfitted(paths, truth):
+def test_pipeline_works_without_fit(paths, truth):
     """A Pipeline of frozen steps works without fit."""
     np.testing.assert_allclose(
         make_pipeline(TimmImageEncoder()).transform(paths), truth, atol=1e-5
@@ -137,7 +137,7 @@ def test_feature_names_follow_the_parameters(paths):
     assert len(TransformersTextEncoder().get_feature_names_out()) == 384
 
 
-def test_set_output(paths, truth):
+def test_set_output_gives_named_columns(paths, truth):
     """pandas (keeping the index of a Series) and polars come out with named columns."""
     pd, pl = map(pytest.importorskip, ("pandas", "polars"))
     series = pd.Series(paths[:3], index=[7, 5, 6])
@@ -151,7 +151,7 @@ def test_set_output(paths, truth):
     assert frame.shape == (3, 1280)
 
 
-def test_global_random_state_is_left_alone(paths):
+def test_global_random_state_is_unchanged(paths):
     """Neither loading nor encoding draws from numpy's or torch's global generator."""
     from sklearn_ape.encoders import weights as _networks
 
@@ -191,7 +191,7 @@ def test_progress_bar_counts_every_item(paths, capsys, monkeypatch, tmp_path):
     assert [(bar.n, bar.total, bar.disabled) for bar in bars] == [(5, 5, False)]
 
 
-def test_items_that_cannot_be_encoded_warn_by_a_class_of_their_own():
+def test_failed_items_warn_with_encoding_failed_warning():
     """So that a program can silence this warning, and no other, without reading its text."""
     assert issubclass(EncodingFailedWarning, UserWarning)
     with pytest.warns(EncodingFailedWarning, match="1 text cannot be encoded"):

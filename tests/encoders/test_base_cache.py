@@ -27,7 +27,7 @@ from tests.encoders.counting import gained
 TEXTS = ["a cat", "two dogs on a long walk through the woods", "a rocket"]
 
 
-def test_content_not_name_is_the_key(encoder, paths, tmp_path):
+def test_cache_key_is_content_not_name(encoder, paths, tmp_path):
     """A copied or renamed file hits; a changed one of the same name, size and time misses."""
     path = tmp_path / "a.bmp"
     pixels = np.zeros((40, 40, 3), dtype=np.uint8)
@@ -41,7 +41,7 @@ def test_content_not_name_is_the_key(encoder, paths, tmp_path):
 
 
 @pytest.mark.parametrize("on_error", ["raise", "nan"])
-def test_a_file_that_changes_meanwhile_has_no_feature(tmp_path, monkeypatch, on_error):
+def test_file_changed_during_reading_fails(tmp_path, monkeypatch, on_error):
     """The new image's feature under the digest of the old one would be wrong for ever."""
     encoder = TimmImageEncoder(cache=str(tmp_path / "cache"), on_error=on_error)
     paths = [tmp_path / f"{name}.bmp" for name in "ab"]
@@ -85,14 +85,14 @@ def test_duplicates_are_encoded_once(encoder, paths, truth):
     "other",
     [{"pooling": "mean"}, {"crop": "pad"}, {"output": "logits"}, {"dtype": "bfloat16"}],
 )
-def test_parameters_of_the_image_feature_miss(encoder, paths, other):
+def test_image_parameters_change_cache_key(encoder, paths, other):
     """What changes a feature changes its key."""
     encoder.transform(paths[:1])
     assert gained(clone(encoder).set_params(**other), paths[:1]) == (0, 1)
 
 
 @pytest.mark.parametrize("other", [{"normalize": False}, {"max_length": 4}, {"pooling": "cls"}])
-def test_parameters_of_the_text_feature_miss(tmp_path, other):
+def test_text_parameters_change_cache_key(tmp_path, other):
     """The same for texts."""
     encoder = TransformersTextEncoder(cache=tmp_path)
     encoder.transform(TEXTS)
@@ -103,7 +103,7 @@ def test_parameters_of_the_text_feature_miss(tmp_path, other):
     "other",
     [{"batch_size": 1}, {"n_jobs": 2}, {"device": "cpu"}, {"verbose": 1}, {"on_error": "nan"}],
 )
-def test_other_parameters_hit(encoder, paths, other):
+def test_runtime_parameters_keep_cache_key(encoder, paths, other):
     """What does not change a feature does not change its key."""
     encoder.transform(paths[:1])
     assert gained(clone(encoder).set_params(**other), paths[:1]) == (1, 0)
@@ -198,7 +198,7 @@ def test_on_error_raise_keeps_finished_batches(encoder, paths, tmp_path):
     assert gained(encoder, paths[:5]) == (5, 0)
 
 
-def test_a_long_search_does_not_keep_counts_and_locks_of_all_encoders(monkeypatch):
+def test_counts_and_locks_are_bounded(monkeypatch):
     monkeypatch.setattr(_encoding, "_MAX_COUNTS", 3)
     monkeypatch.setattr(_encoding, "_counts", OrderedDict())
     for length in range(4, 10):

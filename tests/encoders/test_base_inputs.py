@@ -45,7 +45,7 @@ def test_every_form_of_an_image_gives_the_same_feature(paths, truth):
     assert TimmImageEncoder().transform(grey).shape == (2, 1280)
 
 
-def test_columns(paths, truth):
+def test_columns_of_tables_are_accepted(paths, truth):
     """Object arrays, pandas with an odd index, polars, pyarrow, a column of Hugging Face."""
     pd, pl, pa = map(pytest.importorskip, ("pandas", "polars", "pyarrow"))
     few = paths[:3]
@@ -65,7 +65,7 @@ def test_columns(paths, truth):
         np.testing.assert_array_equal(TransformersTextEncoder().transform(column), texts)
 
 
-def test_hugging_face_column(paths, truth):
+def test_hugging_face_column_is_accepted(paths, truth):
     """A column of `datasets` holds PIL images; the dataset itself is refused with its columns."""
     datasets = pytest.importorskip("datasets")
     data = datasets.Dataset.from_dict({"image": paths[:3]}).cast_column("image", datasets.Image())
@@ -94,13 +94,13 @@ def test_hugging_face_column(paths, truth):
         (np.array("a.png"), "not a single object"),
     ],
 )
-def test_what_is_no_sequence(method, X, message, no_weights):
+def test_non_sequence_raises(method, X, message, no_weights):
     """Each has its own error, in fit as in transform, before any weights are loaded."""
     with pytest.raises(ValueError, match=message):
         getattr(TimmImageEncoder(), method)(X)
 
 
-def test_tables_are_refused_by_the_names_of_their_columns(no_weights):
+def test_table_raises_with_column_names(no_weights):
     """pandas, polars and pyarrow tables: the error lists the columns to choose from."""
     pd, pl, pa = map(pytest.importorskip, ("pandas", "polars", "pyarrow"))
     content = {"path": ["a.png"], "caption": ["a cat"]}
@@ -109,7 +109,7 @@ def test_tables_are_refused_by_the_names_of_their_columns(no_weights):
             TimmImageEncoder().transform(table)
 
 
-def test_error_names_rows_items_and_remedy(paths, no_weights):
+def test_error_lists_rows_items_and_remedy(paths, no_weights):
     """Every bad row is in `errors`, five in the message, and no network was loaded."""
     bad = [f"missing{number}.png" for number in range(7)]
     with pytest.raises(EncodingError, match="7 images cannot be encoded") as caught:
@@ -134,7 +134,7 @@ def test_error_names_rows_items_and_remedy(paths, no_weights):
         (lambda image, n: n, "each is of type int"),
     ],
 )
-def test_one_reason_of_all_rows_is_said_once(make, message, no_weights):
+def test_common_reason_is_reported_once(make, message, no_weights):
     """With how many rows it is the reason of, and what to do."""
     image = Image.new("RGB", (8, 8))
     with pytest.raises(EncodingError) as caught:
@@ -146,7 +146,7 @@ def test_one_reason_of_all_rows_is_said_once(make, message, no_weights):
     assert list(caught.value.errors) == list(range(100))
 
 
-def test_several_reasons_have_a_line_each(tmp_path, no_weights):
+def test_each_reason_has_its_own_line(tmp_path, no_weights):
     """Files are named, rows of one reason are together, and pickling keeps the lines."""
     for name in ("a.png", "b.png"):
         (tmp_path / name).write_bytes(b"")
@@ -168,7 +168,7 @@ def test_several_reasons_have_a_line_each(tmp_path, no_weights):
     )
 
 
-def test_data_sets_of_torch(tmp_path, no_weights):
+def test_torch_datasets(tmp_path, no_weights):
     """A data set of tuples is refused before its images are read; one of images is taken."""
     read = []
 
@@ -189,7 +189,7 @@ def test_data_sets_of_torch(tmp_path, no_weights):
     encoder.fit(torch.utils.data.Subset([Image.new("RGB", (8, 8))] * 3, [0, 2]))
 
 
-def test_undecoded_images_of_hugging_face(paths, truth):
+def test_hugging_face_dicts_are_accepted(paths, truth):
     """A dict of bytes and path, as `datasets.Image(decode=False)` and parquet files give it."""
     content = Path(paths[0]).read_bytes()
     dicts = [
@@ -212,7 +212,7 @@ def test_undecoded_images_of_hugging_face(paths, truth):
         (torch.zeros(3, 8, 8), r"row 0: tensor\(.* is of type Tensor"),
     ],
 )
-def test_messages_read_well(item, message):
+def test_item_messages_are_sentences(item, message):
     """Row, item and what is wrong with it make one sentence."""
     with pytest.raises(EncodingError, match=message):
         TimmImageEncoder(cache=None).transform([item])
@@ -232,13 +232,13 @@ def test_messages_read_well(item, message):
         ("half a pair \ud800", "not valid Unicode"),
     ],
 )
-def test_bad_texts(item, message, no_weights):
+def test_invalid_text_raises(item, message, no_weights):
     """An empty or missing caption is named, before the network is loaded."""
     with pytest.raises(EncodingError, match=f"row 1: .*{message}"):
         TransformersTextEncoder(cache=None).transform(["a cat", item])
 
 
-def test_pandas_missing_texts(no_weights):
+def test_pandas_missing_text_raises(no_weights):
     """pandas' own missing value is one, too."""
     pd = pytest.importorskip("pandas")
     for missing in (pd.NA, pd.NaT):
@@ -246,13 +246,13 @@ def test_pandas_missing_texts(no_weights):
             TransformersTextEncoder(cache=None).transform([missing])
 
 
-def test_image_given_as_text(paths, no_weights):
+def test_image_path_as_text_raises(paths, no_weights):
     """A path to an image in place of a caption is a mix-up; a caption with a dot is not."""
     with pytest.raises(EncodingError, match="Pass captions to the text encoder"):
         TransformersTextEncoder(cache=None).transform([paths[0]])
 
 
-def test_on_error_nan(encoder, paths, truth, tmp_path):
+def test_on_error_nan_gives_nan_rows_and_warns(encoder, paths, truth, tmp_path):
     """Bad rows are NaN, good ones right and cached; one warning, and `errors_` names all."""
     cut = tmp_path / "cut.png"
     cut.write_bytes(Path(paths[3]).read_bytes()[:200])
@@ -271,13 +271,13 @@ def test_on_error_nan(encoder, paths, truth, tmp_path):
     assert encoder.errors_ == {}
 
 
-def test_on_error_nan_with_nothing_good():
+def test_on_error_nan_with_only_invalid_items():
     """All rows bad is still an array of the right width."""
     with pytest.warns(UserWarning, match="2 images"):
         assert TimmImageEncoder(on_error="nan").transform([None, "x.png"]).shape == (2, 1280)
 
 
-def test_numbers_that_are_not_finite_are_an_error(paths, monkeypatch):
+def test_nan_or_infinite_features_raise(paths, monkeypatch):
     """A network that overflows gives an error, not a feature, and nothing is cached."""
     call = TorchEngine.__call__
     monkeypatch.setattr(TorchEngine, "__call__", lambda *args: call(*args) + np.float32("inf"))
@@ -302,7 +302,7 @@ def test_numbers_that_are_not_finite_are_an_error(paths, monkeypatch):
         ({"model_name": ""}, "model_name must be a str"),
     ],
 )
-def test_bad_parameters(parameters, message, no_weights):
+def test_invalid_parameter_raises(parameters, message, no_weights):
     """A wrong parameter is named with its choices, in fit as in transform."""
     for method in ("fit", "transform"):
         with pytest.raises(ValueError, match=message):
@@ -310,14 +310,14 @@ def test_bad_parameters(parameters, message, no_weights):
 
 
 @pytest.mark.parametrize("cls", ALL)
-def test_no_cuda(cls, monkeypatch, no_weights):
+def test_missing_cuda_raises(cls, monkeypatch, no_weights):
     """device="cuda" on a machine without it names device="auto"."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match="Use device='auto'"):
         cls(device="cuda").fit(["a"])
 
 
-def test_equal_broken_files_are_each_named_in_their_own_row(tmp_path, image_encoder):
+def test_duplicate_damaged_files_are_reported_per_row(tmp_path, image_encoder):
     """Content is encoded once, but an error names the file of its row."""
     paths = [tmp_path / name for name in ("first.jpg", "second.jpg")]
     for path in paths:

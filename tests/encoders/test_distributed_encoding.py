@@ -69,7 +69,7 @@ def kill_a_worker(client, when):
     return thread
 
 
-def test_workers_encode_and_one_process_writes(client, encoder, truth, tmp_path):
+def test_cluster_writes_identical_file(client, encoder, truth, tmp_path):
     """The file equals what one process gives, and a second run only checks."""
     path = tmp_path / "texts.npy"
     with joblib.parallel_config("dask"):
@@ -80,7 +80,7 @@ def test_workers_encode_and_one_process_writes(client, encoder, truth, tmp_path)
     np.testing.assert_allclose(features, in_one, atol=1e-6)
 
 
-def test_errors_of_workers(client, encoder, tmp_path):
+def test_worker_errors_name_rows(client, encoder, tmp_path):
     """Bad items are named by their rows in X, as in one process."""
     texts = [*TEXTS[:20], "", *TEXTS[20:30]]
     with joblib.parallel_config("dask"):
@@ -92,7 +92,7 @@ def test_errors_of_workers(client, encoder, tmp_path):
     assert np.flatnonzero(np.isnan(features[:, 0])).tolist() == [20]
 
 
-def test_a_worker_that_is_killed_loses_nothing(client, encoder, truth, tmp_path):
+def test_killed_worker_loses_no_rows(client, encoder, truth, tmp_path):
     """SIGKILL in mid-run: its chunks are encoded by others, and the file is right."""
     path = tmp_path / "texts.npy"
     journal = tmp_path / "texts.npy.journal"
@@ -110,7 +110,7 @@ def search(encoder):
 
 
 @pytest.mark.parametrize("is_killed", [False, True])
-def test_grid_search(client, encoder, truth, tmp_path, is_killed):
+def test_grid_search_on_cluster_equals_local(client, encoder, truth, tmp_path, is_killed):
     """Scores of a search on the cluster are those of one process, also when a worker dies."""
     y = truth @ np.random.default_rng(0).standard_normal((384, 16)).astype(np.float32)
     expected = search(clone(encoder).set_params(cache="memory")).fit(TEXTS, y).cv_results_

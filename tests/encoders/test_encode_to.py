@@ -78,7 +78,7 @@ def written(monkeypatch):
     return numbers
 
 
-def test_file_holds_what_transform_gives(encoder, truth, path):
+def test_file_equals_transform(encoder, truth, path):
     """The rows in order, in a read-only map; the partial file is gone."""
     features = encoder.encode_to(str(path), TEXTS, chunk_size=CHUNK)
     assert isinstance(features, np.memmap)
@@ -90,19 +90,19 @@ def test_file_holds_what_transform_gives(encoder, truth, path):
 
 
 @pytest.mark.parametrize("size", [1, 5, len(TEXTS), 1000])
-def test_any_size_of_chunk(encoder, truth, path, size):
+def test_chunk_size_does_not_change_file(encoder, truth, path, size):
     """One row a chunk, chunks that fit exactly, and one that is larger than all."""
     np.testing.assert_array_equal(encoder.encode_to(path, TEXTS, chunk_size=size), truth)
 
 
-def test_columns(encoder, truth, path):
+def test_columns_of_tables_are_accepted(encoder, truth, path):
     """What transform takes, encode_to takes."""
     pd = pytest.importorskip("pandas")
     np.testing.assert_array_equal(encoder.encode_to(path, pd.Series(TEXTS)), truth)
     assert encoder.encode_to(path, np.array(TEXTS)).shape == truth.shape
 
 
-def test_threads_write_the_same(encoder, truth, path):
+def test_threads_write_identical_file(encoder, truth, path):
     """Chunks that are finished in any order are in their places."""
     with joblib.parallel_config("threading", n_jobs=3):
         features = encoder.encode_to(path, TEXTS, chunk_size=1)
@@ -114,7 +114,7 @@ def test_threads_write_the_same(encoder, truth, path):
 # ---------------------------------------------------------------- stopped and resumed
 
 
-def test_an_interrupted_run_goes_on(encoder, truth, path, written):
+def test_interrupted_run_resumes(encoder, truth, path, written):
     """Chunks finished before are not encoded again, and the file has its name only when whole."""
     stop_after(2, encoder, path)
     assert not path.exists()
@@ -124,7 +124,7 @@ def test_an_interrupted_run_goes_on(encoder, truth, path, written):
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL here")
-def test_a_killed_run_goes_on(encoder, truth, path, feature_cache):
+def test_killed_encode_to_resumes(encoder, truth, path, feature_cache):
     """After SIGKILL at the third chunk, two are there and are not encoded again."""
     code = (
         "import os, signal, sys\n"
@@ -150,7 +150,7 @@ def test_a_killed_run_goes_on(encoder, truth, path, feature_cache):
 
 
 @pytest.mark.parametrize("what", ["journal cut", "rows cut", "rows damaged", "journal damaged"])
-def test_whatever_was_lost_the_rows_are_right(encoder, truth, path, what):
+def test_damaged_partial_file_is_repaired(encoder, truth, path, what):
     """A torn line, or rows that a power cut lost, cost time and never truth."""
     stop_after(3, encoder, path)
     file = journal(path) if "journal" in what else partial(path)
@@ -176,7 +176,7 @@ def test_whatever_was_lost_the_rows_are_right(encoder, truth, path, what):
 
 
 @pytest.mark.parametrize("there", ["partial", "journal", "both"])
-def test_a_run_killed_at_its_start(encoder, truth, path, there):
+def test_empty_partial_files_are_resumed(encoder, truth, path, there):
     """Empty files, as they are there for a moment, are no reason to complain."""
     path.parent.mkdir()
     for name in (partial, journal):
@@ -185,7 +185,7 @@ def test_a_run_killed_at_its_start(encoder, truth, path, there):
     np.testing.assert_array_equal(encoder.encode_to(path, TEXTS), truth)
 
 
-def test_a_run_killed_before_the_last_step(encoder, truth, path, monkeypatch, written):
+def test_complete_partial_file_is_renamed(encoder, truth, path, monkeypatch, written):
     """A partial file that is whole is given its name."""
     with monkeypatch.context() as patch:
         patch.setattr(FeatureFile, "finish", lambda self: next(iter(Stops([], 0))))
@@ -200,7 +200,7 @@ def test_a_run_killed_before_the_last_step(encoder, truth, path, monkeypatch, wr
 # ---------------------------------------------------------------- a file that is there
 
 
-def test_a_whole_file_is_only_checked(path, truth, monkeypatch):
+def test_complete_file_is_only_checked(path, truth, monkeypatch):
     """The same encoder and items again: no network, no cache, no new file."""
     encoder = TransformersTextEncoder(cache=None)
     encoder.encode_to(path, TEXTS)
@@ -225,7 +225,7 @@ def test_a_whole_file_is_only_checked(path, truth, monkeypatch):
         ("dtype", "with float32 as dtype, not float16"),
     ],
 )
-def test_another_file_is_not_touched(encoder, truth, path, change, told, whole):
+def test_file_of_other_content_is_kept(encoder, truth, path, change, told, whole):
     """What was made otherwise is named, kept, and replaced only when asked, at the very end."""
     if whole:
         encoder.encode_to(path, TEXTS, chunk_size=CHUNK)
@@ -259,7 +259,7 @@ def test_another_file_is_not_touched(encoder, truth, path, change, told, whole):
 
 
 @pytest.mark.parametrize("journal_of_another", [True, False])
-def test_a_file_of_other_origin_is_not_touched(encoder, truth, path, journal_of_another):
+def test_foreign_file_is_kept(encoder, truth, path, journal_of_another):
     """An array that encode_to did not write is not taken for features, nor replaced."""
     if journal_of_another:
         encoder.encode_to(path, TEXTS)
@@ -271,7 +271,7 @@ def test_a_file_of_other_origin_is_not_touched(encoder, truth, path, journal_of_
     np.testing.assert_array_equal(encoder.encode_to(path, TEXTS, overwrite=True), truth)
 
 
-def test_two_writers_of_one_file(encoder, path):
+def test_second_writer_raises(encoder, path):
     """The second is told, and does no harm."""
     pytest.importorskip("fcntl")
     with FeatureFile(path, encoder._identity_digest().hex(), len(TEXTS), CHUNK, "float32") as file:
@@ -297,7 +297,7 @@ def bad_images(captioned_images, tmp_path):
     ]
 
 
-def test_bad_images_become_nan(image_encoder, bad_images, path):
+def test_invalid_images_become_nan(image_encoder, bad_images, path):
     """Rows of NaN, named by their rows in X, also when the run was stopped in between."""
     encoder = clone(image_encoder).set_params(on_error="nan")
     with warnings.catch_warnings():
@@ -316,7 +316,7 @@ def test_bad_images_become_nan(image_encoder, bad_images, path):
         image_encoder.encode_to(path, bad_images, chunk_size=CHUNK)
 
 
-def test_bad_images_stop_the_work(image_encoder, bad_images, path, written):
+def test_invalid_images_raise_after_finished_chunks(image_encoder, bad_images, path, written):
     """The error names rows of X, and the chunks before are kept."""
     with pytest.raises(EncodingError, match=r"row 7: 'absent\.png'") as raised:
         image_encoder.encode_to(path, bad_images, chunk_size=CHUNK)
@@ -324,7 +324,7 @@ def test_bad_images_stop_the_work(image_encoder, bad_images, path, written):
     assert written == [0]
 
 
-def test_float16(encoder, truth, path, monkeypatch):
+def test_float16_halves_size_and_raises_on_overflow(encoder, truth, path, monkeypatch):
     """Half the size; numbers that float16 cannot hold are an error, not infinities."""
     features = encoder.encode_to(path, TEXTS, dtype="float16", chunk_size=CHUNK)
     assert features.dtype == np.float16
@@ -352,7 +352,7 @@ def test_float16(encoder, truth, path, monkeypatch):
     ],
     ids=lambda value: str(value)[:20] if isinstance(value, str) else None,
 )
-def test_wrong_arguments(encoder, path, X, options, told):
+def test_invalid_arguments_raise(encoder, path, X, options, told):
     """Each is named before anything is written."""
     with pytest.raises(ValueError, match=told):
         encoder.encode_to(path, X, **options)
@@ -360,7 +360,7 @@ def test_wrong_arguments(encoder, path, X, options, told):
 
 
 @pytest.mark.parametrize(("n", "told"), [(20, "has 20 items, and has 15"), (14, "and has more")])
-def test_a_stream_of_another_length_than_it_says(encoder, path, n, told):
+def test_stream_of_wrong_length_raises(encoder, path, n, told):
     """Rows that are not there, or too many, are no features."""
 
     class Liar(Stops):
@@ -375,7 +375,7 @@ def test_a_stream_of_another_length_than_it_says(encoder, path, n, told):
     assert not path.exists()
 
 
-def test_full_disk(encoder, tmp_path):
+def test_full_disk_raises_and_resumes(encoder, tmp_path):
     """The error says how much is kept; with room made, the next run goes on from there."""
     disk = tmp_path / "disk"
     disk.mkdir()

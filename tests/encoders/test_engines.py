@@ -51,7 +51,7 @@ def cosine_distances(a, b):
 
 
 @pytest.mark.parametrize("engine", OTHERS)
-def test_real_encoders_give_torchs_features(engine, paths, tmp_path):
+def test_engine_features_equal_torch(engine, paths, tmp_path):
     """Images and texts of unlike lengths, in batches of unlike sizes."""
     pytest.importorskip(_base._PACKAGES[engine][0])
     for encoder, items in ((TimmImageEncoder(), paths), (TransformersTextEncoder(), TEXTS)):
@@ -68,7 +68,7 @@ def test_real_encoders_give_torchs_features(engine, paths, tmp_path):
 
 
 @pytest.mark.parametrize("engine", OTHERS)
-def test_exported_once(engine, tiny, paths, tmp_path, monkeypatch):
+def test_network_is_exported_once(engine, tiny, paths, tmp_path, monkeypatch):
     """Another process, and another encoder of the same network, finds the export."""
     pytest.importorskip(_base._PACKAGES[engine][0])
     encoder = TimmImageEncoder(tiny, engine=engine, cache=tmp_path)
@@ -81,7 +81,7 @@ def test_exported_once(engine, tiny, paths, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("engine", OTHERS)
-def test_damaged_export_is_exported_anew(engine, tiny, paths, tmp_path):
+def test_damaged_export_is_replaced(engine, tiny, paths, tmp_path):
     """One flipped bit in the weights is seen, and so is a file that is gone."""
     pytest.importorskip(_base._PACKAGES[engine][0])
     encoder = TimmImageEncoder(tiny, engine=engine, cache=tmp_path)
@@ -102,7 +102,7 @@ def test_damaged_export_is_exported_anew(engine, tiny, paths, tmp_path):
         np.testing.assert_array_equal(found, expected)
 
 
-def test_wrong_numbers_are_refused(tiny, paths, tmp_path, monkeypatch):
+def test_wrong_export_is_rejected(tiny, paths, tmp_path, monkeypatch):
     """An export that computes something else is never used."""
     pytest.importorskip("openvino")
     runtime = _factory._RUNTIMES["openvino"][0]
@@ -119,7 +119,7 @@ def test_wrong_numbers_are_refused(tiny, paths, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("engine", OTHERS)
-def test_export_that_fails_is_computed_by_torch(engine, tiny, paths, tmp_path, monkeypatch):
+def test_failed_export_falls_back_to_torch(engine, tiny, paths, tmp_path, monkeypatch):
     """Asked for by name, with a warning each time; chosen by itself, silently and tried once."""
     pytest.importorskip(_base._PACKAGES[engine][0])
     tried = []
@@ -144,7 +144,7 @@ def test_export_that_fails_is_computed_by_torch(engine, tiny, paths, tmp_path, m
     assert not exports(tmp_path)
 
 
-def test_what_is_wrong_with_the_network_is_not_the_engines_fault(tmp_path, paths):
+def test_network_error_is_raised_unchanged(tmp_path, paths):
     """An error of the network itself comes as it is."""
     pytest.importorskip("openvino")
     encoder = TimmImageEncoder(pooling="cls", engine="openvino", cache=tmp_path)
@@ -154,7 +154,7 @@ def test_what_is_wrong_with_the_network_is_not_the_engines_fault(tmp_path, paths
             encoder.transform(paths)
 
 
-def test_folder_that_cannot_be_written(tiny, paths, tmp_path):
+def test_unwritable_export_folder_is_tolerated(tiny, paths, tmp_path):
     """The export then serves this process alone."""
     pytest.importorskip("openvino")
     (tmp_path / "engines").write_text("in the way")
@@ -164,7 +164,7 @@ def test_folder_that_cannot_be_written(tiny, paths, tmp_path):
     assert encoder._engine(5).name == "openvino"
 
 
-def test_auto_exports_for_many_items_alone(tiny, paths, tmp_path, monkeypatch):
+def test_auto_exports_only_for_many_items(tiny, paths, tmp_path, monkeypatch):
     """A few images do not wait for an export."""
     pytest.importorskip("openvino")
     encoder = TimmImageEncoder(tiny, cache=tmp_path, device="cpu")
@@ -177,7 +177,7 @@ def test_auto_exports_for_many_items_alone(tiny, paths, tmp_path, monkeypatch):
 
 
 class TestChoice:
-    def test_not_installed(self, tiny, paths, monkeypatch):
+    def test_missing_package_raises(self, tiny, paths, monkeypatch):
         """The message has the command that installs it."""
         monkeypatch.setattr(_base, "find_spec", lambda _: None)
         for engine in OTHERS:
@@ -185,7 +185,7 @@ class TestChoice:
                 TimmImageEncoder(tiny, engine=engine).fit(paths)
         assert TimmImageEncoder(tiny, device="cpu")._engine_name() == "torch"
 
-    def test_where_and_how_it_computes(self, tiny, paths):
+    def test_unsupported_device_or_precision_raises(self, tiny, paths):
         pytest.importorskip("onnxruntime")
         with pytest.raises(ValueError, match=r"engine='onnx' does not compute in bfloat16"):
             TimmImageEncoder(tiny, engine="onnx", dtype="bfloat16").fit(paths)
@@ -194,7 +194,7 @@ class TestChoice:
         with pytest.raises(ValueError, match="engine must be one of auto, torch, onnx, openvino"):
             TimmImageEncoder(tiny, engine="tensorrt").fit(paths)
 
-    def test_precision_and_its_engine_are_part_of_the_key(self, tiny, paths, tmp_path):
+    def test_low_precision_and_engine_change_cache_key(self, tiny, paths, tmp_path):
         """Features of low precision never stand in for others; float32 ones serve all engines."""
         pytest.importorskip("openvino")
         exact = TimmImageEncoder(tiny, cache=tmp_path, engine="torch")
@@ -210,7 +210,7 @@ class TestChoice:
 
 
 class TestTorch:
-    def test_batch_is_halved_when_memory_is_short(self, monkeypatch):
+    def test_batch_is_halved_when_gpu_memory_is_full(self, monkeypatch):
         """As on a GPU that holds three items; later batches are cut at once."""
         sizes = []
 
@@ -230,7 +230,7 @@ class TestTorch:
             np.testing.assert_array_equal(engine((x,)), 2 * x.numpy())
         assert sizes == [10, 5, 3, 3, 3, 1, 3, 3, 3, 1]
 
-    def test_one_item_too_large_is_an_error(self):
+    def test_single_item_beyond_memory_raises(self):
         class Module(torch.nn.Module):
             def forward(self, x):
                 raise torch.OutOfMemoryError("no room")
@@ -242,7 +242,7 @@ class TestTorch:
             TorchEngine(workload)((torch.ones(4, 1),))
 
     @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc")
-    def test_large_allocations_are_kept(self):
+    def test_large_allocations_are_reused(self):
         """The memory of a large tensor is not given back to the kernel and mapped anew."""
         import resource
 

@@ -50,7 +50,7 @@ def png(width, height, bit_depth, color_type, raw, *more):
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "HSV"])
-def test_every_mode_of_pil(mode):
+def test_pil_modes_are_converted(mode):
     """A mode is only a way to store the same image."""
     image = Image.fromarray(RGB).convert(mode)
     expected = np.asarray(image.convert("RGB")).astype(int)
@@ -58,7 +58,7 @@ def test_every_mode_of_pil(mode):
 
 
 @pytest.mark.parametrize("mode", ["RGBa", "La", "PA", "RGBX", "LAB"])
-def test_rare_modes_are_read_or_refused(mode):
+def test_rare_pil_modes_are_read_or_raise(mode):
     """No mode, however rare, ends in anything but an image or our error."""
     image = Image.new(mode, (8, 8))
     with contextlib.suppress(ItemError):
@@ -85,13 +85,13 @@ def test_deep_grey_is_scaled_not_clipped(mode, values, expected):
     np.testing.assert_array_equal(pixels(image)[0, :, 0], expected)
 
 
-def test_float_image_with_nan_is_refused():
+def test_float_image_with_nan_raises():
     """Not-a-number is no shade of grey."""
     with pytest.raises(ItemError, match="NaN or infinite"):
         read_image(Image.fromarray(np.full((2, 2), np.nan, dtype=np.float32)))
 
 
-def test_transparency_is_shown_on_white():
+def test_transparency_is_blended_with_white():
     """A clear pixel is white whatever colour lies under it; a half-clear one is mixed."""
     rgba = np.array([[[255, 0, 0, 0], [255, 0, 0, 255], [255, 0, 0, 128]]], dtype=np.uint8)
     expected = [[255, 255, 255], [255, 0, 0], [255, 127, 127]]
@@ -114,13 +114,13 @@ def test_transparent_colour_of_a_png_is_white(mode):
     assert tuple(found[0, 0]) == {"P": (200, 100, 50), "L": (1,) * 3, "RGB": (200, 100, 50)}[mode]
 
 
-def test_16_bit_rgb_png():
+def test_16_bit_rgb_png_is_scaled():
     """Three channels of 16 bits keep their upper 8."""
     raw = b"\0" + struct.pack(">6H", 0, 257 * 100, 65535, 257 * 7, 257 * 8, 257 * 9)
     np.testing.assert_array_equal(pixels(png(2, 1, 16, 2, raw))[0], [[0, 100, 255], [7, 8, 9]])
 
 
-def test_16_bit_grey_png(tmp_path):
+def test_16_bit_grey_png_is_scaled(tmp_path):
     """The grey PNG of a microscope or a depth camera keeps its shades."""
     Image.fromarray(np.array([[0, 257 * 60, 65535]], dtype=np.uint16)).save(tmp_path / "g.png")
     np.testing.assert_array_equal(pixels(tmp_path / "g.png")[0, :, 1], [0, 60, 255])
@@ -139,7 +139,7 @@ def test_16_bit_grey_png(tmp_path):
         ("gif", {}, 20),
     ],
 )
-def test_file_formats(tmp_path, suffix, options, tolerance):
+def test_file_formats_are_read(tmp_path, suffix, options, tolerance):
     """Path, str, bytes, bytearray and memoryview of a file give the image in it."""
     smooth = Image.fromarray(RGB).resize((4, 3)).resize((64, 48), Image.Resampling.BICUBIC)
     content = encoded(smooth, suffix, **options)
@@ -152,7 +152,7 @@ def test_file_formats(tmp_path, suffix, options, tolerance):
         assert image_digest(item) == image_digest(path)
 
 
-def test_cmyk_jpeg():
+def test_cmyk_jpeg_is_not_inverted():
     """The JPEG of a print shop is not a negative."""
     cmyk = Image.new("CMYK", (16, 16), (0, 255, 255, 0))
     red = pixels(encoded(cmyk, "jpeg", quality=95)).reshape(-1, 3).mean(axis=0)
@@ -191,7 +191,7 @@ def test_rotated_tiff_is_the_same_by_path_as_by_content(tmp_path, mode, orientat
         assert opened.filename == str(path)
 
 
-def test_features_of_tiff_files_of_before_are_not_returned(tmp_path):
+def test_tiff_digests_differ_from_first_versions(tmp_path):
     """Some were wrong: the digest, which is the key of the cache, is not that of other files."""
     for suffix in ("tiff", "png"):
         content = encoded(Image.fromarray(RGB), suffix)
@@ -201,7 +201,7 @@ def test_features_of_tiff_files_of_before_are_not_returned(tmp_path):
             assert (image_digest(item) == before) == (suffix == "png")
 
 
-def test_undecoded_image_of_a_data_set_is_read(tmp_path):
+def test_image_dict_is_read(tmp_path):
     """Displays and the page read single images without the encoder's list of them."""
     content = encoded(Image.fromarray(RGB), "png")
     (tmp_path / "a.png").write_bytes(content)
@@ -211,14 +211,14 @@ def test_undecoded_image_of_a_data_set_is_read(tmp_path):
         read_image({"bytes": None, "path": None})
 
 
-def test_array_with_masked_pixels_is_refused():
+def test_masked_array_raises():
     """The mask is not part of the pixels, so that they would be shown."""
     with pytest.raises(ItemError, match=r"masked pixels. Pass array\.filled\(255\)"):
         read_image(np.ma.masked_less(RGB, 9))
     np.testing.assert_array_equal(pixels(np.ma.array(RGB)), RGB)
 
 
-def test_damaged_exif_does_not_cost_the_image():
+def test_damaged_exif_is_ignored():
     """Cameras write broken EXIF; the pixels are fine."""
     content = encoded(Image.fromarray(RGB), "jpeg", quality=95, exif=b"Exif\0\0II*\0\xff\xff\xff")
     assert pixels(content).shape == RGB.shape
@@ -226,7 +226,7 @@ def test_damaged_exif_does_not_cost_the_image():
     assert pixels(content).shape == RGB.shape
 
 
-def test_first_frame_of_an_animation():
+def test_animation_gives_first_frame():
     """An animated GIF counts as its first frame, wherever the object was left at."""
     frames = [Image.new("RGB", (8, 8), color) for color in ("red", "lime", "blue")]
     content = encoded(frames[0], "gif", save_all=True, append_images=frames[1:])
@@ -234,7 +234,7 @@ def test_first_frame_of_an_animation():
 
 
 @pytest.mark.parametrize("shape", [(24, 32), (24, 32, 1), (24, 32, 3), (24, 32, 4)])
-def test_arrays(shape):
+def test_arrays_are_read(shape):
     """uint8 arrays of one, three or four channels, contiguous or not."""
     rng = np.random.default_rng(0)
     array = rng.integers(0, 256, size=shape, dtype=np.uint8)
@@ -247,7 +247,7 @@ def test_arrays(shape):
     np.testing.assert_array_equal(pixels(array[::-1, ::2]), expected[::-1, ::2])
 
 
-def test_reading_leaves_the_image_as_it_was():
+def test_reading_does_not_change_image():
     """A PIL image that was passed in is neither changed nor closed."""
     image = Image.fromarray(RGB).convert("P")
     read_image(image)
@@ -261,7 +261,7 @@ def test_reading_leaves_the_image_as_it_was():
 # ---------------------------------------------------------------- the digest
 
 
-def test_digest_is_of_the_content(tmp_path):
+def test_digest_depends_on_content(tmp_path):
     """A copy or a renamed file has the same digest, another content another."""
     path, other = tmp_path / "a.png", tmp_path / "b.png"
     Image.fromarray(RGB).save(path)
@@ -274,7 +274,7 @@ def test_digest_is_of_the_content(tmp_path):
     assert image_digest(other) != first
 
 
-def test_digest_of_arrays_knows_the_shape():
+def test_array_digest_depends_on_shape():
     """The same bytes in another shape are another image."""
     assert image_digest(RGB) != image_digest(RGB.reshape(32, 24, 3))
     assert image_digest(RGB[::-1]) != image_digest(RGB)
@@ -282,7 +282,7 @@ def test_digest_of_arrays_knows_the_shape():
 
 
 @pytest.mark.parametrize("age", [0, 3600])
-def test_changed_file_of_the_same_size_and_time_is_seen(tmp_path, age):
+def test_changed_file_of_same_size_and_time_has_new_digest(tmp_path, age):
     """Rewritten at once, same name, same size, mtime set back: still another digest."""
     path = tmp_path / "a.bmp"
     for attempt in range(20):
@@ -295,7 +295,7 @@ def test_changed_file_of_the_same_size_and_time_is_seen(tmp_path, age):
         assert image_digest(path) != first
 
 
-def test_file_changed_after_the_clock_was_set_back_is_seen(tmp_path, monkeypatch):
+def test_file_changed_after_clock_step_has_new_digest(tmp_path, monkeypatch):
     """It may have the stamp of before the change: what was remembered counts for nothing."""
     path = tmp_path / "a.png"
     path.write_bytes(b"aaaa")
@@ -385,7 +385,7 @@ def bad_items(folder):
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-def test_bad_items_say_what_they_are_and_what_to_do(tmp_path):
+def test_invalid_items_raise_item_error(tmp_path):
     """Each kind of thing that is no image has an error of its own, never a bare traceback."""
     for kind, (item, message) in bad_items(tmp_path).items():
         with pytest.raises(ItemError, match=message) as caught:  # noqa: PT012
@@ -396,7 +396,7 @@ def test_bad_items_say_what_they_are_and_what_to_do(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-def test_what_the_header_shows_is_found_without_decoding(tmp_path, monkeypatch):
+def test_header_defects_are_found_without_decoding(tmp_path, monkeypatch):
     """A bomb or a text is refused by its header: no pixel is allocated."""
 
     def fails(self):
@@ -411,7 +411,7 @@ def test_what_the_header_shows_is_found_without_decoding(tmp_path, monkeypatch):
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("suffix", ["png", "jpeg", "gif", "webp", "tiff", "bmp"])
-def test_damaged_files_give_an_image_or_our_error(suffix):
+def test_damaged_files_give_image_or_item_error(suffix):
     """Whatever bytes are flipped or cut off, no other exception leaves the reader."""
     image = Image.fromarray(RGB)
     exif = Image.Exif()

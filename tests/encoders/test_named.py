@@ -59,7 +59,7 @@ class TestResolved:
     def test_names(self, name, modality, cls, model_name):
         assert class_and_model(name, modality) == (cls, model_name)
 
-    def test_a_name_stands_for_the_defaults_of_the_class(self):
+    def test_name_gives_default_parameters(self):
         for modality, cls in (("image", TimmImageEncoder), ("text", TransformersTextEncoder)):
             found = resolve_encoder(NAMES[f"{modality}_encoder"], modality)
             assert type(found) is cls
@@ -68,18 +68,18 @@ class TestResolved:
     @pytest.mark.parametrize(
         "name", [IMAGE, "open_clip:RN50/openai", "transformers:facebook/dinov2-small"]
     )
-    def test_the_command_line_means_the_same_model(self, name):
+    def test_command_line_uses_same_image_model(self, name):
         ours = resolve_encoder(name, "image")
         theirs = make_image_encoder(name, Machine("memory"))
         assert (type(ours), ours.model_name) == (type(theirs), theirs.model_name)
 
-    def test_the_command_line_means_the_same_text_model(self):
+    def test_command_line_uses_same_text_model(self):
         theirs = make_text_encoder(TEXT, Machine("memory"))
         assert (
             theirs.get_params() == resolve_encoder(TEXT, "text").set_params(verbose=1).get_params()
         )
 
-    def test_objects_are_cloned_and_frozen_ones_kept(self):
+    def test_encoders_are_cloned_unless_frozen(self):
         encoder = TransformersTextEncoder()
         assert resolve_encoder(encoder, "text") is not encoder
         frozen = FrozenEstimator(encoder)
@@ -115,12 +115,12 @@ class TestRefused:
             (["all-MiniLM-L6-v2"], "a name, not list"),
         ],
     )
-    def test_what_is_no_encoder(self, encoder, message):
+    def test_non_encoder_raises(self, encoder, message):
         """Not "Cannot clone object": the error names the parameter and what to pass."""
         with pytest.raises(TypeError, match=f"^text_encoder .*{message}"):
             CCAAligner(text_encoder=encoder).fit(FEATURES, CAPTIONS)
 
-    def test_a_module_that_encodes_is_put_into_a_transformer(self):
+    def test_module_error_suggests_function_transformer(self):
         class Sentences(torch.nn.Module):
             def encode(self, texts):
                 return np.array([[len(text), text.count("e")] for text in texts], dtype=float)
@@ -130,7 +130,7 @@ class TestRefused:
             CCAAligner(text_encoder=model).fit(FEATURES, CAPTIONS)
         CCAAligner(text_encoder=FunctionTransformer(model.encode)).fit(FEATURES, CAPTIONS)
 
-    def test_a_transformer_that_cannot_be_cloned(self):
+    def test_transformer_without_get_params_raises(self):
         class Plain:
             def fit(self, X, y=None):
                 return self
@@ -142,12 +142,12 @@ class TestRefused:
             CCAAligner(image_encoder=Plain(), text_encoder=TEXT).fit(IMAGES, CAPTIONS)
 
     @pytest.mark.parametrize("frozen", [False, True])
-    def test_encoders_that_change_places(self, frozen):
+    def test_encoder_of_other_modality_raises(self, frozen):
         encoder = FrozenEstimator(TimmImageEncoder()) if frozen else TimmImageEncoder()
         with pytest.raises(ValueError, match="is a TimmImageEncoder, which encodes images, not"):
             CCAAligner(text_encoder=encoder).fit(FEATURES, CAPTIONS)
 
-    def test_a_wrong_name_is_found_before_images_are_encoded(self):
+    def test_invalid_name_raises_before_encoding(self):
         class MustNotRun(BaseEstimator):
             def fit(self, X, y=None):
                 raise AssertionError("images were encoded before text_encoder was looked at")
@@ -174,7 +174,7 @@ class TestFitted:
             (LiTAligner, {"max_epochs": 1, "unlocked_layers": 0, "random_state": 0}),
         ],
     )
-    def test_names_and_objects_are_the_same_fit(self, cls, parameters):
+    def test_names_and_objects_give_equal_fits(self, cls, parameters):
         by_name = cls(**NAMES, **parameters).fit(IMAGES, CAPTIONS)
         objects = TimmImageEncoder(), TransformersTextEncoder()
         by_object = cls(image_encoder=objects[0], text_encoder=objects[1], **parameters)
@@ -190,11 +190,11 @@ class TestFitted:
         assert by_name.fingerprint_ == by_object.fingerprint_
         assert classifier_head_pairs(IMAGE).weights.shape == (1000, 1280)
 
-    def test_tags_say_that_images_are_taken(self):
+    def test_tags_declare_images(self):
         assert not get_tags(CCAAligner(**NAMES)).input_tags.two_d_array
         assert get_tags(CCAAligner(text_encoder=TEXT)).input_tags.two_d_array
 
-    def test_saved_and_pickled(self, tmp_path):
+    def test_saved_and_pickled_aligners_predict(self, tmp_path):
         aligner = CCAAligner(**NAMES).fit(IMAGES, CAPTIONS)
         aligner.save_pretrained(tmp_path / "model")
         for back in (
@@ -206,7 +206,7 @@ class TestFitted:
             np.testing.assert_array_equal(back.similarity(IMAGES, CAPTIONS), expected)
             assert back.fit(IMAGES, CAPTIONS).fingerprint_ == aligner.fingerprint_
 
-    def test_a_search_over_names(self):
+    def test_search_over_names(self):
         grid = {"text_encoder": [TEXT, TransformersTextEncoder(), "transformers:all-MiniLM-L6-v2"]}
         search = GridSearchCV(CCAAligner(), grid, cv=KFold(2), error_score="raise")
         search.fit(np.tile(FEATURES, (4, 1)), CAPTIONS * 4)

@@ -36,7 +36,7 @@ def saved(folder, seed=0):
     return model
 
 
-def test_both_towers_and_one_network(tmp_path):
+def test_towers_share_one_network(tmp_path):
     """Features are those of encode_image and encode_text, from one loaded model."""
     model = saved(tmp_path)
     images, texts = OpenCLIPImageEncoder(str(tmp_path)), OpenCLIPTextEncoder(str(tmp_path))
@@ -52,7 +52,7 @@ def test_both_towers_and_one_network(tmp_path):
         np.testing.assert_allclose(found[1], model.encode_text(tokens), atol=1e-5)
 
 
-def test_changed_model_in_the_same_folder(tmp_path):
+def test_replaced_model_folder_is_reloaded(tmp_path):
     """Another model under the same path neither hits the cache nor the loaded network."""
     saved(tmp_path)
     first = OpenCLIPImageEncoder(str(tmp_path)).transform(IMAGES)
@@ -62,7 +62,7 @@ def test_changed_model_in_the_same_folder(tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["no weights", "garbage weights", "garbage config"])
-def test_folder_that_cannot_be_loaded(tmp_path, damage):
+def test_damaged_model_folder_raises(tmp_path, damage):
     """A folder without whole weights is an error, never random features."""
     saved(tmp_path)
     name = "open_clip_config.json" if "config" in damage else "open_clip_pytorch_model.bin"

@@ -35,7 +35,7 @@ def folders(tmp_path_factory):
         "OpenCLIPTextEncoder",
     ],
 )
-def test_nothing_in_it_runs(name, folders, tmp_path):
+def test_pickled_code_is_not_executed(name, folders, tmp_path):
     encoder = folders[name]
     folder = Path(encoder.model_name)
     for path in [*folder.glob("*.safetensors"), *folder.glob("*.bin")]:

@@ -44,7 +44,7 @@ class Same(torch.nn.Module):
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("mode", [InterpolationMode.BICUBIC, InterpolationMode.BILINEAR])
 @pytest.mark.parametrize("resize", [256, (240, 230)])
-def test_the_pixels_are_torchvisions(size, mode, resize):
+def test_pixels_equal_torchvision(size, mode, resize):
     """To within rounding of bytes, for enlarged, reduced and oblong images."""
     transform = composed(resize, mode=mode)
     prepare = Preprocessing.of(transform)
@@ -56,7 +56,7 @@ def test_the_pixels_are_torchvisions(size, mode, resize):
     assert steps.max() < 4.5
 
 
-def test_transforms_of_another_form_are_left_alone():
+def test_other_transforms_are_not_replaced():
     """What is not understood in full is not imitated."""
     steps = composed().transforms
     for changed in (
@@ -72,7 +72,7 @@ def test_transforms_of_another_form_are_left_alone():
     assert Preprocessing.of(composed()) is not None
 
 
-def test_timms_own_transforms():
+def test_timm_transforms():
     """Its usual one is understood; its other ways of cropping stay its own."""
     usual = timm.data.create_transform(224, is_training=False, crop_mode="center")
     assert Preprocessing.of(usual).crop == (224, 224)
@@ -90,7 +90,7 @@ class TestLargeImages:
     """A large image is reduced as early as the features allow."""
 
     @pytest.mark.parametrize("crop", ["center", "pad"])
-    def test_features_are_those_of_the_whole_image(self, crop):
+    def test_reduced_image_has_nearly_equal_features(self, crop):
         """Within 3e-4 in cosine, for drawings and clouds, JPEG and arrays in memory."""
         encoder = TimmImageEncoder(crop=crop, cache=None, engine="torch")
         network = encoder._network()
@@ -129,7 +129,7 @@ class TestLargeImages:
         assert read_image(file, 900).size == (1600, 3200)
         assert read_image(file, 700, longer=True).size == (400, 800)
 
-    def test_cmyk_and_grey(self):
+    def test_cmyk_and_grey_keep_colors(self):
         """Reduced decoding changes no colours."""
         for mode in ("CMYK", "L"):
             file = as_jpeg(random_image(1600, 1600).convert(mode))

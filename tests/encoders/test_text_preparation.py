@@ -54,26 +54,26 @@ def theirs(folder, texts):
 
 
 class TestSigLIP:
-    def test_upper_case_is_read_as_lower_case(self, siglip):
+    def test_case_does_not_change_features(self, siglip):
         encoder = TransformersTextEncoder(str(siglip), cache=None)
         loud, quiet = encoder.transform(LOUD), encoder.transform(TEXTS)
         np.testing.assert_array_equal(loud, quiet)
         assert np.abs(quiet[0] - quiet[1]).max() > 1e-3
 
-    def test_pooling_of_the_hidden_states_is_of_lower_case_too(self, siglip):
+    def test_case_does_not_change_mean_pooling(self, siglip):
         encoder = TransformersTextEncoder(str(siglip), cache=None, pooling="mean")
         np.testing.assert_array_equal(encoder.transform(LOUD), encoder.transform(TEXTS))
 
-    def test_the_cache_key_tells_it_from_features_of_before(self, siglip):
+    def test_lower_case_changes_cache_key(self, siglip):
         assert TransformersTextEncoder(str(siglip))._identity()["lower"] is True
 
     @pytest.mark.parametrize("name", ["SiglipTokenizer", "Siglip2Tokenizer"])
-    def test_the_cache_key_stays_where_the_tokenizer_lower_cases(self, siglip, name):
+    def test_lower_casing_tokenizer_keeps_cache_key(self, siglip, name):
         file = siglip / "tokenizer_config.json"
         file.write_text(json.dumps(json.loads(file.read_text()) | {"tokenizer_class": name}))
         assert "lower" not in TransformersTextEncoder(str(siglip))._identity()
 
-    def test_a_trained_copy_reads_lower_case(self, siglip):
+    def test_lit_tower_lower_cases(self, siglip):
         """LiT tokenizes by itself, with the encoder's preparation."""
         image = np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32)
         aligner = LiTAligner(text_encoder=str(siglip), max_epochs=1, random_state=0)
@@ -82,7 +82,7 @@ class TestSigLIP:
 
 
 class TestSentenceTransformers:
-    def test_a_plain_model_keeps_its_cache_key(self, tmp_path):
+    def test_model_without_prompt_keeps_cache_key(self, tmp_path):
         encoder = sentence_model(tmp_path, prompts={"query": "", "document": ""})
         with warnings.catch_warnings():
             warnings.simplefilter("error")
@@ -92,14 +92,14 @@ class TestSentenceTransformers:
         }  # fmt: skip
         np.testing.assert_allclose(encoder.transform(LOUD), theirs(tmp_path, LOUD), atol=1e-5)
 
-    def test_do_lower_case_is_followed(self, tmp_path):
+    def test_do_lower_case_is_applied(self, tmp_path):
         encoder = sentence_model(tmp_path, do_lower_case=True)
         features = encoder.transform(LOUD)
         np.testing.assert_allclose(features, theirs(tmp_path, LOUD), atol=1e-5)
         np.testing.assert_array_equal(features, encoder.transform(TEXTS))
         assert encoder._identity()["lower"] is True
 
-    def test_default_prompt_is_put_in_front(self, tmp_path):
+    def test_default_prompt_is_prepended(self, tmp_path):
         encoder = sentence_model(tmp_path, {"query": "the dog ", "other": "cat "}, "query")
         features = encoder.transform(TEXTS)
         np.testing.assert_allclose(features, theirs(tmp_path, TEXTS), atol=1e-5)
@@ -108,19 +108,19 @@ class TestSentenceTransformers:
         prompted = encoder.transform([f"the dog {text}" for text in TEXTS])
         np.testing.assert_allclose(prompted, features, atol=1e-6)
 
-    def test_prompts_without_a_default_are_named_in_a_warning(self, tmp_path):
+    def test_prompts_without_default_warn(self, tmp_path):
         encoder = sentence_model(tmp_path, {"query": "the dog ", "passage": "cat "})
         with pytest.warns(UserWarning, match=r"has prompts \('query', 'passage'\) but no default"):
             features = encoder.transform(TEXTS)
         np.testing.assert_allclose(features, theirs(tmp_path, TEXTS), atol=1e-5)
 
-    def test_prompt_that_is_not_pooled_is_refused(self, tmp_path):
+    def test_prompt_excluded_from_pooling_raises(self, tmp_path):
         pooling = {**NOTHING, "include_prompt": False}
         encoder = sentence_model(tmp_path, {"query": "the dog "}, "query", pooling)
         with pytest.raises(ValueError, match="files declare 'mean without the prompt'"):
             encoder.transform(TEXTS)
 
-    def test_default_prompt_that_is_missing_is_refused(self, tmp_path):
+    def test_missing_default_prompt_raises(self, tmp_path):
         encoder = sentence_model(tmp_path, {"query": "the dog "}, "passage")
         with pytest.raises(ValueError, match="default_prompt_name='passage' is not among"):
             encoder.transform(TEXTS)

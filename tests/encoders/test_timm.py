@@ -27,7 +27,7 @@ def prepared(encoder, paths):
     return encoder._module(network).normalize(*encoder._tensors(network, batch))
 
 
-def test_logits_are_those_of_the_reference(paths):
+def test_logits_equal_reference_implementation(paths):
     """EfficientNet-Lite0 as its author wrote it, on the same tensors."""
     reference = pytest.importorskip("efficientnet_lite_pytorch")
     from sklearn_ape.encoders.weights import packaged_file
@@ -41,7 +41,7 @@ def test_logits_are_those_of_the_reference(paths):
     np.testing.assert_allclose(encoder.transform(paths), expected, atol=1e-4)
 
 
-def test_normalisation_is_half_and_half():
+def test_normalization_maps_to_minus_one_and_one():
     """White is 1 and black is -1: ImageNet's mean and std would cost 8 points, silently."""
     encoder = TimmImageEncoder()
     white, black = np.full((9, 9, 3), 255, np.uint8), np.zeros((9, 9, 3), np.uint8)
@@ -51,7 +51,7 @@ def test_normalisation_is_half_and_half():
     torch.testing.assert_close(tensors[1], -torch.ones(3, 224, 224))
 
 
-def test_pad_shows_the_whole_image():
+def test_pad_keeps_the_border():
     """crop="pad" keeps what lies at the border of an oblong image; "center" cuts it off."""
     image = np.full((50, 200, 3), 255, dtype=np.uint8)
     image[:, :10] = 0
@@ -76,7 +76,7 @@ def test_pad_shows_the_whole_image():
         ("vehicles/auto/sportscar3.png", "sports car"),
     ],
 )
-def test_top_5_of_well_known_photographs(file, name):
+def test_top_5_of_known_photographs(file, name):
     """Preprocessing, weights and the order of the classes fit together."""
     if not (STAMPS / file).is_file():
         pytest.skip("needs Debian's tuxpaint-stamps-default")
@@ -85,7 +85,7 @@ def test_top_5_of_well_known_photographs(file, name):
     assert any(name in encoder.class_names[place] for place in best)
 
 
-def test_class_names():
+def test_class_names_are_those_of_imagenet():
     """A thousand names, in ImageNet's order."""
     names = TimmImageEncoder().class_names
     assert len(names) == 1000
@@ -121,7 +121,7 @@ def folder_and_model(request, tmp_path_factory):
         return str(folder), saved(folder, name, num_classes=7, **options)
 
 
-def test_folder_gives_timms_own_output(folder_and_model, paths):
+def test_folder_features_equal_timm(folder_and_model, paths):
     """Features, logits and the mean are those of timm; the class token where there is one."""
     folder, model = folder_and_model
     paths = paths[:3]
@@ -157,7 +157,7 @@ def test_folder_gives_timms_own_output(folder_and_model, paths):
         _ = encoder.class_names
 
 
-def test_gem_lies_between_the_mean_and_the_maximum(paths):
+def test_gem_is_between_mean_and_maximum(paths):
     """On the starter encoder, whose maps are never negative."""
     mean, gem = (
         TimmImageEncoder(pooling=pooling, cache=None).transform(paths[:3])
@@ -181,7 +181,7 @@ def lopsided():
 
 class TestViews:
     @pytest.mark.parametrize("pooling", ["auto", "gem"])
-    def test_are_the_mean_over_images_changed_by_hand(self, lopsided, pooling):
+    def test_views_equal_mean_of_edited_images(self, lopsided, pooling):
         """A mirror image; a smaller copy on white; the middle, larger."""
         encoder = TimmImageEncoder(pooling=pooling, cache=None)
         with Image.open(lopsided[0]) as file:
@@ -196,7 +196,7 @@ class TestViews:
             np.testing.assert_allclose(found, by_hand[:n_views].mean(axis=0), atol=1e-5)
         assert np.abs(by_hand - by_hand[0]).max(axis=1)[1:].min() > 0.1
 
-    def test_do_not_depend_on_order_or_batches(self, lopsided):
+    def test_views_do_not_depend_on_order_or_batches(self, lopsided):
         found = TimmImageEncoder(views=4, batch_size=7, cache=None).transform(lopsided)
         for batch_size in (1, 3):
             encoder = TimmImageEncoder(views=4, batch_size=batch_size, cache=None)
@@ -214,7 +214,7 @@ class TestViews:
         TimmImageEncoder(views=4, batch_size=9, engine="torch", cache=None).transform(lopsided)
         assert shapes == [(2, 4, 224, 224, 3), (1, 4, 224, 224, 3)]
 
-    def test_are_kept_apart_in_the_cache(self, lopsided, tmp_path):
+    def test_views_have_their_own_cache_keys(self, lopsided, tmp_path):
         """And those of one view are found where they lay before there were several."""
         kept = {
             views: TimmImageEncoder(views=views, cache=tmp_path).transform(lopsided[:1])
@@ -224,18 +224,18 @@ class TestViews:
         assert "views" not in TimmImageEncoder()._identity()
 
     @pytest.mark.parametrize("size", [(1, 1), (3, 2), (90, 1), (64, 21)])
-    def test_of_small_and_narrow_images(self, size):
+    def test_views_of_small_and_narrow_images(self, size):
         image = Image.new("RGB", size, "red")
         found = TimmImageEncoder(views=4, cache=None).transform([image])
         assert np.isfinite(found).all()
 
     @pytest.mark.parametrize("views", [0, 3, "2", None])
-    def test_bad_number(self, views):
+    def test_invalid_number_of_views_raises(self, views):
         with pytest.raises(ValueError, match=f"views must be 1, 2 or 4, not {views!r}"):
             TimmImageEncoder(views=views).transform([np.zeros((9, 9, 3), np.uint8)])
 
 
-def test_changed_model_in_the_same_folder(tmp_path, paths):
+def test_replaced_model_folder_is_reloaded(tmp_path, paths):
     """Another model under the same path neither hits the cache nor the loaded network."""
     with torch.random.fork_rng():
         model = saved(tmp_path, "test_vit", num_classes=5)
@@ -254,7 +254,7 @@ def test_changed_model_in_the_same_folder(tmp_path, paths):
 @pytest.mark.parametrize(
     "damage", ["no config", "garbage config", "garbage weights", "no weights"]
 )
-def test_folder_that_cannot_be_loaded(tmp_path, paths, damage):
+def test_damaged_model_folder_raises(tmp_path, paths, damage):
     """Whatever the library raises, the error is a ValueError that names the folder."""
     with torch.random.fork_rng():
         saved(tmp_path, "test_vit", num_classes=5)

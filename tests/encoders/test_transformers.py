@@ -79,7 +79,7 @@ def image_config(kind):
 
 
 @pytest.mark.parametrize("kind", ["vit", "dinov2", "convnext", "clip", "siglip"])
-def test_image_models(kind, tmp_path):
+def test_image_pooling_equals_library(kind, tmp_path):
     """Every pooling is the library's own output, pooled as documented."""
     model = saved(tmp_path, image_config(kind), prepare=processor())
     with torch.inference_mode():
@@ -103,7 +103,7 @@ def test_image_models(kind, tmp_path):
             encoder.set_params(pooling="cls").transform(IMAGES)
 
 
-def test_pooler_that_the_checkpoint_lacks(tmp_path):
+def test_missing_pooler_is_replaced_by_class_token(tmp_path):
     """A classifier's checkpoint has no pooler: the class token is taken, not random numbers."""
     config = transformers.ViTConfig(**VISION)
     cls = transformers.ViTForImageClassification
@@ -116,7 +116,7 @@ def test_pooler_that_the_checkpoint_lacks(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["bert", "gpt2", "t5"])
-def test_text_models(kind, tmp_path):
+def test_text_pooling_equals_library(kind, tmp_path):
     """Mean, first and last token over the words alone, whatever the padding."""
     t = transformers
     config = {
@@ -152,7 +152,7 @@ def test_text_models(kind, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["clip", "siglip"])
-def test_text_embedding_of_two_towers(kind, tmp_path):
+def test_text_embedding_of_two_tower_model(kind, tmp_path):
     """ "auto" is the model's text embedding, and no text depends on the others of its batch."""
     tokenize = tokenizer()
     config = image_config(kind)
@@ -202,7 +202,7 @@ def sentence_folder(tmp_path):
         ({"pooling_mode": "lasttoken"}, "last"),
     ],
 )
-def test_declared_pooling(sentence_folder, declared, ours):
+def test_declared_pooling_is_used(sentence_folder, declared, ours):
     """ "auto" follows the model's sentence-transformers files, old form and new."""
     auto = sentence_folder(declared, "Normalize").transform(TEXTS)
     encoder = sentence_folder(declared).set_params(pooling=ours, normalize=True)
@@ -218,7 +218,7 @@ def test_declared_pooling(sentence_folder, declared, ours):
         ({"pooling_mode_mean_tokens": True}, ("Dense",)),
     ],
 )
-def test_declared_pooling_that_is_not_ours(sentence_folder, declared, more):
+def test_unsupported_declared_pooling_raises(sentence_folder, declared, more):
     """It is refused, not replaced in silence; naming a pooling helps, as the error says."""
     encoder = sentence_folder(declared, *more)
     with pytest.raises(ValueError, match=r"not supported for this model.* Pass pooling='mean'"):
@@ -226,7 +226,7 @@ def test_declared_pooling_that_is_not_ours(sentence_folder, declared, more):
     assert encoder.set_params(pooling="mean").transform(TEXTS).shape == (3, 16)
 
 
-def test_minilm_is_that_of_sentence_transformers():
+def test_minilm_equals_sentence_transformers():
     """The packaged MiniLM gives the features that its users know."""
     sentence_transformers = pytest.importorskip("sentence_transformers")
     from sklearn_ape.encoders.weights import packaged_file
@@ -240,7 +240,7 @@ def test_minilm_is_that_of_sentence_transformers():
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
-def test_changed_model_in_the_same_folder(tmp_path):
+def test_replaced_model_folder_is_reloaded(tmp_path):
     """Another model under the same path neither hits the cache nor the loaded network."""
     encoder = TransformersTextEncoder(str(tmp_path))
     config = transformers.BertConfig(**TEXT)
@@ -253,7 +253,7 @@ def test_changed_model_in_the_same_folder(tmp_path):
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "config.json", "tokenizer.json"])
-def test_folder_that_cannot_be_loaded(tmp_path, file):
+def test_damaged_model_folder_raises(tmp_path, file):
     """Whatever the library raises, the error is a ValueError that names the folder."""
     saved(tmp_path, transformers.BertConfig(**TEXT), prepare=tokenizer())
     (tmp_path / file).write_bytes(b"garbage" * 9)
@@ -261,7 +261,7 @@ def test_folder_that_cannot_be_loaded(tmp_path, file):
         TransformersTextEncoder(str(tmp_path)).transform(TEXTS)
 
 
-def test_max_length_beyond_the_positions(tmp_path):
+def test_max_length_beyond_positions_raises(tmp_path):
     """The message says how many there are, where torch would speak of an index."""
     n_positions = TEXT["max_position_embeddings"]
     saved(tmp_path, transformers.BertConfig(**TEXT), prepare=tokenizer())
@@ -271,7 +271,7 @@ def test_max_length_beyond_the_positions(tmp_path):
     assert len(encoder.set_params(max_length=n_positions).transform(["cat " * 99])) == 1
 
 
-def test_batches_hold_texts_of_as_many_tokens(tmp_path, monkeypatch):
+def test_batches_are_sorted_by_tokens(tmp_path, monkeypatch):
     """Padding is computed like words: texts are sorted by tokens, not by letters."""
     saved(tmp_path, transformers.BertConfig(**TEXT), prepare=tokenizer())
     encoder = TransformersTextEncoder(str(tmp_path), batch_size=2, cache=None)
