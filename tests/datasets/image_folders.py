@@ -1,4 +1,4 @@
-"""Folders of images of one's own, made of empty files."""
+"""Folders of images for tests, made of empty files."""
 
 import os
 

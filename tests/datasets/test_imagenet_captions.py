@@ -1,4 +1,4 @@
-"""load_imagenet_captions: captions as in the paper, and no image that is not there."""
+"""load_imagenet_captions: captions, labels and missing images."""
 
 import json
 import os
@@ -61,7 +61,7 @@ def table(tmp_path):
 
 
 def test_captions_and_labels(root, table):
-    """Title, tags, description; HTML goes, text stays; entries without a text are left out."""
+    """Captions join title, tags and description without HTML; empty entries are skipped."""
     data = load_imagenet_captions(root, table)
     assert data.captions == [
         "My catch lake fish On Lake B & C 3 < 5 kg caught",
@@ -77,7 +77,7 @@ def test_captions_and_labels(root, table):
 
 
 def test_labels_are_unique(root, table):
-    """ImageNet has two cranes: the bird and the machine get labels of their own."""
+    """Classes with equal names, such as the two cranes, have different labels."""
     labels = load_imagenet_captions(root, table).labels.tolist()
     assert labels[0] == "tench"
     assert labels[1].startswith("crane (large long-necked wading bird")
@@ -91,7 +91,7 @@ def test_class_names_work_in_classifier(root, table):
 
 
 def test_fields(root, table):
-    """The fields chosen, in the order given."""
+    """Captions have the given fields in the given order."""
     images, captions = load_imagenet_captions(
         root, table, fields=("tags", "title"), return_X_y=True
     )
@@ -110,7 +110,7 @@ def test_images_in_one_folder(root, table):
 
 
 def test_missing_images_warn_or_raise(root, table):
-    """They are counted, named and left out; or an error; all missing is always an error."""
+    """Missing images are skipped with a warning, or raise an error."""
     (root / "n01440764" / "n01440764_10026.JPEG").unlink()
     with pytest.warns(UserWarning, match=r"1 of 4 images .*'n01440764_10026\.JPEG'"):
         data = load_imagenet_captions(root, table)
@@ -140,7 +140,7 @@ def test_missing_images_warn_or_raise(root, table):
     ],
 )
 def test_invalid_entries_raise(root, tmp_path, entries, message):
-    """The entry and the key at fault are named."""
+    """The error has the entry and the key."""
     with pytest.raises(ValueError, match=message):
         load_imagenet_captions(root, write(tmp_path, entries))
 

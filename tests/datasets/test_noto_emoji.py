@@ -1,4 +1,4 @@
-"""load_noto_emoji: one image an emoji, of the same names as OpenMoji's."""
+"""load_noto_emoji: images of a font, and names equal to OpenMoji's."""
 
 import os
 from pathlib import Path
@@ -28,7 +28,7 @@ def noto(home):
 @installed
 class TestTheInstalledFont:
     def test_names_equal_openmoji(self, noto):
-        """So that both styles of an emoji become one row of the kernel."""
+        """Both styles of an emoji have the same caption."""
         theirs = load_openmoji()
         assert len(set(noto.captions)) == len(set(noto.images)) == len(noto.captions) > 1800
         assert len(set(noto.captions) & set(theirs.captions)) > 0.98 * len(theirs.captions)
@@ -37,7 +37,7 @@ class TestTheInstalledFont:
         assert noto.subcategories[i] == "food-fruit"
 
     def test_images_show_the_emoji_on_white(self, noto):
-        """Joined emoji too: a flag is one image, not two letters."""
+        """Emoji of several characters, such as flags, are one image."""
         for name, colour in (("red apple", (229, 57, 53)), ("flag of France", (255, 255, 255))):
             with Image.open(noto.images[noto.captions.index(name)]) as image:
                 assert image.size == (136, 128)

@@ -1,4 +1,4 @@
-"""load_pairs: a table of the user's own, and errors that help."""
+"""load_pairs: formats, images, captions, labels and errors."""
 
 import io
 import os
@@ -34,7 +34,7 @@ def write_table(frame, file):
 
 @pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl", "parquet"])
 def test_table_formats_give_equal_pairs(folder, frame, kind):
-    """Every format gives the same; relative paths are those beside the table."""
+    """All formats give equal pairs, with paths relative to the table."""
     data = load_pairs(write_table(frame, folder / f"t.{kind}"), label="kind")
     assert relative(folder, data.images) == list(NAMES)
     assert data.captions == ["NA", "007", "a dog"]
@@ -44,7 +44,7 @@ def test_table_formats_give_equal_pairs(folder, frame, kind):
 
 @pytest.mark.parametrize("library", ["pandas", "polars"])
 def test_data_frames_are_accepted(folder, frame, library, monkeypatch):
-    """Data frames of both libraries; paths are relative to `root`, else to where we are."""
+    """Paths of data frames are relative to `root` or the current folder."""
     source = frame if library == "pandas" else pl.from_pandas(frame)
     images, captions = load_pairs(source, root=folder, return_X_y=True)
     assert relative(folder, images) == list(NAMES)
@@ -54,7 +54,7 @@ def test_data_frames_are_accepted(folder, frame, library, monkeypatch):
 
 
 def test_image_types_pass_through(folder):
-    """Bytes, PIL images, arrays and Hugging Face dicts pass through; dicts are unpacked."""
+    """Bytes, PIL images and arrays pass through, and dicts are unwrapped."""
     buffer = io.BytesIO()
     image = Image.new("RGB", (2, 2))
     image.save(buffer, "PNG")
@@ -92,21 +92,21 @@ def test_repeated_images_are_separate_pairs(folder):
 
 
 def test_missing_column_raises_with_suggestion(frame):
-    """The error names the columns and the nearest."""
+    """The error has the columns and the closest name."""
     with pytest.raises(ValueError, match=r"'captoin'.*'image', 'caption'.*mean 'caption'"):
         load_pairs(frame, caption="captoin")
 
 
 @pytest.mark.parametrize("empty", [None, float("nan"), "", "  ", 7, [], ["a", None], pd.NA])
 def test_missing_captions_raise(folder, empty):
-    """A caption that is none is an error with its row, never a text "nan"."""
+    """A missing caption raises an error with its row."""
     frame = pd.DataFrame({"image": [NAMES[0]] * 9, "caption": ["a", *[empty] * 8]})
     with pytest.raises(ValueError, match=r"8 of 9 rows .* rows 1, 2, 3, 4, 5, \.\.\. \(8 in all"):
         load_pairs(frame, root=folder)
 
 
 def test_missing_image_files_raise(folder, frame, tmp_path):
-    """Missing images are named and counted, with the folder that was searched."""
+    """The error has the missing files and the folder."""
     file = write_table(frame, tmp_path / "t.csv")
     with pytest.raises(FileNotFoundError, match=r"3 of 3 images.*dog\.jpg.*root=") as error:
         load_pairs(file)
@@ -116,13 +116,13 @@ def test_missing_image_files_raise(folder, frame, tmp_path):
 
 @pytest.mark.parametrize("cell", [None, "", float("nan"), b"", {"bytes": None, "path": None}])
 def test_rows_without_image_raise(cell):
-    """A row without an image is named."""
+    """The error has the row."""
     with pytest.raises(ValueError, match="the data frame has no image in 1 of 1 rows: rows 0"):
         load_pairs(pd.DataFrame({"image": [cell], "caption": ["a"]}))
 
 
 def test_invalid_types_raise(frame):
-    """What is no table and what is no image is told so."""
+    """Invalid tables and images raise a TypeError."""
     with pytest.raises(TypeError, match="DataFrame, got list"):
         load_pairs([("a.jpg", "a")])
     with pytest.raises(TypeError, match=r"Row 0 .* holds a int"):
@@ -130,7 +130,7 @@ def test_invalid_types_raise(frame):
 
 
 def test_missing_labels_raise(folder, frame):
-    """A missing label is an error, not a class "nan"."""
+    """A missing label raises an error with its row."""
     frame["kind"] = ["a", None, "b"]
     with pytest.raises(ValueError, match=r"no label in column 'kind': rows 1"):
         load_pairs(frame, label="kind", root=folder)
@@ -138,7 +138,7 @@ def test_missing_labels_raise(folder, frame):
 
 @pytest.mark.parametrize("empty", ["image,caption\n", ""])
 def test_empty_table_raises(tmp_path, empty):
-    """An empty table is an error."""
+    """An empty table raises an error."""
     (tmp_path / "t.csv").write_text(empty)
     with pytest.raises(ValueError, match=r"0 rows|Its columns: none"):
         load_pairs(tmp_path / "t.csv")
@@ -157,21 +157,21 @@ def test_empty_table_raises(tmp_path, empty):
     ],
 )
 def test_malformed_table_raises(tmp_path, name, text, message):
-    """A comma too many must not cut a caption; other damage is named by line."""
+    """An extra comma raises an error, and other damage is reported with its line."""
     (tmp_path / name).write_text(text)
     with pytest.raises(ValueError, match=message):
         load_pairs(tmp_path / name)
 
 
 def test_missing_table_raises(tmp_path):
-    """The missing file is named."""
+    """The error has the missing file."""
     with pytest.raises(FileNotFoundError, match=r"none\.csv"):
         load_pairs(tmp_path / "none.csv")
 
 
 @pytest.mark.parametrize("module", ["pandas", "pyarrow"])
 def test_missing_package_raises(folder, frame, monkeypatch, module):
-    """Without pandas or pyarrow csv still works, and parquet says how to install them."""
+    """csv works without pandas and pyarrow; parquet raises an error with the command."""
     csv, parquet = (write_table(frame, folder / f"t.{kind}") for kind in ("csv", "parquet"))
     monkeypatch.setitem(sys.modules, module, None)
     assert load_pairs(csv).captions == ["NA", "007", "a dog"]
@@ -181,7 +181,7 @@ def test_missing_package_raises(folder, frame, monkeypatch, module):
 
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
 def test_spreadsheet_csv_is_read(folder, delimiter):
-    """A byte order mark and the separators of other countries; a comma in a caption stays."""
+    """Byte order marks and semicolons are accepted, and quoted commas are kept."""
     rows = ["image|caption", '"cats/old_cat.PNG"|"a cat, old"']
     text = "\n".join(row.replace("|", delimiter) for row in rows)
     (folder / "t.csv").write_text("\ufeff" + text, encoding="utf-8")
@@ -205,7 +205,7 @@ def test_check_files_false_accepts_missing_images(folder):
 
 
 def test_swapped_columns_raise(folder, frame):
-    """Captions as images are no missing files: the message names the other order."""
+    """The error suggests the other order of columns."""
     with pytest.raises(ValueError, match="Try image='image', caption='caption'"):
         load_pairs(frame, image="caption", caption="image", root=folder, check_files=False)
     with pytest.raises(ValueError, match="columns are swapped"):
@@ -216,7 +216,7 @@ def test_swapped_columns_raise(folder, frame):
 
 @pytest.mark.parametrize("kind", ["csv", "tsv"])
 def test_apostrophes_before_formulas_are_removed(folder, kind):
-    """Our own tables have them so that no spreadsheet computes a caption; paths have none."""
+    """Tables of this package have apostrophes before formulas, except in paths."""
     captions = ["'=1+1", "''-5 degrees", "'tis a cat", "-0.5", "=1+1"]
     frame = pd.DataFrame({"image": "'=x.jpg", "caption": captions, "label": captions})
     data = load_pairs(write_table(frame, folder / f"t.{kind}"), label="label", check_files=False)
@@ -226,14 +226,14 @@ def test_apostrophes_before_formulas_are_removed(folder, kind):
 
 
 def test_apostrophes_in_other_formats_are_kept(folder):
-    """Only spreadsheets' formats have formulas."""
+    """Only csv and tsv have formulas."""
     frame = pd.DataFrame({"image": NAMES[0], "caption": ["'=1+1"]})
     assert load_pairs(frame, root=folder).captions == ["'=1+1"]
     assert load_pairs(write_table(frame, folder / "t.jsonl")).captions == ["'=1+1"]
 
 
 def test_file_names_may_be_bytes(folder):
-    """A csv may name a file by bytes that are not UTF-8; other cells may not hold such bytes."""
+    """File names in csv may have bytes that are not UTF-8; other cells may not."""
     name = os.fsdecode(b"caf\xe9.jpg")
     (folder / name).write_bytes(b"")
     table = folder / "t.csv"
@@ -251,7 +251,7 @@ def test_file_names_may_be_bytes(folder):
 
 
 def test_repeated_json_keys_raise(tmp_path):
-    """A key that is given twice would lose one of its values without a word."""
+    """A repeated key raises an error instead of losing a value."""
     table = tmp_path / "t.jsonl"
     first = '{"image": "a.jpg", "caption": "a"}\n'
     for line in (

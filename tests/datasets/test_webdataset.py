@@ -1,4 +1,4 @@
-"""load_webdataset: shards larger than memory, and errors that name the shard and the sample."""
+"""load_webdataset and write_webdataset: pairs, and errors with shard and sample."""
 
 import io
 import json
@@ -50,7 +50,7 @@ CAPTIONS = ["a cat", "a dog", "an emu", "x", "x"]
 
 
 def test_pairs_are_in_order(folder):
-    """Pairs in order, from whatever key holds them; sides that can be read again and again."""
+    """Pairs of all keys are in order, and their sides can be read repeatedly."""
     pairs = load_webdataset(folder)
     assert list(pairs) == list(zip(IMAGES, CAPTIONS, strict=True))
     images, captions = pairs.images(), pairs.captions()
@@ -70,7 +70,7 @@ def test_pairs_are_in_order(folder):
     ],
 )
 def test_shard_patterns(folder, names, shards, n):
-    """A glob, a brace pattern, a file, a list: in the order in which they are named."""
+    """Shards of globs, brace patterns, files and lists are in the given order."""
     given = [names] if isinstance(names, str) else names
     given = [name.format(folder=folder) for name in given]
     pairs = load_webdataset(given[0] if len(given) == 1 else given)
@@ -79,14 +79,14 @@ def test_shard_patterns(folder, names, shards, n):
 
 
 def test_compressed_shards_are_read(tmp_path):
-    """What webdataset reads, we count."""
+    """Compressed shards are counted and read."""
     shard(tmp_path / "a.tar.gz", [("1.jpg", b"one"), ("1.txt", b"a cat")])
     pairs = load_webdataset(tmp_path / "a.tar.gz")
     assert (len(pairs), list(pairs)) == (1, [(b"one", "a cat")])
 
 
 def test_length_reads_only_headers(folder, monkeypatch):
-    """Counting reads no image, and happens once."""
+    """Samples are counted once, without reading images."""
     monkeypatch.setattr(tarfile.TarFile, "extractfile", None)
     pairs = load_webdataset(folder)
     assert len(pairs) == 5
@@ -124,7 +124,7 @@ def test_length_reads_only_headers(folder, monkeypatch):
 )
 @pytest.mark.parametrize("side", ["captions", "both"])
 def test_invalid_samples_raise(tmp_path, files, told, side):
-    """Whichever way it is read, a sample that is no pair names its shard and key."""
+    """The error has the shard and the key of an incomplete sample."""
     path = shard(tmp_path / "bad.tar", files)
     pairs = load_webdataset(path)
     with pytest.raises(ValueError, match=told) as raised:
@@ -135,7 +135,7 @@ def test_invalid_samples_raise(tmp_path, files, told, side):
 @pytest.mark.parametrize("n_bytes", [0, 100, 512, 700, 1024, 1536, 2048, 2560, 4096, 4200])
 @pytest.mark.parametrize("side", ["pairs", "images", "captions", "length"])
 def test_truncated_shards_raise(tmp_path, n_bytes, side):
-    """Also at the end of a member: half a shard is never taken for a whole one."""
+    """A truncated shard raises an error, also if it ends between members."""
     files = [(f"{i}.{e}", b"x" * 600) for i in range(2) for e in ("jpg", "txt")]
     path = shard(tmp_path / "cut.tar", files)
     path.write_bytes(path.read_bytes()[:n_bytes])
@@ -146,7 +146,7 @@ def test_truncated_shards_raise(tmp_path, n_bytes, side):
 
 
 def test_damaged_shards_raise(folder):
-    """Garbage instead of a header names the shard, and how far it could be read."""
+    """The error has the shard and the last readable sample."""
     path = folder / "00001.tar"
     content = bytearray(path.read_bytes())
     content[2048:2560] = b"\x7f" * 512
@@ -167,14 +167,14 @@ def test_damaged_shards_raise(folder):
     ],
 )
 def test_invalid_arguments_raise(folder, monkeypatch, arguments, error, told):
-    """Each is named at once, not after the first shard."""
+    """Invalid arguments raise an error before shards are read."""
     monkeypatch.chdir(folder)
     with pytest.raises(error, match=told):
         load_webdataset(**arguments)
 
 
 def test_keys_are_tried_in_order(folder):
-    """Keys are looked for in the order in which they are named."""
+    """The first key that a sample has is used."""
     pairs = load_webdataset(folder / "00000.tar", caption_key="json:x;txt;caption")
     with pytest.raises(ValueError, match=r"caption of the sample 'a/2' .* is 1"):
         list(pairs.captions())
@@ -183,7 +183,7 @@ def test_keys_are_tried_in_order(folder):
 
 
 def test_missing_webdataset_raises(folder, monkeypatch):
-    """The message says what to install."""
+    """The error has the install command."""
     monkeypatch.setitem(__import__("sys").modules, "webdataset", None)
     with pytest.raises(ImportError, match=r"pip install .sklearn-ape\[distributed\]"):
         list(load_webdataset(folder))
@@ -192,7 +192,7 @@ def test_missing_webdataset_raises(folder, monkeypatch):
 
 
 def test_written_shards_are_read(tmp_path, captioned_images):
-    """Paths and bytes come back byte for byte, in as many shards as asked for."""
+    """Paths and bytes are restored bitwise identical from the given number of shards."""
     content = [Path(path).read_bytes() for path in captioned_images.images[:7]]
     images = [*captioned_images.images[:4], *content[4:]]
     shards = write_webdataset(
@@ -209,8 +209,10 @@ def test_written_shards_are_read(tmp_path, captioned_images):
         write_webdataset([], [], tmp_path / "other", pairs_per_shard=0)
 
 
-def test_encode_to_accepts_images_or_captions(tmp_path, captioned_images, image_encoder, text_encoder):
-    """Features of shards are those of the files; a bad image names its shard and sample."""
+def test_encode_to_accepts_images_or_captions(
+    tmp_path, captioned_images, image_encoder, text_encoder
+):
+    """Features equal those of the files; errors have shard and sample."""
     n = 9
     write_webdataset(
         captioned_images.images[:n], captioned_images.captions[:n], tmp_path, pairs_per_shard=4
@@ -232,7 +234,7 @@ def test_encode_to_accepts_images_or_captions(tmp_path, captioned_images, image_
 
 
 def test_pickled_items_keep_their_sample(folder):
-    """Bytes keep the name of their sample on the way to a worker."""
+    """Pickled bytes keep the name of their sample."""
     item = next(iter(load_webdataset(folder).images()))
     assert pickle.loads(pickle.dumps(item)).where == item.where
     assert json.dumps(item.where)

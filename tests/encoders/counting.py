@@ -1,4 +1,4 @@
-"""What a transform took from the cache and what from the network."""
+"""Counts of features from the cache and from the network."""
 
 
 def gained(encoder, X):

@@ -1,4 +1,4 @@
-"""Promises of every encoder: weights that load late, and scikit-learn's conventions."""
+"""Common behaviour of encoders: lazy loading of weights and scikit-learn's conventions."""
 
 import pickle
 import subprocess
@@ -36,7 +36,7 @@ TEXTS = ["a cat", "two dogs on a long walk through the woods", "a rocket"]
 
 @pytest.mark.parametrize("cls", ALL)
 def test_constructor_clone_and_pickle_load_no_weights(cls, no_weights):
-    """Parameters are stored as they come, round trip, and pickles are small."""
+    """Parameters are stored unchanged, and pickles are small."""
     encoder = cls(batch_size=3, cache=None, on_error="nan")
     assert clone(encoder).get_params() == encoder.get_params()
     assert cls(**encoder.get_params()).get_params() == encoder.get_params()
@@ -48,20 +48,20 @@ def test_constructor_clone_and_pickle_load_no_weights(cls, no_weights):
 
 
 def test_fit_loads_no_weights_and_returns_self(no_weights):
-    """fit checks the form of X alone."""
+    """fit only checks parameters and X."""
     for encoder, X in ((TimmImageEncoder(), ["a.png"]), (TransformersTextEncoder(), TEXTS)):
         assert encoder.fit(X) is encoder
 
 
 def test_clones_share_one_network(paths):
-    """Ninety megabytes are not loaded anew for every candidate of a search."""
+    """The candidates of a search share the loaded weights."""
     first = TimmImageEncoder()
     first.transform(paths[:1])
     assert clone(first)._network().model is first._network().model
 
 
 def test_pickle_works_in_a_fresh_process(tmp_path, paths, truth):
-    """A pickle holds no weights, before and after use, and gives the same features elsewhere."""
+    """Pickles contain no weights, and the encoder gives equal features in a new process."""
     encoder = TimmImageEncoder(cache=None)
     encoder.transform(paths[:2])
     content = pickle.dumps(encoder)
@@ -79,7 +79,7 @@ def test_pickle_works_in_a_fresh_process(tmp_path, paths, truth):
 
 
 def test_import_loads_only_torch():
-    """Importing the encoders imports no deep learning library but torch."""
+    """Importing the encoders imports no deep learning library except torch."""
     code = (
         "import sys, sklearn_ape.encoders\n"
         "print([m for m in ('timm', 'transformers', 'open_clip') if m in sys.modules])"
@@ -90,7 +90,7 @@ def test_import_loads_only_torch():
 
 @pytest.mark.parametrize("cls", ALL)
 def test_tags_declare_input_and_no_fit(cls):
-    """A frozen encoder needs no fit, and says which input it takes."""
+    """A frozen encoder needs no fit, and its tags declare its input."""
     encoder = cls()
     tags = get_tags(encoder)
     assert not tags.requires_fit
@@ -101,7 +101,7 @@ def test_tags_declare_input_and_no_fit(cls):
 
 
 def test_output_is_contiguous_float32(paths, truth):
-    """float32, C-contiguous, writable and the same whatever the batch size and workers."""
+    """Features are contiguous, writable and independent of batch size and n_jobs."""
     for parameters in ({"batch_size": 1}, {"batch_size": 5, "n_jobs": 2}):
         features = TimmImageEncoder(cache=None, **parameters).transform(paths[:6])
         assert features.dtype == np.float32
@@ -118,14 +118,14 @@ def test_output_is_contiguous_float32(paths, truth):
 
 
 def test_pipeline_works_without_fit(paths, truth):
-    """A Pipeline of frozen steps works without fit."""
+    """A Pipeline of frozen encoders needs no fit."""
     np.testing.assert_allclose(
         make_pipeline(TimmImageEncoder()).transform(paths), truth, atol=1e-5
     )
 
 
 def test_feature_names_follow_the_parameters(paths):
-    """Before and after transform, and after set_params has changed the width."""
+    """Names are right before and after transform, and after set_params changes their number."""
     encoder = TimmImageEncoder()
     names = encoder.get_feature_names_out()
     assert names[0] == "timmimageencoder0"
@@ -138,7 +138,7 @@ def test_feature_names_follow_the_parameters(paths):
 
 
 def test_set_output_gives_named_columns(paths, truth):
-    """pandas (keeping the index of a Series) and polars come out with named columns."""
+    """Output of pandas (with the index of a Series) and polars has named columns."""
     pd, pl = map(pytest.importorskip, ("pandas", "polars"))
     series = pd.Series(paths[:3], index=[7, 5, 6])
     frame = TimmImageEncoder().set_output(transform="pandas").transform(series)
@@ -164,7 +164,7 @@ def test_global_random_state_is_unchanged(paths):
 
 
 def test_progress_bar_counts_every_item(paths, capsys, monkeypatch, tmp_path):
-    """With verbose=1 the bar ends at its total, bad images included."""
+    """The bar ends at its total, including invalid images."""
     bars = []
 
     class Bar:
@@ -192,7 +192,7 @@ def test_progress_bar_counts_every_item(paths, capsys, monkeypatch, tmp_path):
 
 
 def test_failed_items_warn_with_encoding_failed_warning():
-    """So that a program can silence this warning, and no other, without reading its text."""
+    """Users can filter the warning by its class."""
     assert issubclass(EncodingFailedWarning, UserWarning)
     with pytest.warns(EncodingFailedWarning, match="1 text cannot be encoded"):
         TransformersTextEncoder(on_error="nan").transform(["a cat", None])

@@ -1,4 +1,4 @@
-"""One cache by content serves all encoders, threads and processes."""
+"""Cache keys, concurrent encoding and resumed runs of encoders."""
 
 import gc
 import os
@@ -28,7 +28,7 @@ TEXTS = ["a cat", "two dogs on a long walk through the woods", "a rocket"]
 
 
 def test_cache_key_is_content_not_name(encoder, paths, tmp_path):
-    """A copied or renamed file hits; a changed one of the same name, size and time misses."""
+    """A copied file hits; a changed file of the same name, size and time misses."""
     path = tmp_path / "a.bmp"
     pixels = np.zeros((40, 40, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(path)
@@ -42,7 +42,7 @@ def test_cache_key_is_content_not_name(encoder, paths, tmp_path):
 
 @pytest.mark.parametrize("on_error", ["raise", "nan"])
 def test_file_changed_during_reading_fails(tmp_path, monkeypatch, on_error):
-    """The new image's feature under the digest of the old one would be wrong for ever."""
+    """Otherwise the cache would keep the features of the new image under the old digest."""
     encoder = TimmImageEncoder(cache=str(tmp_path / "cache"), on_error=on_error)
     paths = [tmp_path / f"{name}.bmp" for name in "ab"]
     for path in paths:
@@ -74,7 +74,7 @@ def test_file_changed_during_reading_fails(tmp_path, monkeypatch, on_error):
 
 
 def test_duplicates_are_encoded_once(encoder, paths, truth):
-    """Equal items of one call cost one pass, and every row gets its feature."""
+    """Duplicates are computed once, and all their rows have features."""
     X = [paths[0], paths[1], Path(paths[0])] * 2
     assert gained(encoder, X) == (4, 2)
     features = encoder.transform(X)
@@ -86,14 +86,14 @@ def test_duplicates_are_encoded_once(encoder, paths, truth):
     [{"pooling": "mean"}, {"crop": "pad"}, {"output": "logits"}, {"dtype": "bfloat16"}],
 )
 def test_image_parameters_change_cache_key(encoder, paths, other):
-    """What changes a feature changes its key."""
+    """A parameter that changes features changes the cache key."""
     encoder.transform(paths[:1])
     assert gained(clone(encoder).set_params(**other), paths[:1]) == (0, 1)
 
 
 @pytest.mark.parametrize("other", [{"normalize": False}, {"max_length": 4}, {"pooling": "cls"}])
 def test_text_parameters_change_cache_key(tmp_path, other):
-    """The same for texts."""
+    """A parameter that changes features of texts changes the cache key."""
     encoder = TransformersTextEncoder(cache=tmp_path)
     encoder.transform(TEXTS)
     assert gained(clone(encoder).set_params(**other), TEXTS) == (0, 3)
@@ -104,13 +104,13 @@ def test_text_parameters_change_cache_key(tmp_path, other):
     [{"batch_size": 1}, {"n_jobs": 2}, {"device": "cpu"}, {"verbose": 1}, {"on_error": "nan"}],
 )
 def test_runtime_parameters_keep_cache_key(encoder, paths, other):
-    """What does not change a feature does not change its key."""
+    """A parameter that does not change features keeps the cache key."""
     encoder.transform(paths[:1])
     assert gained(clone(encoder).set_params(**other), paths[:1]) == (1, 0)
 
 
 def test_killed_run_resumes(tmp_path, paths, truth):
-    """After SIGKILL in mid-run, the batches finished before are not computed again."""
+    """Batches that were finished before SIGKILL are not computed again."""
     if not hasattr(signal, "SIGKILL"):
         pytest.skip("no SIGKILL here")
     code = (
@@ -136,7 +136,7 @@ def test_killed_run_resumes(tmp_path, paths, truth):
 
 
 def test_damaged_cache_gives_the_right_features(encoder, paths, truth):
-    """Flipped bytes in the file cost time, never truth."""
+    """Features of a damaged cache file are computed again."""
     encoder.transform(paths)
     file = encoder.cache / "features.sqlite"
     sound = file.read_bytes()
@@ -151,7 +151,7 @@ def test_damaged_cache_gives_the_right_features(encoder, paths, truth):
 
 
 def test_threads_encode_each_image_once(encoder, paths, truth):
-    """Two threads that want the same images share the work of one."""
+    """Two threads that encode the same images compute them once."""
     results = []
     threads = [
         threading.Thread(target=lambda: results.append(clone(encoder).transform(paths)))
@@ -168,7 +168,7 @@ def test_threads_encode_each_image_once(encoder, paths, truth):
 
 
 def test_threads_share_a_tokenizer():
-    """Encoders of one network with other parameters do not disturb each other's tokenizer."""
+    """Encoders with different parameters can use one tokenizer in threads."""
     lengths = [3, 8, None]
     texts = [f"the text number {number} " * (1 + number % 5) for number in range(24)]
     found = {}
@@ -190,7 +190,7 @@ def test_threads_share_a_tokenizer():
 
 
 def test_on_error_raise_keeps_finished_batches(encoder, paths, tmp_path):
-    """What was encoded before the bad image need not be encoded again."""
+    """Batches before an invalid image are cached."""
     cut = tmp_path / "cut.png"
     cut.write_bytes(Path(paths[3]).read_bytes()[:200])
     with pytest.raises(EncodingError, match=r"row 5: .*damaged or cut short"):

@@ -1,4 +1,4 @@
-"""What encoders take, and how they refuse the rest: errors name the row, the item, the remedy."""
+"""Inputs of encoders, and errors that name row, item and remedy."""
 
 import pickle
 import re
@@ -33,7 +33,7 @@ TEXTS = ["a cat", "two dogs on a long walk through the woods", "a rocket"]
 
 
 def test_every_form_of_an_image_gives_the_same_feature(paths, truth):
-    """Path, str, bytes, PIL image and array of one image; lists and arrays of them."""
+    """All input types of one image give the same features."""
     image = Image.open(paths[0])
     array = np.asarray(image.convert("RGB"))
     forms = [paths[0], Path(paths[0]), Path(paths[0]).read_bytes(), image, array]
@@ -46,7 +46,7 @@ def test_every_form_of_an_image_gives_the_same_feature(paths, truth):
 
 
 def test_columns_of_tables_are_accepted(paths, truth):
-    """Object arrays, pandas with an odd index, polars, pyarrow, a column of Hugging Face."""
+    """Object arrays and columns of pandas, polars and pyarrow are accepted."""
     pd, pl, pa = map(pytest.importorskip, ("pandas", "polars", "pyarrow"))
     few = paths[:3]
     columns = [
@@ -66,7 +66,7 @@ def test_columns_of_tables_are_accepted(paths, truth):
 
 
 def test_hugging_face_column_is_accepted(paths, truth):
-    """A column of `datasets` holds PIL images; the dataset itself is refused with its columns."""
+    """A column of PIL images is accepted, and the dataset raises an error with its columns."""
     datasets = pytest.importorskip("datasets")
     data = datasets.Dataset.from_dict({"image": paths[:3]}).cast_column("image", datasets.Image())
     np.testing.assert_allclose(TimmImageEncoder().transform(data["image"]), truth[:3], atol=1e-5)
@@ -95,13 +95,13 @@ def test_hugging_face_column_is_accepted(paths, truth):
     ],
 )
 def test_non_sequence_raises(method, X, message, no_weights):
-    """Each has its own error, in fit as in transform, before any weights are loaded."""
+    """fit and transform raise an error before weights are loaded."""
     with pytest.raises(ValueError, match=message):
         getattr(TimmImageEncoder(), method)(X)
 
 
 def test_table_raises_with_column_names(no_weights):
-    """pandas, polars and pyarrow tables: the error lists the columns to choose from."""
+    """The error lists the columns of the table."""
     pd, pl, pa = map(pytest.importorskip, ("pandas", "polars", "pyarrow"))
     content = {"path": ["a.png"], "caption": ["a cat"]}
     for table in (pd.DataFrame(content), pl.DataFrame(content), pa.table(content)):
@@ -110,7 +110,7 @@ def test_table_raises_with_column_names(no_weights):
 
 
 def test_error_lists_rows_items_and_remedy(paths, no_weights):
-    """Every bad row is in `errors`, five in the message, and no network was loaded."""
+    """`errors` has all invalid rows, the message five of them."""
     bad = [f"missing{number}.png" for number in range(7)]
     with pytest.raises(EncodingError, match="7 images cannot be encoded") as caught:
         TimmImageEncoder(cache=None).transform([paths[0], *bad])
@@ -135,7 +135,7 @@ def test_error_lists_rows_items_and_remedy(paths, no_weights):
     ],
 )
 def test_common_reason_is_reported_once(make, message, no_weights):
-    """With how many rows it is the reason of, and what to do."""
+    """The message has the rows, their number and the remedy."""
     image = Image.new("RGB", (8, 8))
     with pytest.raises(EncodingError) as caught:
         TimmImageEncoder(cache=None).transform([make(image, n) for n in range(100)])
@@ -147,7 +147,7 @@ def test_common_reason_is_reported_once(make, message, no_weights):
 
 
 def test_each_reason_has_its_own_line(tmp_path, no_weights):
-    """Files are named, rows of one reason are together, and pickling keeps the lines."""
+    """Rows with the same reason share a line, also after pickling."""
     for name in ("a.png", "b.png"):
         (tmp_path / name).write_bytes(b"")
     items = [tmp_path / "a.png", None, tmp_path / "b.png", "none.png", None, tmp_path / "a.png"]
@@ -169,7 +169,7 @@ def test_each_reason_has_its_own_line(tmp_path, no_weights):
 
 
 def test_torch_datasets(tmp_path, no_weights):
-    """A data set of tuples is refused before its images are read; one of images is taken."""
+    """A dataset of tuples raises an error before images are read; one of images is accepted."""
     read = []
 
     class Labelled(torch.utils.data.Dataset):
@@ -190,7 +190,7 @@ def test_torch_datasets(tmp_path, no_weights):
 
 
 def test_hugging_face_dicts_are_accepted(paths, truth):
-    """A dict of bytes and path, as `datasets.Image(decode=False)` and parquet files give it."""
+    """Dicts with bytes or path, as from `datasets.Image(decode=False)`, are images."""
     content = Path(paths[0]).read_bytes()
     dicts = [
         {"bytes": content, "path": None},
@@ -213,7 +213,7 @@ def test_hugging_face_dicts_are_accepted(paths, truth):
     ],
 )
 def test_item_messages_are_sentences(item, message):
-    """Row, item and what is wrong with it make one sentence."""
+    """The message is a sentence with row, item and reason."""
     with pytest.raises(EncodingError, match=message):
         TimmImageEncoder(cache=None).transform([item])
 
@@ -233,13 +233,13 @@ def test_item_messages_are_sentences(item, message):
     ],
 )
 def test_invalid_text_raises(item, message, no_weights):
-    """An empty or missing caption is named, before the network is loaded."""
+    """An empty or missing text raises an error before the network is loaded."""
     with pytest.raises(EncodingError, match=f"row 1: .*{message}"):
         TransformersTextEncoder(cache=None).transform(["a cat", item])
 
 
 def test_pandas_missing_text_raises(no_weights):
-    """pandas' own missing value is one, too."""
+    """pandas.NA is a missing text."""
     pd = pytest.importorskip("pandas")
     for missing in (pd.NA, pd.NaT):
         with pytest.raises(EncodingError, match="is a missing value"):
@@ -247,13 +247,13 @@ def test_pandas_missing_text_raises(no_weights):
 
 
 def test_image_path_as_text_raises(paths, no_weights):
-    """A path to an image in place of a caption is a mix-up; a caption with a dot is not."""
+    """The path of an image raises an error, but a caption that ends like one does not."""
     with pytest.raises(EncodingError, match="Pass captions to the text encoder"):
         TransformersTextEncoder(cache=None).transform([paths[0]])
 
 
 def test_on_error_nan_gives_nan_rows_and_warns(encoder, paths, truth, tmp_path):
-    """Bad rows are NaN, good ones right and cached; one warning, and `errors_` names all."""
+    """Invalid rows are NaN and in `errors_`; valid rows are encoded and cached."""
     cut = tmp_path / "cut.png"
     cut.write_bytes(Path(paths[3]).read_bytes()[:200])
     X = [paths[0], "none.png", paths[1], cut, None, paths[2]]
@@ -272,13 +272,13 @@ def test_on_error_nan_gives_nan_rows_and_warns(encoder, paths, truth, tmp_path):
 
 
 def test_on_error_nan_with_only_invalid_items():
-    """All rows bad is still an array of the right width."""
+    """If no item is valid, the number of features is still right."""
     with pytest.warns(UserWarning, match="2 images"):
         assert TimmImageEncoder(on_error="nan").transform([None, "x.png"]).shape == (2, 1280)
 
 
 def test_nan_or_infinite_features_raise(paths, monkeypatch):
-    """A network that overflows gives an error, not a feature, and nothing is cached."""
+    """Features with NaN or infinity raise an error and are not cached."""
     call = TorchEngine.__call__
     monkeypatch.setattr(TorchEngine, "__call__", lambda *args: call(*args) + np.float32("inf"))
     with pytest.raises(EncodingError, match="NaN or infinite"):
@@ -303,7 +303,7 @@ def test_nan_or_infinite_features_raise(paths, monkeypatch):
     ],
 )
 def test_invalid_parameter_raises(parameters, message, no_weights):
-    """A wrong parameter is named with its choices, in fit as in transform."""
+    """fit and transform raise an error with the valid choices."""
     for method in ("fit", "transform"):
         with pytest.raises(ValueError, match=message):
             getattr(TimmImageEncoder(**parameters), method)(["a.png"])
@@ -311,14 +311,14 @@ def test_invalid_parameter_raises(parameters, message, no_weights):
 
 @pytest.mark.parametrize("cls", ALL)
 def test_missing_cuda_raises(cls, monkeypatch, no_weights):
-    """device="cuda" on a machine without it names device="auto"."""
+    """The error suggests device="auto"."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match="Use device='auto'"):
         cls(device="cuda").fit(["a"])
 
 
 def test_duplicate_damaged_files_are_reported_per_row(tmp_path, image_encoder):
-    """Content is encoded once, but an error names the file of its row."""
+    """Each row of duplicate files has an error with its own file name."""
     paths = [tmp_path / name for name in ("first.jpg", "second.jpg")]
     for path in paths:
         path.write_bytes(b"\xff\xd8\xff broken")

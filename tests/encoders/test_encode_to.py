@@ -1,4 +1,4 @@
-"""encode_to: one file, bounded memory, and never a wrong row, whatever stops it."""
+"""encode_to: content of the file, resumed runs and errors."""
 
 import os
 import shutil
@@ -46,7 +46,7 @@ def journal(path):
 
 
 class Stops:
-    """Items of which reading stops after a number of them."""
+    """Items that raise KeyboardInterrupt after a number of them."""
 
     def __init__(self, items, after, error=KeyboardInterrupt):
         self.items, self.after, self.error = items, after, error
@@ -79,7 +79,7 @@ def written(monkeypatch):
 
 
 def test_file_equals_transform(encoder, truth, path):
-    """The rows in order, in a read-only map; the partial file is gone."""
+    """The memory map is read-only, and the partial file is removed."""
     features = encoder.encode_to(str(path), TEXTS, chunk_size=CHUNK)
     assert isinstance(features, np.memmap)
     assert not features.flags.writeable
@@ -91,19 +91,19 @@ def test_file_equals_transform(encoder, truth, path):
 
 @pytest.mark.parametrize("size", [1, 5, len(TEXTS), 1000])
 def test_chunk_size_does_not_change_file(encoder, truth, path, size):
-    """One row a chunk, chunks that fit exactly, and one that is larger than all."""
+    """One row per chunk, chunks that divide X, and one chunk larger than X."""
     np.testing.assert_array_equal(encoder.encode_to(path, TEXTS, chunk_size=size), truth)
 
 
 def test_columns_of_tables_are_accepted(encoder, truth, path):
-    """What transform takes, encode_to takes."""
+    """encode_to accepts the columns that transform accepts."""
     pd = pytest.importorskip("pandas")
     np.testing.assert_array_equal(encoder.encode_to(path, pd.Series(TEXTS)), truth)
     assert encoder.encode_to(path, np.array(TEXTS)).shape == truth.shape
 
 
 def test_threads_write_identical_file(encoder, truth, path):
-    """Chunks that are finished in any order are in their places."""
+    """The file does not depend on the order in which chunks finish."""
     with joblib.parallel_config("threading", n_jobs=3):
         features = encoder.encode_to(path, TEXTS, chunk_size=1)
     np.testing.assert_array_equal(features, truth)
@@ -115,7 +115,7 @@ def test_threads_write_identical_file(encoder, truth, path):
 
 
 def test_interrupted_run_resumes(encoder, truth, path, written):
-    """Chunks finished before are not encoded again, and the file has its name only when whole."""
+    """Finished chunks are not encoded again; the file is renamed when it is complete."""
     stop_after(2, encoder, path)
     assert not path.exists()
     assert written == [0, 1]
@@ -125,7 +125,7 @@ def test_interrupted_run_resumes(encoder, truth, path, written):
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL here")
 def test_killed_encode_to_resumes(encoder, truth, path, feature_cache):
-    """After SIGKILL at the third chunk, two are there and are not encoded again."""
+    """Two chunks before SIGKILL are kept and not encoded again."""
     code = (
         "import os, signal, sys\n"
         "from sklearn_ape.encoders import TransformersTextEncoder\n"
@@ -151,7 +151,7 @@ def test_killed_encode_to_resumes(encoder, truth, path, feature_cache):
 
 @pytest.mark.parametrize("what", ["journal cut", "rows cut", "rows damaged", "journal damaged"])
 def test_damaged_partial_file_is_repaired(encoder, truth, path, what):
-    """A torn line, or rows that a power cut lost, cost time and never truth."""
+    """Damaged journal lines and lost rows are encoded again."""
     stop_after(3, encoder, path)
     file = journal(path) if "journal" in what else partial(path)
     sound = {name: name.read_bytes() for name in (journal(path), partial(path))}
@@ -177,7 +177,7 @@ def test_damaged_partial_file_is_repaired(encoder, truth, path, what):
 
 @pytest.mark.parametrize("there", ["partial", "journal", "both"])
 def test_empty_partial_files_are_resumed(encoder, truth, path, there):
-    """Empty files, as they are there for a moment, are no reason to complain."""
+    """Empty partial files of a run killed at its start are accepted."""
     path.parent.mkdir()
     for name in (partial, journal):
         if there in (name.__name__, "both"):
@@ -186,7 +186,7 @@ def test_empty_partial_files_are_resumed(encoder, truth, path, there):
 
 
 def test_complete_partial_file_is_renamed(encoder, truth, path, monkeypatch, written):
-    """A partial file that is whole is given its name."""
+    """A complete partial file is renamed without encoding."""
     with monkeypatch.context() as patch:
         patch.setattr(FeatureFile, "finish", lambda self: next(iter(Stops([], 0))))
         with pytest.raises(KeyboardInterrupt):
@@ -201,7 +201,7 @@ def test_complete_partial_file_is_renamed(encoder, truth, path, monkeypatch, wri
 
 
 def test_complete_file_is_only_checked(path, truth, monkeypatch):
-    """The same encoder and items again: no network, no cache, no new file."""
+    """A second run computes nothing and does not change the file."""
     encoder = TransformersTextEncoder(cache=None)
     encoder.encode_to(path, TEXTS)
     before = (os.stat(path), os.stat(journal(path)))
@@ -226,7 +226,7 @@ def test_complete_file_is_only_checked(path, truth, monkeypatch):
     ],
 )
 def test_file_of_other_content_is_kept(encoder, truth, path, change, told, whole):
-    """What was made otherwise is named, kept, and replaced only when asked, at the very end."""
+    """A file of other content is kept unless overwrite=True, and then replaced at the end."""
     if whole:
         encoder.encode_to(path, TEXTS, chunk_size=CHUNK)
     else:
@@ -260,7 +260,7 @@ def test_file_of_other_content_is_kept(encoder, truth, path, change, told, whole
 
 @pytest.mark.parametrize("journal_of_another", [True, False])
 def test_foreign_file_is_kept(encoder, truth, path, journal_of_another):
-    """An array that encode_to did not write is not taken for features, nor replaced."""
+    """A file that encode_to did not write is neither used nor replaced."""
     if journal_of_another:
         encoder.encode_to(path, TEXTS)
     path.parent.mkdir(exist_ok=True)
@@ -272,7 +272,7 @@ def test_foreign_file_is_kept(encoder, truth, path, journal_of_another):
 
 
 def test_second_writer_raises(encoder, path):
-    """The second is told, and does no harm."""
+    """The second writer raises an error and does not change the file."""
     pytest.importorskip("fcntl")
     with FeatureFile(path, encoder._identity_digest().hex(), len(TEXTS), CHUNK, "float32") as file:
         file.write(0, np.zeros((CHUNK, 384), np.float32), "digest", {})
@@ -298,7 +298,7 @@ def bad_images(captioned_images, tmp_path):
 
 
 def test_invalid_images_become_nan(image_encoder, bad_images, path):
-    """Rows of NaN, named by their rows in X, also when the run was stopped in between."""
+    """Invalid rows are NaN and in errors_, also after an interrupted run."""
     encoder = clone(image_encoder).set_params(on_error="nan")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -317,7 +317,7 @@ def test_invalid_images_become_nan(image_encoder, bad_images, path):
 
 
 def test_invalid_images_raise_after_finished_chunks(image_encoder, bad_images, path, written):
-    """The error names rows of X, and the chunks before are kept."""
+    """The error has rows of X, and finished chunks are kept."""
     with pytest.raises(EncodingError, match=r"row 7: 'absent\.png'") as raised:
         image_encoder.encode_to(path, bad_images, chunk_size=CHUNK)
     assert min(raised.value.errors) >= 5
@@ -325,7 +325,7 @@ def test_invalid_images_raise_after_finished_chunks(image_encoder, bad_images, p
 
 
 def test_float16_halves_size_and_raises_on_overflow(encoder, truth, path, monkeypatch):
-    """Half the size; numbers that float16 cannot hold are an error, not infinities."""
+    """The file has half the size; features beyond float16 raise an error."""
     features = encoder.encode_to(path, TEXTS, dtype="float16", chunk_size=CHUNK)
     assert features.dtype == np.float16
     np.testing.assert_array_equal(features, truth.astype(np.float16))
@@ -353,7 +353,7 @@ def test_float16_halves_size_and_raises_on_overflow(encoder, truth, path, monkey
     ids=lambda value: str(value)[:20] if isinstance(value, str) else None,
 )
 def test_invalid_arguments_raise(encoder, path, X, options, told):
-    """Each is named before anything is written."""
+    """Invalid arguments raise an error before anything is written."""
     with pytest.raises(ValueError, match=told):
         encoder.encode_to(path, X, **options)
     assert not path.exists()
@@ -361,7 +361,7 @@ def test_invalid_arguments_raise(encoder, path, X, options, told):
 
 @pytest.mark.parametrize(("n", "told"), [(20, "has 20 items, and has 15"), (14, "and has more")])
 def test_stream_of_wrong_length_raises(encoder, path, n, told):
-    """Rows that are not there, or too many, are no features."""
+    """A stream whose length differs from len(X) raises an error."""
 
     class Liar(Stops):
         def __len__(self):
@@ -376,7 +376,7 @@ def test_stream_of_wrong_length_raises(encoder, path, n, told):
 
 
 def test_full_disk_raises_and_resumes(encoder, tmp_path):
-    """The error says how much is kept; with room made, the next run goes on from there."""
+    """The error has the number of kept chunks, and the next run resumes."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mount = shutil.which("mount")

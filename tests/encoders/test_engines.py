@@ -1,4 +1,4 @@
-"""Engines compute what torch does, are exported once, and failing costs time, never truth."""
+"""Engines: agreement with torch, exports on disk and fallback to torch."""
 
 import sys
 import warnings
@@ -52,7 +52,7 @@ def cosine_distances(a, b):
 
 @pytest.mark.parametrize("engine", OTHERS)
 def test_engine_features_equal_torch(engine, paths, tmp_path):
-    """Images and texts of unlike lengths, in batches of unlike sizes."""
+    """Features of images and texts, in batches of different sizes, equal torch's."""
     pytest.importorskip(_base._PACKAGES[engine][0])
     for encoder, items in ((TimmImageEncoder(), paths), (TransformersTextEncoder(), TEXTS)):
         encoder.set_params(cache=tmp_path / "by torch", engine="torch")
@@ -69,7 +69,7 @@ def test_engine_features_equal_torch(engine, paths, tmp_path):
 
 @pytest.mark.parametrize("engine", OTHERS)
 def test_network_is_exported_once(engine, tiny, paths, tmp_path, monkeypatch):
-    """Another process, and another encoder of the same network, finds the export."""
+    """Another process and another encoder of the network use the export."""
     pytest.importorskip(_base._PACKAGES[engine][0])
     encoder = TimmImageEncoder(tiny, engine=engine, cache=tmp_path)
     expected = encoder.transform(paths)
@@ -82,7 +82,7 @@ def test_network_is_exported_once(engine, tiny, paths, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("engine", OTHERS)
 def test_damaged_export_is_replaced(engine, tiny, paths, tmp_path):
-    """One flipped bit in the weights is seen, and so is a file that is gone."""
+    """A flipped bit and a missing file are detected."""
     pytest.importorskip(_base._PACKAGES[engine][0])
     encoder = TimmImageEncoder(tiny, engine=engine, cache=tmp_path)
     expected = encoder.transform(paths)
@@ -103,7 +103,7 @@ def test_damaged_export_is_replaced(engine, tiny, paths, tmp_path):
 
 
 def test_wrong_export_is_rejected(tiny, paths, tmp_path, monkeypatch):
-    """An export that computes something else is never used."""
+    """An export with other features than torch is not used."""
     pytest.importorskip("openvino")
     runtime = _factory._RUNTIMES["openvino"][0]
     call = runtime.__call__
@@ -120,7 +120,7 @@ def test_wrong_export_is_rejected(tiny, paths, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("engine", OTHERS)
 def test_failed_export_falls_back_to_torch(engine, tiny, paths, tmp_path, monkeypatch):
-    """Asked for by name, with a warning each time; chosen by itself, silently and tried once."""
+    """A named engine warns each time; "auto" is silent and tries once."""
     pytest.importorskip(_base._PACKAGES[engine][0])
     tried = []
 
@@ -145,7 +145,7 @@ def test_failed_export_falls_back_to_torch(engine, tiny, paths, tmp_path, monkey
 
 
 def test_network_error_is_raised_unchanged(tmp_path, paths):
-    """An error of the network itself comes as it is."""
+    """An error of the network itself is not attributed to the engine."""
     pytest.importorskip("openvino")
     encoder = TimmImageEncoder(pooling="cls", engine="openvino", cache=tmp_path)
     with warnings.catch_warnings():
@@ -155,7 +155,7 @@ def test_network_error_is_raised_unchanged(tmp_path, paths):
 
 
 def test_unwritable_export_folder_is_tolerated(tiny, paths, tmp_path):
-    """The export then serves this process alone."""
+    """The export is used by this process only."""
     pytest.importorskip("openvino")
     (tmp_path / "engines").write_text("in the way")
     encoder = TimmImageEncoder(tiny, engine="openvino", cache=tmp_path)
@@ -165,7 +165,7 @@ def test_unwritable_export_folder_is_tolerated(tiny, paths, tmp_path):
 
 
 def test_auto_exports_only_for_many_items(tiny, paths, tmp_path, monkeypatch):
-    """A few images do not wait for an export."""
+    """A few images are computed by torch without an export."""
     pytest.importorskip("openvino")
     encoder = TimmImageEncoder(tiny, cache=tmp_path, device="cpu")
     encoder.transform(paths)
@@ -178,7 +178,7 @@ def test_auto_exports_only_for_many_items(tiny, paths, tmp_path, monkeypatch):
 
 class TestChoice:
     def test_missing_package_raises(self, tiny, paths, monkeypatch):
-        """The message has the command that installs it."""
+        """The message has the install command."""
         monkeypatch.setattr(_base, "find_spec", lambda _: None)
         for engine in OTHERS:
             with pytest.raises(ImportError, match=rf"pip install 'sklearn-ape\[{engine}\]'"):
@@ -195,7 +195,7 @@ class TestChoice:
             TimmImageEncoder(tiny, engine="tensorrt").fit(paths)
 
     def test_low_precision_and_engine_change_cache_key(self, tiny, paths, tmp_path):
-        """Features of low precision never stand in for others; float32 ones serve all engines."""
+        """Low-precision features have their own keys per engine; float32 features share one."""
         pytest.importorskip("openvino")
         exact = TimmImageEncoder(tiny, cache=tmp_path, engine="torch")
         low = clone(exact).set_params(dtype="bfloat16")
@@ -211,7 +211,7 @@ class TestChoice:
 
 class TestTorch:
     def test_batch_is_halved_when_gpu_memory_is_full(self, monkeypatch):
-        """As on a GPU that holds three items; later batches are cut at once."""
+        """Simulates a GPU with memory for three items; later batches use the smaller size."""
         sizes = []
 
         class Module(torch.nn.Module):
@@ -243,7 +243,7 @@ class TestTorch:
 
     @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc")
     def test_large_allocations_are_reused(self):
-        """The memory of a large tensor is not given back to the kernel and mapped anew."""
+        """The memory of a large tensor is reused instead of mapped again."""
         import resource
 
         _base._keep_large_allocations()

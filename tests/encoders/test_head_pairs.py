@@ -1,4 +1,4 @@
-"""Pairs of classification heads: the weights are the head's, the texts those of its classes."""
+"""Pairs of weight vectors and class texts from classification heads."""
 
 import copy
 import pickle
@@ -79,7 +79,7 @@ def transformers_folder(folder, kind, names=NAMES, with_head=True):
 
 
 def test_imagenet_head_gives_weights_and_texts(image_encoder, captioned_images):
-    """Weights give the encoder's own logits, and texts are in the order of its classes."""
+    """Weights give the encoder's logits, and texts have the order of its classes."""
     pairs = classifier_head_pairs(image_encoder)
     assert pairs.weights.shape == (1000, 1280)
     assert pairs.weights.dtype == np.float32
@@ -100,7 +100,7 @@ def test_imagenet_head_gives_weights_and_texts(image_encoder, captioned_images):
 
 
 def test_gem_and_views_have_the_pairs_of_mean(image_encoder):
-    """The head is on the mean of the map: what pools the same channels has the same pairs."""
+    """Poolings with the channels of the mean have the same pairs."""
     expected = classifier_head_pairs(image_encoder)
     for parameters in ({"pooling": "gem"}, {"views": 2}, {"pooling": "gem", "views": 4}):
         pairs = classifier_head_pairs(TimmImageEncoder(**parameters))
@@ -118,7 +118,7 @@ def test_synonyms_and_definitions_are_optional(image_encoder):
 
 
 def test_timm_folder_uses_its_class_names(tmp_path):
-    """A folder's names are its texts; no definition is made up for them."""
+    """The texts are the class names of the folder, without definitions."""
     folder, model = timm_folder(tmp_path)
     pairs = classifier_head_pairs(FrozenEstimator(TimmImageEncoder(folder)))
     np.testing.assert_array_equal(pairs.weights, model.head.weight.detach().numpy())
@@ -126,7 +126,7 @@ def test_timm_folder_uses_its_class_names(tmp_path):
 
 
 def test_wordnet_ids_become_words(tmp_path):
-    """Models trained on larger ImageNets name their classes by number."""
+    """Classes of larger ImageNets are named by WordNet ids."""
     folder, _ = timm_folder(tmp_path, names=["n01443537", "n02084071"])
     assert classifier_head_pairs(TimmImageEncoder(folder)).texts[0] == [
         "goldfish",
@@ -139,7 +139,7 @@ def test_wordnet_ids_become_words(tmp_path):
     ("kind", "pooling"), [("vit", "auto"), ("dinov2", "cls+mean"), ("resnet", "auto")]
 )
 def test_transformers_head_gives_pairs(tmp_path, kind, pooling):
-    """The encoder loads no head: it is loaded for this, and fits the encoder's features."""
+    """The head is loaded separately and matches the encoder's features."""
     folder, model = transformers_folder(tmp_path, kind)
     before = torch.get_rng_state()
     pairs = classifier_head_pairs(TransformersImageEncoder(folder, pooling=pooling))
@@ -151,7 +151,7 @@ def test_transformers_head_gives_pairs(tmp_path, kind, pooling):
 
 class TestRefused:
     def test_features_not_of_the_head_raise(self, tmp_path, image_encoder):
-        """Of another width, or of the same width and another meaning."""
+        """Features of another width or meaning than the head's input raise an error."""
         with pytest.raises(ValueError, match=r"returns 1000 features, .* takes 1280"):
             classifier_head_pairs(TimmImageEncoder(output="logits"))
         folder, _ = timm_folder(tmp_path / "timm")
@@ -190,7 +190,7 @@ class TestRefused:
 
 
 def test_head_pairs_copy_pickle_and_repr():
-    """A thousand rows are not to fill the screen when an estimator is shown."""
+    """The repr is short for a thousand classes."""
     pairs = HeadPairs(np.eye(2, 5), [["cat", "house cat"], ["dog"]])
     for back in (copy.deepcopy(pairs), pickle.loads(pickle.dumps(pairs))):
         np.testing.assert_array_equal(back.weights, pairs.weights)

@@ -1,4 +1,4 @@
-"""Images of every kind are read as a person sees them; what is none is named, not guessed."""
+"""Reading of images of all types, digests, and errors for other items."""
 
 import contextlib
 import hashlib
@@ -37,7 +37,7 @@ def near(found, expected, tolerance):
 
 
 def png(width, height, bit_depth, color_type, raw, *more):
-    """Write a PNG by hand: Pillow writes neither 16-bit RGB nor a lying header."""
+    """Write a PNG without Pillow, which cannot write 16-bit RGB or a wrong header."""
     chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, bit_depth, color_type, 0, 0, 0))]
     chunks += [*more, (b"IDAT", zlib.compress(raw)), (b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(
@@ -51,7 +51,7 @@ def png(width, height, bit_depth, color_type, raw, *more):
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "HSV"])
 def test_pil_modes_are_converted(mode):
-    """A mode is only a way to store the same image."""
+    """All Pillow modes of an image give the same pixels."""
     image = Image.fromarray(RGB).convert(mode)
     expected = np.asarray(image.convert("RGB")).astype(int)
     np.testing.assert_array_equal(pixels(image), expected)
@@ -59,7 +59,7 @@ def test_pil_modes_are_converted(mode):
 
 @pytest.mark.parametrize("mode", ["RGBa", "La", "PA", "RGBX", "LAB"])
 def test_rare_pil_modes_are_read_or_raise(mode):
-    """No mode, however rare, ends in anything but an image or our error."""
+    """Rare modes give an image or an ItemError."""
     image = Image.new(mode, (8, 8))
     with contextlib.suppress(ItemError):
         assert read_image(image).size == (8, 8)
@@ -78,7 +78,7 @@ def test_rare_pil_modes_are_read_or_raise(mode):
     ],
 )
 def test_deep_grey_is_scaled_not_clipped(mode, values, expected):
-    """16-bit, 32-bit and float grey keep their shades (a plain convert makes them white)."""
+    """16-bit, 32-bit and float grey values are scaled (`convert` would clip them)."""
     dtype = {"I;16": np.uint16, "I": np.int32, "F": np.float32}[mode]
     image = Image.fromarray(np.array([values], dtype=dtype))
     assert image.mode == mode
@@ -86,13 +86,13 @@ def test_deep_grey_is_scaled_not_clipped(mode, values, expected):
 
 
 def test_float_image_with_nan_raises():
-    """Not-a-number is no shade of grey."""
+    """NaN pixels raise an ItemError."""
     with pytest.raises(ItemError, match="NaN or infinite"):
         read_image(Image.fromarray(np.full((2, 2), np.nan, dtype=np.float32)))
 
 
 def test_transparency_is_blended_with_white():
-    """A clear pixel is white whatever colour lies under it; a half-clear one is mixed."""
+    """Transparent pixels are white, and half-transparent ones are blended."""
     rgba = np.array([[[255, 0, 0, 0], [255, 0, 0, 255], [255, 0, 0, 128]]], dtype=np.uint8)
     expected = [[255, 255, 255], [255, 0, 0], [255, 127, 127]]
     np.testing.assert_array_equal(pixels(rgba)[0], expected)
@@ -103,7 +103,7 @@ def test_transparency_is_blended_with_white():
 
 @pytest.mark.parametrize("mode", ["P", "L", "RGB"])
 def test_transparent_colour_of_a_png_is_white(mode):
-    """A palette entry or a colour marked transparent (tRNS) is as clear as an alpha channel."""
+    """A transparent palette entry or color (tRNS) is white."""
     image = Image.new(mode, (4, 4), 0)
     if mode == "P":
         image.putpalette([10, 20, 30, 200, 100, 50])
@@ -115,13 +115,13 @@ def test_transparent_colour_of_a_png_is_white(mode):
 
 
 def test_16_bit_rgb_png_is_scaled():
-    """Three channels of 16 bits keep their upper 8."""
+    """Channels of 16 bits are reduced to their upper 8 bits."""
     raw = b"\0" + struct.pack(">6H", 0, 257 * 100, 65535, 257 * 7, 257 * 8, 257 * 9)
     np.testing.assert_array_equal(pixels(png(2, 1, 16, 2, raw))[0], [[0, 100, 255], [7, 8, 9]])
 
 
 def test_16_bit_grey_png_is_scaled(tmp_path):
-    """The grey PNG of a microscope or a depth camera keeps its shades."""
+    """16-bit grey values keep their differences."""
     Image.fromarray(np.array([[0, 257 * 60, 65535]], dtype=np.uint16)).save(tmp_path / "g.png")
     np.testing.assert_array_equal(pixels(tmp_path / "g.png")[0, :, 1], [0, 60, 255])
 
@@ -140,7 +140,7 @@ def test_16_bit_grey_png_is_scaled(tmp_path):
     ],
 )
 def test_file_formats_are_read(tmp_path, suffix, options, tolerance):
-    """Path, str, bytes, bytearray and memoryview of a file give the image in it."""
+    """Path, str, bytes, bytearray and memoryview of a file give the same image."""
     smooth = Image.fromarray(RGB).resize((4, 3)).resize((64, 48), Image.Resampling.BICUBIC)
     content = encoded(smooth, suffix, **options)
     path = tmp_path / f"a.{suffix}"
@@ -153,7 +153,7 @@ def test_file_formats_are_read(tmp_path, suffix, options, tolerance):
 
 
 def test_cmyk_jpeg_is_not_inverted():
-    """The JPEG of a print shop is not a negative."""
+    """Adobe's inverted CMYK is read with the right sign."""
     cmyk = Image.new("CMYK", (16, 16), (0, 255, 255, 0))
     red = pixels(encoded(cmyk, "jpeg", quality=95)).reshape(-1, 3).mean(axis=0)
     assert red[0] > 200
@@ -161,7 +161,7 @@ def test_cmyk_jpeg_is_not_inverted():
 
 
 def test_exif_rotation_is_applied():
-    """A phone's image stands upright, as a file and as an opened image."""
+    """EXIF rotation is applied to files and opened images."""
     exif = Image.Exif()
     exif[0x0112] = 6
     content = encoded(Image.fromarray(RGB), "png", exif=exif)
@@ -173,7 +173,7 @@ def test_exif_rotation_is_applied():
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "CMYK", "P", "I;16"])
 def test_rotated_tiff_is_the_same_by_path_as_by_content(tmp_path, mode, orientation):
-    """Pillow maps an uncompressed file with a name into memory, with the width after rotation."""
+    """Regression: Pillow maps uncompressed files with the width after rotation."""
     image = Image.fromarray(RGB).convert("L" if mode == "I;16" else mode)
     if mode == "I;16":
         image = Image.fromarray(np.asarray(image).astype(np.uint16) * 257)
@@ -192,7 +192,7 @@ def test_rotated_tiff_is_the_same_by_path_as_by_content(tmp_path, mode, orientat
 
 
 def test_tiff_digests_differ_from_first_versions(tmp_path):
-    """Some were wrong: the digest, which is the key of the cache, is not that of other files."""
+    """Some features were wrong, so TIFF files have other digests now."""
     for suffix in ("tiff", "png"):
         content = encoded(Image.fromarray(RGB), suffix)
         before = hashlib.sha256(b"file" + content).digest()
@@ -202,7 +202,7 @@ def test_tiff_digests_differ_from_first_versions(tmp_path):
 
 
 def test_image_dict_is_read(tmp_path):
-    """Displays and the page read single images without the encoder's list of them."""
+    """A dict with bytes or path is read as a single image."""
     content = encoded(Image.fromarray(RGB), "png")
     (tmp_path / "a.png").write_bytes(content)
     for item in ({"bytes": content, "path": None}, {"path": tmp_path / "a.png"}):
@@ -212,14 +212,14 @@ def test_image_dict_is_read(tmp_path):
 
 
 def test_masked_array_raises():
-    """The mask is not part of the pixels, so that they would be shown."""
+    """Masked pixels would be read as if they were valid."""
     with pytest.raises(ItemError, match=r"masked pixels. Pass array\.filled\(255\)"):
         read_image(np.ma.masked_less(RGB, 9))
     np.testing.assert_array_equal(pixels(np.ma.array(RGB)), RGB)
 
 
 def test_damaged_exif_is_ignored():
-    """Cameras write broken EXIF; the pixels are fine."""
+    """Damaged EXIF does not prevent reading the pixels."""
     content = encoded(Image.fromarray(RGB), "jpeg", quality=95, exif=b"Exif\0\0II*\0\xff\xff\xff")
     assert pixels(content).shape == RGB.shape
     content = encoded(Image.fromarray(RGB), "jpeg", quality=95, exif=b"Exif\0\0garbage")
@@ -227,7 +227,7 @@ def test_damaged_exif_is_ignored():
 
 
 def test_animation_gives_first_frame():
-    """An animated GIF counts as its first frame, wherever the object was left at."""
+    """The first frame is used, whatever the current frame of the object."""
     frames = [Image.new("RGB", (8, 8), color) for color in ("red", "lime", "blue")]
     content = encoded(frames[0], "gif", save_all=True, append_images=frames[1:])
     np.testing.assert_array_equal(pixels(content)[0, 0], [255, 0, 0])
@@ -235,7 +235,7 @@ def test_animation_gives_first_frame():
 
 @pytest.mark.parametrize("shape", [(24, 32), (24, 32, 1), (24, 32, 3), (24, 32, 4)])
 def test_arrays_are_read(shape):
-    """uint8 arrays of one, three or four channels, contiguous or not."""
+    """uint8 arrays of 1, 3 or 4 channels are read, contiguous or not."""
     rng = np.random.default_rng(0)
     array = rng.integers(0, 256, size=shape, dtype=np.uint8)
     if shape[-1] == 4:
@@ -248,7 +248,7 @@ def test_arrays_are_read(shape):
 
 
 def test_reading_does_not_change_image():
-    """A PIL image that was passed in is neither changed nor closed."""
+    """A PIL image is not changed or closed."""
     image = Image.fromarray(RGB).convert("P")
     read_image(image)
     assert image.mode == "P"
@@ -262,7 +262,7 @@ def test_reading_does_not_change_image():
 
 
 def test_digest_depends_on_content(tmp_path):
-    """A copy or a renamed file has the same digest, another content another."""
+    """A copied file has the same digest; other content has another."""
     path, other = tmp_path / "a.png", tmp_path / "b.png"
     Image.fromarray(RGB).save(path)
     shutil.copy(path, other)
@@ -275,7 +275,7 @@ def test_digest_depends_on_content(tmp_path):
 
 
 def test_array_digest_depends_on_shape():
-    """The same bytes in another shape are another image."""
+    """The same bytes in another shape have another digest."""
     assert image_digest(RGB) != image_digest(RGB.reshape(32, 24, 3))
     assert image_digest(RGB[::-1]) != image_digest(RGB)
     assert image_digest(RGB) == image_digest(Image.fromarray(RGB))
@@ -283,7 +283,7 @@ def test_array_digest_depends_on_shape():
 
 @pytest.mark.parametrize("age", [0, 3600])
 def test_changed_file_of_same_size_and_time_has_new_digest(tmp_path, age):
-    """Rewritten at once, same name, same size, mtime set back: still another digest."""
+    """A file rewritten at once with equal name, size and mtime has a new digest."""
     path = tmp_path / "a.bmp"
     for attempt in range(20):
         when = time.time() - age
@@ -296,7 +296,7 @@ def test_changed_file_of_same_size_and_time_has_new_digest(tmp_path, age):
 
 
 def test_file_changed_after_clock_step_has_new_digest(tmp_path, monkeypatch):
-    """It may have the stamp of before the change: what was remembered counts for nothing."""
+    """Digests from before the clock was set back are not used."""
     path = tmp_path / "a.png"
     path.write_bytes(b"aaaa")
     before = os.stat(path)
@@ -311,7 +311,7 @@ def test_file_changed_after_clock_step_has_new_digest(tmp_path, monkeypatch):
 
 
 def test_unchanged_file_is_read_once(tmp_path, monkeypatch):
-    """A grid search must not hash every image again and again."""
+    """The digest of an unchanged file is cached."""
     path = tmp_path / "a.png"
     Image.fromarray(RGB).save(path)
     monkeypatch.setattr("sklearn_ape.utils.files._SETTLED_S", -1.0)
@@ -386,7 +386,7 @@ def bad_items(folder):
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_invalid_items_raise_item_error(tmp_path):
-    """Each kind of thing that is no image has an error of its own, never a bare traceback."""
+    """Each type of invalid item has its own error message."""
     for kind, (item, message) in bad_items(tmp_path).items():
         with pytest.raises(ItemError, match=message) as caught:  # noqa: PT012
             image_digest(item)
@@ -397,7 +397,7 @@ def test_invalid_items_raise_item_error(tmp_path):
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_header_defects_are_found_without_decoding(tmp_path, monkeypatch):
-    """A bomb or a text is refused by its header: no pixel is allocated."""
+    """Errors that the header shows are raised without decoding."""
 
     def fails(self):
         raise AssertionError("decoded")
@@ -412,7 +412,7 @@ def test_header_defects_are_found_without_decoding(tmp_path, monkeypatch):
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("suffix", ["png", "jpeg", "gif", "webp", "tiff", "bmp"])
 def test_damaged_files_give_image_or_item_error(suffix):
-    """Whatever bytes are flipped or cut off, no other exception leaves the reader."""
+    """Flipped or missing bytes raise only ItemError."""
     image = Image.fromarray(RGB)
     exif = Image.Exif()
     exif[0x0112] = 6

@@ -1,4 +1,4 @@
-"""Encoders by name, in Python as on the command line, and what is no encoder."""
+"""Encoders from names, and errors for invalid encoders."""
 
 import pickle
 
@@ -116,7 +116,7 @@ class TestRefused:
         ],
     )
     def test_non_encoder_raises(self, encoder, message):
-        """Not "Cannot clone object": the error names the parameter and what to pass."""
+        """The error names the parameter and what to pass."""
         with pytest.raises(TypeError, match=f"^text_encoder .*{message}"):
             CCAAligner(text_encoder=encoder).fit(FEATURES, CAPTIONS)
 

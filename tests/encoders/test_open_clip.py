@@ -37,7 +37,7 @@ def saved(folder, seed=0):
 
 
 def test_towers_share_one_network(tmp_path):
-    """Features are those of encode_image and encode_text, from one loaded model."""
+    """Features equal encode_image and encode_text of one loaded model."""
     model = saved(tmp_path)
     images, texts = OpenCLIPImageEncoder(str(tmp_path)), OpenCLIPTextEncoder(str(tmp_path))
     found = images.transform(IMAGES), texts.transform(TEXTS)
@@ -53,7 +53,7 @@ def test_towers_share_one_network(tmp_path):
 
 
 def test_replaced_model_folder_is_reloaded(tmp_path):
-    """Another model under the same path neither hits the cache nor the loaded network."""
+    """Another model in the same folder is loaded and encoded again."""
     saved(tmp_path)
     first = OpenCLIPImageEncoder(str(tmp_path)).transform(IMAGES)
     saved(tmp_path, seed=1)
@@ -63,7 +63,7 @@ def test_replaced_model_folder_is_reloaded(tmp_path):
 
 @pytest.mark.parametrize("damage", ["no weights", "garbage weights", "garbage config"])
 def test_damaged_model_folder_raises(tmp_path, damage):
-    """A folder without whole weights is an error, never random features."""
+    """Missing weights raise an error instead of giving random features."""
     saved(tmp_path)
     name = "open_clip_config.json" if "config" in damage else "open_clip_pytorch_model.bin"
     (tmp_path / name).unlink()

@@ -1,4 +1,4 @@
-"""A pickle among the weights of a folder: what is in it must not run, whoever reads it."""
+"""Pickled weights in a model folder must not execute code."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Images are prepared as torchvision and Pillow prepare them, for less."""
+"""Preprocessing equals that of torchvision and Pillow."""
 
 import io
 
@@ -45,7 +45,7 @@ class Same(torch.nn.Module):
 @pytest.mark.parametrize("mode", [InterpolationMode.BICUBIC, InterpolationMode.BILINEAR])
 @pytest.mark.parametrize("resize", [256, (240, 230)])
 def test_pixels_equal_torchvision(size, mode, resize):
-    """To within rounding of bytes, for enlarged, reduced and oblong images."""
+    """Pixels are equal up to rounding for enlarged, reduced and oblong images."""
     transform = composed(resize, mode=mode)
     prepare = Preprocessing.of(transform)
     image = random_image(*size)
@@ -57,7 +57,7 @@ def test_pixels_equal_torchvision(size, mode, resize):
 
 
 def test_other_transforms_are_not_replaced():
-    """What is not understood in full is not imitated."""
+    """A transform with unknown steps is used unchanged."""
     steps = composed().transforms
     for changed in (
         [*steps, transforms.Grayscale(3)],
@@ -73,7 +73,7 @@ def test_other_transforms_are_not_replaced():
 
 
 def test_timm_transforms():
-    """Its usual one is understood; its other ways of cropping stay its own."""
+    """The usual transform of timm is replaced; other crop modes are not."""
     usual = timm.data.create_transform(224, is_training=False, crop_mode="center")
     assert Preprocessing.of(usual).crop == (224, 224)
     border = timm.data.create_transform(224, is_training=False, crop_mode="border")
@@ -87,11 +87,11 @@ def as_jpeg(image, **options):
 
 
 class TestLargeImages:
-    """A large image is reduced as early as the features allow."""
+    """Reduction of large images before resizing."""
 
     @pytest.mark.parametrize("crop", ["center", "pad"])
     def test_reduced_image_has_nearly_equal_features(self, crop):
-        """Within 3e-4 in cosine, for drawings and clouds, JPEG and arrays in memory."""
+        """The cosine distance is below 3e-4 for drawings and noise."""
         encoder = TimmImageEncoder(crop=crop, cache=None, engine="torch")
         network = encoder._network()
         reference = timm.data.create_transform(
@@ -120,7 +120,7 @@ class TestLargeImages:
             assert 1 - cosine < 3e-4
 
     def test_jpeg_is_decoded_at_reduced_scale(self):
-        """No smaller than asked for, on the side asked for; rotation is applied all the same."""
+        """The given side has at least the given length, also with rotation."""
         exif = Image.Exif()
         exif[0x0112] = 6
         file = as_jpeg(random_image(3200, 1600), exif=exif)
@@ -130,7 +130,7 @@ class TestLargeImages:
         assert read_image(file, 700, longer=True).size == (400, 800)
 
     def test_cmyk_and_grey_keep_colors(self):
-        """Reduced decoding changes no colours."""
+        """Reduced decoding keeps colors."""
         for mode in ("CMYK", "L"):
             file = as_jpeg(random_image(1600, 1600).convert(mode))
             small, whole = read_image(file, 400), read_image(file)
@@ -141,7 +141,7 @@ class TestLargeImages:
 
 
 def test_views_are_averaged():
-    """Pixels of several views of an image give the mean of their features."""
+    """The features of an image are the mean over its views."""
     prepare = Preprocessing.of(composed())
     views = torch.stack([prepare(random_image(300, 200, seed)) for seed in (1, 2)])
     one = OnPixels(torch.nn.Flatten(), prepare)

@@ -1,4 +1,4 @@
-"""Names of encoders: what is listed, what is not installed, what was mistyped."""
+"""list_encoders, and errors for missing packages and mistyped names."""
 
 import os
 from importlib import util
@@ -17,7 +17,7 @@ from sklearn_ape.encoders import weights as registry
 
 
 def test_list_encoders():
-    """Each row names an encoder class that there is, and says whether it is installed."""
+    """Each row has an existing encoder class and whether it is installed."""
     import sklearn_ape.encoders
 
     rows = list_encoders()
@@ -34,7 +34,7 @@ def test_list_encoders():
     "name", [row.name for row in list_encoders() if row.installed and row.name[-1] in "02"]
 )
 def test_number_of_features_is_as_listed(name):
-    """n_features of the list is the width of the features."""
+    """n_features in the list is the number of features."""
     (row,) = (row for row in list_encoders() if row.name == name)
     cls = {"image": TimmImageEncoder, "text": TransformersTextEncoder}[row.modality]
     assert len(cls(name).get_feature_names_out()) == row.n_features
@@ -48,7 +48,7 @@ def test_number_of_features_is_as_listed(name):
     ],
 )
 def test_missing_package_error_has_install_command(encoder, command, monkeypatch):
-    """Without the package, fit and transform give the line to type."""
+    """Without the package, fit and transform raise an error with the command."""
     monkeypatch.setattr(util, "find_spec", lambda name: None)
     for method in ("fit", "transform"):
         with pytest.raises(ImportError, match=command) as caught:
@@ -72,7 +72,7 @@ def test_missing_package_error_has_install_command(encoder, command, monkeypatch
     ],
 )
 def test_mistyped_name_gets_suggestion(encoder, message):
-    """Each encoder suggests the nearest name it knows, in fit already."""
+    """fit raises an error with the closest valid name."""
     with pytest.raises(ValueError, match=message):
         encoder.fit(["a"])
 
@@ -81,13 +81,13 @@ def test_mistyped_name_gets_suggestion(encoder, message):
     "cls", [OpenCLIPImageEncoder, TransformersImageEncoder, TransformersTextEncoder]
 )
 def test_empty_model_folder_raises(cls, tmp_path):
-    """A folder that holds no model is named with the file that it lacks."""
+    """The error has the missing file."""
     with pytest.raises(ValueError, match=r"it has no (open_clip_)?config\.json"):
         cls(str(tmp_path)).fit(["a"])
 
 
 def test_wrong_weights_raise(tmp_path):
-    """A packaged file with other content is not loaded under the name."""
+    """A packaged file with other content raises an error."""
     (tmp_path / "w.pth").write_bytes(b"other weights")
     with pytest.raises(ValueError, match="expected 579344248a93"):
         registry.verify_digest("efficientnet_lite0", tmp_path / "w.pth")
@@ -95,7 +95,7 @@ def test_wrong_weights_raise(tmp_path):
 
 @pytest.mark.parametrize("settled", [-1.0, 2.0])
 def test_folder_digest_depends_on_content(tmp_path, monkeypatch, settled):
-    """Same content, same digest; another file of the same size and time, another digest."""
+    """Equal content has the same digest; a changed file of equal size and time has another."""
     monkeypatch.setattr("sklearn_ape.utils.files._SETTLED_S", settled)
     a, b = tmp_path / "a", tmp_path / "b"
     for folder in (a, b):
@@ -114,7 +114,7 @@ def test_folder_digest_depends_on_content(tmp_path, monkeypatch, settled):
 
 @pytest.mark.parametrize("cls", [TimmImageEncoder, TransformersTextEncoder])
 def test_derived_class_accepts_packaged_names(cls):
-    """The name is that of the class's own default, so that a subclass works without arguments."""
+    """A subclass works with the default model_name of its base class."""
     derived = type("Derived", (cls,), {})
     derived()._check_parameters()
     assert derived()._weights_fingerprint() == cls()._weights_fingerprint()

@@ -1,4 +1,4 @@
-"""Lower case and prompts that a model's files declare, against sentence-transformers itself."""
+"""Declared lower-casing and prompts, compared with sentence-transformers."""
 
 import json
 import warnings
@@ -18,7 +18,7 @@ NOTHING = {"pooling_mode_mean_tokens": True}
 
 @pytest.fixture
 def siglip(tmp_path):
-    """A tiny SigLIP with a tokenizer that tells upper case from lower case, as Gemma's does."""
+    """A tiny SigLIP with a case-sensitive tokenizer, as Gemma's."""
     saved(tmp_path, image_config("siglip"), prepare=tokenizer())
     return tmp_path
 
@@ -74,7 +74,7 @@ class TestSigLIP:
         assert "lower" not in TransformersTextEncoder(str(siglip))._identity()
 
     def test_lit_tower_lower_cases(self, siglip):
-        """LiT tokenizes by itself, with the encoder's preparation."""
+        """LiT uses the encoder's preparation of texts."""
         image = np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32)
         aligner = LiTAligner(text_encoder=str(siglip), max_epochs=1, random_state=0)
         aligner.fit(image, TEXTS)

@@ -21,14 +21,14 @@ def paths():
 
 
 def prepared(encoder, paths):
-    """What the network itself takes."""
+    """Return the input of the network."""
     network = encoder._network()
     batch = [encoder._prepare(network.prepare, path) for path in paths]
     return encoder._module(network).normalize(*encoder._tensors(network, batch))
 
 
 def test_logits_equal_reference_implementation(paths):
-    """EfficientNet-Lite0 as its author wrote it, on the same tensors."""
+    """Logits equal the reference EfficientNet-Lite0 for the same tensors."""
     reference = pytest.importorskip("efficientnet_lite_pytorch")
     from sklearn_ape.encoders.weights import packaged_file
 
@@ -42,7 +42,7 @@ def test_logits_equal_reference_implementation(paths):
 
 
 def test_normalization_maps_to_minus_one_and_one():
-    """White is 1 and black is -1: ImageNet's mean and std would cost 8 points, silently."""
+    """White is 1 and black is -1; ImageNet's mean and std would reduce accuracy by 8 points."""
     encoder = TimmImageEncoder()
     white, black = np.full((9, 9, 3), 255, np.uint8), np.zeros((9, 9, 3), np.uint8)
     tensors = prepared(encoder, [white, black])
@@ -52,7 +52,7 @@ def test_normalization_maps_to_minus_one_and_one():
 
 
 def test_pad_keeps_the_border():
-    """crop="pad" keeps what lies at the border of an oblong image; "center" cuts it off."""
+    """crop="pad" keeps the border of an oblong image, and "center" crops it."""
     image = np.full((50, 200, 3), 255, dtype=np.uint8)
     image[:, :10] = 0
     tensors = [prepared(TimmImageEncoder(crop=crop), [image])[0] for crop in ("pad", "center")]
@@ -77,7 +77,7 @@ def test_pad_keeps_the_border():
     ],
 )
 def test_top_5_of_known_photographs(file, name):
-    """Preprocessing, weights and the order of the classes fit together."""
+    """Preprocessing, weights and class order agree."""
     if not (STAMPS / file).is_file():
         pytest.skip("needs Debian's tuxpaint-stamps-default")
     encoder = TimmImageEncoder(output="logits")
@@ -86,7 +86,7 @@ def test_top_5_of_known_photographs(file, name):
 
 
 def test_class_names_are_those_of_imagenet():
-    """A thousand names, in ImageNet's order."""
+    """1,000 names in the order of ImageNet."""
     names = TimmImageEncoder().class_names
     assert len(names) == 1000
     assert names[0].startswith("tench")
@@ -122,7 +122,7 @@ def folder_and_model(request, tmp_path_factory):
 
 
 def test_folder_features_equal_timm(folder_and_model, paths):
-    """Features, logits and the mean are those of timm; the class token where there is one."""
+    """Features, logits and poolings equal timm's."""
     folder, model = folder_and_model
     paths = paths[:3]
     encoder = TimmImageEncoder(folder, cache=None)
@@ -158,7 +158,7 @@ def test_folder_features_equal_timm(folder_and_model, paths):
 
 
 def test_gem_is_between_mean_and_maximum(paths):
-    """On the starter encoder, whose maps are never negative."""
+    """For the starter encoder, whose feature maps are not negative."""
     mean, gem = (
         TimmImageEncoder(pooling=pooling, cache=None).transform(paths[:3])
         for pooling in ("mean", "gem")
@@ -182,7 +182,7 @@ def lopsided():
 class TestViews:
     @pytest.mark.parametrize("pooling", ["auto", "gem"])
     def test_views_equal_mean_of_edited_images(self, lopsided, pooling):
-        """A mirror image; a smaller copy on white; the middle, larger."""
+        """Mirrored image, smaller copy on white, and enlarged center."""
         encoder = TimmImageEncoder(pooling=pooling, cache=None)
         with Image.open(lopsided[0]) as file:
             whole = encoder._prepare(lambda image: image, file)
@@ -203,7 +203,7 @@ class TestViews:
             np.testing.assert_allclose(encoder.transform(lopsided[::-1])[::-1], found, atol=1e-4)
 
     def test_batch_size_counts_views(self, lopsided, monkeypatch):
-        """More views must not take more memory."""
+        """The memory does not depend on the number of views."""
         shapes = []
         call = TorchEngine.__call__
         monkeypatch.setattr(
@@ -215,7 +215,7 @@ class TestViews:
         assert shapes == [(2, 4, 224, 224, 3), (1, 4, 224, 224, 3)]
 
     def test_views_have_their_own_cache_keys(self, lopsided, tmp_path):
-        """And those of one view are found where they lay before there were several."""
+        """The key of one view is that of versions without views."""
         kept = {
             views: TimmImageEncoder(views=views, cache=tmp_path).transform(lopsided[:1])
             for views in (1, 2)
@@ -236,7 +236,7 @@ class TestViews:
 
 
 def test_replaced_model_folder_is_reloaded(tmp_path, paths):
-    """Another model under the same path neither hits the cache nor the loaded network."""
+    """Another model in the same folder is loaded and encoded again."""
     with torch.random.fork_rng():
         model = saved(tmp_path, "test_vit", num_classes=5)
         encoder = TimmImageEncoder(str(tmp_path), cache="memory")
@@ -255,7 +255,7 @@ def test_replaced_model_folder_is_reloaded(tmp_path, paths):
     "damage", ["no config", "garbage config", "garbage weights", "no weights"]
 )
 def test_damaged_model_folder_raises(tmp_path, paths, damage):
-    """Whatever the library raises, the error is a ValueError that names the folder."""
+    """Errors of the library become a ValueError with the folder."""
     with torch.random.fork_rng():
         saved(tmp_path, "test_vit", num_classes=5)
     for file in tmp_path.iterdir():

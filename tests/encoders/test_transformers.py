@@ -1,4 +1,4 @@
-"""Encoders of the transformers library, against the library's own output on tiny models."""
+"""Encoders of the transformers library, compared with its output for tiny models."""
 
 import json
 
@@ -80,7 +80,7 @@ def image_config(kind):
 
 @pytest.mark.parametrize("kind", ["vit", "dinov2", "convnext", "clip", "siglip"])
 def test_image_pooling_equals_library(kind, tmp_path):
-    """Every pooling is the library's own output, pooled as documented."""
+    """Every pooling equals the pooled output of the library."""
     model = saved(tmp_path, image_config(kind), prepare=processor())
     with torch.inference_mode():
         pixels = processor()(images=IMAGES, return_tensors="pt")["pixel_values"]
@@ -104,7 +104,7 @@ def test_image_pooling_equals_library(kind, tmp_path):
 
 
 def test_missing_pooler_is_replaced_by_class_token(tmp_path):
-    """A classifier's checkpoint has no pooler: the class token is taken, not random numbers."""
+    """The class token is used if the checkpoint lacks a pooler."""
     config = transformers.ViTConfig(**VISION)
     cls = transformers.ViTForImageClassification
     model = saved(tmp_path, config, cls=cls, prepare=processor())
@@ -117,7 +117,7 @@ def test_missing_pooler_is_replaced_by_class_token(tmp_path):
 
 @pytest.mark.parametrize("kind", ["bert", "gpt2", "t5"])
 def test_text_pooling_equals_library(kind, tmp_path):
-    """Mean, first and last token over the words alone, whatever the padding."""
+    """Pooling ignores padding."""
     t = transformers
     config = {
         "bert": lambda: t.BertConfig(**TEXT),
@@ -153,7 +153,7 @@ def test_text_pooling_equals_library(kind, tmp_path):
 
 @pytest.mark.parametrize("kind", ["clip", "siglip"])
 def test_text_embedding_of_two_tower_model(kind, tmp_path):
-    """ "auto" is the model's text embedding, and no text depends on the others of its batch."""
+    """ "auto" is the model's text embedding, independent of the batch."""
     tokenize = tokenizer()
     config = image_config(kind)
     config.text_config.eos_token_id = 3
@@ -203,7 +203,7 @@ def sentence_folder(tmp_path):
     ],
 )
 def test_declared_pooling_is_used(sentence_folder, declared, ours):
-    """ "auto" follows the model's sentence-transformers files, old form and new."""
+    """ "auto" follows old and new sentence-transformers files."""
     auto = sentence_folder(declared, "Normalize").transform(TEXTS)
     encoder = sentence_folder(declared).set_params(pooling=ours, normalize=True)
     np.testing.assert_allclose(auto, encoder.transform(TEXTS), atol=1e-6)
@@ -219,7 +219,7 @@ def test_declared_pooling_is_used(sentence_folder, declared, ours):
     ],
 )
 def test_unsupported_declared_pooling_raises(sentence_folder, declared, more):
-    """It is refused, not replaced in silence; naming a pooling helps, as the error says."""
+    """The error says that another pooling can be passed."""
     encoder = sentence_folder(declared, *more)
     with pytest.raises(ValueError, match=r"not supported for this model.* Pass pooling='mean'"):
         encoder.transform(TEXTS)
@@ -227,7 +227,7 @@ def test_unsupported_declared_pooling_raises(sentence_folder, declared, more):
 
 
 def test_minilm_equals_sentence_transformers():
-    """The packaged MiniLM gives the features that its users know."""
+    """The packaged MiniLM equals sentence-transformers."""
     sentence_transformers = pytest.importorskip("sentence_transformers")
     from sklearn_ape.encoders.weights import packaged_file
 
@@ -241,7 +241,7 @@ def test_minilm_equals_sentence_transformers():
 
 
 def test_replaced_model_folder_is_reloaded(tmp_path):
-    """Another model under the same path neither hits the cache nor the loaded network."""
+    """Another model in the same folder is loaded and encoded again."""
     encoder = TransformersTextEncoder(str(tmp_path))
     config = transformers.BertConfig(**TEXT)
     saved(tmp_path, config, prepare=tokenizer())
@@ -254,7 +254,7 @@ def test_replaced_model_folder_is_reloaded(tmp_path):
 
 @pytest.mark.parametrize("file", ["model.safetensors", "config.json", "tokenizer.json"])
 def test_damaged_model_folder_raises(tmp_path, file):
-    """Whatever the library raises, the error is a ValueError that names the folder."""
+    """Errors of the library become a ValueError with the folder."""
     saved(tmp_path, transformers.BertConfig(**TEXT), prepare=tokenizer())
     (tmp_path / file).write_bytes(b"garbage" * 9)
     with pytest.raises(ValueError, match="is a folder that could not be loaded"):
@@ -262,7 +262,7 @@ def test_damaged_model_folder_raises(tmp_path, file):
 
 
 def test_max_length_beyond_positions_raises(tmp_path):
-    """The message says how many there are, where torch would speak of an index."""
+    """The error has the number of positions."""
     n_positions = TEXT["max_position_embeddings"]
     saved(tmp_path, transformers.BertConfig(**TEXT), prepare=tokenizer())
     encoder = TransformersTextEncoder(str(tmp_path), max_length=n_positions + 1, cache=None)
@@ -272,7 +272,7 @@ def test_max_length_beyond_positions_raises(tmp_path):
 
 
 def test_batches_are_sorted_by_tokens(tmp_path, monkeypatch):
-    """Padding is computed like words: texts are sorted by tokens, not by letters."""
+    """Texts are sorted by tokens, not letters, to reduce padding."""
     saved(tmp_path, transformers.BertConfig(**TEXT), prepare=tokenizer())
     encoder = TransformersTextEncoder(str(tmp_path), batch_size=2, cache=None)
     shapes = []
