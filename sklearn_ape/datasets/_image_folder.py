@@ -137,8 +137,8 @@ def load_image_folder(
     if not names:
         counts = ", ".join(f"{count} {suffix!r}" for suffix, count in others.most_common(5))
         raise ValueError(
-            f"{str(folder)!r} has no images, but {counts or 'no files'}. Pass a folder of files "
-            f"with the extensions {', '.join(suffixes)}"
+            f"{str(folder)!r} has no images ({counts or 'no files at all'}). Pass a folder of "
+            f"files with the extensions {', '.join(suffixes)}"
             f"{'' if recursive else ', or recursive=True to include subfolders'}."
         )
     if captions == "auto":

@@ -69,7 +69,7 @@ class TestListImages:
             list_images([argument])
 
     def test_empty_folder(self, tmp_path):
-        with pytest.raises(ValueError, match=r"no images in .*no files at all"):
+        with pytest.raises(ValueError, match=r"no images .no files at all"):
             list_images([str(tmp_path)])
 
 

@@ -94,7 +94,7 @@ def test_stamps_in_wrong_encoding_raise(stamps):
 
 def test_stamps_of_wrong_layout_raise(tmp_path, stamps):
     """The error describes the expected layout."""
-    with pytest.raises(FileNotFoundError, match=r"\.txt file beside"):
+    with pytest.raises(FileNotFoundError, match=r"\.txt file next to"):
         load_tuxpaint_stamps(path=tmp_path / "none")
     with pytest.raises(NotADirectoryError, match="is a file"):
         load_tuxpaint_stamps(path=stamps / "food" / "apple.png")

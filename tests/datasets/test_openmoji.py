@@ -177,7 +177,7 @@ def test_invalid_size_raises(size):
 
 def test_invalid_path_raises(tmp_path):
     """The error describes the expected files."""
-    with pytest.raises(FileNotFoundError, match=r"no folder .*OpenMoji SVG"):
+    with pytest.raises(FileNotFoundError, match=r"does not exist.*OpenMoji SVG"):
         load_openmoji(path=tmp_path / "none")
     with pytest.raises(ValueError, match=r"1F34E\.svg"):
         load_openmoji(path=tmp_path)

@@ -99,9 +99,12 @@ def test_length_reads_only_headers(folder, monkeypatch):
     [
         (
             [("k1.jpg", b"x"), ("k2.txt", b"x"), ("k2.jpg", b"x")],
-            "no caption in the sample 'k1' of",
+            "caption_key is .* sample 'k1' of",
         ),
-        ([("k1.jpg", b"x"), ("k1.txt", b"x"), ("k2.txt", b"x")], "no image in the sample 'k2' of"),
+        (
+            [("k1.jpg", b"x"), ("k1.txt", b"x"), ("k2.txt", b"x")],
+            "image_key is .* sample 'k2' of",
+        ),
         ([("k1.jpg", b"x"), ("k1.txt", b" \n")], r"caption of the sample 'k1' of .* is ' \\n'"),
         (
             [("k1.jpg", b"x"), ("k1.txt", b"\xff")],
@@ -160,10 +163,10 @@ def test_damaged_shards_raise(folder):
     [
         ({"shards": "https://a.b/c.tar"}, ValueError, "not a local file"),
         ({"shards": "pipe:cat a.tar"}, ValueError, "not a local file"),
-        ({"shards": "absent/*.tar"}, FileNotFoundError, r"no shard 'absent/\*\.tar'"),
-        ({"shards": "a{0..1}.tar"}, FileNotFoundError, r"no shard 'a0\.tar'"),
+        ({"shards": "absent/*.tar"}, FileNotFoundError, r"Shard 'absent/\*\.tar' does not exist"),
+        ({"shards": "a{0..1}.tar"}, FileNotFoundError, r"Shard 'a0\.tar' does not exist"),
         ({"shards": []}, ValueError, "shards is empty"),
-        ({"shards": ".", "image_key": ";"}, ValueError, "image_key must name"),
+        ({"shards": ".", "image_key": ";"}, ValueError, "image_key must be extensions"),
     ],
 )
 def test_invalid_arguments_raise(folder, monkeypatch, arguments, error, told):
@@ -178,7 +181,7 @@ def test_keys_are_tried_in_order(folder):
     pairs = load_webdataset(folder / "00000.tar", caption_key="json:x;txt;caption")
     with pytest.raises(ValueError, match=r"caption of the sample 'a/2' .* is 1"):
         list(pairs.captions())
-    with pytest.raises(ValueError, match=r"no image in the sample 'a/2'.*\.jpg\."):
+    with pytest.raises(ValueError, match=r"image_key is 'jpg'.* the sample 'a/2'"):
         len(load_webdataset(folder, image_key=".JPG"))
 
 
@@ -203,7 +206,7 @@ def test_written_shards_are_read(tmp_path, captioned_images):
     assert list(pairs) == list(zip(content, captioned_images.captions[:7], strict=True))
     with pytest.raises(ValueError, match="shorter"):
         write_webdataset(images, ["one"], tmp_path / "other")
-    with pytest.raises(ValueError, match=r"Image 1 .*no jpg, png or webp"):
+    with pytest.raises(ValueError, match=r"Image 1 .*not jpg, png or webp"):
         write_webdataset([content[0], b"text"], ["one", "two"], tmp_path / "other")
     with pytest.raises(ValueError, match="pairs_per_shard must be at least 1"):
         write_webdataset([], [], tmp_path / "other", pairs_per_shard=0)
