@@ -22,7 +22,7 @@ from sklearn_ape.encoders import (
     TransformersTextEncoder,
     _encoding,
 )
-from tests.encoders.counting import gained
+from tests.encoders.conftest import gained
 
 TEXTS = ["a cat", "two dogs on a long walk through the woods", "a rocket"]
 
