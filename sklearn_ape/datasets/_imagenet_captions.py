@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from sklearn.utils import Bunch
 
+from ..utils.validation import check_choice
 from ..utils.warnings import warn
 from .base import deliver, existing_folder, listed, require
 
@@ -127,8 +128,7 @@ def load_imagenet_captions(
     (['My catch lake fish Taken by Ann & Bob'], ['tench'])
     """
     fields = _validate_fields(fields)
-    if on_missing not in ("warn", "raise", "ignore"):
-        raise ValueError(f"on_missing must be 'warn', 'raise' or 'ignore', not {on_missing!r}.")
+    check_choice(on_missing, "on_missing", ("warn", "raise", "ignore"))
     folder = existing_folder(images_root, "a folder with images as <wnid>/<filename>")
     file = Path(captions_json).expanduser().absolute()
     entries = _read(file)

@@ -8,13 +8,13 @@ import uuid
 from collections.abc import Sequence
 from hashlib import sha256
 from importlib.resources import files
-from numbers import Integral
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from sklearn.utils import Bunch
 
+from ..utils.validation import check_integer
 from .base import deliver, existing_folder, get_data_home, require
 
 # Variation selector "show as an image". It is ignored, because file names and tables differ in it.
@@ -212,8 +212,7 @@ def load_openmoji(
     >>> str(data.categories[i])
     'Food & Drink'
     """
-    if not isinstance(size, Integral) or isinstance(size, bool) or size < 1:
-        raise ValueError(f"size must be an integer >= 1, not {size!r}.")
+    check_integer(size, "size", 1)
     folder, version = _find_drawings(path)
     names, groups = names_by_emoji("load_openmoji"), categories_by_emoji("load_openmoji")
     subgroups = subcategories_by_emoji("load_openmoji")

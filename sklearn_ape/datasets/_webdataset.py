@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..utils.validation import check_sequence
+from ..utils.validation import check_integer, check_sequence
 from .base import listed, require
 
 # As in webdataset, the key of a sample is the path up to the first dot of the file name. Members
@@ -361,8 +361,7 @@ def write_webdataset(
     wds = require(
         "webdataset", package="webdataset", extra="distributed", purpose="Writing shards of pairs"
     )
-    if pairs_per_shard < 1:
-        raise ValueError(f"pairs_per_shard must be at least 1, not {pairs_per_shard!r}.")
+    check_integer(pairs_per_shard, "pairs_per_shard", 1)
     for name, items, kind in (("images", images, "image"), ("captions", captions, "text")):
         if hasattr(items, "__len__") or not hasattr(items, "__iter__"):  # not a generator
             check_sequence(items, name, kind)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from itertools import islice
@@ -19,9 +18,10 @@ from tqdm import tqdm
 
 from ..features import open_cache
 from ..features.feature_file import FeatureFile, OtherContentError
-from ..utils.concurrency import ForkSafeLock, map_threaded
+from ..utils.concurrency import ForkSafeLock, LRUCache, map_threaded
 from ..utils.escape import escape_controls
 from ..utils.torch_state import default_state
+from ..utils.validation import check_choice, check_integer
 from .items import EncodingError, ItemError, describe_item
 
 if TYPE_CHECKING:
@@ -45,11 +45,8 @@ class CacheInfo(NamedTuple):
     misses: int
 
 
-# A parameter search creates many identities, so only the counts of the latest ones are kept.
-_MAX_COUNTS = 1024
-
-# Hits and misses per identity, the least recently used first.
-_counts: OrderedDict[bytes, list[int]] = OrderedDict()
+# Counts per identity. A parameter search creates many identities, so only the latest are kept.
+_counts: LRUCache[bytes, CacheInfo] = LRUCache(max_entries=1024)
 
 # Locks per weights. The weak reference drops a lock once no thread holds it or waits for it.
 _locks: WeakValueDictionary[str, ForkSafeLock] = WeakValueDictionary()
@@ -60,17 +57,13 @@ _registry_lock = ForkSafeLock()
 
 def cache_info(identity: bytes) -> CacheInfo:
     """Return the counts of all encoders with an identity."""
-    return CacheInfo(*_counts.get(identity, (0, 0)))
+    return _counts.get(identity) or CacheInfo(0, 0)
 
 
 def _count(identity: bytes, hits: int = 0, misses: int = 0) -> None:
     with _registry_lock:
-        counts = _counts.setdefault(identity, [0, 0])
-        counts[0] += hits
-        counts[1] += misses
-        _counts.move_to_end(identity)
-        while len(_counts) > _MAX_COUNTS:
-            _counts.popitem(last=False)
+        counts = cache_info(identity)
+        _counts.put(identity, CacheInfo(counts.hits + hits, counts.misses + misses))
 
 
 def _lock_for(weights: str) -> ForkSafeLock:
@@ -281,10 +274,8 @@ def encode_to_file(
     errors : dict of {int: str}
         Reasons for the rows that cannot be encoded.
     """
-    if dtype not in ("float32", "float16"):
-        raise ValueError(f"dtype must be float32 or float16, not {dtype!r}.")
-    if not isinstance(chunk_size, int | np.integer) or chunk_size < 1:
-        raise ValueError(f"chunk_size must be an integer >= 1, not {chunk_size!r}.")
+    check_choice(dtype, "dtype", ("float32", "float16"))
+    check_integer(chunk_size, "chunk_size", 1)
     items: Any = X if _is_stream(X) else encoder._as_list(X)
     n_rows = len(items)
     if not n_rows:

@@ -180,8 +180,8 @@ class TimmImageEncoder(ImageEncoder):
 
     def _check_parameters(self) -> None:
         super()._check_parameters()
-        check_choice(self, "pooling", ("auto", "mean", "gem", "cls", "cls+mean"))
-        check_choice(self, "output", ("features", "logits"))
+        check_choice(self.pooling, "pooling", ("auto", "mean", "gem", "cls", "cls+mean"))
+        check_choice(self.output, "output", ("features", "logits"))
         if self.views not in NUMBERS_OF_VIEWS:
             raise ValueError(f"views must be 1, 2 or 4, not {self.views!r}.")
         if self.model_name in PACKAGED:

@@ -151,10 +151,10 @@ class TransformersTextEncoder(TextEncoder):
 
     def _check_parameters(self) -> None:
         super()._check_parameters()
-        check_choice(self, "pooling", ("auto", "mean", "cls", "cls+mean", "last"))
+        check_choice(self.pooling, "pooling", ("auto", "mean", "cls", "cls+mean", "last"))
         if self.normalize not in ("auto", True, False):
             raise ValueError(f"normalize must be 'auto', True or False, not {self.normalize!r}.")
-        check_integer(self, "max_length", 1, optional=True)
+        check_integer(self.max_length, "max_length", 1, optional=True)
         check_source(self.model_name, self)
 
     def _weights_key(self) -> str:
@@ -418,7 +418,7 @@ class TransformersImageEncoder(ImageEncoder):
 
     def _check_parameters(self) -> None:
         super()._check_parameters()
-        check_choice(self, "pooling", ("auto", "mean", "cls", "cls+mean"))
+        check_choice(self.pooling, "pooling", ("auto", "mean", "cls", "cls+mean"))
         check_source(self.model_name, self)
 
     def _weights_key(self) -> str:

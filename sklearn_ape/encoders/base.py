@@ -428,9 +428,9 @@ class FrozenEncoder(
             raise ValueError(
                 f"batch_size must be 'auto' or an integer >= 1, not {self.batch_size!r}."
             )
-        check_choice(self, "engine", ENGINES)
-        check_choice(self, "on_error", ("raise", "nan"))
-        check_choice(self, "dtype", ("float32", "bfloat16", "float16"))
+        check_choice(self.engine, "engine", ENGINES)
+        check_choice(self.on_error, "on_error", ("raise", "nan"))
+        check_choice(self.dtype, "dtype", ("float32", "bfloat16", "float16"))
         if self.n_jobs == 0:
             raise ValueError("n_jobs must be None, a positive integer or -1 (all cores), not 0.")
         self._engine_name()

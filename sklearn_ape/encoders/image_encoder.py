@@ -291,7 +291,7 @@ class ImageEncoder(FrozenEncoder):
 
     def _check_parameters(self) -> None:
         super()._check_parameters()
-        check_choice(self, "crop", ("center", "pad"))
+        check_choice(self.crop, "crop", ("center", "pad"))
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()

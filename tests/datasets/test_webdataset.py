@@ -208,7 +208,7 @@ def test_written_shards_are_read(tmp_path, captioned_images):
         write_webdataset(images, ["one"], tmp_path / "other")
     with pytest.raises(ValueError, match=r"Image 1 .*not jpg, png or webp"):
         write_webdataset([content[0], b"text"], ["one", "two"], tmp_path / "other")
-    with pytest.raises(ValueError, match="pairs_per_shard must be at least 1"):
+    with pytest.raises(ValueError, match="pairs_per_shard must be an integer >= 1"):
         write_webdataset([], [], tmp_path / "other", pairs_per_shard=0)
 
 

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 import warnings
-from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +21,7 @@ from sklearn_ape.encoders import (
     TransformersTextEncoder,
     _encoding,
 )
+from sklearn_ape.utils.concurrency import LRUCache
 from tests.encoders.conftest import gained
 
 TEXTS = ["a cat", "two dogs on a long walk through the woods", "a rocket"]
@@ -199,8 +199,7 @@ def test_on_error_raise_keeps_finished_batches(encoder, paths, tmp_path):
 
 
 def test_counts_and_locks_are_bounded(monkeypatch):
-    monkeypatch.setattr(_encoding, "_MAX_COUNTS", 3)
-    monkeypatch.setattr(_encoding, "_counts", OrderedDict())
+    monkeypatch.setattr(_encoding, "_counts", LRUCache(max_entries=3))
     for length in range(4, 10):
         encoder = TransformersTextEncoder(max_length=length, cache=None)
         encoder.transform(["a cat"])

@@ -343,7 +343,7 @@ def test_float16_halves_size_and_raises_on_overflow(encoder, truth, path, monkey
 @pytest.mark.parametrize(
     ("X", "options", "told"),
     [
-        (TEXTS, {"dtype": "int8"}, "dtype must be float32 or float16"),
+        (TEXTS, {"dtype": "int8"}, "dtype must be one of float32, float16"),
         (TEXTS, {"chunk_size": 0}, "chunk_size must be an integer >= 1"),
         (TEXTS, {"chunk_size": 2.5}, "chunk_size must be an integer >= 1"),
         ("one text", {}, "single text"),
