@@ -19,19 +19,15 @@ from .table import captions_by_row, column, read_table, refuse_bytes, text_colum
 
 _SIDECARS = (".txt", ".caption")
 
-
 _TABLES = ("metadata.csv", "metadata.jsonl", "metadata.parquet", "captions.csv")
 
-
 _CAPTION_COLUMNS = ("caption", "text")
-
 
 _DESCR = """\
 Folder of images
 ------------------
 {n} images in {folder}, captions: {captions}.
 """
-
 
 CaptionSource = Literal["auto", "sidecar", "table", "folder", "filename"] | None
 

@@ -20,15 +20,11 @@ from .base import deliver, existing_folder, get_data_home, require
 # Variation selector "show as an image". It is ignored, because file names and tables differ in it.
 VARIATION_SELECTOR = "\ufe0f"
 
-
 SKIN_TONES = frozenset(map(chr, range(0x1F3FB, 0x1F400)))
-
 
 UNCATEGORIZED = "Uncategorized"
 
-
 _JOINER = "\u200d"
-
 
 _COMPONENT = "Component"
 

@@ -20,7 +20,6 @@ from .base import listed, require
 _NAME = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)")
 _META = re.compile(r"__[^/]*__($|/)")
 
-
 # Exceptions of tarfile, webdataset and decompression for damaged files.
 _DAMAGE_ERRORS = (tarfile.TarError, EOFError, OSError, ValueError, AttributeError)
 

@@ -19,7 +19,6 @@ from .base import deliver, listed, one_or_ragged, require
 
 _FORMATS = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 
-
 Table = Mapping[str, Any]
 """Columns by name: lists, or series of a data frame."""
 

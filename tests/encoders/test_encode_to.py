@@ -216,7 +216,7 @@ def test_complete_file_is_only_checked(path, truth, monkeypatch):
 
 @pytest.mark.parametrize("whole", [True, False])
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ("items", "made of other items: rows 4 to 7 differ"),
         ("encoder", "by another encoder, or one with other parameters"),
@@ -225,7 +225,7 @@ def test_complete_file_is_only_checked(path, truth, monkeypatch):
         ("dtype", "with float32 as dtype, not float16"),
     ],
 )
-def test_file_of_other_content_is_kept(encoder, truth, path, change, told, whole):
+def test_file_of_other_content_is_kept(encoder, truth, path, change, message, whole):
     """A file of other content is kept unless overwrite=True, and then replaced at the end."""
     if whole:
         encoder.encode_to(path, TEXTS, chunk_size=CHUNK)
@@ -244,7 +244,7 @@ def test_file_of_other_content_is_kept(encoder, truth, path, change, told, whole
         options["chunk_size"] = CHUNK + 1
     else:
         options["dtype"] = "float16"
-    with pytest.raises(FileExistsError, match=told) as raised:
+    with pytest.raises(FileExistsError, match=message) as raised:
         other.encode_to(path, items, **options)
     assert str(file) in str(raised.value)
     assert "overwrite=True" in str(raised.value)
@@ -303,9 +303,9 @@ def test_invalid_images_become_nan(image_encoder, bad_images, path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         stop_after(2, encoder, path, bad_images)
-    with pytest.warns(UserWarning, match="row 5: .*cut.png") as told:
+    with pytest.warns(UserWarning, match="row 5: .*cut.png") as record:
         features = encoder.encode_to(path, bad_images, chunk_size=CHUNK)
-    assert len(told) == 1
+    assert len(record) == 1
     assert list(encoder.errors_) == [5, 7]
     assert np.flatnonzero(np.isnan(features).any(axis=1)).tolist() == [5, 7]
     good = [row for row in range(len(bad_images)) if row not in (5, 7)]
@@ -341,7 +341,7 @@ def test_float16_halves_size_and_raises_on_overflow(encoder, truth, path, monkey
 
 
 @pytest.mark.parametrize(
-    ("X", "options", "told"),
+    ("X", "options", "message"),
     [
         (TEXTS, {"dtype": "int8"}, "dtype must be one of float32, float16"),
         (TEXTS, {"chunk_size": 0}, "chunk_size must be an integer >= 1"),
@@ -354,18 +354,18 @@ def test_float16_halves_size_and_raises_on_overflow(encoder, truth, path, monkey
     ],
     ids=lambda value: str(value)[:20] if isinstance(value, str) else None,
 )
-def test_invalid_arguments_raise(encoder, path, X, options, told):
+def test_invalid_arguments_raise(encoder, path, X, options, message):
     """Invalid arguments raise an error before anything is written."""
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         encoder.encode_to(path, X, **options)
     assert not path.exists()
 
 
 @pytest.mark.parametrize(
-    ("n", "told"),
+    ("n", "message"),
     [(20, "X has 15 items, but len.X. is 20"), (14, "X has more items than len.X., which is 14")],
 )
-def test_stream_of_wrong_length_raises(encoder, path, n, told):
+def test_stream_of_wrong_length_raises(encoder, path, n, message):
     """A stream whose length differs from len(X) raises an error."""
 
     class WrongLength(Stops):
@@ -375,7 +375,7 @@ def test_stream_of_wrong_length_raises(encoder, path, n, told):
         def __iter__(self):
             return iter(self.items)
 
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         encoder.encode_to(path, WrongLength(TEXTS, 0), chunk_size=CHUNK)
     assert not path.exists()
 
