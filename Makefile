@@ -5,13 +5,13 @@ BIN := $(VENV)/bin
 # An environment with the lowest versions that pyproject.toml allows, and the tests that depend on versions.
 LOWEST := .venv-lowest
 EXTRAS := starter,tables,plots,openvino,onnx,distributed,index,hub,serve
-LOWEST_TESTS := tests/test_versions.py tests/test_package.py tests/curation tests/training \
+LOWEST_TESTS := tests/test_package.py tests/curation tests/training \
 	$(addprefix tests/common/test_,aligners.py aligners_on_raw_inputs.py callbacks.py encoders.py html_representation.py \
 	metadata_routing.py sklearn_tools.py) \
 	tests/aligners/test_lit.py::TestWhatIsTrained tests/aligners/test_clip.py \
 	$(addprefix tests/encoders/test_,engines.py head_pairs.py images.py open_clip.py timm.py transformers.py \
 	weights.py) \
-	$(addprefix tests/persistence/test_,formats.py onnx.py round_trip.py) tests/retrieval/test_index.py \
+	$(addprefix tests/persistence/test_,formats.py round_trip.py) tests/retrieval/test_index.py \
 	tests/cli/test_fit.py tests/cli/test_classify.py
 # Tests that fail with the lowest versions: the exporter of torch 2.6 does not work with the packages that
 # onnxscript requires today (a warning is raised, and torch is used instead). timm 1.0.26 ignores the
@@ -19,14 +19,23 @@ LOWEST_TESTS := tests/test_versions.py tests/test_package.py tests/curation test
 # (by up to 0.003). The error messages of typer differ.
 LOWEST_ONLY := not (onnx or swin or image_models or pooler_that or are_messages)
 
-.PHONY: demo test test-lowest coverage lint typecheck docs benchmark clean
+.PHONY: demo test test-all test-lowest coverage lint typecheck docs benchmark clean
 
 demo: $(VENV)/.starter
 	$(BIN)/sklearn-ape demo --output demo_report
 
 # Two test processes with one thread each are faster than one process with two threads.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+# The quick tests cover every module and every promise of the README in about five minutes.
 test: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	$(PYTEST) -m "not exhaustive" tests sklearn_ape README.md
+
+# All tests: also exhaustive tables, fuzzing, kills, the browser, documentation pages and examples.
+# `make test-all TIER=exhaustive` skips those that `make test` runs.
+TIER ?= exhaustive or not exhaustive
+test-all: $(VENV)/.dev
+	$(PYTEST) -m "$(TIER)"
 
 test-lowest: $(LOWEST)/.installed
 	SKLEARN_APE_LOWEST=1 OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n 2 --dist loadfile -k "$(LOWEST_ONLY)" $(LOWEST_TESTS)

@@ -1,5 +1,7 @@
 """Real images and real encoders, shared by the tests."""
 
+from collections import Counter
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,12 +12,40 @@ from sklearn_ape import CCAAligner
 from sklearn_ape.datasets import load_openmoji
 from sklearn_ape.encoders import TimmImageEncoder, TransformersTextEncoder
 
+ROOT = Path(__file__).parents[1]
+# Files and folders all of whose tests `make test` leaves to `make test-all`.
+EXHAUSTIVE = (
+    "docs",
+    "tests/aligners/test_distributed_training.py",
+    "tests/app/test_browser.py",
+    "tests/cli/test_docs.py",
+    "tests/cli/test_processes.py",
+    "tests/encoders/test_distributed_encoding.py",
+    "tests/robustness/faults",
+)
+
 # Names of each category of `captioned_images`.
 LABELS = {
     "travel": ["a vehicle", "a building", "a landscape"],
     "animal": ["an animal", "a bird", "a plant"],
     "food": ["food", "a fruit", "a meal"],
 }
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Mark as exhaustive what lies in these paths, and all but every n-th of sampled cases."""
+    n_cases = Counter()
+    for item in items:
+        path = item.path.relative_to(ROOT).as_posix()
+        sampled = item.get_closest_marker("sampled")
+        is_left = f"{path}/".startswith(tuple(f"{name}/" for name in EXHAUSTIVE))
+        if sampled is not None:
+            test = item.nodeid.partition("[")[0]
+            is_left |= n_cases[test] % sampled.args[0] != 0
+            n_cases[test] += 1
+        if is_left:
+            item.add_marker("exhaustive")
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""The documentation names everything that is public, and no page of it is out of reach.
+"""Documentation that runs and is complete: names, pages, README snippets and examples.
 
 `make docs` builds it, with warnings as errors. What a build cannot see is looked for here.
 """
@@ -8,6 +8,9 @@ import importlib
 import inspect
 import pkgutil
 import re
+import runpy
+import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -175,3 +178,94 @@ def test_snippet_that_needs_a_cluster_or_your_files_is_python_with_names_of_ours
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("sklearn_ape"):
             for alias in node.names:
                 assert resolved(f"{node.module}.{alias.name}") is not None
+
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+README_SNIPPETS = [
+    block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if ">>>" not in block
+]
+
+
+@pytest.fixture
+def own_images(captioned_images, tmp_path, monkeypatch):
+    """What the snippets speak of: a folder with captions beside its images, and a table."""
+    rows = ["file,text"]
+    for image, caption, category in zip(
+        captioned_images.images[:4],
+        captioned_images.captions,
+        captioned_images.categories,
+        strict=False,
+    ):
+        folder = tmp_path / "photos" / category
+        folder.mkdir(parents=True, exist_ok=True)
+        copied = Path(shutil.copy(image, folder))
+        copied.with_suffix(".txt").write_text(caption, encoding="utf-8")
+        rows.append(f"{copied},{caption}")
+    (tmp_path / "pairs.csv").write_text("\n".join(rows), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize("snippet", README_SNIPPETS)
+def test_snippet_runs(snippet, own_images):
+    names = {}
+    exec("from sklearn_ape.encoders import TimmImageEncoder\n" + snippet, names)
+    assert len(names["data"].images) == 4
+    assert names["encoder"].transform(names["data"].images).shape == (4, 1280)
+
+
+def test_there_are_snippets_of_both_kinds():
+    assert README_SNIPPETS
+    assert README.count(">>>") > 10
+
+
+@pytest.mark.parametrize("link", re.findall(r"\]\((?!http)([^)]+)\)", README))
+def test_links_within_the_repository_lead_somewhere(link):
+    assert (ROOT / link).exists()
+
+
+EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("plot_*.py"))
+PROMISED = {
+    "plot_01_align_and_classify": ["recall@10", "accuracy on", "weighted avg"],
+    "plot_02_search_over_depth": ["images encoded:", "<- best", "    6  "],
+    "plot_03_without_pairs": [
+        "from the training set of the starter model",
+        "with standardize=X",
+        "%,",
+    ],
+    "plot_04_own_images": ["same captions: True", "'unknown']", "broken.png"],
+    "plot_05_choose_an_aligner": ["ASIFAligner ", "95% interval"],
+    "plot_06_training_history": ["selected epoch", "recall@1"],
+    "plot_07_noisy_captions": ["wrong, is", "25% dropped by score", "right pairs only"],
+    "plot_08_prompts": ["several descriptions", "drawing ", "points"],
+    "plot_09_calibration_and_rejection": ["temperature", "calibration error", "classified"],
+    "plot_10_search_in_both_directions": ["of the first five", "after adding 100"],
+    "plot_11_free_pairs_from_a_classifier": ["1000 classes", "captioned and head pairs"],
+    "plot_12_confusion_and_map": [" predicted as "],
+    "plot_13_features_in_files": ["untouched: True", "float16, from files", "CC12M"],
+    "plot_14_save_and_share": ["model.safetensors", "config.json", "and threshold 0.5"],
+    "plot_15_search_with_optuna": ["ridge", "of 15 trials", "searched"],
+}
+
+
+@pytest.fixture(autouse=True)
+def no_window(monkeypatch):
+    """Figures are drawn into memory, and none stays open."""
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+    yield
+    if "matplotlib.pyplot" in sys.modules:
+        sys.modules["matplotlib.pyplot"].close("all")
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_example(path, capsys):
+    runpy.run_path(str(path))
+    out = capsys.readouterr().out
+    for text in PROMISED.get(path.stem, ()):
+        assert text in out
+
+
+def test_every_example_is_checked():
+    """An example whose output nobody looks at could print nonsense."""
+    assert {path.stem for path in EXAMPLES} == set(PROMISED)

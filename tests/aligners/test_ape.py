@@ -218,6 +218,7 @@ class TestFit:
         assert out == ""
 
 
+@pytest.mark.exhaustive
 def test_same_bits_in_another_process():
     """Reproducibility must not hang on the state of this process."""
     code = (
@@ -262,7 +263,8 @@ def test_is_the_minimum_of_the_loss_that_others_train_on(shared):
         assert loss_at(best * factor, image, text, pairs) > at_best
 
 
-def test_bounds():
+@pytest.mark.exhaustive
+def test_logit_scale_stays_within_its_bounds():
     """Perfect pairs would have it grow for ever, pairs that are none fall to zero."""
     rng = np.random.default_rng(0)
     image, pairs = np.eye(8, dtype=np.float32), np.column_stack([np.arange(8)] * 2)

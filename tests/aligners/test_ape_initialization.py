@@ -158,6 +158,7 @@ class TestTraining:
         best = aligner.history_[aligner.best_epoch_]["valid_recall"]
         assert HeadTraining.recall(training, valid) == pytest.approx(best)
 
+    @pytest.mark.exhaustive
     def test_fits_are_equal_to_the_bit(self, bent):
         one, two = (small(max_epochs=20).fit(bent.image, bent.text) for _ in range(2))
         assert one.best_epoch_ > 0

@@ -423,6 +423,7 @@ class TestRefusals:
         with pytest.raises(ValueError, match=r"is of format 1, and this .* format 2. Delete it"):
             clone(aligner).fit(X, Y)
 
+    @pytest.mark.exhaustive
     def test_other_versions_are_told(self, unfinished, whole, monkeypatch):
         aligner, _ = unfinished
         monkeypatch.setattr(_training_file, "_versions", lambda: {"torch": "99"})

@@ -178,6 +178,7 @@ class TestFit:
         recalls = [row["valid_recall"] for row in aligner.history_]
         assert aligner.best_epoch_ == int(np.argmax(recalls)) + 1
 
+    @pytest.mark.exhaustive
     def test_best_epoch_is_kept(self, encoder, pairs):
         """With its weights: the recall of that epoch is the recall of what is left."""
         aligner = small(encoder, max_epochs=40, n_iter_no_change=2, learning_rate=3e-2)
@@ -198,12 +199,14 @@ class TestFit:
         assert one.fingerprint_ == two.fingerprint_
         assert small(encoder, random_state=1).fit(*pairs).fingerprint_ != one.fingerprint_
 
+    @pytest.mark.exhaustive
     def test_checkpointing_changes_memory_only(self, encoder, pairs):
         plain = small(encoder).fit(*pairs)
         thrifty = small(encoder, gradient_checkpointing=True).fit(*pairs)
         assert thrifty.fingerprint_ == plain.fingerprint_
         pickle.dumps(thrifty)
 
+    @pytest.mark.exhaustive
     def test_bfloat16(self, encoder, pairs):
         """Weights and embeddings stay float32."""
         aligner = small(encoder, dtype="bfloat16", max_epochs=15).fit(*pairs)
@@ -211,6 +214,7 @@ class TestFit:
         assert {p.dtype for p in aligner.module_.parameters()} == {torch.float32}
         assert aligner.score(*pairs) > 0.2
 
+    @pytest.mark.exhaustive
     def test_several_captions_and_shared_captions(self, encoder, pairs):
         image, captions = pairs
         several = [[caption, caption.split()[-1]] for caption in captions]
@@ -286,6 +290,7 @@ class TestScikitLearn:
         for other in (encoder.model_name, FrozenEstimator(encoder)):
             assert small(other, max_epochs=1).fit(*pairs).fingerprint_ == expected
 
+    @pytest.mark.exhaustive
     def test_estimator_checks_with_words_for_numbers(self, encoder):
         """The checks' y is numbers, which `fit` refuses: here they are spelled out."""
         expected = {

@@ -128,7 +128,7 @@ class TestStandardized:
 
 class TestOwnBank:
     @pytest.mark.parametrize("aligner", [CCAAligner(), ASIFAligner(k=20)])
-    def test_is_of_the_training_pairs(self, aligner, concepts, held_out):
+    def test_bank_contains_training_embeddings(self, aligner, concepts, held_out):
         """Of sparse embeddings it is what it is of dense ones."""
         aligner = clone(aligner).fit(concepts.image[:200], concepts.text[:200])
         bank = Bank.of(

@@ -30,6 +30,7 @@ def test_classifies_without_an_aligner_or_a_fit(named):
     assert classifier.predict_proba(images).shape == (8, 8)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.skipif(
     not Path("/usr/share/tuxpaint/stamps").is_dir(),
     reason="the Debian package tuxpaint-stamps-default is not installed",
@@ -57,7 +58,7 @@ def test_broad_words_fit_images_that_it_has_not_seen():
     assert hits.mean() >= 0.7
 
 
-def test_is_public(named):
+def test_load_starter_is_public(named):
     """An error advises `load_starter()`, so that it must be found."""
     images, names = named
     public = sklearn_ape.load_starter()

@@ -185,6 +185,7 @@ print(most - before)
 """
 
 
+@pytest.mark.exhaustive
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_does_not_grow_with_the_map(tmp_path):
     """A map of 307 MB, 614 as float32: neither a copy of it nor its mapped pages would pass."""

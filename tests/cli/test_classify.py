@@ -103,7 +103,7 @@ class TestSavedClassifier:
 
 
 class TestOutput:
-    def test_files(self, broken, run, tmp_path):
+    def test_results_are_written_to_files(self, broken, run, tmp_path):
         out = tmp_path / "new folder" / "names.parquet"
         result = run("classify", broken, "--labels", LABELS, "-o", out)
         assert result.stdout == ""
@@ -142,7 +142,7 @@ class TestErrors:
             (("--labels", LABELS, "--device", "cuda:77"), 1, "cuda"),
         ],
     )
-    def test_are_messages(self, few, run, arguments, code, message):
+    def test_errors_are_messages(self, few, run, arguments, code, message):
         result = run("classify", few, *arguments, code=code)
         assert message in " ".join(result.stderr.split())
         assert result.stdout == ""

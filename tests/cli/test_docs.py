@@ -80,12 +80,12 @@ class TestNewcomer:
         lines = [line for line in text.splitlines() if line.strip() and line[0] != "#"]
         assert len(lines) <= 10 - name.endswith(".py")  # and the line of pip
 
-    def test_in_python(self, at_photos, capsys):
+    def test_newcomer_example_runs_in_python(self, at_photos, capsys):
         runpy.run_path(str(ROOT / "examples" / "newcomer.py"))
         assert "an animal" in capsys.readouterr().out
         assert load_pretrained("my-classifier").labels == ["an animal", "food", "a vehicle"]
 
-    def test_in_a_shell(self, at_photos, tmp_path):
+    def test_newcomer_example_runs_in_a_shell(self, at_photos, tmp_path):
         """In a real shell; pip alone is a stand-in, since what is tested is this checkout."""
         tools = tmp_path / "bin"
         tools.mkdir()

@@ -52,7 +52,7 @@ class TestFit:
         assert np.mean([row["label"] == "food" for row in found]) > 0.8
         assert len(rows("classify", photos / "food", "--aligner", out, "--labels", "a,b")) > 10
 
-    def test_a_table(self, photos, rows, tmp_path):
+    def test_fit_on_a_table_of_pairs(self, photos, rows, tmp_path):
         lines = [f"{path};{path.stem}" for path in photos.rglob("*.png")]
         table = tmp_path / "pairs.csv"
         table.write_text("\ufefffile;text\n" + "\n".join([*lines, "gone.png;gone"]))
@@ -60,8 +60,9 @@ class TestFit:
         assert len(rows(*arguments, "-o", tmp_path / "a")) == 6
         assert rows(*arguments, "-o", tmp_path / "b", "--test-size", "0") == []
 
+    @pytest.mark.sampled(2)
     @pytest.mark.parametrize("method", ["ape", "cca", "asif"])
-    def test_methods(self, photos, run, tmp_path, method):
+    def test_every_method_of_alignment(self, photos, run, tmp_path, method):
         depth = ("--depth", "3") if method == "ape" else ()
         run(
             *("fit", photos, "--captions", "filename", "-o", tmp_path / "m", "--quiet"),
@@ -72,6 +73,7 @@ class TestFit:
         if depth:
             assert load_pretrained(tmp_path / "m").depth == 3
 
+    @pytest.mark.exhaustive
     def test_a_text_encoder_that_is_trained_itself(self, photos, rows, run, tmp_path):
         """LiT through the command line: what is saved holds the trained text encoder."""
         tower = f"transformers:{text_folder(tmp_path / 'tower')}"
@@ -82,6 +84,7 @@ class TestFit:
         (answer,) = rows("classify", image, "--labels", "cat,dog", "--aligner", tmp_path / "m")
         assert answer["label"] in ("cat", "dog")
 
+    @pytest.mark.exhaustive
     def test_training_is_kept(self, photos, run, tmp_path):
         """A second run, as after a kill, saves the same aligner."""
         for name in ("a", "b"):

@@ -102,7 +102,7 @@ class TestLabelNames:
     def test_on_the_command_line(self, text, names):
         assert label_names(text, None) == names
 
-    def test_in_files(self, tmp_path):
+    def test_label_names_are_read_from_files(self, tmp_path):
         lines, table = tmp_path / "labels.txt", tmp_path / "labels.json"
         lines.write_text("\ufeffsalt, pepper\n\n  Käse \n", encoding="utf-8")
         assert label_names(None, lines) == ["salt, pepper", "Käse"]
@@ -173,7 +173,7 @@ class TestLoadData:
         with pytest.raises(ValueError, match="has an image of type int"):
             load_data(tmp_path / "t.jsonl")
 
-    def test_nothing_there(self, tmp_path):
+    def test_missing_data_is_an_error(self, tmp_path):
         with pytest.raises(FileNotFoundError, match="no folder or table"):
             load_data(tmp_path / "gone")
 

@@ -37,7 +37,7 @@ print([name for name in ("torch", "sklearn", "numpy", "PIL") if name in sys.modu
     def test_has_an_example_of_every_command(self, command, run):
         assert f"Example: sklearn-ape {command}" in run(command, "--help").stdout
 
-    def test_of_all(self, run):
+    def test_help_of_every_command(self, run):
         shown = run("--help").stdout
         assert all(re.search(rf"\b{command}\b", shown) for command in COMMANDS)
         assert run("--version").stdout.strip()

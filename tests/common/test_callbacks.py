@@ -196,6 +196,7 @@ class TestStopping:
         assert not hasattr(classifier, "aligner_")
 
 
+@pytest.mark.exhaustive
 def test_older_scikit_learn_has_none():
     """What stands in for the callbacks is silent: fits are the same, and nothing is missing."""
     code = (

@@ -189,7 +189,7 @@ class TestOutput:
 
 
 class TestConcurrency:
-    def test_threads(self, encoder, items, features):
+    def test_four_threads_share_an_encoder(self, encoder, items, features):
         """One encoder, and clones of it, in four threads at once."""
         with ThreadPoolExecutor(4) as pool:
             some = [encoder, clone(encoder)] * 4
@@ -198,8 +198,9 @@ class TestConcurrency:
 
 
 # Not "fork": after OpenMP has computed in the parent, torch hangs in a forked child.
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("way", ["forkserver", "spawn"])
-def test_processes(way, all_encoders, folder):
+def test_encoders_work_in_another_process(way, all_encoders, folder):
     """All encoders in another process."""
     if way not in multiprocessing.get_all_start_methods():
         pytest.skip(f"this system does not {way}")

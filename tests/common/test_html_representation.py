@@ -96,6 +96,7 @@ class TestDiagram:
                 assert type(encoder).__name__ in estimator_html_repr(shown)
         assert "CLIPAligner" in estimator_html_repr(CLIPAligner("ViT-B-32/openai"))
 
+    @pytest.mark.exhaustive
     def test_of_what_cannot_be_had_or_is_wrong(self):
         """Showing never fails: what is wrong is told where it is used."""
         for estimator in (

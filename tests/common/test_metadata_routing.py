@@ -78,6 +78,7 @@ def test_weights_in_score(features, captioned_images, text_encoder):
     assert found["test_score"].tolist() == [1.0, 1.0]
 
 
+@pytest.mark.exhaustive
 def test_groups_of_captions_keep_to_one_fold(spying, features, captioned_images, text_encoder):
     """scikit-learn's own splitters, by routing, for an aligner as for any estimator."""
     Spying, seen = spying

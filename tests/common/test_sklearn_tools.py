@@ -59,6 +59,7 @@ def new(features, captioned_images):
 
 
 class TestSearches:
+    @pytest.mark.exhaustive
     def test_grid_random_and_halving_agree_on_the_best(self, aligner, new):
         """Without an error in any candidate, over parameters of classifier and aligner alike."""
         classifier = ZeroShotClassifier(LABELS, aligner=FrozenEstimator(aligner))
@@ -80,6 +81,7 @@ class TestSearches:
         assert search.best_score_ > 0.5
         assert search.best_estimator_.aligner_.ridge == search.best_params_["aligner__ridge"]
 
+    @pytest.mark.exhaustive
     def test_curves_and_permutations(self, frozen, trained, features, captioned_images, new):
         X, y = features.image[:90], captioned_images.categories[:90]
         sizes, _, learned = learning_curve(trained, X, y, cv=2, train_sizes=[0.5, 1.0])
@@ -101,6 +103,7 @@ class TestEnsembles:
         assert len(calibrated.calibrated_classifiers_) == 3
         assert log_loss(new[1], calibrated.predict_proba(new[0])) < np.log(3)
 
+    @pytest.mark.exhaustive
     def test_calibrated_by_folds_of_a_new_aligner(self, trained, features, captioned_images):
         """With `ensemble=True`: otherwise scikit-learn numbers the labels, which are no names."""
         calibrated = CalibratedClassifierCV(trained, method="sigmoid", cv=2, ensemble=True)
@@ -166,6 +169,7 @@ class TestSetOutput:
             found, image_encoder.transform(captioned_images.images[:3]), atol=1e-5
         )
 
+    @pytest.mark.sampled(2)
     @pytest.mark.parametrize("library", ["pandas", "polars"])
     def test_of_a_whole_pipeline(self, library, captioned_images, image_encoder):
         """Encoder to aligner to what follows: named columns all the way."""
@@ -184,6 +188,7 @@ class TestSetOutput:
         with pytest.raises(ValueError, match="must be in the same order"):
             pipeline[-1].transform(other)
 
+    @pytest.mark.sampled(2)
     @pytest.mark.parametrize("library", ["pandas", "polars"])
     def test_frames_of_features_through_a_classifier(
         self, library, features, captioned_images, trained

@@ -153,6 +153,7 @@ def test_classifier_alone(name, kind, x_kind, y_kind, seed, n, fits):
     assert abs(classifier.score(given_X, given_y) - accuracy) <= np.mean(~sure) + 1e-9
 
 
+@pytest.mark.exhaustive
 @CASES
 @given(aligners, kinds, y_kinds, seeds, n_labels)
 def test_cross_validation_trains_on_the_training_fold_alone(name, kind, y_kind, seed, n):
@@ -235,6 +236,7 @@ def outcome(meta, kind, y_kind, seed, n, situation, frozen):
     return "warned" if is_told else "wrong"
 
 
+@pytest.mark.exhaustive
 @settings(CASES, max_examples=200)
 @given(
     st.sampled_from(META),

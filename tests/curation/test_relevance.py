@@ -88,7 +88,7 @@ def test_a_pair_goes_to_the_nearer_label_and_the_other_takes_its_next():
     assert chosen.labels.tolist() == [7, 3]
 
 
-def test_limits():
+def test_limits_hold_together():
     """per_label, min_similarity and groups each hold, also together."""
     captions, labels = features_of([[0.9, 0.1], [0.9, 0.1], [0.8, 0.1], [0.7, 0], [0.1, 0.3]])
     args = {"label_features": labels, "random_state": 0}

@@ -210,6 +210,7 @@ def test_real_stamps():
     assert 900 < len(german.images) < 951
 
 
+@pytest.mark.exhaustive
 @needs_openclipart
 def test_real_openclipart():
     """All files of the installed collection have captions with words."""

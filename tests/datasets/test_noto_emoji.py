@@ -27,6 +27,7 @@ def noto(home):
 
 @installed
 class TestTheInstalledFont:
+    @pytest.mark.exhaustive
     def test_names_equal_openmoji(self, noto):
         """Both styles of an emoji have the same caption."""
         theirs = load_openmoji()

@@ -145,6 +145,7 @@ def test_interrupted_rendering_resumes(drawings, home, monkeypatch):
             opened.load()
 
 
+@pytest.mark.exhaustive
 def test_concurrent_rendering(drawings, home):
     """Two processes can render the same images."""
     code = (

@@ -49,6 +49,7 @@ def cosine_distances(a, b):
     return 1 - (a * b).sum(axis=1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("engine", OTHERS)
 def test_engine_features_equal_torch(engine, paths, tmp_path):
     """Features of images and texts, in batches of different sizes, equal torch's."""
@@ -79,6 +80,7 @@ def test_network_is_exported_once(engine, tiny, paths, tmp_path, monkeypatch):
     np.testing.assert_array_equal(clone(encoder).transform(paths), expected)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("engine", OTHERS)
 def test_damaged_export_is_replaced(engine, tiny, paths, tmp_path):
     """A flipped bit and a missing file are detected."""
@@ -153,6 +155,7 @@ def test_network_error_is_raised_unchanged(tmp_path, paths):
             encoder.transform(paths)
 
 
+@pytest.mark.exhaustive
 def test_unwritable_export_folder_is_tolerated(tiny, paths, tmp_path):
     """The export is used by this process only."""
     pytest.importorskip("openvino")
@@ -163,6 +166,7 @@ def test_unwritable_export_folder_is_tolerated(tiny, paths, tmp_path):
     assert encoder._engine(5).name == "openvino"
 
 
+@pytest.mark.exhaustive
 def test_auto_exports_only_for_many_items(tiny, paths, tmp_path, monkeypatch):
     """A few images are computed by torch without an export."""
     pytest.importorskip("openvino")
@@ -193,6 +197,7 @@ class TestChoice:
         with pytest.raises(ValueError, match="engine must be one of auto, torch, onnx, openvino"):
             TimmImageEncoder(tiny, engine="tensorrt").fit(paths)
 
+    @pytest.mark.exhaustive
     def test_low_precision_and_engine_change_cache_key(self, tiny, paths, tmp_path):
         """Low-precision features have their own keys per engine; float32 features share one."""
         pytest.importorskip("openvino")

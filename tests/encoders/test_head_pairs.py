@@ -99,6 +99,7 @@ def test_imagenet_head_gives_weights_and_texts(image_encoder, captioned_images):
     assert "lifts" in pairs.texts[517][-1]
 
 
+@pytest.mark.exhaustive
 def test_gem_and_views_have_the_pairs_of_mean(image_encoder):
     """Poolings with the channels of the mean have the same pairs."""
     expected = classifier_head_pairs(image_encoder)

@@ -308,7 +308,7 @@ class TestRefused:
         with pytest.raises(ValueError, match="text_encoder='all-MiniLM' is not the name"):
             CCAAligner(image_encoder=MustNotRun(), text_encoder="all-MiniLM").fit(IMAGES, CAPTIONS)
 
-    def test_head_pairs(self):
+    def test_wrong_name_of_head_pairs_is_an_error(self):
         aligner = CCAAligner(text_encoder=TEXT, head_pairs="efficientnet_lite")
         with pytest.raises(ValueError, match="head_pairs='efficientnet_lite' is not the name"):
             aligner.fit(FEATURES, CAPTIONS)
@@ -335,6 +335,7 @@ class TestFitted:
         assert by_name.get_params()["text_encoder"] == TEXT
         assert clone(by_name).image_encoder == IMAGE
 
+    @pytest.mark.exhaustive
     def test_head_pairs(self):
         by_name = CCAAligner(**NAMES, head_pairs=IMAGE).fit(IMAGES, CAPTIONS)
         by_object = CCAAligner(**NAMES, head_pairs=TimmImageEncoder()).fit(IMAGES, CAPTIONS)

@@ -48,6 +48,7 @@ def test_disk_is_used_in_a_with_block(tmp_path):
         DiskFeatureCache(tmp_path).get_many([b"a"])
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("part", ["header", "schema", "pages", "anywhere"])
 @pytest.mark.filterwarnings("ignore:The feature cache")
 def test_flipped_bytes_never_give_a_wrong_feature(folder, part):

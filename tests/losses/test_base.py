@@ -171,6 +171,7 @@ class Largest(TorchDispatchMode):
 
 
 class TestMemory:
+    @pytest.mark.exhaustive
     @pytest.mark.parametrize("make", LOSSES)
     def test_a_large_batch_makes_no_square_matrix(self, make):
         """8,192 pairs: 67 million logits, of which a tile has one million."""
@@ -182,6 +183,7 @@ class TestMemory:
             make(tile_size=None)(*(side[:3000] for side in sides)).backward()
         assert largest.found == 3000**2  # what the test would see
 
+    @pytest.mark.exhaustive
     @pytest.mark.parametrize("make", LOSSES)
     def test_a_process_holds_tiles_of_its_own_rows(self, make):
         sides = [torch.randn(8192, 4).requires_grad_() for _ in range(2)]

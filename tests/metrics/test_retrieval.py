@@ -244,6 +244,7 @@ def test_pairs_of_whole_numbers_may_be_of_any_type(kind):
     assert ranks.tolist() == back.tolist() == [0, 0]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the system's count of pages")
 def test_memory_is_that_of_a_tile_not_of_the_matrix():
     """20,000 by 20,000 scores would take 1.6 GB."""

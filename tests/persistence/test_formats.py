@@ -74,7 +74,7 @@ def test_models_that_know_words_of_each_format(folder, name):
 class TestFeatures:
     """The folders of the cache and the files of `encode_to`, as that version left them."""
 
-    def test_cache(self, folder, dtype, tmp_path):
+    def test_cache_of_every_format_is_read(self, folder, dtype, tmp_path):
         (tmp_path / "cache").mkdir()
         shutil.copy(folder / "features" / "features.sqlite", tmp_path / "cache")
         with DiskFeatureCache(tmp_path / "cache", dtype=dtype) as cache:
@@ -83,7 +83,7 @@ class TestFeatures:
         for key, numbers in written.ENTRIES.items():
             np.testing.assert_array_equal(found[key], numbers.astype(dtype))
 
-    def test_whole_file(self, folder, dtype):
+    def test_file_of_every_format_is_read(self, folder, dtype):
         path = folder / "features" / dtype / "whole.npy"
         with FeatureFile(path, "of an encoder", 5, 2, dtype) as file:
             file.resume()

@@ -102,6 +102,7 @@ def test_push_load_and_errors(hub, tmp_path):
     assert b"hf_secret" not in b"".join(files.values())
 
 
+@pytest.mark.exhaustive
 def test_without_a_network(hub, tmp_path):
     """Fetched before, it is loaded from the cache; else the error says what is missing."""
     code = """
@@ -127,6 +128,7 @@ print(json.dumps({"a": failure(lambda: load_pretrained("me/aligner"))}))
     assert run(code, hub, cache, **offline)["a"] == model.fingerprint_
 
 
+@pytest.mark.exhaustive
 def test_upload_without_a_network(hub, tmp_path):
     """Whichever library is below, an upload that cannot reach the hub says so in one line."""
     code = """

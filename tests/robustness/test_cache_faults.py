@@ -198,6 +198,7 @@ def _write_all(folder, barrier, n_rounds):
             assert_only_true(found)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="starts its writers by fork")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_many_processes_start_and_write_at_once(tmp_path):

@@ -48,6 +48,7 @@ def forks():
 
 
 class TestKills:
+    @pytest.mark.sampled(4)
     @pytest.mark.parametrize(
         ("number", "moment"), [(1, "middle"), (5, "middle"), (5, "before"), (5, "after")]
     )
@@ -61,6 +62,7 @@ class TestKills:
         left = os.listdir(tmp_path / "checkpoint")
         assert not [name for name in left if name.endswith(".unfinished")]
 
+    @pytest.mark.exhaustive
     def test_at_random_moments(self, forks, whole, tmp_path):
         rng = random.Random(0)
         job = {"case": "mixup", "folder": tmp_path}
@@ -69,6 +71,7 @@ class TestKills:
         assert forks(job) == [0]
         assert_same(load_pretrained(tmp_path / "model0"), whole("mixup"))
 
+    @pytest.mark.exhaustive
     def test_several_processes_that_train_as_one(self, forks, tmp_path):
         """The first writes, and all go on; the result is that of two that nobody killed."""
         folders = [tmp_path / name for name in ("killed", "whole")]
@@ -87,6 +90,7 @@ class TestKills:
         for other in others:
             assert_same(first, other)
 
+    @pytest.mark.exhaustive
     def test_two_processes_at_one_training(self, forks, whole, tmp_path):
         jobs = [{"case": "plain", "folder": tmp_path, "rank": rank} for rank in range(2)]
         assert forks(*jobs) == [0, 0]
@@ -94,6 +98,7 @@ class TestKills:
             assert_same(load_pretrained(tmp_path / f"model{rank}"), whole("plain"))
         assert files(tmp_path / "checkpoint") == ["trained.safetensors"]
 
+    @pytest.mark.exhaustive
     def test_of_a_text_tower(self, forks, tmp_path):
         pytest.importorskip("transformers")
         model, images, captions = _small_tower(tmp_path)

@@ -278,6 +278,7 @@ class TestPickles:
             load_pretrained(folder)
         assert not os.path.exists(mark)
 
+    @pytest.mark.exhaustive
     def test_neither_saving_nor_loading_imports_pickle_of_ours(self, folder):
         """No module of the package that reads files of models can unpickle anything."""
         code = (

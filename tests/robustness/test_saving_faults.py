@@ -40,6 +40,7 @@ def fitted(concepts):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="kills a process of its own")
 class TestKills:
+    @pytest.mark.exhaustive
     def test_at_random_moments(self, tmp_path):
         """Each time a later save than the last one seen, or that one itself."""
         folder = tmp_path / "model"

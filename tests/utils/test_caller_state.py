@@ -133,6 +133,7 @@ def assert_same(got, expected):
 
 
 class TestAligners:
+    @pytest.mark.sampled(11)
     @pytest.mark.parametrize("name", ALIGNERS)
     @pytest.mark.parametrize("state", STATES)
     def test_fit_gives_the_same_weights(self, fitted, state, name):
@@ -142,6 +143,7 @@ class TestAligners:
         assert aligner.logit_scale_ == fitted[name].logit_scale_
         assert_same(embeddings_of(aligner), embeddings_of(fitted[name]))
 
+    @pytest.mark.sampled(11)
     @pytest.mark.parametrize("name", ALIGNERS)
     @pytest.mark.parametrize("state", STATES)
     def test_embeddings_and_score_are_the_same(self, fitted, state, name):
@@ -240,6 +242,7 @@ def features_of_both():
 
 @pytest.mark.usefixtures("nothing_loaded")
 class TestEncoders:
+    @pytest.mark.sampled(3)
     @pytest.mark.parametrize("side", ENCODERS)
     @pytest.mark.parametrize("state", STATES)
     def test_features_and_what_the_cache_keeps_are_the_same(
@@ -259,6 +262,7 @@ class TestEncoders:
         network = later._network().model
         assert all(p.dtype == torch.float32 and not p.is_inference() for p in network.parameters())
 
+    @pytest.mark.exhaustive
     @pytest.mark.parametrize("engine", ["onnx", "openvino"])
     def test_exported_networks_are_the_same(self, engine, tmp_path):
         pytest.importorskip({"onnx": "onnxruntime"}.get(engine, engine))

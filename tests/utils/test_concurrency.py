@@ -28,6 +28,7 @@ def run(*arguments):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.sampled(3)
 @needs_fork
 @pytest.mark.parametrize("engine", ["torch", "onnx", "openvino"])
 def test_child_of_a_process_that_has_encoded_encodes(engine):
@@ -36,11 +37,13 @@ def test_child_of_a_process_that_has_encoded_encodes(engine):
     run("encode", engine)
 
 
+@pytest.mark.exhaustive
 @needs_fork
 def test_child_encodes_and_trains_while_a_thread_of_the_parent_holds_all_locks():
     run("locked")
 
 
+@pytest.mark.exhaustive
 @needs_fork
 @pytest.mark.parametrize("engine", ["torch", "openvino"])
 def test_child_encodes_while_a_thread_of_the_parent_encodes(engine):
@@ -54,6 +57,7 @@ def test_child_of_a_process_that_has_trained_trains_in_one_thread():
     run("trained")
 
 
+@pytest.mark.exhaustive
 @needs_fork
 def test_pool_of_forked_workers_encodes():
     run("pool")
@@ -116,7 +120,7 @@ class TestForkSafeLock:
             pass
 
 
-def test_order_is_kept():
+def test_map_threaded_keeps_the_order():
     """However long each item takes."""
     waits = [0.03, 0.0, 0.02, 0.0, 0.01, 0.0]
     results = map_threaded(lambda wait: time.sleep(wait) or wait, waits, 3)

@@ -255,7 +255,7 @@ def in_thread(work):
     thread.join()
 
 
-def test_in_threads(by_words):
+def test_warning_in_threads_points_to_the_caller(by_words):
     aligner, X, _ = by_words
     classifier = ZeroShotClassifier(["cat"], aligner=aligner)
     with pytest.warns(UserWarning, match="only class") as caught:

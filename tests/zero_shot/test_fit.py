@@ -111,6 +111,7 @@ class TestFit:
         predicted = cross_val_predict(frozen, images, y, cv=3)
         np.testing.assert_array_equal(predicted, frozen.predict(images))
 
+    @pytest.mark.sampled(2)
     @pytest.mark.parametrize("routing", [False, True])
     def test_grid_search_with_captions_as_metadata(self, model, captioned_images, routing):
         with sklearn.config_context(enable_metadata_routing=routing):
@@ -136,6 +137,7 @@ class TestFit:
         classifier = ZeroShotClassifier(LABELS, aligner=search)
         assert classifier.predict(features.image[:4]).shape == (4,)
 
+    @pytest.mark.sampled(3)
     @pytest.mark.parametrize("name", CHECKED)
     def test_passes_all_estimator_checks(self, name):
         results = check_estimator(CHECKED[name], on_skip=None, on_fail="raise")
@@ -143,6 +145,7 @@ class TestFit:
         assert statuses.count("passed") >= 54
         assert len(statuses) - statuses.count("passed") <= 1  # array API, unless it is set up
 
+    @pytest.mark.exhaustive
     def test_many_classes_are_all_learned(self, features, captioned_images, text_encoder):
         """Validation must not keep whole classes out of the training set."""
         aligner = APEAligner(text_encoder=text_encoder, width=256, batch_size=64, random_state=0)

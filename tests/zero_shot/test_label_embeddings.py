@@ -45,6 +45,7 @@ def direct(texts, names, templates):
     return np.array(rows)
 
 
+@pytest.mark.exhaustive
 def test_ten_thousand_labels_and_eighty_templates():
     """Encoded in batches; no array of all 800,000 prompts."""
     names = {f"thing {number}": [f"thing {number}"] for number in range(10_000)}
@@ -91,6 +92,7 @@ def test_wide_embeddings_come_in_smaller_batches(monkeypatch):
     assert max(len(call) for call in texts.calls) == 11
 
 
+@pytest.mark.exhaustive
 def test_many_prompts_leave_the_shared_memory_to_others(
     features, text_encoder, captioned_images, monkeypatch
 ):
@@ -178,6 +180,7 @@ def test_another_aligner_is_taken_as_it_is_and_shows_no_bar(has, bars, monkeypat
     assert [bar.shown for bar in bars] == [False]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("verbose", [0, 1])
 def test_one_bar_for_all_batches_if_the_encoder_shows_them(
     features, text_encoder, captioned_images, monkeypatch, bars, verbose
@@ -235,7 +238,7 @@ class TestKept:
             embed_labels(aligner, {"thing 7": ["thing 7"]}, PLAIN)
         assert calls == [1, 1]
 
-    def test_up_to_a_bound(self, monkeypatch):
+    def test_label_embeddings_are_kept_up_to_a_bound(self, monkeypatch):
         cache = LRUCache(max_bytes=3 * 8 * 4, keep_newest=True)
         monkeypatch.setattr(_label_embeddings, "_label_embeddings", cache)
         texts = CountingTexts()

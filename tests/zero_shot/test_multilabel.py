@@ -302,6 +302,7 @@ class TestFit:
         with pytest.raises(ValueError, match="8 columns of Y have no names"):
             clone(frozen).fit(X, Y)
 
+    @pytest.mark.exhaustive
     def test_a_new_aligner_on_captions_or_on_the_labels(
         self, features, truth, captioned_images, text_encoder
     ):
@@ -314,6 +315,7 @@ class TestFit:
             found = fitted.predict(features.image[200:])
             assert f1_score(truth[200:], found, average="micro") > 0.4
 
+    @pytest.mark.exhaustive
     def test_thresholds_come_from_images_that_the_aligner_did_not_see(
         self, features, truth, captioned_images, text_encoder
     ):
@@ -391,6 +393,7 @@ class TestWithScikitLearn:
                       "check_classifiers_multilabel_output_format_decision_function"):  # fmt: skip
             assert check in passed
 
+    @pytest.mark.sampled(3)
     @pytest.mark.parametrize(
         "settings",
         [{"prevalence": 0.3, "shrinkage": 0.0, "cv": 2},

@@ -316,6 +316,7 @@ def in_order(labels, order):
 
 
 class TestColumnsOfY:
+    @pytest.mark.sampled(5)
     @pytest.mark.parametrize("kind", [int, np.int64, float])
     def test_numbers_are_matched_by_name_in_every_method(self, numbered, kind):
         classifier = MultiLabelZeroShotClassifier(numbered.labels, aligner=numbered.aligner)
@@ -352,6 +353,7 @@ class TestColumnsOfY:
         np.testing.assert_array_equal(fitted.thresholds_, again.thresholds_)
         assert again.score(numbered.X, Y.tolist()) == fitted.score(numbered.X, Y)
 
+    @pytest.mark.exhaustive
     def test_predicted_sets_score_as_the_predicted_table(self, numbered):
         """Also those of labels 0 and 1, which are tuples of zeros and ones."""
         for labels in (numbered.labels, in_order(numbered.labels, [0, 1])):

@@ -117,6 +117,7 @@ def test_one_class_is_always_the_best(aligner, concepts):
     assert (proba == 1).all()
 
 
+@pytest.mark.exhaustive
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the system's count of pages")
 def test_memory_is_that_of_a_tile_and_of_the_answers(tmp_path):
     """200,000 images: 51 MB of features in a file; all logits would be 800 MB."""

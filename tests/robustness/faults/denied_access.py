@@ -9,7 +9,7 @@ import numpy as np
 from sklearn_ape import load_pretrained
 from tests.robustness.child_processes import expect, judge_in_child, run_as_nobody, run_in_child
 from tests.robustness.faults.commands import EncodeCommand, FitCommand, command
-from tests.robustness.faults.disks import can_mount, disk, lock
+from tests.robustness.faults.full_disks import can_mount, disk, lock
 from tests.robustness.faults.world import BATCH
 
 

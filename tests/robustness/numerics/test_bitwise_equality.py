@@ -72,7 +72,7 @@ class TestFits:
         assert torch.equal(torch_state, torch.get_rng_state())
         np.testing.assert_array_equal(numpy_state[1], np.random.get_state()[1])  # noqa: NPY002
 
-    def test_in_a_thread(self, aligner):
+    def test_fit_in_a_thread_is_bitwise_identical(self, aligner):
         one = clone(aligner).fit(IMAGE, TEXT)
         worker = threading.Thread(target=aligner.fit, args=(IMAGE, TEXT))
         worker.start()
@@ -121,6 +121,7 @@ class TestFits:
         two = clone(tower).fit(IMAGE[:60], SENTENCES)
         assert one.fingerprint_ == two.fingerprint_
 
+    @pytest.mark.exhaustive
     @pytest.mark.parametrize(
         "aligner", [APEAligner(init=None, width=16, max_epochs=2, random_state=0), CCAAligner()]
     )

@@ -6,6 +6,7 @@ from tests.robustness.numerics.case_table import BEGIN, CELLS, END, PAGE, tables
 from tests.robustness.numerics.cases import check
 
 
+@pytest.mark.sampled(10)
 @pytest.mark.parametrize("cell", CELLS, ids=[cell.name for cell in CELLS])
 def test_cell(cell):
     """Right, as the cell says what that is, or refused or warned of in its words."""

@@ -17,6 +17,7 @@ from sklearn_ape.encoders.items import ItemError
 from sklearn_ape.prompts import names_of, prompts_of
 from tests.robustness.hostile.cases import as_bytes, base_image
 from tests.robustness.hostile.corpus import batch_outcomes, corpus, outcomes
+from tests.robustness.hostile.fuzz import FUZZERS
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +26,7 @@ def done(tmp_path_factory):
     return outcomes(str(tmp_path_factory.mktemp("hostile")))
 
 
+@pytest.mark.exhaustive
 def test_every_case_is_tried(done):
     """Nothing is lost on the way, and good images are among the cases as well as bad ones."""
     assert len(done) > 600
@@ -34,12 +36,14 @@ def test_every_case_is_tried(done):
     assert kinds["error"] > 200
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("kind", ["crash", "hang", "greedy", "unclear", "wrong"])
 def test_nothing_else_happens(done, kind):
     """No exception but ours, no dead process, no wrong pixels, no endless wait, no full memory."""
     assert [outcome for outcome in done if outcome.kind == kind] == []
 
 
+@pytest.mark.exhaustive
 @pytest.mark.filterwarnings("ignore")
 def test_good_ones_are_as_if_alone_and_errors_name_the_bad_ones(tmp_path, monkeypatch):
     """`errors_` names exactly the bad rows, which are NaN; the others are those of the image."""
@@ -190,3 +194,23 @@ class TestTexts:
         (tmp_path / name).write_bytes(data)
         with pytest.raises(ValueError, match=f"{name}' cannot be read as"):
             load_pairs(tmp_path / name)
+
+
+_EXAMPLES = {
+    "image bytes": 200,
+    "captions": 12,
+    "labels and templates": 12,
+    "tables": 120,
+    "folders": 60,
+    "saved models, what they say": 150,
+    "saved models, their bytes": 150,
+}
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("entrance", FUZZERS)
+def test_right_or_refused(entrance):
+    """What is made up is taken as it is meant or refused in words; both happen."""
+    found = FUZZERS[entrance](_EXAMPLES[entrance])
+    assert found["right"] > 0
+    assert found["error"] > 0

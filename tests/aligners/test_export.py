@@ -1,4 +1,4 @@
-"""CLIP_benchmark evaluates an aligner as if it were an open_clip model, and agrees with us."""
+"""Aligners exported to ONNX and as models of open_clip."""
 
 import pickle
 from types import SimpleNamespace
@@ -11,13 +11,65 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.metrics import balanced_accuracy_score
 from sklearn.pipeline import make_pipeline
 
-from sklearn_ape import CLIPAligner, KernelAligner, ZeroShotClassifier
-from sklearn_ape.aligners import as_open_clip
+from sklearn_ape import APEAligner, ASIFAligner, CLIPAligner, KernelAligner, ZeroShotClassifier
+from sklearn_ape.aligners import as_open_clip, export_onnx
 from sklearn_ape.encoders import TimmImageEncoder
+from sklearn_ape.heads import KernelMap
 from tests.aligners.test_clip import IMAGES, TEXTS
 from tests.aligners.test_clip import saved as saved_clip
+from tests.persistence.conftest import ALIGNERS
 
-clip_benchmark = pytest.importorskip("clip_benchmark")
+
+@pytest.fixture(scope="module")
+def onnxruntime():
+    pytest.importorskip("onnxscript")
+    return pytest.importorskip("onnxruntime")
+
+
+@pytest.mark.sampled(5)
+@pytest.mark.parametrize(
+    "name", ["cca", "kernel", "ape-residual-of-kernel", "ape-batchnorm", "ape-linear-start"]
+)
+def test_onnxruntime_gives_the_same_embeddings(name, onnxruntime, concepts, tmp_path):
+    aligner = clone(ALIGNERS[name]).fit(concepts.image, concepts.text)
+    export_onnx(aligner, tmp_path / "heads")
+    for side, features, embed in (
+        ("image", concepts.image, aligner.transform),
+        ("text", concepts.text, aligner.transform_text),
+    ):
+        session = onnxruntime.InferenceSession(tmp_path / "heads" / f"{side}_head.onnx")
+        for rows in (features, features[:1]):
+            found = session.run(["embeddings"], {"features": rows})[0]
+            np.testing.assert_allclose(found, embed(rows), atol=1e-5)
+    assert len(list((tmp_path / "heads").iterdir())) == 2
+
+
+@pytest.mark.usefixtures("onnxruntime")
+def test_other_numbers_are_refused_and_nothing_is_written(concepts, tmp_path, monkeypatch):
+    aligner = clone(ALIGNERS["kernel"]).fit(concepts.image, concepts.text)
+    monkeypatch.setattr(aligner, "_embed_text", lambda rows: np.ones((len(rows), 6)))
+    with pytest.raises(ValueError, match="other embeddings than the aligner"):
+        export_onnx(aligner, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_aligners_without_heads_are_refused(concepts, tmp_path):
+    with pytest.raises(TypeError, match="not those of ASIFAligner"):
+        export_onnx(ASIFAligner().fit(concepts.image, concepts.text), tmp_path)
+
+
+@pytest.mark.exhaustive
+def test_tiles_of_a_kernel_leave_an_export_as_it_is(onnxruntime, concepts, tmp_path, monkeypatch):
+    """In Python rows are mapped some at a time; a graph must not depend on how many."""
+    monkeypatch.setattr("sklearn_ape.heads._closed_form._KERNEL_VALUES_AT_ONCE", 1000)
+    aligner = APEAligner(init="kernel", width=8, max_epochs=1, early_stopping=False)
+    aligner.fit(concepts.image, concepts.text)
+    assert isinstance(aligner.module_.text_head.base, KernelMap)
+    export_onnx(aligner, tmp_path)
+    session = onnxruntime.InferenceSession(tmp_path / "text_head.onnx")
+    found = session.run(None, {"features": concepts.text})[0]
+    np.testing.assert_allclose(found, aligner.transform_text(concepts.text), atol=1e-5)
+
 
 NAMES = ["animal", "food", "travel"]
 
@@ -58,6 +110,7 @@ def top_1(output, target, topk=(1,)):
 @pytest.fixture
 def evaluate(model, monkeypatch):
     """Their evaluation of our model, as a function of images, labels, classes and templates."""
+    pytest.importorskip("clip_benchmark")
     from clip_benchmark.metrics import zeroshot_classification
 
     try:
@@ -76,6 +129,7 @@ def evaluate(model, monkeypatch):
     return evaluate
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("amp", [False, True])
 def test_zero_shot_accuracy_is_that_of_the_classifier(amp, evaluate, model, captioned_images):
     X, y = captioned_images.images[240:], captioned_images.categories[240:]
@@ -91,6 +145,7 @@ def test_zero_shot_accuracy_is_that_of_the_classifier(amp, evaluate, model, capt
     assert found["mean_per_class_recall"] == pytest.approx(expected, abs=tolerance)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("kind", "amp"), [("templates", False), ("templates", True), ("prompts per class", False)]
 )
@@ -122,6 +177,7 @@ def test_measures_of_many_classes_are_those_of_the_classifier(
 
 
 def test_retrieval_is_that_of_the_aligner(model, captioned_images):
+    pytest.importorskip("clip_benchmark")
     from clip_benchmark.metrics import zeroshot_retrieval
 
     shape = as_open_clip(FrozenEstimator(model))
@@ -140,6 +196,7 @@ def test_retrieval_is_that_of_the_aligner(model, captioned_images):
 
 
 class TestShape:
+    @pytest.mark.sampled(3)
     @pytest.mark.parametrize("options", [{}, {"crop": "pad", "pooling": "gem"}, {"views": 4}])
     def test_pixels_and_embeddings_are_the_encoders_own(
         self, options, captioned_images, text_encoder
