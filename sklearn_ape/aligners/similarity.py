@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from typing import Any, NamedTuple
@@ -17,7 +16,7 @@ from ..devices import resolve_device
 from ..features.memmap import feature_tiles, is_table, row_tiles
 from ..heads import TwoTower
 from ..training import embed
-from ..utils.concurrency import ForkSafeLock
+from ..utils.concurrency import LRUCache
 from ..utils.linalg import evenly_spaced
 from ..utils.validation import ignores_underflow
 from .fitted_images import exact_digest
@@ -212,7 +211,7 @@ def choose_top_texts(logits: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray
     return order, probabilities
 
 
-_MOST_BANKS = 4
+_MAX_BANKS = 4
 
 
 _TILE_BYTES = 2**23
@@ -222,11 +221,9 @@ _TILE_BYTES = 2**23
 _NO_SPREAD = 1e-6
 
 
-# As with embeddings of labels: predicting leaves estimators as they were.
-_kept: WeakKeyDictionary[Any, OrderedDict[str, Bank]] = WeakKeyDictionary()
-
-
-_lock = ForkSafeLock()
+# Outside the aligners, as predicting must not change an estimator. An aligner's banks are dropped
+# with it.
+_banks: WeakKeyDictionary[Any, LRUCache[str, Bank]] = WeakKeyDictionary()
 
 
 class Bank(NamedTuple):
@@ -353,16 +350,12 @@ def resolve_bank(
         )
     images = _rows_of(standardize, evenly_spaced(n_images))
     key = exact_digest(whole, images)
-    with _lock:
-        kept = _kept.setdefault(aligner, OrderedDict())
-        bank = kept.get(key) if key else None
+    banks = _banks.setdefault(aligner, LRUCache(max_entries=_MAX_BANKS))
+    bank = banks.get(key) if key else None
     if bank is None:
         bank = Bank.of(_distinct(transform(images)), own and own.text)
         if key:
-            with _lock:
-                kept[key] = bank
-                while len(kept) > _MOST_BANKS:
-                    kept.popitem(last=False)
+            banks.put(key, bank)
     return bank
 
 

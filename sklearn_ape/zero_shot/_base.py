@@ -6,7 +6,6 @@ import copy
 import hashlib
 import itertools
 import json
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from numbers import Real
 from typing import Any
@@ -25,7 +24,7 @@ from ..aligners.similarity import LogitTiles, check_standardize, resolve_bank
 from ..aligners.wrapper import SavedClassifier, resolve_aligner, unwrap_aligner
 from ..encoders.base import FrozenEncoder
 from ..prompts import prompts_of, resolve_names, resolve_templates, to_class_array
-from ..utils.concurrency import ForkSafeLock
+from ..utils.concurrency import ForkSafeLock, LRUCache
 from ..utils.sklearn_compat import CallbackSupportMixin, DocLinkMixin, FitContext
 from ..utils.validation import ignores_underflow
 from ..utils.warnings import warn
@@ -39,10 +38,6 @@ _BLOCK_PROMPTS = 16_384
 _BLOCK_BYTES = 2**27
 
 
-# Bytes of the embeddings of labels that are cached in a process.
-_CACHE_BYTES = 2**28
-
-
 # Decimals to which embeddings must agree to be reported as equal: the last bits depend on which
 # other prompts were in the batch.
 _DECIMALS = 4
@@ -51,7 +46,7 @@ _DECIMALS = 4
 # The cache is not stored in the classifiers: predicting leaves a classifier unchanged, and clones,
 # refits and copies in a worker share what was computed. It holds one embedding per class; those of
 # the prompts would be too many.
-_cache: OrderedDict[bytes, np.ndarray] = OrderedDict()
+_cache: LRUCache[bytes, np.ndarray] = LRUCache(max_bytes=2**28, keep_newest=True)
 
 
 _lock = ForkSafeLock()
@@ -94,11 +89,9 @@ def embed_labels(
         [[str(label), *class_names] for label, class_names in names.items()],
     ]
     key = hashlib.sha256(json.dumps(parts).encode()).digest()
-    with _lock:
-        embeddings = _cache.get(key)
-        if embeddings is not None:
-            _cache.move_to_end(key)
-            return embeddings
+    embeddings = _cache.get(key)
+    if embeddings is not None:
+        return embeddings
     embeddings = _embed_classes(aligner, names, templates)
     failed = np.flatnonzero(~np.isfinite(embeddings).all(axis=1))
     if failed.size:
@@ -107,10 +100,7 @@ def embed_labels(
             "NaN. Describe it by other texts."
         )
     _warn_if_indistinguishable(names, embeddings)
-    with _lock:
-        _cache[key] = embeddings
-        while len(_cache) > 1 and sum(cached.nbytes for cached in _cache.values()) > _CACHE_BYTES:
-            _cache.popitem(last=False)
+    _cache.put(key, embeddings)
     return embeddings
 
 

@@ -76,7 +76,7 @@ class TestErrors:
         image = {"path": place, "meta": {"_type": "gradio.FileData"}}
         kind, error = visitor.answer("classify", image, "cat, dog", "simple", 0)
         assert kind == "error"
-        assert "not an image but text" in json.dumps(error)
+        assert "a text file, not an image" in json.dumps(error)
         assert "/" not in json.dumps(error).replace("\\/", "")
 
     def test_file_that_is_not_a_zip_is_explained(self, visitor):

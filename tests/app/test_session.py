@@ -76,7 +76,7 @@ class TestClassify:
         ("content", "why"),
         [
             (b"", "empty"),
-            (b"hello", "not an image but text"),
+            (b"hello", "a text file, not an image"),
             (b"<svg xmlns='x'></svg>", "vector drawing"),
             (b"\x89PNG\r\n\x1a\n" + b"\0" * 50, "Pillow"),
         ],

@@ -262,7 +262,7 @@ class TestErrors:
             ({"a.png": b"", "a.txt": "a cat", "b.png": b""}, "no text file"),
             ({"a.png": b"", "a.txt": " \n"}, "is empty"),
             ({"a.png": b"", "a.txt": b"\xff\xfe\xff"}, "not UTF-8"),
-            ({"1.png": b"", "2.png": b""}, "no words"),
+            ({"1.png": b"", "2.png": b""}, "names with words"),
             ({"a.png": b"", "x.csv": "", "y.csv": ""}, "several tables"),
             ({"a.png": b"", "x.csv": "who,what\n1,2\n"}, "no column"),
             ({"a.png": b"", "x.csv": "image,caption\n"}, "no rows"),

@@ -61,7 +61,7 @@ class TestImages:
         found = rows("classify", broken, "--labels", LABELS)
         bad = {os.path.basename(row["path"]): row for row in found if row["error"]}
         assert set(bad) == {"zz cut short.png", "zz text.jpg"}
-        assert "not an image but text" in bad["zz text.jpg"]["error"]
+        assert "a text file, not an image" in bad["zz text.jpg"]["error"]
         assert {row["label"] for row in bad.values()} == {""}
         assert len(found) == 14
         said = run("classify", broken, "--labels", LABELS, "--quiet").stderr

@@ -90,7 +90,7 @@ class TestListImages:
             list_images([argument])
 
     def test_empty_folder_raises(self, tmp_path):
-        with pytest.raises(ValueError, match=r"no images in .*no files at all"):
+        with pytest.raises(ValueError, match=r"no images .no files at all"):
             list_images([str(tmp_path)])
 
 
@@ -176,7 +176,7 @@ class TestLoadData:
 
     def test_cells_without_images_raise(self, tmp_path):
         (tmp_path / "t.jsonl").write_text('{"image": 7, "caption": "a cat"}')
-        with pytest.raises(ValueError, match="holds a int for an image"):
+        with pytest.raises(ValueError, match="has an image of type int"):
             load_data(tmp_path / "t.jsonl")
 
     def test_missing_data_raise(self, tmp_path):

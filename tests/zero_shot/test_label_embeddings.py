@@ -13,6 +13,7 @@ from sklearn.feature_extraction.text import HashingVectorizer
 from sklearn_ape import CCAAligner, ZeroShotClassifier
 from sklearn_ape.aligners._base import BaseAligner
 from sklearn_ape.encoders import TransformersTextEncoder
+from sklearn_ape.utils.concurrency import LRUCache
 from sklearn_ape.zero_shot import _base
 from sklearn_ape.zero_shot._base import embed_labels
 
@@ -242,7 +243,8 @@ class TestCache:
         assert calls == [1, 1]
 
     def test_cache_drops_least_recently_used_embeddings(self, monkeypatch):
-        monkeypatch.setattr(_base, "_CACHE_BYTES", 3 * 8 * 4)
+        cache = LRUCache(max_bytes=3 * 8 * 4, keep_newest=True)
+        monkeypatch.setattr(_base, "_cache", cache)
         texts = CountingTexts()
         for name in ("ant", "bee", "ant", "cow", "doe", "ant", "bee"):
             embed_labels(texts, {name: [name]}, PLAIN)

@@ -84,7 +84,7 @@ def _stale_digests(folder, resolution, seed):
         for each in paths:
             name = each.name.encode()
             whole.update(name + b"\0" + hashlib.sha256(content[each]).digest())
-        expect(_registry.folder_digest(folder) == whole.hexdigest(), "a stale digest of a folder")
+        expect(_registry.digest_folder(folder) == whole.hexdigest(), "a stale digest of a folder")
 
     for path in paths:
         write(path)

@@ -131,7 +131,7 @@ class TestPixels:
             raise MemoryError
 
         monkeypatch.setattr(_images, "_to_rgb", fails)
-        with pytest.raises(ItemError, match="needs more memory than there is: 40 x 30 pixels"):
+        with pytest.raises(ItemError, match=r"does not fit into memory .40 x 30 pixels"):
             read_image(as_bytes(base_image(), "PNG"))
 
     def test_a_long_image_is_not_padded_to_gigabytes(self):
@@ -178,7 +178,7 @@ class TestTexts:
     def test_a_text_that_nobody_can_see_is_empty(self, text):
         """All of them had one and the same feature, that of no words."""
         encoder = TransformersTextEncoder(cache=None, on_error="nan")
-        with pytest.warns(UserWarning, match="is empty"):
+        with pytest.warns(UserWarning, match="is an empty text"):
             encoder.transform([text, "a cat", f"a{text}cat"])
         assert list(encoder.errors_) == [0]
 
@@ -192,7 +192,7 @@ class TestTexts:
     def test_damaged_tables_are_named(self, tmp_path, name, data):
         """They ended in a RecursionError of json and an OSError of pyarrow."""
         (tmp_path / name).write_bytes(data)
-        with pytest.raises(ValueError, match=f"Cannot read '.*{name}' as"):
+        with pytest.raises(ValueError, match=f"{name}' cannot be read as"):
             load_pairs(tmp_path / name)
 
 
