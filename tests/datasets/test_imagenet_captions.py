@@ -121,7 +121,7 @@ def test_missing_images_warn_or_raise(root, table):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert len(load_imagenet_captions(root, table, on_missing="ignore").images) == 2
-    with pytest.raises(FileNotFoundError, match=r"4 of 4 images.*Pass the folder that holds"):
+    with pytest.raises(FileNotFoundError, match=r"4 of 4 images.*Pass the folder that contains"):
         load_imagenet_captions(root.parent, table, on_missing="ignore")
 
 

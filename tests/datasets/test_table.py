@@ -123,7 +123,7 @@ def test_invalid_types_raise(frame):
     """Invalid tables and images raise a TypeError."""
     with pytest.raises(TypeError, match="DataFrame, not list"):
         load_pairs([("a.jpg", "a")])
-    with pytest.raises(TypeError, match=r"Row 0 .* holds a int"):
+    with pytest.raises(TypeError, match=r"Row 0 .* has an image of type int"):
         load_pairs(frame, image="kind")
 
 

@@ -148,7 +148,9 @@ def test_folder_features_equal_timm(folder_and_model, paths):
     encoder.set_params(pooling="auto", output="logits")
     np.testing.assert_allclose(encoder.transform(paths), logits, atol=1e-4, rtol=1e-4)
     if last.ndim == 3:
-        with pytest.raises(ValueError, match=r"pooling='gem' needs .* this one gives tokens"):
+        with pytest.raises(
+            ValueError, match=r"pooling='gem' needs .* this network returns tokens"
+        ):
             encoder.set_params(pooling="gem", output="features").transform(paths)
     if not n_prefix:
         with pytest.raises(ValueError, match="pooling='cls' needs a network with a class token"):
