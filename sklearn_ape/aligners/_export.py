@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
@@ -19,12 +18,14 @@ from torch import nn
 from ..encoders.image_encoder import ImageEncoder, OnPixels
 from ..features.validation import embed_rows
 from ..utils.linalg import l2_normalize
+from ..utils.sklearn_compat import unfreeze
 from ..utils.torch_state import default_state
 from ..utils.validation import check_sequence
 from ._base import BaseAligner
 from .ape import APEAligner
 from .cca import CCAAligner
 from .kernel import KernelAligner
+from .wrapper import unwrap
 
 _MOST_DIFFERENCE = 1e-5
 
@@ -244,12 +245,20 @@ def as_open_clip(aligner: Any) -> OpenCLIPShape:
     >>> cosines.argmax().item()
     0
     """
-    inner, encoder = _unwrapped(aligner)
+    encoder, inner = unwrap(aligner)
+    if not isinstance(inner, BaseAligner):
+        raise TypeError(
+            f"aligner must be an aligner of sklearn_ape, or a Pipeline that ends in one, not "
+            f"{type(inner).__name__}."
+        )
+    if isinstance(encoder, Pipeline):
+        raise ValueError(
+            f"aligner is a Pipeline of {len(encoder.steps) + 1} steps. Pass a Pipeline of an "
+            "image encoder and an aligner."
+        )
     check_is_fitted(inner)
     encoder = encoder or getattr(inner, "image_encoder_", None)
-    encoder = encoder or getattr(inner, "image_encoder", None)
-    if isinstance(encoder, FrozenEstimator):
-        encoder = encoder.estimator
+    encoder = unfreeze(encoder or getattr(inner, "image_encoder", None))
     if not isinstance(encoder, ImageEncoder):
         raise ValueError(
             f"{type(inner).__name__} has no image encoder of sklearn_ape, so there is no saying "
@@ -348,24 +357,3 @@ def _tokenized(texts: str | Sequence[str], context_length: int | None = None) ->
 
 def _read(row: np.ndarray) -> str:
     return bytes((row[row != _PADDING] - 1).astype(np.uint8)).decode(errors="replace")
-
-
-def _unwrapped(aligner: Any) -> tuple[BaseAligner, Any]:
-    """Return the aligner, and the encoder before it in a Pipeline if there is one."""
-    if isinstance(aligner, FrozenEstimator):
-        return _unwrapped(aligner.estimator)
-    if isinstance(aligner, Pipeline):
-        steps = [step for _, step in aligner.steps if step not in (None, "passthrough")]
-        if len(steps) > 2:
-            raise ValueError(
-                "The Pipeline must be of an image encoder and an aligner; there are "
-                f"{len(steps)} steps."
-            )
-        inner, before = _unwrapped(steps[-1])
-        return inner, before or (steps[0] if len(steps) == 2 else None)
-    if not isinstance(aligner, BaseAligner):
-        raise ValueError(
-            f"aligner must be an aligner such as APEAligner, or a Pipeline that ends in one, not "
-            f"{type(aligner).__name__}."
-        )
-    return aligner, None

@@ -150,7 +150,7 @@ class ASIFAligner(BaseAligner):
                 return image.describe, text.describe
 
             self.logit_scale_ = held_out_logit_scale(data, fit)
-            self._keep_bank(data)
+            self._set_bank(data)
         return self
 
     def _keep(self, anchors: tuple[_Anchors, _Anchors]) -> None:
@@ -184,10 +184,10 @@ class ASIFAligner(BaseAligner):
         given = (bool(self.center), min(int(self.k), len(data.pairs)), float(self.power))
         return _Anchors.of(data.image, images, *given), _Anchors.of(data.text, texts, *given)
 
-    def _compared_images(self, features: Any) -> SparseRows:
+    def _comparable_images(self, features: Any) -> SparseRows:
         return self._anchors[0].describe(features)
 
-    def _compared_texts(self, features: Any) -> SparseRows:
+    def _comparable_texts(self, features: Any) -> SparseRows:
         return self._anchors[1].describe(features)
 
     def _embed_image(self, features: np.ndarray) -> np.ndarray:

@@ -173,7 +173,7 @@ class CCAAligner(BaseAligner):
                 )
             self._keep(*self._canonical(data))
             self.logit_scale_ = held_out_logit_scale(data, lambda some: self._canonical(some)[:2])
-            self._keep_bank(data)
+            self._set_bank(data)
         return self
 
     def _keep(self, image: _Projection, text: _Projection, correlations: np.ndarray) -> None:

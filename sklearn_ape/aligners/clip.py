@@ -222,11 +222,11 @@ class CLIPAligner(LazyNamesMixin, BaseAligner):
             tower._check_parameters()
         return joblib.hash([tower._identity_digest() for tower in towers])
 
-    def _fitted_state(self) -> dict[str, Any]:
+    def _get_state(self) -> dict[str, Any]:
         return {"weights": self.text_encoder._known_weights()}
 
-    def _restore_state(self, state: FittedState) -> None:
-        self.text_encoder._restore_state(state)
+    def _set_state(self, state: FittedState) -> None:
+        self.text_encoder._set_state(state)
 
     def _recorded_params(self) -> dict[str, Any]:
         params = super()._recorded_params()

@@ -11,7 +11,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
 from sklearn_ape import ASIFAligner, CCAAligner, CLIPAligner, ZeroShotClassifier
-from sklearn_ape.aligners.similarity import Bank, Standardizer, _rows_of, resolve_bank
+from sklearn_ape.aligners.similarity import Bank, Standardizer, _select_rows, resolve_bank
 from sklearn_ape.encoders import HeadPairs
 from sklearn_ape.utils.linalg import evenly_spaced
 from tests.aligners.similarities import standardized
@@ -40,7 +40,7 @@ class TestStandardized:
         """And without captions its first term alone."""
         rng = np.random.default_rng(0)
         image, text = random_units(rng, 7, 6), random_units(rng, 5, 6)
-        bank = Bank.of(random_units(rng, 30, 6), random_units(rng, 20, 6))
+        bank = Bank.from_embeddings(random_units(rng, 30, 6), random_units(rng, 20, 6))
         deviations = [np.std([b @ t for b in bank.image]) for t in bank.text]
         of_images = [np.std([x @ b for b in bank.text]) for x in bank.image]
         spread = (np.mean(deviations) + np.mean(of_images)) / 2
@@ -57,7 +57,7 @@ class TestStandardized:
         assert found.dtype == np.float32
         np.testing.assert_allclose(found, expected, atol=1e-6)
         spread = np.mean([np.std([b @ t for b in bank.image]) for t in text])
-        alone = standardized(image @ text.T, image, text, Bank.of(bank.image, None))
+        alone = standardized(image @ text.T, image, text, Bank.from_embeddings(bank.image, None))
         np.testing.assert_allclose(alone, first * spread, atol=1e-6)
 
     def test_a_hub_no_longer_wins(self):
@@ -67,7 +67,7 @@ class TestStandardized:
         shown = rng.integers(20, size=400)
         image = unit(common + own[shown] + 0.05 * rng.standard_normal((400, 21)))
         text = np.vstack([unit(common / 4 + own), unit(common)])  # the last one is the hub
-        bank = Bank.of(image[:200], text)
+        bank = Bank.from_embeddings(image[:200], text)
         plain = image[200:] @ text.T
         assert np.mean(plain.argmax(axis=1) == 20) == 1
         found = standardized(plain, image[200:], text, bank).argmax(axis=1)
@@ -78,26 +78,26 @@ class TestStandardized:
         rng = np.random.default_rng(0)
         image, text = random_units(rng, 4, 6), random_units(rng, 3, 6)
         image[1], text[2] = np.nan, 0
-        bank = Bank.of(random_units(rng, 30, 6), random_units(rng, 20, 6))
+        bank = Bank.from_embeddings(random_units(rng, 30, 6), random_units(rng, 20, 6))
         found = standardized(image @ text.T, image, text, bank)
         assert np.isnan(found[1]).all()
         assert np.isfinite(np.delete(found, 1, axis=0)).all()
-        same = Bank.of(np.tile(image[:1], (9, 1)), np.tile(text[:1], (9, 1)))
+        same = Bank.from_embeddings(np.tile(image[:1], (9, 1)), np.tile(text[:1], (9, 1)))
         np.testing.assert_array_equal(standardized(image[:1] @ text.T, image[:1], text, same), 0)
 
     def test_tiles_change_nothing(self, monkeypatch):
         rng = np.random.default_rng(0)
         image, text = random_units(rng, 50, 6), random_units(rng, 20, 6)
-        whole = standardized(image @ text.T, image, text, Bank.of(image, text))
+        whole = standardized(image @ text.T, image, text, Bank.from_embeddings(image, text))
         monkeypatch.setattr("sklearn_ape.aligners.similarity._TILE_BYTES", 7 * 4 * 20)
-        tiled = standardized(image @ text.T, image, text, Bank.of(image, text))
+        tiled = standardized(image @ text.T, image, text, Bank.from_embeddings(image, text))
         np.testing.assert_allclose(tiled, whole, atol=1e-6)
 
     def test_in_place_and_by_rows_it_is_the_same(self):
         """A million rows go by tiles, with what concerns the texts computed once."""
         rng = np.random.default_rng(0)
         image, text = random_units(rng, 50, 6), random_units(rng, 20, 6)
-        bank = Bank.of(random_units(rng, 30, 6), random_units(rng, 20, 6))
+        bank = Bank.from_embeddings(random_units(rng, 30, 6), random_units(rng, 20, 6))
         cosines = image @ text.T
         whole = standardized(cosines, image, text, bank)
         standardizer = Standardizer(text, bank, scale=3.0)
@@ -112,7 +112,7 @@ class TestOwnBank:
     def test_is_of_the_training_pairs(self, aligner, concepts, held_out):
         """Of sparse embeddings it is what it is of dense ones."""
         aligner = clone(aligner).fit(concepts.image[:200], concepts.text[:200])
-        bank = Bank.of(
+        bank = Bank.from_embeddings(
             aligner.transform(concepts.image[:200]), aligner.transform_text(concepts.text[:200])
         )
         image, text = aligner.transform(held_out[0]), aligner.transform_text(held_out[1])
@@ -184,25 +184,27 @@ class TestCollection:
         mapped = np.load(tmp_path / "X.npy", mmap_mode="r")
         rows = np.array([0, 4, 9])
         for table in (X, mapped, pd.DataFrame(X), csr_array(X), X.tolist(), list(X)):
-            found = _rows_of(table, rows)
+            found = _select_rows(table, rows)
             found = found.toarray() if hasattr(found, "toarray") else np.asarray(found)
             np.testing.assert_array_equal(found, X[rows])
         names = [f"{number}.png" for number in range(10)]
         for column in (names, tuple(names), np.array(names), pd.Series(names, index=range(5, 15))):
-            assert list(_rows_of(column, rows)) == ["0.png", "4.png", "9.png"]
+            assert list(_select_rows(column, rows)) == ["0.png", "4.png", "9.png"]
 
     @pytest.mark.parametrize("library", ["pyarrow", "polars"])
     def test_rows_of_columns_of_other_libraries(self, library):
         names = [f"{number}.png" for number in range(10)]
         module = pytest.importorskip(library)
         column = module.array(names) if library == "pyarrow" else module.Series(names)
-        found = _rows_of(column, np.array([0, 4, 9]))
+        found = _select_rows(column, np.array([0, 4, 9]))
         as_list = found.to_pylist if library == "pyarrow" else found.to_list
         assert as_list() == ["0.png", "4.png", "9.png"]
 
     def test_stands_in_for_the_images(self, fitted, held_out):
         image, text = fitted.transform(held_out[0]), fitted.transform_text(held_out[1])
-        expected = standardized(image @ text.T, image, text, Bank.of(image, fitted.bank_.text))
+        expected = standardized(
+            image @ text.T, image, text, Bank.from_embeddings(image, fitted.bank_.text)
+        )
         for collection in (held_out[0], held_out[0].tolist()):
             found = fitted.similarity(*held_out, standardize=collection)
             np.testing.assert_allclose(found, expected, atol=1e-5)
@@ -249,7 +251,7 @@ class TestCollection:
         """CLIP was fitted by others, an old pickle has none."""
         del fitted.bank_
         image, text = fitted.transform(held_out[0]), fitted.transform_text(held_out[1])
-        expected = standardized(image @ text.T, image, text, Bank.of(image, None))
+        expected = standardized(image @ text.T, image, text, Bank.from_embeddings(image, None))
         found = fitted.similarity(*held_out, standardize=held_out[0])
         np.testing.assert_allclose(found, expected, atol=1e-6)
 
@@ -272,7 +274,11 @@ class TestRefused:
 
     def test_an_aligner_that_keeps_none(self, fitted, held_out):
         del fitted.bank_
-        with pytest.raises(ValueError, match=r"this CCAAligner keeps none. Pass a collection"):
+        with pytest.raises(
+            ValueError, match=r"this CCAAligner has not stored any. Pass a collection"
+        ):
             fitted.similarity(*held_out, standardize=True)
-        with pytest.raises(ValueError, match=r"this CLIPAligner keeps none. Pass a collection"):
+        with pytest.raises(
+            ValueError, match=r"this CLIPAligner has not stored any. Pass a collection"
+        ):
             CLIPAligner().similarity([[0.0]], ["a cat"], standardize=True)

@@ -6,7 +6,7 @@ from sklearn.base import clone
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from sklearn_ape import CCAAligner
-from sklearn_ape.aligners._head_pairs import prototypes
+from sklearn_ape.aligners._head_pairs import compute_prototypes
 from sklearn_ape.encoders import HeadPairs, TimmImageEncoder
 
 
@@ -31,7 +31,7 @@ def test_prototypes_are_the_formula():
     B = (W - W.mean(axis=0)) @ vectors @ np.diag(values**0.5) @ vectors.T
     radius = np.linalg.norm(X - X.mean(axis=0), axis=1).mean()
     expected = X.mean(axis=0) + B * radius / np.linalg.norm(B, axis=1).mean()
-    np.testing.assert_allclose(prototypes(X.astype(np.float32), W), expected, atol=1e-4)
+    np.testing.assert_allclose(compute_prototypes(X.astype(np.float32), W), expected, atol=1e-4)
 
 
 def test_prototypes_of_the_real_head_lie_near_images_of_their_class(
@@ -41,7 +41,7 @@ def test_prototypes_of_the_real_head_lie_near_images_of_their_class(
     from sklearn_ape.encoders import classifier_head_pairs
 
     head = classifier_head_pairs(image_encoder)
-    places = prototypes(features.image, head.weights) - features.image.mean(axis=0)
+    places = compute_prototypes(features.image, head.weights) - features.image.mean(axis=0)
     names = {texts[0]: number for number, texts in enumerate(head.texts)}
     known = [i for i, caption in enumerate(captioned_images.captions) if caption in names]
     assert len(known) >= 5
@@ -123,17 +123,17 @@ def test_words_of_ones_own(features, captioned_images, text_encoder):
 class TestRefused:
     @pytest.mark.parametrize(
         ("parts", "said"),
-        [({"weights": np.ones((5, 31))}, "have 31 features, and X has 32: head_pairs must be of"),
-         ({"weights": np.ones((1, 32))}, "with at least 2 classes, not of shape"),
-         ({"weights": np.full((5, 32), np.nan)}, "must be finite numbers"),
+        [({"weights": np.ones((5, 31))}, "have 31 features, and X has 32. Pass the head of"),
+         ({"weights": np.ones((1, 32))}, "have shape \\(1, 32\\) or contain NaN"),
+         ({"weights": np.full((5, 32), np.nan)}, "Pass finite numbers"),
          ({"weights": np.ones((5, 32))}, "are the same for all classes"),
-         ({"texts": np.ones((4, 16))}, "has 4 texts: owners must be as many integers"),
-         ({"owners": np.arange(5.0)}, "owners must be as many integers"),
+         ({"texts": np.ones((4, 16))}, "owners of head_pairs must be 4 integers"),
+         ({"owners": np.arange(5.0)}, "owners of head_pairs must be 5 integers"),
          ({"owners": np.arange(1, 6)}, "owners of head_pairs must be from 0 to 4"),
-         ({"texts": np.ones((5, 15))}, "The texts have 15 features, but CCAAligner was fitted"),
-         ({"texts": np.full((5, 16), np.nan)}, "None of the texts of head_pairs could be"),
+         ({"texts": np.ones((5, 15))}, "texts of head_pairs have 15 features, and y has 16"),
+         ({"texts": np.full((5, 16), np.nan)}, "texts of head_pairs could not be encoded"),
          ({"texts": [["hen"]] * 4}, "weights of 5 classes and texts of 4"),
-         ({"texts": [["hen"]] * 5}, "has texts as words, and y holds features")],
+         ({"texts": [["hen"]] * 5}, "head_pairs has texts, and y holds features")],
     )  # fmt: skip
     def test_head_pairs_that_do_not_fit(self, concepts, parts, said):
         with pytest.raises(ValueError, match=said):
@@ -147,13 +147,13 @@ class TestRefused:
             aligner.fit(features.image, captioned_images.captions)
         head = of_features(1280, texts=[["hen"], ["duck", " "], ["a"], ["b"], ["c"]])
         aligner = CCAAligner(text_encoder=text_encoder, head_pairs=head)
-        with pytest.raises(ValueError, match="Text ' ' of class 1 of head_pairs is no text"):
+        with pytest.raises(ValueError, match="head_pairs has the text ' ' for class 1"):
             aligner.fit(features.image, captioned_images.captions)
 
     def test_images_that_do_not_differ(self, concepts):
         with (
             pytest.warns(UserWarning, match="All images have the same features"),
-            pytest.raises(ValueError, match="head_pairs needs images that differ"),
+            pytest.raises(ValueError, match="X has the same features for all images"),
         ):
             CCAAligner(head_pairs=of_features(4)).fit(np.full((300, 4), 0.1), concepts.text)
 

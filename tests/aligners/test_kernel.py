@@ -195,7 +195,7 @@ def test_classes_of_a_head_are_pairs_like_others(concepts):
      ("gamma", "auto", "gamma must be a number"),
      ("ridge", 0, r"ridge must be a number in \(0, inf\)"),
      ("whitening", -1, "whitening must be a number"),
-     ("n_components", 33, "n_components must be None or at most 32 .*, not 33"),
+     ("n_components", 33, "n_components must be None or at most 32, .*, not 33"),
      ("max_anchors", 1, "max_anchors must be an integer >= 2"),
      ("device", "gpu", "device must be 'auto'")],
 )  # fmt: skip

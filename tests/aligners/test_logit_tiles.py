@@ -35,7 +35,7 @@ def test_tiles_are_the_whole_product(small_tiles, aligner, concepts, form):
     X = concepts.image.copy()
     X[[3, 250]] = np.nan
     tiles = LogitTiles(aligner, np.arange(100), texts, 20.0, None)
-    sizes = [len(tile.logits) for tile in tiles.of(form(X))]
+    sizes = [len(tile.logits) for tile in tiles.iter_tiles(form(X))]
     assert max(sizes) == 17
     assert sum(sizes) == 300
     (logits,) = tiles.collect(form(X), lambda some: (some,))
@@ -46,7 +46,7 @@ def test_tiles_are_the_whole_product(small_tiles, aligner, concepts, form):
 @pytest.mark.parametrize("with_captions", [True, False])
 def test_tiles_are_standardized_as_the_whole(small_tiles, aligner, concepts, with_captions):
     texts = aligner.transform_text(concepts.text[200:])
-    bank = aligner.bank_ if with_captions else Bank.of(aligner.bank_.image, None)
+    bank = aligner.bank_ if with_captions else Bank.from_embeddings(aligner.bank_.image, None)
     image = aligner.transform(concepts.image)
     (logits,) = LogitTiles(aligner, np.arange(100), texts, 20.0, bank).collect(
         concepts.image, lambda some: (some,)

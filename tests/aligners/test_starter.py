@@ -10,10 +10,10 @@ from safetensors.numpy import load_file, save_file
 
 import sklearn_ape
 from sklearn_ape import KernelAligner, ZeroShotClassifier
-from sklearn_ape.aligners.wrapper import FOLDER, load_starter, packed, unpacked
+from sklearn_ape.aligners.kernel import STARTER_FOLDER, load_starter, pack_starter, unpack_starter
 from sklearn_ape.datasets import load_openmoji, load_tuxpaint_stamps
 
-MODEL = FOLDER / "model.safetensors"
+MODEL = STARTER_FOLDER / "model.safetensors"
 
 
 @pytest.fixture(scope="module")
@@ -86,18 +86,18 @@ def test_the_file_is_small_and_is_the_one_that_the_card_describes():
     import hashlib
 
     assert MODEL.stat().st_size <= 16e6
-    card = (FOLDER / "README.md").read_text(encoding="utf-8")
+    card = (STARTER_FOLDER / "README.md").read_text(encoding="utf-8")
     assert hashlib.sha256(MODEL.read_bytes()).hexdigest() in card
-    for said in ("CC BY-SA 4.0", "Apache-2.0", "public domain", "build_starter.py"):
+    for said in ("CC BY-SA 4.0", "Apache-2.0", "public domain", "build_starter"):
         assert said in card
 
 
 def test_packing_keeps_the_embeddings(concepts, tmp_path):
     """Eight bits may cost no more than a hundredth of a cosine."""
     aligner = KernelAligner().fit(concepts.image, concepts.text)
-    tensors, described = packed(aligner)
+    tensors, described = pack_starter(aligner)
     save_file(tensors, tmp_path / "model.safetensors", metadata=described)
-    back = unpacked(tmp_path / "model.safetensors")
+    back = unpack_starter(tmp_path / "model.safetensors")
     for ours, theirs in (
         (back._embed_image(concepts.image), aligner._embed_image(concepts.image)),
         (back._embed_text(concepts.text), aligner._embed_text(concepts.text)),
@@ -110,4 +110,4 @@ def test_a_file_of_another_format_is_refused(tmp_path):
     path = tmp_path / "model.safetensors"
     save_file(load_file(MODEL), path, metadata={"sklearn_ape": json.dumps({"format": 99})})
     with pytest.raises(ValueError, match="format 99"):
-        unpacked(path)
+        unpack_starter(path)

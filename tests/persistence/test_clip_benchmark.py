@@ -202,5 +202,5 @@ class TestShape:
             as_open_clip(aligner)
         with pytest.raises(ValueError, match="features of texts"):
             as_open_clip(make_pipeline(image_encoder, aligner))
-        with pytest.raises(ValueError, match="not SimpleNamespace"):
+        with pytest.raises(TypeError, match="not SimpleNamespace"):
             as_open_clip(SimpleNamespace())

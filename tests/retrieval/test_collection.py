@@ -47,13 +47,13 @@ class TestAdd:
         bad[1, 4] = np.nan
         with pytest.raises(ValueError, match="row"):
             retriever.add(bad)
-        with pytest.raises(ValueError, match="fit was not given y"):
+        with pytest.raises(ValueError, match="fit was called without y"):
             retriever.add(concepts.image[:3], ["a", "b", "c"])
         assert retriever.n_samples_fit_ == 300
 
     def test_ids_are_needed_where_there_are_ids(self, aligner, concepts):
         retriever = CrossModalRetriever(aligner).fit(concepts.image, range(300))
-        with pytest.raises(ValueError, match="add needs the y"):
+        with pytest.raises(ValueError, match="fit was called with y"):
             retriever.add(concepts.image[:3])
         with pytest.raises(ValueError, match="y has 2 entries, and there are 3 images"):
             retriever.add(concepts.image[:3], ["a", "b"])
@@ -82,23 +82,25 @@ class TestUnread:
         forgiving = clone(image_encoder).set_params(on_error="nan")
         aligner = KernelAligner(image_encoder=forgiving, text_encoder=text_encoder)
         aligner.fit(captioned_images.images[:60], captioned_images.captions[:60])
-        with pytest.warns(UserWarning, match="in no answer: rows 1"):
+        with pytest.warns(UserWarning, match="cannot be found: rows 1"):
             retriever = CrossModalRetriever(aligner).fit(
                 [captioned_images.images[0], broken, captioned_images.images[1]]
             )
         assert retriever.n_unread_ == 1
         queries = [broken, captioned_images.images[1]]
-        with pytest.warns(UserWarning, match="1 queries could not be read and find nothing: 0"):
+        with pytest.warns(
+            UserWarning, match="1 queries could not be read and have no results: rows 0"
+        ):
             found = retriever.search(queries, k=2, modality="image")
         assert found.indices.tolist() == [[-1, -1], [2, 0]]
         assert np.isnan(found.scores[0]).all()
         assert found.items == [[], [captioned_images.images[1], captioned_images.images[0]]]
         assert len(found.to_frame()) == 2
-        with pytest.warns(UserWarning, match="find nothing: 0"):
+        with pytest.warns(UserWarning, match="have no results: rows 0"):
             assert retriever.search([broken], k=1, modality="image").items == [[]]
         with (
             pytest.warns(UserWarning, match="broken"),
-            pytest.raises(ValueError, match="no neighbours: rows 0"),
+            pytest.raises(ValueError, match="1 images that could not be read: rows 0"),
         ):
             retriever.kneighbors(queries, 1)
 
@@ -173,7 +175,7 @@ class TestInput:
             ({"index": "annoy"}, "index must be one of exact, faiss, usearch, not 'annoy'"),
             ({"dtype": "int8"}, "dtype must be one of float32, float16, not 'int8'"),
             ({"standardize": "yes"}, "standardize must be True, False or a collection"),
-            ({"standardize": True, "index": "faiss"}, "standardize needs index='exact'"),
+            ({"standardize": True, "index": "faiss"}, "Pass index='exact'"),
         ],
     )
     def test_bad_parameters(self, aligner, concepts, parameters, message):

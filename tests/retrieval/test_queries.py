@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sklearn_ape import CrossModalRetriever
-from sklearn_ape.retrieval._index import told_apart
+from sklearn_ape.retrieval._index import resolve_queries
 
 
 @pytest.fixture(scope="session")
@@ -18,11 +18,11 @@ class TestToldApart:
     def test_str_is_text_and_all_else_is_an_image(self, captioned_images):
         path = Path(captioned_images.images[0])
         for texts in (["a cat"], np.array(["a cat"]), ("a cat", "a dog")):
-            assert told_apart(texts, "auto")[1]
+            assert resolve_queries(texts, "auto")[1]
         for images in ([path], [path.read_bytes()], [np.zeros((4, 4, 3))], np.zeros((2, 8))):
-            assert not told_apart(images, "auto")[1]
-        assert not told_apart([str(path)], "image")[1]
-        assert told_apart(np.zeros((2, 8)), "text")[1]
+            assert not resolve_queries(images, "auto")[1]
+        assert not resolve_queries([str(path)], "image")[1]
+        assert resolve_queries(np.zeros((2, 8)), "text")[1]
 
     @pytest.mark.parametrize(
         ("queries", "modality", "message"),
@@ -33,22 +33,23 @@ class TestToldApart:
             (np.zeros((0, 3)), "auto", "queries is empty"),
             (None, "auto", "must be a sequence"),
             ({"a cat"}, "auto", "must be a sequence"),
-            (["a cat", "  "], "auto", "Query 1 is an empty text"),
+            (["a cat", "  "], "auto", "an empty text in row 1"),
             (["a cat", Path("b.png")], "auto", r"mixes texts \(query 0\) with images \(query 1"),
-            (["a cat", 3], "text", "takes str, and query 1 is of type int"),
+            (["a cat", 3], "text", "an object of type int in row 1"),
             (["a cat"], "sound", "modality must be one of auto, image, text"),
         ],
     )
     def test_refused(self, queries, modality, message):
         with pytest.raises(ValueError, match=message):
-            told_apart(queries, modality)
+            resolve_queries(queries, modality)
 
     def test_words_that_look_like_a_path(self, tmp_path):
         (tmp_path / "cat").write_text("")
         for text in (str(tmp_path / "cat"), "photos/missing.JPG"):
             with pytest.warns(UserWarning, match="look like paths.*modality='image'"):
-                told_apart(["a cat", text], "auto")
-            told_apart([text], "text")  # no warning: filterwarnings would turn it into an error
+                resolve_queries(["a cat", text], "auto")
+            # A warning would be an error by filterwarnings.
+            resolve_queries([text], "text")
 
 
 @pytest.mark.filterwarnings("error")

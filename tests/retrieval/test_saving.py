@@ -138,22 +138,22 @@ class TestTampered:
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            ({"embeddings": np.zeros((0, 8), np.float32)}, "one at least"),
-            ({"embeddings": np.zeros((5, 8), np.float64)}, "rows of float32"),
+            ({"embeddings": np.zeros((0, 8), np.float32)}, "at least one row"),
+            ({"embeddings": np.zeros((5, 8), np.float64)}, "at least one row of float32"),
             ({"embeddings": np.zeros((5, 3), np.float32)}, "shape"),
             ({"embeddings": np.full((5, 8), np.nan, np.float32)}, "not finite"),
             ({"unread": np.array([-1])}, "ascending"),
             ({"unread": np.array([2, 2])}, "ascending"),
             ({"unread": np.array([2**40])}, "ascending"),
-            ({"items": {"numbers": np.arange(3)}}, "items must be 300"),
+            ({"items": {"numbers": np.arange(3)}}, "items must hold 300"),
             ({"items": {"json": np.frombuffer(b"[[1]]", np.uint8)}}, "a JSON list of texts"),
             ({"items": {"json": np.frombuffer(b"[" * 10**5, np.uint8)}}, "a JSON list of"),
-            ({"items": {"json": np.frombuffer(b"[1]", np.uint8)}}, "items must be 300"),
+            ({"items": {"json": np.frombuffer(b"[1]", np.uint8)}}, "items must hold 300"),
             ({"items": {"texts": np.zeros(9, np.uint8), "ends": np.array([3, 2])}}, "ends must"),
             ({"items": {"texts": np.zeros(9, np.uint8), "ends": np.array([-5, 9])}}, "ends must"),
             ({"items": {"texts": np.zeros(9, np.uint8), "ends": np.array([3, 2**40])}}, "ends"),
             ({"has_y": "no"}, "has_y must be"),
-            ({"fingerprint": "another"}, "index the images again"),
+            ({"fingerprint": "another"}, "Index the images again"),
         ],
     )
     def test_refused(self, aligner, concepts, change, message):
@@ -161,7 +161,7 @@ class TestTampered:
             warnings.simplefilter("error")
             retriever = CrossModalRetriever(aligner).fit(concepts.image)
             fresh = CrossModalRetriever(aligner)
-        state = retriever._fitted_state() | change
+        state = retriever._get_state() | change
         with pytest.raises(ValueError, match=message):
-            fresh._restore_state(FittedState(state, "CrossModalRetriever"))
+            fresh._set_state(FittedState(state, "CrossModalRetriever"))
         assert not hasattr(fresh, "_collection")

@@ -98,14 +98,14 @@ class TestFeatures:
     def test_among_many_equals(self, monkeypatch, tile, few):
         """Small integers: most products are equal to others, and the first rows must win."""
         monkeypatch.setattr("sklearn_ape.features.memmap.TILE_BYTES", tile)
-        monkeypatch.setattr(_nearest, "_FEW", few)
+        monkeypatch.setattr(_nearest, "_MERGE_RATIO", few)
         rng = np.random.default_rng(0)
         embeddings, queries = (
             rng.integers(-2, 3, (n_rows, 6)).astype(np.float32) for n_rows in (400, 30)
         )
         for k in (1, 3, 50, 399, 400):
             order = best(queries @ embeddings.T, k)[1]
-            found = _nearest.nearest(embeddings, queries, k)
+            found = _nearest.find_nearest(embeddings, queries, k)
             np.testing.assert_array_equal(found, np.sort(order, axis=1))
 
     def test_all_of_them(self, aligner, concepts):

@@ -82,7 +82,7 @@ def test_a_changed_aligner_is_refused_until_the_next_fit(
 def test_setting_a_parameter_back_makes_the_retriever_current_again(retriever, concepts):
     expected = retriever.search(concepts.image[:3])
     retriever.set_params(aligner__standardscaler__with_mean=False)
-    with pytest.raises(ValueError, match="set the parameter back"):
+    with pytest.raises(ValueError, match="restore the parameter"):
         retriever.search(concepts.image[:3])
     retriever.set_params(aligner__standardscaler__with_mean=True)
     np.testing.assert_array_equal(retriever.search(concepts.image[:3]).scores, expected.scores)

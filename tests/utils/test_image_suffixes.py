@@ -11,7 +11,7 @@ from sklearn_ape.datasets import table as _pairs
 from sklearn_ape.encoders import images as _images
 from sklearn_ape.encoders import text_encoder as _text_base
 from sklearn_ape.retrieval import _index as _queries
-from sklearn_ape.retrieval._index import told_apart
+from sklearn_ape.retrieval._index import resolve_queries
 from sklearn_ape.utils.files import IMAGE_SUFFIXES
 
 
@@ -39,4 +39,4 @@ def test_folders_and_queries_agree(suffix, tmp_path):
     assert len(data.images) == 1
     assert data.other_files == {".doc": 1}
     with pytest.warns(UserWarning, match="look like paths"):
-        told_apart([f"photos/missing{suffix}"], "auto")
+        resolve_queries([f"photos/missing{suffix}"], "auto")

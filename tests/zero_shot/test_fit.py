@@ -22,7 +22,7 @@ from sklearn_ape import (
     ZeroShotClassifier,
     load_pretrained,
 )
-from sklearn_ape.aligners.wrapper import load_starter
+from sklearn_ape.aligners.kernel import load_starter
 from tests.conftest import LABELS
 
 _TEXTS = HashingVectorizer(n_features=64, analyzer="char")
