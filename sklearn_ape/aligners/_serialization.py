@@ -110,6 +110,8 @@ class HeadsMixin:
     """Mixin for aligners whose `module_` is a pair of heads on features, on the CPU."""
 
     module_: TwoTower
+    n_features_in_: int
+    n_text_features_in_: int
     device: str | torch.device | None
 
     def _learned_state(self) -> dict[str, Any]:

@@ -274,11 +274,7 @@ class TestRefused:
 
     def test_an_aligner_that_keeps_none(self, fitted, held_out):
         del fitted.bank_
-        with pytest.raises(
-            ValueError, match=r"this CCAAligner has not stored any. Pass a collection"
-        ):
+        with pytest.raises(ValueError, match=r"this CCAAligner has not stored any"):
             fitted.similarity(*held_out, standardize=True)
-        with pytest.raises(
-            ValueError, match=r"this CLIPAligner has not stored any. Pass a collection"
-        ):
+        with pytest.raises(ValueError, match=r"this CLIPAligner has not stored any"):
             CLIPAligner().similarity([[0.0]], ["a cat"], standardize=True)

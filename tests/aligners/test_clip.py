@@ -186,8 +186,8 @@ class TestInTheClassifier:
 
     @pytest.mark.parametrize(
         ("name", "said"),
-        [("clip", "names no aligner. Expected 'open_clip:ViT-B-32/openai'"),
-         ("open_clip:", "names no aligner"),
+        [("clip", "is not the name of an aligner. Pass a name such as 'open_clip:ViT-B-32/openai'"),
+         ("open_clip:", "is not the name of an aligner"),
          ("open_clip:ViT-B-32/opnai", "No pretrained CLIP model is called 'ViT-B-32/opnai'")],
     )  # fmt: skip
     def test_bad_name(self, name, said):

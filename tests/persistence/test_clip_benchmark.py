@@ -198,7 +198,7 @@ class TestShape:
 
     def test_features_are_refused(self, concepts, image_encoder, captioned_images):
         aligner = KernelAligner().fit(concepts.image, concepts.text)
-        with pytest.raises(ValueError, match="no image encoder"):
+        with pytest.raises(ValueError, match="without an image encoder"):
             as_open_clip(aligner)
         with pytest.raises(ValueError, match="features of texts"):
             as_open_clip(make_pipeline(image_encoder, aligner))
