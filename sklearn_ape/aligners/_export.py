@@ -17,13 +17,10 @@ from torch import nn
 
 from ..encoders.image_encoder import ImageEncoder, OnPixels
 from ..features.validation import embed_rows
-from ..utils.linalg import l2_normalize
 from ..utils.sklearn_compat import unfreeze
 from ..utils.torch_state import default_state
 from ..utils.validation import check_sequence
 from ._base import BaseAligner
-from ._serialization import HeadsMixin
-from .cca import CCAAligner
 from .wrapper import unwrap
 
 # Largest difference of an embedding in ONNX Runtime, and numbers of rows at which it is checked.
@@ -75,7 +72,7 @@ def export_onnx(aligner: Any, folder: str | os.PathLike[str]) -> None:
     ...     sorted(path.name for path in Path(folder).iterdir())
     ['image_head.onnx', 'text_head.onnx']
     """
-    if not isinstance(aligner, HeadsMixin | CCAAligner):
+    if not hasattr(aligner, "_make_network"):
         raise TypeError(
             "aligner must be an APEAligner, KernelAligner or CCAAligner, not "
             f"{type(aligner).__name__}."
@@ -99,44 +96,10 @@ def export_onnx(aligner: Any, folder: str | os.PathLike[str]) -> None:
         }
         for side, (n_features, embed) in sides.items():
             path = Path(temporary) / f"{side}_head.onnx"
-            _export(_make_network(aligner, side), n_features, path)
+            _export(aligner._make_network(side), n_features, path)
             _compare(path, n_features, embed)
         for side in sides:
             os.replace(Path(temporary) / f"{side}_head.onnx", target / f"{side}_head.onnx")
-
-
-class _HeadNetwork(nn.Module):
-    """A head and the normalization of its output."""
-
-    def __init__(self, head: nn.Module) -> None:
-        super().__init__()
-        self.head = head
-
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        return l2_normalize(self.head(features))
-
-
-class _ProjectionNetwork(nn.Module):
-    """A CCA projection in double precision, as in numpy."""
-
-    mean: torch.Tensor
-    matrix: torch.Tensor
-
-    def __init__(self, mean: np.ndarray, matrix: np.ndarray) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.from_numpy(mean).double())
-        self.register_buffer("matrix", torch.from_numpy(np.ascontiguousarray(matrix)).double())
-
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        projected = (features.double() - self.mean) @ self.matrix
-        norm = projected.norm(dim=1, keepdim=True)
-        return (projected / torch.where(norm > 0, norm, 1.0)).float()
-
-
-def _make_network(aligner: HeadsMixin | CCAAligner, side: str) -> nn.Module:
-    if isinstance(aligner, CCAAligner):
-        return _ProjectionNetwork(*getattr(aligner, f"_{side}_projection"))
-    return _HeadNetwork(getattr(aligner.module_, f"{side}_head")).eval()
 
 
 def _export(module: nn.Module, n_features: int, path: Path) -> None:

@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from ..devices import resolve_device
 from ..heads import TwoTower, head_state, restored_head
 from ..persistence.hub import Facts
 from ..persistence.mixins import FittedState
 from ..training.net import embed
+from ..utils.linalg import l2_normalize
 from .fitted_images import FittedImages
 from .similarity import Bank
 
@@ -106,12 +108,21 @@ def describe_aligner(aligner: Any) -> Facts:
     )
 
 
+class _HeadNetwork(nn.Module):
+    """A head and the normalization of its output, for ONNX."""
+
+    def __init__(self, head: nn.Module) -> None:
+        super().__init__()
+        self.head = head
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return l2_normalize(self.head(features))
+
+
 class HeadsMixin:
     """Mixin for aligners whose `module_` is a pair of heads on features, on the CPU."""
 
     module_: TwoTower
-    n_features_in_: int
-    n_text_features_in_: int
     device: str | torch.device | None
 
     def _learned_state(self) -> dict[str, Any]:
@@ -140,6 +151,10 @@ class HeadsMixin:
         # A copy is moved: the module itself stays on the CPU, where other threads may use it.
         module = self.module_ if device.type == "cpu" else deepcopy(self.module_).to(device)
         return embed(module, side, features, device)
+
+    def _make_network(self, side: str) -> nn.Module:
+        """Return the network of one side that `export_onnx` writes."""
+        return _HeadNetwork(getattr(self.module_, f"{side}_head")).eval()
 
 
 def make_embedders(module: TwoTower) -> tuple[Callable, Callable]:

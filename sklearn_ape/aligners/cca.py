@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any, NamedTuple, Self
 
 import numpy as np
+import torch
 from sklearn.utils import gen_batches
 from sklearn.utils.extmath import svd_flip
+from torch import nn
 
 from ..persistence.mixins import FittedState
 from ..training.data import Pairs
@@ -42,6 +44,23 @@ class _Projection(NamedTuple):
             norm = np.linalg.norm(projected, axis=1, keepdims=True)
             embeddings[rows] = projected / np.where(norm > 0, norm, 1)
         return embeddings
+
+
+class _ProjectionNetwork(nn.Module):
+    """A projection in double precision, as in numpy, for ONNX."""
+
+    mean: torch.Tensor
+    matrix: torch.Tensor
+
+    def __init__(self, mean: np.ndarray, matrix: np.ndarray) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.from_numpy(mean).double())
+        self.register_buffer("matrix", torch.from_numpy(np.ascontiguousarray(matrix)).double())
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        projected = (features.double() - self.mean) @ self.matrix
+        norm = projected.norm(dim=1, keepdim=True)
+        return (projected / torch.where(norm > 0, norm, 1.0)).float()
 
 
 class CCAAligner(BaseAligner):
@@ -234,6 +253,10 @@ class CCAAligner(BaseAligner):
 
     def _embed_text(self, features: np.ndarray) -> np.ndarray:
         return self._text_projection(features)
+
+    def _make_network(self, side: str) -> nn.Module:
+        """Return the network of one side that `export_onnx` writes."""
+        return _ProjectionNetwork(*getattr(self, f"_{side}_projection"))
 
 
 def _whitening(

@@ -122,7 +122,7 @@ class TestBadInput:
 
     def test_a_table_or_a_mapping_of_captions(self, features, captioned_images, text_encoder):
         aligner = small(text_encoder=text_encoder)
-        with pytest.raises(ValueError, match=r"columns \['caption'\]: pass the one"):
+        with pytest.raises(ValueError, match=r"columns \['caption'\]. Pass the column"):
             aligner.fit(features.image, pd.DataFrame({"caption": captioned_images.captions}))
         with pytest.raises(ValueError, match="must be a sequence of captions or features"):
             aligner.fit(features.image, dict(enumerate(captioned_images.captions)))

@@ -226,7 +226,7 @@ class TestTexts:
             lambda: aligner.similarity(IMAGES, empty),
             lambda: clone(aligner).fit(IMAGES, empty),
         ):
-            with pytest.raises(ValueError, match="y is empty. Pass a list with at least one"):
+            with pytest.raises(ValueError, match=r"y is empty\. Pass a list with at least one"):
                 call()
 
 
