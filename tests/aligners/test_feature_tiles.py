@@ -1,4 +1,4 @@
-"""Rows of features a few at a time, from memory, files and tables."""
+"""Tiles of features from memory, files and tables."""
 
 import numpy as np
 import pandas as pd
@@ -14,7 +14,7 @@ def small_tiles(monkeypatch):
     monkeypatch.setattr(_feature_tiles, "TILE_BYTES", 20 * 4 * 8)
 
 
-def test_tiles_are_all_rows_in_order_and_small(small_tiles):
+def test_tiles_are_small_and_cover_all_rows_in_order(small_tiles):
     rows = list(row_tiles(50, width=8))
     assert [(some.start, some.stop) for some in rows] == [(0, 20), (20, 40), (40, 50)]
     assert list(row_tiles(0, width=8)) == [slice(0, 0)]
@@ -22,7 +22,7 @@ def test_tiles_are_all_rows_in_order_and_small(small_tiles):
     assert max(widths) == 16  # wide rows are not taken one by one
 
 
-def test_features_of_any_kind_come_as_they_are(small_tiles, tmp_path):
+def test_tiles_have_the_type_of_the_features(small_tiles, tmp_path):
     X = np.random.default_rng(0).standard_normal((50, 8)).astype(np.float16)
     np.save(tmp_path / "X.npy", X)
     mapped = np.load(tmp_path / "X.npy", mmap_mode="r")
@@ -37,13 +37,13 @@ def test_features_of_any_kind_come_as_they_are(small_tiles, tmp_path):
     np.testing.assert_array_equal(np.concatenate(parts), X)
 
 
-def test_what_is_no_table_of_numbers():
+def test_is_table_of_other_inputs_is_false():
     assert all(is_table(X) for X in (np.ones((2, 3)), csr_array(np.eye(2))))
     others = [["a.png"], [[1.0, 2.0]], np.ones(3), np.ones((2, 3, 3)), np.array([["a"]])]
     assert not any(is_table(X) for X in [*others, coo_array(np.eye(2)), pd.Series([1.0])])
 
 
-def test_an_error_says_in_which_rows(small_tiles):
+def test_error_names_the_rows_of_the_tile(small_tiles):
     def refuse(some):
         if some[0, 0] == 40:
             raise ValueError("row 3 is bad")

@@ -21,7 +21,7 @@ def of_features(n_image=32, n_text=16, n_classes=5, **parts):
     return HeadPairs(**({"weights": weights, "texts": texts} | parts))
 
 
-def test_prototypes_are_the_formula():
+def test_prototypes_equal_the_formula():
     """reference: mean + B mean|X - mean| / mean|B|, B the weights by half of the spread."""
     rng = np.random.default_rng(0)
     X = rng.standard_normal((200, 4)) @ rng.standard_normal((4, 6)) + 3  # of rank 4
@@ -37,7 +37,7 @@ def test_prototypes_are_the_formula():
 def test_prototypes_of_the_real_head_lie_near_images_of_their_class(
     features, captioned_images, image_encoder
 ):
-    """Where they would not, they would teach an aligner wrong pairs."""
+    """Otherwise an aligner would be trained on wrong pairs."""
     from sklearn_ape.encoders import classifier_head_pairs
 
     head = classifier_head_pairs(image_encoder)
@@ -52,7 +52,7 @@ def test_prototypes_of_the_real_head_lie_near_images_of_their_class(
     assert np.median(rank) < 200  # of 1000: by chance 500; the head's own logits give 50 to 100
 
 
-def test_pairs_of_features_come_behind_the_real_ones(concepts):
+def test_head_pairs_are_appended_to_the_training_pairs(concepts):
     data = fitted_on(CCAAligner(), concepts.image, concepts.text)
     head = of_features()
     more = fitted_on(CCAAligner(head_pairs=head), concepts.image, concepts.text)
@@ -64,7 +64,7 @@ def test_pairs_of_features_come_behind_the_real_ones(concepts):
         np.testing.assert_array_equal(more.text[text], head.texts[image - 300])
 
 
-def test_a_class_with_several_texts_is_several_pairs_of_one_image(concepts):
+def test_class_with_several_texts_has_one_prototype(concepts):
     head = of_features(
         texts=np.random.default_rng(0).standard_normal((4, 16)), owners=np.array([3, 0, 3, 3])
     )
@@ -73,7 +73,7 @@ def test_a_class_with_several_texts_is_several_pairs_of_one_image(concepts):
     np.testing.assert_array_equal(np.bincount(data.pairs[300:, 0])[300:], [1, 3])
 
 
-def test_a_text_that_an_encoder_gave_up_is_left_out(concepts):
+def test_text_that_failed_to_encode_is_left_out(concepts):
     head = of_features()
     head.texts[2] = np.nan
     data = fitted_on(CCAAligner(head_pairs=head), concepts.image, concepts.text)
@@ -82,7 +82,7 @@ def test_a_text_that_an_encoder_gave_up_is_left_out(concepts):
 
 
 def test_texts_that_are_captions_are_shared(concepts):
-    """Else an image's caption would count as wrong for the prototype of the same name."""
+    """Otherwise a caption would be a negative for the prototype of the same name."""
     # A batch of another size changes the last bits of an encoder's features.
     texts = np.vstack([concepts.text[7] * (1 + 1e-6), np.ones((2, 16)), np.ones((2, 16))])
     data = fitted_on(
@@ -93,7 +93,7 @@ def test_texts_that_are_captions_are_shared(concepts):
 
 
 def test_texts_of_an_encoder_with_a_head(features, captioned_images, image_encoder):
-    """An encoder as a parameter: names, synonyms and definitions are encoded as captions are."""
+    """Names, synonyms and definitions of an encoder parameter are encoded like captions."""
     text_encoder = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 4))  # quicker than MiniLM
     aligner = CCAAligner(text_encoder=text_encoder, head_pairs=image_encoder)
     assert clone(aligner).head_pairs is not image_encoder
@@ -108,7 +108,7 @@ def test_texts_of_an_encoder_with_a_head(features, captioned_images, image_encod
     assert 300 + 340 in data.pairs[data.pairs[:, 1] == rows[0], 0]
 
 
-def test_words_of_ones_own(features, captioned_images, text_encoder):
+def test_user_defined_texts(features, captioned_images, text_encoder):
     head = of_features(1280, texts=[["hen"], ["duck", "drake"], "cock", ["hen"], ["goose"]])
     aligner = CCAAligner(text_encoder=text_encoder, head_pairs=head)
     data = fitted_on(aligner, features.image, captioned_images.captions)
@@ -135,11 +135,11 @@ class TestRefused:
          ({"texts": [["hen"]] * 4}, "weights of 5 classes and texts of 4"),
          ({"texts": [["hen"]] * 5}, "head_pairs has texts, and y holds features")],
     )  # fmt: skip
-    def test_head_pairs_that_do_not_fit(self, concepts, parts, said):
+    def test_inconsistent_head_pairs_raise(self, concepts, parts, said):
         with pytest.raises(ValueError, match=said):
             CCAAligner(head_pairs=of_features(**parts)).fit(concepts.image, concepts.text)
 
-    def test_texts_that_are_none(self, features, captioned_images, text_encoder):
+    def test_empty_texts_raise(self, features, captioned_images, text_encoder):
         aligner = CCAAligner(
             text_encoder=text_encoder, head_pairs=of_features(1280, texts=[[]] * 5)
         )
@@ -150,14 +150,14 @@ class TestRefused:
         with pytest.raises(ValueError, match="head_pairs has the text ' ' for class 1"):
             aligner.fit(features.image, captioned_images.captions)
 
-    def test_images_that_do_not_differ(self, concepts):
+    def test_equal_images_raise(self, concepts):
         with (
             pytest.warns(UserWarning, match="All images have the same features"),
             pytest.raises(ValueError, match="X has the same features for all images"),
         ):
             CCAAligner(head_pairs=of_features(4)).fit(np.full((300, 4), 0.1), concepts.text)
 
-    def test_no_head_is_said_before_images_are_encoded(self, captioned_images, text_encoder):
+    def test_missing_head_raises_before_images_are_encoded(self, captioned_images, text_encoder):
         class MustNotRun:
             def fit(self, X, y=None):
                 raise AssertionError("images were encoded before head_pairs was looked at")
@@ -172,7 +172,7 @@ class TestRefused:
             with pytest.raises(ValueError, match=message):
                 aligner.fit(captioned_images.images[:6], captioned_images.captions[:6])
 
-    def test_logits_as_features(self, concepts, image_encoder):
+    def test_logits_as_features_raise(self, concepts, image_encoder):
         encoder = TimmImageEncoder(output="logits")
         with pytest.raises(ValueError, match=r"gives 1000 features, .* takes 1280"):
             CCAAligner(head_pairs=encoder).fit(concepts.image, concepts.text)

@@ -1,4 +1,4 @@
-"""The logit scale of closed-form aligners: the minimum of InfoNCE, on pairs not fitted on."""
+"""Logit scale of closed-form aligners: the minimum of InfoNCE on held-out pairs."""
 
 import numpy as np
 import pytest
@@ -24,8 +24,8 @@ def loss_at(scale, image, text, pairs):
 
 
 @pytest.mark.parametrize("shared", [False, True])
-def test_is_the_minimum_of_the_loss_that_others_train_on(shared):
-    """Also where images share captions: these are positives, never negatives."""
+def test_logit_scale_minimizes_infonce_loss(shared):
+    """Captions that images share are positives, not negatives."""
     rng = np.random.default_rng(0)
     image = unit(rng, 200)
     text = unit(rng, 200, 0.3, image)
@@ -39,8 +39,8 @@ def test_is_the_minimum_of_the_loss_that_others_train_on(shared):
         assert loss_at(best * factor, image, text, pairs) > at_best
 
 
-def test_bounds():
-    """Perfect pairs would have it grow for ever, pairs that are none fall to zero."""
+def test_logit_scale_is_bounded():
+    """It would be infinite for perfect pairs, and zero for random pairs."""
     rng = np.random.default_rng(0)
     image, pairs = np.eye(8, dtype=np.float32), np.column_stack([np.arange(8)] * 2)
     assert 30 < fit_logit_scale(image, image, pairs, max_scale=50) <= 50  # flat near the bound
@@ -52,8 +52,8 @@ def test_bounds():
     assert scale == fit_logit_scale(many, many, np.column_stack([np.arange(5000)] * 2))
 
 
-def test_pairs_held_out_are_images_that_the_fit_does_not_see():
-    """Prototypes of classes stay in training, and with few pairs all pairs serve twice."""
+def test_held_out_pairs_are_not_fitted():
+    """Prototypes remain in training. With too few pairs all pairs are used for both."""
     rng = np.random.default_rng(0)
     image = unit(rng, 200)
     text = unit(rng, 200, 0.3, image)

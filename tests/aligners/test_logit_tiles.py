@@ -1,4 +1,4 @@
-"""Logits by tiles: what they give is what the whole matrix gives."""
+"""Logits in tiles, against the full matrix."""
 
 import numpy as np
 import pytest
@@ -29,8 +29,8 @@ def small_tiles(monkeypatch):
 
 
 @pytest.mark.parametrize("form", [np.asarray, np.ndarray.tolist])
-def test_tiles_are_the_whole_product(small_tiles, aligner, concepts, form):
-    """Of features, embedded by the tile, and of what is embedded at once."""
+def test_tiles_equal_the_full_product(small_tiles, aligner, concepts, form):
+    """For features, which are embedded tile by tile, and for images."""
     texts = aligner.transform_text(concepts.text[200:])
     X = concepts.image.copy()
     X[[3, 250]] = np.nan
@@ -44,7 +44,7 @@ def test_tiles_are_the_whole_product(small_tiles, aligner, concepts, form):
 
 
 @pytest.mark.parametrize("with_captions", [True, False])
-def test_tiles_are_standardized_as_the_whole(small_tiles, aligner, concepts, with_captions):
+def test_standardized_tiles_equal_the_full_matrix(small_tiles, aligner, concepts, with_captions):
     texts = aligner.transform_text(concepts.text[200:])
     bank = aligner.bank_ if with_captions else Bank.from_embeddings(aligner.bank_.image, None)
     image = aligner.transform(concepts.image)
@@ -56,20 +56,20 @@ def test_tiles_are_standardized_as_the_whole(small_tiles, aligner, concepts, wit
     )
 
 
-def test_probabilities_are_the_softmax():
+def test_probabilities_equal_softmax():
     logits = (30 * np.random.default_rng(0).standard_normal((20, 7))).astype(np.float32)
     expected = softmax(logits.astype(np.float64), axis=1)
     np.testing.assert_allclose(to_probabilities(logits), expected, rtol=1e-5, atol=1e-12)
 
 
-def test_the_best_text_unless_it_is_unsure_or_unread():
+def test_best_text_unless_below_threshold_or_unreadable():
     logits = np.array([[0, 3, 3], [1, 1, 0.9], [np.nan] * 3, [5, 0, 0]], dtype=np.float32)
     assert choose_texts(logits.copy(), None).tolist() == [1, 0, UNREADABLE, 0]
     assert choose_texts(logits.copy(), 0.45).tolist() == [1, UNKNOWN, UNREADABLE, 0]
 
 
 @pytest.mark.parametrize("k", [1, 3, 7])
-def test_top_texts_are_the_first_of_a_sort(k):
+def test_top_texts_equal_a_stable_sort(k):
     logits = np.random.default_rng(0).integers(0, 5, (50, 7)).astype(np.float32)
     logits[4] = np.nan
     expected = np.argsort(-logits, axis=1, kind="stable")[:, :k]

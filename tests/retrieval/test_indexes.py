@@ -1,4 +1,4 @@
-"""Other ways to find the nearest, against all cosines."""
+"""Index libraries against exact cosines."""
 
 import sys
 
@@ -43,7 +43,7 @@ class TestIndexes:
                 atol=5e-4,
             )
 
-    def test_as_many_as_asked_for(self, real_aligner, captioned_images, dtype):
+    def test_usearch_returns_k_results(self, real_aligner, captioned_images, dtype):
         for index in ("faiss", "usearch"):
             retriever = CrossModalRetriever(real_aligner, index=index, dtype=dtype)
             retriever.fit(captioned_images.images)
@@ -53,7 +53,7 @@ class TestIndexes:
 
 
 @pytest.mark.parametrize("package", ["faiss", "usearch"])
-def test_a_missing_package_is_named(aligner, concepts, monkeypatch, package):
+def test_missing_package_is_named(aligner, concepts, monkeypatch, package):
     monkeypatch.setitem(sys.modules, package, None)
     monkeypatch.setitem(sys.modules, f"{package}.index", None)
     with pytest.raises(ImportError, match=r'pip install "sklearn-ape\[index\]"'):

@@ -1,4 +1,4 @@
-"""Queries: words or images, and what is refused."""
+"""Queries: texts, images and invalid values."""
 
 from pathlib import Path
 
@@ -14,8 +14,8 @@ def retriever(real_aligner, captioned_images):
     return CrossModalRetriever(real_aligner).fit(captioned_images.images[:40])
 
 
-class TestToldApart:
-    def test_str_is_text_and_all_else_is_an_image(self, captioned_images):
+class TestResolveQueries:
+    def test_str_is_text_and_other_types_are_images(self, captioned_images):
         path = Path(captioned_images.images[0])
         for texts in (["a cat"], np.array(["a cat"]), ("a cat", "a dog")):
             assert resolve_queries(texts, "auto")[1]
@@ -39,11 +39,11 @@ class TestToldApart:
             (["a cat"], "sound", "modality must be one of auto, image, text"),
         ],
     )
-    def test_refused(self, queries, modality, message):
+    def test_invalid_queries_raise(self, queries, modality, message):
         with pytest.raises(ValueError, match=message):
             resolve_queries(queries, modality)
 
-    def test_words_that_look_like_a_path(self, tmp_path):
+    def test_texts_that_look_like_paths_warn(self, tmp_path):
         (tmp_path / "cat").write_text("")
         for text in (str(tmp_path / "cat"), "photos/missing.JPG"):
             with pytest.warns(UserWarning, match="look like paths.*modality='image'"):
@@ -54,19 +54,19 @@ class TestToldApart:
 
 @pytest.mark.filterwarnings("error")
 class TestQueries:
-    def test_words_need_no_certain_container(self, retriever):
+    def test_texts_in_any_container(self, retriever):
         expected = retriever.search(["a bird", "a cake"]).indices
         for texts in (("a bird", "a cake"), np.array(["a bird", "a cake"])):
             np.testing.assert_array_equal(retriever.search(texts).indices, expected)
 
     @pytest.mark.parametrize("k", [0, -1, 41, 2.0, True, None])
-    def test_bad_k(self, retriever, k):
+    def test_invalid_k_raises(self, retriever, k):
         with pytest.raises(ValueError, match=r"k must be an integer from 1 to .* 40, not"):
             retriever.search(["a bird"], k=k)
         with pytest.raises(ValueError, match="n_neighbors must be an integer from 1"):
             retriever.kneighbors([Path("x.png")], n_neighbors=k)
 
-    def test_words_for_an_aligner_that_knows_features_alone(self, aligner, concepts):
+    def test_texts_for_an_aligner_of_features_raise(self, aligner, concepts):
         retriever = CrossModalRetriever(aligner).fit(concepts.image)
         with pytest.raises(ValueError, match="fitted on features of texts"):
             retriever.search(["a bird"])

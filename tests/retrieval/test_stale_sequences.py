@@ -1,4 +1,4 @@
-"""Random changes of an aligner: answers are those of a new fit, or an error says why not."""
+"""Random changes of an aligner: results equal those of a new fit, or an error is raised."""
 
 import copy
 import pickle
@@ -47,7 +47,7 @@ def new_pipeline(aligner):
 
 
 class Sequences(RuleBasedStateMachine):
-    """A retriever and two classifiers on one Pipeline, of which anything is changed."""
+    """A retriever and two classifiers with the same Pipeline, to which random changes are made."""
 
     outcomes: ClassVar = Counter()
 

@@ -1,4 +1,4 @@
-"""Cosines relative to the collection: the same as the aligner's, in tiles."""
+"""Standardized cosines of the collection, against those of the aligner."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ def best(similarity, k):
 
 class TestStandardize:
     @pytest.mark.parametrize("tile", [2**23, 4 * 16 * 40])
-    def test_by_the_collection_itself(self, aligner, concepts, monkeypatch, tile):
+    def test_standardized_by_the_collection(self, aligner, concepts, monkeypatch, tile):
         X, y = concepts.image, concepts.text[:20]
         scores, order = best(aligner.similarity(X, y, standardize=X).T, 8)
         monkeypatch.setattr("sklearn_ape.features.memmap.TILE_BYTES", tile)
@@ -27,14 +27,14 @@ class TestStandardize:
         plain = CrossModalRetriever(aligner).fit(X).search(y, k=8, modality="text")
         assert (plain.indices != order).any()
 
-    def test_by_other_images(self, aligner, concepts):
+    def test_standardized_by_other_images(self, aligner, concepts):
         X, y, bank = concepts.image[:200], concepts.text[:20], concepts.image[200:]
         scores, order = best(aligner.similarity(X, y, standardize=bank).T, 8)
         found = CrossModalRetriever(aligner, standardize=bank).fit(X).search(y, 8, modality="text")
         np.testing.assert_array_equal(found.indices, order)
         np.testing.assert_allclose(found.scores, scores, atol=1e-5)
 
-    def test_an_aligner_without_captions(self, aligner, concepts):
+    def test_standardized_without_captions(self, aligner, concepts):
         del aligner.bank_
         X, y = concepts.image, concepts.text[:20]
         scores, order = best(aligner.similarity(X, y, standardize=X).T, 8)
@@ -42,7 +42,7 @@ class TestStandardize:
         np.testing.assert_array_equal(found.indices, order)
         np.testing.assert_allclose(found.scores, scores, atol=1e-5)
 
-    def test_real_words(self, real_aligner, captioned_images):
+    def test_real_texts(self, real_aligner, captioned_images):
         retriever = CrossModalRetriever(real_aligner, standardize=True).fit(
             captioned_images.images
         )
@@ -52,14 +52,14 @@ class TestStandardize:
         found = retriever.search(captioned_images.captions, k=1)
         np.testing.assert_allclose(found.scores[:, 0], expected.max(axis=0), atol=1e-5)
 
-    def test_images_are_found_by_plain_cosine(self, aligner, concepts):
+    def test_image_queries_use_plain_cosines(self, aligner, concepts):
         X = concepts.image
         found = CrossModalRetriever(aligner, standardize=True).fit(X).search(X[:9], k=4)
         plain = CrossModalRetriever(aligner).fit(X).search(X[:9], k=4)
         np.testing.assert_array_equal(found.indices, plain.indices)
         np.testing.assert_array_equal(found.scores, plain.scores)
 
-    def test_a_collection_without_differences(self, aligner, concepts):
+    def test_equal_images_raise(self, aligner, concepts):
         X = np.repeat(concepts.image[:1], 5, axis=0)
         retriever = CrossModalRetriever(aligner, standardize=True).fit(X)
         with pytest.raises(ValueError, match="images that differ"):
