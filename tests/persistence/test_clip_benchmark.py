@@ -184,10 +184,10 @@ class TestShape:
         assert shape.model.logit_scale.item() == pytest.approx(theirs.logit_scale.item())
 
     def test_tokens_say_any_text(self):
-        from sklearn_ape.aligners._export import _read, _tokenize
+        from sklearn_ape.aligners._export import _decode, _tokenize
 
         texts = ["a", "naïve 猫 🐈", "x" * 500, "a\0b"]
-        assert [_read(row) for row in _tokenize(texts).numpy()] == texts
+        assert [_decode(row) for row in _tokenize(texts).numpy()] == texts
         assert _tokenize("a").shape == (1, 1)
 
     def test_workers_take_the_transform_with_them(self, model, captioned_images):
