@@ -61,6 +61,7 @@ def measure(method: str, folder: Path) -> None:
     """Print the seconds to build, ms per number of queries and MiB added; save the neighbours."""
     rows = np.load(folder / "rows.npy")
     queries = rows[:: len(rows) // max(N_QUERIES)][: max(N_QUERIES)]
+    build_index(method, rows[:100])  # so that imports are not part of the time to build
     start = time.perf_counter()
     search = build_index(method, rows)
     figures = [time.perf_counter() - start]

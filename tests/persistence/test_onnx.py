@@ -7,7 +7,7 @@ from sklearn.base import clone
 from sklearn_ape import APEAligner, ASIFAligner
 from sklearn_ape.aligners import export_onnx
 from sklearn_ape.heads import KernelMap
-from tests.persistence.answers import ALIGNERS
+from tests.persistence.conftest import ALIGNERS
 
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
