@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Self
 from weakref import WeakKeyDictionary
@@ -13,7 +12,7 @@ from sklearn.utils import gen_batches
 
 from ..features.memmap import feature_tiles, is_table, row_tiles
 from ..persistence.mixins import FittedState
-from ..utils.concurrency import ForkSafeLock
+from ..utils.concurrency import LRUCache
 from ..utils.linalg import evenly_spaced
 from ..utils.validation import ignores_underflow
 from .fitted_images import exact_digest
@@ -29,8 +28,7 @@ _TILE_BYTES = 2**23
 _MIN_STD = 1e-6
 
 # The banks of collections are not stored on the aligners: predicting does not change estimators.
-_banks: WeakKeyDictionary[Any, OrderedDict[str, Bank]] = WeakKeyDictionary()
-_lock = ForkSafeLock()
+_banks: WeakKeyDictionary[Any, LRUCache[str, Bank]] = WeakKeyDictionary()
 
 
 class SparseRows:
@@ -418,17 +416,13 @@ def resolve_bank(
         )
     images = _select_rows(standardize, evenly_spaced(n_images))
     key = exact_digest(whole, images)
-    with _lock:
-        banks = _banks.setdefault(aligner, OrderedDict())
-        bank = banks.get(key) if key else None
+    banks = _banks.setdefault(aligner, LRUCache(max_entries=_MAX_BANKS))
+    bank = banks.get(key) if key else None
     if bank is None:
         embeddings = drop_missing_rows(transform(images))
         bank = Bank.from_embeddings(embeddings, own and own.text)
         if key:
-            with _lock:
-                banks[key] = bank
-                while len(banks) > _MAX_BANKS:
-                    banks.popitem(last=False)
+            banks.put(key, bank)
     return bank
 
 

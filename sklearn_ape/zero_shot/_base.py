@@ -6,7 +6,6 @@ import copy
 import hashlib
 import itertools
 import json
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import Enum
 from numbers import Real
@@ -35,7 +34,7 @@ from ..prompts import (
     prompts_of,
     resolve_templates,
 )
-from ..utils.concurrency import ForkSafeLock
+from ..utils.concurrency import ForkSafeLock, LRUCache
 from ..utils.sklearn_compat import CallbackSupportMixin, DocLinkMixin, FitContext
 from ..utils.validation import ignores_underflow
 from ..utils.warnings import warn
@@ -46,9 +45,6 @@ _PROMPTS_AT_ONCE = 16_384
 _EMBEDDING_BYTES = 2**27
 
 
-_MOST_BYTES = 2**28
-
-
 # Classes that a model card names.
 _MAX_SHOWN = 20
 
@@ -56,9 +52,9 @@ _MAX_SHOWN = 20
 _DIGITS = 4
 
 
-# Kept outside the classifiers: predicting leaves a classifier as it was, and clones, refits and
-# copies in a worker share what was computed. Without the prompts' own features, which are many.
-_kept: OrderedDict[bytes, np.ndarray] = OrderedDict()
+# Outside the classifiers: predicting must not change an estimator, and its clones, refits and
+# copies share the embeddings. Features of single prompts are too many to be kept.
+_label_embeddings: LRUCache[bytes, np.ndarray] = LRUCache(max_bytes=2**28, keep_newest=True)
 
 
 _lock = ForkSafeLock()
@@ -100,11 +96,9 @@ def embed_labels(
         [[str(label), *some] for label, some in names.items()],
     ]
     key = hashlib.sha256(json.dumps(asked).encode()).digest()
-    with _lock:
-        embeddings = _kept.get(key)
-        if embeddings is not None:
-            _kept.move_to_end(key)
-            return embeddings
+    embeddings = _label_embeddings.get(key)
+    if embeddings is not None:
+        return embeddings
     embeddings = _class_means(unwrap_aligner, names, templates)
     lost = np.flatnonzero(~np.isfinite(embeddings).all(axis=1))
     if lost.size:
@@ -113,10 +107,7 @@ def embed_labels(
             "it in other words."
         )
     _warn_of_twins(names, embeddings)
-    with _lock:
-        _kept[key] = embeddings
-        while len(_kept) > 1 and sum(some.nbytes for some in _kept.values()) > _MOST_BYTES:
-            _kept.popitem(last=False)
+    _label_embeddings.put(key, embeddings)
     return embeddings
 
 

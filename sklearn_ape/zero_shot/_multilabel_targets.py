@@ -351,7 +351,7 @@ def shares_of(prevalence: float | Mapping[Any, float], labels: Sequence[Any]) ->
         return [prevalence] * len(labels)
     absent = [label for label in labels if label not in prevalence]
     if absent:
-        raise ValueError(f"prevalence has no share for the labels {absent[:5]}.")
+        raise ValueError(f"prevalence has no share for the labels [{format_list(absent)}].")
     return [prevalence[label] for label in labels]
 
 

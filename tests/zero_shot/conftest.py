@@ -1,18 +1,17 @@
 """A small model of real images, shared by the tests of the classifier."""
 
-from collections import OrderedDict
-
 import pytest
 from sklearn.pipeline import make_pipeline
 
 from sklearn_ape import APEAligner
-from sklearn_ape.zero_shot import _base as _label_embeddings
+from sklearn_ape.utils.concurrency import LRUCache
+from sklearn_ape.zero_shot import _base
 
 
 @pytest.fixture(autouse=True)
 def no_embeddings_from_before(monkeypatch):
     """A process keeps them, and a test may run twice in one (mutation testing does it)."""
-    monkeypatch.setattr(_label_embeddings, "_kept", OrderedDict())
+    monkeypatch.setattr(_base, "_label_embeddings", LRUCache(max_bytes=2**28))
 
 
 @pytest.fixture(scope="session")

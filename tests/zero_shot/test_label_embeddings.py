@@ -13,6 +13,7 @@ from sklearn.feature_extraction.text import HashingVectorizer
 from sklearn_ape import CCAAligner, ZeroShotClassifier
 from sklearn_ape.aligners._base import BaseAligner
 from sklearn_ape.encoders import TransformersTextEncoder
+from sklearn_ape.utils.concurrency import LRUCache
 from sklearn_ape.zero_shot import _base as _label_embeddings
 from sklearn_ape.zero_shot._base import embed_labels
 
@@ -235,7 +236,8 @@ class TestKept:
         assert calls == [1, 1]
 
     def test_up_to_a_bound(self, monkeypatch):
-        monkeypatch.setattr(_label_embeddings, "_MOST_BYTES", 3 * 8 * 4)
+        cache = LRUCache(max_bytes=3 * 8 * 4, keep_newest=True)
+        monkeypatch.setattr(_label_embeddings, "_label_embeddings", cache)
         texts = CountingTexts()
         for name in ("ant", "bee", "ant", "cow", "doe", "ant", "bee"):
             embed_labels(texts, {name: [name]}, PLAIN)
