@@ -150,27 +150,21 @@ class LogitTiles:
         return logits
 
     @ignores_underflow
-    def collect(
-        self, X: Any, reduce: Callable[[np.ndarray], tuple[np.ndarray, ...]]
-    ) -> tuple[np.ndarray, ...]:
-        """Reduce the logits of X tile by tile, and return the concatenated arrays.
+    def collect(self, X: Any) -> np.ndarray:
+        """Return the logits of X as one array of shape (n_samples, n_texts).
 
         Parameters
         ----------
         X : sequence of images, or array-like of shape (n_samples, n_features)
             See `iter_tiles`.
-        reduce : callable
-            Function of the logits of a tile, of shape (n, n_texts), which it may modify. It
-            returns a tuple of arrays of length n.
         """
-        arrays: tuple[np.ndarray, ...] = ()
+        collected: np.ndarray | None = None
         for n_rows, rows, logits in self.iter_tiles(X):
-            parts = reduce(logits)
-            if not arrays:
-                arrays = tuple(np.empty((n_rows, *part.shape[1:]), part.dtype) for part in parts)
-            for array, part in zip(arrays, parts, strict=True):
-                array[rows] = part
-        return arrays
+            if collected is None:
+                collected = np.empty((n_rows, self.n_texts), logits.dtype)
+            collected[rows] = logits
+        assert collected is not None
+        return collected
 
 
 def to_probabilities(logits: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ from scipy.sparse import csr_array
 from sklearn.utils import check_random_state
 
 from ..encoders.resolve import resolve_encoder
-from ..prompts import names_of, prompts_of, resolve_templates
+from ..prompts import prompts_of, resolve_names, resolve_templates
 from ..utils.validation import check_integer, check_number
 from ..utils.warnings import warn
 from ._validation import (
@@ -340,7 +340,7 @@ def select_relevant(
     ([3, 0], ['dog', 'cat'])
     """
     _check_parameters(n_pairs, per_label, min_similarity, word_bonus)
-    names = names_of(labels)
+    names = resolve_names(labels)
     filled = resolve_templates(templates)
     texts = caption_rows(captions)
     relevance = _relevance(
