@@ -33,9 +33,9 @@ _STARTER_FORMAT = 1
 class KernelAligner(HeadsMixin, BaseAligner):
     """Align two frozen encoders in closed form, by kernel ridge regression.
 
-    Image features are whitened, so that directions in which few images differ count as much as
-    those in which many do. A text is mapped to the images of similar texts [1]_. The solution
-    needs no iterations and a few thousand pairs take seconds.
+    Image features are whitened, so that directions of small and of large variance have similar
+    weight. A text is mapped to the images of similar texts [1]_. The solution needs no
+    iterations, and a few thousand pairs take seconds.
 
     Parameters
     ----------

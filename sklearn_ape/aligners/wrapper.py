@@ -13,6 +13,7 @@ from sklearn.utils import Tags, get_tags
 
 from ..persistence.hub import Facts
 from ..persistence.mixins import FittedState, PretrainedMixin
+from ..utils.sklearn_compat import DocLinkMixin
 from .fitted_images import embedding_digest
 
 _OPEN_CLIP = "open_clip:"
@@ -125,7 +126,7 @@ def wrapped_aligner(estimator: Any) -> Any:
     return estimator
 
 
-class AlignerWrapperMixin(PretrainedMixin):
+class AlignerWrapperMixin(PretrainedMixin, DocLinkMixin):
     """Base class of estimators whose ``aligner`` parameter selects an aligner.
 
     Subclasses extend `_get_state` and `_set_state` by the rest of their fitted state, and list in

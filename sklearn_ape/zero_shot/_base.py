@@ -35,7 +35,7 @@ from ..prompts import (
     to_class_array,
 )
 from ..utils.concurrency import ForkSafeLock, LRUCache
-from ..utils.sklearn_compat import CallbackSupportMixin, DocLinkMixin, FitContext
+from ..utils.sklearn_compat import CallbackSupportMixin, FitContext
 from ..utils.validation import ignores_underflow
 from ..utils.warnings import warn
 
@@ -230,9 +230,7 @@ NOT_FITTED = (
 )
 
 
-class ZeroShotBase(
-    AlignerWrapperMixin, ClassifierMixin, DocLinkMixin, CallbackSupportMixin, BaseEstimator
-):
+class ZeroShotBase(AlignerWrapperMixin, ClassifierMixin, CallbackSupportMixin, BaseEstimator):
     """Base class of classifiers by names.
 
     A classifier can predict as soon as it has labels and a fitted aligner.
