@@ -247,10 +247,8 @@ class BaseAligner(
         so that an encoder that maps everything to one vector gets the worst ranks.
         """
         check_is_fitted(self)
-        data = item_pairs(self._rows(X, y, reset=False), groups)
-        by_image, by_text = compute_both_ranks(
-            self._comparable_images(data.image), self._comparable_texts(data.text), data.pairs
-        )
+        data = self._scored_pairs(X, y, groups)
+        by_image, by_text = compute_both_ranks(*self._compared(data), data.pairs)
         return {"image_to_text": by_image, "text_to_image": by_text}
 
     def score(self, X: Any, y: Any, groups: Any = None) -> float:
@@ -310,6 +308,10 @@ class BaseAligner(
     def _embed_texts(self, features: Any) -> np.ndarray:
         return embed_rows(features, self._embed_text, self._n_features_out)
 
+    def _compared(self, data: Pairs) -> tuple[Any, Any]:
+        """Return the embeddings of images and captions whose products are cosines."""
+        return self._comparable_images(data.image), self._comparable_texts(data.text)
+
     def _comparable_images(self, features: Any) -> Any:
         """Return embeddings of images, dense or `SparseRows`, whose products are cosines."""
         return self._embed_images(features)
@@ -352,6 +354,10 @@ class BaseAligner(
         if len(data.text) == 1:
             warn("All captions are the same, so there is nothing to align. Check y.")
         return data
+
+    def _scored_pairs(self, X: Any, y: Any, groups: Any = None) -> Pairs:
+        """Return the pairs to score, with one row per image and per caption."""
+        return item_pairs(self._rows(X, y, reset=False), groups)
 
     def _rows(self, X: Any, y: Any, reset: bool) -> Rows:
         """Return features of both sides; captions are checked before images are encoded."""

@@ -252,7 +252,8 @@ def _drop_missing(rows: Rows, group: np.ndarray | None = None) -> tuple[Rows, np
         return rows, group
     missing = np.unique(rows.image_rows[is_missing])
     warn(
-        f"{len(missing)} rows could not be encoded and are left out: {format_list(missing, str)}.",
+        f"{len(missing)} rows are left out, because they could not be encoded: "
+        f"{format_list(missing, str)}.",
     )
     if is_missing.all():
         raise ValueError("X and y have no pair that could be encoded. Check the files in X.")
