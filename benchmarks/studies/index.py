@@ -30,7 +30,7 @@ def make_embeddings(n_rows: int) -> np.ndarray:
     """Return unit vectors that are distributed similarly to real embeddings."""
     from sklearn.decomposition import PCA
 
-    from sklearn_ape.aligners.wrapper import load_starter
+    from sklearn_ape.aligners.kernel import load_starter
     from sklearn_ape.datasets import load_openmoji
 
     real = PCA(WIDTH, random_state=0).fit_transform(
@@ -53,8 +53,8 @@ def build_index(method: str, rows: np.ndarray) -> Callable[[np.ndarray], np.ndar
         return lambda queries: peer.kneighbors(queries, return_distance=False)
     from sklearn_ape.retrieval._collection import Collection
 
-    collection = Collection.of(rows, None, "float32", method)
-    return lambda queries: collection.nearest(queries, K, None)[1]
+    collection = Collection.from_embeddings(rows, None, "float32", method)
+    return lambda queries: collection.search(queries, K)[1]
 
 
 def measure(method: str, folder: Path) -> None:

@@ -35,7 +35,7 @@ from ..utils.sklearn_compat import FitContext
 from ..utils.validation import check_choice, check_integer, check_number
 from ._checkpoint import Checkpoint
 from ._closed_form import (
-    MOST_ANCHORS,
+    MAX_ANCHORS,
     RIDGE,
     WHITENING,
     Maps,
@@ -44,7 +44,7 @@ from ._closed_form import (
     kernel_maps,
     linear_maps,
 )
-from .similarity import make_embedders
+from ._serialization import make_embedders
 
 
 def check_head_training(aligner: Any) -> None:
@@ -324,7 +324,7 @@ def start_kind(init: str | None, n_texts: int) -> str | None:
     if init != "auto":
         return init
     # With more captions than anchors a kernel misses most of them.
-    return "kernel" if n_texts <= MOST_ANCHORS else "linear"
+    return "kernel" if n_texts <= MAX_ANCHORS else "linear"
 
 
 def _solve_initial_maps(aligner: Any, kind: str | None, seed: int, data: Pairs) -> Maps | None:
@@ -338,7 +338,7 @@ def _solve_initial_maps(aligner: Any, kind: str | None, seed: int, data: Pairs) 
         data,
         gamma="scale",
         ridge=RIDGE,
-        max_anchors=MOST_ANCHORS,
+        max_anchors=MAX_ANCHORS,
         rng=np.random.RandomState(seed),
         **shape,
     )

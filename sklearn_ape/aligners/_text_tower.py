@@ -10,7 +10,6 @@ from typing import Any, Self
 import numpy as np
 import torch
 from sklearn.base import clone
-from sklearn.frozen import FrozenEstimator
 from skorch.callbacks import GradientNormClipping
 from torch import nn
 
@@ -24,6 +23,7 @@ from ..persistence import FittedState
 from ..training import AlignmentNet, DivergenceGuard, PairBatches, cosine_schedule, n_batches
 from ..training.net import LOSSES
 from ..utils.linalg import fingerprint
+from ..utils.sklearn_compat import unfreeze
 from ..utils.torch_state import default_state
 from ..utils.validation import check_choice, check_integer, check_number
 
@@ -296,7 +296,7 @@ def _ids(module: nn.Module) -> set[int]:
 
 
 def _encoder_of(text_encoder: Any, max_length: int | None) -> TransformersTextEncoder:
-    inner = text_encoder.estimator if isinstance(text_encoder, FrozenEstimator) else text_encoder
+    inner = unfreeze(text_encoder)
     if isinstance(inner, str):
         inner = resolve_encoder(inner, "text")
     if not isinstance(inner, TransformersTextEncoder):

@@ -20,11 +20,10 @@ from ..utils.torch_state import default_state
 from ._ape_trainer import check_head_training, head_attributes, train_heads
 from ._base import BaseAligner
 from ._checkpoint import Checkpoint, prepare_folder
-from ._serialization import SavedHeads, course_state, restore_course
-from .similarity import embedded
+from ._serialization import HeadsMixin, history_state, restore_history
 
 
-class APEAligner(SavedHeads, BaseAligner):
+class APEAligner(HeadsMixin, BaseAligner):
     """Align two frozen encoders by training small heads with a contrastive loss.
 
     "Aligning Pretrained Encoders" [1]_: the encoders stay as they are, their features are
@@ -334,7 +333,7 @@ class APEAligner(SavedHeads, BaseAligner):
                     self._keep(trained.module, trained.logit_scale)
                     self.history_, self.n_epochs_, self.best_epoch_, _ = trained.course
                     kept.finish()
-            self._keep_bank(data)
+            self._set_bank(data)
         fit.end()
         return self
 
@@ -343,23 +342,14 @@ class APEAligner(SavedHeads, BaseAligner):
         self.__dict__.update(head_attributes(module, scale))
 
     def _learned_state(self) -> dict[str, Any]:
-        return super()._learned_state() | course_state(self)
+        return super()._learned_state() | history_state(self)
 
     def _restore_learned(self, state: FittedState, logit_scale: float) -> tuple[int, int | None]:
-        restore_course(self, state)
+        restore_history(self, state)
         return super()._restore_learned(state, logit_scale)
 
-    def _keep_restored(self, module: TwoTower, logit_scale: float) -> None:
+    def _set_restored(self, module: TwoTower, logit_scale: float) -> None:
         self._keep(module, logit_scale)
 
     def _check_parameters(self) -> None:
         check_head_training(self)
-
-    def _embed_image(self, features: np.ndarray) -> np.ndarray:
-        return self._embed("image", features)
-
-    def _embed_text(self, features: np.ndarray) -> np.ndarray:
-        return self._embed("text", features)
-
-    def _embed(self, side: str, features: np.ndarray) -> np.ndarray:
-        return embedded(self.module_, side, features, self.device)

@@ -30,7 +30,7 @@ from ..utils.torch_state import default_state
 from ._ape_trainer import fitted_attributes
 from ._base import BaseAligner
 from ._checkpoint import Checkpoint, prepare_folder
-from ._serialization import course_state, restore_course
+from ._serialization import history_state, restore_history
 from ._text_tower import TextTower, check_text_training, tower_net
 
 _CAPTIONS_FOR_STATISTICS = 1000
@@ -268,7 +268,7 @@ class LiTAligner(BaseAligner):
                         with seed_generators(kept.seed, self.device_):
                             self._train(data, self._tower, fit, kept)
                         kept.finish()
-                self._keep_bank(data)
+                self._set_bank(data)
         finally:
             self.__dict__.pop("_tower", None)
         fit.end()
@@ -322,11 +322,11 @@ class LiTAligner(BaseAligner):
         return {
             "image_head": head_state(self.module_.image_head),
             "text_tower": self.module_.text_head.trained_state(),
-            **course_state(self),
+            **history_state(self),
         }
 
     def _restore_learned(self, state: FittedState, logit_scale: float) -> tuple[int, int | None]:
-        restore_course(self, state)
+        restore_history(self, state)
         image = restored_head(state.part("image_head"))
         tower = TextTower.restored(state.part("text_tower"), image.n_out)
         self._keep_module(TwoTower(image, tower).eval(), logit_scale)

@@ -10,11 +10,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from sklearn.base import clone
-from sklearn.frozen import FrozenEstimator
-from sklearn.pipeline import Pipeline
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.utils.validation import check_is_fitted
 
-from ..aligners.wrapper import resolve_aligner, unwrap_aligner
+from ..aligners.wrapper import resolve_aligner, unwrap, wrapped_aligner
 from ..datasets import get_data_home
 from ..encoders import HeadPairs, classifier_head_pairs
 from ._limits import Limits, Progress, UserError, hide_folder
@@ -90,16 +89,12 @@ def load_model(aligner: Any) -> Model:
 
         aligner = load_pretrained(aligner)
     labels = None
-    while hasattr(aligner, "aligner"):  # a classifier or a retriever
-        if hasattr(aligner, "predict_proba"):
-            labels = [str(label) for label in getattr(aligner, "classes_", [])] or None
-        aligner = getattr(aligner, "aligner_", aligner.aligner)
-    aligner = resolve_aligner(aligner)
+    if hasattr(aligner, "predict_proba"):
+        labels = [str(label) for label in getattr(aligner, "classes_", [])] or None
+    aligner = wrapped_aligner(resolve_aligner(aligner))
     check_is_fitted(aligner)
-    if hasattr(aligner, "best_estimator_"):  # a hyper-parameter search
-        aligner = aligner.best_estimator_
-    if isinstance(aligner, FrozenEstimator):
-        aligner = aligner.estimator
+    preprocessing, inner = unwrap(aligner)
+    aligner = inner if preprocessing is None else make_pipeline(preprocessing, inner)
     image_encoder, text_encoder = get_encoders(aligner)
     if image_encoder is None or text_encoder is None:
         modality = "image" if image_encoder is None else "text"
@@ -114,14 +109,12 @@ def load_model(aligner: Any) -> Model:
 
 def get_encoders(aligner: Any) -> tuple[Any, Any]:
     """Return the image encoder and the text encoder of a fitted aligner; None if it has none."""
-    inner = unwrap_aligner(aligner)
+    preprocessing, inner = unwrap(aligner)
     image, text = (
         getattr(inner, f"{modality}_encoder_", getattr(inner, f"{modality}_encoder", None))
         for modality in ("image", "text")
     )
-    if image is None and isinstance(aligner, Pipeline) and len(aligner.steps) > 1:
-        image = aligner.steps[0][1] if len(aligner.steps) == 2 else aligner[:-1]
-    return image, text
+    return preprocessing if image is None else image, text
 
 
 def replace_caches(aligner: Any, image_cache: Any, text_cache: Any) -> Any:

@@ -17,7 +17,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.utils import check_random_state
 
 from ..aligners import CLIPAligner
-from ..aligners.wrapper import resolve_aligner, unwrap_aligner
+from ..aligners.wrapper import resolve_aligner, wrapped_aligner
 from ..datasets import get_data_home
 from ..encoders import EncodingFailedWarning, OpenCLIPImageEncoder, TimmImageEncoder, list_encoders
 from ..encoders.images import image_groups
@@ -153,16 +153,16 @@ def load_aligner(source: str | None, options: RuntimeOptions) -> Any:
 
 def extract_aligner(model: Any, options: RuntimeOptions) -> Any:
     """Return the aligner of a loaded model: the model itself, or that of a classifier, ..."""
-    aligner = model
-    while not _is_aligner(aligner):  # a saved classifier or retriever
-        if not hasattr(aligner, "aligner"):
-            raise ValueError(
-                f"--aligner is a {type(model).__name__}, not an aligner. Pass the folder of a "
-                "saved aligner, classifier or index."
-            )
-        aligner = aligner.aligner_ if hasattr(aligner, "aligner_") else aligner.aligner
-        if aligner is None or isinstance(aligner, str):
-            aligner = _set_options(copy.deepcopy(resolve_aligner(aligner)), options)
+    try:
+        aligner = wrapped_aligner(model)
+    except TypeError:
+        raise ValueError(
+            f"--aligner is a {type(model).__name__}, not an aligner. Pass the folder of a "
+            "saved aligner, classifier or index."
+        ) from None
+    if aligner is not model and not hasattr(model, "aligner_"):
+        # The aligner of a name is shared in the process, so a copy is configured.
+        aligner = _set_options(copy.deepcopy(aligner), options)
     if isinstance(aligner, CLIPAligner):
         # As a separate step, the image encoder reports the images that it cannot read.
         aligner = make_pipeline(aligner.image_encoder, aligner)
@@ -184,14 +184,6 @@ def load_model(source: str | None, options: RuntimeOptions) -> Any:
     from ..persistence import load_pretrained
 
     return _set_options(load_pretrained(source), options)
-
-
-def _is_aligner(estimator: Any) -> bool:
-    try:
-        unwrap_aligner(estimator)
-    except TypeError:
-        return False
-    return True
 
 
 def get_image_encoder(model: Any) -> Any:

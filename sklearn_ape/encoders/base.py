@@ -399,6 +399,21 @@ class FrozenEncoder(
             identity["engine"] = self._engine_name()
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).digest()
 
+    def _digest_parts(self) -> dict[str, Any]:
+        """Return everything that features depend on, without loading weights.
+
+        Unlike `_identity_digest`, this does not find out which commit of a model is used: that
+        stays the same within a process. The weights in a folder may have changed.
+        """
+        parts = self.get_params(deep=False)
+        for name in self._of_the_machine | {"on_error"}:
+            parts.pop(name, None)
+        if self.dtype != "float32":
+            parts["engine"] = self._engine_name()
+        if os.path.isdir(self.model_name):
+            parts["weights"] = digest_folder(Path(self.model_name))
+        return parts
+
     def _raise_for(self, errors: Mapping[int, str]) -> None:
         """Raise EncodingError if there are errors, unless on_error="nan"."""
         if errors and self.on_error == "raise":
@@ -445,10 +460,10 @@ class FrozenEncoder(
             params["revision"] = commit[1]
         return params
 
-    def _fitted_state(self) -> dict[str, Any]:
+    def _get_state(self) -> dict[str, Any]:
         return {"weights": self._weights_fingerprint()}
 
-    def _restore_state(self, state: FittedState) -> None:
+    def _set_state(self, state: FittedState) -> None:
         check_recorded_weights(
             state.optional("weights"),
             self._weights_fingerprint(),

@@ -7,6 +7,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from enum import Enum
 from numbers import Real
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -21,11 +22,20 @@ from tqdm import tqdm
 
 from ..aligners.fitted_images import embedding_digest
 from ..aligners.similarity import LogitTiles, check_standardize, resolve_bank
-from ..aligners.wrapper import SavedClassifier, resolve_aligner, unwrap_aligner
+from ..aligners.wrapper import AlignerWrapperMixin, resolve_aligner, unwrap, unwrap_aligner
 from ..encoders.base import FrozenEncoder
-from ..prompts import prompts_of, resolve_names, resolve_templates, to_class_array
+from ..persistence.hub import Facts
+from ..persistence.mixins import FittedState
+from ..prompts import (
+    list_labels,
+    prompts_of,
+    resolve_names,
+    resolve_templates,
+    to_builtin,
+    to_class_array,
+)
 from ..utils.concurrency import ForkSafeLock, LRUCache
-from ..utils.sklearn_compat import CallbackSupportMixin, DocLinkMixin, FitContext
+from ..utils.sklearn_compat import CallbackSupportMixin, FitContext
 from ..utils.validation import ignores_underflow
 from ..utils.warnings import warn
 
@@ -47,6 +57,10 @@ _DECIMALS = 4
 # refits and copies in a worker share what was computed. It holds one embedding per class; those of
 # the prompts would be too many.
 _cache: LRUCache[bytes, np.ndarray] = LRUCache(max_bytes=2**28, keep_newest=True)
+
+
+# Classes that a model card names.
+_MAX_SHOWN = 20
 
 
 _lock = ForkSafeLock()
@@ -216,13 +230,17 @@ NOT_FITTED = (
 )
 
 
-class ZeroShotBase(
-    SavedClassifier, ClassifierMixin, DocLinkMixin, CallbackSupportMixin, BaseEstimator
-):
+class ZeroShotBase(AlignerWrapperMixin, ClassifierMixin, CallbackSupportMixin, BaseEstimator):
     """Base class of classifiers by names.
 
     A classifier can predict as soon as it has labels and a fitted aligner.
     """
+
+    # First sentence of the model card.
+    _purpose = (
+        "Says which of the classes an image shows, by the cosine of the image with the classes' "
+        "names."
+    )
 
     labels: Sequence[str] | Mapping[Any, str | Sequence[str]] | None
     aligner: Any
@@ -338,9 +356,58 @@ class ZeroShotBase(
             unwrap_aligner(resolve_aligner(self.aligner))
         return templates
 
+    def __getstate__(self) -> dict[str, Any]:
+        state: Any = super().__getstate__()
+        if "aligner_" in state and self._uses_starter():
+            state = {**state, "aligner_": None}  # 54 MB that every installation has
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if "aligner_" in state and state["aligner_"] is None:
+            state = {**state, "aligner_": resolve_aligner(None)}
+        super().__setstate__(state)
+
+    def _uses_parameter(self) -> bool:
+        is_starter = self.aligner is None and self.aligner_ is resolve_aligner(None)
+        return is_starter or super()._uses_parameter()
+
+    def _recorded_params(self) -> dict[str, Any]:
+        params = super()._recorded_params()
+        params["labels"] = _labels_to_save(params["labels"])
+        return params
+
+    def _get_state(self) -> dict[str, Any]:
+        return {**super()._get_state(), "names": getattr(self, "_names", None)}
+
+    def _set_state(self, state: FittedState) -> None:
+        super()._set_state(state)
+        names = state.optional("names")
+        if names is not None:
+            if not isinstance(names, dict):
+                raise ValueError("names must be an object with the names of each class.")
+            self._names = resolve_names(names)
+
     def _check_restored(self) -> None:
         self._check_fit_parameters()
         self._resolve_names()
+
+    def _card_facts(self) -> Facts:
+        facts = self._aligner_facts()
+        names = [str(label) for label in self._resolve_names() or ()]
+        shown = ", ".join(names[:_MAX_SHOWN]) + (", ..." if len(names) > _MAX_SHOWN else "")
+        facts.what = f"{self._purpose} {facts.what}"
+        facts.facts = {"classes": f"{len(names):,}: {shown}"} | facts.facts
+        facts.limits.append(self._limit())
+        preprocessing, aligner = unwrap(resolve_aligner(self.aligner))
+        takes_images = preprocessing is not None or getattr(aligner, "image_encoder", None)
+        images = "['image.jpg']" if takes_images else "image_features"
+        facts.usage = f"print(model.predict({images}))"
+        return facts
+
+    def _limit(self) -> str:
+        if getattr(self, "threshold", None) is None:
+            return "It always answers with one of its classes."
+        return "It always answers with one of its classes or, below the threshold, unknown."
 
     def __sklearn_is_fitted__(self) -> bool:
         if hasattr(self, "aligner_"):
@@ -358,3 +425,21 @@ def _is_fitted(aligner: Any) -> bool:
     except (NotFittedError, TypeError):  # TypeError: not an estimator, which predicting reports
         return False
     return True
+
+
+def _labels_to_save(labels: Any) -> Any:
+    """Return labels in a form that a file can hold: members of an Enum become their values."""
+    if labels is None or isinstance(labels, str) or not isinstance(labels, Iterable):
+        return labels
+    if isinstance(labels, Mapping):
+        return {_label_to_save(label): _label_to_save(value) for label, value in labels.items()}
+    if isinstance(labels, np.ndarray) and labels.dtype.kind in "biufU":
+        return labels
+    listed = [_label_to_save(label) for label in list_labels(labels)]
+    if isinstance(labels, np.ndarray) and labels.dtype.kind == "O":
+        return np.array(listed, dtype=object)
+    return tuple(listed) if isinstance(labels, tuple) else listed
+
+
+def _label_to_save(label: Any) -> Any:
+    return to_builtin(label) if isinstance(label, Enum) else label

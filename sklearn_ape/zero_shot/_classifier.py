@@ -332,7 +332,7 @@ class ZeroShotClassifier(ZeroShotBase):
                 f"k must be an integer from 1 to the number of classes, {n_classes}, not {k!r}."
             )
         # Tile by tile: the logits of all images may not fit in memory.
-        tiles = [choose_top_texts(tile.logits, int(k)) for tile in logits.of(X)]
+        tiles = [choose_top_texts(tile.logits, int(k)) for tile in logits.iter_tiles(X)]
         codes, probabilities = map(np.concatenate, zip(*tiles, strict=True))
         return self._decode(codes, logits.classes), probabilities
 
@@ -404,7 +404,7 @@ class ZeroShotClassifier(ZeroShotBase):
         """Return the index of the class of each image, or `UNKNOWN` or `UNREADABLE`."""
         # Tile by tile: the logits of all images may not fit in memory.
         codes = np.concatenate(
-            [choose_texts(tile.logits, self.threshold) for tile in logits.of(X)]
+            [choose_texts(tile.logits, self.threshold) for tile in logits.iter_tiles(X)]
         )
         unreadable = np.flatnonzero(codes == UNREADABLE)
         if unreadable.size and self.threshold is None:

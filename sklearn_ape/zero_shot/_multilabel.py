@@ -117,7 +117,7 @@ class MultiLabelZeroShotClassifier(ZeroShotBase):
     """
 
     _shown_properties = ("labels_", "thresholds_")
-    _says = "all the labels that hold for an image, by its cosine with the labels'"
+    _purpose = "Says all the labels that hold for an image, by its cosine with the labels' names."
 
     def __init__(
         self,
@@ -433,11 +433,11 @@ class MultiLabelZeroShotClassifier(ZeroShotBase):
             for label_scores, fraction in zip(scores, fractions, strict=True)
         ])  # fmt: skip
 
-    def _own_state(self) -> dict[str, Any]:
-        return {**super()._own_state(), "thresholds": self._get_thresholds()}
+    def _get_state(self) -> dict[str, Any]:
+        return {**super()._get_state(), "thresholds": self._get_thresholds()}
 
-    def _restore_own(self, state: FittedState) -> None:
-        super()._restore_own(state)
+    def _set_state(self, state: FittedState) -> None:
+        super()._set_state(state)
         if "thresholds" in state:
             self._set_thresholds(state.array("thresholds", (len(self._list_labels()),)))
         state.optional("thresholds")

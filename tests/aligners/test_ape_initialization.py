@@ -81,7 +81,7 @@ class TestStartIsKept:
 
     def test_many_captions_start_linear_in_all_runs(self, concepts, monkeypatch):
         """The pairs held out must not make the start another one than that of the last run."""
-        monkeypatch.setattr(_head_training, "MOST_ANCHORS", 280)
+        monkeypatch.setattr(_head_training, "MAX_ANCHORS", 280)
         monkeypatch.delattr(_head_training, "kernel_maps")
         aligner = small(init="auto", max_epochs=1).fit(concepts.image, concepts.text)
         assert isinstance(aligner.module_.text_head.base, LinearMap)

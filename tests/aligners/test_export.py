@@ -48,13 +48,13 @@ def test_onnxruntime_gives_the_same_embeddings(name, onnxruntime, concepts, tmp_
 def test_other_numbers_are_refused_and_nothing_is_written(concepts, tmp_path, monkeypatch):
     aligner = clone(ALIGNERS["kernel"]).fit(concepts.image, concepts.text)
     monkeypatch.setattr(aligner, "_embed_text", lambda rows: np.ones((len(rows), 6)))
-    with pytest.raises(ValueError, match="other embeddings than the aligner"):
+    with pytest.raises(ValueError, match="differ from the aligner"):
         export_onnx(aligner, tmp_path)
     assert not list(tmp_path.iterdir())
 
 
 def test_aligners_without_heads_are_refused(concepts, tmp_path):
-    with pytest.raises(TypeError, match="not those of ASIFAligner"):
+    with pytest.raises(TypeError, match="not ASIFAligner"):
         export_onnx(ASIFAligner().fit(concepts.image, concepts.text), tmp_path)
 
 
@@ -241,11 +241,11 @@ class TestShape:
         assert shape.model.logit_scale.item() == pytest.approx(theirs.logit_scale.item())
 
     def test_tokens_say_any_text(self):
-        from sklearn_ape.aligners._export import _read, _tokenized
+        from sklearn_ape.aligners._export import _decode, _tokenize
 
         texts = ["a", "naïve 猫 🐈", "x" * 500, "a\0b"]
-        assert [_read(row) for row in _tokenized(texts).numpy()] == texts
-        assert _tokenized("a").shape == (1, 1)
+        assert [_decode(row) for row in _tokenize(texts).numpy()] == texts
+        assert _tokenize("a").shape == (1, 1)
 
     def test_workers_take_the_transform_with_them(self, model, captioned_images):
         transform = as_open_clip(model).transform
@@ -255,9 +255,9 @@ class TestShape:
 
     def test_features_are_refused(self, concepts, image_encoder, captioned_images):
         aligner = KernelAligner().fit(concepts.image, concepts.text)
-        with pytest.raises(ValueError, match="no image encoder"):
+        with pytest.raises(ValueError, match="without an image encoder"):
             as_open_clip(aligner)
         with pytest.raises(ValueError, match="features of texts"):
             as_open_clip(make_pipeline(image_encoder, aligner))
-        with pytest.raises(ValueError, match="not SimpleNamespace"):
+        with pytest.raises(TypeError, match="not SimpleNamespace"):
             as_open_clip(SimpleNamespace())

@@ -342,7 +342,7 @@ class TestBadInput:
                 small(other).fit(*pairs)
 
     def test_captions_without_an_encoder(self, pairs):
-        with pytest.raises(ValueError, match="text_encoder is None: pass text_encoder="):
+        with pytest.raises(ValueError, match="y holds captions, and text_encoder is None"):
             small(None).fit(*pairs)
 
     def test_one_pair(self, encoder, pairs):

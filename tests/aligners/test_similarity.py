@@ -18,7 +18,7 @@ from sklearn_ape.aligners.similarity import (
     Bank,
     LogitTiles,
     Standardizer,
-    _rows_of,
+    _select_rows,
     choose_texts,
     choose_top_texts,
     resolve_bank,
@@ -55,11 +55,11 @@ def held_out(concepts):
 
 
 class TestStandardized:
-    def test_is_the_plain_loop(self):
-        """And without captions its first term alone."""
+    def test_standardized_equals_plain_loop(self):
+        """Without captions only the first term is used."""
         rng = np.random.default_rng(0)
         image, text = random_units(rng, 7, 6), random_units(rng, 5, 6)
-        bank = Bank.of(random_units(rng, 30, 6), random_units(rng, 20, 6))
+        bank = Bank.from_embeddings(random_units(rng, 30, 6), random_units(rng, 20, 6))
         deviations = [np.std([b @ t for b in bank.image]) for t in bank.text]
         of_images = [np.std([x @ b for b in bank.text]) for x in bank.image]
         spread = (np.mean(deviations) + np.mean(of_images)) / 2
@@ -76,47 +76,47 @@ class TestStandardized:
         assert found.dtype == np.float32
         np.testing.assert_allclose(found, expected, atol=1e-6)
         spread = np.mean([np.std([b @ t for b in bank.image]) for t in text])
-        alone = standardized(image @ text.T, image, text, Bank.of(bank.image, None))
+        alone = standardized(image @ text.T, image, text, Bank.from_embeddings(bank.image, None))
         np.testing.assert_allclose(alone, first * spread, atol=1e-6)
 
-    def test_a_hub_no_longer_wins(self):
-        """A text near the mean of all images is not what all of them show."""
+    def test_hub_does_not_rank_first_for_all_images(self):
+        """A text near the mean of all images must not be the first result for each of them."""
         rng = np.random.default_rng(0)
         common, own = 2 * np.eye(1, 21, 0), np.eye(20, 21, 1)
         shown = rng.integers(20, size=400)
         image = unit(common + own[shown] + 0.05 * rng.standard_normal((400, 21)))
         text = np.vstack([unit(common / 4 + own), unit(common)])  # the last one is the hub
-        bank = Bank.of(image[:200], text)
+        bank = Bank.from_embeddings(image[:200], text)
         plain = image[200:] @ text.T
         assert np.mean(plain.argmax(axis=1) == 20) == 1
         found = standardized(plain, image[200:], text, bank).argmax(axis=1)
         assert np.mean(found == shown[200:]) > 0.95
 
-    def test_what_has_no_spread_does_not_deviate(self):
-        """No infinity nor NaN where all cosines are equal; NaN where an image was not read."""
+    def test_equal_cosines_are_finite(self):
+        """No infinity or NaN if all cosines are equal; NaN for unreadable images."""
         rng = np.random.default_rng(0)
         image, text = random_units(rng, 4, 6), random_units(rng, 3, 6)
         image[1], text[2] = np.nan, 0
-        bank = Bank.of(random_units(rng, 30, 6), random_units(rng, 20, 6))
+        bank = Bank.from_embeddings(random_units(rng, 30, 6), random_units(rng, 20, 6))
         found = standardized(image @ text.T, image, text, bank)
         assert np.isnan(found[1]).all()
         assert np.isfinite(np.delete(found, 1, axis=0)).all()
-        same = Bank.of(np.tile(image[:1], (9, 1)), np.tile(text[:1], (9, 1)))
+        same = Bank.from_embeddings(np.tile(image[:1], (9, 1)), np.tile(text[:1], (9, 1)))
         np.testing.assert_array_equal(standardized(image[:1] @ text.T, image[:1], text, same), 0)
 
-    def test_tiles_change_nothing(self, monkeypatch):
+    def test_tile_size_does_not_change_result(self, monkeypatch):
         rng = np.random.default_rng(0)
         image, text = random_units(rng, 50, 6), random_units(rng, 20, 6)
-        whole = standardized(image @ text.T, image, text, Bank.of(image, text))
+        whole = standardized(image @ text.T, image, text, Bank.from_embeddings(image, text))
         monkeypatch.setattr("sklearn_ape.aligners.similarity._TILE_BYTES", 7 * 4 * 20)
-        tiled = standardized(image @ text.T, image, text, Bank.of(image, text))
+        tiled = standardized(image @ text.T, image, text, Bank.from_embeddings(image, text))
         np.testing.assert_allclose(tiled, whole, atol=1e-6)
 
-    def test_in_place_and_by_rows_it_is_the_same(self):
-        """A million rows go by tiles, with what concerns the texts computed once."""
+    def test_in_place_result_by_rows_equals_single_call(self):
+        """Large inputs are standardized in tiles; the moments of texts are computed once."""
         rng = np.random.default_rng(0)
         image, text = random_units(rng, 50, 6), random_units(rng, 20, 6)
-        bank = Bank.of(random_units(rng, 30, 6), random_units(rng, 20, 6))
+        bank = Bank.from_embeddings(random_units(rng, 30, 6), random_units(rng, 20, 6))
         cosines = image @ text.T
         whole = standardized(cosines, image, text, bank)
         standardizer = Standardizer(text, bank, scale=3.0)
@@ -129,9 +129,9 @@ class TestStandardized:
 class TestOwnBank:
     @pytest.mark.parametrize("aligner", [CCAAligner(), ASIFAligner(k=20)])
     def test_bank_contains_training_embeddings(self, aligner, concepts, held_out):
-        """Of sparse embeddings it is what it is of dense ones."""
+        """Banks of sparse and dense embeddings give equal results."""
         aligner = clone(aligner).fit(concepts.image[:200], concepts.text[:200])
-        bank = Bank.of(
+        bank = Bank.from_embeddings(
             aligner.transform(concepts.image[:200]), aligner.transform_text(concepts.text[:200])
         )
         image, text = aligner.transform(held_out[0]), aligner.transform_text(held_out[1])
@@ -142,15 +142,15 @@ class TestOwnBank:
         back = pickle.loads(pickle.dumps(aligner))
         np.testing.assert_array_equal(back.similarity(*held_out, standardize=True), found)
 
-    def test_has_images_and_their_captions_alone(self, concepts):
-        """Prototypes of classes are no images."""
+    def test_bank_excludes_prototypes_of_head_pairs(self, concepts):
+        """Prototypes of classes are not images."""
         rng = np.random.default_rng(0)
         head = HeadPairs(rng.standard_normal((40, 32)), rng.standard_normal((40, 16)))
         aligner = CCAAligner(head_pairs=head).fit(concepts.image, concepts.text)
         np.testing.assert_allclose(aligner.bank_.image, aligner.transform(concepts.image))
         np.testing.assert_allclose(aligner.bank_.text, aligner.transform_text(concepts.text))
 
-    def test_of_many_pairs_some_at_equal_distances(self):
+    def test_bank_of_many_pairs_is_evenly_spaced_sample(self):
         rng = np.random.default_rng(0)
         image, text = rng.standard_normal((2, 2500, 4)).astype(np.float32)
         aligner = CCAAligner().fit(image, text)
@@ -158,20 +158,20 @@ class TestOwnBank:
         np.testing.assert_array_equal(evenly_spaced(1999)[[0, 1, -1]], [0, 2, 1998])
         np.testing.assert_allclose(aligner.bank_.image[-1], aligner.transform(image)[-1])
 
-    def test_an_image_has_the_same_numbers_in_any_company(self, fitted, held_out):
+    def test_result_of_image_does_not_depend_on_other_images(self, fitted, held_out):
         image, text = held_out
         every = fitted.similarity(image, text, standardize=True)
         np.testing.assert_allclose(
             fitted.similarity(image[3:4], text[5:7], standardize=True), every[3:4, 5:7], atol=1e-6
         )
 
-    def test_is_in_units_of_cosines(self, fitted, held_out):
-        """A logit scale and a threshold keep their sense."""
+    def test_standardized_values_have_scale_of_cosines(self, fitted, held_out):
+        """Logit scales and thresholds keep their meaning."""
         plain, found = (fitted.similarity(*held_out, standardize=by) for by in (False, True))
         assert found.std() == pytest.approx(plain.std(), rel=0.3)
         assert abs(found.mean()) < 0.1 * found.std()
 
-    def test_rows_that_an_encoder_gave_up_stay_nan(self, fitted, held_out):
+    def test_rows_that_failed_to_encode_are_nan(self, fitted, held_out):
         image, text = held_out[0].copy(), held_out[1].copy()
         image[2], text[4] = np.nan, np.nan
         for collection in (True, held_out[0]):
@@ -180,8 +180,8 @@ class TestOwnBank:
             assert np.isnan(found[:, 4]).all()
             assert np.isfinite(np.delete(np.delete(found, 2, axis=0), 4, axis=1)).all()
 
-    def test_recall_on_real_images_stays(self, features):
-        """On images like those of the fit it gains little, and must not cost."""
+    def test_recall_on_real_images_does_not_drop(self, features):
+        """On images like the training images it must not lower recall."""
         aligner = ASIFAligner().fit(features.image[:200], features.text[:200])
         image, text = features.image[200:], features.text[200:]
 
@@ -197,37 +197,39 @@ class TestOwnBank:
 
 
 class TestCollection:
-    def test_rows_of_any_collection(self, tmp_path):
+    def test_select_rows_of_array_list_and_table(self, tmp_path):
         X = np.arange(20.0).reshape(10, 2)
         np.save(tmp_path / "X.npy", X)
         mapped = np.load(tmp_path / "X.npy", mmap_mode="r")
         rows = np.array([0, 4, 9])
         for table in (X, mapped, pd.DataFrame(X), csr_array(X), X.tolist(), list(X)):
-            found = _rows_of(table, rows)
+            found = _select_rows(table, rows)
             found = found.toarray() if hasattr(found, "toarray") else np.asarray(found)
             np.testing.assert_array_equal(found, X[rows])
         names = [f"{number}.png" for number in range(10)]
         for column in (names, tuple(names), np.array(names), pd.Series(names, index=range(5, 15))):
-            assert list(_rows_of(column, rows)) == ["0.png", "4.png", "9.png"]
+            assert list(_select_rows(column, rows)) == ["0.png", "4.png", "9.png"]
 
     @pytest.mark.parametrize("library", ["pyarrow", "polars"])
-    def test_rows_of_columns_of_other_libraries(self, library):
+    def test_select_rows_of_pyarrow_and_polars_columns(self, library):
         names = [f"{number}.png" for number in range(10)]
         module = pytest.importorskip(library)
         column = module.array(names) if library == "pyarrow" else module.Series(names)
-        found = _rows_of(column, np.array([0, 4, 9]))
+        found = _select_rows(column, np.array([0, 4, 9]))
         as_list = found.to_pylist if library == "pyarrow" else found.to_list
         assert as_list() == ["0.png", "4.png", "9.png"]
 
-    def test_stands_in_for_the_images(self, fitted, held_out):
+    def test_collection_replaces_training_images(self, fitted, held_out):
         image, text = fitted.transform(held_out[0]), fitted.transform_text(held_out[1])
-        expected = standardized(image @ text.T, image, text, Bank.of(image, fitted.bank_.text))
+        expected = standardized(
+            image @ text.T, image, text, Bank.from_embeddings(image, fitted.bank_.text)
+        )
         for collection in (held_out[0], held_out[0].tolist()):
             found = fitted.similarity(*held_out, standardize=collection)
             np.testing.assert_allclose(found, expected, atol=1e-5)
 
-    def test_is_embedded_once(self, fitted, concepts, held_out, monkeypatch):
-        """Till the aligner is fitted anew, or what is before it changes."""
+    def test_collection_is_embedded_once(self, fitted, concepts, held_out, monkeypatch):
+        """Until the aligner is fitted again, or a step before it changes."""
         rows = []
         transform = CCAAligner.transform
         monkeypatch.setattr(
@@ -250,25 +252,25 @@ class TestCollection:
         classifier.decision_function(held_out[0][:3])
         assert rows == [100, 3, 3, 100, 3, 100, 3]
 
-    def test_before_a_step_that_cannot_be_pickled(self, fitted, held_out):
-        """It is embedded each time, since nothing says whether the step is the same."""
+    def test_collection_is_embedded_each_time_if_step_cannot_be_pickled(self, fitted, held_out):
+        """A change of the step cannot be detected, so nothing is cached."""
         whole = make_pipeline(FunctionTransformer(lambda rows: rows), fitted)
         banks = [resolve_bank(held_out[0], fitted, whole.transform, whole=whole) for _ in range(2)]
         assert banks[0] is not banks[1]
         np.testing.assert_array_equal(banks[1].image, fitted.transform(held_out[0]))
 
-    def test_of_images_some_of_which_cannot_be_read(self, fitted, held_out):
+    def test_unreadable_images_of_collection_are_left_out(self, fitted, held_out):
         lost = held_out[0].copy()
         lost[1:3] = np.nan
         found = fitted.similarity(*held_out, standardize=lost)
         expected = fitted.similarity(*held_out, standardize=np.delete(lost, [1, 2], axis=0))
         np.testing.assert_allclose(found, expected, atol=1e-6)
 
-    def test_serves_an_aligner_without_captions(self, fitted, held_out):
-        """CLIP was fitted by others, an old pickle has none."""
+    def test_collection_works_without_captions(self, fitted, held_out):
+        """CLIPAligner has no bank, and neither have old pickles."""
         del fitted.bank_
         image, text = fitted.transform(held_out[0]), fitted.transform_text(held_out[1])
-        expected = standardized(image @ text.T, image, text, Bank.of(image, None))
+        expected = standardized(image @ text.T, image, text, Bank.from_embeddings(image, None))
         found = fitted.similarity(*held_out, standardize=held_out[0])
         np.testing.assert_allclose(found, expected, atol=1e-6)
 
@@ -285,15 +287,15 @@ class TestRefused:
          (np.full((5, 32), np.nan), "images that differ"),
          (np.ones((5, 3)), "X has 3 features, but CCAAligner is expecting 32")],
     )  # fmt: skip
-    def test_what_is_no_bank(self, fitted, held_out, standardize, said):
+    def test_invalid_collection_raises(self, fitted, held_out, standardize, said):
         with pytest.raises(ValueError, match=said):
             fitted.similarity(*held_out, standardize=standardize)
 
-    def test_an_aligner_that_keeps_none(self, fitted, held_out):
+    def test_aligner_without_bank_raises(self, fitted, held_out):
         del fitted.bank_
-        with pytest.raises(ValueError, match=r"this CCAAligner keeps none. Pass a collection"):
+        with pytest.raises(ValueError, match=r"this CCAAligner has not stored any"):
             fitted.similarity(*held_out, standardize=True)
-        with pytest.raises(ValueError, match=r"this CLIPAligner keeps none. Pass a collection"):
+        with pytest.raises(ValueError, match=r"this CLIPAligner has not stored any"):
             CLIPAligner().similarity([[0.0]], ["a cat"], standardize=True)
 
 
@@ -308,13 +310,13 @@ def small_tiles(monkeypatch):
 
 
 @pytest.mark.parametrize("form", [np.asarray, np.ndarray.tolist])
-def test_tiles_are_the_whole_product(small_tiles, aligner, concepts, form):
-    """Of features, embedded by the tile, and of what is embedded at once."""
+def test_tiles_equal_the_full_product(small_tiles, aligner, concepts, form):
+    """For features, which are embedded tile by tile, and for images."""
     texts = aligner.transform_text(concepts.text[200:])
     X = concepts.image.copy()
     X[[3, 250]] = np.nan
     tiles = LogitTiles(aligner, np.arange(100), texts, 20.0, None)
-    sizes = [len(tile.logits) for tile in tiles.of(form(X))]
+    sizes = [len(tile.logits) for tile in tiles.iter_tiles(form(X))]
     assert max(sizes) == 17
     assert sum(sizes) == 300
     logits = tiles.collect(form(X))
@@ -323,9 +325,9 @@ def test_tiles_are_the_whole_product(small_tiles, aligner, concepts, form):
 
 
 @pytest.mark.parametrize("with_captions", [True, False])
-def test_tiles_are_standardized_as_the_whole(small_tiles, aligner, concepts, with_captions):
+def test_standardized_tiles_equal_the_full_matrix(small_tiles, aligner, concepts, with_captions):
     texts = aligner.transform_text(concepts.text[200:])
-    bank = aligner.bank_ if with_captions else Bank.of(aligner.bank_.image, None)
+    bank = aligner.bank_ if with_captions else Bank.from_embeddings(aligner.bank_.image, None)
     image = aligner.transform(concepts.image)
     logits = LogitTiles(aligner, np.arange(100), texts, 20.0, bank).collect(concepts.image)
     np.testing.assert_allclose(
@@ -333,20 +335,20 @@ def test_tiles_are_standardized_as_the_whole(small_tiles, aligner, concepts, wit
     )
 
 
-def test_probabilities_are_the_softmax():
+def test_probabilities_equal_softmax():
     logits = (30 * np.random.default_rng(0).standard_normal((20, 7))).astype(np.float32)
     expected = softmax(logits.astype(np.float64), axis=1)
     np.testing.assert_allclose(to_probabilities(logits), expected, rtol=1e-5, atol=1e-12)
 
 
-def test_the_best_text_unless_it_is_unsure_or_unread():
+def test_best_text_unless_below_threshold_or_unreadable():
     logits = np.array([[0, 3, 3], [1, 1, 0.9], [np.nan] * 3, [5, 0, 0]], dtype=np.float32)
     assert choose_texts(logits.copy(), None).tolist() == [1, 0, UNREADABLE, 0]
     assert choose_texts(logits.copy(), 0.45).tolist() == [1, UNKNOWN, UNREADABLE, 0]
 
 
 @pytest.mark.parametrize("k", [1, 3, 7])
-def test_top_texts_are_the_first_of_a_sort(k):
+def test_top_texts_equal_a_stable_sort(k):
     logits = np.random.default_rng(0).integers(0, 5, (50, 7)).astype(np.float32)
     logits[4] = np.nan
     expected = np.argsort(-logits, axis=1, kind="stable")[:, :k]

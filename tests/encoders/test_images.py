@@ -23,7 +23,7 @@ from sklearn_ape.encoders import text_encoder as _text_base
 from sklearn_ape.encoders.images import check_image, image_digest, read_image
 from sklearn_ape.encoders.items import ItemError
 from sklearn_ape.retrieval import _index as _queries
-from sklearn_ape.retrieval._index import told_apart
+from sklearn_ape.retrieval._index import resolve_queries
 from sklearn_ape.utils.files import IMAGE_SUFFIXES
 
 RGB = np.random.default_rng(0).integers(0, 256, size=(24, 32, 3), dtype=np.uint8)
@@ -470,4 +470,4 @@ def test_folders_and_queries_agree(suffix, tmp_path):
     assert len(data.images) == 1
     assert data.other_files == {".doc": 1}
     with pytest.warns(UserWarning, match="look like paths"):
-        told_apart([f"photos/missing{suffix}"], "auto")
+        resolve_queries([f"photos/missing{suffix}"], "auto")

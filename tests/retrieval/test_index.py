@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from sklearn_ape import CrossModalRetriever
-from sklearn_ape.retrieval._index import told_apart
+from sklearn_ape.retrieval._index import resolve_queries
 
 LEAST_RECALL = 0.97
 
@@ -45,7 +45,7 @@ class TestIndexes:
                 atol=5e-4,
             )
 
-    def test_as_many_as_asked_for(self, real_aligner, captioned_images, dtype):
+    def test_usearch_returns_k_results(self, real_aligner, captioned_images, dtype):
         for index in ("faiss", "usearch"):
             retriever = CrossModalRetriever(real_aligner, index=index, dtype=dtype)
             retriever.fit(captioned_images.images)
@@ -55,7 +55,7 @@ class TestIndexes:
 
 
 @pytest.mark.parametrize("package", ["faiss", "usearch"])
-def test_a_missing_package_is_named(aligner, concepts, monkeypatch, package):
+def test_missing_package_is_named(aligner, concepts, monkeypatch, package):
     monkeypatch.setitem(sys.modules, package, None)
     monkeypatch.setitem(sys.modules, f"{package}.index", None)
     with pytest.raises(ImportError, match=r'pip install "sklearn-ape\[index\]"'):
@@ -67,15 +67,15 @@ def retriever(real_aligner, captioned_images):
     return CrossModalRetriever(real_aligner).fit(captioned_images.images[:40])
 
 
-class TestToldApart:
-    def test_str_is_text_and_all_else_is_an_image(self, captioned_images):
+class TestResolveQueries:
+    def test_str_is_text_and_other_types_are_images(self, captioned_images):
         path = Path(captioned_images.images[0])
         for texts in (["a cat"], np.array(["a cat"]), ("a cat", "a dog")):
-            assert told_apart(texts, "auto")[1]
+            assert resolve_queries(texts, "auto")[1]
         for images in ([path], [path.read_bytes()], [np.zeros((4, 4, 3))], np.zeros((2, 8))):
-            assert not told_apart(images, "auto")[1]
-        assert not told_apart([str(path)], "image")[1]
-        assert told_apart(np.zeros((2, 8)), "text")[1]
+            assert not resolve_queries(images, "auto")[1]
+        assert not resolve_queries([str(path)], "image")[1]
+        assert resolve_queries(np.zeros((2, 8)), "text")[1]
 
     @pytest.mark.parametrize(
         ("queries", "modality", "message"),
@@ -86,39 +86,40 @@ class TestToldApart:
             (np.zeros((0, 3)), "auto", "queries is empty"),
             (None, "auto", "must be a sequence"),
             ({"a cat"}, "auto", "must be a sequence"),
-            (["a cat", "  "], "auto", "Query 1 is an empty text"),
+            (["a cat", "  "], "auto", "an empty text in row 1"),
             (["a cat", Path("b.png")], "auto", r"mixes texts \(query 0\) with images \(query 1"),
-            (["a cat", 3], "text", "takes str, and query 1 is of type int"),
+            (["a cat", 3], "text", "an object of type int in row 1"),
             (["a cat"], "sound", "modality must be one of auto, image, text"),
         ],
     )
-    def test_refused(self, queries, modality, message):
+    def test_invalid_queries_raise(self, queries, modality, message):
         with pytest.raises(ValueError, match=message):
-            told_apart(queries, modality)
+            resolve_queries(queries, modality)
 
-    def test_words_that_look_like_a_path(self, tmp_path):
+    def test_texts_that_look_like_paths_warn(self, tmp_path):
         (tmp_path / "cat").write_text("")
         for text in (str(tmp_path / "cat"), "photos/missing.JPG"):
             with pytest.warns(UserWarning, match="look like paths.*modality='image'"):
-                told_apart(["a cat", text], "auto")
-            told_apart([text], "text")  # no warning: filterwarnings would turn it into an error
+                resolve_queries(["a cat", text], "auto")
+            # A warning would be an error by filterwarnings.
+            resolve_queries([text], "text")
 
 
 @pytest.mark.filterwarnings("error")
 class TestQueries:
-    def test_words_need_no_certain_container(self, retriever):
+    def test_texts_in_any_container(self, retriever):
         expected = retriever.search(["a bird", "a cake"]).indices
         for texts in (("a bird", "a cake"), np.array(["a bird", "a cake"])):
             np.testing.assert_array_equal(retriever.search(texts).indices, expected)
 
     @pytest.mark.parametrize("k", [0, -1, 41, 2.0, True, None])
-    def test_bad_k(self, retriever, k):
+    def test_invalid_k_raises(self, retriever, k):
         with pytest.raises(ValueError, match=r"k must be an integer from 1 to .* 40, not"):
             retriever.search(["a bird"], k=k)
         with pytest.raises(ValueError, match="n_neighbors must be an integer from 1"):
             retriever.kneighbors([Path("x.png")], n_neighbors=k)
 
-    def test_words_for_an_aligner_that_knows_features_alone(self, aligner, concepts):
+    def test_texts_for_an_aligner_of_features_raise(self, aligner, concepts):
         retriever = CrossModalRetriever(aligner).fit(concepts.image)
         with pytest.raises(ValueError, match="fitted on features of texts"):
             retriever.search(["a bird"])

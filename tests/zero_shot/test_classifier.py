@@ -312,7 +312,7 @@ class TestBadInput:
     def test_invalid_aligner_raises(self):
         with pytest.raises(TypeError, match="must be an aligner such as APEAligner"):
             ZeroShotClassifier(LABELS, aligner=HashingVectorizer()).fit([[0.0]], ["animal"])
-        with pytest.raises(ValueError, match="names no aligner"):
+        with pytest.raises(ValueError, match="is not the name of an aligner"):
             ZeroShotClassifier(LABELS, aligner="clip").fit([[0.0]], ["animal"])
         with pytest.raises(ValueError, match=r"aligner=load_pretrained\('me/saved'\)"):
             ZeroShotClassifier(LABELS, aligner="me/saved").fit([[0.0]], ["animal"])

@@ -24,7 +24,7 @@ from sklearn_ape import (
     ZeroShotClassifier,
     load_pretrained,
 )
-from sklearn_ape.aligners.wrapper import load_starter
+from sklearn_ape.aligners.kernel import load_starter
 from sklearn_ape.encoders import TransformersTextEncoder
 from tests.conftest import LABELS
 
@@ -200,7 +200,7 @@ class TestKeptAligner:
     def test_named_aligner_is_kept_without_labels(self, captioned_images, monkeypatch):
         from sklearn_ape.aligners import wrapper
 
-        monkeypatch.setattr(wrapper, "_named", lambda name: load_starter())
+        monkeypatch.setattr(wrapper, "_named_aligner", lambda name: load_starter())
         classifier = ZeroShotClassifier(aligner="open_clip:any")
         classifier.fit(captioned_images.images[:6], captioned_images.categories[:6])
         assert classifier.aligner_ is load_starter()
