@@ -17,7 +17,7 @@ from ..features.memmap import find_missing_rows, row_blocks, select, stays_store
 from ..features.validation import as_float32, check_stored_features, embed_rows
 from ..metrics import recall_at_k
 from ..metrics.retrieval import compute_both_ranks
-from ..training.data import Pairs
+from ..training.data import PairDataset
 from ..utils.linalg import evenly_spaced
 from ..utils.sklearn_compat import CallbackSupportMixin, DocLinkMixin
 from ..utils.validation import FLOATS, as_floats, as_numeric, check_sequence, ignores_underflow
@@ -298,7 +298,7 @@ class BaseAligner(
         # Where images are expected and X is something else, this says so.
         return fitted.contain(self._image_features(X, reset=False), None)
 
-    def _compared(self, data: Pairs) -> tuple[Any, Any]:
+    def _compared(self, data: PairDataset) -> tuple[Any, Any]:
         """Return the embeddings of images and captions whose products are cosines."""
         return self._compared_images(data.image), self._compared_texts(data.text)
 
@@ -308,17 +308,17 @@ class BaseAligner(
     def _compared_texts(self, features: Any) -> Any:
         return embed_rows(features, self._embed_text, self._n_features_out)
 
-    def _keep_bank(self, data: Pairs) -> None:
+    def _keep_bank(self, data: PairDataset) -> None:
         """Keep what `similarity` is standardised by: embeddings of some of the training pairs."""
         real = data.pairs[:, 0] < data.n_images
         texts = np.unique(data.pairs[real, 1])
-        some = data._replace(
+        some = data.replace(
             image=data.image[evenly_spaced(data.n_images)],
             text=data.text[texts[evenly_spaced(len(texts))]],
         )
         self.bank_ = Bank.of(*self._compared(some))
 
-    def _fit_pairs(self, X: Any, y: Any) -> Pairs:
+    def _fit_pairs(self, X: Any, y: Any) -> PairDataset:
         """Return the training pairs, with encoders fitted and widths remembered.
 
         The pairs of `head_pairs` come last.
@@ -347,7 +347,7 @@ class BaseAligner(
             warn("All captions are the same: there is nothing to align.")
         return data
 
-    def _scored_pairs(self, X: Any, y: Any, groups: Any = None) -> Pairs:
+    def _scored_pairs(self, X: Any, y: Any, groups: Any = None) -> PairDataset:
         """Return the pairs that a score is taken of, one row per image and per caption."""
         return item_pairs(self._rows(X, y, reset=False), groups)
 

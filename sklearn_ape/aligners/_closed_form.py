@@ -15,7 +15,7 @@ from sklearn.utils import gen_batches
 
 from ..heads import BaseMap, KernelMap, LinearMap, WhitenedMap
 from ..training import split_pairs
-from ..training.data import Pairs
+from ..training.data import PairDataset
 from ..utils.linalg import covariance, mean, normalize_rows
 
 _MOST_PAIRS = 2048
@@ -67,14 +67,16 @@ def fit_logit_scale(image: Any, text: Any, pairs: np.ndarray, max_scale: float =
     return math.exp(best.x)
 
 
-def held_out_logit_scale(data: Pairs, fit: Callable[[Pairs], tuple[Any, Any]]) -> float:
+def held_out_logit_scale(
+    data: PairDataset, fit: Callable[[PairDataset], tuple[Any, Any]]
+) -> float:
     """Return the logit scale of pairs that were held out of an aligner's fit.
 
     With too few groups of pairs to hold any out it is that of the training pairs.
 
     Parameters
     ----------
-    data : Pairs
+    data : PairDataset
         The training pairs. A fifth of them is held out, of images rather than prototypes.
     fit : callable
         Takes pairs; returns what embeds image and text features of length 1.
@@ -89,7 +91,7 @@ def held_out_logit_scale(data: Pairs, fit: Callable[[Pairs], tuple[Any, Any]]) -
     if split.valid is not None:
         image_pairs = split.valid[data.pairs[split.valid, 0] < data.n_images]
         unseen = image_pairs if len(image_pairs) > 1 else split.valid
-    embed_image, embed_text = fit(data._replace(pairs=data.pairs[seen]))
+    embed_image, embed_text = fit(data.replace(pairs=data.pairs[seen]))
     unseen = _few(unseen)
     images, at_image = np.unique(data.pairs[unseen, 0], return_inverse=True)
     texts, at_text = np.unique(data.pairs[unseen, 1], return_inverse=True)
@@ -135,7 +137,7 @@ class Maps(NamedTuple):
 
 
 def kernel_maps(
-    data: Pairs,
+    data: PairDataset,
     *,
     gamma: float | str,
     ridge: float,
@@ -173,7 +175,9 @@ def kernel_maps(
     return Maps(targets.image, KernelMap(landmarks, _solution(matrix, right), gamma))
 
 
-def linear_maps(data: Pairs, *, ridge: float, whitening: float, n_components: int | None) -> Maps:
+def linear_maps(
+    data: PairDataset, *, ridge: float, whitening: float, n_components: int | None
+) -> Maps:
     """Return whitened images and a ridge regression from texts to them.
 
     The ridge is relative to the mean variance of a text feature.
@@ -212,7 +216,7 @@ class _Targets:
     yields slices of `texts` and their targets, a bounded number at a time.
     """
 
-    def __init__(self, data: Pairs, whitening: float, n_components: int | None) -> None:
+    def __init__(self, data: PairDataset, whitening: float, n_components: int | None) -> None:
         self._data = data
         # A text without length has no direction to measure an angle from.
         blocks = gen_batches(len(data.text), _TEXTS_AT_ONCE)

@@ -10,7 +10,7 @@ from sklearn.metrics import pairwise_distances_argmin_min
 from ..encoders import HeadPairs, classifier_head_pairs
 from ..encoders.resolve import resolve_encoder
 from ..training import StoredRows, row_blocks
-from ..training.data import Pairs
+from ..training.data import PairDataset
 from ..utils.linalg import centered, covariance, mean
 from ..utils.validation import check_sequence
 
@@ -33,7 +33,7 @@ def resolve_head_pairs(given: Any) -> HeadPairs:
     return HeadPairs(weights, head.texts, head.owners)
 
 
-def with_head_pairs(aligner: Any, head: HeadPairs, data: Pairs) -> Pairs:
+def with_head_pairs(aligner: Any, head: HeadPairs, data: PairDataset) -> PairDataset:
     """Append one image a class, its prototype, and the class's texts.
 
     A class with several texts is several pairs of one image. A text that is among the captions
@@ -54,7 +54,7 @@ def with_head_pairs(aligner: Any, head: HeadPairs, data: Pairs) -> Pairs:
     images = prototypes(data.image, head.weights)[classes]
     text, rows = _shared(data.text, texts)
     new = np.column_stack([len(data.image) + owners, rows])
-    return data._replace(
+    return data.replace(
         image=_appended(data.image, images),
         text=text,
         pairs=np.concatenate([data.pairs, np.unique(new, axis=0)]),

@@ -9,7 +9,7 @@ from scipy.sparse import csr_array, vstack
 from sklearn.utils import gen_batches
 
 from ..persistence import FittedState
-from ..training.data import Pairs
+from ..training.data import PairDataset
 from ..utils.linalg import fingerprint, mean, normalize_rows
 from ..utils.sklearn_compat import reports_fit
 from ..utils.torch_state import default_state
@@ -145,7 +145,7 @@ class ASIFAligner(BaseAligner):
             data = self._fit_pairs(X, y)
             self._keep(self._anchors_of(data))
 
-            def fit(some: Pairs) -> tuple[Any, Any]:
+            def fit(some: PairDataset) -> tuple[Any, Any]:
                 image, text = self._anchors_of(some)
                 return image.describe, text.describe
 
@@ -179,7 +179,7 @@ class ASIFAligner(BaseAligner):
         if not isinstance(self.center, bool | np.bool_):
             raise ValueError(f"center must be True or False, not {self.center!r}.")
 
-    def _anchors_of(self, data: Pairs) -> tuple[_Anchors, _Anchors]:
+    def _anchors_of(self, data: PairDataset) -> tuple[_Anchors, _Anchors]:
         images, texts = data.pairs.T
         given = (bool(self.center), min(int(self.k), len(data.pairs)), float(self.power))
         return _Anchors.of(data.image, images, *given), _Anchors.of(data.text, texts, *given)

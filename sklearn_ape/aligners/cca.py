@@ -9,7 +9,7 @@ from sklearn.utils import gen_batches
 from sklearn.utils.extmath import svd_flip
 
 from ..persistence import FittedState
-from ..training.data import Pairs
+from ..training.data import PairDataset
 from ..utils.linalg import covariance, fingerprint, mean
 from ..utils.sklearn_compat import reports_fit
 from ..utils.torch_state import default_state
@@ -202,7 +202,7 @@ class CCAAligner(BaseAligner):
         check_number(self, "ridge", 0)
         check_number(self, "power", 0)
 
-    def _canonical(self, data: Pairs) -> tuple[_Projection, _Projection, np.ndarray]:
+    def _canonical(self, data: PairDataset) -> tuple[_Projection, _Projection, np.ndarray]:
         """Return the projections of both sides and the correlations between them."""
         images, texts = data.pairs.T
         image_mean, text_mean = mean(data.image, images), mean(data.text, texts)

@@ -10,7 +10,7 @@ from sklearn.utils import check_random_state
 
 from ..devices import resolve_device
 from ..heads import ClosedFormHead, KernelMap, TwoTower
-from ..training.data import Pairs
+from ..training.data import PairDataset
 from ..utils.sklearn_compat import reports_fit
 from ..utils.torch_state import default_state
 from ..utils.validation import check_integer, check_number
@@ -180,7 +180,7 @@ class KernelAligner(SavedHeads, BaseAligner):
             self._keep_bank(data)
         return self
 
-    def _solved(self, data: Pairs, seed: int) -> TwoTower:
+    def _solved(self, data: PairDataset, seed: int) -> TwoTower:
         maps = kernel_maps(
             data,
             gamma=self.gamma,

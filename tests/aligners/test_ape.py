@@ -77,7 +77,9 @@ class TestFit:
         aligner = small(loss=loss).fit(concepts.image, concepts.text)
         assert aligner.history_[-1]["train_loss"] < aligner.history_[0]["train_loss"]
         assert aligner.logit_scale_ != pytest.approx(1 / 0.07)
-        fixed = small(loss=loss, learn_logit_scale=False).fit(concepts.image, concepts.text)
+        fixed = small(loss=loss, loss_params={"learn_logit_scale": False}).fit(
+            concepts.image, concepts.text
+        )
         assert fixed.logit_scale_ == pytest.approx(1 / 0.07)
 
     def test_side_text_leaves_the_image_space_alone(self, concepts):

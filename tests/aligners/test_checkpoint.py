@@ -154,7 +154,9 @@ class TestFolder:
         assert files(tmp_path) == []
 
     def test_one_that_diverged_is_forgotten(self, tmp_path):
-        aligner = script.aligner("plain", checkpoint=tmp_path, learning_rate=1e30, warmup=0)
+        aligner = script.aligner(
+            "plain", checkpoint=tmp_path, learning_rate=1e30, optimizer_params={"warmup": 0}
+        )
         with pytest.raises(FloatingPointError):
             aligner.fit(X, Y)
         assert files(tmp_path) == []

@@ -72,13 +72,13 @@ class TestRefusals:
             other.fit(X, Y)
         (of_other,) = tmp_path.glob("*.trained.safetensors")
         shutil.copy(file, of_other)
-        with pytest.raises(ValueError, match=r"is of another training: depth=2 \(here 1\)"):
+        with pytest.raises(ValueError, match=r"belongs to another training: depth=2 \(here 1\)"):
             other.fit(X, Y)
 
     def test_another_format(self, unfinished, monkeypatch):
         aligner, _ = unfinished
         monkeypatch.setattr(_training_file, "_FORMAT", 2)
-        with pytest.raises(ValueError, match=r"is of format 1, and this .* format 2. Delete it"):
+        with pytest.raises(ValueError, match=r"has format 1, and this .* format 2. Delete it"):
             clone(aligner).fit(X, Y)
 
     def test_other_versions_are_told(self, unfinished, whole, monkeypatch):
@@ -89,7 +89,7 @@ class TestRefusals:
 
     def test_a_folder_of_other_things(self, tmp_path):
         (tmp_path / "thesis.txt").write_text("mine")
-        with pytest.raises(FileExistsError, match=r"holds thesis\.txt and no training"):
+        with pytest.raises(FileExistsError, match=r"contains thesis\.txt and no checkpoint"):
             script.aligner("plain", checkpoint=tmp_path).fit(X, Y)
         assert os.listdir(tmp_path) == ["thesis.txt"]
 
@@ -97,7 +97,7 @@ class TestRefusals:
     def test_a_place_that_cannot_be_written_to(self, place, steps, tmp_path):
         (tmp_path / "file").write_text("mine")
         counted = steps(None)
-        with pytest.raises(OSError, match="pass a"):
+        with pytest.raises(OSError, match="Pass a"):
             script.aligner("plain", checkpoint=tmp_path / place).fit(X, Y)
         assert counted.n_done == 0
 

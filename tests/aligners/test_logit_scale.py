@@ -6,7 +6,7 @@ import torch
 
 from sklearn_ape.aligners._closed_form import fit_logit_scale, held_out_logit_scale
 from sklearn_ape.losses import InfoNCELoss
-from sklearn_ape.training.data import Pairs
+from sklearn_ape.training.data import PairDataset
 
 
 def unit(rng, n, noise=0.0, near=None):
@@ -57,7 +57,7 @@ def test_pairs_held_out_are_images_that_the_fit_does_not_see():
     rng = np.random.default_rng(0)
     image = unit(rng, 200)
     text = unit(rng, 200, 0.3, image)
-    data = Pairs(image, text, np.column_stack([np.arange(200)] * 2), n_prototypes=100)
+    data = PairDataset(image, text, np.column_stack([np.arange(200)] * 2), n_prototypes=100)
     asked = []
 
     def fit(some):
@@ -73,7 +73,7 @@ def test_pairs_held_out_are_images_that_the_fit_does_not_see():
     images, seen = asked[0]
     of_images = {row.tobytes() for row in data.image[:100]}
     assert all(row.tobytes() in of_images - seen for row in images)
-    few = Pairs(image[:10], text[:10], data.pairs[:10])
+    few = PairDataset(image[:10], text[:10], data.pairs[:10])
     asked.clear()
     held_out_logit_scale(few, fit)
     assert len(asked[0][0]) == 10

@@ -103,7 +103,7 @@ def test_gradients_of_heads_and_scale_are_clipped_together(data):
 
 def test_positives_as_pairs_of_rows_reach_the_criterion(data):
     """Image 0 has captions 0 and 1, and caption 1 is image 1's as well."""
-    pairs = data.pairs.numpy().copy()
+    pairs = data.pairs.copy()
     pairs[:3] = [[0, 0], [0, 1], [1, 1]]
     shared = PairDataset(data.image, data.text, pairs)
     inputs, positive = shared[torch.arange(64)]
