@@ -9,9 +9,9 @@ LOWEST_TESTS := tests/test_versions.py tests/test_package.py tests/curation test
 	$(addprefix tests/common/test_,aligners.py aligners_on_raw_inputs.py callbacks.py encoders.py html_representation.py \
 	metadata_routing.py sklearn_tools.py) \
 	tests/aligners/test_lit.py::TestWhatIsTrained tests/aligners/test_clip.py \
-	$(addprefix tests/encoders/test_,engines.py head_pairs.py images.py open_clip.py pickled_weights.py registry.py \
-	timm.py transformers.py) \
-	$(addprefix tests/persistence/test_,formats.py onnx.py round_trip.py) tests/retrieval/test_indexes.py \
+	$(addprefix tests/encoders/test_,engines.py head_pairs.py images.py open_clip.py timm.py transformers.py \
+	weights.py) \
+	$(addprefix tests/persistence/test_,formats.py onnx.py round_trip.py) tests/retrieval/test_index.py \
 	tests/cli/test_fit.py tests/cli/test_classify.py
 # Tests that fail with the lowest versions: the exporter of torch 2.6 does not work with the packages that
 # onnxscript requires today (a warning is raised, and torch is used instead). timm 1.0.26 ignores the

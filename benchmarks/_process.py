@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Self
 
 ROOT = Path(__file__).resolve().parents[1]
-TESTS = str(ROOT / "tests")
 
 
 def run_module(module: str, *arguments: object) -> str:

@@ -22,7 +22,12 @@ from safetensors.numpy import save_file
 from sklearn.base import clone
 
 from sklearn_ape import KernelAligner
-from sklearn_ape.aligners.wrapper import FOLDER, encoders, packed, unpacked
+from sklearn_ape.aligners.kernel import (
+    STARTER_FOLDER,
+    pack_starter,
+    starter_encoders,
+    unpack_starter,
+)
 from sklearn_ape.datasets import (
     get_data_home,
     load_noto_emoji,
@@ -131,7 +136,7 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="compare with the model that ships")
     options = parser.parse_args()
     images, captions = load_training_pairs()
-    image_encoder, text_encoder = encoders(cache=options.cache, engine="torch", verbose=1)
+    image_encoder, text_encoder = starter_encoders(cache=options.cache, engine="torch", verbose=1)
     broad_captions = add_broad_words(images, captions)
     aligner = KernelAligner(
         image_encoder=image_encoder,
@@ -144,14 +149,16 @@ def main() -> int:
     logit_scale = clone(aligner).fit(images, captions).logit_scale_
     aligner.fit(images, broad_captions)
     aligner.logit_scale_ = logit_scale
-    tensors, metadata = packed(aligner)
-    folder = Path(tempfile.mkdtemp()) if options.check else FOLDER
+    tensors, metadata = pack_starter(aligner)
+    folder = Path(tempfile.mkdtemp()) if options.check else STARTER_FOLDER
     folder.mkdir(exist_ok=True)
     path = folder / "model.safetensors"
     save_file(tensors, path, metadata=metadata)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    shipped = unpacked(path)
-    shipped.image_encoder_, shipped.text_encoder_ = encoders(cache=options.cache, engine="torch")
+    shipped = unpack_starter(path)
+    shipped.image_encoder_, shipped.text_encoder_ = starter_encoders(
+        cache=options.cache, engine="torch"
+    )
     stamps = load_tuxpaint_stamps()
     rows = ""
     for name, model in (("as fitted", aligner), ("as shipped", shipped)):
@@ -170,7 +177,10 @@ def main() -> int:
     )
     print(card)
     if options.check:
-        is_same = digest == hashlib.sha256((FOLDER / "model.safetensors").read_bytes()).hexdigest()
+        is_same = (
+            digest
+            == hashlib.sha256((STARTER_FOLDER / "model.safetensors").read_bytes()).hexdigest()
+        )
         print(
             "Identical to the model that ships."
             if is_same

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
         KernelAligner,
         LiTAligner,
     )
-    from .aligners.wrapper import load_starter
+    from .aligners.kernel import load_starter
     from .persistence import load_pretrained
     from .retrieval import CrossModalRetriever
     from .zero_shot import MultiLabelZeroShotClassifier, ZeroShotClassifier
@@ -47,7 +47,7 @@ _PUBLIC = {
     "MultiLabelZeroShotClassifier": ".zero_shot",
     "ZeroShotClassifier": ".zero_shot",
     "load_pretrained": ".persistence",
-    "load_starter": ".aligners.wrapper",
+    "load_starter": ".aligners.kernel",
 }
 _SUBMODULES = (
     "aligners",

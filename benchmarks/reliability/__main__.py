@@ -10,13 +10,9 @@ hung, was answered wrongly or was lost.
 
 import sys
 
-from benchmarks._process import TESTS
 from benchmarks._results import OUTCOME_COLUMNS, make_parser, run_parts
 
 PARTS = ("hostile", "fuzz", "numerics", "faults", "service")
-
-# The parts import hostile files and fault injection from the tests.
-sys.path.insert(0, TESTS)
 
 if __name__ == "__main__":
     parser = make_parser("reliability", __doc__, PARTS)

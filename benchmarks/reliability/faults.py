@@ -20,7 +20,7 @@ _REPETITIONS = {"killing": 22, "full": 3, "locked": 1, "clock": 10, "shared": 30
 
 def measure(examples: int) -> list[OutcomeCounts]:
     """Inject all faults; by default more than 200 kills, and one minute of four processes."""
-    from faults.harness import outcomes
+    from tests.robustness.faults.runner import outcomes
 
     factor = examples / 2000
     repetitions = {group: max(1.0, factor * n) for group, n in _REPETITIONS.items()}

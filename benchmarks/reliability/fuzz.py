@@ -9,12 +9,12 @@ import sys
 import tempfile
 from pathlib import Path
 
-from .._process import TESTS
+from .._process import ROOT
 from .._results import OutcomeCounts
 
 _CHILD = """
 import json, sys
-from hostile.fuzz import FUZZERS
+from tests.robustness.hostile.fuzz import FUZZERS
 input_name, examples, report = sys.argv[1:]
 try:
     counts = dict(FUZZERS[input_name](int(examples)))
@@ -31,7 +31,7 @@ _SLOW_INPUTS = ("captions", "labels and templates")
 
 def measure(examples: int) -> list[OutcomeCounts]:
     """Try examples of each kind of input; a tenth where each example is encoded several times."""
-    from hostile.fuzz import FUZZERS
+    from tests.robustness.hostile.fuzz import FUZZERS
 
     return [
         _measure(name, examples // 10 if name in _SLOW_INPUTS else examples) for name in FUZZERS
@@ -39,8 +39,7 @@ def measure(examples: int) -> list[OutcomeCounts]:
 
 
 def _measure(input_name: str, examples: int) -> OutcomeCounts:
-    root = str(Path(TESTS).parent)
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([root, TESTS])}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder, "report.json")
         command = [sys.executable, "-c", _CHILD, input_name, str(examples), str(report)]

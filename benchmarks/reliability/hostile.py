@@ -11,8 +11,7 @@ from .._results import OutcomeCounts
 
 def measure(examples: int) -> list[OutcomeCounts]:
     """Read the corpus of hostile files, with one cut and one bit flip more per 50 examples."""
-    from hostile.batch import batch_outcomes
-    from hostile.harness import corpus, outcomes
+    from tests.robustness.hostile.corpus import batch_outcomes, corpus, outcomes
 
     n_more = min(examples // 50, 400)
     with tempfile.TemporaryDirectory() as folder:

@@ -9,10 +9,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-from .._process import TESTS
+from .._process import ROOT
 from .._results import OutcomeCounts
 
-_COMMAND = [sys.executable, str(Path(TESTS, "numerics"))]
+_COMMAND = [sys.executable, "-m", "tests.robustness.numerics"]
 _TIMEOUT = 900
 
 
@@ -40,5 +40,7 @@ def _measure_table(table: str, n_cells: int) -> OutcomeCounts:
 
 
 def _environment() -> dict[str, str]:
-    root = str(Path(TESTS).parent)
-    return {**os.environ, "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+    }

@@ -73,7 +73,7 @@ def _run_server(folder: Path, images: list[Path]) -> OutcomeCounts:
 
 
 def _send_requests(url: str, images: list[Path], pid: int) -> Counter[str]:
-    from app.visitor import Visitor
+    from tests.app.visitor import Visitor
 
     Visitor(url).answer("search", "warm up", None, 3)
     before = read_memory("VmHWM", pid) / 2**20

@@ -16,7 +16,7 @@ from sklearn_ape import APEAligner, ZeroShotClassifier
 from sklearn_ape.datasets import load_openmoji
 from sklearn_ape.encoders import TransformersTextEncoder
 from sklearn_ape.encoders.weights import pretrained
-from sklearn_ape.features import memmap as _feature_tiles
+from sklearn_ape.features.memmap import TILE_BYTES
 from sklearn_ape.metrics import retrieval_report
 
 from .._results import Comparison
@@ -70,7 +70,7 @@ def _measure_classification(quick: bool) -> list[Comparison]:
     classifier = make_classifier()
     aligner = classifier.aligner
     labels = np.ascontiguousarray(aligner.transform_text(classifier.classes_.tolist()))
-    tile = _feature_tiles.TILE_BYTES // (4 * _WIDTH)
+    tile = TILE_BYTES // (4 * _WIDTH)
 
     def predict_by_hand(X: np.ndarray) -> np.ndarray:
         indices = []

@@ -21,7 +21,7 @@ import numpy as np
 from sklearn.utils import Bunch
 
 from sklearn_ape import ZeroShotClassifier
-from sklearn_ape.aligners.wrapper import FOLDER, encoders, unpacked
+from sklearn_ape.aligners.kernel import STARTER_FOLDER, starter_encoders, unpack_starter
 from sklearn_ape.datasets import get_data_home, load_tuxpaint_stamps
 
 # Broad words of the subcategories of emoji.
@@ -247,11 +247,16 @@ def main() -> None:
         "--cache", default=get_data_home() / "features", help="feature cache folder"
     )
     parser.add_argument(
-        "--model", default=FOLDER / "model.safetensors", type=Path, help="starter model file"
+        "--model",
+        default=STARTER_FOLDER / "model.safetensors",
+        type=Path,
+        help="starter model file",
     )
     options = parser.parse_args()
-    aligner = unpacked(options.model)
-    aligner.image_encoder_, aligner.text_encoder_ = encoders(cache=options.cache, engine="torch")
+    aligner = unpack_starter(options.model)
+    aligner.image_encoder_, aligner.text_encoder_ = starter_encoders(
+        cache=options.cache, engine="torch"
+    )
     images = load_tuxpaint_stamps().images
     folders = [Path(image.rpartition("/stamps/")[2]).parent.as_posix() for image in images]
     is_test_half = np.random.default_rng(0).permutation(len(images)) % 2 == 1

@@ -15,8 +15,8 @@ import argparse
 import numpy as np
 
 from sklearn_ape import KernelAligner
-from sklearn_ape.aligners._head_pairs import prototypes
-from sklearn_ape.aligners.wrapper import encoders
+from sklearn_ape.aligners._head_pairs import compute_prototypes
+from sklearn_ape.aligners.kernel import starter_encoders
 from sklearn_ape.datasets import get_data_home, load_noto_emoji, load_openclipart
 from sklearn_ape.encoders import HeadPairs, classifier_head_pairs
 from sklearn_ape.metrics import retrieval_ranks
@@ -46,7 +46,7 @@ def main() -> None:
     )
     parser.add_argument("--splits", type=int, default=4, help="number of random splits")
     options = parser.parse_args()
-    image_encoder, text_encoder = encoders(cache=options.cache, engine="torch", verbose=1)
+    image_encoder, text_encoder = starter_encoders(cache=options.cache, engine="torch", verbose=1)
     images, captions = load_training_pairs()
     broad_captions = add_broad_words(images, captions)
     features = image_encoder.transform(images)
@@ -93,7 +93,7 @@ def main() -> None:
                 ),
                 n_components=N_COMPONENTS,
             ).fit(features[rows], [texts[i] for i in np.flatnonzero(rows)])
-            class_features = prototypes(features[rows], head.weights)[held_out_classes]
+            class_features = compute_prototypes(features[rows], head.weights)[held_out_classes]
             scores[kind].append(
                 [
                     compute_mean_reciprocal_rank(

@@ -21,7 +21,7 @@ from ..training.data import PairDataset, as_tensor
 from ..training.distributed import Ranks, is_first_rank
 from ..training.net import AlignmentNet, TrainingConfig, embed, make_net
 from ._closed_form import (
-    MOST_ANCHORS,
+    MAX_ANCHORS,
     RIDGE,
     WHITENING,
     Maps,
@@ -30,7 +30,7 @@ from ._closed_form import (
     kernel_maps,
     linear_maps,
 )
-from .similarity import make_embedders
+from ._serialization import make_embedders
 
 if TYPE_CHECKING:
     from ._trained import TrainingRun
@@ -228,7 +228,7 @@ def resolve_init(init: str | None, n_texts: int) -> str | None:
     if init != "auto":
         return init
     # With more captions than anchors, the kernel would not fit most of them.
-    return "kernel" if n_texts <= MOST_ANCHORS else "linear"
+    return "kernel" if n_texts <= MAX_ANCHORS else "linear"
 
 
 def _solve_maps(heads: HeadConfig, init: str | None, seed: int, data: PairDataset) -> Maps | None:
@@ -242,7 +242,7 @@ def _solve_maps(heads: HeadConfig, init: str | None, seed: int, data: PairDatase
         data,
         gamma="scale",
         ridge=RIDGE,
-        max_anchors=MOST_ANCHORS,
+        max_anchors=MAX_ANCHORS,
         rng=np.random.RandomState(seed),
         **shape,
     )

@@ -14,51 +14,64 @@ from scipy.sparse import csr_array
 from sklearn.utils import gen_batches
 
 from ..heads import BaseMap, KernelMap, LinearMap, WhitenedMap
-from ..training import split_pairs
-from ..training.data import PairDataset
+from ..training.data import PairDataset, split_pairs
 from ..utils.linalg import covariance, mean, normalize_rows
 
-_MOST_PAIRS = 2048
+# Defaults, chosen on held-out folders of Open Clip Art.
+RIDGE = 0.3
+WHITENING = 0.03
+MAX_ANCHORS = 16_384
 
-
+# Pairs from which the logit scale is fitted; their matrix of cosines is computed at once.
+_MAX_SCALE_PAIRS = 2048
 _VALIDATION_FRACTION = 0.2
+
+# Variances below this share of the largest one are rounding error.
+_MIN_VARIANCE = 1e-6
+
+# Block sizes. Sums depend on them in their last bits.
+_ROWS_AT_ONCE = 4096
+_TEXTS_AT_ONCE = MAX_ANCHORS
+
+# One minus the mean cosine of MiniLM's captions, times the gamma that was best for them, 8.
+_SPREAD_TIMES_GAMMA = 6.8
 
 
 def fit_logit_scale(image: Any, text: Any, pairs: np.ndarray, max_scale: float = 100.0) -> float:
-    """Return the factor of the cosines at which the symmetric InfoNCE loss is least.
+    """Return the logit scale that minimizes the symmetric InfoNCE loss.
 
-    On the pairs that an aligner was fitted on it is overconfident: their cosines are higher than
-    those of new pairs. Give pairs that it has not seen where there are some.
+    Cosines of training pairs are higher than those of new pairs, so a scale that is fitted on
+    them is overconfident. Pass held-out pairs if there are any.
 
     Parameters
     ----------
     image : ndarray of shape (n_images, n_components)
-        Embeddings of length 1.
+        L2-normalized embeddings of images.
     text : ndarray of shape (n_texts, n_components)
-        Embeddings of length 1.
+        L2-normalized embeddings of texts.
     pairs : ndarray of shape (n_pairs, 2)
-        Rows of images and of captions that belong together. Of very many, 2,048 at equal
-        distances are taken.
+        Rows of `image` and `text` that belong together. If there are more than 2,048 pairs, an
+        evenly spaced sample of this size is used.
     max_scale : float, default=100.0
-        Bound on the factor; it is at least 1.
+        Upper bound of the scale. The lower bound is 1.
 
     Returns
     -------
     scale : float
-        Equal for equal input: nothing is drawn at random.
+        The logit scale. The result is deterministic.
     """
-    pairs = _few(pairs)
+    pairs = _subsample(pairs)
     images, texts = pairs[:, 0], pairs[:, 1]
     cosine = np.asarray(image[images] @ text[texts].T, dtype=np.float64)
     ones = (np.ones(len(pairs), dtype=bool), (images, texts))
     belong = csr_array(ones, shape=(len(image), len(text)))[images][:, texts]
-    # The target of a row is the same weight on each of its positives, as in InfoNCELoss.
+    # The target gives the same weight to each positive of a row, as in InfoNCELoss.
     target = belong.multiply(1 / belong.sum(axis=1)[:, None]).multiply(cosine).sum()
     target += belong.multiply(1 / belong.sum(axis=0)[None]).multiply(cosine).sum()
 
     def loss(log_scale: float) -> float:
         scale = math.exp(log_scale)
-        # A cosine is at most 1, so that nothing overflows; doubles reach down to exp(-700).
+        # Relative to cosine 1, so that exp does not overflow. Doubles reach down to exp(-700).
         odds = np.exp(scale * (cosine - 1))
         normalizer = np.log(odds.sum(axis=0)).sum() + np.log(odds.sum(axis=1)).sum()
         return float(normalizer + scale * (2 * len(pairs) - target)) / len(pairs)
@@ -70,67 +83,45 @@ def fit_logit_scale(image: Any, text: Any, pairs: np.ndarray, max_scale: float =
 def held_out_logit_scale(
     data: PairDataset, fit: Callable[[PairDataset], tuple[Any, Any]]
 ) -> float:
-    """Return the logit scale of pairs that were held out of an aligner's fit.
+    """Return the logit scale fitted on pairs that are held out of an aligner's fit.
 
-    With too few groups of pairs to hold any out it is that of the training pairs.
+    If there are too few groups of pairs to hold any out, the training pairs are used.
 
     Parameters
     ----------
     data : PairDataset
         The training pairs. A fifth of them is held out, of images rather than prototypes.
     fit : callable
-        Takes pairs; returns what embeds image and text features of length 1.
+        Function of training pairs that returns two functions, which compute L2-normalized
+        embeddings of image features and of text features.
 
     Returns
     -------
     scale : float
-        Between 1 and 100.
+        Logit scale between 1 and 100.
     """
     split = split_pairs(data.pairs, _VALIDATION_FRACTION, np.random.RandomState(0))
-    seen = unseen = split.train
+    train = held_out = split.train
     if split.valid is not None:
         image_pairs = split.valid[data.pairs[split.valid, 0] < data.n_images]
-        unseen = image_pairs if len(image_pairs) > 1 else split.valid
-    embed_image, embed_text = fit(data.replace(pairs=data.pairs[seen]))
-    unseen = _few(unseen)
-    images, at_image = np.unique(data.pairs[unseen, 0], return_inverse=True)
-    texts, at_text = np.unique(data.pairs[unseen, 1], return_inverse=True)
-    pairs = np.column_stack([at_image, at_text])
+        held_out = image_pairs if len(image_pairs) > 1 else split.valid
+    embed_image, embed_text = fit(data.replace(pairs=data.pairs[train]))
+    held_out = _subsample(held_out)
+    images, image_rows = np.unique(data.pairs[held_out, 0], return_inverse=True)
+    texts, text_rows = np.unique(data.pairs[held_out, 1], return_inverse=True)
+    pairs = np.column_stack([image_rows, text_rows])
     return fit_logit_scale(embed_image(data.image[images]), embed_text(data.text[texts]), pairs)
 
 
-def _few(rows: np.ndarray) -> np.ndarray:
-    """Return rows at equal distances, if there are too many."""
-    if len(rows) <= _MOST_PAIRS:
+def _subsample(rows: np.ndarray) -> np.ndarray:
+    """Return evenly spaced rows if there are more than `_MAX_SCALE_PAIRS`."""
+    if len(rows) <= _MAX_SCALE_PAIRS:
         return rows
-    return rows[np.linspace(0, len(rows) - 1, _MOST_PAIRS).astype(np.intp)]
-
-
-# Found on held-out folders of Open Clip Art.
-RIDGE = 0.3
-
-
-WHITENING = 0.03
-
-
-MOST_ANCHORS = 16_384
-
-
-_NO_VARIANCE = 1e-6
-
-
-_ROWS_AT_ONCE = 4096
-
-
-_TEXTS_AT_ONCE = MOST_ANCHORS
-
-
-# One less the mean cosine of MiniLM's captions times the factor that was best there, 8.
-_SPREAD_TIMES_GAMMA = 6.8
+    return rows[np.linspace(0, len(rows) - 1, _MAX_SCALE_PAIRS).astype(np.intp)]
 
 
 class Maps(NamedTuple):
-    """What brings both sides into one space."""
+    """Maps of image features and text features to the shared space."""
 
     image: WhitenedMap
     text: BaseMap
@@ -148,31 +139,31 @@ def kernel_maps(
 ) -> Maps:
     """Return whitened images and a kernel ridge regression from texts to them."""
     targets = _Targets(data, whitening, n_components)
-    gamma = _gamma(targets) if gamma == "scale" else float(gamma)
+    gamma = _scale_gamma(targets) if gamma == "scale" else float(gamma)
     if len(targets.texts) <= max_anchors:
-        anchors = targets.units(slice(None))
-        if not anchors.any():  # one text, of zeros, whose target is zero: any anchor will do
+        anchors = targets.normalized_texts(slice(None))
+        if not anchors.any():  # a single text of zeros with target zero: any anchor will do
             anchors[:, 0] = 1
         matrix = _kernel(anchors, anchors, gamma)
-        # A text of several images is one row that counts as often.
+        # Dividing the ridge by the number of images weights a text by its images.
         matrix[np.diag_indices_from(matrix)] += ridge / targets.counts
-        right = np.concatenate([some for _, some in targets])
-        return Maps(targets.image, KernelMap(anchors, _solution(matrix, right), gamma))
-    # Nyström: as many texts as there is room for stand for all.
-    chosen = np.sort(rng.choice(len(targets.texts), max_anchors, replace=False))
-    landmarks = targets.units(chosen)
-    matrix = ridge * _kernel(landmarks, landmarks, gamma)
+        right = np.concatenate([block_targets for _, block_targets in targets])
+        return Maps(targets.image, KernelMap(anchors, _solve(matrix, right), gamma))
+    # Nyström approximation: a sample of the texts serves as anchors.
+    sample = np.sort(rng.choice(len(targets.texts), max_anchors, replace=False))
+    anchors = targets.normalized_texts(sample)
+    matrix = ridge * _kernel(anchors, anchors, gamma)
     right = np.zeros((max_anchors, targets.image.n_out), dtype=np.float32)
-    for rows, wanted in targets:
-        for part_of_run in gen_batches(len(wanted), _ROWS_AT_ONCE):
-            some = slice(rows.start + part_of_run.start, rows.start + part_of_run.stop)
-            part = _kernel(targets.units(some), landmarks, gamma)
-            weighted = part * targets.counts[some, None]
-            matrix += weighted.T @ part
-            right += weighted.T @ wanted[part_of_run]
-    # Landmarks that are nearly the same would make it singular in single precision.
+    for block, block_targets in targets:
+        for part in gen_batches(len(block_targets), _ROWS_AT_ONCE):
+            rows = slice(block.start + part.start, block.start + part.stop)
+            kernel = _kernel(targets.normalized_texts(rows), anchors, gamma)
+            weighted = kernel * targets.counts[rows, None]
+            matrix += weighted.T @ kernel
+            right += weighted.T @ block_targets[part]
+    # Anchors that are nearly equal would make the matrix singular in single precision.
     matrix[np.diag_indices_from(matrix)] += 1e-5 * matrix.diagonal().max()
-    return Maps(targets.image, KernelMap(landmarks, _solution(matrix, right), gamma))
+    return Maps(targets.image, KernelMap(anchors, _solve(matrix, right), gamma))
 
 
 def linear_maps(
@@ -183,23 +174,24 @@ def linear_maps(
     The ridge is relative to the mean variance of a text feature.
     """
     targets = _Targets(data, whitening, n_components)
-    middle, total = targets.mean_of_units(np.float64), targets.counts.sum()
-    matrix = np.zeros((len(middle), len(middle)))
-    right = np.zeros((len(middle), targets.image.n_out))
-    for rows, wanted in targets:
-        features = targets.units(rows) - middle
-        weighted = (features * targets.counts[rows, None]).T
+    text_mean, total = targets.mean_text(np.float64), targets.counts.sum()
+    matrix = np.zeros((len(text_mean), len(text_mean)))
+    right = np.zeros((len(text_mean), targets.image.n_out))
+    for block, block_targets in targets:
+        features = targets.normalized_texts(block) - text_mean
+        weighted = (features * targets.counts[block, None]).T
         matrix += weighted @ features
-        right += weighted @ wanted
+        right += weighted @ block_targets
     matrix /= total
-    size = matrix.trace() / len(matrix)
-    matrix[np.diag_indices_from(matrix)] += ridge * size if size > 0 else 1.0
+    variance = matrix.trace() / len(matrix)
+    # With a single text all variances are zero: any ridge makes the matrix regular.
+    matrix[np.diag_indices_from(matrix)] += ridge * variance if variance > 0 else 1.0
     weights = cho_solve(cho_factor(matrix, lower=True), right / total)
-    return Maps(targets.image, LinearMap(middle, weights))
+    return Maps(targets.image, LinearMap(text_mean, weights))
 
 
-class _Units:
-    """Rows of features, scaled to length 1 when they are asked for."""
+class _NormalizedRows:
+    """Features whose rows are L2-normalized when they are read."""
 
     def __init__(self, features: Any) -> None:
         self.features = features
@@ -210,98 +202,107 @@ class _Units:
 
 
 class _Targets:
-    """The image map, the texts that say something, and where each is to be sent.
+    """Map of the images, and the regression targets of the distinct texts.
 
-    A text's target is the mean of its images' embeddings, less the mean of all. Iterating
-    yields slices of `texts` and their targets, a bounded number at a time.
+    The target of a text is the mean of the embeddings of its images, minus the mean over all
+    pairs. Iterating yields slices of `texts` and their targets, block by block.
     """
 
     def __init__(self, data: PairDataset, whitening: float, n_components: int | None) -> None:
         self._data = data
-        # A text without length has no direction to measure an angle from.
+        # Texts of zeros are left out: they have no direction and so no cosines.
         blocks = gen_batches(len(data.text), _TEXTS_AT_ONCE)
-        has_length = np.concatenate([data.text[some].any(axis=1) for some in blocks])
-        has_length = has_length[data.pairs[:, 1]]
-        pairs = data.pairs[has_length] if has_length.any() else data.pairs
+        is_nonzero = np.concatenate([data.text[block].any(axis=1) for block in blocks])
+        is_nonzero = is_nonzero[data.pairs[:, 1]]
+        pairs = data.pairs[is_nonzero] if is_nonzero.any() else data.pairs
         images = np.unique(pairs[:, 0])
-        self.image = _whitened(_Units(data.image), images, whitening, n_components)
+        self.image = _whiten(_NormalizedRows(data.image), images, whitening, n_components)
         self.texts, row, counts = np.unique(pairs[:, 1], return_inverse=True, return_counts=True)
         self.counts = counts.astype(np.float32)
-        # By text, so that all images of a run of texts stand together.
+        # Sorted by text, so that the images of a block of texts are contiguous.
         order = np.argsort(row, kind="stable")
         self._images, self._row = pairs[order, 0], row[order]
-        self._runs = list(gen_batches(len(self.texts), _TEXTS_AT_ONCE))
-        self._kept = [self._sums(run) for run in self._runs] if len(self._runs) == 1 else None
+        self._blocks = list(gen_batches(len(self.texts), _TEXTS_AT_ONCE))
+        is_single = len(self._blocks) == 1
+        self._cached_sums = [self._sum_images(self._blocks[0])] if is_single else None
         self._n_pairs = len(pairs)
 
     def __iter__(self) -> Iterator[tuple[slice, np.ndarray]]:
-        middle = sum(sums.sum(axis=0) for sums in self._all_sums()) / self._n_pairs
-        for run, sums in zip(self._runs, self._all_sums(), strict=True):
-            yield run, (sums / self.counts[run, None] - middle).astype(np.float32)
+        mean_target = sum(sums.sum(axis=0) for sums in self._iter_sums()) / self._n_pairs
+        for block, sums in zip(self._blocks, self._iter_sums(), strict=True):
+            yield block, (sums / self.counts[block, None] - mean_target).astype(np.float32)
 
-    def units(self, rows: Any) -> np.ndarray:
-        """Return features of some of the texts, of length 1."""
+    def normalized_texts(self, rows: Any) -> np.ndarray:
+        """Return L2-normalized features of rows of `texts`."""
         return normalize_rows(self._data.text[self.texts[rows]])
 
-    def mean_of_units(self, dtype: Any) -> np.ndarray:
-        """Return the mean of all texts, each as often as it has images."""
-        sums = (self.counts[run] @ self.units(run).astype(dtype) for run in self._runs)
+    def mean_text(self, dtype: Any) -> np.ndarray:
+        """Return the mean of the normalized texts, weighted by their numbers of images."""
+        sums = (
+            self.counts[block] @ self.normalized_texts(block).astype(dtype)
+            for block in self._blocks
+        )
         return sum(sums) / self.counts.sum()
 
-    def _all_sums(self) -> Iterable[np.ndarray]:
-        return map(self._sums, self._runs) if self._kept is None else self._kept
+    def _iter_sums(self) -> Iterable[np.ndarray]:
+        if self._cached_sums is not None:
+            return self._cached_sums
+        return map(self._sum_images, self._blocks)
 
-    def _sums(self, run: slice) -> np.ndarray:
-        """Return for each text of a run the sum of its images' embeddings."""
-        directions, around = self.image.directions.numpy(), self.image.mean.numpy()
-        sums = np.zeros((run.stop - run.start, directions.shape[1]))
-        first, end = np.searchsorted(self._row, [run.start, run.stop])
+    def _sum_images(self, block: slice) -> np.ndarray:
+        """Return the sum of the embeddings of the images of each text in a block."""
+        directions, image_mean = self.image.directions.numpy(), self.image.mean.numpy()
+        sums = np.zeros((block.stop - block.start, directions.shape[1]))
+        first, end = np.searchsorted(self._row, [block.start, block.stop])
         for start in range(first, end, _ROWS_AT_ONCE):
-            some = slice(start, min(start + _ROWS_AT_ONCE, end))
-            images = normalize_rows(self._data.image[self._images[some]])
-            np.add.at(
-                sums, self._row[some] - run.start, normalize_rows((images - around) @ directions)
-            )
+            rows = slice(start, min(start + _ROWS_AT_ONCE, end))
+            images = normalize_rows(self._data.image[self._images[rows]])
+            embeddings = normalize_rows((images - image_mean) @ directions)
+            np.add.at(sums, self._row[rows] - block.start, embeddings)
         return sums
 
 
-def _whitened(
-    features: _Units, rows: np.ndarray, whitening: float, n_components: int | None
+def _whiten(
+    features: _NormalizedRows, rows: np.ndarray, whitening: float, n_components: int | None
 ) -> WhitenedMap:
     if n_components is not None and n_components > features.shape[1]:
         raise ValueError(
-            f"n_components must be None or at most {features.shape[1]} (the width of the image "
-            f"features), not {n_components}."
+            f"n_components must be None or at most {features.shape[1]}, the number of image "
+            f"features, not {n_components}."
         )
-    middle = mean(features, rows)
+    image_mean = mean(features, rows)
     variances, directions = np.linalg.eigh(
-        covariance(features, features, (rows, rows), (middle, middle))
+        covariance(features, features, (rows, rows), (image_mean, image_mean))
     )
     variances, directions = variances[::-1], directions[:, ::-1]
-    varies = variances > _NO_VARIANCE * max(variances[0], _NO_VARIANCE)
-    if not varies.any():  # all images alike: no embedding says anything
-        return WhitenedMap(middle, np.zeros((len(middle), 1)))
+    varies = variances > _MIN_VARIANCE * max(variances[0], _MIN_VARIANCE)
+    if not varies.any():  # all images are equal: every embedding is zero
+        return WhitenedMap(image_mean, np.zeros((len(image_mean), 1)))
     directions = directions[:, varies][:, :n_components]
     variances = variances[varies][:n_components] / variances[0]
-    # The sign of an eigenvector is the solver's whim.
+    # The signs of eigenvectors are arbitrary. They are fixed to make results reproducible.
     signs = np.sign(directions[np.abs(directions).argmax(axis=0), np.arange(len(variances))])
-    return WhitenedMap(middle, directions * signs / np.sqrt(variances + whitening))
+    return WhitenedMap(image_mean, directions * signs / np.sqrt(variances + whitening))
 
 
-def _gamma(targets: _Targets) -> float:
-    """Return a gamma that suits how far the texts are apart from each other."""
-    middle = targets.mean_of_units(np.float32)
-    return float(_SPREAD_TIMES_GAMMA / max(1 - float(middle @ middle), 1e-3))
+def _scale_gamma(targets: _Targets) -> float:
+    """Return the gamma of "scale", which is inverse to the spread of the texts."""
+    text_mean = targets.mean_text(np.float32)
+    # The bound keeps gamma finite if all texts are nearly equal.
+    return float(_SPREAD_TIMES_GAMMA / max(1 - float(text_mean @ text_mean), 1e-3))
 
 
-def _solution(matrix: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Solve a system that is positive definite, but for the rounding of single precision."""
-    diagonal, size = np.diag_indices_from(matrix), matrix.diagonal().max()
+def _solve(matrix: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Solve a system whose matrix is positive definite up to rounding in single precision.
+
+    If the Cholesky decomposition fails, the diagonal is increased step by step.
+    """
+    diagonal, largest = np.diag_indices_from(matrix), matrix.diagonal().max()
     for share in (0.0, 1e-5, 1e-4, 1e-3, 1e-2):
-        matrix[diagonal] += share * size
+        matrix[diagonal] += share * largest
         with suppress(LinAlgError):
             return cho_solve(cho_factor(matrix, lower=True, check_finite=False), right)
-    raise ValueError("The captions cannot be told apart in single precision: raise ridge.")
+    raise ValueError("ridge is too small for these captions in single precision. Raise ridge.")
 
 
 def _kernel(left: np.ndarray, right: np.ndarray, gamma: float) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Export of aligners: ONNX files, and models in the shape of open_clip."""
+"""Export of aligners to ONNX files and to the interface of open_clip models."""
 
 from __future__ import annotations
 
@@ -11,53 +11,51 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
 from ..encoders.image_encoder import ImageEncoder, OnPixels
 from ..features.validation import embed_rows
-from ..utils.linalg import l2_normalize
+from ..utils.sklearn_compat import unfreeze
 from ..utils.torch_state import default_state
 from ..utils.validation import check_sequence
 from ._base import BaseAligner
-from .ape import APEAligner
-from .cca import CCAAligner
-from .kernel import KernelAligner
+from .wrapper import unwrap
 
-_MOST_DIFFERENCE = 1e-5
+# Largest difference of an embedding in ONNX Runtime, and numbers of rows at which it is checked.
+_MAX_DIFFERENCE = 1e-5
+_N_ROWS = (1, 7, 64)
 
-
-_ROWS = (1, 7, 64)
+_PADDING = 0
 
 
 def export_onnx(aligner: Any, folder: str | os.PathLike[str]) -> None:
-    """Write both heads of a fitted aligner as ONNX: features in, embeddings of length 1 out.
+    """Write both heads of a fitted aligner as ONNX files.
 
     Parameters
     ----------
     aligner : APEAligner, KernelAligner or CCAAligner
-        Fitted.
+        The fitted aligner.
     folder : str or path-like
-        Made when it does not exist. ``image_head.onnx`` and ``text_head.onnx`` in it are
-        replaced. Their input is ``features``, float32 of shape (n, n_features), their output
-        ``embeddings``, float32 of shape (n, n_components); n is free.
+        Folder of the files ``image_head.onnx`` and ``text_head.onnx``, which are replaced if
+        they exist. Their input is ``features``, float32 of shape (n, n_features). Their output
+        is ``embeddings``, L2-normalized float32 of shape (n, n_components). n is dynamic.
 
     Raises
     ------
     ImportError
-        When onnx, onnxscript or onnxruntime is not installed.
+        If onnx, onnxscript or onnxruntime is not installed.
     TypeError
-        For other aligners, whose answers are no network of features.
+        If the aligner is of another class, whose embeddings are not computed by a network.
     ValueError
-        When ONNX Runtime gives other embeddings than the aligner, by more than 1e-5; nothing is
-        written then.
+        If the embeddings of ONNX Runtime differ from those of the aligner by more than 1e-5. No
+        files are written.
 
     Notes
     -----
-    The encoders are not in it: export those with the tools of their own libraries. Files above
-    2 GB are beyond ONNX's format.
+    The encoders are not exported. Use the tools of their libraries for them. The ONNX format is
+    limited to files of 2 GB.
 
     Examples
     --------
@@ -74,10 +72,10 @@ def export_onnx(aligner: Any, folder: str | os.PathLike[str]) -> None:
     ...     sorted(path.name for path in Path(folder).iterdir())
     ['image_head.onnx', 'text_head.onnx']
     """
-    if not isinstance(aligner, APEAligner | KernelAligner | CCAAligner):
+    if not hasattr(aligner, "_make_network"):
         raise TypeError(
-            f"Only the heads of APEAligner, KernelAligner and CCAAligner are exported, not those "
-            f"of {type(aligner).__name__}."
+            "aligner must be an APEAligner, KernelAligner or CCAAligner, not "
+            f"{type(aligner).__name__}."
         )
     check_is_fitted(aligner)
     try:
@@ -85,54 +83,23 @@ def export_onnx(aligner: Any, folder: str | os.PathLike[str]) -> None:
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise ImportError('export_onnx needs pip install "sklearn-ape[onnx]".') from error
+        raise ImportError(
+            'export_onnx needs ONNX. Install it with pip install "sklearn-ape[onnx]".'
+        ) from error
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".onnx-", dir=target) as fresh:
+    # Written to a temporary folder first, so that a failed export leaves existing files in place.
+    with tempfile.TemporaryDirectory(prefix=".onnx-", dir=target) as temporary:
         sides = {
             "image": (aligner.n_features_in_, aligner._embed_image),
             "text": (aligner.n_text_features_in_, aligner._embed_text),
         }
         for side, (n_features, embed) in sides.items():
-            path = Path(fresh) / f"{side}_head.onnx"
-            _export(_head_of(aligner, side), n_features, path)
+            path = Path(temporary) / f"{side}_head.onnx"
+            _export(aligner._make_network(side), n_features, path)
             _compare(path, n_features, embed)
         for side in sides:
-            os.replace(Path(fresh) / f"{side}_head.onnx", target / f"{side}_head.onnx")
-
-
-class _Embeds(nn.Module):
-    """One side of two towers."""
-
-    def __init__(self, head: nn.Module) -> None:
-        super().__init__()
-        self.head = head
-
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        return l2_normalize(self.head(features))
-
-
-class _Projects(nn.Module):
-    """A projection in double precision, as numpy computes it."""
-
-    mean: torch.Tensor
-    matrix: torch.Tensor
-
-    def __init__(self, mean: np.ndarray, matrix: np.ndarray) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.from_numpy(mean).double())
-        self.register_buffer("matrix", torch.from_numpy(np.ascontiguousarray(matrix)).double())
-
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        projected = (features.double() - self.mean) @ self.matrix
-        length = projected.norm(dim=1, keepdim=True)
-        return (projected / torch.where(length > 0, length, 1.0)).float()
-
-
-def _head_of(aligner: Any, side: str) -> nn.Module:
-    if isinstance(aligner, CCAAligner):
-        return _Projects(*getattr(aligner, f"_{side}_projection"))
-    return _Embeds(getattr(aligner.module_, f"{side}_head")).eval()
+            os.replace(Path(temporary) / f"{side}_head.onnx", target / f"{side}_head.onnx")
 
 
 def _export(module: nn.Module, n_features: int, path: Path) -> None:
@@ -156,33 +123,31 @@ def _compare(path: Path, n_features: int, embed: Any) -> None:
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     rng = np.random.default_rng(0)
-    for n_rows in _ROWS:
-        # Of several scales, as features are.
+    for n_rows in _N_ROWS:
+        # Rows of different scales, as features have them.
         rows = rng.standard_normal((n_rows, n_features)) * 10.0 ** rng.uniform(-1, 1, (n_rows, 1))
         rows = rows.astype(np.float32)
-        found = session.run(None, {"features": rows})[0]
-        difference = float(np.abs(found - embed(rows)).max())
-        if not difference <= _MOST_DIFFERENCE:
+        embeddings = session.run(None, {"features": rows})[0]
+        difference = float(np.abs(embeddings - embed(rows)).max())
+        if not difference <= _MAX_DIFFERENCE:
             raise ValueError(
-                f"ONNX Runtime gives other embeddings than the aligner in {path.name}, by up to "
-                f"{difference:.2g}: nothing is written."
+                f"{path.name} gives embeddings in ONNX Runtime that differ from the aligner's by "
+                f"up to {difference:.2g}. No files were written."
             )
 
 
-_PADDING = 0
-
-
 class OpenCLIPShape(NamedTuple):
-    """What `open_clip.create_model_and_transforms` and `get_tokenizer` return.
+    """Result of `as_open_clip`, with the interface of open_clip.
 
     Parameters
     ----------
     model : torch.nn.Module
-        With ``encode_image``, ``encode_text`` and ``logit_scale``.
+        Model with the methods ``encode_image`` and ``encode_text`` and the parameter
+        ``logit_scale``.
     transform : callable
-        Turns an image into a tensor.
+        Function that turns an image into a tensor.
     tokenizer : callable
-        Turns texts into a tensor.
+        Function that turns texts into a tensor.
     """
 
     model: nn.Module
@@ -193,33 +158,35 @@ class OpenCLIPShape(NamedTuple):
 def as_open_clip(aligner: Any) -> OpenCLIPShape:
     """Return a fitted aligner as an open_clip model, its transform and its tokenizer.
 
-    What evaluates open_clip models, such as CLIP_benchmark [1]_, then evaluates aligners, as it
-    is.
+    Evaluations of open_clip models, such as CLIP_benchmark [1]_, can then be run on aligners.
 
     Parameters
     ----------
     aligner : estimator
         A fitted aligner with an image encoder and a text encoder, or a Pipeline of an image
-        encoder and an aligner with a text encoder. In FrozenEstimator or not.
+        encoder and an aligner with a text encoder. Either may be in a FrozenEstimator.
 
     Returns
     -------
     shape : OpenCLIPShape
-        Named tuple ``(model, transform, tokenizer)``. The model computes without gradients, on
-        the encoders' own device; tensors are returned where the input lies. Embeddings are of
-        length 1, and ``logit_scale`` is a logarithm, as in open_clip.
+        Named tuple ``(model, transform, tokenizer)``. The model computes without gradients on
+        the device of the encoders, and returns tensors on the device of the input. Embeddings
+        are L2-normalized, and ``logit_scale`` is a logarithm, as in open_clip.
 
     Raises
     ------
+    TypeError
+        If there is no aligner.
     ValueError
-        When the aligner takes features rather than images and texts.
+        If the aligner takes features rather than images and texts.
 
     Notes
     -----
-    The tokenizer's numbers are the bytes of the texts: the text encoder's own tokenizer works
-    within the model, so that any text encoder will do. The results are those of the aligner,
-    whatever the caller's torch settings: evaluations often run models under autocast, which does
-    not reach the encoders and heads. The encoders' own `dtype` sets their precision.
+    The tokenizer returns the bytes of the texts. The tokenizer of the text encoder is applied
+    within the model, so that all text encoders are supported. The results are those of the
+    aligner, independent of the caller's torch settings: autocast, under which evaluations often
+    run models, does not affect the encoders and heads. Their precision is set by the `dtype` of
+    the encoders.
 
     References
     ----------
@@ -244,34 +211,42 @@ def as_open_clip(aligner: Any) -> OpenCLIPShape:
     >>> cosines.argmax().item()
     0
     """
-    inner, encoder = _unwrapped(aligner)
+    encoder, inner = unwrap(aligner)
+    if not isinstance(inner, BaseAligner):
+        raise TypeError(
+            f"aligner must be an aligner of sklearn_ape, or a Pipeline that ends in one, not "
+            f"{type(inner).__name__}."
+        )
+    if isinstance(encoder, Pipeline):
+        raise ValueError(
+            f"aligner is a Pipeline of {len(encoder.steps) + 1} steps. Pass a Pipeline of an "
+            "image encoder and an aligner."
+        )
     check_is_fitted(inner)
     encoder = encoder or getattr(inner, "image_encoder_", None)
-    encoder = encoder or getattr(inner, "image_encoder", None)
-    if isinstance(encoder, FrozenEstimator):
-        encoder = encoder.estimator
+    encoder = unfreeze(encoder or getattr(inner, "image_encoder", None))
     if not isinstance(encoder, ImageEncoder):
         raise ValueError(
-            f"{type(inner).__name__} has no image encoder of sklearn_ape, so there is no saying "
-            "what to do with an image: fit it with image_encoder=TimmImageEncoder(...), or give "
-            "the Pipeline of encoder and aligner."
+            f"aligner is a {type(inner).__name__} without an image encoder of sklearn_ape. Fit it "
+            "with image_encoder=TimmImageEncoder(...), or pass the Pipeline of encoder and "
+            "aligner."
         )
-    has_text = getattr(inner, "text_encoder_", None) or getattr(inner, "text_encoder", None)
-    if has_text is None:
+    text_encoder = getattr(inner, "text_encoder_", None) or getattr(inner, "text_encoder", None)
+    if text_encoder is None:
         raise ValueError(
-            f"{type(inner).__name__} was fitted on features of texts: fit it on captions, with a "
-            "text_encoder."
+            f"aligner is a {type(inner).__name__} that was fitted on features of texts. Fit it on "
+            "captions, with a text_encoder."
         )
     encoder._check_parameters()
-    return OpenCLIPShape(_Model(inner, encoder), _Transform(encoder), _tokenized)
+    return OpenCLIPShape(_Model(inner, encoder), _Transform(encoder), _tokenize)
 
 
 class _Model(nn.Module):
-    """Encodes what `_Transform` and `_tokenized` return."""
+    """Model whose inputs are the outputs of `_Transform` and `_tokenize`."""
 
     def __init__(self, aligner: BaseAligner, encoder: ImageEncoder) -> None:
         super().__init__()
-        # No submodules: the network is shared with all encoders of the process.
+        # Not submodules: `to` or `half` would change the network, which all encoders share.
         self._aligner = aligner
         self._encoder = encoder
         with default_state():
@@ -283,14 +258,14 @@ class _Model(nn.Module):
     def encode_image(
         self, image: torch.Tensor | Sequence[torch.Tensor], normalize: bool = True
     ) -> torch.Tensor:
-        """Embed transformed images, (n, 3, height, width) or a list of them."""
+        """Embed transformed images of shape (n, 3, height, width), or a list of them."""
         pixels = image if isinstance(image, torch.Tensor) else torch.stack(list(image))
         network = self._encoder._network()
-        several = pixels.ndim == 5  # views of each image
-        flat = (pixels.flatten(0, 1) if several else pixels).to(network.device, torch.float32)
+        has_views = pixels.ndim == 5
+        flat = (pixels.flatten(0, 1) if has_views else pixels).to(network.device, torch.float32)
         flat = flat.contiguous(memory_format=torch.channels_last)
         features = self._encoder._pixel_network(network)(flat).float()
-        if several:
+        if has_views:
             features = features.unflatten(0, pixels.shape[:2]).mean(dim=1)
         embeddings = embed_rows(
             features.cpu().numpy(), self._aligner._embed_image, self._aligner._n_features_out
@@ -300,15 +275,15 @@ class _Model(nn.Module):
     @default_state()
     @torch.no_grad()
     def encode_text(self, text: torch.Tensor, normalize: bool = True) -> torch.Tensor:
-        """Embed texts as the tokenizer gives them."""
-        texts = [_read(row) for row in text.cpu().numpy()]
+        """Embed tokenized texts."""
+        texts = [_decode(row) for row in text.cpu().numpy()]
         embeddings = np.asarray(self._aligner.transform_text(texts), dtype=np.float32)
         return torch.from_numpy(embeddings).to(text.device)
 
     def forward(
         self, image: Any = None, text: Any = None
     ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor]:
-        """Return the embeddings of both and the factor of the cosines."""
+        """Return the embeddings of images and texts, and the logit scale."""
         return (
             None if image is None else self.encode_image(image),
             None if text is None else self.encode_text(text),
@@ -317,9 +292,9 @@ class _Model(nn.Module):
 
 
 class _Transform:
-    """The encoder's own preprocessing of one image, as a tensor (3, height, width).
+    """Preprocessing of the encoder: an image as a tensor of shape (3, height, width).
 
-    With several views, (n_views, 3, height, width).
+    If the encoder has several views, the shape is (n_views, 3, height, width).
     """
 
     def __init__(self, encoder: ImageEncoder) -> None:
@@ -337,35 +312,14 @@ class _Transform:
 
 
 @default_state()
-def _tokenized(texts: str | Sequence[str], context_length: int | None = None) -> torch.Tensor:
-    """Return the bytes of texts, each plus 1, with 0 behind."""
-    if isinstance(texts, str):  # as open_clip's own tokenizers take it
+def _tokenize(texts: str | Sequence[str], context_length: int | None = None) -> torch.Tensor:
+    """Return the bytes of texts plus 1, padded with 0."""
+    if isinstance(texts, str):  # the tokenizers of open_clip accept a str
         texts = [texts]
     check_sequence(texts, "texts", "text")
     rows = [torch.tensor(list(text.encode()), dtype=torch.long) + 1 for text in texts]
     return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=_PADDING)
 
 
-def _read(row: np.ndarray) -> str:
+def _decode(row: np.ndarray) -> str:
     return bytes((row[row != _PADDING] - 1).astype(np.uint8)).decode(errors="replace")
-
-
-def _unwrapped(aligner: Any) -> tuple[BaseAligner, Any]:
-    """Return the aligner, and the encoder before it in a Pipeline if there is one."""
-    if isinstance(aligner, FrozenEstimator):
-        return _unwrapped(aligner.estimator)
-    if isinstance(aligner, Pipeline):
-        steps = [step for _, step in aligner.steps if step not in (None, "passthrough")]
-        if len(steps) > 2:
-            raise ValueError(
-                "The Pipeline must be of an image encoder and an aligner; there are "
-                f"{len(steps)} steps."
-            )
-        inner, before = _unwrapped(steps[-1])
-        return inner, before or (steps[0] if len(steps) == 2 else None)
-    if not isinstance(aligner, BaseAligner):
-        raise ValueError(
-            f"aligner must be an aligner such as APEAligner, or a Pipeline that ends in one, not "
-            f"{type(aligner).__name__}."
-        )
-    return aligner, None

@@ -1,141 +1,129 @@
-"""Saved state of aligners."""
+"""Saved state and model cards of aligners, and the mixin for aligners with two heads."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, ClassVar
+from collections.abc import Callable
+from copy import deepcopy
+from typing import Any
 
 import numpy as np
-from scipy.sparse import csr_array
+import torch
+from torch import nn
 
 from ..devices import resolve_device
 from ..heads import TwoTower, head_state, restored_head
-from ..persistence import FittedState, PretrainedMixin
 from ..persistence.hub import Facts
+from ..persistence.mixins import FittedState
+from ..training.net import embed
+from ..utils.linalg import l2_normalize
 from .fitted_images import FittedImages
-from .similarity import Bank, SparseRows
+from .similarity import Bank
 
-_RECALL = "recall on the pairs held out, mean of @1, @5 and @10 both ways"
-
+_VALIDATION_SCORE = "validation recall, mean of recall@1, @5 and @10 in both directions"
 
 _TAGS = ["zero-shot-classification", "feature-extraction", "image-text-alignment"]
 
-
-_FEATURES = "print(model.transform(image_features) @ model.transform_text(text_features).T)"
-
-
-_IMAGES = "print(model.similarity(['image.jpg'], ['a cat', 'a dog']))"
+_FEATURES_USAGE = "print(model.transform(image_features) @ model.transform_text(text_features).T)"
+_IMAGES_USAGE = "print(model.similarity(['image.jpg'], ['a cat', 'a dog']))"
 
 
-class SavedAligner(PretrainedMixin):
-    """The part of an aligner that is saved and loaded.
+def aligner_state(aligner: Any) -> dict[str, Any]:
+    """Return the fitted state of an aligner, as it is saved."""
+    names = getattr(aligner, "feature_names_in_", None)
+    bank, fitted = getattr(aligner, "bank_", None), getattr(aligner, "_fitted_images", None)
+    return {
+        **aligner._learned_state(),
+        "logit_scale": float(aligner.logit_scale_),
+        "fingerprint": aligner.fingerprint_,
+        "feature_names_in": None if names is None else [str(name) for name in names],
+        "n_pairs": getattr(aligner, "_n_pairs", None),
+        "image_encoder": getattr(aligner, "image_encoder_", None),
+        "text_encoder": getattr(aligner, "text_encoder_", None),
+        "bank": None if bank is None else bank.state(),
+        "fitted_images": None if fitted is None else dict(fitted._asdict()),
+    }
 
-    Subclasses say what they learned and how it is put back.
-    """
 
-    _of_the_machine: ClassVar = frozenset({"checkpoint", "device", "verbose"})
-    _left_out: ClassVar = frozenset({"callbacks"})
-
-    @abstractmethod
-    def _learned_state(self) -> dict[str, Any]:
-        """Return what `fit` learned, besides what all aligners keep."""
-
-    @abstractmethod
-    def _restore_learned(self, state: FittedState, logit_scale: float) -> tuple[int, int | None]:
-        """Put it back; return the widths of image features and, where they are known, of texts."""
-
-    def _check_restored(self) -> None:
-        check = getattr(self, "_check_parameters", None)
-        if check is not None:
-            check()
-
-    def _fitted_state(self) -> dict[str, Any]:
-        names = getattr(self, "feature_names_in_", None)
-        return {
-            **self._learned_state(),
-            "logit_scale": float(self.logit_scale_),  # type: ignore[attr-defined]
-            "fingerprint": self.fingerprint_,  # type: ignore[attr-defined]
-            "feature_names_in": None if names is None else [str(name) for name in names],
-            "n_pairs": getattr(self, "_n_pairs", None),
-            "image_encoder": getattr(self, "image_encoder_", None),
-            "text_encoder": getattr(self, "text_encoder_", None),
-            "bank": _bank_state(getattr(self, "bank_", None)),
-            "fitted_images": _images_state(getattr(self, "_fitted_images", None)),
-        }
-
-    def _restore_state(self, state: FittedState) -> None:
-        known: Any = self
-        scale = state.number("logit_scale", above=0)
-        known.logit_scale_ = scale
-        n_image, n_text = self._restore_learned(state, scale)
-        known.n_features_in_ = n_image
-        if n_text is not None:
-            known.n_text_features_in_ = n_text
-        if state.value("fingerprint") != known.fingerprint_:
-            raise ValueError(
-                "The model is damaged, or its text encoder is another: what it has learned is not "
-                "what was saved."
-            )
-        if "feature_names_in" in state:
-            known.feature_names_in_ = np.array(state.texts("feature_names_in"), dtype=object)
-            if len(known.feature_names_in_) != n_image:
-                raise ValueError(f"feature_names_in must hold {n_image} names.")
-        if "n_pairs" in state:
-            known._n_pairs = state.integer("n_pairs")
-        for name in ("image_encoder", "text_encoder"):
-            encoder = state.optional(name)
-            if encoder is not None:
-                if not hasattr(encoder, "transform"):
-                    raise ValueError(f"{name} must be an encoder.")
-                setattr(self, f"{name}_", encoder)
-        if "bank" in state:
-            known.bank_ = _restored_bank(state.part("bank"), known.n_components_)
-        if "fitted_images" in state:
-            part = state.part("fitted_images")
-            keys, are_contents = part.array("keys", (None,), "i"), part.value("are_contents")
-            if not isinstance(are_contents, bool):
-                raise ValueError(f"{part.where}.are_contents must be true or false.")
-            width = (known.n_features_in_,)
-            mean = part.array("mean", width) if "mean" in part else part.optional("mean")
-            known._fitted_images = FittedImages(np.unique(keys), are_contents, mean)
-        for nothing in ("feature_names_in", "n_pairs", "bank", "fitted_images"):
-            state.optional(nothing)
-
-    def _card_facts(self) -> Facts:
-        known: Any = self
-        takes_images = getattr(self, "image_encoder_", None) is not None
-        facts: dict[str, Any] = {
-            "image features": getattr(self, "n_features_in_", "unknown"),
-            "text features": getattr(self, "n_text_features_in_", "tokens"),
-            "embeddings": known.n_components_,
-            "logit scale": f"{known.logit_scale_:.4g}",
-        }
-        for name, value in (
-            ("pairs fitted on", getattr(self, "_n_pairs", None)),
-            ("numbers learned", getattr(self, "n_parameters_", None)),
-            ("best epoch", getattr(self, "best_epoch_", None)),
-        ):
-            if value is not None:
-                facts[name] = f"{value:,}"
-        # Of the epoch that was kept: the best one may have been luck.
-        scores = {}
-        for row in getattr(self, "history_", []):
-            if row["epoch"] == known.best_epoch_ and "valid_recall" in row:
-                scores[_RECALL] = row["valid_recall"]
-        return Facts(
-            what="Brings images and texts into one space: features of two frozen encoders are "
-            "mapped to where an image and its caption have a high cosine.",
-            facts=facts,
-            scores=scores,
-            usage=_IMAGES if takes_images else _FEATURES,
-            tags=_TAGS,
+def restore_aligner(aligner: Any, state: FittedState) -> None:
+    """Set the fitted attributes that `aligner_state` returned."""
+    aligner.logit_scale_ = state.number("logit_scale", above=0)
+    n_image, n_text = aligner._restore_learned(state, aligner.logit_scale_)
+    aligner.n_features_in_ = n_image
+    if n_text is not None:
+        aligner.n_text_features_in_ = n_text
+    if state.value("fingerprint") != aligner.fingerprint_:
+        raise ValueError(
+            "fingerprint does not match the parameters in the file. The model is damaged, or the "
+            "weights of its text encoder have changed."
         )
+    if "feature_names_in" in state:
+        aligner.feature_names_in_ = np.array(state.texts("feature_names_in"), dtype=object)
+        if len(aligner.feature_names_in_) != n_image:
+            raise ValueError(f"feature_names_in must hold {n_image} names.")
+    if "n_pairs" in state:
+        aligner._n_pairs = state.integer("n_pairs")
+    for name in ("image_encoder", "text_encoder"):
+        encoder = state.optional(name)
+        if encoder is not None:
+            if not hasattr(encoder, "transform"):
+                raise ValueError(f"{name} must be an encoder.")
+            setattr(aligner, f"{name}_", encoder)
+    if "bank" in state:
+        aligner.bank_ = Bank.from_state(state.part("bank"), aligner.n_components_)
+    if "fitted_images" in state:
+        aligner._fitted_images = FittedImages.from_state(state.part("fitted_images"), n_image)
+    for name in ("feature_names_in", "n_pairs", "bank", "fitted_images"):  # null in the file
+        state.optional(name)
 
 
-class SavedHeads(SavedAligner):
-    """The same of aligners whose `module_` is two heads on features."""
+def describe_aligner(aligner: Any) -> Facts:
+    """Return the model card of a fitted aligner."""
+    takes_images = getattr(aligner, "image_encoder_", None) is not None
+    facts: dict[str, Any] = {
+        "image features": getattr(aligner, "n_features_in_", "unknown"),
+        "text features": getattr(aligner, "n_text_features_in_", "tokens"),
+        "embeddings": aligner.n_components_,
+        "logit scale": f"{aligner.logit_scale_:.4g}",
+    }
+    for name, value in (
+        ("training pairs", getattr(aligner, "_n_pairs", None)),
+        ("parameters", getattr(aligner, "n_parameters_", None)),
+        ("best epoch", getattr(aligner, "best_epoch_", None)),
+    ):
+        if value is not None:
+            facts[name] = f"{value:,}"
+    # The score of the epoch that was kept; the highest score of all epochs would be biased.
+    scores = {}
+    for row in getattr(aligner, "history_", []):
+        if row["epoch"] == aligner.best_epoch_ and "valid_recall" in row:
+            scores[_VALIDATION_SCORE] = row["valid_recall"]
+    return Facts(
+        what="Embeds images and texts in a shared space: features of two frozen encoders are "
+        "mapped so that an image and its caption have a high cosine similarity.",
+        facts=facts,
+        scores=scores,
+        usage=_IMAGES_USAGE if takes_images else _FEATURES_USAGE,
+        tags=_TAGS,
+    )
+
+
+class _HeadNetwork(nn.Module):
+    """A head and the normalization of its output, for ONNX."""
+
+    def __init__(self, head: nn.Module) -> None:
+        super().__init__()
+        self.head = head
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return l2_normalize(self.head(features))
+
+
+class HeadsMixin:
+    """Mixin for aligners whose `module_` is a pair of heads on features, on the CPU."""
 
     module_: TwoTower
+    device: str | torch.device | None
 
     def _learned_state(self) -> dict[str, Any]:
         return {
@@ -145,17 +133,41 @@ class SavedHeads(SavedAligner):
 
     def _restore_learned(self, state: FittedState, logit_scale: float) -> tuple[int, int | None]:
         image, text = (restored_head(state.part(f"{side}_head")) for side in ("image", "text"))
-        module = TwoTower(image, text).eval()
-        self._keep_restored(module, logit_scale)
+        self._set_restored(TwoTower(image, text).eval(), logit_scale)
         return image.n_in, text.n_in
 
     @abstractmethod
-    def _keep_restored(self, module: TwoTower, logit_scale: float) -> None:
-        """Take the module as `fit` does."""
+    def _set_restored(self, module: TwoTower, logit_scale: float) -> None:
+        """Set the attributes that `fit` derives from the module."""
+
+    def _embed_image(self, features: np.ndarray) -> np.ndarray:
+        return self._embed("image", features)
+
+    def _embed_text(self, features: np.ndarray) -> np.ndarray:
+        return self._embed("text", features)
+
+    def _embed(self, side: str, features: np.ndarray) -> np.ndarray:
+        device = resolve_device(self.device)
+        # A copy is moved: the module itself stays on the CPU, where other threads may use it.
+        module = self.module_ if device.type == "cpu" else deepcopy(self.module_).to(device)
+        return embed(module, side, features, device)
+
+    def _make_network(self, side: str) -> nn.Module:
+        """Return the network of one side that `export_onnx` writes."""
+        return _HeadNetwork(getattr(self.module_, f"{side}_head")).eval()
 
 
-def course_state(aligner: Any) -> dict[str, Any]:
-    """Return the course of a training that an aligner remembers."""
+def make_embedders(module: TwoTower) -> tuple[Callable, Callable]:
+    """Return functions that embed image features and text features on the CPU."""
+    device = torch.device("cpu")
+    return (
+        lambda features: embed(module, "image", features, device),
+        lambda features: embed(module, "text", features, device),
+    )
+
+
+def history_state(aligner: Any) -> dict[str, Any]:
+    """Return the training history of a fitted aligner, as it is saved."""
     return {
         "history": aligner.history_,
         "best_epoch": int(aligner.best_epoch_),
@@ -163,52 +175,13 @@ def course_state(aligner: Any) -> dict[str, Any]:
     }
 
 
-def restore_course(aligner: Any, state: FittedState) -> None:
-    """Put back what `course_state` returned, and where the aligner is computed."""
+def restore_history(aligner: Any, state: FittedState) -> None:
+    """Set the attributes that `history_state` returned, and `device_`."""
     history = state.value("history")
     is_list = isinstance(history, list) and all(isinstance(row, dict) for row in history)
     if not is_list or not all(isinstance(v, int | float) for row in history for v in row.values()):
-        raise ValueError("history must be a list of epochs, with numbers.")
+        raise ValueError("history must be a list of epochs, each with numbers only.")
     aligner.history_ = history
     aligner.best_epoch_ = state.integer("best_epoch")
     aligner.n_epochs_ = state.integer("n_epochs")
     aligner.device_ = resolve_device(aligner.device)
-
-
-def _images_state(fitted: FittedImages | None) -> dict[str, Any] | None:
-    return None if fitted is None else dict(fitted._asdict())
-
-
-def _bank_state(bank: Bank | None) -> dict[str, Any] | None:
-    if bank is None:
-        return None
-    return {
-        "image": _rows_state(bank.image),
-        "text": None if bank.text is None else _rows_state(bank.text),
-        "spread": float(bank.spread),
-    }
-
-
-def _rows_state(rows: Any) -> dict[str, Any]:
-    if isinstance(rows, SparseRows):
-        csr = rows.rows
-        return {"data": csr.data, "indices": csr.indices, "indptr": csr.indptr}
-    return {"dense": np.asarray(rows)}
-
-
-def _restored_bank(state: FittedState, n_components: int) -> Bank:
-    image = _restored_rows(state.part("image"), n_components)
-    text = _restored_rows(state.part("text"), n_components) if "text" in state else None
-    state.optional("text")
-    return Bank(image, text, np.nan if text is None else state.number("spread", above=-1e-9))
-
-
-def _restored_rows(state: FittedState, n_components: int) -> Any:
-    if "dense" in state:
-        return state.array("dense", (None, n_components))
-    data = state.array("data", (None,))
-    indices, indptr = (state.array(name, (None,), "i") for name in ("indices", "indptr"))
-    shape = (len(indptr) - 1, n_components)
-    rows = csr_array((data, indices, indptr), shape=shape)
-    rows.check_format(full_check=True)
-    return SparseRows(rows)

@@ -10,7 +10,6 @@ from typing import Any, Self
 import numpy as np
 import torch
 from sklearn.base import clone
-from sklearn.frozen import FrozenEstimator
 from torch import nn
 
 from ..encoders import TransformersTextEncoder
@@ -22,6 +21,7 @@ from ..persistence import FittedState
 from ..training.callbacks import make_standard_callbacks
 from ..training.net import AlignmentNet, TrainingConfig, make_net
 from ..utils.linalg import fingerprint
+from ..utils.sklearn_compat import unfreeze
 from ..utils.torch_state import default_state
 
 # On a CPU, batches of similar lengths waste less time on padding; a GPU needs large batches.
@@ -278,7 +278,7 @@ def _ids(module: nn.Module) -> set[int]:
 
 
 def _copy_encoder(text_encoder: Any, max_length: int | None) -> TransformersTextEncoder:
-    encoder = text_encoder.estimator if isinstance(text_encoder, FrozenEstimator) else text_encoder
+    encoder = unfreeze(text_encoder)
     if isinstance(encoder, str):
         encoder = resolve_encoder(encoder, "text")
     if not isinstance(encoder, TransformersTextEncoder):

@@ -113,7 +113,7 @@ class TrainedAligner(BaseAligner):
                     self._set_module(module, logit_scale)
                     self.history_, self.n_epochs_, self.best_epoch_, _ = result
                     checkpoint.finish()
-            self._keep_bank(data)
+            self._set_bank(data)
         context.end()
         return self
 

@@ -17,12 +17,11 @@ from ..training.net import OPTIMIZERS, cosine_schedule
 from ..utils.sklearn_compat import with_callbacks
 from ..utils.validation import check_choice, check_integer, check_number
 from ._ape_trainer import HeadConfig, train_heads
-from ._serialization import SavedHeads, course_state, restore_course
+from ._serialization import HeadsMixin, history_state, restore_history
 from ._trained import TrainedAligner, TrainingRun, check_key, name_key
-from .similarity import embedded
 
 
-class APEAligner(SavedHeads, TrainedAligner):
+class APEAligner(HeadsMixin, TrainedAligner):
     """Align two frozen encoders by training small heads with a contrastive loss.
 
     "Aligning Pretrained Encoders" [1]_ leaves the encoders unchanged. Their features are computed
@@ -356,20 +355,11 @@ class APEAligner(SavedHeads, TrainedAligner):
             check_key("optimizer_params", "clip_norm", values, 0, above=True)
 
     def _learned_state(self) -> dict[str, Any]:
-        return super()._learned_state() | course_state(self)
+        return super()._learned_state() | history_state(self)
 
     def _restore_learned(self, state: FittedState, logit_scale: float) -> tuple[int, int | None]:
-        restore_course(self, state)
+        restore_history(self, state)
         return super()._restore_learned(state, logit_scale)
 
-    def _keep_restored(self, module: TwoTower, logit_scale: float) -> None:
+    def _set_restored(self, module: TwoTower, logit_scale: float) -> None:
         self._set_module(module, logit_scale)
-
-    def _embed_image(self, features: np.ndarray) -> np.ndarray:
-        return self._embed("image", features)
-
-    def _embed_text(self, features: np.ndarray) -> np.ndarray:
-        return self._embed("text", features)
-
-    def _embed(self, side: str, features: np.ndarray) -> np.ndarray:
-        return embedded(self.module_, side, features, self.device)

@@ -1,4 +1,4 @@
-"""ASIF: images and captions compared by what they are similar to, without training."""
+"""ASIF: similarities to the training pairs as embeddings, without training."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 from scipy.sparse import csr_array, vstack
 from sklearn.utils import gen_batches
 
-from ..persistence import FittedState
+from ..persistence.mixins import FittedState
 from ..training.data import PairDataset
 from ..utils.linalg import fingerprint, mean, normalize_rows
 from ..utils.sklearn_compat import reports_fit
@@ -20,53 +20,53 @@ from .similarity import SparseRows
 
 _TILE_BYTES = 2**26
 _ROWS_AT_ONCE = 8192
-# Of what is left of a vector of length 1 when the mean is the same up to rounding.
-_NO_LENGTH = 1e-6
+# A normalized vector minus the mean that is shorter than this is rounding error.
+_MIN_NORM = 1e-6
 
 
 class ASIFAligner(BaseAligner):
-    """Align two frozen encoders by coupled data alone.
+    """Align two frozen encoders by their similarities to training pairs, without training.
 
-    An image is described by its similarity to the images of the training pairs, the anchors;
-    a caption by its similarity to their captions. Both descriptions have one number an anchor, so
-    they compare. Nothing is trained, and new pairs are added by fitting again [1]_.
+    An image is represented by its similarities to the images of the training pairs (anchors), a
+    caption by its similarities to their captions. Both have one value per anchor, so they can be
+    compared. New pairs are added by fitting again, which takes seconds [1]_.
 
     Parameters
     ----------
     image_encoder : transformer, str or None, default=None
-        Turns images into features. A str is the name of an encoder with default parameters, such
-        as ``"efficientnet_lite0"``; see `APEAligner`. With None, X is features.
+        Encoder of images. A str is the name of an encoder with default parameters, such as
+        ``"efficientnet_lite0"``; see `APEAligner`. If None, X holds features.
     text_encoder : transformer, str or None, default=None
-        Turns captions into features. A str is the name of an encoder with default parameters,
-        such as ``"all-MiniLM-L6-v2"``; see `APEAligner`. With None, y is features.
+        Encoder of captions. A str is the name of an encoder with default parameters, such as
+        ``"all-MiniLM-L6-v2"``; see `APEAligner`. If None, y holds features.
     head_pairs : image encoder, str, HeadPairs or None, default=None
-        More anchors, from a classification head: an image encoder that has one, or
+        Additional anchors from a classification head: an image encoder that has one, or
         `sklearn_ape.encoders.HeadPairs`.
     k : int, default=100
-        The anchors kept in a description, those most similar; the others count as zero. All are
-        kept when there are fewer.
+        Number of nearest anchors whose similarities are kept; the remaining ones are set to
+        zero. If there are fewer anchors, all are kept.
     power : float, default=6.0
-        Similarities are raised to it, so that the nearest anchors count most.
+        Exponent of the similarities. Larger values give more weight to the nearest anchors.
     center : bool, default=True
-        Whether the mean of the anchors is taken off all features of length 1 first.
+        Whether to subtract the mean of the anchors from the L2-normalized features.
 
     Attributes
     ----------
     n_components_ : int
-        Size of the embeddings, one number a training pair.
+        Size of the embeddings: the number of training pairs.
     logit_scale_ : float
-        Factor of the cosines at which held-out pairs are told apart best.
+        Logit scale (factor of the cosines), fitted on held-out pairs.
     n_parameters_ : int
-        Numbers kept: the features of the anchors.
+        Number of stored parameters: the features of the anchors and their means.
     n_features_in_ : int
-        Width of the image features.
+        Number of image features.
     n_text_features_in_ : int
-        Width of the text features.
+        Number of text features.
     image_encoder_, text_encoder_ : transformer
-        The encoders used, where they were given.
+        The fitted encoders, if `image_encoder` or `text_encoder` is set.
     bank_ : Bank
-        Embeddings of up to 1,000 training images and captions, which `similarity` and
-        `ZeroShotClassifier` standardise by.
+        Embeddings of up to 1,000 training images and captions, by which `similarity` and
+        `ZeroShotClassifier` standardize cosines.
     fingerprint_ : str
         Digest of the anchors.
 
@@ -77,10 +77,9 @@ class ASIFAligner(BaseAligner):
 
     Notes
     -----
-    `transform` gives dense arrays, which take 4 bytes a row and anchor: 40 kB an image with
-    10,000 pairs. `similarity`, `retrieval_report` and `score` go over sparse ones, k numbers a
-    row. An anchor that points away (of negative similarity) counts as zero; where all do, the
-    embedding is zero.
+    `transform` returns dense arrays, which take 4 bytes per row and anchor: 40 kB per image with
+    10,000 pairs. `similarity`, `retrieval_report` and `score` use sparse arrays with k values
+    per row. Negative similarities are set to zero. If all are negative, the embedding is zero.
 
     References
     ----------
@@ -121,14 +120,15 @@ class ASIFAligner(BaseAligner):
 
     @reports_fit
     def fit(self, X: Any, y: Any) -> Self:
-        """Keep pairs of images and captions as anchors.
+        """Store pairs of images and captions as anchors.
 
         Parameters
         ----------
         X : sequence of images, or array-like of shape (n_samples, n_features)
-            Images if `image_encoder` is set, else features of images.
+            Images if `image_encoder` is set, otherwise features of images.
         y : sequence of length n_samples, or array-like of shape (n_samples, n_text_features)
-            With `text_encoder`, a caption or a list of captions for every image. Else features.
+            A caption or a list of captions per image if `text_encoder` is set, otherwise
+            features.
 
         Returns
         -------
@@ -138,28 +138,28 @@ class ASIFAligner(BaseAligner):
         Raises
         ------
         ValueError
-            When parameters or data cannot be used; the message names the row and the remedy.
+            If a parameter or the data are invalid. The message names the rows.
         """
         self._check_parameters()
         with default_state():
             data = self._fit_pairs(X, y)
-            self._keep(self._anchors_of(data))
+            self._set_anchors(self._make_anchors(data))
 
-            def fit(some: PairDataset) -> tuple[Any, Any]:
-                image, text = self._anchors_of(some)
-                return image.describe, text.describe
+            def fit(train: PairDataset) -> tuple[Any, Any]:
+                image, text = self._make_anchors(train)
+                return image.embed, text.embed
 
             self.logit_scale_ = held_out_logit_scale(data, fit)
-            self._keep_bank(data)
+            self._set_bank(data)
         return self
 
-    def _keep(self, anchors: tuple[_Anchors, _Anchors]) -> None:
+    def _set_anchors(self, anchors: tuple[_Anchors, _Anchors]) -> None:
         self._anchors = anchors
         self.n_components_ = self._n_features_out = len(anchors[0].rows)
         self.n_parameters_ = sum(side.mean.size + side.unit.size for side in anchors)
-        # Number and power of the similarities change the embeddings as the anchors do.
-        numbers = [np.asarray(part) for side in anchors for part in side]
-        self.fingerprint_ = fingerprint(*numbers)
+        # Includes k and power, which change the embeddings as well.
+        arrays = [np.asarray(part) for side in anchors for part in side]
+        self.fingerprint_ = fingerprint(*arrays)
 
     def _learned_state(self) -> dict[str, Any]:
         return dict(
@@ -167,10 +167,13 @@ class ASIFAligner(BaseAligner):
         )
 
     def _restore_learned(self, state: FittedState, logit_scale: float) -> tuple[int, int | None]:
-        image, text = (_Anchors.restored(state.part(side)) for side in ("image", "text"))
+        image, text = (_Anchors.from_state(state.part(side)) for side in ("image", "text"))
         if len(image.rows) != len(text.rows):
-            raise ValueError("Both sides must have as many anchors.")
-        self._keep((image, text))
+            raise ValueError(
+                f"image.rows has {len(image.rows)} anchors, and text.rows has {len(text.rows)}. "
+                "The file is damaged."
+            )
+        self._set_anchors((image, text))
         return len(image.mean), len(text.mean)
 
     def _check_parameters(self) -> None:
@@ -179,26 +182,29 @@ class ASIFAligner(BaseAligner):
         if not isinstance(self.center, bool | np.bool_):
             raise ValueError(f"center must be True or False, not {self.center!r}.")
 
-    def _anchors_of(self, data: PairDataset) -> tuple[_Anchors, _Anchors]:
+    def _make_anchors(self, data: PairDataset) -> tuple[_Anchors, _Anchors]:
         images, texts = data.pairs.T
-        given = (bool(self.center), min(int(self.k), len(data.pairs)), float(self.power))
-        return _Anchors.of(data.image, images, *given), _Anchors.of(data.text, texts, *given)
+        options = (bool(self.center), min(int(self.k), len(data.pairs)), float(self.power))
+        return (
+            _Anchors.from_features(data.image, images, *options),
+            _Anchors.from_features(data.text, texts, *options),
+        )
 
-    def _compared_images(self, features: Any) -> SparseRows:
-        return self._anchors[0].describe(features)
+    def _comparable_images(self, features: Any) -> SparseRows:
+        return self._anchors[0].embed(features)
 
-    def _compared_texts(self, features: Any) -> SparseRows:
-        return self._anchors[1].describe(features)
+    def _comparable_texts(self, features: Any) -> SparseRows:
+        return self._anchors[1].embed(features)
 
     def _embed_image(self, features: np.ndarray) -> np.ndarray:
-        return self._anchors[0].describe(features).rows.toarray()
+        return self._anchors[0].embed(features).rows.toarray()
 
     def _embed_text(self, features: np.ndarray) -> np.ndarray:
-        return self._anchors[1].describe(features).rows.toarray()
+        return self._anchors[1].embed(features).rows.toarray()
 
 
 class _Anchors(NamedTuple):
-    """One side of the training pairs: distinct features of length 1, and which each pair has."""
+    """One side of the training pairs: L2-normalized distinct features, and their row per pair."""
 
     mean: np.ndarray
     unit: np.ndarray
@@ -207,42 +213,45 @@ class _Anchors(NamedTuple):
     power: float
 
     @classmethod
-    def of(cls, features: Any, rows: np.ndarray, center: bool, k: int, power: float) -> _Anchors:
+    def from_features(
+        cls, features: Any, rows: np.ndarray, center: bool, k: int, power: float
+    ) -> _Anchors:
+        """Return anchors of the features of one side."""
         unit = np.empty(features.shape, dtype=np.float32)
         blocks = list(gen_batches(len(unit), _ROWS_AT_ONCE))
-        for some in blocks:
-            unit[some] = normalize_rows(features[some])
-        middle = mean(unit, rows) if center else np.zeros(features.shape[1])
-        middle = middle.astype(np.float32)
-        for some in blocks:
-            unit[some] = normalize_rows(unit[some] - middle, _NO_LENGTH)
-        return cls(middle, unit, rows, k, power)
+        for block in blocks:
+            unit[block] = normalize_rows(features[block])
+        center_point = mean(unit, rows) if center else np.zeros(features.shape[1])
+        center_point = center_point.astype(np.float32)
+        for block in blocks:
+            unit[block] = normalize_rows(unit[block] - center_point, _MIN_NORM)
+        return cls(center_point, unit, rows, k, power)
 
     @classmethod
-    def restored(cls, state: FittedState) -> _Anchors:
-        """Return anchors from a file."""
+    def from_state(cls, state: FittedState) -> _Anchors:
+        """Return the anchors of a saved model."""
         mean = state.array("mean", (None,))
         unit = state.array("unit", (None, len(mean)))
         rows = state.array("rows", (None,), "i")
         if not len(rows) or rows.min() < 0 or rows.max() >= len(unit):
-            raise ValueError(f"{state.where}.rows must be rows of unit.")
+            raise ValueError(f"{state.where}.rows must be rows of unit. The file is damaged.")
         k = state.integer("k", 1, most=len(rows))
         return cls(mean, unit, rows, k, state.number("power", above=0))
 
-    def describe(self, features: Any) -> SparseRows:
-        """Return the similarities to the k nearest anchors, to a power and scaled to length 1."""
-        tile = max(1, _TILE_BYTES // (8 * len(self.rows)))
-        tiles = gen_batches(max(len(features), 1), tile)
+    def embed(self, features: Any) -> SparseRows:
+        """Return L2-normalized powers of the similarities to the k nearest anchors."""
+        size = max(1, _TILE_BYTES // (8 * len(self.rows)))
+        tiles = gen_batches(max(len(features), 1), size)
         parts = [self._nearest(features[rows]) for rows in tiles]
         return SparseRows(csr_array(vstack(parts)))
 
     def _nearest(self, features: np.ndarray) -> csr_array:
-        centered = normalize_rows(normalize_rows(features) - self.mean, _NO_LENGTH)
+        centered = normalize_rows(normalize_rows(features) - self.mean, _MIN_NORM)
         similarity = (centered @ self.unit.T)[:, self.rows]
         nearest = np.argpartition(similarity, -self.k, axis=1)[:, -self.k :]
-        # What points away is not similar: an even power would make it so.
+        # Negative similarities are set to zero: an even power would make them positive.
         values = np.take_along_axis(similarity, nearest, axis=1).clip(min=0)
-        # By the largest first, which high powers of small numbers would lose.
+        # Divided by the largest first, since high powers of small numbers underflow.
         largest = values.max(axis=1, keepdims=True)
         values = (values / np.where(largest > 0, largest, 1)) ** self.power
         values /= np.where(largest > 0, np.linalg.norm(values, axis=1, keepdims=True), 1)

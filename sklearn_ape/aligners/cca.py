@@ -1,14 +1,16 @@
-"""CCA: the directions in which images and captions agree, in closed form."""
+"""Canonical correlation analysis of image and text features."""
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple, Self
 
 import numpy as np
+import torch
 from sklearn.utils import gen_batches
 from sklearn.utils.extmath import svd_flip
+from torch import nn
 
-from ..persistence import FittedState
+from ..persistence.mixins import FittedState
 from ..training.data import PairDataset
 from ..utils.linalg import covariance, fingerprint, mean
 from ..utils.sklearn_compat import reports_fit
@@ -17,21 +19,21 @@ from ..utils.validation import check_integer, check_number
 from ._base import BaseAligner
 from ._closed_form import held_out_logit_scale
 
-# Shares of the largest variance, and of the squared mean, that are rounding errors of features.
-_NO_VARIANCE = 1e-10
-_NO_VARIANCE_AROUND_MEAN = 1e-13
-_NO_CORRELATION = 1e-6
+# Variances below these shares of the largest variance and of the squared mean are rounding errors.
+_MIN_VARIANCE = 1e-10
+_MIN_VARIANCE_TO_MEAN = 1e-13
+_MIN_CORRELATION = 1e-6
 _ROWS_AT_ONCE = 8192
 
 
 class _Projection(NamedTuple):
-    """Maps features of shape (n, n_features) to embeddings of length 1."""
+    """Map of features of shape (n, n_features) to L2-normalized embeddings."""
 
     mean: np.ndarray
     matrix: np.ndarray
 
     @classmethod
-    def restored(cls, state: FittedState, n_out: int) -> _Projection:
+    def from_state(cls, state: FittedState, n_out: int) -> _Projection:
         mean = state.array("mean", (None,))
         return cls(mean, state.array("matrix", (len(mean), n_out)))
 
@@ -39,69 +41,87 @@ class _Projection(NamedTuple):
         embeddings = np.empty((len(features), self.matrix.shape[1]), dtype=np.float32)
         for rows in gen_batches(len(features), _ROWS_AT_ONCE):
             projected = (features[rows] - self.mean) @ self.matrix
-            length = np.linalg.norm(projected, axis=1, keepdims=True)
-            embeddings[rows] = projected / np.where(length > 0, length, 1)
+            norm = np.linalg.norm(projected, axis=1, keepdims=True)
+            embeddings[rows] = projected / np.where(norm > 0, norm, 1)
         return embeddings
+
+
+class _ProjectionNetwork(nn.Module):
+    """A projection in double precision, as in numpy, for ONNX."""
+
+    mean: torch.Tensor
+    matrix: torch.Tensor
+
+    def __init__(self, mean: np.ndarray, matrix: np.ndarray) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.from_numpy(mean).double())
+        self.register_buffer("matrix", torch.from_numpy(np.ascontiguousarray(matrix)).double())
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        projected = (features.double() - self.mean) @ self.matrix
+        norm = projected.norm(dim=1, keepdim=True)
+        return (projected / torch.where(norm > 0, norm, 1.0)).float()
 
 
 class CCAAligner(BaseAligner):
     """Align two frozen encoders by ridge canonical correlation analysis.
 
     Both sides are projected on the pairs of directions along which images and captions
-    correlate most [1]_, each weighted by its correlation [2]_. There is nothing to train: a fit
-    is a few eigendecompositions and takes seconds.
+    correlate most [1]_, each weighted by its correlation [2]_. The fit computes a few
+    eigendecompositions and takes seconds.
 
     Parameters
     ----------
     image_encoder : transformer, str or None, default=None
-        Turns images into features. A str is the name of an encoder with default parameters, such
-        as ``"efficientnet_lite0"``; see `APEAligner`. With None, X is features.
+        Encoder of images. A str is the name of an encoder with default parameters, such as
+        ``"efficientnet_lite0"``; see `APEAligner`. If None, X holds features.
     text_encoder : transformer, str or None, default=None
-        Turns captions into features. A str is the name of an encoder with default parameters,
-        such as ``"all-MiniLM-L6-v2"``; see `APEAligner`. With None, y is features.
+        Encoder of captions. A str is the name of an encoder with default parameters, such as
+        ``"all-MiniLM-L6-v2"``; see `APEAligner`. If None, y holds features.
     head_pairs : image encoder, str, HeadPairs or None, default=None
-        More pairs to fit on, from a classification head: an image encoder that has one, or
+        Additional training pairs from a classification head: an image encoder that has one, or
         `sklearn_ape.encoders.HeadPairs`.
     n_components : int or None, default=None
-        Canonical directions kept; None keeps all, which are as many as the smaller of the two
-        widths and of the number of pairs less one.
+        Number of canonical directions. The maximum is the smallest of the two numbers of
+        features and the number of pairs minus one; None uses the maximum.
     ridge : float, default=1.0
-        Added to the variances of both sides, as a multiple of their mean variance. The default is
-        for a few thousand pairs or fewer; more pairs need less.
+        Constant added to the variances of both sides, as a multiple of their mean variance. The
+        default suits up to a few thousand pairs; more pairs need less.
     power : float, default=1.0
-        The weight of a direction in the cosine is its correlation to this power; 0 is plain CCA.
+        Exponent of the correlations, which are the weights of the directions in the cosine. 0
+        is plain CCA.
 
     Attributes
     ----------
     correlations_ : ndarray of shape (n_components_,)
-        Correlations of the directions, from high to low; those of the ridge problem.
+        Correlations of the directions in the regularized problem, in decreasing order.
     n_components_ : int
-        Size of the embeddings: `n_components`, or fewer where the features have a lower rank.
+        Size of the embeddings: `n_components`, or fewer if the features have a lower rank.
     logit_scale_ : float
-        Factor of the cosines at which held-out pairs are told apart best.
+        Logit scale (factor of the cosines), fitted on held-out pairs.
     n_parameters_ : int
-        Numbers of the two projections.
+        Number of parameters of the two projections.
     n_features_in_ : int
-        Width of the image features.
+        Number of image features.
     n_text_features_in_ : int
-        Width of the text features.
+        Number of text features.
     image_encoder_, text_encoder_ : transformer
-        The encoders used, where they were given.
+        The fitted encoders, if `image_encoder` or `text_encoder` is set.
     bank_ : Bank
-        Embeddings of up to 1,000 training images and captions, which `similarity` and
-        `ZeroShotClassifier` standardise by.
+        Embeddings of up to 1,000 training images and captions, by which `similarity` and
+        `ZeroShotClassifier` standardize cosines.
     fingerprint_ : str
         Digest of the projections.
 
     See Also
     --------
-    ASIFAligner : Compares with the training pairs themselves.
+    ASIFAligner : Compares with the training pairs.
     APEAligner : Trains small heads.
 
     Notes
     -----
-    An image or caption whose features are the mean of the training set lies in no direction:
-    its embedding is zero.
+    The embedding of an image or caption whose features equal the mean of the training set is
+    zero.
 
     References
     ----------
@@ -143,14 +163,15 @@ class CCAAligner(BaseAligner):
 
     @reports_fit
     def fit(self, X: Any, y: Any) -> Self:
-        """Find the canonical directions of pairs of images and captions.
+        """Compute the canonical directions of pairs of images and captions.
 
         Parameters
         ----------
         X : sequence of images, or array-like of shape (n_samples, n_features)
-            Images if `image_encoder` is set, else features of images.
+            Images if `image_encoder` is set, otherwise features of images.
         y : sequence of length n_samples, or array-like of shape (n_samples, n_text_features)
-            With `text_encoder`, a caption or a list of captions for every image. Else features.
+            A caption or a list of captions per image if `text_encoder` is set, otherwise
+            features.
 
         Returns
         -------
@@ -160,23 +181,26 @@ class CCAAligner(BaseAligner):
         Raises
         ------
         ValueError
-            When parameters or data cannot be used; the message names the row and the remedy.
+            If a parameter or the data are invalid. The message names the rows.
         """
         self._check_parameters()
         with default_state():
             data = self._fit_pairs(X, y)
-            most = min(data.image.shape[1], data.text.shape[1], len(data.pairs) - 1)
-            if self.n_components is not None and self.n_components > most:
+            largest = min(data.image.shape[1], data.text.shape[1], len(data.pairs) - 1)
+            if self.n_components is not None and self.n_components > largest:
                 raise ValueError(
-                    f"n_components must be None or at most {most} (the smaller of both widths and "
-                    f"of the number of pairs less one), not {self.n_components}."
+                    f"n_components must be None or at most {largest} (the smallest of the numbers "
+                    "of image features, of text features and of pairs minus one), not "
+                    f"{self.n_components}."
                 )
-            self._keep(*self._canonical(data))
-            self.logit_scale_ = held_out_logit_scale(data, lambda some: self._canonical(some)[:2])
-            self._keep_bank(data)
+            self._set_projections(*self._solve(data))
+            self.logit_scale_ = held_out_logit_scale(data, lambda train: self._solve(train)[:2])
+            self._set_bank(data)
         return self
 
-    def _keep(self, image: _Projection, text: _Projection, correlations: np.ndarray) -> None:
+    def _set_projections(
+        self, image: _Projection, text: _Projection, correlations: np.ndarray
+    ) -> None:
         self._image_projection, self._text_projection = image, text
         self.correlations_ = correlations
         self.n_components_ = self._n_features_out = len(correlations)
@@ -193,8 +217,8 @@ class CCAAligner(BaseAligner):
     def _restore_learned(self, state: FittedState, logit_scale: float) -> tuple[int, int | None]:
         correlations = state.array("correlations", (None,))
         n_out = len(correlations)
-        image, text = (_Projection.restored(state.part(s), n_out) for s in ("image", "text"))
-        self._keep(image, text, correlations)
+        image, text = (_Projection.from_state(state.part(s), n_out) for s in ("image", "text"))
+        self._set_projections(image, text, correlations)
         return len(image.mean), len(text.mean)
 
     def _check_parameters(self) -> None:
@@ -202,7 +226,7 @@ class CCAAligner(BaseAligner):
         check_number(self, "ridge", 0)
         check_number(self, "power", 0)
 
-    def _canonical(self, data: PairDataset) -> tuple[_Projection, _Projection, np.ndarray]:
+    def _solve(self, data: PairDataset) -> tuple[_Projection, _Projection, np.ndarray]:
         """Return the projections of both sides and the correlations between them."""
         images, texts = data.pairs.T
         image_mean, text_mean = mean(data.image, images), mean(data.text, texts)
@@ -211,16 +235,16 @@ class CCAAligner(BaseAligner):
         shared = covariance(data.image, data.text, (images, texts), (image_mean, text_mean))
         left, correlations, right = np.linalg.svd(image.T @ shared @ text, full_matrices=False)
         left, right = svd_flip(left, right)
-        # At least one direction, so that there are embeddings, though they be zero.
-        n_kept = max(1, int((correlations > _NO_CORRELATION).sum()))
-        n_kept = min(n_kept, self.n_components or n_kept, max(1, len(data.pairs) - 1))
-        correlations = np.where(correlations > _NO_CORRELATION, correlations, 0).clip(max=1)
-        correlations = correlations[:n_kept]
-        # The root on both sides, so that the dot product has the whole weight.
+        # At least one direction, even if all embeddings are zero.
+        n_out = max(1, int((correlations > _MIN_CORRELATION).sum()))
+        n_out = min(n_out, self.n_components or n_out, max(1, len(data.pairs) - 1))
+        correlations = np.where(correlations > _MIN_CORRELATION, correlations, 0).clip(max=1)
+        correlations = correlations[:n_out]
+        # Half of the exponent on each side, so that products have the full weight.
         weight = np.where(correlations > 0, correlations ** (self.power / 2), 0)
         return (
-            _Projection(image_mean, image @ left[:, :n_kept] * weight),
-            _Projection(text_mean, text @ right[:n_kept].T * weight),
+            _Projection(image_mean, image @ left[:, :n_out] * weight),
+            _Projection(text_mean, text @ right[:n_out].T * weight),
             correlations,
         )
 
@@ -230,17 +254,21 @@ class CCAAligner(BaseAligner):
     def _embed_text(self, features: np.ndarray) -> np.ndarray:
         return self._text_projection(features)
 
+    def _make_network(self, side: str) -> nn.Module:
+        """Return the network of one side that `export_onnx` writes."""
+        return _ProjectionNetwork(*getattr(self, f"_{side}_projection"))
+
 
 def _whitening(
-    features: np.ndarray, rows: np.ndarray, around: np.ndarray, ridge: float
+    features: np.ndarray, rows: np.ndarray, center: np.ndarray, ridge: float
 ) -> np.ndarray:
-    """Return a matrix (n_features, rank) after which the features have the identity covariance."""
+    """Return a matrix of shape (n_features, rank) that whitens the features."""
     variances, directions = np.linalg.eigh(
-        covariance(features, features, (rows, rows), (around, around))
+        covariance(features, features, (rows, rows), (center, center))
     )
-    total = variances.clip(min=0).mean()
-    least = max(_NO_VARIANCE * variances[-1], _NO_VARIANCE_AROUND_MEAN * float(around @ around))
-    varies = variances > least
+    mean_variance = variances.clip(min=0).mean()
+    smallest = max(_MIN_VARIANCE * variances[-1], _MIN_VARIANCE_TO_MEAN * float(center @ center))
+    varies = variances > smallest
     if not varies.any():
-        return np.zeros((len(around), 1))
-    return directions[:, varies] * (variances[varies] + ridge * total) ** -0.5
+        return np.zeros((len(center), 1))
+    return directions[:, varies] * (variances[varies] + ridge * mean_variance) ** -0.5

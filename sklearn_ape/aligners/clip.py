@@ -1,4 +1,4 @@
-"""CLIP: two towers that were trained together, by others."""
+"""OpenCLIP models as aligners."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from sklearn.utils.validation import check_consistent_length
 
 from ..encoders import OpenCLIPImageEncoder, OpenCLIPTextEncoder
 from ..features.validation import as_float32
-from ..persistence import FittedState
 from ..persistence.hub import Facts
+from ..persistence.mixins import FittedState
 from ..utils.escape import escape_markdown
 from ..utils.linalg import normalize_rows
 from ..utils.sklearn_compat import LazyNamesMixin, reports_fit
@@ -25,60 +25,61 @@ from .pairs import as_sequence, flatten_captions, holds_texts
 
 
 class CLIPAligner(LazyNamesMixin, BaseAligner):
-    """An OpenCLIP model as an aligner: ready at once, nothing to fit.
+    """An OpenCLIP model as an aligner, which needs no fit.
 
-    The level that aligned encoders are measured against: CLIP's two towers were trained together
-    on hundreds of millions of pairs.
+    The two encoders of CLIP [1]_ were trained jointly on hundreds of millions of pairs. This is
+    the reference that aligned encoders are compared with.
 
     Parameters
     ----------
     model : str, default="ViT-B-32/openai"
-        ``"architecture/weights"`` as `open_clip.list_pretrained` names them, a hub name with
-        OpenCLIP weights, or a folder that holds ``open_clip_config.json`` and weights.
+        ``"architecture/weights"`` as in `open_clip.list_pretrained` [2]_, the name of a model
+        with OpenCLIP weights on the hub, or a folder with ``open_clip_config.json`` and weights.
     pretrained : str or None, default=None
-        Name of the weights, where `model` is the architecture alone:
+        Name of the weights, if `model` is the architecture only:
         ``CLIPAligner("ViT-B-32", pretrained="openai")``.
     revision : str or None, default=None
-        Branch, tag or commit of a hub model.
+        Branch, tag or commit of a model on the hub.
     crop : {"center", "pad"}, default="center"
-        ``"center"`` is the network's own preprocessing. ``"pad"`` makes an image square on
-        white first.
+        Preprocessing of images. ``"center"`` is the network's own preprocessing. ``"pad"``
+        first pads images to squares with white.
     batch_size : int, default=16
-        Images in one pass of the network; of texts, four times as many.
+        Number of images per batch. Batches of texts are four times larger.
     device : {"auto"}, str or torch.device, default="auto"
-        ``"auto"`` takes a GPU when there is one.
+        Device of the network. ``"auto"`` uses a GPU if there is one.
     dtype : {"float32", "bfloat16", "float16"}, default="float32"
-        Precision of the network by autocast.
+        Precision of the network, by autocast.
     n_jobs : int or None, default=None
-        Workers that read and resize images, by joblib.
+        Number of joblib workers that read and resize images.
     cache : {"memory"}, str, path-like or None, default="memory"
-        Where features are kept, by content: in this process, in a folder, or nowhere.
+        Cache of features by content: ``"memory"`` for this process, a folder, or None for no
+        cache.
     on_error : {"raise", "nan"}, default="raise"
-        What an image that cannot be read does: stop the work, or become a row of NaN.
+        Whether an unreadable image raises an error or gives a row of NaN.
     verbose : int, default=0
-        1 shows a progress bar.
+        Whether to show a progress bar (1).
 
     Attributes
     ----------
     logit_scale_ : float
-        Factor of the cosines that the model was trained with.
+        Logit scale (factor of the cosines) of the trained model.
     n_components_ : int
         Size of the embeddings.
     n_features_in_, n_text_features_in_ : int
-        The same, which is also the width of features where X or y is features.
+        Number of features if X or y holds features, equal to `n_components_`.
     fingerprint_ : str
         Digest of the model's name or files and of the preprocessing.
     image_encoder, text_encoder : transformer
-        The two towers as encoders; they share one loaded model.
+        The two encoders of the model, which share one loaded network.
 
     See Also
     --------
-    APEAligner : Aligns two encoders that were trained apart.
-    sklearn_ape.ZeroShotClassifier : ``aligner="open_clip:ViT-B-32/openai"`` stands for this.
+    APEAligner : Aligns two encoders that were trained separately.
+    sklearn_ape.ZeroShotClassifier : ``aligner="open_clip:ViT-B-32/openai"`` selects this aligner.
 
     Notes
     -----
-    Weights are loaded at the first use and shared in the process; pickles carry none.
+    Weights are loaded on first use and shared in the process. Pickles do not contain them.
 
     References
     ----------
@@ -126,24 +127,24 @@ class CLIPAligner(LazyNamesMixin, BaseAligner):
 
     @reports_fit
     def fit(self, X: Any, y: Any = None) -> Self:
-        """Check the parameters and the form of X and y; there is nothing to learn.
+        """Validate the parameters, X and y; nothing is learned.
 
         Parameters
         ----------
         X : sequence of images, or array-like of shape (n_samples, n_features_in_)
-            What `transform` takes.
+            Images or features, as in `transform`.
         y : sequence of length n_samples or None, default=None
-            Captions, or features of texts; looked at, then ignored.
+            Captions, or features of texts. They are validated and not used.
 
         Returns
         -------
         self : object
-            The aligner itself.
+            The aligner.
 
         Raises
         ------
         ValueError
-            When the model's name, X or y cannot be used.
+            If the name of the model, X or y is invalid.
         """
         self._check_parameters()
         if _holds_features(X):
@@ -161,7 +162,7 @@ class CLIPAligner(LazyNamesMixin, BaseAligner):
 
     @property
     def image_encoder(self) -> OpenCLIPImageEncoder:
-        """The image tower as an encoder."""
+        """Encoder of images."""
         return OpenCLIPImageEncoder(
             self._name(),
             revision=self.revision,
@@ -177,7 +178,7 @@ class CLIPAligner(LazyNamesMixin, BaseAligner):
 
     @property
     def text_encoder(self) -> OpenCLIPTextEncoder:
-        """The text tower as an encoder."""
+        """Encoder of texts."""
         return OpenCLIPTextEncoder(
             self._name(),
             revision=self.revision,
@@ -190,7 +191,7 @@ class CLIPAligner(LazyNamesMixin, BaseAligner):
 
     @property
     def logit_scale_(self) -> float:
-        """Factor of the cosines that the model was trained with."""
+        """Logit scale of the trained model."""
         self.text_encoder._check_parameters()
         return float(self.text_encoder._network().model.logit_scale.exp().item())
 
@@ -202,12 +203,12 @@ class CLIPAligner(LazyNamesMixin, BaseAligner):
 
     @property
     def n_features_in_(self) -> int:
-        """Width of features of images."""
+        """Number of features of images."""
         return self.n_components_
 
     @property
     def n_text_features_in_(self) -> int:
-        """Width of features of texts."""
+        """Number of features of texts."""
         return self.n_components_
 
     @property
@@ -217,16 +218,16 @@ class CLIPAligner(LazyNamesMixin, BaseAligner):
     @property
     def fingerprint_(self) -> str:
         """Digest of the model's name or files and of the preprocessing."""
-        towers = self.image_encoder, self.text_encoder
-        for tower in towers:
-            tower._check_parameters()
-        return joblib.hash([tower._identity_digest() for tower in towers])
+        encoders = self.image_encoder, self.text_encoder
+        for encoder in encoders:
+            encoder._check_parameters()
+        return joblib.hash([encoder._identity_digest() for encoder in encoders])
 
-    def _fitted_state(self) -> dict[str, Any]:
+    def _get_state(self) -> dict[str, Any]:
         return {"weights": self.text_encoder._known_weights()}
 
-    def _restore_state(self, state: FittedState) -> None:
-        self.text_encoder._restore_state(state)
+    def _set_state(self, state: FittedState) -> None:
+        self.text_encoder._set_state(state)
 
     def _recorded_params(self) -> dict[str, Any]:
         params = super()._recorded_params()
@@ -237,7 +238,7 @@ class CLIPAligner(LazyNamesMixin, BaseAligner):
 
     def _card_facts(self) -> Facts:
         return Facts(
-            what=f"The OpenCLIP model {escape_markdown(repr(self._name()))}, by its name, without "
+            what=f"The name of the OpenCLIP model {escape_markdown(repr(self._name()))}, without "
             "its weights.",
             usage="print(model.similarity(['image.jpg'], ['a cat', 'a dog']))",
         )
@@ -252,7 +253,7 @@ class CLIPAligner(LazyNamesMixin, BaseAligner):
         if features.shape[1] != self.n_features_in_:
             raise ValueError(
                 f"X has {features.shape[1]} features, but {type(self).__name__} is expecting "
-                f"{self.n_features_in_} features as input: pass images, or features of "
+                f"{self.n_features_in_} features as input. Pass images, or features of "
                 f"OpenCLIPImageEncoder({self._name()!r})."
             )
         return as_float32(features, "X", look=False)
@@ -278,7 +279,7 @@ class CLIPAligner(LazyNamesMixin, BaseAligner):
 
 
 def _holds_features(X: Any) -> bool:
-    """Say whether X is rows of numbers; a sequence of images has three dimensions or none."""
+    """Return whether X holds rows of numbers, rather than images."""
     if issparse(X):
         return True
     if isinstance(X, list | tuple):
@@ -288,5 +289,5 @@ def _holds_features(X: Any) -> bool:
     values = np.asarray(X)
     if values.dtype.kind != "O":
         return values.dtype.kind in "fiubcmM"
-    # Of a table: columns that may lack numbers.
-    return not any(isinstance(one, str | bytes | PathLike) for one in values[:1].flat)
+    # A table with missing values has dtype object, as has one of paths.
+    return not any(isinstance(value, str | bytes | PathLike) for value in values[:1].flat)

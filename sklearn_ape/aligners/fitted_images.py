@@ -1,12 +1,10 @@
-"""Records of the images and the embeddings that an aligner was fitted with."""
+"""Records of the training images, and digests of what the embeddings of an aligner depend on."""
 
 from __future__ import annotations
 
 import hashlib
 import itertools
-import os
 import pickle
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple, Self
 from weakref import WeakKeyDictionary
@@ -17,30 +15,44 @@ from sklearn.base import BaseEstimator
 from sklearn.frozen import FrozenEstimator
 from sklearn.utils import gen_batches, get_tags
 
-from ..encoders.base import FrozenEncoder
-from ..encoders.weights import digest_folder
 from ..features.memmap import find_missing_rows
+from ..persistence.mixins import FittedState
 from ..utils.concurrency import ForkSafeLock
 from ..utils.linalg import evenly_spaced, fingerprint
 
-# With at least this many features, the order of the largest ones tells images apart. It is the
-# same for every engine and batch, while rounding changes the features themselves.
-# Features are centered first: in embeddings such as CLIP's, a few features are the largest of
-# every image.
-_FEWEST_FEATURES = 64
-
-
+# With at least this many features, the order of the largest ones identifies an image. It is the
+# same for every engine and batch size, while the features themselves differ by rounding.
+# Features are centered first: in embeddings such as CLIP's, the same few features are the largest
+# for every image.
+_MIN_FEATURES = 64
 _N_LARGEST = 8
 
-
 _ROWS_AT_ONCE = 4096
+_HASH_FACTOR = np.uint64(1_000_003)
 
+# By convention these attributes of an estimator do not change its results.
+_RUNTIME_OPTIONS = frozenset(
+    {"batch_size", "cache", "device", "errors_", "memory", "n_jobs", "on_error", "verbose"}
+)
 
-_FACTOR = np.uint64(1_000_003)
+# pickle raises ValueError for memory that is not contiguous, and libraries raise the others.
+_PICKLING_ERRORS = (
+    pickle.PicklingError,
+    AttributeError,
+    TypeError,
+    ValueError,
+    NotImplementedError,
+    RecursionError,
+)
+
+# Numbers of objects that cannot be pickled, such as a lambda. Python reuses the values of `id`.
+_numbers: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
+_next_number = itertools.count()
+_lock = ForkSafeLock()
 
 
 class FittedImages(NamedTuple):
-    """Keys of the images of a fit.
+    """Keys of the training images.
 
     Parameters
     ----------
@@ -49,7 +61,8 @@ class FittedImages(NamedTuple):
     are_contents : bool
         Whether keys are made from the images' content rather than from their features.
     mean : ndarray of float32, shape (n_features,), or None, default=None
-        Mean of the features, which keys of many features are relative to. None for others.
+        Mean that is subtracted from the features before their keys are computed. None if the
+        keys are not computed from many features.
     """
 
     keys: np.ndarray
@@ -57,28 +70,37 @@ class FittedImages(NamedTuple):
     mean: np.ndarray | None = None
 
     @classmethod
-    def of(cls, features: Any, digests: np.ndarray | None) -> Self:
-        """Return the record of a fit: of the digests of images, or else of their features.
+    def from_features(cls, features: Any, digests: np.ndarray | None) -> Self:
+        """Return the keys of training images, made from digests of their content if available.
 
-        Images that could not be encoded are left out of both.
+        Images that could not be encoded are left out.
         """
-        known = np.flatnonzero(~find_missing_rows(features))
+        rows = np.flatnonzero(~find_missing_rows(features))
         if digests is not None:
-            return cls(np.unique(_digest_keys(digests)[known]), True)
+            return cls(np.unique(_digest_keys(digests)[rows]), True)
         mean: np.ndarray | None = None
-        if features.shape[1] >= _FEWEST_FEATURES and known.size:
-            # A sample is enough to center by, and spares a pass over features in a file.
-            sample = np.asarray(features[known[evenly_spaced(known.size)]], dtype=np.float64)
+        if features.shape[1] >= _MIN_FEATURES and rows.size:
+            # A sample is sufficient, and avoids reading all features from a file once more.
+            sample = np.asarray(features[rows[evenly_spaced(rows.size)]], dtype=np.float64)
             mean = sample.mean(axis=0).astype(np.float32)
-        return cls(np.unique(_feature_keys(features, mean)[known]), False, mean)
+        return cls(np.unique(_feature_keys(features, mean)[rows]), False, mean)
 
     def contain(self, features: Any, digests: np.ndarray | None) -> np.ndarray:
-        """Return a bool per image: whether the aligner was fitted on it."""
+        """Return one bool per image: whether it is one of the training images."""
         if self.are_contents:
             assert digests is not None
             return np.isin(_digest_keys(digests), self.keys)
-        known = np.isin(_feature_keys(features, self.mean), self.keys)
-        return known & ~find_missing_rows(features)
+        is_key = np.isin(_feature_keys(features, self.mean), self.keys)
+        return is_key & ~find_missing_rows(features)
+
+    @classmethod
+    def from_state(cls, state: FittedState, n_features: int) -> Self:
+        """Return the record that was saved as the dict of `_asdict`."""
+        keys, are_contents = state.array("keys", (None,), "i"), state.value("are_contents")
+        if not isinstance(are_contents, bool):
+            raise ValueError(f"{state.where}.are_contents must be true or false.")
+        mean = state.array("mean", (n_features,)) if "mean" in state else state.optional("mean")
+        return cls(np.unique(keys), are_contents, mean)
 
 
 def _digest_keys(digests: np.ndarray) -> np.ndarray:
@@ -86,7 +108,7 @@ def _digest_keys(digests: np.ndarray) -> np.ndarray:
 
 
 def _feature_keys(features: Any, mean: np.ndarray | None) -> np.ndarray:
-    """Return a number per row which two different images rarely share."""
+    """Return one integer per row, which rarely is the same for two different images."""
     keys = np.empty(len(features), dtype=np.int64)
     for rows in gen_batches(len(features), _ROWS_AT_ONCE):
         block = np.asarray(features[rows], dtype=np.float32)
@@ -95,56 +117,41 @@ def _feature_keys(features: Any, mean: np.ndarray | None) -> np.ndarray:
             keys[rows] = np.frombuffer(b"".join(digests), dtype=np.int64)
             continue
         block = block - mean
-        # Columns in ascending order first, so that of equal features the first one comes first.
+        # Sorted columns and a stable sort, so that ties are broken by the number of the column.
         columns = np.sort(np.argpartition(-block, _N_LARGEST, axis=1)[:, :_N_LARGEST], axis=1)
         order = np.argsort(-np.take_along_axis(block, columns, axis=1), axis=1, kind="stable")
         columns = np.take_along_axis(columns, order, axis=1).astype(np.uint64)
         key = np.zeros(len(block), dtype=np.uint64)
         for column in columns.T:
-            key = key * _FACTOR + column  # wraps around, as a hash may
+            key = key * _HASH_FACTOR + column  # overflow wraps around, which suits a hash
         keys[rows] = key.view(np.int64)
     return keys
-
-
-# By convention these attributes of an estimator do not change its results.
-_RUNTIME_OPTIONS = frozenset(
-    {"batch_size", "cache", "device", "errors_", "memory", "n_jobs", "on_error", "verbose"}
-)
-
-
-# Objects that cannot be pickled, such as a lambda, are numbered, since Python reuses ids.
-_numbers: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
-
-
-_next_number = itertools.count()
-
-
-_lock = ForkSafeLock()
 
 
 def embedding_digest(aligner: Any) -> str:
     """Return a digest of everything that the embeddings of an aligner depend on.
 
-    That is what the aligner has learned, the parameters of its encoders, and parameters and
-    fitted attributes of the other steps of a Pipeline. Options such as ``n_jobs``, ``device`` or
-    ``cache``, which do not change results, are left out. No weights are loaded.
+    The digest covers the fitted parameters of the aligner, the parameters of its encoders, and
+    parameters and fitted attributes of the other steps of a Pipeline. Options such as
+    ``n_jobs``, ``device`` or ``cache``, which do not change results, are left out. No weights
+    are loaded.
 
     Parameters
     ----------
     aligner : estimator
-        A fitted aligner, or an estimator around one, such as a Pipeline.
+        A fitted aligner, or an estimator that wraps one, such as a Pipeline.
 
     Returns
     -------
     digest : str
-        Valid in this process only. An object that cannot be pickled counts as the same for as
-        long as it is the same object, so that changes within it are not noticed.
+        Digest that is valid in this process only. Objects that cannot be pickled are compared by
+        identity, so changes within them are not detected.
     """
-    return _Digest(by_object=True).of(aligner)
+    return _Digest(by_object=True).digest(aligner)
 
 
 def exact_digest(*values: Any) -> str | None:
-    """Return a digest of values, in which estimators count as in `embedding_digest`.
+    """Return a digest of values, in which estimators are digested as in `embedding_digest`.
 
     Parameters
     ----------
@@ -154,84 +161,74 @@ def exact_digest(*values: Any) -> str | None:
     Returns
     -------
     digest : str or None
-        None when there is an object that cannot be pickled.
+        The digest, or None if an object cannot be pickled.
     """
     try:
-        return _Digest(by_object=False).of(values)
-    except _CANNOT_BE_PICKLED:
+        return _Digest(by_object=False).digest(values)
+    except _PICKLING_ERRORS:
         return None
 
 
-# pickle raises ValueError for memory that is not contiguous, and libraries raise the others.
-_CANNOT_BE_PICKLED = (
-    pickle.PicklingError,
-    AttributeError,
-    TypeError,
-    ValueError,
-    NotImplementedError,
-    RecursionError,
-)
-
-
 class _Digest:
-    """Digests objects by what they hold.
+    """Digests of objects by their content.
 
     Parameters
     ----------
     by_object : bool
-        Whether an object that cannot be pickled counts by its identity. Otherwise it is an error.
+        Whether objects that cannot be pickled are digested by their identity. If False, they
+        raise an error.
     """
 
     def __init__(self, by_object: bool) -> None:
         self.by_object = by_object
 
-    def of(self, value: Any) -> str:
+    def digest(self, value: Any) -> str:
         """Return the digest of an object."""
         digest = hashlib.sha256()
         try:
             _Pickler(SimpleNamespace(write=digest.update), self).dump(value)
-        except _CANNOT_BE_PICKLED:
+        except _PICKLING_ERRORS:
             if not self.by_object:
                 raise
             return f"object {_number_of(value)}"
         return digest.hexdigest()
 
-    def of_estimator(self, estimator: Any) -> str:
-        """Return the digest of what the results of an estimator depend on."""
+    def digest_estimator(self, estimator: Any) -> str:
+        """Return a digest of everything that the results of an estimator depend on."""
         kind = type(estimator)
-        parts = {name: self.of(value) for name, value in sorted(_parts(estimator).items())}
+        parts = {name: self.digest(value) for name, value in sorted(_parts(estimator).items())}
         return f"{kind.__module__}.{kind.__qualname__} {parts}"
 
 
 class _Pickler(pickle.Pickler):
-    """Pickles to no file; estimators and arrays are replaced by their digests."""
+    """Pickler that replaces estimators and arrays by their digests."""
 
-    def __init__(self, file: Any, digest: _Digest) -> None:
+    def __init__(self, file: Any, digests: _Digest) -> None:
         super().__init__(file, protocol=pickle.HIGHEST_PROTOCOL)
-        self.digest = digest
+        self.digests = digests
 
     def persistent_id(self, obj: Any) -> str | None:
         if isinstance(obj, np.ndarray) and not obj.dtype.hasobject:
             return fingerprint(np.asarray(obj))
         is_estimator = isinstance(obj, BaseEstimator) or hasattr(obj, "transform_text")
         if is_estimator and not isinstance(obj, type):
-            return self.digest.of_estimator(obj)
+            return self.digests.digest_estimator(obj)
         return None
 
 
 def _parts(estimator: Any) -> dict[str, Any]:
-    """Return what the results of an estimator depend on, by name."""
-    if isinstance(estimator, FrozenEncoder):
-        return _parts_of_encoder(estimator)
+    """Return everything that the results of an estimator depend on, by name."""
+    if hasattr(estimator, "_digest_parts"):  # an encoder of this package
+        return estimator._digest_parts()
     if isinstance(estimator, FrozenEstimator):
         return {"estimator": estimator.estimator}
     attributes = vars(estimator)
     if "best_estimator_" in attributes:
         return {"best_estimator_": attributes["best_estimator_"]}
     needs_fit = not isinstance(estimator, BaseEstimator) or get_tags(estimator).requires_fit
-    if hasattr(estimator, "transform_text") and not needs_fit:  # CLIP, which is its two towers
+    if hasattr(estimator, "transform_text") and not needs_fit:  # CLIPAligner: its two encoders
         return {name: getattr(estimator, name) for name in ("image_encoder", "text_encoder")}
-    if hasattr(estimator, "fingerprint_"):  # a fitted aligner; it reads `dtype` when it embeds
+    if hasattr(estimator, "fingerprint_"):  # a fitted aligner, which reads `dtype` in `transform`
         names = ("fingerprint_", "dtype", "image_encoder_", "text_encoder_")
         return {name: getattr(estimator, name) for name in names if hasattr(estimator, name)}
     parameters = estimator.get_params(deep=False) if hasattr(estimator, "get_params") else {}
@@ -240,24 +237,8 @@ def _parts(estimator: Any) -> dict[str, Any]:
     return {name: value for name, value in parts.items() if name not in _RUNTIME_OPTIONS}
 
 
-def _parts_of_encoder(encoder: FrozenEncoder) -> dict[str, Any]:
-    """Return what the features of an encoder depend on.
-
-    Unlike `_identity_digest` this does not load weights to find out which commit the hub has,
-    since they stay the same within a process. The weights in a folder may have changed.
-    """
-    parts = encoder.get_params(deep=False)
-    for name in encoder._of_the_machine | {"on_error"}:
-        parts.pop(name, None)
-    if encoder.dtype != "float32":
-        parts["engine"] = encoder._engine_name()
-    if os.path.isdir(encoder.model_name):
-        parts["weights"] = digest_folder(Path(encoder.model_name))
-    return parts
-
-
 def _is_fitted(name: str, value: Any) -> bool:
-    """Say whether `fit` learned an attribute, rather than a method storing it during use."""
+    """Return whether an attribute was set by `fit`, rather than later by another method."""
     if name.endswith("_") and not name.startswith("_"):
         return True
     return isinstance(value, np.ndarray | BaseEstimator) or issparse(value)
@@ -267,5 +248,5 @@ def _number_of(value: Any) -> int:
     with _lock:
         try:
             return _numbers.setdefault(value, next(_next_number))
-        except TypeError:  # no weak reference to it, or no hash
+        except TypeError:  # not hashable, or without support for weak references
             return id(value)

@@ -1,67 +1,78 @@
-"""A kernel ridge regression from texts to whitened images, in closed form."""
+"""Kernel ridge regression from texts to whitened images, and the starter model made with it."""
 
 from __future__ import annotations
 
-from typing import Any, Self
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any, Self, cast
 
 import numpy as np
 import torch
 from sklearn.utils import check_random_state
 
 from ..devices import resolve_device
-from ..heads import ClosedFormHead, KernelMap, TwoTower
+from ..encoders import TimmImageEncoder, TransformersTextEncoder
+from ..heads import ClosedFormHead, KernelMap, TwoTower, WhitenedMap
 from ..training.data import PairDataset
 from ..utils.sklearn_compat import reports_fit
 from ..utils.torch_state import default_state
 from ..utils.validation import check_integer, check_number
 from ._base import BaseAligner
-from ._closed_form import MOST_ANCHORS, RIDGE, WHITENING, held_out_logit_scale, kernel_maps
-from ._serialization import SavedHeads
-from .similarity import embedded, make_embedders
+from ._closed_form import MAX_ANCHORS, RIDGE, WHITENING, held_out_logit_scale, kernel_maps
+from ._serialization import HeadsMixin, make_embedders
+from .fitted_images import FittedImages
+from .similarity import Bank
+
+STARTER_FOLDER = Path(__file__).with_name("starter")
+
+# Version of the starter model's file.
+_STARTER_FORMAT = 1
 
 
-class KernelAligner(SavedHeads, BaseAligner):
+class KernelAligner(HeadsMixin, BaseAligner):
     """Align two frozen encoders in closed form, by kernel ridge regression.
 
-    Image features are whitened, so that what tells few images apart counts as much as what
-    tells many. A text is sent to where the images of similar texts lie. Nothing is drawn at
-    random and nothing iterates: a few thousand pairs take seconds.
+    Image features are whitened, so that directions in which few images differ count as much as
+    those in which many do. A text is mapped to the images of similar texts [1]_. The solution
+    needs no iterations and a few thousand pairs take seconds.
 
     Parameters
     ----------
     image_encoder : transformer, str or None, default=None
-        Turns images into features, such as `TimmImageEncoder`. A str is the name of an encoder
-        with default parameters: a name of `sklearn_ape.encoders.list_encoders` such as
+        Encoder of images, such as `TimmImageEncoder`. A str is the name of an encoder with
+        default parameters: a name of `sklearn_ape.encoders.list_encoders` such as
         ``"efficientnet_lite0"``, any model of timm, ``"transformers:NAME"`` or
-        ``"open_clip:NAME"``. With None, X is features (as in a Pipeline whose first step is the
-        encoder).
+        ``"open_clip:NAME"``. If None, X holds features (as in a Pipeline whose first step is
+        the encoder).
     text_encoder : transformer, str or None, default=None
-        Turns captions into features, such as `TransformersTextEncoder`. A str is the name of an
-        encoder with default parameters: ``"all-MiniLM-L6-v2"``, any model of the transformers
-        library, or ``"open_clip:NAME"``. With None, y is features.
+        Encoder of captions, such as `TransformersTextEncoder`. A str is the name of an encoder
+        with default parameters: ``"all-MiniLM-L6-v2"``, any model of the transformers library,
+        or ``"open_clip:NAME"``. If None, y holds features.
     head_pairs : image encoder, str, HeadPairs or None, default=None
-        Names, synonyms and definitions of the classes that an image encoder can classify, as
-        pairs beside those in X and y; see `sklearn_ape.encoders.classifier_head_pairs`. Give the
-        encoder that the features of X come from.
+        Additional training pairs from the classification head of an image encoder: names,
+        synonyms and definitions of its classes; see
+        `sklearn_ape.encoders.classifier_head_pairs`. Pass the encoder that the features of X
+        come from.
     gamma : float or "scale", default="scale"
-        How fast the influence of a text falls with the angle between texts:
-        ``exp(gamma * (cosine - 1))``. ``"scale"`` is 6.8 divided by one less the mean cosine of
-        the captions, about 8 for MiniLM.
+        Coefficient of the kernel ``exp(gamma * (cosine - 1))`` between texts. ``"scale"`` is
+        6.8 divided by one minus the mean cosine of the captions, about 8 for MiniLM.
     ridge : float, default=0.3
-        Above 0; more is smoother.
+        Strength of the regularization, above 0. Larger values give a smoother map.
     whitening : float, default=0.03
-        Added to the variance of each direction of the image features, in units of the largest;
-        less whitens more.
+        Constant added to the variance of each direction of the image features, relative to the
+        largest variance. Smaller values whiten more.
     n_components : int or None, default=None
-        Size of the embeddings: the image directions of largest variance. None keeps all that
-        vary, and more than vary are not kept.
+        Size of the embeddings: the number of image directions kept, by decreasing variance.
+        None keeps all directions with variance. Directions without variance are never kept.
     max_anchors : int, default=16384
-        With more distinct captions, so many are drawn to stand for all (Nyström), to bound memory
-        at 8 bytes times its square, and time.
+        Largest number of distinct captions that are used as anchors of the kernel. If there are
+        more captions, a random sample of this size is used (Nyström approximation [2]_). The
+        fit takes 8 bytes times the square of the number of anchors.
     device : {"auto"}, str or torch.device, default="auto"
-        Where embeddings are computed; the solution is found on the CPU.
+        Device on which embeddings are computed. The solution is computed on the CPU.
     random_state : int, RandomState instance or None, default=0
-        Draws the anchors where there are too many captions.
+        Seed of the sample of anchors, used if there are more than `max_anchors` captions.
 
     Attributes
     ----------
@@ -70,38 +81,38 @@ class KernelAligner(SavedHeads, BaseAligner):
     gamma_ : float
         The gamma used.
     logit_scale_ : float
-        Factor of the cosines that suits pairs not seen in fit.
+        Logit scale (factor of the cosines), fitted on held-out pairs.
     n_parameters_ : int
-        Numbers stored.
+        Number of stored parameters.
     n_components_ : int
         Size of the embeddings.
     n_features_in_ : int
-        Width of the image features.
+        Number of image features.
     n_text_features_in_ : int
-        Width of the text features.
+        Number of text features.
     image_encoder_, text_encoder_ : transformer
-        The encoders used, where they were given.
+        The fitted encoders, if `image_encoder` or `text_encoder` is set.
     bank_ : Bank
-        Embeddings of up to 1,000 training images and captions, which `similarity` and
-        `ZeroShotClassifier` standardise by.
+        Embeddings of up to 1,000 training images and captions, by which `similarity` and
+        `ZeroShotClassifier` standardize cosines.
     fingerprint_ : str
         Digest of the solution.
 
     See Also
     --------
-    APEAligner : Starts at this solution and trains from there.
-    CCAAligner : Linear on both sides.
-    ASIFAligner : Solves nothing.
+    APEAligner : Starts from this solution and trains heads.
+    CCAAligner : Uses linear maps on both sides.
+    ASIFAligner : Compares with the training pairs and solves no equations.
 
     Notes
     -----
-    A text of several images is sent to their mean. To teach titles, synonyms or descriptions as
-    well, give lists of captions: each is a row of its own. A fit takes memory of 8 bytes times
-    the squared number of distinct captions, and time with its cube: 4,000 captions about 2
-    seconds, 12,000 about 15 on two cores.
+    A text of several images is mapped to their mean. To train on titles, synonyms or
+    descriptions as well, pass a list of captions per image; each caption is a separate row. A
+    fit takes memory of 8 bytes times the squared number of distinct captions, and time
+    proportional to its cube: 4,000 captions take about 2 seconds, 12,000 about 15 on two cores.
 
-    A caption like no other in the training set lies far from every anchor; its embedding then
-    points where the few nearest do.
+    A caption that is unlike all training captions is far from every anchor. Its embedding is
+    then determined by the few nearest anchors.
 
     References
     ----------
@@ -133,7 +144,7 @@ class KernelAligner(SavedHeads, BaseAligner):
         ridge: float = RIDGE,
         whitening: float = WHITENING,
         n_components: int | None = None,
-        max_anchors: int = MOST_ANCHORS,
+        max_anchors: int = MAX_ANCHORS,
         device: str | torch.device | None = "auto",
         random_state: int | np.random.RandomState | None = 0,
     ) -> None:
@@ -150,14 +161,15 @@ class KernelAligner(SavedHeads, BaseAligner):
 
     @reports_fit
     def fit(self, X: Any, y: Any) -> Self:
-        """Solve for the maps of both sides.
+        """Compute the maps of both sides.
 
         Parameters
         ----------
         X : sequence of images, or array-like of shape (n_samples, n_features)
-            Images if `image_encoder` is set, else features of images.
+            Images if `image_encoder` is set, otherwise features of images.
         y : sequence of length n_samples, or array-like of shape (n_samples, n_text_features)
-            With `text_encoder`, a caption or a list of captions for every image. Else features.
+            A caption or a list of captions per image if `text_encoder` is set, otherwise
+            features.
 
         Returns
         -------
@@ -167,20 +179,20 @@ class KernelAligner(SavedHeads, BaseAligner):
         Raises
         ------
         ValueError
-            When parameters or data cannot be used; the message names the row and the remedy.
+            If a parameter or the data are invalid. The message names the rows.
         """
         self._check_parameters()
         with default_state():
             data = self._fit_pairs(X, y)
             seed = check_random_state(self.random_state).randint(np.iinfo(np.int32).max)
-            self._keep(self._solved(data, seed))
+            self._set_module(self._solve(data, seed))
             self.logit_scale_ = held_out_logit_scale(
-                data, lambda some: make_embedders(self._solved(some, seed))
+                data, lambda train: make_embedders(self._solve(train, seed))
             )
-            self._keep_bank(data)
+            self._set_bank(data)
         return self
 
-    def _solved(self, data: PairDataset, seed: int) -> TwoTower:
+    def _solve(self, data: PairDataset, seed: int) -> TwoTower:
         maps = kernel_maps(
             data,
             gamma=self.gamma,
@@ -192,26 +204,17 @@ class KernelAligner(SavedHeads, BaseAligner):
         )
         return TwoTower(ClosedFormHead(maps.image), ClosedFormHead(maps.text)).eval()
 
-    def _keep(self, module: TwoTower) -> None:
+    def _set_module(self, module: TwoTower) -> None:
         self.module_ = module
         self.gamma_ = float(module.text_head.base.gamma)
         self.n_parameters_ = sum(buffer.numel() for buffer in module.buffers())
         self.n_components_ = self._n_features_out = module.n_components
         self.fingerprint_ = module.fingerprint()
 
-    def _keep_restored(self, module: TwoTower, logit_scale: float) -> None:
+    def _set_restored(self, module: TwoTower, logit_scale: float) -> None:
         if not isinstance(getattr(module.text_head, "base", None), KernelMap):
-            raise ValueError("The text head must be a kernel's.")
-        self._keep(module)
-
-    def _embed_image(self, features: np.ndarray) -> np.ndarray:
-        return self._embed("image", features)
-
-    def _embed_text(self, features: np.ndarray) -> np.ndarray:
-        return self._embed("text", features)
-
-    def _embed(self, side: str, features: np.ndarray) -> np.ndarray:
-        return embedded(self.module_, side, features, self.device)
+            raise ValueError("text_head is not a kernel map. The file is damaged.")
+        self._set_module(module)
 
     def _check_parameters(self) -> None:
         if self.gamma != "scale":
@@ -221,3 +224,118 @@ class KernelAligner(SavedHeads, BaseAligner):
         check_integer(self, "n_components", 1, optional=True)
         check_integer(self, "max_anchors", 2)
         resolve_device(self.device)
+
+
+def starter_encoders(**options: Any) -> tuple[TimmImageEncoder, TransformersTextEncoder]:
+    """Return the encoders of the starter model, with options such as ``cache``."""
+    return (
+        TimmImageEncoder("efficientnet_lite0", pooling="gem", crop="pad", **options),
+        TransformersTextEncoder("all-MiniLM-L6-v2", **options),
+    )
+
+
+@cache
+def load_starter() -> KernelAligner:
+    """Return the starter model, a fitted aligner that is installed with the package.
+
+    Estimators with ``aligner=None`` use it. It takes images and texts.
+
+    Returns
+    -------
+    aligner : KernelAligner
+        The fitted aligner, with its encoders. Every call returns the same object. Make a
+        ``copy.deepcopy`` before you change parameters of its encoders.
+
+    Raises
+    ------
+    ImportError
+        If the packages with the weights of the encoders are not installed.
+
+    See Also
+    --------
+    load_pretrained : Load a saved aligner.
+
+    Examples
+    --------
+    >>> from sklearn_ape import load_starter
+    >>> load_starter().transform_text(["a cat", "a dog"]).shape
+    (2, 640)
+    """
+    aligner = unpack_starter(STARTER_FOLDER / "model.safetensors")
+    aligner.image_encoder_._check_parameters()
+    aligner.text_encoder_._check_parameters()
+    return aligner
+
+
+def pack_starter(aligner: KernelAligner) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Return the tensors and the metadata of a starter model file.
+
+    Anchors, coefficients and the bank, which take nearly all of the space, are stored as 8-bit
+    integers with one scale per row.
+    """
+    image, text = (
+        cast(Any, head).base for head in (aligner.module_.image_head, aligner.module_.text_head)
+    )
+    tensors = {
+        "image_mean": image.mean.numpy(),
+        "image_directions": image.directions.numpy().astype(np.float16),
+    }
+    tensors["fitted_images"] = aligner._fitted_images.keys
+    rows = {
+        "anchors": text.anchors.numpy(),
+        "coefficients": text.coefficients.numpy(),
+        "bank_image": aligner.bank_.image,
+        "bank_text": aligner.bank_.text,
+    }
+    for name, values in rows.items():
+        tensors[name], tensors[f"{name}_scale"] = _quantize(values)
+    description = {
+        "format": _STARTER_FORMAT,
+        "gamma": aligner.gamma_,
+        "logit_scale": aligner.logit_scale_,
+    }
+    # A single entry: safetensors writes several in arbitrary order, and equal models should be
+    # equal files.
+    return tensors, {"sklearn_ape": json.dumps(description)}
+
+
+@default_state()
+def unpack_starter(path: Path) -> KernelAligner:
+    """Return the fitted aligner of a file with the output of `pack_starter`."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="np") as file:
+        description = json.loads(file.metadata()["sklearn_ape"])
+        if description["format"] != _STARTER_FORMAT:
+            raise ValueError(
+                f"{str(path)!r} has format {description['format']}, and this version of "
+                f"sklearn-ape reads format {_STARTER_FORMAT}. Reinstall sklearn-ape."
+            )
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    rows = {
+        name: tensors[name].astype(np.float32) * tensors[f"{name}_scale"][:, None]
+        for name in ("anchors", "coefficients", "bank_image", "bank_text")
+    }
+    anchors = torch.nn.functional.normalize(torch.from_numpy(rows["anchors"]))
+    directions = tensors["image_directions"].astype(np.float32)
+    module = TwoTower(
+        ClosedFormHead(WhitenedMap(tensors["image_mean"], directions)),
+        ClosedFormHead(KernelMap(anchors, rows["coefficients"], description["gamma"])),
+    )
+    image_encoder, text_encoder = starter_encoders()
+    aligner = KernelAligner(image_encoder=image_encoder, text_encoder=text_encoder)
+    aligner._set_module(module.eval())
+    aligner.logit_scale_ = description["logit_scale"]
+    aligner.image_encoder_, aligner.text_encoder_ = starter_encoders()
+    aligner.n_features_in_ = len(tensors["image_mean"])
+    aligner.n_text_features_in_ = anchors.shape[1]
+    aligner.bank_ = Bank.from_embeddings(rows["bank_image"], rows["bank_text"])
+    aligner._fitted_images = FittedImages(tensors["fitted_images"], are_contents=True)
+    return aligner
+
+
+def _quantize(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return rows as 8-bit integers, and the scale of every row."""
+    scale = np.abs(values).max(axis=1) / 127
+    scale = np.where(scale > 0, scale, 1).astype(np.float32)
+    return np.rint(values / scale[:, None]).astype(np.int8), scale

@@ -21,7 +21,7 @@ from ..training.distributed import current_ranks
 from ..training.net import embed
 from ..utils.sklearn_compat import with_callbacks
 from ..utils.validation import check_choice, check_integer, check_number
-from ._serialization import course_state, restore_course
+from ._serialization import history_state, restore_history
 from ._text_tower import TextTower, make_tower_net
 from ._trained import TrainedAligner, TrainingRun
 
@@ -309,11 +309,11 @@ class LiTAligner(TrainedAligner):
         return {
             "image_head": head_state(self.module_.image_head),
             "text_tower": self.module_.text_head.trained_state(),
-            **course_state(self),
+            **history_state(self),
         }
 
     def _restore_learned(self, state: FittedState, logit_scale: float) -> tuple[int, int | None]:
-        restore_course(self, state)
+        restore_history(self, state)
         image = restored_head(state.part("image_head"))
         tower = TextTower.restore(state.part("text_tower"), image.n_out)
         self._set_module(TwoTower(image, tower).eval(), logit_scale)

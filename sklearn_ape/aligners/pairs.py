@@ -1,4 +1,4 @@
-"""Pairs of images and captions from X and y."""
+"""Validation of X and y, and pairs of images and captions made from them."""
 
 from __future__ import annotations
 
@@ -12,34 +12,39 @@ import numpy as np
 from scipy.sparse import coo_array, issparse
 from sklearn.utils import gen_batches
 
-from ..encoders import EncodingError
-from ..encoders.items import summarize_errors
+from ..encoders.items import EncodingError, summarize_errors
 from ..features.memmap import find_missing_rows, select
 from ..training.data import PairDataset, unique_pairs
 from ..utils.validation import check_sequence, format_list, is_missing
 from ..utils.warnings import warn
 
-_NAMED_IN_ERRORS = 5
+_MAX_SHOWN = 5
+
+_ROWS_AT_ONCE = 1024
+
+# Smallest share of items with the same features as another item that is reported. A few images
+# that are stored twice hardly change a score.
+_MIN_SHARE = 0.05
 
 
 def as_sequence(y: Any, name: str = "y") -> Any:
-    """Return a column of another library, or a table of texts, as lists; other y as it is.
+    """Return y, as a list if it is a pyarrow or polars column or a 2d array of texts.
 
     Parameters
     ----------
     y : object
         Captions, or features of captions.
     name : str, default="y"
-        The parameter, for messages.
+        Name of the parameter for messages.
 
     Raises
     ------
     ValueError
-        When y is not a sequence, is empty, or is a table whose caption column has to be chosen.
+        If y is not a sequence, is empty, or is a table with more columns than the captions.
     """
     check_sequence(y, name, "text", "captions or features")
     if getattr(y, "ndim", 1) == 1 and hasattr(y, "__len__") and len(y) == 0:
-        raise ValueError(f"{name} is empty: pass a list with at least one text, ['a cat'].")
+        raise ValueError(f"{name} is empty. Pass a list with at least one text, ['a cat'].")
     if hasattr(y, "to_pylist"):  # pyarrow
         return y.to_pylist()
     if hasattr(y, "to_list") and not hasattr(y, "iloc"):  # polars
@@ -49,7 +54,7 @@ def as_sequence(y: Any, name: str = "y") -> Any:
         if kinds <= set("fiub") or np.asarray(y).dtype.kind in "fiub":
             return y
         raise ValueError(
-            f"{name} is a table with the columns {list(y.columns)}: pass the one that holds "
+            f"{name} is a table with the columns {list(y.columns)}. Pass the column that holds "
             "captions."
         )
     is_table = isinstance(y, np.ndarray) and y.ndim == 2 and y.dtype.kind in "UO"
@@ -59,7 +64,7 @@ def as_sequence(y: Any, name: str = "y") -> Any:
 
 
 def holds_texts(y: Any) -> bool:
-    """Say whether y is captions (or lists of captions) rather than numbers."""
+    """Return whether y holds captions (or lists of captions) rather than numbers."""
     kind = getattr(getattr(y, "dtype", None), "kind", None)
     if issparse(y) or kind in ("f", "i", "u", "b", "c") or not hasattr(y, "__len__"):
         return False
@@ -75,7 +80,7 @@ def _is_text(item: Any) -> bool:
 
 
 def holds_images(X: Any) -> bool:
-    """Say whether X is paths, images or bytes rather than features."""
+    """Return whether X holds paths, images or bytes rather than features."""
     if not isinstance(X, list | tuple | np.ndarray) or len(X) == 0:
         return hasattr(X, "str") and not hasattr(X, "columns")
     first = X[0]
@@ -83,34 +88,34 @@ def holds_images(X: Any) -> bool:
 
 
 def flatten_captions(y: Sequence[Any]) -> tuple[list[str], np.ndarray]:
-    """Return all captions in one list and, for each, the row of y that it stands in.
+    """Return all captions in one list, and the row of y of each caption.
 
     Raises
     ------
     ValueError
-        When captions are missing, empty or not text; the message names the rows.
+        If captions are missing, empty or not text. The message names the rows.
     """
     captions: list[str] = []
     rows: list[int] = []
-    bad: dict[int, str] = {}
+    errors: dict[int, str] = {}
     for row, item in enumerate(y):
-        several = list(item) if isinstance(item, list | tuple | np.ndarray) else [item]
-        if not several:
-            bad[row] = "an empty list of captions"
-        for caption in several:
+        row_captions = list(item) if isinstance(item, list | tuple | np.ndarray) else [item]
+        if not row_captions:
+            errors[row] = "an empty list of captions"
+        for caption in row_captions:
             if not isinstance(caption, str):
-                bad[row] = f"{caption!r} is not a text"
+                errors[row] = f"{caption!r} is not a text"
             elif not caption.strip():
-                bad[row] = f"{caption!r} is an empty caption"
+                errors[row] = f"{caption!r} is an empty caption"
             else:
                 captions.append(str(caption))
                 rows.append(row)
-    if bad:
-        named = "\n".join(f"  row {row}: {bad[row]}" for row in sorted(bad)[:_NAMED_IN_ERRORS])
-        more = f"\n  and {len(bad) - _NAMED_IN_ERRORS} more" if len(bad) > _NAMED_IN_ERRORS else ""
+    if errors:
+        shown = "\n".join(f"  row {row}: {errors[row]}" for row in sorted(errors)[:_MAX_SHOWN])
+        more = f"\n  and {len(errors) - _MAX_SHOWN} more" if len(errors) > _MAX_SHOWN else ""
         raise ValueError(
-            f"{len(bad)} of {len(y)} captions cannot be used:\n{named}{more}\n"
-            "Give each image a text, or leave these images out."
+            f"{len(errors)} of {len(y)} captions cannot be used:\n{shown}{more}\n"
+            "Pass a text for each of these images, or leave the images out."
         )
     return captions, np.array(rows, dtype=np.intp)
 
@@ -118,47 +123,39 @@ def flatten_captions(y: Sequence[Any]) -> tuple[list[str], np.ndarray]:
 def encode_unique(
     encode: Callable[[list[str]], Any], captions: list[str], rows: np.ndarray
 ) -> tuple[Any, np.ndarray]:
-    """Return features of the distinct captions, and the number of each caption among them.
+    """Return features of the distinct captions, and the row of each caption among them.
 
     Raises
     ------
     EncodingError
-        When captions cannot be encoded; it names the rows that these stand in.
+        If captions cannot be encoded. The message names their rows in y.
     """
     unique = {caption: number for number, caption in enumerate(dict.fromkeys(captions))}
     numbers = np.array([unique[text] for text in captions])
     try:
         return encode(list(unique)), numbers
     except EncodingError as error:
-        first = rows[np.unique(numbers, return_index=True)[1]]
-        errors = {int(first[number]): said for number, said in error.errors.items()}
+        first_rows = rows[np.unique(numbers, return_index=True)[1]]
+        errors = {int(first_rows[number]): reason for number, reason in error.errors.items()}
         remedy = str(error).rpartition("\n")[2]
         raise EncodingError(summarize_errors(errors, "caption") + remedy, errors) from None
 
 
-_ROWS_AT_ONCE = 1024
-
-
-# Equal features of different items are reported if at least this share of the items has them: a
-# few images that were stored twice hardly change a score.
-_SHARE_TO_REPORT = 0.05
-
-
 class Rows(NamedTuple):
-    """Features of both sides, and the rows of every pair.
+    """Features of both sides, and the rows of each pair.
 
     Parameters
     ----------
     image : ndarray or StoredRows of shape (n_samples, n_features)
         Features of the images, one row per row of X.
     text : ndarray or StoredRows of shape (n_texts, n_text_features)
-        Features of the distinct captions, or one row per row of y where y is features.
+        Features of the distinct captions, or one row per row of y if y holds features.
     image_rows, text_rows : ndarray of int, shape (n_pairs,)
-        Row of `image` and of `text` of every pair.
+        Row of each pair in `image` and in `text`.
     image_digests : ndarray of shape (n_samples,), or None, default=None
-        Digests of the images' content. None where only features are known.
+        Digests of the content of the images. None if X holds features.
     are_captions : bool, default=False
-        Whether rows of `text` are distinct captions.
+        Whether the rows of `text` are distinct captions.
     """
 
     image: Any
@@ -170,14 +167,14 @@ class Rows(NamedTuple):
 
     @property
     def image_items(self) -> np.ndarray:
-        """Number of the image of every pair: by content, or else every row is an image."""
+        """Identifier of the image of each pair: by content, or else by row."""
         if self.image_digests is None:
             return self.image_rows
         return np.unique(self.image_digests, return_inverse=True)[1][self.image_rows]
 
 
 def check_lengths(X: Any, n_rows: int) -> None:
-    """Raise ValueError unless there are as many images as rows of captions."""
+    """Raise ValueError unless the number of images is the number of rows of captions."""
     shape = getattr(X, "shape", None)
     n_images = shape[0] if shape else len(X if hasattr(X, "__len__") else np.asarray(X))
     if n_images != n_rows:
@@ -188,111 +185,116 @@ def check_lengths(X: Any, n_rows: int) -> None:
 
 
 def distinct_pairs(rows: Rows) -> PairDataset:
-    """Return pairs to train on: equal features count as one image or caption.
+    """Return training pairs, in which equal features count as one image or caption.
 
-    Pairs with a row that an encoder could not encode are left out, with a warning.
+    Pairs with a row that could not be encoded are left out, with a warning.
     """
-    rows, _ = _encoded(rows)
-    image, at_image = _merge(rows.image, rows.image_rows, _digests_of(rows.image, rows.image_rows))
-    text, at_text = _merge(rows.text, rows.text_rows, _digests_of(rows.text, rows.text_rows))
+    rows, _ = _drop_missing(rows)
+    image, image_rows = _merge_rows(
+        rows.image, rows.image_rows, _digest_rows(rows.image, rows.image_rows)
+    )
+    text, text_rows = _merge_rows(
+        rows.text, rows.text_rows, _digest_rows(rows.text, rows.text_rows)
+    )
     image_items, text_items = rows.image_items, rows.text_rows
     n_images, n_texts = (len(np.unique(items)) for items in (image_items, text_items))
     if len(image) == 1 < n_images:
         warn(
-            "All images have the same features, so nothing tells them apart. Check the image "
-            "encoder, or the features in X.",
+            "All images have the same features. Check the image encoder, or the features in X.",
         )
     items = None
     if (n_images, n_texts) != (len(image), len(text)):
-        items = np.column_stack([image_items, at_image, text_items, at_text])
-    return PairDataset(image, text, unique_pairs(at_image, at_text, len(text)), 0, items)
+        items = np.column_stack([image_items, image_rows, text_items, text_rows])
+    return PairDataset(image, text, unique_pairs(image_rows, text_rows, len(text)), 0, items)
 
 
 def item_pairs(rows: Rows, groups: Any = None) -> PairDataset:
-    """Return pairs to score: one row per image and per caption, whatever their features.
+    """Return pairs to score, with one row per image and per caption even if features are equal.
 
     Parameters
     ----------
     rows : Rows
-        All pairs. Those with a row that an encoder could not encode are left out, with a warning.
+        All pairs. Pairs with a row that could not be encoded are left out, with a warning.
     groups : array-like of shape (n_samples,) or None, default=None
-        Group of every row of X. All images and captions of a group belong together, and rows of
-        one group with equal features are one image or caption.
+        Group of each row of X. All images and captions of a group belong together, and rows of
+        a group with equal features are one image or caption.
     """
     group = None
     if groups is not None:
         group = _group_numbers(groups, len(rows.image))[rows.image_rows]
-    rows, group = _encoded(rows, group)
+    rows, group = _drop_missing(rows, group)
     image_items, text_items = rows.image_items, rows.text_rows
     are_images = rows.image_digests is not None
     if group is not None and not are_images:
-        image_items = _items_in_groups(group, _digests_of(rows.image, rows.image_rows))
+        image_items = _items_in_groups(group, _digest_rows(rows.image, rows.image_rows))
     if group is not None and not rows.are_captions:
-        text_items = _items_in_groups(group, _digests_of(rows.text, rows.text_rows))
-    image, at_image = _merge(rows.image, rows.image_rows, image_items)
-    text, at_text = _merge(rows.text, rows.text_rows, text_items)
-    _warn_of_equal_features("X", image, are_images or group is not None)
+        text_items = _items_in_groups(group, _digest_rows(rows.text, rows.text_rows))
+    image, image_rows = _merge_rows(rows.image, rows.image_rows, image_items)
+    text, text_rows = _merge_rows(rows.text, rows.text_rows, text_items)
+    _warn_about_equal_features("X", image, are_images or group is not None)
     if not rows.are_captions:
-        _warn_of_equal_features("y", text, group is not None)
+        _warn_about_equal_features("y", text, group is not None)
     if group is None:
-        return PairDataset(image, text, unique_pairs(at_image, at_text, len(text)))
+        return PairDataset(image, text, unique_pairs(image_rows, text_rows, len(text)))
     ones, n_groups = np.ones(len(group), dtype=bool), int(group.max()) + 1
-    images = coo_array((ones, (at_image, group)), shape=(len(image), n_groups)).tocsr()
-    texts = coo_array((ones, (group, at_text)), shape=(n_groups, len(text))).tocsr()
+    images = coo_array((ones, (image_rows, group)), shape=(len(image), n_groups)).tocsr()
+    texts = coo_array((ones, (group, text_rows)), shape=(n_groups, len(text))).tocsr()
     return PairDataset(image, text, np.column_stack((images @ texts).nonzero()))
 
 
-def _encoded(rows: Rows, group: np.ndarray | None = None) -> tuple[Rows, np.ndarray | None]:
-    """Leave out pairs, and their groups, with a row that an encoder could not encode."""
-    lost = (
+def _drop_missing(rows: Rows, group: np.ndarray | None = None) -> tuple[Rows, np.ndarray | None]:
+    """Leave out pairs, and their groups, with a row that could not be encoded."""
+    is_missing = (
         find_missing_rows(rows.image)[rows.image_rows]
         | find_missing_rows(rows.text)[rows.text_rows]
     )
-    if not lost.any():
+    if not is_missing.any():
         return rows, group
-    missing = np.unique(rows.image_rows[lost])
+    missing = np.unique(rows.image_rows[is_missing])
     warn(
-        f"{len(missing)} rows are left out, because an encoder could not encode them: "
-        f"{format_list(missing, str)}.",
+        f"{len(missing)} rows could not be encoded and are left out: {format_list(missing, str)}.",
     )
-    if lost.all():
-        raise ValueError("No pair is left: none of the images could be encoded.")
-    known = rows._replace(image_rows=rows.image_rows[~lost], text_rows=rows.text_rows[~lost])
-    return known, None if group is None else group[~lost]
+    if is_missing.all():
+        raise ValueError("X and y have no pair that could be encoded. Check the files in X.")
+    rows = rows._replace(
+        image_rows=rows.image_rows[~is_missing], text_rows=rows.text_rows[~is_missing]
+    )
+    return rows, None if group is None else group[~is_missing]
 
 
-def _merge(features: Any, rows: np.ndarray, keys: np.ndarray) -> tuple[Any, np.ndarray]:
-    """Return a row per distinct key in order of appearance, and the number of each key's row."""
+def _merge_rows(features: Any, rows: np.ndarray, keys: np.ndarray) -> tuple[Any, np.ndarray]:
+    """Return one row per distinct key in order of appearance, and the row of each key."""
     _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
-    del keys  # of a million rows, every array counts
+    del keys  # with a million rows, each array takes much memory
     order = np.argsort(first)
     number = np.empty_like(order)
     number[order] = np.arange(len(order))
-    kept = rows[first[order]]
-    if len(kept) == len(features) and np.array_equal(kept, np.arange(len(kept))):
-        return features, number[inverse]  # the usual case needs no copy
-    return select(features, kept), number[inverse]
+    first_rows = rows[first[order]]
+    # Usually all rows are distinct: then nothing is copied.
+    if len(first_rows) == len(features) and np.array_equal(first_rows, np.arange(len(first_rows))):
+        return features, number[inverse]
+    return select(features, first_rows), number[inverse]
 
 
-def _digests_of(features: Any, rows: np.ndarray) -> np.ndarray:
-    """Return the digest of the features of every row in `rows`, which may repeat."""
-    used, inverse = np.unique(rows, return_inverse=True)
-    digests = _digests(features, used)
-    return digests if np.array_equal(used, rows) else digests[inverse]
+def _digest_rows(features: Any, rows: np.ndarray) -> np.ndarray:
+    """Return the digest of the features of each row in `rows`, which may repeat."""
+    distinct, inverse = np.unique(rows, return_inverse=True)
+    digests = _digest_distinct_rows(features, distinct)
+    return digests if np.array_equal(distinct, rows) else digests[inverse]
 
 
-def _digests(features: Any, rows: np.ndarray) -> np.ndarray:
-    """Return 16 bytes for each row that no other row shares, of any number of rows."""
-    found = np.empty(len(rows), dtype="V16")
-    for some in gen_batches(len(rows), _ROWS_AT_ONCE):
-        block = np.ascontiguousarray(features[rows[some]])
-        digests = [hashlib.blake2b(row, digest_size=16).digest() for row in block]
-        found[some] = np.frombuffer(b"".join(digests), dtype="V16")
-    return found
+def _digest_distinct_rows(features: Any, rows: np.ndarray) -> np.ndarray:
+    """Return a digest of 16 bytes per row, long enough to be unique for any number of rows."""
+    digests = np.empty(len(rows), dtype="V16")
+    for part in gen_batches(len(rows), _ROWS_AT_ONCE):
+        block = np.ascontiguousarray(features[rows[part]])
+        joined = b"".join(hashlib.blake2b(row, digest_size=16).digest() for row in block)
+        digests[part] = np.frombuffer(joined, dtype="V16")
+    return digests
 
 
 def _group_numbers(groups: Any, n_rows: int) -> np.ndarray:
-    """Return the number of the group of every row of X."""
+    """Return the group of each row of X as an integer."""
     values = groups.tolist() if isinstance(groups, np.ndarray) else groups
     check_sequence(values, "groups", "group")
     if len(values) != n_rows:
@@ -300,7 +302,7 @@ def _group_numbers(groups: Any, n_rows: int) -> np.ndarray:
             f"groups has {len(values)} entries, and X has {n_rows} rows. Pass one per row."
         )
     numbers: dict[Any, int] = {}
-    found = np.empty(n_rows, dtype=np.intp)
+    group = np.empty(n_rows, dtype=np.intp)
     for row, value in enumerate(values):
         if isinstance(value, list | np.ndarray):
             raise ValueError(
@@ -309,32 +311,33 @@ def _group_numbers(groups: Any, n_rows: int) -> np.ndarray:
             )
         if is_missing(value):
             raise ValueError(f"groups has a missing value in row {row}. Give every row a group.")
-        found[row] = numbers.setdefault(value, len(numbers))
-    return found
+        group[row] = numbers.setdefault(value, len(numbers))
+    return group
 
 
 def _items_in_groups(group: np.ndarray, digests: np.ndarray) -> np.ndarray:
-    """Return the number of the features of every pair among those of its group."""
+    """Return an identifier of the item of each pair: equal features within a group."""
     _, inverse = np.unique(digests, return_inverse=True)
     return np.unique(group * len(digests) + inverse, return_inverse=True)[1]
 
 
-def _warn_of_equal_features(name: str, features: Any, are_items_known: bool) -> None:
-    """Warn when many items that are scored have the same features as another one."""
-    counts = np.unique(_digests(features, np.arange(len(features))), return_counts=True)[1]
+def _warn_about_equal_features(name: str, features: Any, are_identified: bool) -> None:
+    """Warn if many items to be scored have the same features as another item."""
+    digests = _digest_distinct_rows(features, np.arange(len(features)))
+    counts = np.unique(digests, return_counts=True)[1]
     n_equal = int(counts[counts > 1].sum())
-    if n_equal < _SHARE_TO_REPORT * len(features) or not n_equal:
+    if n_equal < _MIN_SHARE * len(features) or not n_equal:
         return
     what = "images" if name == "X" else "texts"
-    if are_items_known:
+    if are_identified:
         message = (
             f"{n_equal:,} of the {len(features):,} {what} in {name} have the same features as "
-            "another one. Nothing tells them apart, and ties count against the score."
+            "another one. They cannot be distinguished, and ties count against the score."
         )
     else:
         message = (
             f"{n_equal:,} of the {len(features):,} rows of {name} have the same features as "
-            "another row. Every row counts as an item of its own, and ties count against the "
+            "another row. Every row counts as a separate item, and ties count against the "
             "score. Pass groups, such as file names, if equal rows are the same item."
         )
     warn(message)

@@ -4,50 +4,42 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from copy import deepcopy
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 from weakref import WeakKeyDictionary
 
 import numpy as np
-import torch
 from scipy.sparse import csr_array, issparse
 from sklearn.utils import gen_batches
 
-from ..devices import resolve_device
 from ..features.memmap import feature_tiles, is_table, row_tiles
-from ..heads import TwoTower
-from ..training import embed
+from ..persistence.mixins import FittedState
 from ..utils.concurrency import ForkSafeLock
 from ..utils.linalg import evenly_spaced
 from ..utils.validation import ignores_underflow
 from .fitted_images import exact_digest
 
+# Indices that stand for "unknown" (below the threshold) and "unreadable" in place of a text's.
+UNKNOWN, UNREADABLE = -1, -2
 
-def embedded(
-    module: TwoTower, side: str, features: Any, device: str | torch.device | None
-) -> np.ndarray:
-    """Embed features with a module that lies, and stays, on the CPU."""
-    where = resolve_device(device)
-    if where.type != "cpu":
-        module = deepcopy(module).to(where)
-    return embed(module, side, features, where)
+_MAX_BANKS = 4
 
+_TILE_BYTES = 2**23
 
-def make_embedders(module: TwoTower) -> tuple[Callable, Callable]:
-    """Return what embeds image features, and text features, on the CPU."""
-    return (
-        lambda features: embedded(module, "image", features, "cpu"),
-        lambda features: embedded(module, "text", features, "cpu"),
-    )
+# A standard deviation of cosines below this is rounding error.
+_MIN_STD = 1e-6
+
+# The banks of collections are not stored on the aligners: predicting does not change estimators.
+_banks: WeakKeyDictionary[Any, OrderedDict[str, Bank]] = WeakKeyDictionary()
+_lock = ForkSafeLock()
 
 
 class SparseRows:
-    """Sparse embeddings; their products are dense, as `retrieval_ranks` wants them, tile by tile.
+    """Sparse embeddings whose products are dense, as `retrieval_ranks` needs them by the tile.
 
     Parameters
     ----------
     rows : csr_array of shape (n, n_components)
-        Of length 1.
+        L2-normalized embeddings.
     """
 
     def __init__(self, rows: csr_array) -> None:
@@ -61,7 +53,7 @@ class SparseRows:
 
     @property
     def T(self) -> Any:
-        """The rows as columns."""
+        """The transposed embeddings."""
         return self.rows.T
 
     def __matmul__(self, columns: Any) -> np.ndarray:
@@ -69,12 +61,11 @@ class SparseRows:
         return product.toarray() if issparse(product) else product
 
 
-# In the place of the number of a text.
-UNKNOWN, UNREADABLE = -1, -2
-
-
 class LogitTile(NamedTuple):
-    """Logits of some rows of all; they hold until the next tile, and may be changed."""
+    """Logits of a slice of the `n_rows` images.
+
+    The array is reused for the next tile. It may be modified.
+    """
 
     n_rows: int
     rows: slice
@@ -82,20 +73,20 @@ class LogitTile(NamedTuple):
 
 
 class LogitTiles:
-    """Scaled cosines of images with a fixed set of texts, standardised if there is a bank.
+    """Scaled cosines of images with a fixed set of texts, standardized if there is a bank.
 
     Parameters
     ----------
     aligner : estimator
-        Its `transform` embeds images.
+        Fitted aligner, or Pipeline that ends in one, whose `transform` embeds images.
     classes : ndarray of shape (n_texts,)
-        What the texts stand for; kept, and not used.
+        Class of each text. It is stored for the callers and not used here.
     texts : ndarray of shape (n_texts, n_components)
-        Embeddings of length 1.
+        L2-normalized embeddings of the texts.
     scale : float
         Factor of the cosines.
     bank : Bank or None
-        What cosines are compared with.
+        Bank that the cosines are standardized by. None returns plain cosines.
     """
 
     @ignores_underflow
@@ -111,33 +102,33 @@ class LogitTiles:
         self.classes = classes
         self.n_texts, self.n_components = texts.shape
         self.standardizer = None if bank is None else Standardizer(texts, bank, scale)
-        # Texts are fewer than images: scaled once, logits need no pass of their own.
+        # There are fewer texts than images: scaling them once is cheaper than scaling the logits.
         self.columns = (texts if bank is not None else texts * scale).T
 
-    def of(self, X: Any) -> Iterator[LogitTile]:
-        """Yield tiles of the logits of X.
+    def iter_tiles(self, X: Any) -> Iterator[LogitTile]:
+        """Yield the logits of X in tiles.
 
         Parameters
         ----------
         X : sequence of images, or array-like of shape (n_samples, n_features)
-            Features are embedded by the tile. Images are embedded all at once, as their
-            encoders work in batches of their own and name bad ones by their rows.
+            Features are embedded tile by tile. Images are embedded in a single call, because
+            encoders batch them themselves and name unreadable ones by their rows.
 
         Yields
         ------
         tile : LogitTile
-            At least one. Rows of NaN where an encoder gave up.
+            At least one tile. Rows of images that could not be encoded are NaN.
         """
         width = max(self.n_texts, self.n_components)
         if is_table(X):
             n_rows = X.shape[0]
-            embedded = feature_tiles(X, width, self.aligner.transform)
+            tiles = feature_tiles(X, width, self.aligner.transform)
         else:
-            whole = np.asarray(self.aligner.transform(X))
-            n_rows = len(whole)
-            embedded = ((rows, whole[rows]) for rows in row_tiles(n_rows, width))
+            all_embeddings = np.asarray(self.aligner.transform(X))
+            n_rows = len(all_embeddings)
+            tiles = ((rows, all_embeddings[rows]) for rows in row_tiles(n_rows, width))
         buffer: np.ndarray | None = None
-        for rows, embeddings in embedded:
+        for rows, embeddings in tiles:
             if buffer is None:
                 dtype = np.result_type(embeddings, self.columns)
                 buffer = np.empty((len(embeddings), self.n_texts), dtype)
@@ -148,12 +139,12 @@ class LogitTiles:
 
     @ignores_underflow
     def of_embeddings(self, embeddings: Any) -> np.ndarray:
-        """Return the logits of a few images that were embedded before.
+        """Return the logits of images that are already embedded.
 
         Parameters
         ----------
         embeddings : array of shape (n, n_components)
-            Dense or sparse.
+            Dense or sparse embeddings of the images.
         """
         logits = np.asarray(embeddings @ self.columns)
         if self.standardizer is not None:
@@ -162,26 +153,26 @@ class LogitTiles:
 
     @ignores_underflow
     def collect(
-        self, X: Any, make: Callable[[np.ndarray], tuple[np.ndarray, ...]]
+        self, X: Any, reduce: Callable[[np.ndarray], tuple[np.ndarray, ...]]
     ) -> tuple[np.ndarray, ...]:
-        """Return what is made of the logits of X, tile by tile, as whole arrays.
+        """Reduce the logits of X tile by tile, and return the concatenated arrays.
 
         Parameters
         ----------
         X : sequence of images, or array-like of shape (n_samples, n_features)
-            See `of`.
-        make : callable
-            Takes logits of shape (n, n_texts), which it may change, and returns arrays of
-            length n.
+            See `iter_tiles`.
+        reduce : callable
+            Function of the logits of a tile, of shape (n, n_texts), which it may modify. It
+            returns a tuple of arrays of length n.
         """
-        whole: tuple[np.ndarray, ...] = ()
-        for n_rows, rows, logits in self.of(X):
-            made = make(logits)
-            if not whole:
-                whole = tuple(np.empty((n_rows, *one.shape[1:]), one.dtype) for one in made)
-            for array, one in zip(whole, made, strict=True):
-                array[rows] = one
-        return whole
+        arrays: tuple[np.ndarray, ...] = ()
+        for n_rows, rows, logits in self.iter_tiles(X):
+            parts = reduce(logits)
+            if not arrays:
+                arrays = tuple(np.empty((n_rows, *part.shape[1:]), part.dtype) for part in parts)
+            for array, part in zip(arrays, parts, strict=True):
+                array[rows] = part
+        return arrays
 
 
 def to_probabilities(logits: np.ndarray) -> np.ndarray:
@@ -193,24 +184,24 @@ def to_probabilities(logits: np.ndarray) -> np.ndarray:
 
 
 def choose_texts(logits: np.ndarray, threshold: float | None) -> np.ndarray:
-    """Return the number of the text with the largest logit in every row.
+    """Return the index of the text with the largest logit in each row.
 
-    `UNKNOWN` where its probability is below the threshold, `UNREADABLE` where
-    there are no numbers.
+    The index is `UNKNOWN` where the probability is below the threshold, and `UNREADABLE` in rows
+    of NaN. The logits are modified.
     """
     best = np.argmax(logits, axis=1)
-    unread = np.isnan(logits[:, 0])
+    is_unreadable = np.isnan(logits[:, 0])
     if threshold is not None:
         best[to_probabilities(logits).max(axis=1) < threshold] = UNKNOWN
-    best[unread] = UNREADABLE
+    best[is_unreadable] = UNREADABLE
     return best
 
 
 def choose_top_texts(logits: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the numbers of the k most probable texts of every row, and their probabilities."""
+    """Return the indices of the k most probable texts of each row, and their probabilities."""
     first = logits.shape[1] - k
     order = np.argpartition(logits, first, axis=1)[:, first:]
-    order.sort(axis=1)  # the first one of equals is the first one
+    order.sort(axis=1)  # ascending, so that the stable sort below breaks ties by index
     largest = np.take_along_axis(logits, order, axis=1)
     order = np.take_along_axis(order, np.argsort(-largest, axis=1, kind="stable"), axis=1)
     probabilities = np.take_along_axis(to_probabilities(logits), order, axis=1)
@@ -218,162 +209,231 @@ def choose_top_texts(logits: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray
     return order, probabilities
 
 
-_MOST_BANKS = 4
-
-
-_TILE_BYTES = 2**23
-
-
-# A standard deviation of cosines below this is their rounding error.
-_NO_SPREAD = 1e-6
-
-
-# As with embeddings of labels: predicting leaves estimators as they were.
-_kept: WeakKeyDictionary[Any, OrderedDict[str, Bank]] = WeakKeyDictionary()
-
-
-_lock = ForkSafeLock()
-
-
 class Bank(NamedTuple):
-    """Embeddings that others are compared with, and the spread of their cosines.
+    """Reference embeddings that cosines are standardized by.
 
     Parameters
     ----------
     image : array of shape (n_images, n_components)
-        Of length 1, dense or sparse.
+        L2-normalized embeddings of images, dense or `SparseRows`.
     text : array of shape (n_texts, n_components) or None
-        None where there are no captions: texts alone are standardised then.
-    spread : float
+        L2-normalized embeddings of captions. None if there are no captions; then cosines are
+        standardized per text only.
+    std : float
         Mean standard deviation of the cosines of a caption with the images, and of an image
-        with the captions; NaN without captions.
+        with the captions. NaN without captions.
     """
 
     image: Any
     text: Any
-    spread: float
+    std: float
 
     @classmethod
-    def of(cls, image: Any, text: Any) -> Bank:
-        """Make a bank of embeddings."""
+    def from_embeddings(cls, image: Any, text: Any) -> Self:
+        """Return the bank of embeddings of images, and of captions or None."""
         if text is None:
             return cls(image, None, np.nan)
-        spreads = _moments(text, image)[1].mean(), _moments(image, text)[1].mean()
-        return cls(image, text, float(np.mean(spreads)))
+        stds = compute_moments(text, image)[1].mean(), compute_moments(image, text)[1].mean()
+        return cls(image, text, float(np.mean(stds)))
+
+    def state(self) -> dict[str, Any]:
+        """Return the bank as plain arrays, as it is saved."""
+        return {
+            "image": _rows_state(self.image),
+            "text": None if self.text is None else _rows_state(self.text),
+            "spread": float(self.std),
+        }
+
+    @classmethod
+    def from_state(cls, state: FittedState, n_components: int) -> Self:
+        """Return the bank that `state` returned."""
+        image = _rows_from_state(state.part("image"), n_components)
+        text = _rows_from_state(state.part("text"), n_components) if "text" in state else None
+        state.optional("text")
+        return cls(image, text, np.nan if text is None else state.number("spread", above=-1e-9))
+
+
+def _rows_state(rows: Any) -> dict[str, Any]:
+    if isinstance(rows, SparseRows):
+        csr = rows.rows
+        return {"data": csr.data, "indices": csr.indices, "indptr": csr.indptr}
+    return {"dense": np.asarray(rows)}
+
+
+def _rows_from_state(state: FittedState, n_components: int) -> Any:
+    if "dense" in state:
+        return state.array("dense", (None, n_components))
+    data = state.array("data", (None,))
+    indices, indptr = (state.array(name, (None,), "i") for name in ("indices", "indptr"))
+    shape = (len(indptr) - 1, n_components)
+    rows = csr_array((data, indices, indptr), shape=shape)
+    rows.check_format(full_check=True)
+    return SparseRows(rows)
 
 
 class Standardizer:
-    """Puts cosines with some texts in relation to those with a bank.
+    """Standardizes cosines with a fixed set of texts by a bank.
 
-    A text that is similar to all images, a hub, comes first for many of them by its cosine.
-    With z of an image x and a text t,
+    By plain cosines, a text that is similar to all images (a hub) ranks first for many of them.
+    For an image x and a text t let
 
-        z = (s(x, t) - mean_b s(b, t)) / sd_b s(b, t) + (s(x, t) - mean_b s(x, b)) / sd_b s(x, b),
+        z = (s(x, t) - mean_b s(b, t)) / std_b s(b, t)
+            + (s(x, t) - mean_b s(x, b)) / std_b s(x, b),
 
-    over images b of the bank in the first term and captions b in the second, half of z times
-    the mean standard deviation within the bank is returned: as large as a cosine less its mean,
-    so that a logit scale and a threshold keep their sense.
+    where b runs over the images of the bank in the first term and over its captions in the
+    second. The result is z / 2 times the mean standard deviation within the bank. It has the
+    scale of a centered cosine, so that logit scales and thresholds keep their meaning.
 
     Parameters
     ----------
     text : array of shape (n_texts, n_components)
-        The embeddings of the texts.
+        Embeddings of the texts.
     bank : Bank
-        One without captions gives the first term alone, and the spread is that of `text`.
+        Reference embeddings. If it has no captions, only the first term is used, with the mean
+        standard deviation of `text`.
     scale : float, default=1.0
         Factor of the result.
+    image_moments : tuple of two ndarrays of shape (n_images,), or None, default=None
+        Mean and standard deviation of the cosines of images with the captions of the bank, if
+        they have been computed before, for `apply_to_rows`.
     """
 
-    def __init__(self, text: Any, bank: Bank, scale: float = 1.0) -> None:
+    def __init__(
+        self,
+        text: Any,
+        bank: Bank,
+        scale: float = 1.0,
+        image_moments: tuple[np.ndarray, np.ndarray] | None = None,
+    ) -> None:
         self.bank = bank
-        self.middle, spread = _moments(text, bank.image)
-        whole = spread.mean() if bank.text is None else bank.spread / 2
-        self.scale = scale * whole
-        self.factor = self.scale / _divisor(spread)
+        self.image_moments = image_moments
+        self.mean, std = compute_moments(text, bank.image)
+        self.scale = scale * (std.mean() if bank.text is None else bank.std / 2)
+        self.factor = self.scale / _divisor(std)
 
-    @ignores_underflow
     def apply(self, cosines: np.ndarray, image: Any) -> None:
-        """Change cosines, of shape (n_images, n_texts), in place.
+        """Standardize cosines in place.
 
         Parameters
         ----------
-        cosines : ndarray of shape (n_images, n_texts)
-            Of floats, and writable.
+        cosines : ndarray of float, shape (n_images, n_texts)
+            Cosines of the images with all texts. Rows of NaN stay NaN.
         image : array of shape (n_images, n_components)
-            The embeddings of the images; rows of NaN stay NaN.
+            Embeddings of the images.
         """
-        middle, factor = self.middle.astype(cosines.dtype), self.factor.astype(cosines.dtype)
-        if self.bank.text is not None:
-            own_middle, spread = _moments(image, self.bank.text)
-            own_middle = own_middle.astype(cosines.dtype)[:, None]
-            own_factor = (self.scale / _divisor(spread)).astype(cosines.dtype)[:, None]
+        moments = None if self.bank.text is None else compute_moments(image, self.bank.text)
+        self._apply(cosines, None if moments is None else [m[:, None] for m in moments])
+
+    def apply_to_rows(self, cosines: np.ndarray, rows: slice, texts: slice) -> None:
+        """Standardize cosines of a slice of the images of `image_moments` with a slice of texts.
+
+        Parameters
+        ----------
+        cosines : ndarray of float, shape (n_rows, n_selected_texts)
+            Cosines, modified in place.
+        rows, texts : slice
+            Images and texts of the cosines.
+        """
+        moments = None
+        if self.image_moments is not None:
+            moments = [values[rows, None] for values in self.image_moments]
+        self._apply(cosines, moments, texts)
+
+    def apply_to_pairs(self, cosines: np.ndarray, rows: np.ndarray) -> None:
+        """Standardize cosines of each text with k of the images of `image_moments`.
+
+        Parameters
+        ----------
+        cosines : ndarray of float, shape (n_texts, k)
+            Cosines, modified in place.
+        rows : ndarray of int, shape (n_texts, k)
+            Images of the cosines.
+        """
+        moments = None
+        if self.image_moments is not None:
+            moments = [values[rows.T] for values in self.image_moments]
+        self._apply(cosines.T, moments)
+
+    @ignores_underflow
+    def _apply(
+        self, cosines: np.ndarray, moments: list[np.ndarray] | None, texts: slice = slice(None)
+    ) -> None:
+        """Standardize cosines by the moments of their texts and, unless None, of their images."""
+        dtype = cosines.dtype
+        mean, factor = self.mean[texts].astype(dtype), self.factor[texts].astype(dtype)
+        if moments is not None:
+            image_mean = moments[0].astype(dtype)
+            image_factor = (self.scale / _divisor(moments[1])).astype(dtype)
+        # In small tiles, so that the second term needs no array as large as the cosines.
         for rows in _tiles(*cosines.shape):
-            some = cosines[rows]
-            if self.bank.text is not None:
-                second = some - own_middle[rows]
-                second *= own_factor[rows]
-            some -= middle
-            some *= factor
-            if self.bank.text is not None:
-                some += second
+            tile = cosines[rows]
+            if moments is not None:
+                image_term = tile - image_mean[rows]
+                image_term *= image_factor[rows]
+            tile -= mean
+            tile *= factor
+            if moments is not None:
+                tile += image_term
 
 
 def resolve_bank(
     standardize: Any, aligner: Any, transform: Callable[[Any], Any], whole: Any
 ) -> Bank | None:
-    """Return the bank that a ``standardize`` parameter stands for.
+    """Return the bank that a ``standardize`` parameter selects.
 
     Parameters
     ----------
     standardize : bool, sequence of images or array-like of shape (n_images, n_features_in_)
-        False is no bank, True the aligner's own; of a collection of images the captions are the
-        aligner's own, and its embeddings are kept for as long as the aligner lives.
+        False selects no bank and True the aligner's ``bank_``. The images of a collection are
+        combined with the captions of ``bank_``, and their embeddings are cached for the lifetime
+        of the aligner.
     aligner : aligner
-        May have a ``bank_``.
+        The aligner, with or without a ``bank_``.
     transform : callable
-        Embeds the images of a collection.
+        Function that embeds the images of a collection.
     whole : estimator
-        What `transform` belongs to: the aligner itself, or a Pipeline around it.
+        Estimator that `transform` belongs to: the aligner, or a Pipeline that ends in it.
 
     Raises
     ------
     ValueError
-        When there is no such bank; the message says what to pass.
+        If there is no such bank. The message says what to pass.
     """
     name = type(aligner).__name__
     own = getattr(aligner, "bank_", None)
     if isinstance(standardize, bool | np.bool_):
         if standardize and own is None:
             raise ValueError(
-                f"standardize=True needs images and captions that the aligner was fitted on, "
-                f"and this {name} keeps none. Pass a collection of images (or their features) "
-                "like those to be compared, standardize=images, or fit the aligner again."
+                f"standardize=True needs the training images and captions, and this {name} has "
+                "not stored any. Pass a collection of images (or their features) like those to be "
+                "compared, standardize=images, or fit the aligner again."
             )
         return own if standardize else None
     check_standardize(standardize)
     n_images = _length(standardize)
     if n_images < 2:
         raise ValueError(
-            f"standardize is a collection of {n_images} images, and a bank needs at least 2, "
-            "better some hundreds, like those to be compared."
+            f"standardize is a collection of {n_images} images, and at least 2 are needed. Pass "
+            "some hundreds of images like those to be compared."
         )
-    images = _rows_of(standardize, evenly_spaced(n_images))
+    images = _select_rows(standardize, evenly_spaced(n_images))
     key = exact_digest(whole, images)
     with _lock:
-        kept = _kept.setdefault(aligner, OrderedDict())
-        bank = kept.get(key) if key else None
+        banks = _banks.setdefault(aligner, OrderedDict())
+        bank = banks.get(key) if key else None
     if bank is None:
-        bank = Bank.of(_distinct(transform(images)), own and own.text)
+        embeddings = drop_missing_rows(transform(images))
+        bank = Bank.from_embeddings(embeddings, own and own.text)
         if key:
             with _lock:
-                kept[key] = bank
-                while len(kept) > _MOST_BANKS:
-                    kept.popitem(last=False)
+                banks[key] = bank
+                while len(banks) > _MAX_BANKS:
+                    banks.popitem(last=False)
     return bank
 
 
 def check_standardize(standardize: Any) -> None:
-    """Refuse what is neither a bool nor a collection."""
+    """Raise ValueError unless a ``standardize`` parameter is a bool or a collection."""
     if isinstance(standardize, bool | np.bool_):
         return
     is_single = isinstance(standardize, str | bytes) or getattr(standardize, "ndim", 1) == 0
@@ -390,8 +450,8 @@ def _length(collection: Any) -> int:
     return shape[0] if shape else len(collection)
 
 
-def _rows_of(collection: Any, rows: np.ndarray) -> Any:
-    """Return some rows of a list, an array, a table or a column, as what it is."""
+def _select_rows(collection: Any, rows: np.ndarray) -> Any:
+    """Return rows of a list, an array, a table or a column as an object of the same type."""
     if hasattr(collection, "iloc"):
         return collection.iloc[rows]
     if hasattr(collection, "to_pylist") and hasattr(collection, "take"):  # pyarrow
@@ -401,39 +461,39 @@ def _rows_of(collection: Any, rows: np.ndarray) -> Any:
     return [collection[int(row)] for row in rows]
 
 
-def _distinct(embeddings: Any) -> np.ndarray:
-    """Leave out images that could not be read; what is left must differ."""
+def drop_missing_rows(embeddings: Any) -> np.ndarray:
+    """Return the embeddings of a bank without rows of NaN; raise ValueError if all are equal."""
     embeddings = np.asarray(embeddings)
     embeddings = embeddings[~np.isnan(embeddings[:, 0])]
-    if not len(embeddings) or not np.ptp(embeddings, axis=0).max() > _NO_SPREAD:
+    if not len(embeddings) or not np.ptp(embeddings, axis=0).max() > _MIN_STD:
         raise ValueError(
-            "standardize is a collection of images that could not be read or are all the same: "
-            "a bank needs images that differ."
+            "standardize is a collection of images that are unreadable or all the same. Pass "
+            "images that differ."
         )
     return embeddings
 
 
 @ignores_underflow
-def _moments(embeddings: Any, bank: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Return the mean and standard deviation of every row's cosines with the bank."""
+def compute_moments(embeddings: Any, bank: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Return the mean and standard deviation of the cosines of each row with the bank."""
     n_rows = len(embeddings)
-    middle, spread = np.empty((2, n_rows))
+    mean, std = np.empty((2, n_rows))
     columns = bank.T
     for rows in _tiles(n_rows, len(bank)):
         cosines = embeddings[rows] @ columns
-        middle[rows] = cosines.mean(axis=1, dtype=np.float64)
-        cosines -= middle[rows, None].astype(cosines.dtype)
-        # Of deviations, small numbers around 0, float32 holds the squares well enough.
-        spread[rows] = np.sqrt(np.einsum("ij,ij->i", cosines, cosines) / len(bank))
-    return middle, spread
+        mean[rows] = cosines.mean(axis=1, dtype=np.float64)
+        cosines -= mean[rows, None].astype(cosines.dtype)
+        # Deviations are small and centered, so float32 is precise enough for their squares.
+        std[rows] = np.sqrt(np.einsum("ij,ij->i", cosines, cosines) / len(bank))
+    return mean, std
 
 
 def _tiles(n_rows: int, n_columns: int) -> Iterator[slice]:
-    """Return slices of rows of which a matrix of so many columns is small."""
+    """Return slices of rows such that a float32 matrix of one slice takes `_TILE_BYTES`."""
     size = max(1, _TILE_BYTES // (4 * max(n_columns, 1)))
     return gen_batches(n_rows, size)
 
 
-def _divisor(spread: np.ndarray) -> np.ndarray:
-    """Return what to divide by: without a spread nothing deviates. NaN stays NaN."""
-    return np.where(spread <= _NO_SPREAD, np.inf, spread)
+def _divisor(std: np.ndarray) -> np.ndarray:
+    """Return the divisor of deviations: infinity where there are none. NaN stays NaN."""
+    return np.where(std <= _MIN_STD, np.inf, std)

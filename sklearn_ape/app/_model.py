@@ -10,11 +10,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from sklearn.base import clone
-from sklearn.frozen import FrozenEstimator
-from sklearn.pipeline import Pipeline
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.utils.validation import check_is_fitted
 
-from ..aligners.wrapper import resolve_aligner, unwrap_aligner
+from ..aligners.wrapper import resolve_aligner, unwrap, wrapped_aligner
 from ..datasets import get_data_home
 from ..encoders import HeadPairs, classifier_head_pairs
 from ._limits import Limits, Report, UserError, without_paths
@@ -85,16 +84,12 @@ def load_model(aligner: Any) -> Model:
 
         aligner = load_pretrained(aligner)
     labels = None
-    while hasattr(aligner, "aligner"):  # a classifier or a retriever
-        if hasattr(aligner, "predict_proba"):
-            labels = [str(label) for label in getattr(aligner, "classes_", [])] or None
-        aligner = getattr(aligner, "aligner_", aligner.aligner)
-    aligner = resolve_aligner(aligner)
+    if hasattr(aligner, "predict_proba"):
+        labels = [str(label) for label in getattr(aligner, "classes_", [])] or None
+    aligner = wrapped_aligner(resolve_aligner(aligner))
     check_is_fitted(aligner)
-    if hasattr(aligner, "best_estimator_"):  # a search
-        aligner = aligner.best_estimator_
-    if isinstance(aligner, FrozenEstimator):
-        aligner = aligner.estimator
+    preprocessing, inner = unwrap(aligner)
+    aligner = inner if preprocessing is None else make_pipeline(preprocessing, inner)
     image_encoder, text_encoder = encoders_of(aligner)
     if image_encoder is None or text_encoder is None:
         side = "image" if image_encoder is None else "text"
@@ -113,14 +108,12 @@ def _is_clip(name: Any) -> bool:
 
 def encoders_of(aligner: Any) -> tuple[Any, Any]:
     """Return the encoders of images and of texts in a fitted aligner, None where it has none."""
-    inner = unwrap_aligner(aligner)
+    preprocessing, inner = unwrap(aligner)
     image, text = (
         getattr(inner, f"{side}_encoder_", getattr(inner, f"{side}_encoder", None))
         for side in ("image", "text")
     )
-    if image is None and isinstance(aligner, Pipeline) and len(aligner.steps) > 1:
-        image = aligner.steps[0][1] if len(aligner.steps) == 2 else aligner[:-1]
-    return image, text
+    return preprocessing if image is None else image, text
 
 
 def with_caches(aligner: Any, image: Any, text: Any) -> Any:

@@ -17,7 +17,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.utils import check_random_state
 
 from ..aligners import CLIPAligner
-from ..aligners.wrapper import resolve_aligner, unwrap_aligner
+from ..aligners.wrapper import resolve_aligner, wrapped_aligner
 from ..datasets import get_data_home
 from ..encoders import EncodingFailedWarning, OpenCLIPImageEncoder, TimmImageEncoder, list_encoders
 from ..encoders.images import image_groups
@@ -137,11 +137,10 @@ def open_aligner(source: str | None, machine: Machine) -> Any:
 
 def aligner_within(opened: Any, machine: Machine) -> Any:
     """Return the aligner of what was opened: its own, if it is a classifier or a retriever."""
-    aligner = opened
-    while not _is_aligner(aligner):  # a saved classifier or retriever
-        aligner = aligner.aligner_ if hasattr(aligner, "aligner_") else aligner.aligner
-        if aligner is None or isinstance(aligner, str):
-            aligner = _configured(copy.deepcopy(resolve_aligner(aligner)), machine)
+    aligner = wrapped_aligner(opened)
+    if aligner is not opened and not hasattr(opened, "aligner_"):
+        # The aligner of a name is shared in the process, so a copy is configured.
+        aligner = _configured(copy.deepcopy(aligner), machine)
     if isinstance(aligner, CLIPAligner):  # its encoder apart, which says what it cannot read
         aligner = make_pipeline(aligner.image_encoder, aligner)
     image_encoder_of(aligner)
@@ -161,14 +160,6 @@ def open_saved(source: str | None, machine: Machine) -> Any:
     from .. import load_pretrained
 
     return _configured(load_pretrained(source), machine)
-
-
-def _is_aligner(estimator: Any) -> bool:
-    try:
-        unwrap_aligner(estimator)
-    except TypeError:
-        return False
-    return True
 
 
 def image_encoder_of(model: Any) -> Any:

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from sklearn.base import clone
-from sklearn.frozen import FrozenEstimator
 
 from ..persistence import SerializableMixin
 from ..persistence.mixins import Record
+from ..utils.sklearn_compat import unfreeze
 from ..utils.torch_state import default_state
 from ._timm import TimmImageEncoder
 from ._transformers import TransformersImageEncoder
@@ -123,7 +123,7 @@ def classifier_head_pairs(
     """
     if isinstance(encoder, str):
         encoder = resolve_encoder(encoder, "image", "encoder")
-    inner = encoder.estimator if isinstance(encoder, FrozenEstimator) else encoder
+    inner = unfreeze(encoder)
     if isinstance(inner, TimmImageEncoder):
         inner._check_parameters()
         head, names = _timm_head(inner), inner.class_names

@@ -432,6 +432,21 @@ class FrozenEncoder(
             identity["engine"] = self._engine_name()
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).digest()
 
+    def _digest_parts(self) -> dict[str, Any]:
+        """Return everything that features depend on, without loading weights.
+
+        Unlike `_identity_digest`, this does not find out which commit of a model is used: that
+        stays the same within a process. The weights in a folder may have changed.
+        """
+        parts = self.get_params(deep=False)
+        for name in self._of_the_machine | {"on_error"}:
+            parts.pop(name, None)
+        if self.dtype != "float32":
+            parts["engine"] = self._engine_name()
+        if os.path.isdir(self.model_name):
+            parts["weights"] = digest_folder(Path(self.model_name))
+        return parts
+
     def _raise_or_go_on(self, errors: dict[int, str]) -> None:
         if errors and self.on_error == "raise":
             raise EncodingError(

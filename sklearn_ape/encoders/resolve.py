@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 from sklearn.base import clone
-from sklearn.frozen import FrozenEstimator
 
+from ..utils.sklearn_compat import unfreeze
 from ._open_clip import OpenCLIPImageEncoder, OpenCLIPTextEncoder
 from ._timm import TimmImageEncoder
 from ._transformers import TransformersImageEncoder, TransformersTextEncoder
@@ -95,7 +95,7 @@ def resolve_encoder(encoder: Any, modality: str, parameter: str | None = None) -
             f"{parameter} has fit and transform, but not get_params, which clone needs. Derive "
             f"{type(encoder).__name__} from sklearn.base.BaseEstimator."
         )
-    inner = encoder.estimator if isinstance(encoder, FrozenEstimator) else encoder
+    inner = unfreeze(encoder)
     if getattr(inner, "_modality", modality) != modality:
         raise ValueError(
             f"{parameter} is a {type(inner).__name__}, which encodes {inner._modality}s, not "

@@ -359,10 +359,10 @@ class RecordedEncoder(SerializableMixin):
             params["revision"] = commit[1]
         return params
 
-    def _fitted_state(self) -> dict[str, Any]:
+    def _get_state(self) -> dict[str, Any]:
         return {"weights": self._known_weights()}
 
-    def _restore_state(self, state: FittedState) -> None:
+    def _set_state(self, state: FittedState) -> None:
         recorded = state.optional("weights")
         known = self._known_weights()
         if recorded is not None and known is not None and recorded != known:

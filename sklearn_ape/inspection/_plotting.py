@@ -9,11 +9,9 @@ from typing import Any
 import numpy as np
 from sklearn.base import clone
 from sklearn.decomposition import PCA
-from sklearn.frozen import FrozenEstimator
 from sklearn.manifold import TSNE
-from sklearn.pipeline import Pipeline
 
-from ..aligners.wrapper import resolve_aligner, unwrap_aligner
+from ..aligners.wrapper import resolve_aligner, unwrap
 from ..encoders.images import read_image
 from ..encoders.items import ItemError
 from ..utils.validation import check_sequence, format_list
@@ -241,18 +239,8 @@ def aligner_and_input(estimator: Any, X: Any) -> tuple[Any, Any]:
     TypeError
         When there is no aligner in it.
     """
-    estimator = resolve_aligner(estimator)
-    aligner = unwrap_aligner(estimator)
-    while estimator is not aligner:
-        if isinstance(estimator, Pipeline):
-            if len(estimator.steps) > 1:
-                X = estimator[:-1].transform(X)
-            estimator = estimator.steps[-1][1]
-        elif isinstance(estimator, FrozenEstimator) or not hasattr(estimator, "best_estimator_"):
-            estimator = estimator.estimator
-        else:
-            estimator = estimator.best_estimator_
-    return aligner, X
+    preprocessing, aligner = unwrap(resolve_aligner(estimator))
+    return aligner, X if preprocessing is None else preprocessing.transform(X)
 
 
 def images_in(X: Any) -> list[Any] | None:

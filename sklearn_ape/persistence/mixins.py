@@ -25,7 +25,7 @@ class FittedState:
     Parameters
     ----------
     values : mapping of str to object
-        As `PretrainedMixin._fitted_state` returned them.
+        As `PretrainedMixin._get_state` returned them.
     where : str
         What errors call the place in the file.
 
@@ -162,11 +162,11 @@ class SerializableMixin:
     _of_the_machine: ClassVar[frozenset[str]] = frozenset()
     _left_out: ClassVar[frozenset[str]] = frozenset()
 
-    def _fitted_state(self) -> dict[str, Any]:
+    def _get_state(self) -> dict[str, Any]:
         """Return what `fit` left."""
         return {}
 
-    def _restore_state(self, state: FittedState) -> None:
+    def _set_state(self, state: FittedState) -> None:
         """Put back what `fit` left; called on an estimator with its parameters set."""
 
     def _check_restored(self) -> None:
@@ -183,7 +183,7 @@ class SerializableMixin:
             check_is_fitted(self)
         except NotFittedError:
             return Record(params, None)
-        return Record(params, self._fitted_state())
+        return Record(params, self._get_state())
 
     @classmethod
     def _from_record(
@@ -201,7 +201,7 @@ class SerializableMixin:
         found._check_restored()
         if state is not None:
             read = FittedState(state, cls.__name__)
-            found._restore_state(read)
+            found._set_state(read)
             read.close()
         return found
 

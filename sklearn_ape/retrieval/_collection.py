@@ -11,308 +11,228 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 
 from ..aligners.pairs import holds_images
-from ..aligners.similarity import Bank, Standardizer, _distinct, _divisor, _moments
-from ..aligners.wrapper import AlignerWrapperMixin, unwrap_aligner
-from ..encoders import EncodingFailedWarning
+from ..aligners.similarity import Bank, Standardizer, compute_moments, drop_missing_rows
+from ..encoders.items import EncodingFailedWarning
 from ..features.memmap import feature_tiles, is_table, row_tiles
-from ..persistence import FittedState
-from ..persistence.hub import Facts
+from ..persistence.mixins import FittedState
 from ..utils.linalg import evenly_spaced
 from ..utils.validation import check_sequence, format_list
 from ..utils.warnings import warn
-from ._index import Index, make_index, nearest, products_of_pairs
+from ._index import Index, compute_pair_products, find_nearest, make_index
 
+# Python's own encoding of file names that are not valid text.
+_ENCODING = ("utf-8", "surrogateescape")
 
-class Relative:
-    """Standardises as an aligner's ``similarity`` does, with what is known of images kept.
+_INT64 = np.iinfo(np.int64)
 
-    Parameters
-    ----------
-    texts : ndarray of shape (n_texts, n_components)
-        Embeddings of the queries.
-    bank : Bank
-        What cosines are compared with.
-    moments : tuple of ndarray of shape (n_images,), or None
-        Of all images' cosines with the captions of the bank; None where it has none.
-    """
-
-    def __init__(
-        self, texts: np.ndarray, bank: Bank, moments: tuple[np.ndarray, np.ndarray] | None
-    ) -> None:
-        standardizer = Standardizer(texts, bank)
-        self.middle, self.factor = standardizer.middle, standardizer.factor
-        self.own_middle = self.own_factor = None
-        if moments is not None:
-            self.own_middle = moments[0]
-            self.own_factor = standardizer.scale / _divisor(moments[1])
-
-    def adjust(self, cosines: np.ndarray, rows: slice, queries: slice) -> None:
-        """Change cosines of shape (n_rows, n_queries) in place."""
-        cosines[:] = self._of(cosines, (rows, None), queries, cosines.dtype)
-
-    def of_pairs(self, cosines: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """Return cosines of shape (n_queries, k) with the images in `rows`, standardised."""
-        return self._of(cosines, rows, (slice(None), None), np.dtype(np.float64))
-
-    def _of(self, cosines: np.ndarray, rows: Any, queries: Any, dtype: np.dtype) -> np.ndarray:
-        middle, factor = self.middle[queries].astype(dtype), self.factor[queries].astype(dtype)
-        if self.own_middle is None or self.own_factor is None:
-            return (cosines - middle) * factor
-        own_middle = self.own_middle[rows].astype(dtype)
-        own_factor = self.own_factor[rows].astype(dtype)
-        return (cosines - middle) * factor + (cosines - own_middle) * own_factor
-
-
-def moments_of(embeddings: np.ndarray, captions: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Return mean and standard deviation of every image's cosines with some captions."""
-    both = np.empty((2, len(embeddings)))
-    for rows in row_tiles(len(embeddings), embeddings.shape[1]):
-        both[:, rows] = _moments(embeddings[rows].astype(np.float32, copy=False), captions)
-    return both[0], both[1]
+_JSON_TYPES = {str, int, float, bool, type(None)}
 
 
 class Collection(NamedTuple):
-    """Embeddings of the images that could be read, and what stands for them; never changed.
+    """Embeddings of the readable images, with the items of all images; immutable.
 
     Parameters
     ----------
-    embeddings : ndarray of shape (n_read, n_components)
-        Of length 1.
-    rows : ndarray of int, shape (n_read,)
-        Where they stood among all images.
+    embeddings : ndarray of shape (n_readable, n_components)
+        L2-normalized embeddings.
+    rows : ndarray of int, shape (n_readable,)
+        Rows of the readable images among all images.
     n_rows : int
-        How many images there were.
+        Number of all images.
     items : list of length n_rows, or None
-        What to show for them; None shows their numbers.
-    finder : object
-        Finds embeddings.
-    known : dict
-        What was computed of the collection when it was first needed.
+        Objects that are returned for the images. None returns row numbers.
+    search_index : Index
+        Index of the embeddings.
+    cache : dict
+        Results that are computed when they are first needed.
     """
 
     embeddings: np.ndarray
     rows: np.ndarray
     n_rows: int
     items: list[Any] | None
-    finder: Index
-    known: dict[str, Any]
+    search_index: Index
+    cache: dict[str, Any]
 
     @classmethod
-    def of(cls, embeddings: np.ndarray, items: list[Any] | None, dtype: str, index: str) -> Self:
-        """Make a collection of embeddings with rows of NaN where images could not be read."""
-        kept, rows = _read(embeddings, 0, dtype)
-        if not len(kept):
+    def from_embeddings(
+        cls, embeddings: np.ndarray, items: list[Any] | None, dtype: str, index: str
+    ) -> Self:
+        """Return a collection of embeddings with rows of NaN for unreadable images."""
+        readable, rows = _drop_unreadable(embeddings, 0, dtype)
+        if not len(readable):
             raise ValueError(
-                f"None of the {len(embeddings)} images could be read: nothing can be found."
+                f"None of the {len(embeddings)} images could be read. Check the paths and files."
             )
-        return cls(kept, rows, len(embeddings), items, make_index(index, kept), {})
+        return cls(readable, rows, len(embeddings), items, make_index(index, readable), {})
 
-    def with_more(self, embeddings: np.ndarray, items: list[Any] | None) -> Self:
+    def extend(self, embeddings: np.ndarray, items: list[Any] | None) -> Self:
         """Return a collection of these images and more."""
-        more, rows = _read(embeddings, self.n_rows, self.embeddings.dtype.name)
-        whole = np.concatenate([self.embeddings, more])
+        readable, rows = _drop_unreadable(embeddings, self.n_rows, self.embeddings.dtype.name)
+        all_embeddings = np.concatenate([self.embeddings, readable])
         return self._replace(
-            embeddings=whole,
+            embeddings=all_embeddings,
             rows=np.concatenate([self.rows, rows]),
             n_rows=self.n_rows + len(embeddings),
             items=None if self.items is None or items is None else [*self.items, *items],
-            finder=self.finder.with_more(whole, len(self.embeddings)),
-            known={},
+            search_index=self.search_index.extend(all_embeddings, len(self.embeddings)),
+            cache={},
         )
 
-    def nearest(
-        self, queries: np.ndarray, k: int, relative: Relative | None = None
+    def search(
+        self, queries: np.ndarray, k: int, standardizer: Standardizer | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return scores and rows of the k images nearest to every query, in order."""
-        if relative is None:
-            near = self.finder.search(self.embeddings, queries, k)
+        """Return scores and rows of the k nearest images to each query, by decreasing score."""
+        if standardizer is None:
+            nearest = self.search_index.search(self.embeddings, queries, k)
         else:
-            near = nearest(self.embeddings, queries, k, relative.adjust)
-        exact = products_of_pairs(self.embeddings, queries, near)
-        if relative is not None:
-            exact = relative.of_pairs(exact, near)
+            nearest = find_nearest(self.embeddings, queries, k, standardizer.apply_to_rows)
+        # Exact products, since blocks of a matrix product differ in their last bits.
+        exact = compute_pair_products(self.embeddings, queries, nearest)
+        if standardizer is not None:
+            standardizer.apply_to_pairs(exact, nearest)
         scores = exact.astype(np.float32)
-        order = np.lexsort((near, -scores), axis=1)
-        rows = self.rows[np.take_along_axis(near, order, axis=1)]
+        order = np.lexsort((nearest, -scores), axis=1)
+        rows = self.rows[np.take_along_axis(nearest, order, axis=1)]
         return np.take_along_axis(scores, order, axis=1), rows
 
     def items_at(self, rows: np.ndarray) -> list[Any]:
-        """Return what stands for some rows."""
+        """Return the items of rows."""
         if self.items is None:
             return rows.tolist()
         return [self.items[row] for row in rows]
 
     def bank(self, captions: Any) -> Bank:
-        """Return a bank of images of this collection, and of captions if there are any."""
-        if "bank" not in self.known:
-            some = self.embeddings[evenly_spaced(len(self.embeddings))].astype(np.float32)
-            self.known["bank"] = Bank.of(_distinct(some), captions)
-        return self.known["bank"]
+        """Return a bank of images of this collection, and of captions or None."""
+        if "bank" not in self.cache:
+            sample = self.embeddings[evenly_spaced(len(self.embeddings))].astype(np.float32)
+            self.cache["bank"] = Bank.from_embeddings(drop_missing_rows(sample), captions)
+        return self.cache["bank"]
 
     def moments(self, captions: Any) -> tuple[np.ndarray, np.ndarray]:
-        """Return moments of the images' cosines with captions, always the same ones."""
-        if "moments" not in self.known:
-            self.known["moments"] = moments_of(self.embeddings, captions)
-        return self.known["moments"]
+        """Return mean and standard deviation of the cosines of each image with captions.
 
+        The captions must be the same in every call.
+        """
+        if "moments" not in self.cache:
+            mean, std = np.empty((2, len(self.embeddings)))
+            for rows in row_tiles(len(self.embeddings), self.embeddings.shape[1]):
+                block = self.embeddings[rows].astype(np.float32, copy=False)
+                mean[rows], std[rows] = compute_moments(block, captions)
+            self.cache["moments"] = mean, std
+        return self.cache["moments"]
 
-def embedded(aligner: Any, X: Any, width: int) -> np.ndarray:
-    """Embed images, or features a tile at a time; rows of NaN where an encoder gave up.
-
-    Parameters
-    ----------
-    aligner : estimator
-        Its `transform` embeds images.
-    X : sequence of images, or array-like of shape (n_samples, n_features)
-        Features in a memory map are read by rows.
-    width : int
-        About the width of the embeddings.
-    """
-    if not is_table(X):
-        return np.asarray(aligner.transform(X), dtype=np.float32)
-    whole = np.empty((0, 0), dtype=np.float32)
-    for rows, embeddings in feature_tiles(X, width, aligner.transform):
-        if not whole.size:
-            whole = np.empty((X.shape[0], embeddings.shape[1]), dtype=np.float32)
-        whole[rows] = embeddings
-    return whole
-
-
-def items_of(images: Any, y: Any) -> list[Any] | None:
-    """Return what stands for images: y, else the images; None for features."""
-    if y is not None:
-        check_sequence(y, "y", "text", "ids or captions")
-        shape = getattr(y, "shape", None)
-        # Dates of numpy would become integers.
-        listed = (
-            y.tolist() if isinstance(y, np.ndarray) and y.dtype.kind not in "mM" else _listed(y)
-        )
-        n_images = images.shape[0] if getattr(images, "shape", None) else len(images)
-        if shape == () or len(listed) != n_images:
-            raise ValueError(
-                f"y has {len(listed)} entries, and there are {n_images} images: pass one id or "
-                "caption for each image."
-            )
-        return listed
-    if is_table(images):
-        return None
-    listed = _listed(images)
-    first = listed[0]
-    return listed if holds_images(listed) or np.ndim(first) >= 2 else None
-
-
-def _listed(column: Any) -> list[Any]:
-    return column.to_pylist() if hasattr(column, "to_pylist") else list(column)
-
-
-def _read(embeddings: np.ndarray, n_before: int, dtype: str) -> tuple[np.ndarray, np.ndarray]:
-    """Leave out rows of NaN, telling of them."""
-    unread = np.isnan(embeddings[:, 0])
-    rows = n_before + np.flatnonzero(~unread)
-    if not unread.any():
-        return embeddings.astype(dtype, copy=False), rows
-    lost = n_before + np.flatnonzero(unread)
-    warn(
-        f"{len(lost)} of {len(embeddings)} images could not be read and are in no answer: rows "
-        f"{format_list(lost, str)}.",
-        EncodingFailedWarning,
-    )
-    return embeddings[~unread].astype(dtype, copy=False), rows
-
-
-# Of file names that are no text, as Python itself has it.
-_ENCODING = ("utf-8", "surrogateescape")
-
-
-_INT64 = np.iinfo(np.int64)
-
-
-_JSON_TYPES = {str, int, float, bool, type(None)}
-
-
-class SavedRetriever(AlignerWrapperMixin):
-    """The part of `CrossModalRetriever` that is saved and loaded.
-
-    Embeddings and what stands for the images are tensors, however many there are; an index is
-    made anew.
-    """
-
-    dtype: str
-    index: str
-    _collection: Collection
-
-    def _own_state(self) -> dict[str, Any]:
-        self._check_current()
-        collection = self._collection
-        unread = np.setdiff1d(np.arange(collection.n_rows), collection.rows)
+    def state(self) -> dict[str, Any]:
+        """Return the collection as plain arrays, as it is saved; the index is not included."""
+        unreadable = np.setdiff1d(np.arange(self.n_rows), self.rows)
         return {
-            "embeddings": collection.embeddings,
-            "unread": unread.astype(np.int64),
-            "items": None if collection.items is None else _packed(collection.items),
-            "has_y": self._has_y,
-            "fingerprint": getattr(unwrap_aligner(self.aligner_), "fingerprint_", None),
+            "embeddings": self.embeddings,
+            "unread": unreadable.astype(np.int64),
+            "items": None if self.items is None else _pack_items(self.items),
         }
 
-    def _restore_own(self, state: FittedState) -> None:
-        texts = unwrap_aligner(self.aligner_)
-        embeddings = state.array("embeddings", (None, int(texts.n_components_)))
-        if not len(embeddings) or embeddings.dtype.name != self.dtype:
-            raise ValueError(f"embeddings must be rows of {self.dtype}, one at least.")
-        unread = state.array("unread", (None,), "i")
-        n_rows = len(embeddings) + len(unread)
-        if len(unread) and not (
-            (np.diff(unread) > 0).all() and unread[0] >= 0 and unread[-1] < n_rows
+    @classmethod
+    def from_state(cls, state: FittedState, n_components: int, dtype: str, index: str) -> Self:
+        """Return the collection that `state` returned, with a new index."""
+        embeddings = state.array("embeddings", (None, n_components))
+        if not len(embeddings) or embeddings.dtype.name != dtype:
+            raise ValueError(f"embeddings must be at least one row of {dtype}.")
+        unreadable = state.array("unread", (None,), "i")
+        n_rows = len(embeddings) + len(unreadable)
+        if len(unreadable) and not (
+            (np.diff(unreadable) > 0).all() and unreadable[0] >= 0 and unreadable[-1] < n_rows
         ):
             raise ValueError("unread must be rows of the collection, in ascending order.")
         items = None
         if "items" in state:
-            items = _unpacked(state.part("items"))
+            items = _unpack_items(state.part("items"))
             if len(items) != n_rows:
-                raise ValueError(f"items must be {n_rows}, one for each image.")
+                raise ValueError(f"items must hold {n_rows} items, one per image.")
         state.optional("items")
-        has_y = state.value("has_y")
-        if not isinstance(has_y, bool):
-            raise ValueError("has_y must be true or false.")
-        if state.optional("fingerprint") != getattr(texts, "fingerprint_", None):
+        rows = np.setdiff1d(np.arange(n_rows), unreadable)
+        return cls(embeddings, rows, n_rows, items, make_index(index, embeddings), {})
+
+
+def embed_images(aligner: Any, X: Any, n_components: int) -> np.ndarray:
+    """Embed images, or features tile by tile. Rows that could not be encoded are NaN.
+
+    Parameters
+    ----------
+    aligner : estimator
+        Fitted aligner, or Pipeline that ends in one, whose `transform` embeds images.
+    X : sequence of images, or array-like of shape (n_samples, n_features)
+        Images or features. Features in a memory map are read in blocks of rows.
+    n_components : int
+        Approximate size of the embeddings, which determines the size of the tiles.
+    """
+    if not is_table(X):
+        return np.asarray(aligner.transform(X), dtype=np.float32)
+    embeddings = np.empty((0, 0), dtype=np.float32)
+    for rows, tile in feature_tiles(X, n_components, aligner.transform):
+        if not embeddings.size:
+            embeddings = np.empty((X.shape[0], tile.shape[1]), dtype=np.float32)
+        embeddings[rows] = tile
+    return embeddings
+
+
+def resolve_items(images: Any, y: Any) -> list[Any] | None:
+    """Return the items of images: the entries of y, or else the images; None for features."""
+    if y is not None:
+        check_sequence(y, "y", "text", "ids or captions")
+        shape = getattr(y, "shape", None)
+        # tolist would turn numpy dates into integers.
+        is_plain = isinstance(y, np.ndarray) and y.dtype.kind not in "mM"
+        items = y.tolist() if is_plain else _as_list(y)
+        n_images = images.shape[0] if getattr(images, "shape", None) else len(images)
+        if shape == () or len(items) != n_images:
             raise ValueError(
-                "The aligner is not the one that the images were embedded with (its weights or "
-                "settings are others here): index the images again."
+                f"y has {len(items)} entries, and there are {n_images} images. Pass one id or "
+                "caption per image."
             )
-        self._has_y = has_y
-        rows = np.setdiff1d(np.arange(n_rows), unread)
-        finder = make_index(self.index, embeddings)
-        self._collection = Collection(embeddings, rows, n_rows, items, finder, {})
-
-    def _check_restored(self) -> None:
-        self._check_parameters()  # type: ignore[attr-defined]
-
-    def _card_facts(self) -> Facts:
-        facts = self._aligner_facts()
-        facts.what = (
-            "Finds the images of a collection that are nearest to words or to other images. "
-            "It holds their embeddings, not the images. " + facts.what
-        )
-        facts.facts = {"images indexed": f"{len(self._collection.rows):,}"} | facts.facts
-        facts.usage = "print(model.search(['a red fruit'], k=5).items)"
-        return facts
+        return items
+    if is_table(images):
+        return None
+    items = _as_list(images)
+    return items if holds_images(items) or np.ndim(items[0]) >= 2 else None
 
 
-def _packed(items: list[Any]) -> dict[str, Any] | None:
-    """Return the items in results as arrays, or None with a warning if that is not possible."""
-    plain = [_plain(item) for item in items]
-    kinds = set(map(type, plain))
-    if kinds <= {str}:
-        with suppress(UnicodeEncodeError):  # half a surrogate pair
-            parts = [text.encode(*_ENCODING) for text in plain]
-            ends = np.cumsum([len(part) for part in parts], dtype=np.int64)
-            return {"texts": np.frombuffer(b"".join(parts), dtype=np.uint8), "ends": ends}
-    if kinds == {float} or (
-        kinds == {int} and _INT64.min <= min(plain) and max(plain) <= _INT64.max
+def _as_list(column: Any) -> list[Any]:
+    return column.to_pylist() if hasattr(column, "to_pylist") else list(column)
+
+
+def _drop_unreadable(
+    embeddings: np.ndarray, n_before: int, dtype: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return embeddings without rows of NaN, and their row numbers; warn about missing rows."""
+    is_missing = np.isnan(embeddings[:, 0])
+    rows = n_before + np.flatnonzero(~is_missing)
+    if not is_missing.any():
+        return embeddings.astype(dtype, copy=False), rows
+    missing = n_before + np.flatnonzero(is_missing)
+    warn(
+        f"{len(missing)} of {len(embeddings)} images could not be read and cannot be found: rows "
+        f"{format_list(missing, str)}.",
+        EncodingFailedWarning,
+    )
+    return embeddings[~is_missing].astype(dtype, copy=False), rows
+
+
+def _pack_items(items: list[Any]) -> dict[str, Any] | None:
+    """Return items as arrays, or None with a warning if that is not possible."""
+    plain_items = [_as_plain(item) for item in items]
+    types = set(map(type, plain_items))
+    if types <= {str}:
+        with suppress(UnicodeEncodeError):  # a lone surrogate
+            texts = [text.encode(*_ENCODING) for text in plain_items]
+            ends = np.cumsum([len(text) for text in texts], dtype=np.int64)
+            return {"texts": np.frombuffer(b"".join(texts), dtype=np.uint8), "ends": ends}
+    if types == {float} or (
+        types == {int} and _INT64.min <= min(plain_items) and max(plain_items) <= _INT64.max
     ):
-        return {"numbers": np.array(plain)}
-    if kinds <= _JSON_TYPES:  # of several types, or integers of any size
+        return {"numbers": np.array(plain_items)}
+    if types <= _JSON_TYPES:  # several types, or integers of any size
         with suppress(ValueError):  # an integer of thousands of digits
-            return {"json": np.frombuffer(json.dumps(plain).encode(), dtype=np.uint8)}
+            return {"json": np.frombuffer(json.dumps(plain_items).encode(), dtype=np.uint8)}
     warn(
         "The items in results are not saved, because some are not a str, path, number, bool or "
         "None. After loading the items are row numbers. Pass y to fit to give the images ids.",
@@ -320,36 +240,36 @@ def _packed(items: list[Any]) -> dict[str, Any] | None:
     return None
 
 
-def _plain(item: Any) -> Any:
-    """Return an item as a plain object of Python, if it is one of those that JSON has."""
+def _as_plain(item: Any) -> Any:
+    """Return an item as a JSON type of Python if that is possible."""
     if isinstance(item, PathLike):
         item = os.fspath(item)
     elif isinstance(item, np.generic) and item.dtype.kind not in "mM":  # dates become integers
         item = item.item()
-    if isinstance(item, str):  # such as one of an Enum
+    if isinstance(item, str):  # a subclass, such as an Enum of str
         return str.__str__(item)
     if isinstance(item, int) and not isinstance(item, bool):
         return int(item)
     return float(item) if isinstance(item, float) else item
 
 
-def _unpacked(state: FittedState) -> list[Any]:
+def _unpack_items(state: FittedState) -> list[Any]:
     if "numbers" in state:
         return state.array("numbers", (None,), "if", finite=False).tolist()
     if "json" in state:
-        return _from_json(state.array("json", (None,), "u").astype(np.uint8).tobytes())
-    whole = state.array("texts", (None,), "u").astype(np.uint8).tobytes()
+        return _parse_json(state.array("json", (None,), "u").astype(np.uint8).tobytes())
+    joined = state.array("texts", (None,), "u").astype(np.uint8).tobytes()
     ends = state.array("ends", (None,), "i")
     starts = np.concatenate([[0], ends[:-1]]) if len(ends) else ends
-    if (starts > ends).any() or (len(whole) != ends[-1] if len(ends) else len(whole)):
-        raise ValueError("ends must say where the texts of items end.")
+    if (starts > ends).any() or (len(joined) != ends[-1] if len(ends) else len(joined)):
+        raise ValueError("ends must be the ascending ends of the texts of items.")
     return [
-        whole[start:end].decode(*_ENCODING)
+        joined[start:end].decode(*_ENCODING)
         for start, end in zip(starts.tolist(), ends.tolist(), strict=True)
     ]
 
 
-def _from_json(text: bytes) -> list[Any]:
+def _parse_json(text: bytes) -> list[Any]:
     try:
         items = json.loads(text)
     except (ValueError, RecursionError):

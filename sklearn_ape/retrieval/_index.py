@@ -1,4 +1,4 @@
-"""Nearest-neighbour indexes, and queries."""
+"""Nearest-neighbor indexes, and the types of queries."""
 
 from __future__ import annotations
 
@@ -15,83 +15,99 @@ from ..utils.validation import check_sequence, format_list, ignores_underflow
 from ..utils.warnings import warn
 
 INDEXES = ("exact", "faiss", "usearch")
+MODALITIES = ("auto", "image", "text")
+
+_QUERIES_AT_ONCE = 1024
+
+_PAIR_BYTES = 2**23
+
+# If at most one in so many products exceeds the smallest of the k largest so far, they are merged
+# one by one instead of selecting the k largest of the tile.
+_MERGE_RATIO = 16
+
+Adjust = Callable[[np.ndarray, slice, slice], None]
 
 
 class Index(Protocol):
-    """Finds embeddings that it was made of, by their numbers."""
+    """Index of embeddings, which are found by their row numbers."""
 
     def search(self, embeddings: np.ndarray, queries: np.ndarray, k: int) -> np.ndarray:
-        """Return the numbers of k embeddings near every query, in any order."""
+        """Return the rows of k embeddings near each query, in any order."""
 
-    def with_more(self, embeddings: np.ndarray, n_before: int) -> Self:
-        """Return an index of these and more; this one stays as it is, for searches under way."""
+    def extend(self, embeddings: np.ndarray, n_before: int) -> Self:
+        """Return an index of `embeddings`, the first `n_before` of which are in this one.
+
+        This index is not changed, because searches in other threads may use it.
+        """
 
 
 class ExactIndex:
-    """No index: all products, a tile at a time."""
+    """All products of queries and embeddings, computed in tiles."""
 
     def search(self, embeddings: np.ndarray, queries: np.ndarray, k: int) -> np.ndarray:
-        """Return the numbers of the k nearest embeddings of every query."""
-        return nearest(embeddings, queries, k)
+        """Return the rows of the k embeddings nearest to each query."""
+        return find_nearest(embeddings, queries, k)
 
-    def with_more(self, embeddings: np.ndarray, n_before: int) -> Self:
+    def extend(self, embeddings: np.ndarray, n_before: int) -> Self:
         """Return an index of all embeddings."""
         return self
 
 
 class FaissIndex:
-    """A flat index of faiss: all products, in threads of its own."""
+    """Flat index of faiss: all products, computed by the threads of faiss."""
 
     def __init__(self, n_components: int, index: Any = None) -> None:
         try:
             import faiss
         except ImportError as error:
-            raise _missing("faiss") from error
+            raise _missing_package("faiss") from error
         self.index = faiss.IndexFlatIP(n_components) if index is None else index
 
     def search(self, embeddings: np.ndarray, queries: np.ndarray, k: int) -> np.ndarray:
-        """Return the numbers of the k nearest embeddings of every query."""
+        """Return the rows of the k embeddings nearest to each query."""
         return self.index.search(np.ascontiguousarray(queries), k)[1].astype(np.intp)
 
-    def with_more(self, embeddings: np.ndarray, n_before: int) -> Self:
+    def extend(self, embeddings: np.ndarray, n_before: int) -> Self:
         """Return an index of all embeddings."""
         import faiss
 
         index = faiss.clone_index(self.index)
         for rows in row_tiles(len(embeddings) - n_before, embeddings.shape[1]):
-            some = embeddings[n_before + rows.start : n_before + rows.stop]
-            index.add(np.ascontiguousarray(some, dtype=np.float32))
+            block = embeddings[n_before + rows.start : n_before + rows.stop]
+            index.add(np.ascontiguousarray(block, dtype=np.float32))
         return type(self)(embeddings.shape[1], index)
 
 
 class UsearchIndex:
-    """A graph (HNSW) of usearch: much faster in large collections, and approximate."""
+    """HNSW graph of usearch: approximate, and much faster in large collections."""
 
     def __init__(self, n_components: int, dtype: str, index: Any = None) -> None:
         try:
             from usearch.index import Index
         except ImportError as error:
-            raise _missing("usearch") from error
-        kind = {"float32": "f32", "float16": "f16"}[dtype]
+            raise _missing_package("usearch") from error
+        scalar = {"float32": "f32", "float16": "f16"}[dtype]
         self.dtype = dtype
-        self.index = Index(ndim=n_components, metric="ip", dtype=kind) if index is None else index
+        self.index = (
+            Index(ndim=n_components, metric="ip", dtype=scalar) if index is None else index
+        )
 
     def search(self, embeddings: np.ndarray, queries: np.ndarray, k: int) -> np.ndarray:
-        """Return the numbers of k embeddings near every query."""
-        found = self.index.search(queries.reshape(len(queries), -1), k)
-        rows = np.asarray(found.keys).astype(np.intp).reshape(len(queries), -1)
-        counts = np.asarray(getattr(found, "counts", rows.shape[1]))
-        # A graph may have corners that a walk does not reach.
-        few = np.flatnonzero(np.broadcast_to(counts, len(queries)) < k)
-        if few.size == 0:
+        """Return the rows of k embeddings near each query."""
+        matches = self.index.search(queries.reshape(len(queries), -1), k)
+        rows = np.asarray(matches.keys).astype(np.intp).reshape(len(queries), -1)
+        counts = np.asarray(getattr(matches, "counts", rows.shape[1]))
+        # Parts of the graph may be unreachable, so that a search returns fewer than k rows.
+        incomplete = np.flatnonzero(np.broadcast_to(counts, len(queries)) < k)
+        if incomplete.size == 0:
             return rows
-        whole = np.empty((len(queries), k), dtype=np.intp)
-        enough = np.setdiff1d(np.arange(len(queries)), few)
-        whole[enough] = rows[enough] if enough.size else 0
-        whole[few] = nearest(embeddings, queries[few], k)
-        return whole
+        nearest = np.empty((len(queries), k), dtype=np.intp)
+        complete = np.setdiff1d(np.arange(len(queries)), incomplete)
+        nearest[complete] = rows[complete] if complete.size else 0
+        nearest[incomplete] = find_nearest(embeddings, queries[incomplete], k)
+        return nearest
 
-    def with_more(self, embeddings: np.ndarray, n_before: int) -> Self:
+    def extend(self, embeddings: np.ndarray, n_before: int) -> Self:
         """Return an index of all embeddings."""
         index = self.index.copy()
         index.add(
@@ -101,7 +117,7 @@ class UsearchIndex:
         return type(self)(embeddings.shape[1], self.dtype, index)
 
     def __getstate__(self) -> dict[str, Any]:
-        graph: Any = self.index.save()  # to memory, as no path is given
+        graph: Any = self.index.save()  # without a path, save returns the bytes
         return {"dtype": self.dtype, "graph": bytes(graph)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -117,211 +133,200 @@ def make_index(name: str, embeddings: np.ndarray) -> Index:
     Parameters
     ----------
     name : {"exact", "faiss", "usearch"}
-        Which.
+        Kind of index.
     embeddings : ndarray of shape (n, n_components)
-        Of float32 or float16, finite.
+        Finite embeddings in float32 or float16.
     """
     if name == "exact":
         return ExactIndex()
     width = embeddings.shape[1]
     empty = FaissIndex(width) if name == "faiss" else UsearchIndex(width, embeddings.dtype.name)
-    return empty.with_more(embeddings, 0)
+    return empty.extend(embeddings, 0)
 
 
-def _missing(package: str) -> ImportError:
+def _missing_package(package: str) -> ImportError:
     return ImportError(
-        f'index={package!r} needs {package}: pip install "sklearn-ape[index]", or pass '
-        "index='exact'."
+        f'index={package!r} needs {package}. Install it with pip install "sklearn-ape[index]", or '
+        "pass index='exact'."
     )
 
 
-_QUERIES_AT_ONCE = 1024
-
-
-_PAIR_BYTES = 2**23
-
-
-# Of so many products, one that is among the largest so far is few.
-_FEW = 16
-
-
-Adjust = Callable[[np.ndarray, slice, slice], None]
-
-
 @ignores_underflow
-def nearest(
+def find_nearest(
     embeddings: np.ndarray, queries: np.ndarray, k: int, adjust: Adjust | None = None
 ) -> np.ndarray:
-    """Return the k rows with the largest products with every query, in no order.
+    """Return the k rows with the largest products with each query, in ascending order.
 
     Parameters
     ----------
     embeddings : ndarray of shape (n, n_components)
-        Finite, of float32 or float16.
+        Finite embeddings in float32 or float16.
     queries : ndarray of shape (n_queries, n_components)
-        Finite, of float32.
+        Finite embeddings in float32.
     k : int
-        At most n. Of equals the first rows are taken.
+        Number of rows, at most n. Ties are broken by row number.
     adjust : callable or None, default=None
-        Changes products of shape (n_some_rows, n_some_queries) in place; is told the slices of
-        rows and of queries.
+        Function ``adjust(products, rows, queries)`` that modifies products of shape
+        (n_tile_rows, n_tile_queries) in place. `rows` and `queries` are slices.
 
     Returns
     -------
     rows : ndarray of int, shape (n_queries, k)
-        Each row in ascending order.
+        Rows of `embeddings`.
     """
-    found = np.empty((len(queries), k), dtype=np.intp)
-    for some in gen_batches(len(queries), _QUERIES_AT_ONCE):
-        asked = queries[some]
-        best = _Best(len(asked), k)
-        for rows in row_tiles(len(embeddings), max(len(asked), embeddings.shape[1])):
-            products = embeddings[rows].astype(np.float32, copy=False) @ asked.T
+    nearest = np.empty((len(queries), k), dtype=np.intp)
+    for block in gen_batches(len(queries), _QUERIES_AT_ONCE):
+        query_block = queries[block]
+        best = _Best(len(query_block), k)
+        for rows in row_tiles(len(embeddings), max(len(query_block), embeddings.shape[1])):
+            products = embeddings[rows].astype(np.float32, copy=False) @ query_block.T
             if adjust is not None:
-                adjust(products, rows, some)
-            best.take(products, rows.start)
-        found[some] = best.rows
-    return found
+                adjust(products, rows, block)
+            best.update(products, rows.start)
+        nearest[block] = best.rows
+    return nearest
 
 
 class _Best:
-    """The largest products of every query so far, with their rows in ascending order."""
+    """The k largest products of each query so far, with their rows in ascending order."""
 
     def __init__(self, n_queries: int, k: int) -> None:
         self.k = k
         self.values = np.empty((n_queries, 0), dtype=np.float32)
         self.rows = np.empty((n_queries, 0), dtype=np.intp)
 
-    def take(self, products: np.ndarray, first: int) -> None:
-        """Take products of shape (n_rows, n_queries) with the rows from `first` on."""
+    def update(self, products: np.ndarray, first: int) -> None:
+        """Merge products of shape (n_rows, n_queries) with the rows that start at `first`."""
         if self.rows.shape[1] == self.k:
-            # An equal does not count: the row that is there comes before.
+            # Strictly greater: among equal products the earlier row is kept.
             row, query = np.nonzero(products > self.values.min(axis=1))
-            if len(row) * _FEW <= products.size:
-                self._take_few(products[row, query], first + row, query)
+            if len(row) * _MERGE_RATIO <= products.size:
+                self._merge_entries(products[row, query], first + row, query)
                 return
         products = np.ascontiguousarray(products.T)
-        largest = _largest(products, self.k)
+        largest = _largest_columns(products, self.k)
         self._merge(np.take_along_axis(products, largest, axis=1), first + largest)
 
-    def _take_few(self, values: np.ndarray, rows: np.ndarray, query: np.ndarray) -> None:
+    def _merge_entries(self, values: np.ndarray, rows: np.ndarray, query: np.ndarray) -> None:
+        """Merge single products, given with their rows and queries."""
         order = np.argsort(query, kind="stable")
         values, rows, query = values[order], rows[order], query[order]
         counts = np.bincount(query, minlength=len(self.rows))
-        place = np.arange(len(query)) - (counts.cumsum() - counts)[query]
+        column = np.arange(len(query)) - (counts.cumsum() - counts)[query]
         shape = (len(self.rows), int(counts.max(initial=0)))
-        more = np.full(shape, -np.inf, dtype=np.float32)
-        rows_of = np.zeros(shape, dtype=np.intp)
-        more[query, place], rows_of[query, place] = values, rows
-        self._merge(more, rows_of)
+        padded_values = np.full(shape, -np.inf, dtype=np.float32)
+        padded_rows = np.zeros(shape, dtype=np.intp)
+        padded_values[query, column], padded_rows[query, column] = values, rows
+        self._merge(padded_values, padded_rows)
 
     def _merge(self, values: np.ndarray, rows: np.ndarray) -> None:
         values, rows = np.hstack([self.values, values]), np.hstack([self.rows, rows])
-        largest = _largest(values, self.k)
+        largest = _largest_columns(values, self.k)
         self.values = np.take_along_axis(values, largest, axis=1)
         self.rows = np.take_along_axis(rows, largest, axis=1)
 
 
 @ignores_underflow
-def products_of_pairs(embeddings: np.ndarray, queries: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Return the products of every query with some rows, added up in double precision.
+def compute_pair_products(
+    embeddings: np.ndarray, queries: np.ndarray, rows: np.ndarray
+) -> np.ndarray:
+    """Return the products of each query with its rows, summed in double precision.
 
-    Blocks of a matrix product differ in their last bits: these do not, so that equal images
-    have equal scores whatever else was asked.
+    Unlike the blocks of a matrix product, they do not depend on the other queries in their last
+    bits, so that equal images always have equal scores.
 
     Parameters
     ----------
     embeddings : ndarray of shape (n, n_components)
-        All rows.
+        Embeddings of all images.
     queries : ndarray of shape (n_queries, n_components)
-        The queries.
+        Embeddings of the queries.
     rows : ndarray of int, shape (n_queries, k)
-        Which rows.
+        Rows of `embeddings` for each query.
 
     Returns
     -------
-    products : ndarray of shape (n_queries, k)
-        In double precision.
+    products : ndarray of float64, shape (n_queries, k)
+        Products of the queries with their rows.
     """
-    flat, asked = rows.ravel(), np.repeat(np.arange(len(queries)), rows.shape[1])
-    products = np.empty(len(flat))
+    flat_rows, query = rows.ravel(), np.repeat(np.arange(len(queries)), rows.shape[1])
+    products = np.empty(len(flat_rows))
     size = max(1, _PAIR_BYTES // (8 * embeddings.shape[1]))
-    for some in gen_batches(max(len(flat), 1), size):
-        left = embeddings[flat[some]].astype(np.float64)
-        products[some] = np.einsum("ij,ij->i", left, queries[asked[some]].astype(np.float64))
+    for block in gen_batches(max(len(flat_rows), 1), size):
+        left = embeddings[flat_rows[block]].astype(np.float64)
+        right = queries[query[block]].astype(np.float64)
+        products[block] = np.einsum("ij,ij->i", left, right)
     return products.reshape(rows.shape)
 
 
-def _largest(values: np.ndarray, k: int) -> np.ndarray:
-    """Return the columns of the k largest values of every row, or all; ascending."""
+def _largest_columns(values: np.ndarray, k: int) -> np.ndarray:
+    """Return the columns of the k largest values of each row in ascending order, or all."""
     n_rows, n_columns = values.shape
     if n_columns <= k:
         return np.broadcast_to(np.arange(n_columns), values.shape)
-    least = np.partition(values, n_columns - k, axis=1)[:, n_columns - k, None]
-    taken = values >= least
-    crowded = np.flatnonzero(np.count_nonzero(taken, axis=1) > k)
-    if crowded.size:  # equals: as many of the first as there is room for
-        some, bound = values[crowded], least[crowded]
-        above, equal = some > bound, some == bound
-        room = k - np.count_nonzero(above, axis=1)[:, None]
-        taken[crowded] = above | (equal & (equal.cumsum(axis=1) <= room))
-    return np.nonzero(taken)[1].reshape(n_rows, k)
+    kth_largest = np.partition(values, n_columns - k, axis=1)[:, n_columns - k, None]
+    is_selected = values >= kth_largest
+    tied = np.flatnonzero(np.count_nonzero(is_selected, axis=1) > k)
+    if tied.size:  # of the values equal to the k-th largest only the first ones are selected
+        is_above = values[tied] > kth_largest[tied]
+        is_equal = values[tied] == kth_largest[tied]
+        n_equal = k - np.count_nonzero(is_above, axis=1)[:, None]
+        is_selected[tied] = is_above | (is_equal & (is_equal.cumsum(axis=1) <= n_equal))
+    return np.nonzero(is_selected)[1].reshape(n_rows, k)
 
 
-MODALITIES = ("auto", "image", "text")
-
-
-def told_apart(queries: Any, modality: str) -> tuple[Any, bool]:
-    """Return queries as what an aligner takes, and whether they are texts.
+def resolve_queries(queries: Any, modality: str) -> tuple[Any, bool]:
+    """Return queries in the form that an aligner takes, and whether they are texts.
 
     Parameters
     ----------
     queries : sequence
         Texts, images or features.
     modality : {"auto", "image", "text"}
-        ``"auto"`` takes str as text.
+        Type of the queries. ``"auto"`` treats str as text.
 
     Raises
     ------
     ValueError
-        When there are none, or they are of both kinds, or not of the kind that is asked for.
+        If there are no queries, or they are of both types or not of the type of `modality`.
     """
     if modality not in MODALITIES:
         raise ValueError(f"modality must be one of {', '.join(MODALITIES)}, not {modality!r}.")
     check_sequence(queries, "queries", "query", "texts, of images or of features")
-    if hasattr(queries, "columns") and not hasattr(queries, "iloc"):  # polars: by columns, else
+    # Iterating over a polars table would yield its columns.
+    if hasattr(queries, "columns") and not hasattr(queries, "iloc"):
         queries = queries.to_numpy()
     if is_table(queries):
         if queries.shape[0] == 0:
-            raise ValueError("queries is empty: there is nothing to search for.")
+            raise ValueError("queries is empty. Pass at least one query.")
         return queries, modality == "text"
     items = queries.to_pylist() if hasattr(queries, "to_pylist") else queries
     if not isinstance(items, list) and not _is_numeric(items):
         items = list(items)
     if len(items) == 0:
-        raise ValueError("queries is empty: there is nothing to search for.")
+        raise ValueError("queries is empty. Pass at least one query.")
     if modality == "image" or _is_numeric(items):
         return items, modality == "text"
-    texts = [row for row, item in enumerate(items) if isinstance(item, str)]
-    if modality == "auto" and not texts:
+    text_rows = [row for row, item in enumerate(items) if isinstance(item, str)]
+    if modality == "auto" and not text_rows:
         return items, False
-    if len(texts) < len(items):
-        other = next(row for row, item in enumerate(items) if not isinstance(item, str))
-        if modality == "text" and not isinstance(items[other], list | tuple):
+    if len(text_rows) < len(items):
+        row = next(row for row, item in enumerate(items) if not isinstance(item, str))
+        if modality == "text" and not isinstance(items[row], list | tuple):
             raise ValueError(
-                f"modality='text' takes str, and query {other} is of type "
-                f"{type(items[other]).__name__}."
+                f"queries has an object of type {type(items[row]).__name__} in row {row}, and "
+                "modality is 'text'. Pass str."
             )
         if modality == "auto":
             raise ValueError(
-                f"queries mixes texts (query {texts[0]}) with images (query {other}): search "
-                "for them one after the other, or pass modality='image' where the texts are paths."
+                f"queries mixes texts (query {text_rows[0]}) with images (query {row}). Search "
+                "for each type separately, or pass modality='image' if the texts are paths."
             )
-    blank = [row for row in texts if not items[row].strip()]
+    blank = [row for row in text_rows if not items[row].strip()]
     if blank:
-        raise ValueError(f"Query {blank[0]} is an empty text: there is nothing to search for.")
+        raise ValueError(f"queries has an empty text in row {blank[0]}. Pass non-empty texts.")
     if modality == "auto":
-        _warn_of_paths(items)
+        _warn_about_paths(items)
     return items, True
 
 
@@ -329,7 +334,7 @@ def _is_numeric(items: Any) -> bool:
     return getattr(getattr(items, "dtype", None), "kind", "") in set("fiub")
 
 
-def _warn_of_paths(texts: list[str]) -> None:
+def _warn_about_paths(texts: list[str]) -> None:
     paths = [
         text for text in texts if text.lower().endswith(IMAGE_SUFFIXES) or os.path.isfile(text)
     ]
@@ -337,5 +342,5 @@ def _warn_of_paths(texts: list[str]) -> None:
         warn(
             f"{len(paths)} of the queries look like paths and are searched as text: "
             f"{format_list(paths)}. Pass modality='image' to search by these images, or "
-            "modality='text' where they are words.",
+            "modality='text' to hide this warning.",
         )

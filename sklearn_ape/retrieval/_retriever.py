@@ -1,4 +1,4 @@
-"""Search in a collection of images, by words or by images."""
+"""Image search by texts or by images."""
 
 from __future__ import annotations
 
@@ -10,40 +10,44 @@ from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError
 from sklearn.utils.validation import check_is_fitted
 
-from ..aligners.similarity import Bank, check_standardize, resolve_bank
-from ..aligners.wrapper import resolve_aligner, unwrap_aligner
-from ..encoders import EncodingFailedWarning
+from ..aligners.similarity import Standardizer, check_standardize, resolve_bank
+from ..aligners.wrapper import AlignerWrapperMixin, resolve_aligner, unwrap_aligner
+from ..encoders.items import EncodingFailedWarning
+from ..persistence.hub import Facts
+from ..persistence.mixins import FittedState
 from ..utils.sklearn_compat import DocLinkMixin
 from ..utils.validation import check_sequence, format_list
 from ..utils.warnings import warn
-from ._collection import Collection, Relative, SavedRetriever, embedded, items_of
-from ._index import INDEXES, told_apart
+from ._collection import Collection, embed_images, resolve_items
+from ._index import INDEXES, resolve_queries
 
 if TYPE_CHECKING:
     import pandas as pd
 
+_DTYPES = ("float32", "float16")
+
 
 class SearchResult(NamedTuple):
-    """The images found for every query, the nearest first.
+    """Images found for each query, nearest first.
 
     Parameters
     ----------
     scores : ndarray of shape (n_queries, k)
-        Cosines, or standardised ones. NaN for a query that could not be read.
+        Cosine similarities, standardized if the retriever's `standardize` is set. NaN for
+        unreadable queries.
     indices : ndarray of int, shape (n_queries, k)
-        Rows of the collection; -1 for a query that could not be read.
+        Rows of the images in the collection. -1 for unreadable queries.
     items : list of n_queries lists
-        What stands for these rows: paths, or the entries of y. Empty for a query that could not
-        be read.
+        The images in these rows: paths, or the entries of y. Empty for unreadable queries.
 
     Examples
     --------
     >>> import numpy as np
     >>> from sklearn_ape.retrieval import SearchResult
-    >>> found = SearchResult(np.array([[0.9, 0.2]]), np.array([[4, 1]]), [["a.jpg", "b.jpg"]])
-    >>> found.items[0][0]
+    >>> result = SearchResult(np.array([[0.9, 0.2]]), np.array([[4, 1]]), [["a.jpg", "b.jpg"]])
+    >>> result.items[0][0]
     'a.jpg'
-    >>> found.to_frame(["a red fruit"])
+    >>> result.to_frame(["a red fruit"])
              query  rank  score  index   item
     0  a red fruit     1    0.9      4  a.jpg
     1  a red fruit     2    0.2      1  b.jpg
@@ -54,34 +58,35 @@ class SearchResult(NamedTuple):
     items: list[list[Any]]
 
     def to_frame(self, queries: Sequence[Any] | None = None) -> pd.DataFrame:
-        """Return a table with one row for each image found.
+        """Return a table with one row per image found.
 
         Parameters
         ----------
         queries : sequence of length n_queries or None, default=None
-            What to call the queries; None numbers them.
+            Names of the queries. None numbers them.
 
         Returns
         -------
         table : pandas.DataFrame
-            With the columns query, rank (from 1), score, index and item. Queries that could not
-            be read have no row.
+            Table with the columns query, rank (from 1), score, index and item. Unreadable
+            queries have no rows.
 
         Raises
         ------
         ValueError
-            When there are not as many queries.
+            If the length of `queries` differs from the number of queries.
         """
         try:
             import pandas as pd
         except ImportError as error:
             raise ImportError(
-                'A table needs pandas: pip install "sklearn-ape[tables]".'
+                'to_frame needs pandas. Install it with pip install "sklearn-ape[tables]".'
             ) from error
         names = range(len(self.items)) if queries is None else queries
         if len(names) != len(self.items):
             raise ValueError(
-                f"queries has {len(names)} entries, and this is the result of {len(self.items)}."
+                f"queries has {len(names)} entries, and this is the result of {len(self.items)} "
+                "queries. Pass one name per query."
             )
         rows = [
             (name, rank + 1, self.scores[row, rank], self.indices[row, rank], item)
@@ -91,66 +96,64 @@ class SearchResult(NamedTuple):
         return pd.DataFrame(rows, columns=["query", "rank", "score", "index", "item"])
 
 
-_DTYPES = ("float32", "float16")
-
-
-class CrossModalRetriever(SavedRetriever, DocLinkMixin, BaseEstimator):
-    """Find the images of a collection that are nearest to words, or to other images.
+class CrossModalRetriever(AlignerWrapperMixin, DocLinkMixin, BaseEstimator):
+    """Search a collection of images by texts or by images.
 
     Parameters
     ----------
     aligner : estimator, str or None, default=None
-        A fitted aligner such as `APEAligner`, or a Pipeline that ends in one; it is used as it
-        is. The name of a CLIP model, ``"open_clip:ViT-B-32/openai"``, stands for a
-        `CLIPAligner`. None is the starter model that ships with the package.
+        A fitted aligner such as `APEAligner`, or a Pipeline that ends in one; it is not fitted
+        again. ``"open_clip:ViT-B-32/openai"`` or another name of a CLIP model selects a
+        `CLIPAligner`. None selects the starter model that is installed with the package.
     index : {"exact", "faiss", "usearch"}, default="exact"
-        What finds the nearest. ``"exact"`` computes all cosines, some at a time. ``"faiss"``
-        does the same in a flat index of faiss. ``"usearch"`` walks a graph (HNSW): much faster
-        in large collections, and approximate, so that it can miss images. The latter two are
-        in the extra ``index`` and keep a copy of the embeddings.
+        Search algorithm. ``"exact"`` computes all cosines in tiles. ``"faiss"`` does the same
+        with a flat index of faiss. ``"usearch"`` uses a graph (HNSW [1]_), which is much faster
+        in large collections but approximate: it can miss images. The latter two need the extra
+        ``index`` and store a copy of the embeddings.
     standardize : bool or collection of images or features, default=False
-        Whether cosines with texts are taken relative to what is usual for the image and for
-        the text, which keeps images that are similar to everything from being found by
-        everything; see the aligner's ``similarity``. True compares with up to 1,000 of the
-        indexed images, and with captions of the aligner's fit; a collection stands in for
-        these images. Needs ``index="exact"``. Searches by images are by plain cosine.
+        Whether to standardize the cosines of texts with images, so that images that are similar
+        to everything are not found for every query; see the aligner's ``similarity``. True uses
+        up to 1,000 of the indexed images, and captions of the aligner's fit, as reference. A
+        collection replaces these images. Requires ``index="exact"``. Searches by images always
+        use plain cosines.
     dtype : {"float32", "float16"}, default="float32"
-        How embeddings are kept. ``"float16"`` takes half the memory and moves a cosine by up to
-        0.0005; searches are exact for the embeddings as they are kept.
+        Type in which embeddings are stored. ``"float16"`` takes half the memory and changes
+        cosines by up to 0.0005.
 
     Attributes
     ----------
     aligner_ : estimator
         The aligner used.
     items_ : list of length n_samples_fit_
-        What stands for the images in results.
+        The objects that results show for the images.
     n_samples_fit_ : int
-        How many images were given; `indices` of results count them.
+        Number of images passed to `fit` and `add`, including unreadable ones.
     n_unread_ : int
-        How many of them an encoder with ``on_error="nan"`` gave up. They are in no answer.
+        Number of images that an encoder with ``on_error="nan"`` could not read. They cannot be
+        found.
     n_features_in_ : int
-        Width of the features, where the aligner takes features.
+        Number of features, if the aligner takes features.
 
     See Also
     --------
-    ZeroShotClassifier : Name images, from a given list of names.
-    sklearn_ape.curation.find_near_duplicates : Images that are nearly the same.
+    ZeroShotClassifier : Classify images by class names.
+    sklearn_ape.curation.find_near_duplicates : Find images that are nearly the same.
 
     Notes
     -----
-    `fit` embeds the images; it trains nothing. Words are embedded as they are, without prompt
-    templates: search for ``"a photo of a cat"`` where the captions were like that.
+    `fit` embeds the images and trains nothing. Texts are embedded without prompt templates. If
+    the captions of the aligner's fit were like ``"a photo of a cat"``, write queries like that.
 
-    When the aligner is fitted again after `fit`, or a parameter is set that changes its embeddings
+    If the aligner is fitted again after `fit`, or a parameter is set that changes its embeddings
     (of an encoder or of another step of its Pipeline), the indexed embeddings are not comparable
-    any more. `search`, `add`, `kneighbors` and `save_pretrained` raise ValueError then, as they do
-    when `aligner`, `index` or `dtype` is set after `fit`. Call `fit` again. `standardize` may be
+    any more. Then `search`, `add`, `kneighbors` and `save_pretrained` raise ValueError, as they do
+    if `aligner`, `index` or `dtype` is set after `fit`. Call `fit` again. `standardize` may be
     set at any time.
 
     `save_pretrained` writes the aligner, the embeddings and the items in results, if each item is
     a str, a path (loaded as str), a number, a bool or None. For bytes, dates and other objects it
-    warns, and after loading the items are row numbers. The images themselves are not saved. An
-    index is built again in loading.
+    warns, and after loading the items are row numbers. The images themselves are not saved. The
+    index is built again when the model is loaded.
 
     References
     ----------
@@ -193,11 +196,12 @@ class CrossModalRetriever(SavedRetriever, DocLinkMixin, BaseEstimator):
         Parameters
         ----------
         images : sequence of images, or array-like of shape (n_samples, n_features_in_)
-            What the aligner takes. A memory map of features is read some rows at a time.
+            Images or features, as the aligner takes them. Features in a memory map are read in
+            blocks of rows.
         y : sequence of length n_samples or None, default=None
-            What stands for the images in results, such as ids or captions; it is not learned
-            from. None shows the images as they were given, which keeps them in memory, or the
-            numbers of the rows where they are features.
+            Items that results show for the images, such as ids or captions; they are not used
+            for training. If None, results show the images as they were passed, which are then
+            kept in memory, or row numbers if `images` holds features.
 
         Returns
         -------
@@ -207,179 +211,182 @@ class CrossModalRetriever(SavedRetriever, DocLinkMixin, BaseEstimator):
         Raises
         ------
         NotFittedError
-            When the aligner is not fitted.
+            If the aligner is not fitted.
         ValueError
-            When parameters, images or y cannot be used, or no image can be read.
+            If a parameter, the images or y are invalid, or no image can be read.
         """
         self._check_parameters()
         check_sequence(images, "images", "image", "images or features")
         aligner = resolve_aligner(self.aligner)
-        texts = unwrap_aligner(aligner)
+        n_components = int(getattr(unwrap_aligner(aligner), "n_components_", 1))
         _check_aligner_is_fitted(aligner)
-        items = items_of(images, y) if y is not None else None
-        embeddings = embedded(aligner, images, _width(texts))
-        if y is None:
-            items = items_of(images, None)
-        self._collection = Collection.of(embeddings, items, self.dtype, self.index)
+        embeddings, items = _embed_with_items(aligner, images, y, n_components)
+        self._collection = Collection.from_embeddings(embeddings, items, self.dtype, self.index)
         self._has_y = y is not None
         self.aligner_ = aligner
         self._note_fit()
         return self
 
     def add(self, images: Any, y: Any = None) -> Self:
-        """Embed and index more images, behind those that are there.
+        """Embed and index more images, after those in the collection.
 
         Parameters
         ----------
         images : sequence of images, or array-like of shape (n_samples, n_features_in_)
-            As in `fit`.
+            Images or features, as in `fit`.
         y : sequence of length n_samples or None, default=None
-            As in `fit`, and given if it was given there.
+            Items that results show for the images. Required if `fit` was called with y, and not
+            allowed otherwise.
 
         Returns
         -------
         self : object
-            The retriever, which answers as if it had been fitted on all images at once.
+            The retriever. It gives the same results as one that is fitted on all images.
 
         Raises
         ------
         ValueError
-            As `fit` does; the retriever is as before then. Also when y is given here and was not
-            in `fit`, or the other way round.
+            If the images or y are invalid, or y does not correspond to that of `fit`. The
+            retriever is unchanged.
         """
-        self._check_ready()
+        collection = self._check_ready()
         check_sequence(images, "images", "image", "images or features")
         if (y is not None) != self._has_y:
             raise ValueError(
-                "fit was given y, so add needs the y of the new images as well."
+                "y is None, and fit was called with y. Pass the y of the new images."
                 if self._has_y
-                else "fit was not given y, so that y has no place here: fit again with y of all."
+                else "y was passed, and fit was called without y. Call fit again with all y."
             )
-        before = self._collection
-        items = items_of(images, y) if y is not None else None
-        embeddings = embedded(self.aligner_, images, before.embeddings.shape[1])
-        if y is None:
-            items = items_of(images, None)
-        if (items is None) != (before.items is None):
-            given = ("images", "features") if items is None else ("features", "images")
-            raise ValueError(f"fit was given {given[0]}, and add is given {given[1]}.")
-        self._collection = before.with_more(embeddings, items)
+        n_components = collection.embeddings.shape[1]
+        embeddings, items = _embed_with_items(self.aligner_, images, y, n_components)
+        if (items is None) != (collection.items is None):
+            kinds = ("images", "features") if items is None else ("features", "images")
+            raise ValueError(f"images must be {kinds[0]} as in fit, not {kinds[1]}.")
+        self._collection = collection.extend(embeddings, items)
         return self
 
     def search(self, queries: Any, k: int = 5, *, modality: str = "auto") -> SearchResult:
-        """Find the k nearest images for every query.
+        """Find the k nearest images to each query.
 
         Parameters
         ----------
         queries : sequence of str, sequence of images, or array of features
-            Words, or what `fit` takes.
+            Texts, or images or features as in `fit`.
         k : int, default=5
-            How many, at most as many as there are images that could be read.
+            Number of images to find, at most the number of readable images.
         modality : {"auto", "image", "text"}, default="auto"
-            What queries are. ``"auto"`` takes str as text and all else (paths as
+            Type of the queries. ``"auto"`` treats str as text and everything else (paths as
             `pathlib.Path`, `PIL.Image`, bytes, arrays) as images or features of images.
-            ``"image"`` takes str as paths. ``"text"`` takes str, or features of texts.
+            ``"image"`` treats str as paths. ``"text"`` takes str, or features of texts.
 
         Returns
         -------
         result : SearchResult
-            Named tuple of ``scores``, ``indices`` and ``items``, the nearest first; of equals
-            the first one of the collection. An image of the collection finds itself first (or
-            one that is equal to it).
+            Named tuple of ``scores``, ``indices`` and ``items``, nearest first; ties are in the
+            order of the collection. An image of the collection finds itself first (or an equal
+            image).
 
         Raises
         ------
         ValueError
-            When queries, k or modality cannot be used.
+            If `queries`, `k` or `modality` is invalid.
 
         Warns
         -----
         UserWarning
-            When a query cannot be read by an encoder with ``on_error="nan"``: its ``indices``
-            are -1; and when texts look like paths.
+            If an encoder with ``on_error="nan"`` cannot read a query, whose ``indices`` are
+            then -1; and if texts look like paths.
         """
         collection = self._check_ready()
-        k = _checked_k(k, "k", collection)
-        asked, is_text = told_apart(queries, modality)
-        if is_text:
-            found = np.asarray(
-                unwrap_aligner(self.aligner_).transform_text(asked), dtype=np.float32
-            )
+        k = _check_k(k, "k", collection)
+        queries, are_texts = resolve_queries(queries, modality)
+        if are_texts:
+            embeddings = unwrap_aligner(self.aligner_).transform_text(queries)
+            embeddings = np.asarray(embeddings, dtype=np.float32)
         else:
-            found = self._embedded_images(asked, collection)
-        read = np.flatnonzero(~np.isnan(found[:, 0]))
-        relative = self._relative(found[read], collection) if is_text and len(read) else None
-        scores = np.full((len(found), k), np.nan, dtype=np.float32)
-        indices = np.full((len(found), k), -1, dtype=np.intp)
-        if len(read):
-            scores[read], indices[read] = collection.nearest(found[read], k, relative)
-        if len(read) < len(found):
-            _warn_of_unread(np.setdiff1d(np.arange(len(found)), read))
+            embeddings = self._embed_images(queries, collection)
+        readable = np.flatnonzero(~np.isnan(embeddings[:, 0]))
+        scores = np.full((len(embeddings), k), np.nan, dtype=np.float32)
+        indices = np.full((len(embeddings), k), -1, dtype=np.intp)
+        if len(readable):
+            standardizer = None
+            if are_texts:
+                standardizer = self._make_standardizer(embeddings[readable], collection)
+            scores[readable], indices[readable] = collection.search(
+                embeddings[readable], k, standardizer
+            )
+        if len(readable) < len(embeddings):
+            unreadable = np.setdiff1d(np.arange(len(embeddings)), readable)
+            warn(
+                f"{len(unreadable)} queries could not be read and have no results: rows "
+                f"{format_list(unreadable, str)}.",
+                EncodingFailedWarning,
+            )
         items = [collection.items_at(row) if row[0] >= 0 else [] for row in indices]
         return SearchResult(scores, indices, items)
 
     def kneighbors(
         self, X: Any, n_neighbors: int = 5, return_distance: bool = True
     ) -> tuple[np.ndarray, np.ndarray] | np.ndarray:
-        """Find the nearest images for images, as scikit-learn's neighbours do.
+        """Find the nearest images to images, as in `sklearn.neighbors`.
 
         Parameters
         ----------
         X : sequence of images, or array-like of shape (n_queries, n_features_in_)
-            What `fit` takes; str are paths.
+            Images or features, as in `fit`. Values of type str are paths.
         n_neighbors : int, default=5
-            How many, at most as many as there are images that could be read.
+            Number of images to find, at most the number of readable images.
         return_distance : bool, default=True
-            Whether distances are returned as well.
+            Whether to return distances as well.
 
         Returns
         -------
         distances : ndarray of shape (n_queries, n_neighbors)
-            One minus the cosine, as with ``metric="cosine"``; never standardised. Only with
+            Cosine distances (1 - cosine), never standardized. Only returned if
             ``return_distance=True``.
         indices : ndarray of int, shape (n_queries, n_neighbors)
-            Rows of the collection, the nearest first.
+            Rows of the images in the collection, nearest first.
 
         Raises
         ------
         ValueError
-            When X or n_neighbors cannot be used, or an image cannot be read.
+            If `X` or `n_neighbors` is invalid, or an image cannot be read.
         """
         collection = self._check_ready()
-        n_neighbors = _checked_k(n_neighbors, "n_neighbors", collection)
+        n_neighbors = _check_k(n_neighbors, "n_neighbors", collection)
         check_sequence(X, "X", "image", "images or features")
-        queries = self._embedded_images(X, collection)
-        unread = np.flatnonzero(np.isnan(queries[:, 0]))
-        if unread.size:
+        queries = self._embed_images(X, collection)
+        unreadable = np.flatnonzero(np.isnan(queries[:, 0]))
+        if unreadable.size:
             raise ValueError(
-                f"{len(unread)} images in X could not be read, so that they have no neighbours: "
-                f"rows {format_list(unread, str)}. Leave them out, or use search."
+                f"X has {len(unreadable)} images that could not be read: rows "
+                f"{format_list(unreadable, str)}. Leave them out, or use search."
             )
-        scores, indices = collection.nearest(queries, n_neighbors)
+        scores, indices = collection.search(queries, n_neighbors)
         if not return_distance:
             return indices
         return np.clip(1 - scores, 0, 2), indices
 
     @property
     def items_(self) -> list[Any]:
-        """What stands for the images in results."""
+        """Objects that results show for the images."""
         collection = self._check_ready("items_")
         return collection.items_at(np.arange(collection.n_rows))
 
     @property
     def n_samples_fit_(self) -> int:
-        """How many images were given."""
+        """Number of images passed to `fit` and `add`."""
         return self._check_ready("n_samples_fit_").n_rows
 
     @property
     def n_unread_(self) -> int:
-        """How many images could not be read."""
+        """Number of images that could not be read."""
         collection = self._check_ready("n_unread_")
         return collection.n_rows - len(collection.rows)
 
     @property
     def n_features_in_(self) -> int:
-        """Width of the features that the aligner was fitted on."""
+        """Number of features that the aligner was fitted on."""
         return self.aligner_.n_features_in_
 
     @property
@@ -387,27 +394,29 @@ class CrossModalRetriever(SavedRetriever, DocLinkMixin, BaseEstimator):
         """Names of the features that the aligner was fitted on."""
         return self.aligner_.feature_names_in_
 
-    def _embedded_images(self, X: Any, collection: Collection) -> np.ndarray:
-        return embedded(self.aligner_, X, collection.embeddings.shape[1])
+    def _embed_images(self, X: Any, collection: Collection) -> np.ndarray:
+        return embed_images(self.aligner_, X, collection.embeddings.shape[1])
 
-    def _relative(self, texts: np.ndarray, collection: Collection) -> Relative | None:
-        """Return what standardises the cosines of texts, if so wished."""
-        side = unwrap_aligner(self.aligner_)
-        captions = getattr(getattr(side, "bank_", None), "text", None)
-        bank: Bank | None
+    def _make_standardizer(self, texts: np.ndarray, collection: Collection) -> Standardizer | None:
+        """Return what standardizes the cosines of texts, or None."""
+        aligner = unwrap_aligner(self.aligner_)
         if isinstance(self.standardize, bool | np.bool_):
+            captions = getattr(getattr(aligner, "bank_", None), "text", None)
             bank = collection.bank(captions) if self.standardize else None
         else:
             bank = resolve_bank(
-                self.standardize, side, self.aligner_.transform, whole=self.aligner_
+                self.standardize, aligner, self.aligner_.transform, whole=self.aligner_
             )
         if bank is None:
             return None
         moments = None if bank.text is None else collection.moments(bank.text)
-        return Relative(texts, bank, moments)
+        return Standardizer(texts, bank, image_moments=moments)
 
     def _check_ready(self, attribute: str | None = None) -> Collection:
-        """Return the collection, the one that was there when the call began."""
+        """Check that the retriever is fitted and current, and return its collection.
+
+        A method uses one collection throughout, since another thread may add images meanwhile.
+        """
         collection: Collection | None = getattr(self, "_collection", None)
         if collection is None:
             if attribute is not None:
@@ -427,12 +436,62 @@ class CrossModalRetriever(SavedRetriever, DocLinkMixin, BaseEstimator):
         check_standardize(self.standardize)
         if self.index != "exact" and self.standardize is not False:
             raise ValueError(
-                f"standardize needs index='exact', and index is {self.index!r}: an index finds "
-                "what is near by cosine, not by standardised ones."
+                f"standardize is not supported with index={self.index!r}, which finds images by "
+                "plain cosines. Pass index='exact'."
             )
+
+    def _check_restored(self) -> None:
+        self._check_parameters()
+
+    def _get_state(self) -> dict[str, Any]:
+        self._check_current()
+        return {
+            **super()._get_state(),
+            **self._collection.state(),
+            "has_y": self._has_y,
+            "fingerprint": getattr(unwrap_aligner(self.aligner_), "fingerprint_", None),
+        }
+
+    def _set_state(self, state: FittedState) -> None:
+        super()._set_state(state)
+        aligner = unwrap_aligner(self.aligner_)
+        collection = Collection.from_state(
+            state, int(aligner.n_components_), self.dtype, self.index
+        )
+        has_y = state.value("has_y")
+        if not isinstance(has_y, bool):
+            raise ValueError("has_y must be true or false.")
+        if state.optional("fingerprint") != getattr(aligner, "fingerprint_", None):
+            raise ValueError(
+                "fingerprint does not match the aligner: its weights or parameters differ from "
+                "those that the images were embedded with. Index the images again."
+            )
+        self._has_y = has_y
+        self._collection = collection
+
+    def _card_facts(self) -> Facts:
+        facts = self._aligner_facts()
+        facts.what = (
+            "Finds the images of a collection that are nearest to texts or to other images. "
+            "It contains their embeddings, not the images. " + facts.what
+        )
+        facts.facts = {"images indexed": f"{len(self._collection.rows):,}"} | facts.facts
+        facts.usage = "print(model.search(['a red fruit'], k=5).items)"
+        return facts
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "_collection")
+
+
+def _embed_with_items(
+    aligner: Any, images: Any, y: Any, n_components: int
+) -> tuple[np.ndarray, list[Any] | None]:
+    """Return embeddings of images, and their items."""
+    # y is checked before the images are encoded, which takes long. Images that are the items
+    # themselves are listed afterwards, so that the encoder reports invalid ones.
+    items = None if y is None else resolve_items(images, y)
+    embeddings = embed_images(aligner, images, n_components)
+    return embeddings, resolve_items(images, None) if y is None else items
 
 
 def _check_aligner_is_fitted(aligner: Any) -> None:
@@ -440,28 +499,17 @@ def _check_aligner_is_fitted(aligner: Any) -> None:
         check_is_fitted(aligner)
     except NotFittedError as error:
         raise NotFittedError(
-            f"The aligner, {type(aligner).__name__}, is not fitted, and a retriever trains "
-            "nothing: call aligner.fit(images, captions) first. (clone() gives back an unfitted "
-            "one; sklearn.frozen.FrozenEstimator(aligner) keeps it.)"
+            f"aligner is a {type(aligner).__name__} that is not fitted, and a retriever does not "
+            "train it. Call aligner.fit(images, captions) first. (clone() returns an unfitted "
+            "copy; sklearn.frozen.FrozenEstimator(aligner) keeps the fit.)"
         ) from error
 
 
-def _checked_k(k: Any, name: str, collection: Collection) -> int:
-    n_read = len(collection.rows)
-    if isinstance(k, bool) or not isinstance(k, int | np.integer) or not 1 <= k <= n_read:
+def _check_k(k: Any, name: str, collection: Collection) -> int:
+    n_readable = len(collection.rows)
+    if isinstance(k, bool) or not isinstance(k, int | np.integer) or not 1 <= k <= n_readable:
         raise ValueError(
-            f"{name} must be an integer from 1 to the number of images indexed, {n_read}, not "
+            f"{name} must be an integer from 1 to the number of images indexed, {n_readable}, not "
             f"{k!r}."
         )
     return int(k)
-
-
-def _warn_of_unread(rows: np.ndarray) -> None:
-    warn(
-        f"{len(rows)} queries could not be read and find nothing: {format_list(rows, str)}.",
-        EncodingFailedWarning,
-    )
-
-
-def _width(texts: Any) -> int:
-    return int(getattr(texts, "n_components_", 1))

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from sklearn.base import BaseEstimator
+from sklearn.frozen import FrozenEstimator
 
 try:
     from sklearn.callback import CallbackSupportMixin, ProgressBar, with_callbacks
@@ -26,6 +27,11 @@ except ImportError:  # scikit-learn < 1.9
 
     class ProgressBar:  # type: ignore[no-redef]
         """Placeholder for versions of scikit-learn that have no callbacks."""
+
+
+def unfreeze(estimator: Any) -> Any:
+    """Return the estimator in a FrozenEstimator; any other estimator is returned as it is."""
+    return estimator.estimator if isinstance(estimator, FrozenEstimator) else estimator
 
 
 def observes_fit(estimator: Any) -> bool:

@@ -8,6 +8,7 @@ import itertools
 import json
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from enum import Enum
 from numbers import Real
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -22,9 +23,18 @@ from tqdm import tqdm
 
 from ..aligners.fitted_images import embedding_digest
 from ..aligners.similarity import LogitTiles, check_standardize, resolve_bank
-from ..aligners.wrapper import resolve_aligner, unwrap_aligner
+from ..aligners.wrapper import AlignerWrapperMixin, resolve_aligner, unwrap, unwrap_aligner
 from ..encoders.base import FrozenEncoder
-from ..prompts import class_array, names_of, prompts_of, resolve_templates
+from ..persistence.hub import Facts
+from ..persistence.mixins import FittedState
+from ..prompts import (
+    class_array,
+    list_of_labels,
+    names_of,
+    plain_label,
+    prompts_of,
+    resolve_templates,
+)
 from ..utils.concurrency import ForkSafeLock
 from ..utils.sklearn_compat import CallbackSupportMixin, DocLinkMixin, FitContext
 from ..utils.validation import ignores_underflow
@@ -37,6 +47,10 @@ _EMBEDDING_BYTES = 2**27
 
 
 _MOST_BYTES = 2**28
+
+
+# Classes that a model card names.
+_MAX_SHOWN = 20
 
 
 _DIGITS = 4
@@ -219,11 +233,14 @@ _NOT_FITTED = (
 )
 
 
-class ZeroShotBase(DocLinkMixin, CallbackSupportMixin, BaseEstimator):
+class ZeroShotBase(AlignerWrapperMixin, DocLinkMixin, CallbackSupportMixin, BaseEstimator):
     """Base of the classifiers: subclasses say what logits mean.
 
     Ready as soon as there are labels and a fitted aligner.
     """
+
+    # The first sentence of the model card, up to "names".
+    _says = "which of the classes an image shows, by the cosine of the image with the classes'"
 
     labels: Sequence[str] | Mapping[Any, str | Sequence[str]] | None
     aligner: Any
@@ -308,6 +325,59 @@ class ZeroShotBase(DocLinkMixin, CallbackSupportMixin, BaseEstimator):
         if self.aligner is not None:
             unwrap_aligner(resolve_aligner(self.aligner))
 
+    def __getstate__(self) -> dict[str, Any]:
+        state: Any = super().__getstate__()
+        if "aligner_" in state and self._uses_starter():
+            state = {**state, "aligner_": None}  # 54 MB that every installation has
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if "aligner_" in state and state["aligner_"] is None:
+            state = {**state, "aligner_": resolve_aligner(None)}
+        super().__setstate__(state)
+
+    def _uses_parameter(self) -> bool:
+        is_starter = self.aligner is None and self.aligner_ is resolve_aligner(None)
+        return is_starter or super()._uses_parameter()
+
+    def _recorded_params(self) -> dict[str, Any]:
+        params = super()._recorded_params()
+        params["labels"] = _labels_to_save(params["labels"])
+        return params
+
+    def _get_state(self) -> dict[str, Any]:
+        return {**super()._get_state(), "names": getattr(self, "_names", None)}
+
+    def _set_state(self, state: FittedState) -> None:
+        super()._set_state(state)
+        names = state.optional("names")
+        if names is not None:
+            if not isinstance(names, dict):
+                raise ValueError("names must be an object with the names of each class.")
+            self._names = names_of(names)
+
+    def _check_restored(self) -> None:
+        self._check_parameters()
+        self._names_now()
+
+    def _card_facts(self) -> Facts:
+        facts = self._aligner_facts()
+        names = [str(label) for label in self._names_now() or ()]
+        shown = ", ".join(names[:_MAX_SHOWN]) + (", ..." if len(names) > _MAX_SHOWN else "")
+        facts.what = f"Says {self._says} names. {facts.what}"
+        facts.facts = {"classes": f"{len(names):,}: {shown}"} | facts.facts
+        facts.limits.append(self._limit())
+        preprocessing, aligner = unwrap(resolve_aligner(self.aligner))
+        takes_images = preprocessing is not None or getattr(aligner, "image_encoder", None)
+        images = "['image.jpg']" if takes_images else "image_features"
+        facts.usage = f"print(model.predict({images}))"
+        return facts
+
+    def _limit(self) -> str:
+        if getattr(self, "threshold", None) is None:
+            return "It always answers with one of its classes."
+        return "It always answers with one of its classes or, below the threshold, unknown."
+
     def __sklearn_is_fitted__(self) -> bool:
         if hasattr(self, "aligner_"):
             return True
@@ -334,3 +404,21 @@ def _check_scale(scale: Any) -> None:
         f"logit_scale must be None or a number from {_LEAST_SCALE:g} to {_MOST_SCALE:g}, not "
         f"{scale!r}. Beyond these bounds logits overflow or vanish in float32."
     )
+
+
+def _labels_to_save(labels: Any) -> Any:
+    """Return labels in a form that a file can hold: members of an Enum become their values."""
+    if labels is None or isinstance(labels, str) or not isinstance(labels, Iterable):
+        return labels
+    if isinstance(labels, Mapping):
+        return {_label_to_save(label): _label_to_save(value) for label, value in labels.items()}
+    if isinstance(labels, np.ndarray) and labels.dtype.kind in "biufU":
+        return labels
+    listed = [_label_to_save(label) for label in list_of_labels(labels)]
+    if isinstance(labels, np.ndarray) and labels.dtype.kind == "O":
+        return np.array(listed, dtype=object)
+    return tuple(listed) if isinstance(labels, tuple) else listed
+
+
+def _label_to_save(label: Any) -> Any:
+    return plain_label(label) if isinstance(label, Enum) else label

@@ -21,7 +21,6 @@ from ..aligners.similarity import (
     choose_top_texts,
     to_probabilities,
 )
-from ..aligners.wrapper import SavedClassifier
 from ..prompts import (
     captions_of,
     check_in_labels,
@@ -39,7 +38,7 @@ from ._base import ZeroShotBase
 __all__ = ["ZeroShotClassifier"]
 
 
-class ZeroShotClassifier(SavedClassifier, ClassifierMixin, ZeroShotBase):
+class ZeroShotClassifier(ClassifierMixin, ZeroShotBase):
     """Predict the class whose name, embedded as text, is nearest to the image.
 
     Parameters

@@ -13,7 +13,7 @@ from sklearn.model_selection import KFold
 from sklearn.utils import Tags, _safe_indexing, check_consistent_length, indexable
 
 from ..aligners.similarity import LogitTiles, resolve_bank
-from ..aligners.wrapper import SavedClassifier, unwrap_aligner
+from ..aligners.wrapper import unwrap_aligner
 from ..persistence import FittedState
 from ..prompts import class_array, names_of, prompts_of, resolve_templates
 from ..utils.sklearn_compat import FitContext, with_callbacks
@@ -32,7 +32,7 @@ from ._multilabel_targets import (
 __all__ = ["MultiLabelZeroShotClassifier"]
 
 
-class MultiLabelZeroShotClassifier(SavedClassifier, ClassifierMixin, ZeroShotBase):
+class MultiLabelZeroShotClassifier(ClassifierMixin, ZeroShotBase):
     """Predict every label whose name is near enough to the image: none, one or several.
 
     Each label has a threshold of its own. Without examples it is what a given share of other
@@ -419,11 +419,11 @@ class MultiLabelZeroShotClassifier(SavedClassifier, ClassifierMixin, ZeroShotBas
         scores = zip(logits.of_embeddings(bank.image).T, shares, strict=True)
         return np.array([np.quantile(some, 1 - share) for some, share in scores])
 
-    def _own_state(self) -> dict[str, Any]:
-        return {**super()._own_state(), "thresholds": self._fitted_thresholds()}
+    def _get_state(self) -> dict[str, Any]:
+        return {**super()._get_state(), "thresholds": self._fitted_thresholds()}
 
-    def _restore_own(self, state: FittedState) -> None:
-        super()._restore_own(state)
+    def _set_state(self, state: FittedState) -> None:
+        super()._set_state(state)
         if "thresholds" in state:
             self._keep(state.array("thresholds", (len(self._label_list()),)))
         state.optional("thresholds")

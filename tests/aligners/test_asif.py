@@ -1,4 +1,4 @@
-"""ASIFAligner against the method written as a plain loop."""
+"""ASIFAligner against a plain loop over rows."""
 
 import tracemalloc
 
@@ -11,7 +11,7 @@ from sklearn_ape.metrics import retrieval_report
 
 
 def by_loop(features, anchors, k, power, center):
-    """Describe one row after the other, as the paper says."""
+    """Embed one row after the other, as in the paper."""
     unit = anchors / np.linalg.norm(anchors, axis=1, keepdims=True)
     mean = unit.mean(axis=0) if center else 0
     rows = []
@@ -29,8 +29,8 @@ def by_loop(features, anchors, k, power, center):
 
 @pytest.mark.parametrize("center", [True, False])
 @pytest.mark.parametrize(("k", "power"), [(5, 6), (5, 3), (40, 2), (1000, 2), (1000, 3), (1, 1)])
-def test_is_the_plain_loop(concepts, k, power, center):
-    """With more anchors wanted than there are, and with negative similarities among those kept."""
+def test_similarity_equals_plain_loop(concepts, k, power, center):
+    """k above the number of anchors, and negative similarities among the k largest."""
     train, test = slice(0, 40), slice(40, 60)
     aligner = ASIFAligner(k=k, power=power, center=center)
     aligner.fit(concepts.image[train], concepts.text[train])
@@ -42,16 +42,16 @@ def test_is_the_plain_loop(concepts, k, power, center):
         np.testing.assert_allclose(embed(features[test]), expected, atol=1e-4)
 
 
-def test_what_points_away_is_not_similar():
-    """An even power must not turn an opposite into a neighbour."""
+def test_negative_similarities_are_zero_with_even_power():
+    """An even power must not make negative similarities positive."""
     image = np.array([[1.0, 0], [0, 1]])
     aligner = ASIFAligner(center=False, power=2).fit(image, image)
     np.testing.assert_allclose(aligner.transform([[1, -1]]), [[1, 0]], atol=1e-6)
     np.testing.assert_array_equal(aligner.transform([[-1, -1]]), [[0, 0]])
 
 
-def test_high_powers_of_small_similarities_do_not_vanish():
-    """They are taken relative to the largest: in single precision 1e-4 ** 12 is nothing."""
+def test_high_powers_of_small_similarities_do_not_underflow():
+    """Powers are relative to the largest: 1e-4 ** 12 is zero in single precision."""
     rng = np.random.default_rng(0)
     anchors = np.hstack([1e-4 * np.abs(rng.standard_normal((30, 3))), np.ones((30, 1))])
     aligner = ASIFAligner(power=12, center=False).fit(anchors, anchors)
@@ -59,8 +59,8 @@ def test_high_powers_of_small_similarities_do_not_vanish():
     np.testing.assert_allclose(norms, 1, rtol=1e-5)
 
 
-def test_anchors_are_pairs(concepts):
-    """An image with two captions is two anchors, that are equal on its side."""
+def test_each_pair_is_an_anchor(concepts):
+    """An image with two captions gives two anchors with equal image features."""
     image = np.vstack([concepts.image[:30], concepts.image[:1]])
     text = np.vstack([concepts.text[:30], concepts.text[50:51]])
     aligner = ASIFAligner().fit(image, text)
@@ -70,8 +70,8 @@ def test_anchors_are_pairs(concepts):
     assert np.any(aligner.transform_text(text)[:, 0] != aligner.transform_text(text)[:, 1])
 
 
-def test_sparse_scores_are_the_dense_ones(concepts, monkeypatch):
-    """However small the tiles are."""
+def test_sparse_and_dense_scores_are_equal(concepts, monkeypatch):
+    """For tiles of any size."""
     aligner = ASIFAligner(k=10).fit(concepts.image[:200], concepts.text[:200])
     image, text = concepts.image[200:], concepts.text[200:]
     pairs = np.column_stack([np.arange(100)] * 2)
@@ -85,7 +85,7 @@ def test_sparse_scores_are_the_dense_ones(concepts, monkeypatch):
     )
 
 
-def test_score_needs_no_dense_embeddings(monkeypatch):
+def test_score_memory_is_less_than_dense_embeddings(monkeypatch):
     """1,500 images and captions on 8,000 anchors would take 96 MB."""
     monkeypatch.setattr(asif, "_TILE_BYTES", 2**22)
     rng = np.random.default_rng(0)
@@ -98,8 +98,8 @@ def test_score_needs_no_dense_embeddings(monkeypatch):
     assert peak < 60e6
 
 
-def test_parameters_take_effect_at_fit(concepts):
-    """Embeddings of labels are kept by fingerprint: it must tell apart what embeds differently."""
+def test_fingerprint_depends_on_parameters_at_fit(concepts):
+    """Label embeddings are cached by fingerprint, so it must differ if embeddings differ."""
     prints = set()
     for parameters in ({}, {"k": 5}, {"power": 3}, {"center": False}):
         aligner = ASIFAligner(**parameters).fit(concepts.image, concepts.text)
@@ -115,6 +115,6 @@ def test_parameters_take_effect_at_fit(concepts):
      ("power", 0, r"power must be a number in \(0, inf\)"),
      ("center", "yes", "center must be True or False, not 'yes'")],
 )  # fmt: skip
-def test_bad_parameter(concepts, parameter, value, said):
+def test_invalid_parameter_raises(concepts, parameter, value, said):
     with pytest.raises(ValueError, match=said):
         ASIFAligner(**{parameter: value}).fit(concepts.image, concepts.text)

@@ -1,4 +1,4 @@
-"""CCAAligner: the correlations are the canonical ones, and what must not matter does not."""
+"""CCAAligner: canonical correlations, invariances and parameters."""
 
 import numpy as np
 import pytest
@@ -20,14 +20,14 @@ def views():
 
 
 def directions(aligner, image, text):
-    """Projections before they are scaled to length 1, with the weights taken out."""
+    """Projections without normalization and without weights."""
     weight = aligner.correlations_ ** (aligner.power / 2)
     sides = (aligner._image_projection, image), (aligner._text_projection, text)
     return [(x - side.mean) @ side.matrix / weight for side, x in sides]
 
 
-def test_correlations_are_those_of_scikit_learn(views):
-    """Without ridge it is CCA: NIPALS finds the same correlations, one direction at a time."""
+def test_correlations_equal_scikit_learn(views):
+    """Without ridge this is CCA: NIPALS finds the same correlations, one direction at a time."""
     image, text = views
     aligner = CCAAligner(ridge=0).fit(image, text)
     reference = CCA(n_components=5, max_iter=5000, tol=1e-10)
@@ -36,8 +36,8 @@ def test_correlations_are_those_of_scikit_learn(views):
     np.testing.assert_allclose(aligner.correlations_, expected, atol=1e-4)
 
 
-def test_directions_are_white_and_correlate_as_said(views):
-    """Each has variance 1, no correlation with the others, and its own with its partner."""
+def test_directions_are_white_and_have_stated_correlations(views):
+    """Each direction has variance 1 and correlates only with its partner."""
     aligner = CCAAligner(ridge=0).fit(*views)
     a, b = directions(aligner, *views)
     np.testing.assert_allclose(a.T @ a / 500, np.eye(5), atol=1e-4)
@@ -45,8 +45,8 @@ def test_directions_are_white_and_correlate_as_said(views):
     np.testing.assert_allclose(a.T @ b / 500, np.diag(aligner.correlations_), atol=1e-4)
 
 
-def test_invariance_to_affine_maps_of_the_features(views):
-    """Plain CCA does not see in which basis an encoder writes its features."""
+def test_result_is_invariant_to_affine_maps_of_features(views):
+    """Plain CCA does not depend on the basis of the features."""
     image, text = views
     rng = np.random.default_rng(1)
     other = image @ rng.standard_normal((6, 6)) + 5, text @ rng.standard_normal((5, 5)) - 2
@@ -56,15 +56,15 @@ def test_invariance_to_affine_maps_of_the_features(views):
 
 
 def test_ridge_is_relative_to_the_variance(views):
-    """Features in other units are regularised as much."""
+    """Features in other units are regularized equally."""
     image, text = views
     one, two = CCAAligner().fit(image, text), CCAAligner().fit(1000 * image, text / 1000)
     np.testing.assert_allclose(two.correlations_, one.correlations_, atol=1e-5)
     assert np.all(one.correlations_ < CCAAligner(ridge=0).fit(image, text).correlations_)
 
 
-def test_similarity_weighs_directions_by_their_correlation(views):
-    """As CSA does; power=0 is the plain cosine of the canonical variables."""
+def test_similarity_weights_directions_by_correlation(views):
+    """As in CSA; power=0 is the plain cosine of the canonical variables."""
     image, text = views
     for power in (0.0, 1.0, 3.0):
         aligner = CCAAligner(power=power).fit(image, text)
@@ -75,7 +75,7 @@ def test_similarity_weighs_directions_by_their_correlation(views):
         np.testing.assert_allclose(aligner.similarity(image[:9], text[:9]), expected, atol=1e-5)
 
 
-def test_fewer_components_are_the_first_ones(views):
+def test_fewer_components_are_the_first_components(views):
     full, few = CCAAligner().fit(*views), CCAAligner(n_components=2).fit(*views)
     assert few.n_components_ == 2
     assert few.transform(views[0]).shape == (500, 2)
@@ -84,13 +84,13 @@ def test_fewer_components_are_the_first_ones(views):
 
 
 def test_components_of_rank_deficient_features(concepts):
-    """8 concepts made all features: directions beyond them would be rounding errors."""
+    """All features are made of 8 concepts, so further directions would be rounding error."""
     for ridge in (0, 1e-3, 1.0):
         assert CCAAligner(ridge=ridge).fit(concepts.image, concepts.text).n_components_ == 8
 
 
-def test_pairs_count_as_often_as_they_are(views):
-    """An image with two captions weighs as much as two images."""
+def test_repeated_images_are_weighted_by_their_pairs(views):
+    """An image with two captions has the weight of two images."""
     image, text = views
     image, text = np.vstack([image[:100], image[:50]]), text[:150]
     aligner = CCAAligner(ridge=0).fit(image, text)
@@ -106,6 +106,6 @@ def test_pairs_count_as_often_as_they_are(views):
      ("n_components", 0, "n_components must be None or an integer >= 1"),
      ("n_components", 6, "n_components must be None or at most 5 .* not 6")],
 )  # fmt: skip
-def test_bad_parameter(views, parameter, value, said):
+def test_invalid_parameter_raises(views, parameter, value, said):
     with pytest.raises(ValueError, match=said):
         CCAAligner(**{parameter: value}).fit(*views)

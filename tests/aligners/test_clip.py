@@ -1,4 +1,4 @@
-"""CLIPAligner, against the library's own output on a tiny model in a folder."""
+"""CLIPAligner, against open_clip on a tiny model in a folder."""
 
 import json
 import pickle
@@ -51,7 +51,7 @@ def folder(tmp_path_factory):
     return str(folder)
 
 
-def test_embeddings_are_the_librarys_own(tmp_path):
+def test_embeddings_equal_open_clip(tmp_path):
     model = saved(tmp_path)
     aligner = CLIPAligner(str(tmp_path))
     encoder = aligner.image_encoder
@@ -67,7 +67,7 @@ def test_embeddings_are_the_librarys_own(tmp_path):
     assert aligner.logit_scale_ == pytest.approx(float(scale))
 
 
-def test_features_in_place_of_images(folder):
+def test_features_are_accepted_instead_of_images(folder):
     """As in a Pipeline whose first step is the encoder."""
     aligner, encoder = CLIPAligner(folder), OpenCLIPImageEncoder(folder)
     features = encoder.transform(IMAGES)
@@ -92,7 +92,7 @@ def test_score_and_report(folder):
     assert aligner.retrieval_report(IMAGES, TEXTS, ks=(4,))["image_to_text"] == {4: 1.0}
 
 
-def test_fit_learns_nothing_and_checks(folder):
+def test_fit_validates_and_learns_nothing(folder):
     aligner = CLIPAligner(folder)
     assert aligner.fit(IMAGES, TEXTS) is aligner
     assert aligner.fit(IMAGES) is aligner
@@ -108,7 +108,7 @@ def test_fit_learns_nothing_and_checks(folder):
         aligner.transform_text(np.zeros((4, 5)))
 
 
-def test_pickles_carry_no_weights(folder):
+def test_pickles_contain_no_weights(folder):
     aligner = CLIPAligner(folder)
     expected = aligner.transform(IMAGES)
     stored = pickle.dumps(aligner)
@@ -116,7 +116,7 @@ def test_pickles_carry_no_weights(folder):
     np.testing.assert_array_equal(pickle.loads(stored).transform(IMAGES), expected)
 
 
-def test_fingerprint_is_of_model_and_preprocessing(folder, tmp_path):
+def test_fingerprint_depends_on_model_and_preprocessing(folder, tmp_path):
     saved(tmp_path, seed=1)
     prints = {
         CLIPAligner(folder).fingerprint_,
@@ -127,7 +127,7 @@ def test_fingerprint_is_of_model_and_preprocessing(folder, tmp_path):
     assert len(prints) == 3
 
 
-def test_pretrained_as_in_open_clip():
+def test_pretrained_parameter_equals_open_clip():
     assert CLIPAligner("ViT-B-32", "openai")._name() == CLIPAligner()._name()
     with pytest.raises(ValueError, match="No pretrained CLIP model is called 'ViT-B-32/opnai'"):
         CLIPAligner("ViT-B-32", "opnai").fit(IMAGES)
@@ -135,7 +135,7 @@ def test_pretrained_as_in_open_clip():
         CLIPAligner("ViT-B-32").transform_text(TEXTS)
 
 
-def test_images_that_cannot_be_read(folder, tmp_path):
+def test_unreadable_images_raise_or_give_nan(folder, tmp_path):
     torn = tmp_path / "torn.png"
     torn.write_bytes(b"not an image")
     with pytest.raises(ValueError, match="row 1"):
@@ -147,15 +147,15 @@ def test_images_that_cannot_be_read(folder, tmp_path):
 
 
 class TestInTheClassifier:
-    def test_ready_without_fit(self, folder):
+    def test_classifier_is_ready_without_fit(self, folder):
         aligner = CLIPAligner(folder)
         classifier = ZeroShotClassifier(TEXTS, aligner=aligner, templates="none")
         order = np.argsort(TEXTS)
         expected = aligner.logit_scale_ * aligner.similarity(IMAGES, TEXTS)[:, order]
         np.testing.assert_allclose(classifier.decision_function(IMAGES), expected, rtol=1e-4)
 
-    def test_by_name(self, folder):
-        """The same CLIP, before fit and after."""
+    def test_classifier_takes_name_of_model(self, folder):
+        """The name gives the same model before and after fit."""
         by_name = ZeroShotClassifier(TEXTS, aligner=f"open_clip:{folder}")
         by_object = ZeroShotClassifier(TEXTS, aligner=CLIPAligner(folder))
         expected = by_object.predict_proba(IMAGES)
@@ -180,24 +180,24 @@ class TestInTheClassifier:
         classifier.predict_proba(IMAGES)
         assert len(calls) == 1
 
-    def test_without_labels_it_is_not_fitted(self, folder):
+    def test_classifier_without_labels_is_not_fitted(self, folder):
         with pytest.raises(NotFittedError):
             ZeroShotClassifier(aligner=f"open_clip:{folder}").predict(IMAGES)
 
     @pytest.mark.parametrize(
         ("name", "said"),
-        [("clip", "names no aligner. Expected 'open_clip:ViT-B-32/openai'"),
-         ("open_clip:", "names no aligner"),
+        [("clip", "is not the name of an aligner. Pass a name such as"),
+         ("open_clip:", "is not the name of an aligner"),
          ("open_clip:ViT-B-32/opnai", "No pretrained CLIP model is called 'ViT-B-32/opnai'")],
     )  # fmt: skip
-    def test_bad_name(self, name, said):
+    def test_invalid_name_raises(self, name, said):
         for call in ("fit", "predict"):
             with pytest.raises(ValueError, match=said):
                 getattr(ZeroShotClassifier(TEXTS, aligner=name), call)(IMAGES)
 
 
-def test_only_the_name_is_needed_to_look_at_it():
-    """Parameters and repr must work where no weights can be had."""
+def test_repr_and_parameters_need_no_weights():
+    """Parameters and repr must work without access to weights."""
     classifier = ZeroShotClassifier(TEXTS, aligner="open_clip:ViT-B-32/openai")
     assert "open_clip:ViT-B-32/openai" in repr(classifier)
     assert not Path("ViT-B-32").exists()

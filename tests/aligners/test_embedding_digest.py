@@ -19,7 +19,7 @@ from sklearn_ape.encoders import TimmImageEncoder, TransformersTextEncoder
 
 
 class CountsCalls(TransformerMixin, BaseEstimator):
-    """Notes what it does in attributes that are not fitted."""
+    """Transformer that counts calls in attributes that are not fitted."""
 
     def fit(self, X, y=None):
         self.n_calls = 0
@@ -78,7 +78,7 @@ def test_runtime_option_of_an_encoder_does_not_change_the_digest(parameters):
     assert embedding_digest(pipeline) == before
 
 
-def test_engine_counts_in_half_precision():
+def test_engine_changes_the_digest_in_half_precision():
     pipeline = make_pipeline(TimmImageEncoder(dtype="bfloat16", engine="torch"), CCAAligner())
     before = embedding_digest(pipeline)
     pipeline[0].set_params(engine="openvino")
@@ -86,7 +86,7 @@ def test_engine_counts_in_half_precision():
 
 
 @pytest.mark.parametrize("side", ["image_encoder_", "text_encoder_"])
-def test_encoders_within_a_fitted_aligner_count(side, concepts):
+def test_encoders_of_a_fitted_aligner_change_the_digest(side, concepts):
     aligner = CCAAligner().fit(concepts.image, concepts.text)
     aligner.image_encoder_ = TimmImageEncoder()
     aligner.text_encoder_ = TransformersTextEncoder()
@@ -144,7 +144,7 @@ def test_an_array_changed_in_place_changes_the_digest(pipeline):
     assert embedding_digest(pipeline) != before
 
 
-def test_copies_and_wrappers_of_a_pipeline_count_by_what_they_hold(pipeline, concepts):
+def test_copies_and_wrappers_of_a_pipeline_have_the_digest_of_their_content(pipeline, concepts):
     expected = embedding_digest(pipeline)
     assert embedding_digest(copy.deepcopy(pipeline)) == expected
     assert embedding_digest(pickle.loads(pickle.dumps(pipeline))) == expected
@@ -156,7 +156,7 @@ def test_copies_and_wrappers_of_a_pipeline_count_by_what_they_hold(pipeline, con
     assert embedding_digest(frozen) != before
 
 
-def test_a_search_counts_by_its_best_estimator(pipeline, concepts):
+def test_search_has_the_digest_of_its_best_estimator(pipeline, concepts):
     search = GridSearchCV(clone(pipeline), {"ccaaligner__ridge": [0.1, 1.0]}, cv=2)
     search.fit(concepts.image, concepts.text)
     before = embedding_digest(search)
@@ -167,7 +167,7 @@ def test_a_search_counts_by_its_best_estimator(pipeline, concepts):
     assert embedding_digest(search) != before
 
 
-def test_notes_of_a_step_about_its_use_do_not_change_the_digest(concepts):
+def test_counters_of_a_step_do_not_change_the_digest(concepts):
     pipeline = make_pipeline(CountsCalls(), CCAAligner()).fit(concepts.image, concepts.text)
     before = embedding_digest(pipeline)
     pipeline.transform(concepts.image[:9])
@@ -175,7 +175,7 @@ def test_notes_of_a_step_about_its_use_do_not_change_the_digest(concepts):
     assert embedding_digest(pipeline) == before
 
 
-def test_what_cannot_be_pickled_counts_by_identity(concepts):
+def test_objects_that_cannot_be_pickled_are_compared_by_identity(concepts):
     pipeline = make_pipeline(FunctionTransformer(lambda X: 2 * X), StandardScaler(), CCAAligner())
     pipeline.fit(concepts.image, concepts.text)
     before = embedding_digest(pipeline)
@@ -188,7 +188,7 @@ def test_what_cannot_be_pickled_counts_by_identity(concepts):
     assert embedding_digest(pipeline) != before
 
 
-def test_exact_digest_tells_arrays_apart_by_value_and_type():
+def test_exact_digest_depends_on_values_and_dtype_of_arrays():
     X = np.arange(6.0).reshape(2, 3)
     assert exact_digest(X) == exact_digest(np.asfortranarray(X)) == exact_digest(X.copy())
     others = [X.astype(np.float32), X.T.copy(), X + 1e-12, X.tolist(), X.astype(object)]

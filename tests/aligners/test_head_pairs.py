@@ -6,7 +6,7 @@ from sklearn.base import clone
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from sklearn_ape import CCAAligner
-from sklearn_ape.aligners._head_pairs import prototypes
+from sklearn_ape.aligners._head_pairs import compute_prototypes
 from sklearn_ape.encoders import HeadPairs, TimmImageEncoder
 
 
@@ -21,7 +21,7 @@ def of_features(n_image=32, n_text=16, n_classes=5, **parts):
     return HeadPairs(**({"weights": weights, "texts": texts} | parts))
 
 
-def test_prototypes_are_the_formula():
+def test_prototypes_equal_the_formula():
     """reference: mean + B mean|X - mean| / mean|B|, B the weights by half of the spread."""
     rng = np.random.default_rng(0)
     X = rng.standard_normal((200, 4)) @ rng.standard_normal((4, 6)) + 3  # of rank 4
@@ -31,17 +31,17 @@ def test_prototypes_are_the_formula():
     B = (W - W.mean(axis=0)) @ vectors @ np.diag(values**0.5) @ vectors.T
     radius = np.linalg.norm(X - X.mean(axis=0), axis=1).mean()
     expected = X.mean(axis=0) + B * radius / np.linalg.norm(B, axis=1).mean()
-    np.testing.assert_allclose(prototypes(X.astype(np.float32), W), expected, atol=1e-4)
+    np.testing.assert_allclose(compute_prototypes(X.astype(np.float32), W), expected, atol=1e-4)
 
 
 def test_prototypes_of_the_real_head_lie_near_images_of_their_class(
     features, captioned_images, image_encoder
 ):
-    """Where they would not, they would teach an aligner wrong pairs."""
+    """Otherwise an aligner would be trained on wrong pairs."""
     from sklearn_ape.encoders import classifier_head_pairs
 
     head = classifier_head_pairs(image_encoder)
-    places = prototypes(features.image, head.weights) - features.image.mean(axis=0)
+    places = compute_prototypes(features.image, head.weights) - features.image.mean(axis=0)
     names = {texts[0]: number for number, texts in enumerate(head.texts)}
     known = [i for i, caption in enumerate(captioned_images.captions) if caption in names]
     assert len(known) >= 5
@@ -52,7 +52,7 @@ def test_prototypes_of_the_real_head_lie_near_images_of_their_class(
     assert np.median(rank) < 200  # of 1000: by chance 500; the head's own logits give 50 to 100
 
 
-def test_pairs_of_features_come_behind_the_real_ones(concepts):
+def test_head_pairs_are_appended_to_the_training_pairs(concepts):
     data = fitted_on(CCAAligner(), concepts.image, concepts.text)
     head = of_features()
     more = fitted_on(CCAAligner(head_pairs=head), concepts.image, concepts.text)
@@ -64,7 +64,7 @@ def test_pairs_of_features_come_behind_the_real_ones(concepts):
         np.testing.assert_array_equal(more.text[text], head.texts[image - 300])
 
 
-def test_a_class_with_several_texts_is_several_pairs_of_one_image(concepts):
+def test_class_with_several_texts_has_one_prototype(concepts):
     head = of_features(
         texts=np.random.default_rng(0).standard_normal((4, 16)), owners=np.array([3, 0, 3, 3])
     )
@@ -73,7 +73,7 @@ def test_a_class_with_several_texts_is_several_pairs_of_one_image(concepts):
     np.testing.assert_array_equal(np.bincount(data.pairs[300:, 0])[300:], [1, 3])
 
 
-def test_a_text_that_an_encoder_gave_up_is_left_out(concepts):
+def test_text_that_failed_to_encode_is_left_out(concepts):
     head = of_features()
     head.texts[2] = np.nan
     data = fitted_on(CCAAligner(head_pairs=head), concepts.image, concepts.text)
@@ -82,7 +82,7 @@ def test_a_text_that_an_encoder_gave_up_is_left_out(concepts):
 
 
 def test_texts_that_are_captions_are_shared(concepts):
-    """Else an image's caption would count as wrong for the prototype of the same name."""
+    """Otherwise a caption would be a negative for the prototype of the same name."""
     # A batch of another size changes the last bits of an encoder's features.
     texts = np.vstack([concepts.text[7] * (1 + 1e-6), np.ones((2, 16)), np.ones((2, 16))])
     data = fitted_on(
@@ -93,7 +93,7 @@ def test_texts_that_are_captions_are_shared(concepts):
 
 
 def test_texts_of_an_encoder_with_a_head(features, captioned_images, image_encoder):
-    """An encoder as a parameter: names, synonyms and definitions are encoded as captions are."""
+    """Names, synonyms and definitions of an encoder parameter are encoded like captions."""
     text_encoder = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 4))  # quicker than MiniLM
     aligner = CCAAligner(text_encoder=text_encoder, head_pairs=image_encoder)
     assert clone(aligner).head_pairs is not image_encoder
@@ -108,7 +108,7 @@ def test_texts_of_an_encoder_with_a_head(features, captioned_images, image_encod
     assert 300 + 340 in data.pairs[data.pairs[:, 1] == rows[0], 0]
 
 
-def test_words_of_ones_own(features, captioned_images, text_encoder):
+def test_user_defined_texts(features, captioned_images, text_encoder):
     head = of_features(1280, texts=[["hen"], ["duck", "drake"], "cock", ["hen"], ["goose"]])
     aligner = CCAAligner(text_encoder=text_encoder, head_pairs=head)
     data = fitted_on(aligner, features.image, captioned_images.captions)
@@ -123,23 +123,23 @@ def test_words_of_ones_own(features, captioned_images, text_encoder):
 class TestRefused:
     @pytest.mark.parametrize(
         ("parts", "said"),
-        [({"weights": np.ones((5, 31))}, "have 31 features, and X has 32: head_pairs must be of"),
-         ({"weights": np.ones((1, 32))}, "with at least 2 classes, not of shape"),
-         ({"weights": np.full((5, 32), np.nan)}, "must be finite numbers"),
+        [({"weights": np.ones((5, 31))}, "have 31 features, and X has 32. Pass the head of"),
+         ({"weights": np.ones((1, 32))}, "have shape \\(1, 32\\) or contain NaN"),
+         ({"weights": np.full((5, 32), np.nan)}, "Pass finite numbers"),
          ({"weights": np.ones((5, 32))}, "are the same for all classes"),
-         ({"texts": np.ones((4, 16))}, "has 4 texts: owners must be as many integers"),
-         ({"owners": np.arange(5.0)}, "owners must be as many integers"),
+         ({"texts": np.ones((4, 16))}, "owners of head_pairs must be 4 integers"),
+         ({"owners": np.arange(5.0)}, "owners of head_pairs must be 5 integers"),
          ({"owners": np.arange(1, 6)}, "owners of head_pairs must be from 0 to 4"),
-         ({"texts": np.ones((5, 15))}, "The texts have 15 features, but CCAAligner was fitted"),
-         ({"texts": np.full((5, 16), np.nan)}, "None of the texts of head_pairs could be"),
+         ({"texts": np.ones((5, 15))}, "texts of head_pairs have 15 features, and y has 16"),
+         ({"texts": np.full((5, 16), np.nan)}, "texts of head_pairs could not be encoded"),
          ({"texts": [["hen"]] * 4}, "weights of 5 classes and texts of 4"),
-         ({"texts": [["hen"]] * 5}, "has texts as words, and y holds features")],
+         ({"texts": [["hen"]] * 5}, "head_pairs has texts, and y holds features")],
     )  # fmt: skip
-    def test_head_pairs_that_do_not_fit(self, concepts, parts, said):
+    def test_inconsistent_head_pairs_raise(self, concepts, parts, said):
         with pytest.raises(ValueError, match=said):
             CCAAligner(head_pairs=of_features(**parts)).fit(concepts.image, concepts.text)
 
-    def test_texts_that_are_none(self, features, captioned_images, text_encoder):
+    def test_empty_texts_raise(self, features, captioned_images, text_encoder):
         aligner = CCAAligner(
             text_encoder=text_encoder, head_pairs=of_features(1280, texts=[[]] * 5)
         )
@@ -147,17 +147,17 @@ class TestRefused:
             aligner.fit(features.image, captioned_images.captions)
         head = of_features(1280, texts=[["hen"], ["duck", " "], ["a"], ["b"], ["c"]])
         aligner = CCAAligner(text_encoder=text_encoder, head_pairs=head)
-        with pytest.raises(ValueError, match="Text ' ' of class 1 of head_pairs is no text"):
+        with pytest.raises(ValueError, match="head_pairs has the text ' ' for class 1"):
             aligner.fit(features.image, captioned_images.captions)
 
-    def test_images_that_do_not_differ(self, concepts):
+    def test_equal_images_raise(self, concepts):
         with (
             pytest.warns(UserWarning, match="All images have the same features"),
-            pytest.raises(ValueError, match="head_pairs needs images that differ"),
+            pytest.raises(ValueError, match="X has the same features for all images"),
         ):
             CCAAligner(head_pairs=of_features(4)).fit(np.full((300, 4), 0.1), concepts.text)
 
-    def test_no_head_is_said_before_images_are_encoded(self, captioned_images, text_encoder):
+    def test_missing_head_raises_before_images_are_encoded(self, captioned_images, text_encoder):
         class MustNotRun:
             def fit(self, X, y=None):
                 raise AssertionError("images were encoded before head_pairs was looked at")
@@ -172,7 +172,7 @@ class TestRefused:
             with pytest.raises(ValueError, match=message):
                 aligner.fit(captioned_images.images[:6], captioned_images.captions[:6])
 
-    def test_logits_as_features(self, concepts, image_encoder):
+    def test_logits_as_features_raise(self, concepts, image_encoder):
         encoder = TimmImageEncoder(output="logits")
         with pytest.raises(ValueError, match=r"gives 1000 features, .* takes 1280"):
             CCAAligner(head_pairs=encoder).fit(concepts.image, concepts.text)

@@ -1,4 +1,4 @@
-"""KernelAligner: kernel ridge regression on whitened images, as others compute it."""
+"""KernelAligner against kernel ridge regression of scikit-learn on whitened images."""
 
 import numpy as np
 import pytest
@@ -32,8 +32,8 @@ def of_several_images(seed=0):
     return image, text, owner
 
 
-def test_image_side_is_the_whitening_of_a_direct_decomposition(concepts):
-    """Grams are compared, since a direction's sign says nothing."""
+def test_image_map_equals_direct_whitening(concepts):
+    """Gram matrices are compared, since signs of directions are arbitrary."""
     aligner = KernelAligner(whitening=0.1).fit(concepts.image, concepts.text)
     found, expected = aligner.transform(concepts.image), whitened(concepts.image, 0.1)
     assert found.shape == expected.shape
@@ -41,8 +41,8 @@ def test_image_side_is_the_whitening_of_a_direct_decomposition(concepts):
 
 
 @pytest.mark.parametrize("gamma", [2.0, "scale"])
-def test_text_side_is_kernel_ridge_regression(gamma):
-    """A caption of several images counts as often: one row a pair gives the same answer."""
+def test_text_map_equals_kernel_ridge_regression(gamma):
+    """A caption is weighted by its images: one row per pair gives the same result."""
     image, text, owner = of_several_images()
     aligner = KernelAligner(gamma=gamma, ridge=0.5).fit(image, text[owner])
     embeddings = aligner.transform(image)
@@ -68,7 +68,7 @@ def test_text_side_is_kernel_ridge_regression(gamma):
         np.testing.assert_allclose(found, normalize(expected), atol=1e-4)
 
 
-def test_linear_start_is_ridge_regression():
+def test_linear_maps_equal_ridge_regression():
     image, text, owner = of_several_images()
     pairs = PairDataset(image, text, np.column_stack([np.arange(90), owner]))
     maps = linear_maps(pairs, ridge=0.3, whitening=0.03, n_components=None)
@@ -89,13 +89,13 @@ def test_linear_start_is_ridge_regression():
         (np.zeros(2), np.full((2, 2), np.inf), "weights holds numbers that are not finite"),
     ],
 )
-def test_linear_maps_that_cannot_be_are_refused(mean, weights, said):
+def test_invalid_linear_maps_raise(mean, weights, said):
     with pytest.raises(ValueError, match=said):
         LinearMap(mean, weights)
 
 
-def test_gamma_follows_the_spread_of_the_captions():
-    """The same captions in a narrow cone are told apart as well."""
+def test_gamma_scales_with_the_spread_of_the_captions():
+    """The same captions in a narrow cone give the same accuracy."""
     rng = np.random.default_rng(0)
     image, text = rng.standard_normal((80, 8)), rng.standard_normal((80, 20))
     wide = KernelAligner().fit(image, text)
@@ -105,13 +105,13 @@ def test_gamma_follows_the_spread_of_the_captions():
     assert KernelAligner(gamma=3).fit(image, text).gamma_ == 3
 
 
-def test_enough_anchors_are_the_exact_solution(concepts):
+def test_all_captions_as_anchors_give_the_exact_solution(concepts):
     exact = KernelAligner().fit(concepts.image, concepts.text)
     enough = KernelAligner(max_anchors=300).fit(concepts.image, concepts.text)
     assert enough.fingerprint_ == exact.fingerprint_
 
 
-def test_few_anchors_stand_for_all_where_images_change_smoothly():
+def test_few_anchors_approximate_smooth_maps():
     angle = np.linspace(0, 3, 600)
     text = np.column_stack([np.cos(angle), np.sin(angle)])
     image = np.column_stack([np.sin(k * angle) for k in range(1, 6)])
@@ -125,8 +125,8 @@ def test_few_anchors_stand_for_all_where_images_change_smoothly():
     assert few.fingerprint_ == again.fingerprint_ != other.fingerprint_
 
 
-def test_few_anchors_minimise_the_same_errors():
-    """Every pair counts once: squared errors, and the ridge on what the anchors span."""
+def test_few_anchors_minimize_the_squared_errors_of_all_pairs():
+    """The minimum of squared errors over all pairs, with the ridge on the span of the anchors."""
     image, text, owner = of_several_images()
     aligner = KernelAligner(gamma=2.0, ridge=0.5, max_anchors=20).fit(image, text[owner])
     anchors = aligner.module_.text_head.base.anchors.double().numpy()
@@ -147,16 +147,16 @@ def test_few_anchors_minimise_the_same_errors():
 @pytest.mark.parametrize(
     ("max_anchors", "ridge", "gamma"), [(500, 0.3, 0.01), (5000, 1e-6, "scale"), (500, 0.3, 1e5)]
 )
-def test_captions_that_single_precision_cannot_tell_apart_are_solved(max_anchors, ridge, gamma):
-    """Rounding makes these matrices lose their positive eigenvalues."""
+def test_captions_equal_in_single_precision_are_solved(max_anchors, ridge, gamma):
+    """Rounding makes eigenvalues of these matrices negative."""
     rng = np.random.default_rng(0)
     image, text = rng.standard_normal((1500, 4)), rng.standard_normal((1500, 2))
     aligner = KernelAligner(max_anchors=max_anchors, ridge=ridge, gamma=gamma).fit(image, text)
     assert np.isfinite(aligner.transform_text(text)).all()
 
 
-def test_captions_without_features_teach_nothing():
-    """Such as those none of whose words a vectorizer knows."""
+def test_captions_of_zeros_are_ignored():
+    """A vectorizer returns zeros for captions of unknown words."""
     rng = np.random.default_rng(0)
     image, text = rng.standard_normal((80, 8)), rng.standard_normal((80, 5))
     text[60:] = 0
@@ -176,7 +176,7 @@ def test_fewer_components_are_the_directions_of_largest_variance(concepts):
     assert full.n_components_ == 8  # of 32 features, as many as there are concepts
 
 
-def test_classes_of_a_head_are_pairs_like_others(concepts):
+def test_head_pairs_are_used_like_training_pairs(concepts):
     rng = np.random.default_rng(1)
     head = HeadPairs(rng.standard_normal((5, 32)), rng.standard_normal((5, 16)).astype(np.float32))
     aligner = KernelAligner(head_pairs=head).fit(concepts.image, concepts.text)
@@ -195,17 +195,17 @@ def test_classes_of_a_head_are_pairs_like_others(concepts):
      ("gamma", "auto", "gamma must be a number"),
      ("ridge", 0, r"ridge must be a number in \(0, inf\)"),
      ("whitening", -1, "whitening must be a number"),
-     ("n_components", 33, "n_components must be None or at most 32 .*, not 33"),
+     ("n_components", 33, "n_components must be None or at most 32, .*, not 33"),
      ("max_anchors", 1, "max_anchors must be an integer >= 2"),
      ("device", "gpu", "device must be 'auto'")],
 )  # fmt: skip
-def test_bad_parameter(concepts, parameter, value, said):
+def test_invalid_parameter_raises(concepts, parameter, value, said):
     with pytest.raises(ValueError, match=said):
         KernelAligner(**{parameter: value}).fit(concepts.image, concepts.text)
 
 
-def test_anchors_do_not_hang_on_pairs_that_are_not_given():
-    """Held-out captions stay among the features when a logit scale is looked for."""
+def test_anchors_do_not_depend_on_held_out_pairs():
+    """Held-out captions remain in the features when the logit scale is fitted."""
     image, text, owner = of_several_images()
     pairs = np.column_stack([np.arange(90), owner])
     options = {"gamma": 2.0, "ridge": 0.3, "whitening": 0.03, "n_components": None}

@@ -1,4 +1,4 @@
-"""Scores identify images and captions by what they are, never by their features."""
+"""Scores identify images and captions by content, not by features."""
 
 import shutil
 import warnings
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*have the same features:UserWar
 
 
 class CoarseEncoder(TransformerMixin, BaseEstimator):
-    """Knows an image only by the last digits of its file name."""
+    """Encoder whose features are the last digits of the file name."""
 
     def __init__(self, n_values=2):
         self.n_values = n_values
@@ -77,7 +77,7 @@ class TestCollapsedEncoders:
         )
 
     @pytest.mark.parametrize("side", ["image", "text"])
-    def test_constant_features_are_never_right(self, concepts, side):
+    def test_constant_features_have_zero_recall(self, concepts, side):
         aligner = KernelAligner().fit(concepts.image[:200], concepts.text[:200])
         test = {"image": concepts.image[200:], "text": concepts.text[200:]}
         assert aligner.score(test["image"], test["text"]) > 0.3
@@ -95,7 +95,7 @@ class TestCollapsedEncoders:
         assert max(recall[0] for recall in curve.values()) <= 1 / 40
 
     def test_validation_recall_of_early_stopping_counts_every_row(self):
-        """Twenty rows share their features: a caption of theirs is not a hit for all of them."""
+        """Twenty rows share their features: a caption of one row is not a hit for the others."""
         rng = np.random.default_rng(0)
         concepts = np.repeat(rng.standard_normal((100, 8)), 20, axis=0)
         image = concepts @ rng.standard_normal((8, 16))
@@ -132,7 +132,7 @@ class TestIdentity:
         for way, ranks in one_row.items():
             assert sorted(ranks) == sorted(two_rows[way])
 
-    def test_equal_rows_of_features_are_images_of_their_own(self, concepts):
+    def test_equal_rows_of_features_are_separate_images(self, concepts):
         aligner = CCAAligner().fit(concepts.image, concepts.text)
         repeated = np.repeat(concepts.image[:50], 2, axis=0)
         with pytest.warns(UserWarning, match="Pass groups"):
@@ -142,7 +142,7 @@ class TestIdentity:
 
 class TestGroups:
     def test_groups_make_repeated_rows_one_image(self, concepts):
-        """The same as by a plain count over 50 images with two captions each."""
+        """Equal to a plain count over 50 images with two captions each."""
         aligner = CCAAligner().fit(concepts.image, concepts.text)
         repeated = np.repeat(concepts.image[:50], 2, axis=0)
         text = concepts.text[:100]
@@ -186,7 +186,7 @@ class TestGroups:
             (np.ones((10, 2)), "groups must have one dimension"),
         ],
     )
-    def test_bad_groups_are_named(self, concepts, groups, said):
+    def test_invalid_groups_raise(self, concepts, groups, said):
         aligner = CCAAligner().fit(concepts.image, concepts.text)
         with pytest.raises(ValueError, match=said):
             aligner.score(concepts.image[:10], concepts.text[:10], groups=groups)
@@ -231,8 +231,8 @@ class TestFittedImages:
         expected = np.arange(300) < 200
         np.testing.assert_array_equal(aligner.was_fitted_on(concepts.image), expected)
 
-    def test_features_with_few_columns_that_dominate_are_told_apart(self):
-        """As with CLIP, where a few features are the largest of every image."""
+    def test_features_with_dominant_columns_are_distinguished(self):
+        """In CLIP, the same few features are the largest for every image."""
         rng = np.random.default_rng(0)
         image = 5 * rng.standard_normal(64) + 0.5 * rng.standard_normal((2000, 64))
         aligner = CCAAligner(n_components=8).fit(image[:1000], rng.standard_normal((1000, 16)))
@@ -241,7 +241,7 @@ class TestFittedImages:
         assert not known[1000:].any()
 
     @pytest.mark.parametrize("is_pipeline", [False, True])
-    def test_images_that_cannot_be_read_are_never_known(
+    def test_unreadable_images_are_not_training_images(
         self, is_pipeline, captioned_images, image_encoder, text_encoder, tmp_path
     ):
         X, asked = list(captioned_images.images[:20]), list(captioned_images.images[20:40])
@@ -260,26 +260,24 @@ class TestFittedImages:
             assert aligner.was_fitted_on(X).sum() == 19
             assert not aligner.was_fitted_on(asked).any()
 
-    def test_what_is_not_a_sequence_of_images_is_refused(
-        self, captioned_images, image_encoder, text_encoder
-    ):
+    def test_invalid_images_raise(self, captioned_images, image_encoder, text_encoder):
         aligner = aligner_of(image_encoder, text_encoder, captioned_images)
         with pytest.raises(ValueError, match="X is a single image"):
             aligner.was_fitted_on(captioned_images.images[0])
         with pytest.raises(ValueError, match="X is empty"):
             aligner.was_fitted_on([])
 
-    def test_earlier_fit_is_forgotten(self, concepts):
+    def test_refit_replaces_the_record(self, concepts):
         aligner = CCAAligner().fit(concepts.image[:100], concepts.text[:100])
         aligner.fit(concepts.image[100:], concepts.text[100:])
         assert not aligner.was_fitted_on(concepts.image[:100]).any()
 
-    def test_nothing_is_recorded_without_a_fit(self):
+    def test_record_is_none_without_a_fit(self):
         assert CLIPAligner("ViT-B-32").was_fitted_on(["a.jpg"]) is None
 
 
-def test_text_encoder_that_tells_nothing_apart_scores_at_most_chance(concepts):
-    """Unknown words have empty counts: all captions are the same vector."""
+def test_constant_text_encoder_scores_at_most_chance(concepts):
+    """All captions are unknown words, whose vectors of counts are zero."""
     words = [f"word{i}" for i in range(200)]
     aligner = CCAAligner(text_encoder=CountVectorizer()).fit(concepts.image[:200], words)
     unknown = [f"other{i}" for i in range(100)]

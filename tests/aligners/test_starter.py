@@ -1,4 +1,4 @@
-"""The model that ships: it must classify without a fit, be small, and be read without pickle."""
+"""Starter model: classifies without a fit, is small, and is read without pickle."""
 
 import json
 import pickle
@@ -10,10 +10,10 @@ from safetensors.numpy import load_file, save_file
 
 import sklearn_ape
 from sklearn_ape import KernelAligner, ZeroShotClassifier
-from sklearn_ape.aligners.wrapper import FOLDER, load_starter, packed, unpacked
+from sklearn_ape.aligners.kernel import STARTER_FOLDER, load_starter, pack_starter, unpack_starter
 from sklearn_ape.datasets import load_openmoji, load_tuxpaint_stamps
 
-MODEL = FOLDER / "model.safetensors"
+MODEL = STARTER_FOLDER / "model.safetensors"
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def named():
     return [data.images[data.captions.index(name)] for name in names], names
 
 
-def test_classifies_without_an_aligner_or_a_fit(named):
+def test_classifier_without_aligner_or_fit(named):
     images, names = named
     classifier = ZeroShotClassifier(names)
     assert classifier.score(images, names) >= 0.75
@@ -34,8 +34,8 @@ def test_classifies_without_an_aligner_or_a_fit(named):
     not Path("/usr/share/tuxpaint/stamps").is_dir(),
     reason="the Debian package tuxpaint-stamps-default is not installed",
 )
-def test_broad_words_fit_images_that_it_has_not_seen():
-    """The first words that users try; 51 % were right before it was taught them, 79 % are now."""
+def test_broad_terms_match_unseen_images():
+    """Users try these terms first; accuracy is 79 %, and was 51 % without them in training."""
     words = {
         "animals": "an animal",
         "food": "food",
@@ -57,15 +57,15 @@ def test_broad_words_fit_images_that_it_has_not_seen():
     assert hits.mean() >= 0.7
 
 
-def test_is_public(named):
-    """An error advises `load_starter()`, so that it must be found."""
+def test_load_starter_is_public(named):
+    """An error message recommends `load_starter()`."""
     images, names = named
     public = sklearn_ape.load_starter()
     assert public is load_starter()
     assert public.similarity(images[:2], names).shape == (2, 8)
 
 
-def test_is_loaded_once_and_not_carried_in_pickles(named):
+def test_starter_is_loaded_once_and_not_pickled(named):
     images, names = named
     assert load_starter() is load_starter()
     classifier = ZeroShotClassifier(names)
@@ -77,27 +77,27 @@ def test_is_loaded_once_and_not_carried_in_pickles(named):
     )
 
 
-def test_features_instead_of_images_are_told_what_is_missing():
+def test_features_instead_of_images_raise():
     with pytest.raises(ValueError, match="images"):
         ZeroShotClassifier(["cat", "dog"]).predict(np.zeros((2, 1280), dtype=np.float32))
 
 
-def test_the_file_is_small_and_is_the_one_that_the_card_describes():
+def test_file_is_small_and_matches_the_card():
     import hashlib
 
     assert MODEL.stat().st_size <= 16e6
-    card = (FOLDER / "README.md").read_text(encoding="utf-8")
+    card = (STARTER_FOLDER / "README.md").read_text(encoding="utf-8")
     assert hashlib.sha256(MODEL.read_bytes()).hexdigest() in card
-    for said in ("CC BY-SA 4.0", "Apache-2.0", "public domain", "build_starter.py"):
+    for said in ("CC BY-SA 4.0", "Apache-2.0", "public domain", "build_starter"):
         assert said in card
 
 
-def test_packing_keeps_the_embeddings(concepts, tmp_path):
-    """Eight bits may cost no more than a hundredth of a cosine."""
+def test_packing_preserves_embeddings(concepts, tmp_path):
+    """8-bit storage changes cosines by at most 0.01."""
     aligner = KernelAligner().fit(concepts.image, concepts.text)
-    tensors, described = packed(aligner)
+    tensors, described = pack_starter(aligner)
     save_file(tensors, tmp_path / "model.safetensors", metadata=described)
-    back = unpacked(tmp_path / "model.safetensors")
+    back = unpack_starter(tmp_path / "model.safetensors")
     for ours, theirs in (
         (back._embed_image(concepts.image), aligner._embed_image(concepts.image)),
         (back._embed_text(concepts.text), aligner._embed_text(concepts.text)),
@@ -106,8 +106,8 @@ def test_packing_keeps_the_embeddings(concepts, tmp_path):
     assert back.logit_scale_ == aligner.logit_scale_
 
 
-def test_a_file_of_another_format_is_refused(tmp_path):
+def test_file_of_another_format_raises(tmp_path):
     path = tmp_path / "model.safetensors"
     save_file(load_file(MODEL), path, metadata={"sklearn_ape": json.dumps({"format": 99})})
     with pytest.raises(ValueError, match="format 99"):
-        unpacked(path)
+        unpack_starter(path)

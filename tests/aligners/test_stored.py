@@ -1,4 +1,4 @@
-"""Aligners on memory maps: the same answers as in memory, and bounded memory."""
+"""Aligners on memory maps: the same results as in memory, and bounded memory."""
 
 import subprocess
 import sys
@@ -26,7 +26,7 @@ ALIGNERS = {
 
 @pytest.fixture
 def mapped(tmp_path, monkeypatch):
-    """Return what writes an array and maps it, with maps of any size streamed."""
+    """Return a function that writes an array and maps it; maps of any size are streamed."""
     monkeypatch.setattr(_stored, "_LEAST_BYTES", 0)
     monkeypatch.setattr(_stored, "_ROWS_AT_ONCE", 64)
 
@@ -40,7 +40,7 @@ def mapped(tmp_path, monkeypatch):
 
 class TestAnswers:
     @pytest.mark.parametrize("name", ALIGNERS)
-    def test_are_those_of_memory(self, concepts, mapped, monkeypatch, name):
+    def test_results_equal_those_in_memory(self, concepts, mapped, monkeypatch, name):
         image, text = concepts.image.copy(), concepts.text.copy()
         image[10:20], text[30:40] = image[:10], text[20:30]  # rows that are equal
         maps = mapped(image), mapped(text)
@@ -67,7 +67,7 @@ class TestAnswers:
         if name == "plain":
             assert stored.fingerprint_ == in_memory.fingerprint_
 
-    def test_half_precision_is_read_as_it_is(self, concepts, mapped, monkeypatch):
+    def test_half_precision_is_accepted(self, concepts, mapped, monkeypatch):
         image, text = concepts.image.astype(np.float16), concepts.text.astype(np.float16)
         stored = APEAligner(init=None, **SMALL).fit(mapped(image), text)
         monkeypatch.undo()
@@ -83,7 +83,7 @@ class TestAnswers:
             one = CCAAligner().fit(*sides)
             np.testing.assert_allclose(one.correlations_, both.correlations_, rtol=1e-6)
 
-    def test_head_pairs_stand_behind_stored_ones(self, concepts, mapped, monkeypatch):
+    def test_head_pairs_are_appended_to_stored_features(self, concepts, mapped, monkeypatch):
         rng = np.random.default_rng(1)
         weights = rng.standard_normal((5, 32))
         texts = np.concatenate([concepts.text[:1], rng.standard_normal((4, 16))])
@@ -94,7 +94,7 @@ class TestAnswers:
         expected = aligner.fit(concepts.image, concepts.text).transform(concepts.image[:9])
         np.testing.assert_allclose(embeddings, expected, atol=1e-4)
 
-    def test_lit_takes_stored_images(self, features, captioned_images, mapped):
+    def test_lit_accepts_stored_images(self, features, captioned_images, mapped):
         lit = LiTAligner(
             text_encoder="all-MiniLM-L6-v2",
             unlocked_layers=0,
@@ -107,7 +107,7 @@ class TestAnswers:
 
 
 class TestBadRows:
-    def test_the_first_row_that_is_not_finite_is_named(self, concepts, mapped):
+    def test_first_row_with_nan_or_infinity_is_named(self, concepts, mapped):
         image = concepts.image.copy()
         image[[270, 290], 3] = np.inf, -np.inf
         with pytest.raises(ValueError, match=r"Input X contains infinity .*row 270 is the first"):
@@ -120,7 +120,7 @@ class TestBadRows:
         with pytest.raises(ValueError, match=r"Input X contains NaN: 1 rows.* 280\."):
             CCAAligner().fit(mapped(image), concepts.text)
 
-    def test_rows_that_an_encoder_gave_up_are_left_out_and_stay_nan(self, concepts, mapped):
+    def test_rows_that_failed_to_encode_are_left_out_and_nan(self, concepts, mapped):
         image = concepts.image.copy()
         image[[7, 200]] = np.nan
         with pytest.warns(UserWarning, match=r"2 rows are left out.*: 7, 200\."):
@@ -130,7 +130,7 @@ class TestBadRows:
         similarity = aligner.similarity(mapped(image), concepts.text[:4])
         assert np.flatnonzero(np.isnan(similarity).any(axis=1)).tolist() == [7, 200]
 
-    def test_widths_and_lengths_are_compared(self, concepts, mapped):
+    def test_inconsistent_shapes_raise(self, concepts, mapped):
         aligner = CCAAligner().fit(mapped(concepts.image), mapped(concepts.text))
         with pytest.raises(ValueError, match="5 features, but CCAAligner is expecting 32"):
             aligner.transform(mapped(concepts.image[:, :5]))
@@ -140,8 +140,8 @@ class TestBadRows:
             CCAAligner().fit(mapped(concepts.image), mapped(concepts.text[:-1]))
 
 
-def test_nothing_is_read_when_pairs_are_divided(concepts, mapped):
-    """A split for validation that copied its nine tenths would fill the memory."""
+def test_split_of_pairs_reads_no_features(concepts, mapped):
+    """A validation split that copied the training features would fill the memory."""
     from sklearn_ape.aligners.pairs import Rows, distinct_pairs
     from sklearn_ape.training.data import subset
 
@@ -187,7 +187,7 @@ print(most - before)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_does_not_grow_with_the_map(tmp_path):
-    """A map of 307 MB, 614 as float32: neither a copy of it nor its mapped pages would pass."""
+    """A map of 307 MB (614 MB as float32): copies and mapped pages would exceed the limit."""
     path = tmp_path / "image.npy"
     image = np.lib.format.open_memmap(path, "w+", np.float16, (60_000, 2560))
     block = np.random.default_rng(0).standard_normal((5000, 2560)).astype(np.float16)

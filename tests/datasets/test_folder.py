@@ -7,9 +7,7 @@ import pandas as pd
 import pytest
 
 from sklearn_ape.datasets import load_image_folder
-from tests.datasets.image_folders import NAMES, folder, make, relative
-
-__all__ = ["folder"]  # a fixture
+from tests.datasets.conftest import NAMES, make, relative
 
 
 def test_folder_of_folders(folder):

@@ -11,9 +11,7 @@ import pytest
 from PIL import Image
 
 from sklearn_ape.datasets import load_pairs
-from tests.datasets.image_folders import NAMES, folder, relative
-
-__all__ = ["folder"]  # a fixture
+from tests.datasets.conftest import NAMES, relative
 
 
 @pytest.fixture

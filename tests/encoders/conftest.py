@@ -9,6 +9,14 @@ from sklearn_ape.encoders import (
 from sklearn_ape.encoders.base import FrozenEncoder
 
 
+def gained(encoder, X):
+    """Return the hits and misses of one transform."""
+    before = encoder.cache_info()
+    encoder.transform(X)
+    after = encoder.cache_info()
+    return after.hits - before.hits, after.misses - before.misses
+
+
 @pytest.fixture(scope="module")
 def paths():
     return load_openmoji().images[:12]

@@ -24,7 +24,7 @@ from sklearn_ape.encoders import (
 from sklearn_ape.encoders import (
     base as _base,
 )
-from tests.encoders.counting import gained
+from tests.encoders.conftest import gained
 
 TEXTS = ["a cat", "two dogs on a long walk through the woods", "a rocket"]
 

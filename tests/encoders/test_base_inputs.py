@@ -20,7 +20,7 @@ from sklearn_ape.encoders import (
 )
 from sklearn_ape.encoders._engines._base import TorchEngine
 from sklearn_ape.encoders.items import summarize_errors
-from tests.encoders.counting import gained
+from tests.encoders.conftest import gained
 
 ALL = [
     TimmImageEncoder,

@@ -1,10 +1,53 @@
-"""Saved models that several tests read."""
+"""Estimators of every kind, saved models, and comparisons of a loaded model with the saved one."""
 
 import numpy as np
 import pytest
 from sklearn.base import clone
 
-from tests.persistence.answers import ALIGNERS
+from sklearn_ape import APEAligner, ASIFAligner, CCAAligner, KernelAligner
+
+ALIGNERS = {
+    "cca": CCAAligner(n_components=5),
+    "asif": ASIFAligner(k=20),
+    "kernel": KernelAligner(n_components=6),
+    "kernel-landmarks": KernelAligner(max_anchors=40),
+    "ape-residual-of-kernel": APEAligner(width=16, max_epochs=2, early_stopping=False),
+    "ape-start-kept": APEAligner(width=16, max_epochs=1, learning_rate=1e-9),
+    "ape-plain": APEAligner(init=None, width=16, depth=3, max_epochs=2),
+    "ape-image-side": APEAligner(init=None, side="image", width=16, max_epochs=2, n_components=7),
+    "ape-linear-start": APEAligner(init="linear", head="glu", width="2x", max_epochs=2),
+    "ape-batchnorm": APEAligner(init=None, head="batchnorm_mlp", side="both", width=16),
+    "ape-star": APEAligner(init=None, head="star", width=16, max_epochs=2),
+    "ape-residual": APEAligner(init=None, head="residual", depth=5, width=16, max_epochs=2),
+    "ape-skip": APEAligner(init=None, head="skip_mlp", depth=6, width=16, max_epochs=2),
+    "ape-linear": APEAligner(init=None, head="linear", max_epochs=2),
+}  # fmt: skip
+
+
+def assert_same_answers(model, again, X, y):
+    """To the bit: a model that answers a little differently is another model."""
+    for answer in (
+        lambda m: m.transform(X),
+        lambda m: m.transform_text(y),
+        lambda m: m.similarity(X, y),
+        lambda m: m.similarity(X, y, standardize=True),
+        lambda m: m.similarity(X, y, standardize=X[:20]),
+    ):
+        np.testing.assert_array_equal(answer(again), answer(model))
+
+
+def assert_same_attributes(model, again):
+    """What the docstring names after fit is there, and equal where it can be compared."""
+    assert vars(again).keys() == vars(model).keys()
+    for name, value in vars(model).items():
+        if name == "_fitted_images":
+            for one, other in zip(getattr(again, name), value, strict=True):
+                np.testing.assert_array_equal(one, other)
+        elif isinstance(value, bool | int | float | str | list | tuple):
+            if name not in ("bank_", "_anchors", "_image_projection", "_text_projection"):
+                assert getattr(again, name) == value, name
+        elif isinstance(value, np.ndarray):
+            np.testing.assert_array_equal(getattr(again, name), value)
 
 
 @pytest.fixture(scope="package")

@@ -184,11 +184,11 @@ class TestShape:
         assert shape.model.logit_scale.item() == pytest.approx(theirs.logit_scale.item())
 
     def test_tokens_say_any_text(self):
-        from sklearn_ape.aligners._export import _read, _tokenized
+        from sklearn_ape.aligners._export import _decode, _tokenize
 
         texts = ["a", "naïve 猫 🐈", "x" * 500, "a\0b"]
-        assert [_read(row) for row in _tokenized(texts).numpy()] == texts
-        assert _tokenized("a").shape == (1, 1)
+        assert [_decode(row) for row in _tokenize(texts).numpy()] == texts
+        assert _tokenize("a").shape == (1, 1)
 
     def test_workers_take_the_transform_with_them(self, model, captioned_images):
         transform = as_open_clip(model).transform
@@ -198,9 +198,9 @@ class TestShape:
 
     def test_features_are_refused(self, concepts, image_encoder, captioned_images):
         aligner = KernelAligner().fit(concepts.image, concepts.text)
-        with pytest.raises(ValueError, match="no image encoder"):
+        with pytest.raises(ValueError, match="without an image encoder"):
             as_open_clip(aligner)
         with pytest.raises(ValueError, match="features of texts"):
             as_open_clip(make_pipeline(image_encoder, aligner))
-        with pytest.raises(ValueError, match="not SimpleNamespace"):
+        with pytest.raises(TypeError, match="not SimpleNamespace"):
             as_open_clip(SimpleNamespace())

@@ -7,7 +7,7 @@ from sklearn.base import clone
 from sklearn_ape import APEAligner, ASIFAligner
 from sklearn_ape.aligners import export_onnx
 from sklearn_ape.heads import KernelMap
-from tests.persistence.answers import ALIGNERS
+from tests.persistence.conftest import ALIGNERS
 
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
@@ -33,13 +33,13 @@ def test_onnxruntime_gives_the_same_embeddings(name, concepts, tmp_path):
 def test_other_numbers_are_refused_and_nothing_is_written(concepts, tmp_path, monkeypatch):
     aligner = clone(ALIGNERS["kernel"]).fit(concepts.image, concepts.text)
     monkeypatch.setattr(aligner, "_embed_text", lambda rows: np.ones((len(rows), 6)))
-    with pytest.raises(ValueError, match="other embeddings than the aligner"):
+    with pytest.raises(ValueError, match="differ from the aligner"):
         export_onnx(aligner, tmp_path)
     assert not list(tmp_path.iterdir())
 
 
 def test_aligners_without_heads_are_refused(concepts, tmp_path):
-    with pytest.raises(TypeError, match="not those of ASIFAligner"):
+    with pytest.raises(TypeError, match="not ASIFAligner"):
         export_onnx(ASIFAligner().fit(concepts.image, concepts.text), tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""What is indexed: growing it, images that cannot be read, features in files, copies."""
+"""Collections: adding images, unreadable images, features in files, copies."""
 
 import pickle
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +22,7 @@ def assert_equal(found, expected):
 class TestAdd:
     @pytest.mark.parametrize("index", ["exact", "faiss", "usearch"])
     @pytest.mark.parametrize("dtype", ["float32", "float16"])
-    def test_equals_a_fit_on_all(self, aligner, concepts, index, dtype):
+    def test_add_equals_fit_on_all_images(self, aligner, concepts, index, dtype):
         X, ids = concepts.image, [f"image {row}" for row in range(300)]
         whole = CrossModalRetriever(aligner, index=index, dtype=dtype).fit(X, ids)
         grown = CrossModalRetriever(aligner, index=index, dtype=dtype).fit(X[:100], ids[:100])
@@ -33,7 +33,7 @@ class TestAdd:
         assert grown.items_ == ids
         assert before.items == [[ids[row] for row in rows] for rows in before.indices]
 
-    def test_standardised_by_the_whole_of_it(self, aligner, concepts):
+    def test_standardized_by_all_images_after_add(self, aligner, concepts):
         X, y = concepts.image, concepts.text[:20]
         whole = CrossModalRetriever(aligner, standardize=True).fit(X)
         grown = CrossModalRetriever(aligner, standardize=True).fit(X[:100])
@@ -41,26 +41,26 @@ class TestAdd:
         grown.add(X[100:])
         assert_equal(grown.search(y, modality="text"), whole.search(y, modality="text"))
 
-    def test_a_failed_add_changes_nothing(self, aligner, concepts):
+    def test_failed_add_changes_nothing(self, aligner, concepts):
         retriever = CrossModalRetriever(aligner).fit(concepts.image)
         bad = concepts.image[:3].copy()
         bad[1, 4] = np.nan
         with pytest.raises(ValueError, match="row"):
             retriever.add(bad)
-        with pytest.raises(ValueError, match="fit was not given y"):
+        with pytest.raises(ValueError, match="fit was called without y"):
             retriever.add(concepts.image[:3], ["a", "b", "c"])
         assert retriever.n_samples_fit_ == 300
 
-    def test_ids_are_needed_where_there_are_ids(self, aligner, concepts):
+    def test_add_requires_ids_if_fit_had_ids(self, aligner, concepts):
         retriever = CrossModalRetriever(aligner).fit(concepts.image, range(300))
-        with pytest.raises(ValueError, match="add needs the y"):
+        with pytest.raises(ValueError, match="fit was called with y"):
             retriever.add(concepts.image[:3])
         with pytest.raises(ValueError, match="y has 2 entries, and there are 3 images"):
             retriever.add(concepts.image[:3], ["a", "b"])
 
 
 class TestUnread:
-    def test_features_of_nan_are_in_no_answer(self, aligner, concepts):
+    def test_rows_of_nan_are_not_found(self, aligner, concepts):
         X = concepts.image.copy()
         X[[2, 250]] = np.nan
         with pytest.warns(UserWarning, match=r"2 of 300 images could not be read .* 2, 250\."):
@@ -74,7 +74,7 @@ class TestUnread:
         assert retriever.n_unread_ == 3
         assert retriever.search(X[3:4], k=2).indices.tolist() == [[3, 302]]
 
-    def test_a_broken_file_is_counted_and_a_broken_query_finds_nothing(
+    def test_broken_file_is_counted_and_broken_query_has_no_results(
         self, captioned_images, features, text_encoder, image_encoder, tmp_path
     ):
         broken = tmp_path / "broken.png"
@@ -82,27 +82,27 @@ class TestUnread:
         forgiving = clone(image_encoder).set_params(on_error="nan")
         aligner = KernelAligner(image_encoder=forgiving, text_encoder=text_encoder)
         aligner.fit(captioned_images.images[:60], captioned_images.captions[:60])
-        with pytest.warns(UserWarning, match="in no answer: rows 1"):
+        with pytest.warns(UserWarning, match="cannot be found: rows 1"):
             retriever = CrossModalRetriever(aligner).fit(
                 [captioned_images.images[0], broken, captioned_images.images[1]]
             )
         assert retriever.n_unread_ == 1
         queries = [broken, captioned_images.images[1]]
-        with pytest.warns(UserWarning, match="1 queries could not be read and find nothing: 0"):
+        with pytest.warns(UserWarning, match="1 queries could not be read .*: rows 0"):
             found = retriever.search(queries, k=2, modality="image")
         assert found.indices.tolist() == [[-1, -1], [2, 0]]
         assert np.isnan(found.scores[0]).all()
         assert found.items == [[], [captioned_images.images[1], captioned_images.images[0]]]
         assert len(found.to_frame()) == 2
-        with pytest.warns(UserWarning, match="find nothing: 0"):
+        with pytest.warns(UserWarning, match="have no results: rows 0"):
             assert retriever.search([broken], k=1, modality="image").items == [[]]
         with (
             pytest.warns(UserWarning, match="broken"),
-            pytest.raises(ValueError, match="no neighbours: rows 0"),
+            pytest.raises(ValueError, match="1 images that could not be read: rows 0"),
         ):
             retriever.kneighbors(queries, 1)
 
-    def test_none_can_be_read(self, aligner, concepts):
+    def test_all_images_unreadable_raises(self, aligner, concepts):
         with (
             pytest.warns(UserWarning, match="3 of 3"),
             pytest.raises(ValueError, match="None of the 3 images could be read"),
@@ -111,7 +111,7 @@ class TestUnread:
 
 
 class TestInput:
-    def test_a_memory_map_is_read_by_rows(self, aligner, concepts, tmp_path, monkeypatch):
+    def test_memory_map_is_read_in_blocks(self, aligner, concepts, tmp_path, monkeypatch):
         monkeypatch.setattr("sklearn_ape.features.memmap.TILE_BYTES", 4 * 32 * 40)
         np.save(tmp_path / "X.npy", concepts.image)
         mapped = np.load(tmp_path / "X.npy", mmap_mode="r")
@@ -129,13 +129,13 @@ class TestInput:
         y = concepts.text[:9]
         assert_equal(by_map.search(y, modality="text"), in_memory.search(y, modality="text"))
 
-    def test_tables_and_lists_of_numbers(self, aligner, concepts):
+    def test_tables_and_lists_of_features(self, aligner, concepts):
         expected = CrossModalRetriever(aligner).fit(concepts.image).search(concepts.image[:3])
         for X in (concepts.image.tolist(), concepts.image.astype(np.float64)):
             found = CrossModalRetriever(aligner).fit(X).search(X[:3])
             assert_equal(found, expected)
 
-    def test_a_column_of_paths_and_of_ids(self, real_aligner, captioned_images):
+    def test_columns_of_paths_and_ids(self, real_aligner, captioned_images):
         paths, ids = (
             pd.Series(captioned_images.images[:5], index=range(9, 14)),
             pd.Series(range(5)),
@@ -143,25 +143,25 @@ class TestInput:
         retriever = CrossModalRetriever(real_aligner).fit(paths, ids)
         assert retriever.search(paths, k=1, modality="image").items == [[0], [1], [2], [3], [4]]
 
-    def test_an_empty_collection(self, aligner, real_aligner, concepts):
+    def test_empty_collection_raises(self, aligner, real_aligner, concepts):
         with pytest.raises(ValueError, match="empty"):
             CrossModalRetriever(real_aligner).fit([])
         with pytest.raises(ValueError, match="0 sample"):
             CrossModalRetriever(aligner).fit(concepts.image[:0])
 
-    def test_ids_are_counted_before_anything_is_encoded(self, real_aligner, captioned_images):
+    def test_number_of_ids_is_checked_before_encoding(self, real_aligner, captioned_images):
         with pytest.raises(ValueError, match="y has 4 entries, and there are 5 images"):
             CrossModalRetriever(real_aligner).fit(
                 captioned_images.images[:5], ["a", "b", "c", "d"]
             )
 
-    def test_an_aligner_that_is_not_fitted(self, concepts):
+    def test_unfitted_aligner_raises(self, concepts):
         with pytest.raises(NotFittedError, match=r"aligner\.fit\(images, captions\) first"):
             CrossModalRetriever(APEAligner()).fit(concepts.image)
         with pytest.raises(TypeError, match="must be an aligner"):
             CrossModalRetriever(object()).fit(concepts.image)
 
-    def test_an_aligner_that_was_fitted_again(self, aligner, concepts):
+    def test_refitted_aligner_raises(self, aligner, concepts):
         retriever = CrossModalRetriever(aligner).fit(concepts.image)
         aligner.fit(concepts.image[::2], concepts.text[::2])
         with pytest.raises(ValueError, match="it was fitted again, or a parameter"):
@@ -173,17 +173,17 @@ class TestInput:
             ({"index": "annoy"}, "index must be one of exact, faiss, usearch, not 'annoy'"),
             ({"dtype": "int8"}, "dtype must be one of float32, float16, not 'int8'"),
             ({"standardize": "yes"}, "standardize must be True, False or a collection"),
-            ({"standardize": True, "index": "faiss"}, "standardize needs index='exact'"),
+            ({"standardize": True, "index": "faiss"}, "Pass index='exact'"),
         ],
     )
-    def test_bad_parameters(self, aligner, concepts, parameters, message):
+    def test_invalid_parameters_raise(self, aligner, concepts, parameters, message):
         with pytest.raises(ValueError, match=message):
             CrossModalRetriever(aligner, **parameters).fit(concepts.image)
 
 
 class TestEstimator:
     @pytest.mark.parametrize("index", ["exact", "faiss", "usearch"])
-    def test_a_pickle_answers_alike(self, aligner, concepts, index):
+    def test_pickle_gives_equal_results(self, aligner, concepts, index):
         retriever = CrossModalRetriever(aligner, index=index).fit(concepts.image)
         copied = pickle.loads(pickle.dumps(retriever))
         queries = concepts.text[:8]
@@ -192,7 +192,7 @@ class TestEstimator:
         copied.add(concepts.image[:1])
         assert (copied.n_samples_fit_, retriever.n_samples_fit_) == (301, 300)
 
-    def test_before_fit(self, aligner, concepts):
+    def test_unfitted_retriever_raises(self, aligner, concepts):
         retriever = clone(CrossModalRetriever(aligner, dtype="float16"))
         assert retriever.get_params(deep=False)["dtype"] == "float16"
         assert not hasattr(retriever, "items_")
@@ -200,13 +200,13 @@ class TestEstimator:
             with pytest.raises(NotFittedError):
                 ask(concepts.image)
 
-    def test_its_page(self, aligner, concepts):
+    def test_html_repr(self, aligner, concepts):
         retriever = CrossModalRetriever(aligner).fit(concepts.image)
         assert "CCAAligner" in retriever._repr_html_()
         assert retriever.n_features_in_ == 32
 
     @pytest.mark.parametrize("index", ["exact", "faiss", "usearch"])
-    def test_searches_from_threads_while_it_grows(self, aligner, concepts, index):
+    def test_searches_in_threads_during_add(self, aligner, concepts, index):
         retriever = CrossModalRetriever(aligner, index=index).fit(concepts.image)
         expected = retriever.search(concepts.image, k=1).indices
         with ThreadPoolExecutor(8) as pool:
@@ -220,7 +220,7 @@ class TestEstimator:
                 np.testing.assert_array_equal(future.result().indices, expected[row : row + 30])
 
 
-def test_a_result_as_a_table():
+def test_result_as_table():
     found = SearchResult(np.array([[0.5], [0.25]]), np.array([[3], [0]]), [["c"], ["a"]])
     assert found.to_frame().query("query == 1").item.tolist() == ["a"]
     with pytest.raises(ValueError, match="1 entries, and this is the result of 2"):

@@ -1,4 +1,4 @@
-"""A saved retriever answers as before, and a file that was tampered with is refused."""
+"""Saved retrievers give equal results, and tampered files raise."""
 
 import warnings
 from datetime import date
@@ -22,7 +22,7 @@ def again(retriever, folder):
 class TestSaving:
     @pytest.mark.parametrize("index", ["exact", "faiss", "usearch"])
     @pytest.mark.parametrize("dtype", ["float32", "float16"])
-    def test_answers_are_the_same(self, aligner, concepts, tmp_path, index, dtype):
+    def test_loaded_retriever_gives_equal_results(self, aligner, concepts, tmp_path, index, dtype):
         X, y = concepts.image.copy(), concepts.text[:30]
         X[7] = np.nan
         with pytest.warns(UserWarning, match="rows 7"):
@@ -39,7 +39,7 @@ class TestSaving:
         back.add(X[:1])
         assert back.n_samples_fit_ == 301
 
-    def test_standardised(self, aligner, concepts, tmp_path):
+    def test_loaded_retriever_standardizes_equally(self, aligner, concepts, tmp_path):
         retriever = CrossModalRetriever(aligner, standardize=True).fit(concepts.image)
         back, y = again(retriever, tmp_path), concepts.text[:30]
         assert_equal(back.search(y, modality="text"), retriever.search(y, modality="text"))
@@ -66,7 +66,7 @@ class TestSaving:
             *["mixed numbers", "mixed", "scalars", "bools", "enum"],
         ],
     )
-    def test_what_stands_for_the_images(self, aligner, concepts, tmp_path, items):
+    def test_items_are_saved(self, aligner, concepts, tmp_path, items):
         back = again(CrossModalRetriever(aligner).fit(concepts.image, items), tmp_path)
         expected = [str(item) if isinstance(item, Path) else item for item in items]
         assert back.items_ == expected
@@ -75,13 +75,13 @@ class TestSaving:
         ]
         back.add(concepts.image[:1], items[:1])
 
-    def test_numpys_strings(self, aligner, concepts, tmp_path):
+    def test_numpy_strings_are_saved(self, aligner, concepts, tmp_path):
         dtypes = pytest.importorskip("numpy.dtypes")
         items = np.array([f"{row}\0" for row in range(300)], dtype=dtypes.StringDType())
         back = again(CrossModalRetriever(aligner).fit(concepts.image, items), tmp_path)
         assert back.items_ == items.tolist()
 
-    def test_numpys_dates_stay_dates_in_results(self, aligner, concepts):
+    def test_numpy_dates_are_dates_in_results(self, aligner, concepts):
         items = np.arange(300).astype("datetime64[ns]")
         retriever = CrossModalRetriever(aligner).fit(concepts.image, items)
         assert retriever.search(concepts.image[4:5], k=1).items == [[items[4]]]
@@ -99,13 +99,13 @@ class TestSaving:
         ],
         ids=["dicts", "bytes", "dates of numpy", "dates", "mixed", "endless"],
     )
-    def test_other_items_become_numbers_of_rows(self, aligner, concepts, tmp_path, items):
+    def test_other_items_become_row_numbers(self, aligner, concepts, tmp_path, items):
         retriever = CrossModalRetriever(aligner).fit(concepts.image, items)
         with pytest.warns(UserWarning, match="After loading the items are row numbers"):
             back = again(retriever, tmp_path)
         assert back.search(concepts.image[4:5], k=1).items == [[4]]
 
-    def test_images_and_words(
+    def test_images_and_texts(
         self, captioned_images, features, image_encoder, text_encoder, tmp_path
     ):
         inner = KernelAligner(text_encoder=text_encoder)
@@ -124,7 +124,7 @@ class TestSaving:
         with pytest.raises(ValueError, match="holds a CrossModalRetriever"):
             ZeroShotClassifier.from_pretrained(tmp_path / "model")
 
-    def test_the_starter_model_is_saved_with_it(self, captioned_images, tmp_path):
+    def test_retriever_with_starter_model(self, captioned_images, tmp_path):
         retriever = CrossModalRetriever().fit(
             captioned_images.images[:3], captioned_images.captions[:3]
         )
@@ -138,30 +138,30 @@ class TestTampered:
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            ({"embeddings": np.zeros((0, 8), np.float32)}, "one at least"),
-            ({"embeddings": np.zeros((5, 8), np.float64)}, "rows of float32"),
+            ({"embeddings": np.zeros((0, 8), np.float32)}, "at least one row"),
+            ({"embeddings": np.zeros((5, 8), np.float64)}, "at least one row of float32"),
             ({"embeddings": np.zeros((5, 3), np.float32)}, "shape"),
             ({"embeddings": np.full((5, 8), np.nan, np.float32)}, "not finite"),
             ({"unread": np.array([-1])}, "ascending"),
             ({"unread": np.array([2, 2])}, "ascending"),
             ({"unread": np.array([2**40])}, "ascending"),
-            ({"items": {"numbers": np.arange(3)}}, "items must be 300"),
+            ({"items": {"numbers": np.arange(3)}}, "items must hold 300"),
             ({"items": {"json": np.frombuffer(b"[[1]]", np.uint8)}}, "a JSON list of texts"),
             ({"items": {"json": np.frombuffer(b"[" * 10**5, np.uint8)}}, "a JSON list of"),
-            ({"items": {"json": np.frombuffer(b"[1]", np.uint8)}}, "items must be 300"),
+            ({"items": {"json": np.frombuffer(b"[1]", np.uint8)}}, "items must hold 300"),
             ({"items": {"texts": np.zeros(9, np.uint8), "ends": np.array([3, 2])}}, "ends must"),
             ({"items": {"texts": np.zeros(9, np.uint8), "ends": np.array([-5, 9])}}, "ends must"),
             ({"items": {"texts": np.zeros(9, np.uint8), "ends": np.array([3, 2**40])}}, "ends"),
             ({"has_y": "no"}, "has_y must be"),
-            ({"fingerprint": "another"}, "index the images again"),
+            ({"fingerprint": "another"}, "Index the images again"),
         ],
     )
-    def test_refused(self, aligner, concepts, change, message):
+    def test_tampered_state_raises(self, aligner, concepts, change, message):
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             retriever = CrossModalRetriever(aligner).fit(concepts.image)
             fresh = CrossModalRetriever(aligner)
-        state = retriever._fitted_state() | change
+        state = retriever._get_state() | change
         with pytest.raises(ValueError, match=message):
-            fresh._restore_state(FittedState(state, "CrossModalRetriever"))
+            fresh._set_state(FittedState(state, "CrossModalRetriever"))
         assert not hasattr(fresh, "_collection")

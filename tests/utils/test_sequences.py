@@ -24,7 +24,7 @@ from sklearn_ape import (
     MultiLabelZeroShotClassifier,
     ZeroShotClassifier,
 )
-from sklearn_ape.aligners._export import _tokenized
+from sklearn_ape.aligners._export import _tokenize
 from sklearn_ape.curation import (
     drop_near_duplicates,
     find_near_duplicates,
@@ -198,9 +198,9 @@ class TestTexts:
     def test_tokenizer_in_open_clip_shape(self, kind):
         bad = NOT_A_SEQUENCE[kind]()
         if isinstance(bad, str):  # open_clip's own tokenizers take one text
-            assert _tokenized(bad).shape == (1, len(bad))
+            assert _tokenize(bad).shape == (1, len(bad))
         else:
-            refused("texts", lambda: _tokenized(bad))
+            refused("texts", lambda: _tokenize(bad))
 
     @pytest.mark.parametrize("kind", NOT_A_SEQUENCE)
     def test_datasets(self, kind, tmp_path):
@@ -226,7 +226,7 @@ class TestTexts:
             lambda: aligner.similarity(IMAGES, empty),
             lambda: clone(aligner).fit(IMAGES, empty),
         ):
-            with pytest.raises(ValueError, match="y is empty: pass a list with at least one"):
+            with pytest.raises(ValueError, match=r"y is empty\. Pass a list with at least one"):
                 call()
 
 

@@ -1,4 +1,4 @@
-"""ZeroShotClassifier.fit on real images: names, captions, Pipelines, searches."""
+"""`ZeroShotClassifier.fit`, and an aligner that changes after it."""
 
 import copy
 import pickle
@@ -13,16 +13,19 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.metrics import log_loss
 from sklearn.model_selection import GridSearchCV, cross_val_predict
 from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import check_estimator
 
 from sklearn_ape import (
     APEAligner,
     CCAAligner,
     KernelAligner,
+    MultiLabelZeroShotClassifier,
     ZeroShotClassifier,
     load_pretrained,
 )
-from sklearn_ape.aligners.wrapper import load_starter
+from sklearn_ape.aligners.kernel import load_starter
+from sklearn_ape.encoders import TransformersTextEncoder
 from tests.conftest import LABELS
 
 _TEXTS = HashingVectorizer(n_features=64, analyzer="char")
@@ -284,3 +287,102 @@ class TestBadInput:
             )
         with pytest.raises(ValueError, match="1 missing labels, the first in row 1"):
             ZeroShotClassifier(aligner=model[-1]).fit(features.image[:3], ["a", np.nan, "b"])
+
+
+WORDS = ("cat", "dog", "house")
+
+
+@pytest.fixture(scope="module")
+def data():
+    rng = np.random.default_rng(0)
+    y = np.array(WORDS)[rng.integers(0, 3, 90)]
+    means = {word: 2 * rng.standard_normal(8) for word in WORDS}
+    X = np.array([means[word] for word in y]) + 0.3 * rng.standard_normal((90, 8))
+    return X.astype(np.float32), y
+
+
+@pytest.fixture
+def pipeline(data):
+    text_encoder = TransformersTextEncoder()
+    return make_pipeline(StandardScaler(), CCAAligner(text_encoder=text_encoder)).fit(*data)
+
+
+def classifiers(pipeline, data):
+    X, y = data
+    Y = [[label] for label in y]
+    frozen = FrozenEstimator(pipeline)
+    return [
+        ZeroShotClassifier(WORDS, aligner=frozen).fit(X, y),
+        ZeroShotClassifier(aligner=frozen).fit(X, y),
+        MultiLabelZeroShotClassifier(WORDS, aligner=frozen).fit(X, Y),
+        MultiLabelZeroShotClassifier(WORDS, aligner=pipeline).fit_thresholds(X, Y),
+    ]
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_a_changed_step_is_refused_until_it_is_set_back(number, pipeline, data):
+    X, _ = data
+    classifier = classifiers(pipeline, data)[number]
+    expected = classifier.predict(X)
+    pipeline.set_params(standardscaler__with_mean=False)
+    for ask in (classifier.predict, classifier.predict_proba, classifier.decision_function):
+        with pytest.raises(ValueError, match="aligner was changed since"):
+            ask(X)
+    pipeline.set_params(standardscaler__with_mean=True, verbose=False)
+    np.testing.assert_array_equal(classifier.predict(X), expected)
+
+
+def test_changing_the_clone_that_fit_made_is_refused(pipeline, data):
+    X, y = data
+    classifier = ZeroShotClassifier(WORDS, aligner=clone(pipeline)).fit(X, y)
+    classifier.set_params(aligner__standardscaler__with_mean=False)  # of the next fit
+    classifier.predict(X)
+    classifier.aligner_[0].with_mean = False
+    with pytest.raises(ValueError, match="aligner was changed since"):
+        classifier.predict(X)
+    classifier.fit(X, y)
+    classifier.predict(X)
+
+
+def test_another_aligner_set_after_fit_is_refused(pipeline, data):
+    X, y = data
+    classifier = ZeroShotClassifier(WORDS, aligner=FrozenEstimator(pipeline)).fit(X, y)
+    classifier.set_params(aligner=clone(pipeline).fit(X[:50], y[:50]))
+    with pytest.raises(ValueError, match=r"aligner=Pipeline\(\.\.\.\) was set after fit"):
+        classifier.predict(X)
+
+
+def test_without_a_fit_the_aligner_is_taken_as_it_is(pipeline, data):
+    X, _ = data
+    classifier = ZeroShotClassifier(WORDS, aligner=pipeline)
+    classifier.predict(X)
+    pipeline.set_params(standardscaler__with_mean=False)
+    classifier.predict(X)
+
+
+def test_thresholds_alone_are_fitted_again_on_a_changed_aligner(pipeline, data):
+    X, y = data
+    Y = [[label] for label in y]
+    classifier = MultiLabelZeroShotClassifier(WORDS, aligner=pipeline).fit_thresholds(X, Y)
+    pipeline.fit(X[:60], y[:60])
+    with pytest.raises(ValueError, match="aligner was changed since"):
+        classifier.predict(X)
+    fresh = MultiLabelZeroShotClassifier(WORDS, aligner=pipeline).fit_thresholds(X, Y)
+    again = classifier.fit_thresholds(X, Y)
+    np.testing.assert_array_equal(again.predict(X), fresh.predict(X))
+
+
+@pytest.mark.parametrize("keep", ["pickle", "folder"])
+def test_changing_the_aligner_of_a_loaded_classifier_is_refused(keep, data, tmp_path):
+    X, y = data
+    aligner = CCAAligner(text_encoder=TransformersTextEncoder())
+    classifier = ZeroShotClassifier(WORDS, aligner=aligner).fit(X, y)
+    if keep == "pickle":
+        loaded = pickle.loads(pickle.dumps(classifier))
+    else:
+        classifier.save_pretrained(tmp_path / "model")
+        loaded = load_pretrained(tmp_path / "model")
+    np.testing.assert_array_equal(loaded.predict(X), classifier.predict(X))
+    loaded.aligner_.text_encoder_.max_length = 4
+    with pytest.raises(ValueError, match="aligner was changed since"):
+        loaded.predict(X)

@@ -19,7 +19,7 @@ from sklearn.preprocessing import MultiLabelBinarizer, StandardScaler
 from sklearn.utils.estimator_checks import check_estimator
 
 from sklearn_ape import CCAAligner, KernelAligner, MultiLabelZeroShotClassifier, load_pretrained
-from sklearn_ape.aligners.wrapper import load_starter
+from sklearn_ape.aligners.kernel import load_starter
 from sklearn_ape.zero_shot._multilabel_targets import best_f1_threshold, fit_thresholds
 
 LABELS = {

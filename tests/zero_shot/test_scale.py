@@ -8,8 +8,8 @@ import pytest
 from sklearn.base import BaseEstimator
 
 from sklearn_ape import CCAAligner, ZeroShotClassifier
+from sklearn_ape.aligners.similarity import Standardizer
 from sklearn_ape.features import memmap as _feature_tiles
-from tests.aligners.similarities import standardized
 
 NAMES = [f"thing {number:03d}" for number in range(300)]
 
@@ -53,7 +53,7 @@ class TestTiles:
         image, text = aligner.transform(concepts.image), aligner.transform_text(NAMES)
         logits = image @ text.T
         if standardize:
-            logits = standardized(logits, image, text, aligner.bank_)
+            Standardizer(text, aligner.bank_).apply(logits, image)
         logits = 5 * logits.astype(np.float64)
         proba = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
         expected = np.array(NAMES)[logits.argmax(axis=1)].astype(object)

@@ -1,0 +1,365 @@
+"""Similarities: standardized by the bank of training embeddings, and computed in tiles."""
+
+import pickle
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.sparse import csr_array
+from scipy.special import softmax
+from sklearn.base import clone
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer, StandardScaler
+
+from sklearn_ape import ASIFAligner, CCAAligner, CLIPAligner, ZeroShotClassifier
+from sklearn_ape.aligners.similarity import (
+    UNKNOWN,
+    UNREADABLE,
+    Bank,
+    LogitTiles,
+    Standardizer,
+    _select_rows,
+    choose_texts,
+    choose_top_texts,
+    resolve_bank,
+    to_probabilities,
+)
+from sklearn_ape.encoders import HeadPairs
+from sklearn_ape.features import memmap as _feature_tiles
+from sklearn_ape.utils.linalg import evenly_spaced
+
+
+def standardized(cosines, image, text, bank):
+    """Return a standardised copy of cosines of shape (n_images, n_texts)."""
+    result = np.array(cosines)
+    Standardizer(text, bank).apply(result, image)
+    return result
+
+
+def unit(rows):
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def random_units(rng, *shape):
+    return unit(rng.standard_normal(shape) + 0.5).astype(np.float32)
+
+
+@pytest.fixture
+def fitted(concepts):
+    return CCAAligner(ridge=0.01).fit(concepts.image[:200], concepts.text[:200])
+
+
+@pytest.fixture
+def held_out(concepts):
+    return concepts.image[200:], concepts.text[200:]
+
+
+class TestStandardized:
+    def test_standardized_equals_plain_loop(self):
+        """Without captions only the first term is used."""
+        rng = np.random.default_rng(0)
+        image, text = random_units(rng, 7, 6), random_units(rng, 5, 6)
+        bank = Bank.from_embeddings(random_units(rng, 30, 6), random_units(rng, 20, 6))
+        deviations = [np.std([b @ t for b in bank.image]) for t in bank.text]
+        of_images = [np.std([x @ b for b in bank.text]) for x in bank.image]
+        spread = (np.mean(deviations) + np.mean(of_images)) / 2
+        expected, first = np.empty((7, 5)), np.empty((7, 5))
+        for i, x in enumerate(image):
+            for j, t in enumerate(text):
+                s = x @ t
+                to_images = [b @ t for b in bank.image]
+                to_captions = [x @ b for b in bank.text]
+                first[i, j] = (s - np.mean(to_images)) / np.std(to_images)
+                second = (s - np.mean(to_captions)) / np.std(to_captions)
+                expected[i, j] = (first[i, j] + second) / 2 * spread
+        found = standardized(image @ text.T, image, text, bank)
+        assert found.dtype == np.float32
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+        spread = np.mean([np.std([b @ t for b in bank.image]) for t in text])
+        alone = standardized(image @ text.T, image, text, Bank.from_embeddings(bank.image, None))
+        np.testing.assert_allclose(alone, first * spread, atol=1e-6)
+
+    def test_hub_does_not_rank_first_for_all_images(self):
+        """A text near the mean of all images must not be the first result for each of them."""
+        rng = np.random.default_rng(0)
+        common, own = 2 * np.eye(1, 21, 0), np.eye(20, 21, 1)
+        shown = rng.integers(20, size=400)
+        image = unit(common + own[shown] + 0.05 * rng.standard_normal((400, 21)))
+        text = np.vstack([unit(common / 4 + own), unit(common)])  # the last one is the hub
+        bank = Bank.from_embeddings(image[:200], text)
+        plain = image[200:] @ text.T
+        assert np.mean(plain.argmax(axis=1) == 20) == 1
+        found = standardized(plain, image[200:], text, bank).argmax(axis=1)
+        assert np.mean(found == shown[200:]) > 0.95
+
+    def test_equal_cosines_are_finite(self):
+        """No infinity or NaN if all cosines are equal; NaN for unreadable images."""
+        rng = np.random.default_rng(0)
+        image, text = random_units(rng, 4, 6), random_units(rng, 3, 6)
+        image[1], text[2] = np.nan, 0
+        bank = Bank.from_embeddings(random_units(rng, 30, 6), random_units(rng, 20, 6))
+        found = standardized(image @ text.T, image, text, bank)
+        assert np.isnan(found[1]).all()
+        assert np.isfinite(np.delete(found, 1, axis=0)).all()
+        same = Bank.from_embeddings(np.tile(image[:1], (9, 1)), np.tile(text[:1], (9, 1)))
+        np.testing.assert_array_equal(standardized(image[:1] @ text.T, image[:1], text, same), 0)
+
+    def test_tile_size_does_not_change_result(self, monkeypatch):
+        rng = np.random.default_rng(0)
+        image, text = random_units(rng, 50, 6), random_units(rng, 20, 6)
+        whole = standardized(image @ text.T, image, text, Bank.from_embeddings(image, text))
+        monkeypatch.setattr("sklearn_ape.aligners.similarity._TILE_BYTES", 7 * 4 * 20)
+        tiled = standardized(image @ text.T, image, text, Bank.from_embeddings(image, text))
+        np.testing.assert_allclose(tiled, whole, atol=1e-6)
+
+    def test_in_place_result_by_rows_equals_single_call(self):
+        """Large inputs are standardized in tiles; the moments of texts are computed once."""
+        rng = np.random.default_rng(0)
+        image, text = random_units(rng, 50, 6), random_units(rng, 20, 6)
+        bank = Bank.from_embeddings(random_units(rng, 30, 6), random_units(rng, 20, 6))
+        cosines = image @ text.T
+        whole = standardized(cosines, image, text, bank)
+        standardizer = Standardizer(text, bank, scale=3.0)
+        parts = [image[:17] @ text.T, image[17:] @ text.T]
+        for part, some in zip(parts, (image[:17], image[17:]), strict=True):
+            standardizer.apply(part, some)
+        np.testing.assert_allclose(np.concatenate(parts), 3 * whole, atol=1e-5)
+
+
+class TestOwnBank:
+    @pytest.mark.parametrize("aligner", [CCAAligner(), ASIFAligner(k=20)])
+    def test_bank_contains_training_embeddings(self, aligner, concepts, held_out):
+        """Banks of sparse and dense embeddings give equal results."""
+        aligner = clone(aligner).fit(concepts.image[:200], concepts.text[:200])
+        bank = Bank.from_embeddings(
+            aligner.transform(concepts.image[:200]), aligner.transform_text(concepts.text[:200])
+        )
+        image, text = aligner.transform(held_out[0]), aligner.transform_text(held_out[1])
+        found = aligner.similarity(*held_out, standardize=True)
+        np.testing.assert_allclose(
+            found, standardized(image @ text.T, image, text, bank), atol=1e-5
+        )
+        back = pickle.loads(pickle.dumps(aligner))
+        np.testing.assert_array_equal(back.similarity(*held_out, standardize=True), found)
+
+    def test_bank_excludes_prototypes_of_head_pairs(self, concepts):
+        """Prototypes of classes are not images."""
+        rng = np.random.default_rng(0)
+        head = HeadPairs(rng.standard_normal((40, 32)), rng.standard_normal((40, 16)))
+        aligner = CCAAligner(head_pairs=head).fit(concepts.image, concepts.text)
+        np.testing.assert_allclose(aligner.bank_.image, aligner.transform(concepts.image))
+        np.testing.assert_allclose(aligner.bank_.text, aligner.transform_text(concepts.text))
+
+    def test_bank_of_many_pairs_is_evenly_spaced_sample(self):
+        rng = np.random.default_rng(0)
+        image, text = rng.standard_normal((2, 2500, 4)).astype(np.float32)
+        aligner = CCAAligner().fit(image, text)
+        assert len(aligner.bank_.image) == len(aligner.bank_.text) == 1000
+        np.testing.assert_array_equal(evenly_spaced(1999)[[0, 1, -1]], [0, 2, 1998])
+        np.testing.assert_allclose(aligner.bank_.image[-1], aligner.transform(image)[-1])
+
+    def test_result_of_image_does_not_depend_on_other_images(self, fitted, held_out):
+        image, text = held_out
+        every = fitted.similarity(image, text, standardize=True)
+        np.testing.assert_allclose(
+            fitted.similarity(image[3:4], text[5:7], standardize=True), every[3:4, 5:7], atol=1e-6
+        )
+
+    def test_standardized_values_have_scale_of_cosines(self, fitted, held_out):
+        """Logit scales and thresholds keep their meaning."""
+        plain, found = (fitted.similarity(*held_out, standardize=by) for by in (False, True))
+        assert found.std() == pytest.approx(plain.std(), rel=0.3)
+        assert abs(found.mean()) < 0.1 * found.std()
+
+    def test_rows_that_failed_to_encode_are_nan(self, fitted, held_out):
+        image, text = held_out[0].copy(), held_out[1].copy()
+        image[2], text[4] = np.nan, np.nan
+        for collection in (True, held_out[0]):
+            found = fitted.similarity(image, text, standardize=collection)
+            assert np.isnan(found[2]).all()
+            assert np.isnan(found[:, 4]).all()
+            assert np.isfinite(np.delete(np.delete(found, 2, axis=0), 4, axis=1)).all()
+
+    def test_recall_on_real_images_does_not_drop(self, features):
+        """On images like the training images it must not lower recall."""
+        aligner = ASIFAligner().fit(features.image[:200], features.text[:200])
+        image, text = features.image[200:], features.text[200:]
+
+        def reciprocal_rank(standardize):
+            similarity = aligner.similarity(image, text, standardize=standardize)
+            own = np.diagonal(similarity)
+            ranks = [1 + (similarity > own[:, None]).sum(axis=1), 1 + (similarity > own).sum(0)]
+            return np.mean(1 / np.array(ranks))
+
+        assert reciprocal_rank(True) > reciprocal_rank(False) - 0.01
+        assert reciprocal_rank(image) > reciprocal_rank(False) - 0.01
+        assert reciprocal_rank(False) > 0.2
+
+
+class TestCollection:
+    def test_select_rows_of_array_list_and_table(self, tmp_path):
+        X = np.arange(20.0).reshape(10, 2)
+        np.save(tmp_path / "X.npy", X)
+        mapped = np.load(tmp_path / "X.npy", mmap_mode="r")
+        rows = np.array([0, 4, 9])
+        for table in (X, mapped, pd.DataFrame(X), csr_array(X), X.tolist(), list(X)):
+            found = _select_rows(table, rows)
+            found = found.toarray() if hasattr(found, "toarray") else np.asarray(found)
+            np.testing.assert_array_equal(found, X[rows])
+        names = [f"{number}.png" for number in range(10)]
+        for column in (names, tuple(names), np.array(names), pd.Series(names, index=range(5, 15))):
+            assert list(_select_rows(column, rows)) == ["0.png", "4.png", "9.png"]
+
+    @pytest.mark.parametrize("library", ["pyarrow", "polars"])
+    def test_select_rows_of_pyarrow_and_polars_columns(self, library):
+        names = [f"{number}.png" for number in range(10)]
+        module = pytest.importorskip(library)
+        column = module.array(names) if library == "pyarrow" else module.Series(names)
+        found = _select_rows(column, np.array([0, 4, 9]))
+        as_list = found.to_pylist if library == "pyarrow" else found.to_list
+        assert as_list() == ["0.png", "4.png", "9.png"]
+
+    def test_collection_replaces_training_images(self, fitted, held_out):
+        image, text = fitted.transform(held_out[0]), fitted.transform_text(held_out[1])
+        expected = standardized(
+            image @ text.T, image, text, Bank.from_embeddings(image, fitted.bank_.text)
+        )
+        for collection in (held_out[0], held_out[0].tolist()):
+            found = fitted.similarity(*held_out, standardize=collection)
+            np.testing.assert_allclose(found, expected, atol=1e-5)
+
+    def test_collection_is_embedded_once(self, fitted, concepts, held_out, monkeypatch):
+        """Until the aligner is fitted again, or a step before it changes."""
+        rows = []
+        transform = CCAAligner.transform
+        monkeypatch.setattr(
+            CCAAligner, "transform", lambda self, X: rows.append(len(X)) or transform(self, X)
+        )
+        scaler = StandardScaler().fit(concepts.image[:200])
+        whole = make_pipeline(scaler, fitted)
+        classifier = ZeroShotClassifier(
+            {0: "zero", 1: "one"}, aligner=whole, standardize=held_out[0], templates="none"
+        )
+        monkeypatch.setattr(
+            CCAAligner, "transform_text", lambda self, y: np.eye(2, self.n_components_)
+        )
+        before = classifier.decision_function(held_out[0][:3])
+        clone(classifier).set_params(aligner=whole).decision_function(held_out[0][:3])
+        assert rows == [100, 3, 3]
+        scaler.fit(concepts.image[:50])
+        assert not np.allclose(classifier.decision_function(held_out[0][:3]), before)
+        fitted.fit(concepts.image[:150], concepts.text[:150])
+        classifier.decision_function(held_out[0][:3])
+        assert rows == [100, 3, 3, 100, 3, 100, 3]
+
+    def test_collection_is_embedded_each_time_if_step_cannot_be_pickled(self, fitted, held_out):
+        """A change of the step cannot be detected, so nothing is cached."""
+        whole = make_pipeline(FunctionTransformer(lambda rows: rows), fitted)
+        banks = [resolve_bank(held_out[0], fitted, whole.transform, whole=whole) for _ in range(2)]
+        assert banks[0] is not banks[1]
+        np.testing.assert_array_equal(banks[1].image, fitted.transform(held_out[0]))
+
+    def test_unreadable_images_of_collection_are_left_out(self, fitted, held_out):
+        lost = held_out[0].copy()
+        lost[1:3] = np.nan
+        found = fitted.similarity(*held_out, standardize=lost)
+        expected = fitted.similarity(*held_out, standardize=np.delete(lost, [1, 2], axis=0))
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+
+    def test_collection_works_without_captions(self, fitted, held_out):
+        """CLIPAligner has no bank, and neither have old pickles."""
+        del fitted.bank_
+        image, text = fitted.transform(held_out[0]), fitted.transform_text(held_out[1])
+        expected = standardized(image @ text.T, image, text, Bank.from_embeddings(image, None))
+        found = fitted.similarity(*held_out, standardize=held_out[0])
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+class TestRefused:
+    @pytest.mark.parametrize(
+        ("standardize", "said"),
+        [("yes", "True, False or a collection of images .* not 'yes'"),
+         (0.5, "True, False or a collection of images .* not 0.5"),
+         (None, "True, False or a collection of images .* not None"),
+         ([], "collection of 0 images, .* at least 2"),
+         (np.ones((1, 32)), "collection of 1 images, .* at least 2"),
+         (np.ones((5, 32)), "images that differ"),
+         (np.full((5, 32), np.nan), "images that differ"),
+         (np.ones((5, 3)), "X has 3 features, but CCAAligner is expecting 32")],
+    )  # fmt: skip
+    def test_invalid_collection_raises(self, fitted, held_out, standardize, said):
+        with pytest.raises(ValueError, match=said):
+            fitted.similarity(*held_out, standardize=standardize)
+
+    def test_aligner_without_bank_raises(self, fitted, held_out):
+        del fitted.bank_
+        with pytest.raises(ValueError, match=r"this CCAAligner has not stored any"):
+            fitted.similarity(*held_out, standardize=True)
+        with pytest.raises(ValueError, match=r"this CLIPAligner has not stored any"):
+            CLIPAligner().similarity([[0.0]], ["a cat"], standardize=True)
+
+
+@pytest.fixture
+def aligner(concepts):
+    return CCAAligner(ridge=0.01).fit(concepts.image[:200], concepts.text[:200])
+
+
+@pytest.fixture
+def small_tiles(monkeypatch):
+    monkeypatch.setattr(_feature_tiles, "TILE_BYTES", 17 * 4 * 100)
+
+
+@pytest.mark.parametrize("form", [np.asarray, np.ndarray.tolist])
+def test_tiles_equal_the_full_product(small_tiles, aligner, concepts, form):
+    """For features, which are embedded tile by tile, and for images."""
+    texts = aligner.transform_text(concepts.text[200:])
+    X = concepts.image.copy()
+    X[[3, 250]] = np.nan
+    tiles = LogitTiles(aligner, np.arange(100), texts, 20.0, None)
+    sizes = [len(tile.logits) for tile in tiles.iter_tiles(form(X))]
+    assert max(sizes) == 17
+    assert sum(sizes) == 300
+    (logits,) = tiles.collect(form(X), lambda some: (some,))
+    assert logits.dtype == np.float32
+    np.testing.assert_allclose(logits, 20 * aligner.transform(X) @ texts.T, atol=1e-5)
+
+
+@pytest.mark.parametrize("with_captions", [True, False])
+def test_standardized_tiles_equal_the_full_matrix(small_tiles, aligner, concepts, with_captions):
+    texts = aligner.transform_text(concepts.text[200:])
+    bank = aligner.bank_ if with_captions else Bank.from_embeddings(aligner.bank_.image, None)
+    image = aligner.transform(concepts.image)
+    (logits,) = LogitTiles(aligner, np.arange(100), texts, 20.0, bank).collect(
+        concepts.image, lambda some: (some,)
+    )
+    np.testing.assert_allclose(
+        logits, 20 * standardized(image @ texts.T, image, texts, bank), atol=2e-5
+    )
+
+
+def test_probabilities_equal_softmax():
+    logits = (30 * np.random.default_rng(0).standard_normal((20, 7))).astype(np.float32)
+    expected = softmax(logits.astype(np.float64), axis=1)
+    np.testing.assert_allclose(to_probabilities(logits), expected, rtol=1e-5, atol=1e-12)
+
+
+def test_best_text_unless_below_threshold_or_unreadable():
+    logits = np.array([[0, 3, 3], [1, 1, 0.9], [np.nan] * 3, [5, 0, 0]], dtype=np.float32)
+    assert choose_texts(logits.copy(), None).tolist() == [1, 0, UNREADABLE, 0]
+    assert choose_texts(logits.copy(), 0.45).tolist() == [1, UNKNOWN, UNREADABLE, 0]
+
+
+@pytest.mark.parametrize("k", [1, 3, 7])
+def test_top_texts_equal_a_stable_sort(k):
+    logits = np.random.default_rng(0).integers(0, 5, (50, 7)).astype(np.float32)
+    logits[4] = np.nan
+    expected = np.argsort(-logits, axis=1, kind="stable")[:, :k]
+    proba = np.take_along_axis(softmax(logits, axis=1), expected, axis=1)
+    codes, found = choose_top_texts(logits.copy(), k)
+    np.testing.assert_allclose(found, proba, rtol=1e-5)
+    assert (codes[4] == UNREADABLE).all()
+    read = np.arange(50) != 4
+    np.testing.assert_array_equal(
+        np.take_along_axis(logits, codes.clip(min=0), axis=1)[read],
+        np.take_along_axis(logits, expected, axis=1)[read],
+    )

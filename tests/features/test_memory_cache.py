@@ -1,0 +1,133 @@
+"""The cache in memory, and caches of both kinds as parameters of encoders."""
+
+import pickle
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.base import clone
+
+from sklearn_ape.encoders import TransformersTextEncoder
+from sklearn_ape.features import DiskFeatureCache, MemoryFeatureCache, open_cache
+from tests.features.conftest import TRUTH, WIDTH, assert_only_true
+
+
+def test_memory_keeps_to_its_bound_and_drops_the_least_recently_used():
+    """max_bytes holds after every call, and reading an entry saves it."""
+    size = WIDTH * 4
+    cache = MemoryFeatureCache(max_bytes=3 * size)
+    keys = list(TRUTH)
+    for key in keys[:3]:
+        cache.put_many({key: TRUTH[key]})
+    cache.get_many([keys[0]])
+    cache.put_many({keys[3]: TRUTH[keys[3]]})
+    assert set(cache.get_many(keys)) == {keys[0], keys[2], keys[3]}
+    cache.put_many(TRUTH)
+    assert len(cache) == 3
+    cache.put_many({keys[0]: np.zeros(WIDTH * 4, dtype=np.float32)})
+    assert len(cache) == 0
+
+
+def test_memory_replaces_an_entry_without_counting_it_twice():
+    """Putting one key again and again does not push others out."""
+    cache = MemoryFeatureCache(max_bytes=2 * WIDTH * 4)
+    (first, feature), (second, other), *_ = TRUTH.items()
+    cache.put_many({first: feature})
+    for _ in range(5):
+        cache.put_many({second: other})
+    assert len(cache) == 2
+    cache.clear()
+    assert len(cache) == 0
+    assert cache.get_many([first]) == {}
+    cache.put_many({first: feature, second: other})
+    assert len(cache) == 2  # nothing of before counts any more
+
+
+def test_memory_gives_float32_whatever_was_put_in():
+    """As the cache on disk does: who stored a feature must not show."""
+    cache = MemoryFeatureCache()
+    cache.put_many({b"a": np.ones(3), b"b": np.ones(3, np.float16), b"c": [1, 2, 3]})
+    found = cache.get_many([b"a", b"b", b"c"])
+    assert [feature.dtype for feature in found.values()] == [np.float32] * 3
+
+
+def test_memory_cannot_be_changed_from_outside():
+    """Neither the array put in nor the one handed out is a way to spoil the cache."""
+    cache = MemoryFeatureCache()
+    mine = np.ones(3, dtype=np.float32)
+    cache.put_many({b"a": mine})
+    mine[:] = 7
+    with pytest.raises(ValueError, match="read-only"):
+        cache.get_many([b"a"])[b"a"][:] = 7
+    np.testing.assert_array_equal(cache.get_many([b"a"])[b"a"], np.ones(3))
+
+
+def test_open_cache(tmp_path):
+    """ "memory" is one store, a path a folder, None keeps nothing, a wrong type is named."""
+    assert open_cache("memory") is open_cache("memory")
+    for folder in (tmp_path / "a", str(tmp_path / "b")):
+        with open_cache(folder) as cache:
+            cache.put_many(TRUTH)
+            assert cache.folder == Path(folder)
+        with open_cache(folder) as cache:
+            assert cache.get_many(TRUTH).keys() == TRUTH.keys()
+        assert repr(cache) == f"DiskFeatureCache({str(folder)!r})"
+    with open_cache(None) as cache:
+        cache.put_many(TRUTH)
+        assert cache.get_many(TRUTH) == {}
+    with pytest.raises(TypeError, match="'memory', a folder, a feature cache or None, not 3"):
+        open_cache(3)
+
+
+def test_a_cache_is_a_parameter(tmp_path):
+    """Encoders with a cache object are cloned, pickled and shown; copies are independent."""
+    cache = DiskFeatureCache(tmp_path, dtype="float16")
+    encoder = TransformersTextEncoder(cache=cache)
+    with cache:
+        copies = [clone(encoder), pickle.loads(pickle.dumps(encoder))]
+        for copy in copies:
+            assert repr(copy.get_params()["cache"]) == repr(cache)
+            with open_cache(copy.cache) as other:
+                other.put_many(TRUTH)
+        assert cache.get_many(TRUTH).keys() == TRUTH.keys()
+        with open_cache(cache) as nested:
+            assert nested.get_many(TRUTH).keys() == TRUTH.keys()
+        with pytest.raises(RuntimeError, match="open already"):
+            cache.__enter__()
+    assert "dtype='float16'" in repr(encoder)
+
+
+def test_clones_share_a_memory_cache():
+    """A store of one's own serves the clones that a search makes; pickles leave it behind."""
+    cache = MemoryFeatureCache(max_bytes=10**6)
+    encoder = TransformersTextEncoder(cache=cache)
+    assert clone(encoder).cache is cache
+    assert open_cache(cache) is cache
+    cache.put_many(TRUTH)
+    received = pickle.loads(pickle.dumps(cache))
+    assert (len(received), received.max_bytes) == (0, 10**6)
+
+
+def test_threads_share_one_disk_cache(tmp_path):
+    """Threads that write and read through one open cache neither fail nor lose anything."""
+    failures = []
+    keys = list(TRUTH)
+
+    def work(start, cache):
+        try:
+            for key in keys[start::4]:
+                cache.put_many({key: TRUTH[key]})
+                assert_only_true(cache.get_many(keys[:20]))
+        except Exception as error:
+            failures.append(error)
+
+    with DiskFeatureCache(tmp_path) as cache:
+        threads = [threading.Thread(target=work, args=(start, cache)) for start in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert not failures
+    with DiskFeatureCache(tmp_path) as cache:
+        assert cache.get_many(TRUTH).keys() == TRUTH.keys()

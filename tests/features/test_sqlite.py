@@ -1,0 +1,332 @@
+"""Connections to the database of the disk cache, and its errors."""
+
+import sqlite3
+import threading
+import time
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from sklearn_ape.features import DiskFeatureCache
+from sklearn_ape.features import _disk_cache as _disk
+from sklearn_ape.features import _sqlite as _connection
+from sklearn_ape.features._sqlite import (
+    NewerFormatError,
+    connect,
+    connect_to_read,
+    is_damage,
+    nowhere,
+    retried,
+    tables_of,
+)
+from tests.features.conftest import TRUTH
+
+
+def error(kind, code=None):
+    made = kind("told")
+    if code is not None:
+        made.sqlite_errorcode = code
+    return made
+
+
+class TestRetried:
+    def failing(self, errors):
+        """Raise some errors, one a call, then return."""
+        calls = iter(errors)
+
+        def make():
+            for problem in calls:
+                raise problem
+            return "connected"
+
+        return make
+
+    @pytest.mark.parametrize("code", [sqlite3.SQLITE_BUSY, sqlite3.SQLITE_BUSY | 2 << 8])
+    def test_waits_while_another_process_is_in_the_way(self, code):
+        """Extended codes mean the same in their last eight bits."""
+        busy = [error(sqlite3.OperationalError, code)] * 3
+        assert retried(self.failing(busy), timeout=60) == "connected"
+
+    @pytest.mark.parametrize("code", [None, 0, sqlite3.SQLITE_FULL, sqlite3.SQLITE_LOCKED, 1])
+    def test_anything_else_is_raised_at_once(self, code):
+        calls = self.failing([error(sqlite3.DatabaseError, code)])
+        with pytest.raises(sqlite3.DatabaseError, match="told"):
+            retried(calls, timeout=60)
+        assert calls() == "connected"  # it was called once
+
+    def test_gives_up_in_time(self):
+        def always():
+            raise error(sqlite3.OperationalError, sqlite3.SQLITE_BUSY)
+
+        found = []
+
+        def wait():
+            start = time.monotonic()
+            with pytest.raises(sqlite3.OperationalError):
+                retried(always, timeout=0.2)
+            found.append(time.monotonic() - start)
+
+        thread = threading.Thread(target=wait, daemon=True)
+        thread.start()
+        thread.join(30)
+        assert found
+        assert found[0] >= 0.2
+
+
+class TestDamage:
+    @pytest.mark.parametrize(
+        "code", [sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT | 1 << 8]
+    )
+    def test_damage(self, tmp_path, code):
+        assert is_damage(error(sqlite3.DatabaseError, code), tmp_path / "a")
+
+    @pytest.mark.parametrize(
+        "name",
+        [
+            "PERM",
+            "BUSY",
+            "LOCKED",
+            "NOMEM",
+            "INTERRUPT",
+            "IOERR",
+            "FULL",
+            "CANTOPEN",
+            "PROTOCOL",
+            "AUTH",
+        ],
+    )
+    def test_what_passes_or_is_of_the_machine_is_none(self, tmp_path, name):
+        code = getattr(sqlite3, f"SQLITE_{name}")
+        for extended in (code, code | 3 << 8):
+            assert not is_damage(error(sqlite3.OperationalError, extended), tmp_path / "a")
+
+    def test_without_a_code_the_class_says_it(self, tmp_path):
+        assert is_damage(error(sqlite3.DatabaseError), tmp_path / "a")
+        assert not is_damage(error(sqlite3.OperationalError), tmp_path / "a")
+
+    def test_read_only_is_damage_where_one_can_write(self, tmp_path):
+        """A damaged header says so, too."""
+        (tmp_path / "a").write_bytes(b"")
+        told = error(sqlite3.OperationalError, sqlite3.SQLITE_READONLY)
+        assert is_damage(told, tmp_path / "a")
+        assert not is_damage(told, tmp_path / "gone" / "a")
+        assert not is_damage(told, tmp_path / "gone")
+
+
+def test_a_lock_is_waited_for_as_long_as_was_said(tmp_path):
+    for made in (connect(tmp_path / "a", ["numbers"], 1.5), connect_to_read(tmp_path / "a", 1.5)):
+        assert made.execute("PRAGMA busy_timeout").fetchone() == (1500,)
+        made.close()
+
+
+class TestConnectToRead:
+    @pytest.fixture
+    def path(self, tmp_path):
+        path = tmp_path / "a file.sqlite"
+        connection = connect(path, ["numbers"], 1)
+        with connection:
+            connection.execute("INSERT INTO numbers VALUES (x'01', x'02')")
+        connection.close()
+        return path
+
+    def read(self, connection):
+        return connection.execute("SELECT key, value FROM numbers").fetchall()
+
+    def test_a_file(self, path):
+        connection = connect_to_read(path, 1)
+        assert tables_of(connection) == {"numbers"}
+        assert self.read(connection) == [(b"\1", b"\2")]
+        with pytest.raises(sqlite3.OperationalError, match="readonly"):
+            connection.execute("DELETE FROM numbers")
+        connection.close()
+
+    def test_beside_a_writer(self, path):
+        """What the writer has in its log alone is seen."""
+        writer = connect(path, ["numbers"], 1)
+        with writer:
+            writer.execute("INSERT INTO numbers VALUES (x'03', x'04')")
+        connection = connect_to_read(path, 1)
+        assert len(self.read(connection)) == 2
+        with writer:
+            writer.execute("INSERT INTO numbers VALUES (x'05', x'06')")
+        assert len(self.read(connection)) == 3
+        connection.close()
+        writer.close()
+
+    def test_no_file_is_an_empty_one_that_is_not_made(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        for connection in (connect_to_read(tmp_path / "none.sqlite", 1), nowhere()):
+            assert tables_of(connection) == set()
+            with ThreadPoolExecutor(1) as another:
+                assert another.submit(tables_of, connection).result() == set()
+            connection.close()
+        assert list(tmp_path.iterdir()) == []
+
+    def test_damage_is_told(self, path):
+        path.write_bytes(b"no database at all " * 99)
+        with pytest.raises(sqlite3.DatabaseError, match="not a database"):
+            connect_to_read(path, 1)
+
+    def test_a_file_of_a_newer_version(self, path):
+        connection = sqlite3.connect(path)
+        connection.execute("PRAGMA user_version = 7")
+        connection.close()
+        with pytest.raises(NewerFormatError, match=r"format 7; this one knows 0"):
+            connect_to_read(path, 1)
+        with pytest.raises(NewerFormatError, match=r"format 7; this one knows 0"):
+            connect(path, ["numbers"], 1)
+
+    @pytest.mark.parametrize("n_failing", [1, 2])
+    def test_a_file_that_cannot_be_shared_is_read_as_unchanging(
+        self, path, monkeypatch, n_failing
+    ):
+        """In a read-only folder without the index of the log; else the last error is told."""
+        options = []
+        bad = path.with_name("bad")
+        bad.write_bytes(b"no database at all " * 99)
+        really_opened = _connection._opened
+
+        def opened(place, option, timeout):
+            options.append(option)
+            return really_opened(place if len(options) > n_failing else bad, option, timeout)
+
+        monkeypatch.setattr(_connection, "_opened", opened)
+        if n_failing == 1:
+            connection = connect_to_read(path, 1)
+            assert self.read(connection) == [(b"\1", b"\2")]
+            connection.close()
+        else:
+            with pytest.raises(sqlite3.DatabaseError, match="not a database"):
+                connect_to_read(path, 1)
+        assert options == ["?mode=ro", "?immutable=1"]
+
+
+@pytest.mark.parametrize("message", ["database or disk is full", "database is locked"])
+def test_failing_write_warns_once_and_goes_on(folder, monkeypatch, message):
+    """A full disk or a lock loses no work, and the file is not taken for damaged."""
+
+    tried = []
+
+    def fails(self):
+        tried.append(1)
+        raise sqlite3.OperationalError(message)
+
+    monkeypatch.setattr(DiskFeatureCache, "_commit", fails)
+    with DiskFeatureCache(folder) as cache:
+        with pytest.warns(RuntimeWarning, match=message):
+            cache.put_many(TRUTH)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            cache.put_many(TRUTH)
+        assert cache.get_many(TRUTH).keys() == TRUTH.keys()
+        assert cache.get_many([b"new"]) == {}
+    assert len(tried) == 1  # a lock would be waited for at every batch
+    assert not list(folder.glob("*.damaged*"))
+
+
+@pytest.mark.parametrize(
+    ("code", "is_damaged"), [("IOERR", False), ("CANTOPEN", False), ("READONLY", True)]
+)
+def test_a_file_that_cannot_be_opened_to_write_is_read(folder, monkeypatch, code, is_damaged):
+    """It is left as it is, unless it is the file that says so where one can write."""
+    failing = [sqlite3.OperationalError("no such luck")]
+    failing[0].sqlite_errorcode = getattr(sqlite3, f"SQLITE_{code}")
+    really_connect = _disk.connect
+
+    def connect(*args):
+        if failing:
+            raise failing.pop()
+        return really_connect(*args)
+
+    monkeypatch.setattr(_disk, "connect", connect)
+    with warnings.catch_warnings(record=True) as told, DiskFeatureCache(folder) as cache:
+        warnings.simplefilter("always")
+        found = cache.get_many(TRUTH)
+        cache.put_many({b"new": np.ones(3, dtype=np.float32)})
+        again = cache.get_many([b"new"])
+    (message,) = [str(warning.message) for warning in told]
+    if is_damaged:
+        assert "is damaged (no such luck); it was moved to" in message
+        assert (len(found), len(again)) == (0, 1)
+    else:
+        start = f"The feature cache {str(cache.path)!r} "
+        assert (
+            message
+            == f"{start}cannot be written to: no such luck. The features are computed anew."
+        )
+        assert (len(found), len(again)) == (len(TRUTH), 0)
+    assert len(list(folder.glob("*.damaged*"))) == is_damaged
+
+
+@pytest.mark.parametrize("is_damaged", [True, False])
+def test_what_cannot_be_written_to_is_left_as_it_is(folder, monkeypatch, is_damaged):
+    monkeypatch.setattr(_disk, "is_read_only", lambda path: True)
+    path = folder / "features.sqlite"
+    if is_damaged:
+        path.write_bytes(b"garbage " * 5000)
+    before = path.read_bytes()
+    with warnings.catch_warnings(record=True) as told, DiskFeatureCache(folder) as cache:
+        warnings.simplefilter("always")
+        assert len(cache.get_many(TRUTH)) == (0 if is_damaged else len(TRUTH))
+        for _ in range(2):
+            cache.put_many({b"new": np.ones(3, dtype=np.float32)})
+        assert cache.get_many([b"new"]) == {}
+    start = f"The feature cache {str(path)!r} "
+    expected = [f"{start}is damaged (file is not a database)"] if is_damaged else []
+    expected.append(f"{start}cannot be written to")
+    assert [str(warning.message) for warning in told] == [
+        f"{message}. The features are computed anew." for message in expected
+    ]
+    assert path.read_bytes() == before
+
+
+def test_unreadable_now_is_not_damaged(folder, monkeypatch):
+    """A read that fails for a reason outside the file gives no features and moves nothing."""
+
+    class Busy:
+        def execute(self, *args):
+            raise sqlite3.OperationalError("disk I/O error")
+
+    with DiskFeatureCache(folder) as cache, monkeypatch.context() as patch:
+        patch.setattr(DiskFeatureCache, "_open", Busy())
+        with pytest.warns(RuntimeWarning, match="cannot be read: disk I/O error"):
+            assert cache.get_many(TRUTH) == {}
+    assert not list(folder.glob("*.damaged*"))
+
+
+@pytest.mark.parametrize("code", [sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_READONLY])
+def test_damage_found_while_reading_is_told_with_its_reason(folder, monkeypatch, code):
+    told = sqlite3.DatabaseError("malformed")
+    told.sqlite_errorcode = code
+
+    class Damaged:
+        def execute(self, *args):
+            raise told
+
+    with DiskFeatureCache(folder) as cache:
+        with monkeypatch.context() as patch:
+            patch.setattr(DiskFeatureCache, "_open", Damaged())
+            with pytest.warns(RuntimeWarning, match=r"is damaged \(malformed\); it was moved"):
+                assert cache.get_many(TRUTH) == {}
+        cache.put_many(TRUTH)
+        assert cache.get_many(TRUTH).keys() == TRUTH.keys()
+
+
+def test_damage_found_while_writing_loses_nothing_of_what_is_written(folder, monkeypatch):
+    told = [sqlite3.DatabaseError("malformed")]
+    really_commit = DiskFeatureCache._commit
+
+    def commit(self):
+        if told:
+            raise told.pop()
+        really_commit(self)
+
+    monkeypatch.setattr(DiskFeatureCache, "_commit", commit)
+    new = {b"new": np.ones(3, dtype=np.float32)}
+    with DiskFeatureCache(folder) as cache:
+        with pytest.warns(RuntimeWarning, match=r"is damaged \(malformed\); it was moved"):
+            cache.put_many(new)
+        assert cache.get_many(new).keys() == new.keys()
+    assert len(list(folder.glob("*.damaged*"))) == 1

@@ -1,0 +1,125 @@
+"""Search indexes and query parsing."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sklearn_ape import CrossModalRetriever
+from sklearn_ape.retrieval._index import resolve_queries
+
+LEAST_RECALL = 0.97
+
+
+@pytest.fixture(scope="session")
+def exact(real_aligner, captioned_images):
+    return CrossModalRetriever(real_aligner).fit(captioned_images.images)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+class TestIndexes:
+    def test_faiss_is_exact(self, real_aligner, exact, captioned_images, dtype):
+        retriever = CrossModalRetriever(real_aligner, index="faiss", dtype=dtype)
+        found = retriever.fit(captioned_images.images).search(captioned_images.captions, k=10)
+        expected = exact.search(captioned_images.captions, k=10)
+        if dtype == "float32":
+            np.testing.assert_array_equal(found.indices, expected.indices)
+        np.testing.assert_allclose(found.scores, expected.scores, atol=5e-4)
+
+    def test_usearch_finds_nearly_all(self, real_aligner, exact, captioned_images, dtype):
+        retriever = CrossModalRetriever(real_aligner, index="usearch", dtype=dtype)
+        found = retriever.fit(captioned_images.images).search(captioned_images.captions, k=10)
+        expected = exact.search(captioned_images.captions, k=10)
+        both = [
+            np.intersect1d(one, other)
+            for one, other in zip(found.indices, expected.indices, strict=True)
+        ]
+        assert np.mean([len(rows) for rows in both]) / 10 > LEAST_RECALL
+        for query, rows in enumerate(both):  # scores are cosines, not what the graph says
+            score = dict(zip(expected.indices[query], expected.scores[query], strict=True))
+            same = np.isin(found.indices[query], rows)
+            np.testing.assert_allclose(
+                found.scores[query][same],
+                [score[row] for row in found.indices[query][same]],
+                atol=5e-4,
+            )
+
+    def test_usearch_returns_k_results(self, real_aligner, captioned_images, dtype):
+        for index in ("faiss", "usearch"):
+            retriever = CrossModalRetriever(real_aligner, index=index, dtype=dtype)
+            retriever.fit(captioned_images.images)
+            for queries in (captioned_images.captions[:1], captioned_images.captions[:3]):
+                found = retriever.search(queries, k=300)
+                assert (np.sort(found.indices, axis=1) == np.arange(300)).all()
+
+
+@pytest.mark.parametrize("package", ["faiss", "usearch"])
+def test_missing_package_is_named(aligner, concepts, monkeypatch, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.setitem(sys.modules, f"{package}.index", None)
+    with pytest.raises(ImportError, match=r'pip install "sklearn-ape\[index\]"'):
+        CrossModalRetriever(aligner, index=package).fit(concepts.image)
+
+
+@pytest.fixture(scope="session")
+def retriever(real_aligner, captioned_images):
+    return CrossModalRetriever(real_aligner).fit(captioned_images.images[:40])
+
+
+class TestResolveQueries:
+    def test_str_is_text_and_other_types_are_images(self, captioned_images):
+        path = Path(captioned_images.images[0])
+        for texts in (["a cat"], np.array(["a cat"]), ("a cat", "a dog")):
+            assert resolve_queries(texts, "auto")[1]
+        for images in ([path], [path.read_bytes()], [np.zeros((4, 4, 3))], np.zeros((2, 8))):
+            assert not resolve_queries(images, "auto")[1]
+        assert not resolve_queries([str(path)], "image")[1]
+        assert resolve_queries(np.zeros((2, 8)), "text")[1]
+
+    @pytest.mark.parametrize(
+        ("queries", "modality", "message"),
+        [
+            ("a cat", "auto", r"single query.*pass a list, \[\'a cat\'\]"),
+            (Path("a.png"), "auto", "single query"),
+            ([], "auto", "queries is empty"),
+            (np.zeros((0, 3)), "auto", "queries is empty"),
+            (None, "auto", "must be a sequence"),
+            ({"a cat"}, "auto", "must be a sequence"),
+            (["a cat", "  "], "auto", "an empty text in row 1"),
+            (["a cat", Path("b.png")], "auto", r"mixes texts \(query 0\) with images \(query 1"),
+            (["a cat", 3], "text", "an object of type int in row 1"),
+            (["a cat"], "sound", "modality must be one of auto, image, text"),
+        ],
+    )
+    def test_invalid_queries_raise(self, queries, modality, message):
+        with pytest.raises(ValueError, match=message):
+            resolve_queries(queries, modality)
+
+    def test_texts_that_look_like_paths_warn(self, tmp_path):
+        (tmp_path / "cat").write_text("")
+        for text in (str(tmp_path / "cat"), "photos/missing.JPG"):
+            with pytest.warns(UserWarning, match="look like paths.*modality='image'"):
+                resolve_queries(["a cat", text], "auto")
+            # A warning would be an error by filterwarnings.
+            resolve_queries([text], "text")
+
+
+@pytest.mark.filterwarnings("error")
+class TestQueries:
+    def test_texts_in_any_container(self, retriever):
+        expected = retriever.search(["a bird", "a cake"]).indices
+        for texts in (("a bird", "a cake"), np.array(["a bird", "a cake"])):
+            np.testing.assert_array_equal(retriever.search(texts).indices, expected)
+
+    @pytest.mark.parametrize("k", [0, -1, 41, 2.0, True, None])
+    def test_invalid_k_raises(self, retriever, k):
+        with pytest.raises(ValueError, match=r"k must be an integer from 1 to .* 40, not"):
+            retriever.search(["a bird"], k=k)
+        with pytest.raises(ValueError, match="n_neighbors must be an integer from 1"):
+            retriever.kneighbors([Path("x.png")], n_neighbors=k)
+
+    def test_texts_for_an_aligner_of_features_raise(self, aligner, concepts):
+        retriever = CrossModalRetriever(aligner).fit(concepts.image)
+        with pytest.raises(ValueError, match="fitted on features of texts"):
+            retriever.search(["a bird"])

@@ -1,0 +1,129 @@
+"""Trainings that are killed, for `test_checkpoint_kills.py`.
+
+As a program it forks a process for each line of JSON on its standard input, so that packages are
+imported once, and answers how that process ended.
+"""
+
+import json
+import os
+import signal
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from sklearn_ape import LiTAligner
+from tests.aligners.checkpoint_cases import aligner, pairs
+from tests.robustness.child_processes import fork
+
+
+def every_epoch_is_written():
+    from sklearn_ape.aligners import _checkpoint
+
+    _checkpoint._PAUSE_OF_WRITING = 0
+
+
+def at_step(number, do):
+    """Do something after so many steps of training, of all nets together."""
+    from sklearn_ape.training import AlignmentNet
+
+    train_step, n_done = AlignmentNet.train_step, [0]
+
+    def counted(net, batch, **kwargs):
+        step = train_step(net, batch, **kwargs)
+        n_done[0] += 1
+        if n_done[0] == number:
+            do()
+        return step
+
+    AlignmentNet.train_step = counted
+
+
+def at_write(number, moment):
+    """Be killed in the middle of a write, before its replacement or after it."""
+    import safetensors.numpy
+
+    save_file, replace, n_done = safetensors.numpy.save_file, os.replace, [0]
+
+    def save_some(tensors, path, **kwargs):
+        n_done[0] += 1
+        save_file(tensors, path, **kwargs)
+        if n_done[0] == number and moment == "middle":
+            os.truncate(path, os.path.getsize(path) // 2)
+            die()
+
+    def replace_some(source, target):
+        if n_done[0] == number and moment == "before":
+            die()
+        replace(source, target)
+        if n_done[0] == number and moment == "after":
+            die()
+
+    safetensors.numpy.save_file = save_some
+    os.replace = replace_some
+
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def train(case, folder, step=None, write=None, processes=None, rank=0, tower=None, seconds=None):
+    """Fit and save in ``folder``, unless it dies before."""
+    import torch
+
+    torch.set_num_threads(1)
+    folder = Path(folder)
+    if seconds is None:
+        every_epoch_is_written()
+    if step is not None:
+        at_step(step, die)
+    if write is not None:
+        at_write(*write)
+    if processes is not None:
+        from torch import distributed
+
+        distributed.init_process_group(
+            "gloo", init_method=f"file://{processes}", rank=rank, world_size=2
+        )
+    if tower is not None:
+        encoder, images, captions = tower
+        found = LiTAligner(
+            text_encoder=encoder,
+            **{"max_epochs": 4, "batch_size": 32, "random_state": 0, "device": "cpu"},
+        )
+        found.checkpoint = folder / "checkpoint"
+        found.fit(np.load(images), captions)
+    else:
+        found = aligner(case, checkpoint=folder / "checkpoint").fit(*pairs())
+    found.save_pretrained(folder / f"model{rank}")
+
+
+def _train(job):
+    if job.get("tower"):
+        from sklearn_ape.encoders import TransformersTextEncoder
+
+        model, *rest = job["tower"]
+        job["tower"] = [TransformersTextEncoder(model, cache=None), *rest]
+    train(**job)
+
+
+def serve():
+    print("ready", flush=True)
+    for line in sys.stdin:
+        jobs = json.loads(line)
+        children = []
+        for job in jobs:
+            child = fork(partial(_train, job))
+            children.append((child, job.get("seconds")))
+        for child, seconds in children:
+            if seconds is not None:
+                time.sleep(seconds)
+                os.kill(child, signal.SIGKILL)
+        codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child, _ in children]
+        print(json.dumps(codes), flush=True)
+
+
+if __name__ == "__main__":
+    serve()

@@ -1,0 +1,99 @@
+"""Trainings that run away: found, explained, and no aligner left that answers NaN."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.exceptions import NotFittedError
+from skorch.callbacks import Callback
+
+from sklearn_ape import APEAligner, LiTAligner
+from sklearn_ape.encoders import EncodingError, TransformersTextEncoder
+from tests.robustness.numerics.estimators import IMAGE, SENTENCES, TEXT, _tiny_text_folder
+
+HEADS = {"init": None, "width": 16, "max_epochs": 4, "random_state": 0}
+RUNAWAYS = {
+    "learning rate": {"learning_rate": 1e30, "optimizer": "adam"},
+    "learning rate, all pairs trained on": {"learning_rate": 1e30, "early_stopping": False},
+    "learning rate, from a start": {"init": "kernel", "learning_rate": 1e35},
+    "learning rate, sigmoid loss": {"learning_rate": 1e30, "loss": "sigmoid"},
+    "learning rate, tiles": {"learning_rate": 1e30, "loss_params": {"tile_size": 8}},
+}
+SAID = r"diverged in epoch \d+: .*not finite.*Lower learning_rate \(now 1e\+\d+\) or logit_scale"
+
+
+class SpoilsWeights(Callback):
+    """Makes a weight NaN after an epoch, as a GPU with bad memory would."""
+
+    def __init__(self, epoch):
+        self.epoch = epoch
+
+    def on_epoch_end(self, net, **kwargs):
+        if net.history[-1, "epoch"] == self.epoch:
+            with torch.no_grad():
+                next(net.module_.parameters()).fill_(np.nan)
+
+
+@pytest.mark.parametrize("name", RUNAWAYS)
+def test_is_told_with_epoch_and_remedy(name):
+    with pytest.raises(FloatingPointError, match=SAID):
+        APEAligner(**(HEADS | RUNAWAYS[name])).fit(IMAGE, TEXT)
+
+
+def test_numbers_that_turn_bad_later_are_found():
+    """In the epoch in which they do."""
+    aligner = APEAligner(**HEADS, callbacks=[SpoilsWeights(2)])
+    with pytest.raises(FloatingPointError, match=r"diverged in epoch [23]\b"):
+        aligner.fit(IMAGE, TEXT)
+
+
+def test_leaves_no_fitted_aligner():
+    """None of NaN: an aligner that was not fitted is not, and one that was answers as before."""
+    aligner = APEAligner(**HEADS, learning_rate=1e30, optimizer="adam")
+    with pytest.raises(FloatingPointError):
+        aligner.fit(IMAGE, TEXT)
+    with pytest.raises(NotFittedError):
+        aligner.transform(IMAGE)
+    before = aligner.set_params(learning_rate=1e-3).fit(IMAGE, TEXT).transform(IMAGE)
+    with pytest.raises(FloatingPointError):
+        aligner.set_params(learning_rate=1e30).fit(IMAGE, TEXT)
+    np.testing.assert_array_equal(aligner.transform(IMAGE), before)
+
+
+def test_bad_data_leave_no_fitted_aligner():
+    aligner = APEAligner(**HEADS)
+    with pytest.raises(ValueError, match="infinity"):
+        aligner.fit(np.where(np.eye(*IMAGE.shape) > 0, np.inf, IMAGE), TEXT)
+    with pytest.raises(NotFittedError):
+        aligner.transform(IMAGE)
+
+
+def test_text_tower():
+    encoder = TransformersTextEncoder(_tiny_text_folder(), cache=None, engine="torch")
+    aligner = LiTAligner(
+        text_encoder=encoder, max_epochs=3, learning_rate=1e30, batch_size=60, random_state=0
+    )
+    with pytest.raises(FloatingPointError, match=r"diverged in epoch .*head_learning_rate"):
+        aligner.fit(IMAGE[:60], SENTENCES)
+    with pytest.raises(NotFittedError):
+        aligner.transform(IMAGE)
+
+
+def test_an_encoder_that_overflows_in_half_precision(tmp_path):
+    """A finite text whose feature is beyond float16 is named; in float32 it is right."""
+    from safetensors.torch import load_file, save_file
+
+    from tests.encoders.tiny_networks import text_folder
+
+    folder = tmp_path / "large"
+    folder.mkdir()
+    text_folder(folder)
+    weights = load_file(folder / "model.safetensors")
+    name = next(key for key in weights if key.endswith("output.LayerNorm.weight"))
+    last = [key for key in weights if key.endswith("output.LayerNorm.weight")]
+    weights |= {key: 1e30 * torch.ones_like(weights[name]) for key in last}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    encoder = TransformersTextEncoder(
+        str(folder), cache=None, engine="torch", normalize=False, dtype="bfloat16"
+    )
+    with pytest.raises(EncodingError, match=r"row \d: '.*' .*not finite in bfloat16"):
+        encoder.transform(["a cat", "the dog"])

@@ -1,0 +1,308 @@
+"""Texts of every kind, as captions, queries and labels."""
+
+from __future__ import annotations
+
+from functools import cache, partial
+from typing import Any, NamedTuple
+
+import numpy as np
+from sklearn.base import BaseEstimator, TransformerMixin, clone
+
+from sklearn_ape import (
+    APEAligner,
+    ASIFAligner,
+    CCAAligner,
+    CrossModalRetriever,
+    KernelAligner,
+    MultiLabelZeroShotClassifier,
+    ZeroShotClassifier,
+)
+from sklearn_ape.curation import pair_quality, select_relevant
+from sklearn_ape.encoders import TransformersTextEncoder
+from tests.robustness.numerics.cases import Cell
+from tests.robustness.numerics.estimators import IMAGE, Lookup
+
+_PLACE = 5
+_BASE = ["a cat", "a cat", "a dog", "a dog", "a tree", "", "a red bus", "a boat", "rain", "snow"]
+_BASE += ["a house", "an apple", "two birds", "the sea", "a chair", "a clock", "a hat", "a fish"]
+
+
+class Text(NamedTuple):
+    """A text, and another one that must mean the same to the encoder that ships."""
+
+    name: str
+    text: Any
+    like: str | None = None
+    words: tuple[str, ...] = ()
+
+    @property
+    def expected(self) -> str:
+        return "error" if self.words else "right"
+
+
+TEXTS = [
+    Text("10,000 words", "a big red bus on a road " * 1430, "a big red bus on a road " * 60),
+    Text("one word of 10,000 letters", "a" * 10_000),
+    Text("right-to-left script", "كلب صغير يركض"),
+    Text("right-to-left script with direction marks", "\u202bشجرة\u202c", "شجرة"),
+    Text("emoji", "🍎"),
+    Text("several emoji joined into one", "👩\u200d👩\u200d👧\u200d👦"),
+    Text("decomposed accents (NFD)", "cafe\u0301 au lait", "caf\u00e9 au lait"),
+    Text("full-width letters", "\uff43\uff41\uff54"),
+    Text("control characters between letters", "a\x01 red\x7f boat", "a red boat"),
+    Text("a NUL character between letters", "a red\0 boat", "a red boat"),
+    Text("zero-width characters", "a\u200b red\u200b boat", "a red boat"),
+    Text("tabs and line breaks", "a\tred\n\nboat\r\n", "a red boat"),
+    Text("capital letters", "A RED BOAT", "a red boat"),
+    Text("punctuation only", "?!"),
+    Text("a number as text", "3.14"),
+    Text("braces and percent signs", "{} {0} %s {{x}}"),
+    Text("special tokens of the tokenizer", "[CLS] a boat [SEP] [PAD]"),
+    *(
+        Text(name, text, "a boat", (word,))
+        for name, text, word in [
+            ("a lone surrogate", "a boat \ud800", "Unicode"),
+            ("an empty text", "", "empty"),
+            ("whitespace only", " \t\n\u3000", "empty"),
+            ("control characters only", "\0\x01\u200b", "empty"),
+            ("None", None, "None"),
+            ("NaN", float("nan"), "nan"),
+            ("an integer", 7, "7"),
+            ("bytes", b"a boat", "b"),
+        ]
+    ),
+]
+# Where another word is said.
+_LABELS = "labels of ZeroShotClassifier", "labels of MultiLabelZeroShotClassifier"
+_OTHER_WORDS = {
+    **{("an empty text", to): ("must be texts",) for to in _LABELS},
+    **{("whitespace only", to): ("must be texts",) for to in _LABELS},
+    **{("an integer", to): ("mixes text and numbers",) for to in _LABELS},
+    **{("bytes", to): ("bytes", "Decode") for to in _LABELS},
+    **{
+        (name, "CrossModalRetriever.search"): ("query 0", word)
+        for name, word in [
+            ("None", "NoneType"), ("NaN", "float"), ("an integer", "int"), ("bytes", "bytes"),
+        ]
+    },
+}  # fmt: skip
+# It compares captions as they are.
+_NOT_READ = {
+    ("a lone surrogate", "captions of pair_quality"),
+    ("control characters only", "captions of pair_quality"),
+}
+
+
+@cache
+def encoder() -> TransformersTextEncoder:
+    return TransformersTextEncoder()
+
+
+@cache
+def _aligned() -> CCAAligner:
+    """Return an aligner of images whose features are those of their captions."""
+    captions = list(dict.fromkeys(text for text in _BASE if text))
+    image = encoder().transform(captions)
+    return CCAAligner(text_encoder=encoder(), ridge=1e-3).fit(image, captions)
+
+
+def _encoded(text: Any, like: str | None) -> None:
+    rows = encoder().transform(["a cat", text, "a dog"])
+    np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-5)
+    alone = clone(encoder()).set_params(cache=None).transform([text if like is None else like])
+    np.testing.assert_allclose(rows[1:2], alone, atol=1e-5)
+
+
+def _fitted(aligner: Any, text: Any, like: str | None) -> None:
+    captions: list[Any] = list(_BASE)
+    captions[_PLACE] = text
+    image = IMAGE[: len(captions)]
+    fitted = clone(aligner).set_params(text_encoder=encoder()).fit(image, captions)
+    other = text if like is None else like
+    both = fitted.similarity(image, [text, other])
+    assert np.isfinite(both).all()
+    np.testing.assert_allclose(both[:, 0], both[:, 1], atol=1e-3)
+    assert fitted.similarity(image[_PLACE : _PLACE + 1], [text]) > 0.3
+
+
+def _queried(text: Any, like: str | None) -> None:
+    image = encoder().transform(["a cat", "a dog", text if like is None else like, "a house"])
+    found = CrossModalRetriever(_aligned()).fit(image).search([text], k=1, modality="text")
+    assert found.indices[0, 0] == 2
+
+
+def _labelled(text: Any, like: str | None, cls: Any = ZeroShotClassifier) -> None:
+    image = encoder().transform([text if like is None else like, "a dog", "snow"])
+    labels = [text, "a dog", "snow"]
+    classifier = cls(labels, aligner=_aligned(), templates="none")
+    if cls is ZeroShotClassifier:
+        assert classifier.predict(image).tolist() == labels
+        return
+    scores = classifier.decision_function(image)
+    assert scores.argmax(axis=0).tolist() == [0, 1, 2]  # each label's best image
+
+
+def _chosen(text: Any, like: str | None) -> None:
+    captions: list[Any] = list(_BASE)
+    captions[_PLACE] = text
+    label = text if like is None else like
+    chosen = select_relevant(
+        captions, [label], text_encoder=encoder(), templates="none", n_pairs=1, random_state=0
+    )
+    assert chosen.indices.tolist() == [_PLACE]
+    assert chosen.similarity > 0.99
+
+
+def _judged(text: Any, like: str | None) -> None:
+    captions: list[Any] = list(_BASE)
+    captions[_PLACE] = text
+    image = IMAGE[: len(captions)]
+    assert np.isfinite(pair_quality(image, image, captions, random_state=0).score).all()
+
+
+_HEADS = {"width": 16, "max_epochs": 2, "random_state": 0}
+_ENTRANCES = {
+    "TransformersTextEncoder": (_encoded, ("row 1",)),
+    "CCAAligner.fit": (partial(_fitted, CCAAligner(ridge=1e-3)), (f"row {_PLACE}",)),
+    "ASIFAligner.fit": (partial(_fitted, ASIFAligner(k=5)), (f"row {_PLACE}",)),
+    "KernelAligner.fit": (partial(_fitted, KernelAligner()), (f"row {_PLACE}",)),
+    "APEAligner.fit": (partial(_fitted, APEAligner(**_HEADS)), (f"row {_PLACE}",)),
+    "CrossModalRetriever.search": (_queried, ()),
+    "labels of ZeroShotClassifier": (_labelled, ()),
+    "labels of MultiLabelZeroShotClassifier": (
+        partial(_labelled, cls=MultiLabelZeroShotClassifier),
+        (),
+    ),
+    "captions of select_relevant": (_chosen, (f"row {_PLACE}",)),
+    "captions of pair_quality": (_judged, (f"row {_PLACE}",)),
+}
+
+
+class ByContent(TransformerMixin, BaseEstimator):
+    """An encoder of any text: numbers drawn from its letters."""
+
+    def fit(self, X: Any, y: Any = None) -> ByContent:
+        return self
+
+    def transform(self, X: Any) -> np.ndarray:
+        seeds = (int.from_bytes(text.encode()) % 2**63 for text in X)
+        return np.array([np.random.default_rng(seed).standard_normal(24) for seed in seeds])
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return True
+
+
+@cache
+def _of_content() -> KernelAligner:
+    captions = [f"caption {row}" for row in range(60)]
+    image = ByContent().transform(captions)
+    return KernelAligner(text_encoder=ByContent()).fit(image, captions)
+
+
+def _own_labels(labels: Any, asked: list[str] | None = None) -> None:
+    """An image whose feature is that of a label's text is given the label."""
+    names = list(labels.values()) if isinstance(labels, dict) else labels
+    image = encoder().transform(asked or names)
+    classifier = ZeroShotClassifier(labels, aligner=_aligned(), templates="none")
+    assert classifier.predict(image).tolist() == list(labels)
+    np.testing.assert_allclose(classifier.predict_proba(image).sum(axis=1), 1, atol=1e-5)
+
+
+def _many_labels() -> None:
+    labels = [f"label {row}" for row in range(5000)]
+    classifier = ZeroShotClassifier(labels, aligner=_of_content(), templates="none")
+    image = ByContent().transform([f"caption {row}" for row in range(4)])
+    shares = classifier.predict_proba(image)
+    assert shares.shape == (4, 5000)
+    np.testing.assert_allclose(shares.sum(axis=1), 1, atol=1e-4)
+    assert (shares.argmax(axis=1) == classifier.decision_function(image).argmax(axis=1)).all()
+
+
+def _template(templates: Any) -> None:
+    classifier = ZeroShotClassifier(["a dog", "snow"], aligner=_aligned(), templates=templates)
+    image = encoder().transform(["a dog", "snow"])
+    assert classifier.predict(image).tolist() == ["a dog", "snow"]
+
+
+def _label_cells() -> list[Cell]:
+    def cell(
+        given: str, run: Any, expected: str = "right", words: Any = (), means: str = ""
+    ) -> Cell:
+        return Cell("labels", given, "ZeroShotClassifier", expected, words, means, run)
+
+    own = "an image with the feature of a label's text is predicted as this label"
+    twins = ("the same embedding", "cannot tell")
+    return [
+        cell(
+            "labels that are prefixes of each other",
+            partial(_own_labels, ["cat", "cat food", "cat food bowl", "caterpillar"]),
+            means=own,
+        ),
+        cell("one label", partial(_own_labels, ["cat"]), "warning", ("The only class is cat",),
+             "its probability is 1"),
+        cell("5,000 labels", _many_labels, means="probabilities add up to 1"),
+        cell("two labels that differ in case", lambda: _twins(["cat", "Cat"]), "warning", twins,
+             "both have the same probability"),
+        cell("two labels that differ in a trailing space", lambda: _twins(["cat", "cat "]),
+             "warning", twins, "both have the same probability"),
+        cell("a repeated label", partial(_own_labels, ["cat", "cat"]), "error", ("repeat", "cat")),
+        cell("integer labels with names", partial(_own_labels, {0: "cat", 1: "a bus", 7: "snow"}),
+             means=own),
+        cell("integer labels without names", lambda: _numbers([1, 2]),
+             means="the number is embedded as text"),
+        cell("a mapping with an empty name", partial(_own_labels, {"cat": ""}, ["cat"]),
+             "error", ("cat", "must be texts")),
+        cell("an empty list of labels", partial(_own_labels, [], ["cat"]), "error", ("labels",)),
+        cell("a single string", lambda: _numbers("cat"), "error", ("sequence of names", "cat")),
+        cell("a label with a trailing NUL, which NumPy drops", lambda: _numbers(["cat\0", "dog"]),
+             "error", ("cat",)),
+        cell("a template with braces around the placeholder", partial(_template, "{{}}"),
+             means="braces are kept"),
+        cell("a template with braces in other places", partial(_template, "a {} of {{kind}} %s"),
+             means="braces are kept"),
+        cell("a template with two placeholders", partial(_template, "{} and {}"), "error",
+             ("exactly one place", "{} and {}")),
+        cell("a template with a named placeholder", partial(_template, ["a {name}"]), "error",
+             ("exactly one place", "{name}")),
+        cell("a template with an unclosed brace", partial(_template, "a {"), "error",
+             ("exactly one place", "a {")),
+        cell("an empty template", partial(_template, [""]), "error", ("exactly one place",)),
+        cell("an empty list of templates", partial(_template, []), "error",
+             ("templates is empty",)),
+    ]  # fmt: skip
+
+
+def _twins(labels: list[str]) -> None:
+    classifier = ZeroShotClassifier(labels, aligner=_aligned(), templates="none")
+    shares = classifier.predict_proba(encoder().transform(["a cat", "snow"]))
+    np.testing.assert_allclose(shares[:, 0], shares[:, 1], atol=1e-5)
+
+
+def _numbers(labels: Any) -> None:
+    classifier = ZeroShotClassifier(labels, aligner=_aligned(), templates="none")
+    named = classifier.predict(encoder().transform([str(label) for label in labels]))
+    assert named.tolist() == list(labels)
+
+
+def text_cells() -> list[Cell]:
+    """Return the cells of texts."""
+    means = {
+        True: "same result as for the normalized or truncated text",
+        False: "finite and independent of the other texts",
+    }
+    cells = []
+    for one in TEXTS:
+        for name, (run, where) in _ENTRANCES.items():
+            if (one.name, name) in _NOT_READ:
+                continue
+            words = _OTHER_WORDS.get((one.name, name), one.words)
+            words = (*words, *where) if words else ()
+            what = "" if words else means[one.like is not None]
+            cells.append(
+                Cell("texts", one.name, name, one.expected, words, what,
+                     partial(run, one.text, one.like))
+            )  # fmt: skip
+    return cells + _label_cells()
+
+
+__all__ = ["ByContent", "Lookup", "text_cells"]

@@ -1,0 +1,369 @@
+"""Label sets per image, and the columns of `Y`."""
+
+from collections import Counter, UserDict, namedtuple
+from decimal import Decimal
+from types import MappingProxyType
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.sparse import coo_matrix, csr_array
+from sklearn.base import clone
+from sklearn.preprocessing import MultiLabelBinarizer
+
+from sklearn_ape import MultiLabelZeroShotClassifier
+from sklearn_ape.zero_shot._multilabel_targets import as_table_or_rows, indicator, labels_in
+
+LABELS = [
+    ["cat", "dog", "house"],
+    ["0", "1", "2"],
+    [0, 1, 2],
+    [2, 0, 7, 1],
+    [1, 0],
+    [False, True],
+    [0.0, 1.0, 2.5],
+    [1],
+    [0],
+    ["cat"],
+]
+# Other forms of the same names, equal in Python.
+AS_NAMES = {
+    "as they are": list,
+    "NumPy scalars": lambda labels: list(np.array(labels)),
+    "floats": lambda labels: [x if isinstance(x, str) else float(x) for x in labels],
+    "NumPy strings": lambda labels: [np.str_(x) if isinstance(x, str) else x for x in labels],
+}
+
+
+def pandas_frame(names, columns, dtype):
+    frame = pd.DataFrame(dict(enumerate(columns)), index=range(5, 5 + len(columns[0])))
+    frame.columns = pd.Index(names, dtype=object)
+    return frame.astype(dtype)
+
+
+def as_texts(names):
+    return all(isinstance(name, str) for name in names)
+
+
+NAMED = {
+    "pandas int": lambda names, columns: pandas_frame(names, columns, "int64"),
+    "pandas bool": lambda names, columns: pandas_frame(names, columns, bool),
+    "pandas float32": lambda names, columns: pandas_frame(names, columns, "float32"),
+    "pandas object": lambda names, columns: pandas_frame(names, columns, object),
+    "pandas Int64": lambda names, columns: pandas_frame(names, columns, "Int64"),
+    "pandas boolean": lambda names, columns: pandas_frame(names, columns, "boolean"),
+    "pandas sparse": lambda names, columns: pandas_frame(names, columns, pd.SparseDtype(int, 0)),
+    "pandas category": lambda names, columns: pandas_frame(names, columns, "category"),
+    "dicts": lambda names, columns: [
+        dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)
+    ],
+    "mappings": lambda names, columns: (
+        UserDict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)
+    ),
+}
+NAMED_BY_TEXTS = {
+    "polars": lambda names, columns: pl.DataFrame(dict(zip(names, columns, strict=True))),
+    "polars bool": lambda names, columns: pl.DataFrame(
+        {name: pl.Series(column, dtype=pl.Boolean, strict=False)
+         for name, column in zip(names, columns, strict=True)}
+    ),
+    "pyarrow": lambda names, columns: pa.table(dict(zip(names, columns, strict=True))),
+    "structured array": lambda names, columns: np.array(
+        list(zip(*columns, strict=True)), dtype=[(str(name), "i1") for name in names]
+    ),
+}  # fmt: skip
+BY_POSITION = {
+    "int64": lambda table: table,
+    "bool": lambda table: table.astype(bool),
+    "float16": lambda table: table.astype(np.float16),
+    "uint8": lambda table: table.astype(np.uint8),
+    "object": lambda table: table.astype(object),
+    "Fortran": np.asfortranarray,
+    "csr_array": csr_array,
+    "coo_matrix of bool": lambda table: coo_matrix(table.astype(bool)),
+    "torch": torch.as_tensor,
+    "masked array": np.ma.masked_array,
+    "lists": lambda table: table.tolist(),
+    "lists of bool": lambda table: table.astype(bool).tolist(),
+    "lists of float": lambda table: table.astype(float).tolist(),
+    "list of arrays": list,
+    "list of tensors": lambda table: list(torch.as_tensor(table)),
+    "list of Series": lambda table: [pd.Series(row) for row in table],
+    "list of polars Series": lambda table: [pl.Series(row) for row in table],
+    "object array of lists": lambda table: pd.Series(table.tolist()).to_numpy(),
+    "Series of lists": lambda table: pd.Series(table.tolist(), index=range(9, 9 + len(table))),
+    "polars Series of lists": lambda table: pl.Series(table.tolist()),
+    "pyarrow column of lists": lambda table: pa.chunked_array([table.tolist()]),
+    "generator of lists": lambda table: (row.tolist() for row in table),
+}
+
+
+def dict_keys(labels):
+    return dict.fromkeys(labels).keys()
+
+
+@st.composite
+def tables(draw):
+    """Labels, a table of zeros and ones, and an order of its columns."""
+    labels = draw(st.sampled_from(LABELS))
+    n_rows = draw(st.integers(1, 5))
+    cells = st.lists(st.integers(0, 1), min_size=len(labels), max_size=len(labels))
+    table = np.array(draw(st.lists(cells, min_size=n_rows, max_size=n_rows)))
+    return labels, table, draw(st.permutations(range(len(labels))))
+
+
+class TestTables:
+    @settings(max_examples=300, deadline=None)
+    @given(tables(), st.sampled_from([*NAMED, *NAMED_BY_TEXTS]), st.sampled_from([*AS_NAMES]))
+    def test_named_columns_are_matched_by_name(self, drawn, container, form):
+        labels, table, order = drawn
+        names = [AS_NAMES[form](labels)[column] for column in order]
+        if container in NAMED_BY_TEXTS and not as_texts(names):
+            return
+        make = (NAMED | NAMED_BY_TEXTS)[container]
+        Y = as_table_or_rows(make(names, [table[:, column].tolist() for column in order]))
+        expected = [
+            [row[list(names).index(label)] for label in labels] for row in table[:, order].tolist()
+        ]
+        found = indicator(Y, labels)
+        assert found.tolist() == expected == table.tolist()
+        assert found.dtype == int
+        assert labels_in(Y) == [labels[column] for column in order]
+
+    @settings(max_examples=300, deadline=None)
+    @given(tables(), st.sampled_from([*BY_POSITION]))
+    def test_columns_without_names_are_taken_by_position(self, drawn, container):
+        labels, table, _ = drawn
+        found = indicator(BY_POSITION[container](table), labels)
+        assert found.tolist() == table.tolist()
+        assert found.dtype == int
+
+    @pytest.mark.parametrize("container", [*BY_POSITION])
+    def test_without_labels_a_table_without_names_is_refused(self, container):
+        table = np.array([[0, 1, 1], [1, 0, 0]])
+        with pytest.raises(ValueError, match="labels is None, and the 3 columns of Y have no nam"):
+            labels_in(BY_POSITION[container](table))
+
+    @pytest.mark.parametrize(
+        ("names", "labels", "said"),
+        [([0, 1], ["cat", "dog"], r"missing columns \['cat', 'dog'\], unexpected columns \[0, 1"),
+         (["0", "1"], [0, 1], r"missing columns \[0, 1\], unexpected columns \['0', '1'\]"),
+         ([0, 1], ["0", "1"], r"missing columns \['0', '1'\], unexpected columns \[0, 1\]"),
+         ([20, 10, 30], [10, 20], r"do not match labels: unexpected columns \[30\]"),
+         ([0], [0, 1], r"do not match labels: missing columns \[1\]"),
+         ([0, 1, 0], [0, 1], "The columns of Y are 0 more than once"),
+         ([0, 1, 1.0], [0, 1], "The columns of Y are 1 more than once"),
+         ([("a", "x"), ("a", "y")], ["a", "b"], r"unexpected columns \[\('a', 'x'\)"),
+         ([np.nan, 0], [0, 1], r"unexpected columns \[nan\]"),
+         ([pd.NA, 0], [0, 1], r"unexpected columns \[<NA>\]"),
+         ([True, 2], [1, 0], r"missing columns \[0\], unexpected columns \[2\]")],
+    )  # fmt: skip
+    def test_columns_that_are_not_the_labels_are_named(self, names, labels, said):
+        frame = pd.DataFrame(np.zeros((2, len(names)), int))
+        frame.columns = pd.Index(names, dtype=object, tupleize_cols=False)
+        with pytest.raises(ValueError, match=said):
+            indicator(frame, labels)
+
+    def test_default_column_names_are_not_positions(self):
+        with pytest.raises(ValueError, match=r"do not match labels.*or pass an array without nam"):
+            indicator(pd.DataFrame(np.eye(2)), ["cat", "dog"])
+
+    def test_repeated_columns_of_a_pyarrow_table_are_refused(self):
+        table = pa.table([[0], [1], [1]], names=["cat", "dog", "dog"])
+        with pytest.raises(ValueError, match="The columns of Y are 'dog' more than once"):
+            indicator(table, ["cat", "dog"])
+        with pytest.raises(ValueError, match="Y has the columns 'dog' more than once"):
+            labels_in(table)
+
+    @pytest.mark.parametrize("cell", [2, -1, 0.5, np.nan, None, pd.NA, "1", "cat", 1j, Decimal(1)])
+    @pytest.mark.parametrize("container", ["array", "object array", "frame", "lists", "dicts"])
+    def test_other_cells_are_refused_with_their_row(self, cell, container):
+        if container == "array" and cell is pd.NA:
+            return
+        rows = [[0, 1], [1, 0], [1, cell]]
+        Y = {
+            "array": lambda: np.array(rows),
+            "object array": lambda: np.array(rows, dtype=object),
+            "frame": lambda: pd.DataFrame(rows, columns=["a", "b"], dtype=object),
+            "lists": lambda: rows,
+            "dicts": lambda: [dict(zip("ab", row, strict=True)) for row in rows],
+        }[container]()
+        converts_all = container == "array" and isinstance(cell, str | complex)
+        with pytest.raises(ValueError, match="row 0" if converts_all else "row 2"):
+            indicator(Y, ["a", "b"])
+
+    def test_missing_values_of_tables_are_refused(self):
+        for Y in (
+            pd.DataFrame({"a": [1, None], "b": [0, 1]}, dtype="Int64"),
+            pd.DataFrame({"a": [True, None], "b": [False, True]}, dtype="boolean"),
+            pl.DataFrame({"a": [1, None], "b": [0, 1]}),
+            pl.DataFrame({"a": [True, None], "b": [False, True]}),
+            pa.table({"a": [1, None], "b": [0, 1]}),
+            pa.table({"a": [True, None], "b": [False, True]}),
+        ):
+            with pytest.raises(ValueError, match="in column 'a', row 1"):
+                indicator(Y, ["a", "b"])
+        masked = np.ma.masked_array(np.eye(2), mask=[[0, 1], [0, 0]])
+        with pytest.raises(ValueError, match="masked numbers in 1 rows"):
+            indicator(masked, ["a", "b"])
+
+    @pytest.mark.parametrize("Y", [np.zeros((2, 3)), csr_array((2, 3), dtype=int)])
+    def test_another_number_of_columns_is_refused(self, Y):
+        with pytest.raises(ValueError, match="Y has 3 columns, and there are 2 labels"):
+            indicator(Y, ["a", "b"])
+
+
+class TestRows:
+    @pytest.mark.parametrize(
+        ("Y", "labels", "expected"),
+        [([[0, 1], [1, 0], [0, 0]], [0, 1], [[0, 1], [1, 0], [0, 0]]),
+         ([[0, 1], [1, 0]], [0, 1], [[0, 1], [1, 0]]),  # also sets, but a table by the rule
+         ([[0, 1], [1, 0]], [1, 0], [[0, 1], [1, 0]]),
+         ([(0, 1), (1, 0)], [0, 1], [[1, 1], [1, 1]]),
+         ([{0, 1}, {1}], [0, 1], [[1, 1], [0, 1]]),
+         ([[0], [1], [0, 1], []], [0, 1], [[1, 0], [0, 1], [1, 1], [0, 0]]),
+         ([[0], [1], [0]], [0, 1], [[1, 0], [0, 1], [1, 0]]),
+         ([[0], [1]], ["cat"], [[0], [1]]),
+         ([[0, 1, 2], [2, 0]], [0, 1, 2], [[1, 1, 1], [1, 0, 1]]),
+         ([[0, 1, 1], [1, 0, 0]], [0, 1, 2], [[0, 1, 1], [1, 0, 0]]),
+         ([[1, 2, 2], [2]], [1, 2], [[1, 1], [0, 1]]),
+         ([["dog", "dog"], []], ["cat", "dog"], [[0, 1], [0, 0]]),
+         ([[], []], ["cat", "dog"], [[0, 0], [0, 0]]),
+         ([[True], [1.0, 0]], [0, 1], [[0, 1], [1, 1]])],
+    )  # fmt: skip
+    def test_zeros_and_ones_or_labels(self, Y, labels, expected):
+        assert indicator(Y, labels).tolist() == expected
+
+    @pytest.mark.parametrize("row", [(1, 1), (0, 0), (True, True), (0.0, False)])
+    def test_tuples_of_zeros_and_ones_that_are_not_sets_are_refused(self, row):
+        with pytest.raises(
+            ValueError, match=r"Row 1 of Y is a set of labels, and has .* more than"
+        ):
+            indicator([(0, 1), row], [0, 1])
+
+    def test_a_ragged_list_of_zeros_and_ones_names_the_row_that_is_no_table_row(self):
+        with pytest.raises(
+            ValueError, match=r"not a table of zeros and ones because of row 2, \[1\]"
+        ):
+            indicator([[0, 1], [1, 0], [1]], ["cat", "dog"])
+        with pytest.raises(ValueError, match=r"because of row 0, \(0, 1\)"):
+            indicator([(0, 1), (1, 0)], ["cat", "dog"])
+
+    @settings(max_examples=200, deadline=None)
+    @given(tables(), st.sampled_from([tuple, set, frozenset, iter, dict_keys]), st.data())
+    def test_sets_of_labels_are_those_of_scikit_learns_binarizer(self, drawn, kind, data):
+        labels, table, _ = drawn
+        sets = [
+            data.draw(st.permutations([x for x, one in zip(labels, row, strict=True) if one]))
+            for row in table
+        ]
+        expected = MultiLabelBinarizer(classes=labels).fit_transform(sets)
+        read = as_table_or_rows([kind(row) for row in sets])
+        np.testing.assert_array_equal(indicator(read, labels), expected)
+        np.testing.assert_array_equal(indicator(read, labels), table)
+        assert labels_in(read) == sorted({label for row in sets for label in row})
+
+    @pytest.mark.parametrize(
+        "row", [{"cat": 0, "dog": 1}, MappingProxyType({"dog": True, "cat": False}),
+                Counter({"dog": 1, "cat": 0}), namedtuple("Row", ["dog", "cat"])(1, 0)]
+    )  # fmt: skip
+    def test_dicts_are_zeros_and_ones_by_name(self, row):
+        assert indicator([row], ["cat", "dog"]).tolist() == [[0, 1]]
+
+    @pytest.mark.parametrize(
+        ("row", "said"),
+        [({"cat": 1}, r"keys of row 1 of Y do not match labels: missing keys \['dog'\]"),
+         ({"cat": 1, "dog": 0, "cow": 0}, r"unexpected keys \['cow'\]"),
+         ({"cat": 2, "dog": 0}, "Y has 2 in row 1"),
+         ({"cat": [1], "dog": 0}, r"Y has \[1\] in row 1"),
+         (pd.Series({"dog": 1, "cat": 0}), "Row 1 of Y is a Series whose index is not"),
+         ("cat", "Y has 'cat' in row 1: .*also where it is one label"),
+         (np.array("cat"), "Y has 'cat' in row 1"),
+         (b"cat", "Y has b'cat' in row 1"),
+         (None, "Y has None in row 1"),
+         (np.nan, "Y has nan in row 1"),
+         (pd.NA, "Y has <NA> in row 1"),
+         (1, "Y has 1 in row 1"),
+         ([["cat"]], r"Y has \[\['cat'\]\] in row 1"),
+         (["cat", None], "Y has None in row 1, which is none of the labels"),
+         (["cow"], "Y has 'cow' in row 1, which is none of the labels 'cat', 'dog'"),
+         (np.eye(2), "Y has .* in row 1")],
+    )  # fmt: skip
+    def test_rows_that_cannot_be_read_are_named(self, row, said):
+        with pytest.raises(ValueError, match=said):
+            indicator([["cat"], row], ["cat", "dog"])
+
+    @pytest.mark.parametrize(
+        "Y", [None, "cat", b"cat", 3, np.array(3), {"cat": [0, 1], "dog": [1, 0]}, pl.LazyFrame()]
+    )
+    def test_what_is_not_a_target_is_refused(self, Y):
+        for read in (labels_in, lambda Y: indicator(Y, ["cat", "dog"])):
+            with pytest.raises(ValueError, match="expected a table of zeros and ones"):
+                read(Y)
+
+    def test_labels_of_different_types_are_refused(self):
+        with pytest.raises(ValueError, match="labels in Y cannot be sorted: 'cat', None"):
+            labels_in([["cat", None]])
+
+
+def in_order(labels, order):
+    return {label: labels[label] for label in order}
+
+
+class TestColumnsOfY:
+    @pytest.mark.parametrize("kind", [int, np.int64, float])
+    def test_numbers_are_matched_by_name_in_every_method(self, numbered, kind):
+        classifier = MultiLabelZeroShotClassifier(numbered.labels, aligner=numbered.aligner)
+        frame = pd.DataFrame(numbered.Y, columns=[kind(label) for label in numbered.labels])
+        shuffled = frame.iloc[:, [2, 0, 3, 1]]
+        by_array = clone(classifier).fit(numbered.X, numbered.Y)
+        by_name = clone(classifier).fit(numbered.X, shuffled)
+        np.testing.assert_array_equal(by_array.thresholds_, by_name.thresholds_)
+        score = by_array.score(numbered.X, numbered.Y)
+        assert score > 0.5
+        assert by_name.score(numbered.X, shuffled) == score
+        np.testing.assert_array_equal(
+            by_array.fit_thresholds(numbered.X, numbered.Y).thresholds_,
+            by_name.fit_thresholds(numbered.X, shuffled).thresholds_,
+        )
+
+    def test_other_columns_are_refused_in_every_method(self, numbered):
+        classifier = MultiLabelZeroShotClassifier(numbered.labels, aligner=numbered.aligner)
+        frame = pd.DataFrame(numbered.Y)
+        said = r"missing columns \[10, 20\], unexpected columns \[2, 3\]"
+        with pytest.raises(ValueError, match=said):
+            classifier.fit(numbered.X, frame)
+        classifier.fit(numbered.X, numbered.Y)
+        for method in (classifier.score, classifier.fit_thresholds):
+            with pytest.raises(ValueError, match=said):
+                method(numbered.X, frame)
+
+    def test_lists_of_zeros_and_ones_are_a_table(self, numbered):
+        labels = in_order(numbered.labels, [0, 1])
+        classifier = MultiLabelZeroShotClassifier(labels, aligner=numbered.aligner)
+        Y = numbered.Y[:, 2:]
+        fitted = clone(classifier).fit(numbered.X, Y)
+        again = clone(classifier).fit(numbered.X, Y.tolist())
+        np.testing.assert_array_equal(fitted.thresholds_, again.thresholds_)
+        assert again.score(numbered.X, Y.tolist()) == fitted.score(numbered.X, Y)
+
+    def test_predicted_sets_score_as_the_predicted_table(self, numbered):
+        """Also those of labels 0 and 1, which are tuples of zeros and ones."""
+        for labels in (numbered.labels, in_order(numbered.labels, [0, 1])):
+            classifier = MultiLabelZeroShotClassifier(labels, aligner=numbered.aligner)
+            classifier.fit(numbered.X, numbered.Y[:, -len(labels) :])
+            assert classifier.score(numbered.X, classifier.predict_sets(numbered.X)) == 1
+            assert classifier.score(numbered.X, classifier.predict(numbered.X)) == 1
+
+    def test_generators_are_read_once(self, numbered):
+        sets = [{number for number, one in enumerate(row) if one} for row in numbered.Y.tolist()]
+        classifier = MultiLabelZeroShotClassifier(aligner=numbered.aligner)
+        with pytest.warns(UserWarning, match="labels in Y are numbers"):
+            classifier.fit(numbered.X, (iter(labels) for labels in sets))
+        assert classifier.labels_.tolist() == [0, 1, 2, 3]
+        assert classifier.score(numbered.X, iter(sets)) > 0.5
