@@ -86,7 +86,7 @@ def test_linear_maps_equal_ridge_regression():
     [
         (np.zeros(3), np.eye(2), "mean has 3 numbers and weights has 2 rows"),
         (np.zeros((2, 1)), np.eye(2), "mean must have 1 axes"),
-        (np.zeros(2), np.full((2, 2), np.inf), "weights holds numbers that are not finite"),
+        (np.zeros(2), np.full((2, 2), np.inf), "weights contains NaN or infinity"),
     ],
 )
 def test_invalid_linear_maps_raise(mean, weights, said):

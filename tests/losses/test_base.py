@@ -82,9 +82,9 @@ def test_doubles_are_not_rounded_to_floats(embeddings, positive, make, tile_size
 def test_auto_tiles_beyond_the_most_rows_alone(embeddings, make, monkeypatch):
     """Up to there all at once is faster, beyond it the matrix would fill the memory."""
     image, text = (side.requires_grad_() for side in embeddings)
-    monkeypatch.setattr(_scaled, "MOST_DENSE_ROWS", 12)
+    monkeypatch.setattr(_scaled, "MAX_DENSE_ROWS", 12)
     assert not is_tiled(make()(image, text).grad_fn)
-    monkeypatch.setattr(_scaled, "MOST_DENSE_ROWS", 11)
+    monkeypatch.setattr(_scaled, "MAX_DENSE_ROWS", 11)
     assert is_tiled(make()(image, text).grad_fn)
 
 
