@@ -18,7 +18,7 @@ from ..heads import BaseMap, TwoTower
 from ..losses import LOSSES
 from ..persistence import FittedState
 from ..training.callbacks import TrainingResult, make_search_callbacks
-from ..training.data import PairDataset, hold_out_pairs
+from ..training.data import PairDataset, split_pairs, subset
 from ..training.distributed import Ranks, join_ranks
 from ..training.net import AlignmentNet, TrainingConfig, seed_generators
 from ..utils.sklearn_compat import FitContext
@@ -52,7 +52,15 @@ class TrainingRun(NamedTuple):
         """Return training and validation pairs; None without early stopping or with few pairs."""
         if not self.config.early_stopping:
             return data, None
-        return hold_out_pairs(data, self.config.validation_fraction, self.seed)
+        rng = np.random.RandomState(self.seed)
+        split = split_pairs(data.pairs, self.config.validation_fraction, rng)
+        if split.valid is None:
+            return data, None
+        # Prototypes are not images: users do not search for their names.
+        valid = split.valid[data.pairs[split.valid, 0] < data.n_images]
+        if len(valid) < 2:
+            return data, None
+        return subset(data, split.train), subset(data, valid)
 
     def make_callbacks(
         self,

@@ -489,17 +489,3 @@ def split_pairs(pairs: np.ndarray, fraction: float, rng: np.random.RandomState) 
         return Split(np.arange(len(pairs)), None)
     is_held_out = np.isin(group, chosen)
     return Split(np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out))
-
-
-def hold_out_pairs(
-    dataset: PairDataset, fraction: float, seed: int
-) -> tuple[PairDataset, PairDataset | None]:
-    """Return training and validation pairs; all pairs and None if there are too few groups."""
-    split = split_pairs(dataset.pairs, fraction, np.random.RandomState(seed))
-    if split.valid is None:
-        return dataset, None
-    # Prototypes are not images: users do not search for their names.
-    valid = split.valid[dataset.pairs[split.valid, 0] < dataset.n_images]
-    if len(valid) < 2:
-        return dataset, None
-    return subset(dataset, split.train), subset(dataset, valid)
