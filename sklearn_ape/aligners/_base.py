@@ -241,7 +241,7 @@ class BaseAligner(
 
         Notes
         -----
-        Images are identified by their content and captions by their text, never by their
+        Images are identified by their content and captions by their text, not by their
         features. If X or y holds features, every row is a separate item, unless `groups` says
         which rows belong together. A candidate that ties with the correct one ranks before it,
         so that an encoder that maps everything to one vector gets the worst ranks.

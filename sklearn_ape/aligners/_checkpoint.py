@@ -26,6 +26,7 @@ from ..training.state import SaveState
 from ..utils.files import remove_unfinished_directories
 from ..utils.linalg import fingerprint
 from ..utils.sklearn_compat import observes_fit
+from ..utils.validation import format_list
 from ..utils.warnings import warn
 
 if TYPE_CHECKING:
@@ -70,9 +71,8 @@ def prepare_folder(checkpoint: Any) -> None:
         ) from None
     if names and not any(name.endswith((_UNFINISHED, _FINISHED)) for name in names):
         raise FileExistsError(
-            f"checkpoint={str(folder)!r} contains {', '.join(names[:3])}"
-            f"{', ...' * (len(names) > 3)} and no checkpoint of sklearn-ape. Pass a folder for "
-            "checkpoints only, such as a new one."
+            f"checkpoint={str(folder)!r} contains {format_list(names, str)} and no checkpoint of "
+            "sklearn-ape. Pass a folder for checkpoints only, such as a new one."
         )
 
 

@@ -22,7 +22,7 @@ RIDGE = 0.3
 WHITENING = 0.03
 MAX_ANCHORS = 16_384
 
-# Pairs from which the logit scale is fitted; their matrix of cosines is computed at once.
+# Pairs from which the logit scale is fitted; their matrix of cosines is in memory.
 _MAX_SCALE_PAIRS = 2048
 _VALIDATION_FRACTION = 0.2
 
@@ -286,7 +286,7 @@ def _whiten(
 
 
 def _scale_gamma(targets: _Targets) -> float:
-    """Return the gamma of "scale", which is inverse to the spread of the texts."""
+    """Return the gamma of "scale", inversely proportional to the variance of the texts."""
     text_mean = targets.mean_text(np.float32)
     # The bound keeps gamma finite if all texts are nearly equal.
     return float(_SPREAD_TIMES_GAMMA / max(1 - float(text_mean @ text_mean), 1e-3))

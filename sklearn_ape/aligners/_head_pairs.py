@@ -69,7 +69,7 @@ def append_head_pairs(aligner: Any, head: HeadPairs, data: PairDataset) -> PairD
 def compute_prototypes(image: Any, weights: np.ndarray) -> np.ndarray:
     """Return estimated image features of each class from the weight vectors of a linear head.
 
-    The weights of a trained head are scaled against the spread of the features. With the mean m
+    The weights of a trained head are scaled against the variances of the features. With the mean m
     and the covariance S = U L U' of the features, weights are multiplied by U L^.5 U', which
     undoes half of that scaling, and scaled to the mean distance of the images from m.
 

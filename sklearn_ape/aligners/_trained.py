@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import fields
-from types import SimpleNamespace
 from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
@@ -130,14 +129,14 @@ class TrainedAligner(BaseAligner):
         self.module_.zero_grad()
 
     def _check_parameters(self) -> None:
-        check_choice(self, "loss", tuple(LOSSES))
-        check_integer(self, "n_components", 1, optional=True)
-        check_integer(self, "batch_size", 2)
-        check_integer(self, "max_epochs", 1)
-        check_integer(self, "n_iter_no_change", 1)
-        check_number(self, "validation_fraction", 0, 1, above=True)
-        check_number(self, "learning_rate", 0, above=True)
-        check_number(self, "weight_decay", 0)
+        check_choice(self.loss, "loss", tuple(LOSSES))
+        check_integer(self.n_components, "n_components", 1, optional=True)
+        check_integer(self.batch_size, "batch_size", 2)
+        check_integer(self.max_epochs, "max_epochs", 1)
+        check_integer(self.n_iter_no_change, "n_iter_no_change", 1)
+        check_number(self.validation_fraction, "validation_fraction", 0, 1, closed="neither")
+        check_number(self.learning_rate, "learning_rate", 0, closed="neither")
+        check_number(self.weight_decay, "weight_decay", 0)
         resolve_device(self.device)
         check_loss_params(self.loss, self._dict_values("loss_params"))
 
@@ -220,14 +219,6 @@ def fitted_attributes(module: TwoTower, logit_scale: float) -> dict[str, Any]:
     }
 
 
-def check_key(
-    name: str, key: str, values: Mapping[str, Any], low: float, above: bool = False
-) -> None:
-    """Raise an error unless a value of a dict is a number in [low, inf), or above `low`."""
-    full_name = f"{name}[{key!r}]"
-    check_number(SimpleNamespace(**{full_name: values[key]}), full_name, low, above=above)
-
-
 @contextmanager
 def name_key(name: str, key: str) -> Iterator[None]:
     """Name a key of a dict in an error whose message begins with the key alone."""
@@ -240,13 +231,14 @@ def name_key(name: str, key: str) -> Iterator[None]:
 
 def check_loss_params(loss: str, values: Mapping[str, Any]) -> None:
     """Raise an error if a value of ``loss_params`` is invalid."""
-    check_key("loss_params", "logit_scale", values, 0, above=True)
-    check_key("loss_params", "max_logit_scale", values, values["logit_scale"])
+    scale = values["logit_scale"]
+    check_number(scale, "loss_params['logit_scale']", 0, closed="neither")
+    check_number(values["max_logit_scale"], "loss_params['max_logit_scale']", scale)
     learn = values["learn_logit_scale"]
     if not isinstance(learn, bool | np.bool_):
         raise ValueError(f"loss_params['learn_logit_scale'] must be True or False, not {learn!r}.")
     if "structure_weight" in values:
-        check_key("loss_params", "structure_weight", values, 0)
+        check_number(values["structure_weight"], "loss_params['structure_weight']", 0)
     if "tile_size" in values:
         with name_key("loss_params", "tile_size"):
             LOSSES[loss](tile_size=values["tile_size"])

@@ -18,7 +18,7 @@ from ..utils.sklearn_compat import with_callbacks
 from ..utils.validation import check_choice, check_integer, check_number
 from ._ape_trainer import HeadConfig, train_heads
 from ._serialization import HeadsMixin, history_state, restore_history
-from ._trained import TrainedAligner, TrainingRun, check_key, name_key
+from ._trained import TrainedAligner, TrainingRun, name_key
 
 
 class APEAligner(HeadsMixin, TrainedAligner):
@@ -339,20 +339,20 @@ class APEAligner(HeadsMixin, TrainedAligner):
     def _check_parameters(self) -> None:
         super()._check_parameters()
         if self.init is not None:
-            check_choice(self, "init", ("auto", "kernel", "linear"))
-        check_choice(self, "head", HEAD_KINDS)
-        check_choice(self, "side", ("text", "image", "both"))
-        check_choice(self, "optimizer", tuple(OPTIMIZERS))
-        check_integer(self, "depth", 1)
+            check_choice(self.init, "init", ("auto", "kernel", "linear"))
+        check_choice(self.head, "head", HEAD_KINDS)
+        check_choice(self.side, "side", ("text", "image", "both"))
+        check_choice(self.optimizer, "optimizer", tuple(OPTIMIZERS))
+        check_integer(self.depth, "depth", 1)
         hidden_width(self.width, 1)
-        check_number(self, "dropout", 0, 1)
-        check_number(self, "mixup", 0)
+        check_number(self.dropout, "dropout", 0, 1)
+        check_number(self.mixup, "mixup", 0)
         values = self._dict_values("optimizer_params")
-        check_key("optimizer_params", "warmup", values, 0)
+        check_number(values["warmup"], "optimizer_params['warmup']", 0)
         with name_key("optimizer_params", "warmup"):
             cosine_schedule(1, values["warmup"])
-        if values["clip_norm"] is not None:
-            check_key("optimizer_params", "clip_norm", values, 0, above=True)
+        name = "optimizer_params['clip_norm']"
+        check_number(values["clip_norm"], name, 0, closed="neither", optional=True)
 
     def _learned_state(self) -> dict[str, Any]:
         return super()._learned_state() | history_state(self)

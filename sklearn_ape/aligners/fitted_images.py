@@ -1,4 +1,4 @@
-"""Records of the training images, and digests of what the embeddings of an aligner depend on."""
+"""Keys of the training images, and digests of the state that embeddings depend on."""
 
 from __future__ import annotations
 

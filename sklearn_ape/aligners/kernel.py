@@ -33,9 +33,9 @@ _STARTER_FORMAT = 1
 class KernelAligner(HeadsMixin, BaseAligner):
     """Align two frozen encoders in closed form, by kernel ridge regression.
 
-    Image features are whitened, so that directions in which few images differ count as much as
-    those in which many do. A text is mapped to the images of similar texts [1]_. The solution
-    needs no iterations and a few thousand pairs take seconds.
+    Image features are whitened, so that directions of small and of large variance have similar
+    weight. A text is mapped to the images of similar texts [1]_. The solution needs no
+    iterations, and a few thousand pairs take seconds.
 
     Parameters
     ----------
@@ -218,11 +218,11 @@ class KernelAligner(HeadsMixin, BaseAligner):
 
     def _check_parameters(self) -> None:
         if self.gamma != "scale":
-            check_number(self, "gamma", 0, above=True)
-        check_number(self, "ridge", 0, above=True)
-        check_number(self, "whitening", 0, above=True)
-        check_integer(self, "n_components", 1, optional=True)
-        check_integer(self, "max_anchors", 2)
+            check_number(self.gamma, "gamma", 0, closed="neither")
+        check_number(self.ridge, "ridge", 0, closed="neither")
+        check_number(self.whitening, "whitening", 0, closed="neither")
+        check_integer(self.n_components, "n_components", 1, optional=True)
+        check_integer(self.max_anchors, "max_anchors", 2)
         resolve_device(self.device)
 
 

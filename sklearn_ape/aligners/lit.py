@@ -363,10 +363,10 @@ class LiTAligner(TrainedAligner):
 
     def _check_parameters(self) -> None:
         super()._check_parameters()
-        check_choice(self, "dtype", ("auto", "float32", "bfloat16"))
-        check_integer(self, "unlocked_layers", 0, optional=True)
-        check_integer(self, "max_length", 1, optional=True)
-        check_number(self, "head_learning_rate", 0, above=True)
+        check_choice(self.dtype, "dtype", ("auto", "float32", "bfloat16"))
+        check_integer(self.unlocked_layers, "unlocked_layers", 0, optional=True)
+        check_integer(self.max_length, "max_length", 1, optional=True)
+        check_number(self.head_learning_rate, "head_learning_rate", 0, closed="neither")
 
 
 def _as_tensors(data: PairDataset) -> PairDataset:

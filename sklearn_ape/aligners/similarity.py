@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Self
 from weakref import WeakKeyDictionary
@@ -13,7 +12,7 @@ from sklearn.utils import gen_batches
 
 from ..features.memmap import feature_tiles, is_table, row_tiles
 from ..persistence.mixins import FittedState
-from ..utils.concurrency import ForkSafeLock
+from ..utils.concurrency import LRUCache
 from ..utils.linalg import evenly_spaced
 from ..utils.validation import ignores_underflow
 from .fitted_images import exact_digest
@@ -29,8 +28,7 @@ _TILE_BYTES = 2**23
 _MIN_STD = 1e-6
 
 # The banks of collections are not stored on the aligners: predicting does not change estimators.
-_banks: WeakKeyDictionary[Any, OrderedDict[str, Bank]] = WeakKeyDictionary()
-_lock = ForkSafeLock()
+_banks: WeakKeyDictionary[Any, LRUCache[str, Bank]] = WeakKeyDictionary()
 
 
 class SparseRows:
@@ -152,27 +150,21 @@ class LogitTiles:
         return logits
 
     @ignores_underflow
-    def collect(
-        self, X: Any, reduce: Callable[[np.ndarray], tuple[np.ndarray, ...]]
-    ) -> tuple[np.ndarray, ...]:
-        """Reduce the logits of X tile by tile, and return the concatenated arrays.
+    def collect(self, X: Any) -> np.ndarray:
+        """Return the logits of X as one array of shape (n_samples, n_texts).
 
         Parameters
         ----------
         X : sequence of images, or array-like of shape (n_samples, n_features)
             See `iter_tiles`.
-        reduce : callable
-            Function of the logits of a tile, of shape (n, n_texts), which it may modify. It
-            returns a tuple of arrays of length n.
         """
-        arrays: tuple[np.ndarray, ...] = ()
+        collected: np.ndarray | None = None
         for n_rows, rows, logits in self.iter_tiles(X):
-            parts = reduce(logits)
-            if not arrays:
-                arrays = tuple(np.empty((n_rows, *part.shape[1:]), part.dtype) for part in parts)
-            for array, part in zip(arrays, parts, strict=True):
-                array[rows] = part
-        return arrays
+            if collected is None:
+                collected = np.empty((n_rows, self.n_texts), logits.dtype)
+            collected[rows] = logits
+        assert collected is not None
+        return collected
 
 
 def to_probabilities(logits: np.ndarray) -> np.ndarray:
@@ -418,17 +410,13 @@ def resolve_bank(
         )
     images = _select_rows(standardize, evenly_spaced(n_images))
     key = exact_digest(whole, images)
-    with _lock:
-        banks = _banks.setdefault(aligner, OrderedDict())
-        bank = banks.get(key) if key else None
+    banks = _banks.setdefault(aligner, LRUCache(max_entries=_MAX_BANKS))
+    bank = banks.get(key) if key else None
     if bank is None:
         embeddings = drop_missing_rows(transform(images))
         bank = Bank.from_embeddings(embeddings, own and own.text)
         if key:
-            with _lock:
-                banks[key] = bank
-                while len(banks) > _MAX_BANKS:
-                    banks.popitem(last=False)
+            banks.put(key, bank)
     return bank
 
 

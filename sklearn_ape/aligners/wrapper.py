@@ -13,6 +13,7 @@ from sklearn.utils import Tags, get_tags
 
 from ..persistence.hub import Facts
 from ..persistence.mixins import FittedState, PretrainedMixin
+from ..utils.sklearn_compat import DocLinkMixin
 from .fitted_images import embedding_digest
 
 _OPEN_CLIP = "open_clip:"
@@ -121,11 +122,11 @@ def wrapped_aligner(estimator: Any) -> Any:
     The aligner may be a Pipeline or a search, as the ``aligner`` parameter allows.
     """
     if isinstance(estimator, AlignerWrapperMixin):
-        return estimator._current_aligner()
+        return estimator._aligner_in_use()
     return estimator
 
 
-class AlignerWrapperMixin(PretrainedMixin):
+class AlignerWrapperMixin(PretrainedMixin, DocLinkMixin):
     """Base class of estimators whose ``aligner`` parameter selects an aligner.
 
     Subclasses extend `_get_state` and `_set_state` by the rest of their fitted state, and list in
@@ -138,7 +139,7 @@ class AlignerWrapperMixin(PretrainedMixin):
     def _note_fit(self) -> None:
         """Record the digest of the aligner and the parameters, for `_check_current`."""
         self._at_fit = {
-            "embeddings": embedding_digest(self._current_aligner()),
+            "embeddings": embedding_digest(self._aligner_in_use()),
             "parameters": {name: getattr(self, name) for name in self._fit_only},
         }
 
@@ -157,7 +158,7 @@ class AlignerWrapperMixin(PretrainedMixin):
                     f"{name}={shown} was set after fit, which used another value. Call fit again, "
                     "or restore the previous value."
                 )
-        if embedding_digest(self._current_aligner()) != record["embeddings"]:
+        if embedding_digest(self._aligner_in_use()) != record["embeddings"]:
             raise ValueError(
                 f"aligner was changed since this {type(self).__name__} was fitted: it was fitted "
                 "again, or a parameter of its encoders or of another step of its Pipeline was "
@@ -172,7 +173,7 @@ class AlignerWrapperMixin(PretrainedMixin):
         if record is not None:
             # A digest is valid in one process only. `__setstate__` computes it again if the
             # aligner is unchanged; "" is never equal to a digest.
-            is_current = embedding_digest(self._current_aligner()) == record["embeddings"]
+            is_current = embedding_digest(self._aligner_in_use()) == record["embeddings"]
             state["_at_fit"] = {**record, "embeddings": None if is_current else ""}
         return state
 
@@ -181,7 +182,7 @@ class AlignerWrapperMixin(PretrainedMixin):
         if hasattr(self, "aligner_") and "_at_fit" not in state:  # pickled by an earlier version
             self._note_fit()
         elif "_at_fit" in state and state["_at_fit"]["embeddings"] is None:
-            self._at_fit["embeddings"] = embedding_digest(self._current_aligner())
+            self._at_fit["embeddings"] = embedding_digest(self._aligner_in_use())
 
     def _recorded_params(self) -> dict[str, Any]:
         params = super()._recorded_params()
@@ -215,7 +216,7 @@ class AlignerWrapperMixin(PretrainedMixin):
         if hasattr(self, "aligner_"):
             self._note_fit()
 
-    def _current_aligner(self) -> Any:
+    def _aligner_in_use(self) -> Any:
         return self.aligner_ if hasattr(self, "aligner_") else resolve_aligner(self.aligner)
 
     def _uses_starter(self) -> bool:
@@ -231,7 +232,7 @@ class AlignerWrapperMixin(PretrainedMixin):
 
     def _aligner_facts(self) -> Facts:
         """Return the aligner's part of the model card."""
-        inner = unwrap_aligner(self._current_aligner())
+        inner = unwrap_aligner(self._aligner_in_use())
         facts = inner._card_facts() if isinstance(inner, PretrainedMixin) else Facts()
         own_facts = {"aligner": type(inner).__name__, **facts.facts}
         if self._uses_starter():

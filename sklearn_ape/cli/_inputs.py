@@ -156,9 +156,9 @@ def label_names(labels: str | None, labels_file: Path | None) -> Any:
     else:
         assert labels_file is not None
         names = _names_in(labels_file)
-    from ..prompts import names_of
+    from ..prompts import resolve_names
 
-    if len(names_of(names)) == 1:
+    if len(resolve_names(names)) == 1:
         raise ValueError(
             f"{next(iter(names))!r} is the only label, so that every image would be given it: "
             "name at least two, for instance --labels 'cat,something else'."

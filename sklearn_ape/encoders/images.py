@@ -8,7 +8,6 @@ import io
 import math
 import os
 import stat
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..utils.concurrency import LRUCache
 from ..utils.files import IMAGE_SUFFIXES, is_settled, stamp_of
 from .items import ItemError, as_items
 
@@ -38,10 +38,8 @@ _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _SVG_STARTS = (b"<svg", b"<?xml", b"<!DOCTYPE svg")
 
 
-_REMEMBERED_FILES = 1_000_000
-
-
-_file_digests: OrderedDict[str, tuple[tuple[int, ...], bytes]] = OrderedDict()
+# By absolute path: the file's stamp, and the digest of its content at that time.
+_file_digests: LRUCache[str, tuple[tuple[int, ...], bytes]] = LRUCache(max_entries=1_000_000)
 
 
 def undecoded(item: Any) -> Any:
@@ -170,9 +168,9 @@ def _file_digest(path: str) -> bytes:
     status = _file_status(path)
     stamp = stamp_of(status)
     key = os.path.abspath(path)
-    known = _file_digests.get(key)
-    if known is not None and known[0] == stamp:
-        return known[1]
+    cached = _file_digests.get(key)
+    if cached is not None and cached[0] == stamp:
+        return cached[1]
     if status.st_size > _LARGE_FILE:
         check_image(path)
     try:
@@ -186,9 +184,7 @@ def _file_digest(path: str) -> bytes:
         raise ItemError(f"cannot be read ({error.strerror}).") from None
     digest = sha256.digest()
     if is_settled(status):
-        _file_digests[key] = (stamp, digest)
-        if len(_file_digests) > _REMEMBERED_FILES:
-            _file_digests.popitem(last=False)
+        _file_digests.put(key, (stamp, digest))
     return digest
 
 

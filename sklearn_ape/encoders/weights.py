@@ -8,7 +8,6 @@ import json
 import os
 import re
 from abc import abstractmethod
-from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from importlib import metadata, util
@@ -18,7 +17,7 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 import torch
 
 from ..persistence import FittedState, SerializableMixin
-from ..utils.concurrency import ForkSafeLock
+from ..utils.concurrency import LRUCache
 from ..utils.files import is_settled, stamp_of
 
 __all__ = ["EncoderInfo", "list_encoders"]
@@ -385,13 +384,8 @@ class RecordedEncoder(SerializableMixin):
 T = TypeVar("T")
 
 
-_MOST_KEPT = 8
-
-
-_kept: OrderedDict[Hashable, Any] = OrderedDict()
-
-
-_lock = ForkSafeLock()
+# The most recently used networks, which clones of an encoder share.
+_networks: LRUCache[Hashable, Any] = LRUCache(max_entries=8)
 
 
 class Network(NamedTuple):
@@ -403,20 +397,14 @@ class Network(NamedTuple):
 
 
 def is_network_shared(key: Hashable) -> bool:
-    """Tell whether something is kept under `key`."""
-    return key in _kept
+    """Return whether a network is in memory under `key`."""
+    return key in _networks
 
 
 def get_shared_network(key: Hashable, make: Callable[[], T]) -> T:
-    """Return what was made under `key`, making it the first time.
+    """Return the network in memory under `key`; load it with `make` if there is none.
 
-    The few most recently used are kept, so that the clones that a search makes and drops share
-    one copy.
+    The most recently used networks stay in memory, so that the clones that a search makes and
+    drops share one copy.
     """
-    with _lock:
-        if key not in _kept:
-            _kept[key] = make()
-            while len(_kept) > _MOST_KEPT:
-                _kept.popitem(last=False)
-        _kept.move_to_end(key)
-        return _kept[key]
+    return _networks.get_or_create(key, make)

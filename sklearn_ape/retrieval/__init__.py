@@ -1,5 +1,6 @@
 """Search in a collection of images, by words or by images."""
 
-from ._retriever import CrossModalRetriever, SearchResult
+from ._collection import SearchResult
+from ._retriever import CrossModalRetriever
 
 __all__ = ["CrossModalRetriever", "SearchResult"]

@@ -1,12 +1,13 @@
-"""Embedded collection that a retriever searches, and how it is saved."""
+"""Embedded collection that a retriever searches, and the results of a search."""
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from os import PathLike
-from typing import Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 
@@ -20,12 +21,84 @@ from ..utils.validation import check_sequence, format_list
 from ..utils.warnings import warn
 from ._index import Index, compute_pair_products, find_nearest, make_index
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 # Python's own encoding of file names that are not valid text.
 _ENCODING = ("utf-8", "surrogateescape")
 
 _INT64 = np.iinfo(np.int64)
 
 _JSON_TYPES = {str, int, float, bool, type(None)}
+
+
+class SearchResult(NamedTuple):
+    """Images found for each query, nearest first.
+
+    Parameters
+    ----------
+    scores : ndarray of shape (n_queries, k)
+        Cosine similarities, standardized if the retriever's `standardize` is set. NaN for
+        unreadable queries.
+    indices : ndarray of int, shape (n_queries, k)
+        Rows of the images in the collection. -1 for unreadable queries.
+    items : list of n_queries lists
+        The images in these rows: paths, or the entries of y. Empty for unreadable queries.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn_ape.retrieval import SearchResult
+    >>> result = SearchResult(np.array([[0.9, 0.2]]), np.array([[4, 1]]), [["a.jpg", "b.jpg"]])
+    >>> result.items[0][0]
+    'a.jpg'
+    >>> result.to_frame(["a red fruit"])
+             query  rank  score  index   item
+    0  a red fruit     1    0.9      4  a.jpg
+    1  a red fruit     2    0.2      1  b.jpg
+    """
+
+    scores: np.ndarray
+    indices: np.ndarray
+    items: list[list[Any]]
+
+    def to_frame(self, queries: Sequence[Any] | None = None) -> pd.DataFrame:
+        """Return a table with one row per image found.
+
+        Parameters
+        ----------
+        queries : sequence of length n_queries or None, default=None
+            Names of the queries. None numbers them.
+
+        Returns
+        -------
+        table : pandas.DataFrame
+            Table with the columns query, rank (from 1), score, index and item. Unreadable
+            queries have no rows.
+
+        Raises
+        ------
+        ValueError
+            If the length of `queries` differs from the number of queries.
+        """
+        try:
+            import pandas as pd
+        except ImportError as error:
+            raise ImportError(
+                'to_frame needs pandas. Install it with pip install "sklearn-ape[tables]".'
+            ) from error
+        names = range(len(self.items)) if queries is None else queries
+        if len(names) != len(self.items):
+            raise ValueError(
+                f"queries has {len(names)} entries, and this is the result of {len(self.items)} "
+                "queries. Pass one name per query."
+            )
+        rows = [
+            (name, rank + 1, self.scores[row, rank], self.indices[row, rank], item)
+            for row, name in enumerate(names)
+            for rank, item in enumerate(self.items[row])
+        ]
+        return pd.DataFrame(rows, columns=["query", "rank", "score", "index", "item"])
 
 
 class Collection(NamedTuple):

@@ -11,7 +11,7 @@ from sklearn.utils import gen_batches
 
 from ..features.memmap import is_table, row_tiles
 from ..utils.files import IMAGE_SUFFIXES
-from ..utils.validation import check_sequence, format_list, ignores_underflow
+from ..utils.validation import check_choice, check_sequence, format_list, ignores_underflow
 from ..utils.warnings import warn
 
 INDEXES = ("exact", "faiss", "usearch")
@@ -290,8 +290,7 @@ def resolve_queries(queries: Any, modality: str) -> tuple[Any, bool]:
     ValueError
         If there are no queries, or they are of both types or not of the type of `modality`.
     """
-    if modality not in MODALITIES:
-        raise ValueError(f"modality must be one of {', '.join(MODALITIES)}, not {modality!r}.")
+    check_choice(modality, "modality", MODALITIES)
     check_sequence(queries, "queries", "query", "texts, of images or of features")
     # Iterating over a polars table would yield its columns.
     if hasattr(queries, "columns") and not hasattr(queries, "iloc"):

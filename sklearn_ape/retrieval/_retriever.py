@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import Any, Self
 
 import numpy as np
 from sklearn.base import BaseEstimator
@@ -15,88 +14,15 @@ from ..aligners.wrapper import AlignerWrapperMixin, resolve_aligner, unwrap_alig
 from ..encoders.items import EncodingFailedWarning
 from ..persistence.hub import Facts
 from ..persistence.mixins import FittedState
-from ..utils.sklearn_compat import DocLinkMixin
-from ..utils.validation import check_sequence, format_list
+from ..utils.validation import check_choice, check_sequence, format_list
 from ..utils.warnings import warn
-from ._collection import Collection, embed_images, resolve_items
+from ._collection import Collection, SearchResult, embed_images, resolve_items
 from ._index import INDEXES, resolve_queries
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 _DTYPES = ("float32", "float16")
 
 
-class SearchResult(NamedTuple):
-    """Images found for each query, nearest first.
-
-    Parameters
-    ----------
-    scores : ndarray of shape (n_queries, k)
-        Cosine similarities, standardized if the retriever's `standardize` is set. NaN for
-        unreadable queries.
-    indices : ndarray of int, shape (n_queries, k)
-        Rows of the images in the collection. -1 for unreadable queries.
-    items : list of n_queries lists
-        The images in these rows: paths, or the entries of y. Empty for unreadable queries.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from sklearn_ape.retrieval import SearchResult
-    >>> result = SearchResult(np.array([[0.9, 0.2]]), np.array([[4, 1]]), [["a.jpg", "b.jpg"]])
-    >>> result.items[0][0]
-    'a.jpg'
-    >>> result.to_frame(["a red fruit"])
-             query  rank  score  index   item
-    0  a red fruit     1    0.9      4  a.jpg
-    1  a red fruit     2    0.2      1  b.jpg
-    """
-
-    scores: np.ndarray
-    indices: np.ndarray
-    items: list[list[Any]]
-
-    def to_frame(self, queries: Sequence[Any] | None = None) -> pd.DataFrame:
-        """Return a table with one row per image found.
-
-        Parameters
-        ----------
-        queries : sequence of length n_queries or None, default=None
-            Names of the queries. None numbers them.
-
-        Returns
-        -------
-        table : pandas.DataFrame
-            Table with the columns query, rank (from 1), score, index and item. Unreadable
-            queries have no rows.
-
-        Raises
-        ------
-        ValueError
-            If the length of `queries` differs from the number of queries.
-        """
-        try:
-            import pandas as pd
-        except ImportError as error:
-            raise ImportError(
-                'to_frame needs pandas. Install it with pip install "sklearn-ape[tables]".'
-            ) from error
-        names = range(len(self.items)) if queries is None else queries
-        if len(names) != len(self.items):
-            raise ValueError(
-                f"queries has {len(names)} entries, and this is the result of {len(self.items)} "
-                "queries. Pass one name per query."
-            )
-        rows = [
-            (name, rank + 1, self.scores[row, rank], self.indices[row, rank], item)
-            for row, name in enumerate(names)
-            for rank, item in enumerate(self.items[row])
-        ]
-        return pd.DataFrame(rows, columns=["query", "rank", "score", "index", "item"])
-
-
-class CrossModalRetriever(AlignerWrapperMixin, DocLinkMixin, BaseEstimator):
+class CrossModalRetriever(AlignerWrapperMixin, BaseEstimator):
     """Search a collection of images by texts or by images.
 
     Parameters
@@ -429,10 +355,8 @@ class CrossModalRetriever(AlignerWrapperMixin, DocLinkMixin, BaseEstimator):
         return collection
 
     def _check_parameters(self) -> None:
-        for name, choices in (("index", INDEXES), ("dtype", _DTYPES)):
-            value = getattr(self, name)
-            if value not in choices:
-                raise ValueError(f"{name} must be one of {', '.join(choices)}, not {value!r}.")
+        check_choice(self.index, "index", INDEXES)
+        check_choice(self.dtype, "dtype", _DTYPES)
         check_standardize(self.standardize)
         if self.index != "exact" and self.standardize is not False:
             raise ValueError(

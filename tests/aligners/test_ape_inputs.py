@@ -106,7 +106,7 @@ class TestBadInput:
             aligner.fit(captioned_images.images[:6], captions)
 
     def test_captions_without_a_text_encoder(self, features, captioned_images):
-        with pytest.raises(ValueError, match="text_encoder is None: pass text_encoder="):
+        with pytest.raises(ValueError, match=r"text_encoder is None\. Pass text_encoder="):
             small().fit(features.image, captioned_images.captions)
 
     def test_images_without_an_image_encoder(self, captioned_images, text_encoder):
@@ -167,7 +167,7 @@ class TestBadInput:
     def test_rows_that_an_encoder_gave_up_are_left_out_and_stay_nan(self, concepts):
         image = concepts.image.copy()
         image[7] = np.nan
-        with pytest.warns(UserWarning, match=r"1 rows are left out.*: 7\."):
+        with pytest.warns(UserWarning, match=r"1 rows .* left out: 7\."):
             aligner = small(max_epochs=2).fit(image, concepts.text)
         embeddings = aligner.transform(image)
         assert np.isnan(embeddings[7]).all()
@@ -204,7 +204,7 @@ class TestBadInput:
          ("optimizer", "sgd", "optimizer must be one of adamw, adam, lion"),
          ("optimizer_params", {"warmup": 1.5}, r"optimizer_params\['warmup'\]=1.5 is out"),
          ("optimizer_params", {"warmup": "long"}, r"_params\['warmup'\] must be a number"),
-         ("optimizer_params", {"clip_norm": 0}, r"\['clip_norm'\] must be a number in \(0, inf\)"),
+         ("optimizer_params", {"clip_norm": 0}, r"\['clip_norm'\] must be None or a number"),
          ("optimizer_params", {"lr": 1}, "unknown key 'lr'. Valid keys are warmup, clip_norm"),
          ("mixup", -1, "mixup must be a number in"),
          ("device", "gpu", "device must be 'auto'")],
@@ -214,7 +214,7 @@ class TestBadInput:
             small(**{parameter: value}).fit(concepts.image, concepts.text)
 
     def test_more_components_than_image_features_with_a_start(self, concepts):
-        with pytest.raises(ValueError, match=r"at most 32 .*width of the image features.*not 33"):
+        with pytest.raises(ValueError, match=r"at most 32, the number of image features.*not 33"):
             small(init="kernel", n_components=33).fit(concepts.image, concepts.text)
 
     def test_no_captions_at_all(self, concepts):
@@ -224,5 +224,5 @@ class TestBadInput:
     def test_transform_text_takes_one_text_a_row(self, captioned_images, features, text_encoder):
         aligner = small(text_encoder=text_encoder, max_epochs=1)
         aligner.fit(features.image, captioned_images.captions)
-        with pytest.raises(ValueError, match="one text a row"):
+        with pytest.raises(ValueError, match="one text per row"):
             aligner.transform_text([["a", "b"], ["c"]])

@@ -319,7 +319,7 @@ def test_tiles_equal_the_full_product(small_tiles, aligner, concepts, form):
     sizes = [len(tile.logits) for tile in tiles.iter_tiles(form(X))]
     assert max(sizes) == 17
     assert sum(sizes) == 300
-    (logits,) = tiles.collect(form(X), lambda some: (some,))
+    logits = tiles.collect(form(X))
     assert logits.dtype == np.float32
     np.testing.assert_allclose(logits, 20 * aligner.transform(X) @ texts.T, atol=1e-5)
 
@@ -329,9 +329,7 @@ def test_standardized_tiles_equal_the_full_matrix(small_tiles, aligner, concepts
     texts = aligner.transform_text(concepts.text[200:])
     bank = aligner.bank_ if with_captions else Bank.from_embeddings(aligner.bank_.image, None)
     image = aligner.transform(concepts.image)
-    (logits,) = LogitTiles(aligner, np.arange(100), texts, 20.0, bank).collect(
-        concepts.image, lambda some: (some,)
-    )
+    logits = LogitTiles(aligner, np.arange(100), texts, 20.0, bank).collect(concepts.image)
     np.testing.assert_allclose(
         logits, 20 * standardized(image @ texts.T, image, texts, bank), atol=2e-5
     )

@@ -1,4 +1,4 @@
-"""Meta-estimators of scikit-learn, situations of labels and y, and a plain reference."""
+"""Cases of meta-estimators, labels and y, and a reference classifier."""
 
 from typing import Any, NamedTuple
 
@@ -37,7 +37,7 @@ def text_encoder():
 
 
 def image_features(words, seed):
-    """One row per word. Classes overlap, so that some rows are mistaken."""
+    """Return one row per word. Classes overlap, so that some predictions are wrong."""
     centers = np.random.default_rng(1).standard_normal((len(WORDS), N_FEATURES))
     noise = np.random.default_rng(seed).standard_normal((len(words), N_FEATURES))
     return centers[[WORDS.index(word) for word in words]] + 0.9 * noise
@@ -49,7 +49,7 @@ def fitted_aligner():
 
 
 class Situation(NamedTuple):
-    """Labels with their names, and y with the words that its labels stand for."""
+    """Names of labels, values of y, and the names that these values stand for."""
 
     labels: dict[Any, str]
     y: Any
@@ -64,7 +64,7 @@ KINDS = {
     "negative numbers": dict(enumerate(WORDS, -1)),
     "booleans": {False: "dog", True: "zebra"},
 }
-# Labels, and the values of y, by position.
+# Positions of labels, and of the values of y.
 RELATIONS = {
     "equal": ([0, 1, 2, 3, 4], [0, 1, 2, 3, 4]),
     "more": ([0, 1, 2, 3, 4], [1, 3, 4]),
@@ -95,17 +95,19 @@ SITUATIONS = [
 ]
 
 
-def situation(kind, relation):
-    of = KINDS[kind]
-    known, in_y = ([list(of)[place] for place in places] for places in RELATIONS[relation])
-    order = np.random.default_rng(3).permutation(12 * len(in_y))
-    y = [in_y[row % len(in_y)] for row in order]
-    given = pd.Series(y, dtype="category") if kind == "categorical" else np.array(y)
-    return Situation({label: of[label] for label in known}, given, [of[label] for label in y])
+def make_situation(kind, relation):
+    names = KINDS[kind]
+    positions_of_labels, positions_of_y = RELATIONS[relation]
+    labels = [list(names)[position] for position in positions_of_labels]
+    classes_of_y = [list(names)[position] for position in positions_of_y]
+    order = np.random.default_rng(3).permutation(12 * len(classes_of_y))
+    values = [classes_of_y[row % len(classes_of_y)] for row in order]
+    y = pd.Series(values, dtype="category") if kind == "categorical" else np.array(values)
+    return Situation({label: names[label] for label in labels}, y, [names[v] for v in values])
 
 
 class PlainReference(ClassifierMixin, BaseEstimator):
-    """Softmax of scaled cosines with the names, column by column in the order of labels."""
+    """Reference classifier: softmax of scaled cosines with the names."""
 
     def __init__(self, names=None, aligner=None):
         self.names = names
@@ -135,7 +137,7 @@ class PlainReference(ClassifierMixin, BaseEstimator):
         return self.classes_[self.predict_proba(X).argmax(axis=1)]
 
 
-def _answers(meta, X, y, X_new):
+def _fit_and_predict(meta, X, y, X_new):
     meta.fit(X, y)
     answers = {"labels": meta.predict(X_new), "classes": meta.classes_}
     if hasattr(meta, "predict_proba"):
@@ -143,31 +145,33 @@ def _answers(meta, X, y, X_new):
     return answers
 
 
-def _around(make):
-    return lambda classifier, X, y, X_new: _answers(make(classifier), X, y, X_new)
+def _wrap(make):
+    return lambda base, X, y, X_new: _fit_and_predict(make(base), X, y, X_new)
 
 
-def _prefit(make):
-    return lambda classifier, X, y, X_new: _answers(make(classifier.fit(X, y)), X, y, X_new)
+def _wrap_fitted(make):
+    return lambda classifier, X, y, X_new: _fit_and_predict(
+        make(classifier.fit(X, y)), X, y, X_new
+    )
 
 
-def _predicted(method):
+def _cross_val_predict(method):
     kind = "labels" if method == "predict" else "probabilities"
     return lambda classifier, X, y, X_new: {
         kind: cross_val_predict(classifier, X, y, cv=3, method=method)
     }
 
 
-def _scored(scoring):
+def _cross_val_score(scoring):
     return lambda classifier, X, y, X_new: {
         "scores": cross_val_score(classifier, X, y, cv=3, scoring=scoring)
     }
 
 
-def _self_trained(classifier, X, y, X_new):
-    known = np.array(y, dtype=object if np.asarray(y).dtype.kind in "UO" else int)
-    known[::3] = -1  # scikit-learn's sign of an unlabelled row
-    return _answers(SelfTrainingClassifier(classifier), X, known, X_new)
+def _self_train(classifier, X, y, X_new):
+    partial_y = np.array(y, dtype=object if np.asarray(y).dtype.kind in "UO" else int)
+    partial_y[::3] = -1  # scikit-learn marks rows without a label by -1
+    return _fit_and_predict(SelfTrainingClassifier(classifier), X, partial_y, X_new)
 
 
 def _stack(classifier, **options):
@@ -178,63 +182,65 @@ METHODS = ["sigmoid", "isotonic"]
 if parse_version(sklearn.__version__) >= parse_version("1.8"):
     METHODS.append("temperature")
 
-# Every meta-estimator as a function of a classifier, X, y and other X, which returns answers.
+# Meta-estimators as functions of a classifier, X, y and new X, which return predictions.
 DIRECT = {
-    "the classifier alone": _answers,
-    "GridSearchCV": _around(lambda one: GridSearchCV(one, {}, cv=3)),
-    "cross_val_predict": _predicted("predict"),
-    "cross_val_score accuracy": _scored("accuracy"),
-    "StackingClassifier prefit": _prefit(lambda one: _stack(one, cv="prefit")),
-    "SelfTrainingClassifier": _self_trained,
+    "the classifier alone": _fit_and_predict,
+    "GridSearchCV": _wrap(lambda base: GridSearchCV(base, {}, cv=3)),
+    "cross_val_predict": _cross_val_predict("predict"),
+    "cross_val_score accuracy": _cross_val_score("accuracy"),
+    "StackingClassifier prefit": _wrap_fitted(lambda base: _stack(base, cv="prefit")),
+    "SelfTrainingClassifier": _self_train,
 }
 BY_COLUMN = {
-    "cross_val_score roc_auc_ovr": _scored("roc_auc_ovr"),
-    "cross_val_score neg_log_loss": _scored("neg_log_loss"),
-    "cross_val_score top_k_accuracy": _scored("top_k_accuracy"),
+    "cross_val_score roc_auc_ovr": _cross_val_score("roc_auc_ovr"),
+    "cross_val_score neg_log_loss": _cross_val_score("neg_log_loss"),
+    "cross_val_score top_k_accuracy": _cross_val_score("top_k_accuracy"),
     **{
-        f"CalibratedClassifierCV {method}": _around(
-            lambda one, method=method: CalibratedClassifierCV(one, method=method, cv=3)
+        f"CalibratedClassifierCV {method}": _wrap(
+            lambda base, method=method: CalibratedClassifierCV(base, method=method, cv=3)
         )
         for method in METHODS
     },
     **{
-        f"CalibratedClassifierCV of FrozenEstimator {method}": _prefit(
-            lambda one, method=method: CalibratedClassifierCV(FrozenEstimator(one), method=method)
+        f"CalibratedClassifierCV of FrozenEstimator {method}": _wrap_fitted(
+            lambda base, method=method: CalibratedClassifierCV(
+                FrozenEstimator(base), method=method
+            )
         )
         for method in METHODS
     },
 }
-NUMBERING = {
-    "VotingClassifier soft": _around(lambda one: VotingClassifier([("a", one)], voting="soft")),
-    "VotingClassifier hard": _around(lambda one: VotingClassifier([("a", one)], voting="hard")),
-    "StackingClassifier": _around(lambda one: _stack(one, cv=3)),
-    "StackingClassifier of labels": _around(lambda one: _stack(one, cv=3, stack_method="predict")),
-    "BaggingClassifier": _around(
-        lambda one: BaggingClassifier(one, n_estimators=3, random_state=0)
+ENCODING = {
+    "VotingClassifier soft": _wrap(lambda base: VotingClassifier([("a", base)], voting="soft")),
+    "VotingClassifier hard": _wrap(lambda base: VotingClassifier([("a", base)], voting="hard")),
+    "StackingClassifier": _wrap(lambda base: _stack(base, cv=3)),
+    "StackingClassifier of labels": _wrap(lambda base: _stack(base, cv=3, stack_method="predict")),
+    "BaggingClassifier": _wrap(
+        lambda base: BaggingClassifier(base, n_estimators=3, random_state=0)
     ),
-    "BaggingClassifier of features": _around(
-        lambda one: BaggingClassifier(one, n_estimators=3, max_features=0.9, random_state=0)
+    "BaggingClassifier of features": _wrap(
+        lambda base: BaggingClassifier(base, n_estimators=3, max_features=0.9, random_state=0)
     ),
-    "cross_val_predict predict_proba": _predicted("predict_proba"),
-    "cross_val_predict decision_function": _predicted("decision_function"),
+    "cross_val_predict predict_proba": _cross_val_predict("predict_proba"),
+    "cross_val_predict decision_function": _cross_val_predict("decision_function"),
     **{
-        f"CalibratedClassifierCV ensemble=False {method}": _around(
-            lambda one, method=method: CalibratedClassifierCV(
-                one, method=method, ensemble=False, cv=3
+        f"CalibratedClassifierCV ensemble=False {method}": _wrap(
+            lambda base, method=method: CalibratedClassifierCV(
+                base, method=method, ensemble=False, cv=3
             )
         )
         for method in METHODS
     },
 }
 BINARY_ONLY = {
-    "TunedThresholdClassifierCV": _around(
-        lambda one: TunedThresholdClassifierCV(one, cv=3, random_state=0)
+    "TunedThresholdClassifierCV": _wrap(
+        lambda base: TunedThresholdClassifierCV(base, cv=3, random_state=0)
     ),
-    "FixedThresholdClassifier": _around(lambda one: FixedThresholdClassifier(one, threshold=0.7)),
+    "FixedThresholdClassifier": _wrap(lambda base: FixedThresholdClassifier(base, threshold=0.7)),
 }
 REDUCTIONS = {
-    "OneVsRestClassifier": _around(OneVsRestClassifier),
-    "OneVsOneClassifier": _around(OneVsOneClassifier),
-    "OutputCodeClassifier": _around(lambda one: OutputCodeClassifier(one, random_state=0)),
+    "OneVsRestClassifier": _wrap(OneVsRestClassifier),
+    "OneVsOneClassifier": _wrap(OneVsOneClassifier),
+    "OutputCodeClassifier": _wrap(lambda base: OutputCodeClassifier(base, random_state=0)),
 }
-META = DIRECT | BY_COLUMN | NUMBERING | BINARY_ONLY | REDUCTIONS
+META = DIRECT | BY_COLUMN | ENCODING | BINARY_ONLY | REDUCTIONS

@@ -1,6 +1,6 @@
-"""A classifier within scikit-learn's meta-estimators: equal to a plain reference, or an error.
+"""ZeroShotClassifier within meta-estimators, compared with a reference classifier.
 
-`docs/meta_estimators.md` has the same table in words.
+`docs/meta_estimators.md` has the table of supported combinations.
 """
 
 import re
@@ -18,15 +18,15 @@ from sklearn_ape import CCAAligner, ZeroShotClassifier
 from tests.common.meta_estimator_cases import (
     BINARY_ONLY,
     DIRECT,
+    ENCODING,
     META,
-    NUMBERING,
     REDUCTIONS,
     SITUATIONS,
     WORDS,
     PlainReference,
     fitted_aligner,
     image_features,
-    situation,
+    make_situation,
     text_encoder,
 )
 
@@ -44,7 +44,7 @@ def aligners():
 
 
 def is_supported(meta, kind, relation, aligner):
-    """Say whether answers are expected rather than an error."""
+    """Return whether predictions are expected, rather than an error."""
     if meta in REDUCTIONS or relation in ("fewer", "two of five"):
         return False
     if meta in BINARY_ONLY:
@@ -52,18 +52,18 @@ def is_supported(meta, kind, relation, aligner):
     if meta == "BaggingClassifier of features" and aligner == "frozen":
         return False
     if relation.startswith("more"):
-        # Numbers from 0 may be a meta-estimator's, and a kept aligner learns nothing from them.
-        is_refused = aligner == "frozen" and "first" in relation and kind == "numbers"
-        return meta in DIRECT and not is_refused
+        # Numbers from 0 may come from a meta-estimator, which is an error with a kept aligner.
+        is_ambiguous = aligner == "frozen" and "first" in relation and kind == "numbers"
+        return meta in DIRECT and not is_ambiguous
     is_text = kind in ("text", "categorical")
-    is_numbered = kind in ("numbers", "booleans")
-    if meta == "CalibratedClassifierCV temperature":  # numbers texts alone
+    is_encoded = kind in ("numbers", "booleans")
+    if meta == "CalibratedClassifierCV temperature":  # encodes texts only
         return not is_text
-    return is_numbered or meta not in NUMBERING
+    return is_encoded or meta not in ENCODING
 
 
-def answers_of(run, classifier, y, X, X_new):
-    """Return answers or None, the error or None, and the texts of all warnings."""
+def run_case(run, classifier, y, X, X_new):
+    """Return predictions or None, the error or None, and the texts of all warnings."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
@@ -73,10 +73,10 @@ def answers_of(run, classifier, y, X, X_new):
     return answers, error, [str(warning.message) for warning in caught]
 
 
-def reference_answers(run, aligner, labels, y, X, X_new):
-    """Answer with the plain reference, whose labels are numbers from 0 of all labels in order.
+def predict_by_reference(run, aligner, labels, y, X, X_new):
+    """Return the predictions of the reference, whose labels are encoded as numbers from 0.
 
-    No meta-estimator changes the sense of these, as y holds all, or is not numbered.
+    Meta-estimators keep these numbers, since y holds all of them or is not encoded.
     """
     order = sorted(labels)
     names = {number: labels[label] for number, label in enumerate(order)}
@@ -87,7 +87,7 @@ def reference_answers(run, aligner, labels, y, X, X_new):
     return answers
 
 
-def assert_same(answers, expected):
+def assert_predictions_equal(answers, expected):
     for kind, values in expected.items():
         if kind in ("labels", "classes"):
             assert list(answers[kind]) == list(values)
@@ -96,38 +96,40 @@ def assert_same(answers, expected):
             np.testing.assert_allclose(answers[kind], values, rtol=1e-3, atol=2e-3)
 
 
-@pytest.mark.filterwarnings("ignore")  # of scikit-learn, on a perfect top-2 score of two classes
+@pytest.mark.filterwarnings(
+    "ignore"
+)  # scikit-learn warns about a perfect top-2 score of two classes
 @pytest.mark.parametrize("aligner", ["frozen", "unfitted"])
 @pytest.mark.parametrize(("kind", "relation"), SITUATIONS)
 @pytest.mark.parametrize("meta", META)
 def test_answers_are_those_of_the_reference_or_an_error(meta, kind, relation, aligner, aligners):
     if meta == "SelfTrainingClassifier" and kind == "negative numbers":
-        pytest.skip("-1 is the mark of rows without a label there")
-    labels, y, words = situation(kind, relation)
+        pytest.skip("SelfTrainingClassifier marks rows without a label by -1")
+    labels, y, words = make_situation(kind, relation)
     X, X_new = image_features(words, seed=0), image_features(words, seed=5)
     classifier = ZeroShotClassifier(labels, aligner=aligners[aligner], templates="none")
-    answers, error, warned = answers_of(META[meta], classifier, y, X, X_new)
+    answers, error, warned = run_case(META[meta], classifier, y, X, X_new)
     if is_supported(meta, kind, relation, aligner):
         assert error is None
-        expected = reference_answers(META[meta], aligners[aligner], labels, y, X, X_new)
+        expected = predict_by_reference(META[meta], aligners[aligner], labels, y, X, X_new)
         try:
-            assert_same(answers, expected)
+            assert_predictions_equal(answers, expected)
         except AssertionError:
             if meta.endswith("temperature") and min(labels) in (1, -1):
-                pytest.xfail("scikit-learn 1.9 fits a temperature to integers as if positions")
+                pytest.xfail("scikit-learn 1.9 uses integer labels as positions")
             raise
-    elif error is None:  # told by a warning
+    elif error is None:  # a warning is raised instead
         assert any("may stand for other labels" in text for text in warned) or (
             any("Scoring failed" in text for text in warned) and np.isnan(answers["scores"]).all()
         )
     elif not meta.startswith(CHECK_LATER):
         is_ours = meta in REDUCTIONS or relation in ("fewer", "two of five")
-        is_ours |= meta in NUMBERING and kind in ("text", "categorical", "numbers from 1")
+        is_ours |= meta in ENCODING and kind in ("text", "categorical", "numbers from 1")
         assert not is_ours or re.search(OURS, str(error))
 
 
-def test_one_against_the_rest_is_refused_at_any_depth(aligners):
-    """Its 0 and 1 would be two labels here, and every image would be of the first class."""
+def test_one_vs_rest_raises_at_any_depth(aligners):
+    """Its classes 0 and 1 would be taken for two labels."""
     X, y = image_features(WORDS * 4, seed=0), WORDS * 4
     classifier = ZeroShotClassifier({0: "another thing", 1: "cat"}, aligner=aligners["frozen"])
     for inner in (classifier, make_pipeline(StandardScaler(), classifier)):
@@ -136,8 +138,8 @@ def test_one_against_the_rest_is_refused_at_any_depth(aligners):
 
 
 @pytest.mark.parametrize("kind", ["frozen", "unfitted"])
-def test_one_against_the_rest_is_refused_across_processes(kind, aligners):
-    """Workers of the inner meta-estimator do not know who called it."""
+def test_one_vs_rest_raises_across_processes(kind, aligners):
+    """Workers of the inner meta-estimator cannot see the caller."""
     X, y = image_features(WORDS * 4, seed=0), WORDS * 4
     classifier = ZeroShotClassifier({0: "another thing", 1: "cat"}, aligner=aligners[kind])
     inner = VotingClassifier([("names", classifier)], voting="soft", n_jobs=2)
@@ -145,8 +147,8 @@ def test_one_against_the_rest_is_refused_across_processes(kind, aligners):
         OneVsRestClassifier(inner).fit(X, y)
 
 
-def test_images_that_cannot_be_read_are_reported_within_soft_voting(aligners):
-    """VotingClassifier takes their NaN for the first class."""
+def test_unreadable_images_warn_within_soft_voting(aligners):
+    """VotingClassifier predicts the first class for NaN."""
     X, y = image_features(WORDS * 4, seed=0), list(range(5)) * 4
     classifier = ZeroShotClassifier(dict(enumerate(WORDS)), aligner=aligners["frozen"])
     voting = VotingClassifier([("names", classifier)], voting="soft").fit(X, y)
@@ -156,7 +158,7 @@ def test_images_that_cannot_be_read_are_reported_within_soft_voting(aligners):
             predict(X)
 
 
-def test_error_for_numbers_of_a_meta_estimator_says_which_labels_to_pass(aligners):
+def test_error_for_encoded_labels_suggests_labels(aligners):
     X, y = image_features(WORDS[2:] * 4, seed=0), WORDS[2:] * 4
     classifier = ZeroShotClassifier(WORDS, aligner=aligners["frozen"])
     expected = "labels={0: 'cat', 1: 'dog', 2: 'house', 3: 'tree', 4: 'zebra'}, and pass"

@@ -153,9 +153,9 @@ def test_set_output(paths, truth):
 
 def test_global_random_state_is_left_alone(paths):
     """Neither loading nor encoding draws from numpy's or torch's global generator."""
-    from sklearn_ape.encoders import weights as _networks
+    from sklearn_ape.encoders import weights
 
-    _networks._kept.clear()
+    weights._networks.clear()
     np_state, torch_state = np.random.get_state(), torch.random.get_rng_state()  # noqa: NPY002
     TimmImageEncoder(cache=None).transform(paths[:1])
     TransformersTextEncoder(cache=None).transform(TEXTS[:1])

@@ -10,8 +10,7 @@ import torch
 from sklearn.base import clone
 
 from sklearn_ape.datasets import load_openmoji
-from sklearn_ape.encoders import TimmImageEncoder, TransformersTextEncoder
-from sklearn_ape.encoders import weights as _networks
+from sklearn_ape.encoders import TimmImageEncoder, TransformersTextEncoder, weights
 from sklearn_ape.encoders._engines import _base
 from sklearn_ape.encoders._engines import _base as _torch
 from sklearn_ape.encoders._engines import _factory as _make
@@ -41,7 +40,7 @@ def tiny(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def _afresh():
     """No engine is left over from another test."""
-    _networks._kept.clear()
+    weights._networks.clear()
 
 
 def exports(folder):
@@ -75,7 +74,7 @@ def test_exported_once(engine, tiny, paths, tmp_path, monkeypatch):
     pytest.importorskip(_base._PACKAGES[engine][0])
     encoder = TimmImageEncoder(tiny, engine=engine, cache=tmp_path)
     expected = encoder.transform(paths)
-    _networks._kept.clear()
+    weights._networks.clear()
     monkeypatch.setattr(_make._runtime(engine), "export", None)
     (tmp_path / "features.sqlite").unlink()
     np.testing.assert_array_equal(clone(encoder).transform(paths), expected)
@@ -88,7 +87,7 @@ def test_damaged_export_is_exported_anew(engine, tiny, paths, tmp_path):
     encoder = TimmImageEncoder(tiny, engine=engine, cache=tmp_path)
     expected = encoder.transform(paths)
     for damage in ("bit", "gone"):
-        _networks._kept.clear()
+        weights._networks.clear()
         (folder,) = exports(tmp_path)
         file = max(folder.iterdir(), key=lambda path: path.stat().st_size)
         content = bytearray(file.read_bytes())
@@ -136,7 +135,7 @@ def test_export_that_fails_is_computed_by_torch(engine, tiny, paths, tmp_path, m
         encoder.transform(paths[:2])
     monkeypatch.setattr(TimmImageEncoder, "_worth_exporting", 1)
     for _ in range(2):
-        _networks._kept.clear()
+        weights._networks.clear()
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             encoder.set_params(engine="auto", cache=tmp_path).transform(paths[2:5])

@@ -182,7 +182,7 @@ def test_tells_what_is_known(concepts, tmp_path):
     assert found["parameters"] == f"{model.n_parameters_:,}"
     assert found["recall@1 of stamps"] == "0.25"
     (kept,) = (row["valid_recall"] for row in model.history_ if row["epoch"] == model.best_epoch_)
-    name = "recall on the pairs held out, mean of @1, @5 and @10 both ways"
+    name = "validation recall, mean of recall@1, @5 and @10 in both directions"
     assert float(found[name]) == pytest.approx(kept, abs=1e-4)
     assert "width=16" in text
     assert "## Limits" in text

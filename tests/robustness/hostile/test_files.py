@@ -14,7 +14,7 @@ from sklearn_ape.encoders import images as _images
 from sklearn_ape.encoders.image_encoder import _square_on_white
 from sklearn_ape.encoders.images import image_digest, read_image
 from sklearn_ape.encoders.items import ItemError
-from sklearn_ape.prompts import names_of, prompts_of
+from sklearn_ape.prompts import prompts_of, resolve_names
 from tests.robustness.hostile.cases import as_bytes, base_image
 from tests.robustness.hostile.corpus import batch_outcomes, corpus, outcomes
 
@@ -160,7 +160,7 @@ class TestNames:
     def test_labels_that_an_array_would_change(self, labels, message):
         """Of "a" and "a" with a NUL, numpy made two classes of one name; of tuples, a table."""
         with pytest.raises(ValueError, match=message):
-            names_of(labels)
+            resolve_names(labels)
 
     def test_a_label_is_not_put_into_itself(self):
         """A class called "a {}" was described as "a a {}"."""
