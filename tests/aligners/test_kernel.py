@@ -84,7 +84,7 @@ def test_linear_maps_equal_ridge_regression():
 @pytest.mark.parametrize(
     ("mean", "weights", "said"),
     [
-        (np.zeros(3), np.eye(2), "mean has 3 numbers and weights has 2 rows"),
+        (np.zeros(3), np.eye(2), "mean and weights have different lengths, 3 and 2"),
         (np.zeros((2, 1)), np.eye(2), "mean must have 1 axes"),
         (np.zeros(2), np.full((2, 2), np.inf), "weights contains NaN or infinity"),
     ],
