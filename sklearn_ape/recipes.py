@@ -78,7 +78,8 @@ def recipe(name: str, *, n_pairs: int | None = None, **overrides: Any) -> dict[s
         Number of training pairs, from which ``max_epochs`` is computed. None assumes one batch per
         epoch.
     **overrides : object
-        Parameters that replace those of the recipe.
+        Parameters that replace the published ones. Of `loss_params` and `optimizer_params` only
+        the given keys are replaced.
 
     Returns
     -------
@@ -108,6 +109,9 @@ def recipe(name: str, *, n_pairs: int | None = None, **overrides: Any) -> dict[s
     if n_pairs is not None and n_pairs < 2:
         raise ValueError(f"n_pairs must be None or at least 2, not {n_pairs!r}.")
     parameters = {**published.parameters, **overrides}
+    for key, value in published.parameters.items():
+        if isinstance(value, dict):
+            parameters[key] = value | dict(overrides.get(key) or {})
     if published.n_steps and "max_epochs" not in overrides:
         n_batches = 1 if n_pairs is None else math.ceil(n_pairs / parameters["batch_size"])
         parameters["max_epochs"] = min(
@@ -188,8 +192,6 @@ class Recipe(NamedTuple):
 _TRAINED: dict[str, Any] = {
     "init": None,
     "mixup": 0.0,
-    "structure_weight": 0.0,
-    "clip_norm": None,
     "optimizer": "adamw",
     "early_stopping": True,
     "n_iter_no_change": 50,
@@ -208,12 +210,15 @@ RECIPES = {
             "n_components": None,
             "dropout": 0.0,
             "loss": "infonce",
-            "logit_scale": 1 / 0.07,
-            "learn_logit_scale": True,
-            "max_logit_scale": 100.0,
+            "loss_params": {
+                "logit_scale": 1 / 0.07,
+                "learn_logit_scale": True,
+                "max_logit_scale": 100.0,
+                "structure_weight": 0.0,
+            },
             "learning_rate": 1e-3,
             "weight_decay": 0.1,
-            "warmup": 0.05,
+            "optimizer_params": {"warmup": 0.05, "clip_norm": None},
             "batch_size": 1024,
             "max_epochs": 100,
         },
@@ -237,12 +242,15 @@ RECIPES = {
             "n_components": 512,
             "dropout": 0.6,
             "loss": "infonce",
-            "logit_scale": 1 / 0.07,
-            "learn_logit_scale": True,
-            "max_logit_scale": 1000.0,
+            "loss_params": {
+                "logit_scale": 1 / 0.07,
+                "learn_logit_scale": True,
+                "max_logit_scale": 1000.0,
+                "structure_weight": 0.0,
+            },
             "learning_rate": 1e-3,
             "weight_decay": 0.1,
-            "warmup": 0.05,
+            "optimizer_params": {"warmup": 0.05, "clip_norm": None},
             "batch_size": 20480,
             "mixup": 1.0,
         },
@@ -272,13 +280,16 @@ RECIPES = {
             "n_components": 1024,
             "dropout": 0.0,
             "loss": "sigmoid",
-            "logit_scale": 20.0,
-            "learn_logit_scale": True,
-            "max_logit_scale": 100.0,
+            "loss_params": {
+                "logit_scale": 20.0,
+                "learn_logit_scale": True,
+                "max_logit_scale": 100.0,
+                "structure_weight": 0.0,
+            },
             "optimizer": "lion",
             "learning_rate": 1e-5,
             "weight_decay": 1e-4,
-            "warmup": 0.1,
+            "optimizer_params": {"warmup": 0.1, "clip_norm": None},
             "batch_size": 32768,
         },
         """SAIL (Zhang et al., CVPR 2025), code lezhang7/SAIL.
@@ -307,14 +318,16 @@ RECIPES = {
             "n_components": None,
             "dropout": 0.2,
             "loss": "infonce",
-            "logit_scale": math.exp(2.6592),
-            "learn_logit_scale": False,
-            "max_logit_scale": 100.0,
+            "loss_params": {
+                "logit_scale": math.exp(2.6592),
+                "learn_logit_scale": False,
+                "max_logit_scale": 100.0,
+                "structure_weight": 0.0,
+            },
             "optimizer": "adam",
             "learning_rate": 1e-3,
             "weight_decay": 1e-4,
-            "warmup": 0.03,
-            "clip_norm": 1.0,
+            "optimizer_params": {"warmup": 0.03, "clip_norm": 1.0},
             "batch_size": 1024,
         },
         """ShareLock (Ruthardt et al., TMLR 2026), code JonaRuthardt/ShareLock.
@@ -340,12 +353,15 @@ RECIPES = {
             "n_components": 1024,
             "dropout": 0.1,
             "loss": "infonce",
-            "logit_scale": 1 / 0.07,
-            "learn_logit_scale": True,
-            "max_logit_scale": 1000.0,
+            "loss_params": {
+                "logit_scale": 1 / 0.07,
+                "learn_logit_scale": True,
+                "max_logit_scale": 1000.0,
+                "structure_weight": 0.0,
+            },
             "learning_rate": 1e-3,
             "weight_decay": 0.02,
-            "warmup": 0.05,
+            "optimizer_params": {"warmup": 0.05, "clip_norm": None},
             "batch_size": 1800,
         },
         """Freeze-Align (Maniparambil et al., CVPR 2025), code mayug/freeze-align.
@@ -373,12 +389,15 @@ RECIPES = {
             "n_components": 512,
             "dropout": 0.0,
             "loss": "infonce",
-            "logit_scale": math.exp(2.6592),
-            "learn_logit_scale": True,
-            "max_logit_scale": 100.0,
+            "loss_params": {
+                "logit_scale": math.exp(2.6592),
+                "learn_logit_scale": True,
+                "max_logit_scale": 100.0,
+                "structure_weight": 0.0,
+            },
             "learning_rate": 1e-3,
             "weight_decay": 0.1,
-            "warmup": 0.05,
+            "optimizer_params": {"warmup": 0.05, "clip_norm": None},
             "batch_size": 1024,
             "max_epochs": 100,
         },
@@ -417,9 +436,11 @@ RECIPES = {
         "LiTAligner",
         {
             "loss": "sigmoid",
-            "logit_scale": 10.0,
-            "learn_logit_scale": True,
-            "max_logit_scale": 100.0,
+            "loss_params": {
+                "logit_scale": 10.0,
+                "learn_logit_scale": True,
+                "max_logit_scale": 100.0,
+            },
             "learning_rate": 1e-3,
             "head_learning_rate": 1e-3,
             "weight_decay": 0.01,

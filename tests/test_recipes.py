@@ -152,7 +152,16 @@ def test_recipe_sets_all_parameters_of_its_method():
         "random_state",
         "refit",
         "text_encoder",
-        "tile_size",
         "validation_fraction",
         "verbose",
     }
+    keys = set(APEAligner._dict_defaults["loss_params"]) - set(recipe("fusemix")["loss_params"])
+    assert keys == {"tile_size"}
+    assert set(recipe("ape")["optimizer_params"]) == {"warmup", "clip_norm"}
+
+
+def test_overrides_of_dict_parameters_keep_other_published_keys():
+    params = recipe("sail", loss_params={"logit_scale": 5.0})["loss_params"]
+    assert params["logit_scale"] == 5.0
+    assert params["max_logit_scale"] == 100.0
+    assert recipe("sail")["loss_params"]["logit_scale"] == 20.0

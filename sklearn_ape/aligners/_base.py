@@ -19,7 +19,7 @@ from ..metrics import recall_at_k
 from ..metrics.retrieval import compute_both_ranks
 from ..persistence.hub import Facts
 from ..persistence.mixins import FittedState, PretrainedMixin
-from ..training.data import Pairs
+from ..training.data import PairDataset
 from ..utils.linalg import evenly_spaced
 from ..utils.sklearn_compat import CallbackSupportMixin, DocLinkMixin
 from ..utils.validation import FLOATS, as_floats, as_numeric, check_sequence, ignores_underflow
@@ -320,7 +320,7 @@ class BaseAligner(
         """Return embeddings of texts, dense or `SparseRows`, whose products are cosines."""
         return self._embed_texts(features)
 
-    def _set_bank(self, data: Pairs) -> None:
+    def _set_bank(self, data: PairDataset) -> None:
         """Set `bank_` to embeddings of a sample of the training images and captions."""
         is_image = data.pairs[:, 0] < data.n_images
         texts = np.unique(data.pairs[is_image, 1])
@@ -329,7 +329,7 @@ class BaseAligner(
             self._comparable_texts(data.text[texts[evenly_spaced(len(texts))]]),
         )
 
-    def _fit_pairs(self, X: Any, y: Any) -> Pairs:
+    def _fit_pairs(self, X: Any, y: Any) -> PairDataset:
         """Return the training pairs, those of `head_pairs` last; fit the encoders."""
         if y is None:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""Checkpoints of a training run: when they are written, and the file."""
+"""Checkpoints of a training run: their files, and when they are written."""
 
 from __future__ import annotations
 
@@ -11,61 +11,54 @@ from collections.abc import Callable
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import joblib
 import numpy as np
 from filelock import FileLock, Timeout
 from sklearn.utils import gen_batches
 
-from ..persistence import FittedState
 from ..persistence.files import read_file, read_head, write_file
-from ..training import Ranks, current_ranks
-from ..training.callbacks import TrainingResult, is_first_rank
-from ..training.data import Pairs
-from ..training.distributed import SINGLE_PROCESS_PARAMETERS
+from ..training.callbacks import TrainingResult
+from ..training.data import PairDataset
+from ..training.distributed import Ranks, current_ranks, is_first_rank
 from ..training.state import SaveState
 from ..utils.files import remove_unfinished_directories
 from ..utils.linalg import fingerprint
 from ..utils.sklearn_compat import observes_fit
 from ..utils.validation import format_list
 from ..utils.warnings import warn
-from ._text_tower import TextTower
+
+if TYPE_CHECKING:
+    from ._trained import TrainedAligner
 
 _FORMAT = 1
-
-
 _UNFINISHED, _FINISHED = ".training.safetensors", ".trained.safetensors"
 
-
-# Whoever looks at a lock holds it for a moment.
+# Processes that only check whether a training is running hold its lock for a moment.
 _LOCK_TIMEOUT_S = 1.0
 
-
-_MOST_NAMED = 4
-
-
+_MAX_DIFFERENCES = 4
 _REMEDY = "Delete it to train from the beginning, or pass another folder as checkpoint."
 
 
 def prepare_folder(checkpoint: Any) -> None:
-    """Make the folder of a checkpoint and see that it can be written to, before long work.
+    """Create the folder of checkpoints and check that it is writable, before training starts.
 
     Raises
     ------
     TypeError
-        When it is no path.
+        If `checkpoint` is not a path.
     OSError
-        When it cannot be made or written to; also (FileExistsError) when it holds other things.
+        If the folder cannot be created or written to, or (FileExistsError) contains other files.
     """
-    ranks = current_ranks()
-    if checkpoint is None or (ranks is not None and ranks.rank):
-        return  # of processes that train together the first one writes
+    if checkpoint is None or not is_first_rank(current_ranks()):
+        return  # in distributed training only the first rank writes
     if not isinstance(checkpoint, str | os.PathLike) or not os.fspath(checkpoint):
         raise TypeError(f"checkpoint must be None or the path of a folder, not {checkpoint!r}.")
-    folder = folder_of(checkpoint)
+    folder = Path(checkpoint).expanduser()
     if folder.exists() and not folder.is_dir():
-        raise FileExistsError(f"checkpoint={str(folder)!r} is a file: pass a folder.")
+        raise FileExistsError(f"checkpoint={str(folder)!r} is a file. Pass a folder.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -73,34 +66,28 @@ def prepare_folder(checkpoint: Any) -> None:
         names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
     except OSError as error:
         raise type(error)(
-            f"checkpoint={str(folder)!r} cannot be written to ({error}): pass another folder, or "
-            "None to train without."
+            f"checkpoint={str(folder)!r} is not writable ({error}). Pass another folder, or None "
+            "to train without checkpoints."
         ) from None
     if names and not any(name.endswith((_UNFINISHED, _FINISHED)) for name in names):
         raise FileExistsError(
-            f"checkpoint={str(folder)!r} holds {format_list(names, str)} and no training of "
-            "sklearn-ape: pass a folder of its own, such as a new one."
+            f"checkpoint={str(folder)!r} contains {format_list(names, str)} and no checkpoint of "
+            "sklearn-ape. Pass a folder for checkpoints only, such as a new one."
         )
 
 
-def folder_of(checkpoint: Any) -> Path:
-    """Return the path that a parameter stands for."""
-    return Path(checkpoint).expanduser()
-
-
 class TrainingFile:
-    """What is kept of one training: its state while it runs, and what it led to.
+    """Files with the state and the result of one training run.
 
-    Opening it takes the place of the one process that writes; a process that comes second trains
-    without writing.
+    One process at a time holds the lock of a run and writes its files. Another process with the
+    same run trains without checkpoints.
 
     Parameters
     ----------
     folder : Path
-        That exists, and may hold other trainings: each has names of its own.
+        Existing folder, which may contain the files of other runs.
     training : dict
-        Plain data that says which training it is: ``class``, ``parameters`` (texts by name) and
-        what else tells it from others.
+        Plain data that identifies the run: ``class``, ``parameters`` (texts by name) and digests.
     """
 
     def __init__(self, folder: Path, training: dict[str, Any]) -> None:
@@ -109,53 +96,54 @@ class TrainingFile:
         name = f"{training['class']}-{key}"
         self.unfinished = folder / f"{name}{_UNFINISHED}"
         self.finished = folder / f"{name}{_FINISHED}"
-        self._lock = _lock_of(self.unfinished)
-        self._has_told = False
-        self.is_ours = True
+        self._lock = _make_lock(self.unfinished)
+        self._has_warned = False
+        self.is_owner = True
 
     def open(self) -> None:
-        """Become the one who writes, unless another process is."""
+        """Acquire the lock, unless another process holds it."""
         try:
             self._lock.acquire(timeout=_LOCK_TIMEOUT_S)
         except Timeout:
-            self.is_ours = False
+            self.is_owner = False
             warn(
-                f"Another process is at the same training, and keeps its state in "
-                f"{str(self.unfinished)!r}: this one trains beside it, without a checkpoint.",
+                f"Another process holds the lock on checkpoint {str(self.unfinished)!r}. This run "
+                "will train without checkpoints.",
             )
         except (OSError, NotImplementedError):
-            pass  # a disk without locks: whole files replace one another all the same
+            pass  # file systems without locks: files are still replaced atomically
         for path in (self.unfinished, self.finished):
             remove_unfinished_directories(path)
 
     def close(self) -> None:
-        """Let others write."""
+        """Release the lock."""
         self._lock.release()
 
     def read(self, finished: bool = True) -> tuple[str, dict[str, Any]] | None:
-        """Return ("finished" or "unfinished", what was written), or None for a new training.
+        """Return ("finished" or "unfinished", values), or None if there is no file of this run.
 
         Parameters
         ----------
         finished : bool, default=True
-            Whether a finished training is returned. Otherwise only an unfinished one is.
+            Whether to return the result of a finished training. If False, only the state of an
+            unfinished one is returned.
 
         Raises
         ------
         ValueError
-            When it is damaged, of another training or of another format.
+            If the file is damaged, or belongs to another run or format.
         """
-        if not self.is_ours:
+        if not self.is_owner:
             return None
         for path, kind in ((self.finished, "finished"), (self.unfinished, "unfinished")):
             if path.exists() and (finished or path != self.finished):
                 return kind, self._read(path)
-        self._tell_of_others()
+        self._warn_about_other_runs()
         return None
 
     def write(self, values: dict[str, Any], finished: bool = False) -> None:
-        """Write, or warn once that it cannot be done: training goes on."""
-        if not self.is_ours:
+        """Write values; if that fails, warn once and let training continue."""
+        if not self.is_owner:
             return
         head = {
             "library": "sklearn-ape",
@@ -168,17 +156,17 @@ class TrainingFile:
             if finished:
                 self.unfinished.unlink(missing_ok=True)
         except OSError as error:
-            if not self._has_told:
-                self._has_told = True
+            if not self._has_warned:
+                self._has_warned = True
                 warn(
                     f"The checkpoint in {str(self.unfinished.parent)!r} cannot be written "
-                    f"({error}): training goes on, and what is there stays as it is.",
+                    f"({error}). Training continues, and existing files are left unchanged.",
                     RuntimeWarning,
                 )
 
     def remove(self) -> None:
-        """Forget the training."""
-        if self.is_ours:
+        """Delete the state of an unfinished training."""
+        if self.is_owner:
             with suppress(OSError):
                 self.unfinished.unlink(missing_ok=True)
 
@@ -187,41 +175,42 @@ class TrainingFile:
             head = read_head(path)
             if head.get("checkpoint_format") != _FORMAT:
                 raise ValueError(
-                    f"{str(path)!r} is of format {str(head.get('checkpoint_format'))[:20]}, and "
+                    f"{str(path)!r} has format {str(head.get('checkpoint_format'))[:20]}, and "
                     f"this version of sklearn-ape reads format {_FORMAT}."
                 )
             if head.get("training") != self.training:
                 raise ValueError(
-                    f"{str(path)!r} is of another training: "
-                    f"{_difference(head.get('training'), self.training)}."
+                    f"{str(path)!r} belongs to another training: "
+                    f"{_describe_difference(head.get('training'), self.training)}."
                 )
             values = read_file(path)
         except ValueError as error:
             raise ValueError(f"{error} {_REMEDY}") from None
-        begun, here = head.get("versions"), _versions()
-        if begun != here:
+        written, installed = head.get("versions"), _versions()
+        if written != installed:
             warn(
-                f"{str(path)!r} was written with {begun}, and these are {here}: the result may "
-                "differ in the last digits from that of a training in one go.",
+                f"{str(path)!r} was written with {written}, and the installed versions are "
+                f"{installed}. The result may differ in the last digits from that of an "
+                "uninterrupted training.",
             )
         return values
 
-    def _tell_of_others(self) -> None:
-        """Say what differs from a training that was killed: that may be an accident."""
+    def _warn_about_other_runs(self) -> None:
+        """Warn about an unfinished run that differs, possibly by accident."""
         pattern = f"{self.training['class']}-*{_UNFINISHED}"
         for path in sorted(self.unfinished.parent.glob(pattern)):
             with suppress(OSError, ValueError, Timeout, NotImplementedError):
-                with _lock_of(path).acquire(timeout=0):  # else it is running
-                    there = read_head(path).get("training")
+                with _make_lock(path).acquire(timeout=0):  # Timeout if that run is active
+                    training = read_head(path).get("training")
                 warn(
                     f"{str(path)!r} is an unfinished training with "
-                    f"{_difference(there, self.training)}. This one is another, and begins at the "
-                    "beginning; that one is left as it is.",
+                    f"{_describe_difference(training, self.training)}. Starting a new run; the "
+                    "existing checkpoint is left unchanged.",
                 )
                 return
 
 
-def _lock_of(path: Path) -> FileLock:
+def _make_lock(path: Path) -> FileLock:
     return FileLock(path.with_name(f".{path.name}.lock"))
 
 
@@ -229,245 +218,229 @@ def _versions() -> dict[str, str]:
     return {name: version(name) for name in ("sklearn-ape", "torch")}
 
 
-def _difference(there: Any, here: dict[str, Any]) -> str:
-    """Say in what two trainings differ."""
-    if not isinstance(there, dict) or not isinstance(there.get("parameters"), dict):
-        return "nothing that this version knows"
-    others, ours = there["parameters"], here["parameters"]
-    found = [
-        f"{name}={others.get(name, 'unknown')} (here {ours.get(name, 'unknown')})"
-        for name in sorted(others.keys() | ours.keys())
-        if others.get(name) != ours.get(name)
+def _describe_difference(other: Any, own: dict[str, Any]) -> str:
+    """Return the parameters and data in which another training differs."""
+    if not isinstance(other, dict) or not isinstance(other.get("parameters"), dict):
+        return "an unknown description"
+    theirs, ours = other["parameters"], own["parameters"]
+    differences = [
+        f"{name}={theirs.get(name, 'unknown')} (here {ours.get(name, 'unknown')})"
+        for name in sorted(theirs.keys() | ours.keys())
+        if theirs.get(name) != ours.get(name)
     ]
-    named = sorted((there.keys() | here.keys()) - {"parameters", "class"})
-    found += [f"other {name}" for name in named if there.get(name) != here.get(name)]
-    more = ["..."] if len(found) > _MOST_NAMED else []
-    return ", ".join(found[:_MOST_NAMED] + more) or "other content"
+    names = sorted((other.keys() | own.keys()) - {"parameters", "class"})
+    differences += [f"other {name}" for name in names if other.get(name) != own.get(name)]
+    more = ["..."] if len(differences) > _MAX_DIFFERENCES else []
+    return ", ".join(differences[:_MAX_DIFFERENCES] + more) or "other content"
 
 
-# Writing may take a twentieth of the time.
+# After writing for t seconds, the next state is written 19 t later at the earliest, so that
+# writing takes at most a twentieth of the time.
 _PAUSE_OF_WRITING = 19
 
-
-_ROWS_AT_ONCE = 4096
+_ROWS_PER_BLOCK = 4096
 
 
 class Checkpoint:
-    """What is kept of one training, if anything; a context in which it is trained.
+    """Context of a training run that saves and restores its state if `checkpoint` is set.
 
     Parameters
     ----------
-    aligner : APEAligner or LiTAligner
-        Its parameters are read.
-    data : Pairs
-        What it is trained on.
+    aligner : TrainedAligner
+        Aligner that is being fitted.
+    data : PairDataset
+        Training pairs.
     seed : int
-        What a new training would take.
+        Seed of a new training.
     ranks : Ranks or None, default=None
-        Processes that train together: the first one reads and writes for all.
-    tower : TextTower or None, default=None
-        What is trained besides heads, as it was before.
+        Ranks of distributed training. The first rank reads and writes for all of them.
 
     Attributes
     ----------
     seed : int
-        What to train with: that of the training that was killed, if it drew its own.
+        Seed of the training; that of a resumed one if it was drawn with ``random_state=None``.
 
     Raises
     ------
     ValueError
-        When the file of this very training is damaged or of another format.
+        If the file of this training is damaged or has another format.
     OSError
-        When it cannot be read.
+        If the file cannot be read.
     """
 
     def __init__(
-        self,
-        aligner: Any,
-        data: Pairs,
-        seed: int,
-        ranks: Ranks | None = None,
-        tower: TextTower | None = None,
+        self, aligner: TrainedAligner, data: PairDataset, seed: int, ranks: Ranks | None = None
     ) -> None:
         self.aligner = aligner
         self.ranks = ranks
         self.seed = seed
-        self._tower = tower
         self._file: TrainingFile | None = None
         self._finished: dict[str, Any] | None = None
         self._phase = ""
         self._state: dict[str, Any] | None = None
-        self._course: dict[str, Any] | None = None
+        self._result: dict[str, Any] | None = None
         self._is_stopped = False
         self._next_write = -np.inf
-        checkpoint = aligner.checkpoint
-        self.is_on = checkpoint is not None
+        self.is_enabled = aligner.checkpoint is not None
         if ranks is not None:
-            self.is_on = ranks.of_first(self.is_on)
-        if self.is_on and is_first_rank(ranks):
-            training = _described(aligner, data, seed, ranks, tower)
-            self._file = TrainingFile(folder_of(checkpoint), training)
+            self.is_enabled = ranks.broadcast(self.is_enabled)
+        if self.is_enabled and is_first_rank(ranks):
+            training = _describe(aligner, data, seed, ranks)
+            self._file = TrainingFile(Path(aligner.checkpoint).expanduser(), training)
 
     def __enter__(self) -> Self:
-        if not self.is_on:
+        if not self.is_enabled:
             return self
-        found: Any = None
+        content: Any = None
         if self._file is not None:
             self._file.open()
             try:
-                # Callbacks must be called, and those of scikit-learn may stop the training.
-                found = self._file.read(finished=not observes_fit(self.aligner))
+                # Callbacks of scikit-learn must be called, and may stop the training.
+                content = self._file.read(finished=not observes_fit(self.aligner))
             except (ValueError, OSError) as error:
                 self._file.close()
-                found = error
-        if self.ranks is not None:  # which must not wait for one that has failed
-            found = self.ranks.of_first(found)
-        if isinstance(found, Exception):
-            raise found
-        if found is not None:
-            kind, values = found
+                content = error
+        if self.ranks is not None:
+            # Also broadcast an error: the other ranks would wait for the first one.
+            content = self.ranks.broadcast(content)
+        if isinstance(content, Exception):
+            raise content
+        if content is not None:
+            kind, values = content
             if kind == "finished":
                 self._finished = values
             else:
                 self.seed = values["seed"]
                 self._phase, self._state = values["phase"], values["state"]
-                self._course = values["course"]
+                # The key is of the first version of this format.
+                self._result = values["course"]
         return self
 
     def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
         if self._file is None:
             return
         if isinstance(error, FloatingPointError):
-            self._file.remove()  # it would diverge again
+            self._file.remove()  # a resumed training would diverge again
         self._file.close()
 
     def restore(self) -> bool:
-        """Give the aligner what the whole training led to; say whether that was there."""
+        """Restore the result of a finished training; return whether there was one."""
         if self._finished is None:
             return False
-        learned = self._finished["learned"]
-        if "text_tower" in learned:
-            assert self._tower is not None
-            learned["text_tower"]["encoder"] = self._tower.encoder
-        state = FittedState(learned, "the finished training")
-        self.aligner._restore_learned(state, self._finished["logit_scale"])
-        state.close()
+        self.aligner._set_result(self._finished["learned"], self._finished["logit_scale"])
         return True
 
     @property
-    def course(self) -> TrainingResult | None:
-        """That of the training that found the best epoch, if it is over."""
-        return None if self._course is None else TrainingResult(**self._course)
+    def result(self) -> TrainingResult | None:
+        """Result of the search for the best epoch, if it is finished."""
+        return None if self._result is None else TrainingResult(**self._result)
 
     def callbacks(self, phase: str) -> list[Any]:
-        """Return what a net needs to keep its state, and to go on from the one kept.
+        """Return the callbacks by which a net saves its state and resumes from a saved one.
 
         Parameters
         ----------
         phase : str
-            Which net of the training it is.
+            Name of the phase of the training, each of which has its own net.
         """
-        if not self.is_on or self._is_stopped:
+        if not self.is_enabled or self._is_stopped:
             return []
-        start = self._state if phase == self._phase else None
+        state = self._state if phase == self._phase else None
         self._state = None
-        return [("checkpoint", SaveState(lambda make: self._keep(phase, make), start))]
+        return [("checkpoint", SaveState(lambda get: self._save(phase, get), state))]
 
-    def note_course(self, course: TrainingResult) -> None:
-        """Take note that the best epoch is found, unless training was stopped before."""
-        if course.was_stopped:
+    def note_result(self, result: TrainingResult) -> None:
+        """Record the result of the search for the best epoch."""
+        if result.was_stopped:
             self.stop()
-        self._course = course._asdict()
+        self._result = result._asdict()
 
     def stop(self) -> None:
-        """Leave the last state for the next fit: training was interrupted."""
+        """Keep the last state for the next fit, because training was interrupted."""
         self._is_stopped = True
 
     def begin(self, phase: str) -> None:
-        """Keep that a phase begins: what was done before it is not done again."""
-        if self.is_on and not self._is_stopped and phase != self._phase:
+        """Record that a phase begins, so that earlier phases are not repeated."""
+        if self.is_enabled and not self._is_stopped and phase != self._phase:
             self._write(phase, None)
 
     def finish(self) -> None:
-        """Keep the result, or delete the state if a new fit has to train again.
+        """Save the result, or delete the state if the next fit must train again.
 
-        It has to if it draws another seed or calls callbacks: they can change weights, and a
-        class or a function of the same name may do something else by then.
+        It must if it draws another seed or calls callbacks: they can change weights, and a class
+        or function of the same name may have changed by then.
         """
         if self._file is None or self._is_stopped:
             return
         if self.aligner.random_state is None or self.aligner.callbacks:
             self._file.remove()
             return
-        learned = self.aligner._learned_state()
-        if "text_tower" in learned:
-            learned["text_tower"].pop("encoder")  # it is that of the aligner
-        values = {"learned": learned, "logit_scale": self.aligner.logit_scale_}
+        values = {"learned": self.aligner._get_result(), "logit_scale": self.aligner.logit_scale_}
         self._file.write(values, finished=True)
 
-    def _keep(self, phase: str, make: Callable[[], dict[str, Any]]) -> None:
+    def _save(self, phase: str, get_state: Callable[[], dict[str, Any]]) -> None:
         is_due = time.monotonic() >= self._next_write
         if self.ranks is not None:
-            is_due = self.ranks.of_first(is_due)
+            # `get_state` gathers from all ranks, so all must take the same branch.
+            is_due = self.ranks.broadcast(is_due)
         if is_due:
             start = time.monotonic()
-            self._write(phase, make())
+            self._write(phase, get_state())
             end = time.monotonic()
             self._next_write = end + _PAUSE_OF_WRITING * (end - start)
 
     def _write(self, phase: str, state: dict[str, Any] | None) -> None:
         if self._file is not None:
-            values = {"seed": self.seed, "phase": phase, "course": self._course, "state": state}
+            values = {"seed": self.seed, "phase": phase, "course": self._result, "state": state}
             self._file.write(values)
 
 
-def _described(
-    aligner: Any, data: Pairs, seed: int, ranks: Ranks | None, tower: TextTower | None
+def _describe(
+    aligner: TrainedAligner, data: PairDataset, seed: int, ranks: Ranks | None
 ) -> dict[str, Any]:
-    """Say which training it is: all that its numbers depend on."""
-    parameters = aligner.get_params(deep=False)
-    found: dict[str, Any] = {
+    """Return everything that the result of a training depends on, as plain data."""
+    training: dict[str, Any] = {
         "class": type(aligner).__name__,
         "parameters": {
             name: repr(value.item() if isinstance(value, np.generic) else value)
-            for name, value in parameters.items()
-            if name not in SINGLE_PROCESS_PARAMETERS
+            for name, value in aligner._compared_parameters().items()
         },
-        "pairs": _digest(data),
+        "pairs": _digest_pairs(data),
         "random_state": None if aligner.random_state is None else seed,
         "number of processes": 1 if ranks is None else ranks.size,
     }
     if aligner.callbacks:
-        found["callbacks"] = [_description(callback) for callback in aligner.callbacks]
-    return found if tower is None else {**found, "text_encoder": tower.digest()}
+        training["callbacks"] = [_describe_callback(callback) for callback in aligner.callbacks]
+    return training | aligner._compared_weights()
 
 
-def _description(callback: Any) -> str:
-    """Describe a skorch callback by its class and parameters."""
+def _describe_callback(callback: Any) -> str:
+    """Return the class and the parameters of a skorch callback."""
     if isinstance(callback, tuple):  # with a name
         callback = callback[1]
-    kind = callback if isinstance(callback, type) else type(callback)
+    cls = callback if isinstance(callback, type) else type(callback)
     values = {} if isinstance(callback, type) else vars(callback)
     parameters = [
         f"{name}={_hash(value)}" for name, value in sorted(values.items()) if name[-1] != "_"
     ]
-    return f"{kind.__module__}.{kind.__qualname__}({', '.join(parameters)})"
+    return f"{cls.__module__}.{cls.__qualname__}({', '.join(parameters)})"
 
 
 def _hash(value: Any) -> str:
-    """Return a hash that is the same in every process, or the type's name if there is none."""
+    """Return a hash that is the same in every process, or the name of the type without one."""
     try:
         return joblib.hash(value)
     except Exception:  # pickling may raise anything
         return type(value).__name__
 
 
-def _digest(data: Pairs) -> str:
-    """Return a digest of all rows, of which a few are in memory."""
-    parts = [
-        fingerprint(np.asarray(side[rows]))
+def _digest_pairs(data: PairDataset) -> str:
+    """Return a digest of all features and pairs, computed in blocks of rows."""
+    digests = [
+        fingerprint(np.asarray(side[block]))
         for side in (data.image, data.text)
-        for rows in gen_batches(len(side), _ROWS_AT_ONCE)
+        for block in gen_batches(len(side), _ROWS_PER_BLOCK)
     ]
-    items = [] if data.items is None else [data.items]  # they decide which epoch is the best
-    return fingerprint(data.pairs, np.array([data.n_prototypes]), np.array(parts), *items)
+    # Items decide which epoch is the best one.
+    items = [] if data.items is None else [data.items]
+    return fingerprint(data.pairs, np.array([data.n_prototypes]), np.array(digests), *items)

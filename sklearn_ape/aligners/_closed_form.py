@@ -14,7 +14,7 @@ from scipy.sparse import csr_array
 from sklearn.utils import gen_batches
 
 from ..heads import BaseMap, KernelMap, LinearMap, WhitenedMap
-from ..training.data import Pairs, split_pairs
+from ..training.data import PairDataset, split_pairs
 from ..utils.linalg import covariance, mean, normalize_rows
 
 # Defaults, chosen on held-out folders of Open Clip Art.
@@ -80,14 +80,16 @@ def fit_logit_scale(image: Any, text: Any, pairs: np.ndarray, max_scale: float =
     return math.exp(best.x)
 
 
-def held_out_logit_scale(data: Pairs, fit: Callable[[Pairs], tuple[Any, Any]]) -> float:
+def held_out_logit_scale(
+    data: PairDataset, fit: Callable[[PairDataset], tuple[Any, Any]]
+) -> float:
     """Return the logit scale fitted on pairs that are held out of an aligner's fit.
 
     If there are too few groups of pairs to hold any out, the training pairs are used.
 
     Parameters
     ----------
-    data : Pairs
+    data : PairDataset
         The training pairs. A fifth of them is held out, of images rather than prototypes.
     fit : callable
         Function of training pairs that returns two functions, which compute L2-normalized
@@ -103,7 +105,7 @@ def held_out_logit_scale(data: Pairs, fit: Callable[[Pairs], tuple[Any, Any]]) -
     if split.valid is not None:
         image_pairs = split.valid[data.pairs[split.valid, 0] < data.n_images]
         held_out = image_pairs if len(image_pairs) > 1 else split.valid
-    embed_image, embed_text = fit(data._replace(pairs=data.pairs[train]))
+    embed_image, embed_text = fit(data.replace(pairs=data.pairs[train]))
     held_out = _subsample(held_out)
     images, image_rows = np.unique(data.pairs[held_out, 0], return_inverse=True)
     texts, text_rows = np.unique(data.pairs[held_out, 1], return_inverse=True)
@@ -126,7 +128,7 @@ class Maps(NamedTuple):
 
 
 def kernel_maps(
-    data: Pairs,
+    data: PairDataset,
     *,
     gamma: float | str,
     ridge: float,
@@ -164,7 +166,9 @@ def kernel_maps(
     return Maps(targets.image, KernelMap(anchors, _solve(matrix, right), gamma))
 
 
-def linear_maps(data: Pairs, *, ridge: float, whitening: float, n_components: int | None) -> Maps:
+def linear_maps(
+    data: PairDataset, *, ridge: float, whitening: float, n_components: int | None
+) -> Maps:
     """Return whitened images and a ridge regression from texts to them.
 
     The ridge is relative to the mean variance of a text feature.
@@ -204,7 +208,7 @@ class _Targets:
     pairs. Iterating yields slices of `texts` and their targets, block by block.
     """
 
-    def __init__(self, data: Pairs, whitening: float, n_components: int | None) -> None:
+    def __init__(self, data: PairDataset, whitening: float, n_components: int | None) -> None:
         self._data = data
         # Texts of zeros are left out: they have no direction and so no cosines.
         blocks = gen_batches(len(data.text), _TEXTS_AT_ONCE)

@@ -10,7 +10,7 @@ from sklearn.metrics import pairwise_distances_argmin_min
 from ..encoders import HeadPairs, classifier_head_pairs
 from ..encoders.resolve import resolve_encoder
 from ..features.memmap import StoredRows, row_blocks
-from ..training.data import Pairs
+from ..training.data import PairDataset
 from ..utils.linalg import centered, covariance, mean
 from ..utils.validation import check_sequence
 
@@ -37,7 +37,7 @@ def resolve_head_pairs(head_pairs: Any) -> HeadPairs:
     return HeadPairs(weights, head.texts, head.owners)
 
 
-def append_head_pairs(aligner: Any, head: HeadPairs, data: Pairs) -> Pairs:
+def append_head_pairs(aligner: Any, head: HeadPairs, data: PairDataset) -> PairDataset:
     """Append one image per class, its prototype, and the texts of the class.
 
     The texts of a class are paired with the same image. Texts that are captions already are not
@@ -58,7 +58,7 @@ def append_head_pairs(aligner: Any, head: HeadPairs, data: Pairs) -> Pairs:
     images = compute_prototypes(data.image, head.weights)[classes]
     text, rows = _append_texts(data.text, texts)
     pairs = np.column_stack([len(data.image) + owners, rows])
-    return data._replace(
+    return data.replace(
         image=_append(data.image, images),
         text=text,
         pairs=np.concatenate([data.pairs, np.unique(pairs, axis=0)]),

@@ -3,122 +3,130 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from typing import Any, Self
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
-from sklearn.utils import check_random_state
 
-from ..devices import resolve_device
-from ..heads import TwoTower
+from ..heads import HEAD_KINDS, TwoTower, hidden_width
 from ..persistence import FittedState
-from ..training.distributed import join_ranks
-from ..training.net import seed_generators
-from ..utils.sklearn_compat import FitContext, with_callbacks
-from ..utils.torch_state import default_state
-from ._ape_trainer import check_head_training, head_attributes, train_heads
-from ._base import BaseAligner
-from ._checkpoint import Checkpoint, prepare_folder
+from ..training.callbacks import TrainingResult
+from ..training.data import PairDataset
+from ..training.net import OPTIMIZERS, cosine_schedule
+from ..utils.sklearn_compat import with_callbacks
+from ..utils.validation import check_choice, check_integer, check_number
+from ._ape_trainer import HeadConfig, train_heads
 from ._serialization import HeadsMixin, history_state, restore_history
+from ._trained import TrainedAligner, TrainingRun, name_key
 
 
-class APEAligner(HeadsMixin, BaseAligner):
+class APEAligner(HeadsMixin, TrainedAligner):
     """Align two frozen encoders by training small heads with a contrastive loss.
 
-    "Aligning Pretrained Encoders" [1]_: the encoders stay as they are, their features are
-    computed once, and an MLP learns to bring an image and its caption together.
+    "Aligning Pretrained Encoders" [1]_ leaves the encoders unchanged. Their features are computed
+    once, and an MLP is trained to bring an image and its caption together.
 
     Parameters
     ----------
     image_encoder : transformer, str or None, default=None
-        Turns images into features, such as `TimmImageEncoder`. A str is the name of an encoder
+        **Data.** Encoder of images, such as `TimmImageEncoder`. A str is the name of an encoder
         with default parameters: a name of `sklearn_ape.encoders.list_encoders` such as
         ``"efficientnet_lite0"``, any model of timm, ``"transformers:NAME"`` or
-        ``"open_clip:NAME"``. With None, X is features (as in a Pipeline whose first step is the
-        encoder).
+        ``"open_clip:NAME"``. With None, X contains features, as in a Pipeline whose first step
+        is the encoder.
     text_encoder : transformer, str or None, default=None
-        Turns captions into features, such as `TransformersTextEncoder`. A str is the name of an
-        encoder with default parameters: ``"all-MiniLM-L6-v2"``, any model of the transformers
-        library, or ``"open_clip:NAME"``. With None, y is features.
+        Encoder of captions, such as `TransformersTextEncoder`. A str is the name of an encoder
+        with default parameters: ``"all-MiniLM-L6-v2"``, any model of the transformers library, or
+        ``"open_clip:NAME"``. With None, y contains features.
     head_pairs : image encoder, str, HeadPairs or None, default=None
-        Names, synonyms and definitions of the classes that an image encoder can classify, as
-        pairs beside those in X and y; see `sklearn_ape.encoders.classifier_head_pairs`.
+        Image encoder whose class names, synonyms and definitions are used as additional training
+        pairs; see `sklearn_ape.encoders.classifier_head_pairs`.
     init : {"auto", "kernel", "linear"} or None, default="auto"
-        Where training starts. ``"kernel"`` is the solution of `KernelAligner`, ``"linear"`` a
-        ridge regression; the head is added to it and begins at zero, and the start itself is
-        kept unless training beats it on the pairs held out. ``"auto"`` is ``"kernel"`` up to
-        16,384 distinct captions, else ``"linear"``. None trains the plain heads of the paper.
+        **Head.** Initialization. ``"kernel"`` is the solution of `KernelAligner`, ``"linear"`` a
+        ridge regression. The output of the head, initially zero, is added to it, and the
+        initialization is kept unless training improves it on validation pairs. ``"auto"`` is
+        ``"kernel"`` up to 16,384 distinct captions, otherwise ``"linear"``. With None, plain heads
+        are trained as in the paper.
     head : str, default="mlp"
-        Kind of head, of `sklearn_ape.heads.HEAD_KINDS`; `sklearn_ape.heads.make_head` says which
-        is which, and what depth and width mean for it.
+        Kind of head, one of `sklearn_ape.heads.HEAD_KINDS`. `sklearn_ape.heads.make_head`
+        describes the kinds, and the meaning of `depth` and `width` for each.
     side : {"text", "image", "both"}, default="text"
-        Which features go through a head. Without a start ``"text"`` maps texts into the space of
-        the image features, ``"image"`` the other way round; with one all lie among the whitened
-        image features.
+        Side whose features are mapped by a head. Without initialization, ``"text"`` maps texts
+        into the space of the image features, and ``"image"`` maps images into the space of the
+        text features. With one, embeddings are in the space of whitened image features.
     depth : int, default=2
-        Linear layers of a head. The paper's heads have 4 to 6; on a few thousand pairs 2 are more
-        accurate, so search over it with your own pairs.
+        Number of linear layers of a head. The heads of the paper have 4 to 6. With a few thousand
+        pairs 2 are more accurate; compare depths on your own pairs.
     width : int or str, default=2048
-        Units of a hidden layer, or a multiple of the features' width such as ``"4x"``.
+        Number of units of a hidden layer, or a multiple of the number of features such as
+        ``"4x"``.
     n_components : int or None, default=None
-        Size of the embeddings. With a start None is the image directions that vary; without, the
-        width of the features that have no head, and 512 for ``side="both"``. Fewer keep the
-        principal directions.
+        Size of the embeddings. If smaller than the default, the principal directions are kept.
+        With initialization, None keeps all image directions with variance. Without, None is the
+        number of features of the side without a head, or 512 with ``side="both"``.
     dropout : float, default=0.3
-        Share of the hidden units dropped in training, in [0, 1).
-    loss : {"infonce", "sigmoid"}, default="infonce"
-        CLIP's loss, or SigLIP's, which suits small batches.
-    logit_scale : float, default=1 / 0.07
-        Factor of the cosines at the start of training.
-    learn_logit_scale : bool, default=True
-        Whether it is trained.
-    max_logit_scale : float, default=100.0
-        Bound on it.
-    tile_size : int, "auto" or None, default="auto"
-        Rows of the matrix of all cosines that are in memory at once; the loss is the same.
-        ``"auto"`` makes tiles of batches above 4,096 pairs.
+        Fraction of the hidden units dropped during training, in [0, 1).
     mixup : float, default=0.0
-        Above 0, mixes the features of two pairs by a share drawn from Beta(mixup, mixup).
-    structure_weight : float, default=0.0
-        Of `sklearn_ape.losses.StructureLoss`, which keeps who is whose neighbour.
+        If above 0, the features of two pairs are mixed by a share drawn from
+        Beta(mixup, mixup); see `sklearn_ape.training.PairBatches`.
+    loss : {"infonce", "sigmoid"}, default="infonce"
+        **Loss.** Contrastive loss: that of CLIP, or that of SigLIP, which is suited to small
+        batches.
+    loss_params : dict or None, default=None
+        Parameters of the loss. Missing keys have the following defaults:
+
+        - ``"logit_scale"``: initial factor of the cosines, ``1 / 0.07``;
+        - ``"learn_logit_scale"``: whether the logit scale is learned, True;
+        - ``"max_logit_scale"``: upper bound of the logit scale, 100.0;
+        - ``"tile_size"``: number of rows and columns of the logit matrix that are in memory at
+          once, which does not change the loss, ``"auto"``: all of them up to batches of 4,096
+          pairs, otherwise 1,024; None is always all of them;
+        - ``"structure_weight"``: weight of `sklearn_ape.losses.StructureLoss`, a regularizer that
+          preserves neighbourhoods of the frozen features, 0.0.
     optimizer : {"adamw", "adam", "lion"}, default="adamw"
-        See `sklearn_ape.training`.
+        **Optimisation.** Optimizer; see `sklearn_ape.training`.
+    optimizer_params : dict or None, default=None
+        Parameters of the optimization. Missing keys have the following defaults:
+
+        - ``"warmup"``: length of the linear warm-up of the learning rate, as a fraction of all
+          steps (float) or a number of steps (int), 0.05;
+        - ``"clip_norm"``: maximum norm of the gradients, None for no clipping.
     learning_rate : float, default=1e-3
-        At the top of a cosine schedule with a linear rise.
-    warmup : float or int, default=0.05
-        Length of the rise: a share of all steps (float), or a number of them (int).
-    clip_norm : float or None, default=None
-        Bound on the norm of the gradients.
+        Peak learning rate. It is followed by a cosine decay to zero.
     weight_decay : float, default=0.1
-        Of weight matrices.
+        Weight decay of weight matrices. Other parameters have none.
     batch_size : int, default=1024
-        Pairs compared with one another in a step; more is better. Clamped to the training set.
+        Number of pairs per batch, which are compared with each other. Larger batches are better.
+        It is clipped to the number of training pairs.
     max_epochs : int, default=100
-        The most passes over the training pairs.
+        Maximum number of epochs.
     early_stopping : bool, default=True
-        Hold pairs out, find the epoch with the best recall on them and stop when it has not risen
-        for long. Needs at least 50 groups of pairs that share no image or caption; with fewer,
-        all epochs run on all pairs.
+        **Early stopping.** Whether to hold out validation pairs, use the epoch with the best
+        recall on them, and stop when recall no longer improves. It requires at least 50 groups of
+        pairs that share no image or caption. With fewer, all epochs are run on all pairs.
     validation_fraction : float, default=0.1
-        Share of the pairs held out; no image or caption stands on both sides.
+        Fraction of the pairs held out for validation. They share no image or caption with the
+        training pairs.
     n_iter_no_change : int, default=15
-        Epochs without a rise before training stops.
+        Number of epochs without improvement after which training stops.
     refit : bool, default=True
-        Train once more, on all pairs and as long as was best, so that no pair is lost to
-        validation.
+        Whether to train again on all pairs for the best number of epochs, so that no pair is lost
+        to validation.
     device : {"auto"}, str or torch.device, default="auto"
-        Where the heads are trained; ``"auto"`` takes a GPU when there is one.
+        **Execution.** Device on which the heads are trained and used. ``"auto"`` is a GPU if there
+        is one.
     random_state : int, RandomState instance or None, default=None
-        Seeds weights, batches and the held-out pairs. An int makes fits on one machine equal to
-        the bit. torch's global generator is left as it was.
+        Seed of weights, batches and validation pairs. With an int, fits on one machine are bitwise
+        identical. torch's global generator is left unchanged.
     verbose : int, default=0
-        1 shows a progress bar over epochs, 2 or more skorch's table of them.
+        With 1 a progress bar over epochs is shown, with 2 or more skorch's table of epochs.
     callbacks : list of skorch callbacks or None, default=None
-        Told of batches and epochs. scikit-learn's own (1.9 and later) are set by `set_callbacks`.
+        Callbacks of skorch. Callbacks of scikit-learn (1.9 and later) are set by `set_callbacks`.
     checkpoint : str, path-like or None, default=None
-        Folder in which the training is kept, so that `fit` on the same pairs with the same
-        parameters goes on after a kill; see Notes. None keeps nothing.
+        Folder in which the state of the training is saved, so that `fit` on the same pairs with
+        the same parameters resumes an interrupted training; see Notes. With None nothing is
+        saved.
 
     Attributes
     ----------
@@ -127,71 +135,72 @@ class APEAligner(HeadsMixin, BaseAligner):
     logit_scale_ : float
         Factor of the cosines at the end of training.
     history_ : list of dict
-        One dict an epoch: ``train_loss``, ``valid_recall`` (on the pairs held out, the mean of
-        recall@1, 5 and 10 both ways), ``logit_scale``, ``dur`` (seconds).
-        Epoch 0 is the start, if there was one to compare with.
+        One dict per epoch: ``train_loss``, ``valid_recall`` (the mean of recall@1, 5 and 10 in
+        both directions on validation pairs), ``logit_scale`` and ``dur`` (seconds). Epoch 0 is the
+        initialization, if training was compared with it.
     best_epoch_ : int
-        The epoch with the best recall on the pairs held out, counted from 1; the last without.
-        0 says that training did not beat its start by one standard error, so that the start was
-        kept.
+        Epoch with the best validation recall, counted from 1, or the last one without validation.
+        0 means that the initialization was kept, because training did not improve it by one
+        standard error.
     n_epochs_ : int
-        Epochs run.
+        Number of epochs that were run.
     n_parameters_ : int
-        Numbers trained or solved for.
+        Number of parameters that were trained or computed in closed form.
     n_components_ : int
         Size of the embeddings.
     n_features_in_ : int
-        Width of the image features.
+        Number of image features.
     n_text_features_in_ : int
-        Width of the text features.
+        Number of text features.
     image_encoder_, text_encoder_ : transformer
-        The encoders used, where they were given.
+        The fitted encoders, if `image_encoder` or `text_encoder` is set.
     device_ : torch.device
-        Where it was trained.
+        Device on which the heads were trained.
     bank_ : Bank
-        Embeddings of up to 1,000 training images and captions, which `similarity` and
-        `ZeroShotClassifier` standardise by.
+        Embeddings of up to 1,000 training images and captions, by which `similarity` and
+        `ZeroShotClassifier` standardize cosines.
     fingerprint_ : str
         Digest of the trained heads.
 
     See Also
     --------
     sklearn_ape.ZeroShotClassifier : Classifies by names with a fitted aligner.
-    KernelAligner : The start alone.
-    sklearn_ape.recipes : Parameters that others published.
+    KernelAligner : Closed-form solution, without training.
+    sklearn_ape.recipes : Published parameters of other methods.
     sklearn_ape.heads : The heads.
 
     Notes
     -----
-    With ``init="auto"`` and too few pairs to hold any out, nothing could tell whether training
-    helps, and the start is kept. With ``early_stopping=False`` all epochs run from the start.
+    With ``init="auto"`` and too few pairs to hold any out, the initialization is kept, because it
+    cannot be tested whether training improves it. With ``early_stopping=False`` all epochs are
+    run.
 
-    An image's captions are all positives, never negatives. Interrupting a fit keeps the best
-    epoch so far, as in scikit-learn's MLP.
+    All captions of an image are positives, never negatives. If a fit is interrupted, the best
+    epoch so far is used, as in scikit-learn's MLP.
 
-    With `checkpoint`, the state of the training is written after its epochs, as often as takes a
-    twentieth of the time at most, and its result at the end. `fit` on the same pairs with the same
-    parameters goes on from there, to the bit of what it would have been, or returns the result
-    at once; with ``random_state=None`` a result is not kept, since every fit draws another seed,
-    and only a killed training goes on. Trainings of other pairs or parameters have files of their
-    own, so that the fits of a search may share a folder.
+    With `checkpoint`, the state of the training is saved after epochs, using at most a twentieth
+    of the time, and the result at the end. `fit` on the same pairs with the same parameters
+    resumes with a bitwise identical result, or returns the saved result at once. With
+    ``random_state=None`` results are not saved, because every fit draws another seed, and only an
+    interrupted training is resumed. The files of different pairs and parameters have different
+    names, so the fits of a search can share a folder.
 
-    With `callbacks`, or callbacks of scikit-learn that do more than show progress, a complete
-    result is never returned, since callbacks must be called and can change or stop the training.
-    A killed training is resumed when its callbacks were of the same classes and parameters; they
-    start from their parameters again.
+    With `callbacks`, or with callbacks of scikit-learn that do more than show progress, a saved
+    result is never returned, because callbacks must be called, and can change or stop the
+    training. An interrupted training is resumed if its callbacks have the same classes and
+    parameters. The callbacks themselves restart from their parameters.
 
-    Features in a memory map (``numpy.load(..., mmap_mode="r")``), or in half precision, that would
-    take more than 128 MiB as float32 stay where they are: they are looked at, and their batches
-    are read, a bounded number of rows at a time. Batches are drawn from all rows as in memory, so
-    that without a start the fit is the same to the bit. With one, its output is computed anew for
-    every batch, which costs little for ``"linear"`` and much for ``"kernel"``.
+    Features in a memory map (``numpy.load(..., mmap_mode="r")``) or in half precision that would
+    take more than 128 MiB as float32 are not copied. They are read in blocks of rows. Batches are
+    drawn from all rows as for features in memory, so that without initialization the fit is
+    bitwise identical. With initialization, its output is computed again for every batch, which
+    costs little with ``"linear"`` and much with ``"kernel"``.
 
-    Where torch.distributed is set up (``accelerate.Accelerator()`` under ``accelerate launch``),
-    the processes train as one: each calls `fit` on the same pairs with the same parameters and
-    takes its share of the rows of every batch, embeddings are gathered with gradients, and all
-    end with the same heads. A process that ends makes the others raise RuntimeError: at once, or
-    after the timeout of the process group where it hangs.
+    With torch.distributed (``accelerate.Accelerator()`` under ``accelerate launch``), several
+    ranks train one model. Each calls `fit` on the same pairs with the same parameters and
+    processes its part of the rows of every batch. Embeddings are gathered with gradients, and all
+    ranks end with the same heads. If a rank ends, the others raise RuntimeError immediately, or
+    after the timeout of the process group if it hangs.
 
     References
     ----------
@@ -216,6 +225,17 @@ class APEAligner(HeadsMixin, BaseAligner):
     True
     """
 
+    _dict_defaults: ClassVar = {
+        "loss_params": {
+            "logit_scale": 1 / 0.07,
+            "learn_logit_scale": True,
+            "max_logit_scale": 100.0,
+            "tile_size": "auto",
+            "structure_weight": 0.0,
+        },
+        "optimizer_params": {"warmup": 0.05, "clip_norm": None},
+    }
+
     def __init__(
         self,
         *,
@@ -229,17 +249,12 @@ class APEAligner(HeadsMixin, BaseAligner):
         width: int | str = 2048,
         n_components: int | None = None,
         dropout: float = 0.3,
-        loss: str = "infonce",
-        logit_scale: float = 1 / 0.07,
-        learn_logit_scale: bool = True,
-        max_logit_scale: float = 100.0,
-        tile_size: int | str | None = "auto",
         mixup: float = 0.0,
-        structure_weight: float = 0.0,
+        loss: str = "infonce",
+        loss_params: Mapping[str, Any] | None = None,
         optimizer: str = "adamw",
+        optimizer_params: Mapping[str, Any] | None = None,
         learning_rate: float = 1e-3,
-        warmup: float | int = 0.05,
-        clip_norm: float | None = None,
         weight_decay: float = 0.1,
         batch_size: int = 1024,
         max_epochs: int = 100,
@@ -263,17 +278,12 @@ class APEAligner(HeadsMixin, BaseAligner):
         self.width = width
         self.n_components = n_components
         self.dropout = dropout
-        self.loss = loss
-        self.logit_scale = logit_scale
-        self.learn_logit_scale = learn_logit_scale
-        self.max_logit_scale = max_logit_scale
-        self.tile_size = tile_size
         self.mixup = mixup
-        self.structure_weight = structure_weight
+        self.loss = loss
+        self.loss_params = loss_params
         self.optimizer = optimizer
+        self.optimizer_params = optimizer_params
         self.learning_rate = learning_rate
-        self.warmup = warmup
-        self.clip_norm = clip_norm
         self.weight_decay = weight_decay
         self.batch_size = batch_size
         self.max_epochs = max_epochs
@@ -294,9 +304,10 @@ class APEAligner(HeadsMixin, BaseAligner):
         Parameters
         ----------
         X : sequence of images, or array-like of shape (n_samples, n_features)
-            Images if `image_encoder` is set, else features of images.
+            Images if `image_encoder` is set, otherwise features of images.
         y : sequence of length n_samples, or array-like of shape (n_samples, n_text_features)
-            With `text_encoder`, a caption or a list of captions for every image. Else features.
+            A caption or a list of captions per image if `text_encoder` is set, otherwise
+            features.
 
         Returns
         -------
@@ -306,40 +317,42 @@ class APEAligner(HeadsMixin, BaseAligner):
         Raises
         ------
         ValueError
-            When parameters or data cannot be used; the message names the row and the remedy.
+            If a parameter or the data are invalid. The message names the rows.
         FloatingPointError
-            When training diverges.
+            If training diverges.
         OSError
-            When the folder `checkpoint` cannot be written to, or holds other things.
+            If the folder `checkpoint` cannot be written to, or contains other files.
 
         Warns
         -----
         ConvergenceWarning
-            When callbacks or Ctrl-C stopped the training.
+            If training was stopped by a callback or by Ctrl-C.
         """
-        self._check_parameters()
-        prepare_folder(self.checkpoint)
-        fit = FitContext(self, self.max_epochs, X, y)
-        with default_state():
-            data = self._fit_pairs(X, y)
-            random = check_random_state(self.random_state)
-            seed = int(random.randint(np.iinfo(np.int32).max))
-            ranks, seed = join_ranks(self, data, seed)
-            self.device_ = resolve_device(self.device)
-            with Checkpoint(self, data, seed, ranks) as kept:
-                if not kept.restore():
-                    with seed_generators(kept.seed, self.device_):
-                        trained = train_heads(self, data, ranks, fit, kept)
-                    self._keep(trained.module, trained.logit_scale)
-                    self.history_, self.n_epochs_, self.best_epoch_, _ = trained.course
-                    kept.finish()
-            self._set_bank(data)
-        fit.end()
-        return self
+        return self._fit(X, y)
 
-    def _keep(self, module: TwoTower, scale: float) -> None:
-        """Take what prediction needs."""
-        self.__dict__.update(head_attributes(module, scale))
+    def _train(
+        self, data: PairDataset, run: TrainingRun
+    ) -> tuple[TwoTower, float, TrainingResult]:
+        heads = HeadConfig(**{name: getattr(self, name) for name in HeadConfig._fields})
+        return train_heads(heads, data, run)
+
+    def _check_parameters(self) -> None:
+        super()._check_parameters()
+        if self.init is not None:
+            check_choice(self.init, "init", ("auto", "kernel", "linear"))
+        check_choice(self.head, "head", HEAD_KINDS)
+        check_choice(self.side, "side", ("text", "image", "both"))
+        check_choice(self.optimizer, "optimizer", tuple(OPTIMIZERS))
+        check_integer(self.depth, "depth", 1)
+        hidden_width(self.width, 1)
+        check_number(self.dropout, "dropout", 0, 1)
+        check_number(self.mixup, "mixup", 0)
+        values = self._dict_values("optimizer_params")
+        check_number(values["warmup"], "optimizer_params['warmup']", 0)
+        with name_key("optimizer_params", "warmup"):
+            cosine_schedule(1, values["warmup"])
+        name = "optimizer_params['clip_norm']"
+        check_number(values["clip_norm"], name, 0, closed="neither", optional=True)
 
     def _learned_state(self) -> dict[str, Any]:
         return super()._learned_state() | history_state(self)
@@ -349,7 +362,4 @@ class APEAligner(HeadsMixin, BaseAligner):
         return super()._restore_learned(state, logit_scale)
 
     def _set_restored(self, module: TwoTower, logit_scale: float) -> None:
-        self._keep(module, logit_scale)
-
-    def _check_parameters(self) -> None:
-        check_head_training(self)
+        self._set_module(module, logit_scale)

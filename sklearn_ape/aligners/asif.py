@@ -9,7 +9,7 @@ from scipy.sparse import csr_array, vstack
 from sklearn.utils import gen_batches
 
 from ..persistence.mixins import FittedState
-from ..training.data import Pairs
+from ..training.data import PairDataset
 from ..utils.linalg import fingerprint, mean, normalize_rows
 from ..utils.sklearn_compat import reports_fit
 from ..utils.torch_state import default_state
@@ -145,7 +145,7 @@ class ASIFAligner(BaseAligner):
             data = self._fit_pairs(X, y)
             self._set_anchors(self._make_anchors(data))
 
-            def fit(train: Pairs) -> tuple[Any, Any]:
+            def fit(train: PairDataset) -> tuple[Any, Any]:
                 image, text = self._make_anchors(train)
                 return image.embed, text.embed
 
@@ -182,7 +182,7 @@ class ASIFAligner(BaseAligner):
         if not isinstance(self.center, bool | np.bool_):
             raise ValueError(f"center must be True or False, not {self.center!r}.")
 
-    def _make_anchors(self, data: Pairs) -> tuple[_Anchors, _Anchors]:
+    def _make_anchors(self, data: PairDataset) -> tuple[_Anchors, _Anchors]:
         images, texts = data.pairs.T
         options = (bool(self.center), min(int(self.k), len(data.pairs)), float(self.power))
         return (

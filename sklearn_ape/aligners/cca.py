@@ -11,7 +11,7 @@ from sklearn.utils.extmath import svd_flip
 from torch import nn
 
 from ..persistence.mixins import FittedState
-from ..training.data import Pairs
+from ..training.data import PairDataset
 from ..utils.linalg import covariance, fingerprint, mean
 from ..utils.sklearn_compat import reports_fit
 from ..utils.torch_state import default_state
@@ -226,7 +226,7 @@ class CCAAligner(BaseAligner):
         check_number(self.ridge, "ridge", 0)
         check_number(self.power, "power", 0)
 
-    def _solve(self, data: Pairs) -> tuple[_Projection, _Projection, np.ndarray]:
+    def _solve(self, data: PairDataset) -> tuple[_Projection, _Projection, np.ndarray]:
         """Return the projections of both sides and the correlations between them."""
         images, texts = data.pairs.T
         image_mean, text_mean = mean(data.image, images), mean(data.text, texts)

@@ -14,7 +14,7 @@ from sklearn.utils import check_random_state
 from ..devices import resolve_device
 from ..encoders import TimmImageEncoder, TransformersTextEncoder
 from ..heads import ClosedFormHead, KernelMap, TwoTower, WhitenedMap
-from ..training.data import Pairs
+from ..training.data import PairDataset
 from ..utils.sklearn_compat import reports_fit
 from ..utils.torch_state import default_state
 from ..utils.validation import check_integer, check_number
@@ -192,7 +192,7 @@ class KernelAligner(HeadsMixin, BaseAligner):
             self._set_bank(data)
         return self
 
-    def _solve(self, data: Pairs, seed: int) -> TwoTower:
+    def _solve(self, data: PairDataset, seed: int) -> TwoTower:
         maps = kernel_maps(
             data,
             gamma=self.gamma,

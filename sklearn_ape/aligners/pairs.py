@@ -14,7 +14,7 @@ from sklearn.utils import gen_batches
 
 from ..encoders.items import EncodingError, summarize_errors
 from ..features.memmap import find_missing_rows, select
-from ..training.data import Pairs, _sorted_pairs
+from ..training.data import PairDataset, unique_pairs
 from ..utils.validation import check_sequence, format_list, is_missing
 from ..utils.warnings import warn
 
@@ -184,7 +184,7 @@ def check_lengths(X: Any, n_rows: int) -> None:
         )
 
 
-def distinct_pairs(rows: Rows) -> Pairs:
+def distinct_pairs(rows: Rows) -> PairDataset:
     """Return training pairs, in which equal features count as one image or caption.
 
     Pairs with a row that could not be encoded are left out, with a warning.
@@ -205,10 +205,10 @@ def distinct_pairs(rows: Rows) -> Pairs:
     items = None
     if (n_images, n_texts) != (len(image), len(text)):
         items = np.column_stack([image_items, image_rows, text_items, text_rows])
-    return Pairs(image, text, _sorted_pairs(image_rows, text_rows, len(text)), 0, items)
+    return PairDataset(image, text, unique_pairs(image_rows, text_rows, len(text)), 0, items)
 
 
-def item_pairs(rows: Rows, groups: Any = None) -> Pairs:
+def item_pairs(rows: Rows, groups: Any = None) -> PairDataset:
     """Return pairs to score, with one row per image and per caption even if features are equal.
 
     Parameters
@@ -235,11 +235,11 @@ def item_pairs(rows: Rows, groups: Any = None) -> Pairs:
     if not rows.are_captions:
         _warn_about_equal_features("y", text, group is not None)
     if group is None:
-        return Pairs(image, text, _sorted_pairs(image_rows, text_rows, len(text)))
+        return PairDataset(image, text, unique_pairs(image_rows, text_rows, len(text)))
     ones, n_groups = np.ones(len(group), dtype=bool), int(group.max()) + 1
     images = coo_array((ones, (image_rows, group)), shape=(len(image), n_groups)).tocsr()
     texts = coo_array((ones, (group, text_rows)), shape=(n_groups, len(text))).tocsr()
-    return Pairs(image, text, np.column_stack((images @ texts).nonzero()))
+    return PairDataset(image, text, np.column_stack((images @ texts).nonzero()))
 
 
 def _drop_missing(rows: Rows, group: np.ndarray | None = None) -> tuple[Rows, np.ndarray | None]:

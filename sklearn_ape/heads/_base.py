@@ -12,20 +12,20 @@ from torch import nn
 
 from ..utils.linalg import l2_normalize
 
-_ROWS_AT_ONCE = 4096
+_ROWS_PER_BLOCK = 4096
 
 
 NORM_LIMITS = (1e-2, 1e12)
-"""Sizes of features beyond which a layer norm is not blind to them, its epsilon being 1e-5."""
+"""Range of feature scales in which `torch.nn.LayerNorm` (eps=1e-5) is scale-invariant."""
 
 
 class Standardize(nn.Module):
-    """Shift and scale every feature by constants taken from the training set.
+    """Standardize features by means and standard deviations of the training set.
 
     Parameters
     ----------
     n_features : int
-        Width of the features.
+        Number of features.
 
     Examples
     --------
@@ -46,49 +46,51 @@ class Standardize(nn.Module):
         self.register_buffer("scale", torch.ones(n_features))
 
     def set(self, features: Any) -> None:
-        """Take mean and standard deviation from features of shape (n, n_features).
+        """Compute means and standard deviations from features of shape (n, n_features).
 
         Parameters
         ----------
-        features : torch.Tensor, or what returns rows for a slice
-            Such as `StoredRows`. They are read once, a bounded number of rows at a time.
+        features : torch.Tensor or StoredRows
+            Features, or any object that has a length and returns rows for a slice. They are read
+            once, in blocks of rows.
         """
-        # Sums around a mean of some rows lose nothing to cancellation.
-        first = torch.as_tensor(features[:_ROWS_AT_ONCE]).double().mean(dim=0)
-        sum_of, square_of = torch.zeros_like(first), torch.zeros_like(first)
+        # Sums of differences from an approximate mean do not cancel in the variance.
+        center = torch.as_tensor(features[:_ROWS_PER_BLOCK]).double().mean(dim=0)
+        total, total_square = torch.zeros_like(center), torch.zeros_like(center)
         for rows in row_tensors(features):
-            rows = rows.double() - first
-            sum_of += rows.sum(dim=0)
-            square_of += rows.square_().sum(dim=0)
-        off = sum_of / len(features)
-        mean = first + off
-        scale = (square_of / len(features) - off.square()).clamp_min(0).sqrt()
-        # A constant feature says nothing; dividing by its rounding error would make it shout.
-        varies = scale[scale > 0]
-        usual = varies.median() if len(varies) else 0.0
-        constant = scale <= 1e-6 * mean.abs() + 1e-12 * usual
+            rows = rows.double() - center
+            total += rows.sum(dim=0)
+            total_square += rows.square_().sum(dim=0)
+        offset = total / len(features)
+        mean = center + offset
+        scale = (total_square / len(features) - offset.square()).clamp_min(0).sqrt()
+        # Do not scale constant features: dividing by rounding noise would amplify it. The noise
+        # of float32 is relative to the mean; the second term catches features with mean zero.
+        positive = scale[scale > 0]
+        median = positive.median() if len(positive) else 0.0
+        constant = scale <= 1e-6 * mean.abs() + 1e-12 * median
         self.mean.copy_(mean)
         self.scale.copy_(torch.where(constant, 1.0, scale))
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """Return standardised features of the same shape."""
+        """Return standardized features of the same shape."""
         return (features - self.mean) / self.scale
 
 
 class Head(nn.Module):
-    """Base of the heads: a map from features to embeddings, not yet of length 1.
+    """Base class of heads, which map features to embeddings that are not yet L2-normalized.
 
     Parameters
     ----------
     n_in, n_out : int
-        Widths of features and embeddings.
+        Number of features, and size of the embeddings.
     standardize : bool, default=True
-        Whether the head begins by standardising the features; False for those that begin with a
-        norm of their own.
+        Whether the head standardizes features first. False is for heads that begin with a layer
+        norm.
     """
 
-    # What `make_head` made it of, for a file to say.
-    made_of: dict[str, Any] | None = None
+    # The parameters of `make_head`, which are saved with the weights.
+    spec: dict[str, Any] | None = None
 
     def __init__(self, n_in: int, n_out: int, standardize: bool = True) -> None:
         super().__init__()
@@ -97,31 +99,32 @@ class Head(nn.Module):
         self.standardize: nn.Module = Standardize(n_in) if standardize else nn.Identity()
 
     def set_statistics(self, features: Any) -> None:
-        """Take what the head keeps of the training features, of shape (n, n_in).
+        """Compute the statistics of the head from training features of shape (n, n_in).
 
         Parameters
         ----------
-        features : torch.Tensor, or what returns rows for a slice
-            Such as `StoredRows`.
+        features : torch.Tensor or StoredRows
+            Features, or any object that has a length and returns rows for a slice.
         """
         if isinstance(self.standardize, Standardize):
             self.standardize.set(features)
 
     def start_at_zero(self) -> None:
-        """Make the output zero until training moves it.
+        """Set the weights so that the output is zero until the first training step.
 
-        Only the layers that make the output are set to zero, so that gradients reach them at once
-        and the layers below from the second step.
+        Only the last layers are set to zero. They get gradients in the first step, and the layers
+        before them from the second step on.
 
         Raises
         ------
         ValueError
-            When the head has nothing to train.
+            If the head has no parameters.
         """
         layers = self._output_layers()
         if not layers:
             raise ValueError(
-                f"{type(self).__name__} has nothing to train, so it cannot start at zero."
+                f"{type(self).__name__} has no parameters and cannot start at zero. Pass another "
+                "head."
             )
         for layer in layers:
             for parameter in layer.parameters():
@@ -133,37 +136,37 @@ class Head(nn.Module):
 
 
 def row_tensors(features: Any) -> Iterator[torch.Tensor]:
-    """Yield features as tensors, a bounded number of rows at a time.
+    """Yield features as tensors, in blocks of rows.
 
     Parameters
     ----------
-    features : torch.Tensor, or what returns rows for a slice
-        Of shape (n, n_features).
+    features : torch.Tensor or StoredRows
+        Features of shape (n, n_features).
 
     Yields
     ------
     rows : torch.Tensor
         Up to 4,096 rows.
     """
-    for rows in gen_batches(len(features), _ROWS_AT_ONCE):
-        yield torch.as_tensor(features[rows])
+    for block in gen_batches(len(features), _ROWS_PER_BLOCK):
+        yield torch.as_tensor(features[block])
 
 
 class FrozenHead(Head):
-    """Nothing to train: standardises a tower's features, and may keep their main directions.
+    """A head without trained parameters, which standardizes features and can reduce them.
 
     Parameters
     ----------
     n_in : int
-        Width of the features.
+        Number of features.
     n_out : int
-        Size of the embeddings: ``n_in`` keeps the features as they are, fewer keeps the principal
+        Size of the embeddings. ``n_in`` keeps all features, a smaller number the principal
         directions of the training features.
 
     Raises
     ------
     ValueError
-        When more numbers are asked for than there are.
+        If `n_out` is greater than `n_in`.
 
     Examples
     --------
@@ -179,36 +182,36 @@ class FrozenHead(Head):
         if n_out > n_in:
             raise ValueError(
                 f"A side without a head has {n_in} features, so n_components must be None or at "
-                f"most {n_in}, not {n_out}. For more use side='both'."
+                f"most {n_in}, not {n_out}. Use side='both' for more."
             )
         super().__init__(n_in, n_out)
         if n_out < n_in:
             self.register_buffer("directions", torch.eye(n_in)[:, :n_out].contiguous())
 
     def set_statistics(self, features: Any) -> None:
-        """Take mean, scale and principal directions from training features."""
+        """Compute means, scales and principal directions from training features."""
         super().set_statistics(features)
         if hasattr(self, "directions"):
             products = torch.zeros(self.n_in, self.n_in, dtype=torch.double)
             for rows in row_tensors(features):
-                standard = self.standardize(rows).double()
-                products += standard.T @ standard
+                standardized = self.standardize(rows).double()
+                products += standardized.T @ standardized
             directions = torch.linalg.eigh(products).eigenvectors
             self.directions.copy_(directions.flip(1)[:, : self.directions.shape[1]])
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Map (n, n_in) to (n, n_out)."""
-        standard = self.standardize(features)
-        return standard @ self.directions if hasattr(self, "directions") else standard
+        standardized = self.standardize(features)
+        return standardized @ self.directions if hasattr(self, "directions") else standardized
 
 
 class LinearHead(Head):
-    """One linear map.
+    """A linear map of standardized features.
 
     Parameters
     ----------
     n_in, n_out : int
-        Widths of features and embeddings.
+        Number of features, and size of the embeddings.
 
     Examples
     --------
@@ -228,19 +231,19 @@ class LinearHead(Head):
 
 
 class TwoTower(nn.Module):
-    """A head for each side, with embeddings scaled to length 1.
+    """A head for each side, with L2-normalized embeddings.
 
     Parameters
     ----------
     image_head : Head
-        What `make_head` returns, or a `ClosedFormHead`.
+        Head of the images.
     text_head : Head or torch.nn.Module
-        The same, or any module that gives as many numbers, such as a whole text tower.
+        Head of the texts, or any module with outputs of the same size, such as a text tower.
 
     Raises
     ------
     ValueError
-        When the heads' embeddings differ in size.
+        If the embeddings of the heads differ in size.
 
     Examples
     --------
@@ -258,8 +261,8 @@ class TwoTower(nn.Module):
         super().__init__()
         if isinstance(text_head, Head) and image_head.n_out != text_head.n_out:
             raise ValueError(
-                f"The image head gives {image_head.n_out} numbers and the text head "
-                f"{text_head.n_out}: expected as many."
+                f"image_head and text_head have embeddings of different sizes, {image_head.n_out} "
+                f"and {text_head.n_out}. Pass heads with the same n_out."
             )
         self.image_head = image_head
         self.text_head = text_head

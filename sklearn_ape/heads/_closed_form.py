@@ -1,4 +1,4 @@
-"""Maps that are solved for, and a head that starts at one of them."""
+"""Closed-form maps, and a head that is initialized with one of them."""
 
 from __future__ import annotations
 
@@ -10,17 +10,20 @@ from torch import nn
 from ..utils.linalg import l2_normalize
 from ._base import Head
 
-_KERNEL_VALUES_AT_ONCE = 2**24  # 64 MiB
+# Size of the blocks of a kernel matrix, 64 MiB.
+_KERNEL_VALUES_AT_ONCE = 2**24
+
+# Number of rows from which the scale of a residual is estimated. A kernel takes seconds for all.
 _ROWS_FOR_SCALE = 1024
 
 
 class BaseMap(nn.Module):
-    """A map from features to embeddings that has buffers and nothing to train.
+    """Base class of closed-form maps from features to embeddings, which have no parameters.
 
     Parameters
     ----------
     n_in, n_out : int
-        Widths of features and embeddings.
+        Number of features, and size of the embeddings.
     """
 
     def __init__(self, n_in: int, n_out: int) -> None:
@@ -35,25 +38,25 @@ class KernelMap(BaseMap):
     Parameters
     ----------
     anchors : array-like or torch.Tensor of shape (n_rows, n_in)
-        Features of length 1.
+        L2-normalized features.
     coefficients : array-like or torch.Tensor of shape (n_rows, n_out)
-        What each anchor adds, as kernel ridge regression solves it.
+        Weight of each anchor, computed by kernel ridge regression.
     gamma : float
-        How fast an anchor's influence falls with the angle; above 0.
+        Width parameter of the kernel, above 0. The larger it is, the faster the influence of an
+        anchor decreases with the angle.
 
     Raises
     ------
     ValueError
-        When shapes do not match, numbers are not finite, or an anchor is not of length 1.
+        If shapes do not match, values are not finite, or an anchor is not L2-normalized.
 
     See Also
     --------
-    WhitenedMap : The counterpart on the side whose features are the targets.
+    WhitenedMap : Map of the other side, whose features are the targets of the regression.
 
     Notes
     -----
-    Buffers are float32 copies. Rows are mapped a bounded number at a time, so that no kernel
-    matrix takes more than 64 MiB.
+    Buffers are float32 copies. The kernel matrix is computed in blocks of at most 64 MiB.
 
     Examples
     --------
@@ -69,31 +72,31 @@ class KernelMap(BaseMap):
     gamma: torch.Tensor
 
     def __init__(self, anchors: Any, coefficients: Any, gamma: float) -> None:
-        anchors = _finite("anchors", anchors, 2)
-        coefficients = _finite("coefficients", coefficients, 2)
+        anchors = _as_finite_tensor("anchors", anchors, 2)
+        coefficients = _as_finite_tensor("coefficients", coefficients, 2)
         if len(anchors) != len(coefficients):
             raise ValueError(
-                f"There are {len(anchors)} anchors and {len(coefficients)} rows of coefficients: "
-                "expected a row of coefficients an anchor."
+                f"anchors and coefficients have different lengths, {len(anchors)} and "
+                f"{len(coefficients)}. Pass one row of coefficients per anchor."
             )
-        bad = torch.nonzero((anchors.norm(dim=1) - 1).abs() > 1e-3)
-        if len(bad):
+        invalid = torch.nonzero((anchors.norm(dim=1) - 1).abs() > 1e-3)
+        if len(invalid):
             raise ValueError(
-                f"Anchor {bad[0].item()} has length {anchors[bad[0]].norm():.3g}: expected length "
-                "1. Divide anchors by their lengths."
+                f"anchors are not L2-normalized: row {invalid[0].item()} has norm "
+                f"{anchors[invalid[0]].norm():.3g}. Divide each row by its norm."
             )
         if not float(gamma) > 0:
-            raise ValueError(f"gamma must be above 0, not {gamma!r}.")
+            raise ValueError(f"gamma must be positive, not {gamma!r}.")
         super().__init__(anchors.shape[1], coefficients.shape[1])
         self.register_buffer("anchors", anchors)
         self.register_buffer("coefficients", coefficients)
-        self.register_buffer("gamma", _finite("gamma", gamma, 0))
+        self.register_buffer("gamma", _as_finite_tensor("gamma", gamma, 0))
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Map (n, n_in) to (n, n_out)."""
         rows = max(1, _KERNEL_VALUES_AT_ONCE // len(self.anchors))
         units = l2_normalize(features)
-        if torch.compiler.is_compiling():  # an export is for any number of rows
+        if torch.compiler.is_compiling():  # the number of blocks would be fixed in an export
             return self._map(units)
         return torch.cat([self._map(part) for part in units.split(rows)])
 
@@ -103,19 +106,19 @@ class KernelMap(BaseMap):
 
 
 class WhitenedMap(BaseMap):
-    """Whitened directions of features of length 1: ``(x / |x| - mean) @ directions``.
+    """Whitening of L2-normalized features: ``(x / |x| - mean) @ directions``.
 
     Parameters
     ----------
     mean : array-like or torch.Tensor of shape (n_in,)
-        Mean of the training features, scaled to length 1 each.
+        Mean of the L2-normalized training features.
     directions : array-like or torch.Tensor of shape (n_in, n_out)
-        Principal directions, each divided by its spread.
+        Principal directions, each divided by its standard deviation.
 
     Raises
     ------
     ValueError
-        When shapes do not match or numbers are not finite.
+        If shapes do not match or values are not finite.
 
     See Also
     --------
@@ -137,12 +140,12 @@ class WhitenedMap(BaseMap):
     directions: torch.Tensor
 
     def __init__(self, mean: Any, directions: Any) -> None:
-        mean = _finite("mean", mean, 1)
-        directions = _finite("directions", directions, 2)
+        mean = _as_finite_tensor("mean", mean, 1)
+        directions = _as_finite_tensor("directions", directions, 2)
         if len(mean) != len(directions):
             raise ValueError(
-                f"mean has {len(mean)} numbers and directions has {len(directions)} rows: "
-                "expected as many."
+                f"mean and directions have different lengths, {len(mean)} and {len(directions)}. "
+                "Pass one row of directions per feature."
             )
         super().__init__(*directions.shape)
         self.register_buffer("mean", mean)
@@ -154,23 +157,23 @@ class WhitenedMap(BaseMap):
 
 
 class LinearMap(BaseMap):
-    """A linear regression on the sphere: ``(t / |t| - mean) @ weights``.
+    """A linear map of L2-normalized features: ``(t / |t| - mean) @ weights``.
 
     Parameters
     ----------
     mean : array-like or torch.Tensor of shape (n_in,)
-        Mean of the training features, scaled to length 1 each.
+        Mean of the L2-normalized training features.
     weights : array-like or torch.Tensor of shape (n_in, n_out)
-        As ridge regression solves them.
+        Weights, computed by ridge regression.
 
     Raises
     ------
     ValueError
-        When shapes do not match or numbers are not finite.
+        If shapes do not match or values are not finite.
 
     See Also
     --------
-    KernelMap : Bends.
+    KernelMap : Nonlinear map of L2-normalized features.
 
     Examples
     --------
@@ -184,11 +187,14 @@ class LinearMap(BaseMap):
     weights: torch.Tensor
 
     def __init__(self, mean: Any, weights: Any) -> None:
-        mean, weights = _finite("mean", mean, 1), _finite("weights", weights, 2)
+        mean, weights = (
+            _as_finite_tensor("mean", mean, 1),
+            _as_finite_tensor("weights", weights, 2),
+        )
         if len(mean) != len(weights):
             raise ValueError(
-                f"mean has {len(mean)} numbers and weights has {len(weights)} rows: expected as "
-                "many."
+                f"mean and weights have different lengths, {len(mean)} and {len(weights)}. "
+                "Pass one row of weights per feature."
             )
         super().__init__(*weights.shape)
         self.register_buffer("mean", mean)
@@ -200,24 +206,24 @@ class LinearMap(BaseMap):
 
 
 class ClosedFormHead(Head):
-    """A map that was solved for, plus a trained head that begins at zero.
+    """A closed-form map plus a trained head whose output is initially zero.
 
-    ``base(x) + scale * residual(x)``, where ``scale`` is the typical size of a number of the
-    base's output, so that what training does to directions does not depend on the units of the
-    base. Before the first step the output is the base's to the bit, dropout or not.
+    The output is ``base(x) + scale * residual(x)``, where ``scale`` is the root mean square of the
+    base's output. Thus the effect of training does not depend on the scale of the base. Before the
+    first training step the output is bitwise identical to that of the base, even with dropout.
 
     Parameters
     ----------
     base : BaseMap
-        Such as `KernelMap` or `WhitenedMap`; nothing of it is trained.
+        Closed-form map, such as `KernelMap` or `WhitenedMap`. It is not trained.
     residual : Head or None, default=None
-        What `make_head` returns, with the base's widths; its output layer is set to zero here.
-        None leaves the base as it is, for a side that has no head.
+        Head with the same sizes as the base, whose output layer is set to zero. With None the
+        output is that of the base.
 
     Raises
     ------
     ValueError
-        When the base has something to train, the residual has nothing, or widths differ.
+        If the base has parameters, the residual has none, or sizes differ.
 
     Examples
     --------
@@ -237,15 +243,15 @@ class ClosedFormHead(Head):
     def __init__(self, base: BaseMap, residual: Head | None = None) -> None:
         if any(True for _ in base.parameters()):
             raise ValueError(
-                f"The base, {type(base).__name__}, has parameters to train: expected buffers only."
+                f"base, a {type(base).__name__}, has parameters. Pass a map that has buffers only."
             )
-        widths = (base.n_in, base.n_out)
-        if residual is not None and (residual.n_in, residual.n_out) != widths:
+        sizes = (base.n_in, base.n_out)
+        if residual is not None and (residual.n_in, residual.n_out) != sizes:
             raise ValueError(
-                f"The base maps {base.n_in} features to {base.n_out} numbers, the residual "
-                f"{residual.n_in} to {residual.n_out}: expected the same."
+                f"base and residual have different sizes: {base.n_in} to {base.n_out}, and "
+                f"{residual.n_in} to {residual.n_out}. Pass a residual with those of base."
             )
-        super().__init__(*widths, standardize=False)
+        super().__init__(*sizes, standardize=False)
         self.base = base
         self.residual = residual
         if residual is not None:
@@ -253,13 +259,12 @@ class ClosedFormHead(Head):
             self.register_buffer("scale", torch.ones(()))
 
     def set_statistics(self, features: Any) -> None:
-        """Take the residual's statistics and the size of the base's output from training rows."""
+        """Compute the statistics of the residual, and the scale, from training features."""
         if self.residual is not None:
             self.residual.set_statistics(features)
-            # Evenly spaced rows tell the size as well as all, for which a kernel takes seconds.
-            some = torch.as_tensor(features[:: max(1, len(features) // _ROWS_FOR_SCALE)])
-            size = self.base(some).double().square().mean().sqrt()
-            self.scale.copy_(torch.where(size > 0, size, 1.0))
+            rows = torch.as_tensor(features[:: max(1, len(features) // _ROWS_FOR_SCALE)])
+            rms = self.base(rows).double().square().mean().sqrt()
+            self.scale.copy_(torch.where(rms > 0, rms, 1.0))
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Map (n, n_in) to (n, n_out)."""
@@ -267,13 +272,13 @@ class ClosedFormHead(Head):
         return output if self.residual is None else output + self.scale * self.residual(features)
 
 
-def _finite(name: str, values: Any, ndim: int) -> torch.Tensor:
-    """Return a float32 copy, or raise if it is not a filled, finite array of that many axes."""
+def _as_finite_tensor(name: str, values: Any, ndim: int) -> torch.Tensor:
+    """Return a float32 copy; raise an error unless it is finite, not empty, and has ndim axes."""
     tensor = torch.as_tensor(values).detach().to(torch.float32, copy=True).contiguous()
     if tensor.ndim != ndim or not tensor.numel():
         raise ValueError(
-            f"{name} must have {ndim} axes and hold numbers, not shape {tuple(tensor.shape)}."
+            f"{name} must have {ndim} axes and not be empty, but has shape {tuple(tensor.shape)}."
         )
     if not torch.isfinite(tensor).all():
-        raise ValueError(f"{name} holds numbers that are not finite (in float32).")
+        raise ValueError(f"{name} contains NaN or infinity, or values too large for float32.")
     return tensor

@@ -1,4 +1,4 @@
-"""Make heads from parameters, and from the state of a file."""
+"""Factory of heads, and conversion between heads and saved state."""
 
 from __future__ import annotations
 
@@ -28,25 +28,24 @@ HEAD_KINDS = ("linear", *_DEEP, "star")
 
 
 def hidden_width(width: int | str, n_in: int) -> int:
-    """Return the units of a hidden layer.
+    """Return the number of units of a hidden layer.
 
     Parameters
     ----------
     width : int or str
-        A number of units, or a multiple of the features' width such as ``"4x"`` or ``"0.5x"``:
-        the two sides' features differ in width, and so then do their heads.
+        Number of units, or a multiple of the number of features such as ``"4x"`` or ``"0.5x"``.
     n_in : int
-        Width of the features.
+        Number of features.
 
     Returns
     -------
     width : int
-        At least 1.
+        Number of units, at least 1.
 
     Raises
     ------
     ValueError
-        When it is neither.
+        If `width` is invalid.
 
     Examples
     --------
@@ -61,52 +60,51 @@ def hidden_width(width: int | str, n_in: int) -> int:
     elif isinstance(width, Integral) and not isinstance(width, bool) and width >= 1:
         return int(width)
     raise ValueError(
-        f"width must be an integer >= 1, or a multiple of the features' width such as '4x', not "
-        f"{width!r}."
+        f"width must be an integer >= 1, or a multiple of the number of features such as '4x', "
+        f"not {width!r}."
     )
 
 
 def make_head(
     kind: str | None, n_in: int, n_out: int, *, depth: int, width: int | str, dropout: float
 ) -> Head:
-    """Return a head by name; None trains nothing.
+    """Make a head of a kind.
 
     Parameters
     ----------
     kind : str or None
         One of `HEAD_KINDS`:
 
-        - ``"linear"``: `LinearHead`; it has no use for depth, width and dropout.
-        - ``"mlp"``: `MLPHead`, of `depth` linear layers.
-        - ``"batchnorm_mlp"``: `BatchNormMLPHead`, of `depth` linear layers (ShareLock).
-        - ``"residual"``: `ResidualHead`, of ``depth // 2`` blocks and a projection, so that an
-          even depth is the same as the next odd one; depth 1 has no block (FuseMix).
-        - ``"glu"``: `GLUHead`, of ``depth // 2`` blocks and a projection.
-        - ``"skip_mlp"``: `SkipMLPHead`, of one projector and, from depth 4,
+        - ``"linear"``: `LinearHead`; depth, width and dropout are not used.
+        - ``"mlp"``: `MLPHead` with `depth` linear layers.
+        - ``"batchnorm_mlp"``: `BatchNormMLPHead` with `depth` linear layers (ShareLock).
+        - ``"residual"``: `ResidualHead` with ``depth // 2`` blocks and a projection. An even depth
+          is the same as the next odd one, and depth 1 has no block (FuseMix).
+        - ``"glu"``: `GLUHead` with ``depth // 2`` blocks and a projection.
+        - ``"skip_mlp"``: `SkipMLPHead` with one projector and, from depth 4,
           ``depth // 2 - 1`` residual MLPs (Freeze-Align).
-        - ``"star"``: `StarHead`; it has no use for depth (SAIL).
-        - None: `FrozenHead`; it has no use for depth, width and dropout.
+        - ``"star"``: `StarHead`; depth is not used (SAIL).
+        - None: `FrozenHead`, which is not trained; depth, width and dropout are not used.
 
-        ``"star"`` and ``"skip_mlp"`` begin with their own layer norm, all others by standardising
-        the features.
+        ``"star"`` and ``"skip_mlp"`` begin with a layer norm, the others standardize features.
     n_in, n_out : int
-        Widths of features and embeddings.
+        Number of features, and size of the embeddings.
     depth : int
-        Linear layers.
+        Number of linear layers.
     width : int or str
-        Units of a hidden layer, or a multiple of `n_in` such as ``"4x"``.
+        Number of units of a hidden layer, or a multiple of `n_in` such as ``"4x"``.
     dropout : float
-        Share of hidden units dropped in training.
+        Fraction of the hidden units dropped during training.
 
     Returns
     -------
     head : Head
-        Its ``set_statistics`` is to be given the training features.
+        Head whose ``set_statistics`` must be called with the training features.
 
     Raises
     ------
     ValueError
-        When the kind or width is unknown, or None with more numbers out than in.
+        If `kind` or `width` is invalid, or `kind` is None and `n_out` is greater than `n_in`.
 
     Examples
     --------
@@ -128,7 +126,7 @@ def make_head(
     else:
         head = _DEEP[kind](n_in, n_out, depth, units, dropout)
     layers = int(depth) if kind in _DEEP else 1
-    head.made_of = {"kind": kind, "depth": layers, "width": units, "dropout": float(dropout)}
+    head.spec = {"kind": kind, "depth": layers, "width": units, "dropout": float(dropout)}
     return head
 
 
@@ -139,24 +137,25 @@ _MAPS: dict[str, type[BaseMap]] = {
 }
 
 
-_MATRICES = {"kernel": ("anchors", "coefficients"), "linear": ("weights",)}
-
-
-_MATRICES["whitened"] = ("directions",)
+_MATRICES: dict[str, tuple[str, ...]] = {
+    "kernel": ("anchors", "coefficients"),
+    "linear": ("weights",),
+    "whitened": ("directions",),
+}
 
 
 def head_state(head: Head) -> dict[str, Any]:
-    """Return a head as plain data and arrays, which `restored_head` takes.
+    """Return the state of a head, which `restored_head` accepts, as plain data and arrays.
 
     Parameters
     ----------
     head : Head
-        What `make_head` returned, or a `ClosedFormHead`, on the CPU.
+        Head from `make_head`, or a `ClosedFormHead`, on the CPU.
 
     Returns
     -------
     state : dict
-        Of numbers, names and arrays.
+        Numbers, names and arrays.
 
     Examples
     --------
@@ -164,62 +163,65 @@ def head_state(head: Head) -> dict[str, Any]:
     >>> from sklearn_ape.heads import head_state, make_head, restored_head
     >>> from sklearn_ape.persistence import State
     >>> head = make_head("mlp", 4, 2, depth=2, width=8, dropout=0.0)
-    >>> again = restored_head(State(head_state(head), "head"))
+    >>> copy = restored_head(State(head_state(head), "head"))
     >>> features = torch.randn(3, 4)
-    >>> torch.equal(again(features), head(features))
+    >>> torch.equal(copy(features), head(features))
     True
     """
     if isinstance(head, ClosedFormHead):
-        kind = next(name for name, of in _MAPS.items() if type(head.base) is of)
+        kind = next(name for name, cls in _MAPS.items() if type(head.base) is cls)
         return {
             "kind": "closed_form",
-            "base": {"kind": kind, **_arrays(head.base)},
+            "base": {"kind": kind, **_get_arrays(head.base)},
             "residual": None if head.residual is None else head_state(head.residual),
             "scale": None if head.residual is None else float(head.scale),
         }
-    made_of = head.made_of
-    if made_of is None and isinstance(head, FrozenHead | LinearHead):
+    spec = head.spec
+    if spec is None and isinstance(head, FrozenHead | LinearHead):
         is_linear = isinstance(head, LinearHead)
-        made_of = {"kind": "linear" if is_linear else None, "depth": 1, "width": 1, "dropout": 0.0}
-    if made_of is None:
-        raise TypeError(f"A {type(head).__name__} that make_head did not make cannot be saved.")
-    return {**made_of, "n_in": head.n_in, "n_out": head.n_out, "tensors": _arrays(head)}
+        spec = {"kind": "linear" if is_linear else None, "depth": 1, "width": 1, "dropout": 0.0}
+    if spec is None:
+        raise TypeError(
+            f"head is a {type(head).__name__} that was not made by make_head, and cannot be "
+            "saved. Make it with make_head."
+        )
+    return {**spec, "n_in": head.n_in, "n_out": head.n_out, "tensors": _get_arrays(head)}
 
 
 @default_state()
 def restored_head(state: FittedState) -> Head:
-    """Return the head that `head_state` described.
+    """Return the head whose state `head_state` returned.
 
     Parameters
     ----------
     state : State
-        As read from a file.
+        State read from a file.
 
     Returns
     -------
     head : Head
-        Equal to the bit.
+        Head with bitwise identical weights.
 
     Raises
     ------
     ValueError
-        When there is no such head; sizes are compared before memory is taken.
+        If the state is invalid. Sizes are checked before memory is allocated.
     """
     if state.peek("kind") == "closed_form":
-        return _closed_form(state)
-    head, tensors = _unfilled(state)
+        return _restore_closed_form(state)
+    head, tensors = _make_empty_head(state)
     fill(head, tensors)
     return head
 
 
-def _unfilled(state: FittedState) -> tuple[Head, FittedState]:
-    """Return a head without numbers, which takes no memory, and where they are."""
+def _make_empty_head(state: FittedState) -> tuple[Head, FittedState]:
+    """Return a head without weights, which takes no memory, and the state of its weights."""
     tensors = state.part("tensors")
     shape: dict[str, Any] = {
         "kind": state.optional("kind"),
         "n_in": state.integer("n_in", 1, 2**31),
         "n_out": state.integer("n_out", 1, 2**31),
-        # A layer has a tensor at least, so that no file asks for more layers than it fills.
+        # Every layer has a tensor. The limit prevents a file from requesting many empty layers.
         "depth": state.integer("depth", 1, most=1 + len(tensors)),
         "width": state.integer("width", 1, most=2**31),
         "dropout": state.number("dropout", above=-1e-9),
@@ -229,19 +231,19 @@ def _unfilled(state: FittedState) -> tuple[Head, FittedState]:
 
 
 def fill(module: nn.Module, tensors: FittedState) -> None:
-    """Give a module without numbers those of a file, once they are seen to fit."""
-    found = {}
+    """Set the weights of a module without memory, after checking shapes and types."""
+    loaded = {}
     for name, tensor in module.state_dict().items():
         kinds = "f" if tensor.dtype.is_floating_point else "i"
-        found[name] = torch.tensor(tensors.array(name, tuple(tensor.shape), kinds))
-        if found[name].dtype != tensor.dtype:
+        loaded[name] = torch.tensor(tensors.array(name, tuple(tensor.shape), kinds))
+        if loaded[name].dtype != tensor.dtype:
             raise ValueError(
-                f"{tensors.where}.{name} must be of type {tensor.dtype}, not {found[name].dtype}."
+                f"{tensors.where}.{name} must be of type {tensor.dtype}, not {loaded[name].dtype}."
             )
-    module.load_state_dict(found, strict=True, assign=True)
+    module.load_state_dict(loaded, strict=True, assign=True)
 
 
-def _closed_form(state: FittedState) -> ClosedFormHead:
+def _restore_closed_form(state: FittedState) -> ClosedFormHead:
     state.value("kind")
     part = state.part("base")
     kind = part.text("kind")
@@ -250,30 +252,30 @@ def _closed_form(state: FittedState) -> ClosedFormHead:
             f"{part.where}.kind must be one of {', '.join(_MAPS)}, not {kind[:40]!r}."
         )
     buffers: dict[str, Any] = {
-        name: _float32(part, name, (None, None)) for name in _MATRICES[kind]
+        name: _read_float32(part, name, (None, None)) for name in _MATRICES[kind]
     }
     if kind == "kernel":
-        buffers["gamma"] = float(_float32(part, "gamma", ()))
+        buffers["gamma"] = float(_read_float32(part, "gamma", ()))
     else:
-        buffers["mean"] = _float32(part, "mean", (None,))
+        buffers["mean"] = _read_float32(part, "mean", (None,))
     base = _MAPS[kind](**buffers)
     if "residual" not in state:
-        for nothing in ("residual", "scale"):
-            state.optional(nothing)
+        for name in ("residual", "scale"):
+            state.optional(name)
         return ClosedFormHead(base)
-    residual, tensors = _unfilled(state.part("residual"))
-    head = ClosedFormHead(base, residual)  # which sets the residual to zero
+    residual, tensors = _make_empty_head(state.part("residual"))
+    head = ClosedFormHead(base, residual)  # sets the residual's output layer to zero
     fill(residual, tensors)
     head.scale.fill_(state.number("scale", above=0))
     return head
 
 
-def _float32(state: FittedState, name: str, shape: tuple[int | None, ...]) -> Any:
+def _read_float32(state: FittedState, name: str, shape: tuple[int | None, ...]) -> Any:
     array = state.array(name, shape)
     if array.dtype.str != "<f4":
         raise ValueError(f"{state.where}.{name} must be of type float32, not {array.dtype}.")
     return array
 
 
-def _arrays(module: nn.Module) -> dict[str, Any]:
+def _get_arrays(module: nn.Module) -> dict[str, Any]:
     return {name: tensor.detach().numpy() for name, tensor in module.state_dict().items()}

@@ -15,17 +15,17 @@ class MLPHead(Head):
     Parameters
     ----------
     n_in, n_out : int
-        Widths of features and embeddings.
+        Number of features, and size of the embeddings.
     depth : int
-        Linear layers; the paper's heads have 4 to 6. Depth 1 is a linear map.
+        Number of linear layers; the heads of the paper have 4 to 6. Depth 1 is a linear map.
     width : int
-        Width of the hidden layers.
+        Number of units of a hidden layer.
     dropout : float
-        Share of hidden units dropped in training.
+        Fraction of the hidden units dropped during training.
 
     See Also
     --------
-    BatchNormMLPHead : With batch normalisation and ReLU.
+    BatchNormMLPHead : MLP with batch normalization and ReLU.
 
     References
     ----------
@@ -44,11 +44,11 @@ class MLPHead(Head):
         super().__init__(n_in, n_out)
         layers: list[nn.Module] = []
         for _ in range(depth - 1):
-            layers += [nn.Linear(n_in, width), *self._between(width), nn.Dropout(dropout)]
+            layers += [nn.Linear(n_in, width), *self._make_activation(width), nn.Dropout(dropout)]
             n_in = width
         self.layers = nn.Sequential(*layers, nn.Linear(n_in, n_out))
 
-    def _between(self, width: int) -> list[nn.Module]:
+    def _make_activation(self, width: int) -> list[nn.Module]:
         return [nn.GELU()]
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
@@ -57,28 +57,28 @@ class MLPHead(Head):
 
 
 class BatchNormMLPHead(MLPHead):
-    """ShareLock's multi-layer perceptron: batch normalisation and ReLU after each hidden layer.
+    """The multi-layer perceptron of ShareLock, with batch normalization and ReLU.
 
     Parameters
     ----------
     n_in, n_out : int
-        Widths of features and embeddings.
+        Number of features, and size of the embeddings.
     depth : int
-        Linear layers; ShareLock's head has 4.
+        Number of linear layers, 4 in ShareLock.
     width : int
-        Width of the hidden layers; ShareLock's are 4096 wide.
+        Number of units of a hidden layer, 4096 in ShareLock.
     dropout : float
-        Share of hidden units dropped in training; ShareLock drops 0.2.
+        Fraction of the hidden units dropped during training, 0.2 in ShareLock.
 
     Raises
     ------
     ValueError
-        When it is to be trained on a batch of a single pair.
+        If it is trained on a batch of a single pair.
 
     Notes
     -----
-    ShareLock feeds raw features. That ours are standardised changes the start of training and not
-    what the head can express, as a linear layer comes first.
+    ShareLock does not standardize features. Because a linear layer comes first, this changes the
+    initialization of training, but not the functions that the head can represent.
 
     References
     ----------
@@ -93,15 +93,15 @@ class BatchNormMLPHead(MLPHead):
     torch.Size([2, 1280])
     """
 
-    def _between(self, width: int) -> list[nn.Module]:
+    def _make_activation(self, width: int) -> list[nn.Module]:
         return [nn.BatchNorm1d(width), nn.ReLU()]
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Map (n, n_in) to (n, n_out)."""
         if self.training and len(features) < 2 < len(self.layers):
             raise ValueError(
-                "head='batchnorm_mlp' normalises over a batch, and this one holds a single pair: "
-                "raise batch_size."
+                "head='batchnorm_mlp' normalizes over a batch, and this batch contains a single "
+                "pair. Increase batch_size."
             )
         return super().forward(features)
 
@@ -121,23 +121,23 @@ class _Block(nn.Module):
 
 
 class ResidualHead(Head):
-    """FuseMix's pre-norm residual blocks, then a normalised linear projection.
+    """The head of FuseMix: pre-norm residual blocks, layer norm and a linear projection.
 
     Parameters
     ----------
     n_in, n_out : int
-        Widths of features and embeddings.
+        Number of features, and size of the embeddings.
     depth : int
-        Linear layers: a block has two, the projection is one; ``depth // 2`` blocks. Depths 2 and
-        3 are therefore one head, and depth 1 is layer norm and projection alone.
+        Number of linear layers. There are ``depth // 2`` blocks with two layers each, and the
+        projection, so that depths 2 and 3 are the same head. Depth 1 is layer norm and projection.
     width : int
-        Width inside a block. FuseMix has four blocks (depth 9) of four times `n_in`.
+        Number of units in a block. FuseMix has four blocks (depth 9) with four times `n_in`.
     dropout : float
-        Share of hidden units dropped in training; FuseMix drops 0.6.
+        Fraction of the hidden units dropped during training, 0.6 in FuseMix.
 
     Notes
     -----
-    FuseMix's skips carry the features as they come, these the standardised ones.
+    The residual paths of FuseMix contain raw features, those of this head standardized ones.
 
     References
     ----------
@@ -169,17 +169,18 @@ class GLUHead(ResidualHead):
     Parameters
     ----------
     n_in, n_out : int
-        Widths of features and embeddings.
+        Number of features, and size of the embeddings.
     depth : int
-        Linear layers: a block has two, the projection is one; ``depth // 2`` blocks.
+        Number of linear layers. There are ``depth // 2`` blocks with two layers each, and the
+        projection.
     width : int
-        Width inside a block, after the gate.
+        Number of units in a block, after the gate.
     dropout : float
-        Share of hidden units dropped in training.
+        Fraction of the hidden units dropped during training.
 
     See Also
     --------
-    StarHead : SAIL's gated head, which has no blocks.
+    StarHead : The gated head of SAIL, which has no blocks.
 
     References
     ----------
@@ -210,32 +211,32 @@ class _ResidualMLP(nn.Module):
 
 
 class SkipMLPHead(Head):
-    """Freeze-Align's projector: a linear map plus an MLP, after layer norm and dropout.
+    """The head of Freeze-Align: a linear map plus an MLP, after layer norm and dropout.
 
-    ``A x + C gelu(B x)``, and from depth 4 the residual MLP that Freeze-Align has on texts:
-    ``norm(z + E gelu(z))`` with ``z = D`` of the former.
+    The projector is ``y = A x + C gelu(B x)``. From depth 4 it is followed by the residual MLP
+    that Freeze-Align has for texts: ``norm(z + E gelu(z))`` with ``z = D y``.
 
     Parameters
     ----------
     n_in, n_out : int
-        Widths of features and embeddings; Freeze-Align's have 1024 numbers.
+        Number of features, and size of the embeddings, which is 1024 in Freeze-Align.
     depth : int
-        Linear layers on the longest path: up to 3 the projector alone, which has two, and one
-        residual MLP more for each further two.
+        Number of linear layers on the longest path. Up to 3 there is only the projector, which
+        has two. Each two further layers add a residual MLP.
     width : int
-        Hidden width of the projector's MLP; Freeze-Align's is `n_out`. Residual MLPs are `n_out`
-        wide.
+        Number of hidden units of the projector's MLP, `n_out` in Freeze-Align. Residual MLPs have
+        `n_out` units.
     dropout : float
-        Share of features, and of each residual MLP's output, dropped in training; Freeze-Align
-        drops 0.1.
+        Fraction of the features, and of the outputs of residual MLPs, dropped during training,
+        0.1 in Freeze-Align.
 
     Notes
     -----
-    The layer norm stands in the place of our standardisation, as in Freeze-Align.
+    A layer norm replaces the standardization of features, as in Freeze-Align.
 
-    Freeze-Align projects every token and pools afterwards, with a second projector for the
-    image's class token. This head sees features that are pooled already, so it has one
-    projector a side; for features that are one token (a class token) it is the same.
+    Freeze-Align projects every token and pools afterwards, with a second projector for the class
+    token of the image. This head gets pooled features, so it has one projector per side. It is
+    equivalent for features of a single token, such as a class token.
 
     References
     ----------
@@ -272,23 +273,24 @@ class SkipMLPHead(Head):
 
 
 class StarHead(Head):
-    """SAIL's head: layer norm, the product of two wide linear maps, a linear projection.
+    """The head of SAIL: layer norm, the product of two wide linear maps, and a projection.
 
-    ``W3 (relu6(W1 x) * (W2 x))``, with Xavier's uniform start and biases at zero.
+    It computes ``W3 (relu6(W1 x) * (W2 x))``. Weights are initialized by Xavier's uniform method,
+    biases with zeros.
 
     Parameters
     ----------
     n_in, n_out : int
-        Widths of features and embeddings; SAIL's have 1024 numbers.
+        Number of features, and size of the embeddings, which is 1024 in SAIL.
     width : int
-        Width of the product; SAIL's is eight times `n_in`.
+        Size of the product, eight times `n_in` in SAIL.
     dropout : float
-        Share of the product dropped in training; SAIL drops none.
+        Fraction of the product dropped during training, 0 in SAIL.
 
     Notes
     -----
-    The layer norm stands in the place of our standardisation, as in SAIL. SAIL also cuts the
-    factors at ±1000, which half precision needs and single precision does not.
+    A layer norm replaces the standardization of features, as in SAIL. SAIL also clips the factors
+    to ±1000, which is needed in half precision but not in single precision.
 
     References
     ----------

@@ -4,4 +4,7 @@ from ._infonce import InfoNCELoss
 from ._sigmoid import SigmoidLoss
 from ._structure import StructureLoss
 
-__all__ = ["InfoNCELoss", "SigmoidLoss", "StructureLoss"]
+LOSSES = {"infonce": InfoNCELoss, "sigmoid": SigmoidLoss}
+"""Contrastive losses, by the names that `APEAligner` takes."""
+
+__all__ = ["LOSSES", "InfoNCELoss", "SigmoidLoss", "StructureLoss"]

@@ -1,4 +1,4 @@
-"""Logit scale, positive pairs and tiles, which the losses share."""
+"""Base class of contrastive losses: logit scale, positive pairs and tiles."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torch import nn
 
 
 def as_matrix(positive: torch.Tensor, n_pairs: int) -> torch.Tensor:
-    """Return a bool matrix of shape (n_pairs, n_pairs)."""
-    positive = _checked(positive, n_pairs)
+    """Return positives as a bool matrix of shape (n_pairs, n_pairs)."""
+    positive = _validate_positive(positive, n_pairs)
     if positive.dtype == torch.bool:
         return positive
     matrix = torch.zeros(n_pairs, n_pairs, dtype=torch.bool, device=positive.device)
@@ -23,32 +23,33 @@ def as_matrix(positive: torch.Tensor, n_pairs: int) -> torch.Tensor:
 
 
 def as_pairs(positive: torch.Tensor | None, n_pairs: int, device: torch.device) -> torch.Tensor:
-    """Return distinct pairs of rows, of shape (n_positive, 2)."""
+    """Return positives as distinct pairs of rows, of shape (n_positive, 2)."""
     if positive is None:
         return torch.arange(n_pairs, device=device)[:, None].expand(-1, 2)
-    positive = _checked(positive, n_pairs)
+    positive = _validate_positive(positive, n_pairs)
     if positive.dtype == torch.bool:
         return positive.nonzero()
-    numbers = torch.unique(positive[:, 0] * n_pairs + positive[:, 1])
-    return torch.stack([numbers // n_pairs, numbers % n_pairs], dim=1)
+    # One number per pair: torch.unique is slower along a dimension.
+    keys = torch.unique(positive[:, 0] * n_pairs + positive[:, 1])
+    return torch.stack([keys // n_pairs, keys % n_pairs], dim=1)
 
 
-def check_counts(of_image: torch.Tensor, of_text: torch.Tensor) -> None:
-    """Refuse rows without any positive: their target would be 0 / 0."""
-    for name, counts in (("Image", of_image), ("Caption", of_text)):
+def check_counts(image_counts: torch.Tensor, text_counts: torch.Tensor) -> None:
+    """Raise an error if a row has no positive, because its target would be 0 / 0."""
+    for name, counts in (("Image", image_counts), ("Caption", text_counts)):
         if not counts.all():
             raise ValueError(
-                f"{name} {int((counts == 0).nonzero()[0])} of the batch has no positive: row i of "
+                f"{name} {int((counts == 0).nonzero()[0])} of the batch has no positive. Row i of "
                 "both sides belongs together, so (i, i) must be among the positives."
             )
 
 
-def _checked(positive: torch.Tensor, n_pairs: int) -> torch.Tensor:
+def _validate_positive(positive: torch.Tensor, n_pairs: int) -> torch.Tensor:
     if positive.dtype == torch.bool:
         if positive.shape != (n_pairs, n_pairs):
             raise ValueError(
-                f"A bool `positive` must have shape ({n_pairs}, {n_pairs}), one row an image and "
-                f"one column a caption, not {tuple(positive.shape)}."
+                f"A bool `positive` must have shape ({n_pairs}, {n_pairs}), with one row per "
+                f"image and one column per caption, not {tuple(positive.shape)}."
             )
         return positive
     if positive.dtype != torch.int64:
@@ -58,19 +59,19 @@ def _checked(positive: torch.Tensor, n_pairs: int) -> torch.Tensor:
         )
     if positive.ndim != 2 or positive.shape[1] != 2:
         raise ValueError(
-            "An int64 `positive` must have shape (n_positive, 2), an image's row and a "
-            f"caption's, not {tuple(positive.shape)}; a matrix must be of bools."
+            "An int64 `positive` must have shape (n_positive, 2), with the rows of an image and a "
+            f"caption, not {tuple(positive.shape)}. Pass a matrix as bool."
         )
     if len(positive) and not (positive.min() >= 0 and positive.max() < n_pairs):
         raise ValueError(
-            f"`positive` names rows {int(positive.min())} to {int(positive.max())}, and the batch "
-            f"has rows 0 to {n_pairs - 1}."
+            f"`positive` contains rows {int(positive.min())} to {int(positive.max())}, but the "
+            f"batch has rows 0 to {n_pairs - 1}."
         )
     return positive
 
 
 class Tile(NamedTuple):
-    """Rows and columns of a tile, and its positives counted from the tile's own corner."""
+    """Rows and columns of a tile, and its positives relative to its first row and column."""
 
     rows: slice
     columns: slice
@@ -78,7 +79,7 @@ class Tile(NamedTuple):
 
 
 class Tiles:
-    """All tiles of a matrix of logits, by rows.
+    """The tiles of a logit matrix, row by row.
 
     Parameters
     ----------
@@ -87,7 +88,7 @@ class Tiles:
     n_rows, n_columns : int
         Shape of the matrix.
     size : int
-        The most rows and columns of a tile.
+        Maximum number of rows and columns of a tile.
     """
 
     def __init__(self, pairs: torch.Tensor, n_rows: int, n_columns: int, size: int) -> None:
@@ -103,27 +104,28 @@ class Tiles:
         self.ends = counts.cumsum(0).tolist()
 
     def __iter__(self) -> Iterator[Tile]:
-        begin = 0
-        for number, end in enumerate(self.ends):
-            row, column = (at * self.size for at in divmod(number, self.n_across))
+        start = 0
+        for tile, end in enumerate(self.ends):
+            row, column = (index * self.size for index in divmod(tile, self.n_across))
             yield Tile(
                 slice(row, min(row + self.size, self.n_rows)),
                 slice(column, min(column + self.size, self.n_columns)),
-                (self.rows[begin:end] - row, self.columns[begin:end] - column),
+                (self.rows[start:end] - row, self.columns[start:end] - column),
             )
-            begin = end
+            start = end
 
 
 class Softmax:
-    """Denominators of softmaxes whose logits come a tile at a time.
+    """Softmax cross-entropies of rows whose logits are computed tile by tile.
 
-    The largest logit and the sum of exponentials below it are kept apart, as in flash attention:
-    added up in one float, the sum would drown when a pair is all but certain.
+    The largest logit and the sum of exponentials relative to it are separate numbers, as in flash
+    attention. In one number, small exponentials would be lost to rounding when the model is
+    nearly certain.
 
     Parameters
     ----------
     like : torch.Tensor of shape (n_rows, n_components)
-        One row a softmax.
+        Tensor with one row per softmax, which sets type and device.
     """
 
     def __init__(self, like: torch.Tensor) -> None:
@@ -131,34 +133,35 @@ class Softmax:
         self.total = like.new_zeros(len(like))
         self.positive = like.new_zeros(len(like))
 
-    def see(self, at: slice, logits: torch.Tensor) -> None:
-        """Take in more columns of some rows."""
-        largest = torch.maximum(self.largest[at], logits.amax(dim=1))
-        before = self.total[at] * (self.largest[at] - largest).exp()
-        self.total[at] = before + (logits - largest[:, None]).exp_().sum(dim=1)
-        self.largest[at] = largest
+    def update(self, rows: slice, logits: torch.Tensor) -> None:
+        """Add columns of logits to some rows."""
+        largest = torch.maximum(self.largest[rows], logits.amax(dim=1))
+        total = self.total[rows] * (self.largest[rows] - largest).exp()
+        self.total[rows] = total + (logits - largest[:, None]).exp_().sum(dim=1)
+        self.largest[rows] = largest
 
     def losses(self) -> torch.Tensor:
-        """Return log-denominator minus mean logit of the positives, of every row."""
+        """Return the cross-entropy of every row: log-denominator minus mean positive logit."""
         return self.total.log() + (self.largest - self.positive)
 
 
 def refuse_second_gradients() -> None:
-    """Raise where a gradient is to be differentiated again, which would take it as constant."""
-    if torch.is_grad_enabled():  # so it is in a backward pass that makes a graph
+    """Raise an error if a tiled loss is differentiated twice; the result would be wrong."""
+    if torch.is_grad_enabled():  # which a backward pass enables with create_graph=True
         raise RuntimeError(
-            "A tiled loss cannot be differentiated twice (create_graph=True): use tile_size=None."
+            "A tiled loss cannot be differentiated twice (create_graph=True). Use tile_size=None."
         )
 
 
-MOST_DENSE_ROWS = 4096
-
+# With tile_size="auto", up to this batch size all logits are computed at once, which is faster.
+# The matrix takes 64 MiB.
+MAX_DENSE_ROWS = 4096
 
 AUTO_TILE = 1024
 
 
 class ScaledLoss(nn.Module):
-    """Holds the logit scale, learned in the logarithm and clamped, and the size of a tile."""
+    """Base class of contrastive losses, with a logit scale learned as logarithm and clamped."""
 
     log_scale: torch.Tensor
 
@@ -173,31 +176,30 @@ class ScaledLoss(nn.Module):
         is_size = isinstance(tile_size, Integral) and tile_size >= 1
         if not (tile_size is None or tile_size == "auto" or is_size):
             raise ValueError(
-                f"tile_size must be None, 'auto' or a whole number of rows from 1, "
-                f"not {tile_size!r}."
+                f"tile_size must be None, 'auto' or an integer of at least 1, not {tile_size!r}."
             )
-        start = torch.tensor(math.log(logit_scale))
+        log_scale = torch.tensor(math.log(logit_scale))
         if learn_scale:
-            self.log_scale = nn.Parameter(start)
+            self.log_scale = nn.Parameter(log_scale)
         else:
-            self.register_buffer("log_scale", start)
+            self.register_buffer("log_scale", log_scale)
         self.max_log_scale = math.log(max_logit_scale)
         self.tile_size = tile_size
 
     @property
     def logit_scale(self) -> torch.Tensor:
-        """The factor that cosines are multiplied by."""
+        """Factor by which cosines are multiplied."""
         return self.log_scale.clamp(max=self.max_log_scale).exp()
 
     def clamp_(self) -> None:
-        """Keep the learned scale within bounds, so that it can come back from them."""
+        """Clamp the learned scale: beyond its bound it would have no gradient to return."""
         with torch.no_grad():
             self.log_scale.clamp_(max=self.max_log_scale)
 
     def _tile(self, n_pairs: int) -> int | None:
-        """Return the rows of a tile, or None for all logits at once."""
+        """Return the size of a tile, or None to compute all logits at once."""
         if self.tile_size == "auto":
-            return None if n_pairs <= MOST_DENSE_ROWS else AUTO_TILE
+            return None if n_pairs <= MAX_DENSE_ROWS else AUTO_TILE
         return None if self.tile_size is None else int(self.tile_size)
 
     def share(
@@ -207,27 +209,28 @@ class ScaledLoss(nn.Module):
         positive: torch.Tensor | None,
         rows: slice,
     ) -> torch.Tensor:
-        """Return what some rows of a batch add to its loss; the shares of all rows sum to it.
+        """Return the part of a batch's loss that is due to some rows; all parts sum to the loss.
 
-        This is how processes share the work of a batch whose embeddings each of them has.
+        In distributed training, every rank has all embeddings and computes the part of its rows.
 
         Parameters
         ----------
         image, text : torch.Tensor of shape (n_pairs, n_components)
-            See `forward`; of the whole batch.
+            Embeddings of the whole batch; see `forward`.
         positive : torch.Tensor or None
-            See `forward`; of the whole batch.
+            Positives of the whole batch; see `forward`.
         rows : slice
-            From a start to a stop within the batch.
+            Rows of this part, with a start and a stop.
 
         Returns
         -------
         share : torch.Tensor
-            A scalar. Logits are computed in tiles, of all columns at once with ``tile_size=None``.
+            A scalar. Logits are computed in tiles, or for all columns at once with
+            ``tile_size=None``.
         """
         check_embeddings(image, text)
         pairs = as_pairs(positive, len(image), image.device)
-        # Of what one process computes alone, no matrix is kept whole unless it is asked for.
+        # Also tile small batches with "auto": ranks are used where memory is short.
         tile = AUTO_TILE if self.tile_size == "auto" else int(self.tile_size or len(image))
         return self._share(image, text, pairs, rows, tile)
 
@@ -235,13 +238,14 @@ class ScaledLoss(nn.Module):
     def _share(
         self, image: torch.Tensor, text: torch.Tensor, pairs: torch.Tensor, rows: slice, tile: int
     ) -> torch.Tensor:
-        """Return what `share` does, given which pairs belong together and the size of a tile."""
+        """Return the result of `share` for distinct positive pairs and a tile size."""
 
 
 def check_embeddings(image: torch.Tensor, text: torch.Tensor) -> None:
-    """Refuse embeddings of different shapes."""
+    """Raise an error if embeddings have different or invalid shapes."""
     if image.shape != text.shape or image.ndim != 2 or not len(image):
         raise ValueError(
-            "Both sides need embeddings of one shape (n_pairs, n_components), row i of the one "
-            f"belonging to row i of the other, not {tuple(image.shape)} and {tuple(text.shape)}."
+            "image and text need embeddings of one shape (n_pairs, n_components), not "
+            f"{tuple(image.shape)} and {tuple(text.shape)}. Row i of one must belong to row i of "
+            "the other."
         )

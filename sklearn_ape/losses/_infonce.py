@@ -1,4 +1,4 @@
-"""The symmetric contrastive loss, at once or in tiles."""
+"""InfoNCE loss, computed at once or in tiles."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from ._base import (
 
 
 class RowsOfInfoNCE(torch.autograd.Function):
-    """Sums the cross-entropies of some rows over all columns, in tiles.
+    """Sum of the cross-entropies of some rows over all columns, computed in tiles.
 
-    Keeps embeddings and denominators; the backward pass computes the logits once more.
+    Embeddings and denominators are saved for the backward pass, which computes the logits again.
     """
 
     @staticmethod
@@ -34,14 +34,14 @@ class RowsOfInfoNCE(torch.autograd.Function):
         pairs: torch.Tensor,
         size: int,
     ) -> torch.Tensor:
-        """Return the sum, given which (row, column) are positives."""
+        """Return the sum for positives given as (row, column)."""
         share = pairs[:, 0].bincount(minlength=len(rows)).to(rows.dtype).reciprocal()
         scaled = scale * rows
         softmax = Softmax(rows)
         tiles = Tiles(pairs, len(rows), len(columns), size)
         for down, across, (row, column) in tiles:
             logits = scaled[down] @ columns[across].T
-            softmax.see(down, logits)
+            softmax.update(down, logits)
             positive = logits[row, column] * share[down][row]
             softmax.positive[down].index_add_(0, row, positive)
         ctx.tiles = tiles
@@ -54,17 +54,17 @@ class RowsOfInfoNCE(torch.autograd.Function):
         refuse_second_gradients()
         rows, columns, scale, share, largest, total = ctx.saved_tensors
         scaled = scale * rows
-        of_rows, of_columns = torch.zeros_like(rows), torch.zeros_like(columns)
+        row_gradient, column_gradient = torch.zeros_like(rows), torch.zeros_like(columns)
         for down, across, (row, column) in ctx.tiles:
             slope = scaled[down] @ columns[across].T
             slope.sub_(largest[down, None]).exp_().div_(total[down, None])
             slope[row, column] -= share[down][row]
-            of_rows[down] += slope @ columns[across]
-            of_columns[across] += slope.T @ scaled[down]
-        of_scale = (of_rows * rows).sum() * gradient
-        of_rows *= scale * gradient
-        of_columns *= gradient
-        return of_rows, of_columns, of_scale.to(scale.dtype), None, None
+            row_gradient[down] += slope @ columns[across]
+            column_gradient[across] += slope.T @ scaled[down]
+        scale_gradient = (row_gradient * rows).sum() * gradient
+        row_gradient *= scale * gradient
+        column_gradient *= gradient
+        return row_gradient, column_gradient, scale_gradient.to(scale.dtype), None, None
 
 
 def share_of_rows(
@@ -75,7 +75,7 @@ def share_of_rows(
     rows: slice,
     size: int,
 ) -> torch.Tensor:
-    """Return what some rows of both sides add to the loss of all.
+    """Return the part of the loss that is due to some rows of both sides.
 
     Parameters
     ----------
@@ -86,57 +86,57 @@ def share_of_rows(
     pairs : torch.Tensor of shape (n_positive, 2)
         Distinct rows of images and captions that belong together.
     rows : slice
-        Which rows.
+        Rows of this part.
     size : int
-        The most rows and columns of a tile.
+        Maximum number of rows and columns of a tile.
 
     Returns
     -------
     share : torch.Tensor
-        A scalar; the shares of all rows sum to the loss.
+        A scalar; the parts of all rows sum to the loss.
     """
     check_counts(*(pairs[:, side].bincount(minlength=len(image)) for side in (0, 1)))
     total = image.new_zeros(())
-    for of_rows, of_columns, both in ((image, text, pairs), (text, image, pairs.flip(1))):
-        own = both[(both[:, 0] >= rows.start) & (both[:, 0] < rows.stop)]
+    for queries, keys, positive in ((image, text, pairs), (text, image, pairs.flip(1))):
+        own = positive[(positive[:, 0] >= rows.start) & (positive[:, 0] < rows.stop)]
         own = own - own.new_tensor([rows.start, 0])
-        total = total + RowsOfInfoNCE.apply(of_rows[rows], of_columns, scale, own, size)
+        total = total + RowsOfInfoNCE.apply(queries[rows], keys, scale, own, size)
     return total / (2 * len(image))
 
 
 class InfoNCELoss(ScaledLoss):
-    """The symmetric contrastive loss of CLIP, with several positives a row.
+    """The symmetric contrastive loss of CLIP, with several positives per row.
 
-    An image and a caption that belong together are positives wherever they meet in a batch,
-    never negatives: the target of a row is the same weight on each of its positives. With
-    distinct images and captions it is CLIP's loss.
+    An image and a caption that belong together are positives wherever both occur in a batch,
+    never negatives. The target of a row has equal weights on its positives. With distinct images
+    and captions it is CLIP's loss.
 
     Parameters
     ----------
     logit_scale : float, default=1 / 0.07
-        Factor of the cosines at the start.
+        Initial factor of the cosines.
     max_logit_scale : float, default=100.0
-        Bound on it.
+        Upper bound of the logit scale.
     learn_scale : bool, default=True
-        Whether it is trained.
+        Whether the logit scale is learned.
     tile_size : int, "auto" or None, default="auto"
-        With an int, logits are computed in tiles of so many rows and columns and never held all
-        at once: memory grows with the pairs of a batch, not with their square, and on a CPU it
-        takes no longer. Loss and gradients are the same up to rounding. None computes all at
-        once, ``"auto"`` does so up to 4096 pairs and takes tiles of 1024 above.
+        Number of rows and columns of the tiles in which logits are computed. Memory then grows
+        linearly with the batch size instead of quadratically, and on a CPU it takes no longer.
+        Loss and gradients are the same up to rounding. None computes all logits at once.
+        ``"auto"`` is None up to 4,096 pairs, otherwise 1,024.
 
     Raises
     ------
     ValueError
-        When `tile_size` is none of these.
+        If `tile_size` is invalid.
 
     See Also
     --------
-    SigmoidLoss : Judges each image with each caption on its own.
+    SigmoidLoss : Classifies each pair of an image and a caption independently.
 
     Notes
     -----
-    Tiles come with a gradient of their own, which cannot be differentiated again (RuntimeError).
+    A tiled loss cannot be differentiated twice (RuntimeError).
 
     References
     ----------
@@ -179,12 +179,12 @@ class InfoNCELoss(ScaledLoss):
         Parameters
         ----------
         image, text : torch.Tensor of shape (n_pairs, n_components)
-            Embeddings of length 1; row i of the one belongs to row i of the other.
+            L2-normalized embeddings; row i of one belongs to row i of the other.
         positive : torch.Tensor or None, default=None
-            Which images and captions belong together, the diagonal included: either bools of
-            shape (n_pairs, n_pairs), True at (i, j) for image i and caption j, or int64 pairs
-            (i, j) of shape (n_positive, 2), which large batches have room for. None says that
-            only the diagonal does.
+            Images and captions that belong together, including the diagonal: a bool matrix of
+            shape (n_pairs, n_pairs) that is True at (i, j) for image i and caption j, or int64
+            pairs (i, j) of shape (n_positive, 2), which take less memory. None is the diagonal
+            only.
 
         Returns
         -------
@@ -194,9 +194,10 @@ class InfoNCELoss(ScaledLoss):
         Raises
         ------
         ValueError
-            When shapes do not fit, a pair names a row that is not there, or a row has no positive.
+            If shapes do not match, or `positive` contains an invalid row, or a row has no
+            positive.
         TypeError
-            When `positive` is neither bool nor int64.
+            If `positive` is neither bool nor int64.
         """
         check_embeddings(image, text)
         tile = self._tile(len(image))
@@ -205,16 +206,16 @@ class InfoNCELoss(ScaledLoss):
             return _TiledInfoNCE.apply(image, text, self.logit_scale, pairs, tile)
         logits = self.logit_scale * image @ text.T
         if positive is None:
-            target = target_of_text = torch.arange(len(image), device=image.device)
+            image_target = text_target = torch.arange(len(image), device=image.device)
         else:
             positive = as_matrix(positive, len(image))
-            of_image, of_text = positive.sum(dim=1), positive.sum(dim=0)
-            check_counts(of_image, of_text)
-            shared = positive.to(logits.dtype)
-            target = shared / of_image[:, None]
-            target_of_text = shared.T / of_text[:, None]
-        by_image = nn.functional.cross_entropy(logits, target)
-        by_text = nn.functional.cross_entropy(logits.T, target_of_text)
+            image_counts, text_counts = positive.sum(dim=1), positive.sum(dim=0)
+            check_counts(image_counts, text_counts)
+            weights = positive.to(logits.dtype)
+            image_target = weights / image_counts[:, None]
+            text_target = weights.T / text_counts[:, None]
+        by_image = nn.functional.cross_entropy(logits, image_target)
+        by_text = nn.functional.cross_entropy(logits.T, text_target)
         return (by_image + by_text) / 2
 
     def _share(
@@ -224,7 +225,7 @@ class InfoNCELoss(ScaledLoss):
 
 
 class _TiledInfoNCE(torch.autograd.Function):
-    """Keeps embeddings and denominators; the backward pass computes the logits once more."""
+    """Symmetric InfoNCE in tiles; the backward pass computes the logits again."""
 
     @staticmethod
     def forward(
@@ -235,30 +236,28 @@ class _TiledInfoNCE(torch.autograd.Function):
         pairs: torch.Tensor,
         size: int,
     ) -> torch.Tensor:
-        of_image, of_text = (pairs[:, k].bincount(minlength=len(image)) for k in (0, 1))
-        check_counts(of_image, of_text)
-        share_of_image, share_of_text = (
-            c.to(image.dtype).reciprocal() for c in (of_image, of_text)
-        )
+        counts = [pairs[:, side].bincount(minlength=len(image)) for side in (0, 1)]
+        check_counts(*counts)
+        image_weight, text_weight = (c.to(image.dtype).reciprocal() for c in counts)
         scaled = scale * image
         by_image, by_text = Softmax(image), Softmax(image)
         tiles = Tiles(pairs, len(image), len(image), size)
         for rows, columns, (row, column) in tiles:
             logits = scaled[rows] @ text[columns].T
-            by_image.see(rows, logits)
-            by_text.see(columns, logits.T)
+            by_image.update(rows, logits)
+            by_text.update(columns, logits.T)
             positive = logits[row, column]
-            by_image.positive[rows].index_add_(0, row, positive * share_of_image[rows][row])
+            by_image.positive[rows].index_add_(0, row, positive * image_weight[rows][row])
             by_text.positive[columns].index_add_(
-                0, column, positive * share_of_text[columns][column]
+                0, column, positive * text_weight[columns][column]
             )
         ctx.tiles = tiles
         ctx.save_for_backward(
             image,
             text,
             scale,
-            share_of_image,
-            share_of_text,
+            image_weight,
+            text_weight,
             by_image.largest,
             by_image.total,
             by_text.largest,
@@ -269,20 +268,21 @@ class _TiledInfoNCE(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         refuse_second_gradients()
-        image, text, scale, share_of_image, share_of_text, *denominators = ctx.saved_tensors
+        image, text, scale, image_weight, text_weight, *denominators = ctx.saved_tensors
         image_largest, image_total, text_largest, text_total = denominators
         scaled = scale * image
-        of_image, of_text = torch.zeros_like(image), torch.zeros_like(text)
+        image_gradient, text_gradient = torch.zeros_like(image), torch.zeros_like(text)
         for rows, columns, (row, column) in ctx.tiles:
             logits = scaled[rows] @ text[columns].T
             slope = (logits - image_largest[rows, None]).exp_().div_(image_total[rows, None])
             slope += logits.sub_(text_largest[columns]).exp_().div_(text_total[columns])
-            slope[row, column] -= share_of_image[rows][row] + share_of_text[columns][column]
-            of_image[rows] += slope @ text[columns]
-            of_text[columns] += slope.T @ scaled[rows]
+            slope[row, column] -= image_weight[rows][row] + text_weight[columns][column]
+            image_gradient[rows] += slope @ text[columns]
+            text_gradient[columns] += slope.T @ scaled[rows]
         weight = gradient / (2 * len(image))
-        # d loss / d scale without a walk of its own: logits are linear in scale and in image.
-        of_scale = (of_image * image).sum() * weight
-        of_image *= scale * weight
-        of_text *= weight
-        return of_image, of_text, of_scale.to(scale.dtype), None, None
+        # Logits are linear in scale * image, so the gradient of the scale follows from that of the
+        # images.
+        scale_gradient = (image_gradient * image).sum() * weight
+        image_gradient *= scale * weight
+        text_gradient *= weight
+        return image_gradient, text_gradient, scale_gradient.to(scale.dtype), None, None

@@ -1,4 +1,4 @@
-"""The pairwise sigmoid loss, at once or in tiles."""
+"""Pairwise sigmoid loss, computed at once or in tiles."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ from ._base import (
 
 
 class SigmoidLoss(ScaledLoss):
-    """The pairwise sigmoid loss of SigLIP: each image with each caption is a yes or a no.
+    """The pairwise sigmoid loss of SigLIP, a binary classification of all pairs.
 
     Parameters
     ----------
     logit_scale : float, default=10.0
-        Factor of the cosines at the start.
+        Initial factor of the cosines.
     max_logit_scale : float, default=100.0
-        Bound on it.
+        Upper bound of the logit scale.
     learn_scale : bool, default=True
-        Whether scale and bias are trained.
+        Whether logit scale and bias are learned.
     bias : float or None, default=None
-        Added to the logits at the start. None takes ``-log(n_pairs)`` of the first batch, at
-        which yes and no weigh the same.
+        Initial bias of the logits. None is ``-log(n_pairs)`` of the first batch, with which
+        positives and negatives have equal total weight.
     tile_size : int, "auto" or None, default="auto"
-        Rows and columns of logits to compute at a time; see `InfoNCELoss`.
+        Number of rows and columns of the tiles in which logits are computed; see `InfoNCELoss`.
 
     Raises
     ------
     ValueError
-        When `tile_size` is none of these.
+        If `tile_size` is invalid.
 
     See Also
     --------
-    InfoNCELoss : Compares an image with all captions at once.
+    InfoNCELoss : Compares an image with all captions by a softmax.
 
     References
     ----------
@@ -68,11 +68,12 @@ class SigmoidLoss(ScaledLoss):
         tile_size: int | str | None = "auto",
     ) -> None:
         super().__init__(logit_scale, max_logit_scale, learn_scale, tile_size)
-        start = torch.tensor(math.nan if bias is None else bias)
+        # NaN stands for a bias that the first batch determines.
+        initial = torch.tensor(math.nan if bias is None else bias)
         if learn_scale:
-            self.bias = nn.Parameter(start)
+            self.bias = nn.Parameter(initial)
         else:
-            self.register_buffer("bias", start)
+            self.register_buffer("bias", initial)
 
     def forward(
         self,
@@ -80,15 +81,14 @@ class SigmoidLoss(ScaledLoss):
         text: torch.Tensor,
         positive: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Return the loss summed over captions, averaged over images.
+        """Return the loss, summed over captions and averaged over images.
 
         Parameters
         ----------
         image, text : torch.Tensor of shape (n_pairs, n_components)
-            Embeddings of length 1; row i of the one belongs to row i of the other.
+            L2-normalized embeddings; row i of one belongs to row i of the other.
         positive : torch.Tensor or None, default=None
-            Which images and captions belong together, in the forms of `InfoNCELoss`. Each is a
-            yes of its own.
+            Images and captions that belong together; see `InfoNCELoss`.
 
         Returns
         -------
@@ -98,12 +98,12 @@ class SigmoidLoss(ScaledLoss):
         Raises
         ------
         ValueError
-            When shapes do not fit, or a pair names a row that is not there.
+            If shapes do not match, or `positive` contains an invalid row.
         TypeError
-            When `positive` is neither bool nor int64.
+            If `positive` is neither bool nor int64.
         """
         check_embeddings(image, text)
-        self._start_bias(len(image))
+        self._initialize_bias(len(image))
         tile = self._tile(len(image))
         if tile is not None:
             pairs = as_pairs(positive, len(image), image.device)
@@ -117,12 +117,12 @@ class SigmoidLoss(ScaledLoss):
     def _share(
         self, image: torch.Tensor, text: torch.Tensor, pairs: torch.Tensor, rows: slice, tile: int
     ) -> torch.Tensor:
-        self._start_bias(len(image))
+        self._initialize_bias(len(image))
         own = pairs[(pairs[:, 0] >= rows.start) & (pairs[:, 0] < rows.stop)]
         own = own - own.new_tensor([rows.start, 0])
         return self._tiled(image[rows], text, own, tile) / len(image)
 
-    def _start_bias(self, n_pairs: int) -> None:
+    def _initialize_bias(self, n_pairs: int) -> None:
         if self.bias.isnan():
             with torch.no_grad():
                 self.bias.fill_(-math.log(max(n_pairs, 2)))
@@ -134,7 +134,7 @@ class SigmoidLoss(ScaledLoss):
 
 
 class _TiledSigmoid(torch.autograd.Function):
-    """Sums over all rows and columns. Takes the gradients along, since no tile needs another."""
+    """Sum over all rows and columns; tiles are independent, so gradients are computed forward."""
 
     @staticmethod
     def forward(
@@ -147,25 +147,28 @@ class _TiledSigmoid(torch.autograd.Function):
         size: int,
     ) -> torch.Tensor:
         scaled = scale * image
-        loss, of_bias = image.new_zeros(()), image.new_zeros(())
-        of_image, of_text = torch.zeros_like(image), torch.zeros_like(text)
-        wanted = any(ctx.needs_input_grad)
-        for rows, columns, at in Tiles(pairs, len(image), len(text), size):
-            # Signed so that every pair is a no: a yes is a no of the negative logit.
+        loss, bias_gradient = image.new_zeros(()), image.new_zeros(())
+        image_gradient, text_gradient = torch.zeros_like(image), torch.zeros_like(text)
+        needs_gradients = any(ctx.needs_input_grad)
+        for rows, columns, positive in Tiles(pairs, len(image), len(text), size):
+            # The loss of a positive is that of a negative with the opposite logit.
             logits = scaled[rows] @ text[columns].T + bias
-            logits[at] *= -1
+            logits[positive] *= -1
             loss -= nn.functional.logsigmoid(-logits).sum()
-            if wanted:
+            if needs_gradients:
                 slope = logits.sigmoid_()
-                slope[at] *= -1
-                of_image[rows] += slope @ text[columns]
-                of_text[columns] += slope.T @ scaled[rows]
-                of_bias += slope.sum()
-        if wanted:
-            of_scale = (of_image * image).sum()
-            of_image *= scale
+                slope[positive] *= -1
+                image_gradient[rows] += slope @ text[columns]
+                text_gradient[columns] += slope.T @ scaled[rows]
+                bias_gradient += slope.sum()
+        if needs_gradients:
+            scale_gradient = (image_gradient * image).sum()
+            image_gradient *= scale
             ctx.save_for_backward(
-                of_image, of_text, of_scale.to(scale.dtype), of_bias.to(bias.dtype)
+                image_gradient,
+                text_gradient,
+                scale_gradient.to(scale.dtype),
+                bias_gradient.to(bias.dtype),
             )
         return loss
 

@@ -1,4 +1,4 @@
-"""Keeps the neighbourhoods of frozen features in the embeddings."""
+"""Regularizer that preserves the neighbourhoods of frozen features."""
 
 from __future__ import annotations
 
@@ -10,32 +10,32 @@ from ..utils.validation import check_integer, check_number
 
 
 class StructureLoss(nn.Module):
-    """The regulariser of STRUCTURE: who is whose neighbour shall stay as the encoder says.
+    """The regularizer of STRUCTURE, which preserves the neighbourhoods of the frozen features.
 
-    Rows are scaled to length 1 and centred; the softmax of a row's cosines with all others is a
-    step of a random walk, and the walks of 1 to `levels` steps over features and over embeddings
-    are compared by the Jensen-Shannon divergence.
+    Rows are L2-normalized and centered. The softmax of the cosines of a row with all others is a
+    step of a random walk. Walks of 1 to `levels` steps over features and over embeddings are
+    compared by the Jensen-Shannon divergence.
 
     Parameters
     ----------
     temperature : float, default=0.1
-        Divides the cosines; lower looks at nearer neighbours only.
+        Divisor of the cosines. Lower values consider only nearer neighbours.
     levels : int, default=1
-        Longest walk. Each further one costs two products of square matrices.
+        Length of the longest walk. Each step takes two products of square matrices.
     max_rows : int, default=1024
-        Of a larger batch the first so many rows are compared: time and memory grow with their
-        square. Shuffled batches make them a sample.
+        Maximum number of rows of a batch that are compared, the first ones, which are a sample if
+        batches are shuffled. Time and memory grow with its square.
 
     Raises
     ------
     ValueError
-        When a parameter is out of range.
+        If a parameter is out of range.
 
     Notes
     -----
-    With P and Q the walks over features and embeddings, the loss is
-    ``1 / levels * sum(JS(P ** l, Q ** l) / l for l in 1, ..., levels)``, the powers being those
-    of matrices and the divergence, in nats, a mean over rows. It lies between 0 and log(2).
+    With P and Q the transition matrices over features and embeddings, the loss is
+    ``1 / levels * sum(JS(P ** l, Q ** l) / l for l in 1, ..., levels)``, with powers
+    of matrices and the divergence in nats, averaged over rows. It lies between 0 and log(2).
 
     References
     ----------
@@ -47,8 +47,8 @@ class StructureLoss(nn.Module):
     >>> import torch
     >>> from sklearn_ape.losses import StructureLoss
     >>> features = torch.tensor([[1.0, 0.0], [0.8, 0.6], [-1.0, 0.0], [-0.8, -0.6]])
-    >>> turned = features.flip(1)
-    >>> round(StructureLoss()(features, turned).item(), 4)
+    >>> rotated = features.flip(1)
+    >>> round(StructureLoss()(features, rotated).item(), 4)
     0.0
     >>> round(StructureLoss()(features, features[[0, 2, 1, 3]]).item(), 4)
     0.0826
@@ -64,52 +64,53 @@ class StructureLoss(nn.Module):
         self.max_rows = max_rows
 
     def forward(self, features: torch.Tensor, embeddings: torch.Tensor) -> torch.Tensor:
-        """Return how far the embeddings' neighbourhoods are from the features'.
+        """Return the divergence between the neighbourhoods of features and of embeddings.
 
         Parameters
         ----------
         features : torch.Tensor of shape (n_rows, n_features)
-            What the frozen encoder said.
+            Features of the frozen encoder.
         embeddings : torch.Tensor of shape (n_rows, n_components)
-            What a head made of them.
+            Embeddings of the features.
 
         Returns
         -------
         loss : torch.Tensor
-            A scalar between 0, where the geometry is kept, and log(2).
+            A scalar between 0, if the geometry is preserved, and log(2).
 
         Raises
         ------
         ValueError
-            When the rows are not as many on both sides.
+            If the numbers of rows differ.
         """
         if len(features) != len(embeddings):
             raise ValueError(
-                f"Each of {len(features)} rows of features needs its embedding, and there are "
-                f"{len(embeddings)}."
+                f"features and embeddings have different numbers of rows, {len(features)} and "
+                f"{len(embeddings)}. Pass one embedding per row of features."
             )
         with torch.no_grad():
-            frozen = self._walk(features)
-        learned = self._walk(embeddings)
-        first_frozen, first_learned = frozen, learned
+            frozen_step = self._transition_matrix(features)
+        learned_step = self._transition_matrix(embeddings)
+        frozen, learned = frozen_step, learned_step
         loss = _divergence(frozen, learned)
         for level in range(2, self.levels + 1):
-            frozen, learned = frozen @ first_frozen, learned @ first_learned
+            frozen, learned = frozen @ frozen_step, learned @ learned_step
             loss = loss + _divergence(frozen, learned) / level
         return loss / self.levels
 
-    def _walk(self, points: torch.Tensor) -> torch.Tensor:
-        """Return the probabilities of stepping from row to row."""
+    def _transition_matrix(self, points: torch.Tensor) -> torch.Tensor:
+        """Return the probabilities of steps from row to row."""
         points = l2_normalize(points[: self.max_rows])
         points = nn.functional.normalize(points - points.mean(dim=0), dim=1)
         return (points @ points.T / self.temperature).softmax(dim=1)
 
 
 def _divergence(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    """Return the Jensen-Shannon divergence, a mean over rows."""
-    # The gradient of x * log(x) is infinite at 0, to which small temperatures underflow.
+    """Return the Jensen-Shannon divergence, averaged over rows."""
+    # With small temperatures probabilities underflow to 0, where the gradient of x * log(x) is
+    # infinite.
     tiny = torch.finfo(one.dtype).tiny
     one, other = one.clamp_min(tiny), other.clamp_min(tiny)
-    middle = ((one + other) / 2).log()
-    terms = one * (one.log() - middle) + other * (other.log() - middle)
+    log_mean = ((one + other) / 2).log()
+    terms = one * (one.log() - log_mean) + other * (other.log() - log_mean)
     return terms.sum(dim=1).mean() / 2

@@ -12,44 +12,45 @@ import numpy as np
 import torch
 from sklearn.exceptions import ConvergenceWarning
 from skorch import NeuralNet
-from skorch.callbacks import Callback, EarlyStopping
+from skorch.callbacks import Callback, EarlyStopping, GradientNormClipping
 from tqdm import tqdm
 
 from ..metrics import retrieval_report
 from ..utils.sklearn_compat import FitContext
 from ..utils.warnings import warn
-from .data import PairDataset
-from .distributed import Ranks
-from .net import AlignmentNet, embed
+from .data import PairDataset, n_batches
+from .distributed import Ranks, is_first_rank
+from .net import AlignmentNet, TrainingConfig, cosine_schedule, embed
 
 
 class ValidationRecall(Callback):
-    """Records the logit scale and the recall on held-out pairs, as ``valid_recall``.
+    """Record the logit scale and the recall on validation pairs, as ``valid_recall``.
 
-    It is the mean of recall@1, 5 and 10 in both directions over all held-out pairs at once, so it
-    does not depend on the batch size as a loss does.
+    The recall is the mean of recall@1, 5 and 10 in both directions over all validation pairs at
+    once. Unlike a loss it does not depend on the batch size.
 
     Parameters
     ----------
     dataset : PairDataset or None
-        The held-out pairs; None records the logit scale alone.
+        Validation pairs. With None only the logit scale is recorded.
     """
 
     def __init__(self, dataset: PairDataset | None) -> None:
         self.dataset = dataset
 
     def on_epoch_end(self, net: AlignmentNet, **kwargs: Any) -> None:
-        """Evaluate the epoch's weights."""
-        net.history.record("logit_scale", net.criterion_.logit_scale.item())
+        """Evaluate the weights after the epoch."""
+        net.history.record("logit_scale", net.logit_scale)
         if self.dataset is None:
             return
         image = embed(net.module_, "image", self.dataset.image, net.device)
         text = embed(net.module_, "text", self.dataset.text, net.device)
         if not (np.isfinite(image).all() and np.isfinite(text).all()):
             raise diverged(net)
-        recall = mean_recall(image, text, self.dataset.pairs.numpy())
-        if net.ranks is not None:  # one rounding error, and one of them would stop early
-            recall = net.ranks.of_first(recall)
+        recall = mean_recall(image, text, self.dataset.pairs)
+        if net.ranks is not None:
+            # Rounding may differ between ranks, and all must stop after the same epoch.
+            recall = net.ranks.broadcast(recall)
         net.history.record("valid_recall", recall)
 
 
@@ -59,14 +60,14 @@ def mean_recall(image: np.ndarray, text: np.ndarray, pairs: np.ndarray) -> float
     Parameters
     ----------
     image, text : ndarray of shape (n, n_components)
-        Embeddings of length 1.
+        L2-normalized embeddings.
     pairs : ndarray of shape (n_pairs, 2)
         Rows of images and of captions that belong together.
 
     Returns
     -------
     recall : float
-        Between 0 and 1.
+        Mean recall, between 0 and 1.
 
     Examples
     --------
@@ -77,79 +78,85 @@ def mean_recall(image: np.ndarray, text: np.ndarray, pairs: np.ndarray) -> float
     1.0
     """
     report = retrieval_report(image, text, pairs)
-    return float(np.mean([recall for way in report.values() for recall in way.values()]))
+    return float(np.mean([recall for ks in report.values() for recall in ks.values()]))
 
 
 class BestEpoch(EarlyStopping):
-    """Remembers the best epoch, its logit scale included, and says when patience has run out.
+    """Remember weights and logit scale of the best epoch, and count the epochs since.
 
     Parameters
     ----------
     monitor, patience, threshold, threshold_mode, lower_is_better, sink, load_best : object
-        Those of `skorch.callbacks.EarlyStopping`.
+        Parameters of `skorch.callbacks.EarlyStopping`.
     """
+
+    @property
+    def is_patience_exhausted(self) -> bool:
+        """Whether the last `patience` epochs were no better than the best one."""
+        return self.misses_ >= self.patience
 
     def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
         """Compare the epoch with the best one."""
-        # skorch would stop here, before later callbacks have seen the epoch: StopWhenPatient does.
+        # skorch stops here, before later callbacks have seen the epoch. StopWhenPatient stops
+        # after them.
         with suppress(KeyboardInterrupt):
             super().on_epoch_end(net, **kwargs)
         if self.best_epoch_ == net.history[-1, "epoch"]:
             self.best_criterion_ = deepcopy(net.criterion_.state_dict())
 
     def on_train_end(self, net: NeuralNet, **kwargs: Any) -> None:
-        """Restore weights and logit scale."""
+        """Restore weights and logit scale of the best epoch."""
         if self.best_epoch_:
             super().on_train_end(net, **kwargs)
             net.criterion_.load_state_dict(self.best_criterion_)
 
     def _sink(self, text: str, verbose: int) -> None:
-        """Swallow skorch's remarks, which the aligner's ``history_`` holds."""
+        """Do not print what the aligner's ``history_`` contains."""
 
 
 class StopWhenPatient(Callback):
-    """Ends training when a `BestEpoch` has waited long enough.
+    """Stop training when the patience of a `BestEpoch` is exhausted.
 
     Parameters
     ----------
     best : BestEpoch
-        A callback of the same net, called before this one.
+        Callback of the same net that is called before this one.
     """
 
     def __init__(self, best: BestEpoch) -> None:
         self.best = best
 
     def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
-        """Stop, as skorch's callbacks do."""
-        if self.best.misses_ >= self.best.patience:
+        """Stop as skorch's callbacks do."""
+        if self.best.is_patience_exhausted:
             raise KeyboardInterrupt
 
 
 class DivergenceGuard(Callback):
-    """Stops a training whose loss or weights are no longer numbers."""
+    """Raise an error when the loss or the weights become NaN or infinite."""
 
     def on_batch_end(
         self, net: NeuralNet, batch: Any = None, training: bool = False, **kwargs: Any
     ) -> None:
-        """Look at the loss of the batch."""
+        """Check the loss of the batch."""
         if training and not math.isfinite(net.history[-1]["batches"][-1]["train_loss"]):
             raise diverged(net)
 
     def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
-        """Look at the weights after the last batch."""
+        """Check the weights after the last batch."""
         if not all(torch.isfinite(p).all() for p in net.module_.parameters()):
             raise diverged(net)
 
 
 class EpochProgress(Callback):
-    """A progress bar over epochs with rate, time left, loss and recall.
+    """Show a progress bar over epochs with rate, remaining time, loss and recall.
 
     Parameters
     ----------
     n_epochs : int
-        The most epochs.
+        Maximum number of epochs.
     name : str
-        Stands before the bar.
+        Text before the bar.
     """
 
     def __init__(self, n_epochs: int, name: str) -> None:
@@ -161,35 +168,35 @@ class EpochProgress(Callback):
         self.bar_ = tqdm(total=self.n_epochs, unit="epoch", desc=self.name)
 
     def on_epoch_begin(self, net: NeuralNet, **kwargs: Any) -> None:
-        """Begin where a checkpoint lets training go on."""
+        """Advance to the epoch at which a checkpoint resumes."""
         n_done = len(net.history) - 1
         if n_done > self.bar_.n:
             self.bar_.initial = self.bar_.n = n_done
 
     def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
-        """Move on by one epoch."""
+        """Advance by one epoch."""
         row = net.history[-1]
-        shown = {key: f"{row[key]:.3f}" for key in ("train_loss", "valid_recall") if key in row}
-        self.bar_.set_postfix(shown, refresh=False)
+        values = {key: f"{row[key]:.3f}" for key in ("train_loss", "valid_recall") if key in row}
+        self.bar_.set_postfix(values, refresh=False)
         self.bar_.update()
 
     def on_train_end(self, net: NeuralNet, **kwargs: Any) -> None:
-        """Leave the bar as it stands."""
+        """Close the bar."""
         self.bar_.close()
 
 
 def diverged(net: NeuralNet) -> FloatingPointError:
-    """Return the error that says what to lower.
+    """Return the error that is raised when training diverges.
 
     Parameters
     ----------
     net : skorch.NeuralNet
-        The one that diverged.
+        Net that diverged.
 
     Returns
     -------
     error : FloatingPointError
-        To be raised.
+        Error whose message names the epoch and the parameters to lower.
     """
     return FloatingPointError(
         f"Training diverged in epoch {net.history[-1, 'epoch']}: loss, weights or embeddings are "
@@ -197,49 +204,43 @@ def diverged(net: NeuralNet) -> FloatingPointError:
     )
 
 
-def epoch_bridges(
-    fit: FitContext, learned_so_far: Callable[[NeuralNet], dict[str, Any]]
-) -> list[Callback]:
-    """Return what a net needs to report its epochs.
+class EpochBridge(Callback):
+    """Report the epochs of a net to the scikit-learn callbacks of an aligner.
 
     Parameters
     ----------
-    fit : FitContext
-        The fit that the epochs are part of.
-    learned_so_far : callable
-        Takes the net and returns the fitted attributes of the aligner after the epoch, as copies;
-        called only for callbacks that ask for a fitted estimator.
+    context : FitContext
+        Fit of the aligner, which has scikit-learn callbacks.
+    get_attributes : callable
+        Function that takes the net and returns copies of the aligner's fitted attributes. It is
+        called only for callbacks that request a fitted estimator.
     """
-    return [] if fit.context is None else [_EpochBridge(fit, learned_so_far)]
 
-
-class _EpochBridge(Callback):
     def __init__(
-        self, fit: FitContext, learned_so_far: Callable[[NeuralNet], dict[str, Any]]
+        self, context: FitContext, get_attributes: Callable[[AlignmentNet], dict[str, Any]]
     ) -> None:
-        self.fit = fit
-        self.learned_so_far = learned_so_far
+        self.context = context
+        self.get_attributes = get_attributes
 
     def on_epoch_begin(self, net: NeuralNet, **kwargs: Any) -> None:
-        assert self.fit.context is not None
-        self.epoch_ = self.fit.context.subcontext(task_name="epoch")
-        self.epoch_.call_on_fit_task_begin(estimator=self.fit.estimator, **self.fit.data)
+        """Report the beginning of an epoch."""
+        assert self.context.context is not None
+        self.epoch_ = self.context.context.subcontext(task_name="epoch")
+        self.epoch_.call_on_fit_task_begin(estimator=self.context.estimator, **self.context.data)
 
     def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
+        """Report the end of an epoch, and stop training if a callback requests it."""
         stop = self.epoch_.call_on_fit_task_end(
-            estimator=self.fit.estimator,
-            reconstruction_attributes=lambda: self.learned_so_far(net),
-            **self.fit.data,
+            estimator=self.context.estimator,
+            reconstruction_attributes=lambda: self.get_attributes(net),
+            **self.context.data,
         )
         if stop:
-            raise KeyboardInterrupt  # skorch's way of ending a training early
-
-
-_KEPT = ("epoch", "train_loss", "valid_recall", "logit_scale", "dur")
+            raise KeyboardInterrupt  # skorch stops training on it
 
 
 class TrainingResult(NamedTuple):
-    """What a training leaves behind beside its weights."""
+    """History of a training run, its number of epochs and the best one."""
 
     history: list[dict[str, Any]]
     n_epochs: int
@@ -247,88 +248,108 @@ class TrainingResult(NamedTuple):
     was_stopped: bool = False
 
 
-def is_first_rank(ranks: Ranks | None) -> bool:
-    """Say whether this process is the one that tells of progress."""
-    return ranks is None or ranks.rank == 0
+def make_standard_callbacks(config: TrainingConfig, n_pairs: int) -> list[Any]:
+    """Return the callbacks of every training run on a number of pairs."""
+    n_steps = config.max_epochs * n_batches(n_pairs, config.batch_size)
+    callbacks: list[Any] = [
+        ("divergence", DivergenceGuard()),
+        ("schedule", cosine_schedule(n_steps, config.warmup)),
+    ]
+    if config.clip_norm is not None:
+        callbacks.append(("clip", GradientNormClipping(config.clip_norm)))
+    return callbacks
 
 
-def make_callbacks(
-    aligner: Any,
+def make_search_callbacks(
+    config: TrainingConfig,
     valid: PairDataset | None,
-    fit: FitContext,
-    learned_so_far: Callable[[NeuralNet], dict[str, Any]],
+    context: FitContext,
+    get_attributes: Callable[[AlignmentNet], dict[str, Any]],
     name: str,
-    keeping: list[Any],
+    checkpoint: list[Any],
     ranks: Ranks | None = None,
 ) -> list[Any]:
-    """Return the callbacks of a run that finds the best epoch, in their order.
+    """Return the callbacks of a training run that searches for the best epoch, in order.
 
     Parameters
     ----------
-    aligner : estimator
-        Its ``n_iter_no_change``, ``max_epochs``, ``verbose`` and ``callbacks`` are read.
+    config : TrainingConfig
+        Parameters of the training run.
     valid : PairDataset or None
-        The pairs held out; None keeps the last epoch.
-    fit : FitContext
-        Tells scikit-learn's callbacks.
-    learned_so_far : callable
-        Takes the net and returns the aligner's fitted attributes, for callbacks that score.
+        Validation pairs. With None the last epoch is the best one.
+    context : FitContext
+        Fit of the aligner, for the callbacks of scikit-learn.
+    get_attributes : callable
+        Function that takes the net and returns copies of the aligner's fitted attributes.
     name : str
-        Stands before the progress bar.
-    keeping : list of (str, skorch.callbacks.Callback)
-        Keep what the others have noted of an epoch.
+        Text before the progress bar.
+    checkpoint : list of (str, skorch.callbacks.Callback)
+        Callbacks that save the state of the others.
     ranks : Ranks or None, default=None
-        Processes that train together, of which the first shows the bar.
+        Ranks of distributed training, the first of which shows the progress bar.
 
     Returns
     -------
     callbacks : list of (str, skorch.callbacks.Callback)
-        For a net that is fitted once.
+        Callbacks for a net that is fitted once.
     """
-    found: list[Any] = [("recall", ValidationRecall(valid))]
+    callbacks: list[Any] = [("recall", ValidationRecall(valid))]
     best = None
     if valid is not None:
         best = BestEpoch(
             "valid_recall",
-            patience=aligner.n_iter_no_change,
+            patience=config.n_iter_no_change,
             lower_is_better=False,
             threshold=0.0,
             load_best=True,
         )
-        found.append(("best", best))
-    if aligner.verbose == 1 and is_first_rank(ranks):
-        found.append(("progress", EpochProgress(aligner.max_epochs, name)))
-    bridges = epoch_bridges(fit, learned_so_far)
-    found += [(f"bridge{i}", bridge) for i, bridge in enumerate(bridges)]
-    # Deep copies: skorch writes into its callbacks, and parameters are not ours to change.
-    found += deepcopy(list(aligner.callbacks or []))
-    found += keeping
-    return found if best is None else [*found, ("stop", StopWhenPatient(best))]
+        callbacks.append(("best", best))
+    if config.verbose == 1 and is_first_rank(ranks):
+        callbacks.append(("progress", EpochProgress(config.max_epochs, name)))
+    if context.context is not None:
+        callbacks.append(("bridge", EpochBridge(context, get_attributes)))
+    # Copies, because skorch sets attributes of its callbacks, and parameters must not change.
+    callbacks += deepcopy(list(config.callbacks or []))
+    callbacks += checkpoint
+    return callbacks if best is None else [*callbacks, ("stop", StopWhenPatient(best))]
 
 
-def collect_result(net: NeuralNet, aligner: Any) -> TrainingResult:
-    """Return the course of a training by `make_callbacks`; warn when it was stopped from outside.
+_HISTORY_KEYS = ("epoch", "train_loss", "valid_recall", "logit_scale", "dur")
+
+
+def collect_result(net: AlignmentNet, n_epochs: int) -> TrainingResult:
+    """Return the result of a run with `make_search_callbacks`; warn if it was stopped early.
+
+    Parameters
+    ----------
+    net : AlignmentNet
+        Trained net.
+    n_epochs : int
+        Maximum number of epochs. ``net.max_epochs`` is smaller after a checkpoint was resumed.
 
     Raises
     ------
     KeyboardInterrupt
-        When the very first epoch was interrupted: there is nothing to keep.
+        If the first epoch was interrupted, so that there is no result.
     """
     rows = [row for row in net.history if "train_loss" in row and "logit_scale" in row]
     if not rows:
         raise KeyboardInterrupt
     history = [
-        {key: row[key] if key == "epoch" else float(row[key]) for key in _KEPT if key in row}
+        {
+            key: row[key] if key == "epoch" else float(row[key])
+            for key in _HISTORY_KEYS
+            if key in row
+        }
         for row in rows
     ]
     best = dict(net.callbacks_).get("best")
     best_epoch = (best and best.best_epoch_) or len(rows)
-    patience_ran_out = best is not None and best.misses_ >= best.patience
-    was_stopped = len(rows) < aligner.max_epochs and not patience_ran_out
+    was_stopped = len(rows) < n_epochs and not (best and best.is_patience_exhausted)
     if was_stopped:
         warn(
-            f"Training was stopped after {len(rows)} of {aligner.max_epochs} epochs; epoch "
-            f"{best_epoch} is taken as the best.",
+            f"Training was stopped after {len(rows)} of {n_epochs} epochs. Epoch {best_epoch} is "
+            "used as the best one.",
             ConvergenceWarning,
         )
     return TrainingResult(history, len(rows), best_epoch, was_stopped)

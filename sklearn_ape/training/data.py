@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from copy import copy
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,105 +18,24 @@ from ..features.memmap import select
 from ..utils.concurrency import map_threaded
 
 
-class Pairs(NamedTuple):
-    """Features of images and captions, and which belong together.
+class PairDataset(Dataset):
+    """Features of distinct images and captions, and the pairs that belong together.
 
     Parameters
     ----------
-    image, text : ndarray or StoredRows of shape (n_rows, n_features)
-        The last `n_prototypes` rows of `image` are not images but stand for classes.
-    pairs : ndarray of int, shape (n_pairs, 2)
+    image : torch.Tensor, ndarray or StoredRows of shape (n_images, n_image_features)
+        Features of the images, one row per distinct image. Any other object that has a length
+        and returns rows for an array of row numbers is accepted, too.
+    text : torch.Tensor, ndarray or StoredRows of shape (n_texts, n_text_features)
+        Features of the captions, one row per distinct caption.
+    pairs : array-like of int, shape (n_pairs, 2)
         Rows of `image` and `text` that belong together.
     n_prototypes : int, default=0
-        Number of prototypes.
+        Number of the last rows of `image` that are not images but stand for classes.
     items : ndarray of int, shape (n_item_pairs, 4), or None, default=None
-        Where several images or captions share one row, since their features are equal: the
-        image, its row, the caption and its row of every pair. None where each has its own row.
-    """
-
-    image: Any
-    text: Any
-    pairs: np.ndarray
-    n_prototypes: int = 0
-    items: np.ndarray | None = None
-
-    @property
-    def n_images(self) -> int:
-        """Number of the rows of `image`, the first ones, that are images."""
-        return len(self.image) - self.n_prototypes
-
-    def by_item(self) -> Pairs:
-        """Return the pairs with a row for every image and caption, as they are to be scored.
-
-        Training cannot tell equal features apart and treats them as one. A score must not do so:
-        it would rise as an encoder maps more images to the same features.
-        """
-        if self.items is None:
-            return self
-        _, first_image, at_image = np.unique(
-            self.items[:, 0], return_index=True, return_inverse=True
-        )
-        texts, first_text, at_text = np.unique(
-            self.items[:, 2], return_index=True, return_inverse=True
-        )
-        return Pairs(
-            select(self.image, self.items[first_image, 1]),
-            select(self.text, self.items[first_text, 3]),
-            _sorted_pairs(at_image, at_text, len(texts)),
-        )
-
-
-def _sorted_pairs(images: np.ndarray, texts: np.ndarray, n_texts: int) -> np.ndarray:
-    """Return distinct pairs, sorted, of shape (n_pairs, 2)."""
-    # One number per pair: rows of two take many times as long to sort, in copies.
-    return np.column_stack(np.divmod(np.unique(images * n_texts + texts), n_texts))
-
-
-def subset_of(data: Pairs, rows: np.ndarray) -> Pairs:
-    """Return some of the pairs, with only their images, prototypes and captions."""
-    pairs = data.pairs[rows]
-    images, at_image = np.unique(pairs[:, 0], return_inverse=True)
-    texts, at_text = np.unique(pairs[:, 1], return_inverse=True)
-    items = None
-    if data.items is not None:
-        n_texts = len(data.text)
-        keys = pairs[:, 0] * n_texts + pairs[:, 1]
-        items = data.items[np.isin(data.items[:, 1] * n_texts + data.items[:, 3], keys)]
-        items[:, 1] = np.searchsorted(images, items[:, 1])
-        items[:, 3] = np.searchsorted(texts, items[:, 3])
-    return Pairs(
-        select(data.image, images),
-        select(data.text, texts),
-        np.column_stack([at_image, at_text]),
-        int((images >= data.n_images).sum()),
-        items,
-    )
-
-
-def held_out(data: Pairs, fraction: float, seed: int) -> tuple[Pairs, Pairs | None]:
-    """Return pairs to train on, and pairs held out; None where there are too few."""
-    split = split_pairs(data.pairs, fraction, np.random.RandomState(seed))
-    if split.valid is None:
-        return data, None
-    # Prototypes are not images: users do not search for their names.
-    images = split.valid[data.pairs[split.valid, 0] < data.n_images]
-    if len(images) < 2:
-        return data, None
-    return subset_of(data, split.train), subset_of(data, images)
-
-
-class PairDataset(Dataset):
-    """Features of distinct images and captions, and which belong together.
-
-    Parameters
-    ----------
-    image : torch.Tensor of shape (n_images, n_image_features)
-        One row a distinct image. Or `StoredRows`, or anything else that has a length and
-        returns rows for an array of their numbers.
-    text : torch.Tensor of shape (n_texts, n_text_features)
-        One row a distinct caption; or the like.
-    pairs : ndarray of shape (n_pairs, 2)
-        Rows of images and of captions.
+        The image, its row, the caption and its row of every pair, where several images or
+        captions share one row because their features are equal. None if every image and caption
+        has its own row.
 
     Examples
     --------
@@ -129,49 +49,92 @@ class PairDataset(Dataset):
     (torch.Size([3, 4]), torch.Size([3, 5]))
     """
 
-    def __init__(self, image: Any, text: Any, pairs: np.ndarray) -> None:
+    def __init__(
+        self,
+        image: Any,
+        text: Any,
+        pairs: Any,
+        n_prototypes: int = 0,
+        items: np.ndarray | None = None,
+    ) -> None:
         self.image = image
         self.text = text
-        self.pairs = torch.as_tensor(pairs)
+        self.pairs = np.asarray(pairs)
+        self.n_prototypes = n_prototypes
+        self.items = items
         self.device: torch.device | None = None
-        one_to_one = all(len(np.unique(side)) == len(pairs) for side in pairs.T)
-        ones = np.ones(len(pairs), dtype=bool)
-        shape = (len(image), len(text))
-        self._known = None if one_to_one else csr_array((ones, tuple(pairs.T)), shape=shape)
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def __getitem__(self, index: Any) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-        """Return the features of some pairs, and which images and captions belong together.
-
-        The second has a row (i, j) for each image i and caption j of these pairs that do, so it
-        takes no room of its own in a batch of very many; one number a pair stands for the
-        diagonal, where no image or caption has several partners.
-        """
+        """Return the features and the positives of the pairs at `index`."""
         return self.features(index), self.positive(index)
 
+    @property
+    def n_images(self) -> int:
+        """Number of the rows of `image`, the first ones, that are images."""
+        return len(self.image) - self.n_prototypes
+
+    def replace(self, **changes: Any) -> PairDataset:
+        """Return a dataset with some of the parameters changed."""
+        names = ("image", "text", "pairs", "n_prototypes", "items")
+        return PairDataset(**{name: getattr(self, name) for name in names} | changes)
+
+    def expand_items(self) -> PairDataset:
+        """Return a dataset with one row per image and per caption, for scoring.
+
+        Training cannot tell equal features apart and treats them as one. A score must not do so:
+        it would rise as an encoder maps more images to the same features.
+        """
+        if self.items is None:
+            return self
+        _, first_image, image_rows = np.unique(
+            self.items[:, 0], return_index=True, return_inverse=True
+        )
+        texts, first_text, text_rows = np.unique(
+            self.items[:, 2], return_index=True, return_inverse=True
+        )
+        return PairDataset(
+            select(self.image, self.items[first_image, 1]),
+            select(self.text, self.items[first_text, 3]),
+            unique_pairs(image_rows, text_rows, len(texts)),
+        )
+
     def features(self, index: Any) -> dict[str, torch.Tensor]:
-        """Return the features of both sides of some pairs."""
-        ids = self.pairs[index]
+        """Return the features of both sides of the pairs at `index`."""
+        rows = torch.from_numpy(self.pairs[np.asarray(index)])
         return {
-            "image": self._rows(self.image, ids[:, 0]),
-            "text": self._rows(self.text, ids[:, 1]),
+            "image": self._rows(self.image, rows[:, 0]),
+            "text": self._rows(self.text, rows[:, 1]),
         }
 
     def positive(self, index: Any) -> torch.Tensor:
-        """Return which images and captions of some pairs belong together."""
-        if self._known is None:
+        """Return the image and caption, as (i, j), of all positives among the pairs at `index`.
+
+        A list of positives has room for batches whose square matrix would not fit into memory.
+        One number per pair stands for the diagonal, where no image or caption has several
+        partners.
+        """
+        if self._adjacency is None:
             return torch.arange(len(index))
-        images, texts = self.pairs[index].numpy().T
-        met = self._known[images][:, texts]
-        return torch.from_numpy(np.column_stack(met.nonzero()).astype(np.int64))
+        images, texts = self.pairs[np.asarray(index)].T
+        positive = self._adjacency[images][:, texts]
+        return torch.from_numpy(np.column_stack(positive.nonzero()).astype(np.int64))
+
+    @cached_property
+    def _adjacency(self) -> csr_array | None:
+        """Images by captions that belong together; None if every one has a single partner."""
+        if all(len(np.unique(side)) == len(self.pairs) for side in self.pairs.T):
+            return None
+        ones = np.ones(len(self.pairs), dtype=bool)
+        return csr_array((ones, tuple(self.pairs.T)), shape=(len(self.image), len(self.text)))
 
     @property
-    def is_at_hand(self) -> bool:
-        """Whether rows are there without reading, computing or moving anything."""
+    def is_ready(self) -> bool:
+        """Whether rows are available without reading, computing or moving anything."""
         sides = (self.image, self.text)
-        return all(isinstance(s, torch.Tensor) for s in sides) and not self._moves(*sides)
+        return all(isinstance(s, torch.Tensor) for s in sides) and not self._needs_moving(*sides)
 
     def to(self, device: torch.device) -> PairDataset:
         """Return the same pairs for training on a device.
@@ -179,13 +142,13 @@ class PairDataset(Dataset):
         Parameters
         ----------
         device : torch.device
-            Where the heads are.
+            Device of the heads.
 
         Returns
         -------
         dataset : PairDataset
-            Of features that lie on a CUDA device, if they take less than half of its free
-            memory; else of those here, whose batches are moved there one by one.
+            Dataset with features on a CUDA device if they take less than half of its free
+            memory. Otherwise the features stay where they are, and each batch is moved.
         """
         moved = copy(self)
         moved.device = device
@@ -196,33 +159,39 @@ class PairDataset(Dataset):
                 moved.image, moved.text = (side.to(device) for side in sides)
         return moved
 
-    def _rows(self, side: Any, ids: torch.Tensor) -> torch.Tensor:
-        if isinstance(side, torch.Tensor):
-            rows = side[ids.to(side.device, non_blocking=True)]
+    def _rows(self, features: Any, rows: torch.Tensor) -> torch.Tensor:
+        if isinstance(features, torch.Tensor):
+            tensor = features[rows.to(features.device, non_blocking=True)]
         else:
-            rows = torch.as_tensor(side[ids.numpy()])
-        if self._moves(rows):
-            return rows.pin_memory().to(self.device, non_blocking=True)
-        return rows
+            tensor = torch.as_tensor(features[rows.numpy()])
+        if self._needs_moving(tensor):
+            return tensor.pin_memory().to(self.device, non_blocking=True)
+        return tensor
 
-    def _moves(self, *tensors: torch.Tensor) -> bool:
-        """Say whether tensors have to be moved to a CUDA device, which takes time."""
+    def _needs_moving(self, *tensors: torch.Tensor) -> bool:
+        """Return whether tensors have to be copied to a CUDA device, which takes time."""
         is_cuda = self.device is not None and self.device.type == "cuda"
         return is_cuda and any(tensor.device.type != "cuda" for tensor in tensors)
 
 
+def unique_pairs(images: np.ndarray, texts: np.ndarray, n_texts: int) -> np.ndarray:
+    """Return the distinct pairs of rows, sorted, as an array of shape (n_pairs, 2)."""
+    # One number per pair: np.unique along an axis takes many times as long, and copies.
+    return np.column_stack(np.divmod(np.unique(images * n_texts + texts), n_texts))
+
+
 def as_tensor(features: np.ndarray) -> torch.Tensor:
-    """Return features as a tensor, which shares their memory if that can be written to.
+    """Return features as a tensor, which shares the memory of a writable array.
 
     Parameters
     ----------
     features : ndarray
-        Such as an aligner's X.
+        Features, such as the `X` of an aligner.
 
     Returns
     -------
     tensor : torch.Tensor
-        Of the same numbers. torch warns of arrays that are read-only, so these are copied.
+        Tensor of the same values. Read-only arrays are copied, because torch warns about them.
 
     Examples
     --------
@@ -235,19 +204,19 @@ def as_tensor(features: np.ndarray) -> torch.Tensor:
 
 
 def subset(dataset: PairDataset, rows: np.ndarray) -> PairDataset:
-    """Return some pairs of a dataset, with only their images and captions.
+    """Return some pairs of a dataset with only their images and captions.
 
     Parameters
     ----------
     dataset : PairDataset
         All pairs.
     rows : ndarray of int
-        Which of them.
+        Rows of ``dataset.pairs`` to keep.
 
     Returns
     -------
     subset : PairDataset
-        With images and captions numbered anew.
+        Dataset of these pairs, whose images and captions are numbered from 0.
 
     Examples
     --------
@@ -256,57 +225,66 @@ def subset(dataset: PairDataset, rows: np.ndarray) -> PairDataset:
     >>> from sklearn_ape.training import PairDataset, subset
     >>> pairs = np.array([[0, 0], [1, 1], [2, 2]])
     >>> dataset = PairDataset(torch.zeros(3, 4), torch.zeros(3, 5), pairs)
-    >>> some = subset(dataset, np.array([0, 2]))
-    >>> some.pairs.tolist(), some.image.shape
+    >>> part = subset(dataset, np.array([0, 2]))
+    >>> part.pairs.tolist(), part.image.shape
     ([[0, 0], [1, 1]], torch.Size([2, 4]))
     """
-    pairs = dataset.pairs[torch.from_numpy(rows)].numpy()
-    images, at_image = np.unique(pairs[:, 0], return_inverse=True)
-    texts, at_text = np.unique(pairs[:, 1], return_inverse=True)
-    image, text = (
-        as_tensor(side) if isinstance(side, np.ndarray) else side
-        for side in (select(dataset.image, images), select(dataset.text, texts))
+    pairs = dataset.pairs[rows]
+    images, image_rows = np.unique(pairs[:, 0], return_inverse=True)
+    texts, text_rows = np.unique(pairs[:, 1], return_inverse=True)
+    items = None
+    if dataset.items is not None:
+        n_texts = len(dataset.text)
+        keys = pairs[:, 0] * n_texts + pairs[:, 1]
+        items = dataset.items[np.isin(dataset.items[:, 1] * n_texts + dataset.items[:, 3], keys)]
+        items[:, 1] = np.searchsorted(images, items[:, 1])
+        items[:, 3] = np.searchsorted(texts, items[:, 3])
+    return PairDataset(
+        select(dataset.image, images),
+        select(dataset.text, texts),
+        np.column_stack([image_rows, text_rows]),
+        int((images >= dataset.n_images).sum()),
+        items,
     )
-    return PairDataset(image, text, np.column_stack([at_image, at_text]))
 
 
 class PairBatches:
-    """Iterates over whole batches by index; skorch's stand-in for a data loader.
+    """Batches of a `PairDataset`; an iterator for skorch in place of a data loader.
 
     Parameters
     ----------
     dataset : PairDataset
-        What to iterate over.
+        Pairs to iterate over.
     batch_size : int
-        The most pairs in a batch. Batches are of equal size up to one pair, since a small last
-        batch would be an easier task than the others, and one of a single pair none at all.
+        Maximum number of pairs per batch. The sizes of the batches differ by at most one pair: a
+        small last batch would be an easier task, and a batch of one pair would teach nothing.
     shuffle : bool, default=False
-        Draw a new order for every epoch.
+        Whether to shuffle the pairs in every epoch.
     seed : int, default=0
-        Of the orders and mixtures.
+        Seed of the shuffling and of `mixup`.
     mixup : float, default=0.0
-        Above 0, every pair of a batch is mixed with another one of it, after FuseMix [1]_: the
-        features of both sides become ``share * own + (1 - share) * partner``, with one share a
-        batch, drawn from Beta(mixup, mixup). 1 draws all shares alike, less leaves most pairs
-        nearly as they are.
+        Parameter of the mixing of pairs, after FuseMix [1]_; 0 disables it. The features of both
+        sides of a pair become ``share * own + (1 - share) * partner``, where the partner is
+        another pair of the batch, and the share, one per batch, is drawn from Beta(mixup, mixup).
+        With 1 it is uniform; smaller values leave most pairs nearly unchanged.
     rank, n_ranks : int, default=0, 1
-        Which one, and of how many, processes that train together this is: it gets its share of
-        the rows of every batch, and the positives of the whole batch.
+        Rank of this process and number of ranks in distributed training. Each rank gets its part
+        of the rows of every batch, and the positives of the whole batch.
 
     Raises
     ------
     ValueError
-        When `mixup` is not a number from 0.
+        If `mixup` is negative or not finite.
 
     Notes
     -----
-    A mixed image and a mixed caption belong together where both their parts do: where only one
-    does, the caption is the wrong one for the mixture. On made-up pairs with 12 images a
-    caption, this learned more than to let the larger part decide.
+    A mixed image and a mixed caption are positives if both of their parts are. If only one part
+    belongs together, the caption is wrong for the mixture. On synthetic pairs with 12 images per
+    caption this was more accurate than letting the larger part decide.
 
-    The rows of a batch are drawn from all pairs, wherever they lie. Those of features that are
-    stored are read by a thread, in the order in which they lie, while the batches before are
-    trained on: the batches are those of features in memory.
+    Pairs are drawn from the whole dataset. Features stored on disk are read by a thread, in the
+    order in which they are stored, while earlier batches are trained on; the batches are the same
+    as those of features in memory.
 
     References
     ----------
@@ -334,7 +312,7 @@ class PairBatches:
         n_ranks: int = 1,
     ) -> None:
         if not 0 <= mixup < math.inf:
-            raise ValueError(f"mixup must be a number from 0, not {mixup!r}.")
+            raise ValueError(f"mixup={mixup!r} is not valid. Pass a finite number of at least 0.")
         self.dataset = dataset
         self.batch_size = batch_size
         self.shuffle = shuffle
@@ -342,7 +320,7 @@ class PairBatches:
         self.rank = rank
         self.n_ranks = n_ranks
         self._rng = np.random.default_rng(seed)
-        # Of its own, so that mixing leaves the orders as they are.
+        # A second generator, so that mixing does not change the order of the pairs.
         self._mixing_rng = np.random.default_rng([seed, 1])
 
     def __len__(self) -> int:
@@ -352,24 +330,24 @@ class PairBatches:
         n_pairs = len(self.dataset)
         order = self._rng.permutation(n_pairs) if self.shuffle else np.arange(n_pairs)
         drawn = map(self._draw, np.array_split(order, len(self)))
-        if self.dataset.is_at_hand:
+        if self.dataset.is_ready:
             return map(self._read, drawn)
         return map_threaded(self._read, drawn, n_threads=1)
 
-    def generators(self) -> dict[str, Any]:
-        """Return where the random generators stand, between two epochs, as plain data."""
+    def generator_states(self) -> dict[str, Any]:
+        """Return the states of the random generators between two epochs, as plain data."""
         return {
             "order": self._rng.bit_generator.state,
             "mixing": self._mixing_rng.bit_generator.state,
         }
 
     def restore_generators(self, states: dict[str, Any]) -> None:
-        """Go on from where `generators` was called."""
+        """Restore the states that `generator_states` returned."""
         self._rng.bit_generator.state = states["order"]
         self._mixing_rng.bit_generator.state = states["mixing"]
 
     def _draw(self, index: np.ndarray) -> _Draw:
-        """Draw all that is random about a batch, so that reading may wait."""
+        """Draw everything random about a batch now, since a thread may read it later."""
         if not self.mixup:
             return _Draw(index)
         share = self._mixing_rng.beta(self.mixup, self.mixup)
@@ -381,45 +359,38 @@ class PairBatches:
 
     def _read(self, drawn: _Draw) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         index, partner, share = drawn
-        mine = part_of(len(index), self.rank, self.n_ranks)
-        inputs = self.dataset.features(torch.from_numpy(index[mine]))
-        positive = self.dataset.positive(torch.from_numpy(index))
+        own = rank_rows(len(index), self.rank, self.n_ranks)
+        inputs = self.dataset.features(index[own])
+        positive = self.dataset.positive(index)
         if partner is None:
             return inputs, positive
         if positive.ndim == 2:
-            of_partners = torch.from_numpy(partner)[positive]
-            numbers, known = (at[:, 0] * len(index) + at[:, 1] for at in (of_partners, positive))
-            positive = positive[torch.isin(numbers, known)]
+            # Keep (i, j) only if their partners are positives, too.
+            partner_positive = torch.from_numpy(partner)[positive]
+            keys, partner_keys = (
+                rows[:, 0] * len(index) + rows[:, 1] for rows in (positive, partner_positive)
+            )
+            positive = positive[torch.isin(partner_keys, keys)]
         if self.n_ranks == 1:
-            others = {side: x[torch.from_numpy(partner)] for side, x in inputs.items()}
+            others = {side: rows[torch.from_numpy(partner)] for side, rows in inputs.items()}
         else:
-            others = self.dataset.features(torch.from_numpy(index[partner[mine]]))
-        mixed = {side: share * x + (1 - share) * others[side] for side, x in inputs.items()}
+            others = self.dataset.features(index[partner[own]])
+        mixed = {side: share * rows + (1 - share) * others[side] for side, rows in inputs.items()}
         return mixed, positive
 
 
 class _Draw(NamedTuple):
-    """Pairs of a batch; for each the place of its partner, and the share of its own features."""
+    """Pairs of a batch; the partner of each, and the share of its own features."""
 
     pairs: np.ndarray
     partner: np.ndarray | None = None
     share: float = 1.0
 
 
-def part_of(n_pairs: int, rank: int, n_ranks: int) -> slice:
-    """Return the rows of a batch that are one process's share.
+def rank_rows(n_pairs: int, rank: int, n_ranks: int) -> slice:
+    """Return the rows of a batch that one rank processes.
 
-    Parameters
-    ----------
-    n_pairs : int
-        Pairs in the batch.
-    rank, n_ranks : int
-        Which process, of how many.
-
-    Returns
-    -------
-    rows : slice
-        Shares are equal but for one row, and may be empty.
+    The numbers of rows differ by at most one between ranks, and may be zero.
     """
     each, longer = divmod(n_pairs, n_ranks)
     start = rank * each + min(rank, longer)
@@ -431,13 +402,15 @@ def n_batches(n_pairs: int, batch_size: int) -> int:
 
     Parameters
     ----------
-    n_pairs, batch_size : int
-        Pairs in all, and the most in a batch.
+    n_pairs : int
+        Number of pairs.
+    batch_size : int
+        Maximum number of pairs per batch.
 
     Returns
     -------
     n_batches : int
-        At least 1.
+        Number of batches, at least 1.
 
     Examples
     --------
@@ -448,10 +421,10 @@ def n_batches(n_pairs: int, batch_size: int) -> int:
     return max(1, math.ceil(n_pairs / batch_size))
 
 
-_FEWEST_VALIDATION_GROUPS = 10
-
-
-_MOST_VALIDATION_GROUPS = 5000
+# With fewer groups, recall is too noisy to find the best epoch. With more, each evaluation would
+# take longer and the similarity matrix more memory, for hardly more precision.
+_MIN_VALIDATION_GROUPS = 10
+_MAX_VALIDATION_GROUPS = 5000
 
 
 class Split(NamedTuple):
@@ -460,9 +433,9 @@ class Split(NamedTuple):
     Attributes
     ----------
     train : ndarray of int
-        Rows to train on.
+        Rows of the training pairs.
     valid : ndarray of int or None
-        Rows held out.
+        Rows of the validation pairs.
     """
 
     train: np.ndarray
@@ -470,22 +443,22 @@ class Split(NamedTuple):
 
 
 def split_pairs(pairs: np.ndarray, fraction: float, rng: np.random.RandomState) -> Split:
-    """Hold out pairs that share neither image nor caption with the others.
+    """Hold out pairs that share neither an image nor a caption with the other pairs.
 
     Parameters
     ----------
     pairs : ndarray of shape (n_pairs, 2)
         Rows of images and of captions.
     fraction : float
-        Share of the pairs to hold out, in at least 10 and at most 5,000 groups.
+        Fraction of the pairs to hold out, in at least 10 and at most 5,000 groups.
     rng : numpy.random.RandomState
-        Draws the groups.
+        Random generator that draws the groups.
 
     Returns
     -------
     split : Split
-        ``valid`` is None when there are too few groups for a recall that means something
-        (fewer than 50).
+        Rows of both parts. ``valid`` is None if there are fewer than 50 groups, which are too few
+        for a meaningful recall.
 
     Examples
     --------
@@ -498,21 +471,21 @@ def split_pairs(pairs: np.ndarray, fraction: float, rng: np.random.RandomState) 
     """
     n_images = int(pairs[:, 0].max()) + 1
     n_nodes = n_images + int(pairs[:, 1].max()) + 1
-    # As int32, since older versions of scipy find no components, in silence, among int64.
+    # int32, because older versions of scipy silently find no components with int64.
     ends = (pairs[:, 0].astype(np.int32), (pairs[:, 1] + n_images).astype(np.int32))
     graph = coo_array((np.ones(len(pairs), dtype=bool), ends), shape=(n_nodes, n_nodes))
     group = connected_components(graph, directed=False)[1][pairs[:, 0]]
     groups, sizes = np.unique(group, return_counts=True)
-    if len(groups) < 5 * _FEWEST_VALIDATION_GROUPS:
+    if len(groups) < 5 * _MIN_VALIDATION_GROUPS:
         return Split(np.arange(len(pairs)), None)
-    # A caption of very many images makes a large group: it stays in training.
-    room = max(fraction * len(pairs), float(_FEWEST_VALIDATION_GROUPS))
+    # A caption of many images makes a large group, which stays in training.
+    room = max(fraction * len(pairs), float(_MIN_VALIDATION_GROUPS))
     chosen: list[int] = []
-    for number in rng.permutation(len(groups)):
-        if sizes[number] <= room and len(chosen) < _MOST_VALIDATION_GROUPS:
-            chosen.append(groups[number])
-            room -= sizes[number]
-    if len(chosen) < _FEWEST_VALIDATION_GROUPS:
+    for index in rng.permutation(len(groups)):
+        if sizes[index] <= room and len(chosen) < _MAX_VALIDATION_GROUPS:
+            chosen.append(groups[index])
+            room -= sizes[index]
+    if len(chosen) < _MIN_VALIDATION_GROUPS:
         return Split(np.arange(len(pairs)), None)
-    held_out = np.isin(group, chosen)
-    return Split(np.flatnonzero(~held_out), np.flatnonzero(held_out))
+    is_held_out = np.isin(group, chosen)
+    return Split(np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,190 +13,193 @@ import torch
 from torch import distributed, nn
 
 from ..utils.linalg import evenly_spaced, fingerprint
-from .data import Pairs, part_of
+from .data import PairDataset, rank_rows
 
 
 class Ranks:
-    """The processes that train together, seen from one of them.
+    """The ranks of distributed training, as seen from one of them.
 
     Attributes
     ----------
     rank, size : int
-        Which process this is, and of how many.
+        Rank of this process, and number of ranks.
 
     Notes
     -----
-    Every process must ask the same in the same order. Where one is gone, the others raise
-    RuntimeError: at once when its connection closes, or after the timeout of the process group
-    (`torch.distributed.init_process_group`'s ``timeout``; 30 minutes with gloo and 10 with NCCL
-    unless set) when it is there and does not answer.
+    Every rank must call the same methods in the same order. If one of them has ended, the others
+    raise RuntimeError: immediately if its connection is closed, or after the timeout of the
+    process group (`torch.distributed.init_process_group`'s ``timeout``; by default 30 minutes
+    with gloo and 10 with NCCL) if it does not answer.
     """
 
     def __init__(self) -> None:
         self.rank = distributed.get_rank()
         self.size = distributed.get_world_size()
-        self._interrupted = False
+        self._is_interrupted = False
 
-    def of_first(self, value: Any) -> Any:
-        """Return the value of the first process, a small object."""
-        held = [value]
-        with self._answered():
-            distributed.broadcast_object_list(held, src=0)
-        return held[0]
+    def broadcast(self, value: Any) -> Any:
+        """Return the value of the first rank, a small object."""
+        values = [value]
+        with self._explain_timeout():
+            distributed.broadcast_object_list(values, src=0)
+        return values[0]
 
     def any(self, value: bool) -> bool:
-        """Say whether a value is true in any process."""
-        return any(self.of_all(bool(value)))
+        """Return whether a value is true on any rank."""
+        return any(self.all_gather(bool(value)))
 
-    def of_all(self, value: Any) -> list[Any]:
-        """Return the values of all processes, small objects, in their order."""
-        held: list[Any] = [None] * self.size
-        with self._answered():
-            distributed.all_gather_object(held, value)
-        return held
+    def all_gather(self, value: Any) -> list[Any]:
+        """Return the values of all ranks, small objects, in the order of the ranks."""
+        values: list[Any] = [None] * self.size
+        with self._explain_timeout():
+            distributed.all_gather_object(values, value)
+        return values
 
-    def check_alike(self, digest: str) -> None:
-        """Refuse to train on what differs from process to process.
+    def check_equal(self, digest: str) -> None:
+        """Raise an error if the data or parameters of the ranks differ.
 
         Raises
         ------
         ValueError
-            In every process.
+            On every rank.
         """
-        held = self.of_all(digest)
-        others = [rank for rank, one in enumerate(held) if one != held[0]]
+        digests = self.all_gather(digest)
+        others = [rank for rank, other in enumerate(digests) if other != digests[0]]
         if others:
             raise ValueError(
-                f"Processes {', '.join(map(str, others))} were given other pairs or parameters "
-                "than process 0. To train together, each of them fits the same aligner on all of "
-                "the same X and y, and takes its share of every batch by itself; a memory map "
+                f"Ranks {', '.join(map(str, others))} got different data or parameters than rank "
+                "0. In distributed training every rank must call fit with the same X, y and "
+                "parameters; batches are divided between ranks automatically. A memory map "
                 "(numpy.load(..., mmap_mode='r')) keeps X and y in memory once."
             )
 
-    def same_weights(self, module: nn.Module) -> None:
-        """Give a module the parameters and buffers that it has in the first process."""
-        with self._answered(), torch.no_grad():
+    def broadcast_weights(self, module: nn.Module) -> None:
+        """Copy the parameters and buffers of a module from the first rank to the others."""
+        with self._explain_timeout(), torch.no_grad():
             for tensor in module.state_dict().values():
                 distributed.broadcast(tensor, src=0)
 
     def rows(self, n_pairs: int) -> slice:
-        """Return this process's rows of a batch of all."""
-        return part_of(n_pairs, self.rank, self.size)
+        """Return the rows of a batch that this rank processes."""
+        return rank_rows(n_pairs, self.rank, self.size)
 
     def gather(self, rows: torch.Tensor, n_pairs: int) -> torch.Tensor:
-        """Return the rows of all processes, with gradients to each.
+        """Return the rows of all ranks, with gradients to each of them.
 
         Parameters
         ----------
         rows : torch.Tensor of shape (n_rows, n_components)
-            Those of this process, which are ``rows(n_pairs)`` of all.
+            Rows of this rank, ``rows(n_pairs)`` of the batch.
         n_pairs : int
-            Rows of all processes.
+            Number of rows of all ranks.
 
         Returns
         -------
         all_rows : torch.Tensor of shape (n_pairs, n_components)
-            The same in every process.
+            Rows of the batch, which are the same on every rank.
         """
-        return _Gathered.apply(rows, self, n_pairs)
+        return _GatherRows.apply(rows, self, n_pairs)
 
     def sum_(self, tensors: Iterable[torch.Tensor]) -> None:
-        """Replace tensors of one type by their sums over all processes."""
+        """Replace tensors of one type by their sums over all ranks."""
         tensors = list(tensors)
-        # One message instead of one a tensor.
+        # One message for all tensors is faster than one message per tensor.
         flat = torch.cat([tensor.flatten() for tensor in tensors])
-        with self._answered():
+        with self._explain_timeout():
             distributed.all_reduce(flat)
         parts = flat.split([tensor.numel() for tensor in tensors])
         for tensor, part in zip(tensors, parts, strict=True):
             tensor.copy_(part.view_as(tensor))
 
-    def joined(self, loss: torch.Tensor, parameters: Iterable[nn.Parameter]) -> torch.Tensor:
-        """Sum gradients and losses over all processes, as if one had seen the whole batch.
+    def sum_gradients(
+        self, loss: torch.Tensor, parameters: Iterable[nn.Parameter]
+    ) -> torch.Tensor:
+        """Sum gradients and losses over all ranks, as if one rank had processed the whole batch.
 
         Parameters
         ----------
         loss : torch.Tensor
-            This process's share.
+            Part of the loss that this rank computed.
         parameters : iterable of torch.nn.Parameter
-            Their gradients are replaced.
+            Parameters whose gradients are replaced by the sums.
 
         Returns
         -------
         loss : torch.Tensor
-            Of the whole batch.
+            Loss of the whole batch.
 
         Raises
         ------
         KeyboardInterrupt
-            In every process, when any was interrupted.
+            On every rank, if any of them was interrupted.
         """
         loss = loss.detach().clone()
-        stops = loss.new_tensor(float(self._interrupted))
-        self.sum_([loss, stops, *(p.grad for p in parameters if p.grad is not None)])
-        if stops:
+        interrupts = loss.new_tensor(float(self._is_interrupted))
+        self.sum_([loss, interrupts, *(p.grad for p in parameters if p.grad is not None)])
+        if interrupts:
             raise KeyboardInterrupt
         return loss
 
     @contextmanager
-    def interrupts(self) -> Iterator[None]:
-        """While in the context, let Ctrl-C wait for the end of a step, where all can stop."""
-        self._interrupted = False
+    def defer_interrupts(self) -> Iterator[None]:
+        """Let Ctrl-C take effect at the end of a step, at which all ranks can stop."""
+        self._is_interrupted = False
+        # Only the main thread may set signal handlers.
         if threading.current_thread() is not threading.main_thread():
             yield
             return
 
-        def note(*_: Any) -> None:
-            self._interrupted = True
+        def set_flag(*_: Any) -> None:
+            self._is_interrupted = True
 
-        before = signal.signal(signal.SIGINT, note)
+        handler = signal.signal(signal.SIGINT, set_flag)
         try:
             yield
         finally:
-            signal.signal(signal.SIGINT, before)
+            signal.signal(signal.SIGINT, handler)
 
     @contextmanager
-    def _answered(self) -> Iterator[None]:
+    def _explain_timeout(self) -> Iterator[None]:
         try:
             yield
         except RuntimeError as error:
             raise RuntimeError(
-                f"Process {self.rank} of {self.size} that train together got no answer from the "
-                "others: one has ended, or took longer than the timeout of the process group. "
-                "Its own message says why; start all of them again."
+                f"Rank {self.rank} of {self.size} got no answer from the other ranks: one of them "
+                "has ended, or took longer than the timeout of the process group. See the error "
+                "message of that rank, and restart all of them."
             ) from error
 
 
-class _Gathered(torch.autograd.Function):
+class _GatherRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: torch.Tensor, ranks: Ranks, n_pairs: int) -> torch.Tensor:
         ctx.ranks, ctx.n_pairs = ranks, n_pairs
-        parts = [part_of(n_pairs, rank, ranks.size) for rank in range(ranks.size)]
-        counts = [part.stop - part.start for part in parts]
-        # Messages of one size: the first share is the longest.
-        sent = rows.new_zeros(counts[0], rows.shape[1])
-        sent[: len(rows)] = rows
-        received = [torch.empty_like(sent) for _ in counts]
-        with ranks._answered():
-            distributed.all_gather(received, sent)
+        slices = [rank_rows(n_pairs, rank, ranks.size) for rank in range(ranks.size)]
+        counts = [part.stop - part.start for part in slices]
+        # all_gather needs tensors of one shape, and the part of the first rank is the longest.
+        padded = rows.new_zeros(counts[0], rows.shape[1])
+        padded[: len(rows)] = rows
+        received = [torch.empty_like(padded) for _ in counts]
+        with ranks._explain_timeout():
+            distributed.all_gather(received, padded)
         return torch.cat([part[:n] for part, n in zip(received, counts, strict=True)])
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         gradient = gradient.contiguous().clone()
-        with ctx.ranks._answered():
+        with ctx.ranks._explain_timeout():
             distributed.all_reduce(gradient)
         return gradient[ctx.ranks.rows(ctx.n_pairs)], None, None
 
 
 def current_ranks() -> Ranks | None:
-    """Return the processes of the default process group, or None where there is one alone.
+    """Return the ranks of the default process group, or None for a single process.
 
     Returns
     -------
     ranks : Ranks or None
-        Not None after ``accelerate.Accelerator()`` in a script that ``accelerate launch``
-        started, or after `torch.distributed.init_process_group`.
+        Ranks after ``accelerate.Accelerator()`` in a script that ``accelerate launch`` started,
+        or after `torch.distributed.init_process_group`. Otherwise None.
 
     Examples
     --------
@@ -209,57 +212,50 @@ def current_ranks() -> Ranks | None:
     return Ranks() if distributed.get_world_size() > 1 else None
 
 
-# What may differ, or has no text that says what it is.
-SINGLE_PROCESS_PARAMETERS = {
-    "image_encoder",
-    "text_encoder",
-    "head_pairs",
-    "device",
-    "random_state",
-    "verbose",
-    "callbacks",
-    "checkpoint",
-}
+def is_first_rank(ranks: Ranks | None) -> bool:
+    """Return whether this process is the one that shows progress and writes files."""
+    return ranks is None or ranks.rank == 0
 
 
-def join_ranks(aligner: Any, data: Pairs, seed: int) -> tuple[Ranks | None, int]:
-    """Return the processes to train heads with, if any, and the seed that all of them take.
+def join_ranks(
+    parameters: Mapping[str, Any], data: PairDataset, seed: int
+) -> tuple[Ranks | None, int]:
+    """Return the ranks that train together, if any, and the seed that all of them use.
 
     Parameters
     ----------
-    aligner : APEAligner
-        Its parameters are compared with those in the other processes.
-    data : Pairs
-        As are these; of the features, 1,000 rows at equal distances.
+    parameters : mapping of str to object
+        Parameters of the aligner that must be equal on all ranks.
+    data : PairDataset
+        Training pairs, which must be equal, too. Of the features, 1,000 evenly spaced rows are
+        compared.
     seed : int
-        What this process would take alone.
+        Seed of this rank.
 
     Returns
     -------
     ranks : Ranks or None
-        None where torch.distributed is not set up, or for one process.
+        None if torch.distributed is not set up, or for a single process.
     seed : int
-        That of the first process.
+        Seed of the first rank.
 
     Raises
     ------
     ValueError
-        In every process: when pairs or parameters differ, or several cannot train such a head.
+        On every rank, if data or parameters differ, or if the head cannot be trained on several.
     """
     ranks = current_ranks()
     if ranks is None:
         return None, seed
-    parameters = aligner.get_params(deep=False)
-    told = {
-        name: parameters[name] for name in sorted(parameters.keys() - SINGLE_PROCESS_PARAMETERS)
-    }
-    some = (side[evenly_spaced(len(side))] for side in (data.image, data.text))
+    rows = (side[evenly_spaced(len(side))] for side in (data.image, data.text))
     sizes = np.array([len(data.image), len(data.text), data.n_prototypes])
     items = [] if data.items is None else [data.items]
-    ranks.check_alike(f"{told} {fingerprint(data.pairs, sizes, *items, *some)}")
-    if aligner.head == "batchnorm_mlp":
+    ranks.check_equal(
+        f"{sorted(parameters.items())} {fingerprint(data.pairs, sizes, *items, *rows)}"
+    )
+    if parameters.get("head") == "batchnorm_mlp":
         raise ValueError(
-            "head='batchnorm_mlp' normalises over the rows of a batch, of which every process has "
-            "its own: train it in one process, or take head='mlp'."
+            "head='batchnorm_mlp' normalizes over the rows of a batch, which are divided between "
+            "ranks. Train it in one process, or pass head='mlp'."
         )
-    return ranks, ranks.of_first(seed)
+    return ranks, ranks.broadcast(seed)

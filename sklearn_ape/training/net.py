@@ -1,10 +1,11 @@
-"""Network that is trained, optimizers, learning-rate schedule and seeding."""
+"""Network that is trained, training parameters, optimizers and learning-rate schedule."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
 
@@ -15,59 +16,89 @@ from skorch import NeuralNet
 from skorch.callbacks import LRScheduler
 
 from ..heads import TwoTower
-from ..losses import InfoNCELoss, SigmoidLoss, StructureLoss
+from ..losses import LOSSES, StructureLoss
 from ..utils.concurrency import ForkSafeLock
 from ..utils.torch_state import default_state
-from .data import as_tensor
+from .data import PairBatches, as_tensor
 from .distributed import Ranks
 
-LOSSES = {"infonce": InfoNCELoss, "sigmoid": SigmoidLoss}
-
-
-_lock = ForkSafeLock()
+# Weights and dropout masks are drawn from torch's global generator: two threads that train at the
+# same time would draw each other's numbers.
+_generator_lock = ForkSafeLock()
 
 
 @contextmanager
 def seed_generators(seed: int, device: torch.device) -> Iterator[None]:
-    """Let torch's global generator start at a seed, and put it back where it was.
+    """Seed torch's global generators, and restore their states at the end.
 
-    One thread of a process at a time: weights and dropped units are drawn from that generator
-    alone, so two trainings side by side would draw each other's numbers.
+    Only one thread of a process can be in this context at a time.
 
     Parameters
     ----------
     seed : int
-        Of the numbers drawn inside.
+        Seed.
     device : torch.device
-        Whose generator is used besides that of the CPU.
+        Device whose generator is seeded in addition to that of the CPU.
     """
     devices = [device] if device.type == "cuda" else []
-    with _lock, torch.random.fork_rng(devices=devices):
+    with _generator_lock, torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         yield
 
 
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Parameters of a training run; see `APEAligner` for their meaning.
+
+    `device` is the resolved device. All other values are those of the aligner's parameters, with
+    the keys of ``loss_params`` and ``optimizer_params`` as attributes.
+    """
+
+    loss: str
+    logit_scale: float
+    learn_logit_scale: bool
+    max_logit_scale: float
+    learning_rate: float
+    weight_decay: float
+    batch_size: int
+    max_epochs: int
+    early_stopping: bool
+    validation_fraction: float
+    n_iter_no_change: int
+    verbose: int
+    callbacks: Sequence[Any] | None
+    device: torch.device
+    tile_size: int | str | None = "auto"
+    structure_weight: float = 0.0
+    optimizer: str = "adamw"
+    warmup: float | int = 0.05
+    clip_norm: float | None = None
+    mixup: float = 0.0
+    refit: bool = False
+
+
 def adamw(groups: list[dict[str, Any]], lr: float, weight_decay: float) -> torch.optim.Optimizer:
-    """Return AdamW that decays matrices and leaves biases, norms and the logit scale alone.
+    """Make AdamW with weight decay for matrices, but not for biases, norms and the logit scale.
 
     Parameters
     ----------
     groups : list of dict
-        Parameters as torch's optimizers take them: each has a list under ``"params"``.
+        Parameter groups in the form of torch's optimizers: each has a list under ``"params"``.
     lr : float
         Learning rate.
     weight_decay : float
-        Share of a matrix that a step takes away, times the learning rate.
+        Decoupled weight decay of matrices: each step multiplies them by
+        ``1 - lr * weight_decay``.
 
     Returns
     -------
     optimizer : torch.optim.Optimizer
-        With a group of matrices and a group of all else.
+        Optimizer with one group for matrices and one for all other parameters.
 
     See Also
     --------
     adam : Adds the decay to the gradient.
-    lion : Steps of the gradient's sign.
+    lion : Steps by the sign of the momentum.
 
     Examples
     --------
@@ -77,26 +108,26 @@ def adamw(groups: list[dict[str, Any]], lr: float, weight_decay: float) -> torch
     >>> [group["weight_decay"] for group in adamw(groups, lr=1e-3, weight_decay=0.1).param_groups]
     [0.1, 0.0]
     """
-    return torch.optim.AdamW(_decaying_matrices(groups, weight_decay), lr=lr)
+    return torch.optim.AdamW(_split_by_decay(groups, weight_decay), lr=lr)
 
 
 def adam(groups: list[dict[str, Any]], lr: float, weight_decay: float) -> torch.optim.Optimizer:
-    """Return Adam, whose decay is a part of the gradient (an L2 penalty); else as `adamw`.
+    """Make Adam with an L2 penalty on matrices, but not on biases, norms and the logit scale.
 
     Parameters
     ----------
     groups : list of dict
-        See `adamw`.
+        Parameter groups in the form of torch's optimizers: each has a list under ``"params"``.
     lr : float
         Learning rate.
     weight_decay : float
-        Factor of the matrices in their gradient. Adam scales it as it scales gradients, so it is
-        no number to compare with that of `adamw`.
+        Weight of the L2 penalty on matrices. Adam rescales it together with the gradients, so it
+        is not comparable with the weight decay of `adamw`.
 
     Returns
     -------
     optimizer : torch.optim.Optimizer
-        With a group of matrices and a group of all else.
+        Optimizer with one group for matrices and one for all other parameters.
 
     Examples
     --------
@@ -106,25 +137,26 @@ def adam(groups: list[dict[str, Any]], lr: float, weight_decay: float) -> torch.
     >>> [group["weight_decay"] for group in adam(groups, lr=1e-3, weight_decay=0.1).param_groups]
     [0.1, 0.0]
     """
-    return torch.optim.Adam(_decaying_matrices(groups, weight_decay), lr=lr)
+    return torch.optim.Adam(_split_by_decay(groups, weight_decay), lr=lr)
 
 
 def lion(groups: list[dict[str, Any]], lr: float, weight_decay: float) -> torch.optim.Optimizer:
-    """Return timm's Lion, which steps by the sign of its momentum; else as `adamw`.
+    """Make timm's Lion, which steps by the sign of its momentum, with decay of matrices only.
 
     Parameters
     ----------
     groups : list of dict
-        See `adamw`.
+        Parameter groups in the form of torch's optimizers: each has a list under ``"params"``.
     lr : float
-        Learning rate. Steps of a sign are long: a third to a tenth of AdamW's suits.
+        Learning rate. Use a third to a tenth of that of AdamW, because steps by a sign are long.
     weight_decay : float
-        As of `adamw`: three to ten times as much goes with the lower learning rate.
+        Decoupled weight decay of matrices. Use three to ten times that of AdamW, because it is
+        multiplied by the lower learning rate.
 
     Returns
     -------
     optimizer : torch.optim.Optimizer
-        With a group of matrices and a group of all else.
+        Optimizer with one group for matrices and one for all other parameters.
 
     References
     ----------
@@ -140,13 +172,14 @@ def lion(groups: list[dict[str, Any]], lr: float, weight_decay: float) -> torch.
     """
     from timm.optim import Lion  # timm takes seconds to import
 
-    return Lion(_decaying_matrices(groups, weight_decay), lr=lr)
+    return Lion(_split_by_decay(groups, weight_decay), lr=lr)
 
 
 OPTIMIZERS = {"adamw": adamw, "adam": adam, "lion": lion}
+"""Functions that make an optimizer, by the names that `APEAligner` takes."""
 
 
-def _decaying_matrices(groups: list[dict[str, Any]], weight_decay: float) -> list[dict[str, Any]]:
+def _split_by_decay(groups: list[dict[str, Any]], weight_decay: float) -> list[dict[str, Any]]:
     parameters = [parameter for group in groups for parameter in group["params"]]
     return [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
@@ -155,25 +188,25 @@ def _decaying_matrices(groups: list[dict[str, Any]], weight_decay: float) -> lis
 
 
 def cosine_schedule(n_steps: int, warmup: float = 0.05) -> LRScheduler:
-    """Return a callback: a linear rise of the learning rate, then a cosine to zero.
+    """Make a callback that warms the learning rate up linearly, then decays it by a cosine.
 
     Parameters
     ----------
     n_steps : int
-        Steps of the whole training.
+        Number of steps of the whole training.
     warmup : float or int, default=0.05
-        Length of the rise: a float is a share of all steps, from 0.0 to 1.0, an int a number of
-        steps.
+        Length of the warm-up: a float from 0.0 to 1.0 is a fraction of all steps, an int a number
+        of steps.
 
     Returns
     -------
     schedule : skorch.callbacks.LRScheduler
-        Moves on with every batch.
+        Callback that updates the learning rate after every batch. It reaches 0 at the end.
 
     Raises
     ------
     ValueError
-        When `warmup` is out of range.
+        If `warmup` is out of range.
 
     Examples
     --------
@@ -183,53 +216,51 @@ def cosine_schedule(n_steps: int, warmup: float = 0.05) -> LRScheduler:
     [0.25, 0.5, 0.75, 1.0, 0.5, 0.0]
     """
     if isinstance(warmup, Integral):
-        in_range, n_warmup = warmup >= 0, max(1, int(warmup))
+        is_valid, n_warmup = warmup >= 0, max(1, int(warmup))
     else:
-        in_range = 0 <= warmup <= 1
-        n_warmup = max(1, round(warmup * n_steps)) if in_range else 1
-    if not in_range:
+        is_valid = 0 <= warmup <= 1
+        n_warmup = max(1, round(warmup * n_steps)) if is_valid else 1
+    if not is_valid:
         raise ValueError(
-            "warmup must be a float from 0.0 to 1.0, a share of the steps, or an int from 0, a "
-            f"number of steps, not {warmup!r}."
+            f"warmup={warmup!r} is out of range. Pass a float from 0.0 to 1.0 (a fraction of all "
+            "steps) or an int of at least 0 (a number of steps)."
         )
 
     def factor(step: int) -> float:
         if step < n_warmup:
             return (step + 1) / n_warmup
-        done = min(1.0, (step - n_warmup) / max(1, n_steps - n_warmup))
-        return 0.5 * (1 + math.cos(math.pi * done))
+        progress = min(1.0, (step - n_warmup) / max(1, n_steps - n_warmup))
+        return 0.5 * (1 + math.cos(math.pi * progress))
 
     return LRScheduler(
         policy=torch.optim.lr_scheduler.LambdaLR, lr_lambda=factor, step_every="batch"
     )
 
 
-_ROWS_AT_ONCE = 8192
-
-
 class AlignmentNet(NeuralNet):
-    """A skorch net whose module gives two embeddings and whose criterion compares them.
+    """A skorch net whose module returns two embeddings and whose criterion compares them.
 
     Parameters
     ----------
     *args : object
-        Those of `skorch.NeuralNet`; the module is a `TwoTower`, the dataset a `PairDataset`.
+        Positional parameters of `skorch.NeuralNet`. The module is a `TwoTower`, the dataset a
+        `PairDataset`.
     structure_weight : float, default=0.0
-        Above 0, `StructureLoss` of every side that has a trained head is added so many times.
+        Weight of `StructureLoss`, which is added for every side that has a trained head.
     structure_temperature : float, default=0.1
-        Of `StructureLoss`.
+        Temperature of `StructureLoss`.
     structure_levels : int, default=1
-        Of `StructureLoss`.
+        Levels of `StructureLoss`.
     ranks : Ranks or None, default=None
-        Processes to train with, of which each is given its share of a batch by `PairBatches`.
+        Ranks of distributed training, each of which gets its part of a batch from `PairBatches`.
         Every step is that of the whole batch.
     **kwargs : object
-        As `*args`.
+        Other parameters of `skorch.NeuralNet`.
 
     See Also
     --------
-    sklearn_ape.losses.StructureLoss : Keeps who is whose neighbour.
-    skorch.callbacks.GradientNormClipping : Bounds the gradients, given as one of ``callbacks``.
+    sklearn_ape.losses.StructureLoss : Preserves the neighbourhoods of the frozen features.
+    skorch.callbacks.GradientNormClipping : Callback that clips gradients.
 
     Examples
     --------
@@ -267,8 +298,13 @@ class AlignmentNet(NeuralNet):
         self.structure_levels = structure_levels
         self.ranks = ranks
 
+    @property
+    def logit_scale(self) -> float:
+        """Present logit scale of the criterion."""
+        return float(self.criterion_.logit_scale.item())
+
     def get_iterator(self, dataset: Any, training: bool = False) -> Any:
-        """Make batches, and remember those of training: a checkpoint asks where they stand."""
+        """Return batches; those of training are kept for checkpoints, as ``batches_``."""
         iterator = super().get_iterator(dataset, training=training)
         if training:
             self.batches_ = iterator
@@ -277,13 +313,13 @@ class AlignmentNet(NeuralNet):
     def get_loss(
         self, y_pred: Any, y_true: Any, X: Any = None, training: bool = False
     ) -> torch.Tensor:
-        """Return the criterion of both embeddings, given which of them belong together."""
+        """Return the loss of a batch of embeddings."""
         positive = y_true.to(self.device) if y_true.ndim == 2 else None
         ranks = self.ranks if training else None
         if ranks is None:
             loss = self.criterion_(*y_pred, positive)
         else:
-            n_pairs = n_pairs_of(y_true)
+            n_pairs = _count_pairs(y_true)
             y_pred = [ranks.gather(rows, n_pairs) for rows in y_pred]
             loss = self.criterion_.share(*y_pred, positive, ranks.rows(n_pairs))
         if not (training and self.structure_weight):
@@ -293,30 +329,31 @@ class AlignmentNet(NeuralNet):
         for side, embeddings in zip(("image", "text"), y_pred, strict=True):
             head = getattr(self.module_, f"{side}_head")
             if any(parameter.requires_grad for parameter in head.parameters()):
-                features = X[side].to(self.device)
-                if ranks is not None:  # all of them compute all of it
+                # The inputs of a head may have the output of a closed-form map behind features.
+                features = X[side][:, : head.n_in].to(self.device)
+                if ranks is not None:  # every rank computes this loss for the whole batch
                     features = ranks.gather(features, n_pairs)
                     weight = self.structure_weight / ranks.size
                 loss = loss + weight * structure(features, embeddings)
         return loss
 
     def infer(self, x: Any, **fit_params: Any) -> Any:
-        """Return the embeddings of both sides' features."""
+        """Return the embeddings of a batch of features."""
         return self.module_(**{side: rows.to(self.device) for side, rows in x.items()})
 
     def train_step_single(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
-        """Compute a batch's loss and gradients; those of the whole batch, with other processes."""
+        """Compute the loss and the gradients of a batch, summed over ranks."""
         inputs, positive = batch
         embeddings = self.infer(inputs)
         loss = self.get_loss(embeddings, positive, X=inputs, training=True)
         loss.backward()
         if self.ranks is not None:
             parameters = (parameter for _, parameter in self.get_all_learnable_params())
-            loss = self.ranks.joined(loss, parameters)
+            loss = self.ranks.sum_gradients(loss, parameters)
         return {"loss": loss, "y_pred": embeddings}
 
     def train_step(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
-        """Take a step, then clamp the logit scale."""
+        """Take an optimizer step, then clamp the logit scale."""
         step = super().train_step(batch, **fit_params)
         self.criterion_.clamp_()
         return step
@@ -324,7 +361,7 @@ class AlignmentNet(NeuralNet):
     def run_single_epoch(
         self, iterator: Any, training: bool, prefix: str, step_fn: Any, **fit_params: Any
     ) -> None:
-        """Go once through the batches, as skorch does, whose own way sets modes at every step."""
+        """Iterate over the batches; unlike skorch, set the training mode once per epoch."""
         if iterator is None:
             return
         self._set_training(training)
@@ -334,12 +371,12 @@ class AlignmentNet(NeuralNet):
             self.notify("on_batch_begin", batch=batch, training=training)
             step = step_fn(batch, **fit_params)
             self.history.record_batch(f"{prefix}_loss", step["loss"].item())
-            self.history.record_batch(f"{prefix}_batch_size", n_pairs_of(batch[1]))
+            self.history.record_batch(f"{prefix}_batch_size", _count_pairs(batch[1]))
             self.notify("on_batch_end", batch=batch, training=training, **step)
         self.history.record(f"{prefix}_batch_count", n_batches)
 
     def notify(self, method_name: str, **cb_kwargs: Any) -> None:
-        """Tell the callbacks; what stops one process after an epoch stops all."""
+        """Call the callbacks; if one stops a rank after an epoch, all ranks stop."""
         if self.ranks is None or method_name != "on_epoch_end":
             super().notify(method_name, **cb_kwargs)
             return
@@ -355,29 +392,84 @@ class AlignmentNet(NeuralNet):
                 callback.on_agreement(self)
 
 
-def n_pairs_of(positive: torch.Tensor) -> int:
-    """Count the pairs of a batch by its positives, which hold every pair's own."""
+def make_net(
+    config: TrainingConfig,
+    module: TwoTower,
+    seed: int,
+    callbacks: list[Any],
+    ranks: Ranks | None = None,
+    **parameters: Any,
+) -> AlignmentNet:
+    """Return the net that trains a module.
+
+    Parameters
+    ----------
+    config : TrainingConfig
+        Parameters of the training run.
+    module : TwoTower
+        Module to train.
+    seed : int
+        Seed of the batches.
+    callbacks : list of (str, skorch.callbacks.Callback)
+        All callbacks, in order.
+    ranks : Ranks or None, default=None
+        Ranks of distributed training.
+    **parameters : object
+        Parameters of the net that replace those of `config`.
+    """
+    is_first = ranks is None or ranks.rank == 0
+    options: dict[str, Any] = {
+        "criterion": LOSSES[config.loss],
+        "criterion__logit_scale": config.logit_scale,
+        "criterion__max_logit_scale": config.max_logit_scale,
+        "criterion__learn_scale": config.learn_logit_scale,
+        "criterion__tile_size": config.tile_size,
+        "structure_weight": config.structure_weight,
+        "optimizer": OPTIMIZERS[config.optimizer],
+        "optimizer__weight_decay": config.weight_decay,
+        "lr": config.learning_rate,
+        "batch_size": config.batch_size,
+        "max_epochs": config.max_epochs,
+        "iterator_train": PairBatches,
+        "iterator_train__shuffle": True,
+        "iterator_train__seed": seed,
+        "iterator_train__mixup": config.mixup,
+        "iterator_train__rank": 0 if ranks is None else ranks.rank,
+        "iterator_train__n_ranks": 1 if ranks is None else ranks.size,
+        "train_split": None,
+        "device": config.device,
+        "verbose": int(config.verbose >= 2 and is_first),
+    }
+    return AlignmentNet(module, callbacks=callbacks, ranks=ranks, **options | parameters)
+
+
+def _count_pairs(positive: torch.Tensor) -> int:
+    """Count the pairs of a batch by its positives, which include (i, i) for every pair."""
     return len(positive) if positive.ndim == 1 else int(positive.max()) + 1
 
 
+_ROWS_PER_BLOCK = 8192
+
+
 def embed(module: TwoTower, side: str, features: Any, device: Any) -> np.ndarray:
-    """Return the embeddings of one side's features, a bounded number of rows at a time.
+    """Return the embeddings of one side's features, computed in blocks of rows.
 
     Parameters
     ----------
     module : TwoTower
-        On `device`.
+        Heads, on `device`.
     side : {"image", "text"}
-        Whose features they are.
+        Side of the features.
     features : torch.Tensor, ndarray or StoredRows of shape (n, n_features)
-        On any device. Or anything else that has a length and returns rows for a slice.
+        Features on any device. Any other object that has a length and returns rows for a slice is
+        accepted, too.
     device : torch.device or str
-        Where to compute.
+        Device to compute on.
 
     Returns
     -------
     embeddings : ndarray of shape (n, n_components)
-        Of length 1.
+        L2-normalized embeddings.
 
     Examples
     --------
@@ -393,9 +485,9 @@ def embed(module: TwoTower, side: str, features: Any, device: Any) -> np.ndarray
     module.eval()
     embeddings = np.empty((len(features), module.n_components), dtype=np.float32)
     with default_state(), torch.inference_mode():
-        for some in gen_batches(len(features), _ROWS_AT_ONCE):
-            rows = features[some]
+        for block in gen_batches(len(features), _ROWS_PER_BLOCK):
+            rows = features[block]
             rows = as_tensor(rows) if isinstance(rows, np.ndarray) else rows
-            embeddings[some] = tower(rows.to(device)).float().cpu().numpy()
+            embeddings[block] = tower(rows.to(device)).float().cpu().numpy()
     module.train(was_training)
     return embeddings

@@ -16,16 +16,25 @@ CASES = {
     "auto": {},
     "patience": {"init": None, "n_iter_no_change": 1, "learning_rate": 0.05, "max_epochs": 40},
     "mixup": {"init": None, "mixup": 0.5, "dropout": 0.5, "side": "both", "refit": False},
-    "residual": {"init": "linear", "early_stopping": False, "structure_weight": 0.1},
+    "residual": {
+        "init": "linear",
+        "early_stopping": False,
+        "loss_params": {"structure_weight": 0.1},
+    },
     "norms": {
         "init": None,
         "head": "batchnorm_mlp",
         "optimizer": "adam",
-        "clip_norm": 0.5,
-        "learn_logit_scale": False,
+        "optimizer_params": {"clip_norm": 0.5},
+        "loss_params": {"learn_logit_scale": False},
         "early_stopping": False,
     },
-    "sigmoid": {"init": None, "loss": "sigmoid", "tile_size": 16, "warmup": 7},
+    "sigmoid": {
+        "init": None,
+        "loss": "sigmoid",
+        "loss_params": {"tile_size": 16},
+        "optimizer_params": {"warmup": 7},
+    },
 }
 
 

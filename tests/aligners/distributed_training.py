@@ -14,13 +14,17 @@ CASES = {
     "start": {"init": "linear", "early_stopping": False},
     "shared": {
         "init": None,
-        "tile_size": 16,
         "mixup": 0.5,
-        "structure_weight": 0.1,
-        "clip_norm": 1.0,
+        "loss_params": {"tile_size": 16, "structure_weight": 0.1},
+        "optimizer_params": {"clip_norm": 1.0},
         "n_components": 12,
     },
-    "dense": {"init": None, "tile_size": None, "head": "residual", "refit": False},
+    "dense": {
+        "init": None,
+        "loss_params": {"tile_size": None},
+        "head": "residual",
+        "refit": False,
+    },
     "sigmoid": {"init": None, "loss": "sigmoid", "side": "image"},
 }
 

@@ -16,7 +16,7 @@ from skorch.callbacks import Callback
 from sklearn_ape import APEAligner
 from sklearn_ape.aligners._closed_form import fit_logit_scale, held_out_logit_scale
 from sklearn_ape.losses import InfoNCELoss
-from sklearn_ape.training.data import Pairs
+from sklearn_ape.training.data import PairDataset
 
 
 def small(**parameters):
@@ -80,7 +80,9 @@ class TestFit:
         aligner = small(loss=loss).fit(concepts.image, concepts.text)
         assert aligner.history_[-1]["train_loss"] < aligner.history_[0]["train_loss"]
         assert aligner.logit_scale_ != pytest.approx(1 / 0.07)
-        fixed = small(loss=loss, learn_logit_scale=False).fit(concepts.image, concepts.text)
+        fixed = small(loss=loss, loss_params={"learn_logit_scale": False}).fit(
+            concepts.image, concepts.text
+        )
         assert fixed.logit_scale_ == pytest.approx(1 / 0.07)
 
     def test_side_text_leaves_the_image_space_alone(self, concepts):
@@ -282,7 +284,7 @@ def test_pairs_held_out_are_images_that_the_fit_does_not_see():
     rng = np.random.default_rng(0)
     image = unit(rng, 200)
     text = unit(rng, 200, 0.3, image)
-    data = Pairs(image, text, np.column_stack([np.arange(200)] * 2), n_prototypes=100)
+    data = PairDataset(image, text, np.column_stack([np.arange(200)] * 2), n_prototypes=100)
     asked = []
 
     def fit(some):
@@ -298,7 +300,7 @@ def test_pairs_held_out_are_images_that_the_fit_does_not_see():
     images, seen = asked[0]
     of_images = {row.tobytes() for row in data.image[:100]}
     assert all(row.tobytes() in of_images - seen for row in images)
-    few = Pairs(image[:10], text[:10], data.pairs[:10])
+    few = PairDataset(image[:10], text[:10], data.pairs[:10])
     asked.clear()
     held_out_logit_scale(few, fit)
     assert len(asked[0][0]) == 10

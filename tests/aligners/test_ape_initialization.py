@@ -10,7 +10,11 @@ from sklearn.base import clone
 
 from sklearn_ape import APEAligner, KernelAligner
 from sklearn_ape.aligners import _ape_trainer as _head_training
-from sklearn_ape.aligners._ape_trainer import HeadTraining, _compared_with_start
+from sklearn_ape.aligners._ape_trainer import (
+    HeadConfig,
+    HeadTraining,
+    _compare_with_initialization,
+)
 from sklearn_ape.encoders import HeadPairs
 from sklearn_ape.heads import KernelMap, LinearMap
 from sklearn_ape.losses import StructureLoss
@@ -74,7 +78,7 @@ class TestStartIsKept:
         course = TrainingResult(
             history, n_epochs=len(recalls), best_epoch=int(np.argmax(recalls)) + 1
         )
-        course = _compared_with_start(course, 0.5, 25)
+        course = _compare_with_initialization(course, 0.5, 25)
         assert course.best_epoch == kept
         assert course.history[0] == {"epoch": 0, "valid_recall": 0.5}
         assert len(course.history) == 3
@@ -134,8 +138,9 @@ class TestTraining:
         aligner = small(init="kernel", side="both")
         aligner.device_ = torch.device("cpu")
         data = aligner._fit_pairs(concepts.image, concepts.text)
-        training = HeadTraining(aligner, "kernel", 0, data)
-        net, inputs = training.run([], 2), training.inputs(data)
+        heads = HeadConfig(*(getattr(aligner, name) for name in HeadConfig._fields))
+        training = HeadTraining(heads, aligner._training_config(), "kernel", 0, data)
+        net, inputs = training.run([], 2), training.make_inputs(data)
         for side in ("image", "text"):
             seen = embed(net.module_, side, getattr(inputs, side), "cpu")
             known = torch.from_numpy(getattr(data, side))
@@ -222,8 +227,10 @@ class TestOptions:
     @pytest.mark.parametrize("init", ["linear", None])
     @pytest.mark.parametrize(
         "option",
-        [{"mixup": 1.0}, {"structure_weight": 1.0}, {"optimizer": "lion"}, {"optimizer": "adam"},
-         {"clip_norm": 0.01}, {"warmup": 0.5}, {"warmup": 5}],
+        [{"mixup": 1.0}, {"loss_params": {"structure_weight": 1.0}}, {"optimizer": "lion"},
+         {"optimizer": "adam"},
+         {"optimizer_params": {"clip_norm": 0.01}}, {"optimizer_params": {"warmup": 0.5}},
+         {"optimizer_params": {"warmup": 5}}],
         ids=str,
     )  # fmt: skip
     def test_changes_what_is_learned(self, fitted, option, init):
@@ -233,7 +240,7 @@ class TestOptions:
 
     @pytest.mark.parametrize("loss", ["infonce", "sigmoid"])
     def test_tiles_change_memory_alone(self, fitted, concepts, loss):
-        tiled, whole = (fitted(loss=loss, tile_size=size) for size in (7, None))
+        tiled, whole = (fitted(loss=loss, loss_params={"tile_size": size}) for size in (7, None))
         np.testing.assert_allclose(
             tiled.transform_text(concepts.text), whole.transform_text(concepts.text), atol=1e-4
         )
@@ -249,7 +256,7 @@ class TestOptions:
                 return super().forward(features, embeddings)
 
         monkeypatch.setattr(_net, "StructureLoss", Watched)
-        fitted(init=init, structure_weight=1.0)
+        fitted(init=init, loss_params={"structure_weight": 1.0})
         assert widths == {32, 16}
 
     @pytest.mark.parametrize("init", ["kernel", "linear"])

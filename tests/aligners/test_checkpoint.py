@@ -156,7 +156,9 @@ class TestFolder:
         assert files(tmp_path) == []
 
     def test_one_that_diverged_is_forgotten(self, tmp_path):
-        aligner = cases.aligner("plain", checkpoint=tmp_path, learning_rate=1e30, warmup=0)
+        aligner = cases.aligner(
+            "plain", checkpoint=tmp_path, learning_rate=1e30, optimizer_params={"warmup": 0}
+        )
         with pytest.raises(FloatingPointError):
             aligner.fit(X, Y)
         assert files(tmp_path) == []
@@ -414,13 +416,13 @@ class TestRefusals:
             other.fit(X, Y)
         (of_other,) = tmp_path.glob("*.trained.safetensors")
         shutil.copy(file, of_other)
-        with pytest.raises(ValueError, match=r"is of another training: depth=2 \(here 1\)"):
+        with pytest.raises(ValueError, match=r"belongs to another training: depth=2 \(here 1\)"):
             other.fit(X, Y)
 
     def test_another_format(self, unfinished, monkeypatch):
         aligner, _ = unfinished
         monkeypatch.setattr(_training_file, "_FORMAT", 2)
-        with pytest.raises(ValueError, match=r"is of format 1, and this .* format 2. Delete it"):
+        with pytest.raises(ValueError, match=r"has format 1, and this .* format 2. Delete it"):
             clone(aligner).fit(X, Y)
 
     @pytest.mark.exhaustive
@@ -432,7 +434,7 @@ class TestRefusals:
 
     def test_a_folder_of_other_things(self, tmp_path):
         (tmp_path / "thesis.txt").write_text("mine")
-        with pytest.raises(FileExistsError, match=r"holds thesis\.txt and no training"):
+        with pytest.raises(FileExistsError, match=r"contains thesis\.txt and no checkpoint"):
             cases.aligner("plain", checkpoint=tmp_path).fit(X, Y)
         assert os.listdir(tmp_path) == ["thesis.txt"]
 
@@ -440,7 +442,7 @@ class TestRefusals:
     def test_a_place_that_cannot_be_written_to(self, place, steps, tmp_path):
         (tmp_path / "file").write_text("mine")
         counted = steps(None)
-        with pytest.raises(OSError, match="pass a"):
+        with pytest.raises(OSError, match="Pass a"):
             cases.aligner("plain", checkpoint=tmp_path / place).fit(X, Y)
         assert counted.n_done == 0
 

@@ -89,12 +89,12 @@ def test_the_first_process_alone_shows_progress(launched):
 def test_a_process_that_ends_ends_the_others_with_a_message(failed):
     codes, errors = failed
     assert codes == [1, 3]
-    assert "Process 0 of 2 that train together got no answer" in errors[0]
+    assert "Rank 0 of 2 got no answer from the other ranks" in errors[0]
 
 
 def test_processes_with_other_pairs_are_named(failed):
     for error in failed[1]:
-        assert "Processes 1 were given other pairs or parameters than process 0" in error
+        assert "Ranks 1 got different data or parameters than rank 0" in error
 
 
 def test_interrupting_one_stops_all_and_keeps_the_best_epoch(failed, folder):
@@ -106,4 +106,4 @@ def test_interrupting_one_stops_all_and_keeps_the_best_epoch(failed, folder):
 def test_a_text_tower_is_not_trained_by_several_processes(failed):
     for error in failed[1]:
         assert "LiTAligner does not support distributed training" in error
-        assert "set up for 2 processes" in error
+        assert "set up for 2 ranks" in error

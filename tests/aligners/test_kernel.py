@@ -11,7 +11,7 @@ from sklearn_ape import KernelAligner
 from sklearn_ape.aligners._closed_form import kernel_maps, linear_maps
 from sklearn_ape.encoders import HeadPairs
 from sklearn_ape.heads import LinearMap
-from sklearn_ape.training.data import Pairs
+from sklearn_ape.training.data import PairDataset
 
 
 def whitened(image, whitening):
@@ -70,7 +70,7 @@ def test_text_map_equals_kernel_ridge_regression(gamma):
 
 def test_linear_maps_equal_ridge_regression():
     image, text, owner = of_several_images()
-    pairs = Pairs(image, text, np.column_stack([np.arange(90), owner]))
+    pairs = PairDataset(image, text, np.column_stack([np.arange(90), owner]))
     maps = linear_maps(pairs, ridge=0.3, whitening=0.03, n_components=None)
     embeddings = whitened(image, 0.03)
     units = normalize(text[owner].astype(np.float64))
@@ -84,9 +84,9 @@ def test_linear_maps_equal_ridge_regression():
 @pytest.mark.parametrize(
     ("mean", "weights", "said"),
     [
-        (np.zeros(3), np.eye(2), "mean has 3 numbers and weights has 2 rows"),
+        (np.zeros(3), np.eye(2), "mean and weights have different lengths, 3 and 2"),
         (np.zeros((2, 1)), np.eye(2), "mean must have 1 axes"),
-        (np.zeros(2), np.full((2, 2), np.inf), "weights holds numbers that are not finite"),
+        (np.zeros(2), np.full((2, 2), np.inf), "weights contains NaN or infinity"),
     ],
 )
 def test_invalid_linear_maps_raise(mean, weights, said):
@@ -210,7 +210,7 @@ def test_anchors_do_not_depend_on_held_out_pairs():
     pairs = np.column_stack([np.arange(90), owner])
     options = {"gamma": 2.0, "ridge": 0.3, "whitening": 0.03, "n_components": None}
     options |= {"max_anchors": 99, "rng": np.random.RandomState(0)}
-    some = kernel_maps(Pairs(image, text, pairs[:30]), **options)
-    alone = kernel_maps(Pairs(image[:30], text[:30], pairs[:30]), **options)
+    some = kernel_maps(PairDataset(image, text, pairs[:30]), **options)
+    alone = kernel_maps(PairDataset(image[:30], text[:30], pairs[:30]), **options)
     np.testing.assert_array_equal(some.text.coefficients, alone.text.coefficients)
     np.testing.assert_array_equal(some.image.directions, alone.image.directions)

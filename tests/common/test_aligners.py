@@ -178,12 +178,14 @@ CHECKED_ALIGNERS = {
         head="glu", loss="sigmoid", optimizer="adam", init="kernel", early_stopping=False, **TINY
     ),
     "APE, star, mixup": APEAligner(
-        head="star", side="both", init="kernel", mixup=0.3, structure_weight=0.2, clip_norm=1.0,
+        head="star", side="both", init="kernel", mixup=0.3,
+        loss_params={"structure_weight": 0.2}, optimizer_params={"clip_norm": 1.0},
         **TINY,
     ),
     "APE, batch norm, plain": APEAligner(
-        head="batchnorm_mlp", init=None, optimizer="lion", batch_size=64, tile_size=16,
-        learn_logit_scale=False, warmup=2, **TINY,
+        head="batchnorm_mlp", init=None, optimizer="lion", batch_size=64,
+        loss_params={"learn_logit_scale": False, "tile_size": 16}, optimizer_params={"warmup": 2},
+        **TINY,
     ),
     "APE, skip, image side": APEAligner(
         head="skip_mlp", side="image", init="kernel", depth=3, n_components=1, refit=False,

@@ -89,9 +89,9 @@ def test_batchnorm_mlp_is_sharelocks():
     assert [type(layer) for layer in head.layers] == [*hidden, *hidden, *hidden, nn.Linear]
 
 
-def test_batchnorm_mlp_says_what_to_do_about_a_batch_of_one():
+def test_batchnorm_mlp_with_a_single_pair_raises():
     head = make_head("batchnorm_mlp", 8, 5, depth=2, width=16, dropout=0.0)
-    with pytest.raises(ValueError, match="raise batch_size"):
+    with pytest.raises(ValueError, match="Increase batch_size"):
         head(torch.randn(1, 8))
     assert head.eval()(torch.randn(1, 8)).shape == (1, 5)
 
@@ -184,7 +184,7 @@ def test_a_side_without_head_has_nothing_to_train():
     head = make_head(None, 8, 8, depth=2, width=4, dropout=0.0)
     assert isinstance(head, FrozenHead)
     assert list(head.parameters()) == []
-    with pytest.raises(ValueError, match="nothing to train"):
+    with pytest.raises(ValueError, match="has no parameters"):
         head.start_at_zero()
     with pytest.raises(ValueError, match="at most 8, not 9"):
         make_head(None, 8, 9, depth=2, width=4, dropout=0.0)
@@ -216,8 +216,8 @@ def test_two_tower_gives_unit_vectors_and_a_fingerprint_of_its_weights():
     assert before != towers.fingerprint()
 
 
-def test_towers_of_different_sizes_are_refused():
-    with pytest.raises(ValueError, match="gives 6 numbers and the text head 4"):
+def test_towers_of_different_sizes_raise():
+    with pytest.raises(ValueError, match="different sizes, 6 and 4"):
         TwoTower(FrozenHead(6, 6), make_head("linear", 5, 4, depth=1, width=8, dropout=0.0))
 
 
@@ -254,7 +254,7 @@ def test_whitened_map_is_the_formula():
     np.testing.assert_allclose(got.numpy(), expected, rtol=1e-4, atol=1e-6)
 
 
-def test_maps_own_copies_and_have_nothing_to_train(kernel):
+def test_maps_copy_their_inputs_and_have_no_parameters(kernel):
     anchors = torch.from_numpy(kernel[0]).float()
     kernel_map = KernelMap(anchors, kernel[1], 8.0)
     anchors.zero_()
@@ -263,19 +263,19 @@ def test_maps_own_copies_and_have_nothing_to_train(kernel):
     assert set(kernel_map.state_dict()) == {"anchors", "coefficients", "gamma"}
 
 
-def test_maps_name_what_is_wrong(kernel):
+def test_invalid_maps_raise(kernel):
     anchors, coefficients, _ = kernel
-    with pytest.raises(ValueError, match="40 anchors and 39 rows"):
+    with pytest.raises(ValueError, match="different lengths, 40 and 39"):
         KernelMap(anchors, coefficients[:39], 8.0)
     longer = anchors.copy()
     longer[3] *= 2
-    with pytest.raises(ValueError, match="Anchor 3 has length 2: expected length 1"):
+    with pytest.raises(ValueError, match="row 3 has norm 2"):
         KernelMap(longer, coefficients, 8.0)
-    with pytest.raises(ValueError, match="coefficients holds numbers that are not finite"):
+    with pytest.raises(ValueError, match="coefficients contains NaN or infinity"):
         KernelMap(anchors, np.full_like(coefficients, 1e300), 8.0)
-    with pytest.raises(ValueError, match="gamma must be above 0"):
+    with pytest.raises(ValueError, match="gamma must be positive"):
         KernelMap(anchors, coefficients, 0.0)
-    with pytest.raises(ValueError, match="mean has 5 numbers and directions has 6 rows"):
+    with pytest.raises(ValueError, match="mean and directions have different lengths, 5 and 6"):
         WhitenedMap(np.zeros(5), np.zeros((6, 3)))
     with pytest.raises(ValueError, match="directions must have 2 axes"):
         WhitenedMap(np.zeros(5), np.zeros(5))
@@ -362,11 +362,11 @@ def test_two_tower_of_closed_forms_is_counted_printed_and_kept(kernel):
     assert again.fingerprint() != before
 
 
-def test_closed_form_head_refuses_what_cannot_start_at_the_base(kernel):
+def test_closed_form_head_with_invalid_parts_raises(kernel):
     base = KernelMap(*kernel[:2], 8.0)
-    with pytest.raises(ValueError, match=r"6 features to 3 numbers, the residual 6 to 4"):
+    with pytest.raises(ValueError, match="different sizes: 6 to 3, and 6 to 4"):
         ClosedFormHead(base, make_head("mlp", 6, 4, depth=2, width=8, dropout=0.0))
-    with pytest.raises(ValueError, match="FrozenHead has nothing to train"):
+    with pytest.raises(ValueError, match="FrozenHead has no parameters"):
         ClosedFormHead(base, FrozenHead(6, 3))
 
     class Trained(BaseMap):
@@ -374,7 +374,7 @@ def test_closed_form_head_refuses_what_cannot_start_at_the_base(kernel):
             super().__init__(6, 3)
             self.linear = nn.Linear(6, 3)
 
-    with pytest.raises(ValueError, match="Trained, has parameters to train"):
+    with pytest.raises(ValueError, match="base, a Trained, has parameters"):
         ClosedFormHead(Trained())
 
 
@@ -393,7 +393,7 @@ def test_statistics_of_many_rows_are_taken_in_blocks(monkeypatch):
             largest.append(len(features[index]))
             return features[index].numpy()
 
-    monkeypatch.setattr(sklearn_ape.heads._base, "_ROWS_AT_ONCE", 64)
+    monkeypatch.setattr(sklearn_ape.heads._base, "_ROWS_PER_BLOCK", 64)
     head = make_head(None, 4, 2, depth=1, width=1, dropout=0.0)
     head.set_statistics(Rows())
     assert max(largest) == 64

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from sklearn_ape import APEAligner
 from sklearn_ape.losses import InfoNCELoss, SigmoidLoss, StructureLoss
 from sklearn_ape.losses import _base as _scaled
-from sklearn_ape.training.data import part_of
+from sklearn_ape.training.data import rank_rows
 
 LOSSES = [InfoNCELoss, SigmoidLoss]
 SIZES = [None, 5]
@@ -82,9 +82,9 @@ def test_doubles_are_not_rounded_to_floats(embeddings, positive, make, tile_size
 def test_auto_tiles_beyond_the_most_rows_alone(embeddings, make, monkeypatch):
     """Up to there all at once is faster, beyond it the matrix would fill the memory."""
     image, text = (side.requires_grad_() for side in embeddings)
-    monkeypatch.setattr(_scaled, "MOST_DENSE_ROWS", 12)
+    monkeypatch.setattr(_scaled, "MAX_DENSE_ROWS", 12)
     assert not is_tiled(make()(image, text).grad_fn)
-    monkeypatch.setattr(_scaled, "MOST_DENSE_ROWS", 11)
+    monkeypatch.setattr(_scaled, "MAX_DENSE_ROWS", 11)
     assert is_tiled(make()(image, text).grad_fn)
 
 
@@ -126,7 +126,7 @@ class TestShares:
                     make(tile_size=tile_size),
                     *embeddings,
                     lambda loss, x, y, given=given, rank=rank: loss.share(
-                        x, y, given, part_of(12, rank, n_ranks)
+                        x, y, given, rank_rows(12, rank, n_ranks)
                     ),
                 )
                 for rank in range(n_ranks)
@@ -150,7 +150,7 @@ class TestShares:
 
     def test_parts_are_all_rows_once_and_of_equal_size(self):
         for n_pairs, n_ranks in ((12, 5), (3, 4), (8, 2), (1, 1)):
-            parts = [part_of(n_pairs, rank, n_ranks) for rank in range(n_ranks)]
+            parts = [rank_rows(n_pairs, rank, n_ranks) for rank in range(n_ranks)]
             rows = [row for part in parts for row in range(n_pairs)[part]]
             assert rows == list(range(n_pairs))
             sizes = [part.stop - part.start for part in parts]
@@ -188,10 +188,10 @@ class TestMemory:
     def test_a_process_holds_tiles_of_its_own_rows(self, make):
         sides = [torch.randn(8192, 4).requires_grad_() for _ in range(2)]
         with Largest() as largest:
-            make().share(*sides, None, part_of(8192, 1, 4)).backward()
+            make().share(*sides, None, rank_rows(8192, 1, 4)).backward()
         assert 2**18 < largest.found <= 2**20
         with Largest() as largest:
-            make(tile_size=64).share(*sides, None, part_of(8192, 1, 4)).backward()
+            make(tile_size=64).share(*sides, None, rank_rows(8192, 1, 4)).backward()
         assert largest.found <= 8192 * 4  # the embeddings themselves
 
     def test_full_batch_training_makes_none_either(self):

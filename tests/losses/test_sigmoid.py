@@ -87,5 +87,5 @@ class TestTiles:
         """The gradient would be taken for a constant, and a penalty on it would do nothing."""
         image, text = (side.requires_grad_() for side in embeddings)
         value = SigmoidLoss(tile_size=5)(image, text)
-        with pytest.raises(RuntimeError, match="use tile_size=None"):
+        with pytest.raises(RuntimeError, match="Use tile_size=None"):
             torch.autograd.grad(value, image, create_graph=True)

@@ -73,5 +73,5 @@ def test_bad_parameters_are_named(bad):
 
 
 def test_sides_of_different_lengths_are_refused(features):
-    with pytest.raises(ValueError, match="20 rows of features"):
+    with pytest.raises(ValueError, match="different numbers of rows, 20 and 5"):
         StructureLoss()(features, features[:5])

@@ -121,3 +121,25 @@ def test_older_formats_are_brought_up_step_by_step(monkeypatch):
     monkeypatch.setattr(_format, "FORMAT", 3)
     old = {"library": "sklearn-ape", "format": 1}
     assert _format.migrated(old, "x") == {**old, "a": 1, "b": 2}
+
+
+class TestFlatTrainingParameters:
+    """Models saved before `loss_params` and `optimizer_params` existed."""
+
+    def test_defaults_are_loaded_as_none(self):
+        aligner = load_pretrained(FIXTURES / "format_1" / "ape")
+        assert aligner.loss_params is None
+        assert aligner.optimizer_params is None
+
+    def test_other_values_are_loaded_as_keys(self, tmp_path):
+        shutil.copytree(FIXTURES / "format_1" / "ape", tmp_path / "ape")
+        config = config_of(tmp_path / "ape")
+        config["model"]["params"].update(logit_scale=20.0, clip_norm=1.0, tile_size=None)
+        (tmp_path / "ape" / "config.json").write_text(json.dumps(config))
+        aligner = load_pretrained(tmp_path / "ape")
+        assert aligner.loss_params == {"logit_scale": 20.0, "tile_size": None}
+        assert aligner.optimizer_params == {"clip_norm": 1.0}
+        aligner.save_pretrained(tmp_path / "again")
+        again = load_pretrained(tmp_path / "again")
+        assert again.get_params() == aligner.get_params()
+        assert again.fingerprint_ == aligner.fingerprint_

@@ -92,8 +92,8 @@ ALIGNERS = {
     "init kernel": lambda: APEAligner(init="kernel", early_stopping=False, **SMALL),
     "init linear": lambda: APEAligner(init="linear", refit=False, **SMALL),
     "sigmoid": lambda: APEAligner(
-        init=None, side="both", loss="sigmoid", optimizer="lion", clip_norm=1.0, mixup=0.2,
-        structure_weight=0.1, **SMALL
+        init=None, side="both", loss="sigmoid", optimizer="lion", mixup=0.2,
+        optimizer_params={"clip_norm": 1.0}, loss_params={"structure_weight": 0.1}, **SMALL
     ),
     "Kernel": KernelAligner,
     "CCA": CCAAligner,

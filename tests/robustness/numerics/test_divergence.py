@@ -16,7 +16,7 @@ RUNAWAYS = {
     "learning rate, all pairs trained on": {"learning_rate": 1e30, "early_stopping": False},
     "learning rate, from a start": {"init": "kernel", "learning_rate": 1e35},
     "learning rate, sigmoid loss": {"learning_rate": 1e30, "loss": "sigmoid"},
-    "learning rate, tiles": {"learning_rate": 1e30, "tile_size": 8},
+    "learning rate, tiles": {"learning_rate": 1e30, "loss_params": {"tile_size": 8}},
 }
 SAID = r"diverged in epoch \d+: .*not finite.*Lower learning_rate \(now 1e\+\d+\) or logit_scale"
 

@@ -1,0 +1,244 @@
+"""Fit of aligners that are trained by gradient descent."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import fields
+from typing import Any, ClassVar, NamedTuple, Self
+
+import numpy as np
+from sklearn.utils import check_random_state
+
+from ..devices import resolve_device
+from ..heads import BaseMap, TwoTower
+from ..losses import LOSSES
+from ..persistence import FittedState
+from ..training.callbacks import TrainingResult, make_search_callbacks
+from ..training.data import PairDataset, split_pairs, subset
+from ..training.distributed import Ranks, join_ranks
+from ..training.net import AlignmentNet, TrainingConfig, seed_generators
+from ..utils.sklearn_compat import FitContext
+from ..utils.torch_state import default_state
+from ..utils.validation import check_choice, check_integer, check_number
+from ._base import BaseAligner
+from ._checkpoint import Checkpoint, prepare_folder
+
+# Parameters that may differ between ranks and between a training and its resumption. Encoders and
+# head pairs are compared by the features that they return.
+_EXCLUDED_PARAMETERS = {
+    *("image_encoder", "text_encoder", "head_pairs"),
+    *("device", "random_state", "verbose", "callbacks", "checkpoint"),
+}
+
+
+class TrainingRun(NamedTuple):
+    """Parameters of a training run, and the objects that observe it."""
+
+    config: TrainingConfig
+    context: FitContext
+    checkpoint: Checkpoint
+    ranks: Ranks | None = None
+
+    @property
+    def seed(self) -> int:
+        """Seed of weights, batches and validation pairs."""
+        return self.checkpoint.seed
+
+    def split(self, data: PairDataset) -> tuple[PairDataset, PairDataset | None]:
+        """Return training and validation pairs; None without early stopping or with few pairs."""
+        if not self.config.early_stopping:
+            return data, None
+        rng = np.random.RandomState(self.seed)
+        split = split_pairs(data.pairs, self.config.validation_fraction, rng)
+        if split.valid is None:
+            return data, None
+        # Prototypes are not images: users do not search for their names.
+        valid = split.valid[data.pairs[split.valid, 0] < data.n_images]
+        if len(valid) < 2:
+            return data, None
+        return subset(data, split.train), subset(data, valid)
+
+    def make_callbacks(
+        self,
+        valid: PairDataset | None,
+        get_module: Callable[[AlignmentNet], TwoTower],
+        phase: str,
+    ) -> list[Any]:
+        """Return the callbacks of the phase that searches for the best epoch."""
+        return make_search_callbacks(
+            self.config,
+            valid,
+            self.context,
+            lambda net: fitted_attributes(deepcopy(get_module(net)), net.logit_scale),
+            phase,
+            self.checkpoint.callbacks(phase),
+            self.ranks,
+        )
+
+
+class TrainedAligner(BaseAligner):
+    """Base class of aligners that are trained by gradient descent.
+
+    A subclass calls `_fit` in its `fit`, and defines `_train`.
+    """
+
+    # The keys of parameters that are dicts, with their defaults.
+    _dict_defaults: ClassVar[dict[str, dict[str, Any]]]
+
+    module_: TwoTower
+    loss: str
+    max_epochs: int
+    device: Any
+    random_state: Any
+    callbacks: Any
+    checkpoint: Any
+
+    @abstractmethod
+    def _train(
+        self, data: PairDataset, run: TrainingRun
+    ) -> tuple[TwoTower, float, TrainingResult]:
+        """Return a trained module, its logit scale, and the history of the training."""
+
+    def _fit(self, X: Any, y: Any) -> Self:
+        self._check_parameters()
+        prepare_folder(self.checkpoint)
+        context = FitContext(self, self.max_epochs, X, y)
+        with default_state():
+            data = self._fit_pairs(X, y)
+            random = check_random_state(self.random_state)
+            seed = int(random.randint(np.iinfo(np.int32).max))
+            ranks, seed = join_ranks(self._compared_parameters(), data, seed)
+            self.device_ = resolve_device(self.device)
+            with Checkpoint(self, data, seed, ranks) as checkpoint:
+                if not checkpoint.restore():
+                    with seed_generators(checkpoint.seed, self.device_):
+                        run = TrainingRun(self._training_config(), context, checkpoint, ranks)
+                        module, logit_scale, result = self._train(data, run)
+                    self._set_module(module, logit_scale)
+                    self.history_, self.n_epochs_, self.best_epoch_, _ = result
+                    checkpoint.finish()
+            self._set_bank(data)
+        context.end()
+        return self
+
+    def _set_module(self, module: TwoTower, logit_scale: float) -> None:
+        self.__dict__.update(fitted_attributes(module, logit_scale))
+        self.module_.zero_grad()
+
+    def _check_parameters(self) -> None:
+        check_choice(self.loss, "loss", tuple(LOSSES))
+        check_integer(self.n_components, "n_components", 1, optional=True)
+        check_integer(self.batch_size, "batch_size", 2)
+        check_integer(self.max_epochs, "max_epochs", 1)
+        check_integer(self.n_iter_no_change, "n_iter_no_change", 1)
+        check_number(self.validation_fraction, "validation_fraction", 0, 1, closed="neither")
+        check_number(self.learning_rate, "learning_rate", 0, closed="neither")
+        check_number(self.weight_decay, "weight_decay", 0)
+        resolve_device(self.device)
+        check_loss_params(self.loss, self._dict_values("loss_params"))
+
+    def _dict_values(self, name: str) -> dict[str, Any]:
+        """Return a parameter that is a dict or None, with the defaults of missing keys."""
+        values, defaults = getattr(self, name), self._dict_defaults[name]
+        if values is None:
+            return dict(defaults)
+        if not isinstance(values, Mapping):
+            raise ValueError(f"{name} must be None or a dict, not {values!r}.")
+        for key in values:
+            if key not in defaults:
+                raise ValueError(
+                    f"{name} has the unknown key {key!r}. Valid keys are {', '.join(defaults)}."
+                )
+        return {**defaults, **values}
+
+    def _flat_parameters(self) -> dict[str, Any]:
+        """Return all parameters, with the keys of dicts as parameters of their own."""
+        parameters = self.get_params(deep=False)
+        for name in self._dict_defaults:
+            del parameters[name]
+            parameters |= self._dict_values(name)
+        return parameters
+
+    def _training_config(self) -> TrainingConfig:
+        parameters = self._flat_parameters() | {"device": self.device_}
+        names = {field.name for field in fields(TrainingConfig)} & parameters.keys()
+        return TrainingConfig(**{name: parameters[name] for name in names})
+
+    def _compared_parameters(self) -> dict[str, Any]:
+        """Return the parameters that must be equal on all ranks, and to resume a training."""
+        parameters = self._flat_parameters()
+        return {name: parameters[name] for name in parameters.keys() - _EXCLUDED_PARAMETERS}
+
+    def _compared_weights(self) -> dict[str, str]:
+        """Return digests, by name, of weights that must be equal to resume a training."""
+        return {}
+
+    def _get_result(self) -> dict[str, Any]:
+        """Return the learned state for the checkpoint of a finished training."""
+        return self._learned_state()
+
+    def _set_result(self, learned: dict[str, Any], logit_scale: float) -> None:
+        """Restore what `_get_result` returned."""
+        state = FittedState(learned, "the finished training")
+        self._restore_learned(state, logit_scale)
+        state.close()
+
+    @classmethod
+    def _from_record(
+        cls, params: dict[str, Any], state: Mapping[str, Any] | None, settings: Mapping[str, Any]
+    ) -> Self:
+        # Models saved before version 0.1.0 have the keys of these dicts as parameters.
+        params = dict(params)
+        for name, defaults in cls._dict_defaults.items():
+            if name not in params:
+                values = {key: params.pop(key) for key in defaults if key in params}
+                changed = {key: value for key, value in values.items() if value != defaults[key]}
+                params[name] = changed or None
+        return super()._from_record(params, state, settings)
+
+
+def fitted_attributes(module: TwoTower, logit_scale: float) -> dict[str, Any]:
+    """Return the fitted attributes that follow from a trained module.
+
+    The module is moved to the CPU, so that a pickle can be loaded on a machine without the
+    training device.
+    """
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    maps = [part for part in module.modules() if isinstance(part, BaseMap)]
+    solved = [buffer for part in maps for buffer in part.buffers()]
+    return {
+        "module_": module.to("cpu").eval(),
+        "logit_scale_": float(logit_scale),
+        "n_parameters_": sum(tensor.numel() for tensor in (*trained, *solved)),
+        "n_components_": module.n_components,
+        "_n_features_out": module.n_components,
+        "fingerprint_": module.fingerprint(),
+    }
+
+
+@contextmanager
+def name_key(name: str, key: str) -> Iterator[None]:
+    """Name a key of a dict in an error whose message begins with the key alone."""
+    try:
+        yield
+    except ValueError as error:
+        message = str(error).removeprefix(key)
+        raise ValueError(f"{name}[{key!r}]{message}") from None
+
+
+def check_loss_params(loss: str, values: Mapping[str, Any]) -> None:
+    """Raise an error if a value of ``loss_params`` is invalid."""
+    scale = values["logit_scale"]
+    check_number(scale, "loss_params['logit_scale']", 0, closed="neither")
+    check_number(values["max_logit_scale"], "loss_params['max_logit_scale']", scale)
+    learn = values["learn_logit_scale"]
+    if not isinstance(learn, bool | np.bool_):
+        raise ValueError(f"loss_params['learn_logit_scale'] must be True or False, not {learn!r}.")
+    if "structure_weight" in values:
+        check_number(values["structure_weight"], "loss_params['structure_weight']", 0)
+    if "tile_size" in values:
+        with name_key("loss_params", "tile_size"):
+            LOSSES[loss](tile_size=values["tile_size"])
