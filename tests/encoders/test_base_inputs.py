@@ -78,7 +78,7 @@ def test_hugging_face_column(paths, truth):
 @pytest.mark.parametrize(
     ("X", "message"),
     [
-        ("a.png", r"single image, not a sequence of them: pass a list, \[X\]"),
+        ("a.png", r"single image, not a sequence of images. Pass a list: \[X\]"),
         (b"abc", "single image"),
         (bytearray(b"abc"), "single image"),
         (Path("a.png"), "single image"),
