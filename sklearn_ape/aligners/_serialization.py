@@ -33,8 +33,8 @@ class SavedAligner(PretrainedMixin):
     Subclasses say what they learned and how it is put back.
     """
 
-    _of_the_machine: ClassVar = frozenset({"checkpoint", "device", "verbose"})
-    _left_out: ClassVar = frozenset({"callbacks"})
+    _runtime_params: ClassVar = frozenset({"checkpoint", "device", "verbose"})
+    _unsaved_params: ClassVar = frozenset({"callbacks"})
 
     @abstractmethod
     def _learned_state(self) -> dict[str, Any]:

@@ -247,7 +247,7 @@ def _parts_of_encoder(encoder: FrozenEncoder) -> dict[str, Any]:
     since they stay the same within a process. The weights in a folder may have changed.
     """
     parts = encoder.get_params(deep=False)
-    for name in encoder._of_the_machine | {"on_error"}:
+    for name in encoder._runtime_params | {"on_error"}:
         parts.pop(name, None)
     if encoder.dtype != "float32":
         parts["engine"] = encoder._engine_name()

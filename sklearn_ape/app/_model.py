@@ -230,8 +230,8 @@ def from_zip(archive: Any, folder: str, served: Any, limits: Limits) -> Alignmen
         When it is no such zip, is damaged, or of other encoders.
     """
     from ..persistence import load_pretrained
-    from ..persistence._serialize import Recorder
     from ..persistence.files import read_model
+    from ..persistence.serialize import Serializer
 
     unpack(archive, folder, _SUFFIXES, limits)
     inside = down(Path(folder))
@@ -244,7 +244,9 @@ def from_zip(archive: Any, folder: str, served: Any, limits: Limits) -> Alignmen
                 f"The zip holds a {str(kind)[:40]!r}: expected an aligner downloaded from here, "
                 f"one of {', '.join(_KINDS)}."
             )
-        own = [Recorder().object(encoder, "encoder") for encoder in encoders_of(served)]
+        own = [
+            Serializer().encode_estimator(encoder, "encoder") for encoder in encoders_of(served)
+        ]
         named = list(_encoders(model))
         if not named or any(encoder not in own for encoder in named):
             raise UserError(

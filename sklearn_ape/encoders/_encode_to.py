@@ -135,7 +135,7 @@ class EncodesToFile:
             except OtherContentError:
                 if not overwrite:
                     raise
-                file.start_anew()
+                file.restart()
                 progress.reset()
                 _encode_all(encoder, items, file, n_jobs, progress.update)
             errors = {
@@ -174,7 +174,7 @@ def _encode_all(
                 file.write(chunk.number, chunk.rows, chunk.items, chunk.errors)
             elif chunk.items != file.finished[chunk.number].items:
                 raise OtherContentError(
-                    f"{str(file.found)!r} was made of other items: rows {n_before} to "
+                    f"{str(file.existing_path)!r} was made of other items: rows {n_before} to "
                     f"{min(n_before + file.chunk_size, file.n_rows) - 1} differ."
                 )
             done(min(file.chunk_size, file.n_rows - n_before))

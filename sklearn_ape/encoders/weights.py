@@ -336,7 +336,7 @@ _COMMIT = re.compile(r".*@([0-9a-f]{40})")
 class RecordedEncoder(SerializableMixin):
     """Records what tells the weights from others, not the weights themselves."""
 
-    _of_the_machine: ClassVar = frozenset(
+    _runtime_params: ClassVar = frozenset(
         {"batch_size", "cache", "device", "engine", "n_jobs", "verbose"}
     )
 

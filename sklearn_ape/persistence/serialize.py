@@ -13,134 +13,131 @@ import numpy as np
 from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import Pipeline
 
-MOST_BYTES = 2**26
+MAX_JSON_BYTES = 2**26
 
 
-DEEPEST = 40
+MAX_DEPTH = 40
 
 
-def dumped(value: Any) -> str:
-    """Return JSON for people to read.
+def dump_json(value: Any) -> str:
+    """Return indented JSON.
 
     Raises
     ------
     ValueError
-        When it is too long to be read back.
+        If the JSON is longer than `load_json` accepts.
     """
     text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
-    if len(text.encode()) > MOST_BYTES:
+    if len(text.encode()) > MAX_JSON_BYTES:
         raise ValueError(
-            f"The model's config.json would be longer than {MOST_BYTES >> 20} MiB: it holds too "
-            "many labels or texts."
+            f"config.json would be longer than {MAX_JSON_BYTES >> 20} MiB. Fit the model on fewer "
+            "labels or texts."
         )
     return text
 
 
-def loaded(text: str | bytes, what: str) -> dict[str, Any]:
-    """Return the object that JSON describes.
+def load_json(text: str | bytes, what: str) -> dict[str, Any]:
+    """Parse strict JSON.
 
     Parameters
     ----------
     text : str or bytes
-        JSON in UTF-8.
+        JSON, encoded as UTF-8.
     what : str
-        What errors call it.
+        Name of the JSON for error messages.
+
+    Returns
+    -------
+    content : dict
+        The JSON object.
 
     Raises
     ------
     ValueError
-        When it is no object, holds numbers that are not finite or a key twice, is too long or
-        too deep.
+        If the JSON is not an object, has NaN, infinity or a duplicate key, is too long or nested
+        too deeply.
     """
-    if len(text) > MOST_BYTES:
-        raise ValueError(f"{what} is longer than {MOST_BYTES >> 20} MiB: it is no model's.")
+    if len(text) > MAX_JSON_BYTES:
+        raise ValueError(
+            f"{what} is longer than {MAX_JSON_BYTES >> 20} MiB, so it does not describe a model."
+        )
     try:
         value = json.loads(
             text,
-            object_pairs_hook=_once,
-            parse_constant=_not_finite,
-            parse_float=_finite,
+            object_pairs_hook=_reject_duplicate_keys,
+            parse_constant=_reject_constant,
+            parse_float=_parse_finite_float,
         )
     except RecursionError:
-        raise ValueError(f"{what} is nested too deep.") from None
-    except ValueError as error:  # JSON's own and Unicode's are kinds of it
-        raise ValueError(f"{what} is no valid JSON: {error}") from None
+        raise ValueError(f"{what} is nested too deeply.") from None
+    except ValueError as error:  # includes the errors of JSON and Unicode
+        raise ValueError(f"{what} is not valid JSON: {error}") from None
     if not isinstance(value, dict):
         raise ValueError(f"{what} must be a JSON object, not a {type(value).__name__}.")
     return value
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a key is given twice.")
-    return found
+def _reject_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) != len(pairs):
+        raise ValueError("an object has a duplicate key.")
+    return content
 
 
-def _not_finite(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no number of JSON.")
+def _reject_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a JSON number.")
 
 
-def _finite(digits: str) -> float:
+def _parse_finite_float(digits: str) -> float:
     number = float(digits)
     if not math.isfinite(number):
-        raise ValueError(f"{digits[:20]} is too large a number.")
+        raise ValueError(f"the number {digits[:20]} is too large.")
     return number
 
 
-# By name, so that this floor knows none of them, and what a file asks for is looked up here alone.
+# Classes that a file may name. They are imported by name, as this layer is below theirs.
 CLASSES = {
-    **dict.fromkeys(
-        (
-            "APEAligner",
-            "ASIFAligner",
-            "CCAAligner",
-            "CLIPAligner",
-            "KernelAligner",
-            "LiTAligner",
-        ),
-        "sklearn_ape.aligners",
-    ),
-    **dict.fromkeys(
-        (
-            "HeadPairs",
-            "OpenCLIPImageEncoder",
-            "OpenCLIPTextEncoder",
-            "TimmImageEncoder",
-            "TransformersImageEncoder",
-            "TransformersTextEncoder",
-        ),
-        "sklearn_ape.encoders",
-    ),
+    "APEAligner": "sklearn_ape.aligners",
+    "ASIFAligner": "sklearn_ape.aligners",
+    "CCAAligner": "sklearn_ape.aligners",
+    "CLIPAligner": "sklearn_ape.aligners",
     "CrossModalRetriever": "sklearn_ape.retrieval",
-    "MultiLabelZeroShotClassifier": "sklearn_ape.zero_shot._multilabel",
+    "HeadPairs": "sklearn_ape.encoders",
+    "KernelAligner": "sklearn_ape.aligners",
+    "LiTAligner": "sklearn_ape.aligners",
+    "MultiLabelZeroShotClassifier": "sklearn_ape.zero_shot",
+    "OpenCLIPImageEncoder": "sklearn_ape.encoders",
+    "OpenCLIPTextEncoder": "sklearn_ape.encoders",
+    "TimmImageEncoder": "sklearn_ape.encoders",
+    "TransformersImageEncoder": "sklearn_ape.encoders",
+    "TransformersTextEncoder": "sklearn_ape.encoders",
     "ZeroShotClassifier": "sklearn_ape.zero_shot",
 }
 
 
-def class_named(name: object) -> type:
-    """Return a class that files may name.
+def get_class(name: object) -> type:
+    """Return the class of a name in a file.
 
     Raises
     ------
     ValueError
-        When they may not.
+        If the class is not one of `CLASSES`.
     """
     if not isinstance(name, str) or name not in CLASSES:
         raise ValueError(
-            f"The model names the class {str(name)[:80]!r}, which is none of "
-            f"{', '.join(sorted(CLASSES))}. It may come from a newer version: "
+            f"The model names the class {str(name)[:80]!r}, which is not one of "
+            f"{', '.join(sorted(CLASSES))}. If it was saved by a newer version: "
             "pip install --upgrade sklearn-ape."
         )
-    found = getattr(import_module(CLASSES[name]), name)
-    assert isinstance(found, type)
-    return found
+    cls = getattr(import_module(CLASSES[name]), name)
+    assert isinstance(cls, type)
+    return cls
 
 
-def is_recordable(value: object) -> bool:
-    """Say whether an object is of one of the classes, and not of a subclass of one's own."""
+def is_serializable(value: object) -> bool:
+    """Return whether the class of an object is one of `CLASSES`; subclasses are not."""
     name = type(value).__name__
-    return name in CLASSES and class_named(name) is type(value)
+    return name in CLASSES and get_class(name) is type(value)
 
 
 _NUMBER = re.compile(r"[<|][biuf][1248]")
@@ -149,73 +146,76 @@ _NUMBER = re.compile(r"[<|][biuf][1248]")
 _STRING = re.compile(r"<U(\d{1,7})")
 
 
-_MOST_STRING_BYTES = 2**27
+_MAX_STRING_BYTES = 2**27
 
 
 _REMEDIES = {
-    "image_encoder": "Save without it: set_params(image_encoder=None) where X is features, or put "
-    "it before the aligner in a Pipeline and save model[-1]",
-    "text_encoder": "Save without it: set_params(text_encoder=None) and pass features of texts",
-    "standardize": "Set standardize to True or False before saving, and the collection again "
-    "after loading",
-    "labels": "Give labels as texts or numbers, in a list or a dict",
-    "aligner": "Give an aligner of sklearn_ape, a Pipeline of an encoder and an aligner, or "
-    "FrozenEstimator around either; of a search save best_estimator_",
-    "steps": "Steps of a Pipeline may be encoders and aligners of sklearn_ape; save the aligner, "
-    "model[-1], and build the Pipeline again after loading",
+    "image_encoder": "Save the aligner without it: set_params(image_encoder=None) if X is "
+    "features, or put it before the aligner in a Pipeline and save model[-1]",
+    "text_encoder": "Save the aligner without it: set_params(text_encoder=None), and pass "
+    "features of texts",
+    "standardize": "Set standardize to True or False before saving, and to the collection after "
+    "loading",
+    "labels": "Pass labels as texts or numbers, in a list or a dict",
+    "aligner": "Pass an aligner of sklearn_ape, a Pipeline of an encoder and an aligner, or a "
+    "FrozenEstimator of either. From a search, pass best_estimator_",
+    "steps": "The steps of a Pipeline must be encoders and aligners of sklearn_ape. Otherwise "
+    "save the aligner, model[-1], and build the Pipeline after loading",
 }
 
 
-_REMEDY = "Expected None, bool, numbers, str, lists, tuples, dicts, numpy arrays, or encoders and "
-_REMEDY += "aligners of sklearn_ape"
+_REMEDY = (
+    "Pass None, bool, numbers, str, lists, tuples, dicts, NumPy arrays, or encoders and aligners "
+    "of sklearn_ape"
+)
 
 
-class Recorder:
-    """Turns values into JSON; numeric arrays are put aside under the name of their place.
+class Serializer:
+    """Converts values to JSON and collects numeric arrays.
 
     Attributes
     ----------
     tensors : dict of str to ndarray
-        By name.
+        Numeric arrays by their path, such as "KernelAligner.bank.image".
     left_out : list of str
-        Places of parameters that have no form as JSON and no use after a fit.
+        Paths of parameters that are not saved, as only `fit` needs them.
     """
 
     def __init__(self) -> None:
         self.tensors: dict[str, np.ndarray] = {}
         self.left_out: list[str] = []
 
-    def object(self, value: Any, where: str) -> dict[str, Any]:
-        """Record an estimator, or what it is made of.
+    def encode_estimator(self, value: Any, where: str) -> dict[str, Any]:
+        """Convert an estimator or a part of one.
 
         Raises
         ------
         TypeError
-            When a value has no form; the message names the parameter and the remedy.
+            If a value cannot be saved. The message names the parameter and a remedy.
         """
         record = value._to_record()
         params: dict[str, Any] = {}
         for name, param in record.params.items():
             place = f"{where}.{name}"
-            if name in value._left_out:
+            if name in value._unsaved_params:
                 if param is not None:
                     self.left_out.append(place)
             elif isinstance(param, np.random.RandomState | np.random.Generator):
                 self.left_out.append(place)
                 params[name] = None
             else:
-                params[name] = self.value(param, place)
+                params[name] = self.encode(param, place)
         state = None if record.state is None else self._items(record.state, where)
         return {"$class": type(value).__name__, "params": params, "state": state}
 
-    def value(self, value: Any, where: str, depth: int = 0) -> Any:
-        """Record any value."""
-        if depth > DEEPEST // 2:
-            raise TypeError(f"{where} is nested too deep to be saved.")
+    def encode(self, value: Any, where: str, depth: int = 0) -> Any:
+        """Convert any value."""
+        if depth > MAX_DEPTH // 2:
+            raise TypeError(f"{where} is nested too deeply to be saved.")
         if value is None or type(value) in (bool, int):
             return value
         if type(value) is str:
-            return _checked_text(value, where)
+            return _check_text(value, where)
         if type(value) is float:
             return value if math.isfinite(value) else {"$float": repr(value)}
         if isinstance(value, np.generic):
@@ -223,30 +223,33 @@ class Recorder:
         if isinstance(value, np.ndarray):
             return self._array(value, where, depth)
         if type(value) in (list, tuple):
-            items = [self.value(v, f"{where}.{i}", depth + 1) for i, v in enumerate(value)]
+            items = [self.encode(v, f"{where}.{i}", depth + 1) for i, v in enumerate(value)]
             return items if type(value) is list else {"$tuple": items}
         if type(value) is dict:
             return self._dict(value, where, depth)
         if type(value) is Pipeline:
-            steps = [[name, self.value(step, f"{where}.steps")] for name, step in value.steps]
+            steps = [[name, self.encode(step, f"{where}.steps")] for name, step in value.steps]
             return {"$pipeline": steps}
         if type(value) is FrozenEstimator:
-            return {"$frozen": self.value(value.estimator, f"{where}.estimator")}
-        if is_recordable(value):
-            return self.object(value, where)
+            return {"$frozen": self.encode(value.estimator, f"{where}.estimator")}
+        if is_serializable(value):
+            return self.encode_estimator(value, where)
         return self._refuse(value, where)
 
     def _items(self, values: Mapping[str, Any], where: str) -> dict[str, Any]:
-        return {name: self.value(value, f"{where}.{name}", 1) for name, value in values.items()}
+        return {name: self.encode(value, f"{where}.{name}", 1) for name, value in values.items()}
 
     def _dict(self, value: dict[Any, Any], where: str, depth: int) -> dict[str, Any]:
         if all(type(key) is str and not key.startswith("$") for key in value):
             return {
-                _checked_text(key, where): self.value(item, f"{where}.{key}", depth + 1)
+                _check_text(key, where): self.encode(item, f"{where}.{key}", depth + 1)
                 for key, item in value.items()
             }
         pairs = [
-            [self.value(key, where, depth + 1), self.value(item, f"{where}.{i}", depth + 1)]
+            [
+                self.encode(key, where, depth + 1),
+                self.encode(item, f"{where}.{i}", depth + 1),
+            ]
             for i, (key, item) in enumerate(value.items())
         ]
         return {"$map": pairs}
@@ -254,14 +257,14 @@ class Recorder:
     def _scalar(self, value: np.generic, where: str) -> Any:
         if not (_NUMBER.fullmatch(value.dtype.str) or value.dtype.kind == "U"):
             return self._refuse(value, where)
-        return {"$numpy": [value.dtype.str, self.value(value.item(), where)]}
+        return {"$numpy": [value.dtype.str, self.encode(value.item(), where)]}
 
     def _array(self, value: np.ndarray, where: str, depth: int) -> Any:
-        if value.dtype.kind == "T":  # numpy's StringDType, of any length
+        if value.dtype.kind == "T":  # NumPy's StringDType has no fixed length
             value = value.astype(object)
         if value.dtype.kind in "UO":
             items = [
-                self.value(item, f"{where}.{i}", depth + 1) for i, item in enumerate(value.flat)
+                self.encode(item, f"{where}.{i}", depth + 1) for i, item in enumerate(value.flat)
             ]
             if value.dtype.kind == "U":
                 items = [str(item) for item in value.flat]
@@ -275,73 +278,73 @@ class Recorder:
         return {"$tensor": where}
 
     def _refuse(self, value: Any, where: str) -> Any:
-        inner_first = reversed(where.split("."))
-        remedy = next((_REMEDIES[name] for name in inner_first if name in _REMEDIES), None)
+        innermost_first = reversed(where.split("."))
+        remedy = next((_REMEDIES[name] for name in innermost_first if name in _REMEDIES), _REMEDY)
         raise TypeError(
-            f"{where} cannot be saved: it is a {type(value).__module__}."
-            f"{type(value).__qualname__}, which has no safe form in a file. {remedy or _REMEDY}."
+            f"{where} cannot be saved, as {type(value).__module__}.{type(value).__qualname__} "
+            f"has no safe file format. {remedy}."
         )
 
 
-class Rebuilder:
-    """Turns JSON and tensors back into what they were.
+class Deserializer:
+    """Converts JSON and arrays back to values.
 
     Parameters
     ----------
     tensors : dict of str to ndarray
-        Each is given out once.
+        Arrays by path. Each can be used once.
     settings : mapping of str to object
-        Parameters of the machine, for the estimators that have them.
+        Runtime parameters, such as the device, for the estimators that have them.
     """
 
     def __init__(self, tensors: dict[str, np.ndarray], settings: Mapping[str, Any]) -> None:
         self.tensors = dict(tensors)
         self.settings = settings
 
-    def object(self, value: Any) -> Any:
-        """Return the estimator that was recorded.
+    def decode_estimator(self, value: Any) -> Any:
+        """Return the estimator of a record.
 
         Raises
         ------
         ValueError
-            When it is none of those that may be.
+            If the record is invalid, or names a class that is not one of `CLASSES`.
         """
         if not isinstance(value, dict) or value.keys() != {"$class", "params", "state"}:
             raise ValueError("The model must be an object of '$class', 'params' and 'state'.")
-        found: Any = class_named(value["$class"])
+        cls: Any = get_class(value["$class"])
         if not isinstance(value["params"], dict):
-            raise ValueError(f"params of {found.__name__} must be an object.")
-        params = {name: self.value(param) for name, param in value["params"].items()}
-        state = None if value["state"] is None else self.value(value["state"])
-        return found._from_record(params, state, self.settings)
+            raise ValueError(f"params of {cls.__name__} must be an object.")
+        params = {name: self.decode(param) for name, param in value["params"].items()}
+        state = None if value["state"] is None else self.decode(value["state"])
+        return cls._from_record(params, state, self.settings)
 
-    def value(self, value: Any) -> Any:
-        """Return any value."""
+    def decode(self, value: Any) -> Any:
+        """Return the value of JSON."""
         if isinstance(value, list):
-            return [self.value(item) for item in value]
+            return [self.decode(item) for item in value]
         if not isinstance(value, dict):
             return value
         tags = [key for key in value if key.startswith("$")]
         if not tags:
-            return {key: self.value(item) for key, item in value.items()}
+            return {key: self.decode(item) for key, item in value.items()}
         if "$class" in value:
-            return self.object(value)
+            return self.decode_estimator(value)
         if len(value) != 1 or tags[0] not in self._TAGS:
-            raise ValueError(f"The model holds a value of the unknown kind {tags[0][:80]!r}.")
+            raise ValueError(f"The model has a value of the unknown kind {tags[0][:80]!r}.")
         return self._TAGS[tags[0]](self, value[tags[0]])
 
     def close(self) -> None:
-        """Refuse tensors that nothing stands for."""
+        """Raise ValueError if an array was not used."""
         if self.tensors:
             raise ValueError(
-                f"model.safetensors holds {min(self.tensors)[:80]!r}, which config.json does not "
-                "name."
+                f"model.safetensors has an array {min(self.tensors)[:80]!r} that config.json does "
+                "not name."
             )
 
     def _tensor(self, name: Any) -> np.ndarray:
         if not isinstance(name, str) or name not in self.tensors:
             raise ValueError(
-                f"config.json names the tensor {str(name)[:80]!r}, which model.safetensors lacks "
+                f"config.json names the array {str(name)[:80]!r}, which model.safetensors lacks "
                 "(or which was named before)."
             )
         return self.tensors.pop(name)
@@ -352,60 +355,60 @@ class Rebuilder:
         return float(text)
 
     def _tuple(self, items: Any) -> tuple[Any, ...]:
-        return tuple(self.value(_list(items, "$tuple")))
+        return tuple(self.decode(_check_list(items, "$tuple")))
 
     def _map(self, pairs: Any) -> dict[Any, Any]:
-        found: dict[Any, Any] = {}
-        for pair in _list(pairs, "$map"):
-            key, item = self.value(_list(pair, "$map", 2))
+        content: dict[Any, Any] = {}
+        for pair in _check_list(pairs, "$map"):
+            key, item = self.decode(_check_list(pair, "$map", 2))
             try:
-                found[key] = item
+                content[key] = item
             except TypeError:
-                raise ValueError("$map holds a key that can be none.") from None
-        if len(found) != len(pairs):
-            raise ValueError("$map holds a key twice.")
-        return found
+                raise ValueError("$map has a key that is not hashable.") from None
+        if len(content) != len(pairs):
+            raise ValueError("$map has a duplicate key.")
+        return content
 
-    def _numpy(self, given: Any) -> np.generic:
-        kind, item = _list(given, "$numpy", 2)
-        return _dtype(kind, 1).type(self.value(item))
+    def _numpy(self, content: Any) -> np.generic:
+        kind, item = _check_list(content, "$numpy", 2)
+        return _check_dtype(kind, 1).type(self.decode(item))
 
-    def _array(self, given: Any) -> np.ndarray:
-        kind, shape, items = _list(given, "$array", 3)
-        items = self.value(_list(items, "$array"))
-        size = math.prod(_size(n) for n in _list(shape, "$array"))
+    def _array(self, content: Any) -> np.ndarray:
+        kind, shape, items = _check_list(content, "$array", 3)
+        items = self.decode(_check_list(items, "$array"))
+        size = math.prod(_check_size(n) for n in _check_list(shape, "$array"))
         if len(shape) > 8 or size != len(items):
-            raise ValueError(f"$array of shape {str(shape)[:40]} holds {len(items)} items.")
+            raise ValueError(f"$array of shape {str(shape)[:40]} has {len(items)} items.")
         if kind == "object":
-            found = np.empty(len(items), dtype=object)
-            for number, item in enumerate(items):  # one by one: an item may be a list
-                found[number] = item
+            array = np.empty(len(items), dtype=object)
+            for index, item in enumerate(items):  # assigned singly, as NumPy would unpack lists
+                array[index] = item
         else:
             if not all(isinstance(item, str) for item in items):
-                raise ValueError("$array must hold texts.")
-            found = np.array(items, dtype=_dtype(kind, len(items)))
-        return found.reshape(shape)
+                raise ValueError("The items of $array must be texts.")
+            array = np.array(items, dtype=_check_dtype(kind, len(items)))
+        return array.reshape(shape)
 
     def _pipeline(self, steps: Any) -> Pipeline:
-        found = []
-        for step in _list(steps, "$pipeline"):
-            name, item = _list(step, "$pipeline", 2)
-            item = self.value(item)
-            nothing = item is None or (isinstance(item, str) and item == "passthrough")
-            if not isinstance(name, str) or not (nothing or _fits(item)):
+        estimators = []
+        for step in _check_list(steps, "$pipeline"):
+            name, item = _check_list(step, "$pipeline", 2)
+            item = self.decode(item)
+            is_empty = item is None or (isinstance(item, str) and item == "passthrough")
+            if not isinstance(name, str) or not (is_empty or _is_estimator(item)):
                 raise ValueError("A step of $pipeline must be a name and an estimator.")
-            found.append((name, item))
-        if not found:
+            estimators.append((name, item))
+        if not estimators:
             raise ValueError("$pipeline has no steps.")
-        pipeline = Pipeline(found)
-        pipeline._validate_names([name for name, _ in found])
+        pipeline = Pipeline(estimators)
+        pipeline._validate_names([name for name, _ in estimators])
         return pipeline
 
     def _frozen(self, estimator: Any) -> FrozenEstimator:
-        found = self.value(estimator)
-        if not _fits(found):
-            raise ValueError("$frozen must hold an estimator.")
-        return FrozenEstimator(found)
+        inner = self.decode(estimator)
+        if not _is_estimator(inner):
+            raise ValueError("The value of $frozen must be an estimator.")
+        return FrozenEstimator(inner)
 
     _TAGS: ClassVar = {
         "$array": _array,
@@ -419,35 +422,35 @@ class Rebuilder:
     }
 
 
-def _fits(value: Any) -> bool:
-    return isinstance(value, Pipeline | FrozenEstimator) or is_recordable(value)
+def _is_estimator(value: Any) -> bool:
+    return isinstance(value, Pipeline | FrozenEstimator) or is_serializable(value)
 
 
-def _checked_text(text: str, where: str) -> str:
+def _check_text(text: str, where: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise TypeError(f"{where} is no valid Unicode ({error.reason}).") from None
+        raise TypeError(f"{where} is not valid Unicode ({error.reason}).") from None
     return text
 
 
-def _list(value: Any, what: str, length: int | None = None) -> list[Any]:
+def _check_list(value: Any, what: str, length: int | None = None) -> list[Any]:
     if not isinstance(value, list) or (length is not None and len(value) != length):
         raise ValueError(f"{what} must be a list{'' if length is None else f' of {length}'}.")
     return value
 
 
-def _size(value: Any) -> int:
+def _check_size(value: Any) -> int:
     if type(value) is not int or not 0 <= value < 2**32:
-        raise ValueError("A shape must be of small integers.")
+        raise ValueError("A shape must consist of integers from 0 to 2**32 - 1.")
     return value
 
 
-def _dtype(kind: Any, n_items: int) -> np.dtype:
+def _check_dtype(kind: Any, n_items: int) -> np.dtype:
     if isinstance(kind, str):
         string = _STRING.fullmatch(kind)
         if _NUMBER.fullmatch(kind) or (
-            string and 4 * int(string[1]) * n_items <= _MOST_STRING_BYTES
+            string and 4 * int(string[1]) * n_items <= _MAX_STRING_BYTES
         ):
             return np.dtype(kind)
-    raise ValueError(f"The model holds numbers or texts of the unknown type {str(kind)[:40]!r}.")
+    raise ValueError(f"The model has values of the unknown type {str(kind)[:40]!r}.")

@@ -184,7 +184,7 @@ def test_config_of_another_model_is_told(fitted, concepts, tmp_path):
     other = KernelAligner(ridge=1.0).fit(concepts.image, concepts.text)
     other.save_pretrained(tmp_path / "other")
     os.replace(tmp_path / "other" / "config.json", tmp_path / "model" / "config.json")
-    with pytest.warns(UserWarning, match="is not of the model beside it"):
+    with pytest.warns(UserWarning, match="does not belong to model.safetensors"):
         assert load_pretrained(tmp_path / "model").fingerprint_ == fitted.fingerprint_
     (tmp_path / "model" / "config.json").unlink()
     assert load_pretrained(tmp_path / "model").ridge == fitted.ridge

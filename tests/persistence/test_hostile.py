@@ -51,9 +51,9 @@ REFUSED = {
     "unknown class": (lambda c, t: c["model"].update({"$class": "os.system"}), "'os.system'"),
     "class of another module": (
         lambda c, t: c["model"].update({"$class": "sklearn.pipeline.Pipeline"}),
-        "which is none of",
+        "which is not one of",
     ),
-    "class is a list": (lambda c, t: c["model"].update({"$class": ["a"]}), "which is none of"),
+    "class is a list": (lambda c, t: c["model"].update({"$class": ["a"]}), "which is not one of"),
     "no model": (lambda c, t: c.pop("model"), "must be an object of"),
     "model is a text": (lambda c, t: c.update(model="x"), "must be an object of"),
     "unknown parameter": (set_in(params, evil=1), "the parameter 'evil'"),
@@ -96,7 +96,7 @@ REFUSED = {
         set_in(params, gamma={"$array": ["V8", [1], ["a"]]}), "unknown type"
     ),
     "array of another size": (
-        set_in(params, gamma={"$array": ["object", [2**31, 2**31], []]}), "holds 0 items"
+        set_in(params, gamma={"$array": ["object", [2**31, 2**31], []]}), "has 0 items"
     ),
     "wrong rows": (set_tensor("anchors", lambda a: a[:-1]), "anchors"),
     "wrong columns": (set_tensor("coefficients", lambda a: a[:, :-1]), "image head|numbers"),
@@ -147,26 +147,26 @@ class TestFormat:
     @pytest.mark.parametrize("number", [0, "1", None, 1.0, True])
     def test_no_format(self, number, folder):
         rewritten(folder, lambda c, t: c.update(format=number))
-        with pytest.raises(ValueError, match="describes no model"):
+        with pytest.raises(ValueError, match="does not describe a model"):
             load_pretrained(folder)
 
     def test_another_library(self, folder):
         (folder / "config.json").write_text('{"model_type": "bert", "format": 1}')
-        with pytest.raises(ValueError, match="describes no model"):
+        with pytest.raises(ValueError, match="does not describe a model"):
             load_pretrained(folder)
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (b"", "no valid JSON"),
-        (b"{", "no valid JSON"),
-        (b"\xff\xfe{}", "no valid JSON"),
+        (b"", "not valid JSON"),
+        (b"{", "not valid JSON"),
+        (b"\xff\xfe{}", "not valid JSON"),
         (b"[1]", "must be a JSON object"),
         (b'{"format": NaN}', "NaN"),
         (b'{"format": 1e999}', "too large"),
-        (b'{"format": 1, "format": 1}', "twice"),
-        (b'{"format": ' + b"9" * 5000 + b"}", "no valid JSON"),
+        (b'{"format": 1, "format": 1}', "duplicate"),
+        (b'{"format": ' + b"9" * 5000 + b"}", "not valid JSON"),
         (b'{"a": ' * 100_000 + b"1" + b"}" * 100_000, "nested too deep"),
         (b'{"a": "' + b"x" * 2**26 + b'"}', "longer than 64 MiB"),
     ],
@@ -219,14 +219,14 @@ class TestTensorFiles:
     )
     def test_what_is_no_safetensors_file(self, content, folder):
         (folder / "model.safetensors").write_bytes(content)
-        with pytest.raises(ValueError, match=r"damaged|no safetensors|type|valid JSON|no model"):
+        with pytest.raises(ValueError, match=r"damaged|not a safetensors|type|JSON|a model"):
             load_pretrained(folder)
 
     def test_truncated_anywhere(self, folder):
         whole = (folder / "model.safetensors").read_bytes()
         for length in np.linspace(0, len(whole) - 1, 40).astype(int):
             (folder / "model.safetensors").write_bytes(whole[:length])
-            with pytest.raises(ValueError, match=r"damaged|no safetensors"):
+            with pytest.raises(ValueError, match=r"damaged|not a safetensors"):
                 load_pretrained(folder)
 
     def test_a_flipped_bit_of_a_number_is_noticed(self, folder):
@@ -256,7 +256,7 @@ class TestPickles:
         if name == "README.md":
             load_pretrained(folder)
         else:
-            with pytest.raises(ValueError, match=r"no safetensors|no valid JSON|damaged"):
+            with pytest.raises(ValueError, match=r"not a safetensors|not valid JSON|damaged"):
                 load_pretrained(folder)
         assert not os.path.exists(mark)
 
@@ -274,7 +274,7 @@ class TestPickles:
         with pytest.raises(ValueError, match=r"checkpoints.* never opened"):
             load_pretrained(folder)
         (folder / "model.safetensors").unlink()
-        with pytest.raises(ValueError, match=r"holds no model.*model\.joblib.* never opened"):
+        with pytest.raises(ValueError, match=r"has no model.*model\.joblib.* never opened"):
             load_pretrained(folder)
         assert not os.path.exists(mark)
 

@@ -308,9 +308,9 @@ class TestClassifier:
         [
             ("standardize", np.eye(9, 1280, dtype=np.float32), None),
             ("standardize", [pytest], "Set standardize to True or False"),
-            ("labels", {"cat": OrderedDict()}, "Give labels as texts or numbers, in a list"),
-            ("templates", [str.upper], "Expected None, bool"),
-            ("unknown_label", pd.NA, "Expected None, bool"),
+            ("labels", {"cat": OrderedDict()}, "Pass labels as texts or numbers, in a list"),
+            ("templates", [str.upper], "Pass None, bool"),
+            ("unknown_label", pd.NA, "Pass None, bool"),
         ],
     )
     def test_what_has_no_form_is_refused(
