@@ -424,7 +424,7 @@ class BaseAligner(
             ensure_all_finite=False,
             ensure_min_samples=least,
         )
-        return as_float32(features, "X", look=reset)
+        return as_float32(features, "X", check_conditioning=reset)
 
     def _features_of_texts(self, y: Any) -> Any:
         """Return features of texts, one text a row, or of the features given."""
@@ -458,7 +458,11 @@ class BaseAligner(
                 f"The texts have {features.shape[1]} features, but {type(self).__name__} was "
                 f"fitted with {self.n_text_features_in_} text features."
             )
-        return check_stored_features(y, "y") if stored else as_float32(features, "y", look=reset)
+        return (
+            check_stored_features(y, "y")
+            if stored
+            else as_float32(features, "y", check_conditioning=reset)
+        )
 
     def __sklearn_is_fitted__(self) -> bool:
         return all(name in self.__dict__ for name in _LEARNED)

@@ -50,5 +50,5 @@ def test_an_error_says_in_which_rows(small_tiles):
         return some
 
     X = np.arange(50.0)[:, None] * np.ones(8)
-    with pytest.raises(ValueError, match=r"In rows 40 to 49 of X, counted from .*: row 3 is bad"):
+    with pytest.raises(ValueError, match=r"rows 40 to 49 of X .*relative to row 40.*: row 3 is"):
         list(feature_tiles(X, 1, refuse))

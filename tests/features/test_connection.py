@@ -11,11 +11,11 @@ from sklearn_ape.features import _sqlite as _connection
 from sklearn_ape.features._sqlite import (
     NewerFormatError,
     connect,
+    connect_to_nothing,
     connect_to_read,
     is_damage,
-    nowhere,
-    retried,
-    tables_of,
+    list_tables,
+    retry_while_busy,
 )
 
 
@@ -42,13 +42,13 @@ class TestRetried:
     def test_waits_while_another_process_is_in_the_way(self, code):
         """Extended codes mean the same in their last eight bits."""
         busy = [error(sqlite3.OperationalError, code)] * 3
-        assert retried(self.failing(busy), timeout=60) == "connected"
+        assert retry_while_busy(self.failing(busy), timeout=60) == "connected"
 
     @pytest.mark.parametrize("code", [None, 0, sqlite3.SQLITE_FULL, sqlite3.SQLITE_LOCKED, 1])
     def test_anything_else_is_raised_at_once(self, code):
         calls = self.failing([error(sqlite3.DatabaseError, code)])
         with pytest.raises(sqlite3.DatabaseError, match="told"):
-            retried(calls, timeout=60)
+            retry_while_busy(calls, timeout=60)
         assert calls() == "connected"  # it was called once
 
     def test_gives_up_in_time(self):
@@ -60,7 +60,7 @@ class TestRetried:
         def wait():
             start = time.monotonic()
             with pytest.raises(sqlite3.OperationalError):
-                retried(always, timeout=0.2)
+                retry_while_busy(always, timeout=0.2)
             found.append(time.monotonic() - start)
 
         thread = threading.Thread(target=wait, daemon=True)
@@ -131,7 +131,7 @@ class TestConnectToRead:
 
     def test_a_file(self, path):
         connection = connect_to_read(path, 1)
-        assert tables_of(connection) == {"numbers"}
+        assert list_tables(connection) == {"numbers"}
         assert self.read(connection) == [(b"\1", b"\2")]
         with pytest.raises(sqlite3.OperationalError, match="readonly"):
             connection.execute("DELETE FROM numbers")
@@ -152,10 +152,10 @@ class TestConnectToRead:
 
     def test_no_file_is_an_empty_one_that_is_not_made(self, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
-        for connection in (connect_to_read(tmp_path / "none.sqlite", 1), nowhere()):
-            assert tables_of(connection) == set()
+        for connection in (connect_to_read(tmp_path / "none.sqlite", 1), connect_to_nothing()):
+            assert list_tables(connection) == set()
             with ThreadPoolExecutor(1) as another:
-                assert another.submit(tables_of, connection).result() == set()
+                assert another.submit(list_tables, connection).result() == set()
             connection.close()
         assert list(tmp_path.iterdir()) == []
 
@@ -168,9 +168,9 @@ class TestConnectToRead:
         connection = sqlite3.connect(path)
         connection.execute("PRAGMA user_version = 7")
         connection.close()
-        with pytest.raises(NewerFormatError, match=r"format 7; this one knows 0"):
+        with pytest.raises(NewerFormatError, match=r"format 7; this version supports 0"):
             connect_to_read(path, 1)
-        with pytest.raises(NewerFormatError, match=r"format 7; this one knows 0"):
+        with pytest.raises(NewerFormatError, match=r"format 7; this version supports 0"):
             connect(path, ["numbers"], 1)
 
     @pytest.mark.parametrize("n_failing", [1, 2])
@@ -181,13 +181,13 @@ class TestConnectToRead:
         options = []
         bad = path.with_name("bad")
         bad.write_bytes(b"no database at all " * 99)
-        really_opened = _connection._opened
+        open_file = _connection._open
 
         def opened(place, option, timeout):
             options.append(option)
-            return really_opened(place if len(options) > n_failing else bad, option, timeout)
+            return open_file(place if len(options) > n_failing else bad, option, timeout)
 
-        monkeypatch.setattr(_connection, "_opened", opened)
+        monkeypatch.setattr(_connection, "_open", opened)
         if n_failing == 1:
             connection = connect_to_read(path, 1)
             assert self.read(connection) == [(b"\1", b"\2")]

@@ -11,14 +11,14 @@ import pytest
 
 from sklearn_ape.features import DiskFeatureCache
 from sklearn_ape.features import _disk_cache as _disk
-from sklearn_ape.features._disk_cache import EXACT, pack, rounded, unpack
+from sklearn_ape.features._disk_cache import EXACT, pack, to_float16, unpack
 from tests.features.entries import TRUTH, assert_only_true
 
 
 @pytest.mark.parametrize("n_keys", [7, 500])
 def test_disk_round_trip(folder, monkeypatch, n_keys):
     """Everything put in comes back bit for bit, from a new connection, over many queries."""
-    monkeypatch.setattr(_disk, "_KEYS_A_QUERY", n_keys)
+    monkeypatch.setattr(_disk, "_KEYS_PER_QUERY", n_keys)
     with DiskFeatureCache(str(folder)) as cache:
         found = cache.get_many([*TRUTH, b"unknown"])
     assert found.keys() == TRUTH.keys()
@@ -36,7 +36,7 @@ def test_folders_are_made(tmp_path):
     with DiskFeatureCache(tmp_path / "one" / "two") as cache:
         cache.put_many(TRUTH)
         with pytest.raises(
-            RuntimeError, match=r"^This DiskFeatureCache is open already: .* of it\.$"
+            RuntimeError, match=r"^This DiskFeatureCache is open already\. .* of it\.$"
         ):
             cache.__enter__()
     assert (tmp_path / "one" / "two" / "features.sqlite").is_file()
@@ -159,9 +159,9 @@ def test_two_caches_find_the_same_damage(folder):
     with first, second:
         error = sqlite3.DatabaseError("malformed")
         with pytest.warns(RuntimeWarning, match=r"is damaged \(malformed\); it was moved"):
-            first._start_anew(error)
+            first._replace_damaged_file(error)
         first.put_many(TRUTH)
-        second._start_anew(error)
+        second._replace_damaged_file(error)
         assert second.get_many(TRUTH).keys() == TRUTH.keys()
     assert len(list(folder.glob("*.damaged*"))) == 1
 
@@ -240,7 +240,7 @@ def test_file_of_a_newer_version_is_left_alone(folder, number):
             assert cache.get_many(TRUTH) == {}
             cache.put_many(TRUTH)
     (told,) = caught
-    assert re.search(f"format {number};.* upgrade sklearn-ape", str(told.message))
+    assert re.search(f"format {number};.* Upgrade sklearn-ape", str(told.message))
     assert (folder / "features.sqlite").read_bytes() == content
     assert {file.name for file in folder.iterdir()} == {"features.sqlite"}
 
@@ -261,14 +261,14 @@ def test_warnings_name_the_file_and_what_becomes_of_the_work(folder):
         pass
     (message,) = {str(warning.message) for warning in told}
     assert message.startswith(f"The feature cache '{folder / 'features.sqlite'}' is damaged (")
-    assert message.endswith(" The features are computed anew.")
+    assert message.endswith(" The features are computed again.")
 
 
 def test_what_float16_can_hold_is_told_by_the_row():
-    half, fits = rounded(np.array([[0.1, 2.0], [1e6, 3.0], [-3.0, 1e-9]]))
+    half, fits = to_float16(np.array([[0.1, 2.0], [1e6, 3.0], [-3.0, 1e-9]]))
     assert half.dtype == np.float16
     assert fits.tolist() == [True, False, True]
-    assert rounded(np.array([7.0, 1e6]))[1].shape == ()
+    assert to_float16(np.array([7.0, 1e6]))[1].shape == ()
 
 
 class TestUnwritten:
@@ -325,9 +325,9 @@ class TestUnwritten:
     def test_is_bounded(self, cache, monkeypatch):
         """Of all calls together, not of the last."""
         size = len(pack(EXACT, *next((k, v.tobytes()) for k, v in TRUTH.items())))
-        monkeypatch.setattr(_disk, "_MOST_UNWRITTEN_BYTES", 60 * size)
-        monkeypatch.setattr(_disk, "_LONGEST_PAUSE_S", 1e9)
-        monkeypatch.setattr(_disk, "_PAUSE_OF_WRITING", 1e9)
+        monkeypatch.setattr(_disk, "_MAX_UNWRITTEN_BYTES", 60 * size)
+        monkeypatch.setattr(_disk, "_MAX_PAUSE_S", 1e9)
+        monkeypatch.setattr(_disk, "_PAUSE_RATIO", 1e9)
         cache.put_many(self.entries(0))
         cache.put_many(self.entries(50))
         assert self.seen_by_others(cache) == 50

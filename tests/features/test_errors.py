@@ -62,7 +62,7 @@ def test_a_file_that_cannot_be_opened_to_write_is_read(folder, monkeypatch, code
         start = f"The feature cache {str(cache.path)!r} "
         assert (
             message
-            == f"{start}cannot be written to: no such luck. The features are computed anew."
+            == f"{start}cannot be written to: no such luck. The features are computed again."
         )
         assert (len(found), len(again)) == (len(TRUTH), 0)
     assert len(list(folder.glob("*.damaged*"))) == is_damaged
@@ -85,7 +85,7 @@ def test_what_cannot_be_written_to_is_left_as_it_is(folder, monkeypatch, is_dama
     expected = [f"{start}is damaged (file is not a database)"] if is_damaged else []
     expected.append(f"{start}cannot be written to")
     assert [str(warning.message) for warning in told] == [
-        f"{message}. The features are computed anew." for message in expected
+        f"{message}. The features are computed again." for message in expected
     ]
     assert path.read_bytes() == before
 

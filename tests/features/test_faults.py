@@ -33,7 +33,7 @@ def test_impossible_folder_says_what_to_do(tmp_path, place):
     ):
         pass
     assert repr(str(DiskFeatureCache(folder).path)) in str(told.value)
-    assert str(told.value).endswith(". Give a folder that can be written to, or cache=None.")
+    assert str(told.value).endswith(". Pass a writable folder, or cache=None.")
 
 
 def _as_nobody(work, *args):

@@ -99,14 +99,14 @@ def test_a_damaged_head_is_named(path, head):
     begun(path, 2)
     lines = journal(path).read_bytes().splitlines(keepends=True)
     journal(path).write_bytes(b"".join([head + b"\n", *lines[1:]]))
-    with pytest.raises(FileExistsError, match="is there already and has no journal that could be"):
+    with pytest.raises(FileExistsError, match="exists and has no readable journal"):
         finished(path)
 
 
 def test_a_width_that_is_no_number_is_damage(path):
     begun(path, 2)
     journal(path).write_bytes(journal(path).read_bytes().replace(b'"width": 3', b'"width": "3"'))
-    with pytest.raises(FileExistsError, match="has no journal that could be read"):
+    with pytest.raises(FileExistsError, match="has no readable journal"):
         finished(path)
 
 
@@ -116,7 +116,7 @@ def test_a_chunk_beyond_the_last_stands_for_no_other(path):
     nothing = {"chunk": 3, "items": "items", "rows": _file._digest(b""), "errors": {}}
     lines = journal(path).read_bytes().splitlines(keepends=True)
     journal(path).write_bytes(b"".join([*lines[:3], json.dumps(nothing).encode() + b"\n"]))
-    with pytest.raises(FileExistsError, match=r"rows\.npy' is damaged or was changed since"):
+    with pytest.raises(FileExistsError, match=r"rows\.npy' was damaged or changed after"):
         finished(path)
 
 

@@ -49,7 +49,7 @@ class TestStoredRows:
     def test_a_few_rows_come_to_memory_and_many_stay(self, features, monkeypatch):
         stored = StoredRows(features, missing=np.arange(50) == 9)
         assert isinstance(select_rows(stored, np.arange(5)), np.ndarray)
-        monkeypatch.setattr(_stored, "_LEAST_BYTES", 0)
+        monkeypatch.setattr(_stored, "_MIN_STORED_BYTES", 0)
         rows = np.array([9, 30, 2])
         some = select_rows(stored, rows)
         assert isinstance(some, StoredRows)
@@ -74,7 +74,7 @@ def test_only_large_maps_and_large_half_precision_stay(mapped, features, monkeyp
     single = mapped(features.astype(np.float32))
     assert not stays_stored(single)
     assert not stays_stored(features)
-    monkeypatch.setattr(_stored, "_LEAST_BYTES", 4 * features.size - 1)
+    monkeypatch.setattr(_stored, "_MIN_STORED_BYTES", 4 * features.size - 1)
     assert stays_stored(single)
     assert stays_stored(np.asarray(single))  # a view of a map
     assert stays_stored(features)
