@@ -42,8 +42,8 @@ def test_predictions_of_another_type_count_as_wrong(y_true, y_pred):
     ("y_true", "message"),
     [
         ([1, "a"], "y_true mixes types that cannot be sorted"),
-        (["a", None], "y_true has 1 missing values, the first in row 1"),
-        ([np.nan, 1.0], "y_true has 1 missing values, the first in row 0"),
+        (["a", None], r"y_true has 1 missing values \(rows 1\)"),
+        ([np.nan, 1.0], r"y_true has 1 missing values \(rows 0\)"),
         ([1, 2, 3], "inconsistent numbers of samples"),
     ],
 )

@@ -28,8 +28,8 @@ def ranks_by_loop(queries, candidates, pairs):
 
 @pytest.mark.parametrize("side", [3, 240])
 def test_ranks_equal_a_loops_with_several_positives_and_in_tiles(side, monkeypatch):
-    monkeypatch.setattr(_ranks, "_ROWS", side)
-    monkeypatch.setattr(_ranks, "_COLUMNS", side)
+    monkeypatch.setattr(_ranks, "_TILE_ROWS", side)
+    monkeypatch.setattr(_ranks, "_TILE_COLUMNS", side)
     rng = np.random.default_rng(0)
     queries, candidates = rng.standard_normal((20, 4)), rng.standard_normal((30, 4))
     pairs = np.column_stack([np.repeat(np.arange(20), 3), rng.integers(30, size=60)])
@@ -55,7 +55,7 @@ def test_nan_is_refused():
 
 
 def test_a_query_without_positive_is_named():
-    with pytest.raises(ValueError, match="Query 1 has no positive"):
+    with pytest.raises(ValueError, match="no positive for query 1"):
         retrieval_ranks(np.eye(2), np.eye(2), np.array([[0, 0]]))
 
 
@@ -87,15 +87,15 @@ def test_ranks_may_be_any_sequence_of_whole_numbers(kind):
     ("ranks", "said"),
     [([], "ranks is empty"),
      (np.empty(0, int), "ranks is empty"),
-     ([0, -1], "The rank of query 1 is -1"),
-     ([0.5, 0.0], "The rank of query 0 is 0.5"),
-     ([0, np.nan], "The rank of query 1 is nan"),
-     ([0, np.inf], "The rank of query 1 is inf"),
+     ([0, -1], "the rank of query 1 is -1"),
+     ([0.5, 0.0], "the rank of query 0 is 0.5"),
+     ([0, np.nan], "the rank of query 1 is nan"),
+     ([0, np.inf], "the rank of query 1 is inf"),
      ([True, False], "ranks must be numbers, not of type bool"),
      (["0", "1"], "ranks must be numbers, not of type <U1"),
      ([0, None], "ranks must be numbers, not of type object"),
      (np.zeros((2, 3), int), "should be a 1d array"),
-     (np.ma.masked_array([0, 1], mask=[0, 1]), "ranks is a masked array")],
+     (np.ma.masked_array([0, 1], mask=[0, 1]), "ranks has masked values")],
 )  # fmt: skip
 def test_what_is_not_a_rank_is_refused(ranks, said):
     with pytest.raises(ValueError, match=said):
