@@ -118,8 +118,8 @@ def pair_quality(
     [3, 7]
     """
     check_integer(cv, "cv", 2)
-    image_features = float_rows(image_features, "image_features", look=True)
-    text_features = float_rows(text_features, "text_features", look=True)
+    image_features = float_rows(image_features, "image_features", check_conditioning=True)
+    text_features = float_rows(text_features, "text_features", check_conditioning=True)
     image, image_known = normalize_known_rows(image_features, "image_features")
     text, text_known = normalize_known_rows(text_features, "text_features")
     if len(image) != len(text):

@@ -11,7 +11,7 @@ from scipy.sparse.csgraph import connected_components
 from sklearn.utils import gen_batches
 
 from ..aligners.pairs import as_sequence, flatten_captions, holds_texts
-from ..features.validation import cast_to_float32, warn_if_ill_conditioned
+from ..features.validation import as_float32
 from ..utils.linalg import normalize_rows
 from ..utils.validation import as_floats, check_sequence
 
@@ -51,13 +51,9 @@ def max_by_row(values: np.ndarray, starts: np.ndarray) -> np.ndarray:
 _TILE_BYTES = 2**25
 
 
-def float_rows(features: Any, name: str, look: bool = False) -> np.ndarray:
-    """Return features as float32, NaN among them, refusing what float32 cannot hold."""
-    given = as_floats(features, name)
-    numbers, largest = cast_to_float32(given, name)
-    if look:
-        warn_if_ill_conditioned(given, largest, name)
-    return numbers
+def float_rows(features: Any, name: str, check_conditioning: bool = False) -> np.ndarray:
+    """Return features as float32; they may contain NaN."""
+    return as_float32(as_floats(features, name), name, check_conditioning, allow_nan=True)
 
 
 def normalize_known_rows(features: Any, name: str) -> tuple[np.ndarray, np.ndarray]:
