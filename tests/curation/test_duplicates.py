@@ -13,8 +13,8 @@ def test_tiles_change_nothing(monkeypatch):
     rows = np.random.default_rng(0).standard_normal((150, 3)).astype(np.float32)
     unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
     n_groups, truth = connected_components(unit @ unit.T >= 0.98, directed=False)
-    monkeypatch.setattr(_duplicates, "_ROWS", 7)
-    monkeypatch.setattr(_duplicates, "_COLUMNS", 11)
+    monkeypatch.setattr(_duplicates, "_TILE_ROWS", 7)
+    monkeypatch.setattr(_duplicates, "_TILE_COLUMNS", 11)
     groups = find_near_duplicates(rows, threshold=0.98)
     assert 1 < n_groups < 150
     assert len(set(zip(groups, truth, strict=True))) == n_groups == groups.max() + 1
@@ -62,7 +62,7 @@ def test_bad_arguments():
         find_near_duplicates(np.eye(2), threshold=97)
     with pytest.raises(ValueError, match="features contains infinity"):
         find_near_duplicates(np.array([[np.inf, 0.0]]))
-    with pytest.raises(ValueError, match="each of the 2 rows"):
+    with pytest.raises(ValueError, match="one number per row, not"):
         drop_near_duplicates([0, 1], scores=[1.0])
-    with pytest.raises(ValueError, match="row 1 has nan"):
+    with pytest.raises(ValueError, match="row 1 is nan"):
         drop_near_duplicates([0, 1], scores=[1.0, np.nan])

@@ -120,18 +120,18 @@ def test_drop_noisy(concepts):
     kept = drop_noisy(quality, min_score=0.9)
     assert kept.tolist() == np.flatnonzero(quality.score >= 0.9).tolist()
     for wrong in ({}, {"min_score": 0.5, "share": 0.5}):
-        with pytest.raises(ValueError, match="one of them"):
+        with pytest.raises(ValueError, match="Pass one of them"):
             drop_noisy(quality, **wrong)
     with pytest.raises(ValueError, match=r"share must be None or a number in \[0, 1\], not 20"):
         drop_noisy(quality, share=20)
 
 
 def test_bad_arguments(concepts):
-    with pytest.raises(ValueError, match="300 rows and text_features 299"):
+    with pytest.raises(ValueError, match="300 rows and text_features has 299"):
         pair_quality(concepts.image, concepts.text[1:])
-    with pytest.raises(ValueError, match="2 captions for 300 pairs"):
+    with pytest.raises(ValueError, match="2 texts for 300 pairs"):
         pair_quality(concepts.image, concepts.text, ["a", "b"])
-    with pytest.raises(ValueError, match="1 groups of near-duplicates"):
+    with pytest.raises(ValueError, match="groups of near-duplicate images, got 1"):
         pair_quality(concepts.image, concepts.text, groups=np.zeros(300))
-    with pytest.raises(ValueError, match="too few for cv=3"):
+    with pytest.raises(ValueError, match="cv=3 needs at least 6 pairs"):
         pair_quality(concepts.image[:5], concepts.text[:5])
