@@ -28,7 +28,7 @@ ALIGNERS = {
 def mapped(tmp_path, monkeypatch):
     """Return what writes an array and maps it, with maps of any size streamed."""
     monkeypatch.setattr(_stored, "_MIN_STORED_BYTES", 0)
-    monkeypatch.setattr(_stored, "_ROWS_AT_ONCE", 64)
+    monkeypatch.setattr(_stored, "_BLOCK_SIZE", 64)
 
     def save(array):
         path = tmp_path / f"{len(list(tmp_path.iterdir()))}.npy"

@@ -87,11 +87,11 @@ def test_hugging_face_column(paths, truth):
         (np.zeros((20, 30), dtype=np.uint8), r"pass a single image as \[X\]"),
         (np.zeros((20, 1280)), "features need no image encoder"),
         ([], "X is empty: 0 images"),
-        (None, "must be a sequence of images .* not NoneType"),
-        ({"a": "a.png"}, "must be a sequence of images .* not dict"),
-        ({"a.png"}, "must be a sequence of images .* not set"),
-        ((path for path in "ab"), "must be a sequence of images .* not generator"),
-        (np.array("a.png"), "not a single object"),
+        (None, "must be a sequence of images, .* not NoneType"),
+        ({"a": "a.png"}, "must be a sequence of images, .* not dict"),
+        ({"a.png"}, "must be a sequence of images, .* not set"),
+        ((path for path in "ab"), "must be a sequence of images, .* not generator"),
+        (np.array("a.png"), "not an array without dimensions"),
     ],
 )
 def test_what_is_no_sequence(method, X, message, no_weights):

@@ -1,4 +1,4 @@
-"""A cache on disk that holds the known entries."""
+"""Fixture: a disk cache with known entries."""
 
 import pytest
 

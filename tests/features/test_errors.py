@@ -1,4 +1,4 @@
-"""What the cache on disk makes of SQLite's errors, acted: what it says, keeps and moves aside."""
+"""Error handling of the disk cache, with simulated SQLite errors."""
 
 import sqlite3
 import warnings
@@ -12,7 +12,7 @@ from tests.features.entries import TRUTH
 
 
 @pytest.mark.parametrize("message", ["database or disk is full", "database is locked"])
-def test_failing_write_warns_once_and_goes_on(folder, monkeypatch, message):
+def test_failing_write_warns_once_and_continues(folder, monkeypatch, message):
     """A full disk or a lock loses no work, and the file is not taken for damaged."""
 
     tried = []
@@ -37,7 +37,7 @@ def test_failing_write_warns_once_and_goes_on(folder, monkeypatch, message):
 @pytest.mark.parametrize(
     ("code", "is_damaged"), [("IOERR", False), ("CANTOPEN", False), ("READONLY", True)]
 )
-def test_a_file_that_cannot_be_opened_to_write_is_read(folder, monkeypatch, code, is_damaged):
+def test_file_that_cannot_be_opened_for_writing_is_read(folder, monkeypatch, code, is_damaged):
     """It is left as it is, unless it is the file that says so where one can write."""
     failing = [sqlite3.OperationalError("no such luck")]
     failing[0].sqlite_errorcode = getattr(sqlite3, f"SQLITE_{code}")
@@ -69,7 +69,7 @@ def test_a_file_that_cannot_be_opened_to_write_is_read(folder, monkeypatch, code
 
 
 @pytest.mark.parametrize("is_damaged", [True, False])
-def test_what_cannot_be_written_to_is_left_as_it_is(folder, monkeypatch, is_damaged):
+def test_read_only_file_is_not_changed(folder, monkeypatch, is_damaged):
     monkeypatch.setattr(_disk, "is_read_only", lambda path: True)
     path = folder / "features.sqlite"
     if is_damaged:
@@ -90,7 +90,7 @@ def test_what_cannot_be_written_to_is_left_as_it_is(folder, monkeypatch, is_dama
     assert path.read_bytes() == before
 
 
-def test_unreadable_now_is_not_damaged(folder, monkeypatch):
+def test_transient_read_error_is_not_damage(folder, monkeypatch):
     """A read that fails for a reason outside the file gives no features and moves nothing."""
 
     class Busy:
@@ -105,7 +105,7 @@ def test_unreadable_now_is_not_damaged(folder, monkeypatch):
 
 
 @pytest.mark.parametrize("code", [sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_READONLY])
-def test_damage_found_while_reading_is_told_with_its_reason(folder, monkeypatch, code):
+def test_damage_while_reading_warns_with_reason(folder, monkeypatch, code):
     told = sqlite3.DatabaseError("malformed")
     told.sqlite_errorcode = code
 
@@ -122,7 +122,7 @@ def test_damage_found_while_reading_is_told_with_its_reason(folder, monkeypatch,
         assert cache.get_many(TRUTH).keys() == TRUTH.keys()
 
 
-def test_damage_found_while_writing_loses_nothing_of_what_is_written(folder, monkeypatch):
+def test_damage_while_writing_loses_no_new_features(folder, monkeypatch):
     told = [sqlite3.DatabaseError("malformed")]
     really_commit = DiskFeatureCache._commit
 

@@ -15,7 +15,7 @@ def mapped(tmp_path):
     return np.load(tmp_path / "X.npy", mmap_mode="r")
 
 
-def test_a_map_is_found_behind_its_views(mapped):
+def test_find_memmap_of_views(mapped):
     for view in (mapped, mapped[3:], np.asarray(mapped), np.asarray(mapped)[:, 2:][::2]):
         owner = find_memmap(view)
         assert owner is not None
@@ -27,7 +27,7 @@ def test_a_map_is_found_behind_its_views(mapped):
 
 
 @pytest.mark.parametrize("make", [lambda X: X.copy(), np.sort, lambda X: X.astype("f8")])
-def test_a_copy_in_memory_is_no_map(mapped, make):
+def test_copy_in_memory_is_not_a_memmap(mapped, make):
     """numpy calls some of them one."""
     copy = make(mapped[:3])
     assert find_memmap(copy) is None
@@ -41,7 +41,7 @@ def resident():
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the system's count of pages")
 class TestForget:
-    def test_a_map_that_has_been_read_is_not_in_memory(self, mapped):
+    def test_released_pages_are_not_in_memory(self, mapped):
         """Else a file of any size would seem to be in memory, page by page."""
         before = resident()
         mapped.sum()
@@ -52,7 +52,7 @@ class TestForget:
         assert mapped.sum() == 4e6
 
     @pytest.mark.parametrize("view", [np.asarray, lambda mapped: mapped[:, 10:990]])
-    def test_only_the_rows_given(self, mapped, view):
+    def test_only_the_given_rows_are_released(self, mapped, view):
         """The others may be in use."""
         mapped.sum()
         before = resident()
@@ -64,13 +64,13 @@ class TestForget:
         assert 7.6e6 < before - resident() < 13e6
         assert (mapped == 1).all()
 
-    def test_other_orders_do_no_harm(self, mapped):
+    def test_other_memory_orders_are_released(self, mapped):
         for view in (mapped[::-1], mapped.T, mapped[:0], mapped[5]):
             release_pages(view)
         assert (mapped == 1).all()
 
 
-def test_what_was_written_to_a_private_map_stays(tmp_path):
+def test_copy_on_write_map_keeps_changes(tmp_path):
     np.save(tmp_path / "X.npy", np.zeros((4_000, 4), dtype=np.float32))
     for mode in ("c", "r+"):
         mapped = np.load(tmp_path / "X.npy", mmap_mode=mode)
@@ -79,7 +79,7 @@ def test_what_was_written_to_a_private_map_stays(tmp_path):
         assert (mapped == 7).all()
 
 
-def test_where_the_system_takes_no_advice(mapped, monkeypatch):
+def test_release_without_madvise_does_nothing(mapped, monkeypatch):
     monkeypatch.delattr("mmap.MADV_DONTNEED")
     release_pages(mapped[:])
     assert (mapped[:10] == 1).all()

@@ -1,4 +1,4 @@
-"""Accuracy class by class."""
+"""Per-class accuracy."""
 
 import numpy as np
 import pandas as pd
@@ -7,7 +7,7 @@ import pytest
 from sklearn_ape.metrics import per_class_accuracy
 
 
-def test_is_the_share_of_each_class_that_is_right():
+def test_per_class_accuracy_is_fraction_of_correct():
     """Unsorted classes, one never right, and a prediction that is no class of y_true."""
     y_true = np.array(["b", "c", "a", "b", "a", "b", "b"])
     y_pred = np.array(["b", "a", "a", "b", "unknown", "a", "b"])

@@ -1,4 +1,4 @@
-"""Intervals cover the truth as often as they promise, and pairs narrow them."""
+"""Coverage of confidence intervals for means and paired differences."""
 
 import numpy as np
 import pandas as pd

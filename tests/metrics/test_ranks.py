@@ -35,7 +35,7 @@ def small_tiles(monkeypatch):
 @pytest.mark.parametrize(("n_queries", "n_candidates"), [(20, 30), (31, 8), (1, 9), (9, 1)])
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.usefixtures("small_tiles")
-def test_both_ways_are_those_of_the_whole_matrix(n_queries, n_candidates, seed):
+def test_ranks_in_both_directions_equal_full_matrix(n_queries, n_candidates, seed):
     """With many ties (the numbers are small and whole), several positives and ragged tiles."""
     rng = np.random.default_rng(seed)
     queries = rng.integers(-1, 2, (n_queries, 3)).astype(np.float32)
@@ -52,7 +52,7 @@ def test_both_ways_are_those_of_the_whole_matrix(n_queries, n_candidates, seed):
     assert not none.any()
 
 
-def test_equal_embeddings_tie_wherever_they_stand():
+def test_equal_embeddings_tie_at_any_position():
     """Rounding must not tell a candidate from its twin in another tile."""
     rng = np.random.default_rng(0)
     unit = rng.standard_normal((1500, 97)).astype(np.float32)
@@ -81,7 +81,7 @@ def test_equal_candidates_tie_whatever_the_shape(n, width):
     assert (compute_both_ranks(queries, candidates, pairs)[0] == n - 1).all()
 
 
-def test_half_precision_is_compared_as_it_is():
+def test_half_precision_is_compared_in_float32():
     """Products of float16 would be rounded to it, and ranks with them."""
     rng = np.random.default_rng(0)
     queries, candidates = rng.standard_normal((2, 300, 16)).astype(np.float16)
@@ -109,7 +109,7 @@ def test_half_precision_is_compared_as_it_is():
      (np.array([[0, 0], [1, 2**64 - 1]], dtype=np.uint64), "pairs has the rows 1 and 18446744"),
      (np.ma.masked_array([[0, 0], [1, 1]], mask=[[0, 1], [0, 0]]), "pairs has masked values")],
 )  # fmt: skip
-def test_bad_pairs_are_named(pairs, said):
+def test_invalid_pairs_raise(pairs, said):
     with pytest.raises(ValueError, match=said):
         compute_both_ranks(np.eye(2), np.eye(2), pairs)
 
@@ -123,7 +123,7 @@ def test_pairs_of_whole_numbers_may_be_of_any_type(kind):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the system's count of pages")
-def test_memory_is_that_of_a_tile_not_of_the_matrix():
+def test_memory_is_bounded_by_a_tile():
     """20,000 by 20,000 scores would take 1.6 GB."""
     done = subprocess.run(
         [sys.executable, "-c", _IN_A_CHILD], check=True, capture_output=True, text=True

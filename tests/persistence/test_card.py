@@ -29,7 +29,7 @@ def rows(text):
     return {row[0]: row[1] for row in cells if len(row) == 2}
 
 
-def test_tells_what_is_known(concepts, tmp_path):
+def test_card_has_facts_and_scores(concepts, tmp_path):
     model = APEAligner(width=16, max_epochs=3, random_state=0)
     model.fit(concepts.image, concepts.text)
     text = card(model, tmp_path, scores={"recall@1 of stamps": np.float32(0.25)})
@@ -46,13 +46,13 @@ def test_tells_what_is_known(concepts, tmp_path):
     assert "# license:" in text.split("---")[1]
 
 
-def test_nothing_measured_is_said(concepts, tmp_path):
+def test_card_without_scores_says_so(concepts, tmp_path):
     assert "No scores were passed" in card(
         KernelAligner().fit(concepts.image, concepts.text), tmp_path
     )
 
 
-def test_encoders_by_name_and_digest(
+def test_card_has_encoders_with_digests(
     captioned_images, image_encoder, text_encoder, features, tmp_path
 ):
     aligner = KernelAligner(text_encoder=text_encoder)
@@ -67,13 +67,13 @@ def test_encoders_by_name_and_digest(
     assert "below the threshold, unknown" in text
 
 
-def test_encoders_of_the_starter_model(tmp_path):
+def test_card_of_starter_model_has_encoders(tmp_path):
     """They are not in the file, and yet it takes images."""
     found = rows(card(ZeroShotClassifier(["cat", "dog"]), tmp_path))
     assert found["encoders"].startswith("those of the starter model")
 
 
-def test_labels_cannot_break_out_of_their_cell(features, captioned_images, text_encoder, tmp_path):
+def test_labels_are_escaped_in_cells(features, captioned_images, text_encoder, tmp_path):
     aligner = KernelAligner(text_encoder=text_encoder)
     aligner.fit(features.image[:50], captioned_images.captions[:50])
     labels = ["a\n---\n# title", "b | c", "`d`\n```\n", "<script>alert(1)</script>"]
@@ -119,7 +119,7 @@ def shown(text):
 
 
 @pytest.mark.parametrize("kind", ["classifier", "retriever"])
-def test_names_of_users_are_text_in_a_rendered_card(concepts, tmp_path, kind):
+def test_user_names_are_escaped_in_rendered_card(concepts, tmp_path, kind):
     aligner = KernelAligner(text_encoder=None).fit(concepts.image, concepts.text)
     scores = dict.fromkeys(HOSTILE, 0.5)
     if kind == "classifier":
@@ -137,7 +137,7 @@ def test_names_of_users_are_text_in_a_rendered_card(concepts, tmp_path, kind):
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_names_of_encoders_are_text_in_a_rendered_card(name):
+def test_encoder_names_are_escaped_in_rendered_card(name):
     record = {
         "$class": "KernelAligner",
         "params": {
@@ -156,7 +156,7 @@ def test_names_of_encoders_are_text_in_a_rendered_card(name):
     shown(write_card(record, clip._card_facts(), {}, Serializer(), "1"))
 
 
-def test_parameters_in_the_code_block_are_the_same_python(features, captioned_images, tmp_path):
+def test_parameters_in_code_block_evaluate_to_the_same(features, captioned_images, tmp_path):
     aligner = KernelAligner(text_encoder=TransformersTextEncoder())
     aligner.fit(features.image[:50], captioned_images.captions[:50])
     labels = ["<b>", "```\n```"]

@@ -1,4 +1,4 @@
-"""What released formats hold is read by this version, which answers as they did."""
+"""Models, caches and feature files of every released format are read by this version."""
 
 import json
 import shutil

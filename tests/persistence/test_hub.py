@@ -89,7 +89,7 @@ def test_push_load_and_errors(hub, tmp_path):
     assert b"hf_secret" not in b"".join(files.values())
 
 
-def test_without_a_network(hub, tmp_path):
+def test_load_without_network_uses_cache(hub, tmp_path):
     """Fetched before, it is loaded from the cache; else the error says what is missing."""
     code = """
 import json
@@ -114,7 +114,7 @@ print(json.dumps({"a": failure(lambda: load_pretrained("me/aligner"))}))
     assert run(code, hub, cache, **offline)["a"] == model.fingerprint_
 
 
-def test_upload_without_a_network(hub, tmp_path):
+def test_upload_without_network_raises(hub, tmp_path):
     """Whichever library is below, an upload that cannot reach the hub says so in one line."""
     code = """
 import json
@@ -133,7 +133,7 @@ except OSError as error:
         assert "save_pretrained saves the model" in told
 
 
-def test_without_the_client(monkeypatch, concepts):
+def test_missing_huggingface_hub_raises(monkeypatch, concepts):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(ImportError, match=r"sklearn-ape\[hub\]"):
         load_pretrained("owner/name")
@@ -143,7 +143,7 @@ def test_without_the_client(monkeypatch, concepts):
 
 
 @pytest.mark.parametrize("name", ["", None, "../x", "/abs"])
-def test_names_that_are_none(name, concepts):
+def test_invalid_repo_id_raises(name, concepts):
     model = KernelAligner().fit(concepts.image, concepts.text)
     with pytest.raises(ValueError, match="owner/name"):
         model.push_to_hub(name)

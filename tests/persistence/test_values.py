@@ -25,7 +25,7 @@ from sklearn_ape.persistence.serialize import Deserializer, Serializer
     ],
     ids=str,
 )
-def test_what_makes_no_sense_in_a_file(value, message):
+def test_invalid_json_value_raises(value, message):
     with pytest.raises(ValueError, match=message):
         Deserializer({}, {}).decode(value)
 
@@ -39,12 +39,12 @@ def test_what_makes_no_sense_in_a_file(value, message):
     ],
     ids=["surrogate", "date", "dates"],
 )
-def test_what_has_no_form(value, message):
+def test_unsupported_value_raises(value, message):
     with pytest.raises(TypeError, match=message):
         Serializer().encode(value, "Model.labels")
 
 
-def test_endless_nesting_is_refused():
+def test_deep_nesting_raises():
     value = []
     for _ in range(1000):
         value = [value]
@@ -52,7 +52,7 @@ def test_endless_nesting_is_refused():
         Serializer().encode(value, "Model.labels")
 
 
-def test_arrays_of_numpys_strings_become_arrays_of_texts():
+def test_string_dtype_arrays_become_object_arrays():
     """They hold texts of any length, and a NUL at the end."""
     dtypes = pytest.importorskip("numpy.dtypes")
     texts = ["cat", "x" * 1000, "nul\0"]

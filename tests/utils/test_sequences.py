@@ -299,9 +299,9 @@ def test_sequences_and_tables_are_taken(good):
         (np.str_("cat"), "text", r"Pass a list: \['cat'\]\."),
         ("c.png", "image", r"y is a single image, not a sequence of images. Pass a list: \[y\]\."),
         (Image.new("L", (2, 2)), "text", r"y is a single image, not a sequence of texts. Pass"),
-        ({"a": 1}, "text", r"must be a sequence of texts .*, not dict: .* list\(y.values\(\)\)\."),
+        ({"a": 1}, "text", r"must be a sequence of texts, .* not dict. .* list\(y.values\(\)\)\."),
         ({"a"}, "text", r"not set. Pass a list: list\(y\)\."),
-        (np.array("cat"), "text", r"in an array without dimensions. Pass a list: \[y.item\(\)\]"),
+        (np.array("cat"), "text", r"not an array without dimensions. Pass a list: \[y.item\(\)\]"),
         (None, "text", r"not NoneType. Pass a list: \[y\]\."),
     ],
 )

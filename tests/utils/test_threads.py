@@ -1,4 +1,4 @@
-"""Work in threads keeps its order and its bounds."""
+"""Order and limits of `map_threaded`."""
 
 import threading
 import time
@@ -16,7 +16,7 @@ def test_order_is_kept():
 
 
 @pytest.mark.parametrize("n_threads", [1, 4])
-def test_no_more_is_begun_than_allowed(n_threads):
+def test_number_of_pending_results_is_bounded(n_threads):
     """A slow consumer does not let results pile up."""
     begun = []
     results = map_threaded(begun.append, range(100), n_threads)
@@ -55,7 +55,7 @@ def test_an_interrupt_waits_for_what_runs():
     assert time.monotonic() - start < 5
 
 
-def test_torch_works_in_the_thread_itself_when_asked():
+def test_alone_limits_torch_to_the_thread():
     """Threads that start threads for every small piece of work wait for one another."""
     import torch
 
