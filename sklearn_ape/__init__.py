@@ -1,41 +1,27 @@
-"""Align two frozen, pretrained encoders with a small trained head, the scikit-learn way."""
+"""Align two frozen, pretrained encoders with a small trained head, in scikit-learn's style."""
 
 from importlib import import_module
 from importlib.metadata import version as _version
+from pkgutil import iter_modules as _iter_modules
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from .aligners import (
-        APEAligner,
-        ASIFAligner,
-        CCAAligner,
-        CLIPAligner,
-        KernelAligner,
-        LiTAligner,
-    )
-    from .aligners.kernel import load_starter
-    from .persistence import load_pretrained
-    from .retrieval import CrossModalRetriever
-    from .zero_shot import MultiLabelZeroShotClassifier, ZeroShotClassifier
+if TYPE_CHECKING:  # for type checkers and editors, which cannot evaluate the table below
+    from .aligners import APEAligner as APEAligner
+    from .aligners import ASIFAligner as ASIFAligner
+    from .aligners import CCAAligner as CCAAligner
+    from .aligners import CLIPAligner as CLIPAligner
+    from .aligners import KernelAligner as KernelAligner
+    from .aligners import LiTAligner as LiTAligner
+    from .aligners.kernel import load_starter as load_starter
+    from .persistence import load_pretrained as load_pretrained
+    from .retrieval import CrossModalRetriever as CrossModalRetriever
+    from .zero_shot import MultiLabelZeroShotClassifier as MultiLabelZeroShotClassifier
+    from .zero_shot import ZeroShotClassifier as ZeroShotClassifier
 
 __version__ = _version("sklearn-ape")
 
-__all__ = [
-    "APEAligner",
-    "ASIFAligner",
-    "CCAAligner",
-    "CLIPAligner",
-    "CrossModalRetriever",
-    "KernelAligner",
-    "LiTAligner",
-    "MultiLabelZeroShotClassifier",
-    "ZeroShotClassifier",
-    "__version__",
-    "load_pretrained",
-    "load_starter",
-]
-
-# Resolved on first use: skorch alone would double the time of `import sklearn_ape`.
+# Public names by module. They are imported on first use, as skorch alone would double the time of
+# `import sklearn_ape`.
 _PUBLIC = {
     "APEAligner": ".aligners",
     "ASIFAligner": ".aligners",
@@ -49,36 +35,22 @@ _PUBLIC = {
     "load_pretrained": ".persistence",
     "load_starter": ".aligners.kernel",
 }
-_SUBMODULES = (
-    "aligners",
-    "app",
-    "cli",
-    "curation",
-    "datasets",
-    "devices",
-    "encoders",
-    "features",
-    "heads",
-    "inspection",
-    "losses",
-    "metrics",
-    "persistence",
-    "prompts",
-    "recipes",
-    "retrieval",
-    "training",
-    "utils",
-    "zero_shot",
-)
+
+__all__ = sorted([*_PUBLIC, "__version__"])
+
+
+def _submodules() -> list[str]:
+    names = (module.name for module in _iter_modules(__path__))
+    return [name for name in names if not name.startswith("_")]
 
 
 def __getattr__(name: str) -> Any:
     if name in _PUBLIC:
         return getattr(import_module(_PUBLIC[name], __name__), name)
-    if name in _SUBMODULES:
+    if not name.startswith("_") and name in _submodules():
         return import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, *_SUBMODULES})
+    return sorted({*globals(), *__all__, *_submodules()})

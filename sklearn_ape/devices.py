@@ -1,4 +1,4 @@
-"""Where torch runs."""
+"""Devices of torch."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ __all__ = ["resolve_device"]
 
 
 def resolve_device(device: str | torch.device | None) -> torch.device:
-    """Return the device that a ``device`` parameter names; "auto" takes a GPU when there is one.
+    """Return the torch device for a ``device`` parameter.
 
     Parameters
     ----------
     device : {"auto"}, str, torch.device or None
-        None is "auto".
+        Name of the device. "auto" and None use a GPU if there is one, else the CPU.
 
     Returns
     -------
     device : torch.device
-        A device that is there.
+        Available device.
 
     Raises
     ------
     ValueError
-        When the device is unknown or not there.
+        If the device is unknown or not available.
 
     Examples
     --------
@@ -39,10 +39,15 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
         resolved = torch.device(device)
     except (RuntimeError, TypeError) as error:
         raise ValueError(
-            f"device must be 'auto', 'cpu', 'cuda', 'cuda:0', 'mps', ..., not {device!r}."
+            f"device must be 'auto' or a device of torch such as 'cpu', 'cuda:0' or 'mps', not "
+            f"{device!r}."
         ) from error
     if resolved.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device={device!r}, but torch sees no CUDA device. Use device='auto'.")
+        raise ValueError(
+            f"device={device!r} is not available: torch finds no CUDA device. Use device='auto'."
+        )
     if resolved.type == "mps" and not torch.backends.mps.is_available():
-        raise ValueError(f"device={device!r}, but torch sees no MPS device. Use device='auto'.")
+        raise ValueError(
+            f"device={device!r} is not available: torch finds no MPS device. Use device='auto'."
+        )
     return resolved

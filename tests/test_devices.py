@@ -35,5 +35,5 @@ def test_no_mps_names_auto(monkeypatch):
 @pytest.mark.parametrize("device", ["gpu", "", 3.5, ["cpu"]])
 def test_unknown_device(device):
     """A name that torch does not know is our error, which lists the names."""
-    with pytest.raises(ValueError, match="device must be 'auto', 'cpu', 'cuda'"):
+    with pytest.raises(ValueError, match="device must be 'auto' or a device"):
         resolve_device(device)

@@ -1,5 +1,6 @@
 """The package as a whole: its metadata, imports and the versions of its dependencies."""
 
+import ast
 import importlib
 import inspect
 import os
@@ -65,6 +66,14 @@ def test_public_names_resolve():
         assert name in dir(sklearn_ape)
     with pytest.raises(AttributeError, match="no attribute 'APEAlinger'"):
         _ = sklearn_ape.APEAlinger
+
+
+def test_names_for_type_checkers_agree_with_lazy_names():
+    """The imports under TYPE_CHECKING and the table of lazy imports list the same names."""
+    tree = ast.parse(inspect.getsource(sklearn_ape))
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level]
+    names = {node.names[0].name: f".{node.module}" for node in imports}
+    assert names == sklearn_ape._PUBLIC
 
 
 @pytest.mark.parametrize("module", MODULES)

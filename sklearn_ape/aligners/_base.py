@@ -62,8 +62,8 @@ class BaseAligner(
     text_encoder: Any
     head_pairs: Any = None
 
-    _of_the_machine: ClassVar = frozenset({"checkpoint", "device", "verbose"})
-    _left_out: ClassVar = frozenset({"callbacks"})
+    _runtime_params: ClassVar = frozenset({"checkpoint", "device", "verbose"})
+    _unsaved_params: ClassVar = frozenset({"callbacks"})
 
     # `groups` are passed for splitters such as GroupKFold, so `score` gets them on request only.
     # Pipeline.score passes sample_weight=None and raises TypeError if the last step has no
@@ -308,7 +308,7 @@ class BaseAligner(
     def _embed_texts(self, features: Any) -> np.ndarray:
         return embed_rows(features, self._embed_text, self._n_features_out)
 
-    def _compared(self, data: Pairs) -> tuple[Any, Any]:
+    def _compared(self, data: PairDataset) -> tuple[Any, Any]:
         """Return the embeddings of images and captions whose products are cosines."""
         return self._comparable_images(data.image), self._comparable_texts(data.text)
 
@@ -355,7 +355,7 @@ class BaseAligner(
             warn("All captions are the same, so there is nothing to align. Check y.")
         return data
 
-    def _scored_pairs(self, X: Any, y: Any, groups: Any = None) -> Pairs:
+    def _scored_pairs(self, X: Any, y: Any, groups: Any = None) -> PairDataset:
         """Return the pairs to score, with one row per image and per caption."""
         return item_pairs(self._rows(X, y, reset=False), groups)
 
@@ -427,7 +427,7 @@ class BaseAligner(
         features = validate_data(
             self, X, reset=reset, dtype=FLOATS, ensure_all_finite=False, ensure_min_samples=least
         )
-        return as_float32(features, "X", look=reset)
+        return as_float32(features, "X", check_conditioning=reset)
 
     def _features_of_texts(self, y: Any) -> Any:
         """Return text features of texts, one text per row, or of features."""
@@ -464,7 +464,7 @@ class BaseAligner(
             )
         if is_stored:
             return check_stored_features(y, "y")
-        return as_float32(features, "y", look=reset)
+        return as_float32(features, "y", check_conditioning=reset)
 
     def _get_state(self) -> dict[str, Any]:
         return aligner_state(self)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -23,7 +22,7 @@ from ..training.callbacks import TrainingResult
 from ..training.data import PairDataset
 from ..training.distributed import Ranks, current_ranks, is_first_rank
 from ..training.state import SaveState
-from ..utils.files import remove_unfinished_directories
+from ..utils.files import check_writable, remove_unfinished_directories
 from ..utils.linalg import fingerprint
 from ..utils.sklearn_compat import observes_fit
 from ..utils.validation import format_list
@@ -61,8 +60,7 @@ def prepare_folder(checkpoint: Any) -> None:
         raise FileExistsError(f"checkpoint={str(folder)!r} is a file. Pass a folder.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        check_writable(folder)
         names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
     except OSError as error:
         raise type(error)(

@@ -96,7 +96,7 @@ class CLIPAligner(LazyNamesMixin, BaseAligner):
     'ViT-B-32/openai'
     """
 
-    _of_the_machine: ClassVar = frozenset({"batch_size", "cache", "device", "n_jobs", "verbose"})
+    _runtime_params: ClassVar = frozenset({"batch_size", "cache", "device", "n_jobs", "verbose"})
 
     def __init__(
         self,
@@ -256,7 +256,7 @@ class CLIPAligner(LazyNamesMixin, BaseAligner):
                 f"{self.n_features_in_} features as input. Pass images, or features of "
                 f"OpenCLIPImageEncoder({self._name()!r})."
             )
-        return as_float32(features, "X", look=False)
+        return as_float32(features, "X", check_conditioning=False)
 
     def _encoded_texts(self, texts: list[str], reset: bool) -> np.ndarray:
         return self.text_encoder.transform(texts)

@@ -219,8 +219,8 @@ def load_zip(archive: Any, folder: str, served_aligner: Any, limits: Limits) -> 
         If the zip file does not contain such an aligner, is damaged, or has other encoders.
     """
     from ..persistence import load_pretrained
-    from ..persistence._serialize import Recorder
     from ..persistence.files import read_model
+    from ..persistence.serialize import Serializer
 
     unpack(archive, folder, _SUFFIXES, limits)
     saved = skip_single_folder(Path(folder))
@@ -234,7 +234,8 @@ def load_zip(archive: Any, folder: str, served_aligner: Any, limits: Limits) -> 
                 f"Upload a downloaded aligner: one of {', '.join(_METHOD_BY_CLASS)}."
             )
         allowed = [
-            Recorder().object(encoder, "encoder") for encoder in get_encoders(served_aligner)
+            Serializer().encode_estimator(encoder, "encoder")
+            for encoder in get_encoders(served_aligner)
         ]
         encoders = list(_iter_encoder_records(record))
         if not encoders or any(encoder not in allowed for encoder in encoders):

@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any, Self, TextIO
 import typer
 
 from ..utils.escape import escape_controls, escape_formula, escape_formula_path
-from ..utils.files import atomic_directory
+from ..utils.files import atomic_directory, check_writable
 
 __all__ = [
     "FileName",
@@ -108,16 +107,15 @@ def check_model_folder(output: Path) -> None:
     """Raise an error if a model cannot be saved to a folder."""
     check_output_folder(output)
     if output.expanduser().is_dir():
-        from ..persistence.files import _check_ours
+        from ..persistence.files import check_replaceable
 
-        _check_ours(output.expanduser())
+        check_replaceable(output.expanduser())
 
 
 def _check_writable(folder: Path, output: Path, n_bytes: int) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        check_writable(folder)
     except OSError as error:
         raise OSError(
             f"{str(output)!r} cannot be written ({error.strerror}). Choose another --output."

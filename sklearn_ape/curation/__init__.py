@@ -1,8 +1,7 @@
-"""Choose from a large noisy set the pairs that are worth training on.
+"""Selection of training pairs from large, noisy data sets.
 
-Small sets of pairs that are relevant to the labels in question align encoders better than random
-pairs of equal number do. The functions here return row numbers, so they serve lists of images,
-tables and arrays of features alike.
+A small set of pairs that match the labels trains a better aligner than the same number of random
+pairs. The functions return row numbers, so they can be used with lists, tables and arrays.
 """
 
 from ._duplicates import drop_near_duplicates, find_near_duplicates

@@ -1,4 +1,4 @@
-"""Groups of near-equal images or captions."""
+"""Groups of near-duplicate images or captions."""
 
 from __future__ import annotations
 
@@ -10,44 +10,44 @@ from scipy.sparse.csgraph import connected_components
 from sklearn.utils import gen_batches
 
 from ..utils.validation import check_number, check_sequence
-from ._validation import check_groups, normalize_known_rows
+from ._validation import check_groups, normalize_valid_rows
 
-_ROWS, _COLUMNS = 1024, 8192  # of a tile of cosines: 32 MiB
+_TILE_ROWS, _TILE_COLUMNS = 1024, 8192  # a tile of cosine similarities has 32 MiB
 
 
 def find_near_duplicates(features: Any, *, threshold: float = 0.97) -> np.ndarray:
-    """Put rows of near-equal features into groups.
+    """Group rows of features that are near-duplicates.
 
-    Two rows whose cosine reaches `threshold` are in one group, and so are rows that a chain of
-    such pairs connects.
+    Two rows whose cosine similarity reaches `threshold` are in the same group, and so are rows
+    that are connected by a chain of such pairs.
 
     Parameters
     ----------
     features : array-like of shape (n_samples, n_features)
-        Features of images, or of captions.
+        Features of images or of captions.
     threshold : float, default=0.97
-        Least cosine, in [-1, 1], of two rows that count as near-equal. The default suits
-        EfficientNet's pooled features of drawings: copies, recolourings and slight variants.
+        Minimum cosine similarity of near-duplicates, in [-1, 1]. With pooled EfficientNet
+        features of drawings, the default finds copies, recolored copies and slight variants.
 
     Returns
     -------
     groups : ndarray of int, shape (n_samples,)
-        Group numbers from 0 on, in order of appearance; give them to `GroupKFold`, to
-        `drop_near_duplicates`, or to `select_relevant`. Rows of NaN (images that could not be
-        read) and of zeros are near to none.
+        Group numbers from 0, in order of appearance, for `GroupKFold`, `drop_near_duplicates` or
+        `select_relevant`. Rows of NaN (unreadable images) and rows of zeros are groups of their
+        own.
 
     Raises
     ------
     ValueError
-        If `threshold` or `features` cannot be used.
+        If `threshold` or `features` are invalid.
 
     See Also
     --------
-    drop_near_duplicates : Keep one of each group.
+    drop_near_duplicates : Keep one row per group.
 
     Notes
     -----
-    All pairs of rows are compared: time grows with the square of their number, memory does not.
+    All pairs of rows are compared, so time is quadratic in the number of rows. Memory is linear.
 
     Examples
     --------
@@ -57,44 +57,46 @@ def find_near_duplicates(features: Any, *, threshold: float = 0.97) -> np.ndarra
     array([0, 1, 0, 1])
     """
     check_number(threshold, "threshold", -1, 1, closed="both")
-    rows, known = normalize_known_rows(features, "features")
+    rows, is_valid = normalize_valid_rows(features, "features")
     n_rows = len(rows)
-    least = threshold - 1e-6  # equal rows are equal whatever the rounding
+    min_similarity = threshold - 1e-6  # rounding must not separate equal rows
     groups = np.arange(n_rows)
-    for strip in gen_batches(n_rows, _ROWS):
-        for tile in gen_batches(n_rows - strip.start, _COLUMNS):
+    for strip in gen_batches(n_rows, _TILE_ROWS):
+        for tile in gen_batches(n_rows - strip.start, _TILE_COLUMNS):
             columns = slice(strip.start + tile.start, strip.start + tile.stop)
-            near = (rows[strip] @ rows[columns].T) >= least
-            near &= known[strip, None] & known[None, columns]
-            left, right = np.nonzero(near)
-            groups = _merged(groups, groups[left + strip.start], groups[right + columns.start])
+            is_near = (rows[strip] @ rows[columns].T) >= min_similarity
+            is_near &= is_valid[strip, None] & is_valid[None, columns]
+            left, right = np.nonzero(is_near)
+            left, right = left + strip.start, right + columns.start
+            groups = _merge_groups(groups, groups[left], groups[right])
     first = np.unique(groups, return_index=True)[1]
     order = np.empty(len(first), dtype=np.intp)
     order[np.argsort(first)] = np.arange(len(first))
     return order[np.unique(groups, return_inverse=True)[1]]
 
 
-def _merged(groups: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Return the groups after those in `left` and in `right` are put together."""
-    apart = left != right
-    if not apart.any():
+def _merge_groups(groups: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Merge each group of `left` with the corresponding group of `right`."""
+    differs = left != right
+    if not differs.any():
         return groups
-    # As int32, since older versions of scipy find no components, in silence, among int64.
-    ends = (left[apart].astype(np.int32), right[apart].astype(np.int32))
-    edges = (np.ones(int(apart.sum()), dtype=bool), ends)
+    # Older versions of SciPy silently return wrong components for int64.
+    ends = (left[differs].astype(np.int32), right[differs].astype(np.int32))
+    edges = (np.ones(int(differs.sum()), dtype=bool), ends)
     graph = coo_array(edges, shape=(len(groups), len(groups)))
     return connected_components(graph, directed=False)[1][groups]
 
 
 def drop_near_duplicates(groups: Any, scores: Any = None) -> np.ndarray:
-    """Keep one row of each group, the one with the highest score.
+    """Select the row with the highest score of each group.
 
     Parameters
     ----------
     groups : array-like of shape (n_samples,)
-        What `find_near_duplicates` returns.
+        Output of `find_near_duplicates`.
     scores : array-like of shape (n_samples,) or None, default=None
-        Higher is better, such as ``pair_quality(...).score``. None, and ties, keep the first row.
+        Scores, such as ``pair_quality(...).score``; higher is better. With None, and for ties,
+        the first row is kept.
 
     Returns
     -------
@@ -104,11 +106,11 @@ def drop_near_duplicates(groups: Any, scores: Any = None) -> np.ndarray:
     Raises
     ------
     ValueError
-        If there is not one finite score for each row.
+        If `scores` does not have one finite number per row.
 
     See Also
     --------
-    find_near_duplicates : Makes the groups.
+    find_near_duplicates : Compute the groups.
 
     Examples
     --------
@@ -122,13 +124,13 @@ def drop_near_duplicates(groups: Any, scores: Any = None) -> np.ndarray:
     values = np.zeros(n_rows) if scores is None else np.asarray(scores, dtype=float)
     if values.shape != (n_rows,):
         raise ValueError(
-            f"scores must have one number for each of the {n_rows} rows, but has the shape "
-            f"{values.shape}."
+            f"scores must have shape ({n_rows},), one number per row, not {values.shape}."
         )
-    bad = np.flatnonzero(~np.isfinite(values))
-    if bad.size:
+    invalid = np.flatnonzero(~np.isfinite(values))
+    if invalid.size:
         raise ValueError(
-            f"scores must be finite, but row {bad[0]} has {values[bad[0]]} ({bad.size} such rows)."
+            f"scores must be finite, but {invalid.size} rows are not (row {invalid[0]} is "
+            f"{values[invalid[0]]})."
         )
     order = np.lexsort((np.arange(n_rows), -values, numbers))
     first = np.unique(numbers[order], return_index=True)[1]

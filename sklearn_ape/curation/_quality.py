@@ -1,4 +1,4 @@
-"""How well the caption of each pair fits its image."""
+"""Quality of image–caption pairs."""
 
 from __future__ import annotations
 
@@ -13,34 +13,37 @@ from sklearn.utils import check_random_state
 from ..utils.validation import check_integer, check_number
 from ._duplicates import find_near_duplicates
 from ._validation import (
-    caption_rows,
+    as_float_features,
+    check_captions,
     check_groups,
-    distinct,
-    float_rows,
-    joined_groups,
-    normalize_known_rows,
+    join_groups,
+    label_codes,
+    normalize_valid_rows,
     row_tiles,
 )
 
-_MOST_COMPARED = 2000  # captions that an agreement is a rank among
-_SHARED_BY_MANY = 10  # unlike images from which on a caption says little about each
+# Each pair is ranked among a random sample of this many others.
+_MAX_COMPARED = 2000
+# The specificity of a caption decreases when it has more distinct images than this.
+_MAX_SHARED_IMAGES = 10
 
 
 class PairQuality(NamedTuple):
-    """Signals of `pair_quality`, each in [0, 1] with 1 for good, one entry a pair.
+    """Quality of each pair, as returned by `pair_quality`; values are in [0, 1], and 1 is best.
 
     Attributes
     ----------
     score : ndarray of shape (n_pairs,)
-        Product of the two signals.
+        Product of agreement and specificity.
     agreement : ndarray of shape (n_pairs,)
-        Share of the other captions that fit the image less, and of the other images that
-        fit the caption less, in the eyes of an aligner that has not seen the pair. 0.5 is
-        chance. Low for swapped captions and for made-up words.
+        Fraction of other captions that match the image less, averaged with the fraction of other
+        images that match the caption less, according to an aligner that was not trained on the
+        pair. 0.5 is chance level. The value is low for swapped or meaningless captions.
     specificity : ndarray of shape (n_pairs,)
-        1 for a caption of few images, less for one that many unlike images share.
+        1 for captions of few images, and lower for captions that many distinct images share.
     reason : ndarray of str, shape (n_pairs,)
-        Name of the lowest signal; "unreadable" where a feature is NaN or zero, which scores 0.
+        "agreement" or "specificity", whichever is lower, or "unreadable" if a feature is NaN or
+        zero, with the score 0.
     """
 
     score: np.ndarray
@@ -59,7 +62,7 @@ def pair_quality(
     cv: int = 3,
     random_state: int | np.random.RandomState | None = None,
 ) -> PairQuality:
-    """Score noisy pairs by how well caption and image fit.
+    """Score noisy pairs by how well caption and image match.
 
     Parameters
     ----------
@@ -68,41 +71,43 @@ def pair_quality(
     text_features : array-like of shape (n_pairs, n_text_features)
         Features of the captions.
     captions : sequence of str of length n_pairs or None, default=None
-        The captions, to tell which are the same. With None, equal features are.
+        Captions, which are used to find equal captions. With None, equal features are used.
     aligner : estimator or None, default=None
-        Fitted on all folds but one, to judge the pairs of that one. None is `CCAAligner`.
+        Aligner that is fitted on all folds but one and scores the pairs of that fold. None uses
+        `CCAAligner`.
     groups : array-like of shape (n_pairs,) or None, default=None
-        Images that must not be judged by one another. None finds near-duplicates. Pairs of
-        the same caption are kept together besides, where there are captions enough for that.
+        Groups of images that must be in the same fold. None uses groups of near-duplicates.
+        Pairs of the same caption are in the same fold as well, if there are enough captions.
     cv : int, default=3
         Number of folds, at least 2.
     random_state : int, RandomState instance or None, default=None
-        Deals groups to folds. Pass an int for reproducible output.
+        Assigns groups to folds. Pass an int for reproducible results.
 
     Returns
     -------
     quality : PairQuality
-        The score of each pair, the signals that it is made of, and the name of the lowest.
+        Score of each pair, its two factors, and the name of the lower one.
 
     Raises
     ------
     ValueError
-        If the lengths differ, or there are too few pairs or groups for `cv` folds.
+        If lengths differ, or there are too few pairs or groups for `cv` folds.
 
     See Also
     --------
-    drop_noisy : Keep the pairs of high score.
-    select_relevant : Choose pairs for given labels.
+    drop_noisy : Select the pairs with high scores.
+    select_relevant : Select pairs that match labels.
 
     Notes
     -----
-    No signal is proof. A good pair of a rare subject, or in a language that the text encoder
-    does not know, may score low; look at a few of the lowest before dropping many.
+    A low score does not prove that a pair is bad. Pairs of a rare subject, or with a caption in a
+    language that the text encoder was not trained on, can have low scores. Inspect some of the
+    pairs with the lowest scores before you drop many.
 
     References
     ----------
     .. [1] C. Northcutt et al., "Confident Learning: Estimating Uncertainty in Dataset Labels",
-       JAIR, 2021: labels are judged out of fold.
+       JAIR, 2021, which scores labels out of fold.
 
     Examples
     --------
@@ -112,59 +117,61 @@ def pair_quality(
     >>> concepts = rng.standard_normal((200, 8))
     >>> image_features = concepts @ rng.standard_normal((8, 32))
     >>> text_features = concepts @ rng.standard_normal((8, 16))
-    >>> text_features[[3, 7]] = text_features[[7, 3]]  # two captions change places
+    >>> text_features[[3, 7]] = text_features[[7, 3]]  # swap two captions
     >>> quality = pair_quality(image_features, text_features, random_state=0)
     >>> sorted(np.argsort(quality.agreement)[:2].tolist())
     [3, 7]
     """
     check_integer(cv, "cv", 2)
-    image_features = float_rows(image_features, "image_features", look=True)
-    text_features = float_rows(text_features, "text_features", look=True)
-    image, image_known = normalize_known_rows(image_features, "image_features")
-    text, text_known = normalize_known_rows(text_features, "text_features")
+    image_features = as_float_features(image_features, "image_features", check_conditioning=True)
+    text_features = as_float_features(text_features, "text_features", check_conditioning=True)
+    image, image_valid = normalize_valid_rows(image_features, "image_features")
+    text, text_valid = normalize_valid_rows(text_features, "text_features")
     if len(image) != len(text):
         raise ValueError(
-            f"image_features has {len(image)} rows and text_features {len(text)}: each image "
-            "needs its caption at the same place."
+            f"image_features has {len(image)} rows and text_features has {len(text)}. Pass one "
+            "row per pair for both."
         )
-    known = image_known & text_known
-    if known.sum() < 2 * cv:
+    is_valid = image_valid & text_valid
+    if is_valid.sum() < 2 * cv:
         raise ValueError(
-            f"{known.sum()} pairs have features that are not all 0 or NaN: too few for cv={cv} "
-            f"folds, which need at least {2 * cv}."
+            f"cv={cv} needs at least {2 * cv} pairs with features that are not all 0 or NaN, got "
+            f"{is_valid.sum()}. Pass more pairs, or a smaller cv."
         )
-    same_caption = _same(captions, text)
-    alike = find_near_duplicates(image) if groups is None else check_groups(groups, len(image))
-    rows = np.flatnonzero(known)
+    same_caption = _caption_codes(captions, text)
+    duplicates = (
+        find_near_duplicates(image) if groups is None else check_groups(groups, len(image))
+    )
+    rows = np.flatnonzero(is_valid)
     signals = np.zeros((2, len(image)))
-    signals[0, rows] = _agreement(
+    signals[0, rows] = _compute_agreement(
         image_features[rows],
         text_features[rows],
-        alike[rows],
+        duplicates[rows],
         same_caption[rows],
         aligner,
         cv,
         check_random_state(random_state),
     )
-    signals[1, rows] = _specificity(same_caption[rows], alike[rows])
+    signals[1, rows] = _compute_specificity(same_caption[rows], duplicates[rows])
     reason = np.array(["agreement", "specificity"], dtype="U11")[signals.argmin(axis=0)]
-    reason[~known] = "unreadable"
+    reason[~is_valid] = "unreadable"
     return PairQuality(signals.prod(axis=0), signals[0], signals[1], reason)
 
 
 def drop_noisy(
     quality: PairQuality, *, min_score: float | None = None, share: float | None = None
 ) -> np.ndarray:
-    """Keep the pairs of high score.
+    """Select the pairs with high scores.
 
     Parameters
     ----------
     quality : PairQuality
-        What `pair_quality` returns.
+        Output of `pair_quality`.
     min_score : float or None, default=None
-        Least score, in [0, 1], of the pairs to keep.
+        Minimum score of the selected pairs, in [0, 1].
     share : float or None, default=None
-        Share of all pairs, in [0, 1], to drop: those of the lowest scores.
+        Fraction of all pairs to drop, in [0, 1]. The pairs with the lowest scores are dropped.
 
     Returns
     -------
@@ -174,11 +181,11 @@ def drop_noisy(
     Raises
     ------
     ValueError
-        Unless one of `min_score` and `share` is given.
+        Unless exactly one of `min_score` and `share` is passed.
 
     See Also
     --------
-    pair_quality : Scores the pairs.
+    pair_quality : Compute the scores.
 
     Examples
     --------
@@ -192,79 +199,83 @@ def drop_noisy(
     check_number(min_score, "min_score", 0, 1, closed="both", optional=True)
     check_number(share, "share", 0, 1, closed="both", optional=True)
     if (min_score is None) == (share is None):
-        raise ValueError("Pass min_score or share (one of them) to say which pairs to drop.")
+        raise ValueError("min_score or share is needed, and not both. Pass one of them.")
     if min_score is not None:
         return np.flatnonzero(quality.score >= min_score)
     n_dropped = round(share * len(quality.score))  # type: ignore[operator]
     return np.sort(np.argsort(quality.score, kind="stable")[n_dropped:])
 
 
-def _same(captions: Any, text: np.ndarray) -> np.ndarray:
-    """Return a number for each pair, equal for equal captions."""
+def _caption_codes(captions: Any, text: np.ndarray) -> np.ndarray:
+    """Return an integer per pair, which is equal for equal captions."""
     if captions is None:
-        return distinct(row.tobytes() for row in text)
-    checked = caption_rows(captions)
-    if checked.texts is None or checked.n_rows != len(checked.texts):
-        raise ValueError("captions must be one text a pair.")
-    if checked.n_rows != len(text):
-        raise ValueError(f"There are {checked.n_rows} captions for {len(text)} pairs.")
-    return distinct(" ".join(caption.split()).casefold() for caption in checked.texts)
+        return label_codes(row.tobytes() for row in text)
+    captions = check_captions(captions)
+    if captions.texts is None or captions.n_rows != len(captions.texts):
+        raise ValueError("captions must be one text per pair.")
+    if captions.n_rows != len(text):
+        raise ValueError(
+            f"captions has {captions.n_rows} texts for {len(text)} pairs. Pass one caption per "
+            "pair."
+        )
+    return label_codes(" ".join(caption.split()).casefold() for caption in captions.texts)
 
 
-def _agreement(
+def _compute_agreement(
     image: np.ndarray,
     text: np.ndarray,
-    alike: np.ndarray,
+    duplicates: np.ndarray,
     same_caption: np.ndarray,
     aligner: Any,
     cv: int,
     rng: np.random.RandomState,
 ) -> np.ndarray:
-    """Return out-of-fold ranks of each pair among others, as shares in [0, 1]."""
-    joined = np.unique(joined_groups(alike, same_caption), return_inverse=True)[1]
-    counts = np.bincount(joined)
-    # Few captions, or chains of like images, can tie nearly everything together.
+    """Return the out-of-fold rank of each pair among others, as a fraction in [0, 1]."""
+    groups = np.unique(join_groups(duplicates, same_caption), return_inverse=True)[1]
+    counts = np.bincount(groups)
+    # With few captions, or long chains of similar images, a group can have most of the pairs.
     if len(counts) < 2 * cv or counts.max() > len(image) / 2:
-        joined = np.unique(alike, return_inverse=True)[1]
-    n_groups = int(joined.max()) + 1
+        groups = np.unique(duplicates, return_inverse=True)[1]
+    n_groups = int(groups.max()) + 1
     if n_groups < cv:
         raise ValueError(
-            f"The images form {n_groups} groups of near-duplicates: too few for cv={cv} folds. "
-            "Lower cv, or pass groups of your own."
+            f"cv={cv} needs at least {cv} groups of near-duplicate images, got {n_groups}. Pass a "
+            "smaller cv, or pass groups."
         )
-    joined = rng.permutation(n_groups)[joined]
+    groups = rng.permutation(n_groups)[groups]
     if aligner is None:
         from ..aligners import CCAAligner
 
         aligner = CCAAligner()
-    shares = np.empty(len(image))
-    for train, judged in GroupKFold(cv).split(image, groups=joined):
+    fractions = np.empty(len(image))
+    for train, test in GroupKFold(cv).split(image, groups=groups):
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # of equal captions, which are expected
+            warnings.simplefilter("ignore", UserWarning)  # equal captions are expected
             fitted = clone(aligner).fit(image[train], text[train])
-        images = np.asarray(fitted.transform(image[judged]))
-        captions = np.asarray(fitted.transform_text(text[judged]))
+        images = np.asarray(fitted.transform(image[test]))
+        captions = np.asarray(fitted.transform_text(text[test]))
         own = np.einsum("ij,ij->i", images, captions)
-        others = rng.permutation(len(judged))[:_MOST_COMPARED]
-        shares[judged] = (
-            _share_below(images, captions[others], own)
-            + _share_below(captions, images[others], own)
+        others = rng.permutation(len(test))[:_MAX_COMPARED]
+        fractions[test] = (
+            _fraction_below(images, captions[others], own)
+            + _fraction_below(captions, images[others], own)
         ) / 2
-    return shares
+    return fractions
 
 
-def _share_below(queries: np.ndarray, others: np.ndarray, own: np.ndarray) -> np.ndarray:
-    """Share of the others that a query is less similar to than to its own; half for equal ones."""
-    shares = np.empty(len(queries))
+def _fraction_below(queries: np.ndarray, others: np.ndarray, own: np.ndarray) -> np.ndarray:
+    """Return the fraction of others that are less similar than `own`; ties count half."""
+    fractions = np.empty(len(queries))
     for tile in row_tiles(len(queries), len(others)):
         difference = own[tile, None] - queries[tile] @ others.T
-        equal = np.abs(difference) < 1e-6
-        shares[tile] = ((difference > 0) & ~equal).mean(axis=1) + equal.mean(axis=1) / 2
-    return shares
+        is_tie = np.abs(difference) < 1e-6  # up to rounding
+        is_below = (difference > 0) & ~is_tie
+        fractions[tile] = is_below.mean(axis=1) + is_tie.mean(axis=1) / 2
+    return fractions
 
 
-def _specificity(same_caption: np.ndarray, alike: np.ndarray) -> np.ndarray:
-    """1 for a caption of up to so many unlike images, then falling with their number."""
-    pairs = np.unique(np.column_stack([same_caption, alike]), axis=0)
-    n_unlike = np.bincount(pairs[:, 0], minlength=int(same_caption.max()) + 1)
-    return np.minimum(1, _SHARED_BY_MANY / np.maximum(n_unlike, 1))[same_caption]
+def _compute_specificity(same_caption: np.ndarray, duplicates: np.ndarray) -> np.ndarray:
+    """Return 1 for captions of few distinct images, decreasing with their number."""
+    pairs = np.unique(np.column_stack([same_caption, duplicates]), axis=0)
+    n_images = np.bincount(pairs[:, 0], minlength=int(same_caption.max()) + 1)
+    return np.minimum(1, _MAX_SHARED_IMAGES / np.maximum(n_images, 1))[same_caption]

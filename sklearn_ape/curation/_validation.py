@@ -1,4 +1,4 @@
-"""Checks of the inputs of curation."""
+"""Checks of captions, features and groups."""
 
 from __future__ import annotations
 
@@ -11,90 +11,86 @@ from scipy.sparse.csgraph import connected_components
 from sklearn.utils import gen_batches
 
 from ..aligners.pairs import as_sequence, flatten_captions, holds_texts
-from ..features.validation import cast_to_float32, warn_if_ill_conditioned
+from ..features.validation import as_float32
 from ..utils.linalg import normalize_rows
 from ..utils.validation import as_floats, check_sequence
 
 
-class CaptionRows(NamedTuple):
-    """All captions in one list, and where those of each row begin."""
+class Captions(NamedTuple):
+    """Flat list of captions, as texts or features, and the index of the first caption per row."""
 
     n_rows: int
     starts: np.ndarray
     texts: list[str] | None
     features: np.ndarray | None
 
-    def captions_of(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the numbers of the captions of some rows, and where each row's begin."""
+    def select_captions(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the indices of the captions of rows, and the first position of each row."""
         counts = self.starts[rows + 1] - self.starts[rows]
         starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
-        shift = np.repeat(self.starts[rows] - starts, counts)
-        return np.arange(counts.sum()) + shift, starts
+        offsets = np.repeat(self.starts[rows] - starts, counts)
+        return np.arange(counts.sum()) + offsets, starts
 
 
-def caption_rows(captions: Any) -> CaptionRows:
-    """Check captions; every row has at least one."""
+def check_captions(captions: Any) -> Captions:
+    """Return valid captions; each row has at least one."""
     captions = as_sequence(captions, "captions")
     if holds_texts(captions):
         texts, rows = flatten_captions(captions)
         counts = np.bincount(rows, minlength=len(captions))
-        return CaptionRows(len(captions), np.concatenate([[0], np.cumsum(counts)]), texts, None)
-    features = float_rows(captions, "captions")
-    return CaptionRows(len(features), np.arange(len(features) + 1), None, features)
+        return Captions(len(captions), np.concatenate([[0], np.cumsum(counts)]), texts, None)
+    features = as_float_features(captions, "captions")
+    return Captions(len(features), np.arange(len(features) + 1), None, features)
 
 
-def max_by_row(values: np.ndarray, starts: np.ndarray) -> np.ndarray:
-    """Return the highest values of each row's captions."""
+def max_per_row(values: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """Return the maximum over the captions of each row."""
     return values if len(starts) == len(values) else np.maximum.reduceat(values, starts, axis=0)
 
 
 _TILE_BYTES = 2**25
 
 
-def float_rows(features: Any, name: str, look: bool = False) -> np.ndarray:
-    """Return features as float32, NaN among them, refusing what float32 cannot hold."""
-    given = as_floats(features, name)
-    numbers, largest = cast_to_float32(given, name)
-    if look:
-        warn_if_ill_conditioned(given, largest, name)
-    return numbers
+def as_float_features(features: Any, name: str, check_conditioning: bool = False) -> np.ndarray:
+    """Return features as float32; they may contain NaN."""
+    return as_float32(as_floats(features, name), name, check_conditioning, allow_nan=True)
 
 
-def normalize_known_rows(features: Any, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return rows of length 1, and which rows have a direction at all (no zeros, no NaN)."""
-    features = float_rows(features, name)
-    scaled = normalize_rows(features)
-    return scaled, np.linalg.norm(scaled, axis=1) > 0
+def normalize_valid_rows(features: Any, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return L2-normalized rows, and a mask of the rows that are not zero or NaN."""
+    features = as_float_features(features, name)
+    normalized = normalize_rows(features)
+    return normalized, np.linalg.norm(normalized, axis=1) > 0
 
 
 def row_tiles(n_rows: int, n_columns: int) -> Iterator[slice]:
-    """Yield slices of rows whose scores with all columns fit in bounded memory."""
+    """Yield slices of rows for which the scores of all columns take at most 32 MiB."""
     yield from gen_batches(n_rows, max(1, _TILE_BYTES // (4 * max(1, n_columns))))
 
 
 def check_groups(groups: Any, n_pairs: int) -> np.ndarray:
-    """Return group numbers from 0 on, one a pair."""
+    """Return group numbers from 0, one per pair."""
     check_sequence(groups, "groups", "number")
     groups = np.asarray(groups)
     if groups.shape != (n_pairs,):
         raise ValueError(
-            f"groups must have one entry for each of the {n_pairs} pairs, as find_near_duplicates "
-            f"returns it, but has the shape {groups.shape}."
+            f"groups must have shape ({n_pairs},), one number per pair, not {groups.shape}. Pass "
+            "the output of find_near_duplicates."
         )
     return np.unique(groups, return_inverse=True)[1]
 
 
-def joined_groups(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Put rows together that share a group in either of two groupings."""
+def join_groups(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Return groups that join rows which share a group in either of two groupings."""
     n_groups = int(first.max()) + 1
     size = n_groups + int(second.max()) + 1
-    # As int32, since older versions of scipy find no components, in silence, among int64.
+    # Older versions of SciPy silently return wrong components for int64.
     ends = (first.astype(np.int32), (n_groups + second).astype(np.int32))
     graph = coo_array((np.ones(len(first)), ends), shape=(size, size))
     return connected_components(graph, directed=False)[1][first]
 
 
-def distinct(values: Iterable[Hashable]) -> np.ndarray:
-    """Return the number of each value among the distinct ones, in order of appearance."""
-    numbers: dict[Any, int] = {}
-    return np.array([numbers.setdefault(value, len(numbers)) for value in values], dtype=np.intp)
+def label_codes(values: Iterable[Hashable]) -> np.ndarray:
+    """Return an integer code per value, in order of appearance."""
+    codes: dict[Any, int] = {}
+    return np.array([codes.setdefault(value, len(codes)) for value in values], dtype=np.intp)

@@ -295,7 +295,7 @@ def encode_to_file(
         except OtherContentError:
             if not overwrite:
                 raise
-            file.start_anew()
+            file.restart()
             progress.reset()
             _encode_chunks(encoder, items, file, n_jobs, progress.update)
         errors = {
@@ -331,7 +331,7 @@ def _encode_chunks(
                 file.write(result.number, result.rows, result.items_digest, result.errors)
             elif result.items_digest != file.finished[result.number].items:
                 raise OtherContentError(
-                    f"{str(file.found)!r} was made of other items: rows {offset} to "
+                    f"{str(file.existing_path)!r} was made of other items: rows {offset} to "
                     f"{min(offset + file.chunk_size, file.n_rows) - 1} differ."
                 )
             update(min(file.chunk_size, file.n_rows - offset))

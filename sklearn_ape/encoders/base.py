@@ -70,7 +70,7 @@ class FrozenEncoder(
     _modality: str
     # From this number of items on, the export of a small network saves more time than it takes.
     _min_items_to_export: int
-    _of_the_machine: ClassVar = frozenset(
+    _runtime_params: ClassVar = frozenset(
         {"batch_size", "cache", "device", "engine", "n_jobs", "verbose"}
     )
 
@@ -406,7 +406,7 @@ class FrozenEncoder(
         stays the same within a process. The weights in a folder may have changed.
         """
         parts = self.get_params(deep=False)
-        for name in self._of_the_machine | {"on_error"}:
+        for name in self._runtime_params | {"on_error"}:
             parts.pop(name, None)
         if self.dtype != "float32":
             parts["engine"] = self._engine_name()

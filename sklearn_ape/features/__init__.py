@@ -1,8 +1,8 @@
-"""Content-addressed stores for the features of frozen encoders.
+"""Caches and files for the features of frozen encoders.
 
-A frozen encoder always gives the same feature for the same content, so a feature is worth
-computing once. Keys are digests of everything the feature depends on; a renamed image is
-therefore found again and a changed one is not.
+A frozen encoder computes the same features for the same content, so every feature needs to be
+computed only once. Keys are digests of everything that a feature depends on. So the features of
+a renamed image are found, and those of a changed image are not.
 """
 
 from ._cache import FeatureCache, MemoryFeatureCache, open_cache

@@ -16,7 +16,7 @@ from ._disk_cache import DiskFeatureCache
 
 @runtime_checkable
 class FeatureCache(Protocol):
-    """What an encoder asks of a cache: features by key, in and out, many at a time."""
+    """Protocol of feature caches, which store features by key."""
 
     def __enter__(self) -> Self: ...
 
@@ -28,25 +28,25 @@ class FeatureCache(Protocol):
     ) -> None: ...
 
     def get_many(self, keys: Iterable[bytes]) -> dict[bytes, np.ndarray]:
-        """Return the features known, by key; unknown keys are left out."""
+        """Return the stored features by key. Keys that are not stored are left out."""
 
     def put_many(self, features: Mapping[bytes, np.ndarray]) -> None:
-        """Keep features by key."""
+        """Store features by key."""
 
 
 class MemoryFeatureCache:
-    """Features kept in this process, the least recently used dropped first.
+    """Feature cache in memory that drops the least recently used features.
 
-    Clones of an encoder share it; another process that it is sent to gets an empty one.
+    Clones of an encoder share the cache. A copy that is pickled to another process is empty.
 
     Parameters
     ----------
     max_bytes : int, default=2**30
-        Bound on the bytes kept: 1 GiB is about 200,000 features of 1280 numbers.
+        Maximum size of the features. 1 GiB is about 200,000 features of 1280 dimensions.
 
     See Also
     --------
-    DiskFeatureCache : Keeps features across processes and sessions.
+    DiskFeatureCache : Feature cache that persists across processes and sessions.
 
     Examples
     --------
@@ -78,27 +78,27 @@ class MemoryFeatureCache:
         return type(self), (self.max_bytes,)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        return self  # scikit-learn's clone copies parameters so
+        return self  # scikit-learn's clone makes deep copies of parameters
 
     def get_many(self, keys: Iterable[bytes]) -> dict[bytes, np.ndarray]:
-        """Return the features known, by key; unknown keys are left out."""
+        """Return the stored features by key. Keys that are not stored are left out."""
         entries = ((key, self._features.get(key)) for key in keys)
         return {key: feature for key, feature in entries if feature is not None}
 
     def put_many(self, features: Mapping[bytes, np.ndarray]) -> None:
-        """Keep features by key."""
+        """Store features by key."""
         for key, feature in features.items():
             copied = np.array(feature, dtype=np.float32)
             copied.flags.writeable = False  # `get_many` returns the stored array, not a copy
             self._features.put(key, copied)
 
     def clear(self) -> None:
-        """Forget every feature."""
+        """Remove all features."""
         self._features.clear()
 
 
 class NoCache:
-    """Keeps nothing."""
+    """Feature cache that stores nothing."""
 
     def __enter__(self) -> Self:
         return self
@@ -113,29 +113,29 @@ class NoCache:
         pass
 
 
-_IN_THIS_PROCESS = MemoryFeatureCache()
+_PROCESS_CACHE = MemoryFeatureCache()
 
 
 def open_cache(cache: str | PathLike[str] | FeatureCache | None) -> FeatureCache:
-    """Return the cache that an encoder's ``cache`` parameter names.
+    """Return the feature cache for the ``cache`` parameter of an encoder.
 
     Parameters
     ----------
     cache : {"memory"}, str, path-like, FeatureCache or None
-        ``"memory"`` is one store for the whole process, ``None`` keeps nothing, any other str is
-        a folder on disk. A `DiskFeatureCache` gives a folder with options; a
-        `MemoryFeatureCache` is a store of one's own.
+        ``"memory"`` is a cache that the whole process shares, any other str or path is a folder
+        on disk, and ``None`` stores nothing. Pass a `DiskFeatureCache` for a folder with options,
+        or a `MemoryFeatureCache` for a cache in memory that is not shared.
 
     Returns
     -------
     cache : FeatureCache
-        To be used in a ``with`` block. Of a `DiskFeatureCache`, a copy with a connection of its
-        own, so that threads and nested blocks do not share one.
+        Feature cache, to be used in a ``with`` block. A `DiskFeatureCache` is copied, so that
+        threads and nested blocks have connections of their own.
 
     Raises
     ------
     TypeError
-        When ``cache`` is none of these.
+        If ``cache`` has another type.
 
     Examples
     --------
@@ -149,7 +149,7 @@ def open_cache(cache: str | PathLike[str] | FeatureCache | None) -> FeatureCache
     if cache is None:
         return NoCache()
     if isinstance(cache, str | PathLike):
-        return _IN_THIS_PROCESS if fspath(cache) == "memory" else DiskFeatureCache(cache)
+        return _PROCESS_CACHE if fspath(cache) == "memory" else DiskFeatureCache(cache)
     if isinstance(cache, DiskFeatureCache):
         return copy.copy(cache)
     if isinstance(cache, FeatureCache) and not isinstance(cache, type):

@@ -19,18 +19,18 @@ from ..utils.warnings import warn
 from ._sqlite import (
     NewerFormatError,
     connect,
+    connect_to_nothing,
     connect_to_read,
     is_damage,
     is_read_only,
-    nowhere,
-    retried,
-    tables_of,
+    list_tables,
+    retry_while_busy,
 )
 
 _DIGEST_SIZE = 16
 
 
-# The tables of the file, and what the numbers in them are.
+# The tables of the file, and the types of the numbers in them.
 EXACT = "features"
 
 
@@ -40,10 +40,10 @@ ROUNDED = "features_float16"
 NUMBERS: dict[str, np.dtype[Any]] = {EXACT: np.dtype("<f4"), ROUNDED: np.dtype("<f2")}
 
 
-def rounded(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return features as float16, and which rows float16 can hold.
+def to_float16(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return features as float16, and a mask of the rows within its range.
 
-    >>> rounded(np.array([[0.1], [1e6]]))[1]
+    >>> to_float16(np.array([[0.1], [1e6]]))[1]
     array([ True, False])
     """
     with np.errstate(over="ignore", under="ignore"):
@@ -52,93 +52,94 @@ def rounded(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def pack(table: str, key: bytes, numbers: bytes) -> bytes:
-    """Return the entry of a table: a digest of key and numbers, then the numbers."""
+    """Return the entry of a table: a digest of the key and the numbers, then the numbers."""
     return _digest(table, key, numbers) + numbers
 
 
 def unpack(table: str, entries: Iterable[tuple[bytes, bytes]]) -> dict[bytes, np.ndarray]:
-    """Return entries as float32, without the damaged ones."""
+    """Return features by key as float32, without damaged entries."""
     dtype = NUMBERS[table]
-    good: dict[bytes, np.ndarray] = {}
+    features: dict[bytes, np.ndarray] = {}
     for key, value in entries:
-        # What is damaged may be of any type and any length.
+        # A damaged entry may have any type and any length.
         if not isinstance(value, bytes) or len(value) < _DIGEST_SIZE:
             continue
         numbers = value[_DIGEST_SIZE:]
         if value.startswith(_digest(table, key, numbers)):
-            good[key] = np.frombuffer(numbers, dtype).astype(np.float32, copy=False)
-    return good
+            features[key] = np.frombuffer(numbers, dtype).astype(np.float32, copy=False)
+    return features
 
 
 def _digest(table: str, key: bytes, numbers: bytes) -> bytes:
-    # Named apart, so that a damaged file cannot pass one table's entry for another's.
+    # Another digest per table, so that an entry of one table is invalid in the other.
     person = b"" if table == EXACT else table.encode()
     return hashlib.blake2b(key + numbers, digest_size=_DIGEST_SIZE, person=person).digest()
 
 
-_KEYS_A_QUERY = 500
+_KEYS_PER_QUERY = 500
 
 
 _BUSY_TIMEOUT_S = 60
 
 
-# Writing may take a fifth of the time; whoever has other work to do writes every batch at once.
-_PAUSE_OF_WRITING = 4
+# After a transaction, the next one waits for this multiple of its duration, so that writing takes
+# at most a fifth of the time.
+_PAUSE_RATIO = 4
 
 
-_LONGEST_PAUSE_S = 0.25
+_MAX_PAUSE_S = 0.25
 
 
-_MOST_UNWRITTEN_BYTES = 2**24
+_MAX_UNWRITTEN_BYTES = 2**24
 
 
-_CACHE_KIB = 65_536  # the index of a million keys
+_CACHE_KIB = 65_536  # SQLite's page cache: the index of a million keys
 
 
-_opened: WeakSet[DiskFeatureCache] = WeakSet()
+_open_caches: WeakSet[DiskFeatureCache] = WeakSet()
 
 
 class DiskFeatureCache:
-    """Features kept in one SQLite file in a folder; use it as a context manager.
+    """Feature cache in a SQLite file in a folder, to be used as a context manager.
 
-    An encoder's ``cache`` may be one of these instead of the folder's name, to choose `dtype`.
+    Pass it as the ``cache`` of an encoder, instead of the path of the folder, to choose `dtype`.
 
     Parameters
     ----------
     folder : str or path-like
-        Made when it does not exist. The file in it is ``features.sqlite``.
+        Folder of the file ``features.sqlite``, which is created if it does not exist.
     dtype : {"float32", "float16"}, default="float32"
-        How numbers are stored. ``"float16"`` takes half the space and keeps three digits; a
-        feature with a number beyond its range (65504) is stored as float32. What is read is
-        float32 in any case.
+        Type of the stored numbers. ``"float16"`` takes half the space and has three digits.
+        Features beyond its range (65504) are stored as float32. Features that are read are always
+        float32.
 
     Raises
     ------
     ValueError
-        When ``dtype`` is neither of the two.
+        If ``dtype`` is invalid.
     OSError
-        On entering, when the folder cannot be made, or its file cannot be opened.
+        On entering, if the folder cannot be created or the file cannot be opened.
 
     See Also
     --------
-    MemoryFeatureCache : Forgets with the process.
+    MemoryFeatureCache : Feature cache in memory, which ends with the process.
 
     Notes
     -----
-    Several processes may read and write at once. Every call to ``put_many`` is written at once,
-    but for calls in such quick succession that writing would take more than a fifth of the time:
-    these share a transaction, at most a quarter of a second. So a killed run keeps its finished
-    batches, and never loses more than the work of its last quarter second.
+    Several processes may read and write at the same time. Every call of ``put_many`` is written
+    immediately, unless writing would take more than a fifth of the time. Then the calls of up to
+    a quarter of a second share a transaction. So a run that is killed loses at most the work of
+    the last quarter of a second.
 
-    Every entry carries a digest of its key and its numbers: a damaged one is not returned, so it
-    is computed anew. A file damaged beyond reading is moved aside with a warning, never deleted.
-    From a folder that cannot be written to, features are read; new ones are not kept, and a
-    warning says so. A file that a later version of sklearn-ape wrote in another form is neither
-    read nor changed, which a warning says, too.
+    Every entry has a digest of its key and its numbers. Damaged entries are not returned, so
+    they are computed again. An unreadable file is renamed, with a warning, and never deleted. If
+    the folder is not writable, features are read, and a warning says that new features are not
+    stored. A file that a later version of sklearn-ape wrote in another format is neither read nor
+    changed, and a warning says so.
 
-    One file may hold entries of both types. A float32 cache does not see those stored as
-    float16, so it never gives rounded numbers; a float16 cache reads both and rounds. (The call
-    of an encoder that computes a feature returns it as it is, before rounding.)
+    A file may have entries of both types. A float32 cache ignores entries of float16, so it never
+    returns rounded numbers. A float16 cache reads both types and rounds. (An encoder that computes
+    a feature returns it before rounding.)
 
     Examples
     --------
@@ -163,7 +164,7 @@ class DiskFeatureCache:
         self._connection: sqlite3.Connection | None = None
         self._readable: set[str] = set()
         self._writable = True
-        self._told = False
+        self._has_warned = False
         self._is_inherited = False
         self._lock = ForkSafeLock()
         self._unwritten: dict[str, dict[bytes, bytes]] = {t: {} for t in self._tables}
@@ -175,25 +176,25 @@ class DiskFeatureCache:
         return f"DiskFeatureCache({str(self.folder)!r}{option})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.folder, self.dtype)  # never with the connection
+        return type(self), (self.folder, self.dtype)  # connections cannot be pickled
 
     @property
     def path(self) -> Path:
-        """The file that holds the features."""
+        """Path of the SQLite file."""
         return self.folder / "features.sqlite"
 
     def __enter__(self) -> Self:
         with self._lock:
             if self._connection is not None:
                 raise RuntimeError(
-                    "This DiskFeatureCache is open already: open a copy (copy.copy) of it."
+                    "This DiskFeatureCache is open already. Open a copy (copy.copy) of it."
                 )
             try:
                 self._open_or_read()
             except (OSError, sqlite3.Error) as error:
                 raise OSError(
                     f"The feature cache {str(self.path)!r} cannot be opened: {error}. "
-                    "Give a folder that can be written to, or cache=None."
+                    "Pass a writable folder, or cache=None."
                 ) from error
         return self
 
@@ -203,38 +204,38 @@ class DiskFeatureCache:
             self._close()
 
     def get_many(self, keys: Iterable[bytes]) -> dict[bytes, np.ndarray]:
-        """Return the features known, by key; unknown and damaged ones are left out."""
-        wanted = list(keys)
-        found: dict[bytes, np.ndarray] = {}
+        """Return the stored features by key, without missing and damaged ones."""
+        missing = list(keys)
+        features: dict[bytes, np.ndarray] = {}
         with self._lock:
             for table in self._tables:
-                new = self._unwritten[table]
-                entries = [(key, new[key]) for key in wanted if key in new]
-                entries += self._read(table, [key for key in wanted if key not in new])
-                some = unpack(table, entries)
+                unwritten = self._unwritten[table]
+                entries = [(key, unwritten[key]) for key in missing if key in unwritten]
+                entries += self._read(table, [key for key in missing if key not in unwritten])
+                unpacked = unpack(table, entries)
                 if table == EXACT and self.dtype == "float16":
-                    some = {key: _as_if_rounded(feature) for key, feature in some.items()}
-                found |= some
-                wanted = [key for key in wanted if key not in found]
-        return found
+                    unpacked = {key: _round(feature) for key, feature in unpacked.items()}
+                features |= unpacked
+                missing = [key for key in missing if key not in features]
+        return features
 
     def put_many(self, features: Mapping[bytes, np.ndarray]) -> None:
-        """Keep features by key, all of them or (when the process dies) none."""
+        """Store features by key: all of them, or none if the process is killed."""
         with self._lock:
             _ = self._open
             if not self._writable:
-                self._tell("cannot be written to")
+                self._warn_once("cannot be written to")
                 return
             for key, feature in features.items():
                 table, numbers = EXACT, np.asarray(feature)
                 if self.dtype == "float16":
-                    half, fits = rounded(numbers)
+                    half, fits = to_float16(numbers)
                     table, numbers = (ROUNDED, half) if fits else (EXACT, numbers)
                 value = pack(table, key, numbers.astype(NUMBERS[table], copy=False).tobytes())
                 self._unwritten[table][key] = value
                 self._n_unwritten_bytes += len(value)
             is_due = time.monotonic() >= self._next_write
-            if is_due or self._n_unwritten_bytes > _MOST_UNWRITTEN_BYTES:
+            if is_due or self._n_unwritten_bytes > _MAX_UNWRITTEN_BYTES:
                 self._write()
 
     @property
@@ -251,56 +252,56 @@ class DiskFeatureCache:
         if table not in self._readable:
             return entries
         try:
-            for start in range(0, len(keys), _KEYS_A_QUERY):
-                some = keys[start : start + _KEYS_A_QUERY]
-                places = ",".join("?" * len(some))
+            for start in range(0, len(keys), _KEYS_PER_QUERY):
+                batch = keys[start : start + _KEYS_PER_QUERY]
+                placeholders = ",".join("?" * len(batch))
                 entries += connection.execute(
-                    f"SELECT key, value FROM {table} WHERE key IN ({places})", some
+                    f"SELECT key, value FROM {table} WHERE key IN ({placeholders})", batch
                 )
         except sqlite3.DatabaseError as error:
             if is_damage(error, self.path):
-                self._start_anew(error)
-            else:  # what cannot be read now is computed anew
+                self._replace_damaged_file(error)
+            else:  # the encoder computes the features again
                 self._warn(f"cannot be read: {error}")
-        asked = set(keys)  # a damaged index may lead to another entry
-        return [entry for entry in entries if entry[0] in asked]
+        requested = set(keys)  # a damaged index may return other entries
+        return [entry for entry in entries if entry[0] in requested]
 
     def _write(self) -> None:
-        """Write what is not yet written, in one transaction."""
+        """Write new entries in one transaction."""
         start = time.monotonic()
         if self._writable and self._n_unwritten_bytes:
             try:
                 self._commit()
             except sqlite3.DatabaseError as error:
                 if is_damage(error, self.path):
-                    self._start_anew(error)
+                    self._replace_damaged_file(error)
                     self._commit()
                 else:
-                    # A full disk or a lock held for a minute must not lose the work of this run.
+                    # A full disk, or a lock held for a minute, must not end the run.
                     self._writable = False
-                    self._tell(f"is no longer written to: {error}")
+                    self._warn_once(f"is no longer written to: {error}")
         for entries in self._unwritten.values():
             entries.clear()
         self._n_unwritten_bytes = 0
         end = time.monotonic()
-        self._next_write = end + min(_PAUSE_OF_WRITING * (end - start), _LONGEST_PAUSE_S)
+        self._next_write = end + min(_PAUSE_RATIO * (end - start), _MAX_PAUSE_S)
 
     def _commit(self) -> None:
         with self._open as transaction:
             for table, entries in self._unwritten.items():
-                # In order of the index: its pages are visited once each.
+                # In the order of the index, so that each of its pages is changed once.
                 rows = sorted(entries.items())
                 transaction.executemany(f"INSERT OR REPLACE INTO {table} VALUES (?, ?)", rows)
 
     def _open_or_read(self) -> None:
-        """Connect; only to read, where nothing can be written."""
-        self._told = False
+        """Open the file for reading and writing, or for reading only."""
+        self._has_warned = False
         try:
             self._open_as_allowed()
         except NewerFormatError as error:
             self._writable = False
-            self._tell(str(error))
-            self._keep(nowhere())
+            self._warn_once(str(error))
+            self._use(connect_to_nothing())
 
     def _open_as_allowed(self) -> None:
         self._writable = not is_read_only(self.path)
@@ -311,21 +312,21 @@ class DiskFeatureCache:
                 return
             except sqlite3.Error as error:
                 self._writable = False
-                self._tell(f"cannot be written to: {error}")
+                self._warn_once(f"cannot be written to: {error}")
         try:
-            self._keep(connect_to_read(self.path, _BUSY_TIMEOUT_S))
+            self._use(connect_to_read(self.path, _BUSY_TIMEOUT_S))
         except sqlite3.DatabaseError as error:
             if isinstance(error, sqlite3.OperationalError):
                 raise
-            self._start_anew(error)
+            self._replace_damaged_file(error)
 
     def _connect(self) -> None:
         try:
-            self._keep(retried(self._create, _BUSY_TIMEOUT_S))
+            self._use(retry_while_busy(self._create, _BUSY_TIMEOUT_S))
         except sqlite3.DatabaseError as error:
             if not is_damage(error, self.path):
                 raise
-            self._start_anew(error)
+            self._replace_damaged_file(error)
 
     def _create(self) -> sqlite3.Connection:
         self._inode = os.stat(self.path).st_ino if self.path.exists() else None
@@ -333,12 +334,12 @@ class DiskFeatureCache:
         self._inode = os.stat(self.path).st_ino
         return connection
 
-    def _keep(self, connection: sqlite3.Connection) -> None:
+    def _use(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
         self._is_inherited = False
-        _opened.add(self)
+        _open_caches.add(self)
         connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
-        self._readable = tables_of(connection)
+        self._readable = list_tables(connection)
 
     def _close(self) -> None:
         if self._connection is not None:
@@ -346,44 +347,44 @@ class DiskFeatureCache:
             self._connection = None
         self._is_inherited = False
 
-    def _start_anew(self, error: sqlite3.DatabaseError) -> None:
-        """Move a file that cannot be read aside and open an empty one."""
+    def _replace_damaged_file(self, error: sqlite3.DatabaseError) -> None:
+        """Rename an unreadable file and open an empty one."""
         self._close()
         if not self._writable:
             self._warn(f"is damaged ({error})")
-            self._keep(nowhere())
+            self._use(connect_to_nothing())
             return
         if self.path.exists() and os.stat(self.path).st_ino != self._inode:
-            self._keep(self._create())  # another process has moved it aside already
+            self._use(self._create())  # another process has renamed it already
             return
-        aside = self.path.with_name(f"{self.path.name}.damaged")
+        new_path = self.path.with_name(f"{self.path.name}.damaged")
         number = 1
-        while aside.exists():
+        while new_path.exists():
             number += 1
-            aside = self.path.with_name(f"{self.path.name}.damaged-{number}")
+            new_path = self.path.with_name(f"{self.path.name}.damaged-{number}")
         if self.path.exists():
-            self.path.replace(aside)
+            self.path.replace(new_path)
         for suffix in ("-wal", "-shm"):
             self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
-        self._warn(f"is damaged ({error}); it was moved to {str(aside)!r}")
-        self._keep(self._create())
+        self._warn(f"is damaged ({error}); it was moved to {str(new_path)!r}")
+        self._use(self._create())
 
-    def _tell(self, what: str) -> None:
-        """Warn once of what holds for all features from now on."""
-        if not self._told:
-            self._told = True
-            self._warn(what)
+    def _warn_once(self, problem: str) -> None:
+        """Warn about a problem of all features; further problems would repeat it."""
+        if not self._has_warned:
+            self._has_warned = True
+            self._warn(problem)
 
-    def _warn(self, what: str) -> None:
+    def _warn(self, problem: str) -> None:
         warn(
-            f"The feature cache {str(self.path)!r} {what}. The features are computed anew.",
+            f"The feature cache {str(self.path)!r} {problem}. The features are computed again.",
             RuntimeWarning,
         )
 
 
 def _leave_connections() -> None:
-    # SQLite forbids a child process to use, or close, what its parent opened.
-    for cache in list(_opened):
+    # SQLite connections must not be used or closed in a child process after a fork.
+    for cache in list(_open_caches):
         if cache._connection is not None:
             never_destroy(cache._connection)
             cache._connection = None
@@ -393,7 +394,7 @@ def _leave_connections() -> None:
 at_fork(in_child=_leave_connections)
 
 
-def _as_if_rounded(feature: np.ndarray) -> np.ndarray:
-    """Round as float16 does, so that a feature does not depend on who stored it."""
-    half, fits = rounded(feature)
+def _round(feature: np.ndarray) -> np.ndarray:
+    """Round to float16, so that a feature does not depend on the table that it is stored in."""
+    half, fits = to_float16(feature)
     return half.astype(np.float32) if fits else feature

@@ -1,4 +1,4 @@
-"""SQLite connections to a cache's file, and what their errors mean."""
+"""SQLite connections to the file of a cache, and the meaning of their errors."""
 
 from __future__ import annotations
 
@@ -8,23 +8,25 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-# What `PRAGMA user_version` says of files as they are written here. A greater number is of a later
-# version of this package, and a number beyond the limit of damage.
+# `PRAGMA user_version` of the files that this version writes. Later versions of the package may
+# use greater numbers, up to the limit. Any other number is damage.
 _FORMAT = 0
 
 
-_LAST_FORMAT = 1_000
+_MAX_FORMAT = 1_000
 
 
-# 16 KiB hold three features of 1280 float32, or 20 of 384 float16, and keep the cost of a key,
-# which falls on a page of its own, bearable.
+# A page of 16 KiB holds three features of 1280 float32, or 20 of 384 float16. Larger pages would
+# make it expensive to insert a key, as keys are random and each is on another page.
 _PAGE_BYTES = 16_384
 
 
-_LOG_PAGES = 4_000  # 64 MB: a page of the index is copied once for all that changed on it
+# 64 MB between checkpoints, so that a page of the index is copied once for many changes.
+_LOG_PAGES = 4_000
 
 
-_NO_DAMAGE = {
+# Errors that do not mean that the file is damaged.
+_TRANSIENT_ERRORS = {
     sqlite3.SQLITE_PERM,
     sqlite3.SQLITE_BUSY,
     sqlite3.SQLITE_LOCKED,
@@ -39,21 +41,21 @@ _NO_DAMAGE = {
 
 
 class NewerFormatError(Exception):
-    """A file was written by a later version of this package, in another form."""
+    """The file was written by a later version of this package, in another format."""
 
 
 def is_read_only(path: Path) -> bool:
-    """Say whether a cache's folder, or the file in it, is there and cannot be written to."""
-    return any(place.exists() and not os.access(place, os.W_OK) for place in (path.parent, path))
+    """Return whether the file of a cache, or its folder, exists and is not writable."""
+    return any(p.exists() and not os.access(p, os.W_OK) for p in (path.parent, path))
 
 
 def connect(path: Path, tables: list[str], timeout: float) -> sqlite3.Connection:
-    """Open a file to read and write, making it and its tables where they are not."""
-    connection = _opened(path, "", timeout)
+    """Open a file for reading and writing; the file and its tables are created if necessary."""
+    connection = _open(path, "", timeout)
     try:
         _check_format(connection)
         connection.execute(f"PRAGMA page_size = {_PAGE_BYTES}")
-        connection.execute("PRAGMA journal_mode = WAL")  # readers and a writer side by side
+        connection.execute("PRAGMA journal_mode = WAL")  # concurrent readers and a writer
         connection.execute("PRAGMA synchronous = NORMAL")
         connection.execute(f"PRAGMA wal_autocheckpoint = {_LOG_PAGES}")
         for table in tables:
@@ -67,16 +69,16 @@ def connect(path: Path, tables: list[str], timeout: float) -> sqlite3.Connection
 
 
 def connect_to_read(path: Path, timeout: float) -> sqlite3.Connection:
-    """Open a file in a folder where nothing can be written; an empty one where there is none."""
+    """Open a file in a read-only folder, or an empty database if the file does not exist."""
     if not path.exists():
-        return nowhere()
+        return connect_to_nothing()
     failure = sqlite3.Error()
-    # SQLite can share the file with writers where these left their log's index; else only an
-    # unchanging file can be read from a read-only folder.
+    # The mode "ro" can share the file with writers, but needs the index of their log. Without it,
+    # a file in a read-only folder can be read only as an immutable one.
     for option in ("?mode=ro", "?immutable=1"):
-        connection = _opened(path, option, timeout)
+        connection = _open(path, option, timeout)
         try:
-            tables_of(connection)
+            list_tables(connection)
             _check_format(connection)
         except sqlite3.Error as error:
             connection.close()
@@ -89,57 +91,59 @@ def connect_to_read(path: Path, timeout: float) -> sqlite3.Connection:
     raise failure
 
 
-def tables_of(connection: sqlite3.Connection) -> set[str]:
-    """Name the tables in a file."""
+def list_tables(connection: sqlite3.Connection) -> set[str]:
+    """Return the names of the tables in a file."""
     names = connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")
     return {name.decode(errors="replace") for (name,) in names if isinstance(name, bytes)}
 
 
-def nowhere() -> sqlite3.Connection:
-    """Open an empty file that is in memory alone."""
+def connect_to_nothing() -> sqlite3.Connection:
+    """Open an empty database in memory."""
     return sqlite3.connect(":memory:", check_same_thread=False)
 
 
-def retried(make: Callable[[], sqlite3.Connection], timeout: float) -> sqlite3.Connection:
-    """Call until no other process is in the way."""
+def retry_while_busy(
+    open_file: Callable[[], sqlite3.Connection], timeout: float
+) -> sqlite3.Connection:
+    """Call a function until no other process locks the file."""
     deadline = time.monotonic() + timeout
     while True:
         try:
-            return make()
+            return open_file()
         except sqlite3.DatabaseError as error:
             if not _is_busy(error) or time.monotonic() > deadline:
                 raise
-            # SQLite does not wait where several processes make one file at once.
+            # SQLite itself does not wait while several processes create the same file.
             time.sleep(0.01)
 
 
 def is_damage(error: sqlite3.DatabaseError, path: Path) -> bool:
-    """Tell a damaged file from a full disk, a lock and the like."""
+    """Return whether an error means that the file is damaged; a full disk or a lock does not."""
     code = getattr(error, "sqlite_errorcode", None)
     if code is None:
         return not isinstance(error, sqlite3.OperationalError)
-    if code & 0xFF == sqlite3.SQLITE_READONLY:  # as a damaged header says, too
-        return os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)
-    return code & 0xFF not in _NO_DAMAGE
+    if code & 0xFF == sqlite3.SQLITE_READONLY:  # SQLite reports it for a damaged header as well
+        return path.exists() and not is_read_only(path)
+    return code & 0xFF not in _TRANSIENT_ERRORS
 
 
-def _opened(path: Path, option: str, timeout: float) -> sqlite3.Connection:
+def _open(path: Path, option: str, timeout: float) -> sqlite3.Connection:
     connection = sqlite3.connect(
         path.absolute().as_uri() + option if option else path,
         timeout=timeout,
         check_same_thread=False,
         uri=bool(option),
     )
-    connection.text_factory = bytes  # only a damaged entry is a text
+    connection.text_factory = bytes  # so that a damaged entry of type text can be read
     return connection
 
 
 def _check_format(connection: sqlite3.Connection) -> None:
-    ((number,),) = connection.execute("PRAGMA user_version")
-    if _FORMAT < number <= _LAST_FORMAT:
+    ((file_format,),) = connection.execute("PRAGMA user_version")
+    if _FORMAT < file_format <= _MAX_FORMAT:
         raise NewerFormatError(
-            f"was written by a newer version of sklearn-ape (format {number}; this one knows "
-            f"{_FORMAT}) and is left as it is: upgrade sklearn-ape, or give another folder"
+            f"was written by a newer version of sklearn-ape (format {file_format}; this version "
+            f"supports {_FORMAT}) and is not used. Upgrade sklearn-ape, or pass another folder"
         )
 
 

@@ -1,4 +1,4 @@
-"""Features that stay in files: lazy rows, memory maps and blocks of rows."""
+"""Lazy rows of features in files, memory maps, and blocks of rows."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from sklearn.utils import gen_batches
 
 
 def find_missing_rows(features: Any) -> np.ndarray:
-    """Return which rows an encoder could not encode, as bools."""
+    """Return a boolean mask of the rows of NaN, which an encoder failed to encode."""
     if not isinstance(features, StoredRows):
         return np.isnan(features[:, 0])
     return np.zeros(len(features), bool) if features.missing is None else features.missing
 
 
 def find_memmap(array: Any) -> np.memmap | None:
-    """Return the memory map that an array is, or is a view of, if any."""
+    """Return the memory map that an array is or is a view of; None for other arrays."""
     while isinstance(array, np.ndarray):
-        # A copy in memory may be called a map, too.
+        # A copy of a memory map in memory has the class memmap as well.
         if isinstance(array, np.memmap) and array._mmap is not None:  # type: ignore[attr-defined]
             return array
         array = array.base
@@ -31,51 +31,51 @@ def find_memmap(array: Any) -> np.memmap | None:
 
 
 def release_pages(rows: Any) -> None:
-    """Unmap rows of a memory map that have been read: they would count as memory in use.
+    """Drop pages of a memory map that have been read, which would count as used memory.
 
     Parameters
     ----------
     rows : object
-        A slice of a `numpy.memmap` or a view of one; of anything else nothing is done.
+        Slice of a `numpy.memmap` or a view of one. For other objects, nothing is done.
     """
     owner = find_memmap(rows)
     if owner is None or not hasattr(mmap, "MADV_DONTNEED"):
         return
-    if owner.mode == "c":  # copy on write: what has been written would be lost
+    if owner.mode == "c":  # copy on write: changes would be lost
         return
-    mapped = owner._mmap  # type: ignore[attr-defined]
-    begin = np.frombuffer(mapped, np.uint8).__array_interface__["data"][0]
-    first = rows.__array_interface__["data"][0] - begin
+    memory_map = owner._mmap  # type: ignore[attr-defined]
+    address = np.frombuffer(memory_map, np.uint8).__array_interface__["data"][0]
+    first = rows.__array_interface__["data"][0] - address
     extent = sum((n - 1) * step for n, step in zip(rows.shape, rows.strides, strict=True))
     start = first // mmap.PAGESIZE * mmap.PAGESIZE
-    with suppress(OSError, ValueError):  # advice, no more
-        mapped.madvise(mmap.MADV_DONTNEED, start, first + extent + rows.itemsize - start)
+    with suppress(OSError, ValueError):  # only an advice to the kernel
+        memory_map.madvise(mmap.MADV_DONTNEED, start, first + extent + rows.itemsize - start)
 
 
-# Below this, a copy in memory is cheaper than reading again and again.
-_LEAST_BYTES = 2**27
+# Smaller arrays are copied to memory, which is faster than reading the file repeatedly.
+_MIN_STORED_BYTES = 2**27
 
 
-_ROWS_AT_ONCE = 4096
+_BLOCK_SIZE = 4096
 
 
-# With a row of a map come its neighbours, up to 2 MiB of them.
-_ROWS_MAPPED = 32
+# Reading one row maps up to 2 MiB of its neighbours, so pages are released after this many rows.
+_ROWS_PER_RELEASE = 32
 
 
 class StoredRows:
-    """Rows of an array of features, read and made float32 when they are asked for.
+    """Rows of features that are read, and converted to float32, when they are indexed.
 
     Parameters
     ----------
     array : ndarray of shape (n_stored, n_features)
-        Of floats of any size, such as a memory map.
+        Features of any floating-point type, usually a memory map.
     rows : ndarray of int or None, default=None
-        Which rows of it, in order; None is all of them.
+        Indices of the selected rows, in order. None selects all rows.
     more : ndarray of shape (n_more, n_features) or None, default=None
-        In memory. Its rows are numbered from ``len(array)``.
+        Additional rows in memory, whose indices begin at ``len(array)``.
     missing : ndarray of bool of shape (n_rows,) or None, default=None
-        Which of the rows are all NaN; None if none is.
+        Mask of the rows that are all NaN. None means that there are no such rows.
 
     Examples
     --------
@@ -107,11 +107,11 @@ class StoredRows:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Rows and features."""
+        """Number of rows and number of features."""
         return len(self), self.array.shape[1]
 
     def __getitem__(self, index: Any) -> np.ndarray:
-        """Return a float32 copy of some rows, given as a slice or as an array of int."""
+        """Return a float32 copy of the rows of a slice or an array of int."""
         if self.rows is not None:
             return self._read(self.rows[index])
         if isinstance(index, slice):
@@ -120,80 +120,82 @@ class StoredRows:
             return _float32(rows)
         return self._read(np.asarray(index))
 
-    def _read(self, ids: np.ndarray) -> np.ndarray:
-        # In the order of the disk: it reads several neighbours for the price of one.
-        order = np.argsort(ids, kind="stable")
-        n_stored = len(ids) if self.more is None else int((ids < len(self.array)).sum())
-        stored, others = order[:n_stored], order[n_stored:]
-        as_stored = np.empty((len(ids), self.array.shape[1]), dtype=self.array.dtype)
-        for start in range(0, n_stored, _ROWS_MAPPED):
-            some = stored[start : start + _ROWS_MAPPED]
-            as_stored[some] = np.take(self.array, ids[some], axis=0)
-            release_pages(self.array)
-        found = _float32(as_stored)
+    def _read(self, indices: np.ndarray) -> np.ndarray:
+        # In the order of the file, as neighbouring rows are read together.
+        order = np.argsort(indices, kind="stable")
+        n_stored = len(indices)
         if self.more is not None:
-            found[others] = self.more[ids[others] - len(self.array)]
-        return found
+            n_stored = int((indices < len(self.array)).sum())
+        stored, in_memory = order[:n_stored], order[n_stored:]
+        block = np.empty((len(indices), self.array.shape[1]), dtype=self.array.dtype)
+        for start in range(0, n_stored, _ROWS_PER_RELEASE):
+            positions = stored[start : start + _ROWS_PER_RELEASE]
+            block[positions] = np.take(self.array, indices[positions], axis=0)
+            release_pages(self.array)
+        features = _float32(block)
+        if self.more is not None:
+            features[in_memory] = self.more[indices[in_memory] - len(self.array)]
+        return features
 
     def select(self, rows: np.ndarray) -> StoredRows | np.ndarray:
-        """Return some rows as features of their own: in memory if they are few.
+        """Return a subset of the rows: lazy rows if it is large, else an array.
 
         Parameters
         ----------
         rows : ndarray of int
-            Which, in order.
+            Indices of the rows, in order.
 
         Returns
         -------
         features : StoredRows or ndarray of shape (len(rows), n_features)
-            Nothing is read of a `StoredRows`.
+            The rows. For a `StoredRows`, nothing is read from the file.
         """
         if not _is_large(len(rows), self.array.shape[1]):
             return self[rows]
         missing = None if self.missing is None else self.missing[rows]
-        ids = rows if self.rows is None else self.rows[rows]
-        return StoredRows(self.array, ids, self.more, missing)
+        indices = rows if self.rows is None else self.rows[rows]
+        return StoredRows(self.array, indices, self.more, missing)
 
     def append(self, rows: np.ndarray) -> StoredRows:
-        """Return these features with a few more, in memory, behind them.
+        """Return these rows followed by further rows, which are kept in memory.
 
         Parameters
         ----------
         rows : ndarray of shape (n_more, n_features)
-            Finite.
+            Finite features.
 
         Returns
         -------
         features : StoredRows
-            Of the rows of both.
+            Lazy rows of both.
         """
-        before = np.empty((0, self.shape[1]), np.float32) if self.more is None else self.more
-        old = np.arange(len(self.array)) if self.rows is None else self.rows
-        first = len(self.array) + len(before)
+        in_memory = np.empty((0, self.shape[1]), np.float32) if self.more is None else self.more
+        indices = np.arange(len(self.array)) if self.rows is None else self.rows
+        first = len(self.array) + len(in_memory)
         missing = None
         if self.missing is not None:
             missing = np.concatenate([self.missing, np.zeros(len(rows), dtype=bool)])
         return StoredRows(
             self.array,
-            np.concatenate([old, first + np.arange(len(rows))]),
-            np.concatenate([before, rows.astype(np.float32)]),
+            np.concatenate([indices, first + np.arange(len(rows))]),
+            np.concatenate([in_memory, rows.astype(np.float32)]),
             missing,
         )
 
 
 def stays_stored(features: Any) -> bool:
-    """Say whether features are read by rows instead of being copied to memory.
+    """Return whether features are read in blocks instead of being copied to memory.
 
     Parameters
     ----------
     features : object
-        What was passed as X or y.
+        Features passed as X or y.
 
     Returns
     -------
     stays : bool
-        True of a memory map of floats, or an array of float16, that would take more than
-        128 MiB as float32.
+        True for a memory map of floating-point numbers, or an array of float16, that would take
+        more than 128 MiB as float32.
 
     Examples
     --------
@@ -212,17 +214,17 @@ def stays_stored(features: Any) -> bool:
 
 
 def row_blocks(features: Any) -> Iterator[slice]:
-    """Return slices that are to be read one after the other.
+    """Return slices of rows that fit into memory.
 
     Parameters
     ----------
     features : StoredRows or array of shape (n_rows, n_features)
-        An array that is in memory already is one block.
+        Features. An array, which is in memory already, is a single block.
 
     Returns
     -------
     blocks : iterator of slice
-        Of up to 4,096 rows each.
+        Slices of at most 4,096 rows.
 
     Examples
     --------
@@ -232,24 +234,24 @@ def row_blocks(features: Any) -> Iterator[slice]:
     [slice(0, 10, None)]
     """
     n_rows = len(features)
-    size = _ROWS_AT_ONCE if isinstance(features, StoredRows) else max(n_rows, 1)
+    size = _BLOCK_SIZE if isinstance(features, StoredRows) else max(n_rows, 1)
     return gen_batches(max(n_rows, 1), size)
 
 
 def select(features: Any, rows: np.ndarray) -> Any:
-    """Return some rows of features, of the kind that the features are.
+    """Return a subset of the rows of features, as an object of the same type.
 
     Parameters
     ----------
     features : StoredRows, ndarray or torch.Tensor of shape (n, n_features)
-        What to choose from.
+        Features to select from.
     rows : ndarray of int
-        Which, in order.
+        Indices of the rows, in order.
 
     Returns
     -------
     features : StoredRows, ndarray or torch.Tensor of shape (len(rows), n_features)
-        See `StoredRows.select`; a copy of other kinds.
+        The rows; for a `StoredRows`, see `StoredRows.select`. Other types are copied.
 
     Examples
     --------
@@ -263,39 +265,39 @@ def select(features: Any, rows: np.ndarray) -> Any:
 
 
 def _float32(rows: np.ndarray) -> np.ndarray:
-    """Return float32 numbers of an array that is nobody else's."""
-    if rows.dtype == np.float16:  # which torch converts many times as fast as NumPy
+    """Convert an array that no other object refers to."""
+    if rows.dtype == np.float16:  # torch converts these many times faster than NumPy
         return torch.from_numpy(rows).float().numpy()
     return rows.astype(np.float32, copy=False)
 
 
 def _is_large(n_rows: int, n_features: int) -> bool:
-    return 4 * n_rows * n_features > _LEAST_BYTES
+    return 4 * n_rows * n_features > _MIN_STORED_BYTES
 
 
-# Arrays of this size stay near the processor, and the allocator hands them out again.
+# Arrays of this size fit into the processor's cache, and the allocator reuses their memory.
 TILE_BYTES = 2**23
 
 
-_FEWEST_ROWS = 16
+_MIN_TILE_ROWS = 16
 
 
 def row_tiles(n_rows: int, width: int) -> Iterator[slice]:
-    """Return slices of rows, few enough for float32 arrays of a width to be small.
+    """Return slices of rows for which float32 arrays of a width have about 8 MiB.
 
     Parameters
     ----------
     n_rows : int
-        How many there are; of none comes one empty tile.
+        Number of rows. For 0 rows there is one empty tile.
     width : int
-        Numbers a row in the widest array made of it.
+        Number of columns of the widest array that is computed per tile.
     """
-    size = max(_FEWEST_ROWS, TILE_BYTES // (4 * max(width, 1)))
+    size = max(_MIN_TILE_ROWS, TILE_BYTES // (4 * max(width, 1)))
     return gen_batches(n_rows, size) if n_rows else iter([slice(0, 0)])
 
 
 def is_table(X: Any) -> bool:
-    """Say whether X is rows of numbers that can be sliced, rather than images or lists."""
+    """Return whether X is a two-dimensional table of numbers that can be sliced by rows."""
     if getattr(X, "ndim", 0) != 2:
         return False
     if issparse(X):
@@ -306,36 +308,43 @@ def is_table(X: Any) -> bool:
 def feature_tiles(
     X: Any, width: int, embed: Callable[[Any], Any]
 ) -> Iterator[tuple[slice, np.ndarray]]:
-    """Yield rows of a table and their embeddings.
+    """Embed a table in tiles of rows.
 
     Parameters
     ----------
-    X : table
-        See `is_table`.
+    X : array, sparse array or data frame of shape (n_rows, n_features)
+        Table for which `is_table` is true.
     width : int
-        Numbers a row in the widest array made of it, X aside.
+        Number of columns of the widest array that is computed per tile.
     embed : callable
-        Takes some rows of X.
+        Function that embeds rows of X.
+
+    Yields
+    ------
+    rows : slice
+        Rows of the tile.
+    embeddings : ndarray
+        Embeddings of these rows.
 
     Raises
     ------
     ValueError
-        As `embed` does; the message says in which rows.
+        If `embed` raises it. The message gives the rows of the tile.
     """
     n_rows = X.shape[0]
     for rows in row_tiles(n_rows, max(width, X.shape[1])):
         if rows == slice(0, n_rows):
             yield rows, np.asarray(embed(X))
             return
-        some = X.iloc[rows] if hasattr(X, "iloc") else X[rows]
+        tile = X.iloc[rows] if hasattr(X, "iloc") else X[rows]
         try:
-            embeddings = np.asarray(embed(some))
+            embeddings = np.asarray(embed(tile))
         except ValueError as error:
             if type(error) is not ValueError or not rows.start:
                 raise
             raise ValueError(
-                f"In rows {rows.start} to {rows.stop - 1} of X, counted from the first of these: "
-                f"{error}"
+                f"In rows {rows.start} to {rows.stop - 1} of X (row numbers below are relative to "
+                f"row {rows.start}): {error}"
             ) from error
         yield rows, embeddings
-        release_pages(some)
+        release_pages(tile)

@@ -16,193 +16,154 @@ from .memmap import StoredRows, find_missing_rows, row_blocks
 _FLOAT32 = np.finfo(np.float32)
 
 
-_ROWS_AT_ONCE = 4096
+_BLOCK_SIZE = 4096
 
 
-# A row whose numbers are so many times those of the others decides every variance.
-_FAR = 1e6
+# A row that is larger than the median row by this factor dominates all means and variances.
+_OUTLIER_RATIO = 1e6
 
 
-# Float32 has seven digits: below this share of their length, too few are left for differences.
-_DROWNED = 1e-4
+# Float32 has seven digits. If rows differ by less than this fraction of their norm, at most three
+# of the digits describe the differences.
+_MIN_RELATIVE_SPREAD = 1e-4
 
 
-def as_float32(features: np.ndarray, name: str, look: bool) -> np.ndarray:
-    """Return features as float32, of which whole rows may be NaN, and no others.
-
-    Parameters
-    ----------
-    features : ndarray of shape (n, n_features)
-        As `as_floats` returns it. Rows of NaN stay.
-    name : str
-        For messages.
-    look : bool
-        Whether to warn of what float32 is too coarse for, or one row decides: for a fit.
-
-    Returns
-    -------
-    features : ndarray of shape (n, n_features)
-        C-contiguous, so that the order in memory decides no rounding.
-
-    Raises
-    ------
-    ValueError
-        When numbers are not finite or beyond float32, or what tells rows apart is lost in it.
-    """
-    numbers, largest = cast_to_float32(features, name)
-    check_finite_rows(numbers, name)
-    if look:
-        warn_if_ill_conditioned(features, largest, name)
-    return numbers
-
-
-def cast_to_float32(features: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return features as float32, and the largest size of a number of every row.
+def as_float32(
+    features: np.ndarray, name: str, check_conditioning: bool, allow_nan: bool = False
+) -> np.ndarray:
+    """Convert features to float32 and raise errors for invalid values.
 
     Parameters
     ----------
     features : ndarray of shape (n, n_features)
-        As `as_floats` returns it; NaN stays.
+        Features, as returned by `as_floats`. Rows that are all NaN are valid.
     name : str
-        For messages.
+        Name of the parameter, for messages.
+    check_conditioning : bool
+        Whether to warn about features from which a model learns little; used by `fit`.
+    allow_nan : bool, default=False
+        Whether rows may also be NaN in part.
 
     Returns
     -------
     features : ndarray of shape (n, n_features)
-        C-contiguous.
-    largest : ndarray of shape (n,)
-        NaN for rows with NaN.
+        C-contiguous features, so that results do not depend on the order in memory.
 
     Raises
     ------
     ValueError
-        When numbers are infinite, or too large or too small for float32.
+        If values are infinite, are too large or too small for float32, or (unless allowed) a row
+        is NaN in part; or if the differences between rows are lost in float32.
     """
-    if features.dtype == np.float16:  # of which NumPy computes slowly
+    if features.dtype == np.float16:  # NumPy is slow with float16
         features = features.astype(np.float32)
-    largest = _largest(features)
-    beyond = np.flatnonzero(largest > _FLOAT32.max)
-    if beyond.size:
-        raise ValueError(
-            f"Input {name} contains infinity or a value too large for float32: {beyond.size} "
-            f"rows, the first of them {format_list(beyond, str)}. Leave these rows out, or "
-            "multiply all features by a small number."
-        )
-    below = np.flatnonzero((largest > 0) & (largest < _FLOAT32.tiny))
-    if below.size and features.dtype == np.float64:
-        raise ValueError(
-            f"Input {name} is too small for float32, whose numbers end at 1e-38: {below.size} "
-            f"rows, the first of them {format_list(below, str)}. Multiply all features by a large "
-            "number."
-        )
-    return np.ascontiguousarray(features, dtype=np.float32), largest
+    largest = _largest_per_row(features)
+    _check_range(largest, features.dtype, name)
+    converted = np.ascontiguousarray(features, dtype=np.float32)
+    if not allow_nan:
+        partial = np.flatnonzero(_partially_nan(converted))
+        if partial.size:
+            raise ValueError(_nan_message(name, partial))
+    if check_conditioning:
+        _check_conditioning(features, largest, name)
+    return converted
 
 
-def _largest(features: np.ndarray) -> np.ndarray:
-    """Return the largest size of a number of every row, NaN where there is NaN."""
+def _largest_per_row(features: np.ndarray) -> np.ndarray:
+    """Return the largest absolute value of each row, or NaN for rows with NaN."""
     largest = np.empty(len(features), dtype=np.float64)
     with np.errstate(invalid="ignore"):
-        for rows in gen_batches(len(features), _ROWS_AT_ONCE):
-            some = features[rows]
-            largest[rows] = np.maximum(some.max(axis=1), -some.min(axis=1))
+        for rows in gen_batches(len(features), _BLOCK_SIZE):
+            block = features[rows]
+            largest[rows] = np.maximum(block.max(axis=1), -block.min(axis=1))
     return largest
 
 
-def warn_if_ill_conditioned(features: np.ndarray, largest: np.ndarray, name: str) -> None:
-    """Warn of features that are numbers, and yet will teach little.
-
-    Parameters
-    ----------
-    features : ndarray of shape (n, n_features)
-        As `as_floats` returns it.
-    largest : ndarray of shape (n,)
-        What `cast_to_float32` returns.
-    name : str
-        For messages.
-
-    Raises
-    ------
-    ValueError
-        When what tells rows apart is lost in float32.
-    """
-    known = largest[largest > 0]
-    if not known.size:
-        return
-    usual = float(np.median(known))
-    far = np.flatnonzero(largest > _FAR * usual)
-    if far.size:
-        warn(
-            f"Input {name} has numbers up to {known.max():.0e} in {far.size} rows, the first of "
-            f"them {format_list(far, str)}, and up to {usual:.0e} in most: such rows decide means "
-            "and variances alone. Leave them out, or scale every row to length 1.",
+def _check_range(largest: np.ndarray, dtype: np.dtype, name: str) -> None:
+    too_large = np.flatnonzero(largest > _FLOAT32.max)
+    if too_large.size:
+        raise ValueError(
+            f"Input {name} contains infinity or a value too large for float32 in {too_large.size} "
+            f"rows (rows {format_list(too_large, str)}). Remove these rows, or multiply all "
+            "features by a small number."
         )
-    some = features[evenly_spaced(len(features))].astype(np.float64)
-    some = some[~np.isnan(some).any(axis=1)]
-    if len(some) < 2 or not np.ptp(some, axis=0).any():
-        return
-    away = some - some.mean(axis=0)
-    share = float(np.linalg.norm(away) / np.linalg.norm(some))
-    if share >= _DROWNED:
-        return
-    column = int(np.abs(some.mean(axis=0)).argmax())
-    why = (
-        f"rows differ by {share:.0e} of their length, most of which feature {column} makes up. "
-        f"Subtract the mean of every feature of the training set first, {name} - "
-        f"{name}.mean(axis=0)."
-    )
-    if share < _FLOAT32.eps and (some != some.astype(np.float32)).any():
-        raise ValueError(f"What tells the rows of {name} apart is lost in float32: {why}")
-    warn(
-        f"Float32 is coarse for what tells the rows of {name} apart: {why}",
-    )
+    too_small = np.flatnonzero((largest > 0) & (largest < _FLOAT32.tiny))
+    if too_small.size and dtype == np.float64:
+        raise ValueError(
+            f"Input {name} has {too_small.size} rows with only values below 1e-38, which are too "
+            f"small for float32 (rows {format_list(too_small, str)}). Multiply all features by a "
+            "large number."
+        )
 
 
-def check_finite_rows(features: np.ndarray, name: str) -> np.ndarray:
-    """Let whole rows of NaN pass (what an encoder gave up), refuse any other NaN."""
-    partly = np.flatnonzero(_partly(features))
-    if partly.size:
-        raise ValueError(_contains_nan(name, partly))
-    return features
+def _check_conditioning(features: np.ndarray, largest: np.ndarray, name: str) -> None:
+    """Warn about outliers, and warn or raise if rows differ too little for float32."""
+    nonzero = largest[largest > 0]
+    if not nonzero.size:
+        return
+    median = float(np.median(nonzero))
+    outliers = np.flatnonzero(largest > _OUTLIER_RATIO * median)
+    if outliers.size:
+        warn(
+            f"Input {name} has values up to {nonzero.max():.0e} in {outliers.size} rows (rows "
+            f"{format_list(outliers, str)}), and up to {median:.0e} in most rows. These rows will "
+            "dominate all means and variances. Remove them, or L2-normalize all rows.",
+        )
+    sample = features[evenly_spaced(len(features))].astype(np.float64)
+    sample = sample[~np.isnan(sample).any(axis=1)]
+    if len(sample) < 2 or not np.ptp(sample, axis=0).any():
+        return
+    mean = sample.mean(axis=0)
+    spread = float(np.linalg.norm(sample - mean) / np.linalg.norm(sample))
+    if spread >= _MIN_RELATIVE_SPREAD:
+        return
+    details = (
+        f"(relative spread {spread:.0e}, dominated by feature {int(np.abs(mean).argmax())}). "
+        f"Subtract the mean of the training set from the features: {name} - {name}.mean(axis=0)."
+    )
+    if spread < _FLOAT32.eps and (sample != sample.astype(np.float32)).any():
+        raise ValueError(f"The differences between rows of {name} are lost in float32 {details}")
+    warn(f"The differences between rows of {name} are almost too small for float32 {details}")
 
 
 def check_stored_features(array: np.ndarray, name: str) -> StoredRows:
-    """Return rows of an array that stays where it is, after a look at all of them.
+    """Check features that stay in a file, reading all rows once.
 
     Parameters
     ----------
     array : ndarray of shape (n_rows, n_features)
-        Of which `stays_stored` is true.
+        Features for which `stays_stored` is true.
     name : str
-        For messages.
+        Name of the parameter, for messages.
 
     Returns
     -------
     features : StoredRows
-        Knows which rows an encoder gave up.
+        Lazy rows, with the rows that are all NaN marked as missing.
 
     Raises
     ------
     ValueError
-        When a number is infinite, or is no number; the message names the first rows.
+        If a value is infinite, or a row is NaN in part.
     """
     features = StoredRows(array)
     missing = np.zeros(len(features), dtype=bool)
-    partly: list[int] = []
+    partial: list[int] = []
     for rows in row_blocks(features):
         block = features[rows]
-        # A sum is a number if all of its terms are, or when some cancel: NaN never does.
+        # Infinities of both signs add up to NaN, so a finite sum means that the row is finite.
         if np.isfinite(block.sum(axis=1, dtype=np.float64)).all():
             continue
         infinite = np.flatnonzero(np.isinf(block).any(axis=1))
         if infinite.size:
             raise ValueError(
-                f"Input {name} contains infinity or a value too large for float32: row "
-                f"{rows.start + infinite[0]} is the first. Leave such rows out."
+                f"Input {name} contains infinity or a value too large for float32, first in row "
+                f"{rows.start + infinite[0]}. Remove such rows."
             )
-        partly += (rows.start + np.flatnonzero(_partly(block))).tolist()
+        partial += (rows.start + np.flatnonzero(_partially_nan(block))).tolist()
         missing[rows] = np.isnan(block[:, 0])
-    if partly:
-        raise ValueError(_contains_nan(name, np.array(partly)))
+    if partial:
+        raise ValueError(_nan_message(name, np.array(partial)))
     if missing.any():
         features.missing = missing
     return features
@@ -210,40 +171,41 @@ def check_stored_features(array: np.ndarray, name: str) -> StoredRows:
 
 @ignores_underflow
 def embed_rows(features: Any, embed: Callable[[np.ndarray], np.ndarray], width: int) -> np.ndarray:
-    """Embed the rows that are known, a block at a time if they are stored; others stay NaN.
+    """Embed the rows that are not missing, in blocks if they are stored in a file.
 
     Parameters
     ----------
     features : StoredRows or ndarray of shape (n_rows, n_features)
-        Rows of NaN are not known.
+        Features. Rows of NaN are missing.
     embed : callable
-        Embeds an array of features.
+        Function that embeds an array of features.
     width : int
-        Of the embeddings.
+        Number of columns of the embeddings.
 
     Returns
     -------
     embeddings : ndarray of shape (n_rows, width)
-        float32, where it is made here.
+        Embeddings. Missing rows are NaN.
     """
-    known = ~find_missing_rows(features)
-    if known.all() and not isinstance(features, StoredRows):
+    valid = ~find_missing_rows(features)
+    if valid.all() and not isinstance(features, StoredRows):
         return embed(features)
     embeddings = np.full((len(features), width), np.nan, dtype=np.float32)
     for rows in row_blocks(features):
-        some = rows.start + np.flatnonzero(known[rows])
-        if some.size:
-            embeddings[some] = embed(features[some])
+        indices = rows.start + np.flatnonzero(valid[rows])
+        if indices.size:
+            embeddings[indices] = embed(features[indices])
     return embeddings
 
 
-def _partly(features: np.ndarray) -> np.ndarray:
-    missing = np.isnan(features)
-    return missing.any(axis=1) & ~(missing.all(axis=1) & (missing.shape[1] > 1))
+def _partially_nan(features: np.ndarray) -> np.ndarray:
+    """Return which rows have NaN but are not entirely NaN; a single NaN column counts as such."""
+    is_nan = np.isnan(features)
+    return is_nan.any(axis=1) & ~(is_nan.all(axis=1) & (is_nan.shape[1] > 1))
 
 
-def _contains_nan(name: str, rows: np.ndarray) -> str:
+def _nan_message(name: str, rows: np.ndarray) -> str:
     return (
-        f"Input {name} contains NaN: {rows.size} rows, the first of them "
-        f"{format_list(rows, str)}. Leave these rows out."
+        f"Input {name} contains NaN in {rows.size} rows (rows {format_list(rows, str)}). "
+        "Remove these rows."
     )

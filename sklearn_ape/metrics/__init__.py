@@ -1,8 +1,8 @@
 """Metrics of retrieval and classification, calibration, and confidence intervals.
 
-What scikit-learn has is not repeated here: for top-k accuracy there is
+Metrics of scikit-learn are not repeated here. For top-k accuracy, use
 ``sklearn.metrics.top_k_accuracy_score(y, classifier.decision_function(X), k=5,
-labels=classifier.classes_)``, for the Brier score and the log loss ``sklearn.metrics`` likewise.
+labels=classifier.classes_)``. The Brier score and the log loss are also in ``sklearn.metrics``.
 """
 
 from ._bootstrap import Interval, bootstrap_interval, paired_difference

@@ -10,22 +10,23 @@ from sklearn.utils import check_random_state, column_or_1d
 
 from ..utils.validation import as_floats, check_integer
 
-_RESAMPLED_AT_ONCE = 2**22
+_MAX_BATCH_VALUES = 2**22  # values that are resampled at once
 
 
-# Means of resamples that differ from the mean by less, per range of the values, equal it.
+# Means of resamples that differ from the mean by less than this fraction of the range of the
+# values are equal to it up to rounding.
 _ROUNDING = 1e-12
 
 
 class Interval(NamedTuple):
-    """A mean and the confidence interval around it.
+    """Mean and its confidence interval.
 
     Attributes
     ----------
     estimate : float
-        The mean.
+        Mean of the values.
     low, high : float
-        The ends of the interval.
+        Bounds of the interval.
     """
 
     estimate: float
@@ -64,16 +65,16 @@ def bootstrap_interval(
     Raises
     ------
     ValueError
-        When there are fewer than two values, one is not finite, or a parameter is out of range.
+        If there are fewer than two values, a value is not finite, or a parameter is out of range.
 
     See Also
     --------
-    paired_difference : Compares two models, with narrower intervals than two of these.
+    paired_difference : Interval of the difference of two models, narrower than two intervals.
 
     Notes
     -----
-    Queries are assumed to be independent. Where several belong together, such as five captions
-    of one image, pass the mean of each group.
+    Queries are assumed to be independent. If several belong together, such as five captions of
+    one image, pass the mean of each group.
 
     The percentile bootstrap is too narrow for proportions near 0 or 1: with 20 queries and a true
     share of 0.05 its intervals of 95 % contain the true share in 64 % of samples, and those of
@@ -104,12 +105,12 @@ def bootstrap_interval(
     >>> interval.estimate, round(interval.low, 3), round(interval.high, 3)
     (0.75, 0.686, 0.805)
     """
-    sample = _checked(values, "values", confidence, n_resamples)
+    sample = _check_sample(values, "values", confidence, n_resamples)
     if _is_binary(sample):
         hits = int(sample.sum())
         low, high = binomtest(hits, len(sample)).proportion_ci(confidence, method="wilson")
         return _interval(sample, low, high)
-    return _interval(sample, *_resampled(sample, confidence, n_resamples, random_state))
+    return _interval(sample, *_bootstrap_bounds(sample, confidence, n_resamples, random_state))
 
 
 def paired_difference(
@@ -144,12 +145,12 @@ def paired_difference(
     Raises
     ------
     ValueError
-        When the models do not have the same number of values, or `bootstrap_interval` would
-        refuse them.
+        If the models do not have the same number of values, or the values are not valid for
+        `bootstrap_interval`.
 
     See Also
     --------
-    bootstrap_interval : The interval of one model.
+    bootstrap_interval : Interval of one model.
 
     Notes
     -----
@@ -174,32 +175,34 @@ def paired_difference(
     >>> round(interval.estimate, 4), interval.low > 0
     (0.05, True)
     """
-    one = _checked(first, "first", confidence, n_resamples)
-    other = _checked(second, "second", confidence, n_resamples)
+    one = _check_sample(first, "first", confidence, n_resamples)
+    other = _check_sample(second, "second", confidence, n_resamples)
     if len(one) != len(other):
         raise ValueError(
-            f"first has {len(one)} values and second has {len(other)}. Pass one value of each "
-            "model for each of the same queries."
+            f"first has {len(one)} values and second has {len(other)}. Pass one value per query "
+            "for each model."
         )
     differences = one - other
     if not (_is_binary(one) and _is_binary(other)):
-        ends = _resampled(differences, confidence, n_resamples, random_state)
-        return _interval(differences, *ends)
+        bounds = _bootstrap_bounds(differences, confidence, n_resamples, random_state)
+        return _interval(differences, *bounds)
     n_better, n_worse = np.sum(differences > 0) + 1, np.sum(differences < 0) + 1
     n = len(differences) + 2
-    middle = (n_better - n_worse) / n
-    half = norm.ppf((1 + confidence) / 2) * np.sqrt(((n_better + n_worse) / n - middle**2) / n)
-    return _interval(differences, max(middle - half, -1.0), min(middle + half, 1.0))
+    mean = (n_better - n_worse) / n
+    half = norm.ppf((1 + confidence) / 2) * np.sqrt(((n_better + n_worse) / n - mean**2) / n)
+    return _interval(differences, max(mean - half, -1.0), min(mean + half, 1.0))
 
 
-def _checked(values: Any, name: str, confidence: float, n_resamples: int) -> np.ndarray:
-    """Return values as float64, and refuse parameters that are out of range."""
+def _check_sample(values: Any, name: str, confidence: float, n_resamples: int) -> np.ndarray:
+    """Return values as float64, and raise ValueError for invalid values and parameters."""
     sample = as_floats(values, name, ensure_2d=False, ensure_min_samples=0)
     sample = column_or_1d(sample).astype(np.float64)
     if len(sample) < 2:
-        raise ValueError(f"An interval needs at least 2 values, not {len(sample)}.")
+        raise ValueError(f"{name} must have at least 2 values, not {len(sample)}.")
     if not np.isfinite(sample).all():
-        raise ValueError(f"Value {np.flatnonzero(~np.isfinite(sample))[0]} is not finite.")
+        raise ValueError(
+            f"{name} must be finite. Value {np.flatnonzero(~np.isfinite(sample))[0]} is not."
+        )
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must be between 0 and 1, not {confidence!r}.")
     check_integer(n_resamples, "n_resamples", 1)
@@ -215,13 +218,13 @@ def _interval(sample: np.ndarray, low: float, high: float) -> Interval:
     return Interval(estimate, float(min(low, estimate)), float(max(high, estimate)))
 
 
-def _resampled(
+def _bootstrap_bounds(
     sample: np.ndarray,
     confidence: float,
     n_resamples: int,
     random_state: int | np.random.RandomState | None,
 ) -> tuple[float, float]:
-    """Return the ends of the BCa interval of the mean with widened quantiles."""
+    """Return the bounds of the BCa interval of the mean, with widened quantiles."""
     n, mean, std = len(sample), sample.mean(), sample.std()
     if np.ptp(sample) == 0:
         return mean, mean
@@ -229,17 +232,17 @@ def _resampled(
         (sample,),
         np.mean,
         n_resamples=n_resamples,
-        batch=max(1, _RESAMPLED_AT_ONCE // n),
+        batch=max(1, _MAX_BATCH_VALUES // n),
         method="percentile",
         random_state=check_random_state(random_state),
     ).bootstrap_distribution
     tied = np.abs(means - mean) <= _ROUNDING * np.ptp(sample)
     below = np.sum((means < mean) & ~tied) + tied.sum() / 2
     bias = norm.ppf((below + 0.5) / (n_resamples + 1))
-    # The jackknife's estimate for a mean, which is its skewness, needs no resamples.
+    # For a mean, the jackknife estimate is a function of the skewness and needs no resamples.
     acceleration = np.mean(((sample - mean) / std) ** 3) / (6 * np.sqrt(n))
     half = t.ppf((1 + confidence) / 2, n - 1) * np.sqrt(n / (n - 1))
     z = bias + np.array([-half, half])
-    # Beyond the pole of the formula the end of the interval is that of the resamples.
+    # Beyond the pole of the formula, the bound is the extreme mean of the resamples.
     low, high = np.quantile(means, norm.cdf(bias + z / np.maximum(1 - acceleration * z, 1e-3)))
     return low, high

@@ -18,7 +18,7 @@ from ..utils.validation import (
     ignores_underflow,
 )
 
-# A slope of the likelihood below this, per mean difference of logits, is rounding error.
+# A smaller slope of the likelihood, relative to the mean difference of logits, is rounding error.
 _ROUNDING = 1e-12
 
 
@@ -26,43 +26,44 @@ _ROUNDING = 1e-12
 def expected_calibration_error(
     y_true: Any, proba: Any, n_bins: int = 15, labels: Any = None
 ) -> float:
-    """Mean gap between how sure a classifier is and how often it is right.
+    """Compute the expected calibration error (ECE), the mean gap of confidence and accuracy.
 
-    Predictions are put into bins by the probability of the predicted class; in each the mean
-    probability is compared with the share that is right, and the gaps are averaged, weighted by
-    the number of predictions.
+    Predictions are put into bins by the probability of the predicted class. In each bin, the mean
+    probability is compared with the accuracy. The gaps are averaged, weighted by the number of
+    predictions.
 
     Parameters
     ----------
     y_true : array-like of shape (n_samples,)
-        Classes.
+        True classes.
     proba : array-like of shape (n_samples, n_classes)
-        Probabilities, each row adding up to 1.
+        Predicted probabilities. The sum of each row must be 1.
     n_bins : int, default=15
-        Bins of equal width. Empty ones do not count.
+        Number of bins of equal width. Empty bins are ignored.
     labels : array-like of shape (n_classes,) or None, default=None
-        Class of every column, a classifier's ``classes_``. None takes the sorted classes of
-        `y_true`, which must then be as many as the columns.
+        Class of each column, such as a classifier's ``classes_``. None uses the sorted classes of
+        `y_true`, which must then have the same number as the columns.
 
     Returns
     -------
     error : float
-        Between 0, where probabilities mean what they say, and 1.
+        Calibration error between 0 (perfectly calibrated) and 1.
 
     Raises
     ------
     ValueError
-        When `proba` holds no probabilities, a class has no column, `labels` repeat, or `n_bins`
-        is not an integer of at least 1.
+        If `proba` are not probabilities, a class has no column, `labels` has duplicates, or
+        `n_bins` is not an integer of at least 1.
 
     See Also
     --------
-    sklearn.calibration.calibration_curve : The bins of a classifier of two classes, to draw.
-    sklearn.metrics.log_loss : Rewards being right as well as being calibrated.
+    sklearn.calibration.calibration_curve : Values of the bins for two classes, for a plot.
+    sklearn.metrics.log_loss : A loss that depends on accuracy and on calibration.
 
     Notes
     -----
-    It depends on `n_bins`, and few samples make it too large: compare on one set of samples.
+    The error depends on `n_bins` and is too large for few samples. Compare models on the same
+    samples.
 
     References
     ----------
@@ -78,64 +79,63 @@ def expected_calibration_error(
     """
     check_integer(n_bins, "n_bins", 1)
     proba = check_array(proba, dtype=np.float64, input_name="proba")
-    off = np.flatnonzero((np.abs(proba.sum(axis=1) - 1) > 1e-3) | (proba < 0).any(axis=1))
-    if off.size:
+    invalid = np.flatnonzero((np.abs(proba.sum(axis=1) - 1) > 1e-3) | (proba < 0).any(axis=1))
+    if invalid.size:
         raise ValueError(
-            f"Row {off[0]} of proba holds no probabilities, which are from 0 and add up to 1: "
-            "pass what predict_proba returns."
+            f"proba must have rows of probabilities with the sum 1, and row {invalid[0]} is not. "
+            "Pass the output of predict_proba."
         )
-    columns = _columns(y_true, labels, proba)
+    columns = _find_columns(y_true, labels, proba)
     confidence = proba.max(axis=1)
-    right = proba.argmax(axis=1) == columns
+    is_correct = proba.argmax(axis=1) == columns
     edges = np.linspace(0, 1, n_bins + 1)[1:-1]
     bins = np.digitize(confidence, edges, right=True)
-    gaps = np.bincount(bins, weights=confidence - right)
+    gaps = np.bincount(bins, weights=confidence - is_correct)
     return float(np.abs(gaps).sum() / len(proba))
 
 
 @ignores_underflow
 def fit_temperature(logits: Any, y: Any, labels: Any = None) -> float:
-    """Find the temperature by which logits are divided for the best probabilities.
+    """Fit the temperature for temperature scaling of logits.
 
-    It minimizes the negative log-likelihood of `y`, and changes no prediction.
+    The temperature minimizes the negative log-likelihood of `y`. It does not change predictions.
 
     Parameters
     ----------
     logits : array-like of shape (n_samples, n_classes)
-        What ``decision_function`` returns for samples that were not trained on. ``-inf`` excludes
-        a class from a sample; a large negative number such as -1e9 does the same.
+        Output of ``decision_function`` for samples that were not used for training. ``-inf``
+        excludes a class for a sample, and so does a large negative number such as -1e9.
     y : array-like of shape (n_samples,)
-        Classes.
+        True classes.
     labels : array-like of shape (n_classes,) or None, default=None
-        Class of every column, such as a classifier's ``classes_``. None takes the sorted classes
-        of `y`, of which there must then be as many as columns.
+        Class of each column, such as a classifier's ``classes_``. None uses the sorted classes of
+        `y`, which must then have the same number as the columns.
 
     Returns
     -------
     temperature : float
-        Above 0. ``softmax(logits / temperature)`` are the probabilities. A `ZeroShotClassifier`
-        gives them with its logit scale divided by it.
+        Positive temperature. The calibrated probabilities are ``softmax(logits / temperature)``.
+        For a `ZeroShotClassifier`, divide the logit scale by the temperature.
 
     Raises
     ------
     ValueError
-        When a class has no column, `labels` repeat, the class of a sample is excluded, or no
-        temperature is best: all samples are predicted correctly, the logits are unrelated to the
-        classes, or the best temperature is not a positive float64.
+        If a class has no column, `labels` has duplicates, the class of a sample is excluded, or
+        there is no optimum: all samples are predicted correctly, the logits are unrelated to the
+        classes, or the optimal temperature is not a positive float64.
 
     See Also
     --------
     sklearn.calibration.CalibratedClassifierCV : With ``method="temperature"`` (scikit-learn 1.8
-        and later) it wraps a classifier together with its temperature. Use it to continue with an
-        estimator, and `fit_temperature` for the number alone, for example to fit it on one set of
-        classes and use it on others, which a wrapped classifier does not allow.
-    expected_calibration_error : The error that a good temperature reduces.
+        and later), it returns a calibrated classifier. Use `fit_temperature` to get the number
+        only, for example to fit it on one set of classes and to use it for other classes.
+    expected_calibration_error : Calibration error, which a good temperature reduces.
 
     Notes
     -----
-    The likelihood is concave in the inverse temperature. The root of its derivative is searched
-    between two bounds that enclose it for all logits, whatever their scale, so that single rows
-    or columns of another magnitude do not limit the search.
+    The log-likelihood is concave in the inverse temperature. The root of its derivative is found
+    between two bounds that hold for logits of any scale, so that single rows or columns of another
+    magnitude do not limit the search.
 
     References
     ----------
@@ -153,47 +153,47 @@ def fit_temperature(logits: Any, y: Any, labels: Any = None) -> float:
     9.102
     """
     logits = check_array(logits, dtype=np.float64, ensure_all_finite=False, input_name="logits")
-    broken = np.flatnonzero((np.isnan(logits) | (logits == np.inf)).any(axis=1))
-    if broken.size:
+    invalid = np.flatnonzero((np.isnan(logits) | (logits == np.inf)).any(axis=1))
+    if invalid.size:
         raise ValueError(
-            f"logits contains NaN or infinity in row {broken[0]}. Only -inf, which excludes a "
+            f"logits contains NaN or infinity in row {invalid[0]}. Only -inf, which excludes a "
             "class, is allowed."
         )
-    columns = _columns(y, labels, logits)
+    columns = _find_columns(y, labels, logits)
     rows = np.arange(len(logits))
     excluded = np.flatnonzero(logits[rows, columns] == -np.inf)
     if excluded.size:
         raise ValueError(
-            f"The logit of the class of sample {excluded[0]} is -inf: its probability is 0 at any "
-            "temperature. Check that labels names the columns in their order."
+            f"logits is -inf for the true class of sample {excluded[0]}, so that its probability "
+            "is 0 at any temperature. Check that labels has the order of the columns."
         )
     finite = np.isfinite(logits)
-    logits, exponent = _scaled(logits, finite)
-    margins, more = _scaled(logits - logits[rows, columns][:, None], finite)
-    exponent += more
+    logits, logit_exponent = _scale(logits, finite)
+    margins, margin_exponent = _scale(logits - logits[rows, columns][:, None], finite)
+    exponent = logit_exponent + margin_exponent
     present = np.where(finite, margins, 0.0)
 
     # The derivative of the loss at an infinite temperature, where all classes are equally likely.
     slope = np.mean(present.sum(axis=1) / finite.sum(axis=1))
     if slope >= -_ROUNDING * np.abs(present).mean():
         raise ValueError(
-            "The logits are unrelated to the classes: the logit of a sample's class is not higher "
-            "than the mean of its row. Check that labels names the columns in their order."
+            "logits are unrelated to y: the logit of the true class is not higher than the mean "
+            "of the row. Check that labels has the order of the columns."
         )
     largest = present.max()
     if largest <= 0:
         raise ValueError(
-            "The class of every sample has the largest logit, so the likelihood has no maximum: "
-            "the lower the temperature, the better. Pass more samples, or harder ones."
+            "logits predict every sample correctly, so the likelihood has no maximum: it keeps "
+            "increasing as the temperature decreases. Pass more samples, or more difficult ones."
         )
 
     def derivative(log_inverse: float) -> float:
         proba = softmax(np.exp(log_inverse) * margins, axis=1)
         return float(np.mean(np.sum(proba * present, axis=1)))
 
-    # The second derivative is a variance, at most a quarter of the squared range of a row, which
-    # bounds the root from below. Above the other bound, the largest margin of a wrong class
-    # outweighs those of all others, each of which subtracts at most 1 / (e * inverse).
+    # Lower bound: the second derivative is a variance, at most a quarter of the squared range of a
+    # row. Upper bound: above it, the largest margin of a wrong class outweighs those of all other
+    # classes, each of which subtracts at most 1 / (e * inverse).
     n_samples, n_classes = logits.shape
     low = np.log(-slope) - np.log(np.mean(np.ptp(present, axis=1) ** 2) / 4)
     high = np.log(n_samples) + 2 * np.log(n_classes) - 1 - np.log(largest)
@@ -202,70 +202,75 @@ def fit_temperature(logits: Any, y: Any, labels: Any = None) -> float:
         temperature = float(np.ldexp(np.exp(-root), exponent))
     if not 0 < temperature < np.inf:
         raise ValueError(
-            "The best temperature is beyond the range of float64. Rescale the logits: multiply "
-            f"them by 2.0**{-exponent}."
+            "logits have an optimal temperature beyond the range of float64. Multiply the logits "
+            f"by 2.0**{-exponent}."
         )
     return temperature
 
 
-def _scaled(numbers: np.ndarray, finite: np.ndarray) -> tuple[np.ndarray, int]:
-    """Return numbers divided by a power of two, which loses nothing, and its exponent.
+def _scale(numbers: np.ndarray, finite: np.ndarray) -> tuple[np.ndarray, int]:
+    """Divide numbers by a power of two, which is exact, and return its exponent as well.
 
-    Differences of them cannot overflow, and squares of the largest are in range.
+    Differences of the results cannot overflow, and the square of the largest cannot underflow.
     """
     largest = np.abs(numbers, where=finite, out=np.zeros_like(numbers)).max()
     exponent = int(np.frexp(largest)[1]) + 1
     return np.ldexp(numbers, -exponent), exponent
 
 
-def _columns(y: Any, labels: Any, scores: np.ndarray) -> np.ndarray:
-    """Return the column of every sample's class."""
+def _find_columns(y: Any, labels: Any, scores: np.ndarray) -> np.ndarray:
+    """Return the column of the class of each sample."""
     y = as_labels(y)
     check_consistent_length(y, scores)
     classes = distinct_labels(y, "y") if labels is None else as_labels(labels)
     if len(classes) != scores.shape[1]:
         raise ValueError(
-            f"There are {scores.shape[1]} columns and {len(classes)} classes: pass "
+            f"labels has {len(classes)} classes for {scores.shape[1]} columns. Pass "
             "labels=classifier.classes_."
         )
     column_of = {label: column for column, label in enumerate(classes.tolist())}
     if len(column_of) < len(classes):
         repeated = [label for label, count in Counter(classes.tolist()).items() if count > 1]
-        raise ValueError(f"labels repeat: {format_list(repeated)}. Pass one class per column.")
+        raise ValueError(
+            f"labels has duplicates: {format_list(repeated)}. Pass one class per column."
+        )
     columns = np.array([column_of.get(label, -1) for label in y.tolist()])
     missing = np.flatnonzero(columns < 0)
     if missing.size:
-        name = y[missing[:1]].tolist()[0]
-        raise ValueError(f"Sample {missing[0]} is of class {name!r}, which no column stands for.")
+        label = y[missing[:1]].tolist()[0]
+        raise ValueError(
+            f"y has the class {label!r} in row {missing[0]}, which is not in labels. Pass the "
+            "classes of all columns."
+        )
     return columns
 
 
 def per_class_accuracy(y_true: Any, y_pred: Any) -> Bunch:
-    """Share of each class's samples that are predicted correctly: its recall.
+    """Accuracy per class: fraction of the samples of each class that are predicted correctly.
 
     Parameters
     ----------
     y_true : array-like of shape (n_samples,)
-        Classes, of types that can be sorted.
+        True classes, of types that can be sorted.
     y_pred : array-like of shape (n_samples,)
-        Predicted classes. Those that `y_true` does not have count as wrong, whatever their type,
-        such as an ``unknown_label`` that is a text among classes that are numbers.
+        Predicted classes. Classes that are not in `y_true` count as errors, whatever their type,
+        such as an ``unknown_label`` that is a str if the classes are integers.
 
     Returns
     -------
     result : sklearn.utils.Bunch
-        ``classes``, the sorted classes of `y_true`; ``accuracy``, between 0 and 1; and
-        ``support``, the number of samples of each: arrays of one length.
+        Three arrays of the same length: ``classes``, the sorted classes of `y_true`;
+        ``accuracy``, between 0 and 1; and ``support``, the number of samples of each class.
 
     Raises
     ------
     ValueError
-        When a class is missing (None or NaN), or the classes of `y_true` cannot be sorted.
+        If a class is missing (None or NaN), or the classes of `y_true` cannot be sorted.
 
     See Also
     --------
-    sklearn.metrics.balanced_accuracy_score : The mean of these accuracies.
-    sklearn.metrics.classification_report : A table with precision as well.
+    sklearn.metrics.balanced_accuracy_score : Mean of these accuracies.
+    sklearn.metrics.classification_report : Table with recall and precision per class.
 
     Examples
     --------
@@ -279,9 +284,9 @@ def per_class_accuracy(y_true: Any, y_pred: Any) -> Bunch:
     truth, predicted = as_labels(y_true), as_labels(y_pred)
     check_consistent_length(truth, predicted)
     classes = distinct_labels(truth, "y_true")
-    place = {label: number for number, label in enumerate(classes.tolist())}
-    codes = np.array([place[label] for label in truth.tolist()], dtype=int)
-    # Objects are compared one by one: NumPy would compare a number with a text as texts.
+    code_of = {label: code for code, label in enumerate(classes.tolist())}
+    codes = np.array([code_of[label] for label in truth.tolist()], dtype=int)
+    # As objects, since NumPy would convert numbers to texts to compare them with texts.
     hits = truth.astype(object) == predicted.astype(object)
     support = np.bincount(codes, minlength=len(classes))
     n_hits = np.bincount(codes, weights=hits, minlength=len(classes))

@@ -1,4 +1,4 @@
-"""Models as folders that can be shared: JSON, safetensors and a model card, never a pickle."""
+"""Saving and loading of models as folders of JSON and safetensors, without pickle."""
 
 from .hub import load_pretrained
 from .mixins import FittedState, PretrainedMixin, SerializableMixin

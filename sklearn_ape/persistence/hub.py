@@ -1,4 +1,4 @@
-"""Models on the Hugging Face hub, and their model cards."""
+"""Loading of models from folders and the Hugging Face Hub, uploads, and model cards."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import math
 import os
 import re
 import reprlib
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from numbers import Real
@@ -15,40 +14,40 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..utils.escape import escape_controls, escape_markdown
-from ._serialize import Rebuilder
 from .files import FILES, read_model
+from .serialize import Deserializer
 
 if TYPE_CHECKING:
-    from ._serialize import Recorder
+    from .serialize import Serializer
 
-_LONGEST = 120
+_MAX_CHARACTERS = 120
 
 
-_LIMITS = (
-    "Images and texts unlike those that it was fitted on are matched less well: measure on your "
-    "own before relying on it.",
-    "It inherits what its encoders know and what they are biased towards.",
+_LIMITATIONS = (
+    "Images and texts that differ from the training data are matched less well. Evaluate the "
+    "model on your own data.",
+    "It inherits the knowledge and the biases of its encoders.",
 )
 
 
 @dataclass
 class Facts:
-    """What an estimator tells of itself.
+    """Contents of a model card that an estimator provides.
 
     Parameters
     ----------
     what : str
-        A sentence or two, in Markdown: names that a user gave are to be escaped in it.
+        Description in one or two sentences of Markdown. Names given by users must be escaped.
     facts : dict of str to object
         Rows of a table, as plain text.
     scores : dict of str to float
-        What it measured itself, by names in plain text.
+        Scores that the estimator computed during `fit`, by name, as plain text.
     limits : list of str
-        Sentences, in Markdown.
+        Limitations, as sentences in Markdown.
     usage : str
-        Code that uses ``model``.
+        Code that uses the variable ``model``.
     tags : list of str
-        Of the hub.
+        Tags for the Hub.
     """
 
     what: str = ""
@@ -59,13 +58,13 @@ class Facts:
     tags: list[str] = field(default_factory=list)
 
 
-def checked_scores(scores: Mapping[str, float] | None) -> dict[str, float]:
+def check_scores(scores: Mapping[str, float] | None) -> dict[str, float]:
     """Return scores as plain numbers.
 
     Raises
     ------
     ValueError
-        When one is not finite, or has no name.
+        If a score is not finite, or its name is not a str.
     """
     if scores is None:
         return {}
@@ -74,99 +73,99 @@ def checked_scores(scores: Mapping[str, float] | None) -> dict[str, float]:
             f"scores must be a mapping such as {{'accuracy': 0.9}}, not {type(scores).__name__}."
         )
     for name, score in scores.items():
-        known = isinstance(name, str) and isinstance(score, Real) and not isinstance(score, bool)
-        if not known or not math.isfinite(score):
-            raise ValueError(f"scores holds {name!r}: {score!r}: expected a name and a number.")
+        is_number = isinstance(score, Real) and not isinstance(score, bool)
+        if not isinstance(name, str) or not is_number or not math.isfinite(score):
+            raise ValueError(f"scores must map names to finite numbers, got {name!r}: {score!r}.")
     return {name: float(score) for name, score in scores.items()}
 
 
-def card_of(
+def write_card(
     model: Mapping[str, Any],
     facts: Facts,
     scores: Mapping[str, float],
-    recorder: Recorder,
+    serializer: Serializer,
     version: str,
 ) -> str:
     """Return the text of a model card."""
     name = model["$class"]
-    n_bytes = sum(array.nbytes for array in recorder.tensors.values())
+    n_bytes = sum(array.nbytes for array in serializer.tensors.values())
     rows = {
         **facts.facts,
-        "encoders": ", ".join(dict.fromkeys(_encoders(model)))
-        or facts.facts.get("encoders", "none: it takes features"),
+        "encoders": ", ".join(dict.fromkeys(_find_encoders(model)))
+        or facts.facts.get("encoders", "none (input is features)"),
         "size": f"{n_bytes / 1e6:.3g} MB",
-        "made with": f"sklearn-ape {version}",
+        "created with": f"sklearn-ape {version}",
     }
     parts = [
-        _front(facts.tags),
+        _front_matter(facts.tags),
         f"# {name}",
         facts.what,
-        "| | |\n|---|---|\n" + "\n".join(f"| {k} | {_cell(v)} |" for k, v in rows.items()),
-        "## Use",
-        f"```python\n{_usage(name, facts.usage)}\n```",
+        "| | |\n|---|---|\n" + "\n".join(f"| {k} | {_escape_cell(v)} |" for k, v in rows.items()),
+        "## Usage",
+        f"```python\n{_format_usage(name, facts.usage)}\n```",
     ]
-    measured = {**facts.scores, **scores}
-    parts += ["## Measured"]
-    if measured:
+    all_scores = {**facts.scores, **scores}
+    parts += ["## Scores"]
+    if all_scores:
         parts += [
             "| | |\n|---|---|\n"
-            + "\n".join(f"| {_cell(k)} | {v:.4g} |" for k, v in measured.items())
+            + "\n".join(f"| {_escape_cell(k)} | {v:.4g} |" for k, v in all_scores.items())
         ]
     else:
-        parts += ["Nothing was given: `save_pretrained(folder, scores={...})` puts figures here."]
-    parts += ["## Made by", f"```python\n{name}(\n{_params(model)})\n```"]
-    if recorder.left_out:
-        places = ", ".join(f"`{_in_code(place)}`" for place in recorder.left_out)
-        parts += [f"Not saved, since it has no form in a file: {places}."]
-    limits = [*facts.limits, *_LIMITS]
-    parts += ["## Limits", "\n".join(f"- {limit}" for limit in limits)]
+        parts += ["No scores were passed to `save_pretrained(folder, scores={...})`."]
+    parts += ["## Parameters", f"```python\n{name}(\n{_format_params(model)})\n```"]
+    if serializer.left_out:
+        places = ", ".join(f"`{_escape_code(place)}`" for place in serializer.left_out)
+        parts += [f"Parameters that were not saved: {places}."]
+    limits = [*facts.limits, *_LIMITATIONS]
+    parts += ["## Limitations", "\n".join(f"- {limit}" for limit in limits)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _front(tags: list[str]) -> str:
+def _front_matter(tags: list[str]) -> str:
     lines = ["library_name: sklearn-ape", "tags:"]
-    # Of other tags, JSON is YAML that says nothing but this text.
+    # Tags with other characters are quoted as JSON, which is valid YAML.
     lines += [
         f"- {tag if re.fullmatch('[a-z][a-z0-9-]*', tag) else json.dumps(tag)}"
         for tag in ("sklearn-ape", "scikit-learn", *tags)
     ]
-    # Whose images, whose license: only who fitted it knows.
+    # Only the user knows the license of the training data.
     return "\n".join(["---", *lines, "# license: apache-2.0", "---"])
 
 
-def _usage(name: str, usage: str) -> str:
+def _format_usage(name: str, usage: str) -> str:
     load = "import sklearn_ape\n\nmodel = sklearn_ape.load_pretrained('owner/name or folder')"
     return f"{load}  # a {name}\n{usage}".rstrip()
 
 
-def _encoders(value: Any) -> Iterator[str]:
-    """Yield the encoders in a record, with what tells their weights from others."""
+def _find_encoders(value: Any) -> Iterator[str]:
+    """Yield the names of the encoders in a record, with the start of their weights' digest."""
     if isinstance(value, dict):
         name = str(value.get("$class", ""))
         if name.endswith("Encoder"):
             weights = str((value.get("state") or {}).get("weights") or "")
-            at = f" ({weights[:24]})" if weights else ""
-            yield f"{name}({str(value['params'].get('model_name'))!r}){at}"
+            digest = f" ({weights[:24]})" if weights else ""
+            yield f"{name}({str(value['params'].get('model_name'))!r}){digest}"
         value = list(value.values())
     if isinstance(value, list):
         for item in value:
-            yield from _encoders(item)
+            yield from _find_encoders(item)
 
 
-def _params(model: Mapping[str, Any]) -> str:
+def _format_params(model: Mapping[str, Any]) -> str:
     lines = []
     for name, value in model["params"].items():
         if isinstance(value, dict) and len(value) == 1:
             tag, inner = next(iter(value.items()))
-            value = _Named("Pipeline(...)") if tag == "$pipeline" else inner
+            value = _Unquoted("Pipeline(...)") if tag == "$pipeline" else inner
         if isinstance(value, dict) and "$class" in value:
-            value = _Named(f"{value['$class']}(...)")
-        lines.append(f"    {name}={_in_code(_short.repr(value))},\n")
+            value = _Unquoted(f"{value['$class']}(...)")
+        lines.append(f"    {name}={_escape_code(_short.repr(value))},\n")
     return "".join(lines)
 
 
-class _Named(str):
-    """Shown without quotes."""
+class _Unquoted(str):
+    """Text whose `repr` has no quotes."""
 
     __slots__ = ()
 
@@ -177,28 +176,28 @@ class _Named(str):
 _short = reprlib.Repr()
 
 
-_short.maxstring = _short.maxother = _LONGEST
+_short.maxstring = _short.maxother = _MAX_CHARACTERS
 
 
 _short.maxlist = _short.maxdict = 8
 
 
-def _cell(value: Any) -> str:
+def _escape_cell(value: Any) -> str:
     return escape_markdown(value if isinstance(value, str) else _short.repr(value))
 
 
-def _in_code(text: str) -> str:
-    r"""Return the same Python without what could end a code block or begin HTML.
+def _escape_code(text: str) -> str:
+    r"""Return Python code without characters that could end a code block or begin HTML.
 
-    In a literal, which is where such characters come from, the escapes mean the same text.
+    The characters come from string literals, in which the escapes have the same meaning.
     """
-    return re.sub("[`<>]", lambda found: f"\\x{ord(found[0]):02x}", escape_controls(text))
+    return re.sub("[`<>]", lambda match: f"\\x{ord(match[0]):02x}", escape_controls(text))
 
 
-_REPO = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}")
+_REPO_ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}")
 
 
-_NO_HUB = 'Models on the hub need huggingface_hub: pip install "sklearn-ape[hub]".'
+_NO_HUB = 'Models on the Hub need huggingface_hub: pip install "sklearn-ape[hub]".'
 
 
 def load_pretrained(
@@ -209,42 +208,42 @@ def load_pretrained(
     cache: Any = None,
     device: Any = "auto",
 ) -> Any:
-    """Load an aligner, classifier or retriever that `save_pretrained` wrote.
+    """Load an aligner, classifier or retriever that was saved with `save_pretrained`.
 
-    The class is read from the file, and is one of this package. Nothing that a file says is ever
+    The class is read from the file, and must be a class of this package. No code in the files is
     executed.
 
     Parameters
     ----------
     source : str or path-like
-        A folder, or the name of a model on the Hugging Face hub, ``"owner/name"``.
+        Path of a folder, or ID of a model on the Hugging Face Hub, ``"owner/name"``.
     revision : str or None, default=None
-        Branch, tag or commit on the hub.
+        Branch, tag or commit on the Hub.
     token : str, bool or None, default=None
-        Of the hub; None takes the one that you are logged in with.
+        Access token for the Hub. None uses the token of the local login.
     cache : str, path-like, FeatureCache or None, default=None
-        Where the encoders keep features; None is their own default.
+        Feature cache of the encoders. None uses their default.
     device : {"auto"}, str or torch.device, default="auto"
-        Where encoders and heads are computed.
+        Device for encoders and heads.
 
     Returns
     -------
     estimator : estimator
-        Fitted.
+        Fitted estimator.
 
     Raises
     ------
     ValueError
-        When there is no such model, it is damaged, of a newer format, or its encoders have other
-        weights here than it was fitted with.
+        If the folder has no model, the model is damaged or has a newer format, or the local
+        weights of its encoders differ from those that it was fitted with.
     ImportError
-        When the package with an encoder's weights, or huggingface_hub, is not installed.
+        If the package with an encoder's weights, or huggingface_hub, is not installed.
     OSError
-        When the files cannot be read, or the hub cannot be reached.
+        If the files cannot be read, or the Hub cannot be reached.
 
     See Also
     --------
-    sklearn_ape.ZeroShotClassifier.save_pretrained : Writes such a folder.
+    sklearn_ape.ZeroShotClassifier.save_pretrained : Save a fitted estimator to a folder.
 
     Examples
     --------
@@ -256,21 +255,21 @@ def load_pretrained(
     >>> aligner = CCAAligner().fit(features, features[:, :4])
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     aligner.save_pretrained(f"{folder}/my-aligner")
-    ...     again = load_pretrained(f"{folder}/my-aligner")
-    >>> bool(np.array_equal(again.transform(features), aligner.transform(features)))
+    ...     loaded = load_pretrained(f"{folder}/my-aligner")
+    >>> bool(np.array_equal(loaded.transform(features), aligner.transform(features)))
     True
     """
-    folder = located(source, revision, token)
-    return restored(folder, {"device": device} | ({} if cache is None else {"cache": cache}))
+    folder = locate_model(source, revision, token)
+    return rebuild_model(folder, {"device": device} | ({} if cache is None else {"cache": cache}))
 
 
-def restored(folder: Path, settings: dict[str, Any]) -> Any:
-    """Return the estimator in a folder."""
+def rebuild_model(folder: Path, settings: dict[str, Any]) -> Any:
+    """Return the estimator that was saved to a folder."""
     try:
         config, tensors = read_model(folder)
-        rebuilder = Rebuilder(tensors, settings)
-        found = rebuilder.object(config.get("model"))
-        rebuilder.close()
+        deserializer = Deserializer(tensors, settings)
+        estimator = deserializer.decode_estimator(config.get("model"))
+        deserializer.close()
     except (ValueError, OSError, ImportError):
         raise
     except (
@@ -281,48 +280,48 @@ def restored(folder: Path, settings: dict[str, Any]) -> Any:
         RuntimeError,
         TypeError,
     ) as error:
-        # What a file says may make no sense in more ways than are foreseen.
+        # A damaged or forged file can cause errors that no check anticipates.
         raise ValueError(
-            f"{str(folder)!r} holds no model that this version of sklearn-ape can read: {error}"
+            f"{str(folder)!r} has no model that this version of sklearn-ape can read: {error}"
         ) from error
-    return found
+    return estimator
 
 
-def located(source: str | os.PathLike[str], revision: str | None, token: Any) -> Path:
-    """Return the local folder of a model, fetched from the hub if it is there.
+def locate_model(source: str | os.PathLike[str], revision: str | None, token: Any) -> Path:
+    """Return the local folder of a model, which is downloaded from the Hub if necessary.
 
     Raises
     ------
     ValueError
-        When the source is neither a folder nor a name of the hub.
+        If the source is a file, or is neither a folder nor an ID of the Hub.
     OSError
-        When the hub has no such model, or cannot be reached.
+        If the Hub has no such model, or cannot be reached.
     """
     path = Path(source)
     if path.is_dir():
         return path
     if path.exists():
         raise ValueError(
-            f"{str(source)!r} is a file: expected the folder that save_pretrained wrote. Pickles "
+            f"{str(source)!r} is a file. Pass the folder that save_pretrained wrote. Pickles "
             "and torch checkpoints are never opened."
         )
-    if not isinstance(source, str) or not _REPO.fullmatch(source) or source.startswith("."):
+    if not isinstance(source, str) or not _REPO_ID.fullmatch(source) or source.startswith("."):
         raise FileNotFoundError(
-            f"There is no folder {str(source)!r}, and it is no name of a model on the hub (those "
-            "read 'owner/name')."
+            f"{str(source)!r} is not a folder, and not the ID of a model on the Hub, such as "
+            "'owner/name'."
         )
-    return _fetched(source, revision, token)
+    return _download(source, revision, token)
 
 
 def upload(folder: Path, repo_id: str, token: Any, private: bool | None, message: str) -> str:
-    """Upload a folder to the hub and return its address."""
+    """Upload a folder to the Hub and return the URL of the repository."""
     try:
         from huggingface_hub import HfApi
         from huggingface_hub.errors import HfHubHTTPError
     except ImportError as error:
         raise ImportError(_NO_HUB) from error
     if not isinstance(repo_id, str) or not repo_id or repo_id.startswith((".", "/")):
-        raise ValueError(f"repo_id must read 'owner/name', not {repo_id!r}.")
+        raise ValueError(f"repo_id must have the form 'owner/name', not {repo_id!r}.")
     api = HfApi(token=token, library_name="sklearn-ape")
     try:
         repo = api.create_repo(repo_id, private=private, exist_ok=True)
@@ -334,18 +333,18 @@ def upload(folder: Path, repo_id: str, token: Any, private: bool | None, message
         )
     except HfHubHTTPError as error:
         raise OSError(
-            f"The hub did not take {repo_id!r}: {error} Log in with `hf auth login`, or pass "
-            "token=, and see that the name's owner is you."
+            f"The Hub rejected {repo_id!r}: {error} Log in with `hf auth login` or pass token=, "
+            "and check that you own the namespace."
         ) from error
-    except Exception as error:  # of the library below, which differs by the hub's version
+    except Exception as error:  # its class depends on the version of huggingface_hub
         raise OSError(
-            f"{repo_id!r} was not uploaded: {error or type(error).__name__}. Can the hub be "
-            "reached? save_pretrained keeps the model in a folder meanwhile."
+            f"{repo_id!r} was not uploaded: {error or type(error).__name__}. Check the connection "
+            "to the Hub. save_pretrained saves the model to a local folder."
         ) from error
     return str(repo)
 
 
-def _fetched(repo_id: str, revision: str | None, token: Any) -> Path:
+def _download(repo_id: str, revision: str | None, token: Any) -> Path:
     try:
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import (
@@ -356,7 +355,7 @@ def _fetched(repo_id: str, revision: str | None, token: Any) -> Path:
             RevisionNotFoundError,
         )
     except ImportError as error:
-        raise ImportError(f"There is no folder {repo_id!r}. {_NO_HUB}") from error
+        raise ImportError(f"{repo_id!r} is not a folder. {_NO_HUB}") from error
     try:
         folder = snapshot_download(
             repo_id,
@@ -367,23 +366,18 @@ def _fetched(repo_id: str, revision: str | None, token: Any) -> Path:
         )
     except RepositoryNotFoundError as error:
         raise FileNotFoundError(
-            f"There is neither a folder nor a hub model {repo_id!r}, or it is private: log in "
-            "with `hf auth login`, or pass token=."
+            f"{repo_id!r} is neither a folder nor a public model on the Hub. If the model is "
+            "private, log in with `hf auth login` or pass token=."
         ) from error
     except RevisionNotFoundError as error:
-        raise FileNotFoundError(
-            f"The hub model {repo_id!r} has no revision {revision!r}."
-        ) from error
+        raise FileNotFoundError(f"{repo_id!r} on the Hub has no revision {revision!r}.") from error
     except HFValidationError as error:
-        raise ValueError(f"{repo_id!r} is no name of a hub model: {error}") from error
+        raise ValueError(
+            f"{repo_id!r} is not a valid ID of a model on the Hub: {error}"
+        ) from error
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise OSError(
-            f"There is no folder {repo_id!r}, and the hub model of this name is neither in the "
-            f"local cache nor can the hub be reached: {error}"
+            f"{repo_id!r} is not a folder, a model of this ID is not in the local cache, and the "
+            f"Hub cannot be reached: {error}"
         ) from error
     return Path(folder)
-
-
-def temporary() -> tempfile.TemporaryDirectory[str]:
-    """Return a folder that is removed in the end."""
-    return tempfile.TemporaryDirectory(prefix="sklearn_ape_")

@@ -1,9 +1,10 @@
-"""Mixins that save and load estimators, and access to the fitted state of a file."""
+"""Mixins that save and load estimators, and validated access to the state in a file."""
 
 from __future__ import annotations
 
 import math
 import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -14,30 +15,32 @@ from sklearn.exceptions import NotFittedError
 from sklearn.utils.validation import check_is_fitted
 
 from ..utils.validation import format_list
-from ._serialize import Recorder
 from .files import FORMAT, write_model
-from .hub import Facts, card_of, checked_scores, load_pretrained, temporary, upload
+from .hub import Facts, check_scores, load_pretrained, upload, write_card
+from .serialize import Serializer
 
 
 class FittedState:
-    """Named values of a file, each given out once and checked.
+    """Validated access to the fitted state in a file, by name.
+
+    Each value can be read once, so that `close` finds values that were not read.
 
     Parameters
     ----------
     values : mapping of str to object
-        As `PretrainedMixin._get_state` returned them.
+        Values that `PretrainedMixin._get_state` returned.
     where : str
-        What errors call the place in the file.
+        Name of the state for error messages.
 
     Raises
     ------
     ValueError
-        From every method, when a value is missing or not of the kind asked for.
+        By every method, if a value is missing or has another type.
 
     Examples
     --------
-    >>> from sklearn_ape.persistence import State
-    >>> state = State({"n": 3, "more": {"scale": 1.5}}, "model")
+    >>> from sklearn_ape.persistence import FittedState
+    >>> state = FittedState({"n": 3, "more": {"scale": 1.5}}, "model")
     >>> state.integer("n", least=1)
     3
     >>> state.part("more").number("scale")
@@ -47,7 +50,7 @@ class FittedState:
 
     def __init__(self, values: Any, where: str) -> None:
         if not isinstance(values, Mapping):
-            raise ValueError(f"{where} must be an object, not {_short(values)}.")
+            raise ValueError(f"{where} must be an object, not {_describe(values)}.")
         self._values = dict(values)
         self._parts: list[FittedState] = []
         self.where = where
@@ -59,21 +62,21 @@ class FittedState:
         return len(self._values)
 
     def value(self, name: str) -> Any:
-        """Return anything."""
+        """Return a value of any type."""
         if name not in self._values:
             raise ValueError(f"{self.where} has no {name!r}.")
         return self._values.pop(name)
 
     def optional(self, name: str) -> Any:
-        """Return anything, or None where there is nothing."""
+        """Return a value of any type, or None if it is missing."""
         return self._values.pop(name, None)
 
     def peek(self, name: str) -> Any:
-        """Return anything, or None, and leave it there."""
+        """Return a value of any type, or None if it is missing, without marking it as read."""
         return self._values.get(name)
 
     def part(self, name: str) -> FittedState:
-        """Return named values within."""
+        """Return the nested state of a name."""
         part = FittedState(self.value(name), f"{self.where}.{name}")
         self._parts.append(part)
         return part
@@ -86,7 +89,7 @@ class FittedState:
         return value
 
     def number(self, name: str, above: float = -math.inf) -> float:
-        """Return a finite number above another."""
+        """Return a finite number greater than `above`."""
         value = self.value(name)
         if type(value) not in (int, float) or not above < value < math.inf:
             self._refuse(name, f"a number above {above:g}", value)
@@ -109,73 +112,73 @@ class FittedState:
     def array(
         self, name: str, shape: Sequence[int | None], kinds: str = "f", finite: bool = True
     ) -> np.ndarray:
-        """Return an array of some shape (None for any length) and kinds of numpy's types."""
+        """Return an array of a shape, in which None is any length, and of kinds of NumPy types."""
         value = self.value(name)
         if (
             not isinstance(value, np.ndarray)
             or value.dtype.kind not in kinds
             or value.ndim != len(shape)
-            or any(wanted not in (None, n) for wanted, n in zip(shape, value.shape, strict=True))
+            or any(length not in (None, n) for length, n in zip(shape, value.shape, strict=True))
         ):
-            wanted = ", ".join("any" if length is None else str(length) for length in shape)
-            self._refuse(name, f"an array of shape ({wanted}) and kind {kinds!r}", value)
+            lengths = ", ".join("any" if length is None else str(length) for length in shape)
+            self._refuse(name, f"an array of shape ({lengths}) and kind {kinds!r}", value)
         if finite and value.dtype.kind == "f" and not np.isfinite(value).all():
-            raise ValueError(f"{self.where}.{name} holds numbers that are not finite.")
+            raise ValueError(f"{self.where}.{name} has values that are not finite.")
         return value
 
     def close(self) -> None:
-        """Refuse values that nobody asked for."""
+        """Raise ValueError if a value was not read."""
         if self._values:
             raise ValueError(
-                f"{self.where} has {format_list(sorted(self._values))}, which this "
-                "version of sklearn-ape does not know: pip install --upgrade sklearn-ape."
+                f"{self.where} has {format_list(sorted(self._values))}, which this version of "
+                "sklearn-ape does not support. Upgrade: pip install --upgrade sklearn-ape."
             )
         for part in self._parts:
             part.close()
 
-    def _refuse(self, name: str, wanted: str, value: Any) -> None:
-        raise ValueError(f"{self.where}.{name} must be {wanted}, not {_short(value)}.")
+    def _refuse(self, name: str, expected: str, value: Any) -> None:
+        raise ValueError(f"{self.where}.{name} must be {expected}, not {_describe(value)}.")
 
 
-def _short(value: Any) -> str:
+def _describe(value: Any) -> str:
     if isinstance(value, np.ndarray):
         return f"an array of shape {value.shape} and type {value.dtype}"
     return repr(value) if isinstance(value, bool | int | float) else f"a {type(value).__name__}"
 
 
 class Record(NamedTuple):
-    """An object as plain data, arrays and recordable objects."""
+    """Parameters and fitted state of an estimator; the state is None if it is not fitted."""
 
     params: dict[str, Any]
     state: dict[str, Any] | None
 
 
 class SerializableMixin:
-    """Base of estimators that files of models may hold.
+    """Base class for estimators that can be part of a saved model.
 
-    Subclasses say which parameters belong to a machine, what `fit` left and how it is put back.
-    A value may be plain data (None, bool, numbers, str, list, tuple, dict), a numpy array, or
-    itself recordable.
+    Subclasses define `_fitted_state` and `_restore_state`. Values may be plain data (None, bool,
+    numbers, str, list, tuple, dict), NumPy arrays, or estimators with this mixin.
     """
 
-    # What depends on the machine that loads, and what has no use after a fit.
-    _of_the_machine: ClassVar[frozenset[str]] = frozenset()
-    _left_out: ClassVar[frozenset[str]] = frozenset()
+    # Parameters of the machine that runs the model, such as the device, are chosen when the model
+    # is loaded. Parameters that only `fit` uses are not saved.
+    _runtime_params: ClassVar[frozenset[str]] = frozenset()
+    _unsaved_params: ClassVar[frozenset[str]] = frozenset()
 
     def _get_state(self) -> dict[str, Any]:
-        """Return what `fit` left."""
+        """Return the state that `fit` computed."""
         return {}
 
     def _set_state(self, state: FittedState) -> None:
-        """Put back what `fit` left; called on an estimator with its parameters set."""
+        """Set the attributes that `fit` sets. The parameters are already set."""
 
     def _check_restored(self) -> None:
-        """Raise ValueError for parameters that cannot be used."""
+        """Raise ValueError for invalid parameters."""
 
     def _recorded_params(self) -> dict[str, Any]:
-        """Return the parameters to record."""
+        """Return the parameters to save."""
         params = self.get_params(deep=False)  # type: ignore[attr-defined]
-        return {name: params[name] for name in params if name not in self._of_the_machine}
+        return {name: params[name] for name in params if name not in self._runtime_params}
 
     def _to_record(self) -> Record:
         params = self._recorded_params()
@@ -189,74 +192,75 @@ class SerializableMixin:
     def _from_record(
         cls, params: dict[str, Any], state: Mapping[str, Any] | None, settings: Mapping[str, Any]
     ) -> Self:
-        known = set(cls._get_param_names())  # type: ignore[attr-defined]
-        unknown = sorted(set(params) - (known - cls._of_the_machine))
+        names = set(cls._get_param_names())  # type: ignore[attr-defined]
+        unknown = sorted(set(params) - (names - cls._runtime_params))
         if unknown:
             raise ValueError(
-                f"The model gives {cls.__name__} the parameter {unknown[0][:80]!r}, which this "
-                "version of sklearn-ape does not know: pip install --upgrade sklearn-ape."
+                f"{cls.__name__} of the model has the parameter {unknown[0][:80]!r}, which this "
+                "version of sklearn-ape does not support. Upgrade: "
+                "pip install --upgrade sklearn-ape."
             )
-        machine = {name: settings[name] for name in cls._of_the_machine & known & settings.keys()}
-        found = cls(**params, **machine)
-        found._check_restored()
+        runtime = {name: settings[name] for name in cls._runtime_params & names & settings.keys()}
+        estimator = cls(**params, **runtime)
+        estimator._check_restored()
         if state is not None:
-            read = FittedState(state, cls.__name__)
-            found._set_state(read)
-            read.close()
-        return found
+            fitted_state = FittedState(state, cls.__name__)
+            estimator._set_state(fitted_state)
+            fitted_state.close()
+        return estimator
 
 
 class PretrainedMixin(SerializableMixin):
-    """Base of fitted estimators that are saved to a folder, loaded and shared."""
+    """Base class for estimators that are saved to a folder or uploaded to the Hub."""
 
     def _card_facts(self) -> Facts:
-        """Return what the model card tells of this estimator."""
+        """Return the contents of the model card for this estimator."""
         return Facts()
 
     def save_pretrained(
         self, folder: str | os.PathLike[str], *, scores: Mapping[str, float] | None = None
     ) -> None:
-        """Save to a folder: parameters as JSON, numbers as safetensors, and a model card.
+        """Save the model to a folder: parameters as JSON, arrays as safetensors, and a model card.
 
-        Encoders are recorded by class, parameters and what tells their weights from others, not
-        with their weights. Settings of this machine (device, cache, ...) are not saved.
+        Encoders are saved by class, parameters and digest of their weights, without the weights.
+        Runtime parameters, such as the device and the cache, are not saved.
 
         Parameters
         ----------
         folder : str or path-like
-            Made when it does not exist. A model in it is replaced, in one step: a save that is
-            killed leaves the old one or the new one. Other files stay.
+            Path of the folder, which is created if it does not exist. A model in it is replaced
+            atomically. Other files are not touched.
         scores : mapping of str to float or None, default=None
-            What was measured, for the model card: ``{"accuracy on my images": 0.93}``.
+            Scores for the model card, such as ``{"accuracy on my images": 0.93}``.
 
         Raises
         ------
         TypeError
-            When a parameter has no form that can be read without executing anything; the message
-            names it and the remedy. Nothing is written.
+            If a parameter cannot be saved so that it can be loaded without executing code. The
+            message names the parameter and a remedy. Nothing is written.
         OSError
-            When the folder cannot be written, or holds other things than a model.
+            If the folder cannot be written, or has other files than a model.
 
         See Also
         --------
-        sklearn_ape.load_pretrained : Loads whatever class was saved.
+        sklearn_ape.load_pretrained : Load a saved model of any class.
         """
         check_is_fitted(self)
-        scores = checked_scores(scores)
-        recorder = Recorder()
-        model = recorder.object(self, type(self).__name__)
-        made_with = version("sklearn-ape")
+        scores = check_scores(scores)
+        serializer = Serializer()
+        model = serializer.encode_estimator(self, type(self).__name__)
+        package_version = version("sklearn-ape")
         config = {
             "library": "sklearn-ape",
-            "version": made_with,
+            "version": package_version,
             "format": FORMAT,
             "model": model,
             "scores": scores,
-            "left_out": recorder.left_out,
+            "left_out": serializer.left_out,
         }
         facts = self._card_facts()
-        card = card_of(model, facts, scores, recorder, made_with)
-        write_model(folder, config, recorder.tensors, card)
+        card = write_card(model, facts, scores, serializer, package_version)
+        write_model(folder, config, serializer.tensors, card)
 
     @classmethod
     def from_pretrained(
@@ -268,44 +272,46 @@ class PretrainedMixin(SerializableMixin):
         cache: Any = None,
         device: Any = "auto",
     ) -> Self:
-        """Load what `save_pretrained` wrote; nothing that a file says is executed.
+        """Load a model that was saved with `save_pretrained`. No code in the files is executed.
 
         Parameters
         ----------
         source : str or path-like
-            A folder, or the name of a model on the Hugging Face hub, ``"owner/name"``.
+            Path of a folder, or ID of a model on the Hugging Face Hub, ``"owner/name"``.
         revision : str or None, default=None
-            Branch, tag or commit on the hub.
+            Branch, tag or commit on the Hub.
         token : str, bool or None, default=None
-            Of the hub; None takes the one that you are logged in with.
+            Access token for the Hub. None uses the token of the local login.
         cache : str, path-like, FeatureCache or None, default=None
-            Where the encoders keep features; None is their own default.
+            Feature cache of the encoders. None uses their default.
         device : {"auto"}, str or torch.device, default="auto"
-            Where encoders and heads are computed.
+            Device for encoders and heads.
 
         Returns
         -------
         estimator : object
-            Fitted.
+            Fitted estimator of this class.
 
         Raises
         ------
         ValueError
-            When there is no such model, it is damaged, of a newer format or another class, or
-            its encoders have other weights here than it was fitted with.
+            If the folder has no model, the model is damaged or has a newer format or another
+            class, or the local weights of its encoders differ from those that it was fitted with.
         ImportError
-            When the package with an encoder's weights, or huggingface_hub, is not installed.
+            If the package with an encoder's weights, or huggingface_hub, is not installed.
         OSError
-            When the files cannot be read, or the hub cannot be reached.
+            If the files cannot be read, or the Hub cannot be reached.
         """
-        found = load_pretrained(source, revision=revision, token=token, cache=cache, device=device)
-        if not isinstance(found, cls):
-            name = type(found).__name__
+        estimator = load_pretrained(
+            source, revision=revision, token=token, cache=cache, device=device
+        )
+        if not isinstance(estimator, cls):
+            name = type(estimator).__name__
             raise ValueError(
-                f"{str(source)!r} holds a {name}: load it with {name}.from_pretrained, or "
-                "sklearn_ape.load_pretrained for any class."
+                f"{str(source)!r} has a model of the class {name}. Load it with "
+                f"{name}.from_pretrained or sklearn_ape.load_pretrained."
             )
-        return found
+        return estimator
 
     def push_to_hub(
         self,
@@ -316,34 +322,34 @@ class PretrainedMixin(SerializableMixin):
         commit_message: str | None = None,
         scores: Mapping[str, float] | None = None,
     ) -> str:
-        """Upload to the Hugging Face hub, making the repository if need be.
+        """Upload the model to the Hugging Face Hub; the repository is created if necessary.
 
         Parameters
         ----------
         repo_id : str
-            ``"owner/name"``.
+            ID of the repository, ``"owner/name"``.
         token : str, bool or None, default=None
-            Of the hub, with the right to write; None takes the one that you are logged in with.
+            Access token for the Hub with write permission. None uses the token of the local login.
         private : bool or None, default=None
-            Whether a new repository is private; None is the owner's default.
+            Whether a new repository is private. None uses the default of the owner.
         commit_message : str or None, default=None
-            Of the upload.
+            Message of the commit. None uses a message with the name of the class.
         scores : mapping of str to float or None, default=None
-            See `save_pretrained`.
+            Scores for the model card; see `save_pretrained`.
 
         Returns
         -------
-        address : str
-            Of the repository.
+        url : str
+            URL of the repository.
 
         Raises
         ------
         ImportError
-            When huggingface_hub is not installed.
+            If huggingface_hub is not installed.
         OSError
-            When the hub refuses or cannot be reached.
+            If the Hub rejects the upload or cannot be reached.
         """
-        with temporary() as parent:
+        with tempfile.TemporaryDirectory(prefix="sklearn_ape_") as parent:
             folder = Path(parent) / "model"
             self.save_pretrained(folder, scores=scores)
             message = commit_message or f"{type(self).__name__} of sklearn-ape"

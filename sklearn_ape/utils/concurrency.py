@@ -12,27 +12,27 @@ from typing import Any, Generic, TypeVar
 from weakref import WeakSet
 
 PATIENCE_S = 5.0
-"""How long a fork waits for a library that is in use."""
+"""Seconds that a fork waits for a library that another thread is using."""
 
 
 _locks: WeakSet[ForkSafeLock] = WeakSet()
 
 
-# By thread: several may fork at once.
-_awaited = threading.local()
+# Per thread, as several threads may fork at the same time.
+_held = threading.local()
 
 
 class ForkSafeLock:
-    """Reentrant lock that is free in a child process, whatever held it in the parent.
+    """Reentrant lock that is free in a child process after a fork.
 
-    `os.fork` copies the state of every lock, but only the thread that forks: a lock that another
-    thread held would never be released in the child.
+    `os.fork` copies the state of every lock but only the thread that forks. A lock held by
+    another thread would never be released in the child, so each child gets new locks.
 
     Parameters
     ----------
     guards_library : bool, default=False
-        Whether the lock guards a library with locks of its own, which cannot be renewed. A fork
-        then waits until the lock is free, so hold it for a short time only.
+        Whether the lock guards a library that has locks of its own, which cannot be replaced in
+        the child. A fork then waits until the lock is free, so hold it for a short time only.
 
     Examples
     --------
@@ -45,8 +45,8 @@ class ForkSafeLock:
 
     def __init__(self, guards_library: bool = False) -> None:
         self._lock = threading.RLock()
-        # The locks that the current thread has acquired: the child of a fork within the `with`
-        # block releases the parent's lock, and not the new one.
+        # The locks that the current thread has acquired: after a fork inside the `with` block the
+        # child must release the parent's lock, not the new one.
         self._acquired = threading.local()
         self._guards_library = guards_library
         _locks.add(self)
@@ -66,29 +66,29 @@ def at_fork(
     before: Callable[[], object] = lambda: None,
     in_parent: Callable[[], object] = lambda: None,
 ) -> None:
-    """Call functions around every fork, on systems that have it."""
+    """Register functions to call around every fork, on systems that can fork."""
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(before=before, after_in_parent=in_parent, after_in_child=in_child)
 
 
 def never_destroy(value: Any) -> None:
-    """Keep an object alive until the process has ended.
+    """Keep an object alive until the process ends, so that its destructor never runs.
 
     Destructors that wait for threads or remove files must not run in a forked process, where
     those threads do not exist and the files belong to the parent. A reference in a module is not
-    enough: the interpreter drops it before it exits.
+    enough, as the interpreter drops it before it exits.
     """
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(value))
 
 
 def _wait_for_libraries() -> None:
     locks = [lock._lock for lock in list(_locks) if lock._guards_library]
-    _awaited.locks = [lock for lock in locks if lock.acquire(timeout=PATIENCE_S)]
+    _held.locks = [lock for lock in locks if lock.acquire(timeout=PATIENCE_S)]
 
 
 def _release_libraries() -> None:
-    while _awaited.locks:
-        _awaited.locks.pop().release()
+    while _held.locks:
+        _held.locks.pop().release()
 
 
 def _renew_locks() -> None:
@@ -203,40 +203,40 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-# Results that wait to be taken, besides those being made.
-_AHEAD = 2
+# Results that are computed ahead of the consumer, in addition to one per thread.
+_N_AHEAD = 2
 
 
 def map_threaded(
     work: Callable[[Item], Result], items: Iterable[Item], n_threads: int, alone: bool = False
 ) -> Iterator[Result]:
-    """Yield ``work(item)`` for each item, in order.
+    """Call a function for each item in several threads, and yield the results in order.
 
     Parameters
     ----------
     work : callable
-        Called in `n_threads` threads. Its first exception ends the iteration.
+        Called with each item. Its first exception ends the iteration.
     items : iterable
-        Taken as they are needed.
+        Items, which are drawn only as they are needed.
     n_threads : int
-        At least 1.
+        Number of threads, at least 1.
     alone : bool, default=False
-        Whether torch shall do each thread's work in that thread, where it would start as many
-        more for every piece of it, which wait for one another.
+        Whether torch computes in the calling thread only. Otherwise each thread would start a
+        pool of its own, and the pools would compete for the same cores.
 
     Yields
     ------
     result : object
-        At most ``n_threads + 2`` of them are being made, or made and not yet taken. When the
-        iteration ends early, items not begun are left and those begun are waited for.
+        Result of one item. At most ``n_threads + 2`` results are being computed or wait to be
+        consumed. If the iteration ends early, running calls are waited for and others cancelled.
     """
-    begin = _work_alone if alone and n_threads > 1 else None
-    with ThreadPoolExecutor(n_threads, "sklearn_ape", initializer=begin) as pool:
+    initializer = _limit_torch_threads if alone and n_threads > 1 else None
+    with ThreadPoolExecutor(n_threads, "sklearn_ape", initializer=initializer) as pool:
         waiting: deque[Future[Result]] = deque()
         try:
             for item in items:
                 waiting.append(pool.submit(work, item))
-                if len(waiting) >= n_threads + _AHEAD:
+                if len(waiting) >= n_threads + _N_AHEAD:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
@@ -245,10 +245,10 @@ def map_threaded(
                 future.cancel()
 
 
-def _work_alone() -> None:
+def _limit_torch_threads() -> None:
     import torch
     from threadpoolctl import ThreadpoolController
 
-    torch.get_num_threads()  # torch sets the number itself when a thread first asks for it
-    # OpenMP keeps it by thread: others are not touched.
+    torch.get_num_threads()  # torch sets the number itself at the first call in a thread
+    # OpenMP keeps the limit per thread, so other threads are not affected.
     ThreadpoolController().select(user_api="openmp").limit(limits=1)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 import unicodedata
 
-# Persian, Hindi and emoji of several persons are written with joiners, which have no width.
+# Persian, Hindi and emoji of several persons need these joiners, which have no width.
 _JOINERS = "\u200c\u200d"
 
 
-# Characters, and positions of characters, that mean something in CommonMark, in GitHub's tables
-# or to programs that make links of addresses. An underscore within a word means nothing.
+# Characters, and positions of characters, that have a meaning in CommonMark, in GitHub's tables
+# or to programs that turn addresses into links. An underscore within a word has none.
 _MARKUP = re.compile(
     r"[\\`*\[\]<>|~$]"
     r"|(?<![^\W_])_|_(?![^\W_])"
@@ -21,7 +21,7 @@ _MARKUP = re.compile(
 )
 
 
-# Spreadsheets compute cells that begin with these characters, some also their full-width forms.
+# Spreadsheets evaluate cells that begin with these characters, some also their full-width forms.
 _FORMULA = "[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20]"
 
 
@@ -38,21 +38,21 @@ _NUMBER = re.compile(r"[+-]?\d+(\.\d+)?([eE][+-]?\d+)?", re.ASCII)
 
 
 def escape_controls(text: str, keep: str = "") -> str:
-    r"""Return a text in which control and invisible characters are written as escapes.
+    r"""Replace control and invisible characters by escape sequences.
 
-    Marks that reorder text, and bytes of file names that are not text, are escaped as well.
+    Marks that reorder text, and undecodable bytes of file names, are escaped as well.
 
     Parameters
     ----------
     text : str
-        Any text.
+        Text to escape.
     keep : str, default=""
-        Characters to leave as they are.
+        Characters that are not escaped.
 
     Returns
     -------
     escaped : str
-        The same text if it has no such character.
+        The escaped text.
 
     Examples
     --------
@@ -64,18 +64,18 @@ def escape_controls(text: str, keep: str = "") -> str:
         return text
     keep += _JOINERS
     return "".join(
-        character if character in keep or _has_shape(character) else _escaped(character)
+        character if character in keep or _is_visible(character) else _escape_character(character)
         for character in text
     )
 
 
 def escape_markdown(text: str) -> str:
-    r"""Return Markdown that shows a text on one line as it stands, in a cell or in a sentence.
+    r"""Return Markdown that displays a text literally, on one line.
 
     Parameters
     ----------
     text : str
-        Any text.
+        Text to escape.
 
     Returns
     -------
@@ -92,17 +92,17 @@ def escape_markdown(text: str) -> str:
 
 
 def escape_formula(text: str) -> str:
-    """Return a text with an apostrophe in front if a spreadsheet would compute it.
+    """Prepend an apostrophe to a text that a spreadsheet would evaluate as a formula.
 
     Parameters
     ----------
     text : str
-        Any text; plain numbers such as "-0.5" stay as they are.
+        Text of a cell. Plain numbers such as "-0.5" are not changed.
 
     Returns
     -------
     escaped : str
-        `unescape_formula` returns the text that was passed.
+        The escaped text, from which `unescape_formula` restores the original.
 
     Examples
     --------
@@ -114,17 +114,17 @@ def escape_formula(text: str) -> str:
 
 
 def unescape_formula(text: str) -> str:
-    """Return the text that `escape_formula` was given.
+    """Undo `escape_formula`.
 
     Parameters
     ----------
     text : str
-        A cell.
+        Text of a cell.
 
     Returns
     -------
     text : str
-        The cell without the apostrophe in front of a formula.
+        The text without the apostrophe before a formula.
 
     Examples
     --------
@@ -136,17 +136,17 @@ def unescape_formula(text: str) -> str:
 
 
 def escape_formula_path(path: str) -> str:
-    """Return a path of the same file that a spreadsheet does not compute.
+    """Return a path to the same file that a spreadsheet does not evaluate as a formula.
 
     Parameters
     ----------
     path : str
-        Any path.
+        Path of a file.
 
     Returns
     -------
     escaped : str
-        The path with ``./`` in front if it would be a formula.
+        The path, with ``./`` prepended if a spreadsheet would evaluate it.
 
     Examples
     --------
@@ -157,14 +157,14 @@ def escape_formula_path(path: str) -> str:
     return f"./{path}" if _FORMULA_PATH.match(path) else path
 
 
-def _has_shape(character: str) -> bool:
+def _is_visible(character: str) -> bool:
     category = unicodedata.category(character)
-    # Spaces, and characters for private use or newer than this Python, which are shown as a box.
+    # Also spaces, and characters for private use or newer than this Python, shown as a box.
     return character.isprintable() or category in ("Zs", "Co", "Cn")
 
 
-def _escaped(character: str) -> str:
+def _escape_character(character: str) -> str:
     code = ord(character)
-    if 0xDC80 <= code <= 0xDCFF:  # a byte that is not text, as Python reads names of files
+    if 0xDC80 <= code <= 0xDCFF:  # surrogateescape: an undecodable byte of a file name
         return f"\\x{code - 0xDC00:02x}"
     return character.encode("unicode_escape").decode()

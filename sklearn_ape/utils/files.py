@@ -1,26 +1,82 @@
-"""Atomic writes, the default data directory, file stamps and image suffixes."""
+"""Atomic writes, file locks, the default data directory, file stamps and image suffixes."""
 
 from __future__ import annotations
 
 import os
 import secrets
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 DATA_HOME_VARIABLE = "SKLEARN_APE_DATA"
+
+IMAGE_SUFFIXES = (
+    *(".apng", ".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm"),
+    *(".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp"),
+)
+"""Lower-case and sorted. The wheels of Pillow read all of these formats."""
 
 
 def default_data_home() -> Path:
-    """Return the folder that the environment names, or the user's cache folder for the package."""
-    chosen = os.environ.get(DATA_HOME_VARIABLE)
-    if not chosen:
+    """Return the folder of the environment variable, or the user's cache folder of the package."""
+    folder = os.environ.get(DATA_HOME_VARIABLE)
+    if not folder:
         from platformdirs import user_cache_path
 
-        chosen = str(user_cache_path("sklearn_ape"))
-    return Path(chosen).expanduser().absolute()
+        folder = str(user_cache_path("sklearn_ape"))
+    return Path(folder).expanduser().absolute()
+
+
+def check_writable(folder: str | os.PathLike[str]) -> None:
+    """Raise OSError unless a file can be created in a folder."""
+    # Permissions are not enough: a disk may be full, or mounted to be read only.
+    with tempfile.TemporaryFile(dir=folder):
+        pass
+
+
+def lock_file(descriptor: int) -> bool:
+    """Lock an open file or folder until it is closed; return False where this is not supported.
+
+    Raises
+    ------
+    BlockingIOError
+        If another process holds the lock.
+    """
+    if fcntl is None:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError:  # some network file systems have no locks
+        return False
+    return True
+
+
+def sync(path: Path) -> None:
+    """Flush a file or a folder to the disk; for a folder, do nothing where it is not supported."""
+    is_folder = path.is_dir()
+    try:
+        descriptor = os.open(path, os.O_RDONLY if is_folder else os.O_RDWR)
+    except OSError:
+        if is_folder:
+            return
+        raise
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        if not is_folder:
+            raise
+    finally:
+        os.close(descriptor)
 
 
 _SUFFIX = ".unfinished"
@@ -28,139 +84,131 @@ _SUFFIX = ".unfinished"
 
 @contextmanager
 def atomic_directory(target: Path) -> Iterator[Path]:
-    """Give a new folder beside a target, on the same disk, in which to prepare it.
+    """Create a temporary folder next to a target, on the same disk, and remove it at the end.
 
-    What is in it is moved from there when it is whole; the rest goes with the folder. Folders
-    for the same target that killed processes left behind are removed, those of living ones are
-    not: they are locked.
+    Write files into the folder and rename them when they are complete. Folders that killed
+    processes left behind for the same target are removed. Those of running processes are locked,
+    and stay.
 
     Parameters
     ----------
-    target : path-like
-        File or folder that is to be.
+    target : Path
+        File or folder to be written.
 
     Yields
     ------
     folder : Path
-        Empty.
+        Empty folder.
 
     Raises
     ------
     OSError
-        When it cannot be made.
+        If the folder cannot be created.
 
     Examples
     --------
     >>> import tempfile
     >>> from pathlib import Path
-    >>> from sklearn_ape.utils.files import unfinished
+    >>> from sklearn_ape.utils.files import atomic_directory
     >>> with tempfile.TemporaryDirectory() as name:
     ...     target = Path(name, "a.txt")
-    ...     with unfinished(target) as folder:
-    ...         _ = (folder / "a.txt").write_text("whole")
+    ...     with atomic_directory(target) as folder:
+    ...         _ = (folder / "a.txt").write_text("complete")
     ...         _ = (folder / "a.txt").replace(target)
     ...     [path.name for path in Path(name).iterdir()]
     ['a.txt']
     """
     remove_unfinished_directories(target)
-    folder, lock = _made(target)
+    folder, descriptor = _create_locked(target)
     try:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-        if lock is not None:
-            os.close(lock)
-
-
-def _made(target: Path) -> tuple[Path, int | None]:
-    while True:
-        folder = target.with_name(f".{target.name}.{secrets.token_hex(4)}{_SUFFIX}")
-        folder.mkdir()
-        # Before it is locked, another process may take it for one that was left behind.
-        with suppress(BlockingIOError, FileNotFoundError):
-            lock = _locked(folder)
-            if folder.exists():
-                return folder, lock
-            if lock is not None:
-                os.close(lock)
+        if descriptor is not None:
+            os.close(descriptor)
 
 
 def remove_unfinished_directories(target: Path) -> None:
-    """Remove what killed processes left of `atomic_directory` folders for a target."""
+    """Remove the folders of `atomic_directory` that killed processes left for a target."""
     with suppress(OSError):
         for name in os.listdir(target.parent):
             if name.startswith(f".{target.name}.") and name.endswith(_SUFFIX):
-                _clear_away(target.with_name(name))
+                _remove_unless_locked(target.with_name(name))
 
 
-def _clear_away(folder: Path) -> None:
+def _create_locked(target: Path) -> tuple[Path, int | None]:
+    while True:
+        folder = target.with_name(f".{target.name}.{secrets.token_hex(4)}{_SUFFIX}")
+        folder.mkdir()
+        # Until it is locked, another process may take the folder for an abandoned one and remove
+        # it: try again then.
+        with suppress(BlockingIOError, FileNotFoundError):
+            descriptor = _lock_folder(folder)
+            if folder.exists():
+                return folder, descriptor
+            if descriptor is not None:
+                os.close(descriptor)
+
+
+def _remove_unless_locked(folder: Path) -> None:
     with suppress(BlockingIOError):
-        lock = _locked(folder)
-        if lock is not None:
+        descriptor = _lock_folder(folder)
+        if descriptor is not None:
             shutil.rmtree(folder, ignore_errors=True)
-            os.close(lock)
+            os.close(descriptor)
 
 
-def _locked(folder: Path) -> int | None:
-    """Lock a folder until this process ends; None where that cannot be done."""
-    try:
-        import fcntl
-    except ImportError:  # not a system that has it
+def _lock_folder(folder: Path) -> int | None:
+    """Return a descriptor that holds the lock on a folder; None where this is not supported."""
+    if fcntl is None:  # Windows cannot open folders either
         return None
-    handle = os.open(folder, os.O_RDONLY)
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(handle)
-        if isinstance(error, BlockingIOError):
-            raise
-        return None  # not a file system that has it
-    return handle
+        if lock_file(descriptor):
+            return descriptor
+    except BlockingIOError:
+        os.close(descriptor)
+        raise
+    os.close(descriptor)
+    return None
 
 
-IMAGE_SUFFIXES = (
-    *(".apng", ".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm"),
-    *(".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp"),
-)
-"""Lower-case and sorted. Pillow as built for its wheels reads all of these formats."""
-
-
-# A file changed twice within the clock's resolution keeps its time stamps, so what was read of
-# a young file is not remembered. The coarsest resolution is 2 s.
+# A file that is changed twice within the resolution of the file system's clock keeps its time
+# stamps, so the digest of a recently changed file is not cached. The coarsest resolution is 2 s.
 _SETTLED_S = 3.0
 
 
-# Nor do stamps tell anything once the clock was set back by more than this.
+# Time stamps are not comparable after the clock was set back by more than this.
 _BACK_S = 0.9
 
 
-_ahead = float("-inf")
+_max_clock_offset = float("-inf")
 
 
-_n_times_back = 0
+_n_clock_resets = 0
 
 
 def stamp_of(status: os.stat_result) -> tuple[int, ...]:
-    """Return numbers that differ once a file was changed, even when its times were set back."""
+    """Return numbers that change when a file changes, even if its times are set back."""
     times = (status.st_mtime_ns, status.st_ctime_ns)
-    return (status.st_size, *times, status.st_ino, status.st_dev, _times_set_back())
+    return (status.st_size, *times, status.st_ino, status.st_dev, _count_clock_resets())
 
 
 def is_settled(status: os.stat_result) -> bool:
-    """Say whether the next change of a file will show in its stamp."""
+    """Return whether the next change of a file will change its stamp."""
     return time.time() - max(status.st_mtime, status.st_ctime) > _SETTLED_S
 
 
-def _times_set_back() -> int:
-    """Count how often this process has seen that the clock was set back.
+def _count_clock_resets() -> int:
+    """Return how often this process has observed that the clock was set back.
 
-    A file that is changed at the hour of its last change, which the clock shows again, keeps its
-    stamp. So all that was remembered before counts for nothing.
+    A file that is changed when the clock shows the time of its last change again keeps its time
+    stamps, so stamps from before a reset must not equal those after it.
     """
-    global _ahead, _n_times_back
-    ahead = time.time() - time.monotonic()
-    if ahead < _ahead - _BACK_S:
-        _n_times_back += 1
-        _ahead = ahead
-    _ahead = max(_ahead, ahead)
-    return _n_times_back
+    global _max_clock_offset, _n_clock_resets
+    offset = time.time() - time.monotonic()
+    if offset < _max_clock_offset - _BACK_S:
+        _n_clock_resets += 1
+        _max_clock_offset = offset
+    _max_clock_offset = max(_max_clock_offset, offset)
+    return _n_clock_resets

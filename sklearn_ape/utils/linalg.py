@@ -11,23 +11,25 @@ import torch
 from sklearn.utils import gen_batches
 from torch import nn
 
-_MOST_ROWS = 1000
+_MAX_ROWS = 1000
 
 
 def evenly_spaced(n_rows: int) -> np.ndarray:
-    """Return the rows that stand for all in a bank: 1,000 at equal distances, or all."""
-    return np.linspace(0, n_rows - 1, min(n_rows, _MOST_ROWS)).astype(np.intp)
+    """Return the indices of at most 1,000 evenly spaced rows, which represent all rows."""
+    return np.linspace(0, n_rows - 1, min(n_rows, _MAX_ROWS)).astype(np.intp)
 
 
-# Squares of numbers between these, and their sums, are numbers of float32.
-_LEAST, _MOST = 1e-12, 1e12
+# The squares of numbers in this range, and their sums, neither overflow nor underflow in float32.
+# The range of `metrics.retrieval` is narrower, as it is applied to the maximum of all rows.
+_LOW, _HIGH = 1e-12, 1e12
 
 
 def l2_normalize(rows: torch.Tensor) -> torch.Tensor:
-    """Scale rows to length 1; a row of zeros stays.
+    """L2-normalize rows without overflow or underflow; rows of zeros are not changed.
 
-    torch's own `normalize` takes rows shorter than 1e-12 for zeros, and those whose squares
-    leave float32 become zeros. Ordinary rows are scaled by it to the same bits.
+    `torch.nn.functional.normalize` returns zeros for rows whose squares overflow, and does not
+    scale rows with a norm below 1e-12 to unit norm. For all other rows the results are bitwise
+    identical.
 
     Parameters
     ----------
@@ -37,68 +39,71 @@ def l2_normalize(rows: torch.Tensor) -> torch.Tensor:
     Returns
     -------
     rows : torch.Tensor of the same shape
-        Of length 1.
+        Rows of unit norm.
     """
     return nn.functional.normalize(rescale_extreme_rows(rows), dim=-1)
 
 
 def rescale_extreme_rows(
-    rows: torch.Tensor, least: float = _LEAST, most: float = _MOST
+    rows: torch.Tensor, low: float = _LOW, high: float = _HIGH
 ) -> torch.Tensor:
-    """Divide rows of tiny or huge numbers by a power of two, which rounds nothing.
+    """Divide rows of tiny or huge numbers by a power of two, which is exact.
 
     Parameters
     ----------
     rows : torch.Tensor of shape (..., n)
         Features or embeddings.
-    least, most : float
-        A row whose largest number lies between them stays as it is.
+    low, high : float
+        Rows whose largest absolute value lies between these bounds are not changed.
 
     Returns
     -------
     rows : torch.Tensor of the same shape
-        Those that were divided have a largest number from 1 to 2.
+        The rows. The largest absolute value of each rescaled row lies in [1, 2).
     """
     largest = torch.linalg.vector_norm(rows.detach(), torch.inf, dim=-1, keepdim=True)
-    stays = (largest == 0) | ((largest > least) & (largest < most))
-    if not torch.compiler.is_compiling() and bool(stays.all()):  # an export is for all rows
+    is_ordinary = (largest == 0) | ((largest > low) & (largest < high))
+    if not torch.compiler.is_compiling() and bool(
+        is_ordinary.all()
+    ):  # an exported graph must suit all rows
         return rows
-    return rows / torch.where(stays, 1.0, torch.exp2(torch.floor(torch.log2(largest))))
+    return rows / torch.where(is_ordinary, 1.0, torch.exp2(torch.floor(torch.log2(largest))))
 
 
-def normalize_rows(features: np.ndarray, least: float = 0.0) -> np.ndarray:
-    """Scale rows to length 1; those no longer than `least` become zero.
+def normalize_rows(features: np.ndarray, min_norm: float = 0.0) -> np.ndarray:
+    """L2-normalize rows without overflow or underflow; rows of at most a norm become zero.
 
     Parameters
     ----------
     features : ndarray of shape (n, n_features)
-        Of floats.
-    least : float, default=0.0
-        In the units of the features.
+        Features, of a floating-point type.
+    min_norm : float, default=0.0
+        Rows with a norm of at most this become zero.
 
     Returns
     -------
     features : ndarray of shape (n, n_features)
-        A copy.
+        Normalized copy.
     """
     largest = np.maximum(features.max(axis=1, keepdims=True), -features.min(axis=1, keepdims=True))
-    is_ordinary = (largest == 0) | ((largest > _LEAST) & (largest < _MOST))
+    is_ordinary = (largest == 0) | ((largest > _LOW) & (largest < _HIGH))
     scale = np.ones_like(largest)
-    if not is_ordinary.all():  # squares would leave float32; a power of two rounds nothing
+    if not is_ordinary.all():  # their squares would overflow or underflow; a power of two is exact
         scale = np.where(is_ordinary, 1, np.ldexp(scale, np.frexp(largest)[1] - 1))
         features = features / scale
-    length = np.linalg.norm(features, axis=1, keepdims=True)
-    known = length * scale > least if least else length > 0
-    return np.where(known, features / np.where(known, length, 1), 0)
+    norm = np.linalg.norm(features, axis=1, keepdims=True)
+    is_long = norm * scale > min_norm if min_norm else norm > 0
+    return np.where(is_long, features / np.where(is_long, norm, 1), 0)
 
 
-_ROWS_AT_ONCE = 8192
+# Sums depend on the order of additions: another block size changes the last bits of results.
+_BLOCK_SIZE = 8192
 
 
 def mean(features: Any, rows: np.ndarray) -> np.ndarray:
-    """Return the mean of some rows, which may repeat."""
-    parts = [part.sum(axis=0) for part in centered(features, rows, np.zeros(features.shape[1]))]
-    return np.sum(parts, axis=0) / len(rows)
+    """Return the mean of the rows of the given indices, which may repeat."""
+    sums = [block.sum(axis=0) for block in centered(features, rows, np.zeros(features.shape[1]))]
+    return np.sum(sums, axis=0) / len(rows)
 
 
 def covariance(
@@ -107,22 +112,23 @@ def covariance(
     rows: tuple[np.ndarray, np.ndarray],
     means: tuple[np.ndarray, np.ndarray],
 ) -> np.ndarray:
-    """Return the covariance of row rows[0][i] of the one with row rows[1][i] of the other."""
+    """Return the covariance of rows ``rows[0]`` of `left` with rows ``rows[1]`` of `right`."""
     total = np.zeros((left.shape[1], right.shape[1]))
-    both = zip(centered(left, rows[0], means[0]), centered(right, rows[1], means[1]), strict=True)
-    for a, b in both:
-        total += a.T @ b
+    left_blocks = centered(left, rows[0], means[0])
+    right_blocks = centered(right, rows[1], means[1])
+    for left_block, right_block in zip(left_blocks, right_blocks, strict=True):
+        total += left_block.T @ right_block
     return total / len(rows[0])
 
 
-def centered(features: Any, rows: np.ndarray, around: np.ndarray) -> Iterator[np.ndarray]:
-    """Yield some rows less their mean, in double precision."""
-    for some in gen_batches(len(rows), _ROWS_AT_ONCE):
-        yield features[rows[some]] - around
+def centered(features: Any, rows: np.ndarray, center: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield blocks of rows minus a center, in double precision."""
+    for block in gen_batches(len(rows), _BLOCK_SIZE):
+        yield features[rows[block]] - center
 
 
 def fingerprint(*arrays: np.ndarray) -> str:
-    """Return a digest of arrays: of their numbers, shapes and types."""
+    """Return a digest of the values, shapes and types of arrays."""
     digest = hashlib.sha256()
     for array in arrays:
         digest.update(f"{array.dtype.str}{array.shape}".encode())

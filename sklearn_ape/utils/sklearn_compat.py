@@ -19,10 +19,10 @@ try:
 except ImportError:  # scikit-learn < 1.9
 
     class CallbackSupportMixin:  # type: ignore[no-redef]
-        """Stands in where scikit-learn has no callbacks."""
+        """Placeholder for versions of scikit-learn that have no callbacks."""
 
     def with_callbacks(method: Callable[..., Any]) -> Callable[..., Any]:
-        """Return the method as it is."""
+        """Return the method unchanged, as these versions of scikit-learn have no callbacks."""
         return method
 
     class ProgressBar:  # type: ignore[no-redef]
@@ -35,22 +35,22 @@ def unfreeze(estimator: Any) -> Any:
 
 
 def observes_fit(estimator: Any) -> bool:
-    """Say whether an estimator has callbacks of scikit-learn that do more than show progress."""
+    """Return whether an estimator has scikit-learn callbacks other than progress bars."""
     callbacks = getattr(estimator, "_skl_callbacks", [])
     return any(not isinstance(callback, ProgressBar) for callback in callbacks)
 
 
 class FitContext:
-    """One fit as scikit-learn's callbacks see it; silent where they do not exist.
+    """Reports one fit to scikit-learn's callbacks; does nothing where these do not exist.
 
     Parameters
     ----------
     estimator : estimator
-        The one being fitted.
+        Estimator that is being fitted.
     n_subtasks : int
-        The most epochs, or fits of other estimators, that it may take.
+        Maximum number of epochs, or of fits of other estimators.
     X, y : object
-        What it is fitted on.
+        Data passed to `fit`.
     """
 
     def __init__(self, estimator: Any, n_subtasks: int, X: Any, y: Any) -> None:
@@ -62,7 +62,7 @@ class FitContext:
             self.context.call_on_fit_task_begin(estimator=estimator, **self.data)
 
     def end(self) -> None:
-        """Report the end of the fit; the estimator is as it will be used."""
+        """Report the end of the fit. Call it when the estimator is completely fitted."""
         if self.context is not None:
             self.context.call_on_fit_task_end(
                 estimator=self.estimator, reconstruction_attributes={}, **self.data
@@ -70,7 +70,7 @@ class FitContext:
 
     @contextmanager
     def fitting(self, inner: Any, name: str) -> Iterator[None]:
-        """Report the fit of another estimator, which passes callbacks on to it."""
+        """Report the fit of an inner estimator, and propagate the callbacks to it."""
         if self.context is None:
             yield
             return
@@ -82,7 +82,7 @@ class FitContext:
 
 
 def reports_fit(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Let a `fit` that has no steps of its own report its beginning and end."""
+    """Decorate a `fit` method without subtasks so that it reports its begin and end."""
 
     @with_callbacks
     @wraps(method)
@@ -95,18 +95,18 @@ def reports_fit(method: Callable[..., Any]) -> Callable[..., Any]:
     return fit
 
 
-_DOCUMENTATION = "https://sklearn-ape.readthedocs.io/en/latest/"
+_DOCUMENTATION_URL = "https://sklearn-ape.readthedocs.io/en/latest/"
 
 
-# scikit-learn's private writer of diagrams, which asks every fitted transformer for its names.
-_WRITER = "_write_estimator_html"
+# scikit-learn's private function that writes diagrams; it asks every transformer for its names.
+_DIAGRAM_FUNCTION = "_write_estimator_html"
 
 
 class DocLinkMixin:
-    """Links an estimator's HTML diagram to its page of the documentation.
+    """Links an estimator's HTML diagram to its documentation page.
 
-    Showing an estimator loads no weights, downloads nothing and never fails: of properties that
-    end in an underscore only `_shown_properties` are looked at, which must be cheap.
+    Displaying an estimator must not load weights, download files or fail. So of the properties
+    that end in an underscore only `_shown_properties`, which must be cheap, are evaluated.
     """
 
     _doc_link_module = "sklearn_ape"
@@ -114,23 +114,24 @@ class DocLinkMixin:
 
     @property
     def _doc_link_template(self) -> str:
-        return f"{_documentation()}generated/{{module}}.{{name}}.html"
+        return f"{_documentation_url()}generated/{{module}}.{{name}}.html"
 
     def _doc_link_url_param_generator(self) -> dict[str, str]:
         return {"module": _public_module(type(self)), "name": type(self).__name__}
 
     def _get_doc_link(self) -> str:
-        """Return the link; "" for a class that has no page."""
+        """Return the link, or "" for a class without a documentation page."""
         if not _public_module(type(self)):
             return ""
         return super()._get_doc_link()  # type: ignore[misc]
 
     def _get_fitted_attr_html(self, doc_link: str = "") -> Any:
         """Return the table of fitted attributes (scikit-learn 1.9 and later)."""
-        # scikit-learn reads every property, and some of ours load a network.
+        # scikit-learn evaluates every property, and some of ours load a network. Pass it an object
+        # without them.
         plain = SimpleNamespace(**vars(self))
         for name in self._shown_properties:
-            with suppress(Exception):  # a bad parameter is told of where it is used
+            with suppress(Exception):  # `fit` and `predict` report invalid parameters
                 setattr(plain, name, getattr(self, name))
         table = BaseEstimator._get_fitted_attr_html(plain, doc_link)
         table.estimator_class = type(self)
@@ -138,10 +139,10 @@ class DocLinkMixin:
 
 
 class LazyNamesMixin(DocLinkMixin):
-    """The same for transformers that know how many columns they give when weights are loaded."""
+    """`DocLinkMixin` for transformers whose number of output columns is known after loading."""
 
     def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
-        """Name the columns; loads the network, unless it was used before.
+        """Return the names of the output columns. Loads the network if it is not loaded yet.
 
         Parameters
         ----------
@@ -151,10 +152,12 @@ class LazyNamesMixin(DocLinkMixin):
         Returns
         -------
         names : ndarray of str
-            The name of the class in small letters, with a number.
+            The lowercase name of the class with the number of the column.
         """
-        if sys._getframe(1).f_code.co_name == _WRITER and not self._knows_its_width():
-            raise AttributeError("The number of columns is not known before weights are loaded.")
+        if sys._getframe(1).f_code.co_name == _DIAGRAM_FUNCTION and not self._knows_its_width():
+            raise AttributeError(
+                "The number of columns is not known before the weights are loaded."
+            )
         return super().get_feature_names_out(input_features)  # type: ignore[misc]
 
     def _knows_its_width(self) -> bool:
@@ -162,18 +165,18 @@ class LazyNamesMixin(DocLinkMixin):
 
 
 @lru_cache
-def _documentation() -> str:
-    """Return the address of the documentation, as the package's metadata have it."""
+def _documentation_url() -> str:
+    """Return the URL of the documentation from the metadata of the package."""
     with suppress(PackageNotFoundError):
         for entry in metadata("sklearn-ape").get_all("Project-URL") or []:
             label, _, address = entry.partition(", ")
             if label.lower() == "documentation":
                 return address.rstrip("/") + "/"
-    return _DOCUMENTATION
+    return _DOCUMENTATION_URL
 
 
 def _public_module(cls: type) -> str:
-    """Return the shortest module that exports a class, where its page is; "" if none does."""
+    """Return the shortest module name that exports a class, or "" if no module does."""
     parts = cls.__module__.split(".")
     for n_parts in range(1, len(parts) + 1):
         name = ".".join(parts[:n_parts])

@@ -1,4 +1,4 @@
-"""Computation that does not depend on the caller's global settings of torch and NumPy."""
+"""Context manager that shields computations from global settings of torch and NumPy."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _AUTOCAST_DEVICES = ("cpu", "cuda", "mps", "xpu")
 
 
 class _Setting(NamedTuple):
-    """A setting of torch that all threads of the process share."""
+    """Global setting of torch that all threads of a process share."""
 
     read: Callable[[], Any]
     write: Callable[[Any], None]
@@ -27,7 +27,7 @@ class _Setting(NamedTuple):
 def _matmul_precision() -> str:
     try:
         return torch.get_float32_matmul_precision()
-    except RuntimeError:  # it was set for one backend alone, and is not changed
+    except RuntimeError:  # it was set for a single backend: leave it unchanged
         return "highest"
 
 
@@ -40,8 +40,8 @@ _SETTINGS = {
 _lock = ForkSafeLock()
 
 
-# What the caller had set, and how many computations, in all threads, wait to put it back.
-_callers: dict[str, Any] = {}
+# The caller's values of changed settings, restored when no thread is in the context any more.
+_caller_values: dict[str, Any] = {}
 
 
 _n_active = 0
@@ -50,25 +50,25 @@ _n_active = 0
 _in_thread = threading.local()
 
 
-_importer = os.getpid()
+_pid = os.getpid()
 
 
 @contextmanager
 def default_state() -> Iterator[None]:
-    """Compute as in a process where torch and NumPy are set as they are after import.
+    """Use the default settings of torch and NumPy, and restore those of the caller at the end.
 
-    While in the context, autocast, inference mode and the default device of the caller are off,
-    gradients are on, the default dtype is float32, products of float32 matrices are exact, and an
-    underflow is not an error. Afterwards the caller's settings are back.
+    Within the context, autocast and inference mode are off, the default device is the CPU,
+    gradients are enabled, the default dtype is float32, float32 matrices are multiplied with the
+    highest precision, and underflow is not an error.
 
     Notes
     -----
-    Default dtype and precision of products belong to the whole process. They are changed only
-    when they differ from torch's own defaults; other threads see the change until the last
-    computation has ended.
+    The default dtype and the precision of matrix products belong to the process. They are changed
+    only if they differ from torch's defaults, and other threads see the change until the last
+    context is left.
 
-    In a forked process torch is limited to one thread at the first use of this context: its
-    thread pool does not exist there, and torch would wait forever for its second thread.
+    In a forked process torch is limited to one thread when this context is first used. Its
+    thread pool does not exist in the child, and torch would wait forever for its second thread.
 
     Examples
     --------
@@ -102,7 +102,7 @@ def _default_settings() -> Iterator[None]:
         for name, setting in _SETTINGS.items():
             value = setting.read()
             if value != setting.default:
-                _callers[name] = value
+                _caller_values[name] = value
                 setting.write(setting.default)
     try:
         yield
@@ -110,27 +110,27 @@ def _default_settings() -> Iterator[None]:
         with _lock:
             _n_active -= 1
             _in_thread.n_active -= 1
-            _put_back()
+            _restore_settings()
 
 
-def _put_back() -> None:
-    while not _n_active and _callers:
-        name, value = _callers.popitem()
+def _restore_settings() -> None:
+    while not _n_active and _caller_values:
+        name, value = _caller_values.popitem()
         _SETTINGS[name].write(value)
 
 
-def _forget_other_threads() -> None:
+def _reset_after_fork() -> None:
     global _n_active
     _n_active = getattr(_in_thread, "n_active", 0)
-    _put_back()
+    _restore_settings()
 
 
-at_fork(in_child=_forget_other_threads)
+at_fork(in_child=_reset_after_fork)
 
 
 def _use_one_thread_after_fork() -> None:
-    global _importer
-    if os.getpid() != _importer:
-        _importer = os.getpid()
+    global _pid
+    if os.getpid() != _pid:
+        _pid = os.getpid()
         if torch.get_num_threads() > 1:
             torch.set_num_threads(1)

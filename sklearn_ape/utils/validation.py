@@ -14,21 +14,21 @@ from typing import Any, Literal, ParamSpec, TypeVar
 import numpy as np
 from sklearn.utils import check_array, column_or_1d
 
-_SHOWN = 5
+_MAX_LISTED = 5
 
 
 def format_list(values: Iterable[Any], show: Callable[[Any], str] = repr) -> str:
-    """Return the first five values with commas between, and ", ..." where there are more.
+    """Return the first five values separated by commas, followed by ", ..." if there are more.
 
     Parameters
     ----------
     values : iterable
-        Labels, paths or numbers of rows.
+        Labels, paths or row numbers.
     show : callable, default=repr
-        Turns one of them into text.
+        Function that converts a value to text.
     """
-    shown = [show(value) for value in islice(values, _SHOWN + 1)]
-    return ", ".join(shown[:_SHOWN]) + (", ..." if len(shown) > _SHOWN else "")
+    texts = [show(value) for value in islice(values, _MAX_LISTED + 1)]
+    return ", ".join(texts[:_MAX_LISTED]) + (", ..." if len(texts) > _MAX_LISTED else "")
 
 
 P = ParamSpec("P")
@@ -38,55 +38,55 @@ T = TypeVar("T")
 
 
 FLOATS = [np.float64, np.float32, np.float16]
-"""What `check_array` lets pass; it makes the first of them of anything else."""
+"""Types for `check_array`, which keeps these and converts all others to the first."""
 
 
 def as_numeric(features: Any, name: str) -> Any:
-    """Refuse what NumPy would take for other numbers than were meant.
+    """Raise an error for arrays that NumPy would convert to unintended numbers.
 
     Parameters
     ----------
     features : object
-        What was passed.
+        Features as passed by the user.
     name : str
-        For messages.
+        Name of the parameter, for messages.
 
     Returns
     -------
     features : object
-        The same, a masked array without masks as a plain one.
+        The features. A masked array without masked values is returned as a plain array.
 
     Raises
     ------
     ValueError
-        When numbers are masked, or are times.
+        If values are masked, or are dates or durations.
     """
     if isinstance(features, np.ma.MaskedArray):
         if np.ma.is_masked(features):
             masked = np.ma.getmaskarray(features).reshape(len(features), -1)
             rows = np.flatnonzero(masked.any(axis=1))
             raise ValueError(
-                f"{name} is a masked array with masked numbers in {rows.size} rows, the first of "
-                f"them {format_list(rows, str)}. Fill them in, or leave these rows out."
+                f"{name} has masked values in {rows.size} rows (rows {format_list(rows, str)}). "
+                "Fill them in, or remove these rows."
             )
         return np.asarray(features.data)
     dtype = getattr(features, "dtype", None)
     if getattr(dtype, "kind", "") in ("m", "M"):
-        raise ValueError(f"{name} holds times ({dtype}): expected numbers.")
+        raise ValueError(f"{name} must hold numbers, not dates or durations ({dtype}).")
     return features
 
 
 def as_floats(features: Any, name: str, **options: Any) -> np.ndarray:
-    """Return an array of one of `FLOATS`, as `check_array` makes it, whatever its numbers.
+    """Return an array of one of the types `FLOATS`, which may contain NaN and infinity.
 
     Parameters
     ----------
     features : array-like of shape (n, n_features)
-        What was passed.
+        Features as passed by the user.
     name : str
-        For messages.
+        Name of the parameter, for messages.
     **options : object
-        Of `check_array`.
+        Further arguments of `sklearn.utils.check_array`.
     """
     return check_array(
         as_numeric(features, name),
@@ -98,18 +98,18 @@ def as_floats(features: Any, name: str, **options: Any) -> np.ndarray:
 
 
 def is_missing(value: Any) -> bool:
-    """Say whether a value is None, NaN, NaT, or pandas's NA (which is not equal to itself)."""
+    """Return whether a value is None, NaN, NaT or the NA of pandas."""
     if value is None or type(value).__name__ == "NAType":
         return True
-    differs = value != value
-    return isinstance(differs, bool | np.bool_) and bool(differs)
+    differs_from_itself = value != value
+    return isinstance(differs_from_itself, bool | np.bool_) and bool(differs_from_itself)
 
 
 def ignores_underflow(function: Callable[P, T]) -> Callable[P, T]:
-    """Let a function compute under ``np.errstate(all="raise")``; use it as a decorator.
+    """Decorate a function so that underflow is not an error, whatever the caller's `np.errstate`.
 
-    Small probabilities and products of small numbers are rounded to zero, which is correct. The
-    caller's settings hold for overflow, division by zero and invalid operations.
+    Small probabilities, and products of small numbers, are correctly rounded to zero. The
+    caller's settings for overflow, division by zero and invalid operations stay in force.
     """
 
     @wraps(function)
@@ -121,53 +121,52 @@ def ignores_underflow(function: Callable[P, T]) -> Callable[P, T]:
 
 
 def check_sequence(values: Any, name: str, kind: str, kinds: str | None = None) -> None:
-    """Refuse a single item, and a container whose items have no number or no order.
+    """Raise ValueError for a single item, and for containers without length or order.
 
-    Python reads a str as a sequence of letters and a dict as a sequence of its keys. Without this
-    check they would be accepted as such.
+    Python iterates over the characters of a str and over the keys of a dict, so without this
+    check both would be accepted.
 
     Parameters
     ----------
     values : object
-        The argument.
+        Value of the parameter.
     name : str
         Name of the parameter, for messages.
     kind : str
         Noun for one item, such as "text" or "image".
     kinds : str or None, default=None
-        Noun for the items. None is the plural of `kind`.
+        Plural of the noun. None appends an "s" to `kind`.
 
     Raises
     ------
     ValueError
-        When `values` is a str, bytes, a path or a PIL image; or a dict, a set, an iterator, an
-        array without dimensions or anything else that is not a sequence.
+        If `values` is a str, bytes, a path, an image of Pillow, a dict, a set, an iterator, an
+        array without dimensions or any other object that is not a sequence.
     """
+    kinds = kinds or f"{kind}s"
     if isinstance(values, str | bytes | bytearray | memoryview | PathLike):
         shown = reprlib.repr(str(values)) if isinstance(values, str) and kind != "image" else name
         raise ValueError(
-            f"{name} is a single {kind}, not a sequence of them: pass a list, [{shown}]."
+            f"{name} is a single {kind}, not a sequence of {kinds}. Pass a list: [{shown}]."
         )
-    kinds = kinds or f"{kind}s"
     if hasattr(values, "getexif"):
         raise ValueError(
-            f"{name} is a single image, not a sequence of "
-            f"{'them' if kind == 'image' else kinds}: pass a list, [{name}]."
+            f"{name} is a single image, not a sequence of {kinds}. Pass a list: [{name}]."
         )
     if getattr(values, "ndim", 1) == 0:
         raise ValueError(
-            f"{name} must be a sequence of {kinds}, not a single object in an array without "
-            f"dimensions: pass a list, [{name}.item()]."
+            f"{name} must be a sequence of {kinds}, not an array without dimensions. "
+            f"Pass a list: [{name}.item()]."
         )
     is_sized = hasattr(values, "__len__") or hasattr(values, "__array__")
     has_no_order = isinstance(values, Mapping | set | frozenset | type)
-    # dok_array of scipy is a dict as well as an array.
+    # SciPy's dok_array is both a dict and an array.
     if (has_no_order and not hasattr(values, "ndim")) or not is_sized:
         items = f"{name}.values()" if isinstance(values, Mapping) else name
         shown = f"list({items})" if hasattr(values, "__iter__") else f"[{name}]"
         raise ValueError(
-            f"{name} must be a sequence of {kinds} (a list, an array, a column), not "
-            f"{type(values).__name__}: pass a list, {shown}."
+            f"{name} must be a sequence of {kinds}, such as a list, an array or a column, not "
+            f"{type(values).__name__}. Pass a list: {shown}."
         )
 
 
@@ -225,41 +224,40 @@ def check_number(
 
 
 def as_labels(y: Any) -> np.ndarray:
-    """Return classes as an array of one dimension that changes none of them.
+    """Return class labels as a one-dimensional array without converting them.
 
     Parameters
     ----------
     y : array-like of shape (n_samples,)
-        Classes, of any type.
+        Class labels of any type.
 
     Returns
     -------
     y : ndarray of shape (n_samples,)
-        Of objects where NumPy would turn numbers into texts.
+        Class labels. The type is object if NumPy would convert numbers to texts.
     """
     check_sequence(y, "y", "class", "classes")
     if not hasattr(y, "dtype"):
         y = list(y)
-        kinds = {isinstance(value, str) for value in y}
-        if len(kinds) > 1:
-            listed, y = y, np.empty(len(y), dtype=object)
-            y[:] = listed
+        if len({isinstance(label, str) for label in y}) > 1:
+            labels, y = y, np.empty(len(y), dtype=object)
+            y[:] = labels
     return column_or_1d(y)
 
 
 def distinct_labels(y: np.ndarray, name: str) -> np.ndarray:
-    """Return the sorted classes of an array that `as_labels` returned.
+    """Return the sorted distinct labels of an array that `as_labels` returned.
 
     Raises
     ------
     ValueError
-        When a class is missing (None, NaN or NA), or the classes cannot be sorted.
+        If a label is missing (None, NaN or NA), or the labels cannot be sorted.
     """
     missing = [row for row, value in enumerate(y.tolist()) if is_missing(value)]
     if missing:
         raise ValueError(
-            f"{name} has {len(missing)} missing values, the first in row {missing[0]}. Leave "
-            "these rows out."
+            f"{name} has {len(missing)} missing values (rows {format_list(missing, str)}). "
+            "Remove these rows."
         )
     try:
         return np.unique(y)

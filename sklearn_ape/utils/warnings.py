@@ -7,26 +7,25 @@ import sys
 import warnings
 from types import FrameType
 
-# Packages whose functions stand between ours and those of the caller. Only those that are
-# imported can be on the stack.
-_PASSED_THROUGH = ("sklearn_ape", "sklearn", "skorch", "joblib", "torch")
+# Packages whose functions may be on the stack between the caller's code and ours.
+_INTERNAL_PACKAGES = ("sklearn_ape", "sklearn", "skorch", "joblib", "torch")
 
 
-# Modules of Python with wrappers of functions, such as context managers used as decorators.
+# Modules of the standard library whose wrappers may be on the stack, such as decorators.
 _WRAPPERS = ("contextlib", "functools")
 
 
 def warn(message: str, category: type[Warning] = UserWarning) -> None:
-    """Warn, and point to the first frame outside of this package and those that it builds on.
+    """Issue a warning that points to the line of the user's code.
 
     Parameters
     ----------
     message : str
-        What is wrong, and what to do.
+        Text of the warning: what is wrong, and what to do.
     category : type of Warning, default=UserWarning
         Class of the warning.
     """
-    frame = _caller()
+    frame = _find_caller()
     warnings.warn_explicit(
         message,
         category,
@@ -37,9 +36,9 @@ def warn(message: str, category: type[Warning] = UserWarning) -> None:
     )
 
 
-def _caller() -> FrameType:
-    """Return the first frame outside; in a thread without one, the outermost frame."""
-    prefixes = _prefixes()
+def _find_caller() -> FrameType:
+    """Return the innermost frame of the user's code, or the outermost frame if there is none."""
+    prefixes = _internal_prefixes()
     frame = outermost = sys._getframe(1)
     while frame is not None:
         if not frame.f_code.co_filename.startswith(prefixes):
@@ -48,8 +47,8 @@ def _caller() -> FrameType:
     return outermost
 
 
-def _prefixes() -> tuple[str, ...]:
-    folders = (os.path.dirname(file) + os.sep for file in _files(_PASSED_THROUGH))
+def _internal_prefixes() -> tuple[str, ...]:
+    folders = (os.path.dirname(file) + os.sep for file in _files(_INTERNAL_PACKAGES))
     return (*folders, *_files(_WRAPPERS), "<frozen ")
 
 

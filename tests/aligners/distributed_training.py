@@ -60,7 +60,7 @@ def fit_all(folder):
 
     from sklearn_ape.features import memmap as _stored
 
-    _stored._LEAST_BYTES = 0
+    _stored._MIN_STORED_BYTES = 0
     accelerator = Accelerator(cpu=True)
     rank = accelerator.process_index
     found = {}

@@ -27,8 +27,8 @@ ALIGNERS = {
 @pytest.fixture
 def mapped(tmp_path, monkeypatch):
     """Return a function that writes an array and maps it; maps of any size are streamed."""
-    monkeypatch.setattr(_stored, "_LEAST_BYTES", 0)
-    monkeypatch.setattr(_stored, "_ROWS_AT_ONCE", 64)
+    monkeypatch.setattr(_stored, "_MIN_STORED_BYTES", 0)
+    monkeypatch.setattr(_stored, "_BLOCK_SIZE", 64)
 
     def save(array):
         path = tmp_path / f"{len(list(tmp_path.iterdir()))}.npy"
@@ -110,14 +110,14 @@ class TestBadRows:
     def test_first_row_with_nan_or_infinity_is_named(self, concepts, mapped):
         image = concepts.image.copy()
         image[[270, 290], 3] = np.inf, -np.inf
-        with pytest.raises(ValueError, match=r"Input X contains infinity .*row 270 is the first"):
+        with pytest.raises(ValueError, match=r"Input X contains infinity .*first in row 270"):
             CCAAligner().fit(mapped(image), concepts.text)
         image[270] = 0
         image[280, 1] = np.nan
-        with pytest.raises(ValueError, match=r"contains infinity .*row 290 is the first"):
+        with pytest.raises(ValueError, match=r"contains infinity .*first in row 290"):
             CCAAligner().fit(mapped(image), concepts.text)
         image[290] = 0
-        with pytest.raises(ValueError, match=r"Input X contains NaN: 1 rows.* 280\."):
+        with pytest.raises(ValueError, match=r"Input X contains NaN in 1 rows .rows 280."):
             CCAAligner().fit(mapped(image), concepts.text)
 
     def test_rows_that_failed_to_encode_are_left_out_and_nan(self, concepts, mapped):

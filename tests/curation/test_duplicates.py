@@ -8,13 +8,13 @@ from sklearn.model_selection import GroupKFold
 from sklearn_ape.curation import _duplicates, drop_near_duplicates, find_near_duplicates
 
 
-def test_tiles_change_nothing(monkeypatch):
+def test_tile_size_does_not_change_groups(monkeypatch):
     """Chains across tiles are followed: equal to connected components of the whole matrix."""
     rows = np.random.default_rng(0).standard_normal((150, 3)).astype(np.float32)
     unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
     n_groups, truth = connected_components(unit @ unit.T >= 0.98, directed=False)
-    monkeypatch.setattr(_duplicates, "_ROWS", 7)
-    monkeypatch.setattr(_duplicates, "_COLUMNS", 11)
+    monkeypatch.setattr(_duplicates, "_TILE_ROWS", 7)
+    monkeypatch.setattr(_duplicates, "_TILE_COLUMNS", 11)
     groups = find_near_duplicates(rows, threshold=0.98)
     assert 1 < n_groups < 150
     assert len(set(zip(groups, truth, strict=True))) == n_groups == groups.max() + 1
@@ -28,13 +28,13 @@ def test_equal_rows_at_threshold_one():
     assert groups.tolist() == [*range(20), *range(20)]
 
 
-def test_unreadable_images_are_near_to_none():
+def test_unreadable_images_have_groups_of_their_own():
     """Rows of NaN and of zeros stay alone, each in a group of its own."""
     rows = np.array([[1, 0], [np.nan, np.nan], [0, 0], [np.nan, np.nan], [0, 0], [2, 0]])
     assert find_near_duplicates(rows, threshold=-1).tolist() == [0, 1, 2, 3, 4, 0]
 
 
-def test_extreme_lengths():
+def test_rows_of_extreme_norm_are_grouped():
     """Direction counts, not length: tiny and huge features neither vanish nor overflow."""
     rows = np.array([[1e-30, 0], [1e30, 0], [0, 1e-30], [0, 1e30]], dtype=np.float32)
     assert find_near_duplicates(rows).tolist() == [0, 0, 1, 1]
@@ -50,19 +50,19 @@ def test_real_recoloured_images(captioned_images, features):
         assert (cosines / np.outer(lengths[train], lengths[test])).max() < 0.97 + 1e-5
 
 
-def test_drop_keeps_the_best():
+def test_drop_keeps_best_row_per_group():
     """Without scores the first; with scores the highest, and the first of equal ones."""
     groups = [3, 3, 8, 3, 8]
     assert drop_near_duplicates(groups).tolist() == [0, 2]
     assert drop_near_duplicates(groups, scores=[1, 2, 5, 2, 5]).tolist() == [1, 2]
 
 
-def test_bad_arguments():
+def test_invalid_parameters_raise():
     with pytest.raises(ValueError, match=r"threshold must be a number in \[-1, 1\], not 97"):
         find_near_duplicates(np.eye(2), threshold=97)
     with pytest.raises(ValueError, match="features contains infinity"):
         find_near_duplicates(np.array([[np.inf, 0.0]]))
-    with pytest.raises(ValueError, match="each of the 2 rows"):
+    with pytest.raises(ValueError, match="one number per row, not"):
         drop_near_duplicates([0, 1], scores=[1.0])
-    with pytest.raises(ValueError, match="row 1 has nan"):
+    with pytest.raises(ValueError, match="row 1 is nan"):
         drop_near_duplicates([0, 1], scores=[1.0, np.nan])

@@ -36,7 +36,7 @@ class Recorder(CCAAligner):
         return super().transform(X)
 
 
-def test_no_pair_is_judged_by_itself_or_its_like(concepts):
+def test_pairs_are_scored_out_of_fold(concepts):
     """Neither near-duplicates of an image nor images of its caption are trained on."""
     groups = np.arange(300) // 2  # 0 and 1 are alike, and so on
     captions = [f"caption {(i + 1) // 2}" for i in range(300)]  # 1 and 2 share a caption, ...
@@ -64,7 +64,7 @@ def test_swapped_captions_of_real_images(captioned_images, features):
     assert roc_auc_score(np.arange(300) < 60, -quality.score) > 0.65
 
 
-def test_caption_of_a_collection(concepts):
+def test_shared_caption_has_low_specificity(concepts):
     """A caption that many unlike images share is not specific; near-duplicates count once."""
     captions = [f"image {i}" for i in range(300)]
     captions[:40] = ["Part of the Icon Collection"] * 40
@@ -77,7 +77,7 @@ def test_caption_of_a_collection(concepts):
     assert quality.score == pytest.approx(quality.agreement * quality.specificity)
 
 
-def test_chance_is_half():
+def test_random_pairs_have_agreement_one_half():
     """Features with nothing in common agree by chance, and constant ones do not agree at all."""
     rng = np.random.default_rng(0)
     image, text = rng.standard_normal((400, 16)), rng.standard_normal((400, 8))
@@ -120,18 +120,18 @@ def test_drop_noisy(concepts):
     kept = drop_noisy(quality, min_score=0.9)
     assert kept.tolist() == np.flatnonzero(quality.score >= 0.9).tolist()
     for wrong in ({}, {"min_score": 0.5, "share": 0.5}):
-        with pytest.raises(ValueError, match="one of them"):
+        with pytest.raises(ValueError, match="Pass one of them"):
             drop_noisy(quality, **wrong)
     with pytest.raises(ValueError, match=r"share must be None or a number in \[0, 1\], not 20"):
         drop_noisy(quality, share=20)
 
 
-def test_bad_arguments(concepts):
-    with pytest.raises(ValueError, match="300 rows and text_features 299"):
+def test_invalid_parameters_raise(concepts):
+    with pytest.raises(ValueError, match="300 rows and text_features has 299"):
         pair_quality(concepts.image, concepts.text[1:])
-    with pytest.raises(ValueError, match="2 captions for 300 pairs"):
+    with pytest.raises(ValueError, match="2 texts for 300 pairs"):
         pair_quality(concepts.image, concepts.text, ["a", "b"])
-    with pytest.raises(ValueError, match="1 groups of near-duplicates"):
+    with pytest.raises(ValueError, match="groups of near-duplicate images, got 1"):
         pair_quality(concepts.image, concepts.text, groups=np.zeros(300))
-    with pytest.raises(ValueError, match="too few for cv=3"):
+    with pytest.raises(ValueError, match="cv=3 needs at least 6 pairs"):
         pair_quality(concepts.image[:5], concepts.text[:5])

@@ -9,7 +9,7 @@ import pytest
 from sklearn_ape.curation import _relevance as _choose
 from sklearn_ape.curation import _validation as _checks
 from sklearn_ape.curation import select_relevant
-from sklearn_ape.curation._relevance import name_shares
+from sklearn_ape.curation._relevance import compute_name_shares
 
 CAPTIONS = [
     "a black cat, animal",
@@ -23,7 +23,7 @@ CAPTIONS = [
 
 
 def words(label_names, caption):
-    return name_shares([caption], label_names).toarray()[0]
+    return compute_name_shares([caption], label_names).toarray()[0]
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_longest_name_counts():
     assert words(names, "sports car race").tolist() == pytest.approx([2 / 3, 1 / 3])
 
 
-def test_words_alone():
+def test_selection_by_words_only():
     """Without an encoder, captions that contain a name are all that is chosen."""
     chosen = select_relevant(CAPTIONS, ["cat", "dog"], random_state=0)
     assert sorted(chosen.indices.tolist()) == [0, 2, 3, 6]
@@ -68,7 +68,7 @@ def features_of(cosines):
     return np.column_stack([cosines, rest]), np.eye(3)[:2]
 
 
-def test_labels_take_turns():
+def test_labels_are_selected_in_rounds():
     """A rare label gets its best pairs, though the other label's are all more similar."""
     captions, labels = features_of([[0.9, 0.1], [0.8, 0.1], [0.7, 0.1], [0.1, 0.5], [0, 0.4]])
     args = {"label_features": labels, "n_pairs": 4, "random_state": 0}
@@ -112,7 +112,7 @@ def test_all_relevant_pairs_are_in_turns():
 
 
 @pytest.mark.parametrize("balance", [True, False])
-def test_tiles_and_depth_change_nothing(monkeypatch, balance):
+def test_tile_size_and_depth_do_not_change_selection(monkeypatch, balance):
     """Short lists of candidates and small tiles give what whole ones give."""
     rng = np.random.default_rng(0)
     captions, labels = rng.standard_normal((400, 8)), rng.standard_normal((5, 8))
@@ -125,7 +125,7 @@ def test_tiles_and_depth_change_nothing(monkeypatch, balance):
         "random_state": 0,
     }
     whole = select_relevant(captions, range(5), **args)
-    monkeypatch.setattr(_choose, "_SPARE", -58)  # depth 2
+    monkeypatch.setattr(_choose, "_EXTRA_CANDIDATES", -58)  # depth 2
     monkeypatch.setattr(_checks, "_TILE_BYTES", 500)
     tiled = select_relevant(captions, range(5), **args)
     assert whole.indices.tolist() == tiled.indices.tolist()
@@ -133,7 +133,7 @@ def test_tiles_and_depth_change_nothing(monkeypatch, balance):
     assert len(set(args["groups"][whole.indices])) == 150
 
 
-def test_ties_go_by_random_state_alone():
+def test_ties_depend_only_on_random_state():
     """Equal captions are drawn, the same ones for the same seed."""
     captions = ["cat"] * 100
     picks = [select_relevant(captions, ["cat"], n_pairs=5, random_state=s) for s in (0, 0, 1)]
@@ -185,23 +185,23 @@ def test_several_captions_a_pair(text_encoder):
     assert chosen.word_match.all()
 
 
-def test_rows_of_nan_are_never_chosen():
+def test_rows_of_nan_are_never_selected():
     captions, labels = features_of([[0.9, 0.1], [0.8, 0.1], [0.1, 0.6]])
     captions[0] = np.nan
-    with pytest.warns(UserWarning, match="2 pairs could be chosen, not 3"):
+    with pytest.warns(UserWarning, match="n_pairs=3, but only 2 pairs"):
         chosen = select_relevant(captions, ["a", "b"], label_features=labels, n_pairs=3)
     assert 0 not in chosen.indices
 
 
-def test_bad_arguments(text_encoder):
+def test_invalid_parameters_raise(text_encoder):
     captions, labels = features_of([[0.9, 0.1], [0.1, 0.9]])
-    with pytest.raises(ValueError, match="pass n_pairs, per_label or min_similarity"):
+    with pytest.raises(ValueError, match="n_pairs, per_label and min_similarity are all None"):
         select_relevant(captions, ["a", "b"], label_features=labels)
     with pytest.raises(ValueError, match="label_features"):
         select_relevant(captions, ["a", "b"], n_pairs=1)
-    with pytest.raises(ValueError, match="2 rows of 3 numbers"):
+    with pytest.raises(ValueError, match=r"must have shape \(2, 3\)"):
         select_relevant(captions, ["a", "b"], label_features=np.eye(2), n_pairs=1)
-    with pytest.raises(ValueError, match="not both"):
+    with pytest.raises(ValueError, match="are both set"):
         select_relevant(
             captions, ["a", "b"], label_features=labels, text_encoder=text_encoder, n_pairs=1
         )
@@ -209,15 +209,15 @@ def test_bad_arguments(text_encoder):
         select_relevant(CAPTIONS, ["cat"], n_pairs=0)
     with pytest.raises(ValueError, match="needs text_encoder"):
         select_relevant(CAPTIONS, ["cat"], min_similarity=0.5)
-    with pytest.raises(ValueError, match="No caption is relevant"):
+    with pytest.raises(ValueError, match="do not match any label"):
         select_relevant(CAPTIONS, ["zebra"])
-    with pytest.raises(ValueError, match="each of the 7 pairs"):
+    with pytest.raises(ValueError, match="one number per pair, not"):
         select_relevant(CAPTIONS, ["cat"], groups=[0, 1])
     with pytest.raises(ValueError, match="row 1: '  ' is an empty caption"):
         select_relevant(["a cat", "  "], ["cat"])
 
 
-def test_a_full_set_makes_no_warning():
+def test_full_selection_does_not_warn():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert len(select_relevant(CAPTIONS, ["cat", "dog"], n_pairs=4).indices) == 4

@@ -78,7 +78,7 @@ def test_hugging_face_column_is_accepted(paths, truth):
 @pytest.mark.parametrize(
     ("X", "message"),
     [
-        ("a.png", r"single image, not a sequence of them: pass a list, \[X\]"),
+        ("a.png", r"single image, not a sequence of images. Pass a list: \[X\]"),
         (b"abc", "single image"),
         (bytearray(b"abc"), "single image"),
         (Path("a.png"), "single image"),
@@ -87,11 +87,11 @@ def test_hugging_face_column_is_accepted(paths, truth):
         (np.zeros((20, 30), dtype=np.uint8), r"Pass a single image as \[X\]"),
         (np.zeros((20, 1280)), "pass features to an aligner without an image encoder"),
         ([], "X is empty: 0 images"),
-        (None, "must be a sequence of images .* not NoneType"),
-        ({"a": "a.png"}, "must be a sequence of images .* not dict"),
-        ({"a.png"}, "must be a sequence of images .* not set"),
-        ((path for path in "ab"), "must be a sequence of images .* not generator"),
-        (np.array("a.png"), "not a single object"),
+        (None, "must be a sequence of images, .* not NoneType"),
+        ({"a": "a.png"}, "must be a sequence of images, .* not dict"),
+        ({"a.png"}, "must be a sequence of images, .* not set"),
+        ((path for path in "ab"), "must be a sequence of images, .* not generator"),
+        (np.array("a.png"), "not an array without dimensions"),
     ],
 )
 def test_non_sequence_raises(method, X, message, no_weights):

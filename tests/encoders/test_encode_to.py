@@ -219,9 +219,9 @@ def test_complete_file_is_only_checked(path, truth, monkeypatch):
     ("change", "message"),
     [
         ("items", "made of other items: rows 4 to 7 differ"),
-        ("encoder", "by another encoder, or one with other parameters"),
+        ("encoder", "with another encoder or other parameters"),
         ("length", "with 15 rows, not 14"),
-        ("chunks", r"with 4 rows in a chunk \(chunk_size\), not 5"),
+        ("chunks", r"with 4 rows per chunk \(chunk_size\), not 5"),
         ("dtype", "with float32 as dtype, not float16"),
     ],
 )
@@ -393,7 +393,9 @@ def test_full_disk_raises_and_resumes(encoder, tmp_path):
     texts = TEXTS * 8
     try:
         path = disk / "texts.npy"
-        with pytest.raises(OSError, match=r"No space left on device. \d+ of 30 chunks are kept"):
+        with pytest.raises(
+            OSError, match=r"No space left on device. \d+ of 30 chunks are finished"
+        ):
             encoder.encode_to(path, texts, chunk_size=CHUNK)
         subprocess.run([mount, "-o", "remount,size=1m", disk], check=True)
         features = encoder.encode_to(path, texts, chunk_size=CHUNK)

@@ -11,14 +11,14 @@ import pytest
 
 from sklearn_ape.features import DiskFeatureCache
 from sklearn_ape.features import _disk_cache as _disk
-from sklearn_ape.features._disk_cache import EXACT, pack, rounded, unpack
+from sklearn_ape.features._disk_cache import EXACT, pack, to_float16, unpack
 from tests.features.conftest import TRUTH, assert_only_true
 
 
 @pytest.mark.parametrize("n_keys", [7, 500])
 def test_disk_round_trip(folder, monkeypatch, n_keys):
     """Everything put in comes back bit for bit, from a new connection, over many queries."""
-    monkeypatch.setattr(_disk, "_KEYS_A_QUERY", n_keys)
+    monkeypatch.setattr(_disk, "_KEYS_PER_QUERY", n_keys)
     with DiskFeatureCache(str(folder)) as cache:
         found = cache.get_many([*TRUTH, b"unknown"])
     assert found.keys() == TRUTH.keys()
@@ -32,11 +32,11 @@ def test_disk_home_folder_is_expanded(tmp_path, monkeypatch):
     assert DiskFeatureCache("~/features").folder == tmp_path / "features"
 
 
-def test_folders_are_made(tmp_path):
+def test_folders_are_created(tmp_path):
     with DiskFeatureCache(tmp_path / "one" / "two") as cache:
         cache.put_many(TRUTH)
         with pytest.raises(
-            RuntimeError, match=r"^This DiskFeatureCache is open already: .* of it\.$"
+            RuntimeError, match=r"^This DiskFeatureCache is open already\. .* of it\.$"
         ):
             cache.__enter__()
     assert (tmp_path / "one" / "two" / "features.sqlite").is_file()
@@ -85,7 +85,7 @@ def test_flipped_bytes_never_give_a_wrong_feature(folder, part):
     [b"garbage " * 5000, b"SQLite format 3\0" + b"\xff" * 9000, 0.3, 0.5, 100],
     ids=["garbage", "header-then-garbage", "30 %", "half", "100 bytes"],
 )
-def test_damaged_file_is_moved_aside_with_a_warning(folder, content):
+def test_damaged_file_is_renamed_with_a_warning(folder, content):
     """A file beyond reading is kept under another name, and the cache works at once."""
     path = folder / "features.sqlite"
     sound = path.read_bytes()
@@ -154,15 +154,15 @@ def test_entry_of_another_type_is_not_returned(tmp_path, value):
         assert cache.get_many([key]) == {}
 
 
-def test_two_caches_find_the_same_damage(folder):
+def test_two_caches_rename_a_damaged_file_once(folder):
     """The second to find it does not move the first one's fresh file aside."""
     first, second = DiskFeatureCache(folder), DiskFeatureCache(folder)
     with first, second:
         error = sqlite3.DatabaseError("malformed")
         with pytest.warns(RuntimeWarning, match=r"is damaged \(malformed\); it was moved"):
-            first._start_anew(error)
+            first._replace_damaged_file(error)
         first.put_many(TRUTH)
-        second._start_anew(error)
+        second._replace_damaged_file(error)
         assert second.get_many(TRUTH).keys() == TRUTH.keys()
     assert len(list(folder.glob("*.damaged*"))) == 1
 
@@ -188,7 +188,7 @@ def test_float16_takes_half_the_space_and_gives_float32(tmp_path):
     assert sizes[0] < 0.6 * sizes[1]
 
 
-def test_float16_never_makes_infinities(tmp_path):
+def test_float16_never_returns_infinity(tmp_path):
     """A feature beyond float16's range is kept exactly."""
     features = {b"large": np.float32([7e4, 0.1]), b"small": np.float32([6e4, 0.1])}
     with DiskFeatureCache(tmp_path, "float16") as cache, warnings.catch_warnings():
@@ -221,14 +221,14 @@ def test_exact_cache_never_gives_rounded_numbers(folder):
         np.testing.assert_array_equal(found[key], other.astype(np.float16).astype(np.float32))
 
 
-def test_a_wrong_dtype_is_named(tmp_path):
+def test_invalid_dtype_raises(tmp_path):
     """Not at the end of the first night of encoding."""
     with pytest.raises(ValueError, match="float32 or float16, not 'int8'"):
         DiskFeatureCache(tmp_path, dtype="int8")
 
 
 @pytest.mark.parametrize("number", [1, 1000])
-def test_file_of_a_newer_version_is_left_alone(folder, number):
+def test_file_of_newer_version_is_not_changed(folder, number):
     """Neither read, as its entries may mean something else, nor changed; the remedy is told."""
     connection = sqlite3.connect(folder / "features.sqlite")
     connection.execute(f"PRAGMA user_version = {number}")
@@ -241,12 +241,12 @@ def test_file_of_a_newer_version_is_left_alone(folder, number):
             assert cache.get_many(TRUTH) == {}
             cache.put_many(TRUTH)
     (told,) = caught
-    assert re.search(f"format {number};.* upgrade sklearn-ape", str(told.message))
+    assert re.search(f"format {number};.* Upgrade sklearn-ape", str(told.message))
     assert (folder / "features.sqlite").read_bytes() == content
     assert {file.name for file in folder.iterdir()} == {"features.sqlite"}
 
 
-def test_a_number_that_no_version_has_is_damage(folder):
+def test_invalid_format_number_is_damage(folder):
     """A flipped byte in the number of the format does not lock the file for good."""
     connection = sqlite3.connect(folder / "features.sqlite")
     connection.execute(f"PRAGMA user_version = {2**24}")
@@ -256,20 +256,20 @@ def test_a_number_that_no_version_has_is_damage(folder):
         assert cache.get_many(TRUTH).keys() == TRUTH.keys()
 
 
-def test_warnings_name_the_file_and_what_becomes_of_the_work(folder):
+def test_warnings_name_the_file_and_the_consequence(folder):
     (folder / "features.sqlite").write_bytes(b"garbage " * 5000)
     with pytest.warns(RuntimeWarning) as told, DiskFeatureCache(folder):
         pass
     (message,) = {str(warning.message) for warning in told}
     assert message.startswith(f"The feature cache '{folder / 'features.sqlite'}' is damaged (")
-    assert message.endswith(" The features are computed anew.")
+    assert message.endswith(" The features are computed again.")
 
 
-def test_what_float16_can_hold_is_told_by_the_row():
-    half, fits = rounded(np.array([[0.1, 2.0], [1e6, 3.0], [-3.0, 1e-9]]))
+def test_to_float16_returns_mask_of_rows_in_range():
+    half, fits = to_float16(np.array([[0.1, 2.0], [1e6, 3.0], [-3.0, 1e-9]]))
     assert half.dtype == np.float16
     assert fits.tolist() == [True, False, True]
-    assert rounded(np.array([7.0, 1e6]))[1].shape == ()
+    assert to_float16(np.array([7.0, 1e6]))[1].shape == ()
 
 
 class TestUnwritten:
@@ -293,7 +293,7 @@ class TestUnwritten:
         with sqlite3.connect(f"file:{cache.path}?mode=ro", uri=True) as other:
             return other.execute("SELECT COUNT(*) FROM features").fetchone()[0]
 
-    def test_is_found_beside_what_is_written(self, cache):
+    def test_unwritten_features_are_returned(self, cache):
         for start in (0, 50):
             cache.put_many(self.entries(start))
         assert self.seen_by_others(cache) == 50
@@ -301,7 +301,7 @@ class TestUnwritten:
         assert found.keys() == (self.entries(0) | self.entries(50)).keys()
         assert_only_true(found)
 
-    def test_is_written_soon(self, cache):
+    def test_features_are_written_soon(self, cache):
         cache.put_many(self.entries(0))
         for _ in range(4):
             cache.put_many({})
@@ -311,7 +311,7 @@ class TestUnwritten:
             cache.put_many({})
         assert self.seen_by_others(cache) == 100
 
-    def test_is_written_after_four_times_what_writing_took(self, tmp_path, monkeypatch):
+    def test_pause_is_four_times_the_duration_of_writing(self, tmp_path, monkeypatch):
         """So that writing takes a fifth of the time at most."""
         times = iter(np.arange(1, 9999) * 0.01)
         monkeypatch.setattr(_disk.time, "monotonic", lambda: next(times))
@@ -323,12 +323,12 @@ class TestUnwritten:
                 seen.append(self.seen_by_others(cache))
         assert seen == [50, 50, 50, 50, 100, 100]
 
-    def test_is_bounded(self, cache, monkeypatch):
+    def test_unwritten_features_are_bounded(self, cache, monkeypatch):
         """Of all calls together, not of the last."""
         size = len(pack(EXACT, *next((k, v.tobytes()) for k, v in TRUTH.items())))
-        monkeypatch.setattr(_disk, "_MOST_UNWRITTEN_BYTES", 60 * size)
-        monkeypatch.setattr(_disk, "_LONGEST_PAUSE_S", 1e9)
-        monkeypatch.setattr(_disk, "_PAUSE_OF_WRITING", 1e9)
+        monkeypatch.setattr(_disk, "_MAX_UNWRITTEN_BYTES", 60 * size)
+        monkeypatch.setattr(_disk, "_MAX_PAUSE_S", 1e9)
+        monkeypatch.setattr(_disk, "_PAUSE_RATIO", 1e9)
         cache.put_many(self.entries(0))
         cache.put_many(self.entries(50))
         assert self.seen_by_others(cache) == 50
@@ -338,7 +338,7 @@ class TestUnwritten:
         assert self.seen_by_others(cache) == 150
 
 
-def test_a_damaged_entry_does_not_hide_those_behind_it():
+def test_damaged_entry_does_not_hide_later_entries():
     sound = [(key, pack(EXACT, key, feature.tobytes())) for key, feature in TRUTH.items()]
     (first, value), *_ = sound
     for bad in (value[:-1], b"", value[:16], 7, None, "text", b"\0" + value[1:]):
@@ -347,14 +347,14 @@ def test_a_damaged_entry_does_not_hide_those_behind_it():
         assert_only_true(found)
 
 
-def test_closed_cache_takes_nothing(tmp_path):
+def test_closed_cache_raises(tmp_path):
     cache = DiskFeatureCache(tmp_path)
     for use in (cache.put_many, cache.get_many):
         with pytest.raises(RuntimeError, match="outside its `with` block"):
             use(TRUTH)
 
 
-def test_the_form_of_an_entry_is_that_of_files_written_before():
+def test_entry_format_is_unchanged():
     """A digest of key and numbers, of the table's name too where there are two, then these."""
     numbers = np.float32([1, 2]).tobytes()
     for table, person in (("features", b""), ("features_float16", b"features_float16")):

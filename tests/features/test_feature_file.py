@@ -49,7 +49,7 @@ def whole(path):
         np.testing.assert_array_equal(file.finish(), ROWS)
 
 
-def test_the_form_is_that_of_files_written_before(path):
+def test_file_format_is_unchanged(path):
     """Else a run that was stopped could not go on with a later version."""
     begun(path, 2)
     head, *lines = [json.loads(line) for line in journal(path).read_text().splitlines()]
@@ -72,7 +72,7 @@ def test_the_form_is_that_of_files_written_before(path):
     ]
 
 
-def test_a_torn_line_does_not_spoil_the_next(path):
+def test_torn_line_does_not_damage_the_next(path):
     begun(path, 1)
     with journal(path).open("ab") as file:
         file.write(b'{"chunk": 1, "ite')
@@ -80,7 +80,7 @@ def test_a_torn_line_does_not_spoil_the_next(path):
     assert finished(path) == [0, 1, 2]
 
 
-def test_a_damaged_line_costs_its_own_chunk_alone(path):
+def test_damaged_line_invalidates_only_its_chunk(path):
     begun(path, 3)
     lines = journal(path).read_bytes().splitlines(keepends=True)
     for bad in (
@@ -95,32 +95,32 @@ def test_a_damaged_line_costs_its_own_chunk_alone(path):
 
 
 @pytest.mark.parametrize("head", [b"[]", b"7", b"", b"{", b"{}", b'"width"'])
-def test_a_damaged_head_is_named(path, head):
+def test_damaged_header_raises(path, head):
     begun(path, 2)
     lines = journal(path).read_bytes().splitlines(keepends=True)
     journal(path).write_bytes(b"".join([head + b"\n", *lines[1:]]))
-    with pytest.raises(FileExistsError, match="is there already and has no journal that could be"):
+    with pytest.raises(FileExistsError, match="exists and has no readable journal"):
         finished(path)
 
 
-def test_a_width_that_is_no_number_is_damage(path):
+def test_invalid_width_raises(path):
     begun(path, 2)
     journal(path).write_bytes(journal(path).read_bytes().replace(b'"width": 3', b'"width": "3"'))
-    with pytest.raises(FileExistsError, match="has no journal that could be read"):
+    with pytest.raises(FileExistsError, match="has no readable journal"):
         finished(path)
 
 
-def test_a_chunk_beyond_the_last_stands_for_no_other(path):
+def test_chunk_beyond_the_last_is_ignored(path):
     """A line for no rows at all is true of any file, and must not make up for a lost one."""
     whole(path)
     nothing = {"chunk": 3, "items": "items", "rows": _file._digest(b""), "errors": {}}
     lines = journal(path).read_bytes().splitlines(keepends=True)
     journal(path).write_bytes(b"".join([*lines[:3], json.dumps(nothing).encode() + b"\n"]))
-    with pytest.raises(FileExistsError, match=r"rows\.npy' is damaged or was changed since"):
+    with pytest.raises(FileExistsError, match=r"rows\.npy' was damaged or changed after"):
         finished(path)
 
 
-def test_rows_of_another_type_or_width(path):
+def test_rows_of_other_type_are_cast_and_of_other_width_raise(path):
     with FeatureFile(path, "source", len(ROWS), CHUNK, "float32") as file:
         for number in range(3):
             rows = ROWS[number * CHUNK : (number + 1) * CHUNK]
@@ -130,12 +130,12 @@ def test_rows_of_another_type_or_width(path):
         np.testing.assert_array_equal(file.finish(), ROWS)
 
 
-def test_folders_are_made(tmp_path):
+def test_folders_are_created(tmp_path):
     whole(tmp_path / "one" / "two" / "rows.npy")
 
 
 @pytest.mark.skipif(os.name != "posix", reason="modes of files")
-def test_others_may_read_the_file_as_they_may_any(path):
+def test_file_has_default_permissions(path):
     mask = os.umask(0o022)
     try:
         whole(path)
@@ -144,7 +144,7 @@ def test_others_may_read_the_file_as_they_may_any(path):
     assert stat.S_IMODE(path.stat().st_mode) == 0o644
 
 
-def test_the_other_writer_is_told_which_file(path):
+def test_second_writer_raises_with_path(path):
     pytest.importorskip("fcntl")
     with FeatureFile(path, "source", len(ROWS), CHUNK, "float32") as file:
         file.write(0, ROWS[:CHUNK], "items", {})
@@ -170,11 +170,11 @@ class TestSync:
         return kinds
 
     @pytest.mark.skipif(os.name != "posix", reason="folders that can be opened")
-    def test_a_new_name_is_in_its_folder_for_good(self, path, synced):
+    def test_rename_is_synced(self, path, synced):
         whole(path)
         assert synced[-1]
 
-    def test_not_after_every_chunk(self, path, synced, monkeypatch):
+    def test_sync_is_not_called_for_every_chunk(self, path, synced, monkeypatch):
         """It would take longer than the network on a slow disk."""
         now = time.monotonic()
         monkeypatch.setattr(_file.time, "monotonic", lambda: now)
@@ -190,7 +190,7 @@ class TestSync:
         assert len(synced) == 6
 
 
-def test_errors_are_those_of_older_handlers_too():
+def test_errors_have_compatible_base_classes():
     """They were a RuntimeError and a FileExistsError; a pickle gives the same error."""
     assert issubclass(FileLockedError, RuntimeError)
     assert issubclass(FileLockedError, OSError)

@@ -1,4 +1,4 @@
-"""The cache in memory, and caches of both kinds as parameters of encoders."""
+"""Memory cache, and both caches as parameters of encoders."""
 
 import pickle
 import threading
@@ -13,7 +13,7 @@ from sklearn_ape.features import DiskFeatureCache, MemoryFeatureCache, open_cach
 from tests.features.conftest import TRUTH, WIDTH, assert_only_true
 
 
-def test_memory_keeps_to_its_bound_and_drops_the_least_recently_used():
+def test_memory_cache_drops_least_recently_used():
     """max_bytes holds after every call, and reading an entry saves it."""
     size = WIDTH * 4
     cache = MemoryFeatureCache(max_bytes=3 * size)
@@ -29,7 +29,7 @@ def test_memory_keeps_to_its_bound_and_drops_the_least_recently_used():
     assert len(cache) == 0
 
 
-def test_memory_replaces_an_entry_without_counting_it_twice():
+def test_replaced_entry_is_counted_once():
     """Putting one key again and again does not push others out."""
     cache = MemoryFeatureCache(max_bytes=2 * WIDTH * 4)
     (first, feature), (second, other), *_ = TRUTH.items()
@@ -44,7 +44,7 @@ def test_memory_replaces_an_entry_without_counting_it_twice():
     assert len(cache) == 2  # nothing of before counts any more
 
 
-def test_memory_gives_float32_whatever_was_put_in():
+def test_memory_cache_returns_float32():
     """As the cache on disk does: who stored a feature must not show."""
     cache = MemoryFeatureCache()
     cache.put_many({b"a": np.ones(3), b"b": np.ones(3, np.float16), b"c": [1, 2, 3]})
@@ -52,7 +52,7 @@ def test_memory_gives_float32_whatever_was_put_in():
     assert [feature.dtype for feature in found.values()] == [np.float32] * 3
 
 
-def test_memory_cannot_be_changed_from_outside():
+def test_memory_cache_is_read_only():
     """Neither the array put in nor the one handed out is a way to spoil the cache."""
     cache = MemoryFeatureCache()
     mine = np.ones(3, dtype=np.float32)
@@ -63,7 +63,7 @@ def test_memory_cannot_be_changed_from_outside():
     np.testing.assert_array_equal(cache.get_many([b"a"])[b"a"], np.ones(3))
 
 
-def test_open_cache(tmp_path):
+def test_open_cache_of_each_type(tmp_path):
     """ "memory" is one store, a path a folder, None keeps nothing, a wrong type is named."""
     assert open_cache("memory") is open_cache("memory")
     for folder in (tmp_path / "a", str(tmp_path / "b")):

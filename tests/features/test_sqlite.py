@@ -15,11 +15,11 @@ from sklearn_ape.features import _sqlite as _connection
 from sklearn_ape.features._sqlite import (
     NewerFormatError,
     connect,
+    connect_to_nothing,
     connect_to_read,
     is_damage,
-    nowhere,
-    retried,
-    tables_of,
+    list_tables,
+    retry_while_busy,
 )
 from tests.features.conftest import TRUTH
 
@@ -44,19 +44,19 @@ class TestRetried:
         return make
 
     @pytest.mark.parametrize("code", [sqlite3.SQLITE_BUSY, sqlite3.SQLITE_BUSY | 2 << 8])
-    def test_waits_while_another_process_is_in_the_way(self, code):
+    def test_busy_file_is_retried(self, code):
         """Extended codes mean the same in their last eight bits."""
         busy = [error(sqlite3.OperationalError, code)] * 3
-        assert retried(self.failing(busy), timeout=60) == "connected"
+        assert retry_while_busy(self.failing(busy), timeout=60) == "connected"
 
     @pytest.mark.parametrize("code", [None, 0, sqlite3.SQLITE_FULL, sqlite3.SQLITE_LOCKED, 1])
-    def test_anything_else_is_raised_at_once(self, code):
+    def test_other_errors_are_not_retried(self, code):
         calls = self.failing([error(sqlite3.DatabaseError, code)])
         with pytest.raises(sqlite3.DatabaseError, match="told"):
-            retried(calls, timeout=60)
+            retry_while_busy(calls, timeout=60)
         assert calls() == "connected"  # it was called once
 
-    def test_gives_up_in_time(self):
+    def test_retry_stops_at_the_timeout(self):
         def always():
             raise error(sqlite3.OperationalError, sqlite3.SQLITE_BUSY)
 
@@ -65,7 +65,7 @@ class TestRetried:
         def wait():
             start = time.monotonic()
             with pytest.raises(sqlite3.OperationalError):
-                retried(always, timeout=0.2)
+                retry_while_busy(always, timeout=0.2)
             found.append(time.monotonic() - start)
 
         thread = threading.Thread(target=wait, daemon=True)
@@ -79,7 +79,7 @@ class TestDamage:
     @pytest.mark.parametrize(
         "code", [sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT | 1 << 8]
     )
-    def test_damage(self, tmp_path, code):
+    def test_damage_codes_are_damage(self, tmp_path, code):
         assert is_damage(error(sqlite3.DatabaseError, code), tmp_path / "a")
 
     @pytest.mark.parametrize(
@@ -97,16 +97,16 @@ class TestDamage:
             "AUTH",
         ],
     )
-    def test_what_passes_or_is_of_the_machine_is_none(self, tmp_path, name):
+    def test_transient_errors_are_not_damage(self, tmp_path, name):
         code = getattr(sqlite3, f"SQLITE_{name}")
         for extended in (code, code | 3 << 8):
             assert not is_damage(error(sqlite3.OperationalError, extended), tmp_path / "a")
 
-    def test_without_a_code_the_class_says_it(self, tmp_path):
+    def test_error_without_code_is_judged_by_its_class(self, tmp_path):
         assert is_damage(error(sqlite3.DatabaseError), tmp_path / "a")
         assert not is_damage(error(sqlite3.OperationalError), tmp_path / "a")
 
-    def test_read_only_is_damage_where_one_can_write(self, tmp_path):
+    def test_readonly_error_of_writable_file_is_damage(self, tmp_path):
         """A damaged header says so, too."""
         (tmp_path / "a").write_bytes(b"")
         told = error(sqlite3.OperationalError, sqlite3.SQLITE_READONLY)
@@ -115,7 +115,7 @@ class TestDamage:
         assert not is_damage(told, tmp_path / "gone")
 
 
-def test_a_lock_is_waited_for_as_long_as_was_said(tmp_path):
+def test_connections_have_the_given_timeout(tmp_path):
     for made in (connect(tmp_path / "a", ["numbers"], 1.5), connect_to_read(tmp_path / "a", 1.5)):
         assert made.execute("PRAGMA busy_timeout").fetchone() == (1500,)
         made.close()
@@ -134,15 +134,15 @@ class TestConnectToRead:
     def read(self, connection):
         return connection.execute("SELECT key, value FROM numbers").fetchall()
 
-    def test_a_file(self, path):
+    def test_file_is_read(self, path):
         connection = connect_to_read(path, 1)
-        assert tables_of(connection) == {"numbers"}
+        assert list_tables(connection) == {"numbers"}
         assert self.read(connection) == [(b"\1", b"\2")]
         with pytest.raises(sqlite3.OperationalError, match="readonly"):
             connection.execute("DELETE FROM numbers")
         connection.close()
 
-    def test_beside_a_writer(self, path):
+    def test_file_with_a_writer_is_read(self, path):
         """What the writer has in its log alone is seen."""
         writer = connect(path, ["numbers"], 1)
         with writer:
@@ -155,44 +155,42 @@ class TestConnectToRead:
         connection.close()
         writer.close()
 
-    def test_no_file_is_an_empty_one_that_is_not_made(self, tmp_path, monkeypatch):
+    def test_missing_file_is_empty_and_not_created(self, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
-        for connection in (connect_to_read(tmp_path / "none.sqlite", 1), nowhere()):
-            assert tables_of(connection) == set()
+        for connection in (connect_to_read(tmp_path / "none.sqlite", 1), connect_to_nothing()):
+            assert list_tables(connection) == set()
             with ThreadPoolExecutor(1) as another:
-                assert another.submit(tables_of, connection).result() == set()
+                assert another.submit(list_tables, connection).result() == set()
             connection.close()
         assert list(tmp_path.iterdir()) == []
 
-    def test_damage_is_told(self, path):
+    def test_damaged_file_raises(self, path):
         path.write_bytes(b"no database at all " * 99)
         with pytest.raises(sqlite3.DatabaseError, match="not a database"):
             connect_to_read(path, 1)
 
-    def test_a_file_of_a_newer_version(self, path):
+    def test_file_of_newer_version_raises(self, path):
         connection = sqlite3.connect(path)
         connection.execute("PRAGMA user_version = 7")
         connection.close()
-        with pytest.raises(NewerFormatError, match=r"format 7; this one knows 0"):
+        with pytest.raises(NewerFormatError, match=r"format 7; this version supports 0"):
             connect_to_read(path, 1)
-        with pytest.raises(NewerFormatError, match=r"format 7; this one knows 0"):
+        with pytest.raises(NewerFormatError, match=r"format 7; this version supports 0"):
             connect(path, ["numbers"], 1)
 
     @pytest.mark.parametrize("n_failing", [1, 2])
-    def test_a_file_that_cannot_be_shared_is_read_as_unchanging(
-        self, path, monkeypatch, n_failing
-    ):
+    def test_file_that_cannot_be_shared_is_read_as_immutable(self, path, monkeypatch, n_failing):
         """In a read-only folder without the index of the log; else the last error is told."""
         options = []
         bad = path.with_name("bad")
         bad.write_bytes(b"no database at all " * 99)
-        really_opened = _connection._opened
+        open_file = _connection._open
 
         def opened(place, option, timeout):
             options.append(option)
-            return really_opened(place if len(options) > n_failing else bad, option, timeout)
+            return open_file(place if len(options) > n_failing else bad, option, timeout)
 
-        monkeypatch.setattr(_connection, "_opened", opened)
+        monkeypatch.setattr(_connection, "_open", opened)
         if n_failing == 1:
             connection = connect_to_read(path, 1)
             assert self.read(connection) == [(b"\1", b"\2")]

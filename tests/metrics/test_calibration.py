@@ -1,4 +1,4 @@
-"""Calibration error by a plain loop, and temperatures that are known."""
+"""Calibration error and temperature scaling."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ def model():
 
 class TestExpectedCalibrationError:
     @pytest.mark.parametrize("n_bins", [1, 7, 15])
-    def test_is_that_of_a_loop_over_bins(self, model, n_bins):
+    def test_ece_equals_loop_over_bins(self, model, n_bins):
         proba = softmax(3 * model[0][:300], axis=1)
         confidence, right = proba.max(axis=1), proba.argmax(axis=1) == model[1][:300]
         expected = 0.0
@@ -36,7 +36,7 @@ class TestExpectedCalibrationError:
         ours = expected_calibration_error(model[1][:300], proba, n_bins)
         assert ours == pytest.approx(expected)
 
-    def test_is_small_when_calibrated_and_large_when_too_sure(self, model):
+    def test_ece_is_small_if_calibrated_and_large_if_overconfident(self, model):
         logits, y = model
         assert expected_calibration_error(y, softmax(logits, axis=1)) < 0.03
         assert expected_calibration_error(y, softmax(10 * logits, axis=1)) > 0.2
@@ -45,24 +45,24 @@ class TestExpectedCalibrationError:
         proba = np.array([[0.9, 0.1, 0.0], [0.2, 0.8, 0.0]])
         labels = ["dog", "cat", "fish"]
         assert expected_calibration_error(["dog", "cat"], proba, 1, labels) == pytest.approx(0.15)
-        with pytest.raises(ValueError, match="3 columns and 2 classes: pass labels"):
+        with pytest.raises(ValueError, match="labels has 2 classes for 3 columns"):
             expected_calibration_error(["dog", "cat"], proba)
-        with pytest.raises(ValueError, match="Sample 1 is of class 'cow', which no column"):
+        with pytest.raises(ValueError, match="y has the class 'cow' in row 1, which is not in"):
             expected_calibration_error(["dog", "cow"], proba, labels=labels)
 
-    def test_what_is_no_probability_is_refused(self):
-        with pytest.raises(ValueError, match="Row 1 of proba holds no probabilities"):
+    def test_invalid_probabilities_raise(self):
+        with pytest.raises(ValueError, match="row 1 is not"):
             expected_calibration_error([0, 1], [[0.5, 0.5], [2.0, 1.0]])
         with pytest.raises(ValueError, match="NaN"):
             expected_calibration_error([0, 1], [[0.5, 0.5], [np.nan, 1.0]])
 
     @pytest.mark.parametrize("n_bins", [0, -1, 2.5, 15.0, np.nan, True, "15", None])
-    def test_bins_must_be_counted_by_a_positive_integer(self, n_bins):
+    def test_invalid_n_bins_raises(self, n_bins):
         with pytest.raises(ValueError, match="n_bins must be an integer >= 1, not"):
             expected_calibration_error([0, 1], np.eye(2), n_bins=n_bins)
 
     def test_repeated_labels_are_refused(self):
-        with pytest.raises(ValueError, match="labels repeat: 'a'"):
+        with pytest.raises(ValueError, match="labels has duplicates: 'a'"):
             expected_calibration_error(["a", "b"], np.full((2, 2), 0.5), labels=["a", "a"])
 
     def test_labels_of_both_sides_are_compared_as_they_are(self):
@@ -71,11 +71,11 @@ class TestExpectedCalibrationError:
         assert expected_calibration_error([1, "x"], proba, 1, [1, "x"]) == pytest.approx(0.15)
         assert expected_calibration_error([1.0, 2], proba, 1, [1, 2]) == pytest.approx(0.15)
         for y, labels in (([1, "x"], ["1", "x"]), (["1", "2"], [1, 2]), ([1, 2], ["1", "2"])):
-            with pytest.raises(ValueError, match=r"Sample 0 is of class '?1'?, which no column"):
+            with pytest.raises(ValueError, match=r"y has the class '?1'? in row 0"):
                 expected_calibration_error(y, proba, 1, labels)
         with pytest.raises(ValueError, match="y mixes types that cannot be sorted"):
             expected_calibration_error([1, "x"], proba)
-        with pytest.raises(ValueError, match="y has 1 missing values, the first in row 1"):
+        with pytest.raises(ValueError, match=r"y has 1 missing values \(rows 1\)"):
             expected_calibration_error(["a", None], proba)
 
 
@@ -98,11 +98,11 @@ def loss_at(inverse, logits, y):
 
 class TestFitTemperature:
     @pytest.mark.parametrize("factor", [1e-3, 0.3, 1.0, 50.0])
-    def test_finds_the_factor_that_was_put_in(self, model, factor):
+    def test_known_temperature_is_recovered(self, model, factor):
         logits, y = model
         assert fit_temperature(factor * logits, y) == pytest.approx(factor, rel=0.05)
 
-    def test_no_other_temperature_is_likelier(self, model):
+    def test_temperature_maximizes_likelihood(self, model):
         logits, y = model
         best = fit_temperature(logits, y)
         losses = [
@@ -155,14 +155,14 @@ class TestFitTemperature:
 
     @pytest.mark.parametrize("is_right", [True, False])
     @pytest.mark.parametrize("factor", [1e-7, 1e7])
-    def test_single_rows_of_another_scale(self, model, is_right, factor):
+    def test_rows_of_another_scale_do_not_limit_the_search(self, model, is_right, factor):
         logits, y = model[0][:300].copy(), model[1][:300]
         row = np.flatnonzero((logits.argmax(axis=1) == y) == is_right)[0]
         logits[row] *= factor
         assert fit_temperature(logits, y) == pytest.approx(best_on_grid(logits, y), rel=1e-3)
 
     @pytest.mark.parametrize("seed", range(30))
-    def test_is_the_best_of_a_wide_grid_at_any_scale(self, seed):
+    def test_temperature_is_best_of_a_grid_at_any_scale(self, seed):
         """Few samples, from nearly all right to nearly unrelated, offset and masked."""
         rng = np.random.default_rng(seed)
         n, k = rng.integers(5, 60), rng.integers(2, 7)
@@ -172,7 +172,7 @@ class TestFitTemperature:
         logits[0] = np.where(np.arange(k) == y[0], -1.0, 1.0)  # one is wrong
         scale = 10.0 ** rng.integers(-6, 7)
         if logits.mean() >= logits[np.arange(n + k), y].mean():
-            with pytest.raises(ValueError, match="logits are unrelated to the classes"):
+            with pytest.raises(ValueError, match="logits are unrelated to y"):
                 fit_temperature(scale * logits, y)
             return
         found = fit_temperature(scale * logits, y)
@@ -181,31 +181,31 @@ class TestFitTemperature:
         assert fit_temperature(offset, y) == pytest.approx(found, rel=1e-3)
 
     @pytest.mark.parametrize("scale", [1e-300, 1.0, 1e300])
-    def test_of_equal_margins_is_the_odds_of_being_right(self, scale):
+    def test_temperature_of_equal_margins_has_closed_form(self, scale):
         """At 501 of 1001 the best temperature is 500 times the logits."""
         logits, y = np.tile([scale, 0.0], (1001, 1)), np.arange(1001) > 500
         expected = scale / np.log(501 / 500)
         assert fit_temperature(logits, y) == pytest.approx(expected, rel=1e-6)
-        with pytest.raises(ValueError, match=r"beyond the range of float64\. Rescale the logits"):
+        with pytest.raises(ValueError, match=r"beyond the range of float64\. Multiply the logits"):
             fit_temperature(logits / scale * 1e307, y)
 
-    def test_excluded_classes_and_other_infinities(self):
-        with pytest.raises(ValueError, match="class of sample 1 is -inf"):
+    def test_excluded_true_class_and_infinity_raise(self):
+        with pytest.raises(ValueError, match="is -inf for the true class of sample 1"):
             fit_temperature([[1.0, 0.0], [0.0, -np.inf], [1.0, 0.0]], [0, 1, 1])
         for value in (np.inf, np.nan):
             with pytest.raises(ValueError, match="logits contains NaN or infinity in row 1"):
                 fit_temperature([[1.0, 0.0], [0.0, value]], [0, 1])
 
     def test_repeated_labels_are_refused(self, model):
-        with pytest.raises(ValueError, match="labels repeat: 0"):
+        with pytest.raises(ValueError, match="labels has duplicates: 0"):
             fit_temperature(model[0], model[1], labels=[0, 1, 2, 3, 0])
 
-    def test_without_a_best_temperature_it_says_why(self):
-        with pytest.raises(ValueError, match="class of every sample has the largest logit"):
+    def test_logits_without_optimum_raise(self):
+        with pytest.raises(ValueError, match="logits predict every sample correctly"):
             fit_temperature(np.eye(3), [0, 1, 2])
-        with pytest.raises(ValueError, match="logits are unrelated to the classes"):
+        with pytest.raises(ValueError, match="logits are unrelated to y"):
             fit_temperature(np.eye(3), [1, 2, 0])
-        with pytest.raises(ValueError, match="logits are unrelated to the classes"):
+        with pytest.raises(ValueError, match="logits are unrelated to y"):
             fit_temperature(np.zeros((3, 3)), [1, 2, 0])
 
 

@@ -1,4 +1,4 @@
-"""Accuracy class by class."""
+"""Per-class accuracy."""
 
 import numpy as np
 import pandas as pd
@@ -7,7 +7,7 @@ import pytest
 from sklearn_ape.metrics import per_class_accuracy
 
 
-def test_is_the_share_of_each_class_that_is_right():
+def test_per_class_accuracy_is_fraction_of_correct():
     """Unsorted classes, one never right, and a prediction that is no class of y_true."""
     y_true = np.array(["b", "c", "a", "b", "a", "b", "b"])
     y_pred = np.array(["b", "a", "a", "b", "unknown", "a", "b"])
@@ -42,8 +42,8 @@ def test_predictions_of_another_type_count_as_wrong(y_true, y_pred):
     ("y_true", "message"),
     [
         ([1, "a"], "y_true mixes types that cannot be sorted"),
-        (["a", None], "y_true has 1 missing values, the first in row 1"),
-        ([np.nan, 1.0], "y_true has 1 missing values, the first in row 0"),
+        (["a", None], r"y_true has 1 missing values \(rows 1\)"),
+        ([np.nan, 1.0], r"y_true has 1 missing values \(rows 0\)"),
         ([1, 2, 3], "inconsistent numbers of samples"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Intervals cover the truth as often as they promise, and pairs narrow them."""
+"""Coverage of confidence intervals for means and paired differences."""
 
 import numpy as np
 import pandas as pd
@@ -161,13 +161,13 @@ class TestPairedDifference:
     [
         ([1.0], {}, "at least 2 values, not 1"),
         ([], {}, "at least 2 values, not 0"),
-        ([1.0, np.nan], {}, "Value 1 is not finite"),
-        (pd.Series([True, None], dtype="boolean"), {}, "Value 1 is not finite"),
+        ([1.0, np.nan], {}, r"must be finite\. Value 1 is not"),
+        (pd.Series([True, None], dtype="boolean"), {}, r"must be finite\. Value 1 is not"),
         ([0.0, 1.0], {"confidence": 95}, "confidence must be between 0 and 1"),
         ([0.0, 1.0], {"confidence": np.nan}, "confidence must be between 0 and 1"),
         ([0.0, 1.0], {"n_resamples": 0}, "n_resamples must be an integer >= 1"),
         ([0.0, 1.0], {"n_resamples": 99.5}, "n_resamples must be an integer >= 1"),
-        (np.ma.masked_array([0, 1, 1], mask=[0, 1, 0]), {}, "masked numbers in 1 rows"),
+        (np.ma.masked_array([0, 1, 1], mask=[0, 1, 0]), {}, "masked values in 1 rows"),
         (np.zeros((3, 2)), {}, "should be a 1d array"),
     ],
 )

@@ -32,8 +32,8 @@ def ranks_by_loop(queries, candidates, pairs):
 
 @pytest.mark.parametrize("side", [3, 240])
 def test_ranks_equal_a_loops_with_several_positives_and_in_tiles(side, monkeypatch):
-    monkeypatch.setattr(_ranks, "_ROWS", side)
-    monkeypatch.setattr(_ranks, "_COLUMNS", side)
+    monkeypatch.setattr(_ranks, "_TILE_ROWS", side)
+    monkeypatch.setattr(_ranks, "_TILE_COLUMNS", side)
     rng = np.random.default_rng(0)
     queries, candidates = rng.standard_normal((20, 4)), rng.standard_normal((30, 4))
     pairs = np.column_stack([np.repeat(np.arange(20), 3), rng.integers(30, size=60)])
@@ -42,14 +42,14 @@ def test_ranks_equal_a_loops_with_several_positives_and_in_tiles(side, monkeypat
     )
 
 
-def test_equal_embeddings_are_not_called_right():
+def test_equal_embeddings_are_not_hits():
     """A collapsed model, whose embeddings are all the same, must not score."""
     same = np.ones((5, 2)) / np.sqrt(2)
     pairs = np.column_stack([np.arange(5), np.arange(5)])
     assert retrieval_report(same, same, pairs, ks=[1])["image_to_text"][1] == 0.0
 
 
-def test_nan_is_refused():
+def test_nan_raises():
     embeddings = np.eye(3)
     broken = embeddings.copy()
     broken[1, 1] = np.nan
@@ -58,8 +58,8 @@ def test_nan_is_refused():
         retrieval_ranks(broken, embeddings, pairs)
 
 
-def test_a_query_without_positive_is_named():
-    with pytest.raises(ValueError, match="Query 1 has no positive"):
+def test_query_without_positive_raises():
+    with pytest.raises(ValueError, match="no positive for query 1"):
         retrieval_ranks(np.eye(2), np.eye(2), np.array([[0, 0]]))
 
 
@@ -91,22 +91,22 @@ def test_ranks_may_be_any_sequence_of_whole_numbers(kind):
     ("ranks", "said"),
     [([], "ranks is empty"),
      (np.empty(0, int), "ranks is empty"),
-     ([0, -1], "The rank of query 1 is -1"),
-     ([0.5, 0.0], "The rank of query 0 is 0.5"),
-     ([0, np.nan], "The rank of query 1 is nan"),
-     ([0, np.inf], "The rank of query 1 is inf"),
+     ([0, -1], "the rank of query 1 is -1"),
+     ([0.5, 0.0], "the rank of query 0 is 0.5"),
+     ([0, np.nan], "the rank of query 1 is nan"),
+     ([0, np.inf], "the rank of query 1 is inf"),
      ([True, False], "ranks must be numbers, not of type bool"),
      (["0", "1"], "ranks must be numbers, not of type <U1"),
      ([0, None], "ranks must be numbers, not of type object"),
      (np.zeros((2, 3), int), "should be a 1d array"),
-     (np.ma.masked_array([0, 1], mask=[0, 1]), "ranks is a masked array")],
+     (np.ma.masked_array([0, 1], mask=[0, 1]), "ranks has masked values")],
 )  # fmt: skip
-def test_what_is_not_a_rank_is_refused(ranks, said):
+def test_invalid_ranks_raise(ranks, said):
     with pytest.raises(ValueError, match=said):
         recall_at_k(ranks, 1)
 
 
-def test_rank_report_is_by_hand_with_several_positives():
+def test_rank_report_with_several_positives():
     """Images 0 and 1 share caption 0; image 1 has caption 1 as well, and 2 has caption 2."""
     image = np.array([[1.0, 0.0], [0.6, 0.8], [-1.0, 0.0]])
     text = np.array([[0.0, 1.0], [0.8, 0.6], [0.6, -0.8]])

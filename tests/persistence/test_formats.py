@@ -1,4 +1,4 @@
-"""What released formats hold is read by this version, which answers as they did."""
+"""Models, caches and feature files of every released format are read by this version."""
 
 import json
 import shutil
@@ -11,7 +11,7 @@ from sklearn_ape import load_pretrained
 from sklearn_ape.features import DiskFeatureCache
 from sklearn_ape.features.feature_file import FeatureFile
 from sklearn_ape.persistence import files as _format
-from sklearn_ape.persistence._serialize import CLASSES
+from sklearn_ape.persistence.serialize import CLASSES
 from tests.persistence import write_fixtures as written
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
@@ -87,7 +87,7 @@ class TestFeatures:
         path = folder / "features" / dtype / "whole.npy"
         with FeatureFile(path, "of an encoder", 5, 2, dtype) as file:
             file.resume()
-            assert file.is_whole
+            assert file.is_complete
             np.testing.assert_array_equal(
                 file.finish(), np.array(list(written.ENTRIES.values())).astype(dtype)
             )
@@ -120,7 +120,7 @@ def test_older_formats_are_brought_up_step_by_step(monkeypatch):
     monkeypatch.setattr(_format, "_MIGRATIONS", steps)
     monkeypatch.setattr(_format, "FORMAT", 3)
     old = {"library": "sklearn-ape", "format": 1}
-    assert _format.migrated(old, "x") == {**old, "a": 1, "b": 2}
+    assert _format.migrate_config(old, "x") == {**old, "a": 1, "b": 2}
 
 
 class TestFlatTrainingParameters:

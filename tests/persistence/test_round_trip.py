@@ -12,6 +12,7 @@ from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from sklearn_ape.persistence._serialize import Rebuilder, Recorder
 from skorch.callbacks import Callback
 
 from sklearn_ape import (
@@ -25,7 +26,6 @@ from sklearn_ape import (
 from sklearn_ape.aligners.kernel import load_starter
 from sklearn_ape.encoders import HeadPairs, TransformersTextEncoder
 from sklearn_ape.encoders.weights import PACKAGED
-from sklearn_ape.persistence._serialize import Rebuilder, Recorder
 from tests.aligners.test_clip import saved as saved_clip
 from tests.persistence.conftest import ALIGNERS, assert_same_answers, assert_same_attributes
 
@@ -309,9 +309,9 @@ class TestClassifier:
         [
             ("standardize", np.eye(9, 1280, dtype=np.float32), None),
             ("standardize", [pytest], "Set standardize to True or False"),
-            ("labels", {"cat": OrderedDict()}, "Give labels as texts or numbers, in a list"),
-            ("templates", [str.upper], "Expected None, bool"),
-            ("unknown_label", pd.NA, "Expected None, bool"),
+            ("labels", {"cat": OrderedDict()}, "Pass labels as texts or numbers, in a list"),
+            ("templates", [str.upper], "Pass None, bool"),
+            ("unknown_label", pd.NA, "Pass None, bool"),
         ],
     )
     def test_what_has_no_form_is_refused(

@@ -1,4 +1,4 @@
-"""The cache on disk where it cannot be written, is locked, shared or killed."""
+"""Disk cache in read-only folders, on full disks, with locks, several processes and kills."""
 
 import multiprocessing
 import os
@@ -21,7 +21,7 @@ from tests.robustness.child_processes import run_as_nobody, run_in_child
 
 
 @pytest.mark.parametrize("place", ["file", "below-a-file", "/proc/none", "/dev/null"])
-def test_impossible_folder_says_what_to_do(tmp_path, place):
+def test_invalid_folder_raises_with_remedy(tmp_path, place):
     """A place where no folder can be made is an OSError with the remedy."""
     (tmp_path / "file").write_text("x")
     names = {"file": tmp_path / "file", "below-a-file": tmp_path / "file" / "sub"}
@@ -34,7 +34,7 @@ def test_impossible_folder_says_what_to_do(tmp_path, place):
     ):
         pass
     assert repr(str(DiskFeatureCache(folder).path)) in str(told.value)
-    assert str(told.value).endswith(". Give a folder that can be written to, or cache=None.")
+    assert str(told.value).endswith(". Pass a writable folder, or cache=None.")
 
 
 def _as_nobody(work, *args):
@@ -101,7 +101,7 @@ def test_read_only_folder_is_read(locked, what):
 
 @needs_fork
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_folder_that_cannot_be_made_is_an_error(locked):
+def test_folder_that_cannot_be_created_raises(locked):
     """Nobody's cache silently does nothing because of a typing error."""
 
     def work(folder):
@@ -141,14 +141,14 @@ def _check_filled(found, told, folder):
 
 @needs_fork
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_file_that_can_grow_no_more(locked):
+def test_file_size_limit_warns(locked):
     """The first failing write warns, the work goes on, and what was written is there."""
     locked.chmod(0o777)
     found, told = _as_nobody(_fill_with_a_limit, locked, 150)
     _check_filled(found, told, locked)
 
 
-def test_full_disk(tmp_path):
+def test_full_disk_warns(tmp_path):
     """A file system without room is no damaged file: what was written stays, a warning tells."""
     disk = tmp_path / "disk"
     disk.mkdir()
@@ -171,7 +171,7 @@ def test_full_disk(tmp_path):
         subprocess.run(["umount", "-l", disk], check=True)
 
 
-def test_really_locked_database_is_not_damaged(cache_folder, monkeypatch):
+def test_locked_database_is_not_damage(cache_folder, monkeypatch):
     """Another process's lock, held too long, is waited for, warned of and survived."""
     monkeypatch.setattr("sklearn_ape.features._disk_cache._BUSY_TIMEOUT_S", 0.2)
     other = sqlite3.connect(cache_folder / "features.sqlite", isolation_level=None)
@@ -245,7 +245,7 @@ def test_threads_share_one_memory_cache():
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL here")
 @pytest.mark.parametrize("pause", [0, 0.05])
-def test_a_killed_writer_keeps_what_it_finished(tmp_path, pause):
+def test_killed_writer_keeps_finished_batches(tmp_path, pause):
     """After SIGKILL, all is there but what was put in within the last quarter second, at most."""
     code = (
         "import sys, time, numpy as np\n"

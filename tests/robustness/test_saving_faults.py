@@ -1,4 +1,4 @@
-"""A save that is killed, refused or raced leaves a whole model, and nothing of others is lost."""
+"""Killed, failing and concurrent saves keep a complete model and all other files."""
 
 import errno
 import os
@@ -97,7 +97,7 @@ class TestKills:
 
 
 class TestRefusals:
-    def test_folders_of_other_things_are_left_alone(self, fitted, tmp_path):
+    def test_folder_with_other_files_raises(self, fitted, tmp_path):
         for name in ("thesis.txt", "config.json", "model.safetensors"):
             folder = tmp_path / name.replace(".", "-")
             folder.mkdir()
@@ -110,7 +110,7 @@ class TestRefusals:
         with pytest.raises(FileExistsError, match="is a file"):
             fitted.save_pretrained(tmp_path / "file")
 
-    def test_other_files_beside_a_model_stay(self, fitted, tmp_path):
+    def test_other_files_in_a_model_folder_are_kept(self, fitted, tmp_path):
         folder = tmp_path / "model"
         (folder / ".git").mkdir(parents=True)  # a repository just cloned
         fitted.save_pretrained(folder)
@@ -121,7 +121,7 @@ class TestRefusals:
         assert load_pretrained(folder).fingerprint_ == fitted.fingerprint_
 
     @pytest.mark.skipif(os.name != "posix", reason="permissions of POSIX")
-    def test_all_files_are_for_the_same_readers(self, fitted, tmp_path):
+    def test_all_files_have_the_same_permissions(self, fitted, tmp_path):
         """Whoever may read config.json may load the model; safetensors writes for its owner."""
         fitted.save_pretrained(tmp_path / "model")
         modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "model").iterdir()}
@@ -129,7 +129,7 @@ class TestRefusals:
         assert len(set(modes.values())) == 1, modes
 
     @pytest.mark.parametrize("exists", [False, True])
-    def test_a_full_disk_leaves_what_was(self, exists, fitted, tmp_path, monkeypatch):
+    def test_full_disk_keeps_previous_model(self, exists, fitted, tmp_path, monkeypatch):
         folder = tmp_path / "model"
         if exists:
             fitted.save_pretrained(folder)
@@ -146,9 +146,7 @@ class TestRefusals:
             assert load_pretrained(folder).fingerprint_ == fitted.fingerprint_
 
     @pytest.mark.parametrize("told", ["(os error 28)", "IoError(Os { code: 28, kind: Full })"])
-    def test_what_safetensors_cannot_write_is_an_error_of_the_system(
-        self, told, fitted, tmp_path, monkeypatch
-    ):
+    def test_safetensors_error_becomes_oserror(self, told, fitted, tmp_path, monkeypatch):
         """It wraps the system's errors in one of its own, which no caller expects."""
 
         def full(*args, **options):
@@ -162,19 +160,19 @@ class TestRefusals:
         assert not list(tmp_path.iterdir())
 
     @pytest.mark.parametrize("scores", [{"a": float("nan")}, {"a": "high"}, {1: 0.5}, [0.5]])
-    def test_scores_that_are_none(self, scores, fitted, tmp_path):
+    def test_invalid_scores_raise(self, scores, fitted, tmp_path):
         with pytest.raises(ValueError, match="scores"):
             fitted.save_pretrained(tmp_path / "model", scores=scores)
         assert not list(tmp_path.iterdir())
 
 
-def test_config_of_another_model_is_told(fitted, concepts, tmp_path):
+def test_config_of_another_model_warns(fitted, concepts, tmp_path):
     """The tensors' own copy of the config is right; a user hears that the other was not used."""
     fitted.save_pretrained(tmp_path / "model")
     other = KernelAligner(ridge=1.0).fit(concepts.image, concepts.text)
     other.save_pretrained(tmp_path / "other")
     os.replace(tmp_path / "other" / "config.json", tmp_path / "model" / "config.json")
-    with pytest.warns(UserWarning, match="is not of the model beside it"):
+    with pytest.warns(UserWarning, match="does not belong to model.safetensors"):
         assert load_pretrained(tmp_path / "model").fingerprint_ == fitted.fingerprint_
     (tmp_path / "model" / "config.json").unlink()
     assert load_pretrained(tmp_path / "model").ridge == fitted.ridge

@@ -92,7 +92,7 @@ def retriever(aligner):
 
 
 def refused(name, call):
-    with pytest.raises(ValueError, match="pass a list") as caught:
+    with pytest.raises(ValueError, match="Pass a list") as caught:
         call()
     assert name in str(caught.value)
 
@@ -295,14 +295,14 @@ def test_sequences_and_tables_are_taken(good):
 @pytest.mark.parametrize(
     ("values", "kind", "message"),
     [
-        ("cat", "text", r"y is a single text, not a sequence of them: pass a list, \['cat'\]\."),
-        (np.str_("cat"), "text", r"pass a list, \['cat'\]\."),
-        ("c.png", "image", r"y is a single image, not a sequence of them: pass a list, \[y\]\."),
-        (Image.new("L", (2, 2)), "text", r"y is a single image, not a sequence of texts: pass"),
-        ({"a": 1}, "text", r"must be a sequence of texts .*, not dict: .* list\(y.values\(\)\)\."),
-        ({"a"}, "text", r"not set: pass a list, list\(y\)\."),
-        (np.array("cat"), "text", r"in an array without dimensions: pass a list, \[y.item\(\)\]"),
-        (None, "text", r"not NoneType: pass a list, \[y\]\."),
+        ("cat", "text", r"y is a single text, not a sequence of texts. Pass a list: \['cat'\]\."),
+        (np.str_("cat"), "text", r"Pass a list: \['cat'\]\."),
+        ("c.png", "image", r"y is a single image, not a sequence of images. Pass a list: \[y\]\."),
+        (Image.new("L", (2, 2)), "text", r"y is a single image, not a sequence of texts. Pass"),
+        ({"a": 1}, "text", r"must be a sequence of texts, .* not dict. .* list\(y.values\(\)\)\."),
+        ({"a"}, "text", r"not set. Pass a list: list\(y\)\."),
+        (np.array("cat"), "text", r"not an array without dimensions. Pass a list: \[y.item\(\)\]"),
+        (None, "text", r"not NoneType. Pass a list: \[y\]\."),
     ],
 )
 def test_message_says_what_to_pass(values, kind, message):

@@ -1,4 +1,4 @@
-"""Folders for what is not yet whole: cleared away after a kill, never under a living process."""
+"""Atomic writes through temporary directories, with cleanup after kills."""
 
 import os
 import signal
@@ -30,7 +30,7 @@ def begun_in_a_child(target):
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 class TestUnfinished:
-    def test_what_a_killed_process_left_is_cleared_away(self, tmp_path):
+    def test_folder_of_killed_process_is_removed(self, tmp_path):
         """And what a living one is at work on is not."""
         target = tmp_path / "a [1].csv"
         killed, living = begun_in_a_child(target), begun_in_a_child(target)
@@ -47,7 +47,7 @@ class TestUnfinished:
             os.kill(living, signal.SIGKILL)
             os.waitpid(living, 0)
 
-    def test_things_of_others_stay(self, tmp_path):
+    def test_other_files_are_kept(self, tmp_path):
         """Only what is of the same target, by its whole name, is cleared."""
         others = [".b.csv.00000000.unfinished", ".a.csv.saving", "a.csv.1.unfinished", "a.csv"]
         for name in others:
@@ -56,7 +56,7 @@ class TestUnfinished:
             pass
         assert sorted(path.name for path in tmp_path.iterdir()) == sorted(others)
 
-    def test_many_at_once_do_not_clear_each_other(self, tmp_path):
+    def test_concurrent_threads_do_not_remove_folders(self, tmp_path):
         """A folder is one's own from the moment at which it is given."""
         failures = []
 
@@ -77,7 +77,7 @@ class TestUnfinished:
         assert failures == []
         assert list(tmp_path.iterdir()) == []
 
-    def test_a_failure_leaves_nothing(self, tmp_path):
+    def test_error_removes_the_folder(self, tmp_path):
         def fails():
             with atomic_directory(tmp_path / "a") as folder:
                 (folder / "half").touch()

@@ -182,9 +182,9 @@ def a_damaged_cache(data, model, words, folder):
 CASES = [
     (equal_captions, "All captions are the same"),
     (equal_captions_in_a_pipeline, "All captions are the same"),
-    (coarse_features, "Float32 is coarse"),
-    (coarse_features_in_a_search, "Float32 is coarse"),
-    (coarse_features_in_a_score, "Float32 is coarse"),
+    (coarse_features, "too small for float32"),
+    (coarse_features_in_a_search, "too small for float32"),
+    (coarse_features_in_a_score, "too small for float32"),
     (unread_pairs, "2 rows are left out"),
     (unread_pairs_of_a_score, "2 rows are left out"),
     (unread_image, "1 image cannot be encoded"),

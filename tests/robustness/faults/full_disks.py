@@ -122,7 +122,7 @@ class ToFile:
         except OSError as error:
             expect(error.errno in FULL, f"{error!r}")
             expect(str(place / "f.npy") in str(error), f"names no file: {error}")
-            kept = re.search(r"(\d+) of \d+ chunks are kept", str(error))
+            kept = re.search(r"(\d+) of \d+ chunks are finished", str(error))
             expect(kept is not None, f"does not say what is kept: {error}")
             return "error", int(kept[1])
         return "right", self.n_chunks

@@ -1,0 +1,456 @@
+"""Conversion of parameter values to strict JSON and tensors, and back."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any, ClassVar, NoReturn
+
+import numpy as np
+from sklearn.frozen import FrozenEstimator
+from sklearn.pipeline import Pipeline
+
+MAX_JSON_BYTES = 2**26
+
+
+MAX_DEPTH = 40
+
+
+def dump_json(value: Any) -> str:
+    """Return indented JSON.
+
+    Raises
+    ------
+    ValueError
+        If the JSON is longer than `load_json` accepts.
+    """
+    text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
+    if len(text.encode()) > MAX_JSON_BYTES:
+        raise ValueError(
+            f"config.json would be longer than {MAX_JSON_BYTES >> 20} MiB. Fit the model on fewer "
+            "labels or texts."
+        )
+    return text
+
+
+def load_json(text: str | bytes, what: str) -> dict[str, Any]:
+    """Parse strict JSON.
+
+    Parameters
+    ----------
+    text : str or bytes
+        JSON, encoded as UTF-8.
+    what : str
+        Name of the JSON for error messages.
+
+    Returns
+    -------
+    content : dict
+        The JSON object.
+
+    Raises
+    ------
+    ValueError
+        If the JSON is not an object, has NaN, infinity or a duplicate key, is too long or nested
+        too deeply.
+    """
+    if len(text) > MAX_JSON_BYTES:
+        raise ValueError(
+            f"{what} is longer than {MAX_JSON_BYTES >> 20} MiB, so it does not describe a model."
+        )
+    try:
+        value = json.loads(
+            text,
+            object_pairs_hook=_reject_duplicate_keys,
+            parse_constant=_reject_constant,
+            parse_float=_parse_finite_float,
+        )
+    except RecursionError:
+        raise ValueError(f"{what} is nested too deeply.") from None
+    except ValueError as error:  # includes the errors of JSON and Unicode
+        raise ValueError(f"{what} is not valid JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{what} must be a JSON object, not a {type(value).__name__}.")
+    return value
+
+
+def _reject_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) != len(pairs):
+        raise ValueError("an object has a duplicate key.")
+    return content
+
+
+def _reject_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a JSON number.")
+
+
+def _parse_finite_float(digits: str) -> float:
+    number = float(digits)
+    if not math.isfinite(number):
+        raise ValueError(f"the number {digits[:20]} is too large.")
+    return number
+
+
+# Classes that a file may name. They are imported by name, as this layer is below theirs.
+CLASSES = {
+    "APEAligner": "sklearn_ape.aligners",
+    "ASIFAligner": "sklearn_ape.aligners",
+    "CCAAligner": "sklearn_ape.aligners",
+    "CLIPAligner": "sklearn_ape.aligners",
+    "CrossModalRetriever": "sklearn_ape.retrieval",
+    "HeadPairs": "sklearn_ape.encoders",
+    "KernelAligner": "sklearn_ape.aligners",
+    "LiTAligner": "sklearn_ape.aligners",
+    "MultiLabelZeroShotClassifier": "sklearn_ape.zero_shot",
+    "OpenCLIPImageEncoder": "sklearn_ape.encoders",
+    "OpenCLIPTextEncoder": "sklearn_ape.encoders",
+    "TimmImageEncoder": "sklearn_ape.encoders",
+    "TransformersImageEncoder": "sklearn_ape.encoders",
+    "TransformersTextEncoder": "sklearn_ape.encoders",
+    "ZeroShotClassifier": "sklearn_ape.zero_shot",
+}
+
+
+def get_class(name: object) -> type:
+    """Return the class of a name in a file.
+
+    Raises
+    ------
+    ValueError
+        If the class is not one of `CLASSES`.
+    """
+    if not isinstance(name, str) or name not in CLASSES:
+        raise ValueError(
+            f"The model names the class {str(name)[:80]!r}, which is not one of "
+            f"{', '.join(sorted(CLASSES))}. If it was saved by a newer version: "
+            "pip install --upgrade sklearn-ape."
+        )
+    cls = getattr(import_module(CLASSES[name]), name)
+    assert isinstance(cls, type)
+    return cls
+
+
+def is_serializable(value: object) -> bool:
+    """Return whether the class of an object is one of `CLASSES`; subclasses are not."""
+    name = type(value).__name__
+    return name in CLASSES and get_class(name) is type(value)
+
+
+_NUMBER = re.compile(r"[<|][biuf][1248]")
+
+
+_STRING = re.compile(r"<U(\d{1,7})")
+
+
+_MAX_STRING_BYTES = 2**27
+
+
+_REMEDIES = {
+    "image_encoder": "Save the aligner without it: set_params(image_encoder=None) if X is "
+    "features, or put it before the aligner in a Pipeline and save model[-1]",
+    "text_encoder": "Save the aligner without it: set_params(text_encoder=None), and pass "
+    "features of texts",
+    "standardize": "Set standardize to True or False before saving, and to the collection after "
+    "loading",
+    "labels": "Pass labels as texts or numbers, in a list or a dict",
+    "aligner": "Pass an aligner of sklearn_ape, a Pipeline of an encoder and an aligner, or a "
+    "FrozenEstimator of either. From a search, pass best_estimator_",
+    "steps": "The steps of a Pipeline must be encoders and aligners of sklearn_ape. Otherwise "
+    "save the aligner, model[-1], and build the Pipeline after loading",
+}
+
+
+_REMEDY = (
+    "Pass None, bool, numbers, str, lists, tuples, dicts, NumPy arrays, or encoders and aligners "
+    "of sklearn_ape"
+)
+
+
+class Serializer:
+    """Converts values to JSON and collects numeric arrays.
+
+    Attributes
+    ----------
+    tensors : dict of str to ndarray
+        Numeric arrays by their path, such as "KernelAligner.bank.image".
+    left_out : list of str
+        Paths of parameters that are not saved, as only `fit` needs them.
+    """
+
+    def __init__(self) -> None:
+        self.tensors: dict[str, np.ndarray] = {}
+        self.left_out: list[str] = []
+
+    def encode_estimator(self, value: Any, where: str) -> dict[str, Any]:
+        """Convert an estimator or a part of one.
+
+        Raises
+        ------
+        TypeError
+            If a value cannot be saved. The message names the parameter and a remedy.
+        """
+        record = value._to_record()
+        params: dict[str, Any] = {}
+        for name, param in record.params.items():
+            place = f"{where}.{name}"
+            if name in value._unsaved_params:
+                if param is not None:
+                    self.left_out.append(place)
+            elif isinstance(param, np.random.RandomState | np.random.Generator):
+                self.left_out.append(place)
+                params[name] = None
+            else:
+                params[name] = self.encode(param, place)
+        state = None if record.state is None else self._items(record.state, where)
+        return {"$class": type(value).__name__, "params": params, "state": state}
+
+    def encode(self, value: Any, where: str, depth: int = 0) -> Any:
+        """Convert any value."""
+        if depth > MAX_DEPTH // 2:
+            raise TypeError(f"{where} is nested too deeply to be saved.")
+        if value is None or type(value) in (bool, int):
+            return value
+        if type(value) is str:
+            return _check_text(value, where)
+        if type(value) is float:
+            return value if math.isfinite(value) else {"$float": repr(value)}
+        if isinstance(value, np.generic):
+            return self._scalar(value, where)
+        if isinstance(value, np.ndarray):
+            return self._array(value, where, depth)
+        if type(value) in (list, tuple):
+            items = [self.encode(v, f"{where}.{i}", depth + 1) for i, v in enumerate(value)]
+            return items if type(value) is list else {"$tuple": items}
+        if type(value) is dict:
+            return self._dict(value, where, depth)
+        if type(value) is Pipeline:
+            steps = [[name, self.encode(step, f"{where}.steps")] for name, step in value.steps]
+            return {"$pipeline": steps}
+        if type(value) is FrozenEstimator:
+            return {"$frozen": self.encode(value.estimator, f"{where}.estimator")}
+        if is_serializable(value):
+            return self.encode_estimator(value, where)
+        return self._refuse(value, where)
+
+    def _items(self, values: Mapping[str, Any], where: str) -> dict[str, Any]:
+        return {name: self.encode(value, f"{where}.{name}", 1) for name, value in values.items()}
+
+    def _dict(self, value: dict[Any, Any], where: str, depth: int) -> dict[str, Any]:
+        if all(type(key) is str and not key.startswith("$") for key in value):
+            return {
+                _check_text(key, where): self.encode(item, f"{where}.{key}", depth + 1)
+                for key, item in value.items()
+            }
+        pairs = [
+            [
+                self.encode(key, where, depth + 1),
+                self.encode(item, f"{where}.{i}", depth + 1),
+            ]
+            for i, (key, item) in enumerate(value.items())
+        ]
+        return {"$map": pairs}
+
+    def _scalar(self, value: np.generic, where: str) -> Any:
+        if not (_NUMBER.fullmatch(value.dtype.str) or value.dtype.kind == "U"):
+            return self._refuse(value, where)
+        return {"$numpy": [value.dtype.str, self.encode(value.item(), where)]}
+
+    def _array(self, value: np.ndarray, where: str, depth: int) -> Any:
+        if value.dtype.kind == "T":  # NumPy's StringDType has no fixed length
+            value = value.astype(object)
+        if value.dtype.kind in "UO":
+            items = [
+                self.encode(item, f"{where}.{i}", depth + 1) for i, item in enumerate(value.flat)
+            ]
+            if value.dtype.kind == "U":
+                items = [str(item) for item in value.flat]
+            kind = "object" if value.dtype.kind == "O" else value.dtype.newbyteorder("<").str
+            return {"$array": [kind, list(value.shape), items]}
+        value = np.ascontiguousarray(value).reshape(value.shape)
+        value = value.astype(value.dtype.newbyteorder("="), copy=False)
+        if not _NUMBER.fullmatch(value.dtype.str):
+            return self._refuse(value, where)
+        self.tensors[where] = value
+        return {"$tensor": where}
+
+    def _refuse(self, value: Any, where: str) -> Any:
+        innermost_first = reversed(where.split("."))
+        remedy = next((_REMEDIES[name] for name in innermost_first if name in _REMEDIES), _REMEDY)
+        raise TypeError(
+            f"{where} cannot be saved, as {type(value).__module__}.{type(value).__qualname__} "
+            f"has no safe file format. {remedy}."
+        )
+
+
+class Deserializer:
+    """Converts JSON and arrays back to values.
+
+    Parameters
+    ----------
+    tensors : dict of str to ndarray
+        Arrays by path. Each can be used once.
+    settings : mapping of str to object
+        Runtime parameters, such as the device, for the estimators that have them.
+    """
+
+    def __init__(self, tensors: dict[str, np.ndarray], settings: Mapping[str, Any]) -> None:
+        self.tensors = dict(tensors)
+        self.settings = settings
+
+    def decode_estimator(self, value: Any) -> Any:
+        """Return the estimator of a record.
+
+        Raises
+        ------
+        ValueError
+            If the record is invalid, or names a class that is not one of `CLASSES`.
+        """
+        if not isinstance(value, dict) or value.keys() != {"$class", "params", "state"}:
+            raise ValueError("The model must be an object of '$class', 'params' and 'state'.")
+        cls: Any = get_class(value["$class"])
+        if not isinstance(value["params"], dict):
+            raise ValueError(f"params of {cls.__name__} must be an object.")
+        params = {name: self.decode(param) for name, param in value["params"].items()}
+        state = None if value["state"] is None else self.decode(value["state"])
+        return cls._from_record(params, state, self.settings)
+
+    def decode(self, value: Any) -> Any:
+        """Return the value of JSON."""
+        if isinstance(value, list):
+            return [self.decode(item) for item in value]
+        if not isinstance(value, dict):
+            return value
+        tags = [key for key in value if key.startswith("$")]
+        if not tags:
+            return {key: self.decode(item) for key, item in value.items()}
+        if "$class" in value:
+            return self.decode_estimator(value)
+        if len(value) != 1 or tags[0] not in self._TAGS:
+            raise ValueError(f"The model has a value of the unknown kind {tags[0][:80]!r}.")
+        return self._TAGS[tags[0]](self, value[tags[0]])
+
+    def close(self) -> None:
+        """Raise ValueError if an array was not used."""
+        if self.tensors:
+            raise ValueError(
+                f"model.safetensors has an array {min(self.tensors)[:80]!r} that config.json does "
+                "not name."
+            )
+
+    def _tensor(self, name: Any) -> np.ndarray:
+        if not isinstance(name, str) or name not in self.tensors:
+            raise ValueError(
+                f"config.json names the array {str(name)[:80]!r}, which model.safetensors lacks "
+                "(or which was named before)."
+            )
+        return self.tensors.pop(name)
+
+    def _float(self, text: Any) -> float:
+        if text not in ("nan", "inf", "-inf"):
+            raise ValueError(f"$float must be nan, inf or -inf, not {str(text)[:20]!r}.")
+        return float(text)
+
+    def _tuple(self, items: Any) -> tuple[Any, ...]:
+        return tuple(self.decode(_check_list(items, "$tuple")))
+
+    def _map(self, pairs: Any) -> dict[Any, Any]:
+        content: dict[Any, Any] = {}
+        for pair in _check_list(pairs, "$map"):
+            key, item = self.decode(_check_list(pair, "$map", 2))
+            try:
+                content[key] = item
+            except TypeError:
+                raise ValueError("$map has a key that is not hashable.") from None
+        if len(content) != len(pairs):
+            raise ValueError("$map has a duplicate key.")
+        return content
+
+    def _numpy(self, content: Any) -> np.generic:
+        kind, item = _check_list(content, "$numpy", 2)
+        return _check_dtype(kind, 1).type(self.decode(item))
+
+    def _array(self, content: Any) -> np.ndarray:
+        kind, shape, items = _check_list(content, "$array", 3)
+        items = self.decode(_check_list(items, "$array"))
+        size = math.prod(_check_size(n) for n in _check_list(shape, "$array"))
+        if len(shape) > 8 or size != len(items):
+            raise ValueError(f"$array of shape {str(shape)[:40]} has {len(items)} items.")
+        if kind == "object":
+            array = np.empty(len(items), dtype=object)
+            for index, item in enumerate(items):  # assigned singly, as NumPy would unpack lists
+                array[index] = item
+        else:
+            if not all(isinstance(item, str) for item in items):
+                raise ValueError("The items of $array must be texts.")
+            array = np.array(items, dtype=_check_dtype(kind, len(items)))
+        return array.reshape(shape)
+
+    def _pipeline(self, steps: Any) -> Pipeline:
+        estimators = []
+        for step in _check_list(steps, "$pipeline"):
+            name, item = _check_list(step, "$pipeline", 2)
+            item = self.decode(item)
+            is_empty = item is None or (isinstance(item, str) and item == "passthrough")
+            if not isinstance(name, str) or not (is_empty or _is_estimator(item)):
+                raise ValueError("A step of $pipeline must be a name and an estimator.")
+            estimators.append((name, item))
+        if not estimators:
+            raise ValueError("$pipeline has no steps.")
+        pipeline = Pipeline(estimators)
+        pipeline._validate_names([name for name, _ in estimators])
+        return pipeline
+
+    def _frozen(self, estimator: Any) -> FrozenEstimator:
+        inner = self.decode(estimator)
+        if not _is_estimator(inner):
+            raise ValueError("The value of $frozen must be an estimator.")
+        return FrozenEstimator(inner)
+
+    _TAGS: ClassVar = {
+        "$array": _array,
+        "$float": _float,
+        "$frozen": _frozen,
+        "$map": _map,
+        "$numpy": _numpy,
+        "$pipeline": _pipeline,
+        "$tensor": _tensor,
+        "$tuple": _tuple,
+    }
+
+
+def _is_estimator(value: Any) -> bool:
+    return isinstance(value, Pipeline | FrozenEstimator) or is_serializable(value)
+
+
+def _check_text(text: str, where: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise TypeError(f"{where} is not valid Unicode ({error.reason}).") from None
+    return text
+
+
+def _check_list(value: Any, what: str, length: int | None = None) -> list[Any]:
+    if not isinstance(value, list) or (length is not None and len(value) != length):
+        raise ValueError(f"{what} must be a list{'' if length is None else f' of {length}'}.")
+    return value
+
+
+def _check_size(value: Any) -> int:
+    if type(value) is not int or not 0 <= value < 2**32:
+        raise ValueError("A shape must consist of integers from 0 to 2**32 - 1.")
+    return value
+
+
+def _check_dtype(kind: Any, n_items: int) -> np.dtype:
+    if isinstance(kind, str):
+        string = _STRING.fullmatch(kind)
+        if _NUMBER.fullmatch(kind) or (
+            string and 4 * int(string[1]) * n_items <= _MAX_STRING_BYTES
+        ):
+            return np.dtype(kind)
+    raise ValueError(f"The model has values of the unknown type {str(kind)[:40]!r}.")
