@@ -268,7 +268,7 @@ def test_max_length_beyond_positions_raises(tmp_path):
     n_positions = TEXT["max_position_embeddings"]
     saved(tmp_path, transformers.BertConfig(**TEXT), prepare=tokenizer())
     encoder = TransformersTextEncoder(str(tmp_path), max_length=n_positions + 1, cache=None)
-    with pytest.raises(ValueError, match=rf"max_length={n_positions + 1}, .* {n_positions} tok"):
+    with pytest.raises(ValueError, match=f"max_length={n_positions + 1} is more than"):
         encoder.transform(["cat"])
     assert len(encoder.set_params(max_length=n_positions).transform(["cat " * 99])) == 1
 
