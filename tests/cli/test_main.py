@@ -34,7 +34,6 @@ def figures(text):
 
 
 class TestDemo:
-    @pytest.mark.exhaustive
     def test_first_run_encodes_with_a_progress_bar_of_rate_and_time_left(self, demo):
         first, _, _ = demo
         assert first.returncode == 0, first.stderr
@@ -44,19 +43,16 @@ class TestDemo:
         for text in ("recall@10", "image → caption", "9 categories", "MiB", "seconds"):
             assert text in first.stdout
 
-    @pytest.mark.exhaustive
     def test_second_run_takes_features_from_the_cache_and_gives_the_same_figures(self, demo):
         first, second, _ = demo
         assert "Features: from the cache" in second.stdout
         assert figures(first.stdout) == figures(second.stdout)
 
-    @pytest.mark.exhaustive
     def test_figures_are_above_chance(self, demo):
         concepts, _, categories, _ = figures(demo[0].stdout)[-4:]
         assert float(concepts[:-1]) > 8  # chance is 0.3
         assert float(categories[:-1]) > 40  # chance is 11.1
 
-    @pytest.mark.exhaustive
     def test_report_needs_no_other_file(self, demo):
         html = (demo[2] / "index.html").read_text(encoding="utf-8")
         sources = re.findall(r'(?:src|href)="([^"]{0,30})', html)
@@ -121,7 +117,6 @@ class TestServe:
         assert "no folder 'gone'" in run("serve", "--images", "gone", code=1).stderr
         assert not served
 
-    @pytest.mark.exhaustive
     def test_answers_and_ends_at_ctrl_c(self, few):
         command = [sys.executable, "-u", "-m", "sklearn_ape", "serve", "--port", "0"]
         with subprocess.Popen(
