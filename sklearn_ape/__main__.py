@@ -1,4 +1,4 @@
-"""``python -m sklearn_ape`` is the command line."""
+"""Command line of ``python -m sklearn_ape``."""
 
 from .cli import main
 

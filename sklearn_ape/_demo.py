@@ -1,4 +1,4 @@
-"""The demo: align real encoders on real captioned images and look at what comes out."""
+"""Demo: align pretrained encoders on captioned images, evaluate, and write a report."""
 
 from __future__ import annotations
 
@@ -29,11 +29,33 @@ from .zero_shot import ZeroShotClassifier
 if TYPE_CHECKING:
     from PIL import Image
 
-_SAMPLE_EVERY_S = 0.02
+_MEMORY_SAMPLING_INTERVAL_S = 0.02
+_THUMBNAIL_SIDE = 96
+
+_HELD_OUT_FRACTION = 0.2
+_N_RESULTS = 6
+_N_PREDICTIONS_SHOWN = 24
+
+CATEGORY_NAMES = {
+    "Activities": ["a sport", "a game", "a celebration"],
+    "Animals & Nature": ["an animal", "a bird", "a plant", "a flower"],
+    "Flags": ["the flag of a country"],
+    "Food & Drink": ["food", "a drink", "a fruit", "a meal"],
+    "Objects": ["a tool", "clothing", "a household object", "office supplies"],
+    "People & Body": ["a person", "a hand gesture", "a man", "a woman"],
+    "Smileys & Emotion": ["a smiley face", "an emotion", "a heart"],
+    "Symbols": ["a symbol", "a sign", "an arrow", "a button"],
+    "Travel & Places": ["a vehicle", "a building", "a landscape", "the weather"],
+}
+
+QUERIES = ("a wild animal", "a dessert", "a vehicle with wheels", "bad weather")
+
+# "man running", "woman running" and "person running" are nearly the same image.
+_PERSON_WORDS = re.compile(r"\b(m[ae]n|wom[ae]n|person|people|boys?|girls?)\b")
 
 
 class Stage(NamedTuple):
-    """What one stage cost; memory is the resident set of the whole process, in bytes."""
+    """Time of a stage, and the peak resident memory of the process in bytes."""
 
     name: str
     seconds: float
@@ -41,12 +63,12 @@ class Stage(NamedTuple):
 
 
 class StageLog:
-    """Measures stages one after another.
+    """Log of the time and the memory of successive stages.
 
     Attributes
     ----------
     stages : list of Stage
-        Those that ended.
+        Finished stages.
 
     Examples
     --------
@@ -63,36 +85,33 @@ class StageLog:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Measure what happens inside; the stage is logged when it ends without an error."""
+        """Measure a stage, which is logged if it ends without an error."""
         import psutil
 
         process = psutil.Process()
         peak = process.memory_info().rss
-        ended = threading.Event()
+        is_finished = threading.Event()
 
-        # Sampled, because the system's own high-water mark cannot be reset everywhere.
-        def watch() -> None:
+        # The memory is sampled because not every system can reset its high-water mark.
+        def sample_memory() -> None:
             nonlocal peak
-            while not ended.wait(_SAMPLE_EVERY_S):
+            while not is_finished.wait(_MEMORY_SAMPLING_INTERVAL_S):
                 peak = max(peak, process.memory_info().rss)
 
-        thread = threading.Thread(target=watch, daemon=True)
+        thread = threading.Thread(target=sample_memory, daemon=True)
         start = time.perf_counter()
         thread.start()
         try:
             yield
         finally:
             seconds = time.perf_counter() - start
-            ended.set()
+            is_finished.set()
             thread.join()
         self.stages.append(Stage(name, seconds, max(peak, process.memory_info().rss)))
 
 
-_THUMBNAIL = 96
-
-
 def print_result(result: DemoResult) -> None:
-    """Print the figures as tables."""
+    """Print the scores and the cost as tables."""
     from rich.console import Console
     from rich.table import Table
 
@@ -100,7 +119,7 @@ def print_result(result: DemoResult) -> None:
     n = result.n_held_out
     console.print(
         f"\nTrained on {result.n_train} captioned images, tested on {n} held-out images "
-        f"whose captions were not among them."
+        "whose captions were not used in training."
     )
     recall = Table(title=f"Retrieval among {n} held-out pairs", title_justify="left")
     recall.add_column("direction")
@@ -129,57 +148,57 @@ def print_result(result: DemoResult) -> None:
     for stage in result.stages:
         stages.add_row(stage.name, f"{stage.seconds:.1f}", f"{stage.peak_memory / 2**20:.0f} MiB")
     console.print(stages)
-    cached = result.image_cache.misses == 0 and result.text_cache.misses == 0
-    source = "from the cache" if cached else f"{result.image_cache.misses} images encoded"
+    is_cached = result.image_cache.misses == 0 and result.text_cache.misses == 0
+    source = "from the cache" if is_cached else f"{result.image_cache.misses} images encoded"
     console.print(
-        f"Features: {source}. Numbers learned: {result.n_parameters:,}; {_kept(result)}."
+        f"Features: {source}. {result.n_parameters:,} parameters. {_describe_best_epoch(result)}"
     )
 
 
 def write_report(result: DemoResult, folder: Path) -> Path:
-    """Write ``index.html``, which needs no other file, and ``search.png``.
+    """Write the report ``index.html``, which contains its images, and ``search.png``.
 
     Parameters
     ----------
     result : DemoResult
-        What `run_demo` returns.
+        Return value of `run_demo`.
     folder : pathlib.Path
-        Made when it does not exist.
+        Folder of the report, created if it does not exist.
 
     Returns
     -------
     page : pathlib.Path
-        The page.
+        Path of ``index.html``.
     """
     from jinja2 import Environment
 
     folder.mkdir(parents=True, exist_ok=True)
     source = files("sklearn_ape").joinpath("report.html.jinja").read_text(encoding="utf-8")
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.globals.update(thumbnail=_thumbnail, zip=zip)
+    environment.globals.update(thumbnail=_encode_thumbnail, zip=zip)
     page = folder / "index.html"
     html = environment.from_string(source).render(
-        result=result, curve=_curve(result), kept=_kept(result)
+        result=result, curve=_scale_curve(result), best_epoch=_describe_best_epoch(result)
     )
     page.write_text(html, encoding="utf-8")
-    contact_sheet(result.searches).save(folder / "search.png")
+    draw_contact_sheet(result.searches).save(folder / "search.png")
     return page
 
 
-def contact_sheet(searches: Sequence[Search], size: int = 112) -> Image.Image:
-    """Draw queries and the images found for them.
+def draw_contact_sheet(searches: Sequence[Search], size: int = 112) -> Image.Image:
+    """Draw queries with their results.
 
     Parameters
     ----------
     searches : sequence of Search
-        One row each.
+        Queries and results, drawn as one row per query.
     size : int, default=112
-        Side of an image in pixels.
+        Side length of each image in pixels.
 
     Returns
     -------
     sheet : PIL.Image.Image
-        Of mode RGB.
+        RGB image.
     """
     from PIL import Image, ImageDraw, ImageFont
 
@@ -195,70 +214,46 @@ def contact_sheet(searches: Sequence[Search], size: int = 112) -> Image.Image:
             left = 12 + column * (size + 12)
             with Image.open(path) as image:
                 sheet.paste(image.convert("RGB").resize((size, size)), (left, top + 30))
-            shown = caption if len(caption) <= 18 else caption[:17] + "…"
-            draw.text((left, top + 32 + size), shown, fill="#4b5563", font=small)
+            label = caption if len(caption) <= 18 else caption[:17] + "…"
+            draw.text((left, top + 32 + size), label, fill="#4b5563", font=small)
     return sheet
 
 
-def _kept(result: DemoResult) -> str:
-    """Say which epoch was kept; the history's first row is the start, epoch 0, if there is one."""
+def _describe_best_epoch(result: DemoResult) -> str:
+    """Describe which epoch early stopping kept. Epoch 0 is the closed-form initialization."""
     n_epochs = sum(row["epoch"] > 0 for row in result.history)
     if result.best_epoch == 0:
-        return f"the start in closed form was kept, which {n_epochs} epochs did not beat"
-    return f"epoch {result.best_epoch} of {n_epochs} was kept"
+        return (
+            f"Early stopping kept the closed-form initialization: {n_epochs} training epochs did "
+            "not improve validation recall."
+        )
+    return f"Early stopping kept epoch {result.best_epoch} of {n_epochs}."
 
 
-def _thumbnail(path: str) -> str:
-    """Return an image as a data address."""
+def _encode_thumbnail(path: str) -> str:
+    """Return a small copy of an image as a data URL."""
     from PIL import Image
 
     with Image.open(path) as image:
         small = image.convert("RGB")
-        small.thumbnail((_THUMBNAIL, _THUMBNAIL))
+        small.thumbnail((_THUMBNAIL_SIDE, _THUMBNAIL_SIDE))
     buffer = io.BytesIO()
     small.save(buffer, format="PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def _curve(result: DemoResult, width: int = 560, height: int = 160) -> str:
-    """Return the points of the held-out recall by epoch, scaled to the drawing."""
+def _scale_curve(result: DemoResult, width: int = 560, height: int = 160) -> str:
+    """Return the validation recall per epoch as points of an SVG polyline."""
     recalls = [row.get("valid_recall", 0.0) for row in result.history]
     top = max(recalls) or 1.0
     step = width / max(1, len(recalls) - 1)
     return " ".join(
-        f"{place * step:.1f},{height * (1 - recall / top):.1f}"
-        for place, recall in enumerate(recalls)
+        f"{row * step:.1f},{height * (1 - recall / top):.1f}" for row, recall in enumerate(recalls)
     )
 
 
-CATEGORY_NAMES = {
-    "Activities": ["a sport", "a game", "a celebration"],
-    "Animals & Nature": ["an animal", "a bird", "a plant", "a flower"],
-    "Flags": ["the flag of a country"],
-    "Food & Drink": ["food", "a drink", "a fruit", "a meal"],
-    "Objects": ["a tool", "clothing", "a household object", "office supplies"],
-    "People & Body": ["a person", "a hand gesture", "a man", "a woman"],
-    "Smileys & Emotion": ["a smiley face", "an emotion", "a heart"],
-    "Symbols": ["a symbol", "a sign", "an arrow", "a button"],
-    "Travel & Places": ["a vehicle", "a building", "a landscape", "the weather"],
-}
-
-
-QUERIES = ("a wild animal", "a dessert", "a vehicle with wheels", "bad weather")
-
-
-_HELD_OUT = 0.2
-
-
-_FOUND = 6
-
-
-# "man running", "woman running" and "person running" are nearly one image: they stay together.
-_WHO = re.compile(r"\b(m[ae]n|wom[ae]n|person|people|boys?|girls?)\b")
-
-
 class Prediction(NamedTuple):
-    """A held-out image with its true name and the most probable ones."""
+    """A held-out image with its true name and its most probable names."""
 
     image: str
     truth: str
@@ -267,7 +262,7 @@ class Prediction(NamedTuple):
 
 
 class Search(NamedTuple):
-    """A query and the images found for it, nearest first."""
+    """A query and its results in decreasing order of similarity."""
 
     query: str
     images: list[str]
@@ -275,7 +270,7 @@ class Search(NamedTuple):
 
 
 class DemoResult(NamedTuple):
-    """All that the demo measured."""
+    """Results of the demo."""
 
     n_train: int
     n_held_out: int
@@ -301,23 +296,23 @@ def run_demo(
     n_jobs: int = -1,
     verbose: int = 1,
 ) -> DemoResult:
-    """Align EfficientNet-Lite0 and MiniLM on OpenMoji and evaluate on captions held out.
+    """Align EfficientNet-Lite0 and MiniLM on OpenMoji, and evaluate on held-out captions.
 
     Parameters
     ----------
     cache : str, path-like or None, default=None
-        Folder of the feature cache; None takes one in the data home.
+        Folder of the feature cache. None uses a folder in the data home.
     random_state : int, default=0
-        Seeds the split and the training.
+        Seed of the split and of the training.
     n_jobs : int, default=-1
-        Workers that read images.
+        Number of threads that read images. -1 uses all cores.
     verbose : int, default=1
-        1 shows progress bars.
+        Verbosity level. 1 shows progress bars.
 
     Returns
     -------
     result : DemoResult
-        What was measured.
+        Scores, examples and costs.
     """
     log = StageLog()
     folder = get_data_home() / "features" if cache is None else Path(cache)
@@ -347,9 +342,9 @@ def run_demo(
         model = make_pipeline(image_encoder, aligner).fit(train.images, train.captions)
     with log.stage("evaluate"):
         features = image_encoder.transform(held_out.images)
-        groups = image_groups(held_out.images)  # a few images have two names
+        groups = image_groups(held_out.images)  # a few images occur twice, with two names
         recall = model[-1].retrieval_report(features, held_out.captions, groups=groups)
-        predictions, concept_accuracy = _name_concepts(model, held_out, random_state)
+        predictions, concept_accuracy = _predict_concepts(model, held_out, random_state)
         category_accuracy, n_categories = _score_categories(model, held_out)
         searches = [_search(model, query, held_out) for query in QUERIES]
     return DemoResult(
@@ -372,24 +367,28 @@ def run_demo(
 
 
 def _split(data: Bunch, random_state: int) -> tuple[Bunch, Bunch]:
-    """Hold out captions, together with their variants by gender and with equal images.
+    """Split the data so that variants by gender and duplicate images are on the same side.
 
-    Near relatives (sun behind cloud, sun behind large cloud) may stand on both sides.
+    Similar captions, such as "sun behind cloud" and "sun behind large cloud", may be on both
+    sides.
     """
-    concepts = [_WHO.sub("", caption).strip(" :") or caption for caption in data.captions]
-    # A few images come under two names: the one goes where the other goes.
-    first: dict[bytes, str] = {}
+    concepts = [_PERSON_WORDS.sub("", caption).strip(" :") or caption for caption in data.captions]
+    # A few images occur twice, with two names: both get the concept of the first.
+    concept_by_digest: dict[bytes, str] = {}
     concepts = [
-        first.setdefault(hashlib.sha256(Path(image).read_bytes()).digest(), concept)
+        concept_by_digest.setdefault(hashlib.sha256(Path(image).read_bytes()).digest(), concept)
         for image, concept in zip(data.images, concepts, strict=True)
     ]
-    splitter = GroupShuffleSplit(n_splits=1, test_size=_HELD_OUT, random_state=random_state)
-    parts = next(splitter.split(data.images, groups=concepts))
-    train, held_out = (_rows(data, rows) for rows in parts)
+    splitter = GroupShuffleSplit(
+        n_splits=1, test_size=_HELD_OUT_FRACTION, random_state=random_state
+    )
+    train, held_out = (
+        _select_rows(data, rows) for rows in next(splitter.split(data.images, groups=concepts))
+    )
     return train, held_out
 
 
-def _rows(data: Bunch, rows: np.ndarray) -> Bunch:
+def _select_rows(data: Bunch, rows: np.ndarray) -> Bunch:
     return Bunch(
         images=[data.images[row] for row in rows],
         captions=[data.captions[row] for row in rows],
@@ -397,17 +396,17 @@ def _rows(data: Bunch, rows: np.ndarray) -> Bunch:
     )
 
 
-def _name_concepts(
-    model: Pipeline, held_out: Bunch, random_state: int, n_shown: int = 24
+def _predict_concepts(
+    model: Pipeline, held_out: Bunch, random_state: int
 ) -> tuple[list[Prediction], float]:
-    """Name every held-out image among the names of all of them."""
+    """Classify the held-out images with all their captions as labels."""
     classifier = ZeroShotClassifier(held_out.captions, aligner=model, templates="none")
     accuracy = classifier.score(held_out.images, held_out.captions)
-    shown = np.random.default_rng(random_state).permutation(len(held_out.images))[:n_shown]
-    some = _rows(held_out, shown)
+    order = np.random.default_rng(random_state).permutation(len(held_out.images))
+    shown = _select_rows(held_out, order[:_N_PREDICTIONS_SHOWN])
     predictions = []
     for image, truth, row in zip(
-        some.images, some.captions, classifier.predict_proba(some.images), strict=True
+        shown.images, shown.captions, classifier.predict_proba(shown.images), strict=True
     ):
         best = np.argsort(-row)[:3]
         predictions.append(
@@ -417,14 +416,14 @@ def _name_concepts(
 
 
 def _score_categories(model: Pipeline, held_out: Bunch) -> tuple[float, int]:
-    """Tell animals from food, travel and so on, by names that were no training captions."""
-    known = np.isin(held_out.categories, list(CATEGORY_NAMES))
-    images = [image for image, is_known in zip(held_out.images, known, strict=True) if is_known]
+    """Return the accuracy and the number of categories; their names are not in the captions."""
+    rows = np.flatnonzero(np.isin(held_out.categories, list(CATEGORY_NAMES)))
+    images = [held_out.images[row] for row in rows]
     classifier = ZeroShotClassifier(CATEGORY_NAMES, aligner=model)
-    return classifier.score(images, held_out.categories[known]), len(CATEGORY_NAMES)
+    return classifier.score(images, held_out.categories[rows]), len(CATEGORY_NAMES)
 
 
 def _search(model: Pipeline, query: str, held_out: Bunch) -> Search:
     similarity = model.transform(held_out.images) @ model[-1].transform_text([query])[0]
-    found = _rows(held_out, np.argsort(-similarity)[:_FOUND])
-    return Search(query, found.images, found.captions)
+    results = _select_rows(held_out, np.argsort(-similarity)[:_N_RESULTS])
+    return Search(query, results.images, results.captions)

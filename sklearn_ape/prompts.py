@@ -1,4 +1,4 @@
-"""Prompt templates: sentences that a class name is put into."""
+"""Prompt templates, and validation of labels and of their names."""
 
 from __future__ import annotations
 
@@ -21,15 +21,16 @@ __all__ = ["TEMPLATES", "fill", "prompts_of", "resolve_templates"]
 _CAPTIONS_HINT = "Pass captions as captions=..., in addition to the labels in y."
 
 
-def plain_label(value: Any) -> Any:
-    """Return a label as a built-in str, bool, int or float, where it is one of these.
+def to_builtin(value: Any) -> Any:
+    """Convert a label to a built-in str, bool, int or float.
 
     Parameters
     ----------
     value : object
-        Also a numpy scalar, or a member of a `enum.StrEnum` or `enum.IntEnum`.
+        A label, such as a NumPy scalar or a member of an `enum.StrEnum` or `enum.IntEnum`. Values
+        of other types are returned unchanged.
     """
-    if isinstance(value, np.datetime64 | np.timedelta64):  # item() may make an int of it
+    if isinstance(value, np.datetime64 | np.timedelta64):  # item() may return an int
         return value
     if isinstance(value, np.generic):
         value = value.item()
@@ -40,22 +41,22 @@ def plain_label(value: Any) -> Any:
     return value
 
 
-def list_of_labels(labels: Iterable[Any]) -> list[Any]:
+def list_labels(labels: Iterable[Any]) -> list[Any]:
     """Return the labels of any collection, or the keys of a mapping, as a list."""
-    to_python = getattr(labels, "to_pylist", None)  # a column of pyarrow holds its own scalars
+    to_python = getattr(labels, "to_pylist", None)  # the elements of a pyarrow column are scalars
     return list(labels if to_python is None else to_python())
 
 
-def class_array(labels: Iterable[Any]) -> np.ndarray:
-    """Return labels as an array whose elements are equal to them."""
+def to_class_array(labels: Iterable[Any]) -> np.ndarray:
+    """Return an array whose elements are equal to the labels."""
     listed = list(labels)
     array = np.array(listed)
-    # Where there are floats, or integers of both signs, numpy rounds integers beyond 2**53.
+    # NumPy rounds integers above 2**53 if there are floats or large integers of both signs.
     return array if array.tolist() == listed else np.array(listed, dtype=object)
 
 
 def validate_y(y: Any) -> list[Any]:
-    """Return y as a list of plain labels.
+    """Return y as a list of labels of built-in types.
 
     Raises
     ------
@@ -68,8 +69,8 @@ def validate_y(y: Any) -> list[Any]:
             "ZeroShotClassifier requires y to be passed, but the target y is None. Pass the "
             "label of every image as y. It is optional only with labels and a fitted aligner."
         )
-    if hasattr(y, "__len__") and not hasattr(y, "dtype"):  # numpy may turn NaN into text
-        _refuse_missing(y)
+    if hasattr(y, "__len__") and not hasattr(y, "dtype"):  # NumPy may convert NaN to text
+        _check_no_missing(y)
     try:
         array = column_or_1d(np.asarray(y), warn=True)
     except ValueError as error:
@@ -80,96 +81,91 @@ def validate_y(y: Any) -> list[Any]:
     if array.dtype.kind in "mM":
         raise ValueError(
             f"y must hold texts or numbers, not values of type {array.dtype.name}. Convert them "
-            "to text, for example with y.astype(str)."
+            "to texts, for example with y.astype(str)."
         )
     values = array.tolist()
     if array.dtype.kind not in "biufcU":
-        _refuse_missing(values)
-        values = [plain_label(value) for value in values]
+        _check_no_missing(values)
+        values = [to_builtin(value) for value in values]
         for value in values:
-            _check_kind(value, "y")
+            _check_type(value, "y")
     return values
 
 
-def names_of(labels: Any) -> dict[Any, list[str]]:
-    """Return the names to embed for every class.
+def resolve_names(labels: Any) -> dict[Any, list[str]]:
+    """Return the names to embed for each class of a ``labels`` parameter.
 
     Raises
     ------
     ValueError
-        When labels are missing, repeat or hold an empty name; the message names them.
+        When labels are missing, repeat or hold an empty name; the message lists them.
     """
     if isinstance(labels, str | bytes | bytearray | memoryview) or not isinstance(
         labels, Iterable
     ):
-        raise ValueError(f"labels must be a sequence of names or a mapping, not {labels!r}.")
+        raise ValueError(
+            f"labels must be a sequence of names or a mapping, not {labels!r}. Pass a list, such "
+            "as ['cat', 'dog']."
+        )
     if isinstance(labels, Iterator | MappingView):
         raise ValueError(
             f"labels is a {type(labels).__name__}, which cannot be copied or read twice. Pass a "
             "list: list(labels)."
         )
-    listed = [plain_label(label) for label in list_of_labels(labels)]
-    if not listed:
-        raise ValueError("labels is empty: give at least one class.")
-    for label in listed:
+    classes = [to_builtin(label) for label in list_labels(labels)]
+    if not classes:
+        raise ValueError("labels is empty. Pass at least one class.")
+    for label in classes:
         if is_missing(label):
-            raise ValueError(f"{label!r} is no label (a missing value?).")
-        _check_kind(label, "labels")
-    repeated = sorted(str(label) for label, count in Counter(listed).items() if count > 1)
+            raise ValueError(f"labels holds {label!r}, which is a missing value. Leave it out.")
+        _check_type(label, "labels")
+    repeated = sorted(str(label) for label, count in Counter(classes).items() if count > 1)
     if repeated:
         raise ValueError(
-            f"labels repeat: {format_list(repeated)}. Give every class once; several names of "
-            "one class go into a mapping {label: [names]}."
+            f"labels repeat: {format_list(repeated)}. Pass each class once. To give a class "
+            "several names, pass a mapping {label: [names]}."
         )
-    given = labels.values() if isinstance(labels, Mapping) else [None] * len(listed)
+    values = labels.values() if isinstance(labels, Mapping) else [None] * len(classes)
     names = {
-        label: [str(label)] if value is None else [plain_label(one) for one in _as_list(value)]
-        for label, value in zip(listed, given, strict=True)
+        label: [str(label)] if value is None else [to_builtin(name) for name in _as_list(value)]
+        for label, value in zip(classes, values, strict=True)
     }
     for label, texts in names.items():
         if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
             raise ValueError(
-                f"The names of class {label!r} must be texts, not {reprlib.repr(texts)}."
+                f"labels has the names {reprlib.repr(texts)} for class {label!r}, which must be "
+                "texts that are not empty. Pass a text or a list of texts for each class."
             )
     if len({isinstance(label, str) for label in names}) > 1:
-        raise ValueError("labels mixes text and numbers: the classes cannot be sorted.")
+        raise ValueError(
+            "labels mixes texts and numbers, so the classes cannot be sorted. Use texts alone or "
+            "numbers alone."
+        )
     return names
 
 
 def check_in_labels(y: list[Any], names: Mapping[Any, list[str]]) -> None:
-    """Refuse values of y that are not labels.
-
-    Raises
-    ------
-    ValueError
-        The message names the first such values, each with its row, and what to do.
-    """
-    absent = {value: None for value in y if value not in names}
-    if not absent:
+    """Raise ValueError if y has values that are not labels; the message gives their rows."""
+    unknown = {value: None for value in y if value not in names}
+    if not unknown:
         return
-    shown = format_list(absent, lambda value: f"{value!r} (row {y.index(value)})")
-    raise ValueError(
-        f"y has values that are not in labels: {shown}. "
-        + (_unknown_text() if isinstance(next(iter(absent)), str) else _unknown_number(names))
-    )
+    if isinstance(next(iter(unknown)), str):
+        hint = f"Add them to labels, or correct y. {_CAPTIONS_HINT}"
+    else:
+        first_names = (texts[0] for _, texts in sorted(names.items()))
+        numbered = [f"{number}: {name!r}" for number, name in enumerate(first_names)]
+        hint = (
+            "VotingClassifier, StackingClassifier, BaggingClassifier, CalibratedClassifierCV and "
+            "cross_val_predict(method='predict_proba') replace labels by their numbers in sorted "
+            "order before they call fit. Number the labels yourself, "
+            f"labels={{{format_list(numbered, str)}}}, and pass these numbers as y."
+        )
+    listed = format_list(unknown, lambda value: f"{value!r} (row {y.index(value)})")
+    raise ValueError(f"y has values that are not in labels: {listed}. {hint}")
 
 
-def _unknown_text() -> str:
-    return f"Add them to labels, or correct y. {_CAPTIONS_HINT}"
-
-
-def _unknown_number(names: Mapping[Any, list[str]]) -> str:
-    shown = [f"{number}: {texts[0]!r}" for number, (_, texts) in enumerate(sorted(names.items()))]
-    return (
-        "VotingClassifier, StackingClassifier, BaggingClassifier, CalibratedClassifierCV and "
-        "cross_val_predict(method='predict_proba') replace labels by their numbers in sorted "
-        "order before they call fit. Number the labels yourself, "
-        f"labels={{{format_list(shown, str)}}}, and pass these numbers as y."
-    )
-
-
-def may_be_renumbered(y: list[Any], names: Mapping[Any, list[str]]) -> bool:
-    """Say whether y may hold the numbers that a meta-estimator gave to other labels.
+def may_be_encoded(y: list[Any], names: Mapping[Any, list[str]]) -> bool:
+    """Return whether y may hold the numbers that a meta-estimator substituted for labels.
 
     scikit-learn's meta-estimators replace the labels 0, 2 and 4 by 0, 1 and 2, which are labels
     as well if `names` has the labels 0 to 4. If y holds every label, its numbers are the labels.
@@ -182,50 +178,47 @@ def may_be_renumbered(y: list[Any], names: Mapping[Any, list[str]]) -> bool:
     )
 
 
-def captions_of(
+def make_captions(
     y: list[Any], names: Mapping[Any, list[str]], templates: tuple[str, ...]
 ) -> list[list[str]]:
-    """Put the labels of y through the templates."""
+    """Return the prompts of the label of each image."""
     prompts = {value: prompts_of(value, names[value], templates) for value in dict.fromkeys(y)}
     return [prompts[value] for value in y]
 
 
-def _refuse_missing(y: Iterable[Any]) -> None:
+def _check_no_missing(y: Iterable[Any]) -> None:
     missing = [row for row, value in enumerate(y) if is_missing(value)]
     if missing:
         raise ValueError(
-            f"y has {len(missing)} missing labels, the first in row {missing[0]}: leave these "
+            f"y has {len(missing)} missing labels, the first in row {missing[0]}. Leave these "
             "rows out."
         )
 
 
-def _check_kind(label: Any, where: str) -> None:
-    """Refuse labels that an array of classes would change, or that a file cannot hold."""
+def _check_type(label: Any, parameter: str) -> None:
+    """Raise ValueError for labels that NumPy would change or that a file cannot store."""
     if not isinstance(label, str | bool | int | float):
+        hint = ""
+        if isinstance(label, bytes | bytearray):
+            hint = " Decode it."
+        elif isinstance(label, Enum):
+            hint = " Pass its name or its value."
+        elif isinstance(label, date | timedelta | np.datetime64 | np.timedelta64):
+            hint = " Convert it to text, for example with str()."
         raise ValueError(
-            f"{where} must be texts or numbers, not {reprlib.repr(label)} of type "
-            f"{type(label).__name__}.{_hint(label)}"
+            f"{parameter} must be texts or numbers, not {reprlib.repr(label)} of type "
+            f"{type(label).__name__}.{hint}"
         )
     if isinstance(label, str) and label.endswith("\0"):
         raise ValueError(
-            f"The label {reprlib.repr(label)} ends in a NUL character, which numpy drops: leave "
-            "it out."
+            f"{parameter} holds {reprlib.repr(label)}, which ends in a NUL character that NumPy "
+            "drops. Remove this character."
         )
 
 
-def _hint(label: Any) -> str:
-    if isinstance(label, bytes | bytearray):
-        return " Decode it."
-    if isinstance(label, Enum):
-        return " Pass its name or its value."
-    if isinstance(label, date | timedelta | np.datetime64 | np.timedelta64):
-        return " Convert it to text, for example with str()."
-    return ""
-
-
 def _as_list(value: Any) -> list[Any]:
-    is_one = isinstance(value, str | Mapping) or not isinstance(value, Iterable)
-    return [value] if is_one else list(value)
+    is_single = isinstance(value, str | Mapping) or not isinstance(value, Iterable)
+    return [value] if is_single else list(value)
 
 
 TEMPLATES: dict[str, tuple[str, ...]] = {
@@ -243,27 +236,27 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
     ),
     "drawing": ("{}", "a drawing of a {}", "an icon of a {}", "clip art of a {}", "a cartoon {}"),
 }
-"""Named sets of templates. "clip" is the set of seven that CLIP's authors found to be enough."""
+"""Named sets of templates. CLIP's authors found the seven templates of "clip" to be sufficient."""
 
 
 def resolve_templates(templates: str | Sequence[str]) -> tuple[str, ...]:
-    """Return the templates that a ``templates`` parameter names.
+    """Return the templates that a ``templates`` parameter stands for.
 
     Parameters
     ----------
     templates : str or sequence of str
-        A key of `TEMPLATES`, one template, or several; a template has one ``{}`` where the
-        name goes.
+        A key of `TEMPLATES`, one template, or several templates. Each template has one ``{}``,
+        which is replaced by the name of a class.
 
     Returns
     -------
     templates : tuple of str
-        At least one.
+        At least one template.
 
     Raises
     ------
     ValueError
-        When the name is unknown, or a template has not exactly one place for the name.
+        When the key is unknown, or a template does not have exactly one placeholder.
 
     References
     ----------
@@ -285,39 +278,40 @@ def resolve_templates(templates: str | Sequence[str]) -> tuple[str, ...]:
             close = difflib.get_close_matches(templates, TEMPLATES, n=1)
             hint = f" Did you mean {close[0]!r}?" if close else ""
             raise ValueError(
-                f"There is no set of templates called {templates!r}: the sets are "
-                f"{', '.join(TEMPLATES)}.{hint} A template of your own has a place for the name, "
-                "as in 'a photo of a {}'."
+                f"templates={templates!r} is not a set of templates. The sets are "
+                f"{', '.join(TEMPLATES)}.{hint} To use your own template, mark the place of the "
+                "name with {}, as in 'a photo of a {}'."
             )
         templates = (templates,)
     else:
         check_sequence(templates, "templates", "template")
     resolved = tuple(templates)
     if not resolved:
-        raise ValueError("templates is empty: give at least one, such as '{}'.")
+        raise ValueError("templates is empty. Pass at least one template, such as '{}'.")
     for template in resolved:
         if not isinstance(template, str) or template.count("{}") != 1:
             raise ValueError(
-                f"The template {template!r} needs exactly one place for the class name, written "
-                "{}, as in 'a photo of a {}'."
+                f"templates has {template!r}, which does not have exactly one placeholder {{}} "
+                "for the class name. Write a template such as 'a photo of a {}'."
             )
     return resolved
 
 
 def fill(templates: str | Sequence[str], name: str) -> list[str]:
-    """Put a name into every template.
+    """Return each template with the name in the place of ``{}``.
 
     Parameters
     ----------
     templates : str or sequence of str
-        What `resolve_templates` takes or returns.
+        The name of a set of templates, one template, or several templates; see
+        `resolve_templates`.
     name : str
-        The class name or a synonym.
+        Name of a class, or a synonym of it.
 
     Returns
     -------
     prompts : list of str
-        One a template.
+        One prompt per template.
 
     Examples
     --------
@@ -327,26 +321,28 @@ def fill(templates: str | Sequence[str], name: str) -> list[str]:
     """
     if isinstance(templates, str):
         templates = resolve_templates(templates)
-    # Not str.format: a name may hold braces of its own.
+    # str.format would fail for names that contain braces.
     return [template.replace("{}", name) for template in templates]
 
 
 def prompts_of(label: object, names: Sequence[str], templates: str | Sequence[str]) -> list[str]:
-    """Return the distinct sentences that stand for a class.
+    """Return the distinct prompts of a class.
 
     Parameters
     ----------
     label : object
-        The class; its text goes into names that have a place of their own, ``{}``.
+        Label of the class. A name that contains ``{}`` is a template of this class alone: the
+        label is put into it, and `templates` are not used.
     names : sequence of str
-        The names of the class.
+        Names of the class.
     templates : str or sequence of str
-        What `resolve_templates` takes or returns.
+        The name of a set of templates, one template, or several templates; see
+        `resolve_templates`.
 
     Returns
     -------
     prompts : list of str
-        In order.
+        The prompts of all names, without duplicates, in the order of the names.
 
     Examples
     --------
@@ -357,6 +353,6 @@ def prompts_of(label: object, names: Sequence[str], templates: str | Sequence[st
     check_sequence(names, "names", "text")
     prompts: list[str] = []
     for name in names:
-        has_place = "{}" in name and name != str(label)  # a label is not put into itself
-        prompts += fill([name], str(label)) if has_place else fill(templates, name)
+        is_template = "{}" in name and name != str(label)  # a label is not put into itself
+        prompts += fill([name], str(label)) if is_template else fill(templates, name)
     return list(dict.fromkeys(prompts))

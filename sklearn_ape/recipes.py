@@ -1,16 +1,16 @@
-"""Published settings of the methods that align two encoders, as parameters of our aligners.
+"""Published hyper-parameters of methods that align two encoders.
 
-Three rules hold for all of them, since what is published is for millions of pairs:
+The methods were published for millions of pairs, so three rules apply to all recipes:
 
-- **Batches** stay as published; an aligner clamps them to the number of pairs.
-- **Steps** are kept rather than epochs: ``max_epochs`` is the published number of steps divided by
-  the batches of an epoch, and at most 500, the most epochs that any of them ran (FuseMix). LiT,
-  which trains a whole tower, gets at most 30. Give `n_pairs` for it; without, all pairs are taken
-  to fit into one batch.
-- **Early stopping** is on, with a patience of 50 looks at held-out pairs (ShareLock's; here
-  epochs), whether published or not: on few pairs the last epoch is seldom the best.
+- **Batch size**: as published. An aligner reduces it to the number of pairs.
+- **Number of steps**: kept, rather than the number of epochs. ``max_epochs`` is the published
+  number of steps divided by the number of batches per epoch, at most 500, which is the largest
+  published number of epochs (FuseMix), and at most 30 for LiT, which trains a whole tower. Pass
+  `n_pairs` to compute it; without, one batch per epoch is assumed.
+- **Early stopping**: always enabled, with a patience of 50 epochs (ShareLock's patience is 50
+  evaluations), since the last epoch is rarely the best on few pairs.
 
-`recipe_notes` says where each number comes from, and what else was changed.
+`recipe_notes` gives the source of each value and the other changes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def list_recipes() -> list[str]:
     Returns
     -------
     names : list of str
-        For `recipe`, `make_aligner` and `recipe_notes`.
+        Names that `recipe`, `make_aligner` and `recipe_notes` accept.
 
     Examples
     --------
@@ -41,22 +41,22 @@ def list_recipes() -> list[str]:
 
 
 def recipe_notes(name: str) -> str:
-    """Return where a recipe's numbers come from and what was changed.
+    """Return the sources of a recipe's values, and what differs from the publication.
 
     Parameters
     ----------
     name : str
-        One of `list_recipes`.
+        Name of a recipe; see `list_recipes`.
 
     Returns
     -------
     notes : str
-        Some lines of text.
+        Text of several lines.
 
     Raises
     ------
     ValueError
-        When there is no such recipe.
+        When the recipe does not exist.
 
     Examples
     --------
@@ -64,36 +64,36 @@ def recipe_notes(name: str) -> str:
     >>> print(recipe_notes("ape").splitlines()[0])
     Aligning Pretrained Encoders (Rosenfeld et al., HITY workshop, NeurIPS 2022).
     """
-    return "\n".join(line.strip() for line in _named(name).notes.splitlines())
+    return "\n".join(line.strip() for line in _get_recipe(name).notes.splitlines())
 
 
 def recipe(name: str, *, n_pairs: int | None = None, **overrides: Any) -> dict[str, Any]:
-    """Return a method's published settings as parameters of an aligner.
+    """Return the published hyper-parameters of a method, as parameters of an aligner.
 
     Parameters
     ----------
     name : str
-        One of `list_recipes`.
+        Name of a recipe; see `list_recipes`.
     n_pairs : int or None, default=None
-        Pairs that will be trained on, from which ``max_epochs`` follows; None takes them to fit
-        into one batch.
+        Number of training pairs, from which ``max_epochs`` is computed. None assumes one batch per
+        epoch.
     **overrides : object
-        Parameters to set otherwise.
+        Parameters that replace those of the recipe.
 
     Returns
     -------
     parameters : dict
-        Those of the aligner that `make_aligner` makes, encoders excepted.
+        Parameters of the aligner that `make_aligner` returns, without the encoders.
 
     Raises
     ------
     ValueError
-        When there is no such recipe, or `n_pairs` is below 2.
+        When the recipe does not exist, or `n_pairs` is below 2.
 
     See Also
     --------
-    make_aligner : Makes the estimator.
-    recipe_notes : Says where the numbers come from.
+    make_aligner : Returns the aligner.
+    recipe_notes : Returns the sources of the values.
 
     Examples
     --------
@@ -104,14 +104,14 @@ def recipe(name: str, *, n_pairs: int | None = None, **overrides: Any) -> dict[s
     >>> recipe("sharelock", n_pairs=100_000)["max_epochs"]
     52
     """
-    published = _named(name)
+    published = _get_recipe(name)
     if n_pairs is not None and n_pairs < 2:
         raise ValueError(f"n_pairs must be None or at least 2, not {n_pairs!r}.")
     parameters = {**published.parameters, **overrides}
     if published.n_steps and "max_epochs" not in overrides:
         n_batches = 1 if n_pairs is None else math.ceil(n_pairs / parameters["batch_size"])
         parameters["max_epochs"] = min(
-            published.most_epochs, math.ceil(published.n_steps / n_batches)
+            published.max_epochs_limit, math.ceil(published.n_steps / n_batches)
         )
     if name == "csa" and n_pairs is not None and "n_components" not in overrides:
         parameters["n_components"] = min(parameters["n_components"], n_pairs - 1)
@@ -126,18 +126,18 @@ def make_aligner(
     n_pairs: int | None = None,
     **overrides: Any,
 ) -> Any:
-    """Return an unfitted aligner with a method's published settings.
+    """Return an unfitted aligner with the published hyper-parameters of a method.
 
     Parameters
     ----------
     name : str
-        One of `list_recipes`.
+        Name of a recipe; see `list_recipes`.
     image_encoder, text_encoder : transformer, str or None, default=None
-        See `APEAligner`.
+        Encoders of the aligner; see `APEAligner`.
     n_pairs : int or None, default=None
-        See `recipe`.
+        Number of training pairs, from which ``max_epochs`` is computed; see `recipe`.
     **overrides : object
-        Parameters to set otherwise, such as `random_state`.
+        Parameters that replace those of the recipe or are added, such as `random_state`.
 
     Returns
     -------
@@ -147,9 +147,9 @@ def make_aligner(
     Raises
     ------
     ValueError
-        When there is no such recipe, or `n_pairs` is below 2.
+        When the recipe does not exist, or `n_pairs` is below 2.
     TypeError
-        When the aligner has no such parameter.
+        When the aligner does not have one of the parameters.
 
     See Also
     --------
@@ -163,28 +163,28 @@ def make_aligner(
     ('CCAAligner', 10)
     """
     parameters = recipe(name, n_pairs=n_pairs, **overrides)
-    # Named and not imported above: parameters can be read without loading torch and skorch.
-    aligner = getattr(import_module("sklearn_ape.aligners"), _named(name).aligner)
+    # Imported here, so that parameters can be read without loading torch and skorch.
+    aligner = getattr(import_module("sklearn_ape.aligners"), _get_recipe(name).aligner)
     return aligner(image_encoder=image_encoder, text_encoder=text_encoder, **parameters)
 
 
-def _named(name: str) -> Recipe:
+def _get_recipe(name: str) -> Recipe:
     if name not in RECIPES:
         raise ValueError(f"name must be one of {', '.join(list_recipes())}, not {name!r}.")
     return RECIPES[name]
 
 
 class Recipe(NamedTuple):
-    """Parameters of an aligner, where they come from, and the published number of steps."""
+    """Parameters of an aligner, notes on their sources, and the published number of steps."""
 
     aligner: str
     parameters: Mapping[str, Any]
     notes: str
     n_steps: int | None = None
-    most_epochs: int = 500
+    max_epochs_limit: int = 500
 
 
-# What is off unless a recipe has it, whatever an aligner's own defaults.
+# Values of parameters that a recipe does not set, independent of the defaults of the aligners.
 _TRAINED: dict[str, Any] = {
     "init": None,
     "mixup": 0.0,
@@ -221,9 +221,10 @@ RECIPES = {
 
         Published: MLPs of 4 to 6 linear layers on frozen encoders, CLIP's contrastive loss
         (abstract and introduction); pass depth=5 or 6 for the deeper ones.
-        Ours, as the paper gives no numbers and has no code: the side (one MLP, from texts to the
-        features of images, as in its one public re-implementation, sramshetty/APD), width,
-        optimiser, batch and epochs, and CLIP's temperature 0.07 with its bound of 100.""",
+        Ours, since the paper gives no values and has no code: the side (one MLP, from texts to the
+        features of images, as in its only public re-implementation, sramshetty/APD), the width,
+        optimizer, batch size and epochs, and CLIP's temperature 0.07 with its upper bound of 100
+        for the logit scale.""",
     ),
     "fusemix": Recipe(
         "APEAligner",
@@ -253,10 +254,11 @@ RECIPES = {
         learning rate 1e-3, weight decay 0.1, 500 epochs, batch 40,960, mixup Beta(1, 1)
         (lavis/projects/fusion/..._coco_vg_sbu_cap_cc3m.yaml). Over its 5 million pairs that is
         61,000 steps.
-        Changed: the batch is 20,480, which is what their mixing leaves of 40,960; the logarithm of
-        the temperature is learned, and only its lower bound is held (the upper is a logit scale of
-        2); the rise of the learning rate is 5 % of the steps instead of 100 steps, which are 20 %
-        of 500; it falls to 0 instead of 1e-6; the residual paths carry standardised features.""",
+        Changed: the batch size is 20,480, which their mixing leaves of 40,960; the logarithm of
+        the temperature is learned, and only its lower bound is enforced (the upper bound is a
+        logit scale of 2); the warm-up is 5 % of the steps instead of 100 steps, which are 20 % of
+        500; the learning rate decays to 0 instead of 1e-6; the residual paths carry standardized
+        features.""",
         n_steps=61_000,
     ),
     "sail": Recipe(
@@ -282,16 +284,16 @@ RECIPES = {
         """SAIL (Zhang et al., CVPR 2025), code lezhang7/SAIL.
 
         Published: on both sides layer norm, relu6(W1 x) * (W2 x) of width 8 times the features and
-        a projection to 1024, Xavier's start (StarMLP in model/linear.py); sigmoid loss, logit
-        scale 20 (training scripts), bound 100; Lion, learning rate 1e-5, weight decay 1e-4, batch
-        32,768, cosine after 10 % of the steps (scripts). Over its 23 million pairs 50 epochs are
-        35,000 steps.
-        Changed: the bias starts at minus the logarithm of the batch size instead of -10, which
-        fits batches of 22,000; the loss is divided by the batch size instead of its square, which
-        makes no difference to Lion, as it takes the sign; no second, long caption is made up
-        (several captions of an image are all positives).
-        Beware: 500 steps of 1e-5 hardly train it. On a few thousand pairs pass batch_size=64 or
-        learning_rate=1e-4: either took made-up pairs from 7 to 96 % recall@1.""",
+        a projection to 1024, Xavier initialization (StarMLP in model/linear.py); sigmoid loss,
+        logit scale 20 (training scripts), upper bound 100; Lion, learning rate 1e-5, weight decay
+        1e-4, batch size 32,768, cosine decay after a warm-up of 10 % of the steps (scripts). With
+        its 23 million pairs 50 epochs are 35,000 steps.
+        Changed: the bias is initialized to minus the logarithm of the batch size instead of -10,
+        which suits batches of 22,000; the loss is divided by the batch size instead of its square,
+        which does not change the updates of Lion, as they use the sign of the gradient; no second,
+        long caption is generated (several captions of an image are all positives).
+        Note: 500 steps at 1e-5 hardly train the heads. For a few thousand pairs pass batch_size=64
+        or learning_rate=1e-4: either raised recall@1 on synthetic pairs from 7 to 96 %.""",
         n_steps=35_000,
     ),
     "sharelock": Recipe(
@@ -317,14 +319,14 @@ RECIPES = {
         },
         """ShareLock (Ruthardt et al., TMLR 2026), code JonaRuthardt/ShareLock.
 
-        Published: texts alone go through 4 linear layers, 4096 wide, with batch norm, ReLU and
-        dropout 0.2 (sharelock/models/projection.py), into the features of images; the logit
-        scale is fixed at exp(2.6592) (sharelock/utils/misc.py); Adam with learning rate 1e-3 and
-        coupled weight decay 1e-4, cosine after 150 of 5,000 steps, batch 1024, gradients clipped
-        at 1, patience 50 (configs/default_config.yaml).
+        Published: only texts pass a head, 4 linear layers of width 4096 with batch norm, ReLU and
+        dropout 0.2 (sharelock/models/projection.py), which maps to the features of images; the
+        logit scale is fixed at exp(2.6592) (sharelock/utils/misc.py); Adam with learning rate 1e-3
+        and coupled weight decay 1e-4, cosine decay after 150 of 5,000 steps, batch size 1024,
+        gradients clipped at 1, patience 50 (configs/default_config.yaml).
         Changed: gradients are not accumulated over 16 batches, which adds no negatives and leaves
-        a few thousand pairs without a single step; features are standardised, those of images
-        too; decay is of matrices alone; patience counts epochs.""",
+        no complete step for a few thousand pairs; features are standardized, also those of images;
+        weight decay applies to matrices only; patience counts epochs.""",
         n_steps=5_000,
     ),
     "freeze_align": Recipe(
@@ -348,16 +350,16 @@ RECIPES = {
         },
         """Freeze-Align (Maniparambil et al., CVPR 2025), code mayug/freeze-align.
 
-        Published: layer norm, dropout 0.1, and a linear map plus an MLP to 1024 on every token;
+        Published: layer norm, dropout 0.1, and a linear map plus an MLP to 1024 on each token;
         texts then pass a residual MLP (Patch_Projection and ProjectionHead in
         train/models/clip_adjustable_combined_vis_cls.py); temperature 0.07 in [0.001, 0.5]; AdamW,
-        learning rate 1e-3, weight decay 0.02, cosine, 15 epochs of 17 million pairs on 8 devices
-        of 1,800 (train/configs-v2/dinov2-arl-wds-combined.yaml): 17,700 steps, with 1,800
-        negatives, as embeddings are not gathered across devices.
-        Changed: features here are pooled before the projector instead of after it, and there is
-        none of its own for an image's class token; both sides have the texts' residual MLP, for
-        an aligner's two heads are of one kind (depth=2 takes it from both); the logarithm of the
-        temperature is learned; the rise of the learning rate is 5 % of the steps.""",
+        learning rate 1e-3, weight decay 0.02, cosine decay, 15 epochs of 17 million pairs on 8
+        devices with batches of 1,800 (train/configs-v2/dinov2-arl-wds-combined.yaml): 17,700
+        steps, with 1,800 negatives, as embeddings are not gathered across devices.
+        Changed: features are pooled before the projector instead of after it, and the class token
+        of an image has no separate projector; both sides have the residual MLP of the texts, since
+        the two heads of an aligner are of one kind (depth=2 removes it from both); the logarithm
+        of the temperature is learned; the warm-up is 5 % of the steps.""",
         n_steps=17_700,
     ),
     "linear": Recipe(
@@ -385,9 +387,9 @@ RECIPES = {
         Published: a linear map to 512 on both sides, logit scale exp(2.6592)
         (VisionTextDualEncoderConfig); weight decay 0.1 (transformers'
         examples/pytorch/contrastive-image-text).
-        Ours: learning rate, batch and epochs, since what that example trains is both whole towers
-        (5e-5, batch 64); the bound of 100 is open_clip's.
-        Changed: our maps have a bias and see standardised features. A linear head has no use for
+        Ours: learning rate, batch size and epochs, since the example trains both whole towers
+        (5e-5, batch size 64); the upper bound of 100 is open_clip's.
+        Changed: the linear maps have a bias, and features are standardized. A linear head ignores
         depth, width and dropout.""",
     ),
     "csa": Recipe(
@@ -397,9 +399,8 @@ RECIPES = {
 
         Published: CCA, and a cosine weighted by the correlations; 200 directions for retrieval on
         Flickr30k, 700 for ImageNet (sim_dim and equal_weights in config/main.yaml).
-        Changed: a ridge of once the mean variance, as without one the fit breaks down when there
-        are fewer pairs than features; n_components is cut to the number of pairs less one where
-        n_pairs is given.""",
+        Changed: the ridge is the mean variance, since without a ridge the fit fails when there are
+        fewer pairs than features; if n_pairs is passed, n_components is at most n_pairs - 1.""",
     ),
     "asif": Recipe(
         "ASIFAligner",
@@ -407,10 +408,10 @@ RECIPES = {
         """ASIF (Norelli et al., NeurIPS 2023), code noranta4/ASIF.
 
         Published: the 800 nearest anchors (non_zeros in relreps.py), similarities to the power of
-        8 (as its comparison in UTAustin-SwarmLab/Multi-modal-Data-Alignment runs it,
-        config/main.yaml, with 800 too), for 1.6 million pairs.
-        Changed: nothing. Of a few thousand pairs 800 are a large share: the aligner's own default
-        is 100.""",
+        8 (as in the comparison of UTAustin-SwarmLab/Multi-modal-Data-Alignment,
+        config/main.yaml, also with 800 anchors), for 1.6 million pairs.
+        Changed: nothing. For a few thousand pairs 800 is a large fraction; the default of the
+        aligner is 100.""",
     ),
     "lit": Recipe(
         "LiTAligner",
@@ -429,14 +430,15 @@ RECIPES = {
         },
         """LiT (Zhai et al., CVPR 2022), code google-research/big_vision.
 
-        Published: the whole text tower is trained, the image tower is locked and has no head;
-        sigmoid loss, temperature 10; learning rate 1e-3, weight decay 0.01, cosine, clipping at 1,
-        texts of 16 tokens, batch 512, 5,000 steps on COCO
+        Published: the whole text tower is trained, the image tower is frozen and has no head;
+        sigmoid loss, logit scale 10; learning rate 1e-3, weight decay 0.01, cosine decay,
+        gradients clipped at 1, texts of 16 tokens, batch size 512, 5,000 steps on COCO
         (big_vision/configs/proj/image_text/siglip_lit_coco.py).
-        Changed: the bias starts at minus the logarithm of the batch size instead of -2.71;
-        images are encoded once, so not flipped and distorted; at most 30 epochs. 1e-3 is for a
-        BERT on 600,000 captions: on few pairs the aligner's own default of 1e-4 is safer.""",
+        Changed: the bias is initialized to minus the logarithm of the batch size instead of -2.71;
+        images are encoded once, so they are not augmented; at most 30 epochs. The learning rate
+        1e-3 is for BERT and 600,000 captions: for few pairs the aligner's default of 1e-4 is
+        safer.""",
         n_steps=5_000,
-        most_epochs=30,
+        max_epochs_limit=30,
     ),
 }

@@ -1,4 +1,4 @@
-"""Prompt templates, named and one's own."""
+"""Prompt templates."""
 
 import pytest
 
@@ -6,25 +6,25 @@ from sklearn_ape.prompts import TEMPLATES, fill, resolve_templates
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_every_named_set_has_one_place_a_template(name):
+def test_named_templates_have_one_placeholder(name):
     assert all(template.count("{}") == 1 for template in resolve_templates(name))
 
 
-def test_a_name_with_braces_stays_as_it_is():
+def test_name_with_braces_is_unchanged():
     assert fill(["a photo of {}"], "a {set}") == ["a photo of a {set}"]
 
 
-def test_unknown_set_suggests_the_nearest():
-    with pytest.raises(ValueError, match=r"called 'simpel'.*Did you mean 'simple'"):
+def test_unknown_set_raises_with_suggestion():
+    with pytest.raises(ValueError, match=r"'simpel' is not a set.*Did you mean 'simple'"):
         resolve_templates("simpel")
 
 
-@pytest.mark.parametrize("bad", [["a photo"], "a {} of {}", "a {name}", [None]])
-def test_a_template_needs_exactly_one_place(bad):
-    with pytest.raises(ValueError, match="exactly one place"):
-        resolve_templates(bad)
+@pytest.mark.parametrize("templates", [["a photo"], "a {} of {}", "a {name}", [None]])
+def test_template_without_exactly_one_placeholder_raises(templates):
+    with pytest.raises(ValueError, match="exactly one placeholder"):
+        resolve_templates(templates)
 
 
-def test_no_templates_at_all():
+def test_empty_templates_raise():
     with pytest.raises(ValueError, match="templates is empty"):
         resolve_templates([])

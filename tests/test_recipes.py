@@ -1,4 +1,4 @@
-"""Recipes are what their papers say, and make aligners that can be fitted."""
+"""Recipes: published architectures, number of steps, and fitting."""
 
 import numpy as np
 import pytest
@@ -13,8 +13,8 @@ TRAINED = [name for name in list_recipes() if RECIPES[name].aligner == "APEAlign
 N_IMAGE, N_TEXT = 1280, 384
 
 
-def heads_of(name):
-    """Return the heads that a recipe's aligner makes for EfficientNet-Lite0 and MiniLM."""
+def make_heads(name):
+    """Return the heads of a recipe for the features of EfficientNet-Lite0 and MiniLM."""
     parameters = recipe(name)
     n_out = parameters["n_components"] or N_IMAGE
     shape = {key: parameters[key] for key in ("depth", "width", "dropout")}
@@ -26,7 +26,7 @@ def heads_of(name):
         )
 
 
-# Counted by hand from the publications, with features of 1280 and 384 numbers.
+# Computed by hand from the publications, for 1280 and 384 features.
 @pytest.mark.parametrize(
     ("name", "layers", "image", "text"),
     [
@@ -48,15 +48,15 @@ def heads_of(name):
         ("linear", 1, 655_872, 197_120),
     ],
 )
-def test_heads_are_the_published_ones(name, layers, image, text):
-    heads = heads_of(name)
-    found = [sum(parameter.numel() for parameter in head.parameters()) for head in heads]
-    assert found == [image, text]
+def test_heads_have_published_number_of_parameters(name, layers, image, text):
+    heads = make_heads(name)
+    counts = [sum(parameter.numel() for parameter in head.parameters()) for head in heads]
+    assert counts == [image, text]
     text_layers = [m for m in heads[1].modules() if isinstance(m, torch.nn.Linear)]
     assert len(text_layers) == layers
 
 
-def test_every_recipe_says_where_it_is_from():
+def test_notes_give_sources_and_changes():
     for name in list_recipes():
         notes = recipe_notes(name)
         assert "Published:" in notes, name
@@ -64,10 +64,10 @@ def test_every_recipe_says_where_it_is_from():
         assert "   " not in notes, name
 
 
-def test_names_that_do_not_exist_are_answered_with_those_that_do():
-    for call in (recipe, make_aligner, recipe_notes):
+def test_unknown_name_raises_with_known_names():
+    for function in (recipe, make_aligner, recipe_notes):
         with pytest.raises(ValueError, match=r"ape, asif, .*sharelock, not 'clip'"):
-            call("clip")
+            function("clip")
 
 
 def test_recipes_are_copies():
@@ -79,31 +79,31 @@ def test_recipes_are_copies():
 @pytest.mark.parametrize(
     ("n_pairs", "epochs"),
     [
-        (None, 500),  # one batch an epoch: the bound
+        (None, 500),  # one batch per epoch: the maximum
         (1024, 500),
         (4_000, 500),  # 4 batches: 1,250 epochs would be needed
         (100_000, 52),  # 98 batches: 51.02 epochs
         (50_000_000, 1),
     ],
 )
-def test_steps_are_kept_up_to_a_bound_of_epochs(n_pairs, epochs):
+def test_number_of_steps_is_kept_up_to_maximum_of_epochs(n_pairs, epochs):
     assert recipe("sharelock", n_pairs=n_pairs)["max_epochs"] == epochs
 
 
-def test_steps_follow_the_batch_size_that_is_used():
+def test_max_epochs_follows_batch_size():
     assert recipe("sharelock", n_pairs=100_000, batch_size=4096)["max_epochs"] == 200
     assert recipe("sharelock", n_pairs=100_000, max_epochs=7)["max_epochs"] == 7
     assert recipe("lit", n_pairs=4_000)["max_epochs"] == 30
     assert recipe("ape", n_pairs=100_000)["max_epochs"] == 100
 
 
-def test_directions_of_csa_are_no_more_than_pairs_allow():
+def test_components_of_csa_are_limited_by_pairs():
     assert recipe("csa")["n_components"] == 200
     assert recipe("csa", n_pairs=50)["n_components"] == 49
     assert recipe("csa", n_pairs=50, n_components=300)["n_components"] == 300
 
 
-def test_fewer_than_two_pairs_are_refused():
+def test_fewer_than_two_pairs_raise():
     with pytest.raises(ValueError, match="n_pairs must be None or at least 2, not 1"):
         recipe("ape", n_pairs=1)
 
@@ -122,7 +122,7 @@ def test_recipes_make_aligners_that_can_be_cloned(name):
 def test_recipes_can_be_fitted(name, concepts):
     small = {}
     if name in TRAINED:
-        # As many layers of the same kind, yet narrow and soon done.
+        # The same layers, but narrow, so that training is fast.
         width = recipe(name)["width"]
         small = {"max_epochs": 2, "random_state": 0, "device": "cpu"}
         small["width"] = width if isinstance(width, str) else min(width, 32)
@@ -135,13 +135,13 @@ def test_recipes_can_be_fitted(name, concepts):
     assert np.isfinite(aligner.transform_text(concepts.text[200:])).all()
 
 
-def test_a_parameter_that_no_aligner_has_is_refused():
+def test_unknown_parameter_raises():
     with pytest.raises(TypeError, match="widht"):
         make_aligner("csa", widht=3)
 
 
-def test_what_a_recipe_leaves_open_is_not_its_method():
-    # All that shapes heads, loss and schedule is set, so that defaults may change.
+def test_recipe_sets_all_parameters_of_its_method():
+    # Parameters of heads, loss and schedule are set, so that their defaults may change.
     open_parameters = set(APEAligner._get_param_names()) - set(recipe("fusemix"))
     assert open_parameters <= {
         "callbacks",

@@ -28,6 +28,7 @@ from ..training.state import SaveState
 from ..utils.files import remove_unfinished_directories
 from ..utils.linalg import fingerprint
 from ..utils.sklearn_compat import observes_fit
+from ..utils.validation import format_list
 from ..utils.warnings import warn
 from ._text_tower import TextTower
 
@@ -77,9 +78,8 @@ def prepare_folder(checkpoint: Any) -> None:
         ) from None
     if names and not any(name.endswith((_UNFINISHED, _FINISHED)) for name in names):
         raise FileExistsError(
-            f"checkpoint={str(folder)!r} holds {', '.join(names[:3])}"
-            f"{', ...' * (len(names) > 3)} and no training of sklearn-ape: pass a folder of its "
-            "own, such as a new one."
+            f"checkpoint={str(folder)!r} holds {format_list(names, str)} and no training of "
+            "sklearn-ape: pass a folder of its own, such as a new one."
         )
 
 

@@ -330,7 +330,7 @@ class _Transform:
     @default_state()
     def __call__(self, image: Any) -> torch.Tensor:
         prepared = self._encoder._prepare(self._encoder._network().prepare, image)
-        normalize = OnPixels(nn.Identity(), self._preprocessing).normalized
+        normalize = OnPixels(nn.Identity(), self._preprocessing).normalize
         if self._encoder.views == 1:
             return normalize(prepared.unsqueeze(0))[0].contiguous()
         return normalize(prepared).contiguous()

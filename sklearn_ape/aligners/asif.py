@@ -174,8 +174,8 @@ class ASIFAligner(BaseAligner):
         return len(image.mean), len(text.mean)
 
     def _check_parameters(self) -> None:
-        check_integer(self, "k", 1)
-        check_number(self, "power", 0, above=True)
+        check_integer(self.k, "k", 1)
+        check_number(self.power, "power", 0, closed="neither")
         if not isinstance(self.center, bool | np.bool_):
             raise ValueError(f"center must be True or False, not {self.center!r}.")
 

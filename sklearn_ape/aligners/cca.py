@@ -198,9 +198,9 @@ class CCAAligner(BaseAligner):
         return len(image.mean), len(text.mean)
 
     def _check_parameters(self) -> None:
-        check_integer(self, "n_components", 1, optional=True)
-        check_number(self, "ridge", 0)
-        check_number(self, "power", 0)
+        check_integer(self.n_components, "n_components", 1, optional=True)
+        check_number(self.ridge, "ridge", 0)
+        check_number(self.power, "power", 0)
 
     def _canonical(self, data: Pairs) -> tuple[_Projection, _Projection, np.ndarray]:
         """Return the projections of both sides and the correlations between them."""

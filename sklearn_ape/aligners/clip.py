@@ -223,7 +223,7 @@ class CLIPAligner(LazyNamesMixin, BaseAligner):
         return joblib.hash([tower._identity_digest() for tower in towers])
 
     def _fitted_state(self) -> dict[str, Any]:
-        return {"weights": self.text_encoder._known_weights()}
+        return {"weights": self.text_encoder._weights_fingerprint()}
 
     def _restore_state(self, state: FittedState) -> None:
         self.text_encoder._restore_state(state)

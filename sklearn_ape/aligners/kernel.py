@@ -215,9 +215,9 @@ class KernelAligner(SavedHeads, BaseAligner):
 
     def _check_parameters(self) -> None:
         if self.gamma != "scale":
-            check_number(self, "gamma", 0, above=True)
-        check_number(self, "ridge", 0, above=True)
-        check_number(self, "whitening", 0, above=True)
-        check_integer(self, "n_components", 1, optional=True)
-        check_integer(self, "max_anchors", 2)
+            check_number(self.gamma, "gamma", 0, closed="neither")
+        check_number(self.ridge, "ridge", 0, closed="neither")
+        check_number(self.whitening, "whitening", 0, closed="neither")
+        check_integer(self.n_components, "n_components", 1, optional=True)
+        check_integer(self.max_anchors, "max_anchors", 2)
         resolve_device(self.device)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from typing import Any, NamedTuple
@@ -17,7 +16,7 @@ from ..devices import resolve_device
 from ..features.memmap import feature_tiles, is_table, row_tiles
 from ..heads import TwoTower
 from ..training import embed
-from ..utils.concurrency import ForkSafeLock
+from ..utils.concurrency import LRUCache
 from ..utils.linalg import evenly_spaced
 from ..utils.validation import ignores_underflow
 from .fitted_images import exact_digest
@@ -161,27 +160,21 @@ class LogitTiles:
         return logits
 
     @ignores_underflow
-    def collect(
-        self, X: Any, make: Callable[[np.ndarray], tuple[np.ndarray, ...]]
-    ) -> tuple[np.ndarray, ...]:
-        """Return what is made of the logits of X, tile by tile, as whole arrays.
+    def collect(self, X: Any) -> np.ndarray:
+        """Return the logits of X as one array of shape (n_samples, n_texts).
 
         Parameters
         ----------
         X : sequence of images, or array-like of shape (n_samples, n_features)
             See `of`.
-        make : callable
-            Takes logits of shape (n, n_texts), which it may change, and returns arrays of
-            length n.
         """
-        whole: tuple[np.ndarray, ...] = ()
+        collected: np.ndarray | None = None
         for n_rows, rows, logits in self.of(X):
-            made = make(logits)
-            if not whole:
-                whole = tuple(np.empty((n_rows, *one.shape[1:]), one.dtype) for one in made)
-            for array, one in zip(whole, made, strict=True):
-                array[rows] = one
-        return whole
+            if collected is None:
+                collected = np.empty((n_rows, self.n_texts), logits.dtype)
+            collected[rows] = logits
+        assert collected is not None
+        return collected
 
 
 def to_probabilities(logits: np.ndarray) -> np.ndarray:
@@ -218,7 +211,7 @@ def choose_top_texts(logits: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray
     return order, probabilities
 
 
-_MOST_BANKS = 4
+_MAX_BANKS = 4
 
 
 _TILE_BYTES = 2**23
@@ -228,11 +221,9 @@ _TILE_BYTES = 2**23
 _NO_SPREAD = 1e-6
 
 
-# As with embeddings of labels: predicting leaves estimators as they were.
-_kept: WeakKeyDictionary[Any, OrderedDict[str, Bank]] = WeakKeyDictionary()
-
-
-_lock = ForkSafeLock()
+# Outside the aligners, as predicting must not change an estimator. An aligner's banks are dropped
+# with it.
+_banks: WeakKeyDictionary[Any, LRUCache[str, Bank]] = WeakKeyDictionary()
 
 
 class Bank(NamedTuple):
@@ -359,16 +350,12 @@ def resolve_bank(
         )
     images = _rows_of(standardize, evenly_spaced(n_images))
     key = exact_digest(whole, images)
-    with _lock:
-        kept = _kept.setdefault(aligner, OrderedDict())
-        bank = kept.get(key) if key else None
+    banks = _banks.setdefault(aligner, LRUCache(max_entries=_MAX_BANKS))
+    bank = banks.get(key) if key else None
     if bank is None:
         bank = Bank.of(_distinct(transform(images)), own and own.text)
         if key:
-            with _lock:
-                kept[key] = bank
-                while len(kept) > _MOST_BANKS:
-                    kept.popitem(last=False)
+            banks.put(key, bank)
     return bank
 
 

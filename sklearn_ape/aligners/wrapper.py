@@ -21,7 +21,7 @@ from ..encoders import TimmImageEncoder, TransformersTextEncoder
 from ..heads import ClosedFormHead, KernelMap, TwoTower, WhitenedMap
 from ..persistence import FittedState, PretrainedMixin
 from ..persistence.hub import Facts
-from ..prompts import list_of_labels, names_of, plain_label
+from ..prompts import list_labels, resolve_names, to_builtin
 from ..utils.torch_state import default_state
 from .fitted_images import FittedImages, embedding_digest
 from .kernel import KernelAligner
@@ -395,16 +395,12 @@ class SavedClassifier(AlignerWrapperMixin):
         if names is not None:
             if not isinstance(names, dict):
                 raise ValueError("names must say what each class is called.")
-            self._names = names_of(names)
-
-    def _check_restored(self) -> None:
-        self._check_parameters()  # type: ignore[attr-defined]
-        self._names_now()  # type: ignore[attr-defined]
+            self._names = resolve_names(names)
 
     def _card_facts(self) -> Facts:
         known: Any = self
         facts = self._aligner_facts()
-        names = [str(label) for label in known._names_now()]
+        names = [str(label) for label in known._resolve_names()]
         shown = ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
         facts.what = f"Says {self._says} names. {facts.what}"
         facts.facts = {"classes": f"{len(names):,}: {shown}"} | facts.facts
@@ -430,11 +426,11 @@ def _recorded_labels(labels: Any) -> Any:
         return {_recorded_label(label): _recorded_label(value) for label, value in labels.items()}
     if isinstance(labels, np.ndarray) and labels.dtype.kind in "biufU":
         return labels
-    listed = [_recorded_label(label) for label in list_of_labels(labels)]
+    listed = [_recorded_label(label) for label in list_labels(labels)]
     if isinstance(labels, np.ndarray) and labels.dtype.kind == "O":
         return np.array(listed, dtype=object)
     return tuple(listed) if isinstance(labels, tuple) else listed
 
 
 def _recorded_label(label: Any) -> Any:
-    return plain_label(label) if isinstance(label, Enum) else label
+    return to_builtin(label) if isinstance(label, Enum) else label

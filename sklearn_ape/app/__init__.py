@@ -1,7 +1,6 @@
-"""A page on which an aligner is tried: classify, search, align, in a browser on this computer."""
+"""Web app to try an aligner in a browser: image classification, image search, alignment."""
 
 from ._limits import Limits
-from ._server import Running, serve
-from ._ui import build_app
+from ._server import Running, build_app, serve
 
 __all__ = ["Limits", "Running", "build_app", "serve"]

@@ -1,9 +1,10 @@
-"""What a visitor can do: classify images, and align on own images."""
+"""Actions of the web app: classify an image, search images, fit an aligner on own images."""
 
 from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,56 +12,60 @@ from sklearn.base import clone
 from skorch.callbacks import Callback
 
 from ..aligners import APEAligner, CCAAligner, KernelAligner
+from ..aligners.wrapper import unwrap_aligner
 from ..encoders import HeadPairs
 from ..encoders.images import image_groups
 from ..features import MemoryFeatureCache
 from ..prompts import TEMPLATES
+from ..retrieval import CrossModalRetriever
 from ..training import split_pairs
 from ..utils.escape import escape_markdown
 from ..zero_shot import ZeroShotClassifier
-from ._limits import Limits, Report, UserError, check_text, part, quoted
-from ._model import Alignment, Recall, encode, encoders_of
-from ._uploads import Captioned, check_image
+from ._limits import Limits, Progress, UserError, check_text, quote, scale_progress
+from ._model import Alignment, Recall, encode, get_encoders, replace_caches
+from ._uploads import CaptionedImages, check_image
 
-TEMPLATE_CHOICES = {
-    "a few sentences around each name": "simple",
-    "drawings: an icon of a ..., clip art of a ...": "drawing",
-    "photographs: a photo of a ...": "photo",
-    "CLIP's seven sentences": "clip",
-    "names as they are (for whole sentences)": "none",
-}
-"""What the page says about the sets of `sklearn_ape.prompts.TEMPLATES`."""
+_ALIGNERS = {"kernel": KernelAligner, "ape": APEAligner, "cca": CCAAligner}
+
+_HELD_OUT_FRACTION = 0.2
+_RECALL_KS = (1, 5)
+_MIN_IMAGES = 4
+
+# Fractions of the total time at the end of each step: encode images, encode captions, fit the
+# aligner for the evaluation, fit the final aligner.
+_STEPS = (0.6, 0.7, 0.85, 0.98)
 
 
 class Classification(NamedTuple):
-    """Names with their probabilities, the most probable first, and a verdict in Markdown."""
+    """Labels with probabilities in decreasing order, and a summary in Markdown."""
 
     probabilities: dict[str, float]
-    verdict: str
+    summary: str
 
 
 def parse_labels(text: str | None, limits: Limits) -> list[str]:
-    """Return the names in a text, one a line or with commas between them, without repeats.
+    """Return the label names of a text, separated by line ends or commas, without duplicates.
 
-    With more than one line, commas belong to the names.
+    In a text with several lines, commas are part of the names.
     """
     text = text or ""
     lines = [line for line in re.split(r"\r\n|\r|\n", text) if line.strip()]
-    parts = lines if len(lines) > 1 else re.split(r"[,;\n]", text)
-    labels = list(dict.fromkeys(" ".join(part.split()) for part in parts if part.strip()))
+    names = lines if len(lines) > 1 else re.split(r"[,;\n]", text)
+    labels = list(dict.fromkeys(" ".join(name.split()) for name in names if name.strip()))
     if not labels:
-        raise UserError("There are no names yet: write at least two, such as 'cat, dog, car'.")
+        raise UserError("There are no labels yet. Enter at least two, such as 'cat, dog, car'.")
     if len(labels) == 1:
         raise UserError(
-            f"{quoted(labels[0])} is the only name, so it would be certain. Write at least one "
-            "more to choose from."
+            f"{quote(labels[0])} is the only label, so its probability would be 100%. Enter at "
+            "least two labels."
         )
     if len(labels) > limits.labels:
         raise UserError(
-            f"These are {len(labels):,} names; the limit is {limits.labels:,}. Leave some out."
+            f"There are {len(labels):,} labels; the limit is {limits.labels:,}. Enter fewer "
+            "labels."
         )
     for label in labels:
-        check_text(label, limits, "name")
+        check_text(label, limits, "label")
     return labels
 
 
@@ -72,180 +77,249 @@ def classify(
     threshold: float,
     limits: Limits,
 ) -> Classification:
-    """Return how probable each name is for an image.
+    """Classify an image.
 
     Parameters
     ----------
     aligner : estimator
-        Fitted; takes images and texts.
+        Fitted aligner for images and texts.
     image : path-like or None
-        A file that the visitor sent.
+        Uploaded file.
     labels : str
-        Names, see `parse_labels`.
+        Label names, see `parse_labels`.
     templates : str
-        A key of `sklearn_ape.prompts.TEMPLATES`.
+        Key of `sklearn_ape.prompts.TEMPLATES`.
     threshold : float
-        Below it, from 0 to 1, the verdict is that it is none of these.
+        If the highest probability is below this value, the summary says "unknown".
     limits : Limits
-        Bounds on the image and the names.
+        Limits on the image and the labels.
 
     Returns
     -------
     classification : Classification
-        All names.
+        Probabilities of all labels.
 
     Raises
     ------
-    Refusal
-        With the reason, for the visitor to read.
+    UserError
+        If an argument is not valid.
     """
     path = check_image(image, limits)
     names = parse_labels(labels, limits)
     if templates not in TEMPLATES:
-        raise UserError(f"There are no sentences called {quoted(str(templates))}.")
+        raise UserError(
+            f"{quote(str(templates))} is not a set of prompt templates. Choose one of "
+            f"{', '.join(TEMPLATES)}."
+        )
     if not isinstance(threshold, int | float) or not 0 <= threshold <= 1:
-        raise UserError("The least probability lies between 0 and 1.")
+        raise UserError("The threshold must be between 0 and 1.")
     try:
         classifier = ZeroShotClassifier(names, aligner=aligner, templates=templates)
-        found, probabilities = classifier.predict_top_k([path], k=len(names))
-    except ValueError as error:  # about names: the image was looked at above
+        top_labels, top_probabilities = classifier.predict_top_k([path], k=len(names))
+    except ValueError as error:  # about the labels, since the image was checked above
         raise UserError(str(error).replace(path, "The image")) from error
-    ranked = dict(zip(map(str, found[0]), map(float, probabilities[0]), strict=True))
-    best, probability = next(iter(ranked.items()))
+    probabilities = dict(
+        zip(map(str, top_labels[0]), map(float, top_probabilities[0]), strict=True)
+    )
+    best, probability = next(iter(probabilities.items()))
     if probability < threshold:
-        verdict = (
-            f"**Unknown.** The most probable name, {escape_markdown(best)}, has "
-            f"{probability:.0%}: less than the {threshold:.0%} asked for."
+        summary = (
+            f"**Unknown.** The most probable label, {escape_markdown(best)}, has "
+            f"{probability:.0%}, less than the threshold of {threshold:.0%}."
         )
     else:
-        verdict = f"**{escape_markdown(best)}**, {probability:.0%}, among {len(names)} names."
-    return Classification(ranked, verdict)
+        summary = f"**{escape_markdown(best)}**, {probability:.0%}, among {len(names)} labels."
+    return Classification(probabilities, summary)
 
 
-METHOD_CHOICES = {
-    "kernel: in closed form, the best on few pairs": "kernel",
-    "ape: small networks, trained epoch by epoch": "ape",
-    "cca: linear, the fastest": "cca",
-}
-"""What the page says about the methods."""
+class SearchIndex(NamedTuple):
+    """Embedded images with their paths and names."""
+
+    retriever: CrossModalRetriever
+    images: list[str]
+    names: list[str]
 
 
-_KINDS = {"kernel": KernelAligner, "ape": APEAligner, "cca": CCAAligner}
+class SearchResult(NamedTuple):
+    """An image with its name and its cosine similarity to the query."""
+
+    image: str
+    name: str
+    score: float
 
 
-_HELD_OUT = 0.2
-
-
-_KS = (1, 5)
-
-
-_FEWEST = 4
-
-
-# Shares of the time until the end of: images, captions, the fit measured, the one kept.
-_STEPS = (0.6, 0.7, 0.85, 0.98)
-
-
-class _Epochs(Callback):
-    """Tells of the epochs of a training."""
-
-    def __init__(self, report: Report, n_epochs: int) -> None:
-        self.report = report
-        self.n_epochs = n_epochs
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Epochs:
-        return self  # what reports is bound to a visitor's request
-
-    def on_epoch_end(self, net: Any, **kwargs: Any) -> None:
-        row = net.history[-1]
-        text = f"Epoch {row['epoch']} of at most {self.n_epochs}, loss {row['train_loss']:.2f}"
-        if "valid_recall" in row:
-            text += f", recall {row['valid_recall']:.0%}"
-        self.report(row["epoch"] / self.n_epochs, text)
-
-
-def align(
-    before: Any,
-    data: Captioned,
-    method: str,
-    head_pairs: HeadPairs | None,
-    report: Report,
-    random_state: int = 0,
-) -> Alignment:
-    """Fit an aligner on captioned images, with the encoders of another one.
+def build_index(
+    aligner: Any, images: list[str], names: list[str], cache: Any, progress: Progress
+) -> SearchIndex:
+    """Embed images for searches.
 
     Parameters
     ----------
-    before : estimator
-        The fitted aligner whose encoders are used, and which the new one is compared with.
-    data : Captioned
-        Images that can be read, with captions.
+    aligner : estimator
+        Fitted aligner for images and texts.
+    images : list of str
+        Paths of readable images.
+    names : list of str
+        Name shown below each image.
+    cache : FeatureCache or path-like
+        Cache for the features of the images, so that another aligner with the same encoders
+        does not encode them again. Queries are not cached.
+    progress : callable
+        Progress callback.
+
+    Returns
+    -------
+    index : SearchIndex
+        The embedded images.
+    """
+    caching_aligner = replace_caches(aligner, cache, None)
+    encode(get_encoders(caching_aligner)[0], images, progress, "Encoding image")
+    retriever = CrossModalRetriever(caching_aligner).fit(images, names)
+    # Query images of visitors must not be stored in the cache.
+    retriever.aligner_ = aligner
+    return SearchIndex(retriever, images, names)
+
+
+def search(
+    index: SearchIndex,
+    query: str | None,
+    image: str | os.PathLike[str] | None,
+    k: int,
+    limits: Limits,
+) -> list[SearchResult]:
+    """Search images by a text or, if there is no text, by an image.
+
+    Returns
+    -------
+    results : list of SearchResult
+        At most `k` images, in decreasing order of similarity.
+
+    Raises
+    ------
+    UserError
+        If there is no query or the image cannot be read.
+    """
+    query = " ".join((query or "").split())
+    k = min(int(k), limits.found, len(index.images))
+    if query:
+        check_text(query, limits, "query")
+        found = index.retriever.search([query], k=k, modality="text")
+    elif image is not None:
+        path = check_image(image, limits)
+        found = index.retriever.search([path], k=k, modality="image")
+    else:
+        raise UserError("There is no query. Enter a text such as 'a red fruit', or drop an image.")
+    return [
+        SearchResult(index.images[row], index.names[row], float(score))
+        for row, score in zip(found.indices[0], found.scores[0], strict=True)
+    ]
+
+
+class _EpochReporter(Callback):
+    """skorch callback that reports the progress of the training."""
+
+    def __init__(self, progress: Progress, max_epochs: int) -> None:
+        self.progress = progress
+        self.max_epochs = max_epochs
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _EpochReporter:
+        return self  # the progress callback belongs to the request and cannot be copied
+
+    def on_epoch_end(self, net: Any, **kwargs: Any) -> None:
+        row = net.history[-1]
+        step = f"Epoch {row['epoch']} of at most {self.max_epochs}, loss {row['train_loss']:.2f}"
+        if "valid_recall" in row:
+            step += f", recall {row['valid_recall']:.0%}"
+        self.progress(row["epoch"] / self.max_epochs, step)
+
+
+def align(
+    initial_aligner: Any,
+    data: CaptionedImages,
+    method: str,
+    head_pairs: HeadPairs | None,
+    progress: Progress,
+    random_state: int = 0,
+) -> Alignment:
+    """Fit an aligner on captioned images, with the encoders of another aligner.
+
+    Parameters
+    ----------
+    initial_aligner : estimator
+        Fitted aligner that provides the encoders and the baseline for the evaluation.
+    data : CaptionedImages
+        Readable images with captions.
     method : {"kernel", "ape", "cca"}
-        Which aligner.
+        Kind of aligner.
     head_pairs : HeadPairs or None
-        Pairs of the image encoder's own classes, to learn as well.
-    report : callable
-        Told of progress.
+        Pairs of the image encoder's classification head, as additional training pairs.
+    progress : callable
+        Progress callback.
     random_state : int, default=0
-        Seeds the split and the training.
+        Seed of the split and of the training.
 
     Returns
     -------
     alignment : Alignment
-        The aligner is fitted on all pairs; recall is that of one fitted without the pairs held
-        out, and of `before`, on those.
+        The aligner is fitted on all pairs. The recall is that of an aligner fitted without the
+        held-out pairs, next to the recall of `initial_aligner` on the same pairs.
 
     Raises
     ------
-    Refusal
-        When there are too few pairs, or the fit fails on them.
+    UserError
+        If there are too few pairs, or if the fit fails.
     """
-    if method not in _KINDS:
+    if method not in _ALIGNERS:
+        raise UserError(f"{method!r} is not a method. Choose one of {', '.join(_ALIGNERS)}.")
+    n_images = len(data.images)
+    if n_images < _MIN_IMAGES:
         raise UserError(
-            f"There is no method called {method!r}: choose one of {', '.join(_KINDS)}."
+            f"The zip contains {n_images} captioned images, but at least {_MIN_IMAGES} are "
+            "needed. Good results need a few hundred."
         )
-    if len(data.images) < _FEWEST:
-        raise UserError(
-            f"These are {len(data.images)} captioned images: at least {_FEWEST} are needed to "
-            "align anything, and some hundred to align well."
-        )
-    cache = MemoryFeatureCache()  # every image is encoded once, for all that follows
-    image_encoder, text_encoder = (_cached(encoder, cache) for encoder in encoders_of(before))
-    encode(image_encoder, data.images, part(report, 0, _STEPS[0]), "Encoding image")
-    texts = [t for of_one in data.captions for t in _as_list(of_one)]
-    encode(text_encoder, texts, part(report, *_STEPS[:2]), "Reading caption")
+    cache = MemoryFeatureCache()  # the images are encoded once for all steps below
+    image_encoder, text_encoder = (
+        _clone_with_cache(encoder, cache) for encoder in get_encoders(initial_aligner)
+    )
+    encode(image_encoder, data.images, scale_progress(progress, 0, _STEPS[0]), "Encoding image")
+    texts = [text for captions in data.captions for text in _as_list(captions)]
+    encode(text_encoder, texts, scale_progress(progress, *_STEPS[:2]), "Encoding caption")
 
-    def fitted(rows: np.ndarray, where: tuple[float, float]) -> Any:
+    def fit(rows: np.ndarray, start: float, end: float) -> Any:
         options: dict[str, Any] = {"head_pairs": head_pairs}
         if method == "ape":
-            told = _Epochs(part(report, *where), 100)
-            options |= {"random_state": random_state, "callbacks": [told]}
-        aligner = _KINDS[method](image_encoder=image_encoder, text_encoder=text_encoder, **options)
-        report(where[0], f"Aligning {len(rows)} pairs")
+            reporter = _EpochReporter(scale_progress(progress, start, end), max_epochs=100)
+            options |= {"random_state": random_state, "callbacks": [reporter]}
+        aligner = _ALIGNERS[method](
+            image_encoder=image_encoder, text_encoder=text_encoder, **options
+        )
+        progress(start, f"Fitting on {len(rows)} pairs")
         try:
-            return aligner.fit(*_rows(data, rows))
+            return aligner.fit(*_select(data, rows))
         except (ValueError, FloatingPointError) as error:
             raise UserError(f"These pairs cannot be aligned: {error}") from error
 
-    everything = np.arange(len(data.images))
-    train, held_out = _split(data, random_state)
+    train, held_out = _hold_out(data.captions, random_state)
     recall, remark = [], ""
     if len(held_out):
-        measured = fitted(train, _STEPS[1:3])
+        evaluated = fit(train, *_STEPS[1:3])
         recall = [
-            _recall(who, aligner, *_rows(data, held_out))
-            for who, aligner in (("before", before), ("aligned on your images", measured))
+            _measure_recall(name, aligner, *_select(data, held_out))
+            for name, aligner in (
+                ("initial aligner", initial_aligner),
+                ("your aligner", evaluated),
+            )
         ]
     else:
         remark = (
-            "There are too few different pairs to hold some out (50 are enough), so nothing was "
-            "measured: try it on images of your own."
+            "Not evaluated: at least 50 distinct pairs are needed for a held-out test. Try the "
+            "aligner on other images."
         )
-    aligner = fitted(everything, _STEPS[2:4])
+    aligner = fit(np.arange(n_images), *_STEPS[2:4])
     return Alignment(
-        _released(aligner),
+        _remove_training_objects(aligner),
         method,
-        n_pairs=len(everything),
+        n_pairs=n_images,
         n_held_out=len(held_out),
         recall=recall,
         remark=remark,
@@ -253,47 +327,47 @@ def align(
     )
 
 
-def _cached(encoder: Any, cache: MemoryFeatureCache | None) -> Any:
-    copy = clone(encoder)
-    return copy.set_params(cache=cache) if "cache" in copy.get_params(deep=False) else copy
+def _clone_with_cache(encoder: Any, cache: MemoryFeatureCache | None) -> Any:
+    cloned = clone(encoder)
+    return cloned.set_params(cache=cache) if "cache" in cloned.get_params(deep=False) else cloned
 
 
-def _released(aligner: Any) -> Any:
-    """Return a fitted aligner without what was only of use for fitting it."""
+def _remove_training_objects(aligner: Any) -> Any:
+    """Remove caches, callbacks and head pairs, which are not needed after the fit."""
     for name in ("image_encoder", "text_encoder", "image_encoder_", "text_encoder_"):
-        setattr(aligner, name, _cached(getattr(aligner, name), None))
-    aligner.head_pairs = None  # they are in the solution
+        setattr(aligner, name, _clone_with_cache(getattr(aligner, name), None))
+    aligner.head_pairs = None
     if hasattr(aligner, "callbacks"):
         aligner.callbacks = None
     return aligner
 
 
-def _split(data: Captioned, random_state: int) -> tuple[np.ndarray, np.ndarray]:
-    """Hold out images that share no caption with the others."""
-    numbers: dict[str, int] = {}
+def _hold_out(captions: Sequence[Any], random_state: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the rows for training and the held-out rows, which have no caption in common."""
+    text_ids: dict[str, int] = {}
     pairs = np.array(
         [
-            (row, numbers.setdefault(text, len(numbers)))
-            for row, texts in enumerate(data.captions)
+            (row, text_ids.setdefault(text, len(text_ids)))
+            for row, texts in enumerate(captions)
             for text in _as_list(texts)
         ]
     )
-    split = split_pairs(pairs, _HELD_OUT, np.random.RandomState(random_state))
+    split = split_pairs(pairs, _HELD_OUT_FRACTION, np.random.RandomState(random_state))
     held_out = np.array([], int) if split.valid is None else np.unique(pairs[split.valid, 0])
     return np.setdiff1d(pairs[:, 0], held_out), held_out
 
 
-def _recall(who: str, aligner: Any, images: list[str], captions: list[Any]) -> Recall:
-    from ..aligners.wrapper import unwrap_aligner
-
+def _measure_recall(name: str, aligner: Any, images: list[str], captions: list[Any]) -> Recall:
     inner = unwrap_aligner(aligner)
     X = images if inner is aligner else aligner[:-1].transform(images)
-    report = inner.retrieval_report(X, captions, ks=_KS, groups=image_groups(images))
-    at = [100 * float(np.mean([way[k] for way in report.values()])) for k in _KS]
-    return Recall(who, *at)
+    report = inner.retrieval_report(X, captions, ks=_RECALL_KS, groups=image_groups(images))
+    at_k = [
+        100 * float(np.mean([direction[k] for direction in report.values()])) for k in _RECALL_KS
+    ]
+    return Recall(name, *at_k)
 
 
-def _rows(data: Captioned, rows: np.ndarray) -> tuple[list[str], list[Any]]:
+def _select(data: CaptionedImages, rows: np.ndarray) -> tuple[list[str], list[Any]]:
     return [data.images[row] for row in rows], [data.captions[row] for row in rows]
 
 

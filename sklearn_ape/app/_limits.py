@@ -1,4 +1,4 @@
-"""Request limits of the web app, errors for the user, and progress."""
+"""Request limits of the web app, error messages for visitors, and progress callbacks."""
 
 from __future__ import annotations
 
@@ -14,118 +14,123 @@ from ..utils.escape import escape_controls
 
 __all__ = ["Limits"]
 
+_log = logging.getLogger("sklearn_ape.app")
 
-def check_text(text: str, limits: Limits, what: str) -> None:
-    """Refuse a text that is too long."""
+_UNEXPECTED_ERROR = (
+    "Unexpected error on the server; the details are in its log. Try again, or upload a smaller "
+    "file."
+)
+
+_short_repr = reprlib.Repr()
+_short_repr.maxstring = 60
+
+
+class UserError(ValueError):
+    """A request that cannot be served; the message tells the visitor why and what to do."""
+
+
+def check_text(text: str, limits: Limits, kind: str) -> None:
+    """Raise `UserError` if a text is too long."""
     if len(text) > limits.text_length:
         raise UserError(
-            f"The {what} {quoted(text)} has {len(text):,} characters; the limit is "
+            f"The {kind} {quote(text)} has {len(text):,} characters; the limit is "
             f"{limits.text_length:,}. Shorten it."
         )
 
 
-_log = logging.getLogger("sklearn_ape.app")
+def message_for_visitor(error: BaseException) -> str:
+    """Return the text of a `UserError`, or a generic text after logging any other error.
 
-
-_UNEXPECTED = (
-    "Something went wrong on the server, not with what you sent; its log says what. "
-    "Please try again, or with something smaller."
-)
-
-
-_short = reprlib.Repr()
-
-
-_short.maxstring = 60
-
-
-class UserError(ValueError):
-    """A request that cannot be served, with the reason and what to do, for the visitor to read."""
-
-
-def reason(error: BaseException) -> str:
-    """Return what a visitor may read of an error: a refusal's text, else nothing of its inside."""
+    Other errors may contain paths and values of the server, which visitors must not see.
+    """
     if isinstance(error, UserError):
         return str(error)
-    trace = "".join(traceback.format_exception(error))  # with names of a visitor's files
+    # File names of visitors are in the traceback: control characters must not reach a terminal.
+    trace = "".join(traceback.format_exception(error))
     _log.error("A request failed.\n%s", escape_controls(trace, keep="\n"))
-    return _UNEXPECTED
+    return _UNEXPECTED_ERROR
 
 
-def without_paths(error: BaseException, folder: str | os.PathLike[str]) -> UserError:
-    """Return an error as a refusal that names files relative to the visitor's own folder."""
+def hide_folder(error: BaseException, folder: str | os.PathLike[str]) -> UserError:
+    """Convert an error to a `UserError` whose file names are relative to the visitor's folder."""
     text = str(error).strip()
+    # The longer path first, because it may contain the shorter one.
     for root in sorted({str(folder), str(Path(folder).resolve())}, key=len, reverse=True):
         text = text.replace(root + os.sep, "").replace(root, "the zip")
     return UserError(text)
 
 
-def quoted(text: str) -> str:
-    """Return a visitor's text, short enough for a message."""
-    return _short.repr(text)
+def quote(text: str) -> str:
+    """Return a visitor's text in quotes, shortened for a message."""
+    return _short_repr.repr(text)
 
 
-def some_of(names: Iterable[str], limit: int = 3) -> str:
-    """Name the first few, and how many there are if that is more."""
+def quote_first(names: Iterable[str], limit: int = 3) -> str:
+    """Return the first names in quotes, followed by their number if there are more."""
     names = list(names)
-    text = ", ".join(map(quoted, names[:limit]))
-    return f"{text}, ... ({len(names)} in all)" if len(names) > limit else text
+    text = ", ".join(map(quote, names[:limit]))
+    return f"{text}, ... ({len(names)} in total)" if len(names) > limit else text
 
 
-Report = Callable[[float, str], None]
-"""Told of the share done, from 0 to 1, and what is being done."""
+Progress = Callable[[float, str], None]
+"""Called with the completed fraction (0 to 1) and a description of the current step."""
 
 
-def no_report(share: float, what: str) -> None:
-    """Tell nobody."""
+def ignore_progress(fraction: float, step: str) -> None:
+    """Do nothing."""
 
 
-def part(report: Report, start: float, end: float) -> Report:
-    """Return what reports a part of the whole.
+def scale_progress(progress: Progress, start: float, end: float) -> Progress:
+    """Return a callback for one stage, which covers the fractions from `start` to `end`.
 
-    >>> part(lambda share, what: print(share, what), 0.5, 1)(0.5, "half of the second half")
-    0.75 half of the second half
+    >>> scale_progress(lambda fraction, step: print(fraction, step), 0.5, 1)(0.5, "encoding")
+    0.75 encoding
     """
-    return lambda share, what: report(start + share * (end - start), what)
+    return lambda fraction, step: progress(start + fraction * (end - start), step)
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Bounds on what visitors of the page may send; more is refused with the reason.
+    """Limits on the requests and uploads of visitors.
+
+    A request beyond a limit is rejected with an error message that states the limit.
 
     Parameters
     ----------
     upload_bytes : int, default=64 MiB
-        Size of one uploaded file.
+        Maximum size of one uploaded file.
     unpacked_bytes : int, default=256 MiB
-        Size of all files of a zip together, unpacked.
+        Maximum total size of the unpacked files of a zip file.
     ratio : int, default=200
-        How many times a packed file of more than 1 MiB may grow when it is unpacked.
+        Maximum ratio of the unpacked to the compressed size of a file in a zip file. Files of
+        up to 1 MiB are exempt.
     files : int, default=4000
-        Entries of a zip.
+        Maximum number of entries of a zip file.
     images : int, default=2000
-        Images of a collection, or of a set to align on.
+        Maximum number of images in a zip file.
     pixels : int, default=40,000,000
-        Width times height of an image.
+        Maximum number of pixels of an image.
     labels : int, default=500
-        Names to choose from.
+        Maximum number of label names.
     text_length : int, default=500
-        Characters of a name, a sentence or a caption.
+        Maximum number of characters of a label name, a query or a caption.
     request_bytes : int, default=1 MiB
-        Size of a request that is not an upload.
+        Maximum size of a request that is not an upload.
     found : int, default=48
-        Images shown for a search.
+        Maximum number of images shown for a search.
     waiting : int, default=64
-        Requests that wait; further ones are told to come again later.
+        Maximum number of waiting requests. Further requests get the status 429.
     at_once : int, default=2
-        Requests that are worked on at the same time. Alignments are one at a time.
+        Number of requests that are processed concurrently. Alignments are processed one at a
+        time.
     sessions : int, default=50
-        Visitors whose own aligner and collection are kept; the longest unseen go first. One takes
-        up to some 30 MB.
+        Number of visitors whose aligners and images are stored. The data of the visitor who was
+        inactive longest are deleted first. One session takes up to about 30 MB.
     idle_seconds : int, default=3600
-        How long they are kept after their last change, and uploaded files at all.
+        Time until the data of a session are deleted after their last change, and until an
+        uploaded file is deleted.
     stored_bytes : int, default=2 GiB
-        Size of all uploaded files together; further ones are told to come again later.
+        Maximum total size of all uploaded files. Further uploads get the status 429.
 
     Examples
     --------
@@ -154,13 +159,13 @@ class Limits:
         for field in fields(self):
             value = getattr(self, field.name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"Limits: {field.name} must be an integer >= 1, not {value!r}.")
+                raise ValueError(f"{field.name} must be an integer >= 1, got {value!r}.")
 
 
-def in_words(n_bytes: int) -> str:
-    """Return a size as people write it.
+def format_size(n_bytes: int) -> str:
+    """Return a size with its unit.
 
-    >>> in_words(64 * 2**20), in_words(1536)
+    >>> format_size(64 * 2**20), format_size(1536)
     ('64 MiB', '1.5 KiB')
     """
     for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):

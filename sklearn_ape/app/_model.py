@@ -17,20 +17,27 @@ from sklearn.utils.validation import check_is_fitted
 from ..aligners.wrapper import resolve_aligner, unwrap_aligner
 from ..datasets import get_data_home
 from ..encoders import HeadPairs, classifier_head_pairs
-from ._limits import Limits, Report, UserError, without_paths
-from ._uploads import down, temporary_folder, unpack
+from ._limits import Limits, Progress, UserError, hide_folder
+from ._uploads import create_temporary_folder, skip_single_folder, unpack
+
+# Items per batch: between two batches, progress is reported and other requests are served.
+_BATCH_SIZE = 32
+
+_FOLDER_NAME = "aligner"
+_SUFFIXES = frozenset((".json", ".safetensors", ".md"))
+_METHOD_BY_CLASS = {"APEAligner": "ape", "CCAAligner": "cca", "KernelAligner": "kernel"}
 
 
 class Recall(NamedTuple):
-    """Recall@k in %, of one aligner on the images held out, over both directions."""
+    """Recall@k in percent on the held-out images, averaged over both directions."""
 
-    who: str
+    aligner_name: str
     at_1: float
     at_5: float
 
 
 class Alignment(NamedTuple):
-    """A fitted aligner, what was measured and whether class names were learned as well."""
+    """A fitted aligner, how it was fitted, and its recall next to the initial aligner's."""
 
     aligner: Any
     method: str
@@ -40,48 +47,46 @@ class Alignment(NamedTuple):
     remark: str
     with_head: bool = False
 
-    def scores(self) -> dict[str, float] | None:
-        """Return what a model card says of it, or None where nothing was held out."""
+    def card_scores(self) -> dict[str, float] | None:
+        """Return the scores for the model card; None if nothing was held out."""
         if not self.recall:
             return None
-        after = self.recall[-1]
-        return {"recall@1": after.at_1 / 100, "recall@5": after.at_5 / 100}
-
-
-_AT_ONCE = 32
+        own = self.recall[-1]
+        return {"recall@1": own.at_1 / 100, "recall@5": own.at_5 / 100}
 
 
 class Model(NamedTuple):
-    """A fitted aligner of images and texts, and names of classes where it came with some."""
+    """A fitted aligner for images and texts, and the labels of a classifier that contained it."""
 
     aligner: Any
     labels: list[str] | None = None
 
 
 def load_model(aligner: Any) -> Model:
-    """Return what the person who starts the page named.
+    """Return the model to serve.
 
     Parameters
     ----------
     aligner : None, str, path-like or estimator
-        None is the starter model, ``"open_clip:..."`` a CLIP; any other str is a saved folder or
-        a hub id. An estimator is an aligner, a Pipeline that ends in one, or a classifier or
-        retriever around it.
+        None is the starter model, and ``"open_clip:..."`` a CLIP model. Any other str is the
+        folder of a saved model or a Hub id. An estimator is an aligner, a Pipeline that ends in
+        one, or a classifier or retriever that contains one.
 
     Returns
     -------
     model : Model
-        Takes images and texts.
+        The aligner, without caches, and the labels if there are any.
 
     Raises
     ------
     NotFittedError
-        When it is not fitted.
+        If the aligner is not fitted.
     ValueError
-        When it takes features instead of images and texts.
+        If the aligner was fitted on features and has no encoders.
     """
-    if aligner is not None and not hasattr(aligner, "fit") and not _is_clip(aligner):
-        from .. import load_pretrained
+    is_clip = isinstance(aligner, str) and aligner.startswith("open_clip:")
+    if aligner is not None and not hasattr(aligner, "fit") and not is_clip:
+        from ..persistence import load_pretrained
 
         aligner = load_pretrained(aligner)
     labels = None
@@ -91,182 +96,179 @@ def load_model(aligner: Any) -> Model:
         aligner = getattr(aligner, "aligner_", aligner.aligner)
     aligner = resolve_aligner(aligner)
     check_is_fitted(aligner)
-    if hasattr(aligner, "best_estimator_"):  # a search
+    if hasattr(aligner, "best_estimator_"):  # a hyper-parameter search
         aligner = aligner.best_estimator_
     if isinstance(aligner, FrozenEstimator):
         aligner = aligner.estimator
-    image_encoder, text_encoder = encoders_of(aligner)
+    image_encoder, text_encoder = get_encoders(aligner)
     if image_encoder is None or text_encoder is None:
-        side = "image" if image_encoder is None else "text"
+        modality = "image" if image_encoder is None else "text"
         raise ValueError(
-            f"This aligner was fitted on features and has no {side} encoder, and the page takes "
-            "images and words: pass make_pipeline(image_encoder, "
+            f"aligner has no {modality} encoder, because it was fitted on features, but the page "
+            "needs images and texts. Pass make_pipeline(image_encoder, "
             "APEAligner(text_encoder=text_encoder)).fit(images, captions)."
         )
-    # What visitors send is to be forgotten, whatever cache the aligner came with.
-    return Model(with_caches(aligner, None, None), labels)
+    # Uploads of visitors must not be stored in the caches of the encoders.
+    return Model(replace_caches(aligner, None, None), labels)
 
 
-def _is_clip(name: Any) -> bool:
-    return isinstance(name, str) and name.startswith("open_clip:")
-
-
-def encoders_of(aligner: Any) -> tuple[Any, Any]:
-    """Return the encoders of images and of texts in a fitted aligner, None where it has none."""
+def get_encoders(aligner: Any) -> tuple[Any, Any]:
+    """Return the image encoder and the text encoder of a fitted aligner; None if it has none."""
     inner = unwrap_aligner(aligner)
     image, text = (
-        getattr(inner, f"{side}_encoder_", getattr(inner, f"{side}_encoder", None))
-        for side in ("image", "text")
+        getattr(inner, f"{modality}_encoder_", getattr(inner, f"{modality}_encoder", None))
+        for modality in ("image", "text")
     )
     if image is None and isinstance(aligner, Pipeline) and len(aligner.steps) > 1:
         image = aligner.steps[0][1] if len(aligner.steps) == 2 else aligner[:-1]
     return image, text
 
 
-def with_caches(aligner: Any, image: Any, text: Any) -> Any:
-    """Return a copy of a fitted aligner whose encoders keep features in these caches.
+def replace_caches(aligner: Any, image_cache: Any, text_cache: Any) -> Any:
+    """Return a copy of a fitted aligner whose encoders use other feature caches.
 
-    Weights and solutions are shared with the original.
+    The copy shares the weights with the original.
     """
-    changed = copy.copy(aligner)
-    if isinstance(changed, Pipeline):
-        changed.steps = [(name, with_caches(step, image, text)) for name, step in changed.steps]
-        return changed
-    for name, cache in (("image_encoder_", image), ("text_encoder_", text)):
-        if hasattr(changed, name):
-            setattr(changed, name, with_caches(getattr(changed, name), cache, cache))
-    if "cache" in changed.get_params(deep=False):  # an encoder, or CLIP's two in one
-        changed.cache = image
-    return changed
+    copied = copy.copy(aligner)
+    if isinstance(copied, Pipeline):
+        copied.steps = [
+            (name, replace_caches(step, image_cache, text_cache)) for name, step in copied.steps
+        ]
+        return copied
+    for name, cache in (("image_encoder_", image_cache), ("text_encoder_", text_cache)):
+        if hasattr(copied, name):
+            setattr(copied, name, replace_caches(getattr(copied, name), cache, cache))
+    if "cache" in copied.get_params(deep=False):  # an encoder, or CLIP with both encoders
+        copied.cache = image_cache
+    return copied
 
 
-def encode(encoder: Any, items: Sequence[Any], report: Report, what: str) -> np.ndarray:
-    """Encode items a few at a time, so that others' requests come in between."""
-    parts = []
-    for start in range(0, len(items), _AT_ONCE):
-        report(start / len(items), f"{what} {start + 1} of {len(items)}")
-        parts.append(encoder.transform(items[start : start + _AT_ONCE]))
-    return np.concatenate(parts)
+def encode(encoder: Any, items: Sequence[Any], progress: Progress, step: str) -> np.ndarray:
+    """Encode items in batches and report the progress."""
+    batches = []
+    for start in range(0, len(items), _BATCH_SIZE):
+        progress(start / len(items), f"{step} {start + 1} of {len(items)}")
+        batches.append(encoder.transform(items[start : start + _BATCH_SIZE]))
+    return np.concatenate(batches)
 
 
-def head_pairs_of(image_encoder: Any, text_encoder: Any, report: Report) -> HeadPairs | None:
-    """Return the names that the image encoder's own classes have, with features of them.
+def make_head_pairs(image_encoder: Any, text_encoder: Any, progress: Progress) -> HeadPairs | None:
+    """Return pairs of the image encoder's classification head, with the texts encoded.
 
-    None for an encoder without a classification head. They are kept on disk: the same names are
-    read at every start.
+    None if the encoder has no classification head. The features are cached on disk, since the
+    class names are the same at each start of the page.
     """
     try:
         pairs = classifier_head_pairs(image_encoder)
     except (ValueError, TypeError):
         return None
-    texts = [text for texts in pairs.texts for text in texts]
-    owners = np.repeat(np.arange(len(pairs.texts)), [len(texts) for texts in pairs.texts])
+    texts = [text for class_texts in pairs.texts for text in class_texts]
+    owners = np.repeat(
+        np.arange(len(pairs.texts)), [len(class_texts) for class_texts in pairs.texts]
+    )
     unique = list(dict.fromkeys(texts))
-    reader = clone(text_encoder)
-    if "cache" in reader.get_params(deep=False):
-        reader.set_params(cache=get_data_home() / "features")
-    features = encode(reader, unique, report, "Reading class name")
-    row = {text: number for number, text in enumerate(unique)}
-    return HeadPairs(pairs.weights, features[[row[text] for text in texts]], owners)
-
-
-_SUFFIXES = frozenset((".json", ".safetensors", ".md"))
-
-
-_KINDS = {"APEAligner": "ape", "CCAAligner": "cca", "KernelAligner": "kernel"}
-
-
-_NAME = "aligner"
+    cached_encoder = clone(text_encoder)
+    if "cache" in cached_encoder.get_params(deep=False):
+        cached_encoder.set_params(cache=get_data_home() / "features")
+    features = encode(cached_encoder, unique, progress, "Encoding class name")
+    row_by_text = {text: row for row, text in enumerate(unique)}
+    return HeadPairs(pairs.weights, features[[row_by_text[text] for text in texts]], owners)
 
 
 class Download(NamedTuple):
-    """A zip to download, and the folder that it lies in, which goes when this goes."""
+    """Path of a zip file, and its temporary folder, which is deleted with this object."""
 
     path: str
     folder: Any
 
 
-def as_zip(alignment: Alignment) -> Download | None:
-    """Return an aligner as a zip of what `save_pretrained` writes.
+def save_zip(alignment: Alignment) -> Download | None:
+    """Save an aligner as a zip of its `save_pretrained` folder.
 
-    None where an encoder of the server's own making has no form in a file.
+    None if the server uses an encoder of its own that `save_pretrained` does not support.
     """
-    folder = temporary_folder("download-")
-    saved = Path(folder.name, _NAME)
+    folder = create_temporary_folder("download-")
+    saved = Path(folder.name, _FOLDER_NAME)
     try:
-        alignment.aligner.save_pretrained(saved, scores=alignment.scores())
+        alignment.aligner.save_pretrained(saved, scores=alignment.card_scores())
     except TypeError:
         return None
-    path = Path(folder.name, f"{_NAME}.zip")
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
-        for part in sorted(saved.iterdir()):
-            file.write(part, f"{_NAME}/{part.name}")
+    path = Path(folder.name, f"{_FOLDER_NAME}.zip")
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for file in sorted(saved.iterdir()):
+            archive.write(file, f"{_FOLDER_NAME}/{file.name}")
     return Download(str(path), folder)
 
 
-def from_zip(archive: Any, folder: str, served: Any, limits: Limits) -> Alignment:
-    """Load an aligner that was downloaded from such a page.
+def load_zip(archive: Any, folder: str, served_aligner: Any, limits: Limits) -> Alignment:
+    """Load an aligner that was downloaded from the page.
 
     Parameters
     ----------
     archive : path-like
-        The zip.
+        Zip file of the visitor.
     folder : str
-        An empty one.
-    served : estimator
-        The server's own aligner: encoders other than its own are not loaded, since a file may
-        name any folder or address as an encoder's weights.
+        Empty folder for the unpacked files.
+    served_aligner : estimator
+        Aligner of the server. Only its encoders are allowed in the zip file, because the file
+        could otherwise make the server load any folder or download any model.
     limits : Limits
-        Bounds on the zip.
+        Limits on the zip file.
 
     Returns
     -------
     alignment : Alignment
-        Without figures.
+        The aligner, without recall.
 
     Raises
     ------
-    Refusal
-        When it is no such zip, is damaged, or of other encoders.
+    UserError
+        If the zip file does not contain such an aligner, is damaged, or has other encoders.
     """
     from ..persistence import load_pretrained
     from ..persistence._serialize import Recorder
     from ..persistence.files import read_model
 
     unpack(archive, folder, _SUFFIXES, limits)
-    inside = down(Path(folder))
+    saved = skip_single_folder(Path(folder))
     try:
-        config, _ = read_model(inside)
-        model = config["model"]
-        kind = model["$class"]
-        if kind not in _KINDS:
+        config, _ = read_model(saved)
+        record = config["model"]
+        class_name = record["$class"]
+        if class_name not in _METHOD_BY_CLASS:
             raise UserError(
-                f"The zip holds a {str(kind)[:40]!r}: expected an aligner downloaded from here, "
-                f"one of {', '.join(_KINDS)}."
+                f"The zip contains a {str(class_name)[:40]!r}, not an aligner of this page. "
+                f"Upload a downloaded aligner: one of {', '.join(_METHOD_BY_CLASS)}."
             )
-        own = [Recorder().object(encoder, "encoder") for encoder in encoders_of(served)]
-        named = list(_encoders(model))
-        if not named or any(encoder not in own for encoder in named):
+        allowed = [
+            Recorder().object(encoder, "encoder") for encoder in get_encoders(served_aligner)
+        ]
+        encoders = list(_iter_encoder_records(record))
+        if not encoders or any(encoder not in allowed for encoder in encoders):
             raise UserError(
-                "The aligner in the zip is made for other encoders than those of this page: ask "
-                "whoever runs the page to start it with that aligner."
+                "The aligner in the zip uses other encoders than this page. Ask the person who "
+                "runs the page to start it with this aligner."
             )
-        aligner = load_pretrained(inside)
-        if None in encoders_of(aligner):
-            raise UserError("The aligner in the zip has no encoders: it takes features only.")
+        aligner = load_pretrained(saved)
+        if None in get_encoders(aligner):
+            raise UserError(
+                "The aligner in the zip has no encoders, because it was fitted on features. "
+                "Upload an aligner that was downloaded from this page."
+            )
     except UserError:
         raise
     except (ValueError, TypeError, KeyError, OSError) as error:
-        raise without_paths(error, inside) from error
-    return Alignment(aligner, _KINDS[kind], 0, 0, [], "Loaded from your zip.")
+        raise hide_folder(error, saved) from error
+    method = _METHOD_BY_CLASS[class_name]
+    return Alignment(aligner, method, 0, 0, [], "The aligner was loaded from your zip file.")
 
 
-def _encoders(value: Any) -> Iterator[dict[str, Any]]:
-    """Yield what a file says of encoders, wherever it says it."""
+def _iter_encoder_records(value: Any) -> Iterator[dict[str, Any]]:
+    """Yield the records of encoders at any depth of a model's configuration."""
     if isinstance(value, dict):
         if str(value.get("$class", "")).endswith("Encoder"):
             yield value
         value = list(value.values())
     if isinstance(value, list):
         for item in value:
-            yield from _encoders(item)
+            yield from _iter_encoder_records(item)

@@ -1,4 +1,4 @@
-"""Start of the server, and limits on requests."""
+"""Start of the web app, and request limits as ASGI middleware."""
 
 from __future__ import annotations
 
@@ -11,47 +11,57 @@ import sys
 import tempfile
 import threading
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ._limits import Limits, in_words
+from ._limits import Limits, format_size
 from ._model import load_model
-from ._session import AppService, Session
-from ._ui import DEFAULT_LABELS, import_gradio, page_of
+from ._session import AppService
+from ._ui import build_page, import_gradio
+
+if TYPE_CHECKING:
+    import gradio
 
 _Scope = MutableMapping[str, Any]
-
-
 _Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-
-
 _Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
+_UPLOAD_PATH = re.compile(r"/upload/?$")
+# Functions of Gradio that this page does not use and that would make the server more vulnerable.
+_CLOSED_PATHS = re.compile(
+    r"/(process_recording|stream|proxy=|component_server|monitoring|vibe|mcp)"
+)
+# A multipart body is longer than the file: by the headers of its parts.
+_MULTIPART_OVERHEAD = 2**16
+_URL = re.compile(r"\s*[a-z][a-z0-9+.-]+:", re.IGNORECASE)
 
-_UPLOADS = re.compile(r"/upload/?$")
+_LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
 
+# Fonts of the system: the default theme loads fonts from another server.
+_FONTS = ["ui-sans-serif", "system-ui", "sans-serif"]
+_MONOSPACE_FONTS = ["ui-monospace", "Consolas", "monospace"]
 
-# Of a multipart body, beside the file itself.
-_AROUND_UPLOAD = 2**16
-
-
-# A file that is named by an address, which the server would have to fetch.
-_ADDRESS = re.compile(r"\s*[a-z][a-z0-9+.-]+:", re.IGNORECASE)
-
-
-_CLOSED = re.compile(r"/(process_recording|stream|proxy=|component_server|monitoring|vibe|mcp)")
+_CSS = """
+.gradio-container { max-width: 1180px !important; margin: auto; }
+#search-gallery .grid-wrap { max-height: none; }
+#search-gallery .caption-label { max-width: 96%; font-size: 0.8rem; }
+@media (max-width: 640px) {
+  #search-gallery .grid-container { grid-template-columns: repeat(2, minmax(0, 1fr)) !important; }
+}
+#align-result { padding: 0.5rem 1rem; }
+"""
 
 
 class RequestLimitMiddleware:
-    """Refuse requests that are too large or ask the server to fetch something, with a reason.
+    """ASGI middleware that rejects too large requests and requests to fetch a URL.
 
     Parameters
     ----------
     app : ASGI application
-        What is behind the gate.
+        Application that processes the accepted requests.
     limits : Limits
-        Bounds on the size of requests.
+        Limits on the size of requests.
     folder : str
-        Where uploads are kept.
+        Folder in which uploads are stored.
     """
 
     def __init__(self, app: Any, limits: Limits, folder: str) -> None:
@@ -60,167 +70,211 @@ class RequestLimitMiddleware:
         self.folder = folder
 
     async def __call__(self, scope: _Scope, receive: _Receive, send: _Send) -> None:
-        """Serve one connection."""
+        """Process one connection."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         path = scope["path"]
-        if _CLOSED.search(path):
-            await _answer(send, 404, "This page has no such part.")
-            return
-        if scope["method"] not in ("POST", "PUT", "PATCH"):
+        if _CLOSED_PATHS.search(path):
+            await _send_error(send, 404, "This function is not available on this page.")
+        elif scope["method"] not in ("POST", "PUT", "PATCH"):
             await self.app(scope, receive, send)
-            return
-        if _UPLOADS.search(path):
-            await self._upload(scope, receive, send)
+        elif _UPLOAD_PATH.search(path):
+            await self._process_upload(scope, receive, send)
         else:
-            await self._request(scope, receive, send)
+            await self._process_request(scope, receive, send)
 
-    async def _upload(self, scope: _Scope, receive: _Receive, send: _Send) -> None:
-        """Stop an upload at its limit, whatever size it said it had."""
-        limit = self.limits.upload_bytes + _AROUND_UPLOAD
-        too_large = (
-            f"The file is larger than {in_words(self.limits.upload_bytes)}, the limit for "
-            "uploads. Send a smaller one."
-        )
-        declared = _declared(scope)
-        if declared is None:
-            await _answer(send, 411, "An upload has to say its length (Content-Length).")
-        elif declared > limit:
-            # Servers hold a body to the length that was declared.
-            await _answer(send, 413, too_large)
-        elif _size_of(self.folder) + declared > self.limits.stored_bytes + _AROUND_UPLOAD:
-            why = "The page keeps as many uploads as it can. Try again in some minutes."
-            await _answer(send, 429, why, ((b"retry-after", b"600"),))
+    async def _process_upload(self, scope: _Scope, receive: _Receive, send: _Send) -> None:
+        """Reject an upload by its declared length, which the server enforces."""
+        length = _content_length(scope)
+        if length is None:
+            await _send_error(send, 411, "The length of the upload (Content-Length) is missing.")
+        elif length > self.limits.upload_bytes + _MULTIPART_OVERHEAD:
+            await _send_error(
+                send,
+                413,
+                f"The file is larger than {format_size(self.limits.upload_bytes)}, the limit for "
+                "uploads. Upload a smaller file.",
+            )
+        elif _folder_size(self.folder) + length > self.limits.stored_bytes + _MULTIPART_OVERHEAD:
+            reason = "The storage for uploads is full. Try again in a few minutes."
+            await _send_error(send, 429, reason, ((b"retry-after", b"600"),))
         else:
             await self.app(scope, receive, send)
 
-    async def _request(self, scope: _Scope, receive: _Receive, send: _Send) -> None:
-        """Read the whole of a small request, look at it and pass it on."""
+    async def _process_request(self, scope: _Scope, receive: _Receive, send: _Send) -> None:
+        """Read a request that is not an upload as a whole, check it and forward it."""
         limit = self.limits.request_bytes
         body = bytearray()
-        more = (_declared(scope) or 0) <= limit
-        too_large = not more
-        while more:
+        is_too_large = (_content_length(scope) or 0) > limit
+        is_complete = False
+        while not is_complete and not is_too_large:
             message = await receive()
             if message["type"] != "http.request":
                 return
             body += message.get("body", b"")
-            more = message.get("more_body", False)
-            if len(body) > limit:
-                too_large, more = True, False
-        if too_large:
-            await _answer(
+            is_complete = not message.get("more_body", False)
+            is_too_large = len(body) > limit
+        if is_too_large:
+            await _send_error(
                 send,
                 413,
-                f"The request is larger than {in_words(limit)}, the limit: send less text, and "
-                "images as uploads.",
+                f"The request is larger than {format_size(limit)}, the limit. Enter less text, "
+                "and send images as uploads.",
             )
             return
-        if _names_an_address(body):
-            await _answer(
-                send, 400, "A file is given by an address. Download it and upload the file."
+        if _contains_url(body):
+            await _send_error(
+                send,
+                400,
+                "A file is given by a URL. Download the file, and upload it to this page.",
             )
             return
-        sent = False
+        is_replayed = False
 
         async def replay() -> MutableMapping[str, Any]:
-            nonlocal sent
-            if sent:
+            nonlocal is_replayed
+            if is_replayed:
                 return await receive()
-            sent = True
+            is_replayed = True
             return {"type": "http.request", "body": bytes(body), "more_body": False}
 
-        await self.app(scope, replay, _busy_is_429(send, self.limits))
+        await self.app(scope, replay, _explain_full_queue(send, self.limits))
 
 
-def _names_an_address(body: bytes | bytearray) -> bool:
-    """Say whether a request has a file whose path is an address; Gradio would download it."""
+def _contains_url(body: bytes | bytearray) -> bool:
+    """Return whether the path of a file in a request is a URL, which Gradio would download."""
     try:
-        inside = [json.loads(body)]
+        values = [json.loads(body)]
     except (ValueError, RecursionError):
-        return False  # Gradio says what is wrong with it
-    while inside:
-        item = inside.pop()
-        if isinstance(item, dict):
-            path = item.get("path")
-            # One letter and a colon is a drive.
-            if isinstance(path, str) and _ADDRESS.match(path) and path[1:2] != ":":
+        return False  # Gradio rejects the request
+    while values:
+        value = values.pop()
+        if isinstance(value, dict):
+            path = value.get("path")
+            # A single letter before the colon is a drive on Windows.
+            if isinstance(path, str) and _URL.match(path) and path[1:2] != ":":
                 return True
-            inside += item.values()
-        elif isinstance(item, list):
-            inside += item
+            values += value.values()
+        elif isinstance(value, list):
+            values += value
     return False
 
 
-def _size_of(folder: str) -> int:
-    """Return the size of all files in a folder, of which some may go meanwhile."""
-    total = 0
+def _folder_size(folder: str) -> int:
+    """Return the total size of all files in a folder."""
+    n_bytes = 0
     for top, _, names in os.walk(folder):
         for name in names:
-            with contextlib.suppress(OSError):
-                total += os.path.getsize(os.path.join(top, name))
-    return total
+            with contextlib.suppress(OSError):  # files may be deleted during the walk
+                n_bytes += os.path.getsize(os.path.join(top, name))
+    return n_bytes
 
 
-def _declared(scope: _Scope) -> int | None:
+def _content_length(scope: _Scope) -> int | None:
     for name, value in scope["headers"]:
         if name == b"content-length":
             return int(value) if value.isdigit() else None
     return None
 
 
-def _busy_is_429(send: _Send, limits: Limits) -> _Send:
-    """Turn Gradio's answer of a full queue into one that says what to do."""
-    busy = False
+def _explain_full_queue(send: _Send, limits: Limits) -> _Send:
+    """Replace Gradio's response to a full queue (503) by the status 429 and an explanation."""
+    is_replaced = False
 
-    async def changed(message: MutableMapping[str, Any]) -> None:
-        nonlocal busy
+    async def send_or_replace(message: MutableMapping[str, Any]) -> None:
+        nonlocal is_replaced
         if message["type"] == "http.response.start" and message["status"] == 503:
-            busy = True
-            await _answer(
+            is_replaced = True
+            await _send_error(
                 send,
                 429,
-                f"{limits.waiting} requests are waiting already. Try again in a moment.",
+                f"{limits.waiting} requests are already waiting. Try again in a moment.",
                 ((b"retry-after", b"5"),),
             )
-        elif not busy:
+        elif not is_replaced:
             await send(message)
 
-    return changed
+    return send_or_replace
 
 
-async def _answer(
-    send: _Send, status: int, why: str, headers: tuple[tuple[bytes, bytes], ...] = ()
+async def _send_error(
+    send: _Send, status: int, reason: str, headers: tuple[tuple[bytes, bytes], ...] = ()
 ) -> None:
-    body = json.dumps({"detail": why, "error": why}).encode()
+    # Gradio's client reads "detail" for some requests and "error" for others.
+    body = json.dumps({"detail": reason, "error": reason}).encode()
     start = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
     await send({"type": "http.response.start", "status": status, "headers": [*start, *headers]})
     await send({"type": "http.response.body", "body": body})
 
 
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
-
-
-_FONTS = ["ui-sans-serif", "system-ui", "sans-serif"]
-
-
-_MONO = ["ui-monospace", "Consolas", "monospace"]
-
-
 class Running(NamedTuple):
-    """A page that was started without waiting for its end.
+    """A running web page.
 
     Parameters
     ----------
     url : str
-        Where it is.
+        Address of the page.
     close : callable
-        Stops it and removes what visitors sent.
+        Stops the page and deletes all uploads.
     """
 
     url: str
     close: Any
+
+
+def build_app(
+    aligner: Any = None,
+    *,
+    images: Any = None,
+    labels: Sequence[str] | None = None,
+    limits: Limits | None = None,
+) -> gradio.Blocks:
+    """Build the web page to try an aligner, for use within another application.
+
+    Parameters
+    ----------
+    aligner : None, str, path-like or estimator, default=None
+        Aligner for images and texts. None is the starter model, and ``"open_clip:..."`` a CLIP
+        model. Any other str is the folder of a saved model or a Hub id, which
+        `sklearn_ape.load_pretrained` reads. An estimator is a fitted aligner, a Pipeline that
+        ends in one, or a classifier or retriever that contains one.
+    images : path-like, sequence of paths or None, default=None
+        Images to search: a folder or paths. None shows drawings of OpenMoji.
+    labels : sequence of str or None, default=None
+        Initial labels on the page. None uses the labels of the classifier if `aligner` is one,
+        and example labels otherwise.
+    limits : Limits or None, default=None
+        Limits on the requests of visitors. None uses the default values.
+
+    Returns
+    -------
+    page : gradio.Blocks
+        The page, not started. `serve` starts it with all request limits; ``page.launch()`` alone
+        does not limit uploads.
+
+    Raises
+    ------
+    ImportError
+        If gradio is not installed.
+    NotFittedError
+        If the aligner is not fitted.
+    ValueError
+        If the aligner was fitted on features and has no encoders.
+
+    See Also
+    --------
+    serve : Build and start the page.
+
+    Examples
+    --------
+    >>> from sklearn_ape.app import build_app
+    >>> build_app(labels=["cat", "dog"])
+    Gradio Blocks instance: ...
+    """
+    import_gradio()
+    limits = Limits() if limits is None else limits
+    return build_page(AppService(load_model(aligner), images, limits), labels)
 
 
 def serve(
@@ -235,49 +289,49 @@ def serve(
     block: bool = True,
     verbose: int = 1,
 ) -> Running:
-    """Start a page on this computer on which an aligner is tried, until it is interrupted.
+    """Start a web page on this computer to try an aligner.
 
     Parameters
     ----------
     aligner, images : object
-        See `build_app`.
+        Aligner and images to search, see `build_app`.
     host : str, default="127.0.0.1"
-        The address it listens at. The default is this computer alone; with any other, everyone
-        who can reach it can use the page, and see the images in it.
+        Address at which the server listens. By default, only this computer can open the page.
+        With any other address, everyone who can reach it can use the page and see the images.
     port : int or None, default=7860
-        The port; None takes a free one.
+        Port of the server. None selects a free port.
     open_browser : bool, default=False
-        Whether to open it in the browser.
+        Whether to open the page in the browser.
     labels, limits : object
-        See `build_app`.
+        Initial labels and request limits, see `build_app`.
     block : bool, default=True
-        Whether to wait until it is interrupted (Ctrl-C). False returns at once; call ``close()``
-        of what is returned.
+        Whether to wait until the process is interrupted (Ctrl-C). If False, the function
+        returns after the start; stop the page with ``close()`` of the returned object.
     verbose : int, default=1
-        0 prints nothing but warnings.
+        Verbosity level. 0 prints only warnings.
 
     Returns
     -------
     running : Running
-        Where it is, and how to stop it.
+        Address of the page, and a function that stops it.
 
     Raises
     ------
     ImportError
-        When gradio is not installed.
+        If gradio is not installed.
     OSError
-        When the port is taken.
+        If the port is in use.
     ValueError, NotFittedError
-        When the aligner cannot be used, see `build_app`.
+        If the aligner cannot be used, see `build_app`.
 
     See Also
     --------
-    build_app : The page alone, to be put elsewhere.
+    build_app : Build the page without starting it.
 
     Notes
     -----
-    Nothing is fetched from the net, and nothing is sent there. Uploads and what is made of them
-    lie in a temporary folder that is removed at the end.
+    The page works without a network connection. Uploads are stored in a temporary folder, which
+    is deleted when the page stops.
 
     Examples
     --------
@@ -288,26 +342,25 @@ def serve(
     >>> page.close()  # doctest: +SKIP
     """
     limits = Limits() if limits is None else limits
-    if host not in _LOOPBACK:
+    if host not in _LOOPBACK_HOSTS:
         print(
-            f"Warning: the page listens at {host}, not at this computer alone. Everyone who can "
+            f"Warning: the page listens at {host}, not only at this computer. Everyone who can "
             "reach it can use it without a password and see its images.",
             file=sys.stderr,
         )
     stack = contextlib.ExitStack()
     with contextlib.ExitStack() as on_failure:
         on_failure.callback(stack.close)
-        folder = stack.enter_context(_own_folder())
+        folder = stack.enter_context(_private_upload_folder())
         gr = import_gradio()
-        model = load_model(aligner)
-        studio = AppService(model, images, limits)
-        page = page_of(studio, labels or model.labels or DEFAULT_LABELS)
+        service = AppService(load_model(aligner), images, limits)
+        page = build_page(service, labels)
         stack.callback(page.close, verbose=False)
         page.launch(
             server_name=host,
-            server_port=port or _free_port(host),
+            server_port=port or _find_free_port(host),
             inbrowser=open_browser,
-            theme=gr.themes.Soft(font=_FONTS, font_mono=_MONO),
+            theme=gr.themes.Soft(font=_FONTS, font_mono=_MONOSPACE_FONTS),
             css=_CSS,
             prevent_thread_lock=True,
             quiet=True,
@@ -326,70 +379,59 @@ def serve(
         )
         on_failure.pop_all()
     running = Running(str(page.local_url), stack.close)
-    stack.callback(_WarmUp(studio).close)
+    stack.callback(_WarmUp(service).close)
     if verbose:
-        print(f"The page is at {running.url} (Ctrl-C ends it).", flush=True)
+        print(f"The page is at {running.url} (press Ctrl-C to stop it).", flush=True)
     if block:
-        with _ended_by_signals(), contextlib.suppress(KeyboardInterrupt):
+        with _interrupt_on_sigterm(), contextlib.suppress(KeyboardInterrupt):
             threading.Event().wait()
         running.close()
     return running
 
 
-_CSS = """
-.gradio-container { max-width: 1180px !important; margin: auto; }
-#search-gallery .grid-wrap { max-height: none; }
-#search-gallery .caption-label { max-width: 96%; font-size: 0.8rem; }
-@media (max-width: 640px) {
-  #search-gallery .grid-container { grid-template-columns: repeat(2, minmax(0, 1fr)) !important; }
-}
-#align-result { padding: 0.5rem 1rem; }
-"""
-
-
 @contextlib.contextmanager
-def _own_folder() -> Iterator[str]:
-    """Let Gradio keep uploads in a folder of this server alone, removed at the end."""
+def _private_upload_folder() -> Iterator[str]:
+    """Make Gradio store uploads in a temporary folder of this server."""
     name = "GRADIO_TEMP_DIR"
-    before = os.environ.get(name)
+    previous = os.environ.get(name)
     with tempfile.TemporaryDirectory(prefix="sklearn-ape-page-") as folder:
         os.environ[name] = folder
         try:
             yield folder
         finally:
-            if before is None:
+            if previous is None:
                 os.environ.pop(name, None)
             else:
-                os.environ[name] = before
+                os.environ[name] = previous
 
 
 @contextlib.contextmanager
-def _ended_by_signals() -> Iterator[None]:
-    """Let a polite kill end the page as Ctrl-C does, so that uploads are removed."""
+def _interrupt_on_sigterm() -> Iterator[None]:
+    """Treat SIGTERM like Ctrl-C, so that uploads are deleted."""
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield  # only the main thread can set signal handlers
         return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, previous)
 
 
 def _middleware(host: str, limits: Limits, folder: str) -> list[Any]:
-    """Return what stands before Gradio."""
     from starlette.middleware import Middleware
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-    gate = [Middleware(RequestLimitMiddleware, limits=limits, folder=folder)]
-    if host not in _LOOPBACK:
-        return gate
-    # A page of another site whose name is made to lead here must not read this one.
-    names = ["localhost", "127.0.0.1", "[::1]"]
-    return [Middleware(TrustedHostMiddleware, allowed_hosts=names), *gate]
+    middleware = [Middleware(RequestLimitMiddleware, limits=limits, folder=folder)]
+    if host in _LOOPBACK_HOSTS:
+        # DNS rebinding: a page of another site could resolve its own name to this computer and
+        # read this page.
+        names = ["localhost", "127.0.0.1", "[::1]"]
+        middleware.insert(0, Middleware(TrustedHostMiddleware, allowed_hosts=names))
+    return middleware
 
 
-def _free_port(host: str) -> int:
+def _find_free_port(host: str) -> int:
     import socket
 
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -399,29 +441,23 @@ def _free_port(host: str) -> int:
 
 
 class _WarmUp:
-    """Load the networks and embed the collection, so that the first visitor need not wait.
+    """Thread that loads the networks and embeds the images before the first request."""
 
-    Parameters
-    ----------
-    studio : Studio
-        The one to prepare.
-    """
-
-    def __init__(self, studio: AppService) -> None:
-        self._studio = studio
-        self._ended = threading.Event()
+    def __init__(self, service: AppService) -> None:
+        self._service = service
+        self._is_closed = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
     def close(self) -> None:
-        """End it, at the latest after the images that are being encoded."""
-        self._ended.set()
+        """Stop the thread after the current batch of images."""
+        self._is_closed.set()
         self._thread.join()
 
     def _run(self) -> None:
-        with contextlib.suppress(Exception):  # whoever asks for it is told what is wrong
-            self._studio.prepare(Session(), self._report)
+        with contextlib.suppress(Exception):  # the first request reports the error
+            self._service.warm_up(self._check_closed)
 
-    def _report(self, share: float, what: str) -> None:
-        if self._ended.is_set():
+    def _check_closed(self, fraction: float, step: str) -> None:
+        if self._is_closed.is_set():
             raise InterruptedError

@@ -1,4 +1,4 @@
-"""Gradio interface of the web app, and its texts."""
+"""Gradio interface of the web app."""
 
 from __future__ import annotations
 
@@ -10,45 +10,71 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from ..utils.escape import escape_markdown
-from ._actions import METHOD_CHOICES, TEMPLATE_CHOICES
-from ._limits import Limits, Report, in_words, reason
-from ._model import Alignment, load_model
-from ._session import AppService, Session
-from ._uploads import thumbnail
+from ._limits import Progress, format_size, message_for_visitor
+from ._uploads import make_thumbnail
 
 if TYPE_CHECKING:
     import gradio
 
+    from ._model import Alignment
+    from ._session import AppService, Session
+
+DEFAULT_LABELS = ("tiger", "house cat", "pizza", "bicycle", "rocket", "umbrella", "rose", "guitar")
+
+_INTRODUCTION = """\
+# sklearn-ape demo: image search and zero-shot classification
+
+Classify images by label names, search images by a text, and fit an aligner on your own images.
+Uploads are processed on the computer that runs this page and deleted after {minutes} minutes.
+"""
+
+_TEMPLATE_CHOICES = {
+    "simple phrases around each label": "simple",
+    "for drawings: an icon of a ..., clip art of a ...": "drawing",
+    "for photographs: a photo of a ...": "photo",
+    "the seven templates of CLIP": "clip",
+    "none: the labels themselves (for whole sentences)": "none",
+}
+
+_METHOD_CHOICES = {
+    "kernel: closed-form, the best for few pairs": "kernel",
+    "ape: small networks, trained by gradient descent": "ape",
+    "cca: linear, the fastest": "cca",
+}
+
+_EXAMPLE_QUERIES = ("a wild animal", "a red fruit", "bad weather", "it has wheels")
+_N_LABELS_SHOWN = 10
+_N_RESULTS = 12
+
 
 def import_gradio() -> Any:
-    """Return gradio, told to send nothing about its use anywhere."""
+    """Return gradio, without usage statistics."""
+    # Gradio reads these variables when it is imported.
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     try:
         import gradio
     except ImportError as error:
         raise ImportError(
-            'The page needs gradio. Install it with: pip install "sklearn-ape[serve]"'
+            "gradio is not installed, but the web page needs it. Install it with: "
+            'pip install "sklearn-ape[serve]"'
         ) from error
     return gradio
 
 
 @contextmanager
 def show_errors(gr: Any) -> Iterator[None]:
-    """Show what goes wrong inside as a message to the visitor, without its inside."""
+    """Show errors as messages on the page, see `message_for_visitor`."""
     try:
         yield
     except Exception as error:
-        # Gradio renders messages as HTML; names in them are the visitor's, or a stranger's.
-        message = html.escape(reason(error), quote=False)
-        raise gr.Error(message, print_exception=False, title="Not done") from error
+        # Gradio renders messages as HTML, and a message may contain the name of an uploaded file.
+        message = html.escape(message_for_visitor(error), quote=False)
+        raise gr.Error(message, print_exception=False, title="Error") from error
 
 
 def image_input(gr: Any, label: str, elem_id: str) -> Any:
-    """Return a field for an image that hands over the file as it was sent.
-
-    Gradio would decode it, with an error of its own for a file that is no image.
-    """
+    """Return an image field that passes the path of the uploaded file."""
     field = gr.Image(
         label=label,
         type="filepath",
@@ -58,152 +84,161 @@ def image_input(gr: Any, label: str, elem_id: str) -> Any:
         elem_id=elem_id,
         buttons=[],
     )
-    field.preprocess = lambda payload: None if payload is None else payload.path
+    # Gradio opens the file even for type="filepath" and fails without a reason if it is not an
+    # image. It has no option against this, and a subclass would make it write a .pyi file next
+    # to this module.
+    field.preprocess = _path_of_upload
     return field
 
 
-def report_to(progress: Any) -> Report:
-    """Return what moves a bar in the page."""
-    return lambda share, what: progress(min(max(share, 0.0), 1.0), desc=what)
+def _path_of_upload(payload: Any) -> str | None:
+    return None if payload is None else payload.path
 
 
-def about_model(alignment: Alignment | None) -> str:
-    """Say which aligner the visitor uses."""
+def make_progress(bar: Any) -> Progress:
+    """Return a progress callback that updates a progress bar of the page."""
+    return lambda fraction, step: bar(min(max(fraction, 0.0), 1.0), desc=step)
+
+
+def describe_model(alignment: Alignment | None) -> str:
+    """Return a sentence about the aligner in use."""
     if alignment is None:
-        return "You are using the **aligner this page came with**."
-    return f"You are using **your own {alignment.method} aligner**, in all three tabs."
+        return "You are using the **initial aligner** of this page."
+    return f"You are using **your own {alignment.method} aligner** in all three tabs."
 
 
-def about_alignment(alignment: Alignment | None, remark: str) -> str:
-    """Say in Markdown what an alignment brought; the remark names a visitor's files as text."""
+def describe_alignment(alignment: Alignment | None, remark: str) -> str:
+    """Describe the result of an alignment in Markdown.
+
+    The remark may contain names of uploaded files, so it is escaped.
+    """
     if alignment is None:
-        return "The page's own aligner is in use again."
+        return "The initial aligner is in use again."
     lines = []
     if alignment.recall:
         n = alignment.n_held_out
         lines += [
-            f"### On {n} images held out",
-            "How often is the right one of an image and its caption found first, or among the "
-            "first five?",
+            f"### Evaluation on {n} held-out images",
+            "Recall of captions for images and of images for captions: how often is the correct "
+            "result the first, or among the first five?",
             "",
             "| | first | first five |",
             "|---|---|---|",
-            *(f"| {r.who} | {r.at_1:.0f} % | {r.at_5:.0f} % |" for r in alignment.recall),
+            *(f"| {r.aligner_name} | {r.at_1:.0f} % | {r.at_5:.0f} % |" for r in alignment.recall),
             f"| chance | {100 / n:.0f} % | {min(100, 500 / n):.0f} % |",
             "",
             f"Your aligner was then fitted on all {alignment.n_pairs} images.",
+            "",
+            _compare(alignment),
         ]
-        lines += ["", _judgement(alignment)]
     elif alignment.n_pairs:
-        lines += [f"Aligned on all {alignment.n_pairs} images."]
+        lines += [f"Your aligner was fitted on all {alignment.n_pairs} images."]
     return "\n".join([*lines, "", alignment.remark, "", escape_markdown(remark)]).strip()
 
 
-def _judgement(alignment: Alignment) -> str:
-    """Say whether it was worth it, as far as so many images can tell."""
-    before, after = alignment.recall[0].at_1, alignment.recall[-1].at_1
-    share = (before + after) / 200
-    error = 100 * math.sqrt(2 * share * (1 - share) / alignment.n_held_out)
-    if abs(after - before) <= error:
-        return "So few images show no clear difference between the two."
-    if after > before:
-        return "**Yours does better on these images.**"
-    more = "" if alignment.with_head else " let it learn the class names as well,"
+def _compare(alignment: Alignment) -> str:
+    """Compare the two aligners, if their difference is larger than its standard error."""
+    initial, own = alignment.recall[0].at_1, alignment.recall[-1].at_1
+    mean = (initial + own) / 200
+    # Standard error of the difference of two proportions with a common mean.
+    error = 100 * math.sqrt(2 * mean * (1 - mean) / alignment.n_held_out)
+    if abs(own - initial) <= error:
+        return "The difference is within the standard error for so few images."
+    if own > initial:
+        return "**Your aligner is better on these images.**"
+    advice = "" if alignment.with_head else ", also train on the class names"
     return (
-        f"**The first aligner does better on these images.** Send more of them,{more} or go "
-        "back to the first one."
+        f"**The initial aligner is better on these images.** Upload more images{advice}, or reset "
+        "to the initial aligner."
     )
 
 
-_QUERIES = ("a wild animal", "a red fruit", "bad weather", "it has wheels")
-
-
-_SHOWN_LABELS = 10
-
-
-_FOUND = 12
-
-
-def classify_tab(gr: Any, studio: AppService, session: Any, labels: Sequence[str]) -> None:
-    """Fill the tab in which one image is named."""
-    gr.Markdown("Drop an image and write the names it may have: how probable is each?")
+def classify_tab(gr: Any, service: AppService, session: Any, labels: Sequence[str]) -> None:
+    """Add the elements of the tab that classifies an image."""
+    gr.Markdown(
+        "Drop an image and enter label names: the page shows the probability of each label."
+    )
     with gr.Row():
         with gr.Column(min_width=300):
             image = image_input(gr, "Image", "classify-image")
-            if studio.examples:
+            if service.examples:
                 gr.Examples(
-                    studio.examples,
+                    service.examples,
                     image,
-                    label="Or click one of these",
+                    label="Examples",
                     cache_examples=False,
                     elem_id="classify-examples",
                 )
             names = gr.Textbox(
-                _written(labels),
-                label="Names",
-                info="One a line, or with commas between them.",
+                _join_labels(labels),
+                label="Labels",
+                info="One per line, or separated by commas.",
                 lines=2,
                 max_lines=10,
                 elem_id="classify-names",
             )
             button = gr.Button("Classify", variant="primary", elem_id="classify-button")
-            with gr.Accordion("More choices", open=False):
+            with gr.Accordion("More options", open=False):
                 templates = gr.Dropdown(
-                    list(TEMPLATE_CHOICES.items()),
-                    value="simple",
-                    label="Sentences that names are put into",
+                    list(_TEMPLATE_CHOICES.items()), value="simple", label="Prompt templates"
                 )
                 threshold = gr.Slider(
-                    0, 1, 0, step=0.05, label="Below this probability it is unknown"
+                    0, 1, 0, step=0.05, label='Threshold: below this probability "unknown"'
                 )
         with gr.Column(min_width=300):
-            answer = gr.Label(
-                label="How probable", num_top_classes=_SHOWN_LABELS, elem_id="classify-answer"
+            probabilities = gr.Label(
+                label="Probabilities", num_top_classes=_N_LABELS_SHOWN, elem_id="classify-answer"
             )
-            verdict = gr.Markdown(elem_id="classify-verdict")
+            summary = gr.Markdown(elem_id="classify-verdict")
 
     def classify(
-        mine: Session | None, image: Any, names: str, templates: str, threshold: float
+        session: Session | None, image: Any, names: str, templates: str, threshold: float
     ) -> tuple[dict[str, float], str]:
         with show_errors(gr):
-            found = studio.classify(mine or Session(), image, names, templates, threshold)
-        return found.probabilities, found.verdict
+            result = service.classify(session, image, names, templates, threshold)
+        return result.probabilities, result.summary
 
-    def classify_if_any(mine: Session | None, image: Any, *choices: Any) -> Any:
-        return (None, "") if image is None else classify(mine, image, *choices)
+    def classify_new_image(session: Session | None, image: Any, *options: Any) -> Any:
+        return (None, "") if image is None else classify(session, image, *options)
 
     common: dict[str, Any] = {
         "inputs": [session, image, names, templates, threshold],
-        "outputs": [answer, verdict],
+        "outputs": [probabilities, summary],
         "concurrency_id": "answers",
-        "concurrency_limit": studio.limits.at_once,
+        "concurrency_limit": service.limits.at_once,
     }
     button.click(classify, api_name="classify", **common)
     names.submit(classify, api_visibility="private", **common)
-    image.change(classify_if_any, api_visibility="private", show_progress_on=answer, **common)
+    image.change(
+        classify_new_image, api_visibility="private", show_progress_on=probabilities, **common
+    )
 
 
-def search_tab(gr: Any, studio: AppService, session: Any) -> None:
-    """Fill the tab in which images are found."""
-    title = escape_markdown(studio.images.title)
-    about = gr.Markdown(f"Searching in {title}.", elem_id="search-about")
+def search_tab(gr: Any, service: AppService, session: Any) -> None:
+    """Add the elements of the tab that searches images."""
+    title = gr.Markdown(_describe_images(service.images.title), elem_id="search-about")
     with gr.Row():
         with gr.Column(min_width=300):
-            words = gr.Textbox(
-                label="What to look for", placeholder=_QUERIES[0], elem_id="search-words"
+            query = gr.Textbox(
+                label="Query", placeholder=_EXAMPLE_QUERIES[0], elem_id="search-words"
             )
             button = gr.Button("Search", variant="primary", elem_id="search-button")
-            gr.Examples([[q] for q in _QUERIES], words, label="For instance", cache_examples=False)
-            k = gr.Slider(1, studio.limits.found, _FOUND, step=1, label="How many")
+            gr.Examples(
+                [[text] for text in _EXAMPLE_QUERIES],
+                query,
+                label="Examples",
+                cache_examples=False,
+            )
+            k = gr.Slider(1, service.limits.found, _N_RESULTS, step=1, label="Number of results")
             with gr.Accordion("Search by an image", open=False):
                 image = image_input(gr, "Image", "search-image")
-                gr.Markdown("It is used where there are no words above.")
-            with gr.Accordion("Search in images of your own", open=False):
-                archive = _zip_input(gr, studio, "Images", "search-zip")
-                take = gr.Button("Search in these", elem_id="search-take")
+                gr.Markdown("The image is used if the query above is empty.")
+            with gr.Accordion("Search your own images", open=False):
+                archive = _zip_input(gr, service, "Images", "search-zip")
+                load_button = gr.Button("Search these images", elem_id="search-take")
         with gr.Column(min_width=300, scale=2):
             gallery = gr.Gallery(
-                label="Found, the nearest first",
+                label="Results, the most similar first",
                 show_label=False,
                 columns=4,
                 object_fit="contain",
@@ -214,58 +249,58 @@ def search_tab(gr: Any, studio: AppService, session: Any) -> None:
             )
 
     def search(
-        mine: Session | None,
-        words: str,
+        session: Session | None,
+        query: str,
         image: Any,
         k: int,
-        progress: Any = gr.Progress(),  # noqa: B008 - how gradio hands it over
+        bar: Any = gr.Progress(),  # noqa: B008 - gradio passes its progress bar by the default
     ) -> tuple[Session, list[tuple[Any, str]]]:
         with show_errors(gr):
-            session, found = studio.search(mine or Session(), words, image, k, report_to(progress))
-            shown = [(thumbnail(f.image), f"{f.name} ({f.score:.2f})") for f in found]
-        return session, shown
+            session, results = service.search(session, query, image, k, make_progress(bar))
+            gallery = [(make_thumbnail(r.image), f"{r.name} ({r.score:.2f})") for r in results]
+        return session, gallery
 
-    def take_collection(
-        mine: Session | None,
+    def load_images(
+        session: Session | None,
         archive: Any,
-        progress: Any = gr.Progress(),  # noqa: B008
+        bar: Any = gr.Progress(),  # noqa: B008
     ) -> tuple[Session, str, None]:
         with show_errors(gr):
-            session = studio.take_collection(mine or Session(), archive, report_to(progress))
+            session = service.load_images(session, archive, make_progress(bar))
         assert session.images is not None
-        return session, f"Searching in {escape_markdown(session.images.title)}", None
+        return session, _describe_images(session.images.title), None
 
     common: dict[str, Any] = {
-        "inputs": [session, words, image, k],
+        "inputs": [session, query, image, k],
         "outputs": [session, gallery],
         "concurrency_id": "answers",
-        "concurrency_limit": studio.limits.at_once,
+        "concurrency_limit": service.limits.at_once,
     }
     button.click(search, api_name="search", **common)
-    words.submit(search, api_visibility="private", **common)
-    take.click(
-        take_collection,
+    query.submit(search, api_visibility="private", **common)
+    load_button.click(
+        load_images,
         [session, archive],
-        [session, about, gallery],
-        api_name="take_collection",
+        [session, title, gallery],
+        api_name="load_images",
         concurrency_id="long",
         concurrency_limit=1,
     )
 
 
-def align_tab(gr: Any, studio: AppService, session: Any) -> None:
-    """Fill the tab in which an aligner is made."""
+def align_tab(gr: Any, service: AppService, session: Any) -> None:
+    """Add the elements of the tab that fits an aligner."""
     gr.Markdown(
-        "Send captioned images as a zip: `cat.jpg` with its caption in `cat.txt` beside it, or "
-        "a table `captions.csv` with the columns `file_name` and `caption`, or images whose "
-        "file names say what they show. From some hundred images on it learns something. Your "
-        "aligner then serves the other two tabs, for you alone."
+        "Upload captioned images as a zip file. Put the caption of `cat.jpg` in `cat.txt` next to "
+        "it, or all captions in a table `captions.csv` with the columns `file_name` and "
+        "`caption`, or use file names that describe the images. You need at least a few hundred "
+        "images. All three tabs will use your aligner; other visitors will not."
     )
     with gr.Row():
         with gr.Column(min_width=300):
-            archive = _zip_input(gr, studio, "Captioned images", "align-zip")
+            archive = _zip_input(gr, service, "Captioned images", "align-zip")
             method = gr.Radio(
-                list(METHOD_CHOICES.items()),
+                list(_METHOD_CHOICES.items()),
                 value="kernel",
                 label="Method",
                 elem_id="align-method",
@@ -273,155 +308,102 @@ def align_tab(gr: Any, studio: AppService, session: Any) -> None:
             with_head = gr.Checkbox(
                 True,
                 elem_id="align-head",
-                label="Learn the image encoder's own class names as well",
-                info="So that it does not forget what it knows. Takes a minute the first time.",
+                label="Also train on the class names of the image encoder",
+                info="Keeps the encoder's ImageNet classes; helps on small data sets. Takes a "
+                "minute the first time.",
             )
             button = gr.Button("Align", variant="primary", elem_id="align-button")
         with gr.Column(min_width=300):
-            using = gr.Markdown(about_model(None), elem_id="align-using")
+            model = gr.Markdown(describe_model(None), elem_id="align-using")
             result = gr.Markdown(elem_id="align-result", container=True, min_height=150)
             download = gr.DownloadButton(
                 "Download the aligner", interactive=False, elem_id="align-download"
             )
-            back = gr.Button("Back to the first aligner", interactive=False)
-            with gr.Accordion("Go on with an aligner that you downloaded", open=False):
-                saved = _zip_input(gr, studio, "Aligner", "align-saved")
-                load = gr.Button("Use it")
+            reset_button = gr.Button("Reset to the initial aligner", interactive=False)
+            with gr.Accordion("Load a downloaded aligner", open=False):
+                saved = _zip_input(gr, service, "Aligner", "align-saved")
+                load_button = gr.Button("Load")
 
-    outputs = [session, using, result, download, back]
+    outputs = [session, model, result, download, reset_button]
 
-    def shown(session: Session, remark: str) -> tuple[Any, ...]:
+    def update(session: Session, remark: str = "") -> tuple[Any, ...]:
         file = None if session.download is None else session.download.path
         return (
             session,
-            about_model(session.alignment),
-            about_alignment(session.alignment, remark),
+            describe_model(session.alignment),
+            describe_alignment(session.alignment, remark),
             gr.DownloadButton(value=file, interactive=file is not None),
             gr.Button(interactive=session.alignment is not None),
         )
 
     def align(
-        mine: Session | None,
+        session: Session | None,
         archive: Any,
         method: str,
         with_head: bool,
-        progress: Any = gr.Progress(),  # noqa: B008
+        bar: Any = gr.Progress(),  # noqa: B008
     ) -> tuple[Any, ...]:
         with show_errors(gr):
-            report = report_to(progress)
-            return shown(*studio.align(mine or Session(), archive, method, with_head, report))
+            return update(*service.align(session, archive, method, with_head, make_progress(bar)))
 
-    def load_saved(mine: Session | None, archive: Any) -> tuple[Any, ...]:
+    def load_aligner(session: Session | None, archive: Any) -> tuple[Any, ...]:
         with show_errors(gr):
-            return shown(studio.take_aligner(mine or Session(), archive), "")
+            return update(service.load_aligner(session, archive))
 
-    def go_back(mine: Session | None) -> tuple[Any, ...]:
-        return shown(studio.forget_alignment(mine or Session()), "")
+    def reset_aligner(session: Session | None) -> tuple[Any, ...]:
+        return update(service.reset_aligner(session))
 
-    alone: dict[str, Any] = {"concurrency_id": "long", "concurrency_limit": 1}
+    exclusive: dict[str, Any] = {"concurrency_id": "long", "concurrency_limit": 1}
     button.click(
         align,
         [session, archive, method, with_head],
         outputs,
         api_name="align",
         show_progress_on=result,
-        **alone,
+        **exclusive,
     )
-    load.click(load_saved, [session, saved], outputs, api_name="take_aligner", **alone)
-    back.click(go_back, [session], outputs, api_visibility="private")
+    load_button.click(
+        load_aligner, [session, saved], outputs, api_name="load_aligner", **exclusive
+    )
+    reset_button.click(reset_aligner, [session], outputs, api_visibility="private")
 
 
-def _written(labels: Sequence[str]) -> str:
-    """Return names as one would write them into the field."""
-    has_commas = any(mark in label for label in labels for mark in ",;")
-    return "\n".join(labels) if has_commas else ", ".join(labels)
+def _describe_images(title: str) -> str:
+    return f"Images to search: {escape_markdown(title)}"
 
 
-def _zip_input(gr: Any, studio: AppService, label: str, elem_id: str) -> Any:
-    most = in_words(studio.limits.upload_bytes)
+def _join_labels(labels: Sequence[str]) -> str:
+    """Return labels as text for the field: one per line if a label contains a separator."""
+    has_separators = any(mark in label for label in labels for mark in ",;")
+    return "\n".join(labels) if has_separators else ", ".join(labels)
+
+
+def _zip_input(gr: Any, service: AppService, label: str, elem_id: str) -> Any:
+    limit = format_size(service.limits.upload_bytes)
     return gr.File(
-        label=f"{label}: a zip, at most {most}", file_types=[".zip"], height=140, elem_id=elem_id
+        label=f"{label}: a zip of at most {limit}",
+        file_types=[".zip"],
+        height=140,
+        elem_id=elem_id,
     )
 
 
-DEFAULT_LABELS = ("tiger", "house cat", "pizza", "bicycle", "rocket", "umbrella", "rose", "guitar")
-
-
-_INTRODUCTION = """\
-# Images and words
-
-Name images with words of your own, find images by a sentence, and teach it your own images.
-What you send is used for your answer alone, on the computer that serves this page.
-"""
-
-
-def build_app(
-    aligner: Any = None,
-    *,
-    images: Any = None,
-    labels: Sequence[str] | None = None,
-    limits: Limits | None = None,
-) -> gradio.Blocks:
-    """Build the page on which an aligner is tried: classify, search, align.
-
-    Parameters
-    ----------
-    aligner : None, str, path-like or estimator, default=None
-        None is the starter model; a saved folder or hub id is read with
-        `sklearn_ape.load_pretrained`; ``"open_clip:..."`` is a CLIP model; or a fitted aligner,
-        a Pipeline that ends in one, a classifier or a retriever. It takes images and texts.
-    images : path-like, sequence of paths or None, default=None
-        What is searched: a folder of images, or paths. None is a sample of OpenMoji.
-    labels : sequence of str or None, default=None
-        Names that stand in the page at the start. None takes those of a classifier, else some.
-    limits : Limits or None, default=None
-        Bounds on what visitors may send; None is the defaults.
-
-    Returns
-    -------
-    page : gradio.Blocks
-        Not started. `serve` starts it with all its safeguards; ``page.launch()`` alone has no
-        limit on uploads.
-
-    Raises
-    ------
-    ImportError
-        When gradio is not installed.
-    ValueError, NotFittedError
-        When the aligner is not fitted, or takes features in place of images and texts.
-
-    See Also
-    --------
-    serve : Builds and starts it.
-
-    Examples
-    --------
-    >>> from sklearn_ape.app import build_app
-    >>> build_app(labels=["cat", "dog"])
-    Gradio Blocks instance: ...
-    """
-    import_gradio()
-    limits = Limits() if limits is None else limits
-    model = load_model(aligner)
-    return page_of(AppService(model, images, limits), labels or model.labels or DEFAULT_LABELS)
-
-
-def page_of(studio: AppService, labels: Sequence[str]) -> gradio.Blocks:
-    """Return the page of a studio."""
+def build_page(service: AppService, labels: Sequence[str] | None) -> gradio.Blocks:
+    """Return the page of a service, with the initial labels."""
     gr = import_gradio()
-    limits = studio.limits
+    limits = service.limits
     with gr.Blocks(
         title="sklearn-ape",
         analytics_enabled=False,
         delete_cache=(min(600, limits.idle_seconds), limits.idle_seconds),
     ) as page:
-        gr.Markdown(_INTRODUCTION)
+        gr.Markdown(_INTRODUCTION.format(minutes=max(1, limits.idle_seconds // 60)))
         session = gr.State(None, time_to_live=limits.idle_seconds)
         with gr.Tab("Classify", id="classify"):
-            classify_tab(gr, studio, session, labels)
+            classify_tab(gr, service, session, labels or service.model.labels or DEFAULT_LABELS)
         with gr.Tab("Search", id="search"):
-            search_tab(gr, studio, session)
+            search_tab(gr, service, session)
         with gr.Tab("Align your own", id="align"):
-            align_tab(gr, studio, session)
+            align_tab(gr, service, session)
     page.queue(max_size=limits.waiting, default_concurrency_limit=limits.at_once)
     return page

@@ -1,4 +1,4 @@
-"""Uploads: zip archives, images and captions."""
+"""Validation and unpacking of uploads: zip files, images and captions."""
 
 from __future__ import annotations
 
@@ -20,62 +20,38 @@ from ..encoders.items import ItemError
 from ..utils.files import IMAGE_SUFFIXES
 from ._limits import (
     Limits,
-    Report,
+    Progress,
     UserError,
     check_text,
-    in_words,
-    quoted,
-    some_of,
-    without_paths,
+    format_size,
+    hide_folder,
+    quote,
+    quote_first,
 )
 
 if TYPE_CHECKING:
     from PIL import Image
 
-
-def temporary_folder(purpose: str) -> tempfile.TemporaryDirectory[str]:
-    """Return a folder that nobody else can read; it goes after use, at the latest at the end."""
-    return tempfile.TemporaryDirectory(prefix=f"sklearn-ape-{purpose}")
-
-
-_END = b"PK\x05\x06"
-
-
+# Records of the zip format.
+_END_SIGNATURE = b"PK\x05\x06"
 _END_SIZE = 22
+_ZIP64_SIGNATURE = b"PK\x06\x07"
+_ZIP64_SIZE = 20
+_MAX_COMMENT_SIZE = 0xFFFF
+_ENCRYPTED_FLAG = 0x1
+_COMPRESSION_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
+# A directory entry takes 46 bytes, the file name and extra fields.
+_MAX_DIRECTORY_BYTES_PER_FILE = 512
+# Within the limits of all file systems: 255 bytes per name, about 4,096 per path.
+_MAX_NAME_BYTES = 200
+_MAX_DEPTH = 8
+# Small files are exempt from the ratio: a table with equal captions compresses very well.
+_MIN_BYTES_FOR_RATIO = 2**20
+_BLOCK_BYTES = 2**16
 
-_END_OF_ZIP64 = b"PK\x06\x07"
-
-
-_END_OF_ZIP64_SIZE = 20
-
-
-_LONGEST_COMMENT = 0xFFFF
-
-
-_DIRECTORY_BYTES_PER_FILE = 512
-
-
-_ENCRYPTED = 0x1
-
-
-_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-
-
-_LONGEST_NAME = 200
-
-
-_DEEPEST = 8
-
-
-# Below it a file may shrink as it likes: a page of captions is often one line many times.
-_SMALL = 2**20
-
-
-_AT_ONCE = 2**16
-
-
-_DAMAGE = (
+# Errors of zipfile for damaged files, whose structure it does not check completely.
+_DAMAGE_ERRORS = (
     zipfile.BadZipFile,
     zlib.error,
     struct.error,
@@ -86,11 +62,9 @@ _DAMAGE = (
 )
 
 
-class Unpacked(NamedTuple):
-    """What was written, and how many files were left out as they are of another kind."""
-
-    files: list[Path]
-    n_left_out: int
+def create_temporary_folder(purpose: str) -> tempfile.TemporaryDirectory[str]:
+    """Return a folder that only this user can read, deleted with the returned object."""
+    return tempfile.TemporaryDirectory(prefix=f"sklearn-ape-{purpose}")
 
 
 def unpack(
@@ -98,355 +72,359 @@ def unpack(
     folder: str | os.PathLike[str],
     suffixes: Collection[str],
     limits: Limits,
-) -> Unpacked:
-    """Write the files of a zip that have one of the suffixes below an empty folder.
+) -> None:
+    """Unpack the files of a zip file that have one of the suffixes.
 
     Parameters
     ----------
     archive : path-like
-        The zip.
+        Zip file.
     folder : path-like
-        Where to write; exists and is empty.
+        Existing, empty folder to which the files are written.
     suffixes : collection of str
-        Lower-case suffixes of the files that are wanted; others, hidden ones and zips within the
-        zip are left out, unread.
+        Lower-case suffixes of the files to unpack. Other files, hidden files and nested zip
+        files are skipped without being read.
     limits : Limits
-        Bounds on its size, entries and growth.
-
-    Returns
-    -------
-    unpacked : Unpacked
-        The files written.
+        Limits on the size, the number of entries and the compression ratio.
 
     Raises
     ------
-    Refusal
-        When it is not a zip, is damaged, encrypted, too large or grows too much, or an entry is
-        a link or leads out of the folder. Nothing is written before all entries were looked at.
+    UserError
+        If the file is not a zip file, is damaged, encrypted or too large, or if an entry is a
+        link or has a name that leads out of the folder. All entries are checked before the
+        first file is written.
     """
     size = os.path.getsize(archive)
     if size > limits.upload_bytes:
         raise UserError(
-            f"The zip has {in_words(size)}; the limit is {in_words(limits.upload_bytes)}. Send "
-            "fewer or smaller images: 640 pixels are plenty."
+            f"The zip has {format_size(size)}; the limit is {format_size(limits.upload_bytes)}. "
+            "Upload fewer or smaller images: 640 pixels are enough."
         )
-    _check_directory(archive, limits)
+    _check_directory_size(archive, limits)
     try:
         with zipfile.ZipFile(archive) as file:
-            entries = file.infolist()
-            wanted = _wanted(entries, suffixes, limits)
-            for entry, name in wanted:
-                _write(file, entry, Path(folder, *name.parts))
+            for entry, name in _select_entries(file.infolist(), suffixes, limits):
+                _extract(file, entry, Path(folder, *name.parts))
     except UserError:
         raise
-    except _DAMAGE as error:
-        # An offset before the file's beginning; any other such error is the server's own.
+    except _DAMAGE_ERRORS as error:
+        # EINVAL is a seek before the beginning of the file, which damage causes. Any other
+        # OSError, such as a full disk, is an error of the server.
         if isinstance(error, OSError) and error.errno != errno.EINVAL:
             raise
-        raise UserError(
-            "The zip is damaged or cut short. Pack it again and send it once more."
-        ) from error
+        raise UserError("The zip is damaged or incomplete. Pack and upload it again.") from error
     except (NotImplementedError, RuntimeError) as error:
-        raise UserError("The zip is packed in a way that is not known here.") from error
-    n_files = sum(not entry.is_dir() for entry in entries)
-    return Unpacked([Path(folder, *name.parts) for _, name in wanted], n_files - len(wanted))
+        raise UserError(
+            "The zip uses a compression that is not supported. Pack it as an ordinary zip."
+        ) from error
 
 
-def _check_directory(archive: str | os.PathLike[str], limits: Limits) -> None:
-    """Refuse a directory of entries that would fill the memory; zipfile reads it whole."""
+def _check_directory_size(archive: str | os.PathLike[str], limits: Limits) -> None:
+    """Reject a zip directory that would fill the memory, since zipfile reads it as a whole."""
     with open(archive, "rb") as file:
         file.seek(0, os.SEEK_END)
         n_bytes = file.tell()
-        file.seek(max(0, n_bytes - _LONGEST_COMMENT - _END_SIZE - _END_OF_ZIP64_SIZE))
+        file.seek(max(0, n_bytes - _MAX_COMMENT_SIZE - _END_SIZE - _ZIP64_SIZE))
         tail = file.read()
-    end = tail.rfind(_END)
+    end = tail.rfind(_END_SIGNATURE)
     if end < 0 or len(tail) - end < _END_SIZE:
         raise UserError(
-            "This is not a zip, or it is cut short. Put the images into a folder, compress the "
-            "folder to a .zip and send that."
+            "This file is not a zip, or it is incomplete. Put the images into a folder, compress "
+            "the folder to a .zip file and upload that file."
         )
-    (n_directory,) = struct.unpack_from("<I", tail, end + 12)
-    before = tail[max(0, end - _END_OF_ZIP64_SIZE) : end]
-    if _END_OF_ZIP64 in before or n_directory > _DIRECTORY_BYTES_PER_FILE * limits.files:
-        raise UserError(_too_many(limits))
+    (n_directory_bytes,) = struct.unpack_from("<I", tail, end + 12)
+    before_end = tail[max(0, end - _ZIP64_SIZE) : end]
+    # ZIP64 is for more entries or larger files than any limit allows.
+    if (
+        _ZIP64_SIGNATURE in before_end
+        or n_directory_bytes > _MAX_DIRECTORY_BYTES_PER_FILE * limits.files
+    ):
+        raise _too_many_entries(limits)
 
 
-def _too_many(limits: Limits) -> str:
-    return f"The zip has too many entries: the limit is {limits.files:,} files. Send fewer."
+def _too_many_entries(limits: Limits) -> UserError:
+    return UserError(
+        f"The zip has too many entries: the limit is {limits.files:,} files. Upload fewer files."
+    )
 
 
-def _wanted(
+def _select_entries(
     entries: list[zipfile.ZipInfo], suffixes: Collection[str], limits: Limits
 ) -> list[tuple[zipfile.ZipInfo, PurePosixPath]]:
-    """Return the entries to write, with their names; look at all of them."""
+    """Return the entries to unpack and their relative paths, after checking all entries."""
     if len(entries) > limits.files:
-        raise UserError(_too_many(limits))
-    wanted = []
-    seen: set[str] = set()
-    total = 0
+        raise _too_many_entries(limits)
+    selected = []
+    names: set[str] = set()
+    n_bytes = 0
     for entry in entries:
-        name = _name(entry)
-        kind = stat.S_IFMT(entry.external_attr >> 16)
-        if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-            what = "a link" if kind == stat.S_IFLNK else "no ordinary file"
+        name = _relative_path(entry)
+        file_type = stat.S_IFMT(entry.external_attr >> 16)
+        if file_type not in (0, stat.S_IFREG, stat.S_IFDIR):
+            kind = "a link" if file_type == stat.S_IFLNK else "not an ordinary file"
             raise UserError(
-                f"{quoted(entry.filename)} in the zip is {what}. Pack the files themselves."
+                f"{quote(entry.filename)} in the zip is {kind}. Pack the files themselves."
             )
-        hidden = any(part.startswith((".", "__MACOSX")) for part in name.parts)
-        if entry.is_dir() or hidden or name.suffix.lower() not in suffixes:
+        is_hidden = any(part.startswith((".", "__MACOSX")) for part in name.parts)
+        if entry.is_dir() or is_hidden or name.suffix.lower() not in suffixes:
             continue
-        total += entry.file_size
-        _check_content(entry, total, limits)
-        # Names that differ in case alone are one file on some systems.
-        if name.as_posix().casefold() in seen:
-            raise UserError(f"The zip has {quoted(entry.filename)} twice. Rename one of them.")
-        seen.add(name.as_posix().casefold())
-        wanted.append((entry, name))
-    return wanted
+        n_bytes += entry.file_size
+        _check_entry(entry, n_bytes, limits)
+        # Names that differ only in case are the same file on some file systems.
+        if name.as_posix().casefold() in names:
+            raise UserError(
+                f"The zip contains {quote(entry.filename)} twice. Rename one of the files."
+            )
+        names.add(name.as_posix().casefold())
+        selected.append((entry, name))
+    return selected
 
 
-def _name(entry: zipfile.ZipInfo) -> PurePosixPath:
-    """Return an entry's name as a relative path that stays where it is put."""
+def _relative_path(entry: zipfile.ZipInfo) -> PurePosixPath:
+    """Return the path of an entry; raise `UserError` if it is not within the zip's folder."""
     text = entry.filename.replace("\\", "/")
     name = PurePosixPath(text)
+    # A colon marks drives and alternative streams on Windows. zipfile cuts names at "\0".
     if name.is_absolute() or ".." in name.parts or ":" in text or "\0" in entry.orig_filename:
         raise UserError(
-            f"The name {quoted(entry.filename)} in the zip leads out of its folder, or cannot be "
-            "a file's name everywhere. Use plain names such as 'photos/cat.jpg'."
+            f"The name {quote(entry.filename)} in the zip leads out of its folder or is not valid "
+            "on all systems. Use plain names such as 'photos/cat.jpg'."
         )
-    if len(name.parts) > _DEEPEST or any(len(p.encode()) > _LONGEST_NAME for p in name.parts):
+    if len(name.parts) > _MAX_DEPTH or any(
+        len(part.encode()) > _MAX_NAME_BYTES for part in name.parts
+    ):
         raise UserError(
-            f"The name {quoted(entry.filename)} in the zip is too long: at most {_DEEPEST} "
-            f"folders deep, and {_LONGEST_NAME} bytes each."
+            f"The name {quote(entry.filename)} in the zip is too long. Use at most {_MAX_DEPTH} "
+            f"levels of folders with names of at most {_MAX_NAME_BYTES} bytes."
         )
     return name
 
 
-def _check_content(entry: zipfile.ZipInfo, total: int, limits: Limits) -> None:
-    if entry.flag_bits & _ENCRYPTED:
+def _check_entry(entry: zipfile.ZipInfo, n_bytes: int, limits: Limits) -> None:
+    if entry.flag_bits & _ENCRYPTED_FLAG:
         raise UserError("The zip has a password. Pack it again without one.")
-    if entry.compress_type not in _METHODS:
+    if entry.compress_type not in _COMPRESSION_METHODS:
         raise UserError(
-            f"{quoted(entry.filename)} in the zip is packed in an unusual way. Pack it as an "
+            f"{quote(entry.filename)} in the zip has an unusual compression. Pack it as an "
             "ordinary zip (deflate)."
         )
-    if total > limits.unpacked_bytes:
+    if n_bytes > limits.unpacked_bytes:
         raise UserError(
-            f"Unpacked, the zip has more than {in_words(limits.unpacked_bytes)}, the limit. Send "
-            "fewer or smaller images."
+            f"Unpacked, the zip has more than {format_size(limits.unpacked_bytes)}, the limit. "
+            "Upload fewer or smaller images."
         )
-    if entry.file_size > max(_SMALL, limits.ratio * entry.compress_size):
+    if entry.file_size > max(_MIN_BYTES_FOR_RATIO, limits.ratio * entry.compress_size):
         raise UserError(
-            f"{quoted(entry.filename)} in the zip grows more than {limits.ratio} times when it "
-            "is unpacked, as in a zip bomb."
+            f"{quote(entry.filename)} in the zip becomes more than {limits.ratio} times larger "
+            "when it is unpacked, like a zip bomb. Upload the files without this one."
         )
 
 
-def _write(file: zipfile.ZipFile, entry: zipfile.ZipInfo, target: Path) -> None:
-    """Write one entry; it gives no more bytes than it declared, or fails its checksum."""
+def _extract(file: zipfile.ZipFile, entry: zipfile.ZipInfo, target: Path) -> None:
+    """Write one entry. zipfile reads at most the declared size and verifies the checksum."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with file.open(entry) as source, target.open("xb") as sink:
-        while block := source.read(_AT_ONCE):
+        while block := source.read(_BLOCK_BYTES):
             sink.write(block)
 
 
-_SIDE = 320
-
-
-_ENOUGH = 224
+# Side of thumbnails, in pixels. Uploads are decoded at the smaller size, which is faster.
+_THUMBNAIL_SIDE = 320
+_CHECK_SIDE = 224
 
 
 def check_image(path: str | os.PathLike[str] | None, limits: Limits) -> str:
-    """Return the path of an image that can be decoded; refuse any other file."""
+    """Return the path of an image; raise `UserError` if it is missing or cannot be decoded."""
     if path is None:
-        raise UserError("There is no image yet: drop one, or click an example.")
-    problem = _problem(path, limits)
+        raise UserError("There is no image yet. Drop one, or click an example.")
+    problem = _find_problem(path, limits)
     if problem:
         raise UserError(f"The image cannot be used: it {problem}")
     return os.fspath(path)
 
 
-class Readable(NamedTuple):
-    """Rows of images that can be decoded, and what is wrong with the others, by name."""
+class ImageCheck(NamedTuple):
+    """Rows of the images that can be decoded, and the problems of the others by file name."""
 
     rows: list[int]
     problems: dict[str, str]
 
 
-def readable(paths: Sequence[str], folder: str, limits: Limits, report: Report) -> Readable:
-    """Look at every image of a set; one broken file must not cost the visitor the others."""
+def check_images(
+    paths: Sequence[str], folder: str, limits: Limits, progress: Progress
+) -> ImageCheck:
+    """Decode all images, so that unreadable images can be skipped."""
     rows, problems = [], {}
     for row, path in enumerate(paths):
         if row % 16 == 0:
-            report(row / len(paths), f"Looking at image {row + 1} of {len(paths)}")
-        problem = _problem(path, limits)
+            progress(row / len(paths), f"Checking image {row + 1} of {len(paths)}")
+        problem = _find_problem(path, limits)
         if problem:
             problems[os.path.relpath(path, folder)] = problem
         else:
             rows.append(row)
-    return Readable(rows, problems)
+    return ImageCheck(rows, problems)
 
 
-def about_problems(problems: dict[str, str]) -> str:
-    """Say which images were left out, or nothing."""
+def describe_problems(problems: dict[str, str]) -> str:
+    """Return a sentence about the skipped images; an empty text if there are none."""
     if not problems:
         return ""
     name, problem = next(iter(problems.items()))
     plural = "s were" if len(problems) > 1 else " was"
     first = "" if len(problems) == 1 else "the first, "
-    return f"{len(problems)} image{plural} left out: {first}{quoted(name)}, {problem}"
+    return f"{len(problems)} image{plural} skipped: {first}{quote(name)}, {problem}"
 
 
-def thumbnail(path: str | os.PathLike[str]) -> Image.Image:
-    """Return a small copy to show: the page never hands out files of the server's own folders."""
-    image = read_image(path, _SIDE)
-    image.thumbnail((_SIDE, _SIDE))
+def make_thumbnail(path: str | os.PathLike[str]) -> Image.Image:
+    """Return a small copy of an image: the page never serves files of the server itself."""
+    image = read_image(path, _THUMBNAIL_SIDE)
+    image.thumbnail((_THUMBNAIL_SIDE, _THUMBNAIL_SIDE))
     return image
 
 
-def _problem(path: str | os.PathLike[str], limits: Limits) -> str | None:
-    """Return what is wrong with an image, without its path."""
+def _find_problem(path: str | os.PathLike[str], limits: Limits) -> str | None:
+    """Return a description of the problem of an image, without its folder, or None."""
     from PIL import Image
 
     if not os.path.getsize(path):
         return "is empty (0 bytes)."
     try:
-        # The header first: pixels beyond the limit are not decoded.
+        # From the header only, so that images with too many pixels are not decoded.
         with Image.open(path) as image:
             n_pixels = image.width * image.height
         if n_pixels > limits.pixels:
             return (
                 f"has {n_pixels / 1e6:.0f} million pixels; the limit is "
-                f"{limits.pixels / 1e6:.0f} million. Shrink it."
+                f"{limits.pixels / 1e6:.0f} million. Reduce its size."
             )
-    except Exception:  # Pillow's plugins raise anything; read_image says it in words
+    except Exception:  # plugins of Pillow raise any exception; read_image describes the problem
         pass
     try:
-        read_image(path, _ENOUGH)
+        read_image(path, _CHECK_SIDE)
     except ItemError as error:
         return str(error).replace(os.fspath(path), Path(path).name)
     return None
 
 
-_TABLES = frozenset((".csv", ".tsv", ".jsonl", ".ndjson"))
+_TABLE_SUFFIXES = frozenset((".csv", ".tsv", ".jsonl", ".ndjson"))
+CAPTIONED_SUFFIXES = frozenset((*IMAGE_SUFFIXES, *_TABLE_SUFFIXES, ".txt", ".caption"))
 
+# About 8 KiB per image at the limit of 2,000 images.
+_MAX_TEXT_BYTES = 16 * 2**20
 
-CAPTIONED = frozenset((*IMAGE_SUFFIXES, *_TABLES, ".txt", ".caption"))
-
-
-_MOST_TEXT = 16 * 2**20
-
-
-_IMAGE_COLUMNS = ("file_name", "image", "file", "filename", "path", "image", "photo")
-
-
+# Accepted column names, in order of preference.
+_IMAGE_COLUMNS = ("file_name", "image", "file", "filename", "path", "picture", "photo")
 _CAPTION_COLUMNS = ("caption", "text", "captions", "title", "description", "label")
 
 
-class Captioned(NamedTuple):
-    """Paths of images, a caption or a list of captions for each, and where these came from."""
+class CaptionedImages(NamedTuple):
+    """Paths of images, one caption or a list of captions per image, and the captions' source."""
 
     images: list[str]
     captions: list[Any]
     source: str
 
 
-def listed_images(folder: Path, limits: Limits) -> list[str]:
-    """Return the images of an unpacked zip."""
+def list_images(folder: Path, limits: Limits) -> list[str]:
+    """Return the paths of the images of an unpacked zip file."""
     try:
         images = load_image_folder(folder, captions=None).images
     except (ValueError, OSError) as error:
-        raise without_paths(error, folder) from error
-    _check_number(len(images), limits)
+        raise hide_folder(error, folder) from error
+    _check_image_count(len(images), limits)
     return images
 
 
-def captioned(folder: Path, limits: Limits) -> Captioned:
-    """Return the images of an unpacked zip with their captions.
+def load_captioned_images(folder: Path, limits: Limits) -> CaptionedImages:
+    """Return the images of an unpacked zip file with their captions.
 
-    Captions are text files beside the images, a table, or else the names of the files.
+    Captions are read from text files next to the images, from a table, or otherwise from the
+    file names.
 
     Raises
     ------
-    Refusal
-        When there are no images, too many, or some have a caption and others have none.
+    UserError
+        If there are no images or too many images, or if only a part of the images has captions.
     """
-    folder = down(folder)
-    _check_texts(folder)
+    folder = skip_single_folder(folder)
+    _check_text_size(folder)
     try:
         data = load_image_folder(folder)
         images, captions, source = data.images, data.captions, "text files or the table"
         if captions is None:
-            tables = sorted(f for f in folder.iterdir() if f.suffix.lower() in _TABLES)
+            tables = sorted(f for f in folder.iterdir() if f.suffix.lower() in _TABLE_SUFFIXES)
             if len(tables) > 1:
                 raise UserError(
-                    f"The zip has several tables, {some_of(t.name for t in tables)}: keep the "
-                    "one with the captions."
+                    f"The zip contains several tables: {quote_first(t.name for t in tables)}. "
+                    "Keep only the table with the captions."
                 )
             if tables:
-                images, captions = _from_table(folder, tables[0], images)
+                images, captions = _read_table(folder, tables[0], images)
                 source = f"the table {tables[0].name}"
             else:
                 captions = load_image_folder(folder, captions="filename").captions
-                source = "the names of the files"
+                source = "the file names"
     except UserError:
         raise
     except (ValueError, OSError, RecursionError) as error:
-        raise without_paths(error, folder) from error
-    _check_number(len(images), limits)
+        raise hide_folder(error, folder) from error
+    _check_image_count(len(images), limits)
+    n_captions = 0
     for texts in captions:
         for text in [texts] if isinstance(texts, str) else texts:
             check_text(text, limits, "caption")
-    n_captions = sum(1 if isinstance(texts, str) else len(texts) for texts in captions)
+            n_captions += 1
     if n_captions > 5 * limits.images:
         raise UserError(
-            f"These are {n_captions:,} captions; the limit is {5 * limits.images:,}. Send fewer."
+            f"The zip contains {n_captions:,} captions; the limit is {5 * limits.images:,}. "
+            "Upload fewer captions."
         )
-    return Captioned(images, captions, source)
+    return CaptionedImages(images, captions, source)
 
 
-def _check_texts(folder: Path) -> None:
-    """Refuse captions and tables that are larger, read, than anyone's captions."""
+def _check_text_size(folder: Path) -> None:
+    """Reject text files and tables that are larger, in total, than captions can be."""
     texts = (
         f for f in folder.rglob("*") if f.is_file() and f.suffix.lower() not in IMAGE_SUFFIXES
     )
-    if sum(file.stat().st_size for file in texts) > _MOST_TEXT:
+    if sum(file.stat().st_size for file in texts) > _MAX_TEXT_BYTES:
         raise UserError(
-            f"The captions of the zip take more than {in_words(_MOST_TEXT)}, the limit. "
-            "Send fewer."
+            f"The captions of the zip take more than {format_size(_MAX_TEXT_BYTES)}, the limit. "
+            "Upload fewer captions."
         )
 
 
-def down(folder: Path) -> Path:
-    """Return the folder that was packed, where it is all that the zip has."""
-    inside = list(folder.iterdir())
-    return inside[0] if len(inside) == 1 and inside[0].is_dir() else folder
+def skip_single_folder(folder: Path) -> Path:
+    """Return the only folder in a folder, as in the zip of a whole folder; else the folder."""
+    children = list(folder.iterdir())
+    return children[0] if len(children) == 1 and children[0].is_dir() else folder
 
 
-def _from_table(folder: Path, file: Path, images: list[str]) -> tuple[list[str], list[list[str]]]:
-    """Return the images that a table names, among those of the zip and no others."""
-    where = file.name
+def _read_table(folder: Path, file: Path, images: list[str]) -> tuple[list[str], list[list[str]]]:
+    """Return the images that a table names, all of which must be in the zip file."""
     table = read_table(file)
-    names = column(table, _IMAGE_COLUMNS, where)
-    captions = captions_by_row(text_column(table, _CAPTION_COLUMNS, where), where)
-    known = {os.path.relpath(image, folder).replace(os.sep, "/"): image for image in images}
-    wanted = [os.path.normpath(str(name)).replace(os.sep, "/") for name in names]
-    absent = [str(name) for name, key in zip(names, wanted, strict=True) if key not in known]
-    if absent:
+    names = column(table, _IMAGE_COLUMNS, file.name)
+    captions = captions_by_row(text_column(table, _CAPTION_COLUMNS, file.name), file.name)
+    path_by_name = {os.path.relpath(path, folder).replace(os.sep, "/"): path for path in images}
+    keys = [os.path.normpath(str(name)).replace(os.sep, "/") for name in names]
+    missing = [str(name) for name, key in zip(names, keys, strict=True) if key not in path_by_name]
+    if missing:
         raise UserError(
-            f"{where} names {len(absent)} images that are not in the zip: {some_of(absent)}. "
-            "Write their names as in the zip, relative to the table."
+            f"{file.name} names {len(missing)} images that are not in the zip: "
+            f"{quote_first(missing)}. Write the names relative to the table."
         )
-    if not wanted:
-        raise UserError(f"{where} has no rows: expected one an image and caption.")
-    of_image: dict[str, list[str]] = {}
-    for key, texts in zip(wanted, captions, strict=True):
-        of_image.setdefault(known[key], []).extend(texts)
-    return list(of_image), list(of_image.values())
+    if not keys:
+        raise UserError(f"{file.name} has no rows. It needs one row per image and caption.")
+    captions_by_path: dict[str, list[str]] = {}
+    for key, texts in zip(keys, captions, strict=True):
+        captions_by_path.setdefault(path_by_name[key], []).extend(texts)
+    return list(captions_by_path), list(captions_by_path.values())
 
 
-def _check_number(n_images: int, limits: Limits) -> None:
+def _check_image_count(n_images: int, limits: Limits) -> None:
     if n_images > limits.images:
         raise UserError(
-            f"These are {n_images:,} images; the limit is {limits.images:,}. Send fewer."
+            f"The zip contains {n_images:,} images; the limit is {limits.images:,}. Upload fewer "
+            "images."
         )

@@ -1,6 +1,6 @@
-"""The command line, ``sklearn-ape``: one module a command.
+"""Command line ``sklearn-ape``, with one module per command.
 
-What is heavy (torch, the encoders) is imported inside the commands, so that ``--help`` is quick.
+The commands import torch, scikit-learn and NumPy in their functions, so that ``--help`` is fast.
 """
 
 from .main import app, main

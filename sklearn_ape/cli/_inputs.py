@@ -1,4 +1,4 @@
-"""What commands are given: images, names of classes, pairs."""
+"""Inputs of the commands: images, label names and image-caption pairs."""
 
 from __future__ import annotations
 
@@ -16,102 +16,104 @@ from typing import Any
 import typer
 
 from ..utils.files import IMAGE_SUFFIXES
-from ._console import say
+from ._console import print_message
 
-__all__ = ["label_names", "list_images", "load_data", "read_lines"]
+__all__ = ["list_images", "load_data", "parse_labels", "read_lines"]
 
 
 def list_images(arguments: Iterable[str], quiet: bool = False) -> list[str]:
-    """Return the paths of the images that arguments stand for, each once, in order.
+    """Return the paths of the images that the arguments name, in order and without duplicates.
 
     Parameters
     ----------
     arguments : iterable of str
         Files, folders, patterns, or "-" for a list of files and folders on standard input.
     quiet : bool, default=False
-        Do not say what is passed over.
+        Whether to skip other files without a message.
 
     Returns
     -------
     paths : list of str
-        What is in a folder or follows from a pattern is sorted.
+        Paths of the images. The contents of a folder and the matches of a pattern are sorted.
 
     Raises
     ------
     FileNotFoundError
-        When an argument is neither there nor a pattern that fits something.
+        If an argument does not exist, or matches no file if it is a pattern.
     ValueError
-        When no images are left.
+        If there are no images.
     """
-    others: Counter[str] = Counter()
-    paths = dict.fromkeys(_images(arguments, others))
-    _say_passed_over(others, quiet)
+    skipped: Counter[str] = Counter()
+    paths = dict.fromkeys(_iter_images(arguments, skipped))
+    _report_skipped(skipped, quiet)
     if not paths:
-        raise ValueError("There are no images among what was given.")
+        raise ValueError("IMAGES contains no images. Pass images, or folders that contain images.")
     return list(paths)
 
 
-def _say_passed_over(others: Counter[str], quiet: bool) -> None:
-    if others:
-        kinds = ", ".join(f"{n:,} {suffix!r}" for suffix, n in others.most_common(5))
-        say(f"Passed over what is no image: {others.total():,} files ({kinds}).", quiet)
+def _report_skipped(skipped: Counter[str], quiet: bool) -> None:
+    if skipped:
+        n = skipped.total()
+        subject = "1 file that is not an image" if n == 1 else f"{n:,} files that are not images"
+        suffixes = ", ".join(f"{count:,} {suffix!r}" for suffix, count in skipped.most_common(5))
+        print_message(f"Skipped {subject} ({suffixes}).", quiet)
 
 
-def _images(arguments: Iterable[str], others: Counter[str]) -> Iterator[str]:
+def _iter_images(arguments: Iterable[str], skipped: Counter[str]) -> Iterator[str]:
     for argument in arguments:
         if argument == "-":
-            for line in _lines_of_stdin():
-                # Of a long list, one that is gone must not lose the others.
-                yield from _expanded(line, others) if os.path.lexists(line) else (line,)
+            for line in _read_stdin_names():
+                # A missing file of a long list is reported later, as an unreadable image.
+                yield from _expand_path(line, skipped) if os.path.lexists(line) else (line,)
         elif os.path.lexists(argument):
-            yield from _expanded(argument, others)
+            yield from _expand_path(argument, skipped)
         else:
-            found = sorted(glob.glob(os.path.expanduser(argument), recursive=True))
-            if not found:
-                raise FileNotFoundError(_absent(argument))
-            for path in found:
-                yield from _expanded(path, others)
+            paths = sorted(glob.glob(os.path.expanduser(argument), recursive=True))
+            if not paths:
+                raise FileNotFoundError(_describe_missing(argument))
+            for path in paths:
+                yield from _expand_path(path, skipped)
 
 
-def _absent(argument: str) -> str:
+def _describe_missing(argument: str) -> str:
     if "://" in argument:
-        return f"{argument!r} is an address, not a file: download the image first."
+        return f"{argument!r} is a URL, not a file. Download the image first."
     if glob.has_magic(argument):
-        return f"No file fits the pattern {argument!r}."
-    return f"There is no file or folder {argument!r}."
+        return f"{argument!r} matches no files. Check the pattern."
+    return f"{argument!r} does not exist. Pass a file, a folder or a pattern."
 
 
-def _expanded(path: str, others: Counter[str]) -> Iterable[str]:
+def _expand_path(path: str, skipped: Counter[str]) -> Iterable[str]:
     if not os.path.isdir(path):
         if _may_be_image(path):
             return (path,)
-        others[os.path.splitext(path)[1].lower()] += 1
+        skipped[os.path.splitext(path)[1].lower()] += 1
         return ()
     from ..datasets import load_image_folder
 
     data = load_image_folder(path, captions=None)
-    others.update(data.other_files)
-    # Loaders give absolute paths; results are easier to read with what was asked for.
+    skipped.update(data.other_files)
+    # The loader returns absolute paths. Results are easier to read with the path of the argument.
     root = Path(path).expanduser().absolute()
     return [os.path.join(path, os.path.relpath(image, root)) for image in data.images]
 
 
 def _may_be_image(path: str) -> bool:
-    """Tell captions that lie among images from images, damaged ones included."""
+    """Return whether a file is an image by its suffix or content, even if it is damaged."""
     if os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES or not os.path.isfile(path):
         return True
     from PIL import Image
 
     try:
         Image.open(path).close()
-    except Exception:  # Pillow's plugins raise anything
+    except Exception:  # plugins of Pillow raise any exception
         return False
     return True
 
 
-def _lines_of_stdin() -> list[str]:
+def _read_stdin_names() -> list[str]:
     content = sys.stdin.buffer.read()
-    # As find -print0 writes them, names may hold line feeds.
+    # find -print0 separates names by zero bytes, since names may contain line feeds.
     names = content.split(b"\0") if b"\0" in content else content.splitlines()
     return [os.fsdecode(name) for name in names if name.strip()]
 
@@ -122,64 +124,61 @@ def read_lines(file: Path) -> list[str]:
         text = file.expanduser().read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{str(file)!r} is not UTF-8 text: {error}.") from error
-    # At line ends alone: str.splitlines also splits at form feeds and U+2028.
+    # str.splitlines would also split at form feeds and U+2028.
     return [line.strip() for line in text.split("\n") if line.strip()]
 
 
-def label_names(labels: str | None, labels_file: Path | None) -> Any:
-    """Return names of classes, a list or a mapping to synonyms; None if none were given.
+def parse_labels(labels: str | None, labels_file: Path | None) -> Any:
+    """Return the label names of --labels or --labels-file; None if neither is set.
 
     Parameters
     ----------
     labels : str or None
-        Names with commas or line ends between them.
+        Names separated by commas or line ends.
     labels_file : Path or None
-        A file with one name per line, or a JSON file.
+        Text file with one name per line, or JSON file.
 
     Returns
     -------
     names : list, dict or None
-        Labels for `ZeroShotClassifier`.
+        Names, or a mapping from names to synonyms, as `ZeroShotClassifier` expects them.
 
     Raises
     ------
     ValueError
-        When they repeat, are empty or only one; the message names them.
+        If names are empty or repeated, or if there is only one name.
     """
     if labels is not None and labels_file is not None:
-        raise typer.BadParameter("give --labels or --labels-file, not both.")
-    if labels is None and labels_file is None:
-        return None
-    names: Any
+        raise typer.BadParameter("--labels and --labels-file are both set. Use one of them.")
     if labels is not None:
-        names = _names_on_command_line(labels)
+        names: Any = _split_labels(labels)
+    elif labels_file is not None:
+        names = _read_labels(labels_file)
     else:
-        assert labels_file is not None
-        names = _names_in(labels_file)
-    from ..prompts import names_of
+        return None
+    from ..prompts import resolve_names
 
-    if len(names_of(names)) == 1:
+    if len(resolve_names(names)) == 1:
         raise ValueError(
-            f"{next(iter(names))!r} is the only label, so that every image would be given it: "
-            "name at least two, for instance --labels 'cat,something else'."
+            f"{next(iter(names))!r} is the only label, so every image would be classified as it. "
+            "Pass at least two labels, for instance --labels 'cat,something else'."
         )
     return names
 
 
-def _names_on_command_line(labels: str) -> list[str]:
-    """Return names between commas or line ends."""
+def _split_labels(labels: str) -> list[str]:
     try:
         lines = list(csv.reader(io.StringIO(labels, newline=""), skipinitialspace=True))
     except csv.Error as error:
         raise typer.BadParameter(
-            f"cannot be read ({error}). Put names with commas or quotes between double quotes, or "
-            "into a file for --labels-file.",
+            f"cannot be parsed ({error}). Put names that contain commas or quotes in double "
+            "quotes, or in a file for --labels-file.",
             param_hint="--labels",
         ) from error
     return [name.strip() for line in lines for name in line if name.strip()]
 
 
-def _names_in(file: Path) -> Any:
+def _read_labels(file: Path) -> Any:
     if file.suffix.lower() != ".json":
         return read_lines(file)
     from ..datasets.table import RepeatedKeyError, unique_keys
@@ -191,14 +190,14 @@ def _names_in(file: Path) -> Any:
         raise ValueError(f"{str(file)!r} {error}") from error
     except RecursionError:
         raise ValueError(
-            f"{str(file)!r} is nested too deep. Write a list or an object of names."
+            f"{str(file)!r} is nested too deeply. Write a list or an object of names."
         ) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{str(file)!r} is not JSON: {error}.") from error
     if not isinstance(names, list | dict):
         raise ValueError(
-            f'{str(file)!r} must hold a list of names, ["cat", "dog"], or names with synonyms, '
-            '{"vehicle": ["car", "bus"]}.'
+            f"{str(file)!r} contains a {type(names).__name__}, not a list or an object. Write a "
+            'list of names, ["cat", "dog"], or names with synonyms, {"vehicle": ["car", "bus"]}.'
         )
     return names
 
@@ -213,18 +212,18 @@ def load_data(
     strict: bool = False,
     quiet: bool = False,
 ) -> Any:
-    """Load a folder or a table of pairs as a Bunch of images, captions and, if any, labels."""
+    """Load a folder or a table of pairs as a Bunch with images, captions and optional labels."""
     from ..datasets import load_image_folder, load_pairs
 
     path = data.expanduser()
     if path.is_file():
         try:
             return load_pairs(path, image=image, caption=caption, label=label, check_files=strict)
-        except TypeError as error:  # cells that hold no images
+        except TypeError as error:  # a cell of the table is not an image
             raise ValueError(str(error)) from error
     if not path.exists():
-        raise FileNotFoundError(f"There is no folder or table {str(data)!r}.")
+        raise FileNotFoundError(f"{str(data)!r} does not exist. Pass a folder or a table.")
     bunch = load_image_folder(path, captions=captions)  # type: ignore[arg-type]
-    if bunch.captions is None:  # else the other files are captions
-        _say_passed_over(Counter(bunch.other_files), quiet)
+    if bunch.captions is None:  # otherwise the other files are the captions
+        _report_skipped(Counter(bunch.other_files), quiet)
     return bunch

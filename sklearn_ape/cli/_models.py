@@ -1,4 +1,4 @@
-"""Encoders, aligners, batched inference and scores of the command line."""
+"""Encoders, aligners, inference over many images, and evaluation for the commands."""
 
 from __future__ import annotations
 
@@ -24,46 +24,62 @@ from ..encoders.images import image_groups
 from ..encoders.resolve import class_and_model
 from ..metrics import Interval, bootstrap_interval
 from ..training import split_pairs
-from ._console import noted_when_interrupted, say
+from ._console import note_on_interrupt, print_message
 from ._output import Table
 
 __all__ = [
-    "Encoded",
-    "Machine",
+    "EncodedImages",
+    "RuntimeOptions",
     "Score",
-    "accuracy_scores",
-    "aligner_within",
+    "card_label",
     "encode_images",
-    "features_folder",
-    "held_out_rows",
-    "held_out_scores",
-    "image_encoder_of",
-    "iter_predictions",
+    "extract_aligner",
+    "get_image_encoder",
+    "iter_probabilities",
+    "load_aligner",
+    "load_model",
     "make_image_encoder",
     "make_text_encoder",
-    "on_card",
-    "open_aligner",
-    "open_saved",
     "print_scores",
-    "recall_scores",
-    "say_unreadable",
+    "report_unreadable",
+    "score_accuracy",
+    "score_held_out",
+    "score_recall",
+    "split_rows",
 ]
 
 _MEMORY = "memory"
 
+# Images per call of the classifier, so that the first rows are written early.
+_BATCH_SIZE = 512
+_N_ERRORS_SHOWN = 5
 
-class Machine(NamedTuple):
-    """How to run on this machine: what does not change results."""
+# A smaller test set gives no meaningful accuracy.
+_MIN_TEST_SIZE = 10
+
+_RECALL_KS = (1, 5, 10)
+_DIRECTIONS = {"image_to_text": "image to caption", "text_to_image": "caption to image"}
+
+
+class RuntimeOptions(NamedTuple):
+    """Options that do not change results: cache, device, threads and verbosity."""
 
     cache: str | None = None
     device: str = "auto"
     n_jobs: int = -1
     quiet: bool = False
 
-    def options(self, on_error: str) -> dict[str, Any]:
-        """Parameters of encoders."""
+    @property
+    def cache_folder(self) -> str:
+        """Folder of the feature cache, or "memory"."""
+        if self.cache is None:
+            return str(get_data_home() / "features")
+        return self.cache if self.cache == _MEMORY else str(Path(self.cache).expanduser())
+
+    def encoder_params(self, on_error: str) -> dict[str, Any]:
+        """Return the parameters for an encoder."""
         return {
-            "cache": features_folder(self.cache),
+            "cache": self.cache_folder,
             "device": self.device,
             "n_jobs": self.n_jobs,
             "on_error": on_error,
@@ -71,96 +87,103 @@ class Machine(NamedTuple):
         }
 
     @property
-    def kept(self) -> str:
-        """What is left of the work after Ctrl-C, and how to go on."""
-        folder = features_folder(self.cache)
-        if folder == _MEMORY:
-            return "Nothing is kept, since --cache is 'memory'."
-        return f"The features that are finished are in {folder!r}: run it again to go on."
-
-
-def features_folder(cache: str | None) -> str:
-    """Return the folder of the feature cache, or "memory"."""
-    if cache is None:
-        return str(get_data_home() / "features")
-    return cache if cache == _MEMORY else str(Path(cache).expanduser())
+    def resume_note(self) -> str:
+        """Message after Ctrl-C: what is stored and how to resume."""
+        if self.cache_folder == _MEMORY:
+            return "No features are stored, because --cache is 'memory'."
+        return (
+            f"Finished features are stored in {self.cache_folder!r}. Run the command again to "
+            "resume."
+        )
 
 
 def make_image_encoder(
-    name: str, machine: Machine, *, pooling: str | None = None, on_error: str = "nan"
+    name: str, options: RuntimeOptions, *, pooling: str | None = None, on_error: str = "nan"
 ) -> Any:
     """Return the image encoder of a name such as "efficientnet_lite0" or "open_clip:RN50/openai".
 
-    Without `pooling`, networks of the EfficientNet-Lite family are used as the starter model
-    uses them: whole images on white, and pooling by the generalised mean.
+    Without `pooling`, packaged networks are used as in the starter model: whole images on a
+    white background, and pooling by the generalized mean.
     """
-    kind, model = class_and_model(name, "image")
-    options = machine.options(on_error)
-    if kind is TimmImageEncoder and model in {info.name for info in list_encoders("image")}:
-        options |= {"pooling": "gem", "crop": "pad"}
+    encoder_class, model_name = class_and_model(name, "image")
+    params = options.encoder_params(on_error)
+    if encoder_class is TimmImageEncoder and model_name in {
+        info.name for info in list_encoders("image")
+    }:
+        params |= {"pooling": "gem", "crop": "pad"}
     if pooling is not None:
-        if kind is OpenCLIPImageEncoder:
-            raise ValueError("The encoders of OpenCLIP have no --pooling to choose.")
-        options["pooling"] = pooling
-    encoder = kind(model, **options)
+        if encoder_class is OpenCLIPImageEncoder:
+            raise ValueError(
+                f"--pooling {pooling} is not supported by OpenCLIP encoders. Remove --pooling."
+            )
+        params["pooling"] = pooling
+    encoder = encoder_class(model_name, **params)
     encoder._check_parameters()
     return encoder
 
 
-def make_text_encoder(name: str, machine: Machine, on_error: str = "raise") -> Any:
+def make_text_encoder(name: str, options: RuntimeOptions) -> Any:
     """Return the text encoder of a name such as "all-MiniLM-L6-v2"."""
-    kind, model = class_and_model(name, "text")
-    options = machine.options(on_error)
-    del options["n_jobs"]
-    encoder = kind(model, **options)
+    encoder_class, model_name = class_and_model(name, "text")
+    params = options.encoder_params("raise")
+    del params["n_jobs"]
+    encoder = encoder_class(model_name, **params)
     encoder._check_parameters()
     return encoder
 
 
-def open_aligner(source: str | None, machine: Machine) -> Any:
-    """Return a fitted aligner, or a Pipeline that ends in one, set to run on this machine.
+def load_aligner(source: str | None, options: RuntimeOptions) -> Any:
+    """Return a fitted aligner, or a Pipeline that ends in one.
 
     Parameters
     ----------
     source : str or None
-        None is the starter model; "open_clip:..." a CLIP model; else a folder or a hub name.
-    machine : Machine
-        How to run.
+        None is the starter model, "open_clip:..." a CLIP model, and any other name a folder or
+        a Hub id.
+    options : RuntimeOptions
+        Options for the encoders.
 
     Raises
     ------
     ValueError
-        When it takes features, not images.
+        If the model is not an aligner, or was fitted on features instead of images.
     """
-    return aligner_within(open_saved(source, machine), machine)
+    return extract_aligner(load_model(source, options), options)
 
 
-def aligner_within(opened: Any, machine: Machine) -> Any:
-    """Return the aligner of what was opened: its own, if it is a classifier or a retriever."""
-    aligner = opened
+def extract_aligner(model: Any, options: RuntimeOptions) -> Any:
+    """Return the aligner of a loaded model: the model itself, or that of a classifier, ..."""
+    aligner = model
     while not _is_aligner(aligner):  # a saved classifier or retriever
+        if not hasattr(aligner, "aligner"):
+            raise ValueError(
+                f"--aligner is a {type(model).__name__}, not an aligner. Pass the folder of a "
+                "saved aligner, classifier or index."
+            )
         aligner = aligner.aligner_ if hasattr(aligner, "aligner_") else aligner.aligner
         if aligner is None or isinstance(aligner, str):
-            aligner = _configured(copy.deepcopy(resolve_aligner(aligner)), machine)
-    if isinstance(aligner, CLIPAligner):  # its encoder apart, which says what it cannot read
+            aligner = _set_options(copy.deepcopy(resolve_aligner(aligner)), options)
+    if isinstance(aligner, CLIPAligner):
+        # As a separate step, the image encoder reports the images that it cannot read.
         aligner = make_pipeline(aligner.image_encoder, aligner)
-    image_encoder_of(aligner)
+    get_image_encoder(aligner)
     return aligner
 
 
-def open_saved(source: str | None, machine: Machine) -> Any:
-    """Return what was saved, whichever estimator it is, set to run on this machine."""
+def load_model(source: str | None, options: RuntimeOptions) -> Any:
+    """Return a saved estimator of any kind, with the options for its encoders."""
     if source is None or source.startswith("open_clip:"):
-        # The starter model is one object a process, whose settings are not to be changed.
-        return _configured(copy.deepcopy(resolve_aligner(source)), machine)
+        # A copy, because the starter model is shared within the process.
+        return _set_options(copy.deepcopy(resolve_aligner(source)), options)
     is_folder = os.path.isdir(os.path.expanduser(source))
     if not is_folder and (source.count("/") != 1 or source.startswith((".", "~", "/"))):
         raise FileNotFoundError(
-            f"There is no folder {source!r} with a saved model: 'sklearn-ape fit' makes one."
+            f"{source!r} is not a folder. Pass a folder that 'sklearn-ape fit' or 'sklearn-ape "
+            "index' has written, or owner/name of a model on the Hub."
         )
-    from .. import load_pretrained
+    from ..persistence import load_pretrained
 
-    return _configured(load_pretrained(source), machine)
+    return _set_options(load_pretrained(source), options)
 
 
 def _is_aligner(estimator: Any) -> bool:
@@ -171,171 +194,158 @@ def _is_aligner(estimator: Any) -> bool:
     return True
 
 
-def image_encoder_of(model: Any) -> Any:
-    """Return the image encoder within a fitted model, which names the images it cannot read."""
-    for estimator in _within(model):
+def get_image_encoder(model: Any) -> Any:
+    """Return the image encoder of a fitted model."""
+    for estimator in _iter_estimators(model):
         if getattr(estimator, "_modality", None) == "image":
             return estimator
     raise ValueError(
-        "This aligner takes features of images, not images: it was saved without its image "
-        "encoder. Save the Pipeline of both."
+        "The model has no image encoder, because its aligner was fitted on features. Save the "
+        "Pipeline of the image encoder and the aligner."
     )
 
 
-def _configured(model: Any, machine: Machine) -> Any:
-    """Set encoders, and CLIP models, to run on this machine; they are changed in place."""
-    for estimator in _within(model):
+def _set_options(model: Any, options: RuntimeOptions) -> Any:
+    """Set the options of all encoders and CLIP models in a model, in place."""
+    for estimator in _iter_estimators(model):
         parameters = estimator.get_params(deep=False)
         if hasattr(estimator, "_modality") or "cache" in parameters:
-            modality = getattr(estimator, "_modality", "image")
-            options = machine.options("nan" if modality == "image" else "raise")
-            if modality == "text":  # a few labels need no bar
-                options["verbose"] = 0
-            estimator.set_params(**{k: v for k, v in options.items() if k in parameters})
+            is_text = getattr(estimator, "_modality", "image") == "text"
+            params = options.encoder_params("raise" if is_text else "nan")
+            if is_text:  # a few labels do not need a progress bar
+                params["verbose"] = 0
+            estimator.set_params(**{k: v for k, v in params.items() if k in parameters})
         elif "device" in parameters:
-            estimator.set_params(device=machine.device)
+            estimator.set_params(device=options.device)
     return model
 
 
-def _within(model: Any) -> Iterator[Any]:
-    """Yield the estimators in a fitted model, those that were fitted first."""
+def _iter_estimators(model: Any) -> Iterator[Any]:
+    """Yield the estimators of a fitted model in the order in which data pass through them."""
     if isinstance(model, Pipeline):
         for _, step in model.steps:
-            yield from _within(step)
-        return
-    if isinstance(model, FrozenEstimator):
-        yield from _within(model.estimator)
-        return
-    if not isinstance(model, BaseEstimator):
-        return
-    yield model
-    for name in ("image_encoder_", "text_encoder_", "aligner_", "aligner"):
-        yield from _within(vars(model).get(name))
+            yield from _iter_estimators(step)
+    elif isinstance(model, FrozenEstimator):
+        yield from _iter_estimators(model.estimator)
+    elif isinstance(model, BaseEstimator):
+        yield model
+        for name in ("image_encoder_", "text_encoder_", "aligner_", "aligner"):
+            yield from _iter_estimators(vars(model).get(name))
 
 
-_AT_ONCE = 512
-
-
-_NAMED = 5
-
-
-def iter_predictions(
-    model: Any, images: Sequence[Any], method: Any, machine: Machine
+def iter_probabilities(
+    classifier: Any, images: Sequence[Any], options: RuntimeOptions
 ) -> Iterator[tuple[slice, np.ndarray, dict[int, str]]]:
-    """Yield what a method says of some images at a time.
+    """Classify images in batches.
 
     Parameters
     ----------
-    model : estimator
-        What holds the image encoder.
+    classifier : ZeroShotClassifier
+        Classifier whose aligner contains the image encoder.
     images : sequence
-        All of them.
-    method : callable
-        Takes some of the images.
-    machine : Machine
-        How to run.
+        All images.
+    options : RuntimeOptions
+        Verbosity, and the cache that the message after Ctrl-C names.
 
     Yields
     ------
     rows : slice
-        Which images.
-    answer : ndarray
-        What the method returned for them.
+        Rows of the batch.
+    probabilities : ndarray of shape (n_images, n_classes)
+        Probabilities of the images of the batch.
     errors : dict of {int: str}
-        What is wrong with those that could not be read, by their row among these.
+        Problems of the unreadable images, by their row within the batch.
     """
     from tqdm import tqdm
 
-    encoder = image_encoder_of(model)
-    is_one_pass = len(images) <= _AT_ONCE
+    encoder = get_image_encoder(classifier)
+    is_one_batch = len(images) <= _BATCH_SIZE
     with (
-        noted_when_interrupted(machine.kept),
+        note_on_interrupt(options.resume_note),
         warnings.catch_warnings(),
         tqdm(
-            total=len(images), unit="image", disable=machine.quiet or is_one_pass, leave=True
-        ) as progress,
+            total=len(images), unit="image", disable=options.quiet or is_one_batch, leave=True
+        ) as bar,
     ):
+        # With several batches, one bar over all of them replaces the bars of the encoder.
         verbose = encoder.verbose
-        encoder.verbose = verbose if is_one_pass else 0
-        warnings.simplefilter("ignore", EncodingFailedWarning)  # `say_unreadable` names them
+        encoder.verbose = verbose if is_one_batch else 0
+        warnings.simplefilter("ignore", EncodingFailedWarning)  # `report_unreadable` names them
         try:
-            for start in range(0, len(images), _AT_ONCE):
-                rows = slice(start, min(start + _AT_ONCE, len(images)))
-                answer = method(images[rows])
-                yield rows, answer, encoder.errors_
-                progress.update(rows.stop - rows.start)
+            for start in range(0, len(images), _BATCH_SIZE):
+                rows = slice(start, min(start + _BATCH_SIZE, len(images)))
+                probabilities = classifier.predict_proba(images[rows])
+                yield rows, probabilities, encoder.errors_
+                bar.update(rows.stop - rows.start)
         finally:
             encoder.verbose = verbose
 
 
-class Encoded(NamedTuple):
-    """Features of images, NaN where one could not be read, and why."""
+class EncodedImages(NamedTuple):
+    """Features of images, with NaN for unreadable images, and their problems by row."""
 
     features: np.ndarray
     errors: dict[int, str]
 
     @property
-    def good(self) -> np.ndarray:
-        """Rows that could be read."""
-        bad = np.array(sorted(self.errors), dtype=np.intp)
-        return np.setdiff1d(np.arange(len(self.features)), bad)
+    def readable_rows(self) -> np.ndarray:
+        """Rows of the readable images."""
+        unreadable = np.array(sorted(self.errors), dtype=np.intp)
+        return np.setdiff1d(np.arange(len(self.features)), unreadable)
 
 
-def encode_images(encoder: Any, images: Sequence[Any], machine: Machine) -> Encoded:
-    """Encode all images; say on standard error which could not be read.
+def encode_images(encoder: Any, images: Sequence[Any], options: RuntimeOptions) -> EncodedImages:
+    """Encode images and report the unreadable ones on standard error.
 
     Raises
     ------
     ValueError
-        When none could be read.
+        If no image can be read.
     """
-    with noted_when_interrupted(machine.kept), warnings.catch_warnings():
-        warnings.simplefilter("ignore", EncodingFailedWarning)  # `say_unreadable` names them
+    with note_on_interrupt(options.resume_note), warnings.catch_warnings():
+        warnings.simplefilter("ignore", EncodingFailedWarning)  # `report_unreadable` names them
         features = encoder.transform(images)
     errors = dict(encoder.errors_)
     if len(errors) == len(images):
-        raise ValueError(f"None of the {len(images)} images can be read: {errors[0]}")
-    say_unreadable(errors, len(images))
-    return Encoded(features, errors)
+        raise ValueError(f"None of the {len(images)} images can be read. The first: {errors[0]}")
+    report_unreadable(errors, len(images))
+    return EncodedImages(features, errors)
 
 
-def say_unreadable(errors: dict[int, str], n_images: int) -> None:
-    """Name on standard error the first images that could not be read, and count them."""
+def report_unreadable(errors: dict[int, str], n_images: int) -> None:
+    """Print the number of unreadable images and the first of them to standard error."""
     if not errors:
         return
-    say(f"{len(errors):,} of {n_images:,} images cannot be read and are left out:")
-    for row in sorted(errors)[:_NAMED]:
-        say(f"  {errors[row]}")
-    if len(errors) > _NAMED:
-        say(f"  and {len(errors) - _NAMED:,} more.")
+    print_message(f"Skipped {len(errors):,} of {n_images:,} images, which cannot be read:")
+    for row in sorted(errors)[:_N_ERRORS_SHOWN]:
+        print_message(f"  {errors[row]}")
+    if len(errors) > _N_ERRORS_SHOWN:
+        print_message(f"  and {len(errors) - _N_ERRORS_SHOWN:,} more.")
 
 
-_FEWEST = 10
-
-
-def held_out_rows(
+def split_rows(
     features: np.ndarray,
     captions: Sequence[Any],
     test_size: float,
     random_state: int,
     classes: Sequence[str] | None = None,
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    """Return rows to train on and rows to test on, or None where there are too few.
+    """Return rows for training and rows for testing; None if there are too few.
 
-    No image and no caption stands on both sides; with classes, every class does, and no image.
+    The two parts have no image and no caption in common. With `classes`, the split is stratified
+    by class, and the parts have no image in common.
     """
     if not test_size:
         return None
     images = np.unique(features, axis=0, return_inverse=True)[1].ravel()
     if classes is not None:
-        return _stratified(images, np.asarray(classes), test_size, random_state)
-    of_rows = [[text] if isinstance(text, str) else list(text) for text in captions]
-    numbers: dict[str, int] = {}
+        return _split_stratified(images, np.asarray(classes), test_size, random_state)
+    text_ids: dict[str, int] = {}
     pairs = np.array(
         [
-            (row, images[row], numbers.setdefault(text, len(numbers)))
-            for row, texts in enumerate(of_rows)
-            for text in texts
+            (row, images[row], text_ids.setdefault(text, len(text_ids)))
+            for row, texts in enumerate(captions)
+            for text in ([texts] if isinstance(texts, str) else texts)
         ]
     )
     split = split_pairs(pairs[:, 1:], test_size, check_random_state(random_state))
@@ -344,13 +354,13 @@ def held_out_rows(
     return np.unique(pairs[split.train, 0]), np.unique(pairs[split.valid, 0])
 
 
-def _stratified(
+def _split_stratified(
     images: np.ndarray, classes: np.ndarray, test_size: float, random_state: int
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    first = np.unique(images, return_index=True)[1]  # equal images go together
+    first = np.unique(images, return_index=True)[1]  # duplicates go to the same part
     counts = np.unique(classes[first], return_counts=True)[1]
     n_test = round(test_size * len(first))
-    if counts.min() < 2 or min(n_test, len(first) - n_test) < max(_FEWEST, len(counts)):
+    if counts.min() < 2 or min(n_test, len(first) - n_test) < max(_MIN_TEST_SIZE, len(counts)):
         return None
     splitter = StratifiedShuffleSplit(1, test_size=n_test, random_state=random_state)
     train, test = next(splitter.split(first, classes[first]))
@@ -360,14 +370,8 @@ def _stratified(
     )
 
 
-_KS = (1, 5, 10)
-
-
-_DIRECTIONS = {"image_to_text": "image to caption", "text_to_image": "caption to image"}
-
-
 class Score(NamedTuple):
-    """A mean over n images or captions, and its interval of 95 % (NaN for fewer than two)."""
+    """A mean over `n` images or captions with its 95 % interval (NaN for fewer than two)."""
 
     measure: str
     of: str
@@ -377,60 +381,57 @@ class Score(NamedTuple):
     n: int
 
 
-def recall_scores(aligner: Any, inputs: Any, captions: Any, images: Sequence[Any]) -> list[Score]:
-    """Return recall@k in both directions, among distinct images and captions.
+def score_recall(aligner: Any, inputs: Any, captions: Any, images: Sequence[Any]) -> list[Score]:
+    """Return recall@k in both directions.
 
-    `inputs` are what the aligner takes: the images, or features of them.
+    `inputs` are the images or their features, whichever the aligner expects. Duplicate images
+    and captions count as one.
     """
     ranks = aligner.retrieval_ranks(inputs, captions, groups=image_groups(images))
     return [
-        _score(f"recall@{k}", words, ranks[direction] < k)
-        for direction, words in _DIRECTIONS.items()
-        for k in _KS
+        _make_score(f"recall@{k}", name, ranks[direction] < k)
+        for direction, name in _DIRECTIONS.items()
+        for k in _RECALL_KS
     ]
 
 
-def accuracy_scores(truth: Any, predicted: Any) -> list[Score]:
-    """Accuracy over all images, then class by class."""
-    truth, predicted = np.asarray(truth, dtype=object), np.asarray(predicted, dtype=object)
-    hits = truth == predicted
-    return [_score("accuracy", "all", hits)] + [
-        _score("accuracy", str(name), hits[truth == name]) for name in sorted(set(truth))
+def score_accuracy(y_true: Any, y_pred: Any) -> list[Score]:
+    """Return the accuracy over all images, followed by the accuracy per class."""
+    y_true, y_pred = np.asarray(y_true, dtype=object), np.asarray(y_pred, dtype=object)
+    is_correct = y_true == y_pred
+    return [_make_score("accuracy", "all", is_correct)] + [
+        _make_score("accuracy", str(name), is_correct[y_true == name])
+        for name in sorted(set(y_true))
     ]
 
 
-def held_out_scores(
-    aligner: Any,
-    images: Any,
-    captions: Sequence[Any],
-    classes: Sequence[str] | None,
+def score_held_out(
+    aligner: Any, images: Any, captions: Sequence[Any], classes: Sequence[str] | None
 ) -> list[Score]:
-    """Accuracy where captions are names of classes, else recall."""
+    """Return the accuracy if the captions are class names, and recall@k otherwise."""
     if classes is None:
-        return recall_scores(aligner, images, captions, images)
-    from .. import ZeroShotClassifier
+        return score_recall(aligner, images, captions, images)
+    from ..zero_shot import ZeroShotClassifier
 
     classifier = ZeroShotClassifier(sorted(set(captions)), aligner=aligner)
-    return accuracy_scores(captions, classifier.predict(images))
+    return score_accuracy(captions, classifier.predict(images))
 
 
-def on_card(score: Score) -> str:
-    """Return the line of a model card that a held-out score stands in."""
-    sure = "" if score.low != score.low else f", 95 %: {score.low:.3f} to {score.high:.3f}"
-    return f"{score.measure} on pairs held out, {score.of} (n={score.n}{sure})"
+def card_label(score: Score) -> str:
+    """Return the label of a held-out score in the model card."""
+    interval = "" if np.isnan(score.low) else f", 95 % CI: {score.low:.3f} to {score.high:.3f}"
+    return f"{score.measure} on held-out pairs, {score.of} (n={score.n}{interval})"
 
 
-def print_scores(
-    scores: Sequence[Score], form: str | None = None, output: Path | None = None
-) -> None:
-    """Write scores, one a row."""
-    with Table(Score._fields, output, form) as table:
+def print_scores(scores: Sequence[Score], file_format: str | None = None) -> None:
+    """Print scores as a table, one per row."""
+    with Table(Score._fields, file_format=file_format) as table:
         for score in scores:
-            numbers = (None if x != x else round(x, 4) for x in score[2:5])
+            numbers = (None if np.isnan(x) else round(x, 4) for x in score[2:5])
             table.write([score.measure, score.of, *numbers, score.n])
 
 
-def _score(measure: str, of: str, hits: Any) -> Score:
+def _make_score(measure: str, of: str, hits: Any) -> Score:
     hits = np.asarray(hits, dtype=float)
     interval = Interval(float(hits.mean()), float("nan"), float("nan"))
     if len(hits) > 1:

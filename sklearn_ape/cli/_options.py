@@ -32,94 +32,101 @@ __all__ = [
 Images = Annotated[
     list[str],
     typer.Argument(
-        help="Images, folders of them (sub-folders too), patterns such as '*.jpg', or - for a "
-        "list on standard input.",
+        help="Images, folders (including subfolders), patterns such as '*.jpg', or - for a list "
+        "on standard input.",
         show_default=False,
     ),
 ]
 Data = Annotated[
     Path,
     typer.Argument(
-        help="A folder of images, with photo.txt beside photo.jpg for its caption or with "
-        "sub-folders for labels; or a table of pairs (.csv, .tsv, .jsonl, .parquet).",
+        help="Folder of images, with the caption of photo.jpg in photo.txt or with subfolders as "
+        "labels; or table of pairs (.csv, .tsv, .jsonl, .parquet).",
         show_default=False,
     ),
 ]
 ImageColumn = Annotated[
-    str, typer.Option("--image", help="In a table: the column of the images' paths.")
+    str, typer.Option("--image", help="Column of a table with the paths of the images.")
 ]
 CaptionColumn = Annotated[
-    str, typer.Option("--caption", help="In a table: the column of the captions.")
+    str, typer.Option("--caption", help="Column of a table with the captions.")
 ]
 LabelColumn = Annotated[
-    str | None, typer.Option("--label", help="In a table: the column of the labels, if any.")
+    str | None, typer.Option("--label", help="Column of a table with the labels, if there is one.")
 ]
 Captions = Annotated[
     str,
     typer.Option(
-        help="In a folder: where captions come from. sidecar (photo.txt beside photo.jpg), table "
-        "(metadata.csv in the folder), folder (names of sub-folders), filename, or auto."
+        help="Source of the captions in a folder: sidecar (photo.txt next to photo.jpg), table "
+        "(metadata.csv in the folder), folder (names of subfolders), filename or auto."
     ),
 ]
 Aligner = Annotated[
     str | None,
     typer.Option(
-        help="What was saved by 'fit': a folder, or owner/name on the Hugging Face hub; or a "
-        "CLIP model, such as open_clip:ViT-B-32/openai. By default the starter model.",
+        help="Saved aligner: a folder written by 'fit', or owner/name on the Hugging Face Hub; or "
+        "a CLIP model such as open_clip:ViT-B-32/openai. Default: the starter model.",
         show_default=False,
     ),
 ]
 Labels = Annotated[
     str | None,
     typer.Option(
-        help="Names of the classes, separated by commas. A name with a comma in it goes between "
-        "double quotes: 'cat,\"salt, pepper\"'.",
+        help="Label names, separated by commas. Put a name that contains a comma in double "
+        "quotes: 'cat,\"salt, pepper\"'.",
         show_default=False,
     ),
 ]
 LabelsFile = Annotated[
     Path | None,
     typer.Option(
-        help="Names of the classes in a file: .txt with one a line, or .json with a list or "
-        'with synonyms, {"vehicle": ["car", "bus"]}.',
+        help="File of label names: .txt with one name per line, or .json with a list or with "
+        'synonyms, {"vehicle": ["car", "bus"]}.',
         show_default=False,
     ),
 ]
 Templates = Annotated[
     str,
     typer.Option(
-        help="Sentences that names are put into: none, simple, photo, clip, drawing, or one of "
-        "your own with {} for the name."
+        help="Prompt templates for the label names: none, simple, photo, clip, drawing, or your "
+        "own template with {} for the name."
     ),
 ]
 Format = Annotated[
     str | None,
     typer.Option(
         "--format",
-        help="csv, tsv, json, jsonl, parquet or table. By default that of the output's name; on "
-        "standard output a table for a terminal, else csv.",
+        help="Output format: csv, tsv, json, jsonl, parquet or table. Default: by the suffix of "
+        "the output file; on standard output, table for a terminal and csv otherwise.",
         show_default=False,
     ),
 ]
 ImageEncoder = Annotated[
-    str, typer.Option(help="A name of 'sklearn-ape models', or see 'encode --help'.")
+    str,
+    typer.Option(
+        help="Image encoder to use: a name listed by 'sklearn-ape models', a timm model, "
+        "transformers:NAME or open_clip:NAME/WEIGHTS."
+    ),
 ]
-TextEncoder = Annotated[str, typer.Option(help="As --image-encoder.")]
+TextEncoder = Annotated[
+    str, typer.Option(help="Text encoder to use; see --image-encoder for valid names.")
+]
 Cache = Annotated[
     str | None,
     typer.Option(
-        help="Folder where features are kept, so that no image is encoded twice, by default "
-        "your own; 'memory' keeps none.",
+        help="Feature cache folder (default: your user cache; 'memory': do not store on disk).",
         show_default=False,
     ),
 ]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps, ...")]
-NJobs = Annotated[int, typer.Option("--n-jobs", help="Threads that read images; -1: one a core.")]
-Quiet = Annotated[
-    bool, typer.Option("--quiet", "-q", help="No progress, only results and errors.")
+Device = Annotated[str, typer.Option(help="Device: auto, cpu, cuda, cuda:1, mps, ...")]
+NJobs = Annotated[
+    int, typer.Option("--n-jobs", help="Number of threads that read images; -1: one per core.")
 ]
-RandomState = Annotated[int, typer.Option(help="Seed, for equal results again.")]
+Quiet = Annotated[
+    bool, typer.Option("--quiet", "-q", help="Print only results, warnings and errors.")
+]
+RandomState = Annotated[int, typer.Option(help="Random seed, for reproducible results.")]
 Strict = Annotated[
     bool,
-    typer.Option("--strict", help="Stop at an image that cannot be read, instead of going on."),
+    typer.Option("--strict", help="Stop at the first unreadable image instead of skipping it."),
 ]

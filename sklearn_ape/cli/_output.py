@@ -1,4 +1,4 @@
-"""Writing results: whole files or none, plain text into pipes, tables on terminals."""
+"""Result tables and atomic output files of the commands."""
 
 from __future__ import annotations
 
@@ -23,81 +23,97 @@ from ..utils.files import atomic_directory
 __all__ = [
     "FileName",
     "Table",
-    "check_file",
-    "check_folder",
     "check_model_folder",
-    "form_of",
-    "whole_file",
+    "check_output_file",
+    "check_output_folder",
+    "resolve_format",
+    "write_atomically",
 ]
 
-FORMS = ("csv", "tsv", "json", "jsonl", "parquet")
-_SUFFIXES = {f".{form}": form for form in FORMS} | {".ndjson": "jsonl", ".pq": "parquet"}
-_LEAST_ROOM = 2**20
+FORMATS = ("csv", "tsv", "json", "jsonl", "parquet")
+_FORMAT_BY_SUFFIX = {f".{name}": name for name in FORMATS} | {".ndjson": "jsonl", ".pq": "parquet"}
+_MIN_FREE_BYTES = 2**20
 
 
-def form_of(output: Path | None, form: str | None) -> str:
-    """Return the form in which rows are to be written, and see that it can be."""
-    if form is not None:
-        chosen = form.lower()
-        if chosen not in (*FORMS, "table"):
+def resolve_format(output: Path | None, file_format: str | None) -> str:
+    """Return the format of an output, after checking that it can be written.
+
+    Parameters
+    ----------
+    output : Path or None
+        Output file. None and "-" are standard output.
+    file_format : str or None
+        Value of --format. None selects the format by the suffix of the output file.
+
+    Returns
+    -------
+    file_format : str
+        One of `FORMATS`, or "table".
+    """
+    is_stdout = output is None or str(output) == "-"
+    if file_format is not None:
+        resolved = file_format.lower()
+        if resolved not in (*FORMATS, "table"):
             raise typer.BadParameter(
-                f"{form!r} is not one of {', '.join(FORMS)}, table.", param_hint="--format"
+                f"{file_format!r} is not one of {', '.join(FORMATS)}, table.",
+                param_hint="--format",
             )
-    elif output is None or str(output) == "-":
-        chosen = "table" if sys.stdout.isatty() else "csv"
+    elif output is None or is_stdout:
+        resolved = "table" if sys.stdout.isatty() else "csv"
     else:
-        chosen = _SUFFIXES.get(output.suffix.lower(), "")
-        if not chosen:
+        resolved = _FORMAT_BY_SUFFIX.get(output.suffix.lower(), "")
+        if not resolved:
             raise typer.BadParameter(
-                f"cannot tell the format of {str(output)!r}: its name should end in one of "
-                f"{', '.join(_SUFFIXES)}, or give --format.",
+                f"{str(output)!r} has no suffix of a known format. Use one of "
+                f"{', '.join(_FORMAT_BY_SUFFIX)}, or set --format.",
                 param_hint="--output",
             )
-    if chosen == "parquet":
-        if (output is None or str(output) == "-") and sys.stdout.isatty():
+    if resolved == "parquet":
+        if is_stdout and sys.stdout.isatty():
             raise typer.BadParameter(
-                "parquet cannot be shown on a terminal. Give --output names.parquet.",
+                "parquet cannot be shown on a terminal. Set --output names.parquet.",
                 param_hint="--format",
             )
         try:
             import pyarrow  # noqa: F401
         except ImportError as error:
             raise ImportError(
-                'Writing parquet needs pyarrow: pip install "sklearn-ape[tables]".'
+                "pyarrow is not installed, but parquet files need it. Install it with: "
+                'pip install "sklearn-ape[tables]"'
             ) from error
-    return chosen
+    return resolved
 
 
-def check_file(output: Path | None, n_bytes: int = _LEAST_ROOM) -> None:
-    """Raise, before any work, if a file cannot be written; make its folder if it is missing."""
+def check_output_file(output: Path | None, n_bytes: int = _MIN_FREE_BYTES) -> None:
+    """Raise an error if a file cannot be written; create its folder if it is missing."""
     if output is None or str(output) == "-":
         return
     path = output.expanduser()
     if path.is_dir():
-        raise IsADirectoryError(f"{str(output)!r} is a folder: give the name of a file.")
+        raise IsADirectoryError(f"{str(output)!r} is a folder. Pass the name of a file.")
     if path.exists() and not path.is_file():
-        return  # such as /dev/null
-    _check_place(path.resolve().parent, output, n_bytes)
+        return  # a device such as /dev/null
+    _check_writable(path.resolve().parent, output, n_bytes)
 
 
-def check_folder(output: Path, n_bytes: int = _LEAST_ROOM) -> None:
-    """Raise, before any work, if a folder cannot be written to; make those above it."""
+def check_output_folder(output: Path, n_bytes: int = _MIN_FREE_BYTES) -> None:
+    """Raise an error if a folder cannot be written; create its parents if they are missing."""
     path = output.expanduser()
     if path.exists() and not path.is_dir():
-        raise NotADirectoryError(f"{str(output)!r} is a file: give the name of a folder.")
-    _check_place(path.resolve().parent, output, n_bytes)
+        raise NotADirectoryError(f"{str(output)!r} is a file. Pass the name of a folder.")
+    _check_writable(path.resolve().parent, output, n_bytes)
 
 
 def check_model_folder(output: Path) -> None:
-    """Raise, before any work, if a model cannot be saved to a folder."""
-    check_folder(output)
+    """Raise an error if a model cannot be saved to a folder."""
+    check_output_folder(output)
     if output.expanduser().is_dir():
         from ..persistence.files import _check_ours
 
         _check_ours(output.expanduser())
 
 
-def _check_place(folder: Path, output: Path, n_bytes: int) -> None:
+def _check_writable(folder: Path, output: Path, n_bytes: int) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -109,79 +125,81 @@ def _check_place(folder: Path, output: Path, n_bytes: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < n_bytes:
         raise OSError(
-            f"{str(output)!r} will take about {_size(n_bytes)}, and {_size(free)} are free there. "
-            "Make room, or choose another --output."
+            f"{str(output)!r} needs about {_format_size(n_bytes)}, but only {_format_size(free)} "
+            "are free. Free some disk space, or choose another --output."
         )
 
 
-def _size(n_bytes: int) -> str:
+def _format_size(n_bytes: int) -> str:
     return f"{n_bytes / 2**20:,.0f} MiB"
 
 
 @contextmanager
-def whole_file(output: Path) -> Iterator[Path]:
-    """Give the name of a file to write, which becomes the output when it is whole."""
-    path = output.expanduser().resolve()  # a link stays a link
+def write_atomically(output: Path) -> Iterator[Path]:
+    """Yield the path of a temporary file, which replaces the output on success."""
+    path = output.expanduser().resolve()  # replace the target of a link, not the link
     if path.exists() and not path.is_file():
         yield path
         return
     with atomic_directory(path) as folder:
         partial = folder / path.name
         yield partial
+        # The data must be on the disk before the old file is replaced.
         with partial.open("r+b") as file:
             os.fsync(file.fileno())
         partial.replace(path)
 
 
 class FileName(str):
-    """A cell of a table that is the name of a file."""
+    """A table cell that contains a file name."""
 
     __slots__ = ()
 
 
 class Table:
-    """Rows that are written to a file, to standard output or to a terminal.
+    """Rows of results, written to a file, to standard output or to a terminal.
 
-    On standard output, csv, tsv and jsonl come row by row, and what is there when something goes
-    wrong stays. A file appears when it is whole.
+    On standard output, rows of csv, tsv and jsonl are written one by one, so that they remain if
+    an error occurs later. Files are written atomically.
 
-    In csv and tsv, no text is a formula to a spreadsheet: the name of a file that would be one
-    begins with ``./``, which names the same file, and any other text with an apostrophe, which
-    the loaders of this package remove. On a terminal, control characters are written as escapes.
+    In csv and tsv, no text is a formula to a spreadsheet: a file name that would be a formula is
+    written with the prefix ``./``, which names the same file, and any other text with an
+    apostrophe, which the loaders of this package remove. On a terminal, control characters are
+    escaped.
 
     Parameters
     ----------
     columns : sequence of str
         Names of the columns.
     output : Path or None, default=None
-        None, and "-", are standard output.
-    form : str or None, default=None
-        See `form_of`.
+        Output file. None and "-" are standard output.
+    file_format : str or None, default=None
+        Output format, see `resolve_format`.
 
     Examples
     --------
     >>> from sklearn_ape.cli._output import Table
-    >>> with Table(["path", "label"], form="csv") as table:
+    >>> with Table(["path", "label"], file_format="csv") as table:
     ...     table.write(["a, b.jpg", "cat"])
     path,label
     "a, b.jpg",cat
     """
 
     def __init__(
-        self, columns: Sequence[str], output: Path | None = None, form: str | None = None
+        self, columns: Sequence[str], output: Path | None = None, file_format: str | None = None
     ) -> None:
         self.columns = list(columns)
         self.output = None if output is None or str(output) == "-" else output
-        self.form = form_of(output, form)
+        self.file_format = resolve_format(output, file_format)
         self._rows: list[Sequence[Any]] = []
-        self._is_begun = False
+        self._has_started = False
         self._writer: Callable[[Sequence[Any]], Any] | None = None
 
     def __enter__(self) -> Self:
-        self._file: Any = None if self.output is None else whole_file(self.output)
+        self._file: Any = None if self.output is None else write_atomically(self.output)
         self._path = None if self._file is None else self._file.__enter__()
         self._stream: Any = sys.stdout
-        if self._path is not None and self.form != "parquet":
+        if self._path is not None and self.file_format != "parquet":
             self._stream = self._path.open(
                 "w", encoding="utf-8", errors="surrogateescape", newline=""
             )
@@ -189,15 +207,15 @@ class Table:
 
     def write(self, row: Sequence[Any]) -> None:
         """Write one row; None is an empty cell."""
-        if not self._is_begun:  # what fails before it has a result leaves no heading behind
-            self._begin()
+        if not self._has_started:  # not earlier: an error before the first row leaves no header
+            self._start()
         if self._writer is None:
             self._rows.append(row)
         else:
             self._writer(row)
 
     def flush(self) -> None:
-        """Hand over what is written, to a reader that waits for it."""
+        """Flush standard output, for a reader that waits for the rows."""
         if self._path is None and self._writer is not None:
             self._stream.flush()
 
@@ -219,32 +237,34 @@ class Table:
         if self._file is not None:
             self._file.__exit__(kind, error, trace)
 
-    def _begin(self) -> None:
-        self._is_begun = True
-        self._writer = _WRITERS[self.form](self._stream, self.columns)
+    def _start(self) -> None:
+        self._has_started = True
+        self._writer = _WRITERS[self.file_format](self._stream, self.columns)
 
     def _finish(self, failed: bool) -> None:
-        if not self._is_begun:
+        if not self._has_started:
             if failed:
                 return
-            self._begin()
-        if self.form == "json":
+            self._start()
+        if self.file_format == "json":
             records = [dict(zip(self.columns, row, strict=True)) for row in self._rows]
-            self._stream.write(_json(records, indent=1) + "\n")
-        elif self.form == "parquet":
+            self._stream.write(_dump_json(records, indent=1) + "\n")
+        elif self.file_format == "parquet":
             _write_parquet(self._path, self.columns, self._rows)
-        elif self.form == "table":
+        elif self.file_format == "table":
             _print_table(self.columns, self._rows, self._stream)
 
 
-def _delimited(delimiter: str) -> Callable[[TextIO, list[str]], Callable[[Sequence[Any]], Any]]:
-    def begin(stream: TextIO, columns: list[str]) -> Callable[[Sequence[Any]], Any]:
-        # With this line end, the writer puts quotes around line feeds and carriage returns.
+def _make_csv_writer(
+    delimiter: str,
+) -> Callable[[TextIO, list[str]], Callable[[Sequence[Any]], Any]]:
+    def start(stream: TextIO, columns: list[str]) -> Callable[[Sequence[Any]], Any]:
+        # With this line terminator, csv quotes cells that contain "\r" as well as "\n".
         line = io.StringIO(newline="")
         writer = csv.writer(line, delimiter=delimiter, lineterminator="\r\n")
         is_terminal = stream is sys.stdout and stream.isatty()
 
-        def cell(value: Any) -> Any:
+        def escape_cell(value: Any) -> Any:
             if not isinstance(value, str):
                 return value
             escape = escape_formula_path if isinstance(value, FileName) else escape_formula
@@ -252,7 +272,7 @@ def _delimited(delimiter: str) -> Callable[[TextIO, list[str]], Callable[[Sequen
             return escape_controls(value) if is_terminal else value
 
         def write(row: Sequence[Any]) -> None:
-            writer.writerow([cell(value) for value in row])
+            writer.writerow([escape_cell(value) for value in row])
             stream.write(line.getvalue().removesuffix("\r\n") + "\n")
             line.seek(0)
             line.truncate()
@@ -260,25 +280,25 @@ def _delimited(delimiter: str) -> Callable[[TextIO, list[str]], Callable[[Sequen
         write(columns)
         return write
 
-    return begin
+    return start
 
 
-def _lines_of_json(stream: TextIO, columns: list[str]) -> Callable[[Sequence[Any]], Any]:
+def _start_jsonl(stream: TextIO, columns: list[str]) -> Callable[[Sequence[Any]], Any]:
     def write(row: Sequence[Any]) -> None:
-        stream.write(_json(dict(zip(columns, row, strict=True))) + "\n")
+        stream.write(_dump_json(dict(zip(columns, row, strict=True))) + "\n")
 
     return write
 
 
-def _json(value: Any, indent: int | None = None) -> str:
-    # The only control character that JSON does not escape.
+def _dump_json(value: Any, indent: int | None = None) -> str:
+    # The only control character that json.dumps does not escape.
     return json.dumps(value, indent=indent).replace("\x7f", "\\u007f")
 
 
 _WRITERS: dict[str, Callable[[Any, list[str]], Callable[[Sequence[Any]], Any] | None]] = {
-    "csv": _delimited(","),
-    "tsv": _delimited("\t"),
-    "jsonl": _lines_of_json,
+    "csv": _make_csv_writer(","),
+    "tsv": _make_csv_writer("\t"),
+    "jsonl": _start_jsonl,
     "json": lambda stream, columns: None,
     "parquet": lambda stream, columns: None,
     "table": lambda stream, columns: None,
@@ -289,12 +309,14 @@ def _write_parquet(path: Path | None, columns: list[str], rows: list[Sequence[An
     import pyarrow
     from pyarrow import parquet
 
-    def text(value: Any) -> Any:  # parquet takes valid Unicode alone
+    def to_unicode(value: Any) -> Any:  # parquet does not support surrogate escapes
         return (
             value.encode(errors="backslashreplace").decode() if isinstance(value, str) else value
         )
 
-    values = {name: [text(row[number]) for row in rows] for number, name in enumerate(columns)}
+    values = {
+        name: [to_unicode(row[column]) for row in rows] for column, name in enumerate(columns)
+    }
     table = pyarrow.table(values)
     if path is None:
         buffer = pyarrow.BufferOutputStream()
@@ -311,20 +333,16 @@ def _print_table(columns: list[str], rows: list[Sequence[Any]], stream: TextIO) 
     from rich.text import Text
 
     table = RichTable(box=box.SIMPLE_HEAD)
-    numeric = {
-        number
-        for number in range(len(columns))
-        if any(isinstance(row[number], int | float) for row in rows)
-    }
-    for number, name in enumerate(columns):
-        justify: Any = "right" if number in numeric else "left"
+    for column, name in enumerate(columns):
+        is_numeric = any(isinstance(row[column], int | float) for row in rows)
+        justify: Any = "right" if is_numeric else "left"
         table.add_column(Text(escape_controls(name)), justify=justify, overflow="fold")
     for row in rows:
-        table.add_row(*(Text(_shown(value)) for value in row))  # names may hold [markup]
+        table.add_row(*(Text(_format_cell(value)) for value in row))  # Text ignores [markup]
     Console(file=stream).print(table)
 
 
-def _shown(value: Any) -> str:
+def _format_cell(value: Any) -> str:
     if value is None:
         return ""
     return f"{value:.3g}" if isinstance(value, float) else escape_controls(str(value))

@@ -1,4 +1,4 @@
-"""``sklearn-ape classify``."""
+"""The command ``sklearn-ape classify``."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from ._console import say
-from ._inputs import label_names, list_images
+from ._console import print_message
+from ._inputs import list_images, parse_labels
 from ._options import (
     Aligner,
     Cache,
@@ -21,7 +21,7 @@ from ._options import (
     Quiet,
     Templates,
 )
-from ._output import FileName, Table, check_file, form_of
+from ._output import FileName, Table, check_output_file, resolve_format
 
 _UNKNOWN = "unknown"
 
@@ -36,24 +36,25 @@ def classify(
         typer.Option(
             "--output",
             "-o",
-            help="File of the results: .csv, .tsv, .json, .jsonl or .parquet. By default "
-            "standard output.",
+            help="Output file: .csv, .tsv, .json, .jsonl or .parquet. Default: standard output.",
             show_default=False,
         ),
     ] = None,
-    form: Format = None,
+    file_format: Format = None,
     threshold: Annotated[
         float | None,
         typer.Option(
             min=0,
             max=1,
-            help=f"An image whose best label is less probable than this is called {_UNKNOWN!r}.",
+            help=f"Minimum probability: images below it get the label {_UNKNOWN!r}.",
             show_default=False,
         ),
     ] = None,
-    top_k: Annotated[int, typer.Option(min=1, help="How many of the best labels to give.")] = 1,
+    top_k: Annotated[
+        int, typer.Option(min=1, help="Number of most probable labels per image.")
+    ] = 1,
     probabilities: Annotated[
-        bool, typer.Option("--probabilities", help="Add the probabilities of all labels.")
+        bool, typer.Option("--probabilities", help="Add a column of probabilities per label.")
     ] = False,
     templates: Templates = "simple",
     cache: Cache = None,
@@ -61,73 +62,75 @@ def classify(
     n_jobs: NJobs = -1,
     quiet: Quiet = False,
 ) -> None:
-    """Name images by the names of classes alone: one row an image.
+    """Classify images by label names. The output has one row per image.
 
-    Needs no training: without --aligner, the starter model of the package is used.
+    No training is needed: without --aligner, the starter model of the package is used.
 
     Example: sklearn-ape classify photos/ --labels "cat,dog,bird" --threshold 0.5 -o names.csv
     """
-    form = form_of(output, form)
-    check_file(output)
-    names = label_names(labels, labels_file)
+    file_format = resolve_format(output, file_format)
+    check_output_file(output)
+    names = parse_labels(labels, labels_file)
     if names is None and aligner is None:
-        raise typer.BadParameter("give --labels 'cat,dog' or --labels-file labels.txt.")
+        raise typer.BadParameter("No labels. Set --labels 'cat,dog' or --labels-file labels.txt.")
     paths = list_images(images, quiet)
 
     import numpy as np
 
-    from ._models import Machine, iter_predictions, say_unreadable
+    from ._models import RuntimeOptions, iter_probabilities, report_unreadable
 
-    machine = Machine(cache, device, n_jobs, quiet)
-    classifier, rejects_below = _classifier(names, aligner, templates, threshold, machine)
+    options = RuntimeOptions(cache, device, n_jobs, quiet)
+    classifier, min_probability = _make_classifier(names, aligner, templates, threshold, options)
     classes = [str(name) for name in classifier.classes_]
     if top_k > len(classes):
-        raise typer.BadParameter(f"{top_k} is more than the {len(classes)} labels.")
+        raise typer.BadParameter(
+            f"{top_k} is larger than the number of labels, {len(classes)}.", param_hint="--top-k"
+        )
     errors: dict[int, str] = {}
-    with Table(_columns(classes, top_k, probabilities), output, form) as table:
-        for rows, answer, bad in iter_predictions(
-            classifier, paths, classifier.predict_proba, machine
-        ):
-            errors |= {rows.start + row: message for row, message in bad.items()}
-            best = np.argsort(-answer, axis=1, kind="stable")[:, :top_k]
+    with Table(_columns(classes, top_k, probabilities), output, file_format) as table:
+        for rows, batch, batch_errors in iter_probabilities(classifier, paths, options):
+            errors |= {rows.start + row: problem for row, problem in batch_errors.items()}
+            top = np.argsort(-batch, axis=1, kind="stable")[:, :top_k]
             for row, path in enumerate(paths[rows]):
-                if row in bad:
-                    table.write([FileName(path)] + [None] * (len(table.columns) - 2) + [bad[row]])
+                if row in batch_errors:
+                    n_empty = len(table.columns) - 2
+                    table.write([FileName(path), *[None] * n_empty, batch_errors[row]])
                     continue
-                shares = [_rounded(share) for share in answer[row]]
-                first = best[row, 0]
-                is_known = rejects_below is None or answer[row, first] >= rejects_below
-                label = classes[first] if is_known else _UNKNOWN
-                cells: list[Any] = [FileName(path), label, shares[first]]
+                values = [float(f"{value:.6g}") for value in batch[row]]
+                best = top[row, 0]
+                is_known = min_probability is None or batch[row, best] >= min_probability
+                label = classes[best] if is_known else _UNKNOWN
+                cells: list[Any] = [FileName(path), label, values[best]]
                 if top_k > 1:
-                    for code in best[row]:
-                        cells += [classes[code], shares[code]]
-                table.write(cells + (shares if probabilities else []) + [None])
+                    for column in top[row]:
+                        cells += [classes[column], values[column]]
+                table.write(cells + (values if probabilities else []) + [None])
             table.flush()
-    say_unreadable(errors, len(paths))
+    report_unreadable(errors, len(paths))
     if output is not None and len(errors) < len(paths):
-        say(f"{len(paths) - len(errors):,} images named in {str(output)!r}.", quiet)
+        print_message(f"{len(paths) - len(errors):,} images classified in {str(output)!r}.", quiet)
     if len(errors) == len(paths):
         raise typer.Exit(1)
 
 
-def _classifier(
-    names: Any, source: str | None, templates: str, threshold: float | None, machine: Any
+def _make_classifier(
+    names: Any, source: str | None, templates: str, threshold: float | None, options: Any
 ) -> tuple[Any, float | None]:
-    """Return a classifier and its threshold; one that was saved keeps what is not given."""
-    from .. import ZeroShotClassifier
-    from ._models import aligner_within, open_saved
+    """Return a classifier and its threshold, from label names or from a saved classifier."""
+    from ..zero_shot import ZeroShotClassifier
+    from ._models import extract_aligner, load_model
 
-    saved = open_saved(source, machine)
-    if isinstance(saved, ZeroShotClassifier) and names is None:
-        if not hasattr(saved, "aligner_"):  # one by name, or the starter model
-            saved.set_params(aligner=aligner_within(saved, machine))
-        return saved, saved.threshold if threshold is None else threshold
+    model = load_model(source, options)
+    if isinstance(model, ZeroShotClassifier) and names is None:
+        if not hasattr(model, "aligner_"):  # its aligner is a name or the starter model
+            model.set_params(aligner=extract_aligner(model, options))
+        return model, model.threshold if threshold is None else threshold
     if names is None:
         raise typer.BadParameter(
-            f"{source!r} is an aligner, which knows no labels: give --labels 'cat,dog'."
+            f"{source!r} has no labels, because it is not a classifier. Set --labels 'cat,dog'.",
+            param_hint="--aligner",
         )
-    aligner = aligner_within(saved, machine)
+    aligner = extract_aligner(model, options)
     return ZeroShotClassifier(names, aligner=aligner, templates=templates), threshold
 
 
@@ -139,7 +142,3 @@ def _columns(classes: list[str], top_k: int, probabilities: bool) -> list[str]:
     if probabilities:
         columns += [f"probability:{name}" for name in classes]
     return [*columns, "error"]
-
-
-def _rounded(share: Any) -> float:
-    return float(f"{share:.6g}")

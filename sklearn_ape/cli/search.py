@@ -1,4 +1,4 @@
-"""``sklearn-ape search`` and ``sklearn-ape index``."""
+"""The commands ``sklearn-ape search`` and ``sklearn-ape index``."""
 
 from __future__ import annotations
 
@@ -10,37 +10,38 @@ from typing import Annotated, Any
 
 import typer
 
-from ._console import say
+from ._console import print_message
 from ._inputs import list_images
 from ._options import Aligner, Cache, Device, Format, Images, NJobs, Quiet
-from ._output import FileName, Table, check_file, check_model_folder, form_of
+from ._output import FileName, Table, check_model_folder, check_output_file, resolve_format
 
 
 def search(
     images: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Where to search: images, folders of them (sub-folders too), patterns such as "
+            help="Images to search: images, folders (including subfolders), patterns such as "
             "'*.jpg', or - for a list on standard input. Not with --index.",
             show_default=False,
         ),
     ] = None,
     query: Annotated[
         list[str] | None,
-        typer.Option(help="What to look for, in words; may be given again.", show_default=False),
+        typer.Option(help="Query text. Can be repeated.", show_default=False),
     ] = None,
     like: Annotated[
         list[Path] | None,
         typer.Option(
-            help="An image whose like to look for; may be given again.", show_default=False
+            help="Query image: find similar images. Can be repeated.", show_default=False
         ),
     ] = None,
-    k: Annotated[int, typer.Option("-k", min=1, help="How many images to find.")] = 5,
+    k: Annotated[int, typer.Option("-k", min=1, help="Number of images per query.")] = 5,
     aligner: Aligner = None,
     index: Annotated[
         Path | None,
         typer.Option(
-            help="What 'sklearn-ape index' saved, in place of IMAGES.", show_default=False
+            help="Folder written by 'sklearn-ape index', instead of IMAGES.",
+            show_default=False,
         ),
     ] = None,
     output: Annotated[
@@ -48,60 +49,63 @@ def search(
         typer.Option(
             "--output",
             "-o",
-            help="File of the results. By default standard output.",
+            help="Output file. Default: standard output.",
             show_default=False,
         ),
     ] = None,
-    form: Format = None,
+    file_format: Format = None,
     cache: Cache = None,
     device: Device = "auto",
     n_jobs: NJobs = -1,
     quiet: Quiet = False,
 ) -> None:
-    """Find images by words, or by other images.
+    """Search images by text or by image.
 
     Example: sklearn-ape search photos/ --query "a red fruit" -k 3
     """
-    form = form_of(output, form)
-    check_file(output)
+    file_format = resolve_format(output, file_format)
+    check_output_file(output)
     queries, likes = list(query or []), [str(path) for path in like or []]
     if not queries and not likes:
-        raise typer.BadParameter('say what to look for: --query "a red fruit" or --like cat.jpg.')
+        raise typer.BadParameter('No query. Set --query "a red fruit" or --like cat.jpg.')
     if any(not text.strip() for text in queries):
-        raise typer.BadParameter("is empty.", param_hint="--query")
+        raise typer.BadParameter("is empty. Pass a text.", param_hint="--query")
     for path in likes:
         if not os.path.isfile(path):
-            raise FileNotFoundError(f"There is no image {path!r} to search by.")
+            raise FileNotFoundError(f"--like {path!r} does not exist. Pass the path of an image.")
     if (index is None) == (not images):
-        raise typer.BadParameter("give images to search in, or --index, and not both.")
+        raise typer.BadParameter("Pass either images to search, or --index.")
     if index is not None and aligner is not None:
         raise typer.BadParameter(
-            "has its aligner with it; leave --aligner out.", param_hint="--index"
+            f"{str(index)!r} contains its aligner. Remove --aligner.", param_hint="--index"
         )
     paths = list_images(images, quiet) if images else []
 
-    from ._models import Machine
+    from ._models import RuntimeOptions
 
-    machine = Machine(cache, device, n_jobs, quiet)
-    retriever = _indexed(paths, aligner, machine) if images else _saved(index, machine)
-    with Table(["query", "rank", "path", "score"], output, form) as table:
+    options = RuntimeOptions(cache, device, n_jobs, quiet)
+    retriever = _build_index(paths, aligner, options) if images else _load_index(index, options)
+    with Table(["query", "rank", "path", "score"], output, file_format) as table:
         if queries:
-            _write(table, queries, retriever, k, "text")
+            _write_results(table, queries, retriever, k, "text")
         if likes:
-            _write(table, likes, retriever, k, "image")
+            _write_results(table, likes, retriever, k, "image")
 
 
 def index(
     images: Images,
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="Folder of the index.", show_default=False)
+        Path,
+        typer.Option(
+            "--output", "-o", help="Folder in which the index is saved.", show_default=False
+        ),
     ],
     aligner: Aligner = None,
     kind: Annotated[
         str,
         typer.Option(
-            help="exact; or faiss, usearch (faster in very large collections, the latter "
-            "approximate)."
+            help="Kind of index: exact, or for very large collections faiss (faster) or usearch "
+            "(fastest, approximate)."
         ),
     ] = "exact",
     cache: Cache = None,
@@ -109,66 +113,73 @@ def index(
     n_jobs: NJobs = -1,
     quiet: Quiet = False,
 ) -> None:
-    """Embed a collection of images once, so that searches in it take no time.
+    """Embed a collection of images, for fast searches.
 
     Example: sklearn-ape index photos/ -o my-index
     """
     check_model_folder(output)
     paths = [os.path.abspath(path) for path in list_images(images, quiet)]
 
-    from ._models import Machine
+    from ._models import RuntimeOptions
 
-    retriever = _indexed(paths, aligner, Machine(cache, device, n_jobs, quiet), kind)
+    retriever = _build_index(paths, aligner, RuntimeOptions(cache, device, n_jobs, quiet), kind)
     retriever.save_pretrained(output.expanduser())
-    say(f"{retriever.n_samples_fit_:,} images indexed in {str(output)!r}.", quiet)
+    print_message(f"{retriever.n_samples_fit_:,} images indexed in {str(output)!r}.", quiet)
 
 
-def _indexed(paths: Sequence[str], aligner: str | None, machine: Any, kind: str = "exact") -> Any:
-    """Return a retriever of the images that can be read."""
-    from .. import CrossModalRetriever
-    from ._models import encode_images, image_encoder_of, open_aligner
+def _build_index(
+    paths: Sequence[str], aligner: str | None, options: Any, kind: str = "exact"
+) -> Any:
+    """Return a retriever fitted on the readable images."""
+    from ..retrieval import CrossModalRetriever
+    from ._models import encode_images, get_image_encoder, load_aligner
 
-    model = open_aligner(aligner, machine)
+    model = load_aligner(aligner, options)
     retriever = CrossModalRetriever(model, index=kind)
     retriever._check_parameters()
-    found = encode_images(image_encoder_of(model), paths, machine)
-    return retriever.fit([paths[row] for row in found.good])
+    encoded = encode_images(get_image_encoder(model), paths, options)
+    return retriever.fit([paths[row] for row in encoded.readable_rows])
 
 
-def _saved(folder: Path | None, machine: Any) -> Any:
-    from .. import CrossModalRetriever
-    from ._models import open_saved
+def _load_index(folder: Path | None, options: Any) -> Any:
+    from ..retrieval import CrossModalRetriever
+    from ._models import load_model
 
-    retriever = open_saved(str(folder), machine)
+    retriever = load_model(str(folder), options)
     if not isinstance(retriever, CrossModalRetriever):
         raise ValueError(
-            f"{str(folder)!r} holds a {type(retriever).__name__}, not an index: "
-            "'sklearn-ape index' makes one."
+            f"{str(folder)!r} contains a {type(retriever).__name__}, not an index. Create one "
+            "with 'sklearn-ape index'."
         )
     return retriever
 
 
-def _write(table: Table, queries: list[str], retriever: Any, k: int, modality: str) -> None:
+def _write_results(
+    table: Table, queries: list[str], retriever: Any, k: int, modality: str
+) -> None:
     from ..encoders import EncodingFailedWarning
 
     is_image = modality == "image"
     n_read = retriever.n_samples_fit_ - retriever.n_unread_
-    # An image of the collection finds itself first, which nobody asks for.
+    # An image of the collection is its own nearest neighbour: search for one more, and skip it.
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", EncodingFailedWarning)  # the error below names it
-        found = retriever.search(queries, k=min(k + is_image, n_read), modality=modality)
-    names_files = not retriever._has_y  # else the items are ids, of an index made in Python
-    for query, scores, items in zip(queries, found.scores, found.items, strict=True):
+        warnings.simplefilter("ignore", EncodingFailedWarning)  # the error below names the image
+        result = retriever.search(queries, k=min(k + is_image, n_read), modality=modality)
+    # The items of an index created in Python may be ids instead of file names.
+    has_file_names = not retriever._has_y
+    for query, scores, items in zip(queries, result.scores, result.items, strict=True):
         if not items:
-            raise ValueError(f"{query!r} cannot be read as an image.")
-        own = os.path.realpath(query) if is_image else None
-        others = [
+            raise ValueError(f"--like {query!r} cannot be read as an image. Pass another image.")
+        query_path = os.path.realpath(query) if is_image else None
+        results = [
             (item, score)
             for item, score in zip(items, scores.tolist(), strict=True)
-            if own is None or not isinstance(item, str) or os.path.realpath(item) != own
+            if query_path is None
+            or not isinstance(item, str)
+            or os.path.realpath(item) != query_path
         ]
-        for rank, (item, score) in enumerate(others[:k], start=1):
-            asked = FileName(query) if is_image else query
-            shown = FileName(item) if names_files else str(item)
-            table.write([asked, rank, shown, round(score, 4)])
+        for rank, (item, score) in enumerate(results[:k], start=1):
+            query_cell = FileName(query) if is_image else query
+            item_cell = FileName(item) if has_file_names else str(item)
+            table.write([query_cell, rank, item_cell, round(score, 4)])
     table.flush()

@@ -9,8 +9,8 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from sklearn.utils import gen_batches
 
-from ..utils.validation import check_sequence
-from ._validation import check_groups, check_range, normalize_known_rows
+from ..utils.validation import check_number, check_sequence
+from ._validation import check_groups, normalize_known_rows
 
 _ROWS, _COLUMNS = 1024, 8192  # of a tile of cosines: 32 MiB
 
@@ -56,7 +56,7 @@ def find_near_duplicates(features: Any, *, threshold: float = 0.97) -> np.ndarra
     >>> find_near_duplicates(np.array([[1, 0], [0, 1], [1, 0.1], [0, 2]]))
     array([0, 1, 0, 1])
     """
-    check_range(threshold, "threshold", -1, 1)
+    check_number(threshold, "threshold", -1, 1, closed="both")
     rows, known = normalize_known_rows(features, "features")
     n_rows = len(rows)
     least = threshold - 1e-6  # equal rows are equal whatever the rounding

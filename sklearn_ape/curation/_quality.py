@@ -10,12 +10,11 @@ from sklearn.base import clone
 from sklearn.model_selection import GroupKFold
 from sklearn.utils import check_random_state
 
+from ..utils.validation import check_integer, check_number
 from ._duplicates import find_near_duplicates
 from ._validation import (
     caption_rows,
-    check_count,
     check_groups,
-    check_range,
     distinct,
     float_rows,
     joined_groups,
@@ -118,7 +117,7 @@ def pair_quality(
     >>> sorted(np.argsort(quality.agreement)[:2].tolist())
     [3, 7]
     """
-    check_count(cv, "cv", least=2, optional=False)
+    check_integer(cv, "cv", 2)
     image_features = float_rows(image_features, "image_features", look=True)
     text_features = float_rows(text_features, "text_features", look=True)
     image, image_known = normalize_known_rows(image_features, "image_features")
@@ -190,8 +189,8 @@ def drop_noisy(
     >>> drop_noisy(quality, min_score=0.5), drop_noisy(quality, share=0.25)
     (array([0, 2]), array([0, 2, 3]))
     """
-    check_range(min_score, "min_score", 0, 1, optional=True)
-    check_range(share, "share", 0, 1, optional=True)
+    check_number(min_score, "min_score", 0, 1, closed="both", optional=True)
+    check_number(share, "share", 0, 1, closed="both", optional=True)
     if (min_score is None) == (share is None):
         raise ValueError("Pass min_score or share (one of them) to say which pairs to drop.")
     if min_score is not None:

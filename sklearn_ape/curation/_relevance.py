@@ -14,14 +14,13 @@ from scipy.sparse import csr_array
 from sklearn.utils import check_random_state
 
 from ..encoders.resolve import resolve_encoder
-from ..prompts import names_of, prompts_of, resolve_templates
+from ..prompts import prompts_of, resolve_names, resolve_templates
+from ..utils.validation import check_integer, check_number
 from ..utils.warnings import warn
 from ._validation import (
     CaptionRows,
     caption_rows,
-    check_count,
     check_groups,
-    check_range,
     max_by_row,
     normalize_known_rows,
     row_tiles,
@@ -341,7 +340,7 @@ def select_relevant(
     ([3, 0], ['dog', 'cat'])
     """
     _check_parameters(n_pairs, per_label, min_similarity, word_bonus)
-    names = names_of(labels)
+    names = resolve_names(labels)
     filled = resolve_templates(templates)
     texts = caption_rows(captions)
     relevance = _relevance(
@@ -479,7 +478,7 @@ def _means(encoder: Any, prompts: list[list[str]]) -> np.ndarray:
 
 
 def _check_parameters(n_pairs: Any, per_label: Any, min_similarity: Any, word_bonus: Any) -> None:
-    check_count(n_pairs, "n_pairs")
-    check_count(per_label, "per_label")
-    check_range(min_similarity, "min_similarity", -1, 1, optional=True)
-    check_range(word_bonus, "word_bonus", 0, 2)
+    check_integer(n_pairs, "n_pairs", 1, optional=True)
+    check_integer(per_label, "per_label", 1, optional=True)
+    check_number(min_similarity, "min_similarity", -1, 1, closed="both", optional=True)
+    check_number(word_bonus, "word_bonus", 0, 2, closed="both")

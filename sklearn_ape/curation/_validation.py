@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator
-from numbers import Integral, Real
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -99,21 +98,3 @@ def distinct(values: Iterable[Hashable]) -> np.ndarray:
     """Return the number of each value among the distinct ones, in order of appearance."""
     numbers: dict[Any, int] = {}
     return np.array([numbers.setdefault(value, len(numbers)) for value in values], dtype=np.intp)
-
-
-def check_count(value: Any, name: str, least: int = 1, optional: bool = True) -> None:
-    """Raise ValueError unless a parameter is None or an integer of some size."""
-    if value is None and optional:
-        return
-    if not isinstance(value, Integral) or isinstance(value, bool) or int(value) < least:
-        none = "None or " if optional else ""
-        raise ValueError(f"{name} must be {none}an integer >= {least}, not {value!r}.")
-
-
-def check_range(value: Any, name: str, low: float, high: float, optional: bool = False) -> None:
-    """Raise ValueError unless a parameter is a number in [low, high]."""
-    if value is None and optional:
-        return
-    if not isinstance(value, Real) or isinstance(value, bool) or not low <= float(value) <= high:
-        none = "None or " if optional else ""
-        raise ValueError(f"{name} must be {none}a number in [{low:g}, {high:g}], not {value!r}.")

@@ -1,8 +1,8 @@
-"""Real captioned images: packaged collections, folders and tables.
+"""Loaders of captioned images from packaged collections, folders, tables and tar shards.
 
-Loaders return a :class:`~sklearn.utils.Bunch` whose ``images`` and ``captions`` go straight into
-``fit``. Images are named, not opened: encoders open them batch by batch. What is too large for
-that, `load_webdataset` reads bit by bit.
+Loaders return a :class:`~sklearn.utils.Bunch` whose ``images`` and ``captions`` can be passed to
+``fit``. They list images without opening them; encoders open them batch by batch. For data that
+do not fit on disk as files, `load_webdataset` reads tar shards.
 """
 
 from ._image_folder import load_image_folder

@@ -1,4 +1,4 @@
-"""Images in a folder, with captions from text files, a table, or names."""
+"""Loader of a folder of images, with captions from text files, a table or names."""
 
 from __future__ import annotations
 
@@ -19,19 +19,15 @@ from .table import captions_by_row, column, read_table, refuse_bytes, text_colum
 
 _SIDECARS = (".txt", ".caption")
 
-
 _TABLES = ("metadata.csv", "metadata.jsonl", "metadata.parquet", "captions.csv")
 
-
 _CAPTION_COLUMNS = ("caption", "text")
-
 
 _DESCR = """\
 Folder of images
 ------------------
 {n} images in {folder}, captions: {captions}.
 """
-
 
 CaptionSource = Literal["auto", "sidecar", "table", "folder", "filename"] | None
 
@@ -44,75 +40,75 @@ def load_image_folder(
     extensions: Sequence[str] | None = None,
     return_X_y: bool = False,
 ) -> Any:
-    """Load the images of a folder, with captions and labels where it has them.
+    """Load the images of a folder, with captions and labels if there are any.
 
-    Images are listed, not opened.
+    Images are listed without being opened.
 
     Parameters
     ----------
     path : path-like
-        The folder.
+        Folder with images.
     captions : {"auto", "sidecar", "table", "folder", "filename"} or None, default="auto"
-        Where captions come from:
+        Source of the captions:
 
-        - "sidecar": a text file beside each image with the same stem and the extension
-          ``.txt``, or else ``.caption``. Each line that is not blank is a caption.
+        - "sidecar": a text file next to each image, with the same stem and the extension
+          ``.txt`` or ``.caption``. Each line that is not blank is a caption.
         - "table": ``metadata.csv``, ``metadata.jsonl``, ``metadata.parquet`` or ``captions.csv``
           in the folder, with the columns ``file_name`` (relative to the folder) and ``caption``
-          or ``text``. Several rows of one image are several captions.
-        - "folder": the name of the folder that the image lies in, with spaces for underscores.
-        - "filename": the words of the file name: "red_apple-01.jpg" is "red apple".
+          or ``text``. An image with several rows has several captions.
+        - "folder": the name of the folder that contains the image, with spaces for underscores.
+        - "filename": the words of the file name; "red_apple-01.jpg" gives "red apple".
         - None: no captions.
-        - "auto": the first of "sidecar" and "table" that is there, else none.
+        - "auto": "sidecar" or else "table" if there are such files, otherwise None.
     recursive : bool, default=True
-        Whether to look into sub-folders.
+        Whether to include images in subfolders.
     extensions : sequence of str, default=None
-        Extensions of files that are images, in any case. None takes those of the formats that
-        encoders read: png, jpg, webp, gif, bmp, tif, tga, jp2, avif and the like.
+        Extensions of image files, in upper or lower case. None means all formats that encoders
+        read, such as png, jpg, webp, gif, bmp, tif, tga, jp2 and avif.
     return_X_y : bool, default=False
         Whether to return ``(images, captions)`` instead of a Bunch.
 
     Returns
     -------
     data : :class:`~sklearn.utils.Bunch`
-        With the fields
+        Bunch with these fields:
 
         images : list of str, length n_images
-            Paths, in the order of their names.
+            Paths, sorted by name.
         captions : list of str, or list of list of str, or None
             One caption per image; lists if any image has several; None if there are none.
         labels : ndarray of str, shape (n_images,)
-            Name of the sub-folder of `path` that holds the image. Only there if all images
-            lie in sub-folders.
+            Name of the subfolder of `path` that contains the image. The field exists only if
+            all images are in subfolders.
         other_files : dict of {str: int}
-            How many files that are no images were passed over, by extension; the most first.
+            Number of skipped files that are not images, by extension; most frequent first.
         DESCR : str
-            Where it was read from.
+            Description of the source.
 
     (images, captions) : tuple of lists
-        If `return_X_y` is True.
+        Returned instead of the Bunch if `return_X_y` is True.
 
     Raises
     ------
     FileNotFoundError, NotADirectoryError
-        If there is no such folder, or a file that a table names is not there.
+        If the folder, or a file in the table, does not exist.
     ValueError
-        If there are no images in it, or some have a caption and others have none.
+        If the folder has no images, or only some of the images have a caption.
     ImportError
-        If the table is a parquet file, and pandas or pyarrow is not installed.
+        If the table is a parquet file and pandas or pyarrow is not installed.
 
     Warns
     -----
     UserWarning
-        If a sub-folder cannot be read.
+        If a subfolder cannot be read.
 
     See Also
     --------
-    load_pairs : Images and captions listed in a table anywhere.
+    load_pairs : Load images and captions that are listed in a table.
 
     References
     ----------
-    .. [1] The table is that of ImageFolder,
+    .. [1] Format of the table, as for ImageFolder:
        https://huggingface.co/docs/datasets/image_dataset
 
     Examples
@@ -130,16 +126,16 @@ def load_image_folder(
     """
     sources = ("auto", "sidecar", "table", "folder", "filename", None)
     if captions not in sources:
-        raise ValueError(f"captions must be one of {sources}, got {captions!r}.")
+        raise ValueError(f"captions must be one of {sources}, not {captions!r}.")
     folder = existing_folder(path, "a folder with images")
-    wanted = _as_suffixes(extensions)
-    names, others = _find(folder, wanted, recursive)
+    suffixes = _as_suffixes(extensions)
+    names, others = _find(folder, suffixes, recursive)
     if not names:
-        found = ", ".join(f"{count} {suffix!r}" for suffix, count in others.most_common(5))
+        counts = ", ".join(f"{count} {suffix!r}" for suffix, count in others.most_common(5))
         raise ValueError(
-            f"There are no images in {str(folder)!r}: looked for {', '.join(wanted)}"
-            f"{'' if recursive else ' (not in sub-folders: recursive=False)'}; "
-            f"found {'files with ' + found if found else 'no files at all'}."
+            f"{str(folder)!r} has no images ({counts or 'no files at all'}). Pass a folder of "
+            f"files with the extensions {', '.join(suffixes)}"
+            f"{'' if recursive else ', or recursive=True to include subfolders'}."
         )
     if captions == "auto":
         captions = _detect(folder, names, others)
@@ -171,31 +167,32 @@ def _as_suffixes(extensions: Sequence[str] | None) -> tuple[str, ...]:
 
 
 def _files(folder: Path, recursive: bool) -> Iterator[Path]:
-    """Files below ``folder`` but for hidden ones; links are followed, never in a circle."""
-    seen = set()
-    for top, folders, files in os.walk(folder, followlinks=True, onerror=_passed_over):
+    """Yield the files in ``folder`` that are not hidden, following links without cycles."""
+    visited = set()
+    for top, folders, files in os.walk(folder, followlinks=True, onerror=_warn_unreadable):
         real = os.path.realpath(top)
-        if real in seen:
+        if real in visited:
             folders.clear()
             continue
-        seen.add(real)
+        visited.add(real)
         folders[:] = sorted(f for f in folders if not f.startswith(".")) if recursive else []
         yield from (Path(top, file) for file in files if not file.startswith("."))
 
 
-def _passed_over(error: OSError) -> None:
+def _warn_unreadable(error: OSError) -> None:
     warn(
-        f"The folder {error.filename!r} cannot be read ({error.strerror}) and is passed over.",
+        f"Folder {error.filename!r} cannot be read ({error.strerror}) and is skipped. Check its "
+        "permissions.",
     )
 
 
 def _find(
-    folder: Path, wanted: tuple[str, ...], recursive: bool
+    folder: Path, suffixes: tuple[str, ...], recursive: bool
 ) -> tuple[list[Path], Counter[str]]:
-    """Images relative to ``folder`` in order, and how often each other extension is there."""
+    """Return sorted paths of images relative to ``folder``, and counts of other extensions."""
     names, others = [], Counter[str]()
     for file in _files(folder, recursive):
-        if file.suffix.lower() in wanted:
+        if file.suffix.lower() in suffixes:
             names.append(file.relative_to(folder))
         else:
             others[file.suffix.lower()] += 1
@@ -212,31 +209,34 @@ def _tables(folder: Path) -> list[Path]:
 
 
 def _detect(folder: Path, names: list[Path], others: Counter[str]) -> CaptionSource:
-    texts = any(others[suffix] for suffix in _SIDECARS)  # spares a million look-ups
-    if texts and any(_sidecar(folder / name) for name in names):
+    # Without any text file, no image needs to be checked; there may be a million of them.
+    has_texts = any(others[suffix] for suffix in _SIDECARS)
+    if has_texts and any(_sidecar(folder / name) for name in names):
         return "sidecar"
     return "table" if _tables(folder) else None
 
 
 def _from_sidecars(folder: Path, names: list[Path]) -> list[list[str]]:
     files = {name: _sidecar(folder / name) for name in names}
-    without = [name.as_posix() for name, file in files.items() if file is None]
-    if without:
+    missing = [name.as_posix() for name, file in files.items() if file is None]
+    if missing:
         raise ValueError(
-            f"{len(without)} of {len(names)} images in {str(folder)!r} have no text file "
-            f"({' or '.join(_SIDECARS)}) beside them: {listed(without)}. Write the missing "
-            "files, move these images away, or choose another source of captions."
+            f"{len(missing)} of {len(names)} images in {str(folder)!r} have no text file "
+            f"({' or '.join(_SIDECARS)}): {listed(missing)}. Write the missing files, remove "
+            "these images, or pass another source of captions."
         )
     captions = []
     for file in filter(None, files.values()):
         try:
-            # At line ends alone: str.splitlines also splits at form feeds and U+2028.
+            # Not str.splitlines, which also splits at form feeds and U+2028.
             lines = file.read_text(encoding="utf-8-sig").split("\n")
         except UnicodeDecodeError as error:
-            raise ValueError(f"{str(file)!r} is not UTF-8 text: {error}.") from error
+            raise ValueError(
+                f"{str(file)!r} is not UTF-8 text: {error}. Save it as UTF-8."
+            ) from error
         captions.append([" ".join(line.split()) for line in lines if line.strip()])
         if not captions[-1]:
-            raise ValueError(f"{str(file)!r} is empty. Write the image's caption into it.")
+            raise ValueError(f"{str(file)!r} is empty. Write the caption of the image into it.")
     return captions
 
 
@@ -244,12 +244,12 @@ def _from_table(folder: Path, names: list[Path]) -> list[list[str]]:
     tables = _tables(folder)
     if not tables:
         raise FileNotFoundError(
-            f"There is no table of captions in {str(folder)!r}: looked for {', '.join(_TABLES)}."
+            f"{str(folder)!r} has no table of captions. Add a file {' or '.join(_TABLES)}."
         )
     if len(tables) > 1:
         raise ValueError(
-            f"There are several tables of captions in {str(folder)!r}: "
-            f"{listed(t.name for t in tables)}. Keep one, or read one with load_pairs."
+            f"{str(folder)!r} has several tables of captions: {listed(t.name for t in tables)}. "
+            "Keep one of them, or read one with load_pairs."
         )
     table = read_table(tables[0])
     where = repr(str(tables[0]))
@@ -257,24 +257,24 @@ def _from_table(folder: Path, names: list[Path]) -> list[list[str]]:
     texts = captions_by_row(text_column(table, _CAPTION_COLUMNS, where), where)
     captions: dict[Path, list[str]] = {name: [] for name in names}
     unknown = []
-    for file, of_row in zip(files, texts, strict=True):
-        found = captions.get(Path(os.path.normpath(str(file))))
-        if found is None:
+    for file, row_captions in zip(files, texts, strict=True):
+        image_captions = captions.get(Path(os.path.normpath(str(file))))
+        if image_captions is None:
             unknown.append(str(file))
         else:
-            found.extend(of_row)
+            image_captions.extend(row_captions)
     if unknown:
         refuse_bytes(unknown, "the column 'file_name'", where)
         raise FileNotFoundError(
-            f"{where} names {len(unknown)} files that are not among the images found in "
-            f"{str(folder)!r}: {listed(unknown)}. Check the column 'file_name', and pass "
-            "extensions=... if these are images of an unusual kind."
+            f"{where} lists {len(unknown)} files that are not among the images in "
+            f"{str(folder)!r}: {listed(unknown)}. Check the column 'file_name', or pass "
+            "extensions=... if the images have unusual extensions."
         )
-    without = [name.as_posix() for name, found in captions.items() if not found]
-    if without:
+    missing = [name.as_posix() for name, texts in captions.items() if not texts]
+    if missing:
         raise ValueError(
-            f"{where} has no row for {len(without)} of {len(names)} images: "
-            f"{listed(without)}. Add them, or read the table alone with load_pairs."
+            f"{where} has no row for {len(missing)} of {len(names)} images: "
+            f"{listed(missing)}. Add rows, or read only the table with load_pairs."
         )
     return list(captions.values())
 
@@ -283,8 +283,9 @@ def _from_folders(folder: Path, names: list[Path]) -> list[str]:
     loose = [name.as_posix() for name in names if len(name.parts) == 1]
     if loose:
         raise ValueError(
-            f'captions="folder" needs every image in a sub-folder of {str(folder)!r}, but '
-            f"{len(loose)} lie outside: {listed(loose)}."
+            f'captions="folder" requires that all images are in subfolders of {str(folder)!r}, '
+            f"but {len(loose)} are not: {listed(loose)}. Move them, or pass another source of "
+            "captions."
         )
     return [name.parent.name.replace("_", " ").strip() for name in names]
 
@@ -294,7 +295,7 @@ def _from_file_names(names: list[Path]) -> list[str]:
     empty = [name.as_posix() for name, text in zip(names, captions, strict=True) if not text]
     if empty:
         raise ValueError(
-            f"{len(empty)} of {len(names)} file names have no words: {listed(empty)}. "
-            "Choose another source of captions."
+            f'captions="filename" requires names with words, but {len(empty)} of {len(names)} '
+            f"have none: {listed(empty)}. Pass another source of captions."
         )
     return captions

@@ -1,4 +1,4 @@
-"""ImageNet-Captions: ImageNet images with the texts that their Flickr authors gave."""
+"""Loader of ImageNet-Captions: ImageNet images with texts by their Flickr authors."""
 
 import html
 import json
@@ -12,23 +12,24 @@ from typing import Any, Literal
 import numpy as np
 from sklearn.utils import Bunch
 
+from ..utils.validation import check_choice
 from ..utils.warnings import warn
 from .base import deliver, existing_folder, listed, require
 
 _FIELDS = ("title", "tags", "description")
 _TAG = re.compile(r"</?[a-zA-Z][^<>]*>")
-_NAMED = 5
+_N_LISTED = 5  # missing files and unknown classes that a message lists
 
 _DESCR = """\
 ImageNet-Captions
 -----------------
-{n} images of ImageNet's training set with captions made of: {fields}.
+{n} images of ImageNet's training set, with captions from the fields: {fields}.
 
 :Source: captions from {table}, images from {folder}
 :Authors: Fang et al., "Data Determines Distributional Robustness in Contrastive Language Image
     Pre-training (CLIP)", ICML 2022; the texts are by the users of Flickr who took the images.
-:Left out: {missing} entries without an image here, {empty} without a text.
-:Captions: as people write on Flickr: in many languages, with places, dates and names of cameras.
+:Skipped: {missing} entries without an image, {empty} without a text.
+:Captions: texts of Flickr in many languages, with places, dates and names of cameras.
 """
 
 
@@ -42,62 +43,62 @@ def load_imagenet_captions(
 ) -> Any:
     r"""Load the images of ImageNet that have captions in ImageNet-Captions.
 
-    Neither is downloaded: `captions_json` comes from the repository of [1]_, and the images are
-    those of ImageNet's training set (ILSVRC 2012). Images are named, not opened.
+    Nothing is downloaded. Get `captions_json` from the repository of [1]_ and the images from
+    ImageNet's training set (ILSVRC 2012). Images are listed without being opened.
 
     Parameters
     ----------
     images_root : path-like
-        Folder with the images, as ``<wnid>/<filename>`` or all in one folder.
+        Folder with the images, either as ``<wnid>/<filename>`` or without subfolders.
     captions_json : path-like
-        ``imagenet_captions.json``: a list of objects with the keys ``filename`` (such as
-        "n01440764_10026.JPEG"), ``wnid``, ``title``, ``description`` and ``tags`` (a list).
+        File ``imagenet_captions.json``. It contains a list of objects with the keys ``filename``
+        (such as "n01440764_10026.JPEG"), ``wnid``, ``title``, ``description`` and ``tags`` (a
+        list).
     fields : sequence of {"title", "tags", "description"}, default=("title", "tags", "description")
-        What a caption is made of, in this order with spaces between, as in [1]_. HTML is taken
-        out.
+        Fields that are joined to a caption, in this order and separated by spaces, as in [1]_.
+        HTML is removed.
     on_missing : {"warn", "raise", "ignore"}, default="warn"
-        What to do about entries whose image is not there: leave them out with a warning that
-        counts and names them, raise an error, or leave them out in silence.
+        Treatment of entries whose image does not exist: skip them and warn, raise an error, or
+        skip them without a warning.
     return_X_y : bool, default=False
         Whether to return ``(images, captions)`` instead of a Bunch.
 
     Returns
     -------
     data : :class:`~sklearn.utils.Bunch`
-        With the fields
+        Bunch with these fields:
 
         images : list of str, length n_images
-            Absolute paths, in the order of the file. Entries whose chosen `fields` are all empty
-            are left out.
+            Absolute paths, in the order of the file. Entries whose `fields` are all empty are
+            skipped.
         captions : list of str, length n_images
-            Texts on one line.
+            Captions, each on one line.
         labels : ndarray of str, shape (n_images,)
-            Name of the class, the first of its synonyms: "tench". Where two classes share it, all
-            of them, and the definition if these are shared too.
+            First name of the class, such as "tench". If two classes share it, all names of the
+            class, with the definition if two classes share all names.
         wnids : ndarray of str, shape (n_images,)
-            WordNet id of the class: "n01440764".
+            WordNet id of the class, such as "n01440764".
         class_names : dict
-            Label: list of synonyms, of the classes that are there; ``labels`` of a
-            `ZeroShotClassifier`.
+            List of names per label, for the parameter ``labels`` of a `ZeroShotClassifier`.
         DESCR : str
-            Source, and how many entries were left out.
+            Description of the source, and numbers of skipped entries.
 
     (images, captions) : tuple of lists
-        If `return_X_y` is True.
+        Returned instead of the Bunch if `return_X_y` is True.
 
     Raises
     ------
     FileNotFoundError, NotADirectoryError
-        If a path is not there, or no image is, or one is not and ``on_missing="raise"``.
+        If a path or all images do not exist, or some do not with ``on_missing="raise"``.
     ValueError
-        If the file is not of this form, or nothing is left.
+        If the file does not have this format, or no entry has a caption.
     ImportError
-        If timm, which knows the names of the classes, is not installed.
+        If timm, which has the names of the classes, is not installed.
 
     See Also
     --------
-    load_image_folder : Any folder of images.
-    load_pairs : Images and captions listed in a table.
+    load_image_folder : Load any folder of images.
+    load_pairs : Load images and captions that are listed in a table.
 
     References
     ----------
@@ -126,10 +127,9 @@ def load_imagenet_captions(
     >>> data.captions, data.labels.tolist()
     (['My catch lake fish Taken by Ann & Bob'], ['tench'])
     """
-    chosen = _checked_fields(fields)
-    if on_missing not in ("warn", "raise", "ignore"):
-        raise ValueError(f"on_missing must be 'warn', 'raise' or 'ignore', not {on_missing!r}.")
-    folder = existing_folder(images_root, "a folder with the images as <wnid>/<filename>")
+    fields = _validate_fields(fields)
+    check_choice(on_missing, "on_missing", ("warn", "raise", "ignore"))
+    folder = existing_folder(images_root, "a folder with images as <wnid>/<filename>")
     file = Path(captions_json).expanduser().absolute()
     entries = _read(file)
     paths = _find(folder, entries)
@@ -139,7 +139,7 @@ def load_imagenet_captions(
     for row, (entry, path) in enumerate(zip(entries, paths, strict=True)):
         if not path:
             continue
-        caption = _caption(entry, chosen, row, file)
+        caption = _caption(entry, fields, row, file)
         if not caption:
             n_empty += 1
             continue
@@ -147,7 +147,9 @@ def load_imagenet_captions(
         captions.append(caption)
         wnids.append(entry["wnid"])
     if not images:
-        raise ValueError(f"No entry of {str(file)!r} has a text in {', '.join(chosen)}.")
+        raise ValueError(
+            f"{str(file)!r} has no text in the fields {', '.join(fields)}. Pass other fields."
+        )
     names = _class_names(wnids)
     bunch = Bunch(
         images=images,
@@ -157,7 +159,7 @@ def load_imagenet_captions(
         class_names=dict(names[wnid] for wnid in sorted(set(wnids))),
         DESCR=_DESCR.format(
             n=len(images),
-            fields=", ".join(chosen),
+            fields=", ".join(fields),
             table=file,
             folder=folder,
             missing=len(missing),
@@ -167,27 +169,27 @@ def load_imagenet_captions(
     return deliver(bunch, return_X_y)
 
 
-def _checked_fields(fields: Sequence[str]) -> tuple[str, ...]:
+def _validate_fields(fields: Sequence[str]) -> tuple[str, ...]:
     chosen = (fields,) if isinstance(fields, str) else tuple(fields)
     unknown = [field for field in chosen if field not in _FIELDS]
     if unknown or not chosen or len(set(chosen)) < len(chosen):
-        raise ValueError(f"fields must be some of {_FIELDS}, each once, not {fields!r}.")
+        raise ValueError(f"fields must be distinct names of {_FIELDS}, not {fields!r}.")
     return chosen
 
 
 def _read(file: Path) -> list[dict[str, Any]]:
-    """Return the entries, each with a file name and a class."""
+    """Return the entries; check that each has a file name and a class."""
     if not file.is_file():
         raise FileNotFoundError(
-            f"There is no file {str(file)!r}; expected imagenet_captions.json from "
+            f"File {str(file)!r} does not exist. Pass imagenet_captions.json from "
             "https://github.com/mlfoundations/imagenet-captions, unpacked."
         )
     try:
         entries = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:  # of JSON, or of UTF-8
-        raise ValueError(f"{str(file)!r} is not JSON: {error}.") from error
+    except ValueError as error:  # invalid JSON or UTF-8
+        raise ValueError(f"{str(file)!r} is not JSON: {error}. Download it again.") from error
     if not isinstance(entries, list) or not entries:
-        raise ValueError(f"{str(file)!r} must hold a list of entries that is not empty.")
+        raise ValueError(f"{str(file)!r} must contain a list with at least one entry.")
     for row, entry in enumerate(entries):
         texts = [
             entry.get(key) if isinstance(entry, dict) else None for key in ("filename", "wnid")
@@ -198,14 +200,17 @@ def _read(file: Path) -> list[dict[str, Any]]:
                 f"Entry {row} of {str(file)!r} (the first is 0) must be an object with the texts "
                 f"'filename' and 'wnid', not {str(entry)[:80]}."
             )
-        if not re.fullmatch(r"[\w.\-]+", name):  # a bare name, no way out of the folder
-            raise ValueError(f"Entry {row} of {str(file)!r}: {name!r} is no file name.")
+        if not re.fullmatch(r"[\w.\-]+", name):  # a path could lead out of the folder
+            raise ValueError(
+                f"Entry {row} of {str(file)!r} has the filename {name!r}. Use a name without "
+                "folders."
+            )
     return entries
 
 
 def _find(folder: Path, entries: list[dict[str, Any]]) -> list[str | None]:
-    """Return the path of each entry's image, None where it is not there."""
-    # Lists of folders: half a million questions for single files take minutes on a network disk.
+    """Return the path of each entry's image, or None if it does not exist."""
+    # Folders are listed, because checking half a million files takes minutes on a network disk.
     flat = set(os.listdir(folder))
     inside = {
         wnid: set(os.listdir(folder / wnid)) if (folder / wnid).is_dir() else set[str]()
@@ -225,15 +230,15 @@ def _report_missing(missing: list[str], n_entries: int, folder: Path, on_missing
     if not missing:
         return
     message = (
-        f"{len(missing)} of {n_entries} images are not in {str(folder)!r} (neither in a folder "
-        f"of their wnid nor in it itself): {listed(missing, _NAMED)}."
+        f"{str(folder)!r} has no file for {len(missing)} of {n_entries} images, neither in "
+        f"subfolders named by wnid nor in the folder itself: {listed(missing, _N_LISTED)}."
     )
     if len(missing) == n_entries:
-        raise FileNotFoundError(f"{message} Pass the folder that holds n01440764 and the others.")
+        raise FileNotFoundError(f"{message} Pass the folder that contains n01440764.")
     if on_missing == "raise":
-        raise FileNotFoundError(f'{message} on_missing="warn" leaves them out.')
+        raise FileNotFoundError(f'{message} Pass on_missing="warn" to skip them.')
     if on_missing == "warn":
-        warn(f"{message} They are left out.")
+        warn(f'{message} They are skipped; pass on_missing="ignore" to silence this warning.')
 
 
 def _caption(entry: dict[str, Any], fields: tuple[str, ...], row: int, file: Path) -> str:
@@ -243,8 +248,8 @@ def _caption(entry: dict[str, Any], fields: tuple[str, ...], row: int, file: Pat
         texts = value if isinstance(value, list) else [value]
         if not all(isinstance(text, str) for text in texts):
             raise ValueError(
-                f"Entry {row} of {str(file)!r} (the first is 0): {field!r} must be a text"
-                f"{' or a list of texts' if field == 'tags' else ''}, not {value!r}."
+                f"Entry {row} of {str(file)!r} (the first is 0) must have a text"
+                f"{' or a list of texts' if field == 'tags' else ''} as {field!r}, not {value!r}."
             )
         parts += texts
     text = html.unescape(_TAG.sub(" ", " ".join(parts)))
@@ -252,27 +257,27 @@ def _caption(entry: dict[str, Any], fields: tuple[str, ...], row: int, file: Pat
 
 
 def _class_names(wnids: list[str]) -> dict[str, tuple[str, list[str]]]:
-    """Return for each class a label that no other of ImageNet has, and its synonyms."""
+    """Return for each class a label that is unique in ImageNet, and its names."""
     data = require("timm.data", package="timm", extra="starter", purpose="load_imagenet_captions")
     info = data.ImageNetInfo()
-    known = info.label_names()
-    unknown = sorted(set(wnids) - set(known))
+    imagenet_wnids = info.label_names()
+    unknown = sorted(set(wnids) - set(imagenet_wnids))
     if unknown:
         raise ValueError(
-            f"{len(unknown)} wnids are none of ImageNet's 1,000 classes: "
-            f"{listed(unknown, _NAMED)}."
+            f"{len(unknown)} wnids are not among ImageNet's 1,000 classes: "
+            f"{listed(unknown, _N_LISTED)}. Remove their entries."
         )
-    synonyms = {wnid: info.label_name_to_description(wnid) for wnid in known}
-    firsts = Counter(text.split(", ")[0] for text in synonyms.values())
-    wholes = Counter(synonyms.values())
+    synonyms = {wnid: info.label_name_to_description(wnid) for wnid in imagenet_wnids}
+    n_by_first_name = Counter(text.split(", ")[0] for text in synonyms.values())
+    n_by_names = Counter(synonyms.values())
     names = {}
     for wnid in set(wnids):
-        whole = synonyms[wnid]
-        label = whole.split(", ")[0]
-        if wholes[whole] > 1:
+        joined = synonyms[wnid]
+        label = joined.split(", ")[0]
+        if n_by_names[joined] > 1:
             definition = info.label_name_to_description(wnid, detailed=True).split(": ", 1)[1]
-            label = f"{whole} ({definition})"
-        elif firsts[label] > 1:
-            label = whole
-        names[wnid] = (label, whole.split(", "))
+            label = f"{joined} ({definition})"
+        elif n_by_first_name[label] > 1:
+            label = joined
+        names[wnid] = (label, joined.split(", "))
     return names

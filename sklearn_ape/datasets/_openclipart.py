@@ -1,4 +1,4 @@
-"""Open Clip Art: thousands of public-domain drawings with titles and keywords."""
+"""Loader of Open Clip Art: public-domain drawings with titles and keywords."""
 
 import html
 import os
@@ -16,33 +16,35 @@ from sklearn.utils import Bunch
 from .base import deliver, packaged_folder, words_of
 
 _FOLDER = "/usr/share/openclipart"
-_LAYOUT = "a folder with the folders png and svg, as the packages of Open Clip Art have it"
+_LAYOUT = "a folder with the folders png and svg, as in the packages of Open Clip Art"
 _DC = "{http://purl.org/dc/elements/1.1/}"
 _RDF = "{http://www.w3.org/1999/02/22-rdf-syntax-ns#}"
 _MAX_KEYWORDS = 6
-_COLLECTION = 10  # distinct drawings that share a title from which on it is a collection's
-_NO_SUBJECT = re.compile(r"hash|0x[0-9a-f]+|unsorted")  # faults of the upload form, a folder
-_PILLOW_LIMIT = 89_478_485  # pixels above which Pillow warns of a decompression bomb
+# From this number of distinct drawings on, a shared title is that of a collection.
+_MIN_COLLECTION = 10
+# Keywords that do not describe the image: defects of the upload form, and a folder's name.
+_MEANINGLESS = re.compile(r"hash|0x[0-9a-f]+|unsorted")
+_PILLOW_LIMIT = 89_478_485  # above this number of pixels, Pillow warns of a decompression bomb
 
 _DESCR = """\
 Open Clip Art
 -------------
-{n} drawings with title, keywords and description as their authors gave them.
+{n} drawings with titles, keywords and descriptions by their authors.
 
 :Source: Open Clip Art Library 0.18, http://www.openclipart.org, as packaged by Debian in
     `openclipart-png` and `openclipart-svg`; read from {folder}
 :Authors: see `authors`.
-:Licence: public domain dedication, but for the few that `licenses` shows otherwise.
-:Captions: cleaned title, or the words of the file name where the title is none or that of a whole
-    collection; then up to {max_keywords} keywords. A noisy set with many near-duplicates, some in
-    other languages than English: it is meant to be curated.
-:groups: a number for each distinct file. Drawings filed in several folders share it: give it to
-    `GroupKFold`, so that none is in both the training and the test part.
+:Licence: public domain dedication, with a few exceptions listed in `licenses`.
+:Captions: cleaned title, followed by up to {max_keywords} keywords. The words of the file name
+    replace a title that is missing or shared by a collection. The captions are noisy, some are
+    not in English, and there are many near-duplicates: curate them before use.
+:groups: number of each distinct file. Drawings in several folders have the same number; pass it
+    to `GroupKFold` to keep them in the same part.
 """
 
 
 class _Record(NamedTuple):
-    """What one drawing says of itself."""
+    """Metadata of a drawing."""
 
     title: str = ""
     keywords: tuple[str, ...] = ()
@@ -63,53 +65,53 @@ def load_openclipart(
     Parameters
     ----------
     path : path-like, default=None
-        A folder with ``png`` and ``svg``, folders of the same structure; the metadata are read
-        from the SVG files. None takes the place where Debian installs them.
+        Folder that contains the folders ``png`` and ``svg`` with the same structure. Metadata
+        are read from the SVG files. None means the folder where Debian installs them.
     replace_collection_titles : bool, default=True
-        Whether a title that ten or more distinct drawings share, such as "Various Cliparts" or
-        "Lemon SVG theme", gives way in the caption to the words of the file name. It says
-        nothing of what is on the image.
+        Whether the words of the file name replace a title that ten or more distinct drawings
+        share, such as "Various Cliparts" or "Lemon SVG theme". Such titles do not describe the
+        image.
     max_pixels : int or None, default=89478485
-        Leave out images with more pixels than this. By default those are left out which
-        Pillow takes for decompression bombs (16 of 8,121, of up to 620 million pixels). None
-        leaves out none.
+        Maximum number of pixels of an image; larger images are skipped. The default skips the
+        images that Pillow regards as decompression bombs (16 of 8,121, with up to 620 million
+        pixels). None includes all images.
     return_X_y : bool, default=False
         Whether to return ``(images, captions)`` instead of a Bunch.
 
     Returns
     -------
     data : :class:`~sklearn.utils.Bunch`
-        With the fields
+        Bunch with these fields:
 
         images : list of str, length n_images
-            Paths of PNG files, in the order of their paths.
+            Paths of PNG files, sorted.
         captions : list of str, length n_images
-            Cleaned title and up to six keywords, with commas between. Where there is no title of
-            its own, or no readable SVG file, the words of the file name take its place.
+            Cleaned title and up to six keywords, separated by commas. The words of the file name
+            replace a title that is missing, shared by a collection, or unreadable.
         titles, descriptions, authors, licenses : lists of str, length n_images
-            As the SVG files have them, "" where they have none.
+            Metadata of the SVG files, or "" if they have none.
         keywords : list of list of str, length n_images
             All keywords.
         categories : ndarray of str, shape (n_images,)
-            Top folder: "animals", "food", ...
+            First folder of the path, such as "animals".
         groups : ndarray of int, shape (n_images,)
-            Number of the distinct file: a drawing filed in two folders is there twice.
+            Number of the distinct file, which is the same for a drawing in two folders.
         DESCR : str
-            Source, licence and attribution.
+            Description of the source, with licence and attribution.
 
     (images, captions) : tuple of lists
-        If `return_X_y` is True.
+        Returned instead of the Bunch if `return_X_y` is True.
 
     Raises
     ------
     ImportError
         If `path` is None and the Debian packages are not installed.
     FileNotFoundError, NotADirectoryError, ValueError
-        If `path` is not such a folder, or has no images.
+        If `path` does not have this layout, or has no images.
 
     See Also
     --------
-    load_tuxpaint_stamps : Fewer images, with better captions.
+    load_tuxpaint_stamps : Load fewer images with better captions.
 
     References
     ----------
@@ -136,15 +138,15 @@ def load_openclipart(
         expected=_LAYOUT,
     )
     images, drawings = folder / "png", folder / "svg"
-    for part in (images, drawings):
-        if not part.is_dir():
+    for subfolder in (images, drawings):
+        if not subfolder.is_dir():
             if path is None:
                 raise ImportError(
-                    f"Open Clip Art is installed in part: there is no folder {str(part)!r}. "
-                    f"Install it with: apt install openclipart-{part.name}"
+                    f"Folder {str(subfolder)!r} of Open Clip Art does not exist. Install it with: "
+                    f"apt install openclipart-{subfolder.name}"
                 )
             raise FileNotFoundError(
-                f"{str(folder)!r} has no folder {part.name!r}; expected {_LAYOUT}."
+                f"{str(folder)!r} has no folder {subfolder.name!r}. Pass {_LAYOUT}."
             )
     files = [
         file
@@ -153,17 +155,20 @@ def load_openclipart(
     ]
     if not files:
         raise ValueError(
-            f"There are no PNG files under {str(images)!r}"
-            + (f" of at most {max_pixels} pixels." if max_pixels is not None else ".")
+            f"{str(images)!r} has no PNG files"
+            + (f" of at most {max_pixels} pixels" if max_pixels is not None else "")
+            + f". Pass {_LAYOUT}."
         )
     names = [file.relative_to(images) for file in files]
     records = [_read_record((drawings / name).with_suffix(".svg")) for name in names]
     _, groups = np.unique([os.path.realpath(file) for file in files], return_inverse=True)
-    collections = _shared_titles(records, groups) if replace_collection_titles else frozenset()
+    collection_titles = (
+        _find_shared_titles(records, groups) if replace_collection_titles else frozenset()
+    )
     bunch = Bunch(
         images=[str(file) for file in files],
         captions=[
-            _caption(record, name.stem, collections)
+            _caption(record, name.stem, collection_titles)
             for record, name in zip(records, names, strict=True)
         ],
         titles=[record.title for record in records],
@@ -179,7 +184,7 @@ def load_openclipart(
 
 
 def _pixels(file: Path) -> int:
-    """Read the number of pixels from a PNG header; 0 if there is none, for others to judge."""
+    """Return the number of pixels in a PNG header, or 0 if there is none."""
     with file.open("rb") as stream:
         header = stream.read(24)
     if len(header) < 24:
@@ -189,7 +194,7 @@ def _pixels(file: Path) -> int:
 
 
 def _read_record(file: Path) -> _Record:
-    """Metadata of a drawing; an empty record if there are none that can be read."""
+    """Return the metadata of a drawing, which are empty if they cannot be read."""
     work = _find_work(file) if file.is_file() else None
     if work is None:
         return _Record()
@@ -204,45 +209,45 @@ def _read_record(file: Path) -> _Record:
 
 
 def _text(element: Element | None) -> str:
-    """Text of an element on one line, "" if there is none; some are escaped twice."""
+    """Return the text of an element on one line, or ""; some texts are escaped twice."""
     if element is None or not element.text:
         return ""
     return " ".join(html.unescape(element.text).split())
 
 
 def _find_work(file: Path) -> Element | None:
-    """Find the element that describes the drawing, reading no further than its end."""
+    """Return the element with the metadata, reading the file only up to its end."""
     try:
         with file.open("rb") as stream:
             for _, element in iterparse(stream):
                 if element.tag.endswith("}Work"):
                     return element
     except (ParseError, OSError, ValueError):
-        return None  # malformed or cut off: the file name remains
+        return None  # a malformed file; the caption is made from the file name
     return None
 
 
-def _shared_titles(records: Sequence[_Record], groups: np.ndarray) -> frozenset[str]:
-    """Titles of whole collections; a drawing that is filed twice counts once."""
+def _find_shared_titles(records: Sequence[_Record], groups: np.ndarray) -> frozenset[str]:
+    """Return titles of collections; a drawing in two folders counts once."""
     pairs = {(record.title, group) for record, group in zip(records, groups, strict=True)}
     counts = Counter(title for title, _ in pairs)
-    return frozenset(title for title, count in counts.items() if count >= _COLLECTION)
+    return frozenset(title for title, count in counts.items() if count >= _MIN_COLLECTION)
 
 
-def _caption(record: _Record, stem: str, collections: frozenset[str]) -> str:
+def _caption(record: _Record, stem: str, collection_titles: frozenset[str]) -> str:
     """Join the cleaned title, or else the words of the file name, and the first keywords."""
-    title = "" if record.title in collections else _clean_title(record.title)
+    title = "" if record.title in collection_titles else _clean_title(record.title)
     title = title or _name_words(stem, record.author)
     words = {title.casefold(): title}
     for keyword in record.keywords:
         word = keyword.replace("_", " ")
-        if not _NO_SUBJECT.fullmatch(keyword):
+        if not _MEANINGLESS.fullmatch(keyword):
             words.setdefault(word.casefold(), word)
     return ", ".join(list(words.values())[: 1 + _MAX_KEYWORDS])
 
 
 def _name_words(stem: str, author: str) -> str:
-    """Turn a file name into words, without the author's name, whole or cut off, at its end.
+    """Split a file name into words, and remove the possibly truncated author from its end.
 
     >>> _name_words("hairy_armadillo_architetto_fra_01", "Architetto Francesco Rollandin")
     'hairy armadillo'
@@ -256,7 +261,7 @@ def _name_words(stem: str, author: str) -> str:
 
 
 def _clean_title(title: str) -> str:
-    """Take the signs of a collection and of a file from a title.
+    """Remove parts of a title that do not describe the drawing.
 
     >>> _clean_title("Clipart by Nicu Buculei - jigsaw_red_10"), _clean_title("large_braces.svg")
     ('jigsaw red', 'large braces')

@@ -1,4 +1,4 @@
-"""Tux Paint stamps: photographs and drawings with a one-line caption in dozens of languages."""
+"""Loader of Tux Paint stamps: photographs and drawings with captions in many languages."""
 
 import os
 from pathlib import Path
@@ -21,7 +21,7 @@ Tux Paint stamps
 :Authors: Bill Kendrick and the contributors to Tux Paint, 2002-2022; the package's `copyright`
     file and the collection's own documentation name them.
 :Licence: GPL-2.
-:categories: the top folder; `subjects` is the whole folder.
+:categories: first folder of the path; `subjects` are complete folders.
 """
 
 
@@ -36,44 +36,43 @@ def load_tuxpaint_stamps(
     Parameters
     ----------
     path : path-like, default=None
-        The folder of stamps: folders of PNG files, each with a text file of the same stem beside
-        it. None takes the place where Debian installs them.
+        Folder of stamps, which are PNG files with a text file of the same stem next to them. None
+        means the folder where Debian installs them.
     language : str, default="en"
-        Language of the captions, as Tux Paint writes it: "de", "pt_BR", "zh_CN", ... Images
-        without a caption in this language are left out; no other language takes its place.
+        Language code of the captions in Tux Paint, such as "de", "pt_BR" or "zh_CN". Images
+        without a caption in this language are skipped.
     return_X_y : bool, default=False
         Whether to return ``(images, captions)`` instead of a Bunch.
 
     Returns
     -------
     data : :class:`~sklearn.utils.Bunch`
-        With the fields
+        Bunch with these fields:
 
         images : list of str, length n_images
-            Paths of PNG files, in the order of their paths. Mirror images of other stamps, which
-            have no text of their own, are left out.
+            Paths of PNG files, sorted. Mirrored stamps, which have no text file, are skipped.
         captions : list of str, length n_images
-            One line each. Several images may share a caption ("A rocket.").
+            Captions of one line. Several images may have the same caption ("A rocket.").
         categories : ndarray of str, shape (n_images,)
-            Top folder: "animals", "food", ...
+            First folder of the path, such as "animals".
         subjects : ndarray of str, shape (n_images,)
-            Whole folder: "animals/birds", ...
+            Complete folder, such as "animals/birds".
         DESCR : str
-            Source, licence and attribution.
+            Description of the source, with licence and attribution.
 
     (images, captions) : tuple of lists
-        If `return_X_y` is True.
+        Returned instead of the Bunch if `return_X_y` is True.
 
     Raises
     ------
     ImportError
         If `path` is None and the Debian package is not installed.
     FileNotFoundError, NotADirectoryError, ValueError
-        If `path` is not such a folder, or no image has a caption in `language`.
+        If `path` does not have this layout, or no image has a caption in `language`.
 
     See Also
     --------
-    load_openclipart : More drawings, with noisier captions.
+    load_openclipart : Load more drawings with noisier captions.
 
     References
     ----------
@@ -97,7 +96,7 @@ def load_tuxpaint_stamps(
         default=_FOLDER,
         apt="tuxpaint-stamps-default",
         name="The collection of Tux Paint stamps",
-        expected="a folder with folders of PNG files and a .txt file beside each",
+        expected="a folder with folders of PNG files and a .txt file next to each",
     )
     images, captions, subjects = [], [], []
     languages: set[str] = set()
@@ -113,13 +112,13 @@ def load_tuxpaint_stamps(
             subjects.append(image.parent.relative_to(folder).as_posix())
     if not languages:
         raise ValueError(
-            f"No PNG file under {str(folder)!r} has a .txt file of the same stem with a caption "
-            "beside it. Expected the layout of the Tux Paint stamps: animals/birds/owl.png and "
+            f"{str(folder)!r} has no PNG file with a caption in a .txt file of the same stem. "
+            "Pass a folder with the layout of the Tux Paint stamps: animals/birds/owl.png and "
             "animals/birds/owl.txt."
         )
     if not images:
         raise ValueError(
-            f"No stamp has a caption in language {language!r}. There are: "
+            f"language={language!r} is not a language of any caption. Pass one of "
             f"{', '.join(sorted(languages))}."
         )
     bunch = Bunch(
@@ -133,14 +132,14 @@ def load_tuxpaint_stamps(
 
 
 def _translations(file: Path) -> dict[str, str]:
-    """Captions by language: the first line is English, the others read ``de.utf8=...``."""
+    """Return captions by language: the first line is English, others are ``de.utf8=...``."""
     try:
         lines = file.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{str(file)!r} is not UTF-8 text: {error}.") from error
-    found = {"en": lines[0]}
+        raise ValueError(f"{str(file)!r} is not UTF-8 text: {error}. Save it as UTF-8.") from error
+    captions = {"en": lines[0]}
     for line in lines[1:]:
         key, _, caption = line.partition("=")
         if key.endswith(".utf8"):
-            found[key.removesuffix(".utf8").strip()] = caption
-    return {key: " ".join(text.split()) for key, text in found.items() if text.strip()}
+            captions[key.removesuffix(".utf8").strip()] = caption
+    return {key: " ".join(text.split()) for key, text in captions.items() if text.strip()}

@@ -1,4 +1,4 @@
-"""Pairs in tar shards of the webdataset format."""
+"""Loader and writer of image-caption pairs in WebDataset tar shards."""
 
 from __future__ import annotations
 
@@ -12,25 +12,22 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..utils.validation import check_sequence
+from ..utils.validation import check_integer, check_sequence
 from .base import listed, require
 
-# As webdataset has it: the key of a sample is all before the first dot of the name, folders
-# included; names in double underscores are no samples.
+# As in webdataset, the key of a sample is the path up to the first dot of the file name. Members
+# with names in double underscores are metadata.
 _NAME = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)")
-
-
 _META = re.compile(r"__[^/]*__($|/)")
 
-
-# What tarfile, webdataset and decompression raise on damage.
-_FAILURES = (tarfile.TarError, EOFError, OSError, ValueError, AttributeError)
+# Exceptions of tarfile, webdataset and decompression for damaged files.
+_DAMAGE_ERRORS = (tarfile.TarError, EOFError, OSError, ValueError, AttributeError)
 
 
 def shard_files(pattern: str) -> list[str]:
-    """List the local files that a folder, a glob or a brace pattern names."""
+    """Return the local files of a folder, a glob or a brace pattern."""
     if "://" in pattern or pattern.startswith("pipe:"):
-        raise ValueError(f"{pattern!r} is not a local file. Download the shards first.")
+        raise ValueError(f"Shard {pattern!r} is not a local file. Download the shards first.")
     pattern = os.path.expanduser(pattern)
     if os.path.isdir(pattern):
         pattern = os.path.join(escape(pattern), "*.tar")
@@ -42,80 +39,79 @@ def shard_files(pattern: str) -> list[str]:
         names = list(braceexpand.braceexpand(pattern))
     files = []
     for name in names:
-        found = [name] if os.path.exists(name) else sorted(glob(name))
-        if not found:
-            raise FileNotFoundError(f"There is no shard {name!r}.")
-        files += found
+        matches = [name] if os.path.exists(name) else sorted(glob(name))
+        if not matches:
+            raise FileNotFoundError(f"Shard {name!r} does not exist. Check the path.")
+        files += matches
     return [os.path.abspath(file) for file in files]
 
 
-def place_of(key: str, shard: str) -> str:
-    """Name a sample in messages."""
+def _describe_sample(key: str, shard: str) -> str:
+    """Return the description of a sample in messages."""
     return f"the sample {key!r} of {shard!r}"
 
 
 def count_samples(shard: str, check: Callable[[set[str], str], None]) -> int:
-    """Count samples from the headers of a shard, calling `check(extensions, place)` on each."""
+    """Count the samples in the headers of a shard; call `check(extensions, sample)` for each."""
     samples = 0
     key: str | None = None
     extensions: set[str] = set()
     try:
         with tarfile.open(shard) as tar:
             while (member := tar.next()) is not None:
-                tar.members = []  # type: ignore[attr-defined]  # it would keep them all
+                tar.members = []  # type: ignore[attr-defined]  # bounds memory; tarfile keeps all
                 name = _NAME.fullmatch(member.name)
                 if not member.isreg() or name is None or _META.match(member.name):
                     continue
                 if name[1] != key:
                     if key is not None:
-                        check(extensions, place_of(key, shard))
+                        check(extensions, _describe_sample(key, shard))
                     samples, key, extensions = samples + 1, name[1], set()
                 extensions.add(name[2].lower())
-            # Python takes a header that it cannot read for the end, which is a block of zeros.
+            # tarfile treats an unreadable header as the end, but the end is a block of zeros.
             tar.fileobj.seek(tar.offset)
             if tar.fileobj.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
                 raise tarfile.ReadError("no end of the archive")
     except (tarfile.TarError, EOFError, OSError) as error:
-        raise _damaged(shard, key, error) from error
+        raise _damage_error(shard, key, error) from error
     if key is None:
-        raise ValueError(f"The shard {shard!r} holds no sample. Remove it.")
-    check(extensions, place_of(key, shard))
+        raise ValueError(f"Shard {shard!r} has no samples. Remove it.")
+    check(extensions, _describe_sample(key, shard))
     return samples
 
 
-def samples_of(shard: str, extensions: set[str] | None = None) -> Iterator[dict[str, Any]]:
-    """Yield samples as webdataset does, reading only some extensions of each, or all."""
+def _iter_samples(shard: str, extensions: set[str] | None = None) -> Iterator[dict[str, Any]]:
+    """Yield the samples of a shard as dicts, reading only files with the given extensions."""
     wds = require(
         "webdataset", package="webdataset", extra="distributed", purpose="Reading tar shards"
     )
 
-    def is_wanted(name: str) -> bool:
+    def is_selected(name: str) -> bool:
         parts = _NAME.fullmatch(name)
         return parts is not None and (extensions is None or parts[2].lower() in extensions)
 
     samples = iter(
         wds.DataPipeline(
-            wds.SimpleShardList([shard]), wds.tarfile_to_samples(select_files=is_wanted)
+            wds.SimpleShardList([shard]), wds.tarfile_to_samples(select_files=is_selected)
         )
     )
     key = None
     while True:
         try:
             sample = next(samples, None)
-        except _FAILURES as error:
-            raise _damaged(shard, key, error) from error
+        except _DAMAGE_ERRORS as error:
+            raise _damage_error(shard, key, error) from error
         if sample is None:
             return
         key = sample["__key__"]
         yield sample
 
 
-def _damaged(shard: str, key: str | None, error: Exception) -> ValueError:
-    where = f"after the sample {key!r}" if key else "at its start"
+def _damage_error(shard: str, key: str | None, error: Exception) -> ValueError:
+    place = f"after the sample {key!r}" if key else "at its start"
     reason = error.args[0] if error.args else type(error).__name__
     return ValueError(
-        f"The shard {shard!r} is damaged or cut short {where}: {reason}. Write it anew, or leave "
-        "it out."
+        f"Shard {shard!r} is damaged or cut short {place}: {reason}. Write it again, or remove it."
     )
 
 
@@ -125,38 +121,39 @@ def load_webdataset(
     image_key: str = "jpg;jpeg;png;webp",
     caption_key: str = "txt;caption;json:caption",
 ) -> WebDatasetPairs:
-    """Pair images and captions in WebDataset's tar shards, without reading them into memory.
+    """Load images and captions of WebDataset tar shards, without reading them into memory.
 
     Parameters
     ----------
     shards : path-like, or list of path-like
-        A folder of ``.tar`` files, a file, a glob (``"data/*.tar"``), a brace pattern
-        (``"data/{00000..00099}.tar"``), or a list of these. Local files only.
+        Local files: a folder of ``.tar`` files, a file, a glob (``"data/*.tar"``), a brace
+        pattern (``"data/{00000..00099}.tar"``), or a list of these.
     image_key : str, default="jpg;jpeg;png;webp"
-        Extensions of images in a sample; the first that a sample has is taken.
+        Extensions of image files. The first one that a sample has is used.
     caption_key : str, default="txt;caption;json:caption"
-        Extensions of captions, likewise. ``json:caption`` is the field ``caption`` of a JSON file.
+        Extensions of caption files. The first one that a sample has is used. ``json:caption``
+        means the field ``caption`` of a JSON file.
 
     Returns
     -------
     pairs : WebDatasetPairs
-        Iterable over ``(bytes, caption)``. ``pairs.images()`` and ``pairs.captions()`` are its
-        sides, which :meth:`encode_to` of the encoders takes.
+        Iterable over ``(bytes, caption)``. ``pairs.images()`` and ``pairs.captions()`` can be
+        passed to :meth:`encode_to` of an encoder.
 
     Raises
     ------
     FileNotFoundError
         If a pattern matches no file.
     ValueError
-        If a shard is not local, or a key names no extension. On counting or iterating, if a
-        shard is cut short or a sample has no image or no caption.
+        If a shard is not local, or a key has no extension. During counting or iteration, if a
+        shard is damaged, or a sample has no image or no caption.
     ImportError
-        On iterating, if webdataset is not installed.
+        During iteration, if webdataset is not installed.
 
     See Also
     --------
-    write_webdataset : Make such shards.
-    load_pairs : Pairs named by a table.
+    write_webdataset : Write shards.
+    load_pairs : Load images and captions that are listed in a table.
 
     References
     ----------
@@ -175,54 +172,55 @@ def load_webdataset(
     patterns = [shards] if isinstance(shards, str | os.PathLike) else list(shards)
     files = [file for pattern in patterns for file in shard_files(os.fspath(pattern))]
     if not files:
-        raise ValueError("shards is empty: expected at least one file.")
-    return WebDatasetPairs(files, _Keys.of("image", image_key), _Keys.of("caption", caption_key))
+        raise ValueError("shards is empty. Pass at least one file.")
+    return WebDatasetPairs(
+        files, _Keys.parse("image", image_key), _Keys.parse("caption", caption_key)
+    )
 
 
 class _Keys(NamedTuple):
-    """Extensions of a side of the pairs, each with the field to take if it is JSON."""
+    """Extensions of images or captions, each with a field for JSON files."""
 
     side: str
     fields: dict[str, str]
 
     @classmethod
-    def of(cls, side: str, keys: str) -> _Keys:
+    def parse(cls, side: str, keys: str) -> _Keys:
         parts = [part.strip().lstrip(".") for part in str(keys).split(";")]
         fields = {part.partition(":")[0].lower(): part.partition(":")[2] for part in parts if part}
         if not fields:
-            raise ValueError(f"{side}_key must name extensions, such as 'jpg;png', not {keys!r}.")
+            raise ValueError(f"{side}_key must be extensions such as 'jpg;png', not {keys!r}.")
         return cls(side, fields)
 
-    def find(self, extensions: Iterable[str], place: str) -> str:
-        """Return the extension to take of those that a sample has."""
+    def find(self, extensions: Iterable[str], sample: str) -> str:
+        """Return the first key among the extensions of a sample."""
         for extension in self.fields:
             if extension in extensions:
                 return extension
         raise ValueError(
-            f"There is no {self.side} in {place}: expected one of "
-            f"{', '.join('.' + extension for extension in self.fields)}. Write the shard anew, "
-            f"or name another {self.side}_key."
+            f"{self.side}_key is {';'.join(self.fields)!r}, but there is no file with such an "
+            f"extension in {sample}. Write the shard again, or pass another {self.side}_key."
         )
 
 
 class ShardBytes(bytes):
-    """Bytes of an image's file that know, as `where`, the sample they are from."""
+    """Bytes of an image file, with the description of their sample as `where`."""
 
     where: str
 
 
 class WebDatasetPairs:
-    """Pairs of image and caption in tar shards; made by `load_webdataset`.
+    """Pairs of images and captions in tar shards, as returned by `load_webdataset`.
 
-    Iterating gives ``(bytes, caption)`` and reads the shards anew every time. Before the first
-    time, and for the length, the headers are read: they tell whether all samples are pairs.
+    Iteration yields ``(bytes, caption)`` and reads the shards each time. ``len`` and the first
+    iteration read the headers of all shards, to check that all samples are pairs.
 
     Parameters
     ----------
     shards : list of str
-        The files, in order.
+        Paths of the shards, in order.
     image, caption : _Keys
-        What to take of a sample.
+        Extensions of images and captions.
     """
 
     def __init__(self, shards: list[str], image: _Keys, caption: _Keys) -> None:
@@ -231,9 +229,9 @@ class WebDatasetPairs:
         self._n_samples: int | None = None
 
     def __len__(self) -> int:
-        def check(extensions: set[str], place: str) -> None:
-            self._image.find(extensions, place)
-            self._caption.find(extensions, place)
+        def check(extensions: set[str], sample: str) -> None:
+            self._image.find(extensions, sample)
+            self._caption.find(extensions, sample)
 
         if self._n_samples is None:
             self._n_samples = sum(count_samples(shard, check) for shard in self.shards)
@@ -241,39 +239,41 @@ class WebDatasetPairs:
 
     def __iter__(self) -> Iterator[tuple[bytes, str]]:
         for sample in self._samples():
-            yield self._image_in(sample), self._caption_in(sample)
+            yield self._read_image(sample), self._read_caption(sample)
 
     def __repr__(self) -> str:
         return f"WebDatasetPairs({listed(self.shards, 1)})"
 
     def images(self) -> WebDatasetSide:
-        """Return the images: a sized iterable of bytes of image files."""
+        """Return the images as a sized iterable of bytes of image files."""
         return WebDatasetSide(self, "image")
 
     def captions(self) -> WebDatasetSide:
-        """Return the captions: a sized iterable of str."""
+        """Return the captions as a sized iterable of str."""
         return WebDatasetSide(self, "caption")
 
     def _samples(self, keys: _Keys | None = None) -> Iterator[dict[str, Any]]:
-        len(self)  # a sample without a side would shift the rows of one side alone
+        len(
+            self
+        )  # checks all samples: without a caption, rows of images and captions would differ
         for shard in self.shards:
-            yield from samples_of(shard, None if keys is None else set(keys.fields))
+            yield from _iter_samples(shard, None if keys is None else set(keys.fields))
 
     def _images(self) -> Iterator[ShardBytes]:
-        return map(self._image_in, self._samples(self._image))
+        return map(self._read_image, self._samples(self._image))
 
     def _captions(self) -> Iterator[str]:
-        return map(self._caption_in, self._samples(self._caption))
+        return map(self._read_caption, self._samples(self._caption))
 
-    def _image_in(self, sample: dict[str, Any]) -> ShardBytes:
-        place = place_of(sample["__key__"], sample["__url__"])
-        content = ShardBytes(sample[self._image.find(sample, place)])
-        content.where = place
+    def _read_image(self, sample: dict[str, Any]) -> ShardBytes:
+        description = _describe_sample(sample["__key__"], sample["__url__"])
+        content = ShardBytes(sample[self._image.find(sample, description)])
+        content.where = description
         return content
 
-    def _caption_in(self, sample: dict[str, Any]) -> str:
-        place = place_of(sample["__key__"], sample["__url__"])
-        extension = self._caption.find(sample, place)
+    def _read_caption(self, sample: dict[str, Any]) -> str:
+        description = _describe_sample(sample["__key__"], sample["__url__"])
+        extension = self._caption.find(sample, description)
         field = self._caption.fields[extension]
         try:
             text = sample[extension].decode()
@@ -281,19 +281,19 @@ class WebDatasetPairs:
         except (ValueError, KeyError, TypeError) as error:
             reason = f"{type(error).__name__}: {error}"
             raise ValueError(
-                f"The caption in .{extension}{':' * bool(field)}{field} of {place} cannot be "
-                f"read ({reason}). Write the shard anew, or name another caption_key."
+                f"The caption in .{extension}{':' * bool(field)}{field} of {description} cannot "
+                f"be read ({reason}). Write the shard again, or pass another caption_key."
             ) from error
         if not isinstance(caption, str) or not caption.strip():
             raise ValueError(
-                f"The caption of {place} is {caption!r}; expected a text that is not empty. Write "
-                "the shard anew, or name another caption_key."
+                f"The caption of {description} is {caption!r}, not a text with words. Write the "
+                "shard again, or pass another caption_key."
             )
         return " ".join(caption.split())
 
 
 class WebDatasetSide:
-    """Images or captions of `WebDatasetPairs`, sized and read anew at every iteration."""
+    """Sized iterable over images or captions of shards, which are read at each iteration."""
 
     def __init__(self, pairs: WebDatasetPairs, side: str) -> None:
         self._pairs, self._side = pairs, side
@@ -316,36 +316,36 @@ def write_webdataset(
     pairs_per_shard: int = 1000,
     extension: str | None = None,
 ) -> list[str]:
-    """Write pairs into tar shards as WebDataset reads them.
+    """Write pairs of images and captions into WebDataset tar shards.
 
     Parameters
     ----------
     images : iterable of path-like or bytes
-        Files of images, or their content; copied as they are.
+        Paths or contents of image files, which are copied without conversion.
     captions : iterable of str
-        One an image.
+        Captions, one per image.
     folder : path-like
-        Made when it does not exist; the shards are ``00000.tar`` and so on.
+        Folder of the shards ``00000.tar`` and so on. It is created if it does not exist.
     pairs_per_shard : int, default=1000
-        Pairs in a file.
+        Number of pairs per shard.
     extension : str, default=None
-        Of images given as bytes. None takes that of the format they begin with.
+        Extension of images that are bytes. None detects the formats jpg, png and webp.
 
     Returns
     -------
     shards : list of str
-        The files written.
+        Paths of the shards.
 
     Raises
     ------
     ValueError
-        If the sides are not of one length, or bytes are of no known format.
+        If images and captions differ in length, or the format of bytes is not detected.
     ImportError
         If webdataset is not installed.
 
     See Also
     --------
-    load_webdataset : Read them.
+    load_webdataset : Load shards.
 
     Examples
     --------
@@ -360,38 +360,37 @@ def write_webdataset(
     wds = require(
         "webdataset", package="webdataset", extra="distributed", purpose="Writing shards of pairs"
     )
-    if pairs_per_shard < 1:
-        raise ValueError(f"pairs_per_shard must be at least 1, not {pairs_per_shard!r}.")
+    check_integer(pairs_per_shard, "pairs_per_shard", 1)
     for name, items, kind in (("images", images, "image"), ("captions", captions, "text")):
-        if hasattr(items, "__len__") or not hasattr(items, "__iter__"):  # not an iterator
+        if hasattr(items, "__len__") or not hasattr(items, "__iter__"):  # not a generator
             check_sequence(items, name, kind)
     Path(folder).mkdir(parents=True, exist_ok=True)
     shards: list[str] = []
     pairs = enumerate(zip(images, captions, strict=True))
-    while some := list(islice(pairs, pairs_per_shard)):
+    while chunk := list(islice(pairs, pairs_per_shard)):
         shards.append(os.path.join(folder, f"{len(shards):05d}.tar"))
         with wds.TarWriter(shards[-1]) as writer:
-            for number, (image, caption) in some:
-                name, content = _file_of(image, extension, number)
+            for number, (image, caption) in chunk:
+                name, content = _read_file(image, extension, number)
                 sample = {"__key__": f"{number:09d}", name: content, "txt": caption.encode()}
                 writer.write(sample)
     return shards
 
 
-def _file_of(
+def _read_file(
     image: bytes | str | os.PathLike[str], extension: str | None, number: int
 ) -> tuple[str, bytes]:
-    """Return the extension of an image's file, and its content."""
+    """Return the extension and the content of an image file."""
     if not isinstance(image, bytes):
         return Path(image).suffix.lower().lstrip("."), Path(image).read_bytes()
-    return extension or _format_of(image, number), image
+    return extension or _detect_format(image, number), image
 
 
-def _format_of(content: bytes, number: int) -> str:
+def _detect_format(content: bytes, number: int) -> str:
     for name, start in (("jpg", b"\xff\xd8\xff"), ("png", b"\x89PNG"), ("webp", b"RIFF")):
         if content.startswith(start):
             return name
     raise ValueError(
-        f"Image {number} (the first is 0) begins with {content[:8]!r}, as no jpg, png or webp "
-        "does. Pass its path, or extension=..."
+        f"Image {number} (the first is 0) is not jpg, png or webp: it starts with "
+        f"{content[:8]!r}. Pass its path or extension=..."
     )

@@ -1,4 +1,4 @@
-"""What the loaders share: the data home, errors that help, and the shape of the result."""
+"""Helper functions of the loaders: data directory, checks, captions and results."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from ..utils.files import default_data_home
 
 
 def get_data_home(data_home: str | os.PathLike[str] | None = None) -> Path:
-    """Folder in which the loaders keep what they had to make.
+    """Return the folder in which loaders store images that they render.
 
-    The folder is not created here: a loader creates it when it first writes.
+    The folder is created by the first loader that writes to it.
 
     Parameters
     ----------
     data_home : path-like, default=None
-        The folder. None takes the environment variable ``SKLEARN_APE_DATA`` and, where that is
-        not set, the user's cache folder.
+        Folder to use. None means the folder in the environment variable ``SKLEARN_APE_DATA`` or,
+        if it is not set, the user's cache folder.
 
     Returns
     -------
     pathlib.Path
-        The folder, absolute and with ``~`` expanded.
+        Absolute path of the folder, with ``~`` expanded.
 
     Examples
     --------
@@ -40,7 +40,7 @@ def get_data_home(data_home: str | os.PathLike[str] | None = None) -> Path:
 
 
 def require(module: str, *, package: str, extra: str, purpose: str) -> Any:
-    """Import ``module``, or say which command installs it."""
+    """Import ``module``, or raise ImportError with the command that installs it."""
     try:
         return import_module(module)
     except ModuleNotFoundError as error:
@@ -51,32 +51,32 @@ def require(module: str, *, package: str, extra: str, purpose: str) -> Any:
 
 
 def existing_folder(path: str | os.PathLike[str], expected: str) -> Path:
-    """Return ``path`` as an absolute folder, or say what was expected there."""
+    """Return the absolute path of a folder that exists."""
     folder = Path(path).expanduser().absolute()
     if not folder.exists():
-        raise FileNotFoundError(f"There is no folder {str(folder)!r}; expected {expected}.")
+        raise FileNotFoundError(f"Folder {str(folder)!r} does not exist. Pass {expected}.")
     if not folder.is_dir():
-        raise NotADirectoryError(f"{str(folder)!r} is a file; expected {expected}.")
+        raise NotADirectoryError(f"{str(folder)!r} is a file. Pass {expected}.")
     return folder
 
 
 def packaged_folder(
     path: str | os.PathLike[str] | None, *, default: str, apt: str, name: str, expected: str
 ) -> Path:
-    """Return ``path``, or where Debian installs ``name``; say how to get it if it is absent."""
+    """Return ``path`` or, if it is None, the folder where Debian installs a collection."""
     if path is not None:
         return existing_folder(path, expected)
     folder = Path(default)
     if not folder.is_dir():
         raise ImportError(
-            f"{name} is not installed: there is no folder {default!r}. On Debian and Ubuntu, "
+            f"{name} is not installed: folder {default!r} does not exist. On Debian and Ubuntu, "
             f"install it with: apt install {apt}. Elsewhere, pass path=..., {expected}."
         )
     return folder
 
 
 def listed(items: Iterable[object], limit: int = 5) -> str:
-    """Name the first few items, and how many there are if that is more.
+    """Return the first items, and the number of items if there are more.
 
     >>> listed(["a", "b", "c"], limit=2)
     "'a', 'b', ... (3 in all)"
@@ -87,32 +87,32 @@ def listed(items: Iterable[object], limit: int = 5) -> str:
 
 
 def words_of(name: str) -> str:
-    """Turn a name that a program or a file gave into words, without numbering at its end.
+    """Split a file name or identifier into words, and remove numbers at its end.
 
     >>> words_of("red_apple-01"), words_of("BlueMan#102"), words_of("smiley111"), words_of("M16")
     ('red apple', 'Blue Man', 'smiley', 'M16')
     """
     text = re.sub(r"(?<=[a-z]{2})(?=[A-Z][a-z])", " ", name)
     text = re.sub(r"[\s_\-]+", " ", text).strip()
-    # A number of its own, or at the end of a word: not that of an M16.
+    # Remove numbers after a space or after at least three letters, but keep "M16".
     return re.sub(r"((^|\s+|#|(?<=[A-Za-z]{3}))v?\d+(\.\d+)*)+$", "", text).strip(" .#")
 
 
 def one_or_ragged(captions: Sequence[Sequence[str]]) -> list[str] | list[list[str]]:
-    """Flat list where every image has one caption, else one list an image."""
-    if all(len(of_one) == 1 for of_one in captions):
-        return [of_one[0] for of_one in captions]
-    return [list(of_one) for of_one in captions]
+    """Return a flat list if every image has one caption, else one list per image."""
+    if all(len(texts) == 1 for texts in captions):
+        return [texts[0] for texts in captions]
+    return [list(texts) for texts in captions]
 
 
 def deliver(bunch: Bunch, return_X_y: bool) -> Any:
-    """Return the Bunch, or its images and captions alone."""
+    """Return the Bunch, or only its images and captions."""
     if not return_X_y:
         return bunch
     if bunch.captions is None:
         raise ValueError(
-            "return_X_y=True returns (images, captions), but these images have no captions. "
-            'Pass captions="folder" or captions="filename" to make them from names, or leave '
-            "return_X_y out and use the labels."
+            "return_X_y=True requires captions, but these images have none. Pass "
+            'captions="folder" or captions="filename" to use names as captions, or pass '
+            "return_X_y=False and use the labels."
         )
     return bunch.images, bunch.captions

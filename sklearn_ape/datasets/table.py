@@ -1,4 +1,4 @@
-"""Tables of images and captions."""
+"""Tables of images and captions, and their loader."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from .base import deliver, listed, one_or_ragged, require
 
 _FORMATS = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 
-
-Table = Mapping[str, Any]  # columns by name: lists, or series of a data frame
+Table = Mapping[str, Any]
+"""Columns by name: lists, or series of a data frame."""
 
 
 class Delimited(dict[str, list[str]]):
-    """Columns of a csv or tsv file, which may hold bytes that are not text (surrogates)."""
+    """Columns of a csv or tsv file, whose bytes that are not UTF-8 are surrogates."""
 
 
 def read_table(file: Path) -> Table:
-    """Read the columns of a file of pairs, every text as it stands."""
+    """Return the columns of a file, without converting texts."""
     kind = file.suffix.lower()
     if kind not in _FORMATS:
         raise ValueError(
-            f"Cannot tell the format of {str(file)!r}: its name should end in one of "
+            f"{str(file)!r} has an unknown format. Pass a file whose name ends in "
             f"{', '.join(_FORMATS)}."
         )
     if not file.is_file():
-        raise FileNotFoundError(f"There is no file {str(file)!r}.")
+        raise FileNotFoundError(f"File {str(file)!r} does not exist. Check the path.")
     try:
         if kind == ".parquet":
             return _read_parquet(file)
@@ -46,43 +46,43 @@ def read_table(file: Path) -> Table:
     except UnicodeDecodeError as error:
         raise ValueError(
             f"{str(file)!r} is not UTF-8 text ({error.reason} at byte {error.start}). Save it as "
-            "UTF-8; a spreadsheet program calls that 'CSV UTF-8'."
+            "UTF-8, which spreadsheet programs call 'CSV UTF-8'."
         ) from error
     except RecursionError:
         raise ValueError(
-            f"Cannot read {str(file)!r} as {kind[1:]}: it is nested too deep."
+            f"{str(file)!r} cannot be read as {kind[1:]}: it is nested too deeply. Flatten it."
         ) from None
     except PermissionError:
         raise
-    except (ValueError, OSError, csv.Error) as error:  # pyarrow calls damage an OSError
+    except (ValueError, OSError, csv.Error) as error:  # pyarrow raises OSError for damaged files
         reason = " ".join(str(error).split())
-        raise ValueError(f"Cannot read {str(file)!r} as {kind[1:]}: {reason}") from error
+        raise ValueError(f"{str(file)!r} cannot be read as {kind[1:]}: {reason}") from error
 
 
 def _delimiter(file: Path) -> str:
-    """Return what separates the fields: a semicolon where spreadsheets write decimal commas."""
+    """Return the delimiter. Spreadsheets use semicolons in languages with decimal commas."""
     with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
         names = stream.readline()
-    found = {delimiter: names.count(delimiter) for delimiter in (",", ";", "\t")}
-    return "," if found[","] else max(found, key=lambda delimiter: found[delimiter])
+    counts = {delimiter: names.count(delimiter) for delimiter in (",", ";", "\t")}
+    return "," if counts[","] else max(counts, key=lambda delimiter: counts[delimiter])
 
 
 def _read_csv(file: Path, delimiter: str) -> Table:
-    # Not pandas: it takes "NA" for nothing, and a comma too many for one more column.
-    # Names of files may hold bytes that are not text; `text_column` refuses them.
+    # Not pandas, which reads "NA" as a missing value and an extra comma as an extra column.
+    # File names may contain bytes that are not UTF-8; for texts, `text_column` raises an error.
     with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
         reader = csv.reader(stream, delimiter=delimiter, strict=True)
         header = next(reader, [])
         refuse_bytes(header, "the first line", "it")
         repeated = sorted({name for name in header if header.count(name) > 1})
         if repeated:
-            raise ValueError(f"columns of the same name: {listed(repeated)}.")
+            raise ValueError(f"columns repeat: {listed(repeated)}. Rename them.")
         columns: list[list[str]] = [[] for _ in header]
         for row in filter(None, reader):
             if len(row) != len(header):
                 raise ValueError(
                     f"line {reader.line_num} has {len(row)} fields, the first line "
-                    f"{len(header)}. Put quotes around texts that hold a {delimiter!r}."
+                    f"{len(header)}. Put quotes around texts that contain {delimiter!r}."
                 )
             for values, value in zip(columns, row, strict=True):
                 values.append(value)
@@ -108,19 +108,19 @@ def _read_json_lines(file: Path) -> Table:
 
 
 class RepeatedKeyError(ValueError):
-    """A JSON object holds a key twice, so that one of the values would be lost."""
+    """A key of a JSON object occurs more than once, so a value would be lost."""
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Return the pairs of a JSON object as a dict: an ``object_pairs_hook`` of `json.loads`."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    values = dict(pairs)
+    if len(values) < len(pairs):
         keys = [key for key, _ in pairs]
         repeated = dict.fromkeys(key for key in keys if keys.count(key) > 1)
         raise RepeatedKeyError(
             f"has the key {listed(repeated)} more than once. Keep one value of each key."
         )
-    return found
+    return values
 
 
 def _read_parquet(file: Path) -> Table:
@@ -131,57 +131,57 @@ def _read_parquet(file: Path) -> Table:
 
 
 def table_of_frame(frame: Any) -> Table:
-    """Columns of a pandas or polars data frame."""
+    """Return the columns of a pandas or polars data frame."""
     names = list(frame.columns)
     if len(set(names)) < len(names):
-        raise ValueError(f"The data frame has columns of the same name: {listed(names, 10)}.")
+        raise ValueError(f"The data frame has repeated columns: {listed(names, 10)}. Rename them.")
     return {str(name): frame[name] for name in names}
 
 
 def column(table: Table, names: str | Sequence[str], where: str) -> list[Any]:
-    """Values of the first of the named columns that the table has."""
-    wanted = _listed(names)
-    for name in wanted:
+    """Return the first of the named columns that the table has."""
+    candidates = _as_tuple(names)
+    for name in candidates:
         if name in table:
             values = table[name]
             return values if isinstance(values, list) else values.to_list()
-    near = difflib.get_close_matches(wanted[0], list(table), n=1)
+    near = difflib.get_close_matches(candidates[0], list(table), n=1)
     raise ValueError(
-        f"{where} has no column {' or '.join(map(repr, wanted))}. Its columns: "
+        f"{where} has no column {' or '.join(map(repr, candidates))}. Its columns are "
         f"{', '.join(map(repr, table)) or 'none'}."
         + (f" Did you mean {near[0]!r}?" if near else "")
     )
 
 
-def _listed(names: str | Sequence[str]) -> tuple[str, ...]:
+def _as_tuple(names: str | Sequence[str]) -> tuple[str, ...]:
     return (names,) if isinstance(names, str) else tuple(names)
 
 
 def text_column(table: Table, names: str | Sequence[str], where: str) -> list[Any]:
-    """Values of a column of captions or labels, as they were before they went into a file."""
+    """Return a column of captions or labels, without the escapes of formulas in a file."""
     cells = column(table, names, where)
     if not isinstance(table, Delimited):
         return cells
-    refuse_bytes(cells, f"column {next(n for n in _listed(names) if n in table)!r}", where)
+    refuse_bytes(cells, f"column {next(n for n in _as_tuple(names) if n in table)!r}", where)
     return [unescape_formula(cell) for cell in cells]
 
 
 def refuse_bytes(cells: Iterable[str], part: str, where: str) -> None:
-    """Raise if a cell holds bytes that are not UTF-8."""
-    for cell in filter(holds_bytes, cells):
+    """Raise ValueError if a cell contains bytes that are not UTF-8."""
+    for cell in filter(contains_bytes, cells):
         raise ValueError(
-            f"{where} is not UTF-8 text: {part} holds {cell[:80]!r}. Save it as UTF-8; a "
-            "spreadsheet program calls that 'CSV UTF-8'."
+            f"{where} is not UTF-8 text: {part} contains {cell[:80]!r}. Save it as UTF-8, which "
+            "spreadsheet programs call 'CSV UTF-8'."
         )
 
 
-def holds_bytes(text: str) -> bool:
-    """Say whether a text that was read from a file holds bytes that are not UTF-8."""
+def contains_bytes(text: str) -> bool:
+    """Return whether a text from a file contains bytes that are not UTF-8."""
     return not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def is_missing(value: object) -> bool:
-    """Whether a cell holds nothing: None, NaN, NaT, pandas' NA, no bytes or no text.
+    """Return whether a cell is None, NaN, NaT, pandas' NA, empty bytes or a blank text.
 
     >>> is_missing(None), is_missing(float("nan")), is_missing(" "), is_missing("NA")
     (True, True, True, False)
@@ -196,23 +196,23 @@ def is_missing(value: object) -> bool:
 
 
 def captions_by_row(cells: Sequence[object], where: str) -> list[list[str]]:
-    """Captions in each cell, which holds a text or a list of texts."""
+    """Return the captions in each cell, which is a text or a list of texts."""
     captions = [_captions(cell) for cell in cells]
-    bad = [row for row, texts in enumerate(captions) if not texts]
-    if bad:
+    invalid = [row for row, texts in enumerate(captions) if not texts]
+    if invalid:
         raise ValueError(
-            f"{len(bad)} of {len(cells)} rows of {where} have no caption: rows {listed(bad)} "
-            f"(the first is 0); row {bad[0]} holds {cells[bad[0]]!r}. A caption is a text that "
-            "is not empty, or a list of such texts. Remove these rows, or write captions."
+            f"{where} has no caption in {len(invalid)} of {len(cells)} rows: rows "
+            f"{listed(invalid)} (the first is 0); row {invalid[0]} is {cells[invalid[0]]!r}. "
+            "Write a text or a list of texts, none of them empty, or remove the rows."
         )
     return captions
 
 
 def _captions(cell: object) -> list[str]:
-    """Captions in a cell; none if any of them is empty or not a text."""
+    """Return the captions in a cell; an empty list if any of them is blank or not a text."""
     texts = cell if isinstance(cell, (list, tuple, np.ndarray)) else [cell]
-    good = [" ".join(text.split()) for text in texts if isinstance(text, str) and text.strip()]
-    return good if len(good) == len(texts) else []
+    valid = [" ".join(text.split()) for text in texts if isinstance(text, str) and text.strip()]
+    return valid if len(valid) == len(texts) else []
 
 
 _DESCR = """\
@@ -234,64 +234,63 @@ def load_pairs(
 ) -> Any:
     r"""Load pairs of images and captions from a table.
 
-    Images that are given by path are looked for, not opened.
+    Image files are listed without being opened.
 
     Parameters
     ----------
     source : path-like, pandas.DataFrame or polars.DataFrame
-        A file ``.csv``, ``.tsv``, ``.jsonl`` (or ``.ndjson``) or ``.parquet``, or a data frame.
-        A ``.csv`` may be separated by commas, or else by semicolons. In ``.csv`` and ``.tsv``,
-        an apostrophe in front of a caption or label that begins with ``=``, ``+``, ``-`` or
-        ``@`` is removed: it keeps spreadsheets from computing the cell.
+        Data frame, or path of a file with the extension ``.csv``, ``.tsv``, ``.jsonl``,
+        ``.ndjson`` or ``.parquet``. The delimiter of ``.csv`` is a comma or a semicolon. In
+        ``.csv`` and ``.tsv``, an apostrophe before a caption or label that starts with ``=``,
+        ``+``, ``-`` or ``@`` is removed; it prevents spreadsheets from computing the cell.
     image : str, default="image"
         Column of images: paths, bytes of image files, PIL images, arrays, or dicts
-        ``{"bytes": ..., "path": ...}`` as Hugging Face datasets store them.
+        ``{"bytes": ..., "path": ...}`` as in Hugging Face datasets.
     caption : str, default="caption"
-        Column of captions: texts, or lists of texts.
+        Column of captions, which are texts or lists of texts.
     label : str, default=None
-        Column of labels, if there is one.
+        Column of labels. None means no labels.
     root : path-like, default=None
-        Folder to which relative paths refer. None takes the folder of the table, and the
-        current folder if `source` is a data frame.
+        Folder of relative paths. None means the folder of the table, or the current folder if
+        `source` is a data frame.
     check_files : bool, default=True
-        Whether images that are given by path must be there. False leaves it to the encoder,
-        which with ``on_error="nan"`` goes on without those that are not.
+        Whether to raise an error if an image file does not exist. If False, the encoder raises
+        an error, or skips the image with ``on_error="nan"``.
     return_X_y : bool, default=False
         Whether to return ``(images, captions)`` instead of a Bunch.
 
     Returns
     -------
     data : :class:`~sklearn.utils.Bunch`
-        With the fields
+        Bunch with these fields:
 
         images : list, length n_rows
-            Absolute paths where the table has paths, else what it has. An image that several
-            rows name is there as often.
+            Images of the table, with paths made absolute. An image of several rows is repeated.
         captions : list of str, or list of list of str, length n_rows
-            Captions; lists if any row has several.
+            Captions, or lists of captions if any row has several.
         labels : ndarray of str, shape (n_rows,)
-            Labels, if `label` is given.
+            Labels. The field exists only if `label` is not None.
         DESCR : str
-            Where they were read from.
+            Description of the source.
 
     (images, captions) : tuple of lists
-        If `return_X_y` is True.
+        Returned instead of the Bunch if `return_X_y` is True.
 
     Raises
     ------
     FileNotFoundError
-        If the table is not there, or, with `check_files`, an image that it names.
+        If the table does not exist, or, with `check_files`, an image file does not exist.
     ValueError
-        If a column is missing, a row has no image, caption or label, or there are no rows; if
-        an object of a ``.jsonl`` file holds a key twice; if a caption or label is not UTF-8.
+        If a column is missing, a row has no image, caption or label, or there are no rows; if a
+        key of a ``.jsonl`` object repeats; or if a caption or label is not UTF-8.
     TypeError
-        If `source` is no table, or a row holds something that is no image.
+        If `source` is not a table, or a row has an image of an unsupported type.
     ImportError
-        If the table is a parquet file, and pandas or pyarrow is not installed.
+        If the table is a parquet file and pandas or pyarrow is not installed.
 
     See Also
     --------
-    load_image_folder : Images in a folder, captions beside them.
+    load_image_folder : Load images of a folder, with captions in text files.
 
     References
     ----------
@@ -317,14 +316,14 @@ def load_pairs(
         table, where, base = table_of_frame(source), "the data frame", Path.cwd()
     else:
         raise TypeError(
-            "source must be the path of a table, or a pandas or polars DataFrame, got "
+            "source must be the path of a table, or a pandas or polars DataFrame, not "
             f"{type(source).__name__}."
         )
     if root is not None:
         base = Path(root).expanduser().absolute()
     cells = column(table, image, where)
     if not cells:
-        raise ValueError(f"{where} has 0 rows; expected one row an image and caption.")
+        raise ValueError(f"{where} has 0 rows. Pass a table with one row per image and caption.")
     bunch = Bunch(DESCR=_DESCR.format(n=len(cells), source=where))
     bunch.captions = one_or_ragged(captions_by_row(text_column(table, caption, where), where))
     if label is not None:
@@ -332,14 +331,14 @@ def load_pairs(
     _check_not_swapped(cells, bunch.captions, image, caption, where)
     bunch.images = _resolve(cells, base, where)
     if isinstance(table, Delimited):
-        # Names of files may contain any bytes. A name without a file is text in another encoding.
+        # File names may contain any bytes. If the file does not exist, the encoding is wrong.
         unknown = [
             cell
             for cell, path in zip(cells, bunch.images, strict=True)
-            if holds_bytes(path) and not os.path.lexists(path)
+            if contains_bytes(path) and not os.path.lexists(path)
         ]
         refuse_bytes(unknown, f"column {image!r}", where)
-    if check_files:  # last: it asks for every file
+    if check_files:  # last, because it is slow for many files
         _check_files(bunch.images, base, where)
     return deliver(bunch, return_X_y)
 
@@ -347,7 +346,7 @@ def load_pairs(
 def _check_not_swapped(
     cells: list[Any], captions: list[Any], image: Any, caption: Any, where: str
 ) -> None:
-    """Raise when the captions are files of images and the images are not."""
+    """Raise ValueError if captions are names of image files and images are not."""
 
     def are_files(values: list[Any]) -> bool:
         return all(
@@ -361,30 +360,30 @@ def _check_not_swapped(
         and not any(are_files([cell]) for cell in cells)
     ):
         raise ValueError(
-            f"The captions of {where} are names of images, and its images are not: the first "
-            f"row has the image {cells[0]!r} and the caption {captions[0]!r}. Are the columns "
-            f"swapped? Try image={caption!r}, caption={image!r}."
+            f"{where} has names of images as captions, but not as images: the first row has "
+            f"the image {cells[0]!r} and the caption {captions[0]!r}. If the columns are "
+            f"swapped, pass image={caption!r}, caption={image!r}."
         )
 
 
 def _labels(values: list[Any], name: str, where: str) -> np.ndarray:
-    bad = [row for row, value in enumerate(values) if is_missing(value)]
-    if bad:
+    missing = [row for row, value in enumerate(values) if is_missing(value)]
+    if missing:
         raise ValueError(
-            f"{len(bad)} of {len(values)} rows of {where} have no label in column {name!r}: "
-            f"rows {listed(bad)} (the first is 0). Remove these rows, or label them."
+            f"{where} has no label in column {name!r} of {len(missing)} of {len(values)} rows: "
+            f"rows {listed(missing)} (the first is 0). Remove these rows, or add labels."
         )
     return np.array([str(value) for value in values])
 
 
 def _resolve(cells: list[Any], base: Path, where: str) -> list[Any]:
-    """Return images unchanged, and paths as absolute paths."""
-    cells = [_unpack(cell) for cell in cells]
-    bad = [row for row, cell in enumerate(cells) if is_missing(cell)]
-    if bad:
+    """Return the images, with paths made absolute."""
+    cells = [_unwrap_dict(cell) for cell in cells]
+    missing = [row for row, cell in enumerate(cells) if is_missing(cell)]
+    if missing:
         raise ValueError(
-            f"{len(bad)} of {len(cells)} rows of {where} have no image: rows {listed(bad)} "
-            "(the first is 0). Remove these rows."
+            f"{where} has no image in {len(missing)} of {len(cells)} rows: rows "
+            f"{listed(missing)} (the first is 0). Remove these rows."
         )
     images = []
     for row, cell in enumerate(cells):
@@ -394,27 +393,26 @@ def _resolve(cells: list[Any], base: Path, where: str) -> list[Any]:
             images.append(cell)
         else:
             raise TypeError(
-                f"Row {row} of {where} (the first is 0) holds a {type(cell).__name__} for an "
-                "image; expected a path, bytes, a PIL image, an array, or a dict with 'bytes' "
-                "or 'path'."
+                f"Row {row} of {where} (the first is 0) has an image of type "
+                f"{type(cell).__name__}. Use a path, bytes, a PIL image, an array, or a dict with "
+                "'bytes' or 'path'."
             )
     return images
 
 
 def _check_files(images: list[Any], base: Path, where: str) -> None:
-    """Raise FileNotFoundError if a path does not lead to a file."""
+    """Raise FileNotFoundError if an image file does not exist."""
     paths = dict.fromkeys(path for path in images if isinstance(path, str))
-    absent = [path for path in paths if not os.path.isfile(path)]
-    if absent:
+    missing = [path for path in paths if not os.path.isfile(path)]
+    if missing:
         raise FileNotFoundError(
-            f"{len(absent)} of {len(paths)} images that {where} names are not there: "
-            f"{listed(absent)}. Relative paths were looked for in {str(base)!r}; pass root=... "
-            "if they refer to another folder."
+            f"{where} lists {len(missing)} of {len(paths)} images that do not exist: "
+            f"{listed(missing)}. Pass root=... if relative paths do not refer to {str(base)!r}."
         )
 
 
-def _unpack(cell: object) -> object:
-    """Take the image out of a Hugging Face dict."""
+def _unwrap_dict(cell: object) -> object:
+    """Return the bytes or the path in a dict of a Hugging Face dataset; other cells unchanged."""
     if isinstance(cell, Mapping):
         content = cell.get("bytes")
         return content if content is not None else cell.get("path")

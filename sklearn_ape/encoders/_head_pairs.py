@@ -1,4 +1,4 @@
-"""Pairs of a feature and texts that a network's own classification head gives for nothing."""
+"""Image-text pairs from a pretrained classification head."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from ..persistence.mixins import Record
 from ..utils.torch_state import default_state
 from ._timm import TimmImageEncoder
 from ._transformers import TransformersImageEncoder
-from .resolve import resolve_encoder
 from .weights import pretrained
 
 _SYNSET = re.compile(r"n\d{8}")
@@ -26,24 +25,24 @@ _NO_NAME = re.compile(r"(LABEL_\d+)?")
 
 @dataclass(frozen=True, eq=False, repr=False)
 class HeadPairs(SerializableMixin):
-    """Weight vectors of a classification head and texts of its classes.
+    """Weight vectors of a classification head, paired with texts of its classes.
 
-    A linear head scores a class highest for features that point along its weight vector, so the
-    vector stands for an image of the class that nobody had to take.
+    The logit of a class is highest for features in the direction of its weight vector, so aligners
+    can use the weight vector like the features of an image of the class.
 
     Parameters
     ----------
     weights : ndarray of shape (n_classes, n_features)
-        Rows of the head's weight matrix, in the space of the image features.
+        Weight matrix of the head, in the space of the image features.
     texts : list of list of str, or ndarray of shape (n_texts, n_text_features)
-        The texts of every class; or features of texts.
+        List of texts per class, or features of texts.
     owners : ndarray of shape (n_texts,) or None, default=None
-        With features of texts: the class of each, an integer below n_classes. None says that
-        there is one row a class.
+        Class number of each row, if ``texts`` are features. None means one row per class, in the
+        order of the classes.
 
     See Also
     --------
-    classifier_head_pairs : Makes them from an encoder.
+    classifier_head_pairs : Create pairs from an encoder.
 
     Examples
     --------
@@ -66,11 +65,13 @@ class HeadPairs(SerializableMixin):
         weights, texts = params.get("weights"), params.get("texts")
         are_arrays = isinstance(weights, np.ndarray) and isinstance(texts, list | np.ndarray)
         if state is not None or params.keys() != {"weights", "texts", "owners"} or not are_arrays:
-            raise ValueError("HeadPairs must have weights, texts and owners.")
+            raise ValueError(
+                "HeadPairs must have weights, texts and owners. Save the model again."
+            )
         return cls(**params)
 
     def __repr__(self) -> str:
-        # Short, since it is shown as a parameter of estimators.
+        # Short, because estimators show it as the value of a parameter.
         is_array = isinstance(self.texts, np.ndarray)
         n_texts = len(self.texts) if is_array else sum(map(len, self.texts))
         n_classes, n_features = np.shape(self.weights)
@@ -81,36 +82,36 @@ class HeadPairs(SerializableMixin):
 def classifier_head_pairs(
     encoder: Any, *, synonyms: bool = True, definitions: bool = True
 ) -> HeadPairs:
-    """Return the weight vectors of an image encoder's own classes, and texts of them.
+    """Return pairs of weight vectors and class texts from an image encoder's classification head.
 
     Parameters
     ----------
     encoder : TimmImageEncoder, TransformersImageEncoder or str
-        An encoder whose network has a linear classification head on the features that the encoder
-        gives, and whose classes have names. With ``pooling="gem"`` the head must be on their mean:
-        a channel has the same meaning in both. A str is the name of an encoder, as in
-        `APEAligner`.
+        Encoder, or its name as in `APEAligner`. Its network must have a linear classification
+        head on the encoder's features, and the classes must have names. With ``pooling="gem"``,
+        the head may be on the mean instead, because the channels have the same meaning.
     synonyms : bool, default=True
-        Whether a class's further names are among its texts. A class name such as
+        Whether all names of a class are included, instead of only the first. A class name such as
         ``"tench, Tinca tinca"`` is a list of names.
     definitions : bool, default=True
-        Whether WordNet's definition of a class is, where timm knows it (classes of ImageNet).
+        Whether WordNet's definition of a class is included. It is available for the classes of
+        ImageNet.
 
     Returns
     -------
     pairs : HeadPairs
-        ``weights`` of shape (n_classes, n_features), float32, and ``texts``: for every class its
-        name, its synonyms and its definition, in this order and without repeats.
+        Pairs with float32 ``weights`` of shape (n_classes, n_features). The ``texts`` of a class
+        are its name, synonyms and definition, in this order and without duplicates.
 
     Raises
     ------
     ValueError
-        When the network has no classification head, the head does not take the features that the
-        encoder gives, or the classes have no names.
+        If the network has no classification head, the input of the head is not the encoder's
+        features, or the classes have no names.
 
     See Also
     --------
-    HeadPairs : What is returned, and what aligners take as ``head_pairs``.
+    HeadPairs : Type of the result, and of the parameter ``head_pairs`` of aligners.
 
     Examples
     --------
@@ -122,6 +123,8 @@ def classifier_head_pairs(
     ['goldfish', 'Carassius auratus', 'small golden or ... aquarium fishes']
     """
     if isinstance(encoder, str):
+        from .resolve import resolve_encoder
+
         encoder = resolve_encoder(encoder, "image", "encoder")
     inner = encoder.estimator if isinstance(encoder, FrozenEstimator) else encoder
     if isinstance(inner, TimmImageEncoder):
@@ -132,25 +135,25 @@ def classifier_head_pairs(
         head, names = _transformers_head(inner)
     else:
         raise ValueError(
-            f"{type(inner).__name__} has no classification head that is known: pass a "
-            "TimmImageEncoder or a TransformersImageEncoder whose network was trained to "
-            "classify, or HeadPairs(weights, texts) of your own."
+            f"encoder of type {type(inner).__name__} has no supported classification head. "
+            "Pass a TimmImageEncoder or a TransformersImageEncoder with a network for "
+            "classification, or use HeadPairs(weights, texts)."
         )
-    weights = _checked_weights(head, inner)
+    weights = _head_weights(head, inner)
     if len(names) != len(weights):
         raise ValueError(
-            f"The head of {inner.model_name!r} has {len(weights)} classes, and {len(names)} "
-            "names are known: pass HeadPairs(weights, texts) of your own."
+            f"encoder has a classification head of {len(weights)} classes, but {len(names)} class "
+            "names. Use HeadPairs(weights, texts) instead."
         )
     texts = [
-        list(dict.fromkeys(_texts(name, definition, synonyms, definitions)))
-        for name, definition in _described(names)
+        list(dict.fromkeys(_iter_texts(name, definition, synonyms, definitions)))
+        for name, definition in _find_definitions(names)
     ]
     return HeadPairs(weights, texts)
 
 
 class _Head(NamedTuple):
-    """A network's last layer, the features it should take and the logits it gives."""
+    """Classification layer of a network, with features and logits of a blank image."""
 
     layer: Any
     features: torch.Tensor
@@ -161,9 +164,12 @@ def _timm_head(encoder: TimmImageEncoder) -> _Head:
     network = encoder._network()
     layer = network.model.get_classifier()
     if not isinstance(layer, torch.nn.Linear | torch.nn.Conv2d):
-        what = "several heads" if isinstance(layer, tuple) else "no linear classification head"
-        raise ValueError(f"{encoder.model_name!r} has {what}: it gives no pairs.")
-    # Other pooling than the network's own gives other features; this one's channels are the same.
+        heads = "several heads" if isinstance(layer, tuple) else "no linear classification head"
+        raise ValueError(
+            f"model_name={encoder.model_name!r} is a network with {heads}. Use a network with one."
+        )
+    # GeM features are not the input of the head, but their channels have the same meaning as
+    # those of the mean, which is compared with the logits below.
     pooling = "mean" if encoder.pooling == "gem" else encoder.pooling
     plain = clone(encoder).set_params(pooling=pooling, views=1)
     blank = [plain._prepare(network.prepare, plain._blank())]
@@ -174,15 +180,19 @@ def _timm_head(encoder: TimmImageEncoder) -> _Head:
 
 
 def _transformers_head(encoder: TransformersImageEncoder) -> tuple[_Head, list[str]]:
-    """Return the head and the names of its classes; the encoder itself loads no head."""
+    """Load a network again, with its head, and return the head and the class names."""
     from transformers import AutoModelForImageClassification
 
     network = encoder._network()
-    nothing = f"{encoder.model_name!r} has no linear classification head: it gives no pairs."
+    no_head = (
+        f"model_name={encoder.model_name!r} is a network with no linear classification head. Use "
+        "a network with one."
+    )
     architectures = getattr(network.model.config, "architectures", None) or []
     if not any("ForImageClassification" in name for name in architectures):
-        raise ValueError(nothing)
-    # A head that the checkpoint lacks is drawn at random: not from the user's generator.
+        raise ValueError(no_head)
+    # A head that the checkpoint lacks is initialized at random, which must not change the state of
+    # the user's generator.
     with torch.random.fork_rng(devices=[]):
         model, loaded = pretrained(
             AutoModelForImageClassification,
@@ -198,7 +208,7 @@ def _transformers_head(encoder: TransformersImageEncoder) -> tuple[_Head, list[s
     ]
     missing = any(name.startswith(linear[-1][0]) for name in loaded["missing_keys"] if linear)
     if not linear or missing:
-        raise ValueError(nothing)
+        raise ValueError(no_head)
     model = model.eval().to(network.device)
     blank = [encoder._prepare(network.prepare, encoder._blank())]
     with torch.inference_mode():
@@ -208,30 +218,30 @@ def _transformers_head(encoder: TransformersImageEncoder) -> tuple[_Head, list[s
     return _Head(linear[-1][1], features, logits), names
 
 
-def _checked_weights(head: _Head, encoder: Any) -> np.ndarray:
-    """Return the head's weight matrix, once it is seen to take the encoder's features."""
+def _head_weights(head: _Head, encoder: Any) -> np.ndarray:
+    """Return a head's weight matrix; raise ValueError unless it uses the encoder's features."""
     weights = head.layer.weight.detach().float().flatten(1)
     if head.features.shape[1] != weights.shape[1]:
         raise ValueError(
-            f"{type(encoder).__name__} gives {head.features.shape[1]} features, and the "
-            f"classification head of {encoder.model_name!r} takes {weights.shape[1]}: use the "
+            f"{type(encoder).__name__} returns {head.features.shape[1]} features, but the "
+            f"classification head of {encoder.model_name!r} takes {weights.shape[1]}. Use the "
             "network's own pooling (pooling='auto') and its features, not its logits."
         )
     logits = head.features.float() @ weights.T
     if head.layer.bias is not None:
         logits += head.layer.bias
-    # An equal width does not make them the same features: the mean over patches is none of the
-    # class token.
+    # Features of the same width may differ, such as the mean over patches and the class token.
     if not torch.allclose(logits, head.logits.float(), rtol=1e-2, atol=1e-2):
         raise ValueError(
-            f"The classification head of {encoder.model_name!r} takes other features than those "
-            f"of {type(encoder).__name__} with pooling={encoder.pooling!r}: use pooling='auto'."
+            f"pooling={encoder.pooling!r} of {type(encoder).__name__} returns features that are "
+            f"not the input of the classification head of {encoder.model_name!r}. Use "
+            "pooling='auto'."
         )
     return weights.cpu().numpy()
 
 
-def _described(names: list[str]) -> Iterator[tuple[str, str]]:
-    """Yield the comma list of every class's names and its definition ("" if not known)."""
+def _find_definitions(names: list[str]) -> Iterator[tuple[str, str]]:
+    """Yield the names of every class, separated by commas, and its definition or ""."""
     from timm.data import ImageNetInfo, infer_imagenet_subset
 
     subset = infer_imagenet_subset({"num_classes": len(names)})
@@ -239,8 +249,8 @@ def _described(names: list[str]) -> Iterator[tuple[str, str]]:
     for number, name in enumerate(names):
         if _NO_NAME.fullmatch(name.strip()):
             raise ValueError(
-                f"Class {number} is called {name!r}, which is no name: pass "
-                "HeadPairs(weights, texts) of your own."
+                f"Class {number} of the classification head has no name (got {name!r}). Use "
+                "HeadPairs(weights, texts) with your own texts."
             )
         synset = name
         if subset and info.index_to_description(number) == name:
@@ -252,7 +262,7 @@ def _described(names: list[str]) -> Iterator[tuple[str, str]]:
         yield lemmas, info.label_name_to_description(synset, detailed=True)[len(lemmas) + 2 :]
 
 
-def _texts(name: str, definition: str, synonyms: bool, definitions: bool) -> Iterator[str]:
+def _iter_texts(name: str, definition: str, synonyms: bool, definitions: bool) -> Iterator[str]:
     parts = [part.strip() for part in name.split(",") if part.strip()]
     yield from parts if synonyms else parts[:1]
     if definitions and definition:

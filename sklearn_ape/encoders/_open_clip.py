@@ -1,4 +1,4 @@
-"""The two towers of OpenCLIP models, each as an encoder of its own."""
+"""Image and text encoders of OpenCLIP models."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _CONFIG = "open_clip_config.json"
 
 
 class _OpenCLIPTower(FrozenEncoder):
-    """Where both towers come from: one model, loaded once for the two."""
+    """Base class of the two towers, which share one loaded model."""
 
     revision: str | None
 
@@ -28,7 +28,8 @@ class _OpenCLIPTower(FrozenEncoder):
         if os.path.isdir(self.model_name):
             if not (Path(self.model_name) / _CONFIG).is_file():
                 raise ValueError(
-                    f"The folder {self.model_name!r} holds no OpenCLIP model: it has no {_CONFIG}."
+                    f"model_name={self.model_name!r} is a folder without an OpenCLIP model: it "
+                    f"has no {_CONFIG}. Pass a folder with this file and weights."
                 )
             return
         import open_clip
@@ -37,9 +38,9 @@ class _OpenCLIPTower(FrozenEncoder):
         tags = open_clip.list_pretrained_tags_by_model(architecture)
         if not slash or (tags and tag not in tags):
             raise ValueError(
-                f"No pretrained CLIP model is called {self.model_name!r}. Expected "
-                "'architecture/weights' as in 'ViT-B-32/laion2b_s34b_b79k', a hub name or a "
-                f"folder.{suggest_names(self.model_name, _known_names())}"
+                f"model_name={self.model_name!r} is not a pretrained CLIP model. Pass "
+                "'architecture/weights' such as 'ViT-B-32/laion2b_s34b_b79k', a hub name or a "
+                f"folder.{suggest_names(self.model_name, _pretrained_names())}"
             )
 
     def _is_hub_name(self) -> bool:
@@ -51,7 +52,7 @@ class _OpenCLIPTower(FrozenEncoder):
     def _weights_key(self) -> str:
         return f"{self.model_name}@{self.revision}"
 
-    def _known_weights(self) -> str | None:
+    def _weights_fingerprint(self) -> str | None:
         if os.path.isdir(self.model_name):
             return digest_folder(Path(self.model_name))
         if not self._is_hub_name():
@@ -60,24 +61,23 @@ class _OpenCLIPTower(FrozenEncoder):
         return f"{self.model_name}@{commit}" if commit else None
 
     def _identity(self) -> dict[str, Any]:
-        weights = self._known_weights()
-        if weights is None:
-            self._network()
-            weights = self._known_weights() or f"{self.model_name}@{self.revision}"
-        return {"weights": weights, "library": library_version("open_clip_torch")}
+        return {
+            "weights": self._require_fingerprint(),
+            "library": library_version("open_clip_torch"),
+        }
 
     def _network(self) -> Network:
-        # Under one name for both towers, so that the model is loaded once.
-        return self._shared("OpenCLIP")
+        # The same name for both towers, so that the model is loaded once.
+        return self._get_network("OpenCLIP")
 
     def _load(self, device: torch.device) -> Network:
         import open_clip
 
-        with loading(self.model_name, _known_names()):
+        with loading(self.model_name, _pretrained_names()):
             if os.path.isdir(self.model_name):
                 name, weights = f"local-dir:{self.model_name}", None
             elif self._is_hub_name():
-                name, weights = f"local-dir:{_fetched(self.model_name, self.revision)}", None
+                name, weights = f"local-dir:{_download(self.model_name, self.revision)}", None
             else:
                 name, _, weights = self.model_name.partition("/")
             model, transform = open_clip.create_model_from_pretrained(name, pretrained=weights)
@@ -89,48 +89,53 @@ class _OpenCLIPTower(FrozenEncoder):
 
 
 class OpenCLIPImageEncoder(_OpenCLIPTower, ImageEncoder):
-    """The frozen image tower of an OpenCLIP model.
+    """Frozen image tower of an OpenCLIP model.
 
     Parameters
     ----------
     model_name : str, default="ViT-B-32/laion2b_s34b_b79k"
-        ``"architecture/weights"`` as `open_clip.list_pretrained` names them, a hub name with
-        OpenCLIP weights, or a folder that holds ``open_clip_config.json`` and weights.
+        ``"architecture/weights"`` as in `open_clip.list_pretrained`, the name of a model with
+        OpenCLIP weights on the Hugging Face Hub, or a folder with ``open_clip_config.json`` and
+        weights.
     revision : str or None, default=None
-        Branch, tag or commit of a hub model.
+        Branch, tag or commit of a model on the Hugging Face Hub. None means the main branch.
     crop : {"center", "pad"}, default="center"
-        ``"center"`` is the network's own preprocessing. ``"pad"`` makes an image square on
-        white first.
+        Treatment of images that are not square. ``"center"`` uses the network's own
+        preprocessing, which usually crops the borders. ``"pad"`` adds white borders instead and
+        crops nothing.
     batch_size : {"auto"} or int, default="auto"
-        Images in one pass of the network. ``"auto"`` is what the engine is
-        fastest with. On a GPU whose memory is too small, it is halved.
+        Number of images per forward pass. ``"auto"`` uses the size that is fastest with the
+        engine. It is halved if the memory of the GPU is too small.
     engine : {"auto", "torch", "onnx", "openvino"}, default="auto"
-        What computes the network. ``"auto"`` takes the fastest that is installed: OpenVINO or
-        ONNX Runtime on a CPU, torch on a GPU. The network is exported once, kept beside the cache
-        and compared with torch whenever it is loaded.
+        Library that computes the network. ``"auto"`` uses the fastest installed one: OpenVINO or
+        ONNX Runtime on a CPU, torch on a GPU. For an engine other than torch, the network is
+        exported once into a folder next to the cache, and its features are compared with torch's
+        whenever it is loaded.
     device : {"auto"}, str or torch.device, default="auto"
-        ``"auto"`` takes a GPU when there is one.
+        Device of the network. ``"auto"`` uses a GPU if there is one.
     dtype : {"float32", "bfloat16", "float16"}, default="float32"
-        Precision of the network by autocast. Features are float32 in any case.
+        Precision in which the network is computed, by autocast. Features are always float32.
     n_jobs : int or None, default=None
-        Threads that read and resize images and, with another engine than torch, compute the
-        network. None is as many as torch uses, -1 one a core.
+        Number of threads that read and resize images and, with an engine other than torch,
+        compute the network. None means the number of threads that torch uses, -1 one per core.
     cache : {"memory"}, str, path-like, FeatureCache or None, default="memory"
-        Where features are kept, by content: in this process, in a folder, or nowhere.
+        Cache of features by content. ``"memory"`` keeps features in this process, a path or a
+        FeatureCache keeps them on disk, and None disables the cache.
     on_error : {"raise", "nan"}, default="raise"
-        What an image that cannot be read does: stop the work, or become a row of NaN.
+        Treatment of images that cannot be read. ``"raise"`` raises an EncodingError that names
+        them. ``"nan"`` fills their rows with NaN and warns.
     verbose : int, default=0
-        1 shows a progress bar.
+        1 shows a progress bar, 0 does not.
 
     Attributes
     ----------
     errors_ : dict of {int: str}
-        Bad rows of the last `transform` and what is wrong with them.
+        Reasons why rows of the last `transform` or `encode_to` could not be encoded, by row.
 
     See Also
     --------
-    OpenCLIPTextEncoder : The other tower; the two share one loaded model.
-    TimmImageEncoder : Takes the same kinds of images; see its notes.
+    OpenCLIPTextEncoder : Text tower, which shares the loaded model.
+    TimmImageEncoder : Encoder of the same types of images, which its notes list.
 
     References
     ----------
@@ -185,38 +190,43 @@ class OpenCLIPImageEncoder(_OpenCLIPTower, ImageEncoder):
 
 
 class OpenCLIPTextEncoder(_OpenCLIPTower, TextEncoder):
-    """The frozen text tower of an OpenCLIP model.
+    """Frozen text tower of an OpenCLIP model.
 
     Parameters
     ----------
     model_name : str, default="ViT-B-32/laion2b_s34b_b79k"
-        ``"architecture/weights"`` as `open_clip.list_pretrained` names them, a hub name with
-        OpenCLIP weights, or a folder that holds ``open_clip_config.json`` and weights.
+        ``"architecture/weights"`` as in `open_clip.list_pretrained`, the name of a model with
+        OpenCLIP weights on the Hugging Face Hub, or a folder with ``open_clip_config.json`` and
+        weights.
     revision : str or None, default=None
-        Branch, tag or commit of a hub model.
+        Branch, tag or commit of a model on the Hugging Face Hub. None means the main branch.
     batch_size : {"auto"} or int, default="auto"
-        Texts in one pass of the network. ``"auto"`` is what the engine is fastest with.
+        Number of texts per forward pass. ``"auto"`` uses the size that is fastest with the
+        engine. It is halved if the memory of the GPU is too small.
     engine : {"auto", "torch", "onnx", "openvino"}, default="auto"
-        What computes the network; see `TimmImageEncoder`.
+        Library that computes the network. ``"auto"`` uses the fastest installed one: OpenVINO or
+        ONNX Runtime on a CPU, torch on a GPU. See `TimmImageEncoder` for details.
     device : {"auto"}, str or torch.device, default="auto"
-        ``"auto"`` takes a GPU when there is one.
+        Device of the network. ``"auto"`` uses a GPU if there is one.
     dtype : {"float32", "bfloat16", "float16"}, default="float32"
-        Precision of the network by autocast. Features are float32 in any case.
+        Precision in which the network is computed, by autocast. Features are always float32.
     cache : {"memory"}, str, path-like, FeatureCache or None, default="memory"
-        Where features are kept, by content: in this process, in a folder, or nowhere.
+        Cache of features by content. ``"memory"`` keeps features in this process, a path or a
+        FeatureCache keeps them on disk, and None disables the cache.
     on_error : {"raise", "nan"}, default="raise"
-        What an empty or missing text does: stop the work, or become a row of NaN.
+        Treatment of empty and missing texts. ``"raise"`` raises an EncodingError that names
+        them. ``"nan"`` fills their rows with NaN and warns.
     verbose : int, default=0
-        1 shows a progress bar.
+        1 shows a progress bar, 0 does not.
 
     Attributes
     ----------
     errors_ : dict of {int: str}
-        Bad rows of the last `transform` and what is wrong with them.
+        Reasons why rows of the last `transform` or `encode_to` could not be encoded, by row.
 
     See Also
     --------
-    OpenCLIPImageEncoder : The other tower; the two share one loaded model.
+    OpenCLIPImageEncoder : Image tower, which shares the loaded model.
 
     References
     ----------
@@ -231,7 +241,7 @@ class OpenCLIPTextEncoder(_OpenCLIPTower, TextEncoder):
     """
 
     pooling = "auto"
-    n_jobs = None  # tokenizing is light
+    n_jobs = None  # tokenization is fast
 
     def __init__(
         self,
@@ -265,7 +275,7 @@ class OpenCLIPTextEncoder(_OpenCLIPTower, TextEncoder):
 
 
 class _Tower(torch.nn.Module):
-    """One side of a model of two towers."""
+    """One tower of a model, as a module."""
 
     def __init__(self, model: torch.nn.Module, method: str) -> None:
         super().__init__()
@@ -273,27 +283,28 @@ class _Tower(torch.nn.Module):
         self.method = method
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Map a batch to (n, n_features)."""
+        """Return the features of a batch, (n_items, n_features)."""
         return getattr(self.model, self.method)(inputs)
 
 
-def _known_names() -> list[str]:
+def _pretrained_names() -> list[str]:
     import open_clip
 
     return [f"{name}/{tag}" for name, tag in open_clip.list_pretrained()]
 
 
-def _fetched(repo_id: str, revision: str | None) -> str:
-    """Return the local folder of a hub model; safetensors where there are any."""
+def _download(repo_id: str, revision: str | None) -> str:
+    """Download a hub model, with safetensors weights if there are any; return its folder."""
     from huggingface_hub import snapshot_download
 
-    # Weights and features must be of one commit even when the branch moves on.
+    # Weights and features must be of the same commit, even if the branch moves meanwhile.
     revision = hub_commit(repo_id, revision, _CONFIG) or revision
-    small = ["*.json", "*.txt", "*.model"]
+    configs = ["*.json", "*.txt", "*.model"]
     for weights in ("open_clip_*.safetensors", "open_clip_*.bin"):
-        folder = snapshot_download(repo_id, revision=revision, allow_patterns=[*small, weights])
+        folder = snapshot_download(repo_id, revision=revision, allow_patterns=[*configs, weights])
         if list(Path(folder).glob(weights)):
             return folder
     raise ValueError(
-        f"The hub model {repo_id!r} has no OpenCLIP weights (open_clip_*.safetensors)."
+        f"model_name={repo_id!r} is a hub model without OpenCLIP weights "
+        "(open_clip_*.safetensors). Pass a model that has them."
     )

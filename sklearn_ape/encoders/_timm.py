@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ..features import FeatureCache
-from .base import _check_choice
+from ..utils.validation import check_choice
 from .image_encoder import NUMBERS_OF_VIEWS, ImageEncoder, Preprocessing
 from .weights import (
     PACKAGED,
@@ -25,69 +25,72 @@ from .weights import (
     verify_digest,
 )
 
-# Of generalised-mean pooling: the power, and the least value, as its authors have them.
+# Power and lower bound of generalized-mean pooling, as in the reference implementation.
 _GEM_POWER = 3
-_GEM_LEAST = 1e-6
+_GEM_EPSILON = 1e-6
 
 
 class TimmImageEncoder(ImageEncoder):
-    """A frozen `timm` network that turns images into features.
+    """Frozen network of the `timm` library that maps images to features.
 
-    The weights are loaded at the first `transform`, shared by all clones in a process and never
-    trained nor pickled.
+    The weights are loaded by the first `transform` and shared by all clones in a process. They
+    are neither trained nor pickled.
 
     Parameters
     ----------
     model_name : str, default="efficientnet_lite0"
         A short name of `list_encoders`, whose weights come from a Python package; a folder that
-        timm saved (``config.json`` and ``model.safetensors``); a hub name
-        (``"timm/vit_small_patch14_dinov2.lvd142m"``); or any pretrained name of
+        timm saved (``config.json`` and ``model.safetensors``); a name on the Hugging Face Hub
+        (``"timm/vit_small_patch14_dinov2.lvd142m"``); or any name of
         ``timm.list_models(pretrained=True)``.
     revision : str or None, default=None
-        Branch, tag or commit of a hub model.
+        Branch, tag or commit of a model on the Hugging Face Hub. None means the main branch.
     pooling : {"auto", "mean", "gem", "cls", "cls+mean"}, default="auto"
-        How the last feature map becomes one vector. ``"auto"`` is the network's own way.
-        ``"gem"`` is the generalised mean with power 3 [3]_, nearer to the maximum than the mean
-        is; it is for convolutional networks, and for maps after a ReLU, since negative numbers
-        count as zero. ``"cls"`` needs a network with a class token.
+        Pooling of the last feature map to one vector. ``"auto"`` is the network's own pooling.
+        ``"gem"`` is the generalized mean with power 3 [3]_, which is closer to the maximum than
+        the mean. It is meant for convolutional networks whose last layer is a ReLU, because
+        negative values are clipped to zero. ``"cls"`` requires a network with a class token.
     output : {"features", "logits"}, default="features"
-        ``"logits"`` gives the scores of the network's own classification head, whose columns
-        `class_names` names.
+        Output of the network. ``"logits"`` are the outputs of the network's pretrained
+        classification head. The names of their columns are in `class_names`.
     crop : {"center", "pad"}, default="center"
-        ``"center"`` is the network's own preprocessing, which cuts the borders off. ``"pad"``
-        makes an image square on white first and cuts nothing.
+        Treatment of images that are not square. ``"center"`` uses the network's own
+        preprocessing, which crops the borders. ``"pad"`` adds white borders instead and crops
+        nothing.
     views : {1, 2, 4}, default=1
-        Views of an image whose features are averaged: 1 is the image alone; 2 adds its mirror
-        image; 4 adds a smaller copy (at 2/3 of the size, on white) and a larger one (the middle,
-        at 4/3). The time grows in proportion.
+        Number of views of an image whose features are averaged. 1 uses the image only, 2 adds the
+        mirrored image, and 4 adds a copy scaled by 2/3 on white and the center scaled by 4/3.
+        The encoding time is proportional to the number of views.
     batch_size : {"auto"} or int, default="auto"
-        Images in one pass of the network; each view counts as one. ``"auto"`` is what the
-        engine is fastest with. On a GPU whose memory is too small, it is halved.
+        Number of images per forward pass, where each view counts as one image. ``"auto"`` uses
+        the size that is fastest with the engine. It is halved if the memory of the GPU is too
+        small.
     engine : {"auto", "torch", "onnx", "openvino"}, default="auto"
-        What computes the network. ``"auto"`` takes the fastest that is installed: OpenVINO or
-        ONNX Runtime on a CPU, torch on a GPU. The network is exported once, kept beside the cache
-        and compared with torch whenever it is loaded.
+        Library that computes the network. ``"auto"`` uses the fastest installed one: OpenVINO or
+        ONNX Runtime on a CPU, torch on a GPU. For an engine other than torch, the network is
+        exported once into a folder next to the cache, and its features are compared with torch's
+        whenever it is loaded.
     device : {"auto"}, str or torch.device, default="auto"
-        ``"auto"`` takes a GPU when there is one.
+        Device of the network. ``"auto"`` uses a GPU if there is one.
     dtype : {"float32", "bfloat16", "float16"}, default="float32"
-        Precision of the network by autocast. Features are float32 in any case.
+        Precision in which the network is computed, by autocast. Features are always float32.
     n_jobs : int or None, default=None
-        Threads that read and resize images and, with another engine than torch, compute the
-        network. None is as many as torch uses, -1 one a core.
+        Number of threads that read and resize images and, with an engine other than torch,
+        compute the network. None means the number of threads that torch uses, -1 one per core.
     cache : {"memory"}, str, path-like, FeatureCache or None, default="memory"
-        Where features are kept, by the content of the image: in this process, in a folder (as
-        a `DiskFeatureCache` as well, which can halve its size), or nowhere. It serves fit, score
-        and predict alike.
+        Cache of features by the content of the image. ``"memory"`` keeps features in this
+        process, a path or a FeatureCache keeps them on disk (`DiskFeatureCache` can store
+        float16), and None disables the cache. The cache is used in fit, score and predict.
     on_error : {"raise", "nan"}, default="raise"
-        What an image that cannot be read does: stop the work, or become a row of NaN that is
-        named in a warning and in ``errors_``.
+        Treatment of images that cannot be read. ``"raise"`` raises an EncodingError that names
+        them. ``"nan"`` fills their rows with NaN, warns, and lists them in ``errors_``.
     verbose : int, default=0
-        1 shows a progress bar.
+        1 shows a progress bar, 0 does not.
 
     Attributes
     ----------
     errors_ : dict of {int: str}
-        Bad rows of the last `transform` and what is wrong with them.
+        Reasons why rows of the last `transform` or `encode_to` could not be encoded, by row.
 
     See Also
     --------
@@ -96,10 +99,10 @@ class TimmImageEncoder(ImageEncoder):
 
     Notes
     -----
-    Images may be paths, `PIL.Image` objects, bytes of a file, uint8 arrays of shape (H, W, 3) or
-    dicts with "bytes" or "path", as Hugging Face data sets hold them undecoded. Transparency is
-    shown on white, EXIF rotation is applied, the first frame of an animation is taken, and
-    16-bit, palette and CMYK images are converted.
+    Images are paths, `PIL.Image` objects, bytes of a file, uint8 arrays of shape (H, W, 3) or
+    dicts with "bytes" or "path" (images of Hugging Face datasets with ``decode=False``).
+    Transparent pixels are blended with white, EXIF rotation is applied, the first frame of an
+    animation is used, and 16-bit, palette and CMYK images are converted.
 
     References
     ----------
@@ -153,12 +156,12 @@ class TimmImageEncoder(ImageEncoder):
 
     @property
     def class_names(self) -> list[str]:
-        """Names of the classes of the network's own head, in the order of the logits.
+        """Names of the classes of the network's classification head, in the order of the logits.
 
         Raises
         ------
         ValueError
-            When they are not known.
+            If the names are unknown.
         """
         from timm.data import ImageNetInfo, infer_imagenet_subset
 
@@ -169,21 +172,22 @@ class TimmImageEncoder(ImageEncoder):
         subset = infer_imagenet_subset(model)
         if not subset:
             raise ValueError(
-                f"The classes of the head of {self.model_name!r} have no known names."
+                f"model_name={self.model_name!r} has a classification head whose class names are "
+                "unknown. Use an ImageNet model, or a model with label_names in its config."
             )
         info = ImageNetInfo(subset)
         return [info.index_to_description(index) for index in range(info.num_classes())]
 
     def _check_parameters(self) -> None:
         super()._check_parameters()
-        _check_choice("pooling", self.pooling, ("auto", "mean", "gem", "cls", "cls+mean"))
-        _check_choice("output", self.output, ("features", "logits"))
+        check_choice(self.pooling, "pooling", ("auto", "mean", "gem", "cls", "cls+mean"))
+        check_choice(self.output, "output", ("features", "logits"))
         if self.views not in NUMBERS_OF_VIEWS:
             raise ValueError(f"views must be 1, 2 or 4, not {self.views!r}.")
         if self.model_name in PACKAGED:
             if not is_for(self.model_name, self):
                 raise ValueError(
-                    f"{self.model_name!r} is no encoder of images: use "
+                    f"model_name={self.model_name!r} is not an image encoder. Use "
                     f"{PACKAGED[self.model_name].encoder}."
                 )
             packaged_file(self.model_name)
@@ -192,29 +196,29 @@ class TimmImageEncoder(ImageEncoder):
 
             if timm.models.is_model_pretrained(self.model_name):
                 return
-            known = [*PACKAGED, *timm.list_models(), *timm.list_models(pretrained=True)]
+            names = [*PACKAGED, *timm.list_models(), *timm.list_models(pretrained=True)]
             raise ValueError(
-                f"No image encoder is called {self.model_name!r}: it is no short name of "
-                "list_encoders(), no folder, no hub name and no pretrained model of timm."
-                + suggest_names(self.model_name, known)
+                f"model_name={self.model_name!r} is not an image encoder. Pass a short name of "
+                "list_encoders(), a folder, a hub name or a pretrained model of timm."
+                + suggest_names(self.model_name, names)
             )
 
     def _weights_key(self) -> str:
         return f"{self.model_name}@{self.revision} {self.crop}"
 
     def _identity(self) -> dict[str, Any]:
-        # One view is left unsaid, so that caches from before there were several stay good.
-        several = {} if self.views == 1 else {"views": int(self.views)}
+        # Omitted for one view, so that caches from before the parameter existed remain valid.
+        views = {} if self.views == 1 else {"views": int(self.views)}
         return {
-            "weights": self._fingerprint(),
+            "weights": self._require_fingerprint(),
             "library": library_version("timm"),
             "pooling": self.pooling,
             "output": self.output,
             "crop": self.crop,
-            **several,
+            **views,
         }
 
-    def _known_weights(self) -> str | None:
+    def _weights_fingerprint(self) -> str | None:
         if self.model_name in PACKAGED:
             return PACKAGED[self.model_name].sha256
         if os.path.isdir(self.model_name):
@@ -222,15 +226,8 @@ class TimmImageEncoder(ImageEncoder):
         commit = hub_commit(self._hub_id(), self.revision)
         return f"{self.model_name}@{commit}" if commit else None
 
-    def _fingerprint(self) -> str:
-        weights = self._known_weights()
-        if weights is None:
-            self._network()
-            weights = self._known_weights() or f"{self.model_name}@{self.revision}"
-        return weights
-
     def _hub_id(self) -> str:
-        """Return the hub name of a model that lies on a hub."""
+        """Return the hub name of a model that is neither packaged nor a folder."""
         if "/" in self.model_name:
             return self.model_name.removeprefix("hf-hub:")
         import timm
@@ -238,15 +235,15 @@ class TimmImageEncoder(ImageEncoder):
         config = timm.get_pretrained_cfg(self.model_name)
         return getattr(config, "hf_hub_id", None) or self.model_name
 
-    def _address(self) -> str:
-        """Return the model's name as timm wants it."""
+    def _timm_name(self) -> str:
+        """Return the name of the model for `timm.create_model`."""
         if os.path.isdir(self.model_name):
             return f"local-dir:{self.model_name}"
         if "/" in self.model_name or self.revision is not None:
-            # Weights and features must be of one commit even when the branch moves on.
+            # Weights and features must be of the same commit, even if the branch moves.
             revision = hub_commit(self._hub_id(), self.revision) or self.revision
-            at = f"@{revision}" if revision is not None else ""
-            return f"hf-hub:{self._hub_id()}{at}"
+            suffix = f"@{revision}" if revision is not None else ""
+            return f"hf-hub:{self._hub_id()}{suffix}"
         return self.model_name
 
     def _load(self, device: torch.device) -> Network:
@@ -256,13 +253,12 @@ class TimmImageEncoder(ImageEncoder):
         if self.model_name in PACKAGED:
             model = timm.create_model(PACKAGED[self.model_name].architecture)
             path = verify_digest(self.model_name, packaged_file(self.model_name))
-            theirs = torch.load(path, map_location="cpu", weights_only=True)
-            # The same tensors in the same order under other names.
-            ours = zip(model.state_dict(), theirs.values(), strict=True)
-            model.load_state_dict(dict(ours))
+            weights = torch.load(path, map_location="cpu", weights_only=True)
+            # The package has the same tensors in the same order, but other names.
+            model.load_state_dict(dict(zip(model.state_dict(), weights.values(), strict=True)))
         else:
             with loading(self.model_name):
-                model = timm.create_model(self._address(), pretrained=True)
+                model = timm.create_model(self._timm_name(), pretrained=True)
         config = timm.data.resolve_model_data_config(model)
         if self.crop == "pad":
             config["crop_pct"] = 1.0
@@ -278,7 +274,7 @@ class TimmImageEncoder(ImageEncoder):
 
 
 class _Features(torch.nn.Module):
-    """A timm network up to the features asked for."""
+    """A timm network with a choice of pooling or logits."""
 
     def __init__(self, model: torch.nn.Module, pooling: str, output: str) -> None:
         super().__init__()
@@ -294,25 +290,25 @@ class _Features(torch.nn.Module):
         last = model.forward_features(pixels)
         if self.pooling == "auto":
             return model.forward_head(last, pre_logits=True)
-        return _pooled(last, self.pooling, model)
+        return _pool(last, self.pooling, model)
 
 
-def _pooled(last: torch.Tensor, pooling: str, model: Any) -> torch.Tensor:
+def _pool(last: torch.Tensor, pooling: str, model: Any) -> torch.Tensor:
     """Pool a feature map (n, channels, h, w), (n, h, w, channels) or tokens (n, tokens, width)."""
     n_prefix = getattr(model, "num_prefix_tokens", 0) if last.ndim == 3 else 0
     if pooling == "gem" and last.ndim != 4:
         raise ValueError(
             "pooling='gem' needs a network whose last features are a map with height and width, "
-            "and this one gives tokens; use 'auto', 'mean' or 'cls'."
+            "but this network returns tokens. Use 'auto', 'mean' or 'cls'."
         )
     if pooling not in ("mean", "gem") and not n_prefix:
-        raise ValueError(f"pooling={pooling!r} needs a network with a class token; use 'mean'.")
+        raise ValueError(f"pooling={pooling!r} needs a network with a class token. Use 'mean'.")
     if last.ndim == 4:
         spatial = (1, 2) if getattr(model, "output_fmt", "NCHW") == "NHWC" else (2, 3)
         if pooling == "mean":
             return last.mean(dim=spatial)
-        # Cubes are too large for half precision.
-        cubes = last.float().clamp(min=_GEM_LEAST) ** _GEM_POWER
+        # In float32, because cubes overflow in half precision.
+        cubes = last.float().clamp(min=_GEM_EPSILON) ** _GEM_POWER
         return cubes.mean(dim=spatial) ** (1 / _GEM_POWER)
     mean = last[:, n_prefix:].mean(dim=1)
     if pooling == "mean":

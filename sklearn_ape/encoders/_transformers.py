@@ -1,4 +1,4 @@
-"""Image and text encoders of transformers."""
+"""Image and text encoders of the transformers library."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sklearn.utils import gen_batches
 from torch import nn
 
 from ..features import FeatureCache
-from .base import _check_choice
+from ..utils.validation import check_choice, check_integer
 from .image_encoder import ImageEncoder
 from .text_encoder import TOKENIZING, TextEncoder, TextPreparation, declared_preparation
 from .weights import (
@@ -23,17 +23,18 @@ from .weights import (
     read_side_file,
 )
 
-_LONGEST = 512
+# Limit of tokens for models that declare none or a meaninglessly large one.
+_MAX_TOKENS = 512
 
+# Number of texts that are tokenized together to find their lengths; it bounds the memory.
+_TOKENIZED_AT_ONCE = 4096
 
-_TEXTS_MEASURED_AT_ONCE = 4096
-
-
+# Inputs of the network, in the order in which `_TextFeatures` takes them.
 _INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 
-class _Tokenizer(NamedTuple):
-    """A tokenizer and what the model's sentence-transformers files, if any, say of it."""
+class _TextPipeline(NamedTuple):
+    """A tokenizer, and the steps around the network that the model's files declare."""
 
     tokenize: Any
     max_length: int
@@ -43,54 +44,61 @@ class _Tokenizer(NamedTuple):
 
 
 class TransformersTextEncoder(TextEncoder):
-    """A frozen network of the `transformers` library that turns texts into features.
+    """Frozen network of the `transformers` library that maps texts to features.
 
     Parameters
     ----------
     model_name : str, default="all-MiniLM-L6-v2"
         A short name of `list_encoders`, whose weights come from a Python package; a folder that
-        ``save_pretrained`` wrote (with its tokenizer); or a hub name.
+        ``save_pretrained`` wrote, including the tokenizer; or a name on the Hugging Face Hub.
     revision : str or None, default=None
-        Branch, tag or commit of a hub model.
+        Branch, tag or commit of a model on the Hugging Face Hub. None means the main branch.
     pooling : {"auto", "mean", "cls", "cls+mean", "last"}, default="auto"
-        How the hidden states of the words become one vector. ``"auto"`` does what the model's
-        sentence-transformers files say, takes the text embedding of a two-tower model (CLIP,
-        SigLIP), and is the mean otherwise. ``"last"`` is for causal language models.
+        Pooling of the hidden states of the tokens to one vector. ``"auto"`` uses the pooling of
+        the model's sentence-transformers files, the text embedding of a two-tower model (CLIP,
+        SigLIP), or else the mean. ``"last"`` is meant for causal language models.
     normalize : {"auto"} or bool, default="auto"
-        Scale features to length 1. ``"auto"`` does what the model's files say.
+        Whether features are L2-normalized. ``"auto"`` normalizes them if the model's
+        sentence-transformers files declare it.
     max_length : int or None, default=None
-        Tokens of a text that are read; the rest is cut. None takes the model's own limit.
+        Maximum number of tokens per text. Longer texts are truncated. None uses the model's
+        limit.
     batch_size : {"auto"} or int, default="auto"
-        Texts in one pass of the network. ``"auto"`` is what the engine is fastest with.
+        Number of texts per forward pass. ``"auto"`` uses the size that is fastest with the
+        engine. It is halved if the memory of the GPU is too small.
     engine : {"auto", "torch", "onnx", "openvino"}, default="auto"
-        What computes the network; see `TimmImageEncoder`.
+        Library that computes the network. ``"auto"`` uses the fastest installed one: OpenVINO or
+        ONNX Runtime on a CPU, torch on a GPU. See `TimmImageEncoder` for details.
     device : {"auto"}, str or torch.device, default="auto"
-        ``"auto"`` takes a GPU when there is one.
+        Device of the network. ``"auto"`` uses a GPU if there is one.
     dtype : {"float32", "bfloat16", "float16"}, default="float32"
-        Precision of the network by autocast. Features are float32 in any case.
+        Precision in which the network is computed, by autocast. Features are always float32.
     cache : {"memory"}, str, path-like, FeatureCache or None, default="memory"
-        Where features are kept, by content: in this process, in a folder, or nowhere.
+        Cache of features by content. ``"memory"`` keeps features in this process, a path or a
+        FeatureCache keeps them on disk, and None disables the cache.
     on_error : {"raise", "nan"}, default="raise"
-        What an empty or missing text does: stop the work, or become a row of NaN.
+        Treatment of empty and missing texts. ``"raise"`` raises an EncodingError that names
+        them. ``"nan"`` fills their rows with NaN and warns.
     verbose : int, default=0
-        1 shows a progress bar.
+        1 shows a progress bar, 0 does not.
 
     Attributes
     ----------
     errors_ : dict of {int: str}
-        Bad rows of the last `transform` and what is wrong with them.
+        Reasons why rows of the last `transform` or `encode_to` could not be encoded, by row.
 
     See Also
     --------
     OpenCLIPTextEncoder : Text towers of CLIP models.
-    TransformersImageEncoder : Image encoders of the same library.
+    TransformersImageEncoder : Image encoders of the transformers library.
 
     Notes
     -----
-    Texts are prepared as the model's files say: lower-cased for SigLIP and SigLIP 2, which were
-    trained on lower-cased texts, and where a sentence-transformers model has ``do_lower_case``;
-    with the default prompt of a sentence-transformers model in front. A model with prompts of
-    which none is the default reads texts without one, and a warning names the prompts.
+    Texts are prepared as the model's files declare. They are lower-cased for SigLIP and SigLIP 2,
+    which were trained on lower-cased texts, and for sentence-transformers models with
+    ``do_lower_case``. The default prompt of a sentence-transformers model is prepended. If a model
+    has prompts but no default prompt, texts are encoded without a prompt and a warning lists the
+    prompts.
 
     References
     ----------
@@ -110,7 +118,7 @@ class TransformersTextEncoder(TextEncoder):
     True
     """
 
-    n_jobs = None  # tokenizers are parallel by themselves
+    n_jobs = None  # tokenizers use several threads on their own
 
     def __init__(
         self,
@@ -143,24 +151,20 @@ class TransformersTextEncoder(TextEncoder):
 
     def _check_parameters(self) -> None:
         super()._check_parameters()
-        _check_choice("pooling", self.pooling, ("auto", "mean", "cls", "cls+mean", "last"))
+        check_choice(self.pooling, "pooling", ("auto", "mean", "cls", "cls+mean", "last"))
         if self.normalize not in ("auto", True, False):
             raise ValueError(f"normalize must be 'auto', True or False, not {self.normalize!r}.")
-        if self.max_length is not None and self.max_length < 1:
-            raise ValueError(f"max_length must be at least 1, not {self.max_length!r}.")
+        check_integer(self.max_length, "max_length", 1, optional=True)
         check_source(self.model_name, self)
 
     def _weights_key(self) -> str:
         return f"{self.model_name}@{self.revision}"
 
-    def _known_weights(self) -> str | None:
+    def _weights_fingerprint(self) -> str | None:
         return fingerprint_of(self.model_name, self.revision)
 
     def _identity(self) -> dict[str, Any]:
-        weights = self._known_weights()
-        if weights is None:
-            self._network()
-            weights = self._known_weights() or self._weights_key()
+        weights = self._require_fingerprint()
         return {
             "weights": weights,
             "library": library_version("transformers"),
@@ -173,37 +177,37 @@ class TransformersTextEncoder(TextEncoder):
     def _load(self, device: torch.device) -> Network:
         from transformers import AutoModel, AutoTokenizer
 
-        tokenize = pretrained(AutoTokenizer, self.model_name, self.revision)
+        tokenizer = pretrained(AutoTokenizer, self.model_name, self.revision)
         model = pretrained(AutoModel, self.model_name, self.revision)
-        if tokenize.pad_token is None:
-            tokenize.pad_token = tokenize.eos_token
-        # Padding on the right whatever the model generates with: "last" and "cls" count on it.
-        tokenize.padding_side = "right"
-        prepare = self._as_declared(tokenize, model)
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        # The poolings "last" and "cls" require padding on the right. Generative models pad left.
+        tokenizer.padding_side = "right"
+        prepare = self._declared_pipeline(tokenizer, model)
         return Network(model.to(device), prepare, device)
 
-    def _as_declared(self, tokenize: Any, model: Any) -> _Tokenizer:
-        """Read pooling, normalisation and length from the sentence-transformers files."""
+    def _declared_pipeline(self, tokenizer: Any, model: Any) -> _TextPipeline:
+        """Read pooling, normalization and length from the sentence-transformers files."""
         modules = read_side_file(self.model_name, self.revision, "modules.json") or []
         kinds = {module["type"].rsplit(".", 1)[-1]: module["path"] for module in modules}
         pooling = "embedding" if hasattr(model, "get_text_features") else "mean"
-        preparation = self._preparation(self._known_weights())
+        preparation = self._preparation(self._weights_fingerprint())
         if "Pooling" in kinds:
             file = f"{kinds['Pooling']}/config.json"
             config = read_side_file(self.model_name, self.revision, file) or {}
             pooling = _declared_pooling(config)
             if preparation.prompt and not config.get("include_prompt", True):
                 pooling = f"{pooling} without the prompt"
-        others = kinds.keys() - {"Transformer", "Pooling", "Normalize", "Dropout"}
-        if others:
-            pooling = f"{pooling} and {', '.join(sorted(others))}"
-        longest = min(tokenize.model_max_length, _n_positions(model) or _LONGEST, _LONGEST)
-        sentence = (
-            read_side_file(self.model_name, self.revision, "sentence_bert_config.json") or {}
-        )
-        return _Tokenizer(
-            tokenize,
-            sentence.get("max_seq_length") or longest,
+        # `_pool_tokens` raises an error for a pooling with a step that is not implemented here.
+        unsupported = kinds.keys() - {"Transformer", "Pooling", "Normalize", "Dropout"}
+        if unsupported:
+            pooling = f"{pooling} and {', '.join(sorted(unsupported))}"
+        limit = min(tokenizer.model_max_length, _n_positions(model) or _MAX_TOKENS, _MAX_TOKENS)
+        file = "sentence_bert_config.json"
+        sentence = read_side_file(self.model_name, self.revision, file) or {}
+        return _TextPipeline(
+            tokenizer,
+            sentence.get("max_seq_length") or limit,
             pooling,
             "Normalize" in kinds,
             preparation,
@@ -213,47 +217,45 @@ class TransformersTextEncoder(TextEncoder):
         return declared_preparation(self.model_name, self.revision, weights)
 
     def _module(self, network: Network) -> torch.nn.Module:
-        declared: _Tokenizer = network.prepare
+        declared: _TextPipeline = network.prepare
         pooling = declared.pooling if self.pooling == "auto" else self.pooling
         normalize = declared.normalize if self.normalize == "auto" else bool(self.normalize)
         n_positions = _n_positions(network.model)
         if n_positions is not None and (self.max_length or 0) > n_positions:
             raise ValueError(
-                f"max_length={self.max_length}, but {self.model_name!r} has positions for "
-                f"{n_positions} tokens. Pass no more than that."
+                f"max_length={self.max_length} is more than the {n_positions} positions of "
+                f"{self.model_name!r}. Pass at most {n_positions}."
             )
         return _TextFeatures(network.model, pooling, normalize)
 
     def _order(self, items: list[Any]) -> list[int]:
-        declared: _Tokenizer = self._network().prepare
+        declared: _TextPipeline = self._network().prepare
         if not getattr(declared.tokenize, "is_fast", False):
             return super()._order(items)
-        # Texts of as many letters differ in tokens: batches by letters are an eighth padding.
+        # Sorted by tokens, not by letters: one eighth of batches by letters is padding.
         lengths: list[int] = []
-        for rows in gen_batches(len(items), _TEXTS_MEASURED_AT_ONCE):
+        for rows in gen_batches(len(items), _TOKENIZED_AT_ONCE):
             texts = list(map(str, items[rows]))
             tokens = self._tokens(declared, texts, padding=False)["input_ids"]
             lengths += map(len, tokens)
-        return sorted(
-            range(len(items)), key=lambda place: (lengths[place], items[place]), reverse=True
-        )
+        return sorted(range(len(items)), key=lambda row: (lengths[row], items[row]), reverse=True)
 
     def _tensors(self, network: Network, batch: list[Any]) -> tuple[torch.Tensor, ...]:
-        # SigLIP reads the padding too, and always the same length of it.
+        # SigLIP was trained with texts padded to a fixed length, and attends to the padding.
         padding = "max_length" if _is_siglip(network.model) else True
         options = {"padding": padding, "return_attention_mask": True, "return_tensors": "pt"}
         tokens = self._tokens(network.prepare, batch, **options)
         return tuple(tokens[name] for name in _INPUTS if name in tokens)
 
-    def _tokens(self, declared: _Tokenizer, texts: list[Any], **options: Any) -> Any:
-        most = self.max_length or declared.max_length
+    def _tokens(self, declared: _TextPipeline, texts: list[Any], **options: Any) -> Any:
+        max_length = self.max_length or declared.max_length
         with TOKENIZING:
             texts = declared.preparation(texts)
-            return declared.tokenize(texts, truncation=True, max_length=most, **options)
+            return declared.tokenize(texts, truncation=True, max_length=max_length, **options)
 
 
 class _TextFeatures(torch.nn.Module):
-    """A network of the transformers library, pooled and scaled."""
+    """A text network with pooling and normalization."""
 
     def __init__(self, model: torch.nn.Module, pooling: str, normalize: bool) -> None:
         super().__init__()
@@ -262,7 +264,7 @@ class _TextFeatures(torch.nn.Module):
         self.normalize = normalize
 
     def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
-        """Map tokens and masks (n, n_tokens), named by `_INPUTS`, to (n, n_features)."""
+        """Map the inputs `_INPUTS`, (n, n_tokens) each, to features, (n, n_features)."""
         tokens = dict(zip(_INPUTS, inputs, strict=False))
         mask = tokens["attention_mask"]
         if _is_siglip(self.model):
@@ -280,7 +282,7 @@ class _TextFeatures(torch.nn.Module):
 
 
 def _n_positions(model: Any) -> int | None:
-    """Count the positions that a model has learned, if it has learned any."""
+    """Return the number of learned position embeddings, or None if there are none."""
     config = getattr(model.config, "text_config", None) or model.config
     return getattr(config, "max_position_embeddings", None)
 
@@ -294,22 +296,22 @@ def _is_seq2seq(model: Any) -> bool:
 
 
 def _declared_pooling(config: dict[str, Any]) -> str:
-    """Translate a sentence-transformers pooling config, old form or new."""
+    """Return the pooling of a sentence-transformers config in the old or the new format."""
     modes = config.get("pooling_mode") or [
         key.removeprefix("pooling_mode_")
-        for key, chosen in config.items()
-        if key.startswith("pooling_mode_") and chosen
+        for key, is_used in config.items()
+        if key.startswith("pooling_mode_") and is_used
     ]
     names = {"cls_token": "cls", "mean_tokens": "mean", "lasttoken": "last"}
     return "+".join(names.get(mode, mode) for mode in np.atleast_1d(modes))
 
 
 def _pool_tokens(last: torch.Tensor, mask: torch.Tensor, pooling: str) -> torch.Tensor:
-    """Pool hidden states (n, tokens, width) over the tokens that are text."""
+    """Pool hidden states, (n, n_tokens, width), over tokens that are not padding."""
     if pooling not in ("mean", "cls", "cls+mean", "last"):
         raise ValueError(
-            f"The model's own pooling, {pooling}, is not one of this encoder's: pass "
-            "pooling='mean', 'cls', 'cls+mean' or 'last'."
+            f"pooling='auto' is not supported for this model, whose files declare {pooling!r}. "
+            "Pass pooling='mean', 'cls', 'cls+mean' or 'last'."
         )
     weights = mask.unsqueeze(-1).to(last.dtype)
     mean = (last * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
@@ -321,51 +323,56 @@ def _pool_tokens(last: torch.Tensor, mask: torch.Tensor, pooling: str) -> torch.
 
 
 class TransformersImageEncoder(ImageEncoder):
-    """A frozen network of the `transformers` library that turns images into features.
+    """Frozen network of the `transformers` library that maps images to features.
 
     Parameters
     ----------
     model_name : str, default="facebook/dinov2-small"
-        A folder that ``save_pretrained`` wrote (with its image processor) or a hub name.
+        A folder that ``save_pretrained`` wrote, including the image processor, or a name on the
+        Hugging Face Hub.
     revision : str or None, default=None
-        Branch, tag or commit of a hub model.
+        Branch, tag or commit of a model on the Hugging Face Hub. None means the main branch.
     pooling : {"auto", "mean", "cls", "cls+mean"}, default="auto"
-        How the last hidden states become one vector. ``"auto"`` takes the image embedding of a
-        two-tower model (CLIP, SigLIP), else the network's pooler if its weights are pretrained,
-        else the class token, else the mean.
+        Pooling of the last hidden states to one vector. ``"auto"`` uses the first of these that
+        the model has: the image embedding of a two-tower model (CLIP, SigLIP), a pooler with
+        pretrained weights, the class token, the mean.
     crop : {"center", "pad"}, default="center"
-        ``"center"`` is the network's own preprocessing. ``"pad"`` makes an image square on
-        white first.
+        Treatment of images that are not square. ``"center"`` uses the network's own
+        preprocessing, which usually crops the borders. ``"pad"`` adds white borders instead and
+        crops nothing.
     batch_size : {"auto"} or int, default="auto"
-        Images in one pass of the network. ``"auto"`` is what the engine is
-        fastest with. On a GPU whose memory is too small, it is halved.
+        Number of images per forward pass. ``"auto"`` uses the size that is fastest with the
+        engine. It is halved if the memory of the GPU is too small.
     engine : {"auto", "torch", "onnx", "openvino"}, default="auto"
-        What computes the network. ``"auto"`` takes the fastest that is installed: OpenVINO or
-        ONNX Runtime on a CPU, torch on a GPU. The network is exported once, kept beside the cache
-        and compared with torch whenever it is loaded.
+        Library that computes the network. ``"auto"`` uses the fastest installed one: OpenVINO or
+        ONNX Runtime on a CPU, torch on a GPU. For an engine other than torch, the network is
+        exported once into a folder next to the cache, and its features are compared with torch's
+        whenever it is loaded.
     device : {"auto"}, str or torch.device, default="auto"
-        ``"auto"`` takes a GPU when there is one.
+        Device of the network. ``"auto"`` uses a GPU if there is one.
     dtype : {"float32", "bfloat16", "float16"}, default="float32"
-        Precision of the network by autocast. Features are float32 in any case.
+        Precision in which the network is computed, by autocast. Features are always float32.
     n_jobs : int or None, default=None
-        Threads that read and resize images and, with another engine than torch, compute the
-        network. None is as many as torch uses, -1 one a core.
+        Number of threads that read and resize images and, with an engine other than torch,
+        compute the network. None means the number of threads that torch uses, -1 one per core.
     cache : {"memory"}, str, path-like, FeatureCache or None, default="memory"
-        Where features are kept, by content: in this process, in a folder, or nowhere.
+        Cache of features by content. ``"memory"`` keeps features in this process, a path or a
+        FeatureCache keeps them on disk, and None disables the cache.
     on_error : {"raise", "nan"}, default="raise"
-        What an image that cannot be read does: stop the work, or become a row of NaN.
+        Treatment of images that cannot be read. ``"raise"`` raises an EncodingError that names
+        them. ``"nan"`` fills their rows with NaN and warns.
     verbose : int, default=0
-        1 shows a progress bar.
+        1 shows a progress bar, 0 does not.
 
     Attributes
     ----------
     errors_ : dict of {int: str}
-        Bad rows of the last `transform` and what is wrong with them.
+        Reasons why rows of the last `transform` or `encode_to` could not be encoded, by row.
 
     See Also
     --------
-    TimmImageEncoder : Takes the same kinds of images; see its notes.
-    TransformersTextEncoder : The same library's encoders of texts.
+    TimmImageEncoder : Encoder of the same types of images, which its notes list.
+    TransformersTextEncoder : Text encoders of the transformers library.
 
     References
     ----------
@@ -411,22 +418,18 @@ class TransformersImageEncoder(ImageEncoder):
 
     def _check_parameters(self) -> None:
         super()._check_parameters()
-        _check_choice("pooling", self.pooling, ("auto", "mean", "cls", "cls+mean"))
+        check_choice(self.pooling, "pooling", ("auto", "mean", "cls", "cls+mean"))
         check_source(self.model_name, self)
 
     def _weights_key(self) -> str:
         return f"{self.model_name}@{self.revision}"
 
-    def _known_weights(self) -> str | None:
+    def _weights_fingerprint(self) -> str | None:
         return fingerprint_of(self.model_name, self.revision)
 
     def _identity(self) -> dict[str, Any]:
-        weights = self._known_weights()
-        if weights is None:
-            self._network()
-            weights = self._known_weights() or self._weights_key()
         return {
-            "weights": weights,
+            "weights": self._require_fingerprint(),
             "library": library_version("transformers"),
             "pooling": self.pooling,
             "crop": self.crop,
@@ -439,7 +442,7 @@ class TransformersImageEncoder(ImageEncoder):
         model, loaded = pretrained(
             AutoModel, self.model_name, self.revision, output_loading_info=True
         )
-        # A pooler that the checkpoint lacks is random: its output means nothing.
+        # transformers initializes a pooler that the checkpoint lacks at random.
         model.pooler_is_pretrained = not any("pooler" in key for key in loaded["missing_keys"])
         return Network(model.to(device, memory_format=torch.channels_last), prepare, device)
 
@@ -451,7 +454,7 @@ class TransformersImageEncoder(ImageEncoder):
 
 
 class _ImageFeatures(torch.nn.Module):
-    """A network of the transformers library, pooled."""
+    """An image network with pooling."""
 
     def __init__(self, model: torch.nn.Module, pooling: str) -> None:
         super().__init__()
@@ -459,7 +462,7 @@ class _ImageFeatures(torch.nn.Module):
         self.pooling = pooling
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Map pixels (n, 3, height, width) to (n, n_features)."""
+        """Map pixels, (n, 3, height, width), to features, (n, n_features)."""
         model: Any = self.model
         if hasattr(model, "get_image_features"):
             if self.pooling == "auto":
@@ -474,12 +477,12 @@ class _ImageFeatures(torch.nn.Module):
 
 
 def _pool_patches(last: torch.Tensor, pooling: str, model: Any) -> torch.Tensor:
-    """Pool a feature map (n, channels, h, w) or tokens (n, tokens, width)."""
+    """Pool a feature map, (n, channels, h, w), or tokens, (n, n_tokens, width)."""
     n_prefix = 0 if last.ndim == 4 else _n_prefix_tokens(model)
     if pooling == "auto":
         pooling = "cls" if n_prefix else "mean"
     if pooling != "mean" and not n_prefix:
-        raise ValueError(f"pooling={pooling!r} needs a network with a class token; use 'mean'.")
+        raise ValueError(f"pooling={pooling!r} needs a network with a class token. Use 'mean'.")
     if last.ndim == 4:
         return last.mean(dim=(2, 3))
     mean = last[:, n_prefix:].mean(dim=1)
@@ -489,7 +492,7 @@ def _pool_patches(last: torch.Tensor, pooling: str, model: Any) -> torch.Tensor:
 
 
 def _n_prefix_tokens(model: Any) -> int:
-    """Count the class, distillation and register tokens that come before the patches."""
+    """Return the number of class, distillation and register tokens before the patches."""
     names = [name.rsplit(".", 1)[-1] for name, _ in model.named_parameters()]
     if not {"cls_token", "class_embedding"} & set(names):
         return 0

@@ -1,94 +1,310 @@
-"""Base class of all encoders."""
+"""Base class for encoders."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
+import re
 from abc import abstractmethod
-from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any, NamedTuple, Self
-from weakref import WeakValueDictionary
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
 from joblib import cpu_count
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils import Tags
-from tqdm import tqdm
 
 from ..devices import resolve_device
-from ..features import FeatureCache, open_cache
-from ..utils.concurrency import ForkSafeLock, map_threaded
-from ..utils.escape import escape_controls
+from ..features import FeatureCache
+from ..persistence import FittedState, SerializableMixin
 from ..utils.sklearn_compat import CallbackSupportMixin, LazyNamesMixin, reports_fit
 from ..utils.torch_state import default_state
+from ..utils.validation import check_choice
 from ..utils.warnings import warn
-from ._encode_to import EncodesToFile
-from ._engines import ENGINES, Engine, Workload, choose_engine, make_engine
+from ._encoding import CacheInfo, cache_info, encode, encode_to_file
+from ._engines import (
+    ENGINES,
+    Engine,
+    TorchEngine,
+    Workload,
+    choose_engine,
+    engine_key,
+    exports_folder,
+    is_export_worthwhile,
+    make_engine,
+)
 from .items import (
     EncodingError,
     EncodingFailedWarning,
-    ItemError,
     as_items,
-    describe_item,
-    exports_folder,
     summarize_errors,
 )
-from .weights import Network, RecordedEncoder, digest_folder, get_shared_network
+from .weights import (
+    Network,
+    check_recorded_weights,
+    digest_folder,
+    get_shared_network,
+    is_network_shared,
+)
+
+_COMMIT = re.compile(r".*@([0-9a-f]{40})")
 
 
-class Computes:
-    """The part of an encoder that computes batches."""
+class FrozenEncoder(
+    SerializableMixin,
+    LazyNamesMixin,
+    CallbackSupportMixin,
+    ClassNamePrefixFeaturesOutMixin,
+    TransformerMixin,
+    BaseEstimator,
+):
+    """Base class for encoders: caching, batching, error handling and saving.
 
-    # Items from which the export of a small network saves more time than it takes.
-    _worth_exporting: int
+    Subclasses load a network and define how it is called.
+    """
 
+    _modality: str
+    # From this number of items on, the export of a small network saves more time than it takes.
+    _min_items_to_export: int
+    _of_the_machine: ClassVar = frozenset(
+        {"batch_size", "cache", "device", "engine", "n_jobs", "verbose"}
+    )
+
+    # Parameters that the __init__ of every subclass sets.
+    model_name: str
+    revision: str | None
+    pooling: str
     batch_size: int | str
     engine: str
     device: str | torch.device | None
     dtype: str
     n_jobs: int | None
     cache: str | PathLike[str] | FeatureCache | None
+    on_error: str
+    verbose: int
+
+    # Methods of subclasses: weights and identity
+
+    @abstractmethod
+    def _load(self, device: torch.device) -> Network:
+        """Load the weights."""
+
+    @abstractmethod
+    def _weights_key(self) -> str:
+        """Return the name of the weights; encoders with the same one share a loaded network."""
+
+    @abstractmethod
+    def _weights_fingerprint(self) -> str | None:
+        """Return a digest or commit of the weights; None if the model must be loaded first."""
 
     @abstractmethod
     def _identity(self) -> dict[str, Any]:
-        """Everything but the input that a feature depends on; cheap, no weights loaded."""
+        """Return everything except the item that a feature depends on, without loading weights."""
+
+    # Methods of subclasses: items
 
     @abstractmethod
-    def _network(self) -> Network:
-        """Return the loaded network."""
+    def _digest(self, item: Any) -> bytes:
+        """Return a digest of an item's content, or raise ItemError."""
+
+    @abstractmethod
+    def _check(self, item: Any) -> None:
+        """Raise ItemError for an item whose defects can be found cheaply."""
 
     @abstractmethod
     def _prepare(self, prepare: Any, item: Any) -> Any:
-        """Turn one item into what `_tensors` takes; called in threads."""
+        """Convert an item for `_tensors`; called in threads."""
 
     @abstractmethod
-    def _module(self, network: Network) -> torch.nn.Module:
-        """Return what maps the tensors of a batch to features, (n_items, n_features)."""
-
-    @abstractmethod
-    def _tensors(self, network: Network, batch: list[Any]) -> tuple[torch.Tensor, ...]:
-        """Return prepared items as tensors on the CPU, each with a row an item."""
+    def _blank(self) -> Any:
+        """Return a valid item, used to find the number of features."""
 
     @abstractmethod
     def _examples(self) -> list[list[Any]]:
-        """Return batches of unlike items, to trace a network with and to compare engines on."""
+        """Return batches of varied items, used to trace a network and to compare engines."""
+
+    def _may_change(self, item: Any) -> bool:
+        """Return whether an item's content may change while it is read, as that of a file."""
+        return False
+
+    def _order(self, items: list[Any]) -> list[int]:
+        """Return the order in which items are encoded."""
+        return list(range(len(items)))
+
+    # Methods of subclasses: batches
+
+    @abstractmethod
+    def _tensors(self, network: Network, batch: list[Any]) -> tuple[torch.Tensor, ...]:
+        """Return prepared items as tensors on the CPU, each with one row per item."""
+
+    @abstractmethod
+    def _module(self, network: Network) -> torch.nn.Module:
+        """Return the module that maps tensors of a batch to features, (n_items, n_features)."""
 
     @abstractmethod
     def _default_batch_size(self, engine: str, device: torch.device) -> int:
-        """Return what is fastest."""
+        """Return the fastest batch size."""
+
+    @reports_fit
+    def fit(self, X: Sequence[Any], y: Any = None) -> Self:
+        """Check the parameters and X. The encoder is frozen, so nothing is learned.
+
+        Parameters
+        ----------
+        X : sequence of length n_samples
+            Items, as for `transform`.
+        y : object, default=None
+            Ignored.
+
+        Returns
+        -------
+        self : object
+            The encoder itself.
+        """
+        self._check_parameters()
+        self._as_list(X)
+        return self
+
+    def transform(self, X: Sequence[Any]) -> np.ndarray:
+        """Encode all items. Duplicates are encoded once.
+
+        Parameters
+        ----------
+        X : sequence of length n_samples
+            Items as a list, an array, a pandas or polars column or a Hugging Face ``Column``.
+
+        Returns
+        -------
+        features : ndarray of shape (n_samples, n_features) and dtype float32
+            Features. With ``on_error="nan"``, rows of items that cannot be encoded are NaN.
+
+        Raises
+        ------
+        EncodingError
+            With ``on_error="raise"``, if items cannot be encoded. Batches that were finished
+            before the error are in the cache.
+        """
+        self._check_parameters()
+        features, self.errors_ = encode(self, self._as_list(X))
+        self._warn_about(self.errors_)
+        return features
+
+    def encode_to(
+        self,
+        path: str | PathLike[str],
+        X: Iterable[Any],
+        *,
+        chunk_size: int = 1024,
+        n_jobs: int | None = None,
+        dtype: str = "float32",
+        overwrite: bool = False,
+        verbose: int | None = None,
+    ) -> np.memmap:
+        """Encode items into a ``.npy`` file, chunk by chunk, in bounded memory.
+
+        A run that was killed resumes where it stopped when it is started again. If the file is
+        already complete, a second run with the same items only checks it.
+
+        Parameters
+        ----------
+        path : str or path-like
+            File to write. Until it is complete, the rows are in ``path + ".partial"``. The
+            finished chunks are listed in ``path + ".journal"``, which is kept.
+        X : sequence or sized iterable of length n_samples
+            Items, as for `transform`, or a side of
+            :func:`~sklearn_ape.datasets.load_webdataset`, which is read chunk by chunk.
+        chunk_size : int, default=1024
+            Number of rows that are encoded and written together. If the run is killed, at most
+            the chunks in progress are lost.
+        n_jobs : int or None, default=None
+            Number of chunks that joblib encodes in parallel. Under
+            ``joblib.parallel_config(backend="dask")``, the workers of the cluster encode them and
+            this process writes. None means 1 unless a backend is chosen.
+        dtype : {"float32", "float16"}, default="float32"
+            Data type of the file.
+        overwrite : bool, default=False
+            Whether to replace a file of other items or of another encoder.
+        verbose : int or None, default=None
+            1 shows a progress bar. None uses the encoder's ``verbose``.
+
+        Returns
+        -------
+        features : memmap of shape (n_samples, n_features)
+            The file, opened for reading. With ``on_error="nan"``, rows of items that cannot be
+            encoded are NaN and listed in ``errors_``.
+
+        Raises
+        ------
+        EncodingError
+            With ``on_error="raise"``, if items cannot be encoded. Finished chunks are kept.
+        OtherContentError
+            A `FileExistsError`, if the file or the partial file contains features of other items
+            or of another encoder.
+        ValueError
+            If a feature does not fit in float16, or a parameter is invalid.
+        OSError
+            If the file cannot be written, for instance because the disk is full.
+        FileLockedError
+            An `OSError` and `RuntimeError`, if another process is writing the file.
+
+        See Also
+        --------
+        sklearn_ape.features.DiskFeatureCache : Cache on disk, for items that are encoded again.
+
+        Notes
+        -----
+        Items are identified by their content, so checking finished chunks reads every image but
+        encodes none. If a worker dies, its chunk is encoded by another worker if the backend
+        supports it (dask does).
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> from sklearn_ape.encoders import TransformersTextEncoder
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     encoder = TransformersTextEncoder()
+        ...     encoder.encode_to(f"{folder}/captions.npy", ["a cat", "a dog"]).shape
+        (2, 384)
+        """
+        self._check_parameters()
+        features, self.errors_ = encode_to_file(
+            self,
+            path,
+            X,
+            chunk_size=chunk_size,
+            n_jobs=n_jobs,
+            dtype=dtype,
+            overwrite=overwrite,
+            verbose=verbose,
+        )
+        self._warn_about(self.errors_)
+        return features
+
+    def cache_info(self) -> CacheInfo:
+        """Return how many features came from the cache and from the network in this process.
+
+        Returns
+        -------
+        info : CacheInfo
+            Named tuple ``(hits, misses)``, summed over all encoders with the same parameters.
+        """
+        return cache_info(self._identity_digest())
 
     def _forward(self, network: Network, batch: list[Any]) -> torch.Tensor:
-        """Return the features of a batch by torch, (n_items, n_features)."""
+        """Return the features of a batch, (n_items, n_features), computed by torch."""
         tensors = (x.to(network.device) for x in self._tensors(network, batch))
         return self._module(network)(*tensors)
 
     def _engine(self, n_items: int) -> Engine:
-        """Return what computes the network for so many items."""
+        """Return the engine that computes features of some number of items.
+
+        Engines are shared within the process. With ``engine="auto"``, torch computes a few items,
+        for which the start of another engine takes longer than it saves.
+        """
         network = self._network()
         identity = {"encoder": type(self).__name__, **self._identity()}
         workload = Workload(
@@ -103,7 +319,18 @@ class Computes:
             self._n_threads(),
             exports_folder(self.cache),
         )
-        return make_engine(self.engine, workload, n_items, self._worth_exporting)
+        name = choose_engine(self.engine, workload.device, workload.dtype)
+        is_automatic = self.engine == "auto"
+        if name == "torch":
+            return TorchEngine(workload)
+        key = engine_key(name, workload)
+        if (
+            is_automatic
+            and not is_network_shared(key)
+            and not is_export_worthwhile(name, workload, n_items, self._min_items_to_export)
+        ):
+            return TorchEngine(workload)
+        return get_shared_network(key, lambda: make_engine(name, workload, warns=not is_automatic))
 
     def _engine_name(self) -> str:
         return choose_engine(self.engine, self._device(), self.dtype)
@@ -115,7 +342,7 @@ class Computes:
 
     def _n_threads(self) -> int:
         if self.n_jobs is None:
-            return torch.get_num_threads()  # which joblib lowers in its workers
+            return torch.get_num_threads()  # joblib lowers it in its workers
         return self.n_jobs if self.n_jobs > 0 else max(1, cpu_count() + 1 + self.n_jobs)
 
     def _batch_size_for(self, engine: str, device: torch.device) -> int:
@@ -123,297 +350,29 @@ class Computes:
             return self._default_batch_size(engine, device)
         return int(self.batch_size)
 
-
-class CacheInfo(NamedTuple):
-    """Where features came from.
-
-    Attributes
-    ----------
-    hits : int
-        From the cache.
-    misses : int
-        From the network.
-    """
-
-    hits: int
-    misses: int
-
-
-# Of few items for torch, so that threads read some of them while it computes others.
-_PARTS = 4
-
-
-# Counts are bounded, since a search over parameters of encoders creates many identities.
-_MOST_COUNTS = 1024
-
-
-# Hits and misses by identity, the least recently used first.
-_counts: OrderedDict[bytes, list[int]] = OrderedDict()
-
-
-# Locks by weights, each for as long as a thread holds it or waits for it.
-_locks: WeakValueDictionary[str, ForkSafeLock] = WeakValueDictionary()
-
-
-_registry_lock = ForkSafeLock()
-
-
-class FrozenEncoder(
-    EncodesToFile,
-    Computes,
-    RecordedEncoder,
-    LazyNamesMixin,
-    CallbackSupportMixin,
-    ClassNamePrefixFeaturesOutMixin,
-    TransformerMixin,
-    BaseEstimator,
-):
-    """Base of the encoders: subclasses say how to load a network and how to call it."""
-
-    _modality: str
-
-    # Declared by every subclass's __init__.
-    model_name: str
-    pooling: str
-    on_error: str
-    verbose: int
-
-    @abstractmethod
-    def _load(self, device: torch.device) -> Network:
-        """Load the weights."""
-
-    @abstractmethod
-    def _digest(self, item: Any) -> bytes:
-        """Return a digest of one item's content, or raise ItemError."""
-
-    @abstractmethod
-    def _check(self, item: Any) -> None:
-        """Raise ItemError for what is seen to be bad without much work."""
-
-    @abstractmethod
-    def _blank(self) -> Any:
-        """Return some valid item, to see the width of the features."""
-
-    def _may_change(self, item: Any) -> bool:
-        """Tell items that others may change meanwhile, such as files."""
-        return False
-
-    def _order(self, items: list[Any]) -> list[int]:
-        """Order in which items are encoded."""
-        return list(range(len(items)))
-
-    @reports_fit
-    def fit(self, X: Sequence[Any], y: Any = None) -> Self:
-        """Check the parameters and the form of X; a frozen encoder learns nothing.
-
-        Parameters
-        ----------
-        X : sequence of length n_samples
-            What `transform` takes.
-        y : object, default=None
-            Ignored.
-
-        Returns
-        -------
-        self : object
-            The encoder itself.
-        """
-        self._check_parameters()
-        self._as_list(X)
-        return self
-
-    def transform(self, X: Sequence[Any]) -> np.ndarray:
-        """Encode every item; equal ones are encoded once.
-
-        Parameters
-        ----------
-        X : sequence of length n_samples
-            A list, an array, a pandas or polars column or a Hugging Face ``Column``.
-
-        Returns
-        -------
-        features : ndarray of shape (n_samples, n_features) and dtype float32
-            With ``on_error="nan"``, a row of NaN for each bad item.
-
-        Raises
-        ------
-        EncodingError
-            With ``on_error="raise"``, when items cannot be encoded. Batches finished before are
-            in the cache.
-        """
-        self._check_parameters()
-        items = self._as_list(X)
-        identity = self._identity_digest()
-        errors: dict[int, str] = {}
-        rows: dict[bytes, list[int]] = {}
-        for row, item in enumerate(items):
-            try:
-                key = self._key(identity, item)
-            except ItemError as error:
-                errors[row] = describe_item(item, error)
-            else:
-                rows.setdefault(key, []).append(row)
-        self._raise_or_go_on(errors)
-
-        # Two threads that want the same images must not encode them twice.
-        with (
-            default_state(),
-            _lock_of(self._weights_key()),
-            open_cache(self.cache) as cache,
-        ):
-            found = cache.get_many(rows)
-            missing = [key for key in rows if key not in found]
-            _count(identity, hits=len(items) - len(errors) - len(missing))
-            if missing:
-                of_key = {key: [(row, items[row]) for row in rows[key]] for key in missing}
-                found |= self._encode(of_key, cache, errors, identity)
-        self._report(errors)
-        self.errors_ = dict(sorted(errors.items()))
-
-        if found:
-            self._width = (identity, len(next(iter(found.values()))))
-        features = np.full((len(items), self._n_features_out), np.nan, dtype=np.float32)
-        for key, feature in found.items():
-            features[rows[key]] = feature
-        return features
-
-    def cache_info(self) -> CacheInfo:
-        """Count, for this process, the features from the cache and those from the network.
-
-        Returns
-        -------
-        info : CacheInfo
-            Named tuple ``(hits, misses)``, over all encoders with these parameters.
-        """
-        return CacheInfo(*_counts.get(self._identity_digest(), (0, 0)))
-
-    def _key(self, identity: bytes, item: Any) -> bytes:
-        return hashlib.sha256(identity + self._digest(item)).digest()
-
-    def _encode(
-        self,
-        of_key: dict[bytes, list[tuple[int, Any]]],
-        cache: FeatureCache,
-        errors: dict[int, str],
-        identity: bytes,
-    ) -> dict[bytes, np.ndarray]:
-        """Call the network on the first item of every key, adding to `errors` those that fail."""
-
-        def fails(bad: dict[bytes, ItemError]) -> None:
-            for key, error in bad.items():
-                errors.update({row: describe_item(item, error) for row, item in of_key[key]})
-            self._raise_or_go_on(errors)
-
-        items = {key: rows[0][1] for key, rows in of_key.items()}
-        checked = {}
-        bad = {}
-        for key, item in items.items():
-            try:
-                self._check(item)
-            except ItemError as error:
-                bad[key] = error
-            else:
-                checked[key] = item
-        fails(bad)
-
-        keys = list(checked)
-        keys = [keys[place] for place in self._order(list(checked.values()))]
-        features: dict[bytes, np.ndarray] = {}
-        with tqdm(
-            total=len(keys),
-            unit=self._modality,
-            desc=escape_controls(self.model_name),
-            disable=not self.verbose,
-            delay=0.5,
-        ) as progress:
-            for done, bad in self._batches(checked, keys, identity):
-                cache.put_many(done)
-                features |= done
-                _count(identity, misses=len(done))
-                progress.update(len(done) + len(bad))
-                fails(bad)
-        return features
-
-    def _batches(
-        self, items: dict[bytes, Any], keys: list[bytes], identity: bytes
-    ) -> Iterator[tuple[dict[bytes, np.ndarray], dict[bytes, ItemError]]]:
-        """Yield the features of a batch, and what is wrong with those that have none."""
-        network, engine, n_threads = self._network(), self._engine(len(keys)), self._n_threads()
-        size = self._batch_size_for(engine.name, network.device)
-        if self.batch_size == "auto":  # a few items keep all threads busy, too
-            # torch rounds by the size of a batch, which must not turn on the number of threads.
-            n_parts = n_threads if engine.concurrent else _PARTS
-            size = max(1, min(size, -(-len(keys) // n_parts)))
-        starts = range(0, len(keys), size)
-
-        def prepare(start: int) -> tuple[list[bytes], Any, dict[bytes, ItemError]]:
-            good, bad = {}, {}
-            for key in keys[start : start + size]:
-                try:
-                    prepared = self._prepare(network.prepare, items[key])
-                    if self._may_change(items[key]) and self._key(identity, items[key]) != key:
-                        raise ItemError("was changed while it was read. Encode it once more.")
-                    good[key] = prepared
-                except ItemError as error:
-                    bad[key] = error
-            return list(good), self._tensors(network, list(good.values())) if good else None, bad
-
-        def compute(
-            prepared: tuple[list[bytes], Any, dict[bytes, ItemError]],
-        ) -> tuple[dict[bytes, np.ndarray], dict[bytes, ItemError]]:
-            good, tensors, bad = prepared
-            return self._features_of(engine, good, tensors, bad) if good else {}, bad
-
-        if engine.concurrent:
-            yield from map_threaded(
-                lambda start: compute(prepare(start)), starts, n_threads, alone=True
-            )
-        else:
-            yield from map(compute, map_threaded(prepare, starts, n_threads, alone=True))
-
-    def _features_of(
-        self,
-        engine: Engine,
-        keys: list[bytes],
-        tensors: tuple[torch.Tensor, ...],
-        bad: dict[bytes, ItemError],
-    ) -> dict[bytes, np.ndarray]:
-        """Return the finite features of a batch, adding the others to `bad`."""
-        numbers = engine(tensors)
-        finite = np.isfinite(numbers).all(axis=1)
-        for key, is_finite in zip(keys, finite, strict=True):
-            if not is_finite:
-                bad[key] = ItemError(
-                    f"the network gives numbers that are not finite in {self.dtype}."
-                )
-        return {
-            key: feature for key, feature, good in zip(keys, numbers, finite, strict=True) if good
-        }
-
     def _network(self) -> Network:
-        return self._shared(type(self).__name__)
+        return self._get_network(type(self).__name__)
 
-    def _shared(self, loader: str) -> Network:
+    def _get_network(self, loader: str) -> Network:
+        """Return the network that all encoders with the same weights and loader share."""
         device = self._device()
         weights = self._weights_key()
-        if os.path.isdir(self.model_name):  # another model may lie there by now
+        if os.path.isdir(self.model_name):  # its files may have been replaced
             weights += digest_folder(Path(self.model_name))
-        key = (loader, weights, str(device))
-        return get_shared_network(key, lambda: self._loaded(device))
+        return get_shared_network(
+            (loader, weights, str(device)), lambda: self._load_frozen(device)
+        )
 
-    def _loaded(self, device: torch.device) -> Network:
-        # Weights are drawn at random before they are read: not from the user's generator.
+    def _load_frozen(self, device: torch.device) -> Network:
+        # Libraries initialize weights at random before they read them. The fork keeps the state of
+        # the user's generator.
         with default_state(), torch.random.fork_rng(devices=[]):
             network = self._load(device)
             network.model.requires_grad_(False).eval()
         return network
 
-    @abstractmethod
-    def _weights_key(self) -> str:
-        """Name the weights: encoders with the same key share one loaded network."""
-
     def _knows_its_width(self) -> bool:
-        # Parameters may have been set since.
+        # Parameters may have been set since the width was stored.
         return getattr(self, "_width", (b"", 0))[0] == self._identity_digest()
 
     @property
@@ -426,46 +385,79 @@ class FrozenEncoder(
             self._width = (self._identity_digest(), width)
         return self._width[1]
 
+    def _require_fingerprint(self) -> str:
+        """Return the fingerprint of the weights, downloading them if they are not here yet."""
+        fingerprint = self._weights_fingerprint()
+        if fingerprint is None:
+            self._network()
+            fingerprint = self._weights_fingerprint() or f"{self.model_name}@{self.revision}"
+        return fingerprint
+
     def _identity_digest(self) -> bytes:
         identity = {"encoder": type(self).__name__, "dtype": self.dtype, **self._identity()}
-        if self.dtype != "float32":  # in which engines differ by more than rounding
+        if self.dtype != "float32":  # engines differ by more than rounding in low precision
             identity["engine"] = self._engine_name()
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).digest()
 
-    def _raise_or_go_on(self, errors: dict[int, str]) -> None:
+    def _raise_for(self, errors: Mapping[int, str]) -> None:
+        """Raise EncodingError if there are errors, unless on_error="nan"."""
         if errors and self.on_error == "raise":
             raise EncodingError(
                 f"{summarize_errors(errors, self._modality)}Remove them, or pass on_error='nan' "
-                f"to {type(self).__name__} to go on without them.",
+                f"to {type(self).__name__} to skip them.",
                 dict(sorted(errors.items())),
             )
 
-    def _report(self, errors: dict[int, str]) -> None:
+    def _warn_about(self, errors: Mapping[int, str]) -> None:
         if errors:
             warn(
                 f"{summarize_errors(errors, self._modality)}"
-                "Their features are NaN; `errors_` names them all.",
+                "Their features are NaN; `errors_` lists all of them.",
                 EncodingFailedWarning,
             )
 
     def _as_list(self, X: Any) -> list[Any]:
-        """Return X as a list of items, refusing what is no sequence of them."""
+        """Return X as a list of items; raise ValueError unless it is a sequence of them."""
         return as_items(X, self._modality)
 
     def _check_parameters(self) -> None:
         if not isinstance(self.model_name, str) or not self.model_name:
             raise ValueError(f"model_name must be a str, not {self.model_name!r}.")
-        is_number = isinstance(self.batch_size, int | np.integer)
-        if self.batch_size != "auto" and (not is_number or int(self.batch_size) < 1):
+        is_integer = isinstance(self.batch_size, int | np.integer)
+        if self.batch_size != "auto" and (not is_integer or int(self.batch_size) < 1):
             raise ValueError(
                 f"batch_size must be 'auto' or an integer >= 1, not {self.batch_size!r}."
             )
-        _check_choice("engine", self.engine, ENGINES)
-        _check_choice("on_error", self.on_error, ("raise", "nan"))
-        _check_choice("dtype", self.dtype, ("float32", "bfloat16", "float16"))
+        check_choice(self.engine, "engine", ENGINES)
+        check_choice(self.on_error, "on_error", ("raise", "nan"))
+        check_choice(self.dtype, "dtype", ("float32", "bfloat16", "float16"))
         if self.n_jobs == 0:
-            raise ValueError("n_jobs must be None, a positive number or -1 for one a core, not 0.")
+            raise ValueError("n_jobs must be None, a positive integer or -1 (all cores), not 0.")
         self._engine_name()
+
+    # Saving: the record holds the fingerprint of the weights, not the weights themselves
+
+    def _recorded_params(self) -> dict[str, Any]:
+        params = super()._recorded_params()
+        commit = _COMMIT.fullmatch(self._weights_fingerprint() or "")
+        # Record the commit that the features came from: a branch may move.
+        if commit and "revision" in params:
+            params["revision"] = commit[1]
+        return params
+
+    def _fitted_state(self) -> dict[str, Any]:
+        return {"weights": self._weights_fingerprint()}
+
+    def _restore_state(self, state: FittedState) -> None:
+        check_recorded_weights(
+            state.optional("weights"),
+            self._weights_fingerprint(),
+            type(self).__name__,
+            self.model_name,
+        )
+
+    def _check_restored(self) -> None:
+        self._check_parameters()
 
     def __sklearn_is_fitted__(self) -> bool:
         return True
@@ -476,23 +468,3 @@ class FrozenEncoder(
         tags.input_tags.two_d_array = False
         tags.transformer_tags.preserves_dtype = []
         return tags
-
-
-def _lock_of(weights: str) -> ForkSafeLock:
-    with _registry_lock:
-        return _locks.setdefault(weights, ForkSafeLock())
-
-
-def _count(identity: bytes, hits: int = 0, misses: int = 0) -> None:
-    with _registry_lock:
-        counts = _counts.setdefault(identity, [0, 0])
-        counts[0] += hits
-        counts[1] += misses
-        _counts.move_to_end(identity)
-        while len(_counts) > _MOST_COUNTS:
-            _counts.popitem(last=False)
-
-
-def _check_choice(parameter: str, value: Any, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise ValueError(f"{parameter} must be one of {', '.join(choices)}, not {value!r}.")

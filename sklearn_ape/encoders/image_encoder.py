@@ -14,8 +14,9 @@ from sklearn.utils import Tags
 from torch import nn
 from torch.nn.functional import interpolate
 
-from .base import FrozenEncoder, _check_choice
-from .images import check_image, image_digest, read_image, undecoded
+from ..utils.validation import check_choice
+from .base import FrozenEncoder
+from .images import check_image, image_digest, read_image, unwrap_image
 from .items import ItemError
 from .weights import Network
 
@@ -24,27 +25,15 @@ if TYPE_CHECKING:
 
 NUMBERS_OF_VIEWS = (1, 2, 4)
 
+# Magnification of the largest view.
+_MAX_ZOOM = 4 / 3
 
-LARGEST_ZOOM = 4 / 3
 
+def _iter_views(image: Image.Image, n_views: int) -> Iterator[Image.Image]:
+    """Yield views of an RGB image: itself, mirrored, scaled by 2/3 on white, center scaled by 4/3.
 
-def views_of(image: Image.Image, n_views: int) -> Iterator[Image.Image]:
-    """Yield the image, its mirror image, a smaller copy and a larger one, `n_views` of them.
-
-    One after the other, since each takes as much memory as the image.
-
-    Parameters
-    ----------
-    image : PIL.Image.Image
-        Of mode RGB.
-    n_views : {1, 2, 4}
-        How many.
-
-    Yields
-    ------
-    view : PIL.Image.Image
-        Of the same proportions, up to a pixel. The smaller copy is the image at two thirds of
-        its size, in the middle of white; the larger one is its middle, at four thirds.
+    The views have the proportions of the image, up to a pixel. They are yielded one at a time,
+    because each takes as much memory as the image.
     """
     from PIL import ImageOps
 
@@ -57,30 +46,32 @@ def views_of(image: Image.Image, n_views: int) -> Iterator[Image.Image]:
         yield image.crop((width // 8, height // 8, width - width // 8, height - height // 8))
 
 
-# Large images are first reduced by a whole factor, which is fast, to no less than so many times
-# the size asked for. On drawings of 2200 pixels the features of EfficientNet-Lite0 then differ by
-# 2e-5 (median of 1 - cosine; at most 2e-4); 3 gives up to 2e-4 more often, 2 up to 3e-3.
-_GAP = 4
+# Large images are first reduced by an integer factor, which is fast, to at least this many times
+# the final size. On drawings of 2200 pixels, the features of EfficientNet-Lite0 then differ by a
+# 1 - cosine of 2e-5 (median) and at most 2e-4. With 3 the largest differences are more frequent,
+# and with 2 they are up to 3e-3.
+_REDUCING_GAP = 4
 
 
 class Preprocessing(NamedTuple):
-    """Resize, crop and normalise as torchvision does, with the last step left to the network.
+    """Resizing and cropping as in torchvision; the network normalizes the pixels.
 
     Parameters
     ----------
     resize : int or tuple of (int, int)
-        Length of the shorter side, or height and width.
+        Length of the shorter side, or height and width, after resizing.
     crop : tuple of (int, int)
-        Height and width of the middle that is kept.
+        Height and width of the center crop.
     interpolation : {"bicubic", "bilinear"}
-        With antialiasing.
+        Interpolation of resizing, with antialiasing.
     mean, std : tuple of float
-        Of the three channels, from 0 to 1.
+        Mean and standard deviation of the three channels, for pixels from 0 to 1.
 
     Notes
     -----
-    Pixels stay bytes until the network's first step, so that a batch takes a quarter of the
-    memory, and torch resizes bytes several times as fast as Pillow does, to within rounding.
+    Pixels are bytes until the first step of the network, so a batch takes a quarter of the
+    memory. torch resizes bytes several times faster than Pillow, with the same result up to
+    rounding.
     """
 
     resize: int | tuple[int, int]
@@ -91,7 +82,7 @@ class Preprocessing(NamedTuple):
 
     @classmethod
     def of(cls, transform: Any) -> Self | None:
-        """Return what does the same as a torchvision transform, or None when it is of its own."""
+        """Return the equivalent of a torchvision transform, or None if it has other steps."""
         from torchvision import transforms
 
         steps = [
@@ -118,32 +109,37 @@ class Preprocessing(NamedTuple):
         ):
             return None
         mean, std = (
-            tuple(np.broadcast_to(np.asarray(numbers, dtype=float), 3).tolist())
-            for numbers in (normalize.mean, normalize.std)
+            tuple(np.broadcast_to(np.asarray(values, dtype=float), 3).tolist())
+            for values in (normalize.mean, normalize.std)
         )
         return cls(size, (int(crop.size[0]), int(crop.size[1])), interpolation, mean, std)
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
-        """Return bytes (height, width, 3) of an image of mode RGB."""
-        wide, high = self._resized(*image.size)
-        factor = min(image.width // (_GAP * wide), image.height // (_GAP * high))
+        """Return the pixels of an RGB image as bytes, (height, width, 3)."""
+        new_width, new_height = self._new_size(*image.size)
+        factor = min(
+            image.width // (_REDUCING_GAP * new_width),
+            image.height // (_REDUCING_GAP * new_height),
+        )
         if factor > 1:
             image = image.reduce(factor)
         pixels = torch.from_numpy(np.array(image))
-        if (image.width, image.height) != (wide, high):
+        if (image.width, image.height) != (new_width, new_height):
             planes = pixels.permute(2, 0, 1).unsqueeze(0)
-            planes = interpolate(planes, (high, wide), mode=self.interpolation, antialias=True)
+            planes = interpolate(
+                planes, (new_height, new_width), mode=self.interpolation, antialias=True
+            )
             pixels = planes[0].permute(1, 2, 0)
         height, width = self.crop
-        top, left = round((high - height) / 2), round((wide - width) / 2)
+        top, left = round((new_height - height) / 2), round((new_width - width) / 2)
         return pixels[top : top + height, left : left + width].contiguous()
 
     @property
-    def least_side(self) -> int:
-        """Pixels below which the side that `resize` measures must not be decoded."""
-        return _GAP * (self.resize if isinstance(self.resize, int) else max(self.resize))
+    def min_side(self) -> int:
+        """Smallest length of the side given by `resize` at which an image may be decoded."""
+        return _REDUCING_GAP * (self.resize if isinstance(self.resize, int) else max(self.resize))
 
-    def _resized(self, width: int, height: int) -> tuple[int, int]:
+    def _new_size(self, width: int, height: int) -> tuple[int, int]:
         if not isinstance(self.resize, int):
             return self.resize[1], self.resize[0]
         if width <= height:
@@ -152,16 +148,17 @@ class Preprocessing(NamedTuple):
 
 
 class OnPixels(nn.Module):
-    """A network on prepared images, with several views of each averaged.
+    """Module that maps prepared images to features, averaged over the views of each image.
 
     Parameters
     ----------
     network : torch.nn.Module
-        Takes normalised pixels (n, 3, height, width).
+        Network that maps normalized pixels, (n, 3, height, width), to features.
     prepare : object
-        A `Preprocessing`, whose bytes are normalised here, or another one, which normalises.
+        Preprocessing of the images. The bytes of a `Preprocessing` are normalized here, other
+        preprocessing normalizes them itself.
     n_views : int, default=1
-        Views of an image.
+        Number of views per image.
     """
 
     def __init__(self, network: nn.Module, prepare: Any, n_views: int = 1) -> None:
@@ -173,45 +170,44 @@ class OnPixels(nn.Module):
         self.takes_bytes = isinstance(prepare, Preprocessing)
         device = next((p.device for p in network.parameters()), torch.device("cpu"))
         mean, std = (
-            (255 * torch.tensor(numbers, device=device)).view(3, 1, 1)
-            for numbers in ((prepare.mean, prepare.std) if self.takes_bytes else ((0.0,) * 3,) * 2)
+            (255 * torch.tensor(values, device=device)).view(3, 1, 1)
+            for values in ((prepare.mean, prepare.std) if self.takes_bytes else ((0.0,) * 3,) * 2)
         )
         self.register_buffer("mean", mean, persistent=False)
         self.register_buffer("std", std, persistent=False)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Map pixels of n images, (n, ...) or (n, n_views, ...), to (n, n_features)."""
+        """Map pixels, (n, ...) or (n, n_views, ...), to features, (n, n_features)."""
         if self.n_views > 1:
             pixels = pixels.flatten(0, 1)
-        features = self.network(self.normalized(pixels))
+        features = self.network(self.normalize(pixels))
         if self.n_views > 1:
             features = features.float().unflatten(0, (-1, self.n_views)).mean(dim=1)
         return features
 
-    def normalized(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Return prepared pixels as the network takes them, (n, 3, height, width)."""
+    def normalize(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Return the input of the network, (n, 3, height, width)."""
         if not self.takes_bytes:
             return pixels.contiguous(memory_format=torch.channels_last)
-        # Bytes with the channels last are, seen this way, what convolutions are fastest on.
+        # The permuted bytes are in channels-last format, which is the fastest for convolutions.
         return (pixels.permute(0, 3, 1, 2).float() - self.mean) / self.std
 
 
-# Resized to a network's input, a narrower image would fill the memory.
-_NARROWEST = 100
+# Resizing the shorter side of a narrower image would make the longer one fill the memory.
+_MAX_ASPECT_RATIO = 100
 
-
-# A square around a long image has up to a hundred times its pixels.
-_WIDEST_SQUARE = 8192
+# The square around a long image has up to a hundred times its pixels, so its size is limited.
+_MAX_SQUARE = 8192
 
 
 class ImageEncoder(FrozenEncoder):
-    """Base of the encoders of images.
+    """Base class for image encoders.
 
-    Subclasses say what the network itself is, and where its preprocessing is to be found.
+    Subclasses define the network and its preprocessing.
     """
 
     _modality = "image"
-    _worth_exporting = 256
+    _min_items_to_export = 256
 
     crop: str
     views: int = 1
@@ -227,10 +223,10 @@ class ImageEncoder(FrozenEncoder):
 
     @abstractmethod
     def _pixel_network(self, network: Network) -> torch.nn.Module:
-        """Return what maps normalised pixels (n, 3, height, width) to features."""
+        """Return the module that maps normalized pixels, (n, 3, height, width), to features."""
 
     def _preprocessing(self, prepare: Any) -> Any:
-        """Return the network's preprocessing of one image."""
+        """Return the preprocessing of an image."""
         return prepare
 
     def _module(self, network: Network) -> torch.nn.Module:
@@ -246,28 +242,28 @@ class ImageEncoder(FrozenEncoder):
     def _default_batch_size(self, engine: str, device: torch.device) -> int:
         if engine == "torch":
             return 16 if device.type == "cpu" else 128
-        return 4  # what a core's own cache holds of the first layers
+        return 4  # the first layers of so many images fit into the cache of a core
 
     def _prepare(self, prepare: Any, item: Any) -> Any:
         preprocessing = self._preprocessing(prepare)
-        image = read_image(item, self._least_side(preprocessing), self.crop == "pad")
-        if max(image.size) > _NARROWEST * min(image.size):
-            raise ItemError(f"is too narrow: {image.width} x {image.height} pixels. Crop it.")
+        image = read_image(item, self._min_side(preprocessing), self.crop == "pad")
+        if max(image.size) > _MAX_ASPECT_RATIO * min(image.size):
+            raise ItemError(f"is too narrow ({image.width} x {image.height} pixels). Crop it.")
         if self.crop == "pad" and image.width != image.height:
             image = _square_on_white(image)
         if self.views == 1:
             return self._pixels(preprocessing, image)
-        views = views_of(image, self.views)
+        views = _iter_views(image, self.views)
         return torch.stack([self._pixels(preprocessing, view) for view in views])
 
     def _pixels(self, preprocessing: Any, image: Any) -> torch.Tensor:
         return preprocessing(image)
 
-    def _least_side(self, preprocessing: Any) -> int | None:
-        """Return the length of an image's side below which detail would be lost."""
+    def _min_side(self, preprocessing: Any) -> int | None:
+        """Return the smallest side at which images are decoded without a loss of detail."""
         if not isinstance(preprocessing, Preprocessing):
             return None
-        return math.ceil(preprocessing.least_side * (LARGEST_ZOOM if self.views > 2 else 1))
+        return math.ceil(preprocessing.min_side * (_MAX_ZOOM if self.views > 2 else 1))
 
     def _blank(self) -> Any:
         from PIL import Image
@@ -278,24 +274,24 @@ class ImageEncoder(FrozenEncoder):
         from PIL import Image
 
         rng = np.random.default_rng(0)
-        clouds = [
+        images = [
             Image.fromarray(rng.integers(0, 256, (size, size, 3), dtype=np.uint8)).resize((96, 64))
             for size in (2, 8, 32)
         ]
-        return [clouds, [self._blank()]]
+        return [images, [self._blank()]]
 
     def _as_list(self, X: Any) -> list[Any]:
         is_array = isinstance(X, np.ndarray) and X.dtype.kind in "buif"
         if is_array and (X.ndim == 2 or (X.ndim == 3 and X.shape[-1] in (1, 3, 4))):
             raise ValueError(
-                f"X is one array of shape {X.shape}, not a sequence of images: pass a single "
-                "image as [X]; features need no image encoder."
+                f"X is one array of shape {X.shape}, but a sequence of images is expected. Pass a "
+                "single image as [X]; pass features to an aligner without an image encoder."
             )
-        return [undecoded(item) for item in super()._as_list(X)]
+        return [unwrap_image(item) for item in super()._as_list(X)]
 
     def _check_parameters(self) -> None:
         super()._check_parameters()
-        _check_choice("crop", self.crop, ("center", "pad"))
+        check_choice(self.crop, "crop", ("center", "pad"))
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
@@ -306,8 +302,8 @@ class ImageEncoder(FrozenEncoder):
 def _square_on_white(image: Any) -> Any:
     from PIL import Image
 
-    if max(image.size) > _WIDEST_SQUARE:
-        image = image.reduce(math.ceil(max(image.size) / _WIDEST_SQUARE))
+    if max(image.size) > _MAX_SQUARE:
+        image = image.reduce(math.ceil(max(image.size) / _MAX_SQUARE))
     side = max(image.size)
     square = Image.new("RGB", (side, side), "white")
     square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))

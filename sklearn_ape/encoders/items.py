@@ -5,20 +5,22 @@ from __future__ import annotations
 import reprlib
 from collections.abc import Mapping
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch.utils.data
 
-from ..utils.files import default_data_home
 from ..utils.validation import check_sequence, format_list
 
-_NAMED_IN_ERRORS = 5
+# Number of reasons that a message lists.
+_MAX_REASONS = 5
 
 
 class ItemError(ValueError):
-    """One item cannot be encoded; the message says why and what to do."""
+    """An item cannot be encoded.
+
+    The message is a sentence without its subject, which `describe_item` prepends.
+    """
 
 
 class EncodingError(ValueError):
@@ -27,14 +29,14 @@ class EncodingError(ValueError):
     Parameters
     ----------
     message : str
-        Names the first bad rows and the remedy.
+        Message that names the first rows that cannot be encoded.
     errors : dict of {int: str}
-        See below.
+        Reasons for all rows that cannot be encoded, by row.
 
     Attributes
     ----------
     errors : dict of {int: str}
-        The reason for every bad row found.
+        Reasons for all rows that cannot be encoded, by row.
     """
 
     def __init__(self, message: str, errors: dict[int, str]) -> None:
@@ -57,9 +59,11 @@ class _Described(str):
 
 
 def describe_item(item: Any, error: ItemError) -> str:
-    """Name an item in front of what is wrong with it."""
+    """Return the message of an error with the name of the item prepended."""
     name = ""
-    if isinstance(getattr(item, "where", None), str):  # of a shard; tensors have a method `where`
+    if isinstance(
+        getattr(item, "where", None), str
+    ):  # bytes of a shard; tensors have a method `where`
         name = item.where
     elif isinstance(item, str | PathLike):
         name = repr(str(item)[:200])
@@ -77,13 +81,13 @@ def _unnamed(item: Any) -> str:
 
 
 def summarize_errors(errors: Mapping[int, str], modality: str) -> str:
-    """Name the first bad rows: one line per reason, with all its rows."""
-    rows_of: dict[str, list[int]] = {}
+    """Return a message with one line per reason, which lists the rows."""
+    rows_by_reason: dict[str, list[int]] = {}
     for row in sorted(errors):
-        rows_of.setdefault(getattr(errors[row], "reason", errors[row]), []).append(row)
-    groups = list(rows_of.items())
-    lines = [_line(errors, reason, rows) for reason, rows in groups[:_NAMED_IN_ERRORS]]
-    n_more = sum(len(rows) for _, rows in groups[_NAMED_IN_ERRORS:])
+        rows_by_reason.setdefault(getattr(errors[row], "reason", errors[row]), []).append(row)
+    groups = list(rows_by_reason.items())
+    lines = [_line(errors, reason, rows) for reason, rows in groups[:_MAX_REASONS]]
+    n_more = sum(len(rows) for _, rows in groups[_MAX_REASONS:])
     if n_more:
         lines.append(f"  and {n_more} more.")
     plural = "s" if len(errors) > 1 else ""
@@ -94,43 +98,35 @@ def _line(errors: Mapping[int, str], reason: str, rows: list[int]) -> str:
     if len(rows) == 1:
         return f"  row {rows[0]}: {errors[rows[0]]}"
     names = list(dict.fromkeys(getattr(errors[row], "name", "") for row in rows))
-    each = f"each of {format_list(names, str)} " if all(names) else "each "
+    subject = f"each of {format_list(names, str)} " if all(names) else "each "
     if len(names) == 1:
-        each = f"{names[0]} " if names[0] else "each "
-    if not hasattr(errors[rows[0]], "reason"):  # kept in a file as plain text
-        each = ""
-    return f"  rows {format_list(rows, str)} ({len(rows)} in all): {each}{reason}"
+        subject = f"{names[0]} " if names[0] else "each "
+    if not hasattr(errors[rows[0]], "reason"):  # a plain text that was read from a file
+        subject = ""
+    return f"  rows {format_list(rows, str)} ({len(rows)} in all): {subject}{reason}"
 
 
 def as_items(X: Any, modality: str) -> list[Any]:
-    """Return X as a list of items, refusing what is no sequence of them."""
+    """Return X as a list of items; raise ValueError unless it is a sequence of them."""
     check_sequence(X, "X", modality)
     if isinstance(X, torch.utils.data.DataLoader):
         raise ValueError(
-            f"X is a DataLoader, which yields batches, not a sequence of {modality}s: pass a "
+            f"X is a DataLoader, which yields batches, not a sequence of {modality}s. Pass a "
             f"list of the {modality}s of its dataset."
         )
     columns = getattr(X, "column_names", getattr(X, "columns", None))
     if columns is not None:
         raise ValueError(
-            f"X is a table with the columns {list(columns)}: pass the one column that "
-            f"holds the {modality}s."
+            f"X is a table with the columns {list(columns)}. Pass the column that "
+            f"contains the {modality}s."
         )
-    # Only the first item is loaded: the others may be read from a disk one by one.
+    # Only the first item is loaded, because loading the others may be slow.
     if isinstance(X, torch.utils.data.Dataset) and len(X) and isinstance(X[0], tuple):  # type: ignore[arg-type]
         raise ValueError(
-            f"X is a data set ({type(X).__name__}) of tuples, not of {modality}s: pass a list of "
-            f"the {modality}s alone, [{modality} for {modality}, *_ in X]."
+            f"X is a dataset ({type(X).__name__}) of tuples, not of {modality}s. Pass a list of "
+            f"the {modality}s only, [{modality} for {modality}, *_ in X]."
         )
-    items = X.to_pylist() if hasattr(X, "to_pylist") else list(X)  # pyarrow, or any other
+    items = X.to_pylist() if hasattr(X, "to_pylist") else list(X)  # to_pylist: pyarrow
     if not items:
-        raise ValueError(f"X is empty: 0 {modality}s to encode.")
+        raise ValueError(f"X is empty: 0 {modality}s to encode. Pass at least one.")
     return items
-
-
-def exports_folder(cache: Any) -> Path:
-    """Return where exported networks are kept: beside the features, or with the user's caches."""
-    folder = getattr(cache, "folder", cache)
-    if not isinstance(folder, str | PathLike) or folder == "memory":
-        folder = default_data_home()
-    return Path(folder).expanduser() / "engines"

@@ -1,4 +1,4 @@
-"""Encoders made from names."""
+"""Encoders from names, and checks of encoders that are parameters."""
 
 from __future__ import annotations
 
@@ -24,22 +24,23 @@ _CLASSES: dict[str, dict[str, Any]] = {
 
 
 def class_and_model(name: str, modality: str) -> tuple[Any, str]:
-    """Return the class of encoder that a name stands for, and its ``model_name``.
+    """Return the encoder class and the ``model_name`` for a name.
 
     Parameters
     ----------
     name : str
-        ``"timm:"``, ``"transformers:"`` or ``"open_clip:"`` and what that class takes as
-        ``model_name``. Without one of these, it is a model of timm, or of transformers for texts.
+        ``model_name``, optionally with one of the prefixes ``"timm:"``, ``"transformers:"`` and
+        ``"open_clip:"``. Without a prefix, it is an image model of timm or a text model of
+        transformers.
     modality : {"image", "text"}
-        The kind of items.
+        Modality of the items.
 
     Returns
     -------
     encoder : type
-        A class of `sklearn_ape.encoders`.
+        Class of `sklearn_ape.encoders`.
     model_name : str
-        The rest of the name.
+        Name without the prefix.
     """
     classes = _CLASSES[modality]
     prefix, colon, model_name = name.partition(":")
@@ -49,32 +50,34 @@ def class_and_model(name: str, modality: str) -> tuple[Any, str]:
 
 
 def resolve_encoder(encoder: Any, modality: str, parameter: str | None = None) -> Any:
-    """Return the unfitted encoder that a parameter of an estimator stands for.
+    """Return an unfitted encoder for the value of an estimator's parameter.
 
     Parameters
     ----------
     encoder : transformer or str
-        The parameter's value. A name means the class of `class_and_model` with its defaults.
+        Value of the parameter. For a name, an encoder of the class of `class_and_model` with
+        default parameters is returned.
     modality : {"image", "text"}
-        The kind of items.
+        Modality of the items.
     parameter : str or None, default=None
-        Name of the parameter, for messages. None is ``"image_encoder"`` or ``"text_encoder"``.
+        Name of the parameter, for messages. None means ``"image_encoder"`` or
+        ``"text_encoder"``.
 
     Returns
     -------
     encoder : transformer
-        A clone, or a new encoder.
+        Clone of the encoder, or a new encoder.
 
     Raises
     ------
     ValueError
-        When no encoder has that name, or it encodes the other modality.
+        If no encoder has this name, or the encoder is for the other modality.
     TypeError
-        When it is not a transformer.
+        If the encoder is not a transformer.
     """
     parameter = parameter or f"{modality}_encoder"
     if isinstance(encoder, str):
-        return _named(encoder, modality, parameter)
+        return _make_encoder(encoder, modality, parameter)
     example = next(iter(_CLASSES[modality].values())).__name__
     expected = f"Pass an encoder such as {example}() or its name"
     if isinstance(encoder, type):
@@ -87,13 +90,13 @@ def resolve_encoder(encoder: Any, modality: str, parameter: str | None = None) -
         function = "model.encode" if hasattr(encoder, "encode") else "encode"
         raise TypeError(
             f"{parameter} must be a transformer of scikit-learn or a name, not "
-            f"{type(encoder).__name__}. {expected}, or put a function that turns a list of "
-            f"{modality}s into an array into a transformer, FunctionTransformer({function})."
+            f"{type(encoder).__name__}. {expected}, or wrap a function that maps a list of "
+            f"{modality}s to an array: FunctionTransformer({function})."
         )
     if not hasattr(encoder, "get_params"):
         raise TypeError(
-            f"{parameter} has fit and transform, but not get_params, which clone needs. Derive "
-            f"{type(encoder).__name__} from sklearn.base.BaseEstimator."
+            f"{parameter} must have get_params, which clone needs, besides fit and transform. "
+            f"Derive {type(encoder).__name__} from sklearn.base.BaseEstimator."
         )
     inner = encoder.estimator if isinstance(encoder, FrozenEstimator) else encoder
     if getattr(inner, "_modality", modality) != modality:
@@ -104,22 +107,26 @@ def resolve_encoder(encoder: Any, modality: str, parameter: str | None = None) -
     return clone(encoder)
 
 
-def _named(name: str, modality: str, parameter: str) -> Any:
-    kind, model_name = class_and_model(name, modality)
+def _make_encoder(name: str, modality: str, parameter: str) -> Any:
+    encoder_class, model_name = class_and_model(name, modality)
     packaged = PACKAGED.get(model_name)
     if packaged is not None and packaged.modality != modality:
         raise ValueError(
-            f"{parameter}={name!r} names an encoder of {packaged.modality}s, not of {modality}s. "
-            f"Pass it as {packaged.modality}_encoder."
+            f"{parameter}={name!r} encodes {packaged.modality}s, not {modality}s. Pass it as "
+            f"{packaged.modality}_encoder."
         )
-    encoder = kind(model_name)
+    encoder = encoder_class(model_name)
     try:
         encoder._check_parameters()
     except ValueError as error:
-        short = [known for known, weights in PACKAGED.items() if weights.modality == modality]
+        names = [
+            packaged_name
+            for packaged_name, weights in PACKAGED.items()
+            if weights.modality == modality
+        ]
         raise ValueError(
-            f"{parameter}={name!r} does not name an encoder of {modality}s. Pass a short name "
-            f"({', '.join(short)}; see list_encoders), 'open_clip:ARCHITECTURE/WEIGHTS', what "
-            f"{kind.__name__} takes as model_name, or an encoder. {error}"
+            f"{parameter}={name!r} is not the name of an encoder of {modality}s. Pass a short "
+            f"name ({', '.join(names)}; see list_encoders), 'open_clip:ARCHITECTURE/WEIGHTS', a "
+            f"model_name of {encoder_class.__name__}, or an encoder. {error}"
         ) from error
     return encoder

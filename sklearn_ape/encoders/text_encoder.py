@@ -22,16 +22,16 @@ from .weights import loading, read_side_file
 
 
 class TextPreparation(NamedTuple):
-    """Changes of a text before it is tokenized, as the files of a model declare them.
+    """Changes of texts before tokenization, as declared by the files of a model.
 
     Parameters
     ----------
     prompt : str, default=""
-        Text that is put in front of every text.
+        Text that is prepended to every text.
     lower : bool, default=False
-        Whether texts are lower-cased, the prompt with them.
+        Whether texts are lower-cased, including the prompt.
     tokenizer_lowers : bool, default=False
-        Whether the tokenizer lower-cases by itself.
+        Whether the tokenizer also lower-cases texts.
     """
 
     prompt: str = ""
@@ -39,13 +39,13 @@ class TextPreparation(NamedTuple):
     tokenizer_lowers: bool = False
 
     def __call__(self, texts: Any) -> Any:
-        """Return the texts as the model was trained to read them."""
+        """Return the texts with prompt and lower-casing applied."""
         if self.prompt:
             texts = [self.prompt + text for text in texts]
         return [text.lower() for text in texts] if self.lower else texts
 
     def identity(self) -> dict[str, Any]:
-        """Return the changes that affect features, for the key of the cache."""
+        """Return the changes that affect features, for the cache key."""
         identity: dict[str, Any] = {}
         if self.prompt:
             identity["prompt"] = self.prompt
@@ -60,27 +60,27 @@ def declared_preparation(
 ) -> TextPreparation:
     """Return the preparation of texts that the files of a model declare.
 
-    SigLIP and SigLIP 2 were trained on lower-cased texts. The tokenizer of the first lower-cases
-    by itself; that of the second, where it is loaded as Gemma's, does not.
+    SigLIP and SigLIP 2 were trained on lower-cased texts. The tokenizer of SigLIP lower-cases
+    texts, but the one of SigLIP 2, a Gemma tokenizer, does not.
 
     Parameters
     ----------
     model_name : str
-        The ``model_name`` of a `TransformersTextEncoder`.
+        Parameter ``model_name`` of a `TransformersTextEncoder`.
     revision : str or None
-        Revision of a hub model.
+        Branch, tag or commit of a hub model.
     weights : str or None
-        Digest or commit of the model. The files are read once for each.
+        Digest or commit of the model. The result is cached per digest or commit.
 
     Returns
     -------
     preparation : TextPreparation
-        For most models it changes nothing.
+        Preparation, which changes nothing for most models.
 
     Raises
     ------
     ValueError
-        When the files are damaged, or name a default prompt that they do not hold.
+        If the files are damaged, or their default prompt is not among the prompts.
     """
 
     def read(filename: str) -> dict[str, Any]:
@@ -96,41 +96,40 @@ def declared_preparation(
         prompts = sentence.get("prompts") or {}
         default = sentence.get("default_prompt_name")
         if default is not None and default not in prompts:
-            raise ValueError(f"default_prompt_name {default!r} is not among the prompts.")
+            raise ValueError(f"default_prompt_name={default!r} is not among the prompts.")
     if default is None:
-        _warn_of_prompts(model_name, {name: text for name, text in prompts.items() if text})
+        _warn_about_prompts(model_name, {name: text for name, text in prompts.items() if text})
         return TextPreparation("", lower, tokenizer_lowers)
     return TextPreparation(prompts[default] or "", lower, tokenizer_lowers)
 
 
-def _warn_of_prompts(model_name: str, prompts: dict[str, str]) -> None:
+def _warn_about_prompts(model_name: str, prompts: dict[str, str]) -> None:
     if prompts:
         warn(
-            f"{model_name!r} has prompts ({format_list(prompts)}) and none of them is the "
-            "default, so texts are encoded without a prompt, as sentence-transformers does. Put "
-            "the prompt in front of the texts yourself, for instance "
-            f"{next(iter(prompts.values()))!r}.",
+            f"model_name={model_name!r} has prompts ({format_list(prompts)}) but no default "
+            "prompt, so texts are encoded without one, as in sentence-transformers. Prepend a "
+            f"prompt to the texts, for instance {next(iter(prompts.values()))!r}.",
         )
 
 
-# A fast tokenizer serves one thread at a time, and has a lock that stays locked in the child of a
-# fork during its work.
+# Fast tokenizers are not thread-safe. They also have an internal lock, which would stay locked in
+# the child if the process forked during tokenization.
 TOKENIZING = ForkSafeLock(guards_library=True)
 
 
 class TextEncoder(FrozenEncoder):
-    """Base of the encoders of texts."""
+    """Base class for text encoders."""
 
     _modality = "text"
-    _worth_exporting = 4096
+    _min_items_to_export = 4096
 
     def _digest(self, item: Any) -> bytes:
-        return hashlib.sha256(b"text" + _checked_text(item).encode()).digest()
+        return hashlib.sha256(b"text" + _validate_text(item).encode()).digest()
 
     def _check(self, item: Any) -> None:
         if Path(item).suffix.lower() in IMAGE_SUFFIXES and os.path.isfile(item):
             raise ItemError(
-                "is an image's file, not a text: captions go to the text encoder, images to "
+                "is an image file, not a text. Pass captions to the text encoder and images to "
                 "the image encoder."
             )
 
@@ -153,10 +152,10 @@ class TextEncoder(FrozenEncoder):
         return 4
 
     def _order(self, items: list[Any]) -> list[int]:
-        # Texts of like length side by side need the least padding.
-        # Of equal ones by their letters: the same texts in another order make the same batches.
+        # Batches of similar lengths need the least padding. Equal lengths are sorted by text, so
+        # that batches, and thus the rounding of features, do not depend on the order of items.
         return sorted(
-            range(len(items)), key=lambda place: (len(items[place]), items[place]), reverse=True
+            range(len(items)), key=lambda row: (len(items[row]), items[row]), reverse=True
         )
 
     def __sklearn_tags__(self) -> Tags:
@@ -166,21 +165,23 @@ class TextEncoder(FrozenEncoder):
 
 
 def _is_invisible(character: str) -> bool:
-    """Say whether tokenizers keep nothing of a character: a space, or a mark of control."""
+    """Return whether a character is white space or a control or format character."""
     return character.isspace() or unicodedata.category(character) in ("Cc", "Cf")
 
 
-def _checked_text(item: Any) -> str:
-    """Return a text that says something, or raise ItemError."""
+def _validate_text(item: Any) -> str:
+    """Return a text that is not blank, or raise ItemError."""
     if isinstance(item, str):
         if all(map(_is_invisible, item)):
-            raise ItemError("is empty: expected a text.")
+            raise ItemError("is an empty text. Pass a text with visible characters.")
         try:
             item.encode()
-        except UnicodeEncodeError as error:  # half a surrogate pair: no tokenizer takes it
-            raise ItemError(f"is no valid Unicode ({error.reason}).") from None
+        except UnicodeEncodeError as error:  # lone surrogates, which tokenizers reject
+            raise ItemError(
+                f"is not valid Unicode ({error.reason}). Remove lone surrogates."
+            ) from None
         return item
     is_nan = isinstance(item, float) and item != item
     if item is None or is_nan or type(item).__name__ in ("NAType", "NaTType"):
-        raise ItemError("is no text (a missing caption?).")
-    raise ItemError(f"is of type {type(item).__name__}: expected a str.")
+        raise ItemError("is a missing value, not a text. Remove the row or write a caption.")
+    raise ItemError(f"is of type {type(item).__name__}. Pass a str.")

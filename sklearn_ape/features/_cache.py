@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from os import PathLike, fspath
 from types import TracebackType
@@ -11,7 +10,7 @@ from typing import Any, Protocol, Self, runtime_checkable
 
 import numpy as np
 
-from ..utils.concurrency import ForkSafeLock
+from ..utils.concurrency import LRUCache
 from ._disk_cache import DiskFeatureCache
 
 
@@ -61,9 +60,7 @@ class MemoryFeatureCache:
 
     def __init__(self, max_bytes: int = 2**30) -> None:
         self.max_bytes = max_bytes
-        self._features: OrderedDict[bytes, np.ndarray] = OrderedDict()
-        self._n_bytes = 0
-        self._lock = ForkSafeLock()
+        self._features: LRUCache[bytes, np.ndarray] = LRUCache(max_bytes=max_bytes)
 
     def __enter__(self) -> Self:
         return self
@@ -85,31 +82,19 @@ class MemoryFeatureCache:
 
     def get_many(self, keys: Iterable[bytes]) -> dict[bytes, np.ndarray]:
         """Return the features known, by key; unknown keys are left out."""
-        found = {}
-        with self._lock:
-            for key in keys:
-                if key in self._features:
-                    self._features.move_to_end(key)
-                    found[key] = self._features[key]
-        return found
+        entries = ((key, self._features.get(key)) for key in keys)
+        return {key: feature for key, feature in entries if feature is not None}
 
     def put_many(self, features: Mapping[bytes, np.ndarray]) -> None:
         """Keep features by key."""
-        with self._lock:
-            for key, feature in features.items():
-                known = self._features.pop(key, None)
-                self._n_bytes -= 0 if known is None else known.nbytes
-                self._features[key] = np.array(feature, dtype=np.float32)
-                self._features[key].flags.writeable = False  # handed out as it is
-                self._n_bytes += self._features[key].nbytes
-            while self._n_bytes > self.max_bytes and self._features:
-                self._n_bytes -= self._features.popitem(last=False)[1].nbytes
+        for key, feature in features.items():
+            copied = np.array(feature, dtype=np.float32)
+            copied.flags.writeable = False  # `get_many` returns the stored array, not a copy
+            self._features.put(key, copied)
 
     def clear(self) -> None:
         """Forget every feature."""
-        with self._lock:
-            self._features.clear()
-            self._n_bytes = 0
+        self._features.clear()
 
 
 class NoCache:

@@ -1,8 +1,8 @@
-"""Figures of what aligners and zero-shot classifiers do, after scikit-learn's Displays.
+"""Displays of aligners and zero-shot classifiers, in the manner of scikit-learn's.
 
-``from_estimator`` or ``from_predictions`` compute and draw; the display that they return keeps
-what it shows, so that ``plot`` draws it again, elsewhere or otherwise, without computing it again.
-They need matplotlib: ``pip install "sklearn-ape[plots]"``.
+``from_estimator`` and ``from_predictions`` compute and draw. The display that they return stores
+the results, so ``plot`` can draw them again, with other options, without computing them again.
+Displays need matplotlib: ``pip install "sklearn-ape[plots]"``.
 """
 
 from ._embedding_map import EmbeddingMapDisplay

@@ -1,79 +1,86 @@
-"""Both modalities on one flat map."""
+"""Two-dimensional map of image and text embeddings."""
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any, Self
 
 import numpy as np
+from sklearn.base import clone
+from sklearn.decomposition import PCA
+from sklearn.manifold import TSNE
 from sklearn.utils import check_array
 from sklearn.utils.validation import check_is_fitted
 
+from ..utils.validation import format_list
+from ..utils.warnings import warn
 from ._plotting import (
     OTHERS,
     aligner_and_input,
-    axes_for,
-    check_names,
-    checked_pairs,
-    colors_of,
-    flat_points,
-    images_in,
-    plain,
-    thumbnail,
+    check_items,
+    format_text,
+    get_axes,
+    get_images,
+    make_thumbnail,
+    resolve_pairs,
 )
 
 _THUMBNAIL_PIXELS = 32
 _IMAGE_COLOR, _TEXT_COLOR = "tab:blue", "tab:orange"
+_MAX_COLORS = 10
+_GREY_INDEX = 7  # of grey in the sequence of colours "tab10"
 
 
 class EmbeddingMapDisplay:
-    """Two dimensions of the shared space: images are circles, captions triangles.
+    """Map of image and text embeddings in two dimensions.
 
-    Make it with `from_estimator` or `from_predictions`.
+    Images are drawn as circles, and captions as triangles.
+    Create it with `from_estimator` or `from_predictions`.
 
     Parameters
     ----------
     image_points : ndarray of shape (n_images, 2)
-        Places of images.
+        Coordinates of the images.
     text_points : ndarray of shape (n_texts, 2)
-        Places of captions.
+        Coordinates of the captions.
     pairs : ndarray of shape (n_pairs, 2) or None, default=None
-        What belongs together: a thin line each. None draws none.
+        Indices of images and captions that belong together and are joined by a thin line. None
+        draws no lines.
     image_labels, text_labels : sequence or None, default=None
-        Colour. Beyond ten labels the rarer ones share a grey.
+        Labels of images and of captions, which determine the colours. With more than ten labels,
+        the less frequent ones are grey.
     images : sequence of images of length n_images or None, default=None
-        Shown in place of circles if `plot` is asked for thumbnails.
+        Images, which `plot` can show as thumbnails.
     axis_names : tuple of str, default=("", "")
-        What the axes are.
+        Names of the axes.
 
     Attributes
     ----------
     image_points_, text_points_ : list of matplotlib.collections.PathCollection
-        What was drawn, by colour.
+        Points of images and of captions, one collection per colour.
     lines_ : matplotlib.collections.LineCollection or None
-        Of the pairs.
+        Lines between pairs.
     thumbnails_ : list of matplotlib.offsetbox.AnnotationBbox
-        Images.
+        Thumbnails of images.
     ax_ : matplotlib.axes.Axes
-        Where it was drawn.
+        Axes of the display.
     figure_ : matplotlib.figure.Figure
-        Of these axes.
+        Figure of the axes.
 
     See Also
     --------
-    SimilarityMatrixDisplay : The cosines themselves.
+    SimilarityMatrixDisplay : Shows the cosines.
 
     Notes
     -----
-    **The modality gap.** In spaces trained contrastively images and captions tend to lie in two
-    separate cones [1]_: an image can be nearest to its own caption among all captions, and yet
-    nearer to every other image than to it. The first axis of a map then shows nothing but the
-    modality. This is no fault of retrieval, which compares captions with one another only.
-    ``center=True`` subtracts the mean of each modality, so that the map shows what is left; it
-    also hides how large the gap is.
+    **The modality gap.** In spaces that are trained contrastively, images and captions tend to lie
+    in two separate cones [1]_: an image can be more similar to its own caption than to all other
+    captions, and yet more similar to every other image. The first axis of the map then only
+    separates the modalities. This does not affect retrieval, which compares captions with each
+    other. ``center=True`` subtracts the mean of each modality, which removes the gap from the map.
 
-    A map of two dimensions drops most of what the space holds. Distances in a t-SNE map mean
-    nothing beyond the nearest neighbours. Do not judge an aligner by it: see
-    `RecallCurveDisplay`.
+    A map of two dimensions omits most of the information of the space. In a t-SNE map only the
+    nearest neighbours are meaningful. To evaluate an aligner, use `RecallCurveDisplay`.
 
     References
     ----------
@@ -131,32 +138,32 @@ class EmbeddingMapDisplay:
         Parameters
         ----------
         estimator : estimator, str or None
-            A fitted aligner or a Pipeline that ends in one; a name or None as
-            `ZeroShotClassifier` takes them.
+            Fitted aligner, or a Pipeline that ends in one. A name or None stands for the aligner
+            that `ZeroShotClassifier` takes for it.
         X : sequence of images, or array-like of shape (n_images, n_features)
-            What the estimator takes.
+            Images, or features if the estimator takes features.
         y : sequence of str, or array-like of shape (n_texts, n_text_features)
-            Texts, not necessarily as many as images.
+            Texts, or their features. Their number may differ from that of the images.
         images : sequence of images of length n_images or None, default=None
-            For thumbnails where X is features.
+            Images for thumbnails, if X is features.
         pairs, labels, text_labels, reducer, center, random_state : object
-            See `from_predictions`.
+            Options of the map; see `from_predictions`.
         ax : matplotlib.axes.Axes or None, default=None
-            Where to draw. None makes a figure.
+            Axes to draw on. None creates a figure.
         **plot_options : object
-            Given to `plot`.
+            Keyword arguments of `plot`.
 
         Returns
         -------
         display : EmbeddingMapDisplay
-            Drawn.
+            The display, which has been drawn.
         """
         aligner, features = aligner_and_input(estimator, X)
         check_is_fitted(aligner)
         return cls.from_predictions(
             aligner.transform(features),
             aligner.transform_text(y),
-            images=images_in(X) if images is None else images,
+            images=get_images(X) if images is None else images,
             pairs=pairs,
             labels=labels,
             text_labels=text_labels,
@@ -188,39 +195,40 @@ class EmbeddingMapDisplay:
         Parameters
         ----------
         image_embeddings : array-like of shape (n_images, n_components)
-            Images. Rows of NaN are left out.
+            Embeddings of the images. Rows of NaN are left out.
         text_embeddings : array-like of shape (n_texts, n_components)
-            Captions, in the same space.
+            Embeddings of the captions, in the same space.
         images : sequence of images of length n_images or None, default=None
-            For thumbnails.
+            Images for thumbnails.
         pairs : {"auto"}, array-like of shape (n_pairs, 2) or None, default="auto"
-            What is joined by lines. ``"auto"`` joins what stands at the same place, if there are
-            as many texts as images.
+            Indices of images and captions to join by lines. ``"auto"`` joins those at the same
+            index, if there are as many texts as images. None draws no lines.
         labels : sequence of length n_images or None, default=None
-            Colours of the images.
+            Labels of the images, which determine their colours.
         text_labels : sequence of length n_texts or None, default=None
-            Colours of the captions. None takes `labels`, if there are as many.
+            Labels of the captions. None takes `labels`, if there are as many texts as images.
         reducer : {"pca", "tsne"} or estimator, default="pca"
-            Makes two dimensions of many. t-SNE works with cosines. Any estimator with
-            ``fit_transform`` and two components, such as one of UMAP, is cloned.
+            Method of dimensionality reduction. t-SNE uses cosine distances. An estimator must have
+            ``fit_transform`` and give two components, as UMAP does; it is cloned.
         center : bool, default=False
             Whether the mean of each modality is subtracted first; see the notes.
         random_state : int, RandomState instance or None, default=None
-            Of the reducer, where it was named.
+            Random seed of "pca" and "tsne", for reproducible results.
         ax : matplotlib.axes.Axes or None, default=None
-            Where to draw. None makes a figure.
+            Axes to draw on. None creates a figure.
         **plot_options : object
-            Given to `plot`.
+            Keyword arguments of `plot`.
 
         Returns
         -------
         display : EmbeddingMapDisplay
-            Drawn.
+            The display, which has been drawn.
 
         Raises
         ------
         ValueError
-            When the widths or lengths do not agree, or there are too few points.
+            When the numbers of components or of items are inconsistent, or there are fewer than
+            3 points.
         """
         sides = [
             check_array(side, dtype=np.float64, ensure_all_finite="allow-nan", input_name=name)
@@ -232,21 +240,16 @@ class EmbeddingMapDisplay:
         n_images, n_texts = map(len, sides)
         if sides[0].shape[1] != sides[1].shape[1]:
             raise ValueError(
-                f"Images have {sides[0].shape[1]} components and texts {sides[1].shape[1]}: "
-                "pass embeddings of one space, not features."
+                f"image_embeddings has {sides[0].shape[1]} components, and text_embeddings has "
+                f"{sides[1].shape[1]}. Pass embeddings of one space, not features."
             )
-        images = check_names(images, n_images, "images", "image")
+        images = check_items(images, n_images, "images", "image")
         if text_labels is None and labels is not None and len(labels) == n_texts == n_images:
             text_labels = labels
-        labels = check_names(labels, n_images, "labels", "image")
-        text_labels = check_names(text_labels, n_texts, "text_labels", "text")
-        if isinstance(pairs, str):
-            if pairs != "auto":
-                raise ValueError(f"pairs must be 'auto', an array or None, not {pairs!r}.")
-            pairs = checked_pairs(None, n_images, n_texts) if n_images == n_texts else None
-        elif pairs is not None:
-            pairs = checked_pairs(pairs, n_images, n_texts)
-        points, axis_names = flat_points(sides, reducer, center, random_state)
+        labels = check_items(labels, n_images, "labels", "image")
+        text_labels = check_items(text_labels, n_texts, "text_labels", "text")
+        pairs = resolve_pairs(pairs, n_images, n_texts)
+        points, axis_names = _project(sides, reducer, center, random_state)
         display = cls(
             points[:n_images],
             points[n_images:],
@@ -267,31 +270,31 @@ class EmbeddingMapDisplay:
         legend: bool = True,
         size: float = 28.0,
     ) -> Self:
-        """Draw, without computing anything.
+        """Draw the stored results.
 
         Parameters
         ----------
         ax : matplotlib.axes.Axes or None, default=None
-            Where to draw. None makes a figure.
+            Axes to draw on. None creates a figure.
         thumbnails : bool or int, default=False
-            How many of the images, evenly spaced, are shown themselves. True is 100.
+            Number of images, evenly spaced in the data, to show as thumbnails. True shows 100.
         lines : bool, default=True
-            Whether pairs are joined.
+            Whether to join pairs by lines.
         legend : bool, default=True
-            Whether to say what is what.
+            Whether to draw a legend.
         size : float, default=28.0
-            Area of a mark in square points.
+            Area of a marker in square points.
 
         Returns
         -------
         display : EmbeddingMapDisplay
-            This one.
+            The display.
         """
         from matplotlib.collections import LineCollection
 
-        self.ax_ = ax = axes_for(ax, 8.4, 6)
+        self.ax_ = ax = get_axes(ax, 8.4, 6)
         self.figure_ = ax.figure
-        colors = colors_of(self.image_labels, self.text_labels)
+        colors = _assign_colors(self.image_labels, self.text_labels)
         self.lines_ = None
         if lines and self.pairs is not None and len(self.pairs):
             ends = np.stack(
@@ -313,15 +316,15 @@ class EmbeddingMapDisplay:
     def _draw_legend(self, colors: dict[Any, Any]) -> None:
         from matplotlib.lines import Line2D
 
-        def mark(shape: str, color: Any, words: str) -> Any:
-            return Line2D([], [], marker=shape, linestyle="", color=color, label=words)
+        def make_handle(marker: str, color: Any, text: str) -> Any:
+            return Line2D([], [], marker=marker, linestyle="", color=color, label=text)
 
         handles = [
-            mark("o", _IMAGE_COLOR if self.image_labels is None else "0.35", "image"),
-            mark("^", _TEXT_COLOR if self.text_labels is None else "0.35", "caption"),
-            *(mark("s", color, plain(label, 24)) for label, color in colors.items()),
+            make_handle("o", _IMAGE_COLOR if self.image_labels is None else "0.35", "image"),
+            make_handle("^", _TEXT_COLOR if self.text_labels is None else "0.35", "caption"),
+            *(make_handle("s", color, format_text(label, 24)) for label, color in colors.items()),
         ]
-        # Beside the axes, where no point can lie below it.
+        # Beside the axes, where the legend covers no points.
         self.ax_.legend(
             handles=handles,
             loc="upper left",
@@ -331,17 +334,17 @@ class EmbeddingMapDisplay:
         )
 
     def _scatter(
-        self, points: np.ndarray, labels: Any, colors: dict[Any, Any], mark: str, size: float
+        self, points: np.ndarray, labels: Any, colors: dict[Any, Any], marker: str, size: float
     ) -> list[Any]:
         options = {
-            "marker": mark,
+            "marker": marker,
             "s": size,
             "linewidths": 0.4,
             "edgecolors": "white",
             "zorder": 2,
         }
         if labels is None:
-            color = _IMAGE_COLOR if mark == "o" else _TEXT_COLOR
+            color = _IMAGE_COLOR if marker == "o" else _TEXT_COLOR
             return [self.ax_.scatter(points[:, 0], points[:, 1], color=color, **options)]
         names = np.array([str(label if label in colors else OTHERS) for label in labels])
         return [
@@ -350,17 +353,87 @@ class EmbeddingMapDisplay:
             if (names == str(label)).any()
         ]
 
-    def _draw_thumbnails(self, most: int) -> list[Any]:
+    def _draw_thumbnails(self, n_thumbnails: int) -> list[Any]:
         from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 
-        if self.images is None or most < 1:
+        if self.images is None or n_thumbnails < 1:
             return []
-        known = np.flatnonzero(np.isfinite(self.image_points).all(axis=1))
-        some = known[np.linspace(0, len(known) - 1, min(most, len(known))).round().astype(int)]
+        rows = np.flatnonzero(np.isfinite(self.image_points).all(axis=1))
+        sample = np.linspace(0, len(rows) - 1, min(n_thumbnails, len(rows))).round().astype(int)
         drawn = []
-        for row in some:
-            small = OffsetImage(thumbnail(self.images[row], _THUMBNAIL_PIXELS), zoom=0.75)
-            box = AnnotationBbox(small, self.image_points[row], pad=0.05, zorder=3)
+        for row in rows[sample]:
+            thumbnail = make_thumbnail(self.images[row], _THUMBNAIL_PIXELS)
+            box = AnnotationBbox(
+                OffsetImage(thumbnail, zoom=0.75), self.image_points[row], pad=0.05, zorder=3
+            )
             box.patch.set(edgecolor="0.8", linewidth=0.5)
             drawn.append(self.ax_.add_artist(box))
         return drawn
+
+
+def _project(
+    sides: list[np.ndarray], reducer: Any, center: bool, random_state: Any
+) -> tuple[np.ndarray, tuple[str, str]]:
+    """Return points of all rows in two dimensions, NaN for rows of NaN, and names of the axes."""
+    if center:
+        sides = [side - np.nanmean(side, axis=0) for side in sides]
+    embeddings = np.concatenate(sides)
+    is_finite = np.isfinite(embeddings).all(axis=1)
+    if not is_finite.all():
+        rows = np.flatnonzero(~is_finite)
+        warn(
+            f"{len(rows)} rows are not finite and are left out of the map: rows "
+            f"{format_list(rows, str)} of the images followed by the texts.",
+        )
+    n_points = int(is_finite.sum())
+    if n_points < 3:
+        raise ValueError(
+            f"image_embeddings and text_embeddings have {n_points} finite rows in all. Pass at "
+            "least 3."
+        )
+    estimator: Any
+    if not isinstance(reducer, str):
+        estimator = clone(reducer)
+    elif reducer == "pca":
+        estimator = PCA(2, random_state=random_state)
+    elif reducer == "tsne":
+        # The perplexity must be below the number of points; 30 is scikit-learn's default.
+        estimator = TSNE(
+            2, metric="cosine", init="random", perplexity=min(30.0, (n_points - 1) / 3),
+            random_state=random_state,
+        )  # fmt: skip
+    else:
+        raise ValueError(f"reducer must be 'pca', 'tsne' or an estimator, not {reducer!r}.")
+    reduced = np.asarray(estimator.fit_transform(embeddings[is_finite]))
+    if reduced.shape != (n_points, 2):
+        raise ValueError(
+            f"reducer returned an array of shape {reduced.shape}, not ({n_points}, 2). Pass an "
+            "estimator with two components."
+        )
+    axis_names = ("", "")
+    if isinstance(estimator, PCA):
+        first, second = estimator.explained_variance_ratio_
+        axis_names = f"first component ({first:.0%} of variance)", f"second ({second:.0%})"
+    points = np.full((len(embeddings), 2), np.nan)
+    points[is_finite] = reduced
+    return points, axis_names
+
+
+def _assign_colors(*label_lists: Any) -> dict[Any, Any]:
+    """Return a colour for each label; beyond ten labels, one grey for the less frequent ones."""
+    counts = Counter(label for labels in label_lists if labels is not None for label in labels)
+    if not counts:
+        return {}
+    from matplotlib import color_sequences
+
+    palette = list(color_sequences["tab10"])
+    grey = palette.pop(_GREY_INDEX)
+    colored = sorted(counts, key=str)
+    if len(counts) > _MAX_COLORS:
+        frequent = [label for label, _ in counts.most_common(_MAX_COLORS - 1)]
+        colored = sorted(frequent, key=str)
+    # Grey comes last: it is for the others, or for the tenth label.
+    colors = dict(zip(colored, [*palette, grey], strict=False))
+    if len(counts) > _MAX_COLORS:
+        colors[OTHERS] = grey
+    return colors

@@ -1,4 +1,4 @@
-"""Recall@k over k, both ways, beside chance."""
+"""Curves of recall@k in both directions, with the chance level."""
 
 from __future__ import annotations
 
@@ -11,49 +11,53 @@ from sklearn.utils.validation import check_is_fitted
 
 from ..metrics import recall_at_k
 from ..metrics.retrieval import compute_both_ranks
-from ._plotting import aligner_and_input, axes_for, checked_pairs, plain
+from ._plotting import aligner_and_input, check_pairs, format_text, get_axes
 
-_MOST_KS = 60
+_MAX_KS = 60
 _CHANCE = "chance"
-_WAYS = {"image_to_text": ("image → caption", "-"), "text_to_image": ("caption → image", "--")}
+_DIRECTIONS = {
+    "image_to_text": ("image → caption", "-"),
+    "text_to_image": ("caption → image", "--"),
+}
 
 
 class RecallCurveDisplay:
-    """Share of the queries whose match is among the first k, by k.
+    """Recall@k, the fraction of queries with a match among the first k results, over k.
 
-    Solid for finding captions by images, dashed for images by captions. Several estimators go
-    on one axes with ``ax=display.ax_``. Make it with `from_estimator` or `from_predictions`.
+    A solid line shows the retrieval of captions by images, and a dashed line that of images by
+    captions. To compare estimators on one axes, pass ``ax=display.ax_``. Create the display with
+    `from_estimator` or `from_predictions`.
 
     Parameters
     ----------
     ks : ndarray of shape (n_ks,)
-        Where recall was taken.
+        Values of k.
     recall : dict
-        ``{"image_to_text": ndarray of shape (n_ks,), "text_to_image": ...}``; one of them may be
-        missing.
+        Recall by direction, ``{"image_to_text": ndarray of shape (n_ks,), "text_to_image": ...}``.
+        One of the directions may be missing.
     chance : dict or None, default=None
-        The same of a random order.
+        Recall of a random order, by direction.
     estimator_name : str or None, default=None
-        For the legend.
+        Name of the estimator in the legend.
 
     Attributes
     ----------
     lines_ : dict
-        The two curves, `matplotlib.lines.Line2D` by direction.
+        Curves of recall, `matplotlib.lines.Line2D` by direction.
     chance_lines_ : dict
-        Those of chance. One that the axes has already is not drawn again.
+        Curves of the chance level by direction, without those that the axes had already.
     ax_ : matplotlib.axes.Axes
-        Where it was drawn.
+        Axes of the display.
     figure_ : matplotlib.figure.Figure
-        Of these axes.
+        Figure of the axes.
 
     See Also
     --------
-    sklearn_ape.metrics.retrieval_report : The numbers alone.
+    sklearn_ape.metrics.retrieval_report : Computes recall without drawing it.
 
     Notes
     -----
-    Recall falls with the number of candidates: compare curves of one test set.
+    Recall decreases with the number of candidates, so compare only curves of the same test set.
 
     Examples
     --------
@@ -90,33 +94,34 @@ class RecallCurveDisplay:
         ax: Any = None,
         **plot_options: Any,
     ) -> Self:
-        """Draw the recall of an aligner on pairs, best on pairs that it was not fitted on.
+        """Draw the recall of an aligner on pairs, which it should not have been fitted on.
 
         Parameters
         ----------
         estimator : estimator, str or None
-            A fitted aligner or a Pipeline that ends in one; a name or None as
-            `ZeroShotClassifier` takes them.
+            Fitted aligner, or a Pipeline that ends in one. A name or None stands for the aligner
+            that `ZeroShotClassifier` takes for it.
         X : sequence of images, or array-like of shape (n_samples, n_features)
-            What the estimator takes.
+            Images, or features if the estimator takes features.
         y : sequence of captions, or array-like of shape (n_samples, n_text_features)
-            One or several captions per image, as in `fit`. A hit on any of them counts.
+            One or several captions per image, or their features, as in `fit`. Any caption of an
+            image counts as a match.
         groups : array-like of shape (n_samples,) or None, default=None
-            Group of every row, such as the file name of its image; see the aligner's
-            ``retrieval_ranks``.
+            Group of each row, such as the file name of its image; see the method
+            ``retrieval_ranks`` of the aligner.
         ks : sequence of int or None, default=None
-            Where recall is taken. None takes up to 60, from 1 to the number of candidates.
+            Values of k. None takes up to 60 values, from 1 to the number of candidates.
         name : str or None, default=None
-            For the legend. None is the name of the class.
+            Name in the legend. None takes the name of the class.
         ax : matplotlib.axes.Axes or None, default=None
-            Where to draw. None makes a figure.
+            Axes to draw on. None creates a figure.
         **plot_options : object
-            Given to `plot`.
+            Keyword arguments of `plot`.
 
         Returns
         -------
         display : RecallCurveDisplay
-            Drawn.
+            The display, which has been drawn.
         """
         aligner, features = aligner_and_input(estimator, X)
         check_is_fitted(aligner)
@@ -147,55 +152,54 @@ class RecallCurveDisplay:
         Parameters
         ----------
         image_embeddings : ndarray of shape (n_images, n_components)
-            One row a distinct image, of length 1.
+            L2-normalized embeddings, one row per distinct image.
         text_embeddings : ndarray of shape (n_texts, n_components)
-            One row a distinct caption, of length 1.
+            L2-normalized embeddings, one row per distinct caption.
         pairs : ndarray of shape (n_pairs, 2) or None, default=None
-            Rows of images and captions that belong together. None pairs those at the same
-            place.
+            Indices of images and captions that belong together. None pairs those at the same
+            index.
         ks : sequence of int or None, default=None
-            Where recall is taken. None takes up to 60, from 1 to the number of candidates.
+            Values of k. None takes up to 60 values, from 1 to the number of candidates.
         name : str or None, default=None
-            For the legend.
+            Name in the legend.
         ax : matplotlib.axes.Axes or None, default=None
-            Where to draw. None makes a figure.
+            Axes to draw on. None creates a figure.
         **plot_options : object
-            Given to `plot`.
+            Keyword arguments of `plot`.
 
         Returns
         -------
         display : RecallCurveDisplay
-            Drawn.
+            The display, which has been drawn.
 
         Raises
         ------
         ValueError
-            When a row has no match, a k is below 1, or an embedding is not finite.
+            When a row has no match, k is below 1, or an embedding is not finite.
         """
         n_images, n_texts = len(image_embeddings), len(text_embeddings)
-        pairs = np.unique(checked_pairs(pairs, n_images, n_texts), axis=0)
-        most = max(n_images, n_texts)
-        places: np.ndarray = (
-            np.geomspace(1, most, min(most, _MOST_KS)).round().astype(int)
+        pairs = np.unique(check_pairs(pairs, n_images, n_texts), axis=0)
+        largest = max(n_images, n_texts)
+        values: np.ndarray = (
+            np.geomspace(1, largest, min(largest, _MAX_KS)).round().astype(int)
             if ks is None
             else np.atleast_1d(np.asarray(ks))
         )
-        if places.size == 0 or places.dtype.kind not in "iu" or places.min() < 1:
-            raise ValueError(f"ks must be integers of at least 1, not {places.tolist()}.")
-        places = np.unique(places)
-        of_images, of_texts = compute_both_ranks(image_embeddings, text_embeddings, pairs)
+        if values.size == 0 or values.dtype.kind not in "iu" or values.min() < 1:
+            raise ValueError(f"ks must be integers of at least 1, not {values.tolist()}.")
+        values = np.unique(values)
+        both_ranks = compute_both_ranks(image_embeddings, text_embeddings, pairs)
         recall = {
-            way: np.array([recall_at_k(ranks, int(k)) for k in places])
-            for way, ranks in zip(_WAYS, (of_images, of_texts), strict=True)
+            direction: np.array([recall_at_k(ranks, int(k)) for k in values])
+            for direction, ranks in zip(_DIRECTIONS, both_ranks, strict=True)
         }
+        n_texts_of_image = np.bincount(pairs[:, 0], minlength=n_images)
+        n_images_of_text = np.bincount(pairs[:, 1], minlength=n_texts)
         chance = {
-            way: _chance(np.bincount(pairs[:, side], minlength=n), n_others, places)
-            for way, side, n, n_others in (
-                ("image_to_text", 0, n_images, n_texts),
-                ("text_to_image", 1, n_texts, n_images),
-            )
+            "image_to_text": _compute_chance(n_texts_of_image, n_texts, values),
+            "text_to_image": _compute_chance(n_images_of_text, n_images, values),
         }
-        return cls(places, recall, chance=chance, estimator_name=name).plot(ax=ax, **plot_options)
+        return cls(values, recall, chance=chance, estimator_name=name).plot(ax=ax, **plot_options)
 
     def plot(
         self,
@@ -207,42 +211,42 @@ class RecallCurveDisplay:
         legend: bool = True,
         **line_options: Any,
     ) -> Self:
-        """Draw, without computing anything.
+        """Draw the stored results.
 
         Parameters
         ----------
         ax : matplotlib.axes.Axes or None, default=None
-            Where to draw, beside what is there. None makes a figure.
+            Axes to draw on, in addition to what they show. None creates a figure.
         name : str or None, default=None
-            For the legend. None is `estimator_name`.
+            Name in the legend. None takes `estimator_name`.
         color : object, default=None
-            Of both curves. None takes the next one.
+            Colour of both curves. None takes the next colour of the axes.
         plot_chance_level : bool, default=True
-            Whether the recall of a random order is drawn as well.
+            Whether to draw the recall of a random order.
         legend : bool, default=True
-            Whether to say which line is which.
+            Whether to draw a legend.
         **line_options : object
-            For matplotlib's ``plot``, of both curves.
+            Keyword arguments of matplotlib's ``plot`` for both curves.
 
         Returns
         -------
         display : RecallCurveDisplay
-            This one.
+            The display.
         """
         from matplotlib.ticker import LogLocator, NullLocator, PercentFormatter, StrMethodFormatter
 
-        self.ax_ = ax = axes_for(ax, 7, 4.8)
+        self.ax_ = ax = get_axes(ax, 7, 4.8)
         self.figure_ = ax.figure
         name = self.estimator_name if name is None else name
         self.lines_: dict[str, Any] = {}
         self.chance_lines_: dict[str, Any] = {}
-        for way, (words, style) in _WAYS.items():
-            if way not in self.recall:
+        for direction, (text, style) in _DIRECTIONS.items():
+            if direction not in self.recall:
                 continue
-            label = words if name is None else f"{plain(name)}: {words}"
+            label = text if name is None else f"{format_text(name)}: {text}"
             options = {"color": color, "linestyle": style, "label": label} | line_options
-            (self.lines_[way],) = ax.plot(self.ks, self.recall[way], **options)
-            color = self.lines_[way].get_color()
+            (self.lines_[direction],) = ax.plot(self.ks, self.recall[direction], **options)
+            color = self.lines_[direction].get_color()  # both curves have one colour
         if plot_chance_level and self.chance is not None:
             self._draw_chance()
         ax.set_xscale("log")
@@ -257,42 +261,43 @@ class RecallCurveDisplay:
         return self
 
     def _draw_chance(self) -> None:
-        """Draw chance: once on the axes, and once for both directions where it is the same."""
+        """Draw the chance level, without curves that are equal to one on the axes."""
         assert self.chance is not None
-        there = [line.get_ydata() for line in self.ax_.lines if line.get_gid() == _CHANCE]
+        drawn = [line.get_ydata() for line in self.ax_.lines if line.get_gid() == _CHANCE]
         curves = list(self.chance.values())
-        same = all(_same(curve, curves[0]) for curve in curves)
-        for way, values in self.chance.items():
-            if any(_same(one, values) for one in there):
+        are_equal = all(_look_equal(curve, curves[0]) for curve in curves)
+        for direction, values in self.chance.items():
+            if any(_look_equal(curve, values) for curve in drawn):
                 continue
-            label = _CHANCE if same else f"{_CHANCE}, {_WAYS[way][0]}"
-            style: Any = ":" if way == "image_to_text" else (0, (1, 4))
+            label = _CHANCE if are_equal else f"{_CHANCE}, {_DIRECTIONS[direction][0]}"
+            style: Any = ":" if direction == "image_to_text" else (0, (1, 4))
             (line,) = self.ax_.plot(
                 self.ks, values, color="gray", linestyle=style, label=label, gid=_CHANCE
             )
-            self.chance_lines_[way] = line
-            there.append(values)
+            self.chance_lines_[direction] = line
+            drawn.append(values)
 
 
-def _same(one: Any, other: Any) -> bool:
-    """Say whether two curves of chance would lie on each other in a figure."""
-    return len(one) == len(other) and np.allclose(one, other, atol=0.005)
+def _look_equal(curve: Any, other: Any) -> bool:
+    # Curves that differ by less than 0.005 cannot be distinguished in a figure.
+    return len(curve) == len(other) and np.allclose(curve, other, atol=0.005)
 
 
-def _chance(n_positives: np.ndarray, n_candidates: int, ks: np.ndarray) -> np.ndarray:
-    """Return the mean chance that k of the candidates, drawn at random, hold a positive.
+def _compute_chance(n_positives: np.ndarray, n_candidates: int, ks: np.ndarray) -> np.ndarray:
+    """Return the mean probability that k random candidates include a positive.
 
-    The draw holds none with probability C(n - p, k) / C(n, k).
+    With n candidates and p positives, they include none with probability C(n - p, k) / C(n, k).
     """
-    counts, of_each = np.unique(n_positives, return_counts=True)
-    others = n_candidates - counts[:, None]
+    counts, frequencies = np.unique(n_positives, return_counts=True)
+    n_negatives = n_candidates - counts[:, None]
     k = np.minimum(ks, n_candidates)[None, :]
-    possible = others - k >= 0
-    log_none = (
-        gammaln(others + 1)
-        - gammaln(np.where(possible, others - k, 0) + 1)
+    is_possible = n_negatives - k >= 0
+    # Logarithms, since binomial coefficients overflow.
+    log_miss = (
+        gammaln(n_negatives + 1)
+        - gammaln(np.where(is_possible, n_negatives - k, 0) + 1)
         - gammaln(n_candidates + 1)
         + gammaln(n_candidates - k + 1)
     )
-    none = np.where(possible, np.exp(log_none), 0.0)
-    return np.average(1 - none, axis=0, weights=of_each)
+    miss = np.where(is_possible, np.exp(log_miss), 0.0)
+    return np.average(1 - miss, axis=0, weights=frequencies)

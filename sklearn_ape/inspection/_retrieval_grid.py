@@ -1,4 +1,4 @@
-"""Queries and the images found for them."""
+"""Grid of queries and the images found for them."""
 
 from __future__ import annotations
 
@@ -10,46 +10,54 @@ import numpy as np
 from sklearn.utils.validation import check_is_fitted
 
 from ..utils.validation import check_sequence
-from ._plotting import aligner_and_input, axes_for, check_names, draw_thumbnail, images_in, plain
+from ._plotting import (
+    aligner_and_input,
+    check_items,
+    draw_thumbnail,
+    format_text,
+    get_axes,
+    get_images,
+)
 
-_QUERY_WIDTH = 1.5  # in images
-_RIGHT, _WRONG = "tab:green", "tab:red"
+_QUERY_WIDTH = 1.5  # in units of the width of an image
+_RELEVANT_COLOR, _IRRELEVANT_COLOR = "tab:green", "tab:red"
 
 
 class RetrievalGridDisplay:
-    """One row a query: the query, then the images found for it, nearest first, with scores.
+    """One row per query, with the images found for it and their scores, best first.
 
-    Make it with `from_estimator` or `from_predictions`.
+    Create it with `from_estimator` or `from_predictions`.
 
     Parameters
     ----------
     queries : sequence of length n_queries
-        Texts are written, images are shown.
+        Texts or images.
     images : sequence of length n_queries of sequences of images
-        What was found.
+        Images found for each query.
     scores : ndarray of shape (n_queries, k)
-        Similarities, below each image.
+        Similarities, which are written below the images.
     captions : sequence of sequences of str or None, default=None
-        Below each image besides.
+        Captions, which are also written below the images.
     relevant : ndarray of bool, shape (n_queries, k), or None, default=None
-        Whether each was right: a green frame, else a red one. None frames none.
+        Whether each image is relevant, which gives it a green frame, or else a red one. None draws
+        no frames.
 
     Attributes
     ----------
     thumbnails_ : list of list of matplotlib.image.AxesImage
-        The images found.
+        Images found for each query.
     text_ : list of list of matplotlib.text.Text
-        What stands below them.
+        Texts below the images.
     query_ : list
-        The queries' texts or images.
+        Artist of each query, a text or an image.
     ax_ : matplotlib.axes.Axes
-        Where it was drawn.
+        Axes of the display.
     figure_ : matplotlib.figure.Figure
-        Of these axes.
+        Figure of the axes.
 
     See Also
     --------
-    RecallCurveDisplay : How often the right one is among the first k.
+    RecallCurveDisplay : Shows how often a match is among the first k images.
 
     Examples
     --------
@@ -92,44 +100,46 @@ class RetrievalGridDisplay:
         ax: Any = None,
         **plot_options: Any,
     ) -> Self:
-        """Search and draw what was found.
+        """Search, and draw the results.
 
         Parameters
         ----------
         estimator : estimator, str or None
-            A fitted `CrossModalRetriever`, which has its images; or an aligner or a Pipeline
-            that ends in one, with which texts are looked up among `images`.
+            Fitted `CrossModalRetriever`, which searches its own images; or an aligner or a
+            Pipeline that ends in one, which searches `images` for texts.
         queries : sequence
-            Texts; for a retriever images as well.
+            Texts. For a retriever, also images.
         images : sequence of images of length n_images or None, default=None
-            What an aligner searches. For a retriever: the images it was fitted on, needed where
-            it was given ids or captions to return in their place.
+            Images for an aligner to search. For a retriever, the images that it was fitted on,
+            which are needed if it returns ids or captions instead of images.
         k : int, default=5
-            Images a query; fewer where there are fewer.
+            Maximum number of images per query.
         X : array-like of shape (n_images, n_features) or None, default=None
             Features of `images`, for an aligner that takes features.
         captions : sequence of str of length n_images or None, default=None
-            To be written below the images.
+            Captions to write below the images.
         relevant : sequence of length n_queries of collections of int, or None, default=None
-            For every query the numbers of the images that are right.
+            Indices of the relevant images of each query.
         standardize : bool or collection, default=False
-            See `APEAligner.similarity`; of an aligner.
+            Whether an aligner standardizes similarities; see `APEAligner.similarity`. Ignored for
+            a retriever.
         modality : {"auto", "image", "text"}, default="auto"
-            See `CrossModalRetriever.search`; of a retriever.
+            Modality of the queries for a retriever; see `CrossModalRetriever.search`. Ignored for
+            an aligner.
         ax : matplotlib.axes.Axes or None, default=None
-            Where to draw. None makes a figure.
+            Axes to draw on. None creates a figure.
         **plot_options : object
-            Given to `plot`.
+            Keyword arguments of `plot`.
 
         Returns
         -------
         display : RetrievalGridDisplay
-            Drawn.
+            The display, which has been drawn.
 
         Raises
         ------
         ValueError
-            When an aligner is given no images, or lengths do not agree.
+            When there are no images for an aligner, or lengths are inconsistent.
         """
         _check_queries(queries)
         result: Any
@@ -138,15 +148,15 @@ class RetrievalGridDisplay:
         else:
             if images is None:
                 raise ValueError(
-                    "images is None: an aligner has no images of its own. Pass those to be "
-                    "searched, or a fitted CrossModalRetriever."
+                    "images is None, and an aligner has no images of its own. Pass the images to "
+                    "search, or a fitted CrossModalRetriever."
                 )
-            images = check_names(images, len(images if X is None else X), "images", "row")
+            images = check_items(images, len(images if X is None else X), "images", "row")
             assert images is not None
             aligner, features = aligner_and_input(estimator, images if X is None else X)
             check_is_fitted(aligner)
             similarity = aligner.similarity(features, queries, standardize=standardize).T
-            # An image that could not be read is found last.
+            # NaN, the similarity of an image that could not be read, is sorted last.
             order = np.argsort(-similarity, axis=1, kind="stable")[:, :k]
             result = np.take_along_axis(similarity, order, axis=1), order
         return cls.from_predictions(
@@ -171,36 +181,36 @@ class RetrievalGridDisplay:
         ax: Any = None,
         **plot_options: Any,
     ) -> Self:
-        """Draw what was found.
+        """Draw the results of a search.
 
         Parameters
         ----------
         result : SearchResult or tuple
-            What `CrossModalRetriever.search` returns; or ``(scores, indices)``, arrays of shape
-            (n_queries, k), and then `images` is needed.
+            Result of `CrossModalRetriever.search`, or ``(scores, indices)``, arrays of shape
+            (n_queries, k), which need `images`.
         queries : sequence of length n_queries
-            What was looked for.
+            Queries of the search.
         images : sequence of images of length n_images or None, default=None
-            The images that the indices are of. None takes the items of the result.
+            All images that were searched. None shows the items of the result.
         captions : sequence of str of length n_images or None, default=None
-            To be written below the images. With `images` and without `captions`, items of the
-            result that are texts are written.
+            Captions of all images, to write below them. None takes the items of the result, if
+            they are texts and `images` is passed.
         relevant : sequence of length n_queries of collections of int, or None, default=None
-            For every query the numbers of the images that are right.
+            Indices of the relevant images of each query.
         ax : matplotlib.axes.Axes or None, default=None
-            Where to draw. None makes a figure.
+            Axes to draw on. None creates a figure.
         **plot_options : object
-            Given to `plot`.
+            Keyword arguments of `plot`.
 
         Returns
         -------
         display : RetrievalGridDisplay
-            Drawn.
+            The display, which has been drawn.
 
         Raises
         ------
         ValueError
-            When lengths do not agree, or there are no images to show.
+            When lengths are inconsistent, or there are no images to show.
         """
         _check_queries(queries)
         queries = list(queries)
@@ -208,53 +218,54 @@ class RetrievalGridDisplay:
         items: Any = result[2] if len(result) > 2 else None
         if scores.shape != indices.shape or len(scores) != len(queries):
             raise ValueError(
-                f"There are {len(queries)} queries, scores of shape {scores.shape} and indices of "
-                f"shape {indices.shape}: pass the result of a search for these queries."
+                f"result has scores of shape {scores.shape} and indices of shape {indices.shape}, "
+                f"and there are {len(queries)} queries. Pass the result of a search for these "
+                "queries."
             )
         if images is None and items is None:
-            raise ValueError("images is None: pass the images that the indices are of.")
+            raise ValueError("images is None. Pass the images that were searched.")
         if images is None and _all_texts(items) and not _any_files(items):
             raise ValueError(
-                f"The items of the result, such as {_first(items)!r}, are no files: pass images, "
-                "the images that were searched."
+                f"result has items such as {_get_first(items)!r}, which are not files. Pass the "
+                "images that were searched as images."
             )
-        of = _Lookup(indices)
-        written = None if captions is None else of(captions, "captions")
-        if written is None and images is not None and items is not None and _all_texts(items):
-            written = items
+        texts = None if captions is None else _take(captions, indices, "captions")
+        if texts is None and images is not None and items is not None and _all_texts(items):
+            texts = items
         display = cls(
             queries,
-            items if images is None else of(images, "images"),
+            items if images is None else _take(images, indices, "images"),
             scores,
-            captions=written,
-            relevant=None if relevant is None else _hits(indices, relevant),
+            captions=texts,
+            relevant=None if relevant is None else _mark_relevant(indices, relevant),
         )
         return display.plot(ax=ax, **plot_options)
 
     def plot(
         self, ax: Any = None, *, max_queries: int = 12, scores_format: str | None = ".2f"
     ) -> Self:
-        """Draw, without computing anything.
+        """Draw the stored results.
 
         Parameters
         ----------
         ax : matplotlib.axes.Axes or None, default=None
-            Where to draw. None makes a figure.
+            Axes to draw on. None creates a figure.
         max_queries : int, default=12
-            Of more, the first are shown, and the title says so.
+            Maximum number of queries. If there are more, the first ones are shown, and the title
+            says so.
         scores_format : str or None, default=".2f"
-            Of the scores; None leaves them out.
+            Format of the scores. None leaves them out.
 
         Returns
         -------
         display : RetrievalGridDisplay
-            This one.
+            The display.
         """
         n_shown = min(len(self.queries), max_queries)
         k = np.shape(self.scores)[1]
         n_lines = (self.captions is not None) * 2 + (scores_format is not None)
-        height = 1.06 + 0.16 * n_lines
-        self.ax_ = ax = axes_for(ax, 1.25 * (k + _QUERY_WIDTH), 1.25 * height * n_shown + 0.5)
+        height = 1.06 + 0.16 * n_lines  # of a row, in units of the width of an image
+        self.ax_ = ax = get_axes(ax, 1.25 * (k + _QUERY_WIDTH), 1.25 * height * n_shown + 0.5)
         self.figure_ = ax.figure
         ax.set(xlim=(-0.5 - _QUERY_WIDTH, k - 0.5), ylim=(height * n_shown - 0.53, -0.53))
         ax.set_aspect("equal")
@@ -267,7 +278,8 @@ class RetrievalGridDisplay:
             for column in range(min(k, len(self.images[row]))):
                 frame = None
                 if self.relevant is not None:
-                    frame = _RIGHT if self.relevant[row][column] else _WRONG
+                    is_relevant = self.relevant[row][column]
+                    frame = _RELEVANT_COLOR if is_relevant else _IRRELEVANT_COLOR
                 image = self.images[row][column]
                 images.append(draw_thumbnail(ax, image, (column, y), 0.92, frame))
                 texts.append(self._write_below(row, column, y, scores_format))
@@ -281,45 +293,42 @@ class RetrievalGridDisplay:
         x = -0.5 - _QUERY_WIDTH / 2
         if not isinstance(query, str) or os.path.isfile(query):
             return draw_thumbnail(self.ax_, query, (x, y), 0.92, "black")
-        return self.ax_.text(x, y, plain(query, 15, 5), ha="center", va="center", fontsize=10)
+        return self.ax_.text(
+            x, y, format_text(query, 15, 5), ha="center", va="center", fontsize=10
+        )
 
     def _write_below(self, row: int, column: int, y: float, scores_format: str | None) -> Any:
         lines = []
         if scores_format is not None:
             lines.append(format(self.scores[row][column], scores_format))
         if self.captions is not None:
-            lines.append(plain(self.captions[row][column], 17, 2))
+            lines.append(format_text(self.captions[row][column], 17, 2))
         return self.ax_.text(
             column, y + 0.5, "\n".join(lines), ha="center", va="top", fontsize=8, color="0.3"
         )
 
 
-class _Lookup:
-    """Takes from a sequence what the indices of a search name; an index below 0 names nothing."""
-
-    def __init__(self, indices: np.ndarray) -> None:
-        self.indices = indices
-
-    def __call__(self, sequence: Any, what: str) -> list[list[Any]]:
-        items = images_in(sequence)
-        if items is None or (self.indices.size and self.indices.max() >= len(items)):
-            raise ValueError(
-                f"The indices go up to {self.indices.max()}, and {what} has {len(sequence)} "
-                f"entries: pass those of all images that were searched."
-            )
-        return [[items[i] if i >= 0 else None for i in row] for row in self.indices]
+def _take(sequence: Any, indices: np.ndarray, name: str) -> list[list[Any]]:
+    """Return the items at the indices of a search, and None for negative indices."""
+    items = get_images(sequence)
+    if items is None or (indices.size and indices.max() >= len(items)):
+        raise ValueError(
+            f"{name} has {len(sequence)} items, and the indices go up to {indices.max()}. Pass "
+            "those of all images that were searched."
+        )
+    return [[items[i] if i >= 0 else None for i in row] for row in indices]
 
 
-def _hits(indices: np.ndarray, relevant: Any) -> np.ndarray:
-    """Return which indices are among the relevant ones of their query."""
+def _mark_relevant(indices: np.ndarray, relevant: Any) -> np.ndarray:
+    """Return whether each index is among the relevant ones of its query."""
     if len(relevant) != len(indices):
         raise ValueError(
-            f"relevant has {len(relevant)} entries for {len(indices)} queries: pass for each a "
-            "collection of numbers of images."
+            f"relevant has {len(relevant)} items for {len(indices)} queries. Pass a collection of "
+            "indices of images for each query."
         )
-    sets = [{one} if isinstance(one, int | np.integer) else set(one) for one in relevant]
+    sets = [{entry} if isinstance(entry, int | np.integer) else set(entry) for entry in relevant]
     return np.array(
-        [[int(i) in right for i in row] for row, right in zip(indices, sets, strict=True)]
+        [[int(i) in hits for i in row] for row, hits in zip(indices, sets, strict=True)]
     )
 
 
@@ -331,11 +340,11 @@ def _any_files(items: Any) -> bool:
     return any(os.path.isfile(item) for row in items for item in row)
 
 
-def _first(items: Any) -> Any:
+def _get_first(items: Any) -> Any:
     return next((item for row in items for item in row), None)
 
 
 def _check_queries(queries: Any) -> None:
     check_sequence(queries, "queries", "query", "texts or images")
     if len(queries) == 0:
-        raise ValueError("queries is empty: there is nothing to show.")
+        raise ValueError("queries is empty. Pass at least one query.")

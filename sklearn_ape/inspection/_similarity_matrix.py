@@ -1,4 +1,4 @@
-"""Cosines of images and captions, as a matrix with both of them on its sides."""
+"""Matrix of the cosine similarities of images and captions."""
 
 from __future__ import annotations
 
@@ -11,52 +11,53 @@ from sklearn.utils.validation import check_is_fitted
 
 from ._plotting import (
     aligner_and_input,
-    axes_for,
-    check_names,
-    checked_pairs,
+    check_items,
+    choose_text_color,
     draw_thumbnail,
-    images_in,
-    ink_on,
-    plain,
-    texts_in,
+    format_text,
+    get_axes,
+    get_images,
+    get_texts,
+    resolve_pairs,
 )
 
-_MOST_NAMED = 60  # beyond it sides have numbers: names would be dots
-_MOST_WRITTEN = 12
+_MAX_NAMED = 60  # thumbnails and captions of more rows and columns would be too small
+_MAX_WRITTEN = 12
 
 
 class SimilarityMatrixDisplay:
-    """Similarities of images (rows) and captions (columns).
+    """Similarities of images (rows) with captions (columns).
 
-    Make it with `from_estimator` or `from_predictions`.
+    Create it with `from_estimator` or `from_predictions`.
 
     Parameters
     ----------
     similarity : ndarray of shape (n_images, n_texts)
-        NaN stays white.
+        Similarities. Cells with NaN are white.
     images : sequence of images of length n_images or None, default=None
-        Shown beside the rows.
+        Images, which are shown beside the rows.
     captions : sequence of str of length n_texts or None, default=None
-        Written below the columns.
+        Captions, which are written below the columns.
     pairs : ndarray of shape (n_pairs, 2) or None, default=None
-        Rows and columns that belong together: these cells get a frame. None frames none.
+        Indices of images and captions that belong together, whose cells get a frame. None draws no
+        frames.
 
     Attributes
     ----------
     im_ : matplotlib.image.AxesImage
-        The matrix.
+        Artist of the matrix.
     text_ : ndarray of shape (n_images, n_texts), or None
-        The numbers in the cells, where there are at most 12 x 12 of them.
+        Values in the cells, or None if they are not written.
     thumbnails_ : list of matplotlib.image.AxesImage
-        The images.
+        Images beside the rows.
     ax_ : matplotlib.axes.Axes
-        Where it was drawn.
+        Axes of the display.
     figure_ : matplotlib.figure.Figure
-        Of these axes.
+        Figure of the axes.
 
     See Also
     --------
-    RecallCurveDisplay : How often the right caption comes first, for many pairs.
+    RecallCurveDisplay : Shows how often the matching caption is found, for many pairs.
 
     Examples
     --------
@@ -96,42 +97,43 @@ class SimilarityMatrixDisplay:
         ax: Any = None,
         **plot_options: Any,
     ) -> Self:
-        """Draw the similarities that an aligner gives.
+        """Compute similarities with an aligner, and draw them.
 
         Parameters
         ----------
         estimator : estimator, str or None
-            A fitted aligner or a Pipeline that ends in one; a name or None as
-            `ZeroShotClassifier` takes them.
+            Fitted aligner, or a Pipeline that ends in one. A name or None stands for the aligner
+            that `ZeroShotClassifier` takes for it.
         X : sequence of images, or array-like of shape (n_images, n_features)
-            What the estimator takes.
+            Images, or features if the estimator takes features.
         y : sequence of str, or array-like of shape (n_texts, n_text_features)
-            Texts, not necessarily as many as images.
+            Texts, or their features. Their number may differ from that of the images.
         standardize : bool or collection like X, default=False
-            See `APEAligner.similarity`. With a Pipeline, a collection is one of features.
+            Whether similarities are standardized; see `APEAligner.similarity`. For a Pipeline, a
+            collection holds features.
         images : sequence of images of length n_images or None, default=None
-            To be shown where X is features.
+            Images to show, if X is features.
         captions : sequence of str of length n_texts or None, default=None
-            To be shown where y is features, or instead of y.
+            Captions to write, if y is features or other texts should be shown.
         pairs : {"auto"}, array-like of shape (n_pairs, 2) or None, default="auto"
-            Cells to frame. ``"auto"`` is those on the diagonal if there are as many texts as
-            images.
+            Cells to frame. ``"auto"`` frames the diagonal if there are as many texts as images.
+            None draws no frames.
         ax : matplotlib.axes.Axes or None, default=None
-            Where to draw. None makes a figure.
+            Axes to draw on. None creates a figure.
         **plot_options : object
-            Given to `plot`.
+            Keyword arguments of `plot`.
 
         Returns
         -------
         display : SimilarityMatrixDisplay
-            Drawn.
+            The display, which has been drawn.
         """
         aligner, features = aligner_and_input(estimator, X)
         check_is_fitted(aligner)
         return cls.from_predictions(
             aligner.similarity(features, y, standardize=standardize),
-            images=images_in(X) if images is None else images,
-            captions=texts_in(y) if captions is None else captions,
+            images=get_images(X) if images is None else images,
+            captions=get_texts(y) if captions is None else captions,
             pairs=pairs,
             ax=ax,
             **plot_options,
@@ -153,27 +155,28 @@ class SimilarityMatrixDisplay:
         Parameters
         ----------
         similarity : array-like of shape (n_images, n_texts)
-            What an aligner's ``similarity`` returns.
+            Similarities, as the method ``similarity`` of an aligner returns them.
         images : sequence of images of length n_images or None, default=None
-            Paths, PIL images, bytes or arrays.
+            Images of the rows, as paths, PIL images, bytes or arrays.
         captions : sequence of str of length n_texts or None, default=None
-            Names of the columns.
+            Captions of the columns.
         pairs : {"auto"}, array-like of shape (n_pairs, 2) or None, default="auto"
-            Cells to frame. ``"auto"`` is those on the diagonal of a square matrix.
+            Cells to frame. ``"auto"`` frames the diagonal of a square matrix. None draws no
+            frames.
         ax : matplotlib.axes.Axes or None, default=None
-            Where to draw. None makes a figure.
+            Axes to draw on. None creates a figure.
         **plot_options : object
-            Given to `plot`.
+            Keyword arguments of `plot`.
 
         Returns
         -------
         display : SimilarityMatrixDisplay
-            Drawn.
+            The display, which has been drawn.
 
         Raises
         ------
         ValueError
-            When the lengths do not agree, or a pair is of no cell.
+            When lengths are inconsistent, or a pair is outside of the matrix.
         """
         similarity = check_array(
             similarity,
@@ -182,17 +185,11 @@ class SimilarityMatrixDisplay:
             input_name="similarity",
         )
         n_images, n_texts = similarity.shape
-        if isinstance(pairs, str):
-            if pairs != "auto":
-                raise ValueError(f"pairs must be 'auto', an array or None, not {pairs!r}.")
-            pairs = None if n_images != n_texts else checked_pairs(None, n_images, n_texts)
-        elif pairs is not None:
-            pairs = checked_pairs(pairs, n_images, n_texts)
         display = cls(
             similarity,
-            images=check_names(images, n_images, "images", "row"),
-            captions=check_names(captions, n_texts, "captions", "column"),
-            pairs=pairs,
+            images=check_items(images, n_images, "images", "row"),
+            captions=check_items(captions, n_texts, "captions", "column"),
+            pairs=resolve_pairs(pairs, n_images, n_texts),
         )
         return display.plot(ax=ax, **plot_options)
 
@@ -207,45 +204,46 @@ class SimilarityMatrixDisplay:
         frame_color: str = "tab:red",
         im_kw: dict[str, Any] | None = None,
     ) -> Self:
-        """Draw, without computing anything.
+        """Draw the stored results.
 
         Parameters
         ----------
         ax : matplotlib.axes.Axes or None, default=None
-            Where to draw. None makes a figure.
+            Axes to draw on. None creates a figure.
         cmap : str or matplotlib.colors.Colormap, default="viridis"
-            Colours.
+            Colour map of the similarities.
         include_values : bool or None, default=None
-            Whether the cells hold their numbers. None writes them up to 12 x 12 cells.
+            Whether to write the values into the cells. None writes up to 12 x 12 values.
         values_format : str, default=".2f"
-            Of the numbers.
+            Format of the values.
         colorbar : bool, default=True
-            Whether a scale stands beside the matrix.
+            Whether to draw a colour bar.
         frame_color : str, default="tab:red"
-            Of the frames of pairs.
+            Colour of the frames of pairs.
         im_kw : dict or None, default=None
-            For matplotlib's ``imshow``, such as ``vmin`` and ``vmax``.
+            Keyword arguments of matplotlib's ``imshow``, such as ``vmin`` and ``vmax``.
 
         Returns
         -------
         display : SimilarityMatrixDisplay
-            This one.
+            The display.
         """
         from matplotlib.patches import Rectangle
 
         n_images, n_texts = self.similarity.shape
-        cell = np.clip(9 / max(n_images, n_texts), 0.16, 0.7)
+        cell = np.clip(9 / max(n_images, n_texts), 0.16, 0.7)  # inches
         names = None
-        if self.captions is not None and n_texts <= _MOST_NAMED:
-            names = [plain(caption, 28) for caption in self.captions]
+        if self.captions is not None and n_texts <= _MAX_NAMED:
+            names = [format_text(caption, 28) for caption in self.captions]
         below = 0.6 if names is None else 0.085 * max(map(len, names))
-        self.ax_ = ax = axes_for(ax, 3 + cell * n_texts, 0.6 + below + cell * n_images)
+        self.ax_ = ax = get_axes(ax, 3 + cell * n_texts, 0.6 + below + cell * n_images)
         self.figure_ = ax.figure
         self.im_ = ax.imshow(self.similarity, **{"cmap": cmap, **(im_kw or {})})
-        few = max(n_images, n_texts) <= _MOST_WRITTEN
+        if include_values is None:
+            include_values = max(n_images, n_texts) <= _MAX_WRITTEN
         self.text_ = None
-        if include_values or (include_values is None and few):
-            self.text_ = self._write(values_format, fontsize=min(9, 22 * cell))
+        if include_values:
+            self.text_ = self._write_values(values_format, fontsize=min(9, 22 * cell))
         for row, column in () if self.pairs is None else self.pairs:
             ax.add_patch(
                 Rectangle(
@@ -254,7 +252,7 @@ class SimilarityMatrixDisplay:
                 )
             )  # fmt: skip
         self.thumbnails_ = []
-        if self.images is not None and n_images <= _MOST_NAMED:
+        if self.images is not None and n_images <= _MAX_NAMED:
             ax.set_yticks([])
             self.thumbnails_ = [
                 draw_thumbnail(ax, image, (-1.1, row), 0.92)
@@ -271,18 +269,17 @@ class SimilarityMatrixDisplay:
             bar.set_label("similarity")
         return self
 
-    def _write(self, values_format: str, fontsize: float) -> np.ndarray:
-        """Write the numbers into the cells."""
-        written = np.empty(self.similarity.shape, dtype=object)
+    def _write_values(self, values_format: str, fontsize: float) -> np.ndarray:
+        texts = np.empty(self.similarity.shape, dtype=object)
         colors = self.im_.cmap(self.im_.norm(self.similarity))
-        for place, value in np.ndenumerate(self.similarity):
-            written[place] = self.ax_.text(
-                place[1],
-                place[0],
+        for cell, value in np.ndenumerate(self.similarity):
+            texts[cell] = self.ax_.text(
+                cell[1],
+                cell[0],
                 "" if np.isnan(value) else format(value, values_format),
                 ha="center",
                 va="center",
-                color=ink_on(colors[place]),
+                color=choose_text_color(colors[cell]),
                 fontsize=fontsize,
             )
-        return written
+        return texts

@@ -1,4 +1,4 @@
-"""How training went: loss and recall on held-out pairs, epoch by epoch."""
+"""Training history: loss and held-out recall per epoch."""
 
 from __future__ import annotations
 
@@ -8,45 +8,44 @@ from typing import Any, Self
 from sklearn.utils.validation import check_is_fitted
 
 from ..aligners.wrapper import unwrap_aligner
-from ._plotting import axes_for, plain
+from ._plotting import format_text, get_axes
 
-_LOSS, _RECALL = "tab:blue", "tab:orange"
+_LOSS_COLOR, _RECALL_COLOR = "tab:blue", "tab:orange"
 
 
 class TrainingHistoryDisplay:
-    """Training loss (left) and recall on the pairs held out (right) by epoch.
+    """Training loss (left axis) and recall on held-out pairs (right axis) per epoch.
 
-    That recall is the mean of recall@1, 5 and 10 in both directions, which early stopping follows.
-
-    The epoch that was kept has a vertical line; a start that training had to beat is a dashed
-    horizontal one. Make it with `from_estimator`.
+    The recall is the mean of recall@1, 5 and 10 in both directions, which early stopping monitors.
+    A vertical line marks the epoch that was kept, and a dashed horizontal line the recall of the
+    initialization. Create the display with `from_estimator`.
 
     Parameters
     ----------
     history : sequence of dict
-        One an epoch, as in ``history_``: ``epoch`` and ``train_loss``, ``valid_recall`` where
-        pairs were held out. Epoch 0 is the start.
+        One dict per epoch, as in ``history_``, with ``epoch`` and ``train_loss``, and with
+        ``valid_recall`` if pairs were held out. Epoch 0 is the initialization.
     best_epoch : int or None, default=None
-        The epoch that was kept, as in ``best_epoch_``.
+        Epoch that was kept, as in ``best_epoch_``.
     estimator_name : str or None, default=None
-        Title.
+        Title of the display.
 
     Attributes
     ----------
     loss_line_, recall_line_ : matplotlib.lines.Line2D or None
-        The curves; None where the history has none.
+        Curves of the loss and of the recall, or None if they are not in the history.
     start_line_, best_line_ : matplotlib.lines.Line2D or None
-        The recall of the start, and the epoch kept.
+        Lines at the recall of the initialization and at the epoch that was kept.
     ax_ : matplotlib.axes.Axes
         Axes of the loss.
     recall_ax_ : matplotlib.axes.Axes or None
         Axes of the recall.
     figure_ : matplotlib.figure.Figure
-        Of these axes.
+        Figure of the axes.
 
     See Also
     --------
-    sklearn_ape.APEAligner : Has a history, as `LiTAligner` does.
+    sklearn_ape.APEAligner : Aligner with a history, as `LiTAligner` is.
 
     Examples
     --------
@@ -76,37 +75,37 @@ class TrainingHistoryDisplay:
     def from_estimator(
         cls, estimator: Any, *, name: str | None = None, ax: Any = None, **plot_options: Any
     ) -> Self:
-        """Draw how the training of an aligner went.
+        """Draw the training history of an aligner.
 
         Parameters
         ----------
         estimator : estimator
-            A fitted `APEAligner` or `LiTAligner`, or a Pipeline or search that ends in one.
+            Fitted `APEAligner` or `LiTAligner`, or a Pipeline or search that ends in one.
         name : str or None, default=None
-            Title. None is the name of the class.
+            Title of the display. None takes the name of the class.
         ax : matplotlib.axes.Axes or None, default=None
-            Where to draw. None makes a figure.
+            Axes to draw on. None creates a figure.
         **plot_options : object
-            Given to `plot`.
+            Keyword arguments of `plot`.
 
         Returns
         -------
         display : TrainingHistoryDisplay
-            Drawn.
+            The display, which has been drawn.
 
         Raises
         ------
         ValueError
-            When the aligner has no history: its solution is in closed form, or it had too few
-            pairs to hold any out and kept its start.
+            When the aligner has no history, since its solution is in closed form or it had too few
+            pairs to hold any out and kept its initialization.
         """
         aligner = unwrap_aligner(estimator)
         check_is_fitted(aligner)
         history = getattr(aligner, "history_", None)
         if history is None:
             raise ValueError(
-                f"{type(aligner).__name__} has no history_: it is not trained by epochs. Pass an "
-                "APEAligner or a LiTAligner."
+                f"estimator is a {type(aligner).__name__}, which has no history_, since it is not "
+                "trained in epochs. Pass an APEAligner or a LiTAligner."
             )
         display = cls(
             [dict(row) for row in history],
@@ -116,33 +115,34 @@ class TrainingHistoryDisplay:
         return display.plot(ax=ax, **plot_options)
 
     def plot(self, ax: Any = None, *, legend: bool = True) -> Self:
-        """Draw, without computing anything.
+        """Draw the stored results.
 
         Parameters
         ----------
         ax : matplotlib.axes.Axes or None, default=None
-            Where to draw. None makes a figure.
+            Axes to draw on. None creates a figure.
         legend : bool, default=True
-            Whether to say which line is which.
+            Whether to draw a legend.
 
         Returns
         -------
         display : TrainingHistoryDisplay
-            This one.
+            The display.
 
         Raises
         ------
         ValueError
             When the history is empty.
         """
-        losses = _column(self.history, "train_loss")
-        recalls = _column(self.history, "valid_recall")
+        losses = _get_series(self.history, "train_loss")
+        recalls = _get_series(self.history, "valid_recall")
         if not (losses or recalls):
             raise ValueError(
-                "The history is empty: no epoch was run. With init='auto' and too few pairs to "
-                "hold any out, APEAligner keeps its start; with early_stopping=False it trains."
+                "history is empty, since no epoch was run. With init='auto' and too few pairs to "
+                "hold any out, APEAligner keeps its initialization. To train it, pass "
+                "early_stopping=False."
             )
-        self.ax_ = ax = axes_for(ax, 7, 4.2)
+        self.ax_ = ax = get_axes(ax, 7, 4.2)
         self.figure_ = ax.figure
         self.loss_line_ = self.recall_line_ = self.start_line_ = self.best_line_ = None
         self.recall_ax_ = None
@@ -150,29 +150,31 @@ class TrainingHistoryDisplay:
         if losses:
             epochs, values = zip(*losses, strict=True)
             (self.loss_line_,) = ax.plot(
-                epochs, values, color=_LOSS, marker=_dots(losses), label="training loss"
+                epochs,
+                values,
+                color=_LOSS_COLOR,
+                marker=_choose_marker(losses),
+                label="training loss",
             )
-            ax.set_ylabel("training loss", color=_LOSS)
+            ax.set_ylabel("training loss", color=_LOSS_COLOR)
         if recalls:
             self._draw_recall(recalls)
         if self.best_epoch is not None:
             best = self.best_epoch
-            words = "the start was kept" if best == 0 else f"epoch {best} was kept"
-            self.best_line_ = ax.axvline(
-                self.best_epoch, color="tab:green", linestyle=":", label=words
-            )
+            label = "initialization was kept" if best == 0 else f"epoch {best} was kept"
+            self.best_line_ = ax.axvline(best, color="tab:green", linestyle=":", label=label)
         ax.xaxis.get_major_locator().set_params(integer=True)
-        title = None if self.estimator_name is None else plain(self.estimator_name, 60)
+        title = None if self.estimator_name is None else format_text(self.estimator_name, 60)
         if legend:
             lines = (self.loss_line_, self.recall_line_, self.start_line_, self.best_line_)
-            shown = [line for line in lines if line is not None]
-            # Above the axes: within them a curve of either scale would run through the words.
+            handles = [line for line in lines if line is not None]
+            # Above the axes, where no curve of either axis crosses the legend.
             ax.legend(
-                handles=shown,
+                handles=handles,
                 title=title,
                 loc="lower center",
                 bbox_to_anchor=(0.5, 1.0),
-                ncols=len(shown),
+                ncols=len(handles),
                 fontsize="small",
                 frameon=False,
             )
@@ -186,19 +188,30 @@ class TrainingHistoryDisplay:
         self.recall_ax_ = right = self.ax_.twinx()
         epochs, values = zip(*recalls, strict=True)
         (self.recall_line_,) = right.plot(
-            epochs, values, color=_RECALL, marker=_dots(recalls), label="held-out recall"
+            epochs,
+            values,
+            color=_RECALL_COLOR,
+            marker=_choose_marker(recalls),
+            label="held-out recall",
         )
         if epochs[0] == 0:
             self.start_line_ = right.axhline(
-                values[0], color=_RECALL, linestyle="--", linewidth=1, label="recall of the start"
-            )
+                values[0],
+                color=_RECALL_COLOR,
+                linestyle="--",
+                linewidth=1,
+                label="recall of initialization",
+            )  # fmt: skip
         right.yaxis.set_major_formatter(PercentFormatter(1.0))
-        right.set_ylabel("held-out recall (mean of @1, 5 and 10)", color=_RECALL)
+        right.set_ylabel("held-out recall (mean of @1, 5 and 10)", color=_RECALL_COLOR)
 
 
-def _column(history: Sequence[Mapping[str, Any]], key: str) -> list[tuple[int, float]]:
-    return [(row.get("epoch", n), row[key]) for n, row in enumerate(history, 1) if key in row]
+def _get_series(history: Sequence[Mapping[str, Any]], key: str) -> list[tuple[int, float]]:
+    """Return the epochs and values of a key of the history."""
+    return [
+        (row.get("epoch", number), row[key]) for number, row in enumerate(history, 1) if key in row
+    ]
 
 
-def _dots(points: list[tuple[int, float]]) -> str:
+def _choose_marker(points: list[tuple[int, float]]) -> str:
     return "o" if len(points) < 30 else ""

@@ -1,4 +1,4 @@
-"""Which classes are taken for which, with an image of each kind of mistake."""
+"""Confusion matrix of a zero-shot classifier, with an example image in each cell."""
 
 from __future__ import annotations
 
@@ -9,48 +9,54 @@ from typing import Any, Self
 import numpy as np
 from sklearn.utils.validation import check_consistent_length
 
-from ._plotting import axes_for, check_names, draw_thumbnail, images_in, ink_on, plain
-
-OTHERS = "(others)"
+from ._plotting import (
+    OTHERS,
+    check_items,
+    choose_text_color,
+    draw_thumbnail,
+    format_text,
+    get_axes,
+    get_images,
+)
 
 
 class ZeroShotConfusionDisplay:
-    """Confusion of zero-shot classes: true ones in rows, predicted ones in columns.
+    """Confusion matrix of zero-shot classes, with true classes in rows and predicted in columns.
 
-    A cell holds the number of images and one of them, its shade is the share of its row.
-    Make it with `from_estimator` or `from_predictions`.
+    A cell shows the number of images and one of them. Its shade is the fraction of the row.
+    Create it with `from_estimator` or `from_predictions`.
 
     Parameters
     ----------
     counts : ndarray of int, shape (n_rows, n_columns)
-        Images by true and predicted class.
+        Number of images by true and predicted class.
     row_labels : sequence of length n_rows
         True classes.
     column_labels : sequence of length n_columns
-        Predicted classes. The last may be the classifier's label for rejected images, and
-        ``"(others)"``, the classes that are not shown.
+        Predicted classes. The last columns may be the label of the classifier for unknown images,
+        and ``"(others)"`` for the classes that are not shown.
     examples : dict or None, default=None
-        Image by ``(row, column)``.
+        Example images by ``(row, column)``.
     title : str or None, default=None
-        Says what is shown.
+        Title of the display.
 
     Attributes
     ----------
     im_ : matplotlib.image.AxesImage
-        The shades.
+        Artist of the matrix.
     text_ : ndarray of shape (n_rows, n_columns)
-        The numbers; None where there are none.
+        Numbers in the cells, and None in empty cells.
     thumbnails_ : dict
-        `matplotlib.image.AxesImage` by ``(row, column)``.
+        Example images, `matplotlib.image.AxesImage` by ``(row, column)``.
     ax_ : matplotlib.axes.Axes
-        Where it was drawn.
+        Axes of the display.
     figure_ : matplotlib.figure.Figure
-        Of these axes.
+        Figure of the axes.
 
     See Also
     --------
-    sklearn.metrics.ConfusionMatrixDisplay : Without images.
-    sklearn_ape.metrics.per_class_accuracy : The accuracy of every class.
+    sklearn.metrics.ConfusionMatrixDisplay : Confusion matrix without images.
+    sklearn_ape.metrics.per_class_accuracy : Computes the accuracy of each class.
 
     Examples
     --------
@@ -90,39 +96,39 @@ class ZeroShotConfusionDisplay:
         ax: Any = None,
         **plot_options: Any,
     ) -> Self:
-        """Classify images and draw the confusion.
+        """Classify images and draw the confusion matrix.
 
         Parameters
         ----------
         estimator : estimator
-            A `ZeroShotClassifier`, a Pipeline that ends in one, or any other fitted classifier.
+            `ZeroShotClassifier`, a Pipeline that ends in one, or any other fitted classifier.
         X : sequence of images, or array-like of shape (n_samples, n_features)
-            What the estimator takes.
+            Images, or features if the estimator takes features.
         y : sequence of length n_samples
             True labels.
         images : sequence of images of length n_samples or None, default=None
-            To be shown where X is features.
+            Images to show, if X is features.
         max_classes : int, default=10
-            The most classes to show; see `from_predictions`.
+            Maximum number of classes to show; see `from_predictions`.
         ax : matplotlib.axes.Axes or None, default=None
-            Where to draw. None makes a figure.
+            Axes to draw on. None creates a figure.
         **plot_options : object
-            Given to `plot`.
+            Keyword arguments of `plot`.
 
         Returns
         -------
         display : ZeroShotConfusionDisplay
-            Drawn.
+            The display, which has been drawn.
         """
         check_consistent_length(X, y)
-        last = estimator
-        while hasattr(last, "steps"):
-            last = last.steps[-1][1]
+        classifier = estimator
+        while hasattr(classifier, "steps"):
+            classifier = classifier.steps[-1][1]
         return cls.from_predictions(
             y,
             estimator.predict(X),
-            images=images_in(X) if images is None else images,
-            unknown_label=getattr(last, "unknown_label", "unknown"),
+            images=get_images(X) if images is None else images,
+            unknown_label=getattr(classifier, "unknown_label", "unknown"),
             max_classes=max_classes,
             ax=ax,
             **plot_options,
@@ -140,31 +146,31 @@ class ZeroShotConfusionDisplay:
         ax: Any = None,
         **plot_options: Any,
     ) -> Self:
-        """Draw the confusion of predictions.
+        """Draw the confusion matrix of predictions.
 
         Parameters
         ----------
         y_true : sequence of length n_samples
             True labels.
         y_pred : sequence of length n_samples
-            Predicted ones.
+            Predicted labels.
         images : sequence of images of length n_samples or None, default=None
-            The first of each kind is shown.
+            Images, of which the first of each cell is shown.
         unknown_label : object, default="unknown"
-            What images below the threshold are called; its column, where there are any, comes
-            after those of the classes.
+            Label of images below the threshold. If it occurs, its column comes after those of the
+            classes.
         max_classes : int, default=10
-            The most classes to show. Of more, those that are most often confused are shown, and
-            all others are one column; the title says so.
+            Maximum number of classes to show. If there are more, the classes that are confused
+            most often are shown, all others share one column, and the title says so.
         ax : matplotlib.axes.Axes or None, default=None
-            Where to draw. None makes a figure.
+            Axes to draw on. None creates a figure.
         **plot_options : object
-            Given to `plot`.
+            Keyword arguments of `plot`.
 
         Returns
         -------
         display : ZeroShotConfusionDisplay
-            Drawn.
+            The display, which has been drawn.
 
         Raises
         ------
@@ -174,38 +180,39 @@ class ZeroShotConfusionDisplay:
         truth, predicted = _as_list(y_true), _as_list(y_pred)
         check_consistent_length(truth, predicted)
         if not truth:
-            raise ValueError("y_true is empty: there is nothing to show.")
+            raise ValueError("y_true is empty. Pass at least one label.")
         if max_classes < 2:
             raise ValueError(f"max_classes must be at least 2, not {max_classes!r}.")
-        sample_images = check_names(images, len(truth), "images", "sample")
+        sample_images = check_items(images, len(truth), "images", "sample")
         counts = Counter(zip(truth, predicted, strict=True))
-        classes = _in_order({*truth, *predicted} - {unknown_label})
-        shown = _most_confused(counts, classes, max_classes)
-        there = set(truth)
-        rows = [label for label in shown if label in there]
+        classes = _sort_labels({*truth, *predicted} - {unknown_label})
+        shown = _select_most_confused(counts, classes, max_classes)
+        true_labels = set(truth)
+        rows = [label for label in shown if label in true_labels]
         columns = list(shown)
-        if unknown_label in there:
+        if unknown_label in true_labels:
             rows.append(unknown_label)
-        if unknown_label in there or unknown_label in set(predicted):
+        if unknown_label in true_labels or unknown_label in set(predicted):
             columns.append(unknown_label)
         row_of = {label: row for row, label in enumerate(rows)}
         column_of = {label: column for column, label in enumerate(columns)}
-        hidden = any(t in row_of and p not in column_of for t, p in counts)
-        matrix = np.zeros((len(rows), len(columns) + hidden), dtype=int)
+        has_others = any(true in row_of and pred not in column_of for true, pred in counts)
+        matrix = np.zeros((len(rows), len(columns) + has_others), dtype=int)
         examples: dict[tuple[int, int], Any] = {}
-        for sample, (true, called) in enumerate(zip(truth, predicted, strict=True)):
+        for sample, (true, pred) in enumerate(zip(truth, predicted, strict=True)):
             if true in row_of:
-                place = row_of[true], column_of.get(called, len(columns))
-                matrix[place] += 1
+                cell = row_of[true], column_of.get(pred, len(columns))
+                matrix[cell] += 1
                 if sample_images is not None:
-                    examples.setdefault(place, sample_images[sample])
-        title = f"accuracy {np.mean([t == p for t, p in zip(truth, predicted, strict=True)]):.1%}"
+                    examples.setdefault(cell, sample_images[sample])
+        hits = [true == pred for true, pred in zip(truth, predicted, strict=True)]
+        title = f"accuracy {np.mean(hits):.1%}"
         if len(shown) < len(classes):
             title += f" on all; the {len(shown)} most confused of {len(classes):,} classes"
         display = cls(
             matrix,
             row_labels=rows,
-            column_labels=[*columns, OTHERS] if hidden else columns,
+            column_labels=[*columns, OTHERS] if has_others else columns,
             examples=examples if sample_images is not None else None,
             title=title,
         )
@@ -219,52 +226,52 @@ class ZeroShotConfusionDisplay:
         thumbnails: bool = True,
         im_kw: dict[str, Any] | None = None,
     ) -> Self:
-        """Draw, without computing anything.
+        """Draw the stored results.
 
         Parameters
         ----------
         ax : matplotlib.axes.Axes or None, default=None
-            Where to draw. None makes a figure.
+            Axes to draw on. None creates a figure.
         cmap : str or matplotlib.colors.Colormap, default="Blues"
-            Of the shares.
+            Colour map of the fractions.
         thumbnails : bool, default=True
-            Whether images are shown.
+            Whether to show images.
         im_kw : dict or None, default=None
-            For matplotlib's ``imshow``.
+            Keyword arguments of matplotlib's ``imshow``.
 
         Returns
         -------
         display : ZeroShotConfusionDisplay
-            This one.
+            The display.
         """
         counts = np.asarray(self.counts)
         n_rows, n_columns = counts.shape
-        shown = self.examples if thumbnails and self.examples is not None else {}
-        cell = 0.95 if shown else 0.55
-        self.ax_ = ax = axes_for(ax, 2.4 + cell * n_columns, 2 + cell * n_rows)
+        examples = self.examples if thumbnails and self.examples is not None else {}
+        cell_size = 0.95 if examples else 0.55  # inches
+        self.ax_ = ax = get_axes(ax, 2.4 + cell_size * n_columns, 2 + cell_size * n_rows)
         self.figure_ = ax.figure
-        share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-        self.im_ = ax.imshow(share, **({"cmap": cmap, "vmin": 0, "vmax": 1} | (im_kw or {})))
-        colors = self.im_.cmap(self.im_.norm(share))
+        fractions = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+        self.im_ = ax.imshow(fractions, **({"cmap": cmap, "vmin": 0, "vmax": 1} | (im_kw or {})))
+        colors = self.im_.cmap(self.im_.norm(fractions))
         self.text_ = np.full(counts.shape, None, dtype=object)
         for row, column in np.argwhere(counts > 0):
-            place = int(row), int(column)
-            self.text_[place] = ax.text(
+            cell = int(row), int(column)
+            self.text_[cell] = ax.text(
                 column,
-                row + (0.39 if place in shown else 0),
-                f"{counts[place]:,}",
+                row + (0.39 if cell in examples else 0),
+                f"{counts[cell]:,}",
                 ha="center",
                 va="center",
-                color=ink_on(colors[place]),
-                fontsize=8 if place in shown else 10,
+                color=choose_text_color(colors[cell]),
+                fontsize=8 if cell in examples else 10,
             )
         self.thumbnails_ = {
             (row, column): draw_thumbnail(ax, image, (column, row - 0.1), 0.72)
-            for (row, column), image in shown.items()
+            for (row, column), image in examples.items()
         }
-        self._frame_right_ones()
-        ax.set_xticks(range(n_columns), [plain(label, 24) for label in self.column_labels])
-        ax.set_yticks(range(n_rows), [plain(label, 16, 2) for label in self.row_labels])
+        self._frame_correct_cells()
+        ax.set_xticks(range(n_columns), [format_text(label, 24) for label in self.column_labels])
+        ax.set_yticks(range(n_rows), [format_text(label, 16, 2) for label in self.row_labels])
         longest = max(len(str(label)) for label in self.column_labels)
         if longest > 6:
             ax.tick_params(axis="x", labelrotation=45)
@@ -272,10 +279,10 @@ class ZeroShotConfusionDisplay:
                 label.set(ha="right", rotation_mode="anchor")
         ax.set(xlabel="predicted", ylabel="true")
         if self.title:
-            ax.set_title(plain(self.title, 60, 2), fontsize="medium")
+            ax.set_title(format_text(self.title, 60, 2), fontsize="medium")
         return self
 
-    def _frame_right_ones(self) -> None:
+    def _frame_correct_cells(self) -> None:
         from matplotlib.patches import Rectangle
 
         for row, label in enumerate(self.row_labels):
@@ -290,12 +297,12 @@ class ZeroShotConfusionDisplay:
 
 
 def _as_list(labels: Any) -> list[Any]:
-    """Return labels as Python's own objects; an array of a list would make text of numbers."""
+    """Return labels as built-in types. An array of a list could convert numbers to text."""
     return list(labels) if isinstance(labels, list | tuple) else np.asarray(labels).tolist()
 
 
-def _in_order(labels: Iterable[Any]) -> list[Any]:
-    """Return labels sorted; those of several types by their text."""
+def _sort_labels(labels: Iterable[Any]) -> list[Any]:
+    """Return sorted labels. Labels of several types are sorted by their text."""
     labels = list(labels)
     try:
         return sorted(labels)
@@ -303,16 +310,17 @@ def _in_order(labels: Iterable[Any]) -> list[Any]:
         return sorted(labels, key=str)
 
 
-def _most_confused(counts: Counter[Any], classes: list[Any], most: int) -> list[Any]:
-    """Return the classes of the most frequent mistakes, in their order."""
-    if len(classes) <= most:
+def _select_most_confused(counts: Counter[Any], classes: list[Any], max_classes: int) -> list[Any]:
+    """Return the classes of the most frequent errors, in the order of classes."""
+    if len(classes) <= max_classes:
         return classes
-    known = set(classes)
-    chosen: dict[Any, None] = {}
-    mistakes = [pair for pair, _ in counts.most_common() if pair[0] != pair[1]]
-    right = [pair for pair, _ in counts.most_common() if pair[0] == pair[1]]
-    for pair in [*(pair for pair in mistakes if known.issuperset(pair)), *right]:
-        new = [label for label in dict.fromkeys(pair) if label in known and label not in chosen]
-        if len(chosen) + len(new) <= most:
-            chosen.update(dict.fromkeys(new))
-    return [label for label in classes if label in chosen]
+    class_set = set(classes)  # without the label of unknown images
+    selected: set[Any] = set()
+    pairs = [pair for pair, _ in counts.most_common()]
+    errors = [pair for pair in pairs if pair[0] != pair[1] and class_set.issuperset(pair)]
+    hits = [pair for pair in pairs if pair[0] == pair[1]]
+    for pair in [*errors, *hits]:
+        new = class_set.intersection(pair) - selected
+        if len(selected) + len(new) <= max_classes:
+            selected |= new
+    return [label for label in classes if label in selected]

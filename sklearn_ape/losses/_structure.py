@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from numbers import Integral
-
 import torch
 from torch import nn
 
 from ..utils.linalg import l2_normalize
+from ..utils.validation import check_integer, check_number
 
 
 class StructureLoss(nn.Module):
@@ -57,11 +56,9 @@ class StructureLoss(nn.Module):
 
     def __init__(self, temperature: float = 0.1, levels: int = 1, max_rows: int = 1024) -> None:
         super().__init__()
-        if not temperature > 0:
-            raise ValueError(f"temperature must be above 0, not {temperature!r}.")
-        for name, value, lowest in (("levels", levels, 1), ("max_rows", max_rows, 2)):
-            if not isinstance(value, Integral) or value < lowest:
-                raise ValueError(f"{name} must be a whole number from {lowest}, not {value!r}.")
+        check_number(temperature, "temperature", 0, closed="neither")
+        check_integer(levels, "levels", 1)
+        check_integer(max_rows, "max_rows", 2)
         self.temperature = temperature
         self.levels = levels
         self.max_rows = max_rows

@@ -8,7 +8,7 @@ import numpy as np
 from scipy.stats import binomtest, bootstrap, norm, t
 from sklearn.utils import check_random_state, column_or_1d
 
-from ..utils.validation import as_floats, check_count
+from ..utils.validation import as_floats, check_integer
 
 _RESAMPLED_AT_ONCE = 2**22
 
@@ -202,7 +202,7 @@ def _checked(values: Any, name: str, confidence: float, n_resamples: int) -> np.
         raise ValueError(f"Value {np.flatnonzero(~np.isfinite(sample))[0]} is not finite.")
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must be between 0 and 1, not {confidence!r}.")
-    check_count(n_resamples, "n_resamples")
+    check_integer(n_resamples, "n_resamples", 1)
     return sample
 
 

@@ -12,7 +12,7 @@ from sklearn.utils import Bunch, check_array, check_consistent_length
 
 from ..utils.validation import (
     as_labels,
-    check_count,
+    check_integer,
     distinct_labels,
     format_list,
     ignores_underflow,
@@ -76,7 +76,7 @@ def expected_calibration_error(
     >>> round(expected_calibration_error(["a", "a", "b", "b"], proba), 3)
     0.3
     """
-    check_count(n_bins, "n_bins")
+    check_integer(n_bins, "n_bins", 1)
     proba = check_array(proba, dtype=np.float64, input_name="proba")
     off = np.flatnonzero((np.abs(proba.sum(axis=1) - 1) > 1e-3) | (proba < 0).any(axis=1))
     if off.size:

@@ -10,7 +10,7 @@ import numpy as np
 from sklearn.utils import column_or_1d
 from threadpoolctl import ThreadpoolController
 
-from ..utils.validation import as_floats, as_numeric, check_count, format_list
+from ..utils.validation import as_floats, as_numeric, check_integer, format_list
 
 # A tile of scores stays near the processor. Flags are counted in bytes, many times as fast as in
 # integers, so fewer than 256 at a time: rows by 240, and of the columns every eighth.
@@ -358,7 +358,7 @@ def recall_at_k(ranks: Any, k: int) -> float:
     >>> recall_at_k(np.array([0, 3, 7, 20]), k=5)
     0.5
     """
-    check_count(k, "k")
+    check_integer(k, "k", 1)
     ranks = column_or_1d(as_numeric(ranks, "ranks"))
     if not len(ranks):
         raise ValueError("ranks is empty, so recall is not defined. Pass one rank per query.")

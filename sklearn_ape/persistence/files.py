@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..utils.files import atomic_directory
+from ..utils.validation import format_list
 from ..utils.warnings import warn
 from ._serialize import Rebuilder, Recorder, dumped, loaded
 
@@ -231,10 +232,10 @@ def read_model(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         When it cannot be read.
     """
     if not (folder / TENSORS).is_file():
-        there = sorted(p.name for p in folder.iterdir())[:5] if folder.is_dir() else []
+        names = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
         raise ValueError(
             f"{str(folder)!r} holds no model of sklearn-ape: expected {CONFIG} and {TENSORS}, as "
-            f"save_pretrained writes them, and found {', '.join(there) or 'nothing'}. "
+            f"save_pretrained writes them, and found {format_list(names, str) or 'nothing'}. "
             f"{NEVER_OPENED}"
         )
     tensors, own = read_tensors(folder / TENSORS)
@@ -278,9 +279,8 @@ def _check_ours(folder: Path) -> None:
             if loaded(text, name).get("library") == "sklearn-ape":
                 return
     raise FileExistsError(
-        f"The folder {str(folder)!r} holds {', '.join(names[:3])}{', ...' * (len(names) > 3)} and "
-        "no model of sklearn-ape: save into another folder, so that nothing of yours is "
-        "overwritten."
+        f"The folder {str(folder)!r} holds {format_list(names, str)} and no model of sklearn-ape: "
+        "save into another folder, so that nothing of yours is overwritten."
     )
 
 

@@ -1,14 +1,14 @@
-"""Threads, and locks that survive a fork."""
+"""Thread map, locks that survive a fork, and a thread-safe LRU cache."""
 
 from __future__ import annotations
 
 import ctypes
 import os
 import threading
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections import OrderedDict, deque
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 from weakref import WeakSet
 
 PATIENCE_S = 5.0
@@ -97,6 +97,104 @@ def _renew_locks() -> None:
 
 
 at_fork(before=_wait_for_libraries, in_parent=_release_libraries, in_child=_renew_locks)
+
+
+Key = TypeVar("Key", bound=Hashable)
+
+
+Value = TypeVar("Value")
+
+
+class LRUCache(Generic[Key, Value]):
+    """Dictionary of bounded size that drops the least recently used entries.
+
+    It can be used by several threads, and by a child process after a fork.
+
+    Parameters
+    ----------
+    max_entries : int or None, default=None
+        Maximum number of entries. None is no limit.
+    max_bytes : int or None, default=None
+        Maximum sum of the `nbytes` of the values, which must be arrays. None is no limit.
+    keep_newest : bool, default=False
+        Whether the newest entry is kept even if it alone exceeds `max_bytes`.
+
+    Examples
+    --------
+    >>> from sklearn_ape.utils.concurrency import LRUCache
+    >>> cache = LRUCache(max_entries=2)
+    >>> for key in "abc":
+    ...     cache.put(key, key.upper())
+    >>> cache.get("a"), cache.get("c")
+    (None, 'C')
+    """
+
+    def __init__(
+        self,
+        max_entries: int | None = None,
+        max_bytes: int | None = None,
+        keep_newest: bool = False,
+    ) -> None:
+        self.max_entries = max_entries
+        self.max_bytes = max_bytes
+        self.keep_newest = keep_newest
+        self._entries: OrderedDict[Key, Value] = OrderedDict()
+        self._n_bytes = 0
+        self._lock = ForkSafeLock()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __contains__(self, key: Key) -> bool:
+        return key in self._entries
+
+    def get(self, key: Key) -> Value | None:
+        """Return the value of a key and mark it as used; None if there is no such key."""
+        with self._lock:
+            if key not in self._entries:
+                return None
+            self._entries.move_to_end(key)
+            return self._entries[key]
+
+    def put(self, key: Key, value: Value) -> None:
+        """Store a value, replacing an earlier one, and drop entries beyond the limits."""
+        with self._lock:
+            self._discard(key)
+            self._entries[key] = value
+            self._n_bytes += self._size(value)
+            while self._exceeds_limits():
+                self._discard(next(iter(self._entries)))
+
+    def get_or_create(self, key: Key, create: Callable[[], Value]) -> Value:
+        """Return the value of a key, calling `create` if there is none.
+
+        The lock is held during the call, so that other threads wait for the value instead of
+        creating it a second time.
+        """
+        with self._lock:
+            if key not in self._entries:
+                self.put(key, create())
+            self._entries.move_to_end(key)
+            return self._entries[key]
+
+    def clear(self) -> None:
+        """Drop every entry."""
+        with self._lock:
+            self._entries.clear()
+            self._n_bytes = 0
+
+    def _discard(self, key: Key) -> None:
+        if key in self._entries:
+            self._n_bytes -= self._size(self._entries.pop(key))
+
+    def _size(self, value: Any) -> int:
+        return 0 if self.max_bytes is None else value.nbytes
+
+    def _exceeds_limits(self) -> bool:
+        if len(self._entries) <= int(self.keep_newest):
+            return False
+        too_many = self.max_entries is not None and len(self._entries) > self.max_entries
+        return too_many or (self.max_bytes is not None and self._n_bytes > self.max_bytes)
 
 
 Item = TypeVar("Item")

@@ -9,7 +9,7 @@ from functools import wraps
 from itertools import islice
 from numbers import Integral, Real
 from os import PathLike
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, Literal, ParamSpec, TypeVar
 
 import numpy as np
 from sklearn.utils import check_array, column_or_1d
@@ -171,39 +171,57 @@ def check_sequence(values: Any, name: str, kind: str, kinds: str | None = None) 
         )
 
 
-def check_choice(estimator: Any, name: str, choices: Sequence[str]) -> None:
-    """Raise ValueError unless a parameter is one of some names."""
-    value = getattr(estimator, name)
+def check_choice(value: Any, name: str, choices: Sequence[str]) -> None:
+    """Raise ValueError unless a parameter is one of the choices."""
     if not isinstance(value, str) or value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(choices)}, not {value!r}.")
 
 
-def check_integer(estimator: Any, name: str, least: int, optional: bool = False) -> None:
-    """Raise ValueError unless a parameter is an integer of some size (or None)."""
-    value = getattr(estimator, name)
+def check_integer(value: Any, name: str, low: int, optional: bool = False) -> None:
+    """Raise ValueError unless a parameter is an integer of at least `low`, or None if optional."""
     if value is None and optional:
         return
-    if not isinstance(value, Integral) or isinstance(value, bool) or int(value) < least:
+    if not isinstance(value, Integral) or isinstance(value, bool) or int(value) < low:
         none = "None or " if optional else ""
-        raise ValueError(f"{name} must be {none}an integer >= {least}, not {value!r}.")
+        raise ValueError(f"{name} must be {none}an integer >= {low}, not {value!r}.")
 
 
 def check_number(
-    estimator: Any, name: str, low: float, high: float = math.inf, above: bool = False
+    value: Any,
+    name: str,
+    low: float,
+    high: float = math.inf,
+    closed: Literal["left", "both", "neither"] = "left",
+    optional: bool = False,
 ) -> None:
-    """Raise ValueError unless a parameter is a number in [low, high), or in (low, high)."""
-    value = getattr(estimator, name)
-    is_number = isinstance(value, Real) and not isinstance(value, bool)
-    if not is_number or not low <= float(value) < high or (above and float(value) == low):
+    """Raise ValueError unless a parameter is a number in an interval, or None if optional.
+
+    Parameters
+    ----------
+    value : object
+        Value of the parameter.
+    name : str
+        Name of the parameter, for the message.
+    low, high : float
+        Bounds of the interval.
+    closed : {"left", "both", "neither"}, default="left"
+        Which bounds belong to the interval.
+    optional : bool, default=False
+        Whether None is valid.
+    """
+    if value is None and optional:
+        return
+    is_valid = isinstance(value, Real) and not isinstance(value, bool)
+    if is_valid:
+        above = float(value) > low if closed == "neither" else float(value) >= low
+        below = float(value) <= high if closed == "both" else float(value) < high
+        is_valid = above and below
+    if not is_valid:
+        none = "None or " if optional else ""
+        left, right = "(" if closed == "neither" else "[", "]" if closed == "both" else ")"
         raise ValueError(
-            f"{name} must be a number in {'(' if above else '['}{low:g}, {high:g}), not {value!r}."
+            f"{name} must be {none}a number in {left}{low:g}, {high:g}{right}, not {value!r}."
         )
-
-
-def check_count(value: Any, name: str) -> None:
-    """Raise ValueError unless a value is an integer of at least 1."""
-    if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name} must be at least 1 and an integer, not {value!r}.")
 
 
 def as_labels(y: Any) -> np.ndarray:

@@ -6,7 +6,6 @@ import copy
 import hashlib
 import itertools
 import json
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from numbers import Real
 from typing import Any
@@ -14,7 +13,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 from scipy.sparse import csc_array
-from sklearn.base import BaseEstimator, clone
+from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
 from sklearn.utils.validation import check_is_fitted
@@ -22,34 +21,38 @@ from tqdm import tqdm
 
 from ..aligners.fitted_images import embedding_digest
 from ..aligners.similarity import LogitTiles, check_standardize, resolve_bank
-from ..aligners.wrapper import resolve_aligner, unwrap_aligner
+from ..aligners.wrapper import SavedClassifier, resolve_aligner, unwrap_aligner
 from ..encoders.base import FrozenEncoder
-from ..prompts import class_array, names_of, prompts_of, resolve_templates
-from ..utils.concurrency import ForkSafeLock
+from ..prompts import prompts_of, resolve_names, resolve_templates, to_class_array
+from ..utils.concurrency import ForkSafeLock, LRUCache
 from ..utils.sklearn_compat import CallbackSupportMixin, DocLinkMixin, FitContext
 from ..utils.validation import ignores_underflow
 from ..utils.warnings import warn
 
-_PROMPTS_AT_ONCE = 16_384
+# Prompts are encoded in blocks of at most this many, so that memory stays bounded for thousands
+# of labels with many templates each.
+_BLOCK_PROMPTS = 16_384
 
 
-_EMBEDDING_BYTES = 2**27
+# Bytes of the embeddings of a block. Embeddings of ASIF have one component per anchor.
+_BLOCK_BYTES = 2**27
 
 
-_MOST_BYTES = 2**28
+# Decimals to which embeddings must agree to be reported as equal: the last bits depend on which
+# other prompts were in the batch.
+_DECIMALS = 4
 
 
-_DIGITS = 4
-
-
-# Kept outside the classifiers: predicting leaves a classifier as it was, and clones, refits and
-# copies in a worker share what was computed. Without the prompts' own features, which are many.
-_kept: OrderedDict[bytes, np.ndarray] = OrderedDict()
+# The cache is not stored in the classifiers: predicting leaves a classifier unchanged, and clones,
+# refits and copies in a worker share what was computed. It holds one embedding per class; those of
+# the prompts would be too many.
+_cache: LRUCache[bytes, np.ndarray] = LRUCache(max_bytes=2**28, keep_newest=True)
 
 
 _lock = ForkSafeLock()
 
 
+# Numbers of aligners, since Python reuses ids.
 _tokens: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
 
 
@@ -57,172 +60,168 @@ _next_token = itertools.count()
 
 
 def embed_labels(
-    unwrap_aligner: Any, names: Mapping[Any, list[str]], templates: tuple[str, ...]
+    aligner: Any, names: Mapping[Any, list[str]], templates: tuple[str, ...]
 ) -> np.ndarray:
-    """Return the mean embedding of every class's prompts, scaled to length 1.
+    """Return the mean embedding of the prompts of each class, L2-normalized.
 
     Parameters
     ----------
-    text_side : aligner
-        Has `transform_text`, and a ``fingerprint_`` of its weights if it is one of ours.
+    aligner : aligner
+        Aligner whose `transform_text` embeds the prompts.
     names : mapping of length n_classes
-        The names of every class, in the order of the rows returned.
+        The names of each class, in the order of the rows returned.
     templates : tuple of str
-        What the names are put into.
+        Templates that the names are put into.
 
     Returns
     -------
     embeddings : ndarray of shape (n_classes, n_components)
-        Not to be written to.
+        Embeddings of the classes. The array is cached: do not write to it.
 
     Raises
     ------
     ValueError
-        When the text encoder gives up a prompt; the message names the class.
+        When the text encoder returns NaN for a prompt; the message names the class.
     """
-    asked = [
-        _identity(unwrap_aligner),
+    parts = [
+        _identify(aligner),
         templates,
-        [[str(label), *some] for label, some in names.items()],
+        [[str(label), *class_names] for label, class_names in names.items()],
     ]
-    key = hashlib.sha256(json.dumps(asked).encode()).digest()
-    with _lock:
-        embeddings = _kept.get(key)
-        if embeddings is not None:
-            _kept.move_to_end(key)
-            return embeddings
-    embeddings = _class_means(unwrap_aligner, names, templates)
-    lost = np.flatnonzero(~np.isfinite(embeddings).all(axis=1))
-    if lost.size:
+    key = hashlib.sha256(json.dumps(parts).encode()).digest()
+    embeddings = _cache.get(key)
+    if embeddings is not None:
+        return embeddings
+    embeddings = _embed_classes(aligner, names, templates)
+    failed = np.flatnonzero(~np.isfinite(embeddings).all(axis=1))
+    if failed.size:
         raise ValueError(
-            f"The text encoder gives no numbers for the class {list(names)[lost[0]]!r}: describe "
-            "it in other words."
+            f"labels has the class {list(names)[failed[0]]!r}, for which the text encoder returns "
+            "NaN. Describe it by other texts."
         )
-    _warn_of_twins(names, embeddings)
-    with _lock:
-        _kept[key] = embeddings
-        while len(_kept) > 1 and sum(some.nbytes for some in _kept.values()) > _MOST_BYTES:
-            _kept.popitem(last=False)
+    _warn_if_indistinguishable(names, embeddings)
+    _cache.put(key, embeddings)
     return embeddings
 
 
-def _identity(unwrap_aligner: Any) -> str:
-    """Say what embeddings of texts depend on besides the texts."""
-    digest = embedding_digest(unwrap_aligner)
-    if isinstance(getattr(unwrap_aligner, "text_encoder_", None), FrozenEncoder):
+def _identify(aligner: Any) -> str:
+    """Return a text that changes with everything that embeddings of texts depend on."""
+    digest = embedding_digest(aligner)
+    if isinstance(getattr(aligner, "text_encoder_", None), FrozenEncoder):
         return digest
     # Other encoders may depend on more than their parameters, so each object has an identity.
     with _lock:
-        token = _tokens.get(unwrap_aligner)
+        token = _tokens.get(aligner)
         if token is None:
-            token = _tokens[unwrap_aligner] = next(_next_token)
+            token = _tokens[aligner] = next(_next_token)
     return f"{digest} {token}"
 
 
 @ignores_underflow
-def _class_means(
-    unwrap_aligner: Any, names: Mapping[Any, list[str]], templates: tuple[str, ...]
+def _embed_classes(
+    aligner: Any, names: Mapping[Any, list[str]], templates: tuple[str, ...]
 ) -> np.ndarray:
-    """Add up the embeddings of distinct prompts, some at a time, over the classes they are of."""
-    numbers: dict[str, int] = {}
-    class_of: list[int] = []
-    number_of: list[int] = []
-    for row, (label, some) in enumerate(names.items()):
-        prompts = prompts_of(label, some, templates)
-        number_of += [numbers.setdefault(prompt, len(numbers)) for prompt in prompts]
-        class_of += [row] * len(prompts)
-    belongs = csc_array(
-        (np.ones(len(class_of), np.float32), (class_of, number_of)),
-        shape=(len(names), len(numbers)),
+    """Return the mean embedding of the prompts of each class; each prompt is encoded once."""
+    index_of_prompt: dict[str, int] = {}
+    class_indices: list[int] = []
+    prompt_indices: list[int] = []
+    for class_index, (label, class_names) in enumerate(names.items()):
+        prompts = prompts_of(label, class_names, templates)
+        prompt_indices += [
+            index_of_prompt.setdefault(prompt, len(index_of_prompt)) for prompt in prompts
+        ]
+        class_indices += [class_index] * len(prompts)
+    membership = csc_array(
+        (np.ones(len(class_indices), np.float32), (class_indices, prompt_indices)),
+        shape=(len(names), len(index_of_prompt)),
     )
+    # The sums depend on the order of the blocks in the last bits, so the order is fixed.
     sums: np.ndarray | None = None
-    for start, embeddings in _embedded(unwrap_aligner, list(numbers)):
-        some_of = belongs[:, start : start + len(embeddings)]
-        rows = np.unique(some_of.indices)
+    for start, embeddings in _embed_in_blocks(aligner, list(index_of_prompt)):
+        block_membership = membership[:, start : start + len(embeddings)]
+        rows = np.unique(block_membership.indices)
         if sums is None:
             sums = np.zeros((len(names), embeddings.shape[1]), embeddings.dtype)
-        sums[rows] += some_of[rows] @ embeddings
+        sums[rows] += block_membership[rows] @ embeddings
     assert sums is not None
-    # All captions alike say nothing of any text: its embedding is zero.
-    length = np.linalg.norm(sums, axis=1, keepdims=True)
-    sums /= np.where(length > 0, length, 1)
+    # An aligner that was fitted on equal captions embeds every text as zero.
+    norm = np.linalg.norm(sums, axis=1, keepdims=True)
+    sums /= np.where(norm > 0, norm, 1)
     return sums
 
 
-def _embedded(unwrap_aligner: Any, prompts: list[str]) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield the embeddings of runs of prompts, each with the place of the first of them."""
-    size = min(_PROMPTS_AT_ONCE, _EMBEDDING_BYTES // (4 * _width(unwrap_aligner)) + 1)
+def _embed_in_blocks(aligner: Any, prompts: list[str]) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield the index of the first prompt of each block, and the embeddings of the block."""
+    n_components = int(getattr(aligner, "n_components_", 1))
+    size = min(_BLOCK_PROMPTS, _BLOCK_BYTES // (4 * n_components) + 1)
     if len(prompts) <= size:
-        yield 0, np.asarray(unwrap_aligner.transform_text(prompts))
+        yield 0, np.asarray(aligner.transform_text(prompts))
         return
-    quiet, verbose = _for_many(unwrap_aligner)
+    quiet, verbose = _silence(aligner)
     with tqdm(
         total=len(prompts), unit="prompt", desc="labels", disable=not verbose, delay=0.5
     ) as progress:
         for start in range(0, len(prompts), size):
-            some = prompts[start : start + size]
-            yield start, np.asarray(quiet.transform_text(some))
-            progress.update(len(some))
+            block = prompts[start : start + size]
+            yield start, np.asarray(quiet.transform_text(block))
+            progress.update(len(block))
 
 
-def _width(unwrap_aligner: Any) -> int:
-    return int(getattr(unwrap_aligner, "n_components_", 1))
+def _silence(aligner: Any) -> tuple[Any, bool]:
+    """Return an aligner for thousands of prompts, and whether to show a progress bar.
 
-
-def _for_many(unwrap_aligner: Any) -> tuple[Any, bool]:
-    """Return the aligner for prompts by the thousand, and whether to show how far it is.
-
-    Its encoder shows no bar a call, and does not drive all other features out of the memory that
-    encoders share. A cache on disk is used: a run that was stopped goes on from there.
+    Its encoder shows no bar per call. It does not use the memory cache, from which so many prompts
+    would evict all other features. A cache on disk is used, so that an interrupted run can resume.
     """
-    encoder = getattr(unwrap_aligner, "text_encoder_", None)
+    encoder = getattr(aligner, "text_encoder_", None)
     if isinstance(encoder, FrozenEncoder):
-        quiet = copy.copy(unwrap_aligner)
-        quiet.text_encoder_ = _quiet(encoder)
+        quiet = copy.copy(aligner)
+        quiet.text_encoder_ = _silence_estimator(encoder)
         return quiet, bool(encoder.verbose)
-    if isinstance(getattr(unwrap_aligner, "text_encoder", None), FrozenEncoder) and hasattr(
-        unwrap_aligner, "cache"
-    ):  # CLIP's is made of its own parameters
-        return _quiet(unwrap_aligner), bool(unwrap_aligner.verbose)
-    return unwrap_aligner, False
+    if isinstance(getattr(aligner, "text_encoder", None), FrozenEncoder) and hasattr(
+        aligner, "cache"
+    ):  # CLIPAligner makes its encoder from its own parameters
+        return _silence_estimator(aligner), bool(aligner.verbose)
+    return aligner, False
 
 
-def _quiet(estimator: Any) -> Any:
+def _silence_estimator(estimator: Any) -> Any:
     cache = None if estimator.cache == "memory" else estimator.cache
     return clone(estimator).set_params(cache=cache, verbose=0)
 
 
-def _warn_of_twins(classes: Iterable[Any], embeddings: np.ndarray) -> None:
-    """Tell of names that the text encoder cannot tell apart, such as characters unknown to it."""
-    first: dict[bytes, Any] = {}
+def _warn_if_indistinguishable(classes: Iterable[Any], embeddings: np.ndarray) -> None:
+    """Warn if two classes have the same embedding, as of characters unknown to the encoder."""
+    label_of_digest: dict[bytes, Any] = {}
     for label, row in zip(classes, embeddings, strict=True):
-        # Rounded: the last bits depend on what else was in the batch. Nor is -0 another number.
-        rounded = row.round(_DIGITS) + 0.0
+        rounded = row.round(_DECIMALS) + 0.0  # adding 0 turns -0 into 0
         digest = hashlib.blake2b(rounded.tobytes(), digest_size=16).digest()
-        twin = first.setdefault(digest, label)
-        if twin != label:
+        first = label_of_digest.setdefault(digest, label)
+        if first != label:
             warn(
-                f"The classes {twin!r} and {label!r} have the same embedding: the text encoder "
-                "cannot tell their names apart. Describe them in other words.",
+                f"labels has the classes {first!r} and {label!r}, which have the same embedding: "
+                "the text encoder cannot distinguish their names. Describe them by other texts.",
             )
             return
 
 
 # Between these bounds float32 logits do not overflow, even if they are standardized by a tiny
 # deviation, and do not become zero or subnormal, which would create ties.
-_LEAST_SCALE, _MOST_SCALE = 1e-30, 1e30
+_MIN_SCALE, _MAX_SCALE = 1e-30, 1e30
 
 
-_NOT_FITTED = (
+NOT_FITTED = (
     "This %(name)s is not fitted: call fit(images, captions), or pass labels and a fitted "
     "aligner, as in %(name)s(['cat', 'dog'], aligner=model)."
 )
 
 
-class ZeroShotBase(DocLinkMixin, CallbackSupportMixin, BaseEstimator):
-    """Base of the classifiers: subclasses say what logits mean.
+class ZeroShotBase(
+    SavedClassifier, ClassifierMixin, DocLinkMixin, CallbackSupportMixin, BaseEstimator
+):
+    """Base class of classifiers by names.
 
-    Ready as soon as there are labels and a fitted aligner.
+    A classifier can predict as soon as it has labels and a fitted aligner.
     """
 
     labels: Sequence[str] | Mapping[Any, str | Sequence[str]] | None
@@ -233,27 +232,33 @@ class ZeroShotBase(DocLinkMixin, CallbackSupportMixin, BaseEstimator):
 
     @property
     def n_features_in_(self) -> int:
-        """Width of the features that the aligner was fitted on."""
-        return self._of_aligner("n_features_in_")
+        """Number of features that the aligner was fitted on."""
+        return self._get_aligner_attribute("n_features_in_")
 
     @property
     def feature_names_in_(self) -> np.ndarray:
         """Names of the features that the aligner was fitted on."""
-        return self._of_aligner("feature_names_in_")
+        return self._get_aligner_attribute("feature_names_in_")
 
-    def _of_aligner(self, name: str) -> Any:
-        if self.aligner is None or isinstance(self.aligner, str):  # these take images
+    def _get_aligner_attribute(self, name: str) -> Any:
+        if self.aligner is None or isinstance(self.aligner, str):  # these models take images
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         return getattr(getattr(self, "aligner_", self.aligner), name)
 
-    def _is_kept(self) -> bool:
-        """Say whether `fit` keeps the aligner, because there is one to predict with."""
+    def _keeps_aligner(self) -> bool:
+        """Return whether `fit` uses the aligner unchanged, since it can embed already."""
         if self.aligner is None or isinstance(self.aligner, FrozenEstimator | str):
             return True
         return _is_fitted(self.aligner)
 
-    def _kept_aligner(self, captions: Any = None) -> Any:
-        """Return the aligner that `fit` keeps. Warn if there are captions, which are not used."""
+    def _fit_aligner(self, X: Any, captions: Any, progress: FitContext) -> Any:
+        """Return a fitted clone of the aligner."""
+        aligner = clone(self.aligner)
+        with progress.fitting(aligner, "fit-aligner"):
+            return aligner.fit(X, captions)
+
+    def _get_kept_aligner(self, captions: Any) -> Any:
+        """Return the aligner that `fit` keeps; warn if captions are passed."""
         aligner = resolve_aligner(self.aligner)
         check_is_fitted(aligner)
         if captions is not None:
@@ -265,48 +270,77 @@ class ZeroShotBase(DocLinkMixin, CallbackSupportMixin, BaseEstimator):
             )
         return aligner
 
-    def _fit_aligner(self, X: Any, captions: Any, progress: FitContext) -> Any:
-        """Return a fitted clone of the aligner."""
-        aligner = clone(self.aligner)
-        with progress.fitting(aligner, "fit-aligner"):
-            return aligner.fit(X, captions)
+    def _check_ready(self, allow_changes: bool = False) -> tuple[str, ...]:
+        """Check that the classifier can predict, and return the templates.
 
-    def _ready_aligner(self, as_at_fit: bool = True) -> Any:
-        """Return the aligner to predict with; parameters are looked at before."""
-        self._check_parameters()
-        check_is_fitted(self, msg=_NOT_FITTED)
-        if as_at_fit:
+        Parameters
+        ----------
+        allow_changes : bool, default=False
+            Whether the aligner may have changed since `fit`.
+        """
+        templates = self._check_parameters()
+        if self.aligner is not None and not self.__sklearn_is_fitted__():
+            unwrap_aligner(resolve_aligner(self.aligner))  # an invalid type is reported first
+        check_is_fitted(self, msg=NOT_FITTED)
+        if not allow_changes:
             self._check_current()
-        return self._fitted_aligner()
+        return templates
 
-    def _logits_by(self, aligner: Any, scale: float) -> LogitTiles:
-        """Return what gives the logits of images, with the labels embedded."""
-        texts = unwrap_aligner(aligner)
-        names = self._names_now()
+    def _make_logits(
+        self, aligner: Any, templates: tuple[str, ...], scale: float | None = None
+    ) -> LogitTiles:
+        """Embed the labels, and return an object that computes the logits of images.
+
+        Parameters
+        ----------
+        aligner : estimator
+            Fitted aligner, or a Pipeline that ends in one.
+        templates : tuple of str
+            Templates that the names of the labels are put into.
+        scale : float or None, default=None
+            Logit scale. None takes the parameter, or else the scale that the aligner learned.
+        """
+        text_aligner = unwrap_aligner(aligner)
+        names = self._resolve_names()
         assert names is not None
-        bank = resolve_bank(self.standardize, texts, aligner.transform, whole=aligner)
-        embeddings = embed_labels(texts, names, resolve_templates(self.templates))
-        return LogitTiles(aligner, class_array(names), embeddings, scale, bank)
+        if scale is None:
+            scale = self._resolve_scale(text_aligner)
+        bank = resolve_bank(self.standardize, text_aligner, aligner.transform, whole=aligner)
+        embeddings = embed_labels(text_aligner, names, templates)
+        return LogitTiles(aligner, to_class_array(names), embeddings, scale, bank)
 
-    def _scale_by(self, aligner: Any) -> float:
-        scale = self.logit_scale
-        return unwrap_aligner(aligner).logit_scale_ if scale is None else float(scale)
+    def _resolve_scale(self, text_aligner: Any) -> float:
+        return text_aligner.logit_scale_ if self.logit_scale is None else float(self.logit_scale)
 
-    def _fitted_aligner(self) -> Any:
-        return self.aligner_ if hasattr(self, "aligner_") else resolve_aligner(self.aligner)
-
-    def _names_now(self) -> dict[Any, list[str]] | None:
-        """Return the names of every class, in the order of the columns."""
+    def _resolve_names(self) -> dict[Any, list[str]] | None:
+        """Return the names of each class, in the order of the columns; None before `fit`."""
         if self.labels is not None:
-            return names_of(self.labels)
+            return resolve_names(self.labels)
         return getattr(self, "_names", None)
 
-    def _check_parameters(self) -> None:
-        resolve_templates(self.templates)
+    def _check_parameters(self) -> tuple[str, ...]:
+        """Raise an error for an invalid parameter other than the aligner; return the templates."""
+        templates = resolve_templates(self.templates)
         check_standardize(self.standardize)
-        _check_scale(self.logit_scale)
+        scale = self.logit_scale
+        is_number = isinstance(scale, Real) and not isinstance(scale, bool | np.bool_)
+        if scale is not None and not (is_number and _MIN_SCALE <= scale <= _MAX_SCALE):
+            raise ValueError(
+                f"logit_scale must be None or a number from {_MIN_SCALE:g} to {_MAX_SCALE:g}, not "
+                f"{scale!r}. Beyond these bounds logits overflow or vanish in float32."
+            )
+        return templates
+
+    def _check_fit_parameters(self) -> tuple[str, ...]:
+        """Raise an error for an invalid parameter; return the templates."""
+        templates = self._check_parameters()
         if self.aligner is not None:
             unwrap_aligner(resolve_aligner(self.aligner))
+        return templates
+
+    def _check_restored(self) -> None:
+        self._check_fit_parameters()
+        self._resolve_names()
 
     def __sklearn_is_fitted__(self) -> bool:
         if hasattr(self, "aligner_"):
@@ -321,16 +355,6 @@ class ZeroShotBase(DocLinkMixin, CallbackSupportMixin, BaseEstimator):
 def _is_fitted(aligner: Any) -> bool:
     try:
         check_is_fitted(aligner)
-    except (NotFittedError, TypeError):  # TypeError: not an estimator; predicting reports it
+    except (NotFittedError, TypeError):  # TypeError: not an estimator, which predicting reports
         return False
     return True
-
-
-def _check_scale(scale: Any) -> None:
-    is_number = isinstance(scale, Real) and not isinstance(scale, bool | np.bool_)
-    if scale is None or (is_number and _LEAST_SCALE <= scale <= _MOST_SCALE):
-        return
-    raise ValueError(
-        f"logit_scale must be None or a number from {_LEAST_SCALE:g} to {_MOST_SCALE:g}, not "
-        f"{scale!r}. Beyond these bounds logits overflow or vanish in float32."
-    )

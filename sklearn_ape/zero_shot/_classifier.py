@@ -1,4 +1,4 @@
-"""Classify images by the names of the classes alone."""
+"""Zero-shot classification of images by the names of the classes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from types import FrameType
 from typing import Any, Self
 
 import numpy as np
-from sklearn.base import ClassifierMixin
 from sklearn.utils import check_consistent_length
 
 from ..aligners.similarity import (
@@ -21,92 +20,92 @@ from ..aligners.similarity import (
     choose_top_texts,
     to_probabilities,
 )
-from ..aligners.wrapper import SavedClassifier
 from ..prompts import (
-    captions_of,
     check_in_labels,
-    class_array,
-    may_be_renumbered,
-    names_of,
-    resolve_templates,
+    make_captions,
+    may_be_encoded,
+    resolve_names,
+    to_class_array,
     validate_y,
 )
 from ..utils.sklearn_compat import FitContext, with_callbacks
-from ..utils.validation import format_list
+from ..utils.validation import format_list, ignores_underflow
 from ..utils.warnings import warn
 from ._base import ZeroShotBase
 
 __all__ = ["ZeroShotClassifier"]
 
 
-class ZeroShotClassifier(SavedClassifier, ClassifierMixin, ZeroShotBase):
-    """Predict the class whose name, embedded as text, is nearest to the image.
+class ZeroShotClassifier(ZeroShotBase):
+    """Predict the class whose name, embedded as text, is most similar to the image.
 
     Parameters
     ----------
     labels : sequence of str, mapping or None, default=None
-        Names of the classes. A mapping gives for each class the names that are embedded in its
-        place (None: its own), ``{"vehicle": ["car", "bus"], "animal": ["cat", "dog"]}`` or
-        ``{0: "cat", 1: "dog"}``. A name with ``{}`` in it is a template of that class alone.
-        Labels are texts, numbers or booleans, in any collection that can be read twice. None
-        takes the distinct values of y in `fit`.
+        Names of the classes. Labels are texts, numbers or booleans, in any collection that can be
+        read twice. A mapping gives the names to embed for each class, and None stands for the
+        label itself: ``{"vehicle": ["car", "bus"], "animal": ["cat", "dog"]}`` or
+        ``{0: "cat", 1: "dog"}``. A name that contains ``{}`` is a template of its class alone.
+        If `labels` is None, `fit` takes the distinct values of y.
     aligner : estimator, str or None, default=None
-        An aligner such as `APEAligner`, or a Pipeline that ends in one. A fitted aligner is used
-        as it is, and the classifier predicts at once; an unfitted one is trained by `fit`. The
-        name of a CLIP model, ``"open_clip:ViT-B-32/openai"``, stands for a `CLIPAligner`. None is
-        the starter model that ships with the package, for EfficientNet-Lite0 and MiniLM.
+        Aligner such as `APEAligner`, or a Pipeline that ends in one. With a fitted aligner the
+        classifier can predict without `fit`; an unfitted aligner is trained by `fit`. The name of
+        a CLIP model, ``"open_clip:ViT-B-32/openai"``, stands for a `CLIPAligner`. None is the
+        starter model that ships with the package, for EfficientNet-Lite0 and MiniLM.
     templates : str or sequence of str, default="simple"
-        Sentences that a name is put into, or the name of a set of them in
-        `sklearn_ape.prompts.TEMPLATES`; the embeddings of a class's sentences are averaged.
-        ``"none"`` embeds names as they are, which suits names that are sentences.
+        Sentences that a name is put into, or the name of a set of templates in
+        `sklearn_ape.prompts.TEMPLATES`. The embeddings of the sentences of a class are averaged.
+        ``"none"`` embeds names without a template, which suits names that are sentences.
     threshold : float or None, default=None
-        An image whose highest probability lies below is given `unknown_label`.
+        Probability in [0, 1]. An image whose highest probability is below the threshold is
+        predicted as `unknown_label`. None disables the threshold.
     unknown_label : object, default="unknown"
-        What is predicted below the threshold, and for images that an encoder with
+        Label predicted for images below the threshold, and for images that an encoder with
         ``on_error="nan"`` could not read.
     logit_scale : float or None, default=None
-        Factor of the cosines in `decision_function` and `predict_proba`, from 1e-30 to 1e30:
-        higher is more confident. None takes the one that the aligner learned.
+        Scale of the cosines in `decision_function` and `predict_proba`, from 1e-30 to 1e30. A
+        higher scale gives more confident probabilities. None takes the scale of the aligner.
     standardize : bool or collection of images or features, default=False
-        Whether cosines are taken relative to those of other images and captions, which keeps a
-        class that is similar to everything from winning everywhere; see the aligner's
-        ``similarity``. True compares with what the aligner was fitted on; a collection like X,
-        such as the images to be sorted, stands in for its images.
+        Whether cosines are standardized by those of other images and captions, so that a class
+        that is similar to every image is not predicted for all of them; see the ``similarity``
+        method of the aligner. True uses the images and captions that the aligner was fitted on. A
+        collection in the form of X, such as the images to classify, replaces these images.
 
     Attributes
     ----------
     classes_ : ndarray of shape (n_classes,)
-        Classes, sorted, as scikit-learn's scorers need them.
+        Classes in sorted order, as scikit-learn's scorers require.
     aligner_ : estimator
-        The aligner used.
+        Fitted aligner.
     n_features_in_ : int
-        Width of the features, where X is features.
+        Number of features of X, if X is features.
 
     See Also
     --------
-    APEAligner : Trains what this classifier needs.
+    APEAligner : Trains an aligner for this classifier.
     sklearn_ape.prompts : The sets of templates.
 
     Notes
     -----
-    `fit` never learns a boundary between the classes. Around an aligner that can predict (fitted,
-    named, in `sklearn.frozen.FrozenEstimator`, or None) it checks y and learns the classes,
-    nothing else. Around an unfitted aligner it trains a clone of the aligner, on captions or on
-    the names of y. `sklearn.base.clone` forgets what an aligner learned, so that cross-validation
-    and searches train a fitted aligner again in every fold, unless it is in `FrozenEstimator`.
+    `fit` does not learn a decision boundary between the classes. If the aligner can embed already
+    (it is fitted, named, in `sklearn.frozen.FrozenEstimator`, or None), `fit` only validates y and
+    learns the classes. If the aligner is not fitted, `fit` trains a clone of it, on captions or on
+    the names of the labels in y. `sklearn.base.clone` drops what an aligner has learned, so
+    cross-validation and searches train a fitted aligner again in every fold, unless it is in
+    `FrozenEstimator`.
 
     Many of scikit-learn's meta-estimators replace the labels in y by their numbers before they
     call `fit`: `VotingClassifier`, `StackingClassifier`, `BaggingClassifier`,
     ``CalibratedClassifierCV(ensemble=False)``, ``cross_val_predict(method="predict_proba")``.
-    There, labels must be these numbers, 0, 1, ..., one for each class in y; anything else is
-    refused. The documentation has a table of what works, "Zero-shot classifiers within
-    meta-estimators".
+    Within these, labels must be the numbers 0, 1, ..., one for each class in y; other labels raise
+    an error. The page "Zero-shot classifiers within meta-estimators" of the documentation lists
+    what works.
 
-    After `fit`, predicting raises ValueError when the aligner was changed meanwhile: when another
-    one was set or it was fitted again, or when a parameter of its encoders or of another step of
-    its Pipeline was set. A classifier that predicts without `fit` takes its aligner as it is.
+    After `fit`, predicting raises ValueError if the aligner has changed: if another aligner was
+    set, if it was fitted again, or if a parameter of its encoders or of another step of its
+    Pipeline was set. A classifier that was not fitted uses its aligner in its current state.
 
-    scikit-learn's callbacks (1.9 and later) reach the epochs of an aligner within Pipelines and
+    scikit-learn's callbacks (1.9 and later) report the epochs of an aligner within Pipelines and
     searches: ``search.set_callbacks(ProgressBar(max_propagation_depth=None))``.
 
     References
@@ -169,14 +168,13 @@ class ZeroShotClassifier(SavedClassifier, ClassifierMixin, ZeroShotBase):
         Parameters
         ----------
         X : sequence of images, or array-like of shape (n_samples, n_features)
-            What the aligner takes.
+            Images, or features if the aligner takes features.
         y : sequence of length n_samples or None, default=None
-            The label of every image, one of `labels` where these are given. An unfitted aligner
-            is trained on the names of these labels, put through the templates, unless there are
-            captions.
+            Label of each image, which must be one of `labels` unless that is None. An unfitted
+            aligner is trained on the prompts of these labels, unless there are captions.
         captions : sequence of length n_samples or None, default=None
-            A caption or a list of captions for every image: what an unfitted aligner is trained
-            on in place of y. Around any other aligner captions are not used, with a warning.
+            A caption or a list of captions for each image, on which an unfitted aligner is trained
+            instead of y. If the aligner is kept, captions are not used, and a warning says so.
 
         Returns
         -------
@@ -186,91 +184,92 @@ class ZeroShotClassifier(SavedClassifier, ClassifierMixin, ZeroShotBase):
         Raises
         ------
         ValueError
-            When y holds values that are not labels, or when numbers in y may be those of a
-            meta-estimator and nothing would be learned from them; the message says what to do.
+            When y holds values that are not labels, or when the aligner is kept and the numbers in
+            y may be those of a meta-estimator.
         """
-        self._check_parameters()
-        is_kept = self._is_kept()
-        progress = FitContext(self, 0 if is_kept else 1, X, y)
+        templates = self._check_fit_parameters()
+        keeps_aligner = self._keeps_aligner()
+        progress = FitContext(self, 0 if keeps_aligner else 1, X, y)
         check_consistent_length(X, y, captions)
-        given = None if y is None and self.labels is not None else validate_y(y)
-        names = self._fit_names(given, is_kept)
-        if is_kept:
-            self.aligner_ = self._kept_aligner(captions)
+        values = None if y is None and self.labels is not None else validate_y(y)
+        names = self._fit_names(values, keeps_aligner)
+        if keeps_aligner:
+            self.aligner_ = self._get_kept_aligner(captions)
         else:
             if captions is None:
-                captions = captions_of(validate_y(y), names, resolve_templates(self.templates))
+                captions = make_captions(validate_y(y), names, templates)
             self.aligner_ = self._fit_aligner(X, captions, progress)
         self._names = names
         self._note_fit()
         progress.end()
         return self
 
-    def _fit_names(self, y: list[Any] | None, is_kept: bool) -> dict[Any, list[str]]:
-        """Return the names of every class, from labels or from y; y must agree with labels."""
+    def _fit_names(self, y: list[Any] | None, keeps_aligner: bool) -> dict[Any, list[str]]:
+        """Return the names of each class, from labels or from y; y must agree with labels."""
         if self.labels is None:
-            names = names_of(dict.fromkeys(y or ()))
+            names = resolve_names(dict.fromkeys(y or ()))
             if not all(isinstance(label, str) for label in names):
                 warn(
-                    "y holds numbers, so the classes are named by them ('0', '1', ...). Give them "
-                    "names with labels={0: 'cat', 1: 'dog', ...}.",
+                    "y holds numbers, so the texts '0', '1', ... are embedded as names of the "
+                    "classes. Pass names with labels={0: 'cat', 1: 'dog', ...}.",
                 )
             return names
-        names = names_of(self.labels)
+        names = resolve_names(self.labels)
         if y is not None:
             check_in_labels(y, names)
-            if may_be_renumbered(y, names):
-                self._report_renumbering(y, names, is_kept)
+            if may_be_encoded(y, names):
+                self._report_encoded_labels(y, names, keeps_aligner)
         return names
 
-    def _report_renumbering(
-        self, y: list[Any], names: Mapping[Any, list[str]], is_kept: bool
+    def _report_encoded_labels(
+        self, y: list[Any], names: Mapping[Any, list[str]], keeps_aligner: bool
     ) -> None:
         message = (
             f"y holds the numbers from 0 to {max(y)} only, and labels has {len(names)} classes. "
             "Within VotingClassifier and other meta-estimators, which number the labels of y "
             "before they call fit, these numbers may stand for other labels. "
         )
-        if is_kept:  # nothing would be learned from y
+        if keeps_aligner:  # nothing would be learned from y, so an error costs nothing
             raise ValueError(
-                f"{message}Predict without fit, as the aligner is fitted, or give labels that "
+                f"{message}Predict without fit, since the aligner is fitted, or pass labels that "
                 "are texts, or only those that y holds."
             )
         warn(
-            f"{message}Give labels that are texts, or only those that y holds, if this "
+            f"{message}Pass labels that are texts, or only those that y holds, if this "
             "classifier is fitted by a meta-estimator.",
         )
 
     def decision_function(self, X: Any) -> np.ndarray:
-        """Scaled cosine of every image with every class, standardised if so wished.
+        """Compute the scaled cosine of each image with each class, standardized if requested.
 
         Parameters
         ----------
         X : sequence of images, or array-like of shape (n_samples, n_features_in_)
-            What the aligner takes.
+            Images, or features if the aligner takes features.
 
         Returns
         -------
         scores : ndarray of shape (n_samples, n_classes), or (n_samples,) for two classes
-            For two classes, the second one's less the first one's. NaN for images that could not
-            be read.
+            Scores in the order of `classes_`. For two classes, the score of the second class minus
+            that of the first. NaN for images that could not be read.
         """
-        scores = self._logits().collect(X, lambda some: (some,))[0]
-        _warn_of_unread(scores)
+        scores = self._prepare_logits().collect(X)
+        _warn_if_unreadable(scores)
         return scores[:, 1] - scores[:, 0] if scores.shape[1] == 2 else scores
 
+    @ignores_underflow
     def predict_proba(self, X: Any) -> np.ndarray:
-        """Probability of every class, supposing that one of them is right.
+        """Compute the probability of each class, assuming that one of them is correct.
 
         Parameters
         ----------
         X : sequence of images, or array-like of shape (n_samples, n_features_in_)
-            What the aligner takes.
+            Images, or features if the aligner takes features.
 
         Returns
         -------
         probabilities : ndarray of shape (n_samples, n_classes)
-            In the order of `classes_`. NaN for images that could not be read.
+            Probabilities in the order of `classes_`. NaN for images that could not be read.
 
         Warns
         -----
@@ -278,189 +277,198 @@ class ZeroShotClassifier(SavedClassifier, ClassifierMixin, ZeroShotBase):
             When images could not be read, since `VotingClassifier` and others predict the first
             class for them.
         """
-        probabilities = self._logits().collect(X, lambda some: (to_probabilities(some),))[0]
-        _warn_of_unread(probabilities)
+        probabilities = to_probabilities(self._prepare_logits().collect(X))
+        _warn_if_unreadable(probabilities)
         return probabilities
 
     def predict(self, X: Any) -> np.ndarray:
-        """Name every image.
+        """Predict the class of each image.
 
         Parameters
         ----------
         X : sequence of images, or array-like of shape (n_samples, n_features_in_)
-            What the aligner takes.
+            Images, or features if the aligner takes features.
 
         Returns
         -------
         labels : ndarray of shape (n_samples,)
             Members of `classes_`, or `unknown_label`.
         """
-        logits = self._logits()
-        return self._named(self._codes(logits, X), logits.classes)
+        logits = self._prepare_logits()
+        return self._decode(self._predict_codes(logits, X), logits.classes)
 
+    @ignores_underflow
     def predict_top_k(self, X: Any, k: int = 5) -> tuple[np.ndarray, np.ndarray]:
-        """Name the k most probable classes of every image, without keeping all probabilities.
+        """Predict the k most probable classes of each image, without storing all probabilities.
 
         Parameters
         ----------
         X : sequence of images, or array-like of shape (n_samples, n_features_in_)
-            What the aligner takes.
+            Images, or features if the aligner takes features.
         k : int, default=5
-            How many, at most as many as there are classes.
+            Number of classes per image, at most the number of classes.
 
         Returns
         -------
         labels : ndarray of shape (n_samples, k)
-            Members of `classes_`, the most probable first. `threshold` has no part in it;
-            `unknown_label` stands for images that could not be read.
+            Members of `classes_`, the most probable first. `threshold` is not applied. Images that
+            could not be read get `unknown_label`.
         probabilities : ndarray of shape (n_samples, k)
-            Those of `predict_proba`.
+            Probabilities of these classes, as from `predict_proba`.
 
         Raises
         ------
         ValueError
-            When there are not so many classes.
+            When k is not an integer from 1 to the number of classes.
 
         See Also
         --------
-        sklearn.metrics.top_k_accuracy_score : How often the right class is among the first k.
+        sklearn.metrics.top_k_accuracy_score : How often the true class is among the first k.
         """
-        logits = self._logits()
+        logits = self._prepare_logits()
         n_classes = len(logits.classes)
         if not isinstance(k, int | np.integer) or not 1 <= k <= n_classes:
             raise ValueError(
                 f"k must be an integer from 1 to the number of classes, {n_classes}, not {k!r}."
             )
-        codes, probabilities = logits.collect(X, lambda some: choose_top_texts(some, int(k)))
-        return self._named(codes, logits.classes), probabilities
+        # Tile by tile: the logits of all images may not fit in memory.
+        tiles = [choose_top_texts(tile.logits, int(k)) for tile in logits.of(X)]
+        codes, probabilities = map(np.concatenate, zip(*tiles, strict=True))
+        return self._decode(codes, logits.classes), probabilities
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
-        """Share of the images that are named right.
+        """Compute the accuracy: the fraction of images whose class is predicted correctly.
 
         Parameters
         ----------
         X : sequence of images, or array-like of shape (n_samples, n_features_in_)
-            What the aligner takes.
+            Images, or features if the aligner takes features.
         y : sequence of length n_samples
             True labels.
         sample_weight : array-like of shape (n_samples,) or None, default=None
-            Weights of the images: finite, at least 0, and not all 0.
+            Weights of the images, which must be finite, at least 0, and not all 0.
 
         Returns
         -------
         accuracy : float
-            Between 0 and 1.
+            Accuracy between 0 and 1.
         """
-        logits = self._logits()
+        logits = self._prepare_logits()
         truth = validate_y(y)
-        codes_of = {label: code for code, label in enumerate(logits.classes.tolist())}
-        unknown = codes_of.setdefault(self.unknown_label, UNKNOWN)
-        absent = [label for label in dict.fromkeys(truth) if label not in codes_of]
+        code_of_label = {label: code for code, label in enumerate(logits.classes.tolist())}
+        unknown_code = code_of_label.setdefault(self.unknown_label, UNKNOWN)
+        absent = [label for label in dict.fromkeys(truth) if label not in code_of_label]
         if absent:
             warn(
-                "y has labels that are no class of this classifier, so that they count as wrong: "
-                f"{format_list(absent)}.",
+                f"y contains labels that are not in classes_: {format_list(absent)}. They count "
+                "as errors; correct y, or add them to labels.",
             )
-        codes = self._codes(logits, X)
+        codes = self._predict_codes(logits, X)
         check_consistent_length(codes, truth, sample_weight)
-        weights = None if sample_weight is None else _checked_weights(sample_weight)
-        codes[codes < 0] = unknown
-        hits = codes == [codes_of.get(label, UNREADABLE) for label in truth]
+        weights = None if sample_weight is None else _validate_weights(sample_weight)
+        codes[codes < 0] = unknown_code
+        hits = codes == [code_of_label.get(label, UNREADABLE) for label in truth]
         return float(np.average(hits, weights=weights))
 
     def __sklearn_clone__(self) -> Self:
-        _refuse_binary_reductions()
+        _check_caller_of_clone()
         return super().__sklearn_clone__()
 
     @property
     def classes_(self) -> np.ndarray:
-        """Classes, sorted."""
-        names = self._names_now()
+        """Classes in sorted order."""
+        names = self._resolve_names()
         if names is None:
             raise AttributeError("ZeroShotClassifier has no classes_ before fit when labels=None.")
-        return class_array(names)
+        return to_class_array(names)
 
-    def _logits(self) -> LogitTiles:
-        aligner = self._ready_aligner()
-        logits = self._logits_by(aligner, self._scale_by(aligner))
+    def _prepare_logits(self) -> LogitTiles:
+        """Check the parameters and the fitted state, and embed the labels."""
+        templates = self._check_ready()
+        logits = self._make_logits(self._aligner_in_use(), templates)
         if len(logits.classes) == 1:
+            label = f"{logits.classes[0]!s:.99}"
             warn(
-                f"The only class is {logits.classes[0]!s:.99}, so every image is given it. "
-                "Give the classes that it is to be told from, too.",
+                f"classes_ has only one class, {label}, so every image is predicted as {label}. "
+                "Pass at least two labels.",
             )
         return logits
 
-    def _names_now(self) -> dict[Any, list[str]] | None:
-        # scikit-learn's scorers suppose that classes are sorted.
-        names = super()._names_now()
+    def _resolve_names(self) -> dict[Any, list[str]] | None:
+        # scikit-learn's scorers assume that classes are sorted.
+        names = super()._resolve_names()
         return None if names is None else {label: names[label] for label in sorted(names)}
 
-    def _codes(self, logits: LogitTiles, X: Any) -> np.ndarray:
-        """Return the number of every image's class, below 0 for those that are unknown."""
-        (codes,) = logits.collect(X, lambda some: (choose_texts(some, self.threshold),))
-        unread = np.flatnonzero(codes == UNREADABLE)
-        if unread.size and self.threshold is None:
+    @ignores_underflow
+    def _predict_codes(self, logits: LogitTiles, X: Any) -> np.ndarray:
+        """Return the index of the class of each image, or `UNKNOWN` or `UNREADABLE`."""
+        # Tile by tile: the logits of all images may not fit in memory.
+        codes = np.concatenate(
+            [choose_texts(tile.logits, self.threshold) for tile in logits.of(X)]
+        )
+        unreadable = np.flatnonzero(codes == UNREADABLE)
+        if unreadable.size and self.threshold is None:
             warn(
-                f"{len(unread)} images could not be read and are called "
-                f"{self.unknown_label!r}: rows {format_list(unread, str)}.",
+                f"{len(unreadable)} images could not be read and are predicted as "
+                f"{self.unknown_label!r}: rows {format_list(unreadable, str)}.",
             )
         return codes
 
-    def _named(self, codes: np.ndarray, classes: np.ndarray) -> np.ndarray:
-        """Return the labels that numbers of classes stand for."""
+    def _decode(self, codes: np.ndarray, classes: np.ndarray) -> np.ndarray:
+        """Return the labels of class indices, and `unknown_label` for negative ones."""
         labels = classes[codes.clip(min=0)]
-        unknown = codes < 0
-        if not unknown.any() and self.threshold is None:
+        is_unknown = codes < 0
+        if not is_unknown.any() and self.threshold is None:
             return labels
-        other = np.asarray(self.unknown_label).dtype
-        same_kind = other.kind == labels.dtype.kind
-        # Numbers must not turn into text because one image is unknown.
-        labels = labels.astype(np.result_type(labels.dtype, other) if same_kind else object)
-        labels[unknown] = self.unknown_label
+        unknown_type = np.asarray(self.unknown_label).dtype
+        same_kind = unknown_type.kind == labels.dtype.kind
+        # An array of objects, since NumPy would convert numbers to text for "unknown".
+        labels = labels.astype(np.result_type(labels.dtype, unknown_type) if same_kind else object)
+        labels[is_unknown] = self.unknown_label
         return labels
 
-    def _check_parameters(self) -> None:
-        super()._check_parameters()
+    def _check_parameters(self) -> tuple[str, ...]:
+        templates = super()._check_parameters()
         threshold = self.threshold
         is_number = isinstance(threshold, Real) and not isinstance(threshold, bool | np.bool_)
         if threshold is not None and not (is_number and 0 <= threshold <= 1):
             raise ValueError(f"threshold must be None or a number in [0, 1], not {threshold!r}.")
+        return templates
 
 
-def _refuse_binary_reductions() -> None:
-    """Refuse to be cloned by one-vs-rest, one-vs-one and output codes.
+def _check_caller_of_clone() -> None:
+    """Raise ValueError if `clone` was called by a one-vs-rest or similar meta-estimator.
 
-    Each of their problems calls its two classes 0 and 1. Where these are labels, y does not tell
-    that they stand for something else in every problem; only the caller does. It is looked for
-    in `clone`, which all of them call in their own thread, since `fit` may run in another thread
-    or process of a meta-estimator in between.
+    Each of their binary problems has the classes 0 and 1. Where these are labels, y does not show
+    that they stand for something else; only the caller does. The check is made in `clone`, which
+    all of them call in their own thread, while `fit` may run in another thread or process.
     """
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         if frame.f_globals.get("__name__") == "sklearn.multiclass":
             raise ValueError(
                 "ZeroShotClassifier cannot be fitted by OneVsRestClassifier, OneVsOneClassifier "
-                "or OutputCodeClassifier, whose problems of two classes have no names. Use it "
-                "directly: it tells any number of classes apart."
+                "or OutputCodeClassifier, whose binary problems have no names. Use it directly: "
+                "it distinguishes any number of classes."
             )
         frame = frame.f_back
 
 
-def _warn_of_unread(scores: np.ndarray) -> None:
-    """Warn of rows of NaN, of which ``argmax`` makes the first class."""
-    unread = np.flatnonzero(np.isnan(scores[:, 0]))
-    if unread.size:
+def _warn_if_unreadable(scores: np.ndarray) -> None:
+    """Warn about rows of NaN, for which ``argmax`` returns the first class."""
+    unreadable = np.flatnonzero(np.isnan(scores[:, 0]))
+    if unreadable.size:
         warn(
-            f"{len(unread)} images could not be read, so their scores are NaN: rows "
-            f"{format_list(unread, str)}. Leave them out, or call predict, which returns "
+            f"{len(unreadable)} images could not be read, so their scores are NaN: rows "
+            f"{format_list(unreadable, str)}. Leave them out, or call predict, which returns "
             "unknown_label for them.",
         )
 
 
-def _checked_weights(sample_weight: Any) -> np.ndarray:
-    """Return weights of images as floats."""
+def _validate_weights(sample_weight: Any) -> np.ndarray:
+    """Return sample weights as floats."""
     weights = np.asarray(sample_weight)
-    if weights.dtype.kind == "O":  # such as columns of pandas that may hold missing values
+    if weights.dtype.kind == "O":  # such as pandas columns with missing values
         with suppress(TypeError, ValueError):
             weights = weights.astype(float)
     if weights.ndim != 1 or weights.dtype.kind not in "biuf":
@@ -469,15 +477,15 @@ def _checked_weights(sample_weight: Any) -> np.ndarray:
             f"{weights.shape} and type {weights.dtype}."
         )
     weights = weights.astype(float)
-    bad = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))
-    if bad.size:
+    invalid = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))
+    if invalid.size:
         raise ValueError(
-            f"sample_weight holds {weights[bad[0]]} (row {bad[0]}). Weights must be finite and "
-            "at least 0."
+            f"sample_weight holds {weights[invalid[0]]} (row {invalid[0]}). Weights must be "
+            "finite and at least 0."
         )
     if not weights.any():
         raise ValueError(
-            "sample_weight is zero for every image, so that no accuracy can be computed. Give at "
-            "least one image a weight above 0."
+            "sample_weight is zero for every image, so the accuracy is undefined. Pass a weight "
+            "above 0 for at least one image."
         )
     return weights

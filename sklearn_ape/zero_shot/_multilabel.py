@@ -1,4 +1,4 @@
-"""Find all the labels that hold for an image, by their names."""
+"""Multi-label zero-shot classification of images by the names of the labels."""
 
 from __future__ import annotations
 
@@ -7,61 +7,65 @@ from typing import Any, Self
 
 import numpy as np
 from scipy.special import expit
-from sklearn.base import ClassifierMixin
 from sklearn.metrics import accuracy_score
 from sklearn.model_selection import KFold
 from sklearn.utils import Tags, _safe_indexing, check_consistent_length, indexable
+from sklearn.utils.validation import check_is_fitted
 
 from ..aligners.similarity import LogitTiles, resolve_bank
-from ..aligners.wrapper import SavedClassifier, unwrap_aligner
+from ..aligners.wrapper import unwrap_aligner
 from ..persistence import FittedState
-from ..prompts import class_array, names_of, prompts_of, resolve_templates
+from ..prompts import prompts_of, resolve_names, to_class_array
 from ..utils.sklearn_compat import FitContext, with_callbacks
 from ..utils.validation import format_list, ignores_underflow
 from ..utils.warnings import warn
-from ._base import ZeroShotBase
+from ._base import NOT_FITTED, ZeroShotBase
 from ._multilabel_targets import (
     as_table_or_rows,
     check_prevalence,
+    collect_labels,
     fit_thresholds,
-    indicator,
-    labels_in,
-    shares_of,
+    resolve_prevalence,
+    to_indicator,
 )
 
 __all__ = ["MultiLabelZeroShotClassifier"]
 
 
-class MultiLabelZeroShotClassifier(SavedClassifier, ClassifierMixin, ZeroShotBase):
-    """Predict every label whose name is near enough to the image: none, one or several.
+class MultiLabelZeroShotClassifier(ZeroShotBase):
+    """Predict every label whose name is similar enough to the image: none, one or several.
 
-    Each label has a threshold of its own. Without examples it is what a given share of other
-    images exceed; `fit_thresholds` learns it from some.
+    Each label has its own threshold. `fit_thresholds` and `fit` learn it from labelled images.
+    Before, it is the score that a fraction `prevalence` of reference images exceed.
 
     Parameters
     ----------
     labels : sequence of str, mapping or None, default=None
-        Names of the labels, or what each is embedded as; see `ZeroShotClassifier`. The columns of
-        Y and of all answers are in this order. None takes them from Y in `fit`.
+        Names of the labels, or a mapping with the names to embed for each label; see
+        `ZeroShotClassifier`. The columns of Y and of all results are in this order. If `labels`
+        is None, `fit` takes the labels of Y.
     aligner : estimator, str or None, default=None
-        See `ZeroShotClassifier`. None is the starter model, which `fit` does not train.
+        Aligner, or a Pipeline that ends in one; see `ZeroShotClassifier`. None is the starter
+        model, which `fit` does not train.
     templates : str or sequence of str, default="simple"
-        See `ZeroShotClassifier`.
+        Sentences that a name is put into, or the name of a set of templates; see
+        `ZeroShotClassifier`.
     prevalence : float or mapping, default=0.1
-        Share of images that a label holds for, or a mapping of labels to shares: without
-        fitted thresholds, as many of the images that `standardize` compares with are above it.
-        Where those were chosen for the labels it should be higher.
+        Fraction of images that a label holds for, or a mapping from labels to fractions. Without
+        fitted thresholds, a label is predicted for this fraction of the images that `standardize`
+        compares with. Pass a higher fraction if these images were chosen for the labels.
     shrinkage : float, default=5.0
-        Positive examples of a label that count as much as all labels' common threshold when
-        thresholds are fitted. 0 gives each label its own best one.
+        Strength of the shrinkage of fitted thresholds to the threshold that is best for all labels
+        together, as a number of positive examples. 0 disables it.
     cv : int, default=3
-        `fit` learns thresholds from images that the aligner was not fitted on: it is fitted on
-        so many folds, and once on all.
+        Number of folds in which `fit` fits an unfitted aligner, so that thresholds are learned
+        from images that the aligner was not fitted on. The aligner is then fitted on all images.
     logit_scale : float or None, default=None
-        See `ZeroShotClassifier`.
+        Scale of the cosines in `decision_function` and `predict_proba`; see `ZeroShotClassifier`.
     standardize : bool or collection of images or features, default=True
-        See `ZeroShotClassifier`. The images compared with also give the thresholds; pass some
-        of those to be labelled, if there are.
+        Whether cosines are standardized by those of other images and captions; see
+        `ZeroShotClassifier`. Thresholds that are not fitted also come from these images; pass
+        some of the images to label, if possible.
 
     Attributes
     ----------
@@ -74,24 +78,25 @@ class MultiLabelZeroShotClassifier(SavedClassifier, ClassifierMixin, ZeroShotBas
     classes_ : ndarray of shape (n_labels, 2)
         ``[0, 1]`` for each label.
     aligner_ : estimator
-        The aligner used.
+        Fitted aligner.
     n_features_in_ : int
-        Width of the features, where X is features.
+        Number of features of X, if X is features.
 
     See Also
     --------
-    ZeroShotClassifier : One label per image.
+    ZeroShotClassifier : Predicts one label per image.
 
     Notes
     -----
-    A raw cosine says little about whether one label holds: it depends on the label how similar it
-    is to any image. So cosines are standardised unless told otherwise.
+    Labels differ in how similar they are to images in general, so cosines of several labels with
+    an image are comparable only if they are standardized, which is the default.
 
-    `score` is scikit-learn's for several labels: the share of images whose labels are all
-    right, which is hard. `sklearn.metrics.f1_score` with ``average="samples"`` or ``"macro"`` and
-    `average_precision_score` see more. scikit-learn cross-validates tables of zeros and ones, not
-    lists of labels: use `sklearn.preprocessing.MultiLabelBinarizer` there, with
-    ``classes=labels``. Its `CalibratedClassifierCV` has no notion of several labels.
+    As in scikit-learn, `score` is the subset accuracy: the fraction of images whose labels are all
+    correct, which is a strict measure. `sklearn.metrics.f1_score` with ``average="samples"`` or
+    ``"macro"`` and `average_precision_score` are more informative. scikit-learn cross-validates
+    tables of zeros and ones, not lists of labels: convert lists with
+    `sklearn.preprocessing.MultiLabelBinarizer` and ``classes=labels``. Its
+    `CalibratedClassifierCV` does not support several labels.
 
     References
     ----------
@@ -140,191 +145,197 @@ class MultiLabelZeroShotClassifier(SavedClassifier, ClassifierMixin, ZeroShotBas
         """Fit a threshold for each label, and a clone of the aligner unless it is kept.
 
         The starter model (``aligner=None``), a named model, a fitted aligner and an aligner in
-        `FrozenEstimator` are kept as they are: only the labels and their thresholds are learned.
+        `FrozenEstimator` are kept unchanged: only the labels and their thresholds are learned.
 
         Parameters
         ----------
         X : sequence of images, or array-like of shape (n_samples, n_features)
-            What the aligner takes.
+            Images, or features if the aligner takes features.
         Y : array-like or DataFrame of shape (n_samples, n_labels), or list of label sets
-            The labels of every image, in one of these forms:
+            Labels of each image, in one of these forms:
 
             - a DataFrame of pandas, polars or pyarrow with zeros and ones, or one dict per image.
               Columns and keys must be the labels, in any order. They are matched by equality:
               1, 1.0 and True are the same name, and "1" is another.
             - an array, a sparse matrix or a list of lists of zeros and ones, with columns in the
               order of the labels.
-            - a list with the labels of every image, in a set, a tuple or a list.
+            - a list with the labels of each image, in a set, a tuple or a list.
 
             Lists are read as zeros and ones when each has one value per label and all values are
             0 or 1, even if 0 and 1 are labels. Pass sets or tuples of such labels instead.
         captions : sequence of length n_samples or None, default=None
-            What the aligner is fitted on. None takes the labels of each image, put through the
-            templates. If the aligner is kept, captions are not used, and a warning says so.
+            Captions to fit the aligner on. None takes the prompts of the labels of each image. If
+            the aligner is kept, captions are not used, and a warning says so.
 
         Returns
         -------
         self : object
             The fitted classifier.
         """
-        self._check_parameters()
+        templates = self._check_fit_parameters()
         Y = as_table_or_rows(Y)
-        names = names_of(labels_in(Y) if self.labels is None else self.labels)
+        names = resolve_names(collect_labels(Y) if self.labels is None else self.labels)
         if self.labels is None and not all(isinstance(label, str) for label in names):
             warn(
-                "The labels in Y are numbers, so the texts '0', '1', ... are embedded for them. "
-                "Pass labels={0: 'cat', 1: 'dog', ...} to name them.",
+                "Y has labels that are numbers, so the texts '0', '1', ... are embedded for them. "
+                "Pass names with labels={0: 'cat', 1: 'dog', ...}.",
             )
-        table = indicator(Y, list(names))
+        table = to_indicator(Y, list(names))
         check_consistent_length(X, table, captions)
         self._names = names
         self.__dict__.pop("_thresholds", None)
-        if self._is_kept():
+        if self._keeps_aligner():
             progress = FitContext(self, 0, X, Y)
-            self.aligner_ = self._kept_aligner(captions)
-            distances = self._distances(self.aligner_, X)
+            self.aligner_ = self._get_kept_aligner(captions)
+            margins = self._compute_margins(self.aligner_, templates, X)
         else:
             progress = FitContext(self, self.cv + 1, X, Y)
             if captions is None:
-                captions = self._prompts(table, names)
+                prompts = [prompts_of(label, names[label], templates) for label in names]
+                captions = [
+                    [prompt for column in np.flatnonzero(row) for prompt in prompts[column]]
+                    for row in table
+                ]
             elif not hasattr(captions, "iloc"):
                 captions = list(captions)
             X, captions = indexable(X, captions)
-            distances = self._held_out_distances(X, captions, progress)
-            self.aligner_ = self._fit_on_described(X, captions, progress)
-        self._keep_thresholds(table, distances)
+            margins = self._compute_held_out_margins(X, captions, templates, progress)
+            self.aligner_ = self._fit_on_captioned(X, captions, progress)
+        self._fit_label_thresholds(table, margins, templates)
         self._note_fit()
         progress.end()
         return self
 
     def fit_thresholds(self, X: Any, Y: Any) -> Self:
-        """Fit the thresholds alone; the aligner stays, and must be fitted.
+        """Fit the thresholds only; the aligner must be fitted and stays unchanged.
 
         Parameters
         ----------
         X : sequence of images, or array-like of shape (n_samples, n_features_in_)
-            Better not those that the aligner was fitted on.
+            Images or features, preferably not those that the aligner was fitted on.
         Y : array-like or DataFrame of shape (n_samples, n_labels), or list of label sets
-            See `fit`.
+            Labels of each image, in one of the forms that `fit` takes.
 
         Returns
         -------
         self : object
-            The classifier.
+            The classifier with fitted thresholds.
         """
-        aligner = self._ready_aligner(as_at_fit=False)
-        table = indicator(Y, self._label_list())
-        distances = self._distances(aligner, X)
-        check_consistent_length(distances, table)
-        self._keep_thresholds(table, distances)
+        templates = self._check_ready(allow_changes=True)
+        table = to_indicator(Y, self._list_labels())
+        margins = self._compute_margins(self._aligner_in_use(), templates, X)
+        check_consistent_length(margins, table)
+        self._fit_label_thresholds(table, margins, templates)
         self._note_fit()
         return self
 
     def decision_function(self, X: Any) -> np.ndarray:
-        """Scaled cosine of every image with every label, less the label's threshold.
+        """Compute the scaled cosine of each image with each label, minus the label's threshold.
 
         Parameters
         ----------
         X : sequence of images, or array-like of shape (n_samples, n_features_in_)
-            What the aligner takes.
+            Images, or features if the aligner takes features.
 
         Returns
         -------
         scores : ndarray of shape (n_samples, n_labels)
-            Above 0 the label is predicted. NaN for images that could not be read.
+            A label is predicted if its score is above 0. NaN for images that could not be read.
         """
-        aligner = self._ready_aligner()
-        thresholds = self._fitted_thresholds()
-        logits = self._logits_by(aligner, scale=1.0)
-        scores = _cosines(logits, X)
-        scores -= self._defaults(logits) if thresholds is None else thresholds
-        scores *= self._scale_by(aligner)
+        templates = self._check_ready()
+        aligner = self._aligner_in_use()
+        thresholds = self._get_thresholds()
+        # Thresholds are of cosines, so the scale comes last.
+        logits = self._make_logits(aligner, templates, scale=1.0)
+        scores = logits.collect(X)
+        scores -= self._compute_default_thresholds(logits) if thresholds is None else thresholds
+        scores *= self._resolve_scale(unwrap_aligner(aligner))
         return scores
 
     @ignores_underflow
     def predict_proba(self, X: Any) -> np.ndarray:
-        """Probability of every label, each for itself.
+        """Compute the probability of each label, independently of the other labels.
 
         Parameters
         ----------
         X : sequence of images, or array-like of shape (n_samples, n_features_in_)
-            What the aligner takes.
+            Images, or features if the aligner takes features.
 
         Returns
         -------
         probabilities : ndarray of shape (n_samples, n_labels)
-            One half at the threshold; rows do not sum to 1.
+            The probability is 0.5 at the threshold. Rows do not sum to 1.
         """
         return expit(self.decision_function(X))
 
     def predict(self, X: Any) -> np.ndarray:
-        """Say of every image which labels hold.
+        """Predict which labels hold for each image.
 
         Parameters
         ----------
         X : sequence of images, or array-like of shape (n_samples, n_features_in_)
-            What the aligner takes.
+            Images, or features if the aligner takes features.
 
         Returns
         -------
         table : ndarray of shape (n_samples, n_labels) and dtype int
-            Zeros and ones.
+            Ones for labels that hold, and zeros.
         """
         scores = self.decision_function(X)
-        unread = np.flatnonzero(np.isnan(scores[:, 0]))
-        if unread.size:
+        unreadable = np.flatnonzero(np.isnan(scores[:, 0]))
+        if unreadable.size:
             warn(
-                f"{len(unread)} images could not be read and are given no label: rows "
-                f"{format_list(unread, str)}.",
+                f"{len(unreadable)} images could not be read and get no label: rows "
+                f"{format_list(unreadable, str)}.",
             )
         return (scores > 0).astype(int)
 
     def predict_sets(self, X: Any) -> list[tuple[Any, ...]]:
-        """Name the labels of every image.
+        """Predict the labels of each image as a tuple.
 
         Parameters
         ----------
         X : sequence of images, or array-like of shape (n_samples, n_features_in_)
-            What the aligner takes.
+            Images, or features if the aligner takes features.
 
         Returns
         -------
         labels : list of tuple
-            In the order of `labels_`; an empty one where no label holds.
+            Labels that hold, in the order of `labels_`. A tuple is empty if no label holds.
         """
-        names = self._label_list()
-        return [tuple(names[column] for column in np.flatnonzero(row)) for row in self.predict(X)]
+        labels = self._list_labels()
+        return [tuple(labels[column] for column in np.flatnonzero(row)) for row in self.predict(X)]
 
     def score(self, X: Any, Y: Any, sample_weight: Any = None) -> float:
-        """Share of the images whose labels are all right.
+        """Compute the subset accuracy: the fraction of images whose labels are all correct.
 
         Parameters
         ----------
         X : sequence of images, or array-like of shape (n_samples, n_features_in_)
-            What the aligner takes.
+            Images, or features if the aligner takes features.
         Y : array-like or DataFrame of shape (n_samples, n_labels), or list of label sets
-            See `fit`.
+            True labels, in one of the forms that `fit` takes.
         sample_weight : array-like of shape (n_samples,) or None, default=None
             Weights of the images.
 
         Returns
         -------
         accuracy : float
-            Between 0 and 1.
+            Accuracy between 0 and 1.
         """
-        self._ready_aligner()
-        truth = indicator(Y, self._label_list())
+        check_is_fitted(self, msg=NOT_FITTED)
+        truth = to_indicator(Y, self._list_labels())
         return float(accuracy_score(truth, self.predict(X), sample_weight=sample_weight))
 
     @property
     def labels_(self) -> np.ndarray:
         """Labels of the columns."""
-        return class_array(self._label_list())
+        return to_class_array(self._list_labels())
 
     @property
     def thresholds_(self) -> np.ndarray:
         """Thresholds of the standardized cosines, in the order of the columns."""
-        thresholds = self._fitted_thresholds()
+        thresholds = self._get_thresholds()
         if thresholds is None:
             raise AttributeError(
                 f"{type(self).__name__} has no thresholds_ before fit or fit_thresholds."
@@ -334,105 +345,108 @@ class MultiLabelZeroShotClassifier(SavedClassifier, ClassifierMixin, ZeroShotBas
 
     @property
     def classes_(self) -> np.ndarray:
-        """What each column may hold."""
-        # By its form scikit-learn's scorers know several labels, two of them not being classes.
+        """Values of each column: 0 and 1."""
+        # The shape shows scikit-learn's scorers that there are several labels; an array of two
+        # labels would be taken for two classes.
         return np.tile([0, 1], (len(self.labels_), 1))
 
-    def _label_list(self) -> list[Any]:
-        """Return the labels as they were given, in the order of the columns."""
-        names = self._names_now()
+    def _list_labels(self) -> list[Any]:
+        """Return the labels in the order of the columns."""
+        names = self._resolve_names()
         if names is None:
             raise AttributeError(f"{type(self).__name__} has no labels_ before fit.")
         return list(names)
 
-    def _distances(self, aligner: Any, X: Any) -> np.ndarray:
-        """Return standardised cosines less the default thresholds."""
-        logits = self._logits_by(aligner, scale=1.0)
-        distances = _cosines(logits, X)
-        distances -= self._defaults(logits)
-        return distances
+    def _compute_margins(self, aligner: Any, templates: tuple[str, ...], X: Any) -> np.ndarray:
+        """Return standardized cosines minus the default thresholds."""
+        logits = self._make_logits(aligner, templates, scale=1.0)
+        margins = logits.collect(X)
+        margins -= self._compute_default_thresholds(logits)
+        return margins
 
-    def _held_out_distances(self, X: Any, captions: Any, progress: FitContext) -> np.ndarray:
-        """Return distances of every image by an aligner that did not see it."""
-        distances = np.empty((len(captions), len(self.labels_)))
-        folds = KFold(self.cv, shuffle=True, random_state=0).split(distances)
-        for train, test in folds:
-            some = _safe_indexing(X, train), _safe_indexing(captions, train)
-            aligner = self._fit_on_described(*some, progress)
-            distances[test] = self._distances(aligner, _safe_indexing(X, test))
-        return distances
+    def _compute_held_out_margins(
+        self, X: Any, captions: Any, templates: tuple[str, ...], progress: FitContext
+    ) -> np.ndarray:
+        """Return the margins of each image, by an aligner that was not fitted on it."""
+        margins = np.empty((len(captions), len(self.labels_)))
+        for train, test in KFold(self.cv, shuffle=True, random_state=0).split(margins):
+            aligner = self._fit_on_captioned(
+                _safe_indexing(X, train), _safe_indexing(captions, train), progress
+            )
+            margins[test] = self._compute_margins(aligner, templates, _safe_indexing(X, test))
+        return margins
 
-    def _fit_on_described(self, X: Any, captions: Any, progress: FitContext) -> Any:
+    def _fit_on_captioned(self, X: Any, captions: Any, progress: FitContext) -> Any:
         """Fit a clone of the aligner on the images that have a caption."""
-        described = [row for row, some in enumerate(list(captions)) if len(some)]
-        if len(described) < len(captions):
-            X, captions = _safe_indexing(X, described), _safe_indexing(captions, described)
+        captioned = [row for row, caption in enumerate(list(captions)) if len(caption)]
+        if len(captioned) < len(captions):
+            X, captions = _safe_indexing(X, captioned), _safe_indexing(captions, captioned)
         return self._fit_aligner(X, captions, progress)
 
-    def _prompts(self, table: np.ndarray, names: dict[Any, list[str]]) -> list[list[str]]:
-        templates = resolve_templates(self.templates)
-        prompts = [prompts_of(label, some, templates) for label, some in names.items()]
-        return [[text for column in np.flatnonzero(row) for text in prompts[column]]
-                for row in table]  # fmt: skip
+    def _fit_label_thresholds(
+        self, table: np.ndarray, margins: np.ndarray, templates: tuple[str, ...]
+    ) -> None:
+        readable = ~np.isnan(margins[:, 0])
+        offsets = fit_thresholds(table[readable], margins[readable], self.shrinkage)
+        logits = self._make_logits(self._aligner_in_use(), templates, scale=1.0)
+        self._set_thresholds(self._compute_default_thresholds(logits) + offsets)
 
-    def _keep_thresholds(self, table: np.ndarray, distances: np.ndarray) -> None:
-        read = ~np.isnan(distances[:, 0])
-        beyond = fit_thresholds(table[read], distances[read], self.shrinkage)
-        logits = self._logits_by(self._fitted_aligner(), scale=1.0)
-        self._keep(self._defaults(logits) + beyond)
+    def _set_thresholds(self, thresholds: np.ndarray) -> None:
+        self._thresholds = dict(zip(self._list_labels(), thresholds.tolist(), strict=True))
+        self._thresholds_are_standardized = self._standardizes()
 
-    def _keep(self, thresholds: np.ndarray) -> None:
-        self._thresholds = dict(zip(self._label_list(), thresholds.tolist(), strict=True))
-        self._thresholds_are_standardized = self._is_standardized()
-
-    def _is_standardized(self) -> bool:
+    def _standardizes(self) -> bool:
         is_flag = isinstance(self.standardize, bool | np.bool_)
         return not is_flag or bool(self.standardize)
 
-    def _fitted_thresholds(self) -> np.ndarray | None:
-        """Return the thresholds in the order of the labels, or None where none were fitted."""
+    def _get_thresholds(self) -> np.ndarray | None:
+        """Return the fitted thresholds in the order of the labels, or None before `fit`."""
         if not hasattr(self, "_thresholds"):
             return None
-        labels = self._label_list()
+        labels = self._list_labels()
         new = [label for label in labels if label not in self._thresholds]
         if new:
             raise ValueError(
                 f"labels has {format_list(new)}, for which no threshold was fitted. Call fit or "
                 "fit_thresholds again after changing labels."
             )
-        if self._is_standardized() != self._thresholds_are_standardized:
+        if self._standardizes() != self._thresholds_are_standardized:
             raise ValueError(
-                f"standardize is {self._is_standardized()}, and thresholds were fitted with "
+                f"standardize is {self._standardizes()}, and thresholds were fitted with "
                 f"standardize={self._thresholds_are_standardized}, which gives cosines of another "
                 "scale. Call fit or fit_thresholds again after changing standardize."
             )
         return np.array([self._thresholds[label] for label in labels])
 
-    def _defaults(self, logits: LogitTiles) -> np.ndarray:
-        """Return what the given share of the images compared with exceed."""
-        # Cosines that are not standardised have a threshold, too.
-        standardize = True if self.standardize is False else self.standardize
-        texts = unwrap_aligner(logits.aligner)
-        bank = resolve_bank(standardize, texts, logits.aligner.transform, whole=logits.aligner)
+    def _compute_default_thresholds(self, logits: LogitTiles) -> np.ndarray:
+        """Return for each label the score that a fraction `prevalence` of the bank exceed."""
+        if logits.standardizer is None:  # thresholds need a bank also without standardization
+            aligner = logits.aligner
+            bank = resolve_bank(True, unwrap_aligner(aligner), aligner.transform, whole=aligner)
+        else:
+            bank = logits.standardizer.bank
         assert bank is not None
-        shares = shares_of(self.prevalence, logits.classes.tolist())
-        scores = zip(logits.of_embeddings(bank.image).T, shares, strict=True)
-        return np.array([np.quantile(some, 1 - share) for some, share in scores])
+        fractions = resolve_prevalence(self.prevalence, logits.classes.tolist())
+        scores = logits.of_embeddings(bank.image).T
+        return np.array([
+            np.quantile(label_scores, 1 - fraction)
+            for label_scores, fraction in zip(scores, fractions, strict=True)
+        ])  # fmt: skip
 
     def _own_state(self) -> dict[str, Any]:
-        return {**super()._own_state(), "thresholds": self._fitted_thresholds()}
+        return {**super()._own_state(), "thresholds": self._get_thresholds()}
 
     def _restore_own(self, state: FittedState) -> None:
         super()._restore_own(state)
         if "thresholds" in state:
-            self._keep(state.array("thresholds", (len(self._label_list()),)))
+            self._set_thresholds(state.array("thresholds", (len(self._list_labels()),)))
         state.optional("thresholds")
 
     def _limit(self) -> str:
-        return "Thresholds are right for images like those that they were taken from."
+        return "Thresholds suit images like those that they were fitted on."
 
-    def _check_parameters(self) -> None:
-        super()._check_parameters()
+    def _check_parameters(self) -> tuple[str, ...]:
+        templates = super()._check_parameters()
         check_prevalence(self.prevalence)
         if not self.shrinkage >= 0:
             raise ValueError(f"shrinkage must be at least 0, not {self.shrinkage!r}.")
@@ -443,6 +457,7 @@ class MultiLabelZeroShotClassifier(SavedClassifier, ClassifierMixin, ZeroShotBas
                 "labels is a set, whose order, and so that of the columns, differs from run to "
                 "run. Pass a list, sorted(labels)."
             )
+        return templates
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
@@ -452,7 +467,3 @@ class MultiLabelZeroShotClassifier(SavedClassifier, ClassifierMixin, ZeroShotBas
         tags.target_tags.single_output = False
         tags.target_tags.two_d_labels = True
         return tags
-
-
-def _cosines(logits: LogitTiles, X: Any) -> np.ndarray:
-    return logits.collect(X, lambda some: (some,))[0]

@@ -57,7 +57,7 @@ def test_embeddings_are_the_librarys_own(tmp_path):
     encoder = aligner.image_encoder
     network = encoder._network()
     batch = [encoder._prepare(network.prepare, input_image) for input_image in IMAGES]
-    pixels = encoder._module(network).normalized(*encoder._tensors(network, batch))
+    pixels = encoder._module(network).normalize(*encoder._tensors(network, batch))
     tokens = open_clip.get_tokenizer(f"local-dir:{tmp_path}")(TEXTS)
     with torch.inference_mode():
         image, text, scale = model(pixels, tokens)[:3]
@@ -129,9 +129,9 @@ def test_fingerprint_is_of_model_and_preprocessing(folder, tmp_path):
 
 def test_pretrained_as_in_open_clip():
     assert CLIPAligner("ViT-B-32", "openai")._name() == CLIPAligner()._name()
-    with pytest.raises(ValueError, match="No pretrained CLIP model is called 'ViT-B-32/opnai'"):
+    with pytest.raises(ValueError, match="model_name='ViT-B-32/opnai' is not a pretrained CLIP"):
         CLIPAligner("ViT-B-32", "opnai").fit(IMAGES)
-    with pytest.raises(ValueError, match="No pretrained CLIP model is called 'ViT-B-32'"):
+    with pytest.raises(ValueError, match="model_name='ViT-B-32' is not a pretrained CLIP"):
         CLIPAligner("ViT-B-32").transform_text(TEXTS)
 
 
@@ -188,7 +188,7 @@ class TestInTheClassifier:
         ("name", "said"),
         [("clip", "names no aligner. Expected 'open_clip:ViT-B-32/openai'"),
          ("open_clip:", "names no aligner"),
-         ("open_clip:ViT-B-32/opnai", "No pretrained CLIP model is called 'ViT-B-32/opnai'")],
+         ("open_clip:ViT-B-32/opnai", "model_name='ViT-B-32/opnai' is not a pretrained CLIP")],
     )  # fmt: skip
     def test_bad_name(self, name, said):
         for call in ("fit", "predict"):

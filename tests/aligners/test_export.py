@@ -209,7 +209,7 @@ class TestShape:
         network = encoder._network()
         prepared = torch.stack([encoder._prepare(network.prepare, image) for image in X])
         module = encoder._module(network)
-        own = module.normalized(prepared.flatten(0, 1) if encoder.views > 1 else prepared)
+        own = module.normalize(prepared.flatten(0, 1) if encoder.views > 1 else prepared)
         torch.testing.assert_close(
             torch.stack(pixels).reshape(own.shape), own, rtol=0, atol=0, check_stride=False
         )

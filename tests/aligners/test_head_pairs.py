@@ -163,8 +163,8 @@ class TestRefused:
                 raise AssertionError("images were encoded before head_pairs was looked at")
 
         for bad, message in (
-            ("all-MiniLM-L6-v2", "head_pairs='all-MiniLM-L6-v2' names an encoder of texts"),
-            (text_encoder, "has no classification head that is known"),
+            ("all-MiniLM-L6-v2", "head_pairs='all-MiniLM-L6-v2' encodes texts"),
+            (text_encoder, "has no supported classification head"),
         ):
             aligner = CCAAligner(
                 image_encoder=MustNotRun(), text_encoder=text_encoder, head_pairs=bad
@@ -174,5 +174,5 @@ class TestRefused:
 
     def test_logits_as_features(self, concepts, image_encoder):
         encoder = TimmImageEncoder(output="logits")
-        with pytest.raises(ValueError, match=r"gives 1000 features, .* takes 1280"):
+        with pytest.raises(ValueError, match=r"returns 1000 features, .* takes 1280"):
             CCAAligner(head_pairs=encoder).fit(concepts.image, concepts.text)

@@ -317,7 +317,7 @@ def test_tiles_are_the_whole_product(small_tiles, aligner, concepts, form):
     sizes = [len(tile.logits) for tile in tiles.of(form(X))]
     assert max(sizes) == 17
     assert sum(sizes) == 300
-    (logits,) = tiles.collect(form(X), lambda some: (some,))
+    logits = tiles.collect(form(X))
     assert logits.dtype == np.float32
     np.testing.assert_allclose(logits, 20 * aligner.transform(X) @ texts.T, atol=1e-5)
 
@@ -327,9 +327,7 @@ def test_tiles_are_standardized_as_the_whole(small_tiles, aligner, concepts, wit
     texts = aligner.transform_text(concepts.text[200:])
     bank = aligner.bank_ if with_captions else Bank.of(aligner.bank_.image, None)
     image = aligner.transform(concepts.image)
-    (logits,) = LogitTiles(aligner, np.arange(100), texts, 20.0, bank).collect(
-        concepts.image, lambda some: (some,)
-    )
+    logits = LogitTiles(aligner, np.arange(100), texts, 20.0, bank).collect(concepts.image)
     np.testing.assert_allclose(
         logits, 20 * standardized(image @ texts.T, image, texts, bank), atol=2e-5
     )

@@ -1,4 +1,4 @@
-"""Zips of real images, and encoders that take no time where the claim is not about encoders."""
+"""Fixtures: zip files of images, and a service with fast encoders."""
 
 import zipfile
 from pathlib import Path
@@ -17,8 +17,8 @@ from sklearn_ape.app._session import AppService
 pytest.importorskip("gradio", reason='the page needs gradio: pip install "sklearn-ape[serve]"')
 
 
-class Colours(TransformerMixin, BaseEstimator):
-    """An image as an 8 by 8 image."""
+class PixelEncoder(TransformerMixin, BaseEstimator):
+    """Encoder that returns the pixels of an 8 x 8 image."""
 
     def fit(self, X, y=None):
         return self
@@ -31,8 +31,8 @@ class Colours(TransformerMixin, BaseEstimator):
         return True
 
 
-class Letters(TransformerMixin, BaseEstimator):
-    """A text as counts of its letters by threes."""
+class TrigramEncoder(TransformerMixin, BaseEstimator):
+    """Encoder that returns counts of letter trigrams."""
 
     def fit(self, X, y=None):
         return self
@@ -47,7 +47,7 @@ class Letters(TransformerMixin, BaseEstimator):
 
 @pytest.fixture(scope="session")
 def fast_aligner(captioned_images):
-    aligner = KernelAligner(image_encoder=Colours(), text_encoder=Letters())
+    aligner = KernelAligner(image_encoder=PixelEncoder(), text_encoder=TrigramEncoder())
     return aligner.fit(captioned_images.images[:200], captioned_images.captions[:200])
 
 
@@ -57,13 +57,13 @@ def limits():
 
 
 @pytest.fixture
-def studio(fast_aligner, captioned_images, limits):
+def service(fast_aligner, captioned_images, limits):
     return AppService(Model(fast_aligner), captioned_images.images[:40], limits)
 
 
 @pytest.fixture
 def make_zip(tmp_path):
-    """Write a zip of names and contents (bytes, text or a file's path) and return its path."""
+    """Return a function that writes a zip of contents (bytes, text or a path) by name."""
 
     def make(contents, name="some.zip"):
         path = tmp_path / name
@@ -79,7 +79,7 @@ def make_zip(tmp_path):
 
 @pytest.fixture
 def captioned_zip(make_zip, captioned_images):
-    """A zip of real images with their captions beside them."""
+    """Return a function that writes a zip of images with sidecar captions."""
 
     def make(start, stop, name="captioned.zip"):
         contents = {}

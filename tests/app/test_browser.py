@@ -1,4 +1,4 @@
-"""The page in a real browser, with the starter model: what a newcomer does on the first visit."""
+"""The page in a browser, with the starter model."""
 
 import io
 import json
@@ -32,13 +32,13 @@ FLAGS = (
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
     *("--disable-dev-shm-usage", "--window-size=1280,1000"),
 )
-PATIENCE = 120  # seconds, on a machine that does other things as well
+PATIENCE = 120  # seconds, for a busy machine
 N_ALIGNED = 60
 
 
 @pytest.fixture(scope="module")
 def page(captioned_images):
-    """The page on 30 captioned_images, and where it is."""
+    """The page with 30 images."""
     running = serve(None, captioned_images.images[:30], port=None, block=False, verbose=0)
     yield SimpleNamespace(url=running.url)
     running.close()
@@ -62,7 +62,7 @@ def browser(page, tmp_path):
 
 
 class Browser:
-    """What the tests do with the page."""
+    """User actions on the page."""
 
     def __init__(self, driver, url):
         self.driver = driver
@@ -80,7 +80,7 @@ class Browser:
         return self.driver.find_element(By.ID, elem_id).text
 
     def click(self, selector):
-        """Click what may still be on its way into the page."""
+        """Click an element that may not be on the page yet."""
 
         def clicked():
             try:
@@ -95,7 +95,7 @@ class Browser:
         next(tab for tab in self.all("button[role=tab]") if tab.text == name).click()
 
     def upload(self, elem_id, path):
-        """Give a file to an upload field; return when it has arrived."""
+        """Upload a file and wait until the upload is complete."""
         self.all(f"#{elem_id} input[type=file]")[0].send_keys(str(path))
         self.wait(lambda: self.all(f"#{elem_id} .download, #{elem_id} a, #{elem_id} img"))
 
@@ -105,7 +105,7 @@ class Browser:
         field.send_keys(text)
 
     def requests(self):
-        """Return the addresses that the page itself asked for."""
+        """Return the URLs that the page requested."""
         log = self.driver.get_log("performance")
         messages = [json.loads(entry["message"])["message"] for entry in log]
         return [
@@ -118,7 +118,7 @@ class Browser:
 
 @pytest.fixture(scope="module")
 def zip_of_images(captioned_images, tmp_path_factory):
-    """Captioned images as a newcomer packs them."""
+    """A zip file of captioned images with a table."""
     path = tmp_path_factory.mktemp("zip") / "set.zip"
     with zipfile.ZipFile(path, "w") as file:
         rows = range(100, 100 + N_ALIGNED)
@@ -133,18 +133,18 @@ def zip_of_images(captioned_images, tmp_path_factory):
 
 class TestFirstVisit:
     def test_classify_search_and_align(self, browser, captioned_images, zip_of_images, tmp_path):
-        # An example is one click.
+        # Click an example.
         browser.click("#classify-examples img")
-        browser.wait(lambda: "among 8 names" in browser.text("classify-verdict"))
+        browser.wait(lambda: "among 8 labels" in browser.text("classify-verdict"))
 
-        # An image and names of one's own.
+        # Upload an image and enter labels.
         name = captioned_images.captions[0]
         browser.write("classify-names", f"{name}, submarine, tuba")
         browser.upload("classify-image", captioned_images.images[0])
         browser.click("#classify-button")
-        # While it works, the page shows the seconds above what was there.
+        # During the request, the page shows the elapsed time above the previous result.
         browser.wait(lambda: browser.text("classify-verdict").startswith(f"{name}, "))
-        assert "among 3 names" in browser.text("classify-verdict")
+        assert "among 3 labels" in browser.text("classify-verdict")
         assert "submarine" in browser.text("classify-answer")
 
         browser.tab("Search")
@@ -154,10 +154,10 @@ class TestFirstVisit:
 
         browser.tab("Align your own")
         browser.upload("align-zip", zip_of_images)
-        browser.click("#align-head input")  # a thousand names take their time
+        browser.click("#align-head input")  # off, since encoding a thousand class names is slow
         browser.click("#align-button")
-        browser.wait(lambda: "held out" in browser.text("align-result"))
-        assert "aligned on your images" in browser.text("align-result")
+        browser.wait(lambda: "held-out" in browser.text("align-result"))
+        assert "your aligner" in browser.text("align-result")
         assert "your own kernel aligner" in browser.text("align-using")
         browser.click("#align-download")
         saved = tmp_path / "downloads" / "aligner.zip"
@@ -166,7 +166,7 @@ class TestFirstVisit:
             names = {Path(name).name for name in file.namelist()}
         assert names == {"config.json", "model.safetensors", "README.md"}
 
-        # Nothing came from anywhere else, and no script failed.
+        # There are no requests to other servers and no script errors.
         asked = browser.requests()
         assert asked
         elsewhere = [a for a in asked if not a.startswith((browser.url, "data:", "blob:"))]
@@ -175,8 +175,8 @@ class TestFirstVisit:
         assert [entry["message"] for entry in log if entry["level"] == "SEVERE"] == []
 
 
-class TestMistakes:
-    def test_are_answered_in_words(self, browser, tmp_path, captioned_images):
+class TestErrors:
+    def test_errors_are_shown_as_messages(self, browser, tmp_path, captioned_images):
         browser.click("#classify-button")
         browser.wait(lambda: "no image yet" in browser.driver.page_source)
         browser.tab("Align your own")
@@ -184,10 +184,10 @@ class TestMistakes:
         broken.write_bytes(b"this is not a zip")
         browser.upload("align-zip", broken)
         browser.click("#align-button")
-        browser.wait(lambda: "This is not a zip" in browser.driver.page_source)
+        browser.wait(lambda: "not a zip" in browser.driver.page_source)
         assert "Traceback" not in browser.driver.page_source
 
-    def test_on_a_narrow_screen_nothing_is_wider_than_it(self, browser):
+    def test_page_fits_narrow_screen(self, browser):
         browser.driver.execute_cdp_cmd(
             "Emulation.setDeviceMetricsOverride",
             {"width": 420, "height": 900, "deviceScaleFactor": 1, "mobile": True},

@@ -1,4 +1,4 @@
-"""An aligner is downloaded and comes back; zips that say they are one are not believed."""
+"""Downloads and uploads of aligners, including hostile zip files."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 
 from sklearn_ape import KernelAligner, ZeroShotClassifier, load_pretrained
 from sklearn_ape.app import Limits
-from sklearn_ape.app._limits import UserError, no_report
+from sklearn_ape.app._limits import UserError, ignore_progress
 from sklearn_ape.app._model import Model
 from sklearn_ape.app._session import AppService, Session
 from sklearn_ape.encoders import TransformersTextEncoder
@@ -26,19 +26,19 @@ def served(captioned_images, image_encoder, text_encoder):
 
 
 @pytest.fixture(scope="module")
-def studio(served, captioned_images):
+def service(served, captioned_images):
     return AppService(Model(served), captioned_images.images[:10], Limits())
 
 
 @pytest.fixture(scope="module")
-def aligned(studio, captioned_images, tmp_path_factory):
-    """A visitor who has aligned on twenty captioned_images."""
+def aligned(service, captioned_images, tmp_path_factory):
+    """Session of a visitor with an aligner fitted on twenty images."""
     archive = tmp_path_factory.mktemp("zip") / "set.zip"
     with zipfile.ZipFile(archive, "w") as file:
         for row in range(20):
             file.write(captioned_images.images[row], f"{row}.png")
             file.writestr(f"{row}.txt", captioned_images.captions[row])
-    return studio.align(Session(), archive, "cca", False, no_report)[0]
+    return service.align(Session(), archive, "cca", False, ignore_progress)[0]
 
 
 def packed(folder, path):
@@ -49,8 +49,8 @@ def packed(folder, path):
 
 
 class TestRoundTrip:
-    def test_the_download_is_a_model_folder_that_gives_the_same(
-        self, studio, aligned, captioned_images, tmp_path
+    def test_downloaded_aligner_gives_same_results(
+        self, service, aligned, captioned_images, tmp_path
     ):
         with zipfile.ZipFile(aligned.download.path) as file:
             file.extractall(tmp_path)
@@ -59,31 +59,31 @@ class TestRoundTrip:
         np.testing.assert_array_equal(
             again.transform(images), aligned.alignment.aligner.transform(images)
         )
-        back = studio.take_aligner(Session(), aligned.download.path)
+        back = service.load_aligner(Session(), aligned.download.path)
         assert back.alignment.method == "cca"
         labels = "\n".join(captioned_images.captions[:5])
         answers = [
-            studio.classify(session, images[0], labels, "none", 0).probabilities
+            service.classify(session, images[0], labels, "none", 0).probabilities
             for session in (aligned, back)
         ]
         assert answers[0] == pytest.approx(answers[1])
 
-    def test_it_goes_with_the_session(self, studio, captioned_zip):
-        session = studio.align(Session(), captioned_zip(0, 20), "cca", False, no_report)[0]
+    def test_download_is_deleted_with_session(self, service, captioned_zip):
+        session = service.align(Session(), captioned_zip(0, 20), "cca", False, ignore_progress)[0]
         path = session.download.path
         assert os.path.isfile(path)
-        session = studio.forget_alignment(session)
+        session = service.reset_aligner(session)
         assert not os.path.exists(path)
 
 
 class TestHostileZips:
-    def refusal(self, studio, archive):
+    def refusal(self, service, archive):
         with pytest.raises(UserError) as caught:
-            studio.take_aligner(Session(), archive)
+            service.load_aligner(Session(), archive)
         assert "/tmp" not in str(caught.value)
         return str(caught.value)
 
-    def test_a_pickle_is_not_even_unpacked(self, studio, tmp_path):
+    def test_pickle_is_not_unpacked(self, service, tmp_path):
         class Bomb:
             def __reduce__(self):
                 return os.mkdir, (str(tmp_path / "executed"),)
@@ -92,12 +92,12 @@ class TestHostileZips:
         with zipfile.ZipFile(archive, "w") as file:
             for name in ("aligner.pkl", "config.json", "model.safetensors"):
                 file.writestr(f"aligner/{name}", pickle.dumps(Bomb()))
-        self.refusal(studio, archive)
+        self.refusal(service, archive)
         assert not (tmp_path / "executed").exists()
 
     @pytest.mark.parametrize("model_name", ["/etc", "someone/model", "all-MiniLM-L6-v2"])
-    def test_encoders_other_than_the_servers_are_not_loaded(
-        self, studio, aligned, tmp_path, model_name, monkeypatch
+    def test_other_encoders_are_not_loaded(
+        self, service, aligned, tmp_path, model_name, monkeypatch
     ):
         with zipfile.ZipFile(aligned.download.path) as file:
             file.extractall(tmp_path)
@@ -123,33 +123,33 @@ class TestHostileZips:
             TransformersTextEncoder, "_load", lambda self, device: made.append(self.model_name)
         )
         archive = packed(folder, tmp_path / "changed.zip")
-        assert "other encoders" in self.refusal(studio, archive)
+        assert "other encoders" in self.refusal(service, archive)
         assert made == []
 
-    def test_other_classes_than_aligners_are_refused(self, studio, served, tmp_path):
+    def test_other_classes_than_aligners_raise(self, service, served, tmp_path):
         classifier = ZeroShotClassifier(["cat", "dog"], aligner=served)
         classifier.save_pretrained(tmp_path / "classifier")
         archive = packed(tmp_path / "classifier", tmp_path / "classifier.zip")
-        assert "ZeroShotClassifier" in self.refusal(studio, archive)
+        assert "ZeroShotClassifier" in self.refusal(service, archive)
 
     @pytest.mark.parametrize("missing", ["model.safetensors", "everything"])
-    def test_missing_files_are_named(self, studio, aligned, tmp_path, missing):
+    def test_missing_file_is_named(self, service, aligned, tmp_path, missing):
         with zipfile.ZipFile(aligned.download.path) as file:
             file.extractall(tmp_path)
         for part in (tmp_path / "aligner").iterdir():
             if missing in (part.name, "everything"):
                 part.unlink()
         archive = packed(tmp_path / "aligner", tmp_path / "less.zip")
-        assert "model.safetensors" in self.refusal(studio, archive)
+        assert "model.safetensors" in self.refusal(service, archive)
 
-    def test_damage_is_refused(self, studio, aligned, tmp_path):
+    def test_damaged_file_raises(self, service, aligned, tmp_path):
         with zipfile.ZipFile(aligned.download.path) as file:
             file.extractall(tmp_path)
         tensors = tmp_path / "aligner" / "model.safetensors"
         content = bytearray(tensors.read_bytes())
         content[-100] ^= 0xFF
         tensors.write_bytes(content)
-        assert self.refusal(studio, packed(tensors.parent, tmp_path / "damaged.zip"))
+        assert self.refusal(service, packed(tensors.parent, tmp_path / "damaged.zip"))
 
-    def test_no_zip_is_said(self, studio):
-        assert "no zip yet" in self.refusal(studio, None)
+    def test_missing_zip_raises(self, service):
+        assert "no zip yet" in self.refusal(service, None)

@@ -1,4 +1,4 @@
-"""The page as a server on loopback: limits, refusals with reasons, many requests at once."""
+"""The web server: request limits, error messages and concurrent requests."""
 
 import json
 import os
@@ -12,7 +12,7 @@ import pytest
 httpx = pytest.importorskip("httpx")
 
 from sklearn_ape.app import Limits, serve  # noqa: E402
-from sklearn_ape.app._server import _ended_by_signals  # noqa: E402
+from sklearn_ape.app._server import _interrupt_on_sigterm  # noqa: E402
 from tests.app.visitor import API, Visitor  # noqa: E402
 
 AT_ONCE = 50
@@ -38,44 +38,48 @@ def visitor(page):
     return Visitor(page.url)
 
 
-class TestAnswers:
-    def test_classify(self, visitor, captioned_images):
+class TestResults:
+    def test_classify_returns_probabilities(self, visitor, captioned_images):
         image = visitor.image(captioned_images.images[0])
         kind, (label, verdict) = visitor.answer("classify", image, "cat, dog", "simple", 0)
         assert kind == "complete"
         assert {entry["label"] for entry in label["confidences"]} == {"cat", "dog"}
-        assert "among 2 names" in verdict
+        assert "among 2 labels" in verdict
 
-    def test_search_shows_copies_not_the_files_themselves(self, visitor, captioned_images):
+    def test_search_returns_copies_of_images(self, visitor, captioned_images):
         kind, (session, gallery) = visitor.answer("search", "a cat", None, 5)
         assert kind == "complete"
-        assert session is None  # it stays on the server
+        assert session is None  # the session is stored on the server
         assert len(gallery) == 5
         assert os.path.dirname(captioned_images.images[0]) not in json.dumps(gallery)
         url = gallery[0]["image"]["url"]
         assert visitor.http.get(url).headers["content-type"] == "image/webp"
 
 
-class TestReasons:
+class TestErrors:
     @pytest.mark.parametrize(
         ("names", "why"),
-        [("", "no names yet"), ("cat", "only name"), (",".join(map(str, range(60))), "60 names")],
+        [
+            ("", "no labels yet"),
+            ("cat", "only label"),
+            (",".join(map(str, range(60))), "60 labels"),
+        ],
     )
-    def test_names_that_cannot_be_used(self, visitor, captioned_images, names, why):
+    def test_invalid_labels_are_explained(self, visitor, captioned_images, names, why):
         image = visitor.image(captioned_images.images[0])
         kind, error = visitor.answer("classify", image, names, "simple", 0)
         assert kind == "error"
         assert why in json.dumps(error)
 
-    def test_a_file_that_is_no_image(self, visitor):
+    def test_file_that_is_not_an_image_is_explained(self, visitor):
         (place,) = visitor.upload(b"hello, I am text").json()
         image = {"path": place, "meta": {"_type": "gradio.FileData"}}
         kind, error = visitor.answer("classify", image, "cat, dog", "simple", 0)
         assert kind == "error"
-        assert "not an image but text" in json.dumps(error)
+        assert "a text file, not an image" in json.dumps(error)
         assert "/" not in json.dumps(error).replace("\\/", "")
 
-    def test_a_zip_that_is_none(self, visitor):
+    def test_file_that_is_not_a_zip_is_explained(self, visitor):
         (place,) = visitor.upload(b"PK\x03\x04 not really", "set.zip").json()
         file = {"path": place, "meta": {"_type": "gradio.FileData"}}
         kind, error = visitor.answer("align", file, "kernel", False)
@@ -84,12 +88,12 @@ class TestReasons:
 
 
 class TestLimits:
-    def test_an_upload_beyond_the_limit_is_413_with_the_limit(self, visitor, page):
+    def test_too_large_upload_is_413(self, visitor, page):
         response = visitor.upload(bytes(page.limits.upload_bytes + 2**17))
         assert response.status_code == 413
         assert "larger than 1 MiB" in response.json()["detail"]
 
-    def test_an_upload_that_hides_its_length_is_refused(self, visitor):
+    def test_upload_without_length_is_411(self, visitor):
         def endless():
             yield b"--x\r\nContent-Disposition: form-data; name=files; filename=a\r\n\r\n"
             for _ in range(100):
@@ -103,7 +107,7 @@ class TestLimits:
         assert response.status_code == 411
         assert "length" in response.json()["detail"]
 
-    def test_a_request_beyond_the_limit_is_413(self, visitor):
+    def test_too_large_request_is_413(self, visitor):
         response = visitor.call("classify", None, "x" * 2**17, "simple", 0)
         assert response.status_code == 413
         assert "larger than 64 KiB" in response.json()["detail"]
@@ -111,34 +115,34 @@ class TestLimits:
     @pytest.mark.parametrize(
         "path", ["http://127.0.0.1:1/x.png", "https://example.com/x.png", "FILE:///etc/passwd"]
     )
-    def test_the_server_fetches_nothing(self, visitor, path):
+    def test_url_is_not_fetched(self, visitor, path):
         image = {"path": path, "meta": {"_type": "gradio.FileData"}}
         response = visitor.call("classify", image, "cat, dog", "simple", 0)
         assert response.status_code == 400
-        assert "address" in response.json()["detail"]
+        assert "URL" in response.json()["detail"]
 
-    def test_a_file_of_the_server_cannot_be_named(self, visitor, captioned_images):
+    def test_server_files_are_not_accessible(self, visitor, captioned_images):
         for path in ("/etc/passwd", captioned_images.images[0], __file__):
             image = {"path": path, "meta": {"_type": "gradio.FileData"}}
             kind, _ = visitor.answer("classify", image, "cat, dog", "simple", 0)
             assert kind == "error"
             assert visitor.http.get(f"{API}/file={path}").status_code in (403, 404)
 
-    def test_a_broken_request_is_4xx(self, visitor):
+    def test_invalid_request_is_4xx(self, visitor):
         for body in (b"", b"{", b"[]", b'{"data": 1}', b"[" * 60_000):
             response = visitor.http.post(
                 f"{API}/call/classify", content=body, headers={"content-type": "application/json"}
             )
             assert 400 <= response.status_code < 500
 
-    def test_another_site_that_leads_here_is_refused(self, visitor):
+    def test_other_host_name_is_rejected(self, visitor):
         assert visitor.http.get("/", headers={"host": "evil.example"}).status_code == 400
 
     @pytest.mark.parametrize("path", ["proxy=http://x/", "component_server", "monitoring"])
-    def test_parts_of_gradio_that_are_not_needed_are_closed(self, visitor, path):
+    def test_unused_gradio_functions_are_closed(self, visitor, path):
         assert visitor.http.get(f"{API}/{path}").status_code == 404
 
-    def test_the_page_asks_no_other_server_for_scripts_styles_or_fonts(self, visitor):
+    def test_page_loads_nothing_from_other_servers(self, visitor):
         html = visitor.http.get("/").text
         for tag in ("<script", "<link"):
             for part in html.split(tag)[1:]:
@@ -147,8 +151,8 @@ class TestLimits:
         assert "googleapis" not in html + visitor.http.get("/theme.css").text
 
 
-class TestManyAtOnce:
-    def test_none_of_fifty_requests_at_once_is_lost(self, page, captioned_images):
+class TestConcurrentRequests:
+    def test_concurrent_requests_get_their_own_results(self, page, captioned_images):
         visitor = Visitor(page.url)
         image = visitor.image(captioned_images.images[0])
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -168,7 +172,7 @@ class TestManyAtOnce:
             if answer[0] == "refused":
                 assert answer[1] == 429
                 assert "Try again" in answer[2]
-        # An answer is that of its own request.
+        # Each result belongs to its own request.
         for number in range(1, 2 * AT_ONCE, 2):
             if kinds[number] == "complete":
                 labels = {entry["label"] for entry in answers[number][1][0]["confidences"]}
@@ -176,18 +180,18 @@ class TestManyAtOnce:
         grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
         assert grown < 300 * 1024  # KiB
 
-    def test_it_answers_as_before_afterwards(self, visitor):
+    def test_server_responds_after_full_queue(self, visitor):
         assert visitor.answer("search", "a cat", None, 3)[0] == "complete"
 
 
 class TestServe:
-    def test_a_polite_kill_ends_it_as_ctrl_c_does(self):
+    def test_sigterm_interrupts(self):
         before = signal.getsignal(signal.SIGTERM)
-        with pytest.raises(KeyboardInterrupt), _ended_by_signals():
+        with pytest.raises(KeyboardInterrupt), _interrupt_on_sigterm():
             signal.raise_signal(signal.SIGTERM)
         assert signal.getsignal(signal.SIGTERM) is before
 
-    def test_uploads_are_gone_when_it_ends(self, fast_aligner, captioned_images):
+    def test_uploads_are_deleted_at_stop(self, fast_aligner, captioned_images):
         running = serve(
             fast_aligner, captioned_images.images[:5], port=None, block=False, verbose=0
         )
@@ -197,9 +201,7 @@ class TestServe:
         with pytest.raises(httpx.ConnectError):
             httpx.get(running.url)
 
-    def test_uploads_beyond_what_is_kept_are_told_to_come_later(
-        self, fast_aligner, captioned_images
-    ):
+    def test_full_upload_storage_is_429(self, fast_aligner, captioned_images):
         limits = Limits(stored_bytes=2**20)
         running = serve(
             fast_aligner,
@@ -217,18 +219,14 @@ class TestServe:
         assert statuses[-1] == 429
         assert "Try again" in answers[-1].json()["detail"]
 
-    def test_another_host_than_this_computer_is_warned_of(
-        self, fast_aligner, captioned_images, capsys
-    ):
+    def test_public_host_warns(self, fast_aligner, captioned_images, capsys):
         running = serve(
             fast_aligner, captioned_images.images[:5], "0.0.0.0", None, block=False, verbose=0
         )
         running.close()
         assert "Everyone who can reach it" in capsys.readouterr().err
 
-    def test_a_port_that_is_taken_is_an_error_that_names_it(
-        self, page, fast_aligner, captioned_images
-    ):
+    def test_port_in_use_raises(self, page, fast_aligner, captioned_images):
         taken = int(page.url.rstrip("/").rsplit(":", 1)[1])
         with pytest.raises(OSError, match=str(taken)):
             serve(fast_aligner, captioned_images.images[:5], port=taken, block=False, verbose=0)

@@ -1,4 +1,4 @@
-"""Someone who talks to the page in plain HTTP."""
+"""HTTP client for the web app."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ API = "gradio_api"
 
 
 class Visitor:
-    """A client of its own, with the calls that the page's script makes."""
+    """HTTP client that makes the requests of the page's script."""
 
     def __init__(self, url):
         self.http = httpx.Client(base_url=url, timeout=120)

@@ -1,4 +1,4 @@
-"""A folder of real images, and the command line in this process or in one of its own."""
+"""Fixtures: folders of images, and functions that run commands."""
 
 import csv
 import io
@@ -13,13 +13,13 @@ from sklearn_ape.cli import app
 
 
 def named(caption):
-    """Return a caption as a file's name, which `captions="filename"` reads back."""
+    """Return the file name from which `captions="filename"` reads a caption."""
     return caption.replace("/", " ").replace(":", "").replace(" ", "_") + ".png"
 
 
 @pytest.fixture(scope="session")
 def photos(captioned_images, tmp_path_factory):
-    """Sixty images in the folders animal, food and travel, named by their captions."""
+    """Sixty images in the subfolders animal, food and travel, named by their captions."""
     folder = tmp_path_factory.mktemp("photos")
     for row in range(60):
         target = folder / captioned_images.categories[row] / named(captioned_images.captions[row])
@@ -29,9 +29,9 @@ def photos(captioned_images, tmp_path_factory):
 
 
 @pytest.fixture
-def few(photos, tmp_path):
-    """Four of each kind, a copy of one's own to spoil."""
-    folder = tmp_path / "few"
+def small_folder(photos, tmp_path):
+    """A copy of four images per subfolder, which tests may change."""
+    folder = tmp_path / "small_folder"
     for kind in sorted(photos.iterdir()):
         (folder / kind.name).mkdir(parents=True)
         for image in sorted(kind.iterdir())[:4]:
@@ -41,7 +41,7 @@ def few(photos, tmp_path):
 
 @pytest.fixture
 def run(feature_cache, monkeypatch):
-    """Run a command in this process; features are those of the other tests."""
+    """Return a function that runs a command in this process with the cache of all tests."""
     monkeypatch.setenv("SKLEARN_APE_DATA", str(feature_cache.parent / "home"))
     runner = CliRunner()
 
@@ -57,7 +57,7 @@ def run(feature_cache, monkeypatch):
 
 @pytest.fixture
 def rows(run):
-    """Run a command and read the csv on its standard output."""
+    """Return a function that runs a command and parses the csv of its standard output."""
 
     def invoke(*arguments, **options):
         return list(csv.DictReader(io.StringIO(run(*arguments, **options).stdout)))
@@ -67,7 +67,7 @@ def rows(run):
 
 @pytest.fixture
 def shell():
-    """Run the command line in a process of its own, as a user starts it."""
+    """Return a function that runs a command in a child process."""
 
     def invoke(*arguments, **options):
         command = [sys.executable, "-m", "sklearn_ape", *map(str, arguments)]

@@ -1,4 +1,4 @@
-"""classify: one row an image, whatever the images are."""
+"""The command `classify`."""
 
 import csv
 import json
@@ -14,17 +14,19 @@ LABELS = "an animal,food,a vehicle"
 
 
 @pytest.fixture
-def broken(few):
-    """The folder with a damaged image and a text that calls itself one."""
-    whole = next((few / "animal").iterdir())
-    (few / "animal" / "zz cut short.png").write_bytes(whole.read_bytes()[:200])
-    (few / "zz text.jpg").write_text("no image")
-    return few
+def broken(small_folder):
+    """The folder `small_folder` with a damaged image and a text file named as an image."""
+    whole = next((small_folder / "animal").iterdir())
+    (small_folder / "animal" / "zz cut short.png").write_bytes(whole.read_bytes()[:200])
+    (small_folder / "zz text.jpg").write_text("no image")
+    return small_folder
 
 
-class TestAnswers:
-    def test_are_those_of_the_classifier(self, few, rows):
-        found = rows("classify", few, "--labels", LABELS, "--top-k", "2", "--probabilities")
+class TestResults:
+    def test_results_equal_those_of_classifier(self, small_folder, rows):
+        found = rows(
+            "classify", small_folder, "--labels", LABELS, "--top-k", "2", "--probabilities"
+        )
         paths = [row["path"] for row in found]
         assert paths == sorted(paths)
         assert len(paths) == 12
@@ -38,64 +40,66 @@ class TestAnswers:
         assert [row["label_2"] for row in found] == second.tolist()
         assert {row["error"] for row in found} == {""}
 
-    def test_below_the_threshold_an_image_is_unknown(self, few, rows):
-        found = rows("classify", few, "--labels", LABELS, "--threshold", "0.7", "--top-k", "2")
+    def test_image_below_threshold_is_unknown(self, small_folder, rows):
+        found = rows(
+            "classify", small_folder, "--labels", LABELS, "--threshold", "0.7", "--top-k", "2"
+        )
         for row in found:
             known = float(row["probability"]) >= 0.7
             assert row["label"] == (row["label_1"] if known else "unknown")
         assert 0 < sum(row["label"] == "unknown" for row in found) < len(found)
 
-    def test_synonyms_and_templates(self, few, rows, tmp_path):
+    def test_synonyms_and_templates(self, small_folder, rows, tmp_path):
         file = tmp_path / "labels.json"
         file.write_text(json.dumps({"living": ["an animal", "a plant"], "thing": ["a vehicle"]}))
-        found = rows("classify", few, "--labels-file", file, "--templates", "drawing")
+        found = rows("classify", small_folder, "--labels-file", file, "--templates", "drawing")
         assert {row["label"] for row in found} <= {"living", "thing"}
 
 
 class TestImages:
-    def test_bad_ones_are_rows_with_the_reason_and_lose_nothing(self, broken, rows, run):
+    def test_unreadable_images_are_rows_with_error(self, broken, rows, run):
         found = rows("classify", broken, "--labels", LABELS)
         bad = {os.path.basename(row["path"]): row for row in found if row["error"]}
         assert set(bad) == {"zz cut short.png", "zz text.jpg"}
-        assert "not an image but text" in bad["zz text.jpg"]["error"]
+        assert "a text file, not an image" in bad["zz text.jpg"]["error"]
         assert {row["label"] for row in bad.values()} == {""}
         assert len(found) == 14
         said = run("classify", broken, "--labels", LABELS, "--quiet").stderr
-        assert "2 of 14 images cannot be read" in said
+        assert "Skipped 2 of 14 images, which cannot be read" in said
 
-    def test_none_can_be_read(self, tmp_path, run):
+    def test_only_unreadable_images_exit_with_error(self, tmp_path, run):
         (tmp_path / "x.png").write_text("no image")
         result = run("classify", tmp_path, "--labels", LABELS, code=1)
         assert "x.png" in result.stdout
 
-    def test_a_list_on_standard_input(self, few, rows):
-        names = [str(path) for path in sorted((few / "food").iterdir())]
+    def test_images_listed_on_standard_input(self, small_folder, rows):
+        names = [str(path) for path in sorted((small_folder / "food").iterdir())]
         lines = rows("classify", "-", "--labels", LABELS, stdin="\n".join([*names, "gone.jpg"]))
         assert [row["path"] for row in lines] == [*names, "gone.jpg"]
         assert "does not exist" in lines[-1]["error"]
         zeros = rows("classify", "-", "--labels", LABELS, stdin="\0".join(names) + "\0")
         assert [row["path"] for row in zeros] == names
 
-    def test_many_come_in_passes(self, few, rows, monkeypatch):
-        whole = rows("classify", few, "--labels", LABELS)
-        monkeypatch.setattr("sklearn_ape.cli._models._AT_ONCE", 5)
-        parts = rows("classify", few, "--labels", LABELS)
+    def test_batches_give_same_rows(self, small_folder, rows, monkeypatch):
+        whole = rows("classify", small_folder, "--labels", LABELS)
+        monkeypatch.setattr("sklearn_ape.cli._models._BATCH_SIZE", 5)
+        parts = rows("classify", small_folder, "--labels", LABELS)
         assert [(row["path"], row["label"]) for row in parts] == [
             (row["path"], row["label"]) for row in whole
         ]
         for part, row in zip(parts, whole, strict=True):
             assert float(part["probability"]) == pytest.approx(float(row["probability"]), abs=1e-4)
 
-    def test_a_name_that_is_no_text(self, few, run):
-        image = next((few / "food").iterdir())
-        odd = os.fsencode(few / "food") + b"/caf\xe9.png"
+    def test_undecodable_file_name_is_written_as_bytes(self, small_folder, run):
+        image = next((small_folder / "food").iterdir())
+        odd = os.fsencode(small_folder / "food") + b"/caf\xe9.png"
         os.rename(os.fsencode(image), odd)
-        result = run("classify", few / "food", "--labels", LABELS)
+        result = run("classify", small_folder / "food", "--labels", LABELS)
         assert odd in result.stdout_bytes
 
 
 class TestSavedClassifier:
-    def test_of_the_starter_model_goes_on_past_bad_images(self, broken, rows, tmp_path):
+    def test_saved_classifier_of_starter_skips_unreadable_images(self, broken, rows, tmp_path):
         ZeroShotClassifier(LABELS.split(","), threshold=0.7).save_pretrained(tmp_path / "mine")
         found = rows("classify", broken, "--aligner", tmp_path / "mine")
         assert found == rows("classify", broken, "--labels", LABELS, "--threshold", "0.7")
@@ -103,11 +107,11 @@ class TestSavedClassifier:
 
 
 class TestOutput:
-    def test_results_are_written_to_files(self, broken, run, tmp_path):
+    def test_output_files_are_complete(self, broken, run, tmp_path):
         out = tmp_path / "new folder" / "names.parquet"
         result = run("classify", broken, "--labels", LABELS, "-o", out)
         assert result.stdout == ""
-        assert "12 images named" in result.stderr
+        assert "12 images classified" in result.stderr
         frame = pd.read_parquet(out)
         assert frame["label"].notna().sum() == 12
         assert frame["error"].notna().sum() == 2
@@ -116,15 +120,17 @@ class TestOutput:
         with (tmp_path / "names.csv").open(newline="") as stream:
             assert len(list(csv.DictReader(stream))) == 14
 
-    def test_ctrl_c_leaves_what_was_there(self, few, run, tmp_path, monkeypatch):
+    def test_interrupt_keeps_previous_file(self, small_folder, run, tmp_path, monkeypatch):
         def interrupted(*arguments):
             raise KeyboardInterrupt
 
         monkeypatch.setattr(ZeroShotClassifier, "predict_proba", interrupted)
         (tmp_path / "names.csv").write_text("old")
-        result = run("classify", few, "--labels", LABELS, "-o", tmp_path / "names.csv", code=130)
+        result = run(
+            "classify", small_folder, "--labels", LABELS, "-o", tmp_path / "names.csv", code=130
+        )
         assert "Interrupted" in result.stderr
-        assert "run it again to go on" in result.stderr
+        assert "Run the command again to resume" in result.stderr
         assert (tmp_path / "names.csv").read_text() == "old"
 
 
@@ -134,15 +140,15 @@ class TestErrors:
         [
             ((), 2, "--labels"),
             (("--labels", "cat"), 1, "only label"),
-            (("--labels", LABELS, "--top-k", "4"), 2, "more than the 3 labels"),
+            (("--labels", LABELS, "--top-k", "4"), 2, "larger than the number of labels, 3"),
             (("--labels", LABELS, "--threshold", "2"), 2, "less than or equal"),
-            (("--labels", LABELS, "-o", "out.xlsx"), 2, "cannot tell the format"),
-            (("--labels", LABELS, "--aligner", "./gone"), 1, "no folder './gone'"),
+            (("--labels", LABELS, "-o", "out.xlsx"), 2, "no suffix of a known format"),
+            (("--labels", LABELS, "--aligner", "./gone"), 1, "'./gone' is not a folder"),
             (("--labels", LABELS, "--templates", "drawin"), 1, "Did you mean 'drawing'"),
             (("--labels", LABELS, "--device", "cuda:77"), 1, "cuda"),
         ],
     )
-    def test_errors_are_messages(self, few, run, arguments, code, message):
-        result = run("classify", few, *arguments, code=code)
+    def test_errors_are_messages(self, small_folder, run, arguments, code, message):
+        result = run("classify", small_folder, *arguments, code=code)
         assert message in " ".join(result.stderr.split())
         assert result.stdout == ""

@@ -1,4 +1,4 @@
-"""curate: relevant pairs; copies, noise and what cannot be read are dropped and named."""
+"""The command `curate`."""
 
 import csv
 import shutil
@@ -9,9 +9,9 @@ LABELS = "animal,food,vehicle"
 
 
 @pytest.fixture
-def spoilt(photos, tmp_path):
-    """The photos, with a copy of one under another name and one that cannot be read."""
-    folder = tmp_path / "spoilt"
+def flawed_folder(photos, tmp_path):
+    """The photos with a duplicate and an unreadable image."""
+    folder = tmp_path / "flawed_folder"
     shutil.copytree(photos, folder)
     image = sorted((folder / "food").iterdir())[0]
     shutil.copy(image, folder / "food" / "zz copy.png")
@@ -20,10 +20,10 @@ def spoilt(photos, tmp_path):
 
 
 class TestCurate:
-    def test_every_pair_is_chosen_or_dropped_for_a_reason(self, spoilt, run, tmp_path):
+    def test_each_pair_is_selected_or_dropped_with_reason(self, flawed_folder, run, tmp_path):
         chosen, dropped = tmp_path / "chosen.csv", tmp_path / "dropped.csv"
         result = run(
-            *("curate", spoilt, "--captions", "filename", "--labels", LABELS, "-n", "12"),
+            *("curate", flawed_folder, "--captions", "filename", "--labels", LABELS, "-n", "12"),
             *("--noisy", "0", "-o", chosen, "--dropped", dropped),
         )
         with chosen.open() as one, dropped.open() as other:
@@ -35,12 +35,12 @@ class TestCurate:
         assert "cannot be read" in reasons["zz broken.png"]
         copies = [reason for reason in reasons.values() if reason.startswith("nearly the same")]
         assert copies
-        assert "Chosen 12 of 62 pairs" in result.stderr
+        assert "Selected 12 of 62 pairs" in result.stderr
         assert f"{len(copies)} nearly the same image as another" in result.stderr
 
-    def test_what_is_chosen_can_be_read_back(self, spoilt, run, rows, tmp_path):
+    def test_evaluate_reads_selected_pairs(self, flawed_folder, run, rows, tmp_path):
         result = run(
-            *("curate", spoilt, "--captions", "filename", "--labels", LABELS),
+            *("curate", flawed_folder, "--captions", "filename", "--labels", LABELS),
             *("--per-label", "3", "-o", tmp_path / "chosen.csv"),
         )
         assert "3 a caption that fits its image poorly" in result.stderr  # of 61
@@ -54,5 +54,5 @@ class TestCurate:
             (("--labels", LABELS, "-n", "5"), 1, "no captions"),
         ],
     )
-    def test_errors(self, few, run, arguments, code, message):
-        assert message in run("curate", few, *arguments, code=code).stderr
+    def test_errors(self, small_folder, run, arguments, code, message):
+        assert message in run("curate", small_folder, *arguments, code=code).stderr

@@ -1,4 +1,4 @@
-"""The page on the command line, README's section and the newcomer's scripts, run as they are."""
+"""Commands in the documentation, and the scripts for newcomers."""
 
 import os
 import re
@@ -20,7 +20,7 @@ NUMBER = re.compile(r"-?\d+\.\d+")
 
 
 def commands(page):
-    """Return the commands of a page, or of a section, with the output that it shows for each."""
+    """Return the commands of a page or section with their documented output."""
     text = (ROOT / page).read_text(encoding="utf-8")
     if PAGES[page]:
         text = text.partition(PAGES[page])[2].partition("\n## ")[0]
@@ -33,7 +33,7 @@ def commands(page):
 
 @pytest.fixture
 def at_photos(photos, captioned_images, tmp_path, monkeypatch):
-    """Work in a folder of one's own that holds photos/ and, of other images, new_photos/."""
+    """Change to a folder with photos/ and, with other images, new_photos/."""
     shutil.copytree(photos, tmp_path / "photos")
     for row in range(60, 120):
         target = (
@@ -48,20 +48,20 @@ def at_photos(photos, captioned_images, tmp_path, monkeypatch):
 
 
 def output_of(run, command):
-    """Return what a command prints; `| head -4` is the one pipe that pages use."""
+    """Return the output of a command; the only supported pipe is `| head -N`."""
     command, _, head = command.partition(" | head -")
     lines = run(*shlex.split(command)[1:]).stdout.splitlines()
     return lines[: int(head)] if head else lines
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_commands_print_what_the_page_shows(page, run, at_photos):
+def test_documented_commands_print_documented_output(page, run, at_photos):
     shown_there = commands(page)
     assert len(shown_there) > 1
     for command, shown in shown_there:
         found = output_of(run, command)
         expected = shown.rstrip().splitlines()
-        # Engines and processors differ in the last digits.
+        # The last digits depend on the engine and the processor.
         assert [NUMBER.sub("#", line) for line in found] == [
             NUMBER.sub("#", line) for line in expected
         ], command
@@ -71,22 +71,22 @@ def test_commands_print_what_the_page_shows(page, run, at_photos):
 
 
 class TestNewcomer:
-    """From install to a saved classifier on a folder of one's own, in at most ten lines."""
+    """Scripts from the installation to a saved classifier, in at most ten lines."""
 
     @pytest.mark.parametrize("name", ["newcomer.py", "newcomer.sh"])
-    def test_ten_lines(self, name):
+    def test_newcomer_script_has_ten_lines(self, name):
         text = (ROOT / "examples" / name).read_text(encoding="utf-8")
         text = re.sub(r'"""(.*?)"""', "", text, flags=re.DOTALL)
         lines = [line for line in text.splitlines() if line.strip() and line[0] != "#"]
-        assert len(lines) <= 10 - name.endswith(".py")  # and the line of pip
+        assert len(lines) <= 10 - name.endswith(".py")  # and a line for pip
 
-    def test_newcomer_example_runs_in_python(self, at_photos, capsys):
+    def test_newcomer_python_script_runs(self, at_photos, capsys):
         runpy.run_path(str(ROOT / "examples" / "newcomer.py"))
         assert "an animal" in capsys.readouterr().out
         assert load_pretrained("my-classifier").labels == ["an animal", "food", "a vehicle"]
 
-    def test_newcomer_example_runs_in_a_shell(self, at_photos, tmp_path):
-        """In a real shell; pip alone is a stand-in, since what is tested is this checkout."""
+    def test_newcomer_shell_script_runs(self, at_photos, tmp_path):
+        """The script runs in a shell; only pip is replaced, so that this checkout is tested."""
         tools = tmp_path / "bin"
         tools.mkdir()
         for name, line in (

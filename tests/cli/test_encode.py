@@ -1,11 +1,11 @@
-"""encode: features in a file, and which row is what."""
+"""The command `encode`."""
 
 import csv
 
 import numpy as np
 import pytest
 
-from sklearn_ape.cli._models import Machine, make_image_encoder, make_text_encoder
+from sklearn_ape.cli._models import RuntimeOptions, make_image_encoder, make_text_encoder
 from sklearn_ape.encoders import (
     OpenCLIPImageEncoder,
     TransformersImageEncoder,
@@ -20,19 +20,19 @@ def listed(file):
 
 
 class TestEncode:
-    def test_rows_are_named_and_bad_ones_are_nan(self, few, run, tmp_path):
-        (few / "zz.jpg").write_text("no image")
+    def test_csv_lists_rows_and_unreadable_images_are_nan(self, small_folder, run, tmp_path):
+        (small_folder / "zz.jpg").write_text("no image")
         captions = tmp_path / "captions.txt"
         captions.write_text("a cat\n\na dog\n")
         out = tmp_path / "new" / "f.npy"
-        result = run("encode", few, "-o", out, "--texts", captions)
+        result = run("encode", small_folder, "-o", out, "--texts", captions)
         assert result.stdout == ""
         features, rows = np.load(out), listed(out.with_suffix(".csv"))
         assert features.shape == (13, 1280)
         bad = [bool(row["error"]) for row in rows]
         assert [row["path"].endswith("zz.jpg") for row in rows] == bad
         np.testing.assert_array_equal(np.isnan(features).all(axis=1), bad)
-        encoder = make_image_encoder("efficientnet_lite0", Machine("memory", quiet=True))
+        encoder = make_image_encoder("efficientnet_lite0", RuntimeOptions("memory", quiet=True))
         expected = encoder.transform([row["path"] for row in rows[:3]])
         np.testing.assert_allclose(features[:3], expected, atol=1e-3)
         assert np.load(tmp_path / "new" / "f.texts.npy").shape == (2, 384)
@@ -41,7 +41,7 @@ class TestEncode:
             "a dog",
         ]
 
-    def test_a_file_of_other_images_is_not_lost(self, run, tmp_path):
+    def test_file_of_other_images_needs_overwrite(self, run, tmp_path):
         for number, text in enumerate(["a cat\na dog\n", "a bird\n"]):
             (tmp_path / f"{number}.txt").write_text(text)
         out = tmp_path / "f.npy"
@@ -53,7 +53,7 @@ class TestEncode:
         run("encode", "-o", out, "--texts", tmp_path / "1.txt", "--overwrite")
         assert np.load(out).shape == (1, 384)
 
-    def test_a_file_that_another_process_writes_is_an_error(self, run, tmp_path):
+    def test_file_locked_by_other_process_raises(self, run, tmp_path):
         (tmp_path / "0.txt").write_text("a cat\n")
         out = tmp_path / "f.npy"
         with FeatureFile(out, "source", 1, 1, "float32") as file:
@@ -62,27 +62,27 @@ class TestEncode:
             result = run("encode", "-o", out, *texts, "--overwrite", code=1)
         assert "is being written by another process" in result.stderr
 
-    def test_nothing_to_encode(self, run, tmp_path):
+    def test_no_items_raise(self, run, tmp_path):
         assert "--texts" in run("encode", code=2).stderr
         (tmp_path / "empty.txt").write_text("\n")
         result = run("encode", "--texts", tmp_path / "empty.txt", "-o", tmp_path / "f.npy", code=1)
-        assert "holds no text" in result.stderr
+        assert "contains no text" in result.stderr
         assert ".npy" in run("encode", tmp_path, "-o", "features.csv", code=2).stderr
 
 
-class TestNames:
-    def test_stand_for_encoders_of_several_libraries(self):
-        machine = Machine("memory")
-        lite = make_image_encoder("efficientnet_lite0", machine)
+class TestMakeEncoders:
+    def test_names_select_encoders_of_all_libraries(self):
+        options = RuntimeOptions("memory")
+        lite = make_image_encoder("efficientnet_lite0", options)
         assert (lite.pooling, lite.crop, lite.on_error) == ("gem", "pad", "nan")
-        assert make_image_encoder("efficientnet_lite0", machine, pooling="mean").pooling == "mean"
+        assert make_image_encoder("efficientnet_lite0", options, pooling="mean").pooling == "mean"
         assert isinstance(
-            make_image_encoder("open_clip:RN50/openai", machine), OpenCLIPImageEncoder
+            make_image_encoder("open_clip:RN50/openai", options), OpenCLIPImageEncoder
         )
-        found = make_image_encoder("transformers:facebook/dinov2-small", machine)
+        found = make_image_encoder("transformers:facebook/dinov2-small", options)
         assert isinstance(found, TransformersImageEncoder)
-        assert isinstance(make_text_encoder("all-MiniLM-L6-v2", machine), TransformersTextEncoder)
+        assert isinstance(make_text_encoder("all-MiniLM-L6-v2", options), TransformersTextEncoder)
 
-    def test_a_pooling_that_does_not_fit(self):
+    def test_pooling_of_openclip_raises(self):
         with pytest.raises(ValueError, match="pooling"):
-            make_image_encoder("open_clip:RN50/openai", Machine("memory"), pooling="mean")
+            make_image_encoder("open_clip:RN50/openai", RuntimeOptions("memory"), pooling="mean")

@@ -1,4 +1,4 @@
-"""fit: from a folder or a table to a saved aligner, measured on pairs held out."""
+"""The command `fit`."""
 
 import json
 import shutil
@@ -14,7 +14,7 @@ QUICK = ("--method", "kernel", "--quiet")
 
 @pytest.fixture
 def captioned(photos, tmp_path):
-    """The photos in one folder, with captions beside them."""
+    """The photos in one folder with sidecar captions."""
     folder = tmp_path / "captioned"
     folder.mkdir()
     for image in photos.rglob("*.png"):
@@ -24,7 +24,7 @@ def captioned(photos, tmp_path):
 
 
 class TestFit:
-    def test_captions_beside_images(self, captioned, rows, run, tmp_path):
+    def test_sidecar_captions_are_fitted_and_scored(self, captioned, rows, run, tmp_path):
         (captioned / "zz.png").write_text("no image")
         (captioned / "zz.txt").write_text("a caption of no image")
         out = tmp_path / "models" / "mine"
@@ -35,15 +35,15 @@ class TestFit:
         aligner = load_pretrained(out)
         assert isinstance(aligner, KernelAligner)
         card = (out / "README.md").read_text()
-        assert f"recall@1 on pairs held out, image to caption (n={n_held_out}, 95 %" in card
-        # What is saved was fitted on all pairs: it tells those that were held out apart, too.
+        assert f"recall@1 on held-out pairs, image to caption (n={n_held_out}, 95 %" in card
+        # The saved aligner was fitted on all pairs, including the held-out ones.
         images = sorted(str(path) for path in captioned.glob("*.png"))[:-1]
         captions = [path.rsplit("/", 1)[1][:-4].replace("_", " ") for path in images]
         assert aligner.score(images, captions) > 0.9
         said = run("classify", images[0], "--labels", "animal,food", "--aligner", out).stdout
         assert "animal" in said or "food" in said
 
-    def test_a_classifier_of_folders_and_a_table_of_its_answers(self, photos, run, rows, tmp_path):
+    def test_labels_save_classifier(self, photos, run, rows, tmp_path):
         out = tmp_path / "mine"
         result = run("fit", photos, "-o", out, "--labels", "animal,food,travel", *QUICK)
         assert "accuracy,all,0." in result.stdout
@@ -52,7 +52,7 @@ class TestFit:
         assert np.mean([row["label"] == "food" for row in found]) > 0.8
         assert len(rows("classify", photos / "food", "--aligner", out, "--labels", "a,b")) > 10
 
-    def test_fit_on_a_table_of_pairs(self, photos, rows, tmp_path):
+    def test_table_is_fitted_and_scored(self, photos, rows, tmp_path):
         lines = [f"{path};{path.stem}" for path in photos.rglob("*.png")]
         table = tmp_path / "pairs.csv"
         table.write_text("\ufefffile;text\n" + "\n".join([*lines, "gone.png;gone"]))
@@ -62,7 +62,7 @@ class TestFit:
 
     @pytest.mark.sampled(2)
     @pytest.mark.parametrize("method", ["ape", "cca", "asif"])
-    def test_every_method_of_alignment(self, photos, run, tmp_path, method):
+    def test_each_method_is_saved(self, photos, run, tmp_path, method):
         depth = ("--depth", "3") if method == "ape" else ()
         run(
             *("fit", photos, "--captions", "filename", "-o", tmp_path / "m", "--quiet"),
@@ -74,8 +74,8 @@ class TestFit:
             assert load_pretrained(tmp_path / "m").depth == 3
 
     @pytest.mark.exhaustive
-    def test_a_text_encoder_that_is_trained_itself(self, photos, rows, run, tmp_path):
-        """LiT through the command line: what is saved holds the trained text encoder."""
+    def test_lit_saves_trained_text_encoder(self, photos, rows, run, tmp_path):
+        """The model saved by --method lit contains the trained text encoder."""
         tower = f"transformers:{text_folder(tmp_path / 'tower')}"
         arguments = ("fit", photos, "--captions", "filename", "--method", "lit", "--quiet")
         found = rows(*arguments, "--text-encoder", tower, "-o", tmp_path / "m")
@@ -85,8 +85,8 @@ class TestFit:
         assert answer["label"] in ("cat", "dog")
 
     @pytest.mark.exhaustive
-    def test_training_is_kept(self, photos, run, tmp_path):
-        """A second run, as after a kill, saves the same aligner."""
+    def test_checkpoint_resumes_to_same_aligner(self, photos, run, tmp_path):
+        """A second run reads the checkpoint and saves the same aligner."""
         for name in ("a", "b"):
             run(
                 *("fit", photos, "--captions", "filename", "-o", tmp_path / name, "--quiet"),
@@ -99,21 +99,23 @@ class TestFit:
 
 
 class TestErrors:
-    def test_strict_stops_at_a_broken_image(self, captioned, run, tmp_path):
+    def test_strict_raises_for_unreadable_image(self, captioned, run, tmp_path):
         (captioned / "zz.png").write_text("no image")
         (captioned / "zz.txt").write_text("a caption of no image")
         result = run("fit", captioned, "-o", tmp_path / "m", "--strict", *QUICK, code=1)
         assert "zz.png" in result.stderr
         assert not (tmp_path / "m").exists()
 
-    def test_no_captions(self, captioned, run, tmp_path):
+    def test_missing_captions_raise(self, captioned, run, tmp_path):
         for text in captioned.glob("*.txt"):
             text.unlink()
         result = run("fit", captioned, "-o", tmp_path / "m", *QUICK, code=1)
         assert "--captions filename" in result.stderr
 
-    def test_a_folder_of_other_things_is_told_before_the_work(self, photos, few, run):
-        result = run("fit", photos, "-o", few, *QUICK, code=1)
+    def test_output_folder_with_other_files_raises_before_encoding(
+        self, photos, small_folder, run
+    ):
+        result = run("fit", photos, "-o", small_folder, *QUICK, code=1)
         assert "no model of sklearn-ape" in result.stderr
         assert "image/s" not in result.stderr
 
@@ -123,8 +125,9 @@ class TestErrors:
             (("--method", "cca", "--depth", "2"), "ape"),
             (("--method", "lit", "--head-pairs"), "lit"),
             (("--method", "clip"), "asif"),
-            (("--method", "kernel", "--checkpoint", "c"), "ape or lit"),
+            (("--method", "kernel", "--checkpoint", "c"), "--checkpoint"),
+            (("--method", "lit", "--text-encoder", "open_clip:RN50/openai"), "cannot be trained"),
         ],
     )
-    def test_options_that_do_not_go_together(self, photos, run, tmp_path, arguments, message):
+    def test_incompatible_options_raise(self, photos, run, tmp_path, arguments, message):
         assert message in run("fit", photos, "-o", tmp_path / "m", *arguments, code=2).stderr

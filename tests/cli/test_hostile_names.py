@@ -1,4 +1,4 @@
-"""Names of files, labels and captions that command terminals and spreadsheets stay text."""
+"""File names, labels and captions that terminals and spreadsheets would interpret."""
 
 import csv
 import io
@@ -38,7 +38,7 @@ NUMBER = re.compile(r"-?\d+(\.\d+)?(e-?\d+)?")
 
 @pytest.fixture(scope="module")
 def hostile(photos, tmp_path_factory):
-    """A folder of images with such names, two of which cannot be read."""
+    """A folder of images with such names, including two unreadable images."""
     folder = tmp_path_factory.mktemp("hostile")
     images = sorted(photos.glob("*/*.png"))
     for name, image in zip(NAMES, images[:: len(images) // len(NAMES)], strict=False):
@@ -50,7 +50,7 @@ def hostile(photos, tmp_path_factory):
 
 @pytest.fixture
 def here(hostile, monkeypatch):
-    """Stand in that folder, so that names come without a folder in front of them."""
+    """Change to the folder, so that names are used without a folder."""
     monkeypatch.chdir(hostile)
     return hostile
 
@@ -76,13 +76,13 @@ def files(rows, column="path"):
     return {os.path.normpath(row[column]) for row in rows}
 
 
-def test_classify_in_every_format(here, run, tmp_path, monkeypatch):
+def test_classify_escapes_names_in_all_formats(here, run, tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "400")
     labels = tmp_path / "labels.json"
     labels.write_text(json.dumps(list(LABELS)))
     command = ("classify", "*.png", "--labels-file", labels, "--top-k", 2)
     everything = set(os.listdir("."))
-    result = run(*command, "--quiet")  # progress bars move the cursor themselves
+    result = run(*command, "--quiet")  # progress bars contain control characters
     assert_harmless(result.stderr)
     assert r"'bad\x1b[2J.png'" in result.stderr
     rows = read_csv(decoded(result.stdout_bytes))
@@ -96,7 +96,7 @@ def test_classify_in_every_format(here, run, tmp_path, monkeypatch):
     assert {record["label_2"] for record in records if record["label_2"]} <= set(LABELS)
 
 
-def test_search(here, run, tmp_path):
+def test_search_escapes_names(here, run, tmp_path):
     like = "=cmd|' !A0.png"
     command = ("search", "*.png", "--query", "=1+1", "--query", "red\x1b[31m", "--like", like)
     result = run(*command, "-k", 3)
@@ -116,7 +116,7 @@ def test_search(here, run, tmp_path):
     assert {os.path.basename(row["path"]) for row in rows} <= set(NAMES)
 
 
-def test_encode(here, run, tmp_path):
+def test_encode_escapes_names(here, run, tmp_path):
     texts = tmp_path / "texts.txt"
     texts.write_text("=1+1\n-5 degrees\n-5\na\x0cb\u2028c\n", encoding="utf-8")
     result = run("encode", "*.png", "-o", tmp_path / "f.npy", "--texts", texts, "--quiet")
@@ -127,7 +127,7 @@ def test_encode(here, run, tmp_path):
     assert [row["text"] for row in rows] == ["'=1+1", "'-5 degrees", "-5", "a\x0cb\u2028c"]
 
 
-def test_captions_and_names_go_from_curate_to_fit_and_evaluate(here, run, tmp_path):
+def test_names_survive_curate_fit_and_evaluate(here, run, tmp_path):
     captions = [f"{'=+-@'[row % 4]}{row} things" for row in range(len(NAMES))]
     table = tmp_path / "pairs.jsonl"
     records = [
@@ -171,5 +171,5 @@ def test_captions_and_names_go_from_curate_to_fit_and_evaluate(here, run, tmp_pa
         (("fit", ".", "-o", "=cmd|' !A0.png"), 1),
     ],
 )
-def test_errors(here, run, arguments, code):
+def test_errors_escape_names(here, run, arguments, code):
     assert_harmless(run(*arguments, code=code).stderr)

@@ -13,12 +13,12 @@ from typer.testing import CliRunner
 
 from sklearn_ape import ZeroShotClassifier
 from sklearn_ape.cli import app
-from sklearn_ape.cli._console import say
+from sklearn_ape.cli._console import print_message
 
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
-    """The demo twice, on one cache: (first, second, folder of the report)."""
+    """Run the demo twice with one cache; return both results and the folder of the report."""
     folder = tmp_path_factory.mktemp("demo")
     command = [sys.executable, "-m", "sklearn_ape", "demo"]
     command += ["--output", str(folder / "report"), "--cache", str(folder / "features")]
@@ -29,12 +29,12 @@ def demo(tmp_path_factory):
 
 
 def figures(text):
-    """Return all percentages but chance's."""
+    """Return all percentages."""
     return re.findall(r"\d+\.\d%", text)
 
 
 class TestDemo:
-    def test_first_run_encodes_with_a_progress_bar_of_rate_and_time_left(self, demo):
+    def test_first_run_shows_progress(self, demo):
         first, _, _ = demo
         assert first.returncode == 0, first.stderr
         assert re.search(r"efficientnet_lite0: +100%.*image/s", first.stderr)
@@ -43,32 +43,32 @@ class TestDemo:
         for text in ("recall@10", "image → caption", "9 categories", "MiB", "seconds"):
             assert text in first.stdout
 
-    def test_second_run_takes_features_from_the_cache_and_gives_the_same_figures(self, demo):
+    def test_second_run_reads_cache_and_prints_same_scores(self, demo):
         first, second, _ = demo
         assert "Features: from the cache" in second.stdout
         assert figures(first.stdout) == figures(second.stdout)
 
-    def test_figures_are_above_chance(self, demo):
+    def test_scores_are_above_chance(self, demo):
         concepts, _, categories, _ = figures(demo[0].stdout)[-4:]
         assert float(concepts[:-1]) > 8  # chance is 0.3
         assert float(categories[:-1]) > 40  # chance is 11.1
 
-    def test_report_needs_no_other_file(self, demo):
+    def test_report_contains_its_images(self, demo):
         html = (demo[2] / "index.html").read_text(encoding="utf-8")
         sources = re.findall(r'(?:src|href)="([^"]{0,30})', html)
         assert len(sources) > 40
         assert all(source.startswith("data:image/png;base64,") for source in sources)
-        assert "search by words" in html.lower()
+        assert "search by text" in html.lower()
         assert "CC BY-SA" in html
         assert (demo[2] / "search.png").read_bytes().startswith(b"\x89PNG")
 
-    def test_a_file_in_the_way_of_the_report_is_told_before_the_work(self, run, tmp_path):
+    def test_file_in_path_of_report_raises_before_encoding(self, run, tmp_path):
         (tmp_path / "file").write_text("in the way")
         result = run("demo", "--output", tmp_path / "file" / "report", code=1)
         assert "cannot be written" in result.stderr
         assert result.stdout == ""
 
-    def test_a_cache_that_cannot_be(self, run, tmp_path):
+    def test_invalid_cache_folder_raises(self, run, tmp_path):
         (tmp_path / "file").write_text("in the way")
         result = run(
             *("demo", "--quiet", "--output", tmp_path / "r"),
@@ -79,48 +79,48 @@ class TestDemo:
 
 
 class TestModels:
-    def test_lists_the_packaged_encoders(self, rows):
+    def test_models_lists_packaged_encoders(self, rows):
         listed = rows("models")
         assert {"efficientnet_lite0", "all-MiniLM-L6-v2"} <= {row["name"] for row in listed}
         assert {row["modality"] for row in listed} == {"image", "text"}
 
-    def test_a_table_for_people(self, run):
+    def test_models_as_table(self, run):
         shown = run("models", "--format", "table").stdout
         assert "efficientnet" in shown
-        assert "Hugging Face hub" in shown
+        assert "Hugging Face Hub" in shown
 
-    def test_json_for_programs(self, run):
+    def test_models_as_json(self, run):
         assert json.loads(run("models", "--format", "json").stdout)[0]["features"] == 1280
 
 
 @pytest.fixture
 def served(monkeypatch):
-    """What `sklearn_ape.app.serve` was called with."""
+    """Arguments of the calls of `sklearn_ape.app.serve`."""
     calls = []
     monkeypatch.setattr("sklearn_ape.app.serve", lambda *a, **k: calls.append((a, k)))
     return calls
 
 
 class TestServe:
-    def test_listens_on_this_computer_alone_by_default(self, run, served):
+    def test_default_host_is_loopback(self, run, served):
         run("serve", "--quiet")
         expected = (None, None, "127.0.0.1", 7860, False), {"labels": None, "verbose": 0}
         assert served == [expected]
 
-    def test_hands_on_what_it_was_given(self, run, served, few):
-        run("serve", "--images", few, "--labels", "a cat,a dog", "--port", "0", "--open")
+    def test_options_are_passed_to_serve(self, run, served, small_folder):
+        run("serve", "--images", small_folder, "--labels", "a cat,a dog", "--port", "0", "--open")
         (arguments, options) = served[0]
-        assert arguments == (None, few, "127.0.0.1", None, True)
+        assert arguments == (None, small_folder, "127.0.0.1", None, True)
         assert options == {"labels": ["a cat", "a dog"], "verbose": 1}
 
-    def test_no_such_folder(self, run, served):
-        assert "no folder 'gone'" in run("serve", "--images", "gone", code=1).stderr
+    def test_missing_folder_raises(self, run, served):
+        assert "'gone' is not a folder" in run("serve", "--images", "gone", code=1).stderr
         assert not served
 
-    def test_answers_and_ends_at_ctrl_c(self, few):
+    def test_page_responds_and_stops_at_ctrl_c(self, small_folder):
         command = [sys.executable, "-u", "-m", "sklearn_ape", "serve", "--port", "0"]
         with subprocess.Popen(
-            [*command, "--images", str(few)], stdout=subprocess.PIPE, text=True
+            [*command, "--images", str(small_folder)], stdout=subprocess.PIPE, text=True
         ) as process:
             try:
                 url = re.search(r"http://127\.0\.0\.1:\d+", process.stdout.readline())[0]
@@ -132,15 +132,15 @@ class TestServe:
 
 
 @pytest.fixture
-def failing(few, run, monkeypatch):
-    """Run classify with a classifier that raises an error, and return what it says."""
+def failing(small_folder, run, monkeypatch):
+    """Run classify with a classifier that raises an error, and return the result."""
 
     def invoke(error):
         def predict_proba(*arguments):
             raise error
 
         monkeypatch.setattr(ZeroShotClassifier, "predict_proba", predict_proba)
-        return run("classify", few, "--labels", "cat,dog", "--quiet", code=1)
+        return run("classify", small_folder, "--labels", "cat,dog", "--quiet", code=1)
 
     return invoke
 
@@ -151,28 +151,28 @@ def failing(few, run, monkeypatch):
         (FloatingPointError("The loss is nan. Lower learning_rate."), "Lower learning_rate."),
         (ValueError("labels repeat"), "labels repeat"),
         (OSError(28, "No space left on device", "a\x1b.npy"), r"'a\x1b.npy': No space left"),
-        (torch.OutOfMemoryError("CUDA out of memory"), "The memory of the device is full"),
+        (torch.OutOfMemoryError("CUDA out of memory"), "Out of device memory"),
         (ValueError("red\x1b[31m\rback\u202e"), r"red\x1b[31m\rback\u202e"),
     ],
     ids=["diverged", "value", "system", "device", "controls"],
 )
-def test_errors_of_users_are_one_message(failing, error, message):
+def test_user_errors_are_messages(failing, error, message):
     assert failing(error).stderr.splitlines()[-1].startswith("sklearn-ape: ")
     assert message in failing(error).stderr
 
 
-def test_a_bug_shows_its_place_and_no_control_characters(monkeypatch):
-    def label_names(*arguments):
+def test_bug_prints_escaped_traceback(monkeypatch):
+    def parse_labels(*arguments):
         raise TypeError("red\x1b[31m")
 
-    monkeypatch.setattr("sklearn_ape.cli.classify.label_names", label_names)
+    monkeypatch.setattr("sklearn_ape.cli.classify.parse_labels", parse_labels)
     result = CliRunner().invoke(app, ["classify", ".", "--labels", "a,b"])
     assert result.exit_code == 1
-    assert "in label_names" in result.stderr
+    assert "in parse_labels" in result.stderr
     assert "This is a bug" in result.stderr.splitlines()[-1]
     assert r"red\x1b[31m" in result.stderr
 
 
-def test_messages_keep_their_line_ends(capsys):
-    say("two\nlines\tand\x07")
+def test_messages_keep_line_ends(capsys):
+    print_message("two\nlines\tand\x07")
     assert capsys.readouterr().err == "two\nlines\\tand\\x07\n"

@@ -1,4 +1,4 @@
-"""What only a process of its own shows: start-up, pipes, Ctrl-C; and what a killed run keeps."""
+"""Start-up time, pipes and Ctrl-C of commands in child processes."""
 
 import re
 import shlex
@@ -18,7 +18,7 @@ COMMANDS = (
 
 
 class TestHelp:
-    def test_starts_without_what_is_heavy(self):
+    def test_help_does_not_import_heavy_packages(self):
         code = """
 import sys
 from sklearn_ape.cli import app
@@ -34,20 +34,20 @@ print([name for name in ("torch", "sklearn", "numpy", "PIL") if name in sys.modu
         assert result.stdout.rstrip().endswith("[]")
 
     @pytest.mark.parametrize("command", COMMANDS)
-    def test_has_an_example_of_every_command(self, command, run):
+    def test_help_of_command_has_example(self, command, run):
         assert f"Example: sklearn-ape {command}" in run(command, "--help").stdout
 
-    def test_help_of_every_command(self, run):
+    def test_help_lists_all_commands(self, run):
         shown = run("--help").stdout
         assert all(re.search(rf"\b{command}\b", shown) for command in COMMANDS)
         assert run("--version").stdout.strip()
 
-    def test_unknown_command(self, run):
+    def test_unknown_command_raises(self, run):
         assert "No such command" in run("demmo", code=2).stderr
 
 
 class TestPipes:
-    def test_a_reader_that_goes_away_is_no_error(self):
+    def test_closed_pipe_is_not_an_error(self):
         command = shlex.join([sys.executable, "-m", "sklearn_ape", "models"])
         result = subprocess.run(
             ["bash", "-c", f"set -o pipefail; {command} | true"],
@@ -57,32 +57,47 @@ class TestPipes:
         )
         assert (result.returncode, result.stderr) == (0, "")
 
-    def test_results_and_progress_do_not_mix(self, few, shell, tmp_path):
-        (few / "notes.txt").write_text("no image")
+    def test_results_and_progress_are_separate(self, small_folder, shell, tmp_path):
+        (small_folder / "notes.txt").write_text("no image")
         result = shell(
-            *("classify", few, "--labels", "an animal,food", "--cache", tmp_path / "cache")
+            *(
+                "classify",
+                small_folder,
+                "--labels",
+                "an animal,food",
+                "--cache",
+                tmp_path / "cache",
+            )
         )
         assert result.returncode == 0, result.stderr
         lines = result.stdout.splitlines()
         assert lines[0] == "path,label,probability,error"
         assert len(lines) == 13
-        assert "Passed over" in result.stderr
+        assert "Skipped" in result.stderr
         assert "\x1b" not in result.stdout
 
 
 class TestCtrlC:
-    def test_ends_with_130_and_a_line(self, few):
-        (few / "notes.txt").write_text("no image")
-        command = [sys.executable, "-m", "sklearn_ape", "classify", str(few), "--labels", "a,b"]
+    def test_ctrl_c_exits_with_130_and_message(self, small_folder):
+        (small_folder / "notes.txt").write_text("no image")
+        command = [
+            sys.executable,
+            "-m",
+            "sklearn_ape",
+            "classify",
+            str(small_folder),
+            "--labels",
+            "a,b",
+        ]
         with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-            assert "Passed over" in process.stderr.readline()  # the work begins
+            assert "Skipped" in process.stderr.readline()  # printed before the images are encoded
             process.send_signal(signal.SIGINT)
             said = process.stderr.read()
             assert process.wait() == 130
         assert "Interrupted" in said
         assert "Traceback" not in said
 
-    def test_encode_goes_on_where_it_was(self, few, run, tmp_path, monkeypatch):
+    def test_interrupted_encode_resumes(self, small_folder, run, tmp_path, monkeypatch):
         monkeypatch.setattr(sys.modules["sklearn_ape.cli.encode"], "_CHUNK", 4)
         out, write, written, again = tmp_path / "f.npy", FeatureFile.write, [], []
 
@@ -93,10 +108,10 @@ class TestCtrlC:
             write(file, number, *arguments)
 
         monkeypatch.setattr(FeatureFile, "write", interrupted_at_the_last)
-        result = run("encode", few, "-o", out, code=130)
-        assert f"What is finished is in '{out}.partial'" in result.stderr
+        result = run("encode", small_folder, "-o", out, code=130)
+        assert f"Finished features are in '{out}.partial'" in result.stderr
         assert not out.exists()
         again.append(True)
-        run("encode", few, "-o", out)
+        run("encode", small_folder, "-o", out)
         assert written == [0, 1, 2]
         assert np.isfinite(np.load(out)).all()

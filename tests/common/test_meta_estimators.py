@@ -1,6 +1,6 @@
-"""A classifier within scikit-learn's meta-estimators equals a plain reference, or raises an error.
+"""ZeroShotClassifier within meta-estimators, compared with a reference classifier.
 
-`docs/meta_estimators.md` has the same table in words.
+`docs/meta_estimators.md` has the table of supported combinations.
 """
 
 import re
@@ -45,7 +45,7 @@ def text_encoder():
 
 
 def image_features(words, seed):
-    """One row per word. Classes overlap, so that some rows are mistaken."""
+    """Return one row per word. Classes overlap, so that some predictions are wrong."""
     centers = np.random.default_rng(1).standard_normal((len(WORDS), N_FEATURES))
     noise = np.random.default_rng(seed).standard_normal((len(words), N_FEATURES))
     return centers[[WORDS.index(word) for word in words]] + 0.9 * noise
@@ -57,7 +57,7 @@ def fitted_aligner():
 
 
 class Situation(NamedTuple):
-    """Labels with their names, and y with the words that its labels stand for."""
+    """Names of labels, values of y, and the names that these values stand for."""
 
     labels: dict[Any, str]
     y: Any
@@ -72,7 +72,7 @@ KINDS = {
     "negative numbers": dict(enumerate(WORDS, -1)),
     "booleans": {False: "dog", True: "zebra"},
 }
-# Labels, and the values of y, by position.
+# Positions of labels, and of the values of y.
 RELATIONS = {
     "equal": ([0, 1, 2, 3, 4], [0, 1, 2, 3, 4]),
     "more": ([0, 1, 2, 3, 4], [1, 3, 4]),
@@ -103,17 +103,19 @@ SITUATIONS = [
 ]
 
 
-def situation(kind, relation):
-    of = KINDS[kind]
-    known, in_y = ([list(of)[place] for place in places] for places in RELATIONS[relation])
-    order = np.random.default_rng(3).permutation(12 * len(in_y))
-    y = [in_y[row % len(in_y)] for row in order]
-    given = pd.Series(y, dtype="category") if kind == "categorical" else np.array(y)
-    return Situation({label: of[label] for label in known}, given, [of[label] for label in y])
+def make_situation(kind, relation):
+    names = KINDS[kind]
+    positions_of_labels, positions_of_y = RELATIONS[relation]
+    labels = [list(names)[position] for position in positions_of_labels]
+    classes_of_y = [list(names)[position] for position in positions_of_y]
+    order = np.random.default_rng(3).permutation(12 * len(classes_of_y))
+    values = [classes_of_y[row % len(classes_of_y)] for row in order]
+    y = pd.Series(values, dtype="category") if kind == "categorical" else np.array(values)
+    return Situation({label: names[label] for label in labels}, y, [names[v] for v in values])
 
 
 class PlainReference(ClassifierMixin, BaseEstimator):
-    """Softmax of scaled cosines with the names, column by column in the order of labels."""
+    """Reference classifier: softmax of scaled cosines with the names."""
 
     def __init__(self, names=None, aligner=None):
         self.names = names
@@ -143,7 +145,7 @@ class PlainReference(ClassifierMixin, BaseEstimator):
         return self.classes_[self.predict_proba(X).argmax(axis=1)]
 
 
-def _answers(meta, X, y, X_new):
+def _fit_and_predict(meta, X, y, X_new):
     meta.fit(X, y)
     answers = {"labels": meta.predict(X_new), "classes": meta.classes_}
     if hasattr(meta, "predict_proba"):
@@ -151,31 +153,31 @@ def _answers(meta, X, y, X_new):
     return answers
 
 
-def _around(make):
-    return lambda classifier, X, y, X_new: _answers(make(classifier), X, y, X_new)
+def _wrap(make):
+    return lambda classifier, X, y, X_new: _fit_and_predict(make(classifier), X, y, X_new)
 
 
-def _prefit(make):
-    return lambda classifier, X, y, X_new: _answers(make(classifier.fit(X, y)), X, y, X_new)
+def _wrap_fitted(make):
+    return lambda base, X, y, X_new: _fit_and_predict(make(base.fit(X, y)), X, y, X_new)
 
 
-def _predicted(method):
+def _cross_val_predict(method):
     kind = "labels" if method == "predict" else "probabilities"
     return lambda classifier, X, y, X_new: {
         kind: cross_val_predict(classifier, X, y, cv=3, method=method)
     }
 
 
-def _scored(scoring):
+def _cross_val_score(scoring):
     return lambda classifier, X, y, X_new: {
         "scores": cross_val_score(classifier, X, y, cv=3, scoring=scoring)
     }
 
 
-def _self_trained(classifier, X, y, X_new):
-    known = np.array(y, dtype=object if np.asarray(y).dtype.kind in "UO" else int)
-    known[::3] = -1  # scikit-learn's sign of an unlabelled row
-    return _answers(SelfTrainingClassifier(classifier), X, known, X_new)
+def _self_train(classifier, X, y, X_new):
+    partial_y = np.array(y, dtype=object if np.asarray(y).dtype.kind in "UO" else int)
+    partial_y[::3] = -1  # scikit-learn marks rows without a label by -1
+    return _fit_and_predict(SelfTrainingClassifier(classifier), X, partial_y, X_new)
 
 
 def _stack(classifier, **options):
@@ -186,66 +188,68 @@ METHODS = ["sigmoid", "isotonic"]
 if parse_version(sklearn.__version__) >= parse_version("1.8"):
     METHODS.append("temperature")
 
-# Every meta-estimator as a function of a classifier, X, y and other X, which returns answers.
+# Meta-estimators as functions of a classifier, X, y and new X, which return predictions.
 DIRECT = {
-    "the classifier alone": _answers,
-    "GridSearchCV": _around(lambda one: GridSearchCV(one, {}, cv=3)),
-    "cross_val_predict": _predicted("predict"),
-    "cross_val_score accuracy": _scored("accuracy"),
-    "StackingClassifier prefit": _prefit(lambda one: _stack(one, cv="prefit")),
-    "SelfTrainingClassifier": _self_trained,
+    "the classifier alone": _fit_and_predict,
+    "GridSearchCV": _wrap(lambda base: GridSearchCV(base, {}, cv=3)),
+    "cross_val_predict": _cross_val_predict("predict"),
+    "cross_val_score accuracy": _cross_val_score("accuracy"),
+    "StackingClassifier prefit": _wrap_fitted(lambda base: _stack(base, cv="prefit")),
+    "SelfTrainingClassifier": _self_train,
 }
 BY_COLUMN = {
-    "cross_val_score roc_auc_ovr": _scored("roc_auc_ovr"),
-    "cross_val_score neg_log_loss": _scored("neg_log_loss"),
-    "cross_val_score top_k_accuracy": _scored("top_k_accuracy"),
+    "cross_val_score roc_auc_ovr": _cross_val_score("roc_auc_ovr"),
+    "cross_val_score neg_log_loss": _cross_val_score("neg_log_loss"),
+    "cross_val_score top_k_accuracy": _cross_val_score("top_k_accuracy"),
     **{
-        f"CalibratedClassifierCV {method}": _around(
-            lambda one, method=method: CalibratedClassifierCV(one, method=method, cv=3)
+        f"CalibratedClassifierCV {method}": _wrap(
+            lambda base, method=method: CalibratedClassifierCV(base, method=method, cv=3)
         )
         for method in METHODS
     },
     **{
-        f"CalibratedClassifierCV of FrozenEstimator {method}": _prefit(
-            lambda one, method=method: CalibratedClassifierCV(FrozenEstimator(one), method=method)
+        f"CalibratedClassifierCV of FrozenEstimator {method}": _wrap_fitted(
+            lambda base, method=method: CalibratedClassifierCV(
+                FrozenEstimator(base), method=method
+            )
         )
         for method in METHODS
     },
 }
-NUMBERING = {
-    "VotingClassifier soft": _around(lambda one: VotingClassifier([("a", one)], voting="soft")),
-    "VotingClassifier hard": _around(lambda one: VotingClassifier([("a", one)], voting="hard")),
-    "StackingClassifier": _around(lambda one: _stack(one, cv=3)),
-    "StackingClassifier of labels": _around(lambda one: _stack(one, cv=3, stack_method="predict")),
-    "BaggingClassifier": _around(
-        lambda one: BaggingClassifier(one, n_estimators=3, random_state=0)
+ENCODING = {
+    "VotingClassifier soft": _wrap(lambda base: VotingClassifier([("a", base)], voting="soft")),
+    "VotingClassifier hard": _wrap(lambda base: VotingClassifier([("a", base)], voting="hard")),
+    "StackingClassifier": _wrap(lambda base: _stack(base, cv=3)),
+    "StackingClassifier of labels": _wrap(lambda base: _stack(base, cv=3, stack_method="predict")),
+    "BaggingClassifier": _wrap(
+        lambda base: BaggingClassifier(base, n_estimators=3, random_state=0)
     ),
-    "BaggingClassifier of features": _around(
-        lambda one: BaggingClassifier(one, n_estimators=3, max_features=0.9, random_state=0)
+    "BaggingClassifier of features": _wrap(
+        lambda base: BaggingClassifier(base, n_estimators=3, max_features=0.9, random_state=0)
     ),
-    "cross_val_predict predict_proba": _predicted("predict_proba"),
-    "cross_val_predict decision_function": _predicted("decision_function"),
+    "cross_val_predict predict_proba": _cross_val_predict("predict_proba"),
+    "cross_val_predict decision_function": _cross_val_predict("decision_function"),
     **{
-        f"CalibratedClassifierCV ensemble=False {method}": _around(
-            lambda one, method=method: CalibratedClassifierCV(
-                one, method=method, ensemble=False, cv=3
+        f"CalibratedClassifierCV ensemble=False {method}": _wrap(
+            lambda base, method=method: CalibratedClassifierCV(
+                base, method=method, ensemble=False, cv=3
             )
         )
         for method in METHODS
     },
 }
 BINARY_ONLY = {
-    "TunedThresholdClassifierCV": _around(
-        lambda one: TunedThresholdClassifierCV(one, cv=3, random_state=0)
+    "TunedThresholdClassifierCV": _wrap(
+        lambda base: TunedThresholdClassifierCV(base, cv=3, random_state=0)
     ),
-    "FixedThresholdClassifier": _around(lambda one: FixedThresholdClassifier(one, threshold=0.7)),
+    "FixedThresholdClassifier": _wrap(lambda base: FixedThresholdClassifier(base, threshold=0.7)),
 }
 REDUCTIONS = {
-    "OneVsRestClassifier": _around(OneVsRestClassifier),
-    "OneVsOneClassifier": _around(OneVsOneClassifier),
-    "OutputCodeClassifier": _around(lambda one: OutputCodeClassifier(one, random_state=0)),
+    "OneVsRestClassifier": _wrap(OneVsRestClassifier),
+    "OneVsOneClassifier": _wrap(OneVsOneClassifier),
+    "OutputCodeClassifier": _wrap(lambda base: OutputCodeClassifier(base, random_state=0)),
 }
-META = DIRECT | BY_COLUMN | NUMBERING | BINARY_ONLY | REDUCTIONS
+META = DIRECT | BY_COLUMN | ENCODING | BINARY_ONLY | REDUCTIONS
 
 
 OURS = r"y has values that are not in labels|y holds the numbers from 0|cannot be fitted by OneVs"
@@ -262,7 +266,7 @@ def aligners():
 
 
 def is_supported(meta, kind, relation, aligner):
-    """Say whether answers are expected rather than an error."""
+    """Return whether predictions are expected, rather than an error."""
     if meta in REDUCTIONS or relation in ("fewer", "two of five"):
         return False
     if meta in BINARY_ONLY:
@@ -270,18 +274,18 @@ def is_supported(meta, kind, relation, aligner):
     if meta == "BaggingClassifier of features" and aligner == "frozen":
         return False
     if relation.startswith("more"):
-        # Numbers from 0 may be a meta-estimator's, and a kept aligner learns nothing from them.
-        is_refused = aligner == "frozen" and "first" in relation and kind == "numbers"
-        return meta in DIRECT and not is_refused
+        # Numbers from 0 may come from a meta-estimator, which is an error with a kept aligner.
+        is_ambiguous = aligner == "frozen" and "first" in relation and kind == "numbers"
+        return meta in DIRECT and not is_ambiguous
     is_text = kind in ("text", "categorical")
-    is_numbered = kind in ("numbers", "booleans")
-    if meta == "CalibratedClassifierCV temperature":  # numbers texts alone
+    is_encoded = kind in ("numbers", "booleans")
+    if meta == "CalibratedClassifierCV temperature":  # encodes texts only
         return not is_text
-    return is_numbered or meta not in NUMBERING
+    return is_encoded or meta not in ENCODING
 
 
-def answers_of(run, classifier, y, X, X_new):
-    """Return answers or None, the error or None, and the texts of all warnings."""
+def run_case(run, classifier, y, X, X_new):
+    """Return predictions or None, the error or None, and the texts of all warnings."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
@@ -291,10 +295,10 @@ def answers_of(run, classifier, y, X, X_new):
     return answers, error, [str(warning.message) for warning in caught]
 
 
-def reference_answers(run, aligner, labels, y, X, X_new):
-    """Answer with the plain reference, whose labels are numbers from 0 of all labels in order.
+def predict_by_reference(run, aligner, labels, y, X, X_new):
+    """Return the predictions of the reference, whose labels are encoded as numbers from 0.
 
-    No meta-estimator changes the sense of these, as y holds all, or is not numbered.
+    Meta-estimators keep these numbers, since y holds all of them or is not encoded.
     """
     order = sorted(labels)
     names = {number: labels[label] for number, label in enumerate(order)}
@@ -305,7 +309,7 @@ def reference_answers(run, aligner, labels, y, X, X_new):
     return answers
 
 
-def assert_same(answers, expected):
+def assert_predictions_equal(answers, expected):
     for kind, values in expected.items():
         if kind in ("labels", "classes"):
             assert list(answers[kind]) == list(values)
@@ -315,38 +319,40 @@ def assert_same(answers, expected):
 
 
 @pytest.mark.sampled(27)
-@pytest.mark.filterwarnings("ignore")  # of scikit-learn, on a perfect top-2 score of two classes
+@pytest.mark.filterwarnings(
+    "ignore"
+)  # scikit-learn warns about a perfect top-2 score of two classes
 @pytest.mark.parametrize("aligner", ["frozen", "unfitted"])
 @pytest.mark.parametrize(("kind", "relation"), SITUATIONS)
 @pytest.mark.parametrize("meta", META)
 def test_answers_are_those_of_the_reference_or_an_error(meta, kind, relation, aligner, aligners):
     if meta == "SelfTrainingClassifier" and kind == "negative numbers":
-        pytest.skip("-1 is the mark of rows without a label there")
-    labels, y, words = situation(kind, relation)
+        pytest.skip("SelfTrainingClassifier marks rows without a label by -1")
+    labels, y, words = make_situation(kind, relation)
     X, X_new = image_features(words, seed=0), image_features(words, seed=5)
     classifier = ZeroShotClassifier(labels, aligner=aligners[aligner], templates="none")
-    answers, error, warned = answers_of(META[meta], classifier, y, X, X_new)
+    answers, error, warned = run_case(META[meta], classifier, y, X, X_new)
     if is_supported(meta, kind, relation, aligner):
         assert error is None
-        expected = reference_answers(META[meta], aligners[aligner], labels, y, X, X_new)
+        expected = predict_by_reference(META[meta], aligners[aligner], labels, y, X, X_new)
         try:
-            assert_same(answers, expected)
+            assert_predictions_equal(answers, expected)
         except AssertionError:
             if meta.endswith("temperature") and min(labels) in (1, -1):
                 pytest.xfail("scikit-learn 1.9 fits a temperature to integers as if positions")
             raise
-    elif error is None:  # told by a warning
+    elif error is None:  # a warning is raised instead
         assert any("may stand for other labels" in text for text in warned) or (
             any("Scoring failed" in text for text in warned) and np.isnan(answers["scores"]).all()
         )
     elif not meta.startswith(CHECK_LATER):
         is_ours = meta in REDUCTIONS or relation in ("fewer", "two of five")
-        is_ours |= meta in NUMBERING and kind in ("text", "categorical", "numbers from 1")
+        is_ours |= meta in ENCODING and kind in ("text", "categorical", "numbers from 1")
         assert not is_ours or re.search(OURS, str(error))
 
 
-def test_one_against_the_rest_is_refused_at_any_depth(aligners):
-    """Its 0 and 1 would be two labels here, and every image would be of the first class."""
+def test_one_vs_rest_raises_at_any_depth(aligners):
+    """Its classes 0 and 1 would be taken for two labels."""
     X, y = image_features(WORDS * 4, seed=0), WORDS * 4
     classifier = ZeroShotClassifier({0: "another thing", 1: "cat"}, aligner=aligners["frozen"])
     for inner in (classifier, make_pipeline(StandardScaler(), classifier)):
@@ -355,8 +361,8 @@ def test_one_against_the_rest_is_refused_at_any_depth(aligners):
 
 
 @pytest.mark.parametrize("kind", ["frozen", "unfitted"])
-def test_one_against_the_rest_is_refused_across_processes(kind, aligners):
-    """Workers of the inner meta-estimator do not know who called it."""
+def test_one_vs_rest_raises_across_processes(kind, aligners):
+    """Workers of the inner meta-estimator cannot see the caller."""
     X, y = image_features(WORDS * 4, seed=0), WORDS * 4
     classifier = ZeroShotClassifier({0: "another thing", 1: "cat"}, aligner=aligners[kind])
     inner = VotingClassifier([("names", classifier)], voting="soft", n_jobs=2)
@@ -364,8 +370,8 @@ def test_one_against_the_rest_is_refused_across_processes(kind, aligners):
         OneVsRestClassifier(inner).fit(X, y)
 
 
-def test_images_that_cannot_be_read_are_reported_within_soft_voting(aligners):
-    """VotingClassifier takes their NaN for the first class."""
+def test_unreadable_images_warn_within_soft_voting(aligners):
+    """VotingClassifier predicts the first class for NaN."""
     X, y = image_features(WORDS * 4, seed=0), list(range(5)) * 4
     classifier = ZeroShotClassifier(dict(enumerate(WORDS)), aligner=aligners["frozen"])
     voting = VotingClassifier([("names", classifier)], voting="soft").fit(X, y)
@@ -375,7 +381,7 @@ def test_images_that_cannot_be_read_are_reported_within_soft_voting(aligners):
             predict(X)
 
 
-def test_error_for_numbers_of_a_meta_estimator_says_which_labels_to_pass(aligners):
+def test_error_for_encoded_labels_suggests_labels(aligners):
     X, y = image_features(WORDS[2:] * 4, seed=0), WORDS[2:] * 4
     classifier = ZeroShotClassifier(WORDS, aligner=aligners["frozen"])
     expected = "labels={0: 'cat', 1: 'dog', 2: 'house', 3: 'tree', 4: 'zebra'}, and pass"

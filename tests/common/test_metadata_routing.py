@@ -1,4 +1,4 @@
-"""Metadata routing: captions, weights and groups reach who asked for them."""
+"""Metadata routing of captions, sample weights and groups."""
 
 import numpy as np
 import pytest
@@ -24,27 +24,27 @@ def routing():
 
 
 @pytest.fixture
-def spying():
-    """An aligner that keeps what each of its fits saw, and the list of these."""
-    seen = []
+def recording_aligner():
+    """Return an aligner class that records the y of each fit, and the list of these."""
+    fitted = []
 
-    class Spying(CCAAligner):
+    class RecordingAligner(CCAAligner):
         def fit(self, X, y):
-            seen.append(list(y))
+            fitted.append(list(y))
             return super().fit(X, y)
 
-    return Spying, seen
+    return RecordingAligner, fitted
 
 
 def test_captions_reach_the_aligner_through_all_meta_estimators(
-    spying, features, captioned_images, text_encoder
+    recording_aligner, features, captioned_images, text_encoder
 ):
-    """Pipeline in a search in `cross_validate`: the aligner sees captions, not labels."""
-    Spying, seen = spying
-    classifier = ZeroShotClassifier(LABELS, aligner=Spying(text_encoder=text_encoder))
+    """The aligner in a Pipeline in a search in `cross_validate` gets captions, not labels."""
+    RecordingAligner, fitted = recording_aligner
+    classifier = ZeroShotClassifier(LABELS, aligner=RecordingAligner(text_encoder=text_encoder))
     pipeline = make_pipeline(FunctionTransformer(), classifier.set_fit_request(captions=True))
     search = GridSearchCV(pipeline, {"zeroshotclassifier__templates": ["none"]}, cv=2)
-    found = cross_validate(
+    results = cross_validate(
         search,
         features.image[:80],
         captioned_images.categories[:80],
@@ -52,21 +52,23 @@ def test_captions_reach_the_aligner_through_all_meta_estimators(
         params={"captions": captioned_images.captions[:80]},
         error_score="raise",
     )
-    assert found["test_score"].mean() > 0.4
-    assert {caption for some in seen for caption in some} == set(captioned_images.captions[:80])
-    assert sorted({len(some) for some in seen}) == [20, 40]
+    assert results["test_score"].mean() > 0.4
+    assert {caption for captions in fitted for caption in captions} == set(
+        captioned_images.captions[:80]
+    )
+    assert sorted({len(captions) for captions in fitted}) == [20, 40]
 
 
-def test_captions_that_nobody_asked_for_are_refused(features, captioned_images, text_encoder):
+def test_captions_without_request_raise(features, captioned_images, text_encoder):
     classifier = ZeroShotClassifier(LABELS, aligner=CCAAligner(text_encoder=text_encoder))
     search = GridSearchCV(classifier, {"templates": ["none"]}, cv=2)
-    some = features.image[:20], captioned_images.categories[:20]
+    X, y = features.image[:20], captioned_images.categories[:20]
     with pytest.raises(sklearn.exceptions.UnsetMetadataPassedError, match="captions"):
-        search.fit(*some, captions=captioned_images.captions[:20])
+        search.fit(X, y, captions=captioned_images.captions[:20])
 
 
 def test_weights_in_score(features, captioned_images, text_encoder):
-    """Where only what is named right has weight, all is named right."""
+    """The accuracy is 1 if only images with correct predictions have a weight."""
     aligner = KernelAligner(text_encoder=text_encoder)
     aligner.fit(features.image[:150], captioned_images.captions[:150])
     X, y = features.image[150:], captioned_images.categories[150:]
@@ -74,38 +76,40 @@ def test_weights_in_score(features, captioned_images, text_encoder):
     classifier = classifier.set_score_request(sample_weight=True)
     hits = (classifier.fit(X, y).predict(X) == y).astype(float)
     assert 0 < hits.mean() < 1
-    found = cross_validate(classifier, X, y, cv=KFold(2), params={"sample_weight": hits})
-    assert found["test_score"].tolist() == [1.0, 1.0]
+    results = cross_validate(classifier, X, y, cv=KFold(2), params={"sample_weight": hits})
+    assert results["test_score"].tolist() == [1.0, 1.0]
 
 
 @pytest.mark.exhaustive
-def test_groups_of_captions_keep_to_one_fold(spying, features, captioned_images, text_encoder):
-    """scikit-learn's own splitters, by routing, for an aligner as for any estimator."""
-    Spying, seen = spying
+def test_groups_of_captions_keep_to_one_fold(
+    recording_aligner, features, captioned_images, text_encoder
+):
+    """Groups reach the splitter through routing."""
+    RecordingAligner, fitted = recording_aligner
     groups = np.arange(80) // 2
     cross_validate(
-        Spying(text_encoder=text_encoder),
+        RecordingAligner(text_encoder=text_encoder),
         features.image[:80],
         [f"{number} {caption}" for number, caption in enumerate(captioned_images.captions[:80])],
         cv=GroupKFold(2),
         params={"groups": groups},
         error_score="raise",
     )
-    assert len(seen) == 2
-    for captions in seen:
+    assert len(fitted) == 2
+    for captions in fitted:
         rows = np.array([int(caption.split()[0]) for caption in captions])
         assert np.bincount(groups[rows], minlength=40).tolist().count(1) == 0
 
 
-def test_frozen_estimator_of_an_encoder_is_one(captioned_images, image_encoder, features):
-    found = FrozenEstimator(image_encoder).transform(captioned_images.images[:3])
-    np.testing.assert_allclose(found, features.image[:3], atol=1e-5)
+def test_frozen_encoder_transforms_and_is_cloned(captioned_images, image_encoder, features):
+    encoded = FrozenEstimator(image_encoder).transform(captioned_images.images[:3])
+    np.testing.assert_allclose(encoded, features.image[:3], atol=1e-5)
     assert isinstance(clone(FrozenEstimator(image_encoder)).estimator, TimmImageEncoder)
 
 
 @pytest.mark.filterwarnings("ignore:.*have the same features:UserWarning")
 def test_groups_reach_the_score_of_an_aligner_within_a_pipeline_and_a_search(concepts):
-    """Three rows per image, of which any caption is right; compared with plain calls."""
+    """Any caption of the three rows of an image counts as a match."""
     X = np.repeat(concepts.image[:100], 3, axis=0)
     y = np.repeat(concepts.text[:100], 3, axis=0)
     y += 0.5 * np.random.default_rng(0).standard_normal(y.shape).astype(np.float32)

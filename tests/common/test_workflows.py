@@ -1,8 +1,8 @@
-"""Random workflows of scikit-learn against a plain reference computation.
+"""Random workflows of scikit-learn, compared with a reference computation.
 
-Every case draws an aligner, labels of some kind, containers for X and y and a meta-estimator. The
-answer must be that of the reference, which is written here with numpy alone on top of the
-aligner's embeddings, or an error: never another answer.
+Each case draws an aligner, labels, containers for X and y, and a meta-estimator. The result must
+be equal to that of the reference, which uses only NumPy and the embeddings of the aligner, or an
+error must be raised.
 """
 
 import warnings
@@ -58,7 +58,7 @@ CASES = settings(
 
 
 def drawn_data(seed, n_classes, n=90):
-    """Return features around a center for every class, and the number of every row's class."""
+    """Return features around the center of each class, and the class index of each row."""
     rng = np.random.default_rng(seed)
     centers = 2 * rng.standard_normal((len(NAMES), 12))
     codes = rng.permutation(np.arange(n) % n_classes)
@@ -95,14 +95,14 @@ Y_CONTAINERS = {
 }
 
 
-def named(labels):
-    """Return what `labels` is for classes called `labels`: names of numbers are texts."""
+def name_labels(labels):
+    """Return the parameter `labels`: a mapping from labels to names."""
     return {label: NAMES[i] for i, label in enumerate(labels)}
 
 
 def reference_proba(aligner, labels, X, templates=("{}",)):
-    """Return probabilities over sorted labels, from embeddings alone."""
-    names = named(labels)
+    """Return the sorted labels, and probabilities computed from embeddings."""
+    names = name_labels(labels)
     order = sorted(labels)
     classes = []
     for label in order:
@@ -131,42 +131,45 @@ n_labels = st.integers(2, 6)
 @CASES
 @given(aligners, kinds, x_kinds, y_kinds, seeds, n_labels, st.booleans())
 def test_classifier_alone(name, kind, x_kind, y_kind, seed, n, fits):
-    """predict, predict_proba, score and classes_ of a classifier with a fitted aligner."""
+    """Predictions, score and classes_ with a fitted aligner are those of the reference."""
     labels = LABEL_KINDS[kind](n)
     X, codes = drawn_data(seed, len(labels))
     y = [labels[code] for code in codes]
     aligner = fitted_aligner(name, X, codes)
     order, expected = reference_proba(aligner, labels, X)
     classifier = ZeroShotClassifier(
-        named(labels), aligner=FrozenEstimator(aligner), templates="none"
+        name_labels(labels), aligner=FrozenEstimator(aligner), templates="none"
     )
-    given_X, given_y = X_CONTAINERS[x_kind](X), Y_CONTAINERS[y_kind](y)
+    X_in_container, y_in_container = X_CONTAINERS[x_kind](X), Y_CONTAINERS[y_kind](y)
     if fits:
-        classifier.fit(given_X, given_y)
+        classifier.fit(X_in_container, y_in_container)
     assert classifier.classes_.tolist() == order
-    proba = classifier.predict_proba(given_X)
+    proba = classifier.predict_proba(X_in_container)
     np.testing.assert_allclose(proba, expected, atol=1e-4)
-    sure = np.sort(expected, axis=1)[:, -1] - np.sort(expected, axis=1)[:, -2] > 1e-4
+    is_clear = np.sort(expected, axis=1)[:, -1] - np.sort(expected, axis=1)[:, -2] > 1e-4
     best = np.array([order[i] for i in expected.argmax(axis=1)])
-    np.testing.assert_array_equal(classifier.predict(given_X)[sure], best[sure])
+    np.testing.assert_array_equal(classifier.predict(X_in_container)[is_clear], best[is_clear])
     accuracy = np.mean(best == np.array(y))
-    assert abs(classifier.score(given_X, given_y) - accuracy) <= np.mean(~sure) + 1e-9
+    assert (
+        abs(classifier.score(X_in_container, y_in_container) - accuracy)
+        <= np.mean(~is_clear) + 1e-9
+    )
 
 
 @pytest.mark.exhaustive
 @CASES
 @given(aligners, kinds, y_kinds, seeds, n_labels)
 def test_cross_validation_trains_on_the_training_fold_alone(name, kind, y_kind, seed, n):
-    """cross_val_score of an unfitted aligner is that of a loop over the folds."""
+    """cross_val_score with an unfitted aligner is equal to a loop over the folds."""
     labels = LABEL_KINDS[kind](n)
     X, codes = drawn_data(seed, len(labels))
     y = [labels[code] for code in codes]
-    classifier = ZeroShotClassifier(named(labels), aligner=ALIGNERS[name], templates="none")
-    # scikit-learn's own splitter refuses booleans in an array of objects.
+    classifier = ZeroShotClassifier(name_labels(labels), aligner=ALIGNERS[name], templates="none")
+    # scikit-learn's splitters raise an error for booleans in an array of objects.
     folds = list(StratifiedKFold(3).split(X, codes))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        found = cross_val_score(classifier, X, Y_CONTAINERS[y_kind](y), cv=folds)
+        scores = cross_val_score(classifier, X, Y_CONTAINERS[y_kind](y), cv=folds)
         expected = []
         for train, test in folds:
             captions = [NAMES[code] for code in codes[train]]
@@ -174,11 +177,11 @@ def test_cross_validation_trains_on_the_training_fold_alone(name, kind, y_kind, 
             order, proba = reference_proba(aligner, labels, X[test])
             best = [order[i] for i in proba.argmax(axis=1)]
             expected.append(np.mean(np.array(best) == np.array(y)[test]))
-    np.testing.assert_allclose(found, expected, atol=0.04)
+    np.testing.assert_allclose(scores, expected, atol=0.04)
 
 
 def meta_estimators(classifier, labels):
-    """Return meta-estimators, and how their reference combines probabilities."""
+    """Return meta-estimators of a classifier by name."""
     other = LogisticRegression(max_iter=200)
     return {
         "voting": VotingClassifier([("a", classifier), ("b", other)], voting="soft"),
@@ -198,11 +201,11 @@ def meta_estimators(classifier, labels):
 META = sorted(meta_estimators(None, None))
 
 
-def outcome(meta, kind, y_kind, seed, n, situation, frozen):
+def run_case(meta, kind, y_kind, seed, n, situation, frozen):
     """Fit and predict; return "right", "wrong", "refused" (an error) or "warned".
 
-    The classes are so far apart that every correct route is nearly always right, while columns
-    that are read in another order are nearly always wrong.
+    The classes are so far apart that nearly all predictions are correct, unless columns are read
+    in a wrong order.
     """
     labels = LABEL_KINDS[kind](n)
     rng = np.random.default_rng(seed)
@@ -215,25 +218,29 @@ def outcome(meta, kind, y_kind, seed, n, situation, frozen):
     codes = rng.permutation(np.resize(present, 30 * len(present)))
     X = centers[codes] + 0.3 * rng.standard_normal((len(codes), 12))
     y = np.array([labels[code] for code in codes])
-    known = labels[:-1] if situation == "fewer" else labels
-    every = np.resize(np.arange(len(labels)), 30 * len(labels))
-    training = centers[every] + 0.3 * rng.standard_normal((len(every), 12))
+    classifier_labels = labels[:-1] if situation == "fewer" else labels
+    all_codes = np.resize(np.arange(len(labels)), 30 * len(labels))
+    training = centers[all_codes] + 0.3 * rng.standard_normal((len(all_codes), 12))
     aligner = ALIGNERS["CCA"]
     if frozen:
-        aligner = FrozenEstimator(clone(aligner).fit(training, [NAMES[code] for code in every]))
-    classifier = ZeroShotClassifier(named(known), aligner=aligner, templates="none")
-    estimator = meta_estimators(classifier, known)[meta]
+        aligner = FrozenEstimator(
+            clone(aligner).fit(training, [NAMES[code] for code in all_codes])
+        )
+    classifier = ZeroShotClassifier(
+        name_labels(classifier_labels), aligner=aligner, templates="none"
+    )
+    estimator = meta_estimators(classifier, classifier_labels)[meta]
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
             estimator.fit(X, Y_CONTAINERS[y_kind](list(y)))
-            found = np.asarray(estimator.predict(X))
+            predicted = np.asarray(estimator.predict(X))
         except (ValueError, IndexError, TypeError):
             return "refused"
-    if np.mean(found == y) > 0.9:
+    if np.mean(predicted == y) > 0.9:
         return "right"
-    is_told = any("which number the labels of y" in str(one.message) for one in caught)
-    return "warned" if is_told else "wrong"
+    is_warned = any("which number the labels of y" in str(entry.message) for entry in caught)
+    return "warned" if is_warned else "wrong"
 
 
 @pytest.mark.exhaustive
@@ -248,27 +255,27 @@ def outcome(meta, kind, y_kind, seed, n, situation, frozen):
     st.booleans(),
 )
 def test_meta_estimators_answer_right_or_raise(meta, kind, y_kind, seed, n, situation, frozen):
-    """Labels equal to, more than or fewer than those in y: right answers, or an error."""
+    """Predictions are right, or an error or a warning is raised, for any labels."""
     assume(situation == "equal" or len(LABEL_KINDS[kind](n)) > 2)
-    assert outcome(meta, kind, y_kind, seed, n, situation, frozen) != "wrong"
+    assert run_case(meta, kind, y_kind, seed, n, situation, frozen) != "wrong"
 
 
 @pytest.mark.parametrize("frozen", [True, False], ids=["frozen", "unfitted"])
 @pytest.mark.parametrize("meta", META)
 def test_meta_estimators_answer_where_numbered_labels_agree(meta, frozen):
-    """Errors everywhere would satisfy the test above: these combinations have to work."""
+    """The previous test would also pass if every combination raised an error."""
     expected = "refused" if meta in ("one vs rest", "one vs one") else "right"
-    assert outcome(meta, "int", "array", 0, 4, "equal", frozen) == expected
+    assert run_case(meta, "int", "array", 0, 4, "equal", frozen) == expected
 
 
 @CASES
 @given(aligners, seeds, x_kinds, st.integers(1, 8), st.booleans())
 def test_retriever_finds_what_a_sort_finds(name, seed, x_kind, k, by_text):
-    """search, fit and add against a sort of all cosines."""
+    """Results of `fit`, `add` and `search` are those of sorted cosines."""
     X, codes = drawn_data(seed, 6)
     aligner = fitted_aligner(name, X, codes)
-    given_X = X_CONTAINERS[x_kind](X)
-    retriever = CrossModalRetriever(aligner).fit(given_X)
+    X_in_container = X_CONTAINERS[x_kind](X)
+    retriever = CrossModalRetriever(aligner).fit(X_in_container)
     embeddings = np.asarray(aligner.transform(X), dtype=np.float64)
     if by_text:
         queries = [f"a {word}" for word in NAMES]
@@ -288,7 +295,7 @@ def test_retriever_finds_what_a_sort_finds(name, seed, x_kind, k, by_text):
 @CASES
 @given(aligners, seeds, x_kinds, st.integers(1, 3), st.booleans())
 def test_score_of_an_aligner_is_recall_by_hand(name, seed, x_kind, per_image, in_pipeline):
-    """Recall@1 in both directions over rows of X and distinct captions, ties counted against."""
+    """The score is recall@1 in both directions, with ties counted as errors."""
     X, codes = drawn_data(seed, 6, n=40)
     captions = [
         [f"a {NAMES[code]} of kind {(row + i) % 11}" for i in range(per_image)]
@@ -315,7 +322,7 @@ def test_score_of_an_aligner_is_recall_by_hand(name, seed, x_kind, per_image, in
 
 @pytest.mark.parametrize("name", sorted(ALIGNERS))
 def test_predictions_of_folds_are_those_of_a_loop(name):
-    """cross_val_predict(method="predict_proba") with numbered labels."""
+    """cross_val_predict with numbered labels is equal to a loop over the folds."""
     X, codes = drawn_data(0, 4)
     classifier = ZeroShotClassifier(
         dict(enumerate(NAMES[:4])), aligner=ALIGNERS[name], templates="none"

@@ -1,4 +1,4 @@
-"""load_tuxpaint_stamps and load_openclipart: small trees of the same form, and the real ones."""
+"""load_tuxpaint_stamps and load_openclipart with small and real collections."""
 
 import os
 from pathlib import Path
@@ -61,8 +61,8 @@ def stamps(tmp_path):
     return tmp_path
 
 
-def test_captions_of_stamps(stamps):
-    """First lines are the captions, folders the categories; mirror images are left out."""
+def test_stamps_have_captions_and_categories(stamps):
+    """Captions are first lines, categories are folders, and mirrored images are skipped."""
     data = load_tuxpaint_stamps(path=stamps)
     assert data.captions == ["An owl.", "A cat = a pet.", "An apple."]
     assert data.categories.tolist() == ["animals", "animals", "food"]
@@ -73,28 +73,28 @@ def test_captions_of_stamps(stamps):
 
 
 def test_stamps_in_another_language(stamps):
-    """Images without a translation are left out, not captioned in English."""
+    """Images without a translation are skipped."""
     data = load_tuxpaint_stamps(path=stamps, language="de")
     assert data.captions == ["Eine Eule.", "Eine Katze."]
     assert len(data.images) == len(data.categories) == 2
 
 
-def test_stamps_unknown_language(stamps):
-    """The error names the languages that there are."""
+def test_stamps_of_unknown_language_raise(stamps):
+    """The error lists the languages."""
     with pytest.raises(ValueError, match=r"'xx'.* de, en, fr\."):
         load_tuxpaint_stamps(path=stamps, language="xx")
 
 
-def test_stamps_bad_text(stamps):
-    """A text file in another encoding is named."""
+def test_stamps_in_wrong_encoding_raise(stamps):
+    """The error has the name of the file."""
     (stamps / "animals" / "cat.txt").write_bytes(b"\xff\xfe\xff")
     with pytest.raises(ValueError, match=r"cat\.txt.* is not UTF-8"):
         load_tuxpaint_stamps(path=stamps)
 
 
-def test_stamps_bad_path(tmp_path, stamps):
-    """Errors say what layout was expected."""
-    with pytest.raises(FileNotFoundError, match=r"\.txt file beside"):
+def test_stamps_of_wrong_layout_raise(tmp_path, stamps):
+    """The error describes the expected layout."""
+    with pytest.raises(FileNotFoundError, match=r"\.txt file next to"):
         load_tuxpaint_stamps(path=tmp_path / "none")
     with pytest.raises(NotADirectoryError, match="is a file"):
         load_tuxpaint_stamps(path=stamps / "food" / "apple.png")
@@ -103,8 +103,8 @@ def test_stamps_bad_path(tmp_path, stamps):
         load_tuxpaint_stamps(path=tmp_path / "empty")
 
 
-def test_not_installed(monkeypatch, tmp_path):
-    """Without the Debian packages the error says how to install them, or to pass a path."""
+def test_missing_package_raises(monkeypatch, tmp_path):
+    """The error has the install command and suggests path=...."""
     monkeypatch.setattr(tuxpaint_module, "_FOLDER", str(tmp_path / "none"))
     with pytest.raises(ImportError, match=r"apt install tuxpaint-stamps-default.*path="):
         load_tuxpaint_stamps()
@@ -117,8 +117,8 @@ def test_not_installed(monkeypatch, tmp_path):
         load_openclipart()
 
 
-def test_captions_of_drawings(tmp_path):
-    """Every field comes from the right element."""
+def test_drawings_have_metadata(tmp_path):
+    """Every field is read from its element."""
     write_drawing(tmp_path, "food/apple_01", "Red_Apple 01", ["food", "sweet_fruit"])
     data = load_openclipart(path=tmp_path)
     assert data.captions == ["Red Apple, food, sweet fruit"]
@@ -144,13 +144,13 @@ def test_captions_of_drawings(tmp_path):
     ],
 )
 def test_drawing_captions(tmp_path, title, keywords, caption):
-    """Titles are cleaned, keywords kept once and six at most, file names used for no title."""
+    """Captions have cleaned titles or file names, and up to six distinct keywords."""
     write_drawing(tmp_path, "x/big_gun-02", title, keywords)
     assert load_openclipart(path=tmp_path).captions == [caption]
 
 
 def test_drawings_with_broken_files(tmp_path):
-    """Damage behind the metadata does not matter; other damage leaves the file name."""
+    """Damage after the metadata is ignored; otherwise the file name is used."""
     write_drawing(tmp_path, "a/cut_behind", "Title", rest="<g><broken")
     write_drawing(tmp_path, "b/no_svg")
     write_drawing(tmp_path, "c/torn_file", "Title")
@@ -163,8 +163,8 @@ def test_drawings_with_broken_files(tmp_path):
     assert data.titles == ["Title", "", "", "", ""]
 
 
-def test_drawings_too_large(tmp_path):
-    """Images that Pillow would refuse can be left out by their header alone."""
+def test_large_drawings_are_skipped(tmp_path):
+    """Images beyond max_pixels are skipped by their header."""
     write_drawing(tmp_path, "a/large", "Large", size=(40, 40))
     write_drawing(tmp_path, "a/small", "Small")
     assert load_openclipart(path=tmp_path, max_pixels=1000).captions == ["Small"]
@@ -173,8 +173,8 @@ def test_drawings_too_large(tmp_path):
         load_openclipart(path=tmp_path, max_pixels=5)
 
 
-def test_drawings_filed_twice_share_a_group(tmp_path):
-    """Links to one file must not end up on both sides of a split."""
+def test_duplicate_drawings_share_a_group(tmp_path):
+    """Links to one file have the same group."""
     write_drawing(tmp_path, "a/one", "One")
     write_drawing(tmp_path, "b/two", "Two")
     try:
@@ -185,8 +185,8 @@ def test_drawings_filed_twice_share_a_group(tmp_path):
     assert one == link != two
 
 
-def test_drawings_bad_path(tmp_path):
-    """Errors say what layout was expected."""
+def test_drawings_of_wrong_layout_raise(tmp_path):
+    """The error describes the expected layout."""
     with pytest.raises(FileNotFoundError, match="png and svg"):
         load_openclipart(path=tmp_path / "none")
     (tmp_path / "png").mkdir()
@@ -199,7 +199,7 @@ def test_drawings_bad_path(tmp_path):
 
 @needs_stamps
 def test_real_stamps():
-    """The benchmark's test set: 951 images, none without caption."""
+    """The installed collection has 951 images with captions."""
     data = load_tuxpaint_stamps()
     assert len(data.images) == len(data.captions) == len(data.categories) == 951
     assert "A zebra." in data.captions
@@ -213,7 +213,7 @@ def test_real_stamps():
 @pytest.mark.exhaustive
 @needs_openclipart
 def test_real_openclipart():
-    """The benchmark's training set: all files are read, and captions are words."""
+    """All files of the installed collection have captions with words."""
     data = load_openclipart(max_pixels=None)
     assert len(data.images) == len(data.captions) == len(data.keywords) == 8121
     assert sum(not title for title in data.titles) < 100
@@ -225,8 +225,8 @@ def test_real_openclipart():
     assert len(load_openclipart().images) == 8121 - 16
 
 
-def test_titles_of_collections(tmp_path):
-    """A title that ten drawings share says nothing; the file name, less its author, does."""
+def test_collection_titles_are_replaced(tmp_path):
+    """The file name without the author replaces a title of ten drawings."""
     for name in "abcdefghij":
         write_drawing(tmp_path, f"x/{name}_road_ann_auth_01", "Road signs", ["sign"])
     write_drawing(tmp_path, "y/tree", "Tree")

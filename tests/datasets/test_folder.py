@@ -1,4 +1,4 @@
-"""load_image_folder: a folder of the user's own, and errors that help."""
+"""load_image_folder: images, captions, labels and errors."""
 
 import json
 import os
@@ -10,8 +10,8 @@ from sklearn_ape.datasets import load_image_folder
 from tests.datasets.conftest import NAMES, make, relative
 
 
-def test_folder_of_folders(folder):
-    """Sub-folders are labels; other and hidden files are no images."""
+def test_subfolders_are_labels(folder):
+    """Subfolders are labels; hidden and other files are skipped."""
     make(folder, "notes.md", "cats/.hidden.jpg", ".git/x.jpg")
     data = load_image_folder(folder)
     assert relative(folder, data.images) == list(NAMES)
@@ -21,28 +21,28 @@ def test_folder_of_folders(folder):
     assert str(folder) in data.DESCR
 
 
-def test_no_labels_for_loose_images(folder):
-    """An image outside of all sub-folders has no label, so that there are none."""
+def test_images_outside_subfolders_have_no_labels(folder):
+    """There are no labels if an image is not in a subfolder."""
     make(folder, "loose.jpg")
     assert "labels" not in load_image_folder(folder)
 
 
 def test_paths_are_absolute(folder, monkeypatch):
-    """Images are found after the working directory changes."""
+    """Paths are valid after the working directory changes."""
     monkeypatch.chdir(folder)
     assert all(os.path.isabs(image) for image in load_image_folder(".").images)
 
 
-def test_not_recursive(folder):
-    """recursive=False looks at the folder alone, and says so if it finds nothing."""
-    with pytest.raises(ValueError, match="recursive=False"):
+def test_not_recursive_skips_subfolders(folder):
+    """recursive=False reads only the folder itself, and the error mentions it."""
+    with pytest.raises(ValueError, match="recursive=True to include subfolders"):
         load_image_folder(folder, recursive=False)
     make(folder, "loose.jpg")
     assert relative(folder, load_image_folder(folder, recursive=False).images) == ["loose.jpg"]
 
 
 def test_extensions(folder):
-    """With or without a dot, in any case."""
+    """Extensions have any case, with or without a dot."""
     make(folder, "cats/raw.HEIC")
     for extension in ("heic", ".HEIC", "*.heic"):
         data = load_image_folder(folder, extensions=[extension])
@@ -51,8 +51,8 @@ def test_extensions(folder):
         load_image_folder(folder, extensions=".png")
 
 
-def test_links_in_a_circle(folder):
-    """A link to a folder above does not make an endless list."""
+def test_cyclic_links_end(folder):
+    """A link to a parent folder is followed once."""
     try:
         os.symlink(folder, folder / "cats" / "again", target_is_directory=True)
     except OSError:
@@ -61,24 +61,24 @@ def test_links_in_a_circle(folder):
 
 
 def test_captions_from_names(folder):
-    """Folder names and file names can serve as captions."""
+    """Captions can be folder names or file names."""
     assert load_image_folder(folder, captions="folder").captions == ["cats", "cats", "dogs"]
     images, captions = load_image_folder(folder, captions="filename", return_X_y=True)
     assert captions == ["black cat", "old cat", "dog"]
     assert len(images) == 3
 
 
-def test_numbered_folders_stay_apart(tmp_path):
-    """Numbers of folders tell classes apart, unlike those of files."""
+def test_numbered_folders_are_distinct(tmp_path):
+    """Numbers in folder names are kept, unlike those in file names."""
     make(tmp_path, "road_sign_1/a.jpg", "road_sign_2/b.jpg")
     captions = load_image_folder(tmp_path, captions="folder").captions
     assert captions == ["road sign 1", "road sign 2"]
 
 
-def test_names_without_words(folder):
-    """Names that give no caption are an error, not empty captions."""
+def test_names_without_words_raise(folder):
+    """Names without words raise an error."""
     make(folder, "cats/0001.jpg", "loose.jpg")
-    with pytest.raises(ValueError, match=r"no words: 'cats/0001\.jpg'"):
+    with pytest.raises(ValueError, match=r"1 of 5 have none: 'cats/0001\.jpg'"):
         load_image_folder(folder, captions="filename")
     with pytest.raises(ValueError, match=r"sub-folder.*'loose\.jpg'"):
         load_image_folder(folder, captions="folder")
@@ -90,8 +90,8 @@ def write_sidecars(folder):
     (folder / "dogs" / "dog.txt").write_text("\na dog\n\n")
 
 
-def test_sidecars(folder):
-    """Text files beside the images are found without asking."""
+def test_sidecar_files_are_detected(folder):
+    """captions="auto" finds text files next to images."""
     write_sidecars(folder)
     data = load_image_folder(folder)
     assert data.captions == ["a black cat", "ein älterer Kater", "a dog"]
@@ -99,7 +99,7 @@ def test_sidecars(folder):
 
 
 def test_sidecars_of_several_lines(folder):
-    """Several lines are several captions; then all are lists."""
+    """Several lines are several captions, and captions become lists."""
     write_sidecars(folder)
     (folder / "dogs" / "dog.txt").write_text("a dog\na brown dog\n")
     captions = load_image_folder(folder).captions
@@ -107,16 +107,16 @@ def test_sidecars_of_several_lines(folder):
 
 
 @pytest.mark.parametrize("mark", ["\u2028", "\x0c", "\x85", "\x1e"])
-def test_marks_within_a_caption_do_not_end_its_line(folder, mark):
-    """`str.splitlines` would make two captions of one."""
+def test_unicode_line_separators_stay_in_caption(folder, mark):
+    """`str.splitlines` would split one caption into two."""
     write_sidecars(folder)
     text = f"a dog{mark}of ours\r\na brown dog\r"
     (folder / "dogs" / "dog.txt").write_bytes(text.encode())
     assert load_image_folder(folder).captions[2] == ["a dog of ours", "a brown dog"]
 
 
-def test_bad_sidecars(folder):
-    """Images without text are named and counted; so are empty and unreadable files."""
+def test_missing_or_empty_sidecars_raise(folder):
+    """The error names images without text, and empty or unreadable files."""
     write_sidecars(folder)
     make(folder, *(f"birds/{i}.jpg" for i in range(7)))
     with pytest.raises(ValueError, match=r"7 of 10 .*'birds/0\.jpg'.*'birds/4\.jpg', \.\.\."):
@@ -145,15 +145,15 @@ def write_metadata(folder, kind, column="caption"):
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
 @pytest.mark.parametrize("column", ["caption", "text"])
 def test_metadata_tables(folder, kind, column):
-    """Captions go to their images whatever the order, and "NA" is a text like any other."""
+    """Captions are assigned to their images in any order, and "NA" is a text."""
     texts = write_metadata(folder, kind, column)
     data = load_image_folder(folder)
     assert relative(folder, data.images) == list(NAMES)
     assert data.captions == texts
 
 
-def test_several_rows_of_an_image(folder):
-    """Each row of an image is one more caption of it."""
+def test_rows_of_one_image_are_several_captions(folder):
+    """Each row of an image is a caption."""
     write_metadata(folder, "csv")
     with (folder / "metadata.csv").open("a") as stream:
         stream.write("./dogs/dog.jpg,a dog\n")
@@ -161,21 +161,21 @@ def test_several_rows_of_an_image(folder):
     assert captions == [["a cat, black"], ["NA"], ["007", "a dog"]]
 
 
-def test_table_and_folder_disagree(folder):
-    """Rows without an image and images without a row are both named."""
+def test_table_that_differs_from_folder_raises(folder):
+    """The error names rows without image and images without row."""
     write_metadata(folder, "csv")
     make(folder, "dogs/new.jpg")
     with pytest.raises(ValueError, match=r"no row for 1 of 4 images: 'dogs/new\.jpg'"):
         load_image_folder(folder)
     (folder / "dogs" / "new.jpg").unlink()
     (folder / "dogs" / "dog.jpg").unlink()
-    with pytest.raises(FileNotFoundError, match=r"names 1 files.*'dogs/dog\.jpg'"):
+    with pytest.raises(FileNotFoundError, match=r"lists 1 files.*'dogs/dog\.jpg'"):
         load_image_folder(folder)
 
 
-def test_no_table_or_several(folder):
-    """The tables looked for are named; of two, none is taken by chance."""
-    with pytest.raises(FileNotFoundError, match=r"metadata\.csv, metadata\.jsonl"):
+def test_no_or_several_tables_raise(folder):
+    """The error names the possible tables, or the tables if there are several."""
+    with pytest.raises(FileNotFoundError, match=r"metadata\.csv or metadata\.jsonl"):
         load_image_folder(folder, captions="table")
     write_metadata(folder, "csv")
     write_metadata(folder, "jsonl")
@@ -183,9 +183,9 @@ def test_no_table_or_several(folder):
         load_image_folder(folder)
 
 
-def test_bad_folders(tmp_path, folder):
-    """Errors say what was looked for and what was found."""
-    with pytest.raises(FileNotFoundError, match="no folder"):
+def test_invalid_folders_raise(tmp_path, folder):
+    """The error has the expected extensions and the existing ones."""
+    with pytest.raises(FileNotFoundError, match="does not exist"):
         load_image_folder(tmp_path / "none")
     with pytest.raises(NotADirectoryError, match="is a file"):
         load_image_folder(folder / NAMES[0])
@@ -198,8 +198,8 @@ def test_bad_folders(tmp_path, folder):
         load_image_folder(folder, return_X_y=True)
 
 
-def test_sidecars_are_split_at_line_ends_alone(folder):
-    """Form feeds and Unicode's separators are within a caption, and are spaces there."""
+def test_sidecars_are_split_only_at_line_ends(folder):
+    """Form feeds and Unicode separators become spaces."""
     for name in NAMES:
         sidecar = (folder / name).with_suffix(".txt")
         sidecar.write_bytes("a cat\u2028in\x0ca\x85hat\r\na dog\ra bird".encode())

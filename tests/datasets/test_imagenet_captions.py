@@ -1,4 +1,4 @@
-"""load_imagenet_captions: captions as in the paper, and no image that is not there."""
+"""load_imagenet_captions: captions, labels and missing images."""
 
 import json
 import os
@@ -61,7 +61,7 @@ def table(tmp_path):
 
 
 def test_captions_and_labels(root, table):
-    """Title, tags, description; HTML goes, text stays; entries without a text are left out."""
+    """Captions join title, tags and description without HTML; empty entries are skipped."""
     data = load_imagenet_captions(root, table)
     assert data.captions == [
         "My catch lake fish On Lake B & C 3 < 5 kg caught",
@@ -73,25 +73,25 @@ def test_captions_and_labels(root, table):
     ]
     assert all(os.path.isfile(image) for image in data.images)
     assert data.wnids.tolist() == ["n01440764", "n02012849", "n03126707"]
-    assert "0 entries without an image here, 1 without a text" in data.DESCR
+    assert "0 entries without an image, 1 without a text" in data.DESCR
 
 
-def test_labels_tell_all_classes_apart(root, table):
-    """ImageNet has two cranes: the bird and the machine get labels of their own."""
+def test_labels_are_unique(root, table):
+    """Classes with equal names, such as the two cranes, have different labels."""
     labels = load_imagenet_captions(root, table).labels.tolist()
     assert labels[0] == "tench"
     assert labels[1].startswith("crane (large long-necked wading bird")
     assert labels[2].startswith("crane (lifts and moves heavy objects")
 
 
-def test_class_names_serve_the_classifier(root, table):
+def test_class_names_work_in_classifier(root, table):
     data = load_imagenet_captions(root, table)
     assert set(data.class_names) == set(data.labels.tolist())
     assert data.class_names["tench"] == ["tench", "Tinca tinca"]
 
 
-def test_captions_are_joined_from_fields(root, table):
-    """The fields chosen, in the order given."""
+def test_fields(root, table):
+    """Captions have the given fields in the given order."""
     images, captions = load_imagenet_captions(
         root, table, fields=("tags", "title"), return_X_y=True
     )
@@ -99,20 +99,20 @@ def test_captions_are_joined_from_fields(root, table):
     assert len(images) == 3
     assert load_imagenet_captions(root, table, fields="tags").captions == ["lake fish", "bird"]
     for wrong in ((), ("title", "titel"), ("title", "title")):
-        with pytest.raises(ValueError, match="fields must be some of"):
+        with pytest.raises(ValueError, match="fields must be distinct names of"):
             load_imagenet_captions(root, table, fields=wrong)
 
 
-def test_all_in_one_folder(root, table):
+def test_images_in_one_folder(root, table):
     for entry in ENTRIES:
         (root / entry["wnid"] / entry["filename"]).rename(root / entry["filename"])
     assert len(load_imagenet_captions(root, table).images) == 3
 
 
-def test_missing_images(root, table):
-    """They are counted, named and left out; or an error; all missing is always an error."""
+def test_missing_images_warn_or_raise(root, table):
+    """Missing images are skipped with a warning, or raise an error."""
     (root / "n01440764" / "n01440764_10026.JPEG").unlink()
-    with pytest.warns(UserWarning, match=r"1 of 4 images .*'n01440764_10026\.JPEG'"):
+    with pytest.warns(UserWarning, match=r"no file for 1 of 4 images.*'n01440764_10026\.JPEG'"):
         data = load_imagenet_captions(root, table)
     assert data.captions == ["bird", "at the docks"]
     assert "tench" not in data.class_names
@@ -129,31 +129,31 @@ def test_missing_images(root, table):
     ("entries", "message"),
     [
         ("{", "is not JSON"),
-        ("[]", "not empty"),
-        ({"a": 1}, "list of entries"),
+        ("[]", "at least one entry"),
+        ({"a": 1}, "a list with at least"),
         ([{"filename": "a.JPEG"}], r"Entry 0 .*'filename' and 'wnid'"),
         ([ENTRIES[0], 3], r"Entry 1 "),
-        ([{**ENTRIES[0], "filename": "../a.JPEG"}], "is no file name"),
-        ([{**ENTRIES[0], "title": 7}], r"Entry 0 .*'title' must be a text, not 7"),
-        ([{**ENTRIES[0], "tags": ["a", None]}], r"'tags' must be a text or a list of texts"),
-        ([ENTRIES[3]], "No entry of .* has a text in title, tags, description"),
+        ([{**ENTRIES[0], "filename": "../a.JPEG"}], "Use a name without folders"),
+        ([{**ENTRIES[0], "title": 7}], r"Entry 0 .* must have a text as 'title', not 7"),
+        ([{**ENTRIES[0], "tags": ["a", None]}], r"must have a text or a list of texts as 'tags'"),
+        ([ENTRIES[3]], "has no text in the fields title, tags, description"),
     ],
 )
-def test_files_of_another_form(root, tmp_path, entries, message):
-    """The entry and the key at fault are named."""
+def test_invalid_entries_raise(root, tmp_path, entries, message):
+    """The error has the entry and the key."""
     with pytest.raises(ValueError, match=message):
         load_imagenet_captions(root, write(tmp_path, entries))
 
 
-def test_unknown_class(root, tmp_path):
+def test_unknown_class_raises(root, tmp_path):
     entry = {**ENTRIES[0], "wnid": "n00000001"}
     (root / "n01440764" / entry["filename"]).rename(root / entry["filename"])
-    with pytest.raises(ValueError, match=r"1 wnids are none of ImageNet's .*'n00000001'"):
+    with pytest.raises(ValueError, match=r"1 wnids are not among ImageNet's .*'n00000001'"):
         load_imagenet_captions(root, write(tmp_path, [entry]))
 
 
-def test_wrong_paths(root, table, tmp_path):
-    with pytest.raises(FileNotFoundError, match="no folder"):
+def test_missing_paths_raise(root, table, tmp_path):
+    with pytest.raises(FileNotFoundError, match="does not exist"):
         load_imagenet_captions(tmp_path / "none", table)
     with pytest.raises(FileNotFoundError, match=r"imagenet_captions\.json from"):
         load_imagenet_captions(root, tmp_path / "none.json")

@@ -1,4 +1,4 @@
-"""load_noto_emoji: one image an emoji, of the same names as OpenMoji's."""
+"""load_noto_emoji: images of a font, and names equal to OpenMoji's."""
 
 import os
 from pathlib import Path
@@ -28,8 +28,8 @@ def noto(home):
 @installed
 class TestTheInstalledFont:
     @pytest.mark.exhaustive
-    def test_names_are_those_of_openmoji(self, noto):
-        """So that both styles of an emoji become one row of the kernel."""
+    def test_names_equal_openmoji(self, noto):
+        """Both styles of an emoji have the same caption."""
         theirs = load_openmoji()
         assert len(set(noto.captions)) == len(set(noto.images)) == len(noto.captions) > 1800
         assert len(set(noto.captions) & set(theirs.captions)) > 0.98 * len(theirs.captions)
@@ -38,7 +38,7 @@ class TestTheInstalledFont:
         assert noto.subcategories[i] == "food-fruit"
 
     def test_images_show_the_emoji_on_white(self, noto):
-        """Joined emoji too: a flag is one image, not two letters."""
+        """Emoji of several characters, such as flags, are one image."""
         for name, colour in (("red apple", (229, 57, 53)), ("flag of France", (255, 255, 255))):
             with Image.open(noto.images[noto.captions.index(name)]) as image:
                 assert image.size == (136, 128)
@@ -46,15 +46,15 @@ class TestTheInstalledFont:
                 middle = image.getpixel((68, 70))
             assert max(abs(a - b) for a, b in zip(middle, colour, strict=True)) < 60
 
-    def test_a_second_call_draws_nothing(self, noto, home, monkeypatch):
-        monkeypatch.setattr(module, "_drawn", lambda font, text: None)
+    def test_second_call_draws_nothing(self, noto, home, monkeypatch):
+        monkeypatch.setattr(module, "_draw", lambda font, text: None)
         assert load_noto_emoji(data_home=home).images == noto.images
 
-    def test_pairs_alone(self, noto, home):
+    def test_return_X_y_returns_pairs(self, noto, home):
         images, captions = load_noto_emoji(data_home=home, return_X_y=True)
         assert (images, captions) == (noto.images, noto.captions)
 
-    def test_a_data_home_that_cannot_be_written(self, tmp_path):
+    def test_unwritable_data_home_raises(self, tmp_path):
         file = tmp_path / "file"
         file.write_bytes(b"")
         with pytest.raises(OSError, match="SKLEARN_APE_DATA"):
@@ -62,17 +62,17 @@ class TestTheInstalledFont:
 
 
 class TestBadInput:
-    def test_the_missing_package_is_named(self, monkeypatch):
+    def test_missing_font_raises(self, monkeypatch):
         monkeypatch.setattr(module, "_FONT", os.devnull + "/none.ttf")
         with pytest.raises(ImportError, match=r"apt install fonts-noto-color-emoji.*path="):
             load_noto_emoji()
 
-    def test_no_such_file(self, tmp_path):
+    def test_missing_file_raises(self, tmp_path):
         with pytest.raises(FileNotFoundError, match=r"none\.ttf"):
             load_noto_emoji(path=tmp_path / "none.ttf")
 
-    def test_no_font(self, tmp_path):
+    def test_file_that_is_not_a_font_raises(self, tmp_path):
         file = tmp_path / "text.ttf"
         file.write_text("no font")
-        with pytest.raises(ValueError, match="is no font"):
+        with pytest.raises(ValueError, match="is not a font"):
             load_noto_emoji(path=file)

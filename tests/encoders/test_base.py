@@ -1,4 +1,4 @@
-"""Promises of every encoder: weights that load late, and scikit-learn's conventions."""
+"""Common behaviour of encoders: lazy loading of weights and scikit-learn's conventions."""
 
 import pickle
 import subprocess
@@ -35,8 +35,8 @@ TEXTS = ["a cat", "two dogs on a long walk through the woods", "a rocket"]
 
 
 @pytest.mark.parametrize("cls", ALL)
-def test_constructing_cloning_pickling_load_nothing(cls, no_weights):
-    """Parameters are stored as they come, round trip, and pickles are small."""
+def test_constructor_clone_and_pickle_load_no_weights(cls, no_weights):
+    """Parameters are stored unchanged, and pickles are small."""
     encoder = cls(batch_size=3, cache=None, on_error="nan")
     assert clone(encoder).get_params() == encoder.get_params()
     assert cls(**encoder.get_params()).get_params() == encoder.get_params()
@@ -47,21 +47,21 @@ def test_constructing_cloning_pickling_load_nothing(cls, no_weights):
         assert getattr(cls(**{name: odd}), name) is odd
 
 
-def test_fit_loads_nothing_and_returns_self(no_weights):
-    """fit checks the form of X alone."""
+def test_fit_loads_no_weights_and_returns_self(no_weights):
+    """fit only checks parameters and X."""
     for encoder, X in ((TimmImageEncoder(), ["a.png"]), (TransformersTextEncoder(), TEXTS)):
         assert encoder.fit(X) is encoder
 
 
 def test_clones_share_one_network(paths):
-    """Ninety megabytes are not loaded anew for every candidate of a search."""
+    """The candidates of a search share the loaded weights."""
     first = TimmImageEncoder()
     first.transform(paths[:1])
     assert clone(first)._network().model is first._network().model
 
 
 def test_pickle_works_in_a_fresh_process(tmp_path, paths, truth):
-    """A pickle holds no weights, before and after use, and gives the same features elsewhere."""
+    """Pickles contain no weights, and the encoder gives equal features in a new process."""
     encoder = TimmImageEncoder(cache=None)
     encoder.transform(paths[:2])
     content = pickle.dumps(encoder)
@@ -78,8 +78,8 @@ def test_pickle_works_in_a_fresh_process(tmp_path, paths, truth):
     np.testing.assert_allclose(np.load(out), truth[:2], atol=1e-5)
 
 
-def test_import_is_light():
-    """Importing the encoders imports no deep learning library but torch."""
+def test_import_loads_only_torch():
+    """Importing the encoders imports no deep learning library except torch."""
     code = (
         "import sys, sklearn_ape.encoders\n"
         "print([m for m in ('timm', 'transformers', 'open_clip') if m in sys.modules])"
@@ -89,8 +89,8 @@ def test_import_is_light():
 
 
 @pytest.mark.parametrize("cls", ALL)
-def test_tags_and_fitted(cls):
-    """A frozen encoder needs no fit, and says which input it takes."""
+def test_tags_declare_input_and_no_fit(cls):
+    """A frozen encoder needs no fit, and its tags declare its input."""
     encoder = cls()
     tags = get_tags(encoder)
     assert not tags.requires_fit
@@ -100,8 +100,8 @@ def test_tags_and_fitted(cls):
     check_is_fitted(encoder)
 
 
-def test_output_is_float32_contiguous_and_writable(paths, truth):
-    """float32, C-contiguous, writable and the same whatever the batch size and workers."""
+def test_output_is_contiguous_float32(paths, truth):
+    """Features are contiguous, writable and independent of batch size and n_jobs."""
     for parameters in ({"batch_size": 1}, {"batch_size": 5, "n_jobs": 2}):
         features = TimmImageEncoder(cache=None, **parameters).transform(paths[:6])
         assert features.dtype == np.float32
@@ -117,15 +117,15 @@ def test_output_is_float32_contiguous_and_writable(paths, truth):
     np.testing.assert_allclose(*texts, atol=1e-5)
 
 
-def test_pipeline_unfitted(paths, truth):
-    """A Pipeline of frozen steps works without fit."""
+def test_pipeline_works_without_fit(paths, truth):
+    """A Pipeline of frozen encoders needs no fit."""
     np.testing.assert_allclose(
         make_pipeline(TimmImageEncoder()).transform(paths), truth, atol=1e-5
     )
 
 
 def test_feature_names_follow_the_parameters(paths):
-    """Before and after transform, and after set_params has changed the width."""
+    """Names are right before and after transform, and after set_params changes their number."""
     encoder = TimmImageEncoder()
     names = encoder.get_feature_names_out()
     assert names[0] == "timmimageencoder0"
@@ -137,8 +137,8 @@ def test_feature_names_follow_the_parameters(paths):
     assert len(TransformersTextEncoder().get_feature_names_out()) == 384
 
 
-def test_set_output(paths, truth):
-    """pandas (keeping the index of a Series) and polars come out with named columns."""
+def test_set_output_gives_named_columns(paths, truth):
+    """Output of pandas (with the index of a Series) and polars has named columns."""
     pd, pl = map(pytest.importorskip, ("pandas", "polars"))
     series = pd.Series(paths[:3], index=[7, 5, 6])
     frame = TimmImageEncoder().set_output(transform="pandas").transform(series)
@@ -151,11 +151,11 @@ def test_set_output(paths, truth):
     assert frame.shape == (3, 1280)
 
 
-def test_global_random_state_is_left_alone(paths):
+def test_global_random_state_is_unchanged(paths):
     """Neither loading nor encoding draws from numpy's or torch's global generator."""
-    from sklearn_ape.encoders import weights as _networks
+    from sklearn_ape.encoders import weights
 
-    _networks._kept.clear()
+    weights._networks.clear()
     np_state, torch_state = np.random.get_state(), torch.random.get_rng_state()  # noqa: NPY002
     TimmImageEncoder(cache=None).transform(paths[:1])
     TransformersTextEncoder(cache=None).transform(TEXTS[:1])
@@ -164,7 +164,7 @@ def test_global_random_state_is_left_alone(paths):
 
 
 def test_progress_bar_counts_every_item(paths, capsys, monkeypatch, tmp_path):
-    """With verbose=1 the bar ends at its total, bad images included."""
+    """The bar ends at its total, including invalid images."""
     bars = []
 
     class Bar:
@@ -181,7 +181,7 @@ def test_progress_bar_counts_every_item(paths, capsys, monkeypatch, tmp_path):
         def update(self, n):
             self.n += n
 
-    monkeypatch.setattr("sklearn_ape.encoders.base.tqdm", Bar)
+    monkeypatch.setattr("sklearn_ape.encoders._encoding.tqdm", Bar)
     cut = tmp_path / "cut.png"
     cut.write_bytes(Path(paths[3]).read_bytes()[:200])
     with pytest.warns(UserWarning, match="1 image cannot"):
@@ -191,8 +191,8 @@ def test_progress_bar_counts_every_item(paths, capsys, monkeypatch, tmp_path):
     assert [(bar.n, bar.total, bar.disabled) for bar in bars] == [(5, 5, False)]
 
 
-def test_items_that_cannot_be_encoded_warn_by_a_class_of_their_own():
-    """So that a program can silence this warning, and no other, without reading its text."""
+def test_failed_items_warn_with_encoding_failed_warning():
+    """Users can filter the warning by its class."""
     assert issubclass(EncodingFailedWarning, UserWarning)
     with pytest.warns(EncodingFailedWarning, match="1 text cannot be encoded"):
         TransformersTextEncoder(on_error="nan").transform(["a cat", None])

@@ -1,4 +1,4 @@
-"""One cache by content serves all encoders, threads and processes."""
+"""Cache keys, concurrent encoding and resumed runs of encoders."""
 
 import gc
 import os
@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 import warnings
-from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
@@ -20,17 +19,16 @@ from sklearn_ape.encoders import (
     EncodingError,
     TimmImageEncoder,
     TransformersTextEncoder,
+    _encoding,
 )
-from sklearn_ape.encoders import (
-    base as _base,
-)
+from sklearn_ape.utils.concurrency import LRUCache
 from tests.encoders.conftest import gained
 
 TEXTS = ["a cat", "two dogs on a long walk through the woods", "a rocket"]
 
 
-def test_content_not_name_is_the_key(encoder, paths, tmp_path):
-    """A copied or renamed file hits; a changed one of the same name, size and time misses."""
+def test_cache_key_is_content_not_name(encoder, paths, tmp_path):
+    """A copied file hits; a changed file of the same name, size and time misses."""
     path = tmp_path / "a.bmp"
     pixels = np.zeros((40, 40, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(path)
@@ -43,8 +41,8 @@ def test_content_not_name_is_the_key(encoder, paths, tmp_path):
 
 
 @pytest.mark.parametrize("on_error", ["raise", "nan"])
-def test_a_file_that_changes_meanwhile_has_no_feature(tmp_path, monkeypatch, on_error):
-    """The new image's feature under the digest of the old one would be wrong for ever."""
+def test_file_changed_during_reading_fails(tmp_path, monkeypatch, on_error):
+    """Otherwise the cache would keep the features of the new image under the old digest."""
     encoder = TimmImageEncoder(cache=str(tmp_path / "cache"), on_error=on_error)
     paths = [tmp_path / f"{name}.bmp" for name in "ab"]
     for path in paths:
@@ -76,7 +74,7 @@ def test_a_file_that_changes_meanwhile_has_no_feature(tmp_path, monkeypatch, on_
 
 
 def test_duplicates_are_encoded_once(encoder, paths, truth):
-    """Equal items of one call cost one pass, and every row gets its feature."""
+    """Duplicates are computed once, and all their rows have features."""
     X = [paths[0], paths[1], Path(paths[0])] * 2
     assert gained(encoder, X) == (4, 2)
     features = encoder.transform(X)
@@ -87,15 +85,15 @@ def test_duplicates_are_encoded_once(encoder, paths, truth):
     "other",
     [{"pooling": "mean"}, {"crop": "pad"}, {"output": "logits"}, {"dtype": "bfloat16"}],
 )
-def test_parameters_of_the_image_feature_miss(encoder, paths, other):
-    """What changes a feature changes its key."""
+def test_image_parameters_change_cache_key(encoder, paths, other):
+    """A parameter that changes features changes the cache key."""
     encoder.transform(paths[:1])
     assert gained(clone(encoder).set_params(**other), paths[:1]) == (0, 1)
 
 
 @pytest.mark.parametrize("other", [{"normalize": False}, {"max_length": 4}, {"pooling": "cls"}])
-def test_parameters_of_the_text_feature_miss(tmp_path, other):
-    """The same for texts."""
+def test_text_parameters_change_cache_key(tmp_path, other):
+    """A parameter that changes features of texts changes the cache key."""
     encoder = TransformersTextEncoder(cache=tmp_path)
     encoder.transform(TEXTS)
     assert gained(clone(encoder).set_params(**other), TEXTS) == (0, 3)
@@ -105,28 +103,28 @@ def test_parameters_of_the_text_feature_miss(tmp_path, other):
     "other",
     [{"batch_size": 1}, {"n_jobs": 2}, {"device": "cpu"}, {"verbose": 1}, {"on_error": "nan"}],
 )
-def test_other_parameters_hit(encoder, paths, other):
-    """What does not change a feature does not change its key."""
+def test_runtime_parameters_keep_cache_key(encoder, paths, other):
+    """A parameter that does not change features keeps the cache key."""
     encoder.transform(paths[:1])
     assert gained(clone(encoder).set_params(**other), paths[:1]) == (1, 0)
 
 
 def test_killed_run_resumes(tmp_path, paths, truth):
-    """After SIGKILL in mid-run, the batches finished before are not computed again."""
+    """Batches that were finished before SIGKILL are not computed again."""
     if not hasattr(signal, "SIGKILL"):
         pytest.skip("no SIGKILL here")
     code = (
         "import os, signal, sys\n"
-        "from sklearn_ape.encoders import TimmImageEncoder\n"
-        "class Killed(TimmImageEncoder):\n"
-        "    def _features_of(self, *batch):\n"
-        "        global n\n"
-        "        n += 1\n"
-        "        if n > 3: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "        return super()._features_of(*batch)\n"
-        "n = 0\n"
-        "Killed.__name__ = 'TimmImageEncoder'\n"
-        "Killed(cache=sys.argv[1], batch_size=2, engine='torch').transform(sys.argv[2:])\n"
+        "from sklearn_ape.encoders import TimmImageEncoder, _encoding\n"
+        "compute, n = _encoding.compute_features, 0\n"
+        "def killed(*batch):\n"
+        "    global n\n"
+        "    n += 1\n"
+        "    if n > 3: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return compute(*batch)\n"
+        "_encoding.compute_features = killed\n"
+        "encoder = TimmImageEncoder(cache=sys.argv[1], batch_size=2, engine='torch')\n"
+        "encoder.transform(sys.argv[2:])\n"
     )
     done = subprocess.run([sys.executable, "-c", code, tmp_path, *paths])
     assert done.returncode == -signal.SIGKILL
@@ -138,7 +136,7 @@ def test_killed_run_resumes(tmp_path, paths, truth):
 
 
 def test_damaged_cache_gives_the_right_features(encoder, paths, truth):
-    """Flipped bytes in the file cost time, never truth."""
+    """Features of a damaged cache file are computed again."""
     encoder.transform(paths)
     file = encoder.cache / "features.sqlite"
     sound = file.read_bytes()
@@ -153,7 +151,7 @@ def test_damaged_cache_gives_the_right_features(encoder, paths, truth):
 
 
 def test_threads_encode_each_image_once(encoder, paths, truth):
-    """Two threads that want the same images share the work of one."""
+    """Two threads that encode the same images compute them once."""
     results = []
     threads = [
         threading.Thread(target=lambda: results.append(clone(encoder).transform(paths)))
@@ -170,7 +168,7 @@ def test_threads_encode_each_image_once(encoder, paths, truth):
 
 
 def test_threads_share_a_tokenizer():
-    """Encoders of one network with other parameters do not disturb each other's tokenizer."""
+    """Encoders with different parameters can use one tokenizer in threads."""
     lengths = [3, 8, None]
     texts = [f"the text number {number} " * (1 + number % 5) for number in range(24)]
     found = {}
@@ -192,7 +190,7 @@ def test_threads_share_a_tokenizer():
 
 
 def test_on_error_raise_keeps_finished_batches(encoder, paths, tmp_path):
-    """What was encoded before the bad image need not be encoded again."""
+    """Batches before an invalid image are cached."""
     cut = tmp_path / "cut.png"
     cut.write_bytes(Path(paths[3]).read_bytes()[:200])
     with pytest.raises(EncodingError, match=r"row 5: .*damaged or cut short"):
@@ -200,14 +198,13 @@ def test_on_error_raise_keeps_finished_batches(encoder, paths, tmp_path):
     assert gained(encoder, paths[:5]) == (5, 0)
 
 
-def test_a_long_search_does_not_keep_counts_and_locks_of_all_encoders(monkeypatch):
-    monkeypatch.setattr(_base, "_MOST_COUNTS", 3)
-    monkeypatch.setattr(_base, "_counts", OrderedDict())
+def test_counts_and_locks_are_bounded(monkeypatch):
+    monkeypatch.setattr(_encoding, "_counts", LRUCache(max_entries=3))
     for length in range(4, 10):
         encoder = TransformersTextEncoder(max_length=length, cache=None)
         encoder.transform(["a cat"])
-    assert len(_base._counts) == 3
+    assert len(_encoding._counts) == 3
     assert encoder.cache_info() == (0, 1)
     assert TransformersTextEncoder(max_length=4).cache_info() == (0, 0)
     gc.collect()
-    assert not _base._locks
+    assert not _encoding._locks

@@ -1,4 +1,4 @@
-"""What encoders take, and how they refuse the rest: errors name the row, the item, the remedy."""
+"""Inputs of encoders, and errors that name row, item and remedy."""
 
 import pickle
 import re
@@ -33,7 +33,7 @@ TEXTS = ["a cat", "two dogs on a long walk through the woods", "a rocket"]
 
 
 def test_every_form_of_an_image_gives_the_same_feature(paths, truth):
-    """Path, str, bytes, PIL image and array of one image; lists and arrays of them."""
+    """All input types of one image give the same features."""
     image = Image.open(paths[0])
     array = np.asarray(image.convert("RGB"))
     forms = [paths[0], Path(paths[0]), Path(paths[0]).read_bytes(), image, array]
@@ -45,8 +45,8 @@ def test_every_form_of_an_image_gives_the_same_feature(paths, truth):
     assert TimmImageEncoder().transform(grey).shape == (2, 1280)
 
 
-def test_columns(paths, truth):
-    """Object arrays, pandas with an odd index, polars, pyarrow, a column of Hugging Face."""
+def test_columns_of_tables_are_accepted(paths, truth):
+    """Object arrays and columns of pandas, polars and pyarrow are accepted."""
     pd, pl, pa = map(pytest.importorskip, ("pandas", "polars", "pyarrow"))
     few = paths[:3]
     columns = [
@@ -65,8 +65,8 @@ def test_columns(paths, truth):
         np.testing.assert_array_equal(TransformersTextEncoder().transform(column), texts)
 
 
-def test_hugging_face_column(paths, truth):
-    """A column of `datasets` holds PIL images; the dataset itself is refused with its columns."""
+def test_hugging_face_column_is_accepted(paths, truth):
+    """A column of PIL images is accepted, and the dataset raises an error with its columns."""
     datasets = pytest.importorskip("datasets")
     data = datasets.Dataset.from_dict({"image": paths[:3]}).cast_column("image", datasets.Image())
     np.testing.assert_allclose(TimmImageEncoder().transform(data["image"]), truth[:3], atol=1e-5)
@@ -83,9 +83,9 @@ def test_hugging_face_column(paths, truth):
         (bytearray(b"abc"), "single image"),
         (Path("a.png"), "single image"),
         (Image.new("RGB", (2, 2)), "single image"),
-        (np.zeros((20, 30, 3), dtype=np.uint8), r"pass a single image as \[X\]"),
-        (np.zeros((20, 30), dtype=np.uint8), r"pass a single image as \[X\]"),
-        (np.zeros((20, 1280)), "features need no image encoder"),
+        (np.zeros((20, 30, 3), dtype=np.uint8), r"Pass a single image as \[X\]"),
+        (np.zeros((20, 30), dtype=np.uint8), r"Pass a single image as \[X\]"),
+        (np.zeros((20, 1280)), "pass features to an aligner without an image encoder"),
         ([], "X is empty: 0 images"),
         (None, "must be a sequence of images .* not NoneType"),
         ({"a": "a.png"}, "must be a sequence of images .* not dict"),
@@ -94,14 +94,14 @@ def test_hugging_face_column(paths, truth):
         (np.array("a.png"), "not a single object"),
     ],
 )
-def test_what_is_no_sequence(method, X, message, no_weights):
-    """Each has its own error, in fit as in transform, before any weights are loaded."""
+def test_non_sequence_raises(method, X, message, no_weights):
+    """fit and transform raise an error before weights are loaded."""
     with pytest.raises(ValueError, match=message):
         getattr(TimmImageEncoder(), method)(X)
 
 
-def test_tables_are_refused_by_the_names_of_their_columns(no_weights):
-    """pandas, polars and pyarrow tables: the error lists the columns to choose from."""
+def test_table_raises_with_column_names(no_weights):
+    """The error lists the columns of the table."""
     pd, pl, pa = map(pytest.importorskip, ("pandas", "polars", "pyarrow"))
     content = {"path": ["a.png"], "caption": ["a cat"]}
     for table in (pd.DataFrame(content), pl.DataFrame(content), pa.table(content)):
@@ -109,8 +109,8 @@ def test_tables_are_refused_by_the_names_of_their_columns(no_weights):
             TimmImageEncoder().transform(table)
 
 
-def test_error_names_rows_items_and_remedy(paths, no_weights):
-    """Every bad row is in `errors`, five in the message, and no network was loaded."""
+def test_error_lists_rows_items_and_remedy(paths, no_weights):
+    """`errors` has all invalid rows, the message five of them."""
     bad = [f"missing{number}.png" for number in range(7)]
     with pytest.raises(EncodingError, match="7 images cannot be encoded") as caught:
         TimmImageEncoder(cache=None).transform([paths[0], *bad])
@@ -127,15 +127,15 @@ def test_error_names_rows_items_and_remedy(paths, no_weights):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda image, n: (image, n), r"each is of type tuple: .*\[image for image, \*_ in"),
-        (lambda image, n: torch.full((3, 8, 8), n), "each is of type Tensor: .*to_pil_image"),
-        (lambda image, n: np.full((8, 8, 3), n / 9), "each is an array of float64: .*255"),
-        (lambda image, n: {"image": image}, "each is of type dict: .*'bytes' or 'path'"),
+        (lambda image, n: (image, n), r"each is of type tuple\. .*\[image for image, \*_ in"),
+        (lambda image, n: torch.full((3, 8, 8), n), r"each is of type Tensor\. .*to_pil_image"),
+        (lambda image, n: np.full((8, 8, 3), n / 9), "each is an array of float64, .*255"),
+        (lambda image, n: {"image": image}, r"each is of type dict\. .*'bytes' or 'path'"),
         (lambda image, n: n, "each is of type int"),
     ],
 )
-def test_one_reason_of_all_rows_is_said_once(make, message, no_weights):
-    """With how many rows it is the reason of, and what to do."""
+def test_common_reason_is_reported_once(make, message, no_weights):
+    """The message has the rows, their number and the remedy."""
     image = Image.new("RGB", (8, 8))
     with pytest.raises(EncodingError) as caught:
         TimmImageEncoder(cache=None).transform([make(image, n) for n in range(100)])
@@ -146,8 +146,8 @@ def test_one_reason_of_all_rows_is_said_once(make, message, no_weights):
     assert list(caught.value.errors) == list(range(100))
 
 
-def test_several_reasons_have_a_line_each(tmp_path, no_weights):
-    """Files are named, rows of one reason are together, and pickling keeps the lines."""
+def test_each_reason_has_its_own_line(tmp_path, no_weights):
+    """Rows with the same reason share a line, also after pickling."""
     for name in ("a.png", "b.png"):
         (tmp_path / name).write_bytes(b"")
     items = [tmp_path / "a.png", None, tmp_path / "b.png", "none.png", None, tmp_path / "a.png"]
@@ -168,8 +168,8 @@ def test_several_reasons_have_a_line_each(tmp_path, no_weights):
     )
 
 
-def test_data_sets_of_torch(tmp_path, no_weights):
-    """A data set of tuples is refused before its images are read; one of images is taken."""
+def test_torch_datasets(tmp_path, no_weights):
+    """A dataset of tuples raises an error before images are read; one of images is accepted."""
     read = []
 
     class Labelled(torch.utils.data.Dataset):
@@ -181,7 +181,7 @@ def test_data_sets_of_torch(tmp_path, no_weights):
             return Image.new("RGB", (8, 8)), row
 
     encoder = TimmImageEncoder(cache=None)
-    with pytest.raises(ValueError, match=r"data set \(Labelled\) of tuples.*image, \*_ in X"):
+    with pytest.raises(ValueError, match=r"dataset \(Labelled\) of tuples.*image, \*_ in X"):
         encoder.fit(Labelled())
     assert read == [0]
     with pytest.raises(ValueError, match="X is a DataLoader, which yields batches"):
@@ -189,8 +189,8 @@ def test_data_sets_of_torch(tmp_path, no_weights):
     encoder.fit(torch.utils.data.Subset([Image.new("RGB", (8, 8))] * 3, [0, 2]))
 
 
-def test_undecoded_images_of_hugging_face(paths, truth):
-    """A dict of bytes and path, as `datasets.Image(decode=False)` and parquet files give it."""
+def test_hugging_face_dicts_are_accepted(paths, truth):
+    """Dicts with bytes or path, as from `datasets.Image(decode=False)`, are images."""
     content = Path(paths[0]).read_bytes()
     dicts = [
         {"bytes": content, "path": None},
@@ -207,13 +207,13 @@ def test_undecoded_images_of_hugging_face(paths, truth):
         (None, "row 0: None is of type NoneType"),
         (float("nan"), "row 0: nan is of type float"),
         (b"", r"row 0: the bytes object is empty"),
-        (np.zeros((3, 8, 9), dtype=np.uint8), r"row 0: the array is .*\(3, 8, 9\).*come last"),
-        (np.zeros((1, 300), dtype=np.uint8), r"row 0: the array is too narrow: 300 x 1"),
+        (np.zeros((3, 8, 9), dtype=np.uint8), r"row 0: the array is .*\(3, 8, 9\).*must be last"),
+        (np.zeros((1, 300), dtype=np.uint8), r"row 0: the array is too narrow .300 x 1"),
         (torch.zeros(3, 8, 8), r"row 0: tensor\(.* is of type Tensor"),
     ],
 )
-def test_messages_read_well(item, message):
-    """Row, item and what is wrong with it make one sentence."""
+def test_item_messages_are_sentences(item, message):
+    """The message is a sentence with row, item and reason."""
     with pytest.raises(EncodingError, match=message):
         TimmImageEncoder(cache=None).transform([item])
 
@@ -221,39 +221,39 @@ def test_messages_read_well(item, message):
 @pytest.mark.parametrize(
     ("item", "message"),
     [
-        ("", "'' is empty: expected a text"),
-        (" \n", "is empty: expected a text"),
-        (None, "None is no text .a missing caption"),
-        (float("nan"), "nan is no text .a missing caption"),
-        (7, "7 is of type int: expected a str"),
-        (b"a cat", "is of type bytes: expected a str"),
-        (["a cat"], "is of type list: expected a str"),
-        (np.zeros(3), "the array is of type ndarray: expected a str"),
-        ("half a pair \ud800", "no valid Unicode"),
+        ("", "'' is an empty text"),
+        (" \n", "is an empty text"),
+        (None, "None is a missing value, not a text"),
+        (float("nan"), "nan is a missing value, not a text"),
+        (7, r"7 is of type int\. Pass a str"),
+        (b"a cat", r"is of type bytes\. Pass a str"),
+        (["a cat"], r"is of type list\. Pass a str"),
+        (np.zeros(3), r"the array is of type ndarray\. Pass a str"),
+        ("half a pair \ud800", "not valid Unicode"),
     ],
 )
-def test_bad_texts(item, message, no_weights):
-    """An empty or missing caption is named, before the network is loaded."""
+def test_invalid_text_raises(item, message, no_weights):
+    """An empty or missing text raises an error before the network is loaded."""
     with pytest.raises(EncodingError, match=f"row 1: .*{message}"):
         TransformersTextEncoder(cache=None).transform(["a cat", item])
 
 
-def test_pandas_missing_texts(no_weights):
-    """pandas' own missing value is one, too."""
+def test_pandas_missing_text_raises(no_weights):
+    """pandas.NA is a missing text."""
     pd = pytest.importorskip("pandas")
     for missing in (pd.NA, pd.NaT):
-        with pytest.raises(EncodingError, match="is no text"):
+        with pytest.raises(EncodingError, match="is a missing value"):
             TransformersTextEncoder(cache=None).transform([missing])
 
 
-def test_image_given_as_text(paths, no_weights):
-    """A path to an image in place of a caption is a mix-up; a caption with a dot is not."""
-    with pytest.raises(EncodingError, match="captions go to the text encoder"):
+def test_image_path_as_text_raises(paths, no_weights):
+    """The path of an image raises an error, but a caption that ends like one does not."""
+    with pytest.raises(EncodingError, match="Pass captions to the text encoder"):
         TransformersTextEncoder(cache=None).transform([paths[0]])
 
 
-def test_on_error_nan(encoder, paths, truth, tmp_path):
-    """Bad rows are NaN, good ones right and cached; one warning, and `errors_` names all."""
+def test_on_error_nan_gives_nan_rows_and_warns(encoder, paths, truth, tmp_path):
+    """Invalid rows are NaN and in `errors_`; valid rows are encoded and cached."""
     cut = tmp_path / "cut.png"
     cut.write_bytes(Path(paths[3]).read_bytes()[:200])
     X = [paths[0], "none.png", paths[1], cut, None, paths[2]]
@@ -271,17 +271,17 @@ def test_on_error_nan(encoder, paths, truth, tmp_path):
     assert encoder.errors_ == {}
 
 
-def test_on_error_nan_with_nothing_good():
-    """All rows bad is still an array of the right width."""
+def test_on_error_nan_with_only_invalid_items():
+    """If no item is valid, the number of features is still right."""
     with pytest.warns(UserWarning, match="2 images"):
         assert TimmImageEncoder(on_error="nan").transform([None, "x.png"]).shape == (2, 1280)
 
 
-def test_numbers_that_are_not_finite_are_an_error(paths, monkeypatch):
-    """A network that overflows gives an error, not a feature, and nothing is cached."""
+def test_nan_or_infinite_features_raise(paths, monkeypatch):
+    """Features with NaN or infinity raise an error and are not cached."""
     call = TorchEngine.__call__
     monkeypatch.setattr(TorchEngine, "__call__", lambda *args: call(*args) + np.float32("inf"))
-    with pytest.raises(EncodingError, match="not finite in float32"):
+    with pytest.raises(EncodingError, match="NaN or infinite"):
         TimmImageEncoder(cache=None, engine="torch").transform(paths[:1])
 
 
@@ -302,23 +302,23 @@ def test_numbers_that_are_not_finite_are_an_error(paths, monkeypatch):
         ({"model_name": ""}, "model_name must be a str"),
     ],
 )
-def test_bad_parameters(parameters, message, no_weights):
-    """A wrong parameter is named with its choices, in fit as in transform."""
+def test_invalid_parameter_raises(parameters, message, no_weights):
+    """fit and transform raise an error with the valid choices."""
     for method in ("fit", "transform"):
         with pytest.raises(ValueError, match=message):
             getattr(TimmImageEncoder(**parameters), method)(["a.png"])
 
 
 @pytest.mark.parametrize("cls", ALL)
-def test_no_cuda(cls, monkeypatch, no_weights):
-    """device="cuda" on a machine without it names device="auto"."""
+def test_missing_cuda_raises(cls, monkeypatch, no_weights):
+    """The error suggests device="auto"."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match="Use device='auto'"):
         cls(device="cuda").fit(["a"])
 
 
-def test_equal_broken_files_are_each_named_in_their_own_row(tmp_path, image_encoder):
-    """Content is encoded once, but an error names the file of its row."""
+def test_duplicate_damaged_files_are_reported_per_row(tmp_path, image_encoder):
+    """Each row of duplicate files has an error with its own file name."""
     paths = [tmp_path / name for name in ("first.jpg", "second.jpg")]
     for path in paths:
         path.write_bytes(b"\xff\xd8\xff broken")

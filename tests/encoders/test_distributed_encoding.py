@@ -1,4 +1,4 @@
-"""Encoding and searches on a real cluster of worker processes: right, also when one dies."""
+"""Encoding and searches on a dask cluster, also when a worker dies."""
 
 import os
 import signal
@@ -55,7 +55,7 @@ def truth(encoder):
 
 
 def kill_a_worker(client, when):
-    """Start a thread that kills one of two workers once `when` is true; return it."""
+    """Start and return a thread that kills one of two workers once `when` is true."""
     pids = client.run(os.getpid)
 
     def kill():
@@ -69,8 +69,8 @@ def kill_a_worker(client, when):
     return thread
 
 
-def test_workers_encode_and_one_process_writes(client, encoder, truth, tmp_path):
-    """The file equals what one process gives, and a second run only checks."""
+def test_cluster_writes_identical_file(client, encoder, truth, tmp_path):
+    """The file equals that of one process, and a second run only checks it."""
     path = tmp_path / "texts.npy"
     with joblib.parallel_config("dask"):
         features = encoder.encode_to(path, TEXTS, chunk_size=16)
@@ -80,8 +80,8 @@ def test_workers_encode_and_one_process_writes(client, encoder, truth, tmp_path)
     np.testing.assert_allclose(features, in_one, atol=1e-6)
 
 
-def test_errors_of_workers(client, encoder, tmp_path):
-    """Bad items are named by their rows in X, as in one process."""
+def test_worker_errors_name_rows(client, encoder, tmp_path):
+    """Errors have rows of X, as in one process."""
     texts = [*TEXTS[:20], "", *TEXTS[20:30]]
     with joblib.parallel_config("dask"):
         with pytest.raises(EncodingError, match=r"row 20: .*is empty"):
@@ -92,8 +92,8 @@ def test_errors_of_workers(client, encoder, tmp_path):
     assert np.flatnonzero(np.isnan(features[:, 0])).tolist() == [20]
 
 
-def test_a_worker_that_is_killed_loses_nothing(client, encoder, truth, tmp_path):
-    """SIGKILL in mid-run: its chunks are encoded by others, and the file is right."""
+def test_killed_worker_loses_no_rows(client, encoder, truth, tmp_path):
+    """Other workers encode the chunks of a killed worker."""
     path = tmp_path / "texts.npy"
     journal = tmp_path / "texts.npy.journal"
     killer = kill_a_worker(client, lambda: journal.exists() and journal.stat().st_size > 600)
@@ -110,8 +110,8 @@ def search(encoder):
 
 
 @pytest.mark.parametrize("is_killed", [False, True])
-def test_grid_search(client, encoder, truth, tmp_path, is_killed):
-    """Scores of a search on the cluster are those of one process, also when a worker dies."""
+def test_grid_search_on_cluster_equals_local(client, encoder, truth, tmp_path, is_killed):
+    """Scores equal those of one process, also when a worker dies."""
     y = truth @ np.random.default_rng(0).standard_normal((384, 16)).astype(np.float32)
     expected = search(clone(encoder).set_params(cache="memory")).fit(TEXTS, y).cv_results_
     cached = clone(encoder).set_params(cache=tmp_path)  # which all workers share

@@ -1,4 +1,4 @@
-"""encode_to: one file, bounded memory, and never a wrong row, whatever stops it."""
+"""encode_to: content of the file, resumed runs and errors."""
 
 import os
 import shutil
@@ -46,7 +46,7 @@ def journal(path):
 
 
 class Stops:
-    """Items of which reading stops after a number of them."""
+    """Items that raise KeyboardInterrupt after a number of them."""
 
     def __init__(self, items, after, error=KeyboardInterrupt):
         self.items, self.after, self.error = items, after, error
@@ -78,8 +78,8 @@ def written(monkeypatch):
     return numbers
 
 
-def test_file_holds_what_transform_gives(encoder, truth, path):
-    """The rows in order, in a read-only map; the partial file is gone."""
+def test_file_equals_transform(encoder, truth, path):
+    """The memory map is read-only, and the partial file is removed."""
     features = encoder.encode_to(str(path), TEXTS, chunk_size=CHUNK)
     assert isinstance(features, np.memmap)
     assert not features.flags.writeable
@@ -90,20 +90,20 @@ def test_file_holds_what_transform_gives(encoder, truth, path):
 
 
 @pytest.mark.parametrize("size", [1, 5, len(TEXTS), 1000])
-def test_any_size_of_chunk(encoder, truth, path, size):
-    """One row a chunk, chunks that fit exactly, and one that is larger than all."""
+def test_chunk_size_does_not_change_file(encoder, truth, path, size):
+    """One row per chunk, chunks that divide X, and one chunk larger than X."""
     np.testing.assert_array_equal(encoder.encode_to(path, TEXTS, chunk_size=size), truth)
 
 
-def test_columns(encoder, truth, path):
-    """What transform takes, encode_to takes."""
+def test_columns_of_tables_are_accepted(encoder, truth, path):
+    """encode_to accepts the columns that transform accepts."""
     pd = pytest.importorskip("pandas")
     np.testing.assert_array_equal(encoder.encode_to(path, pd.Series(TEXTS)), truth)
     assert encoder.encode_to(path, np.array(TEXTS)).shape == truth.shape
 
 
-def test_threads_write_the_same(encoder, truth, path):
-    """Chunks that are finished in any order are in their places."""
+def test_threads_write_identical_file(encoder, truth, path):
+    """The file does not depend on the order in which chunks finish."""
     with joblib.parallel_config("threading", n_jobs=3):
         features = encoder.encode_to(path, TEXTS, chunk_size=1)
     np.testing.assert_array_equal(features, truth)
@@ -114,8 +114,8 @@ def test_threads_write_the_same(encoder, truth, path):
 # ---------------------------------------------------------------- stopped and resumed
 
 
-def test_an_interrupted_run_goes_on(encoder, truth, path, written):
-    """Chunks finished before are not encoded again, and the file has its name only when whole."""
+def test_interrupted_run_resumes(encoder, truth, path, written):
+    """Finished chunks are not encoded again; the file is renamed when it is complete."""
     stop_after(2, encoder, path)
     assert not path.exists()
     assert written == [0, 1]
@@ -124,8 +124,8 @@ def test_an_interrupted_run_goes_on(encoder, truth, path, written):
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL here")
-def test_a_killed_run_goes_on(encoder, truth, path, feature_cache):
-    """After SIGKILL at the third chunk, two are there and are not encoded again."""
+def test_killed_encode_to_resumes(encoder, truth, path, feature_cache):
+    """Two chunks before SIGKILL are kept and not encoded again."""
     code = (
         "import os, signal, sys\n"
         "from sklearn_ape.encoders import TransformersTextEncoder\n"
@@ -150,8 +150,8 @@ def test_a_killed_run_goes_on(encoder, truth, path, feature_cache):
 
 
 @pytest.mark.parametrize("what", ["journal cut", "rows cut", "rows damaged", "journal damaged"])
-def test_whatever_was_lost_the_rows_are_right(encoder, truth, path, what):
-    """A torn line, or rows that a power cut lost, cost time and never truth."""
+def test_damaged_partial_file_is_repaired(encoder, truth, path, what):
+    """Damaged journal lines and lost rows are encoded again."""
     stop_after(3, encoder, path)
     file = journal(path) if "journal" in what else partial(path)
     sound = {name: name.read_bytes() for name in (journal(path), partial(path))}
@@ -176,8 +176,8 @@ def test_whatever_was_lost_the_rows_are_right(encoder, truth, path, what):
 
 
 @pytest.mark.parametrize("there", ["partial", "journal", "both"])
-def test_a_run_killed_at_its_start(encoder, truth, path, there):
-    """Empty files, as they are there for a moment, are no reason to complain."""
+def test_empty_partial_files_are_resumed(encoder, truth, path, there):
+    """Empty partial files of a run killed at its start are accepted."""
     path.parent.mkdir()
     for name in (partial, journal):
         if there in (name.__name__, "both"):
@@ -185,8 +185,8 @@ def test_a_run_killed_at_its_start(encoder, truth, path, there):
     np.testing.assert_array_equal(encoder.encode_to(path, TEXTS), truth)
 
 
-def test_a_run_killed_before_the_last_step(encoder, truth, path, monkeypatch, written):
-    """A partial file that is whole is given its name."""
+def test_complete_partial_file_is_renamed(encoder, truth, path, monkeypatch, written):
+    """A complete partial file is renamed without encoding."""
     with monkeypatch.context() as patch:
         patch.setattr(FeatureFile, "finish", lambda self: next(iter(Stops([], 0))))
         with pytest.raises(KeyboardInterrupt):
@@ -200,12 +200,12 @@ def test_a_run_killed_before_the_last_step(encoder, truth, path, monkeypatch, wr
 # ---------------------------------------------------------------- a file that is there
 
 
-def test_a_whole_file_is_only_checked(path, truth, monkeypatch):
-    """The same encoder and items again: no network, no cache, no new file."""
+def test_complete_file_is_only_checked(path, truth, monkeypatch):
+    """A second run computes nothing and does not change the file."""
     encoder = TransformersTextEncoder(cache=None)
     encoder.encode_to(path, TEXTS)
     before = (os.stat(path), os.stat(journal(path)))
-    monkeypatch.setattr(TransformersTextEncoder, "_features_of", None)
+    monkeypatch.setattr("sklearn_ape.encoders._encoding.compute_features", None)
     np.testing.assert_allclose(clone(encoder).encode_to(path, TEXTS), truth, atol=1e-5)
     assert (os.stat(path).st_mtime_ns, os.stat(path).st_ino) == (
         before[0].st_mtime_ns,
@@ -216,7 +216,7 @@ def test_a_whole_file_is_only_checked(path, truth, monkeypatch):
 
 @pytest.mark.parametrize("whole", [True, False])
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ("items", "made of other items: rows 4 to 7 differ"),
         ("encoder", "by another encoder, or one with other parameters"),
@@ -225,8 +225,8 @@ def test_a_whole_file_is_only_checked(path, truth, monkeypatch):
         ("dtype", "with float32 as dtype, not float16"),
     ],
 )
-def test_another_file_is_not_touched(encoder, truth, path, change, told, whole):
-    """What was made otherwise is named, kept, and replaced only when asked, at the very end."""
+def test_file_of_other_content_is_kept(encoder, truth, path, change, message, whole):
+    """A file of other content is kept unless overwrite=True, and then replaced at the end."""
     if whole:
         encoder.encode_to(path, TEXTS, chunk_size=CHUNK)
     else:
@@ -244,7 +244,7 @@ def test_another_file_is_not_touched(encoder, truth, path, change, told, whole):
         options["chunk_size"] = CHUNK + 1
     else:
         options["dtype"] = "float16"
-    with pytest.raises(FileExistsError, match=told) as raised:
+    with pytest.raises(FileExistsError, match=message) as raised:
         other.encode_to(path, items, **options)
     assert str(file) in str(raised.value)
     assert "overwrite=True" in str(raised.value)
@@ -259,8 +259,8 @@ def test_another_file_is_not_touched(encoder, truth, path, change, told, whole):
 
 
 @pytest.mark.parametrize("journal_of_another", [True, False])
-def test_a_file_of_other_origin_is_not_touched(encoder, truth, path, journal_of_another):
-    """An array that encode_to did not write is not taken for features, nor replaced."""
+def test_foreign_file_is_kept(encoder, truth, path, journal_of_another):
+    """A file that encode_to did not write is neither used nor replaced."""
     if journal_of_another:
         encoder.encode_to(path, TEXTS)
     path.parent.mkdir(exist_ok=True)
@@ -271,8 +271,8 @@ def test_a_file_of_other_origin_is_not_touched(encoder, truth, path, journal_of_
     np.testing.assert_array_equal(encoder.encode_to(path, TEXTS, overwrite=True), truth)
 
 
-def test_two_writers_of_one_file(encoder, path):
-    """The second is told, and does no harm."""
+def test_second_writer_raises(encoder, path):
+    """The second writer raises an error and does not change the file."""
     pytest.importorskip("fcntl")
     with FeatureFile(path, encoder._identity_digest().hex(), len(TEXTS), CHUNK, "float32") as file:
         file.write(0, np.zeros((CHUNK, 384), np.float32), "digest", {})
@@ -297,15 +297,15 @@ def bad_images(captioned_images, tmp_path):
     ]
 
 
-def test_bad_images_become_nan(image_encoder, bad_images, path):
-    """Rows of NaN, named by their rows in X, also when the run was stopped in between."""
+def test_invalid_images_become_nan(image_encoder, bad_images, path):
+    """Invalid rows are NaN and in errors_, also after an interrupted run."""
     encoder = clone(image_encoder).set_params(on_error="nan")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         stop_after(2, encoder, path, bad_images)
-    with pytest.warns(UserWarning, match="row 5: .*cut.png") as told:
+    with pytest.warns(UserWarning, match="row 5: .*cut.png") as record:
         features = encoder.encode_to(path, bad_images, chunk_size=CHUNK)
-    assert len(told) == 1
+    assert len(record) == 1
     assert list(encoder.errors_) == [5, 7]
     assert np.flatnonzero(np.isnan(features).any(axis=1)).tolist() == [5, 7]
     good = [row for row in range(len(bad_images)) if row not in (5, 7)]
@@ -316,32 +316,34 @@ def test_bad_images_become_nan(image_encoder, bad_images, path):
         image_encoder.encode_to(path, bad_images, chunk_size=CHUNK)
 
 
-def test_bad_images_stop_the_work(image_encoder, bad_images, path, written):
-    """The error names rows of X, and the chunks before are kept."""
+def test_invalid_images_raise_after_finished_chunks(image_encoder, bad_images, path, written):
+    """The error has rows of X, and finished chunks are kept."""
     with pytest.raises(EncodingError, match=r"row 7: 'absent\.png'") as raised:
         image_encoder.encode_to(path, bad_images, chunk_size=CHUNK)
     assert min(raised.value.errors) >= 5
     assert written == [0]
 
 
-def test_float16(encoder, truth, path, monkeypatch):
-    """Half the size; numbers that float16 cannot hold are an error, not infinities."""
+def test_float16_halves_size_and_raises_on_overflow(encoder, truth, path, monkeypatch):
+    """The file has half the size; features beyond float16 raise an error."""
     features = encoder.encode_to(path, TEXTS, dtype="float16", chunk_size=CHUNK)
     assert features.dtype == np.float16
     np.testing.assert_array_equal(features, truth.astype(np.float16))
-    quiet = TransformersTextEncoder.transform
-    loud = lambda self, X: quiet(self, X) * np.float32(1e6)  # noqa: E731
-    monkeypatch.setattr(TransformersTextEncoder, "transform", loud)
+
+    def encode_large(encoder, items):
+        return np.full((len(items), 384), 1e6, dtype=np.float32), {}
+
+    monkeypatch.setattr("sklearn_ape.encoders._encoding.encode", encode_large)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with pytest.raises(ValueError, match="row 0 are beyond the range of float16"):
-            encoder.encode_to(path.with_name("loud.npy"), TEXTS, dtype="float16")
+            encoder.encode_to(path.with_name("large.npy"), TEXTS, dtype="float16")
 
 
 @pytest.mark.parametrize(
-    ("X", "options", "told"),
+    ("X", "options", "message"),
     [
-        (TEXTS, {"dtype": "int8"}, "dtype must be float32 or float16"),
+        (TEXTS, {"dtype": "int8"}, "dtype must be one of float32, float16"),
         (TEXTS, {"chunk_size": 0}, "chunk_size must be an integer >= 1"),
         (TEXTS, {"chunk_size": 2.5}, "chunk_size must be an integer >= 1"),
         ("one text", {}, "single text"),
@@ -352,31 +354,34 @@ def test_float16(encoder, truth, path, monkeypatch):
     ],
     ids=lambda value: str(value)[:20] if isinstance(value, str) else None,
 )
-def test_wrong_arguments(encoder, path, X, options, told):
-    """Each is named before anything is written."""
-    with pytest.raises(ValueError, match=told):
+def test_invalid_arguments_raise(encoder, path, X, options, message):
+    """Invalid arguments raise an error before anything is written."""
+    with pytest.raises(ValueError, match=message):
         encoder.encode_to(path, X, **options)
     assert not path.exists()
 
 
-@pytest.mark.parametrize(("n", "told"), [(20, "has 20 items, and has 15"), (14, "and has more")])
-def test_a_stream_of_another_length_than_it_says(encoder, path, n, told):
-    """Rows that are not there, or too many, are no features."""
+@pytest.mark.parametrize(
+    ("n", "message"),
+    [(20, "X has 15 items, but len.X. is 20"), (14, "X has more items than len.X., which is 14")],
+)
+def test_stream_of_wrong_length_raises(encoder, path, n, message):
+    """A stream whose length differs from len(X) raises an error."""
 
-    class Liar(Stops):
+    class WrongLength(Stops):
         def __len__(self):
             return n
 
         def __iter__(self):
             return iter(self.items)
 
-    with pytest.raises(ValueError, match=told):
-        encoder.encode_to(path, Liar(TEXTS, 0), chunk_size=CHUNK)
+    with pytest.raises(ValueError, match=message):
+        encoder.encode_to(path, WrongLength(TEXTS, 0), chunk_size=CHUNK)
     assert not path.exists()
 
 
-def test_full_disk(encoder, tmp_path):
-    """The error says how much is kept; with room made, the next run goes on from there."""
+def test_full_disk_raises_and_resumes(encoder, tmp_path):
+    """The error has the number of kept chunks, and the next run resumes."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mount = shutil.which("mount")

@@ -1,4 +1,4 @@
-"""Engines compute what torch does, are exported once, and failing costs time, never truth."""
+"""Engines: agreement with torch, exports on disk and fallback to torch."""
 
 import sys
 import warnings
@@ -10,11 +10,8 @@ import torch
 from sklearn.base import clone
 
 from sklearn_ape.datasets import load_openmoji
-from sklearn_ape.encoders import TimmImageEncoder, TransformersTextEncoder
-from sklearn_ape.encoders import weights as _networks
-from sklearn_ape.encoders._engines import _base
-from sklearn_ape.encoders._engines import _base as _torch
-from sklearn_ape.encoders._engines import _factory as _make
+from sklearn_ape.encoders import TimmImageEncoder, TransformersTextEncoder, weights
+from sklearn_ape.encoders._engines import _base, _factory
 from sklearn_ape.encoders._engines._base import TorchEngine
 
 OTHERS = ("onnx", "openvino")
@@ -41,7 +38,7 @@ def tiny(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def _afresh():
     """No engine is left over from another test."""
-    _networks._kept.clear()
+    weights._networks.clear()
 
 
 def exports(folder):
@@ -54,8 +51,8 @@ def cosine_distances(a, b):
 
 @pytest.mark.sampled(2)
 @pytest.mark.parametrize("engine", OTHERS)
-def test_real_encoders_give_torchs_features(engine, paths, tmp_path):
-    """Images and texts of unlike lengths, in batches of unlike sizes."""
+def test_engine_features_equal_torch(engine, paths, tmp_path):
+    """Features of images and texts, in batches of different sizes, equal torch's."""
     pytest.importorskip(_base._PACKAGES[engine][0])
     for encoder, items in ((TimmImageEncoder(), paths), (TransformersTextEncoder(), TEXTS)):
         encoder.set_params(cache=tmp_path / "by torch", engine="torch")
@@ -71,26 +68,27 @@ def test_real_encoders_give_torchs_features(engine, paths, tmp_path):
 
 
 @pytest.mark.parametrize("engine", OTHERS)
-def test_exported_once(engine, tiny, paths, tmp_path, monkeypatch):
-    """Another process, and another encoder of the same network, finds the export."""
+def test_network_is_exported_once(engine, tiny, paths, tmp_path, monkeypatch):
+    """Another process and another encoder of the network use the export."""
     pytest.importorskip(_base._PACKAGES[engine][0])
     encoder = TimmImageEncoder(tiny, engine=engine, cache=tmp_path)
     expected = encoder.transform(paths)
-    _networks._kept.clear()
-    monkeypatch.setattr(_make._runtime(engine), "export", None)
+    weights._networks.clear()
+    runtime = _factory._RUNTIMES[engine][0]
+    monkeypatch.setitem(_factory._RUNTIMES, engine, (runtime, None))
     (tmp_path / "features.sqlite").unlink()
     np.testing.assert_array_equal(clone(encoder).transform(paths), expected)
 
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("engine", OTHERS)
-def test_damaged_export_is_exported_anew(engine, tiny, paths, tmp_path):
-    """One flipped bit in the weights is seen, and so is a file that is gone."""
+def test_damaged_export_is_replaced(engine, tiny, paths, tmp_path):
+    """A flipped bit and a missing file are detected."""
     pytest.importorskip(_base._PACKAGES[engine][0])
     encoder = TimmImageEncoder(tiny, engine=engine, cache=tmp_path)
     expected = encoder.transform(paths)
     for damage in ("bit", "gone"):
-        _networks._kept.clear()
+        weights._networks.clear()
         (folder,) = exports(tmp_path)
         file = max(folder.iterdir(), key=lambda path: path.stat().st_size)
         content = bytearray(file.read_bytes())
@@ -100,30 +98,30 @@ def test_damaged_export_is_exported_anew(engine, tiny, paths, tmp_path):
             content[len(content) // 2] ^= 1
             file.write_bytes(content)
         (tmp_path / "features.sqlite").unlink()
-        with pytest.warns(RuntimeWarning, match=r"damaged .* exported anew"):
+        with pytest.warns(RuntimeWarning, match=r"damaged .* exported again"):
             found = encoder.transform(paths)
         np.testing.assert_array_equal(found, expected)
 
 
-def test_wrong_numbers_are_refused(tiny, paths, tmp_path, monkeypatch):
-    """An export that computes something else is never used."""
+def test_wrong_export_is_rejected(tiny, paths, tmp_path, monkeypatch):
+    """An export with other features than torch is not used."""
     pytest.importorskip("openvino")
-    runtime = _make._runtime("openvino")
-    call = runtime.OpenVINOEngine.__call__
-    monkeypatch.setattr(
-        runtime.OpenVINOEngine, "__call__", lambda self, inputs: call(self, inputs)[:, ::-1]
-    )
+    runtime = _factory._RUNTIMES["openvino"][0]
+    call = runtime.__call__
+    monkeypatch.setattr(runtime, "__call__", lambda self, inputs: call(self, inputs)[:, ::-1])
     expected = TimmImageEncoder(tiny, engine="torch", cache=None).transform(paths)
     encoder = TimmImageEncoder(tiny, engine="openvino", cache=tmp_path)
-    with pytest.warns(RuntimeWarning, match=r"so torch does: its features differ from torch's by"):
+    with pytest.warns(
+        RuntimeWarning, match=r"so torch computes it: its features differ from torch's by"
+    ):
         found = encoder.transform(paths)
     np.testing.assert_allclose(found, expected, atol=1e-6)
     assert not exports(tmp_path)
 
 
 @pytest.mark.parametrize("engine", OTHERS)
-def test_export_that_fails_is_computed_by_torch(engine, tiny, paths, tmp_path, monkeypatch):
-    """Asked for by name, with a warning each time; chosen by itself, silently and tried once."""
+def test_failed_export_falls_back_to_torch(engine, tiny, paths, tmp_path, monkeypatch):
+    """A named engine warns each time; "auto" is silent and tries once."""
     pytest.importorskip(_base._PACKAGES[engine][0])
     tried = []
 
@@ -131,14 +129,15 @@ def test_export_that_fails_is_computed_by_torch(engine, tiny, paths, tmp_path, m
         tried.append(folder)
         raise _base.EngineError("no such operation\nand a long report")
 
-    monkeypatch.setattr(_make._runtime(engine), "export", fails)
-    monkeypatch.setattr(_make, "chosen_engine", lambda *_: engine)
+    runtime = _factory._RUNTIMES[engine][0]
+    monkeypatch.setitem(_factory._RUNTIMES, engine, (runtime, fails))
+    monkeypatch.setattr("sklearn_ape.encoders.base.choose_engine", lambda *_: engine)
     encoder = TimmImageEncoder(tiny, engine=engine, cache=tmp_path)
-    with pytest.warns(RuntimeWarning, match=f"engine='{engine}' .* so torch does: no such opera"):
+    with pytest.warns(RuntimeWarning, match=f"engine='{engine}' .* so torch computes it: no such"):
         encoder.transform(paths[:2])
-    monkeypatch.setattr(TimmImageEncoder, "_worth_exporting", 1)
+    monkeypatch.setattr(TimmImageEncoder, "_min_items_to_export", 1)
     for _ in range(2):
-        _networks._kept.clear()
+        weights._networks.clear()
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             encoder.set_params(engine="auto", cache=tmp_path).transform(paths[2:5])
@@ -146,8 +145,8 @@ def test_export_that_fails_is_computed_by_torch(engine, tiny, paths, tmp_path, m
     assert not exports(tmp_path)
 
 
-def test_what_is_wrong_with_the_network_is_not_the_engines_fault(tmp_path, paths):
-    """An error of the network itself comes as it is."""
+def test_network_error_is_raised_unchanged(tmp_path, paths):
+    """An error of the network itself is not attributed to the engine."""
     pytest.importorskip("openvino")
     encoder = TimmImageEncoder(pooling="cls", engine="openvino", cache=tmp_path)
     with warnings.catch_warnings():
@@ -157,8 +156,8 @@ def test_what_is_wrong_with_the_network_is_not_the_engines_fault(tmp_path, paths
 
 
 @pytest.mark.exhaustive
-def test_folder_that_cannot_be_written(tiny, paths, tmp_path):
-    """The export then serves this process alone."""
+def test_unwritable_export_folder_is_tolerated(tiny, paths, tmp_path):
+    """The export is used by this process only."""
     pytest.importorskip("openvino")
     (tmp_path / "engines").write_text("in the way")
     encoder = TimmImageEncoder(tiny, engine="openvino", cache=tmp_path)
@@ -168,28 +167,28 @@ def test_folder_that_cannot_be_written(tiny, paths, tmp_path):
 
 
 @pytest.mark.exhaustive
-def test_auto_exports_for_many_items_alone(tiny, paths, tmp_path, monkeypatch):
-    """A few images do not wait for an export."""
+def test_auto_exports_only_for_many_items(tiny, paths, tmp_path, monkeypatch):
+    """A few images are computed by torch without an export."""
     pytest.importorskip("openvino")
     encoder = TimmImageEncoder(tiny, cache=tmp_path, device="cpu")
     encoder.transform(paths)
     assert not (tmp_path / "engines").exists()
-    monkeypatch.setattr(TimmImageEncoder, "_worth_exporting", 5)
+    monkeypatch.setattr(TimmImageEncoder, "_min_items_to_export", 5)
     (tmp_path / "features.sqlite").unlink()
     encoder.transform(paths)
     assert [path.name.partition("-")[0] for path in exports(tmp_path)] == ["openvino"]
 
 
 class TestChoice:
-    def test_not_installed(self, tiny, paths, monkeypatch):
-        """The message has the command that installs it."""
+    def test_missing_package_raises(self, tiny, paths, monkeypatch):
+        """The message has the install command."""
         monkeypatch.setattr(_base, "find_spec", lambda _: None)
         for engine in OTHERS:
             with pytest.raises(ImportError, match=rf"pip install 'sklearn-ape\[{engine}\]'"):
                 TimmImageEncoder(tiny, engine=engine).fit(paths)
         assert TimmImageEncoder(tiny, device="cpu")._engine_name() == "torch"
 
-    def test_where_and_how_it_computes(self, tiny, paths):
+    def test_unsupported_device_or_precision_raises(self, tiny, paths):
         pytest.importorskip("onnxruntime")
         with pytest.raises(ValueError, match=r"engine='onnx' does not compute in bfloat16"):
             TimmImageEncoder(tiny, engine="onnx", dtype="bfloat16").fit(paths)
@@ -199,8 +198,8 @@ class TestChoice:
             TimmImageEncoder(tiny, engine="tensorrt").fit(paths)
 
     @pytest.mark.exhaustive
-    def test_precision_and_its_engine_are_part_of_the_key(self, tiny, paths, tmp_path):
-        """Features of low precision never stand in for others; float32 ones serve all engines."""
+    def test_low_precision_and_engine_change_cache_key(self, tiny, paths, tmp_path):
+        """Low-precision features have their own keys per engine; float32 features share one."""
         pytest.importorskip("openvino")
         exact = TimmImageEncoder(tiny, cache=tmp_path, engine="torch")
         low = clone(exact).set_params(dtype="bfloat16")
@@ -215,8 +214,8 @@ class TestChoice:
 
 
 class TestTorch:
-    def test_batch_is_halved_when_memory_is_short(self, monkeypatch):
-        """As on a GPU that holds three items; later batches are cut at once."""
+    def test_batch_is_halved_when_gpu_memory_is_full(self, monkeypatch):
+        """Simulates a GPU with memory for three items; later batches use the smaller size."""
         sizes = []
 
         class Module(torch.nn.Module):
@@ -235,7 +234,7 @@ class TestTorch:
             np.testing.assert_array_equal(engine((x,)), 2 * x.numpy())
         assert sizes == [10, 5, 3, 3, 3, 1, 3, 3, 3, 1]
 
-    def test_one_item_too_large_is_an_error(self):
+    def test_single_item_beyond_memory_raises(self):
         class Module(torch.nn.Module):
             def forward(self, x):
                 raise torch.OutOfMemoryError("no room")
@@ -247,11 +246,11 @@ class TestTorch:
             TorchEngine(workload)((torch.ones(4, 1),))
 
     @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc")
-    def test_large_allocations_are_kept(self):
-        """The memory of a large tensor is not given back to the kernel and mapped anew."""
+    def test_large_allocations_are_reused(self):
+        """The memory of a large tensor is reused instead of mapped again."""
         import resource
 
-        _torch._keep_large_allocations()
+        _base._keep_large_allocations()
         for _ in range(3):
             torch.ones(25_000_000)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

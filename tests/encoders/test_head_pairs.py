@@ -1,4 +1,4 @@
-"""Pairs of classification heads: the weights are the head's, the texts those of its classes."""
+"""Pairs of weight vectors and class texts from classification heads."""
 
 import copy
 import pickle
@@ -78,8 +78,8 @@ def transformers_folder(folder, kind, names=NAMES, with_head=True):
     return str(folder), model
 
 
-def test_imagenet_head_of_the_starter_encoder(image_encoder, captioned_images):
-    """Weights give the encoder's own logits, and texts are in the order of its classes."""
+def test_imagenet_head_gives_weights_and_texts(image_encoder, captioned_images):
+    """Weights give the encoder's logits, and texts have the order of its classes."""
     pairs = classifier_head_pairs(image_encoder)
     assert pairs.weights.shape == (1000, 1280)
     assert pairs.weights.dtype == np.float32
@@ -100,8 +100,8 @@ def test_imagenet_head_of_the_starter_encoder(image_encoder, captioned_images):
 
 
 @pytest.mark.exhaustive
-def test_channels_of_gem_and_of_several_views_are_those_of_the_mean(image_encoder):
-    """The head is on the mean of the map: what pools the same channels has the same pairs."""
+def test_gem_and_views_have_the_pairs_of_mean(image_encoder):
+    """Poolings with the channels of the mean have the same pairs."""
     expected = classifier_head_pairs(image_encoder)
     for parameters in ({"pooling": "gem"}, {"views": 2}, {"pooling": "gem", "views": 4}):
         pairs = classifier_head_pairs(TimmImageEncoder(**parameters))
@@ -109,7 +109,7 @@ def test_channels_of_gem_and_of_several_views_are_those_of_the_mean(image_encode
         assert pairs.texts == expected.texts
 
 
-def test_synonyms_and_definitions_can_be_left_out(image_encoder):
+def test_synonyms_and_definitions_are_optional(image_encoder):
     def of_goldfish(**options):
         return classifier_head_pairs(image_encoder, **options).texts[1]
 
@@ -118,16 +118,16 @@ def test_synonyms_and_definitions_can_be_left_out(image_encoder):
     assert of_goldfish(synonyms=False)[1].startswith("small golden")
 
 
-def test_timm_folder_with_names_of_its_own(tmp_path):
-    """A folder's names are its texts; no definition is made up for them."""
+def test_timm_folder_uses_its_class_names(tmp_path):
+    """The texts are the class names of the folder, without definitions."""
     folder, model = timm_folder(tmp_path)
     pairs = classifier_head_pairs(FrozenEstimator(TimmImageEncoder(folder)))
     np.testing.assert_array_equal(pairs.weights, model.head.weight.detach().numpy())
     assert pairs.texts == [["cat", "house cat"], ["dog"], ["ripe apple"]]
 
 
-def test_names_that_are_wordnet_numbers_become_words(tmp_path):
-    """Models trained on larger ImageNets name their classes by number."""
+def test_wordnet_ids_become_words(tmp_path):
+    """Classes of larger ImageNets are named by WordNet ids."""
     folder, _ = timm_folder(tmp_path, names=["n01443537", "n02084071"])
     assert classifier_head_pairs(TimmImageEncoder(folder)).texts[0] == [
         "goldfish",
@@ -139,8 +139,8 @@ def test_names_that_are_wordnet_numbers_become_words(tmp_path):
 @pytest.mark.parametrize(
     ("kind", "pooling"), [("vit", "auto"), ("dinov2", "cls+mean"), ("resnet", "auto")]
 )
-def test_transformers_heads(tmp_path, kind, pooling):
-    """The encoder loads no head: it is loaded for this, and fits the encoder's features."""
+def test_transformers_head_gives_pairs(tmp_path, kind, pooling):
+    """The head is loaded separately and matches the encoder's features."""
     folder, model = transformers_folder(tmp_path, kind)
     before = torch.get_rng_state()
     pairs = classifier_head_pairs(TransformersImageEncoder(folder, pooling=pooling))
@@ -151,45 +151,47 @@ def test_transformers_heads(tmp_path, kind, pooling):
 
 
 class TestRefused:
-    def test_features_that_are_not_what_the_head_takes(self, tmp_path, image_encoder):
-        """Of another width, or of the same width and another meaning."""
-        with pytest.raises(ValueError, match=r"gives 1000 features, .* takes 1280"):
+    def test_features_not_of_the_head_raise(self, tmp_path, image_encoder):
+        """Features of another width or meaning than the head's input raise an error."""
+        with pytest.raises(ValueError, match=r"returns 1000 features, .* takes 1280"):
             classifier_head_pairs(TimmImageEncoder(output="logits"))
         folder, _ = timm_folder(tmp_path / "timm")
-        with pytest.raises(ValueError, match=r"takes other features .* pooling='mean'"):
+        with pytest.raises(ValueError, match=r"pooling='mean' .* features that are not"):
             classifier_head_pairs(TimmImageEncoder(folder, pooling="mean"))
         # Its head takes the mean after a layer norm, which gem leaves out.
         folder, _ = timm_folder(tmp_path / "convnext", architecture="test_convnext")
         assert len(classifier_head_pairs(TimmImageEncoder(folder)).weights) == len(NAMES)
-        with pytest.raises(ValueError, match=r"takes other features .* pooling='gem'"):
+        with pytest.raises(ValueError, match=r"pooling='gem' .* features that are not"):
             classifier_head_pairs(TimmImageEncoder(folder, pooling="gem"))
         folder, _ = transformers_folder(tmp_path / "vit", "vit")
-        with pytest.raises(ValueError, match=r"takes other features .* pooling='mean'"):
+        with pytest.raises(ValueError, match=r"pooling='mean' .* features that are not"):
             classifier_head_pairs(TransformersImageEncoder(folder, pooling="mean"))
 
-    def test_no_head(self, tmp_path):
+    def test_network_without_head_raises(self, tmp_path):
         folder, _ = timm_folder(tmp_path / "timm", names=[])
-        with pytest.raises(ValueError, match="has no linear classification head"):
+        with pytest.raises(ValueError, match="with no linear classification head"):
             classifier_head_pairs(TimmImageEncoder(folder))
         folder, _ = transformers_folder(tmp_path / "vit", "vit", with_head=False)
-        with pytest.raises(ValueError, match="has no linear classification head"):
+        with pytest.raises(ValueError, match="with no linear classification head"):
             classifier_head_pairs(TransformersImageEncoder(folder))
 
     @pytest.mark.parametrize("encoder", [OpenCLIPImageEncoder(), None])
-    def test_what_is_no_encoder_with_a_head(self, encoder):
-        with pytest.raises(ValueError, match=f"{type(encoder).__name__} has no classification"):
+    def test_unsupported_encoder_raises(self, encoder):
+        with pytest.raises(
+            ValueError, match=f"{type(encoder).__name__} has no supported classification"
+        ):
             classifier_head_pairs(encoder)
 
-    def test_classes_without_names(self, tmp_path):
+    def test_unnamed_classes_raise(self, tmp_path):
         folder, _ = transformers_folder(
             tmp_path / "vit", "vit", names=["cat", "LABEL_1", "LABEL_2"]
         )
-        with pytest.raises(ValueError, match="Class 1 is called 'LABEL_1', which is no name"):
+        with pytest.raises(ValueError, match=r"Class 1 .* has no name .got 'LABEL_1'"):
             classifier_head_pairs(TransformersImageEncoder(folder))
 
 
-def test_head_pairs_are_a_parameter_that_can_be_copied_pickled_and_shown():
-    """A thousand rows are not to fill the screen when an estimator is shown."""
+def test_head_pairs_copy_pickle_and_repr():
+    """The repr is short for a thousand classes."""
     pairs = HeadPairs(np.eye(2, 5), [["cat", "house cat"], ["dog"]])
     for back in (copy.deepcopy(pairs), pickle.loads(pickle.dumps(pairs))):
         np.testing.assert_array_equal(back.weights, pairs.weights)

@@ -1,4 +1,4 @@
-"""Images are prepared as torchvision and Pillow prepare them, for less."""
+"""Preprocessing equals that of torchvision and Pillow."""
 
 import io
 
@@ -44,20 +44,20 @@ class Same(torch.nn.Module):
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("mode", [InterpolationMode.BICUBIC, InterpolationMode.BILINEAR])
 @pytest.mark.parametrize("resize", [256, (240, 230)])
-def test_the_pixels_are_torchvisions(size, mode, resize):
-    """To within rounding of bytes, for enlarged, reduced and oblong images."""
+def test_pixels_equal_torchvision(size, mode, resize):
+    """Pixels are equal up to rounding for enlarged, reduced and oblong images."""
     transform = composed(resize, mode=mode)
     prepare = Preprocessing.of(transform)
     image = random_image(*size)
-    found = OnPixels(Same(), prepare).normalized(prepare(image)[None])[0]
+    found = OnPixels(Same(), prepare).normalize(prepare(image)[None])[0]
     steps = (found - transform(image)).abs() * torch.tensor([0.2, 0.3, 0.4]).view(3, 1, 1) * 255
     assert found.shape == (3, 224, 224)
     assert steps.mean() < 0.3
     assert steps.max() < 4.5
 
 
-def test_transforms_of_another_form_are_left_alone():
-    """What is not understood in full is not imitated."""
+def test_other_transforms_are_not_replaced():
+    """A transform with unknown steps is used unchanged."""
     steps = composed().transforms
     for changed in (
         [*steps, transforms.Grayscale(3)],
@@ -72,8 +72,8 @@ def test_transforms_of_another_form_are_left_alone():
     assert Preprocessing.of(composed()) is not None
 
 
-def test_timms_own_transforms():
-    """Its usual one is understood; its other ways of cropping stay its own."""
+def test_timm_transforms():
+    """The usual transform of timm is replaced; other crop modes are not."""
     usual = timm.data.create_transform(224, is_training=False, crop_mode="center")
     assert Preprocessing.of(usual).crop == (224, 224)
     border = timm.data.create_transform(224, is_training=False, crop_mode="border")
@@ -87,11 +87,11 @@ def as_jpeg(image, **options):
 
 
 class TestLargeImages:
-    """A large image is reduced as early as the features allow."""
+    """Reduction of large images before resizing."""
 
     @pytest.mark.parametrize("crop", ["center", "pad"])
-    def test_features_are_those_of_the_whole_image(self, crop):
-        """Within 3e-4 in cosine, for drawings and clouds, JPEG and arrays in memory."""
+    def test_reduced_image_has_nearly_equal_features(self, crop):
+        """The cosine distance is below 3e-4 for drawings and noise."""
         encoder = TimmImageEncoder(crop=crop, cache=None, engine="torch")
         network = encoder._network()
         reference = timm.data.create_transform(
@@ -120,7 +120,7 @@ class TestLargeImages:
             assert 1 - cosine < 3e-4
 
     def test_jpeg_is_decoded_at_reduced_scale(self):
-        """No smaller than asked for, on the side asked for; rotation is applied all the same."""
+        """The given side has at least the given length, also with rotation."""
         exif = Image.Exif()
         exif[0x0112] = 6
         file = as_jpeg(random_image(3200, 1600), exif=exif)
@@ -129,8 +129,8 @@ class TestLargeImages:
         assert read_image(file, 900).size == (1600, 3200)
         assert read_image(file, 700, longer=True).size == (400, 800)
 
-    def test_cmyk_and_grey(self):
-        """Reduced decoding changes no colours."""
+    def test_cmyk_and_grey_keep_colors(self):
+        """Reduced decoding keeps colors."""
         for mode in ("CMYK", "L"):
             file = as_jpeg(random_image(1600, 1600).convert(mode))
             small, whole = read_image(file, 400), read_image(file)
@@ -141,7 +141,7 @@ class TestLargeImages:
 
 
 def test_views_are_averaged():
-    """Pixels of several views of an image give the mean of their features."""
+    """The features of an image are the mean over its views."""
     prepare = Preprocessing.of(composed())
     views = torch.stack([prepare(random_image(300, 200, seed)) for seed in (1, 2)])
     one = OnPixels(torch.nn.Flatten(), prepare)

@@ -47,7 +47,7 @@ def near(found, expected, tolerance):
 
 
 def png(width, height, bit_depth, color_type, raw, *more):
-    """Write a PNG by hand: Pillow writes neither 16-bit RGB nor a lying header."""
+    """Write a PNG without Pillow, which cannot write 16-bit RGB or a wrong header."""
     chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, bit_depth, color_type, 0, 0, 0))]
     chunks += [*more, (b"IDAT", zlib.compress(raw)), (b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(
@@ -60,16 +60,16 @@ def png(width, height, bit_depth, color_type, raw, *more):
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "HSV"])
-def test_every_mode_of_pil(mode):
-    """A mode is only a way to store the same image."""
+def test_pil_modes_are_converted(mode):
+    """All Pillow modes of an image give the same pixels."""
     image = Image.fromarray(RGB).convert(mode)
     expected = np.asarray(image.convert("RGB")).astype(int)
     np.testing.assert_array_equal(pixels(image), expected)
 
 
 @pytest.mark.parametrize("mode", ["RGBa", "La", "PA", "RGBX", "LAB"])
-def test_rare_modes_are_read_or_refused(mode):
-    """No mode, however rare, ends in anything but an image or our error."""
+def test_rare_pil_modes_are_read_or_raise(mode):
+    """Rare modes give an image or an ItemError."""
     image = Image.new(mode, (8, 8))
     with contextlib.suppress(ItemError):
         assert read_image(image).size == (8, 8)
@@ -88,21 +88,21 @@ def test_rare_modes_are_read_or_refused(mode):
     ],
 )
 def test_deep_grey_is_scaled_not_clipped(mode, values, expected):
-    """16-bit, 32-bit and float grey keep their shades (a plain convert makes them white)."""
+    """16-bit, 32-bit and float grey values are scaled (`convert` would clip them)."""
     dtype = {"I;16": np.uint16, "I": np.int32, "F": np.float32}[mode]
     image = Image.fromarray(np.array([values], dtype=dtype))
     assert image.mode == mode
     np.testing.assert_array_equal(pixels(image)[0, :, 0], expected)
 
 
-def test_float_image_with_nan_is_refused():
-    """Not-a-number is no shade of grey."""
-    with pytest.raises(ItemError, match="not finite"):
+def test_float_image_with_nan_raises():
+    """NaN pixels raise an ItemError."""
+    with pytest.raises(ItemError, match="NaN or infinite"):
         read_image(Image.fromarray(np.full((2, 2), np.nan, dtype=np.float32)))
 
 
-def test_transparency_is_shown_on_white():
-    """A clear pixel is white whatever colour lies under it; a half-clear one is mixed."""
+def test_transparency_is_blended_with_white():
+    """Transparent pixels are white, and half-transparent ones are blended."""
     rgba = np.array([[[255, 0, 0, 0], [255, 0, 0, 255], [255, 0, 0, 128]]], dtype=np.uint8)
     expected = [[255, 255, 255], [255, 0, 0], [255, 127, 127]]
     np.testing.assert_array_equal(pixels(rgba)[0], expected)
@@ -113,7 +113,7 @@ def test_transparency_is_shown_on_white():
 
 @pytest.mark.parametrize("mode", ["P", "L", "RGB"])
 def test_transparent_colour_of_a_png_is_white(mode):
-    """A palette entry or a colour marked transparent (tRNS) is as clear as an alpha channel."""
+    """A transparent palette entry or color (tRNS) is white."""
     image = Image.new(mode, (4, 4), 0)
     if mode == "P":
         image.putpalette([10, 20, 30, 200, 100, 50])
@@ -124,14 +124,14 @@ def test_transparent_colour_of_a_png_is_white(mode):
     assert tuple(found[0, 0]) == {"P": (200, 100, 50), "L": (1,) * 3, "RGB": (200, 100, 50)}[mode]
 
 
-def test_16_bit_rgb_png():
-    """Three channels of 16 bits keep their upper 8."""
+def test_16_bit_rgb_png_is_scaled():
+    """Channels of 16 bits are reduced to their upper 8 bits."""
     raw = b"\0" + struct.pack(">6H", 0, 257 * 100, 65535, 257 * 7, 257 * 8, 257 * 9)
     np.testing.assert_array_equal(pixels(png(2, 1, 16, 2, raw))[0], [[0, 100, 255], [7, 8, 9]])
 
 
-def test_16_bit_grey_png(tmp_path):
-    """The grey PNG of a microscope or a depth camera keeps its shades."""
+def test_16_bit_grey_png_is_scaled(tmp_path):
+    """16-bit grey values keep their differences."""
     Image.fromarray(np.array([[0, 257 * 60, 65535]], dtype=np.uint16)).save(tmp_path / "g.png")
     np.testing.assert_array_equal(pixels(tmp_path / "g.png")[0, :, 1], [0, 60, 255])
 
@@ -149,8 +149,8 @@ def test_16_bit_grey_png(tmp_path):
         ("gif", {}, 20),
     ],
 )
-def test_file_formats(tmp_path, suffix, options, tolerance):
-    """Path, str, bytes, bytearray and memoryview of a file give the image in it."""
+def test_file_formats_are_read(tmp_path, suffix, options, tolerance):
+    """Path, str, bytes, bytearray and memoryview of a file give the same image."""
     smooth = Image.fromarray(RGB).resize((4, 3)).resize((64, 48), Image.Resampling.BICUBIC)
     content = encoded(smooth, suffix, **options)
     path = tmp_path / f"a.{suffix}"
@@ -162,8 +162,8 @@ def test_file_formats(tmp_path, suffix, options, tolerance):
         assert image_digest(item) == image_digest(path)
 
 
-def test_cmyk_jpeg():
-    """The JPEG of a print shop is not a negative."""
+def test_cmyk_jpeg_is_not_inverted():
+    """Adobe's inverted CMYK is read with the right sign."""
     cmyk = Image.new("CMYK", (16, 16), (0, 255, 255, 0))
     red = pixels(encoded(cmyk, "jpeg", quality=95)).reshape(-1, 3).mean(axis=0)
     assert red[0] > 200
@@ -171,7 +171,7 @@ def test_cmyk_jpeg():
 
 
 def test_exif_rotation_is_applied():
-    """A phone's image stands upright, as a file and as an opened image."""
+    """EXIF rotation is applied to files and opened images."""
     exif = Image.Exif()
     exif[0x0112] = 6
     content = encoded(Image.fromarray(RGB), "png", exif=exif)
@@ -183,7 +183,7 @@ def test_exif_rotation_is_applied():
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "CMYK", "P", "I;16"])
 def test_rotated_tiff_is_the_same_by_path_as_by_content(tmp_path, mode, orientation):
-    """Pillow maps an uncompressed file with a name into memory, with the width after rotation."""
+    """Regression: Pillow maps uncompressed files with the width after rotation."""
     image = Image.fromarray(RGB).convert("L" if mode == "I;16" else mode)
     if mode == "I;16":
         image = Image.fromarray(np.asarray(image).astype(np.uint16) * 257)
@@ -201,8 +201,8 @@ def test_rotated_tiff_is_the_same_by_path_as_by_content(tmp_path, mode, orientat
         assert opened.filename == str(path)
 
 
-def test_features_of_tiff_files_of_before_are_not_returned(tmp_path):
-    """Some were wrong: the digest, which is the key of the cache, is not that of other files."""
+def test_tiff_digests_differ_from_first_versions(tmp_path):
+    """Some features were wrong, so TIFF files have other digests now."""
     for suffix in ("tiff", "png"):
         content = encoded(Image.fromarray(RGB), suffix)
         before = hashlib.sha256(b"file" + content).digest()
@@ -211,41 +211,41 @@ def test_features_of_tiff_files_of_before_are_not_returned(tmp_path):
             assert (image_digest(item) == before) == (suffix == "png")
 
 
-def test_undecoded_image_of_a_data_set_is_read(tmp_path):
-    """Displays and the page read single images without the encoder's list of them."""
+def test_image_dict_is_read(tmp_path):
+    """A dict with bytes or path is read as a single image."""
     content = encoded(Image.fromarray(RGB), "png")
     (tmp_path / "a.png").write_bytes(content)
     for item in ({"bytes": content, "path": None}, {"path": tmp_path / "a.png"}):
         np.testing.assert_array_equal(pixels(item), RGB)
-    with pytest.raises(ItemError, match=r"is of type dict: .*'bytes' or 'path'"):
+    with pytest.raises(ItemError, match=r"is of type dict\. .*'bytes' or 'path'"):
         read_image({"bytes": None, "path": None})
 
 
-def test_array_with_masked_pixels_is_refused():
-    """The mask is not part of the pixels, so that they would be shown."""
-    with pytest.raises(ItemError, match=r"masked pixels: pass array\.filled\(255\)"):
+def test_masked_array_raises():
+    """Masked pixels would be read as if they were valid."""
+    with pytest.raises(ItemError, match=r"masked pixels. Pass array\.filled\(255\)"):
         read_image(np.ma.masked_less(RGB, 9))
     np.testing.assert_array_equal(pixels(np.ma.array(RGB)), RGB)
 
 
-def test_damaged_exif_does_not_cost_the_image():
-    """Cameras write broken EXIF; the pixels are fine."""
+def test_damaged_exif_is_ignored():
+    """Damaged EXIF does not prevent reading the pixels."""
     content = encoded(Image.fromarray(RGB), "jpeg", quality=95, exif=b"Exif\0\0II*\0\xff\xff\xff")
     assert pixels(content).shape == RGB.shape
     content = encoded(Image.fromarray(RGB), "jpeg", quality=95, exif=b"Exif\0\0garbage")
     assert pixels(content).shape == RGB.shape
 
 
-def test_first_frame_of_an_animation():
-    """An animated GIF counts as its first frame, wherever the object was left at."""
+def test_animation_gives_first_frame():
+    """The first frame is used, whatever the current frame of the object."""
     frames = [Image.new("RGB", (8, 8), color) for color in ("red", "lime", "blue")]
     content = encoded(frames[0], "gif", save_all=True, append_images=frames[1:])
     np.testing.assert_array_equal(pixels(content)[0, 0], [255, 0, 0])
 
 
 @pytest.mark.parametrize("shape", [(24, 32), (24, 32, 1), (24, 32, 3), (24, 32, 4)])
-def test_arrays(shape):
-    """uint8 arrays of one, three or four channels, contiguous or not."""
+def test_arrays_are_read(shape):
+    """uint8 arrays of 1, 3 or 4 channels are read, contiguous or not."""
     rng = np.random.default_rng(0)
     array = rng.integers(0, 256, size=shape, dtype=np.uint8)
     if shape[-1] == 4:
@@ -257,8 +257,8 @@ def test_arrays(shape):
     np.testing.assert_array_equal(pixels(array[::-1, ::2]), expected[::-1, ::2])
 
 
-def test_reading_leaves_the_image_as_it_was():
-    """A PIL image that was passed in is neither changed nor closed."""
+def test_reading_does_not_change_image():
+    """A PIL image is not changed or closed."""
     image = Image.fromarray(RGB).convert("P")
     read_image(image)
     assert image.mode == "P"
@@ -271,8 +271,8 @@ def test_reading_leaves_the_image_as_it_was():
 # ---------------------------------------------------------------- the digest
 
 
-def test_digest_is_of_the_content(tmp_path):
-    """A copy or a renamed file has the same digest, another content another."""
+def test_digest_depends_on_content(tmp_path):
+    """A copied file has the same digest; other content has another."""
     path, other = tmp_path / "a.png", tmp_path / "b.png"
     Image.fromarray(RGB).save(path)
     shutil.copy(path, other)
@@ -284,16 +284,16 @@ def test_digest_is_of_the_content(tmp_path):
     assert image_digest(other) != first
 
 
-def test_digest_of_arrays_knows_the_shape():
-    """The same bytes in another shape are another image."""
+def test_array_digest_depends_on_shape():
+    """The same bytes in another shape have another digest."""
     assert image_digest(RGB) != image_digest(RGB.reshape(32, 24, 3))
     assert image_digest(RGB[::-1]) != image_digest(RGB)
     assert image_digest(RGB) == image_digest(Image.fromarray(RGB))
 
 
 @pytest.mark.parametrize("age", [0, 3600])
-def test_changed_file_of_the_same_size_and_time_is_seen(tmp_path, age):
-    """Rewritten at once, same name, same size, mtime set back: still another digest."""
+def test_changed_file_of_same_size_and_time_has_new_digest(tmp_path, age):
+    """A file rewritten at once with equal name, size and mtime has a new digest."""
     path = tmp_path / "a.bmp"
     for attempt in range(20):
         when = time.time() - age
@@ -305,8 +305,8 @@ def test_changed_file_of_the_same_size_and_time_is_seen(tmp_path, age):
         assert image_digest(path) != first
 
 
-def test_file_changed_after_the_clock_was_set_back_is_seen(tmp_path, monkeypatch):
-    """It may have the stamp of before the change: what was remembered counts for nothing."""
+def test_file_changed_after_clock_step_has_new_digest(tmp_path, monkeypatch):
+    """Digests from before the clock was set back are not used."""
     path = tmp_path / "a.png"
     path.write_bytes(b"aaaa")
     before = os.stat(path)
@@ -321,7 +321,7 @@ def test_file_changed_after_the_clock_was_set_back_is_seen(tmp_path, monkeypatch
 
 
 def test_unchanged_file_is_read_once(tmp_path, monkeypatch):
-    """A grid search must not hash every image again and again."""
+    """The digest of an unchanged file is cached."""
     path = tmp_path / "a.png"
     Image.fromarray(RGB).save(path)
     monkeypatch.setattr("sklearn_ape.utils.files._SETTLED_S", -1.0)
@@ -358,45 +358,45 @@ def bad_items(folder):
     closed = Image.open(io.BytesIO(good))
     closed.close()
     return {
-        "a caption": ("a cat on a mat", "It looks like a caption: images go in X"),
-        "a caption with a slash": ("a black/white cat", "It looks like a caption"),
-        "a long caption": ("a very long caption " * 30, "It looks like a caption"),
+        "a caption": ("a cat on a mat", "looks like a caption. Pass images as X"),
+        "a caption with a slash": ("a black/white cat", "looks like a caption"),
+        "a long caption": ("a very long caption " * 30, "looks like a caption"),
         "a missing file": (folder / "none.png", "does not exist"),
         "a missing relative file": ("none.png", "does not exist .looked for '/"),
-        "a url": ("https://example.org/cat.png", "Download the image first"),
-        "a data uri": ("data:image/png;base64,AAAA" + "A" * 400, "Download the image first"),
+        "a url": ("https://example.org/cat.png", "Download the image and pass"),
+        "a data uri": ("data:image/png;base64,AAAA" + "A" * 400, "Download the image and pass"),
         "a NUL": ("a\0b.png", "cannot be opened"),
         "a folder": (folder / "folder.png", "is a folder, not an image"),
         "an empty file": (folder / "empty.png", "is an empty file"),
-        "a text file": (folder / "text.png", "not an image but text .it begins with 'a cat"),
-        "a web page": (folder / "page.jpg", "not an image but text"),
+        "a text file": (folder / "text.png", "a text file, not an image .it starts with 'a cat"),
+        "a web page": (folder / "page.jpg", "a text file, not an image"),
         "an svg": (folder / "drawing.svg", "Render it to PNG"),
         "an svg called png": (folder / "drawing.png", "Render it to PNG"),
         "a truncated png": (folder / "cut.png", "damaged or cut short"),
-        "half a header": (folder / "header.png", "cannot be opened as an image|damaged|knows"),
+        "half a header": (folder / "header.png", "cannot be opened as an image|damaged|supports"),
         "zeros": (folder / "zeros.png", "not an image in a format"),
         "a truncated jpeg": (folder / "cut.jpg", "damaged or cut short"),
-        "a bomb": (folder / "bomb.png", "is refused"),
+        "a bomb": (folder / "bomb.png", "is rejected"),
         "a smaller bomb": (folder / "small-bomb.png", "raise PIL.Image.MAX_IMAGE_PIXELS"),
         "no bytes": (b"", "is empty"),
-        "text as bytes": (b"a cat", "not an image but text"),
-        "None": (None, "is of type NoneType: expected a path"),
+        "text as bytes": (b"a cat", "a text file, not an image"),
+        "None": (None, "is of type NoneType. Pass a path"),
         "nan": (float("nan"), "is of type float"),
         "a number": (3, "is of type int"),
         "a dict": ({"bytes": good}, "is of type dict"),
         "a closed image": (closed, "cannot be read"),
-        "a float array": (RGB / 255.0, "expected uint8 from 0 to 255.*255 . array"),
-        "a bool array": (RGB > 100, "expected uint8"),
-        "channels first": (RGB.transpose(2, 0, 1), "Channels come last"),
-        "two channels": (RGB[..., :2], "expected .H, W, 3."),
-        "a vector": (RGB[0, 0], "expected .H, W, 3."),
-        "no pixels": (RGB[:0], "expected .H, W, 3."),
+        "a float array": (RGB / 255.0, "not uint8 from 0 to 255.*255 . array"),
+        "a bool array": (RGB > 100, "not uint8"),
+        "channels first": (RGB.transpose(2, 0, 1), "Channels must be last"),
+        "two channels": (RGB[..., :2], "shape .H, W, 3."),
+        "a vector": (RGB[0, 0], "shape .H, W, 3."),
+        "no pixels": (RGB[:0], "shape .H, W, 3."),
     }
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-def test_bad_items_say_what_they_are_and_what_to_do(tmp_path):
-    """Each kind of thing that is no image has an error of its own, never a bare traceback."""
+def test_invalid_items_raise_item_error(tmp_path):
+    """Each type of invalid item has its own error message."""
     for kind, (item, message) in bad_items(tmp_path).items():
         with pytest.raises(ItemError, match=message) as caught:  # noqa: PT012
             image_digest(item)
@@ -406,8 +406,8 @@ def test_bad_items_say_what_they_are_and_what_to_do(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-def test_what_the_header_shows_is_found_without_decoding(tmp_path, monkeypatch):
-    """A bomb or a text is refused by its header: no pixel is allocated."""
+def test_header_defects_are_found_without_decoding(tmp_path, monkeypatch):
+    """Errors that the header shows are raised without decoding."""
 
     def fails(self):
         raise AssertionError("decoded")
@@ -421,8 +421,8 @@ def test_what_the_header_shows_is_found_without_decoding(tmp_path, monkeypatch):
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("suffix", ["png", "jpeg", "gif", "webp", "tiff", "bmp"])
-def test_damaged_files_give_an_image_or_our_error(suffix):
-    """Whatever bytes are flipped or cut off, no other exception leaves the reader."""
+def test_damaged_files_give_image_or_item_error(suffix):
+    """Flipped or missing bytes raise only ItemError."""
     image = Image.fromarray(RGB)
     exif = Image.Exif()
     exif[0x0112] = 6

@@ -36,8 +36,8 @@ def saved(folder, seed=0):
     return model
 
 
-def test_both_towers_and_one_network(tmp_path):
-    """Features are those of encode_image and encode_text, from one loaded model."""
+def test_towers_share_one_network(tmp_path):
+    """Features equal encode_image and encode_text of one loaded model."""
     model = saved(tmp_path)
     images, texts = OpenCLIPImageEncoder(str(tmp_path)), OpenCLIPTextEncoder(str(tmp_path))
     found = images.transform(IMAGES), texts.transform(TEXTS)
@@ -46,14 +46,14 @@ def test_both_towers_and_one_network(tmp_path):
     tokens = open_clip.get_tokenizer(f"local-dir:{tmp_path}")(TEXTS)
     assert tokens.shape == (3, 16)
     batch = [images._prepare(network.prepare, image) for image in IMAGES]
-    pixels = images._module(network).normalized(*images._tensors(network, batch))
+    pixels = images._module(network).normalize(*images._tensors(network, batch))
     with torch.inference_mode():
         np.testing.assert_allclose(found[0], model.encode_image(pixels), atol=1e-5)
         np.testing.assert_allclose(found[1], model.encode_text(tokens), atol=1e-5)
 
 
-def test_changed_model_in_the_same_folder(tmp_path):
-    """Another model under the same path neither hits the cache nor the loaded network."""
+def test_replaced_model_folder_is_reloaded(tmp_path):
+    """Another model in the same folder is loaded and encoded again."""
     saved(tmp_path)
     first = OpenCLIPImageEncoder(str(tmp_path)).transform(IMAGES)
     saved(tmp_path, seed=1)
@@ -62,12 +62,12 @@ def test_changed_model_in_the_same_folder(tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["no weights", "garbage weights", "garbage config"])
-def test_folder_that_cannot_be_loaded(tmp_path, damage):
-    """A folder without whole weights is an error, never random features."""
+def test_damaged_model_folder_raises(tmp_path, damage):
+    """Missing weights raise an error instead of giving random features."""
     saved(tmp_path)
     name = "open_clip_config.json" if "config" in damage else "open_clip_pytorch_model.bin"
     (tmp_path / name).unlink()
     if damage.startswith("garbage"):
         (tmp_path / name).write_bytes(b"garbage" * 9)
-    with pytest.raises(ValueError, match="could be loaded from the folder"):
+    with pytest.raises(ValueError, match="is a folder that could not be loaded"):
         OpenCLIPTextEncoder(str(tmp_path)).transform(TEXTS)

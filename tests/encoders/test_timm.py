@@ -21,14 +21,14 @@ def paths():
 
 
 def prepared(encoder, paths):
-    """What the network itself takes."""
+    """Return the input of the network."""
     network = encoder._network()
     batch = [encoder._prepare(network.prepare, path) for path in paths]
-    return encoder._module(network).normalized(*encoder._tensors(network, batch))
+    return encoder._module(network).normalize(*encoder._tensors(network, batch))
 
 
-def test_logits_are_those_of_the_reference(paths):
-    """EfficientNet-Lite0 as its author wrote it, on the same tensors."""
+def test_logits_equal_reference_implementation(paths):
+    """Logits equal the reference EfficientNet-Lite0 for the same tensors."""
     reference = pytest.importorskip("efficientnet_lite_pytorch")
     from sklearn_ape.encoders.weights import packaged_file
 
@@ -41,8 +41,8 @@ def test_logits_are_those_of_the_reference(paths):
     np.testing.assert_allclose(encoder.transform(paths), expected, atol=1e-4)
 
 
-def test_normalisation_is_half_and_half():
-    """White is 1 and black is -1: ImageNet's mean and std would cost 8 points, silently."""
+def test_normalization_maps_to_minus_one_and_one():
+    """White is 1 and black is -1; ImageNet's mean and std would reduce accuracy by 8 points."""
     encoder = TimmImageEncoder()
     white, black = np.full((9, 9, 3), 255, np.uint8), np.zeros((9, 9, 3), np.uint8)
     tensors = prepared(encoder, [white, black])
@@ -51,8 +51,8 @@ def test_normalisation_is_half_and_half():
     torch.testing.assert_close(tensors[1], -torch.ones(3, 224, 224))
 
 
-def test_pad_shows_the_whole_image():
-    """crop="pad" keeps what lies at the border of an oblong image; "center" cuts it off."""
+def test_pad_keeps_the_border():
+    """crop="pad" keeps the border of an oblong image, and "center" crops it."""
     image = np.full((50, 200, 3), 255, dtype=np.uint8)
     image[:, :10] = 0
     tensors = [prepared(TimmImageEncoder(crop=crop), [image])[0] for crop in ("pad", "center")]
@@ -76,8 +76,8 @@ def test_pad_shows_the_whole_image():
         ("vehicles/auto/sportscar3.png", "sports car"),
     ],
 )
-def test_top_5_of_well_known_photographs(file, name):
-    """Preprocessing, weights and the order of the classes fit together."""
+def test_top_5_of_known_photographs(file, name):
+    """Preprocessing, weights and class order agree."""
     if not (STAMPS / file).is_file():
         pytest.skip("needs Debian's tuxpaint-stamps-default")
     encoder = TimmImageEncoder(output="logits")
@@ -85,8 +85,8 @@ def test_top_5_of_well_known_photographs(file, name):
     assert any(name in encoder.class_names[place] for place in best)
 
 
-def test_class_names():
-    """A thousand names, in ImageNet's order."""
+def test_class_names_are_those_of_imagenet():
+    """1,000 names in the order of ImageNet."""
     names = TimmImageEncoder().class_names
     assert len(names) == 1000
     assert names[0].startswith("tench")
@@ -121,8 +121,8 @@ def folder_and_model(request, tmp_path_factory):
         return str(folder), saved(folder, name, num_classes=7, **options)
 
 
-def test_folder_gives_timms_own_output(folder_and_model, paths):
-    """Features, logits and the mean are those of timm; the class token where there is one."""
+def test_folder_features_equal_timm(folder_and_model, paths):
+    """Features, logits and poolings equal timm's."""
     folder, model = folder_and_model
     paths = paths[:3]
     encoder = TimmImageEncoder(folder, cache=None)
@@ -153,12 +153,12 @@ def test_folder_gives_timms_own_output(folder_and_model, paths):
     if not n_prefix:
         with pytest.raises(ValueError, match="pooling='cls' needs a network with a class token"):
             encoder.set_params(pooling="cls", output="features").transform(paths)
-    with pytest.raises(ValueError, match="have no known names"):
+    with pytest.raises(ValueError, match="class names are unknown"):
         _ = encoder.class_names
 
 
-def test_gem_lies_between_the_mean_and_the_maximum(paths):
-    """On the starter encoder, whose maps are never negative."""
+def test_gem_is_between_mean_and_maximum(paths):
+    """For the starter encoder, whose feature maps are not negative."""
     mean, gem = (
         TimmImageEncoder(pooling=pooling, cache=None).transform(paths[:3])
         for pooling in ("mean", "gem")
@@ -181,8 +181,8 @@ def lopsided():
 
 class TestViews:
     @pytest.mark.parametrize("pooling", ["auto", "gem"])
-    def test_are_the_mean_over_images_changed_by_hand(self, lopsided, pooling):
-        """A mirror image; a smaller copy on white; the middle, larger."""
+    def test_views_equal_mean_of_edited_images(self, lopsided, pooling):
+        """Mirrored image, smaller copy on white, and enlarged center."""
         encoder = TimmImageEncoder(pooling=pooling, cache=None)
         with Image.open(lopsided[0]) as file:
             whole = encoder._prepare(lambda image: image, file)
@@ -196,14 +196,14 @@ class TestViews:
             np.testing.assert_allclose(found, by_hand[:n_views].mean(axis=0), atol=1e-5)
         assert np.abs(by_hand - by_hand[0]).max(axis=1)[1:].min() > 0.1
 
-    def test_do_not_depend_on_order_or_batches(self, lopsided):
+    def test_views_do_not_depend_on_order_or_batches(self, lopsided):
         found = TimmImageEncoder(views=4, batch_size=7, cache=None).transform(lopsided)
         for batch_size in (1, 3):
             encoder = TimmImageEncoder(views=4, batch_size=batch_size, cache=None)
             np.testing.assert_allclose(encoder.transform(lopsided[::-1])[::-1], found, atol=1e-4)
 
     def test_batch_size_counts_views(self, lopsided, monkeypatch):
-        """More views must not take more memory."""
+        """The memory does not depend on the number of views."""
         shapes = []
         call = TorchEngine.__call__
         monkeypatch.setattr(
@@ -214,8 +214,8 @@ class TestViews:
         TimmImageEncoder(views=4, batch_size=9, engine="torch", cache=None).transform(lopsided)
         assert shapes == [(2, 4, 224, 224, 3), (1, 4, 224, 224, 3)]
 
-    def test_are_kept_apart_in_the_cache(self, lopsided, tmp_path):
-        """And those of one view are found where they lay before there were several."""
+    def test_views_have_their_own_cache_keys(self, lopsided, tmp_path):
+        """The key of one view is that of versions without views."""
         kept = {
             views: TimmImageEncoder(views=views, cache=tmp_path).transform(lopsided[:1])
             for views in (1, 2)
@@ -224,19 +224,19 @@ class TestViews:
         assert "views" not in TimmImageEncoder()._identity()
 
     @pytest.mark.parametrize("size", [(1, 1), (3, 2), (90, 1), (64, 21)])
-    def test_of_small_and_narrow_images(self, size):
+    def test_views_of_small_and_narrow_images(self, size):
         image = Image.new("RGB", size, "red")
         found = TimmImageEncoder(views=4, cache=None).transform([image])
         assert np.isfinite(found).all()
 
     @pytest.mark.parametrize("views", [0, 3, "2", None])
-    def test_bad_number(self, views):
+    def test_invalid_number_of_views_raises(self, views):
         with pytest.raises(ValueError, match=f"views must be 1, 2 or 4, not {views!r}"):
             TimmImageEncoder(views=views).transform([np.zeros((9, 9, 3), np.uint8)])
 
 
-def test_changed_model_in_the_same_folder(tmp_path, paths):
-    """Another model under the same path neither hits the cache nor the loaded network."""
+def test_replaced_model_folder_is_reloaded(tmp_path, paths):
+    """Another model in the same folder is loaded and encoded again."""
     with torch.random.fork_rng():
         model = saved(tmp_path, "test_vit", num_classes=5)
         encoder = TimmImageEncoder(str(tmp_path), cache="memory")
@@ -254,8 +254,8 @@ def test_changed_model_in_the_same_folder(tmp_path, paths):
 @pytest.mark.parametrize(
     "damage", ["no config", "garbage config", "garbage weights", "no weights"]
 )
-def test_folder_that_cannot_be_loaded(tmp_path, paths, damage):
-    """Whatever the library raises, the error is a ValueError that names the folder."""
+def test_damaged_model_folder_raises(tmp_path, paths, damage):
+    """Errors of the library become a ValueError with the folder."""
     with torch.random.fork_rng():
         saved(tmp_path, "test_vit", num_classes=5)
     for file in tmp_path.iterdir():
@@ -264,5 +264,5 @@ def test_folder_that_cannot_be_loaded(tmp_path, paths, damage):
                 file.unlink()
             else:
                 file.write_bytes(b"garbage" * 9)
-    with pytest.raises(ValueError, match="could be loaded from the folder"):
+    with pytest.raises(ValueError, match="is a folder that could not be loaded"):
         TimmImageEncoder(str(tmp_path)).transform(paths[:1])

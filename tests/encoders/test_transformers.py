@@ -81,8 +81,8 @@ def image_config(kind):
 
 
 @pytest.mark.parametrize("kind", ["vit", "dinov2", "convnext", "clip", "siglip"])
-def test_image_models(kind, tmp_path):
-    """Every pooling is the library's own output, pooled as documented."""
+def test_image_pooling_equals_library(kind, tmp_path):
+    """Every pooling equals the pooled output of the library."""
     model = saved(tmp_path, image_config(kind), prepare=processor())
     with torch.inference_mode():
         pixels = processor()(images=IMAGES, return_tensors="pt")["pixel_values"]
@@ -105,8 +105,8 @@ def test_image_models(kind, tmp_path):
             encoder.set_params(pooling="cls").transform(IMAGES)
 
 
-def test_pooler_that_the_checkpoint_lacks(tmp_path):
-    """A classifier's checkpoint has no pooler: the class token is taken, not random numbers."""
+def test_missing_pooler_is_replaced_by_class_token(tmp_path):
+    """The class token is used if the checkpoint lacks a pooler."""
     config = transformers.ViTConfig(**VISION)
     cls = transformers.ViTForImageClassification
     model = saved(tmp_path, config, cls=cls, prepare=processor())
@@ -118,8 +118,8 @@ def test_pooler_that_the_checkpoint_lacks(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["bert", "gpt2", "t5"])
-def test_text_models(kind, tmp_path):
-    """Mean, first and last token over the words alone, whatever the padding."""
+def test_text_pooling_equals_library(kind, tmp_path):
+    """Pooling ignores padding."""
     t = transformers
     config = {
         "bert": lambda: t.BertConfig(**TEXT),
@@ -154,8 +154,8 @@ def test_text_models(kind, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["clip", "siglip"])
-def test_text_embedding_of_two_towers(kind, tmp_path):
-    """ "auto" is the model's text embedding, and no text depends on the others of its batch."""
+def test_text_embedding_of_two_tower_model(kind, tmp_path):
+    """ "auto" is the model's text embedding, independent of the batch."""
     tokenize = tokenizer()
     config = image_config(kind)
     config.text_config.eos_token_id = 3
@@ -204,8 +204,8 @@ def sentence_folder(tmp_path):
         ({"pooling_mode": "lasttoken"}, "last"),
     ],
 )
-def test_declared_pooling(sentence_folder, declared, ours):
-    """ "auto" follows the model's sentence-transformers files, old form and new."""
+def test_declared_pooling_is_used(sentence_folder, declared, ours):
+    """ "auto" follows old and new sentence-transformers files."""
     auto = sentence_folder(declared, "Normalize").transform(TEXTS)
     encoder = sentence_folder(declared).set_params(pooling=ours, normalize=True)
     np.testing.assert_allclose(auto, encoder.transform(TEXTS), atol=1e-6)
@@ -220,16 +220,16 @@ def test_declared_pooling(sentence_folder, declared, ours):
         ({"pooling_mode_mean_tokens": True}, ("Dense",)),
     ],
 )
-def test_declared_pooling_that_is_not_ours(sentence_folder, declared, more):
-    """It is refused, not replaced in silence; naming a pooling helps, as the error says."""
+def test_unsupported_declared_pooling_raises(sentence_folder, declared, more):
+    """The error says that another pooling can be passed."""
     encoder = sentence_folder(declared, *more)
-    with pytest.raises(ValueError, match="is not one of this encoder's: pass pooling='mean'"):
+    with pytest.raises(ValueError, match=r"not supported for this model.* Pass pooling='mean'"):
         encoder.transform(TEXTS)
     assert encoder.set_params(pooling="mean").transform(TEXTS).shape == (3, 16)
 
 
-def test_minilm_is_that_of_sentence_transformers():
-    """The packaged MiniLM gives the features that its users know."""
+def test_minilm_equals_sentence_transformers():
+    """The packaged MiniLM equals sentence-transformers."""
     sentence_transformers = pytest.importorskip("sentence_transformers")
     from sklearn_ape.encoders.weights import packaged_file
 
@@ -242,8 +242,8 @@ def test_minilm_is_that_of_sentence_transformers():
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
-def test_changed_model_in_the_same_folder(tmp_path):
-    """Another model under the same path neither hits the cache nor the loaded network."""
+def test_replaced_model_folder_is_reloaded(tmp_path):
+    """Another model in the same folder is loaded and encoded again."""
     encoder = TransformersTextEncoder(str(tmp_path))
     config = transformers.BertConfig(**TEXT)
     saved(tmp_path, config, prepare=tokenizer())
@@ -255,16 +255,16 @@ def test_changed_model_in_the_same_folder(tmp_path):
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "config.json", "tokenizer.json"])
-def test_folder_that_cannot_be_loaded(tmp_path, file):
-    """Whatever the library raises, the error is a ValueError that names the folder."""
+def test_damaged_model_folder_raises(tmp_path, file):
+    """Errors of the library become a ValueError with the folder."""
     saved(tmp_path, transformers.BertConfig(**TEXT), prepare=tokenizer())
     (tmp_path / file).write_bytes(b"garbage" * 9)
-    with pytest.raises(ValueError, match="could be loaded from the folder"):
+    with pytest.raises(ValueError, match="is a folder that could not be loaded"):
         TransformersTextEncoder(str(tmp_path)).transform(TEXTS)
 
 
-def test_max_length_beyond_the_positions(tmp_path):
-    """The message says how many there are, where torch would speak of an index."""
+def test_max_length_beyond_positions_raises(tmp_path):
+    """The error has the number of positions."""
     n_positions = TEXT["max_position_embeddings"]
     saved(tmp_path, transformers.BertConfig(**TEXT), prepare=tokenizer())
     encoder = TransformersTextEncoder(str(tmp_path), max_length=n_positions + 1, cache=None)
@@ -273,8 +273,8 @@ def test_max_length_beyond_the_positions(tmp_path):
     assert len(encoder.set_params(max_length=n_positions).transform(["cat " * 99])) == 1
 
 
-def test_batches_hold_texts_of_as_many_tokens(tmp_path, monkeypatch):
-    """Padding is computed like words: texts are sorted by tokens, not by letters."""
+def test_batches_are_sorted_by_tokens(tmp_path, monkeypatch):
+    """Texts are sorted by tokens, not letters, to reduce padding."""
     saved(tmp_path, transformers.BertConfig(**TEXT), prepare=tokenizer())
     encoder = TransformersTextEncoder(str(tmp_path), batch_size=2, cache=None)
     shapes = []
@@ -302,7 +302,7 @@ NOTHING = {"pooling_mode_mean_tokens": True}
 
 @pytest.fixture
 def siglip(tmp_path):
-    """A tiny SigLIP with a tokenizer that tells upper case from lower case, as Gemma's does."""
+    """A tiny SigLIP with a case-sensitive tokenizer, as Gemma's."""
     saved(tmp_path, image_config("siglip"), prepare=tokenizer())
     return tmp_path
 
@@ -338,27 +338,27 @@ def theirs(folder, texts):
 
 
 class TestSigLIP:
-    def test_upper_case_is_read_as_lower_case(self, siglip):
+    def test_case_does_not_change_features(self, siglip):
         encoder = TransformersTextEncoder(str(siglip), cache=None)
         loud, quiet = encoder.transform(LOUD), encoder.transform(TEXTS)
         np.testing.assert_array_equal(loud, quiet)
         assert np.abs(quiet[0] - quiet[1]).max() > 1e-3
 
-    def test_pooling_of_the_hidden_states_is_of_lower_case_too(self, siglip):
+    def test_case_does_not_change_mean_pooling(self, siglip):
         encoder = TransformersTextEncoder(str(siglip), cache=None, pooling="mean")
         np.testing.assert_array_equal(encoder.transform(LOUD), encoder.transform(TEXTS))
 
-    def test_the_cache_key_tells_it_from_features_of_before(self, siglip):
+    def test_lower_case_changes_cache_key(self, siglip):
         assert TransformersTextEncoder(str(siglip))._identity()["lower"] is True
 
     @pytest.mark.parametrize("name", ["SiglipTokenizer", "Siglip2Tokenizer"])
-    def test_the_cache_key_stays_where_the_tokenizer_lower_cases(self, siglip, name):
+    def test_lower_casing_tokenizer_keeps_cache_key(self, siglip, name):
         file = siglip / "tokenizer_config.json"
         file.write_text(json.dumps(json.loads(file.read_text()) | {"tokenizer_class": name}))
         assert "lower" not in TransformersTextEncoder(str(siglip))._identity()
 
-    def test_a_trained_copy_reads_lower_case(self, siglip):
-        """LiT tokenizes by itself, with the encoder's preparation."""
+    def test_lit_tower_lower_cases(self, siglip):
+        """LiT uses the encoder's preparation of texts."""
         image = np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32)
         aligner = LiTAligner(text_encoder=str(siglip), max_epochs=1, random_state=0)
         aligner.fit(image, TEXTS)
@@ -366,7 +366,7 @@ class TestSigLIP:
 
 
 class TestSentenceTransformers:
-    def test_a_plain_model_keeps_its_cache_key(self, tmp_path):
+    def test_model_without_prompt_keeps_cache_key(self, tmp_path):
         encoder = sentence_model(tmp_path, prompts={"query": "", "document": ""})
         with warnings.catch_warnings():
             warnings.simplefilter("error")
@@ -376,14 +376,14 @@ class TestSentenceTransformers:
         }  # fmt: skip
         np.testing.assert_allclose(encoder.transform(LOUD), theirs(tmp_path, LOUD), atol=1e-5)
 
-    def test_do_lower_case_is_followed(self, tmp_path):
+    def test_do_lower_case_is_applied(self, tmp_path):
         encoder = sentence_model(tmp_path, do_lower_case=True)
         features = encoder.transform(LOUD)
         np.testing.assert_allclose(features, theirs(tmp_path, LOUD), atol=1e-5)
         np.testing.assert_array_equal(features, encoder.transform(TEXTS))
         assert encoder._identity()["lower"] is True
 
-    def test_default_prompt_is_put_in_front(self, tmp_path):
+    def test_default_prompt_is_prepended(self, tmp_path):
         encoder = sentence_model(tmp_path, {"query": "the dog ", "other": "cat "}, "query")
         features = encoder.transform(TEXTS)
         np.testing.assert_allclose(features, theirs(tmp_path, TEXTS), atol=1e-5)
@@ -392,19 +392,19 @@ class TestSentenceTransformers:
         prompted = encoder.transform([f"the dog {text}" for text in TEXTS])
         np.testing.assert_allclose(prompted, features, atol=1e-6)
 
-    def test_prompts_without_a_default_are_named_in_a_warning(self, tmp_path):
+    def test_prompts_without_default_warn(self, tmp_path):
         encoder = sentence_model(tmp_path, {"query": "the dog ", "passage": "cat "})
-        with pytest.warns(UserWarning, match=r"has prompts \('query', 'passage'\) and none"):
+        with pytest.warns(UserWarning, match=r"has prompts \('query', 'passage'\) but no default"):
             features = encoder.transform(TEXTS)
         np.testing.assert_allclose(features, theirs(tmp_path, TEXTS), atol=1e-5)
 
-    def test_prompt_that_is_not_pooled_is_refused(self, tmp_path):
+    def test_prompt_excluded_from_pooling_raises(self, tmp_path):
         pooling = {**NOTHING, "include_prompt": False}
         encoder = sentence_model(tmp_path, {"query": "the dog "}, "query", pooling)
-        with pytest.raises(ValueError, match="mean without the prompt, is not one of this enco"):
+        with pytest.raises(ValueError, match="files declare 'mean without the prompt'"):
             encoder.transform(TEXTS)
 
-    def test_default_prompt_that_is_missing_is_refused(self, tmp_path):
+    def test_missing_default_prompt_raises(self, tmp_path):
         encoder = sentence_model(tmp_path, {"query": "the dog "}, "passage")
-        with pytest.raises(ValueError, match="default_prompt_name 'passage' is not among"):
+        with pytest.raises(ValueError, match="default_prompt_name='passage' is not among"):
             encoder.transform(TEXTS)

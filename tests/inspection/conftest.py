@@ -1,4 +1,4 @@
-"""Displays draw into memory: no window, no figure left open."""
+"""Fixtures of the display tests, which draw without a window."""
 
 import matplotlib
 import pytest
@@ -10,7 +10,7 @@ matplotlib.use("Agg")
 
 
 @pytest.fixture(autouse=True)
-def closed_figures():
+def close_figures():
     yield
     from matplotlib import pyplot
 
@@ -19,7 +19,7 @@ def closed_figures():
 
 @pytest.fixture(scope="session")
 def model(captioned_images, features, image_encoder, text_encoder):
-    """Fitted on the first 200 images; the last 100 are for testing."""
+    """Return a model that is fitted on the first 200 images; the last 100 are for testing."""
     aligner = KernelAligner(text_encoder=text_encoder)
     return make_pipeline(image_encoder, aligner).fit(
         captioned_images.images[:200], captioned_images.captions[:200]
@@ -43,8 +43,8 @@ def ax():
 
 
 @pytest.fixture
-def nothing_is_computed(monkeypatch):
-    """Call it, and from then on any encoder or aligner that is asked for numbers fails."""
+def forbid_computation(monkeypatch):
+    """Return a function after whose call encoders and aligners raise an error."""
 
     def forbid():
         from sklearn_ape.aligners._base import BaseAligner

@@ -1,4 +1,4 @@
-"""Points are those of the reducer, with pairs, colours and gaps as they are."""
+"""EmbeddingMapDisplay: points, pairs, colours and missing rows."""
 
 import numpy as np
 import pytest
@@ -8,9 +8,7 @@ from sklearn_ape.inspection import EmbeddingMapDisplay
 
 
 class TestEmbeddingMapDisplay:
-    def test_shows_the_first_two_components_of_both_sides(
-        self, model, held_out, ax, nothing_is_computed
-    ):
+    def test_points_are_the_first_two_components(self, model, held_out, ax, forbid_computation):
         images, captions, categories = held_out
         display = EmbeddingMapDisplay.from_estimator(
             model, images, captions, labels=categories, random_state=0
@@ -20,17 +18,17 @@ class TestEmbeddingMapDisplay:
         np.testing.assert_allclose(
             np.concatenate([display.image_points, display.text_points]), expected, atol=1e-6
         )
-        assert sum(len(some.get_offsets()) for some in display.image_points_) == len(images)
+        assert sum(len(points.get_offsets()) for points in display.image_points_) == len(images)
         assert len(display.image_points_) == len(display.text_points_) == 3
         assert len(display.lines_.get_segments()) == len(images)
-        nothing_is_computed()
+        forbid_computation()
         display.plot(ax=ax, thumbnails=5, lines=False)
         assert display.ax_ is ax
         assert display.lines_ is None
         assert len(display.thumbnails_) == 5
         ax.figure.canvas.draw()
 
-    def test_centring_closes_the_gap(self):
+    def test_centering_removes_the_gap(self):
         rng = np.random.default_rng(0)
         common = rng.normal(size=(40, 6))
         apart = common + 20
@@ -41,7 +39,7 @@ class TestEmbeddingMapDisplay:
         closed = EmbeddingMapDisplay.from_predictions(common, apart, center=True)
         np.testing.assert_allclose(closed.image_points, closed.text_points, atol=1e-9)
 
-    def test_reducers(self, features):
+    def test_reducers_are_reproducible_and_cloned(self, features):
         image = features.image[:30, :50]
         maps = [
             EmbeddingMapDisplay.from_predictions(image, image[:20], reducer="tsne", random_state=3)
@@ -54,7 +52,7 @@ class TestEmbeddingMapDisplay:
         assert own.image_points.shape == (30, 2)
         assert not hasattr(svd, "components_")  # cloned
 
-    def test_rows_that_could_not_be_read_are_left_out_and_said(self):
+    def test_rows_of_nan_warn_and_are_left_out(self):
         image = np.random.default_rng(0).normal(size=(6, 4))
         broken = image.copy()
         broken[2] = np.nan
@@ -64,7 +62,7 @@ class TestEmbeddingMapDisplay:
         assert len(display.lines_.get_segments()) == 5
         assert len(display.plot(thumbnails=True).thumbnails_) == 5
 
-    def test_many_labels_share_a_grey(self):
+    def test_rare_labels_share_a_grey(self):
         image = np.random.default_rng(0).normal(size=(60, 4))
         labels = [f"label_{i % 20}$" for i in range(60)]
         display = EmbeddingMapDisplay.from_predictions(image, image, labels=labels)
@@ -78,11 +76,11 @@ class TestEmbeddingMapDisplay:
         [
             ({"reducer": "umap"}, "'pca', 'tsne' or an estimator"),
             ({"reducer": PCA(3)}, "not \\(8, 2\\)"),
-            ({"labels": ["a"]}, "1 labels for 4 images"),
-            ({"pairs": [[0, 9]]}, "Pair 0"),
+            ({"labels": ["a"]}, "labels has 1 items for 4 images"),
+            ({"pairs": [[0, 9]]}, "in row 0, and there are"),
         ],
     )
-    def test_bad_input_is_named(self, arguments, message):
+    def test_invalid_input_raises(self, arguments, message):
         with pytest.raises(ValueError, match=message):
             EmbeddingMapDisplay.from_predictions(np.eye(4), np.eye(4), **arguments)
         with pytest.raises(ValueError, match="embeddings of one space"):

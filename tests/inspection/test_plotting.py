@@ -16,17 +16,17 @@ from sklearn.preprocessing import StandardScaler
 from sklearn_ape import CCAAligner
 from sklearn_ape.inspection._plotting import (
     aligner_and_input,
-    axes_for,
-    check_names,
-    checked_pairs,
+    check_items,
+    check_pairs,
     draw_thumbnail,
-    plain,
-    thumbnail,
+    format_text,
+    get_axes,
+    make_thumbnail,
 )
 
 
-class TestPlain:
-    # A glyph that no font has is a box, of which matplotlib tells.
+class TestFormatText:
+    # Matplotlib warns about characters without a glyph.
     @pytest.mark.filterwarnings("ignore:Glyph", "ignore:No artists")
     @pytest.mark.parametrize(
         "text",
@@ -41,39 +41,39 @@ class TestPlain:
             7,
         ],
     )
-    def test_any_text_is_drawn(self, text, ax):
-        """Captions are other people's: none of them stops the figure."""
-        ax.set_title(plain(text, 60))
-        ax.plot([0, 1], label=plain(text))
+    def test_any_text_can_be_drawn(self, text, ax):
+        """Captions are user data, and none of them may prevent a figure."""
+        ax.set_title(format_text(text, 60))
+        ax.plot([0, 1], label=format_text(text))
         ax.legend()
         ax.figure.canvas.draw()
 
-    def test_dollars_and_underscores_are_shown_as_they_are(self, ax):
+    def test_dollars_and_underscores_are_literal(self, ax):
         from matplotlib.cbook import is_math_text
 
-        title = ax.set_title(plain("$a_b$ costs $5"))
+        title = ax.set_title(format_text("$a_b$ costs $5"))
         assert not is_math_text(title.get_text())
-        ax.plot([0, 1], label=plain("_a"))
+        ax.plot([0, 1], label=format_text("_a"))
         assert [text.get_text() for text in ax.legend().get_texts()] == [" _a"]
 
-    def test_long_text_is_cut_and_said_to_be(self):
-        assert plain("a very long caption", 10) == "a very…"
-        assert plain("one two three four five", 9, 2) == "one two\nthree…"
-        assert len(plain("x" * 100, 10)) <= 10
+    def test_long_text_ends_in_ellipsis(self):
+        assert format_text("a very long caption", 10) == "a very…"
+        assert format_text("one two three four five", 9, 2) == "one two\nthree…"
+        assert len(format_text("x" * 100, 10)) <= 10
 
 
 class TestAxes:
-    def test_one_axes_is_asked_for(self):
-        with pytest.raises(TypeError, match=r"pass one, such as axes\[0\]"):
-            axes_for(pyplot.subplots(1, 2)[1], 3, 3)
+    def test_several_axes_raise(self):
+        with pytest.raises(TypeError, match=r"pass one of them, such as axes\[0\]"):
+            get_axes(pyplot.subplots(1, 2)[1], 3, 3)
 
-    def test_a_figure_is_never_larger_than_can_be_drawn(self):
-        assert max(axes_for(None, 5000, 10).figure.get_size_inches()) <= 40
+    def test_figure_size_is_limited(self):
+        assert max(get_axes(None, 5000, 10).figure.get_size_inches()) <= 40
 
-    def test_without_matplotlib_the_remedy_is_named(self, monkeypatch):
+    def test_missing_matplotlib_raises_with_install_command(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "matplotlib", None)
         with pytest.raises(ImportError, match=r'pip install "sklearn-ape\[plots\]"'):
-            axes_for(None, 3, 3)
+            get_axes(None, 3, 3)
 
 
 @pytest.fixture
@@ -81,20 +81,20 @@ def pipeline(concepts):
     return make_pipeline(StandardScaler(), CCAAligner()).fit(concepts.image, concepts.text)
 
 
-def test_steps_before_the_aligner_are_taken(pipeline, concepts):
+def test_steps_before_the_aligner_are_applied(pipeline, concepts):
     X = pipeline[0].transform(concepts.image)
     for holder in (pipeline, FrozenEstimator(pipeline)):
-        aligner, given = aligner_and_input(holder, concepts.image)
+        aligner, features = aligner_and_input(holder, concepts.image)
         assert aligner is pipeline[-1]
-        np.testing.assert_array_equal(given, X)
+        np.testing.assert_array_equal(features, X)
 
 
-def test_the_best_of_a_search(concepts):
+def test_best_estimator_of_search_is_used(concepts):
     search = GridSearchCV(CCAAligner(), {"ridge": [0.1, 1.0]}, cv=2)
     search.fit(concepts.image, concepts.text)
-    aligner, given = aligner_and_input(search, concepts.image)
+    aligner, features = aligner_and_input(search, concepts.image)
     assert aligner is search.best_estimator_
-    assert given is concepts.image
+    assert features is concepts.image
 
 
 @pytest.mark.parametrize(
@@ -102,28 +102,28 @@ def test_the_best_of_a_search(concepts):
     [
         ([[0.5, 1.0]], r"integers of shape \(n_pairs, 2\), not float64"),
         ([[0, 1, 2]], r"not int64 of shape \(1, 3\)"),
-        ([[0, 0], [1, 7]], r"Pair 1 is of rows \[1, 7\]"),
+        ([[0, 0], [1, 7]], r"pairs has \[1, 7\] in row 1"),
         (None, "3 images and 2 texts"),
     ],
 )
-def test_pairs_that_do_not_fit(pairs, message):
+def test_invalid_pairs_raise(pairs, message):
     with pytest.raises(ValueError, match=message):
-        checked_pairs(pairs, 3, 2)
+        check_pairs(pairs, 3, 2)
 
 
-def test_no_pairs_are_none():
-    assert checked_pairs([], 3, 2).shape == (0, 2)
+def test_empty_pairs_are_allowed():
+    assert check_pairs([], 3, 2).shape == (0, 2)
 
 
-def test_names_that_do_not_fit():
+def test_invalid_items_raise():
     with pytest.raises(ValueError, match="captions is a single text, not a sequence"):
-        check_names("cat", 3, "captions", "text")
-    with pytest.raises(ValueError, match="There are 2 captions for 3 texts"):
-        check_names(["a", "b"], 3, "captions", "text")
+        check_items("cat", 3, "captions", "text")
+    with pytest.raises(ValueError, match="captions has 2 items for 3 texts"):
+        check_items(["a", "b"], 3, "captions", "text")
 
 
 class TestThumbnail:
-    def test_every_form_of_one_image_gives_one_thumbnail(self, captioned_images):
+    def test_forms_of_one_image_give_equal_thumbnails(self, captioned_images):
         path = captioned_images.images[0]
         image = Image.open(path)
         forms = [
@@ -134,23 +134,23 @@ class TestThumbnail:
             np.asarray(image.convert("RGB")),
         ]
         for form in forms:
-            np.testing.assert_array_equal(thumbnail(form), thumbnail(path))
+            np.testing.assert_array_equal(make_thumbnail(form), make_thumbnail(path))
 
-    @pytest.mark.parametrize("bad", [None, "nowhere.png", b"", b"text", 7, np.zeros((3, 4, 5))])
-    def test_what_cannot_be_read_is_grey(self, bad):
-        assert (thumbnail(bad, 8) == 200).all()
+    @pytest.mark.parametrize("item", [None, "nowhere.png", b"", b"text", 7, np.zeros((3, 4, 5))])
+    def test_unreadable_image_is_grey(self, item):
+        assert (make_thumbnail(item, 8) == 200).all()
 
-    def test_transparency_is_white_and_the_whole_image_is_seen(self):
+    def test_transparent_image_is_padded_with_white(self):
         buffer = io.BytesIO()
         wide = Image.new("RGBA", (64, 16), (0, 0, 0, 0))
         wide.paste((255, 0, 0, 255), (0, 0, 8, 16))
         wide.save(buffer, "PNG")
-        small = thumbnail(buffer.getvalue(), 32)
+        small = make_thumbnail(buffer.getvalue(), 32)
         assert small.shape == (32, 32, 3)
         assert small[16, 1].tolist() == [255, 0, 0]
         assert small[16, 30].tolist() == small[0, 0].tolist() == [255, 255, 255]
 
-    def test_an_image_stands_upright_whichever_way_the_axis_points(self, ax):
+    def test_thumbnail_is_upright_on_inverted_axis(self, ax):
         top_red = np.zeros((10, 10, 3), np.uint8)
         top_red[:5] = [255, 0, 0]
         for inverted in (False, True):
@@ -158,6 +158,6 @@ class TestThumbnail:
             draw_thumbnail(ax, top_red, (0, 0), 1.0)
             figure = ax.figure
             figure.canvas.draw()
-            seen = np.asarray(figure.canvas.buffer_rgba())
+            pixels = np.asarray(figure.canvas.buffer_rgba())
             x, y = ax.transAxes.transform((0.5, 0.65))
-            assert seen[seen.shape[0] - int(y), int(x), :3].tolist() == [255, 0, 0]
+            assert pixels[pixels.shape[0] - int(y), int(x), :3].tolist() == [255, 0, 0]

@@ -1,4 +1,4 @@
-"""The curve is the metric, chance is chance."""
+"""RecallCurveDisplay: recall and the chance level."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ from sklearn.pipeline import make_pipeline
 
 from sklearn_ape import CCAAligner
 from sklearn_ape.inspection import RecallCurveDisplay
-from sklearn_ape.inspection._recall_curve import _chance
+from sklearn_ape.inspection._recall_curve import _compute_chance
 
 
 class TestRecallCurveDisplay:
@@ -16,14 +16,14 @@ class TestRecallCurveDisplay:
         report = model[-1].retrieval_report(
             image_encoder.transform(images), captions, ks=tuple(display.ks.tolist())
         )
-        for way, line in display.lines_.items():
-            assert line.get_xdata().tolist() == list(report[way])
-            np.testing.assert_allclose(line.get_ydata(), list(report[way].values()))
+        for direction, line in display.lines_.items():
+            assert line.get_xdata().tolist() == list(report[direction])
+            np.testing.assert_allclose(line.get_ydata(), list(report[direction].values()))
         assert display.ks[0] == 1
         assert display.recall["image_to_text"][-1] == 1.0
         assert display.lines_["text_to_image"].get_label().startswith("KernelAligner: ")
 
-    def test_several_estimators_share_axes_and_one_chance(
+    def test_estimators_share_axes_and_chance_level(
         self, model, held_out, captioned_images, image_encoder, text_encoder
     ):
         images, captions, _ = held_out
@@ -48,15 +48,15 @@ class TestRecallCurveDisplay:
         assert len(colors) == 1
         assert colors != {line.get_color() for line in second.lines_.values()}
 
-    def test_is_drawn_again_without_computing(self, model, held_out, ax, nothing_is_computed):
+    def test_plot_draws_stored_results(self, model, held_out, ax, forbid_computation):
         display = RecallCurveDisplay.from_estimator(model, *held_out[:2], ks=[1, 2, 3])
-        nothing_is_computed()
+        forbid_computation()
         display.plot(ax=ax, name="again", plot_chance_level=False, linewidth=3)
         assert display.ax_ is ax
         assert display.chance_lines_ == {}
         assert display.lines_["image_to_text"].get_linewidth() == 3
 
-    def test_several_captions_an_image_raise_recall_and_chance(self):
+    def test_several_captions_per_image_raise_chance_level(self):
         rng = np.random.default_rng(0)
         image, text = rng.normal(size=(4, 3)), rng.normal(size=(8, 3))
         pairs = np.column_stack([np.repeat(np.arange(4), 2), np.arange(8)])
@@ -65,7 +65,7 @@ class TestRecallCurveDisplay:
         assert display.chance["text_to_image"] == pytest.approx([1 / 4, 2 / 4])
         assert len(display.chance_lines_) == 2
 
-    def test_chance_is_what_random_orders_reach(self):
+    def test_chance_level_equals_recall_of_random_orders(self):
         rng = np.random.default_rng(0)
         n_positives, n = np.array([1, 3]), 10
         hits = [
@@ -73,15 +73,15 @@ class TestRecallCurveDisplay:
             for count in np.repeat(n_positives, 4000)
         ]
         np.testing.assert_allclose(
-            _chance(n_positives, n, np.array([1, 4, 9])), np.mean(hits, axis=0), atol=0.02
+            _compute_chance(n_positives, n, np.array([1, 4, 9])), np.mean(hits, axis=0), atol=0.02
         )
-        assert _chance(n_positives, n, np.array([10, 50])).tolist() == [1, 1]
+        assert _compute_chance(n_positives, n, np.array([10, 50])).tolist() == [1, 1]
 
     @pytest.mark.parametrize("ks", [[], [0, 1], [1.5], ["a"]])
-    def test_bad_ks_are_named(self, ks):
+    def test_invalid_ks_raise(self, ks):
         with pytest.raises(ValueError, match="ks must be integers of at least 1"):
             RecallCurveDisplay.from_predictions(np.eye(3), np.eye(3), ks=ks)
 
-    def test_pairs_are_needed_where_places_say_nothing(self):
-        with pytest.raises(ValueError, match="pass pairs"):
+    def test_missing_pairs_raise(self):
+        with pytest.raises(ValueError, match="pairs is None, and there are 3 images and 2 texts"):
             RecallCurveDisplay.from_predictions(np.eye(3), np.eye(3)[:2])

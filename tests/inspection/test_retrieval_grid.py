@@ -1,4 +1,4 @@
-"""What is found is shown in its order, with its score, and marked as it was right or wrong."""
+"""RetrievalGridDisplay: images found, scores and relevance."""
 
 from types import SimpleNamespace
 
@@ -7,13 +7,13 @@ import pytest
 
 from sklearn_ape import CrossModalRetriever
 from sklearn_ape.inspection import RetrievalGridDisplay
-from sklearn_ape.inspection._plotting import thumbnail
+from sklearn_ape.inspection._plotting import make_thumbnail
 
 QUERIES = ["an animal", "a red fruit"]
 
 
 class TestRetrievalGridDisplay:
-    def test_shows_the_nearest_images(self, model, held_out, ax, nothing_is_computed):
+    def test_shows_the_nearest_images(self, model, held_out, ax, forbid_computation):
         images, captions, _ = held_out
         display = RetrievalGridDisplay.from_estimator(
             model, QUERIES, images, k=3, captions=captions, relevant=[[0], range(100)]
@@ -23,25 +23,25 @@ class TestRetrievalGridDisplay:
         assert display.images == [[images[i] for i in row] for row in best]
         np.testing.assert_array_equal(display.scores, np.take_along_axis(similarity, best, axis=1))
         np.testing.assert_array_equal(
-            display.thumbnails_[1][2].get_array(), thumbnail(images[best[1, 2]])
+            display.thumbnails_[1][2].get_array(), make_thumbnail(images[best[1, 2]])
         )
         assert display.text_[0][0].get_text().startswith(f"{similarity[0].max():.2f}\n")
         assert display.relevant.tolist() == [(best[0] == 0).tolist(), [True] * 3]
-        nothing_is_computed()
+        forbid_computation()
         assert display.plot(ax=ax, max_queries=1, scores_format=None).ax_ is ax
         assert len(display.thumbnails_) == 1
         assert ax.get_title() == "the first 1 of 2 queries"
 
-    def test_takes_what_a_retriever_returns(self, held_out):
+    def test_results_of_a_retriever_are_shown(self, held_out):
         images = held_out[0]
         found = (np.array([[0.9, 0.8]]), np.array([[4, 2]]), [[images[4], images[2]]])
         retriever = SimpleNamespace(search=lambda queries, k, modality: found)
         display = RetrievalGridDisplay.from_estimator(retriever, [images[4]], relevant=[2])
         assert display.images == [[images[4], images[2]]]
         assert display.relevant.tolist() == [[False, True]]
-        np.testing.assert_array_equal(display.query_[0].get_array(), thumbnail(images[4]))
+        np.testing.assert_array_equal(display.query_[0].get_array(), make_thumbnail(images[4]))
         named = (*found[:2], [["a tiger", "a $_$"]])
-        with pytest.raises(ValueError, match="'a tiger', are no files: pass images"):
+        with pytest.raises(ValueError, match="'a tiger', which are not files"):
             RetrievalGridDisplay.from_predictions(named, [images[4]])
         display = RetrievalGridDisplay.from_predictions(named, [images[4]], images=images)
         assert display.images == [[images[4], images[2]]]
@@ -67,18 +67,18 @@ class TestRetrievalGridDisplay:
         for drawn in display.thumbnails_[0]:
             assert (drawn.get_array() == 200).all()
 
-    def test_bad_input_is_named(self, model, held_out):
+    def test_invalid_input_raises(self, model, held_out):
         images = held_out[0]
         result = np.zeros((1, 2)), np.array([[0, 5]])
         with pytest.raises(ValueError, match="a single query"):
             RetrievalGridDisplay.from_estimator(model, "a cat", images)
-        with pytest.raises(ValueError, match="no images of its own"):
+        with pytest.raises(ValueError, match="has no images of its own"):
             RetrievalGridDisplay.from_estimator(model, QUERIES)
         with pytest.raises(ValueError, match="images is None"):
             RetrievalGridDisplay.from_predictions(result, ["x"])
-        with pytest.raises(ValueError, match="indices go up to 5, and images has 3 entries"):
+        with pytest.raises(ValueError, match="images has 3 items, and the indices go up to 5"):
             RetrievalGridDisplay.from_predictions(result, ["x"], images=images[:3])
         with pytest.raises(ValueError, match="2 queries"):
             RetrievalGridDisplay.from_predictions(result, QUERIES, images=images)
-        with pytest.raises(ValueError, match="relevant has 2 entries for 1 queries"):
+        with pytest.raises(ValueError, match="relevant has 2 items for 1 queries"):
             RetrievalGridDisplay.from_predictions(result, ["x"], images=images, relevant=[[], []])

@@ -1,4 +1,4 @@
-"""The matrix shows what the aligner says."""
+"""SimilarityMatrixDisplay: values, names and pairs."""
 
 import numpy as np
 import pytest
@@ -17,10 +17,10 @@ class TestSimilarityMatrixDisplay:
         assert len(display.thumbnails_) == 6
         assert display.pairs.tolist() == [[i, i] for i in range(6)]
 
-    def test_is_drawn_again_without_computing(self, model, held_out, ax, nothing_is_computed):
+    def test_plot_draws_stored_results(self, model, held_out, ax, forbid_computation):
         display = SimilarityMatrixDisplay.from_estimator(model, held_out[0][:3], held_out[1][:4])
         first = display.im_.get_array()
-        nothing_is_computed()
+        forbid_computation()
         assert display.plot(ax=ax, colorbar=False, include_values=False) is display
         assert display.ax_ is ax
         assert display.figure_ is ax.figure
@@ -28,7 +28,7 @@ class TestSimilarityMatrixDisplay:
         np.testing.assert_array_equal(display.im_.get_array(), first)
         assert display.pairs is None  # not as many texts as images
 
-    def test_features_are_named_by_what_is_given_besides(self, model, features, captioned_images):
+    def test_features_are_shown_with_images_and_captions(self, model, features, captioned_images):
         aligner = model[-1]
         display = SimilarityMatrixDisplay.from_estimator(
             aligner,
@@ -44,7 +44,7 @@ class TestSimilarityMatrixDisplay:
         assert bare.thumbnails_ == []
         assert bare.ax_.get_ylabel() == "image"
 
-    def test_large_matrices_and_unread_images_are_drawn(self):
+    def test_large_matrices_and_unreadable_images_are_drawn(self):
         similarity = np.random.default_rng(0).normal(size=(500, 300))
         similarity[3] = np.nan
         display = SimilarityMatrixDisplay.from_predictions(
@@ -53,23 +53,23 @@ class TestSimilarityMatrixDisplay:
         display.figure_.canvas.draw()
         assert display.text_ is None
         assert display.thumbnails_ == []
-        few = SimilarityMatrixDisplay.from_predictions(similarity[:5, :5])
-        assert few.text_[3, 0].get_text() == ""
+        small = SimilarityMatrixDisplay.from_predictions(similarity[:5, :5])
+        assert small.text_[3, 0].get_text() == ""
 
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            ({"images": [None]}, "1 images for 2 rows"),
+            ({"images": [None]}, "images has 1 items for 2 rows"),
             ({"captions": "ab"}, "captions is a single column"),
-            ({"captions": ["a"]}, "1 captions for 2 columns"),
-            ({"pairs": [[0, 2]]}, r"Pair 0 is of rows \[0, 2\]"),
+            ({"captions": ["a"]}, "captions has 1 items for 2 columns"),
+            ({"pairs": [[0, 2]]}, r"pairs has \[0, 2\] in row 0"),
             ({"pairs": "diagonal"}, "'auto'"),
         ],
     )
-    def test_bad_input_is_named(self, arguments, message):
+    def test_invalid_input_raises(self, arguments, message):
         with pytest.raises(ValueError, match=message):
             SimilarityMatrixDisplay.from_predictions(np.eye(2), **arguments)
 
-    def test_what_is_no_aligner_is_refused(self, image_encoder):
+    def test_estimator_that_is_not_an_aligner_raises(self, image_encoder):
         with pytest.raises(TypeError, match="must be an aligner"):
             SimilarityMatrixDisplay.from_estimator(image_encoder, ["a"], ["b"])

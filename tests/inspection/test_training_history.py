@@ -1,4 +1,4 @@
-"""The course of training as the aligner tells it."""
+"""TrainingHistoryDisplay: loss, recall and the epoch that was kept."""
 
 import numpy as np
 import pytest
@@ -10,14 +10,14 @@ from sklearn_ape import APEAligner, CCAAligner
 from sklearn_ape.inspection import TrainingHistoryDisplay
 
 
-def fitted(concepts, **parameters):
+def fit_aligner(concepts, **parameters):
     aligner = APEAligner(width=16, depth=1, max_epochs=4, random_state=0, **parameters)
     return aligner.fit(concepts.image[:150], concepts.text[:150])
 
 
 class TestTrainingHistoryDisplay:
     def test_shows_the_history(self, concepts, ax):
-        aligner = fitted(concepts, init=None)
+        aligner = fit_aligner(concepts, init=None)
         display = TrainingHistoryDisplay.from_estimator(aligner, name="$x_1$")
         losses = [row["train_loss"] for row in aligner.history_]
         np.testing.assert_array_equal(display.loss_line_.get_ydata(), losses)
@@ -29,16 +29,16 @@ class TestTrainingHistoryDisplay:
         assert display.plot(ax=ax, legend=False).ax_ is ax
         np.testing.assert_array_equal(display.loss_line_.get_ydata(), losses)
 
-    def test_the_start_is_epoch_0_and_has_no_loss(self, concepts):
-        aligner = fitted(concepts)
+    def test_initialization_is_epoch_0_without_loss(self, concepts):
+        aligner = fit_aligner(concepts)
         display = TrainingHistoryDisplay.from_estimator(aligner)
         assert display.recall_line_.get_xdata()[0] == 0
         assert display.loss_line_.get_xdata()[0] == 1
         assert display.start_line_.get_ydata()[0] == aligner.history_[0]["valid_recall"]
-        kept = "the start was kept" if aligner.best_epoch_ == 0 else "was kept"
-        assert kept in display.best_line_.get_label()
+        expected = "initialization was kept" if aligner.best_epoch_ == 0 else "was kept"
+        assert expected in display.best_line_.get_label()
 
-    def test_pipelines_and_searches_are_looked_into(self, concepts):
+    def test_aligner_in_pipeline_and_search_is_found(self, concepts):
         grid = GridSearchCV(
             make_pipeline(
                 StandardScaler(), APEAligner(width=8, depth=1, max_epochs=2, random_state=0)
@@ -49,18 +49,18 @@ class TestTrainingHistoryDisplay:
         display = TrainingHistoryDisplay.from_estimator(grid)
         assert len(display.history) == len(grid.best_estimator_[-1].history_)
 
-    def test_without_held_out_pairs_there_is_only_a_loss(self, concepts):
+    def test_history_without_held_out_pairs_has_only_a_loss(self, concepts):
         display = TrainingHistoryDisplay.from_estimator(
-            fitted(concepts, init=None, early_stopping=False)
+            fit_aligner(concepts, init=None, early_stopping=False)
         )
         assert display.recall_line_ is display.recall_ax_ is None
         assert len(display.loss_line_.get_xdata()) == 4
 
-    def test_aligners_without_epochs_are_refused(self, concepts):
-        with pytest.raises(ValueError, match="CCAAligner has no history_"):
+    def test_aligner_without_history_raises(self, concepts):
+        with pytest.raises(ValueError, match="CCAAligner, which has no history_"):
             TrainingHistoryDisplay.from_estimator(CCAAligner().fit(concepts.image, concepts.text))
 
-    def test_a_start_kept_for_want_of_pairs_is_said(self, concepts):
+    def test_empty_history_raises(self, concepts):
         aligner = APEAligner(random_state=0).fit(concepts.image[:20], concepts.text[:20])
-        with pytest.raises(ValueError, match="The history is empty"):
+        with pytest.raises(ValueError, match="history is empty"):
             TrainingHistoryDisplay.from_estimator(aligner)

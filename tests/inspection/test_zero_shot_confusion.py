@@ -1,4 +1,4 @@
-"""Numbers are scikit-learn's, images are of the mistakes that they stand by."""
+"""ZeroShotConfusionDisplay: counts, example images and hidden classes."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ from sklearn.metrics import confusion_matrix
 
 from sklearn_ape import ZeroShotClassifier
 from sklearn_ape.inspection import ZeroShotConfusionDisplay
-from sklearn_ape.inspection._plotting import thumbnail
+from sklearn_ape.inspection._plotting import make_thumbnail
 
 NAMES = {
     "animal": ["an animal", "a bird", "a plant"],
@@ -16,7 +16,7 @@ NAMES = {
 
 
 class TestZeroShotConfusionDisplay:
-    def test_counts_are_those_of_the_predictions(self, model, held_out, ax, nothing_is_computed):
+    def test_counts_equal_the_confusion_matrix(self, model, held_out, ax, forbid_computation):
         images, _, y = held_out
         classifier = ZeroShotClassifier(NAMES, aligner=model)
         predicted = classifier.predict(images)
@@ -24,19 +24,19 @@ class TestZeroShotConfusionDisplay:
         np.testing.assert_array_equal(display.counts, confusion_matrix(y, predicted))
         assert f"{np.mean(predicted == y):.1%}" in display.ax_.get_title()
         for (row, column), image in display.examples.items():
-            at = images.index(image)
-            assert (y[at], predicted[at]) == (
+            index = images.index(image)
+            assert (y[index], predicted[index]) == (
                 classifier.classes_[row],
                 classifier.classes_[column],
             )
-            shown = display.thumbnails_[row, column].get_array()
-            np.testing.assert_array_equal(shown, thumbnail(image))
+            pixels = display.thumbnails_[row, column].get_array()
+            np.testing.assert_array_equal(pixels, make_thumbnail(image))
         assert len(display.examples) == np.count_nonzero(display.counts)
-        nothing_is_computed()
+        forbid_computation()
         assert display.plot(ax=ax, thumbnails=False).thumbnails_ == {}
         assert display.text_[0, 0].get_text() == str(display.counts[0, 0])
 
-    def test_rejected_images_have_a_column(self, model, held_out):
+    def test_unknown_images_have_a_column(self, model, held_out):
         images, _, y = held_out
         classifier = ZeroShotClassifier(NAMES, aligner=model, threshold=0.6, unknown_label="none")
         display = ZeroShotConfusionDisplay.from_estimator(classifier, images, y)
@@ -44,11 +44,11 @@ class TestZeroShotConfusionDisplay:
         assert display.row_labels == list(classifier.classes_)
         assert display.counts[:, -1].sum() == (classifier.predict(images) == "none").sum() > 0
 
-    def test_of_many_classes_the_most_confused_are_shown_and_none_is_lost(self):
+    def test_most_confused_of_many_classes_are_shown(self):
         rng = np.random.default_rng(0)
         truth = rng.integers(0, 300, 5000)
         predicted = np.where(rng.random(5000) < 0.5, truth, rng.integers(0, 300, 5000))
-        predicted[truth == 7] = 8  # by far the most frequent mistakes
+        predicted[truth == 7] = 8  # by far the most frequent error
         predicted[truth == 200] = 100
         display = ZeroShotConfusionDisplay.from_predictions(truth, predicted, max_classes=6)
         assert {7, 8, 100, 200} <= set(display.row_labels)
@@ -57,10 +57,10 @@ class TestZeroShotConfusionDisplay:
         assert "of 300 classes" in display.ax_.get_title().replace("\n", " ")
         for row, label in enumerate(display.row_labels):
             assert display.counts[row].sum() == (truth == label).sum()
-        where = display.row_labels.index(7), display.column_labels.index(8)
-        assert display.counts[where] == (truth == 7).sum()
+        cell = display.row_labels.index(7), display.column_labels.index(8)
+        assert display.counts[cell] == (truth == 7).sum()
 
-    def test_labels_of_several_types_and_odd_text(self):
+    def test_labels_of_several_types_are_drawn(self):
         display = ZeroShotConfusionDisplay.from_predictions(
             [1, 2, 2, "unknown"],
             [1, "unknown", 1, "unknown"],
@@ -68,8 +68,8 @@ class TestZeroShotConfusionDisplay:
         )
         assert display.row_labels == display.column_labels == [1, 2, "unknown"]
         assert display.counts.tolist() == [[1, 0, 0], [1, 0, 1], [0, 0, 1]]
-        odd = ZeroShotConfusionDisplay.from_predictions(["$a$", "_b"], ["_b", "_b"])
-        for figure in (display.figure_, odd.figure_):
+        special = ZeroShotConfusionDisplay.from_predictions(["$a$", "_b"], ["_b", "_b"])
+        for figure in (display.figure_, special.figure_):
             figure.canvas.draw()
 
     @pytest.mark.parametrize(
@@ -77,11 +77,11 @@ class TestZeroShotConfusionDisplay:
         [
             ((["a"], ["a", "b"]), "inconsistent"),
             (([], []), "y_true is empty"),
-            ((["a"], ["a"], {"images": []}), "0 images for 1 samples"),
+            ((["a"], ["a"], {"images": []}), "images has 0 items for 1 samples"),
             ((["a"], ["a"], {"max_classes": 1}), "max_classes must be at least 2"),
         ],
     )
-    def test_bad_input_is_named(self, arguments, message):
+    def test_invalid_input_raises(self, arguments, message):
         *sides, options = arguments if len(arguments) == 3 else (*arguments, {})
         with pytest.raises(ValueError, match=message):
             ZeroShotConfusionDisplay.from_predictions(*sides, **options)

@@ -58,7 +58,7 @@ class TestExpectedCalibrationError:
 
     @pytest.mark.parametrize("n_bins", [0, -1, 2.5, 15.0, np.nan, True, "15", None])
     def test_bins_must_be_counted_by_a_positive_integer(self, n_bins):
-        with pytest.raises(ValueError, match="n_bins must be at least 1 and an integer, not"):
+        with pytest.raises(ValueError, match="n_bins must be an integer >= 1, not"):
             expected_calibration_error([0, 1], np.eye(2), n_bins=n_bins)
 
     def test_repeated_labels_are_refused(self):

@@ -106,7 +106,7 @@ def locked():
         is_held.set()
         time.sleep(10 * PATIENCE_S)
 
-    from sklearn_ape.encoders.base import _locks as encoder_locks
+    from sklearn_ape.encoders._encoding import _locks as encoder_locks
 
     (encoder_lock,) = encoder_locks.values()
     threading.Thread(target=hold, daemon=True).start()

@@ -2,7 +2,6 @@
 
 import os
 import threading
-from collections import OrderedDict
 from contextlib import ExitStack, contextmanager
 
 import numpy as np
@@ -28,13 +27,12 @@ from sklearn_ape.encoders import (
     TimmImageEncoder,
     TransformersTextEncoder,
     classifier_head_pairs,
-)
-from sklearn_ape.encoders import (
-    weights as _networks,
+    weights,
 )
 from sklearn_ape.features import DiskFeatureCache
 from sklearn_ape.heads import HEAD_KINDS
 from sklearn_ape.metrics import expected_calibration_error, fit_temperature
+from sklearn_ape.utils.concurrency import LRUCache
 from sklearn_ape.utils.torch_state import default_state
 from tests.aligners.test_clip import IMAGES, TEXTS
 from tests.aligners.test_clip import saved as saved_clip
@@ -223,7 +221,7 @@ class TestLiT:
 @pytest.fixture
 def nothing_loaded(monkeypatch):
     """Networks are loaded again, in the state of the test."""
-    monkeypatch.setattr(_networks, "_kept", OrderedDict())
+    monkeypatch.setattr(weights, "_networks", LRUCache(max_entries=8))
 
 
 ENCODERS = {
@@ -274,7 +272,7 @@ class TestEncoders:
             features = TransformersTextEncoder(name, cache=tmp_path, engine=engine).transform(
                 texts
             )
-        _networks._kept.clear()
+        weights._networks.clear()
         (tmp_path / "features.sqlite").unlink()
         later = TransformersTextEncoder(name, cache=tmp_path, engine=engine)
         np.testing.assert_array_equal(later.transform(texts), features)
@@ -289,7 +287,7 @@ class TestEncoders:
 
     def test_head_pairs_are_the_same(self):
         expected = classifier_head_pairs(TimmImageEncoder())
-        _networks._kept.clear()
+        weights._networks.clear()
         with everything():
             found = classifier_head_pairs(TimmImageEncoder())
         np.testing.assert_array_equal(found.weights, expected.weights)

@@ -194,10 +194,10 @@ CASES = [
     (unread_query, "could not be read"),
     (queries_like_paths, "look like paths"),
     (items_that_are_not_saved, "not saved"),
-    (a_single_class, "only class"),
-    (a_single_class_in_predict_top_k, "only class"),
+    (a_single_class, "only one class"),
+    (a_single_class_in_predict_top_k, "only one class"),
     (equal_embeddings_of_labels, "same embedding"),
-    (labels_of_y_that_are_no_class, "count as wrong"),
+    (labels_of_y_that_are_no_class, "count as errors"),
     (unread_images_of_a_classifier, "could not be read"),
     (unread_images_of_several_labels, "could not be read"),
     (a_training_that_is_stopped, "stopped after 1 of 9 epochs"),
@@ -234,7 +234,7 @@ def namespace(by_words):
 
 @pytest.mark.parametrize("filename", ["<stdin>", "<string>", "/tmp/ipykernel_7/123.py"])
 def test_code_without_a_file(filename, namespace):
-    with pytest.warns(UserWarning, match="only class") as caught:
+    with pytest.warns(UserWarning, match="only one class") as caught:
         warn_in(namespace, filename)
     assert caught[0].filename == filename
 
@@ -244,7 +244,7 @@ def test_a_doctest_of_a_module_of_the_package(namespace):
     source = ">>> ZeroShotClassifier(['cat'], aligner=aligner).predict(X).shape\n(60,)\n"
     namespace["__name__"] = "sklearn_ape.zero_shot"
     test = doctest.DocTestParser().get_doctest(source, namespace, "example", None, 0)
-    with pytest.warns(UserWarning, match="only class") as caught:
+    with pytest.warns(UserWarning, match="only one class") as caught:
         assert doctest.DocTestRunner().run(test).failed == 0
     assert caught[0].filename == "<doctest example[0]>"
 
@@ -258,11 +258,11 @@ def in_thread(work):
 def test_warning_in_threads_points_to_the_caller(by_words):
     aligner, X, _ = by_words
     classifier = ZeroShotClassifier(["cat"], aligner=aligner)
-    with pytest.warns(UserWarning, match="only class") as caught:
+    with pytest.warns(UserWarning, match="only one class") as caught:
         in_thread(lambda: classifier.predict(X))
     assert caught[0].filename == __file__
     with (
-        pytest.warns(UserWarning, match="only class") as caught,
+        pytest.warns(UserWarning, match="only one class") as caught,
         ThreadPoolExecutor(1) as pool,  # in which no frame is ours
     ):
         pool.submit(classifier.predict, X).result()

@@ -1,23 +1,22 @@
-"""A small model of real images, shared by the tests of the classifier."""
-
-from collections import OrderedDict
+"""Fixtures of the classifier tests: a small model of real images."""
 
 import pytest
 from sklearn.pipeline import make_pipeline
 
 from sklearn_ape import APEAligner
-from sklearn_ape.zero_shot import _base as _label_embeddings
+from sklearn_ape.utils.concurrency import LRUCache
+from sklearn_ape.zero_shot import _base
 
 
 @pytest.fixture(autouse=True)
-def no_embeddings_from_before(monkeypatch):
-    """A process keeps them, and a test may run twice in one (mutation testing does it)."""
-    monkeypatch.setattr(_label_embeddings, "_kept", OrderedDict())
+def empty_label_cache(monkeypatch):
+    """Empty the cache of label embeddings, since mutation testing runs tests repeatedly."""
+    monkeypatch.setattr(_base, "_cache", LRUCache(max_bytes=2**28))
 
 
 @pytest.fixture(scope="session")
 def model(captioned_images, features, image_encoder, text_encoder):
-    """Trained on the first 200 images; the last 100 are for testing."""
+    """Return a model that is trained on the first 200 images; the last 100 are for testing."""
     aligner = APEAligner(text_encoder=text_encoder, width=256, max_epochs=30, random_state=0)
     return make_pipeline(image_encoder, aligner).fit(
         captioned_images.images[:200], captioned_images.captions[:200]

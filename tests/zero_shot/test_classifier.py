@@ -1,4 +1,4 @@
-"""ZeroShotClassifier with a fitted aligner, on real images."""
+"""Predictions of ZeroShotClassifier with a fitted aligner, on real images."""
 
 import pickle
 import warnings
@@ -15,15 +15,15 @@ from sklearn_ape import APEAligner, CCAAligner, ZeroShotClassifier
 from tests.conftest import LABELS
 
 
-class TestAlone:
-    def test_ready_without_fit_and_better_than_chance(self, model, held_out):
+class TestFittedAligner:
+    def test_predicts_without_fit_better_than_chance(self, model, held_out):
         images, y, _ = held_out
         classifier = ZeroShotClassifier(LABELS, aligner=model)
         assert classifier.score(images, y) > 0.5  # chance is a third
         assert set(classifier.predict(images)) <= set(LABELS)
 
     def test_classes_are_sorted_and_columns_follow(self, model, held_out):
-        """In the order of the user, scorers of probabilities would be silently wrong."""
+        """Otherwise scorers of probabilities would be wrong without an error."""
         images, y, _ = held_out
         classifier = ZeroShotClassifier(LABELS, aligner=model)
         assert classifier.classes_.tolist() == ["animal", "food", "travel"]
@@ -56,14 +56,14 @@ class TestAlone:
             ["cat", "bus", "egg"], aligner=model, templates=["{}", "a {} or two"]
         )
         prompts = [["bus", "a bus or two"], ["cat", "a cat or two"], ["egg", "a egg or two"]]
-        means = np.stack([model[-1].transform_text(some).mean(axis=0) for some in prompts])
+        means = np.stack([model[-1].transform_text(texts).mean(axis=0) for texts in prompts])
         means /= np.linalg.norm(means, axis=1, keepdims=True)
         expected = model[-1].logit_scale_ * model.transform(images) @ means.T
         np.testing.assert_allclose(
             classifier.decision_function(images), expected, rtol=1e-4, atol=1e-6
         )
 
-    def test_two_classes_give_one_score_an_image(self, model, held_out):
+    def test_two_classes_give_one_score_per_image(self, model, held_out):
         images = held_out[0][:8]
         classifier = ZeroShotClassifier(["cat", "bus"], aligner=model)
         scores = classifier.decision_function(images)
@@ -71,7 +71,7 @@ class TestAlone:
         np.testing.assert_array_equal(classifier.classes_[(scores > 0).astype(int)],
                                       classifier.predict(images))  # fmt: skip
 
-    def test_numbers_as_classes(self, model, held_out):
+    def test_numbered_classes_score_like_named_classes(self, model, held_out):
         images, y, _ = held_out
         numbers = {"travel": 2, "animal": 0, "food": 1}
         classifier = ZeroShotClassifier(
@@ -81,7 +81,7 @@ class TestAlone:
         y_number = np.array([numbers[name] for name in y])
         assert classifier.score(images, y_number) == by_name.score(images, y)
 
-    def test_a_name_with_a_place_is_a_template_of_its_class(self, model, held_out):
+    def test_name_with_placeholder_is_template_of_its_class(self, model, held_out):
         images = held_out[0][:5]
         own = ZeroShotClassifier(
             {"bus": "a yellow {}", "cat": None}, aligner=model, templates="none"
@@ -91,7 +91,7 @@ class TestAlone:
         )
         np.testing.assert_array_equal(own.predict_proba(images), plain.predict_proba(images))
 
-    def test_features_in_with_an_aligner_of_features(self, model, features, captioned_images):
+    def test_features_and_images_give_equal_predictions(self, model, features, captioned_images):
         classifier = ZeroShotClassifier(LABELS, aligner=model[-1])
         around = ZeroShotClassifier(LABELS, aligner=model)
         np.testing.assert_array_equal(
@@ -117,7 +117,7 @@ class TestAlone:
     def test_refitted_aligner_gets_new_label_embeddings(
         self, features, captioned_images, text_encoder
     ):
-        """Kept embeddings must not outlive the weights that gave them."""
+        """Cached embeddings must not be used with other weights."""
         aligner = APEAligner(text_encoder=text_encoder, width=32, max_epochs=2, random_state=0)
         aligner.fit(features.image, captioned_images.captions)
         classifier = ZeroShotClassifier(LABELS, aligner=aligner)
@@ -128,7 +128,7 @@ class TestAlone:
         np.testing.assert_array_equal(after, fresh.predict_proba(features.image[:5]))
         assert not np.allclose(before, after)
 
-    def test_threshold_gives_unknown(self, model, held_out):
+    def test_images_below_threshold_are_unknown(self, model, held_out):
         images = held_out[0]
         sure = ZeroShotClassifier(LABELS, aligner=model).predict_proba(images).max(axis=1)
         classifier = ZeroShotClassifier(LABELS, aligner=model, threshold=float(np.median(sure)))
@@ -143,10 +143,10 @@ class TestAlone:
         np.testing.assert_array_equal(soft.predict(images), sharp.predict(images))
         assert soft.predict_proba(images).max() < sharp.predict_proba(images).max()
 
-    def test_standardized_by_the_own_bank_or_a_collection(
+    def test_standardization_by_bank_or_collection_keeps_accuracy(
         self, features, captioned_images, text_encoder
     ):
-        """A name that is similar to every image no longer takes them all."""
+        """A name that is similar to every image is no longer predicted for all."""
         aligner = CCAAligner(text_encoder=text_encoder)
         aligner.fit(features.image[:200], captioned_images.captions[:200])
         image, y = features.image[200:], captioned_images.categories[200:]
@@ -166,8 +166,8 @@ class TestAlone:
                 by_name.decision_function(image), aligner.logit_scale_ * expected, atol=1e-4
             )
 
-    def test_standardized_collection_of_images_is_read_once(self, model, held_out, monkeypatch):
-        """With the encoder in a Pipeline, whose notes on its last call are no change of it."""
+    def test_collection_for_standardization_is_encoded_once(self, model, held_out, monkeypatch):
+        """Attributes that an encoder sets in `transform` do not count as changes."""
         rows = []
         transform = type(model[0]).transform
         monkeypatch.setattr(
@@ -181,7 +181,7 @@ class TestAlone:
             classifier.predict([image])
         assert rows == [len(images), 1, 1, 1]
 
-    def test_images_that_cannot_be_read_are_unknown(self, model, held_out, tmp_path):
+    def test_unreadable_images_are_unknown(self, model, held_out, tmp_path):
         torn = tmp_path / "torn.png"
         torn.write_bytes(b"not an image")
         lenient = make_pipeline(clone(model[0]).set_params(on_error="nan"), model[-1])
@@ -189,13 +189,13 @@ class TestAlone:
         for standardize in (False, held_out[0]):
             classifier = ZeroShotClassifier(LABELS, aligner=lenient, standardize=standardize)
             with pytest.warns(
-                UserWarning, match=r"could not be read and are called 'unknown': rows 1"
+                UserWarning, match=r"could not be read and are predicted as 'unknown': rows 1"
             ):
                 labels = classifier.predict(images)
             assert labels[1] == "unknown"
             assert set(labels[[0, 2]]) <= set(LABELS)
 
-    def test_two_label_sets_on_one_aligner_are_both_kept(self, model, held_out, monkeypatch):
+    def test_embeddings_of_two_label_sets_are_cached(self, model, held_out, monkeypatch):
         images = held_out[0][:2]
         pair = [ZeroShotClassifier(names, aligner=model) for names in (["oak"], ["yak", "ox"])]
         for classifier in pair:
@@ -204,7 +204,7 @@ class TestAlone:
         for classifier in pair:
             classifier.predict(images)
 
-    def test_numbers_stay_numbers_beside_unknown(self, model, held_out):
+    def test_numbers_stay_numbers_with_unknown_label(self, model, held_out):
         images, y, _ = held_out
         numbers = {0: ["an animal"], 1: ["food"], 2: ["a vehicle"]}
         classifier = ZeroShotClassifier(numbers, aligner=model, threshold=0.5)
@@ -215,7 +215,7 @@ class TestAlone:
             [guess == label for guess, label in zip(predicted, truth, strict=True)]
         )
 
-    def test_score_weighs_images(self, model, held_out):
+    def test_score_uses_sample_weight(self, model, held_out):
         images, y, _ = held_out
         classifier = ZeroShotClassifier(LABELS, aligner=model)
         right = classifier.predict(images) == y
@@ -223,7 +223,7 @@ class TestAlone:
 
     @pytest.mark.parametrize("scale", [1e-30, np.float32(1e-3), 1e30])
     @pytest.mark.parametrize("standardize", [False, True])
-    def test_allowed_logit_scales_change_no_prediction(self, model, held_out, scale, standardize):
+    def test_allowed_logit_scales_keep_predictions(self, model, held_out, scale, standardize):
         images = held_out[0][:20]
         plain = ZeroShotClassifier(LABELS, aligner=model, standardize=standardize)
         scaled = clone(plain).set_params(aligner=model, logit_scale=scale)
@@ -233,7 +233,7 @@ class TestAlone:
         np.testing.assert_allclose(proba.sum(axis=1), 1, rtol=1e-5)
 
     @pytest.mark.parametrize(
-        ("weights", "said"),
+        ("weights", "message"),
         [
             ([np.nan, 1, 1], r"sample_weight holds nan \(row 0\)"),
             ([1, np.inf, 1], r"sample_weight holds inf \(row 1\)"),
@@ -246,12 +246,12 @@ class TestAlone:
         ],
         ids=["nan", "inf", "negative", "zeros", "2-D", "texts", "none", "objects"],
     )
-    def test_weights_that_are_not_weights_are_refused(self, model, held_out, weights, said):
+    def test_invalid_sample_weight_raises(self, model, held_out, weights, message):
         classifier = ZeroShotClassifier(LABELS, aligner=model)
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=message):
             classifier.score(held_out[0][:3], held_out[1][:3], sample_weight=weights)
 
-    def test_names_that_the_encoder_cannot_tell_apart(self, model, held_out):
+    def test_indistinguishable_names_warn(self, model, held_out):
         classifier = ZeroShotClassifier(
             ["\U0001fae8", "\U0001f9b7"], aligner=model, templates="none"
         )
@@ -261,22 +261,22 @@ class TestAlone:
 
 class TestBadInput:
     @pytest.mark.parametrize(
-        ("labels", "said"),
+        ("labels", "message"),
         [(["cat", "dog", "cat"], "labels repeat: 'cat'"),
          ([], "labels is empty"),
          ("cat", "labels must be a sequence of names"),
-         (["cat", ""], "names of class '' must be texts"),
-         ({"cat": []}, "names of class 'cat' must be texts"),
-         ({"cat": [3]}, "names of class 'cat' must be texts"),
-         ([None, "cat"], "None is no label"),
-         ({0: "cat", "dog": "dog"}, "mixes text and numbers")],
+         (["cat", ""], r"labels has the names \[''\] for class ''"),
+         ({"cat": []}, r"labels has the names \[\] for class 'cat'"),
+         ({"cat": [3]}, r"labels has the names \[3\] for class 'cat'"),
+         ([None, "cat"], "labels holds None, which is a missing value"),
+         ({0: "cat", "dog": "dog"}, "mixes texts and numbers")],
     )  # fmt: skip
-    def test_bad_labels(self, model, held_out, labels, said):
-        with pytest.raises(ValueError, match=said):
+    def test_invalid_labels_raise(self, model, held_out, labels, message):
+        with pytest.raises(ValueError, match=message):
             ZeroShotClassifier(labels, aligner=model).predict(held_out[0][:1])
 
     @pytest.mark.parametrize(
-        ("parameter", "value", "said"),
+        ("parameter", "value", "message"),
         [("templates", "simpel", "Did you mean 'simple'"),
          ("templates", ["a photo"], "exactly one place"),
          ("threshold", 1.5, r"threshold must be None or a number in \[0, 1\], not 1.5"),
@@ -292,14 +292,16 @@ class TestBadInput:
          ("logit_scale", "10", "logit_scale must be None or a number"),
          ("standardize", "own", "standardize must be True, False or a collection")],
     )  # fmt: skip
-    def test_bad_parameter_is_refused_before_work(self, model, parameter, value, said):
+    def test_invalid_parameter_raises_before_images_are_read(
+        self, model, parameter, value, message
+    ):
         classifier = ZeroShotClassifier(LABELS, aligner=model, **{parameter: value})
-        with pytest.raises(ValueError, match=said):
-            classifier.predict(["no such file, and it must not come to looking for it"])
-        with pytest.raises(ValueError, match=said):
-            classifier.fit(["the same"], ["animal"])
+        with pytest.raises(ValueError, match=message):
+            classifier.predict(["no such file"])
+        with pytest.raises(ValueError, match=message):
+            classifier.fit(["no such file"], ["animal"])
 
-    def test_not_fitted(self, model):
+    def test_predict_before_fit_raises(self, model):
         for classifier in (
             ZeroShotClassifier(LABELS, aligner=clone(model)),
             ZeroShotClassifier(aligner=model),
@@ -307,7 +309,7 @@ class TestBadInput:
             with pytest.raises(NotFittedError, match="pass labels and a fitted aligner"):
                 classifier.predict([[0.0]])
 
-    def test_something_else_as_aligner(self):
+    def test_invalid_aligner_raises(self):
         with pytest.raises(TypeError, match="must be an aligner such as APEAligner"):
             ZeroShotClassifier(LABELS, aligner=HashingVectorizer()).fit([[0.0]], ["animal"])
         with pytest.raises(ValueError, match="names no aligner"):
@@ -315,28 +317,32 @@ class TestBadInput:
         with pytest.raises(ValueError, match=r"aligner=load_pretrained\('me/saved'\)"):
             ZeroShotClassifier(LABELS, aligner="me/saved").fit([[0.0]], ["animal"])
 
-    def test_labels_in_y_that_are_no_class(self, model, held_out):
+    def test_labels_of_y_that_are_not_classes_warn(self, model, held_out):
         classifier = ZeroShotClassifier(LABELS, aligner=model)
-        with pytest.warns(UserWarning, match="no class of this classifier.*'anmial'"):
+        with pytest.warns(UserWarning, match="not in classes_: 'anmial'. They count as errors"):
             assert classifier.score(held_out[0][:2], ["anmial", "anmial"]) == 0.0
 
-    def test_a_single_class_is_told(self, model, held_out):
-        """Every image is a dog, with certainty."""
+    def test_single_class_warns(self, model, held_out):
+        """Every image is predicted as a dog, with probability 1."""
         classifier = ZeroShotClassifier(["dog"], aligner=model, threshold=0.5)
-        for ask in (classifier.predict, classifier.predict_proba, classifier.decision_function):
-            with pytest.warns(UserWarning, match="so every image is given it"):
-                ask(held_out[0][:1])
+        for method in (
+            classifier.predict,
+            classifier.predict_proba,
+            classifier.decision_function,
+        ):
+            with pytest.warns(UserWarning, match="only one class, dog, so every image"):
+                method(held_out[0][:1])
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             ZeroShotClassifier(["dog", "other"], aligner=model).predict(held_out[0][:1])
 
-    def test_y_or_weights_of_another_length(self, model, held_out):
-        """One label for all would be compared with each."""
+    def test_inconsistent_lengths_raise(self, model, held_out):
+        """NumPy would compare a single label with each prediction."""
         classifier = ZeroShotClassifier(LABELS, aligner=model)
         for y, weights in ((held_out[1][:1], None), (held_out[1][:3], [1.0]), ([], None)):
             with pytest.raises(ValueError, match="inconsistent numbers of samples"):
                 classifier.score(held_out[0][:3], y, sample_weight=weights)
 
-    def test_bad_image_is_named(self, model, held_out):
+    def test_missing_image_raises_with_its_row(self, model, held_out):
         with pytest.raises(ValueError, match=r"row 1: '/no/such.png' does not exist"):
             ZeroShotClassifier(LABELS, aligner=model).predict([held_out[0][0], "/no/such.png"])

@@ -47,8 +47,8 @@ CHECKED = {
 
 
 class TestFit:
-    def test_labels_go_through_the_templates(self, features, captioned_images, text_encoder):
-        """Fitted on nothing but three names, it learns to tell the three."""
+    def test_aligner_is_trained_on_prompts(self, features, captioned_images, text_encoder):
+        """An aligner that is trained on three names distinguishes them."""
         aligner = APEAligner(text_encoder=text_encoder, width=64, max_epochs=40, batch_size=64,
                              random_state=0)  # fmt: skip
         classifier = ZeroShotClassifier(aligner=aligner)
@@ -57,10 +57,10 @@ class TestFit:
         assert classifier.score(features.image[200:], captioned_images.categories[200:]) > 0.6
 
     @pytest.mark.parametrize("is_frozen", [False, True])
-    def test_values_of_y_that_are_not_labels_are_refused(
+    def test_values_of_y_that_are_not_labels_raise(
         self, features, captioned_images, aligner, is_frozen
     ):
-        """Captions in the place of labels, and misspelt labels."""
+        """Such as captions, or misspelt labels."""
         model = FrozenEstimator(aligner) if is_frozen else clone(aligner)
         classifier = ZeroShotClassifier(LABELS, aligner=model)
         y = captioned_images.categories[:30].tolist()
@@ -73,7 +73,7 @@ class TestFit:
             classifier.fit(features.image[:30], y, captions=captioned_images.captions[:30])
         assert not hasattr(classifier, "aligner_")
 
-    def test_captions_are_taken_before_y(self, features, captioned_images, text_encoder):
+    def test_captions_take_precedence_over_y(self, features, captioned_images, text_encoder):
         aligner = APEAligner(text_encoder=text_encoder, width=64, max_epochs=2, random_state=0)
         classifier = ZeroShotClassifier(LABELS, aligner=aligner)
         classifier.fit(
@@ -89,10 +89,10 @@ class TestFit:
         assert fitted.aligner_.estimator is model
         np.testing.assert_array_equal(fitted.predict(held_out[0]), classifier.predict(held_out[0]))
 
-    def test_last_step_of_a_pipeline(self, model, held_out, captioned_images):
+    def test_classifier_is_last_step_of_pipeline(self, model, held_out, captioned_images):
         images, y, _ = held_out
         pipeline = make_pipeline(model[0], ZeroShotClassifier(LABELS, aligner=model[-1]))
-        assert pipeline.score(images, y) > 0.5  # ready at once
+        assert pipeline.score(images, y) > 0.5  # without fit
         pipeline.set_params(zeroshotclassifier__aligner=clone(model[-1])).fit(
             captioned_images.images[:200],
             captioned_images.categories[:200],
@@ -102,7 +102,7 @@ class TestFit:
             pipeline.predict(images), ZeroShotClassifier(LABELS, aligner=model).predict(images)
         )
 
-    def test_calibration_and_cross_validation(self, model, held_out):
+    def test_frozen_aligner_is_calibrated_and_cross_validated(self, model, held_out):
         images, y, _ = held_out
         frozen = ZeroShotClassifier(LABELS, aligner=FrozenEstimator(model))
         calibrated = CalibratedClassifierCV(FrozenEstimator(frozen), method="sigmoid", cv=3)
@@ -130,7 +130,7 @@ class TestFit:
         assert search.best_score_ > 0.4
         assert search.predict(captioned_images.images[:2]).shape == (2,)
 
-    def test_a_search_may_be_the_aligner(self, features, captioned_images, text_encoder):
+    def test_aligner_can_be_a_search(self, features, captioned_images, text_encoder):
         search = GridSearchCV(
             APEAligner(text_encoder=text_encoder, max_epochs=2, width=32), {"depth": [1, 2]}, cv=2
         ).fit(features.image[:60], captioned_images.captions[:60])
@@ -146,8 +146,8 @@ class TestFit:
         assert len(statuses) - statuses.count("passed") <= 1  # array API, unless it is set up
 
     @pytest.mark.exhaustive
-    def test_many_classes_are_all_learned(self, features, captioned_images, text_encoder):
-        """Validation must not keep whole classes out of the training set."""
+    def test_classes_with_one_image_are_learned(self, features, captioned_images, text_encoder):
+        """The validation split must not remove classes from the training set."""
         aligner = APEAligner(text_encoder=text_encoder, width=256, batch_size=64, random_state=0)
         names = captioned_images.captions[:80]
         classifier = ZeroShotClassifier(aligner=aligner).fit(features.image[:80], names)
@@ -162,7 +162,7 @@ def aligner(features, captioned_images, text_encoder):
 
 
 class TestKeptAligner:
-    """`fit` around an aligner that can predict learns the classes, and nothing else."""
+    """With an aligner that can embed already, `fit` only learns the classes."""
 
     @pytest.mark.parametrize("labels", [None, LABELS])
     def test_fitted_aligner_is_kept_and_a_clone_is_trained(
@@ -188,42 +188,40 @@ class TestKeptAligner:
         assert len(pickled) < 10_000
         classifier.save_pretrained(tmp_path / "saved")
         assert (tmp_path / "saved" / "model.safetensors").stat().st_size < 10_000
-        for one in (
+        for restored in (
             classifier,
             pickle.loads(pickled),
             copy.deepcopy(classifier),
             load_pretrained(tmp_path / "saved"),
         ):
-            assert one.aligner_ is load_starter()
-            np.testing.assert_array_equal(one.predict_proba(images), expected)
+            assert restored.aligner_ is load_starter()
+            np.testing.assert_array_equal(restored.predict_proba(images), expected)
 
-    def test_without_labels_a_name_keeps_its_model_too(self, captioned_images, monkeypatch):
-        from sklearn_ape.aligners import wrapper as _aligner_choice
+    def test_named_aligner_is_kept_without_labels(self, captioned_images, monkeypatch):
+        from sklearn_ape.aligners import wrapper
 
-        monkeypatch.setattr(_aligner_choice, "_named", lambda name: load_starter())
+        monkeypatch.setattr(wrapper, "_named", lambda name: load_starter())
         classifier = ZeroShotClassifier(aligner="open_clip:any")
         classifier.fit(captioned_images.images[:6], captioned_images.categories[:6])
         assert classifier.aligner_ is load_starter()
 
-    def test_captions_that_are_not_learned_from_are_reported(
-        self, aligner, features, captioned_images
-    ):
-        X, y, captions = (some[:20] for some in (features.image, captioned_images.categories,
-                                                 captioned_images.captions))  # fmt: skip
+    def test_captions_with_kept_aligner_warn(self, aligner, features, captioned_images):
+        X, y, captions = (values[:20] for values in (features.image, captioned_images.categories,
+                                                     captioned_images.captions))  # fmt: skip
         for kept in (aligner, FrozenEstimator(aligner)):
             with pytest.warns(UserWarning, match="captions are not used: aligner is fitted"):
                 ZeroShotClassifier(LABELS, aligner=kept).fit(X, y, captions=captions)
         with pytest.warns(UserWarning, match="captions are not used: aligner is None, the start"):
             ZeroShotClassifier(LABELS).fit(captioned_images.images[:20], y, captions=captions)
 
-    def test_lengths_are_checked(self, aligner, features, captioned_images):
+    def test_inconsistent_lengths_raise(self, aligner, features, captioned_images):
         classifier = ZeroShotClassifier(LABELS, aligner=aligner)
         with pytest.raises(ValueError, match="inconsistent numbers of samples"):
             classifier.fit(features.image[:9], captioned_images.categories[:8])
         with pytest.raises(ValueError, match="inconsistent numbers of samples"):
             classifier.fit(features.image[:9], captioned_images.categories[:9], captions=["a"] * 8)
 
-    def test_widths_of_features_are_those_of_the_aligner_if_it_takes_features(
+    def test_n_features_in_is_defined_if_aligner_takes_features(
         self, aligner, features, captioned_images
     ):
         assert ZeroShotClassifier(LABELS, aligner=aligner).n_features_in_ == 1280
@@ -237,18 +235,18 @@ class TestKeptAligner:
                     getattr(classifier, name)
 
 
-class TestNumberedLabels:
-    """Numbers from 0, of fewer labels than there are, may be a meta-estimator's."""
+class TestEncodedLabels:
+    """Numbers from 0, fewer than the labels, may come from a meta-estimator."""
 
-    def test_around_a_kept_aligner_they_are_refused(self, aligner, features):
+    def test_encoded_labels_raise_with_kept_aligner(self, aligner, features):
         names = {0: "an animal", 1: "food", 2: "a vehicle", 3: "a flag"}
         classifier = ZeroShotClassifier(names, aligner=aligner)
         with pytest.raises(ValueError, match="numbers from 0 to 2 only, and labels has 4 classes"):
             classifier.fit(features.image[:30], np.arange(30) % 3)
         classifier.fit(features.image[:30], np.arange(30) % 4)  # all of them
 
-    def test_around_an_unfitted_aligner_they_are_reported(self, aligner, features):
-        """Classes that are not in y may be what a user wants to predict beside those in y."""
+    def test_encoded_labels_warn_with_unfitted_aligner(self, aligner, features):
+        """A user may want to predict classes that are not in y."""
         names = {0: "an animal", 1: "food", 2: "a vehicle", 3: "a flag"}
         classifier = ZeroShotClassifier(names, aligner=clone(aligner))
         with pytest.warns(UserWarning, match="may stand for other labels"):
@@ -257,14 +255,16 @@ class TestNumberedLabels:
 
     @pytest.mark.filterwarnings("error")
     @pytest.mark.parametrize("y", [[1, 2] * 9, [0, 3] * 9, [True] * 18, [0.0, 1.0] * 9])
-    def test_other_numbers_cannot_be_a_numbering(self, aligner, features, y):
+    def test_labels_that_cannot_be_encoded_do_not_warn(self, aligner, features, y):
         names = {0: "an animal", 1: "food", 2: "a vehicle", 3: "a flag"}
         ZeroShotClassifier(names, aligner=aligner).fit(features.image[:18], y)
 
 
 class TestBadInput:
-    def test_labels_that_scikit_learn_has_numbered(self, features, captioned_images, text_encoder):
-        """cross_val_predict numbers the classes for probabilities: numbers are not names."""
+    def test_labels_encoded_by_cross_val_predict_raise(
+        self, features, captioned_images, text_encoder
+    ):
+        """cross_val_predict replaces labels by numbers before it computes probabilities."""
         aligner = APEAligner(text_encoder=text_encoder, width=32, max_epochs=2)
         with pytest.raises(ValueError, match="y has values that are not in labels: "):
             cross_val_predict(
@@ -275,12 +275,12 @@ class TestBadInput:
                 cv=2,
             )
 
-    def test_numbers_without_names_are_warned_of(self, features, text_encoder):
+    def test_numbers_without_names_warn(self, features, text_encoder):
         aligner = APEAligner(text_encoder=text_encoder, width=32, max_epochs=1)
-        with pytest.warns(UserWarning, match="the classes are named by them"):
+        with pytest.warns(UserWarning, match="are embedded as names of the classes"):
             ZeroShotClassifier(aligner=aligner).fit(features.image[:4], [0, 1, 0, 1])
 
-    def test_unequal_lengths_and_missing_labels(self, model, features, captioned_images):
+    def test_inconsistent_and_missing_labels_raise(self, model, features, captioned_images):
         frozen = ZeroShotClassifier(LABELS, aligner=FrozenEstimator(model[-1]))
         with pytest.raises(ValueError, match="inconsistent numbers of samples"):
             frozen.fit(features.image, captioned_images.categories[:5])
@@ -310,7 +310,7 @@ def pipeline(data):
     return make_pipeline(StandardScaler(), CCAAligner(text_encoder=text_encoder)).fit(*data)
 
 
-def classifiers(pipeline, data):
+def make_classifiers(pipeline, data):
     X, y = data
     Y = [[label] for label in y]
     frozen = FrozenEstimator(pipeline)
@@ -322,23 +322,23 @@ def classifiers(pipeline, data):
     ]
 
 
-@pytest.mark.parametrize("number", range(4))
-def test_a_changed_step_is_refused_until_it_is_set_back(number, pipeline, data):
+@pytest.mark.parametrize("index", range(4))
+def test_changed_step_raises_until_it_is_restored(index, pipeline, data):
     X, _ = data
-    classifier = classifiers(pipeline, data)[number]
+    classifier = make_classifiers(pipeline, data)[index]
     expected = classifier.predict(X)
     pipeline.set_params(standardscaler__with_mean=False)
-    for ask in (classifier.predict, classifier.predict_proba, classifier.decision_function):
+    for method in (classifier.predict, classifier.predict_proba, classifier.decision_function):
         with pytest.raises(ValueError, match="aligner was changed since"):
-            ask(X)
+            method(X)
     pipeline.set_params(standardscaler__with_mean=True, verbose=False)
     np.testing.assert_array_equal(classifier.predict(X), expected)
 
 
-def test_changing_the_clone_that_fit_made_is_refused(pipeline, data):
+def test_changed_clone_of_fit_raises(pipeline, data):
     X, y = data
     classifier = ZeroShotClassifier(WORDS, aligner=clone(pipeline)).fit(X, y)
-    classifier.set_params(aligner__standardscaler__with_mean=False)  # of the next fit
+    classifier.set_params(aligner__standardscaler__with_mean=False)  # used by the next fit
     classifier.predict(X)
     classifier.aligner_[0].with_mean = False
     with pytest.raises(ValueError, match="aligner was changed since"):
@@ -347,7 +347,7 @@ def test_changing_the_clone_that_fit_made_is_refused(pipeline, data):
     classifier.predict(X)
 
 
-def test_another_aligner_set_after_fit_is_refused(pipeline, data):
+def test_aligner_set_after_fit_raises(pipeline, data):
     X, y = data
     classifier = ZeroShotClassifier(WORDS, aligner=FrozenEstimator(pipeline)).fit(X, y)
     classifier.set_params(aligner=clone(pipeline).fit(X[:50], y[:50]))
@@ -355,7 +355,7 @@ def test_another_aligner_set_after_fit_is_refused(pipeline, data):
         classifier.predict(X)
 
 
-def test_without_a_fit_the_aligner_is_taken_as_it_is(pipeline, data):
+def test_changed_aligner_is_used_without_fit(pipeline, data):
     X, _ = data
     classifier = ZeroShotClassifier(WORDS, aligner=pipeline)
     classifier.predict(X)
@@ -363,7 +363,7 @@ def test_without_a_fit_the_aligner_is_taken_as_it_is(pipeline, data):
     classifier.predict(X)
 
 
-def test_thresholds_alone_are_fitted_again_on_a_changed_aligner(pipeline, data):
+def test_thresholds_are_fitted_again_with_changed_aligner(pipeline, data):
     X, y = data
     Y = [[label] for label in y]
     classifier = MultiLabelZeroShotClassifier(WORDS, aligner=pipeline).fit_thresholds(X, Y)
@@ -371,16 +371,16 @@ def test_thresholds_alone_are_fitted_again_on_a_changed_aligner(pipeline, data):
     with pytest.raises(ValueError, match="aligner was changed since"):
         classifier.predict(X)
     fresh = MultiLabelZeroShotClassifier(WORDS, aligner=pipeline).fit_thresholds(X, Y)
-    again = classifier.fit_thresholds(X, Y)
-    np.testing.assert_array_equal(again.predict(X), fresh.predict(X))
+    refitted = classifier.fit_thresholds(X, Y)
+    np.testing.assert_array_equal(refitted.predict(X), fresh.predict(X))
 
 
-@pytest.mark.parametrize("keep", ["pickle", "folder"])
-def test_changing_the_aligner_of_a_loaded_classifier_is_refused(keep, data, tmp_path):
+@pytest.mark.parametrize("storage", ["pickle", "folder"])
+def test_changed_aligner_of_loaded_classifier_raises(storage, data, tmp_path):
     X, y = data
     aligner = CCAAligner(text_encoder=TransformersTextEncoder())
     classifier = ZeroShotClassifier(WORDS, aligner=aligner).fit(X, y)
-    if keep == "pickle":
+    if storage == "pickle":
         loaded = pickle.loads(pickle.dumps(classifier))
     else:
         classifier.save_pretrained(tmp_path / "model")

@@ -1,4 +1,4 @@
-"""Names of classes and values of y: what is missing is told, with its place."""
+"""Validation of labels and of the values of y."""
 
 import datetime
 import decimal
@@ -14,35 +14,35 @@ from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
 
 from sklearn_ape import CCAAligner, ZeroShotClassifier, load_pretrained
-from sklearn_ape.prompts import captions_of, check_in_labels, names_of, validate_y
+from sklearn_ape.prompts import check_in_labels, make_captions, resolve_names, validate_y
 
 MISSING = [None, float("nan"), np.nan, np.float32("nan"), pd.NA, pd.NaT]
 
 
 @pytest.mark.parametrize("missing", MISSING, ids=repr)
-def test_a_missing_value_is_no_label(missing):
+def test_missing_label_raises(missing):
     for labels in (["cat", missing], [missing], {missing: "cat"}):
-        with pytest.raises(ValueError, match=r"is no label \(a missing value\?\)"):
-            names_of(labels)
+        with pytest.raises(ValueError, match=r"which is a missing value\. Leave it out"):
+            resolve_names(labels)
 
 
 @pytest.mark.parametrize("missing", MISSING, ids=repr)
-def test_missing_values_of_y_are_counted_and_placed(missing):
-    with pytest.raises(ValueError, match="y has 2 missing labels, the first in row 1: leave"):
+def test_missing_values_of_y_raise_with_count_and_row(missing):
+    with pytest.raises(ValueError, match=r"y has 2 missing labels, the first in row 1\. Leave"):
         validate_y(["cat", missing, "dog", missing])
     for y in (np.array(["cat", missing], dtype=object), pd.Series(["cat", missing], dtype=object)):
-        with pytest.raises(ValueError, match="y has 1 missing labels, the first in row 1: leave"):
+        with pytest.raises(ValueError, match=r"y has 1 missing labels, the first in row 1"):
             validate_y(y)
 
 
-def test_what_only_looks_missing_is_a_label():
+def test_texts_like_missing_values_are_labels():
     words = ["NA", "nan", "None", "NAType", "null"]
-    assert list(names_of(words)) == words
+    assert list(resolve_names(words)) == words
     assert validate_y(words) == words
     assert validate_y([0, False, 0.0]) == [0, 0, 0]
 
 
-def test_values_that_are_not_labels_say_what_to_do():
+def test_values_of_y_that_are_not_labels_raise_with_hint():
     names = {"dog": ["a dog"], "cat": ["a cat", "a kitten"]}
     check_in_labels(["cat", "dog", "cat"], names)
     with pytest.raises(ValueError, match="row 1") as raised:
@@ -62,14 +62,14 @@ def test_values_that_are_not_labels_say_what_to_do():
     )
 
 
-def test_no_y_says_what_y_may_be():
+def test_missing_y_raises_with_hint():
     with pytest.raises(ValueError, match="requires y") as raised:
         validate_y(None)
     assert str(raised.value) == (
         "ZeroShotClassifier requires y to be passed, but the target y is None. Pass the label of "
         "every image as y. It is optional only with labels and a fitted aligner."
     )
-    with pytest.raises(ValueError, match=r"the first in row 0: leave these rows out\.$"):
+    with pytest.raises(ValueError, match=r"the first in row 0. Leave these rows out\.$"):
         validate_y([None])
 
 
@@ -88,7 +88,7 @@ class Size(enum.IntEnum):
 
 
 @pytest.mark.parametrize(
-    ("labels", "said"),
+    ("labels", "message"),
     [
         ((name for name in ("cat", "dog")), "labels is a generator, which cannot be copied"),
         (map(str, [1, 2]), "labels is a map, .* Pass a list"),
@@ -103,13 +103,13 @@ class Size(enum.IntEnum):
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_labels_that_cannot_be_labels_are_named_with_their_type(labels, said):
-    with pytest.raises(ValueError, match=said):
-        names_of(labels)
+def test_invalid_labels_raise_with_type(labels, message):
+    with pytest.raises(ValueError, match=message):
+        resolve_names(labels)
 
 
 @pytest.mark.parametrize(
-    ("y", "said"),
+    ("y", "message"),
     [
         ([Color.RED] * 2, "y must be texts or numbers, .* of type Color. Pass its name"),
         ([datetime.date(2020, 1, 1)] * 2, "of type date. Convert it to text"),
@@ -121,8 +121,8 @@ def test_labels_that_cannot_be_labels_are_named_with_their_type(labels, said):
     ],
     ids=str,
 )
-def test_values_of_y_that_cannot_be_labels_are_named_with_their_type(y, said):
-    with pytest.raises(ValueError, match=said):
+def test_invalid_values_of_y_raise_with_type(y, message):
+    with pytest.raises(ValueError, match=message):
         validate_y(y)
 
 
@@ -148,8 +148,8 @@ if hasattr(np.dtypes, "StringDType"):  # numpy 2
 
 
 @pytest.mark.parametrize("kind", COLLECTIONS)
-def test_collections_of_labels_fit_predict_clone_pickle_and_save(kind, tmp_path):
-    """Always as built-in types, so that answers are equal to the labels given."""
+def test_collections_of_labels_give_builtin_classes_after_fit_pickle_and_save(kind, tmp_path):
+    """Classes are of built-in types, and equal to the labels."""
     labels = COLLECTIONS[kind]
     X = np.random.default_rng(0).standard_normal((40, 6))
     aligner = CCAAligner().fit(X, X[:, :4])
@@ -162,39 +162,42 @@ def test_collections_of_labels_fit_predict_clone_pickle_and_save(kind, tmp_path)
         clone(ZeroShotClassifier(labels, aligner=FrozenEstimator(aligner))),
     ):
         y = [expected[row % 2] for row in range(40)]
-        if "large" not in kind:  # floats that are not whole are not labels for scikit-learn
+        if "large" not in kind:  # scikit-learn accepts no fractional numbers as labels
             classifier.fit(X, y)
         classifier.save_pretrained(tmp_path / "saved")
-        for one in (pickle.loads(pickle.dumps(classifier)), load_pretrained(tmp_path / "saved")):
-            assert one.classes_.tolist() == classes
+        for restored in (
+            pickle.loads(pickle.dumps(classifier)),
+            load_pretrained(tmp_path / "saved"),
+        ):
+            assert restored.classes_.tolist() == classes
 
 
 @pytest.mark.parametrize(
     "kind",
     [kind for kind, labels in COLLECTIONS.items() if not isinstance(labels, dict | set)],
 )
-def test_values_of_y_in_any_container_become_plain_labels(kind):
+def test_values_of_y_in_any_container_become_builtin_labels(kind):
     labels = COLLECTIONS[kind]
     values = validate_y(list(labels) if kind == "StrEnum" else labels)
     assert values == TEXTS
     assert {type(value) for value in values} == {str}
 
 
-@pytest.mark.filterwarnings("error")  # such as numpy's of a cast
+@pytest.mark.filterwarnings("error")  # such as NumPy's warning about a cast
 @pytest.mark.parametrize("bad", [np.nan, np.inf], ids=repr)
-def test_numbers_that_are_not_finite_are_no_labels(bad):
+def test_nan_and_infinity_in_y_raise(bad):
     with pytest.raises(ValueError, match=r"Input y contains (NaN|infinity)"):
         validate_y(np.array([1.0, bad]))
 
 
-def test_a_name_with_a_place_is_a_template_of_its_own_class():
+def test_name_with_placeholder_is_template_of_its_class():
     names = {"cat": ["a {} on a mat"], "dog": ["dog"]}
-    captions = captions_of(["dog", "cat", "dog"], names, ("this is {}",))
+    captions = make_captions(["dog", "cat", "dog"], names, ("this is {}",))
     assert captions == [["this is dog"], ["a cat on a mat"], ["this is dog"]]
 
 
 @pytest.mark.parametrize("labels", ["cat", b"cat", bytearray(b"cat")])
-def test_single_name_is_not_a_sequence_of_labels(labels):
-    """The bytes of a name would be the labels 99, 97 and 116."""
+def test_single_name_raises(labels):
+    """The bytes of b"cat" would be the labels 99, 97 and 116."""
     with pytest.raises(ValueError, match="labels must be a sequence of names"):
-        names_of(labels)
+        resolve_names(labels)

@@ -1,4 +1,4 @@
-"""MultiLabelZeroShotClassifier on real images that have one to three labels each."""
+"""MultiLabelZeroShotClassifier on real images with one to three labels each."""
 
 import pickle
 import re
@@ -20,7 +20,8 @@ from sklearn.utils.estimator_checks import check_estimator
 
 from sklearn_ape import CCAAligner, KernelAligner, MultiLabelZeroShotClassifier, load_pretrained
 from sklearn_ape.aligners.wrapper import load_starter
-from sklearn_ape.zero_shot._multilabel_targets import best_f1_threshold, fit_thresholds
+from sklearn_ape.prompts import resolve_templates
+from sklearn_ape.zero_shot._multilabel_targets import find_best_f1_threshold, fit_thresholds
 
 LABELS = {
     "travel": ["a vehicle", "a building", "a landscape", "a clock"],
@@ -43,7 +44,7 @@ WORDS = {
 
 @pytest.fixture(scope="module")
 def truth(captioned_images):
-    """What category says, and what words of the caption say."""
+    """Return the labels that follow from the category and from words of the caption."""
     columns = {
         name: [bool(re.search(WORDS[name], caption)) for caption in captioned_images.captions]
         if name in WORDS
@@ -55,7 +56,7 @@ def truth(captioned_images):
 
 @pytest.fixture(scope="module")
 def aligner(features, captioned_images, text_encoder):
-    """Fitted on the first 150 captioned_images."""
+    """Return an aligner that is fitted on the first 150 images."""
     return KernelAligner(text_encoder=text_encoder).fit(
         features.image[:150], captioned_images.captions[:150]
     )
@@ -72,16 +73,16 @@ def halves(seed):
 
 
 class TestWithoutFit:
-    def test_each_label_holds_for_its_share_of_the_bank(self, classifier, features):
-        """The bank is what the aligner was fitted on: 150 images."""
-        for share in (0.1, 0.3):
-            found = classifier.set_params(prevalence=share).predict(features.image[:150])
-            np.testing.assert_allclose(found.mean(axis=0), share, atol=0.02)
+    def test_labels_hold_for_their_prevalence_in_the_bank(self, classifier, features):
+        """The bank holds the 150 images that the aligner was fitted on."""
+        for prevalence in (0.1, 0.3):
+            predicted = classifier.set_params(prevalence=prevalence).predict(features.image[:150])
+            np.testing.assert_allclose(predicted.mean(axis=0), prevalence, atol=0.02)
         classifier.set_params(prevalence={**dict.fromkeys(LABELS, 0.1), "animal": 0.5})
-        found = classifier.predict(features.image[:150]).mean(axis=0)
-        np.testing.assert_allclose(found[:3], [0.1, 0.5, 0.1], atol=0.02)
+        frequency = classifier.predict(features.image[:150]).mean(axis=0)
+        np.testing.assert_allclose(frequency[:3], [0.1, 0.5, 0.1], atol=0.02)
 
-    def test_is_better_than_chance(self, classifier, features, truth):
+    def test_precision_is_better_than_chance(self, classifier, features, truth):
         rows = slice(150, 300)
         precision = average_precision_score(
             truth[rows], classifier.decision_function(features.image[rows])
@@ -90,16 +91,16 @@ class TestWithoutFit:
 
     def test_columns_are_in_the_order_of_labels(self, classifier, aligner, features):
         assert classifier.labels_.tolist() == list(LABELS)
-        turned = MultiLabelZeroShotClassifier(
+        reverse = MultiLabelZeroShotClassifier(
             {name: LABELS[name] for name in reversed(LABELS)}, aligner=aligner
         )
         np.testing.assert_allclose(
-            turned.decision_function(features.image[150:170])[:, ::-1],
+            reverse.decision_function(features.image[150:170])[:, ::-1],
             classifier.decision_function(features.image[150:170]),
             atol=1e-4,
         )
 
-    def test_answers_agree(self, classifier, features):
+    def test_prediction_methods_agree(self, classifier, features):
         X = features.image[150:200]
         scores, table = classifier.decision_function(X), classifier.predict(X)
         proba = classifier.predict_proba(X)
@@ -111,51 +112,51 @@ class TestWithoutFit:
             tuple(names[column] for column in np.flatnonzero(row)) for row in table
         ]
 
-    def test_features_that_could_not_be_read_have_no_label(self, classifier, features):
+    def test_unreadable_images_get_no_label(self, classifier, features):
         X = features.image[150:155].copy()
         X[3] = np.nan
         with pytest.warns(UserWarning, match=r"1 images could not be read .*: rows 3\."):
-            found = classifier.predict(X)
-        assert not found[3].any()
+            table = classifier.predict(X)
+        assert not table[3].any()
         assert np.isnan(classifier.predict_proba(X)[3]).all()
 
 
 class TestThresholds:
-    def test_fitted_ones_beat_one_for_all(self, classifier, aligner, features, truth):
-        """Labels are not equally frequent: measured 0.47 to 0.41 (macro), 0.50 to 0.34."""
+    def test_fitted_thresholds_beat_a_common_threshold(self, classifier, aligner, features, truth):
+        """Measured F1: 0.47 and 0.41 (macro), 0.50 and 0.34 (samples)."""
         gains = []
-        logits = classifier._logits_by(aligner, scale=1.0)
+        logits = classifier._make_logits(aligner, resolve_templates("simple"), scale=1.0)
         for seed in range(4):
-            known, new = halves(seed)
+            train, test = halves(seed)
             scores = {
-                name: logits.collect(features.image[rows], lambda some: (some,))[0]
-                for name, rows in (("known", known), ("new", new))
+                name: logits.collect(features.image[rows])
+                for name, rows in (("train", train), ("test", test))
             }
-            common = best_f1_threshold(truth[known].ravel(), scores["known"].ravel())
-            classifier.fit_thresholds(features.image[known], truth[known])
-            each = classifier.predict(features.image[new])
+            common = find_best_f1_threshold(truth[train].ravel(), scores["train"].ravel())
+            classifier.fit_thresholds(features.image[train], truth[train])
+            predicted = classifier.predict(features.image[test])
             gains.append([
-                f1_score(truth[new], each, average=average, zero_division=0)
-                - f1_score(truth[new], scores["new"] > common, average=average, zero_division=0)
+                f1_score(truth[test], predicted, average=average, zero_division=0)
+                - f1_score(truth[test], scores["test"] > common, average=average, zero_division=0)
                 for average in ("macro", "samples")
             ])  # fmt: skip
         assert np.mean(gains, axis=0)[0] > 0.03
         assert np.mean(gains, axis=0)[1] > 0.08
 
-    def test_of_few_examples_are_drawn_to_the_common_one(self):
+    def test_thresholds_of_few_examples_shrink_to_the_common_one(self):
         rng = np.random.default_rng(0)
         truth = np.zeros((200, 3), int)
         truth[:100, 0] = truth[0, 1] = 1
         scores = rng.standard_normal((200, 3)) + 2 * truth
         own = fit_thresholds(truth, scores, shrinkage=0.0)
-        common = best_f1_threshold(truth.ravel(), scores.ravel())
-        found = fit_thresholds(truth, scores, shrinkage=5.0)
-        np.testing.assert_allclose(found[0] - common, (own[0] - common) * 100 / 105)
-        np.testing.assert_allclose(found[1] - common, (own[1] - common) * 1 / 6)
-        assert found[2] == pytest.approx(common)
+        common = find_best_f1_threshold(truth.ravel(), scores.ravel())
+        shrunk = fit_thresholds(truth, scores, shrinkage=5.0)
+        np.testing.assert_allclose(shrunk[0] - common, (own[0] - common) * 100 / 105)
+        np.testing.assert_allclose(shrunk[1] - common, (own[1] - common) * 1 / 6)
+        assert shrunk[2] == pytest.approx(common)
         np.testing.assert_array_equal(fit_thresholds(0 * truth, scores, 5.0), 0)
 
-    def test_best_f1_is_that_of_all_cuts(self):
+    def test_best_f1_threshold_is_best_of_all_cuts(self):
         rng = np.random.default_rng(1)
         for _ in range(20):
             truth = rng.integers(0, 2, 15)
@@ -163,16 +164,16 @@ class TestThresholds:
             scores = rng.integers(0, 6, 15).astype(float)
             cuts = np.unique(scores) - 0.5
             best = max(f1_score(truth, scores > cut) for cut in cuts)
-            assert f1_score(truth, scores > best_f1_threshold(truth, scores)) == best
+            assert f1_score(truth, scores > find_best_f1_threshold(truth, scores)) == best
 
-    def test_do_not_depend_on_the_logit_scale(self, classifier, features, truth):
-        known, new = halves(0)
-        classifier.fit_thresholds(features.image[known], truth[known])
-        before = classifier.predict(features.image[new])
+    def test_predictions_do_not_depend_on_the_logit_scale(self, classifier, features, truth):
+        train, test = halves(0)
+        classifier.fit_thresholds(features.image[train], truth[train])
+        before = classifier.predict(features.image[test])
         classifier.set_params(logit_scale=1.0)
-        np.testing.assert_array_equal(classifier.predict(features.image[new]), before)
+        np.testing.assert_array_equal(classifier.predict(features.image[test]), before)
 
-    def test_of_other_labels_are_refused(self, classifier, features, truth):
+    def test_new_labels_without_threshold_raise(self, classifier, features, truth):
         classifier.fit_thresholds(features.image[150:], truth[150:])
         classifier.set_params(labels=["cat", "dog"])
         with pytest.raises(ValueError, match="labels has 'cat', 'dog', for which no threshold"):
@@ -190,7 +191,7 @@ class TestThresholdsOfLabels:
         return classifier.fit(numbered.X, numbered.Y)
 
     def check(self, classifier, X, expected, order):
-        """Compare with the answers and thresholds before labels were changed, by label."""
+        """Compare scores and thresholds with those before labels were changed, by label."""
         thresholds, scores = expected
         assert classifier.labels_.tolist() == order
         assert classifier.thresholds_.tolist() == [thresholds[label] for label in order]
@@ -201,8 +202,8 @@ class TestThresholdsOfLabels:
         )
 
     @pytest.mark.parametrize("order", [[1, 20, 0, 10], [20, 1], [0]])
-    def test_stay_with_their_labels(self, fitted, numbered, order, tmp_path):
-        """In another order and for a part of the labels, saved and pickled as well."""
+    def test_thresholds_follow_reordered_labels(self, fitted, numbered, order, tmp_path):
+        """For another order and for a subset of the labels, also after pickling."""
         names = fitted.labels_.tolist()
         expected = (
             dict(zip(names, fitted.thresholds_.tolist(), strict=True)),
@@ -214,19 +215,19 @@ class TestThresholdsOfLabels:
         fitted.set_params(labels=numbered.labels)
         self.check(fitted, numbered.X, expected, names)
 
-    def test_are_saved_in_the_order_of_the_labels(self, classifier, features, truth, tmp_path):
+    def test_thresholds_are_saved_in_label_order(self, classifier, features, truth, tmp_path):
         X = features.image[:20]
         classifier.fit_thresholds(features.image[150:], truth[150:])
         before = classifier.decision_function(X)
         classifier.set_params(labels=in_order(LABELS, reversed(LABELS)))
         classifier.save_pretrained(tmp_path / "model")
-        back = load_pretrained(tmp_path / "model")
-        np.testing.assert_array_equal(back.thresholds_, classifier.thresholds_)
-        np.testing.assert_allclose(back.decision_function(X)[:, ::-1], before, atol=1e-4)
-        back.set_params(labels=LABELS)
-        np.testing.assert_allclose(back.decision_function(X), before, atol=1e-4)
+        restored = load_pretrained(tmp_path / "model")
+        np.testing.assert_array_equal(restored.thresholds_, classifier.thresholds_)
+        np.testing.assert_allclose(restored.decision_function(X)[:, ::-1], before, atol=1e-4)
+        restored.set_params(labels=LABELS)
+        np.testing.assert_allclose(restored.decision_function(X), before, atol=1e-4)
 
-    def test_labels_without_one_are_refused_by_name(self, fitted, numbered, tmp_path):
+    def test_labels_without_threshold_raise_with_their_names(self, fitted, numbered, tmp_path):
         fitted.set_params(labels={**numbered.labels, 7: "a car", 8: "the sun"})
         for method in (
             lambda: fitted.predict(numbered.X),
@@ -239,14 +240,14 @@ class TestThresholdsOfLabels:
         Y = np.column_stack([numbered.Y, numbered.Y[:, :2]])
         assert fitted.fit_thresholds(numbered.X, Y).thresholds_.shape == (6,)
 
-    def test_do_not_fit_cosines_of_another_scale(self, fitted, numbered):
+    def test_changed_standardize_raises(self, fitted, numbered):
         fitted.set_params(standardize=False)
         with pytest.raises(ValueError, match="standardize is False, and thresholds were fitted w"):
             fitted.predict(numbered.X)
         fitted.set_params(standardize=numbered.X)
         assert fitted.predict(numbered.X).shape == (160, 4)
 
-    def test_cannot_be_written_to(self, fitted):
+    def test_thresholds_are_read_only(self, fitted):
         with pytest.raises(ValueError, match="read-only"):
             fitted.thresholds_[0] = 1.0
         unfitted = clone(fitted)
@@ -254,8 +255,10 @@ class TestThresholdsOfLabels:
 
 
 class TestStarter:
-    def test_fit_keeps_it_and_learns_thresholds(self, captioned_images, tmp_path, monkeypatch):
-        """Nothing is trained: the thresholds are those that fit_thresholds learns."""
+    def test_fit_keeps_starter_and_learns_thresholds(
+        self, captioned_images, tmp_path, monkeypatch
+    ):
+        """Nothing is trained, so the thresholds are equal to those of `fit_thresholds`."""
         monkeypatch.setattr(
             MultiLabelZeroShotClassifier, "_fit_aligner", lambda *_: pytest.fail("was trained")
         )
@@ -270,14 +273,14 @@ class TestStarter:
         predicted = fitted.predict(images)
         assert f1_score(Y, predicted, average="macro") > 0.6
         fitted.save_pretrained(tmp_path / "model")
-        back = load_pretrained(tmp_path / "model")
-        np.testing.assert_array_equal(back.thresholds_, fitted.thresholds_)
-        np.testing.assert_array_equal(back.predict(images), predicted)
+        restored = load_pretrained(tmp_path / "model")
+        np.testing.assert_array_equal(restored.thresholds_, fitted.thresholds_)
+        np.testing.assert_array_equal(restored.predict(images), predicted)
 
 
 class TestFit:
-    def test_in_every_form_of_Y(self, aligner, features, truth, captioned_images):
-        """Table, sparse table, frame in any order of columns, and lists of labels."""
+    def test_forms_of_Y_give_equal_thresholds(self, aligner, features, truth, captioned_images):
+        """Arrays, a sparse matrix, a DataFrame in any order of columns, and sets of labels."""
         frozen = MultiLabelZeroShotClassifier(LABELS, aligner=FrozenEstimator(aligner))
         X, Y = features.image[150:], truth[150:]
         names = np.array(list(LABELS))
@@ -285,12 +288,12 @@ class TestFit:
         sets = [set(names[row == 1]) for row in Y]
         forms = [Y, Y.astype(bool), Y.astype(float), csr_array(Y), frame, sets]
         fitted = [clone(frozen).fit(X, form) for form in forms]
-        for one in fitted:
-            np.testing.assert_allclose(one.thresholds_, fitted[0].thresholds_)
-            assert one.aligner_.estimator is aligner
+        for classifier in fitted:
+            np.testing.assert_allclose(classifier.thresholds_, fitted[0].thresholds_)
+            assert classifier.aligner_.estimator is aligner
         assert fitted[0].score(X, Y) == fitted[0].score(X, sets) == fitted[0].score(X, frame)
 
-    def test_without_labels_takes_them_from_Y(self, aligner, features, truth):
+    def test_labels_are_taken_from_Y(self, aligner, features, truth):
         frozen = MultiLabelZeroShotClassifier(aligner=FrozenEstimator(aligner))
         X, Y = features.image[150:], truth[150:]
         with pytest.raises(NotFittedError, match="pass labels and a fitted aligner"):
@@ -303,52 +306,57 @@ class TestFit:
             clone(frozen).fit(X, Y)
 
     @pytest.mark.exhaustive
-    def test_a_new_aligner_on_captions_or_on_the_labels(
+    def test_unfitted_aligner_is_trained_on_captions_or_labels(
         self, features, truth, captioned_images, text_encoder
     ):
-        """Images without a label have nothing to align by."""
+        """Images without a label are left out of the training."""
         new = MultiLabelZeroShotClassifier(LABELS, aligner=CCAAligner(text_encoder=text_encoder))
         X, Y = features.image[:200], truth[:200].copy()
         Y[:5] = 0
         for captions in (None, captioned_images.captions[:200]):
             fitted = clone(new).fit(X, Y, captions=captions)
-            found = fitted.predict(features.image[200:])
-            assert f1_score(truth[200:], found, average="micro") > 0.4
+            predicted = fitted.predict(features.image[200:])
+            assert f1_score(truth[200:], predicted, average="micro") > 0.4
 
     @pytest.mark.exhaustive
-    def test_thresholds_come_from_images_that_the_aligner_did_not_see(
+    def test_thresholds_are_fitted_on_held_out_images(
         self, features, truth, captioned_images, text_encoder
     ):
-        seen = []
+        fitted_rows = []
 
-        class Spying(CCAAligner):
+        class RecordingAligner(CCAAligner):
             def fit(self, X, y):
-                seen.append(set(map(bytes, X)))
+                fitted_rows.append(set(map(bytes, X)))
                 return super().fit(X, y)
 
-        new = MultiLabelZeroShotClassifier(LABELS, aligner=Spying(text_encoder=text_encoder))
+        new = MultiLabelZeroShotClassifier(
+            LABELS, aligner=RecordingAligner(text_encoder=text_encoder)
+        )
         new.fit(features.image[:90], truth[:90], captions=captioned_images.captions[:90])
         everything = set(map(bytes, features.image[:90]))
-        assert [len(rows) for rows in seen] == [60, 60, 60, 90]
-        left_out = [everything - rows for rows in seen[:3]]
+        assert [len(rows) for rows in fitted_rows] == [60, 60, 60, 90]
+        left_out = [everything - rows for rows in fitted_rows[:3]]
         assert set.union(*left_out) == everything
 
-    def test_saved_and_loaded_with_its_thresholds(self, classifier, features, truth, tmp_path):
+    def test_saved_thresholds_are_restored(self, classifier, features, truth, tmp_path):
         classifier.fit_thresholds(features.image[150:], truth[150:])
         classifier.save_pretrained(tmp_path / "model")
-        for back in (load_pretrained(tmp_path / "model"), pickle.loads(pickle.dumps(classifier))):
-            np.testing.assert_array_equal(back.thresholds_, classifier.thresholds_)
+        for restored in (
+            load_pretrained(tmp_path / "model"),
+            pickle.loads(pickle.dumps(classifier)),
+        ):
+            np.testing.assert_array_equal(restored.thresholds_, classifier.thresholds_)
             np.testing.assert_array_equal(
-                back.predict(features.image[:20]), classifier.predict(features.image[:20])
+                restored.predict(features.image[:20]), classifier.predict(features.image[:20])
             )
 
 
 class TestWithScikitLearn:
     @pytest.mark.parametrize("n_labels", [2, 8])
-    def test_scorers_of_several_labels(self, aligner, features, truth, n_labels):
-        """Two labels, too, which scikit-learn could take for two classes."""
-        some = dict(list(LABELS.items())[:n_labels])
-        frozen = MultiLabelZeroShotClassifier(some, aligner=FrozenEstimator(aligner))
+    def test_multi_label_scorers_work(self, aligner, features, truth, n_labels):
+        """Also for two labels, which scikit-learn could take for two classes."""
+        labels = dict(list(LABELS.items())[:n_labels])
+        frozen = MultiLabelZeroShotClassifier(labels, aligner=FrozenEstimator(aligner))
         X, Y = features.image[150:], truth[150:, :n_labels]
         scores = cross_validate(
             make_pipeline(StandardScaler(with_mean=False, with_std=False), frozen),
@@ -368,20 +376,20 @@ class TestWithScikitLearn:
 
         assert get_scorer("average_precision")(fitted, X, Y) == pytest.approx(direct)
 
-    def test_binarizer_gives_tables_of_lists(self, aligner, features, truth):
+    def test_binarized_labels_score_like_lists(self, aligner, features, truth):
         names = list(LABELS)
         sets = [[names[column] for column in np.flatnonzero(row)] for row in truth[150:]]
         Y = MultiLabelBinarizer(classes=names).fit_transform(sets)
         frozen = MultiLabelZeroShotClassifier(names, aligner=FrozenEstimator(aligner))
         assert frozen.fit(features.image[150:], Y).score(features.image[150:], sets) > 0.1
 
-    def test_sample_weight(self, classifier, features, truth):
+    def test_score_uses_sample_weight(self, classifier, features, truth):
         X, Y = features.image[150:], truth[150:]
         right = (classifier.fit_thresholds(X, Y).predict(X) == Y).all(axis=1)
         assert classifier.score(X, Y, sample_weight=right.astype(float)) == 1.0
 
     def test_estimator_checks(self):
-        """All that do not pass one column of numbers as several labels."""
+        """The checks that do not pass one column of numbers as several labels pass."""
         passed = passed_checks(MultiLabelZeroShotClassifier, {})
         assert len(passed) >= 20
         for check in ("check_no_attributes_set_in_init", "check_get_params_invariance",
@@ -403,8 +411,8 @@ class TestWithScikitLearn:
         ids=["thresholds", "cosines", "numbered"],
     )  # fmt: skip
     def test_estimator_checks_with_single_columns_encoded(self, settings):
-        """The checks of X, parameters and state, with settings that are not the default."""
-        passed = passed_checks(_Encoding, settings)
+        """The checks of X, parameters and state pass with other settings than the default."""
+        passed = passed_checks(_BinaryDigits, settings)
         assert len(passed) >= 49
         for check in ("check_estimators_nan_inf", "check_estimators_dtypes", "check_dtype_object",
                       "check_estimators_pickle", "check_fit_idempotent", "check_n_features_in",
@@ -415,16 +423,16 @@ class TestWithScikitLearn:
             assert check in passed
 
 
-class _Encoding(MultiLabelZeroShotClassifier):
-    """Takes the number of each class in binary as labels, where Y is one column."""
+class _BinaryDigits(MultiLabelZeroShotClassifier):
+    """Reads a Y of one column as class numbers, whose binary digits are the labels."""
 
     def fit(self, X, Y, captions=None):
-        return super().fit(X, self._encoded(Y), captions)
+        return super().fit(X, self._encode(Y), captions)
 
     def score(self, X, y, sample_weight=None):
-        return super().score(X, self._encoded(y), sample_weight)
+        return super().score(X, self._encode(y), sample_weight)
 
-    def _encoded(self, Y):
+    def _encode(self, Y):
         column = None if Y is None else np.asarray(Y)
         if column is None or column.size != len(column):
             return Y
@@ -444,35 +452,35 @@ def passed_checks(kind, settings):
 
 class TestBadInput:
     @pytest.mark.parametrize(
-        ("Y", "said"),
+        ("Y", "message"),
         [(None, "Y is None: expected a table of zeros and ones"),
-         ([["animal"], "food"], "Y has 'food' in row 1: .*also where it is one label"),
-         ([["animal"], ["fodo"]], "Y has 'fodo' in row 1, which is none of the labels 'travel'"),
+         ([["animal"], "food"], "Y has 'food' in row 1: .*a list also for one label"),
+         ([["animal"], ["fodo"]], "Y has 'fodo' in row 1, which is not in labels: 'travel'"),
          (np.zeros((2, 3)), "Y has 3 columns, and there are 8 labels"),
          (np.full((2, 8), 2), "Y has .*2.* in row 0"),
          (np.full((2, 8), np.nan), "Y has .*nan.* in row 0"),
          (pd.DataFrame({"animal": [0, 1], "fodo": [1, 0]}), r"unexpected columns \['fodo'\]"),
          (np.zeros((3, 8)), "inconsistent numbers of samples")],
     )  # fmt: skip
-    def test_bad_Y(self, classifier, features, Y, said):
-        with pytest.raises(ValueError, match=said):
+    def test_invalid_Y_raises(self, classifier, features, Y, message):
+        with pytest.raises(ValueError, match=message):
             classifier.fit_thresholds(features.image[:2], Y)
 
     @pytest.mark.parametrize(
-        ("parameter", "value", "said"),
+        ("parameter", "value", "message"),
         [("prevalence", 0.0, "prevalence must be above 0 and below 1"),
          ("prevalence", {"animal": 2.0}, "prevalence must be above 0 and below 1, not 2.0"),
-         ("prevalence", {"animal": 0.5}, r"no share for the labels \['travel'"),
+         ("prevalence", {"animal": 0.5}, r"no fraction for the labels 'travel'"),
          ("shrinkage", -1, "shrinkage must be at least 0"),
          ("cv", 1, "cv must be an integer of at least 2"),
          ("logit_scale", 0, "logit_scale must be None or a number from 1e-30")],
     )  # fmt: skip
-    def test_bad_parameters(self, classifier, features, parameter, value, said):
-        with pytest.raises(ValueError, match=said):
+    def test_invalid_parameter_raises(self, classifier, features, parameter, value, message):
+        with pytest.raises(ValueError, match=message):
             classifier.set_params(**{parameter: value}).predict(features.image[:2])
 
 
-def test_set_of_labels_is_refused():
-    """The columns would be in another order in every process."""
+def test_set_of_labels_raises():
+    """The order of the columns would differ between processes."""
     with pytest.raises(ValueError, match="labels is a set"):
         MultiLabelZeroShotClassifier({"cat", "dog"}).predict(np.ones((2, 3)))

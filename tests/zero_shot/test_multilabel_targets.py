@@ -17,7 +17,11 @@ from sklearn.base import clone
 from sklearn.preprocessing import MultiLabelBinarizer
 
 from sklearn_ape import MultiLabelZeroShotClassifier
-from sklearn_ape.zero_shot._multilabel_targets import as_table_or_rows, indicator, labels_in
+from sklearn_ape.zero_shot._multilabel_targets import (
+    as_table_or_rows,
+    collect_labels,
+    to_indicator,
+)
 
 LABELS = [
     ["cat", "dog", "house"],
@@ -31,7 +35,7 @@ LABELS = [
     [0],
     ["cat"],
 ]
-# Other forms of the same names, equal in Python.
+# Forms of the same names that are equal in Python.
 AS_NAMES = {
     "as they are": list,
     "NumPy scalars": lambda labels: list(np.array(labels)),
@@ -109,7 +113,7 @@ def dict_keys(labels):
 
 @st.composite
 def tables(draw):
-    """Labels, a table of zeros and ones, and an order of its columns."""
+    """Draw labels, a table of zeros and ones, and an order of its columns."""
     labels = draw(st.sampled_from(LABELS))
     n_rows = draw(st.integers(1, 5))
     cells = st.lists(st.integers(0, 1), min_size=len(labels), max_size=len(labels))
@@ -130,27 +134,27 @@ class TestTables:
         expected = [
             [row[list(names).index(label)] for label in labels] for row in table[:, order].tolist()
         ]
-        found = indicator(Y, labels)
-        assert found.tolist() == expected == table.tolist()
-        assert found.dtype == int
-        assert labels_in(Y) == [labels[column] for column in order]
+        indicator = to_indicator(Y, labels)
+        assert indicator.tolist() == expected == table.tolist()
+        assert indicator.dtype == int
+        assert collect_labels(Y) == [labels[column] for column in order]
 
     @settings(max_examples=300, deadline=None)
     @given(tables(), st.sampled_from([*BY_POSITION]))
-    def test_columns_without_names_are_taken_by_position(self, drawn, container):
+    def test_unnamed_columns_are_read_by_position(self, drawn, container):
         labels, table, _ = drawn
-        found = indicator(BY_POSITION[container](table), labels)
-        assert found.tolist() == table.tolist()
-        assert found.dtype == int
+        indicator = to_indicator(BY_POSITION[container](table), labels)
+        assert indicator.tolist() == table.tolist()
+        assert indicator.dtype == int
 
     @pytest.mark.parametrize("container", [*BY_POSITION])
-    def test_without_labels_a_table_without_names_is_refused(self, container):
+    def test_unnamed_table_without_labels_raises(self, container):
         table = np.array([[0, 1, 1], [1, 0, 0]])
         with pytest.raises(ValueError, match="labels is None, and the 3 columns of Y have no nam"):
-            labels_in(BY_POSITION[container](table))
+            collect_labels(BY_POSITION[container](table))
 
     @pytest.mark.parametrize(
-        ("names", "labels", "said"),
+        ("names", "labels", "message"),
         [([0, 1], ["cat", "dog"], r"missing columns \['cat', 'dog'\], unexpected columns \[0, 1"),
          (["0", "1"], [0, 1], r"missing columns \[0, 1\], unexpected columns \['0', '1'\]"),
          ([0, 1], ["0", "1"], r"missing columns \['0', '1'\], unexpected columns \[0, 1\]"),
@@ -163,26 +167,26 @@ class TestTables:
          ([pd.NA, 0], [0, 1], r"unexpected columns \[<NA>\]"),
          ([True, 2], [1, 0], r"missing columns \[0\], unexpected columns \[2\]")],
     )  # fmt: skip
-    def test_columns_that_are_not_the_labels_are_named(self, names, labels, said):
+    def test_columns_other_than_labels_raise_with_their_names(self, names, labels, message):
         frame = pd.DataFrame(np.zeros((2, len(names)), int))
         frame.columns = pd.Index(names, dtype=object, tupleize_cols=False)
-        with pytest.raises(ValueError, match=said):
-            indicator(frame, labels)
+        with pytest.raises(ValueError, match=message):
+            to_indicator(frame, labels)
 
-    def test_default_column_names_are_not_positions(self):
+    def test_default_column_names_raise(self):
         with pytest.raises(ValueError, match=r"do not match labels.*or pass an array without nam"):
-            indicator(pd.DataFrame(np.eye(2)), ["cat", "dog"])
+            to_indicator(pd.DataFrame(np.eye(2)), ["cat", "dog"])
 
-    def test_repeated_columns_of_a_pyarrow_table_are_refused(self):
+    def test_repeated_columns_of_pyarrow_table_raise(self):
         table = pa.table([[0], [1], [1]], names=["cat", "dog", "dog"])
         with pytest.raises(ValueError, match="The columns of Y are 'dog' more than once"):
-            indicator(table, ["cat", "dog"])
+            to_indicator(table, ["cat", "dog"])
         with pytest.raises(ValueError, match="Y has the columns 'dog' more than once"):
-            labels_in(table)
+            collect_labels(table)
 
     @pytest.mark.parametrize("cell", [2, -1, 0.5, np.nan, None, pd.NA, "1", "cat", 1j, Decimal(1)])
     @pytest.mark.parametrize("container", ["array", "object array", "frame", "lists", "dicts"])
-    def test_other_cells_are_refused_with_their_row(self, cell, container):
+    def test_cells_other_than_0_and_1_raise_with_their_row(self, cell, container):
         if container == "array" and cell is pd.NA:
             return
         rows = [[0, 1], [1, 0], [1, cell]]
@@ -195,9 +199,9 @@ class TestTables:
         }[container]()
         converts_all = container == "array" and isinstance(cell, str | complex)
         with pytest.raises(ValueError, match="row 0" if converts_all else "row 2"):
-            indicator(Y, ["a", "b"])
+            to_indicator(Y, ["a", "b"])
 
-    def test_missing_values_of_tables_are_refused(self):
+    def test_missing_values_in_tables_raise(self):
         for Y in (
             pd.DataFrame({"a": [1, None], "b": [0, 1]}, dtype="Int64"),
             pd.DataFrame({"a": [True, None], "b": [False, True]}, dtype="boolean"),
@@ -207,22 +211,22 @@ class TestTables:
             pa.table({"a": [True, None], "b": [False, True]}),
         ):
             with pytest.raises(ValueError, match="in column 'a', row 1"):
-                indicator(Y, ["a", "b"])
+                to_indicator(Y, ["a", "b"])
         masked = np.ma.masked_array(np.eye(2), mask=[[0, 1], [0, 0]])
         with pytest.raises(ValueError, match="masked numbers in 1 rows"):
-            indicator(masked, ["a", "b"])
+            to_indicator(masked, ["a", "b"])
 
     @pytest.mark.parametrize("Y", [np.zeros((2, 3)), csr_array((2, 3), dtype=int)])
-    def test_another_number_of_columns_is_refused(self, Y):
+    def test_wrong_number_of_columns_raises(self, Y):
         with pytest.raises(ValueError, match="Y has 3 columns, and there are 2 labels"):
-            indicator(Y, ["a", "b"])
+            to_indicator(Y, ["a", "b"])
 
 
 class TestRows:
     @pytest.mark.parametrize(
         ("Y", "labels", "expected"),
         [([[0, 1], [1, 0], [0, 0]], [0, 1], [[0, 1], [1, 0], [0, 0]]),
-         ([[0, 1], [1, 0]], [0, 1], [[0, 1], [1, 0]]),  # also sets, but a table by the rule
+         ([[0, 1], [1, 0]], [0, 1], [[0, 1], [1, 0]]),  # read as a table
          ([[0, 1], [1, 0]], [1, 0], [[0, 1], [1, 0]]),
          ([(0, 1), (1, 0)], [0, 1], [[1, 1], [1, 1]]),
          ([{0, 1}, {1}], [0, 1], [[1, 1], [0, 1]]),
@@ -236,27 +240,27 @@ class TestRows:
          ([[], []], ["cat", "dog"], [[0, 0], [0, 0]]),
          ([[True], [1.0, 0]], [0, 1], [[0, 1], [1, 1]])],
     )  # fmt: skip
-    def test_zeros_and_ones_or_labels(self, Y, labels, expected):
-        assert indicator(Y, labels).tolist() == expected
+    def test_lists_are_table_or_labels_by_content(self, Y, labels, expected):
+        assert to_indicator(Y, labels).tolist() == expected
 
     @pytest.mark.parametrize("row", [(1, 1), (0, 0), (True, True), (0.0, False)])
-    def test_tuples_of_zeros_and_ones_that_are_not_sets_are_refused(self, row):
+    def test_tuples_with_repeated_labels_raise(self, row):
         with pytest.raises(
             ValueError, match=r"Row 1 of Y is a set of labels, and has .* more than"
         ):
-            indicator([(0, 1), row], [0, 1])
+            to_indicator([(0, 1), row], [0, 1])
 
-    def test_a_ragged_list_of_zeros_and_ones_names_the_row_that_is_no_table_row(self):
+    def test_ragged_list_of_zeros_and_ones_raises_with_its_row(self):
         with pytest.raises(
             ValueError, match=r"not a table of zeros and ones because of row 2, \[1\]"
         ):
-            indicator([[0, 1], [1, 0], [1]], ["cat", "dog"])
+            to_indicator([[0, 1], [1, 0], [1]], ["cat", "dog"])
         with pytest.raises(ValueError, match=r"because of row 0, \(0, 1\)"):
-            indicator([(0, 1), (1, 0)], ["cat", "dog"])
+            to_indicator([(0, 1), (1, 0)], ["cat", "dog"])
 
     @settings(max_examples=200, deadline=None)
     @given(tables(), st.sampled_from([tuple, set, frozenset, iter, dict_keys]), st.data())
-    def test_sets_of_labels_are_those_of_scikit_learns_binarizer(self, drawn, kind, data):
+    def test_sets_of_labels_are_read_like_scikit_learns_binarizer(self, drawn, kind, data):
         labels, table, _ = drawn
         sets = [
             data.draw(st.permutations([x for x, one in zip(labels, row, strict=True) if one]))
@@ -264,25 +268,25 @@ class TestRows:
         ]
         expected = MultiLabelBinarizer(classes=labels).fit_transform(sets)
         read = as_table_or_rows([kind(row) for row in sets])
-        np.testing.assert_array_equal(indicator(read, labels), expected)
-        np.testing.assert_array_equal(indicator(read, labels), table)
-        assert labels_in(read) == sorted({label for row in sets for label in row})
+        np.testing.assert_array_equal(to_indicator(read, labels), expected)
+        np.testing.assert_array_equal(to_indicator(read, labels), table)
+        assert collect_labels(read) == sorted({label for row in sets for label in row})
 
     @pytest.mark.parametrize(
         "row", [{"cat": 0, "dog": 1}, MappingProxyType({"dog": True, "cat": False}),
                 Counter({"dog": 1, "cat": 0}), namedtuple("Row", ["dog", "cat"])(1, 0)]
     )  # fmt: skip
-    def test_dicts_are_zeros_and_ones_by_name(self, row):
-        assert indicator([row], ["cat", "dog"]).tolist() == [[0, 1]]
+    def test_dicts_are_read_by_name(self, row):
+        assert to_indicator([row], ["cat", "dog"]).tolist() == [[0, 1]]
 
     @pytest.mark.parametrize(
-        ("row", "said"),
+        ("row", "message"),
         [({"cat": 1}, r"keys of row 1 of Y do not match labels: missing keys \['dog'\]"),
          ({"cat": 1, "dog": 0, "cow": 0}, r"unexpected keys \['cow'\]"),
          ({"cat": 2, "dog": 0}, "Y has 2 in row 1"),
          ({"cat": [1], "dog": 0}, r"Y has \[1\] in row 1"),
          (pd.Series({"dog": 1, "cat": 0}), "Row 1 of Y is a Series whose index is not"),
-         ("cat", "Y has 'cat' in row 1: .*also where it is one label"),
+         ("cat", "Y has 'cat' in row 1: .*a list also for one label"),
          (np.array("cat"), "Y has 'cat' in row 1"),
          (b"cat", "Y has b'cat' in row 1"),
          (None, "Y has None in row 1"),
@@ -290,25 +294,25 @@ class TestRows:
          (pd.NA, "Y has <NA> in row 1"),
          (1, "Y has 1 in row 1"),
          ([["cat"]], r"Y has \[\['cat'\]\] in row 1"),
-         (["cat", None], "Y has None in row 1, which is none of the labels"),
-         (["cow"], "Y has 'cow' in row 1, which is none of the labels 'cat', 'dog'"),
+         (["cat", None], "Y has None in row 1, which is not in labels"),
+         (["cow"], "Y has 'cow' in row 1, which is not in labels: 'cat', 'dog'"),
          (np.eye(2), "Y has .* in row 1")],
     )  # fmt: skip
-    def test_rows_that_cannot_be_read_are_named(self, row, said):
-        with pytest.raises(ValueError, match=said):
-            indicator([["cat"], row], ["cat", "dog"])
+    def test_invalid_rows_raise_with_their_index(self, row, message):
+        with pytest.raises(ValueError, match=message):
+            to_indicator([["cat"], row], ["cat", "dog"])
 
     @pytest.mark.parametrize(
         "Y", [None, "cat", b"cat", 3, np.array(3), {"cat": [0, 1], "dog": [1, 0]}, pl.LazyFrame()]
     )
-    def test_what_is_not_a_target_is_refused(self, Y):
-        for read in (labels_in, lambda Y: indicator(Y, ["cat", "dog"])):
+    def test_invalid_targets_raise(self, Y):
+        for read in (collect_labels, lambda Y: to_indicator(Y, ["cat", "dog"])):
             with pytest.raises(ValueError, match="expected a table of zeros and ones"):
                 read(Y)
 
-    def test_labels_of_different_types_are_refused(self):
-        with pytest.raises(ValueError, match="labels in Y cannot be sorted: 'cat', None"):
-            labels_in([["cat", None]])
+    def test_labels_of_different_types_raise(self):
+        with pytest.raises(ValueError, match="Y has labels that cannot be sorted: 'cat', None"):
+            collect_labels([["cat", None]])
 
 
 def in_order(labels, order):
@@ -333,29 +337,30 @@ class TestColumnsOfY:
             by_name.fit_thresholds(numbered.X, shuffled).thresholds_,
         )
 
-    def test_other_columns_are_refused_in_every_method(self, numbered):
+    def test_unexpected_columns_raise_in_every_method(self, numbered):
         classifier = MultiLabelZeroShotClassifier(numbered.labels, aligner=numbered.aligner)
         frame = pd.DataFrame(numbered.Y)
-        said = r"missing columns \[10, 20\], unexpected columns \[2, 3\]"
-        with pytest.raises(ValueError, match=said):
+        message = r"missing columns \[10, 20\], unexpected columns \[2, 3\]"
+        with pytest.raises(ValueError, match=message):
             classifier.fit(numbered.X, frame)
         classifier.fit(numbered.X, numbered.Y)
         for method in (classifier.score, classifier.fit_thresholds):
-            with pytest.raises(ValueError, match=said):
+            with pytest.raises(ValueError, match=message):
                 method(numbered.X, frame)
 
-    def test_lists_of_zeros_and_ones_are_a_table(self, numbered):
+    def test_lists_of_zeros_and_ones_are_read_as_table(self, numbered):
         labels = in_order(numbered.labels, [0, 1])
         classifier = MultiLabelZeroShotClassifier(labels, aligner=numbered.aligner)
         Y = numbered.Y[:, 2:]
         fitted = clone(classifier).fit(numbered.X, Y)
-        again = clone(classifier).fit(numbered.X, Y.tolist())
-        np.testing.assert_array_equal(fitted.thresholds_, again.thresholds_)
-        assert again.score(numbered.X, Y.tolist()) == fitted.score(numbered.X, Y)
+        fitted_on_lists = clone(classifier).fit(numbered.X, Y.tolist())
+        np.testing.assert_array_equal(fitted.thresholds_, fitted_on_lists.thresholds_)
+        score = fitted_on_lists.score(numbered.X, Y.tolist())
+        assert score == fitted.score(numbered.X, Y)
 
     @pytest.mark.exhaustive
-    def test_predicted_sets_score_as_the_predicted_table(self, numbered):
-        """Also those of labels 0 and 1, which are tuples of zeros and ones."""
+    def test_predicted_sets_score_like_predicted_table(self, numbered):
+        """Also for the labels 0 and 1, whose sets are tuples of zeros and ones."""
         for labels in (numbered.labels, in_order(numbered.labels, [0, 1])):
             classifier = MultiLabelZeroShotClassifier(labels, aligner=numbered.aligner)
             classifier.fit(numbered.X, numbered.Y[:, -len(labels) :])
@@ -365,7 +370,7 @@ class TestColumnsOfY:
     def test_generators_are_read_once(self, numbered):
         sets = [{number for number, one in enumerate(row) if one} for row in numbered.Y.tolist()]
         classifier = MultiLabelZeroShotClassifier(aligner=numbered.aligner)
-        with pytest.warns(UserWarning, match="labels in Y are numbers"):
+        with pytest.warns(UserWarning, match="Y has labels that are numbers"):
             classifier.fit(numbered.X, (iter(labels) for labels in sets))
         assert classifier.labels_.tolist() == [0, 1, 2, 3]
         assert classifier.score(numbered.X, iter(sets)) > 0.5

@@ -1,4 +1,4 @@
-"""ZeroShotClassifier on many images: by tiles, from files, and in little memory."""
+"""ZeroShotClassifier on many images: tiles, features in files, and peak memory."""
 
 import subprocess
 import sys
@@ -9,13 +9,13 @@ from sklearn.base import BaseEstimator
 
 from sklearn_ape import CCAAligner, ZeroShotClassifier
 from sklearn_ape.aligners.similarity import Standardizer
-from sklearn_ape.features import memmap as _feature_tiles
+from sklearn_ape.features import memmap
 
 NAMES = [f"thing {number:03d}" for number in range(300)]
 
 
-class Known(BaseEstimator):
-    """Features of texts known beforehand; captions are names of them."""
+class LookupEncoder(BaseEstimator):
+    """Text encoder that looks up features by the number in a text."""
 
     def __init__(self, features):
         self.features = features
@@ -29,14 +29,14 @@ class Known(BaseEstimator):
 
 @pytest.fixture
 def aligner(concepts):
-    aligner = CCAAligner(ridge=0.01, text_encoder=Known(concepts.text))
+    aligner = CCAAligner(ridge=0.01, text_encoder=LookupEncoder(concepts.text))
     return aligner.fit(concepts.image[:200], NAMES[:200])
 
 
 @pytest.fixture(params=["one tile", "many tiles"])
 def tiles(request, monkeypatch):
     if request.param == "many tiles":
-        monkeypatch.setattr(_feature_tiles, "TILE_BYTES", 17 * 4 * 300)
+        monkeypatch.setattr(memmap, "TILE_BYTES", 17 * 4 * 300)
 
 
 def classifier_of(aligner, **options):
@@ -47,7 +47,7 @@ def classifier_of(aligner, **options):
 class TestTiles:
     @pytest.mark.parametrize("threshold", [None, "median"])
     @pytest.mark.parametrize("standardize", [False, True])
-    def test_answers_are_those_of_the_whole_matrix(
+    def test_predictions_equal_those_of_the_full_matrix(
         self, aligner, concepts, threshold, standardize
     ):
         image, text = aligner.transform(concepts.image), aligner.transform_text(NAMES)
@@ -69,10 +69,10 @@ class TestTiles:
         labels, best = classifier.predict_top_k(concepts.image, k=4)
         order = np.argsort(-proba, axis=1)[:, :4]
         np.testing.assert_allclose(best, np.take_along_axis(proba, order, axis=1), rtol=1e-3)
-        assert np.mean(labels == np.array(NAMES)[order]) > 0.99  # but for equals
+        assert np.mean(labels == np.array(NAMES)[order]) > 0.99  # ties may differ
         assert classifier.score(concepts.image, NAMES) == np.mean(expected == NAMES)
 
-    def test_a_memory_map_of_half_precision(self, aligner, concepts, tmp_path):
+    def test_memory_map_of_half_precision_is_read(self, aligner, concepts, tmp_path):
         half = concepts.image.astype(np.float16)
         np.save(tmp_path / "X.npy", half)
         mapped = np.load(tmp_path / "X.npy", mmap_mode="r")
@@ -81,7 +81,7 @@ class TestTiles:
             classifier.predict(mapped), classifier.predict(half.astype(np.float32))
         )
 
-    def test_images_that_were_not_read_are_named_by_their_rows(self, aligner, concepts):
+    def test_unreadable_images_warn_with_their_rows(self, aligner, concepts):
         X = concepts.image.copy()
         X[[3, 250]] = np.nan
         with pytest.warns(UserWarning, match=r"2 images could not be read .*: rows 3, 250\."):
@@ -92,25 +92,26 @@ class TestTiles:
         assert np.isnan(proba[[3, 250]]).all()
 
 
-def test_unknown_label_counts_where_it_is_true(aligner, concepts):
-    classifier = classifier_of(aligner, threshold=1.0, logit_scale=1)  # none is so sure
+def test_unknown_label_in_y_counts_as_hit(aligner, concepts):
+    # No probability reaches the threshold.
+    classifier = classifier_of(aligner, threshold=1.0, logit_scale=1)
     assert classifier.score(concepts.image[:4], ["unknown"] * 4) == 1.0
-    classifier.set_params(unknown_label=NAMES[0])  # a class as well
+    classifier.set_params(unknown_label=NAMES[0])  # is also a class
     assert classifier.score(concepts.image[:4], [NAMES[0]] * 3 + ["thing 001"]) == 0.75
 
 
 @pytest.mark.parametrize("k", [0, 301, 1.5, "all"])
-def test_bad_k(aligner, concepts, k):
+def test_invalid_k_raises(aligner, concepts, k):
     with pytest.raises(ValueError, match="from 1 to the number of classes, 300, not"):
         classifier_of(aligner).predict_top_k(concepts.image, k=k)
 
 
-def test_five_are_shown_unless_told(aligner, concepts):
+def test_top_k_returns_five_classes_by_default(aligner, concepts):
     labels, proba = classifier_of(aligner).predict_top_k(concepts.image[:3])
     assert labels.shape == proba.shape == (3, 5)
 
 
-def test_one_class_is_always_the_best(aligner, concepts):
+def test_single_class_has_probability_one(aligner, concepts):
     classifier = ZeroShotClassifier(NAMES[:1], aligner=aligner, templates="none")
     labels, proba = classifier.predict_top_k(concepts.image[:3], k=1)
     assert labels.tolist() == [[NAMES[0]]] * 3
@@ -119,21 +120,21 @@ def test_one_class_is_always_the_best(aligner, concepts):
 
 @pytest.mark.exhaustive
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the system's count of pages")
-def test_memory_is_that_of_a_tile_and_of_the_answers(tmp_path):
-    """200,000 images: 51 MB of features in a file; all logits would be 800 MB."""
+def test_peak_memory_is_bounded(tmp_path):
+    """The features of 200,000 images are 51 MB in a file; all logits would be 800 MB."""
     features = np.random.default_rng(0).standard_normal((200_000, 64), dtype=np.float32)
     np.save(tmp_path / "X.npy", features)
-    done = subprocess.run(
-        [sys.executable, "-c", _IN_A_CHILD, str(tmp_path / "X.npy")],
+    completed = subprocess.run(
+        [sys.executable, "-c", _CHILD_SCRIPT, str(tmp_path / "X.npy")],
         check=True,
         capture_output=True,
         text=True,
     )
-    assert float(done.stdout) < 45
+    assert float(completed.stdout) < 45
 
 
-# Not getrusage, whose peak is also that of the process that started this one.
-_IN_A_CHILD = """
+# The peak of getrusage would include that of the parent process.
+_CHILD_SCRIPT = """
 def peak():
     with open("/proc/self/status") as file:
         return int(file.read().split("VmHWM:")[1].split()[0]) / 1024

@@ -1,6 +1,16 @@
-"""What computes a frozen network: torch itself, or a faster runtime for the same graph."""
+"""Engines that compute a frozen network: torch, ONNX Runtime and OpenVINO."""
 
-from ._base import ENGINES, Engine, Workload, choose_engine
-from ._factory import make_engine
+from ._base import ENGINES, Engine, TorchEngine, Workload, choose_engine
+from ._factory import engine_key, exports_folder, is_export_worthwhile, make_engine
 
-__all__ = ["ENGINES", "Engine", "Workload", "choose_engine", "make_engine"]
+__all__ = [
+    "ENGINES",
+    "Engine",
+    "TorchEngine",
+    "Workload",
+    "choose_engine",
+    "engine_key",
+    "exports_folder",
+    "is_export_worthwhile",
+    "make_engine",
+]

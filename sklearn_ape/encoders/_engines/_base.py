@@ -16,26 +16,24 @@ import torch
 
 ENGINES = ("auto", "torch", "onnx", "openvino")
 
-
 _PACKAGES = {"onnx": ("onnxruntime", "onnxscript"), "openvino": ("openvino",)}
-
 
 Inputs = tuple[torch.Tensor, ...]
 
 
 class EngineError(RuntimeError):
-    """A network cannot be exported, or its export does not compute what it should."""
+    """A network cannot be exported, or its export does not give the right features."""
 
 
-class WrongNumbersError(EngineError):
-    """An export computes something else than torch does."""
+class WrongFeaturesError(EngineError):
+    """Features of an export differ from those of torch."""
 
 
 class Engine(Protocol):
-    """Computes features of batches.
+    """Protocol of objects that compute features of batches.
 
-    An engine that is `concurrent` uses one core a call, and is called by as many threads as
-    there are cores; another one uses them all for one call at a time.
+    A `concurrent` engine uses one core per call and is called by several threads. Any other
+    engine uses all cores for one call at a time.
     """
 
     name: str
@@ -46,25 +44,25 @@ class Engine(Protocol):
 
 
 class Workload(NamedTuple):
-    """A network, and all that an engine must know to compute it.
+    """A network and the options that an engine needs to compute it.
 
     Parameters
     ----------
     module : torch.nn.Module
-        Takes the input tensors one after the other and gives (n_items, n_features).
+        Network that maps the input tensors to features, (n_items, n_features).
     examples : callable
-        Returns inputs of several shapes: to trace the network, and to compare an export with
-        torch.
+        Function that returns inputs of several shapes. They are used to trace the network and to
+        compare an export with torch.
     key : str
-        Tells this network, with these weights, from all others.
+        Unique name of the network with its weights.
     device : torch.device
-        Where torch computes.
+        Device on which torch computes.
     dtype : {"float32", "bfloat16", "float16"}
         Precision of the network.
     n_threads : int
-        Cores to use.
+        Number of cores to use.
     folder : pathlib.Path
-        Where exports are kept.
+        Folder of exported networks.
     """
 
     module: torch.nn.Module
@@ -77,61 +75,62 @@ class Workload(NamedTuple):
 
 
 def choose_engine(engine: str, device: torch.device, dtype: str) -> str:
-    """Return the engine that a parameter stands for, or say why it cannot be had.
+    """Return the engine for a value of the parameter ``engine``.
 
     Parameters
     ----------
     engine : {"auto", "torch", "onnx", "openvino"}
-        ``"auto"`` is the fastest one that is installed; on a GPU, torch.
+        Value of the parameter. ``"auto"`` means the fastest installed engine on a CPU, and torch
+        on a GPU.
     device : torch.device
-        Where torch would compute. The others are for the CPU.
+        Device of the network. Engines other than torch compute on the CPU only.
     dtype : {"float32", "bfloat16", "float16"}
         Precision of the network.
 
     Returns
     -------
     name : {"torch", "onnx", "openvino"}
-        The engine.
+        Name of the engine.
 
     Raises
     ------
     ImportError
-        When its package is not installed.
+        If the engine's package is not installed.
     ValueError
-        When it does not run on the device or in the precision.
+        If the engine does not support the device or the precision.
     """
     if engine == "torch":
         return engine
     if engine == "auto":
-        fits = (name for name in ("openvino", "onnx") if not _reason_against(name, device, dtype))
-        return next(fits, "torch")
-    reason = _reason_against(engine, device, dtype)
-    if reason is not None:
-        raise reason
+        names = (name for name in ("openvino", "onnx") if not _find_obstacle(name, device, dtype))
+        return next(names, "torch")
+    obstacle = _find_obstacle(engine, device, dtype)
+    if obstacle is not None:
+        raise obstacle
     return engine
 
 
 def n_free_axes(example: torch.Tensor) -> int:
-    """Count the axes, from the first, whose length changes: items and, of texts, tokens."""
+    """Return the number of leading axes of variable length: items and, for tokens, positions."""
     return 2 if example.ndim == 2 and not example.is_floating_point() else 1
 
 
-def _reason_against(engine: str, device: torch.device, dtype: str) -> Exception | None:
+def _find_obstacle(engine: str, device: torch.device, dtype: str) -> Exception | None:
     if device.type != "cpu":
         return ValueError(
-            f"engine={engine!r} computes on the CPU, but device is {str(device)!r}: pass "
-            "device='cpu', or engine='torch'."
+            f"engine={engine!r} computes on the CPU, but device is {str(device)!r}. Pass "
+            "device='cpu' or engine='torch'."
         )
     if dtype not in _precisions(engine):
         return ValueError(
-            f"engine={engine!r} does not compute in {dtype} on this machine: pass "
-            "dtype='float32', or engine='torch'."
+            f"engine={engine!r} does not compute in {dtype} on this machine. Pass "
+            "dtype='float32' or engine='torch'."
         )
     missing = [package for package in _PACKAGES[engine] if find_spec(package) is None]
     if missing:
         return ImportError(
-            f"engine={engine!r} needs the package {' and '.join(missing)}: "
-            f"pip install 'sklearn-ape[{engine}]'. engine='auto' does with what is installed."
+            f"engine={engine!r} needs the package {' and '.join(missing)}. Run "
+            f"pip install 'sklearn-ape[{engine}]', or pass engine='auto'."
         )
     return None
 
@@ -144,17 +143,18 @@ def _precisions(engine: str) -> tuple[str, ...]:
     return precisions()
 
 
+# Numbers of the options in glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
-
-_LARGEST_KEPT = 2**30
+# Freed blocks of memory up to this size, in bytes, stay with the process.
+_MAX_RETAINED = 2**30
 
 
 class TorchEngine:
-    """Computes a network with torch.
+    """Engine that computes a network with torch.
 
-    On a GPU, batches travel from pinned memory without waiting, and one that does not fit into
-    its memory is computed in halves, as all later ones are.
+    Batches are copied to a GPU asynchronously from pinned memory. A batch that does not fit into
+    the GPU's memory is halved, and the smaller size is used for all later batches.
     """
 
     name = "torch"
@@ -164,33 +164,33 @@ class TorchEngine:
         self.module = workload.module
         self.device = workload.device
         self.dtype = workload.dtype
-        self._most: int | None = None
+        self._max_items: int | None = None
         if self.device.type == "cpu":
             _keep_large_allocations()
 
     def __call__(self, inputs: Inputs) -> np.ndarray:
         """Return the features of a batch."""
         n_items = len(inputs[0])
-        most = n_items if self._most is None else min(n_items, self._most)
+        size = n_items if self._max_items is None else min(n_items, self._max_items)
         while True:
             try:
-                starts = range(0, n_items, most)
-                parts = [self._pass(tuple(x[s : s + most] for x in inputs)) for s in starts]
+                starts = range(0, n_items, size)
+                parts = [self._compute(tuple(x[s : s + size] for x in inputs)) for s in starts]
                 return np.concatenate(parts) if len(parts) > 1 else parts[0]
             except torch.OutOfMemoryError:
-                if most == 1:
+                if size == 1:
                     raise
-                most = self._most = (most + 1) // 2
+                size = self._max_items = (size + 1) // 2
                 torch.cuda.empty_cache()
 
-    def _pass(self, inputs: Inputs) -> np.ndarray:
+    def _compute(self, inputs: Inputs) -> np.ndarray:
         precision: Any = nullcontext()
         if self.dtype != "float32":
             precision = torch.autocast(self.device.type, dtype=getattr(torch, self.dtype))
         with torch.inference_mode(), precision:
-            return self.module(*(self._moved(x) for x in inputs)).float().cpu().numpy()
+            return self.module(*(self._to_device(x) for x in inputs)).float().cpu().numpy()
 
-    def _moved(self, x: torch.Tensor) -> torch.Tensor:
+    def _to_device(self, x: torch.Tensor) -> torch.Tensor:
         if self.device.type == "cuda":
             x = x.pin_memory()
         return x.to(self.device, non_blocking=True)
@@ -198,14 +198,14 @@ class TorchEngine:
 
 @lru_cache(maxsize=1)
 def _keep_large_allocations() -> None:
-    """Tell glibc to keep the memory of large tensors instead of mapping it anew for each.
+    """Configure glibc to reuse the memory of large tensors instead of mapping it for each one.
 
-    The kernel zeroes what it maps, page by page: at batches of 32 images that takes longer than
-    the network itself.
+    The kernel sets mapped memory to zero page by page. For batches of 32 images that takes longer
+    than the network itself.
     """
     if not sys.platform.startswith("linux"):
         return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl does not have it
     if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, _LARGEST_KEPT)
-        mallopt(_M_TRIM_THRESHOLD, _LARGEST_KEPT)
+        mallopt(_M_MMAP_THRESHOLD, _MAX_RETAINED)
+        mallopt(_M_TRIM_THRESHOLD, _MAX_RETAINED)

@@ -1,4 +1,4 @@
-"""Choice of an engine, exported networks, and their comparison with torch."""
+"""Engines from exported networks, which are kept on disk and compared with torch."""
 
 from __future__ import annotations
 
@@ -7,145 +7,209 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from contextlib import ExitStack, suppress
 from importlib.metadata import version
+from os import PathLike
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 
-from ...utils.files import atomic_directory
+from ...utils.files import atomic_directory, default_data_home
 from ...utils.warnings import warn
-from ..weights import get_shared_network, is_network_shared
-from ._base import (
-    Engine,
-    EngineError,
-    Inputs,
-    TorchEngine,
-    Workload,
-    WrongNumbersError,
-    choose_engine,
-)
+from ._base import Engine, EngineError, Inputs, TorchEngine, Workload, WrongFeaturesError
 from ._runtimes import OnnxEngine, OpenVINOEngine, export_to_onnx, export_to_openvino
 
-T = TypeVar("T")
-
-
+# Name of the file that holds the digests of all other files of an export.
 _DIGESTS = "sha256.json"
 
-
+# Version of the layout of an export's folder; a new one makes older exports unused.
 _FORMAT = 1
-
 
 _DISTRIBUTIONS = {"onnx": "onnxruntime", "openvino": "openvino"}
 
+_RUNTIMES: dict[str, tuple[Any, Callable[[Workload, Path], None]]] = {
+    "onnx": (OnnxEngine, export_to_onnx),
+    "openvino": (OpenVINOEngine, export_to_openvino),
+}
 
-def load_or_export(
-    engine: str,
-    workload: Workload,
-    export: Callable[[Workload, Path], None],
-    load: Callable[[Path], T],
-) -> T:
-    """Return what `load` makes of a network's export, exporting it the first time.
+# Largest difference from torch's float32 features, as 1 - cosine and as relative error of the
+# norm. Users choose low precision explicitly, so its tolerance only has to find wrong exports.
+_TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2, "float16": 5e-2}
+
+# From this number of items on, loading an existing export saves more time than it takes.
+_MIN_ITEMS_TO_LOAD = 32
+
+
+def exports_folder(cache: Any) -> Path:
+    """Return the folder of exports: next to the cached features, or in the user's cache folder."""
+    folder = getattr(cache, "folder", cache)
+    if not isinstance(folder, str | PathLike) or folder == "memory":
+        folder = default_data_home()
+    return Path(folder).expanduser() / "engines"
+
+
+def engine_key(name: str, workload: Workload) -> Hashable:
+    """Return the key under which an engine is shared within the process."""
+    # The process id, because the threads of an engine do not exist in a forked process.
+    return (name, workload.key, workload.dtype, workload.n_threads, os.getpid())
+
+
+def is_export_worthwhile(
+    name: str, workload: Workload, n_items: int, min_items_to_export: int
+) -> bool:
+    """Return whether an exported network is likely to be faster than torch.
 
     Parameters
     ----------
-    engine : {"onnx", "openvino"}
-        Its name and version are part of the export's.
+    name : {"onnx", "openvino"}
+        The engine.
     workload : Workload
         The network.
-    export : callable
-        Writes files into an empty folder.
-    load : callable
-        Reads them, and raises EngineError when they are no good.
+    n_items : int
+        Number of items to encode.
+    min_items_to_export : int
+        Number of items from which on a new export saves more time than it takes.
+    """
+    if _failure_file(name, workload).is_file():
+        return False
+    if workload.dtype != "float32":
+        # Engines differ by more than rounding in low precision, so the number of items must not
+        # decide which one is used.
+        return True
+    is_exported = _export_folder(name, workload).is_dir()
+    return n_items >= (_MIN_ITEMS_TO_LOAD if is_exported else min_items_to_export)
+
+
+def make_engine(name: str, workload: Workload, warns: bool) -> Engine:
+    """Return an engine with a network's export, or torch if the network cannot be exported.
+
+    Parameters
+    ----------
+    name : {"onnx", "openvino"}
+        The engine.
+    workload : Workload
+        The network.
+    warns : bool
+        Whether to warn if torch is used instead.
 
     Returns
     -------
-    loaded : object
-        What `load` returns.
-
-    Raises
-    ------
-    EngineError
-        When a new export is no good.
-    OSError
-        When not even a temporary folder can be written.
+    engine : Engine
+        Engine that is ready to be called.
     """
-    kept = _place(engine, workload)
-    if kept.is_dir():
+    try:
+        engine = _load_or_export(name, workload)
+    except (EngineError, OSError) as error:
+        if isinstance(error, EngineError):  # an OSError may be gone next time, as a full disk
+            _record_failure(name, workload, str(error))
+        if warns:
+            reason = str(error).partition("\n")[0][:300]
+            warn(
+                f"engine={name!r} cannot compute this network, so torch computes it: {reason}",
+                RuntimeWarning,
+            )
+        return TorchEngine(workload)
+    with suppress(OSError):
+        _failure_file(name, workload).unlink(missing_ok=True)
+    return engine
+
+
+def _load_or_export(name: str, workload: Workload) -> Engine:
+    """Return an engine with a network's export, exporting the network if necessary.
+
+    Raises EngineError if a new export is wrong, and OSError if not even a temporary folder can be
+    written.
+    """
+    engine_class, export = _RUNTIMES[name]
+    torch_engine = TorchEngine(workload._replace(dtype="float32"))
+    # Before the export, so that errors of the network itself are not reported as the engine's.
+    expected = [(inputs, torch_engine(inputs)) for inputs in workload.examples()]
+
+    def load(folder: Path) -> Engine:
+        engine = engine_class(workload, folder)
+        _compare(engine, expected, _TOLERANCE[workload.dtype])
+        return engine
+
+    target = _export_folder(name, workload)
+    if target.is_dir():
         try:
-            _verify(kept)
-            return load(kept)
-        except WrongNumbersError:  # as a new export would
+            _verify_digests(target)
+            return load(target)
+        except WrongFeaturesError:  # a new export would give the same features
             raise
         except (EngineError, OSError, ValueError) as error:
             warn(
-                f"The exported network in {str(kept)!r} is damaged ({error}); it is exported "
-                "anew.",
+                f"The exported network in {str(target)!r} is damaged ({error}). It is exported "
+                "again.",
                 RuntimeWarning,
             )
-            shutil.rmtree(kept, ignore_errors=True)
+            shutil.rmtree(target, ignore_errors=True)
     with ExitStack() as stack:
         try:
             workload.folder.mkdir(parents=True, exist_ok=True)
-            fresh = stack.enter_context(atomic_directory(kept))
-        except OSError:  # it cannot be kept: it serves this process alone
-            name = tempfile.TemporaryDirectory(prefix=f"{engine}-", ignore_cleanup_errors=True)
-            kept = fresh = Path(stack.enter_context(name))
-        export(workload, fresh)
-        loaded = load(fresh)
-        if kept != fresh:
-            _seal(fresh)
-            _move(fresh, kept)
-        return loaded
+            folder = stack.enter_context(atomic_directory(target))
+        except OSError:  # without a writable folder, the export serves this process only
+            temporary = tempfile.TemporaryDirectory(prefix=f"{name}-", ignore_cleanup_errors=True)
+            target = folder = Path(stack.enter_context(temporary))
+        export(workload, folder)
+        engine = load(folder)
+        if target != folder:
+            _write_digests(folder)
+            _move(folder, target)
+        return engine
 
 
-def is_exported(engine: str, workload: Workload) -> bool:
-    """Tell whether there is an export of a network."""
-    return _place(engine, workload).is_dir()
+def _compare(engine: Engine, expected: list[tuple[Inputs, np.ndarray]], tolerance: float) -> None:
+    """Raise WrongFeaturesError if an engine's features of the examples differ from torch's."""
+    for inputs, reference in expected:
+        features = engine(inputs)
+        if features.shape != reference.shape or not np.isfinite(features).all():
+            raise WrongFeaturesError(
+                f"its features have NaN or infinity, or shape {features.shape} instead of "
+                f"{reference.shape}"
+            )
+        norms = np.linalg.norm(features, axis=1), np.linalg.norm(reference, axis=1)
+        cosine = (features * reference).sum(axis=1) / np.maximum(norms[0] * norms[1], 1e-12)
+        norm_errors = np.abs(norms[0] / np.maximum(norms[1], 1e-12) - 1)
+        difference = max(float((1 - cosine).max()), float(norm_errors.max()))
+        if difference > tolerance:
+            raise WrongFeaturesError(
+                f"its features differ from torch's by {difference:.2g} (1 - cosine, or relative "
+                f"error of the norm), more than {tolerance:g}"
+            )
 
 
-def has_failed(engine: str, workload: Workload) -> bool:
-    """Tell whether a network is known not to be computed by an engine."""
-    return _note(engine, workload).is_file()
+def _export_folder(name: str, workload: Workload) -> Path:
+    parts = (name, version(_DISTRIBUTIONS[name]), torch.__version__, _FORMAT, workload.key)
+    digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+    return workload.folder / f"{name}-{digest}"
 
 
-def remember_failure(engine: str, workload: Workload, reason: str) -> None:
-    """Note why a network is not computed by an engine, so that it is not tried at every start."""
+def _failure_file(name: str, workload: Workload) -> Path:
+    folder = _export_folder(name, workload)
+    return folder.with_name(f"{folder.name}.{workload.dtype}.failed.txt")
+
+
+def _record_failure(name: str, workload: Workload, reason: str) -> None:
+    """Write why an engine cannot compute a network, so that later processes do not try again."""
     with suppress(OSError):
         workload.folder.mkdir(parents=True, exist_ok=True)
-        _note(engine, workload).write_text(reason, encoding="utf-8")
+        _failure_file(name, workload).write_text(reason, encoding="utf-8")
 
 
-def forget_failure(engine: str, workload: Workload) -> None:
-    """Take such a note back."""
-    with suppress(OSError):
-        _note(engine, workload).unlink(missing_ok=True)
-
-
-def _note(engine: str, workload: Workload) -> Path:
-    place = _place(engine, workload)
-    return place.with_name(f"{place.name}.{workload.dtype}.failed.txt")
-
-
-def _place(engine: str, workload: Workload) -> Path:
-    known = (engine, version(_DISTRIBUTIONS[engine]), torch.__version__, _FORMAT, workload.key)
-    name = hashlib.sha256(json.dumps(known).encode()).hexdigest()[:32]
-    return workload.folder / f"{engine}-{name}"
-
-
-def _seal(folder: Path) -> None:
+def _write_digests(folder: Path) -> None:
     digests = {path.name: _digest(path) for path in sorted(folder.iterdir())}
     (folder / _DIGESTS).write_text(json.dumps(digests))
 
 
-def _verify(folder: Path) -> None:
+def _verify_digests(folder: Path) -> None:
     digests = json.loads((folder / _DIGESTS).read_text())
     for name, digest in digests.items():
         if _digest(folder / name) != digest:
-            raise EngineError(f"the file {name} is not what was written")
+            raise EngineError(f"the digest of {name} is wrong")
 
 
 def _digest(path: Path) -> str:
@@ -153,115 +217,14 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _move(fresh: Path, kept: Path) -> None:
-    """Put an export in its place, unless another process has done so meanwhile."""
+def _move(folder: Path, target: Path) -> None:
+    """Move an export to its place unless another process has put one there meanwhile."""
     try:
-        os.replace(fresh, kept)
+        os.replace(folder, target)
     except OSError:
-        if not kept.is_dir():
+        if not target.is_dir():
             warn(
-                f"The exported network cannot be kept in {str(kept)!r}; the next process exports "
-                "it again.",
+                f"The exported network cannot be written to {str(target)!r}, so the next process "
+                "exports it again. Make the folder writable.",
                 RuntimeWarning,
-            )
-
-
-# Largest difference from torch in float32, as 1 - cosine and in relative length. Low precision
-# is asked for by name: its bound is to find a wrong export, not to vouch for the precision.
-_TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2, "float16": 5e-2}
-
-
-# Items for which an export that is there is worth being loaded.
-_WORTH_LOADING = 32
-
-
-_RUNTIMES: dict[str, tuple[Any, Any]] = {
-    "onnx": (OnnxEngine, export_to_onnx),
-    "openvino": (OpenVINOEngine, export_to_openvino),
-}
-
-
-def make_engine(engine: str, workload: Workload, n_items: int, worth_exporting: int) -> Engine:
-    """Return what computes a network for a number of items.
-
-    Parameters
-    ----------
-    engine : {"auto", "torch", "onnx", "openvino"}
-        With ``"auto"``, torch computes few items, for which another engine is not worth its
-        start, and what no other engine can. Asked for by name, an engine that cannot compute
-        the network is replaced by torch with a warning.
-    workload : Workload
-        The network.
-    n_items : int
-        Items to encode.
-    worth_exporting : int
-        Items from which an export saves more time than it takes.
-
-    Returns
-    -------
-    engine : Engine
-        Ready to be called, and shared within the process.
-    """
-    name = choose_engine(engine, workload.device, workload.dtype)
-    if name == "torch":
-        return TorchEngine(workload)
-    # A forked process cannot use the engines of its parent, whose threads it does not have.
-    key = (name, workload.key, workload.dtype, workload.n_threads, os.getpid())
-    if engine == "auto" and not is_network_shared(key):
-        least = _WORTH_LOADING if is_exported(name, workload) else worth_exporting
-        # Engines differ by rounding alone in float32, by more in other precisions.
-        is_free_to_choose = workload.dtype == "float32"
-        if has_failed(name, workload) or (is_free_to_choose and n_items < least):
-            return TorchEngine(workload)
-    return get_shared_network(key, lambda: _made(name, workload, by_name=engine != "auto"))
-
-
-def _made(name: str, workload: Workload, by_name: bool) -> Engine:
-    try:
-        made = _exported(name, workload)
-    except (EngineError, OSError) as error:
-        reason = str(error).partition("\n")[0][:300]
-        if isinstance(error, EngineError):  # a disk that is full today is not, tomorrow
-            remember_failure(name, workload, str(error))
-        if by_name:
-            warn(
-                f"engine={name!r} cannot compute this network, so torch does: {reason}",
-                RuntimeWarning,
-            )
-        return TorchEngine(workload)
-    forget_failure(name, workload)
-    return made
-
-
-def _exported(name: str, workload: Workload) -> Engine:
-    torch_engine = TorchEngine(workload._replace(dtype="float32"))
-    # First, so that what is wrong with the network itself is not taken for the engine's fault.
-    expected = [(inputs, torch_engine(inputs)) for inputs in workload.examples()]
-    make, export = _RUNTIMES[name]
-
-    def checked(folder: Path) -> Engine:
-        engine = make(workload, folder)
-        _compare(engine, expected, _TOLERANCE[workload.dtype])
-        return engine
-
-    return load_or_export(name, workload, export, checked)
-
-
-def _compare(engine: Engine, expected: list[tuple[Inputs, np.ndarray]], tolerance: float) -> None:
-    """Raise an error when an engine's features of the examples are not torch's."""
-    for inputs, theirs in expected:
-        ours = engine(inputs)
-        if ours.shape != theirs.shape or not np.isfinite(ours).all():
-            raise WrongNumbersError(
-                f"its features have the shape {ours.shape} and torch's {theirs.shape}, or they "
-                "are not finite."
-            )
-        lengths = np.linalg.norm(ours, axis=1), np.linalg.norm(theirs, axis=1)
-        cosine = (ours * theirs).sum(axis=1) / np.maximum(lengths[0] * lengths[1], 1e-12)
-        longer = np.abs(lengths[0] / np.maximum(lengths[1], 1e-12) - 1)
-        worst = max(float((1 - cosine).max()), float(longer.max()))
-        if worst > tolerance:
-            raise WrongNumbersError(
-                f"its features differ from torch's by {worst:.2g} (1 - cosine, or relative "
-                f"length); {tolerance:g} is the most allowed."
             )

@@ -21,14 +21,14 @@ _ONNX_FILE = "model.onnx"
 
 
 class OnnxEngine:
-    """Computes an exported network with ONNX Runtime, in float32 on the CPU.
+    """Engine that computes an exported network with ONNX Runtime, in float32 on the CPU.
 
     Parameters
     ----------
     workload : Workload
-        What was exported.
+        Network that was exported.
     folder : pathlib.Path
-        Where `export` wrote it.
+        Folder that `export_to_onnx` wrote.
     """
 
     name = "onnx"
@@ -38,15 +38,15 @@ class OnnxEngine:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1  # every thread that calls is one
-        options.log_severity_level = 3
+        options.intra_op_num_threads = 1  # one core per calling thread
+        options.log_severity_level = 3  # errors only
         try:
             self._session = onnxruntime.InferenceSession(
                 folder / _ONNX_FILE, options, providers=["CPUExecutionProvider"]
             )
-        except Exception as error:  # its own exceptions have no common base
+        except Exception as error:  # its exceptions have no common base class
             raise EngineError(f"ONNX Runtime cannot load the network: {error}") from error
-        self._names = [put.name for put in self._session.get_inputs()]
+        self._names = [node.name for node in self._session.get_inputs()]
 
     def __call__(self, inputs: Inputs) -> np.ndarray:
         """Return the features of a batch."""
@@ -55,19 +55,19 @@ class OnnxEngine:
 
 
 class _Positional(torch.nn.Module):
-    """Takes inputs by place whatever the network calls them, so that shapes are given by place."""
+    """Wrapper with positional inputs, so that dynamic shapes need not be given by name."""
 
     def __init__(self, module: torch.nn.Module) -> None:
         super().__init__()
         self.module = module
 
     def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
-        """Return what the network does."""
+        """Return the output of the network."""
         return self.module(*inputs)
 
 
 def export_to_onnx(workload: Workload, folder: Path) -> None:
-    """Write a network as ONNX."""
+    """Write a network in the ONNX format."""
     example = workload.examples()[0]
     names = [f"input_{number}" for number in range(len(example))]
     shapes = tuple(dict.fromkeys(range(n_free_axes(x)), torch.export.Dim.DYNAMIC) for x in example)
@@ -84,31 +84,29 @@ def export_to_onnx(workload: Workload, folder: Path) -> None:
                 external_data=False,
                 verbose=False,
             )
-    except Exception as error:  # the exporter raises anything on what it cannot express
+    except Exception as error:  # the exporter raises various exceptions for unsupported operations
         raise EngineError(f"torch cannot export the network to ONNX: {error}") from error
 
 
 _OPENVINO_FILE = "model.xml"
 
-
+# Names of the precisions in OpenVINO's options and in its list of capabilities.
 _HINTS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
-
-
 _CAPABILITIES = {"BF16": "bfloat16", "FP16": "float16"}
 
-
+# Engines that compute or may compute, for `_wait_for_requests`.
 _engines: WeakSet[OpenVINOEngine] = WeakSet()
 
 
 class OpenVINOEngine:
-    """Computes an exported network with OpenVINO on the CPU, with a stream a core.
+    """Engine that computes an exported network with OpenVINO on the CPU, one stream per core.
 
     Parameters
     ----------
     workload : Workload
-        What was exported.
+        Network that was exported.
     folder : pathlib.Path
-        Where `export` wrote it.
+        Folder that `export_to_openvino` wrote.
     """
 
     name = "openvino"
@@ -120,7 +118,8 @@ class OpenVINOEngine:
                 folder / _OPENVINO_FILE,
                 "CPU",
                 {
-                    # Streams share nothing, so that threads which decode need not wait for them.
+                    # Streams do not share threads, so threads that decode images do not wait
+                    # for them.
                     "NUM_STREAMS": str(workload.n_threads),
                     "INFERENCE_NUM_THREADS": workload.n_threads,
                     "ENABLE_CPU_PINNING": False,
@@ -133,7 +132,7 @@ class OpenVINOEngine:
                 self.requests.put(compiled.create_infer_request())
         except RuntimeError as error:
             raise EngineError(f"OpenVINO cannot load the network: {error}") from error
-        self.taken: list[Any] = []
+        self.held_requests: list[Any] = []
         _engines.add(self)
 
     def __call__(self, inputs: Inputs) -> np.ndarray:
@@ -147,29 +146,31 @@ class OpenVINOEngine:
 
 
 def export_to_openvino(workload: Workload, folder: Path) -> None:
-    """Write a network in OpenVINO's format."""
+    """Write a network in the OpenVINO format."""
     import openvino
 
     example = workload.examples()[0]
     try:
         with warnings.catch_warnings(), torch.inference_mode():
-            warnings.simplefilter("ignore")  # what tracing says of constants is checked by numbers
+            warnings.simplefilter("ignore")  # of tracing; the features are compared later
             model = openvino.convert_model(workload.module, example_input=example)
-        for put, x in zip(model.inputs, example, strict=True):
+        for node, x in zip(model.inputs, example, strict=True):
             free = n_free_axes(x)
             shape = [-1] * free + list(x.shape[free:])
-            put.get_node().set_partial_shape(openvino.PartialShape(shape))
+            node.get_node().set_partial_shape(openvino.PartialShape(shape))
         model.validate_nodes_and_infer_types()
         openvino.save_model(model, folder / _OPENVINO_FILE, compress_to_fp16=False)
-    except Exception as error:  # the converter raises anything on what it cannot express
+    except (
+        Exception
+    ) as error:  # the converter raises various exceptions for unsupported operations
         raise EngineError(f"OpenVINO cannot convert the network: {error}") from error
 
 
 @lru_cache(maxsize=1)
 def precisions() -> tuple[str, ...]:
-    """Return the precisions that this machine computes in."""
-    able = _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    return ("float32", *(dtype for name, dtype in _CAPABILITIES.items() if name in able))
+    """Return the precisions that OpenVINO supports on this machine."""
+    capabilities = _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return ("float32", *(dtype for name, dtype in _CAPABILITIES.items() if name in capabilities))
 
 
 @lru_cache(maxsize=1)
@@ -177,28 +178,32 @@ def _core() -> Any:
     import openvino
 
     core = openvino.Core()
-    core.set_property({"ENABLE_MMAP": False})  # a file that is cut short must not end the process
+    core.set_property(
+        {"ENABLE_MMAP": False}
+    )  # reading a truncated file that is mapped would crash the process
     return core
 
 
 def _wait_for_requests() -> None:
-    """Take the requests of all engines, so that none computes while the process forks."""
-    end = time.monotonic() + PATIENCE_S
+    """Take the inference requests of all engines, so that none computes during a fork."""
+    deadline = time.monotonic() + PATIENCE_S
     for engine in list(_engines):
         with suppress(Empty):
-            while len(engine.taken) < engine.n_requests:
-                engine.taken.append(engine.requests.get(timeout=max(0, end - time.monotonic())))
+            while len(engine.held_requests) < engine.n_requests:
+                engine.held_requests.append(
+                    engine.requests.get(timeout=max(0, deadline - time.monotonic()))
+                )
 
 
 def _return_requests() -> None:
     for engine in list(_engines):
-        while engine.taken:
-            engine.requests.put(engine.taken.pop())
+        while engine.held_requests:
+            engine.requests.put(engine.held_requests.pop())
 
 
 def _abandon_engines() -> None:
-    # The threads of engines and core do not exist in a child process, where destructors would
-    # wait for them forever. The child compiles engines of its own.
+    # The threads of engines and core do not exist in a child process, and their destructors would
+    # wait for them forever. The child compiles its own engines.
     for engine in list(_engines):
         never_destroy(engine)
     _engines.clear()

@@ -10,8 +10,8 @@ from types import SimpleNamespace
 
 from PIL import Image
 
+from sklearn_ape.encoders import weights as _registry
 from sklearn_ape.encoders.images import image_digest
-from sklearn_ape.encoders.weights import digest_folder
 from tests.robustness.child_processes import expect, judge_in_child
 from tests.robustness.faults.kill_injection import silent
 from tests.robustness.faults.workloads import EncodeTo, Images, RawWrites, Saves
@@ -84,7 +84,7 @@ def _stale_digests(folder, resolution, seed):
         for each in paths:
             name = each.name.encode()
             whole.update(name + b"\0" + hashlib.sha256(content[each]).digest())
-        expect(digest_folder(folder) == whole.hexdigest(), "a stale digest of a folder")
+        expect(_registry.digest_folder(folder) == whole.hexdigest(), "a stale digest of a folder")
 
     for path in paths:
         write(path)

@@ -205,7 +205,7 @@ class OfCommand:
 
     def full(self, place):
         # The command looks before it begins; here another program fills the disk meanwhile.
-        _output._LEAST_ROOM = 0
+        _output._MIN_FREE_BYTES = 0
         _output.shutil.disk_usage = lambda folder: type("Usage", (), {"free": 2**40})
         log = place.with_suffix(".log")
         code = command(self.work.arguments(place), log)

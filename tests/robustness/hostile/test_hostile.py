@@ -14,7 +14,7 @@ from sklearn_ape.encoders import images as _images
 from sklearn_ape.encoders.image_encoder import _square_on_white
 from sklearn_ape.encoders.images import image_digest, read_image
 from sklearn_ape.encoders.items import ItemError
-from sklearn_ape.prompts import names_of, prompts_of
+from sklearn_ape.prompts import prompts_of, resolve_names
 from tests.robustness.hostile.cases import as_bytes, base_image
 from tests.robustness.hostile.corpus import batch_outcomes, corpus, outcomes
 from tests.robustness.hostile.fuzz import FUZZERS
@@ -129,7 +129,7 @@ class TestPixels:
             raise MemoryError
 
         monkeypatch.setattr(_images, "_to_rgb", fails)
-        with pytest.raises(ItemError, match="needs more memory than there is: 40 x 30 pixels"):
+        with pytest.raises(ItemError, match=r"does not fit into memory .40 x 30 pixels"):
             read_image(as_bytes(base_image(), "PNG"))
 
     def test_a_long_image_is_not_padded_to_gigabytes(self):
@@ -162,7 +162,7 @@ class TestNames:
     def test_labels_that_an_array_would_change(self, labels, message):
         """Of "a" and "a" with a NUL, numpy made two classes of one name; of tuples, a table."""
         with pytest.raises(ValueError, match=message):
-            names_of(labels)
+            resolve_names(labels)
 
     def test_a_label_is_not_put_into_itself(self):
         """A class called "a {}" was described as "a a {}"."""
@@ -176,7 +176,7 @@ class TestTexts:
     def test_a_text_that_nobody_can_see_is_empty(self, text):
         """All of them had one and the same feature, that of no words."""
         encoder = TransformersTextEncoder(cache=None, on_error="nan")
-        with pytest.warns(UserWarning, match="is empty"):
+        with pytest.warns(UserWarning, match="is an empty text"):
             encoder.transform([text, "a cat", f"a{text}cat"])
         assert list(encoder.errors_) == [0]
 
@@ -190,7 +190,7 @@ class TestTexts:
     def test_damaged_tables_are_named(self, tmp_path, name, data):
         """They ended in a RecursionError of json and an OSError of pyarrow."""
         (tmp_path / name).write_bytes(data)
-        with pytest.raises(ValueError, match=f"Cannot read '.*{name}' as"):
+        with pytest.raises(ValueError, match=f"{name}' cannot be read as"):
             load_pairs(tmp_path / name)
 
 

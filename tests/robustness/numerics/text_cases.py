@@ -77,7 +77,7 @@ _LABELS = "labels of ZeroShotClassifier", "labels of MultiLabelZeroShotClassifie
 _OTHER_WORDS = {
     **{("an empty text", to): ("must be texts",) for to in _LABELS},
     **{("whitespace only", to): ("must be texts",) for to in _LABELS},
-    **{("an integer", to): ("mixes text and numbers",) for to in _LABELS},
+    **{("an integer", to): ("mixes texts and numbers",) for to in _LABELS},
     **{("bytes", to): ("bytes", "Decode") for to in _LABELS},
     **{
         (name, "CrossModalRetriever.search"): ("query 0", word)
@@ -231,14 +231,14 @@ def _label_cells() -> list[Cell]:
         return Cell("labels", given, "ZeroShotClassifier", expected, words, means, run)
 
     own = "an image with the feature of a label's text is predicted as this label"
-    twins = ("the same embedding", "cannot tell")
+    twins = ("the same embedding", "cannot distinguish")
     return [
         cell(
             "labels that are prefixes of each other",
             partial(_own_labels, ["cat", "cat food", "cat food bowl", "caterpillar"]),
             means=own,
         ),
-        cell("one label", partial(_own_labels, ["cat"]), "warning", ("The only class is cat",),
+        cell("one label", partial(_own_labels, ["cat"]), "warning", ("only one class, cat",),
              "its probability is 1"),
         cell("5,000 labels", _many_labels, means="probabilities add up to 1"),
         cell("two labels that differ in case", lambda: _twins(["cat", "Cat"]), "warning", twins,

@@ -1,0 +1,412 @@
+"""Batched encoding with a cache, in memory and into a file of features."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing
+from itertools import islice
+from os import PathLike
+from typing import TYPE_CHECKING, Any, NamedTuple
+from weakref import WeakValueDictionary
+
+import numpy as np
+import torch
+from joblib import Parallel, delayed
+from sklearn.base import clone
+from tqdm import tqdm
+
+from ..features import open_cache
+from ..features.feature_file import FeatureFile, OtherContentError
+from ..utils.concurrency import ForkSafeLock, LRUCache, map_threaded
+from ..utils.escape import escape_controls
+from ..utils.torch_state import default_state
+from ..utils.validation import check_choice, check_integer
+from .items import EncodingError, ItemError, describe_item
+
+if TYPE_CHECKING:
+    from ..features import FeatureCache
+    from ._engines import Engine
+    from .base import FrozenEncoder
+
+
+class CacheInfo(NamedTuple):
+    """Numbers of features that came from the cache and from the network.
+
+    Attributes
+    ----------
+    hits : int
+        Number of features that were read from the cache.
+    misses : int
+        Number of features that the network computed.
+    """
+
+    hits: int
+    misses: int
+
+
+# Counts per identity. A parameter search creates many identities, so only the latest are kept.
+_counts: LRUCache[bytes, CacheInfo] = LRUCache(max_entries=1024)
+
+# Locks per weights. The weak reference drops a lock once no thread holds it or waits for it.
+_locks: WeakValueDictionary[str, ForkSafeLock] = WeakValueDictionary()
+
+# Guards `_counts` and `_locks`.
+_registry_lock = ForkSafeLock()
+
+
+def cache_info(identity: bytes) -> CacheInfo:
+    """Return the counts of all encoders with an identity."""
+    return _counts.get(identity) or CacheInfo(0, 0)
+
+
+def _count(identity: bytes, hits: int = 0, misses: int = 0) -> None:
+    with _registry_lock:
+        counts = cache_info(identity)
+        _counts.put(identity, CacheInfo(counts.hits + hits, counts.misses + misses))
+
+
+def _lock_for(weights: str) -> ForkSafeLock:
+    with _registry_lock:
+        return _locks.setdefault(weights, ForkSafeLock())
+
+
+def encode(encoder: FrozenEncoder, items: list[Any]) -> tuple[np.ndarray, dict[int, str]]:
+    """Encode items, each content once, and store the features in the cache.
+
+    Parameters
+    ----------
+    encoder : FrozenEncoder
+        Encoder with valid parameters.
+    items : list
+        Items, possibly with duplicates.
+
+    Returns
+    -------
+    features : ndarray of shape (n_items, n_features) and dtype float32
+        Features; rows of items that cannot be encoded are NaN.
+    errors : dict of {int: str}
+        Reasons for the rows that cannot be encoded, in the order of the rows.
+
+    Raises
+    ------
+    EncodingError
+        If items cannot be encoded and the encoder has ``on_error="raise"``.
+    """
+    identity = encoder._identity_digest()
+    errors: dict[int, str] = {}
+    rows: dict[bytes, list[int]] = {}
+    for row, item in enumerate(items):
+        try:
+            key = _key(encoder, identity, item)
+        except ItemError as error:
+            errors[row] = describe_item(item, error)
+        else:
+            rows.setdefault(key, []).append(row)
+    encoder._raise_for(errors)
+
+    # Threads that encode the same items wait for each other instead of encoding them twice.
+    with (
+        default_state(),
+        _lock_for(encoder._weights_key()),
+        open_cache(encoder.cache) as cache,
+    ):
+        features_by_key = cache.get_many(rows)
+        missing = {key: rows[key] for key in rows if key not in features_by_key}
+        _count(identity, hits=len(items) - len(errors) - len(missing))
+        if missing:
+            features_by_key |= _encode_missing(encoder, items, missing, cache, errors, identity)
+
+    if features_by_key:
+        encoder._width = (identity, len(next(iter(features_by_key.values()))))
+    features = np.full((len(items), encoder._n_features_out), np.nan, dtype=np.float32)
+    for key, feature in features_by_key.items():
+        features[rows[key]] = feature
+    return features, dict(sorted(errors.items()))
+
+
+def _key(encoder: FrozenEncoder, identity: bytes, item: Any) -> bytes:
+    return hashlib.sha256(identity + encoder._digest(item)).digest()
+
+
+def _encode_missing(
+    encoder: FrozenEncoder,
+    items: list[Any],
+    rows: Mapping[bytes, list[int]],
+    cache: FeatureCache,
+    errors: dict[int, str],
+    identity: bytes,
+) -> dict[bytes, np.ndarray]:
+    """Encode the first item of every key, adding to `errors` all rows of those that fail."""
+
+    def report(failures: Mapping[bytes, ItemError]) -> None:
+        for key, error in failures.items():
+            errors.update({row: describe_item(items[row], error) for row in rows[key]})
+        encoder._raise_for(errors)
+
+    valid = {}
+    failures = {}
+    for key, (row, *_) in rows.items():
+        try:
+            encoder._check(items[row])
+        except ItemError as error:
+            failures[key] = error
+        else:
+            valid[key] = items[row]
+    report(failures)
+
+    keys = list(valid)
+    keys = [keys[position] for position in encoder._order(list(valid.values()))]
+    features: dict[bytes, np.ndarray] = {}
+    with tqdm(
+        total=len(keys),
+        unit=encoder._modality,
+        desc=escape_controls(encoder.model_name),
+        disable=not encoder.verbose,
+        delay=0.5,
+    ) as progress:
+        for computed, failures in _iter_batches(encoder, valid, keys, identity):
+            # Before an error is raised, so that finished batches are not computed again.
+            cache.put_many(computed)
+            features |= computed
+            _count(identity, misses=len(computed))
+            progress.update(len(computed) + len(failures))
+            report(failures)
+    return features
+
+
+# With torch, a small number of items is split into this many batches, so that threads read the
+# next batch while torch computes one.
+_N_TORCH_BATCHES = 4
+
+
+def _iter_batches(
+    encoder: FrozenEncoder, items: Mapping[bytes, Any], keys: list[bytes], identity: bytes
+) -> Iterator[tuple[dict[bytes, np.ndarray], dict[bytes, ItemError]]]:
+    """Yield the features of each batch and the errors of items without features."""
+    network, engine = encoder._network(), encoder._engine(len(keys))
+    n_threads = encoder._n_threads()
+    size = encoder._batch_size_for(engine.name, network.device)
+    if encoder.batch_size == "auto":  # smaller batches for few items keep all threads busy
+        # torch's rounding depends on the batch size, which must not depend on n_threads.
+        n_batches = n_threads if engine.concurrent else _N_TORCH_BATCHES
+        size = max(1, min(size, -(-len(keys) // n_batches)))
+    starts = range(0, len(keys), size)
+
+    def prepare(start: int) -> tuple[list[bytes], Any, dict[bytes, ItemError]]:
+        prepared, failures = {}, {}
+        for key in keys[start : start + size]:
+            item = items[key]
+            try:
+                inputs = encoder._prepare(network.prepare, item)
+                # The key is of the content at the start, which a file may have lost since.
+                if encoder._may_change(item) and _key(encoder, identity, item) != key:
+                    raise ItemError("changed while it was read. Encode it again.")
+                prepared[key] = inputs
+            except ItemError as error:
+                failures[key] = error
+        tensors = encoder._tensors(network, list(prepared.values())) if prepared else None
+        return list(prepared), tensors, failures
+
+    def compute(
+        batch: tuple[list[bytes], Any, dict[bytes, ItemError]],
+    ) -> tuple[dict[bytes, np.ndarray], dict[bytes, ItemError]]:
+        batch_keys, tensors, failures = batch
+        if not batch_keys:
+            return {}, failures
+        return compute_features(engine, batch_keys, tensors, failures, encoder.dtype), failures
+
+    if engine.concurrent:
+        yield from map_threaded(
+            lambda start: compute(prepare(start)), starts, n_threads, alone=True
+        )
+    else:
+        yield from map(compute, map_threaded(prepare, starts, n_threads, alone=True))
+
+
+def compute_features(
+    engine: Engine,
+    keys: list[bytes],
+    tensors: tuple[torch.Tensor, ...],
+    failures: dict[bytes, ItemError],
+    dtype: str,
+) -> dict[bytes, np.ndarray]:
+    """Return the finite features of a batch by key, and add errors for the others."""
+    features = engine(tensors)
+    computed = {}
+    for key, feature in zip(keys, features, strict=True):
+        if np.isfinite(feature).all():
+            computed[key] = feature
+        else:
+            failures[key] = ItemError(
+                f"has features that are NaN or infinite in {dtype}. Check the network's weights, "
+                "or use a higher precision."
+            )
+    return computed
+
+
+class _Chunk(NamedTuple):
+    """Result of a worker; rows are None if those in the file are still valid."""
+
+    number: int
+    items_digest: str
+    rows: np.ndarray | None
+    errors: dict[int, str]
+
+
+def encode_to_file(
+    encoder: FrozenEncoder,
+    path: str | PathLike[str],
+    X: Iterable[Any],
+    *,
+    chunk_size: int,
+    n_jobs: int | None,
+    dtype: str,
+    overwrite: bool,
+    verbose: int | None,
+) -> tuple[np.memmap, dict[int, str]]:
+    """Encode items into a file; see `FrozenEncoder.encode_to`.
+
+    Returns
+    -------
+    features : memmap of shape (n_items, n_features)
+        The file, opened for reading.
+    errors : dict of {int: str}
+        Reasons for the rows that cannot be encoded.
+    """
+    check_choice(dtype, "dtype", ("float32", "float16"))
+    check_integer(chunk_size, "chunk_size", 1)
+    items: Any = X if _is_stream(X) else encoder._as_list(X)
+    n_rows = len(items)
+    if not n_rows:
+        raise ValueError(f"X is empty: 0 {encoder._modality}s to encode. Pass at least one.")
+    source = encoder._identity_digest().hex()
+    progress = tqdm(
+        total=n_rows,
+        unit=encoder._modality,
+        desc=escape_controls(encoder.model_name),
+        disable=not (encoder.verbose if verbose is None else verbose),
+        delay=0.5,
+    )
+    with progress, FeatureFile(path, source, n_rows, int(chunk_size), dtype) as file:
+        try:
+            file.resume()
+            _encode_chunks(encoder, items, file, n_jobs, progress.update)
+        except OtherContentError:
+            if not overwrite:
+                raise
+            file.start_anew()
+            progress.reset()
+            _encode_chunks(encoder, items, file, n_jobs, progress.update)
+        errors = {
+            number * file.chunk_size + row: message
+            for number, chunk in sorted(file.finished.items())
+            for row, message in sorted(chunk.errors.items())
+        }
+        encoder._raise_for(errors)  # chunks of an earlier run may have used on_error="nan"
+        return file.finish(), errors
+
+
+def _encode_chunks(
+    encoder: FrozenEncoder,
+    items: Iterable[Any],
+    file: FeatureFile,
+    n_jobs: int | None,
+    update: Callable[[int], Any],
+) -> None:
+    """Encode all chunks that are not finished, and check those that are."""
+    worker = clone(encoder).set_params(verbose=0)
+    chunks = _Chunks(items, file.n_rows, file.chunk_size)
+    tasks = (
+        delayed(_encode_chunk)(worker, number, chunk, number in file.finished, file.dtype.name)
+        for number, chunk in chunks
+    )
+    parallel = Parallel(n_jobs=n_jobs, batch_size=1, return_as="generator_unordered")
+    with closing(parallel(tasks)) as results:
+        for result in results:
+            offset = result.number * file.chunk_size
+            encoder._raise_for({offset + row: text for row, text in result.errors.items()})
+            if result.rows is not None:
+                _check_range(result.rows, offset)
+                file.write(result.number, result.rows, result.items_digest, result.errors)
+            elif result.items_digest != file.finished[result.number].items:
+                raise OtherContentError(
+                    f"{str(file.found)!r} was made of other items: rows {offset} to "
+                    f"{min(offset + file.chunk_size, file.n_rows) - 1} differ."
+                )
+            update(min(file.chunk_size, file.n_rows - offset))
+    if chunks.failure is not None:
+        raise chunks.failure
+
+
+class _Chunks:
+    """Numbered chunks of items.
+
+    Iteration stores an exception instead of raising it, because joblib iterates in its own thread.
+    """
+
+    def __init__(self, items: Iterable[Any], n_rows: int, size: int) -> None:
+        self._items, self._n_rows, self._size = items, n_rows, size
+        self.failure: Exception | None = None
+
+    def __iter__(self) -> Iterator[tuple[int, list[Any]]]:
+        try:
+            yield from self._chunks()
+        except Exception as error:
+            self.failure = error
+
+    def _chunks(self) -> Iterator[tuple[int, list[Any]]]:
+        items = iter(self._items)
+        for number, start in enumerate(range(0, self._n_rows, self._size)):
+            size = min(self._size, self._n_rows - start)
+            chunk = list(islice(items, size))
+            if len(chunk) < size:
+                raise ValueError(
+                    f"X has {start + len(chunk)} items, but len(X) is {self._n_rows}. Make the "
+                    "two agree."
+                )
+            yield number, chunk
+        if next(items, self) is not self:
+            raise ValueError(
+                f"X has more items than len(X), which is {self._n_rows}. Make the two agree."
+            )
+
+
+def _encode_chunk(
+    encoder: FrozenEncoder, number: int, items: list[Any], is_finished: bool, dtype: str
+) -> _Chunk:
+    """Encode a chunk unless it is finished, in a worker."""
+    digest = hashlib.sha256()
+    for item in items:
+        try:
+            digest.update(encoder._digest(item))
+        except ItemError as error:
+            digest.update(f"bad: {error}".encode(errors="replace"))
+    if is_finished:
+        return _Chunk(number, digest.hexdigest(), None, {})
+    rows = np.empty((0, 0), dtype=dtype)
+    try:
+        with np.errstate(over="ignore", under="ignore"):  # `_check_range` finds overflow
+            features, errors = encode(encoder, encoder._as_list(items))
+            rows = features.astype(dtype)
+    except EncodingError as error:
+        errors = error.errors
+    return _Chunk(number, digest.hexdigest(), rows, errors)
+
+
+def _check_range(rows: np.ndarray, offset: int) -> None:
+    infinite = np.flatnonzero(np.isinf(rows).any(axis=1))
+    if len(infinite):
+        raise ValueError(
+            f"The features of row {offset + infinite[0]} are beyond the range of float16 "
+            "(65504). Pass dtype='float32'."
+        )
+
+
+def _is_stream(X: Any) -> bool:
+    """Return whether X is read item by item, unlike the sequences that `transform` takes."""
+    if isinstance(X, str | bytes | PathLike | dict | set | frozenset | list | tuple | np.ndarray):
+        return False
+    if any(hasattr(X, name) for name in ("columns", "column_names", "dtype", "getexif")):
+        return False
+    return hasattr(X, "__iter__") and hasattr(X, "__len__") and not hasattr(X, "to_pylist")
