@@ -16,7 +16,6 @@ ROOT = Path(__file__).parents[1]
 # Files and folders all of whose tests `make test` leaves to `make test-all`.
 EXHAUSTIVE = (
     "docs",
-    "tests/aligners/test_distributed_training.py",
     "tests/app/test_browser.py",
     "tests/cli/test_docs.py",
     "tests/cli/test_processes.py",

@@ -220,7 +220,6 @@ class TestFit:
         assert out == ""
 
 
-@pytest.mark.exhaustive
 def test_same_bits_in_another_process():
     """Reproducibility must not hang on the state of this process."""
     code = (

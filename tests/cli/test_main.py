@@ -34,7 +34,6 @@ def figures(text):
 
 
 class TestDemo:
-    @pytest.mark.exhaustive
     def test_first_run_shows_progress(self, demo):
         first, _, _ = demo
         assert first.returncode == 0, first.stderr
@@ -44,19 +43,16 @@ class TestDemo:
         for text in ("recall@10", "image → caption", "9 categories", "MiB", "seconds"):
             assert text in first.stdout
 
-    @pytest.mark.exhaustive
     def test_second_run_reads_cache_and_prints_same_scores(self, demo):
         first, second, _ = demo
         assert "Features: from the cache" in second.stdout
         assert figures(first.stdout) == figures(second.stdout)
 
-    @pytest.mark.exhaustive
     def test_scores_are_above_chance(self, demo):
         concepts, _, categories, _ = figures(demo[0].stdout)[-4:]
         assert float(concepts[:-1]) > 8  # chance is 0.3
         assert float(categories[:-1]) > 40  # chance is 11.1
 
-    @pytest.mark.exhaustive
     def test_report_contains_its_images(self, demo):
         html = (demo[2] / "index.html").read_text(encoding="utf-8")
         sources = re.findall(r'(?:src|href)="([^"]{0,30})', html)
@@ -121,7 +117,6 @@ class TestServe:
         assert "'gone' is not a folder" in run("serve", "--images", "gone", code=1).stderr
         assert not served
 
-    @pytest.mark.exhaustive
     def test_page_responds_and_stops_at_ctrl_c(self, small_folder):
         command = [sys.executable, "-u", "-m", "sklearn_ape", "serve", "--port", "0"]
         with subprocess.Popen(

@@ -37,7 +37,6 @@ def test_child_of_a_process_that_has_encoded_encodes(engine):
     run("encode", engine)
 
 
-@pytest.mark.exhaustive
 @needs_fork
 def test_child_encodes_and_trains_while_a_thread_of_the_parent_holds_all_locks():
     run("locked")

@@ -26,7 +26,6 @@ def done(tmp_path_factory):
     return outcomes(str(tmp_path_factory.mktemp("hostile")))
 
 
-@pytest.mark.exhaustive
 def test_every_case_is_tried(done):
     """Nothing is lost on the way, and good images are among the cases as well as bad ones."""
     assert len(done) > 600
@@ -36,7 +35,6 @@ def test_every_case_is_tried(done):
     assert kinds["error"] > 200
 
 
-@pytest.mark.exhaustive
 @pytest.mark.parametrize("kind", ["crash", "hang", "greedy", "unclear", "wrong"])
 def test_nothing_else_happens(done, kind):
     """No exception but ours, no dead process, no wrong pixels, no endless wait, no full memory."""
