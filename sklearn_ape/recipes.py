@@ -197,7 +197,6 @@ _TRAINED: dict[str, Any] = {
     "n_iter_no_change": 50,
 }
 
-
 RECIPES = {
     "ape": Recipe(
         "APEAligner",

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from sklearn.metrics import pairwise_distances_argmin_min
 
-from ..encoders import HeadPairs, classifier_head_pairs
+from ..encoders.head_pairs import HeadPairs, classifier_head_pairs
 from ..encoders.resolve import resolve_encoder
 from ..features.memmap import StoredRows, row_blocks
 from ..training.data import PairDataset

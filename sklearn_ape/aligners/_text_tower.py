@@ -17,7 +17,7 @@ from ..encoders.resolve import resolve_encoder
 from ..encoders.text_encoder import TOKENIZING, TextPreparation
 from ..encoders.weights import Network
 from ..heads import LinearHead, Standardize, TwoTower, head_state, restored_head
-from ..persistence import FittedState
+from ..persistence.mixins import FittedState
 from ..training.callbacks import make_standard_callbacks
 from ..training.net import AlignmentNet, TrainingConfig, make_net
 from ..utils.linalg import fingerprint

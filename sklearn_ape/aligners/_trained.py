@@ -15,7 +15,7 @@ from sklearn.utils import check_random_state
 from ..devices import resolve_device
 from ..heads import BaseMap, TwoTower
 from ..losses import LOSSES
-from ..persistence import FittedState
+from ..persistence.mixins import FittedState
 from ..training.callbacks import TrainingResult, make_search_callbacks
 from ..training.data import PairDataset, split_pairs, subset
 from ..training.distributed import Ranks, join_ranks

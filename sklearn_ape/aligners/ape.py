@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ..heads import HEAD_KINDS, TwoTower, hidden_width
-from ..persistence import FittedState
+from ..persistence.mixins import FittedState
 from ..training.callbacks import TrainingResult
 from ..training.data import PairDataset
 from ..training.net import OPTIMIZERS, cosine_schedule

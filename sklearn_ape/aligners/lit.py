@@ -14,7 +14,7 @@ import torch
 from ..devices import resolve_device
 from ..features.memmap import StoredRows
 from ..heads import FrozenHead, TwoTower, head_state, restored_head
-from ..persistence import FittedState
+from ..persistence.mixins import FittedState
 from ..training.callbacks import TrainingResult, collect_result
 from ..training.data import PairDataset, as_tensor
 from ..training.distributed import current_ranks

@@ -11,7 +11,9 @@ import numpy as np
 from sklearn.base import clone
 from skorch.callbacks import Callback
 
-from ..aligners import APEAligner, CCAAligner, KernelAligner
+from ..aligners.ape import APEAligner
+from ..aligners.cca import CCAAligner
+from ..aligners.kernel import KernelAligner
 from ..aligners.wrapper import unwrap_aligner
 from ..encoders import HeadPairs
 from ..encoders.images import image_groups

@@ -8,8 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from ._console import print_message
-from ._inputs import list_images, parse_labels
-from ._options import (
+from ._inputs import (
     Aligner,
     Cache,
     Device,
@@ -20,6 +19,8 @@ from ._options import (
     NJobs,
     Quiet,
     Templates,
+    list_images,
+    parse_labels,
 )
 from ._output import FileName, Table, check_output_file, resolve_format
 

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ._console import note_on_interrupt, print_message
-from ._inputs import load_data, parse_labels
-from ._options import (
+from ._inputs import (
     Cache,
     CaptionColumn,
     Captions,
@@ -28,6 +27,8 @@ from ._options import (
     Strict,
     Templates,
     TextEncoder,
+    load_data,
+    parse_labels,
 )
 from ._output import FileName, Table, check_output_file, resolve_format
 

@@ -8,8 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from ._console import note_on_interrupt, print_message
-from ._inputs import list_images, read_lines
-from ._options import Device, NJobs, Quiet
+from ._inputs import Device, NJobs, Quiet, list_images, read_lines
 from ._output import FileName, Table, check_output_file
 
 # Images per chunk: at most this many images are encoded again after an interruption.

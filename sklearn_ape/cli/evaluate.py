@@ -10,8 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from ._console import print_message
-from ._inputs import load_data, parse_labels
-from ._options import (
+from ._inputs import (
     Aligner,
     Cache,
     CaptionColumn,
@@ -27,6 +26,8 @@ from ._options import (
     Quiet,
     Strict,
     Templates,
+    load_data,
+    parse_labels,
 )
 from ._output import check_output_file, resolve_format, write_atomically
 

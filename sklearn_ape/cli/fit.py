@@ -9,8 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from ._console import print_message
-from ._inputs import load_data, parse_labels
-from ._options import (
+from ._inputs import (
     Cache,
     CaptionColumn,
     Captions,
@@ -27,6 +26,8 @@ from ._options import (
     Strict,
     Templates,
     TextEncoder,
+    load_data,
+    parse_labels,
 )
 from ._output import check_model_folder, resolve_format
 

@@ -8,8 +8,7 @@ from typing import Annotated
 import typer
 
 from ._console import CommandGroup
-from ._inputs import parse_labels
-from ._options import Aligner, Format, Labels, LabelsFile, NJobs, Quiet, RandomState
+from ._inputs import Aligner, Format, Labels, LabelsFile, NJobs, Quiet, RandomState, parse_labels
 from ._output import Table, check_output_folder
 from .classify import classify
 from .curate import curate

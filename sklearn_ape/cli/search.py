@@ -11,8 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from ._console import print_message
-from ._inputs import list_images
-from ._options import Aligner, Cache, Device, Format, Images, NJobs, Quiet
+from ._inputs import Aligner, Cache, Device, Format, Images, NJobs, Quiet, list_images
 from ._output import FileName, Table, check_model_folder, check_output_file, resolve_format
 
 

@@ -27,8 +27,6 @@ from ._validation import (
 )
 
 _ARTICLES = {"a", "an", "the"}
-
-
 _MAX_NAME_WORDS = 8
 
 

@@ -1,10 +1,10 @@
 """Frozen, pretrained encoders as scikit-learn transformers."""
 
-from ._head_pairs import HeadPairs, classifier_head_pairs
+from ._encoding import CacheInfo
 from ._open_clip import OpenCLIPImageEncoder, OpenCLIPTextEncoder
 from ._timm import TimmImageEncoder
 from ._transformers import TransformersImageEncoder, TransformersTextEncoder
-from .base import CacheInfo
+from .head_pairs import HeadPairs, classifier_head_pairs
 from .items import EncodingError, EncodingFailedWarning
 from .weights import EncoderInfo, list_encoders
 

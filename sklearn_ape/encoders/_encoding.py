@@ -16,7 +16,7 @@ from joblib import Parallel, delayed
 from sklearn.base import clone
 from tqdm import tqdm
 
-from ..features import open_cache
+from ..features.cache import open_cache
 from ..features.feature_file import FeatureFile, OtherContentError
 from ..utils.concurrency import ForkSafeLock, LRUCache, map_threaded
 from ..utils.escape import escape_controls
@@ -25,8 +25,8 @@ from ..utils.validation import check_choice, check_integer
 from .items import EncodingError, ItemError, describe_item
 
 if TYPE_CHECKING:
-    from ..features import FeatureCache
-    from ._engines import Engine
+    from ..features.cache import FeatureCache
+    from ._engine import Engine
     from .base import FrozenEncoder
 
 

@@ -5,8 +5,8 @@ computed only once. Keys are digests of everything that a feature depends on. So
 a renamed image are found, and those of a changed image are not.
 """
 
-from ._cache import FeatureCache, MemoryFeatureCache, open_cache
 from ._disk_cache import DiskFeatureCache
+from .cache import FeatureCache, MemoryFeatureCache, open_cache
 from .feature_file import FileLockedError, OtherContentError
 
 __all__ = [

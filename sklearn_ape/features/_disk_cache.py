@@ -28,15 +28,9 @@ from ._sqlite import (
 )
 
 _DIGEST_SIZE = 16
-
-
 # The tables of the file, and the types of the numbers in them.
 EXACT = "features"
-
-
 ROUNDED = "features_float16"
-
-
 NUMBERS: dict[str, np.dtype[Any]] = {EXACT: np.dtype("<f4"), ROUNDED: np.dtype("<f2")}
 
 
@@ -77,25 +71,13 @@ def _digest(table: str, key: bytes, numbers: bytes) -> bytes:
 
 
 _KEYS_PER_QUERY = 500
-
-
 _BUSY_TIMEOUT_S = 60
-
-
 # After a transaction, the next one waits for this multiple of its duration, so that writing takes
 # at most a fifth of the time.
 _PAUSE_RATIO = 4
-
-
 _MAX_PAUSE_S = 0.25
-
-
 _MAX_UNWRITTEN_BYTES = 2**24
-
-
 _CACHE_KIB = 65_536  # SQLite's page cache: the index of a million keys
-
-
 _open_caches: WeakSet[DiskFeatureCache] = WeakSet()
 
 

@@ -11,19 +11,12 @@ from pathlib import Path
 # `PRAGMA user_version` of the files that this version writes. Later versions of the package may
 # use greater numbers, up to the limit. Any other number is damage.
 _FORMAT = 0
-
-
 _MAX_FORMAT = 1_000
-
-
 # A page of 16 KiB holds three features of 1280 float32, or 20 of 384 float16. Larger pages would
 # make it expensive to insert a key, as keys are random and each is on another page.
 _PAGE_BYTES = 16_384
-
-
 # 64 MB between checkpoints, so that a page of the index is copied once for many changes.
 _LOG_PAGES = 4_000
-
 
 # Errors that do not mean that the file is damaged.
 _TRANSIENT_ERRORS = {

@@ -54,11 +54,7 @@ def release_pages(rows: Any) -> None:
 
 # Smaller arrays are copied to memory, which is faster than reading the file repeatedly.
 _MIN_STORED_BYTES = 2**27
-
-
 _BLOCK_SIZE = 4096
-
-
 # Reading one row maps up to 2 MiB of its neighbours, so pages are released after this many rows.
 _ROWS_PER_RELEASE = 32
 
@@ -277,8 +273,6 @@ def _is_large(n_rows: int, n_features: int) -> bool:
 
 # Arrays of this size fit into the processor's cache, and the allocator reuses their memory.
 TILE_BYTES = 2**23
-
-
 _MIN_TILE_ROWS = 16
 
 

@@ -14,15 +14,9 @@ from ..utils.warnings import warn
 from .memmap import StoredRows, find_missing_rows, row_blocks
 
 _FLOAT32 = np.finfo(np.float32)
-
-
 _BLOCK_SIZE = 4096
-
-
 # A row that is larger than the median row by this factor dominates all means and variances.
 _OUTLIER_RATIO = 1e6
-
-
 # Float32 has seven digits. If rows differ by less than this fraction of their norm, at most three
 # of the digits describe the differences.
 _MIN_RELATIVE_SPREAD = 1e-4

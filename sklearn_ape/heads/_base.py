@@ -13,8 +13,6 @@ from torch import nn
 from ..utils.linalg import l2_normalize
 
 _ROWS_PER_BLOCK = 4096
-
-
 NORM_LIMITS = (1e-2, 1e12)
 """Range of feature scales in which `torch.nn.LayerNorm` (eps=1e-5) is scale-invariant."""
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..persistence import FittedState
+from ..persistence.mixins import FittedState
 from ..utils.torch_state import default_state
 from ._base import FrozenHead, Head, LinearHead
 from ._closed_form import BaseMap, ClosedFormHead, KernelMap, LinearMap, WhitenedMap
@@ -22,7 +22,6 @@ _DEEP: dict[str, type[MLPHead | ResidualHead | SkipMLPHead]] = {
     "glu": GLUHead,
     "skip_mlp": SkipMLPHead,
 }
-
 
 HEAD_KINDS = ("linear", *_DEEP, "star")
 
@@ -136,7 +135,6 @@ _MAPS: dict[str, type[BaseMap]] = {
     "whitened": WhitenedMap,
 }
 
-
 _MATRICES: dict[str, tuple[str, ...]] = {
     "kernel": ("anchors", "coefficients"),
     "linear": ("weights",),
@@ -161,9 +159,9 @@ def head_state(head: Head) -> dict[str, Any]:
     --------
     >>> import torch
     >>> from sklearn_ape.heads import head_state, make_head, restored_head
-    >>> from sklearn_ape.persistence import State
+    >>> from sklearn_ape.persistence import FittedState
     >>> head = make_head("mlp", 4, 2, depth=2, width=8, dropout=0.0)
-    >>> copy = restored_head(State(head_state(head), "head"))
+    >>> copy = restored_head(FittedState(head_state(head), "head"))
     >>> features = torch.randn(3, 4)
     >>> torch.equal(copy(features), head(features))
     True

@@ -18,11 +18,7 @@ OTHERS = "(others)"
 
 # Matplotlib fails for figures of 2**16 pixels and more.
 _MAX_FIGURE_INCHES = 40.0
-
-
 _THUMBNAIL_SIDE = 96
-
-
 _GREY = 200
 
 

@@ -11,8 +11,6 @@ from sklearn.utils import check_random_state, column_or_1d
 from ..utils.validation import as_floats, check_integer
 
 _MAX_BATCH_VALUES = 2**22  # values that are resampled at once
-
-
 # Means of resamples that differ from the mean by less than this fraction of the range of the
 # values are equal to it up to rounding.
 _ROUNDING = 1e-12

@@ -19,8 +19,6 @@ from ..utils.warnings import warn
 from .serialize import Deserializer, Serializer, dump_json, load_json
 
 FORMAT = 1
-
-
 # By format number: function that converts a config to the next format.
 _MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 
@@ -51,17 +49,9 @@ def migrate_config(config: dict[str, Any], what: str) -> dict[str, Any]:
 
 
 _METADATA_KEY = "sklearn_ape"
-
-
 _SYSTEM_ERROR = re.compile(r"\(os error (\d+)\)|Os \{ code: (\d+)")
-
-
 _MAX_HEADER_BYTES = 3 * 2**25
-
-
 _DTYPES = {"BOOL", "U8", "I8", "U16", "I16", "F16", "U32", "I32", "F32", "U64", "I64", "F64"}
-
-
 _PICKLE_NOTE = "Pickles and torch checkpoints (.pkl, .joblib, .pt, .bin) are never opened."
 
 

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 _MAX_CHARACTERS = 120
 
-
 _LIMITATIONS = (
     "Images and texts that differ from the training data are matched less well. Evaluate the "
     "model on your own data.",
@@ -174,11 +173,7 @@ class _Unquoted(str):
 
 
 _short = reprlib.Repr()
-
-
 _short.maxstring = _short.maxother = _MAX_CHARACTERS
-
-
 _short.maxlist = _short.maxdict = 8
 
 
@@ -195,8 +190,6 @@ def _escape_code(text: str) -> str:
 
 
 _REPO_ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}")
-
-
 _NO_HUB = 'Models on the Hub need huggingface_hub: pip install "sklearn-ape[hub]".'
 
 

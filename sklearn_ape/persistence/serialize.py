@@ -14,8 +14,6 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import Pipeline
 
 MAX_JSON_BYTES = 2**26
-
-
 MAX_DEPTH = 40
 
 
@@ -141,13 +139,8 @@ def is_serializable(value: object) -> bool:
 
 
 _NUMBER = re.compile(r"[<|][biuf][1248]")
-
-
 _STRING = re.compile(r"<U(\d{1,7})")
-
-
 _MAX_STRING_BYTES = 2**27
-
 
 _REMEDIES = {
     "image_encoder": "Save the aligner without it: set_params(image_encoder=None) if X is "
@@ -162,7 +155,6 @@ _REMEDIES = {
     "steps": "The steps of a Pipeline must be encoders and aligners of sklearn_ape. Otherwise "
     "save the aligner, model[-1], and build the Pipeline after loading",
 }
-
 
 _REMEDY = (
     "Pass None, bool, numbers, str, lists, tuples, dicts, NumPy arrays, or encoders and aligners "

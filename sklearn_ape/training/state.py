@@ -11,7 +11,7 @@ import torch
 from skorch.callbacks import Callback
 from torch import nn
 
-from ..persistence import FittedState
+from ..persistence.mixins import FittedState
 from .callbacks import BestEpoch
 from .net import AlignmentNet
 

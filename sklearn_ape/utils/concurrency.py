@@ -16,8 +16,6 @@ PATIENCE_S = 5.0
 
 
 _locks: WeakSet[ForkSafeLock] = WeakSet()
-
-
 # Per thread, as several threads may fork at the same time.
 _held = threading.local()
 
@@ -100,8 +98,6 @@ at_fork(before=_wait_for_libraries, in_parent=_release_libraries, in_child=_rene
 
 
 Key = TypeVar("Key", bound=Hashable)
-
-
 Value = TypeVar("Value")
 
 
@@ -198,11 +194,7 @@ class LRUCache(Generic[Key, Value]):
 
 
 Item = TypeVar("Item")
-
-
 Result = TypeVar("Result")
-
-
 # Results that are computed ahead of the consumer, in addition to one per thread.
 _N_AHEAD = 2
 

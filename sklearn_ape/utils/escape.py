@@ -8,7 +8,6 @@ import unicodedata
 # Persian, Hindi and emoji of several persons need these joiners, which have no width.
 _JOINERS = "\u200c\u200d"
 
-
 # Characters, and positions of characters, that have a meaning in CommonMark, in GitHub's tables
 # or to programs that turn addresses into links. An underscore within a word has none.
 _MARKUP = re.compile(
@@ -20,20 +19,11 @@ _MARKUP = re.compile(
     r"|@(?=[\w-]+\.)"
 )
 
-
 # Spreadsheets evaluate cells that begin with these characters, some also their full-width forms.
 _FORMULA = "[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20]"
-
-
 _FORMULA_PATH = re.compile(_FORMULA)
-
-
 _FORMULA_TEXT = re.compile(f"'*{_FORMULA}")
-
-
 _ESCAPED_FORMULA = re.compile(f"'+{_FORMULA}")
-
-
 _NUMBER = re.compile(r"[+-]?\d+(\.\d+)?([eE][+-]?\d+)?", re.ASCII)
 
 

@@ -176,15 +176,9 @@ def _lock_folder(folder: Path) -> int | None:
 # A file that is changed twice within the resolution of the file system's clock keeps its time
 # stamps, so the digest of a recently changed file is not cached. The coarsest resolution is 2 s.
 _SETTLED_S = 3.0
-
-
 # Time stamps are not comparable after the clock was set back by more than this.
 _BACK_S = 0.9
-
-
 _max_clock_offset = float("-inf")
-
-
 _n_clock_resets = 0
 
 

@@ -96,8 +96,6 @@ def reports_fit(method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 _DOCUMENTATION_URL = "https://sklearn-ape.readthedocs.io/en/latest/"
-
-
 # scikit-learn's private function that writes diagrams; it asks every transformer for its names.
 _DIAGRAM_FUNCTION = "_write_estimator_html"
 

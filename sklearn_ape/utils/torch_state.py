@@ -36,20 +36,11 @@ _SETTINGS = {
     "matmul": _Setting(_matmul_precision, torch.set_float32_matmul_precision, "highest"),
 }
 
-
 _lock = ForkSafeLock()
-
-
 # The caller's values of changed settings, restored when no thread is in the context any more.
 _caller_values: dict[str, Any] = {}
-
-
 _n_active = 0
-
-
 _in_thread = threading.local()
-
-
 _pid = os.getpid()
 
 

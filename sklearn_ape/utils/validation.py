@@ -32,11 +32,7 @@ def format_list(values: Iterable[Any], show: Callable[[Any], str] = repr) -> str
 
 
 P = ParamSpec("P")
-
-
 T = TypeVar("T")
-
-
 FLOATS = [np.float64, np.float32, np.float16]
 """Types for `check_array`, which keeps these and converts all others to the first."""
 

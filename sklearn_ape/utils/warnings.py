@@ -9,8 +9,6 @@ from types import FrameType
 
 # Packages whose functions may be on the stack between the caller's code and ours.
 _INTERNAL_PACKAGES = ("sklearn_ape", "sklearn", "skorch", "joblib", "torch")
-
-
 # Modules of the standard library whose wrappers may be on the stack, such as decorators.
 _WRAPPERS = ("contextlib", "functools")
 

@@ -42,34 +42,20 @@ from ..utils.warnings import warn
 # Prompts are encoded in blocks of at most this many, so that memory stays bounded for thousands
 # of labels with many templates each.
 _BLOCK_PROMPTS = 16_384
-
-
 # Bytes of the embeddings of a block. Embeddings of ASIF have one component per anchor.
 _BLOCK_BYTES = 2**27
-
-
 # Decimals to which embeddings must agree to be reported as equal: the last bits depend on which
 # other prompts were in the batch.
 _DECIMALS = 4
-
-
 # The cache is not stored in the classifiers: predicting leaves a classifier unchanged, and clones,
 # refits and copies in a worker share what was computed. It holds one embedding per class; those of
 # the prompts would be too many.
 _cache: LRUCache[bytes, np.ndarray] = LRUCache(max_bytes=2**28, keep_newest=True)
-
-
 # Classes that a model card names.
 _MAX_SHOWN = 20
-
-
 _lock = ForkSafeLock()
-
-
 # Numbers of aligners, since Python reuses ids.
 _tokens: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
-
-
 _next_token = itertools.count()
 
 
@@ -222,7 +208,6 @@ def _warn_if_indistinguishable(classes: Iterable[Any], embeddings: np.ndarray) -
 # Between these bounds float32 logits do not overflow, even if they are standardized by a tiny
 # deviation, and do not become zero or subnormal, which would create ties.
 _MIN_SCALE, _MAX_SCALE = 1e-30, 1e30
-
 
 NOT_FITTED = (
     "This %(name)s is not fitted: call fit(images, captions), or pass labels and a fitted "

@@ -14,7 +14,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from ..aligners.similarity import LogitTiles, resolve_bank
 from ..aligners.wrapper import unwrap_aligner
-from ..persistence import FittedState
+from ..persistence.mixins import FittedState
 from ..prompts import prompts_of, resolve_names, to_class_array
 from ..utils.sklearn_compat import FitContext, with_callbacks
 from ..utils.validation import format_list, ignores_underflow

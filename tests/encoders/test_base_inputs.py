@@ -18,7 +18,7 @@ from sklearn_ape.encoders import (
     TransformersImageEncoder,
     TransformersTextEncoder,
 )
-from sklearn_ape.encoders._engines._base import TorchEngine
+from sklearn_ape.encoders._engine import TorchEngine
 from sklearn_ape.encoders.items import summarize_errors
 from tests.encoders.conftest import gained
 

@@ -11,8 +11,9 @@ from sklearn.base import clone
 
 from sklearn_ape.datasets import load_openmoji
 from sklearn_ape.encoders import TimmImageEncoder, TransformersTextEncoder, weights
-from sklearn_ape.encoders._engines import _base, _factory
-from sklearn_ape.encoders._engines._base import TorchEngine
+from sklearn_ape.encoders import _engine as _base
+from sklearn_ape.encoders import _engine_factory as _factory
+from sklearn_ape.encoders._engine import TorchEngine
 
 OTHERS = ("onnx", "openvino")
 TEXTS = ["a cat", "a photograph of two dogs on a beach", "rain " * 90, "x", "a red umbrella"]

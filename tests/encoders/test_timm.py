@@ -9,7 +9,7 @@ from PIL import Image, ImageOps
 
 from sklearn_ape.datasets import load_openmoji
 from sklearn_ape.encoders import TimmImageEncoder
-from sklearn_ape.encoders._engines._base import TorchEngine
+from sklearn_ape.encoders._engine import TorchEngine
 
 timm = pytest.importorskip("timm")
 STAMPS = Path("/usr/share/tuxpaint/stamps")

@@ -11,8 +11,7 @@ import numpy as np
 import torch
 from sklearn.base import clone
 
-from ..persistence import SerializableMixin
-from ..persistence.mixins import Record
+from ..persistence.mixins import Record, SerializableMixin
 from ..utils.sklearn_compat import unfreeze
 from ..utils.torch_state import default_state
 from ._timm import TimmImageEncoder

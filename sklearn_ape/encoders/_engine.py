@@ -1,4 +1,4 @@
-"""Engine protocol, and the engine of torch."""
+"""Engines that compute a frozen network: the protocol, and the engine of torch."""
 
 from __future__ import annotations
 
@@ -15,9 +15,7 @@ import numpy as np
 import torch
 
 ENGINES = ("auto", "torch", "onnx", "openvino")
-
 _PACKAGES = {"onnx": ("onnxruntime", "onnxscript"), "openvino": ("openvino",)}
-
 Inputs = tuple[torch.Tensor, ...]
 
 
@@ -138,14 +136,13 @@ def _find_obstacle(engine: str, device: torch.device, dtype: str) -> Exception |
 def _precisions(engine: str) -> tuple[str, ...]:
     if engine == "onnx" or find_spec("openvino") is None:
         return ("float32",)
-    from ._runtimes import precisions
+    from ._engine_runtimes import precisions
 
     return precisions()
 
 
 # Numbers of the options in glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-
 # Freed blocks of memory up to this size, in bytes, stay with the process.
 _MAX_RETAINED = 2**30
 

@@ -14,8 +14,8 @@ from weakref import WeakSet
 import numpy as np
 import torch
 
-from ...utils.concurrency import PATIENCE_S, at_fork, never_destroy
-from ._base import EngineError, Inputs, Workload, n_free_axes
+from ..utils.concurrency import PATIENCE_S, at_fork, never_destroy
+from ._engine import EngineError, Inputs, Workload, n_free_axes
 
 _ONNX_FILE = "model.onnx"
 
@@ -89,11 +89,9 @@ def export_to_onnx(workload: Workload, folder: Path) -> None:
 
 
 _OPENVINO_FILE = "model.xml"
-
 # Names of the precisions in OpenVINO's options and in its list of capabilities.
 _HINTS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 _CAPABILITIES = {"BF16": "bfloat16", "FP16": "float16"}
-
 # Engines that compute or may compute, for `_wait_for_requests`.
 _engines: WeakSet[OpenVINOEngine] = WeakSet()
 

@@ -97,7 +97,7 @@ class MemoryFeatureCache:
         self._features.clear()
 
 
-class NoCache:
+class _NoCache:
     """Feature cache that stores nothing."""
 
     def __enter__(self) -> Self:
@@ -147,7 +147,7 @@ def open_cache(cache: str | PathLike[str] | FeatureCache | None) -> FeatureCache
     DiskFeatureCache('features', dtype='float16')
     """
     if cache is None:
-        return NoCache()
+        return _NoCache()
     if isinstance(cache, str | PathLike):
         return _PROCESS_CACHE if fspath(cache) == "memory" else DiskFeatureCache(cache)
     if isinstance(cache, DiskFeatureCache):

@@ -17,17 +17,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...utils.files import atomic_directory, default_data_home
-from ...utils.warnings import warn
-from ._base import Engine, EngineError, Inputs, TorchEngine, Workload, WrongFeaturesError
-from ._runtimes import OnnxEngine, OpenVINOEngine, export_to_onnx, export_to_openvino
+from ..utils.files import atomic_directory, default_data_home
+from ..utils.warnings import warn
+from ._engine import Engine, EngineError, Inputs, TorchEngine, Workload, WrongFeaturesError
+from ._engine_runtimes import OnnxEngine, OpenVINOEngine, export_to_onnx, export_to_openvino
 
 # Name of the file that holds the digests of all other files of an export.
 _DIGESTS = "sha256.json"
-
 # Version of the layout of an export's folder; a new one makes older exports unused.
 _FORMAT = 1
-
 _DISTRIBUTIONS = {"onnx": "onnxruntime", "openvino": "openvino"}
 
 _RUNTIMES: dict[str, tuple[Any, Callable[[Workload, Path], None]]] = {
@@ -38,7 +36,6 @@ _RUNTIMES: dict[str, tuple[Any, Callable[[Workload, Path], None]]] = {
 # Largest difference from torch's float32 features, as 1 - cosine and as relative error of the
 # norm. Users choose low precision explicitly, so its tolerance only has to find wrong exports.
 _TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2, "float16": 5e-2}
-
 # From this number of items on, loading an existing export saves more time than it takes.
 _MIN_ITEMS_TO_LOAD = 32
 

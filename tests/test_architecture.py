@@ -1,0 +1,85 @@
+"""Structure of the package: sizes of modules, reach into private modules, import chains."""
+
+import ast
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+import sklearn_ape
+
+ROOT = Path(sklearn_ape.__file__).parent
+FILES = sorted(ROOT.rglob("*.py"))
+# What a reader has to follow: the longest chain of files that import one another.
+MAX_CHAIN = 16
+MAX_LINES = 500
+
+
+def module_name(file):
+    parts = ("sklearn_ape", *file.relative_to(ROOT).with_suffix("").parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(file): file for file in FILES}
+
+
+def statements(body):
+    """Yield the statements that run when a module is imported."""
+    for statement in body:
+        if isinstance(statement, ast.If) and ast.unparse(statement.test) == "TYPE_CHECKING":
+            continue
+        yield statement
+        if isinstance(statement, (ast.If, ast.Try)):
+            yield from statements([*statement.body, *statement.orelse])
+
+
+@cache
+def imports(module):
+    """Return the modules of the package that a module imports when it is imported."""
+    file = MODULES[module]
+    package = module.split(".") if file.name == "__init__.py" else module.split(".")[:-1]
+    names = set()
+    for statement in statements(ast.parse(file.read_text(encoding="utf-8")).body):
+        if not isinstance(statement, ast.ImportFrom) or not statement.level:
+            continue
+        base = package[: len(package) - statement.level + 1]
+        source = ".".join([*base, *([statement.module] if statement.module else [])])
+        for alias in statement.names:
+            submodule = f"{source}.{alias.name}"
+            names.add(submodule if submodule in MODULES else source)
+    return frozenset(names - {module, "sklearn_ape"})
+
+
+@cache
+def longest_chain(module):
+    return (*max((longest_chain(name) for name in imports(module)), key=len, default=()), module)
+
+
+def owner(module):
+    """Return the package that a private module belongs to, or None for a public module."""
+    parts = module.split(".")
+    private = [index for index, part in enumerate(parts) if part.startswith("_")]
+    return ".".join(parts[: private[0]]) if private else None
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_module_has_at_most_500_lines(module):
+    n_lines = len(MODULES[module].read_text(encoding="utf-8").splitlines())
+    assert n_lines <= MAX_LINES
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_private_modules_are_imported_within_their_package(module):
+    foreign = [
+        name
+        for name in imports(module)
+        if owner(name) not in (None, "sklearn_ape")
+        and not f"{module}.".startswith(f"{owner(name)}.")
+    ]
+    assert not foreign
+
+
+def test_import_chains_are_short():
+    # An import cycle would end in a RecursionError.
+    chain = max(map(longest_chain, MODULES), key=len)
+    assert len(chain) <= MAX_CHAIN, " <- ".join(chain)
