@@ -224,6 +224,20 @@ def test_links_within_the_repository_lead_somewhere(link):
     assert (ROOT / link).exists()
 
 
+@pytest.mark.parametrize(
+    "name",
+    sorted(
+        name
+        for name in re.findall(
+            r"[\w./*]+\.(?:py|md|rst|cfg|toml|csv)\b", (ROOT / "CONTRIBUTING.md").read_text()
+        )
+        if "NAME" not in name
+    ),
+)
+def test_files_named_in_contributing_exist(name):
+    assert list(ROOT.glob(name)) or list((ROOT / "sklearn_ape").rglob(name))
+
+
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("plot_*.py"))
 PROMISED = {
     "plot_01_align_and_classify": ["recall@10", "accuracy on", "weighted avg"],

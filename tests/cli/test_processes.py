@@ -9,12 +9,10 @@ import sys
 import numpy as np
 import pytest
 
+from sklearn_ape.cli import app
 from sklearn_ape.features.feature_file import FeatureFile
 
-COMMANDS = (
-    *("demo", "fit", "classify", "search", "index", "evaluate", "encode", "curate"),
-    *("models", "serve"),
-)
+COMMANDS = [command.callback.__name__ for command in app.registered_commands]
 
 
 class TestHelp:

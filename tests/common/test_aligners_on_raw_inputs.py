@@ -18,6 +18,7 @@ from sklearn_ape import (
     KernelAligner,
     LiTAligner,
     ZeroShotClassifier,
+    aligners,
 )
 from tests.encoders import tiny_networks as tiny
 
@@ -52,10 +53,7 @@ def fitted(unfitted):
     return {name: clone(one).fit(IMAGES, CAPTIONS) for name, one in unfitted.items()}
 
 
-@pytest.fixture(
-    params=["APEAligner", "ASIFAligner", "CCAAligner", "CLIPAligner", "KernelAligner",
-            "LiTAligner"]
-)  # fmt: skip
+@pytest.fixture(params=[name for name in aligners.__all__ if name.endswith("Aligner")])
 def name(request):
     return request.param
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from sklearn_ape.heads import HEAD_KINDS, Standardize, make_head
-from sklearn_ape.losses import InfoNCELoss, SigmoidLoss, StructureLoss
+from sklearn_ape.losses import LOSSES, StructureLoss
 from sklearn_ape.metrics import (
     expected_calibration_error,
     fit_temperature,
@@ -20,7 +20,7 @@ from sklearn_ape.metrics import (
 from tests.robustness.numerics.cases import Cell
 from tests.robustness.numerics.estimators import IMAGE, TEXT
 
-_LOSSES = {"InfoNCELoss": InfoNCELoss, "SigmoidLoss": SigmoidLoss}
+_LOSSES = {cls.__name__: cls for cls in LOSSES.values()}
 _EYE = np.column_stack([np.arange(20)] * 2)
 
 
