@@ -86,6 +86,7 @@ def test_grid_search_encodes_every_image_and_caption_exactly_once(captioned_imag
     assert np.isfinite(search.cv_results_["mean_test_score"]).all()
 
 
+@pytest.mark.exhaustive
 def test_grid_search_over_depth_in_worker_processes(captioned_images, image_encoder, text_encoder):
     """Estimators, cache and encoders must survive the trip to a worker and back."""
     aligner = APEAligner(text_encoder=text_encoder, width=32, max_epochs=2, random_state=0)
