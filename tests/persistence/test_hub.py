@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from markdown_it import MarkdownIt
 from sklearn.pipeline import make_pipeline
-from sklearn_ape.persistence._serialize import Recorder
 
 from sklearn_ape import (
     APEAligner,
@@ -21,7 +20,8 @@ from sklearn_ape import (
 )
 from sklearn_ape.encoders import TransformersTextEncoder
 from sklearn_ape.encoders.weights import PACKAGED
-from sklearn_ape.persistence.hub import Facts, card_of
+from sklearn_ape.persistence.hub import Facts, write_card
+from sklearn_ape.persistence.serialize import Serializer
 from tests.persistence.local_hub import Hub
 
 pytest.importorskip("huggingface_hub")
@@ -187,13 +187,13 @@ def test_tells_what_is_known(concepts, tmp_path):
     name = "validation recall, mean of recall@1, @5 and @10 in both directions"
     assert float(found[name]) == pytest.approx(kept, abs=1e-4)
     assert "width=16" in text
-    assert "## Limits" in text
+    assert "## Limitations" in text
     assert text.startswith("---\nlibrary_name: sklearn-ape\ntags:\n- sklearn-ape\n")
     assert "# license:" in text.split("---")[1]
 
 
 def test_nothing_measured_is_said(concepts, tmp_path):
-    assert "Nothing was given" in card(
+    assert "No scores were passed" in card(
         KernelAligner().fit(concepts.image, concepts.text), tmp_path
     )
 
@@ -258,7 +258,7 @@ def shown(text):
         *("text", "text_special", "code_inline", "softbreak"),
     }
     headings = [tokens[i + 1].content for i, t in enumerate(tokens) if t.type == "heading_open"]
-    assert headings[1:] == ["Use", "Measured", "Made by", "Limits"]
+    assert headings[1:] == ["Usage", "Scores", "Parameters", "Limitations"]
     assert sum(token.type == "fence" for token in tokens) == 2
     inline = [token for token in tokens if token.type == "inline"]
     return ["".join(child.content for child in token.children) for token in inline]
@@ -296,10 +296,10 @@ def test_names_of_encoders_are_text_in_a_rendered_card(name):
         "state": None,
     }
     tags = ["a: b", "- c", name]
-    text = card_of(record, Facts(what="It aligns.", tags=tags), {}, Recorder(), "1")
+    text = write_card(record, Facts(what="It aligns.", tags=tags), {}, Serializer(), "1")
     assert any("TransformersTextEncoder(" in cell for cell in shown(text))
     clip = CLIPAligner(name.replace("/", ""), name)
-    shown(card_of(record, clip._card_facts(), {}, Recorder(), "1"))
+    shown(write_card(record, clip._card_facts(), {}, Serializer(), "1"))
 
 
 def test_parameters_in_the_code_block_are_the_same_python(features, captioned_images, tmp_path):

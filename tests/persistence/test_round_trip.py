@@ -12,7 +12,6 @@ from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from sklearn_ape.persistence._serialize import Rebuilder, Recorder
 from skorch.callbacks import Callback
 
 from sklearn_ape import (
@@ -26,6 +25,7 @@ from sklearn_ape import (
 from sklearn_ape.aligners.kernel import load_starter
 from sklearn_ape.encoders import HeadPairs, TransformersTextEncoder
 from sklearn_ape.encoders.weights import PACKAGED
+from sklearn_ape.persistence.serialize import Deserializer, Serializer
 from tests.aligners.test_clip import saved as saved_clip
 from tests.persistence.conftest import ALIGNERS, assert_same_answers, assert_same_attributes
 
@@ -339,28 +339,28 @@ class TestClassifier:
         ({"$float": "1e5"}, r"\$float must be nan, inf or -inf, not '1e5'"),
         ({"$tuple": 3}, r"\$tuple must be a list\."),
         ({"$numpy": ["<f4"]}, r"\$numpy must be a list of 2\."),
-        ({"$map": [[[1], 2]]}, r"\$map holds a key that can be none"),
-        ({"$map": [[1, 2], [1, 3]]}, r"\$map holds a key twice"),
-        ({"$array": ["object", [-1], []]}, "A shape must be of small integers"),
-        ({"$array": ["object", [2**40], []]}, "A shape must be of small integers"),
-        ({"$array": ["object", [2], [1]]}, r"\$array of shape \[2\] holds 1 items"),
-        ({"$array": ["<U1", [1], [3]]}, r"\$array must hold texts"),
+        ({"$map": [[[1], 2]]}, r"\$map has a key that is not hashable"),
+        ({"$map": [[1, 2], [1, 3]]}, r"\$map has a duplicate key"),
+        ({"$array": ["object", [-1], []]}, "A shape must consist of integers"),
+        ({"$array": ["object", [2**40], []]}, "A shape must consist of integers"),
+        ({"$array": ["object", [2], [1]]}, r"\$array of shape \[2\] has 1 items"),
+        ({"$array": ["<U1", [1], [3]]}, r"items of \$array must be texts"),
         ({"$pipeline": []}, r"\$pipeline has no steps"),
         ({"$pipeline": [[1, None]]}, "must be a name and an estimator"),
         ({"$pipeline": [["a", 3]]}, "must be a name and an estimator"),
-        ({"$frozen": 3}, r"\$frozen must hold an estimator"),
+        ({"$frozen": 3}, r"value of \$frozen must be an estimator"),
     ],
     ids=str,
 )
 def test_what_makes_no_sense_in_a_file(value, message):
     with pytest.raises(ValueError, match=message):
-        Rebuilder({}, {}).value(value)
+        Deserializer({}, {}).decode(value)
 
 
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ("caf\udce9", "Model.labels is no valid Unicode"),
+        ("caf\udce9", "Model.labels is not valid Unicode"),
         (np.datetime64("2024-01-01"), "Model.labels"),
         (np.array(["2024-01-01"], dtype="datetime64[D]"), "Model.labels"),
     ],
@@ -368,20 +368,20 @@ def test_what_makes_no_sense_in_a_file(value, message):
 )
 def test_what_has_no_form(value, message):
     with pytest.raises(TypeError, match=message):
-        Recorder().value(value, "Model.labels")
+        Serializer().encode(value, "Model.labels")
 
 
 def test_endless_nesting_is_refused():
     value = []
     for _ in range(1000):
         value = [value]
-    with pytest.raises(TypeError, match=r"Model\.labels.* is nested too deep to be saved"):
-        Recorder().value(value, "Model.labels")
+    with pytest.raises(TypeError, match=r"Model\.labels.* is nested too deeply to be saved"):
+        Serializer().encode(value, "Model.labels")
 
 
 def test_arrays_of_numpys_strings_become_arrays_of_texts():
     """They hold texts of any length, and a NUL at the end."""
     dtypes = pytest.importorskip("numpy.dtypes")
     texts = ["cat", "x" * 1000, "nul\0"]
-    recorded = Recorder().value(np.array(texts, dtype=dtypes.StringDType()), "Model.labels")
-    assert Rebuilder({}, {}).value(recorded).tolist() == texts
+    recorded = Serializer().encode(np.array(texts, dtype=dtypes.StringDType()), "Model.labels")
+    assert Deserializer({}, {}).decode(recorded).tolist() == texts

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 
 from sklearn_ape.features import DiskFeatureCache
-from tests.features.conftest import WIDTH, truth
+from tests.features.conftest import WIDTH, make_entry
 from tests.robustness.child_processes import expect, judge_in_child
 
 FIXTURE = Path(__file__).parents[2] / "fixtures" / "cache_format_0" / "features.sqlite"
-KNOWN = dict(truth(number) for number in range(12))  # in the fixture, of either type
-NEW = dict(truth(number) for number in range(1000, 1003))
+KNOWN = dict(make_entry(number) for number in range(12))  # in the fixture, of either type
+NEW = dict(make_entry(number) for number in range(1000, 1003))
 _TABLE = "(key BLOB PRIMARY KEY, value BLOB NOT NULL)"
 
 # What another version might have done: statements on a copy of the fixture.
