@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from sklearn_ape.features import DiskFeatureCache, MemoryFeatureCache
-from tests.features.conftest import TRUTH, WIDTH, assert_only_true, truth
+from tests.features.conftest import ENTRIES, WIDTH, assert_equal_to_entries, make_entry
 from tests.robustness.child_processes import run_as_nobody, run_in_child
 
 
@@ -60,7 +60,7 @@ def locked():
 
 def _read_and_write(folder):
     with DiskFeatureCache(folder) as cache:
-        found = cache.get_many(TRUTH)
+        found = cache.get_many(ENTRIES)
         for _ in range(2):
             cache.put_many({b"new": np.ones(3, dtype=np.float32)})
         return found, cache.get_many([b"new"])
@@ -77,7 +77,7 @@ def test_read_only_folder_is_read(locked, what):
     writer = DiskFeatureCache(locked)
     if what != "empty":
         with writer:
-            writer.put_many(TRUTH)
+            writer.put_many(ENTRIES)
             if what == "log":  # as a killed writer leaves it
                 for file in locked.iterdir():
                     shutil.copy(file, locked / f"{file.name}.kept")
@@ -91,8 +91,8 @@ def test_read_only_folder_is_read(locked, what):
         file.chmod(0o444)
     locked.chmod(0o777 if what == "file" else 0o555)
     (found, new), told = _as_nobody(_read_and_write, locked)
-    assert found.keys() == (set() if what in ("empty", "damaged") else TRUTH.keys())
-    assert_only_true(found)
+    assert found.keys() == (set() if what in ("empty", "damaged") else ENTRIES.keys())
+    assert_equal_to_entries(found)
     assert new == {}
     assert len([message for message in told if "cannot be written to" in message]) == 1
     assert len(told) == (2 if what == "damaged" else 1)
@@ -179,7 +179,7 @@ def test_locked_database_is_not_damage(cache_folder, monkeypatch):
     with DiskFeatureCache(cache_folder) as cache:
         with pytest.warns(RuntimeWarning, match="locked"):
             cache.put_many({b"new": np.ones(3, dtype=np.float32)})
-        assert cache.get_many(TRUTH).keys() == TRUTH.keys()
+        assert cache.get_many(ENTRIES).keys() == ENTRIES.keys()
     other.execute("ROLLBACK")
     other.close()
     assert not list(cache_folder.glob("*.damaged*"))
@@ -188,14 +188,14 @@ def test_locked_database_is_not_damage(cache_folder, monkeypatch):
 def _write_all(folder, barrier, n_rounds):
     warnings.simplefilter("error")
     barrier.wait()
-    keys = list(TRUTH)
+    keys = list(ENTRIES)
     for start in range(0, len(keys), len(keys) // n_rounds):
         with DiskFeatureCache(folder) as cache:
-            some = {key: TRUTH[key] for key in keys[start : start + len(keys) // n_rounds]}
+            some = {key: ENTRIES[key] for key in keys[start : start + len(keys) // n_rounds]}
             cache.put_many(some)
             found = cache.get_many(keys)
             assert some.keys() <= found.keys()
-            assert_only_true(found)
+            assert_equal_to_entries(found)
 
 
 @pytest.mark.exhaustive
@@ -216,7 +216,7 @@ def test_many_processes_start_and_write_at_once(tmp_path):
             writer.join(60)
         assert [writer.exitcode for writer in writers] == [0] * 6
         with DiskFeatureCache(folder) as cache:
-            assert cache.get_many(TRUTH).keys() == TRUTH.keys()
+            assert cache.get_many(ENTRIES).keys() == ENTRIES.keys()
 
 
 def test_threads_share_one_memory_cache():
@@ -225,12 +225,12 @@ def test_threads_share_one_memory_cache():
     failures = []
 
     def work(seed):
-        keys = list(TRUTH)
+        keys = list(ENTRIES)
         np.random.default_rng(seed).shuffle(keys)
         try:
             for key in keys:
-                cache.put_many({key: TRUTH[key]})
-                assert_only_true(cache.get_many(keys[:20]))
+                cache.put_many({key: ENTRIES[key]})
+                assert_equal_to_entries(cache.get_many(keys[:20]))
         except Exception as error:
             failures.append(error)
 
@@ -263,10 +263,10 @@ def test_killed_writer_keeps_finished_batches(tmp_path, pause):
     writer.kill()
     put += [line.split() for line in writer.communicate()[0].split(b"\n")[:-1]]
     last = float(put[-1][1])
-    wanted = dict(truth(int(number)) for number, at in put if float(at) < last - 0.3)
+    wanted = dict(make_entry(int(number)) for number, at in put if float(at) < last - 0.3)
     with DiskFeatureCache(tmp_path) as cache:
-        found = cache.get_many(dict(truth(int(number)) for number, _ in put))
+        found = cache.get_many(dict(make_entry(int(number)) for number, _ in put))
     assert found.keys() >= wanted.keys()
     assert len(found) >= (len(put) // 2 if pause else 1)
     for key, feature in found.items():
-        np.testing.assert_array_equal(feature, truth(int.from_bytes(key, "little"))[1])
+        np.testing.assert_array_equal(feature, make_entry(int.from_bytes(key, "little"))[1])
