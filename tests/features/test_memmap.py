@@ -140,7 +140,10 @@ def test_error_names_rows_of_tile(small_tiles):
         return block
 
     X = np.arange(50.0)[:, None] * np.ones(8)
-    with pytest.raises(ValueError, match=r"In rows 40 to 49 of X, counted from .*: row 3 is bad"):
+    with pytest.raises(
+        ValueError,
+        match=r"In rows 40 to 49 of X .row numbers below are relative to row 40.: row 3 is bad",
+    ):
         list(feature_tiles(X, 1, raise_for_40))
 
 
@@ -182,7 +185,7 @@ class TestStoredRows:
     def test_few_selected_rows_are_loaded_and_many_stay_stored(self, features, monkeypatch):
         stored = StoredRows(features, missing=np.arange(50) == 9)
         assert isinstance(select_rows(stored, np.arange(5)), np.ndarray)
-        monkeypatch.setattr(_stored, "_LEAST_BYTES", 0)
+        monkeypatch.setattr(_stored, "_MIN_STORED_BYTES", 0)
         rows = np.array([9, 30, 2])
         selected = select_rows(stored, rows)
         assert isinstance(selected, StoredRows)
@@ -209,7 +212,7 @@ def test_only_large_memmaps_and_large_half_precision_stay_stored(
     single = make_memmap(features.astype(np.float32))
     assert not stays_stored(single)
     assert not stays_stored(features)
-    monkeypatch.setattr(_stored, "_LEAST_BYTES", 4 * features.size - 1)
+    monkeypatch.setattr(_stored, "_MIN_STORED_BYTES", 4 * features.size - 1)
     assert stays_stored(single)
     assert stays_stored(np.asarray(single))  # a view of a map
     assert stays_stored(features)

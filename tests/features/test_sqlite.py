@@ -252,7 +252,7 @@ def test_file_that_cannot_be_opened_for_writing_is_read(folder, monkeypatch, cod
         start = f"The feature cache {str(cache.path)!r} "
         assert (
             message
-            == f"{start}cannot be written to: simulated error. The features are computed anew."
+            == f"{start}cannot be written to: simulated error. The features are computed again."
         )
         assert (len(found), len(again)) == (len(ENTRIES), 0)
     assert len(list(folder.glob("*.damaged*"))) == is_damaged
@@ -275,7 +275,7 @@ def test_read_only_file_is_not_changed(folder, monkeypatch, is_damaged):
     expected = [f"{start}is damaged (file is not a database)"] if is_damaged else []
     expected.append(f"{start}cannot be written to")
     assert [str(warning.message) for warning in caught] == [
-        f"{message}. The features are computed anew." for message in expected
+        f"{message}. The features are computed again." for message in expected
     ]
     assert path.read_bytes() == before
 

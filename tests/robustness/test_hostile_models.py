@@ -99,7 +99,7 @@ REFUSED = {
         set_in(params, gamma={"$array": ["object", [2**31, 2**31], []]}), "has 0 items"
     ),
     "wrong rows": (set_tensor("anchors", lambda a: a[:-1]), "anchors"),
-    "wrong columns": (set_tensor("coefficients", lambda a: a[:, :-1]), "image head|numbers"),
+    "wrong columns": (set_tensor("coefficients", lambda a: a[:, :-1]), "different sizes"),
     "no axes": (set_tensor("coefficients", lambda a: a.ravel()), "shape \\(any, any\\)"),
     "empty": (set_tensor("anchors", lambda a: a[:0]), "anchors"),
     "double precision": (set_tensor("anchors", lambda a: a.astype(np.float64)), "float32"),
@@ -108,7 +108,7 @@ REFUSED = {
     "infinite": (set_tensor("directions", lambda a: a + np.float32(np.inf)), "not finite"),
     "nan in the bank": (set_tensor("bank.image.dense", lambda a: a * np.nan), "not finite"),
     "bank of another width": (set_tensor("bank.image.dense", lambda a: a[:, 1:]), "dense must be"),
-    "anchors of another length": (set_tensor("anchors", lambda a: a * 2), "length"),
+    "anchors without unit norm": (set_tensor("anchors", lambda a: a * 2), "not L2-normalized"),
     "other numbers": (set_tensor("coefficients", lambda a: a * np.float32(1.1)), "damaged"),
 }  # fmt: skip
 
