@@ -108,7 +108,7 @@ def make_thumbnail(item: Any, side: int = _THUMBNAIL_SIDE) -> np.ndarray:
     if item is None:
         return np.full((side, side, 3), _GREY, np.uint8)
     try:
-        image = read_image(item, min_side=side, longer=True)
+        image = read_image(item, min_side=side, use_longer_side=True)
     except ItemError:
         return np.full((side, side, 3), _GREY, np.uint8)
     return np.asarray(ImageOps.pad(image, (side, side), color="white"))
