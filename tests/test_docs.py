@@ -238,6 +238,18 @@ def test_files_named_in_contributing_exist(name):
     assert list(ROOT.glob(name)) or list((ROOT / "sklearn_ape").rglob(name))
 
 
+def test_names_in_steps_of_contributing_exist():
+    steps = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("### Add an encoder")
+    names = set(re.findall(r"`([A-Za-z_]\w+)`", steps[2].partition("\n## ")[0]))
+    assert len(names) > 20
+    code = "\n".join(
+        path.read_text(encoding="utf-8")
+        for folder in ("sklearn_ape", "tests")
+        for path in (ROOT / folder).rglob("*.py")
+    )
+    assert names <= set(re.findall(r"\w+", code))
+
+
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("plot_*.py"))
 PROMISED = {
     "plot_01_align_and_classify": ["recall@10", "accuracy on", "weighted avg"],
