@@ -204,7 +204,7 @@ def run_in_child(work, seconds=SECONDS):
         raise CaseError("hang", f"no answer after {seconds:.0f} s")
     if not content:
         raise CaseError("crash", f"the process ended with status {status}")
-succeeded, result = pickle.loads(content)
+    succeeded, result = pickle.loads(content)
     if not succeeded:
         raise CaseError(*result)
     return result

@@ -38,7 +38,7 @@ def decode_with_pillow(item):
     except Exception:  # a damaged tag does not affect the pixels
         image.load()
     image = image.convert("RGBA")
-background = Image.new("RGBA", image.size, "white")
+    background = Image.new("RGBA", image.size, "white")
     return np.asarray(Image.alpha_composite(background, image).convert("RGB"))
 
 
