@@ -19,7 +19,7 @@ def named(caption):
 
 @pytest.fixture(scope="session")
 def photos(captioned_images, tmp_path_factory):
-    """Return a folder of 60 images in the subfolders animal, food and travel, named by captions."""
+    """Return 60 images in the folders animal, food and travel, named by their captions."""
     folder = tmp_path_factory.mktemp("photos")
     for row in range(60):
         target = folder / captioned_images.categories[row] / named(captioned_images.captions[row])

@@ -139,7 +139,9 @@ class TestThresholds:
             predicted = classifier.predict(features.image[test])
             gains.append([
                 f1_score(true_labels[test], predicted, average=average, zero_division=0)
-                - f1_score(true_labels[test], scores["test"] > common, average=average, zero_division=0)
+                - f1_score(
+                    true_labels[test], scores["test"] > common, average=average, zero_division=0
+                )
                 for average in ("macro", "samples")
             ])  # fmt: skip
         assert np.mean(gains, axis=0)[0] > 0.03
