@@ -90,6 +90,7 @@ def test_grid_search_encodes_every_image_and_caption_exactly_once(
     assert np.isfinite(search.cv_results_["mean_test_score"]).all()
 
 
+@pytest.mark.exhaustive
 def test_grid_search_over_depth_in_worker_processes(captioned_images, image_encoder, text_encoder):
     """Estimators, cache and encoders can be sent to worker processes."""
     aligner = APEAligner(text_encoder=text_encoder, width=32, max_epochs=2, random_state=0)

@@ -4,6 +4,8 @@ import importlib
 import inspect
 import pkgutil
 import re
+import tomllib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,9 +27,7 @@ from sklearn_ape.encoders import (
     OpenCLIPImageEncoder,
     TimmImageEncoder,
     TransformersTextEncoder,
-)
-from sklearn_ape.encoders import (
-    weights as _networks,
+    weights,
 )
 
 
@@ -61,8 +61,8 @@ def forbid_loading(monkeypatch):
     def refuse(*args):
         raise AssertionError("a network was loaded to show an estimator")
 
-    monkeypatch.setattr(_networks, "shared", refuse)
-    monkeypatch.setattr("sklearn_ape.encoders.base.shared", refuse)
+    monkeypatch.setattr(weights, "get_shared_network", refuse)
+    monkeypatch.setattr("sklearn_ape.encoders.base.get_shared_network", refuse)
 
 
 class TestDocumentationLinks:
@@ -133,19 +133,10 @@ class TestDiagram:
         assert set(bundle) == {"text/html", "text/plain"}
 
 
-def test_documentation_url_is_that_of_the_metadata(monkeypatch):
-    from sklearn_ape.utils import sklearn_compat
-
-    entries = ["Source, https://a.example/", "Documentation, https://b.example/docs"]
-    monkeypatch.setattr(
-        sklearn_compat, "metadata", lambda name: type("M", (), {"get_all": lambda *_: entries})()
-    )
-    sklearn_compat._documentation.cache_clear()
-    try:
-        expected = "https://b.example/docs/generated/sklearn_ape.CCAAligner.html"
-        assert CCAAligner()._get_doc_link() == expected
-    finally:
-        sklearn_compat._documentation.cache_clear()
+def test_documentation_address_is_that_of_the_project():
+    text = (Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8")
+    address = tomllib.loads(text)["project"]["urls"]["Documentation"]
+    assert CCAAligner()._get_doc_link() == f"{address}generated/sklearn_ape.CCAAligner.html"
 
 
 def test_classifier_with_fitted_aligner_has_feature_names(concepts):

@@ -133,7 +133,7 @@ def assert_same(results, expected):
 
 
 class TestAligners:
-    @pytest.mark.sampled(11)
+    @pytest.mark.sampled(33)
     @pytest.mark.parametrize("name", ALIGNERS)
     @pytest.mark.parametrize("state", STATES)
     def test_fit_gives_same_weights_in_any_state(self, fitted, state, name):
@@ -143,7 +143,7 @@ class TestAligners:
         assert aligner.logit_scale_ == fitted[name].logit_scale_
         assert_same(embeddings_of(aligner), embeddings_of(fitted[name]))
 
-    @pytest.mark.sampled(11)
+    @pytest.mark.sampled(33)
     @pytest.mark.parametrize("name", ALIGNERS)
     @pytest.mark.parametrize("state", STATES)
     def test_embeddings_and_score_are_same_in_any_state(self, fitted, state, name):

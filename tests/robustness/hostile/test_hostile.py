@@ -11,7 +11,7 @@ from PIL import Image
 from sklearn_ape.datasets import load_pairs
 from sklearn_ape.encoders import TransformersTextEncoder
 from sklearn_ape.encoders import images as _images
-from sklearn_ape.encoders.image_encoder import _square_on_white
+from sklearn_ape.encoders.image_encoder import _pad_to_square
 from sklearn_ape.encoders.images import image_digest, read_image
 from sklearn_ape.encoders.items import ItemError
 from sklearn_ape.prompts import prompts_of, resolve_names
@@ -135,14 +135,14 @@ class TestPixels:
     def test_long_image_is_reduced_before_padding(self):
         """A square around an image of 20,000 x 300 pixels has 400 million pixels."""
         image = Image.new("RGB", (20_000, 300), "black")
-        square = _square_on_white(image)
+        square = _pad_to_square(image)
         assert square.width == square.height <= 8192
         dark = np.flatnonzero(np.asarray(square)[:, 5, 0] < 128)
         assert len(dark) / square.height == pytest.approx(300 / 20_000, rel=0.05)
 
     def test_ordinary_image_is_padded_without_reduction(self):
         """Images with sides of up to 8,192 pixels are not reduced."""
-        assert _square_on_white(Image.new("RGB", (8000, 100))).size == (8000, 8000)
+        assert _pad_to_square(Image.new("RGB", (8000, 100))).size == (8000, 8000)
 
 
 class TestNames:
