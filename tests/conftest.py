@@ -1,4 +1,4 @@
-"""Real images and real encoders, shared by the tests."""
+"""Shared fixtures: real images and encoders, and generated features."""
 
 from collections import Counter
 from pathlib import Path
@@ -13,7 +13,7 @@ from sklearn_ape.datasets import load_openmoji
 from sklearn_ape.encoders import TimmImageEncoder, TransformersTextEncoder
 
 ROOT = Path(__file__).parents[1]
-# Files and folders all of whose tests `make test` leaves to `make test-all`.
+# Files and folders whose tests run only in `make test-all`, not in `make test`.
 EXHAUSTIVE = (
     "docs",
     "tests/app/test_browser.py",
@@ -33,17 +33,17 @@ LABELS = {
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Mark as exhaustive what lies in these paths, and all but every n-th of sampled cases."""
+    """Mark tests in these paths, and all but every n-th sampled case, as exhaustive."""
     n_cases = Counter()
     for item in items:
         path = item.path.relative_to(ROOT).as_posix()
         sampled = item.get_closest_marker("sampled")
-        is_left = f"{path}/".startswith(tuple(f"{name}/" for name in EXHAUSTIVE))
+        is_exhaustive = f"{path}/".startswith(tuple(f"{name}/" for name in EXHAUSTIVE))
         if sampled is not None:
             test = item.nodeid.partition("[")[0]
-            is_left |= n_cases[test] % sampled.args[0] != 0
+            is_exhaustive |= n_cases[test] % sampled.args[0] != 0
             n_cases[test] += 1
-        if is_left:
+        if is_exhaustive:
             item.add_marker("exhaustive")
 
 
@@ -64,7 +64,7 @@ def text_encoder(feature_cache):
 
 @pytest.fixture(scope="session")
 def captioned_images():
-    """Animals, food and vehicles: 300 real images with captions and categories."""
+    """Return 300 images of animals, food and vehicles with captions and categories."""
     data = load_openmoji()
     wanted = {"Animals & Nature": "animal", "Food & Drink": "food", "Travel & Places": "travel"}
     rows = [i for i, category in enumerate(data.categories) if category in wanted]
@@ -78,7 +78,7 @@ def captioned_images():
 
 @pytest.fixture(scope="session")
 def features(captioned_images, image_encoder, text_encoder):
-    """The same images and captions as features of the real encoders."""
+    """Return features of the captioned images and their captions."""
     return SimpleNamespace(
         image=image_encoder.transform(captioned_images.images),
         text=text_encoder.transform(captioned_images.captions),
@@ -87,7 +87,7 @@ def features(captioned_images, image_encoder, text_encoder):
 
 @pytest.fixture
 def concepts():
-    """Features of both sides made from common concepts: learnable in a second."""
+    """Return features of both sides that are linear functions of common concepts."""
     rng = np.random.default_rng(0)
     concepts = rng.standard_normal((300, 8))
     return SimpleNamespace(
@@ -98,7 +98,7 @@ def concepts():
 
 @pytest.fixture
 def numbered():
-    """Features that are sums of one vector per label, with labels that are numbers."""
+    """Return features that are sums of one vector per label, and labels that are numbers."""
     rng = np.random.default_rng(0)
     labels = {10: "a cat", 20: "a dog", 0: "a house", 1: "a tree"}
     Y = (rng.random((160, 4)) < [0.2, 0.5, 0.35, 0.6]).astype(int)

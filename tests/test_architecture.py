@@ -1,4 +1,4 @@
-"""Structure of the package: sizes of modules, reach into private modules, import chains."""
+"""Structure of the package: module sizes, imports of private modules and import chains."""
 
 import ast
 from functools import cache
@@ -10,7 +10,7 @@ import sklearn_ape
 
 ROOT = Path(sklearn_ape.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
-# What a reader has to follow: the longest chain of files that import one another.
+# Limit of the longest chain of files in which each imports the next.
 MAX_CHAIN = 16
 MAX_LINES = 500
 
@@ -80,6 +80,6 @@ def test_private_modules_are_imported_within_their_package(module):
 
 
 def test_import_chains_are_short():
-    # An import cycle would end in a RecursionError.
+    # An import cycle would raise a RecursionError.
     chain = max(map(longest_chain, MODULES), key=len)
     assert len(chain) <= MAX_CHAIN, " <- ".join(chain)

@@ -1,4 +1,4 @@
-"""The accuracy benchmark: its measurements, its plan, and resuming an interrupted run."""
+"""Accuracy benchmark: measurements, plan, and resumption of an interrupted run."""
 
 from types import SimpleNamespace
 
@@ -79,7 +79,7 @@ def test_conse_predicts_most_probable_class(sample):
 
 
 def test_fit_stopped_by_time_limit_has_a_note(sample):
-    """Rows of a stopped training can be told from those of a complete one."""
+    """The note distinguishes rows of a stopped training from those of a complete one."""
     rows = methods.fit_and_test(
         "linear (recipe)", sample.train, [sample.test], sample.head, seed=0, effort=1e-9
     )
@@ -87,7 +87,7 @@ def test_fit_stopped_by_time_limit_has_a_note(sample):
     assert "stopped after 0 CPU seconds, max_epochs=100" in rows[0]["note"]
 
 
-def test_curve_has_a_row_per_epoch(sample):
+def test_curve_has_one_row_per_epoch(sample):
     """Both test sets are measured after every epoch, although aligners copy their callbacks."""
     rows = runs._run_curve(
         plan.PLAIN, sample.train, [sample.test], 0, SimpleNamespace(head=sample.head), 0.03

@@ -1,6 +1,6 @@
-"""Documentation that runs and is complete: names, pages, README snippets and examples.
+"""Documentation: API reference, docstrings, pages, README snippets and examples.
 
-`make docs` builds it, with warnings as errors. What a build cannot see is looked for here.
+`make docs` builds it with warnings as errors. These tests check what a build does not detect.
 """
 
 import ast
@@ -47,8 +47,8 @@ def resolved(name):
     return getattr(importlib.import_module(module), attribute)
 
 
-# Of numpydoc's checks; its documentation says what each is. Left out is what we write otherwise on
-# purpose: named return values, summaries that begin with a plural, no See Also where there is
+# Checks of numpydoc that docstrings must pass. The others are omitted on purpose: named return
+# values, summaries that start with a plural, and See Also sections are optional.
 # nothing to see.
 CHECKS = {
     *("GL03", "GL05", "GL06", "GL07", "GL08", "GL09", "GL10"),
@@ -56,11 +56,16 @@ CHECKS = {
     *(f"PR{number:02}" for number in range(1, 11)),
     *("RT01", "RT03", "RT04", "RT05", "YD01", "SA02", "SA03", "SA04", "EX01"),
 }
-# skorch calls them, nobody else; and what is no function or class of which one makes objects.
+# Methods that only skorch calls, and names of which users do not create objects.
 WITHOUT_EXAMPLE = {
     *("BestEpoch", "DivergenceGuard", "EpochProgress", "StopWhenPatient", "ValidationRecall"),
     *("diverged", "Ranks", "Head", "BaseMap", "FeatureCache", "EncodingError"),
-    *("SerializableMixin", "PretrainedMixin", "restored_head", "main"),  # shown by others
+    *(
+        "SerializableMixin",
+        "PretrainedMixin",
+        "restored_head",
+        "main",
+    ),  # shown in examples of subclasses
     *("EncodingFailedWarning", "FileLockedError", "OtherContentError"),
 }
 
@@ -74,7 +79,7 @@ def is_data(item):
 
 
 def documented():
-    """Return every public function and class, and every public method of ours of an estimator."""
+    """Return all public functions and classes, and the public methods that the package defines."""
     for name in listed_names():
         item = resolved(name)
         if is_data(item):
@@ -88,15 +93,15 @@ def documented():
                 yield f"{name}.{attribute}"
 
 
-def faults(name):
-    """Return what numpydoc finds wrong with a docstring."""
+def find_faults(name):
+    """Return the errors that numpydoc reports for a docstring."""
     is_method = name not in listed_names()
     item = None if is_method else resolved(name)
     excused = set()
     if is_method or is_named_tuple(item) or name.rpartition(".")[2] in WITHOUT_EXAMPLE:
         excused.add("EX01")
     if is_named_tuple(item) or getattr(item, "_is_protocol", False):
-        excused.add("PR01")  # their Attributes say it
+        excused.add("PR01")  # their attributes are documented instead
     return [
         f"{code} {message}"
         for code, message in validate(name)["errors"]
@@ -116,26 +121,26 @@ class TestReference:
         ]
         assert not missing, f"docs/api.rst does not list these names of {module}: {missing}"
 
-    def test_nothing_is_listed_twice(self):
+    def test_no_name_is_listed_twice(self):
         listed = listed_names()
         assert len(set(listed)) == len(listed)
 
 
 class TestDocstrings:
     @pytest.mark.parametrize("name", list(documented()))
-    def test_docstring_is_whole(self, name):
-        """Parameters match the signature, sections are in order, results are said."""
-        assert not faults(name)
+    def test_docstring_is_complete(self, name):
+        """Parameters match the signature, sections are in order, and returns are documented."""
+        assert not find_faults(name)
 
-    def test_a_bad_docstring_is_found(self, monkeypatch):
+    def test_incomplete_docstring_is_detected(self, monkeypatch):
         from sklearn_ape.prompts import fill
 
         monkeypatch.setattr(fill, "__doc__", fill.__doc__.replace("name : str", "label : str"))
-        assert any(fault.startswith("PR") for fault in faults("sklearn_ape.prompts.fill"))
+        assert any(fault.startswith("PR") for fault in find_faults("sklearn_ape.prompts.fill"))
 
 
 def linked_pages():
-    """Return the pages that a toctree names."""
+    """Return the pages that are listed in a toctree."""
     text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
     trees = re.findall(r"^```\{toctree\}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     entries = {line.strip() for tree in trees for line in tree.splitlines()}
@@ -143,8 +148,8 @@ def linked_pages():
 
 
 class TestPages:
-    def test_no_page_takes_the_name_of_one_of_sphinx(self):
-        """Sphinx writes its own search.html over such a page, and says nothing."""
+    def test_no_page_has_a_name_that_sphinx_uses(self):
+        """Sphinx would overwrite such a page, for example search.html, without a warning."""
         assert not {"search", "genindex", "modindex"} & {page.stem for page in PAGES}
 
     @pytest.mark.parametrize(
@@ -154,11 +159,11 @@ class TestPages:
         assert page.stem in linked_pages(), f"no toctree of docs/ names {page.name}"
 
     @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-    def test_links_lead_somewhere(self, page):
+    def test_links_of_pages_exist(self, page):
         text = page.read_text(encoding="utf-8")
         for link in re.findall(r"\]\((?!https?:|#)([^)#]+)(?:#[^)]*)?\)", text):
-            there = (DOCS / link).exists() or link.startswith(("auto_examples/", "generated/"))
-            assert there, f"{page.name} links to {link}, which is not there"
+            exists = (DOCS / link).exists() or link.startswith(("auto_examples/", "generated/"))
+            assert exists, f"{page.name} links to {link}, which does not exist"
 
 
 SNIPPETS = [
@@ -172,8 +177,8 @@ SNIPPETS = [
 
 
 @pytest.mark.parametrize("snippet", SNIPPETS)
-def test_snippet_that_needs_a_cluster_or_your_files_is_python_with_names_of_ours(snippet):
-    """Those with prompts run as doctests; these cannot, yet must not name what is gone."""
+def test_snippet_without_prompts_imports_existing_names(snippet):
+    """Snippets with prompts run as doctests; others need a cluster or files of the user."""
     for node in ast.walk(ast.parse(snippet)):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("sklearn_ape"):
             for alias in node.names:
@@ -188,8 +193,8 @@ README_SNIPPETS = [
 
 
 @pytest.fixture
-def own_images(captioned_images, tmp_path, monkeypatch):
-    """What the snippets speak of: a folder with captions beside its images, and a table."""
+def user_images(captioned_images, tmp_path, monkeypatch):
+    """Create the files that the snippets use: images with sidecar captions, and a table."""
     rows = ["file,text"]
     for image, caption, category in zip(
         captioned_images.images[:4],
@@ -199,28 +204,28 @@ def own_images(captioned_images, tmp_path, monkeypatch):
     ):
         folder = tmp_path / "photos" / category
         folder.mkdir(parents=True, exist_ok=True)
-        copied = Path(shutil.copy(image, folder))
-        copied.with_suffix(".txt").write_text(caption, encoding="utf-8")
-        rows.append(f"{copied},{caption}")
+        copy = Path(shutil.copy(image, folder))
+        copy.with_suffix(".txt").write_text(caption, encoding="utf-8")
+        rows.append(f"{copy},{caption}")
     (tmp_path / "pairs.csv").write_text("\n".join(rows), encoding="utf-8")
     monkeypatch.chdir(tmp_path)
 
 
 @pytest.mark.parametrize("snippet", README_SNIPPETS)
-def test_snippet_runs(snippet, own_images):
+def test_snippet_runs(snippet, user_images):
     names = {}
     exec("from sklearn_ape.encoders import TimmImageEncoder\n" + snippet, names)
     assert len(names["data"].images) == 4
     assert names["encoder"].transform(names["data"].images).shape == (4, 1280)
 
 
-def test_there_are_snippets_of_both_kinds():
+def test_readme_has_snippets_of_both_kinds():
     assert README_SNIPPETS
     assert README.count(">>>") > 10
 
 
 @pytest.mark.parametrize("link", re.findall(r"\]\((?!http)([^)]+)\)", README))
-def test_links_within_the_repository_lead_somewhere(link):
+def test_relative_links_of_readme_exist(link):
     assert (ROOT / link).exists()
 
 
@@ -251,7 +256,7 @@ def test_names_in_steps_of_contributing_exist():
 
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("plot_*.py"))
-PROMISED = {
+EXPECTED_OUTPUT = {
     "plot_01_align_and_classify": ["recall@10", "accuracy on", "weighted avg"],
     "plot_02_search_over_depth": ["images encoded:", "<- best", "    6  "],
     "plot_03_without_pairs": [
@@ -276,7 +281,7 @@ PROMISED = {
 
 @pytest.fixture(autouse=True)
 def no_window(monkeypatch):
-    """Figures are drawn into memory, and none stays open."""
+    """Draw figures without a window, and close all of them."""
     monkeypatch.setenv("MPLBACKEND", "Agg")
     yield
     if "matplotlib.pyplot" in sys.modules:
@@ -285,13 +290,13 @@ def no_window(monkeypatch):
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
-def test_example(path, capsys):
+def test_example_prints_expected_output(path, capsys):
     runpy.run_path(str(path))
     out = capsys.readouterr().out
-    for text in PROMISED.get(path.stem, ()):
+    for text in EXPECTED_OUTPUT.get(path.stem, ()):
         assert text in out
 
 
 def test_every_example_is_checked():
-    """An example whose output nobody looks at could print nonsense."""
-    assert {path.stem for path in EXAMPLES} == set(PROMISED)
+    """Each example has expected output, so that wrong results are detected."""
+    assert {path.stem for path in EXAMPLES} == set(EXPECTED_OUTPUT)

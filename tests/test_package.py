@@ -1,4 +1,4 @@
-"""The package as a whole: its metadata, imports and the versions of its dependencies."""
+"""The package: metadata, imports and versions of dependencies."""
 
 import ast
 import importlib
@@ -26,7 +26,7 @@ MODULES = [
 
 
 def test_import_loads_no_heavy_library():
-    """Not even torch: `import sklearn_ape` must be cheap in every worker."""
+    """`import sklearn_ape` must be fast in every worker, so it does not import torch."""
     heavy = ["torch", "skorch", "transformers", "timm", "open_clip", "pandas", "sklearn"]
     code = f"import sys, sklearn_ape; print([m for m in {heavy} if m in sys.modules])"
     result = subprocess.run(
@@ -35,8 +35,8 @@ def test_import_loads_no_heavy_library():
     assert result.stdout.strip() == "[]"
 
 
-def test_the_page_is_reached_without_gradio():
-    """`sklearn_ape.app` is a submodule like the others, and gradio is loaded when it serves."""
+def test_app_can_be_imported_without_gradio():
+    """`sklearn_ape.app` is available without gradio, which is imported when it serves."""
     code = (
         "import sys, sklearn_ape; assert 'sklearn_ape.app' not in sys.modules; "
         "build = sklearn_ape.app.build_app; print(build.__name__, 'gradio' in sys.modules)"
@@ -48,7 +48,7 @@ def test_the_page_is_reached_without_gradio():
 
 
 def test_every_public_submodule_is_an_attribute():
-    """No public module has to be imported by hand before it is used."""
+    """Public modules can be used without a separate import."""
     names = {module.split(".")[1] for module in MODULES}
     code = (
         f"import sklearn_ape; assert {names} <= set(dir(sklearn_ape)); "
@@ -87,7 +87,7 @@ def test_every_public_class_and_function_is_documented(module):
         assert text, f"{module}.{name}"
         is_exception = inspect.isclass(item) and issubclass(item, Exception)
         if is_exception and "__init__" not in vars(item):
-            continue  # takes a message, and has no signature before Python 3.13
+            continue  # exceptions have no signature before Python 3.13
         parameters = [
             parameter
             for parameter in inspect.signature(item).parameters
@@ -104,7 +104,7 @@ IS_LOWEST = os.environ.get("SKLEARN_APE_LOWEST") == "1"
 
 
 def requirements():
-    """Return what users may install, by name, with the extras that need it."""
+    """Return the dependencies by name, with the extras that need them."""
     extras = PROJECT["optional-dependencies"].items()
     groups = [("", PROJECT["dependencies"]), *(e for e in extras if e[0] not in NOT_FOR_USERS)]
     return {
@@ -115,14 +115,14 @@ def requirements():
 
 
 def lowest(requirement):
-    """Return the least version, of a requirement that has no other clause."""
+    """Return the lowest version of a requirement, which must not have other bounds."""
     (clause,) = requirement.specifier
     assert clause.operator in (">=", "=="), requirement
     return Version(clause.version)
 
 
 def table():
-    """Return the rows of the page: package, lowest, newest tested, extra."""
+    """Return the rows of the page: package, lowest version, newest tested version and extra."""
     page = (ROOT / "docs" / "versioning.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| `([\w.-]+)` \| ([\d.]+) \| ([\d.]+) \| ?`?(\w*)`? ?\|$", page, re.M)
     return {name: (Version(low), Version(high), extra) for name, low, high, extra in rows}
@@ -133,31 +133,31 @@ TABLE = table()
 
 
 class TestTable:
-    def test_it_has_every_dependency_in_order(self):
+    def test_table_has_every_dependency_in_order(self):
         assert list(TABLE) == list(REQUIREMENTS)
 
     @pytest.mark.parametrize("name", REQUIREMENTS)
-    def test_the_lowest_is_that_of_the_metadata(self, name):
+    def test_lowest_version_is_that_of_the_metadata(self, name):
         requirement, extra = REQUIREMENTS[name]
         assert TABLE[name][0] == lowest(requirement)
         assert TABLE[name][2] == extra
 
     @pytest.mark.skipif(IS_LOWEST, reason="the least versions are installed")
     @pytest.mark.parametrize("name", REQUIREMENTS)
-    def test_no_newer_version_is_said_to_be_tested_than_is_here(self, name):
+    def test_newest_tested_version_is_not_newer_than_installed(self, name):
         try:
             installed = Version(Version(version(name)).base_version)
         except PackageNotFoundError:
             pytest.skip(f"{name} is not installed")
         assert TABLE[name][1] <= installed
 
-    def test_python(self):
+    def test_python_versions_are_those_of_the_metadata(self):
         page = (ROOT / "docs" / "versioning.md").read_text(encoding="utf-8")
         assert f"Python {PROJECT['requires-python'].removeprefix('>=')}" in page
 
 
 @pytest.mark.skipif(not IS_LOWEST, reason="for `make test-lowest`")
 @pytest.mark.parametrize("name", REQUIREMENTS)
-def test_the_least_version_is_what_is_tested(name):
-    """A bound that no installation could have is one that no test has tried."""
+def test_lowest_version_is_installed_in_lowest_environment(name):
+    """The lowest versions are tested in an environment that has exactly these versions."""
     assert Version(Version(version(name)).base_version) == lowest(REQUIREMENTS[name][0])

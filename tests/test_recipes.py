@@ -26,7 +26,7 @@ def make_heads(name):
         )
 
 
-# Computed by hand from the publications, for 1280 and 384 features.
+# Computed from the publications for 1280 and 384 features.
 @pytest.mark.parametrize(
     ("name", "layers", "image", "text"),
     [

@@ -65,7 +65,7 @@ def service(fast_aligner, captioned_images, limits):
 def make_zip(tmp_path):
     """Return a function that writes a zip of contents (bytes, text or a path) by name."""
 
-    def make(contents, name="some.zip"):
+    def make(contents, name="images.zip"):
         path = tmp_path / name
         with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
             for inside, content in contents.items():

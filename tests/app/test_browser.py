@@ -38,7 +38,7 @@ N_ALIGNED = 60
 
 @pytest.fixture(scope="module")
 def page(captioned_images):
-    """The page with 30 images."""
+    """Serve the page with 30 images."""
     running = serve(None, captioned_images.images[:30], port=None, block=False, verbose=0)
     yield SimpleNamespace(url=running.url)
     running.close()
@@ -118,7 +118,7 @@ class Browser:
 
 @pytest.fixture(scope="module")
 def zip_of_images(captioned_images, tmp_path_factory):
-    """A zip file of captioned images with a table."""
+    """Return a zip file of captioned images with a table."""
     path = tmp_path_factory.mktemp("zip") / "set.zip"
     with zipfile.ZipFile(path, "w") as file:
         rows = range(100, 100 + N_ALIGNED)

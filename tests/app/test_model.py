@@ -118,13 +118,15 @@ class TestHostileZips:
         text = json.dumps(config)
         (folder / "config.json").write_text(text)
         save_file(tensors, folder / "model.safetensors", metadata={"sklearn_ape": text})
-        made = []
+        loaded_names = []
         monkeypatch.setattr(
-            TransformersTextEncoder, "_load", lambda self, device: made.append(self.model_name)
+            TransformersTextEncoder,
+            "_load",
+            lambda self, device: loaded_names.append(self.model_name),
         )
         archive = packed(folder, tmp_path / "changed.zip")
         assert "other encoders" in self.refusal(service, archive)
-        assert made == []
+        assert loaded_names == []
 
     def test_other_classes_than_aligners_raise(self, service, served, tmp_path):
         classifier = ZeroShotClassifier(["cat", "dog"], aligner=served)

@@ -56,21 +56,21 @@ class TestClassify:
         self, service, captioned_images, fast_aligner
     ):
         image, names = captioned_images.images[3], sorted(captioned_images.captions[:5])
-        found = service.classify(Session(), image, "\n".join(names), "simple", 0)
+        results = service.classify(Session(), image, "\n".join(names), "simple", 0)
         expected = ZeroShotClassifier(names, aligner=fast_aligner).predict_proba([image])[0]
-        assert found.probabilities == pytest.approx(dict(zip(names, expected, strict=True)))
-        assert list(found.probabilities.values()) == sorted(expected, reverse=True)
+        assert results.probabilities == pytest.approx(dict(zip(names, expected, strict=True)))
+        assert list(results.probabilities.values()) == sorted(expected, reverse=True)
 
     @pytest.mark.parametrize("threshold", [0, 1.0])
     def test_labels_are_escaped_in_summary(self, service, captioned_images, threshold):
         names = "![x](http://evil/x.png)\n<b>*a*</b>"
-        found = service.classify(Session(), captioned_images.images[0], names, "none", threshold)
-        assert any(name in found.probabilities for name in names.split("\n"))
-        assert not re.search(r"(?<!\\)[\[\]<>]", found.summary)
+        results = service.classify(Session(), captioned_images.images[0], names, "none", threshold)
+        assert any(name in results.probabilities for name in names.split("\n"))
+        assert not re.search(r"(?<!\\)[\[\]<>]", results.summary)
 
     def test_image_below_threshold_is_unknown(self, service, captioned_images):
-        found = service.classify(Session(), captioned_images.images[0], "cat, dog", "none", 1.0)
-        assert "Unknown" in found.summary
+        results = service.classify(Session(), captioned_images.images[0], "cat, dog", "none", 1.0)
+        assert "Unknown" in results.summary
 
     @pytest.mark.parametrize(
         ("content", "why"),
@@ -82,7 +82,7 @@ class TestClassify:
         ],
     )
     def test_file_that_is_not_an_image_raises_without_path(self, service, tmp_path, content, why):
-        path = tmp_path / "some.png"
+        path = tmp_path / "image.png"
         path.write_bytes(content)
         with pytest.raises(UserError, match=why) as caught:
             service.classify(Session(), str(path), "cat, dog", "simple", 0)
@@ -107,12 +107,12 @@ class TestClassify:
 
 class TestSearch:
     def test_search_by_text_and_by_image(self, service, captioned_images):
-        _, found = service.search(Session(), "a cat", None, 5)
-        assert len(found) == 5
-        scores = [f.score for f in found]
+        _, results = service.search(Session(), "a cat", None, 5)
+        assert len(results) == 5
+        scores = [f.score for f in results]
         assert scores == sorted(scores, reverse=True)
-        _, found = service.search(Session(), " ", captioned_images.images[7], 1)
-        assert found[0].image == captioned_images.images[7]
+        _, results = service.search(Session(), " ", captioned_images.images[7], 1)
+        assert results[0].image == captioned_images.images[7]
 
     def test_number_of_results_is_limited(self, service):
         assert len(service.search(Session(), "a cat", None, 10_000)[1]) == 40
@@ -133,8 +133,8 @@ class TestSearch:
         )
         session = service.load_images(Session(), archive, ignore_progress)
         assert "broken.png" in session.images.title
-        _, found = service.search(session, "a cat", None, 5)
-        assert {f.name for f in found} == {"red cat", "dog"}
+        _, results = service.search(session, "a cat", None, 5)
+        assert {f.name for f in results} == {"red cat", "dog"}
 
     def test_unpacked_images_are_deleted_with_session(self, service, make_zip, captioned_images):
         archive = make_zip({"a.png": Path(captioned_images.images[0])})
@@ -189,8 +189,8 @@ class TestAlign:
         )
         assert mine.probabilities != theirs.probabilities
         found_before = service.search(other, "a cat", None, 40)[1]
-        session, found = service.search(session, "a cat", None, 40)
-        assert [f.score for f in found] != [f.score for f in found_before]
+        session, results = service.search(session, "a cat", None, 40)
+        assert [f.score for f in results] != [f.score for f in found_before]
         assert service.search(other, "a cat", None, 40)[1] == found_before
         session = service.reset_aligner(session)
         assert service.search(session, "a cat", None, 40)[1] == found_before
@@ -345,8 +345,8 @@ class TestDescribeAlignment:
 
     def test_file_names_are_escaped_in_remark(self):
         remark = "1 image was left out: '![x](http://evil/x.png)<b>', is empty"
-        shown = describe_alignment(None, "") + describe_alignment(
+        text = describe_alignment(None, "") + describe_alignment(
             Alignment(None, "kernel", 5, 0, [], "", False), remark
         )
-        assert r"\!" not in shown
-        assert r"!\[x\](http\://evil/x\.png)\<b\>" in shown
+        assert r"\!" not in text
+        assert r"!\[x\](http\://evil/x\.png)\<b\>" in text

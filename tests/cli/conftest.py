@@ -19,7 +19,7 @@ def named(caption):
 
 @pytest.fixture(scope="session")
 def photos(captioned_images, tmp_path_factory):
-    """Sixty images in the subfolders animal, food and travel, named by their captions."""
+    """Return 60 images in the folders animal, food and travel, named by their captions."""
     folder = tmp_path_factory.mktemp("photos")
     for row in range(60):
         target = folder / captioned_images.categories[row] / named(captioned_images.captions[row])
@@ -30,7 +30,7 @@ def photos(captioned_images, tmp_path_factory):
 
 @pytest.fixture
 def small_folder(photos, tmp_path):
-    """A copy of four images per subfolder, which tests may change."""
+    """Return a copy with four images per subfolder, which tests may change."""
     folder = tmp_path / "small_folder"
     for kind in sorted(photos.iterdir()):
         (folder / kind.name).mkdir(parents=True)
@@ -47,8 +47,8 @@ def run(feature_cache, monkeypatch):
 
     def invoke(*arguments, stdin=None, code=0):
         result = runner.invoke(app, [str(argument) for argument in arguments], input=stdin)
-        shown = f"{result.stdout}\n{result.stderr}\n{result.exception!r}"
-        assert result.exit_code == code, shown
+        output = f"{result.stdout}\n{result.stderr}\n{result.exception!r}"
+        assert result.exit_code == code, output
         assert "Traceback" not in result.stderr
         return result
 

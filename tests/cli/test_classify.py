@@ -15,7 +15,7 @@ LABELS = "an animal,food,a vehicle"
 
 @pytest.fixture
 def broken(small_folder):
-    """The folder `small_folder` with a damaged image and a text file named as an image."""
+    """Return `small_folder` with a damaged image and a text file named as an image."""
     whole = next((small_folder / "animal").iterdir())
     (small_folder / "animal" / "zz cut short.png").write_bytes(whole.read_bytes()[:200])
     (small_folder / "zz text.jpg").write_text("no image")
@@ -24,46 +24,48 @@ def broken(small_folder):
 
 class TestResults:
     def test_results_equal_those_of_classifier(self, small_folder, rows):
-        found = rows(
+        table_rows = rows(
             "classify", small_folder, "--labels", LABELS, "--top-k", "2", "--probabilities"
         )
-        paths = [row["path"] for row in found]
+        paths = [row["path"] for row in table_rows]
         assert paths == sorted(paths)
         assert len(paths) == 12
         classifier = ZeroShotClassifier(LABELS.split(","))
         expected = classifier.predict_proba(paths)
         columns = [f"probability:{name}" for name in classifier.classes_]
-        shares = np.array([[float(row[name]) for name in columns] for row in found])
+        shares = np.array([[float(row[name]) for name in columns] for row in table_rows])
         np.testing.assert_allclose(shares, expected, atol=1e-4)
-        assert [row["label"] for row in found] == classifier.predict(paths).tolist()
+        assert [row["label"] for row in table_rows] == classifier.predict(paths).tolist()
         second = classifier.classes_[np.argsort(-expected, axis=1)[:, 1]]
-        assert [row["label_2"] for row in found] == second.tolist()
-        assert {row["error"] for row in found} == {""}
+        assert [row["label_2"] for row in table_rows] == second.tolist()
+        assert {row["error"] for row in table_rows} == {""}
 
     def test_image_below_threshold_is_unknown(self, small_folder, rows):
-        found = rows(
+        table_rows = rows(
             "classify", small_folder, "--labels", LABELS, "--threshold", "0.7", "--top-k", "2"
         )
-        for row in found:
-            known = float(row["probability"]) >= 0.7
-            assert row["label"] == (row["label_1"] if known else "unknown")
-        assert 0 < sum(row["label"] == "unknown" for row in found) < len(found)
+        for row in table_rows:
+            is_certain = float(row["probability"]) >= 0.7
+            assert row["label"] == (row["label_1"] if is_certain else "unknown")
+        assert 0 < sum(row["label"] == "unknown" for row in table_rows) < len(table_rows)
 
     def test_synonyms_and_templates(self, small_folder, rows, tmp_path):
         file = tmp_path / "labels.json"
         file.write_text(json.dumps({"living": ["an animal", "a plant"], "thing": ["a vehicle"]}))
-        found = rows("classify", small_folder, "--labels-file", file, "--templates", "drawing")
-        assert {row["label"] for row in found} <= {"living", "thing"}
+        table_rows = rows(
+            "classify", small_folder, "--labels-file", file, "--templates", "drawing"
+        )
+        assert {row["label"] for row in table_rows} <= {"living", "thing"}
 
 
 class TestImages:
     def test_unreadable_images_are_rows_with_error(self, broken, rows, run):
-        found = rows("classify", broken, "--labels", LABELS)
-        bad = {os.path.basename(row["path"]): row for row in found if row["error"]}
+        table_rows = rows("classify", broken, "--labels", LABELS)
+        bad = {os.path.basename(row["path"]): row for row in table_rows if row["error"]}
         assert set(bad) == {"zz cut short.png", "zz text.jpg"}
         assert "a text file, not an image" in bad["zz text.jpg"]["error"]
         assert {row["label"] for row in bad.values()} == {""}
-        assert len(found) == 14
+        assert len(table_rows) == 14
         said = run("classify", broken, "--labels", LABELS, "--quiet").stderr
         assert "Skipped 2 of 14 images, which cannot be read" in said
 
@@ -101,9 +103,9 @@ class TestImages:
 class TestSavedClassifier:
     def test_saved_classifier_of_starter_skips_unreadable_images(self, broken, rows, tmp_path):
         ZeroShotClassifier(LABELS.split(","), threshold=0.7).save_pretrained(tmp_path / "mine")
-        found = rows("classify", broken, "--aligner", tmp_path / "mine")
-        assert found == rows("classify", broken, "--labels", LABELS, "--threshold", "0.7")
-        assert sum(bool(row["error"]) for row in found) == 2
+        table_rows = rows("classify", broken, "--aligner", tmp_path / "mine")
+        assert table_rows == rows("classify", broken, "--labels", LABELS, "--threshold", "0.7")
+        assert sum(bool(row["error"]) for row in table_rows) == 2
 
 
 class TestOutput:

@@ -10,7 +10,7 @@ LABELS = "animal,food,vehicle"
 
 @pytest.fixture
 def flawed_folder(photos, tmp_path):
-    """The photos with a duplicate and an unreadable image."""
+    """Return the photos with a duplicate and an unreadable image."""
     folder = tmp_path / "flawed_folder"
     shutil.copytree(photos, folder)
     image = sorted((folder / "food").iterdir())[0]
@@ -54,5 +54,5 @@ class TestCurate:
             (("--labels", LABELS, "-n", "5"), 1, "no captions"),
         ],
     )
-    def test_errors(self, small_folder, run, arguments, code, message):
+    def test_invalid_arguments_are_messages(self, small_folder, run, arguments, code, message):
         assert message in run("curate", small_folder, *arguments, code=code).stderr

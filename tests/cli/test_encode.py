@@ -79,8 +79,8 @@ class TestMakeEncoders:
         assert isinstance(
             make_image_encoder("open_clip:RN50/openai", options), OpenCLIPImageEncoder
         )
-        found = make_image_encoder("transformers:facebook/dinov2-small", options)
-        assert isinstance(found, TransformersImageEncoder)
+        encoder = make_image_encoder("transformers:facebook/dinov2-small", options)
+        assert isinstance(encoder, TransformersImageEncoder)
         assert isinstance(make_text_encoder("all-MiniLM-L6-v2", options), TransformersTextEncoder)
 
     def test_pooling_of_openclip_raises(self):

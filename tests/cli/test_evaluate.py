@@ -12,23 +12,23 @@ from sklearn_ape import ZeroShotClassifier
 class TestScores:
     def test_accuracy_equals_score_of_classifier(self, small_folder, rows):
         (small_folder / "animal" / "zz.jpg").write_text("no image")
-        found = rows("evaluate", small_folder)
-        assert {row["measure"] for row in found} == {"accuracy"}
-        assert [row["of"] for row in found] == ["all", "animal", "food", "travel"]
+        table_rows = rows("evaluate", small_folder)
+        assert {row["measure"] for row in table_rows} == {"accuracy"}
+        assert [row["of"] for row in table_rows] == ["all", "animal", "food", "travel"]
         images = sorted(small_folder.rglob("*.png"))
         truth = [path.parent.name for path in images]
         score = ZeroShotClassifier(["animal", "food", "travel"]).score(images, truth)
-        assert float(found[0]["value"]) == pytest.approx(score, abs=1e-4)
-        assert int(found[0]["n"]) == 12
-        assert float(found[0]["low"]) <= score <= float(found[0]["high"])
+        assert float(table_rows[0]["value"]) == pytest.approx(score, abs=1e-4)
+        assert int(table_rows[0]["n"]) == 12
+        assert float(table_rows[0]["low"]) <= score <= float(table_rows[0]["high"])
 
     def test_captions_give_recall_with_figure_and_report(self, photos, rows, tmp_path):
         figure, report = tmp_path / "f.png", tmp_path / "r.json"
-        found = rows(
+        table_rows = rows(
             *("evaluate", photos, "--captions", "filename"),
             *("--figure", figure, "-o", report),
         )
-        measures = {(row["measure"], row["of"]): float(row["value"]) for row in found}
+        measures = {(row["measure"], row["of"]): float(row["value"]) for row in table_rows}
         # The starter model was trained on these captions.
         assert measures["recall@1", "caption to image"] > 0.8
         assert measures["recall@1", "image to caption"] <= measures["recall@5", "image to caption"]
@@ -36,7 +36,7 @@ class TestScores:
         assert Image.open(figure).width > 1000
         written = json.loads(report.read_text())
         assert written["images"] == 60
-        assert [score["n"] for score in written["scores"]] == [int(row["n"]) for row in found]
+        assert [score["n"] for score in written["scores"]] == [int(row["n"]) for row in table_rows]
 
     def test_labels_file_gives_other_names(self, small_folder, rows, tmp_path):
         names = tmp_path / "labels.json"
@@ -54,8 +54,8 @@ class TestScores:
             for path in small_folder.rglob("*.png")
         ]
         (small_folder / "pairs.csv").write_text("\n".join(lines))
-        found = rows("evaluate", small_folder / "pairs.csv", "--label", "kind")
-        assert {row["measure"] for row in found} >= {"accuracy", "recall@1"}
+        table_rows = rows("evaluate", small_folder / "pairs.csv", "--label", "kind")
+        assert {row["measure"] for row in table_rows} >= {"accuracy", "recall@1"}
 
 
 class TestImagesUsedForFitting:
@@ -89,9 +89,9 @@ class TestImagesUsedForFitting:
             "--captions",
             "filename",
         )
-        known = {path.name for path in small_folder.rglob("*.png")}
+        used_names = {path.name for path in small_folder.rglob("*.png")}
         for image in photos.rglob("*.png"):
-            if image.name not in known:
+            if image.name not in used_names:
                 target = tmp_path / "new" / image.parent.name / image.name
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(image, target)

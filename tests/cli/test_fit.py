@@ -14,7 +14,7 @@ QUICK = ("--method", "kernel", "--quiet")
 
 @pytest.fixture
 def captioned(photos, tmp_path):
-    """The photos in one folder with sidecar captions."""
+    """Return a folder of the photos with sidecar captions."""
     folder = tmp_path / "captioned"
     folder.mkdir()
     for image in photos.rglob("*.png"):
@@ -28,9 +28,9 @@ class TestFit:
         (captioned / "zz.png").write_text("no image")
         (captioned / "zz.txt").write_text("a caption of no image")
         out = tmp_path / "models" / "mine"
-        found = rows("fit", captioned, "-o", out, *QUICK)
-        assert [row["measure"] for row in found] == ["recall@1", "recall@5", "recall@10"] * 2
-        n_held_out = int(found[0]["n"])
+        table_rows = rows("fit", captioned, "-o", out, *QUICK)
+        assert [row["measure"] for row in table_rows] == ["recall@1", "recall@5", "recall@10"] * 2
+        n_held_out = int(table_rows[0]["n"])
         assert 10 <= n_held_out <= 14
         aligner = load_pretrained(out)
         assert isinstance(aligner, KernelAligner)
@@ -48,8 +48,8 @@ class TestFit:
         result = run("fit", photos, "-o", out, "--labels", "animal,food,travel", *QUICK)
         assert "accuracy,all,0." in result.stdout
         assert isinstance(load_pretrained(out), ZeroShotClassifier)
-        found = rows("classify", photos / "food", "--aligner", out)
-        assert np.mean([row["label"] == "food" for row in found]) > 0.8
+        table_rows = rows("classify", photos / "food", "--aligner", out)
+        assert np.mean([row["label"] == "food" for row in table_rows]) > 0.8
         assert len(rows("classify", photos / "food", "--aligner", out, "--labels", "a,b")) > 10
 
     def test_table_is_fitted_and_scored(self, photos, rows, tmp_path):
@@ -78,8 +78,8 @@ class TestFit:
         """The model saved by --method lit contains the trained text encoder."""
         tower = f"transformers:{text_folder(tmp_path / 'tower')}"
         arguments = ("fit", photos, "--captions", "filename", "--method", "lit", "--quiet")
-        found = rows(*arguments, "--text-encoder", tower, "-o", tmp_path / "m")
-        assert [row["measure"] for row in found] == ["recall@1", "recall@5", "recall@10"] * 2
+        table_rows = rows(*arguments, "--text-encoder", tower, "-o", tmp_path / "m")
+        assert [row["measure"] for row in table_rows] == ["recall@1", "recall@5", "recall@10"] * 2
         image = next(photos.rglob("*.png"))
         (answer,) = rows("classify", image, "--labels", "cat,dog", "--aligner", tmp_path / "m")
         assert answer["label"] in ("cat", "dog")

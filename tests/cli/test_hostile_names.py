@@ -38,7 +38,7 @@ NUMBER = re.compile(r"-?\d+(\.\d+)?(e-?\d+)?")
 
 @pytest.fixture(scope="module")
 def hostile(photos, tmp_path_factory):
-    """A folder of images with such names, including two unreadable images."""
+    """Return a folder of images with such names, including two unreadable images."""
     folder = tmp_path_factory.mktemp("hostile")
     images = sorted(photos.glob("*/*.png"))
     for name, image in zip(NAMES, images[:: len(images) // len(NAMES)], strict=False):
@@ -50,14 +50,14 @@ def hostile(photos, tmp_path_factory):
 
 @pytest.fixture
 def here(hostile, monkeypatch):
-    """Change to the folder, so that names are used without a folder."""
+    """Change to the folder, so that names are passed without a folder."""
     monkeypatch.chdir(hostile)
     return hostile
 
 
-def assert_harmless(shown):
-    for character in shown.replace("\n", ""):
-        assert unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Zl", "Zp"), repr(shown)
+def assert_harmless(text):
+    for character in text.replace("\n", ""):
+        assert unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Zl", "Zp"), repr(text)
 
 
 def read_csv(text):
@@ -88,9 +88,9 @@ def test_classify_escapes_names_in_all_formats(here, run, tmp_path, monkeypatch)
     rows = read_csv(decoded(result.stdout_bytes))
     assert files(rows) == everything
     assert {row["label"].removeprefix("'") for row in rows if row["label"]} <= set(LABELS)
-    shown = run(*command, "--format", "table").stdout
-    assert_harmless(shown)
-    assert r"red\x1b[31m.png" in shown
+    text = run(*command, "--format", "table").stdout
+    assert_harmless(text)
+    assert r"red\x1b[31m.png" in text
     records = json.loads(run(*command, "--format", "json").stdout)
     assert {record["path"] for record in records} == everything
     assert {record["label_2"] for record in records if record["label_2"]} <= set(LABELS)

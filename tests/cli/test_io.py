@@ -266,9 +266,9 @@ class TestTable:
         monkeypatch.setattr("sys.stdout", Terminal())
         with Table(["path\x1b[2J", "label"], file_format=form) as table:
             table.write([FileName("red\x1b[31m\n.jpg"), "a\x7fb\x9b"])
-        shown = re.sub(r"\x1b\[[0-9;]*m", "", sys.stdout.getvalue())  # colours of rich
-        assert shown.replace("\n", "").replace("\t", "").isprintable()
-        assert "31m" in shown
+        output = re.sub(r"\x1b\[[0-9;]*m", "", sys.stdout.getvalue())  # colours of rich
+        assert output.replace("\n", "").replace("\t", "").isprintable()
+        assert "31m" in output
 
     def test_parquet_on_terminal_raises(self, monkeypatch):
         monkeypatch.setattr("sys.stdout.isatty", lambda: True)

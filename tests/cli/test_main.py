@@ -85,9 +85,9 @@ class TestModels:
         assert {row["modality"] for row in listed} == {"image", "text"}
 
     def test_models_as_table(self, run):
-        shown = run("models", "--format", "table").stdout
-        assert "efficientnet" in shown
-        assert "Hugging Face Hub" in shown
+        output = run("models", "--format", "table").stdout
+        assert "efficientnet" in output
+        assert "Hugging Face Hub" in output
 
     def test_models_as_json(self, run):
         assert json.loads(run("models", "--format", "json").stdout)[0]["features"] == 1280
@@ -95,7 +95,7 @@ class TestModels:
 
 @pytest.fixture
 def served(monkeypatch):
-    """Arguments of the calls of `sklearn_ape.app.serve`."""
+    """Return a list of the arguments of calls of `sklearn_ape.app.serve`."""
     calls = []
     monkeypatch.setattr("sklearn_ape.app.serve", lambda *a, **k: calls.append((a, k)))
     return calls

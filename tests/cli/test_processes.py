@@ -36,8 +36,8 @@ print([name for name in ("torch", "sklearn", "numpy", "PIL") if name in sys.modu
         assert f"Example: sklearn-ape {command}" in run(command, "--help").stdout
 
     def test_help_lists_all_commands(self, run):
-        shown = run("--help").stdout
-        assert all(re.search(rf"\b{command}\b", shown) for command in COMMANDS)
+        output = run("--help").stdout
+        assert all(re.search(rf"\b{command}\b", output) for command in COMMANDS)
         assert run("--version").stdout.strip()
 
     def test_unknown_command_raises(self, run):

@@ -117,7 +117,7 @@ class TestEpochs:
         assert seen.epochs()[-1] == f"GridSearchCV:fit > {inside}"
         pickle.loads(pickle.dumps(search))
 
-    def test_of_lit(self, concepts, lit):
+    def test_epochs_of_lit_are_reported(self, concepts, lit):
         seen = RecordPaths()
         captions = [TEXTS[row % len(TEXTS)] for row in range(60)]
         fitted = clone(lit).set_callbacks(seen).fit(concepts.image[:60], captions)
@@ -163,7 +163,7 @@ class TestScores:
         if init is None:
             assert len({row["recall"] for row in rows}) > 1
 
-    def test_of_lit(self, concepts, lit):
+    def test_scores_of_lit_are_reported(self, concepts, lit):
         monitor = callback.ScoringMonitor(scoring=recall)
         captions = [TEXTS[row % len(TEXTS)] for row in range(60)]
         watched = clone(lit).set_callbacks(monitor).fit(concepts.image[:60], captions)

@@ -1,6 +1,6 @@
 """Common tests of all encoders of images and texts.
 
-scikit-learn runs only one check on estimators without tables as input; these tests cover the rest.
+scikit-learn runs only one of its checks on these encoders, because they do not take tables.
 """
 
 import multiprocessing
@@ -26,7 +26,7 @@ NAMES = sorted(
 )
 IMAGES = list(np.random.default_rng(0).integers(0, 256, size=(5, 40, 50, 3), dtype=np.uint8))
 CLOSE = {"atol": 1e-5, "rtol": 1e-4}
-# Each class gets those of these parameters that it has.
+# Each class gets the parameters from this table that it has.
 SETTINGS = {
     "defaults": {},
     "in small batches": {"batch_size": 2, "n_jobs": 2, "verbose": 1},

@@ -203,7 +203,7 @@ CASES = [
     (nan_rows_in_classifier, "could not be read"),
     (nan_rows_in_multilabel_classifier, "could not be read"),
     (interrupted_training, "stopped after 1 of 9 epochs"),
-    (locked_checkpoint, "without a checkpoint"),
+    (locked_checkpoint, "without checkpoints"),
     (damaged_cache, "feature cache"),
 ]
 

@@ -43,7 +43,7 @@ WORDS = {
 
 
 @pytest.fixture(scope="module")
-def truth(captioned_images):
+def true_labels(captioned_images):
     """Return the labels that follow from the category and from words of the caption."""
     columns = {
         name: [bool(re.search(WORDS[name], caption)) for caption in captioned_images.captions]
@@ -82,12 +82,12 @@ class TestWithoutFit:
         frequency = classifier.predict(features.image[:150]).mean(axis=0)
         np.testing.assert_allclose(frequency[:3], [0.1, 0.5, 0.1], atol=0.02)
 
-    def test_precision_is_better_than_chance(self, classifier, features, truth):
+    def test_precision_is_better_than_chance(self, classifier, features, true_labels):
         rows = slice(150, 300)
         precision = average_precision_score(
-            truth[rows], classifier.decision_function(features.image[rows])
+            true_labels[rows], classifier.decision_function(features.image[rows])
         )
-        assert precision > 2 * truth[rows].mean()
+        assert precision > 2 * true_labels[rows].mean()
 
     def test_columns_are_in_the_order_of_labels(self, classifier, aligner, features):
         assert classifier.labels_.tolist() == list(LABELS)
@@ -122,7 +122,9 @@ class TestWithoutFit:
 
 
 class TestThresholds:
-    def test_fitted_thresholds_beat_a_common_threshold(self, classifier, aligner, features, truth):
+    def test_fitted_thresholds_beat_a_common_threshold(
+        self, classifier, aligner, features, true_labels
+    ):
         """Measured F1: 0.47 and 0.41 (macro), 0.50 and 0.34 (samples)."""
         gains = []
         logits = classifier._make_logits(aligner, resolve_templates("simple"), scale=1.0)
@@ -132,12 +134,14 @@ class TestThresholds:
                 name: logits.collect(features.image[rows])
                 for name, rows in (("train", train), ("test", test))
             }
-            common = find_best_f1_threshold(truth[train].ravel(), scores["train"].ravel())
-            classifier.fit_thresholds(features.image[train], truth[train])
+            common = find_best_f1_threshold(true_labels[train].ravel(), scores["train"].ravel())
+            classifier.fit_thresholds(features.image[train], true_labels[train])
             predicted = classifier.predict(features.image[test])
             gains.append([
-                f1_score(truth[test], predicted, average=average, zero_division=0)
-                - f1_score(truth[test], scores["test"] > common, average=average, zero_division=0)
+                f1_score(true_labels[test], predicted, average=average, zero_division=0)
+                - f1_score(
+                    true_labels[test], scores["test"] > common, average=average, zero_division=0
+                )
                 for average in ("macro", "samples")
             ])  # fmt: skip
         assert np.mean(gains, axis=0)[0] > 0.03
@@ -145,36 +149,38 @@ class TestThresholds:
 
     def test_thresholds_of_few_examples_shrink_to_the_common_one(self):
         rng = np.random.default_rng(0)
-        truth = np.zeros((200, 3), int)
-        truth[:100, 0] = truth[0, 1] = 1
-        scores = rng.standard_normal((200, 3)) + 2 * truth
-        own = fit_thresholds(truth, scores, shrinkage=0.0)
-        common = find_best_f1_threshold(truth.ravel(), scores.ravel())
-        shrunk = fit_thresholds(truth, scores, shrinkage=5.0)
+        true_labels = np.zeros((200, 3), int)
+        true_labels[:100, 0] = true_labels[0, 1] = 1
+        scores = rng.standard_normal((200, 3)) + 2 * true_labels
+        own = fit_thresholds(true_labels, scores, shrinkage=0.0)
+        common = find_best_f1_threshold(true_labels.ravel(), scores.ravel())
+        shrunk = fit_thresholds(true_labels, scores, shrinkage=5.0)
         np.testing.assert_allclose(shrunk[0] - common, (own[0] - common) * 100 / 105)
         np.testing.assert_allclose(shrunk[1] - common, (own[1] - common) * 1 / 6)
         assert shrunk[2] == pytest.approx(common)
-        np.testing.assert_array_equal(fit_thresholds(0 * truth, scores, 5.0), 0)
+        np.testing.assert_array_equal(fit_thresholds(0 * true_labels, scores, 5.0), 0)
 
     def test_best_f1_threshold_is_best_of_all_cuts(self):
         rng = np.random.default_rng(1)
         for _ in range(20):
-            truth = rng.integers(0, 2, 15)
-            truth[0] = 1
+            true_labels = rng.integers(0, 2, 15)
+            true_labels[0] = 1
             scores = rng.integers(0, 6, 15).astype(float)
             cuts = np.unique(scores) - 0.5
-            best = max(f1_score(truth, scores > cut) for cut in cuts)
-            assert f1_score(truth, scores > find_best_f1_threshold(truth, scores)) == best
+            best = max(f1_score(true_labels, scores > cut) for cut in cuts)
+            assert (
+                f1_score(true_labels, scores > find_best_f1_threshold(true_labels, scores)) == best
+            )
 
-    def test_predictions_do_not_depend_on_the_logit_scale(self, classifier, features, truth):
+    def test_predictions_do_not_depend_on_the_logit_scale(self, classifier, features, true_labels):
         train, test = halves(0)
-        classifier.fit_thresholds(features.image[train], truth[train])
+        classifier.fit_thresholds(features.image[train], true_labels[train])
         before = classifier.predict(features.image[test])
         classifier.set_params(logit_scale=1.0)
         np.testing.assert_array_equal(classifier.predict(features.image[test]), before)
 
-    def test_new_labels_without_threshold_raise(self, classifier, features, truth):
-        classifier.fit_thresholds(features.image[150:], truth[150:])
+    def test_new_labels_without_threshold_raise(self, classifier, features, true_labels):
+        classifier.fit_thresholds(features.image[150:], true_labels[150:])
         classifier.set_params(labels=["cat", "dog"])
         with pytest.raises(ValueError, match="labels has 'cat', 'dog', for which no threshold"):
             classifier.predict(features.image[:1])
@@ -215,9 +221,11 @@ class TestThresholdsOfLabels:
         fitted.set_params(labels=numbered.labels)
         self.check(fitted, numbered.X, expected, names)
 
-    def test_thresholds_are_saved_in_label_order(self, classifier, features, truth, tmp_path):
+    def test_thresholds_are_saved_in_label_order(
+        self, classifier, features, true_labels, tmp_path
+    ):
         X = features.image[:20]
-        classifier.fit_thresholds(features.image[150:], truth[150:])
+        classifier.fit_thresholds(features.image[150:], true_labels[150:])
         before = classifier.decision_function(X)
         classifier.set_params(labels=in_order(LABELS, reversed(LABELS)))
         classifier.save_pretrained(tmp_path / "model")
@@ -279,10 +287,12 @@ class TestStarter:
 
 
 class TestFit:
-    def test_forms_of_Y_give_equal_thresholds(self, aligner, features, truth, captioned_images):
+    def test_forms_of_Y_give_equal_thresholds(
+        self, aligner, features, true_labels, captioned_images
+    ):
         """Arrays, a sparse matrix, a DataFrame in any order of columns, and sets of labels."""
         frozen = MultiLabelZeroShotClassifier(LABELS, aligner=FrozenEstimator(aligner))
-        X, Y = features.image[150:], truth[150:]
+        X, Y = features.image[150:], true_labels[150:]
         names = np.array(list(LABELS))
         frame = pd.DataFrame(Y, columns=names)[names[::-1]]
         sets = [set(names[row == 1]) for row in Y]
@@ -293,9 +303,9 @@ class TestFit:
             assert classifier.aligner_.estimator is aligner
         assert fitted[0].score(X, Y) == fitted[0].score(X, sets) == fitted[0].score(X, frame)
 
-    def test_labels_are_taken_from_Y(self, aligner, features, truth):
+    def test_labels_are_taken_from_Y(self, aligner, features, true_labels):
         frozen = MultiLabelZeroShotClassifier(aligner=FrozenEstimator(aligner))
-        X, Y = features.image[150:], truth[150:]
+        X, Y = features.image[150:], true_labels[150:]
         with pytest.raises(NotFittedError, match="pass labels and a fitted aligner"):
             frozen.predict(X)
         frame = pd.DataFrame(Y, columns=list(LABELS))
@@ -307,20 +317,20 @@ class TestFit:
 
     @pytest.mark.exhaustive
     def test_unfitted_aligner_is_trained_on_captions_or_labels(
-        self, features, truth, captioned_images, text_encoder
+        self, features, true_labels, captioned_images, text_encoder
     ):
         """Images without a label are left out of the training."""
         new = MultiLabelZeroShotClassifier(LABELS, aligner=CCAAligner(text_encoder=text_encoder))
-        X, Y = features.image[:200], truth[:200].copy()
+        X, Y = features.image[:200], true_labels[:200].copy()
         Y[:5] = 0
         for captions in (None, captioned_images.captions[:200]):
             fitted = clone(new).fit(X, Y, captions=captions)
             predicted = fitted.predict(features.image[200:])
-            assert f1_score(truth[200:], predicted, average="micro") > 0.4
+            assert f1_score(true_labels[200:], predicted, average="micro") > 0.4
 
     @pytest.mark.exhaustive
     def test_thresholds_are_fitted_on_held_out_images(
-        self, features, truth, captioned_images, text_encoder
+        self, features, true_labels, captioned_images, text_encoder
     ):
         fitted_rows = []
 
@@ -332,14 +342,14 @@ class TestFit:
         new = MultiLabelZeroShotClassifier(
             LABELS, aligner=RecordingAligner(text_encoder=text_encoder)
         )
-        new.fit(features.image[:90], truth[:90], captions=captioned_images.captions[:90])
+        new.fit(features.image[:90], true_labels[:90], captions=captioned_images.captions[:90])
         everything = set(map(bytes, features.image[:90]))
         assert [len(rows) for rows in fitted_rows] == [60, 60, 60, 90]
         left_out = [everything - rows for rows in fitted_rows[:3]]
         assert set.union(*left_out) == everything
 
-    def test_saved_thresholds_are_restored(self, classifier, features, truth, tmp_path):
-        classifier.fit_thresholds(features.image[150:], truth[150:])
+    def test_saved_thresholds_are_restored(self, classifier, features, true_labels, tmp_path):
+        classifier.fit_thresholds(features.image[150:], true_labels[150:])
         classifier.save_pretrained(tmp_path / "model")
         for restored in (
             load_pretrained(tmp_path / "model"),
@@ -353,11 +363,11 @@ class TestFit:
 
 class TestWithScikitLearn:
     @pytest.mark.parametrize("n_labels", [2, 8])
-    def test_multi_label_scorers_work(self, aligner, features, truth, n_labels):
+    def test_multi_label_scorers_work(self, aligner, features, true_labels, n_labels):
         """Also for two labels, which scikit-learn could take for two classes."""
         labels = dict(list(LABELS.items())[:n_labels])
         frozen = MultiLabelZeroShotClassifier(labels, aligner=FrozenEstimator(aligner))
-        X, Y = features.image[150:], truth[150:, :n_labels]
+        X, Y = features.image[150:], true_labels[150:, :n_labels]
         scores = cross_validate(
             make_pipeline(StandardScaler(with_mean=False, with_std=False), frozen),
             X,
@@ -376,15 +386,15 @@ class TestWithScikitLearn:
 
         assert get_scorer("average_precision")(fitted, X, Y) == pytest.approx(direct)
 
-    def test_binarized_labels_score_like_lists(self, aligner, features, truth):
+    def test_binarized_labels_score_like_lists(self, aligner, features, true_labels):
         names = list(LABELS)
-        sets = [[names[column] for column in np.flatnonzero(row)] for row in truth[150:]]
+        sets = [[names[column] for column in np.flatnonzero(row)] for row in true_labels[150:]]
         Y = MultiLabelBinarizer(classes=names).fit_transform(sets)
         frozen = MultiLabelZeroShotClassifier(names, aligner=FrozenEstimator(aligner))
         assert frozen.fit(features.image[150:], Y).score(features.image[150:], sets) > 0.1
 
-    def test_score_uses_sample_weight(self, classifier, features, truth):
-        X, Y = features.image[150:], truth[150:]
+    def test_score_uses_sample_weight(self, classifier, features, true_labels):
+        X, Y = features.image[150:], true_labels[150:]
         right = (classifier.fit_thresholds(X, Y).predict(X) == Y).all(axis=1)
         assert classifier.score(X, Y, sample_weight=right.astype(float)) == 1.0
 

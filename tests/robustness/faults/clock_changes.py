@@ -98,12 +98,12 @@ def _stale_digests(folder, resolution, seed):
         write(path)
     for _ in range(_STEPS):
         path = rng.choice(paths)
-        action = rng.choice(("write", "touch", "check", "check", "go on", "go on", "set"))
+        action = rng.choice(("write", "touch", "check", "check", "advance", "advance", "set"))
         if action == "write":
             write(path)
         elif action == "touch":
             clock.touch(path)
-        elif action == "go on":
+        elif action == "advance":
             clock.advance()
         elif action == "set":
             clock.set()

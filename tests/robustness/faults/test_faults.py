@@ -23,7 +23,7 @@ def outcomes_of_groups():
 
 
 def test_all_groups_are_completed(outcomes_of_groups):
-    """The runner reports a crash or hang of its own under another group."""
+    """The runner reports its own crashes and hangs under another group."""
     assert [outcome for outcome in outcomes_of_groups if outcome.group not in GROUPS] == []
 
 

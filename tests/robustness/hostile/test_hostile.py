@@ -102,7 +102,7 @@ class TestFiles:
 
 
 class TestPixels:
-    """Images that other versions rejected, misread or padded to too much memory."""
+    """Images that are easily rejected, misread or padded to too much memory."""
 
     @pytest.mark.parametrize("form", ["PNG", "WEBP", "JPEG"])
     def test_damaged_exif_is_ignored(self, form):

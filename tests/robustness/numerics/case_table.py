@@ -91,7 +91,7 @@ BEGIN, END = (
     "<!-- tables: written by tests/robustness/numerics/case_table.py -->",
     "<!-- end of tables -->",
 )
-# Fraction of the rows of a table from which on an entry point is named above it.
+# Entry points of more than this fraction of the rows are named above the table.
 _USUAL = 0.5
 _TITLES = {
     "kinds of arrays": "Features: array types",

@@ -72,7 +72,7 @@ def check(cell: Cell) -> str:
 
 
 def _is_relevant(warning: Any) -> bool:
-    """Leave out what is messages of a library's future, and of names that a fit did not have."""
+    """Return whether a warning is not a deprecation and not about feature names."""
     is_about_names = "feature names" in str(warning.message)
     return issubclass(warning.category, UserWarning | RuntimeWarning) and not is_about_names
 
