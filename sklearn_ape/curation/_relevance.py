@@ -266,7 +266,7 @@ def select_relevant(
 ) -> Selection:
     """Select pairs whose captions match labels.
 
-    A caption matches a label if its features are similar to those of the label's name [1]_, or if
+    A caption matches a label if its features are similar to the features of the name [1]_, or if
     it contains the name as whole words [2]_. Pairs are selected in rounds, in each of which every
     label gets its best free pair, so that rare labels are represented.
 
@@ -359,7 +359,7 @@ def select_relevant(
         choice = choose_round_robin(scores, order, numbers, max_pairs, max_per_label)
     else:
         choice = choose_best_first(scores, order, numbers, max_pairs, max_per_label)
-        # All matching pairs are selected, so the rounds determine only their order.
+        # All matching pairs are selected, so the rounds determine only the order.
         choice = order_by_rounds(choice) if balance else choice
     if not len(choice.pairs):
         raise ValueError(
