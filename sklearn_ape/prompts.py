@@ -37,7 +37,7 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
 
 
 def resolve_templates(templates: str | Sequence[str]) -> tuple[str, ...]:
-    """Return the templates that a ``templates`` parameter stands for.
+    """Return the templates for the value of a ``templates`` parameter.
 
     Parameters
     ----------
@@ -164,8 +164,8 @@ def to_builtin(value: Any) -> Any:
     Parameters
     ----------
     value : object
-        A label, such as a NumPy scalar or a member of an `enum.StrEnum` or `enum.IntEnum`. Values
-        of other types are returned unchanged.
+        A label, such as a NumPy scalar or a member of an `enum.StrEnum` or `enum.IntEnum`. A value
+        of any other type is returned unchanged.
     """
     if isinstance(value, np.datetime64 | np.timedelta64):  # their item() may return an int
         return value

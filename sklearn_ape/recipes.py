@@ -141,7 +141,7 @@ def make_aligner(
     n_pairs : int or None, default=None
         Number of training pairs, from which ``max_epochs`` is computed; see `recipe`.
     **overrides : object
-        Parameters that replace those of the recipe or are added, such as `random_state`.
+        Parameters to add, such as `random_state`, or to replace parameters of the recipe.
 
     Returns
     -------

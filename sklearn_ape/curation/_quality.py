@@ -207,7 +207,7 @@ def drop_noisy(
 
 
 def _encode_captions(captions: Any, text: np.ndarray) -> np.ndarray:
-    """Return an integer per pair, which is equal for equal captions."""
+    """Return the number of the distinct caption of each pair."""
     if captions is None:
         return label_codes(row.tobytes() for row in text)
     captions = check_captions(captions)

@@ -266,7 +266,7 @@ def select_relevant(
 ) -> Selection:
     """Select pairs whose captions match labels.
 
-    A caption matches a label if its features are similar to those of the label's name [1]_, or if
+    A caption matches a label if its features are similar to the features of the name [1]_, or if
     it contains the name as whole words [2]_. Pairs are selected in rounds, in each of which every
     label gets its best free pair, so that rare labels are represented.
 
@@ -336,7 +336,10 @@ def select_relevant(
     >>> selection.indices.tolist(), selection.labels.tolist()
     ([3, 0], ['dog', 'cat'])
     """
-    _check_parameters(n_pairs, per_label, min_similarity, word_bonus)
+    check_integer(n_pairs, "n_pairs", 1, optional=True)
+    check_integer(per_label, "per_label", 1, optional=True)
+    check_number(min_similarity, "min_similarity", -1, 1, closed="both", optional=True)
+    check_number(word_bonus, "word_bonus", 0, 2, closed="both")
     names = resolve_names(labels)
     templates = resolve_templates(templates)
     texts = check_captions(captions)
@@ -359,7 +362,7 @@ def select_relevant(
         choice = choose_round_robin(scores, order, numbers, max_pairs, max_per_label)
     else:
         choice = choose_best_first(scores, order, numbers, max_pairs, max_per_label)
-        # All matching pairs are selected, so the rounds determine only their order.
+        # All matching pairs are selected, so the rounds determine only the order.
         choice = order_by_rounds(choice) if balance else choice
     if not len(choice.pairs):
         raise ValueError(
@@ -476,10 +479,3 @@ def _embed_labels(encoder: Any, prompts: list[list[str]]) -> np.ndarray:
     rows, _ = normalize_valid_rows(encoder.transform(flat), "labels")
     starts = np.cumsum([0, *(len(label_prompts) for label_prompts in prompts[:-1])])
     return np.add.reduceat(rows, starts, axis=0)
-
-
-def _check_parameters(n_pairs: Any, per_label: Any, min_similarity: Any, word_bonus: Any) -> None:
-    check_integer(n_pairs, "n_pairs", 1, optional=True)
-    check_integer(per_label, "per_label", 1, optional=True)
-    check_number(min_similarity, "min_similarity", -1, 1, closed="both", optional=True)
-    check_number(word_bonus, "word_bonus", 0, 2, closed="both")

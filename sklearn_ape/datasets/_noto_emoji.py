@@ -75,7 +75,7 @@ def load_noto_emoji(
         subcategories : ndarray of str, shape (n_images,)
             Subcategories, such as "animal-bird".
         emoji : ndarray of str, shape (n_images,)
-            Characters, without variants in skin tone and without those that the font lacks.
+            Characters, without variants in skin tone and characters that the font lacks.
         DESCR : str
             Description of the source, with licence and attribution.
 

@@ -83,7 +83,7 @@ def parse_code_points(code_points: str) -> str:
 
 
 def write_atomically(target: Path, content: bytes) -> None:
-    """Write a file that other processes never see incomplete, even if this one is killed."""
+    """Write a file that is either complete or missing, even if the process is killed."""
     temporary = target.with_name(f".{target.stem}-{uuid.uuid4().hex}.tmp")
     try:
         temporary.write_bytes(content)

@@ -418,7 +418,7 @@ def _check_files(images: list[Any], base: Path, where: str) -> None:
 
 
 def _unwrap_dict(cell: object) -> object:
-    """Return the bytes or the path in a dict of a Hugging Face dataset; other cells unchanged."""
+    """Return the bytes or the path in a dict of a Hugging Face dataset, or the cell unchanged."""
     if isinstance(cell, Mapping):
         content = cell.get("bytes")
         return content if content is not None else cell.get("path")

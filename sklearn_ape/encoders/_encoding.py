@@ -312,7 +312,7 @@ def _encode_chunks(
     n_jobs: int | None,
     update: Callable[[int], Any],
 ) -> None:
-    """Encode all chunks that are not finished, and check those that are."""
+    """Encode unfinished chunks, and check that the items of finished chunks have not changed."""
     worker = clone(encoder).set_params(verbose=0)
     chunks = _Chunks(items, file.n_rows, file.chunk_size)
     tasks = (

@@ -24,7 +24,7 @@ class EngineError(RuntimeError):
 
 
 class WrongFeaturesError(EngineError):
-    """Features of an export differ from those of torch."""
+    """The features of an export differ from torch's."""
 
 
 class Engine(Protocol):

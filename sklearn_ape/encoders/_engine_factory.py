@@ -73,8 +73,8 @@ def is_export_worthwhile(
     if _failure_file(name, workload).is_file():
         return False
     if workload.dtype != "float32":
-        # Engines differ by more than rounding in low precision, so the number of items must not
-        # decide which one is used.
+        # Engines differ by more than rounding in low precision, so the choice of the engine must
+        # not depend on the number of items.
         return True
     is_exported = _export_folder(name, workload).is_dir()
     return n_items >= (_MIN_ITEMS_TO_LOAD if is_exported else min_items_to_export)

@@ -296,7 +296,7 @@ def _list_pretrained() -> list[str]:
 
 
 def _download(repo_id: str, revision: str | None) -> str:
-    """Download a hub model, with safetensors weights if there are any; return its folder."""
+    """Download a hub model, preferably with safetensors weights, and return its folder."""
     from huggingface_hub import snapshot_download
 
     # Weights and features must be of the same commit, even if the branch moves meanwhile.

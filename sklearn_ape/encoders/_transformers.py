@@ -18,7 +18,6 @@ from .weights import (
     Network,
     call_from_pretrained,
     check_source,
-    compute_fingerprint,
     format_library_version,
     read_side_file,
 )
@@ -156,9 +155,6 @@ class TransformersTextEncoder(TextEncoder):
             raise ValueError(f"normalize must be 'auto', True or False, not {self.normalize!r}.")
         check_integer(self.max_length, "max_length", 1, optional=True)
         check_source(self.model_name, self)
-
-    def _weights_fingerprint(self) -> str | None:
-        return compute_fingerprint(self.model_name, self.revision)
 
     def _identity(self) -> dict[str, Any]:
         weights = self._require_fingerprint()
@@ -417,9 +413,6 @@ class TransformersImageEncoder(ImageEncoder):
         super()._check_parameters()
         check_choice(self.pooling, "pooling", ("auto", "mean", "cls", "cls+mean"))
         check_source(self.model_name, self)
-
-    def _weights_fingerprint(self) -> str | None:
-        return compute_fingerprint(self.model_name, self.revision)
 
     def _identity(self) -> dict[str, Any]:
         return {

@@ -37,6 +37,7 @@ from .items import (
 from .weights import (
     Network,
     check_recorded_weights,
+    compute_fingerprint,
     digest_folder,
     get_shared_network,
     is_network_shared,
@@ -88,9 +89,9 @@ class FrozenEncoder(
         """Return the name of the weights; encoders with the same name share a loaded network."""
         return f"{self.model_name}@{self.revision}"
 
-    @abstractmethod
     def _weights_fingerprint(self) -> str | None:
-        """Return a digest or commit of the weights; None if the model must be loaded first."""
+        """Return a digest or commit of the weights, or None if the model must be loaded first."""
+        return compute_fingerprint(self.model_name, self.revision)
 
     @abstractmethod
     def _identity(self) -> dict[str, Any]:

@@ -167,8 +167,8 @@ def _find_timm_head(encoder: TimmImageEncoder) -> _Head:
         raise ValueError(
             f"model_name={encoder.model_name!r} is a network with {heads}. Use a network with one."
         )
-    # GeM features are not the input of the head, but their channels have the same meaning as
-    # those of the mean, which is compared with the logits below.
+    # GeM features are not the input of the head, but their channels have the same meaning as the
+    # channels of the mean, which is compared with the logits below.
     pooling = "mean" if encoder.pooling == "gem" else encoder.pooling
     plain = clone(encoder).set_params(pooling=pooling, views=1)
     blank = [plain._prepare(network.prepare, plain._blank())]

@@ -143,8 +143,8 @@ class OnPixels(nn.Module):
     network : torch.nn.Module
         Network that maps normalized pixels, (n, 3, height, width), to features.
     prepare : object
-        Preprocessing of the images. The bytes of a `Preprocessing` are normalized here, other
-        preprocessing normalizes them itself.
+        Preprocessing of the images. The bytes of a `Preprocessing` are normalized by this module,
+        while any other preprocessing returns normalized pixels.
     n_views : int, default=1
         Number of views per image.
     """

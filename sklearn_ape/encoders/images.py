@@ -39,7 +39,7 @@ _file_digests: LRUCache[str, tuple[tuple[int, ...], bytes]] = LRUCache(max_entri
 
 
 def unwrap_image(item: Any) -> Any:
-    """Return the bytes or the path in a dict of a Hugging Face dataset; other items unchanged."""
+    """Return the bytes or the path in a dict of a Hugging Face dataset, or the item unchanged."""
     if not isinstance(item, Mapping):
         return item
     values = (item.get("bytes"), item.get("path"))
@@ -375,7 +375,7 @@ def image_digests(X: Any) -> np.ndarray | None:
     Parameters
     ----------
     X : sequence of images
-        Paths, bytes, PIL images or arrays. The digest of a path is that of the file's bytes.
+        Paths, bytes, PIL images or arrays. For a path, the content of the file is digested.
 
     Returns
     -------

@@ -61,7 +61,7 @@ def read_preparation(
     """Return the preparation of texts that the files of a model declare.
 
     SigLIP and SigLIP 2 were trained on lower-cased texts. The tokenizer of SigLIP lower-cases
-    texts, but the one of SigLIP 2, a Gemma tokenizer, does not.
+    texts, but the tokenizer of SigLIP 2, which is Gemma's, does not.
 
     Parameters
     ----------

@@ -143,7 +143,7 @@ class EmbeddingMapDisplay:
         X : sequence of images, or array-like of shape (n_images, n_features)
             Images, or features if the estimator takes features.
         y : sequence of str, or array-like of shape (n_texts, n_text_features)
-            Texts, or their features. Their number may differ from that of the images.
+            Texts, or their features. The number of texts may differ from the number of images.
         images : sequence of images of length n_images or None, default=None
             Images for thumbnails, if X is features.
         pairs, labels, text_labels, reducer, center, random_state : object

@@ -24,9 +24,9 @@ _DIRECTIONS = {
 class RecallCurveDisplay:
     """Recall@k, the fraction of queries with a match among the first k results, over k.
 
-    A solid line shows the retrieval of captions by images, and a dashed line that of images by
-    captions. To compare estimators on one axes, pass ``ax=display.ax_``. Create the display with
-    `from_estimator` or `from_predictions`.
+    A solid line shows the retrieval of captions by images, and a dashed line the retrieval of
+    images by captions. To compare estimators on one axes, pass ``ax=display.ax_``. Create the
+    display with `from_estimator` or `from_predictions`.
 
     Parameters
     ----------
@@ -45,7 +45,7 @@ class RecallCurveDisplay:
     lines_ : dict
         Curves of recall, `matplotlib.lines.Line2D` by direction.
     chance_lines_ : dict
-        Curves of the chance level by direction, without those that the axes had already.
+        Curves of the chance level by direction, unless the axes already had an equal curve.
     ax_ : matplotlib.axes.Axes
         Axes of the display.
     figure_ : matplotlib.figure.Figure

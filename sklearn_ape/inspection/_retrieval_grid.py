@@ -225,9 +225,10 @@ class RetrievalGridDisplay:
         if images is None and items is None:
             raise ValueError("images is None. Pass the images that were searched.")
         if images is None and _are_texts(items) and not _have_files(items):
+            example = next((item for row in items for item in row), None)
             raise ValueError(
-                f"result has items such as {_get_first(items)!r}, which are not files. Pass the "
-                "images that were searched as images."
+                f"result has items such as {example!r}, which are not files. Pass the images that "
+                "were searched as images."
             )
         texts = None if captions is None else _select_items(captions, indices, "captions")
         if texts is None and images is not None and items is not None and _are_texts(items):
@@ -338,10 +339,6 @@ def _are_texts(items: Any) -> bool:
 
 def _have_files(items: Any) -> bool:
     return any(os.path.isfile(item) for row in items for item in row)
-
-
-def _get_first(items: Any) -> Any:
-    return next((item for row in items for item in row), None)
 
 
 def _check_queries(queries: Any) -> None:

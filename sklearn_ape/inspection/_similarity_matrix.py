@@ -107,7 +107,7 @@ class SimilarityMatrixDisplay:
         X : sequence of images, or array-like of shape (n_images, n_features)
             Images, or features if the estimator takes features.
         y : sequence of str, or array-like of shape (n_texts, n_text_features)
-            Texts, or their features. Their number may differ from that of the images.
+            Texts, or their features. The number of texts may differ from the number of images.
         standardize : bool or collection like X, default=False
             Whether similarities are standardized; see `APEAligner.similarity`. For a Pipeline, a
             collection holds features.

@@ -10,7 +10,7 @@ from sklearn.utils import check_random_state, column_or_1d
 
 from ..utils.validation import as_floats, check_integer
 
-_MAX_BATCH_VALUES = 2**22  # values that are resampled at once
+_MAX_BATCH_VALUES = 2**22  # bounds the memory of the resamples
 # Means of resamples that differ from the mean by less than this fraction of the range of the
 # values are equal to it up to rounding.
 _ROUNDING = 1e-12
@@ -75,9 +75,9 @@ def bootstrap_interval(
     one image, pass the mean of each group.
 
     The percentile bootstrap is too narrow for proportions near 0 or 1: with 20 queries and a true
-    share of 0.05 its intervals of 95 % contain the true share in 64 % of samples, and those of
-    the Wilson score [1]_ in 92 %. A Wilson interval has a positive width even if all queries are
-    hits.
+    share of 0.05 its intervals of 95 % contain the true share in 64 % of samples, and the
+    intervals of the Wilson score [1]_ in 92 %. A Wilson interval has a positive width even if all
+    queries are hits.
 
     For other values the bias-corrected and accelerated bootstrap (BCa) [2]_ is used, with its
     quantiles widened for few values as Student's t is wider than the normal distribution [3]_.

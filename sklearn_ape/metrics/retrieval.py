@@ -85,7 +85,7 @@ class _Tiles:
     def visit(self, every: bool, first: int = 0, step: int = 1) -> Iterator[_Tile]:
         """Yield every tile, or only those with pairs, of every `step`-th column from `first`.
 
-        The scores of a tile are overwritten by those of the next one.
+        The scores of a tile are overwritten by the next tile.
         """
         buffer = None
         if self.dtype is not None:
@@ -287,8 +287,8 @@ def _split_evenly(n: int, max_size: int) -> np.ndarray:
 
 
 # If the largest value of all embeddings is in this range, products neither overflow nor underflow
-# in float32. The lower bound is higher than that of `utils.linalg`, which holds per row, because
-# other rows may be smaller.
+# in float32. The lower bound is higher than in `utils.linalg`, where it applies to each row,
+# because some rows may be much smaller than the largest row.
 _LOW, _HIGH = 1e-9, 1e12
 
 

@@ -229,7 +229,7 @@ def load_pretrained(
     ------
     ValueError
         If the folder has no model, the model is damaged or has a newer format, or the local
-        weights of its encoders differ from those that it was fitted with.
+        weights of its encoders differ from the weights that it was fitted with.
     ImportError
         If the package with an encoder's weights, or huggingface_hub, is not installed.
     OSError

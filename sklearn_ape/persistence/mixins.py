@@ -296,7 +296,7 @@ class PretrainedMixin(SerializableMixin):
         ------
         ValueError
             If the folder has no model, the model is damaged or has a newer format or another
-            class, or the local weights of its encoders differ from those that it was fitted with.
+            class, or the local weights of its encoders differ from the weights of the fit.
         ImportError
             If the package with an encoder's weights, or huggingface_hub, is not installed.
         OSError

@@ -29,8 +29,8 @@ class ForkSafeLock:
     Parameters
     ----------
     guards_library : bool, default=False
-        Whether the lock guards a library that has locks of its own, which cannot be replaced in
-        the child. A fork then waits until the lock is free, so hold it for a short time only.
+        Whether the lock guards a library that has internal locks, which cannot be replaced in the
+        child. A fork then waits until the lock is free, so hold it for a short time only.
 
     Examples
     --------
@@ -209,7 +209,7 @@ def map_threaded(
     work : callable
         Called with each item. Its first exception ends the iteration.
     items : iterable
-        Items, which are drawn only as they are needed.
+        Items, which are read only when they are needed.
     n_threads : int
         Number of threads, at least 1. If there are several, torch computes with one core in each
         of them. Otherwise each thread would start its own pool, and the pools would compete for

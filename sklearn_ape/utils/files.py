@@ -62,7 +62,7 @@ def lock_file(descriptor: int) -> bool:
 
 
 def sync(path: Path) -> None:
-    """Flush a file or a folder to the disk; for a folder, do nothing where it is not supported."""
+    """Flush a file or a folder to the disk. Do nothing on systems that cannot flush folders."""
     is_folder = path.is_dir()
     try:
         descriptor = os.open(path, os.O_RDONLY if is_folder else os.O_RDWR)

@@ -20,7 +20,7 @@ def evenly_spaced(n_rows: int) -> np.ndarray:
 
 
 # The squares of numbers in this range, and their sums, neither overflow nor underflow in float32.
-# The range of `metrics.retrieval` is narrower, as it is applied to the maximum of all rows.
+# The range of `metrics.retrieval` is narrower, because it applies to the maximum of all rows.
 _LOW, _HIGH = 1e-12, 1e12
 
 
@@ -59,7 +59,8 @@ def rescale_extreme_rows(
     Returns
     -------
     rows : torch.Tensor of the same shape
-        The rows. The largest absolute value of each rescaled row lies in [1, 2).
+        Copy in which the largest absolute value of each rescaled row lies in [1, 2), or the same
+        tensor if there is no row to rescale.
     """
     largest = torch.linalg.vector_norm(rows.detach(), torch.inf, dim=-1, keepdim=True)
     is_ordinary = (largest == 0) | ((largest > low) & (largest < high))

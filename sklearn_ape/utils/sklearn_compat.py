@@ -30,7 +30,7 @@ except ImportError:  # scikit-learn < 1.9
 
 
 def unfreeze(estimator: Any) -> Any:
-    """Return the estimator in a FrozenEstimator; any other estimator is returned as it is."""
+    """Return the estimator in a FrozenEstimator, or any other estimator unchanged."""
     return estimator.estimator if isinstance(estimator, FrozenEstimator) else estimator
 
 
@@ -48,7 +48,7 @@ class FitContext:
     estimator : estimator
         Estimator that is being fitted.
     n_subtasks : int
-        Maximum number of epochs, or of fits of other estimators.
+        Maximum number of epochs, or of fits of inner estimators.
     X, y : object
         Data passed to `fit`.
     """

@@ -46,7 +46,7 @@ _pid = os.getpid()
 
 @contextmanager
 def default_state() -> Iterator[None]:
-    """Use the default settings of torch and NumPy, and restore those of the caller at the end.
+    """Use the default settings of torch and NumPy, and restore the caller's settings at the end.
 
     Within the context, autocast and inference mode are off, the default device is the CPU,
     gradients are enabled, the default dtype is float32, float32 matrices are multiplied with the

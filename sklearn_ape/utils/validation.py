@@ -34,7 +34,7 @@ def format_list(values: Iterable[Any], show: Callable[[Any], str] = repr) -> str
 P = ParamSpec("P")
 T = TypeVar("T")
 FLOATS = [np.float64, np.float32, np.float16]
-"""Types for `check_array`, which keeps these and converts all others to the first."""
+"""Types for `check_array`, which converts an array of any other type to the first of them."""
 
 
 def as_numeric(features: Any, name: str) -> Any:

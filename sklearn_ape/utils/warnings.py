@@ -19,7 +19,7 @@ def warn(message: str, category: type[Warning] = UserWarning) -> None:
     Parameters
     ----------
     message : str
-        Text of the warning: what is wrong, and what to do.
+        Text of the warning.
     category : type of Warning, default=UserWarning
         Class of the warning.
     """

@@ -44,8 +44,8 @@ from ..utils.warnings import warn
 _BLOCK_PROMPTS = 16_384
 # Bytes of the embeddings of a block. Embeddings of ASIF have one component per anchor.
 _BLOCK_BYTES = 2**27
-# Decimals to which embeddings must agree to be reported as equal: the last bits depend on which
-# other prompts were in the batch.
+# Decimals to which embeddings must agree to be reported as equal. The last bits depend on the
+# batch in which a prompt was encoded.
 _DECIMALS = 4
 # The cache is not stored in the classifiers, so that predicting leaves a classifier unchanged, and
 # clones, refits and copies in a worker share embeddings. It holds one embedding per class, because

@@ -66,10 +66,11 @@ class ZeroShotClassifier(ZeroShotBase):
         Scale of the cosines in `decision_function` and `predict_proba`, from 1e-30 to 1e30. A
         higher scale gives more confident probabilities. None takes the scale of the aligner.
     standardize : bool or collection of images or features, default=False
-        Whether cosines are standardized by those of other images and captions, so that a class
-        that is similar to every image is not predicted for all of them; see the ``similarity``
-        method of the aligner. True uses the images and captions that the aligner was fitted on. A
-        collection in the form of X, such as the images to classify, replaces these images.
+        Whether cosines are standardized by the cosines of a bank of images and captions, so that a
+        class that is similar to every image is not predicted for all of them; see the
+        ``similarity`` method of the aligner. True uses the images and captions that the aligner
+        was fitted on. A collection in the form of X, such as the images to classify, replaces
+        these images.
 
     Attributes
     ----------
@@ -90,7 +91,7 @@ class ZeroShotClassifier(ZeroShotBase):
     `fit` does not learn a decision boundary between the classes. If the aligner can embed already
     (it is fitted, named, in `sklearn.frozen.FrozenEstimator`, or None), `fit` only validates y and
     learns the classes. If the aligner is not fitted, `fit` trains a clone of it, on captions or on
-    the names of the labels in y. `sklearn.base.clone` drops what an aligner has learned, so
+    the names of the labels in y. `sklearn.base.clone` returns an unfitted aligner, so
     cross-validation and searches train a fitted aligner again in every fold, unless it is in
     `FrozenEstimator`.
 
@@ -229,7 +230,7 @@ class ZeroShotClassifier(ZeroShotBase):
             "Within VotingClassifier and other meta-estimators, which number the labels of y "
             "before they call fit, these numbers may stand for other labels. "
         )
-        if keeps_aligner:  # nothing would be learned from y, so an error costs nothing
+        if keeps_aligner:  # fit would learn nothing from y, so that it is not needed
             raise ValueError(
                 f"{message}Predict without fit, since the aligner is fitted, or pass labels that "
                 "are texts, or only those that y holds."
@@ -251,7 +252,7 @@ class ZeroShotClassifier(ZeroShotBase):
         -------
         scores : ndarray of shape (n_samples, n_classes), or (n_samples,) for two classes
             Scores in the order of `classes_`. For two classes, the score of the second class minus
-            that of the first. NaN for images that could not be read.
+            the score of the first class. NaN for images that could not be read.
         """
         scores = self._prepare_logits().collect(X)
         _warn_if_unreadable(scores)
@@ -274,8 +275,8 @@ class ZeroShotClassifier(ZeroShotBase):
         Warns
         -----
         UserWarning
-            When images could not be read, since `VotingClassifier` and others predict the first
-            class for them.
+            When images could not be read, since meta-estimators such as `VotingClassifier` predict
+            the first class for them.
         """
         probabilities = to_probabilities(self._prepare_logits().collect(X))
         _warn_if_unreadable(probabilities)

@@ -63,7 +63,7 @@ class MultiLabelZeroShotClassifier(ZeroShotBase):
     logit_scale : float or None, default=None
         Scale of the cosines in `decision_function` and `predict_proba`; see `ZeroShotClassifier`.
     standardize : bool or collection of images or features, default=True
-        Whether cosines are standardized by those of other images and captions; see
+        Whether cosines are standardized by the cosines of a bank of images and captions; see
         `ZeroShotClassifier`. Thresholds that are not fitted also come from these images; pass
         some of the images to label, if possible.
 
@@ -212,7 +212,7 @@ class MultiLabelZeroShotClassifier(ZeroShotBase):
         Parameters
         ----------
         X : sequence of images, or array-like of shape (n_samples, n_features_in_)
-            Images or features, preferably not those that the aligner was fitted on.
+            Images or features that the aligner was preferably not fitted on.
         Y : array-like or DataFrame of shape (n_samples, n_labels), or list of label sets
             Labels of each image, in one of the forms that `fit` takes.
 
@@ -340,7 +340,7 @@ class MultiLabelZeroShotClassifier(ZeroShotBase):
             raise AttributeError(
                 f"{type(self).__name__} has no thresholds_ before fit or fit_thresholds."
             )
-        thresholds.flags.writeable = False  # it is a copy: writing to it would have no effect
+        thresholds.flags.writeable = False  # writing to this copy would have no effect
         return thresholds
 
     @property

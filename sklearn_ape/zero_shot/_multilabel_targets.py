@@ -299,7 +299,7 @@ def find_best_f1_threshold(truth: np.ndarray, scores: np.ndarray) -> float:
     Returns
     -------
     threshold : float
-        The middle between two neighbouring scores, or a number just below the lowest score if all
+        The mean of two neighbouring scores, or a number just below the lowest score if all samples
         are predicted as positive.
 
     Examples
