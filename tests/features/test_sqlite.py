@@ -252,7 +252,7 @@ def test_a_file_that_cannot_be_opened_to_write_is_read(folder, monkeypatch, code
         start = f"The feature cache {str(cache.path)!r} "
         assert (
             message
-            == f"{start}cannot be written to: no such luck. The features are computed anew."
+            == f"{start}cannot be written to: no such luck. The features are computed again."
         )
         assert (len(found), len(again)) == (len(TRUTH), 0)
     assert len(list(folder.glob("*.damaged*"))) == is_damaged
@@ -275,7 +275,7 @@ def test_what_cannot_be_written_to_is_left_as_it_is(folder, monkeypatch, is_dama
     expected = [f"{start}is damaged (file is not a database)"] if is_damaged else []
     expected.append(f"{start}cannot be written to")
     assert [str(warning.message) for warning in told] == [
-        f"{message}. The features are computed anew." for message in expected
+        f"{message}. The features are computed again." for message in expected
     ]
     assert path.read_bytes() == before
 
@@ -288,7 +288,7 @@ def test_unreadable_now_is_not_damaged(folder, monkeypatch):
             raise sqlite3.OperationalError("disk I/O error")
 
     with DiskFeatureCache(folder) as cache, monkeypatch.context() as patch:
-        patch.setattr(DiskFeatureCache, "_open", Busy())
+        patch.setattr(DiskFeatureCache, "_open_connection", Busy())
         with pytest.warns(RuntimeWarning, match="cannot be read: disk I/O error"):
             assert cache.get_many(TRUTH) == {}
     assert not list(folder.glob("*.damaged*"))
@@ -305,7 +305,7 @@ def test_damage_found_while_reading_is_told_with_its_reason(folder, monkeypatch,
 
     with DiskFeatureCache(folder) as cache:
         with monkeypatch.context() as patch:
-            patch.setattr(DiskFeatureCache, "_open", Damaged())
+            patch.setattr(DiskFeatureCache, "_open_connection", Damaged())
             with pytest.warns(RuntimeWarning, match=r"is damaged \(malformed\); it was moved"):
                 assert cache.get_many(TRUTH) == {}
         cache.put_many(TRUTH)
