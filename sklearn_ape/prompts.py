@@ -18,209 +18,6 @@ from .utils.validation import check_sequence, format_list, is_missing
 
 __all__ = ["TEMPLATES", "fill", "prompts_of", "resolve_templates"]
 
-_CAPTIONS_HINT = "Pass captions as captions=..., in addition to the labels in y."
-
-
-def to_builtin(value: Any) -> Any:
-    """Convert a label to a built-in str, bool, int or float.
-
-    Parameters
-    ----------
-    value : object
-        A label, such as a NumPy scalar or a member of an `enum.StrEnum` or `enum.IntEnum`. Values
-        of other types are returned unchanged.
-    """
-    if isinstance(value, np.datetime64 | np.timedelta64):  # item() may return an int
-        return value
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, str) and type(value) is not str:
-        return str.__str__(value)
-    if isinstance(value, int) and type(value) not in (int, bool):
-        return int(value)
-    return value
-
-
-def list_labels(labels: Iterable[Any]) -> list[Any]:
-    """Return the labels of any collection, or the keys of a mapping, as a list."""
-    to_python = getattr(labels, "to_pylist", None)  # the elements of a pyarrow column are scalars
-    return list(labels if to_python is None else to_python())
-
-
-def to_class_array(labels: Iterable[Any]) -> np.ndarray:
-    """Return an array whose elements are equal to the labels."""
-    listed = list(labels)
-    array = np.array(listed)
-    # NumPy rounds integers above 2**53 if there are floats or large integers of both signs.
-    return array if array.tolist() == listed else np.array(listed, dtype=object)
-
-
-def validate_y(y: Any) -> list[Any]:
-    """Return y as a list of labels of built-in types.
-
-    Raises
-    ------
-    ValueError
-        When y is None, not one-dimensional, or holds missing values or values that cannot be
-        labels; the message names the row.
-    """
-    if y is None:
-        raise ValueError(
-            "ZeroShotClassifier requires y to be passed, but the target y is None. Pass the "
-            "label of every image as y. It is optional only with labels and a fitted aligner."
-        )
-    if hasattr(y, "__len__") and not hasattr(y, "dtype"):  # NumPy may convert NaN to text
-        _check_no_missing(y)
-    try:
-        array = column_or_1d(np.asarray(y), warn=True)
-    except ValueError as error:
-        raise ValueError(f"y must hold one label per image: {error} {_CAPTIONS_HINT}") from None
-    if array.dtype.kind in "fc":
-        assert_all_finite(array, input_name="y")
-        check_classification_targets(array)
-    if array.dtype.kind in "mM":
-        raise ValueError(
-            f"y must hold texts or numbers, not values of type {array.dtype.name}. Convert them "
-            "to texts, for example with y.astype(str)."
-        )
-    values = array.tolist()
-    if array.dtype.kind not in "biufcU":
-        _check_no_missing(values)
-        values = [to_builtin(value) for value in values]
-        for value in values:
-            _check_type(value, "y")
-    return values
-
-
-def resolve_names(labels: Any) -> dict[Any, list[str]]:
-    """Return the names to embed for each class of a ``labels`` parameter.
-
-    Raises
-    ------
-    ValueError
-        When labels are missing, repeat or hold an empty name; the message lists them.
-    """
-    if isinstance(labels, str | bytes | bytearray | memoryview) or not isinstance(
-        labels, Iterable
-    ):
-        raise ValueError(
-            f"labels must be a sequence of names or a mapping, not {labels!r}. Pass a list, such "
-            "as ['cat', 'dog']."
-        )
-    if isinstance(labels, Iterator | MappingView):
-        raise ValueError(
-            f"labels is a {type(labels).__name__}, which cannot be copied or read twice. Pass a "
-            "list: list(labels)."
-        )
-    classes = [to_builtin(label) for label in list_labels(labels)]
-    if not classes:
-        raise ValueError("labels is empty. Pass at least one class.")
-    for label in classes:
-        if is_missing(label):
-            raise ValueError(f"labels holds {label!r}, which is a missing value. Leave it out.")
-        _check_type(label, "labels")
-    repeated = sorted(str(label) for label, count in Counter(classes).items() if count > 1)
-    if repeated:
-        raise ValueError(
-            f"labels repeat: {format_list(repeated)}. Pass each class once. To give a class "
-            "several names, pass a mapping {label: [names]}."
-        )
-    values = labels.values() if isinstance(labels, Mapping) else [None] * len(classes)
-    names = {
-        label: [str(label)] if value is None else [to_builtin(name) for name in _as_list(value)]
-        for label, value in zip(classes, values, strict=True)
-    }
-    for label, texts in names.items():
-        if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
-            raise ValueError(
-                f"labels has the names {reprlib.repr(texts)} for class {label!r}, which must be "
-                "texts that are not empty. Pass a text or a list of texts for each class."
-            )
-    if len({isinstance(label, str) for label in names}) > 1:
-        raise ValueError(
-            "labels mixes texts and numbers, so the classes cannot be sorted. Use texts alone or "
-            "numbers alone."
-        )
-    return names
-
-
-def check_in_labels(y: list[Any], names: Mapping[Any, list[str]]) -> None:
-    """Raise ValueError if y has values that are not labels; the message gives their rows."""
-    unknown = {value: None for value in y if value not in names}
-    if not unknown:
-        return
-    if isinstance(next(iter(unknown)), str):
-        hint = f"Add them to labels, or correct y. {_CAPTIONS_HINT}"
-    else:
-        first_names = (texts[0] for _, texts in sorted(names.items()))
-        numbered = [f"{number}: {name!r}" for number, name in enumerate(first_names)]
-        hint = (
-            "VotingClassifier, StackingClassifier, BaggingClassifier, CalibratedClassifierCV and "
-            "cross_val_predict(method='predict_proba') replace labels by their numbers in sorted "
-            "order before they call fit. Number the labels yourself, "
-            f"labels={{{format_list(numbered, str)}}}, and pass these numbers as y."
-        )
-    listed = format_list(unknown, lambda value: f"{value!r} (row {y.index(value)})")
-    raise ValueError(f"y has values that are not in labels: {listed}. {hint}")
-
-
-def may_be_encoded(y: list[Any], names: Mapping[Any, list[str]]) -> bool:
-    """Return whether y may hold the numbers that a meta-estimator substituted for labels.
-
-    scikit-learn's meta-estimators replace the labels 0, 2 and 4 by 0, 1 and 2, which are labels
-    as well if `names` has the labels 0 to 4. If y holds every label, its numbers are the labels.
-    """
-    distinct = set(y)
-    return (
-        len(distinct) < len(names)
-        and all(type(value) is int for value in distinct)
-        and distinct == set(range(len(distinct)))
-    )
-
-
-def make_captions(
-    y: list[Any], names: Mapping[Any, list[str]], templates: tuple[str, ...]
-) -> list[list[str]]:
-    """Return the prompts of the label of each image."""
-    prompts = {value: prompts_of(value, names[value], templates) for value in dict.fromkeys(y)}
-    return [prompts[value] for value in y]
-
-
-def _check_no_missing(y: Iterable[Any]) -> None:
-    missing = [row for row, value in enumerate(y) if is_missing(value)]
-    if missing:
-        raise ValueError(
-            f"y has {len(missing)} missing labels, the first in row {missing[0]}. Leave these "
-            "rows out."
-        )
-
-
-def _check_type(label: Any, parameter: str) -> None:
-    """Raise ValueError for labels that NumPy would change or that a file cannot store."""
-    if not isinstance(label, str | bool | int | float):
-        hint = ""
-        if isinstance(label, bytes | bytearray):
-            hint = " Decode it."
-        elif isinstance(label, Enum):
-            hint = " Pass its name or its value."
-        elif isinstance(label, date | timedelta | np.datetime64 | np.timedelta64):
-            hint = " Convert it to text, for example with str()."
-        raise ValueError(
-            f"{parameter} must be texts or numbers, not {reprlib.repr(label)} of type "
-            f"{type(label).__name__}.{hint}"
-        )
-    if isinstance(label, str) and label.endswith("\0"):
-        raise ValueError(
-            f"{parameter} holds {reprlib.repr(label)}, which ends in a NUL character that NumPy "
-            "drops. Remove this character."
-        )
-
-
-def _as_list(value: Any) -> list[Any]:
-    is_single = isinstance(value, str | Mapping) or not isinstance(value, Iterable)
-    return [value] if is_single else list(value)
-
-
 TEMPLATES: dict[str, tuple[str, ...]] = {
     "none": ("{}",),
     "simple": ("{}", "a photo of a {}", "a picture of {}", "an illustration of a {}"),
@@ -353,6 +150,210 @@ def prompts_of(label: object, names: Sequence[str], templates: str | Sequence[st
     check_sequence(names, "names", "text")
     prompts: list[str] = []
     for name in names:
-        is_template = "{}" in name and name != str(label)  # a label is not put into itself
+        is_template = "{}" in name and name != str(label)  # a label cannot be its own template
         prompts += fill([name], str(label)) if is_template else fill(templates, name)
     return list(dict.fromkeys(prompts))
+
+
+_CAPTIONS_HINT = "Pass captions as captions=..., in addition to the labels in y."
+
+
+def to_builtin(value: Any) -> Any:
+    """Convert a label to a built-in str, bool, int or float.
+
+    Parameters
+    ----------
+    value : object
+        A label, such as a NumPy scalar or a member of an `enum.StrEnum` or `enum.IntEnum`. Values
+        of other types are returned unchanged.
+    """
+    if isinstance(value, np.datetime64 | np.timedelta64):  # their item() may return an int
+        return value
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, str) and type(value) is not str:
+        return str.__str__(value)
+    if isinstance(value, int) and type(value) not in (int, bool):
+        return int(value)
+    return value
+
+
+def list_labels(labels: Iterable[Any]) -> list[Any]:
+    """Return the labels of any collection, or the keys of a mapping, as a list."""
+    # Iterating over a pyarrow column yields pyarrow's scalars.
+    to_python = getattr(labels, "to_pylist", None)
+    return list(labels if to_python is None else to_python())
+
+
+def to_class_array(labels: Iterable[Any]) -> np.ndarray:
+    """Return an array whose elements are equal to the labels."""
+    values = list(labels)
+    array = np.array(values)
+    # NumPy rounds integers above 2**53 if there are floats or large integers of both signs.
+    return array if array.tolist() == values else np.array(values, dtype=object)
+
+
+def validate_y(y: Any) -> list[Any]:
+    """Return y as a list of labels of built-in types.
+
+    Raises
+    ------
+    ValueError
+        When y is None, not one-dimensional, or holds missing values or values that cannot be
+        labels; the message names the row.
+    """
+    if y is None:
+        raise ValueError(
+            "ZeroShotClassifier requires y to be passed, but the target y is None. Pass the "
+            "label of every image as y. It is optional only with labels and a fitted aligner."
+        )
+    if hasattr(y, "__len__") and not hasattr(y, "dtype"):  # NumPy may convert NaN to text
+        _check_no_missing(y)
+    try:
+        array = column_or_1d(np.asarray(y), warn=True)
+    except ValueError as error:
+        raise ValueError(f"y must hold one label per image: {error} {_CAPTIONS_HINT}") from None
+    if array.dtype.kind in "fc":
+        assert_all_finite(array, input_name="y")
+        check_classification_targets(array)
+    if array.dtype.kind in "mM":
+        raise ValueError(
+            f"y must hold texts or numbers, not values of type {array.dtype.name}. Convert them "
+            "to texts, for example with y.astype(str)."
+        )
+    values = array.tolist()
+    if array.dtype.kind not in "biufcU":
+        _check_no_missing(values)
+        values = [to_builtin(value) for value in values]
+        for value in values:
+            _check_type(value, "y")
+    return values
+
+
+def resolve_names(labels: Any) -> dict[Any, list[str]]:
+    """Return the names to embed for each class of a ``labels`` parameter.
+
+    Raises
+    ------
+    ValueError
+        When labels are missing, repeat or hold an empty name; the message lists them.
+    """
+    if isinstance(labels, str | bytes | bytearray | memoryview) or not isinstance(
+        labels, Iterable
+    ):
+        raise ValueError(
+            f"labels must be a sequence of names or a mapping, not {labels!r}. Pass a list, such "
+            "as ['cat', 'dog']."
+        )
+    if isinstance(labels, Iterator | MappingView):
+        raise ValueError(
+            f"labels is a {type(labels).__name__}, which cannot be copied or read twice. Pass a "
+            "list: list(labels)."
+        )
+    classes = [to_builtin(label) for label in list_labels(labels)]
+    if not classes:
+        raise ValueError("labels is empty. Pass at least one class.")
+    for label in classes:
+        if is_missing(label):
+            raise ValueError(f"labels holds {label!r}, which is a missing value. Leave it out.")
+        _check_type(label, "labels")
+    repeated = sorted(str(label) for label, count in Counter(classes).items() if count > 1)
+    if repeated:
+        raise ValueError(
+            f"labels repeat: {format_list(repeated)}. Pass each class once. To give a class "
+            "several names, pass a mapping {label: [names]}."
+        )
+    values = labels.values() if isinstance(labels, Mapping) else [None] * len(classes)
+    names = {
+        label: [str(label)] if value is None else [to_builtin(name) for name in _as_list(value)]
+        for label, value in zip(classes, values, strict=True)
+    }
+    for label, texts in names.items():
+        if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
+            raise ValueError(
+                f"labels has the names {reprlib.repr(texts)} for class {label!r}, which must be "
+                "texts that are not empty. Pass a text or a list of texts for each class."
+            )
+    if len({isinstance(label, str) for label in names}) > 1:
+        raise ValueError(
+            "labels mixes texts and numbers, so the classes cannot be sorted. Use texts alone or "
+            "numbers alone."
+        )
+    return names
+
+
+def check_in_labels(y: list[Any], names: Mapping[Any, list[str]]) -> None:
+    """Raise ValueError if y has values that are not labels; the message gives their rows."""
+    unknown = {value: None for value in y if value not in names}
+    if not unknown:
+        return
+    if isinstance(next(iter(unknown)), str):
+        hint = f"Add them to labels, or correct y. {_CAPTIONS_HINT}"
+    else:
+        first_names = (texts[0] for _, texts in sorted(names.items()))
+        numbered = [f"{number}: {name!r}" for number, name in enumerate(first_names)]
+        hint = (
+            "VotingClassifier, StackingClassifier, BaggingClassifier, CalibratedClassifierCV and "
+            "cross_val_predict(method='predict_proba') replace labels by their numbers in sorted "
+            "order before they call fit. Number the labels yourself, "
+            f"labels={{{format_list(numbered, str)}}}, and pass these numbers as y."
+        )
+    examples = format_list(unknown, lambda value: f"{value!r} (row {y.index(value)})")
+    raise ValueError(f"y has values that are not in labels: {examples}. {hint}")
+
+
+def may_be_encoded(y: list[Any], names: Mapping[Any, list[str]]) -> bool:
+    """Return whether y may hold the numbers that a meta-estimator substituted for labels.
+
+    scikit-learn's meta-estimators replace the labels 0, 2 and 4 by 0, 1 and 2, which are labels
+    as well if `names` has the labels 0 to 4. If y holds every label, nothing was replaced.
+    """
+    distinct = set(y)
+    return (
+        len(distinct) < len(names)
+        and all(type(value) is int for value in distinct)
+        and distinct == set(range(len(distinct)))
+    )
+
+
+def make_captions(
+    y: list[Any], names: Mapping[Any, list[str]], templates: tuple[str, ...]
+) -> list[list[str]]:
+    """Return the prompts of the label of each image."""
+    prompts = {value: prompts_of(value, names[value], templates) for value in dict.fromkeys(y)}
+    return [prompts[value] for value in y]
+
+
+def _check_no_missing(y: Iterable[Any]) -> None:
+    missing = [row for row, value in enumerate(y) if is_missing(value)]
+    if missing:
+        raise ValueError(
+            f"y has {len(missing)} missing labels, the first in row {missing[0]}. Leave these "
+            "rows out."
+        )
+
+
+def _check_type(label: Any, parameter: str) -> None:
+    """Raise ValueError for labels that NumPy would change or that a file cannot store."""
+    if not isinstance(label, str | bool | int | float):
+        hint = ""
+        if isinstance(label, bytes | bytearray):
+            hint = " Decode it."
+        elif isinstance(label, Enum):
+            hint = " Pass its name or its value."
+        elif isinstance(label, date | timedelta | np.datetime64 | np.timedelta64):
+            hint = " Convert it to text, for example with str()."
+        raise ValueError(
+            f"{parameter} must be texts or numbers, not {reprlib.repr(label)} of type "
+            f"{type(label).__name__}.{hint}"
+        )
+    if isinstance(label, str) and label.endswith("\0"):
+        raise ValueError(
+            f"{parameter} holds {reprlib.repr(label)}, which ends in a NUL character that NumPy "
+            "drops. Remove this character."
+        )
+
+
+def _as_list(value: Any) -> list[Any]:
+    is_single = isinstance(value, str | Mapping) or not isinstance(value, Iterable)
+    return [value] if is_single else list(value)

@@ -3,10 +3,10 @@
 The methods were published for millions of pairs, so three rules apply to all recipes:
 
 - **Batch size**: as published. An aligner reduces it to the number of pairs.
-- **Number of steps**: kept, rather than the number of epochs. ``max_epochs`` is the published
-  number of steps divided by the number of batches per epoch, at most 500, which is the largest
-  published number of epochs (FuseMix), and at most 30 for LiT, which trains a whole tower. Pass
-  `n_pairs` to compute it; without, one batch per epoch is assumed.
+- **Number of steps**: as published, rather than the number of epochs. ``max_epochs`` is the
+  published number of steps divided by the number of batches per epoch. It is at most 500, which is
+  the largest published number of epochs (FuseMix), and at most 30 for LiT, which trains a whole
+  tower. Pass `n_pairs` to compute it; otherwise one batch per epoch is assumed.
 - **Early stopping**: always enabled, with a patience of 50 epochs (ShareLock's patience is 50
   evaluations), since the last epoch is rarely the best on few pairs.
 
@@ -78,8 +78,8 @@ def recipe(name: str, *, n_pairs: int | None = None, **overrides: Any) -> dict[s
         Number of training pairs, from which ``max_epochs`` is computed. None assumes one batch per
         epoch.
     **overrides : object
-        Parameters that replace the published ones. Of `loss_params` and `optimizer_params` only
-        the given keys are replaced.
+        Parameters that replace the published ones. For `loss_params` and `optimizer_params`, only
+        the keys that are passed are replaced.
 
     Returns
     -------
@@ -157,7 +157,7 @@ def make_aligner(
 
     See Also
     --------
-    recipe : Returns the parameters alone.
+    recipe : Returns only the parameters.
 
     Examples
     --------
@@ -167,7 +167,7 @@ def make_aligner(
     ('CCAAligner', 10)
     """
     parameters = recipe(name, n_pairs=n_pairs, **overrides)
-    # Imported here, so that parameters can be read without loading torch and skorch.
+    # Import on demand, so that parameters can be read without loading torch and skorch.
     aligner = getattr(import_module("sklearn_ape.aligners"), _get_recipe(name).aligner)
     return aligner(image_encoder=image_encoder, text_encoder=text_encoder, **parameters)
 
@@ -179,7 +179,7 @@ def _get_recipe(name: str) -> Recipe:
 
 
 class Recipe(NamedTuple):
-    """Parameters of an aligner, notes on their sources, and the published number of steps."""
+    """Parameters of an aligner, notes on their sources, and the number of training steps."""
 
     aligner: str
     parameters: Mapping[str, Any]
@@ -188,8 +188,9 @@ class Recipe(NamedTuple):
     max_epochs_limit: int = 500
 
 
-# Values of parameters that a recipe does not set, independent of the defaults of the aligners.
-_TRAINED: dict[str, Any] = {
+# Parameters that most recipes share. They are explicit, so that recipes do not depend on the
+# defaults of the aligners.
+_SHARED: dict[str, Any] = {
     "init": None,
     "mixup": 0.0,
     "optimizer": "adamw",
@@ -200,7 +201,7 @@ _TRAINED: dict[str, Any] = {
 RECIPES = {
     "ape": Recipe(
         "APEAligner",
-        _TRAINED
+        _SHARED
         | {
             "head": "mlp",
             "side": "text",
@@ -232,7 +233,7 @@ RECIPES = {
     ),
     "fusemix": Recipe(
         "APEAligner",
-        _TRAINED
+        _SHARED
         | {
             "head": "residual",
             "side": "both",
@@ -270,7 +271,7 @@ RECIPES = {
     ),
     "sail": Recipe(
         "APEAligner",
-        _TRAINED
+        _SHARED
         | {
             "head": "star",
             "side": "both",
@@ -308,7 +309,7 @@ RECIPES = {
     ),
     "sharelock": Recipe(
         "APEAligner",
-        _TRAINED
+        _SHARED
         | {
             "head": "batchnorm_mlp",
             "side": "text",
@@ -343,7 +344,7 @@ RECIPES = {
     ),
     "freeze_align": Recipe(
         "APEAligner",
-        _TRAINED
+        _SHARED
         | {
             "head": "skip_mlp",
             "side": "both",
@@ -379,7 +380,7 @@ RECIPES = {
     ),
     "linear": Recipe(
         "APEAligner",
-        _TRAINED
+        _SHARED
         | {
             "head": "linear",
             "side": "both",

@@ -224,9 +224,9 @@ def _make_embetter(folder: Path) -> Callable:
 def _make_sentence_transformer(folder: Path) -> Callable:
     from sentence_transformers import SentenceTransformer
 
-    from sklearn_ape.encoders.weights import source_of
+    from sklearn_ape.encoders.weights import find_source
 
-    model = SentenceTransformer(source_of("all-MiniLM-L6-v2"), device="cpu")
+    model = SentenceTransformer(find_source("all-MiniLM-L6-v2"), device="cpu")
     return lambda texts: model.encode(texts, show_progress_bar=False)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..datasets import get_data_home, load_image_folder, load_openmoji
-from ..datasets.base import words_of
+from ..datasets.base import split_words
 from ..encoders import HeadPairs
 from ..features import MemoryFeatureCache
 from ..utils.files import IMAGE_SUFFIXES
@@ -108,7 +108,7 @@ def load_collection(images: Any) -> ImageCollection:
 
 def names_of_files(paths: Sequence[str]) -> list[str]:
     """Return names for images without captions, from the file names."""
-    return [words_of(Path(path).stem) or Path(path).stem for path in paths]
+    return [split_words(Path(path).stem) or Path(path).stem for path in paths]
 
 
 def make_examples(collection: ImageCollection, n_examples: int = 6) -> list[Any]:

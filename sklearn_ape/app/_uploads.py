@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..datasets import load_image_folder
-from ..datasets.table import captions_by_row, column, read_table, text_column
+from ..datasets.table import get_column, get_text_column, parse_captions, read_table
 from ..encoders.images import read_image
 from ..encoders.items import ItemError
 from ..utils.files import IMAGE_SUFFIXES
@@ -404,8 +404,8 @@ def skip_single_folder(folder: Path) -> Path:
 def _read_table(folder: Path, file: Path, images: list[str]) -> tuple[list[str], list[list[str]]]:
     """Return the images that a table names, all of which must be in the zip file."""
     table = read_table(file)
-    names = column(table, _IMAGE_COLUMNS, file.name)
-    captions = captions_by_row(text_column(table, _CAPTION_COLUMNS, file.name), file.name)
+    names = get_column(table, _IMAGE_COLUMNS, file.name)
+    captions = parse_captions(get_text_column(table, _CAPTION_COLUMNS, file.name), file.name)
     path_by_name = {os.path.relpath(path, folder).replace(os.sep, "/"): path for path in images}
     keys = [os.path.normpath(str(name)).replace(os.sep, "/") for name in names]
     missing = [str(name) for name, key in zip(names, keys, strict=True) if key not in path_by_name]

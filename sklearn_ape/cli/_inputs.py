@@ -325,11 +325,11 @@ def _split_labels(labels: str) -> list[str]:
 def _read_labels(file: Path) -> Any:
     if file.suffix.lower() != ".json":
         return read_lines(file)
-    from ..datasets.table import RepeatedKeyError, unique_keys
+    from ..datasets.table import RepeatedKeyError, reject_repeated_keys
 
     try:
         text = file.expanduser().read_text(encoding="utf-8-sig")
-        names = json.loads(text, object_pairs_hook=unique_keys)
+        names = json.loads(text, object_pairs_hook=reject_repeated_keys)
     except RepeatedKeyError as error:
         raise ValueError(f"{str(file)!r} {error}") from error
     except RecursionError:

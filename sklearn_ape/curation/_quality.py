@@ -22,8 +22,8 @@ from ._validation import (
     row_tiles,
 )
 
-# Each pair is ranked among a random sample of this many others.
-_MAX_COMPARED = 2000
+# Maximum number of other pairs, drawn at random, among which a pair is ranked.
+_MAX_RIVALS = 2000
 # The specificity of a caption decreases when it has more distinct images than this.
 _MAX_SHARED_IMAGES = 10
 
@@ -138,7 +138,7 @@ def pair_quality(
             f"cv={cv} needs at least {2 * cv} pairs with features that are not all 0 or NaN, got "
             f"{is_valid.sum()}. Pass more pairs, or a smaller cv."
         )
-    same_caption = _caption_codes(captions, text)
+    same_caption = _encode_captions(captions, text)
     duplicates = (
         find_near_duplicates(image) if groups is None else check_groups(groups, len(image))
     )
@@ -206,7 +206,7 @@ def drop_noisy(
     return np.sort(np.argsort(quality.score, kind="stable")[n_dropped:])
 
 
-def _caption_codes(captions: Any, text: np.ndarray) -> np.ndarray:
+def _encode_captions(captions: Any, text: np.ndarray) -> np.ndarray:
     """Return an integer per pair, which is equal for equal captions."""
     if captions is None:
         return label_codes(row.tobytes() for row in text)
@@ -230,7 +230,7 @@ def _compute_agreement(
     cv: int,
     rng: np.random.RandomState,
 ) -> np.ndarray:
-    """Return the out-of-fold rank of each pair among others, as a fraction in [0, 1]."""
+    """Return the out-of-fold rank of each pair among rivals, as a fraction in [0, 1]."""
     groups = np.unique(join_groups(duplicates, same_caption), return_inverse=True)[1]
     counts = np.bincount(groups)
     # With few captions, or long chains of similar images, a group can have most of the pairs.
@@ -254,20 +254,22 @@ def _compute_agreement(
             fitted = clone(aligner).fit(image[train], text[train])
         images = np.asarray(fitted.transform(image[test]))
         captions = np.asarray(fitted.transform_text(text[test]))
-        own = np.einsum("ij,ij->i", images, captions)
-        others = rng.permutation(len(test))[:_MAX_COMPARED]
+        pair_similarity = np.einsum("ij,ij->i", images, captions)
+        rivals = rng.permutation(len(test))[:_MAX_RIVALS]
         fractions[test] = (
-            _fraction_below(images, captions[others], own)
-            + _fraction_below(captions, images[others], own)
+            _compute_fraction_below(images, captions[rivals], pair_similarity)
+            + _compute_fraction_below(captions, images[rivals], pair_similarity)
         ) / 2
     return fractions
 
 
-def _fraction_below(queries: np.ndarray, others: np.ndarray, own: np.ndarray) -> np.ndarray:
-    """Return the fraction of others that are less similar than `own`; ties count half."""
+def _compute_fraction_below(
+    queries: np.ndarray, rivals: np.ndarray, pair_similarity: np.ndarray
+) -> np.ndarray:
+    """Return the fraction of rivals that are less similar than the pair; ties count half."""
     fractions = np.empty(len(queries))
-    for tile in row_tiles(len(queries), len(others)):
-        difference = own[tile, None] - queries[tile] @ others.T
+    for tile in row_tiles(len(queries), len(rivals)):
+        difference = pair_similarity[tile, None] - queries[tile] @ rivals.T
         is_tie = np.abs(difference) < 1e-6  # up to rounding
         is_below = (difference > 0) & ~is_tie
         fractions[tile] = is_below.mean(axis=1) + is_tie.mean(axis=1) / 2

@@ -7,6 +7,7 @@ import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -84,7 +85,7 @@ def compute_name_shares(captions: Sequence[str], names: Mapping[Any, list[str]])
     )
 
 
-# Candidates per label in addition to twice the number of rounds, for pairs that other labels take.
+# Candidates per label in addition to twice the number of rounds, as other labels may take some.
 _EXTRA_CANDIDATES = 64
 
 
@@ -116,13 +117,13 @@ def choose_best_first(
     pairs: list[int] = []
     labels: list[int] = []
     n_left = np.full(scores.n_labels, per_label)
-    used: set[int] = set()
+    used_groups: set[int] = set()
     for position in np.argsort(-value, kind="stable").tolist():
         if len(pairs) == n_pairs or value[position] == -np.inf:
             break
         pair, label = int(order[position]), int(best[position])
-        if n_left[label] and groups[pair] not in used:
-            used.add(groups[pair])
+        if n_left[label] and groups[pair] not in used_groups:
+            used_groups.add(groups[pair])
             n_left[label] -= 1
             pairs.append(pair)
             labels.append(label)
@@ -149,12 +150,12 @@ def choose_round_robin(
         try:
             candidates = _find_candidates(scores, order, depth)
             return _take_turns(candidates, scores, groups, n_pairs, per_label)
-        except _TooShallow:
+        except _CandidatesExhaustedError:
             depth = min(scores.n_pairs, 4 * depth)
 
 
-class _TooShallow(Exception):
-    """The candidates of a label are used up, and more candidates are needed."""
+class _CandidatesExhaustedError(Exception):
+    """All candidates of a label were taken, and more candidates are needed."""
 
 
 class _Candidates(NamedTuple):
@@ -182,53 +183,46 @@ def _find_candidates(scores: Scores, order: np.ndarray, depth: int) -> _Candidat
 def _take_turns(
     candidates: _Candidates, scores: Scores, groups: np.ndarray, n_pairs: int, per_label: int
 ) -> Choice:
-    used: set[int] = set()
-    depth = candidates.pairs.shape[1]
+    used_groups: set[int] = set()
     free_pairs = [
-        _iterate_free_pairs(candidates, label, groups, used) for label in range(scores.n_labels)
+        _iterate_free_pairs(candidates, label, scores.n_pairs, groups, used_groups)
+        for label in range(scores.n_labels)
     ]
     pairs: list[int] = []
     labels: list[int] = []
     open_labels = list(range(scores.n_labels))
     for _ in range(per_label):
-        queue = []
-        for label in open_labels:
-            candidate = next(free_pairs[label], None)
-            if candidate is not None:
-                queue.append((-candidate[0], label, candidate[1]))
-            elif depth < scores.n_pairs and candidates.values[label, -1] > -np.inf:
-                raise _TooShallow
+        queue = [entry for label in open_labels for entry in islice(free_pairs[label], 1)]
         heapq.heapify(queue)
         open_labels = []
         while queue and len(pairs) < n_pairs:
             _, label, pair = heapq.heappop(queue)
-            if groups[pair] not in used:
-                used.add(groups[pair])
+            if groups[pair] not in used_groups:
+                used_groups.add(groups[pair])
                 pairs.append(pair)
                 labels.append(label)
                 open_labels.append(label)
                 continue
-            candidate = next(free_pairs[label], None)  # another label took the pair
-            if candidate is not None:
-                heapq.heappush(queue, (-candidate[0], label, candidate[1]))
-            elif depth < scores.n_pairs and candidates.values[label, -1] > -np.inf:
-                raise _TooShallow
+            for entry in islice(free_pairs[label], 1):  # another label took the pair
+                heapq.heappush(queue, entry)
         if len(pairs) == n_pairs or not open_labels:
             break
     return Choice(np.array(pairs, dtype=np.intp), np.array(labels, dtype=np.intp))
 
 
 def _iterate_free_pairs(
-    candidates: _Candidates, label: int, groups: np.ndarray, used: set[int]
-) -> Iterator[tuple[float, int]]:
-    """Yield the pairs of a label that are free at that time, in descending order."""
+    candidates: _Candidates, label: int, n_pairs: int, groups: np.ndarray, used_groups: set[int]
+) -> Iterator[tuple[float, int, int]]:
+    """Yield (-score, label, pair) for pairs that are free at that time, in descending order."""
     for value, pair in zip(
         candidates.values[label].tolist(), candidates.pairs[label].tolist(), strict=True
     ):
         if value == -np.inf:
             return
-        if groups[pair] not in used:
-            yield value, pair
+        if groups[pair] not in used_groups:
+            yield -value, label, pair
+    if candidates.pairs.shape[1] < n_pairs:
+        raise _CandidatesExhaustedError
 
 
 class Selection(NamedTuple):
@@ -297,7 +291,8 @@ def select_relevant(
         Prompt templates for the names; see `sklearn_ape.prompts`. Use ``"none"`` if the names are
         sentences.
     word_bonus : float, default=0.2
-        Added to the cosine similarity of captions that contain the name, to rank the pairs.
+        Number that is added to the cosine similarity of captions that contain the name, when pairs
+        are ranked.
     balance : bool, default=True
         Whether pairs are selected in rounds. Otherwise the pairs with the highest scores are
         selected, whatever their labels.
@@ -361,12 +356,12 @@ def select_relevant(
     max_per_label = n_rows if per_label is None else per_label
     scores = Scores(n_rows, len(names), relevance.scores)
     if balance and min(max_pairs, max_per_label) < n_rows:
-        chosen = choose_round_robin(scores, order, numbers, max_pairs, max_per_label)
+        choice = choose_round_robin(scores, order, numbers, max_pairs, max_per_label)
     else:
-        chosen = choose_best_first(scores, order, numbers, max_pairs, max_per_label)
-        # All matching pairs are selected, so that the rounds determine the order only.
-        chosen = order_by_rounds(chosen) if balance else chosen
-    if not len(chosen.pairs):
+        choice = choose_best_first(scores, order, numbers, max_pairs, max_per_label)
+        # All matching pairs are selected, so the rounds determine only their order.
+        choice = order_by_rounds(choice) if balance else choice
+    if not len(choice.pairs):
         raise ValueError(
             "captions do not match any label: no caption contains a name"
             + (
@@ -375,15 +370,15 @@ def select_relevant(
                 else f" or reaches min_similarity={min_similarity!r}. Pass a smaller one."
             )
         )
-    if n_pairs is not None and len(chosen.pairs) < n_pairs:
+    if n_pairs is not None and len(choice.pairs) < n_pairs:
         warn(
-            f"n_pairs={n_pairs}, but only {len(chosen.pairs)} pairs match a label within the "
+            f"n_pairs={n_pairs}, but only {len(choice.pairs)} pairs match a label within the "
             "limits. All of them are selected.",
         )
-    kinds = list(names)
-    similarity, match = relevance.of_pairs(chosen.pairs, chosen.labels)
+    classes = list(names)
+    similarity, match = relevance.compare_pairs(choice.pairs, choice.labels)
     return Selection(
-        chosen.pairs, np.array([kinds[label] for label in chosen.labels]), similarity, match
+        choice.pairs, np.array([classes[label] for label in choice.labels]), similarity, match
     )
 
 
@@ -406,15 +401,15 @@ class _Relevance(NamedTuple):
         score = similarity + np.float32(self.word_bonus) * match
         return np.where(is_relevant & np.isfinite(score), score, -np.inf)
 
-    def of_pairs(self, rows: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the similarity of each row with its own label, and whether words match."""
+    def compare_pairs(self, rows: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the similarity of each row with its label, and whether words match."""
         similarity = np.empty(len(rows), dtype=np.float32)
         match = np.empty(len(rows), dtype=bool)
         for start in range(0, len(rows), 1024):
             block = slice(start, start + 1024)
             tile_similarity, tile_match = self._compare(rows[block])
-            own = np.arange(len(tile_match)), labels[block]
-            similarity[block], match[block] = tile_similarity[own], tile_match[own]
+            cells = np.arange(len(tile_match)), labels[block]
+            similarity[block], match[block] = tile_similarity[cells], tile_match[cells]
         return similarity, match
 
     def _compare(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -14,8 +14,15 @@ from sklearn.utils import Bunch
 from ..utils.files import IMAGE_SUFFIXES
 from ..utils.validation import check_sequence
 from ..utils.warnings import warn
-from .base import deliver, existing_folder, listed, one_or_ragged, words_of
-from .table import captions_by_row, column, read_table, refuse_bytes, text_column
+from .base import (
+    check_folder,
+    flatten_single_captions,
+    list_first,
+    make_result,
+    read_text,
+    split_words,
+)
+from .table import check_utf8, get_column, get_text_column, parse_captions, read_table
 
 _SIDECARS = (".txt", ".caption")
 
@@ -25,7 +32,7 @@ _CAPTION_COLUMNS = ("caption", "text")
 
 _DESCR = """\
 Folder of images
-------------------
+----------------
 {n} images in {folder}, captions: {captions}.
 """
 
@@ -127,9 +134,9 @@ def load_image_folder(
     sources = ("auto", "sidecar", "table", "folder", "filename", None)
     if captions not in sources:
         raise ValueError(f"captions must be one of {sources}, not {captions!r}.")
-    folder = existing_folder(path, "a folder with images")
+    folder = check_folder(path, "a folder with images")
     suffixes = _as_suffixes(extensions)
-    names, others = _find(folder, suffixes, recursive)
+    names, others = _find_images(folder, suffixes, recursive)
     if not names:
         counts = ", ".join(f"{count} {suffix!r}" for suffix, count in others.most_common(5))
         raise ValueError(
@@ -138,16 +145,16 @@ def load_image_folder(
             f"{'' if recursive else ', or recursive=True to include subfolders'}."
         )
     if captions == "auto":
-        captions = _detect(folder, names, others)
+        captions = _detect_source(folder, names, others)
     texts: list[str] | list[list[str]] | None = None
     if captions == "sidecar":
-        texts = one_or_ragged(_from_sidecars(folder, names))
+        texts = flatten_single_captions(_read_sidecars(folder, names))
     elif captions == "table":
-        texts = one_or_ragged(_from_table(folder, names))
+        texts = flatten_single_captions(_read_table(folder, names))
     elif captions == "folder":
-        texts = _from_folders(folder, names)
+        texts = _name_by_folder(folder, names)
     elif captions == "filename":
-        texts = _from_file_names(names)
+        texts = _name_by_file(names)
     bunch = Bunch(
         images=[str(folder / name) for name in names],
         captions=texts,
@@ -156,7 +163,7 @@ def load_image_folder(
     )
     if all(len(name.parts) > 1 for name in names):
         bunch.labels = np.array([name.parts[0] for name in names])
-    return deliver(bunch, return_X_y)
+    return make_result(bunch, return_X_y)
 
 
 def _as_suffixes(extensions: Sequence[str] | None) -> tuple[str, ...]:
@@ -166,7 +173,7 @@ def _as_suffixes(extensions: Sequence[str] | None) -> tuple[str, ...]:
     return tuple("." + extension.lower().lstrip("*.") for extension in extensions)
 
 
-def _files(folder: Path, recursive: bool) -> Iterator[Path]:
+def _iter_files(folder: Path, recursive: bool) -> Iterator[Path]:
     """Yield the files in ``folder`` that are not hidden, following links without cycles."""
     visited = set()
     for top, folders, files in os.walk(folder, followlinks=True, onerror=_warn_unreadable):
@@ -186,12 +193,12 @@ def _warn_unreadable(error: OSError) -> None:
     )
 
 
-def _find(
+def _find_images(
     folder: Path, suffixes: tuple[str, ...], recursive: bool
 ) -> tuple[list[Path], Counter[str]]:
     """Return sorted paths of images relative to ``folder``, and counts of other extensions."""
     names, others = [], Counter[str]()
-    for file in _files(folder, recursive):
+    for file in _iter_files(folder, recursive):
         if file.suffix.lower() in suffixes:
             names.append(file.relative_to(folder))
         else:
@@ -199,62 +206,57 @@ def _find(
     return sorted(names), others
 
 
-def _sidecar(image: Path) -> Path | None:
+def _find_sidecar(image: Path) -> Path | None:
     files = (image.with_suffix(suffix) for suffix in _SIDECARS)
     return next((file for file in files if file.is_file()), None)
 
 
-def _tables(folder: Path) -> list[Path]:
+def _find_tables(folder: Path) -> list[Path]:
     return [folder / name for name in _TABLES if (folder / name).is_file()]
 
 
-def _detect(folder: Path, names: list[Path], others: Counter[str]) -> CaptionSource:
-    # Without any text file, no image needs to be checked; there may be a million of them.
+def _detect_source(folder: Path, names: list[Path], others: Counter[str]) -> CaptionSource:
+    # Checking every image for a text file is slow, so it is skipped if there are no text files.
     has_texts = any(others[suffix] for suffix in _SIDECARS)
-    if has_texts and any(_sidecar(folder / name) for name in names):
+    if has_texts and any(_find_sidecar(folder / name) for name in names):
         return "sidecar"
-    return "table" if _tables(folder) else None
+    return "table" if _find_tables(folder) else None
 
 
-def _from_sidecars(folder: Path, names: list[Path]) -> list[list[str]]:
-    files = {name: _sidecar(folder / name) for name in names}
+def _read_sidecars(folder: Path, names: list[Path]) -> list[list[str]]:
+    files = {name: _find_sidecar(folder / name) for name in names}
     missing = [name.as_posix() for name, file in files.items() if file is None]
     if missing:
         raise ValueError(
             f"{len(missing)} of {len(names)} images in {str(folder)!r} have no text file "
-            f"({' or '.join(_SIDECARS)}): {listed(missing)}. Write the missing files, remove "
+            f"({' or '.join(_SIDECARS)}): {list_first(missing)}. Write the missing files, remove "
             "these images, or pass another source of captions."
         )
     captions = []
     for file in filter(None, files.values()):
-        try:
-            # Not str.splitlines, which also splits at form feeds and U+2028.
-            lines = file.read_text(encoding="utf-8-sig").split("\n")
-        except UnicodeDecodeError as error:
-            raise ValueError(
-                f"{str(file)!r} is not UTF-8 text: {error}. Save it as UTF-8."
-            ) from error
+        # Not str.splitlines, which also splits at form feeds and U+2028.
+        lines = read_text(file).split("\n")
         captions.append([" ".join(line.split()) for line in lines if line.strip()])
         if not captions[-1]:
             raise ValueError(f"{str(file)!r} is empty. Write the caption of the image into it.")
     return captions
 
 
-def _from_table(folder: Path, names: list[Path]) -> list[list[str]]:
-    tables = _tables(folder)
+def _read_table(folder: Path, names: list[Path]) -> list[list[str]]:
+    tables = _find_tables(folder)
     if not tables:
         raise FileNotFoundError(
             f"{str(folder)!r} has no table of captions. Add a file {' or '.join(_TABLES)}."
         )
     if len(tables) > 1:
         raise ValueError(
-            f"{str(folder)!r} has several tables of captions: {listed(t.name for t in tables)}. "
-            "Keep one of them, or read one with load_pairs."
+            f"{str(folder)!r} has several tables of captions: "
+            f"{list_first(t.name for t in tables)}. Keep one of them, or read one with load_pairs."
         )
     table = read_table(tables[0])
     where = repr(str(tables[0]))
-    files = column(table, "file_name", where)
-    texts = captions_by_row(text_column(table, _CAPTION_COLUMNS, where), where)
+    files = get_column(table, "file_name", where)
+    texts = parse_captions(get_text_column(table, _CAPTION_COLUMNS, where), where)
     captions: dict[Path, list[str]] = {name: [] for name in names}
     unknown = []
     for file, row_captions in zip(files, texts, strict=True):
@@ -264,38 +266,38 @@ def _from_table(folder: Path, names: list[Path]) -> list[list[str]]:
         else:
             image_captions.extend(row_captions)
     if unknown:
-        refuse_bytes(unknown, "the column 'file_name'", where)
+        check_utf8(unknown, "the column 'file_name'", where)
         raise FileNotFoundError(
             f"{where} lists {len(unknown)} files that are not among the images in "
-            f"{str(folder)!r}: {listed(unknown)}. Check the column 'file_name', or pass "
+            f"{str(folder)!r}: {list_first(unknown)}. Check the column 'file_name', or pass "
             "extensions=... if the images have unusual extensions."
         )
     missing = [name.as_posix() for name, texts in captions.items() if not texts]
     if missing:
         raise ValueError(
             f"{where} has no row for {len(missing)} of {len(names)} images: "
-            f"{listed(missing)}. Add rows, or read only the table with load_pairs."
+            f"{list_first(missing)}. Add rows, or read only the table with load_pairs."
         )
     return list(captions.values())
 
 
-def _from_folders(folder: Path, names: list[Path]) -> list[str]:
+def _name_by_folder(folder: Path, names: list[Path]) -> list[str]:
     loose = [name.as_posix() for name in names if len(name.parts) == 1]
     if loose:
         raise ValueError(
             f'captions="folder" requires that all images are in subfolders of {str(folder)!r}, '
-            f"but {len(loose)} are not: {listed(loose)}. Move them, or pass another source of "
+            f"but {len(loose)} are not: {list_first(loose)}. Move them, or pass another source of "
             "captions."
         )
     return [name.parent.name.replace("_", " ").strip() for name in names]
 
 
-def _from_file_names(names: list[Path]) -> list[str]:
-    captions = [words_of(name.stem) for name in names]
+def _name_by_file(names: list[Path]) -> list[str]:
+    captions = [split_words(name.stem) for name in names]
     empty = [name.as_posix() for name, text in zip(names, captions, strict=True) if not text]
     if empty:
         raise ValueError(
             f'captions="filename" requires names with words, but {len(empty)} of {len(names)} '
-            f"have none: {listed(empty)}. Pass another source of captions."
+            f"have none: {list_first(empty)}. Pass another source of captions."
         )
     return captions

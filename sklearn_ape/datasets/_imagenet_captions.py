@@ -14,7 +14,7 @@ from sklearn.utils import Bunch
 
 from ..utils.validation import check_choice
 from ..utils.warnings import warn
-from .base import deliver, existing_folder, listed, require
+from .base import check_folder, import_optional, list_first, make_result
 
 _FIELDS = ("title", "tags", "description")
 _TAG = re.compile(r"</?[a-zA-Z][^<>]*>")
@@ -129,17 +129,17 @@ def load_imagenet_captions(
     """
     fields = _validate_fields(fields)
     check_choice(on_missing, "on_missing", ("warn", "raise", "ignore"))
-    folder = existing_folder(images_root, "a folder with images as <wnid>/<filename>")
+    folder = check_folder(images_root, "a folder with images as <wnid>/<filename>")
     file = Path(captions_json).expanduser().absolute()
-    entries = _read(file)
-    paths = _find(folder, entries)
+    entries = _read_entries(file)
+    paths = _find_images(folder, entries)
     missing = [entry["filename"] for entry, path in zip(entries, paths, strict=True) if not path]
     _report_missing(missing, len(entries), folder, on_missing)
     images, captions, wnids, n_empty = [], [], [], 0
     for row, (entry, path) in enumerate(zip(entries, paths, strict=True)):
         if not path:
             continue
-        caption = _caption(entry, fields, row, file)
+        caption = _make_caption(entry, fields, row, file)
         if not caption:
             n_empty += 1
             continue
@@ -150,7 +150,7 @@ def load_imagenet_captions(
         raise ValueError(
             f"{str(file)!r} has no text in the fields {', '.join(fields)}. Pass other fields."
         )
-    names = _class_names(wnids)
+    names = _look_up_names(wnids)
     bunch = Bunch(
         images=images,
         captions=captions,
@@ -166,18 +166,17 @@ def load_imagenet_captions(
             empty=n_empty,
         ),
     )
-    return deliver(bunch, return_X_y)
+    return make_result(bunch, return_X_y)
 
 
 def _validate_fields(fields: Sequence[str]) -> tuple[str, ...]:
-    chosen = (fields,) if isinstance(fields, str) else tuple(fields)
-    unknown = [field for field in chosen if field not in _FIELDS]
-    if unknown or not chosen or len(set(chosen)) < len(chosen):
+    names = (fields,) if isinstance(fields, str) else tuple(fields)
+    if not names or not set(names) <= set(_FIELDS) or len(set(names)) < len(names):
         raise ValueError(f"fields must be distinct names of {_FIELDS}, not {fields!r}.")
-    return chosen
+    return names
 
 
-def _read(file: Path) -> list[dict[str, Any]]:
+def _read_entries(file: Path) -> list[dict[str, Any]]:
     """Return the entries; check that each has a file name and a class."""
     if not file.is_file():
         raise FileNotFoundError(
@@ -191,10 +190,8 @@ def _read(file: Path) -> list[dict[str, Any]]:
     if not isinstance(entries, list) or not entries:
         raise ValueError(f"{str(file)!r} must contain a list with at least one entry.")
     for row, entry in enumerate(entries):
-        texts = [
-            entry.get(key) if isinstance(entry, dict) else None for key in ("filename", "wnid")
-        ]
-        name, wnid = texts
+        is_dict = isinstance(entry, dict)
+        name, wnid = (entry.get(key) if is_dict else None for key in ("filename", "wnid"))
         if not (isinstance(name, str) and name and isinstance(wnid, str) and wnid):
             raise ValueError(
                 f"Entry {row} of {str(file)!r} (the first is 0) must be an object with the texts "
@@ -208,7 +205,7 @@ def _read(file: Path) -> list[dict[str, Any]]:
     return entries
 
 
-def _find(folder: Path, entries: list[dict[str, Any]]) -> list[str | None]:
+def _find_images(folder: Path, entries: list[dict[str, Any]]) -> list[str | None]:
     """Return the path of each entry's image, or None if it does not exist."""
     # Folders are listed, because checking half a million files takes minutes on a network disk.
     flat = set(os.listdir(folder))
@@ -231,7 +228,7 @@ def _report_missing(missing: list[str], n_entries: int, folder: Path, on_missing
         return
     message = (
         f"{str(folder)!r} has no file for {len(missing)} of {n_entries} images, neither in "
-        f"subfolders named by wnid nor in the folder itself: {listed(missing, _N_LISTED)}."
+        f"subfolders named by wnid nor in the folder itself: {list_first(missing, _N_LISTED)}."
     )
     if len(missing) == n_entries:
         raise FileNotFoundError(f"{message} Pass the folder that contains n01440764.")
@@ -241,7 +238,7 @@ def _report_missing(missing: list[str], n_entries: int, folder: Path, on_missing
         warn(f'{message} They are skipped; pass on_missing="ignore" to silence this warning.')
 
 
-def _caption(entry: dict[str, Any], fields: tuple[str, ...], row: int, file: Path) -> str:
+def _make_caption(entry: dict[str, Any], fields: tuple[str, ...], row: int, file: Path) -> str:
     parts: list[str] = []
     for field in fields:
         value = entry.get(field) or ""
@@ -256,16 +253,18 @@ def _caption(entry: dict[str, Any], fields: tuple[str, ...], row: int, file: Pat
     return " ".join(text.split())
 
 
-def _class_names(wnids: list[str]) -> dict[str, tuple[str, list[str]]]:
+def _look_up_names(wnids: list[str]) -> dict[str, tuple[str, list[str]]]:
     """Return for each class a label that is unique in ImageNet, and its names."""
-    data = require("timm.data", package="timm", extra="starter", purpose="load_imagenet_captions")
+    data = import_optional(
+        "timm.data", package="timm", extra="starter", purpose="load_imagenet_captions"
+    )
     info = data.ImageNetInfo()
     imagenet_wnids = info.label_names()
     unknown = sorted(set(wnids) - set(imagenet_wnids))
     if unknown:
         raise ValueError(
             f"{len(unknown)} wnids are not among ImageNet's 1,000 classes: "
-            f"{listed(unknown, _N_LISTED)}. Remove their entries."
+            f"{list_first(unknown, _N_LISTED)}. Remove their entries."
         )
     synonyms = {wnid: info.label_name_to_description(wnid) for wnid in imagenet_wnids}
     n_by_first_name = Counter(text.split(", ")[0] for text in synonyms.values())

@@ -12,14 +12,13 @@ from sklearn.utils import Bunch
 from ._openmoji import (
     SKIN_TONES,
     UNCATEGORIZED,
-    categories_by_emoji,
-    category_of,
-    names_by_emoji,
-    qualified_by_emoji,
-    subcategories_by_emoji,
+    find_category,
+    read_categories,
+    read_names,
+    read_qualified_emoji,
     write_atomically,
 )
-from .base import deliver, get_data_home
+from .base import get_data_home, make_result
 
 _FONT = "/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf"
 _PIXELS = 109  # the only size of the font, whose bitmaps are 136 by 128
@@ -112,10 +111,10 @@ def load_noto_emoji(
     """
     file = _font_file(path)
     font = _open_font(file)
-    names = names_by_emoji("load_noto_emoji")
-    groups = categories_by_emoji("load_noto_emoji")
-    subgroups = subcategories_by_emoji("load_noto_emoji")
-    qualified = qualified_by_emoji("load_noto_emoji")
+    names = read_names("load_noto_emoji")
+    groups = read_categories("load_noto_emoji")
+    subgroups = read_categories("load_noto_emoji", "subcategory")
+    qualified = read_qualified_emoji("load_noto_emoji")
     digest = sha256(file.read_bytes()).hexdigest()[:16]
     folder = get_data_home(data_home) / f"noto-emoji-{digest}"
     captions = {c: names[c] for c in sorted(qualified) if not SKIN_TONES & set(c)}
@@ -142,8 +141,8 @@ def load_noto_emoji(
     bunch = Bunch(
         images=list(paths.values()),
         captions=[captions[character] for character in paths],
-        categories=np.array([category_of(character, groups) for character in paths]),
-        subcategories=np.array([category_of(c, subgroups, "country-flag") for c in paths]),
+        categories=np.array([find_category(character, groups) for character in paths]),
+        subcategories=np.array([find_category(c, subgroups, "country-flag") for c in paths]),
         emoji=np.array(list(paths)),
         DESCR=_DESCR.format(
             n=len(paths),
@@ -153,7 +152,7 @@ def load_noto_emoji(
             uncategorized=UNCATEGORIZED,
         ),
     )
-    return deliver(bunch, return_X_y)
+    return make_result(bunch, return_X_y)
 
 
 def _font_file(path: str | os.PathLike[str] | None) -> Path:

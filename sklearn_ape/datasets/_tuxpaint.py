@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from sklearn.utils import Bunch
 
-from .base import deliver, packaged_folder
+from .base import find_packaged_folder, make_result, read_text
 
 _FOLDER = "/usr/share/tuxpaint/stamps"
 
@@ -91,7 +91,7 @@ def load_tuxpaint_stamps(
     ...     load_tuxpaint_stamps(path=folder, language="de").captions
     ['Eine Eule.']
     """
-    folder = packaged_folder(
+    folder = find_packaged_folder(
         path,
         default=_FOLDER,
         apt="tuxpaint-stamps-default",
@@ -104,7 +104,7 @@ def load_tuxpaint_stamps(
         text = image.with_suffix(".txt")
         if not text.is_file():
             continue
-        translations = _translations(text)
+        translations = _read_translations(text)
         languages.update(translations)
         if language in translations:
             images.append(str(image))
@@ -128,15 +128,12 @@ def load_tuxpaint_stamps(
         subjects=np.array(subjects),
         DESCR=_DESCR.format(n=len(images), language=language, folder=folder),
     )
-    return deliver(bunch, return_X_y)
+    return make_result(bunch, return_X_y)
 
 
-def _translations(file: Path) -> dict[str, str]:
-    """Return captions by language: the first line is English, others are ``de.utf8=...``."""
-    try:
-        lines = file.read_text(encoding="utf-8-sig").split("\n")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{str(file)!r} is not UTF-8 text: {error}. Save it as UTF-8.") from error
+def _read_translations(file: Path) -> dict[str, str]:
+    """Return captions by language: the first line is English, and later lines ``de.utf8=...``."""
+    lines = read_text(file).split("\n")
     captions = {"en": lines[0]}
     for line in lines[1:]:
         key, _, caption = line.partition("=")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..utils.validation import check_integer, check_sequence
-from .base import listed, require
+from .base import import_optional, list_first
 
 # As in webdataset, the key of a sample is the path up to the first dot of the file name. Members
 # with names in double underscores are metadata.
@@ -24,7 +24,7 @@ _META = re.compile(r"__[^/]*__($|/)")
 _DAMAGE_ERRORS = (tarfile.TarError, EOFError, OSError, ValueError, AttributeError)
 
 
-def shard_files(pattern: str) -> list[str]:
+def find_shards(pattern: str) -> list[str]:
     """Return the local files of a folder, a glob or a brace pattern."""
     if "://" in pattern or pattern.startswith("pipe:"):
         raise ValueError(f"Shard {pattern!r} is not a local file. Download the shards first.")
@@ -33,7 +33,7 @@ def shard_files(pattern: str) -> list[str]:
         pattern = os.path.join(escape(pattern), "*.tar")
     names = [pattern]
     if "{" in pattern and not os.path.exists(pattern):
-        braceexpand = require(
+        braceexpand = import_optional(
             "braceexpand", package="webdataset", extra="distributed", purpose="A brace pattern"
         )
         names = list(braceexpand.braceexpand(pattern))
@@ -82,7 +82,7 @@ def count_samples(shard: str, check: Callable[[set[str], str], None]) -> int:
 
 def _iter_samples(shard: str, extensions: set[str] | None = None) -> Iterator[dict[str, Any]]:
     """Yield the samples of a shard as dicts, reading only files with the given extensions."""
-    wds = require(
+    wds = import_optional(
         "webdataset", package="webdataset", extra="distributed", purpose="Reading tar shards"
     )
 
@@ -170,7 +170,7 @@ def load_webdataset(
     (2, ['a cat', 'a dog'])
     """
     patterns = [shards] if isinstance(shards, str | os.PathLike) else list(shards)
-    files = [file for pattern in patterns for file in shard_files(os.fspath(pattern))]
+    files = [file for pattern in patterns for file in find_shards(os.fspath(pattern))]
     if not files:
         raise ValueError("shards is empty. Pass at least one file.")
     return WebDatasetPairs(
@@ -242,7 +242,7 @@ class WebDatasetPairs:
             yield self._read_image(sample), self._read_caption(sample)
 
     def __repr__(self) -> str:
-        return f"WebDatasetPairs({listed(self.shards, 1)})"
+        return f"WebDatasetPairs({list_first(self.shards, 1)})"
 
     def images(self) -> WebDatasetSide:
         """Return the images as a sized iterable of bytes of image files."""
@@ -253,9 +253,8 @@ class WebDatasetPairs:
         return WebDatasetSide(self, "caption")
 
     def _samples(self, keys: _Keys | None = None) -> Iterator[dict[str, Any]]:
-        len(
-            self
-        )  # checks all samples: without a caption, rows of images and captions would differ
+        # Check that all samples are pairs: otherwise the rows of images and captions would differ.
+        len(self)
         for shard in self.shards:
             yield from _iter_samples(shard, None if keys is None else set(keys.fields))
 
@@ -357,7 +356,7 @@ def write_webdataset(
     >>> [shard[-9:] for shard in shards]
     ['00000.tar', '00001.tar']
     """
-    wds = require(
+    wds = import_optional(
         "webdataset", package="webdataset", extra="distributed", purpose="Writing shards of pairs"
     )
     check_integer(pairs_per_shard, "pairs_per_shard", 1)

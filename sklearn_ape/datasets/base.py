@@ -39,7 +39,7 @@ def get_data_home(data_home: str | os.PathLike[str] | None = None) -> Path:
     return Path(data_home).expanduser().absolute() if data_home else default_data_home()
 
 
-def require(module: str, *, package: str, extra: str, purpose: str) -> Any:
+def import_optional(module: str, *, package: str, extra: str, purpose: str) -> Any:
     """Import ``module``, or raise ImportError with the command that installs it."""
     try:
         return import_module(module)
@@ -50,7 +50,7 @@ def require(module: str, *, package: str, extra: str, purpose: str) -> Any:
         ) from error
 
 
-def existing_folder(path: str | os.PathLike[str], expected: str) -> Path:
+def check_folder(path: str | os.PathLike[str], expected: str) -> Path:
     """Return the absolute path of a folder that exists."""
     folder = Path(path).expanduser().absolute()
     if not folder.exists():
@@ -60,12 +60,12 @@ def existing_folder(path: str | os.PathLike[str], expected: str) -> Path:
     return folder
 
 
-def packaged_folder(
+def find_packaged_folder(
     path: str | os.PathLike[str] | None, *, default: str, apt: str, name: str, expected: str
 ) -> Path:
     """Return ``path`` or, if it is None, the folder where Debian installs a collection."""
     if path is not None:
-        return existing_folder(path, expected)
+        return check_folder(path, expected)
     folder = Path(default)
     if not folder.is_dir():
         raise ImportError(
@@ -75,10 +75,10 @@ def packaged_folder(
     return folder
 
 
-def listed(items: Iterable[object], limit: int = 5) -> str:
+def list_first(items: Iterable[object], limit: int = 5) -> str:
     """Return the first items, and the number of items if there are more.
 
-    >>> listed(["a", "b", "c"], limit=2)
+    >>> list_first(["a", "b", "c"], limit=2)
     "'a', 'b', ... (3 in all)"
     """
     items = list(items)
@@ -86,11 +86,11 @@ def listed(items: Iterable[object], limit: int = 5) -> str:
     return f"{text}, ... ({len(items)} in all)" if len(items) > limit else text
 
 
-def words_of(name: str) -> str:
+def split_words(name: str) -> str:
     """Split a file name or identifier into words, and remove numbers at its end.
 
-    >>> words_of("red_apple-01"), words_of("BlueMan#102"), words_of("smiley111"), words_of("M16")
-    ('red apple', 'Blue Man', 'smiley', 'M16')
+    >>> [split_words(name) for name in ("red_apple-01", "BlueMan#102", "smiley111", "M16")]
+    ['red apple', 'Blue Man', 'smiley', 'M16']
     """
     text = re.sub(r"(?<=[a-z]{2})(?=[A-Z][a-z])", " ", name)
     text = re.sub(r"[\s_\-]+", " ", text).strip()
@@ -98,14 +98,22 @@ def words_of(name: str) -> str:
     return re.sub(r"((^|\s+|#|(?<=[A-Za-z]{3}))v?\d+(\.\d+)*)+$", "", text).strip(" .#")
 
 
-def one_or_ragged(captions: Sequence[Sequence[str]]) -> list[str] | list[list[str]]:
-    """Return a flat list if every image has one caption, else one list per image."""
+def flatten_single_captions(captions: Sequence[Sequence[str]]) -> list[str] | list[list[str]]:
+    """Return a flat list if every image has one caption, and otherwise one list per image."""
     if all(len(texts) == 1 for texts in captions):
         return [texts[0] for texts in captions]
     return [list(texts) for texts in captions]
 
 
-def deliver(bunch: Bunch, return_X_y: bool) -> Any:
+def read_text(file: Path) -> str:
+    """Return the content of a UTF-8 file, with or without a byte order mark."""
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{str(file)!r} is not UTF-8 text: {error}. Save it as UTF-8.") from error
+
+
+def make_result(bunch: Bunch, return_X_y: bool) -> Any:
     """Return the Bunch, or only its images and captions."""
     if not return_X_y:
         return bunch

@@ -15,7 +15,7 @@ from sklearn.utils import Bunch
 
 from ..utils.escape import unescape_formula
 from ..utils.files import IMAGE_SUFFIXES
-from .base import deliver, listed, one_or_ragged, require
+from .base import flatten_single_captions, import_optional, list_first, make_result
 
 _FORMATS = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 
@@ -41,7 +41,7 @@ def read_table(file: Path) -> Table:
         if kind == ".parquet":
             return _read_parquet(file)
         if kind in (".csv", ".tsv"):
-            return _read_csv(file, _delimiter(file) if kind == ".csv" else "\t")
+            return _read_csv(file, _detect_delimiter(file) if kind == ".csv" else "\t")
         return _read_json_lines(file)
     except UnicodeDecodeError as error:
         raise ValueError(
@@ -59,7 +59,7 @@ def read_table(file: Path) -> Table:
         raise ValueError(f"{str(file)!r} cannot be read as {kind[1:]}: {reason}") from error
 
 
-def _delimiter(file: Path) -> str:
+def _detect_delimiter(file: Path) -> str:
     """Return the delimiter. Spreadsheets use semicolons in languages with decimal commas."""
     with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
         names = stream.readline()
@@ -69,14 +69,14 @@ def _delimiter(file: Path) -> str:
 
 def _read_csv(file: Path, delimiter: str) -> Table:
     # Not pandas, which reads "NA" as a missing value and an extra comma as an extra column.
-    # File names may contain bytes that are not UTF-8; for texts, `text_column` raises an error.
+    # File names may contain bytes that are not UTF-8. `get_text_column` rejects such texts.
     with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
         reader = csv.reader(stream, delimiter=delimiter, strict=True)
         header = next(reader, [])
-        refuse_bytes(header, "the first line", "it")
+        check_utf8(header, "the first line", "it")
         repeated = sorted({name for name in header if header.count(name) > 1})
         if repeated:
-            raise ValueError(f"columns repeat: {listed(repeated)}. Rename them.")
+            raise ValueError(f"columns repeat: {list_first(repeated)}. Rename them.")
         columns: list[list[str]] = [[] for _ in header]
         for row in filter(None, reader):
             if len(row) != len(header):
@@ -96,7 +96,7 @@ def _read_json_lines(file: Path) -> Table:
             if not line.strip():
                 continue
             try:
-                rows.append(json.loads(line, object_pairs_hook=unique_keys))
+                rows.append(json.loads(line, object_pairs_hook=reject_repeated_keys))
             except json.JSONDecodeError as error:
                 raise ValueError(f"line {number} is not JSON: {error}.") from error
             except RepeatedKeyError as error:
@@ -111,34 +111,36 @@ class RepeatedKeyError(ValueError):
     """A key of a JSON object occurs more than once, so a value would be lost."""
 
 
-def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def reject_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Return the pairs of a JSON object as a dict: an ``object_pairs_hook`` of `json.loads`."""
     values = dict(pairs)
     if len(values) < len(pairs):
         keys = [key for key, _ in pairs]
         repeated = dict.fromkeys(key for key in keys if keys.count(key) > 1)
         raise RepeatedKeyError(
-            f"has the key {listed(repeated)} more than once. Keep one value of each key."
+            f"has the key {list_first(repeated)} more than once. Keep one value of each key."
         )
     return values
 
 
 def _read_parquet(file: Path) -> Table:
     purpose = f"Reading {file.name!r}"
-    pandas = require("pandas", package="pandas", extra="tables", purpose=purpose)
-    require("pyarrow", package="pyarrow", extra="tables", purpose=purpose)
-    return table_of_frame(pandas.read_parquet(file))
+    pandas = import_optional("pandas", package="pandas", extra="tables", purpose=purpose)
+    import_optional("pyarrow", package="pyarrow", extra="tables", purpose=purpose)
+    return read_frame(pandas.read_parquet(file))
 
 
-def table_of_frame(frame: Any) -> Table:
+def read_frame(frame: Any) -> Table:
     """Return the columns of a pandas or polars data frame."""
     names = list(frame.columns)
     if len(set(names)) < len(names):
-        raise ValueError(f"The data frame has repeated columns: {listed(names, 10)}. Rename them.")
+        raise ValueError(
+            f"The data frame has repeated columns: {list_first(names, 10)}. Rename them."
+        )
     return {str(name): frame[name] for name in names}
 
 
-def column(table: Table, names: str | Sequence[str], where: str) -> list[Any]:
+def get_column(table: Table, names: str | Sequence[str], where: str) -> list[Any]:
     """Return the first of the named columns that the table has."""
     candidates = _as_tuple(names)
     for name in candidates:
@@ -157,16 +159,16 @@ def _as_tuple(names: str | Sequence[str]) -> tuple[str, ...]:
     return (names,) if isinstance(names, str) else tuple(names)
 
 
-def text_column(table: Table, names: str | Sequence[str], where: str) -> list[Any]:
+def get_text_column(table: Table, names: str | Sequence[str], where: str) -> list[Any]:
     """Return a column of captions or labels, without the escapes of formulas in a file."""
-    cells = column(table, names, where)
+    cells = get_column(table, names, where)
     if not isinstance(table, Delimited):
         return cells
-    refuse_bytes(cells, f"column {next(n for n in _as_tuple(names) if n in table)!r}", where)
+    check_utf8(cells, f"column {next(n for n in _as_tuple(names) if n in table)!r}", where)
     return [unescape_formula(cell) for cell in cells]
 
 
-def refuse_bytes(cells: Iterable[str], part: str, where: str) -> None:
+def check_utf8(cells: Iterable[str], part: str, where: str) -> None:
     """Raise ValueError if a cell contains bytes that are not UTF-8."""
     for cell in filter(contains_bytes, cells):
         raise ValueError(
@@ -180,35 +182,36 @@ def contains_bytes(text: str) -> bool:
     return not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text)
 
 
-def is_missing(value: object) -> bool:
-    """Return whether a cell is None, NaN, NaT, pandas' NA, empty bytes or a blank text.
+def is_blank(value: object) -> bool:
+    """Return whether a cell is a missing value, empty bytes or a blank text.
 
-    >>> is_missing(None), is_missing(float("nan")), is_missing(" "), is_missing("NA")
+    >>> is_blank(None), is_blank(float("nan")), is_blank(" "), is_blank("NA")
     (True, True, True, False)
     """
     if isinstance(value, bytes):
         return not value
     if isinstance(value, str):
         return not value.strip()
+    # Not `value != value` for all types: an image would be decoded to be compared with itself.
     if isinstance(value, float):
         return value != value
     return value is None or type(value).__name__ in ("NAType", "NaTType")
 
 
-def captions_by_row(cells: Sequence[object], where: str) -> list[list[str]]:
+def parse_captions(cells: Sequence[object], where: str) -> list[list[str]]:
     """Return the captions in each cell, which is a text or a list of texts."""
-    captions = [_captions(cell) for cell in cells]
+    captions = [_parse_cell(cell) for cell in cells]
     invalid = [row for row, texts in enumerate(captions) if not texts]
     if invalid:
         raise ValueError(
             f"{where} has no caption in {len(invalid)} of {len(cells)} rows: rows "
-            f"{listed(invalid)} (the first is 0); row {invalid[0]} is {cells[invalid[0]]!r}. "
+            f"{list_first(invalid)} (the first is 0); row {invalid[0]} is {cells[invalid[0]]!r}. "
             "Write a text or a list of texts, none of them empty, or remove the rows."
         )
     return captions
 
 
-def _captions(cell: object) -> list[str]:
+def _parse_cell(cell: object) -> list[str]:
     """Return the captions in a cell; an empty list if any of them is blank or not a text."""
     texts = cell if isinstance(cell, (list, tuple, np.ndarray)) else [cell]
     valid = [" ".join(text.split()) for text in texts if isinstance(text, str) and text.strip()]
@@ -313,7 +316,7 @@ def load_pairs(
         file = Path(source).expanduser().absolute()
         table, where, base = read_table(file), repr(str(file)), file.parent
     elif hasattr(source, "columns") and hasattr(source, "to_dict"):
-        table, where, base = table_of_frame(source), "the data frame", Path.cwd()
+        table, where, base = read_frame(source), "the data frame", Path.cwd()
     else:
         raise TypeError(
             "source must be the path of a table, or a pandas or polars DataFrame, not "
@@ -321,15 +324,17 @@ def load_pairs(
         )
     if root is not None:
         base = Path(root).expanduser().absolute()
-    cells = column(table, image, where)
+    cells = get_column(table, image, where)
     if not cells:
         raise ValueError(f"{where} has 0 rows. Pass a table with one row per image and caption.")
     bunch = Bunch(DESCR=_DESCR.format(n=len(cells), source=where))
-    bunch.captions = one_or_ragged(captions_by_row(text_column(table, caption, where), where))
+    bunch.captions = flatten_single_captions(
+        parse_captions(get_text_column(table, caption, where), where)
+    )
     if label is not None:
-        bunch.labels = _labels(text_column(table, label, where), label, where)
+        bunch.labels = _check_labels(get_text_column(table, label, where), label, where)
     _check_not_swapped(cells, bunch.captions, image, caption, where)
-    bunch.images = _resolve(cells, base, where)
+    bunch.images = _resolve_images(cells, base, where)
     if isinstance(table, Delimited):
         # File names may contain any bytes. If the file does not exist, the encoding is wrong.
         unknown = [
@@ -337,10 +342,10 @@ def load_pairs(
             for cell, path in zip(cells, bunch.images, strict=True)
             if contains_bytes(path) and not os.path.lexists(path)
         ]
-        refuse_bytes(unknown, f"column {image!r}", where)
+        check_utf8(unknown, f"column {image!r}", where)
     if check_files:  # last, because it is slow for many files
         _check_files(bunch.images, base, where)
-    return deliver(bunch, return_X_y)
+    return make_result(bunch, return_X_y)
 
 
 def _check_not_swapped(
@@ -366,24 +371,24 @@ def _check_not_swapped(
         )
 
 
-def _labels(values: list[Any], name: str, where: str) -> np.ndarray:
-    missing = [row for row, value in enumerate(values) if is_missing(value)]
+def _check_labels(values: list[Any], name: str, where: str) -> np.ndarray:
+    missing = [row for row, value in enumerate(values) if is_blank(value)]
     if missing:
         raise ValueError(
             f"{where} has no label in column {name!r} of {len(missing)} of {len(values)} rows: "
-            f"rows {listed(missing)} (the first is 0). Remove these rows, or add labels."
+            f"rows {list_first(missing)} (the first is 0). Remove these rows, or add labels."
         )
     return np.array([str(value) for value in values])
 
 
-def _resolve(cells: list[Any], base: Path, where: str) -> list[Any]:
+def _resolve_images(cells: list[Any], base: Path, where: str) -> list[Any]:
     """Return the images, with paths made absolute."""
     cells = [_unwrap_dict(cell) for cell in cells]
-    missing = [row for row, cell in enumerate(cells) if is_missing(cell)]
+    missing = [row for row, cell in enumerate(cells) if is_blank(cell)]
     if missing:
         raise ValueError(
             f"{where} has no image in {len(missing)} of {len(cells)} rows: rows "
-            f"{listed(missing)} (the first is 0). Remove these rows."
+            f"{list_first(missing)} (the first is 0). Remove these rows."
         )
     images = []
     for row, cell in enumerate(cells):
@@ -407,7 +412,8 @@ def _check_files(images: list[Any], base: Path, where: str) -> None:
     if missing:
         raise FileNotFoundError(
             f"{where} lists {len(missing)} of {len(paths)} images that do not exist: "
-            f"{listed(missing)}. Pass root=... if relative paths do not refer to {str(base)!r}."
+            f"{list_first(missing)}. Pass root=... if relative paths do not refer to "
+            f"{str(base)!r}."
         )
 
 

@@ -66,7 +66,7 @@ def _count(identity: bytes, hits: int = 0, misses: int = 0) -> None:
         _counts.put(identity, CacheInfo(counts.hits + hits, counts.misses + misses))
 
 
-def _lock_for(weights: str) -> ForkSafeLock:
+def _get_lock(weights: str) -> ForkSafeLock:
     with _registry_lock:
         return _locks.setdefault(weights, ForkSafeLock())
 
@@ -98,7 +98,7 @@ def encode(encoder: FrozenEncoder, items: list[Any]) -> tuple[np.ndarray, dict[i
     rows: dict[bytes, list[int]] = {}
     for row, item in enumerate(items):
         try:
-            key = _key(encoder, identity, item)
+            key = _compute_key(encoder, identity, item)
         except ItemError as error:
             errors[row] = describe_item(item, error)
         else:
@@ -108,7 +108,7 @@ def encode(encoder: FrozenEncoder, items: list[Any]) -> tuple[np.ndarray, dict[i
     # Threads that encode the same items wait for each other instead of encoding them twice.
     with (
         default_state(),
-        _lock_for(encoder._weights_key()),
+        _get_lock(encoder._weights_key()),
         open_cache(encoder.cache) as cache,
     ):
         features_by_key = cache.get_many(rows)
@@ -125,7 +125,7 @@ def encode(encoder: FrozenEncoder, items: list[Any]) -> tuple[np.ndarray, dict[i
     return features, dict(sorted(errors.items()))
 
 
-def _key(encoder: FrozenEncoder, identity: bytes, item: Any) -> bytes:
+def _compute_key(encoder: FrozenEncoder, identity: bytes, item: Any) -> bytes:
     return hashlib.sha256(identity + encoder._digest(item)).digest()
 
 
@@ -137,7 +137,7 @@ def _encode_missing(
     errors: dict[int, str],
     identity: bytes,
 ) -> dict[bytes, np.ndarray]:
-    """Encode the first item of every key, adding to `errors` all rows of those that fail."""
+    """Encode the first item of every key, and add all rows of keys that fail to `errors`."""
 
     def report(failures: Mapping[bytes, ItemError]) -> None:
         for key, error in failures.items():
@@ -199,8 +199,8 @@ def _iter_batches(
             item = items[key]
             try:
                 inputs = encoder._prepare(network.prepare, item)
-                # The key is of the content at the start, which a file may have lost since.
-                if encoder._may_change(item) and _key(encoder, identity, item) != key:
+                # The key belongs to the content at the start. A file may have changed since then.
+                if encoder._may_change(item) and _compute_key(encoder, identity, item) != key:
                     raise ItemError("changed while it was read. Encode it again.")
                 prepared[key] = inputs
             except ItemError as error:
@@ -217,11 +217,9 @@ def _iter_batches(
         return compute_features(engine, batch_keys, tensors, failures, encoder.dtype), failures
 
     if engine.concurrent:
-        yield from map_threaded(
-            lambda start: compute(prepare(start)), starts, n_threads, alone=True
-        )
+        yield from map_threaded(lambda start: compute(prepare(start)), starts, n_threads)
     else:
-        yield from map(compute, map_threaded(prepare, starts, n_threads, alone=True))
+        yield from map(compute, map_threaded(prepare, starts, n_threads))
 
 
 def compute_features(
@@ -231,7 +229,7 @@ def compute_features(
     failures: dict[bytes, ItemError],
     dtype: str,
 ) -> dict[bytes, np.ndarray]:
-    """Return the finite features of a batch by key, and add errors for the others."""
+    """Return the finite features of a batch by key, and add an error for every other item."""
     features = engine(tensors)
     computed = {}
     for key, feature in zip(keys, features, strict=True):
@@ -246,7 +244,7 @@ def compute_features(
 
 
 class _Chunk(NamedTuple):
-    """Result of a worker; rows are None if those in the file are still valid."""
+    """Result of a worker; `rows` is None if the rows in the file are still valid."""
 
     number: int
     items_digest: str
@@ -351,11 +349,11 @@ class _Chunks:
 
     def __iter__(self) -> Iterator[tuple[int, list[Any]]]:
         try:
-            yield from self._chunks()
+            yield from self._iter_chunks()
         except Exception as error:
             self.failure = error
 
-    def _chunks(self) -> Iterator[tuple[int, list[Any]]]:
+    def _iter_chunks(self) -> Iterator[tuple[int, list[Any]]]:
         items = iter(self._items)
         for number, start in enumerate(range(0, self._n_rows, self._size)):
             size = min(self._size, self._n_rows - start)

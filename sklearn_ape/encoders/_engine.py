@@ -119,7 +119,7 @@ def _find_obstacle(engine: str, device: torch.device, dtype: str) -> Exception |
             f"engine={engine!r} computes on the CPU, but device is {str(device)!r}. Pass "
             "device='cpu' or engine='torch'."
         )
-    if dtype not in _precisions(engine):
+    if dtype not in _list_precisions(engine):
         return ValueError(
             f"engine={engine!r} does not compute in {dtype} on this machine. Pass "
             "dtype='float32' or engine='torch'."
@@ -133,12 +133,12 @@ def _find_obstacle(engine: str, device: torch.device, dtype: str) -> Exception |
     return None
 
 
-def _precisions(engine: str) -> tuple[str, ...]:
+def _list_precisions(engine: str) -> tuple[str, ...]:
     if engine == "onnx" or find_spec("openvino") is None:
         return ("float32",)
-    from ._engine_runtimes import precisions
+    from ._engine_runtimes import list_precisions
 
-    return precisions()
+    return list_precisions()
 
 
 # Numbers of the options in glibc's malloc.h.

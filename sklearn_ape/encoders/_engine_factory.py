@@ -36,7 +36,7 @@ _RUNTIMES: dict[str, tuple[Any, Callable[[Workload, Path], None]]] = {
 # Largest difference from torch's float32 features, as 1 - cosine and as relative error of the
 # norm. Users choose low precision explicitly, so its tolerance only has to find wrong exports.
 _TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2, "float16": 5e-2}
-# From this number of items on, loading an existing export saves more time than it takes.
+# Smallest number of items for which loading an existing export saves more time than it takes.
 _MIN_ITEMS_TO_LOAD = 32
 
 
@@ -50,7 +50,7 @@ def exports_folder(cache: Any) -> Path:
 
 def engine_key(name: str, workload: Workload) -> Hashable:
     """Return the key under which an engine is shared within the process."""
-    # The process id, because the threads of an engine do not exist in a forked process.
+    # The key has the process id, because an engine's threads do not exist in a forked process.
     return (name, workload.key, workload.dtype, workload.n_threads, os.getpid())
 
 
@@ -68,7 +68,7 @@ def is_export_worthwhile(
     n_items : int
         Number of items to encode.
     min_items_to_export : int
-        Number of items from which on a new export saves more time than it takes.
+        Smallest number of items for which a new export saves more time than it takes.
     """
     if _failure_file(name, workload).is_file():
         return False
@@ -122,7 +122,7 @@ def _load_or_export(name: str, workload: Workload) -> Engine:
     """
     engine_class, export = _RUNTIMES[name]
     torch_engine = TorchEngine(workload._replace(dtype="float32"))
-    # Before the export, so that errors of the network itself are not reported as the engine's.
+    # Compute before the export, so that errors of the network are not reported as the engine's.
     expected = [(inputs, torch_engine(inputs)) for inputs in workload.examples()]
 
     def load(folder: Path) -> Engine:

@@ -54,8 +54,8 @@ class OnnxEngine:
         return self._session.run(None, dict(named))[0]
 
 
-class _Positional(torch.nn.Module):
-    """Wrapper with positional inputs, so that dynamic shapes need not be given by name."""
+class _PositionalInputs(torch.nn.Module):
+    """Wrapper with positional inputs, for which torch takes dynamic shapes by position."""
 
     def __init__(self, module: torch.nn.Module) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ def export_to_onnx(workload: Workload, folder: Path) -> None:
         with warnings.catch_warnings(), torch.inference_mode():
             warnings.simplefilter("ignore")
             torch.onnx.export(
-                _Positional(workload.module),
+                _PositionalInputs(workload.module),
                 example,
                 folder / _ONNX_FILE,
                 input_names=names,
@@ -89,10 +89,10 @@ def export_to_onnx(workload: Workload, folder: Path) -> None:
 
 
 _OPENVINO_FILE = "model.xml"
-# Names of the precisions in OpenVINO's options and in its list of capabilities.
+# Names of the list_precisions in OpenVINO's options and in its list of capabilities.
 _HINTS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 _CAPABILITIES = {"BF16": "bfloat16", "FP16": "float16"}
-# Engines that compute or may compute, for `_wait_for_requests`.
+# All engines of the process, whose requests must end before a fork.
 _engines: WeakSet[OpenVINOEngine] = WeakSet()
 
 
@@ -112,7 +112,7 @@ class OpenVINOEngine:
 
     def __init__(self, workload: Workload, folder: Path) -> None:
         try:
-            compiled = _core().compile_model(
+            compiled = _get_core().compile_model(
                 folder / _OPENVINO_FILE,
                 "CPU",
                 {
@@ -150,7 +150,8 @@ def export_to_openvino(workload: Workload, folder: Path) -> None:
     example = workload.examples()[0]
     try:
         with warnings.catch_warnings(), torch.inference_mode():
-            warnings.simplefilter("ignore")  # of tracing; the features are compared later
+            # Warnings of tracing do not matter, because the features are compared later.
+            warnings.simplefilter("ignore")
             model = openvino.convert_model(workload.module, example_input=example)
         for node, x in zip(model.inputs, example, strict=True):
             free = n_free_axes(x)
@@ -158,27 +159,24 @@ def export_to_openvino(workload: Workload, folder: Path) -> None:
             node.get_node().set_partial_shape(openvino.PartialShape(shape))
         model.validate_nodes_and_infer_types()
         openvino.save_model(model, folder / _OPENVINO_FILE, compress_to_fp16=False)
-    except (
-        Exception
-    ) as error:  # the converter raises various exceptions for unsupported operations
+    except Exception as error:  # the converter raises various types, as the exporter does
         raise EngineError(f"OpenVINO cannot convert the network: {error}") from error
 
 
 @lru_cache(maxsize=1)
-def precisions() -> tuple[str, ...]:
-    """Return the precisions that OpenVINO supports on this machine."""
-    capabilities = _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+def list_precisions() -> tuple[str, ...]:
+    """Return the list_precisions that OpenVINO supports on this machine."""
+    capabilities = _get_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     return ("float32", *(dtype for name, dtype in _CAPABILITIES.items() if name in capabilities))
 
 
 @lru_cache(maxsize=1)
-def _core() -> Any:
+def _get_core() -> Any:
     import openvino
 
     core = openvino.Core()
-    core.set_property(
-        {"ENABLE_MMAP": False}
-    )  # reading a truncated file that is mapped would crash the process
+    # Reading a truncated file that is mapped into memory would crash the process.
+    core.set_property({"ENABLE_MMAP": False})
     return core
 
 
@@ -205,9 +203,9 @@ def _abandon_engines() -> None:
     for engine in list(_engines):
         never_destroy(engine)
     _engines.clear()
-    if _core.cache_info().currsize:
-        never_destroy(_core())
-        _core.cache_clear()
+    if _get_core.cache_info().currsize:
+        never_destroy(_get_core())
+        _get_core.cache_clear()
 
 
 at_fork(before=_wait_for_requests, in_parent=_return_requests, in_child=_abandon_engines)

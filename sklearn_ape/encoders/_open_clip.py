@@ -13,15 +13,20 @@ from ..features import FeatureCache
 from .base import FrozenEncoder
 from .image_encoder import ImageEncoder, Preprocessing
 from .text_encoder import TOKENIZING, TextEncoder
-from .weights import Network, digest_folder, hub_commit, library_version, loading, suggest_names
+from .weights import (
+    Network,
+    digest_folder,
+    explain_load_errors,
+    find_hub_commit,
+    format_library_version,
+    suggest_names,
+)
 
 _CONFIG = "open_clip_config.json"
 
 
 class _OpenCLIPTower(FrozenEncoder):
     """Base class of the two towers, which share one loaded model."""
-
-    revision: str | None
 
     def _check_parameters(self) -> None:
         super()._check_parameters()
@@ -40,7 +45,7 @@ class _OpenCLIPTower(FrozenEncoder):
             raise ValueError(
                 f"model_name={self.model_name!r} is not a pretrained CLIP model. Pass "
                 "'architecture/weights' such as 'ViT-B-32/laion2b_s34b_b79k', a hub name or a "
-                f"folder.{suggest_names(self.model_name, _pretrained_names())}"
+                f"folder.{suggest_names(self.model_name, _list_pretrained())}"
             )
 
     def _is_hub_name(self) -> bool:
@@ -49,21 +54,18 @@ class _OpenCLIPTower(FrozenEncoder):
         architecture = self.model_name.partition("/")[0]
         return not open_clip.list_pretrained_tags_by_model(architecture)
 
-    def _weights_key(self) -> str:
-        return f"{self.model_name}@{self.revision}"
-
     def _weights_fingerprint(self) -> str | None:
         if os.path.isdir(self.model_name):
             return digest_folder(Path(self.model_name))
         if not self._is_hub_name():
             return self.model_name
-        commit = hub_commit(self.model_name, self.revision, _CONFIG)
+        commit = find_hub_commit(self.model_name, self.revision, _CONFIG)
         return f"{self.model_name}@{commit}" if commit else None
 
     def _identity(self) -> dict[str, Any]:
         return {
             "weights": self._require_fingerprint(),
-            "library": library_version("open_clip_torch"),
+            "library": format_library_version("open_clip_torch"),
         }
 
     def _network(self) -> Network:
@@ -73,7 +75,7 @@ class _OpenCLIPTower(FrozenEncoder):
     def _load(self, device: torch.device) -> Network:
         import open_clip
 
-        with loading(self.model_name, _pretrained_names()):
+        with explain_load_errors(self.model_name, _list_pretrained()):
             if os.path.isdir(self.model_name):
                 name, weights = f"local-dir:{self.model_name}", None
             elif self._is_hub_name():
@@ -82,7 +84,7 @@ class _OpenCLIPTower(FrozenEncoder):
                 name, _, weights = self.model_name.partition("/")
             model, transform = open_clip.create_model_from_pretrained(name, pretrained=weights)
             prepare = {
-                "image": Preprocessing.of(transform) or transform,
+                "image": Preprocessing.from_transform(transform) or transform,
                 "text": open_clip.get_tokenizer(name),
             }
         return Network(model.to(device), prepare, device)
@@ -287,7 +289,7 @@ class _Tower(torch.nn.Module):
         return getattr(self.model, self.method)(inputs)
 
 
-def _pretrained_names() -> list[str]:
+def _list_pretrained() -> list[str]:
     import open_clip
 
     return [f"{name}/{tag}" for name, tag in open_clip.list_pretrained()]
@@ -298,7 +300,7 @@ def _download(repo_id: str, revision: str | None) -> str:
     from huggingface_hub import snapshot_download
 
     # Weights and features must be of the same commit, even if the branch moves meanwhile.
-    revision = hub_commit(repo_id, revision, _CONFIG) or revision
+    revision = find_hub_commit(repo_id, revision, _CONFIG) or revision
     configs = ["*.json", "*.txt", "*.model"]
     for weights in ("open_clip_*.safetensors", "open_clip_*.bin"):
         folder = snapshot_download(repo_id, revision=revision, allow_patterns=[*configs, weights])

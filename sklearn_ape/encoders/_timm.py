@@ -16,11 +16,11 @@ from .weights import (
     PACKAGED,
     Network,
     digest_folder,
-    hub_commit,
-    is_for,
-    library_version,
-    loading,
-    packaged_file,
+    explain_load_errors,
+    find_hub_commit,
+    find_packaged_file,
+    format_library_version,
+    is_for_encoder,
     suggest_names,
     verify_digest,
 )
@@ -185,12 +185,12 @@ class TimmImageEncoder(ImageEncoder):
         if self.views not in NUMBERS_OF_VIEWS:
             raise ValueError(f"views must be 1, 2 or 4, not {self.views!r}.")
         if self.model_name in PACKAGED:
-            if not is_for(self.model_name, self):
+            if not is_for_encoder(self.model_name, self):
                 raise ValueError(
                     f"model_name={self.model_name!r} is not an image encoder. Use "
                     f"{PACKAGED[self.model_name].encoder}."
                 )
-            packaged_file(self.model_name)
+            find_packaged_file(self.model_name)
         elif not os.path.isdir(self.model_name) and "/" not in self.model_name:
             import timm
 
@@ -211,7 +211,7 @@ class TimmImageEncoder(ImageEncoder):
         views = {} if self.views == 1 else {"views": int(self.views)}
         return {
             "weights": self._require_fingerprint(),
-            "library": library_version("timm"),
+            "library": format_library_version("timm"),
             "pooling": self.pooling,
             "output": self.output,
             "crop": self.crop,
@@ -223,7 +223,7 @@ class TimmImageEncoder(ImageEncoder):
             return PACKAGED[self.model_name].sha256
         if os.path.isdir(self.model_name):
             return digest_folder(Path(self.model_name))
-        commit = hub_commit(self._hub_id(), self.revision)
+        commit = find_hub_commit(self._hub_id(), self.revision)
         return f"{self.model_name}@{commit}" if commit else None
 
     def _hub_id(self) -> str:
@@ -241,7 +241,7 @@ class TimmImageEncoder(ImageEncoder):
             return f"local-dir:{self.model_name}"
         if "/" in self.model_name or self.revision is not None:
             # Weights and features must be of the same commit, even if the branch moves.
-            revision = hub_commit(self._hub_id(), self.revision) or self.revision
+            revision = find_hub_commit(self._hub_id(), self.revision) or self.revision
             suffix = f"@{revision}" if revision is not None else ""
             return f"hf-hub:{self._hub_id()}{suffix}"
         return self.model_name
@@ -252,12 +252,12 @@ class TimmImageEncoder(ImageEncoder):
         model: Any
         if self.model_name in PACKAGED:
             model = timm.create_model(PACKAGED[self.model_name].architecture)
-            path = verify_digest(self.model_name, packaged_file(self.model_name))
+            path = verify_digest(self.model_name, find_packaged_file(self.model_name))
             weights = torch.load(path, map_location="cpu", weights_only=True)
             # The package has the same tensors in the same order, but other names.
             model.load_state_dict(dict(zip(model.state_dict(), weights.values(), strict=True)))
         else:
-            with loading(self.model_name):
+            with explain_load_errors(self.model_name):
                 model = timm.create_model(self._timm_name(), pretrained=True)
         config = timm.data.resolve_model_data_config(model)
         if self.crop == "pad":
@@ -265,7 +265,7 @@ class TimmImageEncoder(ImageEncoder):
         transform = timm.data.create_transform(**config)
         return Network(
             model.to(device, memory_format=torch.channels_last),
-            Preprocessing.of(transform) or transform,
+            Preprocessing.from_transform(transform) or transform,
             device,
         )
 

@@ -13,17 +13,17 @@ from torch import nn
 from ..features import FeatureCache
 from ..utils.validation import check_choice, check_integer
 from .image_encoder import ImageEncoder
-from .text_encoder import TOKENIZING, TextEncoder, TextPreparation, declared_preparation
+from .text_encoder import TOKENIZING, TextEncoder, TextPreparation, read_preparation
 from .weights import (
     Network,
+    call_from_pretrained,
     check_source,
-    fingerprint_of,
-    library_version,
-    pretrained,
+    compute_fingerprint,
+    format_library_version,
     read_side_file,
 )
 
-# Limit of tokens for models that declare none or a meaninglessly large one.
+# Limit of tokens for models that declare no limit or a meaninglessly large one.
 _MAX_TOKENS = 512
 
 # Number of texts that are tokenized together to find their lengths; it bounds the memory.
@@ -157,45 +157,42 @@ class TransformersTextEncoder(TextEncoder):
         check_integer(self.max_length, "max_length", 1, optional=True)
         check_source(self.model_name, self)
 
-    def _weights_key(self) -> str:
-        return f"{self.model_name}@{self.revision}"
-
     def _weights_fingerprint(self) -> str | None:
-        return fingerprint_of(self.model_name, self.revision)
+        return compute_fingerprint(self.model_name, self.revision)
 
     def _identity(self) -> dict[str, Any]:
         weights = self._require_fingerprint()
         return {
             "weights": weights,
-            "library": library_version("transformers"),
+            "library": format_library_version("transformers"),
             "pooling": self.pooling,
             "normalize": self.normalize,
             "max_length": self.max_length,
-            **self._preparation(weights).identity(),
+            **self._read_preparation(weights).identity(),
         }
 
     def _load(self, device: torch.device) -> Network:
         from transformers import AutoModel, AutoTokenizer
 
-        tokenizer = pretrained(AutoTokenizer, self.model_name, self.revision)
-        model = pretrained(AutoModel, self.model_name, self.revision)
+        tokenizer = call_from_pretrained(AutoTokenizer, self.model_name, self.revision)
+        model = call_from_pretrained(AutoModel, self.model_name, self.revision)
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
         # The poolings "last" and "cls" require padding on the right. Generative models pad left.
         tokenizer.padding_side = "right"
-        prepare = self._declared_pipeline(tokenizer, model)
+        prepare = self._read_pipeline(tokenizer, model)
         return Network(model.to(device), prepare, device)
 
-    def _declared_pipeline(self, tokenizer: Any, model: Any) -> _TextPipeline:
+    def _read_pipeline(self, tokenizer: Any, model: Any) -> _TextPipeline:
         """Read pooling, normalization and length from the sentence-transformers files."""
         modules = read_side_file(self.model_name, self.revision, "modules.json") or []
         kinds = {module["type"].rsplit(".", 1)[-1]: module["path"] for module in modules}
         pooling = "embedding" if hasattr(model, "get_text_features") else "mean"
-        preparation = self._preparation(self._weights_fingerprint())
+        preparation = self._read_preparation(self._weights_fingerprint())
         if "Pooling" in kinds:
             file = f"{kinds['Pooling']}/config.json"
             config = read_side_file(self.model_name, self.revision, file) or {}
-            pooling = _declared_pooling(config)
+            pooling = _parse_pooling(config)
             if preparation.prompt and not config.get("include_prompt", True):
                 pooling = f"{pooling} without the prompt"
         # `_pool_tokens` raises an error for a pooling with a step that is not implemented here.
@@ -213,13 +210,13 @@ class TransformersTextEncoder(TextEncoder):
             preparation,
         )
 
-    def _preparation(self, weights: str | None) -> TextPreparation:
-        return declared_preparation(self.model_name, self.revision, weights)
+    def _read_preparation(self, weights: str | None) -> TextPreparation:
+        return read_preparation(self.model_name, self.revision, weights)
 
     def _module(self, network: Network) -> torch.nn.Module:
-        declared: _TextPipeline = network.prepare
-        pooling = declared.pooling if self.pooling == "auto" else self.pooling
-        normalize = declared.normalize if self.normalize == "auto" else bool(self.normalize)
+        pipeline: _TextPipeline = network.prepare
+        pooling = pipeline.pooling if self.pooling == "auto" else self.pooling
+        normalize = pipeline.normalize if self.normalize == "auto" else bool(self.normalize)
         n_positions = _n_positions(network.model)
         if n_positions is not None and (self.max_length or 0) > n_positions:
             raise ValueError(
@@ -229,14 +226,14 @@ class TransformersTextEncoder(TextEncoder):
         return _TextFeatures(network.model, pooling, normalize)
 
     def _order(self, items: list[Any]) -> list[int]:
-        declared: _TextPipeline = self._network().prepare
-        if not getattr(declared.tokenize, "is_fast", False):
+        pipeline: _TextPipeline = self._network().prepare
+        if not getattr(pipeline.tokenize, "is_fast", False):
             return super()._order(items)
-        # Sorted by tokens, not by letters: one eighth of batches by letters is padding.
+        # Sort by the number of tokens: in batches sorted by letters, one eighth is padding.
         lengths: list[int] = []
         for rows in gen_batches(len(items), _TOKENIZED_AT_ONCE):
             texts = list(map(str, items[rows]))
-            tokens = self._tokens(declared, texts, padding=False)["input_ids"]
+            tokens = self._tokenize(pipeline, texts, padding=False)["input_ids"]
             lengths += map(len, tokens)
         return sorted(range(len(items)), key=lambda row: (lengths[row], items[row]), reverse=True)
 
@@ -244,14 +241,14 @@ class TransformersTextEncoder(TextEncoder):
         # SigLIP was trained with texts padded to a fixed length, and attends to the padding.
         padding = "max_length" if _is_siglip(network.model) else True
         options = {"padding": padding, "return_attention_mask": True, "return_tensors": "pt"}
-        tokens = self._tokens(network.prepare, batch, **options)
+        tokens = self._tokenize(network.prepare, batch, **options)
         return tuple(tokens[name] for name in _INPUTS if name in tokens)
 
-    def _tokens(self, declared: _TextPipeline, texts: list[Any], **options: Any) -> Any:
-        max_length = self.max_length or declared.max_length
+    def _tokenize(self, pipeline: _TextPipeline, texts: list[Any], **options: Any) -> Any:
+        max_length = self.max_length or pipeline.max_length
         with TOKENIZING:
-            texts = declared.preparation(texts)
-            return declared.tokenize(texts, truncation=True, max_length=max_length, **options)
+            texts = pipeline.preparation(texts)
+            return pipeline.tokenize(texts, truncation=True, max_length=max_length, **options)
 
 
 class _TextFeatures(torch.nn.Module):
@@ -295,7 +292,7 @@ def _is_seq2seq(model: Any) -> bool:
     return bool(getattr(model.config, "is_encoder_decoder", False))
 
 
-def _declared_pooling(config: dict[str, Any]) -> str:
+def _parse_pooling(config: dict[str, Any]) -> str:
     """Return the pooling of a sentence-transformers config in the old or the new format."""
     modes = config.get("pooling_mode") or [
         key.removeprefix("pooling_mode_")
@@ -421,16 +418,13 @@ class TransformersImageEncoder(ImageEncoder):
         check_choice(self.pooling, "pooling", ("auto", "mean", "cls", "cls+mean"))
         check_source(self.model_name, self)
 
-    def _weights_key(self) -> str:
-        return f"{self.model_name}@{self.revision}"
-
     def _weights_fingerprint(self) -> str | None:
-        return fingerprint_of(self.model_name, self.revision)
+        return compute_fingerprint(self.model_name, self.revision)
 
     def _identity(self) -> dict[str, Any]:
         return {
             "weights": self._require_fingerprint(),
-            "library": library_version("transformers"),
+            "library": format_library_version("transformers"),
             "pooling": self.pooling,
             "crop": self.crop,
         }
@@ -438,15 +432,15 @@ class TransformersImageEncoder(ImageEncoder):
     def _load(self, device: torch.device) -> Network:
         from transformers import AutoImageProcessor, AutoModel
 
-        prepare = pretrained(AutoImageProcessor, self.model_name, self.revision)
-        model, loaded = pretrained(
+        prepare = call_from_pretrained(AutoImageProcessor, self.model_name, self.revision)
+        model, loaded = call_from_pretrained(
             AutoModel, self.model_name, self.revision, output_loading_info=True
         )
         # transformers initializes a pooler that the checkpoint lacks at random.
         model.pooler_is_pretrained = not any("pooler" in key for key in loaded["missing_keys"])
         return Network(model.to(device, memory_format=torch.channels_last), prepare, device)
 
-    def _pixels(self, preprocessing: Any, image: Any) -> torch.Tensor:
+    def _preprocess(self, preprocessing: Any, image: Any) -> torch.Tensor:
         return preprocessing(images=image, return_tensors="pt")["pixel_values"][0]
 
     def _pixel_network(self, network: Network) -> torch.nn.Module:

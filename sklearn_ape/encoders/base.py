@@ -59,7 +59,7 @@ class FrozenEncoder(
     """
 
     _modality: str
-    # From this number of items on, the export of a small network saves more time than it takes.
+    # Smallest number of items for which exporting a small network saves more time than it takes.
     _min_items_to_export: int
     _runtime_params: ClassVar = frozenset(
         {"batch_size", "cache", "device", "engine", "n_jobs", "verbose"}
@@ -84,9 +84,9 @@ class FrozenEncoder(
     def _load(self, device: torch.device) -> Network:
         """Load the weights."""
 
-    @abstractmethod
     def _weights_key(self) -> str:
-        """Return the name of the weights; encoders with the same one share a loaded network."""
+        """Return the name of the weights; encoders with the same name share a loaded network."""
+        return f"{self.model_name}@{self.revision}"
 
     @abstractmethod
     def _weights_fingerprint(self) -> str | None:
@@ -119,7 +119,7 @@ class FrozenEncoder(
         """Return batches of varied items, used to trace a network and to compare engines."""
 
     def _may_change(self, item: Any) -> bool:
-        """Return whether an item's content may change while it is read, as that of a file."""
+        """Return whether an item's content may change while it is read, because it is a file."""
         return False
 
     def _order(self, items: list[Any]) -> list[int]:
@@ -333,7 +333,7 @@ class FrozenEncoder(
 
     def _n_threads(self) -> int:
         if self.n_jobs is None:
-            return torch.get_num_threads()  # joblib lowers it in its workers
+            return torch.get_num_threads()  # joblib lowers the number in its workers
         return self.n_jobs if self.n_jobs > 0 else max(1, cpu_count() + 1 + self.n_jobs)
 
     def _batch_size_for(self, engine: str, device: torch.device) -> int:
@@ -348,7 +348,7 @@ class FrozenEncoder(
         """Return the network that all encoders with the same weights and loader share."""
         device = self._device()
         weights = self._weights_key()
-        if os.path.isdir(self.model_name):  # its files may have been replaced
+        if os.path.isdir(self.model_name):  # the files of the folder may have been replaced
             weights += digest_folder(Path(self.model_name))
         return get_shared_network(
             (loader, weights, str(device)), lambda: self._load_frozen(device)
@@ -362,13 +362,13 @@ class FrozenEncoder(
             network.model.requires_grad_(False).eval()
         return network
 
-    def _knows_its_width(self) -> bool:
+    def _is_width_known(self) -> bool:
         # Parameters may have been set since the width was stored.
         return getattr(self, "_width", (b"", 0))[0] == self._identity_digest()
 
     @property
     def _n_features_out(self) -> int:
-        if not self._knows_its_width():
+        if not self._is_width_known():
             network = self._network()
             with default_state(), torch.inference_mode():
                 blank = self._prepare(network.prepare, self._blank())
@@ -377,7 +377,7 @@ class FrozenEncoder(
         return self._width[1]
 
     def _require_fingerprint(self) -> str:
-        """Return the fingerprint of the weights, downloading them if they are not here yet."""
+        """Return the fingerprint of the weights, downloading them if necessary."""
         fingerprint = self._weights_fingerprint()
         if fingerprint is None:
             self._network()
@@ -393,8 +393,8 @@ class FrozenEncoder(
     def _digest_parts(self) -> dict[str, Any]:
         """Return everything that features depend on, without loading weights.
 
-        Unlike `_identity_digest`, this does not find out which commit of a model is used: that
-        stays the same within a process. The weights in a folder may have changed.
+        Unlike `_identity_digest`, the parts do not include the commit of a hub model, which stays
+        the same within a process. The weights in a folder may change.
         """
         parts = self.get_params(deep=False)
         for name in self._runtime_params | {"on_error"}:

@@ -16,7 +16,7 @@ from ..utils.sklearn_compat import unfreeze
 from ..utils.torch_state import default_state
 from ._timm import TimmImageEncoder
 from ._transformers import TransformersImageEncoder
-from .weights import pretrained
+from .weights import call_from_pretrained
 
 _SYNSET = re.compile(r"n\d{8}")
 _NO_NAME = re.compile(r"(LABEL_\d+)?")
@@ -128,17 +128,17 @@ def classifier_head_pairs(
     inner = unfreeze(encoder)
     if isinstance(inner, TimmImageEncoder):
         inner._check_parameters()
-        head, names = _timm_head(inner), inner.class_names
+        head, names = _find_timm_head(inner), inner.class_names
     elif isinstance(inner, TransformersImageEncoder):
         inner._check_parameters()
-        head, names = _transformers_head(inner)
+        head, names = _load_transformers_head(inner)
     else:
         raise ValueError(
             f"encoder of type {type(inner).__name__} has no supported classification head. "
             "Pass a TimmImageEncoder or a TransformersImageEncoder with a network for "
             "classification, or use HeadPairs(weights, texts)."
         )
-    weights = _head_weights(head, inner)
+    weights = _extract_weights(head, inner)
     if len(names) != len(weights):
         raise ValueError(
             f"encoder has a classification head of {len(weights)} classes, but {len(names)} class "
@@ -159,7 +159,7 @@ class _Head(NamedTuple):
     logits: torch.Tensor
 
 
-def _timm_head(encoder: TimmImageEncoder) -> _Head:
+def _find_timm_head(encoder: TimmImageEncoder) -> _Head:
     network = encoder._network()
     layer = network.model.get_classifier()
     if not isinstance(layer, torch.nn.Linear | torch.nn.Conv2d):
@@ -178,7 +178,7 @@ def _timm_head(encoder: TimmImageEncoder) -> _Head:
     return _Head(layer, features, logits)
 
 
-def _transformers_head(encoder: TransformersImageEncoder) -> tuple[_Head, list[str]]:
+def _load_transformers_head(encoder: TransformersImageEncoder) -> tuple[_Head, list[str]]:
     """Load a network again, with its head, and return the head and the class names."""
     from transformers import AutoModelForImageClassification
 
@@ -193,7 +193,7 @@ def _transformers_head(encoder: TransformersImageEncoder) -> tuple[_Head, list[s
     # A head that the checkpoint lacks is initialized at random, which must not change the state of
     # the user's generator.
     with torch.random.fork_rng(devices=[]):
-        model, loaded = pretrained(
+        model, loaded = call_from_pretrained(
             AutoModelForImageClassification,
             encoder.model_name,
             encoder.revision,
@@ -217,7 +217,7 @@ def _transformers_head(encoder: TransformersImageEncoder) -> tuple[_Head, list[s
     return _Head(linear[-1][1], features, logits), names
 
 
-def _head_weights(head: _Head, encoder: Any) -> np.ndarray:
+def _extract_weights(head: _Head, encoder: Any) -> np.ndarray:
     """Return a head's weight matrix; raise ValueError unless it uses the encoder's features."""
     weights = head.layer.weight.detach().float().flatten(1)
     if head.features.shape[1] != weights.shape[1]:
@@ -229,7 +229,8 @@ def _head_weights(head: _Head, encoder: Any) -> np.ndarray:
     logits = head.features.float() @ weights.T
     if head.layer.bias is not None:
         logits += head.layer.bias
-    # Features of the same width may differ, such as the mean over patches and the class token.
+    # Features of another kind may have the same width, such as the mean over patches and the class
+    # token.
     if not torch.allclose(logits, head.logits.float(), rtol=1e-2, atol=1e-2):
         raise ValueError(
             f"pooling={encoder.pooling!r} of {type(encoder).__name__} returns features that are "

@@ -28,29 +28,17 @@ NUMBERS_OF_VIEWS = (1, 2, 4)
 # Magnification of the largest view.
 _MAX_ZOOM = 4 / 3
 
-
-def _iter_views(image: Image.Image, n_views: int) -> Iterator[Image.Image]:
-    """Yield views of an RGB image: itself, mirrored, scaled by 2/3 on white, center scaled by 4/3.
-
-    The views have the proportions of the image, up to a pixel. They are yielded one at a time,
-    because each takes as much memory as the image.
-    """
-    from PIL import ImageOps
-
-    yield image
-    if n_views > 1:
-        yield ImageOps.mirror(image)
-    if n_views > 2:
-        width, height = image.size
-        yield ImageOps.expand(image, (width // 4, height // 4), "white")
-        yield image.crop((width // 8, height // 8, width - width // 8, height - height // 8))
-
-
 # Large images are first reduced by an integer factor, which is fast, to at least this many times
 # the final size. On drawings of 2200 pixels, the features of EfficientNet-Lite0 then differ by a
 # 1 - cosine of 2e-5 (median) and at most 2e-4. With 3 the largest differences are more frequent,
 # and with 2 they are up to 3e-3.
 _REDUCING_GAP = 4
+
+# Resizing the shorter side of a narrower image would make the longer one fill the memory.
+_MAX_ASPECT_RATIO = 100
+
+# The square around a long image has up to a hundred times its pixels, so its size is limited.
+_MAX_SQUARE = 8192
 
 
 class Preprocessing(NamedTuple):
@@ -81,7 +69,7 @@ class Preprocessing(NamedTuple):
     std: tuple[float, ...]
 
     @classmethod
-    def of(cls, transform: Any) -> Self | None:
+    def from_transform(cls, transform: Any) -> Self | None:
         """Return the equivalent of a torchvision transform, or None if it has other steps."""
         from torchvision import transforms
 
@@ -116,7 +104,7 @@ class Preprocessing(NamedTuple):
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
         """Return the pixels of an RGB image as bytes, (height, width, 3)."""
-        new_width, new_height = self._new_size(*image.size)
+        new_width, new_height = self._compute_size(*image.size)
         factor = min(
             image.width // (_REDUCING_GAP * new_width),
             image.height // (_REDUCING_GAP * new_height),
@@ -139,7 +127,7 @@ class Preprocessing(NamedTuple):
         """Smallest length of the side given by `resize` at which an image may be decoded."""
         return _REDUCING_GAP * (self.resize if isinstance(self.resize, int) else max(self.resize))
 
-    def _new_size(self, width: int, height: int) -> tuple[int, int]:
+    def _compute_size(self, width: int, height: int) -> tuple[int, int]:
         if not isinstance(self.resize, int):
             return self.resize[1], self.resize[0]
         if width <= height:
@@ -193,13 +181,6 @@ class OnPixels(nn.Module):
         return (pixels.permute(0, 3, 1, 2).float() - self.mean) / self.std
 
 
-# Resizing the shorter side of a narrower image would make the longer one fill the memory.
-_MAX_ASPECT_RATIO = 100
-
-# The square around a long image has up to a hundred times its pixels, so its size is limited.
-_MAX_SQUARE = 8192
-
-
 class ImageEncoder(FrozenEncoder):
     """Base class for image encoders.
 
@@ -242,7 +223,7 @@ class ImageEncoder(FrozenEncoder):
     def _default_batch_size(self, engine: str, device: torch.device) -> int:
         if engine == "torch":
             return 16 if device.type == "cpu" else 128
-        return 4  # the first layers of so many images fit into the cache of a core
+        return 4  # the outputs of the first layers for 4 images fit into the cache of a core
 
     def _prepare(self, prepare: Any, item: Any) -> Any:
         preprocessing = self._preprocessing(prepare)
@@ -250,13 +231,13 @@ class ImageEncoder(FrozenEncoder):
         if max(image.size) > _MAX_ASPECT_RATIO * min(image.size):
             raise ItemError(f"is too narrow ({image.width} x {image.height} pixels). Crop it.")
         if self.crop == "pad" and image.width != image.height:
-            image = _square_on_white(image)
+            image = _pad_to_square(image)
         if self.views == 1:
-            return self._pixels(preprocessing, image)
+            return self._preprocess(preprocessing, image)
         views = _iter_views(image, self.views)
-        return torch.stack([self._pixels(preprocessing, view) for view in views])
+        return torch.stack([self._preprocess(preprocessing, view) for view in views])
 
-    def _pixels(self, preprocessing: Any, image: Any) -> torch.Tensor:
+    def _preprocess(self, preprocessing: Any, image: Any) -> torch.Tensor:
         return preprocessing(image)
 
     def _min_side(self, preprocessing: Any) -> int | None:
@@ -299,7 +280,8 @@ class ImageEncoder(FrozenEncoder):
         return tags
 
 
-def _square_on_white(image: Any) -> Any:
+def _pad_to_square(image: Any) -> Any:
+    """Center an image on a white square."""
     from PIL import Image
 
     if max(image.size) > _MAX_SQUARE:
@@ -308,3 +290,20 @@ def _square_on_white(image: Any) -> Any:
     square = Image.new("RGB", (side, side), "white")
     square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
     return square
+
+
+def _iter_views(image: Image.Image, n_views: int) -> Iterator[Image.Image]:
+    """Yield views of an RGB image: itself, mirrored, scaled by 2/3 on white, center scaled by 4/3.
+
+    The views have the proportions of the image, up to a pixel. They are yielded one at a time,
+    because each takes as much memory as the image.
+    """
+    from PIL import ImageOps
+
+    yield image
+    if n_views > 1:
+        yield ImageOps.mirror(image)
+    if n_views > 2:
+        width, height = image.size
+        yield ImageOps.expand(image, (width // 4, height // 4), "white")
+        yield image.crop((width // 8, height // 8, width - width // 8, height - height // 8))

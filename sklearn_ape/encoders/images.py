@@ -30,11 +30,11 @@ _LARGE_FILE = 2**26
 _READ_AT_ONCE = 2**20
 _PIXELS_AT_ONCE = 2**20
 
-# First bytes of TIFF files (also BigTIFF) and of drawings that Pillow cannot render.
+# First bytes of TIFF and BigTIFF files, and of drawings that Pillow cannot render.
 _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _SVG_STARTS = (b"<svg", b"<?xml", b"<!DOCTYPE svg")
 
-# By absolute path: the file's stamp, and the digest of its content at that time.
+# The stamp and the digest of a file by its absolute path.
 _file_digests: LRUCache[str, tuple[tuple[int, ...], bytes]] = LRUCache(max_entries=1_000_000)
 
 
@@ -49,7 +49,7 @@ def unwrap_image(item: Any) -> Any:
 def image_digest(item: Any) -> bytes:
     """Return the sha256 of an image's content: bytes of a file, or pixels."""
     if isinstance(item, str | os.PathLike):
-        return _file_digest(os.fsdecode(item))
+        return _digest_file(os.fsdecode(item))
     if isinstance(item, bytes | bytearray | memoryview):
         if not len(item):
             raise ItemError("is empty (0 bytes). Pass the content of an image file.")
@@ -57,7 +57,7 @@ def image_digest(item: Any) -> bytes:
         digest = _new_digest(content[:4])
         digest.update(content)
         return digest.digest()
-    pixels = _pixels(item)
+    pixels = _to_pixels(item)
     header = f"pixels {pixels.shape}".encode()
     return hashlib.sha256(header + np.ascontiguousarray(pixels).tobytes()).digest()
 
@@ -68,7 +68,9 @@ def check_image(item: Any) -> None:
         _open(item).close()
 
 
-def read_image(item: Any, min_side: int | None = None, longer: bool = False) -> Image.Image:
+def read_image(
+    item: Any, min_side: int | None = None, use_longer_side: bool = False
+) -> Image.Image:
     """Return an upright RGB image, with transparent pixels blended with white.
 
     Parameters
@@ -79,8 +81,8 @@ def read_image(item: Any, min_side: int | None = None, longer: bool = False) -> 
     min_side : int or None, default=None
         Smallest number of pixels of the shorter side. A larger JPEG file is decoded at 1/2, 1/4
         or 1/8 of its size if possible, which is faster. None decodes it at its full size.
-    longer : bool, default=False
-        Whether ``min_side`` is of the longer side instead.
+    use_longer_side : bool, default=False
+        Whether ``min_side`` is the smallest number of pixels of the longer side instead.
 
     Returns
     -------
@@ -101,26 +103,30 @@ def read_image(item: Any, min_side: int | None = None, longer: bool = False) -> 
         try:
             with image:
                 if min_side is not None:
-                    side = max(image.size) if longer else min(image.size)
+                    side = max(image.size) if use_longer_side else min(image.size)
                     width, height = (math.ceil(n * min_side / side) for n in image.size)
-                    image.draft(None, (width, height))
+                    image.draft(None, (width, height))  # has no effect on formats except JPEG
                 with _without_memory_map(image):
                     image.load()
                 return _to_rgb(image)
         except MemoryError:
-            raise ItemError(_too_large(image)) from None
+            raise ItemError(
+                f"does not fit into memory ({image.width} x {image.height} pixels). Shrink it."
+            ) from None
         except Exception as error:  # plugins raise many exception types for damaged files
             raise ItemError(
-                f"is damaged or cut short ({_reason(error)}). Replace the file."
+                f"is damaged or cut short ({_describe_error(error)}). Replace the file."
             ) from error
     if isinstance(item, Image.Image):
         try:
             with _without_memory_map(item):
                 copy = item.copy()
             return _to_rgb(copy)
-        except Exception as error:  # a lazily opened file is read here, as above
-            raise ItemError(f"cannot be read ({_reason(error)}). Replace the image.") from error
-    return _to_rgb(Image.fromarray(_pixels(item)))
+        except Exception as error:  # Pillow opens files lazily, so this may read a damaged file
+            raise ItemError(
+                f"cannot be read ({_describe_error(error)}). Replace the image."
+            ) from error
+    return _to_rgb(Image.fromarray(_to_pixels(item)))
 
 
 @contextmanager
@@ -142,15 +148,15 @@ def _without_memory_map(image: Image.Image) -> Iterator[None]:
         named.filename = name
 
 
-def _file_status(path: str) -> os.stat_result:
+def _stat_file(path: str) -> os.stat_result:
     """Return the status of a regular file that is not empty. Opening a pipe could block."""
     try:
         status = os.stat(path)
     except FileNotFoundError:
-        raise ItemError(_no_such_file(path)) from None
+        raise ItemError(_describe_missing_file(path)) from None
     except (OSError, ValueError) as error:  # for instance a NUL in the name, or no permission
         if getattr(error, "errno", None) == errno.ENAMETOOLONG:
-            raise ItemError(_no_such_file(path)) from None
+            raise ItemError(_describe_missing_file(path)) from None
         raise ItemError(
             f"cannot be opened ({error}). Check the path and its permissions."
         ) from None
@@ -166,8 +172,8 @@ def _file_status(path: str) -> os.stat_result:
     return status
 
 
-def _file_digest(path: str) -> bytes:
-    status = _file_status(path)
+def _digest_file(path: str) -> bytes:
+    status = _stat_file(path)
     stamp = stamp_of(status)
     key = os.path.abspath(path)
     cached = _file_digests.get(key)
@@ -200,7 +206,7 @@ def _new_digest(start: bytes) -> Any:
     return hashlib.sha256(b"tiff" if start in _TIFF_STARTS else b"file")
 
 
-def _no_such_file(path: str) -> str:
+def _describe_missing_file(path: str) -> str:
     if "://" in path or path.startswith("data:"):
         return "is a URL, not a file. Download the image and pass its path."
     is_like_caption = not os.path.dirname(path) or (" " in path and not os.path.isabs(path))
@@ -212,13 +218,9 @@ def _no_such_file(path: str) -> str:
     return f"does not exist (looked for {os.path.abspath(path)[:500]!r}). Check the path."
 
 
-def _reason(error: Exception) -> str:
+def _describe_error(error: Exception) -> str:
     """Return the message of an error in one line, or its type if it has none."""
     return " ".join(str(error).split()) or type(error).__name__
-
-
-def _too_large(image: Image.Image) -> str:
-    return f"does not fit into memory ({image.width} x {image.height} pixels). Shrink it."
 
 
 def _open(item: Any) -> Image.Image:
@@ -228,16 +230,16 @@ def _open(item: Any) -> Image.Image:
     is_path = isinstance(item, str | os.PathLike)
     if is_path:
         item = os.fsdecode(item)
-        _file_status(item)
+        _stat_file(item)
     try:
         image = Image.open(item if is_path else io.BytesIO(item))
     except UnidentifiedImageError:
-        raise ItemError(_unidentified(item, is_path)) from None
+        raise ItemError(_describe_unknown_format(item, is_path)) from None
     except Image.DecompressionBombError as error:
         raise ItemError(f"is rejected: {error} Shrink it.") from None
     except Exception as error:  # plugins raise many exception types for damaged files
         raise ItemError(
-            f"cannot be opened as an image ({_reason(error)}). Replace the file."
+            f"cannot be opened as an image ({_describe_error(error)}). Replace the file."
         ) from None
     if image.format == "EPS":  # a program: Pillow would run Ghostscript on it
         image.close()
@@ -253,7 +255,7 @@ def _open(item: Any) -> Image.Image:
     return image
 
 
-def _unidentified(item: Any, is_path: bool) -> str:
+def _describe_unknown_format(item: Any, is_path: bool) -> str:
     if is_path:
         with open(item, "rb") as file:
             start = file.read(64)
@@ -269,7 +271,7 @@ def _unidentified(item: Any, is_path: bool) -> str:
     )
 
 
-def _pixels(item: Any) -> np.ndarray:
+def _to_pixels(item: Any) -> np.ndarray:
     """Return uint8 pixels, (H, W) or (H, W, channels), of a PIL image or an array."""
     from PIL import Image
 
@@ -349,6 +351,7 @@ def _scale_to_bytes(image: Image.Image) -> Image.Image:
     low, high = float(values.min()), float(values.max())
     if not (np.isfinite(low) and np.isfinite(high)):
         raise ValueError("it has pixels that are NaN or infinite")
+    # The mode does not tell which value is white, so the largest value decides.
     if image.mode == "F":
         white = 1.0 if high <= 1.0 else 255.0 if high <= 255.0 else high
     elif image.mode == "I":
@@ -377,8 +380,8 @@ def image_digests(X: Any) -> np.ndarray | None:
     Returns
     -------
     digests : ndarray of shape (n_images,) and dtype V16, or None
-        Digests. An item that is not an image, or cannot be read, has a digest of its own. None
-        if X is not a sequence of items but, for instance, a table.
+        Digests. An item that is not an image, or cannot be read, has a unique digest. None is
+        returned if X is not a sequence of items but, for instance, a table.
     """
     try:
         items = as_items(X, "image")

@@ -51,8 +51,8 @@ class EncodingFailedWarning(UserWarning):
     """Some items could not be encoded; their features are NaN."""
 
 
-class _Described(str):
-    """Description of an error, with the name of the item and the reason as attributes."""
+class _ErrorText(str):
+    """Message of an error, with the name of the item and the reason as attributes."""
 
     name: str
     reason: str
@@ -61,18 +61,17 @@ class _Described(str):
 def describe_item(item: Any, error: ItemError) -> str:
     """Return the message of an error with the name of the item prepended."""
     name = ""
-    if isinstance(
-        getattr(item, "where", None), str
-    ):  # bytes of a shard; tensors have a method `where`
+    # Bytes of a shard have a text `where`; tensors have a method of this name.
+    if isinstance(getattr(item, "where", None), str):
         name = item.where
     elif isinstance(item, str | PathLike):
         name = repr(str(item)[:200])
-    text = _Described(f"{name or _unnamed(item)} {error}")
+    text = _ErrorText(f"{name or _describe_type(item)} {error}")
     text.name, text.reason = name, str(error)
     return text
 
 
-def _unnamed(item: Any) -> str:
+def _describe_type(item: Any) -> str:
     if isinstance(item, bytes | bytearray | memoryview):
         return f"the {type(item).__name__} object"
     if hasattr(item, "getexif") or isinstance(item, np.ndarray):
@@ -86,7 +85,7 @@ def summarize_errors(errors: Mapping[int, str], modality: str) -> str:
     for row in sorted(errors):
         rows_by_reason.setdefault(getattr(errors[row], "reason", errors[row]), []).append(row)
     groups = list(rows_by_reason.items())
-    lines = [_line(errors, reason, rows) for reason, rows in groups[:_MAX_REASONS]]
+    lines = [_format_reason(errors, reason, rows) for reason, rows in groups[:_MAX_REASONS]]
     n_more = sum(len(rows) for _, rows in groups[_MAX_REASONS:])
     if n_more:
         lines.append(f"  and {n_more} more.")
@@ -94,14 +93,14 @@ def summarize_errors(errors: Mapping[int, str], modality: str) -> str:
     return "\n".join([f"{len(errors)} {modality}{plural} cannot be encoded:", *lines, ""])
 
 
-def _line(errors: Mapping[int, str], reason: str, rows: list[int]) -> str:
+def _format_reason(errors: Mapping[int, str], reason: str, rows: list[int]) -> str:
     if len(rows) == 1:
         return f"  row {rows[0]}: {errors[rows[0]]}"
     names = list(dict.fromkeys(getattr(errors[row], "name", "") for row in rows))
     subject = f"each of {format_list(names, str)} " if all(names) else "each "
     if len(names) == 1:
         subject = f"{names[0]} " if names[0] else "each "
-    if not hasattr(errors[rows[0]], "reason"):  # a plain text that was read from a file
+    if not hasattr(errors[rows[0]], "reason"):  # the text was read from a file of features
         subject = ""
     return f"  rows {format_list(rows, str)} ({len(rows)} in all): {subject}{reason}"
 
@@ -120,7 +119,7 @@ def as_items(X: Any, modality: str) -> list[Any]:
             f"X is a table with the columns {list(columns)}. Pass the column that "
             f"contains the {modality}s."
         )
-    # Only the first item is loaded, because loading the others may be slow.
+    # Only the first item is loaded, because loading every item may be slow.
     if isinstance(X, torch.utils.data.Dataset) and len(X) and isinstance(X[0], tuple):  # type: ignore[arg-type]
         raise ValueError(
             f"X is a dataset ({type(X).__name__}) of tuples, not of {modality}s. Pass a list of "

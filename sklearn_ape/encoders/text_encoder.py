@@ -18,7 +18,7 @@ from ..utils.validation import format_list
 from ..utils.warnings import warn
 from .base import FrozenEncoder
 from .items import ItemError
-from .weights import loading, read_side_file
+from .weights import explain_load_errors, read_side_file
 
 
 class TextPreparation(NamedTuple):
@@ -55,7 +55,7 @@ class TextPreparation(NamedTuple):
 
 
 @lru_cache(maxsize=64)
-def declared_preparation(
+def read_preparation(
     model_name: str, revision: str | None, weights: str | None
 ) -> TextPreparation:
     """Return the preparation of texts that the files of a model declare.
@@ -86,7 +86,7 @@ def declared_preparation(
     def read(filename: str) -> dict[str, Any]:
         return read_side_file(model_name, revision, filename) or {}
 
-    with loading(model_name):
+    with explain_load_errors(model_name):
         is_siglip = str(read("config.json").get("model_type")).startswith("siglip")
         lower = is_siglip or bool(read("sentence_bert_config.json").get("do_lower_case"))
         tokenizer = read("tokenizer_config.json") if is_siglip else {}

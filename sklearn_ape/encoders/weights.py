@@ -144,12 +144,12 @@ def list_encoders(modality: str | None = None) -> list[EncoderInfo]:
     ]
 
 
-def is_for(name: str, encoder: object) -> bool:
+def is_for_encoder(name: str, encoder: object) -> bool:
     """Return whether packaged weights are for an encoder's class or one of its base classes."""
     return any(cls.__name__ == PACKAGED[name].encoder for cls in type(encoder).__mro__)
 
 
-def packaged_file(name: str) -> Path:
+def find_packaged_file(name: str) -> Path:
     """Return the path of packaged weights.
 
     Raises
@@ -188,7 +188,7 @@ def suggest_names(name: str, candidates: Iterable[str]) -> str:
     return f" Did you mean {' or '.join(repr(by_lower[match]) for match in close)}?"
 
 
-# Digests by path and stamp of all files of a folder.
+# Digests of folders, by the paths and stamps of all files.
 _folder_digests: dict[tuple[tuple[str, tuple[int, ...]], ...], str] = {}
 
 
@@ -210,7 +210,9 @@ def digest_folder(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def hub_commit(repo_id: str, revision: str | None, filename: str = "config.json") -> str | None:
+def find_hub_commit(
+    repo_id: str, revision: str | None, filename: str = "config.json"
+) -> str | None:
     """Return the commit of a hub model in the local cache of the hub, or None."""
     from huggingface_hub import try_to_load_from_cache
 
@@ -221,27 +223,27 @@ def hub_commit(repo_id: str, revision: str | None, filename: str = "config.json"
     return Path(path).parent.name if isinstance(path, str | os.PathLike) else None
 
 
-def library_version(package: str) -> str:
+def format_library_version(package: str) -> str:
     """Return "name major.minor", because preprocessing may change between minor versions."""
     return f"{package} {'.'.join(metadata.version(package).split('.')[:2])}"
 
 
-def source_of(model_name: str) -> str:
+def find_source(model_name: str) -> str:
     """Return the folder or the hub name of a model."""
     if model_name in PACKAGED:
-        return str(packaged_file(model_name).parent)
+        return str(find_packaged_file(model_name).parent)
     return model_name
 
 
 def check_source(model_name: str, encoder: Any) -> None:
     """Raise ValueError for a ``model_name`` that is invalid, without asking the hub."""
     if model_name in PACKAGED:
-        if not is_for(model_name, encoder):
+        if not is_for_encoder(model_name, encoder):
             raise ValueError(
                 f"model_name={model_name!r} is for another encoder. Use "
                 f"{PACKAGED[model_name].encoder}."
             )
-        packaged_file(model_name)
+        find_packaged_file(model_name)
     elif os.path.isdir(model_name):
         if not (Path(model_name) / "config.json").is_file():
             raise ValueError(
@@ -255,30 +257,32 @@ def check_source(model_name: str, encoder: Any) -> None:
         )
 
 
-def fingerprint_of(model_name: str, revision: str | None) -> str | None:
+def compute_fingerprint(model_name: str, revision: str | None) -> str | None:
     """Return a digest or commit of the weights; None for a hub model not downloaded yet."""
     if model_name in PACKAGED:
         return PACKAGED[model_name].sha256
     if os.path.isdir(model_name):
         return digest_folder(Path(model_name))
-    commit = hub_commit(model_name, revision)
+    commit = find_hub_commit(model_name, revision)
     return f"{model_name}@{commit}" if commit else None
 
 
-def pretrained(loader: Any, model_name: str, revision: str | None, **options: Any) -> Any:
-    """Call `loader.from_pretrained`, and convert its errors into helpful ones."""
-    source = source_of(model_name)
+def call_from_pretrained(
+    loader: Any, model_name: str, revision: str | None, **options: Any
+) -> Any:
+    """Call `loader.from_pretrained`, and explain its errors."""
+    source = find_source(model_name)
     if model_name in PACKAGED:
-        verify_digest(model_name, packaged_file(model_name))
+        verify_digest(model_name, find_packaged_file(model_name))
     elif not os.path.isdir(source):
         # Weights and features must be of the same commit, even if the branch moves meanwhile.
-        revision = hub_commit(source, revision) or revision
-    with loading(model_name), _progress_bars_disabled():
+        revision = find_hub_commit(source, revision) or revision
+    with explain_load_errors(model_name), _hide_progress_bars():
         return loader.from_pretrained(source, revision=revision, **options)
 
 
 @contextmanager
-def loading(model_name: str, candidates: Iterable[str] = PACKAGED) -> Iterator[None]:
+def explain_load_errors(model_name: str, candidates: Iterable[str] = PACKAGED) -> Iterator[None]:
     """Convert the errors of a library that loads a model into a ValueError with a suggestion."""
     try:
         yield
@@ -296,7 +300,7 @@ def loading(model_name: str, candidates: Iterable[str] = PACKAGED) -> Iterator[N
 
 
 @contextmanager
-def _progress_bars_disabled() -> Iterator[None]:
+def _hide_progress_bars() -> Iterator[None]:
     """Disable progress bars of transformers, which appear even when a small model is loaded."""
     from transformers.utils import logging
 
@@ -311,7 +315,7 @@ def _progress_bars_disabled() -> Iterator[None]:
 
 def read_side_file(model_name: str, revision: str | None, filename: str) -> Any:
     """Return the content of a JSON file of a model, or None if the model does not have it."""
-    source = source_of(model_name)
+    source = find_source(model_name)
     if os.path.isdir(source):
         path = Path(source, filename)
         file = str(path) if path.is_file() else None
@@ -321,8 +325,8 @@ def read_side_file(model_name: str, revision: str | None, filename: str) -> Any:
         file = cached_file(
             source,
             filename,
-            # The commit of the weights, even if the branch moves meanwhile.
-            revision=hub_commit(source, revision) or revision,
+            # Use the commit of the weights, even if the branch moves meanwhile.
+            revision=find_hub_commit(source, revision) or revision,
             _raise_exceptions_for_missing_entries=False,
             _raise_exceptions_for_connection_errors=False,
         )
@@ -332,14 +336,14 @@ def read_side_file(model_name: str, revision: str | None, filename: str) -> Any:
 def check_recorded_weights(
     recorded: Any, fingerprint: str | None, class_name: str, model_name: str
 ) -> None:
-    """Raise ValueError if a saved model was fitted with other weights than those here.
+    """Raise ValueError if a saved model was fitted with other weights than the local ones.
 
     Parameters
     ----------
     recorded : str or None
         Fingerprint of the weights that the model was fitted with.
     fingerprint : str or None
-        Fingerprint of the weights here. None if they must be downloaded first.
+        Fingerprint of the local weights. None if they must be downloaded first.
     class_name, model_name : str
         Class and ``model_name`` of the encoder, for messages.
     """
@@ -359,7 +363,6 @@ def check_recorded_weights(
 
 T = TypeVar("T")
 
-# The most recently used networks, which clones of an encoder share.
 _networks: LRUCache[Hashable, Any] = LRUCache(max_entries=8)
 
 

@@ -16,9 +16,9 @@ from ..utils.validation import format_list
 from ..utils.warnings import warn
 from ._plotting import (
     OTHERS,
-    aligner_and_input,
     check_items,
     format_text,
+    get_aligner_and_input,
     get_axes,
     get_images,
     make_thumbnail,
@@ -158,7 +158,7 @@ class EmbeddingMapDisplay:
         display : EmbeddingMapDisplay
             The display, which has been drawn.
         """
-        aligner, features = aligner_and_input(estimator, X)
+        aligner, features = get_aligner_and_input(estimator, X)
         check_is_fitted(aligner)
         return cls.from_predictions(
             aligner.transform(features),
@@ -201,8 +201,8 @@ class EmbeddingMapDisplay:
         images : sequence of images of length n_images or None, default=None
             Images for thumbnails.
         pairs : {"auto"}, array-like of shape (n_pairs, 2) or None, default="auto"
-            Indices of images and captions to join by lines. ``"auto"`` joins those at the same
-            index, if there are as many texts as images. None draws no lines.
+            Indices of images and captions to join by lines. ``"auto"`` joins images and captions
+            at the same index, if there are as many texts as images. None draws no lines.
         labels : sequence of length n_images or None, default=None
             Labels of the images, which determine their colours.
         text_labels : sequence of length n_texts or None, default=None
@@ -432,7 +432,7 @@ def _assign_colors(*label_lists: Any) -> dict[Any, Any]:
     if len(counts) > _MAX_COLORS:
         frequent = [label for label, _ in counts.most_common(_MAX_COLORS - 1)]
         colored = sorted(frequent, key=str)
-    # Grey comes last: it is for the others, or for the tenth label.
+    # Grey comes last. It is for the less frequent labels, or for the tenth label.
     colors = dict(zip(colored, [*palette, grey], strict=False))
     if len(counts) > _MAX_COLORS:
         colors[OTHERS] = grey

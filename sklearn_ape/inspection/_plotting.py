@@ -15,15 +15,14 @@ from ..utils.validation import check_sequence
 OTHERS = "(others)"
 """Name of the group of labels or classes that are not shown separately."""
 
-
-# Matplotlib fails for figures of 2**16 pixels and more.
+# Matplotlib fails for figures of 2**16 pixels or more on a side.
 _MAX_FIGURE_INCHES = 40.0
 _THUMBNAIL_SIDE = 96
 _GREY = 200
 
 
 def get_axes(ax: Any, width: float, height: float) -> Any:
-    """Return the axes, or those of a new figure.
+    """Return the axes, or the axes of a new figure.
 
     Parameters
     ----------
@@ -108,7 +107,7 @@ def make_thumbnail(item: Any, side: int = _THUMBNAIL_SIDE) -> np.ndarray:
     if item is None:
         return np.full((side, side, 3), _GREY, np.uint8)
     try:
-        image = read_image(item, min_side=side, longer=True)
+        image = read_image(item, min_side=side, use_longer_side=True)
     except ItemError:
         return np.full((side, side, 3), _GREY, np.uint8)
     return np.asarray(ImageOps.pad(image, (side, side), color="white"))
@@ -156,21 +155,21 @@ def draw_thumbnail(
     return image
 
 
-def aligner_and_input(estimator: Any, X: Any) -> tuple[Any, Any]:
+def get_aligner_and_input(estimator: Any, X: Any) -> tuple[Any, Any]:
     """Return the aligner within an estimator, and X as that aligner takes it.
 
     Parameters
     ----------
     estimator : estimator, str or None
-        An aligner, or a Pipeline or search that ends in one; a name or None as
-        `ZeroShotClassifier` takes them.
+        Aligner, or a Pipeline or search that ends in one. A name or None stands for the aligner
+        that `ZeroShotClassifier` takes for it.
     X : sequence of images, or array-like of shape (n_samples, n_features)
-        What the estimator takes.
+        Input of the estimator.
 
     Raises
     ------
     TypeError
-        When there is no aligner in it.
+        When the estimator contains no aligner.
     """
     preprocessing, aligner = unwrap(resolve_aligner(estimator))
     return aligner, X if preprocessing is None else preprocessing.transform(X)
@@ -215,12 +214,12 @@ def check_items(items: Any, n_items: int, name: str, noun: str) -> list[Any] | N
     if items is None:
         return None
     check_sequence(items, name, noun)
-    listed = list(items)
-    if len(listed) != n_items:
+    items = list(items)
+    if len(items) != n_items:
         raise ValueError(
-            f"{name} has {len(listed)} items for {n_items} {noun}s. Pass one item per {noun}."
+            f"{name} has {len(items)} items for {n_items} {noun}s. Pass one item per {noun}."
         )
-    return listed
+    return items
 
 
 def check_pairs(pairs: Any, n_images: int, n_texts: int) -> np.ndarray:

@@ -11,7 +11,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from ..metrics import recall_at_k
 from ..metrics.retrieval import compute_both_ranks
-from ._plotting import aligner_and_input, check_pairs, format_text, get_axes
+from ._plotting import check_pairs, format_text, get_aligner_and_input, get_axes
 
 _MAX_KS = 60
 _CHANCE = "chance"
@@ -123,7 +123,7 @@ class RecallCurveDisplay:
         display : RecallCurveDisplay
             The display, which has been drawn.
         """
-        aligner, features = aligner_and_input(estimator, X)
+        aligner, features = get_aligner_and_input(estimator, X)
         check_is_fitted(aligner)
         data = aligner._scored_pairs(features, y, groups)
         return cls.from_predictions(
@@ -156,8 +156,8 @@ class RecallCurveDisplay:
         text_embeddings : ndarray of shape (n_texts, n_components)
             L2-normalized embeddings, one row per distinct caption.
         pairs : ndarray of shape (n_pairs, 2) or None, default=None
-            Indices of images and captions that belong together. None pairs those at the same
-            index.
+            Indices of images and captions that belong together. None pairs images and captions at
+            the same index.
         ks : sequence of int or None, default=None
             Values of k. None takes up to 60 values, from 1 to the number of candidates.
         name : str or None, default=None
@@ -216,7 +216,7 @@ class RecallCurveDisplay:
         Parameters
         ----------
         ax : matplotlib.axes.Axes or None, default=None
-            Axes to draw on, in addition to what they show. None creates a figure.
+            Axes to draw on, without clearing them. None creates a figure.
         name : str or None, default=None
             Name in the legend. None takes `estimator_name`.
         color : object, default=None

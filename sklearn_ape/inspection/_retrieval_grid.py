@@ -11,10 +11,10 @@ from sklearn.utils.validation import check_is_fitted
 
 from ..utils.validation import check_sequence
 from ._plotting import (
-    aligner_and_input,
     check_items,
     draw_thumbnail,
     format_text,
+    get_aligner_and_input,
     get_axes,
     get_images,
 )
@@ -153,7 +153,7 @@ class RetrievalGridDisplay:
                 )
             images = check_items(images, len(images if X is None else X), "images", "row")
             assert images is not None
-            aligner, features = aligner_and_input(estimator, images if X is None else X)
+            aligner, features = get_aligner_and_input(estimator, images if X is None else X)
             check_is_fitted(aligner)
             similarity = aligner.similarity(features, queries, standardize=standardize).T
             # NaN, the similarity of an image that could not be read, is sorted last.
@@ -224,17 +224,17 @@ class RetrievalGridDisplay:
             )
         if images is None and items is None:
             raise ValueError("images is None. Pass the images that were searched.")
-        if images is None and _all_texts(items) and not _any_files(items):
+        if images is None and _are_texts(items) and not _have_files(items):
             raise ValueError(
                 f"result has items such as {_get_first(items)!r}, which are not files. Pass the "
                 "images that were searched as images."
             )
-        texts = None if captions is None else _take(captions, indices, "captions")
-        if texts is None and images is not None and items is not None and _all_texts(items):
+        texts = None if captions is None else _select_items(captions, indices, "captions")
+        if texts is None and images is not None and items is not None and _are_texts(items):
             texts = items
         display = cls(
             queries,
-            items if images is None else _take(images, indices, "images"),
+            items if images is None else _select_items(images, indices, "images"),
             scores,
             captions=texts,
             relevant=None if relevant is None else _mark_relevant(indices, relevant),
@@ -308,19 +308,19 @@ class RetrievalGridDisplay:
         )
 
 
-def _take(sequence: Any, indices: np.ndarray, name: str) -> list[list[Any]]:
+def _select_items(sequence: Any, indices: np.ndarray, name: str) -> list[list[Any]]:
     """Return the items at the indices of a search, and None for negative indices."""
     items = get_images(sequence)
     if items is None or (indices.size and indices.max() >= len(items)):
         raise ValueError(
             f"{name} has {len(sequence)} items, and the indices go up to {indices.max()}. Pass "
-            "those of all images that were searched."
+            "the items of all images that were searched."
         )
     return [[items[i] if i >= 0 else None for i in row] for row in indices]
 
 
 def _mark_relevant(indices: np.ndarray, relevant: Any) -> np.ndarray:
-    """Return whether each index is among the relevant ones of its query."""
+    """Return whether each index is among the relevant indices of its query."""
     if len(relevant) != len(indices):
         raise ValueError(
             f"relevant has {len(relevant)} items for {len(indices)} queries. Pass a collection of "
@@ -332,11 +332,11 @@ def _mark_relevant(indices: np.ndarray, relevant: Any) -> np.ndarray:
     )
 
 
-def _all_texts(items: Any) -> bool:
+def _are_texts(items: Any) -> bool:
     return all(isinstance(item, str) for row in items for item in row)
 
 
-def _any_files(items: Any) -> bool:
+def _have_files(items: Any) -> bool:
     return any(os.path.isfile(item) for row in items for item in row)
 
 

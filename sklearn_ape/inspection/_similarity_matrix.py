@@ -10,19 +10,19 @@ from sklearn.utils import check_array
 from sklearn.utils.validation import check_is_fitted
 
 from ._plotting import (
-    aligner_and_input,
     check_items,
     choose_text_color,
     draw_thumbnail,
     format_text,
+    get_aligner_and_input,
     get_axes,
     get_images,
     get_texts,
     resolve_pairs,
 )
 
-_MAX_NAMED = 60  # thumbnails and captions of more rows and columns would be too small
-_MAX_WRITTEN = 12
+_MAX_LABELED = 60  # thumbnails and captions of more rows and columns would be too small
+_MAX_VALUES = 12
 
 
 class SimilarityMatrixDisplay:
@@ -128,7 +128,7 @@ class SimilarityMatrixDisplay:
         display : SimilarityMatrixDisplay
             The display, which has been drawn.
         """
-        aligner, features = aligner_and_input(estimator, X)
+        aligner, features = get_aligner_and_input(estimator, X)
         check_is_fitted(aligner)
         return cls.from_predictions(
             aligner.similarity(features, y, standardize=standardize),
@@ -233,14 +233,14 @@ class SimilarityMatrixDisplay:
         n_images, n_texts = self.similarity.shape
         cell = np.clip(9 / max(n_images, n_texts), 0.16, 0.7)  # inches
         names = None
-        if self.captions is not None and n_texts <= _MAX_NAMED:
+        if self.captions is not None and n_texts <= _MAX_LABELED:
             names = [format_text(caption, 28) for caption in self.captions]
         below = 0.6 if names is None else 0.085 * max(map(len, names))
         self.ax_ = ax = get_axes(ax, 3 + cell * n_texts, 0.6 + below + cell * n_images)
         self.figure_ = ax.figure
         self.im_ = ax.imshow(self.similarity, **{"cmap": cmap, **(im_kw or {})})
         if include_values is None:
-            include_values = max(n_images, n_texts) <= _MAX_WRITTEN
+            include_values = max(n_images, n_texts) <= _MAX_VALUES
         self.text_ = None
         if include_values:
             self.text_ = self._write_values(values_format, fontsize=min(9, 22 * cell))
@@ -252,7 +252,7 @@ class SimilarityMatrixDisplay:
                 )
             )  # fmt: skip
         self.thumbnails_ = []
-        if self.images is not None and n_images <= _MAX_NAMED:
+        if self.images is not None and n_images <= _MAX_LABELED:
             ax.set_yticks([])
             self.thumbnails_ = [
                 draw_thumbnail(ax, image, (-1.1, row), 0.92)

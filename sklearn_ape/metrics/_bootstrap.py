@@ -38,7 +38,7 @@ def bootstrap_interval(
     n_resamples: int = 2000,
     random_state: int | np.random.RandomState | None = None,
 ) -> Interval:
-    """Confidence interval of a mean, such as the share of hits among queries.
+    """Compute the confidence interval of a mean, such as the share of hits among queries.
 
     Zeros and ones (recall, accuracy) get the Wilson score interval of a proportion, which is
     computed without resampling. All other values get a bootstrap interval.
@@ -53,7 +53,7 @@ def bootstrap_interval(
     n_resamples : int, default=2000
         Number of bootstrap resamples. It has no effect on zeros and ones.
     random_state : int, RandomState instance or None, default=None
-        Draws the resamples. It has no effect on zeros and ones.
+        Random seed of the resamples. It has no effect on zeros and ones.
 
     Returns
     -------
@@ -76,13 +76,13 @@ def bootstrap_interval(
 
     The percentile bootstrap is too narrow for proportions near 0 or 1: with 20 queries and a true
     share of 0.05 its intervals of 95 % contain the true share in 64 % of samples, and those of
-    the Wilson score [1]_ in 92 %. An interval of Wilson has a positive width also where all
-    queries are hits.
+    the Wilson score [1]_ in 92 %. A Wilson interval has a positive width even if all queries are
+    hits.
 
     For other values the bias-corrected and accelerated bootstrap (BCa) [2]_ is used, with its
     quantiles widened for few values as Student's t is wider than the normal distribution [3]_.
-    Such intervals have zero width where all values are equal, and are too narrow for few values of
-    a very skewed distribution, such as ranks: pass reciprocal ranks or hits instead.
+    Such intervals have zero width if all values are equal, and are too narrow for few values of a
+    very skewed distribution, such as ranks. Pass reciprocal ranks or hits instead.
     ``python -m benchmarks.studies.intervals`` prints the coverage of all these intervals.
 
     References
@@ -107,8 +107,10 @@ def bootstrap_interval(
     if _is_binary(sample):
         hits = int(sample.sum())
         low, high = binomtest(hits, len(sample)).proportion_ci(confidence, method="wilson")
-        return _interval(sample, low, high)
-    return _interval(sample, *_bootstrap_bounds(sample, confidence, n_resamples, random_state))
+        return _make_interval(sample, low, high)
+    return _make_interval(
+        sample, *_bootstrap_bounds(sample, confidence, n_resamples, random_state)
+    )
 
 
 def paired_difference(
@@ -118,10 +120,10 @@ def paired_difference(
     n_resamples: int = 2000,
     random_state: int | np.random.RandomState | None = None,
 ) -> Interval:
-    """Confidence interval of how much better one model is than another on the same queries.
+    """Compute the confidence interval of the difference of two models on the same queries.
 
-    Queries that are hard for both models cancel, so it separates models whose own intervals
-    overlap.
+    Queries that are hard for both models cancel, so that models can differ significantly even if
+    their own intervals overlap.
 
     Parameters
     ----------
@@ -132,13 +134,13 @@ def paired_difference(
     n_resamples : int, default=2000
         Number of bootstrap resamples. It has no effect on zeros and ones.
     random_state : int, RandomState instance or None, default=None
-        Draws the resamples. It has no effect on zeros and ones.
+        Random seed of the resamples. It has no effect on zeros and ones.
 
     Returns
     -------
     interval : Interval
-        For the mean of ``first - second``. An interval without 0 is evidence for one of the
-        models.
+        Interval of the mean of ``first - second``. If it does not contain 0, one of the models is
+        better.
 
     Raises
     ------
@@ -152,10 +154,10 @@ def paired_difference(
 
     Notes
     -----
-    Where both models have only zeros and ones, it is the adjusted Wald interval of Bonett and
-    Price [1]_, which adds one query to each kind of disagreement. It has a positive width also
-    where the models agree on all queries. Other values get the bootstrap of `bootstrap_interval`
-    on their differences.
+    If both models have only zeros and ones, the result is the adjusted Wald interval of Bonett and
+    Price [1]_, which adds one query to each kind of disagreement. It has a positive width even if
+    the models agree on all queries. For other values, the differences are resampled as in
+    `bootstrap_interval`.
 
     References
     ----------
@@ -173,22 +175,22 @@ def paired_difference(
     >>> round(interval.estimate, 4), interval.low > 0
     (0.05, True)
     """
-    one = _check_sample(first, "first", confidence, n_resamples)
-    other = _check_sample(second, "second", confidence, n_resamples)
-    if len(one) != len(other):
+    first_sample = _check_sample(first, "first", confidence, n_resamples)
+    second_sample = _check_sample(second, "second", confidence, n_resamples)
+    if len(first_sample) != len(second_sample):
         raise ValueError(
-            f"first has {len(one)} values and second has {len(other)}. Pass one value per query "
-            "for each model."
+            f"first has {len(first_sample)} values and second has {len(second_sample)}. Pass "
+            "one value per query for each model."
         )
-    differences = one - other
-    if not (_is_binary(one) and _is_binary(other)):
+    differences = first_sample - second_sample
+    if not (_is_binary(first_sample) and _is_binary(second_sample)):
         bounds = _bootstrap_bounds(differences, confidence, n_resamples, random_state)
-        return _interval(differences, *bounds)
+        return _make_interval(differences, *bounds)
     n_better, n_worse = np.sum(differences > 0) + 1, np.sum(differences < 0) + 1
     n = len(differences) + 2
     mean = (n_better - n_worse) / n
-    half = norm.ppf((1 + confidence) / 2) * np.sqrt(((n_better + n_worse) / n - mean**2) / n)
-    return _interval(differences, max(mean - half, -1.0), min(mean + half, 1.0))
+    half_width = norm.ppf((1 + confidence) / 2) * np.sqrt(((n_better + n_worse) / n - mean**2) / n)
+    return _make_interval(differences, max(mean - half_width, -1.0), min(mean + half_width, 1.0))
 
 
 def _check_sample(values: Any, name: str, confidence: float, n_resamples: int) -> np.ndarray:
@@ -211,7 +213,8 @@ def _is_binary(sample: np.ndarray) -> bool:
     return bool(np.isin(sample, (0.0, 1.0)).all())
 
 
-def _interval(sample: np.ndarray, low: float, high: float) -> Interval:
+def _make_interval(sample: np.ndarray, low: float, high: float) -> Interval:
+    """Return an interval that contains the mean, from which rounding may separate the bounds."""
     estimate = float(sample.mean())
     return Interval(estimate, float(min(low, estimate)), float(max(high, estimate)))
 
@@ -234,13 +237,14 @@ def _bootstrap_bounds(
         method="percentile",
         random_state=check_random_state(random_state),
     ).bootstrap_distribution
-    tied = np.abs(means - mean) <= _ROUNDING * np.ptp(sample)
-    below = np.sum((means < mean) & ~tied) + tied.sum() / 2
-    bias = norm.ppf((below + 0.5) / (n_resamples + 1))
+    is_tie = np.abs(means - mean) <= _ROUNDING * np.ptp(sample)
+    n_below = np.sum((means < mean) & ~is_tie) + is_tie.sum() / 2
+    # The shift by one half keeps the bias finite if all resamples are on one side of the mean.
+    bias = norm.ppf((n_below + 0.5) / (n_resamples + 1))
     # For a mean, the jackknife estimate is a function of the skewness and needs no resamples.
     acceleration = np.mean(((sample - mean) / std) ** 3) / (6 * np.sqrt(n))
-    half = t.ppf((1 + confidence) / 2, n - 1) * np.sqrt(n / (n - 1))
-    z = bias + np.array([-half, half])
+    half_width = t.ppf((1 + confidence) / 2, n - 1) * np.sqrt(n / (n - 1))
+    z = bias + np.array([-half_width, half_width])
     # Beyond the pole of the formula, the bound is the extreme mean of the resamples.
     low, high = np.quantile(means, norm.cdf(bias + z / np.maximum(1 - acceleration * z, 1e-3)))
     return low, high

@@ -18,7 +18,7 @@ from ..utils.validation import (
     ignores_underflow,
 )
 
-# A smaller slope of the likelihood, relative to the mean difference of logits, is rounding error.
+# A smaller slope of the likelihood, relative to the mean difference of logits, is due to rounding.
 _ROUNDING = 1e-12
 
 
@@ -168,20 +168,20 @@ def fit_temperature(logits: Any, y: Any, labels: Any = None) -> float:
             "is 0 at any temperature. Check that labels has the order of the columns."
         )
     finite = np.isfinite(logits)
-    logits, logit_exponent = _scale(logits, finite)
-    margins, margin_exponent = _scale(logits - logits[rows, columns][:, None], finite)
+    logits, logit_exponent = _rescale(logits, finite)
+    margins, margin_exponent = _rescale(logits - logits[rows, columns][:, None], finite)
     exponent = logit_exponent + margin_exponent
-    present = np.where(finite, margins, 0.0)
+    finite_margins = np.where(finite, margins, 0.0)
 
     # The derivative of the loss at an infinite temperature, where all classes are equally likely.
-    slope = np.mean(present.sum(axis=1) / finite.sum(axis=1))
-    if slope >= -_ROUNDING * np.abs(present).mean():
+    slope = np.mean(finite_margins.sum(axis=1) / finite.sum(axis=1))
+    if slope >= -_ROUNDING * np.abs(finite_margins).mean():
         raise ValueError(
             "logits are unrelated to y: the logit of the true class is not higher than the mean "
             "of the row. Check that labels has the order of the columns."
         )
-    largest = present.max()
-    if largest <= 0:
+    max_margin = finite_margins.max()
+    if max_margin <= 0:
         raise ValueError(
             "logits predict every sample correctly, so the likelihood has no maximum: it keeps "
             "increasing as the temperature decreases. Pass more samples, or more difficult ones."
@@ -189,14 +189,14 @@ def fit_temperature(logits: Any, y: Any, labels: Any = None) -> float:
 
     def derivative(log_inverse: float) -> float:
         proba = softmax(np.exp(log_inverse) * margins, axis=1)
-        return float(np.mean(np.sum(proba * present, axis=1)))
+        return float(np.mean(np.sum(proba * finite_margins, axis=1)))
 
     # Lower bound: the second derivative is a variance, at most a quarter of the squared range of a
     # row. Upper bound: above it, the largest margin of a wrong class outweighs those of all other
     # classes, each of which subtracts at most 1 / (e * inverse).
     n_samples, n_classes = logits.shape
-    low = np.log(-slope) - np.log(np.mean(np.ptp(present, axis=1) ** 2) / 4)
-    high = np.log(n_samples) + 2 * np.log(n_classes) - 1 - np.log(largest)
+    low = np.log(-slope) - np.log(np.mean(np.ptp(finite_margins, axis=1) ** 2) / 4)
+    high = np.log(n_samples) + 2 * np.log(n_classes) - 1 - np.log(max_margin)
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         root = brentq(derivative, low - 1, high + 1, xtol=1e-10, maxiter=1000)
         temperature = float(np.ldexp(np.exp(-root), exponent))
@@ -208,7 +208,7 @@ def fit_temperature(logits: Any, y: Any, labels: Any = None) -> float:
     return temperature
 
 
-def _scale(numbers: np.ndarray, finite: np.ndarray) -> tuple[np.ndarray, int]:
+def _rescale(numbers: np.ndarray, finite: np.ndarray) -> tuple[np.ndarray, int]:
     """Divide numbers by a power of two, which is exact, and return its exponent as well.
 
     Differences of the results cannot overflow, and the square of the largest cannot underflow.
@@ -246,7 +246,7 @@ def _find_columns(y: Any, labels: Any, scores: np.ndarray) -> np.ndarray:
 
 
 def per_class_accuracy(y_true: Any, y_pred: Any) -> Bunch:
-    """Accuracy per class: fraction of the samples of each class that are predicted correctly.
+    """Compute the accuracy per class: the fraction of its samples that are predicted correctly.
 
     Parameters
     ----------
@@ -286,7 +286,7 @@ def per_class_accuracy(y_true: Any, y_pred: Any) -> Bunch:
     classes = distinct_labels(truth, "y_true")
     code_of = {label: code for code, label in enumerate(classes.tolist())}
     codes = np.array([code_of[label] for label in truth.tolist()], dtype=int)
-    # As objects, since NumPy would convert numbers to texts to compare them with texts.
+    # Compare as objects, since NumPy would convert numbers to texts to compare them with texts.
     hits = truth.astype(object) == predicted.astype(object)
     support = np.bincount(codes, minlength=len(classes))
     n_hits = np.bincount(codes, weights=hits, minlength=len(classes))

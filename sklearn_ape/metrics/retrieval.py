@@ -13,11 +13,11 @@ from threadpoolctl import ThreadpoolController
 
 from ..utils.validation import as_floats, as_numeric, check_integer, format_list
 
-# A tile of scores fits into the processor's cache. Comparisons are counted in bytes, which is many
-# times faster than in integers, so at most 255 at a time: blocks of 240 rows, and within a row the
-# eight bytes of a word are counted separately.
+# A tile of scores fits into the processor's cache.
 _TILE_ROWS, _TILE_COLUMNS = 480, 1024
 
+# Comparisons are counted in bytes, which is many times faster than in integers. A byte overflows
+# above 255, so rows are counted in blocks of 240.
 _ROWS_PER_COUNT = 240
 
 # Sparse matrix products have a constant cost, so their tiles are larger.
@@ -59,10 +59,10 @@ class _Tiles:
         position = np.empty_like(self.order)
         position[self.order] = np.arange(len(candidates))
         self.positions = position[pairs[:, 1]]
-        dense = all(isinstance(side, np.ndarray) for side in (queries, candidates))
+        is_dense = all(isinstance(side, np.ndarray) for side in (queries, candidates))
         # Products in half precision are slow, and not exact enough for ranks.
-        self.dtype = np.result_type(queries, candidates, np.float32) if dense else None
-        self.row_edges = _split_evenly(len(queries), _TILE_ROWS if dense else _SPARSE_TILE_ROWS)
+        self.dtype = np.result_type(queries, candidates, np.float32) if is_dense else None
+        self.row_edges = _split_evenly(len(queries), _TILE_ROWS if is_dense else _SPARSE_TILE_ROWS)
         self.column_edges = _split_evenly(len(candidates), _TILE_COLUMNS)
         self.n_rows = len(self.row_edges) - 1
         tile_of_pair = (
@@ -119,7 +119,7 @@ class _Tiles:
 def compute_both_ranks(
     queries: Any, candidates: Any, pairs: np.ndarray, both: bool = True
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Ranks of the best positives in both directions: of each query and of each candidate.
+    """Compute the rank of the best positive of each query and of each candidate.
 
     Parameters
     ----------
@@ -157,12 +157,12 @@ def compute_both_ranks(
     tiles = _Tiles(queries, candidates, pairs)
     # The scores of positives are taken from the same products as the scores that they are compared
     # with. A separate product would be rounded differently, and equal embeddings would not tie.
-    scored = np.empty(len(pairs), dtype=np.float64)
+    positive_scores = np.empty(len(pairs), dtype=np.float64)
     for tile in tiles.visit(every=False):
-        scored[tile.pair_indices] = tile.scores[tile.positions]
+        positive_scores[tile.pair_indices] = tile.scores[tile.positions]
     best, best_back = np.full(shape[0], -np.inf), np.full(shape[1], -np.inf)
-    np.maximum.at(best, pairs[:, 0], scored)
-    np.maximum.at(best_back, tiles.positions, scored)
+    np.maximum.at(best, pairs[:, 0], positive_scores)
+    np.maximum.at(best_back, tiles.positions, positive_scores)
     tie, tie_back = _tie_margins(queries, candidates)
     best -= tie
     best_back -= tie_back[tiles.order]
@@ -188,9 +188,9 @@ def compute_both_ranks(
     ranks = _count_in_threads(
         count, min(tiles.n_columns, shape[0] * shape[1] // _MIN_SCORES_PER_THREAD)
     )
-    in_order = np.empty_like(ranks_back)
-    in_order[tiles.order] = ranks_back
-    return ranks, in_order
+    ranks_by_candidate = np.empty_like(ranks_back)
+    ranks_by_candidate[tiles.order] = ranks_back
+    return ranks, ranks_by_candidate
 
 
 def _tie_margins(queries: Any, candidates: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -208,7 +208,8 @@ def _tie_margins(queries: Any, candidates: Any) -> tuple[np.ndarray, np.ndarray]
 
 
 def _count_per_row(flags: np.ndarray) -> np.ndarray:
-    """Count the flags of each row. The eight bytes of a word are summed separately."""
+    """Count the flags of each row."""
+    # The eight bytes of a word are summed separately: each sum of up to 129 words fits in a byte.
     sums = flags.view(np.uint64).sum(axis=1)
     return sums[:, None].view(np.uint8).sum(axis=1, dtype=np.int64)
 
@@ -292,7 +293,7 @@ _LOW, _HIGH = 1e-9, 1e12
 
 
 def retrieval_ranks(queries: np.ndarray, candidates: np.ndarray, pairs: np.ndarray) -> np.ndarray:
-    """Rank of the best positive of each query among the candidates.
+    """Compute the rank of the best positive of each query among the candidates.
 
     Parameters
     ----------
@@ -329,7 +330,7 @@ def retrieval_ranks(queries: np.ndarray, candidates: np.ndarray, pairs: np.ndarr
 
 
 def recall_at_k(ranks: Any, k: int) -> float:
-    """Fraction of the queries with a positive among the first k candidates.
+    """Compute the fraction of the queries with a positive among the first k candidates.
 
     Parameters
     ----------
@@ -380,7 +381,7 @@ def retrieval_report(
     pairs: np.ndarray,
     ks: Sequence[int] = (1, 5, 10),
 ) -> dict[str, dict[int, float]]:
-    """Recall@k in both directions.
+    """Compute recall@k in both directions.
 
     Parameters
     ----------
@@ -400,7 +401,7 @@ def retrieval_report(
 
     See Also
     --------
-    rank_report : Also has mean and median ranks.
+    rank_report : Report that also has mean and median ranks.
     retrieval_ranks : Ranks from which recall is computed.
 
     Examples
@@ -423,7 +424,7 @@ def rank_report(
     pairs: np.ndarray,
     ks: Sequence[int] = (1, 5, 10),
 ) -> dict[str, dict[str, float]]:
-    """Recall@k, mean, median and mean reciprocal rank in both directions.
+    """Compute recall@k, mean, median and mean reciprocal rank in both directions.
 
     Parameters
     ----------
@@ -450,7 +451,7 @@ def rank_report(
 
     See Also
     --------
-    retrieval_report : Recall only, with k as keys.
+    retrieval_report : Report of recall only, with k as keys.
 
     Examples
     --------

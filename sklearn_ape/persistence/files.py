@@ -16,10 +16,10 @@ import numpy as np
 from ..utils.files import atomic_directory, sync
 from ..utils.validation import format_list
 from ..utils.warnings import warn
-from .serialize import Deserializer, Serializer, dump_json, load_json
+from .serialize import MAX_JSON_BYTES, Deserializer, Serializer, dump_json, load_json
 
 FORMAT = 1
-# By format number: function that converts a config to the next format.
+# Functions that convert a config to the next format, by the number of its format.
 _MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 
 
@@ -49,7 +49,9 @@ def migrate_config(config: dict[str, Any], what: str) -> dict[str, Any]:
 
 
 _METADATA_KEY = "sklearn_ape"
+# safetensors hides the system's error in its text: "(os error 28)", or "Os { code: 28".
 _SYSTEM_ERROR = re.compile(r"\(os error (\d+)\)|Os \{ code: (\d+)")
+# Bounds the memory for a forged header. A valid one contains a config of `MAX_JSON_BYTES` at most.
 _MAX_HEADER_BYTES = 3 * 2**25
 _DTYPES = {"BOOL", "U8", "I8", "U16", "I16", "F16", "U32", "I32", "F32", "U64", "I64", "F64"}
 _PICKLE_NOTE = "Pickles and torch checkpoints (.pkl, .joblib, .pt, .bin) are never opened."
@@ -69,7 +71,6 @@ def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], text: str) -> N
     try:
         save_file(dict(tensors), path, metadata={_METADATA_KEY: text})
     except SafetensorError as error:
-        # safetensors hides the system's error in its text: "(os error 28)", or "Os { code: 28".
         match = _SYSTEM_ERROR.search(str(error))
         if match is None:
             raise
@@ -99,7 +100,7 @@ def read_tensors(path: Path) -> tuple[dict[str, np.ndarray], str]:
     try:
         with safe_open(path, framework="np") as file:
             text = (file.metadata() or {}).get(_METADATA_KEY, "")
-            # Copies, as the alignment of the arrays decides the order in which sums are computed.
+            # Copy the arrays, because their alignment decides the order of additions in sums.
             arrays = {name: np.array(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, TypeError, KeyError) as error:
         raise ValueError(f"{str(path)!r} is damaged: {error}") from None
@@ -215,8 +216,7 @@ def read_model(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     tensors, embedded_text = read_tensors(folder / TENSORS)
     config: dict[str, Any] | None = None
     if (folder / CONFIG).is_file():
-        with open(folder / CONFIG, "rb") as file:
-            config = load_json(file.read(2**26 + 1), repr(str(folder / CONFIG)))
+        config = _load_config(folder)
     digest = compute_digest(tensors)
     what = repr(str(folder / CONFIG))
     if config is not None:
@@ -240,19 +240,24 @@ def read_model(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     return config, tensors
 
 
+def _load_config(folder: Path) -> dict[str, Any]:
+    with open(folder / CONFIG, "rb") as file:
+        # Read one byte more than is valid, so that `load_json` rejects a longer file.
+        return load_json(file.read(MAX_JSON_BYTES + 1), repr(str(folder / CONFIG)))
+
+
 def check_replaceable(folder: Path) -> None:
     """Raise FileExistsError unless a folder is empty or has a model of sklearn-ape."""
     names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
     if not names:
         return
-    for name, length in ((CONFIG, 2**26), (TENSORS, 0)):
+    # One of the two files is enough, because saving may have been interrupted between them.
+    for load in (
+        lambda: _load_config(folder),
+        lambda: load_json(read_metadata(folder / TENSORS), TENSORS),
+    ):
         with suppress(OSError, ValueError):
-            if name == TENSORS:
-                text: str | bytes = read_metadata(folder / TENSORS)
-            else:
-                with open(folder / name, "rb") as file:
-                    text = file.read(length)
-            if load_json(text, name).get("library") == "sklearn-ape":
+            if load().get("library") == "sklearn-ape":
                 return
     raise FileExistsError(
         f"The folder {str(folder)!r} has other files ({format_list(names, str)}) and no model of "
@@ -269,13 +274,13 @@ def _replace(folder: Path, tensors: Mapping[str, np.ndarray], config: str, card:
         (temporary / TENSORS).chmod((temporary / CONFIG).stat().st_mode & 0o777)
         for name in FILES:
             sync(temporary / name)
-        # The safetensors file first, as it alone decides which model the folder has.
+        # Replace the safetensors file first, because it alone decides which model the folder has.
         for name in (TENSORS, CONFIG, CARD):
             os.replace(temporary / name, folder / name)
         sync(folder)
 
 
-_CHECKSUM_LENGTH = 64
+_CHECKSUM_LENGTH = 64  # hexadecimal digits of SHA-256
 
 
 def write_file(path: Path, head: Mapping[str, Any], values: Mapping[str, Any]) -> None:
@@ -340,9 +345,8 @@ def read_file(path: Path) -> dict[str, Any]:
     """
     tensors, text = read_tensors(path)
     config = _verify_checksum(text, path)
-    if config.get("digest") != compute_digest(tensors) or config.get(
-        "tensors"
-    ) != describe_tensors(tensors):
+    expected = compute_digest(tensors), describe_tensors(tensors)
+    if (config.get("digest"), config.get("tensors")) != expected:
         raise ValueError(f"{str(path)!r} is damaged: its arrays differ from the saved ones.")
     deserializer = Deserializer(tensors, {})
     values = deserializer.decode(config.get("values"))

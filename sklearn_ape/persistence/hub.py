@@ -31,7 +31,7 @@ _LIMITATIONS = (
 
 @dataclass
 class Facts:
-    """Contents of a model card that an estimator provides.
+    """Contents of a model card that depend on the estimator.
 
     Parameters
     ----------
@@ -96,7 +96,7 @@ def write_card(
         "created with": f"sklearn-ape {version}",
     }
     parts = [
-        _front_matter(facts.tags),
+        _format_front_matter(facts.tags),
         f"# {name}",
         facts.what,
         "| | |\n|---|---|\n" + "\n".join(f"| {k} | {_escape_cell(v)} |" for k, v in rows.items()),
@@ -121,7 +121,8 @@ def write_card(
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _front_matter(tags: list[str]) -> str:
+def _format_front_matter(tags: list[str]) -> str:
+    """Return the YAML header that the Hub reads."""
     lines = ["library_name: sklearn-ape", "tags:"]
     # Tags with other characters are quoted as JSON, which is valid YAML.
     lines += [
@@ -190,7 +191,7 @@ def _escape_code(text: str) -> str:
 
 
 _REPO_ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}")
-_NO_HUB = 'Models on the Hub need huggingface_hub: pip install "sklearn-ape[hub]".'
+_INSTALL_HUB = 'Models on the Hub need huggingface_hub: pip install "sklearn-ape[hub]".'
 
 
 def load_pretrained(
@@ -312,7 +313,7 @@ def upload(folder: Path, repo_id: str, token: Any, private: bool | None, message
         from huggingface_hub import HfApi
         from huggingface_hub.errors import HfHubHTTPError
     except ImportError as error:
-        raise ImportError(_NO_HUB) from error
+        raise ImportError(_INSTALL_HUB) from error
     if not isinstance(repo_id, str) or not repo_id or repo_id.startswith((".", "/")):
         raise ValueError(f"repo_id must have the form 'owner/name', not {repo_id!r}.")
     api = HfApi(token=token, library_name="sklearn-ape")
@@ -348,7 +349,7 @@ def _download(repo_id: str, revision: str | None, token: Any) -> Path:
             RevisionNotFoundError,
         )
     except ImportError as error:
-        raise ImportError(f"{repo_id!r} is not a folder. {_NO_HUB}") from error
+        raise ImportError(f"{repo_id!r} is not a folder. {_INSTALL_HUB}") from error
     try:
         folder = snapshot_download(
             repo_id,

@@ -112,7 +112,7 @@ class FittedState:
     def array(
         self, name: str, shape: Sequence[int | None], kinds: str = "f", finite: bool = True
     ) -> np.ndarray:
-        """Return an array of a shape, in which None is any length, and of kinds of NumPy types."""
+        """Return an array of a kind of NumPy types and a shape, in which None is any length."""
         value = self.value(name)
         if (
             not isinstance(value, np.ndarray)
@@ -156,8 +156,8 @@ class Record(NamedTuple):
 class SerializableMixin:
     """Base class for estimators that can be part of a saved model.
 
-    Subclasses define `_fitted_state` and `_restore_state`. Values may be plain data (None, bool,
-    numbers, str, list, tuple, dict), NumPy arrays, or estimators with this mixin.
+    Subclasses define `_get_state` and `_set_state`. Values may be plain data (None, bool, numbers,
+    str, list, tuple, dict), NumPy arrays, or estimators with this mixin.
     """
 
     # Parameters of the machine that runs the model, such as the device, are chosen when the model

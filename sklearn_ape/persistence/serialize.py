@@ -13,8 +13,10 @@ import numpy as np
 from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import Pipeline
 
+# Bounds the memory for a forged file. The config of a model is much smaller.
 MAX_JSON_BYTES = 2**26
-MAX_DEPTH = 40
+# Values with cycles would be nested infinitely.
+_MAX_DEPTH = 20
 
 
 def dump_json(value: Any) -> str:
@@ -93,7 +95,7 @@ def _parse_finite_float(digits: str) -> float:
     return number
 
 
-# Classes that a file may name. They are imported by name, as this layer is below theirs.
+# Classes that a file may name. They are imported on demand, because they are in higher layers.
 CLASSES = {
     "APEAligner": "sklearn_ape.aligners",
     "ASIFAligner": "sklearn_ape.aligners",
@@ -197,12 +199,12 @@ class Serializer:
                 params[name] = None
             else:
                 params[name] = self.encode(param, place)
-        state = None if record.state is None else self._items(record.state, where)
+        state = None if record.state is None else self._encode_items(record.state, where)
         return {"$class": type(value).__name__, "params": params, "state": state}
 
     def encode(self, value: Any, where: str, depth: int = 0) -> Any:
         """Convert any value."""
-        if depth > MAX_DEPTH // 2:
+        if depth > _MAX_DEPTH:
             raise TypeError(f"{where} is nested too deeply to be saved.")
         if value is None or type(value) in (bool, int):
             return value
@@ -211,14 +213,14 @@ class Serializer:
         if type(value) is float:
             return value if math.isfinite(value) else {"$float": repr(value)}
         if isinstance(value, np.generic):
-            return self._scalar(value, where)
+            return self._encode_scalar(value, where)
         if isinstance(value, np.ndarray):
-            return self._array(value, where, depth)
+            return self._encode_array(value, where, depth)
         if type(value) in (list, tuple):
             items = [self.encode(v, f"{where}.{i}", depth + 1) for i, v in enumerate(value)]
             return items if type(value) is list else {"$tuple": items}
         if type(value) is dict:
-            return self._dict(value, where, depth)
+            return self._encode_dict(value, where, depth)
         if type(value) is Pipeline:
             steps = [[name, self.encode(step, f"{where}.steps")] for name, step in value.steps]
             return {"$pipeline": steps}
@@ -228,10 +230,10 @@ class Serializer:
             return self.encode_estimator(value, where)
         return self._refuse(value, where)
 
-    def _items(self, values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    def _encode_items(self, values: Mapping[str, Any], where: str) -> dict[str, Any]:
         return {name: self.encode(value, f"{where}.{name}", 1) for name, value in values.items()}
 
-    def _dict(self, value: dict[Any, Any], where: str, depth: int) -> dict[str, Any]:
+    def _encode_dict(self, value: dict[Any, Any], where: str, depth: int) -> dict[str, Any]:
         if all(type(key) is str and not key.startswith("$") for key in value):
             return {
                 _check_text(key, where): self.encode(item, f"{where}.{key}", depth + 1)
@@ -246,12 +248,12 @@ class Serializer:
         ]
         return {"$map": pairs}
 
-    def _scalar(self, value: np.generic, where: str) -> Any:
+    def _encode_scalar(self, value: np.generic, where: str) -> Any:
         if not (_NUMBER.fullmatch(value.dtype.str) or value.dtype.kind == "U"):
             return self._refuse(value, where)
         return {"$numpy": [value.dtype.str, self.encode(value.item(), where)]}
 
-    def _array(self, value: np.ndarray, where: str, depth: int) -> Any:
+    def _encode_array(self, value: np.ndarray, where: str, depth: int) -> Any:
         if value.dtype.kind == "T":  # NumPy's StringDType has no fixed length
             value = value.astype(object)
         if value.dtype.kind in "UO":
@@ -321,9 +323,9 @@ class Deserializer:
             return {key: self.decode(item) for key, item in value.items()}
         if "$class" in value:
             return self.decode_estimator(value)
-        if len(value) != 1 or tags[0] not in self._TAGS:
+        if len(value) != 1 or tags[0] not in self._DECODERS:
             raise ValueError(f"The model has a value of the unknown kind {tags[0][:80]!r}.")
-        return self._TAGS[tags[0]](self, value[tags[0]])
+        return self._DECODERS[tags[0]](self, value[tags[0]])
 
     def close(self) -> None:
         """Raise ValueError if an array was not used."""
@@ -333,7 +335,7 @@ class Deserializer:
                 "not name."
             )
 
-    def _tensor(self, name: Any) -> np.ndarray:
+    def _decode_tensor(self, name: Any) -> np.ndarray:
         if not isinstance(name, str) or name not in self.tensors:
             raise ValueError(
                 f"config.json names the array {str(name)[:80]!r}, which model.safetensors lacks "
@@ -341,15 +343,15 @@ class Deserializer:
             )
         return self.tensors.pop(name)
 
-    def _float(self, text: Any) -> float:
+    def _decode_float(self, text: Any) -> float:
         if text not in ("nan", "inf", "-inf"):
             raise ValueError(f"$float must be nan, inf or -inf, not {str(text)[:20]!r}.")
         return float(text)
 
-    def _tuple(self, items: Any) -> tuple[Any, ...]:
+    def _decode_tuple(self, items: Any) -> tuple[Any, ...]:
         return tuple(self.decode(_check_list(items, "$tuple")))
 
-    def _map(self, pairs: Any) -> dict[Any, Any]:
+    def _decode_map(self, pairs: Any) -> dict[Any, Any]:
         content: dict[Any, Any] = {}
         for pair in _check_list(pairs, "$map"):
             key, item = self.decode(_check_list(pair, "$map", 2))
@@ -361,11 +363,11 @@ class Deserializer:
             raise ValueError("$map has a duplicate key.")
         return content
 
-    def _numpy(self, content: Any) -> np.generic:
+    def _decode_numpy(self, content: Any) -> np.generic:
         kind, item = _check_list(content, "$numpy", 2)
         return _check_dtype(kind, 1).type(self.decode(item))
 
-    def _array(self, content: Any) -> np.ndarray:
+    def _decode_array(self, content: Any) -> np.ndarray:
         kind, shape, items = _check_list(content, "$array", 3)
         items = self.decode(_check_list(items, "$array"))
         size = math.prod(_check_size(n) for n in _check_list(shape, "$array"))
@@ -373,7 +375,7 @@ class Deserializer:
             raise ValueError(f"$array of shape {str(shape)[:40]} has {len(items)} items.")
         if kind == "object":
             array = np.empty(len(items), dtype=object)
-            for index, item in enumerate(items):  # assigned singly, as NumPy would unpack lists
+            for index, item in enumerate(items):  # NumPy would unpack lists in a single assignment
                 array[index] = item
         else:
             if not all(isinstance(item, str) for item in items):
@@ -381,7 +383,7 @@ class Deserializer:
             array = np.array(items, dtype=_check_dtype(kind, len(items)))
         return array.reshape(shape)
 
-    def _pipeline(self, steps: Any) -> Pipeline:
+    def _decode_pipeline(self, steps: Any) -> Pipeline:
         estimators = []
         for step in _check_list(steps, "$pipeline"):
             name, item = _check_list(step, "$pipeline", 2)
@@ -396,21 +398,21 @@ class Deserializer:
         pipeline._validate_names([name for name, _ in estimators])
         return pipeline
 
-    def _frozen(self, estimator: Any) -> FrozenEstimator:
+    def _decode_frozen(self, estimator: Any) -> FrozenEstimator:
         inner = self.decode(estimator)
         if not _is_estimator(inner):
             raise ValueError("The value of $frozen must be an estimator.")
         return FrozenEstimator(inner)
 
-    _TAGS: ClassVar = {
-        "$array": _array,
-        "$float": _float,
-        "$frozen": _frozen,
-        "$map": _map,
-        "$numpy": _numpy,
-        "$pipeline": _pipeline,
-        "$tensor": _tensor,
-        "$tuple": _tuple,
+    _DECODERS: ClassVar = {
+        "$array": _decode_array,
+        "$float": _decode_float,
+        "$frozen": _decode_frozen,
+        "$map": _decode_map,
+        "$numpy": _decode_numpy,
+        "$pipeline": _decode_pipeline,
+        "$tensor": _decode_tensor,
+        "$tuple": _decode_tuple,
     }
 
 

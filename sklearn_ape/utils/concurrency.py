@@ -16,7 +16,7 @@ PATIENCE_S = 5.0
 
 
 _locks: WeakSet[ForkSafeLock] = WeakSet()
-# Per thread, as several threads may fork at the same time.
+# Library locks that the current thread holds during a fork. Several threads may fork at once.
 _held = threading.local()
 
 
@@ -109,9 +109,9 @@ class LRUCache(Generic[Key, Value]):
     Parameters
     ----------
     max_entries : int or None, default=None
-        Maximum number of entries. None is no limit.
+        Maximum number of entries. None sets no limit.
     max_bytes : int or None, default=None
-        Maximum sum of the `nbytes` of the values, which must be arrays. None is no limit.
+        Maximum sum of the `nbytes` of the values, which must be arrays. None sets no limit.
     keep_newest : bool, default=False
         Whether the newest entry is kept even if it alone exceeds `max_bytes`.
 
@@ -145,7 +145,7 @@ class LRUCache(Generic[Key, Value]):
         return key in self._entries
 
     def get(self, key: Key) -> Value | None:
-        """Return the value of a key and mark it as used; None if there is no such key."""
+        """Return the value of a key and mark it as used, or None if the key is missing."""
         with self._lock:
             if key not in self._entries:
                 return None
@@ -162,7 +162,7 @@ class LRUCache(Generic[Key, Value]):
                 self._discard(next(iter(self._entries)))
 
     def get_or_create(self, key: Key, create: Callable[[], Value]) -> Value:
-        """Return the value of a key, calling `create` if there is none.
+        """Return the value of a key, calling `create` if the key is missing.
 
         The lock is held during the call, so that other threads wait for the value instead of
         creating it a second time.
@@ -200,7 +200,7 @@ _N_AHEAD = 2
 
 
 def map_threaded(
-    work: Callable[[Item], Result], items: Iterable[Item], n_threads: int, alone: bool = False
+    work: Callable[[Item], Result], items: Iterable[Item], n_threads: int
 ) -> Iterator[Result]:
     """Call a function for each item in several threads, and yield the results in order.
 
@@ -211,18 +211,18 @@ def map_threaded(
     items : iterable
         Items, which are drawn only as they are needed.
     n_threads : int
-        Number of threads, at least 1.
-    alone : bool, default=False
-        Whether torch computes in the calling thread only. Otherwise each thread would start a
-        pool of its own, and the pools would compete for the same cores.
+        Number of threads, at least 1. If there are several, torch computes with one core in each
+        of them. Otherwise each thread would start its own pool, and the pools would compete for
+        the same cores.
 
     Yields
     ------
     result : object
         Result of one item. At most ``n_threads + 2`` results are being computed or wait to be
-        consumed. If the iteration ends early, running calls are waited for and others cancelled.
+        consumed. If the iteration ends early, running calls are completed and waiting calls are
+        cancelled.
     """
-    initializer = _limit_torch_threads if alone and n_threads > 1 else None
+    initializer = _limit_torch_threads if n_threads > 1 else None
     with ThreadPoolExecutor(n_threads, "sklearn_ape", initializer=initializer) as pool:
         waiting: deque[Future[Result]] = deque()
         try:

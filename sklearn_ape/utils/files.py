@@ -37,7 +37,7 @@ def default_data_home() -> Path:
 
 def check_writable(folder: str | os.PathLike[str]) -> None:
     """Raise OSError unless a file can be created in a folder."""
-    # Permissions are not enough: a disk may be full, or mounted to be read only.
+    # Checking permissions is not enough: a disk may be full, or mounted read-only.
     with tempfile.TemporaryFile(dir=folder):
         pass
 
@@ -79,7 +79,7 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-_SUFFIX = ".unfinished"
+_TEMPORARY_SUFFIX = ".unfinished"
 
 
 @contextmanager
@@ -87,8 +87,8 @@ def atomic_directory(target: Path) -> Iterator[Path]:
     """Create a temporary folder next to a target, on the same disk, and remove it at the end.
 
     Write files into the folder and rename them when they are complete. Folders that killed
-    processes left behind for the same target are removed. Those of running processes are locked,
-    and stay.
+    processes left behind for the same target are removed. Folders of running processes are locked
+    and not removed.
 
     Parameters
     ----------
@@ -132,16 +132,16 @@ def remove_unfinished_directories(target: Path) -> None:
     """Remove the folders of `atomic_directory` that killed processes left for a target."""
     with suppress(OSError):
         for name in os.listdir(target.parent):
-            if name.startswith(f".{target.name}.") and name.endswith(_SUFFIX):
+            if name.startswith(f".{target.name}.") and name.endswith(_TEMPORARY_SUFFIX):
                 _remove_unless_locked(target.with_name(name))
 
 
 def _create_locked(target: Path) -> tuple[Path, int | None]:
     while True:
-        folder = target.with_name(f".{target.name}.{secrets.token_hex(4)}{_SUFFIX}")
+        folder = target.with_name(f".{target.name}.{secrets.token_hex(4)}{_TEMPORARY_SUFFIX}")
         folder.mkdir()
-        # Until it is locked, another process may take the folder for an abandoned one and remove
-        # it: try again then.
+        # Another process may remove the folder before it is locked, because it looks abandoned.
+        # Try again in this case.
         with suppress(BlockingIOError, FileNotFoundError):
             descriptor = _lock_folder(folder)
             if folder.exists():
@@ -176,14 +176,14 @@ def _lock_folder(folder: Path) -> int | None:
 # A file that is changed twice within the resolution of the file system's clock keeps its time
 # stamps, so the digest of a recently changed file is not cached. The coarsest resolution is 2 s.
 _SETTLED_S = 3.0
-# Time stamps are not comparable after the clock was set back by more than this.
-_BACK_S = 0.9
+# Time stamps are not comparable after the clock was set back by more than this many seconds.
+_MIN_CLOCK_RESET_S = 0.9
 _max_clock_offset = float("-inf")
 _n_clock_resets = 0
 
 
 def stamp_of(status: os.stat_result) -> tuple[int, ...]:
-    """Return numbers that change when a file changes, even if its times are set back."""
+    """Return numbers that change when a file changes, even if its modification time is reset."""
     times = (status.st_mtime_ns, status.st_ctime_ns)
     return (status.st_size, *times, status.st_ino, status.st_dev, _count_clock_resets())
 
@@ -201,7 +201,7 @@ def _count_clock_resets() -> int:
     """
     global _max_clock_offset, _n_clock_resets
     offset = time.time() - time.monotonic()
-    if offset < _max_clock_offset - _BACK_S:
+    if offset < _max_clock_offset - _MIN_CLOCK_RESET_S:
         _n_clock_resets += 1
         _max_clock_offset = offset
     _max_clock_offset = max(_max_clock_offset, offset)

@@ -11,12 +11,12 @@ import torch
 from sklearn.utils import gen_batches
 from torch import nn
 
-_MAX_ROWS = 1000
+_MAX_SPACED_ROWS = 1000
 
 
 def evenly_spaced(n_rows: int) -> np.ndarray:
     """Return the indices of at most 1,000 evenly spaced rows, which represent all rows."""
-    return np.linspace(0, n_rows - 1, min(n_rows, _MAX_ROWS)).astype(np.intp)
+    return np.linspace(0, n_rows - 1, min(n_rows, _MAX_SPACED_ROWS)).astype(np.intp)
 
 
 # The squares of numbers in this range, and their sums, neither overflow nor underflow in float32.
@@ -63,15 +63,14 @@ def rescale_extreme_rows(
     """
     largest = torch.linalg.vector_norm(rows.detach(), torch.inf, dim=-1, keepdim=True)
     is_ordinary = (largest == 0) | ((largest > low) & (largest < high))
-    if not torch.compiler.is_compiling() and bool(
-        is_ordinary.all()
-    ):  # an exported graph must suit all rows
+    # An exported graph must not depend on the values of the example.
+    if not torch.compiler.is_compiling() and bool(is_ordinary.all()):
         return rows
     return rows / torch.where(is_ordinary, 1.0, torch.exp2(torch.floor(torch.log2(largest))))
 
 
 def normalize_rows(features: np.ndarray, min_norm: float = 0.0) -> np.ndarray:
-    """L2-normalize rows without overflow or underflow; rows of at most a norm become zero.
+    """L2-normalize rows without overflow or underflow; very short rows become zero.
 
     Parameters
     ----------
@@ -88,12 +87,12 @@ def normalize_rows(features: np.ndarray, min_norm: float = 0.0) -> np.ndarray:
     largest = np.maximum(features.max(axis=1, keepdims=True), -features.min(axis=1, keepdims=True))
     is_ordinary = (largest == 0) | ((largest > _LOW) & (largest < _HIGH))
     scale = np.ones_like(largest)
-    if not is_ordinary.all():  # their squares would overflow or underflow; a power of two is exact
+    if not is_ordinary.all():  # squares would overflow or underflow; a power of two is exact
         scale = np.where(is_ordinary, 1, np.ldexp(scale, np.frexp(largest)[1] - 1))
         features = features / scale
     norm = np.linalg.norm(features, axis=1, keepdims=True)
-    is_long = norm * scale > min_norm if min_norm else norm > 0
-    return np.where(is_long, features / np.where(is_long, norm, 1), 0)
+    exceeds_min = norm * scale > min_norm if min_norm else norm > 0
+    return np.where(exceeds_min, features / np.where(exceeds_min, norm, 1), 0)
 
 
 # Sums depend on the order of additions: another block size changes the last bits of results.
@@ -122,7 +121,7 @@ def covariance(
 
 
 def centered(features: Any, rows: np.ndarray, center: np.ndarray) -> Iterator[np.ndarray]:
-    """Yield blocks of rows minus a center, in double precision."""
+    """Yield blocks of rows minus a center of float64, so that the blocks are float64."""
     for block in gen_batches(len(rows), _BLOCK_SIZE):
         yield features[rows[block]] - center
 

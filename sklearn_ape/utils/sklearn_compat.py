@@ -41,7 +41,7 @@ def observes_fit(estimator: Any) -> bool:
 
 
 class FitContext:
-    """Reports one fit to scikit-learn's callbacks; does nothing where these do not exist.
+    """Reports one fit to scikit-learn's callbacks; does nothing in versions without callbacks.
 
     Parameters
     ----------
@@ -103,8 +103,8 @@ _DIAGRAM_FUNCTION = "_write_estimator_html"
 class DocLinkMixin:
     """Links an estimator's HTML diagram to its documentation page.
 
-    Displaying an estimator must not load weights, download files or fail. So of the properties
-    that end in an underscore only `_shown_properties`, which must be cheap, are evaluated.
+    Displaying an estimator must not load weights, download files or fail. Therefore only the
+    properties in `_shown_properties`, which must be cheap, are evaluated.
     """
 
     _doc_link_module = "sklearn_ape"
@@ -125,8 +125,8 @@ class DocLinkMixin:
 
     def _get_fitted_attr_html(self, doc_link: str = "") -> Any:
         """Return the table of fitted attributes (scikit-learn 1.9 and later)."""
-        # scikit-learn evaluates every property, and some of ours load a network. Pass it an object
-        # without them.
+        # scikit-learn evaluates every property, and some properties of encoders load a network.
+        # Pass it an object that has only the attributes and the cheap properties.
         plain = SimpleNamespace(**vars(self))
         for name in self._shown_properties:
             with suppress(Exception):  # `fit` and `predict` report invalid parameters
@@ -152,13 +152,13 @@ class LazyNamesMixin(DocLinkMixin):
         names : ndarray of str
             The lowercase name of the class with the number of the column.
         """
-        if sys._getframe(1).f_code.co_name == _DIAGRAM_FUNCTION and not self._knows_its_width():
+        if sys._getframe(1).f_code.co_name == _DIAGRAM_FUNCTION and not self._is_width_known():
             raise AttributeError(
                 "The number of columns is not known before the weights are loaded."
             )
         return super().get_feature_names_out(input_features)  # type: ignore[misc]
 
-    def _knows_its_width(self) -> bool:
+    def _is_width_known(self) -> bool:
         return False
 
 

@@ -27,7 +27,7 @@ class _Setting(NamedTuple):
 def _matmul_precision() -> str:
     try:
         return torch.get_float32_matmul_precision()
-    except RuntimeError:  # it was set for a single backend: leave it unchanged
+    except RuntimeError:  # raised if it was set for a single backend; leave it unchanged then
         return "highest"
 
 
@@ -37,7 +37,7 @@ _SETTINGS = {
 }
 
 _lock = ForkSafeLock()
-# The caller's values of changed settings, restored when no thread is in the context any more.
+# The caller's values of changed settings, which the last thread that leaves the context restores.
 _caller_values: dict[str, Any] = {}
 _n_active = 0
 _in_thread = threading.local()

@@ -141,9 +141,9 @@ def check_sequence(values: Any, name: str, kind: str, kinds: str | None = None) 
     """
     kinds = kinds or f"{kind}s"
     if isinstance(values, str | bytes | bytearray | memoryview | PathLike):
-        shown = reprlib.repr(str(values)) if isinstance(values, str) and kind != "image" else name
+        item = reprlib.repr(str(values)) if isinstance(values, str) and kind != "image" else name
         raise ValueError(
-            f"{name} is a single {kind}, not a sequence of {kinds}. Pass a list: [{shown}]."
+            f"{name} is a single {kind}, not a sequence of {kinds}. Pass a list: [{item}]."
         )
     if hasattr(values, "getexif"):
         raise ValueError(
@@ -159,10 +159,10 @@ def check_sequence(values: Any, name: str, kind: str, kinds: str | None = None) 
     # SciPy's dok_array is both a dict and an array.
     if (has_no_order and not hasattr(values, "ndim")) or not is_sized:
         items = f"{name}.values()" if isinstance(values, Mapping) else name
-        shown = f"list({items})" if hasattr(values, "__iter__") else f"[{name}]"
+        example = f"list({items})" if hasattr(values, "__iter__") else f"[{name}]"
         raise ValueError(
             f"{name} must be a sequence of {kinds}, such as a list, an array or a column, not "
-            f"{type(values).__name__}. Pass a list: {shown}."
+            f"{type(values).__name__}. Pass a list: {example}."
         )
 
 
@@ -177,8 +177,8 @@ def check_integer(value: Any, name: str, low: int, optional: bool = False) -> No
     if value is None and optional:
         return
     if not isinstance(value, Integral) or isinstance(value, bool) or int(value) < low:
-        none = "None or " if optional else ""
-        raise ValueError(f"{name} must be {none}an integer >= {low}, not {value!r}.")
+        prefix = "None or " if optional else ""
+        raise ValueError(f"{name} must be {prefix}an integer >= {low}, not {value!r}.")
 
 
 def check_number(
@@ -212,10 +212,10 @@ def check_number(
         below = float(value) <= high if closed == "both" else float(value) < high
         is_valid = above and below
     if not is_valid:
-        none = "None or " if optional else ""
+        prefix = "None or " if optional else ""
         left, right = "(" if closed == "neither" else "[", "]" if closed == "both" else ")"
         raise ValueError(
-            f"{name} must be {none}a number in {left}{low:g}, {high:g}{right}, not {value!r}."
+            f"{name} must be {prefix}a number in {left}{low:g}, {high:g}{right}, not {value!r}."
         )
 
 

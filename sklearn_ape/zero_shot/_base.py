@@ -39,22 +39,22 @@ from ..utils.sklearn_compat import CallbackSupportMixin, FitContext
 from ..utils.validation import ignores_underflow
 from ..utils.warnings import warn
 
-# Prompts are encoded in blocks of at most this many, so that memory stays bounded for thousands
-# of labels with many templates each.
+# Maximum number of prompts that are encoded together. It bounds the memory for thousands of labels
+# with many templates each.
 _BLOCK_PROMPTS = 16_384
 # Bytes of the embeddings of a block. Embeddings of ASIF have one component per anchor.
 _BLOCK_BYTES = 2**27
 # Decimals to which embeddings must agree to be reported as equal: the last bits depend on which
 # other prompts were in the batch.
 _DECIMALS = 4
-# The cache is not stored in the classifiers: predicting leaves a classifier unchanged, and clones,
-# refits and copies in a worker share what was computed. It holds one embedding per class; those of
-# the prompts would be too many.
+# The cache is not stored in the classifiers, so that predicting leaves a classifier unchanged, and
+# clones, refits and copies in a worker share embeddings. It holds one embedding per class, because
+# the embeddings of all prompts would be too many.
 _cache: LRUCache[bytes, np.ndarray] = LRUCache(max_bytes=2**28, keep_newest=True)
-# Classes that a model card names.
-_MAX_SHOWN = 20
+# Maximum number of classes that a model card lists.
+_MAX_LISTED_CLASSES = 20
 _lock = ForkSafeLock()
-# Numbers of aligners, since Python reuses ids.
+# Aligners are numbered, since Python reuses the ids of deleted objects.
 _tokens: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
 _next_token = itertools.count()
 
@@ -71,7 +71,7 @@ def embed_labels(
     names : mapping of length n_classes
         The names of each class, in the order of the rows returned.
     templates : tuple of str
-        Templates that the names are put into.
+        Templates for the names.
 
     Returns
     -------
@@ -109,7 +109,7 @@ def _identify(aligner: Any) -> str:
     digest = embedding_digest(aligner)
     if isinstance(getattr(aligner, "text_encoder_", None), FrozenEncoder):
         return digest
-    # Other encoders may depend on more than their parameters, so each object has an identity.
+    # Encoders of other libraries may depend on more than their parameters, so each object differs.
     with _lock:
         token = _tokens.get(aligner)
         if token is None:
@@ -157,13 +157,13 @@ def _embed_in_blocks(aligner: Any, prompts: list[str]) -> Iterator[tuple[int, np
     if len(prompts) <= size:
         yield 0, np.asarray(aligner.transform_text(prompts))
         return
-    quiet, verbose = _silence(aligner)
+    silent_aligner, verbose = _silence(aligner)
     with tqdm(
         total=len(prompts), unit="prompt", desc="labels", disable=not verbose, delay=0.5
     ) as progress:
         for start in range(0, len(prompts), size):
             block = prompts[start : start + size]
-            yield start, np.asarray(quiet.transform_text(block))
+            yield start, np.asarray(silent_aligner.transform_text(block))
             progress.update(len(block))
 
 
@@ -175,9 +175,9 @@ def _silence(aligner: Any) -> tuple[Any, bool]:
     """
     encoder = getattr(aligner, "text_encoder_", None)
     if isinstance(encoder, FrozenEncoder):
-        quiet = copy.copy(aligner)
-        quiet.text_encoder_ = _silence_estimator(encoder)
-        return quiet, bool(encoder.verbose)
+        silent_aligner = copy.copy(aligner)
+        silent_aligner.text_encoder_ = _silence_estimator(encoder)
+        return silent_aligner, bool(encoder.verbose)
     if isinstance(getattr(aligner, "text_encoder", None), FrozenEncoder) and hasattr(
         aligner, "cache"
     ):  # CLIPAligner makes its encoder from its own parameters
@@ -191,7 +191,7 @@ def _silence_estimator(estimator: Any) -> Any:
 
 
 def _warn_if_indistinguishable(classes: Iterable[Any], embeddings: np.ndarray) -> None:
-    """Warn if two classes have the same embedding, as of characters unknown to the encoder."""
+    """Warn if two classes have the same embedding, for example if the encoder lacks the script."""
     label_of_digest: dict[bytes, Any] = {}
     for label, row in zip(classes, embeddings, strict=True):
         rounded = row.round(_DECIMALS) + 0.0  # adding 0 turns -0 into 0
@@ -299,7 +299,7 @@ class ZeroShotBase(AlignerWrapperMixin, ClassifierMixin, CallbackSupportMixin, B
         aligner : estimator
             Fitted aligner, or a Pipeline that ends in one.
         templates : tuple of str
-            Templates that the names of the labels are put into.
+            Templates for the names of the labels.
         scale : float or None, default=None
             Logit scale. None takes the parameter, or else the scale that the aligner learned.
         """
@@ -358,7 +358,7 @@ class ZeroShotBase(AlignerWrapperMixin, ClassifierMixin, CallbackSupportMixin, B
 
     def _recorded_params(self) -> dict[str, Any]:
         params = super()._recorded_params()
-        params["labels"] = _labels_to_save(params["labels"])
+        params["labels"] = _convert_labels(params["labels"])
         return params
 
     def _get_state(self) -> dict[str, Any]:
@@ -379,17 +379,18 @@ class ZeroShotBase(AlignerWrapperMixin, ClassifierMixin, CallbackSupportMixin, B
     def _card_facts(self) -> Facts:
         facts = self._aligner_facts()
         names = [str(label) for label in self._resolve_names() or ()]
-        shown = ", ".join(names[:_MAX_SHOWN]) + (", ..." if len(names) > _MAX_SHOWN else "")
+        listed = ", ".join(names[:_MAX_LISTED_CLASSES])
+        listed += ", ..." if len(names) > _MAX_LISTED_CLASSES else ""
         facts.what = f"{self._purpose} {facts.what}"
-        facts.facts = {"classes": f"{len(names):,}: {shown}"} | facts.facts
-        facts.limits.append(self._limit())
+        facts.facts = {"classes": f"{len(names):,}: {listed}"} | facts.facts
+        facts.limits.append(self._describe_limit())
         preprocessing, aligner = unwrap(resolve_aligner(self.aligner))
         takes_images = preprocessing is not None or getattr(aligner, "image_encoder", None)
         images = "['image.jpg']" if takes_images else "image_features"
         facts.usage = f"print(model.predict({images}))"
         return facts
 
-    def _limit(self) -> str:
+    def _describe_limit(self) -> str:
         if getattr(self, "threshold", None) is None:
             return "It always answers with one of its classes."
         return "It always answers with one of its classes or, below the threshold, unknown."
@@ -412,19 +413,19 @@ def _is_fitted(aligner: Any) -> bool:
     return True
 
 
-def _labels_to_save(labels: Any) -> Any:
+def _convert_labels(labels: Any) -> Any:
     """Return labels in a form that a file can hold: members of an Enum become their values."""
     if labels is None or isinstance(labels, str) or not isinstance(labels, Iterable):
         return labels
     if isinstance(labels, Mapping):
-        return {_label_to_save(label): _label_to_save(value) for label, value in labels.items()}
+        return {_convert_label(label): _convert_label(value) for label, value in labels.items()}
     if isinstance(labels, np.ndarray) and labels.dtype.kind in "biufU":
         return labels
-    listed = [_label_to_save(label) for label in list_labels(labels)]
+    values = [_convert_label(label) for label in list_labels(labels)]
     if isinstance(labels, np.ndarray) and labels.dtype.kind == "O":
-        return np.array(listed, dtype=object)
-    return tuple(listed) if isinstance(labels, tuple) else listed
+        return np.array(values, dtype=object)
+    return tuple(values) if isinstance(labels, tuple) else values
 
 
-def _label_to_save(label: Any) -> Any:
+def _convert_label(label: Any) -> Any:
     return to_builtin(label) if isinstance(label, Enum) else label

@@ -53,7 +53,7 @@ class ZeroShotClassifier(ZeroShotBase):
         a CLIP model, ``"open_clip:ViT-B-32/openai"``, stands for a `CLIPAligner`. None is the
         starter model that ships with the package, for EfficientNet-Lite0 and MiniLM.
     templates : str or sequence of str, default="simple"
-        Sentences that a name is put into, or the name of a set of templates in
+        Sentences in which ``{}`` is replaced by a name, or the name of a set of templates in
         `sklearn_ape.prompts.TEMPLATES`. The embeddings of the sentences of a class are averaged.
         ``"none"`` embeds names without a template, which suits names that are sentences.
     threshold : float or None, default=None
@@ -97,9 +97,9 @@ class ZeroShotClassifier(ZeroShotBase):
     Many of scikit-learn's meta-estimators replace the labels in y by their numbers before they
     call `fit`: `VotingClassifier`, `StackingClassifier`, `BaggingClassifier`,
     ``CalibratedClassifierCV(ensemble=False)``, ``cross_val_predict(method="predict_proba")``.
-    Within these, labels must be the numbers 0, 1, ..., one for each class in y; other labels raise
-    an error. The page "Zero-shot classifiers within meta-estimators" of the documentation lists
-    what works.
+    Within these, labels must be the numbers 0, 1, ..., one for each class in y. All other labels
+    raise an error. The page "Zero-shot classifiers within meta-estimators" of the documentation
+    lists what works.
 
     After `fit`, predicting raises ValueError if the aligner has changed: if another aligner was
     set, if it was fitted again, or if a parameter of its encoders or of another step of its
@@ -422,7 +422,7 @@ class ZeroShotClassifier(ZeroShotBase):
             return labels
         unknown_type = np.asarray(self.unknown_label).dtype
         same_kind = unknown_type.kind == labels.dtype.kind
-        # An array of objects, since NumPy would convert numbers to text for "unknown".
+        # Use an array of objects, since NumPy would convert numbers to text for "unknown".
         labels = labels.astype(np.result_type(labels.dtype, unknown_type) if same_kind else object)
         labels[is_unknown] = self.unknown_label
         return labels
@@ -439,9 +439,9 @@ class ZeroShotClassifier(ZeroShotBase):
 def _check_caller_of_clone() -> None:
     """Raise ValueError if `clone` was called by a one-vs-rest or similar meta-estimator.
 
-    Each of their binary problems has the classes 0 and 1. Where these are labels, y does not show
-    that they stand for something else; only the caller does. The check is made in `clone`, which
-    all of them call in their own thread, while `fit` may run in another thread or process.
+    Each of their binary problems has the classes 0 and 1, which may also be labels. Then y does
+    not show that the classes stand for something else, but the caller does. The check is made in
+    `clone`, which they call in their own thread, while `fit` may run in another thread or process.
     """
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:

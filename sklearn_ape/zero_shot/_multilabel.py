@@ -279,7 +279,7 @@ class MultiLabelZeroShotClassifier(ZeroShotBase):
         Returns
         -------
         table : ndarray of shape (n_samples, n_labels) and dtype int
-            Ones for labels that hold, and zeros.
+            1 for labels that hold, and 0 for all other labels.
         """
         scores = self.decision_function(X)
         unreadable = np.flatnonzero(np.isnan(scores[:, 0]))
@@ -346,8 +346,8 @@ class MultiLabelZeroShotClassifier(ZeroShotBase):
     @property
     def classes_(self) -> np.ndarray:
         """Values of each column: 0 and 1."""
-        # The shape shows scikit-learn's scorers that there are several labels; an array of two
-        # labels would be taken for two classes.
+        # scikit-learn's scorers recognize several labels by this shape. They would interpret an
+        # array of two labels as two classes.
         return np.tile([0, 1], (len(self.labels_), 1))
 
     def _list_labels(self) -> list[Any]:
@@ -404,11 +404,11 @@ class MultiLabelZeroShotClassifier(ZeroShotBase):
         if not hasattr(self, "_thresholds"):
             return None
         labels = self._list_labels()
-        new = [label for label in labels if label not in self._thresholds]
-        if new:
+        unfitted = [label for label in labels if label not in self._thresholds]
+        if unfitted:
             raise ValueError(
-                f"labels has {format_list(new)}, for which no threshold was fitted. Call fit or "
-                "fit_thresholds again after changing labels."
+                f"labels has {format_list(unfitted)}, for which no threshold was fitted. Call fit "
+                "or fit_thresholds again after changing labels."
             )
         if self._standardizes() != self._thresholds_are_standardized:
             raise ValueError(
@@ -419,7 +419,7 @@ class MultiLabelZeroShotClassifier(ZeroShotBase):
         return np.array([self._thresholds[label] for label in labels])
 
     def _compute_default_thresholds(self, logits: LogitTiles) -> np.ndarray:
-        """Return for each label the score that a fraction `prevalence` of the bank exceed."""
+        """Return for each label the score that a fraction `prevalence` of the bank exceeds."""
         if logits.standardizer is None:  # thresholds need a bank also without standardization
             aligner = logits.aligner
             bank = resolve_bank(
@@ -444,7 +444,7 @@ class MultiLabelZeroShotClassifier(ZeroShotBase):
             self._set_thresholds(state.array("thresholds", (len(self._list_labels()),)))
         state.optional("thresholds")
 
-    def _limit(self) -> str:
+    def _describe_limit(self) -> str:
         return "Thresholds suit images like those that they were fitted on."
 
     def _check_parameters(self) -> tuple[str, ...]:

@@ -25,6 +25,7 @@ def small(**parameters):
 
 
 class TestScikitLearn:
+    @pytest.mark.sampled(3)
     @pytest.mark.parametrize("init", ["auto", "linear", None])
     def test_passes_all_estimator_checks(self, init):
         """The number is asserted, since a tag could switch most of the checks off."""

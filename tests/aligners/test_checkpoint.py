@@ -36,6 +36,7 @@ __all__ = ["every_epoch", "one_thread", "steps", "whole"]  # fixtures
 
 @pytest.mark.usefixtures("every_epoch")
 class TestBits:
+    @pytest.mark.sampled(3)
     @pytest.mark.parametrize("case", cases.CASES)
     def test_killed_again_and_again(self, case, whole, steps, tmp_path):
         """Every 13th step, so at all places of epochs and in both trainings."""

@@ -1,4 +1,4 @@
-"""Common tests of aligners: scikit-learn's checks, finite output, errors for bad input."""
+"""Common tests of aligners: scikit-learn's checks, fit_and_check output, errors for bad input."""
 
 import pickle
 
@@ -24,8 +24,8 @@ def aligner(request):
     return clone(request.param)
 
 
-def finite(aligner, image, text):
-    """Fit, and assert that embeddings are finite and of length 1 (or zero)."""
+def fit_and_check(aligner, image, text):
+    """Fit, and check that embeddings are fit_and_check and have unit norm (or are zero)."""
     aligner.fit(image, text)
     for embeddings in (aligner.transform(image), aligner.transform_text(text)):
         assert embeddings.dtype == np.float32
@@ -37,11 +37,11 @@ def finite(aligner, image, text):
 
 
 def test_passes_all_estimator_checks(aligner):
-    """The number is asserted, since a tag could switch most of the checks off."""
+    """The number of checks is asserted because an estimator tag could disable most of them."""
     results = check_estimator(aligner, on_skip=None, on_fail="raise")
     statuses = [result["status"] for result in results]
     assert statuses.count("passed") >= 47
-    assert len(statuses) - statuses.count("passed") <= 1  # array API, unless it is set up
+    assert len(statuses) - statuses.count("passed") <= 1  # the array API may be missing
 
 
 def test_learns_common_concepts(aligner, concepts):
@@ -50,7 +50,7 @@ def test_learns_common_concepts(aligner, concepts):
     assert aligner.n_parameters_ > 0
 
 
-def test_fits_are_equal_to_the_bit_and_tell_data_apart(aligner, concepts):
+def test_equal_data_give_bitwise_equal_fits_and_other_data_another_fingerprint(aligner, concepts):
     one = clone(aligner).fit(concepts.image, concepts.text)
     two = clone(aligner).fit(concepts.image, concepts.text)
     assert one.fingerprint_ == two.fingerprint_
@@ -73,27 +73,27 @@ def test_pickle_gives_the_same_embeddings(aligner, concepts):
 def test_similarity_is_the_product_of_the_embeddings(aligner, concepts):
     aligner.fit(concepts.image, concepts.text)
     expected = aligner.transform(concepts.image) @ aligner.transform_text(concepts.text[:7]).T
-    found = aligner.similarity(concepts.image, concepts.text[:7])
-    np.testing.assert_allclose(found, expected, atol=1e-6)
+    similarity = aligner.similarity(concepts.image, concepts.text[:7])
+    np.testing.assert_allclose(similarity, expected, atol=1e-6)
 
 
-def test_rows_that_an_encoder_gave_up_stay_nan(aligner, concepts):
+def test_nan_rows_give_nan_embeddings(aligner, concepts):
     image = concepts.image.copy()
     image[7] = np.nan
     with pytest.warns(UserWarning, match=r"1 rows are left out.*: 7\."):
         aligner.fit(image, concepts.text)
-    for known in (aligner.transform(image), aligner.similarity(image, concepts.text)):
-        assert np.isnan(known[7]).all()
-        assert np.isfinite(np.delete(known, 7, axis=0)).all()
+    for result in (aligner.transform(image), aligner.similarity(image, concepts.text)):
+        assert np.isnan(result[7]).all()
+        assert np.isfinite(np.delete(result, 7, axis=0)).all()
 
 
-def test_no_image_could_be_encoded(aligner, concepts):
+def test_only_nan_images_give_nan_similarities(aligner, concepts):
     aligner.fit(concepts.image, concepts.text)
-    lost = np.full((2, 32), np.nan)
-    assert np.isnan(aligner.similarity(lost, concepts.text[:3])).all()
+    unreadable = np.full((2, 32), np.nan)
+    assert np.isnan(aligner.similarity(unreadable, concepts.text[:3])).all()
 
 
-def test_set_output(aligner, concepts):
+def test_set_output_returns_named_columns(aligner, concepts):
     frame = pd.DataFrame(concepts.image, index=np.arange(300) + 7)
     frame.columns = [f"f{i}" for i in range(32)]
     out = aligner.set_output(transform="pandas").fit(frame, concepts.text).transform(frame)
@@ -101,8 +101,10 @@ def test_set_output(aligner, concepts):
     assert out.index.equals(frame.index)
 
 
-def test_classifies_by_names(aligner, captioned_images, features, text_encoder):
-    """Captions in, names out: the contract that the classifier relies on."""
+def test_aligner_of_captions_classifies_by_class_names(
+    aligner, captioned_images, features, text_encoder
+):
+    """ZeroShotClassifier relies on aligners that are fitted on captions."""
     aligner.set_params(text_encoder=text_encoder).fit(
         features.image[:200], captioned_images.captions[:200]
     )
@@ -114,52 +116,56 @@ def test_classifies_by_names(aligner, captioned_images, features, text_encoder):
     np.testing.assert_allclose(classifier.predict_proba(features.image).sum(axis=1), 1, rtol=1e-5)
 
 
-def test_several_captions_an_image(aligner, captioned_images, features, text_encoder):
+def test_several_captions_per_image_are_fitted(aligner, captioned_images, features, text_encoder):
     several = [[caption, f"an image of {caption}"] for caption in captioned_images.captions]
     aligner.set_params(text_encoder=text_encoder).fit(features.image, several)
     assert aligner.retrieval_report(features.image, several)["image_to_text"][10] > 0.9
 
 
-class TestHardData:
+class TestDegenerateData:
     @pytest.mark.parametrize(("n_image", "n_text"), [(50, 40), (50, 3), (3, 40), (1, 1)])
-    def test_fewer_pairs_than_features(self, aligner, n_image, n_text):
+    def test_fewer_pairs_than_features_are_fitted(self, aligner, n_image, n_text):
         rng = np.random.default_rng(0)
-        finite(aligner, rng.standard_normal((12, n_image)), rng.standard_normal((12, n_text)))
+        fit_and_check(
+            aligner, rng.standard_normal((12, n_image)), rng.standard_normal((12, n_text))
+        )
 
-    def test_two_pairs(self, aligner):
+    def test_two_pairs_are_fitted(self, aligner):
         rng = np.random.default_rng(0)
         image, text = rng.standard_normal((2, 5)), rng.standard_normal((2, 4))
-        assert finite(aligner, image, text).score(image, text) == 1.0
+        assert fit_and_check(aligner, image, text).score(image, text) == 1.0
 
-    def test_features_of_no_variance(self, aligner, concepts):
-        """Constant features, at zero and far from it, change nothing."""
+    def test_constant_features_are_ignored(self, aligner, concepts):
+        """Constant features, zero or large, do not change the embeddings."""
         constant = np.tile(np.float32([0, 1e4]), (300, 1))
         plain = clone(aligner).fit(concepts.image[:200], concepts.text[:200])
         padded = [np.hstack([side, 0 * constant]) for side in (concepts.image, concepts.text)]
         score = plain.score(concepts.image[200:], concepts.text[200:])
         aligner.fit(padded[0][:200], padded[1][:200])
         assert aligner.score(padded[0][200:], padded[1][200:]) == pytest.approx(score, abs=0.05)
-        finite(aligner, *(np.hstack([side, constant]) for side in (concepts.image, concepts.text)))
+        fit_and_check(
+            aligner, *(np.hstack([side, constant]) for side in (concepts.image, concepts.text))
+        )
 
     @pytest.mark.parametrize("value", [0.0, 0.1, 1e4])
-    def test_all_captions_equal(self, aligner, concepts, value):
-        """There is nothing to align: no text is nearer than another, and rounding is no signal."""
+    def test_equal_captions_are_fitted(self, aligner, concepts, value):
+        """All texts are equally similar; rounding errors are not taken as a signal."""
         with pytest.warns(UserWarning, match="All captions are the same"):
-            finite(aligner, concepts.image, np.full((300, 4), value))
+            fit_and_check(aligner, concepts.image, np.full((300, 4), value))
         text = aligner.transform_text(np.full((2, 4), value))
         np.testing.assert_array_equal(text, 0)
 
-    def test_all_images_equal(self, aligner, concepts):
+    def test_equal_images_are_fitted(self, aligner, concepts):
         with pytest.warns(UserWarning, match="All images have the same features"):
-            finite(aligner, np.full((300, 4), 0.1), concepts.text)
+            fit_and_check(aligner, np.full((300, 4), 0.1), concepts.text)
 
     @pytest.mark.parametrize("scale", [1e-12, 1e12])
-    def test_features_of_any_scale(self, aligner, concepts, scale):
+    def test_features_of_any_scale_are_fitted(self, aligner, concepts, scale):
         image, text = scale * concepts.image, scale * concepts.text
-        finite(aligner, image[:200], text[:200])
+        fit_and_check(aligner, image[:200], text[:200])
         assert aligner.score(image[200:], text[200:]) > 0.3
 
-    def test_one_pair(self, aligner, concepts):
+    def test_one_pair_raises(self, aligner, concepts):
         with pytest.raises(ValueError, match="minimum of 2 is required"):
             aligner.fit(concepts.image[:1], concepts.text[:1])
 
@@ -214,7 +220,7 @@ def n_passed(estimator):
 @pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", CHECKED_ALIGNERS)
 def test_aligners_pass_all_checks(name):
-    """The number is asserted, since a tag could switch most of the checks off."""
+    """The number of checks is asserted because an estimator tag could disable most of them."""
     assert n_passed(CHECKED_ALIGNERS[name]) >= 47
 
 

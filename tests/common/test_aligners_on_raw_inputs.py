@@ -1,4 +1,4 @@
-"""The same for aligners of images and captions themselves, which take no table either."""
+"""Common tests of aligners that take images and captions instead of features."""
 
 import pickle
 from concurrent.futures import ThreadPoolExecutor
@@ -24,8 +24,8 @@ from tests.encoders import tiny_networks as tiny
 IMAGES = list(np.random.default_rng(0).integers(0, 256, size=(12, 40, 50, 3), dtype=np.uint8))
 CAPTIONS = ["a cat", "the dog", "cat on a mat", "mat", "dog runs", "the cat runs"] * 2
 CLOSE = {"atol": 1e-5, "rtol": 1e-4}
-# To an untrained network all texts are nearly equal; telling them apart by a kernel magnifies the
-# rounding of its features, which differs from batch to batch.
+# Texts have nearly equal features in an untrained network. A kernel amplifies the differences, and
+# with them rounding errors, which depend on the batch.
 MAGNIFIED = {"atol": 1e-2}
 TRAINED = {"max_epochs": 2, "random_state": 0}
 
@@ -65,7 +65,7 @@ def aligner(name, fitted):
     return fitted[name]
 
 
-def test_fit_is_idempotent_and_leaves_parameters_alone(name, unfitted, aligner):
+def test_fit_is_idempotent_and_keeps_parameters(name, unfitted, aligner):
     again = clone(unfitted[name])
     before = repr(again.get_params())
     for _ in range(2):
@@ -74,7 +74,7 @@ def test_fit_is_idempotent_and_leaves_parameters_alone(name, unfitted, aligner):
     assert repr(again.get_params()) == before
 
 
-def test_embeddings_do_not_depend_on_company_or_order(name, aligner):
+def test_embeddings_do_not_depend_on_batch_or_order(name, aligner):
     whole = aligner.transform(IMAGES)
     np.testing.assert_allclose(aligner.transform(IMAGES[::-1])[::-1], whole, **CLOSE)
     alone = np.concatenate([aligner.transform([image]) for image in IMAGES[:4]])
@@ -85,7 +85,7 @@ def test_embeddings_do_not_depend_on_company_or_order(name, aligner):
     np.testing.assert_allclose(aligner.transform_text(CAPTIONS[2:3]), texts[2:3], **close)
 
 
-def test_pickle_and_named_columns(aligner):
+def test_pickle_keeps_embeddings_and_column_names(aligner):
     back = pickle.loads(pickle.dumps(aligner))
     expected = aligner.transform(IMAGES)
     np.testing.assert_allclose(back.transform(IMAGES), expected, **CLOSE)
@@ -94,7 +94,7 @@ def test_pickle_and_named_columns(aligner):
     np.testing.assert_allclose(frame.to_numpy(), expected, **CLOSE)
 
 
-def test_containers_of_images_and_captions(name, unfitted, aligner):
+def test_containers_of_images_and_captions_give_equal_fits(name, unfitted, aligner):
     expected = aligner.similarity(IMAGES, CAPTIONS)
     images = [tuple(IMAGES), np.stack(IMAGES), pd.Series(IMAGES, index=[5] * 12)]
     captions = [tuple(CAPTIONS), np.array(CAPTIONS, dtype=object), pd.Series(CAPTIONS)]
@@ -107,8 +107,8 @@ def test_containers_of_images_and_captions(name, unfitted, aligner):
     np.testing.assert_allclose(other.similarity(IMAGES, CAPTIONS), expected, **CLOSE)
 
 
-def test_threads_predict_alike(aligner):
-    """One fitted aligner serves many threads, through a classifier as well."""
+def test_threads_give_equal_predictions(aligner):
+    """A fitted aligner and a classifier can be used from several threads."""
     expected = aligner.similarity(IMAGES, CAPTIONS)
     classifier = ZeroShotClassifier(["cat", "dog", "mat"], aligner=aligner)
     labels = classifier.predict(IMAGES)

@@ -1,4 +1,4 @@
-"""scikit-learn's callbacks (1.9 and later): epochs within classifiers, Pipelines and searches."""
+"""Callbacks of scikit-learn 1.9 and later in aligners, classifiers, Pipelines and searches."""
 
 import pickle
 import subprocess
@@ -23,8 +23,8 @@ callback = pytest.importorskip("sklearn.callback")
 N_EPOCHS = 3
 
 
-class Paths:
-    """Notes the way to every task that ended; reaches estimators at any depth."""
+class RecordPaths:
+    """Callback that records the path of each finished task in nested estimators."""
 
     max_propagation_depth = None
 
@@ -52,7 +52,7 @@ class Paths:
 
 
 class StopAt:
-    """Ends a training after some epochs, or interrupts it as Ctrl-C does."""
+    """Callback that stops training after `n_epochs` epochs, or interrupts it like Ctrl-C."""
 
     def __init__(self, n_epochs, interrupts=False):
         self.n_epochs, self.interrupts = n_epochs, interrupts
@@ -76,16 +76,18 @@ def recall(estimator, X, y):
     return {"recall": estimator.score(X, y)}
 
 
-def ape(**parameters):
+def make_aligner(**parameters):
     defaults = {"width": 32, "max_epochs": N_EPOCHS, "batch_size": 64, "random_state": 0}
     return APEAligner(**(defaults | parameters))
 
 
-def by_names():
-    """An aligner within a Pipeline within a classifier, on features."""
+def make_classifier():
+    """Return a classifier of features with a Pipeline that ends in an APEAligner."""
     texts = HashingVectorizer(n_features=32, analyzer="char")
     return ZeroShotClassifier(
-        aligner=make_pipeline(StandardScaler(), ape(text_encoder=texts, early_stopping=False))
+        aligner=make_pipeline(
+            StandardScaler(), make_aligner(text_encoder=texts, early_stopping=False)
+        )
     )
 
 
@@ -103,11 +105,11 @@ def lit(tmp_path_factory):
 
 
 class TestEpochs:
-    def test_within_candidates_of_a_search_over_a_classifier(self, concepts, names):
-        seen = Paths()
-        search = GridSearchCV(by_names(), {"aligner__apealigner__depth": [1, 2]}, cv=2)
+    def test_epochs_within_search_over_classifier_are_reported(self, concepts, names):
+        seen = RecordPaths()
+        search = GridSearchCV(make_classifier(), {"aligner__apealigner__depth": [1, 2]}, cv=2)
         with warnings.catch_warnings():
-            warnings.simplefilter("error")  # no estimator on the way is without callbacks
+            warnings.simplefilter("error")  # scikit-learn warns of estimators without callbacks
             search.set_callbacks(seen).fit(concepts.image, names)
         assert len(seen.epochs()) == (2 * 2 + 1) * N_EPOCHS
         inside = "ZeroShotClassifier:fit > Pipeline:fit > APEAligner:fit > APEAligner:epoch"
@@ -116,15 +118,17 @@ class TestEpochs:
         pickle.loads(pickle.dumps(search))
 
     def test_of_lit(self, concepts, lit):
-        seen = Paths()
+        seen = RecordPaths()
         captions = [TEXTS[row % len(TEXTS)] for row in range(60)]
         fitted = clone(lit).set_callbacks(seen).fit(concepts.image[:60], captions)
         assert len(seen.epochs()) == fitted.n_epochs_ == N_EPOCHS
         pickle.loads(pickle.dumps(fitted))
 
-    def test_through_a_pipeline_whose_encoder_has_none(self, captioned_images, image_encoder):
-        """Encoders take callbacks, so that scikit-learn does not warn of each."""
-        seen = Paths()
+    def test_epochs_within_pipeline_with_encoder_are_reported(
+        self, captioned_images, image_encoder
+    ):
+        """Encoders accept callbacks, so scikit-learn does not warn about them."""
+        seen = RecordPaths()
         pipeline = make_pipeline(image_encoder, CCAAligner()).set_callbacks(seen)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
@@ -132,8 +136,8 @@ class TestEpochs:
         assert "Pipeline:fit > TimmImageEncoder:fit" in seen.seen
         assert "Pipeline:fit > CCAAligner:fit" in seen.seen
 
-    def test_are_shown_as_bars(self, concepts, names, capsys):
-        search = GridSearchCV(by_names(), {"aligner__apealigner__depth": [1, 2]}, cv=2)
+    def test_progress_bars_show_epochs(self, concepts, names, capsys):
+        search = GridSearchCV(make_classifier(), {"aligner__apealigner__depth": [1, 2]}, cv=2)
         bars = callback.ProgressBar(max_propagation_depth=None)
         search.set_callbacks(bars).fit(concepts.image, names)
         out = capsys.readouterr().out
@@ -144,15 +148,17 @@ class TestEpochs:
 
 class TestScores:
     @pytest.mark.parametrize("init", [None, "kernel"])
-    def test_of_every_epoch_are_of_the_heads_at_its_end(self, concepts, init):
-        """The last epoch's is the score of the aligner itself; the heads go on unharmed."""
+    def test_scores_of_epoch_use_heads_at_its_end(self, concepts, init):
+        """The last score equals that of the fitted aligner; scoring does not change heads."""
         monitor = callback.ScoringMonitor(scoring=recall)
         image, text = concepts.image, concepts.text
-        watched = ape(init=init, early_stopping=False).set_callbacks(monitor).fit(image, text)
+        watched = (
+            make_aligner(init=init, early_stopping=False).set_callbacks(monitor).fit(image, text)
+        )
         rows = monitor.get_logs().data
         assert [row["task_name"] for row in rows] == ["fit"] + ["epoch"] * N_EPOCHS
         assert rows[-1]["recall"] == rows[0]["recall"] == watched.score(image, text)
-        plain = ape(init=init, early_stopping=False).fit(image, text)
+        plain = make_aligner(init=init, early_stopping=False).fit(image, text)
         assert watched.fingerprint_ == plain.fingerprint_
         if init is None:
             assert len({row["recall"] for row in rows}) > 1
@@ -167,38 +173,42 @@ class TestScores:
 
 
 class TestStopping:
-    def test_a_callback_may_end_the_training(self, concepts):
+    def test_callback_stops_training(self, concepts):
         with pytest.warns(ConvergenceWarning, match="stopped after 2 of 9 epochs"):
-            fitted = ape(max_epochs=9).set_callbacks(StopAt(2)).fit(concepts.image, concepts.text)
+            fitted = (
+                make_aligner(max_epochs=9)
+                .set_callbacks(StopAt(2))
+                .fit(concepts.image, concepts.text)
+            )
         assert fitted.n_epochs_ == 2
 
-    def test_ctrl_c_keeps_the_best_epoch_and_ends_all_bars(self, concepts, names):
+    def test_ctrl_c_keeps_best_epoch_and_ends_all_bars(self, concepts, names):
         stop = StopAt(2, interrupts=True)
         stop.on_fit_task_end = lambda estimator, context: setattr(
             stop, "n_seen", stop.n_seen + (context.task_name == "epoch")
         )
-        aligner = ape(max_epochs=9).set_callbacks(stop, callback.ProgressBar())
+        aligner = make_aligner(max_epochs=9).set_callbacks(stop, callback.ProgressBar())
         with pytest.warns(UserWarning, match="stopped after 2 of 9 epochs"):
             aligner.fit(concepts.image, concepts.text)
         assert stop.torn_down
         assert aligner.set_callbacks().transform(concepts.image).shape[0] == 300
         assert not hasattr(aligner, "_callback_fit_ctx")
 
-    def test_ctrl_c_in_the_first_epoch_of_an_inner_aligner(self, concepts, names):
-        """Nothing is kept, and no context stays behind."""
-        classifier = by_names()
+    def test_ctrl_c_in_first_epoch_of_inner_aligner_is_raised(self, concepts, names):
+        """No fitted state and no callback context remain."""
+        classifier = make_classifier()
         classifier.aligner[-1].set_callbacks(StopAt(0, interrupts=True))
         classifier.set_callbacks(callback.ProgressBar(max_propagation_depth=None))
         with pytest.raises(KeyboardInterrupt):
             classifier.fit(concepts.image, names)
         assert not hasattr(classifier, "_callback_fit_ctx")
-        pickle.loads(pickle.dumps(classifier.set_callbacks(Paths())))
+        pickle.loads(pickle.dumps(classifier.set_callbacks(RecordPaths())))
         assert not hasattr(classifier, "aligner_")
 
 
 @pytest.mark.exhaustive
-def test_older_scikit_learn_has_none():
-    """What stands in for the callbacks is silent: fits are the same, and nothing is missing."""
+def test_fit_without_callbacks_works_in_older_scikit_learn():
+    """Without support in scikit-learn, the replacement does nothing, and fits are the same."""
     code = (
         "import sys, numpy as np\n"
         "import sklearn.pipeline, sklearn.model_selection\n"

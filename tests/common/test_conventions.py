@@ -1,4 +1,4 @@
-"""The page on conventions: what it promises is tested where it says."""
+"""Tests that docs/conventions.md refers to."""
 
 import re
 from pathlib import Path
@@ -11,9 +11,9 @@ ROWS = [line for line in PAGE.splitlines() if line.startswith("| ") and "::" in 
 TESTS = sorted(set(re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", PAGE)))
 
 
-def test_every_row_names_a_test():
+def test_every_row_of_the_page_names_a_test():
     rows = [line for line in PAGE.splitlines() if line.startswith("| ")]
-    assert len(ROWS) == len(rows) - 2  # less the two headings
+    assert len(ROWS) == len(rows) - 2  # without the two header rows
     assert len([row for row in ROWS if re.match(r"\| \d+\. ", row)]) == 10
 
 

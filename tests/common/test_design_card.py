@@ -1,4 +1,4 @@
-"""The promises of the design card, as a user writes them, on real images."""
+"""Workflows of the design card, as in user code, on real images."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from sklearn_ape.encoders import TimmImageEncoder, TransformersTextEncoder
 
 
 class RowCount:
-    """Counts the rows that go through a network, independently of the package's own count."""
+    """Forward hook that counts the rows that a network processes."""
 
     def __init__(self, encoder):
         self.rows = 0
@@ -27,8 +27,8 @@ class RowCount:
 
 
 @pytest.fixture
-def fresh(tmp_path):
-    """Encoders with an empty cache, computed by torch, whose passes a hook can count."""
+def encoders_without_cache(tmp_path):
+    """Return encoders with an empty cache and the engine torch, which supports hooks."""
     options = {"cache": tmp_path, "engine": "torch"}
     return (
         TimmImageEncoder("efficientnet_lite0", output="logits", **options),
@@ -36,7 +36,9 @@ def fresh(tmp_path):
     )
 
 
-def test_a_stock_pipeline_fits_images_and_captions(captioned_images, image_encoder, text_encoder):
+def test_pipeline_of_scikit_learn_fits_images_and_captions(
+    captioned_images, image_encoder, text_encoder
+):
     pipeline = Pipeline(
         [
             ("encode", image_encoder),
@@ -48,7 +50,7 @@ def test_a_stock_pipeline_fits_images_and_captions(captioned_images, image_encod
     assert score > 0.08  # chance is 0.01
 
 
-def test_zero_shot_classifier_scores_names_never_seen(
+def test_zero_shot_classifier_scores_new_class_names(
     captioned_images, image_encoder, text_encoder
 ):
     model = make_pipeline(
@@ -61,12 +63,14 @@ def test_zero_shot_classifier_scores_names_never_seen(
     assert accuracy > 0.08  # chance is 0.01
 
 
-def test_grid_search_encodes_every_image_and_caption_exactly_once(captioned_images, fresh):
-    """4 depths x 3 folds ask for each feature twelve times in fit and twelve in score.
+def test_grid_search_encodes_every_image_and_caption_exactly_once(
+    captioned_images, encoders_without_cache
+):
+    """Each feature is used by the fits and scores of 4 depths x 3 folds.
 
-    The logits stand in for features, since the whole network is what a hook can count.
+    The logits are used as features because a hook counts calls of the complete network.
     """
-    image_encoder, text_encoder = fresh
+    image_encoder, text_encoder = encoders_without_cache
     images = [*captioned_images.images[:60], captioned_images.images[0]]
     captions = [*captioned_images.captions[:60], captioned_images.captions[0]]
     counts = RowCount(image_encoder), RowCount(text_encoder)
@@ -86,8 +90,9 @@ def test_grid_search_encodes_every_image_and_caption_exactly_once(captioned_imag
     assert np.isfinite(search.cv_results_["mean_test_score"]).all()
 
 
+@pytest.mark.exhaustive
 def test_grid_search_over_depth_in_worker_processes(captioned_images, image_encoder, text_encoder):
-    """Estimators, cache and encoders must survive the trip to a worker and back."""
+    """Estimators, cache and encoders can be sent to worker processes."""
     aligner = APEAligner(text_encoder=text_encoder, width=32, max_epochs=2, random_state=0)
     search = {
         n_jobs: GridSearchCV(
@@ -101,5 +106,5 @@ def test_grid_search_over_depth_in_worker_processes(captioned_images, image_enco
     np.testing.assert_allclose(
         search[1].cv_results_["mean_test_score"],
         search[2].cv_results_["mean_test_score"],
-        atol=0.1,  # threads a worker differ, and so do the last bits
+        atol=0.1,  # workers have other numbers of threads, which changes rounding
     )

@@ -1,9 +1,11 @@
-"""Estimators in a notebook: diagrams with links, without side effects."""
+"""HTML representation of estimators in notebooks."""
 
 import importlib
 import inspect
 import pkgutil
 import re
+import tomllib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,14 +27,12 @@ from sklearn_ape.encoders import (
     OpenCLIPImageEncoder,
     TimmImageEncoder,
     TransformersTextEncoder,
-)
-from sklearn_ape.encoders import (
-    weights as _networks,
+    weights,
 )
 
 
 def public_estimators():
-    """Return the classes that some public module exports, by their names; not skorch's net."""
+    """Return the estimators of all public modules by name, without skorch's net."""
     found = {}
     for module in pkgutil.walk_packages(sklearn_ape.__path__, "sklearn_ape."):
         parts = module.name.split(".")
@@ -57,48 +57,48 @@ def links(estimator):
 
 
 @pytest.fixture
-def nothing_loads(monkeypatch):
+def forbid_loading(monkeypatch):
     def refuse(*args):
         raise AssertionError("a network was loaded to show an estimator")
 
-    monkeypatch.setattr(_networks, "shared", refuse)
-    monkeypatch.setattr("sklearn_ape.encoders.base.shared", refuse)
+    monkeypatch.setattr(weights, "get_shared_network", refuse)
+    monkeypatch.setattr("sklearn_ape.encoders.base.get_shared_network", refuse)
 
 
-class TestLinks:
+class TestDocumentationLinks:
     @pytest.mark.parametrize("name", sorted(ESTIMATORS))
-    def test_lead_to_the_page_of_every_public_estimator(self, name, nothing_loads):
+    def test_link_of_every_public_estimator_is_its_page(self, name, forbid_loading):
         shortest = "sklearn_ape.encoders." if name.endswith("Encoder") else "sklearn_ape."
         assert links(ESTIMATORS[name]()) == {f"{PAGES}{shortest}{name}.html"}
 
-    def test_of_all_parts_of_a_pipeline(self, nothing_loads):
+    def test_diagram_of_pipeline_links_to_all_its_parts(self, forbid_loading):
         encoder, texts = TimmImageEncoder(), TransformersTextEncoder()
-        found = links(make_pipeline(encoder, APEAligner(text_encoder=texts)))
+        urls = links(make_pipeline(encoder, APEAligner(text_encoder=texts)))
         names = "encoders.TimmImageEncoder", "APEAligner", "encoders.TransformersTextEncoder"
-        assert found == {f"{PAGES}sklearn_ape.{name}.html" for name in names}
+        assert urls == {f"{PAGES}sklearn_ape.{name}.html" for name in names}
 
-    def test_classes_of_users_have_none(self):
-        """A subclass elsewhere, or one that no module exports, has no page here."""
+    def test_class_of_user_has_no_link(self):
+        """A subclass in another package or one that is not exported has no page."""
 
-        class Own(CCAAligner):
+        class UserAligner(CCAAligner):
             pass
 
-        assert Own()._get_doc_link() == ""
-        Own.__module__ = "sklearn_ape.aligners.cca"
-        assert Own()._get_doc_link() == ""
+        assert UserAligner()._get_doc_link() == ""
+        UserAligner.__module__ = "sklearn_ape.aligners.cca"
+        assert UserAligner()._get_doc_link() == ""
 
 
 class TestDiagram:
-    def test_of_encoders_loads_nothing(self, nothing_loads):
-        """Alone and in a Pipeline, which is fitted for being frozen throughout."""
+    def test_diagram_of_encoders_loads_no_network(self, forbid_loading):
+        """A Pipeline of frozen encoders counts as fitted, which must not load a network."""
         for encoder in (TimmImageEncoder(), OpenCLIPImageEncoder("ViT-B-32/openai")):
-            for shown in (encoder, make_pipeline(encoder), FrozenEstimator(encoder)):
-                assert type(encoder).__name__ in estimator_html_repr(shown)
+            for estimator in (encoder, make_pipeline(encoder), FrozenEstimator(encoder)):
+                assert type(encoder).__name__ in estimator_html_repr(estimator)
         assert "CLIPAligner" in estimator_html_repr(CLIPAligner("ViT-B-32/openai"))
 
     @pytest.mark.exhaustive
-    def test_of_what_cannot_be_had_or_is_wrong(self):
-        """Showing never fails: what is wrong is told where it is used."""
+    def test_diagram_of_invalid_parameters_does_not_raise(self):
+        """Invalid parameters raise an error when the estimator is used."""
         for estimator in (
             TimmImageEncoder("no/such"),
             TimmImageEncoder(None),
@@ -109,46 +109,37 @@ class TestDiagram:
         ):
             assert type(estimator).__name__ in estimator_html_repr(estimator)
 
-    def test_of_a_fitted_pipeline_shows_what_was_learned(
+    def test_diagram_of_fitted_classifier_shows_its_attributes(
         self, features, captioned_images, text_encoder
     ):
         aligner = CCAAligner(text_encoder=text_encoder, n_components=3)
         unfitted = estimator_html_repr(ZeroShotClassifier(["cat"], aligner=aligner))
         assert "<span>Not fitted</span>" in unfitted
         aligner = aligner.fit(features.image[:40], captioned_images.captions[:40])
-        found = estimator_html_repr(ZeroShotClassifier(["dog", "cat"], aligner=aligner))
-        assert "<span>Fitted</span>" in found
+        fitted = estimator_html_repr(ZeroShotClassifier(["dog", "cat"], aligner=aligner))
+        assert "<span>Fitted</span>" in fitted
         pytest.importorskip("sklearn", minversion="1.9")
-        for shown in ("classes_", "cat", "n_parameters_", "logit_scale_", "ccaaligner2"):
-            assert shown in found + estimator_html_repr(aligner)
+        for text in ("classes_", "cat", "n_parameters_", "logit_scale_", "ccaaligner2"):
+            assert text in fitted + estimator_html_repr(aligner)
 
-    def test_features_that_are_known_are_listed(self, image_encoder, captioned_images):
+    def test_diagram_lists_output_features_of_encoder(self, image_encoder, captioned_images):
         pytest.importorskip("sklearn", minversion="1.9")
         encoder = clone(image_encoder)
         encoder.transform(captioned_images.images[:1])
         assert "timmimageencoder7" in estimator_html_repr(encoder)
 
-    def test_a_notebook_gets_html_and_text(self):
+    def test_notebook_gets_html_and_text(self):
         bundle = CCAAligner()._repr_mimebundle_()
         assert set(bundle) == {"text/html", "text/plain"}
 
 
-def test_documentation_address_is_that_of_the_metadata(monkeypatch):
-    from sklearn_ape.utils import sklearn_compat as _shown
-
-    entries = ["Source, https://a.example/", "Documentation, https://b.example/docs"]
-    monkeypatch.setattr(
-        _shown, "metadata", lambda name: type("M", (), {"get_all": lambda *_: entries})()
-    )
-    _shown._documentation.cache_clear()
-    try:
-        expected = "https://b.example/docs/generated/sklearn_ape.CCAAligner.html"
-        assert CCAAligner()._get_doc_link() == expected
-    finally:
-        _shown._documentation.cache_clear()
+def test_documentation_address_is_that_of_the_project():
+    text = (Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8")
+    address = tomllib.loads(text)["project"]["urls"]["Documentation"]
+    assert CCAAligner()._get_doc_link() == f"{address}generated/sklearn_ape.CCAAligner.html"
 
 
-def test_classifier_ready_without_fit_knows_its_features(concepts):
+def test_classifier_with_fitted_aligner_has_feature_names(concepts):
     pd = pytest.importorskip("pandas")
     frame = pd.DataFrame(concepts.image, columns=[f"f{i}" for i in range(32)])
     aligner = CCAAligner().fit(frame, concepts.text)

@@ -253,7 +253,7 @@ META = DIRECT | BY_COLUMN | ENCODING | BINARY_ONLY | REDUCTIONS
 
 
 OURS = r"y has values that are not in labels|y holds the numbers from 0|cannot be fitted by OneVs"
-# FrozenEstimator keeps the classifier, and these catch the error of fit.
+# FrozenEstimator does not refit the classifier, and these catch the error of fit.
 CHECK_LATER = ("cross_val_score", "GridSearchCV", "TunedThreshold", "FixedThreshold")
 
 
@@ -325,7 +325,7 @@ def assert_predictions_equal(answers, expected):
 @pytest.mark.parametrize("aligner", ["frozen", "unfitted"])
 @pytest.mark.parametrize(("kind", "relation"), SITUATIONS)
 @pytest.mark.parametrize("meta", META)
-def test_answers_are_those_of_the_reference_or_an_error(meta, kind, relation, aligner, aligners):
+def test_predictions_equal_reference_or_raise(meta, kind, relation, aligner, aligners):
     if meta == "SelfTrainingClassifier" and kind == "negative numbers":
         pytest.skip("SelfTrainingClassifier marks rows without a label by -1")
     labels, y, words = make_situation(kind, relation)
@@ -352,7 +352,7 @@ def test_answers_are_those_of_the_reference_or_an_error(meta, kind, relation, al
 
 
 def test_one_vs_rest_raises_at_any_depth(aligners):
-    """Its classes 0 and 1 would be taken for two labels."""
+    """The classes 0 and 1 of OneVsRestClassifier would be read as two labels."""
     X, y = image_features(WORDS * 4, seed=0), WORDS * 4
     classifier = ZeroShotClassifier({0: "another thing", 1: "cat"}, aligner=aligners["frozen"])
     for inner in (classifier, make_pipeline(StandardScaler(), classifier)):

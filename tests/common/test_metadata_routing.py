@@ -59,7 +59,7 @@ def test_captions_reach_the_aligner_through_all_meta_estimators(
     assert sorted({len(captions) for captions in fitted}) == [20, 40]
 
 
-def test_captions_without_request_raise(features, captioned_images, text_encoder):
+def test_captions_without_metadata_request_raise(features, captioned_images, text_encoder):
     classifier = ZeroShotClassifier(LABELS, aligner=CCAAligner(text_encoder=text_encoder))
     search = GridSearchCV(classifier, {"templates": ["none"]}, cv=2)
     X, y = features.image[:20], captioned_images.categories[:20]
@@ -67,7 +67,7 @@ def test_captions_without_request_raise(features, captioned_images, text_encoder
         search.fit(X, y, captions=captioned_images.captions[:20])
 
 
-def test_weights_in_score(features, captioned_images, text_encoder):
+def test_score_uses_sample_weight(features, captioned_images, text_encoder):
     """The accuracy is 1 if only images with correct predictions have a weight."""
     aligner = KernelAligner(text_encoder=text_encoder)
     aligner.fit(features.image[:150], captioned_images.captions[:150])
@@ -81,10 +81,10 @@ def test_weights_in_score(features, captioned_images, text_encoder):
 
 
 @pytest.mark.exhaustive
-def test_groups_of_captions_keep_to_one_fold(
+def test_captions_of_one_group_are_in_one_fold(
     recording_aligner, features, captioned_images, text_encoder
 ):
-    """Groups reach the splitter through routing."""
+    """Metadata routing passes the groups to the splitter."""
     RecordingAligner, fitted = recording_aligner
     groups = np.arange(80) // 2
     cross_validate(
@@ -101,14 +101,14 @@ def test_groups_of_captions_keep_to_one_fold(
         assert np.bincount(groups[rows], minlength=40).tolist().count(1) == 0
 
 
-def test_frozen_encoder_transforms_and_is_cloned(captioned_images, image_encoder, features):
+def test_frozen_encoder_can_be_used_and_cloned(captioned_images, image_encoder, features):
     encoded = FrozenEstimator(image_encoder).transform(captioned_images.images[:3])
     np.testing.assert_allclose(encoded, features.image[:3], atol=1e-5)
     assert isinstance(clone(FrozenEstimator(image_encoder)).estimator, TimmImageEncoder)
 
 
 @pytest.mark.filterwarnings("ignore:.*have the same features:UserWarning")
-def test_groups_reach_the_score_of_an_aligner_within_a_pipeline_and_a_search(concepts):
+def test_groups_reach_score_of_aligner_within_pipeline_and_search(concepts):
     """Any caption of the three rows of an image counts as a match."""
     X = np.repeat(concepts.image[:100], 3, axis=0)
     y = np.repeat(concepts.text[:100], 3, axis=0)

@@ -1,4 +1,4 @@
-"""scikit-learn's tools around our estimators, each on real features or images."""
+"""Estimators of the package in searches, ensembles and other tools of scikit-learn."""
 
 import numpy as np
 import pandas as pd
@@ -28,7 +28,7 @@ from tests.conftest import LABELS
 
 @pytest.fixture(scope="module")
 def aligner(features, captioned_images, text_encoder):
-    """Fitted on the first 150 captioned_images."""
+    """Return an aligner that is fitted on the first 150 images."""
     return KernelAligner(text_encoder=text_encoder).fit(
         features.image[:150], captioned_images.captions[:150]
     )
@@ -40,28 +40,28 @@ def frozen(aligner):
 
 
 @pytest.fixture
-def numbered(aligner):
-    """Its labels are the numbers of the sorted names."""
+def numbered_classifier(aligner):
+    """Return a classifier whose labels are the indices of the sorted names."""
     names = {number: LABELS[label] for number, label in enumerate(sorted(LABELS))}
     return ZeroShotClassifier(names, aligner=FrozenEstimator(aligner))
 
 
 @pytest.fixture
-def trained(text_encoder):
-    """Fits its aligner anew, in a moment."""
+def unfitted(text_encoder):
+    """Return a classifier that refits its aligner, which is fast."""
     return ZeroShotClassifier(LABELS, aligner=CCAAligner(text_encoder=text_encoder))
 
 
 @pytest.fixture
 def new(features, captioned_images):
-    """Images that the aligner was not fitted on."""
+    """Return images that the aligner was not fitted on."""
     return features.image[150:], captioned_images.categories[150:]
 
 
 class TestSearches:
     @pytest.mark.exhaustive
-    def test_grid_random_and_halving_agree_on_the_best(self, aligner, new):
-        """Without an error in any candidate, over parameters of classifier and aligner alike."""
+    def test_grid_random_and_halving_searches_select_same_candidate(self, aligner, new):
+        """The searches cover parameters of classifier and aligner, and no candidate fails."""
         classifier = ZeroShotClassifier(LABELS, aligner=FrozenEstimator(aligner))
         grid = {"templates": ["none", "simple"], "standardize": [False, True]}
         options = {"cv": 3, "error_score": "raise"}
@@ -74,59 +74,65 @@ class TestSearches:
         assert scores[0] == scores[1]
         assert min(scores) > 0.4
 
-    def test_search_over_an_aligner_within_a_classifier(self, trained, features, captioned_images):
+    def test_search_over_aligner_within_classifier_selects_best(
+        self, unfitted, features, captioned_images
+    ):
         search = GridSearchCV(
-            trained, {"aligner__ridge": [0.1, 10.0]}, cv=2, error_score="raise"
+            unfitted, {"aligner__ridge": [0.1, 10.0]}, cv=2, error_score="raise"
         ).fit(features.image[:100], captioned_images.categories[:100])
         assert search.best_score_ > 0.5
         assert search.best_estimator_.aligner_.ridge == search.best_params_["aligner__ridge"]
 
     @pytest.mark.exhaustive
-    def test_curves_and_permutations(self, frozen, trained, features, captioned_images, new):
+    def test_learning_curves_and_permutation_scores_are_computed(
+        self, frozen, unfitted, features, captioned_images, new
+    ):
         X, y = features.image[:90], captioned_images.categories[:90]
-        sizes, _, learned = learning_curve(trained, X, y, cv=2, train_sizes=[0.5, 1.0])
+        sizes, _, learned = learning_curve(unfitted, X, y, cv=2, train_sizes=[0.5, 1.0])
         assert sizes.tolist() == [22, 45]
         assert np.isfinite(learned).all()
         _, valid = validation_curve(
-            trained, X, y, param_name="aligner__n_components", param_range=[1, 10], cv=2
+            unfitted, X, y, param_name="aligner__n_components", param_range=[1, 10], cv=2
         )
-        assert valid[1].mean() > valid[0].mean()  # one direction cannot tell three classes
+        assert valid[1].mean() > valid[0].mean()  # one component cannot separate three classes
         score, permuted, p = permutation_test_score(frozen, *new, cv=2, n_permutations=9)
         assert score > permuted.max()
         assert p == pytest.approx(0.1)
 
 
 class TestEnsembles:
-    def test_calibrated_by_folds_of_a_frozen_aligner(self, frozen, new):
-        """Each fold fits sigmoids on its held-out part; the aligner is that of before."""
+    def test_calibration_by_folds_keeps_frozen_aligner(self, frozen, new):
+        """Each fold fits sigmoids on its held-out part and does not refit the aligner."""
         calibrated = CalibratedClassifierCV(frozen, method="sigmoid", cv=3).fit(*new)
         assert len(calibrated.calibrated_classifiers_) == 3
         assert log_loss(new[1], calibrated.predict_proba(new[0])) < np.log(3)
 
     @pytest.mark.exhaustive
-    def test_calibrated_by_folds_of_a_new_aligner(self, trained, features, captioned_images):
-        """With `ensemble=True`: otherwise scikit-learn numbers the labels, which are no names."""
-        calibrated = CalibratedClassifierCV(trained, method="sigmoid", cv=2, ensemble=True)
+    def test_calibration_by_folds_refits_unfitted_aligner(
+        self, unfitted, features, captioned_images
+    ):
+        """With `ensemble=False`, scikit-learn would replace the labels by numbers."""
+        calibrated = CalibratedClassifierCV(unfitted, method="sigmoid", cv=2, ensemble=True)
         calibrated.fit(features.image[:150], captioned_images.categories[:150])
         proba = calibrated.predict_proba(features.image[150:])
         assert log_loss(captioned_images.categories[150:], proba) < np.log(3)
 
     @pytest.mark.parametrize("voting", ["soft", "hard"])
-    def test_votes_beside_another_classifier(self, numbered, new, voting):
-        """Labels are numbers from 0, as it numbers them itself before it fits."""
+    def test_voting_with_another_classifier_predicts(self, numbered_classifier, new, voting):
+        """Labels are numbers from 0 because VotingClassifier encodes them so before it fits."""
         X, y = new[0], np.searchsorted(sorted(LABELS), new[1])
         linear = make_pipeline(StandardScaler(), LogisticRegression())
-        voters = [("names", numbered), ("linear", linear)]
+        voters = [("names", numbered_classifier), ("linear", linear)]
         vote = VotingClassifier(voters, voting=voting).fit(X[:100], y[:100])
         assert vote.score(X[100:], y[100:]) > 0.5
         if voting == "soft":
             mean = np.mean([one.predict_proba(X[100:]) for one in vote.estimators_], axis=0)
             np.testing.assert_allclose(vote.predict_proba(X[100:]), mean)
 
-    def test_stacked_below_another_classifier(self, numbered, new):
+    def test_stacking_with_another_classifier_predicts(self, numbered_classifier, new):
         X, y = new[0], np.searchsorted(sorted(LABELS), new[1])
         stack = StackingClassifier(
-            [("names", numbered)], final_estimator=LogisticRegression(), cv=3,
+            [("names", numbered_classifier)], final_estimator=LogisticRegression(), cv=3,
             stack_method="predict_proba", passthrough=False,
         )  # fmt: skip
         stack.fit(X[:100], y[:100])
@@ -134,8 +140,10 @@ class TestEnsembles:
 
 
 class TestColumns:
-    def test_paths_in_a_column_beside_numbers(self, captioned_images, image_encoder, features):
-        """One column, given by its name as a string, so that the encoder sees a Series."""
+    def test_column_transformer_encodes_column_of_paths(
+        self, captioned_images, image_encoder, features
+    ):
+        """The column is selected by a string, so that the encoder gets a Series."""
         frame = pd.DataFrame({"path": captioned_images.images[:40], "size": np.arange(40.0)})
         columns = ColumnTransformer(
             [("image", image_encoder, "path"), ("number", StandardScaler(), ["size"])]
@@ -150,7 +158,7 @@ class TestColumns:
         with pytest.raises(ValueError, match=r"table with the columns \['path'\]"):
             wrong.fit_transform(frame)
 
-    def test_two_encoders_side_by_side(self, captioned_images, image_encoder):
+    def test_feature_union_joins_two_encoders(self, captioned_images, image_encoder):
         other = clone(image_encoder).set_params(pooling="gem")
         union = FeatureUnion([("mean", image_encoder), ("gem", other)])
         found = union.fit_transform(captioned_images.images[:6])
@@ -159,10 +167,10 @@ class TestColumns:
 
 
 class TestSetOutput:
-    def test_files_of_features_hold_numbers_all_the_same(
+    def test_feature_files_are_arrays_under_any_set_output(
         self, captioned_images, image_encoder, tmp_path
     ):
-        """It is for what `transform` returns, not for what `encode_to` writes."""
+        """`set_output` affects what `transform` returns, not what `encode_to` writes."""
         tables = clone(image_encoder).set_output(transform="pandas")
         found = tables.encode_to(tmp_path / "features.npy", captioned_images.images[:3])
         np.testing.assert_allclose(
@@ -171,8 +179,10 @@ class TestSetOutput:
 
     @pytest.mark.sampled(2)
     @pytest.mark.parametrize("library", ["pandas", "polars"])
-    def test_of_a_whole_pipeline(self, library, captioned_images, image_encoder):
-        """Encoder to aligner to what follows: named columns all the way."""
+    def test_set_output_of_pipeline_names_columns_of_every_step(
+        self, library, captioned_images, image_encoder
+    ):
+        """Column names are passed from the encoder through the aligner to the last step."""
         module = pytest.importorskip(library)
         aligner = CCAAligner(n_components=2)
         pipeline = make_pipeline(clone(image_encoder), aligner).set_output(transform=library)
@@ -190,16 +200,16 @@ class TestSetOutput:
 
     @pytest.mark.sampled(2)
     @pytest.mark.parametrize("library", ["pandas", "polars"])
-    def test_frames_of_features_through_a_classifier(
-        self, library, features, captioned_images, trained
+    def test_classifier_takes_data_frames_of_features(
+        self, library, features, captioned_images, unfitted
     ):
         module = pytest.importorskip(library)
         names = [f"f{number}" for number in range(1280)]
         frame = module.DataFrame(dict(zip(names, features.image[:60].T, strict=True)))
-        fitted = trained.fit(frame, captioned_images.categories[:60])
+        fitted = unfitted.fit(frame, captioned_images.categories[:60])
         assert fitted.feature_names_in_.tolist() == names
         np.testing.assert_array_equal(
-            fitted.predict(frame), clone(trained).fit(features.image[:60],
+            fitted.predict(frame), clone(unfitted).fit(features.image[:60],
                                                       captioned_images.categories[:60])
             .predict(features.image[:60]),
         )  # fmt: skip

@@ -84,7 +84,7 @@ def test_worker_errors_name_rows(client, encoder, tmp_path):
     """Errors have rows of X, as in one process."""
     texts = [*TEXTS[:20], "", *TEXTS[20:30]]
     with joblib.parallel_config("dask"):
-        with pytest.raises(EncodingError, match=r"row 20: .*is empty"):
+        with pytest.raises(EncodingError, match=r"row 20: .*is an empty text"):
             encoder.encode_to(tmp_path / "a.npy", texts, chunk_size=4)
         lenient = clone(encoder).set_params(on_error="nan")
         features = lenient.encode_to(tmp_path / "b.npy", texts, chunk_size=4)

@@ -208,7 +208,7 @@ class TestChoice:
         assert clone(exact).set_params(engine="openvino")._identity_digest() == (
             exact._identity_digest()
         )
-        if "bfloat16" in _base._precisions("openvino"):
+        if "bfloat16" in _base._list_precisions("openvino"):
             other = clone(low).set_params(engine="openvino")
             assert other._identity_digest() != low._identity_digest()
             assert cosine_distances(other.transform(paths), exact.transform(paths)).max() < 0.05

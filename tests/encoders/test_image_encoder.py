@@ -47,7 +47,7 @@ class Same(torch.nn.Module):
 def test_pixels_equal_torchvision(size, mode, resize):
     """Pixels are equal up to rounding for enlarged, reduced and oblong images."""
     transform = composed(resize, mode=mode)
-    prepare = Preprocessing.of(transform)
+    prepare = Preprocessing.from_transform(transform)
     image = random_image(*size)
     found = OnPixels(Same(), prepare).normalize(prepare(image)[None])[0]
     steps = (found - transform(image)).abs() * torch.tensor([0.2, 0.3, 0.4]).view(3, 1, 1) * 255
@@ -67,17 +67,17 @@ def test_other_transforms_are_not_replaced():
         [transforms.Resize(256, max_size=400), *steps[1:]],
         [transforms.Resize(256, antialias=False), *steps[1:]],
     ):
-        assert Preprocessing.of(transforms.Compose(changed)) is None
-    assert Preprocessing.of(lambda image: image) is None
-    assert Preprocessing.of(composed()) is not None
+        assert Preprocessing.from_transform(transforms.Compose(changed)) is None
+    assert Preprocessing.from_transform(lambda image: image) is None
+    assert Preprocessing.from_transform(composed()) is not None
 
 
 def test_timm_transforms():
     """The usual transform of timm is replaced; other crop modes are not."""
     usual = timm.data.create_transform(224, is_training=False, crop_mode="center")
-    assert Preprocessing.of(usual).crop == (224, 224)
+    assert Preprocessing.from_transform(usual).crop == (224, 224)
     border = timm.data.create_transform(224, is_training=False, crop_mode="border")
-    assert Preprocessing.of(border) is None
+    assert Preprocessing.from_transform(border) is None
 
 
 def as_jpeg(image, **options):
@@ -110,9 +110,9 @@ class TestLargeImages:
         for file in (as_jpeg(large), as_jpeg(random_image(2600, 4000)), large):
             whole = read_image(file)
             if crop == "pad":
-                from sklearn_ape.encoders.image_encoder import _square_on_white
+                from sklearn_ape.encoders.image_encoder import _pad_to_square
 
-                whole = _square_on_white(whole)
+                whole = _pad_to_square(whole)
             with torch.inference_mode():
                 expected = encoder._pixel_network(network)(reference(whole)[None]).numpy()[0]
             found = encoder.transform([file])[0]
@@ -127,7 +127,7 @@ class TestLargeImages:
         assert read_image(file).size == (1600, 3200)
         assert read_image(file, 700).size == (800, 1600)
         assert read_image(file, 900).size == (1600, 3200)
-        assert read_image(file, 700, longer=True).size == (400, 800)
+        assert read_image(file, 700, use_longer_side=True).size == (400, 800)
 
     def test_cmyk_and_grey_keep_colors(self):
         """Reduced decoding keeps colors."""
@@ -142,7 +142,7 @@ class TestLargeImages:
 
 def test_views_are_averaged():
     """The features of an image are the mean over its views."""
-    prepare = Preprocessing.of(composed())
+    prepare = Preprocessing.from_transform(composed())
     views = torch.stack([prepare(random_image(300, 200, seed)) for seed in (1, 2)])
     one = OnPixels(torch.nn.Flatten(), prepare)
     two = OnPixels(torch.nn.Flatten(), prepare, n_views=2)

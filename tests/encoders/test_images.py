@@ -310,7 +310,7 @@ def test_file_changed_after_clock_step_has_new_digest(tmp_path, monkeypatch):
     path = tmp_path / "a.png"
     path.write_bytes(b"aaaa")
     before = os.stat(path)
-    monkeypatch.setattr("sklearn_ape.encoders.images._file_status", lambda path: before)
+    monkeypatch.setattr("sklearn_ape.encoders.images._stat_file", lambda path: before)
     now = time.time()
     monkeypatch.setattr(time, "time", lambda: now + 10)
     first = image_digest(path)

@@ -30,10 +30,10 @@ def prepared(encoder, paths):
 def test_logits_equal_reference_implementation(paths):
     """Logits equal the reference EfficientNet-Lite0 for the same tensors."""
     reference = pytest.importorskip("efficientnet_lite_pytorch")
-    from sklearn_ape.encoders.weights import packaged_file
+    from sklearn_ape.encoders.weights import find_packaged_file
 
     model = reference.EfficientNet.from_pretrained(
-        "efficientnet-lite0", weights_path=str(packaged_file("efficientnet_lite0"))
+        "efficientnet-lite0", weights_path=str(find_packaged_file("efficientnet_lite0"))
     ).eval()
     encoder = TimmImageEncoder(output="logits", cache=None)
     with torch.inference_mode():

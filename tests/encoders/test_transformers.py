@@ -231,10 +231,10 @@ def test_unsupported_declared_pooling_raises(sentence_folder, declared, more):
 def test_minilm_equals_sentence_transformers():
     """The packaged MiniLM equals sentence-transformers."""
     sentence_transformers = pytest.importorskip("sentence_transformers")
-    from sklearn_ape.encoders.weights import packaged_file
+    from sklearn_ape.encoders.weights import find_packaged_file
 
     texts = ["a cat", "Ein Hund läuft über die Straße.", "a long text " * 200, "日本語"]
-    folder = str(packaged_file("all-MiniLM-L6-v2").parent)
+    folder = str(find_packaged_file("all-MiniLM-L6-v2").parent)
     expected = sentence_transformers.SentenceTransformer(folder, device="cpu").encode(texts)
     found = TransformersTextEncoder(cache=None, device="cpu").transform(texts)
     found /= np.linalg.norm(found, axis=1, keepdims=True)

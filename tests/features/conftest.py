@@ -1,4 +1,4 @@
-"""Entries with known features, and a disk cache that holds them."""
+"""Fixtures of cache tests: entries with reproducible features, and a disk cache of them."""
 
 import numpy as np
 import pytest
@@ -8,21 +8,21 @@ from sklearn_ape.features import DiskFeatureCache
 N_ENTRIES, WIDTH = 200, 64
 
 
-def truth(number):
+def make_entry(number):
     key = number.to_bytes(32, "little")
     return key, np.random.default_rng(number).normal(size=WIDTH).astype(np.float32)
 
 
-TRUTH = dict(truth(number) for number in range(N_ENTRIES))
+ENTRIES = dict(make_entry(number) for number in range(N_ENTRIES))
 
 
-def assert_only_true(found):
-    for key, feature in found.items():
-        np.testing.assert_array_equal(feature, TRUTH[key])
+def assert_equal_to_entries(features):
+    for key, feature in features.items():
+        np.testing.assert_array_equal(feature, ENTRIES[key])
 
 
 @pytest.fixture
 def folder(tmp_path):
     with DiskFeatureCache(tmp_path / "cache") as cache:
-        cache.put_many(TRUTH)
+        cache.put_many(ENTRIES)
     return tmp_path / "cache"

@@ -1,4 +1,4 @@
-"""The cache on disk: never a wrong feature, whatever became of the file; float16."""
+"""Disk cache: round trips, damaged and newer files, float16 and unwritten entries."""
 
 import hashlib
 import os
@@ -12,29 +12,29 @@ import pytest
 from sklearn_ape.features import DiskFeatureCache
 from sklearn_ape.features import _disk_cache as _disk
 from sklearn_ape.features._disk_cache import FLOAT32_TABLE, pack, to_float16, unpack
-from tests.features.conftest import TRUTH, assert_only_true
+from tests.features.conftest import ENTRIES, assert_equal_to_entries
 
 
 @pytest.mark.parametrize("n_keys", [7, 500])
-def test_disk_round_trip(folder, monkeypatch, n_keys):
-    """Everything put in comes back bit for bit, from a new connection, over many queries."""
+def test_disk_cache_returns_bitwise_identical_features(folder, monkeypatch, n_keys):
+    """A new connection returns bitwise identical features, in one or several queries."""
     monkeypatch.setattr(_disk, "_KEYS_PER_QUERY", n_keys)
     with DiskFeatureCache(str(folder)) as cache:
-        found = cache.get_many([*TRUTH, b"unknown"])
-    assert found.keys() == TRUTH.keys()
-    assert_only_true(found)
+        found = cache.get_many([*ENTRIES, b"unknown"])
+    assert found.keys() == ENTRIES.keys()
+    assert_equal_to_entries(found)
 
 
-def test_disk_home_folder_is_expanded(tmp_path, monkeypatch):
+def test_home_folder_is_expanded(tmp_path, monkeypatch):
     """ "~/features" is in the home folder, not in a folder called "~"."""
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
     assert DiskFeatureCache("~/features").folder == tmp_path / "features"
 
 
-def test_folders_are_created(tmp_path):
+def test_missing_folders_are_created(tmp_path):
     with DiskFeatureCache(tmp_path / "one" / "two") as cache:
-        cache.put_many(TRUTH)
+        cache.put_many(ENTRIES)
         with pytest.raises(
             RuntimeError, match=r"^This DiskFeatureCache is open already\. .* of it\.$"
         ):
@@ -42,8 +42,8 @@ def test_folders_are_created(tmp_path):
     assert (tmp_path / "one" / "two" / "features.sqlite").is_file()
 
 
-def test_disk_is_used_in_a_with_block(tmp_path):
-    """Outside it, the error says so."""
+def test_use_outside_with_block_raises(tmp_path):
+    """The error names the `with` statement."""
     with pytest.raises(RuntimeError, match="outside its `with` block"):
         DiskFeatureCache(tmp_path).get_many([b"a"])
 
@@ -52,7 +52,7 @@ def test_disk_is_used_in_a_with_block(tmp_path):
 @pytest.mark.parametrize("part", ["header", "schema", "pages", "anywhere"])
 @pytest.mark.filterwarnings("ignore:The feature cache")
 def test_flipped_bytes_never_give_a_wrong_feature(folder, part):
-    """Whatever byte is flipped: right features or none, and the cache can be used again."""
+    """For any flipped byte, the cache returns correct features or none, and can be used again."""
     path = folder / "features.sqlite"
     sound = path.read_bytes()
     rng = np.random.default_rng(0)
@@ -70,13 +70,13 @@ def test_flipped_bytes_never_give_a_wrong_feature(folder, part):
             file.unlink()
         path.write_bytes(damaged)
         with DiskFeatureCache(folder) as cache:
-            found = cache.get_many(TRUTH)
-            assert_only_true(found)
-            n_lost += len(found) < len(TRUTH)
-            cache.put_many(TRUTH)
+            found = cache.get_many(ENTRIES)
+            assert_equal_to_entries(found)
+            n_lost += len(found) < len(ENTRIES)
+            cache.put_many(ENTRIES)
         with DiskFeatureCache(folder) as cache:
-            again = cache.get_many(TRUTH)
-        assert_only_true(again)
+            again = cache.get_many(ENTRIES)
+        assert_equal_to_entries(again)
     assert n_lost, "no flipped byte did any harm: this test tests nothing"
 
 
@@ -86,7 +86,7 @@ def test_flipped_bytes_never_give_a_wrong_feature(folder, part):
     ids=["garbage", "header-then-garbage", "30 %", "half", "100 bytes"],
 )
 def test_damaged_file_is_renamed_with_a_warning(folder, content):
-    """A file beyond reading is kept under another name, and the cache works at once."""
+    """An unreadable file is kept under another name, and the cache starts a new one."""
     path = folder / "features.sqlite"
     sound = path.read_bytes()
     if isinstance(content, float):
@@ -95,20 +95,20 @@ def test_damaged_file_is_renamed_with_a_warning(folder, content):
         content = sound[:content]
     path.write_bytes(content)
     with warnings.catch_warnings(record=True) as caught, DiskFeatureCache(folder) as cache:
-        assert_only_true(cache.get_many(TRUTH))
-        cache.put_many(TRUTH)
-        assert cache.get_many(TRUTH).keys() == TRUTH.keys()
+        assert_equal_to_entries(cache.get_many(ENTRIES))
+        cache.put_many(ENTRIES)
+        assert cache.get_many(ENTRIES).keys() == ENTRIES.keys()
     (warning,) = caught
     assert issubclass(warning.category, RuntimeWarning)
     assert re.search(r"is damaged \([a-z].*\); it was moved to .*\.damaged", str(warning.message))
     assert (folder / "features.sqlite.damaged").read_bytes() == content
     with DiskFeatureCache(folder) as cache:
-        assert cache.get_many(TRUTH).keys() == TRUTH.keys()
+        assert cache.get_many(ENTRIES).keys() == ENTRIES.keys()
 
 
 @pytest.mark.filterwarnings("ignore:The feature cache")
 def test_truncated_file_never_gives_a_wrong_feature(folder):
-    """Wherever the file was cut, what comes back is right and the cache works."""
+    """After truncation at any position, returned features are correct and the cache works."""
     path = folder / "features.sqlite"
     sound = path.read_bytes()
     for length in np.linspace(1, len(sound) - 1, 40).astype(int):
@@ -116,13 +116,13 @@ def test_truncated_file_never_gives_a_wrong_feature(folder):
             file.unlink()
         path.write_bytes(sound[:length])
         with DiskFeatureCache(folder) as cache:
-            assert_only_true(cache.get_many(TRUTH))
-            cache.put_many(TRUTH)
-            assert cache.get_many(TRUTH).keys() == TRUTH.keys()
+            assert_equal_to_entries(cache.get_many(ENTRIES))
+            cache.put_many(ENTRIES)
+            assert cache.get_many(ENTRIES).keys() == ENTRIES.keys()
 
 
 def test_a_second_damaged_file_does_not_replace_the_first(folder):
-    """Nothing that was moved aside is ever lost."""
+    """Each damaged file gets a new name."""
     for content in (b"first " * 999, b"second " * 999):
         (folder / "features.sqlite").write_bytes(content)
         with pytest.warns(RuntimeWarning, match="damaged"), DiskFeatureCache(folder):
@@ -132,18 +132,18 @@ def test_a_second_damaged_file_does_not_replace_the_first(folder):
 
 
 def test_empty_file_is_an_empty_cache(tmp_path):
-    """A file of 0 bytes, as a full disk leaves it, is no reason to complain."""
+    """An empty file, as a full disk leaves it, does not warn."""
     (tmp_path / "features.sqlite").touch()
     with warnings.catch_warnings(), DiskFeatureCache(tmp_path) as cache:
         warnings.simplefilter("error")
-        assert cache.get_many(TRUTH) == {}
-        cache.put_many(TRUTH)
-        assert_only_true(cache.get_many(TRUTH))
+        assert cache.get_many(ENTRIES) == {}
+        cache.put_many(ENTRIES)
+        assert_equal_to_entries(cache.get_many(ENTRIES))
 
 
 @pytest.mark.parametrize("value", ["a text", 5, 2.5, b"", b"short", None])
 def test_entry_of_another_type_is_not_returned(tmp_path, value):
-    """What a damaged row may hold instead of numbers is left out, without an exception."""
+    """Damaged rows that hold another type are skipped without an exception."""
     key = b"k" * 32
     connection = sqlite3.connect(tmp_path / "features.sqlite")
     connection.execute("CREATE TABLE features (key BLOB PRIMARY KEY, value BLOB)")
@@ -155,20 +155,20 @@ def test_entry_of_another_type_is_not_returned(tmp_path, value):
 
 
 def test_two_caches_rename_a_damaged_file_once(folder):
-    """The second to find it does not move the first one's fresh file aside."""
+    """The second cache must not rename the new file that the first cache has started."""
     first, second = DiskFeatureCache(folder), DiskFeatureCache(folder)
     with first, second:
         error = sqlite3.DatabaseError("malformed")
         with pytest.warns(RuntimeWarning, match=r"is damaged \(malformed\); it was moved"):
             first._replace_damaged_file(error)
-        first.put_many(TRUTH)
+        first.put_many(ENTRIES)
         second._replace_damaged_file(error)
-        assert second.get_many(TRUTH).keys() == TRUTH.keys()
+        assert second.get_many(ENTRIES).keys() == ENTRIES.keys()
     assert len(list(folder.glob("*.damaged*"))) == 1
 
 
 def test_float16_takes_half_the_space_and_gives_float32(tmp_path):
-    """Numbers come back rounded to float16, as float32, at half the size on disk."""
+    """Features are rounded to float16, returned as float32 and stored in half the space."""
     rng = np.random.default_rng(0)
     features = {bytes([i]) * 32: rng.normal(size=2000).astype(np.float32) for i in range(200)}
     for dtype in ("float32", "float16"):
@@ -189,7 +189,7 @@ def test_float16_takes_half_the_space_and_gives_float32(tmp_path):
 
 
 def test_float16_never_returns_infinity(tmp_path):
-    """A feature beyond float16's range is kept exactly."""
+    """Features outside the range of float16 are stored as float32."""
     features = {b"large": np.float32([7e4, 0.1]), b"small": np.float32([6e4, 0.1])}
     with DiskFeatureCache(tmp_path, "float16") as cache, warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -201,18 +201,18 @@ def test_float16_never_returns_infinity(tmp_path):
 
 
 def test_exact_cache_never_gives_rounded_numbers(folder):
-    """Both types live in one file; float32 does not see float16, which reads both, rounded."""
-    (first, feature), (second, other), *_ = TRUTH.items()
+    """Both types are in one file: float32 ignores float16 entries, and float16 reads both."""
+    (first, feature), (second, other), *_ = ENTRIES.items()
     half = DiskFeatureCache(folder, "float16")
     with half:
-        assert half.get_many(TRUTH).keys() == TRUTH.keys()
+        assert half.get_many(ENTRIES).keys() == ENTRIES.keys()
         found = half.get_many([first])[first]
         assert found.dtype == np.float32
         np.testing.assert_array_equal(found, feature.astype(np.float16).astype(np.float32))
         half.put_many({b"half": other, second: other})
     with DiskFeatureCache(folder) as exact:
         assert exact.get_many([b"half"]) == {}
-        assert_only_true(exact.get_many(TRUTH))
+        assert_equal_to_entries(exact.get_many(ENTRIES))
         exact.put_many({b"half": other})
         np.testing.assert_array_equal(exact.get_many([b"half"])[b"half"], other)
     with half:
@@ -222,14 +222,14 @@ def test_exact_cache_never_gives_rounded_numbers(folder):
 
 
 def test_invalid_dtype_raises(tmp_path):
-    """Not at the end of the first night of encoding."""
+    """The constructor raises, not the first write after hours of encoding."""
     with pytest.raises(ValueError, match="float32 or float16, not 'int8'"):
         DiskFeatureCache(tmp_path, dtype="int8")
 
 
 @pytest.mark.parametrize("number", [1, 1000])
 def test_file_of_newer_version_is_not_changed(folder, number):
-    """Neither read, as its entries may mean something else, nor changed; the remedy is told."""
+    """Entries of a newer format may have another meaning; the error suggests an upgrade."""
     connection = sqlite3.connect(folder / "features.sqlite")
     connection.execute(f"PRAGMA user_version = {number}")
     connection.close()
@@ -238,8 +238,8 @@ def test_file_of_newer_version_is_not_changed(folder, number):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         with cache:
-            assert cache.get_many(TRUTH) == {}
-            cache.put_many(TRUTH)
+            assert cache.get_many(ENTRIES) == {}
+            cache.put_many(ENTRIES)
     (told,) = caught
     assert re.search(f"format {number};.* Upgrade sklearn-ape", str(told.message))
     assert (folder / "features.sqlite").read_bytes() == content
@@ -247,13 +247,13 @@ def test_file_of_newer_version_is_not_changed(folder, number):
 
 
 def test_invalid_format_number_is_damage(folder):
-    """A flipped byte in the number of the format does not lock the file for good."""
+    """A flipped byte in the format number must not make the file unusable for ever."""
     connection = sqlite3.connect(folder / "features.sqlite")
     connection.execute(f"PRAGMA user_version = {2**24}")
     connection.close()
     with DiskFeatureCache(folder) as cache:
-        assert_only_true(cache.get_many(TRUTH))
-        assert cache.get_many(TRUTH).keys() == TRUTH.keys()
+        assert_equal_to_entries(cache.get_many(ENTRIES))
+        assert cache.get_many(ENTRIES).keys() == ENTRIES.keys()
 
 
 def test_warnings_name_the_file_and_the_consequence(folder):
@@ -272,47 +272,47 @@ def test_to_float16_returns_mask_of_rows_in_range():
     assert to_float16(np.array([7.0, 1e6]))[1].shape == ()
 
 
-class TestUnwritten:
-    """Calls in quick succession share a transaction."""
+class TestUnwrittenEntries:
+    """Entries of calls in quick succession are written in one transaction."""
 
     @pytest.fixture
-    def in_no_time(self, monkeypatch):
-        """Writing takes a tenth of a second; nothing else takes any."""
+    def simulated_time(self, monkeypatch):
+        """Simulate a clock that advances by 0.1 s per reading, so that only writing takes time."""
         times = iter(np.arange(1, 9999) * 0.1)
         monkeypatch.setattr(_disk.time, "monotonic", lambda: next(times))
 
     @pytest.fixture
-    def cache(self, tmp_path, in_no_time):
+    def cache(self, tmp_path, simulated_time):
         with DiskFeatureCache(tmp_path) as cache:
             yield cache
 
     def entries(self, start):
-        return dict(list(TRUTH.items())[start : start + 50])
+        return dict(list(ENTRIES.items())[start : start + 50])
 
-    def seen_by_others(self, cache):
+    def count_written(self, cache):
         with sqlite3.connect(f"file:{cache.path}?mode=ro", uri=True) as other:
             return other.execute("SELECT COUNT(*) FROM features").fetchone()[0]
 
     def test_unwritten_features_are_returned(self, cache):
         for start in (0, 50):
             cache.put_many(self.entries(start))
-        assert self.seen_by_others(cache) == 50
-        found = cache.get_many(TRUTH)
+        assert self.count_written(cache) == 50
+        found = cache.get_many(ENTRIES)
         assert found.keys() == (self.entries(0) | self.entries(50)).keys()
-        assert_only_true(found)
+        assert_equal_to_entries(found)
 
-    def test_features_are_written_soon(self, cache):
+    def test_features_are_written_after_a_pause(self, cache):
         cache.put_many(self.entries(0))
         for _ in range(4):
             cache.put_many({})
-        assert self.seen_by_others(cache) == 50
+        assert self.count_written(cache) == 50
         cache.put_many(self.entries(50))
         for _ in range(4):
             cache.put_many({})
-        assert self.seen_by_others(cache) == 100
+        assert self.count_written(cache) == 100
 
     def test_pause_is_four_times_the_duration_of_writing(self, tmp_path, monkeypatch):
-        """So that writing takes a fifth of the time at most."""
+        """Writing takes at most one fifth of the time."""
         times = iter(np.arange(1, 9999) * 0.01)
         monkeypatch.setattr(_disk.time, "monotonic", lambda: next(times))
         with DiskFeatureCache(tmp_path) as cache:
@@ -320,42 +320,44 @@ class TestUnwritten:
             seen = []
             for _ in range(6):
                 cache.put_many(self.entries(50))
-                seen.append(self.seen_by_others(cache))
+                seen.append(self.count_written(cache))
         assert seen == [50, 50, 50, 50, 100, 100]
 
     def test_unwritten_features_are_bounded(self, cache, monkeypatch):
-        """Of all calls together, not of the last."""
-        size = len(pack(FLOAT32_TABLE, *next((k, v.tobytes()) for k, v in TRUTH.items())))
+        """The bound applies to the entries of all calls together."""
+        size = len(pack(FLOAT32_TABLE, *next((k, v.tobytes()) for k, v in ENTRIES.items())))
         monkeypatch.setattr(_disk, "_MAX_UNWRITTEN_BYTES", 60 * size)
         monkeypatch.setattr(_disk, "_MAX_PAUSE_S", 1e9)
         monkeypatch.setattr(_disk, "_PAUSE_RATIO", 1e9)
         cache.put_many(self.entries(0))
         cache.put_many(self.entries(50))
-        assert self.seen_by_others(cache) == 50
+        assert self.count_written(cache) == 50
         cache.put_many(self.entries(100))
-        assert self.seen_by_others(cache) == 150
+        assert self.count_written(cache) == 150
         cache.put_many(self.entries(150))
-        assert self.seen_by_others(cache) == 150
+        assert self.count_written(cache) == 150
 
 
 def test_damaged_entry_does_not_hide_later_entries():
-    sound = [(key, pack(FLOAT32_TABLE, key, feature.tobytes())) for key, feature in TRUTH.items()]
+    sound = [
+        (key, pack(FLOAT32_TABLE, key, feature.tobytes())) for key, feature in ENTRIES.items()
+    ]
     (first, value), *_ = sound
     for bad in (value[:-1], b"", value[:16], 7, None, "text", b"\0" + value[1:]):
         found = unpack(FLOAT32_TABLE, [(first, bad), *sound[1:]])
-        assert found.keys() == TRUTH.keys() - {first}
-        assert_only_true(found)
+        assert found.keys() == ENTRIES.keys() - {first}
+        assert_equal_to_entries(found)
 
 
 def test_closed_cache_raises(tmp_path):
     cache = DiskFeatureCache(tmp_path)
     for use in (cache.put_many, cache.get_many):
         with pytest.raises(RuntimeError, match="outside its `with` block"):
-            use(TRUTH)
+            use(ENTRIES)
 
 
 def test_entry_format_is_unchanged():
-    """A digest of key and numbers, of the table's name too where there are two, then these."""
+    """An entry is a digest of key, feature and table name, followed by the feature."""
     numbers = np.float32([1, 2]).tobytes()
     for table, person in (("features", b""), ("features_float16", b"features_float16")):
         digest = hashlib.blake2b(b"key" + numbers, digest_size=16, person=person).digest()
@@ -364,8 +366,8 @@ def test_entry_format_is_unchanged():
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
-def test_forked_child_opens_a_connection_of_its_own(tmp_path):
-    """SQLite forbids a child to use, or to close, a connection of its parent."""
+def test_forked_child_opens_its_own_connection(tmp_path):
+    """SQLite does not allow a child to use or close a connection of its parent."""
     feature = np.ones(3, dtype=np.float32)
     with DiskFeatureCache(tmp_path) as cache:
         cache.put_many({b"parent": feature})
@@ -375,10 +377,10 @@ def test_forked_child_opens_a_connection_of_its_own(tmp_path):
             status = 1
             try:
                 cache.put_many({b"child": feature})
-                known = cache.get_many([b"parent", b"child"])
+                features = cache.get_many([b"parent", b"child"])
                 is_own = cache._connection is not connection
                 cache.__exit__()
-                status = 0 if is_own and len(known) == 2 and cache._connection is None else 2
+                status = 0 if is_own and len(features) == 2 and cache._connection is None else 2
             finally:
                 os._exit(status)
         assert os.waitpid(child, 0)[1] == 0

@@ -1,4 +1,4 @@
-"""The journal of a feature file: its form, and what damage to it costs."""
+"""Feature files: format and damage of the journal, locks and syncing."""
 
 import hashlib
 import json
@@ -23,7 +23,7 @@ def path(tmp_path):
     return tmp_path / "rows.npy"
 
 
-def begun(path, n_chunks, chunk_size=CHUNK):
+def write_chunks(path, n_chunks, chunk_size=CHUNK):
     with FeatureFile(path, "source", len(ROWS), chunk_size, "float32") as file:
         file.resume()
         for number in range(n_chunks):
@@ -32,7 +32,7 @@ def begun(path, n_chunks, chunk_size=CHUNK):
                 file.write(number, rows, "items", {1: "is bad"} if number == 1 else {})
 
 
-def finished(path, chunk_size=CHUNK):
+def read_finished(path, chunk_size=CHUNK):
     with FeatureFile(path, "source", len(ROWS), chunk_size, "float32") as file:
         file.resume()
         return sorted(file.finished)
@@ -42,16 +42,16 @@ def journal(path):
     return path.with_name(path.name + ".journal")
 
 
-def whole(path):
-    begun(path, 3)
+def write_complete(path):
+    write_chunks(path, 3)
     with FeatureFile(path, "source", len(ROWS), CHUNK, "float32") as file:
         file.resume()
         np.testing.assert_array_equal(file.finish(), ROWS)
 
 
 def test_file_format_is_unchanged(path):
-    """Else a run that was stopped could not go on with a later version."""
-    begun(path, 2)
+    """A later version must be able to resume a stopped run."""
+    write_chunks(path, 2)
     head, *lines = [json.loads(line) for line in journal(path).read_text().splitlines()]
     assert head == {
         "source": "source",
@@ -72,16 +72,16 @@ def test_file_format_is_unchanged(path):
     ]
 
 
-def test_torn_line_does_not_damage_the_next(path):
-    begun(path, 1)
+def test_truncated_line_does_not_damage_the_next(path):
+    write_chunks(path, 1)
     with journal(path).open("ab") as file:
         file.write(b'{"chunk": 1, "ite')
-    begun(path, 3)
-    assert finished(path) == [0, 1, 2]
+    write_chunks(path, 3)
+    assert read_finished(path) == [0, 1, 2]
 
 
 def test_damaged_line_invalidates_only_its_chunk(path):
-    begun(path, 3)
+    write_chunks(path, 3)
     lines = journal(path).read_bytes().splitlines(keepends=True)
     for bad in (
         b"{}\n",
@@ -91,33 +91,33 @@ def test_damaged_line_invalidates_only_its_chunk(path):
         lines[2].replace(b'"chunk"', b"chunk"),
     ):
         journal(path).write_bytes(b"".join([*lines[:2], bad, *lines[3:]]))
-        assert finished(path) == [0, 2]
+        assert read_finished(path) == [0, 2]
 
 
 @pytest.mark.parametrize("head", [b"[]", b"7", b"", b"{", b"{}", b'"width"'])
 def test_damaged_header_raises(path, head):
-    begun(path, 2)
+    write_chunks(path, 2)
     lines = journal(path).read_bytes().splitlines(keepends=True)
     journal(path).write_bytes(b"".join([head + b"\n", *lines[1:]]))
     with pytest.raises(FileExistsError, match="exists and has no readable journal"):
-        finished(path)
+        read_finished(path)
 
 
 def test_invalid_width_raises(path):
-    begun(path, 2)
+    write_chunks(path, 2)
     journal(path).write_bytes(journal(path).read_bytes().replace(b'"width": 3', b'"width": "3"'))
     with pytest.raises(FileExistsError, match="has no readable journal"):
-        finished(path)
+        read_finished(path)
 
 
 def test_chunk_beyond_the_last_is_ignored(path):
-    """A line for no rows at all is true of any file, and must not make up for a lost one."""
-    whole(path)
+    """The digest of zero rows is always valid and must not replace a missing chunk."""
+    write_complete(path)
     nothing = {"chunk": 3, "items": "items", "rows": _file._digest(b""), "errors": {}}
     lines = journal(path).read_bytes().splitlines(keepends=True)
     journal(path).write_bytes(b"".join([*lines[:3], json.dumps(nothing).encode() + b"\n"]))
     with pytest.raises(FileExistsError, match=r"rows\.npy' was damaged or changed after"):
-        finished(path)
+        read_finished(path)
 
 
 def test_rows_of_other_type_are_cast_and_of_other_width_raise(path):
@@ -130,15 +130,15 @@ def test_rows_of_other_type_are_cast_and_of_other_width_raise(path):
         np.testing.assert_array_equal(file.finish(), ROWS)
 
 
-def test_folders_are_created(tmp_path):
-    whole(tmp_path / "one" / "two" / "rows.npy")
+def test_missing_folders_are_created(tmp_path):
+    write_complete(tmp_path / "one" / "two" / "rows.npy")
 
 
 @pytest.mark.skipif(os.name != "posix", reason="modes of files")
 def test_file_has_default_permissions(path):
     mask = os.umask(0o022)
     try:
-        whole(path)
+        write_complete(path)
     finally:
         os.umask(mask)
     assert stat.S_IMODE(path.stat().st_mode) == 0o644
@@ -151,14 +151,14 @@ def test_second_writer_raises_with_path(path):
         with pytest.raises(
             FileLockedError, match=r"rows\.npy\.partial' is being written by another"
         ):
-            begun(path, 1)
+            write_chunks(path, 1)
 
 
 class TestSync:
-    """What a power cut must not take."""
+    """Data that must survive a power failure are fsync_calls to disk."""
 
     @pytest.fixture
-    def synced(self, monkeypatch):
+    def fsync_calls(self, monkeypatch):
         kinds = []
         fsync = os.fsync
 
@@ -170,16 +170,16 @@ class TestSync:
         return kinds
 
     @pytest.mark.skipif(os.name != "posix", reason="folders that can be opened")
-    def test_rename_is_synced(self, path, synced):
-        whole(path)
-        assert synced[-1]
+    def test_rename_is_synced(self, path, fsync_calls):
+        write_complete(path)
+        assert fsync_calls[-1]
 
-    def test_sync_is_not_called_for_every_chunk(self, path, synced, monkeypatch):
-        """It would take longer than the network on a slow disk."""
+    def test_sync_is_not_called_for_every_chunk(self, path, fsync_calls, monkeypatch):
+        """On a slow disk, syncing would take longer than encoding."""
         now = time.monotonic()
         monkeypatch.setattr(_file.time, "monotonic", lambda: now)
-        begun(path, 3)
-        assert len(synced) == 2  # rows and journal of the first
+        write_chunks(path, 3)
+        assert len(fsync_calls) == 2  # rows and journal of the first chunk
         now += _file._SYNC_EVERY_S + 1
         with FeatureFile(path, "source", len(ROWS), CHUNK, "float32") as file:
             file.resume()
@@ -187,11 +187,11 @@ class TestSync:
             file.write(1, ROWS[CHUNK : 2 * CHUNK], "items", {})
             now += _file._SYNC_EVERY_S + 1
             file.write(2, ROWS[2 * CHUNK :], "items", {})
-        assert len(synced) == 6
+        assert len(fsync_calls) == 6
 
 
 def test_errors_have_compatible_base_classes():
-    """They were a RuntimeError and a FileExistsError; a pickle gives the same error."""
+    """Code that catches RuntimeError or FileExistsError keeps working; errors can be pickled."""
     assert issubclass(FileLockedError, RuntimeError)
     assert issubclass(FileLockedError, OSError)
     error = OtherContentError("It is there.")

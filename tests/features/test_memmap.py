@@ -1,4 +1,4 @@
-"""Memory-mapped features, tiles of rows and lazily read rows."""
+"""Memory-memmap features, tiles of rows and lazily read rows."""
 
 import resource
 import sys
@@ -24,26 +24,26 @@ from sklearn_ape.training import select as select_rows
 
 
 @pytest.fixture
-def mapped(tmp_path):
+def memmap(tmp_path):
     np.save(tmp_path / "X.npy", np.ones((4_000, 1_000), dtype=np.float32))  # 16 MB
     return np.load(tmp_path / "X.npy", mmap_mode="r")
 
 
-def test_a_map_is_found_behind_its_views(mapped):
-    for view in (mapped, mapped[3:], np.asarray(mapped), np.asarray(mapped)[:, 2:][::2]):
+def test_memmap_is_found_behind_its_views(memmap):
+    for view in (memmap, memmap[3:], np.asarray(memmap), np.asarray(memmap)[:, 2:][::2]):
         owner = find_memmap(view)
         assert owner is not None
-        assert owner.filename == mapped.filename
-    others = (np.ones(3), np.ones(3)[1:], [1.0], np.array(mapped[:2]), mapped[[0, 2]], None)
+        assert owner.filename == memmap.filename
+    others = (np.ones(3), np.ones(3)[1:], [1.0], np.array(memmap[:2]), memmap[[0, 2]], None)
     for other in others:
         assert find_memmap(other) is None
         release_pages(other)  # does nothing
 
 
 @pytest.mark.parametrize("make", [lambda X: X.copy(), np.sort, lambda X: X.astype("f8")])
-def test_a_copy_in_memory_is_no_map(mapped, make):
-    """numpy calls some of them one."""
-    copy = make(mapped[:3])
+def test_copy_in_memory_is_not_a_memmap(memmap, make):
+    """NumPy returns some copies as instances of `np.memmap`."""
+    copy = make(memmap[:3])
     assert find_memmap(copy) is None
     release_pages(copy)
 
@@ -54,49 +54,49 @@ def resident():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the system's count of pages")
-class TestForget:
-    def test_a_map_that_has_been_read_is_not_in_memory(self, mapped):
-        """Else a file of any size would seem to be in memory, page by page."""
+class TestReleasePages:
+    def test_released_pages_are_not_in_memory(self, memmap):
+        """Otherwise the resident memory would grow to the size of the file."""
         before = resident()
-        mapped.sum()
+        memmap.sum()
         held = resident() - before
-        release_pages(mapped[:])
+        release_pages(memmap[:])
         assert held > 12e6
         assert resident() - before < 4e6
-        assert mapped.sum() == 4e6
+        assert memmap.sum() == 4e6
 
-    @pytest.mark.parametrize("view", [np.asarray, lambda mapped: mapped[:, 10:990]])
-    def test_only_the_rows_given(self, mapped, view):
-        """The others may be in use."""
-        mapped.sum()
+    @pytest.mark.parametrize("view", [np.asarray, lambda memmap: memmap[:, 10:990]])
+    def test_only_pages_of_given_rows_are_released(self, memmap, view):
+        """The other rows may be in use."""
+        memmap.sum()
         before = resident()
-        # A system may drop pages of 2 MiB whole.
+        # The system may release huge pages of 2 MiB as a whole.
         for _ in range(2):
-            release_pages(view(mapped)[1_000:2_000])
+            release_pages(view(memmap)[1_000:2_000])
             assert 3.8e6 < before - resident() < 8.5e6
-        release_pages(view(mapped)[3_000:])
+        release_pages(view(memmap)[3_000:])
         assert 7.6e6 < before - resident() < 13e6
-        assert (mapped == 1).all()
+        assert (memmap == 1).all()
 
-    def test_other_orders_do_no_harm(self, mapped):
-        for view in (mapped[::-1], mapped.T, mapped[:0], mapped[5]):
+    def test_views_in_other_orders_keep_their_content(self, memmap):
+        for view in (memmap[::-1], memmap.T, memmap[:0], memmap[5]):
             release_pages(view)
-        assert (mapped == 1).all()
+        assert (memmap == 1).all()
 
 
-def test_what_was_written_to_a_private_map_stays(tmp_path):
+def test_changes_of_private_memmap_are_kept(tmp_path):
     np.save(tmp_path / "X.npy", np.zeros((4_000, 4), dtype=np.float32))
     for mode in ("c", "r+"):
-        mapped = np.load(tmp_path / "X.npy", mmap_mode=mode)
-        mapped[:] = 7
-        release_pages(mapped[:])
-        assert (mapped == 7).all()
+        memmap = np.load(tmp_path / "X.npy", mmap_mode=mode)
+        memmap[:] = 7
+        release_pages(memmap[:])
+        assert (memmap == 7).all()
 
 
-def test_where_the_system_takes_no_advice(mapped, monkeypatch):
+def test_release_pages_without_madvise_does_nothing(memmap, monkeypatch):
     monkeypatch.delattr("mmap.MADV_DONTNEED")
-    release_pages(mapped[:])
-    assert (mapped[:10] == 1).all()
+    release_pages(memmap[:])
+    assert (memmap[:10] == 1).all()
 
 
 @pytest.fixture
@@ -104,44 +104,47 @@ def small_tiles(monkeypatch):
     monkeypatch.setattr(_feature_tiles, "TILE_BYTES", 20 * 4 * 8)
 
 
-def test_tiles_are_all_rows_in_order_and_small(small_tiles):
+def test_tiles_cover_all_rows_in_order_and_are_small(small_tiles):
     rows = list(row_tiles(50, width=8))
-    assert [(some.start, some.stop) for some in rows] == [(0, 20), (20, 40), (40, 50)]
+    assert [(tile.start, tile.stop) for tile in rows] == [(0, 20), (20, 40), (40, 50)]
     assert list(row_tiles(0, width=8)) == [slice(0, 0)]
-    widths = [some.stop - some.start for some in row_tiles(10**6, width=10**9)]
-    assert max(widths) == 16  # wide rows are not taken one by one
+    widths = [tile.stop - tile.start for tile in row_tiles(10**6, width=10**9)]
+    assert max(widths) == 16  # a minimum for wide rows
 
 
-def test_features_of_any_kind_come_as_they_are(small_tiles, tmp_path):
+def test_tiles_of_every_kind_of_table_equal_its_rows(small_tiles, tmp_path):
     X = np.random.default_rng(0).standard_normal((50, 8)).astype(np.float16)
     np.save(tmp_path / "X.npy", X)
-    mapped = np.load(tmp_path / "X.npy", mmap_mode="r")
-    kinds = X, mapped, np.asarray(mapped), mapped[:, :], mapped.copy(), pd.DataFrame(X)
+    memmap = np.load(tmp_path / "X.npy", mmap_mode="r")
+    kinds = X, memmap, np.asarray(memmap), memmap[:, :], memmap.copy(), pd.DataFrame(X)
     for table in kinds:
-        parts = list(feature_tiles(table, 1, lambda some: some))
+        parts = list(feature_tiles(table, 1, lambda block: block))
         assert len(parts) == 3
         np.testing.assert_array_equal(np.concatenate([part for _, part in parts]), X)
         assert [rows.start for rows, _ in parts] == [0, 20, 40]
     sparse = csr_array(X.astype(np.float32))
-    parts = [part for _, part in feature_tiles(sparse, 1, lambda some: some.toarray())]
+    parts = [part for _, part in feature_tiles(sparse, 1, lambda block: block.toarray())]
     np.testing.assert_array_equal(np.concatenate(parts), X)
 
 
-def test_what_is_no_table_of_numbers():
+def test_only_two_dimensional_numeric_arrays_are_tables():
     assert all(is_table(X) for X in (np.ones((2, 3)), csr_array(np.eye(2))))
     others = [["a.png"], [[1.0, 2.0]], np.ones(3), np.ones((2, 3, 3)), np.array([["a"]])]
     assert not any(is_table(X) for X in [*others, coo_array(np.eye(2)), pd.Series([1.0])])
 
 
-def test_an_error_says_in_which_rows(small_tiles):
-    def refuse(some):
-        if some[0, 0] == 40:
+def test_error_names_rows_of_tile(small_tiles):
+    def raise_for_40(block):
+        if block[0, 0] == 40:
             raise ValueError("row 3 is bad")
-        return some
+        return block
 
     X = np.arange(50.0)[:, None] * np.ones(8)
-    with pytest.raises(ValueError, match=r"In rows 40 to 49 of X, counted from .*: row 3 is bad"):
-        list(feature_tiles(X, 1, refuse))
+    with pytest.raises(
+        ValueError,
+        match=r"In rows 40 to 49 of X .row numbers below are relative to row 40.: row 3 is bad",
+    ):
+        list(feature_tiles(X, 1, raise_for_40))
 
 
 @pytest.fixture
@@ -160,7 +163,7 @@ def features():
 
 class TestStoredRows:
     @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, ">f4"])
-    def test_gives_rows_of_any_order_as_float32(self, make_memmap, features, dtype):
+    def test_rows_in_any_order_are_float32(self, make_memmap, features, dtype):
         stored = StoredRows(make_memmap(features.astype(dtype)))
         expected = features.astype(np.float32)
         rows = np.array([7, 3, 3, 49, 0])
@@ -169,31 +172,31 @@ class TestStoredRows:
             assert found.dtype == np.float32
             np.testing.assert_array_equal(found, expected[index])
 
-    def test_some_rows_of_some_rows_with_others_behind_them(self, features):
+    def test_appended_rows_follow_stored_rows(self, features):
         stored = StoredRows(features, missing=np.arange(50) == 9)
         more = np.full((2, 4), 5.0)
-        some = stored.append(more).append(2 * more)
-        assert len(some) == 54
+        longer = stored.append(more).append(2 * more)
+        assert len(longer) == 54
         expected = np.concatenate([features.astype(np.float32), more, 2 * more])
         rows = np.array([53, 9, 50, 0, 51])
-        np.testing.assert_array_equal(some[rows], expected[rows])
-        assert some.missing.sum() == 1
+        np.testing.assert_array_equal(longer[rows], expected[rows])
+        assert longer.missing.sum() == 1
 
-    def test_a_few_rows_come_to_memory_and_many_stay(self, features, monkeypatch):
+    def test_few_selected_rows_are_loaded_and_many_stay_stored(self, features, monkeypatch):
         stored = StoredRows(features, missing=np.arange(50) == 9)
         assert isinstance(select_rows(stored, np.arange(5)), np.ndarray)
-        monkeypatch.setattr(_stored, "_LEAST_BYTES", 0)
+        monkeypatch.setattr(_stored, "_MIN_STORED_BYTES", 0)
         rows = np.array([9, 30, 2])
-        some = select_rows(stored, rows)
-        assert isinstance(some, StoredRows)
-        assert some.missing.tolist() == [True, False, False]
+        selected = select_rows(stored, rows)
+        assert isinstance(selected, StoredRows)
+        assert selected.missing.tolist() == [True, False, False]
         np.testing.assert_array_equal(
-            select_rows(some, np.array([2, 0]))[:], features[[2, 9]].astype(np.float32)
+            select_rows(selected, np.array([2, 0]))[:], features[[2, 9]].astype(np.float32)
         )
 
 
-def test_what_was_written_to_a_map_that_is_a_copy_stays(tmp_path, features):
-    """Pages that were read are let go of; those of a copy on write hold the only copy."""
+def test_changes_of_copy_on_write_memmap_are_kept(tmp_path, features):
+    """Read pages are released, but changed pages of a copy-on-write memmap are only in memory."""
     np.save(tmp_path / "features.npy", features)
     copied = np.load(tmp_path / "features.npy", mmap_mode="c")
     copied[3] = 8
@@ -203,11 +206,13 @@ def test_what_was_written_to_a_map_that_is_a_copy_stays(tmp_path, features):
         assert stored[3:5][0].tolist() == [8] * 4
 
 
-def test_only_large_maps_and_large_half_precision_stay(make_memmap, features, monkeypatch):
+def test_only_large_memmaps_and_large_half_precision_stay_stored(
+    make_memmap, features, monkeypatch
+):
     single = make_memmap(features.astype(np.float32))
     assert not stays_stored(single)
     assert not stays_stored(features)
-    monkeypatch.setattr(_stored, "_LEAST_BYTES", 4 * features.size - 1)
+    monkeypatch.setattr(_stored, "_MIN_STORED_BYTES", 4 * features.size - 1)
     assert stays_stored(single)
     assert stays_stored(np.asarray(single))  # a view of a map
     assert stays_stored(features)
@@ -217,7 +222,7 @@ def test_only_large_maps_and_large_half_precision_stay(make_memmap, features, mo
     assert not stays_stored(features.tolist())
 
 
-class TestReadingAhead:
+class TestReadAhead:
     def datasets(self, features):
         pairs = np.column_stack([np.arange(50)] * 2)
         image = features.astype(np.float32)
@@ -228,8 +233,8 @@ class TestReadingAhead:
         )
 
     @pytest.mark.parametrize("mixup", [0.0, 1.0])
-    def test_batches_are_those_of_memory(self, features, mixup):
-        """Where features lie must not change what is learned."""
+    def test_batches_equal_those_in_memory(self, features, mixup):
+        """Training must not depend on where the features are stored."""
         both = [
             PairBatches(data, 16, shuffle=True, seed=1, mixup=mixup)
             for data in self.datasets(features)
@@ -239,17 +244,17 @@ class TestReadingAhead:
                 for side in one:
                     assert torch.equal(one[side], other[side])
 
-    def test_is_done_by_a_thread_that_ends_with_the_loop(self, features):
-        """Two batches are under way at most, also of an epoch that is broken off."""
+    def test_read_ahead_thread_ends_with_the_loop(self, features):
+        """At most two batches are read ahead, also if the epoch is interrupted."""
         seen = []
 
-        class Noted(StoredRows):
+        class RecordingRows(StoredRows):
             def __getitem__(self, index):
                 seen.append(threading.current_thread().name)
                 return super().__getitem__(index)
 
         data = self.datasets(features)[1]
-        data.image = Noted(features)
+        data.image = RecordingRows(features)
         batches = iter(PairBatches(data, 5))
         next(batches)
         batches.close()
@@ -257,12 +262,12 @@ class TestReadingAhead:
         assert all(name.startswith("sklearn_ape") for name in seen)
         assert not any(t.name.startswith("sklearn_ape") for t in threading.enumerate())
 
-    def test_an_error_of_reading_is_raised(self, features):
-        class Torn(StoredRows):
+    def test_read_error_is_raised(self, features):
+        class FailingRows(StoredRows):
             def __getitem__(self, index):
                 raise OSError("the disk is gone")
 
         data = self.datasets(features)[1]
-        data.image = Torn(features)
+        data.image = FailingRows(features)
         with pytest.raises(OSError, match="the disk is gone"):
             list(PairBatches(data, 5))

@@ -1,4 +1,4 @@
-"""Connections to the database of the disk cache, and its errors."""
+"""Connections to the SQLite database of the disk cache, with simulated errors."""
 
 import sqlite3
 import threading
@@ -21,19 +21,19 @@ from sklearn_ape.features._sqlite import (
     list_tables,
     retry_while_busy,
 )
-from tests.features.conftest import TRUTH
+from tests.features.conftest import ENTRIES
 
 
 def error(kind, code=None):
-    made = kind("told")
+    exception = kind("simulated")
     if code is not None:
-        made.sqlite_errorcode = code
-    return made
+        exception.sqlite_errorcode = code
+    return exception
 
 
-class TestRetried:
+class TestRetryWhileBusy:
     def failing(self, errors):
-        """Raise some errors, one a call, then return."""
+        """Return a function that raises one of the errors per call, and then returns."""
         calls = iter(errors)
 
         def make():
@@ -45,34 +45,34 @@ class TestRetried:
 
     @pytest.mark.parametrize("code", [sqlite3.SQLITE_BUSY, sqlite3.SQLITE_BUSY | 2 << 8])
     def test_busy_file_is_retried(self, code):
-        """Extended codes mean the same in their last eight bits."""
+        """The last eight bits of an extended code are the primary code."""
         busy = [error(sqlite3.OperationalError, code)] * 3
         assert retry_while_busy(self.failing(busy), timeout=60) == "connected"
 
     @pytest.mark.parametrize("code", [None, 0, sqlite3.SQLITE_FULL, sqlite3.SQLITE_LOCKED, 1])
     def test_other_errors_are_not_retried(self, code):
         calls = self.failing([error(sqlite3.DatabaseError, code)])
-        with pytest.raises(sqlite3.DatabaseError, match="told"):
+        with pytest.raises(sqlite3.DatabaseError, match="simulated"):
             retry_while_busy(calls, timeout=60)
-        assert calls() == "connected"  # it was called once
+        assert calls() == "connected"  # the failing call was not repeated
 
     def test_retry_stops_at_the_timeout(self):
         def always():
             raise error(sqlite3.OperationalError, sqlite3.SQLITE_BUSY)
 
-        found = []
+        durations = []
 
         def wait():
             start = time.monotonic()
             with pytest.raises(sqlite3.OperationalError):
                 retry_while_busy(always, timeout=0.2)
-            found.append(time.monotonic() - start)
+            durations.append(time.monotonic() - start)
 
         thread = threading.Thread(target=wait, daemon=True)
         thread.start()
         thread.join(30)
-        assert found
-        assert found[0] >= 0.2
+        assert durations
+        assert durations[0] >= 0.2
 
 
 class TestDamage:
@@ -107,7 +107,7 @@ class TestDamage:
         assert not is_damage(error(sqlite3.OperationalError), tmp_path / "a")
 
     def test_readonly_error_of_writable_file_is_damage(self, tmp_path):
-        """A damaged header says so, too."""
+        """SQLite reports some damaged headers as read-only."""
         (tmp_path / "a").write_bytes(b"")
         told = error(sqlite3.OperationalError, sqlite3.SQLITE_READONLY)
         assert is_damage(told, tmp_path / "a")
@@ -143,7 +143,7 @@ class TestConnectToRead:
         connection.close()
 
     def test_file_with_a_writer_is_read(self, path):
-        """What the writer has in its log alone is seen."""
+        """Entries that are only in the write-ahead log are read."""
         writer = connect(path, ["numbers"], 1)
         with writer:
             writer.execute("INSERT INTO numbers VALUES (x'03', x'04')")
@@ -180,7 +180,7 @@ class TestConnectToRead:
 
     @pytest.mark.parametrize("n_failing", [1, 2])
     def test_file_that_cannot_be_shared_is_read_as_immutable(self, path, monkeypatch, n_failing):
-        """In a read-only folder without the index of the log; else the last error is told."""
+        """The folder is read-only without an index of the log; else the last error is raised."""
         options = []
         bad = path.with_name("bad")
         bad.write_bytes(b"no database at all " * 99)
@@ -202,86 +202,86 @@ class TestConnectToRead:
 
 
 @pytest.mark.parametrize("message", ["database or disk is full", "database is locked"])
-def test_failing_write_warns_once_and_goes_on(folder, monkeypatch, message):
-    """A full disk or a lock loses no work, and the file is not taken for damaged."""
+def test_failing_write_warns_once_and_keeps_features_in_memory(folder, monkeypatch, message):
+    """A full disk or a lock loses no features, and the file does not count as damaged."""
 
-    tried = []
+    attempts = []
 
     def fails(self):
-        tried.append(1)
+        attempts.append(1)
         raise sqlite3.OperationalError(message)
 
     monkeypatch.setattr(DiskFeatureCache, "_commit", fails)
     with DiskFeatureCache(folder) as cache:
         with pytest.warns(RuntimeWarning, match=message):
-            cache.put_many(TRUTH)
+            cache.put_many(ENTRIES)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            cache.put_many(TRUTH)
-        assert cache.get_many(TRUTH).keys() == TRUTH.keys()
+            cache.put_many(ENTRIES)
+        assert cache.get_many(ENTRIES).keys() == ENTRIES.keys()
         assert cache.get_many([b"new"]) == {}
-    assert len(tried) == 1  # a lock would be waited for at every batch
+    assert len(attempts) == 1  # otherwise each batch would wait for the lock
     assert not list(folder.glob("*.damaged*"))
 
 
 @pytest.mark.parametrize(
     ("code", "is_damaged"), [("IOERR", False), ("CANTOPEN", False), ("READONLY", True)]
 )
-def test_a_file_that_cannot_be_opened_to_write_is_read(folder, monkeypatch, code, is_damaged):
-    """It is left as it is, unless it is the file that says so where one can write."""
-    failing = [sqlite3.OperationalError("no such luck")]
+def test_file_that_cannot_be_opened_for_writing_is_read(folder, monkeypatch, code, is_damaged):
+    """The file is kept unless it is damaged: reported as read-only in a writable folder."""
+    failing = [sqlite3.OperationalError("simulated error")]
     failing[0].sqlite_errorcode = getattr(sqlite3, f"SQLITE_{code}")
-    really_connect = _disk.connect
+    original_connect = _disk.connect
 
     def connect(*args):
         if failing:
             raise failing.pop()
-        return really_connect(*args)
+        return original_connect(*args)
 
     monkeypatch.setattr(_disk, "connect", connect)
-    with warnings.catch_warnings(record=True) as told, DiskFeatureCache(folder) as cache:
+    with warnings.catch_warnings(record=True) as caught, DiskFeatureCache(folder) as cache:
         warnings.simplefilter("always")
-        found = cache.get_many(TRUTH)
+        found = cache.get_many(ENTRIES)
         cache.put_many({b"new": np.ones(3, dtype=np.float32)})
         again = cache.get_many([b"new"])
-    (message,) = [str(warning.message) for warning in told]
+    (message,) = [str(warning.message) for warning in caught]
     if is_damaged:
-        assert "is damaged (no such luck); it was moved to" in message
+        assert "is damaged (simulated error); it was moved to" in message
         assert (len(found), len(again)) == (0, 1)
     else:
         start = f"The feature cache {str(cache.path)!r} "
         assert (
             message
-            == f"{start}cannot be written to: no such luck. The features are computed again."
+            == f"{start}cannot be written to: simulated error. The features are computed again."
         )
-        assert (len(found), len(again)) == (len(TRUTH), 0)
+        assert (len(found), len(again)) == (len(ENTRIES), 0)
     assert len(list(folder.glob("*.damaged*"))) == is_damaged
 
 
 @pytest.mark.parametrize("is_damaged", [True, False])
-def test_what_cannot_be_written_to_is_left_as_it_is(folder, monkeypatch, is_damaged):
+def test_read_only_file_is_not_changed(folder, monkeypatch, is_damaged):
     monkeypatch.setattr(_disk, "is_read_only", lambda path: True)
     path = folder / "features.sqlite"
     if is_damaged:
         path.write_bytes(b"garbage " * 5000)
     before = path.read_bytes()
-    with warnings.catch_warnings(record=True) as told, DiskFeatureCache(folder) as cache:
+    with warnings.catch_warnings(record=True) as caught, DiskFeatureCache(folder) as cache:
         warnings.simplefilter("always")
-        assert len(cache.get_many(TRUTH)) == (0 if is_damaged else len(TRUTH))
+        assert len(cache.get_many(ENTRIES)) == (0 if is_damaged else len(ENTRIES))
         for _ in range(2):
             cache.put_many({b"new": np.ones(3, dtype=np.float32)})
         assert cache.get_many([b"new"]) == {}
     start = f"The feature cache {str(path)!r} "
     expected = [f"{start}is damaged (file is not a database)"] if is_damaged else []
     expected.append(f"{start}cannot be written to")
-    assert [str(warning.message) for warning in told] == [
+    assert [str(warning.message) for warning in caught] == [
         f"{message}. The features are computed again." for message in expected
     ]
     assert path.read_bytes() == before
 
 
-def test_unreadable_now_is_not_damaged(folder, monkeypatch):
-    """A read that fails for a reason outside the file gives no features and moves nothing."""
+def test_file_that_is_temporarily_unreadable_is_kept(folder, monkeypatch):
+    """A read error outside the file gives no features and does not move the file."""
 
     class Busy:
         def execute(self, *args):
@@ -290,36 +290,36 @@ def test_unreadable_now_is_not_damaged(folder, monkeypatch):
     with DiskFeatureCache(folder) as cache, monkeypatch.context() as patch:
         patch.setattr(DiskFeatureCache, "_open_connection", Busy())
         with pytest.warns(RuntimeWarning, match="cannot be read: disk I/O error"):
-            assert cache.get_many(TRUTH) == {}
+            assert cache.get_many(ENTRIES) == {}
     assert not list(folder.glob("*.damaged*"))
 
 
 @pytest.mark.parametrize("code", [sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_READONLY])
-def test_damage_found_while_reading_is_told_with_its_reason(folder, monkeypatch, code):
-    told = sqlite3.DatabaseError("malformed")
-    told.sqlite_errorcode = code
+def test_damage_found_while_reading_warns_with_its_reason(folder, monkeypatch, code):
+    damage = sqlite3.DatabaseError("malformed")
+    damage.sqlite_errorcode = code
 
     class Damaged:
         def execute(self, *args):
-            raise told
+            raise damage
 
     with DiskFeatureCache(folder) as cache:
         with monkeypatch.context() as patch:
             patch.setattr(DiskFeatureCache, "_open_connection", Damaged())
             with pytest.warns(RuntimeWarning, match=r"is damaged \(malformed\); it was moved"):
-                assert cache.get_many(TRUTH) == {}
-        cache.put_many(TRUTH)
-        assert cache.get_many(TRUTH).keys() == TRUTH.keys()
+                assert cache.get_many(ENTRIES) == {}
+        cache.put_many(ENTRIES)
+        assert cache.get_many(ENTRIES).keys() == ENTRIES.keys()
 
 
-def test_damage_found_while_writing_loses_nothing_of_what_is_written(folder, monkeypatch):
-    told = [sqlite3.DatabaseError("malformed")]
-    really_commit = DiskFeatureCache._commit
+def test_damage_found_while_writing_keeps_written_features(folder, monkeypatch):
+    errors = [sqlite3.DatabaseError("malformed")]
+    original_commit = DiskFeatureCache._commit
 
     def commit(self):
-        if told:
-            raise told.pop()
-        really_commit(self)
+        if errors:
+            raise errors.pop()
+        original_commit(self)
 
     monkeypatch.setattr(DiskFeatureCache, "_commit", commit)
     new = {b"new": np.ones(3, dtype=np.float32)}

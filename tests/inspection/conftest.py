@@ -1,4 +1,4 @@
-"""Fixtures of the display tests, which draw without a window."""
+"""Fixtures of display tests, which draw without a window."""
 
 import matplotlib
 import pytest
@@ -44,7 +44,7 @@ def ax():
 
 @pytest.fixture
 def forbid_computation(monkeypatch):
-    """Return a function after whose call encoders and aligners raise an error."""
+    """Return a function that makes encoders and aligners raise an error from then on."""
 
     def forbid():
         from sklearn_ape.aligners._base import BaseAligner

@@ -15,11 +15,11 @@ from sklearn.preprocessing import StandardScaler
 
 from sklearn_ape import CCAAligner
 from sklearn_ape.inspection._plotting import (
-    aligner_and_input,
     check_items,
     check_pairs,
     draw_thumbnail,
     format_text,
+    get_aligner_and_input,
     get_axes,
     make_thumbnail,
 )
@@ -84,7 +84,7 @@ def pipeline(concepts):
 def test_steps_before_the_aligner_are_applied(pipeline, concepts):
     X = pipeline[0].transform(concepts.image)
     for holder in (pipeline, FrozenEstimator(pipeline)):
-        aligner, features = aligner_and_input(holder, concepts.image)
+        aligner, features = get_aligner_and_input(holder, concepts.image)
         assert aligner is pipeline[-1]
         np.testing.assert_array_equal(features, X)
 
@@ -92,7 +92,7 @@ def test_steps_before_the_aligner_are_applied(pipeline, concepts):
 def test_best_estimator_of_search_is_used(concepts):
     search = GridSearchCV(CCAAligner(), {"ridge": [0.1, 1.0]}, cv=2)
     search.fit(concepts.image, concepts.text)
-    aligner, features = aligner_and_input(search, concepts.image)
+    aligner, features = get_aligner_and_input(search, concepts.image)
     assert aligner is search.best_estimator_
     assert features is concepts.image
 

@@ -48,7 +48,7 @@ class TestRetrievalGridDisplay:
         assert display.text_[0][0].get_text() == "0.90\na tiger"
         display.figure_.canvas.draw()
 
-    def test_a_retriever_s_captions_stand_below_its_images(self, model, held_out):
+    def test_captions_of_retriever_are_below_its_images(self, model, held_out):
         images, captions, _ = held_out
         retriever = CrossModalRetriever(model).fit(images, captions)
         display = RetrievalGridDisplay.from_estimator(retriever, QUERIES, images, k=4)
@@ -61,7 +61,7 @@ class TestRetrievalGridDisplay:
         )
         assert by_image.images == [[images[0]]]
 
-    def test_places_without_a_result_and_unread_images_are_grey(self):
+    def test_missing_results_and_unreadable_images_are_grey(self):
         result = np.array([[0.9, -np.inf]]), np.array([[0, -1]])
         display = RetrievalGridDisplay.from_predictions(result, ["x"], images=["nowhere.png"])
         for drawn in display.thumbnails_[0]:

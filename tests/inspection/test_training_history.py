@@ -1,4 +1,4 @@
-"""TrainingHistoryDisplay: loss, recall and the epoch that was kept."""
+"""TrainingHistoryDisplay: loss, recall and the selected epoch."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Estimators of every kind, saved models, and comparisons of a loaded model with the saved one."""
+"""Aligners of every kind, saved models, and comparisons of loaded with saved models."""
 
 import numpy as np
 import pytest
@@ -24,35 +24,35 @@ ALIGNERS = {
 }  # fmt: skip
 
 
-def assert_same_answers(model, again, X, y):
-    """To the bit: a model that answers a little differently is another model."""
-    for answer in (
+def assert_same_embeddings(model, loaded, X, y):
+    """Check that embeddings and similarities are bitwise identical."""
+    for compute in (
         lambda m: m.transform(X),
         lambda m: m.transform_text(y),
         lambda m: m.similarity(X, y),
         lambda m: m.similarity(X, y, standardize=True),
         lambda m: m.similarity(X, y, standardize=X[:20]),
     ):
-        np.testing.assert_array_equal(answer(again), answer(model))
+        np.testing.assert_array_equal(compute(loaded), compute(model))
 
 
-def assert_same_attributes(model, again):
-    """What the docstring names after fit is there, and equal where it can be compared."""
-    assert vars(again).keys() == vars(model).keys()
+def assert_same_attributes(model, loaded):
+    """Check that fitted attributes exist, and are equal if their type can be compared."""
+    assert vars(loaded).keys() == vars(model).keys()
     for name, value in vars(model).items():
         if name == "_fitted_images":
-            for one, other in zip(getattr(again, name), value, strict=True):
+            for one, other in zip(getattr(loaded, name), value, strict=True):
                 np.testing.assert_array_equal(one, other)
         elif isinstance(value, bool | int | float | str | list | tuple):
             if name not in ("bank_", "_anchors", "_image_projection", "_text_projection"):
-                assert getattr(again, name) == value, name
+                assert getattr(loaded, name) == value, name
         elif isinstance(value, np.ndarray):
-            np.testing.assert_array_equal(getattr(again, name), value)
+            np.testing.assert_array_equal(getattr(loaded, name), value)
 
 
 @pytest.fixture(scope="package")
 def saved(tmp_path_factory):
-    """One small model of each kind, in folders."""
+    """Return a folder with one small saved model of each kind."""
     rng = np.random.default_rng(0)
     image, text = rng.standard_normal((60, 5)), rng.standard_normal((60, 4))
     parent = tmp_path_factory.mktemp("models")

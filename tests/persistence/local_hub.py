@@ -1,4 +1,4 @@
-"""A stand-in of the Hugging Face hub on loopback: what uploading and downloading a model needs."""
+"""Simulated Hugging Face hub on loopback for uploads and downloads of models."""
 
 import base64
 import hashlib
@@ -9,7 +9,7 @@ from urllib.parse import unquote, urlsplit
 
 
 class Hub(ThreadingHTTPServer):
-    """Keeps repositories in memory; `repos` holds {repo_id: [{path: bytes} of each commit]}."""
+    """Server with repositories in memory: {repo_id: [{path: bytes} per commit]} in `repos`."""
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), _Handler)

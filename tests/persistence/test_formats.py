@@ -1,4 +1,4 @@
-"""Models, caches and feature files of every released format are read by this version."""
+"""Loading of models, caches and feature files of every released format."""
 
 import json
 import shutil
@@ -16,7 +16,7 @@ from tests.persistence import write_fixtures as written
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 FORMATS = sorted(FIXTURES.glob("format_*"))
-# Their weights are tens of megabytes, or in a folder that must be beside them.
+# Their weights have tens of megabytes or are in a separate folder.
 NO_FIXTURE = {
     *("CLIPAligner", "LiTAligner", "OpenCLIPImageEncoder", "OpenCLIPTextEncoder"),
     "TransformersImageEncoder",
@@ -40,7 +40,7 @@ def number_of(folder):
 
 
 @pytest.mark.parametrize(("folder", "name"), models_in("answers.json"))
-def test_aligners_of_each_format(folder, name):
+def test_aligner_of_each_format_gives_stored_results(folder, name):
     answers = json.loads((folder / "answers.json").read_text())
     X, y = (np.array(answers[side], dtype=np.float32) for side in ("image", "text"))
     expected = dict(answers["models"][name])
@@ -48,40 +48,40 @@ def test_aligners_of_each_format(folder, name):
     model = load_pretrained(folder / name)
     assert type(model).__name__ == expected.pop("class")
     for key, answer in written.answers_to_pairs(model, X, y).items():
-        # Other processors round otherwise.
+        # Rounding depends on the processor.
         np.testing.assert_allclose(answer, expected[key], atol=1e-5, err_msg=key)
 
 
 @pytest.mark.parametrize(("folder", "name"), models_in("answers_with_words.json"))
-def test_models_that_know_words_of_each_format(folder, name):
+def test_model_with_text_encoder_of_each_format_gives_stored_results(folder, name):
     answers = json.loads((folder / "answers_with_words.json").read_text())
     X = np.array(json.loads((folder / "answers.json").read_text())["image"], dtype=np.float32)
     expected = dict(answers["models"][name])
     assert config_of(folder / name)["format"] == number_of(folder)
     model = load_pretrained(folder / name)
     assert type(model).__name__ == expected.pop("class")
-    found = written.answers_to_features(
+    results = written.answers_to_features(
         model, written.example_images() if name == "pipeline" else X
     )
     for key in ("proba", "scores"):
-        if key in expected:  # other engines and batches round otherwise
-            np.testing.assert_allclose(found.pop(key), expected.pop(key), atol=2e-3)
-    assert found == expected
+        if key in expected:  # rounding depends on the engine and the batch
+            np.testing.assert_allclose(results.pop(key), expected.pop(key), atol=2e-3)
+    assert results == expected
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize("folder", FORMATS, ids=lambda folder: folder.name)
 class TestFeatures:
-    """The folders of the cache and the files of `encode_to`, as that version left them."""
+    """Cache folders and files of `encode_to` that were written in an older format."""
 
     def test_cache_of_every_format_is_read(self, folder, dtype, tmp_path):
         (tmp_path / "cache").mkdir()
         shutil.copy(folder / "features" / "features.sqlite", tmp_path / "cache")
         with DiskFeatureCache(tmp_path / "cache", dtype=dtype) as cache:
-            found = cache.get_many([*written.ENTRIES, b"unknown"])
-        assert found.keys() == written.ENTRIES.keys()
+            results = cache.get_many([*written.ENTRIES, b"unknown"])
+        assert results.keys() == written.ENTRIES.keys()
         for key, numbers in written.ENTRIES.items():
-            np.testing.assert_array_equal(found[key], numbers.astype(dtype))
+            np.testing.assert_array_equal(results[key], numbers.astype(dtype))
 
     def test_file_of_every_format_is_read(self, folder, dtype):
         path = folder / "features" / dtype / "whole.npy"
@@ -92,7 +92,7 @@ class TestFeatures:
                 file.finish(), np.array(list(written.ENTRIES.values())).astype(dtype)
             )
 
-    def test_begun_file_goes_on(self, folder, dtype, tmp_path):
+    def test_unfinished_file_of_every_format_is_resumed(self, folder, dtype, tmp_path):
         shutil.copytree(folder / "features" / dtype, tmp_path / "features")
         rows = np.array(list(written.ENTRIES.values())).astype(dtype)
         path = tmp_path / "features" / "begun.npy"
@@ -103,19 +103,19 @@ class TestFeatures:
             np.testing.assert_array_equal(file.finish(), rows)
 
 
-def test_there_is_a_fixture_of_every_format_and_a_way_up_from_it():
+def test_every_format_has_a_fixture_and_a_migration():
     assert [number_of(folder) for folder in FORMATS] == list(range(1, _format.FORMAT + 1))
     assert set(_format._MIGRATIONS) == set(range(1, _format.FORMAT))
 
 
 @pytest.mark.parametrize("folder", FORMATS, ids=lambda folder: folder.name)
-def test_every_class_that_a_file_may_name_is_in_one_but_the_large_ones(folder):
+def test_every_serializable_class_is_in_a_fixture_except_large_ones(folder):
     texts = [path.read_text() for path in folder.glob("*/config.json")]
     missing = {name for name in CLASSES if not any(f'"{name}"' in text for text in texts)}
     assert missing == NO_FIXTURE
 
 
-def test_older_formats_are_brought_up_step_by_step(monkeypatch):
+def test_older_formats_are_migrated_step_by_step(monkeypatch):
     steps = {1: lambda c: {**c, "a": 1}, 2: lambda c: {**c, "b": c["a"] + 1}}
     monkeypatch.setattr(_format, "_MIGRATIONS", steps)
     monkeypatch.setattr(_format, "FORMAT", 3)

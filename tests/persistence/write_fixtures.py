@@ -1,7 +1,7 @@
-"""Write a small model of every kind, and what it answers, as fixtures of the present format.
+"""Write a small model of every kind and its results as fixtures of the current format.
 
-Run it when the number of the format is raised: ``python tests/persistence/write_fixtures.py``.
-What is there already stays as the version of its time wrote it.
+Run ``python tests/persistence/write_fixtures.py`` when the format number is increased.
+Existing fixtures of older formats are not changed.
 """
 
 import json
@@ -36,7 +36,7 @@ ENTRIES = {n.to_bytes(32, "little"): np.float32(np.arange(4) * 0.3 + n) for n in
 
 
 def example_images():
-    """Return an image for each caption, of numbers that are the same everywhere."""
+    """Return one image per caption, with reproducible pixels."""
     rows, columns = np.indices((24, 32))
     return [
         np.stack([rows * 9 + 17 * i, columns * (i + 1), rows * columns + 60 * i], -1).astype("u1")
@@ -54,7 +54,7 @@ def answers_to_pairs(model, X, y):
 
 
 def answers_to_features(model, X):
-    """Return what a model that knows words answers."""
+    """Return the results of a model with a text encoder."""
     if isinstance(model, CrossModalRetriever):
         found = model.search(["a cat", "a train"], k=3)
         return {"scores": found.scores.tolist(), "items": found.items}
@@ -67,7 +67,7 @@ def answers_to_features(model, X):
 
 
 def _of_pairs(X, y):
-    """Return aligners of features on both sides."""
+    """Return fitted aligners of features on both sides."""
     ape = APEAligner(width=4, max_epochs=2, early_stopping=False, random_state=0, device="cpu")
     rng = np.random.default_rng(1)
     pairs = HeadPairs(
@@ -85,7 +85,7 @@ def _of_pairs(X, y):
 
 
 def _with_words(X):
-    """Return models that encode words, fitted."""
+    """Return fitted models with a text encoder."""
     texts = TransformersTextEncoder(cache=None)
     aligner = CCAAligner(n_components=3, text_encoder=texts).fit(X, CAPTIONS)
     images = TimmImageEncoder(cache=None)
@@ -136,7 +136,7 @@ def _write_features(folder):
     for dtype in ("float32", "float16"):
         if (folder / dtype).exists():
             continue
-        with DiskFeatureCache(folder, dtype=dtype) as cache:  # one file has the entries of both
+        with DiskFeatureCache(folder, dtype=dtype) as cache:  # both types are in one file
             cache.put_many(dict(zip(ENTRIES, numbers, strict=True)))
         for name, n_chunks in (("whole.npy", 3), ("begun.npy", 2)):
             with FeatureFile(folder / dtype / name, "of an encoder", 5, 2, dtype) as file:

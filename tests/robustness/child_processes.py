@@ -1,4 +1,4 @@
-"""Work in child processes, which may be killed, crash or hang, and what becomes of each case."""
+"""Child processes that may be killed, crash or hang, and outcomes of the cases they run."""
 
 import json
 import multiprocessing
@@ -17,15 +17,16 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 60.0
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-# A spawned child imports the package and makes its cases before the first one.
+# Before the first case, a spawned child imports the package and creates all cases.
 _START_SECONDS = 240.0
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """The outcome of a case: right or error (a clear one), or what must not happen.
+    """The outcome of a case.
 
-    These are wrong, lost, unclear (a message), greedy (too much memory), crash and hang.
+    The kinds "right" and "error" (with a clear message) are correct results. The others are
+    failures: "wrong", "lost", "unclear" (message), "greedy" (memory), "crash" and "hang".
     """
 
     name: str
@@ -42,7 +43,7 @@ class Outcome:
 
 
 class CaseError(AssertionError):
-    """A result that is wrong or lost."""
+    """Failure of a case: a wrong or lost result, a crash or a hang."""
 
     def __init__(self, kind, message):
         super().__init__(message)
@@ -56,7 +57,7 @@ def expect(holds, message, kind="wrong"):
 
 @dataclass
 class ChildLog:
-    """The messages of a child until its end, and when they came."""
+    """The messages of a child with their times, and how it ended."""
 
     messages: list = field(default_factory=list)  # (word, value, time)
     n_seconds: float = 0.0
@@ -79,7 +80,7 @@ class ChildLog:
 
 
 def fork(work, channel=None):
-    """Fork and return the child's number; the child calls `work` and ends, with 0 on success.
+    """Fork and return the child's process ID; the child calls `work` and exits with 0 on success.
 
     `channel` is the child's end of a pipe, which the parent closes.
     """
@@ -108,7 +109,7 @@ def kill(child):
 
 
 def run_as_nobody(work):
-    """Call as a user without the rights of root."""
+    """Call `work` as a user without the rights of root."""
     if os.getuid() == 0:
         os.setgroups([])
         os.setgid(65534)
@@ -118,30 +119,30 @@ def run_as_nobody(work):
 
 
 def run_and_kill(work, when):
-    """Call ``work(say)`` in a child, kill it, and return its log.
+    """Call ``work(report)`` in a child, kill it, and return its log.
 
     `when` is called with the log so far and returns the seconds until the kill, from the start,
-    or None to wait for more; the child may end before.
+    or None to wait for more messages. The child may end earlier.
     """
     reader, writer = os.pipe()
-    os.set_inheritable(writer, True)  # the child may become another program by exec
+    os.set_inheritable(writer, True)  # the child may replace itself by exec
     began = time.monotonic()
 
-    def say(word, value=None):
+    def report(word, value=None):
         line = json.dumps([word, value, time.monotonic() - began]) + "\n"
         os.write(writer, line.encode())
 
-    child = fork(lambda: work(say), writer)
+    child = fork(lambda: work(report), writer)
     log = ChildLog()
     buffer = b""
     try:
         while True:
             now = time.monotonic() - began
             moment = when(log)
-            left = SECONDS - now if moment is None else moment - now
-            if left <= 0:
+            remaining = SECONDS - now if moment is None else moment - now
+            if remaining <= 0:
                 break
-            if select.select([reader], [], [], left)[0]:
+            if select.select([reader], [], [], remaining)[0]:
                 block = os.read(reader, 65536)
                 if not block:
                     log.ended = True
@@ -154,7 +155,7 @@ def run_and_kill(work, when):
         while block := os.read(reader, 65536):
             buffer = _append_messages(buffer + block, log)
     os.close(reader)
-    if os.WIFEXITED(status):  # in the moment before the kill
+    if os.WIFEXITED(status):  # it ended just before the kill
         log.ended = True
         if os.WEXITSTATUS(status):
             log.failed = f"exit code {os.WEXITSTATUS(status)}"
@@ -170,7 +171,7 @@ def _append_messages(buffer, log):
 
 
 def run_in_child(work, seconds=SECONDS):
-    """Call in a child and return its result; raise CaseError for a crash or a hang."""
+    """Call `work` in a child and return its result; raise CaseError for a crash or a hang."""
     reader, writer = os.pipe()
 
     def answer():
@@ -189,8 +190,8 @@ def run_in_child(work, seconds=SECONDS):
     content = b""
     hangs = False
     while True:
-        left = deadline - time.monotonic()
-        if left <= 0 or not select.select([reader], [], [], left)[0]:
+        remaining = deadline - time.monotonic()
+        if remaining <= 0 or not select.select([reader], [], [], remaining)[0]:
             hangs = True
             break
         block = os.read(reader, 2**20)
@@ -203,14 +204,14 @@ def run_in_child(work, seconds=SECONDS):
         raise CaseError("hang", f"no answer after {seconds:.0f} s")
     if not content:
         raise CaseError("crash", f"the process ended with status {status}")
-    fine, result = pickle.loads(content)
-    if not fine:
+    succeeded, result = pickle.loads(content)
+    if not succeeded:
         raise CaseError(*result)
     return result
 
 
 def judge_in_child(name, work, seconds=SECONDS, stage=""):
-    """Call in a child and return the outcome; `work` returns "right" or "error"."""
+    """Call `work`, which returns "right" or "error", in a child and return the outcome."""
     try:
         kind = run_in_child(work, seconds)
     except CaseError as error:
@@ -219,14 +220,14 @@ def judge_in_child(name, work, seconds=SECONDS, stage=""):
 
 
 def judge_one_by_one(target, arguments, seconds):
-    """Return an outcome for each case; a child that dies or hangs is replaced by another.
+    """Run cases in a child, which is replaced if it crashes or hangs, and return all outcomes.
 
     Parameters
     ----------
     target : callable
         Called in a spawned process as ``target(connection, n_children, n_done, *arguments)``. It
-        sends the list of all names first, then "start" before and an `Outcome` after each case
-        but the first `n_done`, and "end" at last.
+        sends the list of all names, then "start" before and an `Outcome` after each case except
+        the first `n_done`, and finally "end".
     arguments : tuple
         Further arguments of `target`.
     seconds : float

@@ -1,4 +1,4 @@
-"""Fixtures of other folders that tests of robustness use as well."""
+"""Fixtures of other folders that the robustness tests also use."""
 
 from tests.features.conftest import folder as cache_folder
 from tests.persistence.conftest import saved

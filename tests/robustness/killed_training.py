@@ -1,7 +1,7 @@
-"""Trainings that are killed, for `test_checkpoint_kills.py`.
+"""Training processes that are killed, for `test_checkpoint_kills.py`.
 
-As a program it forks a process for each line of JSON on its standard input, so that packages are
-imported once, and answers how that process ended.
+As a script, it reads lines of JSON from standard input, forks one process per job, so that
+packages are imported only once, and prints the exit codes.
 """
 
 import json
@@ -19,14 +19,14 @@ from tests.aligners.checkpoint_cases import aligner, pairs
 from tests.robustness.child_processes import fork
 
 
-def every_epoch_is_written():
+def write_every_epoch():
     from sklearn_ape.aligners import _checkpoint
 
     _checkpoint._PAUSE_OF_WRITING = 0
 
 
-def at_step(number, do):
-    """Do something after so many steps of training, of all nets together."""
+def at_step(number, action):
+    """Call `action` after training step `number`, counted over all networks."""
     from sklearn_ape.training import AlignmentNet
 
     train_step, n_done = AlignmentNet.train_step, [0]
@@ -35,34 +35,34 @@ def at_step(number, do):
         step = train_step(net, batch, **kwargs)
         n_done[0] += 1
         if n_done[0] == number:
-            do()
+            action()
         return step
 
     AlignmentNet.train_step = counted
 
 
 def at_write(number, moment):
-    """Be killed in the middle of a write, before its replacement or after it."""
+    """Kill this process in the middle of a write, or before or after the file is replaced."""
     import safetensors.numpy
 
     save_file, replace, n_done = safetensors.numpy.save_file, os.replace, [0]
 
-    def save_some(tensors, path, **kwargs):
+    def save_and_kill(tensors, path, **kwargs):
         n_done[0] += 1
         save_file(tensors, path, **kwargs)
         if n_done[0] == number and moment == "middle":
             os.truncate(path, os.path.getsize(path) // 2)
             die()
 
-    def replace_some(source, target):
+    def replace_and_kill(source, target):
         if n_done[0] == number and moment == "before":
             die()
         replace(source, target)
         if n_done[0] == number and moment == "after":
             die()
 
-    safetensors.numpy.save_file = save_some
-    os.replace = replace_some
+    safetensors.numpy.save_file = save_and_kill
+    os.replace = replace_and_kill
 
 
 def die():
@@ -70,13 +70,13 @@ def die():
 
 
 def train(case, folder, step=None, write=None, processes=None, rank=0, tower=None, seconds=None):
-    """Fit and save in ``folder``, unless it dies before."""
+    """Fit and save in ``folder``, unless the process is killed before."""
     import torch
 
     torch.set_num_threads(1)
     folder = Path(folder)
     if seconds is None:
-        every_epoch_is_written()
+        write_every_epoch()
     if step is not None:
         at_step(step, die)
     if write is not None:
@@ -89,15 +89,15 @@ def train(case, folder, step=None, write=None, processes=None, rank=0, tower=Non
         )
     if tower is not None:
         encoder, images, captions = tower
-        found = LiTAligner(
+        model = LiTAligner(
             text_encoder=encoder,
             **{"max_epochs": 4, "batch_size": 32, "random_state": 0, "device": "cpu"},
         )
-        found.checkpoint = folder / "checkpoint"
-        found.fit(np.load(images), captions)
+        model.checkpoint = folder / "checkpoint"
+        model.fit(np.load(images), captions)
     else:
-        found = aligner(case, checkpoint=folder / "checkpoint").fit(*pairs())
-    found.save_pretrained(folder / f"model{rank}")
+        model = aligner(case, checkpoint=folder / "checkpoint").fit(*pairs())
+    model.save_pretrained(folder / f"model{rank}")
 
 
 def _train(job):

@@ -16,42 +16,42 @@ import numpy as np
 import pytest
 
 from sklearn_ape.features import DiskFeatureCache, MemoryFeatureCache
-from tests.features.conftest import TRUTH, WIDTH, assert_only_true, truth
+from tests.features.conftest import ENTRIES, WIDTH, assert_equal_to_entries, make_entry
 from tests.robustness.child_processes import run_as_nobody, run_in_child
 
 
 @pytest.mark.parametrize("place", ["file", "below-a-file", "/proc/none", "/dev/null"])
 def test_invalid_folder_raises_with_remedy(tmp_path, place):
-    """A place where no folder can be made is an OSError with the remedy."""
+    """A path where no folder can be created raises an OSError with the remedy."""
     (tmp_path / "file").write_text("x")
     names = {"file": tmp_path / "file", "below-a-file": tmp_path / "file" / "sub"}
     folder = names.get(place, place)
     if place.startswith("/") and not os.path.exists("/proc/self"):
         pytest.skip("no /proc here")
     with (
-        pytest.raises(OSError, match=r"The feature cache .* cannot be opened") as told,
+        pytest.raises(OSError, match=r"The feature cache .* cannot be opened") as error_info,
         DiskFeatureCache(folder),
     ):
         pass
-    assert repr(str(DiskFeatureCache(folder).path)) in str(told.value)
-    assert str(told.value).endswith(". Pass a writable folder, or cache=None.")
+    assert repr(str(DiskFeatureCache(folder).path)) in str(error_info.value)
+    assert str(error_info.value).endswith(". Pass a writable folder, or cache=None.")
 
 
-def _as_nobody(work, *args):
-    """Call in a child process without the rights of root; return its result and warnings."""
+def _run_as_nobody(work, *args):
+    """Call `work` in a child without the rights of root; return its result and warnings."""
 
-    def recorded():
+    def call_and_record():
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             result = work(*args)
         return result, [str(warning.message) for warning in caught]
 
-    return run_in_child(lambda: run_as_nobody(recorded), seconds=30)
+    return run_in_child(lambda: run_as_nobody(call_and_record), seconds=30)
 
 
 @pytest.fixture
-def locked():
-    """A folder that others than root may enter and read, and nobody else writes."""
+def readable_folder():
+    """Return a folder that every user can read; tests change its permissions."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         yield folder
@@ -60,10 +60,10 @@ def locked():
 
 def _read_and_write(folder):
     with DiskFeatureCache(folder) as cache:
-        found = cache.get_many(TRUTH)
+        features = cache.get_many(ENTRIES)
         for _ in range(2):
             cache.put_many({b"new": np.ones(3, dtype=np.float32)})
-        return found, cache.get_many([b"new"])
+        return features, cache.get_many([b"new"])
 
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
@@ -71,49 +71,53 @@ needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
 @needs_fork
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.parametrize("what", ["folder", "file", "empty", "damaged", "log"])
-def test_read_only_folder_is_read(locked, what):
-    """What is there is found, writing is skipped with one warning, and nothing changes."""
-    writer = DiskFeatureCache(locked)
-    if what != "empty":
+@pytest.mark.parametrize("state", ["folder", "file", "empty", "damaged", "log"])
+def test_read_only_folder_is_read(readable_folder, state):
+    """Entries are read, writing is skipped with one warning, and no file changes."""
+    writer = DiskFeatureCache(readable_folder)
+    if state != "empty":
         with writer:
-            writer.put_many(TRUTH)
-            if what == "log":  # as a killed writer leaves it
-                for file in locked.iterdir():
-                    shutil.copy(file, locked / f"{file.name}.kept")
-        if what == "log":
-            for file in locked.glob("*.kept"):
+            writer.put_many(ENTRIES)
+            if state == "log":  # as a killed writer leaves it behind
+                for file in readable_folder.iterdir():
+                    shutil.copy(file, readable_folder / f"{file.name}.kept")
+        if state == "log":
+            for file in readable_folder.glob("*.kept"):
                 file.rename(file.with_suffix(""))
-    if what == "damaged":
+    if state == "damaged":
         writer.path.write_bytes(b"garbage " * 5000)
-    content = {file.name: file.read_bytes() for file in locked.iterdir() if "shm" not in file.name}
-    for file in locked.iterdir():
+    content = {
+        file.name: file.read_bytes()
+        for file in readable_folder.iterdir()
+        if "shm" not in file.name
+    }
+    for file in readable_folder.iterdir():
         file.chmod(0o444)
-    locked.chmod(0o777 if what == "file" else 0o555)
-    (found, new), told = _as_nobody(_read_and_write, locked)
-    assert found.keys() == (set() if what in ("empty", "damaged") else TRUTH.keys())
-    assert_only_true(found)
+    readable_folder.chmod(0o777 if state == "file" else 0o555)
+    (features, new), messages = _run_as_nobody(_read_and_write, readable_folder)
+    assert features.keys() == (set() if state in ("empty", "damaged") else ENTRIES.keys())
+    assert_equal_to_entries(features)
     assert new == {}
-    assert len([message for message in told if "cannot be written to" in message]) == 1
-    assert len(told) == (2 if what == "damaged" else 1)
-    assert {name: (locked / name).read_bytes() for name in content} == content
+    assert len([text for text in messages if "cannot be written to" in text]) == 1
+    assert len(messages) == (2 if state == "damaged" else 1)
+    assert {name: (readable_folder / name).read_bytes() for name in content} == content
 
 
 @needs_fork
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_folder_that_cannot_be_created_raises(locked):
-    """Nobody's cache silently does nothing because of a typing error."""
+def test_folder_that_cannot_be_created_raises(readable_folder):
+    """A misspelt folder must not silently disable the cache."""
 
     def work(folder):
         with pytest.raises(OSError, match="or cache=None"), DiskFeatureCache(folder):
             pass
 
-    locked.chmod(0o555)
-    _as_nobody(work, locked / "new")
+    readable_folder.chmod(0o555)
+    _run_as_nobody(work, readable_folder / "new")
 
 
 def _fill(folder, n):
-    """Put in entries until well after the disk is full; return those that are then read."""
+    """Put entries until well after the disk is full, and return those that can be read."""
     with DiskFeatureCache(folder) as cache:
         for number in range(n):
             key = number.to_bytes(32, "little")
@@ -123,33 +127,33 @@ def _fill(folder, n):
         return cache.get_many(number.to_bytes(32, "little") for number in range(n))
 
 
-def _fill_with_a_limit(folder, n):
+def _fill_with_size_limit(folder, n):
     import resource
 
     resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))
     return _fill(folder, n)
 
 
-def _check_filled(found, told, folder):
-    assert 10 < len(found) < 150
-    for key, feature in found.items():
+def _check_filled(features, messages, folder):
+    assert 10 < len(features) < 150
+    for key, feature in features.items():
         np.testing.assert_array_equal(feature, int.from_bytes(key, "little"))
-    assert len(told) == 1
-    assert "is no longer written to" in told[0]
+    assert len(messages) == 1
+    assert "is no longer written to" in messages[0]
     assert not list(folder.glob("*.damaged*"))
 
 
 @needs_fork
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_file_size_limit_warns(locked):
-    """The first failing write warns, the work goes on, and what was written is there."""
-    locked.chmod(0o777)
-    found, told = _as_nobody(_fill_with_a_limit, locked, 150)
-    _check_filled(found, told, locked)
+def test_file_size_limit_warns(readable_folder):
+    """The first failing write warns, computing continues, and written entries are kept."""
+    readable_folder.chmod(0o777)
+    features, messages = _run_as_nobody(_fill_with_size_limit, readable_folder, 150)
+    _check_filled(features, messages, readable_folder)
 
 
 def test_full_disk_warns(tmp_path):
-    """A file system without room is no damaged file: what was written stays, a warning tells."""
+    """On a full disk, written entries are kept, and the file does not count as damaged."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mount = shutil.which("mount")
@@ -163,23 +167,23 @@ def test_full_disk_warns(tmp_path):
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            found = _fill(disk, 150)
-        _check_filled(found, [str(warning.message) for warning in caught], disk)
+            features = _fill(disk, 150)
+        _check_filled(features, [str(warning.message) for warning in caught], disk)
         with DiskFeatureCache(disk) as cache:
-            assert cache.get_many(found).keys() == found.keys()
+            assert cache.get_many(features).keys() == features.keys()
     finally:
         subprocess.run(["umount", "-l", disk], check=True)
 
 
 def test_locked_database_is_not_damage(cache_folder, monkeypatch):
-    """Another process's lock, held too long, is waited for, warned of and survived."""
+    """If another process holds the lock too long, a warning is raised and reading continues."""
     monkeypatch.setattr("sklearn_ape.features._disk_cache._BUSY_TIMEOUT_S", 0.2)
     other = sqlite3.connect(cache_folder / "features.sqlite", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     with DiskFeatureCache(cache_folder) as cache:
         with pytest.warns(RuntimeWarning, match="locked"):
             cache.put_many({b"new": np.ones(3, dtype=np.float32)})
-        assert cache.get_many(TRUTH).keys() == TRUTH.keys()
+        assert cache.get_many(ENTRIES).keys() == ENTRIES.keys()
     other.execute("ROLLBACK")
     other.close()
     assert not list(cache_folder.glob("*.damaged*"))
@@ -188,21 +192,21 @@ def test_locked_database_is_not_damage(cache_folder, monkeypatch):
 def _write_all(folder, barrier, n_rounds):
     warnings.simplefilter("error")
     barrier.wait()
-    keys = list(TRUTH)
+    keys = list(ENTRIES)
     for start in range(0, len(keys), len(keys) // n_rounds):
         with DiskFeatureCache(folder) as cache:
-            some = {key: TRUTH[key] for key in keys[start : start + len(keys) // n_rounds]}
-            cache.put_many(some)
-            found = cache.get_many(keys)
-            assert some.keys() <= found.keys()
-            assert_only_true(found)
+            batch = {key: ENTRIES[key] for key in keys[start : start + len(keys) // n_rounds]}
+            cache.put_many(batch)
+            features = cache.get_many(keys)
+            assert batch.keys() <= features.keys()
+            assert_equal_to_entries(features)
 
 
 @pytest.mark.exhaustive
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="starts its writers by fork")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_many_processes_start_and_write_at_once(tmp_path):
-    """Processes that make the same file at the same moment neither fail nor lose anything."""
+def test_processes_that_create_one_cache_lose_no_entries(tmp_path):
+    """Processes that create the same file at the same time neither fail nor lose entries."""
     context = multiprocessing.get_context("fork")
     for attempt in range(3):
         folder = tmp_path / str(attempt)
@@ -216,21 +220,21 @@ def test_many_processes_start_and_write_at_once(tmp_path):
             writer.join(60)
         assert [writer.exitcode for writer in writers] == [0] * 6
         with DiskFeatureCache(folder) as cache:
-            assert cache.get_many(TRUTH).keys() == TRUTH.keys()
+            assert cache.get_many(ENTRIES).keys() == ENTRIES.keys()
 
 
-def test_threads_share_one_memory_cache():
-    """Threads that read and write at once never see a torn store."""
+def test_threads_that_share_memory_cache_read_correct_entries():
+    """Threads that read and write at the same time get only correct entries."""
     cache = MemoryFeatureCache(max_bytes=50 * WIDTH * 4)
     failures = []
 
     def work(seed):
-        keys = list(TRUTH)
+        keys = list(ENTRIES)
         np.random.default_rng(seed).shuffle(keys)
         try:
             for key in keys:
-                cache.put_many({key: TRUTH[key]})
-                assert_only_true(cache.get_many(keys[:20]))
+                cache.put_many({key: ENTRIES[key]})
+                assert_equal_to_entries(cache.get_many(keys[:20]))
         except Exception as error:
             failures.append(error)
 
@@ -246,7 +250,7 @@ def test_threads_share_one_memory_cache():
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL here")
 @pytest.mark.parametrize("pause", [0, 0.05])
 def test_killed_writer_keeps_finished_batches(tmp_path, pause):
-    """After SIGKILL, all is there but what was put in within the last quarter second, at most."""
+    """After SIGKILL, only entries of the last quarter of a second may be missing."""
     code = (
         "import sys, time, numpy as np\n"
         "from sklearn_ape.features import DiskFeatureCache\n"
@@ -263,10 +267,10 @@ def test_killed_writer_keeps_finished_batches(tmp_path, pause):
     writer.kill()
     put += [line.split() for line in writer.communicate()[0].split(b"\n")[:-1]]
     last = float(put[-1][1])
-    wanted = dict(truth(int(number)) for number, at in put if float(at) < last - 0.3)
+    required = dict(make_entry(int(number)) for number, at in put if float(at) < last - 0.3)
     with DiskFeatureCache(tmp_path) as cache:
-        found = cache.get_many(dict(truth(int(number)) for number, _ in put))
-    assert found.keys() >= wanted.keys()
-    assert len(found) >= (len(put) // 2 if pause else 1)
-    for key, feature in found.items():
-        np.testing.assert_array_equal(feature, truth(int.from_bytes(key, "little"))[1])
+        features = cache.get_many(dict(make_entry(int(number)) for number, _ in put))
+    assert features.keys() >= required.keys()
+    assert len(features) >= (len(put) // 2 if pause else 1)
+    for key, feature in features.items():
+        np.testing.assert_array_equal(feature, make_entry(int.from_bytes(key, "little"))[1])

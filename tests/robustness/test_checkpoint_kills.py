@@ -1,4 +1,4 @@
-"""Processes that train are killed by the system, at chosen and at random moments."""
+"""Kills of training processes at chosen and random moments, and resumption."""
 
 import json
 import os
@@ -23,10 +23,10 @@ __all__ = ["one_thread", "whole"]  # fixtures
 
 
 @pytest.fixture(scope="module")
-def forks():
-    """Forks processes that train and are killed; says how they ended."""
+def run_jobs():
+    """Return a function that trains in forked processes and returns their exit codes."""
     if not hasattr(os, "fork"):
-        pytest.skip("forks processes")
+        pytest.skip("run_jobs processes")
     server = subprocess.Popen(
         [sys.executable, "-m", "tests.robustness.killed_training"],
         stdin=subprocess.PIPE,
@@ -52,38 +52,40 @@ class TestKills:
     @pytest.mark.parametrize(
         ("number", "moment"), [(1, "middle"), (5, "middle"), (5, "before"), (5, "after")]
     )
-    def test_while_a_state_is_written(self, number, moment, forks, whole, tmp_path):
+    def test_kill_while_state_is_written_keeps_previous_state(
+        self, number, moment, run_jobs, whole, tmp_path
+    ):
         job = {"case": "plain", "folder": tmp_path}
-        assert forks({**job, "write": [number, moment]}) == [-9]
-        kept = files(tmp_path / "checkpoint")
-        assert kept == ([] if number == 1 else ["training.safetensors"])
-        assert forks(job) == [0]
+        assert run_jobs({**job, "write": [number, moment]}) == [-9]
+        states = files(tmp_path / "checkpoint")
+        assert states == ([] if number == 1 else ["training.safetensors"])
+        assert run_jobs(job) == [0]
         assert_same(load_pretrained(tmp_path / "model0"), whole("plain"))
-        left = os.listdir(tmp_path / "checkpoint")
-        assert not [name for name in left if name.endswith(".unfinished")]
+        names = os.listdir(tmp_path / "checkpoint")
+        assert not [name for name in names if name.endswith(".unfinished")]
 
     @pytest.mark.exhaustive
-    def test_at_random_moments(self, forks, whole, tmp_path):
+    def test_training_killed_at_random_moments_resumes(self, run_jobs, whole, tmp_path):
         rng = random.Random(0)
         job = {"case": "mixup", "folder": tmp_path}
         for _ in range(4):
-            assert forks({**job, "seconds": rng.uniform(0, 0.5)}) in ([-9], [0])
-        assert forks(job) == [0]
+            assert run_jobs({**job, "seconds": rng.uniform(0, 0.5)}) in ([-9], [0])
+        assert run_jobs(job) == [0]
         assert_same(load_pretrained(tmp_path / "model0"), whole("mixup"))
 
     @pytest.mark.exhaustive
-    def test_several_processes_that_train_as_one(self, forks, tmp_path):
-        """The first writes, and all go on; the result is that of two that nobody killed."""
+    def test_killed_distributed_training_resumes(self, run_jobs, tmp_path):
+        """Rank 0 writes the state, all ranks resume, and the result equals that without a kill."""
         folders = [tmp_path / name for name in ("killed", "whole")]
         jobs = [
             [{"case": "mixup", "folder": folder, "rank": rank} for rank in range(2)]
             for folder in folders
         ]
         meeting = {"processes": str(tmp_path / "meeting"), "step": 11}
-        assert -9 in forks(*({**job, **meeting} for job in jobs[0]))
+        assert -9 in run_jobs(*({**job, **meeting} for job in jobs[0]))
         for number, together in enumerate(jobs):
             meeting = {"processes": str(tmp_path / f"end{number}")}
-            assert forks(*({**job, **meeting} for job in together)) == [0, 0]
+            assert run_jobs(*({**job, **meeting} for job in together)) == [0, 0]
         first, *others = (
             load_pretrained(folder / f"model{rank}") for folder in folders for rank in range(2)
         )
@@ -91,28 +93,28 @@ class TestKills:
             assert_same(first, other)
 
     @pytest.mark.exhaustive
-    def test_two_processes_at_one_training(self, forks, whole, tmp_path):
+    def test_two_processes_with_one_checkpoint_both_finish(self, run_jobs, whole, tmp_path):
         jobs = [{"case": "plain", "folder": tmp_path, "rank": rank} for rank in range(2)]
-        assert forks(*jobs) == [0, 0]
+        assert run_jobs(*jobs) == [0, 0]
         for rank in range(2):
             assert_same(load_pretrained(tmp_path / f"model{rank}"), whole("plain"))
         assert files(tmp_path / "checkpoint") == ["trained.safetensors"]
 
     @pytest.mark.exhaustive
-    def test_of_a_text_tower(self, forks, tmp_path):
+    def test_killed_training_of_text_tower_resumes(self, run_jobs, tmp_path):
         pytest.importorskip("transformers")
         model, images, captions = _small_tower(tmp_path)
         job = {"case": "", "tower": [model, images, captions]}
-        assert forks({**job, "folder": tmp_path / "a", "step": 10}) == [-9]
-        assert forks({**job, "folder": tmp_path / "a", "write": [3, "before"]}) == [-9]
-        assert forks({**job, "folder": tmp_path / "a"}) == [0]
-        assert forks({**job, "folder": tmp_path / "b"}) == [0]
+        assert run_jobs({**job, "folder": tmp_path / "a", "step": 10}) == [-9]
+        assert run_jobs({**job, "folder": tmp_path / "a", "write": [3, "before"]}) == [-9]
+        assert run_jobs({**job, "folder": tmp_path / "a"}) == [0]
+        assert run_jobs({**job, "folder": tmp_path / "b"}) == [0]
         one, other = (load_pretrained(tmp_path / name / "model0") for name in "ab")
         assert isinstance(one, LiTAligner)
         assert_same(one, other)
-        # And from what is finished.
+        # A finished training is loaded from its checkpoint.
         shutil.rmtree(tmp_path / "a" / "model0")
-        assert forks({**job, "folder": tmp_path / "a"}) == [0]
+        assert run_jobs({**job, "folder": tmp_path / "a"}) == [0]
         assert_same(load_pretrained(tmp_path / "a" / "model0"), other)
 
 

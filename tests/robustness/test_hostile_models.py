@@ -1,4 +1,4 @@
-"""Files made to do harm, or damaged: refused with a message, and nothing in them is executed."""
+"""Malicious and damaged model files: they raise errors, and no code in them is executed."""
 
 import json
 import os
@@ -20,8 +20,8 @@ def folder(saved, tmp_path):
     return shutil.copytree(saved / "kernel", tmp_path / "model")
 
 
-def rewritten(folder, change):
-    """Change a config and tensors in place, with digests that fit: an attacker can make those."""
+def rewrite_model(folder, change):
+    """Change config and tensors in place and update the digests, as an attacker could."""
     config, tensors = read_model(folder)
     change(config, tensors)
     write_model(folder, config, tensors, "")
@@ -99,7 +99,7 @@ REFUSED = {
         set_in(params, gamma={"$array": ["object", [2**31, 2**31], []]}), "has 0 items"
     ),
     "wrong rows": (set_tensor("anchors", lambda a: a[:-1]), "anchors"),
-    "wrong columns": (set_tensor("coefficients", lambda a: a[:, :-1]), "image head|numbers"),
+    "wrong columns": (set_tensor("coefficients", lambda a: a[:, :-1]), "different sizes"),
     "no axes": (set_tensor("coefficients", lambda a: a.ravel()), "shape \\(any, any\\)"),
     "empty": (set_tensor("anchors", lambda a: a[:0]), "anchors"),
     "double precision": (set_tensor("anchors", lambda a: a.astype(np.float64)), "float32"),
@@ -108,7 +108,7 @@ REFUSED = {
     "infinite": (set_tensor("directions", lambda a: a + np.float32(np.inf)), "not finite"),
     "nan in the bank": (set_tensor("bank.image.dense", lambda a: a * np.nan), "not finite"),
     "bank of another width": (set_tensor("bank.image.dense", lambda a: a[:, 1:]), "dense must be"),
-    "anchors of another length": (set_tensor("anchors", lambda a: a * 2), "length"),
+    "anchors without unit norm": (set_tensor("anchors", lambda a: a * 2), "not L2-normalized"),
     "other numbers": (set_tensor("coefficients", lambda a: a * np.float32(1.1)), "damaged"),
 }  # fmt: skip
 
@@ -116,37 +116,37 @@ REFUSED = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_invalid_config_raises(case, folder):
     change, message = REFUSED[case]
-    rewritten(folder, change)
+    rewrite_model(folder, change)
     with pytest.raises(ValueError, match=message):
         load_pretrained(folder)
 
 
 class TestDeepHeads:
-    def test_sizes_beyond_the_file_raise(self, saved, tmp_path):
-        """Sizes are compared before memory is taken."""
+    def test_sizes_larger_than_the_file_raise(self, saved, tmp_path):
+        """Sizes are checked before memory is allocated."""
         for changed in ({"depth": 10**9}, {"width": 2**30}, {"n_out": 2**30}, {"n_in": 2**31}):
             folder = shutil.copytree(saved / "ape-plain", tmp_path / str(changed))
-            rewritten(folder, lambda c, t, new=changed: state(c)["text_head"].update(new))
+            rewrite_model(folder, lambda c, t, new=changed: state(c)["text_head"].update(new))
             with pytest.raises(ValueError, match=r"depth must be|must be an array of shape"):
                 load_pretrained(folder)
 
     def test_sparse_rows_out_of_bounds_raise(self, saved, tmp_path):
         for name in ("bank.image.indices", "bank.text.indptr", "image.rows"):
             folder = shutil.copytree(saved / "asif", tmp_path / name)
-            rewritten(folder, set_tensor(name, lambda a: a + 10**6))
+            rewrite_model(folder, set_tensor(name, lambda a: a + 10**6))
             with pytest.raises(ValueError, match=r"indices|indptr|rows|index"):
                 load_pretrained(folder)
 
 
 class TestFormat:
     def test_newer_format_raises(self, folder):
-        rewritten(folder, lambda c, t: c.update(format=2, version="9.9"))
+        rewrite_model(folder, lambda c, t: c.update(format=2, version="9.9"))
         with pytest.raises(ValueError, match=r"format 2, written by sklearn-ape 9\.9.*[Uu]pgrade"):
             load_pretrained(folder)
 
     @pytest.mark.parametrize("number", [0, "1", None, 1.0, True])
     def test_missing_format_raises(self, number, folder):
-        rewritten(folder, lambda c, t: c.update(format=number))
+        rewrite_model(folder, lambda c, t: c.update(format=number))
         with pytest.raises(ValueError, match="does not describe a model"):
             load_pretrained(folder)
 
@@ -238,7 +238,7 @@ class TestTensorFiles:
 
 
 class Payload:
-    """Unpickled, it would make a folder."""
+    """Object that creates a folder when it is unpickled."""
 
     def __init__(self, mark):
         self.mark = mark
@@ -279,8 +279,8 @@ class TestPickles:
         assert not os.path.exists(mark)
 
     @pytest.mark.exhaustive
-    def test_neither_saving_nor_loading_imports_pickle_of_ours(self, folder):
-        """No module of the package that reads files of models can unpickle anything."""
+    def test_loading_a_model_unpickles_nothing(self, folder):
+        """Loading works if all functions that unpickle raise an error."""
         code = (
             "import pickle, sys, sklearn_ape.zero_shot, sklearn_ape.retrieval, torch\n"
             "def no(*a, **k): raise SystemExit('unpickled')\n"

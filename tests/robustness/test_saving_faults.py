@@ -1,4 +1,4 @@
-"""Killed, failing and concurrent saves keep a complete model and all other files."""
+"""Killed and failing saves of models."""
 
 import errno
 import os
@@ -17,14 +17,14 @@ from tests.robustness.child_processes import fork, kill
 KILLS = 20
 
 
-def written(folder, number, n=20_000):
-    """Write a model whose every part says its number."""
+def write_numbered_model(folder, number, n=20_000):
+    """Write a model whose config, tensors and card contain the number."""
     config = {"library": "sklearn-ape", "format": 1, "version": "0", "number": number}
     write_model(folder, config, {"a": np.full(n, number, np.int32)}, f"card {number}")
 
 
-def whole(folder):
-    """Return the number of a model, once all of its parts agree."""
+def read_number(folder):
+    """Return the number of a model after checking that its parts agree."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         config, tensors = read_model(folder)
@@ -38,65 +38,67 @@ def fitted(concepts):
     return KernelAligner().fit(concepts.image, concepts.text)
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="kills a process of its own")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="kills child processes")
 class TestKills:
     @pytest.mark.exhaustive
-    def test_at_random_moments(self, tmp_path):
-        """Each time a later save than the last one seen, or that one itself."""
+    def test_kill_at_random_moment_keeps_complete_model(self, tmp_path):
+        """The model after a kill is the one of the last complete save or of the next one."""
         folder = tmp_path / "model"
-        written(folder, 0)
+        write_numbered_model(folder, 0)
         rng = random.Random(0)
         seen = 0
         for number in range(KILLS):
-            told, tell = os.pipe()
+            reader, writer = os.pipe()
 
-            def save_on_and_on(first=seen + 1, tell=tell):
+            def save_repeatedly(first=seen + 1, writer=writer):
                 for number in range(first, first + 10**6):
-                    written(folder, number)
-                    os.write(tell, b".")
+                    write_numbered_model(folder, number)
+                    os.write(writer, b".")
 
-            child = fork(save_on_and_on)
-            os.close(tell)
-            os.read(told, 1)  # on a busy machine the first save may take long
+            child = fork(save_repeatedly)
+            os.close(writer)
+            os.read(reader, 1)  # the first save may be slow on a busy machine
             time.sleep(0.1 * rng.random())
             kill(child)
-            os.close(told)
-            assert whole(folder) > seen, number
-            seen = whole(folder)
-        written(folder, -1)
-        assert whole(folder) == -1
+            os.close(reader)
+            assert read_number(folder) > seen, number
+            seen = read_number(folder)
+        write_numbered_model(folder, -1)
+        assert read_number(folder) == -1
 
     @pytest.mark.parametrize("step", range(4))
-    def test_at_every_step_of_a_replacement(self, step, tmp_path, monkeypatch):
+    def test_kill_at_any_step_of_replacement_keeps_complete_model(
+        self, step, tmp_path, monkeypatch
+    ):
         folder = tmp_path / "model"
-        written(folder, 0)
+        write_numbered_model(folder, 0)
         replace, done = os.replace, []
 
-        def replace_some(source, target):
+        def replace_until_step(source, target):
             if len(done) == step:
                 os._exit(9)
             done.append(target)
             replace(source, target)
 
         def save():
-            monkeypatch.setattr(os, "replace", replace_some)
-            written(folder, 1)
+            monkeypatch.setattr(os, "replace", replace_until_step)
+            write_numbered_model(folder, 1)
 
         os.waitpid(fork(save), 0)
-        assert whole(folder) == (0 if step == 0 else 1)
-        written(folder, 2)
-        assert whole(folder) == 2
+        assert read_number(folder) == (0 if step == 0 else 1)
+        write_numbered_model(folder, 2)
+        assert read_number(folder) == 2
 
-    def test_a_killed_first_save_leaves_no_half_model(self, tmp_path):
+    def test_killed_first_save_leaves_no_incomplete_model(self, tmp_path):
         for pause in (0.0, 0.001, 0.003, 0.01):
             folder = tmp_path / f"model{pause}"
-            child = fork(lambda folder=folder: written(folder, 1, 10**6))
+            child = fork(lambda folder=folder: write_numbered_model(folder, 1, 10**6))
             time.sleep(pause)
             kill(child)
-            assert not folder.exists() or whole(folder) == 1
+            assert not folder.exists() or read_number(folder) == 1
 
 
-class TestRefusals:
+class TestErrors:
     def test_folder_with_other_files_raises(self, fitted, tmp_path):
         for name in ("thesis.txt", "config.json", "model.safetensors"):
             folder = tmp_path / name.replace(".", "-")
@@ -110,9 +112,9 @@ class TestRefusals:
         with pytest.raises(FileExistsError, match="is a file"):
             fitted.save_pretrained(tmp_path / "file")
 
-    def test_other_files_in_a_model_folder_are_kept(self, fitted, tmp_path):
+    def test_other_files_in_model_folder_are_kept(self, fitted, tmp_path):
         folder = tmp_path / "model"
-        (folder / ".git").mkdir(parents=True)  # a repository just cloned
+        (folder / ".git").mkdir(parents=True)  # a new clone of a repository
         fitted.save_pretrained(folder)
         (folder / "LICENSE").write_text("mine")
         fitted.save_pretrained(folder)
@@ -121,8 +123,8 @@ class TestRefusals:
         assert load_pretrained(folder).fingerprint_ == fitted.fingerprint_
 
     @pytest.mark.skipif(os.name != "posix", reason="permissions of POSIX")
-    def test_all_files_have_the_same_permissions(self, fitted, tmp_path):
-        """Whoever may read config.json may load the model; safetensors writes for its owner."""
+    def test_all_files_have_same_permissions(self, fitted, tmp_path):
+        """safetensors would create a file that only its owner can read."""
         fitted.save_pretrained(tmp_path / "model")
         modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "model").iterdir()}
         assert len(modes) == 3
@@ -145,12 +147,12 @@ class TestRefusals:
         if exists:
             assert load_pretrained(folder).fingerprint_ == fitted.fingerprint_
 
-    @pytest.mark.parametrize("told", ["(os error 28)", "IoError(Os { code: 28, kind: Full })"])
-    def test_safetensors_error_becomes_oserror(self, told, fitted, tmp_path, monkeypatch):
-        """It wraps the system's errors in one of its own, which no caller expects."""
+    @pytest.mark.parametrize("message", ["(os error 28)", "IoError(Os { code: 28, kind: Full })"])
+    def test_safetensors_error_becomes_oserror(self, message, fitted, tmp_path, monkeypatch):
+        """safetensors wraps system errors in its own exception, which callers do not expect."""
 
         def full(*args, **options):
-            raise SafetensorError(f"Error while serializing: I/O error: {told}")
+            raise SafetensorError(f"Error while serializing: I/O error: {message}")
 
         monkeypatch.setattr("safetensors.numpy.save_file", full)
         with pytest.raises(OSError, match="; the model is not saved") as raised:
@@ -167,7 +169,7 @@ class TestRefusals:
 
 
 def test_config_of_another_model_warns(fitted, concepts, tmp_path):
-    """The tensors' own copy of the config is right; a user hears that the other was not used."""
+    """The copy of the config in the tensor file is used, with a warning about config.json."""
     fitted.save_pretrained(tmp_path / "model")
     other = KernelAligner(ridge=1.0).fit(concepts.image, concepts.text)
     other.save_pretrained(tmp_path / "other")

@@ -1,4 +1,4 @@
-"""Forks processes that have computed, and computes in the child; `test_forks.py` says how."""
+"""Computations in forked children of processes that have computed, for test_concurrency.py."""
 
 import multiprocessing
 import os
@@ -15,8 +15,8 @@ PATIENCE_S = 60
 TEXTS = ["a cat", "two dogs that run along the beach", "rain", "a red apple", "the sea at night"]
 
 
-def in_child(compute, leave=os._exit):
-    """Call in a forked child; fail if it does not end in time, or ends badly."""
+def run_in_fork(compute, exit_process=os._exit):
+    """Call a function in a forked child, and fail if it raises or does not end in time."""
     child = os.fork()
     if child == 0:
         try:
@@ -24,7 +24,7 @@ def in_child(compute, leave=os._exit):
         except BaseException:
             traceback.print_exc()
             os._exit(1)
-        leave(0)
+        exit_process(0)
     end = time.monotonic() + PATIENCE_S
     while time.monotonic() < end:
         pid, status = os.waitpid(child, os.WNOHANG)
@@ -44,25 +44,25 @@ def encoder(cache=None, engine="torch"):
 
 
 def assert_close(features, expected):
-    """Sums of torch are rounded by the number of its threads, which is 1 in a child."""
+    """Compare up to rounding, which depends on the number of threads (1 in a child)."""
     np.testing.assert_allclose(features, expected, atol=1e-6)
 
 
 def encode(engine):
-    """The parent has encoded; the child encodes, with all engines of its own."""
+    """Encode in a child, with every engine, after the parent has encoded."""
     expected = encoder(engine=engine).transform(TEXTS)
 
     def compute():
         assert_close(encoder(engine=engine).transform(TEXTS), expected)
 
-    in_child(compute)
-    in_child(lambda: None, sys.exit if engine != "onnx" else os._exit)
-    in_child(lambda: in_child(compute))
+    run_in_fork(compute)
+    run_in_fork(lambda: None, sys.exit if engine != "onnx" else os._exit)
+    run_in_fork(lambda: run_in_fork(compute))
     assert_close(encoder(engine=engine).transform(TEXTS), expected)
 
 
 class SlowCache:
-    """Blocks its encoder, which holds its lock, until the process ends."""
+    """Cache that blocks its encoder, which holds its lock, until the process ends."""
 
     def __init__(self):
         self.is_reached = threading.Event()
@@ -81,8 +81,8 @@ class SlowCache:
         pass
 
 
-def locked():
-    """Another thread holds the locks of encoders, weights, tokenizer and trainings."""
+def encode_while_locked():
+    """Encode and train in a child while another thread of the parent holds all locks."""
     from sklearn_ape import APEAligner
     from sklearn_ape.encoders.text_encoder import TOKENIZING
     from sklearn_ape.utils.concurrency import _locks
@@ -118,28 +118,28 @@ def locked():
         assert_close(encoder("memory").transform(TEXTS), expected)
         assert fit().fingerprint_ == fingerprint
 
-    in_child(compute)
-    os._exit(0)  # without waiting for the threads
+    run_in_fork(compute)
+    os._exit(0)  # does not wait for the threads
 
 
-def busy(engine):
-    """Another thread encodes: tokenizers and engines are in use at the time of the fork."""
+def encode_while_encoding(engine):
+    """Encode in a child that is forked while another thread uses tokenizers and engines."""
     expected = encoder(engine=engine).transform(TEXTS)
 
-    def encode_on():
+    def encode_repeatedly():
         number = 0
         while True:
             encoder(engine=engine).transform([f"{text} {number}" for text in TEXTS])
             number += 1
 
-    threading.Thread(target=encode_on, daemon=True).start()
+    threading.Thread(target=encode_repeatedly, daemon=True).start()
     for _ in range(10):
-        in_child(lambda: assert_close(encoder(engine=engine).transform(TEXTS), expected))
+        run_in_fork(lambda: assert_close(encoder(engine=engine).transform(TEXTS), expected))
     os._exit(0)
 
 
-def trained():
-    """The parent has trained; the child trains, and embeds."""
+def train_in_fork():
+    """Train and embed in a child after the parent has trained."""
     from sklearn_ape import APEAligner
 
     rng = np.random.default_rng(0)
@@ -156,12 +156,12 @@ def trained():
         fit()
         assert torch.get_num_threads() == 1
 
-    in_child(compute)
+    run_in_fork(compute)
     assert torch.get_num_threads() == 2
 
 
-def pool():
-    """multiprocessing's own children encode, with a cache on disk that the parent has used."""
+def encode_in_pool():
+    """Encode in a forked pool with a disk cache that the parent has used."""
     with tempfile.TemporaryDirectory() as folder:
         on_disk = encoder(folder)
         expected = on_disk.transform(TEXTS)
@@ -175,9 +175,13 @@ def pool():
 
 if __name__ == "__main__":
     torch.set_num_threads(2)
-    what, *arguments = sys.argv[1:]
-    {"encode": encode, "locked": locked, "trained": trained, "busy": busy, "pool": pool}[what](
-        *arguments
-    )
+    case, *arguments = sys.argv[1:]
+    {
+        "encode": encode,
+        "locked": encode_while_locked,
+        "trained": train_in_fork,
+        "busy": encode_while_encoding,
+        "pool": encode_in_pool,
+    }[case](*arguments)
     print("done")
     sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""Results do not depend on what the caller has set torch and NumPy to."""
+"""Independence of results from the caller's settings of torch and NumPy."""
 
 import os
 import threading
@@ -60,7 +60,7 @@ def seterr():
 
 
 @contextmanager
-def everything():
+def all_states():
     with ExitStack() as stack:
         for name in ("autocast bfloat16", "default float64", "inference", "meta", "errstate"):
             stack.enter_context(STATES[name]())
@@ -82,7 +82,7 @@ STATES = {
     "medium": lambda: set_to(torch.set_float32_matmul_precision, "medium", "highest"),
     "errstate": lambda: np.errstate(all="raise"),
     "seterr": seterr,
-    "everything": everything,
+    "everything": all_states,
 }
 SMALL = {"max_epochs": 2, "width": 8, "batch_size": 64, "random_state": 0}
 ALIGNERS = {
@@ -111,7 +111,7 @@ def pairs():
 
 @pytest.fixture(scope="module")
 def fitted():
-    """Every kind of aligner, fitted without any setting."""
+    """Return every kind of aligner, fitted with the default settings."""
     return {name: make().fit(*pairs()) for name, make in ALIGNERS.items()}
 
 
@@ -126,53 +126,53 @@ def embeddings_of(aligner):
     }
 
 
-def assert_same(got, expected):
-    assert got.keys() == expected.keys()
+def assert_same(results, expected):
+    assert results.keys() == expected.keys()
     for name in expected:
-        np.testing.assert_array_equal(got[name], expected[name], err_msg=name)
+        np.testing.assert_array_equal(results[name], expected[name], err_msg=name)
 
 
 class TestAligners:
-    @pytest.mark.sampled(11)
+    @pytest.mark.sampled(33)
     @pytest.mark.parametrize("name", ALIGNERS)
     @pytest.mark.parametrize("state", STATES)
-    def test_fit_gives_the_same_weights(self, fitted, state, name):
+    def test_fit_gives_same_weights_in_any_state(self, fitted, state, name):
         with STATES[state]():
             aligner = ALIGNERS[name]().fit(*pairs())
         assert aligner.fingerprint_ == fitted[name].fingerprint_
         assert aligner.logit_scale_ == fitted[name].logit_scale_
         assert_same(embeddings_of(aligner), embeddings_of(fitted[name]))
 
-    @pytest.mark.sampled(11)
+    @pytest.mark.sampled(33)
     @pytest.mark.parametrize("name", ALIGNERS)
     @pytest.mark.parametrize("state", STATES)
-    def test_embeddings_and_score_are_the_same(self, fitted, state, name):
+    def test_embeddings_and_score_are_same_in_any_state(self, fitted, state, name):
         with STATES[state]():
-            got = embeddings_of(fitted[name])
-        assert_same(got, embeddings_of(fitted[name]))
+            results = embeddings_of(fitted[name])
+        assert_same(results, embeddings_of(fitted[name]))
 
     @pytest.mark.parametrize("name", ["head mlp", "init kernel", "CCA"])
-    def test_a_model_read_from_a_folder_is_the_same(self, fitted, name, tmp_path):
+    def test_loaded_model_is_same_in_any_state(self, fitted, name, tmp_path):
         fitted[name].save_pretrained(tmp_path / "model")
-        with everything():
+        with all_states():
             read = type(fitted[name]).from_pretrained(tmp_path / "model")
         assert read.fingerprint_ == fitted[name].fingerprint_
         assert_same(embeddings_of(read), embeddings_of(fitted[name]))
         for tensor in read.module_.state_dict().values() if name != "CCA" else ():
             assert not tensor.is_inference()
 
-    def test_a_model_fitted_in_inference_mode_can_be_trained(self):
-        """Weights that were made in inference mode can never have gradients."""
+    def test_model_fitted_in_inference_mode_can_be_trained(self):
+        """Tensors that are created in inference mode cannot have gradients."""
         with torch.inference_mode():
             aligner = ALIGNERS["head mlp"]().fit(*pairs())
         assert not any(tensor.is_inference() for tensor in aligner.module_.state_dict().values())
         rows = torch.from_numpy(pairs()[1])
         aligner.module_.train().text_head(rows).sum().backward()
 
-    def test_the_starter_is_the_same(self):
+    def test_starter_is_same_in_any_state(self):
         expected = load_starter()
-        with everything():
-            aligner = load_starter.__wrapped__()  # which is not kept
+        with all_states():
+            aligner = load_starter.__wrapped__()  # not the cached aligner
         assert aligner.fingerprint_ == expected.fingerprint_
         for tensor in aligner.module_.state_dict().values():
             assert not tensor.is_inference()
@@ -199,12 +199,12 @@ def lit(encoder, request):
 
 
 class TestLiT:
-    """A tower that is trained; it has a copy of the network, loaded in `fit`."""
+    """LiT trains a copy of the text network that `fit` loads."""
 
     @pytest.mark.parametrize(
         "state", ["autocast bfloat16", "default float64", "inference", "meta", "everything"]
     )
-    def test_fit_and_embeddings_are_the_same(self, encoder, lit, state, tmp_path):
+    def test_fit_and_embeddings_of_lit_are_same_in_any_state(self, encoder, lit, state, tmp_path):
         dtype, aligner = lit
         texts = ["a kind1 thing2", "thing3"]
         with STATES[state]():
@@ -219,8 +219,8 @@ class TestLiT:
 
 
 @pytest.fixture
-def nothing_loaded(monkeypatch):
-    """Networks are loaded again, in the state of the test."""
+def empty_network_cache(monkeypatch):
+    """Empty the cache of networks, so that they are loaded in the state of the test."""
     monkeypatch.setattr(weights, "_networks", LRUCache(max_entries=8))
 
 
@@ -233,20 +233,20 @@ ENCODERS = {
 
 
 @pytest.fixture(scope="module")
-def features_of_both():
+def expected_features():
     return {
         side: make(cache=None, engine="torch").transform(items)
         for side, (make, items) in ENCODERS.items()
     }
 
 
-@pytest.mark.usefixtures("nothing_loaded")
+@pytest.mark.usefixtures("empty_network_cache")
 class TestEncoders:
     @pytest.mark.sampled(3)
     @pytest.mark.parametrize("side", ENCODERS)
     @pytest.mark.parametrize("state", STATES)
-    def test_features_and_what_the_cache_keeps_are_the_same(
-        self, features_of_both, state, side, tmp_path
+    def test_features_and_cached_features_are_same_in_any_state(
+        self, expected_features, state, side, tmp_path
     ):
         make, items = ENCODERS[side]
         with STATES[state]():
@@ -254,21 +254,21 @@ class TestEncoders:
             names = encoder.get_feature_names_out()
             features = encoder.transform(items)
         assert len(names) == features.shape[1]
-        np.testing.assert_array_equal(features, features_of_both[side])
+        np.testing.assert_array_equal(features, expected_features[side])
         later = make(cache=tmp_path, engine="torch")
         before = later.cache_info()
-        np.testing.assert_array_equal(later.transform(items), features_of_both[side])
+        np.testing.assert_array_equal(later.transform(items), expected_features[side])
         assert later.cache_info().misses == before.misses
         network = later._network().model
         assert all(p.dtype == torch.float32 and not p.is_inference() for p in network.parameters())
 
     @pytest.mark.exhaustive
     @pytest.mark.parametrize("engine", ["onnx", "openvino"])
-    def test_exported_networks_are_the_same(self, engine, tmp_path):
+    def test_exported_networks_are_same_in_any_state(self, engine, tmp_path):
         pytest.importorskip({"onnx": "onnxruntime"}.get(engine, engine))
         texts = ["a kind1 thing2", "thing3"]
         name = saved_bert(tmp_path / "bert").model_name
-        with everything():
+        with all_states():
             features = TransformersTextEncoder(name, cache=tmp_path, engine=engine).transform(
                 texts
             )
@@ -285,22 +285,22 @@ class TestEncoders:
             cache.put_many(rows)
             assert cache.get_many(rows)[b"a"].tolist() == [0.0, 1.0]
 
-    def test_head_pairs_are_the_same(self):
+    def test_head_pairs_are_same_in_any_state(self):
         expected = classifier_head_pairs(TimmImageEncoder())
         weights._networks.clear()
-        with everything():
-            found = classifier_head_pairs(TimmImageEncoder())
-        np.testing.assert_array_equal(found.weights, expected.weights)
+        with all_states():
+            pairs = classifier_head_pairs(TimmImageEncoder())
+        np.testing.assert_array_equal(pairs.weights, expected.weights)
 
 
 @pytest.mark.parametrize("state", STATES)
-def test_clip_and_its_open_clip_shape_are_the_same(state, tmp_path_factory):
-    """CLIP_benchmark runs models under autocast, which must not change what an aligner gives."""
+def test_clip_and_its_open_clip_model_are_same_in_any_state(state, tmp_path_factory):
+    """CLIP_benchmark runs models under autocast, which must not change the embeddings."""
     folder = tmp_path_factory.mktemp("clip")
     saved_clip(folder)
     aligner = CLIPAligner(str(folder), cache=None, device="cpu")
 
-    def results():
+    def compute():
         model, transform, tokenizer = as_open_clip(aligner)
         pixels = torch.stack([transform(input_image) for input_image in IMAGES])
         image = model.encode_image(pixels)
@@ -316,15 +316,15 @@ def test_clip_and_its_open_clip_shape_are_the_same(state, tmp_path_factory):
             "open_clip scale": model.logit_scale.numpy(),
         }
 
-    expected = results()
+    expected = compute()
     with STATES[state]():
-        got = results()
-    assert_same(got, expected)
+        results = compute()
+    assert_same(results, expected)
 
 
 @pytest.fixture(scope="module")
-def of_words():
-    """An aligner whose text encoder is scikit-learn's, and images' features with labels."""
+def labelled_features():
+    """Return an aligner with a text encoder of scikit-learn, and image features with labels."""
     rng = np.random.default_rng(0)
     y = np.array(LABELS)[rng.integers(0, 4, 80)]
     centers = {label: rng.standard_normal(12) for label in LABELS}
@@ -334,17 +334,17 @@ def of_words():
 
 
 def _logits(y):
-    """Very sure, and often wrong: small probabilities are lost to underflow."""
+    """Return large logits, often of wrong classes, so that small probabilities underflow."""
     right = 300.0 * (y[:, None] == np.array(LABELS))
     return right + np.random.default_rng(0).normal(0, 300, right.shape)
 
 
-def answers(aligner, X, y):
+def compute_results(aligner, X, y):
     sharp = ZeroShotClassifier(LABELS, aligner=aligner, logit_scale=1e4)
     standardized = ZeroShotClassifier(LABELS, aligner=aligner, standardize=True, threshold=0.5)
     several = MultiLabelZeroShotClassifier(LABELS, aligner=aligner, logit_scale=1e4)
     retriever = CrossModalRetriever(aligner, standardize=True).fit(X)
-    found = retriever.search(["cat", "a dog"], k=3)
+    hits = retriever.search(["cat", "a dog"], k=3)
     return {
         "predict_proba": sharp.predict_proba(X),
         "predict_top_k": sharp.predict_top_k(X, 2)[1],
@@ -354,21 +354,21 @@ def answers(aligner, X, y):
         "several": several.predict_proba(X),
         "temperature": fit_temperature(_logits(y), y),
         "calibration": expected_calibration_error(y, sharp.predict_proba(X)),
-        "search": np.array(found.scores),
+        "search": np.array(hits.scores),
         "duplicates": find_near_duplicates(X),
     }
 
 
 @pytest.mark.parametrize("state", STATES)
-def test_answers_are_the_same(of_words, state):
-    expected = answers(*of_words)
+def test_predictions_metrics_and_searches_are_same_in_any_state(labelled_features, state):
+    expected = compute_results(*labelled_features)
     with STATES[state]():
-        got = answers(*of_words)
-    assert_same(got, expected)
+        results = compute_results(*labelled_features)
+    assert_same(results, expected)
 
 
 @pytest.mark.parametrize("state", STATES)
-def test_settings_of_the_caller_are_put_back(state):
+def test_settings_of_caller_are_restored(state):
     def settings():
         return (
             torch.get_default_dtype(),
@@ -387,13 +387,13 @@ def test_settings_of_the_caller_are_put_back(state):
         assert settings() == before
 
 
-def test_nested_and_parallel_computations_put_the_default_dtype_back():
-    inside, go_on = threading.Event(), threading.Event()
+def test_nested_and_parallel_computations_restore_default_dtype():
+    inside, proceed = threading.Event(), threading.Event()
 
     def compute():
         with default_state():
             inside.set()
-            go_on.wait(10)
+            proceed.wait(10)
 
     with STATES["default float64"]():
         thread = threading.Thread(target=compute)
@@ -401,7 +401,7 @@ def test_nested_and_parallel_computations_put_the_default_dtype_back():
         inside.wait(10)
         with default_state(), default_state():
             assert torch.get_default_dtype() == torch.float32
-        go_on.set()
+        proceed.set()
         thread.join()
         assert torch.get_default_dtype() == torch.float64
 
@@ -409,14 +409,14 @@ def test_nested_and_parallel_computations_put_the_default_dtype_back():
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
 @pytest.mark.parametrize("forks_within", [False, True])
-def test_child_of_a_fork_during_a_computation_has_the_callers_default_dtype(forks_within):
-    """The computation may be that of another thread, which does not end in the child."""
-    inside, go_on = threading.Event(), threading.Event()
+def test_child_forked_during_computation_has_default_dtype_of_caller(forks_within):
+    """The computation may run in another thread, which does not exist in the child."""
+    inside, proceed = threading.Event(), threading.Event()
 
     def compute():
         with default_state():
             inside.set()
-            go_on.wait(10)
+            proceed.wait(10)
 
     thread = threading.Thread(target=compute)
     child, status = 0, 1
@@ -433,14 +433,14 @@ def test_child_of_a_fork_during_a_computation_has_the_callers_default_dtype(fork
         finally:
             if child == 0:
                 os._exit(status)
-        go_on.set()
+        proceed.set()
         if not forks_within:
             thread.join()
     assert os.waitpid(child, 0)[1] == 0
 
 
-def test_precision_set_for_one_backend_is_left_as_it_is():
-    """torch refuses to tell the precision of all products when backends differ."""
+def test_precision_of_one_backend_is_not_changed():
+    """torch raises if the global precision is read while backends have different ones."""
     if not hasattr(torch.backends.mkldnn, "matmul"):
         pytest.skip("this torch has no precision by backend")
     before = torch.backends.mkldnn.matmul.fp32_precision

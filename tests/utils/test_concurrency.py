@@ -1,4 +1,4 @@
-"""Work in threads and in forked processes."""
+"""Locks, threads and forked processes."""
 
 import os
 import subprocess
@@ -31,40 +31,40 @@ def run(*arguments):
 @pytest.mark.sampled(3)
 @needs_fork
 @pytest.mark.parametrize("engine", ["torch", "onnx", "openvino"])
-def test_child_of_a_process_that_has_encoded_encodes(engine):
+def test_forked_child_of_process_that_has_encoded_can_encode(engine):
     if engine != "torch":
         pytest.importorskip({"onnx": "onnxruntime"}.get(engine, engine))
     run("encode", engine)
 
 
 @needs_fork
-def test_child_encodes_and_trains_while_a_thread_of_the_parent_holds_all_locks():
+def test_forked_child_can_work_while_parent_holds_all_locks():
     run("locked")
 
 
 @pytest.mark.exhaustive
 @needs_fork
 @pytest.mark.parametrize("engine", ["torch", "openvino"])
-def test_child_encodes_while_a_thread_of_the_parent_encodes(engine):
+def test_forked_child_can_encode_while_parent_encodes(engine):
     if engine != "torch":
         pytest.importorskip(engine)
     run("busy", engine)
 
 
 @needs_fork
-def test_child_of_a_process_that_has_trained_trains_in_one_thread():
+def test_forked_child_of_process_that_has_trained_trains_in_one_thread():
     run("trained")
 
 
 @pytest.mark.exhaustive
 @needs_fork
-def test_pool_of_forked_workers_encodes():
+def test_pool_of_forked_workers_can_encode():
     run("pool")
 
 
 @needs_fork
 class TestForkSafeLock:
-    def test_is_reentrant_and_excludes_other_threads(self):
+    def test_lock_is_reentrant_and_excludes_other_threads(self):
         lock = ForkSafeLock()
         entered = threading.Event()
 
@@ -80,7 +80,7 @@ class TestForkSafeLock:
         assert entered.is_set()
 
     @pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
-    def test_child_of_a_fork_within_the_block_releases_and_acquires_it(self):
+    def test_child_forked_within_block_can_release_and_acquire_lock(self):
         lock = ForkSafeLock()
         child = 0
         status = 1
@@ -97,7 +97,7 @@ class TestForkSafeLock:
         assert os.waitpid(child, 0)[1] == 0
 
     @pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
-    def test_fork_waits_for_a_lock_that_guards_a_library(self):
+    def test_fork_waits_for_lock_that_guards_a_library(self):
         lock = ForkSafeLock(guards_library=True)
         acquired, is_released = threading.Event(), []
 
@@ -119,31 +119,31 @@ class TestForkSafeLock:
             pass
 
 
-def test_map_threaded_keeps_the_order():
-    """However long each item takes."""
+def test_map_threaded_keeps_order():
+    """The order does not depend on how long each item takes."""
     waits = [0.03, 0.0, 0.02, 0.0, 0.01, 0.0]
     results = map_threaded(lambda wait: time.sleep(wait) or wait, waits, 3)
     assert list(results) == waits
 
 
 @pytest.mark.parametrize("n_threads", [1, 4])
-def test_no_more_is_begun_than_allowed(n_threads):
-    """A slow consumer does not let results pile up."""
-    begun = []
-    results = map_threaded(begun.append, range(100), n_threads)
+def test_map_threaded_limits_unconsumed_results(n_threads):
+    """Results do not accumulate if the consumer is slow."""
+    started = []
+    results = map_threaded(started.append, range(100), n_threads)
     for taken in range(1, 20):
         next(results)
         time.sleep(0.002)
-        assert len(begun) <= taken + n_threads + 2
+        assert len(started) <= taken + n_threads + 2
     results.close()
 
 
-def test_first_error_ends_the_work():
-    """Items not begun are left; threads have ended."""
-    begun = []
+def test_first_error_stops_map_threaded():
+    """Items not started are left; threads have ended."""
+    started = []
 
     def work(item):
-        begun.append(item)
+        started.append(item)
         if item == 3:
             raise RuntimeError("three")
         return item
@@ -152,12 +152,12 @@ def test_first_error_ends_the_work():
     results = map_threaded(work, range(1000), 2)
     with pytest.raises(RuntimeError, match="three"):
         list(results)
-    assert len(begun) < 12
+    assert len(started) < 12
     assert threading.active_count() == n_before
 
 
-def test_an_interrupt_waits_for_what_runs():
-    """Ctrl-C between two results ends the threads, too."""
+def test_interrupt_ends_threads():
+    """Ctrl-C between two results waits for running items and ends the threads."""
     results = map_threaded(lambda item: time.sleep(0.01) or item, range(1000), 2)
     next(results)
     start = time.monotonic()
@@ -166,12 +166,11 @@ def test_an_interrupt_waits_for_what_runs():
     assert time.monotonic() - start < 5
 
 
-def test_torch_works_in_the_thread_itself_when_asked():
-    """Threads that start threads for every small piece of work wait for one another."""
+def test_torch_uses_one_core_per_thread():
+    """Several threads limit torch to one core each; the calling thread is not affected."""
     import torch
 
-    here = torch.get_num_threads()
-    alone = list(map_threaded(lambda _: torch.get_num_threads(), range(4), 2, alone=True))
-    assert alone == [1] * 4
-    assert list(map_threaded(lambda _: torch.get_num_threads(), range(2), 2)) == [here] * 2
-    assert torch.get_num_threads() == here
+    n_before = torch.get_num_threads()
+    assert list(map_threaded(lambda _: torch.get_num_threads(), range(4), 2)) == [1] * 4
+    assert list(map_threaded(lambda _: torch.get_num_threads(), range(2), 1)) == [n_before] * 2
+    assert torch.get_num_threads() == n_before

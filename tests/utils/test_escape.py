@@ -1,4 +1,4 @@
-"""Escaped text is harmless in terminals, Markdown and spreadsheets, and formulas come back."""
+"""Escaping of text for terminals, Markdown and spreadsheets."""
 
 import unicodedata
 
@@ -15,7 +15,7 @@ from sklearn_ape.utils.escape import (
     unescape_formula,
 )
 
-# Any character, halves of surrogate pairs included.
+# Any character, including surrogates.
 TEXTS = st.text(st.characters(), max_size=20)
 FORMULAS = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 MARKDOWN = st.lists(
@@ -37,10 +37,10 @@ class TestControls:
     @pytest.mark.parametrize(
         "text", ["naïve 日本 5\u00a0°C.jpg", "👨\u200d👩\u200d👧", "می\u200cخواهم", "C:\\photos"]
     )
-    def test_text_in_any_script_stays_as_it_is(self, text):
+    def test_printable_text_in_any_script_is_unchanged(self, text):
         assert escape_controls(text) == text
 
-    def test_escapes_are_those_of_python_and_of_bytes(self):
+    def test_escapes_are_those_of_python_literals(self):
         assert escape_controls("\x1b[31m\n\u202e\x9b\u2028") == r"\x1b[31m\n\u202e\x9b\u2028"
         assert escape_controls("caf\udce9\ud800") == r"caf\xe9\ud800"
         assert escape_controls("a\n\x07b", keep="\n") == "a\n\\x07b"
@@ -52,7 +52,7 @@ class TestMarkdown:
     @example("[click](javascript:alert(1))")
     @example("<img src=x onerror=alert(1)>")
     @example("&lt;b&gt; \\<b> a_b_ __c__ | d `e` ~~f~~")
-    def test_renders_as_the_text_itself_in_sentences_and_cells(self, text):
+    def test_escaped_text_renders_as_itself_in_sentences_and_cells(self, text):
         parser = MarkdownIt("commonmark").enable(["table", "strikethrough"])
         shown = escape_markdown(text)
         for page in (f"Label {shown} here.", f"| a | b |\n|---|---|\n| x{shown}x | y |"):
@@ -65,10 +65,10 @@ class TestMarkdown:
             assert len(inline) == (1 if page.startswith("Label") else 4)
 
     @pytest.mark.parametrize("text", ["http://x.org", "www.x.org", "x.org", "a@x.org", "ftp://x"])
-    def test_programs_that_make_links_of_addresses_find_none(self, text):
+    def test_addresses_are_not_converted_to_links(self, text):
         assert text not in escape_markdown(text)
 
-    def test_names_of_models_stay_readable(self):
+    def test_model_names_are_readable(self):
         assert escape_markdown("efficientnet_lite0, all-MiniLM-L6-v2") == (
             "efficientnet_lite0, all-MiniLM-L6-v2"
         )
@@ -78,17 +78,17 @@ class TestFormulas:
     @given(
         TEXTS | st.tuples(st.text("'", max_size=2), st.sampled_from(FORMULAS), TEXTS).map("".join)
     )
-    def test_every_text_comes_back_and_none_is_computed(self, text):
+    def test_escaped_formulas_are_not_evaluated_and_can_be_restored(self, text):
         cell = escape_formula(text)
         assert unescape_formula(cell) == text
         assert not cell.startswith(FORMULAS) or float(cell) is not None
 
     @pytest.mark.parametrize("text", ["-5", "+1.5", "-1e-05", "a cat", "", "'tis", "5=5"])
-    def test_numbers_and_plain_text_stay_as_they_are(self, text):
+    def test_numbers_and_plain_text_are_unchanged(self, text):
         assert escape_formula(text) == unescape_formula(text) == text
 
     @pytest.mark.parametrize("first", FORMULAS)
-    def test_paths_lead_to_the_same_file(self, first, tmp_path, monkeypatch):
+    def test_escaped_paths_open_the_same_file(self, first, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
         name = f"{first}x.jpg"
         (tmp_path / name).write_text("content")

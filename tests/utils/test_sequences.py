@@ -1,7 +1,7 @@
-"""Single items, dicts, sets and generators in place of sequences of texts or of images.
+"""Errors for single items, dicts, sets and generators in place of sequences of texts or images.
 
-Every public callable that takes texts or images is in a table here: a str must never be read as
-its letters, nor a dict as its keys.
+The tests cover every public callable that takes texts or images. A str must not be read as a
+sequence of its letters, nor a dict as a sequence of its keys.
 """
 
 from pathlib import Path
@@ -91,7 +91,7 @@ def retriever(aligner):
     return CrossModalRetriever(aligner).fit(IMAGES, TEXTS)
 
 
-def refused(name, call):
+def assert_raises(name, call):
     with pytest.raises(ValueError, match="Pass a list") as caught:
         call()
     assert name in str(caught.value)
@@ -103,22 +103,22 @@ class TestTexts:
         "method",
         ["transform_text", "similarity", "score", "retrieval_report", "retrieval_ranks"],
     )
-    def test_fitted_aligner(self, aligner, method, kind):
+    def test_methods_of_fitted_aligner_raise(self, aligner, method, kind):
         bad = NOT_A_SEQUENCE[kind]()
         arguments = (bad,) if method == "transform_text" else (IMAGES, bad)
-        refused("y", lambda: getattr(aligner, method)(*arguments))
+        assert_raises("y", lambda: getattr(aligner, method)(*arguments))
 
     @pytest.mark.parametrize("kind", NOT_A_SEQUENCE)
     @pytest.mark.parametrize("aligner", aligners(), ids=lambda aligner: type(aligner).__name__)
-    def test_fit(self, aligner, kind):
-        refused("y", lambda: clone(aligner).fit(IMAGES, NOT_A_SEQUENCE[kind]()))
+    def test_fit_raises(self, aligner, kind):
+        assert_raises("y", lambda: clone(aligner).fit(IMAGES, NOT_A_SEQUENCE[kind]()))
         features = type(aligner)(text_encoder=TfidfVectorizer())
-        refused("y", lambda: features.fit(FEATURES, NOT_A_SEQUENCE[kind]()))
-        refused("y", lambda: type(aligner)().fit(FEATURES, NOT_A_SEQUENCE[kind]()))
+        assert_raises("y", lambda: features.fit(FEATURES, NOT_A_SEQUENCE[kind]()))
+        assert_raises("y", lambda: type(aligner)().fit(FEATURES, NOT_A_SEQUENCE[kind]()))
 
     @pytest.mark.parametrize("kind", NOT_A_SEQUENCE)
-    def test_text_tower(self, kind):
-        refused(
+    def test_fit_of_lit_raises(self, kind):
+        assert_raises(
             "y",
             lambda: LiTAligner(text_encoder="all-MiniLM-L6-v2").fit(
                 FEATURES, NOT_A_SEQUENCE[kind]()
@@ -127,67 +127,71 @@ class TestTexts:
 
     @pytest.mark.parametrize("kind", NOT_A_SEQUENCE)
     @pytest.mark.parametrize("method", ["fit", "transform", "fit_transform", "encode_to"])
-    def test_text_encoder(self, method, kind, tmp_path):
+    def test_text_encoder_raises(self, method, kind, tmp_path):
         call = getattr(TransformersTextEncoder(cache=None), method)
         path = (tmp_path / "features.npy",) if method == "encode_to" else ()
-        refused("X", lambda: call(*path, NOT_A_SEQUENCE[kind]()))
+        assert_raises("X", lambda: call(*path, NOT_A_SEQUENCE[kind]()))
 
     @pytest.mark.parametrize("kind", NOT_A_SEQUENCE)
-    def test_retriever(self, retriever, aligner, kind):
-        refused("queries", lambda: retriever.search(NOT_A_SEQUENCE[kind](), k=1))
-        refused("y", lambda: CrossModalRetriever(aligner).fit(IMAGES, NOT_A_SEQUENCE[kind]()))
-        refused("y", lambda: retriever.add(IMAGES, NOT_A_SEQUENCE[kind]()))
+    def test_retriever_raises(self, retriever, aligner, kind):
+        assert_raises("queries", lambda: retriever.search(NOT_A_SEQUENCE[kind](), k=1))
+        assert_raises(
+            "y", lambda: CrossModalRetriever(aligner).fit(IMAGES, NOT_A_SEQUENCE[kind]())
+        )
+        assert_raises("y", lambda: retriever.add(IMAGES, NOT_A_SEQUENCE[kind]()))
 
     @pytest.mark.parametrize("kind", NOT_A_SEQUENCE)
-    def test_curation(self, kind):
+    def test_curation_raises(self, kind):
         bad = NOT_A_SEQUENCE[kind]
-        refused("captions", lambda: select_relevant(bad(), ["cat", "dog"]))
-        refused("captions", lambda: pair_quality(FEATURES, FEATURES, bad(), cv=2))
-        refused("groups", lambda: drop_near_duplicates(bad()))
-        refused("groups", lambda: select_relevant(TEXTS, ["cat", "dog"], groups=bad()))
+        assert_raises("captions", lambda: select_relevant(bad(), ["cat", "dog"]))
+        assert_raises("captions", lambda: pair_quality(FEATURES, FEATURES, bad(), cv=2))
+        assert_raises("groups", lambda: drop_near_duplicates(bad()))
+        assert_raises("groups", lambda: select_relevant(TEXTS, ["cat", "dog"], groups=bad()))
         for features in (bad, lambda: np.array(FEATURES[0, 0])):
             with pytest.raises((ValueError, TypeError)):
                 find_near_duplicates(features())
 
     @pytest.mark.parametrize("kind", ["str", "empty str", "numpy str", "path", "PIL image"])
     @pytest.mark.parametrize("cls", [ZeroShotClassifier, MultiLabelZeroShotClassifier])
-    def test_labels(self, aligner, cls, kind):
-        """Mappings and iterators of names are taken; a single name is not its letters."""
+    def test_labels_raise(self, aligner, cls, kind):
+        """Mappings and iterators of names are accepted, but a single name is not."""
         with pytest.raises(ValueError, match="labels must be a sequence"):
             cls(SINGLE[kind](), aligner=aligner).predict(IMAGES)
 
     @pytest.mark.parametrize("kind", NOT_A_SEQUENCE)
-    def test_displays(self, aligner, kind):
+    def test_displays_raise(self, aligner, kind):
         pytest.importorskip("matplotlib")
         bad = NOT_A_SEQUENCE[kind]
         for display in (SimilarityMatrixDisplay, RecallCurveDisplay, EmbeddingMapDisplay):
-            refused("y", lambda display=display: display.from_estimator(aligner, IMAGES, bad()))
-        refused(
+            assert_raises(
+                "y", lambda display=display: display.from_estimator(aligner, IMAGES, bad())
+            )
+        assert_raises(
             "captions",
             lambda: SimilarityMatrixDisplay.from_predictions(np.eye(6), captions=bad()),
         )
-        refused(
+        assert_raises(
             "queries", lambda: RetrievalGridDisplay.from_estimator(aligner, bad(), images=IMAGES)
         )
-        refused(
+        assert_raises(
             "text_labels",
             lambda: EmbeddingMapDisplay.from_predictions(FEATURES, FEATURES, text_labels=bad()),
         )
 
     @pytest.mark.parametrize("kind", NOT_A_SEQUENCE)
-    def test_head_pairs(self, kind):
+    def test_head_pairs_raise(self, kind):
         head = HeadPairs(np.eye(6, 5), NOT_A_SEQUENCE[kind]())
         aligner = CCAAligner(text_encoder=TfidfVectorizer(), head_pairs=head)
-        refused("head_pairs", lambda: aligner.fit(FEATURES, TEXTS))
+        assert_raises("head_pairs", lambda: aligner.fit(FEATURES, TEXTS))
 
     @pytest.mark.parametrize("kind", NOT_A_SEQUENCE)
-    def test_prompts(self, kind):
+    def test_prompts_raise(self, kind):
         bad = NOT_A_SEQUENCE[kind]
-        refused("names", lambda: prompts_of("cat", bad(), ["{}"]))
-        if not isinstance(bad(), str):  # one template, or the name of a set of them
-            refused("templates", lambda: resolve_templates(bad()))
+        assert_raises("names", lambda: prompts_of("cat", bad(), ["{}"]))
+        if not isinstance(bad(), str):  # a str is a template or the name of a set of templates
+            assert_raises("templates", lambda: resolve_templates(bad()))
 
-    def test_one_template_is_not_its_letters(self):
+    def test_single_template_is_not_split_into_letters(self):
         assert fill("a {}", "cat") == ["a cat"]
         assert prompts_of("cat", ["cat", "kitten"], "photo") == [
             "a photo of a cat.",
@@ -195,32 +199,32 @@ class TestTexts:
         ]
 
     @pytest.mark.parametrize("kind", NOT_A_SEQUENCE)
-    def test_tokenizer_in_open_clip_shape(self, kind):
+    def test_open_clip_tokenizer_raises(self, kind):
         bad = NOT_A_SEQUENCE[kind]()
-        if isinstance(bad, str):  # open_clip's own tokenizers take one text
+        if isinstance(bad, str):  # like tokenizers of open_clip, it accepts one text
             assert _tokenize(bad).shape == (1, len(bad))
         else:
-            refused("texts", lambda: _tokenize(bad))
+            assert_raises("texts", lambda: _tokenize(bad))
 
     @pytest.mark.parametrize("kind", NOT_A_SEQUENCE)
-    def test_datasets(self, kind, tmp_path):
+    def test_datasets_raise(self, kind, tmp_path):
         bad = NOT_A_SEQUENCE[kind]
-        refused("extensions", lambda: load_image_folder(tmp_path, extensions=bad()))
-        if kind in ("generator", "map"):  # written one by one
+        assert_raises("extensions", lambda: load_image_folder(tmp_path, extensions=bad()))
+        if kind in ("generator", "map"):  # items are written one by one
             return
         pytest.importorskip("webdataset")
-        refused("captions", lambda: write_webdataset([b"x"] * 3, bad(), tmp_path / "s"))
-        refused("images", lambda: write_webdataset(bad(), ["a"] * 3, tmp_path / "s"))
+        assert_raises("captions", lambda: write_webdataset([b"x"] * 3, bad(), tmp_path / "s"))
+        assert_raises("images", lambda: write_webdataset(bad(), ["a"] * 3, tmp_path / "s"))
         assert not (tmp_path / "s").exists()
 
     @pytest.mark.parametrize("kind", ["str", "numpy str", "array without dimensions", "number"])
-    def test_metrics(self, kind):
+    def test_metrics_raise(self, kind):
         bad = NOT_A_SEQUENCE[kind]
         with pytest.raises((ValueError, TypeError)):
             per_class_accuracy(bad(), bad())
 
     @pytest.mark.parametrize("empty", [[], (), np.array([]), np.array([], dtype=str)])
-    def test_no_texts_at_all(self, aligner, empty):
+    def test_empty_sequence_of_texts_raises(self, aligner, empty):
         for call in (
             lambda: aligner.transform_text(empty),
             lambda: aligner.similarity(IMAGES, empty),
@@ -235,47 +239,47 @@ class TestImages:
     @pytest.mark.parametrize(
         "method", ["transform", "similarity", "score", "retrieval_report", "retrieval_ranks"]
     )
-    def test_fitted_aligner(self, aligner, method, kind):
+    def test_methods_of_fitted_aligner_raise(self, aligner, method, kind):
         more = () if method == "transform" else (TEXTS,)
-        refused("X", lambda: getattr(aligner, method)(NOT_A_SEQUENCE[kind](), *more))
+        assert_raises("X", lambda: getattr(aligner, method)(NOT_A_SEQUENCE[kind](), *more))
 
     @pytest.mark.parametrize("kind", NOT_A_SEQUENCE)
     @pytest.mark.parametrize("aligner", aligners(), ids=lambda aligner: type(aligner).__name__)
-    def test_fit(self, aligner, kind):
-        refused("X", lambda: clone(aligner).fit(NOT_A_SEQUENCE[kind](), TEXTS))
-        refused("X", lambda: type(aligner)().fit(NOT_A_SEQUENCE[kind](), FEATURES))
+    def test_fit_raises(self, aligner, kind):
+        assert_raises("X", lambda: clone(aligner).fit(NOT_A_SEQUENCE[kind](), TEXTS))
+        assert_raises("X", lambda: type(aligner)().fit(NOT_A_SEQUENCE[kind](), FEATURES))
 
     @pytest.mark.parametrize("kind", NOT_A_SEQUENCE)
     @pytest.mark.parametrize("method", ["fit", "transform", "encode_to"])
-    def test_image_encoder(self, method, kind, tmp_path):
+    def test_image_encoder_raises(self, method, kind, tmp_path):
         call = getattr(TimmImageEncoder(cache=None), method)
         path = (tmp_path / "features.npy",) if method == "encode_to" else ()
-        refused("X", lambda: call(*path, NOT_A_SEQUENCE[kind]()))
+        assert_raises("X", lambda: call(*path, NOT_A_SEQUENCE[kind]()))
 
     @pytest.mark.parametrize("kind", NOT_A_SEQUENCE)
-    def test_retriever(self, retriever, aligner, kind):
+    def test_retriever_raises(self, retriever, aligner, kind):
         bad = NOT_A_SEQUENCE[kind]
-        refused("queries", lambda: retriever.search(bad(), k=1, modality="image"))
-        refused("images", lambda: CrossModalRetriever(aligner).fit(bad()))
-        refused("images", lambda: retriever.add(bad(), TEXTS))
-        refused("X", lambda: retriever.kneighbors(bad(), n_neighbors=1))
+        assert_raises("queries", lambda: retriever.search(bad(), k=1, modality="image"))
+        assert_raises("images", lambda: CrossModalRetriever(aligner).fit(bad()))
+        assert_raises("images", lambda: retriever.add(bad(), TEXTS))
+        assert_raises("X", lambda: retriever.kneighbors(bad(), n_neighbors=1))
 
     @pytest.mark.parametrize("kind", NOT_A_SEQUENCE)
     @pytest.mark.parametrize("method", ["predict", "predict_proba"])
-    def test_classifier(self, aligner, method, kind):
+    def test_classifier_raises(self, aligner, method, kind):
         classifier = ZeroShotClassifier(["cat", "bus"], aligner=aligner)
-        refused("X", lambda: getattr(classifier, method)(NOT_A_SEQUENCE[kind]()))
+        assert_raises("X", lambda: getattr(classifier, method)(NOT_A_SEQUENCE[kind]()))
 
     @pytest.mark.parametrize("kind", NOT_A_SEQUENCE)
-    def test_displays(self, kind):
+    def test_displays_raise(self, kind):
         pytest.importorskip("matplotlib")
         bad = NOT_A_SEQUENCE[kind]
-        refused(
+        assert_raises(
             "images", lambda: SimilarityMatrixDisplay.from_predictions(np.eye(6), images=bad())
         )
 
     @pytest.mark.parametrize("kind", sorted(set(NOT_A_SEQUENCE) - {"number"}))
-    def test_bank_of_standardized_similarities(self, aligner, kind):
+    def test_bank_for_standardization_raises(self, aligner, kind):
         with pytest.raises(ValueError, match="standardize must be True, False or a collection"):
             aligner.similarity(IMAGES, TEXTS, standardize=NOT_A_SEQUENCE[kind]())
 
@@ -288,7 +292,7 @@ class TestImages:
     ],
     ids=lambda good: type(good).__name__,
 )  # fmt: skip
-def test_sequences_and_tables_are_taken(good):
+def test_sequences_and_tables_are_accepted(good):
     check_sequence(good, "X", "text")
 
 

@@ -12,28 +12,28 @@ from sklearn_ape.utils.files import atomic_directory
 pytest.importorskip("fcntl")
 
 
-def begun_in_a_child(target):
-    """Start a process that is in the midst of it."""
+def start_writing_in_child(target):
+    """Start a process that is writing to the target, and return its ID."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
         with atomic_directory(target) as folder:
             (folder / "half").write_text("half")
-            os.write(writer, b"begun")
+            os.write(writer, b"ready")
             time.sleep(60)
         os._exit(0)
-    assert os.read(reader, 5) == b"begun"
+    assert os.read(reader, 5) == b"ready"
     os.close(reader)
     os.close(writer)
     return child
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-class TestUnfinished:
+class TestAtomicDirectory:
     def test_folder_of_killed_process_is_removed(self, tmp_path):
-        """And what a living one is at work on is not."""
+        """The folder of a running process is kept."""
         target = tmp_path / "a [1].csv"
-        killed, living = begun_in_a_child(target), begun_in_a_child(target)
+        killed, living = start_writing_in_child(target), start_writing_in_child(target)
         try:
             assert len(list(tmp_path.iterdir())) == 2
             os.kill(killed, signal.SIGKILL)
@@ -48,7 +48,7 @@ class TestUnfinished:
             os.waitpid(living, 0)
 
     def test_other_files_are_kept(self, tmp_path):
-        """Only what is of the same target, by its whole name, is cleared."""
+        """Only temporary folders of exactly the same target are removed."""
         others = [".b.csv.00000000.unfinished", ".a.csv.saving", "a.csv.1.unfinished", "a.csv"]
         for name in others:
             (tmp_path / name).mkdir()
@@ -57,7 +57,7 @@ class TestUnfinished:
         assert sorted(path.name for path in tmp_path.iterdir()) == sorted(others)
 
     def test_concurrent_threads_do_not_remove_folders(self, tmp_path):
-        """A folder is one's own from the moment at which it is given."""
+        """A thread must not remove a folder that another thread has just created."""
         failures = []
 
         def work():
@@ -81,8 +81,8 @@ class TestUnfinished:
         def fails():
             with atomic_directory(tmp_path / "a") as folder:
                 (folder / "half").touch()
-                raise ValueError("in the midst")
+                raise ValueError("while writing")
 
-        with pytest.raises(ValueError, match="midst"):
+        with pytest.raises(ValueError, match="while writing"):
             fails()
         assert list(tmp_path.iterdir()) == []

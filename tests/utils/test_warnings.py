@@ -1,4 +1,4 @@
-"""Warnings point to the line of the caller, however deep in the package they are raised."""
+"""Locations of warnings: the line of the user's code that caused them."""
 
 import doctest
 import inspect
@@ -36,7 +36,7 @@ from sklearn_ape.utils.warnings import warn
 SOURCES = Path(sklearn_ape.__file__).parent
 
 
-def test_no_module_counts_frames_by_hand():
+def test_no_module_sets_stacklevel():
     found = [
         f"{path.relative_to(SOURCES)}: {match[0]}"
         for path in SOURCES.rglob("*.py")
@@ -46,8 +46,8 @@ def test_no_module_counts_frames_by_hand():
     assert found == [], "use sklearn_ape.utils.warnings.warn"
 
 
-def broken(X):
-    """Return features of images, two of which an encoder could not encode."""
+def add_nan_rows(X):
+    """Return features in which two rows are NaN, as for images that failed to encode."""
     X = X.copy()
     X[[0, 2]] = np.nan
     return X
@@ -64,8 +64,8 @@ def model(data):
 
 
 @pytest.fixture(scope="module")
-def by_words():
-    """Takes features of images and words."""
+def labelled_features():
+    """Return an aligner with a text encoder, image features and labels."""
     rng = np.random.default_rng(0)
     y = ["cat", "dog", "house"] * 20
     X = np.eye(3)[[0, 1, 2] * 20] + 0.1 * rng.standard_normal((60, 3))
@@ -76,85 +76,87 @@ def equal_captions(data, *rest):
     CCAAligner().fit(data[0], np.ones_like(data[1]))
 
 
-def equal_captions_in_a_pipeline(data, *rest):
+def equal_captions_in_pipeline(data, *rest):
     make_pipeline(FunctionTransformer(), CCAAligner()).fit(data[0], np.ones_like(data[1]))
 
 
-def coarse_features(data, *rest):
+def nearly_equal_features(data, *rest):
     KernelAligner().fit(1e6 + data[0], data[1])
 
 
-def coarse_features_in_a_search(data, *rest):
+def nearly_equal_features_in_search(data, *rest):
     GridSearchCV(CCAAligner(), {"ridge": [0.1, 1.0]}, cv=2).fit(1e6 + data[0], data[1])
 
 
-def coarse_features_in_a_score(data, *rest):
+def nearly_equal_features_in_score(data, *rest):
     cross_val_score(make_pipeline(CCAAligner()), 1e6 + data[0], data[1], cv=2)
 
 
-def unread_pairs(data, *rest):
-    CCAAligner().fit(broken(data[0]), data[1])
+def nan_pairs(data, *rest):
+    CCAAligner().fit(add_nan_rows(data[0]), data[1])
 
 
-def unread_pairs_of_a_score(data, model, *rest):
-    model.score(broken(data[0]), data[1])
+def nan_pairs_in_score(data, model, *rest):
+    model.score(add_nan_rows(data[0]), data[1])
 
 
-def unread_image(*rest):
+def unreadable_image(*rest):
     TimmImageEncoder(on_error="nan").transform(["none.png"])
 
 
-def unread_image_in_a_pipeline(data, model, *rest):
+def unreadable_image_in_pipeline(data, model, *rest):
     features = FrozenEstimator(CCAAligner().fit(np.eye(1280)[:9], data[1][:9]))
     make_pipeline(TimmImageEncoder(on_error="nan"), features).transform(["none.png"])
 
 
-def unread_image_of_an_index(data, model, *rest):
-    CrossModalRetriever(model).fit(broken(data[0]))
+def nan_rows_in_index(data, model, *rest):
+    CrossModalRetriever(model).fit(add_nan_rows(data[0]))
 
 
-def unread_image_added_to_an_index(data, model, *rest):
-    CrossModalRetriever(model).fit(data[0]).add(broken(data[0]))
+def nan_rows_added_to_index(data, model, *rest):
+    CrossModalRetriever(model).fit(data[0]).add(add_nan_rows(data[0]))
 
 
-def unread_query(data, model, *rest):
-    CrossModalRetriever(model).fit(data[0]).search(broken(data[0])[:3])
+def nan_query(data, model, *rest):
+    CrossModalRetriever(model).fit(data[0]).search(add_nan_rows(data[0])[:3])
 
 
-def queries_like_paths(data, model, words, *rest):
-    CrossModalRetriever(words[0]).fit(words[1]).search(["cat.png"])
+def queries_like_paths(data, model, labelled, *rest):
+    CrossModalRetriever(labelled[0]).fit(labelled[1]).search(["cat.png"])
 
 
-def items_that_are_not_saved(data, model, words, folder):
+def items_that_cannot_be_saved(data, model, labelled, folder):
     y = [(row, "a") for row in range(len(data[0]))]
     CrossModalRetriever(model).fit(data[0], y).save_pretrained(folder / "model")
 
 
-def a_single_class(data, model, words, *rest):
-    ZeroShotClassifier(["cat"], aligner=words[0]).predict(words[1])
+def single_class(data, model, labelled, *rest):
+    ZeroShotClassifier(["cat"], aligner=labelled[0]).predict(labelled[1])
 
 
-def a_single_class_in_predict_top_k(data, model, words, *rest):
-    ZeroShotClassifier(["cat"], aligner=words[0]).predict_top_k(words[1], k=1)
+def single_class_in_predict_top_k(data, model, labelled, *rest):
+    ZeroShotClassifier(["cat"], aligner=labelled[0]).predict_top_k(labelled[1], k=1)
 
 
-def equal_embeddings_of_labels(data, model, words, *rest):
-    ZeroShotClassifier(["Lynx", "lynx"], aligner=words[0]).predict_proba(words[1])
+def equal_embeddings_of_labels(data, model, labelled, *rest):
+    ZeroShotClassifier(["Lynx", "lynx"], aligner=labelled[0]).predict_proba(labelled[1])
 
 
-def labels_of_y_that_are_no_class(data, model, words, *rest):
-    ZeroShotClassifier(["cat", "dog"], aligner=words[0]).score(words[1], words[2])
+def labels_of_y_that_are_not_classes(data, model, labelled, *rest):
+    ZeroShotClassifier(["cat", "dog"], aligner=labelled[0]).score(labelled[1], labelled[2])
 
 
-def unread_images_of_a_classifier(data, model, words, *rest):
-    ZeroShotClassifier(["cat", "dog"], aligner=words[0]).predict(broken(words[1]))
+def nan_rows_in_classifier(data, model, labelled, *rest):
+    ZeroShotClassifier(["cat", "dog"], aligner=labelled[0]).predict(add_nan_rows(labelled[1]))
 
 
-def unread_images_of_several_labels(data, model, words, *rest):
-    MultiLabelZeroShotClassifier(["cat", "dog"], aligner=words[0]).predict(broken(words[1]))
+def nan_rows_in_multilabel_classifier(data, model, labelled, *rest):
+    MultiLabelZeroShotClassifier(["cat", "dog"], aligner=labelled[0]).predict(
+        add_nan_rows(labelled[1])
+    )
 
 
-def a_training_that_is_stopped(data, *rest):
+def interrupted_training(data, *rest):
     class Stop(Callback):
         def on_epoch_end(self, net, **kwargs):
             raise KeyboardInterrupt
@@ -163,7 +165,7 @@ def a_training_that_is_stopped(data, *rest):
     aligner.set_params(callbacks=[Stop()]).fit(*data)
 
 
-def a_checkpoint_that_is_locked(data, model, words, folder):
+def locked_checkpoint(data, model, labelled, folder):
     aligner = APEAligner(init=None, width=8, max_epochs=1, random_state=0, checkpoint=folder)
     clone(aligner).fit(*data)
     (finished,) = folder.glob("*.trained.safetensors")
@@ -172,7 +174,7 @@ def a_checkpoint_that_is_locked(data, model, words, folder):
         aligner.fit(*data)
 
 
-def a_damaged_cache(data, model, words, folder):
+def damaged_cache(data, model, labelled, folder):
     TransformersTextEncoder(cache=folder).transform(["a heron"])
     for file in folder.iterdir():
         file.write_bytes(b"damaged" * 1000)
@@ -181,38 +183,38 @@ def a_damaged_cache(data, model, words, folder):
 
 CASES = [
     (equal_captions, "All captions are the same"),
-    (equal_captions_in_a_pipeline, "All captions are the same"),
-    (coarse_features, "too small for float32"),
-    (coarse_features_in_a_search, "too small for float32"),
-    (coarse_features_in_a_score, "too small for float32"),
-    (unread_pairs, "2 rows are left out"),
-    (unread_pairs_of_a_score, "2 rows are left out"),
-    (unread_image, "1 image cannot be encoded"),
-    (unread_image_in_a_pipeline, "1 image cannot be encoded"),
-    (unread_image_of_an_index, "could not be read"),
-    (unread_image_added_to_an_index, "could not be read"),
-    (unread_query, "could not be read"),
+    (equal_captions_in_pipeline, "All captions are the same"),
+    (nearly_equal_features, "too small for float32"),
+    (nearly_equal_features_in_search, "too small for float32"),
+    (nearly_equal_features_in_score, "too small for float32"),
+    (nan_pairs, "2 rows are left out"),
+    (nan_pairs_in_score, "2 rows are left out"),
+    (unreadable_image, "1 image cannot be encoded"),
+    (unreadable_image_in_pipeline, "1 image cannot be encoded"),
+    (nan_rows_in_index, "could not be read"),
+    (nan_rows_added_to_index, "could not be read"),
+    (nan_query, "could not be read"),
     (queries_like_paths, "look like paths"),
-    (items_that_are_not_saved, "not saved"),
-    (a_single_class, "only one class"),
-    (a_single_class_in_predict_top_k, "only one class"),
+    (items_that_cannot_be_saved, "not saved"),
+    (single_class, "only one class"),
+    (single_class_in_predict_top_k, "only one class"),
     (equal_embeddings_of_labels, "same embedding"),
-    (labels_of_y_that_are_no_class, "count as errors"),
-    (unread_images_of_a_classifier, "could not be read"),
-    (unread_images_of_several_labels, "could not be read"),
-    (a_training_that_is_stopped, "stopped after 1 of 9 epochs"),
-    (a_checkpoint_that_is_locked, "without a checkpoint"),
-    (a_damaged_cache, "feature cache"),
+    (labels_of_y_that_are_not_classes, "count as errors"),
+    (nan_rows_in_classifier, "could not be read"),
+    (nan_rows_in_multilabel_classifier, "could not be read"),
+    (interrupted_training, "stopped after 1 of 9 epochs"),
+    (locked_checkpoint, "without a checkpoint"),
+    (damaged_cache, "feature cache"),
 ]
 
 
 @pytest.mark.parametrize(("cause", "match"), CASES, ids=[cause.__name__ for cause, _ in CASES])
-def test_a_warning_points_to_the_line_that_caused_it(
-    cause, match, data, model, by_words, tmp_path
+def test_warning_points_to_line_that_caused_it(
+    cause, match, data, model, labelled_features, tmp_path
 ):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        cause(data, model, by_words, tmp_path)
+        cause(data, model, labelled_features, tmp_path)
     found = [warning for warning in caught if match in str(warning.message)]
     lines, start = inspect.getsourcelines(cause)
     for warning in found:
@@ -227,20 +229,20 @@ def warn_in(namespace, filename):
 
 
 @pytest.fixture
-def namespace(by_words):
-    aligner, X, _ = by_words
+def namespace(labelled_features):
+    aligner, X, _ = labelled_features
     return {"ZeroShotClassifier": ZeroShotClassifier, "aligner": aligner, "X": X}
 
 
 @pytest.mark.parametrize("filename", ["<stdin>", "<string>", "/tmp/ipykernel_7/123.py"])
-def test_code_without_a_file(filename, namespace):
+def test_warning_in_code_without_file_points_to_code(filename, namespace):
     with pytest.warns(UserWarning, match="only one class") as caught:
         warn_in(namespace, filename)
     assert caught[0].filename == filename
 
 
-def test_a_doctest_of_a_module_of_the_package(namespace):
-    """Its globals, and so the name of its module, are those of the module itself."""
+def test_warning_in_doctest_of_package_points_to_doctest(namespace):
+    """The code of a doctest has the globals, and thus the name, of the module."""
     source = ">>> ZeroShotClassifier(['cat'], aligner=aligner).predict(X).shape\n(60,)\n"
     namespace["__name__"] = "sklearn_ape.zero_shot"
     test = doctest.DocTestParser().get_doctest(source, namespace, "example", None, 0)
@@ -255,21 +257,21 @@ def in_thread(work):
     thread.join()
 
 
-def test_warning_in_threads_points_to_the_caller(by_words):
-    aligner, X, _ = by_words
+def test_warning_in_threads_points_to_the_caller(labelled_features):
+    aligner, X, _ = labelled_features
     classifier = ZeroShotClassifier(["cat"], aligner=aligner)
     with pytest.warns(UserWarning, match="only one class") as caught:
         in_thread(lambda: classifier.predict(X))
     assert caught[0].filename == __file__
     with (
         pytest.warns(UserWarning, match="only one class") as caught,
-        ThreadPoolExecutor(1) as pool,  # in which no frame is ours
+        ThreadPoolExecutor(1) as pool,  # no frame of the thread is in this file
     ):
         pool.submit(classifier.predict, X).result()
     assert not caught[0].filename.startswith(str(SOURCES))
 
 
-def test_a_warning_is_shown_once_for_a_line_as_usual():
+def test_warning_is_shown_once_per_line():
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("default")
         for _ in range(3):
@@ -278,7 +280,7 @@ def test_a_warning_is_shown_once_for_a_line_as_usual():
     assert [warning.category for warning in caught] == [UserWarning, RuntimeWarning]
 
 
-def test_the_line_is_shown(tmp_path):
+def test_warning_shows_source_line(tmp_path):
     script = tmp_path / "mine.py"
     script.write_text(
         "import numpy as np\n"

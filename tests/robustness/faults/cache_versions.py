@@ -1,4 +1,4 @@
-"""Group: caches of older, newer and other versions: never a wrong feature, nothing destroyed."""
+"""Group of faults: cache files of older, newer and other versions."""
 
 import hashlib
 import shutil
@@ -9,19 +9,19 @@ from pathlib import Path
 import numpy as np
 
 from sklearn_ape.features import DiskFeatureCache
-from tests.features.conftest import WIDTH, truth
+from tests.features.conftest import WIDTH, make_entry
 from tests.robustness.child_processes import expect, judge_in_child
 
 FIXTURE = Path(__file__).parents[2] / "fixtures" / "cache_format_0" / "features.sqlite"
-KNOWN = dict(truth(number) for number in range(12))  # in the fixture, of either type
-NEW = dict(truth(number) for number in range(1000, 1003))
+STORED = dict(make_entry(number) for number in range(12))  # entries of the fixture, in both types
+NEW = dict(make_entry(number) for number in range(1000, 1003))
 _TABLE = "(key BLOB PRIMARY KEY, value BLOB NOT NULL)"
 
-# What another version might have done: statements on a copy of the fixture.
+# SQL statements that change a copy of the fixture as another version might do.
 CHANGES = {
     "as it is": [],
     "no table of float16": ["DROP TABLE features_float16"],
-    "a table more": ["CREATE TABLE provenance (key BLOB, told TEXT)"],
+    "a table more": ["CREATE TABLE provenance (key BLOB, source TEXT)"],
     "a column more": ["ALTER TABLE features ADD COLUMN written_at REAL"],
     "an index and a view": [
         "CREATE INDEX by_value ON features (value)",
@@ -67,14 +67,14 @@ CHANGES = {
     ],
 }
 _LATER = ("a later format", "a later format, in another form")
-_AS_EVER = (
+_COMPATIBLE = (
     *("as it is", "no table of float16", "a table more", "an index and a view"),
     *("a journal of the older kind", "pages of another size"),
 )
 
 
 def _rows(path):
-    """Return a digest of all that is in a file's tables."""
+    """Return the digests of all rows of all tables in a file."""
     connection = sqlite3.connect(path)
     connection.text_factory = bytes
     names = [
@@ -89,22 +89,22 @@ def _rows(path):
     return set(rows)
 
 
-def _opened(folder, dtype):
+def _read_and_write(folder, dtype):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         with DiskFeatureCache(folder, dtype) as cache:
-            found = cache.get_many([*KNOWN, *NEW])
+            features = cache.get_many([*STORED, *NEW])
             cache.put_many(NEW)
         with DiskFeatureCache(folder, dtype) as cache:
-            again = cache.get_many([*KNOWN, *NEW])
-    told = [str(warning.message) for warning in caught]
-    for key, feature in [*found.items(), *again.items()]:
-        right = {**KNOWN, **NEW}[key].astype(dtype).astype(np.float32)
-        expect(np.array_equal(feature, right), "a wrong feature")
-    return found, again, told
+            features_after_writing = cache.get_many([*STORED, *NEW])
+    messages = [str(warning.message) for warning in caught]
+    for key, feature in [*features.items(), *features_after_writing.items()]:
+        expected = {**STORED, **NEW}[key].astype(dtype).astype(np.float32)
+        expect(np.array_equal(feature, expected), "a wrong feature")
+    return features, features_after_writing, messages
 
 
-def _tried(folder, change, dtype):
+def _run_case(folder, change, dtype):
     folder.mkdir()
     path = folder / "features.sqlite"
     shutil.copy(FIXTURE, path)
@@ -113,27 +113,34 @@ def _tried(folder, change, dtype):
         connection.execute(statement)
     connection.close()
     before = _rows(path)
-    found, again, told = _opened(folder, dtype)
+    features, features_after_writing, messages = _read_and_write(folder, dtype)
     if change in _LATER:
-        expect(not again and all("newer version" in text for text in told), f"{told}")
-        expect(any("upgrade sklearn-ape" in text for text in told), f"no remedy: {told}")
+        expect(
+            not features_after_writing and all("newer version" in text for text in messages),
+            f"{messages}",
+        )
+        expect(any("upgrade sklearn-ape" in text for text in messages), f"no remedy: {messages}")
     else:
-        expect(again.keys() >= NEW.keys(), f"new features are not kept: {told}", "lost")
-    if change in _AS_EVER:
+        expect(
+            features_after_writing.keys() >= NEW.keys(),
+            f"new features are not kept: {messages}",
+            "lost",
+        )
+    if change in _COMPATIBLE:
         is_there = change != "no table of float16" or dtype == "float32"
-        expect(found.keys() == KNOWN.keys() or not is_there, "not found", "lost")
-        expect(not told, f"{told}")
+        expect(features.keys() == STORED.keys() or not is_there, "not features", "lost")
+        expect(not messages, f"{messages}")
     files = [path, *folder.glob("features.sqlite.damaged*")]
-    there = set().union(*map(_rows, files))
-    expect(before <= there, f"{len(before - there)} rows are gone", "lost")
-    return "error" if told else "right"
+    rows = set().union(*map(_rows, files))
+    expect(before <= rows, f"{len(before - rows)} rows are gone", "lost")
+    return "error" if messages else "right"
 
 
-def outcomes(folder, amount, world):
+def outcomes(folder, amount, inputs):
     for number, change in enumerate(CHANGES):
         for dtype in ("float32", "float16"):
             place = folder / f"{number} {dtype}"
             yield judge_in_child(
                 f"a cache of {dtype}, {change}",
-                lambda c=change, p=place, d=dtype: _tried(p, c, d),
+                lambda c=change, p=place, d=dtype: _run_case(p, c, d),
             )

@@ -1,4 +1,4 @@
-"""Group: folders and files that may not be written, or not even be read."""
+"""Group of faults: folders and files without permission to write or read."""
 
 import shutil
 import warnings
@@ -13,25 +13,25 @@ from tests.robustness.faults.full_disks import can_mount, disk, lock
 from tests.robustness.faults.world import BATCH
 
 
-def _modes(folder, of_folders, of_files):
+def _change_modes(folder, folder_mode, file_mode):
     for path in [folder, *folder.rglob("*")]:
-        path.chmod(of_folders if path.is_dir() else of_files)
+        path.chmod(folder_mode if path.is_dir() else file_mode)
 
 
 LOCKS = {
-    "a read-only folder": lambda place: _modes(place, 0o555, 0o444),
-    "read-only files": lambda place: _modes(place, 0o777, 0o444),
-    "closed files": lambda place: _modes(place, 0o777, 0o000),
+    "a read-only folder": lambda place: _change_modes(place, 0o555, 0o444),
+    "read-only files": lambda place: _change_modes(place, 0o777, 0o444),
+    "closed files": lambda place: _change_modes(place, 0o777, 0o000),
     "a closed folder": lambda place: place.chmod(0o000),
 }
 READ_ONLY_DISK = "a read-only disk"
 
 
 class Case:
-    """Something to do in a locked place: right, or an OSError that names the place."""
+    """Work in a folder without permissions: it succeeds or raises an OSError with the path."""
 
-    def __init__(self, world, filled):
-        self.world = world
+    def __init__(self, inputs, filled):
+        self.inputs = inputs
         self.filled = filled
 
     def begin(self, place):
@@ -52,11 +52,11 @@ class Case:
 
 class Cache(Case):
     def do(self, place):
-        encoder = self.world.encoder(place / "cache")
+        encoder = self.inputs.encoder(place / "cache")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
-                self.world.check_rows(encoder.transform(self.world.paths[:20]), slice(20))
+                self.inputs.check_rows(encoder.transform(self.inputs.paths[:20]), slice(20))
             except OSError as error:
                 expect("or cache=None" in str(error), f"no remedy: {error}")
                 raise
@@ -64,16 +64,16 @@ class Cache(Case):
 
 class ToFile(Case):
     def do(self, place):
-        encoder = self.world.encoder(None)
+        encoder = self.inputs.encoder(None)
         path = place / "f.npy"
-        found = encoder.encode_to(path, self.world.paths[:20], chunk_size=BATCH)
-        self.world.check_rows(found, slice(20))
+        features = encoder.encode_to(path, self.inputs.paths[:20], chunk_size=BATCH)
+        self.inputs.check_rows(features, slice(20))
 
 
 class Save(Case):
-    def __init__(self, world, filled):
-        super().__init__(world, filled)
-        self.aligner = world.aligners()[0]
+    def __init__(self, inputs, filled):
+        super().__init__(inputs, filled)
+        self.aligner = inputs.aligners()[0]
 
     def do(self, place):
         self.aligner.save_pretrained(place / "model")
@@ -82,38 +82,38 @@ class Save(Case):
 class Load(Save):
     def attempt(self, place):
         try:
-            found = load_pretrained(place / "model")
+            model = load_pretrained(place / "model")
         except OSError as error:
             expect(str(place) in str(error), f"names no file: {error!r}")
             return "error"
-        expect(found.fingerprint_ == self.aligner.fingerprint_, "another model")
+        expect(model.fingerprint_ == self.aligner.fingerprint_, "another model")
         return "right"
 
 
 class Images(Case):
     def do(self, place):
-        for path in self.world.paths[:5]:
+        for path in self.inputs.paths[:5]:
             shutil.copy(path, place)
 
     def attempt(self, place):
-        paths = [str(place / Path(path).name) for path in self.world.paths[:5]]
-        encoder = self.world.encoder(None).set_params(on_error="nan")
+        paths = [str(place / Path(path).name) for path in self.inputs.paths[:5]]
+        encoder = self.inputs.encoder(None).set_params(on_error="nan")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            features = encoder.transform([*paths, self.world.paths[5]])
-        self.world.check_rows(features[5:], slice(5, 6))
+            features = encoder.transform([*paths, self.inputs.paths[5]])
+        self.inputs.check_rows(features[5:], slice(5, 6))
         if not encoder.errors_:
-            self.world.check_rows(features[:5], slice(5))
+            self.inputs.check_rows(features[:5], slice(5))
             return "right"
         expect(list(encoder.errors_) == [0, 1, 2, 3, 4], f"{encoder.errors_}")
-        expect(np.isnan(features[:5]).all(), "numbers of an image that cannot be read")
+        expect(np.isnan(features[:5]).all(), "features of an unreadable image")
         expect(all(p in encoder.errors_[n] for n, p in enumerate(paths)), f"{encoder.errors_}")
         return "error"
 
 
-class OfCommand(Case):
-    def __init__(self, world, filled, work):
-        super().__init__(world, filled)
+class CommandCase(Case):
+    def __init__(self, inputs, filled, work):
+        super().__init__(inputs, filled)
         self.work = work
 
     def _run(self, place):
@@ -122,21 +122,21 @@ class OfCommand(Case):
         return command([*self.work.arguments(place), *options], log), log.read_text()
 
     def do(self, place):
-        code, told = run_in_child(lambda: self._run(place))
-        expect(code == 0, told, "crash")
+        code, output = run_in_child(lambda: self._run(place))
+        expect(code == 0, output, "crash")
 
     def attempt(self, place):
-        code, told = self._run(place)
-        expect("Traceback" not in told, told[-600:], "crash")
+        code, output = self._run(place)
+        expect("Traceback" not in output, output[-600:], "crash")
         if code == 0:
             return "right"
-        expect(code in (1, 2), f"exit code {code}: {told}")
-        expect(_bare(str(place)) in _bare(told), told)
+        expect(code in (1, 2), f"exit code {code}: {output}")
+        expect(_bare(str(place)) in _bare(output), output)
         return "error"
 
 
 def _bare(text):
-    """Return a text without spaces, and without the frame around it that broke its lines."""
+    """Return a text without spaces, line breaks and the frame that the command draws."""
     return "".join(character for character in text if character not in " \n│╭╮╰╯─")
 
 
@@ -148,7 +148,7 @@ def _content(place):
     }
 
 
-def _tried(case, place, lock_it):
+def _run_case(case, place, lock_it):
     case.begin(place)
     before = _content(place)
     log = place.with_suffix(".log")
@@ -159,23 +159,23 @@ def _tried(case, place, lock_it):
         kind = run_in_child(lambda: run_as_nobody(lambda: case.attempt(place)))
     finally:
         if lock_it is not lock:
-            _open_again(place)
+            _restore_permissions(place)
     if kind == "error" or lock_it is lock:
         after = _content(place)
         gone = [str(name) for name in before if after.get(name) != before[name]]
-        expect(not gone, f"changed, though refused: {gone}", "lost")
+        expect(not gone, f"changed despite an error: {gone}", "lost")
         new = [str(name) for name in after if name not in before]
         expect(not new, f"left behind: {new}")
     return kind
 
 
-def _open_again(place):
+def _restore_permissions(place):
     place.chmod(0o777)
     for path in place.rglob("*"):
         path.chmod(0o777)
 
 
-def outcomes(folder, amount, world):
+def outcomes(folder, amount, inputs):
     kinds = {
         "transform with a cache": Cache,
         "encode_to": ToFile,
@@ -184,14 +184,14 @@ def outcomes(folder, amount, world):
         "reading images": Images,
     }
     cases = {
-        f"{name}, {state}": of(world, filled)
-        for name, of in kinds.items()
+        f"{name}, {state}": case_class(inputs, filled)
+        for name, case_class in kinds.items()
         for filled, state in ((True, "there before"), (False, "new"))
-        if filled or of not in (Load, Images)
+        if filled or case_class not in (Load, Images)
     }
-    for work in (EncodeCommand(world), FitCommand(world)):
-        cases[f"{work.name}, there before"] = OfCommand(world, True, work)
-        cases[f"{work.name}, new"] = OfCommand(world, False, work)
+    for work in (EncodeCommand(inputs), FitCommand(inputs)):
+        cases[f"{work.name}, there before"] = CommandCase(inputs, True, work)
+        cases[f"{work.name}, new"] = CommandCase(inputs, False, work)
     mounts = can_mount(folder)
     for number, (name, case) in enumerate(cases.items()):
         for kind, lock_it in LOCKS.items():
@@ -199,11 +199,11 @@ def outcomes(folder, amount, world):
             place.mkdir()
             place.chmod(0o777)
             yield judge_in_child(
-                f"{name}: {kind}", lambda c=case, p=place, w=lock_it: _tried(c, p, w)
+                f"{name}: {kind}", lambda c=case, p=place, w=lock_it: _run_case(c, p, w)
             )
         if mounts:
             place = folder / f"{number} disk"
             with disk(place, 8192):
                 yield judge_in_child(
-                    f"{name}: {READ_ONLY_DISK}", lambda c=case, p=place: _tried(c, p, lock)
+                    f"{name}: {READ_ONLY_DISK}", lambda c=case, p=place: _run_case(c, p, lock)
                 )

@@ -1,4 +1,4 @@
-"""Full disks: at the first byte or at any later one; then room is made."""
+"""Group of faults: disks that are full from some byte on, and are then enlarged."""
 
 import errno
 import re
@@ -21,13 +21,13 @@ FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def can_mount(folder):
-    with disk(folder / "tried", 64) as made:
-        return made is not None
+    with disk(folder / "trial", 64) as mounted:
+        return mounted is not None
 
 
 @contextmanager
 def disk(folder, kibibytes):
-    """Mount a file system in memory; yields None where that is not allowed."""
+    """Mount a file system in memory; yield None if that is not permitted."""
     folder.mkdir(parents=True, exist_ok=True)
     mount = shutil.which("mount")
     if not mount or _mount("-t", "tmpfs", "-o", f"size={kibibytes}k,mode=777", "tmpfs", folder):
@@ -51,15 +51,15 @@ def _mount(*arguments):
     return subprocess.run(["mount", *arguments], capture_output=True, check=False).returncode
 
 
-def limited(kibibytes, work):
-    """Call in a process whose files cannot grow beyond so much: a full disk's poor relation."""
+def call_with_size_limit(kibibytes, work):
+    """Call `work` with a limit on file sizes, which replaces full disks if mounting fails."""
     import resource
 
     resource.setrlimit(resource.RLIMIT_FSIZE, (1024 * kibibytes, 1024 * kibibytes))
     return work()
 
 
-_SIZES = 2  # of disks, of each kind of work, in the suite
+_SIZES = 2  # disk sizes per workload in the tests
 
 
 def _kibibytes(folder):
@@ -67,58 +67,58 @@ def _kibibytes(folder):
 
 
 class Cache:
-    """Features are returned all the same, and no file is taken for damaged."""
+    """Features are returned, and no file counts as damaged."""
 
     name = "transform with a cache"
     sizes = (4, 200)
 
-    def __init__(self, world):
-        self.world = world
+    def __init__(self, inputs):
+        self.inputs = inputs
 
     def begin(self, place):
         pass
 
-    def full(self, place):
-        encoder = self.world.encoder(place / "cache")
+    def run_on_full_disk(self, place):
+        encoder = self.inputs.encoder(place / "cache")
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            self.world.check_rows(encoder.transform(self.world.paths))
-        told = {str(warning.message) for warning in caught}
-        expect(all("The feature cache" in text for text in told), f"{told}")
-        if not told:
+            self.inputs.check_rows(encoder.transform(self.inputs.paths))
+        messages = {str(warning.message) for warning in caught}
+        expect(all("The feature cache" in text for text in messages), f"{messages}")
+        if not messages:
             return "right"
-        expect(len(told) == 1, f"told more than once: {told}")
+        expect(len(messages) == 1, f"several warnings: {messages}")
         return "error"
 
-    def roomy(self, place):
-        encoder = self.world.encoder(place / "cache")
-        self.world.check_rows(encoder.transform(self.world.paths))
+    def run_after_enlarging(self, place):
+        encoder = self.inputs.encoder(place / "cache")
+        self.inputs.check_rows(encoder.transform(self.inputs.paths))
         before = encoder.cache_info().misses
-        self.world.check_rows(encoder.transform(self.world.paths))
+        self.inputs.check_rows(encoder.transform(self.inputs.paths))
         expect(encoder.cache_info().misses == before, "not kept", "lost")
-        expect(not list(place.rglob("*.damaged*")), "a sound file was moved aside")
+        expect(not list(place.rglob("*.damaged*")), "an undamaged file was renamed")
 
 
 class ToFile:
-    """An error that names the file and says what is kept; the next run goes on from there."""
+    """The error names the file and the finished chunks; the next run resumes."""
 
     name = "encode_to"
     sizes = (0, 32)
 
-    def __init__(self, world):
-        self.world = world
-        self.n_chunks = -(-len(world.paths) // BATCH)
+    def __init__(self, inputs):
+        self.inputs = inputs
+        self.n_chunks = -(-len(inputs.paths) // BATCH)
 
     def begin(self, place):
         pass
 
     def _encode(self, place):
-        encoder = self.world.encoder(None)
-        return encoder.encode_to(place / "f.npy", self.world.paths, chunk_size=BATCH)
+        encoder = self.inputs.encoder(None)
+        return encoder.encode_to(place / "f.npy", self.inputs.paths, chunk_size=BATCH)
 
-    def full(self, place):
+    def run_on_full_disk(self, place):
         try:
-            self.world.check_rows(self._encode(place))
+            self.inputs.check_rows(self._encode(place))
         except OSError as error:
             expect(error.errno in FULL, f"{error!r}")
             expect(str(place / "f.npy") in str(error), f"names no file: {error}")
@@ -127,30 +127,30 @@ class ToFile:
             return "error", int(kept[1])
         return "right", self.n_chunks
 
-    def roomy(self, place, n_kept):
+    def run_after_enlarging(self, place, n_kept):
         written = []
-        hooks.around(FeatureFile, "write", lambda file, number, *_: written.append(number))
-        self.world.check_rows(self._encode(place))
+        hooks.wrap_method(FeatureFile, "write", lambda file, number, *_: written.append(number))
+        self.inputs.check_rows(self._encode(place))
         n_written = len(written)
         expect(n_written == self.n_chunks - n_kept, f"{n_written} written, {n_kept} kept", "lost")
 
 
 class Save:
-    """An error that names the folder; the older model is whole and nothing else is there."""
+    """The error names the folder, which contains only the complete older model."""
 
     name = "save_pretrained over an older model"
 
-    def __init__(self, world):
-        self.world = world
-        self.old, self.new = world.aligners()[:2]
-        self.old.save_pretrained(world.folder / "older")
-        size = _kibibytes(world.folder / "older")
+    def __init__(self, inputs):
+        self.inputs = inputs
+        self.old, self.new = inputs.aligners()[:2]
+        self.old.save_pretrained(inputs.folder / "older")
+        size = _kibibytes(inputs.folder / "older")
         self.sizes = (size + 12, 2 * size + 40)
 
     def begin(self, place):
         self.old.save_pretrained(place / "model")
 
-    def full(self, place):
+    def run_on_full_disk(self, place):
         before = sorted(place.rglob("*"))
         try:
             self.new.save_pretrained(place / "model")
@@ -158,30 +158,30 @@ class Save:
             expect(error.errno in FULL, f"{error!r}")
             expect(str(place / "model") in str(error), f"names no folder: {error}")
             expect(sorted(place.rglob("*")) == before, "something is left behind")
-            found = load_pretrained(place / "model")
-            expect(found.fingerprint_ == self.old.fingerprint_, "not the older model")
+            model = load_pretrained(place / "model")
+            expect(model.fingerprint_ == self.old.fingerprint_, "not the older model")
             return "error"
         return "right"
 
-    def roomy(self, place):
+    def run_after_enlarging(self, place):
         self.new.save_pretrained(place / "model")
-        found = load_pretrained(place / "model")
-        expect(found.fingerprint_ == self.new.fingerprint_, "not the new model")
+        model = load_pretrained(place / "model")
+        expect(model.fingerprint_ == self.new.fingerprint_, "not the new model")
 
 
 class FirstSave(Save):
-    """The same where there was no model: none is left."""
+    """The error names the folder, and no files are left behind."""
 
     name = "save_pretrained, the first"
 
-    def __init__(self, world):
-        super().__init__(world)
+    def __init__(self, inputs):
+        super().__init__(inputs)
         self.sizes = (0, self.sizes[0])
 
     def begin(self, place):
         pass
 
-    def full(self, place):
+    def run_on_full_disk(self, place):
         try:
             self.new.save_pretrained(place / "model")
         except OSError as error:
@@ -192,8 +192,8 @@ class FirstSave(Save):
         return "right"
 
 
-class OfCommand:
-    """One line that names the output, and exit code 1; the next run goes on."""
+class CommandCase:
+    """The command prints one line that names the output and exits with 1; the next run resumes."""
 
     def __init__(self, work, sizes):
         self.work = work
@@ -203,72 +203,74 @@ class OfCommand:
     def begin(self, place):
         self.work.begin(place)
 
-    def full(self, place):
-        # The command looks before it begins; here another program fills the disk meanwhile.
+    def run_on_full_disk(self, place):
+        # The check of free space is disabled, as if another program filled the disk later.
         _output._MIN_FREE_BYTES = 0
         _output.shutil.disk_usage = lambda folder: type("Usage", (), {"free": 2**40})
         log = place.with_suffix(".log")
         code = command(self.work.arguments(place), log)
-        told = log.read_text()
-        expect("Traceback" not in told, told[-600:], "crash")
+        output = log.read_text()
+        expect("Traceback" not in output, output[-600:], "crash")
         if code == 0:
             return "right"
-        expect(code == 1, f"exit code {code}: {told}")
-        expect(str(place) in told and told.count("sklearn-ape: ") <= 2, told)
+        expect(code == 1, f"exit code {code}: {output}")
+        expect(str(place) in output and output.count("sklearn-ape: ") <= 2, output)
         return "error"
 
-    def roomy(self, place):
+    def run_after_enlarging(self, place):
         self.work.check_again(place, None)
 
 
 class Encode(EncodeCommand):
-    """Counts nothing that was written before."""
+    """`EncodeCommand` whose check counts the missing chunks itself."""
 
     def check_again(self, place, state):
         super().check_again(place, len(_missing(self, place)))
 
 
 def _missing(work, place):
-    return set(range(-(-len(work.world.paths) // work._chunk))) - work._finished(place)
+    return set(range(-(-len(work.inputs.paths) // work._chunk))) - work._finished(place)
 
 
-def outcomes(folder, amount, world):
+def outcomes(folder, amount, inputs):
     kinds = [
-        Cache(world),
-        ToFile(world),
-        Save(world),
-        FirstSave(world),
-        OfCommand(Encode(world), (0, 32)),
+        Cache(inputs),
+        ToFile(inputs),
+        Save(inputs),
+        FirstSave(inputs),
+        CommandCase(Encode(inputs), (0, 32)),
     ]
-    fit = FitCommand(world)
-    size = _kibibytes(world.folder / "models" / "asif" / "model")
-    kinds.append(OfCommand(fit, (size + 12, 2 * size + 200)))
+    fit = FitCommand(inputs)
+    size = _kibibytes(inputs.folder / "models" / "asif" / "model")
+    kinds.append(CommandCase(fit, (size + 12, 2 * size + 200)))
     mounts = can_mount(folder)
     for kind in kinds:
         sizes = np.linspace(*kind.sizes, round(amount * _SIZES), dtype=int)
         for n, size in enumerate(sizes.tolist()):
             name = f"{kind.name}, full at {size} KiB"
             place = folder / f"{type(kind).__name__} {kind.name} {n}"
-            yield judge_in_child(name, lambda k=kind, p=place, s=size: _tried(k, p, s, mounts))
+            yield judge_in_child(name, lambda k=kind, p=place, s=size: _run_case(k, p, s, mounts))
 
 
-def _tried(kind, place, size, mounts):
+def _run_case(kind, place, size, mounts):
     if not mounts:
         place.mkdir()
         kind.begin(place)
-        found = run_in_child(lambda: limited(max(1, size), lambda: kind.full(place)))
+        result = run_in_child(
+            lambda: call_with_size_limit(max(1, size), lambda: kind.run_on_full_disk(place))
+        )
     else:
-        # Room for what is there before is part of the size.
-        with disk(place, max(4, size)) as made:
-            expect(made is not None, "no disk", "crash")
+        # The size includes the files that exist before.
+        with disk(place, max(4, size)) as mounted:
+            expect(mounted is not None, "no disk", "crash")
             kind.begin(place)
-            found = run_in_child(lambda: kind.full(place))
+            result = run_in_child(lambda: kind.run_on_full_disk(place))
             grow(place)
-            return _again(kind, place, found)
-    return _again(kind, place, found)
+            return _run_again(kind, place, result)
+    return _run_again(kind, place, result)
 
 
-def _again(kind, place, found):
-    what, *rest = found if isinstance(found, tuple) else (found,)
-    run_in_child(lambda: kind.roomy(place, *rest))
-    return what
+def _run_again(kind, place, result):
+    outcome, *state = result if isinstance(result, tuple) else (result,)
+    run_in_child(lambda: kind.run_after_enlarging(place, *state))
+    return outcome

@@ -1,4 +1,4 @@
-"""Make classes say what they do, in a child that may be changed at will."""
+"""Patches that make classes report their stages, for use in child processes."""
 
 import functools
 
@@ -7,12 +7,12 @@ from sklearn_ape.features.feature_file import FeatureFile
 from sklearn_ape.persistence import files as _folder
 
 
-def around(owner, name, before=None, after=None):
-    """Call something before and after a method or a function."""
+def wrap_method(owner, name, before=None, after=None):
+    """Replace a method or function by one that also calls `before` and `after`."""
     method = getattr(owner, name)
 
     @functools.wraps(method)
-    def told(*args, **options):
+    def wrapped(*args, **options):
         if before is not None:
             before(*args, **options)
         result = method(*args, **options)
@@ -20,50 +20,50 @@ def around(owner, name, before=None, after=None):
             after(*args, **options)
         return result
 
-    setattr(owner, name, told)
+    setattr(owner, name, wrapped)
 
 
-def stage(say, name):
-    return lambda *args, **options: say("stage", name)
+def stage(report, name):
+    return lambda *args, **options: report("stage", name)
 
 
-def tell_of_cache(say, numbers=None):
-    """Say stages, and the entries of each batch that is put in, by number."""
+def report_cache_stages(report, numbers=None):
+    """Report stages of the cache, and the numbers of the entries in each written batch."""
 
     def put(cache, features):
-        known = [number(key) if numbers is None else numbers.get(key) for key in features]
-        say("put", [n for n in known if n is not None])
+        put_numbers = [number_of(key) if numbers is None else numbers.get(key) for key in features]
+        report("put", [n for n in put_numbers if n is not None])
 
-    def number(key):
+    def number_of(key):
         return int.from_bytes(key[:4], "little")
 
     def writing(cache):
         if cache._n_unwritten_bytes:
-            say("stage", "writing")
+            report("stage", "writing")
 
-    computing = stage(say, "computing")
-    around(DiskFeatureCache, "__enter__", stage(say, "opening"), computing)
-    around(DiskFeatureCache, "_write", writing, computing)
-    around(DiskFeatureCache, "put_many", after=put)
-    around(DiskFeatureCache, "_close", stage(say, "closing"))
+    computing = stage(report, "computing")
+    wrap_method(DiskFeatureCache, "__enter__", stage(report, "opening"), computing)
+    wrap_method(DiskFeatureCache, "_write", writing, computing)
+    wrap_method(DiskFeatureCache, "put_many", after=put)
+    wrap_method(DiskFeatureCache, "_close", stage(report, "closing"))
 
 
-def tell_of_file(say):
-    """Say stages of `encode_to`, and each chunk that is finished."""
-    computing = stage(say, "computing")
-    around(FeatureFile, "resume", stage(say, "opening"), computing)
-    around(FeatureFile, "_create", stage(say, "opening"))
-    around(
+def report_file_stages(report):
+    """Report stages of `encode_to`, and each finished chunk."""
+    computing = stage(report, "computing")
+    wrap_method(FeatureFile, "resume", stage(report, "opening"), computing)
+    wrap_method(FeatureFile, "_create", stage(report, "opening"))
+    wrap_method(
         FeatureFile,
         "write",
-        stage(say, "writing"),
-        lambda file, number, *_: (say("chunk", number), say("stage", "computing")),
+        stage(report, "writing"),
+        lambda file, number, *_: (report("chunk", number), report("stage", "computing")),
     )
-    around(FeatureFile, "finish", stage(say, "closing"))
+    wrap_method(FeatureFile, "finish", stage(report, "closing"))
 
 
-def tell_of_saving(say):
-    """Say stages of `save_pretrained`."""
-    around(_folder, "write_tensors", stage(say, "writing"))
-    around(_folder, "sync", stage(say, "syncing"))
-    around(_folder.os, "replace", stage(say, "replacing"), stage(say, "closing"))
+def report_saving_stages(report):
+    """Report stages of `save_pretrained`."""
+    wrap_method(_folder, "write_tensors", stage(report, "writing"))
+    wrap_method(_folder, "sync", stage(report, "syncing"))
+    wrap_method(_folder.os, "replace", stage(report, "replacing"), stage(report, "closing"))

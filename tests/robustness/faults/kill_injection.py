@@ -1,4 +1,4 @@
-"""Kill work of one kind at random moments of its whole course; judge what is left each time."""
+"""Kills of a workload at random moments, and checks of the files left behind."""
 
 import random
 import shutil
@@ -14,102 +14,103 @@ from tests.robustness.child_processes import (
 )
 
 
-class Kind:
-    """Work that can be killed: how to begin, to do and to check it."""
+class Workload:
+    """Work that can be killed, with functions that prepare, run and check it."""
 
     name = ""
 
     def begin(self, place):
-        """Put into an empty folder what is there before."""
+        """Write the files that exist before the work starts into an empty folder."""
 
-    def work(self, place, say):
-        """Do all of it, saying stages and what is finished."""
+    def work(self, place, report):
+        """Run the work, and report stages and finished parts."""
         raise NotImplementedError
 
-    def check_killed(self, place, said):
-        """Raise CaseError if anything is wrong or lost; return what the next check must know."""
+    def check_killed(self, place, log):
+        """Raise CaseError if anything is wrong or lost; return a state for `check_again`."""
         raise NotImplementedError
 
     def check_again(self, place, state):
-        """Do the work again, to its end this time, and raise CaseError if anything is wrong."""
+        """Repeat the work to its end, and raise CaseError if anything is wrong."""
         raise NotImplementedError
 
 
-def silent(word, value=None):
-    """Say nothing."""
+def ignore_report(word, value=None):
+    """Report nothing."""
 
 
-def _never(said):
+def _never(log):
     return None
 
 
-def kills(kind, folder, n_kills, seed=0):
+def kills(workload, folder, n_kills, seed=0):
     """Return an outcome for each kill."""
-    rng = random.Random(f"{kind.name} {seed}")
+    rng = random.Random(f"{workload.name} {seed}")
     folder = Path(folder)
     place = folder / "undisturbed"
-    _begin(kind, place)
-    course = run_and_kill(partial(kind.work, place), _never)
-    if course.failed or not course.ended:
-        return [Outcome(kind.name, "crash", f"undisturbed: {course.failed or 'hangs'}")]
-    done = [
+    _begin(workload, place)
+    full_log = run_and_kill(partial(workload.work, place), _never)
+    if full_log.failed or not full_log.ended:
+        return [Outcome(workload.name, "crash", f"undisturbed: {full_log.failed or 'hangs'}")]
+    outcomes = [
         judge_in_child(
-            f"{kind.name}, undisturbed", lambda: kind.check_killed(place, course) and None
+            f"{workload.name}, undisturbed",
+            lambda: workload.check_killed(place, full_log) and None,
         )
     ]
-    if done[0].kind != "right":
-        return done
-    done.clear()
-    kept = None
+    if outcomes[0].kind != "right":
+        return outcomes
+    outcomes.clear()
+    survivor = None
     for number in range(5 * n_kills + 20):
-        if len(done) == n_kills:
+        if len(outcomes) == n_kills:
             break
         place = folder / str(number)
-        if kept is not None and rng.random() < 0.4:
-            kept.rename(place)  # the next run of what was killed is killed as well
+        if survivor is not None and rng.random() < 0.4:
+            survivor.rename(place)  # the resumed run is killed as well
         else:
-            _begin(kind, place)
-            if kept is not None:
-                shutil.rmtree(kept)
-        kept = None
-        said = run_and_kill(partial(kind.work, place), _moment(course, rng))
-        if not said.ended or said.failed:
-            kept = folder / f"{number} kept"
-            done.append(_judged(kind, place, said, kept))
-            kept = kept if kept.exists() else None
+            _begin(workload, place)
+            if survivor is not None:
+                shutil.rmtree(survivor)
+        survivor = None
+        log = run_and_kill(partial(workload.work, place), _draw_moment(full_log, rng))
+        if not log.ended or log.failed:
+            survivor = folder / f"{number} kept"
+            outcomes.append(_judge(workload, place, log, survivor))
+            survivor = survivor if survivor.exists() else None
         shutil.rmtree(place, ignore_errors=True)
-    return done
+    return outcomes
 
 
-def _begin(kind, place):
+def _begin(workload, place):
     place.mkdir(parents=True)
-    kind.begin(place)
+    workload.begin(place)
 
 
-def _moment(course, rng):
-    """Draw a moment: of the whole course, or of one of its stages, however short that is."""
+def _draw_moment(full_log, rng):
+    """Draw a moment: of the complete run or of one of its stages, which may be very short."""
     if rng.random() < 0.5:
-        at = course.n_seconds * rng.random()
-        return lambda said: at
-    stages = course.stages()
+        moment = full_log.n_seconds * rng.random()
+        return lambda log: moment
+    stages = full_log.stages()
     name = rng.choice(sorted({name for name, _, _ in stages}))
     number = rng.choice([n for n, stage in enumerate(stages) if stage[0] == name])
     delay = (stages[number][2] - stages[number][1]) * rng.random()
 
-    def when(said):
-        marks = [0.0] + [at for word, _, at in said.messages if word == "stage"]
+    def when(log):
+        marks = [0.0] + [at for word, _, at in log.messages if word == "stage"]
         return marks[number] + delay if number < len(marks) else None
 
     return when
 
 
-def _judged(kind, place, said, kept):
-    name = f"{kind.name}, after {said.n_seconds:.3f} s"
-    if said.failed:
-        return Outcome(name, "crash", said.failed, said.stage)
+def _judge(workload, place, log, survivor):
+    name = f"{workload.name}, after {log.n_seconds:.3f} s"
+    if log.failed:
+        return Outcome(name, "crash", log.failed, log.stage)
     try:
-        state = run_in_child(lambda: kind.check_killed(place, said))
+        state = run_in_child(lambda: workload.check_killed(place, log))
     except CaseError as error:
-        return Outcome(name, error.kind, f"left behind: {error}", said.stage)
-    shutil.copytree(place, kept)
-    return judge_in_child(name, lambda: kind.check_again(place, state), stage=said.stage)
+        return Outcome(name, error.kind, f"left behind: {error}", log.stage)
+    shutil.copytree(place, survivor)
+    return judge_in_child(name, lambda: workload.check_again(place, state), stage=log.stage)

@@ -1,4 +1,4 @@
-"""Group: all kinds of work, killed."""
+"""Group of faults: kills of all workloads."""
 
 import shutil
 
@@ -13,29 +13,29 @@ from tests.robustness.faults.workloads import (
     Training,
 )
 
-# Of each kind in the suite; a benchmark does many times as many.
+# Kills per workload in the tests; the benchmark multiplies them.
 _KILLS = 1
 
 
-def outcomes(folder, amount, world):
-    kinds = [
-        Images(world),
+def outcomes(folder, amount, inputs):
+    workloads = [
+        Images(inputs),
         RawWrites("float32"),
         RawWrites("float16"),
-        EncodeTo(world, over_another=False),
-        EncodeTo(world, over_another=True),
-        Saves(world),
-        FirstSave(world),
-        Training(world),
-        EncodeCommand(world),
-        FitCommand(world),
+        EncodeTo(inputs, over_another=False),
+        EncodeTo(inputs, over_another=True),
+        Saves(inputs),
+        FirstSave(inputs),
+        Training(inputs),
+        EncodeCommand(inputs),
+        FitCommand(inputs),
     ]
     n_kills = round(amount * _KILLS)
-    amounts = dict.fromkeys(kinds, n_kills)
-    if amount > 1:  # importing everything takes seconds, each time
-        started = [EncodeCommand(world, True), FitCommand(world, True)]
-        amounts |= dict.fromkeys(started, n_kills // 5)
-    for number, (kind, n_kills) in enumerate(amounts.items()):
-        place = folder / f"kind {number}"
-        yield from kills(kind, place, n_kills)
+    amounts = dict.fromkeys(workloads, n_kills)
+    if amount > 1:  # each new process imports packages for seconds
+        new_processes = [EncodeCommand(inputs, True), FitCommand(inputs, True)]
+        amounts |= dict.fromkeys(new_processes, n_kills // 5)
+    for number, (workload, n_kills) in enumerate(amounts.items()):
+        place = folder / f"workload {number}"
+        yield from kills(workload, place, n_kills)
         shutil.rmtree(place, ignore_errors=True)

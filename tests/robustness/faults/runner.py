@@ -1,6 +1,6 @@
-"""Groups of faults, made in a process of their own: ``python -m tests.robustness.faults.runner``.
+"""Groups of faults, run in a separate process: ``python -m tests.robustness.faults.runner``.
 
-That process starts no threads, so that it can fork.
+The process starts no threads, so that it can fork.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from tests.robustness.faults import (
     killed_workloads,
     shared_cache,
 )
-from tests.robustness.faults.world import World
+from tests.robustness.faults.world import SharedInputs
 
 GROUPS = {
     "killing": killed_workloads,
@@ -33,12 +33,12 @@ GROUPS = {
 
 
 def outcomes(groups, seconds=1800):
-    """Return the outcomes of all cases; the last is a crash or a hang if it ended early.
+    """Return the outcomes of all cases; the last is a crash or hang if the process ended early.
 
     Parameters
     ----------
     groups : dict of {str: float}
-        Keys of `GROUPS`, and how much of each: 1 is what the tests do.
+        Names of groups (see `GROUPS`) and multiples of the number of cases in the tests.
     """
     arguments = [f"{group}={amount}" for group, amount in groups.items()]
     return run_module("tests.robustness.faults.runner", arguments, seconds)
@@ -47,19 +47,23 @@ def outcomes(groups, seconds=1800):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("report", type=Path)
-    parser.add_argument("groups", nargs="+", help=f"of {', '.join(GROUPS)}, as NAME=AMOUNT")
+    parser.add_argument(
+        "groups",
+        nargs="+",
+        help=f"groups as NAME=AMOUNT, where NAME is one of {', '.join(GROUPS)}",
+    )
     options = parser.parse_args()
     with options.report.open("w") as report, tempfile.TemporaryDirectory() as folder:
-        os.chmod(folder, 0o755)  # children may be nobody
+        os.chmod(folder, 0o755)  # children may run as the user nobody
         os.chdir(folder)
         failed = False
-        group = "world"
+        group = "inputs"
         try:
-            world = World(Path(folder, "world"))
+            inputs = SharedInputs(Path(folder, "inputs"))
             for group, amount in (text.split("=") for text in options.groups):
                 place = Path(folder, group)
                 place.mkdir()
-                for outcome in GROUPS[group].outcomes(place, float(amount), world):
+                for outcome in GROUPS[group].outcomes(place, float(amount), inputs):
                     print(replace(outcome, group=group).line(), file=report, flush=True)
         except BaseException as error:
             traceback.print_exc()

@@ -1,4 +1,4 @@
-"""Group: four processes read and write one cache for as long as a benchmark says."""
+"""Group of faults: four processes read and write one cache at the same time."""
 
 import multiprocessing
 import os
@@ -16,7 +16,7 @@ _SECONDS, _MOST_SECONDS = 2, 60
 _N_KEYS = 3000
 
 
-def _truth(number):
+def _feature(number):
     rng = np.random.default_rng(number)
     return rng.normal(size=int(rng.integers(1, 1500))).astype(np.float32)
 
@@ -25,35 +25,35 @@ def _key(number):
     return number.to_bytes(32, "little")
 
 
-def _check(found, dtype):
-    for key, feature in found.items():
-        truth = _truth(int.from_bytes(key, "little")).astype(dtype).astype(np.float32)
-        expect(np.array_equal(feature, truth), f"a wrong feature of {dtype}")
+def _check(features, dtype):
+    for key, feature in features.items():
+        expected = _feature(int.from_bytes(key, "little")).astype(dtype).astype(np.float32)
+        expect(np.array_equal(feature, expected), f"a wrong feature of {dtype}")
 
 
 def _round(folder, rng, put):
-    """Open the cache, read and write some, and close it; what was put in must be there."""
+    """Open the cache, read and write entries, close it, and check that no entry is missing."""
     dtype = ("float32", "float16")[rng.integers(2)]
     with DiskFeatureCache(folder, dtype) as cache:
         for _ in range(int(rng.integers(1, 30))):
             numbers = rng.integers(_N_KEYS, size=int(rng.integers(1, 40))).tolist()
-            found = cache.get_many(map(_key, numbers))
-            _check(found, dtype)
-            known = {number for number in numbers if _key(number) in found}
-            expect(known >= put[dtype] & set(numbers), "put in, and gone", "lost")
+            features = cache.get_many(map(_key, numbers))
+            _check(features, dtype)
+            cached = {number for number in numbers if _key(number) in features}
+            expect(cached >= put[dtype] & set(numbers), "entries are missing", "lost")
             if rng.random() < 0.6:
-                cache.put_many({_key(number): _truth(number) for number in numbers})
+                cache.put_many({_key(number): _feature(number) for number in numbers})
                 put[dtype].update(numbers)
-    put["float16"] |= put["float32"]  # which a float16 cache reads, too
+    put["float16"] |= put["float32"]  # a float16 cache also reads float32 entries
 
 
-def _works(folder, seed, until, answers):
+def _run_process(folder, seed, until, answers):
     rng = np.random.default_rng(seed)
     put = {"float32": set(), "float16": set()}
     n_rounds = 0
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error")  # such as of a lock held too long, or of damage
+            warnings.simplefilter("error")  # such as warnings about locks or damage
             while time.monotonic() < until:
                 _round(folder, rng, put)
                 n_rounds += 1
@@ -67,7 +67,7 @@ def _works(folder, seed, until, answers):
         os._exit(0)
 
 
-def outcomes(folder, amount, world):
+def outcomes(folder, amount, inputs):
     cache_folder = folder / "cache"
     seconds = min(_MOST_SECONDS, _SECONDS * amount)
     context = multiprocessing.get_context("fork")
@@ -75,45 +75,47 @@ def outcomes(folder, amount, world):
     started = []
     for seed in range(_PROCESSES):
         here, there = context.Pipe(duplex=False)
-        process = context.Process(target=_works, args=(cache_folder, seed, until, there))
+        process = context.Process(target=_run_process, args=(cache_folder, seed, until, there))
         process.start()
         there.close()
         started.append((process, here))
     put = {"float32": set(), "float16": set()}
     for number, (process, here) in enumerate(started):
         name = f"process {number} of {_PROCESSES}, {seconds:.0f} s"
-        # A lock is waited for at most a minute; beyond that, it is one that never opens.
+        # Processes wait at most a minute for a lock; after that, they hang.
         if not here.poll(max(0.0, until - time.monotonic()) + 90):
             yield Outcome(name, "hang", "no answer")
             process.kill()
         else:
             try:
-                kind, told, its = here.recv()
+                kind, message, written = here.recv()
             except EOFError:
-                kind, told, its = "crash", "no answer", None
+                kind, message, written = "crash", "no answer", None
             if kind == "right":
-                yield Outcome(name, "right", f"{told} rounds", count=told)
-                for dtype, numbers in its.items():
+                yield Outcome(name, "right", f"{message} rounds", count=message)
+                for dtype, numbers in written.items():
                     put[dtype] |= numbers
             else:
-                yield Outcome(name, kind, told)
+                yield Outcome(name, kind, message)
         process.join()
-    yield _at_the_end(cache_folder, put)
+    yield _check_file(cache_folder, put)
 
 
-def _at_the_end(folder, put):
+def _check_file(folder, put):
     name = "the file that four processes wrote"
     try:
         for dtype, numbers in put.items():
             with DiskFeatureCache(folder, dtype) as cache:
-                found = cache.get_many(map(_key, sorted(numbers)))
-            _check(found, dtype)
-            expect(len(found) == len(numbers), f"{len(numbers) - len(found)} of {dtype}", "lost")
+                features = cache.get_many(map(_key, sorted(numbers)))
+            _check(features, dtype)
+            expect(
+                len(features) == len(numbers), f"{len(numbers) - len(features)} of {dtype}", "lost"
+            )
         connection = sqlite3.connect(folder / "features.sqlite")
-        ((told,),) = connection.execute("PRAGMA integrity_check")
+        ((result,),) = connection.execute("PRAGMA integrity_check")
         connection.close()
-        expect(told == "ok", told)
-        expect(not list(folder.glob("*.damaged*")), "moved aside")
+        expect(result == "ok", result)
+        expect(not list(folder.glob("*.damaged*")), "renamed as damaged")
     except CaseError as error:
         return Outcome(name, error.kind, str(error))
     return Outcome(name, "right")

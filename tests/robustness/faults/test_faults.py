@@ -1,6 +1,6 @@
-"""Kills and other faults, a few of each kind: nothing wrong, nothing lost, nothing hangs.
+"""Kills and other faults: no wrong results, no lost data and no hangs.
 
-`python -m benchmarks.reliability faults` makes the same, many times as many.
+`python -m benchmarks.reliability faults` runs many more cases of the same groups.
 """
 
 import os
@@ -10,30 +10,32 @@ import pytest
 
 from tests.robustness.faults.runner import outcomes
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills processes of its own")
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills child processes")
 
-# Group, and how many cases it has at least.
+# Minimum number of cases per group.
 GROUPS = {"killing": 9, "full": 12, "locked": 50, "clock": 20, "shared": 5, "versions": 42}
 
 
 @pytest.fixture(scope="module")
-def done():
-    """What became of every case, all made in one process and its children."""
+def outcomes_of_groups():
+    """Return the outcomes of all cases, which run in one process and its children."""
     return outcomes(dict.fromkeys(GROUPS, 1))
 
 
-def test_nothing_else_ends_them(done):
-    """All groups were gone through."""
-    assert [outcome for outcome in done if outcome.group not in GROUPS] == []
+def test_all_groups_are_completed(outcomes_of_groups):
+    """The runner reports a crash or hang of its own under another group."""
+    assert [outcome for outcome in outcomes_of_groups if outcome.group not in GROUPS] == []
 
 
 @pytest.mark.parametrize("group", GROUPS)
-def test_nothing_is_wrong_or_lost(group, done):
-    """Right, or one clear error, every time; and what a next run does is right."""
-    done = [outcome for outcome in done if outcome.group == group]
-    assert [outcome for outcome in done if outcome.kind not in ("right", "error")] == []
-    assert len(done) >= GROUPS[group]
-    kinds = Counter(outcome.kind for outcome in done)
+def test_results_are_correct_or_errors(group, outcomes_of_groups):
+    """Each case gives a correct result or a clear error, and the next run is correct."""
+    outcomes_of_groups = [outcome for outcome in outcomes_of_groups if outcome.group == group]
+    assert [
+        outcome for outcome in outcomes_of_groups if outcome.kind not in ("right", "error")
+    ] == []
+    assert len(outcomes_of_groups) >= GROUPS[group]
+    kinds = Counter(outcome.kind for outcome in outcomes_of_groups)
     assert kinds["right"] > 0
-    if group in ("full", "locked", "versions"):  # where some must have been refused
-        assert kinds["error"] > len(done) // 10
+    if group in ("full", "locked", "versions"):  # cases in which errors are expected
+        assert kinds["error"] > len(outcomes_of_groups) // 10

@@ -1,4 +1,4 @@
-"""Real images, a tiny encoder and a real one, and what they give when nothing goes wrong."""
+"""Images, encoders and expected features that all groups of faults share."""
 
 import hashlib
 import os
@@ -19,8 +19,8 @@ N_IMAGES = 64
 BATCH = 8
 
 
-class World:
-    """Made before anything is killed, in a process that has no threads of torch yet."""
+class SharedInputs:
+    """Images, encoders and features, created before torch has started threads in the process."""
 
     def __init__(self, folder, n_images=N_IMAGES):
         torch.set_num_threads(1)  # a pool of threads would not survive a fork
@@ -33,7 +33,7 @@ class World:
             torch.manual_seed(0)
             model = timm.create_model("test_vit", pretrained=False, num_classes=7).eval()
             for parameter in model.parameters():
-                if parameter.ndim > 1:  # larger than usual: images shall be far apart
+                if parameter.ndim > 1:  # large weights, so that features of images differ clearly
                     torch.nn.init.normal_(parameter, std=0.2)
         timm.models.save_for_hf(model, self.network, safe_serialization=True)
         encoder = self.encoder(None)
@@ -46,13 +46,13 @@ class World:
         keys = [hashlib.sha256(identity + encoder._digest(path)).digest() for path in self.paths]
         self.numbers = {key: number for number, key in enumerate(keys)}
         for path in [self.folder, *self.folder.rglob("*")]:
-            path.chmod(0o755)  # children may be nobody
+            path.chmod(0o755)  # children may run as the user nobody
 
     def _choose(self, n_images, encoder):
-        """Copy images whose features are far apart, so that a wrong one is seen."""
+        """Copy images whose features differ clearly, so that a wrong feature is detected."""
         data = load_openmoji()
         rows = np.random.default_rng(0).permutation(len(data.images))[: 3 * n_images]
-        # In a child, so that no thread of torch begins here.
+        # A child is used because torch must not start threads in this process.
         features = run_in_child(lambda: encoder.transform([data.images[row] for row in rows]))
         self.tolerance = 1e-3 * float(features.std())
         chosen = {}
@@ -65,7 +65,7 @@ class World:
             if len(chosen) < n_images and path not in chosen and is_apart:
                 chosen[path] = (row, feature)
                 shutil.copy(data.images[row], path)
-        expect(len(chosen) == n_images, f"{len(chosen)} images that are told apart")
+        expect(len(chosen) == n_images, f"{len(chosen)} distinguishable images")
         self.paths = sorted(chosen)
         self.captions = [data.captions[chosen[path][0]] for path in self.paths]
         self.features = np.array([chosen[path][1] for path in self.paths])
@@ -76,19 +76,22 @@ class World:
         )
 
     def aligners(self):
-        """Return fitted aligners, each of which is told from the others by its fingerprint."""
-        made = [KernelAligner(ridge=10.0**n) for n in (-2, -1)] + [ASIFAligner(k=10), CCAAligner()]
+        """Return fitted aligners with distinct fingerprints."""
+        aligners = [KernelAligner(ridge=10.0**n) for n in (-2, -1)] + [
+            ASIFAligner(k=10),
+            CCAAligner(),
+        ]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return [aligner.fit(self.features, self.texts) for aligner in made]
+            return [aligner.fit(self.features, self.texts) for aligner in aligners]
 
     def check_rows(self, features, rows=slice(None), what="features"):
-        truth = self.features[rows]
-        expect(features.shape == truth.shape, f"{what} of shape {features.shape}")
-        bad = np.flatnonzero(~(np.abs(features - truth) < self.tolerance).all(axis=1))
-        expect(not len(bad), f"{what}: rows {bad[:5]} are not what the network gives")
+        expected = self.features[rows]
+        expect(features.shape == expected.shape, f"{what} of shape {features.shape}")
+        bad = np.flatnonzero(~(np.abs(features - expected) < self.tolerance).all(axis=1))
+        expect(not len(bad), f"{what}: rows {bad[:5]} differ from those of the network")
 
 
 def _file_name(caption):
-    """Return a caption as a file's name, which `captions="filename"` reads back."""
+    """Return a file name from which `captions="filename"` reads the caption."""
     return "".join(c if c.isalnum() else "_" for c in caption) + ".png"

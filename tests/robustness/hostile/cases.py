@@ -1,4 +1,4 @@
-"""One hostile item, and what a straightforward reading of it gives."""
+"""Hostile items with their expected results."""
 
 import io
 from dataclasses import dataclass
@@ -10,22 +10,23 @@ from PIL import Image, ImageOps
 
 @dataclass(frozen=True)
 class Case:
-    """An item, and what may come of it.
+    """Item with its expected result.
 
-    `expect`: "right", "error", or "either". `truth` holds its RGB pixels; None stands for what
-    Pillow makes of it. Pixels may differ by `tolerance`. `large` is how many it may decode.
+    `expect` is "right", "error" or "either". `pixels` are the expected RGB pixels; None means
+    those that Pillow decodes. Pixels may differ by `tolerance`. `large` is the number of pixels
+    for which memory may be used.
     """
 
     name: str
     item: Any
     expect: str = "either"
-    truth: np.ndarray | None = None
+    pixels: np.ndarray | None = None
     tolerance: int = 1
     large: int = 0
 
 
-def plain(item):
-    """Decode with Pillow alone, upright and on white: what ours is compared with."""
+def decode_with_pillow(item):
+    """Return the reference pixels: decoded by Pillow, upright and on a white background."""
     if isinstance(item, np.ndarray):
         image = Image.fromarray(item)
     elif isinstance(item, Image.Image):
@@ -34,11 +35,11 @@ def plain(item):
         image = Image.open(io.BytesIO(item) if isinstance(item, bytes) else item)
     try:
         image = ImageOps.exif_transpose(image)
-    except Exception:  # a damaged tag: the pixels stand
+    except Exception:  # a damaged tag does not affect the pixels
         image.load()
     image = image.convert("RGBA")
-    ground = Image.new("RGBA", image.size, "white")
-    return np.asarray(Image.alpha_composite(ground, image).convert("RGB"))
+    background = Image.new("RGBA", image.size, "white")
+    return np.asarray(Image.alpha_composite(background, image).convert("RGB"))
 
 
 def as_bytes(image, form, **options):
@@ -48,7 +49,7 @@ def as_bytes(image, form, **options):
 
 
 def base_image(width=40, height=30):
-    """Return an image without symmetry, of many colours."""
+    """Return an asymmetric image with many colours."""
     y, x = np.mgrid[:height, :width]
     red, green = 255 * x / max(width - 1, 1), 255 * y / max(height - 1, 1)
     blue = 255 * ((x // 5 + y // 7) % 2)

@@ -1,16 +1,16 @@
-"""Files cut at every boundary of their format, and with bits flipped."""
+"""Truncated files and files with flipped bits."""
 
 import struct
 from functools import cache
 
 import numpy as np
 
-from tests.robustness.hostile.cases import Case, as_bytes, base_image, plain
+from tests.robustness.hostile.cases import Case, as_bytes, base_image, decode_with_pillow
 
 
 @cache
-def whole_files():
-    """Return the bytes of one image in every format and variety that is damaged."""
+def undamaged_files():
+    """Return the bytes of one image in every tested format and variant."""
     rgb = base_image()
     rgba = rgb.copy()
     rgba.putalpha(rgb.getchannel("R"))
@@ -34,62 +34,62 @@ def whole_files():
 
 
 def boundaries(name, data):
-    """Return where parts of a file begin."""
+    """Return the offsets at which parts of a file start."""
     walk = {"png": _png, "jpe": _jpeg, "gif": _gif, "web": _riff, "tif": _tiff, "bmp": _bmp}
-    return sorted(place for place in set(walk[name[:3]](data)) if 0 < place < len(data))
+    return sorted(offset for offset in set(walk[name[:3]](data)) if 0 < offset < len(data))
 
 
 def _png(data):
-    place, found = 8, [1, 8]
-    while place < len(data):
-        (length,) = struct.unpack_from(">I", data, place)
-        found += [place + 4, place + 8, place + 8 + length, place + 12 + length]
-        place += 12 + length
-    return found
+    offset, offsets = 8, [1, 8]
+    while offset < len(data):
+        (length,) = struct.unpack_from(">I", data, offset)
+        offsets += [offset + 4, offset + 8, offset + 8 + length, offset + 12 + length]
+        offset += 12 + length
+    return offsets
 
 
 def _jpeg(data):
-    place, found = 2, [1, 2]
-    while data[place + 1] != 0xDA:
-        (length,) = struct.unpack_from(">H", data, place + 2)
-        found += [place + 1, place + 2, place + 4, place + 2 + length]
-        place += 2 + length
-    (length,) = struct.unpack_from(">H", data, place + 2)
-    return [*found, place + 2 + length, len(data) - 2, len(data) - 1]
+    offset, offsets = 2, [1, 2]
+    while data[offset + 1] != 0xDA:
+        (length,) = struct.unpack_from(">H", data, offset + 2)
+        offsets += [offset + 1, offset + 2, offset + 4, offset + 2 + length]
+        offset += 2 + length
+    (length,) = struct.unpack_from(">H", data, offset + 2)
+    return [*offsets, offset + 2 + length, len(data) - 2, len(data) - 1]
 
 
 def _gif(data):
     table = 3 * 2 ** ((data[10] & 7) + 1) if data[10] & 0x80 else 0
-    place, found = 13 + table, [3, 6, 10, 13, 13 + table]
-    while data[place] != 0x3B:
-        if data[place] == 0x21:
-            place += 2
+    offset, offsets = 13 + table, [3, 6, 10, 13, 13 + table]
+    while data[offset] != 0x3B:
+        if data[offset] == 0x21:
+            offset += 2
         else:
-            flags = data[place + 9]
-            place += 11 + (3 * 2 ** ((flags & 7) + 1) if flags & 0x80 else 0)
-        found.append(place)
-        while data[place]:
-            place += 1 + data[place]
-            found.append(place)
-        place += 1
-        found.append(place)
-    return found
+            flags = data[offset + 9]
+            offset += 11 + (3 * 2 ** ((flags & 7) + 1) if flags & 0x80 else 0)
+        offsets.append(offset)
+        while data[offset]:
+            offset += 1 + data[offset]
+            offsets.append(offset)
+        offset += 1
+        offsets.append(offset)
+    return offsets
 
 
 def _riff(data):
-    place, found = 12, [4, 8, 12]
-    while place < len(data):
-        (length,) = struct.unpack_from("<I", data, place + 4)
-        found += [place + 4, place + 8, place + 18]
-        place += 8 + length + length % 2
-    return [*found, len(data) - 1]
+    offset, offsets = 12, [4, 8, 12]
+    while offset < len(data):
+        (length,) = struct.unpack_from("<I", data, offset + 4)
+        offsets += [offset + 4, offset + 8, offset + 18]
+        offset += 8 + length + length % 2
+    return [*offsets, len(data) - 1]
 
 
 def _tiff(data):
-    (place,) = struct.unpack_from("<I", data, 4)
-    (n_entries,) = struct.unpack_from("<H", data, place)
-    entries = [place + 2 + 12 * entry for entry in range(n_entries + 1)]
-    return [2, 4, 8, place, *entries, len(data) - 1]
+    (offset,) = struct.unpack_from("<I", data, 4)
+    (n_entries,) = struct.unpack_from("<H", data, offset)
+    entries = [offset + 2 + 12 * entry for entry in range(n_entries + 1)]
+    return [2, 4, 8, offset, *entries, len(data) - 1]
 
 
 def _bmp(data):
@@ -98,24 +98,24 @@ def _bmp(data):
 
 
 def cut_files(n_more=4):
-    """Yield files cut at each boundary and at some places between; whole pixels or an error."""
-    for name, data in whole_files().items():
-        truth = plain(data)
+    """Yield files truncated at each boundary and between; the result is all pixels or an error."""
+    for name, data in undamaged_files().items():
+        pixels = decode_with_pillow(data)
         grid = np.linspace(0, len(data), n_more + 2).astype(int)[1:-1].tolist()
-        for place in sorted({*boundaries(name, data), *grid}):
-            yield Case(f"{name} cut at {place} of {len(data)}", data[:place], "either", truth)
+        for offset in sorted({*boundaries(name, data), *grid}):
+            yield Case(f"{name} cut at {offset} of {len(data)}", data[:offset], "either", pixels)
 
 
 def flipped_files(n_each=8, seed=0):
-    """Yield files with one bit changed, or several."""
+    """Yield files with one or several flipped bits."""
     rng = np.random.default_rng(seed)
-    for name, data in whole_files().items():
+    for name, data in undamaged_files().items():
         head = max(boundaries(name, data)[:-1], default=len(data))
         for number in range(n_each):
             damaged = bytearray(data)
             end = min(head, len(data)) if number % 2 else len(data)
-            places = rng.integers(0, end, 1 + 3 * (number % 4 == 3)).tolist()
-            for place in places:
-                damaged[place] ^= 1 << int(rng.integers(8))
-            # Bytes that still decode are an image: nothing but Pillow says of what.
-            yield Case(f"{name}, flip {number}, of bits in {places}", bytes(damaged))
+            offsets = rng.integers(0, end, 1 + 3 * (number % 4 == 3)).tolist()
+            for offset in offsets:
+                damaged[offset] ^= 1 << int(rng.integers(8))
+            # If the bytes can still be decoded, Pillow gives the reference pixels.
+            yield Case(f"{name}, flip {number}, of bits in {offsets}", bytes(damaged))

@@ -1,7 +1,7 @@
-"""Fuzzing of all inputs: image bytes, captions, labels, tables, folders and saved models.
+"""Fuzzing of image bytes, captions, labels, tables, folders and saved models.
 
-Each function tries a number of examples, the same ones each time. A failure is an AssertionError
-or another exception, with the smallest example that was found.
+Each function runs a number of reproducible examples. A failure is an AssertionError or another
+exception, with the smallest failing example.
 """
 
 import csv
@@ -34,8 +34,8 @@ from sklearn_ape.encoders import TransformersTextEncoder
 from sklearn_ape.persistence.files import read_model, write_model
 from sklearn_ape.utils.files import IMAGE_SUFFIXES
 from tests.robustness.hostile.cases import Case, as_bytes, base_image
-from tests.robustness.hostile.corpus import entrance, judged
-from tests.robustness.hostile.damaged_files import whole_files
+from tests.robustness.hostile.corpus import judge, load_image
+from tests.robustness.hostile.damaged_files import undamaged_files
 
 _KINDS = {
     "kernel": KernelAligner(n_components=None),
@@ -43,15 +43,15 @@ _KINDS = {
     "asif": ASIFAligner(),
     "ape": APEAligner(width=8, max_epochs=2, early_stopping=False, random_state=0),
 }
-# ImportError is of weights that are named and not installed.
-_MODEL_REFUSALS = (ValueError, OSError, ImportError)
+# ImportError is raised for named weights that are not installed.
+_MODEL_ERRORS = (ValueError, OSError, ImportError)
 
 
 def run(examples, check, **strategies):
-    """Check so many examples and count what `check` returns."""
-    found = Counter()
-    given_them = given(**strategies)(lambda **values: found.update(check(**values)))
-    quiet = settings(
+    """Run `check` on a number of examples, and count the outcomes that it returns."""
+    counts = Counter()
+    fuzzed = given(**strategies)(lambda **values: counts.update(check(**values)))
+    configure = settings(
         max_examples=examples,
         derandomize=True,
         database=None,
@@ -60,8 +60,8 @@ def run(examples, check, **strategies):
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        quiet(given_them)()
-    return found
+        configure(fuzzed)()
+    return counts
 
 
 _json_values = st.recursive(
@@ -87,15 +87,15 @@ _json_values = st.recursive(
 )
 
 
-def _places(value, path=()):
-    """Yield where something can be put in a JSON value."""
+def _value_paths(value, path=()):
+    """Yield the paths of all values within a JSON value."""
     yield path
     if isinstance(value, dict | list):
         for key in value if isinstance(value, dict) else range(len(value)):
-            yield from _places(value[key], (*path, key))
+            yield from _value_paths(value[key], (*path, key))
 
 
-def _saved(folder):
+def _save_models(folder):
     """Save a small model of each kind, and return their tensors and configs."""
     rng = np.random.default_rng(0)
     image, text = rng.standard_normal((60, 5)), rng.standard_normal((60, 4))
@@ -107,24 +107,24 @@ def _saved(folder):
 def _outcome(folder):
     try:
         load_pretrained(folder)
-    except _MODEL_REFUSALS as error:
+    except _MODEL_ERRORS as error:
         if not str(error).strip():
-            raise  # refused without a word
+            raise  # an error without a message is a failure
         return ["error"]
     return ["right"]
 
 
 def fuzz_configs(examples):
-    """Values of the description are dropped or replaced, with digests that fit."""
+    """Remove or replace values of the config, and update the digests."""
     with tempfile.TemporaryDirectory() as parent:
-        saved = _saved(Path(parent))
+        saved = _save_models(Path(parent))
         changed = Path(parent, "changed")
 
         def check(data):
             config, tensors = saved[data.draw(st.sampled_from(sorted(saved)))]
             model = json.loads(json.dumps(config["model"]))
             for _ in range(data.draw(st.integers(1, 3))):
-                path = data.draw(st.sampled_from([p for p in _places(model) if p]))
+                path = data.draw(st.sampled_from([p for p in _value_paths(model) if p]))
                 inner = model
                 for key in path[:-1]:
                     inner = inner[key]
@@ -142,9 +142,9 @@ def fuzz_configs(examples):
 
 
 def fuzz_bytes(examples):
-    """Bytes of the two files are changed: what is loaded has the numbers that were saved."""
+    """Change bytes of both files; a model that can be loaded has the saved tensors."""
     with tempfile.TemporaryDirectory() as parent:
-        saved = _saved(Path(parent))
+        saved = _save_models(Path(parent))
         changed = Path(parent, "changed")
 
         def check(data):
@@ -154,7 +154,7 @@ def fuzz_bytes(examples):
             for _ in range(data.draw(st.integers(1, 2))):
                 path = changed / data.draw(st.sampled_from(["config.json", "model.safetensors"]))
                 content = bytearray(path.read_bytes())
-                # Half of them where the headers are.
+                # Half of the changes are in the headers.
                 end = data.draw(st.sampled_from([len(content), min(len(content), 6000)]))
                 for _ in range(data.draw(st.integers(1, 4))):
                     start = data.draw(st.integers(0, end))
@@ -171,8 +171,8 @@ def fuzz_bytes(examples):
         return run(examples, check, data=st.data())
 
 
-_CHARACTERS = st.characters(categories=["L", "M", "N", "P", "S", "Z", "C"])  # surrogates as well
-_AWKWARD = st.sampled_from(
+_CHARACTERS = st.characters(categories=["L", "M", "N", "P", "S", "Z", "C"])  # including surrogates
+_UNUSUAL = st.sampled_from(
     [
         *("", " ", "\0", "a\0", "\u200b", "\ufeff", "\u202eabc", "\ud800", "x\udfff", "\n\r\t"),
         *(
@@ -210,7 +210,7 @@ _AWKWARD = st.sampled_from(
     ]
 )
 TEXTS = st.one_of(
-    _AWKWARD,
+    _UNUSUAL,
     st.text(_CHARACTERS, max_size=40),
     st.builds(lambda text, n: (text + " ") * n, st.text(_CHARACTERS, max_size=6), st.just(10_000)),
 )
@@ -218,8 +218,8 @@ TEXTS = st.one_of(
 
 @st.composite
 def damaged_files(draw):
-    """Return a sound file, changed up to six times."""
-    files = whole_files()
+    """Draw a valid file with up to six changes."""
+    files = undamaged_files()
     data = bytearray(files[draw(st.sampled_from(sorted(files)))])
     for _ in range(draw(st.integers(1, 6))):
         place = draw(st.integers(0, max(len(data) - 1, 0)))
@@ -242,12 +242,12 @@ def damaged_files(draw):
             other = files[draw(st.sampled_from(sorted(files)))]
             data[place:] = other[min(place, len(other)) :]
     if data[:4] == b"\x89PNG" and draw(st.booleans()):
-        _mend_checksums(data)
+        _fix_checksums(data)
     return bytes(data)
 
 
-def _mend_checksums(data):
-    """Make the chunks of a PNG pass their first check, so that what is in them is read."""
+def _fix_checksums(data):
+    """Update the checksums of a PNG, so that decoders read the damaged chunks."""
     place = 8
     while place + 12 <= len(data):
         (length,) = struct.unpack_from(">I", data, place)
@@ -259,23 +259,23 @@ def _mend_checksums(data):
 
 
 def fuzz_images(examples):
-    """Damaged files give Pillow's pixels or one clear error."""
+    """Damaged files give the pixels that Pillow decodes, or one clear error."""
 
     def check(data):
-        kind, message = judged(Case("fuzzed", data, large=89_000_000))
+        kind, message = judge(Case("fuzzed", data, large=89_000_000))
         assert kind in ("right", "error"), (kind, message)
         return [kind]
 
     return run(examples, check, data=damaged_files())
 
 
-def _only_if(reason, error):
-    """Fail where sound input was refused, or with words that do not help."""
+def _raise_unless(reason, error):
+    """Raise an AssertionError unless there is a reason for the error."""
     if not reason:
-        raise AssertionError(f"refused without a reason: {error!r}") from error
+        raise AssertionError(f"error without a reason: {error!r}") from error
 
 
-def _says_something(text):
+def _is_visible_text(text):
     if not isinstance(text, str):
         return False
     try:
@@ -286,10 +286,10 @@ def _says_something(text):
 
 
 def fuzz_captions(examples):
-    """Good captions are encoded as if alone, all others are named."""
+    """Valid captions have the feature of the caption alone; others are named in `errors_`."""
     encoder = TransformersTextEncoder(cache=None, on_error="nan")
-    odd = st.sampled_from([None, float("nan"), 3, b"bytes", ["list"], {"a": 1}, True])
-    anything = st.one_of(TEXTS, TEXTS, TEXTS, odd)
+    invalid = st.sampled_from([None, float("nan"), 3, b"bytes", ["list"], {"a": 1}, True])
+    anything = st.one_of(TEXTS, TEXTS, TEXTS, invalid)
 
     def check(captions):
         features = encoder.transform(captions)
@@ -297,9 +297,9 @@ def fuzz_captions(examples):
         bad = np.flatnonzero(np.isnan(features).any(axis=1)).tolist()
         assert bad == sorted(errors)
         for row, text in enumerate(captions):
-            assert _says_something(text) or row in errors, "taken for a caption"
+            assert _is_visible_text(text) or row in errors, "accepted as a caption"
             if row in errors:
-                assert not _says_something(text) or "empty" in errors[row], errors[row]
+                assert not _is_visible_text(text) or "empty" in errors[row], errors[row]
                 assert "\n" not in errors[row], "more than a line"
                 assert len(errors[row]) < 1000, "a long message"
         good = [row for row in range(len(captions)) if row not in errors]
@@ -314,7 +314,7 @@ def fuzz_captions(examples):
 
 
 def fuzz_labels(examples):
-    """Classes are answered by what their own prompts say, or refused."""
+    """Predictions are those of the prompts of the classes, or an error is raised."""
     encoder = TransformersTextEncoder()
     captions = ["a cat", "a dog", "rain", "a red apple", "a house", "two trees"] * 4
     rng = np.random.default_rng(0)
@@ -322,11 +322,11 @@ def fuzz_labels(examples):
     image = image + 0.05 * rng.standard_normal(image.shape).astype(np.float32)
     aligner = CCAAligner(text_encoder=encoder).fit(image, captions)
     asked = aligner.transform(image[:6])
-    sound = st.one_of(_AWKWARD, st.text(_CHARACTERS, max_size=20)).filter(
-        lambda text: _says_something(text) and not text.endswith("\0")
+    valid = st.one_of(_UNUSUAL, st.text(_CHARACTERS, max_size=20)).filter(
+        lambda text: _is_visible_text(text) and not text.endswith("\0")
     )
     places = ["{}", "a {}", "{{}}", "{0.__class__} {}", "%s {}", "{a} {}"]
-    good = st.sampled_from(places) | st.builds("{}{{}}{}".format, sound, sound).filter(
+    good = st.sampled_from(places) | st.builds("{}{{}}{}".format, valid, valid).filter(
         lambda text: text.count("{}") == 1
     )
     bad = st.sampled_from(["{}{}", "{", "x", ""]) | st.builds("{}{{}}{}".format, TEXTS, TEXTS)
@@ -336,43 +336,43 @@ def fuzz_labels(examples):
         nul = any(label.endswith("\0") for label in labels)
         no_place = any(text.count("{}") != 1 for text in templates)
         prompts = {label: [label.join(text.split("{}")) for text in templates] for label in labels}
-        unsound = not all(map(_says_something, [*labels, *chain(*prompts.values())]))
+        has_invalid_text = not all(map(_is_visible_text, [*labels, *chain(*prompts.values())]))
         classifier = ZeroShotClassifier(
             labels, aligner=aligner, templates=templates, standardize=False
         )
         try:
-            found = classifier.predict(image[:6])
+            predicted = classifier.predict(image[:6])
             classes = classifier.classes_.tolist()
-            shares = classifier.predict_proba(image[:6])
+            proba = classifier.predict_proba(image[:6])
         except ValueError as error:
-            hidden = "empty" in str(error)  # of characters that nobody sees
-            _only_if(repeated or nul or no_place or unsound or hidden, error)
+            invisible = "empty" in str(error)  # of invisible characters
+            _raise_unless(repeated or nul or no_place or has_invalid_text or invisible, error)
             return ["error"]
-        assert not any((repeated, nul, no_place, unsound)), "bad labels were taken"
+        assert not any((repeated, nul, no_place, has_invalid_text)), "invalid labels were accepted"
         assert classes == sorted(labels)
         means = [
             aligner.transform_text(list(dict.fromkeys(prompts[c]))).mean(axis=0) for c in classes
         ]
         cosines = asked @ np.array([mean / np.linalg.norm(mean) for mean in means]).T
-        places = [classes.index(label) for label in found]
+        places = [classes.index(label) for label in predicted]
         assert (cosines.max(axis=1) - cosines[range(6), places] < 1e-3).all(), "not the nearest"
-        np.testing.assert_allclose(shares.sum(axis=1), 1, atol=1e-4)
+        np.testing.assert_allclose(proba.sum(axis=1), 1, atol=1e-4)
         return ["right"]
 
-    labels = st.lists(sound, min_size=1, max_size=5, unique=True)
+    labels = st.lists(valid, min_size=1, max_size=5, unique=True)
     templates = st.lists(good, min_size=1, max_size=3)
-    sound_ones = st.tuples(labels, templates)
-    any_ones = st.tuples(
+    valid_arguments = st.tuples(labels, templates)
+    any_arguments = st.tuples(
         labels | st.lists(TEXTS, min_size=1, max_size=5), templates | st.lists(bad, max_size=3)
     )
-    return run(examples, lambda given_: check(*given_), given_=sound_ones | any_ones)
+    return run(examples, lambda given_: check(*given_), given_=valid_arguments | any_arguments)
 
 
-_REFUSALS = (ValueError, FileNotFoundError, TypeError, IsADirectoryError)
+_TABLE_ERRORS = (ValueError, FileNotFoundError, TypeError, IsADirectoryError)
 
 
 def fuzz_tables(examples):
-    """Tables come back as written, or are refused by name; so are damaged ones."""
+    """Tables are read as written, or an error names the file, also if it is damaged."""
     cell = st.text(_CHARACTERS.filter(lambda c: not "\ud800" <= c <= "\udfff"), max_size=12)
     rows = st.lists(st.tuples(cell, cell), min_size=1, max_size=5)
     forms = st.sampled_from(["csv", "tsv", "jsonl"])
@@ -380,7 +380,7 @@ def fuzz_tables(examples):
     def check(rows, form, damage):
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder, f"pairs.{form}")
-            content = _written(rows, form)
+            content = _format_table(rows, form)
             if damage is not None:
                 place, piece = damage
                 place %= len(content)
@@ -388,9 +388,11 @@ def fuzz_tables(examples):
             file.write_bytes(content)
             try:
                 data = load_pairs(file, check_files=False)
-            except _REFUSALS as error:
+            except _TABLE_ERRORS as error:
                 blank = any(not a.strip() or not b.strip() for a, b in rows)
-                _only_if(repr(str(file)) in str(error) and (damage is not None or blank), error)
+                _raise_unless(
+                    repr(str(file)) in str(error) and (damage is not None or blank), error
+                )
                 return ["error"]
             assert len(data.images) == len(data.captions)
             if damage is None:
@@ -403,7 +405,7 @@ def fuzz_tables(examples):
     return run(examples, check, rows=rows, form=forms, damage=damage)
 
 
-def _written(rows, form):
+def _format_table(rows, form):
     if form == "jsonl":
         lines = [json.dumps({"image": a, "caption": b}) for a, b in rows]
         return "\n".join(lines).encode()
@@ -414,7 +416,7 @@ def _written(rows, form):
 
 
 def fuzz_folders(examples):
-    """Images are listed under whatever name they have, and can be read under it."""
+    """Images with any file name are listed and can be read."""
     data = as_bytes(base_image(4, 3), "PNG")
     stem = st.one_of(
         st.text(_CHARACTERS, min_size=1, max_size=20).map(
@@ -438,22 +440,22 @@ def fuzz_folders(examples):
                 path = os.path.join(parent, name)
                 with open(path, "wb") as file:
                     file.write(data)
-                known = Path(os.fsdecode(path)).suffix.lower() in IMAGE_SUFFIXES
-                if known and not name.startswith(b"."):
+                is_image = Path(os.fsdecode(path)).suffix.lower() in IMAGE_SUFFIXES
+                if is_image and not name.startswith(b"."):
                     expected.add(os.fsdecode(path))
             try:
                 listed = load_image_folder(folder, captions=None)
             except ValueError as error:
-                _only_if(not expected, error)
+                _raise_unless(not expected, error)
                 return ["error"]
             assert set(listed.images) == expected
             assert len(listed.images) == len(expected)
             for path in listed.images:
-                assert entrance(path).shape == (3, 4, 3)
+                assert load_image(path).shape == (3, 4, 3)
             try:
                 named = load_image_folder(folder, captions="filename")
             except ValueError as error:
-                _only_if("no words" in str(error), error)
+                _raise_unless("no words" in str(error), error)
                 return ["error"]
             assert len(named.captions) == len(expected)
             return ["right"]
@@ -467,6 +469,6 @@ FUZZERS = {
     "labels and templates": fuzz_labels,
     "tables": fuzz_tables,
     "folders": fuzz_folders,
-    "saved models, what they say": fuzz_configs,
-    "saved models, their bytes": fuzz_bytes,
+    "saved models, configs": fuzz_configs,
+    "saved models, bytes": fuzz_bytes,
 }

@@ -1,4 +1,4 @@
-"""Hostile paths, and objects that are no images."""
+"""Hostile paths, and objects that are not images."""
 
 import io
 import os
@@ -8,16 +8,16 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.robustness.hostile.cases import Case, as_bytes, base_image, plain
+from tests.robustness.hostile.cases import Case, as_bytes, base_image, decode_with_pillow
 
 FORMATS = {"PNG": "png", "JPEG": "jpg", "GIF": "gif", "WEBP": "webp", "TIFF": "tif", "BMP": "bmp"}
 
 
-def places(folder):
-    """Yield paths below `folder`, in which they are made."""
+def make_paths(folder):
+    """Create files below `folder`, and yield their paths as cases."""
     folder = Path(folder)
     image = as_bytes(base_image(), "PNG")
-    truth = np.asarray(base_image())
+    pixels = np.asarray(base_image())
 
     def put(name, data=image):
         path = os.path.join(os.fsencode(folder), os.fsencode(name))
@@ -25,7 +25,7 @@ def places(folder):
             file.write(data)
         return os.fsdecode(path)
 
-    odd = {
+    names = {
         "spaces": "an image  of two .png",
         "a line feed": "line\nfeed\r.png",
         "a tab": "tab\t.png",
@@ -44,22 +44,22 @@ def places(folder):
         "a backslash": "C:\\image.png",
         "250 letters": "x" * 246 + ".png",
     }
-    for what, name in odd.items():
-        yield Case(f"path with {what}", put(name), "right", truth)
+    for description, name in names.items():
+        yield Case(f"path with {description}", put(name), "right", pixels)
     whole = put("whole.png")
-    yield Case("Path object", Path(whole), "right", truth)
+    yield Case("Path object", Path(whole), "right", pixels)
     with os.scandir(os.fsencode(folder)) as entries:
         entry = next(entry for entry in entries if entry.name == b"whole.png")
-    yield Case("DirEntry of bytes", entry, "right", truth)
+    yield Case("DirEntry of bytes", entry, "right", pixels)
     gone = put("gone.png")
     with os.scandir(os.fsencode(folder)) as entries:
         entry = next(entry for entry in entries if entry.name == b"gone.png")
     os.unlink(gone)
     yield Case("DirEntry of bytes of a file that is gone", entry, "error")
     put("there.png")
-    yield Case("relative path", "there.png", "right", truth)  # the folder is the current one
-    yield Case("relative path with dots", "./../" + folder.name + "/there.png", "right", truth)
-    yield Case("np.str_", np.str_(whole), "right", truth)
+    yield Case("relative path", "there.png", "right", pixels)  # relative to the current folder
+    yield Case("relative path with dots", "./../" + folder.name + "/there.png", "right", pixels)
+    yield Case("np.str_", np.str_(whole), "right", pixels)
     for name, text in {
         "home": "~",
         "a file at home": "~/no such image.png",
@@ -83,7 +83,7 @@ def places(folder):
     shifted = [*list(FORMATS.values())[1:], "png"]
     for (form, data), suffix in zip(contents.items(), shifted, strict=True):
         path = put(f"really {form}.{suffix}", data)
-        yield Case(f"{form} called {suffix}", path, "right", plain(data))
+        yield Case(f"{form} called {suffix}", path, "right", decode_with_pillow(data))
     for name, data in {
         "0 bytes": b"",
         "one byte": b"\x89",
@@ -103,20 +103,18 @@ def places(folder):
     sparse = put("sparse.png", b"")
     os.truncate(sparse, 2**40)
     yield Case("1 TB of zeros", sparse, "error")
-    yield Case(
-        "1 TB that begins as a TIFF", _stretched(put("sparse.tif", b"II*\0"), 2**40), "error"
-    )
+    yield Case("1 TB that begins as a TIFF", _enlarge(put("sparse.tif", b"II*\0"), 2**40), "error")
 
     if hasattr(os, "mkfifo"):
-        yield from _special(folder, whole, truth)
+        yield from _make_special_files(folder, whole, pixels)
 
 
-def _stretched(path, size):
+def _enlarge(path, size):
     os.truncate(path, size)
     return path
 
 
-def _special(folder, whole, truth):
+def _make_special_files(folder, whole, pixels):
     def link(name, target):
         os.symlink(target, folder / name)
         return str(folder / name)
@@ -127,8 +125,8 @@ def _special(folder, whole, truth):
     (folder / "folder.png").mkdir()
     yield Case("folder", str(folder / "folder.png"), "error")
     yield Case("link to a folder", link("to folder.png", folder / "folder.png"), "error")
-    yield Case("link", link("link.png", whole), "right", truth)
-    yield Case("relative link", link("relative.png", "there.png"), "right", truth)
+    yield Case("link", link("link.png", whole), "right", pixels)
+    yield Case("relative link", link("relative.png", "there.png"), "right", pixels)
     yield Case("link to itself", link("loop.png", folder / "loop.png"), "error")
     link("ping.png", folder / "pong.png")
     yield Case("links in a circle", link("pong.png", folder / "ping.png"), "error")
@@ -139,7 +137,7 @@ def _special(folder, whole, truth):
     yield Case("60 links in a row", place, "error")
     server = socket.socket(socket.AF_UNIX)
     here = os.getcwd()
-    os.chdir(folder)  # the names of sockets are short
+    os.chdir(folder)  # paths of sockets are limited in length
     server.bind("socket.png")
     os.chdir(here)
     server.close()
@@ -154,8 +152,8 @@ def _special(folder, whole, truth):
         yield Case("file without permission", str(secret), "error")
 
 
-def objects():
-    """Yield what is not a path."""
+def make_objects():
+    """Yield cases of objects that are not paths."""
     rgb = np.asarray(base_image())
     data = as_bytes(base_image(), "PNG")
     right = {

@@ -1,4 +1,4 @@
-"""Hostile images and texts: the right result or one clear error, in bounded time and memory."""
+"""Hostile images and texts give correct results or clear errors in bounded time and memory."""
 
 import os
 import signal
@@ -11,7 +11,7 @@ from PIL import Image
 from sklearn_ape.datasets import load_pairs
 from sklearn_ape.encoders import TransformersTextEncoder
 from sklearn_ape.encoders import images as _images
-from sklearn_ape.encoders.image_encoder import _square_on_white
+from sklearn_ape.encoders.image_encoder import _pad_to_square
 from sklearn_ape.encoders.images import image_digest, read_image
 from sklearn_ape.encoders.items import ItemError
 from sklearn_ape.prompts import prompts_of, resolve_names
@@ -22,12 +22,12 @@ from tests.robustness.hostile.fuzz import FUZZERS
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
-    """What became of every case, each read in a child process."""
+    """Return the outcomes of all cases, which are read in a child process."""
     return outcomes(str(tmp_path_factory.mktemp("hostile")))
 
 
-def test_every_case_is_tried(done):
-    """Nothing is lost on the way, and good images are among the cases as well as bad ones."""
+def test_every_case_has_an_outcome(done):
+    """There are many valid and many invalid images among the cases."""
     assert len(done) > 600
     assert len({outcome.name for outcome in done}) == len(done)
     kinds = Counter(outcome.kind for outcome in done)
@@ -36,15 +36,15 @@ def test_every_case_is_tried(done):
 
 
 @pytest.mark.parametrize("kind", ["crash", "hang", "greedy", "unclear", "wrong"])
-def test_nothing_else_happens(done, kind):
-    """No exception but ours, no dead process, no wrong pixels, no endless wait, no full memory."""
+def test_no_case_fails(done, kind):
+    """Reading never ends in a crash, a hang, too much memory, wrong pixels or an unclear error."""
     assert [outcome for outcome in done if outcome.kind == kind] == []
 
 
 @pytest.mark.exhaustive
 @pytest.mark.filterwarnings("ignore")
-def test_good_ones_are_as_if_alone_and_errors_name_the_bad_ones(tmp_path, monkeypatch):
-    """`errors_` names exactly the bad rows, which are NaN; the others are those of the image."""
+def test_batch_gives_features_of_valid_images_and_errors_of_others(tmp_path, monkeypatch):
+    """`errors_` names the invalid rows, which are NaN; other rows are those of the image alone."""
     monkeypatch.chdir(tmp_path)
     cases = [case for case in corpus(str(tmp_path)) if not case.large]
     done = batch_outcomes(cases)
@@ -55,17 +55,17 @@ def test_good_ones_are_as_if_alone_and_errors_name_the_bad_ones(tmp_path, monkey
 
 
 class TestFiles:
-    """Paths that lead to no ordinary file."""
+    """Paths of special and very large files."""
 
     @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="a pipe with a name")
-    def test_reading_a_pipe_does_not_wait_for_a_writer(self, tmp_path):
-        """Figures read images without an encoder's digest before: for ever, from a pipe."""
+    def test_reading_a_pipe_raises_without_waiting(self, tmp_path):
+        """Displays read images without computing a digest first, and would wait for a writer."""
         os.mkfifo(tmp_path / "pipe.png")
 
-        def waited_for_ever(*_):
+        def raise_timeout(*_):
             raise TimeoutError
 
-        before = signal.signal(signal.SIGALRM, waited_for_ever)
+        before = signal.signal(signal.SIGALRM, raise_timeout)
         signal.alarm(10)
         try:
             with pytest.raises(ItemError, match="is a pipe"):
@@ -74,16 +74,16 @@ class TestFiles:
             signal.alarm(0)
             signal.signal(signal.SIGALRM, before)
 
-    def test_a_large_file_is_looked_at_before_it_is_read(self, tmp_path):
-        """A terabyte of zeros takes no room on a disk, and once took all memory."""
+    def test_large_file_is_checked_before_it_is_read(self, tmp_path):
+        """A sparse file of one terabyte needs no disk space, but would fill the memory."""
         path = tmp_path / "sparse.png"
         path.write_bytes(b"")
         os.truncate(path, 2**40)
         with pytest.raises(ItemError, match="not an image"):
             image_digest(path)
 
-    def test_digest_of_a_large_file_is_that_of_its_bytes(self, tmp_path, monkeypatch):
-        """Files are read in pieces: caches filled before hold."""
+    def test_digest_of_large_file_is_that_of_its_bytes(self, tmp_path, monkeypatch):
+        """Large files are read in blocks, and existing cache entries must remain valid."""
         data = as_bytes(base_image(300, 200), "BMP")
         path = tmp_path / "a.bmp"
         path.write_bytes(data)
@@ -92,7 +92,7 @@ class TestFiles:
         assert image_digest(path) == image_digest(data)
 
     def test_postscript_is_not_run(self, tmp_path, monkeypatch):
-        """Pillow hands EPS to Ghostscript, and that is to run a stranger's program."""
+        """Pillow would run the PostScript program of an EPS file in Ghostscript."""
         from PIL import EpsImagePlugin
 
         monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *args, **kwargs: 1 / 0)
@@ -102,28 +102,28 @@ class TestFiles:
 
 
 class TestPixels:
-    """Images that were refused, misread or took too much memory."""
+    """Images that other versions rejected, misread or padded to too much memory."""
 
     @pytest.mark.parametrize("form", ["PNG", "WEBP", "JPEG"])
-    def test_damaged_exif_does_not_cost_the_image(self, form):
-        """A JPEG went through, a PNG and a WebP were called damaged."""
+    def test_damaged_exif_is_ignored(self, form):
+        """Pillow raises an error for damaged Exif data in PNG and WebP, but not in JPEG."""
         image = base_image()
         data = as_bytes(image, form, exif=b"Exif\0\0junk")
         assert read_image(data).size == image.size
 
-    def test_a_clear_grey_of_a_16_bit_png_is_white(self):
-        """As it is in one of 8 bits."""
+    def test_transparent_grey_of_16_bit_png_is_white(self):
+        """The result is the same as for a PNG of 8 bits."""
         values = np.array([[0, 1000, 65535]], np.uint16)
         data = as_bytes(Image.fromarray(values), "PNG", transparency=1000)
         assert np.asarray(read_image(data))[0, :, 0].tolist() == [0, 255, 255]
 
-    def test_image_without_pixels(self):
-        """It was a division by zero in the middle of a batch."""
+    def test_image_without_pixels_raises(self):
+        """Resizing would divide by zero in the middle of a batch."""
         with pytest.raises(ItemError, match="0 x 0 pixels"):
             read_image(Image.new("RGB", (0, 0)))
 
-    def test_memory_is_named_where_it_is_short(self, monkeypatch):
-        """It was called damage."""
+    def test_memory_error_is_reported_with_size(self, monkeypatch):
+        """A lack of memory is not reported as a damaged image."""
 
         def fails(image):
             raise MemoryError
@@ -132,17 +132,17 @@ class TestPixels:
         with pytest.raises(ItemError, match=r"does not fit into memory .40 x 30 pixels"):
             read_image(as_bytes(base_image(), "PNG"))
 
-    def test_a_long_image_is_not_padded_to_gigabytes(self):
-        """A square around 20,000 x 300 pixels has 400 million of them."""
+    def test_long_image_is_reduced_before_padding(self):
+        """A square around an image of 20,000 x 300 pixels has 400 million pixels."""
         image = Image.new("RGB", (20_000, 300), "black")
-        square = _square_on_white(image)
+        square = _pad_to_square(image)
         assert square.width == square.height <= 8192
         dark = np.flatnonzero(np.asarray(square)[:, 5, 0] < 128)
         assert len(dark) / square.height == pytest.approx(300 / 20_000, rel=0.05)
 
-    def test_ordinary_images_are_padded_as_ever(self):
-        """Up to thousands of pixels nothing is reduced."""
-        assert _square_on_white(Image.new("RGB", (8000, 100))).size == (8000, 8000)
+    def test_ordinary_image_is_padded_without_reduction(self):
+        """Images with sides of up to 8,192 pixels are not reduced."""
+        assert _pad_to_square(Image.new("RGB", (8000, 100))).size == (8000, 8000)
 
 
 class TestNames:
@@ -159,22 +159,22 @@ class TestNames:
             ({"a": {"k": 1}, "b": "c"}, "must be texts"),
         ],
     )
-    def test_labels_that_an_array_would_change(self, labels, message):
-        """Of "a" and "a" with a NUL, numpy made two classes of one name; of tuples, a table."""
+    def test_labels_that_numpy_would_change_raise(self, labels, message):
+        """NumPy drops a trailing NUL, and makes a two-dimensional array of tuples."""
         with pytest.raises(ValueError, match=message):
             resolve_names(labels)
 
-    def test_a_label_is_not_put_into_itself(self):
-        """A class called "a {}" was described as "a a {}"."""
+    def test_name_with_placeholder_is_not_inserted_into_itself(self):
+        """The prompt of a class named "a {}" is not "a a {}"."""
         assert prompts_of("a {}", ["a {}"], ["{}", "see {}"]) == ["a {}", "see a {}"]
 
 
 class TestTexts:
-    """Captions, and tables of them."""
+    """Captions and tables of captions."""
 
     @pytest.mark.parametrize("text", ["\0", "\u200b", "\ufeff", "\u202e", " \x1b\n"])
-    def test_a_text_that_nobody_can_see_is_empty(self, text):
-        """All of them had one and the same feature, that of no words."""
+    def test_invisible_text_is_reported_as_empty(self, text):
+        """All invisible texts would have the feature of the empty text."""
         encoder = TransformersTextEncoder(cache=None, on_error="nan")
         with pytest.warns(UserWarning, match="is an empty text"):
             encoder.transform([text, "a cat", f"a{text}cat"])
@@ -187,8 +187,8 @@ class TestTexts:
             ("damaged.parquet", b"PAR1" + bytes(100) + b"PAR1"),
         ],
     )
-    def test_damaged_tables_are_named(self, tmp_path, name, data):
-        """They ended in a RecursionError of json and an OSError of pyarrow."""
+    def test_damaged_table_raises_with_its_path(self, tmp_path, name, data):
+        """json raises a RecursionError and pyarrow an OSError, which are converted."""
         (tmp_path / name).write_bytes(data)
         with pytest.raises(ValueError, match=f"{name}' cannot be read as"):
             load_pairs(tmp_path / name)
@@ -200,15 +200,15 @@ _EXAMPLES = {
     "labels and templates": 12,
     "tables": 120,
     "folders": 60,
-    "saved models, what they say": 150,
-    "saved models, their bytes": 150,
+    "saved models, configs": 150,
+    "saved models, bytes": 150,
 }
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("entrance", FUZZERS)
-def test_right_or_refused(entrance):
-    """What is made up is taken as it is meant or refused in words; both happen."""
-    found = FUZZERS[entrance](_EXAMPLES[entrance])
-    assert found["right"] > 0
-    assert found["error"] > 0
+@pytest.mark.parametrize("input_name", FUZZERS)
+def test_fuzzed_input_gives_correct_result_or_error(input_name):
+    """Both results and errors occur among the examples."""
+    counts = FUZZERS[input_name](_EXAMPLES[input_name])
+    assert counts["right"] > 0
+    assert counts["error"] > 0

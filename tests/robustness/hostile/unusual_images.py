@@ -1,4 +1,4 @@
-"""Sound files of unusual kinds, and files whose header claims too much."""
+"""Valid images of unusual kinds, and files whose header claims too much."""
 
 import io
 import struct
@@ -7,7 +7,7 @@ import zlib
 import numpy as np
 from PIL import Image, PngImagePlugin
 
-from tests.robustness.hostile.cases import Case, as_bytes, base_image, plain
+from tests.robustness.hostile.cases import Case, as_bytes, base_image, decode_with_pillow
 
 UPRIGHT = {
     1: lambda a: a,
@@ -22,7 +22,7 @@ UPRIGHT = {
 
 
 def png_of(width, height, depth, kind, raw, *chunks):
-    """Return a PNG put together by hand."""
+    """Return the bytes of a PNG with the given header and chunks."""
     head = struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, 0)
     parts = [(b"IHDR", head), *chunks, (b"IDAT", zlib.compress(raw)), (b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(
@@ -32,7 +32,7 @@ def png_of(width, height, depth, kind, raw, *chunks):
 
 
 def tiff_of(entries, tail=b"", offset=8, following=0, order="<"):
-    """Return a TIFF put together by hand from (tag, type, count, value)."""
+    """Return the bytes of a TIFF with the given entries (tag, type, count, value)."""
     mark = b"II" if order == "<" else b"MM"
     body = struct.pack(order + "H", len(entries))
     for tag, kind, count, value in entries:
@@ -64,8 +64,8 @@ def _grey_tiff(**changes):
     return tiff_of(sorted(values.values()), bytes(12) + bytes(range(64)) + bytes(64))
 
 
-def sound_files():
-    """Yield unusual files that have one right reading."""
+def unusual_files():
+    """Yield valid files of unusual kinds with their pixels."""
     rgb = base_image()
     pixels = np.asarray(rgb)
     yield from _animated(rgb)
@@ -86,16 +86,16 @@ def sound_files():
         text.add_text(f"k{number}", "v" * 2000)
     yield Case("PNG with 300 texts", as_bytes(rgb, "PNG", pnginfo=text), "right", pixels)
     data = as_bytes(rgb, "JPEG")
-    truth = plain(data)
+    expected = decode_with_pillow(data)
     for count, length in [(2000, 10), (60, 65533)]:
         segment = b"\xff\xe5" + struct.pack(">H", length + 2) + b"x" * length
         yield Case(
             f"JPEG with {count} segments of {length} bytes",
             data[:2] + count * segment + data[2:],
             "right",
-            truth,
+            expected,
         )
-    yield Case("JPEG followed by junk", data + b"junk" * 1000, "right", truth)
+    yield Case("JPEG followed by junk", data + b"junk" * 1000, "right", expected)
     yield Case("PNG followed by junk", as_bytes(rgb, "PNG") + bytes(9999), "right", pixels)
 
 
@@ -144,11 +144,11 @@ def _modes(rgb, pixels):
     yield Case("PNG palette, each colour half clear", data, "right", None, 2)
     pa = palette.copy()
     pa.putalpha(grey)
-    yield Case("PIL PA", pa, "right", plain(pa), 2)
+    yield Case("PIL PA", pa, "right", decode_with_pillow(pa), 2)
     bits = grey.convert("1")
     for form in ("PNG", "TIFF", "BMP", "GIF"):
-        truth = np.repeat(255 * np.asarray(bits, np.uint8)[..., None], 3, axis=2)
-        yield Case(f"{form} of one bit", as_bytes(bits, form), "right", truth)
+        expected = np.repeat(255 * np.asarray(bits, np.uint8)[..., None], 3, axis=2)
+        yield Case(f"{form} of one bit", as_bytes(bits, form), "right", expected)
     for depth in (1, 2, 4):
         data = as_bytes(rgb.quantize(2**depth), "PNG", bits=depth)
         yield Case(f"PNG palette of {depth} bits", data, "right")
@@ -165,8 +165,8 @@ def _modes(rgb, pixels):
     yield Case("PNG of 48 bits", png_of(40, 30, 16, 2, rows), "right", pixels)
     rows = b"\0" + struct.pack(">4H", 0, 1000, 0x8080, 65535)
     clear = png_of(4, 1, 16, 0, rows, (b"tRNS", struct.pack(">H", 1000)))
-    truth = np.repeat(np.uint8([[[0], [255], [128], [255]]]), 3, axis=2)
-    yield Case("PNG of 16 bits, one grey clear", clear, "right", truth)
+    expected = np.repeat(np.uint8([[[0], [255], [128], [255]]]), 3, axis=2)
+    yield Case("PNG of 16 bits, one grey clear", clear, "right", expected)
     unit = Image.fromarray(g.astype(np.float32) / 255)
     yield Case("TIFF of floats", as_bytes(unit, "TIFF"), "right", grey_truth)
     for bad in (np.nan, np.inf):
@@ -182,7 +182,9 @@ def _modes(rgb, pixels):
     if place > 0:
         (length,) = struct.unpack_from(">H", inverted, place + 2)
         without = inverted[:place] + inverted[place + 2 + length :]
-        yield Case("JPEG of CMYK without Adobe's mark", without, "right", plain(inverted))
+        yield Case(
+            "JPEG of CMYK without Adobe's mark", without, "right", decode_with_pillow(inverted)
+        )
     yield Case("TIFF of CMYK", as_bytes(cmyk, "TIFF"), "right", pixels, 2)
     for mode in ("YCbCr", "LAB", "HSV", "RGBX"):
         yield Case(
@@ -206,11 +208,11 @@ def _turned(rgb):
     for turn, upright in UPRIGHT.items():
         for form in ("JPEG", "PNG", "WEBP", "TIFF"):
             options = {"lossless": True} if form == "WEBP" else {}
-            truth = upright(plain(as_bytes(rgb, form, **options)))
+            expected = upright(decode_with_pillow(as_bytes(rgb, form, **options)))
             exif = Image.Exif()
             exif[274] = turn
             data = as_bytes(rgb, form, exif=exif, **options)
-            yield Case(f"{form} turned as EXIF {turn}", data, "right", truth)
+            yield Case(f"{form} turned as EXIF {turn}", data, "right", expected)
     broken = {
         "junk": b"Exif\0\0junk",
         "nothing": b"Exif\0\0",
@@ -226,17 +228,20 @@ def _turned(rgb):
             options = {"lossless": True} if form == "WEBP" else {}
             try:
                 data = as_bytes(rgb, form, exif=exif, **options)
-            except Exception:  # Pillow does not write it so
+            except Exception:  # Pillow cannot write this variant
                 continue
             yield Case(
-                f"{form} with EXIF of {what}", data, "right", plain(as_bytes(rgb, form, **options))
+                f"{form} with EXIF of {what}",
+                data,
+                "right",
+                decode_with_pillow(as_bytes(rgb, form, **options)),
             )
     xmp = b'<x:xmpmeta><rdf tiff:Orientation="77"/></x:xmpmeta>' + b"\xff" * 9
     yield Case("JPEG with odd XMP", as_bytes(rgb, "JPEG", xmp=xmp), "either")
 
 
 def greedy_files():
-    """Yield files that claim more than they have, and more than anyone should take."""
+    """Yield files whose headers claim more pixels or bytes than they contain."""
     head = png_of(30000, 30000, 8, 2, b"")
     yield Case("PNG bomb", head, "error")
     yield Case("PNG of 2**31 x 2**31", png_of(2**31 - 1, 2**31 - 1, 8, 2, b""), "error")
@@ -287,7 +292,7 @@ def greedy_files():
     yield Case("JPEG that claims 25 million pixels", bytes(data), large=25_000_000)
     for name, chunk in {
         "compressed text": (b"zTXt", b"k\0\0" + zlib.compress(bytes(30_000_000))),
-        "plain text": (b"tEXt", b"k\0" + b"v" * 3_000_000),
+        "decode_with_pillow text": (b"tEXt", b"k\0" + b"v" * 3_000_000),
         "Unicode text": (b"iTXt", b"k\0\1\0\0\0" + zlib.compress(bytes(30_000_000))),
         "colour profile": (b"iCCP", b"k\0\0" + zlib.compress(bytes(30_000_000))),
     }.items():

@@ -1,4 +1,4 @@
-"""Commands for the tables of numerical cases besides their tests; run from the repository root.
+"""Commands for the tables of numerical cases; run them from the repository root.
 
 python -m tests.robustness.numerics page                  # write the tables of docs/numerics.md
 python -m tests.robustness.numerics counts                # the number of cases per table, as JSON

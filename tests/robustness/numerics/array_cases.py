@@ -1,4 +1,4 @@
-"""Forms of features: the same numbers as other kinds of arrays, and numbers of every kind."""
+"""Numerical cases of features: types of arrays, magnitudes and outliers."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _BAD = 3
 
 
 class Form(NamedTuple):
-    """A form of features.
+    """Form in which features are passed.
 
-    `make` takes a float32 array and returns what is given; `like` returns the float32 array
-    whose answers it must have. `tolerance` is of answers, which lie between -1 and 1, to which
-    `amplified` ones may be off by `amplified`. `fit` are the words of what a fit says.
+    `make` converts a float32 array to this form, and `like` to the float32 array that must give
+    the same results up to `tolerance`. `words` must occur in the message of an error or warning,
+    and `means` describes the correct result in the table.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""A cell of the table of inputs and outcomes, and what became of it."""
+"""Cells of the tables of numerical cases, and checks of their outcomes."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ ERRORS = (ValueError, TypeError, FloatingPointError)
 
 @dataclass(frozen=True)
 class Cell:
-    """An input given to one entrance, and what must come of it.
+    """Input of one entry point and its expected outcome.
 
     Parameters
     ----------
     table : str
-        Which table of the page it stands in.
+        Name of the table.
     given : str
-        The input, in words.
+        Description of the input.
     to : str
-        The entrance.
+        Name of the entry point: a class, method or function.
     expected : {"right", "warning", "error"}
-        "right": what `run` asserts holds, and nothing is said; "warning": it holds, and a warning
-        with `words` is given; "error": an error with `words` is raised.
+        "right": `run` passes without a warning. "warning": `run` passes, and a warning contains
+        all `words`. "error": an error with all `words` is raised.
     words : tuple of str
-        What messages must hold.
+        Words that the message of the warning or error must contain.
     means : str
-        What right means, in words.
+        Description of the correct result.
     run : callable
-        Gives the input and asserts that the answer is right.
+        Function that passes the input and checks the result.
     """
 
     table: str
@@ -48,35 +48,37 @@ class Cell:
 
 
 def check(cell: Cell) -> str:
-    """Return "right" or "error" as `Row` counts them; raise AssertionError for anything else."""
+    """Return "right" or "error", or raise an AssertionError for any other outcome."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
             cell.run()
         except ERRORS as error:
             message = str(error)
-            assert cell.expected == "error", f"refused: {message}"
-            absent = [word for word in cell.words if word not in message]
-            assert not absent, f"the message lacks {absent}: {message}"
+            assert cell.expected == "error", f"unexpected error: {message}"
+            missing_words = [word for word in cell.words if word not in message]
+            assert not missing_words, f"the message lacks {missing_words}: {message}"
             return "error"
-    assert cell.expected != "error", "taken without a word"
-    said = [str(one.message) for one in caught if _is_ours(one)]
+    assert cell.expected != "error", "no error was raised"
+    messages = [str(warning.message) for warning in caught if _is_relevant(warning)]
     if cell.expected == "warning":
-        lacking = [word for word in cell.words if not any(word in message for message in said)]
-        assert not lacking, f"no warning holds {lacking}: {said}"
+        missing_words = [
+            word for word in cell.words if not any(word in message for message in messages)
+        ]
+        assert not missing_words, f"no warning holds {missing_words}: {messages}"
     else:
-        assert not said, f"unexpected warnings: {said}"
+        assert not messages, f"unexpected warnings: {messages}"
     return "right"
 
 
-def _is_ours(warning: Any) -> bool:
-    """Leave out what is said of a library's future, and of names that a fit did not have."""
-    is_of_names = "feature names" in str(warning.message)
-    return issubclass(warning.category, UserWarning | RuntimeWarning) and not is_of_names
+def _is_relevant(warning: Any) -> bool:
+    """Leave out what is messages of a library's future, and of names that a fit did not have."""
+    is_about_names = "feature names" in str(warning.message)
+    return issubclass(warning.category, UserWarning | RuntimeWarning) and not is_about_names
 
 
 def outcome(cell: Cell) -> str:
-    """Return what `benchmarks/reliability` counts a cell as."""
+    """Return the outcome of a cell as `benchmarks/reliability` counts it."""
     try:
         return check(cell)
     except AssertionError as error:

@@ -1,4 +1,4 @@
-"""Entrances that take features, each as a function of features to train on and to ask with."""
+"""Entry points that take features, as functions of training and test features."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ from tests.encoders import test_open_clip
 from tests.encoders.tiny_networks import text_folder
 
 N_TRAIN = 60
-N_ASKED = 20
-WIDTH = 12  # of the tiny CLIP's embeddings
+N_TEST = 20
+WIDTH = 12  # size of the embeddings of the tiny CLIP model
 
 _rng = np.random.default_rng(0)
-_concepts = _rng.standard_normal((N_TRAIN + N_ASKED, 6))
+_concepts = _rng.standard_normal((N_TRAIN + N_TEST, 6))
 IMAGE = (_concepts @ _rng.standard_normal((6, WIDTH))).astype(np.float32)
 TEXT = (_concepts @ _rng.standard_normal((6, WIDTH))).astype(np.float32)
-NAMES = [f"concept {row}" for row in range(N_TRAIN + N_ASKED)]
+NAMES = [f"concept {row}" for row in range(N_TRAIN + N_TEST)]
 
 _ARTICLES, _NOUNS = ("a", "the"), ("cat", "dog", "mat")
 SENTENCES = [
@@ -48,7 +48,7 @@ SENTENCES += [f"{text} runs" for text in SENTENCES[: N_TRAIN - len(SENTENCES)]]
 
 
 class Lookup(TransformerMixin, BaseEstimator):
-    """An encoder that knows the features of "concept 0", "concept 1" and so on."""
+    """Text encoder that looks up the features of "concept 0", "concept 1" and so on."""
 
     def fit(self, X: Any, y: Any = None) -> Lookup:
         return self
@@ -60,88 +60,90 @@ class Lookup(TransformerMixin, BaseEstimator):
         return True
 
 
-class Subject(NamedTuple):
-    """An entrance.
+class EntryPoint(NamedTuple):
+    """Entry point of the package that takes features.
 
-    `answer` takes features of both sides to train on, and of both sides to ask with, and returns
-    numbers. `fits` says that it learns from features, so that it looks for what is unlike the
-    rest. `skips` are names of forms that it takes in another way, `only` all those
-    that it is tried with, and `closeness` a tolerance that its answers have at least where the
+    `compute` takes training and test features of both sides, and returns the results as an array.
+    `fits` is True if it is fitted on features, and thus checks for outliers. `skips` are names of
+    forms that it treats differently, and `only`, if given, are all forms that it is tested with.
+    `closeness` is a minimum of the tolerance of results for rounded features.
     numbers given were rounded.
     """
 
     name: str
-    answer: Callable[..., np.ndarray]
+    compute: Callable[..., np.ndarray]
     fits: bool = True
     skips: tuple[str, ...] = ()
     only: tuple[str, ...] | None = None
     closeness: float = 0.0
 
     def takes(self, form: str) -> bool:
-        """Say whether it is tried with a form."""
+        """Return whether it is tested with a form."""
         return form not in self.skips and (self.only is None or form in self.only)
 
 
-def _aligned(aligner: Any, image: Any, text: Any, asked_image: Any, asked_text: Any) -> np.ndarray:
+def _align(aligner: Any, image: Any, text: Any, test_image: Any, test_text: Any) -> np.ndarray:
     fitted = clone(aligner).fit(image, text)
-    embeddings = fitted.transform(asked_image), fitted.transform_text(asked_text)
+    embeddings = fitted.transform(test_image), fitted.transform_text(test_text)
     for rows in embeddings:
-        lengths = np.linalg.norm(rows, axis=1)
-        assert ((np.abs(lengths - 1) < 1e-4) | (lengths == 0)).all(), "not of length 1"
-    return fitted.similarity(asked_image, asked_text)
+        norms = np.linalg.norm(rows, axis=1)
+        assert ((np.abs(norms - 1) < 1e-4) | (norms == 0)).all(), "not of unit norm"
+    return fitted.similarity(test_image, test_text)
 
 
-def _tuned(image: Any, text: Any, asked_image: Any, asked_text: Any) -> np.ndarray:
+def _tune_text_tower(image: Any, text: Any, test_image: Any, test_text: Any) -> np.ndarray:
     encoder = TransformersTextEncoder(_tiny_text_folder(), cache=None, engine="torch")
     aligner = LiTAligner(text_encoder=encoder, max_epochs=1, batch_size=60, random_state=0)
-    return aligner.fit(image, SENTENCES).similarity(asked_image, SENTENCES[:8])
+    return aligner.fit(image, SENTENCES).similarity(test_image, SENTENCES[:8])
 
 
-def _clip(image: Any, text: Any, asked_image: Any, asked_text: Any) -> np.ndarray:
-    return CLIPAligner(_tiny_clip_folder(), cache=None).similarity(asked_image, asked_text)
+def _embed_with_clip(image: Any, text: Any, test_image: Any, test_text: Any) -> np.ndarray:
+    return CLIPAligner(_tiny_clip_folder(), cache=None).similarity(test_image, test_text)
 
 
 @lru_cache(maxsize=1)
-def known() -> KernelAligner:
-    """Return an aligner that knows the concepts by name."""
+def fit_by_name() -> KernelAligner:
+    """Return an aligner that is fitted on the names of the concepts."""
     aligner = KernelAligner(text_encoder=Lookup())
     return aligner.fit(IMAGE[:N_TRAIN], NAMES[:N_TRAIN])
 
 
-def _classified(image: Any, text: Any, asked_image: Any, asked_text: Any) -> np.ndarray:
-    classifier = ZeroShotClassifier(NAMES[:9], aligner=known(), templates="none")
-    return classifier.predict_proba(asked_image)
+def _classify(image: Any, text: Any, test_image: Any, test_text: Any) -> np.ndarray:
+    classifier = ZeroShotClassifier(NAMES[:9], aligner=fit_by_name(), templates="none")
+    return classifier.predict_proba(test_image)
 
 
-def _labelled(image: Any, text: Any, asked_image: Any, asked_text: Any) -> np.ndarray:
-    classifier = MultiLabelZeroShotClassifier(NAMES[:9], aligner=known(), templates="none")
-    return classifier.decision_function(asked_image)
+def _classify_multilabel(image: Any, text: Any, test_image: Any, test_text: Any) -> np.ndarray:
+    classifier = MultiLabelZeroShotClassifier(NAMES[:9], aligner=fit_by_name(), templates="none")
+    return classifier.decision_function(test_image)
 
 
-def _found(image: Any, text: Any, asked_image: Any, asked_text: Any) -> np.ndarray:
-    retriever = CrossModalRetriever(known()).fit(asked_image)
+def _search(image: Any, text: Any, test_image: Any, test_text: Any) -> np.ndarray:
+    retriever = CrossModalRetriever(fit_by_name()).fit(test_image)
     by_text = retriever.search(NAMES[:5], k=4)
-    by_image = retriever.search(asked_image, k=2, modality="image")
+    by_image = retriever.search(test_image, k=2, modality="image")
     return np.hstack([by_text.scores.ravel(), by_image.scores.ravel()])
 
 
-def _quality(image: Any, text: Any, asked_image: Any, asked_text: Any) -> np.ndarray:
+def _judge_pairs(image: Any, text: Any, test_image: Any, test_text: Any) -> np.ndarray:
     return pair_quality(image, text, random_state=0).score
 
 
-def _duplicates(image: Any, text: Any, asked_image: Any, asked_text: Any) -> np.ndarray:
+def _find_duplicates(image: Any, text: Any, test_image: Any, test_text: Any) -> np.ndarray:
     return find_near_duplicates(image, threshold=0.8)
 
 
-def _relevant(image: Any, text: Any, asked_image: Any, asked_text: Any) -> np.ndarray:
-    chosen = select_relevant(text, NAMES[:4], label_features=TEXT[:4], n_pairs=9, random_state=0)
-    order = np.argsort(chosen.indices)
-    return np.column_stack([chosen.indices, chosen.similarity])[order]
+def _select_relevant(image: Any, text: Any, test_image: Any, test_text: Any) -> np.ndarray:
+    selection = select_relevant(
+        text, NAMES[:4], label_features=TEXT[:4], n_pairs=9, random_state=0
+    )
+    order = np.argsort(selection.indices)
+    return np.column_stack([selection.indices, selection.similarity])[order]
 
 
-def _ranks(image: Any, text: Any, asked_image: Any, asked_text: Any) -> np.ndarray:
-    rows = np.arange(N_ASKED)
-    return retrieval_ranks(asked_image, asked_text, np.column_stack([rows, rows]))
+def _rank(image: Any, text: Any, test_image: Any, test_text: Any) -> np.ndarray:
+    rows = np.arange(N_TEST)
+    return retrieval_ranks(test_image, test_text, np.column_stack([rows, rows]))
 
 
 @lru_cache(maxsize=1)
@@ -157,7 +159,7 @@ def _tiny_clip_folder() -> str:
 
 
 _HEADS = {"width": 16, "random_state": 0, "early_stopping": False}
-_FEW = (
+_FEW_FORMS = (
     "float64",
     "float16",
     "polars DataFrame",
@@ -165,9 +167,9 @@ _FEW = (
     "multiplied by 2**-66",
     "multiplied by 2**66",
 )
-_FEW += ("one NaN", "one infinite value", "one value of 1e25", "float64 values around 1e8")
-# Images that are near-duplicates of each other cannot be judged by one another.
-_ALL_ALIKE = ("a constant column of 1e6", "a constant column of 1e30")
+_FEW_FORMS += ("one NaN", "one infinite value", "one value of 1e25", "float64 values around 1e8")
+# With near-duplicate images, no folds can be formed to judge the pairs.
+_NEAR_DUPLICATES = ("a constant column of 1e6", "a constant column of 1e30")
 _UNREADABLE = ("one NaN", "pandas DataFrame with NA", "polars DataFrame with null")
 ALIGNERS = {
     "CCAAligner": CCAAligner(),
@@ -180,26 +182,31 @@ ALIGNERS = {
         init=None, head="residual", side="both", loss="sigmoid", max_epochs=3, **_HEADS
     ),
 }
-# Their answers turn on the last bits of what they are given more than others'.
+# The results of this aligner are more sensitive to rounding of features.
 _CLOSENESS = {"APEAligner(init=None, head='residual', side='both', loss='sigmoid')": 2e-2}
-SUBJECTS = [
+ENTRY_POINTS = [
     *(
-        Subject(name, partial(_aligned, aligner), closeness=_CLOSENESS.get(name, 0.0))
+        EntryPoint(name, partial(_align, aligner), closeness=_CLOSENESS.get(name, 0.0))
         for name, aligner in ALIGNERS.items()
     ),
-    # The first takes features as the others do; the second takes other shapes for images.
-    Subject("LiTAligner", _tuned, only=_FEW, closeness=2e-2),
-    Subject("CLIPAligner", _clip, fits=False, skips=("3-D array", "a single row as a 1-D array")),
-    Subject("ZeroShotClassifier", _classified, fits=False),
-    Subject("MultiLabelZeroShotClassifier", _labelled, fits=False),
-    Subject("CrossModalRetriever", _found, fits=False),
-    Subject("pair_quality", _quality, skips=(*_UNREADABLE, *_ALL_ALIKE)),
-    Subject("find_near_duplicates", _duplicates, fits=False, skips=_UNREADABLE),
-    Subject("select_relevant", _relevant, fits=False, skips=_UNREADABLE),
-    # It computes in float64 where that is given.
-    Subject(
+    # CLIPAligner interprets arrays of other shapes as images.
+    EntryPoint("LiTAligner", _tune_text_tower, only=_FEW_FORMS, closeness=2e-2),
+    EntryPoint(
+        "CLIPAligner",
+        _embed_with_clip,
+        fits=False,
+        skips=("3-D array", "a single row as a 1-D array"),
+    ),
+    EntryPoint("ZeroShotClassifier", _classify, fits=False),
+    EntryPoint("MultiLabelZeroShotClassifier", _classify_multilabel, fits=False),
+    EntryPoint("CrossModalRetriever", _search, fits=False),
+    EntryPoint("pair_quality", _judge_pairs, skips=(*_UNREADABLE, *_NEAR_DUPLICATES)),
+    EntryPoint("find_near_duplicates", _find_duplicates, fits=False, skips=_UNREADABLE),
+    EntryPoint("select_relevant", _select_relevant, fits=False, skips=_UNREADABLE),
+    # retrieval_ranks computes in float64 for features in float64.
+    EntryPoint(
         "retrieval_ranks",
-        _ranks,
+        _rank,
         fits=False,
         skips=("multiplied by 1e-300, in float64", "multiplied by 1e300, in float64"),
     ),

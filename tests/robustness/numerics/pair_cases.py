@@ -1,4 +1,4 @@
-"""Sets of pairs that are degenerate in some way."""
+"""Numerical cases of degenerate sets of pairs."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ from sklearn_ape.curation import find_near_duplicates, pair_quality
 from tests.robustness.numerics.cases import Cell
 from tests.robustness.numerics.estimators import ALIGNERS, IMAGE, N_TRAIN, TEXT
 
-_TRAIN, _ASKED = slice(None, N_TRAIN), slice(N_TRAIN, None)
+_TRAIN, _TEST = slice(None, N_TRAIN), slice(N_TRAIN, None)
 CLOSED = ("CCAAligner", "ASIFAligner", "KernelAligner")
+_ALL = tuple(ALIGNERS)
 _WELL_FORMED = "embeddings are finite, with norm 1 or 0"
 
 
 def _fit(name: str, image: Any, text: Any) -> Any:
     fitted = clone(ALIGNERS[name]).fit(image, text)
     for rows in (fitted.transform(image[:50]), fitted.transform_text(text[:50])):
-        lengths = np.linalg.norm(rows, axis=1)
-        assert ((np.abs(lengths - 1) < 1e-4) | (lengths == 0)).all()
+        norms = np.linalg.norm(rows, axis=1)
+        assert ((np.abs(norms - 1) < 1e-4) | (norms == 0)).all()
     assert 1 <= fitted.logit_scale_ <= 100
     return fitted
 
@@ -39,7 +40,7 @@ def _two_pairs(name: str) -> None:
 
 
 def _duplicates(name: str) -> None:
-    """Pairs that are there fifty times are one pair: the fit is that of the distinct ones."""
+    """Check that repeated pairs count once: the fit is bitwise that of the distinct pairs."""
     image, text = IMAGE[_TRAIN], TEXT[_TRAIN]
     order = np.random.default_rng(0).permutation(50 * N_TRAIN - N_TRAIN) % N_TRAIN
     rows = np.concatenate([np.arange(N_TRAIN), order])
@@ -56,22 +57,22 @@ def _low_rank(name: str) -> None:
 
 
 def _copied_columns(name: str) -> None:
-    """Every column twice: inner products are doubled, and cosines are what they were."""
+    """Check that duplicated columns, which double inner products, do not change cosines."""
     one = _fit(name, IMAGE[_TRAIN], TEXT[_TRAIN])
     image, text = np.hstack([IMAGE, IMAGE]), np.hstack([TEXT, TEXT])
     two = _fit(name, image[_TRAIN], text[_TRAIN])
-    expected = one.similarity(IMAGE[_ASKED], TEXT[_ASKED])
-    found = two.similarity(image[_ASKED], text[_ASKED])
-    np.testing.assert_allclose(found, expected, atol=1e-3)
+    expected = one.similarity(IMAGE[_TEST], TEXT[_TEST])
+    similarity = two.similarity(image[_TEST], text[_TEST])
+    np.testing.assert_allclose(similarity, expected, atol=1e-3)
 
 
 def _zero_column(name: str) -> None:
     one = _fit(name, IMAGE[_TRAIN], TEXT[_TRAIN])
     image, text = (np.hstack([side, np.zeros((len(side), 1), "f")]) for side in (IMAGE, TEXT))
     two = _fit(name, image[_TRAIN], text[_TRAIN])
-    expected = one.similarity(IMAGE[_ASKED], TEXT[_ASKED])
-    found = two.similarity(image[_ASKED], text[_ASKED])
-    np.testing.assert_allclose(found, expected, atol=1e-3)
+    expected = one.similarity(IMAGE[_TEST], TEXT[_TEST])
+    similarity = two.similarity(image[_TEST], text[_TEST])
+    np.testing.assert_allclose(similarity, expected, atol=1e-3)
 
 
 def _constant_column(name: str, value: float) -> None:
@@ -79,23 +80,23 @@ def _constant_column(name: str, value: float) -> None:
     image, text = (np.hstack([s, np.full((len(s), 1), value, "f")]) for s in (IMAGE, TEXT))
     two = _fit(name, image[_TRAIN], text[_TRAIN])
     if name == "CCAAligner":
-        expected = one.similarity(IMAGE[_ASKED], TEXT[_ASKED])
-        found = two.similarity(image[_ASKED], text[_ASKED])
-        # The ridge is relative to the mean variance, which a column without any lowers.
-        assert np.corrcoef(found.ravel(), expected.ravel())[0, 1] > 0.99
+        expected = one.similarity(IMAGE[_TEST], TEXT[_TEST])
+        similarity = two.similarity(image[_TEST], text[_TEST])
+        # The ridge is relative to the mean variance, which a constant column reduces.
+        assert np.corrcoef(similarity.ravel(), expected.ravel())[0, 1] > 0.99
     else:
-        plain = one.score(IMAGE[_ASKED], TEXT[_ASKED])
-        assert two.score(image[_ASKED], text[_ASKED]) > plain - 0.2
+        plain = one.score(IMAGE[_TEST], TEXT[_TEST])
+        assert two.score(image[_TEST], text[_TEST]) > plain - 0.2
 
 
-def _alike(name: str, side: str) -> None:
+def _repeat(name: str, side: str) -> None:
     image = np.full((N_TRAIN, 4), 0.1) if side == "image" else IMAGE[_TRAIN]
     text = np.full((N_TRAIN, 4), 0.1) if side == "text" else TEXT[_TRAIN]
     _fit(name, image, text)
 
 
 def _one_image_of_two_captions(name: str) -> None:
-    """Images that are the same, of captions that differ: every caption is right for them."""
+    """Check that an image with several captions counts once, with all of them as positives."""
     image = np.repeat(IMAGE[:30], 2, axis=0)
     fitted = _fit(name, image, TEXT[_TRAIN])
     groups = np.repeat(np.arange(30), 2)
@@ -110,8 +111,8 @@ def _zero_row(name: str) -> None:
     _fit(name, image, text)
 
 
-def _given_up(name: str) -> None:
-    """Rows that an encoder gave up: as without them; their embeddings are NaN."""
+def _nan_row(name: str) -> None:
+    """Check that NaN rows are left out of the fit, and that their embeddings are NaN."""
     image, text = IMAGE[_TRAIN].copy(), TEXT[_TRAIN]
     image[3] = np.nan
     fitted = clone(ALIGNERS[name]).fit(image, text)
@@ -128,18 +129,18 @@ def _other_lengths(name: str) -> None:
     _fit(name, IMAGE[_TRAIN], TEXT[: N_TRAIN - 1])
 
 
-def _duplicates_found() -> None:
+def _find_repeated_rows() -> None:
     rows = np.tile(IMAGE[:30], (100, 1)) * np.float32(3)
     groups = find_near_duplicates(rows, threshold=0.999)
     assert np.array_equal(groups, np.tile(find_near_duplicates(IMAGE[:30], threshold=0.999), 100))
 
 
-def _same_image_judged() -> None:
+def _judge_identical_images() -> None:
     quality = pair_quality(np.ones((40, 4)), TEXT[:40], random_state=0)
     assert np.isfinite(quality.score).all()
 
 
-def _unreadable_judged(value: float) -> None:
+def _judge_unreadable_row(value: float) -> None:
     image = IMAGE[_TRAIN].copy()
     image[3] = value
     quality = pair_quality(image, TEXT[_TRAIN], random_state=0)
@@ -148,46 +149,45 @@ def _unreadable_judged(value: float) -> None:
     assert np.isfinite(quality.score).all()
 
 
-def set_cells() -> list[Cell]:
-    """Return the cells of degenerate sets."""
-    alike = {
+def make_pair_cells() -> list[Cell]:
+    """Return the cells of degenerate sets of pairs."""
+    same = {
         "image": ("All images have the same features",),
         "text": ("All captions are the same",),
     }
-    start = ("CCAAligner", "ASIFAligner", "KernelAligner", "APEAligner")
-    linear = (*start, "APEAligner(init='linear')")
-    every = tuple(ALIGNERS)
+    closed = ("CCAAligner", "ASIFAligner", "KernelAligner", "APEAligner")
+    linear = (*closed, "APEAligner(init='linear')")
     rows: list[tuple[str, tuple[str, ...], Callable[[str], None], str, tuple[str, ...], str]] = [
-        ("one pair", every, partial(_plain, n=1, n_image=5, n_text=4), "error",
+        ("one pair", _ALL, partial(_plain, n=1, n_image=5, n_text=4), "error",
          ("minimum of 2",), ""),
-        ("two pairs", every, _two_pairs, "right", (), _WELL_FORMED),
-        ("more features than pairs", every, partial(_plain, n=12, n_image=50, n_text=40), "right",
+        ("two pairs", _ALL, _two_pairs, "right", (), _WELL_FORMED),
+        ("more features than pairs", _ALL, partial(_plain, n=12, n_image=50, n_text=40), "right",
          (), _WELL_FORMED),
-        ("one feature per side", every, partial(_plain, n=12, n_image=1, n_text=1), "right", (),
+        ("one feature per side", _ALL, partial(_plain, n=12, n_image=1, n_text=1), "right", (),
          _WELL_FORMED),
-        ("every pair repeated 50 times (3,000 rows)", every, _duplicates, "right", (),
+        ("every pair repeated 50 times (3,000 rows)", _ALL, _duplicates, "right", (),
          "bitwise identical to the fit on distinct pairs"),
-        ("features of rank 2", every, _low_rank, "right", (), _WELL_FORMED),
-        ("every column duplicated", start[1:], _copied_columns, "right", (),
+        ("features of rank 2", _ALL, _low_rank, "right", (), _WELL_FORMED),
+        ("every column duplicated", closed[1:], _copied_columns, "right", (),
          "same results as without the duplicates"),
-        ("a column of zeros", start[1:], _zero_column, "right", (),
+        ("a column of zeros", closed[1:], _zero_column, "right", (),
          "same results as without the column"),
         ("a column of zeros", ("CCAAligner",), partial(_constant_column, value=0.0), "right", (),
          "nearly the same results, because the ridge is relative to the mean variance"),
         ("a constant column of 1", linear, partial(_constant_column, value=1.0), "right", (),
          "nearly the same results for CCA, a similar score for the others"),
-        ("all images identical", every, partial(_alike, side="image"), "warning", alike["image"],
+        ("all images identical", _ALL, partial(_repeat, side="image"), "warning", same["image"],
          _WELL_FORMED),
-        ("all captions identical", every, partial(_alike, side="text"), "warning", alike["text"],
+        ("all captions identical", _ALL, partial(_repeat, side="text"), "warning", same["text"],
          _WELL_FORMED),
-        ("every image twice, with two captions", every, _one_image_of_two_captions, "right", (),
+        ("every image twice, with two captions", _ALL, _one_image_of_two_captions, "right", (),
          "each image counts once, with both captions as positives"),
-        ("a row of zeros", every, _zero_row, "right", (), _WELL_FORMED),
-        ("a row of NaN (an item that failed to encode)", every, _given_up, "warning",
+        ("a row of zeros", _ALL, _zero_row, "right", (), _WELL_FORMED),
+        ("a row of NaN (an item that failed to encode)", _ALL, _nan_row, "warning",
          ("1 rows are left out", "3"),
          "bitwise identical to the fit without the row, whose embedding is NaN"),
-        ("another number of features than in fit", every, _other_width, "error", ("11", "12"), ""),
-        ("fewer captions than images", every, _other_lengths, "error",
+        ("another number of features than in fit", _ALL, _other_width, "error", ("11", "12"), ""),
+        ("fewer captions than images", _ALL, _other_lengths, "error",
          ("inconsistent", "60", "59"), ""),
     ]  # fmt: skip
     cells = [
@@ -197,15 +197,15 @@ def set_cells() -> list[Cell]:
     ]
     others: list[Any] = [
         ("every row repeated 100 times", "find_near_duplicates", "right", (),
-         "all copies of a row form one group", _duplicates_found),
+         "all copies of a row form one group", _find_repeated_rows),
         ("all images identical", "pair_quality", "error", ("1 groups", "Lower cv"), "",
-         _same_image_judged),
+         _judge_identical_images),
         ("a row of NaN", "pair_quality", "right", (), "the row is reported as unreadable",
-         partial(_unreadable_judged, np.nan)),
+         partial(_judge_unreadable_row, np.nan)),
         ("a row of zeros", "pair_quality", "right", (), "the row is reported as unreadable",
-         partial(_unreadable_judged, 0)),
+         partial(_judge_unreadable_row, 0)),
         ("a row of infinity", "pair_quality", "error", ("infinity", "3"), "",
-         partial(_unreadable_judged, np.inf)),
+         partial(_judge_unreadable_row, np.inf)),
     ]  # fmt: skip
     return cells + [
         Cell("sets of pairs", given, to, expected, words, means, run)

@@ -1,4 +1,4 @@
-"""Metrics, losses and heads under numbers of every kind."""
+"""Numerical cases of metrics, losses and heads."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def _loss_of_strides(loss: str) -> None:
 
 
 def _loss_in_tiles(loss: str, scale: float) -> None:
-    """The same with tiles as without, gradients included, at any logit scale."""
+    """Check that tiles do not change loss and gradients at any logit scale."""
     found = []
     for tile_size in (None, 5):
         image, text = (side.clone().requires_grad_() for side in _rows())
@@ -122,7 +122,7 @@ def _loss_of_one_pair(loss: str) -> None:
 
 
 def _loss_of_zeros(loss: str) -> None:
-    """Embeddings of no direction: nothing is told apart, and gradients are numbers."""
+    """Check that zero embeddings give a finite loss and finite gradients."""
     image, text = (torch.zeros(8, 4, requires_grad=True) for _ in range(2))
     value = _LOSSES[loss]()(image, text)
     value.backward()
@@ -132,7 +132,7 @@ def _loss_of_zeros(loss: str) -> None:
 
 
 def _loss_of_nan(loss: str) -> None:
-    """NaN is not hidden, so that a training sees it."""
+    """Check that NaN reaches the loss, so that training detects it."""
     image, text = _rows()
     image[3, 2] = np.nan
     assert not torch.isfinite(_LOSSES[loss]()(image, text))
@@ -146,7 +146,7 @@ def _structure(factor: float) -> None:
 
 
 def _head(kind: str, factor: float) -> None:
-    """A head's output does not know in which units features are."""
+    """Check that the output of a head does not depend on the scale of the features."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         head = make_head(kind, 12, 8, depth=2, width=16, dropout=0.0).eval()
@@ -160,7 +160,7 @@ def _head(kind: str, factor: float) -> None:
 
 
 def _constant(value: float) -> None:
-    """A constant column is zero once it is standardised."""
+    """Check that standardization sets a constant column to zero."""
     rows = torch.cat([torch.from_numpy(IMAGE), torch.full((len(IMAGE), 1), value)], dim=1)
     standardize = Standardize(rows.shape[1])
     standardize.set(rows)
@@ -169,7 +169,7 @@ def _constant(value: float) -> None:
     np.testing.assert_allclose(found[:, :-1].std(dim=0, correction=0).numpy(), 1, rtol=1e-4)
 
 
-def score_cells() -> list[Cell]:
+def make_score_cells() -> list[Cell]:
     """Return the cells of metrics, losses and heads."""
     cells: list[Cell] = []
 

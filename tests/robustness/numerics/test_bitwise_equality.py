@@ -1,6 +1,6 @@
-"""Same seed, same bits: with any number of jobs, any state of the cache, any order of calls.
+"""Bitwise reproducibility for any number of jobs, cache state and order of calls.
 
-What does not hold to the bit is said on the page docs/numerics.md, and its bound is tested here.
+docs/numerics.md lists results that are equal only up to rounding. Their bounds are tested here.
 """
 
 import threading
@@ -23,10 +23,10 @@ from tests.robustness.numerics.estimators import (
     TEXT,
     _tiny_text_folder,
 )
-from tests.robustness.numerics.text_cases import ByContent
+from tests.robustness.numerics.text_cases import RandomTextEncoder
 
 CAPTIONS = [f"a photo of {number} cats and {'many ' * (number % 7)}dogs" for number in range(16)]
-# Of the features' largest number, and of 1 less the cosine: what the batch may change.
+# Bounds of changes by the batch: relative to the largest feature, and of 1 - cosine.
 BATCH_BOUND, COSINE_BOUND = 5e-6, 1e-10
 
 
@@ -36,15 +36,15 @@ def paths(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("images")
     rng = np.random.default_rng(0)
-    found = []
+    paths = []
     for number in range(6):
         cloud = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
-        found.append(folder / f"{number}.png")
-        Image.fromarray(cloud).resize((64 + 8 * number, 64)).save(found[-1])
-    return found
+        paths.append(folder / f"{number}.png")
+        Image.fromarray(cloud).resize((64 + 8 * number, 64)).save(paths[-1])
+    return paths
 
 
-def same_fit(one, other):
+def assert_same_fit(one, other):
     assert one.fingerprint_ == other.fingerprint_
     assert one.logit_scale_ == other.logit_scale_
     np.testing.assert_array_equal(one.bank_.text, other.bank_.text)
@@ -56,17 +56,17 @@ def aligner(request):
 
 
 class TestFits:
-    def test_again_and_after_others_used_random_numbers(self, aligner):
+    def test_refit_after_use_of_global_generators_is_bitwise_identical(self, aligner):
         one = clone(aligner).fit(IMAGE, TEXT)
         before = torch.get_rng_state()
         torch.rand(7)
         np.random.rand(7)  # noqa: NPY002
-        same_fit(one, clone(aligner).fit(IMAGE, TEXT))
-        same_fit(one, aligner.fit(IMAGE, TEXT))
-        same_fit(one, aligner.fit(IMAGE, TEXT))  # once more on what is fitted
+        assert_same_fit(one, clone(aligner).fit(IMAGE, TEXT))
+        assert_same_fit(one, aligner.fit(IMAGE, TEXT))
+        assert_same_fit(one, aligner.fit(IMAGE, TEXT))  # refit of a fitted aligner
         torch.set_rng_state(before)
 
-    def test_leave_the_global_generators_alone(self, aligner):
+    def test_fit_does_not_change_global_generators(self, aligner):
         torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()  # noqa: NPY002
         aligner.fit(IMAGE, TEXT)
         assert torch.equal(torch_state, torch.get_rng_state())
@@ -77,18 +77,18 @@ class TestFits:
         worker = threading.Thread(target=aligner.fit, args=(IMAGE, TEXT))
         worker.start()
         worker.join()
-        same_fit(one, aligner)
+        assert_same_fit(one, aligner)
 
-    def test_in_several_threads_at_once(self):
-        """Weights and dropped units come from torch's one generator; they take turns."""
+    def test_fits_in_concurrent_threads_are_bitwise_identical(self):
+        """Initialization and dropout use the global generator of torch, so threads take turns."""
         aligner = APEAligner(init=None, width=16, max_epochs=5, random_state=0)
         alone = clone(aligner).fit(IMAGE, TEXT)
         with ThreadPoolExecutor(4) as pool:
             for fitted in pool.map(lambda _: clone(aligner).fit(IMAGE, TEXT), range(8)):
-                same_fit(alone, fitted)
+                assert_same_fit(alone, fitted)
 
-    def test_with_any_number_of_threads_of_torch(self, aligner):
-        """Answers, not bits: products are added up in another order."""
+    def test_number_of_torch_threads_changes_results_by_rounding(self, aligner):
+        """The number of threads changes the order of sums."""
         n_threads = torch.get_num_threads()
         try:
             torch.set_num_threads(1)
@@ -101,8 +101,8 @@ class TestFits:
         finally:
             torch.set_num_threads(n_threads)
 
-    def test_a_search_in_threads(self):
-        """Joblib's threads share a generator, its processes do not."""
+    def test_search_in_threads_is_bitwise_identical(self):
+        """Threads of joblib share the global generator, unlike its processes."""
         aligner = APEAligner(init=None, width=16, max_epochs=3, random_state=0)
         search = GridSearchCV(aligner, {"depth": [1, 2]}, cv=KFold(2))
         one = clone(search).fit(IMAGE, TEXT)
@@ -111,9 +111,9 @@ class TestFits:
         np.testing.assert_array_equal(
             one.cv_results_["mean_test_score"], two.cv_results_["mean_test_score"]
         )
-        same_fit(one.best_estimator_, two.best_estimator_)
+        assert_same_fit(one.best_estimator_, two.best_estimator_)
 
-    def test_of_a_text_tower(self):
+    def test_refit_of_text_tower_is_bitwise_identical(self):
         encoder = TransformersTextEncoder(_tiny_text_folder(), cache=None, engine="torch")
         tower = LiTAligner(text_encoder=encoder, max_epochs=1, batch_size=20, random_state=0)
         one = clone(tower).fit(IMAGE[:60], SENTENCES)
@@ -125,8 +125,8 @@ class TestFits:
     @pytest.mark.parametrize(
         "aligner", [APEAligner(init=None, width=16, max_epochs=2, random_state=0), CCAAligner()]
     )
-    def test_searches_with_any_number_of_jobs(self, aligner):
-        """Scores of every fold, and the aligner that is fitted at the end."""
+    def test_number_of_jobs_does_not_change_search(self, aligner):
+        """The scores of all folds and the refitted aligner are compared."""
         grid = {"depth": [1, 2]} if "depth" in aligner.get_params() else {"ridge": [0.1, 1.0]}
         one, two = (
             GridSearchCV(aligner, grid, cv=KFold(2), n_jobs=n_jobs).fit(IMAGE, TEXT)
@@ -136,17 +136,17 @@ class TestFits:
             if "score" in name and "time" not in name:
                 np.testing.assert_array_equal(scores, two.cv_results_[name])
         assert one.best_params_ == two.best_params_
-        same_fit(one.best_estimator_, two.best_estimator_)
+        assert_same_fit(one.best_estimator_, two.best_estimator_)
 
 
 class TestFeatures:
-    """Of encoders, whose batches depend on what the cache holds and on the other items."""
+    """Features of encoders, whose batches depend on cached and other items."""
 
     def caches(self, tmp_path):
         return [None, "memory", tmp_path / "folder", DiskFeatureCache(tmp_path / "other")]
 
-    def test_an_empty_a_warm_and_no_cache(self, tmp_path):
-        """What is read is what was written, to the bit."""
+    def test_features_with_empty_full_and_no_cache_are_bitwise_identical(self, tmp_path):
+        """Cached features are returned bitwise identical."""
         encoder = TransformersTextEncoder(engine="torch", cache=None)
         expected = encoder.transform(CAPTIONS)
         for cache in self.caches(tmp_path):
@@ -156,68 +156,70 @@ class TestFeatures:
             np.testing.assert_array_equal(cached.transform(CAPTIONS[::-1])[::-1], expected)
 
     @pytest.mark.parametrize("engine", ["torch", "openvino", "onnx"])
-    def test_a_half_warm_cache_and_other_company_differ_by_rounding_alone(self, engine, tmp_path):
+    def test_partly_filled_cache_and_other_items_change_only_rounding(self, engine, tmp_path):
         pytest.importorskip({"onnx": "onnxruntime"}.get(engine, engine))
         encoder = TransformersTextEncoder(engine=engine, cache=None)
         expected = encoder.transform(CAPTIONS)
-        half_warm = clone(encoder).set_params(cache=tmp_path / "features")
-        half_warm.transform(CAPTIONS[::3])
-        close(half_warm.transform(CAPTIONS), expected)
-        close(encoder.transform(CAPTIONS[5:]), expected[5:])
+        partly_cached = clone(encoder).set_params(cache=tmp_path / "features")
+        partly_cached.transform(CAPTIONS[::3])
+        assert_close(partly_cached.transform(CAPTIONS), expected)
+        assert_close(encoder.transform(CAPTIONS[5:]), expected[5:])
 
     @pytest.mark.parametrize("engine", ["torch", "openvino", "onnx"])
-    def test_batches_of_one_have_no_company(self, engine, tmp_path, paths):
-        """With batch_size=1 and a named engine a feature is the item's alone, to the bit."""
+    def test_features_in_batches_of_one_do_not_depend_on_other_items(
+        self, engine, tmp_path, paths
+    ):
+        """With batch_size=1 and a given engine, features are bitwise identical."""
         pytest.importorskip({"onnx": "onnxruntime"}.get(engine, engine))
         for cls, items in ((TransformersTextEncoder, CAPTIONS), (TimmImageEncoder, paths)):
             encoder = cls(engine=engine, batch_size=1, cache=None)
             expected = encoder.transform(items)
-            half_warm = clone(encoder).set_params(cache=tmp_path / cls.__name__)
-            half_warm.transform(items[::3])
-            np.testing.assert_array_equal(half_warm.transform(items), expected)
+            partly_cached = clone(encoder).set_params(cache=tmp_path / cls.__name__)
+            partly_cached.transform(items[::3])
+            np.testing.assert_array_equal(partly_cached.transform(items), expected)
             np.testing.assert_array_equal(encoder.transform(items[:3]), expected[:3])
             np.testing.assert_array_equal(encoder.transform(items[::-1])[::-1], expected)
 
     @pytest.mark.parametrize("engine", ["torch", "openvino"])
-    def test_any_number_of_jobs(self, engine, paths):
+    def test_number_of_jobs_does_not_change_features(self, engine, paths):
         pytest.importorskip(engine)
         encoder = TimmImageEncoder(engine=engine, batch_size=4, cache=None)
         expected = encoder.set_params(n_jobs=1).transform(paths)
         for n_jobs in (2, -1, None):
-            found = clone(encoder).set_params(n_jobs=n_jobs).transform(paths)
-            np.testing.assert_array_equal(found, expected)
+            features = clone(encoder).set_params(n_jobs=n_jobs).transform(paths)
+            np.testing.assert_array_equal(features, expected)
 
-    def test_fits_on_a_cold_and_on_a_warm_cache(self, tmp_path):
+    def test_fits_with_empty_and_full_cache_are_bitwise_identical(self, tmp_path):
         encoder = TransformersTextEncoder(engine="torch", cache=tmp_path / "features")
         aligner = KernelAligner(text_encoder=encoder)
         cold = clone(aligner).fit(IMAGE[:16], CAPTIONS)
         warm = clone(aligner).fit(IMAGE[:16], CAPTIONS)
-        same_fit(cold, warm)
+        assert_same_fit(cold, warm)
 
-    def test_fits_on_a_half_warm_cache_answer_alike(self, tmp_path):
+    def test_fit_with_partly_filled_cache_gives_nearly_equal_similarities(self, tmp_path):
         encoder = TransformersTextEncoder(engine="torch", cache=tmp_path / "features")
         cold = KernelAligner(text_encoder=clone(encoder).set_params(cache=None))
         encoder.transform(CAPTIONS[::3])
         half = KernelAligner(text_encoder=encoder)
         one, two = (
-            some.fit(IMAGE[:16], CAPTIONS).similarity(IMAGE[:16], CAPTIONS)
-            for some in (cold, half)
+            aligner.fit(IMAGE[:16], CAPTIONS).similarity(IMAGE[:16], CAPTIONS)
+            for aligner in (cold, half)
         )
         np.testing.assert_allclose(one, two, atol=1e-3)
 
-    def test_an_encoder_of_ones_own(self):
-        """Captions that stand several times are encoded once, whatever their order."""
-        aligner = CCAAligner(text_encoder=ByContent())
+    def test_features_of_other_encoders_do_not_depend_on_order(self):
+        """Repeated captions are encoded once, in any order."""
+        aligner = CCAAligner(text_encoder=RandomTextEncoder())
         one = clone(aligner).fit(IMAGE[:16], CAPTIONS)
         np.testing.assert_array_equal(
             one.transform_text(CAPTIONS[::-1])[::-1], one.transform_text(CAPTIONS)
         )
 
 
-def close(found, expected):
-    """Assert that features differ by what the order of additions changes, and no more."""
+def assert_close(features, expected):
+    """Check that features differ only by rounding."""
     largest = np.abs(expected).max()
-    assert np.abs(found - expected).max() <= BATCH_BOUND * largest
-    one, two = (rows.astype(np.float64) for rows in (found, expected))
-    lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(two, axis=1)
-    assert (1 - (one * two).sum(axis=1) / lengths).max() <= COSINE_BOUND
+    assert np.abs(features - expected).max() <= BATCH_BOUND * largest
+    one, two = (rows.astype(np.float64) for rows in (features, expected))
+    norms = np.linalg.norm(one, axis=1) * np.linalg.norm(two, axis=1)
+    assert (1 - (one * two).sum(axis=1) / norms).max() <= COSINE_BOUND

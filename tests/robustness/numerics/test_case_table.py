@@ -1,4 +1,4 @@
-"""Every case of the tables in docs/numerics.md, and the tables themselves."""
+"""Cases of the tables in docs/numerics.md, and the tables themselves."""
 
 import pytest
 
@@ -8,20 +8,22 @@ from tests.robustness.numerics.cases import check
 
 @pytest.mark.sampled(10)
 @pytest.mark.parametrize("cell", CELLS, ids=[cell.name for cell in CELLS])
-def test_cell(cell):
-    """Right, as the cell says what that is, or refused or warned of in its words."""
+def test_case_has_expected_outcome(cell):
+    """The result is correct, or the expected warning or error is raised."""
     check(cell)
 
 
-def test_tables_of_the_page_are_those_of_the_cells():
-    """To write them: python -m tests.robustness.numerics page."""
+def test_tables_of_the_page_are_up_to_date():
+    """Run ``python -m tests.robustness.numerics page`` to update the page."""
     page = PAGE.read_text()
-    found = page.partition(BEGIN)[2].partition(END)[0].strip()
-    assert found == tables(), "docs/numerics.md is out of date: see the docstring of this test"
+    page_tables = page.partition(BEGIN)[2].partition(END)[0].strip()
+    assert page_tables == tables(), (
+        "docs/numerics.md is out of date: see the docstring of this test"
+    )
 
 
-def test_cells_have_names_of_their_own():
-    """So that a cell can be run alone, and none hides another."""
+def test_names_of_cases_are_unique():
+    """Each case can be selected by its name, and none replaces another."""
     assert len({cell.name for cell in CELLS}) == len(CELLS)
     assert all(cell.words for cell in CELLS if cell.expected != "right")
     assert all(cell.means for cell in CELLS if cell.expected == "right")

@@ -1,4 +1,4 @@
-"""Trainings that run away: found, explained, and no aligner left that answers NaN."""
+"""Diverging training raises an informative error and leaves no fitted aligner."""
 
 import numpy as np
 import pytest
@@ -11,18 +11,20 @@ from sklearn_ape.encoders import EncodingError, TransformersTextEncoder
 from tests.robustness.numerics.estimators import IMAGE, SENTENCES, TEXT, _tiny_text_folder
 
 HEADS = {"init": None, "width": 16, "max_epochs": 4, "random_state": 0}
-RUNAWAYS = {
+DIVERGING = {
     "learning rate": {"learning_rate": 1e30, "optimizer": "adam"},
-    "learning rate, all pairs trained on": {"learning_rate": 1e30, "early_stopping": False},
-    "learning rate, from a start": {"init": "kernel", "learning_rate": 1e35},
+    "learning rate, no early stopping": {"learning_rate": 1e30, "early_stopping": False},
+    "learning rate, kernel initialization": {"init": "kernel", "learning_rate": 1e35},
     "learning rate, sigmoid loss": {"learning_rate": 1e30, "loss": "sigmoid"},
     "learning rate, tiles": {"learning_rate": 1e30, "loss_params": {"tile_size": 8}},
 }
-SAID = r"diverged in epoch \d+: .*not finite.*Lower learning_rate \(now 1e\+\d+\) or logit_scale"
+MESSAGE = (
+    r"diverged in epoch \d+: .*not finite.*Lower learning_rate \(now 1e\+\d+\) or logit_scale"
+)
 
 
-class SpoilsWeights(Callback):
-    """Makes a weight NaN after an epoch, as a GPU with bad memory would."""
+class SetWeightsToNan(Callback):
+    """Callback that sets weights to NaN after an epoch, as faulty GPU memory could."""
 
     def __init__(self, epoch):
         self.epoch = epoch
@@ -33,21 +35,21 @@ class SpoilsWeights(Callback):
                 next(net.module_.parameters()).fill_(np.nan)
 
 
-@pytest.mark.parametrize("name", RUNAWAYS)
-def test_is_told_with_epoch_and_remedy(name):
-    with pytest.raises(FloatingPointError, match=SAID):
-        APEAligner(**(HEADS | RUNAWAYS[name])).fit(IMAGE, TEXT)
+@pytest.mark.parametrize("name", DIVERGING)
+def test_divergence_raises_with_epoch_and_remedy(name):
+    with pytest.raises(FloatingPointError, match=MESSAGE):
+        APEAligner(**(HEADS | DIVERGING[name])).fit(IMAGE, TEXT)
 
 
-def test_numbers_that_turn_bad_later_are_found():
-    """In the epoch in which they do."""
-    aligner = APEAligner(**HEADS, callbacks=[SpoilsWeights(2)])
+def test_nan_weights_of_a_later_epoch_raise():
+    """The error names the epoch in which the weights became NaN, or the next one."""
+    aligner = APEAligner(**HEADS, callbacks=[SetWeightsToNan(2)])
     with pytest.raises(FloatingPointError, match=r"diverged in epoch [23]\b"):
         aligner.fit(IMAGE, TEXT)
 
 
-def test_leaves_no_fitted_aligner():
-    """None of NaN: an aligner that was not fitted is not, and one that was answers as before."""
+def test_divergence_keeps_previous_fit():
+    """An unfitted aligner remains unfitted, and a fitted one gives the results of before."""
     aligner = APEAligner(**HEADS, learning_rate=1e30, optimizer="adam")
     with pytest.raises(FloatingPointError):
         aligner.fit(IMAGE, TEXT)
@@ -59,7 +61,7 @@ def test_leaves_no_fitted_aligner():
     np.testing.assert_array_equal(aligner.transform(IMAGE), before)
 
 
-def test_bad_data_leave_no_fitted_aligner():
+def test_invalid_data_leave_no_fitted_aligner():
     aligner = APEAligner(**HEADS)
     with pytest.raises(ValueError, match="infinity"):
         aligner.fit(np.where(np.eye(*IMAGE.shape) > 0, np.inf, IMAGE), TEXT)
@@ -67,7 +69,7 @@ def test_bad_data_leave_no_fitted_aligner():
         aligner.transform(IMAGE)
 
 
-def test_text_tower():
+def test_divergence_of_text_tower_raises():
     encoder = TransformersTextEncoder(_tiny_text_folder(), cache=None, engine="torch")
     aligner = LiTAligner(
         text_encoder=encoder, max_epochs=3, learning_rate=1e30, batch_size=60, random_state=0
@@ -78,8 +80,8 @@ def test_text_tower():
         aligner.transform(IMAGE)
 
 
-def test_an_encoder_that_overflows_in_half_precision(tmp_path):
-    """A finite text whose feature is beyond float16 is named; in float32 it is right."""
+def test_feature_that_overflows_in_half_precision_raises_with_row(tmp_path):
+    """The error names a text whose feature exceeds float16; in float32 it is encoded."""
     from safetensors.torch import load_file, save_file
 
     from tests.encoders.tiny_networks import text_folder

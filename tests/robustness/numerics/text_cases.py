@@ -1,4 +1,4 @@
-"""Texts of every kind, as captions, queries and labels."""
+"""Numerical cases of texts as captions, queries and labels."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _BASE += ["a house", "an apple", "two birds", "the sea", "a chair", "a clock", "
 
 
 class Text(NamedTuple):
-    """A text, and another one that must mean the same to the encoder that ships."""
+    """Text, and optionally a text `like` it that must have the same feature."""
 
     name: str
     text: Any
@@ -72,7 +72,7 @@ TEXTS = [
         ]
     ),
 ]
-# Where another word is said.
+# Entry points whose messages contain other words.
 _LABELS = "labels of ZeroShotClassifier", "labels of MultiLabelZeroShotClassifier"
 _OTHER_WORDS = {
     **{("an empty text", to): ("must be texts",) for to in _LABELS},
@@ -86,8 +86,8 @@ _OTHER_WORDS = {
         ]
     },
 }  # fmt: skip
-# It compares captions as they are.
-_NOT_READ = {
+# pair_quality compares captions without encoding them.
+_NOT_ENCODED = {
     ("a lone surrogate", "captions of pair_quality"),
     ("control characters only", "captions of pair_quality"),
 }
@@ -99,21 +99,21 @@ def encoder() -> TransformersTextEncoder:
 
 
 @cache
-def _aligned() -> CCAAligner:
-    """Return an aligner of images whose features are those of their captions."""
+def _fit_aligner() -> CCAAligner:
+    """Return an aligner of images whose features equal those of their captions."""
     captions = list(dict.fromkeys(text for text in _BASE if text))
     image = encoder().transform(captions)
     return CCAAligner(text_encoder=encoder(), ridge=1e-3).fit(image, captions)
 
 
-def _encoded(text: Any, like: str | None) -> None:
+def _check_encoder(text: Any, like: str | None) -> None:
     rows = encoder().transform(["a cat", text, "a dog"])
     np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-5)
     alone = clone(encoder()).set_params(cache=None).transform([text if like is None else like])
     np.testing.assert_allclose(rows[1:2], alone, atol=1e-5)
 
 
-def _fitted(aligner: Any, text: Any, like: str | None) -> None:
+def _check_fit(aligner: Any, text: Any, like: str | None) -> None:
     captions: list[Any] = list(_BASE)
     captions[_PLACE] = text
     image = IMAGE[: len(captions)]
@@ -125,35 +125,35 @@ def _fitted(aligner: Any, text: Any, like: str | None) -> None:
     assert fitted.similarity(image[_PLACE : _PLACE + 1], [text]) > 0.3
 
 
-def _queried(text: Any, like: str | None) -> None:
+def _check_search(text: Any, like: str | None) -> None:
     image = encoder().transform(["a cat", "a dog", text if like is None else like, "a house"])
-    found = CrossModalRetriever(_aligned()).fit(image).search([text], k=1, modality="text")
-    assert found.indices[0, 0] == 2
+    results = CrossModalRetriever(_fit_aligner()).fit(image).search([text], k=1, modality="text")
+    assert results.indices[0, 0] == 2
 
 
-def _labelled(text: Any, like: str | None, cls: Any = ZeroShotClassifier) -> None:
+def _check_labels(text: Any, like: str | None, cls: Any = ZeroShotClassifier) -> None:
     image = encoder().transform([text if like is None else like, "a dog", "snow"])
     labels = [text, "a dog", "snow"]
-    classifier = cls(labels, aligner=_aligned(), templates="none")
+    classifier = cls(labels, aligner=_fit_aligner(), templates="none")
     if cls is ZeroShotClassifier:
         assert classifier.predict(image).tolist() == labels
         return
     scores = classifier.decision_function(image)
-    assert scores.argmax(axis=0).tolist() == [0, 1, 2]  # each label's best image
+    assert scores.argmax(axis=0).tolist() == [0, 1, 2]  # the best image of each label
 
 
-def _chosen(text: Any, like: str | None) -> None:
+def _check_selection(text: Any, like: str | None) -> None:
     captions: list[Any] = list(_BASE)
     captions[_PLACE] = text
     label = text if like is None else like
-    chosen = select_relevant(
+    selection = select_relevant(
         captions, [label], text_encoder=encoder(), templates="none", n_pairs=1, random_state=0
     )
-    assert chosen.indices.tolist() == [_PLACE]
-    assert chosen.similarity > 0.99
+    assert selection.indices.tolist() == [_PLACE]
+    assert selection.similarity > 0.99
 
 
-def _judged(text: Any, like: str | None) -> None:
+def _check_quality(text: Any, like: str | None) -> None:
     captions: list[Any] = list(_BASE)
     captions[_PLACE] = text
     image = IMAGE[: len(captions)]
@@ -161,27 +161,27 @@ def _judged(text: Any, like: str | None) -> None:
 
 
 _HEADS = {"width": 16, "max_epochs": 2, "random_state": 0}
-_ENTRANCES = {
-    "TransformersTextEncoder": (_encoded, ("row 1",)),
-    "CCAAligner.fit": (partial(_fitted, CCAAligner(ridge=1e-3)), (f"row {_PLACE}",)),
-    "ASIFAligner.fit": (partial(_fitted, ASIFAligner(k=5)), (f"row {_PLACE}",)),
-    "KernelAligner.fit": (partial(_fitted, KernelAligner()), (f"row {_PLACE}",)),
-    "APEAligner.fit": (partial(_fitted, APEAligner(**_HEADS)), (f"row {_PLACE}",)),
-    "CrossModalRetriever.search": (_queried, ()),
-    "labels of ZeroShotClassifier": (_labelled, ()),
+_ENTRY_POINTS = {
+    "TransformersTextEncoder": (_check_encoder, ("row 1",)),
+    "CCAAligner.fit": (partial(_check_fit, CCAAligner(ridge=1e-3)), (f"row {_PLACE}",)),
+    "ASIFAligner.fit": (partial(_check_fit, ASIFAligner(k=5)), (f"row {_PLACE}",)),
+    "KernelAligner.fit": (partial(_check_fit, KernelAligner()), (f"row {_PLACE}",)),
+    "APEAligner.fit": (partial(_check_fit, APEAligner(**_HEADS)), (f"row {_PLACE}",)),
+    "CrossModalRetriever.search": (_check_search, ()),
+    "labels of ZeroShotClassifier": (_check_labels, ()),
     "labels of MultiLabelZeroShotClassifier": (
-        partial(_labelled, cls=MultiLabelZeroShotClassifier),
+        partial(_check_labels, cls=MultiLabelZeroShotClassifier),
         (),
     ),
-    "captions of select_relevant": (_chosen, (f"row {_PLACE}",)),
-    "captions of pair_quality": (_judged, (f"row {_PLACE}",)),
+    "captions of select_relevant": (_check_selection, (f"row {_PLACE}",)),
+    "captions of pair_quality": (_check_quality, (f"row {_PLACE}",)),
 }
 
 
-class ByContent(TransformerMixin, BaseEstimator):
-    """An encoder of any text: numbers drawn from its letters."""
+class RandomTextEncoder(TransformerMixin, BaseEstimator):
+    """Text encoder that returns random features with the text as seed."""
 
-    def fit(self, X: Any, y: Any = None) -> ByContent:
+    def fit(self, X: Any, y: Any = None) -> RandomTextEncoder:
         return self
 
     def transform(self, X: Any) -> np.ndarray:
@@ -193,33 +193,33 @@ class ByContent(TransformerMixin, BaseEstimator):
 
 
 @cache
-def _of_content() -> KernelAligner:
+def _fit_random_aligner() -> KernelAligner:
     captions = [f"caption {row}" for row in range(60)]
-    image = ByContent().transform(captions)
-    return KernelAligner(text_encoder=ByContent()).fit(image, captions)
+    image = RandomTextEncoder().transform(captions)
+    return KernelAligner(text_encoder=RandomTextEncoder()).fit(image, captions)
 
 
-def _own_labels(labels: Any, asked: list[str] | None = None) -> None:
-    """An image whose feature is that of a label's text is given the label."""
+def _check_own(labels: Any, test_names: list[str] | None = None) -> None:
+    """Check that an image with the feature of a label's text is predicted as this label."""
     names = list(labels.values()) if isinstance(labels, dict) else labels
-    image = encoder().transform(asked or names)
-    classifier = ZeroShotClassifier(labels, aligner=_aligned(), templates="none")
+    image = encoder().transform(test_names or names)
+    classifier = ZeroShotClassifier(labels, aligner=_fit_aligner(), templates="none")
     assert classifier.predict(image).tolist() == list(labels)
     np.testing.assert_allclose(classifier.predict_proba(image).sum(axis=1), 1, atol=1e-5)
 
 
-def _many_labels() -> None:
+def _check_many() -> None:
     labels = [f"label {row}" for row in range(5000)]
-    classifier = ZeroShotClassifier(labels, aligner=_of_content(), templates="none")
-    image = ByContent().transform([f"caption {row}" for row in range(4)])
-    shares = classifier.predict_proba(image)
-    assert shares.shape == (4, 5000)
-    np.testing.assert_allclose(shares.sum(axis=1), 1, atol=1e-4)
-    assert (shares.argmax(axis=1) == classifier.decision_function(image).argmax(axis=1)).all()
+    classifier = ZeroShotClassifier(labels, aligner=_fit_random_aligner(), templates="none")
+    image = RandomTextEncoder().transform([f"caption {row}" for row in range(4)])
+    proba = classifier.predict_proba(image)
+    assert proba.shape == (4, 5000)
+    np.testing.assert_allclose(proba.sum(axis=1), 1, atol=1e-4)
+    assert (proba.argmax(axis=1) == classifier.decision_function(image).argmax(axis=1)).all()
 
 
-def _template(templates: Any) -> None:
-    classifier = ZeroShotClassifier(["a dog", "snow"], aligner=_aligned(), templates=templates)
+def _prompt(templates: Any) -> None:
+    classifier = ZeroShotClassifier(["a dog", "snow"], aligner=_fit_aligner(), templates=templates)
     image = encoder().transform(["a dog", "snow"])
     assert classifier.predict(image).tolist() == ["a dog", "snow"]
 
@@ -235,74 +235,74 @@ def _label_cells() -> list[Cell]:
     return [
         cell(
             "labels that are prefixes of each other",
-            partial(_own_labels, ["cat", "cat food", "cat food bowl", "caterpillar"]),
+            partial(_check_own, ["cat", "cat food", "cat food bowl", "caterpillar"]),
             means=own,
         ),
-        cell("one label", partial(_own_labels, ["cat"]), "warning", ("only one class, cat",),
+        cell("one label", partial(_check_own, ["cat"]), "warning", ("only one class, cat",),
              "its probability is 1"),
-        cell("5,000 labels", _many_labels, means="probabilities add up to 1"),
-        cell("two labels that differ in case", lambda: _twins(["cat", "Cat"]), "warning", twins,
+        cell("5,000 labels", _check_many, means="probabilities add up to 1"),
+        cell("two labels that differ in case", lambda: _tie(["cat", "Cat"]), "warning", twins,
              "both have the same probability"),
-        cell("two labels that differ in a trailing space", lambda: _twins(["cat", "cat "]),
+        cell("two labels that differ in a trailing space", lambda: _tie(["cat", "cat "]),
              "warning", twins, "both have the same probability"),
-        cell("a repeated label", partial(_own_labels, ["cat", "cat"]), "error", ("repeat", "cat")),
-        cell("integer labels with names", partial(_own_labels, {0: "cat", 1: "a bus", 7: "snow"}),
+        cell("a repeated label", partial(_check_own, ["cat", "cat"]), "error", ("repeat", "cat")),
+        cell("integer labels with names", partial(_check_own, {0: "cat", 1: "a bus", 7: "snow"}),
              means=own),
-        cell("integer labels without names", lambda: _numbers([1, 2]),
+        cell("integer labels without names", lambda: _predict([1, 2]),
              means="the number is embedded as text"),
-        cell("a mapping with an empty name", partial(_own_labels, {"cat": ""}, ["cat"]),
+        cell("a mapping with an empty name", partial(_check_own, {"cat": ""}, ["cat"]),
              "error", ("cat", "must be texts")),
-        cell("an empty list of labels", partial(_own_labels, [], ["cat"]), "error", ("labels",)),
-        cell("a single string", lambda: _numbers("cat"), "error", ("sequence of names", "cat")),
-        cell("a label with a trailing NUL, which NumPy drops", lambda: _numbers(["cat\0", "dog"]),
+        cell("an empty list of labels", partial(_check_own, [], ["cat"]), "error", ("labels",)),
+        cell("a single string", lambda: _predict("cat"), "error", ("sequence of names", "cat")),
+        cell("a label with a trailing NUL, which NumPy drops", lambda: _predict(["cat\0", "dog"]),
              "error", ("cat",)),
-        cell("a template with braces around the placeholder", partial(_template, "{{}}"),
+        cell("a template with braces around the placeholder", partial(_prompt, "{{}}"),
              means="braces are kept"),
-        cell("a template with braces in other places", partial(_template, "a {} of {{kind}} %s"),
+        cell("a template with braces in other places", partial(_prompt, "a {} of {{kind}} %s"),
              means="braces are kept"),
-        cell("a template with two placeholders", partial(_template, "{} and {}"), "error",
+        cell("a template with two placeholders", partial(_prompt, "{} and {}"), "error",
              ("exactly one place", "{} and {}")),
-        cell("a template with a named placeholder", partial(_template, ["a {name}"]), "error",
+        cell("a template with a named placeholder", partial(_prompt, ["a {name}"]), "error",
              ("exactly one place", "{name}")),
-        cell("a template with an unclosed brace", partial(_template, "a {"), "error",
+        cell("a template with an unclosed brace", partial(_prompt, "a {"), "error",
              ("exactly one place", "a {")),
-        cell("an empty template", partial(_template, [""]), "error", ("exactly one place",)),
-        cell("an empty list of templates", partial(_template, []), "error",
+        cell("an empty template", partial(_prompt, [""]), "error", ("exactly one place",)),
+        cell("an empty list of templates", partial(_prompt, []), "error",
              ("templates is empty",)),
     ]  # fmt: skip
 
 
-def _twins(labels: list[str]) -> None:
-    classifier = ZeroShotClassifier(labels, aligner=_aligned(), templates="none")
-    shares = classifier.predict_proba(encoder().transform(["a cat", "snow"]))
-    np.testing.assert_allclose(shares[:, 0], shares[:, 1], atol=1e-5)
+def _tie(labels: list[str]) -> None:
+    classifier = ZeroShotClassifier(labels, aligner=_fit_aligner(), templates="none")
+    proba = classifier.predict_proba(encoder().transform(["a cat", "snow"]))
+    np.testing.assert_allclose(proba[:, 0], proba[:, 1], atol=1e-5)
 
 
-def _numbers(labels: Any) -> None:
-    classifier = ZeroShotClassifier(labels, aligner=_aligned(), templates="none")
+def _predict(labels: Any) -> None:
+    classifier = ZeroShotClassifier(labels, aligner=_fit_aligner(), templates="none")
     named = classifier.predict(encoder().transform([str(label) for label in labels]))
     assert named.tolist() == list(labels)
 
 
-def text_cells() -> list[Cell]:
+def make_text_cells() -> list[Cell]:
     """Return the cells of texts."""
     means = {
         True: "same result as for the normalized or truncated text",
         False: "finite and independent of the other texts",
     }
     cells = []
-    for one in TEXTS:
-        for name, (run, where) in _ENTRANCES.items():
-            if (one.name, name) in _NOT_READ:
+    for text in TEXTS:
+        for name, (run, where) in _ENTRY_POINTS.items():
+            if (text.name, name) in _NOT_ENCODED:
                 continue
-            words = _OTHER_WORDS.get((one.name, name), one.words)
+            words = _OTHER_WORDS.get((text.name, name), text.words)
             words = (*words, *where) if words else ()
-            what = "" if words else means[one.like is not None]
+            what = "" if words else means[text.like is not None]
             cells.append(
-                Cell("texts", one.name, name, one.expected, words, what,
-                     partial(run, one.text, one.like))
+                Cell("texts", text.name, name, text.expected, words, what,
+                     partial(run, text.text, text.like))
             )  # fmt: skip
     return cells + _label_cells()
 
 
-__all__ = ["ByContent", "Lookup", "text_cells"]
+__all__ = ["Lookup", "RandomTextEncoder", "make_text_cells"]
