@@ -402,13 +402,13 @@ class BaseAligner(
         if stays_stored(X) or stays_stored(y):
             check_lengths(X, len(y))
             return self._image_features(X, reset), self._text_features(y, reset)
-        image = self._image_features(X, reset, min_rows=2 if reset else 1)
+        image = self._image_features(X, reset, n_min=2 if reset else 1)
         text = as_floats(y, "y", ensure_2d=False)
         check_consistent_length(image, text)
         return image, self._text_features(text.reshape(len(text), -1), reset)
 
-    def _image_features(self, X: Any, reset: bool, min_rows: int = 1) -> Any:
-        """Return at least `min_rows` rows of image features; NaN where encoding failed."""
+    def _image_features(self, X: Any, reset: bool, n_min: int = 1) -> Any:
+        """Return at least `n_min` rows of image features; NaN where encoding failed."""
         check_sequence(X, "X", "image", "images or features")
         if self.image_encoder is not None:
             if reset:
@@ -425,12 +425,7 @@ class BaseAligner(
             validate_data(self, X, reset=reset, skip_check_array=True)
             return check_stored_features(X, "X")
         features = validate_data(
-            self,
-            X,
-            reset=reset,
-            dtype=FLOATS,
-            ensure_all_finite=False,
-            ensure_min_samples=min_rows,
+            self, X, reset=reset, dtype=FLOATS, ensure_all_finite=False, ensure_min_samples=n_min
         )
         return as_float32(features, "X", check_conditioning=reset)
 

@@ -246,7 +246,7 @@ class CLIPAligner(LazyNamesMixin, BaseAligner):
     def _name(self) -> str:
         return self.model if self.pretrained is None else f"{self.model}/{self.pretrained}"
 
-    def _image_features(self, X: Any, reset: bool, min_rows: int = 1) -> np.ndarray:
+    def _image_features(self, X: Any, reset: bool, n_min: int = 1) -> np.ndarray:
         if not _holds_features(X):
             return self.image_encoder.transform(X)
         features = as_floats(X, "X")
