@@ -55,7 +55,7 @@ class HeadConfig(NamedTuple):
 
 
 class HeadTraining:
-    """Heads for a training set, and their training.
+    """Heads for a set of training pairs, and the steps to train them.
 
     Parameters
     ----------
@@ -68,7 +68,7 @@ class HeadTraining:
     seed : int
         Seed of weights and batches. The caller seeds torch's global generator.
     data : PairDataset
-        Pairs from which initialization and statistics are computed, and on which is trained.
+        Training pairs, from which initialization and statistics are computed as well.
     ranks : Ranks or None, default=None
         Ranks of distributed training.
     """
@@ -158,11 +158,11 @@ class HeadTraining:
 
 
 class ResidualInputHead(Head):
-    """The trained part of a `ClosedFormHead`, for inputs that include the output of its base.
+    """The residual of a `ClosedFormHead`, for inputs that include the output of its base.
 
     A kernel with thousands of anchors takes more time than the rest of a training step, and its
-    output does not change. So it is computed once, and the inputs have it in the columns behind
-    the features. Without a residual they are the output of the base alone.
+    output does not change. So it is computed once, and appended to the columns of the features.
+    Without a residual the inputs are the output of the base alone.
 
     Parameters
     ----------
@@ -224,7 +224,7 @@ def _as_tensor_or_stored(features: np.ndarray | StoredRows) -> torch.Tensor | St
 
 
 def resolve_init(init: str | None, n_texts: int) -> str | None:
-    """Return the initialization that ``init="auto"`` stands for with a number of captions."""
+    """Return the initialization that ``init="auto"`` selects for a number of captions."""
     if init != "auto":
         return init
     # With more captions than anchors, the kernel would not fit most of them.
@@ -285,8 +285,8 @@ def train_heads(
         if valid is not None and init is not None:
             recall = training.recall(valid.expand_items())
         result, scale = TrainingResult([], 0, 0), 0.0
-        # With too few pairs to hold any out, "auto" keeps the initialization, because nothing
-        # could tell whether training improves it.
+        # With too few pairs for validation, "auto" keeps the initialization, because it is not
+        # known whether training would improve it.
         if not (heads.init == "auto" and config.early_stopping and valid is None):
             inputs = None if valid is None else training.make_inputs(valid.expand_items())
             callbacks = run.make_callbacks(inputs, lambda net: training.module, "align")
@@ -299,7 +299,7 @@ def train_heads(
             return *_restore_initialization(training, prepare, data, valid), result
     if valid is not None and config.refit:
         checkpoint.begin("refit")
-        # The generator has advanced in the first phase, from which a resumed training has none.
+        # The first phase has advanced the generator, and a resumed training skips this phase.
         torch.manual_seed(run.seed)
         training = prepare(data)
         callbacks = checkpoint.callbacks("refit")
@@ -333,7 +333,7 @@ def _restore_initialization(
 ) -> tuple[TwoTower, float]:
     """Return the closed-form solution, for all pairs with `refit`, and its logit scale."""
     if valid is None:
-        scale = held_out_logit_scale(data, lambda part: make_embedders(prepare(part).module))
+        scale = held_out_logit_scale(data, lambda train: make_embedders(prepare(train).module))
     else:
         embed_image, embed_text = make_embedders(training.make_closed_form().eval())
         scale = fit_logit_scale(embed_image(valid.image), embed_text(valid.text), valid.pairs)

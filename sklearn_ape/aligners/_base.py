@@ -80,13 +80,13 @@ class BaseAligner(
 
     @abstractmethod
     def _learned_state(self) -> dict[str, Any]:
-        """Return the parameters that `fit` learned from the pairs, without those of encoders."""
+        """Return the parameters that `fit` learned, without the parameters of the encoders."""
 
     @abstractmethod
     def _restore_learned(self, state: FittedState, logit_scale: float) -> tuple[int, int | None]:
         """Set the parameters that `_learned_state` returned.
 
-        Return the numbers of image features and text features, None if there are none.
+        Return the number of image features, and the number of text features or None.
         """
 
     def transform(self, X: Any) -> np.ndarray:
@@ -156,8 +156,8 @@ class BaseAligner(
         -----
         The standardized similarity is the mean of two z-scores ``(s - m) / d``: one by the mean
         m and standard deviation d of the text's cosines with the reference images, the other by
-        those of the image's cosines with the reference captions. It is multiplied by the mean of
-        d over the reference, so that it has the unit of a cosine. Without captions
+        the moments of the image's cosines with the reference captions. It is multiplied by the
+        mean of d over the reference, so that it has the unit of a cosine. Without captions
         (`CLIPAligner`) only the first z-score is used.
 
         References
@@ -167,7 +167,7 @@ class BaseAligner(
         .. [2] A. Conneau et al., "Word Translation Without Parallel Data", ICLR 2018 (CSLS).
         """
         check_is_fitted(self)
-        bank = resolve_bank(standardize, self, self.transform, whole=self)
+        bank = resolve_bank(standardize, self, self.transform, self)
         image, text = self._image_features(X, reset=False), self._features_of_texts(y)
         images, texts = (np.flatnonzero(~find_missing_rows(side)) for side in (image, text))
         similarity = np.full((len(image), len(text)), np.nan, dtype=np.float32)
@@ -248,7 +248,7 @@ class BaseAligner(
         """
         check_is_fitted(self)
         data = self._scored_pairs(X, y, groups)
-        by_image, by_text = compute_both_ranks(*self._compared(data), data.pairs)
+        by_image, by_text = compute_both_ranks(*self._comparable_pairs(data), data.pairs)
         return {"image_to_text": by_image, "text_to_image": by_text}
 
     def score(self, X: Any, y: Any, groups: Any = None) -> float:
@@ -293,14 +293,14 @@ class BaseAligner(
             available: for `CLIPAligner`, and for models saved by versions without a record.
         """
         check_is_fitted(self)
-        fitted: FittedImages | None = getattr(self, "_fitted_images", None)
-        if fitted is None:
+        fitted_images: FittedImages | None = getattr(self, "_fitted_images", None)
+        if fitted_images is None:
             return None
-        digests = image_digests(X) if fitted.are_contents else None
+        digests = image_digests(X) if fitted_images.are_contents else None
         if digests is not None:
-            return fitted.contain(None, digests)
+            return fitted_images.contain(None, digests)
         # Raises ValueError if X does not hold images although images are expected.
-        return fitted.contain(self._image_features(X, reset=False), None)
+        return fitted_images.contain(self._image_features(X, reset=False), None)
 
     def _embed_images(self, features: Any) -> np.ndarray:
         return embed_rows(features, self._embed_image, self._n_features_out)
@@ -308,7 +308,7 @@ class BaseAligner(
     def _embed_texts(self, features: Any) -> np.ndarray:
         return embed_rows(features, self._embed_text, self._n_features_out)
 
-    def _compared(self, data: PairDataset) -> tuple[Any, Any]:
+    def _comparable_pairs(self, data: PairDataset) -> tuple[Any, Any]:
         """Return the embeddings of images and captions whose products are cosines."""
         return self._comparable_images(data.image), self._comparable_texts(data.text)
 
@@ -330,7 +330,7 @@ class BaseAligner(
         )
 
     def _fit_pairs(self, X: Any, y: Any) -> PairDataset:
-        """Return the training pairs, those of `head_pairs` last; fit the encoders."""
+        """Fit the encoders, and return the training pairs, followed by those of `head_pairs`."""
         if y is None:
             raise ValueError(
                 f"{type(self).__name__} requires y to be passed, but the target y is None. Pass "
@@ -393,7 +393,7 @@ class BaseAligner(
             every_row = np.arange(len(image))
             return Rows(image, text, every_row, every_row, digests)
         text, text_rows = encode_unique(
-            lambda texts: self._encoded_texts(texts, reset), captions, rows
+            lambda texts: self._encode_texts(texts, reset), captions, rows
         )
         return Rows(image, text, rows, text_rows, digests, are_captions=True)
 
@@ -402,18 +402,18 @@ class BaseAligner(
         if stays_stored(X) or stays_stored(y):
             check_lengths(X, len(y))
             return self._image_features(X, reset), self._text_features(y, reset)
-        image = self._image_features(X, reset, least=2 if reset else 1)
+        image = self._image_features(X, reset, n_min=2 if reset else 1)
         text = as_floats(y, "y", ensure_2d=False)
         check_consistent_length(image, text)
         return image, self._text_features(text.reshape(len(text), -1), reset)
 
-    def _image_features(self, X: Any, reset: bool, least: int = 1) -> Any:
-        """Return at least `least` rows of image features; NaN where encoding failed."""
+    def _image_features(self, X: Any, reset: bool, n_min: int = 1) -> Any:
+        """Return at least `n_min` rows of image features; NaN where encoding failed."""
         check_sequence(X, "X", "image", "images or features")
         if self.image_encoder is not None:
             if reset:
                 self.image_encoder_ = resolve_encoder(self.image_encoder, "image").fit(X, None)
-            X = _dense(self.image_encoder_.transform(X))
+            X = _to_dense(self.image_encoder_.transform(X))
         elif holds_images(X):
             raise ValueError(
                 "X holds images, and image_encoder is None. Pass image_encoder="
@@ -425,21 +425,21 @@ class BaseAligner(
             validate_data(self, X, reset=reset, skip_check_array=True)
             return check_stored_features(X, "X")
         features = validate_data(
-            self, X, reset=reset, dtype=FLOATS, ensure_all_finite=False, ensure_min_samples=least
+            self, X, reset=reset, dtype=FLOATS, ensure_all_finite=False, ensure_min_samples=n_min
         )
         return as_float32(features, "X", check_conditioning=reset)
 
     def _features_of_texts(self, y: Any) -> Any:
-        """Return text features of texts, one text per row, or of features."""
+        """Return the text features of y, which holds features or one text per row."""
         y = as_sequence(y)
         if not holds_texts(y):
             return self._text_features(y, reset=False)
         texts, rows = flatten_captions(y)
         if len(rows) != len(y):
             raise ValueError("y holds lists of texts. Pass one text per row.")
-        return self._encoded_texts(texts, reset=False)
+        return self._encode_texts(texts, reset=False)
 
-    def _encoded_texts(self, texts: list[str], reset: bool) -> Any:
+    def _encode_texts(self, texts: list[str], reset: bool) -> Any:
         if self.text_encoder is None or not (reset or hasattr(self, "text_encoder_")):
             raise ValueError(
                 "y holds texts, and this aligner was fitted on features of texts. Pass "
@@ -448,7 +448,7 @@ class BaseAligner(
             )
         if reset:
             self.text_encoder_ = resolve_encoder(self.text_encoder, "text").fit(texts, None)
-        return self._text_features(_dense(self.text_encoder_.transform(texts)), reset)
+        return self._text_features(_to_dense(self.text_encoder_.transform(texts)), reset)
 
     def _text_features(self, y: Any, reset: bool) -> Any:
         """Return text features; rows of NaN where encoding failed."""
@@ -493,5 +493,5 @@ class BaseAligner(
         return tags
 
 
-def _dense(features: Any) -> Any:
+def _to_dense(features: Any) -> Any:
     return features.toarray() if issparse(features) else features

@@ -37,6 +37,12 @@ _UNFINISHED, _FINISHED = ".training.safetensors", ".trained.safetensors"
 # Processes that only check whether a training is running hold its lock for a moment.
 _LOCK_TIMEOUT_S = 1.0
 
+# After writing for t seconds, the next state is written 19 t later at the earliest, so that
+# writing takes at most a twentieth of the time.
+_PAUSE_OF_WRITING = 19
+
+_BLOCK_SIZE = 4096
+
 _MAX_DIFFERENCES = 4
 _REMEDY = "Delete it to train from the beginning, or pass another folder as checkpoint."
 
@@ -118,13 +124,13 @@ class TrainingFile:
         self._lock.release()
 
     def read(self, finished: bool = True) -> tuple[str, dict[str, Any]] | None:
-        """Return ("finished" or "unfinished", values), or None if there is no file of this run.
+        """Return ("finished" or "unfinished", values), or None if the run has no file.
 
         Parameters
         ----------
         finished : bool, default=True
             Whether to return the result of a finished training. If False, only the state of an
-            unfinished one is returned.
+            unfinished training is returned.
 
         Raises
         ------
@@ -184,12 +190,12 @@ class TrainingFile:
             values = read_file(path)
         except ValueError as error:
             raise ValueError(f"{error} {_REMEDY}") from None
-        written, installed = head.get("versions"), _versions()
-        if written != installed:
+        versions, installed_versions = head.get("versions"), _versions()
+        if versions != installed_versions:
             warn(
-                f"{str(path)!r} was written with {written}, and the installed versions are "
-                f"{installed}. The result may differ in the last digits from that of an "
-                "uninterrupted training.",
+                f"{str(path)!r} was written with {versions}, and the installed versions are "
+                f"{installed_versions}. The result may differ from an uninterrupted training in "
+                "the last digits.",
             )
         return values
 
@@ -220,23 +226,17 @@ def _describe_difference(other: Any, own: dict[str, Any]) -> str:
     """Return the parameters and data in which another training differs."""
     if not isinstance(other, dict) or not isinstance(other.get("parameters"), dict):
         return "an unknown description"
-    theirs, ours = other["parameters"], own["parameters"]
+    other_parameters, parameters = other["parameters"], own["parameters"]
     differences = [
-        f"{name}={theirs.get(name, 'unknown')} (here {ours.get(name, 'unknown')})"
-        for name in sorted(theirs.keys() | ours.keys())
-        if theirs.get(name) != ours.get(name)
+        f"{name}={other_parameters.get(name, 'unknown')} (here {parameters.get(name, 'unknown')})"
+        for name in sorted(other_parameters.keys() | parameters.keys())
+        if other_parameters.get(name) != parameters.get(name)
     ]
     names = sorted((other.keys() | own.keys()) - {"parameters", "class"})
     differences += [f"other {name}" for name in names if other.get(name) != own.get(name)]
-    more = ["..."] if len(differences) > _MAX_DIFFERENCES else []
-    return ", ".join(differences[:_MAX_DIFFERENCES] + more) or "other content"
-
-
-# After writing for t seconds, the next state is written 19 t later at the earliest, so that
-# writing takes at most a twentieth of the time.
-_PAUSE_OF_WRITING = 19
-
-_ROWS_PER_BLOCK = 4096
+    if len(differences) > _MAX_DIFFERENCES:
+        differences[_MAX_DIFFERENCES:] = ["..."]
+    return ", ".join(differences) or "other content"
 
 
 class Checkpoint:
@@ -256,7 +256,7 @@ class Checkpoint:
     Attributes
     ----------
     seed : int
-        Seed of the training; that of a resumed one if it was drawn with ``random_state=None``.
+        Seed of the training. A resumed training has the seed in its file.
 
     Raises
     ------
@@ -310,7 +310,7 @@ class Checkpoint:
             else:
                 self.seed = values["seed"]
                 self._phase, self._state = values["phase"], values["state"]
-                # The key is of the first version of this format.
+                # "course" is a key of the file format.
                 self._result = values["course"]
         return self
 
@@ -354,7 +354,7 @@ class Checkpoint:
         self._result = result._asdict()
 
     def stop(self) -> None:
-        """Keep the last state for the next fit, because training was interrupted."""
+        """Stop writing, so that the next fit resumes from the last state before an interrupt."""
         self._is_stopped = True
 
     def begin(self, phase: str) -> None:
@@ -365,8 +365,8 @@ class Checkpoint:
     def finish(self) -> None:
         """Save the result, or delete the state if the next fit must train again.
 
-        It must if it draws another seed or calls callbacks: they can change weights, and a class
-        or function of the same name may have changed by then.
+        The next fit must train if it draws a new seed, or if there are callbacks. Callbacks can
+        change weights, and their code may have changed by then.
         """
         if self._file is None or self._is_stopped:
             return
@@ -425,7 +425,7 @@ def _describe_callback(callback: Any) -> str:
 
 
 def _hash(value: Any) -> str:
-    """Return a hash that is the same in every process, or the name of the type without one."""
+    """Return a hash that does not depend on the process, or the type if hashing fails."""
     try:
         return joblib.hash(value)
     except Exception:  # pickling may raise anything
@@ -437,7 +437,7 @@ def _digest_pairs(data: PairDataset) -> str:
     digests = [
         fingerprint(np.asarray(side[block]))
         for side in (data.image, data.text)
-        for block in gen_batches(len(side), _ROWS_PER_BLOCK)
+        for block in gen_batches(len(side), _BLOCK_SIZE)
     ]
     # Items decide which epoch is the best one.
     items = [] if data.items is None else [data.items]

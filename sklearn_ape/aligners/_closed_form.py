@@ -30,18 +30,19 @@ _VALIDATION_FRACTION = 0.2
 _MIN_VARIANCE = 1e-6
 
 # Block sizes. Sums depend on them in their last bits.
-_ROWS_AT_ONCE = 4096
-_TEXTS_AT_ONCE = MAX_ANCHORS
+_BLOCK_SIZE = 4096
+_TEXT_BLOCK_SIZE = MAX_ANCHORS
 
-# One minus the mean cosine of MiniLM's captions, times the gamma that was best for them, 8.
-_SPREAD_TIMES_GAMMA = 6.8
+# gamma="scale" is this number divided by the variance of the L2-normalized text features. For the
+# captions on which it was chosen, in features of MiniLM, gamma was 8 and the variance 0.85.
+_GAMMA_TIMES_VARIANCE = 6.8
 
 
 def fit_logit_scale(image: Any, text: Any, pairs: np.ndarray, max_scale: float = 100.0) -> float:
     """Return the logit scale that minimizes the symmetric InfoNCE loss.
 
     Cosines of training pairs are higher than those of new pairs, so a scale that is fitted on
-    them is overconfident. Pass held-out pairs if there are any.
+    them is overconfident. Pass held-out pairs if possible.
 
     Parameters
     ----------
@@ -64,20 +65,21 @@ def fit_logit_scale(image: Any, text: Any, pairs: np.ndarray, max_scale: float =
     images, texts = pairs[:, 0], pairs[:, 1]
     cosine = np.asarray(image[images] @ text[texts].T, dtype=np.float64)
     ones = (np.ones(len(pairs), dtype=bool), (images, texts))
-    belong = csr_array(ones, shape=(len(image), len(text)))[images][:, texts]
+    positives = csr_array(ones, shape=(len(image), len(text)))[images][:, texts]
     # The target gives the same weight to each positive of a row, as in InfoNCELoss.
-    target = belong.multiply(1 / belong.sum(axis=1)[:, None]).multiply(cosine).sum()
-    target += belong.multiply(1 / belong.sum(axis=0)[None]).multiply(cosine).sum()
+    target = positives.multiply(1 / positives.sum(axis=1)[:, None]).multiply(cosine).sum()
+    target += positives.multiply(1 / positives.sum(axis=0)[None]).multiply(cosine).sum()
 
     def loss(log_scale: float) -> float:
         scale = math.exp(log_scale)
-        # Relative to cosine 1, so that exp does not overflow. Doubles reach down to exp(-700).
+        # Relative to cosine 1, so that exp does not overflow. Scales of at most 100 do not
+        # underflow either, since doubles reach down to exp(-700).
         odds = np.exp(scale * (cosine - 1))
         normalizer = np.log(odds.sum(axis=0)).sum() + np.log(odds.sum(axis=1)).sum()
         return float(normalizer + scale * (2 * len(pairs) - target)) / len(pairs)
 
-    best = minimize_scalar(loss, bounds=(0.0, math.log(max_scale)), method="bounded")
-    return math.exp(best.x)
+    result = minimize_scalar(loss, bounds=(0.0, math.log(max_scale)), method="bounded")
+    return math.exp(result.x)
 
 
 def held_out_logit_scale(
@@ -137,7 +139,7 @@ def kernel_maps(
     max_anchors: int,
     rng: np.random.RandomState,
 ) -> Maps:
-    """Return whitened images and a kernel ridge regression from texts to them."""
+    """Return the whitening of images, and a kernel ridge regression from texts to its output."""
     targets = _Targets(data, whitening, n_components)
     gamma = _scale_gamma(targets) if gamma == "scale" else float(gamma)
     if len(targets.texts) <= max_anchors:
@@ -145,7 +147,7 @@ def kernel_maps(
         if not anchors.any():  # a single text of zeros with target zero: any anchor will do
             anchors[:, 0] = 1
         matrix = _kernel(anchors, anchors, gamma)
-        # Dividing the ridge by the number of images weights a text by its images.
+        # Dividing the ridge by the number of images of a text weights the text by its images.
         matrix[np.diag_indices_from(matrix)] += ridge / targets.counts
         right = np.concatenate([block_targets for _, block_targets in targets])
         return Maps(targets.image, KernelMap(anchors, _solve(matrix, right), gamma))
@@ -155,7 +157,7 @@ def kernel_maps(
     matrix = ridge * _kernel(anchors, anchors, gamma)
     right = np.zeros((max_anchors, targets.image.n_out), dtype=np.float32)
     for block, block_targets in targets:
-        for part in gen_batches(len(block_targets), _ROWS_AT_ONCE):
+        for part in gen_batches(len(block_targets), _BLOCK_SIZE):
             rows = slice(block.start + part.start, block.start + part.stop)
             kernel = _kernel(targets.normalized_texts(rows), anchors, gamma)
             weighted = kernel * targets.counts[rows, None]
@@ -169,7 +171,7 @@ def kernel_maps(
 def linear_maps(
     data: PairDataset, *, ridge: float, whitening: float, n_components: int | None
 ) -> Maps:
-    """Return whitened images and a ridge regression from texts to them.
+    """Return the whitening of images, and a ridge regression from texts to its output.
 
     The ridge is relative to the mean variance of a text feature.
     """
@@ -210,8 +212,8 @@ class _Targets:
 
     def __init__(self, data: PairDataset, whitening: float, n_components: int | None) -> None:
         self._data = data
-        # Texts of zeros are left out: they have no direction and so no cosines.
-        blocks = gen_batches(len(data.text), _TEXTS_AT_ONCE)
+        # Texts of zeros are left out: their cosines are not defined.
+        blocks = gen_batches(len(data.text), _TEXT_BLOCK_SIZE)
         is_nonzero = np.concatenate([data.text[block].any(axis=1) for block in blocks])
         is_nonzero = is_nonzero[data.pairs[:, 1]]
         pairs = data.pairs[is_nonzero] if is_nonzero.any() else data.pairs
@@ -222,7 +224,7 @@ class _Targets:
         # Sorted by text, so that the images of a block of texts are contiguous.
         order = np.argsort(row, kind="stable")
         self._images, self._row = pairs[order, 0], row[order]
-        self._blocks = list(gen_batches(len(self.texts), _TEXTS_AT_ONCE))
+        self._blocks = list(gen_batches(len(self.texts), _TEXT_BLOCK_SIZE))
         is_single = len(self._blocks) == 1
         self._cached_sums = [self._sum_images(self._blocks[0])] if is_single else None
         self._n_pairs = len(pairs)
@@ -254,8 +256,8 @@ class _Targets:
         directions, image_mean = self.image.directions.numpy(), self.image.mean.numpy()
         sums = np.zeros((block.stop - block.start, directions.shape[1]))
         first, end = np.searchsorted(self._row, [block.start, block.stop])
-        for start in range(first, end, _ROWS_AT_ONCE):
-            rows = slice(start, min(start + _ROWS_AT_ONCE, end))
+        for start in range(first, end, _BLOCK_SIZE):
+            rows = slice(start, min(start + _BLOCK_SIZE, end))
             images = normalize_rows(self._data.image[self._images[rows]])
             embeddings = normalize_rows((images - image_mean) @ directions)
             np.add.at(sums, self._row[rows] - block.start, embeddings)
@@ -275,11 +277,11 @@ def _whiten(
         covariance(features, features, (rows, rows), (image_mean, image_mean))
     )
     variances, directions = variances[::-1], directions[:, ::-1]
-    varies = variances > _MIN_VARIANCE * max(variances[0], _MIN_VARIANCE)
-    if not varies.any():  # all images are equal: every embedding is zero
+    is_varying = variances > _MIN_VARIANCE * max(variances[0], _MIN_VARIANCE)
+    if not is_varying.any():  # all images are equal: every embedding is zero
         return WhitenedMap(image_mean, np.zeros((len(image_mean), 1)))
-    directions = directions[:, varies][:, :n_components]
-    variances = variances[varies][:n_components] / variances[0]
+    directions = directions[:, is_varying][:, :n_components]
+    variances = variances[is_varying][:n_components] / variances[0]
     # The signs of eigenvectors are arbitrary. They are fixed to make results reproducible.
     signs = np.sign(directions[np.abs(directions).argmax(axis=0), np.arange(len(variances))])
     return WhitenedMap(image_mean, directions * signs / np.sqrt(variances + whitening))
@@ -289,7 +291,7 @@ def _scale_gamma(targets: _Targets) -> float:
     """Return the gamma of "scale", inversely proportional to the variance of the texts."""
     text_mean = targets.mean_text(np.float32)
     # The bound keeps gamma finite if all texts are nearly equal.
-    return float(_SPREAD_TIMES_GAMMA / max(1 - float(text_mean @ text_mean), 1e-3))
+    return float(_GAMMA_TIMES_VARIANCE / max(1 - float(text_mean @ text_mean), 1e-3))
 
 
 def _solve(matrix: np.ndarray, right: np.ndarray) -> np.ndarray:
@@ -298,8 +300,8 @@ def _solve(matrix: np.ndarray, right: np.ndarray) -> np.ndarray:
     If the Cholesky decomposition fails, the diagonal is increased step by step.
     """
     diagonal, largest = np.diag_indices_from(matrix), matrix.diagonal().max()
-    for share in (0.0, 1e-5, 1e-4, 1e-3, 1e-2):
-        matrix[diagonal] += share * largest
+    for fraction in (0.0, 1e-5, 1e-4, 1e-3, 1e-2):
+        matrix[diagonal] += fraction * largest
         with suppress(LinAlgError):
             return cho_solve(cho_factor(matrix, lower=True, check_finite=False), right)
     raise ValueError("ridge is too small for these captions in single precision. Raise ridge.")

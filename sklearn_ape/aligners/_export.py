@@ -23,7 +23,8 @@ from ..utils.validation import check_sequence
 from ._base import BaseAligner
 from .wrapper import unwrap
 
-# Largest difference of an embedding in ONNX Runtime, and numbers of rows at which it is checked.
+# Largest difference of an embedding in ONNX Runtime. It is checked for several numbers of rows,
+# because the number of rows is dynamic in the file.
 _MAX_DIFFERENCE = 1e-5
 _N_ROWS = (1, 7, 64)
 
@@ -49,8 +50,8 @@ def export_onnx(aligner: Any, folder: str | os.PathLike[str]) -> None:
     TypeError
         If the aligner is of another class, whose embeddings are not computed by a network.
     ValueError
-        If the embeddings of ONNX Runtime differ from those of the aligner by more than 1e-5. No
-        files are written.
+        If the embeddings of ONNX Runtime and of the aligner differ by more than 1e-5. Files are
+        not written then.
 
     Notes
     -----
@@ -89,17 +90,17 @@ def export_onnx(aligner: Any, folder: str | os.PathLike[str]) -> None:
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     # Written to a temporary folder first, so that a failed export leaves existing files in place.
-    with tempfile.TemporaryDirectory(prefix=".onnx-", dir=target) as temporary:
+    with tempfile.TemporaryDirectory(prefix=".onnx-", dir=target) as temporary_folder:
         sides = {
             "image": (aligner.n_features_in_, aligner._embed_image),
             "text": (aligner.n_text_features_in_, aligner._embed_text),
         }
         for side, (n_features, embed) in sides.items():
-            path = Path(temporary) / f"{side}_head.onnx"
+            path = Path(temporary_folder) / f"{side}_head.onnx"
             _export(aligner._make_network(side), n_features, path)
-            _compare(path, n_features, embed)
+            _check_embeddings(path, n_features, embed)
         for side in sides:
-            os.replace(Path(temporary) / f"{side}_head.onnx", target / f"{side}_head.onnx")
+            os.replace(Path(temporary_folder) / f"{side}_head.onnx", target / f"{side}_head.onnx")
 
 
 def _export(module: nn.Module, n_features: int, path: Path) -> None:
@@ -118,13 +119,13 @@ def _export(module: nn.Module, n_features: int, path: Path) -> None:
         )
 
 
-def _compare(path: Path, n_features: int, embed: Any) -> None:
+def _check_embeddings(path: Path, n_features: int, embed: Any) -> None:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     rng = np.random.default_rng(0)
     for n_rows in _N_ROWS:
-        # Rows of different scales, as features have them.
+        # Features have rows of different norms.
         rows = rng.standard_normal((n_rows, n_features)) * 10.0 ** rng.uniform(-1, 1, (n_rows, 1))
         rows = rows.astype(np.float32)
         embeddings = session.run(None, {"features": rows})[0]
@@ -145,9 +146,9 @@ class OpenCLIPShape(NamedTuple):
         Model with the methods ``encode_image`` and ``encode_text`` and the parameter
         ``logit_scale``.
     transform : callable
-        Function that turns an image into a tensor.
+        Function that converts an image to a tensor.
     tokenizer : callable
-        Function that turns texts into a tensor.
+        Function that converts texts to a tensor.
     """
 
     model: nn.Module
@@ -176,7 +177,7 @@ def as_open_clip(aligner: Any) -> OpenCLIPShape:
     Raises
     ------
     TypeError
-        If there is no aligner.
+        If `aligner` is not an aligner of sklearn_ape, or a Pipeline that ends in one.
     ValueError
         If the aligner takes features rather than images and texts.
 
@@ -258,7 +259,11 @@ class _Model(nn.Module):
     def encode_image(
         self, image: torch.Tensor | Sequence[torch.Tensor], normalize: bool = True
     ) -> torch.Tensor:
-        """Embed transformed images of shape (n, 3, height, width), or a list of them."""
+        """Embed transformed images of shape (n, 3, height, width), or a list of images.
+
+        Embeddings are always L2-normalized. `normalize` is accepted because callers of open_clip
+        pass it.
+        """
         pixels = image if isinstance(image, torch.Tensor) else torch.stack(list(image))
         network = self._encoder._network()
         has_views = pixels.ndim == 5

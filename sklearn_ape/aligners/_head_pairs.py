@@ -141,7 +141,7 @@ def _text_features(aligner: Any, head: HeadPairs) -> tuple[np.ndarray, np.ndarra
     if not texts:
         raise ValueError("head_pairs has no texts. Pass at least one text.")
     distinct = list(dict.fromkeys(texts))
-    features = aligner._encoded_texts(distinct, reset=False)
+    features = aligner._encode_texts(distinct, reset=False)
     rows = {text: row for row, text in enumerate(distinct)}
     return features[[rows[text] for text in texts]], np.array(owners_of_texts)
 
@@ -169,12 +169,12 @@ def _append_texts(text: Any, features: np.ndarray) -> tuple[Any, np.ndarray]:
 
 def _nearest_rows(queries: np.ndarray, text: Any) -> np.ndarray:
     """Return the row of `text` that is nearest to each query."""
-    nearest, least = np.zeros(len(queries), dtype=np.intp), np.full(len(queries), np.inf)
+    nearest, min_distance = np.zeros(len(queries), np.intp), np.full(len(queries), np.inf)
     for block in row_blocks(text):
         row, distance = pairwise_distances_argmin_min(queries, text[block])
-        is_closer = distance < least
+        is_closer = distance < min_distance
         nearest[is_closer] = block.start + row[is_closer]
-        least[is_closer] = distance[is_closer]
+        min_distance[is_closer] = distance[is_closer]
     return nearest
 
 

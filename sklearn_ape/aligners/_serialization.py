@@ -29,7 +29,7 @@ _IMAGES_USAGE = "print(model.similarity(['image.jpg'], ['a cat', 'a dog']))"
 
 
 def aligner_state(aligner: Any) -> dict[str, Any]:
-    """Return the fitted state of an aligner, as it is saved."""
+    """Return the fitted state of an aligner for saving."""
     names = getattr(aligner, "feature_names_in_", None)
     bank, fitted = getattr(aligner, "bank_", None), getattr(aligner, "_fitted_images", None)
     return {
@@ -148,7 +148,7 @@ class HeadsMixin:
 
     def _embed(self, side: str, features: np.ndarray) -> np.ndarray:
         device = resolve_device(self.device)
-        # A copy is moved: the module itself stays on the CPU, where other threads may use it.
+        # A copy is moved to the device: other threads may be using the module on the CPU.
         module = self.module_ if device.type == "cpu" else deepcopy(self.module_).to(device)
         return embed(module, side, features, device)
 
@@ -167,7 +167,7 @@ def make_embedders(module: TwoTower) -> tuple[Callable, Callable]:
 
 
 def history_state(aligner: Any) -> dict[str, Any]:
-    """Return the training history of a fitted aligner, as it is saved."""
+    """Return the training history of a fitted aligner for saving."""
     return {
         "history": aligner.history_,
         "best_epoch": int(aligner.best_epoch_),

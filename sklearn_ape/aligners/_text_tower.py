@@ -25,8 +25,8 @@ from ..utils.sklearn_compat import unfreeze
 from ..utils.torch_state import default_state
 
 # On a CPU, batches of similar lengths waste less time on padding; a GPU needs large batches.
-_ROWS_PER_BLOCK = {"cpu": 64}
-_ROWS_PER_BLOCK_ELSEWHERE = 1024
+_BLOCK_SIZE_ON_CPU = 64
+_BLOCK_SIZE = 1024
 
 # Fills the rows of tokens behind the end of a text. It is not a token of any tokenizer.
 _PADDING = -1
@@ -54,14 +54,14 @@ class TextTower(nn.Module):
     def __init__(self, text_encoder: Any, max_length: int | None) -> None:
         super().__init__()
         self.encoder = _copy_encoder(text_encoder, max_length)
-        # A new network, not the one that all encoders of the process share.
+        # `_load` makes a new network. `_network` would return the network that encoders share.
         with default_state():
             with torch.random.fork_rng(devices=[]):
                 network = self.encoder._load(torch.device("cpu"))
             self.tower = network.model.float().eval()
-            self.declared = network.prepare
+            self.pipeline = network.prepare
             self.precision = "float32"
-            self._used = self._remove_unused_modules()
+            self._used_names = self._remove_unused_modules()
 
     def trained_state(self) -> dict[str, Any]:
         """Return the trained weights, the linear map and the encoder, without its weights."""
@@ -111,29 +111,29 @@ class TextTower(nn.Module):
     def tokenize(self, texts: list[str]) -> np.ndarray:
         """Return tokens, int32 of shape (n_texts, longest), padded with -1."""
         with TOKENIZING:
-            token_ids = self.declared.tokenize(
-                self.declared.preparation(texts),
+            token_ids = self.pipeline.tokenize(
+                self.pipeline.preparation(texts),
                 truncation=True,
-                max_length=self.encoder.max_length or self.declared.max_length,
+                max_length=self.encoder.max_length or self.pipeline.max_length,
                 return_attention_mask=False,
             )["input_ids"]
         # A tokenizer may return no token for a text, but a network needs at least one.
-        rows = [row or [self.declared.tokenize.pad_token_id] for row in token_ids]
+        rows = [row or [self.pipeline.tokenize.pad_token_id] for row in token_ids]
         tokens = np.full((len(rows), max(map(len, rows))), _PADDING, dtype=np.int32)
         for row, ids in zip(tokens, rows, strict=True):
             row[: len(ids)] = ids
         return tokens
 
     def reset_projection(self, tokens: torch.Tensor, n_out: int) -> None:
-        """Set a new linear map that standardizes features by those of some texts."""
+        """Set a new linear map, which standardizes features by statistics of a sample of texts."""
         with torch.no_grad():
             features = self.features(tokens)
         self.projection = LinearHead(features.shape[1], n_out).to(features.device)
         standardize = self.projection.standardize
         assert isinstance(standardize, Standardize)
         standardize.set(features)
-        # One scale for all features. A feature that hardly varies now may vary after training,
-        # and with its own small scale it would dominate all others.
+        # One scale for all features. A feature that hardly varies now may vary after training, and
+        # would dominate all other features if it was divided by its small scale.
         standardize.scale.fill_(standardize.scale.square().mean().sqrt())
 
     def unlock(self, n_layers: int | None) -> None:
@@ -154,8 +154,8 @@ class TextTower(nn.Module):
                     f"Pass at most {len(layers)}, or None to train all of it."
                 )
             first_unlocked = id(next(layers[-n_layers].parameters()))
-            # Modules are registered in the order of the computation, so all parameters before
-            # those of the first unlocked layer are frozen.
+            # Modules are registered in the order of the computation, so all parameters before the
+            # first unlocked layer are frozen.
             first = [id(parameter) for parameter in parameters].index(first_unlocked)
         for index, parameter in enumerate(parameters):
             parameter.requires_grad_(index >= first and id(parameter) in used)
@@ -194,7 +194,7 @@ class TextTower(nn.Module):
         """Return the features of tokens from `tokenize`."""
         # Texts of similar length in one block need the least padding.
         order = (tokens != _PADDING).sum(dim=1).argsort(descending=True, stable=True)
-        size = _ROWS_PER_BLOCK.get(self.device.type, _ROWS_PER_BLOCK_ELSEWHERE)
+        size = _BLOCK_SIZE_ON_CPU if self.device.type == "cpu" else _BLOCK_SIZE
         parts = [self._encode(tokens[rows]) for rows in order.split(size)]
         return torch.cat(parts)[order.argsort()]
 
@@ -206,7 +206,7 @@ class TextTower(nn.Module):
         from transformers import BatchEncoding
 
         longest = int((tokens != _PADDING).sum(dim=1).max())
-        pad = self.declared.tokenize.pad_token_id
+        pad = self.pipeline.tokenize.pad_token_id
 
         def pad_tokens(batch: torch.Tensor, *, padding: Any, max_length: int, **_: Any) -> Any:
             width = max_length if padding == "max_length" else longest
@@ -217,8 +217,8 @@ class TextTower(nn.Module):
 
         device = self.device
         # The encoder runs as usual, except that its texts are tokenized already.
-        declared = self.declared._replace(tokenize=pad_tokens, preparation=TextPreparation())
-        network = Network(self.tower, declared, device)
+        pipeline = self.pipeline._replace(tokenize=pad_tokens, preparation=TextPreparation())
+        network = Network(self.tower, pipeline, device)
         with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
             features = self.encoder._forward(network, tokens)  # type: ignore[arg-type]
         # torch drops its bfloat16 copies of weights at the end of the outermost autocast. If the
@@ -237,13 +237,16 @@ class TextTower(nn.Module):
         )
 
     def _used_ids(self) -> set[int]:
-        return {id(p) for name, p in self.tower.named_parameters() if name in self._used}
+        return {id(p) for name, p in self.tower.named_parameters() if name in self._used_names}
 
     def _remove_unused_modules(self) -> frozenset[str]:
-        """Remove modules that texts do not use, such as an image tower; return used weights."""
-        called: set[int] = set()
+        """Remove modules that texts do not use, such as an image tower.
+
+        Return the names of the weights that texts use, which are the weights with a gradient.
+        """
+        called_ids: set[int] = set()
         hooks = [
-            module.register_forward_pre_hook(lambda module, _: called.add(id(module)))
+            module.register_forward_pre_hook(lambda module, _: called_ids.add(id(module)))
             for module in self.tower.modules()
         ]
         named = dict(self.tower.named_parameters())
@@ -261,14 +264,14 @@ class TextTower(nn.Module):
             for (name, parameter), gradient in zip(named.items(), gradients, strict=True)
             if gradient is not None
         }
-        needed = {id(parameter) for parameter in used.values()}
+        used_ids = {id(parameter) for parameter in used.values()}
         children = dict(self.tower.named_children())
         for name, child in children.items():
             siblings = [sibling for other, sibling in children.items() if other != name]
             shared = {id(module) for sibling in siblings for module in sibling.modules()}
-            was_called = called & ({id(module) for module in child.modules()} - shared)
+            was_called = called_ids & ({id(module) for module in child.modules()} - shared)
             weights = _ids(child).difference(*map(_ids, siblings))
-            if weights and not was_called and not weights & needed:
+            if weights and not was_called and not weights & used_ids:
                 delattr(self.tower, name)
         return frozenset(used)
 
@@ -297,7 +300,7 @@ def adamw_with_group_rates(
     groups: Iterable[dict[str, Any]], lr: float, weight_decay: float
 ) -> torch.optim.Optimizer:
     """Make AdamW that keeps the learning rate of every group and decays matrices only."""
-    split = []
+    groups_by_decay = []
     for group in groups:
         trained = [parameter for parameter in group["params"] if parameter.requires_grad]
         for decay, parameters in (
@@ -305,8 +308,8 @@ def adamw_with_group_rates(
             (0.0, [p for p in trained if p.ndim < 2]),
         ):
             if parameters:
-                split.append({**group, "params": parameters, "weight_decay": decay})
-    return torch.optim.AdamW(split, lr=lr)
+                groups_by_decay.append({**group, "params": parameters, "weight_decay": decay})
+    return torch.optim.AdamW(groups_by_decay, lr=lr)
 
 
 def make_tower_net(
@@ -332,9 +335,9 @@ def make_tower_net(
     seed : int
         Seed of the batches.
     callbacks : list of (str, skorch.callbacks.Callback)
-        Callbacks in addition to those of every training.
+        Callbacks in addition to `make_standard_callbacks`.
     """
-    # Parameters that match no pattern, those of the tower, have the learning rate of the net,
+    # The parameters of the tower do not match a pattern. They have the learning rate of the net,
     # which error messages name.
     patterns = ("*projection.*", "log_scale", "bias")
     return make_net(

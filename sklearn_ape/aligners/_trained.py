@@ -108,8 +108,8 @@ class TrainedAligner(BaseAligner):
         context = FitContext(self, self.max_epochs, X, y)
         with default_state():
             data = self._fit_pairs(X, y)
-            random = check_random_state(self.random_state)
-            seed = int(random.randint(np.iinfo(np.int32).max))
+            rng = check_random_state(self.random_state)
+            seed = int(rng.randint(np.iinfo(np.int32).max))
             ranks, seed = join_ranks(self._compared_parameters(), data, seed)
             self.device_ = resolve_device(self.device)
             with Checkpoint(self, data, seed, ranks) as checkpoint:
@@ -126,7 +126,7 @@ class TrainedAligner(BaseAligner):
 
     def _set_module(self, module: TwoTower, logit_scale: float) -> None:
         self.__dict__.update(fitted_attributes(module, logit_scale))
-        self.module_.zero_grad()
+        self.module_.zero_grad()  # frees the gradients of the last step
 
     def _check_parameters(self) -> None:
         check_choice(self.loss, "loss", tuple(LOSSES))
@@ -155,7 +155,7 @@ class TrainedAligner(BaseAligner):
         return {**defaults, **values}
 
     def _flat_parameters(self) -> dict[str, Any]:
-        """Return all parameters, with the keys of dicts as parameters of their own."""
+        """Return all parameters, with the keys of dicts as separate parameters."""
         parameters = self.get_params(deep=False)
         for name in self._dict_defaults:
             del parameters[name]
@@ -206,13 +206,13 @@ def fitted_attributes(module: TwoTower, logit_scale: float) -> dict[str, Any]:
     The module is moved to the CPU, so that a pickle can be loaded on a machine without the
     training device.
     """
-    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    maps = [part for part in module.modules() if isinstance(part, BaseMap)]
-    solved = [buffer for part in maps for buffer in part.buffers()]
+    trained_parameters = [p for p in module.parameters() if p.requires_grad]
+    maps = [submodule for submodule in module.modules() if isinstance(submodule, BaseMap)]
+    map_buffers = [buffer for base_map in maps for buffer in base_map.buffers()]
     return {
         "module_": module.to("cpu").eval(),
         "logit_scale_": float(logit_scale),
-        "n_parameters_": sum(tensor.numel() for tensor in (*trained, *solved)),
+        "n_parameters_": sum(tensor.numel() for tensor in (*trained_parameters, *map_buffers)),
         "n_components_": module.n_components,
         "_n_features_out": module.n_components,
         "fingerprint_": module.fingerprint(),
@@ -234,9 +234,11 @@ def check_loss_params(loss: str, values: Mapping[str, Any]) -> None:
     scale = values["logit_scale"]
     check_number(scale, "loss_params['logit_scale']", 0, closed="neither")
     check_number(values["max_logit_scale"], "loss_params['max_logit_scale']", scale)
-    learn = values["learn_logit_scale"]
-    if not isinstance(learn, bool | np.bool_):
-        raise ValueError(f"loss_params['learn_logit_scale'] must be True or False, not {learn!r}.")
+    learns_scale = values["learn_logit_scale"]
+    if not isinstance(learns_scale, bool | np.bool_):
+        raise ValueError(
+            f"loss_params['learn_logit_scale'] must be True or False, not {learns_scale!r}."
+        )
     if "structure_weight" in values:
         check_number(values["structure_weight"], "loss_params['structure_weight']", 0)
     if "tile_size" in values:

@@ -54,7 +54,7 @@ class APEAligner(HeadsMixin, TrainedAligner):
     side : {"text", "image", "both"}, default="text"
         Side whose features are mapped by a head. Without initialization, ``"text"`` maps texts
         into the space of the image features, and ``"image"`` maps images into the space of the
-        text features. With one, embeddings are in the space of whitened image features.
+        text features. With initialization, embeddings are in the space of whitened image features.
     depth : int, default=2
         Number of linear layers of a head. The heads of the paper have 4 to 6. With a few thousand
         pairs 2 are more accurate; compare depths on your own pairs.
@@ -63,16 +63,16 @@ class APEAligner(HeadsMixin, TrainedAligner):
         ``"4x"``.
     n_components : int or None, default=None
         Size of the embeddings. If smaller than the default, the principal directions are kept.
-        With initialization, None keeps all image directions with variance. Without, None is the
-        number of features of the side without a head, or 512 with ``side="both"``.
+        With initialization, None keeps all image directions with variance. With ``init=None``,
+        None is the number of features of the side without a head, or 512 with ``side="both"``.
     dropout : float, default=0.3
         Fraction of the hidden units dropped during training, in [0, 1).
     mixup : float, default=0.0
         If above 0, the features of two pairs are mixed by a share drawn from
         Beta(mixup, mixup); see `sklearn_ape.training.PairBatches`.
     loss : {"infonce", "sigmoid"}, default="infonce"
-        **Loss.** Contrastive loss: that of CLIP, or that of SigLIP, which is suited to small
-        batches.
+        **Loss.** Contrastive loss. ``"infonce"`` is the loss of CLIP. ``"sigmoid"`` is the loss
+        of SigLIP, which is suited to small batches.
     loss_params : dict or None, default=None
         Parameters of the loss. Missing keys have the following defaults:
 
@@ -95,7 +95,7 @@ class APEAligner(HeadsMixin, TrainedAligner):
     learning_rate : float, default=1e-3
         Peak learning rate. It is followed by a cosine decay to zero.
     weight_decay : float, default=0.1
-        Weight decay of weight matrices. Other parameters have none.
+        Weight decay of weight matrices. Biases, norms and the logit scale are not decayed.
     batch_size : int, default=1024
         Number of pairs per batch, which are compared with each other. Larger batches are better.
         It is clipped to the number of training pairs.
@@ -104,7 +104,7 @@ class APEAligner(HeadsMixin, TrainedAligner):
     early_stopping : bool, default=True
         **Early stopping.** Whether to hold out validation pairs, use the epoch with the best
         recall on them, and stop when recall no longer improves. It requires at least 50 groups of
-        pairs that share no image or caption. With fewer, all epochs are run on all pairs.
+        pairs that share no image or caption. With fewer groups, all epochs are run on all pairs.
     validation_fraction : float, default=0.1
         Fraction of the pairs held out for validation. They share no image or caption with the
         training pairs.
@@ -114,8 +114,8 @@ class APEAligner(HeadsMixin, TrainedAligner):
         Whether to train again on all pairs for the best number of epochs, so that no pair is lost
         to validation.
     device : {"auto"}, str or torch.device, default="auto"
-        **Execution.** Device on which the heads are trained and used. ``"auto"`` is a GPU if there
-        is one.
+        **Execution.** Device on which the heads are trained and used. ``"auto"`` is a GPU if
+        available.
     random_state : int, RandomState instance or None, default=None
         Seed of weights, batches and validation pairs. With an int, fits on one machine are bitwise
         identical. torch's global generator is left unchanged.
@@ -125,8 +125,8 @@ class APEAligner(HeadsMixin, TrainedAligner):
         Callbacks of skorch. Callbacks of scikit-learn (1.9 and later) are set by `set_callbacks`.
     checkpoint : str, path-like or None, default=None
         Folder in which the state of the training is saved, so that `fit` on the same pairs with
-        the same parameters resumes an interrupted training; see Notes. With None nothing is
-        saved.
+        the same parameters resumes an interrupted training; see Notes. None disables
+        checkpoints.
 
     Attributes
     ----------
@@ -139,7 +139,7 @@ class APEAligner(HeadsMixin, TrainedAligner):
         both directions on validation pairs), ``logit_scale`` and ``dur`` (seconds). Epoch 0 is the
         initialization, if training was compared with it.
     best_epoch_ : int
-        Epoch with the best validation recall, counted from 1, or the last one without validation.
+        Epoch with the best validation recall, counted from 1. Without validation, the last epoch.
         0 means that the initialization was kept, because training did not improve it by one
         standard error.
     n_epochs_ : int
@@ -171,7 +171,7 @@ class APEAligner(HeadsMixin, TrainedAligner):
 
     Notes
     -----
-    With ``init="auto"`` and too few pairs to hold any out, the initialization is kept, because it
+    With ``init="auto"`` and too few pairs for validation, the initialization is kept, because it
     cannot be tested whether training improves it. With ``early_stopping=False`` all epochs are
     run.
 
@@ -181,7 +181,7 @@ class APEAligner(HeadsMixin, TrainedAligner):
     With `checkpoint`, the state of the training is saved after epochs, using at most a twentieth
     of the time, and the result at the end. `fit` on the same pairs with the same parameters
     resumes with a bitwise identical result, or returns the saved result at once. With
-    ``random_state=None`` results are not saved, because every fit draws another seed, and only an
+    ``random_state=None`` results are not saved, because every fit draws a new seed. Only an
     interrupted training is resumed. The files of different pairs and parameters have different
     names, so the fits of a search can share a folder.
 
@@ -199,8 +199,8 @@ class APEAligner(HeadsMixin, TrainedAligner):
     With torch.distributed (``accelerate.Accelerator()`` under ``accelerate launch``), several
     ranks train one model. Each calls `fit` on the same pairs with the same parameters and
     processes its part of the rows of every batch. Embeddings are gathered with gradients, and all
-    ranks end with the same heads. If a rank ends, the others raise RuntimeError immediately, or
-    after the timeout of the process group if it hangs.
+    ranks end with the same heads. If a rank ends, all other ranks raise RuntimeError immediately,
+    or after the timeout of the process group if it hangs.
 
     References
     ----------
@@ -321,7 +321,7 @@ class APEAligner(HeadsMixin, TrainedAligner):
         FloatingPointError
             If training diverges.
         OSError
-            If the folder `checkpoint` cannot be written to, or contains other files.
+            If the folder `checkpoint` cannot be written to, or contains unrelated files.
 
         Warns
         -----

@@ -18,8 +18,8 @@ from ._base import BaseAligner
 from ._closed_form import held_out_logit_scale
 from .similarity import SparseRows
 
-_TILE_BYTES = 2**26
-_ROWS_AT_ONCE = 8192
+_TILE_BYTES = 2**26  # size of the matrix of similarities, in double precision, of a tile
+_BLOCK_SIZE = 8192
 # A normalized vector minus the mean that is shorter than this is rounding error.
 _MIN_NORM = 1e-6
 
@@ -28,8 +28,9 @@ class ASIFAligner(BaseAligner):
     """Align two frozen encoders by their similarities to training pairs, without training.
 
     An image is represented by its similarities to the images of the training pairs (anchors), a
-    caption by its similarities to their captions. Both have one value per anchor, so they can be
-    compared. New pairs are added by fitting again, which takes seconds [1]_.
+    caption by its similarities to the captions of the training pairs. Both embeddings have one
+    value per anchor, so they can be compared. New pairs are added by fitting again, which takes
+    seconds [1]_.
 
     Parameters
     ----------
@@ -218,7 +219,7 @@ class _Anchors(NamedTuple):
     ) -> _Anchors:
         """Return anchors of the features of one side."""
         unit = np.empty(features.shape, dtype=np.float32)
-        blocks = list(gen_batches(len(unit), _ROWS_AT_ONCE))
+        blocks = list(gen_batches(len(unit), _BLOCK_SIZE))
         for block in blocks:
             unit[block] = normalize_rows(features[block])
         center_point = mean(unit, rows) if center else np.zeros(features.shape[1])
@@ -251,7 +252,7 @@ class _Anchors(NamedTuple):
         nearest = np.argpartition(similarity, -self.k, axis=1)[:, -self.k :]
         # Negative similarities are set to zero: an even power would make them positive.
         values = np.take_along_axis(similarity, nearest, axis=1).clip(min=0)
-        # Divided by the largest first, since high powers of small numbers underflow.
+        # Divide by the largest value first, since high powers of small numbers underflow.
         largest = values.max(axis=1, keepdims=True)
         values = (values / np.where(largest > 0, largest, 1)) ** self.power
         values /= np.where(largest > 0, np.linalg.norm(values, axis=1, keepdims=True), 1)

@@ -23,7 +23,7 @@ from ._closed_form import held_out_logit_scale
 _MIN_VARIANCE = 1e-10
 _MIN_VARIANCE_TO_MEAN = 1e-13
 _MIN_CORRELATION = 1e-6
-_ROWS_AT_ONCE = 8192
+_BLOCK_SIZE = 8192
 
 
 class _Projection(NamedTuple):
@@ -39,7 +39,7 @@ class _Projection(NamedTuple):
 
     def __call__(self, features: np.ndarray) -> np.ndarray:
         embeddings = np.empty((len(features), self.matrix.shape[1]), dtype=np.float32)
-        for rows in gen_batches(len(features), _ROWS_AT_ONCE):
+        for rows in gen_batches(len(features), _BLOCK_SIZE):
             projected = (features[rows] - self.mean) @ self.matrix
             norm = np.linalg.norm(projected, axis=1, keepdims=True)
             embeddings[rows] = projected / np.where(norm > 0, norm, 1)
@@ -232,8 +232,8 @@ class CCAAligner(BaseAligner):
         image_mean, text_mean = mean(data.image, images), mean(data.text, texts)
         image = _whitening(data.image, images, image_mean, self.ridge)
         text = _whitening(data.text, texts, text_mean, self.ridge)
-        shared = covariance(data.image, data.text, (images, texts), (image_mean, text_mean))
-        left, correlations, right = np.linalg.svd(image.T @ shared @ text, full_matrices=False)
+        cross = covariance(data.image, data.text, (images, texts), (image_mean, text_mean))
+        left, correlations, right = np.linalg.svd(image.T @ cross @ text, full_matrices=False)
         left, right = svd_flip(left, right)
         # At least one direction, even if all embeddings are zero.
         n_out = max(1, int((correlations > _MIN_CORRELATION).sum()))
@@ -268,7 +268,7 @@ def _whitening(
     )
     mean_variance = variances.clip(min=0).mean()
     smallest = max(_MIN_VARIANCE * variances[-1], _MIN_VARIANCE_TO_MEAN * float(center @ center))
-    varies = variances > smallest
-    if not varies.any():
+    is_varying = variances > smallest
+    if not is_varying.any():
         return np.zeros((len(center), 1))
-    return directions[:, varies] * (variances[varies] + ridge * mean_variance) ** -0.5
+    return directions[:, is_varying] * (variances[is_varying] + ridge * mean_variance) ** -0.5

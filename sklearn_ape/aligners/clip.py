@@ -46,7 +46,7 @@ class CLIPAligner(LazyNamesMixin, BaseAligner):
     batch_size : int, default=16
         Number of images per batch. Batches of texts are four times larger.
     device : {"auto"}, str or torch.device, default="auto"
-        Device of the network. ``"auto"`` uses a GPU if there is one.
+        Device of the network. ``"auto"`` uses a GPU if available.
     dtype : {"float32", "bfloat16", "float16"}, default="float32"
         Precision of the network, by autocast.
     n_jobs : int or None, default=None
@@ -246,7 +246,7 @@ class CLIPAligner(LazyNamesMixin, BaseAligner):
     def _name(self) -> str:
         return self.model if self.pretrained is None else f"{self.model}/{self.pretrained}"
 
-    def _image_features(self, X: Any, reset: bool, least: int = 1) -> np.ndarray:
+    def _image_features(self, X: Any, reset: bool, n_min: int = 1) -> np.ndarray:
         if not _holds_features(X):
             return self.image_encoder.transform(X)
         features = as_floats(X, "X")
@@ -258,7 +258,7 @@ class CLIPAligner(LazyNamesMixin, BaseAligner):
             )
         return as_float32(features, "X", check_conditioning=False)
 
-    def _encoded_texts(self, texts: list[str], reset: bool) -> np.ndarray:
+    def _encode_texts(self, texts: list[str], reset: bool) -> np.ndarray:
         return self.text_encoder.transform(texts)
 
     def _embed_image(self, features: np.ndarray) -> np.ndarray:

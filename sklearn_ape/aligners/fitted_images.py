@@ -27,7 +27,7 @@ from ..utils.linalg import evenly_spaced, fingerprint
 _MIN_FEATURES = 64
 _N_LARGEST = 8
 
-_ROWS_AT_ONCE = 4096
+_BLOCK_SIZE = 4096
 _HASH_FACTOR = np.uint64(1_000_003)
 
 # By convention these attributes of an estimator do not change its results.
@@ -35,7 +35,8 @@ _RUNTIME_OPTIONS = frozenset(
     {"batch_size", "cache", "device", "errors_", "memory", "n_jobs", "on_error", "verbose"}
 )
 
-# pickle raises ValueError for memory that is not contiguous, and libraries raise the others.
+# pickle raises ValueError for memory that is not contiguous. Objects of libraries raise the other
+# errors.
 _PICKLING_ERRORS = (
     pickle.PicklingError,
     AttributeError,
@@ -45,7 +46,8 @@ _PICKLING_ERRORS = (
     RecursionError,
 )
 
-# Numbers of objects that cannot be pickled, such as a lambda. Python reuses the values of `id`.
+# Numbers of objects that cannot be pickled, such as a lambda. `id` is not suitable, because Python
+# reuses its values.
 _numbers: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
 _next_number = itertools.count()
 _lock = ForkSafeLock()
@@ -110,7 +112,7 @@ def _digest_keys(digests: np.ndarray) -> np.ndarray:
 def _feature_keys(features: Any, mean: np.ndarray | None) -> np.ndarray:
     """Return one integer per row, which rarely is the same for two different images."""
     keys = np.empty(len(features), dtype=np.int64)
-    for rows in gen_batches(len(features), _ROWS_AT_ONCE):
+    for rows in gen_batches(len(features), _BLOCK_SIZE):
         block = np.asarray(features[rows], dtype=np.float32)
         if mean is None:
             digests = [hashlib.blake2b(row.tobytes(), digest_size=8).digest() for row in block]
@@ -132,7 +134,7 @@ def embedding_digest(aligner: Any) -> str:
     """Return a digest of everything that the embeddings of an aligner depend on.
 
     The digest covers the fitted parameters of the aligner, the parameters of its encoders, and
-    parameters and fitted attributes of the other steps of a Pipeline. Options such as
+    the parameters and fitted attributes of all other steps of a Pipeline. Options such as
     ``n_jobs``, ``device`` or ``cache``, which do not change results, are left out. No weights
     are loaded.
 
@@ -190,13 +192,15 @@ class _Digest:
         except _PICKLING_ERRORS:
             if not self.by_object:
                 raise
-            return f"object {_number_of(value)}"
+            return f"object {_get_number(value)}"
         return digest.hexdigest()
 
     def digest_estimator(self, estimator: Any) -> str:
         """Return a digest of everything that the results of an estimator depend on."""
         kind = type(estimator)
-        parts = {name: self.digest(value) for name, value in sorted(_parts(estimator).items())}
+        parts = {
+            name: self.digest(value) for name, value in sorted(_collect_parts(estimator).items())
+        }
         return f"{kind.__module__}.{kind.__qualname__} {parts}"
 
 
@@ -216,7 +220,7 @@ class _Pickler(pickle.Pickler):
         return None
 
 
-def _parts(estimator: Any) -> dict[str, Any]:
+def _collect_parts(estimator: Any) -> dict[str, Any]:
     """Return everything that the results of an estimator depend on, by name."""
     if hasattr(estimator, "_digest_parts"):  # an encoder of this package
         return estimator._digest_parts()
@@ -244,7 +248,7 @@ def _is_fitted(name: str, value: Any) -> bool:
     return isinstance(value, np.ndarray | BaseEstimator) or issparse(value)
 
 
-def _number_of(value: Any) -> int:
+def _get_number(value: Any) -> int:
     with _lock:
         try:
             return _numbers.setdefault(value, next(_next_number))

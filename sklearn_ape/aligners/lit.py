@@ -37,8 +37,8 @@ class LiTAligner(TrainedAligner):
 
     Locked-image tuning [1]_ is a baseline of the APE paper. Features of images are computed once,
     and the whole text tower is trained by backpropagation to match them. It takes far more time
-    and memory than `APEAligner`, and can learn what is not in the features of a frozen text
-    encoder.
+    and memory than `APEAligner`, and can learn distinctions that the features of a frozen text
+    encoder do not contain.
 
     Parameters
     ----------
@@ -47,8 +47,8 @@ class LiTAligner(TrainedAligner):
         with default parameters, such as ``"efficientnet_lite0"``; see `APEAligner`. With None, X
         contains features.
     text_encoder : TransformersTextEncoder, str or None, default=None
-        Text encoder to train, or the name of its model. `fit` trains a copy: the encoder, and
-        others that share its network, are left unchanged.
+        Text encoder to train, or the name of its model. `fit` trains a copy of its network, which
+        leaves this encoder and all encoders that share the network unchanged.
     n_components : int or None, default=None
         **Head.** Size of the embeddings. None is the number of image features. If it is smaller,
         their principal directions are kept.
@@ -56,11 +56,11 @@ class LiTAligner(TrainedAligner):
         Number of the last layers of the tower that are trained. With 0 only the linear map is
         trained. With None the whole tower is trained, including the token embeddings.
     max_length : int or None, default=None
-        Maximum number of tokens of a caption; longer ones are truncated. None is the limit of the
-        encoder.
+        Maximum number of tokens of a caption; longer captions are truncated. None is the limit of
+        the encoder.
     loss : {"infonce", "sigmoid"}, default="infonce"
-        **Loss.** Contrastive loss: that of CLIP, or that of SigLIP, which is suited to small
-        batches.
+        **Loss.** Contrastive loss. ``"infonce"`` is the loss of CLIP. ``"sigmoid"`` is the loss
+        of SigLIP, which is suited to small batches.
     loss_params : dict or None, default=None
         Parameters of the loss. Missing keys have the following defaults:
 
@@ -73,7 +73,7 @@ class LiTAligner(TrainedAligner):
     head_learning_rate : float, default=1e-3
         Peak learning rate of the linear map on top of the tower, and of the logit scale.
     weight_decay : float, default=0.01
-        Weight decay of weight matrices. Other parameters have none.
+        Weight decay of weight matrices. Biases, norms and the logit scale are not decayed.
     batch_size : int, default=64
         Number of pairs per batch, which are compared with each other. Memory grows with it and
         with the length of the captions.
@@ -96,7 +96,7 @@ class LiTAligner(TrainedAligner):
         Precision of the tower by autocast. The weights are float32 in any case. ``"auto"`` is
         bfloat16 on a GPU that supports it.
     device : {"auto"}, str or torch.device, default="auto"
-        Device on which the tower is trained and used. ``"auto"`` is a GPU if there is one.
+        Device on which the tower is trained and used. ``"auto"`` is a GPU if available.
     random_state : int, RandomState instance or None, default=None
         Seed of the linear map, batches, dropout and validation pairs. With an int, fits on the CPU
         of one machine are bitwise identical. torch's global generator is left unchanged.
@@ -106,8 +106,8 @@ class LiTAligner(TrainedAligner):
         Callbacks of skorch. Callbacks of scikit-learn (1.9 and later) are set by `set_callbacks`.
     checkpoint : str, path-like or None, default=None
         Folder in which the state of the training is saved, so that `fit` on the same pairs with
-        the same parameters resumes an interrupted training, as in `APEAligner`. With None nothing
-        is saved.
+        the same parameters resumes an interrupted training, as in `APEAligner`. None disables
+        checkpoints.
 
     Attributes
     ----------
@@ -252,7 +252,7 @@ class LiTAligner(TrainedAligner):
         RuntimeError
             If torch.distributed is set up for several ranks, which is not supported.
         OSError
-            If the folder `checkpoint` cannot be written to, or contains other files.
+            If the folder `checkpoint` cannot be written to, or contains unrelated files.
 
         Warns
         -----
@@ -331,7 +331,7 @@ class LiTAligner(TrainedAligner):
     def _compared_weights(self) -> dict[str, str]:
         return {"text_encoder": self._tower.digest()}
 
-    def _encoded_texts(self, texts: list[str], reset: bool) -> np.ndarray:
+    def _encode_texts(self, texts: list[str], reset: bool) -> np.ndarray:
         """Return tokens in place of features, which change with every step of the tower."""
         if reset:
             self._tower = TextTower(self.text_encoder, self.max_length)

@@ -20,7 +20,7 @@ from ..utils.warnings import warn
 
 _MAX_SHOWN = 5
 
-_ROWS_AT_ONCE = 1024
+_BLOCK_SIZE = 1024
 
 # Smallest share of items with the same features as another item that is reported. A few images
 # that are stored twice hardly change a score.
@@ -271,7 +271,7 @@ def _merge_rows(features: Any, rows: np.ndarray, keys: np.ndarray) -> tuple[Any,
     number = np.empty_like(order)
     number[order] = np.arange(len(order))
     first_rows = rows[first[order]]
-    # Usually all rows are distinct: then nothing is copied.
+    # If all rows are distinct, which is usual, no features are copied.
     if len(first_rows) == len(features) and np.array_equal(first_rows, np.arange(len(first_rows))):
         return features, number[inverse]
     return select(features, first_rows), number[inverse]
@@ -279,18 +279,18 @@ def _merge_rows(features: Any, rows: np.ndarray, keys: np.ndarray) -> tuple[Any,
 
 def _digest_rows(features: Any, rows: np.ndarray) -> np.ndarray:
     """Return the digest of the features of each row in `rows`, which may repeat."""
-    distinct, inverse = np.unique(rows, return_inverse=True)
-    digests = _digest_distinct_rows(features, distinct)
-    return digests if np.array_equal(distinct, rows) else digests[inverse]
+    distinct_rows, inverse = np.unique(rows, return_inverse=True)
+    digests = _digest_distinct_rows(features, distinct_rows)
+    return digests if np.array_equal(distinct_rows, rows) else digests[inverse]
 
 
 def _digest_distinct_rows(features: Any, rows: np.ndarray) -> np.ndarray:
     """Return a digest of 16 bytes per row, long enough to be unique for any number of rows."""
     digests = np.empty(len(rows), dtype="V16")
-    for part in gen_batches(len(rows), _ROWS_AT_ONCE):
-        block = np.ascontiguousarray(features[rows[part]])
-        joined = b"".join(hashlib.blake2b(row, digest_size=16).digest() for row in block)
-        digests[part] = np.frombuffer(joined, dtype="V16")
+    for block in gen_batches(len(rows), _BLOCK_SIZE):
+        blobs = np.ascontiguousarray(features[rows[block]])
+        joined = b"".join(hashlib.blake2b(blob, digest_size=16).digest() for blob in blobs)
+        digests[block] = np.frombuffer(joined, dtype="V16")
     return digests
 
 
@@ -329,10 +329,10 @@ def _warn_about_equal_features(name: str, features: Any, are_identified: bool) -
     n_equal = int(counts[counts > 1].sum())
     if n_equal < _MIN_SHARE * len(features) or not n_equal:
         return
-    what = "images" if name == "X" else "texts"
+    noun = "images" if name == "X" else "texts"
     if are_identified:
         message = (
-            f"{n_equal:,} of the {len(features):,} {what} in {name} have the same features as "
+            f"{n_equal:,} of the {len(features):,} {noun} in {name} have the same features as "
             "another one. They cannot be distinguished, and ties count against the score."
         )
     else:

@@ -17,12 +17,13 @@ from ..utils.linalg import evenly_spaced
 from ..utils.validation import ignores_underflow
 from .fitted_images import exact_digest
 
-# Indices that stand for "unknown" (below the threshold) and "unreadable" in place of a text's.
+# Values in place of the index of a text: the probability is below the threshold, or the image is
+# unreadable.
 UNKNOWN, UNREADABLE = -1, -2
 
-_MAX_BANKS = 4
+_MAX_BANKS = 4  # per aligner
 
-_TILE_BYTES = 2**23
+_TILE_BYTES = 2**23  # fits into the processor's cache
 
 # A standard deviation of cosines below this is rounding error.
 _MIN_STD = 1e-6
@@ -115,7 +116,8 @@ class LogitTiles:
         Yields
         ------
         tile : LogitTile
-            At least one tile. Rows of images that could not be encoded are NaN.
+            Tile of logits. There is at least one, and rows of images that could not be encoded are
+            NaN.
         """
         width = max(self.n_texts, self.n_components)
         if is_table(X):
@@ -209,8 +211,7 @@ class Bank(NamedTuple):
     image : array of shape (n_images, n_components)
         L2-normalized embeddings of images, dense or `SparseRows`.
     text : array of shape (n_texts, n_components) or None
-        L2-normalized embeddings of captions. None if there are no captions; then cosines are
-        standardized per text only.
+        L2-normalized embeddings of captions. With None cosines are standardized per text only.
     std : float
         Mean standard deviation of the cosines of a caption with the images, and of an image
         with the captions. NaN without captions.
@@ -229,7 +230,7 @@ class Bank(NamedTuple):
         return cls(image, text, float(np.mean(stds)))
 
     def state(self) -> dict[str, Any]:
-        """Return the bank as plain arrays, as it is saved."""
+        """Return the bank as plain arrays for saving; "spread" is a key of the file format."""
         return {
             "image": _rows_state(self.image),
             "text": None if self.text is None else _rows_state(self.text),
@@ -281,8 +282,8 @@ class Standardizer:
     text : array of shape (n_texts, n_components)
         Embeddings of the texts.
     bank : Bank
-        Reference embeddings. If it has no captions, only the first term is used, with the mean
-        standard deviation of `text`.
+        Reference embeddings. Without captions only the first term is used, with the mean standard
+        deviation of `text`.
     scale : float, default=1.0
         Factor of the result.
     image_moments : tuple of two ndarrays of shape (n_images,), or None, default=None
@@ -369,7 +370,7 @@ class Standardizer:
 
 
 def resolve_bank(
-    standardize: Any, aligner: Any, transform: Callable[[Any], Any], whole: Any
+    standardize: Any, aligner: Any, transform: Callable[[Any], Any], estimator: Any
 ) -> Bank | None:
     """Return the bank that a ``standardize`` parameter selects.
 
@@ -383,24 +384,25 @@ def resolve_bank(
         The aligner, with or without a ``bank_``.
     transform : callable
         Function that embeds the images of a collection.
-    whole : estimator
-        Estimator that `transform` belongs to: the aligner, or a Pipeline that ends in it.
+    estimator : estimator
+        Estimator that `transform` belongs to: the aligner, or a Pipeline that ends in it. A change
+        of its parameters makes cached embeddings invalid.
 
     Raises
     ------
     ValueError
-        If there is no such bank. The message says what to pass.
+        If the bank does not exist. The message says what to pass.
     """
     name = type(aligner).__name__
-    own = getattr(aligner, "bank_", None)
+    fitted_bank = getattr(aligner, "bank_", None)
     if isinstance(standardize, bool | np.bool_):
-        if standardize and own is None:
+        if standardize and fitted_bank is None:
             raise ValueError(
                 f"standardize=True needs the training images and captions, and this {name} has "
                 "not stored any. Pass a collection of images (or their features) like those to be "
                 "compared, standardize=images, or fit the aligner again."
             )
-        return own if standardize else None
+        return fitted_bank if standardize else None
     check_standardize(standardize)
     n_images = _length(standardize)
     if n_images < 2:
@@ -409,12 +411,12 @@ def resolve_bank(
             "some hundreds of images like those to be compared."
         )
     images = _select_rows(standardize, evenly_spaced(n_images))
-    key = exact_digest(whole, images)
+    key = exact_digest(estimator, images)
     banks = _banks.setdefault(aligner, LRUCache(max_entries=_MAX_BANKS))
     bank = banks.get(key) if key else None
     if bank is None:
         embeddings = drop_missing_rows(transform(images))
-        bank = Bank.from_embeddings(embeddings, own and own.text)
+        bank = Bank.from_embeddings(embeddings, fitted_bank and fitted_bank.text)
         if key:
             banks.put(key, bank)
     return bank
@@ -483,5 +485,5 @@ def _tiles(n_rows: int, n_columns: int) -> Iterator[slice]:
 
 
 def _divisor(std: np.ndarray) -> np.ndarray:
-    """Return the divisor of deviations: infinity where there are none. NaN stays NaN."""
+    """Return standard deviations with infinity in place of rounding errors; NaN stays NaN."""
     return np.where(std <= _MIN_STD, np.inf, std)

@@ -18,7 +18,7 @@ from .fitted_images import embedding_digest
 
 _OPEN_CLIP = "open_clip:"
 
-# Saved in place of an aligner that is the one of the parameter.
+# Saved in place of `aligner_` if the ``aligner`` parameter selects the same aligner.
 _SAME_AS_PARAMETER = "as the parameter says"
 
 
@@ -29,7 +29,7 @@ def resolve_aligner(aligner: Any) -> Any:
     ----------
     aligner : None, str or estimator
         None selects the starter model, and ``"open_clip:"`` followed by the name of an OpenCLIP
-        model a `CLIPAligner`. An estimator is returned as it is.
+        model a `CLIPAligner`. An estimator is returned unchanged.
 
     Returns
     -------
@@ -78,15 +78,15 @@ def unwrap(estimator: Any) -> tuple[Any, Any]:
     Returns
     -------
     preprocessing : transformer or None
-        The step before the aligner, or a Pipeline of the steps if there are several. None if
-        there are none.
+        The step before the aligner, or a Pipeline if there are several steps. None if the aligner
+        is the only step.
     aligner : aligner
         The estimator that embeds texts.
 
     Raises
     ------
     TypeError
-        If there is no aligner.
+        If the estimator does not contain an aligner.
     """
     steps: list[Any] = []
     inner = estimator
@@ -117,7 +117,7 @@ def unwrap_aligner(estimator: Any) -> Any:
 
 
 def wrapped_aligner(estimator: Any) -> Any:
-    """Return the aligner of a classifier or retriever; any other estimator is returned as it is.
+    """Return the aligner of a classifier or retriever; return other estimators unchanged.
 
     The aligner may be a Pipeline or a search, as the ``aligner`` parameter allows.
     """
@@ -130,7 +130,7 @@ class AlignerWrapperMixin(PretrainedMixin, DocLinkMixin):
     """Base class of estimators whose ``aligner`` parameter selects an aligner.
 
     Subclasses extend `_get_state` and `_set_state` by the rest of their fitted state, and list in
-    `_fit_only` the parameters that have no effect before the next fit.
+    `_fit_only` the parameters that take effect only in the next fit.
     """
 
     aligner: Any
@@ -209,9 +209,9 @@ class AlignerWrapperMixin(PretrainedMixin, DocLinkMixin):
         starter = state.optional("starter")
         if starter is not None and starter != resolve_aligner(None).fingerprint_:
             raise ValueError(
-                "The model was saved with another starter model than the one of this version of "
-                "sklearn-ape. Install the version that README.md of the model names. (Models that "
-                "are saved with aligner=load_starter() include it.)"
+                "The model was saved with a starter model that differs from the starter model of "
+                "this version of sklearn-ape. Install the version that README.md of the model "
+                "names. (Models that are saved with aligner=load_starter() include it.)"
             )
         if hasattr(self, "aligner_"):
             self._note_fit()

@@ -27,11 +27,21 @@ from ._sqlite import (
     retry_while_busy,
 )
 
-_DIGEST_SIZE = 16
 # The tables of the file, and the types of the numbers in them.
-EXACT = "features"
-ROUNDED = "features_float16"
-NUMBERS: dict[str, np.dtype[Any]] = {EXACT: np.dtype("<f4"), ROUNDED: np.dtype("<f2")}
+FLOAT32_TABLE = "features"
+FLOAT16_TABLE = "features_float16"
+DTYPES: dict[str, np.dtype[Any]] = {FLOAT32_TABLE: np.dtype("<f4"), FLOAT16_TABLE: np.dtype("<f2")}
+
+_DIGEST_SIZE = 16
+_KEYS_PER_QUERY = 500  # SQLite limits the parameters of a query, in older versions to 999
+_BUSY_TIMEOUT_S = 60
+# After a transaction, the next one waits for this multiple of its duration, so that writing takes
+# at most a fifth of the time.
+_PAUSE_RATIO = 4
+_MAX_PAUSE_S = 0.25
+_MAX_UNWRITTEN_BYTES = 2**24
+_CACHE_KIB = 65_536  # SQLite's page cache: the index of a million keys
+_open_caches: WeakSet[DiskFeatureCache] = WeakSet()
 
 
 def to_float16(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -41,7 +51,7 @@ def to_float16(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     array([ True, False])
     """
     with np.errstate(over="ignore", under="ignore"):
-        half = np.asarray(features).astype(NUMBERS[ROUNDED])
+        half = np.asarray(features).astype(DTYPES[FLOAT16_TABLE])
     return half, np.isfinite(half).all(axis=-1)
 
 
@@ -52,7 +62,7 @@ def pack(table: str, key: bytes, numbers: bytes) -> bytes:
 
 def unpack(table: str, entries: Iterable[tuple[bytes, bytes]]) -> dict[bytes, np.ndarray]:
     """Return features by key as float32, without damaged entries."""
-    dtype = NUMBERS[table]
+    dtype = DTYPES[table]
     features: dict[bytes, np.ndarray] = {}
     for key, value in entries:
         # A damaged entry may have any type and any length.
@@ -65,20 +75,9 @@ def unpack(table: str, entries: Iterable[tuple[bytes, bytes]]) -> dict[bytes, np
 
 
 def _digest(table: str, key: bytes, numbers: bytes) -> bytes:
-    # Another digest per table, so that an entry of one table is invalid in the other.
-    person = b"" if table == EXACT else table.encode()
+    # The digest depends on the table, so that an entry of one table is invalid in the other.
+    person = b"" if table == FLOAT32_TABLE else table.encode()
     return hashlib.blake2b(key + numbers, digest_size=_DIGEST_SIZE, person=person).digest()
-
-
-_KEYS_PER_QUERY = 500
-_BUSY_TIMEOUT_S = 60
-# After a transaction, the next one waits for this multiple of its duration, so that writing takes
-# at most a fifth of the time.
-_PAUSE_RATIO = 4
-_MAX_PAUSE_S = 0.25
-_MAX_UNWRITTEN_BYTES = 2**24
-_CACHE_KIB = 65_536  # SQLite's page cache: the index of a million keys
-_open_caches: WeakSet[DiskFeatureCache] = WeakSet()
 
 
 class DiskFeatureCache:
@@ -100,7 +99,8 @@ class DiskFeatureCache:
     ValueError
         If ``dtype`` is invalid.
     OSError
-        On entering, if the folder cannot be created or the file cannot be opened.
+        If the folder cannot be created or the file cannot be opened. Entering the context
+        raises it.
 
     See Also
     --------
@@ -116,8 +116,8 @@ class DiskFeatureCache:
     Every entry has a digest of its key and its numbers. Damaged entries are not returned, so
     they are computed again. An unreadable file is renamed, with a warning, and never deleted. If
     the folder is not writable, features are read, and a warning says that new features are not
-    stored. A file that a later version of sklearn-ape wrote in another format is neither read nor
-    changed, and a warning says so.
+    stored. A file in the format of a later version of sklearn-ape is neither read nor changed,
+    and a warning says so.
 
     A file may have entries of both types. A float32 cache ignores entries of float16, so it never
     returns rounded numbers. A float16 cache reads both types and rounds. (An encoder that computes
@@ -141,7 +141,7 @@ class DiskFeatureCache:
             raise ValueError(f"dtype must be float32 or float16, not {dtype!r}.")
         self.folder = Path(folder).expanduser()
         self.dtype = dtype
-        self._tables = [EXACT] if dtype == "float32" else [ROUNDED, EXACT]
+        self._tables = [FLOAT32_TABLE] if dtype == "float32" else [FLOAT16_TABLE, FLOAT32_TABLE]
         self._inode: int | None = None
         self._connection: sqlite3.Connection | None = None
         self._readable: set[str] = set()
@@ -186,7 +186,7 @@ class DiskFeatureCache:
             self._close()
 
     def get_many(self, keys: Iterable[bytes]) -> dict[bytes, np.ndarray]:
-        """Return the stored features by key, without missing and damaged ones."""
+        """Return the stored features by key. Missing and damaged entries are left out."""
         missing = list(keys)
         features: dict[bytes, np.ndarray] = {}
         with self._lock:
@@ -195,7 +195,7 @@ class DiskFeatureCache:
                 entries = [(key, unwritten[key]) for key in missing if key in unwritten]
                 entries += self._read(table, [key for key in missing if key not in unwritten])
                 unpacked = unpack(table, entries)
-                if table == EXACT and self.dtype == "float16":
+                if table == FLOAT32_TABLE and self.dtype == "float16":
                     unpacked = {key: _round(feature) for key, feature in unpacked.items()}
                 features |= unpacked
                 missing = [key for key in missing if key not in features]
@@ -204,16 +204,16 @@ class DiskFeatureCache:
     def put_many(self, features: Mapping[bytes, np.ndarray]) -> None:
         """Store features by key: all of them, or none if the process is killed."""
         with self._lock:
-            _ = self._open
+            _ = self._open_connection  # raises an error outside a `with` block
             if not self._writable:
                 self._warn_once("cannot be written to")
                 return
             for key, feature in features.items():
-                table, numbers = EXACT, np.asarray(feature)
+                table, numbers = FLOAT32_TABLE, np.asarray(feature)
                 if self.dtype == "float16":
                     half, fits = to_float16(numbers)
-                    table, numbers = (ROUNDED, half) if fits else (EXACT, numbers)
-                value = pack(table, key, numbers.astype(NUMBERS[table], copy=False).tobytes())
+                    table, numbers = (FLOAT16_TABLE, half) if fits else (FLOAT32_TABLE, numbers)
+                value = pack(table, key, numbers.astype(DTYPES[table], copy=False).tobytes())
                 self._unwritten[table][key] = value
                 self._n_unwritten_bytes += len(value)
             is_due = time.monotonic() >= self._next_write
@@ -221,7 +221,7 @@ class DiskFeatureCache:
                 self._write()
 
     @property
-    def _open(self) -> sqlite3.Connection:
+    def _open_connection(self) -> sqlite3.Connection:
         if self._is_inherited:
             self._open_or_read()
         if self._connection is None:
@@ -229,7 +229,7 @@ class DiskFeatureCache:
         return self._connection
 
     def _read(self, table: str, keys: list[bytes]) -> list[tuple[bytes, bytes]]:
-        connection = self._open
+        connection = self._open_connection
         entries: list[tuple[bytes, bytes]] = []
         if table not in self._readable:
             return entries
@@ -245,7 +245,7 @@ class DiskFeatureCache:
                 self._replace_damaged_file(error)
             else:  # the encoder computes the features again
                 self._warn(f"cannot be read: {error}")
-        requested = set(keys)  # a damaged index may return other entries
+        requested = set(keys)  # a damaged index may return entries of different keys
         return [entry for entry in entries if entry[0] in requested]
 
     def _write(self) -> None:
@@ -269,7 +269,7 @@ class DiskFeatureCache:
         self._next_write = end + min(_PAUSE_RATIO * (end - start), _MAX_PAUSE_S)
 
     def _commit(self) -> None:
-        with self._open as transaction:
+        with self._open_connection as transaction:
             for table, entries in self._unwritten.items():
                 # In the order of the index, so that each of its pages is changed once.
                 rows = sorted(entries.items())
@@ -279,13 +279,13 @@ class DiskFeatureCache:
         """Open the file for reading and writing, or for reading only."""
         self._has_warned = False
         try:
-            self._open_as_allowed()
+            self._open_file()
         except NewerFormatError as error:
             self._writable = False
             self._warn_once(str(error))
             self._use(connect_to_nothing())
 
-    def _open_as_allowed(self) -> None:
+    def _open_file(self) -> None:
         self._writable = not is_read_only(self.path)
         if self._writable:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -352,7 +352,7 @@ class DiskFeatureCache:
         self._use(self._create())
 
     def _warn_once(self, problem: str) -> None:
-        """Warn about a problem of all features; further problems would repeat it."""
+        """Warn about a problem that affects all features, unless a warning was given before."""
         if not self._has_warned:
             self._has_warned = True
             self._warn(problem)

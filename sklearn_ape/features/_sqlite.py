@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 # `PRAGMA user_version` of the files that this version writes. Later versions of the package may
-# use greater numbers, up to the limit. Any other number is damage.
+# use greater numbers, up to the limit. A number beyond the limit means that the file is damaged.
 _FORMAT = 0
 _MAX_FORMAT = 1_000
 # A page of 16 KiB holds three features of 1280 float32, or 20 of 384 float16. Larger pages would
@@ -65,7 +65,7 @@ def connect_to_read(path: Path, timeout: float) -> sqlite3.Connection:
     """Open a file in a read-only folder, or an empty database if the file does not exist."""
     if not path.exists():
         return connect_to_nothing()
-    failure = sqlite3.Error()
+    last_error = sqlite3.Error()
     # The mode "ro" can share the file with writers, but needs the index of their log. Without it,
     # a file in a read-only folder can be read only as an immutable one.
     for option in ("?mode=ro", "?immutable=1"):
@@ -75,13 +75,13 @@ def connect_to_read(path: Path, timeout: float) -> sqlite3.Connection:
             _check_format(connection)
         except sqlite3.Error as error:
             connection.close()
-            failure = error
+            last_error = error
         except NewerFormatError:
             connection.close()
             raise
         else:
             return connection
-    raise failure
+    raise last_error
 
 
 def list_tables(connection: sqlite3.Connection) -> set[str]:
@@ -98,7 +98,7 @@ def connect_to_nothing() -> sqlite3.Connection:
 def retry_while_busy(
     open_file: Callable[[], sqlite3.Connection], timeout: float
 ) -> sqlite3.Connection:
-    """Call a function until no other process locks the file."""
+    """Open a file, and retry while another process locks it."""
     deadline = time.monotonic() + timeout
     while True:
         try:

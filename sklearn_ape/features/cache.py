@@ -88,9 +88,9 @@ class MemoryFeatureCache:
     def put_many(self, features: Mapping[bytes, np.ndarray]) -> None:
         """Store features by key."""
         for key, feature in features.items():
-            copied = np.array(feature, dtype=np.float32)
-            copied.flags.writeable = False  # `get_many` returns the stored array, not a copy
-            self._features.put(key, copied)
+            array = np.array(feature, dtype=np.float32)
+            array.flags.writeable = False  # `get_many` returns the stored array, not a copy
+            self._features.put(key, array)
 
     def clear(self) -> None:
         """Remove all features."""
@@ -98,7 +98,7 @@ class MemoryFeatureCache:
 
 
 class _NoCache:
-    """Feature cache that stores nothing."""
+    """Feature cache that is always empty."""
 
     def __enter__(self) -> Self:
         return self
@@ -122,20 +122,20 @@ def open_cache(cache: str | PathLike[str] | FeatureCache | None) -> FeatureCache
     Parameters
     ----------
     cache : {"memory"}, str, path-like, FeatureCache or None
-        ``"memory"`` is a cache that the whole process shares, any other str or path is a folder
-        on disk, and ``None`` stores nothing. Pass a `DiskFeatureCache` for a folder with options,
+        ``"memory"`` is a cache that the whole process shares. Any other str or path is a folder
+        on disk. ``None`` disables caching. Pass a `DiskFeatureCache` for a folder with options,
         or a `MemoryFeatureCache` for a cache in memory that is not shared.
 
     Returns
     -------
     cache : FeatureCache
         Feature cache, to be used in a ``with`` block. A `DiskFeatureCache` is copied, so that
-        threads and nested blocks have connections of their own.
+        each thread and each nested block has its own connection.
 
     Raises
     ------
     TypeError
-        If ``cache`` has another type.
+        If ``cache`` is of an unsupported type.
 
     Examples
     --------

@@ -16,6 +16,7 @@ from numpy.lib import format as npy
 
 from ..utils.files import lock_file, sync
 
+# Files are synced at most once in this time, since syncing can take longer than writing a chunk.
 _SYNC_EVERY_S = 1.0
 
 
@@ -24,7 +25,7 @@ class FileLockedError(OSError, RuntimeError):
 
 
 class OtherContentError(FileExistsError):
-    """A feature file exists that was written for other items or with another encoder.
+    """The existing feature file was written for different items or with a different encoder.
 
     Parameters
     ----------
@@ -124,10 +125,10 @@ class FeatureFile:
         Raises
         ------
         OtherContentError
-            If the file has other dimensions, or was written with another encoder.
+            If the shape of the file differs, or it was written with a different encoder.
         """
-        is_begun = self._partial.exists() and self._partial.stat().st_size > 0
-        self.existing_path = path = self._partial if is_begun else self.path
+        is_partial = self._partial.exists() and self._partial.stat().st_size > 0
+        self.existing_path = path = self._partial if is_partial else self.path
         if not path.exists():
             return
         header, chunks, n_bytes = self._read_journal()
@@ -141,9 +142,9 @@ class FeatureFile:
                 for number, chunk in chunks.items()
                 if self._offset and chunk.rows == _digest(self._read(file, number))
             }
-        if not is_begun and not self.is_complete:
+        if not is_partial and not self.is_complete:
             raise OtherContentError(f"{str(path)!r} was damaged or changed after it was written.")
-        if is_begun and self.finished:
+        if is_partial and self.finished:
             self._file = self._open_locked()
             self._log = self._journal.open("r+b")
             self._log.truncate(n_bytes)
@@ -171,7 +172,7 @@ class FeatureFile:
         Raises
         ------
         ValueError
-            If the chunk has another number of features than the other chunks.
+            If the number of features differs from that of the chunks in the file.
         OSError
             If the chunk cannot be written.
         """
@@ -256,8 +257,8 @@ class FeatureFile:
             content = self._journal.read_bytes()
         except FileNotFoundError:
             return None, {}, 0
-        complete = content[: content.rfind(b"\n") + 1]
-        header, *lines = [_parse_line(line) for line in complete.splitlines()] or [{}]
+        lines_end = content.rfind(b"\n") + 1  # an interrupted write leaves an incomplete line
+        header, *lines = [_parse_line(line) for line in content[:lines_end].splitlines()] or [{}]
         chunks = {}
         for line in lines:
             try:
@@ -267,7 +268,7 @@ class FeatureFile:
                     chunks[line["chunk"]] = chunk
             except (KeyError, TypeError, ValueError, AttributeError):
                 continue  # a damaged line
-        return header if isinstance(header.get("width"), int) else None, chunks, len(complete)
+        return header if isinstance(header.get("width"), int) else None, chunks, lines_end
 
     def _describe_difference(self, header: Mapping[str, Any] | None) -> str:
         if header is None:

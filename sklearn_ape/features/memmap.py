@@ -12,6 +12,16 @@ import torch
 from scipy.sparse import issparse
 from sklearn.utils import gen_batches
 
+# Smaller arrays are copied to memory, which is faster than reading the file repeatedly.
+_MIN_STORED_BYTES = 2**27
+_BLOCK_SIZE = 4096
+# Reading one row maps up to 2 MiB of its neighbours, so pages are released after this many rows.
+_ROWS_PER_RELEASE = 32
+
+# Arrays of this size fit into the processor's cache, and the allocator reuses their memory.
+TILE_BYTES = 2**23
+_MIN_TILE_ROWS = 16
+
 
 def find_missing_rows(features: Any) -> np.ndarray:
     """Return a boolean mask of the rows of NaN, which an encoder failed to encode."""
@@ -21,7 +31,7 @@ def find_missing_rows(features: Any) -> np.ndarray:
 
 
 def find_memmap(array: Any) -> np.memmap | None:
-    """Return the memory map that an array is or is a view of; None for other arrays."""
+    """Return the memory map that an array is or is a view of, or None."""
     while isinstance(array, np.ndarray):
         # A copy of a memory map in memory has the class memmap as well.
         if isinstance(array, np.memmap) and array._mmap is not None:  # type: ignore[attr-defined]
@@ -36,7 +46,7 @@ def release_pages(rows: Any) -> None:
     Parameters
     ----------
     rows : object
-        Slice of a `numpy.memmap` or a view of one. For other objects, nothing is done.
+        Slice or view of a `numpy.memmap`. All other objects are ignored.
     """
     owner = find_memmap(rows)
     if owner is None or not hasattr(mmap, "MADV_DONTNEED"):
@@ -52,13 +62,6 @@ def release_pages(rows: Any) -> None:
         memory_map.madvise(mmap.MADV_DONTNEED, start, first + extent + rows.itemsize - start)
 
 
-# Smaller arrays are copied to memory, which is faster than reading the file repeatedly.
-_MIN_STORED_BYTES = 2**27
-_BLOCK_SIZE = 4096
-# Reading one row maps up to 2 MiB of its neighbours, so pages are released after this many rows.
-_ROWS_PER_RELEASE = 32
-
-
 class StoredRows:
     """Rows of features that are read, and converted to float32, when they are indexed.
 
@@ -71,7 +74,7 @@ class StoredRows:
     more : ndarray of shape (n_more, n_features) or None, default=None
         Additional rows in memory, whose indices begin at ``len(array)``.
     missing : ndarray of bool of shape (n_rows,) or None, default=None
-        Mask of the rows that are all NaN. None means that there are no such rows.
+        Mask of the rows that are all NaN. None means that all rows are finite.
 
     Examples
     --------
@@ -113,7 +116,7 @@ class StoredRows:
         if isinstance(index, slice):
             rows = np.array(self.array[index])
             release_pages(self.array)
-            return _float32(rows)
+            return _to_float32(rows)
         return self._read(np.asarray(index))
 
     def _read(self, indices: np.ndarray) -> np.ndarray:
@@ -128,7 +131,7 @@ class StoredRows:
             positions = stored[start : start + _ROWS_PER_RELEASE]
             block[positions] = np.take(self.array, indices[positions], axis=0)
             release_pages(self.array)
-        features = _float32(block)
+        features = _to_float32(block)
         if self.more is not None:
             features[in_memory] = self.more[indices[in_memory] - len(self.array)]
         return features
@@ -144,7 +147,7 @@ class StoredRows:
         Returns
         -------
         features : StoredRows or ndarray of shape (len(rows), n_features)
-            The rows. For a `StoredRows`, nothing is read from the file.
+            The rows. A `StoredRows` is made without reading the file.
         """
         if not _is_large(len(rows), self.array.shape[1]):
             return self[rows]
@@ -260,8 +263,8 @@ def select(features: Any, rows: np.ndarray) -> Any:
     return features.select(rows) if isinstance(features, StoredRows) else features[rows]
 
 
-def _float32(rows: np.ndarray) -> np.ndarray:
-    """Convert an array that no other object refers to."""
+def _to_float32(rows: np.ndarray) -> np.ndarray:
+    """Convert an array, which may be reused, to float32."""
     if rows.dtype == np.float16:  # torch converts these many times faster than NumPy
         return torch.from_numpy(rows).float().numpy()
     return rows.astype(np.float32, copy=False)
@@ -269,11 +272,6 @@ def _float32(rows: np.ndarray) -> np.ndarray:
 
 def _is_large(n_rows: int, n_features: int) -> bool:
     return 4 * n_rows * n_features > _MIN_STORED_BYTES
-
-
-# Arrays of this size fit into the processor's cache, and the allocator reuses their memory.
-TILE_BYTES = 2**23
-_MIN_TILE_ROWS = 16
 
 
 def row_tiles(n_rows: int, width: int) -> Iterator[slice]:

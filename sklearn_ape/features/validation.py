@@ -55,9 +55,9 @@ def as_float32(
     _check_range(largest, features.dtype, name)
     converted = np.ascontiguousarray(features, dtype=np.float32)
     if not allow_nan:
-        partial = np.flatnonzero(_partially_nan(converted))
-        if partial.size:
-            raise ValueError(_nan_message(name, partial))
+        partial_rows = np.flatnonzero(_is_partially_nan(converted))
+        if partial_rows.size:
+            raise ValueError(_format_nan_error(name, partial_rows))
     if check_conditioning:
         _check_conditioning(features, largest, name)
     return converted
@@ -142,7 +142,7 @@ def check_stored_features(array: np.ndarray, name: str) -> StoredRows:
     """
     features = StoredRows(array)
     missing = np.zeros(len(features), dtype=bool)
-    partial: list[int] = []
+    partial_rows: list[int] = []
     for rows in row_blocks(features):
         block = features[rows]
         # Infinities of both signs add up to NaN, so a finite sum means that the row is finite.
@@ -154,10 +154,10 @@ def check_stored_features(array: np.ndarray, name: str) -> StoredRows:
                 f"Input {name} contains infinity or a value too large for float32, first in row "
                 f"{rows.start + infinite[0]}. Remove such rows."
             )
-        partial += (rows.start + np.flatnonzero(_partially_nan(block))).tolist()
+        partial_rows += (rows.start + np.flatnonzero(_is_partially_nan(block))).tolist()
         missing[rows] = np.isnan(block[:, 0])
-    if partial:
-        raise ValueError(_nan_message(name, np.array(partial)))
+    if partial_rows:
+        raise ValueError(_format_nan_error(name, np.array(partial_rows)))
     if missing.any():
         features.missing = missing
     return features
@@ -192,13 +192,13 @@ def embed_rows(features: Any, embed: Callable[[np.ndarray], np.ndarray], width: 
     return embeddings
 
 
-def _partially_nan(features: np.ndarray) -> np.ndarray:
-    """Return which rows have NaN but are not entirely NaN; a single NaN column counts as such."""
+def _is_partially_nan(features: np.ndarray) -> np.ndarray:
+    """Return a mask of invalid rows, which are NaN in part, or NaN in the only column."""
     is_nan = np.isnan(features)
     return is_nan.any(axis=1) & ~(is_nan.all(axis=1) & (is_nan.shape[1] > 1))
 
 
-def _nan_message(name: str, rows: np.ndarray) -> str:
+def _format_nan_error(name: str, rows: np.ndarray) -> str:
     return (
         f"Input {name} contains NaN in {rows.size} rows (rows {format_list(rows, str)}). "
         "Remove these rows."

@@ -12,7 +12,7 @@ from torch import nn
 
 from ..utils.linalg import l2_normalize
 
-_ROWS_PER_BLOCK = 4096
+_BLOCK_SIZE = 4096
 NORM_LIMITS = (1e-2, 1e12)
 """Range of feature scales in which `torch.nn.LayerNorm` (eps=1e-5) is scale-invariant."""
 
@@ -53,9 +53,9 @@ class Standardize(nn.Module):
             once, in blocks of rows.
         """
         # Sums of differences from an approximate mean do not cancel in the variance.
-        center = torch.as_tensor(features[:_ROWS_PER_BLOCK]).double().mean(dim=0)
+        center = torch.as_tensor(features[:_BLOCK_SIZE]).double().mean(dim=0)
         total, total_square = torch.zeros_like(center), torch.zeros_like(center)
-        for rows in row_tensors(features):
+        for rows in iter_row_tensors(features):
             rows = rows.double() - center
             total += rows.sum(dim=0)
             total_square += rows.square_().sum(dim=0)
@@ -64,11 +64,11 @@ class Standardize(nn.Module):
         scale = (total_square / len(features) - offset.square()).clamp_min(0).sqrt()
         # Do not scale constant features: dividing by rounding noise would amplify it. The noise
         # of float32 is relative to the mean; the second term catches features with mean zero.
-        positive = scale[scale > 0]
-        median = positive.median() if len(positive) else 0.0
-        constant = scale <= 1e-6 * mean.abs() + 1e-12 * median
+        positive_scales = scale[scale > 0]
+        median = positive_scales.median() if len(positive_scales) else 0.0
+        is_constant = scale <= 1e-6 * mean.abs() + 1e-12 * median
         self.mean.copy_(mean)
-        self.scale.copy_(torch.where(constant, 1.0, scale))
+        self.scale.copy_(torch.where(is_constant, 1.0, scale))
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Return standardized features of the same shape."""
@@ -87,7 +87,7 @@ class Head(nn.Module):
         norm.
     """
 
-    # The parameters of `make_head`, which are saved with the weights.
+    # Arguments of `make_head`, which are saved with the weights.
     spec: dict[str, Any] | None = None
 
     def __init__(self, n_in: int, n_out: int, standardize: bool = True) -> None:
@@ -133,7 +133,7 @@ class Head(nn.Module):
         return layers[-1:]
 
 
-def row_tensors(features: Any) -> Iterator[torch.Tensor]:
+def iter_row_tensors(features: Any) -> Iterator[torch.Tensor]:
     """Yield features as tensors, in blocks of rows.
 
     Parameters
@@ -146,7 +146,7 @@ def row_tensors(features: Any) -> Iterator[torch.Tensor]:
     rows : torch.Tensor
         Up to 4,096 rows.
     """
-    for block in gen_batches(len(features), _ROWS_PER_BLOCK):
+    for block in gen_batches(len(features), _BLOCK_SIZE):
         yield torch.as_tensor(features[block])
 
 
@@ -191,10 +191,10 @@ class FrozenHead(Head):
         super().set_statistics(features)
         if hasattr(self, "directions"):
             products = torch.zeros(self.n_in, self.n_in, dtype=torch.double)
-            for rows in row_tensors(features):
+            for rows in iter_row_tensors(features):
                 standardized = self.standardize(rows).double()
                 products += standardized.T @ standardized
-            directions = torch.linalg.eigh(products).eigenvectors
+            directions = torch.linalg.eigh(products).eigenvectors  # by ascending eigenvalue
             self.directions.copy_(directions.flip(1)[:, : self.directions.shape[1]])
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:

@@ -10,10 +10,11 @@ from torch import nn
 from ..utils.linalg import l2_normalize
 from ._base import Head
 
-# Size of the blocks of a kernel matrix, 64 MiB.
-_KERNEL_VALUES_AT_ONCE = 2**24
+# Number of values per block of a kernel matrix, 64 MiB.
+_BLOCK_VALUES = 2**24
 
-# Number of rows from which the scale of a residual is estimated. A kernel takes seconds for all.
+# Number of rows from which the scale of a residual is estimated. A kernel of all rows takes
+# seconds.
 _ROWS_FOR_SCALE = 1024
 
 
@@ -52,7 +53,7 @@ class KernelMap(BaseMap):
 
     See Also
     --------
-    WhitenedMap : Map of the other side, whose features are the targets of the regression.
+    WhitenedMap : Map of the images, whose outputs are the targets of the regression.
 
     Notes
     -----
@@ -79,11 +80,12 @@ class KernelMap(BaseMap):
                 f"anchors and coefficients have different lengths, {len(anchors)} and "
                 f"{len(coefficients)}. Pass one row of coefficients per anchor."
             )
-        invalid = torch.nonzero((anchors.norm(dim=1) - 1).abs() > 1e-3)
-        if len(invalid):
+        # The tolerance admits anchors that were rounded to half precision.
+        invalid_rows = torch.nonzero((anchors.norm(dim=1) - 1).abs() > 1e-3)
+        if len(invalid_rows):
             raise ValueError(
-                f"anchors are not L2-normalized: row {invalid[0].item()} has norm "
-                f"{anchors[invalid[0]].norm():.3g}. Divide each row by its norm."
+                f"anchors are not L2-normalized: row {invalid_rows[0].item()} has norm "
+                f"{anchors[invalid_rows[0]].norm():.3g}. Divide each row by its norm."
             )
         if not float(gamma) > 0:
             raise ValueError(f"gamma must be positive, not {gamma!r}.")
@@ -94,11 +96,11 @@ class KernelMap(BaseMap):
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Map (n, n_in) to (n, n_out)."""
-        rows = max(1, _KERNEL_VALUES_AT_ONCE // len(self.anchors))
+        n_rows = max(1, _BLOCK_VALUES // len(self.anchors))
         units = l2_normalize(features)
-        if torch.compiler.is_compiling():  # the number of blocks would be fixed in an export
+        if torch.compiler.is_compiling():  # an export would fix the number of blocks
             return self._map(units)
-        return torch.cat([self._map(part) for part in units.split(rows)])
+        return torch.cat([self._map(part) for part in units.split(n_rows)])
 
     def _map(self, units: torch.Tensor) -> torch.Tensor:
         cosines = units @ self.anchors.T
@@ -122,7 +124,7 @@ class WhitenedMap(BaseMap):
 
     See Also
     --------
-    KernelMap : The counterpart on the other side.
+    KernelMap : Map of the texts, a regression to the whitened images.
 
     Notes
     -----
@@ -187,10 +189,8 @@ class LinearMap(BaseMap):
     weights: torch.Tensor
 
     def __init__(self, mean: Any, weights: Any) -> None:
-        mean, weights = (
-            _as_finite_tensor("mean", mean, 1),
-            _as_finite_tensor("weights", weights, 2),
-        )
+        mean = _as_finite_tensor("mean", mean, 1)
+        weights = _as_finite_tensor("weights", weights, 2)
         if len(mean) != len(weights):
             raise ValueError(
                 f"mean and weights have different lengths, {len(mean)} and {len(weights)}. "
@@ -210,7 +210,7 @@ class ClosedFormHead(Head):
 
     The output is ``base(x) + scale * residual(x)``, where ``scale`` is the root mean square of the
     base's output. Thus the effect of training does not depend on the scale of the base. Before the
-    first training step the output is bitwise identical to that of the base, even with dropout.
+    first training step the head returns exactly the output of the base, even with dropout.
 
     Parameters
     ----------
@@ -218,12 +218,12 @@ class ClosedFormHead(Head):
         Closed-form map, such as `KernelMap` or `WhitenedMap`. It is not trained.
     residual : Head or None, default=None
         Head with the same sizes as the base, whose output layer is set to zero. With None the
-        output is that of the base.
+        head returns the output of the base.
 
     Raises
     ------
     ValueError
-        If the base has parameters, the residual has none, or sizes differ.
+        If the base has parameters, the residual has only buffers, or sizes differ.
 
     Examples
     --------
@@ -249,7 +249,7 @@ class ClosedFormHead(Head):
         if residual is not None and (residual.n_in, residual.n_out) != sizes:
             raise ValueError(
                 f"base and residual have different sizes: {base.n_in} to {base.n_out}, and "
-                f"{residual.n_in} to {residual.n_out}. Pass a residual with those of base."
+                f"{residual.n_in} to {residual.n_out}. Pass a residual with the sizes of base."
             )
         super().__init__(*sizes, standardize=False)
         self.base = base

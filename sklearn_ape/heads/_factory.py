@@ -15,7 +15,7 @@ from ._base import FrozenHead, Head, LinearHead
 from ._closed_form import BaseMap, ClosedFormHead, KernelMap, LinearMap, WhitenedMap
 from ._mlp import BatchNormMLPHead, GLUHead, MLPHead, ResidualHead, SkipMLPHead, StarHead
 
-_DEEP: dict[str, type[MLPHead | ResidualHead | SkipMLPHead]] = {
+_DEEP_HEADS: dict[str, type[MLPHead | ResidualHead | SkipMLPHead]] = {
     "mlp": MLPHead,
     "batchnorm_mlp": BatchNormMLPHead,
     "residual": ResidualHead,
@@ -23,7 +23,7 @@ _DEEP: dict[str, type[MLPHead | ResidualHead | SkipMLPHead]] = {
     "skip_mlp": SkipMLPHead,
 }
 
-HEAD_KINDS = ("linear", *_DEEP, "star")
+HEAD_KINDS = ("linear", *_DEEP_HEADS, "star")
 
 
 def hidden_width(width: int | str, n_in: int) -> int:
@@ -85,7 +85,8 @@ def make_head(
         - ``"star"``: `StarHead`; depth is not used (SAIL).
         - None: `FrozenHead`, which is not trained; depth, width and dropout are not used.
 
-        ``"star"`` and ``"skip_mlp"`` begin with a layer norm, the others standardize features.
+        ``"star"`` and ``"skip_mlp"`` begin with a layer norm. The other heads standardize
+        features.
     n_in, n_out : int
         Number of features, and size of the embeddings.
     depth : int
@@ -123,9 +124,9 @@ def make_head(
     elif kind == "star":
         head = StarHead(n_in, n_out, units, dropout)
     else:
-        head = _DEEP[kind](n_in, n_out, depth, units, dropout)
-    layers = int(depth) if kind in _DEEP else 1
-    head.spec = {"kind": kind, "depth": layers, "width": units, "dropout": float(dropout)}
+        head = _DEEP_HEADS[kind](n_in, n_out, depth, units, dropout)
+    n_layers = int(depth) if kind in _DEEP_HEADS else 1
+    head.spec = {"kind": kind, "depth": n_layers, "width": units, "dropout": float(dropout)}
     return head
 
 
@@ -192,7 +193,7 @@ def restored_head(state: FittedState) -> Head:
 
     Parameters
     ----------
-    state : State
+    state : FittedState
         State read from a file.
 
     Returns
@@ -222,7 +223,7 @@ def _make_empty_head(state: FittedState) -> tuple[Head, FittedState]:
         # Every layer has a tensor. The limit prevents a file from requesting many empty layers.
         "depth": state.integer("depth", 1, most=1 + len(tensors)),
         "width": state.integer("width", 1, most=2**31),
-        "dropout": state.number("dropout", above=-1e-9),
+        "dropout": state.number("dropout", above=-1e-9),  # 0 is valid, and `above` exclusive
     }
     with torch.device("meta"):
         return make_head(**shape), tensors
@@ -230,32 +231,33 @@ def _make_empty_head(state: FittedState) -> tuple[Head, FittedState]:
 
 def fill(module: nn.Module, tensors: FittedState) -> None:
     """Set the weights of a module without memory, after checking shapes and types."""
-    loaded = {}
+    weights = {}
     for name, tensor in module.state_dict().items():
         kinds = "f" if tensor.dtype.is_floating_point else "i"
-        loaded[name] = torch.tensor(tensors.array(name, tuple(tensor.shape), kinds))
-        if loaded[name].dtype != tensor.dtype:
+        weight = torch.tensor(tensors.array(name, tuple(tensor.shape), kinds))
+        if weight.dtype != tensor.dtype:
             raise ValueError(
-                f"{tensors.where}.{name} must be of type {tensor.dtype}, not {loaded[name].dtype}."
+                f"{tensors.where}.{name} must be of type {tensor.dtype}, not {weight.dtype}."
             )
-    module.load_state_dict(loaded, strict=True, assign=True)
+        weights[name] = weight
+    module.load_state_dict(weights, strict=True, assign=True)
 
 
 def _restore_closed_form(state: FittedState) -> ClosedFormHead:
     state.value("kind")
-    part = state.part("base")
-    kind = part.text("kind")
+    base_state = state.part("base")
+    kind = base_state.text("kind")
     if kind not in _MAPS:
         raise ValueError(
-            f"{part.where}.kind must be one of {', '.join(_MAPS)}, not {kind[:40]!r}."
+            f"{base_state.where}.kind must be one of {', '.join(_MAPS)}, not {kind[:40]!r}."
         )
     buffers: dict[str, Any] = {
-        name: _read_float32(part, name, (None, None)) for name in _MATRICES[kind]
+        name: _read_float32(base_state, name, (None, None)) for name in _MATRICES[kind]
     }
     if kind == "kernel":
-        buffers["gamma"] = float(_read_float32(part, "gamma", ()))
+        buffers["gamma"] = float(_read_float32(base_state, "gamma", ()))
     else:
-        buffers["mean"] = _read_float32(part, "mean", (None,))
+        buffers["mean"] = _read_float32(base_state, "mean", (None,))
     base = _MAPS[kind](**buffers)
     if "residual" not in state:
         for name in ("residual", "scale"):

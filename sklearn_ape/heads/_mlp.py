@@ -137,7 +137,7 @@ class ResidualHead(Head):
 
     Notes
     -----
-    The residual paths of FuseMix contain raw features, those of this head standardized ones.
+    The residual paths contain standardized features; in FuseMix they contain raw features.
 
     References
     ----------
@@ -151,11 +151,11 @@ class ResidualHead(Head):
     torch.Size([2, 8])
     """
 
-    _gated = False
+    _is_gated = False
 
     def __init__(self, n_in: int, n_out: int, depth: int, width: int, dropout: float) -> None:
         super().__init__(n_in, n_out)
-        blocks = [_Block(n_in, width, dropout, self._gated) for _ in range(depth // 2)]
+        blocks = [_Block(n_in, width, dropout, self._is_gated) for _ in range(depth // 2)]
         self.layers = nn.Sequential(*blocks, nn.LayerNorm(n_in), nn.Linear(n_in, n_out))
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
@@ -194,7 +194,7 @@ class GLUHead(ResidualHead):
     torch.Size([2, 8])
     """
 
-    _gated = True
+    _is_gated = True
 
 
 class _ResidualMLP(nn.Module):

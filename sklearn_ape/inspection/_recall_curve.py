@@ -127,7 +127,7 @@ class RecallCurveDisplay:
         check_is_fitted(aligner)
         data = aligner._scored_pairs(features, y, groups)
         return cls.from_predictions(
-            *aligner._compared(data),
+            *aligner._comparable_pairs(data),
             pairs=data.pairs,
             ks=ks,
             name=type(aligner).__name__ if name is None else name,

@@ -11,6 +11,11 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+# With tile_size="auto", up to this batch size all logits are computed at once, which is faster.
+# The matrix takes 64 MiB. Larger batches are computed in tiles of 4 MiB.
+MAX_DENSE_ROWS = 4096
+AUTO_TILE = 1024
+
 
 def as_matrix(positive: torch.Tensor, n_pairs: int) -> torch.Tensor:
     """Return positives as a bool matrix of shape (n_pairs, n_pairs)."""
@@ -97,16 +102,16 @@ class Tiles:
         self.size = size
         self.n_across = -(-n_columns // size)
         n_tiles = -(-n_rows // size) * self.n_across
-        tile = (pairs[:, 0] // size) * self.n_across + pairs[:, 1] // size
-        order = torch.argsort(tile)
+        tile_numbers = (pairs[:, 0] // size) * self.n_across + pairs[:, 1] // size
+        order = torch.argsort(tile_numbers)
         self.rows, self.columns = pairs[order].T
-        counts = torch.bincount(tile, minlength=n_tiles)
+        counts = torch.bincount(tile_numbers, minlength=n_tiles)
         self.ends = counts.cumsum(0).tolist()
 
     def __iter__(self) -> Iterator[Tile]:
         start = 0
-        for tile, end in enumerate(self.ends):
-            row, column = (index * self.size for index in divmod(tile, self.n_across))
+        for number, end in enumerate(self.ends):
+            row, column = (index * self.size for index in divmod(number, self.n_across))
             yield Tile(
                 slice(row, min(row + self.size, self.n_rows)),
                 slice(column, min(column + self.size, self.n_columns)),
@@ -118,8 +123,8 @@ class Tiles:
 class Softmax:
     """Softmax cross-entropies of rows whose logits are computed tile by tile.
 
-    The largest logit and the sum of exponentials relative to it are separate numbers, as in flash
-    attention. In one number, small exponentials would be lost to rounding when the model is
+    The largest logit and the sum of exponentials relative to it are stored separately, as in flash
+    attention. In a single number, small exponentials would be lost to rounding when the model is
     nearly certain.
 
     Parameters
@@ -134,7 +139,7 @@ class Softmax:
         self.positive = like.new_zeros(len(like))
 
     def update(self, rows: slice, logits: torch.Tensor) -> None:
-        """Add columns of logits to some rows."""
+        """Add further columns of logits to a slice of rows."""
         largest = torch.maximum(self.largest[rows], logits.amax(dim=1))
         total = self.total[rows] * (self.largest[rows] - largest).exp()
         self.total[rows] = total + (logits - largest[:, None]).exp_().sum(dim=1)
@@ -147,17 +152,10 @@ class Softmax:
 
 def refuse_second_gradients() -> None:
     """Raise an error if a tiled loss is differentiated twice; the result would be wrong."""
-    if torch.is_grad_enabled():  # which a backward pass enables with create_graph=True
+    if torch.is_grad_enabled():  # create_graph=True enables it in the backward pass
         raise RuntimeError(
             "A tiled loss cannot be differentiated twice (create_graph=True). Use tile_size=None."
         )
-
-
-# With tile_size="auto", up to this batch size all logits are computed at once, which is faster.
-# The matrix takes 64 MiB.
-MAX_DENSE_ROWS = 4096
-
-AUTO_TILE = 1024
 
 
 class ScaledLoss(nn.Module):
@@ -239,6 +237,12 @@ class ScaledLoss(nn.Module):
         self, image: torch.Tensor, text: torch.Tensor, pairs: torch.Tensor, rows: slice, tile: int
     ) -> torch.Tensor:
         """Return the result of `share` for distinct positive pairs and a tile size."""
+
+
+def select_pairs(pairs: torch.Tensor, rows: slice) -> torch.Tensor:
+    """Return the positive pairs in a slice of rows, with rows counted from its start."""
+    pairs = pairs[(pairs[:, 0] >= rows.start) & (pairs[:, 0] < rows.stop)]
+    return pairs - pairs.new_tensor([rows.start, 0])
 
 
 def check_embeddings(image: torch.Tensor, text: torch.Tensor) -> None:

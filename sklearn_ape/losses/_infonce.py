@@ -16,92 +16,8 @@ from ._base import (
     check_counts,
     check_embeddings,
     refuse_second_gradients,
+    select_pairs,
 )
-
-
-class RowsOfInfoNCE(torch.autograd.Function):
-    """Sum of the cross-entropies of some rows over all columns, computed in tiles.
-
-    Embeddings and denominators are saved for the backward pass, which computes the logits again.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        rows: torch.Tensor,
-        columns: torch.Tensor,
-        scale: torch.Tensor,
-        pairs: torch.Tensor,
-        size: int,
-    ) -> torch.Tensor:
-        """Return the sum for positives given as (row, column)."""
-        share = pairs[:, 0].bincount(minlength=len(rows)).to(rows.dtype).reciprocal()
-        scaled = scale * rows
-        softmax = Softmax(rows)
-        tiles = Tiles(pairs, len(rows), len(columns), size)
-        for down, across, (row, column) in tiles:
-            logits = scaled[down] @ columns[across].T
-            softmax.update(down, logits)
-            positive = logits[row, column] * share[down][row]
-            softmax.positive[down].index_add_(0, row, positive)
-        ctx.tiles = tiles
-        ctx.save_for_backward(rows, columns, scale, share, softmax.largest, softmax.total)
-        return softmax.losses().sum()
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        """Return the gradients of rows, columns and scale."""
-        refuse_second_gradients()
-        rows, columns, scale, share, largest, total = ctx.saved_tensors
-        scaled = scale * rows
-        row_gradient, column_gradient = torch.zeros_like(rows), torch.zeros_like(columns)
-        for down, across, (row, column) in ctx.tiles:
-            slope = scaled[down] @ columns[across].T
-            slope.sub_(largest[down, None]).exp_().div_(total[down, None])
-            slope[row, column] -= share[down][row]
-            row_gradient[down] += slope @ columns[across]
-            column_gradient[across] += slope.T @ scaled[down]
-        scale_gradient = (row_gradient * rows).sum() * gradient
-        row_gradient *= scale * gradient
-        column_gradient *= gradient
-        return row_gradient, column_gradient, scale_gradient.to(scale.dtype), None, None
-
-
-def share_of_rows(
-    image: torch.Tensor,
-    text: torch.Tensor,
-    scale: torch.Tensor,
-    pairs: torch.Tensor,
-    rows: slice,
-    size: int,
-) -> torch.Tensor:
-    """Return the part of the loss that is due to some rows of both sides.
-
-    Parameters
-    ----------
-    image, text : torch.Tensor of shape (n_pairs, n_components)
-        Embeddings of the whole batch.
-    scale : torch.Tensor
-        The logit scale.
-    pairs : torch.Tensor of shape (n_positive, 2)
-        Distinct rows of images and captions that belong together.
-    rows : slice
-        Rows of this part.
-    size : int
-        Maximum number of rows and columns of a tile.
-
-    Returns
-    -------
-    share : torch.Tensor
-        A scalar; the parts of all rows sum to the loss.
-    """
-    check_counts(*(pairs[:, side].bincount(minlength=len(image)) for side in (0, 1)))
-    total = image.new_zeros(())
-    for queries, keys, positive in ((image, text, pairs), (text, image, pairs.flip(1))):
-        own = positive[(positive[:, 0] >= rows.start) & (positive[:, 0] < rows.stop)]
-        own = own - own.new_tensor([rows.start, 0])
-        total = total + RowsOfInfoNCE.apply(queries[rows], keys, scale, own, size)
-    return total / (2 * len(image))
 
 
 class InfoNCELoss(ScaledLoss):
@@ -221,7 +137,60 @@ class InfoNCELoss(ScaledLoss):
     def _share(
         self, image: torch.Tensor, text: torch.Tensor, pairs: torch.Tensor, rows: slice, tile: int
     ) -> torch.Tensor:
-        return share_of_rows(image, text, self.logit_scale, pairs, rows, tile)
+        check_counts(*(pairs[:, side].bincount(minlength=len(image)) for side in (0, 1)))
+        total, scale = image.new_zeros(()), self.logit_scale
+        for queries, keys, positive in ((image, text, pairs), (text, image, pairs.flip(1))):
+            positive = select_pairs(positive, rows)
+            total = total + _OneSidedInfoNCE.apply(queries[rows], keys, scale, positive, tile)
+        return total / (2 * len(image))
+
+
+class _OneSidedInfoNCE(torch.autograd.Function):
+    """Sum of the cross-entropies of queries over all keys, computed in tiles.
+
+    Embeddings and denominators are saved for the backward pass, which computes the logits again.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        queries: torch.Tensor,
+        keys: torch.Tensor,
+        scale: torch.Tensor,
+        pairs: torch.Tensor,
+        size: int,
+    ) -> torch.Tensor:
+        weight = pairs[:, 0].bincount(minlength=len(queries)).to(queries.dtype).reciprocal()
+        scaled = scale * queries
+        softmax = Softmax(queries)
+        tiles = Tiles(pairs, len(queries), len(keys), size)
+        for rows, columns, (row, column) in tiles:
+            logits = scaled[rows] @ keys[columns].T
+            softmax.update(rows, logits)
+            positive = logits[row, column] * weight[rows][row]
+            softmax.positive[rows].index_add_(0, row, positive)
+        ctx.tiles = tiles
+        ctx.save_for_backward(queries, keys, scale, weight, softmax.largest, softmax.total)
+        return softmax.losses().sum()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        refuse_second_gradients()
+        queries, keys, scale, weight, largest, total = ctx.saved_tensors
+        scaled = scale * queries
+        query_gradient, key_gradient = torch.zeros_like(queries), torch.zeros_like(keys)
+        for rows, columns, (row, column) in ctx.tiles:
+            # Gradient of the logits: softmax minus target.
+            slope = scaled[rows] @ keys[columns].T
+            slope.sub_(largest[rows, None]).exp_().div_(total[rows, None])
+            slope[row, column] -= weight[rows][row]
+            query_gradient[rows] += slope @ keys[columns]
+            key_gradient[columns] += slope.T @ scaled[rows]
+        # See _TiledInfoNCE for the gradient of the scale.
+        scale_gradient = (query_gradient * queries).sum() * gradient
+        query_gradient *= scale * gradient
+        key_gradient *= gradient
+        return query_gradient, key_gradient, scale_gradient.to(scale.dtype), None, None
 
 
 class _TiledInfoNCE(torch.autograd.Function):

@@ -15,6 +15,7 @@ from ._base import (
     as_pairs,
     check_embeddings,
     refuse_second_gradients,
+    select_pairs,
 )
 
 
@@ -107,7 +108,7 @@ class SigmoidLoss(ScaledLoss):
         tile = self._tile(len(image))
         if tile is not None:
             pairs = as_pairs(positive, len(image), image.device)
-            return self._tiled(image, text, pairs, tile) / len(image)
+            return self._sum_tiles(image, text, pairs, tile) / len(image)
         logits = self.logit_scale * image @ text.T + self.bias
         if positive is None:
             positive = torch.eye(len(image), dtype=torch.bool, device=image.device)
@@ -118,16 +119,14 @@ class SigmoidLoss(ScaledLoss):
         self, image: torch.Tensor, text: torch.Tensor, pairs: torch.Tensor, rows: slice, tile: int
     ) -> torch.Tensor:
         self._initialize_bias(len(image))
-        own = pairs[(pairs[:, 0] >= rows.start) & (pairs[:, 0] < rows.stop)]
-        own = own - own.new_tensor([rows.start, 0])
-        return self._tiled(image[rows], text, own, tile) / len(image)
+        return self._sum_tiles(image[rows], text, select_pairs(pairs, rows), tile) / len(image)
 
     def _initialize_bias(self, n_pairs: int) -> None:
         if self.bias.isnan():
             with torch.no_grad():
                 self.bias.fill_(-math.log(max(n_pairs, 2)))
 
-    def _tiled(
+    def _sum_tiles(
         self, image: torch.Tensor, text: torch.Tensor, pairs: torch.Tensor, size: int
     ) -> torch.Tensor:
         return _TiledSigmoid.apply(image, text, self.logit_scale, self.bias, pairs, size)

@@ -89,13 +89,13 @@ class StructureLoss(nn.Module):
                 f"{len(embeddings)}. Pass one embedding per row of features."
             )
         with torch.no_grad():
-            frozen_step = self._transition_matrix(features)
-        learned_step = self._transition_matrix(embeddings)
-        frozen, learned = frozen_step, learned_step
-        loss = _divergence(frozen, learned)
+            p_step = self._transition_matrix(features)
+        q_step = self._transition_matrix(embeddings)
+        p, q = p_step, q_step
+        loss = _divergence(p, q)
         for level in range(2, self.levels + 1):
-            frozen, learned = frozen @ frozen_step, learned @ learned_step
-            loss = loss + _divergence(frozen, learned) / level
+            p, q = p @ p_step, q @ q_step
+            loss = loss + _divergence(p, q) / level
         return loss / self.levels
 
     def _transition_matrix(self, points: torch.Tensor) -> torch.Tensor:
@@ -105,12 +105,12 @@ class StructureLoss(nn.Module):
         return (points @ points.T / self.temperature).softmax(dim=1)
 
 
-def _divergence(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+def _divergence(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
     """Return the Jensen-Shannon divergence, averaged over rows."""
     # With small temperatures probabilities underflow to 0, where the gradient of x * log(x) is
     # infinite.
-    tiny = torch.finfo(one.dtype).tiny
-    one, other = one.clamp_min(tiny), other.clamp_min(tiny)
-    log_mean = ((one + other) / 2).log()
-    terms = one * (one.log() - log_mean) + other * (other.log() - log_mean)
+    tiny = torch.finfo(p.dtype).tiny
+    p, q = p.clamp_min(tiny), q.clamp_min(tiny)
+    log_mean = ((p + q) / 2).log()
+    terms = p * (p.log() - log_mean) + q * (q.log() - log_mean)
     return terms.sum(dim=1).mean() / 2

@@ -140,7 +140,7 @@ class Collection(NamedTuple):
         return cls(readable, rows, len(embeddings), items, make_index(index, readable), {})
 
     def extend(self, embeddings: np.ndarray, items: list[Any] | None) -> Self:
-        """Return a collection of these images and more."""
+        """Return a collection of these images followed by new ones."""
         readable, rows = _drop_unreadable(embeddings, self.n_rows, self.embeddings.dtype.name)
         all_embeddings = np.concatenate([self.embeddings, readable])
         return self._replace(
@@ -160,7 +160,7 @@ class Collection(NamedTuple):
             nearest = self.search_index.search(self.embeddings, queries, k)
         else:
             nearest = find_nearest(self.embeddings, queries, k, standardizer.apply_to_rows)
-        # Exact products, since blocks of a matrix product differ in their last bits.
+        # Products in double precision, since blocks of a matrix product differ in their last bits.
         exact = compute_pair_products(self.embeddings, queries, nearest)
         if standardizer is not None:
             standardizer.apply_to_pairs(exact, nearest)
@@ -292,7 +292,7 @@ def _drop_unreadable(
 
 def _pack_items(items: list[Any]) -> dict[str, Any] | None:
     """Return items as arrays, or None with a warning if that is not possible."""
-    plain_items = [_as_plain(item) for item in items]
+    plain_items = [_to_json_type(item) for item in items]
     types = set(map(type, plain_items))
     if types <= {str}:
         with suppress(UnicodeEncodeError):  # a lone surrogate
@@ -313,7 +313,7 @@ def _pack_items(items: list[Any]) -> dict[str, Any] | None:
     return None
 
 
-def _as_plain(item: Any) -> Any:
+def _to_json_type(item: Any) -> Any:
     """Return an item as a JSON type of Python if that is possible."""
     if isinstance(item, PathLike):
         item = os.fspath(item)

@@ -17,12 +17,13 @@ from ..utils.warnings import warn
 INDEXES = ("exact", "faiss", "usearch")
 MODALITIES = ("auto", "image", "text")
 
-_QUERIES_AT_ONCE = 1024
+_BLOCK_SIZE = 1024  # queries
 
+# Size of the blocks of embeddings in double precision of which single products are computed.
 _PAIR_BYTES = 2**23
 
-# If at most one in so many products exceeds the smallest of the k largest so far, they are merged
-# one by one instead of selecting the k largest of the tile.
+# If at most one in this number of products exceeds the smallest of the k largest so far, these
+# products are merged one by one instead of selecting the k largest of the tile.
 _MERGE_RATIO = 16
 
 Adjust = Callable[[np.ndarray, slice, slice], None]
@@ -60,7 +61,7 @@ class FaissIndex:
         try:
             import faiss
         except ImportError as error:
-            raise _missing_package("faiss") from error
+            raise _make_import_error("faiss") from error
         self.index = faiss.IndexFlatIP(n_components) if index is None else index
 
     def search(self, embeddings: np.ndarray, queries: np.ndarray, k: int) -> np.ndarray:
@@ -85,7 +86,7 @@ class UsearchIndex:
         try:
             from usearch.index import Index
         except ImportError as error:
-            raise _missing_package("usearch") from error
+            raise _make_import_error("usearch") from error
         scalar = {"float32": "f32", "float16": "f16"}[dtype]
         self.dtype = dtype
         self.index = (
@@ -144,7 +145,7 @@ def make_index(name: str, embeddings: np.ndarray) -> Index:
     return empty.extend(embeddings, 0)
 
 
-def _missing_package(package: str) -> ImportError:
+def _make_import_error(package: str) -> ImportError:
     return ImportError(
         f'index={package!r} needs {package}. Install it with pip install "sklearn-ape[index]", or '
         "pass index='exact'."
@@ -175,7 +176,7 @@ def find_nearest(
         Rows of `embeddings`.
     """
     nearest = np.empty((len(queries), k), dtype=np.intp)
-    for block in gen_batches(len(queries), _QUERIES_AT_ONCE):
+    for block in gen_batches(len(queries), _BLOCK_SIZE):
         query_block = queries[block]
         best = _Best(len(query_block), k)
         for rows in row_tiles(len(embeddings), max(len(query_block), embeddings.shape[1])):
@@ -232,8 +233,8 @@ def compute_pair_products(
 ) -> np.ndarray:
     """Return the products of each query with its rows, summed in double precision.
 
-    Unlike the blocks of a matrix product, they do not depend on the other queries in their last
-    bits, so that equal images always have equal scores.
+    The last bits of a matrix product depend on all queries of a block. These products do not, so
+    that equal images always have equal scores.
 
     Parameters
     ----------
@@ -260,18 +261,18 @@ def compute_pair_products(
 
 
 def _largest_columns(values: np.ndarray, k: int) -> np.ndarray:
-    """Return the columns of the k largest values of each row in ascending order, or all."""
+    """Return the columns, in order, of the k largest values of each row, or all columns."""
     n_rows, n_columns = values.shape
     if n_columns <= k:
         return np.broadcast_to(np.arange(n_columns), values.shape)
     kth_largest = np.partition(values, n_columns - k, axis=1)[:, n_columns - k, None]
     is_selected = values >= kth_largest
-    tied = np.flatnonzero(np.count_nonzero(is_selected, axis=1) > k)
-    if tied.size:  # of the values equal to the k-th largest only the first ones are selected
-        is_above = values[tied] > kth_largest[tied]
-        is_equal = values[tied] == kth_largest[tied]
+    rows = np.flatnonzero(np.count_nonzero(is_selected, axis=1) > k)
+    if rows.size:  # of the values equal to the k-th largest only the first ones are selected
+        is_above = values[rows] > kth_largest[rows]
+        is_equal = values[rows] == kth_largest[rows]
         n_equal = k - np.count_nonzero(is_above, axis=1)[:, None]
-        is_selected[tied] = is_above | (is_equal & (is_equal.cumsum(axis=1) <= n_equal))
+        is_selected[rows] = is_above | (is_equal & (is_equal.cumsum(axis=1) <= n_equal))
     return np.nonzero(is_selected)[1].reshape(n_rows, k)
 
 
@@ -288,7 +289,7 @@ def resolve_queries(queries: Any, modality: str) -> tuple[Any, bool]:
     Raises
     ------
     ValueError
-        If there are no queries, or they are of both types or not of the type of `modality`.
+        If `queries` is empty, or its types are mixed or do not match `modality`.
     """
     check_choice(modality, "modality", MODALITIES)
     check_sequence(queries, "queries", "query", "texts, of images or of features")
@@ -321,9 +322,11 @@ def resolve_queries(queries: Any, modality: str) -> tuple[Any, bool]:
                 f"queries mixes texts (query {text_rows[0]}) with images (query {row}). Search "
                 "for each type separately, or pass modality='image' if the texts are paths."
             )
-    blank = [row for row in text_rows if not items[row].strip()]
-    if blank:
-        raise ValueError(f"queries has an empty text in row {blank[0]}. Pass non-empty texts.")
+    empty_rows = [row for row in text_rows if not items[row].strip()]
+    if empty_rows:
+        raise ValueError(
+            f"queries has an empty text in row {empty_rows[0]}. Pass non-empty texts."
+        )
     if modality == "auto":
         _warn_about_paths(items)
     return items, True

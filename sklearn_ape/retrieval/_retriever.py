@@ -324,15 +324,13 @@ class CrossModalRetriever(AlignerWrapperMixin, BaseEstimator):
         return embed_images(self.aligner_, X, collection.embeddings.shape[1])
 
     def _make_standardizer(self, texts: np.ndarray, collection: Collection) -> Standardizer | None:
-        """Return what standardizes the cosines of texts, or None."""
+        """Return the `Standardizer` of the cosines of texts, or None for plain cosines."""
         aligner = unwrap_aligner(self.aligner_)
         if isinstance(self.standardize, bool | np.bool_):
             captions = getattr(getattr(aligner, "bank_", None), "text", None)
             bank = collection.bank(captions) if self.standardize else None
         else:
-            bank = resolve_bank(
-                self.standardize, aligner, self.aligner_.transform, whole=self.aligner_
-            )
+            bank = resolve_bank(self.standardize, aligner, self.aligner_.transform, self.aligner_)
         if bank is None:
             return None
         moments = None if bank.text is None else collection.moments(bank.text)

@@ -22,6 +22,8 @@ from .data import PairDataset, n_batches
 from .distributed import Ranks, is_first_rank
 from .net import AlignmentNet, TrainingConfig, cosine_schedule, embed
 
+_HISTORY_KEYS = ("epoch", "train_loss", "valid_recall", "logit_scale", "dur")
+
 
 class ValidationRecall(Callback):
     """Record the logit scale and the recall on validation pairs, as ``valid_recall``.
@@ -240,7 +242,7 @@ class EpochBridge(Callback):
 
 
 class TrainingResult(NamedTuple):
-    """History of a training run, its number of epochs and the best one."""
+    """History of a training run, its number of epochs and its best epoch."""
 
     history: list[dict[str, Any]]
     n_epochs: int
@@ -284,7 +286,7 @@ def make_search_callbacks(
     name : str
         Text before the progress bar.
     checkpoint : list of (str, skorch.callbacks.Callback)
-        Callbacks that save the state of the others.
+        Callbacks that save the state of the preceding callbacks.
     ranks : Ranks or None, default=None
         Ranks of distributed training, the first of which shows the progress bar.
 
@@ -312,9 +314,6 @@ def make_search_callbacks(
     callbacks += deepcopy(list(config.callbacks or []))
     callbacks += checkpoint
     return callbacks if best is None else [*callbacks, ("stop", StopWhenPatient(best))]
-
-
-_HISTORY_KEYS = ("epoch", "train_loss", "valid_recall", "logit_scale", "dur")
 
 
 def collect_result(net: AlignmentNet, n_epochs: int) -> TrainingResult:

@@ -17,6 +17,11 @@ from torch.utils.data import Dataset
 from ..features.memmap import select
 from ..utils.concurrency import map_threaded
 
+# With fewer groups, recall is too noisy to find the best epoch. With more, each evaluation would
+# take longer and the similarity matrix more memory, for hardly more precision.
+_MIN_VALIDATION_GROUPS = 10
+_MAX_VALIDATION_GROUPS = 5000
+
 
 class PairDataset(Dataset):
     """Features of distinct images and captions, and the pairs that belong together.
@@ -105,8 +110,8 @@ class PairDataset(Dataset):
         """Return the features of both sides of the pairs at `index`."""
         rows = torch.from_numpy(self.pairs[np.asarray(index)])
         return {
-            "image": self._rows(self.image, rows[:, 0]),
-            "text": self._rows(self.text, rows[:, 1]),
+            "image": self._read_rows(self.image, rows[:, 0]),
+            "text": self._read_rows(self.text, rows[:, 1]),
         }
 
     def positive(self, index: Any) -> torch.Tensor:
@@ -124,7 +129,7 @@ class PairDataset(Dataset):
 
     @cached_property
     def _adjacency(self) -> csr_array | None:
-        """Images by captions that belong together; None if every one has a single partner."""
+        """Images by captions that belong together; None if each has a single partner."""
         if all(len(np.unique(side)) == len(self.pairs) for side in self.pairs.T):
             return None
         ones = np.ones(len(self.pairs), dtype=bool)
@@ -134,7 +139,8 @@ class PairDataset(Dataset):
     def is_ready(self) -> bool:
         """Whether rows are available without reading, computing or moving anything."""
         sides = (self.image, self.text)
-        return all(isinstance(s, torch.Tensor) for s in sides) and not self._needs_moving(*sides)
+        is_tensor = all(isinstance(side, torch.Tensor) for side in sides)
+        return is_tensor and not self._needs_moving(*sides)
 
     def to(self, device: torch.device) -> PairDataset:
         """Return the same pairs for training on a device.
@@ -150,16 +156,16 @@ class PairDataset(Dataset):
             Dataset with features on a CUDA device if they take less than half of its free
             memory. Otherwise the features stay where they are, and each batch is moved.
         """
-        moved = copy(self)
-        moved.device = device
+        dataset = copy(self)
+        dataset.device = device
         sides = (self.image, self.text)
         if device.type == "cuda" and all(isinstance(side, torch.Tensor) for side in sides):
             size = sum(side.numel() * side.element_size() for side in sides)
             if 2 * size < torch.cuda.mem_get_info(device)[0]:
-                moved.image, moved.text = (side.to(device) for side in sides)
-        return moved
+                dataset.image, dataset.text = (side.to(device) for side in sides)
+        return dataset
 
-    def _rows(self, features: Any, rows: torch.Tensor) -> torch.Tensor:
+    def _read_rows(self, features: Any, rows: torch.Tensor) -> torch.Tensor:
         if isinstance(features, torch.Tensor):
             tensor = features[rows.to(features.device, non_blocking=True)]
         else:
@@ -320,7 +326,7 @@ class PairBatches:
         self.rank = rank
         self.n_ranks = n_ranks
         self._rng = np.random.default_rng(seed)
-        # A second generator, so that mixing does not change the order of the pairs.
+        # The second generator ensures that mixing does not change the order of the pairs.
         self._mixing_rng = np.random.default_rng([seed, 1])
 
     def __len__(self) -> int:
@@ -329,10 +335,10 @@ class PairBatches:
     def __iter__(self) -> Iterator[tuple[dict[str, torch.Tensor], torch.Tensor]]:
         n_pairs = len(self.dataset)
         order = self._rng.permutation(n_pairs) if self.shuffle else np.arange(n_pairs)
-        drawn = map(self._draw, np.array_split(order, len(self)))
+        draws = map(self._draw, np.array_split(order, len(self)))
         if self.dataset.is_ready:
-            return map(self._read, drawn)
-        return map_threaded(self._read, drawn, n_threads=1)
+            return map(self._read, draws)
+        return map_threaded(self._read, draws, n_threads=1)
 
     def generator_states(self) -> dict[str, Any]:
         """Return the states of the random generators between two epochs, as plain data."""
@@ -357,10 +363,11 @@ class PairBatches:
         partner[circle] = np.roll(circle, 1)
         return _Draw(index, partner, share)
 
-    def _read(self, drawn: _Draw) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-        index, partner, share = drawn
-        own = rank_rows(len(index), self.rank, self.n_ranks)
-        inputs = self.dataset.features(index[own])
+    def _read(self, draw: _Draw) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        """Return the inputs of this rank and the positives of the whole batch."""
+        index, partner, share = draw
+        rows_of_rank = rank_rows(len(index), self.rank, self.n_ranks)
+        inputs = self.dataset.features(index[rows_of_rank])
         positive = self.dataset.positive(index)
         if partner is None:
             return inputs, positive
@@ -372,15 +379,17 @@ class PairBatches:
             )
             positive = positive[torch.isin(partner_keys, keys)]
         if self.n_ranks == 1:
-            others = {side: rows[torch.from_numpy(partner)] for side, rows in inputs.items()}
+            partners = {side: rows[torch.from_numpy(partner)] for side, rows in inputs.items()}
         else:
-            others = self.dataset.features(index[partner[own]])
-        mixed = {side: share * rows + (1 - share) * others[side] for side, rows in inputs.items()}
-        return mixed, positive
+            partners = self.dataset.features(index[partner[rows_of_rank]])
+        inputs = {
+            side: share * rows + (1 - share) * partners[side] for side, rows in inputs.items()
+        }
+        return inputs, positive
 
 
 class _Draw(NamedTuple):
-    """Pairs of a batch; the partner of each, and the share of its own features."""
+    """Pairs of a batch, the partner of each pair, and the share of the pair's own features."""
 
     pairs: np.ndarray
     partner: np.ndarray | None = None
@@ -392,9 +401,9 @@ def rank_rows(n_pairs: int, rank: int, n_ranks: int) -> slice:
 
     The numbers of rows differ by at most one between ranks, and may be zero.
     """
-    each, longer = divmod(n_pairs, n_ranks)
-    start = rank * each + min(rank, longer)
-    return slice(start, start + each + (rank < longer))
+    size, remainder = divmod(n_pairs, n_ranks)
+    start = rank * size + min(rank, remainder)
+    return slice(start, start + size + (rank < remainder))
 
 
 def n_batches(n_pairs: int, batch_size: int) -> int:
@@ -419,12 +428,6 @@ def n_batches(n_pairs: int, batch_size: int) -> int:
     4
     """
     return max(1, math.ceil(n_pairs / batch_size))
-
-
-# With fewer groups, recall is too noisy to find the best epoch. With more, each evaluation would
-# take longer and the similarity matrix more memory, for hardly more precision.
-_MIN_VALIDATION_GROUPS = 10
-_MAX_VALIDATION_GROUPS = 5000
 
 
 class Split(NamedTuple):
@@ -479,13 +482,13 @@ def split_pairs(pairs: np.ndarray, fraction: float, rng: np.random.RandomState) 
     if len(groups) < 5 * _MIN_VALIDATION_GROUPS:
         return Split(np.arange(len(pairs)), None)
     # A caption of many images makes a large group, which stays in training.
-    room = max(fraction * len(pairs), float(_MIN_VALIDATION_GROUPS))
-    chosen: list[int] = []
+    n_remaining = max(fraction * len(pairs), float(_MIN_VALIDATION_GROUPS))
+    valid_groups: list[int] = []
     for index in rng.permutation(len(groups)):
-        if sizes[index] <= room and len(chosen) < _MAX_VALIDATION_GROUPS:
-            chosen.append(groups[index])
-            room -= sizes[index]
-    if len(chosen) < _MIN_VALIDATION_GROUPS:
+        if sizes[index] <= n_remaining and len(valid_groups) < _MAX_VALIDATION_GROUPS:
+            valid_groups.append(groups[index])
+            n_remaining -= sizes[index]
+    if len(valid_groups) < _MIN_VALIDATION_GROUPS:
         return Split(np.arange(len(pairs)), None)
-    is_held_out = np.isin(group, chosen)
+    is_held_out = np.isin(group, valid_groups)
     return Split(np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out))

@@ -61,13 +61,13 @@ class Ranks:
         Raises
         ------
         ValueError
-            On every rank.
+            If they differ. Every rank raises it.
         """
         digests = self.all_gather(digest)
-        others = [rank for rank, other in enumerate(digests) if other != digests[0]]
-        if others:
+        ranks = [rank for rank, other in enumerate(digests) if other != digests[0]]
+        if ranks:
             raise ValueError(
-                f"Ranks {', '.join(map(str, others))} got different data or parameters than rank "
+                f"Ranks {', '.join(map(str, ranks))} got different data or parameters than rank "
                 "0. In distributed training every rank must call fit with the same X, y and "
                 "parameters; batches are divided between ranks automatically. A memory map "
                 "(numpy.load(..., mmap_mode='r')) keeps X and y in memory once."
@@ -171,6 +171,8 @@ class Ranks:
 
 
 class _GatherRows(torch.autograd.Function):
+    """Gather the rows of all ranks; the backward pass sums the gradients of all ranks."""
+
     @staticmethod
     def forward(ctx: Any, rows: torch.Tensor, ranks: Ranks, n_pairs: int) -> torch.Tensor:
         ctx.ranks, ctx.n_pairs = ranks, n_pairs
@@ -179,10 +181,10 @@ class _GatherRows(torch.autograd.Function):
         # all_gather needs tensors of one shape, and the part of the first rank is the longest.
         padded = rows.new_zeros(counts[0], rows.shape[1])
         padded[: len(rows)] = rows
-        received = [torch.empty_like(padded) for _ in counts]
+        rows_by_rank = [torch.empty_like(padded) for _ in counts]
         with ranks._explain_timeout():
-            distributed.all_gather(received, padded)
-        return torch.cat([part[:n] for part, n in zip(received, counts, strict=True)])
+            distributed.all_gather(rows_by_rank, padded)
+        return torch.cat([part[:n] for part, n in zip(rows_by_rank, counts, strict=True)])
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
@@ -213,7 +215,7 @@ def current_ranks() -> Ranks | None:
 
 
 def is_first_rank(ranks: Ranks | None) -> bool:
-    """Return whether this process is the one that shows progress and writes files."""
+    """Return whether this process is the first rank, which shows progress and writes files."""
     return ranks is None or ranks.rank == 0
 
 
@@ -227,8 +229,8 @@ def join_ranks(
     parameters : mapping of str to object
         Parameters of the aligner that must be equal on all ranks.
     data : PairDataset
-        Training pairs, which must be equal, too. Of the features, 1,000 evenly spaced rows are
-        compared.
+        Training pairs, which must be equal, too. At most 1,000 evenly spaced rows of the
+        features are compared.
     seed : int
         Seed of this rank.
 
@@ -242,7 +244,8 @@ def join_ranks(
     Raises
     ------
     ValueError
-        On every rank, if data or parameters differ, or if the head cannot be trained on several.
+        If data or parameters differ, or if the head cannot be trained on several ranks. Every
+        rank raises it.
     """
     ranks = current_ranks()
     if ranks is None:

@@ -20,11 +20,13 @@ from ..losses import LOSSES, StructureLoss
 from ..utils.concurrency import ForkSafeLock
 from ..utils.torch_state import default_state
 from .data import PairBatches, as_tensor
-from .distributed import Ranks
+from .distributed import Ranks, is_first_rank
 
 # Weights and dropout masks are drawn from torch's global generator: two threads that train at the
 # same time would draw each other's numbers.
 _generator_lock = ForkSafeLock()
+
+_BLOCK_SIZE = 8192
 
 
 @contextmanager
@@ -36,7 +38,7 @@ def seed_generators(seed: int, device: torch.device) -> Iterator[None]:
     Parameters
     ----------
     seed : int
-        Seed.
+        Seed of the generators.
     device : torch.device
         Device whose generator is seeded in addition to that of the CPU.
     """
@@ -238,7 +240,7 @@ def cosine_schedule(n_steps: int, warmup: float = 0.05) -> LRScheduler:
 
 
 class AlignmentNet(NeuralNet):
-    """A skorch net whose module returns two embeddings and whose criterion compares them.
+    """A skorch net whose module returns the embeddings of both sides, which a loss compares.
 
     Parameters
     ----------
@@ -361,7 +363,10 @@ class AlignmentNet(NeuralNet):
     def run_single_epoch(
         self, iterator: Any, training: bool, prefix: str, step_fn: Any, **fit_params: Any
     ) -> None:
-        """Iterate over the batches; unlike skorch, set the training mode once per epoch."""
+        """Iterate over the batches.
+
+        The training mode is set once per epoch. skorch sets it for every batch, which takes time.
+        """
         if iterator is None:
             return
         self._set_training(training)
@@ -380,12 +385,12 @@ class AlignmentNet(NeuralNet):
         if self.ranks is None or method_name != "on_epoch_end":
             super().notify(method_name, **cb_kwargs)
             return
-        stop = False
+        is_stopped = False
         try:
             super().notify(method_name, **cb_kwargs)
         except KeyboardInterrupt:
-            stop = True
-        if self.ranks.any(stop):
+            is_stopped = True
+        if self.ranks.any(is_stopped):
             raise KeyboardInterrupt
         for _, callback in self.callbacks_:
             if hasattr(callback, "on_agreement"):
@@ -417,7 +422,6 @@ def make_net(
     **parameters : object
         Parameters of the net that replace those of `config`.
     """
-    is_first = ranks is None or ranks.rank == 0
     options: dict[str, Any] = {
         "criterion": LOSSES[config.loss],
         "criterion__logit_scale": config.logit_scale,
@@ -438,7 +442,7 @@ def make_net(
         "iterator_train__n_ranks": 1 if ranks is None else ranks.size,
         "train_split": None,
         "device": config.device,
-        "verbose": int(config.verbose >= 2 and is_first),
+        "verbose": int(config.verbose >= 2 and is_first_rank(ranks)),
     }
     return AlignmentNet(module, callbacks=callbacks, ranks=ranks, **options | parameters)
 
@@ -446,9 +450,6 @@ def make_net(
 def _count_pairs(positive: torch.Tensor) -> int:
     """Count the pairs of a batch by its positives, which include (i, i) for every pair."""
     return len(positive) if positive.ndim == 1 else int(positive.max()) + 1
-
-
-_ROWS_PER_BLOCK = 8192
 
 
 def embed(module: TwoTower, side: str, features: Any, device: Any) -> np.ndarray:
@@ -485,7 +486,7 @@ def embed(module: TwoTower, side: str, features: Any, device: Any) -> np.ndarray
     module.eval()
     embeddings = np.empty((len(features), module.n_components), dtype=np.float32)
     with default_state(), torch.inference_mode():
-        for block in gen_batches(len(features), _ROWS_PER_BLOCK):
+        for block in gen_batches(len(features), _BLOCK_SIZE):
             rows = features[block]
             rows = as_tensor(rows) if isinstance(rows, np.ndarray) else rows
             embeddings[block] = tower(rows.to(device)).float().cpu().numpy()

@@ -100,7 +100,7 @@ def restore_state(net: AlignmentNet, state: dict[str, Any]) -> tuple[int, Any]:
     Parameters
     ----------
     net : AlignmentNet
-        Net with the same parameters, whose callbacks were told that training begins.
+        Net with the same parameters, after ``on_train_begin`` of the callbacks to restore.
     state : dict
         State read from a file.
 
@@ -114,7 +114,7 @@ def restore_state(net: AlignmentNet, state: dict[str, Any]) -> tuple[int, Any]:
     Raises
     ------
     ValueError
-        If it is the state of another net.
+        If the state does not fit the net.
     """
     values = FittedState(state, "the state of the training")
     callbacks: dict[str, Any] = dict(net.callbacks_)
@@ -137,6 +137,7 @@ def restore_state(net: AlignmentNet, state: dict[str, Any]) -> tuple[int, Any]:
         _restore_generators(net.device, generators[0 if net.ranks is None else net.ranks.rank])
         batches = values.value("batches")
         values.close()
+    # The state of a different net leads to any of these errors.
     except (KeyError, IndexError, TypeError, AttributeError, RuntimeError) as error:
         raise ValueError(
             f"The checkpoint does not fit this training ({error!r}), although its name matches. "
@@ -147,7 +148,7 @@ def restore_state(net: AlignmentNet, state: dict[str, Any]) -> tuple[int, Any]:
 
 
 def _drop_frozen(module: nn.Module, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Leave out frozen weights, which are those of the encoder."""
+    """Leave out the frozen weights of the encoder, which the checkpoint need not contain."""
     frozen = {name for name, p in module.named_parameters() if not p.requires_grad}
     return {name: tensor for name, tensor in state.items() if name not in frozen}
 

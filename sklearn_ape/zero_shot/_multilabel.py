@@ -422,7 +422,9 @@ class MultiLabelZeroShotClassifier(ZeroShotBase):
         """Return for each label the score that a fraction `prevalence` of the bank exceeds."""
         if logits.standardizer is None:  # thresholds need a bank also without standardization
             aligner = logits.aligner
-            bank = resolve_bank(True, unwrap_aligner(aligner), aligner.transform, whole=aligner)
+            bank = resolve_bank(
+                True, unwrap_aligner(aligner), aligner.transform, estimator=aligner
+            )
         else:
             bank = logits.standardizer.bank
         assert bank is not None

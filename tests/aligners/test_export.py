@@ -61,7 +61,7 @@ def test_aligners_without_heads_are_refused(concepts, tmp_path):
 @pytest.mark.exhaustive
 def test_tiles_of_a_kernel_leave_an_export_as_it_is(onnxruntime, concepts, tmp_path, monkeypatch):
     """In Python rows are mapped some at a time; a graph must not depend on how many."""
-    monkeypatch.setattr("sklearn_ape.heads._closed_form._KERNEL_VALUES_AT_ONCE", 1000)
+    monkeypatch.setattr("sklearn_ape.heads._closed_form._BLOCK_VALUES", 1000)
     aligner = APEAligner(init="kernel", width=8, max_epochs=1, early_stopping=False)
     aligner.fit(concepts.image, concepts.text)
     assert isinstance(aligner.module_.text_head.base, KernelMap)

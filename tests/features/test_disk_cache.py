@@ -11,7 +11,7 @@ import pytest
 
 from sklearn_ape.features import DiskFeatureCache
 from sklearn_ape.features import _disk_cache as _disk
-from sklearn_ape.features._disk_cache import EXACT, pack, to_float16, unpack
+from sklearn_ape.features._disk_cache import FLOAT32_TABLE, pack, to_float16, unpack
 from tests.features.conftest import ENTRIES, assert_equal_to_entries
 
 
@@ -325,7 +325,7 @@ class TestUnwrittenEntries:
 
     def test_unwritten_features_are_bounded(self, cache, monkeypatch):
         """The bound applies to the entries of all calls together."""
-        size = len(pack(EXACT, *next((k, v.tobytes()) for k, v in ENTRIES.items())))
+        size = len(pack(FLOAT32_TABLE, *next((k, v.tobytes()) for k, v in ENTRIES.items())))
         monkeypatch.setattr(_disk, "_MAX_UNWRITTEN_BYTES", 60 * size)
         monkeypatch.setattr(_disk, "_MAX_PAUSE_S", 1e9)
         monkeypatch.setattr(_disk, "_PAUSE_RATIO", 1e9)
@@ -339,10 +339,12 @@ class TestUnwrittenEntries:
 
 
 def test_damaged_entry_does_not_hide_later_entries():
-    sound = [(key, pack(EXACT, key, feature.tobytes())) for key, feature in ENTRIES.items()]
+    sound = [
+        (key, pack(FLOAT32_TABLE, key, feature.tobytes())) for key, feature in ENTRIES.items()
+    ]
     (first, value), *_ = sound
     for bad in (value[:-1], b"", value[:16], 7, None, "text", b"\0" + value[1:]):
-        found = unpack(EXACT, [(first, bad), *sound[1:]])
+        found = unpack(FLOAT32_TABLE, [(first, bad), *sound[1:]])
         assert found.keys() == ENTRIES.keys() - {first}
         assert_equal_to_entries(found)
 

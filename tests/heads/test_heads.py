@@ -237,7 +237,7 @@ def kernel_reference(anchors, coefficients, texts, gamma):
 
 @pytest.mark.parametrize("at_once", [1, 100, 2**24])
 def test_kernel_map_is_the_formula_however_the_rows_are_cut(kernel, monkeypatch, at_once):
-    monkeypatch.setattr(_closed_form, "_KERNEL_VALUES_AT_ONCE", at_once)
+    monkeypatch.setattr(_closed_form, "_BLOCK_VALUES", at_once)
     anchors, coefficients, texts = kernel
     got = KernelMap(anchors, coefficients, 8.0)(torch.from_numpy(texts).float())
     assert got.dtype == torch.float32
@@ -393,7 +393,7 @@ def test_statistics_of_many_rows_are_taken_in_blocks(monkeypatch):
             largest.append(len(features[index]))
             return features[index].numpy()
 
-    monkeypatch.setattr(sklearn_ape.heads._base, "_ROWS_PER_BLOCK", 64)
+    monkeypatch.setattr(sklearn_ape.heads._base, "_BLOCK_SIZE", 64)
     head = make_head(None, 4, 2, depth=1, width=1, dropout=0.0)
     head.set_statistics(Rows())
     assert max(largest) == 64

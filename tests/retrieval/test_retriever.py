@@ -75,7 +75,7 @@ class TestFeatures:
     @pytest.mark.parametrize("tile", [2**23, 4 * 16 * 40])
     def test_tiled_search_is_exact(self, aligner, concepts, monkeypatch, tile, dtype):
         monkeypatch.setattr("sklearn_ape.features.memmap.TILE_BYTES", tile)
-        monkeypatch.setattr(_nearest, "_QUERIES_AT_ONCE", 7)
+        monkeypatch.setattr(_nearest, "_BLOCK_SIZE", 7)
         retriever = CrossModalRetriever(aligner, dtype=dtype).fit(concepts.image)
         kept = aligner.transform(concepts.image).astype(dtype).astype(np.float64)
         queries = aligner.transform_text(concepts.text[:40])
@@ -132,7 +132,7 @@ class TestStandardize:
         X, y = concepts.image, concepts.text[:20]
         scores, order = best_rows(aligner.similarity(X, y, standardize=X).T, 8)
         monkeypatch.setattr("sklearn_ape.features.memmap.TILE_BYTES", tile)
-        monkeypatch.setattr(_nearest, "_QUERIES_AT_ONCE", 7)
+        monkeypatch.setattr(_nearest, "_BLOCK_SIZE", 7)
         retriever = CrossModalRetriever(aligner, standardize=True).fit(X)
         for _ in range(2):  # what is kept of the first time serves the second
             found = retriever.search(y, k=8, modality="text")
