@@ -1,4 +1,4 @@
-"""Cases and fixtures for training with a checkpoint, uninterrupted or killed."""
+"""Cases and fixtures for the tests of training checkpoints."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from sklearn.base import clone
 
 from sklearn_ape import APEAligner
 from sklearn_ape.aligners import _checkpoint
-from sklearn_ape.persistence import files as _one_file
+from sklearn_ape.persistence import files as model_files
 from sklearn_ape.training import AlignmentNet
 
 COMMON = {"width": 32, "max_epochs": 8, "batch_size": 64, "random_state": 0, "device": "cpu"}
@@ -39,7 +39,7 @@ CASES = {
 
 
 def pairs():
-    """Return 300 pairs, some of them with several captions, whose relation is no straight line."""
+    """Return 300 pairs with a nonlinear relation; 50 images have two captions."""
     rng = np.random.default_rng(0)
     concepts = rng.standard_normal((300, 6))
     image = (concepts @ rng.standard_normal((6, 24))).astype(np.float32)
@@ -56,28 +56,28 @@ X, Y = pairs()
 
 
 class Killed(BaseException):
-    """Stands in for a kill where a process of its own would take too long."""
+    """Simulates a kill within the process, because starting another process takes too long."""
 
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
-    """As in the processes that are killed; several threads wait for one another on so little."""
-    before = torch.get_num_threads()
+    """Use one thread, as the killed processes do; more threads are slower on such small data."""
+    n_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
-    torch.set_num_threads(before)
+    torch.set_num_threads(n_threads)
 
 
 @pytest.fixture
 def every_epoch(monkeypatch):
-    """Write after every epoch, at the pace of memory: disks are waited for in `TestKills`."""
+    """Write after each epoch without waiting for the disk; `TestKills` tests real writes."""
     monkeypatch.setattr(_checkpoint, "_PAUSE_OF_WRITING", 0)
-    monkeypatch.setattr(_one_file, "sync", lambda path: None)
+    monkeypatch.setattr(model_files, "sync", lambda path: None)
 
 
 @pytest.fixture
 def steps(monkeypatch):
-    """Counts steps of training, and kills at one."""
+    """Return a function that counts training steps and kills the training at a given step."""
 
     class Steps:
         n_done = 0
@@ -85,57 +85,59 @@ def steps(monkeypatch):
 
     train_step = AlignmentNet.train_step
 
-    def counted(net, batch, **kwargs):
+    def count(net, batch, **kwargs):
         Steps.n_done += 1
         if Steps.n_done == Steps.last:
             raise Killed
         return train_step(net, batch, **kwargs)
 
-    monkeypatch.setattr(AlignmentNet, "train_step", counted)
+    monkeypatch.setattr(AlignmentNet, "train_step", count)
 
-    def until(number):
-        Steps.n_done, Steps.last = 0, number
+    def restart(last):
+        Steps.n_done, Steps.last = 0, last
         return Steps
 
-    return until
+    return restart
 
 
 @pytest.fixture(scope="module")
 def whole():
-    """Trainings that nothing interrupted, made when they are first asked for."""
-    found = {}
+    """Return a function that gives the aligner of a case fitted without interruption."""
+    aligners = {}
 
-    def of(case):
-        if case not in found:
-            found[case] = aligner(case).fit(X, Y)
-        return found[case]
+    def fit_once(case):
+        if case not in aligners:
+            aligners[case] = aligner(case).fit(X, Y)
+        return aligners[case]
 
-    return of
+    return fit_once
 
 
-def course(aligner):
+def history(aligner):
     return [{key: row[key] for key in row if key != "dur"} for row in aligner.history_]
 
 
-def assert_same(one, other):
-    assert one.fingerprint_ == other.fingerprint_
-    assert one.logit_scale_ == other.logit_scale_
-    assert course(one) == course(other)
-    assert one.best_epoch_ == other.best_epoch_
-    assert one.n_epochs_ == other.n_epochs_
-    assert one.n_parameters_ == other.n_parameters_
-    if isinstance(one, APEAligner):
-        np.testing.assert_array_equal(one.transform(X), other.transform(X))
-        np.testing.assert_array_equal(one.transform_text(Y), other.transform_text(Y))
-        np.testing.assert_array_equal(one.bank_.text, other.bank_.text)
+def assert_same(actual, expected):
+    assert actual.fingerprint_ == expected.fingerprint_
+    assert actual.logit_scale_ == expected.logit_scale_
+    assert history(actual) == history(expected)
+    assert actual.best_epoch_ == expected.best_epoch_
+    assert actual.n_epochs_ == expected.n_epochs_
+    assert actual.n_parameters_ == expected.n_parameters_
+    if isinstance(actual, APEAligner):
+        np.testing.assert_array_equal(actual.transform(X), expected.transform(X))
+        np.testing.assert_array_equal(actual.transform_text(Y), expected.transform_text(Y))
+        np.testing.assert_array_equal(actual.bank_.text, expected.bank_.text)
 
 
 def files(folder):
+    """Return the kinds of the checkpoint files in a folder."""
     return sorted(path.name.partition(".")[2] for path in folder.glob("[!.]*"))
 
 
-def killed(aligner, steps, number):
-    steps(number)
+def kill(aligner, steps, step):
+    """Fit until the training is killed at a step; return a new count of steps."""
+    steps(step)
     with pytest.raises(Killed):
         clone(aligner).fit(X, Y)
     return steps(None)

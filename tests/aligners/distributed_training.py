@@ -1,4 +1,4 @@
-"""Fits aligners in every process that starts it; `test_distributed_training.py` says how."""
+"""Script of `test_distributed_training.py` that fits aligners in several processes."""
 
 import datetime
 import os
@@ -11,7 +11,7 @@ import numpy as np
 COMMON = {"width": 32, "dropout": 0.0, "max_epochs": 4, "batch_size": 64, "random_state": 0}
 CASES = {
     "plain": {"init": None, "side": "both", "early_stopping": False},
-    "start": {"init": "linear", "early_stopping": False},
+    "linear": {"init": "linear", "early_stopping": False},
     "shared": {
         "init": None,
         "mixup": 0.5,
@@ -30,24 +30,24 @@ CASES = {
 
 
 def pairs(name):
-    """Return 207 pairs: batches of 64 and less, which two processes share unevenly."""
+    """Return 207 pairs, whose batches of at most 64 do not divide evenly between two ranks."""
     rng = np.random.default_rng(0)
     concepts = rng.standard_normal((207, 8))
     image, text = (
         (concepts @ rng.standard_normal((8, width))).astype(np.float32) for width in (24, 16)
     )
-    if name == "shared":  # captions of several images, far from each other
+    if name == "shared":  # captions of two images, which are in different batches
         text[100:] = text[:107]
     return image, text
 
 
-def fit(name, folder, **more):
+def fit(name, folder, **parameters):
     from sklearn_ape import APEAligner
 
     image, text = pairs(name)
-    if name == "plain":  # features that all processes map
+    if name == "plain":  # a memory map that all ranks share
         image = np.load(folder / "image.npy", mmap_mode="r")
-    return APEAligner(**COMMON, **CASES[name], **more).fit(image, text)
+    return APEAligner(**COMMON, **CASES[name], **parameters).fit(image, text)
 
 
 def weights(aligner):
@@ -55,32 +55,32 @@ def weights(aligner):
 
 
 def fit_all(folder):
-    """Train by `accelerate launch`, and keep what each process got."""
+    """Fit all cases under `accelerate launch` and save the result of each rank."""
     from accelerate import Accelerator
 
-    from sklearn_ape.features import memmap as _stored
+    from sklearn_ape.features import memmap
 
-    _stored._MIN_STORED_BYTES = 0
+    memmap._MIN_STORED_BYTES = 0
     accelerator = Accelerator(cpu=True)
     rank = accelerator.process_index
-    found = {}
+    results = {}
     for name in CASES:
         aligner = fit(name, folder, verbose=int(name == "plain"))
-        found[name] = weights(aligner)
-        found[f"{name} loss"] = [row["train_loss"] for row in aligner.history_ if row["epoch"]]
-        found[f"{name} recall"] = [row.get("valid_recall", 0.0) for row in aligner.history_]
-        found[f"{name} scale"] = aligner.logit_scale_
-    np.savez(folder / f"{rank}.npz", **found)
-    accelerator.end_training()  # else gloo's threads may end the process with an abort
+        results[name] = weights(aligner)
+        results[f"{name} loss"] = [row["train_loss"] for row in aligner.history_ if row["epoch"]]
+        results[f"{name} recall"] = [row.get("valid_recall", 0.0) for row in aligner.history_]
+        results[f"{name} scale"] = aligner.logit_scale_
+    np.savez(folder / f"{rank}.npz", **results)
+    accelerator.end_training()  # otherwise gloo's threads can abort the process at exit
 
 
 def fail(folder):
-    """One process has other images, is interrupted, and ends: without a launcher around it."""
+    """Test failures of one rank without a launcher: other images, an interruption, an exit."""
     from torch import distributed
 
     distributed.init_process_group(
         "gloo",
-        init_method=f"file://{folder / 'meeting'}",
+        init_method=f"file://{folder / 'rendezvous'}",
         rank=int(os.environ["RANK"]),
         world_size=2,
         timeout=datetime.timedelta(seconds=60),
@@ -89,14 +89,14 @@ def fail(folder):
     _fit_text_tower()
     _fit_on_other_pairs(rank)
     _fit_until_interrupted(folder, rank)
-    _fit_until_one_ends(folder, rank)
+    _fit_until_one_exits(folder, rank)
 
 
 def _fit_text_tower():
     from sklearn_ape import LiTAligner
 
     try:
-        LiTAligner().fit(None, None)  # refused before it looks at the data
+        LiTAligner().fit(None, None)  # raises before it reads the data
     except RuntimeError as error:
         print(error, file=sys.stderr)
 
@@ -112,7 +112,7 @@ def _fit_on_other_pairs(rank):
 
 
 def _fit_until_interrupted(folder, rank):
-    """The second process is interrupted in its second epoch, as by Ctrl-C."""
+    """Interrupt rank 1 in its second epoch, as Ctrl-C does."""
     from skorch.callbacks import Callback
 
     class Interrupt(Callback):
@@ -124,16 +124,16 @@ def _fit_until_interrupted(folder, rank):
     np.save(folder / f"interrupted{rank}.npy", weights(aligner))
 
 
-def _fit_until_one_ends(folder, rank):
-    """The second process ends in its second epoch, without a word."""
+def _fit_until_one_exits(folder, rank):
+    """Exit rank 1 in its second epoch without a message."""
     from skorch.callbacks import Callback
 
-    class End(Callback):
+    class Exit(Callback):
         def on_epoch_begin(self, net, **kwargs):
             if len(net.history) == 2:
                 os._exit(3)
 
-    fit("dense", folder, callbacks=[End()] if rank else None)
+    fit("dense", folder, callbacks=[Exit()] if rank else None)
 
 
 if __name__ == "__main__":

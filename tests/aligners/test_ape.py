@@ -28,27 +28,27 @@ class TestScikitLearn:
     @pytest.mark.sampled(3)
     @pytest.mark.parametrize("init", ["auto", "linear", None])
     def test_passes_all_estimator_checks(self, init):
-        """The number is asserted, since a tag could switch most of the checks off."""
+        """An estimator tag could disable most checks, so their number is asserted."""
         aligner = APEAligner(init=init, width=32, max_epochs=5)
         results = check_estimator(aligner, on_skip=None, on_fail="raise")
         statuses = [result["status"] for result in results]
         assert statuses.count("passed") >= 47
-        assert len(statuses) - statuses.count("passed") <= 1  # array API, unless it is set up
+        assert len(statuses) - statuses.count("passed") <= 1  # the array API check may be skipped
 
     def test_clone_copies_parameters_only(self, concepts):
         aligner = small(depth=3).fit(concepts.image, concepts.text)
-        copied = clone(aligner)
-        assert copied.get_params() == aligner.get_params()
-        assert not hasattr(copied, "module_")
+        cloned = clone(aligner)
+        assert cloned.get_params() == aligner.get_params()
+        assert not hasattr(cloned, "module_")
 
     def test_pickle_gives_the_same_embeddings(self, concepts):
         aligner = small().fit(concepts.image, concepts.text)
-        back = pickle.loads(pickle.dumps(aligner))
+        restored = pickle.loads(pickle.dumps(aligner))
         np.testing.assert_array_equal(
-            back.transform(concepts.image), aligner.transform(concepts.image)
+            restored.transform(concepts.image), aligner.transform(concepts.image)
         )
 
-    def test_set_output(self, concepts):
+    def test_set_output_gives_named_columns(self, concepts):
         frame = pd.DataFrame(concepts.image, index=np.arange(300) + 7)
         frame.columns = [f"f{i}" for i in range(32)]
         aligner = small().set_output(transform="pandas").fit(frame, concepts.text)
@@ -56,7 +56,7 @@ class TestScikitLearn:
         assert list(out.columns[:2]) == ["apealigner0", "apealigner1"]
         assert out.index.equals(frame.index)
 
-    def test_text_side_of_width_other_than_fitted_is_refused(self, concepts):
+    def test_transform_with_another_number_of_features_raises(self, concepts):
         aligner = small().fit(concepts.image, concepts.text)
         with pytest.raises(ValueError, match="5 features, but APEAligner is expecting 32"):
             aligner.transform(concepts.image[:, :5])
@@ -67,7 +67,7 @@ class TestScikitLearn:
 class TestFit:
     @pytest.mark.parametrize("head", ["mlp", "residual", "glu", "linear"])
     @pytest.mark.parametrize("side", ["text", "image", "both"])
-    def test_learns_common_concepts(self, concepts, head, side):
+    def test_heads_learn_common_concepts(self, concepts, head, side):
         aligner = small(head=head, side=side, depth=3, max_epochs=40, batch_size=32)
         aligner.fit(concepts.image[:200], concepts.text[:200])
         assert aligner.score(concepts.image[200:], concepts.text[200:]) > 0.3  # chance is 0.01
@@ -77,7 +77,7 @@ class TestFit:
         np.testing.assert_allclose(norms, 1, rtol=1e-5)
 
     @pytest.mark.parametrize("loss", ["infonce", "sigmoid"])
-    def test_loss_falls_and_scale_moves(self, concepts, loss):
+    def test_loss_falls_and_scale_changes(self, concepts, loss):
         aligner = small(loss=loss).fit(concepts.image, concepts.text)
         assert aligner.history_[-1]["train_loss"] < aligner.history_[0]["train_loss"]
         assert aligner.logit_scale_ != pytest.approx(1 / 0.07)
@@ -86,39 +86,39 @@ class TestFit:
         )
         assert fixed.logit_scale_ == pytest.approx(1 / 0.07)
 
-    def test_side_text_leaves_the_image_space_alone(self, concepts):
-        """Neighbours among images stay what the frozen encoder says."""
+    def test_side_text_only_standardizes_images(self, concepts):
+        """Neighbours among images stay those of the frozen encoder."""
         aligner = small().fit(concepts.image, concepts.text)
         head = aligner.module_.image_head
         assert list(head.parameters()) == []
-        standard = (
+        standardized = (
             concepts.image - head.standardize.mean.numpy()
         ) / head.standardize.scale.numpy()
-        expected = standard / np.linalg.norm(standard, axis=1, keepdims=True)
+        expected = standardized / np.linalg.norm(standardized, axis=1, keepdims=True)
         np.testing.assert_allclose(aligner.transform(concepts.image), expected, atol=1e-5)
 
-    def test_fewer_components_keep_the_principal_directions_of_the_frozen_side(self, concepts):
-        """8 concepts made the 32 features, so 8 directions hold all of them."""
+    def test_fewer_components_are_principal_components_of_images(self, concepts):
+        """The features are linear in 8 concepts, so 8 components preserve inner products."""
         full = small().fit(concepts.image, concepts.text).transform(concepts.image)
         few = small(n_components=8).fit(concepts.image, concepts.text).transform(concepts.image)
         assert few.shape == (300, 8)
         np.testing.assert_allclose(few @ few.T, full @ full.T, atol=1e-3)
 
-    def test_same_seed_is_the_same_to_the_bit(self, concepts):
-        one, two = (small(dropout=0.5).fit(concepts.image, concepts.text) for _ in range(2))
-        assert one.fingerprint_ == two.fingerprint_
-        assert one.logit_scale_ == two.logit_scale_
+    def test_same_seed_gives_bitwise_identical_fits(self, concepts):
+        first, second = (small(dropout=0.5).fit(concepts.image, concepts.text) for _ in range(2))
+        assert first.fingerprint_ == second.fingerprint_
+        assert first.logit_scale_ == second.logit_scale_
         other = small(dropout=0.5, random_state=1).fit(concepts.image, concepts.text)
-        assert other.fingerprint_ != one.fingerprint_
+        assert other.fingerprint_ != first.fingerprint_
 
-    def test_global_generators_are_left_alone(self, concepts):
+    def test_fit_does_not_change_global_generators(self, concepts):
         before = torch.get_rng_state(), copy.deepcopy(np.random.get_state())  # noqa: NPY002
         small().fit(concepts.image, concepts.text)
         assert torch.equal(before[0], torch.get_rng_state())
         assert before[1][1].tolist() == np.random.get_state()[1].tolist()  # noqa: NPY002
 
-    def test_small_sets_train_whatever_the_batch_size(self):
-        """A batch size above the number of pairs must not mean that nothing is trained."""
+    def test_small_sets_train_with_any_batch_size(self):
+        """A batch size above the number of pairs must not leave the heads untrained."""
         rng = np.random.default_rng(0)
         image, text = rng.standard_normal((6, 5)), rng.standard_normal((6, 4))
         aligner = small(batch_size=4096, max_epochs=60, dropout=0.0).fit(image, text)
@@ -132,11 +132,11 @@ class TestFit:
         recalls = [row["valid_recall"] for row in aligner.history_]
         assert aligner.best_epoch_ == int(np.argmax(recalls)) + 1
         assert aligner.n_epochs_ == aligner.best_epoch_ + 5 < 200
-        kept = aligner.history_[aligner.best_epoch_ - 1]
-        assert aligner.logit_scale_ == pytest.approx(kept["logit_scale"], rel=1e-5)
+        best = aligner.history_[aligner.best_epoch_ - 1]
+        assert aligner.logit_scale_ == pytest.approx(best["logit_scale"], rel=1e-5)
 
-    def test_refit_learns_the_pairs_that_were_held_out(self, concepts):
-        """No pair is lost to validation, and the heads are those of a run of that length."""
+    def test_refit_trains_on_the_held_out_pairs(self, concepts):
+        """The refit uses all pairs and runs for the best number of epochs."""
         refitted = small(max_epochs=40, batch_size=32).fit(concepts.image, concepts.text)
         assert len(refitted.history_) == refitted.n_epochs_
         mean = refitted.module_.text_head.standardize.mean.numpy()
@@ -146,7 +146,7 @@ class TestFit:
         assert without.history_[0]["train_loss"] == refitted.history_[0]["train_loss"]
         assert without.fingerprint_ != refitted.fingerprint_
 
-    def test_a_stop_at_the_end_of_an_epoch_counts_that_epoch(self, concepts):
+    def test_interruption_at_the_end_of_an_epoch_counts_the_epoch(self, concepts):
         class Interrupt(Callback):
             def on_epoch_end(self, net, **kwargs):
                 raise KeyboardInterrupt
@@ -156,20 +156,20 @@ class TestFit:
             aligner.fit(concepts.image, concepts.text)
         assert aligner.best_epoch_ == 1
 
-    def test_without_early_stopping_all_epochs_run_on_all_pairs(self, concepts):
+    def test_early_stopping_false_trains_all_epochs_on_all_pairs(self, concepts):
         aligner = small(early_stopping=False).fit(concepts.image, concepts.text)
         assert aligner.n_epochs_ == aligner.best_epoch_ == 15
         assert "valid_recall" not in aligner.history_[0]
 
-    def test_number_of_parameters_is_that_of_the_heads(self, concepts):
+    def test_n_parameters_counts_the_heads(self, concepts):
         aligner = small(depth=2).fit(concepts.image, concepts.text)
         assert aligner.n_parameters_ == (16 * 64 + 64) + (64 * 32 + 32)
 
-    def test_divergence_names_the_parameter_to_lower(self, concepts):
+    def test_divergence_raises_with_the_parameter_to_lower(self, concepts):
         with pytest.raises(FloatingPointError, match="Lower learning_rate"):
             small(learning_rate=1e30).fit(concepts.image, concepts.text)
 
-    def test_interrupting_keeps_the_best_epoch_and_says_so(self, concepts):
+    def test_interruption_warns_and_keeps_the_best_epoch(self, concepts):
         class Interrupt(Callback):
             def on_epoch_end(self, net, **kwargs):
                 if len(net.history) == 3:
@@ -180,19 +180,19 @@ class TestFit:
             aligner.fit(concepts.image, concepts.text)
         assert aligner.transform(concepts.image).shape == (300, 32)
 
-    def test_skorch_callbacks_are_told_of_every_epoch(self, concepts):
-        seen = []
+    def test_skorch_callbacks_are_called_each_epoch(self, concepts):
+        epochs = []
 
         class Count(Callback):
             def on_epoch_end(self, net, **kwargs):
-                seen.append(net.history[-1, "epoch"])
+                epochs.append(net.history[-1, "epoch"])
 
         small(callbacks=[("count", Count())], max_epochs=4).fit(concepts.image, concepts.text)
-        assert seen == [1, 2, 3, 4]
+        assert epochs == [1, 2, 3, 4]
 
-    def test_scikit_learn_callbacks_are_told_of_every_epoch(self, concepts):
+    def test_scikit_learn_callbacks_are_called_each_epoch(self, concepts):
         pytest.importorskip("sklearn.callback")
-        seen = []
+        tasks = []
 
         class Count:
             def setup(self, estimator, context):
@@ -202,7 +202,7 @@ class TestFit:
                 pass
 
             def on_fit_task_end(self, estimator, context, **kwargs):
-                seen.append(context.task_name)
+                tasks.append(context.task_name)
 
             def teardown(self, estimator, context):
                 pass
@@ -210,9 +210,9 @@ class TestFit:
         aligner = small(max_epochs=4).set_callbacks(Count())
         pickle.dumps(aligner.set_callbacks().fit(concepts.image, concepts.text))
         aligner.set_callbacks(Count()).fit(concepts.image, concepts.text)
-        assert seen == ["epoch"] * 4 + ["fit"]
+        assert tasks == ["epoch"] * 4 + ["fit"]
 
-    def test_progress_is_written_to_stderr_only_when_asked(self, concepts, capfd):
+    def test_progress_is_written_to_stderr_if_verbose(self, concepts, capfd):
         small(max_epochs=2).fit(concepts.image, concepts.text)
         assert capfd.readouterr() == ("", "")
         small(max_epochs=2, verbose=1).fit(concepts.image, concepts.text)
@@ -221,8 +221,8 @@ class TestFit:
         assert out == ""
 
 
-def test_same_bits_in_another_process():
-    """Reproducibility must not hang on the state of this process."""
+def test_fit_is_bitwise_identical_in_another_process():
+    """Results must not depend on the state of the process, such as hash seeds."""
     code = (
         "import numpy as np; from sklearn_ape import APEAligner;"
         "rng = np.random.default_rng(0); X, Y = rng.standard_normal((2, 80, 9));"
@@ -235,7 +235,7 @@ def test_same_bits_in_another_process():
     assert runs[0].stdout == runs[1].stdout != ""
 
 
-def unit(rng, n, noise=0.0, near=None):
+def random_units(rng, n, noise=0.0, near=None):
     rows = rng.standard_normal((n, 8)) * (noise if near is not None else 1)
     rows = rows if near is None else rows + near
     return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
@@ -250,57 +250,58 @@ def loss_at(scale, image, text, pairs):
 
 
 @pytest.mark.parametrize("shared", [False, True])
-def test_is_the_minimum_of_the_loss_that_others_train_on(shared):
-    """Also where images share captions: these are positives, never negatives."""
+def test_fitted_logit_scale_minimizes_the_infonce_loss(shared):
+    """If images share captions, the shared captions are positives and not negatives."""
     rng = np.random.default_rng(0)
-    image = unit(rng, 200)
-    text = unit(rng, 200, 0.3, image)
+    image = random_units(rng, 200)
+    text = random_units(rng, 200, 0.3, image)
     pairs = np.column_stack([np.arange(200)] * 2)
     if shared:
         pairs = np.vstack([pairs, np.column_stack([np.arange(50), np.arange(1, 51)])])
     best = fit_logit_scale(image, text, pairs)
     assert 2 < best < 50
-    at_best = loss_at(best, image, text, pairs)
+    lowest = loss_at(best, image, text, pairs)
     for factor in (0.8, 0.95, 1.05, 1.25):
-        assert loss_at(best * factor, image, text, pairs) > at_best
+        assert loss_at(best * factor, image, text, pairs) > lowest
 
 
 @pytest.mark.exhaustive
-def test_logit_scale_stays_within_its_bounds():
-    """Perfect pairs would have it grow for ever, pairs that are none fall to zero."""
+def test_fitted_logit_scale_stays_within_bounds():
+    """Without bounds the scale diverges for perfect pairs and becomes zero for opposite ones."""
     rng = np.random.default_rng(0)
     image, pairs = np.eye(8, dtype=np.float32), np.column_stack([np.arange(8)] * 2)
-    assert 30 < fit_logit_scale(image, image, pairs, max_scale=50) <= 50  # flat near the bound
+    # The loss is flat near the upper bound.
+    assert 30 < fit_logit_scale(image, image, pairs, max_scale=50) <= 50
     assert fit_logit_scale(image, -image, pairs) == pytest.approx(1, rel=1e-3)
-    zero = np.zeros((8, 3), dtype=np.float32)
-    assert 1 <= fit_logit_scale(zero, zero, pairs) <= 100
-    many = unit(rng, 5000)
+    zeros = np.zeros((8, 3), dtype=np.float32)
+    assert 1 <= fit_logit_scale(zeros, zeros, pairs) <= 100
+    many = random_units(rng, 5000)
     scale = fit_logit_scale(many, many, np.column_stack([np.arange(5000)] * 2))
     assert scale == fit_logit_scale(many, many, np.column_stack([np.arange(5000)] * 2))
 
 
-def test_pairs_held_out_are_images_that_the_fit_does_not_see():
-    """Prototypes of classes stay in training, and with few pairs all pairs serve twice."""
+def test_held_out_logit_scale_uses_images_outside_the_fit():
+    """Class prototypes are never held out, and few pairs are used for both fit and scale."""
     rng = np.random.default_rng(0)
-    image = unit(rng, 200)
-    text = unit(rng, 200, 0.3, image)
+    image = random_units(rng, 200)
+    text = random_units(rng, 200, 0.3, image)
     data = PairDataset(image, text, np.column_stack([np.arange(200)] * 2), n_prototypes=100)
-    asked = []
+    calls = []
 
-    def fit(some):
-        seen = {row.tobytes() for row in data.image[some.pairs[:, 0]]}
+    def fit(training_data):
+        fitted = {row.tobytes() for row in data.image[training_data.pairs[:, 0]]}
 
         def embed(features):
-            asked.append((features, seen))
+            calls.append((features, fitted))
             return features
 
         return embed, embed
 
     assert 2 < held_out_logit_scale(data, fit) < 50
-    images, seen = asked[0]
-    of_images = {row.tobytes() for row in data.image[:100]}
-    assert all(row.tobytes() in of_images - seen for row in images)
+    images, fitted = calls[0]
+    real_images = {row.tobytes() for row in data.image[:100]}
+    assert all(row.tobytes() in real_images - fitted for row in images)
     few = PairDataset(image[:10], text[:10], data.pairs[:10])
-    asked.clear()
+    calls.clear()
     held_out_logit_scale(few, fit)
-    assert len(asked[0][0]) == 10
+    assert len(calls[0][0]) == 10

@@ -1,4 +1,4 @@
-"""APEAligner: forms of y, bad input."""
+"""APEAligner: forms of captions, and errors for invalid input."""
 
 import numpy as np
 import pandas as pd
@@ -17,7 +17,7 @@ def small(**parameters):
     return APEAligner(**(defaults | parameters))
 
 
-class TestFormsOfY:
+class TestCaptions:
     def captions(self, captioned_images):
         return {
             "list": captioned_images.captions,
@@ -34,16 +34,16 @@ class TestFormsOfY:
             "2-D array": np.array(captioned_images.captions)[:, None],
         }
 
-    def test_all_forms_of_captions_are_the_same(self, captioned_images, features, text_encoder):
-        prints = {
+    def test_all_forms_of_captions_give_equal_fits(self, captioned_images, features, text_encoder):
+        fingerprints = {
             form: small(text_encoder=text_encoder, max_epochs=2)
             .fit(features.image, captions)
             .fingerprint_
             for form, captions in self.captions(captioned_images).items()
         }
-        assert len(set(prints.values())) == 1, prints
+        assert len(set(fingerprints.values())) == 1, fingerprints
 
-    def test_features_of_captions_are_the_same_as_captions(
+    def test_captions_and_their_features_give_equal_fits(
         self, captioned_images, features, text_encoder
     ):
         by_caption = small(text_encoder=text_encoder).fit(
@@ -54,8 +54,10 @@ class TestFormsOfY:
         for table in (pd.DataFrame(features.text), pl.DataFrame(features.text)):
             assert small().fit(features.image, table).fingerprint_ == by_feature.fingerprint_
 
-    def test_several_captions_an_image(self, captioned_images, features, text_encoder):
-        """A hit on any caption of an image counts, and more captions teach more words."""
+    def test_several_captions_per_image_are_positives(
+        self, captioned_images, features, text_encoder
+    ):
+        """A hit on any caption of an image counts, and more captions do not lower the recall."""
         several = [[caption, f"an image of {caption}"] for caption in captioned_images.captions]
         aligner = small(text_encoder=text_encoder, max_epochs=30).fit(features.image, several)
         single = aligner.retrieval_report(features.image, captioned_images.captions)
@@ -63,7 +65,7 @@ class TestFormsOfY:
         assert double["image_to_text"][10] > 0.5
         assert double["image_to_text"][1] >= single["image_to_text"][1] - 0.1
 
-    def test_images_in_with_encoders_as_parameters(
+    def test_encoders_as_parameters_encode_images_and_texts(
         self, captioned_images, image_encoder, text_encoder
     ):
         aligner = small(image_encoder=image_encoder, text_encoder=text_encoder)
@@ -71,91 +73,89 @@ class TestFormsOfY:
         assert aligner.transform(captioned_images.images[:3]).shape == (3, 1280)
         assert aligner.similarity(captioned_images.images[:3], ["a cat", "a bus"]).shape == (3, 2)
 
-    def test_any_scikit_learn_transformer_may_encode_texts(self, captioned_images, features):
+    def test_scikit_learn_vectorizer_encodes_texts(self, captioned_images, features):
         aligner = small(text_encoder=TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 4)))
         aligner.fit(features.image, captioned_images.captions)
         assert aligner.transform_text(["a cat"]).shape == (1, 1280)
 
-    def test_frozen_encoder_is_taken_as_it_is(self, captioned_images, features, text_encoder):
+    def test_frozen_encoder_is_not_cloned(self, captioned_images, features, text_encoder):
         aligner = small(text_encoder=FrozenEstimator(text_encoder))
         aligner.fit(features.image, captioned_images.captions)
         assert aligner.text_encoder_.estimator is text_encoder
 
 
-class TestBadInput:
-    def test_unequal_lengths(self, features, captioned_images, text_encoder):
+class TestInvalidInput:
+    def test_unequal_lengths_raise(self, features, captioned_images, text_encoder):
         with pytest.raises(ValueError, match="300 images and 299 rows of captions"):
             small(text_encoder=text_encoder).fit(features.image, captioned_images.captions[:-1])
 
     @pytest.mark.parametrize(
-        ("bad", "said"),
+        ("caption", "message"),
         [(None, "None is not a text"), ("  ", "empty caption"), (np.nan, "nan is not a text"),
          ([], "empty list of captions"), (["a", None], "None is not a text"),
          (3, "3 is not a text")],
     )  # fmt: skip
-    def test_bad_caption_is_named_before_images_are_encoded(
-        self, captioned_images, text_encoder, bad, said
+    def test_invalid_caption_raises_before_images_are_encoded(
+        self, captioned_images, text_encoder, caption, message
     ):
         class MustNotRun:
             def fit(self, X, y=None):
-                raise AssertionError("images were encoded before the captions were looked at")
+                raise AssertionError("images were encoded before the captions were checked")
 
-        captions = [*captioned_images.captions[:5], bad]
+        captions = [*captioned_images.captions[:5], caption]
         aligner = small(image_encoder=MustNotRun(), text_encoder=text_encoder)
-        with pytest.raises(ValueError, match=f"row 5: .*{said}"):
+        with pytest.raises(ValueError, match=f"row 5: .*{message}"):
             aligner.fit(captioned_images.images[:6], captions)
 
-    def test_captions_without_a_text_encoder(self, features, captioned_images):
+    def test_captions_without_text_encoder_raise(self, features, captioned_images):
         with pytest.raises(ValueError, match=r"text_encoder is None\. Pass text_encoder="):
             small().fit(features.image, captioned_images.captions)
 
-    def test_images_without_an_image_encoder(self, captioned_images, text_encoder):
+    def test_images_without_image_encoder_raise(self, captioned_images, text_encoder):
         with pytest.raises(ValueError, match="X holds images, and image_encoder is None"):
             small(text_encoder=text_encoder).fit(
                 captioned_images.images, captioned_images.captions
             )
 
-    def test_class_numbers_as_captions(self, features, text_encoder):
-        for numbers in (np.zeros(300, dtype=int), [0] * 300):
+    def test_class_numbers_as_captions_raise(self, features, text_encoder):
+        for labels in (np.zeros(300, dtype=int), [0] * 300):
             with pytest.raises(ValueError, match="y holds numbers, and text_encoder is set"):
-                small(text_encoder=text_encoder).fit(features.image, numbers)
+                small(text_encoder=text_encoder).fit(features.image, labels)
 
-    def test_a_table_or_a_mapping_of_captions(self, features, captioned_images, text_encoder):
+    def test_table_or_mapping_of_captions_raises(self, features, captioned_images, text_encoder):
         aligner = small(text_encoder=text_encoder)
         with pytest.raises(ValueError, match=r"columns \['caption'\]. Pass the column"):
             aligner.fit(features.image, pd.DataFrame({"caption": captioned_images.captions}))
         with pytest.raises(ValueError, match="must be a sequence of captions or features"):
             aligner.fit(features.image, dict(enumerate(captioned_images.captions)))
 
-    def test_an_encoder_of_an_earlier_fit_does_not_answer(
-        self, features, captioned_images, text_encoder
-    ):
+    def test_encoder_of_an_earlier_fit_is_not_used(self, features, captioned_images, text_encoder):
         aligner = small(text_encoder=text_encoder, max_epochs=1)
         aligner.fit(features.image, captioned_images.captions).fit(features.image, features.text)
         with pytest.raises(ValueError, match="was fitted on features of texts"):
             aligner.transform_text(["a cat"])
 
-    def test_an_encoder_that_tells_nothing_apart_scores_nothing(self, features, captioned_images):
-        """Equal features are no sign of equal captions: a collapsed encoder is no good one."""
-        fitted_on = [f"word{i}" for i in range(200)]
+    def test_collapsed_text_encoder_scores_at_most_chance(self, features, captioned_images):
+        """Captions with equal features do not count as the same caption."""
+        training_captions = [f"word{i}" for i in range(200)]
         aligner = small(text_encoder=CountVectorizer(), max_epochs=2)
-        aligner.fit(features.image[:200], fitted_on)
+        aligner.fit(features.image[:200], training_captions)
         assert aligner.score(features.image[200:], captioned_images.captions[200:]) < 0.05
         with pytest.warns(UserWarning, match="9 of the 9 rows of X have the same features"):
             aligner.score(np.ones_like(features.image[:9]), captioned_images.captions[:9])
 
-    def test_captions_given_as_images(self, captioned_images, image_encoder, text_encoder):
+    def test_captions_as_images_raise(self, captioned_images, image_encoder, text_encoder):
         aligner = small(image_encoder=image_encoder, text_encoder=text_encoder)
         with pytest.raises(ValueError, match=r"rows 0, 1, .*looks like a caption"):
             aligner.fit(captioned_images.captions, captioned_images.captions)
 
-    def test_one_pair(self, concepts, captioned_images, features, text_encoder):
+    def test_single_pair_raises(self, concepts, captioned_images, features, text_encoder):
         with pytest.raises(ValueError, match="minimum of 2 is required"):
             small().fit(concepts.image[:1], concepts.text[:1])
         with pytest.raises(ValueError, match="at least 2 pairs"):
             small(text_encoder=text_encoder).fit(features.image[:1], captioned_images.captions[:1])
 
-    def test_nan_in_a_row_is_named(self, concepts):
+    def test_row_with_nan_raises(self, concepts):
         image = concepts.image.copy()
         image[[3, 5], 2] = np.nan
         with pytest.raises(ValueError, match=r"Input X contains NaN in 2 rows .rows 3, 5."):
@@ -164,7 +164,7 @@ class TestBadInput:
         with pytest.raises(ValueError, match="Input X contains NaN"):
             aligner.transform(image)
 
-    def test_rows_that_an_encoder_gave_up_are_left_out_and_stay_nan(self, concepts):
+    def test_rows_that_failed_to_encode_are_left_out_and_stay_nan(self, concepts):
         image = concepts.image.copy()
         image[7] = np.nan
         with pytest.warns(UserWarning, match=r"1 rows are left out.*: 7\."):
@@ -173,14 +173,14 @@ class TestBadInput:
         assert np.isnan(embeddings[7]).all()
         assert np.isfinite(np.delete(embeddings, 7, axis=0)).all()
 
-    def test_all_captions_equal_warns_and_stays_finite(self, concepts):
+    def test_equal_captions_warn_and_stay_finite(self, concepts):
         with pytest.warns(UserWarning, match="All captions are the same"):
             aligner = small().fit(concepts.image, np.ones((300, 4)))
         assert np.isfinite(aligner.transform(concepts.image)).all()
         assert all(torch.isfinite(p).all() for p in aligner.module_.parameters())
 
     @pytest.mark.parametrize(
-        ("parameter", "value", "said"),
+        ("parameter", "value", "message"),
         [("depth", 0, "depth must be an integer >= 1, not 0"),
          ("depth", 2.0, "depth must be an integer"),
          ("width", -1, "width must be an integer >= 1"),
@@ -209,19 +209,21 @@ class TestBadInput:
          ("mixup", -1, "mixup must be a number in"),
          ("device", "gpu", "device must be 'auto'")],
     )  # fmt: skip
-    def test_bad_parameter(self, concepts, parameter, value, said):
-        with pytest.raises(ValueError, match=said):
+    def test_invalid_parameter_raises(self, concepts, parameter, value, message):
+        with pytest.raises(ValueError, match=message):
             small(**{parameter: value}).fit(concepts.image, concepts.text)
 
-    def test_more_components_than_image_features_with_a_start(self, concepts):
+    def test_more_components_than_image_features_raise(self, concepts):
         with pytest.raises(ValueError, match=r"at most 32, the number of image features.*not 33"):
             small(init="kernel", n_components=33).fit(concepts.image, concepts.text)
 
-    def test_no_captions_at_all(self, concepts):
+    def test_missing_captions_raise(self, concepts):
         with pytest.raises(ValueError, match="requires y to be passed"):
             small().fit(concepts.image, None)
 
-    def test_transform_text_takes_one_text_a_row(self, captioned_images, features, text_encoder):
+    def test_transform_text_with_several_texts_per_row_raises(
+        self, captioned_images, features, text_encoder
+    ):
         aligner = small(text_encoder=text_encoder, max_epochs=1)
         aligner.fit(features.image, captioned_images.captions)
         with pytest.raises(ValueError, match="one text per row"):

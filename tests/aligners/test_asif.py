@@ -21,8 +21,8 @@ def by_loop(features, anchors, k, power, center):
         for anchor in unit:
             anchor = anchor - mean
             cosines.append(feature @ anchor / np.linalg.norm(feature) / np.linalg.norm(anchor))
-        kept = sorted(range(len(cosines)), key=lambda i: -cosines[i])[:k]
-        row = [max(c, 0) ** power if i in kept else 0 for i, c in enumerate(cosines)]
+        largest = sorted(range(len(cosines)), key=lambda i: -cosines[i])[:k]
+        row = [max(c, 0) ** power if i in largest else 0 for i, c in enumerate(cosines)]
         rows.append(np.array(row) / np.linalg.norm(row))
     return np.array(rows)
 
@@ -100,21 +100,21 @@ def test_score_memory_is_less_than_dense_embeddings(monkeypatch):
 
 def test_fingerprint_depends_on_parameters_at_fit(concepts):
     """Label embeddings are cached by fingerprint, so it must differ if embeddings differ."""
-    prints = set()
+    fingerprints = set()
     for parameters in ({}, {"k": 5}, {"power": 3}, {"center": False}):
         aligner = ASIFAligner(**parameters).fit(concepts.image, concepts.text)
-        prints.add(aligner.fingerprint_)
+        fingerprints.add(aligner.fingerprint_)
         before = aligner.transform(concepts.image)
         np.testing.assert_array_equal(aligner.set_params(k=1).transform(concepts.image), before)
-    assert len(prints) == 4
+    assert len(fingerprints) == 4
 
 
 @pytest.mark.parametrize(
-    ("parameter", "value", "said"),
+    ("parameter", "value", "message"),
     [("k", 0, "k must be an integer >= 1, not 0"),
      ("power", 0, r"power must be a number in \(0, inf\)"),
      ("center", "yes", "center must be True or False, not 'yes'")],
 )  # fmt: skip
-def test_invalid_parameter_raises(concepts, parameter, value, said):
-    with pytest.raises(ValueError, match=said):
+def test_invalid_parameter_raises(concepts, parameter, value, message):
+    with pytest.raises(ValueError, match=message):
         ASIFAligner(**{parameter: value}).fit(concepts.image, concepts.text)

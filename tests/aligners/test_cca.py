@@ -100,12 +100,12 @@ def test_repeated_images_are_weighted_by_their_pairs(views):
 
 
 @pytest.mark.parametrize(
-    ("parameter", "value", "said"),
+    ("parameter", "value", "message"),
     [("ridge", -1, r"ridge must be a number in \[0, inf\), not -1"),
      ("power", "big", "power must be a number"),
      ("n_components", 0, "n_components must be None or an integer >= 1"),
      ("n_components", 6, "n_components must be None or at most 5 .* not 6")],
 )  # fmt: skip
-def test_invalid_parameter_raises(views, parameter, value, said):
-    with pytest.raises(ValueError, match=said):
+def test_invalid_parameter_raises(views, parameter, value, message):
+    with pytest.raises(ValueError, match=message):
         CCAAligner(**{parameter: value}).fit(*views)

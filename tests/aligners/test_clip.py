@@ -1,4 +1,4 @@
-"""CLIPAligner, against open_clip on a tiny model in a folder."""
+"""CLIPAligner compared with open_clip on a tiny model in a folder."""
 
 import json
 import pickle
@@ -28,7 +28,7 @@ MODEL = {
 }  # fmt: skip
 
 
-def saved(folder, seed=0):
+def save_model(folder, seed=0):
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = open_clip.CLIP(
@@ -47,12 +47,12 @@ def saved(folder, seed=0):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("clip")
-    saved(folder)
+    save_model(folder)
     return str(folder)
 
 
 def test_embeddings_equal_open_clip(tmp_path):
-    model = saved(tmp_path)
+    model = save_model(tmp_path)
     aligner = CLIPAligner(str(tmp_path))
     encoder = aligner.image_encoder
     network = encoder._network()
@@ -68,7 +68,7 @@ def test_embeddings_equal_open_clip(tmp_path):
 
 
 def test_features_are_accepted_instead_of_images(folder):
-    """As in a Pipeline whose first step is the encoder."""
+    """A Pipeline whose first step is the encoder passes features."""
     aligner, encoder = CLIPAligner(folder), OpenCLIPImageEncoder(folder)
     features = encoder.transform(IMAGES)
     expected = aligner.transform(IMAGES)
@@ -84,7 +84,7 @@ def test_features_are_accepted_instead_of_images(folder):
     assert len(aligner.get_feature_names_out()) == 12
 
 
-def test_score_and_report(folder):
+def test_score_and_report_equal_recall(folder):
     aligner = CLIPAligner(folder)
     similarity = aligner.similarity(IMAGES, TEXTS)
     expected = np.mean([(similarity.argmax(axis=axis) == np.arange(4)).mean() for axis in (0, 1)])
@@ -111,20 +111,20 @@ def test_fit_validates_and_learns_nothing(folder):
 def test_pickles_contain_no_weights(folder):
     aligner = CLIPAligner(folder)
     expected = aligner.transform(IMAGES)
-    stored = pickle.dumps(aligner)
-    assert len(stored) < 2000
-    np.testing.assert_array_equal(pickle.loads(stored).transform(IMAGES), expected)
+    pickled = pickle.dumps(aligner)
+    assert len(pickled) < 2000
+    np.testing.assert_array_equal(pickle.loads(pickled).transform(IMAGES), expected)
 
 
 def test_fingerprint_depends_on_model_and_preprocessing(folder, tmp_path):
-    saved(tmp_path, seed=1)
-    prints = {
+    save_model(tmp_path, seed=1)
+    fingerprints = {
         CLIPAligner(folder).fingerprint_,
         CLIPAligner(folder, batch_size=2).fingerprint_,
         CLIPAligner(folder, crop="pad").fingerprint_,
         CLIPAligner(str(tmp_path)).fingerprint_,
     }
-    assert len(prints) == 3
+    assert len(fingerprints) == 3
 
 
 def test_pretrained_parameter_equals_open_clip():
@@ -136,17 +136,17 @@ def test_pretrained_parameter_equals_open_clip():
 
 
 def test_unreadable_images_raise_or_give_nan(folder, tmp_path):
-    torn = tmp_path / "torn.png"
-    torn.write_bytes(b"not an image")
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"not an image")
     with pytest.raises(ValueError, match="row 1"):
-        CLIPAligner(folder).transform([IMAGES[0], str(torn)])
+        CLIPAligner(folder).transform([IMAGES[0], str(broken)])
     with pytest.warns(UserWarning, match="cannot be encoded"):
-        embeddings = CLIPAligner(folder, on_error="nan").transform([IMAGES[0], str(torn)])
+        embeddings = CLIPAligner(folder, on_error="nan").transform([IMAGES[0], str(broken)])
     assert np.isnan(embeddings[1]).all()
     assert np.isfinite(embeddings[0]).all()
 
 
-class TestInTheClassifier:
+class TestClassifier:
     def test_classifier_is_ready_without_fit(self, folder):
         aligner = CLIPAligner(folder)
         classifier = ZeroShotClassifier(TEXTS, aligner=aligner, templates="none")
@@ -185,14 +185,14 @@ class TestInTheClassifier:
             ZeroShotClassifier(aligner=f"open_clip:{folder}").predict(IMAGES)
 
     @pytest.mark.parametrize(
-        ("name", "said"),
+        ("name", "message"),
         [("clip", "is not the name of an aligner. Pass a name such as"),
          ("open_clip:", "is not the name of an aligner"),
          ("open_clip:ViT-B-32/opnai", "model_name='ViT-B-32/opnai' is not a pretrained CLIP")],
     )  # fmt: skip
-    def test_invalid_name_raises(self, name, said):
+    def test_invalid_name_raises(self, name, message):
         for call in ("fit", "predict"):
-            with pytest.raises(ValueError, match=said):
+            with pytest.raises(ValueError, match=message):
                 getattr(ZeroShotClassifier(TEXTS, aligner=name), call)(IMAGES)
 
 

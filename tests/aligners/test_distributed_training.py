@@ -1,4 +1,4 @@
-"""Several processes train heads as one does, and none waits for ever for another."""
+"""Distributed training: agreement with one process, and failures of a rank."""
 
 import os
 import socket
@@ -19,23 +19,23 @@ SINGLE_THREADED = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("together")
+    folder = tmp_path_factory.mktemp("distributed")
     np.save(folder / "image.npy", script.pairs("plain")[0])
     return folder
 
 
 @pytest.fixture(scope="module")
 def launched(folder):
-    """What two processes got, and what they wrote."""
+    """Results of two ranks, and the standard error of their launcher."""
     pytest.importorskip("accelerate")
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    # --cpu starts a single process where there is no MPI; the script asks for the CPU itself.
+    with socket.socket() as unused:
+        unused.bind(("localhost", 0))
+        port = unused.getsockname()[1]
+    # Without MPI, --cpu would start a single process, so the script selects the CPU itself.
     command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"]
     command += ["--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no"]
     command += ["--dynamo_backend", "no", "--main_process_port", str(port)]
-    done = subprocess.run(
+    process = subprocess.run(
         [*command, str(SCRIPT), "fit_all", str(folder)],
         env=SINGLE_THREADED,
         capture_output=True,
@@ -43,14 +43,14 @@ def launched(folder):
         timeout=300,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
-    return [dict(np.load(folder / f"{rank}.npz")) for rank in range(2)], done.stderr
+    assert process.returncode == 0, process.stderr
+    return [dict(np.load(folder / f"{rank}.npz")) for rank in range(2)], process.stderr
 
 
 @pytest.fixture(scope="module")
 def failed(folder):
-    """How two processes ended of which one fails, and what they wrote."""
-    started = [
+    """Exit codes and standard errors of two ranks, one of which fails."""
+    processes = [
         subprocess.Popen(
             [sys.executable, str(SCRIPT), "fail", str(folder)],
             env={**SINGLE_THREADED, "RANK": str(rank)},
@@ -60,50 +60,50 @@ def failed(folder):
         for rank in range(2)
     ]
     try:
-        errors = [process.communicate(timeout=300)[1] for process in started]
+        errors = [process.communicate(timeout=300)[1] for process in processes]
     finally:
-        for process in started:
+        for process in processes:
             process.kill()
-    return [process.returncode for process in started], errors
+    return [process.returncode for process in processes], errors
 
 
 @pytest.mark.parametrize("name", script.CASES)
-def test_two_processes_train_as_one_with_the_joint_batch(launched, folder, name):
-    """Same losses, and weights to 1e-4; the two processes agree to the bit."""
+def test_two_ranks_equal_one_process_with_the_joint_batch(launched, folder, name):
+    """Losses and weights are equal within rounding, and both ranks are bitwise identical."""
     (first, second), _ = launched
     for key in first:
         if key.startswith(name):
             np.testing.assert_array_equal(first[key], second[key])
-    alone = script.fit(name, folder)
-    losses = [row["train_loss"] for row in alone.history_ if row["epoch"]]
+    reference = script.fit(name, folder)
+    losses = [row["train_loss"] for row in reference.history_ if row["epoch"]]
     np.testing.assert_allclose(first[f"{name} loss"], losses, rtol=1e-5)
-    np.testing.assert_allclose(first[name], script.weights(alone), atol=1e-4)
-    assert first[f"{name} scale"] == pytest.approx(alone.logit_scale_, rel=1e-5)
+    np.testing.assert_allclose(first[name], script.weights(reference), atol=1e-4)
+    assert first[f"{name} scale"] == pytest.approx(reference.logit_scale_, rel=1e-5)
 
 
-def test_the_first_process_alone_shows_progress(launched):
-    _, written = launched
-    assert written.count("align:   0%") == 1
+def test_only_rank_0_shows_progress(launched):
+    _, stderr = launched
+    assert stderr.count("align:   0%") == 1
 
 
-def test_a_process_that_ends_ends_the_others_with_a_message(failed):
+def test_exit_of_a_rank_ends_the_others_with_a_message(failed):
     codes, errors = failed
     assert codes == [1, 3]
     assert "Rank 0 of 2 got no answer from the other ranks" in errors[0]
 
 
-def test_processes_with_other_pairs_are_named(failed):
+def test_ranks_with_different_pairs_raise(failed):
     for error in failed[1]:
         assert "Ranks 1 got different data or parameters than rank 0" in error
 
 
-def test_interrupting_one_stops_all_and_keeps_the_best_epoch(failed, folder):
+def test_interrupting_a_rank_stops_all_and_keeps_the_best_epoch(failed, folder):
     first, second = (np.load(folder / f"interrupted{rank}.npy") for rank in range(2))
     np.testing.assert_array_equal(first, second)
     assert "stopped after 1 of 4 epochs" in failed[1][0]
 
 
-def test_a_text_tower_is_not_trained_by_several_processes(failed):
+def test_lit_aligner_raises_in_distributed_training(failed):
     for error in failed[1]:
         assert "LiTAligner does not support distributed training" in error
         assert "set up for 2 ranks" in error

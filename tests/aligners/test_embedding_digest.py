@@ -181,7 +181,7 @@ def test_objects_that_cannot_be_pickled_are_compared_by_identity(concepts):
     before = embedding_digest(pipeline)
     assert embedding_digest(pipeline) == before
     assert exact_digest(pipeline) is None
-    pipeline[1].fit(concepts.image[:20])  # other steps are still told apart by value
+    pipeline[1].fit(concepts.image[:20])  # other steps are still compared by value
     assert embedding_digest(pipeline) != before
     pipeline[1].fit(2 * concepts.image)
     pipeline[0].func = lambda X: 3 * X

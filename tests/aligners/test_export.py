@@ -16,7 +16,7 @@ from sklearn_ape.aligners import as_open_clip, export_onnx
 from sklearn_ape.encoders import TimmImageEncoder
 from sklearn_ape.heads import KernelMap
 from tests.aligners.test_clip import IMAGES, TEXTS
-from tests.aligners.test_clip import saved as saved_clip
+from tests.aligners.test_clip import save_model as save_clip
 from tests.persistence.conftest import ALIGNERS
 
 
@@ -30,7 +30,7 @@ def onnxruntime():
 @pytest.mark.parametrize(
     "name", ["cca", "kernel", "ape-residual-of-kernel", "ape-batchnorm", "ape-linear-start"]
 )
-def test_onnxruntime_gives_the_same_embeddings(name, onnxruntime, concepts, tmp_path):
+def test_onnxruntime_gives_equal_embeddings(name, onnxruntime, concepts, tmp_path):
     aligner = clone(ALIGNERS[name]).fit(concepts.image, concepts.text)
     export_onnx(aligner, tmp_path / "heads")
     for side, features, embed in (
@@ -39,13 +39,13 @@ def test_onnxruntime_gives_the_same_embeddings(name, onnxruntime, concepts, tmp_
     ):
         session = onnxruntime.InferenceSession(tmp_path / "heads" / f"{side}_head.onnx")
         for rows in (features, features[:1]):
-            found = session.run(["embeddings"], {"features": rows})[0]
-            np.testing.assert_allclose(found, embed(rows), atol=1e-5)
+            embeddings = session.run(["embeddings"], {"features": rows})[0]
+            np.testing.assert_allclose(embeddings, embed(rows), atol=1e-5)
     assert len(list((tmp_path / "heads").iterdir())) == 2
 
 
 @pytest.mark.usefixtures("onnxruntime")
-def test_other_numbers_are_refused_and_nothing_is_written(concepts, tmp_path, monkeypatch):
+def test_wrong_export_raises_and_writes_nothing(concepts, tmp_path, monkeypatch):
     aligner = clone(ALIGNERS["kernel"]).fit(concepts.image, concepts.text)
     monkeypatch.setattr(aligner, "_embed_text", lambda rows: np.ones((len(rows), 6)))
     with pytest.raises(ValueError, match="differ from the aligner"):
@@ -53,22 +53,22 @@ def test_other_numbers_are_refused_and_nothing_is_written(concepts, tmp_path, mo
     assert not list(tmp_path.iterdir())
 
 
-def test_aligners_without_heads_are_refused(concepts, tmp_path):
+def test_aligner_without_heads_raises(concepts, tmp_path):
     with pytest.raises(TypeError, match="not ASIFAligner"):
         export_onnx(ASIFAligner().fit(concepts.image, concepts.text), tmp_path)
 
 
 @pytest.mark.exhaustive
-def test_tiles_of_a_kernel_leave_an_export_as_it_is(onnxruntime, concepts, tmp_path, monkeypatch):
-    """In Python rows are mapped some at a time; a graph must not depend on how many."""
+def test_kernel_tiles_do_not_change_the_export(onnxruntime, concepts, tmp_path, monkeypatch):
+    """Python code maps rows in tiles; the exported graph must not depend on their size."""
     monkeypatch.setattr("sklearn_ape.heads._closed_form._BLOCK_VALUES", 1000)
     aligner = APEAligner(init="kernel", width=8, max_epochs=1, early_stopping=False)
     aligner.fit(concepts.image, concepts.text)
     assert isinstance(aligner.module_.text_head.base, KernelMap)
     export_onnx(aligner, tmp_path)
     session = onnxruntime.InferenceSession(tmp_path / "text_head.onnx")
-    found = session.run(None, {"features": concepts.text})[0]
-    np.testing.assert_allclose(found, aligner.transform_text(concepts.text), atol=1e-5)
+    embeddings = session.run(None, {"features": concepts.text})[0]
+    np.testing.assert_allclose(embeddings, aligner.transform_text(concepts.text), atol=1e-5)
 
 
 NAMES = ["animal", "food", "travel"]
@@ -84,7 +84,7 @@ def model(captioned_images, features, image_encoder, text_encoder):
 
 
 class Images(torch.utils.data.Dataset):
-    """Real images with targets, as torchvision's datasets are."""
+    """Dataset of real images and targets, as those of torchvision."""
 
     def __init__(self, images, targets, transform, classes):
         self.images, self.targets, self.transform = images, targets, transform
@@ -97,19 +97,19 @@ class Images(torch.utils.data.Dataset):
         return self.transform(self.images[row]), self.targets[row]
 
 
-def captioned(batch):
+def collate_captions(batch):
     return torch.stack([pixels for pixels, _ in batch]), [texts for _, texts in batch]
 
 
 def top_1(output, target, topk=(1,)):
-    """What their `accuracy` does: theirs fails on every model with numpy 2.4 and later."""
+    """Replace the `accuracy` of clip_benchmark, which fails with numpy 2.4 and later."""
     ranked = output.topk(max(topk), dim=1).indices
     return [(ranked[:, :k] == target[:, None]).any(1).float().mean().item() for k in topk]
 
 
 @pytest.fixture
 def evaluate(model, monkeypatch):
-    """Their evaluation of our model, as a function of images, labels, classes and templates."""
+    """Return a function that evaluates the exported model with clip_benchmark."""
     pytest.importorskip("clip_benchmark")
     from clip_benchmark.metrics import zeroshot_classification
 
@@ -117,13 +117,13 @@ def evaluate(model, monkeypatch):
         zeroshot_classification.accuracy(torch.eye(2), torch.arange(2))
     except TypeError:
         monkeypatch.setattr(zeroshot_classification, "accuracy", top_1)
-    shape = as_open_clip(model)
+    exported = as_open_clip(model)
 
     def evaluate(X, y, classes, templates, amp):
-        data = Images(X, [classes.index(name) for name in y], shape.transform, classes)
+        data = Images(X, [classes.index(name) for name in y], exported.transform, classes)
         loader = torch.utils.data.DataLoader(data, batch_size=32)
         return zeroshot_classification.evaluate(
-            shape.model, loader, shape.tokenizer, classes, templates, device="cpu", amp=amp
+            exported.model, loader, exported.tokenizer, classes, templates, device="cpu", amp=amp
         )
 
     return evaluate
@@ -131,28 +131,26 @@ def evaluate(model, monkeypatch):
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("amp", [False, True])
-def test_zero_shot_accuracy_is_that_of_the_classifier(amp, evaluate, model, captioned_images):
+def test_zero_shot_accuracy_equals_classifier(amp, evaluate, model, captioned_images):
     X, y = captioned_images.images[240:], captioned_images.categories[240:]
-    found = evaluate(X, y, NAMES, ["a photo of a {c}", "a drawing of a {c}"], amp)
+    measures = evaluate(X, y, NAMES, ["a photo of a {c}", "a drawing of a {c}"], amp)
     classifier = ZeroShotClassifier(
         NAMES, aligner=model, templates=["a photo of a {}", "a drawing of a {}"]
     )
-    # Their own product of embeddings is in bfloat16 with amp; the embeddings are ours.
+    # With amp, clip_benchmark multiplies the embeddings in bfloat16.
     tolerance = 0.02 if amp else 1e-6
-    assert found["acc1"] == pytest.approx(classifier.score(X, y), abs=tolerance)
-    assert found["acc1"] > 0.5
+    assert measures["acc1"] == pytest.approx(classifier.score(X, y), abs=tolerance)
+    assert measures["acc1"] > 0.5
     expected = balanced_accuracy_score(y, classifier.predict(X))
-    assert found["mean_per_class_recall"] == pytest.approx(expected, abs=tolerance)
+    assert measures["mean_per_class_recall"] == pytest.approx(expected, abs=tolerance)
 
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("kind", "amp"), [("templates", False), ("templates", True), ("prompts per class", False)]
 )
-def test_measures_of_many_classes_are_those_of_the_classifier(
-    kind, amp, evaluate, model, captioned_images
-):
-    """Every caption is a class, in an order that is not sorted."""
+def test_measures_of_many_classes_equal_classifier(kind, amp, evaluate, model, captioned_images):
+    """Each caption is a class, and the classes are not sorted."""
     X, y = captioned_images.images[240:], captioned_images.captions[240:]
     classes = list(dict.fromkeys(y))
     assert classes != sorted(classes)
@@ -164,7 +162,7 @@ def test_measures_of_many_classes_are_those_of_the_classifier(
     else:
         templates = {name: [name, f"one {name}, drawn"] for name in classes}
         classifier = ZeroShotClassifier(templates, aligner=model, templates="none")
-    found = evaluate(X, y, classes, templates, amp)
+    measures = evaluate(X, y, classes, templates, amp)
     top_5 = classifier.predict_top_k(X, 5)[0]
     predicted = classifier.predict(X)
     expected = {
@@ -173,87 +171,89 @@ def test_measures_of_many_classes_are_those_of_the_classifier(
         "mean_per_class_recall": balanced_accuracy_score(y, predicted),
     }
     assert expected["acc5"] > expected["acc1"] > 0.1
-    assert found == pytest.approx(expected, abs=0.05 if amp else 1e-6)
+    assert measures == pytest.approx(expected, abs=0.05 if amp else 1e-6)
 
 
-def test_retrieval_is_that_of_the_aligner(model, captioned_images):
+def test_retrieval_measures_equal_aligner(model, captioned_images):
     pytest.importorskip("clip_benchmark")
     from clip_benchmark.metrics import zeroshot_retrieval
 
-    shape = as_open_clip(FrozenEstimator(model))
+    exported = as_open_clip(FrozenEstimator(model))
     X, y = captioned_images.images[240:], captioned_images.captions[240:]
-    data = Images(X, [[caption] for caption in y], shape.transform, NAMES)
-    loader = torch.utils.data.DataLoader(data, batch_size=25, collate_fn=captioned)
-    found = zeroshot_retrieval.evaluate(
-        shape.model, loader, shape.tokenizer, "cpu", amp=False, recall_k_list=[1, 5]
+    data = Images(X, [[caption] for caption in y], exported.transform, NAMES)
+    loader = torch.utils.data.DataLoader(data, batch_size=25, collate_fn=collate_captions)
+    theirs = zeroshot_retrieval.evaluate(
+        exported.model, loader, exported.tokenizer, "cpu", amp=False, recall_k_list=[1, 5]
     )
     assert len(set(y)) == len(y)
     ours = model[-1].retrieval_report(model[0].transform(X), y, ks=(1, 5))
     for k in (1, 5):
-        assert found[f"image_retrieval_recall@{k}"] == pytest.approx(ours["text_to_image"][k])
-        assert found[f"text_retrieval_recall@{k}"] == pytest.approx(ours["image_to_text"][k])
-    assert found["text_retrieval_recall@5"] > 0.1
+        assert theirs[f"image_retrieval_recall@{k}"] == pytest.approx(ours["text_to_image"][k])
+        assert theirs[f"text_retrieval_recall@{k}"] == pytest.approx(ours["image_to_text"][k])
+    assert theirs["text_retrieval_recall@5"] > 0.1
 
 
-class TestShape:
+class TestOpenClip:
     @pytest.mark.sampled(3)
     @pytest.mark.parametrize("options", [{}, {"crop": "pad", "pooling": "gem"}, {"views": 4}])
-    def test_pixels_and_embeddings_are_the_encoders_own(
-        self, options, captioned_images, text_encoder
-    ):
+    def test_pixels_and_embeddings_equal_encoder(self, options, captioned_images, text_encoder):
         encoder = TimmImageEncoder(engine="torch", cache=None, **options)
         X, y = captioned_images.images[:9], captioned_images.captions[:9]
         aligner = KernelAligner(image_encoder=encoder, text_encoder=text_encoder).fit(X, y)
-        shape = as_open_clip(aligner)
-        pixels = [shape.transform(image) for image in X]
+        exported = as_open_clip(aligner)
+        pixels = [exported.transform(image) for image in X]
         network = encoder._network()
         prepared = torch.stack([encoder._prepare(network.prepare, image) for image in X])
         module = encoder._module(network)
-        own = module.normalize(prepared.flatten(0, 1) if encoder.views > 1 else prepared)
+        expected = module.normalize(prepared.flatten(0, 1) if encoder.views > 1 else prepared)
         torch.testing.assert_close(
-            torch.stack(pixels).reshape(own.shape), own, rtol=0, atol=0, check_stride=False
+            torch.stack(pixels).reshape(expected.shape),
+            expected,
+            rtol=0,
+            atol=0,
+            check_stride=False,
         )
-        found = shape.model.encode_image(pixels)
-        np.testing.assert_allclose(found, aligner.transform(X), atol=1e-5)
+        embeddings = exported.model.encode_image(pixels)
+        np.testing.assert_allclose(embeddings, aligner.transform(X), atol=1e-5)
         np.testing.assert_array_equal(
-            shape.model.encode_text(shape.tokenizer(y)), aligner.transform_text(y)
+            exported.model.encode_text(exported.tokenizer(y)), aligner.transform_text(y)
         )
-        assert shape.model.logit_scale.exp().item() == pytest.approx(aligner.logit_scale_)
+        assert exported.model.logit_scale.exp().item() == pytest.approx(aligner.logit_scale_)
 
-    def test_clip_gives_what_open_clip_gives(self, tmp_path):
+    def test_clip_aligner_equals_open_clip(self, tmp_path):
         import open_clip
         from PIL import Image
 
-        saved_clip(tmp_path)
+        save_clip(tmp_path)
         name = f"local-dir:{tmp_path}"
         theirs, transform = open_clip.create_model_from_pretrained(name)
-        shape = as_open_clip(CLIPAligner(str(tmp_path)))
+        exported = as_open_clip(CLIPAligner(str(tmp_path)))
         images = [Image.fromarray(pixels) for pixels in IMAGES]
         with torch.no_grad():
             image = theirs.encode_image(
                 torch.stack([transform(image) for image in images]), normalize=True
             )
             text = theirs.encode_text(open_clip.get_tokenizer(name)(TEXTS), normalize=True)
-        ours = shape.model.encode_image([shape.transform(image) for image in images])
+        ours = exported.model.encode_image([exported.transform(image) for image in images])
         torch.testing.assert_close(ours, image, atol=2e-3, rtol=0)
-        ours = shape.model.encode_text(shape.tokenizer(TEXTS))
+        ours = exported.model.encode_text(exported.tokenizer(TEXTS))
         torch.testing.assert_close(ours, text, atol=1e-5, rtol=0)
-        assert shape.model.logit_scale.item() == pytest.approx(theirs.logit_scale.item())
+        assert exported.model.logit_scale.item() == pytest.approx(theirs.logit_scale.item())
 
-    def test_tokens_say_any_text(self):
+    def test_any_text_is_restored_from_tokens(self):
         from sklearn_ape.aligners._export import _decode, _tokenize
 
         texts = ["a", "naïve 猫 🐈", "x" * 500, "a\0b"]
         assert [_decode(row) for row in _tokenize(texts).numpy()] == texts
         assert _tokenize("a").shape == (1, 1)
 
-    def test_workers_take_the_transform_with_them(self, model, captioned_images):
+    def test_transform_can_be_pickled(self, model, captioned_images):
         transform = as_open_clip(model).transform
-        again = pickle.loads(pickle.dumps(transform))
+        restored = pickle.loads(pickle.dumps(transform))
         image = captioned_images.images[0]
-        assert torch.equal(again(image), transform(image))
+        assert torch.equal(restored(image), transform(image))
 
-    def test_features_are_refused(self, concepts, image_encoder, captioned_images):
+    def test_aligners_of_features_raise(self, concepts, image_encoder, captioned_images):
         aligner = KernelAligner().fit(concepts.image, concepts.text)
         with pytest.raises(ValueError, match="without an image encoder"):
             as_open_clip(aligner)

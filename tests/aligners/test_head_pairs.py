@@ -10,11 +10,11 @@ from sklearn_ape.aligners._head_pairs import compute_prototypes
 from sklearn_ape.encoders import HeadPairs, TimmImageEncoder
 
 
-def fitted_on(aligner, X, y):
+def pair_data(aligner, X, y):
     return aligner._fit_pairs(X, y)
 
 
-def of_features(n_image=32, n_text=16, n_classes=5, **parts):
+def make_head_pairs(n_image=32, n_text=16, n_classes=5, **parts):
     rng = np.random.default_rng(1)
     weights = rng.standard_normal((n_classes, n_image))
     texts = rng.standard_normal((n_classes, n_text)).astype(np.float32)
@@ -22,7 +22,7 @@ def of_features(n_image=32, n_text=16, n_classes=5, **parts):
 
 
 def test_prototypes_equal_the_formula():
-    """reference: mean + B mean|X - mean| / mean|B|, B the weights by half of the spread."""
+    """The formula is mean + B mean|X - mean| / mean|B|, with B = W covariance^(1/2)."""
     rng = np.random.default_rng(0)
     X = rng.standard_normal((200, 4)) @ rng.standard_normal((4, 6)) + 3  # of rank 4
     W = rng.standard_normal((9, 6))
@@ -34,28 +34,28 @@ def test_prototypes_equal_the_formula():
     np.testing.assert_allclose(compute_prototypes(X.astype(np.float32), W), expected, atol=1e-4)
 
 
-def test_prototypes_of_the_real_head_lie_near_images_of_their_class(
+def test_prototypes_of_real_head_are_near_images_of_their_class(
     features, captioned_images, image_encoder
 ):
-    """Otherwise an aligner would be trained on wrong pairs."""
+    """With wrong prototypes an aligner would be trained on wrong pairs."""
     from sklearn_ape.encoders import classifier_head_pairs
 
     head = classifier_head_pairs(image_encoder)
-    places = compute_prototypes(features.image, head.weights) - features.image.mean(axis=0)
-    names = {texts[0]: number for number, texts in enumerate(head.texts)}
-    known = [i for i, caption in enumerate(captioned_images.captions) if caption in names]
-    assert len(known) >= 5
-    cosine = (features.image[known] - features.image.mean(axis=0)) @ places.T
-    cosine /= np.linalg.norm(places, axis=1)
-    own = [cosine[row, names[captioned_images.captions[i]]] for row, i in enumerate(known)]
-    rank = (cosine > np.array(own)[:, None]).sum(axis=1)
-    assert np.median(rank) < 200  # of 1000: by chance 500; the head's own logits give 50 to 100
+    directions = compute_prototypes(features.image, head.weights) - features.image.mean(axis=0)
+    classes = {texts[0]: i for i, texts in enumerate(head.texts)}
+    rows = [i for i, caption in enumerate(captioned_images.captions) if caption in classes]
+    assert len(rows) >= 5
+    cosine = (features.image[rows] - features.image.mean(axis=0)) @ directions.T
+    cosine /= np.linalg.norm(directions, axis=1)
+    correct = [cosine[row, classes[captioned_images.captions[i]]] for row, i in enumerate(rows)]
+    rank = (cosine > np.array(correct)[:, None]).sum(axis=1)
+    assert np.median(rank) < 200  # chance is 500 of 1000; the logits of the head give 50 to 100
 
 
 def test_head_pairs_are_appended_to_the_training_pairs(concepts):
-    data = fitted_on(CCAAligner(), concepts.image, concepts.text)
-    head = of_features()
-    more = fitted_on(CCAAligner(head_pairs=head), concepts.image, concepts.text)
+    data = pair_data(CCAAligner(), concepts.image, concepts.text)
+    head = make_head_pairs()
+    more = pair_data(CCAAligner(head_pairs=head), concepts.image, concepts.text)
     assert data.n_images == more.n_images == 300
     assert (data.n_prototypes, more.n_prototypes) == (0, 5)
     np.testing.assert_array_equal(more.image[:300], data.image)
@@ -65,28 +65,28 @@ def test_head_pairs_are_appended_to_the_training_pairs(concepts):
 
 
 def test_class_with_several_texts_has_one_prototype(concepts):
-    head = of_features(
+    head = make_head_pairs(
         texts=np.random.default_rng(0).standard_normal((4, 16)), owners=np.array([3, 0, 3, 3])
     )
-    data = fitted_on(CCAAligner(head_pairs=head), concepts.image, concepts.text)
-    assert data.n_prototypes == 2  # classes without a text are no pairs
+    data = pair_data(CCAAligner(head_pairs=head), concepts.image, concepts.text)
+    assert data.n_prototypes == 2  # classes without a text give no pairs
     np.testing.assert_array_equal(np.bincount(data.pairs[300:, 0])[300:], [1, 3])
 
 
 def test_text_that_failed_to_encode_is_left_out(concepts):
-    head = of_features()
+    head = make_head_pairs()
     head.texts[2] = np.nan
-    data = fitted_on(CCAAligner(head_pairs=head), concepts.image, concepts.text)
+    data = pair_data(CCAAligner(head_pairs=head), concepts.image, concepts.text)
     assert data.n_prototypes == 4
     assert np.isfinite(data.text).all()
 
 
 def test_texts_that_are_captions_are_shared(concepts):
     """Otherwise a caption would be a negative for the prototype of the same name."""
-    # A batch of another size changes the last bits of an encoder's features.
+    # Features of an encoder depend on the batch size in the last bits.
     texts = np.vstack([concepts.text[7] * (1 + 1e-6), np.ones((2, 16)), np.ones((2, 16))])
-    data = fitted_on(
-        CCAAligner(head_pairs=of_features(texts=texts)), concepts.image, concepts.text
+    data = pair_data(
+        CCAAligner(head_pairs=make_head_pairs(texts=texts)), concepts.image, concepts.text
     )
     assert len(data.text) == 301
     assert data.pairs[300:].tolist() == [[300, 7]] + [[300 + i, 300] for i in range(1, 5)]
@@ -94,10 +94,10 @@ def test_texts_that_are_captions_are_shared(concepts):
 
 def test_texts_of_an_encoder_with_a_head(features, captioned_images, image_encoder):
     """Names, synonyms and definitions of an encoder parameter are encoded like captions."""
-    text_encoder = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 4))  # quicker than MiniLM
+    text_encoder = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 4))  # faster than MiniLM
     aligner = CCAAligner(text_encoder=text_encoder, head_pairs=image_encoder)
     assert clone(aligner).head_pairs is not image_encoder
-    data = fitted_on(aligner, features.image, captioned_images.captions)
+    data = pair_data(aligner, features.image, captioned_images.captions)
     assert data.n_prototypes == 1000
     assert len(data.pairs) > 2800 + 300
     shared = set(data.pairs[: data.n_images, 1]) & set(data.pairs[data.n_images :, 1])
@@ -109,9 +109,9 @@ def test_texts_of_an_encoder_with_a_head(features, captioned_images, image_encod
 
 
 def test_user_defined_texts(features, captioned_images, text_encoder):
-    head = of_features(1280, texts=[["hen"], ["duck", "drake"], "cock", ["hen"], ["goose"]])
+    head = make_head_pairs(1280, texts=[["hen"], ["duck", "drake"], "cock", ["hen"], ["goose"]])
     aligner = CCAAligner(text_encoder=text_encoder, head_pairs=head)
-    data = fitted_on(aligner, features.image, captioned_images.captions)
+    data = pair_data(aligner, features.image, captioned_images.captions)
     pairs = data.pairs[300:]
     assert np.bincount(pairs[:, 0])[300:].tolist() == [1, 2, 1, 1, 1]
     assert pairs[0, 1] == pairs[pairs[:, 0] == 303, 1]
@@ -122,7 +122,7 @@ def test_user_defined_texts(features, captioned_images, text_encoder):
 
 class TestRefused:
     @pytest.mark.parametrize(
-        ("parts", "said"),
+        ("parts", "message"),
         [({"weights": np.ones((5, 31))}, "have 31 features, and X has 32. Pass the head of"),
          ({"weights": np.ones((1, 32))}, "have shape \\(1, 32\\) or contain NaN"),
          ({"weights": np.full((5, 32), np.nan)}, "Pass finite numbers"),
@@ -135,17 +135,17 @@ class TestRefused:
          ({"texts": [["hen"]] * 4}, "weights of 5 classes and texts of 4"),
          ({"texts": [["hen"]] * 5}, "head_pairs has texts, and y holds features")],
     )  # fmt: skip
-    def test_inconsistent_head_pairs_raise(self, concepts, parts, said):
-        with pytest.raises(ValueError, match=said):
-            CCAAligner(head_pairs=of_features(**parts)).fit(concepts.image, concepts.text)
+    def test_inconsistent_head_pairs_raise(self, concepts, parts, message):
+        with pytest.raises(ValueError, match=message):
+            CCAAligner(head_pairs=make_head_pairs(**parts)).fit(concepts.image, concepts.text)
 
     def test_empty_texts_raise(self, features, captioned_images, text_encoder):
         aligner = CCAAligner(
-            text_encoder=text_encoder, head_pairs=of_features(1280, texts=[[]] * 5)
+            text_encoder=text_encoder, head_pairs=make_head_pairs(1280, texts=[[]] * 5)
         )
         with pytest.raises(ValueError, match="head_pairs has no texts"):
             aligner.fit(features.image, captioned_images.captions)
-        head = of_features(1280, texts=[["hen"], ["duck", " "], ["a"], ["b"], ["c"]])
+        head = make_head_pairs(1280, texts=[["hen"], ["duck", " "], ["a"], ["b"], ["c"]])
         aligner = CCAAligner(text_encoder=text_encoder, head_pairs=head)
         with pytest.raises(ValueError, match="head_pairs has the text ' ' for class 1"):
             aligner.fit(features.image, captioned_images.captions)
@@ -155,12 +155,12 @@ class TestRefused:
             pytest.warns(UserWarning, match="All images have the same features"),
             pytest.raises(ValueError, match="X has the same features for all images"),
         ):
-            CCAAligner(head_pairs=of_features(4)).fit(np.full((300, 4), 0.1), concepts.text)
+            CCAAligner(head_pairs=make_head_pairs(4)).fit(np.full((300, 4), 0.1), concepts.text)
 
     def test_missing_head_raises_before_images_are_encoded(self, captioned_images, text_encoder):
         class MustNotRun:
             def fit(self, X, y=None):
-                raise AssertionError("images were encoded before head_pairs was looked at")
+                raise AssertionError("images were encoded before head_pairs was checked")
 
         for bad, message in (
             ("all-MiniLM-L6-v2", "head_pairs='all-MiniLM-L6-v2' encodes texts"),

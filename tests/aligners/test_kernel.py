@@ -18,9 +18,9 @@ def whitened(image, whitening):
     """Return the embeddings of distinct images by a decomposition in double precision."""
     units = normalize(image.astype(np.float64))
     variances, directions = np.linalg.eigh(np.cov(units.T, bias=True))
-    kept = variances > 1e-6 * variances.max()
-    scales = np.sqrt(variances[kept] / variances.max() + whitening)
-    return normalize((units - units.mean(axis=0)) @ directions[:, kept] / scales)
+    nonzero = variances > 1e-6 * variances.max()
+    scales = np.sqrt(variances[nonzero] / variances.max() + whitening)
+    return normalize((units - units.mean(axis=0)) @ directions[:, nonzero] / scales)
 
 
 def of_several_images(seed=0):
@@ -35,9 +35,9 @@ def of_several_images(seed=0):
 def test_image_map_equals_direct_whitening(concepts):
     """Gram matrices are compared, since signs of directions are arbitrary."""
     aligner = KernelAligner(whitening=0.1).fit(concepts.image, concepts.text)
-    found, expected = aligner.transform(concepts.image), whitened(concepts.image, 0.1)
-    assert found.shape == expected.shape
-    np.testing.assert_allclose(found @ found.T, expected @ expected.T, atol=1e-4)
+    embeddings, expected = aligner.transform(concepts.image), whitened(concepts.image, 0.1)
+    assert embeddings.shape == expected.shape
+    np.testing.assert_allclose(embeddings @ embeddings.T, expected @ expected.T, atol=1e-4)
 
 
 @pytest.mark.parametrize("gamma", [2.0, "scale"])
@@ -60,12 +60,12 @@ def test_text_map_equals_kernel_ridge_regression(gamma):
     by_text = KernelRidge(alpha=0.5, kernel="precomputed").fit(
         kernel(text, text), means, sample_weight=counts
     )
-    found = aligner.transform_text(new)
+    text_embeddings = aligner.transform_text(new)
     for expected in (
         by_pair.predict(kernel(new, text[owner])),
         by_text.predict(kernel(new, text)),
     ):
-        np.testing.assert_allclose(found, normalize(expected), atol=1e-4)
+        np.testing.assert_allclose(text_embeddings, normalize(expected), atol=1e-4)
 
 
 def test_linear_maps_equal_ridge_regression():
@@ -82,19 +82,19 @@ def test_linear_maps_equal_ridge_regression():
 
 
 @pytest.mark.parametrize(
-    ("mean", "weights", "said"),
+    ("mean", "weights", "message"),
     [
         (np.zeros(3), np.eye(2), "mean and weights have different lengths, 3 and 2"),
         (np.zeros((2, 1)), np.eye(2), "mean must have 1 axes"),
         (np.zeros(2), np.full((2, 2), np.inf), "weights contains NaN or infinity"),
     ],
 )
-def test_invalid_linear_maps_raise(mean, weights, said):
-    with pytest.raises(ValueError, match=said):
+def test_invalid_linear_maps_raise(mean, weights, message):
+    with pytest.raises(ValueError, match=message):
         LinearMap(mean, weights)
 
 
-def test_gamma_scales_with_the_spread_of_the_captions():
+def test_gamma_scales_with_the_variance_of_the_captions():
     """The same captions in a narrow cone give the same accuracy."""
     rng = np.random.default_rng(0)
     image, text = rng.standard_normal((80, 8)), rng.standard_normal((80, 20))
@@ -120,9 +120,9 @@ def test_few_anchors_approximate_smooth_maps():
     assert few.module_.text_head.base.anchors.shape == (60, 2)
     cosines = (exact.transform_text(text) * few.transform_text(text)).sum(axis=1)
     assert cosines.min() > 0.99
-    again = KernelAligner(max_anchors=60).fit(image, text)
+    repeated = KernelAligner(max_anchors=60).fit(image, text)
     other = KernelAligner(max_anchors=60, random_state=1).fit(image, text)
-    assert few.fingerprint_ == again.fingerprint_ != other.fingerprint_
+    assert few.fingerprint_ == repeated.fingerprint_ != other.fingerprint_
 
 
 def test_few_anchors_minimize_the_squared_errors_of_all_pairs():
@@ -173,7 +173,7 @@ def test_fewer_components_are_the_directions_of_largest_variance(concepts):
     np.testing.assert_array_equal(
         few.module_.image_head.base.directions, full.module_.image_head.base.directions[:, :5]
     )
-    assert full.n_components_ == 8  # of 32 features, as many as there are concepts
+    assert full.n_components_ == 8  # the 32 features are linear in 8 concepts
 
 
 def test_head_pairs_are_used_like_training_pairs(concepts):
@@ -190,7 +190,7 @@ def test_head_pairs_are_used_like_training_pairs(concepts):
 
 
 @pytest.mark.parametrize(
-    ("parameter", "value", "said"),
+    ("parameter", "value", "message"),
     [("gamma", 0, r"gamma must be a number in \(0, inf\), not 0"),
      ("gamma", "auto", "gamma must be a number"),
      ("ridge", 0, r"ridge must be a number in \(0, inf\)"),
@@ -199,8 +199,8 @@ def test_head_pairs_are_used_like_training_pairs(concepts):
      ("max_anchors", 1, "max_anchors must be an integer >= 2"),
      ("device", "gpu", "device must be 'auto'")],
 )  # fmt: skip
-def test_invalid_parameter_raises(concepts, parameter, value, said):
-    with pytest.raises(ValueError, match=said):
+def test_invalid_parameter_raises(concepts, parameter, value, message):
+    with pytest.raises(ValueError, match=message):
         KernelAligner(**{parameter: value}).fit(concepts.image, concepts.text)
 
 
@@ -210,7 +210,7 @@ def test_anchors_do_not_depend_on_held_out_pairs():
     pairs = np.column_stack([np.arange(90), owner])
     options = {"gamma": 2.0, "ridge": 0.3, "whitening": 0.03, "n_components": None}
     options |= {"max_anchors": 99, "rng": np.random.RandomState(0)}
-    some = kernel_maps(PairDataset(image, text, pairs[:30]), **options)
-    alone = kernel_maps(PairDataset(image[:30], text[:30], pairs[:30]), **options)
-    np.testing.assert_array_equal(some.text.coefficients, alone.text.coefficients)
-    np.testing.assert_array_equal(some.image.directions, alone.image.directions)
+    maps = kernel_maps(PairDataset(image, text, pairs[:30]), **options)
+    reference = kernel_maps(PairDataset(image[:30], text[:30], pairs[:30]), **options)
+    np.testing.assert_array_equal(maps.text.coefficients, reference.text.coefficients)
+    np.testing.assert_array_equal(maps.image.directions, reference.image.directions)

@@ -1,4 +1,4 @@
-"""LiTAligner: what is trained and what is not, on a tiny text encoder built here."""
+"""LiTAligner: trained parameters, fitting and errors, with tiny text encoders."""
 
 import copy
 import pickle
@@ -29,16 +29,16 @@ SMALL = {
 }
 
 
-def saved(folder, kind="bert"):
+def save_encoder(folder, kind="bert"):
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", *ADJECTIVES, *NOUNS]
-    backend = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, "[UNK]"))
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", *ADJECTIVES, *NOUNS]
+    backend = Tokenizer(models.WordLevel({w: i for i, w in enumerate(vocabulary)}, "[UNK]"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
     backend.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
-    text = {**SMALL, "vocab_size": len(words)}
+    text = {**SMALL, "vocab_size": len(vocabulary)}
     vision = {**SMALL, "image_size": 16, "patch_size": 8}
     vision.pop("max_position_embeddings")
     config = {
@@ -48,7 +48,7 @@ def saved(folder, kind="bert"):
         ),
         "siglip": lambda: transformers.SiglipConfig(text_config=text, vision_config=vision),
         "t5": lambda: transformers.T5Config(
-            vocab_size=len(words), d_model=16, d_kv=8, d_ff=24, num_heads=2, num_layers=2
+            vocab_size=len(vocabulary), d_model=16, d_kv=8, d_ff=24, num_heads=2, num_layers=2
         ),
     }[kind]()
     with torch.random.fork_rng():
@@ -66,18 +66,18 @@ def saved(folder, kind="bert"):
 
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory):
-    return saved(tmp_path_factory.mktemp("bert"))
+    return save_encoder(tmp_path_factory.mktemp("bert"))
 
 
 @pytest.fixture(scope="module")
 def pairs():
-    """Images of an adjective and a noun each, and what they are called: 240 of them."""
+    """Return 240 images, each the sum of an adjective and a noun, and their captions."""
     rng = np.random.default_rng(0)
     adjectives, nouns = rng.standard_normal((12, 24)), rng.standard_normal((20, 24))
-    which = [(a, n) for a in range(12) for n in range(20)]
-    which = [which[i] for i in rng.permutation(240)]
-    image = np.stack([adjectives[a] + nouns[n] for a, n in which]).astype(np.float32)
-    return image, [f"a {ADJECTIVES[a]} {NOUNS[n]}" for a, n in which]
+    concepts = [(a, n) for a in range(12) for n in range(20)]
+    concepts = [concepts[i] for i in rng.permutation(240)]
+    image = np.stack([adjectives[a] + nouns[n] for a, n in concepts]).astype(np.float32)
+    return image, [f"a {ADJECTIVES[a]} {NOUNS[n]}" for a, n in concepts]
 
 
 def small(encoder, **parameters):
@@ -92,82 +92,82 @@ def weights(module):
     return {name: p.detach().clone() for name, p in module.state_dict().items()}
 
 
-def changed(encoder, aligner):
-    """Names of the tower's weights that are not what the encoder has."""
-    start = dict(encoder._load(torch.device("cpu")).model.named_parameters())
+def find_changed(encoder, aligner):
+    """Return the names of the tower's weights that differ from those of the encoder."""
+    initial = dict(encoder._load(torch.device("cpu")).model.named_parameters())
     tuned = aligner.module_.text_head.tower.named_parameters()
-    return {name for name, parameter in tuned if not torch.equal(parameter, start[name])}
+    return {name for name, parameter in tuned if not torch.equal(parameter, initial[name])}
 
 
 class TestWhatIsTrained:
-    def test_the_shared_encoder_stays_to_the_bit(self, encoder, pairs):
+    def test_fit_does_not_change_the_encoder(self, encoder, pairs):
         """Other aligners in the process use the same network."""
         before = encoder.transform(pairs[1][:5])
         network = encoder._network().model
-        start = weights(network)
+        initial = weights(network)
         aligner = small(encoder).fit(*pairs)
         assert encoder._network().model is network
-        assert all(torch.equal(start[name], p) for name, p in weights(network).items())
+        assert all(torch.equal(initial[name], p) for name, p in weights(network).items())
         assert not any(p.requires_grad for p in network.parameters())
         after = TransformersTextEncoder(encoder.model_name, cache=None).transform(pairs[1][:5])
         np.testing.assert_array_equal(before, after)
-        assert len(changed(encoder, aligner)) > 10
+        assert len(find_changed(encoder, aligner)) > 10
 
-    def test_none_trains_all_that_counts(self, encoder, pairs):
-        """All but the pooler, which no feature passes."""
+    def test_unlocked_layers_none_trains_all_used_weights(self, encoder, pairs):
+        """The pooler is not trained, because features do not depend on it."""
         aligner = small(encoder).fit(*pairs)
         tower = aligner.module_.text_head.tower
         names = {name for name, _ in tower.named_parameters() if not name.startswith("pooler")}
-        assert changed(encoder, aligner) == names
+        assert find_changed(encoder, aligner) == names
         n_tower = sum(p.numel() for n, p in tower.named_parameters() if n in names)
         assert aligner.n_parameters_ == n_tower + 16 * 24 + 24
 
     @pytest.mark.parametrize("n_layers", [0, 1, 2])
-    def test_unlocked_layers(self, encoder, pairs, n_layers):
+    def test_only_unlocked_layers_are_trained(self, encoder, pairs, n_layers):
         aligner = small(encoder, unlocked_layers=n_layers, weight_decay=0.5).fit(*pairs)
         names = [name for name, _ in aligner.module_.text_head.tower.named_parameters()]
         layers = tuple(f"encoder.layer.{i}." for i in range(3 - n_layers, 3))
         expected = {name for name in names if name.startswith(layers)} if n_layers else set()
-        assert changed(encoder, aligner) == expected
+        assert find_changed(encoder, aligner) == expected
 
-    def test_the_image_side_is_standardised_features(self, encoder, pairs):
+    def test_image_embeddings_are_standardized_features(self, encoder, pairs):
         aligner = small(encoder, early_stopping=False).fit(*pairs)
-        standard = (pairs[0] - pairs[0].mean(axis=0)) / pairs[0].std(axis=0)
-        expected = standard / np.linalg.norm(standard, axis=1, keepdims=True)
+        standardized = (pairs[0] - pairs[0].mean(axis=0)) / pairs[0].std(axis=0)
+        expected = standardized / np.linalg.norm(standardized, axis=1, keepdims=True)
         np.testing.assert_allclose(aligner.transform(pairs[0]), expected, atol=1e-5)
 
-    def test_starts_at_the_encoders_own_features(self, encoder, pairs):
-        """Tokenizing once and padding anew must change nothing, whatever the lengths."""
+    def test_untrained_tower_gives_the_features_of_the_encoder(self, encoder, pairs):
+        """Stored tokens are padded per batch, which must not change features of any length."""
         texts = [pairs[1][0], NOUNS[3], f"{pairs[1][1]} {pairs[1][2]}", "a"]
         tower = small(encoder, unlocked_layers=0).fit(*pairs).module_.text_head
         with torch.inference_mode():
-            found = tower.features(torch.from_numpy(tower.tokenize(texts)))
-        np.testing.assert_allclose(found, encoder.transform(texts), atol=1e-5)
+            features = tower.features(torch.from_numpy(tower.tokenize(texts)))
+        np.testing.assert_allclose(features, encoder.transform(texts), atol=1e-5)
 
-    def test_one_scale_for_all_features_of_the_tower(self, encoder, pairs):
-        """MiniLM has features that hardly vary at the start: scaled each alone, training fails."""
+    def test_all_features_of_the_tower_have_one_scale(self, encoder, pairs):
+        """Some features of MiniLM hardly vary; with a scale per feature training fails."""
         projection = small(encoder, max_epochs=1).fit(*pairs).module_.text_head.projection
         assert len(projection.standardize.scale.unique()) == 1
 
     @pytest.mark.parametrize("kind", ["clip", "siglip", "t5"])
-    def test_other_towers(self, tmp_path, pairs, kind):
-        """Features are the encoder's, and what no text passes is not carried along."""
-        encoder = saved(tmp_path, kind)
+    def test_towers_of_other_models_are_trained(self, tmp_path, pairs, kind):
+        """Features equal the encoder's, and vision towers and decoders are not stored."""
+        encoder = save_encoder(tmp_path, kind)
         aligner = small(encoder, unlocked_layers=1, max_epochs=1).fit(*pairs)
         names = [name for name, _ in aligner.module_.text_head.tower.named_parameters()]
         assert not any(name.startswith(("vision", "visual", "decoder")) for name in names)
-        tuned = changed(encoder, aligner)
-        assert tuned
-        assert not any("embed" in name for name in tuned)
+        trained = find_changed(encoder, aligner)
+        assert trained
+        assert not any("embed" in name for name in trained)
         tower = small(encoder, unlocked_layers=0, max_epochs=1).fit(*pairs).module_.text_head
         with torch.inference_mode():
-            found = tower.features(torch.from_numpy(tower.tokenize(pairs[1][:4])))
-        np.testing.assert_allclose(found, encoder.transform(pairs[1][:4]), atol=1e-5)
+            features = tower.features(torch.from_numpy(tower.tokenize(pairs[1][:4])))
+        np.testing.assert_allclose(features, encoder.transform(pairs[1][:4]), atol=1e-5)
 
 
 class TestFit:
     @pytest.mark.parametrize("loss", ["infonce", "sigmoid"])
-    def test_learns(self, encoder, pairs, loss):
+    def test_fit_learns_concepts(self, encoder, pairs, loss):
         image, captions = pairs
         aligner = small(encoder, loss=loss, max_epochs=15).fit(image[:180], captions[:180])
         assert aligner.score(image[180:], captions[180:]) > 0.2  # chance is 1 / 60
@@ -179,61 +179,61 @@ class TestFit:
         assert aligner.best_epoch_ == int(np.argmax(recalls)) + 1
 
     @pytest.mark.exhaustive
-    def test_best_epoch_is_kept(self, encoder, pairs):
-        """With its weights: the recall of that epoch is the recall of what is left."""
+    def test_best_epoch_is_kept_with_its_scale(self, encoder, pairs):
+        """Early stopping restores the logit scale of the best epoch."""
         aligner = small(encoder, max_epochs=40, n_iter_no_change=2, learning_rate=3e-2)
         aligner.fit(*pairs)
         assert aligner.n_epochs_ == aligner.best_epoch_ + 2 < 40
-        kept = aligner.history_[aligner.best_epoch_ - 1]
-        assert aligner.logit_scale_ == pytest.approx(kept["logit_scale"], rel=1e-5)
+        best = aligner.history_[aligner.best_epoch_ - 1]
+        assert aligner.logit_scale_ == pytest.approx(best["logit_scale"], rel=1e-5)
 
-    def test_same_seed_is_the_same_to_the_bit(self, encoder, pairs):
-        """Dropout of the tower included, whatever the global generator says."""
+    def test_same_seed_gives_bitwise_identical_fits(self, encoder, pairs):
+        """Dropout of the tower does not depend on the global generator either."""
         before = copy.deepcopy(np.random.get_state())  # noqa: NPY002
-        one = small(encoder).fit(*pairs)
+        first = small(encoder).fit(*pairs)
         torch.rand(7)
         state = torch.get_rng_state()
-        two = small(encoder).fit(*pairs)
+        second = small(encoder).fit(*pairs)
         assert torch.equal(state, torch.get_rng_state())
         assert before[1].tolist() == np.random.get_state()[1].tolist()  # noqa: NPY002
-        assert one.fingerprint_ == two.fingerprint_
-        assert small(encoder, random_state=1).fit(*pairs).fingerprint_ != one.fingerprint_
+        assert first.fingerprint_ == second.fingerprint_
+        assert small(encoder, random_state=1).fit(*pairs).fingerprint_ != first.fingerprint_
 
     @pytest.mark.exhaustive
-    def test_checkpointing_changes_memory_only(self, encoder, pairs):
+    def test_gradient_checkpointing_does_not_change_the_fit(self, encoder, pairs):
         plain = small(encoder).fit(*pairs)
-        thrifty = small(encoder, gradient_checkpointing=True).fit(*pairs)
-        assert thrifty.fingerprint_ == plain.fingerprint_
-        pickle.dumps(thrifty)
+        checkpointed = small(encoder, gradient_checkpointing=True).fit(*pairs)
+        assert checkpointed.fingerprint_ == plain.fingerprint_
+        pickle.dumps(checkpointed)
 
     @pytest.mark.exhaustive
-    def test_bfloat16(self, encoder, pairs):
-        """Weights and embeddings stay float32."""
+    def test_bfloat16_keeps_float32_weights_and_embeddings(self, encoder, pairs):
+        """Only the computation of the tower is in bfloat16."""
         aligner = small(encoder, dtype="bfloat16", max_epochs=15).fit(*pairs)
         assert aligner.transform_text(pairs[1][:2]).dtype == np.float32
         assert {p.dtype for p in aligner.module_.parameters()} == {torch.float32}
         assert aligner.score(*pairs) > 0.2
 
     @pytest.mark.exhaustive
-    def test_several_captions_and_shared_captions(self, encoder, pairs):
+    def test_several_and_shared_captions_are_positives(self, encoder, pairs):
         image, captions = pairs
         several = [[caption, caption.split()[-1]] for caption in captions]
         aligner = small(encoder, max_epochs=15).fit(image, several)
         assert aligner.retrieval_report(image, several)["image_to_text"][10] > 0.5
 
-    def test_tokens_beyond_max_length_are_not_read(self, encoder, pairs):
+    def test_tokens_beyond_max_length_are_ignored(self, encoder, pairs):
         aligner = small(encoder, max_length=4, max_epochs=1).fit(*pairs)
-        one, two = aligner.transform_text(["a kind1 thing1", "a kind1 thing2"])
-        np.testing.assert_array_equal(one, two)
+        first, second = aligner.transform_text(["a kind1 thing1", "a kind1 thing2"])
+        np.testing.assert_array_equal(first, second)
 
-    def test_fewer_components(self, encoder, pairs):
+    def test_n_components_sets_the_embedding_width(self, encoder, pairs):
         aligner = small(encoder, n_components=5, max_epochs=1).fit(*pairs)
         assert aligner.transform(pairs[0]).shape == (240, 5)
         assert aligner.transform_text(["a"]).shape == (1, 5)
         assert aligner.n_components_ == 5
         assert len(aligner.get_feature_names_out()) == 5
 
-    def test_callbacks_and_interruption(self, encoder, pairs):
+    def test_interruption_by_a_callback_warns(self, encoder, pairs):
         class Interrupt(Callback):
             def on_epoch_end(self, net, **kwargs):
                 if len(net.history) == 2:
@@ -242,7 +242,7 @@ class TestFit:
         with pytest.warns(UserWarning, match="stopped after 2 of 3 epochs"):
             small(encoder, callbacks=[Interrupt()]).fit(*pairs)
 
-    def test_divergence_names_what_to_lower(self, encoder, pairs):
+    def test_divergence_raises_with_the_parameters_to_lower(self, encoder, pairs):
         with pytest.raises(FloatingPointError, match=r"Lower learning_rate.*head_learning_rate"):
             small(encoder, learning_rate=1e30).fit(*pairs)
 
@@ -250,34 +250,34 @@ class TestFit:
 class TestScikitLearn:
     def test_equal_texts_are_encoded_once(self, encoder, pairs, monkeypatch):
         aligner = small(encoder, max_epochs=1).fit(*pairs)
-        seen = []
+        batch_sizes = []
         tower = type(aligner.module_.text_head)
         features = tower.features
         monkeypatch.setattr(
-            tower, "features", lambda self, t: seen.append(len(t)) or features(self, t)
+            tower, "features", lambda self, t: batch_sizes.append(len(t)) or features(self, t)
         )
-        found = aligner.transform_text(["a", "a kind1", "a", "a"])
-        assert seen == [2]
-        np.testing.assert_array_equal(found[0], found[3])
-        assert not np.allclose(found[0], found[1])
+        embeddings = aligner.transform_text(["a", "a kind1", "a", "a"])
+        assert batch_sizes == [2]
+        np.testing.assert_array_equal(embeddings[0], embeddings[3])
+        assert not np.allclose(embeddings[0], embeddings[1])
 
-    def test_pickle_carries_the_tuned_weights_and_clone_does_not(
-        self, tmp_path, pairs, monkeypatch
-    ):
-        encoder = saved(tmp_path)
+    def test_pickle_has_the_trained_weights_and_clone_has_not(self, tmp_path, pairs, monkeypatch):
+        encoder = save_encoder(tmp_path)
         aligner = small(encoder).fit(*pairs)
         stored = pickle.dumps(aligner)
-        monkeypatch.setattr(TransformersTextEncoder, "_load", None)  # nothing to fall back on
-        back = pickle.loads(stored)
+        monkeypatch.setattr(
+            TransformersTextEncoder, "_load", None
+        )  # loading the encoder would fail
+        restored = pickle.loads(stored)
         np.testing.assert_array_equal(
-            back.transform_text(pairs[1]), aligner.transform_text(pairs[1])
+            restored.transform_text(pairs[1]), aligner.transform_text(pairs[1])
         )
-        assert back.fingerprint_ == aligner.fingerprint_
-        copied = clone(aligner)
-        assert not hasattr(copied, "module_")
-        assert len(pickle.dumps(copied)) < len(stored) / 4
+        assert restored.fingerprint_ == aligner.fingerprint_
+        cloned = clone(aligner)
+        assert not hasattr(cloned, "module_")
+        assert len(pickle.dumps(cloned)) < len(stored) / 4
 
-    def test_within_a_pipeline_and_a_classifier(self, encoder, pairs):
+    def test_pipeline_and_classifier_predict(self, encoder, pairs):
         image, captions = pairs
         truth = [caption.split()[-1] for caption in captions]
         model = make_pipeline("passthrough", small(encoder, max_epochs=15))
@@ -285,47 +285,49 @@ class TestScikitLearn:
         classifier = ZeroShotClassifier(NOUNS, aligner=model, templates=["a {}"])
         assert classifier.score(image, truth) > 0.3  # chance is 1 / 20
 
-    def test_a_name_or_a_frozen_encoder_will_do(self, encoder, pairs):
+    def test_name_and_frozen_encoder_give_equal_fits(self, encoder, pairs):
         expected = small(encoder, max_epochs=1).fit(*pairs).fingerprint_
-        for other in (encoder.model_name, FrozenEstimator(encoder)):
-            assert small(other, max_epochs=1).fit(*pairs).fingerprint_ == expected
+        for text_encoder in (encoder.model_name, FrozenEstimator(encoder)):
+            assert small(text_encoder, max_epochs=1).fit(*pairs).fingerprint_ == expected
 
     @pytest.mark.exhaustive
-    def test_estimator_checks_with_words_for_numbers(self, encoder):
-        """The checks' y is numbers, which `fit` refuses: here they are spelled out."""
+    def test_passes_all_estimator_checks_with_texts_as_y(self, encoder):
+        """The checks pass numbers as y, which `fit` rejects, so they are converted to captions."""
         expected = {
-            "check_complex_data": "its y is complex: refused before X is looked at",
-            "check_dtype_object": "its y is objects that are no captions: refused as such",
+            "check_complex_data": "its y is complex, which raises before X is checked",
+            "check_dtype_object": "its y has objects that are not captions, which raises",
         }
-        aligner = Spelled(text_encoder=encoder, max_epochs=1, batch_size=32)
+        aligner = CaptionedLiTAligner(text_encoder=encoder, max_epochs=1, batch_size=32)
         results = check_estimator(
             aligner, on_skip=None, on_fail="raise", expected_failed_checks=expected
         )
         statuses = [result["status"] for result in results]
         assert statuses.count("passed") >= 45
-        assert len(statuses) - statuses.count("passed") <= 3  # and array API, unless set up
+        assert (
+            len(statuses) - statuses.count("passed") <= 3
+        )  # the array API check may be skipped too
 
 
-def spelled(y):
+def make_captions(y):
     y = np.asarray(y)
     if y.ndim == 0 or y.dtype.kind not in "fiu" or not np.isfinite(y).all():
         return None if y.ndim == 0 else y
     return [f"a {NOUNS[int(number) % 20]}" for number in y.reshape(len(y), -1)[:, 0]]
 
 
-class Spelled(LiTAligner):
+class CaptionedLiTAligner(LiTAligner):
     def fit(self, X, y):
-        return super().fit(X, spelled(y))
+        return super().fit(X, make_captions(y))
 
     def transform_text(self, y):
-        return super().transform_text(spelled(y))
+        return super().transform_text(make_captions(y))
 
     def score(self, X, y):
-        return super().score(X, spelled(y))
+        return super().score(X, make_captions(y))
 
 
-class TestBadInput:
-    def test_features_of_texts(self, encoder, pairs):
+class TestInvalidInput:
+    def test_features_as_captions_raise(self, encoder, pairs):
         image, captions = pairs
         for aligner in (small(encoder), small(None)):
             with pytest.raises(ValueError, match="y contains features, and LiTAligner"):
@@ -336,24 +338,24 @@ class TestBadInput:
         with pytest.raises(ValueError, match="y contains features, and LiTAligner"):
             fitted.transform_text(np.zeros((3, 4)))
 
-    def test_encoders_that_cannot_be_trained(self, pairs):
-        for other in (TfidfVectorizer(), OpenCLIPTextEncoder()):
+    def test_encoders_that_cannot_be_trained_raise(self, pairs):
+        for encoder in (TfidfVectorizer(), OpenCLIPTextEncoder()):
             with pytest.raises(TypeError, match="must be a TransformersTextEncoder or the name"):
-                small(other).fit(*pairs)
+                small(encoder).fit(*pairs)
 
-    def test_captions_without_an_encoder(self, pairs):
+    def test_captions_without_text_encoder_raise(self, pairs):
         with pytest.raises(ValueError, match=r"text_encoder is None\. Pass text_encoder="):
             small(None).fit(*pairs)
 
-    def test_one_pair(self, encoder, pairs):
+    def test_single_pair_raises(self, encoder, pairs):
         with pytest.raises(ValueError, match="at least 2 pairs"):
             small(encoder).fit(pairs[0][:1], pairs[1][:1])
 
-    def test_unequal_lengths(self, encoder, pairs):
+    def test_unequal_lengths_raise(self, encoder, pairs):
         with pytest.raises(ValueError, match="240 images and 239 rows of captions"):
             small(encoder).fit(pairs[0], pairs[1][:-1])
 
-    def test_a_failed_fit_leaves_the_earlier_one_whole(self, encoder, pairs):
+    def test_failed_fit_keeps_the_previous_fit(self, encoder, pairs):
         aligner = small(encoder, max_epochs=1).fit(*pairs)
         before = aligner.transform_text(["a kind1"])
         with pytest.raises(FloatingPointError):
@@ -361,15 +363,15 @@ class TestBadInput:
         np.testing.assert_array_equal(aligner.transform_text(["a kind1"]), before)
         assert not hasattr(aligner, "_tower")
 
-    def test_images_that_an_encoder_gave_up(self, encoder, pairs):
+    def test_images_that_failed_to_encode_are_left_out(self, encoder, pairs):
         image = pairs[0].copy()
         image[7] = np.nan
-        with pytest.warns(UserWarning, match=r"1 rows .* left out: 7\."):
+        with pytest.warns(UserWarning, match=r"1 rows are left out.*: 7\."):
             aligner = small(encoder, max_epochs=1).fit(image, pairs[1])
         assert np.isnan(aligner.transform(image)[7]).all()
 
     @pytest.mark.parametrize(
-        ("parameter", "value", "said"),
+        ("parameter", "value", "message"),
         [("batch_size", 1, "batch_size must be an integer >= 2, not 1"),
          ("unlocked_layers", 4, "unlocked_layers=4, but the text encoder has 3 layers"),
          ("unlocked_layers", -1, "unlocked_layers must be None or an integer >= 0"),
@@ -382,6 +384,6 @@ class TestBadInput:
          ("loss", "mse", "loss must be one of infonce, sigmoid"),
          ("device", "gpu", "device must be 'auto'")],
     )  # fmt: skip
-    def test_bad_parameter(self, encoder, pairs, parameter, value, said):
-        with pytest.raises(ValueError, match=said):
+    def test_invalid_parameter_raises(self, encoder, pairs, parameter, value, message):
+        with pytest.raises(ValueError, match=message):
             small(encoder, **{parameter: value}).fit(*pairs)

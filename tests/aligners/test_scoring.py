@@ -84,7 +84,7 @@ class TestCollapsedEncoders:
         test[side] = np.ones_like(test[side])
         with pytest.warns(UserWarning, match="100 of the 100 rows of"):
             report = aligner.retrieval_report(test["image"], test["text"], ks=(1, 99))
-        # Whichever comes first for a constant query is right for one of them: chance.
+        # A constant query ranks one image first, which is correct for one caption: chance.
         assert sorted(recall[1] for recall in report.values()) == [0, 0.01]
         assert min(recall[99] for recall in report.values()) == 0
 
@@ -102,8 +102,8 @@ class TestCollapsedEncoders:
         text = concepts @ rng.standard_normal((8, 12)) + 1e-3 * rng.standard_normal((2000, 12))
         aligner = APEAligner(width=16, max_epochs=1, random_state=0).fit(image, text)
         groups = np.arange(2000) // 20
-        found = aligner.retrieval_report(image, text, ks=(1,), groups=groups)
-        assert min(recall[1] for recall in found.values()) > 0.9
+        report = aligner.retrieval_report(image, text, ks=(1,), groups=groups)
+        assert min(recall[1] for recall in report.values()) > 0.9
         assert max(row["valid_recall"] for row in aligner.history_) < 0.3
 
 
@@ -177,7 +177,7 @@ class TestGroups:
         assert aligner.score(coarse, concepts.text[:100], groups=groups) <= 0.1
 
     @pytest.mark.parametrize(
-        ("groups", "said"),
+        ("groups", "message"),
         [
             (["a"] * 9, "groups has 9 entries, and X has 10 rows"),
             ([*"abcdefghi", None], "groups has a missing value in row 9"),
@@ -186,9 +186,9 @@ class TestGroups:
             (np.ones((10, 2)), "groups must have one dimension"),
         ],
     )
-    def test_invalid_groups_raise(self, concepts, groups, said):
+    def test_invalid_groups_raise(self, concepts, groups, message):
         aligner = CCAAligner().fit(concepts.image, concepts.text)
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=message):
             aligner.score(concepts.image[:10], concepts.text[:10], groups=groups)
 
 
@@ -200,14 +200,14 @@ class TestFittedImages:
         aligner.save_pretrained(tmp_path / "model")
         loaded = sklearn_ape.load_pretrained(tmp_path / "model")
         copy = shutil.copy(captioned_images.images[0], tmp_path / "copy.png")
-        asked = [
+        queries = [
             captioned_images.images[59],
             copy,
             captioned_images.images[60],
             captioned_images.images[61],
         ]
-        for one in (aligner, loaded):
-            assert one.was_fitted_on(asked).tolist() == [True, True, False, False]
+        for model in (aligner, loaded):
+            assert model.was_fitted_on(queries).tolist() == [True, True, False, False]
 
     def test_features_are_recognized_after_saving(self, features, tmp_path):
         CCAAligner().fit(features.image[:50], features.text[:50]).save_pretrained(tmp_path / "a")
@@ -222,9 +222,9 @@ class TestFittedImages:
         aligner = CCAAligner(text_encoder=text_encoder)
         aligner.fit(features.image[:200], captioned_images.captions[:200])
         rounded = features.image * (1 + 1e-6 * np.random.default_rng(0).standard_normal(1280))
-        known = aligner.was_fitted_on(rounded)
-        assert known[:200].all()
-        assert not known[200:].any()
+        is_fitted = aligner.was_fitted_on(rounded)
+        assert is_fitted[:200].all()
+        assert not is_fitted[200:].any()
 
     def test_few_features_are_compared_exactly(self, concepts):
         aligner = CCAAligner().fit(concepts.image[:200], concepts.text[:200])
@@ -236,29 +236,29 @@ class TestFittedImages:
         rng = np.random.default_rng(0)
         image = 5 * rng.standard_normal(64) + 0.5 * rng.standard_normal((2000, 64))
         aligner = CCAAligner(n_components=8).fit(image[:1000], rng.standard_normal((1000, 16)))
-        known = aligner.was_fitted_on(image * (1 + 1e-6 * rng.standard_normal(64)))
-        assert known[:1000].mean() > 0.99
-        assert not known[1000:].any()
+        is_fitted = aligner.was_fitted_on(image * (1 + 1e-6 * rng.standard_normal(64)))
+        assert is_fitted[:1000].mean() > 0.99
+        assert not is_fitted[1000:].any()
 
     @pytest.mark.parametrize("is_pipeline", [False, True])
     def test_unreadable_images_are_not_training_images(
         self, is_pipeline, captioned_images, image_encoder, text_encoder, tmp_path
     ):
-        X, asked = list(captioned_images.images[:20]), list(captioned_images.images[20:40])
-        for images, content in ((X, "no image"), (asked, "nor this")):
+        X, queries = list(captioned_images.images[:20]), list(captioned_images.images[20:40])
+        for images, content in ((X, "no image"), (queries, "other text")):
             images[5] = tmp_path / f"{content}.png"
             images[5].write_text(content)
         encoder = clone(image_encoder).set_params(on_error="nan")
         aligner = CCAAligner(text_encoder=text_encoder)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the images that cannot be read
+            warnings.simplefilter("ignore")  # warnings of unreadable images
             if is_pipeline:
-                X, asked = encoder.transform(X), encoder.transform(asked)
+                X, queries = encoder.transform(X), encoder.transform(queries)
             else:
                 aligner.set_params(image_encoder=encoder)
             aligner.fit(X, captioned_images.captions[:20])
             assert aligner.was_fitted_on(X).sum() == 19
-            assert not aligner.was_fitted_on(asked).any()
+            assert not aligner.was_fitted_on(queries).any()
 
     def test_invalid_images_raise(self, captioned_images, image_encoder, text_encoder):
         aligner = aligner_of(image_encoder, text_encoder, captioned_images)

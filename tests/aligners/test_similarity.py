@@ -1,4 +1,4 @@
-"""Similarities: standardized by the bank of training embeddings, and computed in tiles."""
+"""Similarities, their standardization by a bank of embeddings, and computation in tiles."""
 
 import pickle
 
@@ -25,23 +25,23 @@ from sklearn_ape.aligners.similarity import (
     to_probabilities,
 )
 from sklearn_ape.encoders import HeadPairs
-from sklearn_ape.features import memmap as _feature_tiles
+from sklearn_ape.features import memmap
 from sklearn_ape.utils.linalg import evenly_spaced
 
 
 def standardized(cosines, image, text, bank):
-    """Return a standardised copy of cosines of shape (n_images, n_texts)."""
+    """Return a standardized copy of cosines of shape (n_images, n_texts)."""
     result = np.array(cosines)
     Standardizer(text, bank).apply(result, image)
     return result
 
 
-def unit(rows):
+def normalize(rows):
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
 def random_units(rng, *shape):
-    return unit(rng.standard_normal(shape) + 0.5).astype(np.float32)
+    return normalize(rng.standard_normal(shape) + 0.5).astype(np.float32)
 
 
 @pytest.fixture
@@ -55,14 +55,14 @@ def held_out(concepts):
 
 
 class TestStandardized:
-    def test_standardized_equals_plain_loop(self):
+    def test_standardized_similarity_equals_loop(self):
         """Without captions only the first term is used."""
         rng = np.random.default_rng(0)
         image, text = random_units(rng, 7, 6), random_units(rng, 5, 6)
         bank = Bank.from_embeddings(random_units(rng, 30, 6), random_units(rng, 20, 6))
-        deviations = [np.std([b @ t for b in bank.image]) for t in bank.text]
+        of_texts = [np.std([b @ t for b in bank.image]) for t in bank.text]
         of_images = [np.std([x @ b for b in bank.text]) for x in bank.image]
-        spread = (np.mean(deviations) + np.mean(of_images)) / 2
+        std = (np.mean(of_texts) + np.mean(of_images)) / 2
         expected, first = np.empty((7, 5)), np.empty((7, 5))
         for i, x in enumerate(image):
             for j, t in enumerate(text):
@@ -71,46 +71,50 @@ class TestStandardized:
                 to_captions = [x @ b for b in bank.text]
                 first[i, j] = (s - np.mean(to_images)) / np.std(to_images)
                 second = (s - np.mean(to_captions)) / np.std(to_captions)
-                expected[i, j] = (first[i, j] + second) / 2 * spread
-        found = standardized(image @ text.T, image, text, bank)
-        assert found.dtype == np.float32
-        np.testing.assert_allclose(found, expected, atol=1e-6)
-        spread = np.mean([np.std([b @ t for b in bank.image]) for t in text])
-        alone = standardized(image @ text.T, image, text, Bank.from_embeddings(bank.image, None))
-        np.testing.assert_allclose(alone, first * spread, atol=1e-6)
+                expected[i, j] = (first[i, j] + second) / 2 * std
+        similarity = standardized(image @ text.T, image, text, bank)
+        assert similarity.dtype == np.float32
+        np.testing.assert_allclose(similarity, expected, atol=1e-6)
+        std = np.mean([np.std([b @ t for b in bank.image]) for t in text])
+        without_captions = standardized(
+            image @ text.T, image, text, Bank.from_embeddings(bank.image, None)
+        )
+        np.testing.assert_allclose(without_captions, first * std, atol=1e-6)
 
     def test_hub_does_not_rank_first_for_all_images(self):
         """A text near the mean of all images must not be the first result for each of them."""
         rng = np.random.default_rng(0)
         common, own = 2 * np.eye(1, 21, 0), np.eye(20, 21, 1)
-        shown = rng.integers(20, size=400)
-        image = unit(common + own[shown] + 0.05 * rng.standard_normal((400, 21)))
-        text = np.vstack([unit(common / 4 + own), unit(common)])  # the last one is the hub
+        concept = rng.integers(20, size=400)
+        image = normalize(common + own[concept] + 0.05 * rng.standard_normal((400, 21)))
+        text = np.vstack(
+            [normalize(common / 4 + own), normalize(common)]
+        )  # the last one is the hub
         bank = Bank.from_embeddings(image[:200], text)
         plain = image[200:] @ text.T
         assert np.mean(plain.argmax(axis=1) == 20) == 1
-        found = standardized(plain, image[200:], text, bank).argmax(axis=1)
-        assert np.mean(found == shown[200:]) > 0.95
+        best = standardized(plain, image[200:], text, bank).argmax(axis=1)
+        assert np.mean(best == concept[200:]) > 0.95
 
     def test_equal_cosines_are_finite(self):
-        """No infinity or NaN if all cosines are equal; NaN for unreadable images."""
+        """Equal cosines give neither infinity nor NaN, and unreadable images give NaN."""
         rng = np.random.default_rng(0)
         image, text = random_units(rng, 4, 6), random_units(rng, 3, 6)
         image[1], text[2] = np.nan, 0
         bank = Bank.from_embeddings(random_units(rng, 30, 6), random_units(rng, 20, 6))
-        found = standardized(image @ text.T, image, text, bank)
-        assert np.isnan(found[1]).all()
-        assert np.isfinite(np.delete(found, 1, axis=0)).all()
+        similarity = standardized(image @ text.T, image, text, bank)
+        assert np.isnan(similarity[1]).all()
+        assert np.isfinite(np.delete(similarity, 1, axis=0)).all()
         same = Bank.from_embeddings(np.tile(image[:1], (9, 1)), np.tile(text[:1], (9, 1)))
         np.testing.assert_array_equal(standardized(image[:1] @ text.T, image[:1], text, same), 0)
 
     def test_tile_size_does_not_change_result(self, monkeypatch):
         rng = np.random.default_rng(0)
         image, text = random_units(rng, 50, 6), random_units(rng, 20, 6)
-        whole = standardized(image @ text.T, image, text, Bank.from_embeddings(image, text))
+        expected = standardized(image @ text.T, image, text, Bank.from_embeddings(image, text))
         monkeypatch.setattr("sklearn_ape.aligners.similarity._TILE_BYTES", 7 * 4 * 20)
         tiled = standardized(image @ text.T, image, text, Bank.from_embeddings(image, text))
-        np.testing.assert_allclose(tiled, whole, atol=1e-6)
+        np.testing.assert_allclose(tiled, expected, atol=1e-6)
 
     def test_in_place_result_by_rows_equals_single_call(self):
         """Large inputs are standardized in tiles; the moments of texts are computed once."""
@@ -118,12 +122,12 @@ class TestStandardized:
         image, text = random_units(rng, 50, 6), random_units(rng, 20, 6)
         bank = Bank.from_embeddings(random_units(rng, 30, 6), random_units(rng, 20, 6))
         cosines = image @ text.T
-        whole = standardized(cosines, image, text, bank)
+        expected = standardized(cosines, image, text, bank)
         standardizer = Standardizer(text, bank, scale=3.0)
         parts = [image[:17] @ text.T, image[17:] @ text.T]
-        for part, some in zip(parts, (image[:17], image[17:]), strict=True):
-            standardizer.apply(part, some)
-        np.testing.assert_allclose(np.concatenate(parts), 3 * whole, atol=1e-5)
+        for part, rows in zip(parts, (image[:17], image[17:]), strict=True):
+            standardizer.apply(part, rows)
+        np.testing.assert_allclose(np.concatenate(parts), 3 * expected, atol=1e-5)
 
 
 class TestOwnBank:
@@ -135,12 +139,12 @@ class TestOwnBank:
             aligner.transform(concepts.image[:200]), aligner.transform_text(concepts.text[:200])
         )
         image, text = aligner.transform(held_out[0]), aligner.transform_text(held_out[1])
-        found = aligner.similarity(*held_out, standardize=True)
+        similarity = aligner.similarity(*held_out, standardize=True)
         np.testing.assert_allclose(
-            found, standardized(image @ text.T, image, text, bank), atol=1e-5
+            similarity, standardized(image @ text.T, image, text, bank), atol=1e-5
         )
-        back = pickle.loads(pickle.dumps(aligner))
-        np.testing.assert_array_equal(back.similarity(*held_out, standardize=True), found)
+        restored = pickle.loads(pickle.dumps(aligner))
+        np.testing.assert_array_equal(restored.similarity(*held_out, standardize=True), similarity)
 
     def test_bank_excludes_prototypes_of_head_pairs(self, concepts):
         """Prototypes of classes are not images."""
@@ -167,18 +171,18 @@ class TestOwnBank:
 
     def test_standardized_values_have_scale_of_cosines(self, fitted, held_out):
         """Logit scales and thresholds keep their meaning."""
-        plain, found = (fitted.similarity(*held_out, standardize=by) for by in (False, True))
-        assert found.std() == pytest.approx(plain.std(), rel=0.3)
-        assert abs(found.mean()) < 0.1 * found.std()
+        plain, similarity = (fitted.similarity(*held_out, standardize=by) for by in (False, True))
+        assert similarity.std() == pytest.approx(plain.std(), rel=0.3)
+        assert abs(similarity.mean()) < 0.1 * similarity.std()
 
     def test_rows_that_failed_to_encode_are_nan(self, fitted, held_out):
         image, text = held_out[0].copy(), held_out[1].copy()
         image[2], text[4] = np.nan, np.nan
         for collection in (True, held_out[0]):
-            found = fitted.similarity(image, text, standardize=collection)
-            assert np.isnan(found[2]).all()
-            assert np.isnan(found[:, 4]).all()
-            assert np.isfinite(np.delete(np.delete(found, 2, axis=0), 4, axis=1)).all()
+            similarity = fitted.similarity(image, text, standardize=collection)
+            assert np.isnan(similarity[2]).all()
+            assert np.isnan(similarity[:, 4]).all()
+            assert np.isfinite(np.delete(np.delete(similarity, 2, axis=0), 4, axis=1)).all()
 
     def test_recall_on_real_images_does_not_drop(self, features):
         """On images like the training images it must not lower recall."""
@@ -203,9 +207,9 @@ class TestCollection:
         mapped = np.load(tmp_path / "X.npy", mmap_mode="r")
         rows = np.array([0, 4, 9])
         for table in (X, mapped, pd.DataFrame(X), csr_array(X), X.tolist(), list(X)):
-            found = _select_rows(table, rows)
-            found = found.toarray() if hasattr(found, "toarray") else np.asarray(found)
-            np.testing.assert_array_equal(found, X[rows])
+            selected = _select_rows(table, rows)
+            selected = selected.toarray() if hasattr(selected, "toarray") else np.asarray(selected)
+            np.testing.assert_array_equal(selected, X[rows])
         names = [f"{number}.png" for number in range(10)]
         for column in (names, tuple(names), np.array(names), pd.Series(names, index=range(5, 15))):
             assert list(_select_rows(column, rows)) == ["0.png", "4.png", "9.png"]
@@ -215,8 +219,8 @@ class TestCollection:
         names = [f"{number}.png" for number in range(10)]
         module = pytest.importorskip(library)
         column = module.array(names) if library == "pyarrow" else module.Series(names)
-        found = _select_rows(column, np.array([0, 4, 9]))
-        as_list = found.to_pylist if library == "pyarrow" else found.to_list
+        selected = _select_rows(column, np.array([0, 4, 9]))
+        as_list = selected.to_pylist if library == "pyarrow" else selected.to_list
         assert as_list() == ["0.png", "4.png", "9.png"]
 
     def test_collection_replaces_training_images(self, fitted, held_out):
@@ -225,26 +229,26 @@ class TestCollection:
             image @ text.T, image, text, Bank.from_embeddings(image, fitted.bank_.text)
         )
         for collection in (held_out[0], held_out[0].tolist()):
-            found = fitted.similarity(*held_out, standardize=collection)
-            np.testing.assert_allclose(found, expected, atol=1e-5)
+            similarity = fitted.similarity(*held_out, standardize=collection)
+            np.testing.assert_allclose(similarity, expected, atol=1e-5)
 
     def test_collection_is_embedded_once(self, fitted, concepts, held_out, monkeypatch):
-        """Until the aligner is fitted again, or a step before it changes."""
+        """It is embedded again after a fit of the aligner or a change of a step before it."""
         rows = []
         transform = CCAAligner.transform
         monkeypatch.setattr(
             CCAAligner, "transform", lambda self, X: rows.append(len(X)) or transform(self, X)
         )
         scaler = StandardScaler().fit(concepts.image[:200])
-        whole = make_pipeline(scaler, fitted)
+        pipeline = make_pipeline(scaler, fitted)
         classifier = ZeroShotClassifier(
-            {0: "zero", 1: "one"}, aligner=whole, standardize=held_out[0], templates="none"
+            {0: "zero", 1: "one"}, aligner=pipeline, standardize=held_out[0], templates="none"
         )
         monkeypatch.setattr(
             CCAAligner, "transform_text", lambda self, y: np.eye(2, self.n_components_)
         )
         before = classifier.decision_function(held_out[0][:3])
-        clone(classifier).set_params(aligner=whole).decision_function(held_out[0][:3])
+        clone(classifier).set_params(aligner=pipeline).decision_function(held_out[0][:3])
         assert rows == [100, 3, 3]
         scaler.fit(concepts.image[:50])
         assert not np.allclose(classifier.decision_function(held_out[0][:3]), before)
@@ -254,32 +258,33 @@ class TestCollection:
 
     def test_collection_is_embedded_each_time_if_step_cannot_be_pickled(self, fitted, held_out):
         """A change of the step cannot be detected, so nothing is cached."""
-        whole = make_pipeline(FunctionTransformer(lambda rows: rows), fitted)
+        pipeline = make_pipeline(FunctionTransformer(lambda rows: rows), fitted)
         banks = [
-            resolve_bank(held_out[0], fitted, whole.transform, estimator=whole) for _ in range(2)
+            resolve_bank(held_out[0], fitted, pipeline.transform, estimator=pipeline)
+            for _ in range(2)
         ]
         assert banks[0] is not banks[1]
         np.testing.assert_array_equal(banks[1].image, fitted.transform(held_out[0]))
 
     def test_unreadable_images_of_collection_are_left_out(self, fitted, held_out):
-        lost = held_out[0].copy()
-        lost[1:3] = np.nan
-        found = fitted.similarity(*held_out, standardize=lost)
-        expected = fitted.similarity(*held_out, standardize=np.delete(lost, [1, 2], axis=0))
-        np.testing.assert_allclose(found, expected, atol=1e-6)
+        images = held_out[0].copy()
+        images[1:3] = np.nan
+        similarity = fitted.similarity(*held_out, standardize=images)
+        expected = fitted.similarity(*held_out, standardize=np.delete(images, [1, 2], axis=0))
+        np.testing.assert_allclose(similarity, expected, atol=1e-6)
 
     def test_collection_works_without_captions(self, fitted, held_out):
         """CLIPAligner has no bank, and neither have old pickles."""
         del fitted.bank_
         image, text = fitted.transform(held_out[0]), fitted.transform_text(held_out[1])
         expected = standardized(image @ text.T, image, text, Bank.from_embeddings(image, None))
-        found = fitted.similarity(*held_out, standardize=held_out[0])
-        np.testing.assert_allclose(found, expected, atol=1e-6)
+        similarity = fitted.similarity(*held_out, standardize=held_out[0])
+        np.testing.assert_allclose(similarity, expected, atol=1e-6)
 
 
-class TestRefused:
+class TestInvalidCollection:
     @pytest.mark.parametrize(
-        ("standardize", "said"),
+        ("standardize", "message"),
         [("yes", "True, False or a collection of images .* not 'yes'"),
          (0.5, "True, False or a collection of images .* not 0.5"),
          (None, "True, False or a collection of images .* not None"),
@@ -289,8 +294,8 @@ class TestRefused:
          (np.full((5, 32), np.nan), "images that differ"),
          (np.ones((5, 3)), "X has 3 features, but CCAAligner is expecting 32")],
     )  # fmt: skip
-    def test_invalid_collection_raises(self, fitted, held_out, standardize, said):
-        with pytest.raises(ValueError, match=said):
+    def test_invalid_collection_raises(self, fitted, held_out, standardize, message):
+        with pytest.raises(ValueError, match=message):
             fitted.similarity(*held_out, standardize=standardize)
 
     def test_aligner_without_bank_raises(self, fitted, held_out):
@@ -308,7 +313,7 @@ def aligner(concepts):
 
 @pytest.fixture
 def small_tiles(monkeypatch):
-    monkeypatch.setattr(_feature_tiles, "TILE_BYTES", 17 * 4 * 100)
+    monkeypatch.setattr(memmap, "TILE_BYTES", 17 * 4 * 100)
 
 
 @pytest.mark.parametrize("form", [np.asarray, np.ndarray.tolist])
@@ -343,7 +348,7 @@ def test_probabilities_equal_softmax():
     np.testing.assert_allclose(to_probabilities(logits), expected, rtol=1e-5, atol=1e-12)
 
 
-def test_best_text_unless_below_threshold_or_unreadable():
+def test_choose_texts_returns_best_unless_below_threshold_or_unreadable():
     logits = np.array([[0, 3, 3], [1, 1, 0.9], [np.nan] * 3, [5, 0, 0]], dtype=np.float32)
     assert choose_texts(logits.copy(), None).tolist() == [1, 0, UNREADABLE, 0]
     assert choose_texts(logits.copy(), 0.45).tolist() == [1, UNKNOWN, UNREADABLE, 0]
@@ -355,11 +360,11 @@ def test_top_texts_equal_a_stable_sort(k):
     logits[4] = np.nan
     expected = np.argsort(-logits, axis=1, kind="stable")[:, :k]
     proba = np.take_along_axis(softmax(logits, axis=1), expected, axis=1)
-    codes, found = choose_top_texts(logits.copy(), k)
-    np.testing.assert_allclose(found, proba, rtol=1e-5)
+    codes, probabilities = choose_top_texts(logits.copy(), k)
+    np.testing.assert_allclose(probabilities, proba, rtol=1e-5)
     assert (codes[4] == UNREADABLE).all()
-    read = np.arange(50) != 4
+    readable = np.arange(50) != 4
     np.testing.assert_array_equal(
-        np.take_along_axis(logits, codes.clip(min=0), axis=1)[read],
-        np.take_along_axis(logits, expected, axis=1)[read],
+        np.take_along_axis(logits, codes.clip(min=0), axis=1)[readable],
+        np.take_along_axis(logits, expected, axis=1)[readable],
     )

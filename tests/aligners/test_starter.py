@@ -1,4 +1,4 @@
-"""Starter model: classifies without a fit, is small, and is read without pickle."""
+"""Starter model: classification without a fit, size of the file, and its format."""
 
 import json
 import pickle
@@ -89,8 +89,8 @@ def test_file_is_small_and_matches_the_card():
     assert MODEL.stat().st_size <= 16e6
     card = (STARTER_FOLDER / "README.md").read_text(encoding="utf-8")
     assert hashlib.sha256(MODEL.read_bytes()).hexdigest() in card
-    for said in ("CC BY-SA 4.0", "Apache-2.0", "public domain", "build_starter"):
-        assert said in card
+    for phrase in ("CC BY-SA 4.0", "Apache-2.0", "public domain", "build_starter"):
+        assert phrase in card
 
 
 def test_packing_preserves_embeddings(concepts, tmp_path):
@@ -98,13 +98,13 @@ def test_packing_preserves_embeddings(concepts, tmp_path):
     aligner = KernelAligner().fit(concepts.image, concepts.text)
     tensors, described = pack_starter(aligner)
     save_file(tensors, tmp_path / "model.safetensors", metadata=described)
-    back = unpack_starter(tmp_path / "model.safetensors")
+    unpacked = unpack_starter(tmp_path / "model.safetensors")
     for ours, theirs in (
-        (back._embed_image(concepts.image), aligner._embed_image(concepts.image)),
-        (back._embed_text(concepts.text), aligner._embed_text(concepts.text)),
+        (unpacked._embed_image(concepts.image), aligner._embed_image(concepts.image)),
+        (unpacked._embed_text(concepts.text), aligner._embed_text(concepts.text)),
     ):
         assert (ours * theirs).sum(axis=1).min() > 0.99
-    assert back.logit_scale_ == aligner.logit_scale_
+    assert unpacked.logit_scale_ == aligner.logit_scale_
 
 
 def test_file_of_another_format_raises(tmp_path):

@@ -1,4 +1,4 @@
-"""Aligners on memory maps: the same results as in memory, and bounded memory."""
+"""Aligners on memory maps: results equal those in memory, and memory is bounded."""
 
 import subprocess
 import sys
@@ -8,7 +8,7 @@ import pytest
 
 from sklearn_ape import APEAligner, ASIFAligner, CCAAligner, KernelAligner, LiTAligner
 from sklearn_ape.encoders import HeadPairs
-from sklearn_ape.features import memmap as _stored
+from sklearn_ape.features import memmap
 from sklearn_ape.training import StoredRows
 
 SMALL = {"width": 64, "max_epochs": 6, "random_state": 0, "batch_size": 64}
@@ -27,8 +27,8 @@ ALIGNERS = {
 @pytest.fixture
 def mapped(tmp_path, monkeypatch):
     """Return a function that writes an array and maps it; maps of any size are streamed."""
-    monkeypatch.setattr(_stored, "_MIN_STORED_BYTES", 0)
-    monkeypatch.setattr(_stored, "_BLOCK_SIZE", 64)
+    monkeypatch.setattr(memmap, "_MIN_STORED_BYTES", 0)
+    monkeypatch.setattr(memmap, "_BLOCK_SIZE", 64)
 
     def save(array):
         path = tmp_path / f"{len(list(tmp_path.iterdir()))}.npy"
@@ -38,15 +38,15 @@ def mapped(tmp_path, monkeypatch):
     return save
 
 
-class TestAnswers:
+class TestResults:
     @pytest.mark.parametrize("name", ALIGNERS)
     def test_results_equal_those_in_memory(self, concepts, mapped, monkeypatch, name):
         image, text = concepts.image.copy(), concepts.text.copy()
-        image[10:20], text[30:40] = image[:10], text[20:30]  # rows that are equal
+        image[10:20], text[30:40] = image[:10], text[20:30]  # equal rows
         maps = mapped(image), mapped(text)
         aligner = ALIGNERS[name]
         stored = aligner.fit(*maps)
-        answers = (
+        actual = (
             stored.transform(maps[0]),
             stored.transform_text(maps[1]),
             stored.similarity(*maps),
@@ -62,8 +62,8 @@ class TestAnswers:
             in_memory.similarity(image, text, standardize=True),
             in_memory.score(image, text),
         )
-        for found, wanted in zip(answers, expected, strict=True):
-            np.testing.assert_allclose(found, wanted, atol=2e-3)
+        for stored_result, result in zip(actual, expected, strict=True):
+            np.testing.assert_allclose(stored_result, result, atol=2e-3)
         if name == "plain":
             assert stored.fingerprint_ == in_memory.fingerprint_
 
@@ -74,7 +74,7 @@ class TestAnswers:
         in_memory = APEAligner(init=None, **SMALL).fit(image, text)
         assert stored.fingerprint_ == in_memory.fingerprint_
 
-    def test_one_side_may_be_in_memory(self, concepts, mapped):
+    def test_one_side_in_memory_gives_equal_results(self, concepts, mapped):
         both = CCAAligner().fit(mapped(concepts.image), mapped(concepts.text))
         for sides in (
             (mapped(concepts.image), concepts.text.tolist()),
@@ -106,8 +106,8 @@ class TestAnswers:
         assert lit.transform(mapped(features.image[:3])).shape == (3, 1280)
 
 
-class TestBadRows:
-    def test_first_row_with_nan_or_infinity_is_named(self, concepts, mapped):
+class TestInvalidRows:
+    def test_row_with_nan_or_infinity_raises(self, concepts, mapped):
         image = concepts.image.copy()
         image[[270, 290], 3] = np.inf, -np.inf
         with pytest.raises(ValueError, match=r"Input X contains infinity .*first in row 270"):

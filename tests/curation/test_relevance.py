@@ -1,4 +1,4 @@
-"""select_relevant: what is chosen, for which label, in which order."""
+"""select_relevant: selection, labels and order of pairs."""
 
 import warnings
 from collections import Counter
@@ -6,9 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from sklearn_ape.curation import _relevance as _choose
-from sklearn_ape.curation import _validation as _checks
-from sklearn_ape.curation import select_relevant
+from sklearn_ape.curation import _relevance, _validation, select_relevant
 from sklearn_ape.curation._relevance import compute_name_shares
 
 CAPTIONS = [
@@ -22,7 +20,7 @@ CAPTIONS = [
 ]
 
 
-def words(label_names, caption):
+def name_shares(label_names, caption):
     return compute_name_shares([caption], label_names).toarray()[0]
 
 
@@ -40,37 +38,37 @@ def words(label_names, caption):
         ("!", "!", 0),
     ],
 )
-def test_whole_words(name, caption, share):
-    """Words are whole, in order, in any case and number; templates are no words."""
-    assert words({"cat": [name]}, caption) == pytest.approx([share])
+def test_names_match_whole_words(name, caption, share):
+    """Words match in order, in any case, in singular and plural; templates do not match."""
+    assert name_shares({"cat": [name]}, caption) == pytest.approx([share])
 
 
 def test_longest_name_counts():
-    """Of a label's synonyms the longest that occurs says how much is about it."""
+    """The longest synonym in the caption determines the share of a label."""
     names = {"car": ["car", "sports car"], "sport": ["sports"]}
-    assert words(names, "sports car race").tolist() == pytest.approx([2 / 3, 1 / 3])
+    assert name_shares(names, "sports car race").tolist() == pytest.approx([2 / 3, 1 / 3])
 
 
-def test_selection_by_words_only():
-    """Without an encoder, captions that contain a name are all that is chosen."""
+def test_selection_without_encoder_uses_names():
+    """Only captions that contain a name are selected."""
     chosen = select_relevant(CAPTIONS, ["cat", "dog"], random_state=0)
     assert sorted(chosen.indices.tolist()) == [0, 2, 3, 6]
     assert chosen.word_match.all()
-    assert chosen.indices[0] == 6  # nothing but the name
+    assert chosen.indices[0] == 6  # the caption is the name
     assert chosen.similarity[0] == 1
     assert chosen.labels[0] == "cat"
 
 
-def features_of(cosines):
-    """Captions and two labels in 3-d, with these cosines."""
+def make_features(cosines):
+    """Return features of captions and two labels in 3 dimensions with the given cosines."""
     cosines = np.asarray(cosines, dtype=float)
-    rest = np.sqrt(1 - (cosines**2).sum(axis=1))
-    return np.column_stack([cosines, rest]), np.eye(3)[:2]
+    remainder = np.sqrt(1 - (cosines**2).sum(axis=1))
+    return np.column_stack([cosines, remainder]), np.eye(3)[:2]
 
 
 def test_labels_are_selected_in_rounds():
-    """A rare label gets its best pairs, though the other label's are all more similar."""
-    captions, labels = features_of([[0.9, 0.1], [0.8, 0.1], [0.7, 0.1], [0.1, 0.5], [0, 0.4]])
+    """Each label gets its best pairs, even if all pairs of the other label are more similar."""
+    captions, labels = make_features([[0.9, 0.1], [0.8, 0.1], [0.7, 0.1], [0.1, 0.5], [0, 0.4]])
     args = {"label_features": labels, "n_pairs": 4, "random_state": 0}
     chosen = select_relevant(captions, ["a", "b"], **args)
     assert chosen.indices.tolist() == [0, 3, 1, 4]
@@ -81,16 +79,16 @@ def test_labels_are_selected_in_rounds():
     assert greedy.indices.tolist() == [0, 1, 2, 3]
 
 
-def test_a_pair_goes_to_the_nearer_label_and_the_other_takes_its_next():
-    captions, labels = features_of([[0.7, 0.6], [0.1, 0.5], [0.3, 0.1]])
+def test_pair_is_assigned_to_the_nearest_label():
+    captions, labels = make_features([[0.7, 0.6], [0.1, 0.5], [0.3, 0.1]])
     chosen = select_relevant(captions, [7, 3], label_features=labels, per_label=1, random_state=0)
     assert chosen.indices.tolist() == [0, 1]
     assert chosen.labels.tolist() == [7, 3]
 
 
 def test_limits_hold_together():
-    """per_label, min_similarity and groups each hold, also together."""
-    captions, labels = features_of([[0.9, 0.1], [0.9, 0.1], [0.8, 0.1], [0.7, 0], [0.1, 0.3]])
+    """per_label, min_similarity and groups are also respected in combination."""
+    captions, labels = make_features([[0.9, 0.1], [0.9, 0.1], [0.8, 0.1], [0.7, 0], [0.1, 0.3]])
     args = {"label_features": labels, "random_state": 0}
     chosen = select_relevant(captions, ["a", "b"], min_similarity=0.5, **args)
     assert sorted(chosen.indices.tolist()) == [0, 1, 2, 3]
@@ -102,9 +100,9 @@ def test_limits_hold_together():
         assert Counter(chosen.labels) == {"a": 2, "b": 1}
 
 
-def test_all_relevant_pairs_are_in_turns():
-    """With a least similarity alone, the first pairs are still balanced."""
-    captions, labels = features_of([[0.9, 0], [0.8, 0], [0.7, 0], [0, 0.6]])
+def test_min_similarity_alone_keeps_labels_in_turns():
+    """Without n_pairs the labels still alternate."""
+    captions, labels = make_features([[0.9, 0], [0.8, 0], [0.7, 0], [0, 0.6]])
     chosen = select_relevant(
         captions, ["a", "b"], label_features=labels, min_similarity=0.5, random_state=0
     )
@@ -113,10 +111,10 @@ def test_all_relevant_pairs_are_in_turns():
 
 @pytest.mark.parametrize("balance", [True, False])
 def test_tile_size_and_depth_do_not_change_selection(monkeypatch, balance):
-    """Short lists of candidates and small tiles give what whole ones give."""
+    """Short lists of candidates and small tiles give the selection of full ones."""
     rng = np.random.default_rng(0)
     captions, labels = rng.standard_normal((400, 8)), rng.standard_normal((5, 8))
-    captions[::2, :] += 3 * labels[0]  # one label that all would have
+    captions[::2, :] += 3 * labels[0]  # makes one label the nearest of most captions
     args = {
         "label_features": labels,
         "n_pairs": 150,
@@ -124,24 +122,28 @@ def test_tile_size_and_depth_do_not_change_selection(monkeypatch, balance):
         "balance": balance,
         "random_state": 0,
     }
-    whole = select_relevant(captions, range(5), **args)
-    monkeypatch.setattr(_choose, "_EXTRA_CANDIDATES", -58)  # depth 2
-    monkeypatch.setattr(_checks, "_TILE_BYTES", 500)
+    expected = select_relevant(captions, range(5), **args)
+    monkeypatch.setattr(_relevance, "_EXTRA_CANDIDATES", -58)  # depth 2
+    monkeypatch.setattr(_validation, "_TILE_BYTES", 500)
     tiled = select_relevant(captions, range(5), **args)
-    assert whole.indices.tolist() == tiled.indices.tolist()
-    assert whole.labels.tolist() == tiled.labels.tolist()
-    assert len(set(args["groups"][whole.indices])) == 150
+    assert expected.indices.tolist() == tiled.indices.tolist()
+    assert expected.labels.tolist() == tiled.labels.tolist()
+    assert len(set(args["groups"][expected.indices])) == 150
 
 
 def test_ties_depend_only_on_random_state():
-    """Equal captions are drawn, the same ones for the same seed."""
+    """Equal captions are drawn at random, reproducibly for a seed."""
     captions = ["cat"] * 100
-    picks = [select_relevant(captions, ["cat"], n_pairs=5, random_state=s) for s in (0, 0, 1)]
-    assert picks[0].indices.tolist() == picks[1].indices.tolist() != picks[2].indices.tolist()
+    selections = [select_relevant(captions, ["cat"], n_pairs=5, random_state=s) for s in (0, 0, 1)]
+    assert (
+        selections[0].indices.tolist()
+        == selections[1].indices.tolist()
+        != selections[2].indices.tolist()
+    )
 
 
-def test_real_encoder_finds_meaning(text_encoder):
-    """No word in common: meaning decides; a synonym is as good as the name."""
+def test_encoder_selects_by_meaning(text_encoder):
+    """Captions without the words of a name are selected by similarity, also to synonyms."""
     captions = ["a kitten asleep", "the stock market", "an automobile", "tabby"]
     chosen = select_relevant(
         captions,
@@ -154,16 +156,18 @@ def test_real_encoder_finds_meaning(text_encoder):
     assert set(chosen.indices.tolist()) < {0, 2, 3}
 
 
-def test_word_match_passes_the_least_similarity(text_encoder):
-    """A long caption that names the label is relevant, however far its feature lies."""
+def test_word_match_overrides_min_similarity(text_encoder):
+    """A long caption that contains the name is relevant even if its similarity is low."""
     captions = ["stock market report of the year, p. 17, with tables; cover: cat", "law"]
     chosen = select_relevant(captions, ["cat"], text_encoder=text_encoder, min_similarity=0.8)
     assert chosen.indices.tolist() == [0]
     assert chosen.similarity[0] < 0.8
 
 
-def test_encoder_and_its_features_agree(captioned_images, features, text_encoder):
-    """Features of captions give what the captions give, but for the words."""
+def test_captions_and_their_features_give_equal_selections(
+    captioned_images, features, text_encoder
+):
+    """Without the bonus for words the selections are equal."""
     labels = ["cat", "fish", "red fruit", "train"]
     args = {"text_encoder": text_encoder, "n_pairs": 20, "random_state": 0}
     texts = select_relevant(captioned_images.captions, labels, word_bonus=0, **args)
@@ -172,8 +176,7 @@ def test_encoder_and_its_features_agree(captioned_images, features, text_encoder
     assert texts.similarity == pytest.approx(arrays.similarity, abs=1e-5)
 
 
-def test_several_captions_a_pair(text_encoder):
-    """The best caption of a pair counts."""
+def test_best_of_several_captions_counts(text_encoder):
     captions = [["law", "a cat"], ["law", "the law"], ["a dog", "economy", "x"]]
     chosen = select_relevant(
         captions, ["cat", "dog"], text_encoder=text_encoder, n_pairs=2, random_state=0
@@ -186,7 +189,7 @@ def test_several_captions_a_pair(text_encoder):
 
 
 def test_rows_of_nan_are_never_selected():
-    captions, labels = features_of([[0.9, 0.1], [0.8, 0.1], [0.1, 0.6]])
+    captions, labels = make_features([[0.9, 0.1], [0.8, 0.1], [0.1, 0.6]])
     captions[0] = np.nan
     with pytest.warns(UserWarning, match="n_pairs=3, but only 2 pairs"):
         chosen = select_relevant(captions, ["a", "b"], label_features=labels, n_pairs=3)
@@ -194,7 +197,7 @@ def test_rows_of_nan_are_never_selected():
 
 
 def test_invalid_parameters_raise(text_encoder):
-    captions, labels = features_of([[0.9, 0.1], [0.1, 0.9]])
+    captions, labels = make_features([[0.9, 0.1], [0.1, 0.9]])
     with pytest.raises(ValueError, match="n_pairs, per_label and min_similarity are all None"):
         select_relevant(captions, ["a", "b"], label_features=labels)
     with pytest.raises(ValueError, match="label_features"):

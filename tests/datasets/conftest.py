@@ -1,4 +1,4 @@
-"""Image folders that consist of empty files."""
+"""Fixtures for the tests of datasets: folders of empty image files."""
 
 import os
 
@@ -11,7 +11,7 @@ def make(folder, *names):
     for name in names:
         file = folder / name
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(b"")  # never opened, so that empty files must do
+        file.write_bytes(b"")  # files are not opened
     return folder
 
 

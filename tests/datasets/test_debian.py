@@ -232,5 +232,5 @@ def test_collection_titles_are_replaced(tmp_path):
     write_drawing(tmp_path, "y/tree", "Tree")
     captions = load_openclipart(path=tmp_path).captions
     assert captions == [*(f"{name} road, sign" for name in "abcdefghij"), "Tree"]
-    kept = load_openclipart(path=tmp_path, replace_collection_titles=False)
-    assert kept.captions == [*["Road signs, sign"] * 10, "Tree"]
+    dataset = load_openclipart(path=tmp_path, replace_collection_titles=False)
+    assert dataset.captions == [*["Road signs, sign"] * 10, "Tree"]

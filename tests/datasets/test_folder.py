@@ -41,7 +41,7 @@ def test_not_recursive_skips_subfolders(folder):
     assert relative(folder, load_image_folder(folder, recursive=False).images) == ["loose.jpg"]
 
 
-def test_extensions(folder):
+def test_extensions_select_files(folder):
     """Extensions have any case, with or without a dot."""
     make(folder, "cats/raw.HEIC")
     for extension in ("heic", ".HEIC", "*.heic"):
@@ -51,16 +51,16 @@ def test_extensions(folder):
         load_image_folder(folder, extensions=".png")
 
 
-def test_cyclic_links_end(folder):
+def test_cyclic_links_are_followed_once(folder):
     """A link to a parent folder is followed once."""
     try:
-        os.symlink(folder, folder / "cats" / "again", target_is_directory=True)
+        os.symlink(folder, folder / "cats" / "link", target_is_directory=True)
     except OSError:
         pytest.skip("this system does not let us make links")
     assert len(load_image_folder(folder).images) == 3
 
 
-def test_captions_from_names(folder):
+def test_captions_can_be_names(folder):
     """Captions can be folder names or file names."""
     assert load_image_folder(folder, captions="folder").captions == ["cats", "cats", "dogs"]
     images, captions = load_image_folder(folder, captions="filename", return_X_y=True)
@@ -98,7 +98,7 @@ def test_sidecar_files_are_detected(folder):
     assert load_image_folder(folder, captions=None).captions is None
 
 
-def test_sidecars_of_several_lines(folder):
+def test_sidecar_lines_are_several_captions(folder):
     """Several lines are several captions, and captions become lists."""
     write_sidecars(folder)
     (folder / "dogs" / "dog.txt").write_text("a dog\na brown dog\n")
@@ -144,7 +144,7 @@ def write_metadata(folder, kind, column="caption"):
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
 @pytest.mark.parametrize("column", ["caption", "text"])
-def test_metadata_tables(folder, kind, column):
+def test_metadata_tables_give_captions(folder, kind, column):
     """Captions are assigned to their images in any order, and "NA" is a text."""
     texts = write_metadata(folder, kind, column)
     data = load_image_folder(folder)
@@ -173,7 +173,7 @@ def test_table_that_differs_from_folder_raises(folder):
         load_image_folder(folder)
 
 
-def test_no_or_several_tables_raise(folder):
+def test_missing_or_ambiguous_tables_raise(folder):
     """The error names the possible tables, or the tables if there are several."""
     with pytest.raises(FileNotFoundError, match=r"metadata\.csv or metadata\.jsonl"):
         load_image_folder(folder, captions="table")

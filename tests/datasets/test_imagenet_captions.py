@@ -60,7 +60,7 @@ def table(tmp_path):
     return write(tmp_path, ENTRIES)
 
 
-def test_captions_and_labels(root, table):
+def test_entries_give_captions_and_labels(root, table):
     """Captions join title, tags and description without HTML; empty entries are skipped."""
     data = load_imagenet_captions(root, table)
     assert data.captions == [
@@ -90,7 +90,7 @@ def test_class_names_work_in_classifier(root, table):
     assert data.class_names["tench"] == ["tench", "Tinca tinca"]
 
 
-def test_fields(root, table):
+def test_fields_select_parts_of_captions(root, table):
     """Captions have the given fields in the given order."""
     images, captions = load_imagenet_captions(
         root, table, fields=("tags", "title"), return_X_y=True
@@ -103,7 +103,7 @@ def test_fields(root, table):
             load_imagenet_captions(root, table, fields=wrong)
 
 
-def test_images_in_one_folder(root, table):
+def test_images_in_one_folder_are_accepted(root, table):
     for entry in ENTRIES:
         (root / entry["wnid"] / entry["filename"]).rename(root / entry["filename"])
     assert len(load_imagenet_captions(root, table).images) == 3

@@ -1,4 +1,4 @@
-"""load_noto_emoji: images of a font, and names equal to OpenMoji's."""
+"""load_noto_emoji: images of a font, names of emoji and errors."""
 
 import os
 from pathlib import Path
@@ -26,7 +26,7 @@ def noto(home):
 
 
 @installed
-class TestTheInstalledFont:
+class TestInstalledFont:
     @pytest.mark.exhaustive
     def test_names_equal_openmoji(self, noto):
         """Both styles of an emoji have the same caption."""
@@ -43,8 +43,8 @@ class TestTheInstalledFont:
             with Image.open(noto.images[noto.captions.index(name)]) as image:
                 assert image.size == (136, 128)
                 assert image.getpixel((0, 0)) == (255, 255, 255)
-                middle = image.getpixel((68, 70))
-            assert max(abs(a - b) for a, b in zip(middle, colour, strict=True)) < 60
+                center = image.getpixel((68, 70))
+            assert max(abs(a - b) for a, b in zip(center, colour, strict=True)) < 60
 
     def test_second_call_draws_nothing(self, noto, home, monkeypatch):
         monkeypatch.setattr(module, "_draw", lambda font, text: None)
@@ -61,7 +61,7 @@ class TestTheInstalledFont:
             load_noto_emoji(data_home=file)
 
 
-class TestBadInput:
+class TestInvalidInput:
     def test_missing_font_raises(self, monkeypatch):
         monkeypatch.setattr(module, "_FONT", os.devnull + "/none.ttf")
         with pytest.raises(ImportError, match=r"apt install fonts-noto-color-emoji.*path="):

@@ -36,7 +36,7 @@ def openmoji():
     return load_openmoji()
 
 
-def test_data_home_order(monkeypatch, tmp_path):
+def test_data_home_precedence(monkeypatch, tmp_path):
     """The argument has precedence over the environment variable, and that over the default."""
     monkeypatch.setenv("SKLEARN_APE_DATA", str(tmp_path / "env"))
     assert get_data_home(tmp_path / "arg") == tmp_path / "arg"
@@ -146,7 +146,7 @@ def test_interrupted_rendering_resumes(drawings, home, monkeypatch):
 
 
 @pytest.mark.exhaustive
-def test_concurrent_rendering(drawings, home):
+def test_processes_can_render_concurrently(drawings, home):
     """Two processes can render the same images."""
     code = (
         "from sklearn_ape.datasets import load_openmoji\n"
@@ -161,7 +161,7 @@ def test_concurrent_rendering(drawings, home):
             opened.load()
 
 
-def test_progress_only_when_rendering(drawings, home, capsys):
+def test_progress_is_shown_only_while_rendering(drawings, home, capsys):
     """verbose=1 shows a bar only if images are rendered."""
     load_openmoji(path=drawings, data_home=home, size=16, verbose=1)
     assert "Rendering" in capsys.readouterr().err

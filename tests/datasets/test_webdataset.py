@@ -71,9 +71,9 @@ def test_pairs_are_in_order(folder):
 )
 def test_shard_patterns(folder, names, shards, n):
     """Shards of globs, brace patterns, files and lists are in the given order."""
-    given = [names] if isinstance(names, str) else names
-    given = [name.format(folder=folder) for name in given]
-    pairs = load_webdataset(given[0] if len(given) == 1 else given)
+    patterns = [names] if isinstance(names, str) else names
+    patterns = [pattern.format(folder=folder) for pattern in patterns]
+    pairs = load_webdataset(patterns[0] if len(patterns) == 1 else patterns)
     assert len(pairs) == n
     assert [os.path.basename(name) for name in pairs.shards] == shards
 

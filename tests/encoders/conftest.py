@@ -1,4 +1,4 @@
-"""Images, their features and an encoder that may not load, shared by the tests of encoders."""
+"""Fixtures for the tests of encoders."""
 
 import pytest
 

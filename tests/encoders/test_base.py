@@ -142,7 +142,8 @@ def test_set_output_gives_named_columns(paths, truth):
     pd, pl = map(pytest.importorskip, ("pandas", "polars"))
     series = pd.Series(paths[:3], index=[7, 5, 6])
     frame = TimmImageEncoder().set_output(transform="pandas").transform(series)
-    if parse_version(sklearn.__version__) >= parse_version("1.8"):  # before, a frame's alone
+    # Versions before 1.8 keep the index of a frame but not of a Series.
+    if parse_version(sklearn.__version__) >= parse_version("1.8"):
         assert list(frame.index) == [7, 5, 6]
     assert frame.columns[-1] == "timmimageencoder1279"
     np.testing.assert_allclose(frame.to_numpy(), truth[:3], atol=1e-5)

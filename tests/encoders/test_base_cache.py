@@ -170,23 +170,23 @@ def test_threads_encode_each_image_once(encoder, paths, truth):
 def test_threads_share_a_tokenizer():
     """Encoders with different parameters can use one tokenizer in threads."""
     lengths = [3, 8, None]
-    texts = [f"the text number {number} " * (1 + number % 5) for number in range(24)]
-    found = {}
+    texts = [f"the text number {i} " * (1 + i % 5) for i in range(24)]
+    features = {}
     encoders = [
         TransformersTextEncoder(max_length=length, cache=None, batch_size=4) for length in lengths
     ]
     expected = [encoder.transform(texts) for encoder in encoders]
 
-    def work(place):
-        found[place] = encoders[place].transform(texts)
+    def encode(i):
+        features[i] = encoders[i].transform(texts)
 
-    threads = [threading.Thread(target=work, args=(place,)) for place in range(3)]
+    threads = [threading.Thread(target=encode, args=(i,)) for i in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    for place in range(3):
-        np.testing.assert_allclose(found[place], expected[place], atol=1e-5)
+    for i in range(3):
+        np.testing.assert_allclose(features[i], expected[i], atol=1e-5)
 
 
 def test_on_error_raise_keeps_finished_batches(encoder, paths, tmp_path):

@@ -110,7 +110,7 @@ def test_table_raises_with_column_names(no_weights):
 
 
 def test_error_lists_rows_items_and_remedy(paths, no_weights):
-    """`errors` has all invalid rows, the message five of them."""
+    """`errors` has all invalid rows, and the message has five of them."""
     bad = [f"missing{number}.png" for number in range(7)]
     with pytest.raises(EncodingError, match="7 images cannot be encoded") as caught:
         TimmImageEncoder(cache=None).transform([paths[0], *bad])
@@ -119,9 +119,9 @@ def test_error_lists_rows_items_and_remedy(paths, no_weights):
     assert "and 2 more" in message
     assert "pass on_error='nan' to TimmImageEncoder" in message
     assert list(caught.value.errors) == list(range(1, 8))
-    again = pickle.loads(pickle.dumps(caught.value))
-    assert again.errors == caught.value.errors
-    assert str(again) == message
+    restored = pickle.loads(pickle.dumps(caught.value))
+    assert restored.errors == caught.value.errors
+    assert str(restored) == message
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_each_reason_has_its_own_line(tmp_path, no_weights):
     )
 
 
-def test_torch_datasets(tmp_path, no_weights):
+def test_torch_dataset_of_tuples_raises(tmp_path, no_weights):
     """A dataset of tuples raises an error before images are read; one of images is accepted."""
     read = []
 

@@ -114,16 +114,16 @@ def test_grid_search_on_cluster_equals_local(client, encoder, truth, tmp_path, i
     """Scores equal those of one process, also when a worker dies."""
     y = truth @ np.random.default_rng(0).standard_normal((384, 16)).astype(np.float32)
     expected = search(clone(encoder).set_params(cache="memory")).fit(TEXTS, y).cv_results_
-    cached = clone(encoder).set_params(cache=tmp_path)  # which all workers share
-    # An array is sent to one worker and lost with it, unless all are given it (`scatter`).
+    cached = clone(encoder).set_params(cache=tmp_path)  # all workers share the cache
+    # An array on one worker is lost with it, so `scatter` sends it to all workers.
     options = {}
     if is_killed:
         killer = kill_a_worker(client, (tmp_path / "features.sqlite").exists)
         options = {"scatter": [y]}
     with joblib.parallel_config("dask", **options):
-        found = search(cached).fit(TEXTS, y).cv_results_
+        results = search(cached).fit(TEXTS, y).cv_results_
     if is_killed:
         assert not killer.is_alive(), "no worker was killed"
     for name in ("mean_test_score", "std_test_score"):
-        np.testing.assert_allclose(found[name], expected[name], atol=1e-6)
+        np.testing.assert_allclose(results[name], expected[name], atol=1e-6)
     assert np.ptp(expected["mean_test_score"]) > 0

@@ -46,7 +46,7 @@ def journal(path):
 
 
 class Stops:
-    """Items that raise KeyboardInterrupt after a number of them."""
+    """Sequence that raises KeyboardInterrupt after a number of items."""
 
     def __init__(self, items, after, error=KeyboardInterrupt):
         self.items, self.after, self.error = items, after, error
@@ -66,7 +66,7 @@ def stop_after(n_chunks, encoder, path, items=TEXTS, **options):
 
 @pytest.fixture
 def written(monkeypatch):
-    """Numbers of the chunks that are written."""
+    """Return a list to which the indices of written chunks are appended."""
     numbers = []
     write = FeatureFile.write
 
@@ -111,7 +111,7 @@ def test_threads_write_identical_file(encoder, truth, path):
     np.testing.assert_array_equal(features, truth)
 
 
-# ---------------------------------------------------------------- stopped and resumed
+# ---------------------------------------------------------------- resumed runs
 
 
 def test_interrupted_run_resumes(encoder, truth, path, written):
@@ -168,7 +168,7 @@ def test_damaged_partial_file_is_repaired(encoder, truth, path, what):
         file.write_bytes(damaged)
         try:
             features = encoder.encode_to(path, TEXTS, chunk_size=CHUNK)
-        except FileExistsError:  # a digest of items that was damaged
+        except FileExistsError:  # the damaged line is the digest of the items
             assert what == "journal damaged"
         else:
             np.testing.assert_array_equal(features, truth)
@@ -197,7 +197,7 @@ def test_complete_partial_file_is_renamed(encoder, truth, path, monkeypatch, wri
     assert written == []
 
 
-# ---------------------------------------------------------------- a file that is there
+# ---------------------------------------------------------------- existing files
 
 
 def test_complete_file_is_only_checked(path, truth, monkeypatch):
@@ -214,7 +214,7 @@ def test_complete_file_is_only_checked(path, truth, monkeypatch):
     assert os.stat(journal(path)).st_size == before[1].st_size
 
 
-@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize("is_complete", [True, False])
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -225,13 +225,13 @@ def test_complete_file_is_only_checked(path, truth, monkeypatch):
         ("dtype", "with float32 as dtype, not float16"),
     ],
 )
-def test_file_of_other_content_is_kept(encoder, truth, path, change, message, whole):
+def test_file_of_other_content_is_kept(encoder, truth, path, change, message, is_complete):
     """A file of other content is kept unless overwrite=True, and then replaced at the end."""
-    if whole:
+    if is_complete:
         encoder.encode_to(path, TEXTS, chunk_size=CHUNK)
     else:
         stop_after(2, encoder, path)
-    file = path if whole else partial(path)
+    file = path if is_complete else partial(path)
     content = file.read_bytes()
     items, options, other = list(TEXTS), {"chunk_size": CHUNK}, clone(encoder)
     if change == "items":
@@ -249,7 +249,7 @@ def test_file_of_other_content_is_kept(encoder, truth, path, change, message, wh
     assert str(file) in str(raised.value)
     assert "overwrite=True" in str(raised.value)
     assert file.read_bytes() == content
-    if whole:
+    if is_complete:
         with pytest.raises(KeyboardInterrupt):
             other.encode_to(path, Stops(items, 8), overwrite=True, **options)
         assert path.read_bytes() == content
@@ -280,7 +280,7 @@ def test_second_writer_raises(encoder, path):
             encoder.encode_to(path, TEXTS, chunk_size=CHUNK)
 
 
-# ---------------------------------------------------------------- bad items, bad numbers
+# ---------------------------------------------------------------- invalid input
 
 
 @pytest.fixture
@@ -385,10 +385,10 @@ def test_full_disk_raises_and_resumes(encoder, tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
     mount = shutil.which("mount")
-    made = mount and subprocess.run(
+    process = mount and subprocess.run(
         [mount, "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk], capture_output=True
     )
-    if not made or made.returncode:
+    if not process or process.returncode:
         pytest.skip("no file system can be mounted here")
     texts = TEXTS * 8
     try:

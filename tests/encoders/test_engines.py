@@ -10,9 +10,13 @@ import torch
 from sklearn.base import clone
 
 from sklearn_ape.datasets import load_openmoji
-from sklearn_ape.encoders import TimmImageEncoder, TransformersTextEncoder, weights
-from sklearn_ape.encoders import _engine as _base
-from sklearn_ape.encoders import _engine_factory as _factory
+from sklearn_ape.encoders import (
+    TimmImageEncoder,
+    TransformersTextEncoder,
+    _engine,
+    _engine_factory,
+    weights,
+)
 from sklearn_ape.encoders._engine import TorchEngine
 
 OTHERS = ("onnx", "openvino")
@@ -26,7 +30,7 @@ def paths():
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    """A folder with a small network, whose export takes no time to speak of."""
+    """Return a folder with a small network, which is exported quickly."""
     timm = pytest.importorskip("timm")
     folder = tmp_path_factory.mktemp("tiny")
     with torch.random.fork_rng():
@@ -37,8 +41,8 @@ def tiny(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def _afresh():
-    """No engine is left over from another test."""
+def _no_shared_engines():
+    """Remove engines that other tests created."""
     weights._networks.clear()
 
 
@@ -54,29 +58,29 @@ def cosine_distances(a, b):
 @pytest.mark.parametrize("engine", OTHERS)
 def test_engine_features_equal_torch(engine, paths, tmp_path):
     """Features of images and texts, in batches of different sizes, equal torch's."""
-    pytest.importorskip(_base._PACKAGES[engine][0])
+    pytest.importorskip(_engine._PACKAGES[engine][0])
     for encoder, items in ((TimmImageEncoder(), paths), (TransformersTextEncoder(), TEXTS)):
         encoder.set_params(cache=tmp_path / "by torch", engine="torch")
         expected = encoder.transform(items)
         encoder.set_params(cache=tmp_path / engine, engine=engine, batch_size=3)
         with warnings.catch_warnings():
             warnings.simplefilter("error", RuntimeWarning)
-            found = encoder.transform(items)
+            features = encoder.transform(items)
         assert encoder._engine(len(items)).name == engine
-        assert cosine_distances(found, expected).max() < 1e-5
-        np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
+        assert cosine_distances(features, expected).max() < 1e-5
+        np.testing.assert_allclose(features, expected, atol=1e-4 * np.abs(expected).max())
     assert len(exports(tmp_path / engine)) == 2
 
 
 @pytest.mark.parametrize("engine", OTHERS)
 def test_network_is_exported_once(engine, tiny, paths, tmp_path, monkeypatch):
     """Another process and another encoder of the network use the export."""
-    pytest.importorskip(_base._PACKAGES[engine][0])
+    pytest.importorskip(_engine._PACKAGES[engine][0])
     encoder = TimmImageEncoder(tiny, engine=engine, cache=tmp_path)
     expected = encoder.transform(paths)
     weights._networks.clear()
-    runtime = _factory._RUNTIMES[engine][0]
-    monkeypatch.setitem(_factory._RUNTIMES, engine, (runtime, None))
+    runtime = _engine_factory._RUNTIMES[engine][0]
+    monkeypatch.setitem(_engine_factory._RUNTIMES, engine, (runtime, None))
     (tmp_path / "features.sqlite").unlink()
     np.testing.assert_array_equal(clone(encoder).transform(paths), expected)
 
@@ -85,7 +89,7 @@ def test_network_is_exported_once(engine, tiny, paths, tmp_path, monkeypatch):
 @pytest.mark.parametrize("engine", OTHERS)
 def test_damaged_export_is_replaced(engine, tiny, paths, tmp_path):
     """A flipped bit and a missing file are detected."""
-    pytest.importorskip(_base._PACKAGES[engine][0])
+    pytest.importorskip(_engine._PACKAGES[engine][0])
     encoder = TimmImageEncoder(tiny, engine=engine, cache=tmp_path)
     expected = encoder.transform(paths)
     for damage in ("bit", "gone"):
@@ -100,14 +104,14 @@ def test_damaged_export_is_replaced(engine, tiny, paths, tmp_path):
             file.write_bytes(content)
         (tmp_path / "features.sqlite").unlink()
         with pytest.warns(RuntimeWarning, match=r"damaged .* exported again"):
-            found = encoder.transform(paths)
-        np.testing.assert_array_equal(found, expected)
+            features = encoder.transform(paths)
+        np.testing.assert_array_equal(features, expected)
 
 
 def test_wrong_export_is_rejected(tiny, paths, tmp_path, monkeypatch):
     """An export with other features than torch is not used."""
     pytest.importorskip("openvino")
-    runtime = _factory._RUNTIMES["openvino"][0]
+    runtime = _engine_factory._RUNTIMES["openvino"][0]
     call = runtime.__call__
     monkeypatch.setattr(runtime, "__call__", lambda self, inputs: call(self, inputs)[:, ::-1])
     expected = TimmImageEncoder(tiny, engine="torch", cache=None).transform(paths)
@@ -115,23 +119,23 @@ def test_wrong_export_is_rejected(tiny, paths, tmp_path, monkeypatch):
     with pytest.warns(
         RuntimeWarning, match=r"so torch computes it: its features differ from torch's by"
     ):
-        found = encoder.transform(paths)
-    np.testing.assert_allclose(found, expected, atol=1e-6)
+        features = encoder.transform(paths)
+    np.testing.assert_allclose(features, expected, atol=1e-6)
     assert not exports(tmp_path)
 
 
 @pytest.mark.parametrize("engine", OTHERS)
 def test_failed_export_falls_back_to_torch(engine, tiny, paths, tmp_path, monkeypatch):
     """A named engine warns each time; "auto" is silent and tries once."""
-    pytest.importorskip(_base._PACKAGES[engine][0])
+    pytest.importorskip(_engine._PACKAGES[engine][0])
     tried = []
 
     def fails(workload, folder):
         tried.append(folder)
-        raise _base.EngineError("no such operation\nand a long report")
+        raise _engine.EngineError("no such operation\nand a long report")
 
-    runtime = _factory._RUNTIMES[engine][0]
-    monkeypatch.setitem(_factory._RUNTIMES, engine, (runtime, fails))
+    runtime = _engine_factory._RUNTIMES[engine][0]
+    monkeypatch.setitem(_engine_factory._RUNTIMES, engine, (runtime, fails))
     monkeypatch.setattr("sklearn_ape.encoders.base.choose_engine", lambda *_: engine)
     encoder = TimmImageEncoder(tiny, engine=engine, cache=tmp_path)
     with pytest.warns(RuntimeWarning, match=f"engine='{engine}' .* so torch computes it: no such"):
@@ -183,7 +187,7 @@ def test_auto_exports_only_for_many_items(tiny, paths, tmp_path, monkeypatch):
 class TestChoice:
     def test_missing_package_raises(self, tiny, paths, monkeypatch):
         """The message has the install command."""
-        monkeypatch.setattr(_base, "find_spec", lambda _: None)
+        monkeypatch.setattr(_engine, "find_spec", lambda _: None)
         for engine in OTHERS:
             with pytest.raises(ImportError, match=rf"pip install 'sklearn-ape\[{engine}\]'"):
                 TimmImageEncoder(tiny, engine=engine).fit(paths)
@@ -208,7 +212,7 @@ class TestChoice:
         assert clone(exact).set_params(engine="openvino")._identity_digest() == (
             exact._identity_digest()
         )
-        if "bfloat16" in _base._list_precisions("openvino"):
+        if "bfloat16" in _engine._list_precisions("openvino"):
             other = clone(low).set_params(engine="openvino")
             assert other._identity_digest() != low._identity_digest()
             assert cosine_distances(other.transform(paths), exact.transform(paths)).max() < 0.05
@@ -226,7 +230,7 @@ class TestTorch:
                     raise torch.OutOfMemoryError
                 return 2 * x
 
-        workload = _base.Workload(
+        workload = _engine.Workload(
             Module(), list, "", torch.device("cpu"), "float32", 1, Path("unused")
         )
         engine = TorchEngine(workload)
@@ -240,7 +244,7 @@ class TestTorch:
             def forward(self, x):
                 raise torch.OutOfMemoryError("no room")
 
-        workload = _base.Workload(
+        workload = _engine.Workload(
             Module(), list, "", torch.device("cpu"), "float32", 1, Path("unused")
         )
         with pytest.raises(torch.OutOfMemoryError, match="no room"):
@@ -251,7 +255,7 @@ class TestTorch:
         """The memory of a large tensor is reused instead of mapped again."""
         import resource
 
-        _base._keep_large_allocations()
+        _engine._keep_large_allocations()
         for _ in range(3):
             torch.ones(25_000_000)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -30,7 +30,7 @@ SMALL = {
 
 
 def randomized(model):
-    for parameter in model.parameters():  # fresh networks have zeros that hide mistakes
+    for parameter in model.parameters():  # initial zeros would hide errors
         torch.nn.init.normal_(parameter, std=0.2)
     return model.eval()
 
@@ -93,7 +93,7 @@ def test_imagenet_head_gives_weights_and_texts(image_encoder, captioned_images):
         "freshwater dace-like game fish of Europe and western Asia noted for ability to survive "
         "outside water",
     ]
-    # Two classes of one name differ in their definitions: a machine is no bird.
+    # The two classes with the name crane have different definitions.
     assert [texts[0] for texts in (pairs.texts[134], pairs.texts[517])] == ["crane", "crane"]
     assert "bird" in pairs.texts[134][-1]
     assert "lifts" in pairs.texts[517][-1]
@@ -158,7 +158,7 @@ class TestRefused:
         folder, _ = timm_folder(tmp_path / "timm")
         with pytest.raises(ValueError, match=r"pooling='mean' .* features that are not"):
             classifier_head_pairs(TimmImageEncoder(folder, pooling="mean"))
-        # Its head takes the mean after a layer norm, which gem leaves out.
+        # The head expects the mean after a layer norm, which gem omits.
         folder, _ = timm_folder(tmp_path / "convnext", architecture="test_convnext")
         assert len(classifier_head_pairs(TimmImageEncoder(folder)).weights) == len(NAMES)
         with pytest.raises(ValueError, match=r"pooling='gem' .* features that are not"):
@@ -193,9 +193,9 @@ class TestRefused:
 def test_head_pairs_copy_pickle_and_repr():
     """The repr is short for a thousand classes."""
     pairs = HeadPairs(np.eye(2, 5), [["cat", "house cat"], ["dog"]])
-    for back in (copy.deepcopy(pairs), pickle.loads(pickle.dumps(pairs))):
-        np.testing.assert_array_equal(back.weights, pairs.weights)
-        assert back.texts == pairs.texts
+    for copied in (copy.deepcopy(pairs), pickle.loads(pickle.dumps(pairs))):
+        np.testing.assert_array_equal(copied.weights, pairs.weights)
+        assert copied.texts == pairs.texts
     assert repr(pairs) == "HeadPairs(2 classes, 5 features, 3 texts)"
     of_features = HeadPairs(np.eye(2, 5), np.ones((4, 3)), np.array([0, 0, 1, 1]))
     assert repr(of_features) == "HeadPairs(2 classes, 5 features, 4 texts)"

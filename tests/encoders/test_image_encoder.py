@@ -1,4 +1,4 @@
-"""Preprocessing equals that of torchvision and Pillow."""
+"""Image preprocessing compared with torchvision and Pillow."""
 
 import io
 
@@ -19,7 +19,7 @@ SIZES = [(300, 200), (200, 300), (224, 224), (50, 40), (256, 256), (1000, 999), 
 
 
 def random_image(width, height, seed=0):
-    """Clouds and edges."""
+    """Return an image with smooth areas and edges."""
     rng = np.random.default_rng(seed)
     small = rng.integers(0, 256, (max(2, height // 9), max(2, width // 9), 3), dtype=np.uint8)
     return Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
@@ -36,7 +36,7 @@ def composed(resize=256, crop=224, mode=InterpolationMode.BICUBIC):
     )
 
 
-class Same(torch.nn.Module):
+class Identity(torch.nn.Module):
     def forward(self, x):
         return x
 
@@ -49,9 +49,9 @@ def test_pixels_equal_torchvision(size, mode, resize):
     transform = composed(resize, mode=mode)
     prepare = Preprocessing.from_transform(transform)
     image = random_image(*size)
-    found = OnPixels(Same(), prepare).normalize(prepare(image)[None])[0]
-    steps = (found - transform(image)).abs() * torch.tensor([0.2, 0.3, 0.4]).view(3, 1, 1) * 255
-    assert found.shape == (3, 224, 224)
+    pixels = OnPixels(Identity(), prepare).normalize(prepare(image)[None])[0]
+    steps = (pixels - transform(image)).abs() * torch.tensor([0.2, 0.3, 0.4]).view(3, 1, 1) * 255
+    assert pixels.shape == (3, 224, 224)
     assert steps.mean() < 0.3
     assert steps.max() < 4.5
 
@@ -63,7 +63,7 @@ def test_other_transforms_are_not_replaced():
         [*steps, transforms.Grayscale(3)],
         steps[1:],
         [transforms.Resize(256, InterpolationMode.LANCZOS), *steps[1:]],
-        [transforms.Resize(200), *steps[1:]],  # CenterCrop would fill up with black
+        [transforms.Resize(200), *steps[1:]],  # CenterCrop would pad with black
         [transforms.Resize(256, max_size=400), *steps[1:]],
         [transforms.Resize(256, antialias=False), *steps[1:]],
     ):
@@ -72,7 +72,7 @@ def test_other_transforms_are_not_replaced():
     assert Preprocessing.from_transform(composed()) is not None
 
 
-def test_timm_transforms():
+def test_usual_timm_transform_is_replaced():
     """The usual transform of timm is replaced; other crop modes are not."""
     usual = timm.data.create_transform(224, is_training=False, crop_mode="center")
     assert Preprocessing.from_transform(usual).crop == (224, 224)
@@ -104,19 +104,19 @@ class TestLargeImages:
         )
         emoji = [Image.open(path).convert("RGB") for path in load_openmoji().images[:48:6]]
         sheet = Image.new("RGB", (224 * 4, 224 * 2), "white")
-        for place, image in enumerate(emoji):
-            sheet.paste(image, (place % 4 * 224, place // 4 * 224))
+        for i, image in enumerate(emoji):
+            sheet.paste(image, (i % 4 * 224, i // 4 * 224))
         large = sheet.resize((4 * sheet.width, 4 * sheet.height), Image.Resampling.BICUBIC)
         for file in (as_jpeg(large), as_jpeg(random_image(2600, 4000)), large):
-            whole = read_image(file)
+            image = read_image(file)
             if crop == "pad":
                 from sklearn_ape.encoders.image_encoder import _pad_to_square
 
-                whole = _pad_to_square(whole)
+                image = _pad_to_square(image)
             with torch.inference_mode():
-                expected = encoder._pixel_network(network)(reference(whole)[None]).numpy()[0]
-            found = encoder.transform([file])[0]
-            cosine = found @ expected / np.linalg.norm(found) / np.linalg.norm(expected)
+                expected = encoder._pixel_network(network)(reference(image)[None]).numpy()[0]
+            features = encoder.transform([file])[0]
+            cosine = features @ expected / np.linalg.norm(features) / np.linalg.norm(expected)
             assert 1 - cosine < 3e-4
 
     def test_jpeg_is_decoded_at_reduced_scale(self):
@@ -133,10 +133,10 @@ class TestLargeImages:
         """Reduced decoding keeps colors."""
         for mode in ("CMYK", "L"):
             file = as_jpeg(random_image(1600, 1600).convert(mode))
-            small, whole = read_image(file, 400), read_image(file)
+            small, full = read_image(file, 400), read_image(file)
             assert small.mode == "RGB"
             assert small.size == (400, 400)
-            difference = np.asarray(whole.reduce(4), dtype=int) - np.asarray(small)
+            difference = np.asarray(full.reduce(4), dtype=int) - np.asarray(small)
             assert np.abs(difference).mean() < 2
 
 

@@ -13,16 +13,13 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from sklearn_ape.app import _session as _studio
-from sklearn_ape.app import _uploads as _captioned
+from sklearn_ape.app import _session, _uploads
 from sklearn_ape.cli import _inputs
-from sklearn_ape.datasets import _image_folder as _folder
-from sklearn_ape.datasets import table as _pairs
-from sklearn_ape.encoders import images as _images
-from sklearn_ape.encoders import text_encoder as _text_base
+from sklearn_ape.datasets import _image_folder, table
+from sklearn_ape.encoders import images, text_encoder
 from sklearn_ape.encoders.images import check_image, image_digest, read_image
 from sklearn_ape.encoders.items import ItemError
-from sklearn_ape.retrieval import _index as _queries
+from sklearn_ape.retrieval import _index
 from sklearn_ape.retrieval._index import resolve_queries
 from sklearn_ape.utils.files import IMAGE_SUFFIXES
 
@@ -41,9 +38,9 @@ def encoded(image, suffix, **options):
     return buffer.getvalue()
 
 
-def near(found, expected, tolerance):
-    assert found.shape == expected.shape
-    return np.abs(found.astype(int) - expected).mean() < tolerance
+def is_close(actual, expected, tolerance):
+    assert actual.shape == expected.shape
+    return np.abs(actual.astype(int) - expected).mean() < tolerance
 
 
 def png(width, height, bit_depth, color_type, raw, *more):
@@ -56,7 +53,7 @@ def png(width, height, bit_depth, color_type, raw, *more):
     )
 
 
-# ---------------------------------------------------------------- kinds of images
+# ---------------------------------------------------------------- types of images
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "HSV"])
@@ -119,9 +116,9 @@ def test_transparent_colour_of_a_png_is_white(mode):
         image.putpalette([10, 20, 30, 200, 100, 50])
     image.putpixel((0, 0), (200, 100, 50) if mode == "RGB" else 1)
     clear = (0, 0, 0) if mode == "RGB" else 0
-    found = pixels(encoded(image, "png", transparency=clear))
-    np.testing.assert_array_equal(found[1:], np.full((3, 4, 3), 255))
-    assert tuple(found[0, 0]) == {"P": (200, 100, 50), "L": (1,) * 3, "RGB": (200, 100, 50)}[mode]
+    actual = pixels(encoded(image, "png", transparency=clear))
+    np.testing.assert_array_equal(actual[1:], np.full((3, 4, 3), 255))
+    assert tuple(actual[0, 0]) == {"P": (200, 100, 50), "L": (1,) * 3, "RGB": (200, 100, 50)}[mode]
 
 
 def test_16_bit_rgb_png_is_scaled():
@@ -155,10 +152,10 @@ def test_file_formats_are_read(tmp_path, suffix, options, tolerance):
     content = encoded(smooth, suffix, **options)
     path = tmp_path / f"a.{suffix}"
     path.write_bytes(content)
-    found = pixels(path)
-    assert near(found, np.asarray(smooth), tolerance)
+    image = pixels(path)
+    assert is_close(image, np.asarray(smooth), tolerance)
     for item in (str(path), content, bytearray(content), memoryview(content)):
-        np.testing.assert_array_equal(pixels(item), found)
+        np.testing.assert_array_equal(pixels(item), image)
         assert image_digest(item) == image_digest(path)
 
 
@@ -268,7 +265,7 @@ def test_reading_does_not_change_image():
     np.testing.assert_array_equal(np.asarray(rgb), RGB)
 
 
-# ---------------------------------------------------------------- the digest
+# ---------------------------------------------------------------- digests
 
 
 def test_digest_depends_on_content(tmp_path):
@@ -314,8 +311,8 @@ def test_file_changed_after_clock_step_has_new_digest(tmp_path, monkeypatch):
     now = time.time()
     monkeypatch.setattr(time, "time", lambda: now + 10)
     first = image_digest(path)
-    path.write_bytes(b"bbbb")  # as if at the moment at which it was made
-    assert image_digest(path) == first, "not remembered: this test tests nothing"
+    path.write_bytes(b"bbbb")  # the file status does not change
+    assert image_digest(path) == first, "the digest is not cached, so the test has no effect"
     monkeypatch.setattr(time, "time", lambda: now)
     assert image_digest(path) != first
 
@@ -328,13 +325,13 @@ def test_unchanged_file_is_read_once(tmp_path, monkeypatch):
     first = image_digest(path)
 
     def fails(self):
-        raise AssertionError("read again")
+        raise AssertionError("the file was read twice")
 
     monkeypatch.setattr("pathlib.Path.read_bytes", fails)
     assert image_digest(path) == first
 
 
-# ---------------------------------------------------------------- what is no image
+# ---------------------------------------------------------------- invalid images
 
 
 def bad_items(folder):
@@ -448,7 +445,7 @@ def test_damaged_files_give_image_or_item_error(suffix):
 
 @pytest.mark.parametrize(
     "module",
-    [_captioned, _studio, _inputs, _folder, _pairs, _images, _text_base, _queries],
+    [_uploads, _session, _inputs, _image_folder, table, images, text_encoder, _index],
     ids=lambda module: module.__name__,
 )
 def test_all_modules_use_one_object(module):
@@ -456,17 +453,17 @@ def test_all_modules_use_one_object(module):
 
 
 @pytest.mark.parametrize("suffix", IMAGE_SUFFIXES)
-def test_pillow_reads_it(suffix):
+def test_pillow_reads_suffix(suffix):
     assert suffix == suffix.lower()
     assert Image.registered_extensions()[suffix] in Image.OPEN
 
 
 @pytest.mark.parametrize("suffix", IMAGE_SUFFIXES)
 def test_folders_and_queries_agree(suffix, tmp_path):
-    """A file that a folder lists as an image is one that a query is warned about."""
+    """Folders and text queries accept the same suffixes as images."""
     (tmp_path / f"a{suffix.upper()}").write_bytes(b"")
     (tmp_path / "a.doc").write_bytes(b"")
-    data = _folder.load_image_folder(tmp_path)
+    data = _image_folder.load_image_folder(tmp_path)
     assert len(data.images) == 1
     assert data.other_files == {".doc": 1}
     with pytest.warns(UserWarning, match="look like paths"):

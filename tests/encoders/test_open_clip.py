@@ -1,4 +1,4 @@
-"""Encoders of OpenCLIP, against the library's own output on a tiny model in a folder."""
+"""OpenCLIP encoders compared with open_clip on a tiny model in a folder."""
 
 import json
 
@@ -21,7 +21,7 @@ MODEL = {
 }  # fmt: skip
 
 
-def saved(folder, seed=0):
+def save_model(folder, seed=0):
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = open_clip.CLIP(
@@ -38,9 +38,9 @@ def saved(folder, seed=0):
 
 def test_towers_share_one_network(tmp_path):
     """Features equal encode_image and encode_text of one loaded model."""
-    model = saved(tmp_path)
+    model = save_model(tmp_path)
     images, texts = OpenCLIPImageEncoder(str(tmp_path)), OpenCLIPTextEncoder(str(tmp_path))
-    found = images.transform(IMAGES), texts.transform(TEXTS)
+    features = images.transform(IMAGES), texts.transform(TEXTS)
     network = images._network()
     assert network.model is texts._network().model
     tokens = open_clip.get_tokenizer(f"local-dir:{tmp_path}")(TEXTS)
@@ -48,15 +48,15 @@ def test_towers_share_one_network(tmp_path):
     batch = [images._prepare(network.prepare, image) for image in IMAGES]
     pixels = images._module(network).normalize(*images._tensors(network, batch))
     with torch.inference_mode():
-        np.testing.assert_allclose(found[0], model.encode_image(pixels), atol=1e-5)
-        np.testing.assert_allclose(found[1], model.encode_text(tokens), atol=1e-5)
+        np.testing.assert_allclose(features[0], model.encode_image(pixels), atol=1e-5)
+        np.testing.assert_allclose(features[1], model.encode_text(tokens), atol=1e-5)
 
 
 def test_replaced_model_folder_is_reloaded(tmp_path):
     """Another model in the same folder is loaded and encoded again."""
-    saved(tmp_path)
+    save_model(tmp_path)
     first = OpenCLIPImageEncoder(str(tmp_path)).transform(IMAGES)
-    saved(tmp_path, seed=1)
+    save_model(tmp_path, seed=1)
     second = OpenCLIPImageEncoder(str(tmp_path)).transform(IMAGES)
     assert np.abs(first - second).max() > 1e-3
 
@@ -64,7 +64,7 @@ def test_replaced_model_folder_is_reloaded(tmp_path):
 @pytest.mark.parametrize("damage", ["no weights", "garbage weights", "garbage config"])
 def test_damaged_model_folder_raises(tmp_path, damage):
     """Missing weights raise an error instead of giving random features."""
-    saved(tmp_path)
+    save_model(tmp_path)
     name = "open_clip_config.json" if "config" in damage else "open_clip_pytorch_model.bin"
     (tmp_path / name).unlink()
     if damage.startswith("garbage"):

@@ -1,4 +1,4 @@
-"""TimmImageEncoder against the reference implementation and against timm itself."""
+"""TimmImageEncoder compared with a reference implementation and with timm."""
 
 from pathlib import Path
 
@@ -93,10 +93,10 @@ def test_class_names_are_those_of_imagenet():
     assert names[-1].startswith("toilet tissue")
 
 
-def saved(folder, name, **options):
+def save_model(folder, name, **options):
     torch.manual_seed(options.pop("seed", 0))
     model = timm.create_model(name, pretrained=False, **options).eval()
-    for parameter in model.parameters():  # fresh networks have zeros that hide mistakes
+    for parameter in model.parameters():  # initial zeros would hide errors
         torch.nn.init.normal_(parameter, std=0.05)
     timm.models.save_for_hf(model, str(folder), safe_serialization=True)
     return model
@@ -118,7 +118,7 @@ def folder_and_model(request, tmp_path_factory):
     name, options = MODELS[request.param]
     folder = tmp_path_factory.mktemp("timm")
     with torch.random.fork_rng():
-        return str(folder), saved(folder, name, num_classes=7, **options)
+        return str(folder), save_model(folder, name, num_classes=7, **options)
 
 
 def test_folder_features_equal_timm(folder_and_model, paths):
@@ -143,8 +143,8 @@ def test_folder_features_equal_timm(folder_and_model, paths):
     if n_prefix:
         expected |= {"cls": last[:, 0], "cls+mean": torch.cat([last[:, 0], mean], dim=1)}
     for pooling, features in expected.items():
-        found = encoder.set_params(pooling=pooling).transform(paths)
-        np.testing.assert_allclose(found, features, atol=1e-4, rtol=1e-4)
+        actual = encoder.set_params(pooling=pooling).transform(paths)
+        np.testing.assert_allclose(actual, features, atol=1e-4, rtol=1e-4)
     encoder.set_params(pooling="auto", output="logits")
     np.testing.assert_allclose(encoder.transform(paths), logits, atol=1e-4, rtol=1e-4)
     if last.ndim == 3:
@@ -175,36 +175,38 @@ def test_gem_is_between_mean_and_maximum(paths):
 
 
 @pytest.fixture(scope="module")
-def lopsided():
-    """Images that a mirror changes, unlike many flags."""
+def asymmetric():
+    """Return images that differ from their mirror images."""
     data = load_openmoji()
     return [data.images[data.captions.index(name)] for name in ("whale", "snail", "bicycle")]
 
 
 class TestViews:
     @pytest.mark.parametrize("pooling", ["auto", "gem"])
-    def test_views_equal_mean_of_edited_images(self, lopsided, pooling):
+    def test_views_equal_mean_of_edited_images(self, asymmetric, pooling):
         """Mirrored image, smaller copy on white, and enlarged center."""
         encoder = TimmImageEncoder(pooling=pooling, cache=None)
-        with Image.open(lopsided[0]) as file:
-            whole = encoder._prepare(lambda image: image, file)
-        side = whole.width  # the images are square
+        with Image.open(asymmetric[0]) as file:
+            image = encoder._prepare(lambda image: image, file)
+        side = image.width  # the images are square
         small = Image.new("RGB", (side + 2 * (side // 4),) * 2, "white")
-        small.paste(whole, (side // 4, side // 4))
-        large = whole.crop((side // 8, side // 8, side - side // 8, side - side // 8))
-        by_hand = encoder.transform([whole, ImageOps.mirror(whole), small, large])
+        small.paste(image, (side // 4, side // 4))
+        large = image.crop((side // 8, side // 8, side - side // 8, side - side // 8))
+        expected = encoder.transform([image, ImageOps.mirror(image), small, large])
         for n_views in (2, 4):
-            found = encoder.set_params(views=n_views).transform([whole])[0]
-            np.testing.assert_allclose(found, by_hand[:n_views].mean(axis=0), atol=1e-5)
-        assert np.abs(by_hand - by_hand[0]).max(axis=1)[1:].min() > 0.1
+            features = encoder.set_params(views=n_views).transform([image])[0]
+            np.testing.assert_allclose(features, expected[:n_views].mean(axis=0), atol=1e-5)
+        assert np.abs(expected - expected[0]).max(axis=1)[1:].min() > 0.1
 
-    def test_views_do_not_depend_on_order_or_batches(self, lopsided):
-        found = TimmImageEncoder(views=4, batch_size=7, cache=None).transform(lopsided)
+    def test_views_do_not_depend_on_order_or_batches(self, asymmetric):
+        features = TimmImageEncoder(views=4, batch_size=7, cache=None).transform(asymmetric)
         for batch_size in (1, 3):
             encoder = TimmImageEncoder(views=4, batch_size=batch_size, cache=None)
-            np.testing.assert_allclose(encoder.transform(lopsided[::-1])[::-1], found, atol=1e-4)
+            np.testing.assert_allclose(
+                encoder.transform(asymmetric[::-1])[::-1], features, atol=1e-4
+            )
 
-    def test_batch_size_counts_views(self, lopsided, monkeypatch):
+    def test_batch_size_counts_views(self, asymmetric, monkeypatch):
         """The memory does not depend on the number of views."""
         shapes = []
         call = TorchEngine.__call__
@@ -213,23 +215,23 @@ class TestViews:
             "__call__",
             lambda self, inputs: shapes.append(inputs[0].shape) or call(self, inputs),
         )
-        TimmImageEncoder(views=4, batch_size=9, engine="torch", cache=None).transform(lopsided)
+        TimmImageEncoder(views=4, batch_size=9, engine="torch", cache=None).transform(asymmetric)
         assert shapes == [(2, 4, 224, 224, 3), (1, 4, 224, 224, 3)]
 
-    def test_views_have_their_own_cache_keys(self, lopsided, tmp_path):
+    def test_views_have_their_own_cache_keys(self, asymmetric, tmp_path):
         """The key of one view is that of versions without views."""
-        kept = {
-            views: TimmImageEncoder(views=views, cache=tmp_path).transform(lopsided[:1])
+        features = {
+            views: TimmImageEncoder(views=views, cache=tmp_path).transform(asymmetric[:1])
             for views in (1, 2)
         }
-        assert np.abs(kept[1] - kept[2]).max() > 0.01
+        assert np.abs(features[1] - features[2]).max() > 0.01
         assert "views" not in TimmImageEncoder()._identity()
 
     @pytest.mark.parametrize("size", [(1, 1), (3, 2), (90, 1), (64, 21)])
     def test_views_of_small_and_narrow_images(self, size):
         image = Image.new("RGB", size, "red")
-        found = TimmImageEncoder(views=4, cache=None).transform([image])
-        assert np.isfinite(found).all()
+        features = TimmImageEncoder(views=4, cache=None).transform([image])
+        assert np.isfinite(features).all()
 
     @pytest.mark.parametrize("views", [0, 3, "2", None])
     def test_invalid_number_of_views_raises(self, views):
@@ -240,10 +242,10 @@ class TestViews:
 def test_replaced_model_folder_is_reloaded(tmp_path, paths):
     """Another model in the same folder is loaded and encoded again."""
     with torch.random.fork_rng():
-        model = saved(tmp_path, "test_vit", num_classes=5)
+        model = save_model(tmp_path, "test_vit", num_classes=5)
         encoder = TimmImageEncoder(str(tmp_path), cache="memory")
         first = encoder.transform(paths[:2])
-        model = saved(tmp_path, "test_vit", num_classes=5, seed=1)
+        model = save_model(tmp_path, "test_vit", num_classes=5, seed=1)
     second = encoder.transform(paths[:2])
     with torch.inference_mode():
         expected = model.forward_head(
@@ -259,7 +261,7 @@ def test_replaced_model_folder_is_reloaded(tmp_path, paths):
 def test_damaged_model_folder_raises(tmp_path, paths, damage):
     """Errors of the library become a ValueError with the folder."""
     with torch.random.fork_rng():
-        saved(tmp_path, "test_vit", num_classes=5)
+        save_model(tmp_path, "test_vit", num_classes=5)
     for file in tmp_path.iterdir():
         if (file.suffix == ".json") == ("config" in damage):
             if damage.startswith("no"):

@@ -1,4 +1,4 @@
-"""Encoders from transformers, and how they prepare texts."""
+"""Encoders of transformers: pooling, texts, prompts and errors."""
 
 import json
 import warnings
@@ -51,7 +51,7 @@ def tokenizer(**options):
     )
 
 
-def saved(folder, config, seed=0, cls=None, prepare=None):
+def save_model(folder, config, seed=0, cls=None, prepare=None):
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = cls(config) if cls else transformers.AutoModel.from_config(config)
@@ -83,7 +83,7 @@ def image_config(kind):
 @pytest.mark.parametrize("kind", ["vit", "dinov2", "convnext", "clip", "siglip"])
 def test_image_pooling_equals_library(kind, tmp_path):
     """Every pooling equals the pooled output of the library."""
-    model = saved(tmp_path, image_config(kind), prepare=processor())
+    model = save_model(tmp_path, image_config(kind), prepare=processor())
     with torch.inference_mode():
         pixels = processor()(images=IMAGES, return_tensors="pt")["pixel_values"]
         two_towers = hasattr(model, "get_image_features")
@@ -98,8 +98,8 @@ def test_image_pooling_equals_library(kind, tmp_path):
         expected |= {"cls": last[:, 0], "cls+mean": torch.cat([last[:, 0], mean], dim=1)}
     encoder = TransformersImageEncoder(str(tmp_path), cache=None, batch_size=2)
     for pooling, features in expected.items():
-        found = encoder.set_params(pooling=pooling).transform(IMAGES)
-        np.testing.assert_allclose(found, features, atol=1e-4, rtol=1e-4)
+        actual = encoder.set_params(pooling=pooling).transform(IMAGES)
+        np.testing.assert_allclose(actual, features, atol=1e-4, rtol=1e-4)
     if not n_prefix:
         with pytest.raises(ValueError, match="needs a network with a class token"):
             encoder.set_params(pooling="cls").transform(IMAGES)
@@ -109,12 +109,12 @@ def test_missing_pooler_is_replaced_by_class_token(tmp_path):
     """The class token is used if the checkpoint lacks a pooler."""
     config = transformers.ViTConfig(**VISION)
     cls = transformers.ViTForImageClassification
-    model = saved(tmp_path, config, cls=cls, prepare=processor())
+    model = save_model(tmp_path, config, cls=cls, prepare=processor())
     with torch.inference_mode():
         pixels = processor()(images=IMAGES, return_tensors="pt")["pixel_values"]
         expected = model.vit(pixel_values=pixels).last_hidden_state[:, 0]
-    found = TransformersImageEncoder(str(tmp_path), cache=None).transform(IMAGES)
-    np.testing.assert_allclose(found, expected, atol=1e-4, rtol=1e-4)
+    actual = TransformersImageEncoder(str(tmp_path), cache=None).transform(IMAGES)
+    np.testing.assert_allclose(actual, expected, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["bert", "gpt2", "t5"])
@@ -131,7 +131,7 @@ def test_text_pooling_equals_library(kind, tmp_path):
         ),
     }[kind]()
     tokenize = tokenizer(padding_side="left")
-    model = saved(tmp_path, config, prepare=tokenize)
+    model = save_model(tmp_path, config, prepare=tokenize)
     network = model.get_encoder() if kind == "t5" else model
     expected = {"mean": [], "cls": [], "cls+mean": [], "last": []}
     with torch.inference_mode():
@@ -145,8 +145,8 @@ def test_text_pooling_equals_library(kind, tmp_path):
     expected["auto"] = expected["mean"]
     encoder = TransformersTextEncoder(str(tmp_path), cache=None)
     for pooling, features in expected.items():
-        found = encoder.set_params(pooling=pooling).transform(TEXTS)
-        np.testing.assert_allclose(found, torch.stack(features), atol=1e-4, rtol=1e-4)
+        actual = encoder.set_params(pooling=pooling).transform(TEXTS)
+        np.testing.assert_allclose(actual, torch.stack(features), atol=1e-4, rtol=1e-4)
     lengths = encoder.set_params(normalize=True).transform(TEXTS)
     np.testing.assert_allclose(np.linalg.norm(lengths, axis=1), 1, atol=1e-5)
     cut = encoder.set_params(max_length=3, normalize=False).transform(["cat dog", "cat mat"])
@@ -159,7 +159,7 @@ def test_text_embedding_of_two_tower_model(kind, tmp_path):
     tokenize = tokenizer()
     config = image_config(kind)
     config.text_config.eos_token_id = 3
-    model = saved(tmp_path, config, prepare=tokenize)
+    model = save_model(tmp_path, config, prepare=tokenize)
     padding = (
         {"padding": "max_length", "max_length": 16} if kind == "siglip" else {"padding": True}
     )
@@ -177,7 +177,7 @@ def test_text_embedding_of_two_tower_model(kind, tmp_path):
 
 @pytest.fixture
 def sentence_folder(tmp_path):
-    saved(tmp_path, transformers.BertConfig(**TEXT), prepare=tokenizer())
+    save_model(tmp_path, transformers.BertConfig(**TEXT), prepare=tokenizer())
 
     def write(pooling, *more):
         kinds = ["Transformer", "Pooling", *more]
@@ -236,19 +236,19 @@ def test_minilm_equals_sentence_transformers():
     texts = ["a cat", "Ein Hund läuft über die Straße.", "a long text " * 200, "日本語"]
     folder = str(find_packaged_file("all-MiniLM-L6-v2").parent)
     expected = sentence_transformers.SentenceTransformer(folder, device="cpu").encode(texts)
-    found = TransformersTextEncoder(cache=None, device="cpu").transform(texts)
-    found /= np.linalg.norm(found, axis=1, keepdims=True)
+    actual = TransformersTextEncoder(cache=None, device="cpu").transform(texts)
+    actual /= np.linalg.norm(actual, axis=1, keepdims=True)
     expected /= np.linalg.norm(expected, axis=1, keepdims=True)
-    np.testing.assert_allclose(found, expected, atol=1e-5)
+    np.testing.assert_allclose(actual, expected, atol=1e-5)
 
 
 def test_replaced_model_folder_is_reloaded(tmp_path):
     """Another model in the same folder is loaded and encoded again."""
     encoder = TransformersTextEncoder(str(tmp_path))
     config = transformers.BertConfig(**TEXT)
-    saved(tmp_path, config, prepare=tokenizer())
+    save_model(tmp_path, config, prepare=tokenizer())
     first = encoder.transform(TEXTS)
-    saved(tmp_path, config, seed=1, prepare=tokenizer())
+    save_model(tmp_path, config, seed=1, prepare=tokenizer())
     second = encoder.transform(TEXTS)
     assert np.abs(first - second).max() > 1e-3
     np.testing.assert_allclose(second, encoder.set_params(cache=None).transform(TEXTS), atol=1e-6)
@@ -257,7 +257,7 @@ def test_replaced_model_folder_is_reloaded(tmp_path):
 @pytest.mark.parametrize("file", ["model.safetensors", "config.json", "tokenizer.json"])
 def test_damaged_model_folder_raises(tmp_path, file):
     """Errors of the library become a ValueError with the folder."""
-    saved(tmp_path, transformers.BertConfig(**TEXT), prepare=tokenizer())
+    save_model(tmp_path, transformers.BertConfig(**TEXT), prepare=tokenizer())
     (tmp_path / file).write_bytes(b"garbage" * 9)
     with pytest.raises(ValueError, match="is a folder that could not be loaded"):
         TransformersTextEncoder(str(tmp_path)).transform(TEXTS)
@@ -266,7 +266,7 @@ def test_damaged_model_folder_raises(tmp_path, file):
 def test_max_length_beyond_positions_raises(tmp_path):
     """The error has the number of positions."""
     n_positions = TEXT["max_position_embeddings"]
-    saved(tmp_path, transformers.BertConfig(**TEXT), prepare=tokenizer())
+    save_model(tmp_path, transformers.BertConfig(**TEXT), prepare=tokenizer())
     encoder = TransformersTextEncoder(str(tmp_path), max_length=n_positions + 1, cache=None)
     with pytest.raises(ValueError, match=f"max_length={n_positions + 1} is more than"):
         encoder.transform(["cat"])
@@ -275,21 +275,21 @@ def test_max_length_beyond_positions_raises(tmp_path):
 
 def test_batches_are_sorted_by_tokens(tmp_path, monkeypatch):
     """Texts are sorted by tokens, not letters, to reduce padding."""
-    saved(tmp_path, transformers.BertConfig(**TEXT), prepare=tokenizer())
+    save_model(tmp_path, transformers.BertConfig(**TEXT), prepare=tokenizer())
     encoder = TransformersTextEncoder(str(tmp_path), batch_size=2, cache=None)
     shapes = []
     tensors = TransformersTextEncoder._tensors
 
-    def watched(self, network, batch):
-        made = tensors(self, network, batch)
-        shapes.append((len(batch), made[0].shape[1], int(made[1].sum())))
-        return made
+    def record(self, network, batch):
+        inputs = tensors(self, network, batch)
+        shapes.append((len(batch), inputs[0].shape[1], int(inputs[1].sum())))
+        return inputs
 
-    monkeypatch.setattr(TransformersTextEncoder, "_tensors", watched)
-    # Four words of one letter are longer than one word of five.
+    monkeypatch.setattr(TransformersTextEncoder, "_tensors", record)
+    # Four words of one letter have more tokens than one word of five letters.
     texts = ["a a a a", "xxxxxxxxxx", "a a a cat", "yyyyyyyyyyyy"]
     together = encoder.fit(texts).transform(texts)
-    # Threads prepare the batches side by side: which comes first is chance.
+    # Threads prepare batches concurrently, so their order is not fixed.
     assert sorted((n, length) for n, length, _ in shapes) == [(2, 3), (2, 6)]
     assert all(n * length == words for n, length, words in shapes)
     alone = np.concatenate([encoder.transform([text]) for text in texts])
@@ -303,13 +303,13 @@ NOTHING = {"pooling_mode_mean_tokens": True}
 @pytest.fixture
 def siglip(tmp_path):
     """A tiny SigLIP with a case-sensitive tokenizer, as Gemma's."""
-    saved(tmp_path, image_config("siglip"), prepare=tokenizer())
+    save_model(tmp_path, image_config("siglip"), prepare=tokenizer())
     return tmp_path
 
 
 def sentence_model(folder, prompts=None, default=None, pooling=NOTHING, **sentence):
     """Write a tiny BERT as sentence-transformers would."""
-    saved(folder, transformers.BertConfig(**TEXT), prepare=tokenizer())
+    save_model(folder, transformers.BertConfig(**TEXT), prepare=tokenizer())
     kinds = ["Transformer", "Pooling"]
     modules = [
         {"idx": n, "name": str(n), "path": "" if n == 0 else f"{n}_{kind}",

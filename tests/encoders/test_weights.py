@@ -39,7 +39,7 @@ from sklearn_ape.recipes import make_aligner
 from tests.encoders.tiny_networks import encoders
 
 
-def test_list_encoders():
+def test_list_encoders_describes_each_encoder():
     """Each row has an existing encoder class and whether it is installed."""
     import sklearn_ape.encoders
 
@@ -56,7 +56,7 @@ def test_list_encoders():
 @pytest.mark.parametrize(
     "name", [row.name for row in list_encoders() if row.installed and row.name[-1] in "02"]
 )
-def test_number_of_features_is_as_listed(name):
+def test_n_features_equals_the_list(name):
     """n_features in the list is the number of features."""
     (row,) = (row for row in list_encoders() if row.name == name)
     cls = {"image": TimmImageEncoder, "text": TransformersTextEncoder}[row.modality]
@@ -191,7 +191,7 @@ IMAGES = [np.full((32, 32, 3), color, dtype=np.uint8) for color in COLORS]
 FEATURES = np.random.default_rng(0).standard_normal((5, 4)).astype(np.float32)
 
 
-class TestResolved:
+class TestResolveEncoder:
     @pytest.mark.parametrize(
         ("name", "modality", "cls", "model_name"),
         [
@@ -207,14 +207,14 @@ class TestResolved:
             ("timm:x", "text", TransformersTextEncoder, "timm:x"),
         ],
     )
-    def test_names(self, name, modality, cls, model_name):
+    def test_name_gives_encoder(self, name, modality, cls, model_name):
         assert class_and_model(name, modality) == (cls, model_name)
 
     def test_name_gives_default_parameters(self):
         for modality, cls in (("image", TimmImageEncoder), ("text", TransformersTextEncoder)):
-            found = resolve_encoder(NAMES[f"{modality}_encoder"], modality)
-            assert type(found) is cls
-            assert found.get_params() == cls().get_params()
+            encoder = resolve_encoder(NAMES[f"{modality}_encoder"], modality)
+            assert type(encoder) is cls
+            assert encoder.get_params() == cls().get_params()
 
     @pytest.mark.parametrize(
         "name", [IMAGE, "open_clip:RN50/openai", "transformers:facebook/dinov2-small"]
@@ -237,7 +237,7 @@ class TestResolved:
         assert resolve_encoder(frozen, "text") is frozen
 
 
-class TestRefused:
+class TestInvalidEncoders:
     @pytest.mark.parametrize(
         ("name", "modality", "message"),
         [
@@ -251,7 +251,7 @@ class TestRefused:
             (TEXT, "image", "encodes texts, not images. Pass it as text_encoder"),
         ],
     )  # fmt: skip
-    def test_names(self, name, modality, message):
+    def test_invalid_name_raises(self, name, modality, message):
         with pytest.raises(ValueError, match=message):
             resolve_encoder(name, modality)
 
@@ -301,20 +301,20 @@ class TestRefused:
     def test_invalid_name_raises_before_encoding(self):
         class MustNotRun(BaseEstimator):
             def fit(self, X, y=None):
-                raise AssertionError("images were encoded before text_encoder was looked at")
+                raise AssertionError("images were encoded before text_encoder was checked")
 
             transform = fit
 
         with pytest.raises(ValueError, match="text_encoder='all-MiniLM' is not the name"):
             CCAAligner(image_encoder=MustNotRun(), text_encoder="all-MiniLM").fit(IMAGES, CAPTIONS)
 
-    def test_wrong_name_of_head_pairs_is_an_error(self):
+    def test_wrong_name_of_head_pairs_raises(self):
         aligner = CCAAligner(text_encoder=TEXT, head_pairs="efficientnet_lite")
         with pytest.raises(ValueError, match="head_pairs='efficientnet_lite' is not the name"):
             aligner.fit(FEATURES, CAPTIONS)
 
 
-class TestFitted:
+class TestAlignersWithNames:
     @pytest.mark.parametrize(
         ("cls", "parameters"),
         [
@@ -336,7 +336,7 @@ class TestFitted:
         assert clone(by_name).image_encoder == IMAGE
 
     @pytest.mark.exhaustive
-    def test_head_pairs(self):
+    def test_head_pairs_accept_a_name(self):
         by_name = CCAAligner(**NAMES, head_pairs=IMAGE).fit(IMAGES, CAPTIONS)
         by_object = CCAAligner(**NAMES, head_pairs=TimmImageEncoder()).fit(IMAGES, CAPTIONS)
         assert by_name.fingerprint_ == by_object.fingerprint_
@@ -349,28 +349,28 @@ class TestFitted:
     def test_saved_and_pickled_aligners_predict(self, tmp_path):
         aligner = CCAAligner(**NAMES).fit(IMAGES, CAPTIONS)
         aligner.save_pretrained(tmp_path / "model")
-        for back in (
+        for restored in (
             load_pretrained(tmp_path / "model"),
             pickle.loads(pickle.dumps(aligner)),
         ):
-            assert back.get_params() == aligner.get_params()
+            assert restored.get_params() == aligner.get_params()
             expected = aligner.similarity(IMAGES, CAPTIONS)
-            np.testing.assert_array_equal(back.similarity(IMAGES, CAPTIONS), expected)
-            assert back.fit(IMAGES, CAPTIONS).fingerprint_ == aligner.fingerprint_
+            np.testing.assert_array_equal(restored.similarity(IMAGES, CAPTIONS), expected)
+            assert restored.fit(IMAGES, CAPTIONS).fingerprint_ == aligner.fingerprint_
 
-    def test_search_over_names(self):
+    def test_search_over_names_gives_equal_scores(self):
         grid = {"text_encoder": [TEXT, TransformersTextEncoder(), "transformers:all-MiniLM-L6-v2"]}
         search = GridSearchCV(CCAAligner(), grid, cv=KFold(2), error_score="raise")
         search.fit(np.tile(FEATURES, (4, 1)), CAPTIONS * 4)
         scores = search.cv_results_["mean_test_score"]
         np.testing.assert_array_equal(scores, scores[0])
 
-    def test_set_params(self):
+    def test_name_is_read_at_the_next_fit(self):
         aligner = CCAAligner(text_encoder=TEXT).fit(FEATURES, CAPTIONS)
-        aligner.set_params(text_encoder="nothing/here")  # not read before the next fit
+        aligner.set_params(text_encoder="nothing/here")  # an invalid name
         assert aligner.transform_text(["a cat"]).shape == (1, aligner.n_components_)
 
-    def test_recipes_and_curation(self):
+    def test_recipes_and_curation_accept_names(self):
         aligner = make_aligner("csa", **NAMES, n_components=2).fit(IMAGES, CAPTIONS)
         assert aligner.transform(IMAGES).shape == (5, 2)
         by_name = select_relevant(CAPTIONS, ["red"], text_encoder=TEXT, n_pairs=2)

@@ -1,4 +1,4 @@
-"""Tiny networks in folders, one for every class of encoders, built offline."""
+"""Tiny networks in folders, one for each encoder class."""
 
 import torch
 
@@ -9,33 +9,32 @@ from sklearn_ape.encoders import (
     TransformersImageEncoder,
     TransformersTextEncoder,
 )
-from tests.encoders import test_open_clip, test_timm, test_transformers
+from tests.encoders import test_open_clip, test_timm
+from tests.encoders import test_transformers as hf
 
 TEXTS = ["a cat", "the dog runs on the mat", "cat", "dog on a mat", "the mat"]
 
 
 def text_folder(folder):
-    of = test_transformers
-    of.saved(folder, of.transformers.BertConfig(**of.TEXT), prepare=of.tokenizer())
+    hf.save_model(folder, hf.transformers.BertConfig(**hf.TEXT), prepare=hf.tokenizer())
     return str(folder)
 
 
 def encoders(folder):
-    """Return an encoder of every class, by its name; all without a cache."""
+    """Return a dict of encoders by class name, all without a cache."""
     paths = {kind: folder / kind for kind in ("timm", "image", "text", "clip")}
     for path in paths.values():
         path.mkdir()
-    of = test_transformers
     with torch.random.fork_rng():
-        test_timm.saved(paths["timm"], "test_vit", num_classes=7)
-    of.saved(paths["image"], of.image_config("vit"), prepare=of.processor())
+        test_timm.save_model(paths["timm"], "test_vit", num_classes=7)
+    hf.save_model(paths["image"], hf.image_config("vit"), prepare=hf.processor())
     text_folder(paths["text"])
-    test_open_clip.saved(paths["clip"])
-    made = {
+    test_open_clip.save_model(paths["clip"])
+    kinds = {
         TimmImageEncoder: "timm",
         TransformersImageEncoder: "image",
         TransformersTextEncoder: "text",
         OpenCLIPImageEncoder: "clip",
         OpenCLIPTextEncoder: "clip",
     }
-    return {cls.__name__: cls(str(paths[kind]), cache=None) for cls, kind in made.items()}
+    return {cls.__name__: cls(str(paths[kind]), cache=None) for cls, kind in kinds.items()}

@@ -1,4 +1,4 @@
-"""Heads have the architecture that their names promise, and start where they should."""
+"""Architecture, initialization, statistics and closed-form maps of heads."""
 
 import pickle
 
@@ -24,13 +24,13 @@ from sklearn_ape.heads import (
 
 
 @pytest.fixture(autouse=True)
-def seeded():
+def fixed_seed():
     with torch.random.fork_rng():
         torch.manual_seed(0)
         yield
 
 
-def linears(head):
+def linear_shapes(head):
     return [(m.in_features, m.out_features) for m in head.modules() if isinstance(m, nn.Linear)]
 
 
@@ -42,12 +42,12 @@ def n_parameters(head):
 @pytest.mark.parametrize("depth", [1, 2, 4, 6])
 def test_depth_counts_the_linear_layers_of_an_mlp(kind, depth):
     head = make_head(kind, 8, 5, depth=depth, width=16, dropout=0.0)
-    assert len(linears(head)) == depth
-    assert linears(head)[0][0] == 8
-    assert linears(head)[-1][1] == 5
+    assert len(linear_shapes(head)) == depth
+    assert linear_shapes(head)[0][0] == 8
+    assert linear_shapes(head)[-1][1] == 5
 
 
-def test_linear_and_mlp_of_depth_one_are_the_same_map():
+def test_mlp_of_depth_one_equals_linear():
     linear = make_head("linear", 8, 5, depth=3, width=16, dropout=0.5)
     mlp = make_head("mlp", 8, 5, depth=1, width=16, dropout=0.5)
     mlp.layers[0].load_state_dict(linear.linear.state_dict())
@@ -58,20 +58,20 @@ def test_linear_and_mlp_of_depth_one_are_the_same_map():
 @pytest.mark.parametrize(("kind", "widest"), [("residual", 16), ("glu", 32)])
 def test_residual_blocks_have_two_linear_layers_each(kind, widest):
     head = make_head(kind, 8, 5, depth=5, width=16, dropout=0.0)
-    assert linears(head) == [(8, widest), (16, 8), (8, widest), (16, 8), (8, 5)]
+    assert linear_shapes(head) == [(8, widest), (16, 8), (8, widest), (16, 8), (8, 5)]
 
 
-def test_a_residual_head_of_depth_one_is_norm_and_projection():
+def test_residual_head_of_depth_one_has_norm_and_projection():
     head = make_head("residual", 8, 5, depth=1, width=16, dropout=0.5)
     norm, projection = head.layers
-    assert linears(head) == [(8, 5)]
+    assert linear_shapes(head) == [(8, 5)]
     features = torch.randn(4, 8)
     torch.testing.assert_close(head(features), projection(norm(features)))
 
 
-def test_even_depths_of_blocks_are_the_next_odd_one():
+def test_even_depth_of_blocks_is_rounded_up():
     two, three = (make_head("residual", 8, 5, depth=d, width=16, dropout=0.0) for d in (2, 3))
-    assert linears(two) == linears(three)
+    assert linear_shapes(two) == linear_shapes(three)
 
 
 def test_residual_block_adds_to_its_input():
@@ -83,23 +83,23 @@ def test_residual_block_adds_to_its_input():
     torch.testing.assert_close(block(features), features)
 
 
-def test_batchnorm_mlp_is_sharelocks():
+def test_batchnorm_mlp_has_the_layers_of_sharelock():
     head = make_head("batchnorm_mlp", 8, 5, depth=4, width=16, dropout=0.2)
     hidden = [nn.Linear, nn.BatchNorm1d, nn.ReLU, nn.Dropout]
     assert [type(layer) for layer in head.layers] == [*hidden, *hidden, *hidden, nn.Linear]
 
 
-def test_batchnorm_mlp_with_a_single_pair_raises():
+def test_batchnorm_mlp_on_single_pair_raises():
     head = make_head("batchnorm_mlp", 8, 5, depth=2, width=16, dropout=0.0)
     with pytest.raises(ValueError, match="Increase batch_size"):
         head(torch.randn(1, 8))
     assert head.eval()(torch.randn(1, 8)).shape == (1, 5)
 
 
-def test_star_is_sails():
+def test_star_head_equals_formula_of_sail():
     head = make_head("star", 8, 5, depth=2, width="8x", dropout=0.0)
-    assert linears(head) == [(8, 64), (8, 64), (64, 5)]
-    # Xavier's uniform start: bounded by the root of 6 / (in + out), and near it somewhere.
+    assert linear_shapes(head) == [(8, 64), (8, 64), (64, 5)]
+    # Xavier uniform initialization has the bound sqrt(6 / (n_inputs + n_outputs)).
     for layer in (head.gate, head.up, head.down):
         bound = (6 / sum(layer.weight.shape)) ** 0.5
         assert 0.9 * bound < layer.weight.abs().max() <= bound
@@ -112,9 +112,9 @@ def test_star_is_sails():
     torch.testing.assert_close(head(features), product @ head.down.weight.T)
 
 
-def test_skip_mlp_is_freeze_aligns():
+def test_skip_mlp_equals_formula_of_freeze_align():
     head = make_head("skip_mlp", 8, 5, depth=4, width=16, dropout=0.1).eval()
-    assert linears(head) == [(8, 5), (8, 16), (16, 5), (5, 5), (5, 5)]
+    assert linear_shapes(head) == [(8, 5), (8, 16), (16, 5), (5, 5), (5, 5)]
     features = torch.randn(4, 8)
     normed = head.norm(features)
     up, _, down = head.nonlinear
@@ -126,13 +126,13 @@ def test_skip_mlp_is_freeze_aligns():
 
 
 @pytest.mark.parametrize(("depth", "n_residuals"), [(1, 0), (3, 0), (4, 1), (5, 1), (6, 2)])
-def test_depth_of_a_skip_mlp(depth, n_residuals):
+def test_depth_of_skip_mlp_sets_residual_layers(depth, n_residuals):
     head = make_head("skip_mlp", 8, 5, depth=depth, width=16, dropout=0.1)
     assert len(head.residuals) == n_residuals
 
 
-def test_freeze_aligns_heads_have_the_published_size():
-    # Paper: 11.5 million. Features of 1024; images have two projectors, for patches and class.
+def test_skip_mlp_has_the_published_number_of_parameters():
+    # Freeze-Align has 11.5 million: two image projectors (patches, class token) and one of texts.
     image, text = (
         make_head("skip_mlp", 1024, 1024, depth=depth, width=1024, dropout=0.1) for depth in (2, 4)
     )
@@ -140,19 +140,18 @@ def test_freeze_aligns_heads_have_the_published_size():
 
 
 @pytest.mark.parametrize("kind", HEAD_KINDS)
-def test_standardised_or_normed_once(kind):
+def test_output_does_not_depend_on_the_scale_of_features(kind):
     head = make_head(kind, 8, 5, depth=3, width=16, dropout=0.0)
     features = 100 * torch.randn(50, 8) + 7
     head.set_statistics(features)
-    own_norm = kind in ("star", "skip_mlp")
-    assert isinstance(head.standardize, Standardize) != own_norm
-    # Either way the size of the features makes no difference.
-    out = head.eval()(features)
+    has_layer_norm = kind in ("star", "skip_mlp")
+    assert isinstance(head.standardize, Standardize) != has_layer_norm
+    expected = head.eval()(features)
     head.set_statistics(1000 * features)
-    torch.testing.assert_close(head(1000 * features), out, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(head(1000 * features), expected, rtol=1e-3, atol=1e-3)
 
 
-def test_dropout_is_active_in_training_only():
+def test_dropout_is_active_only_in_training():
     for kind in set(HEAD_KINDS) - {"linear"}:
         head = make_head(kind, 8, 5, depth=2, width=64, dropout=0.5)
         features = torch.randn(4, 8)
@@ -162,7 +161,7 @@ def test_dropout_is_active_in_training_only():
         assert torch.equal(head(features), head(features)), kind
 
 
-def test_unknown_head_names_the_known_ones():
+def test_unknown_head_raises_with_valid_names():
     with pytest.raises(ValueError, match=r"linear, mlp, .*glu, skip_mlp, star, not 'mpl'"):
         make_head("mpl", 8, 5, depth=2, width=16, dropout=0.0)
 
@@ -170,17 +169,17 @@ def test_unknown_head_names_the_known_ones():
 @pytest.mark.parametrize(
     ("width", "units"), [(7, 7), (np.int64(7), 7), ("4x", 400), ("0.5x", 50), ("0.001x", 1)]
 )
-def test_width_is_a_number_or_a_multiple(width, units):
+def test_width_is_an_integer_or_a_multiple(width, units):
     assert hidden_width(width, 100) == units
 
 
 @pytest.mark.parametrize("width", [0, -1, True, 4.0, None, "4", "x", "-4x", "0x", "4 x", [4]])
-def test_any_other_width_is_refused(width):
+def test_invalid_width_raises(width):
     with pytest.raises(ValueError, match="such as '4x', not"):
         hidden_width(width, 100)
 
 
-def test_a_side_without_head_has_nothing_to_train():
+def test_frozen_head_has_no_parameters():
     head = make_head(None, 8, 8, depth=2, width=4, dropout=0.0)
     assert isinstance(head, FrozenHead)
     assert list(head.parameters()) == []
@@ -190,17 +189,17 @@ def test_a_side_without_head_has_nothing_to_train():
         make_head(None, 8, 9, depth=2, width=4, dropout=0.0)
 
 
-def test_standardize_leaves_constant_features_finite():
+def test_standardize_keeps_constant_features_finite():
     features = torch.randn(50, 3) * torch.tensor([1.0, 100.0, 0.0]) + torch.tensor([0, 5.0, 7.0])
     layer = Standardize(3)
     layer.set(features)
-    out = layer(features)
-    assert torch.isfinite(out).all()
-    torch.testing.assert_close(out[:, :2].std(dim=0, unbiased=False), torch.ones(2))
-    assert out[:, 2].abs().max() < 1e-4
+    standardized = layer(features)
+    assert torch.isfinite(standardized).all()
+    torch.testing.assert_close(standardized[:, :2].std(dim=0, unbiased=False), torch.ones(2))
+    assert standardized[:, 2].abs().max() < 1e-4
 
 
-def test_two_tower_gives_unit_vectors_and_a_fingerprint_of_its_weights():
+def test_two_tower_normalizes_and_fingerprint_depends_on_weights():
     towers = TwoTower(
         make_head("mlp", 6, 4, depth=2, width=8, dropout=0.0),
         make_head("linear", 5, 4, depth=1, width=8, dropout=0.0),
@@ -235,23 +234,23 @@ def kernel_reference(anchors, coefficients, texts, gamma):
     return np.exp(gamma * (cosines - 1)) @ coefficients
 
 
-@pytest.mark.parametrize("at_once", [1, 100, 2**24])
-def test_kernel_map_is_the_formula_however_the_rows_are_cut(kernel, monkeypatch, at_once):
-    monkeypatch.setattr(_closed_form, "_BLOCK_VALUES", at_once)
+@pytest.mark.parametrize("max_values", [1, 100, 2**24])
+def test_kernel_map_equals_formula_for_any_tile_size(kernel, monkeypatch, max_values):
+    monkeypatch.setattr(_closed_form, "_BLOCK_VALUES", max_values)
     anchors, coefficients, texts = kernel
-    got = KernelMap(anchors, coefficients, 8.0)(torch.from_numpy(texts).float())
-    assert got.dtype == torch.float32
+    embeddings = KernelMap(anchors, coefficients, 8.0)(torch.from_numpy(texts).float())
+    assert embeddings.dtype == torch.float32
     expected = kernel_reference(anchors, coefficients, texts, 8.0)
-    np.testing.assert_allclose(got.numpy(), expected, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(embeddings.numpy(), expected, rtol=1e-4, atol=1e-6)
 
 
-def test_whitened_map_is_the_formula():
+def test_whitened_map_equals_formula():
     rng = np.random.default_rng(0)
     features, mean = 9 * rng.standard_normal((25, 6)), rng.standard_normal(6)
     directions = rng.standard_normal((6, 3))
-    got = WhitenedMap(mean, directions)(torch.from_numpy(features).float())
+    embeddings = WhitenedMap(mean, directions)(torch.from_numpy(features).float())
     expected = (features / np.linalg.norm(features, axis=1, keepdims=True) - mean) @ directions
-    np.testing.assert_allclose(got.numpy(), expected, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(embeddings.numpy(), expected, rtol=1e-4, atol=1e-6)
 
 
 def test_maps_copy_their_inputs_and_have_no_parameters(kernel):
@@ -267,10 +266,10 @@ def test_invalid_maps_raise(kernel):
     anchors, coefficients, _ = kernel
     with pytest.raises(ValueError, match="different lengths, 40 and 39"):
         KernelMap(anchors, coefficients[:39], 8.0)
-    longer = anchors.copy()
-    longer[3] *= 2
+    scaled = anchors.copy()
+    scaled[3] *= 2
     with pytest.raises(ValueError, match="row 3 has norm 2"):
-        KernelMap(longer, coefficients, 8.0)
+        KernelMap(scaled, coefficients, 8.0)
     with pytest.raises(ValueError, match="coefficients contains NaN or infinity"):
         KernelMap(anchors, np.full_like(coefficients, 1e300), 8.0)
     with pytest.raises(ValueError, match="gamma must be positive"):
@@ -291,7 +290,7 @@ def closed_form_towers(kernel, kind, unit=1.0):
 
 
 def train(towers, n_steps=3):
-    """Take steps towards the images' embeddings, on data that are the same each time."""
+    """Train on fixed random pairs to increase their cosines; return the last loss."""
     torch.manual_seed(1)
     image, text = torch.randn(20, 4), torch.randn(20, 6)
     towers.image_head.set_statistics(image)
@@ -306,20 +305,20 @@ def train(towers, n_steps=3):
 
 
 @pytest.mark.parametrize("kind", HEAD_KINDS)
-def test_training_begins_at_the_base_and_leaves_it(kernel, kind):
+def test_training_starts_at_the_base_and_improves(kernel, kind):
     towers = closed_form_towers(kernel, kind)
     texts = torch.from_numpy(kernel[2]).float()
     towers.text_head.set_statistics(texts)
     base = towers.text_head.base(texts)
-    assert torch.equal(towers.train().text_head(texts), base)  # under dropout too
-    start = train(towers, 1)
-    assert train(towers, 20) < start - 0.05
+    assert torch.equal(towers.train().text_head(texts), base)  # also with dropout
+    first_loss = train(towers, 1)
+    assert train(towers, 20) < first_loss - 0.05
     assert not torch.equal(towers.eval().text_head(texts), base)
     assert torch.equal(towers.text_head.base(texts), base)
 
 
 @pytest.mark.parametrize("kind", HEAD_KINDS)
-def test_zero_output_does_not_cut_off_the_layers_below(kind):
+def test_all_layers_train_after_zero_initialization(kind):
     head = make_head(kind, 6, 3, depth=4, width=16, dropout=0.0)
     head.start_at_zero()
     before = [parameter.clone() for parameter in head.parameters()]
@@ -333,7 +332,7 @@ def test_zero_output_does_not_cut_off_the_layers_below(kind):
     assert all(not torch.equal(a, b) for a, b in weights)
 
 
-def test_the_units_of_the_base_make_no_difference_to_training(kernel):
+def test_training_does_not_depend_on_the_scale_of_the_base(kernel):
     small, large = (closed_form_towers(kernel, "mlp", unit) for unit in (1.0, 1000.0))
     train(small)
     train(large)
@@ -343,23 +342,23 @@ def test_the_units_of_the_base_make_no_difference_to_training(kernel):
     )
 
 
-def test_a_base_of_zeros_still_trains(kernel):
+def test_base_of_zeros_trains_to_finite_weights(kernel):
     towers = closed_form_towers(kernel, "mlp", unit=0.0)
     train(towers)
     assert towers.text_head.scale == 1
     assert all(torch.isfinite(parameter).all() for parameter in towers.parameters())
 
 
-def test_two_tower_of_closed_forms_is_counted_printed_and_kept(kernel):
+def test_closed_form_two_tower_has_fingerprint_and_pickles(kernel):
     towers = closed_form_towers(kernel, "mlp").eval()
     assert towers.n_components == 3
     before = towers.fingerprint()
-    again = pickle.loads(pickle.dumps(towers))
-    assert again.fingerprint() == before
+    restored = pickle.loads(pickle.dumps(towers))
+    assert restored.fingerprint() == before
     texts = torch.from_numpy(kernel[2]).float()
-    assert torch.equal(again.embed_text(texts), towers.embed_text(texts))
-    again.text_head.base.gamma += 0.5
-    assert again.fingerprint() != before
+    assert torch.equal(restored.embed_text(texts), towers.embed_text(texts))
+    restored.text_head.base.gamma += 0.5
+    assert restored.fingerprint() != before
 
 
 def test_closed_form_head_with_invalid_parts_raises(kernel):
@@ -369,38 +368,40 @@ def test_closed_form_head_with_invalid_parts_raises(kernel):
     with pytest.raises(ValueError, match="FrozenHead has no parameters"):
         ClosedFormHead(base, FrozenHead(6, 3))
 
-    class Trained(BaseMap):
+    class TrainableMap(BaseMap):
         def __init__(self):
             super().__init__(6, 3)
             self.linear = nn.Linear(6, 3)
 
-    with pytest.raises(ValueError, match="base, a Trained, has parameters"):
-        ClosedFormHead(Trained())
+    with pytest.raises(ValueError, match="base, a TrainableMap, has parameters"):
+        ClosedFormHead(TrainableMap())
 
 
-def test_statistics_of_many_rows_are_taken_in_blocks(monkeypatch):
-    """Means far from zero, a direction that hardly varies: nothing is lost to rounding."""
+def test_statistics_are_computed_in_blocks_without_rounding_errors(monkeypatch):
+    """Features have means far from zero and very different variances."""
     rng = np.random.default_rng(0)
     features = rng.standard_normal((1000, 4)) * [1, 1e-3, 5, 0] + [1e3, 1, -7, 3]
     features = torch.from_numpy(features.astype(np.float32))
-    largest = []
+    block_sizes = []
 
     class Rows:
         def __len__(self):
             return 1000
 
         def __getitem__(self, index):
-            largest.append(len(features[index]))
+            block_sizes.append(len(features[index]))
             return features[index].numpy()
 
     monkeypatch.setattr(sklearn_ape.heads._base, "_BLOCK_SIZE", 64)
     head = make_head(None, 4, 2, depth=1, width=1, dropout=0.0)
     head.set_statistics(Rows())
-    assert max(largest) == 64
+    assert max(block_sizes) == 64
     scale = features.double().std(dim=0, unbiased=False).float()
     scale[3] = 1
     torch.testing.assert_close(head.standardize.mean, features.double().mean(dim=0).float())
     torch.testing.assert_close(head.standardize.scale, scale)
-    standard = head.standardize(features).double()
-    directions = torch.linalg.eigh(standard.T @ standard).eigenvectors.flip(1)[:, :2].float()
+    standardized = head.standardize(features).double()
+    directions = (
+        torch.linalg.eigh(standardized.T @ standardized).eigenvectors.flip(1)[:, :2].float()
+    )
     torch.testing.assert_close(head.directions.abs(), directions.abs(), atol=1e-5, rtol=1e-4)

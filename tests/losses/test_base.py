@@ -1,4 +1,4 @@
-"""Base classes of losses: the logit scale and shares of a batch."""
+"""Behaviour that all losses share: logit scale, tiles, shares of a batch and memory."""
 
 import inspect
 
@@ -9,16 +9,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sklearn_ape import APEAligner
 from sklearn_ape.losses import LOSSES as LOSS_BY_NAME
-from sklearn_ape.losses import InfoNCELoss, SigmoidLoss, StructureLoss
-from sklearn_ape.losses import _base as _scaled
+from sklearn_ape.losses import InfoNCELoss, SigmoidLoss, StructureLoss, _base
 from sklearn_ape.training.data import rank_rows
 
 LOSSES = list(LOSS_BY_NAME.values())
-SIZES = [None, 5]
+TILE_SIZES = [None, 5]
 
 
 @pytest.mark.parametrize(
-    ("make", "documented"),
+    ("loss_class", "documented"),
     [
         (InfoNCELoss, {"max_logit_scale": 100.0, "learn_scale": True, "tile_size": "auto"}),
         (
@@ -28,78 +27,78 @@ SIZES = [None, 5]
         (StructureLoss, {"temperature": 0.1, "levels": 1, "max_rows": 1024}),
     ],
 )
-def test_defaults_are_those_documented(make, documented):
-    parameters = inspect.signature(make).parameters
+def test_docstring_has_the_defaults(loss_class, documented):
+    parameters = inspect.signature(loss_class).parameters
     assert {name: parameters[name].default for name in documented} == documented
     for name, value in documented.items():
-        assert f"{name} : " in make.__doc__
-        shown = f'"{value}"' if isinstance(value, str) else str(value)
-        assert f"default={shown}" in make.__doc__.split(f"{name} : ")[1].split("\n")[0]
+        assert f"{name} : " in loss_class.__doc__
+        default = f'"{value}"' if isinstance(value, str) else str(value)
+        assert f"default={default}" in loss_class.__doc__.split(f"{name} : ")[1].split("\n")[0]
 
 
 @pytest.mark.parametrize("learn_scale", [True, False])
-def test_state_holds_what_was_learned_or_given(learn_scale):
-    """A loss that is saved and loaded goes on with the same scale and bias."""
+def test_state_dict_restores_scale_and_bias(learn_scale):
+    """The state has both learned and fixed values."""
     names = {SigmoidLoss: {"log_scale", "bias"}}
-    for make in LOSSES:
-        options = {"bias": -3.0} if make is SigmoidLoss else {}
-        loss = make(logit_scale=7.0, learn_scale=learn_scale, **options)
-        assert loss.state_dict().keys() == names.get(make, {"log_scale"})
-        again = make(learn_scale=learn_scale)
-        again.load_state_dict(loss.state_dict())
-        assert again.logit_scale.item() == pytest.approx(7.0)
-        if make is SigmoidLoss:
-            assert again.bias.item() == -3.0
+    for loss_class in LOSSES:
+        options = {"bias": -3.0} if loss_class is SigmoidLoss else {}
+        loss = loss_class(logit_scale=7.0, learn_scale=learn_scale, **options)
+        assert loss.state_dict().keys() == names.get(loss_class, {"log_scale"})
+        restored = loss_class(learn_scale=learn_scale)
+        restored.load_state_dict(loss.state_dict())
+        assert restored.logit_scale.item() == pytest.approx(7.0)
+        if loss_class is SigmoidLoss:
+            assert restored.bias.item() == -3.0
 
 
-@pytest.mark.parametrize("make", LOSSES)
-@pytest.mark.parametrize("tile_size", SIZES)
-def test_computes_where_the_embeddings_are(embeddings, positive, make, tile_size):
-    """Whatever torch's default device is: on a GPU nothing may be made on the CPU."""
-    loss = make(tile_size=tile_size)
-    whole = slice(0, 12)
-    givens = (None, positive, positive.nonzero())
-    expected = [loss(*embeddings, given) for given in givens]
-    shares = [loss.share(*embeddings, given, whole) for given in givens]
+@pytest.mark.parametrize("loss_class", LOSSES)
+@pytest.mark.parametrize("tile_size", TILE_SIZES)
+def test_loss_does_not_depend_on_the_default_device(embeddings, positive, loss_class, tile_size):
+    """Tensors are created on the device of the embeddings."""
+    loss = loss_class(tile_size=tile_size)
+    rows = slice(0, 12)
+    positives = (None, positive, positive.nonzero())
+    expected = [loss(*embeddings, positive) for positive in positives]
+    shares = [loss.share(*embeddings, positive, rows) for positive in positives]
     with torch.device("meta"):
-        assert [loss(*embeddings, given) for given in givens] == expected
-        assert [loss.share(*embeddings, given, whole) for given in givens] == shares
+        assert [loss(*embeddings, positive) for positive in positives] == expected
+        assert [loss.share(*embeddings, positive, rows) for positive in positives] == shares
 
 
-@pytest.mark.parametrize("make", LOSSES)
+@pytest.mark.parametrize("loss_class", LOSSES)
 @pytest.mark.parametrize("tile_size", [1, 5])
-def test_doubles_are_not_rounded_to_floats(embeddings, positive, make, tile_size):
-    """Of three positives each is a third: in 32 bits it would be off in the eighth digit."""
+def test_float64_is_not_rounded_to_float32(embeddings, positive, loss_class, tile_size):
+    """The targets of three positives are thirds, which float32 would round."""
     sides = [torch.nn.functional.normalize(side.double(), dim=1) for side in embeddings]
-    dense = make(tile_size=None).double()
-    tiled = make(tile_size=tile_size).double()
+    dense = loss_class(tile_size=None).double()
+    tiled = loss_class(tile_size=tile_size).double()
     expected = dense(*sides, positive)
     assert tiled(*sides, positive).item() == pytest.approx(expected.item(), rel=1e-13)
     share = tiled.share(*sides, positive, slice(0, 12))
     assert share.item() == pytest.approx(expected.item(), rel=1e-13)
 
 
-@pytest.mark.parametrize("make", LOSSES)
-def test_auto_tiles_beyond_the_most_rows_alone(embeddings, make, monkeypatch):
-    """Up to there all at once is faster, beyond it the matrix would fill the memory."""
+@pytest.mark.parametrize("loss_class", LOSSES)
+def test_tile_size_auto_tiles_only_large_batches(embeddings, loss_class, monkeypatch):
+    """Dense computation is faster for small batches and takes too much memory for large ones."""
     image, text = (side.requires_grad_() for side in embeddings)
-    monkeypatch.setattr(_scaled, "MAX_DENSE_ROWS", 12)
-    assert not is_tiled(make()(image, text).grad_fn)
-    monkeypatch.setattr(_scaled, "MAX_DENSE_ROWS", 11)
-    assert is_tiled(make()(image, text).grad_fn)
+    monkeypatch.setattr(_base, "MAX_DENSE_ROWS", 12)
+    assert not is_tiled(loss_class()(image, text).grad_fn)
+    monkeypatch.setattr(_base, "MAX_DENSE_ROWS", 11)
+    assert is_tiled(loss_class()(image, text).grad_fn)
 
 
 def is_tiled(step):
-    """Look for a tiled function among the steps of a loss."""
+    """Return whether the graph of a loss has a tiled function."""
     if step is None:
         return False
     return "Tiled" in str(step) or any(is_tiled(before) for before, _ in step.next_functions)
 
 
-@pytest.mark.parametrize("make", LOSSES)
+@pytest.mark.parametrize("loss_class", LOSSES)
 @pytest.mark.parametrize("shape", [(12,), (0, 5), (2, 3, 4)])
-def test_shapes_that_are_no_embeddings(make, shape):
-    for call in (make(), lambda *sides: make().share(*sides, None, slice(0, 1))):
+def test_invalid_shapes_raise(loss_class, shape):
+    for call in (loss_class(), lambda *sides: loss_class().share(*sides, None, slice(0, 1))):
         with pytest.raises(ValueError, match="need embeddings of one shape"):
             call(torch.ones(shape), torch.ones(shape))
 
@@ -111,45 +110,47 @@ def gradients(loss, image, text, compute):
 
 
 class TestShares:
-    @pytest.mark.parametrize("make", LOSSES)
+    @pytest.mark.parametrize("loss_class", LOSSES)
     @pytest.mark.parametrize("tile_size", ["auto", None, 1, 5])
     @pytest.mark.parametrize("n_ranks", [1, 2, 5, 13])
-    def test_sum_to_the_loss_and_its_gradients(
-        self, embeddings, positive, make, tile_size, n_ranks
+    def test_shares_sum_to_the_loss_and_its_gradients(
+        self, embeddings, positive, loss_class, tile_size, n_ranks
     ):
-        """13 processes share 12 pairs: one has none."""
-        for given in (None, positive, positive.nonzero()):
-            whole = gradients(
-                make(), *embeddings, lambda loss, x, y, given=given: loss(x, y, given)
+        """With 13 ranks and 12 pairs, one rank has no pair."""
+        for positives in (None, positive, positive.nonzero()):
+            loss, slopes = gradients(
+                loss_class(),
+                *embeddings,
+                lambda loss, x, y, positives=positives: loss(x, y, positives),
             )
-            parts = [
+            shares = [
                 gradients(
-                    make(tile_size=tile_size),
+                    loss_class(tile_size=tile_size),
                     *embeddings,
-                    lambda loss, x, y, given=given, rank=rank: loss.share(
-                        x, y, given, rank_rows(12, rank, n_ranks)
+                    lambda loss, x, y, positives=positives, rank=rank: loss.share(
+                        x, y, positives, rank_rows(12, rank, n_ranks)
                     ),
                 )
                 for rank in range(n_ranks)
             ]
-            torch.testing.assert_close(sum(value for value, _ in parts), whole[0])
-            for number, expected in enumerate(whole[1]):
-                found = sum(slopes[number] for _, slopes in parts)
-                torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+            torch.testing.assert_close(sum(value for value, _ in shares), loss)
+            for i, expected in enumerate(slopes):
+                total = sum(gradient[i] for _, gradient in shares)
+                torch.testing.assert_close(total, expected, rtol=1e-4, atol=1e-6)
 
-    def test_a_row_without_a_positive_is_named(self, embeddings, positive):
+    def test_row_without_positive_raises(self, embeddings, positive):
         positive[7] = False
         with pytest.raises(ValueError, match="Image 7 of the batch has no positive"):
             InfoNCELoss().share(*embeddings, positive, slice(0, 4))
-        alone = torch.eye(12, dtype=torch.bool)
-        alone[3, 3] = False
-        alone[3, 5] = True  # image 3 has one, caption 3 has none
+        shifted = torch.eye(12, dtype=torch.bool)
+        shifted[3, 3] = False
+        shifted[3, 5] = True  # image 3 has a positive, caption 3 has none
         with pytest.raises(ValueError, match="Caption 3 of the batch has no positive"):
-            InfoNCELoss().share(*embeddings, alone, slice(0, 4))
+            InfoNCELoss().share(*embeddings, shifted, slice(0, 4))
         with pytest.raises(ValueError, match="Image 3 of the batch has no positive"):
-            InfoNCELoss().share(*embeddings, alone.T, slice(0, 4))
+            InfoNCELoss().share(*embeddings, shifted.T, slice(0, 4))
 
-    def test_parts_are_all_rows_once_and_of_equal_size(self):
+    def test_rank_rows_partition_the_batch_evenly(self):
         for n_pairs, n_ranks in ((12, 5), (3, 4), (8, 2), (1, 1)):
             parts = [rank_rows(n_pairs, rank, n_ranks) for rank in range(n_ranks)]
             rows = [row for part in parts for row in range(n_pairs)[part]]
@@ -159,46 +160,46 @@ class TestShares:
             assert sizes[0] - sizes[-1] <= 1
 
 
-class Largest(TorchDispatchMode):
-    """Notes how many numbers the largest result of any operation holds."""
+class LargestTensor(TorchDispatchMode):
+    """Record the number of elements of the largest result of any operation."""
 
-    found = 0
+    n_elements = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
         if isinstance(result, torch.Tensor):
-            self.found = max(self.found, result.numel())
+            self.n_elements = max(self.n_elements, result.numel())
         return result
 
 
 class TestMemory:
     @pytest.mark.exhaustive
-    @pytest.mark.parametrize("make", LOSSES)
-    def test_a_large_batch_makes_no_square_matrix(self, make):
-        """8,192 pairs: 67 million logits, of which a tile has one million."""
+    @pytest.mark.parametrize("loss_class", LOSSES)
+    def test_large_batch_allocates_no_square_matrix(self, loss_class):
+        """A tile has one million of the 67 million logits of 8,192 pairs."""
         sides = [torch.randn(8192, 4).requires_grad_() for _ in range(2)]
-        with Largest() as largest:
-            make()(*sides).backward()
-        assert 2**16 < largest.found <= 2**20
-        with Largest() as largest:
-            make(tile_size=None)(*(side[:3000] for side in sides)).backward()
-        assert largest.found == 3000**2  # what the test would see
+        with LargestTensor() as largest:
+            loss_class()(*sides).backward()
+        assert 2**16 < largest.n_elements <= 2**20
+        with LargestTensor() as largest:
+            loss_class(tile_size=None)(*(side[:3000] for side in sides)).backward()
+        assert largest.n_elements == 3000**2  # the test detects a square matrix
 
     @pytest.mark.exhaustive
-    @pytest.mark.parametrize("make", LOSSES)
-    def test_a_process_holds_tiles_of_its_own_rows(self, make):
+    @pytest.mark.parametrize("loss_class", LOSSES)
+    def test_rank_allocates_only_tiles_of_its_rows(self, loss_class):
         sides = [torch.randn(8192, 4).requires_grad_() for _ in range(2)]
-        with Largest() as largest:
-            make().share(*sides, None, rank_rows(8192, 1, 4)).backward()
-        assert 2**18 < largest.found <= 2**20
-        with Largest() as largest:
-            make(tile_size=64).share(*sides, None, rank_rows(8192, 1, 4)).backward()
-        assert largest.found <= 8192 * 4  # the embeddings themselves
+        with LargestTensor() as largest:
+            loss_class().share(*sides, None, rank_rows(8192, 1, 4)).backward()
+        assert 2**18 < largest.n_elements <= 2**20
+        with LargestTensor() as largest:
+            loss_class(tile_size=64).share(*sides, None, rank_rows(8192, 1, 4)).backward()
+        assert largest.n_elements <= 8192 * 4  # the size of the embeddings
 
-    def test_full_batch_training_makes_none_either(self):
+    def test_full_batch_training_allocates_no_square_matrix(self):
         rng = np.random.default_rng(0)
         image, text = (rng.standard_normal((8192, 8), dtype=np.float32) for _ in range(2))
-        shape = {"init": None, "width": 8, "max_epochs": 1, "early_stopping": False}
-        with Largest() as largest:
-            APEAligner(batch_size=8192, **shape).fit(image, text)
-        assert largest.found <= 2**21
+        parameters = {"init": None, "width": 8, "max_epochs": 1, "early_stopping": False}
+        with LargestTensor() as largest:
+            APEAligner(batch_size=8192, **parameters).fit(image, text)
+        assert largest.n_elements <= 2**21

@@ -1,4 +1,4 @@
-"""The regulariser: nothing to pay for a geometry that is kept, and the formula by hand."""
+"""Structure loss: invariance to rotations, and comparison with its formula."""
 
 import math
 
@@ -17,34 +17,34 @@ def features():
 
 
 @pytest.mark.parametrize("levels", [1, 3])
-def test_a_rotation_costs_nothing_and_noise_does(features, levels):
+def test_loss_is_zero_for_rotations_and_grows_with_noise(features, levels):
     rng = torch.Generator().manual_seed(1)
     rotation, _ = torch.linalg.qr(torch.randn(8, 8, generator=rng))
-    wider = torch.cat([features, torch.zeros(20, 2)], dim=1)
+    padded = torch.cat([features, torch.zeros(20, 2)], dim=1)
     loss = StructureLoss(levels=levels)
-    assert loss(features, 3 * wider @ rotation).item() == pytest.approx(0, abs=1e-6)
-    costs = [
+    assert loss(features, 3 * padded @ rotation).item() == pytest.approx(0, abs=1e-6)
+    losses = [
         loss(features, features + noise * torch.randn(20, 6, generator=rng)).item()
         for noise in (0.1, 1.0, 10.0)
     ]
-    assert 1e-4 < costs[0] < costs[1] < costs[2] < math.log(2)
+    assert 1e-4 < losses[0] < losses[1] < losses[2] < math.log(2)
 
 
-def test_is_the_formula_by_scipys_divergence(features):
+def test_loss_equals_formula_with_scipy(features):
     embeddings = features[:, :3]
 
-    def walk(points):
+    def transition_matrix(points):
         points = points.double().numpy()
         points /= np.linalg.norm(points, axis=1, keepdims=True)
         points -= points.mean(axis=0)
         points /= np.linalg.norm(points, axis=1, keepdims=True)
-        steps = np.exp(points @ points.T / 0.2)
-        return steps / steps.sum(axis=1, keepdims=True)
+        weights = np.exp(points @ points.T / 0.2)
+        return weights / weights.sum(axis=1, keepdims=True)
 
-    one, other = walk(features), walk(embeddings)
+    matrices = transition_matrix(features), transition_matrix(embeddings)
     expected = 0.0
     for level in (1, 2):
-        powers = (np.linalg.matrix_power(steps, level) for steps in (one, other))
+        powers = (np.linalg.matrix_power(matrix, level) for matrix in matrices)
         expected += np.mean(jensenshannon(*powers, axis=1) ** 2) / level / 2
     loss = StructureLoss(temperature=0.2, levels=2)
     assert loss(features.double(), embeddings.double()).item() == pytest.approx(expected)
@@ -56,7 +56,7 @@ def test_gradient_is_finite_where_probabilities_underflow(features):
     assert torch.isfinite(embeddings.grad).all()
 
 
-def test_rows_beyond_the_bound_are_left_out(features):
+def test_rows_beyond_max_rows_are_ignored(features):
     embeddings = features.clone()
     embeddings[8:] = 0.5
     assert StructureLoss(max_rows=8)(features, embeddings).item() == pytest.approx(0, abs=1e-6)
@@ -65,13 +65,14 @@ def test_rows_beyond_the_bound_are_left_out(features):
 
 
 @pytest.mark.parametrize(
-    "bad", [{"temperature": 0.0}, {"temperature": float("nan")}, {"levels": 0}, {"max_rows": 1.5}]
+    "parameters",
+    [{"temperature": 0.0}, {"temperature": float("nan")}, {"levels": 0}, {"max_rows": 1.5}],
 )
-def test_bad_parameters_are_named(bad):
-    with pytest.raises(ValueError, match=f"{next(iter(bad))} must be"):
-        StructureLoss(**bad)
+def test_invalid_parameters_raise(parameters):
+    with pytest.raises(ValueError, match=f"{next(iter(parameters))} must be"):
+        StructureLoss(**parameters)
 
 
-def test_sides_of_different_lengths_are_refused(features):
+def test_different_numbers_of_rows_raise(features):
     with pytest.raises(ValueError, match="different numbers of rows, 20 and 5"):
         StructureLoss()(features, features[:5])

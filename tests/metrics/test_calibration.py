@@ -15,7 +15,7 @@ from sklearn_ape.metrics import expected_calibration_error, fit_temperature
 
 @pytest.fixture
 def model():
-    """4,000 samples whose classes are drawn from the softmax of the logits: calibrated."""
+    """Return 4,000 rows of logits and classes that are drawn from their softmax."""
     rng = np.random.default_rng(0)
     logits = 2 * rng.standard_normal((4000, 5))
     gumbel = rng.gumbel(size=logits.shape)
@@ -61,12 +61,12 @@ class TestExpectedCalibrationError:
         with pytest.raises(ValueError, match="n_bins must be an integer >= 1, not"):
             expected_calibration_error([0, 1], np.eye(2), n_bins=n_bins)
 
-    def test_repeated_labels_are_refused(self):
+    def test_repeated_labels_raise(self):
         with pytest.raises(ValueError, match="labels has duplicates: 'a'"):
             expected_calibration_error(["a", "b"], np.full((2, 2), 0.5), labels=["a", "a"])
 
-    def test_labels_of_both_sides_are_compared_as_they_are(self):
-        """NumPy makes the texts '1' and 'x' of the list [1, 'x']."""
+    def test_labels_of_different_types_are_not_equal(self):
+        """NumPy would convert the list [1, 'x'] to the texts '1' and 'x'."""
         proba = np.array([[0.9, 0.1], [0.2, 0.8]])
         assert expected_calibration_error([1, "x"], proba, 1, [1, "x"]) == pytest.approx(0.15)
         assert expected_calibration_error([1.0, 2], proba, 1, [1, 2]) == pytest.approx(0.15)
@@ -110,7 +110,7 @@ class TestFitTemperature:
         ]
         assert min(losses) == losses[1]
 
-    def test_offsets_of_rows_and_order_of_columns_do_not_matter(self, model):
+    def test_temperature_does_not_depend_on_offsets_and_column_order(self, model):
         logits, y = model[0][:500], model[1][:500]
         shifted = logits + np.arange(500)[:, None]
         assert fit_temperature(shifted, y) == pytest.approx(fit_temperature(logits, y))
@@ -121,10 +121,10 @@ class TestFitTemperature:
     @pytest.mark.skipif(
         parse_version(sklearn.__version__) < parse_version("1.8"), reason="new in scikit-learn 1.8"
     )
-    def test_probabilities_are_those_of_scikit_learns_wrapper(self, model):
+    def test_probabilities_equal_scikit_learn(self, model):
         logits, y = 5 * model[0], model[1]
 
-        class Given(ClassifierMixin, BaseEstimator):
+        class LogitClassifier(ClassifierMixin, BaseEstimator):
             def fit(self, X, y):
                 self.classes_ = np.unique(y)
                 return self
@@ -135,23 +135,23 @@ class TestFitTemperature:
             def predict(self, X):
                 return self.classes_[X.argmax(axis=1)]
 
-        given = FrozenEstimator(Given().fit(logits, y))
-        theirs = CalibratedClassifierCV(given, method="temperature").fit(logits, y)
+        classifier = FrozenEstimator(LogitClassifier().fit(logits, y))
+        theirs = CalibratedClassifierCV(classifier, method="temperature").fit(logits, y)
         ours = softmax(logits / fit_temperature(logits, y), axis=1)
         np.testing.assert_allclose(ours, theirs.predict_proba(logits), atol=1e-4)
 
     @pytest.mark.parametrize("value", [-1e4, -1e5, -1e6, -1e9, -1e12, -1e300, -np.inf])
-    def test_masked_columns_do_not_change_it(self, model, value):
-        """One column, several, and others in each row."""
+    def test_masked_columns_do_not_change_the_temperature(self, model, value):
+        """The columns are masked in all rows, or a different one in each row."""
         logits, y = model[0][:300], model[1][:300]
         expected = fit_temperature(logits, y)
         wide = np.insert(logits, [0, 3, 5], value, axis=1)
         labels = [10, 0, 1, 2, 11, 3, 4, 12]
         assert fit_temperature(wide, y, labels=labels) == pytest.approx(expected, rel=1e-6)
         rng = np.random.default_rng(0)
-        some = logits.copy()
-        some[np.arange(300), (y + rng.integers(1, 5, 300)) % 5] = value
-        assert fit_temperature(some, y) == pytest.approx(best_on_grid(some, y), rel=1e-3)
+        masked = logits.copy()
+        masked[np.arange(300), (y + rng.integers(1, 5, 300)) % 5] = value
+        assert fit_temperature(masked, y) == pytest.approx(best_on_grid(masked, y), rel=1e-3)
 
     @pytest.mark.parametrize("is_right", [True, False])
     @pytest.mark.parametrize("factor", [1e-7, 1e7])
@@ -163,13 +163,13 @@ class TestFitTemperature:
 
     @pytest.mark.parametrize("seed", range(30))
     def test_temperature_is_best_of_a_grid_at_any_scale(self, seed):
-        """Few samples, from nearly all right to nearly unrelated, offset and masked."""
+        """Samples are few, offset and masked, with accuracies from chance to nearly 1."""
         rng = np.random.default_rng(seed)
         n, k = rng.integers(5, 60), rng.integers(2, 7)
         y = np.r_[np.arange(k), rng.integers(k, size=n)]
         logits = rng.standard_normal((n + k, k)) * 10.0 ** rng.uniform(-1, 1, (n + k, 1))
         logits[np.arange(n + k), y] += rng.choice([0.5, 2.0, 8.0])
-        logits[0] = np.where(np.arange(k) == y[0], -1.0, 1.0)  # one is wrong
+        logits[0] = np.where(np.arange(k) == y[0], -1.0, 1.0)  # one sample is wrong
         scale = 10.0 ** rng.integers(-6, 7)
         if logits.mean() >= logits[np.arange(n + k), y].mean():
             with pytest.raises(ValueError, match="logits are unrelated to y"):
@@ -196,7 +196,7 @@ class TestFitTemperature:
             with pytest.raises(ValueError, match="logits contains NaN or infinity in row 1"):
                 fit_temperature([[1.0, 0.0], [0.0, value]], [0, 1])
 
-    def test_repeated_labels_are_refused(self, model):
+    def test_repeated_labels_raise(self, model):
         with pytest.raises(ValueError, match="labels has duplicates: 0"):
             fit_temperature(model[0], model[1], labels=[0, 1, 2, 3, 0])
 
@@ -210,6 +210,6 @@ class TestFitTemperature:
 
 
 @pytest.mark.parametrize("y", ["ab", b"ab", {"a": 0, "b": 1}, {"a", "b"}])
-def test_classes_in_a_container_without_order_are_refused(y):
+def test_classes_in_invalid_container_raise(y):
     with pytest.raises(ValueError, match=r"y (is a single class|must be a sequence of classes)"):
         expected_calibration_error(y, [[0.5, 0.5], [0.5, 0.5]])

@@ -8,7 +8,7 @@ from sklearn_ape.metrics import per_class_accuracy
 
 
 def test_per_class_accuracy_is_fraction_of_correct():
-    """Unsorted classes, one never right, and a prediction that is no class of y_true."""
+    """Classes are unsorted, one is never predicted, and one prediction is not in y_true."""
     y_true = np.array(["b", "c", "a", "b", "a", "b", "b"])
     y_pred = np.array(["b", "a", "a", "b", "unknown", "a", "b"])
     result = per_class_accuracy(y_true, y_pred)
@@ -31,7 +31,7 @@ def test_per_class_accuracy_is_fraction_of_correct():
     ],
 )
 def test_predictions_of_another_type_count_as_wrong(y_true, y_pred):
-    """Numbers and texts are never equal, and equal numbers of other types are."""
+    """A number and a text are never equal; equal numbers of different types are."""
     result = per_class_accuracy(y_true, y_pred)
     assert result.classes.tolist() == sorted(set(y_true))
     assert result.accuracy.tolist() == [1.0, 0.5]
@@ -47,6 +47,6 @@ def test_predictions_of_another_type_count_as_wrong(y_true, y_pred):
         ([1, 2, 3], "inconsistent numbers of samples"),
     ],
 )
-def test_bad_classes_are_refused(y_true, message):
+def test_invalid_classes_raise(y_true, message):
     with pytest.raises(ValueError, match=message):
         per_class_accuracy(y_true, [1, 2])

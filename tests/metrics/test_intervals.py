@@ -1,4 +1,4 @@
-"""Coverage of confidence intervals for means and paired differences."""
+"""Confidence intervals for means and paired differences: formulas, coverage and errors."""
 
 import numpy as np
 import pandas as pd
@@ -15,30 +15,30 @@ def wilson(n_hits, n, confidence):
     return sorted(roots.real)
 
 
-def zeros_and_ones(n_ones, n):
+def make_hits(n_ones, n):
     return (np.arange(n) < n_ones).astype(float)
 
 
 class TestProportions:
     @pytest.mark.parametrize("confidence", [0.5, 0.9, 0.95, 0.999])
     @pytest.mark.parametrize("n", [2, 7, 100, 3000])
-    def test_is_the_wilson_interval_of_zeros_and_ones(self, n, confidence):
+    def test_interval_of_hits_is_wilson_interval(self, n, confidence):
         for n_hits in {0, 1, n // 3, n - 1, n}:
-            interval = bootstrap_interval(zeros_and_ones(n_hits, n), confidence)
+            interval = bootstrap_interval(make_hits(n_hits, n), confidence)
             assert interval.estimate == n_hits / n
             np.testing.assert_allclose(interval[1:], wilson(n_hits, n, confidence), atol=1e-9)
 
     @pytest.mark.parametrize("p", [0.01, 0.05, 0.3, 0.5, 0.95])
     @pytest.mark.parametrize("n", [10, 20, 100, 1000])
-    def test_coverage_is_near_the_nominal_one(self, n, p):
-        """Summed exactly over all numbers of hits; the percentile bootstrap's is 0.10 to 0.95."""
+    def test_coverage_of_hits_is_near_nominal(self, n, p):
+        """The sum over all numbers of hits is exact; percentile intervals cover 0.10 to 0.95."""
         covered = 0.0
         for n_hits in np.arange(n + 1)[binom.pmf(np.arange(n + 1), n, p) > 1e-9]:
-            interval = bootstrap_interval(zeros_and_ones(n_hits, n))
+            interval = bootstrap_interval(make_hits(n_hits, n))
             covered += binom.pmf(n_hits, n, p) * (interval.low <= p <= interval.high)
         assert 0.90 < covered < 0.99
 
-    def test_equal_values_have_an_interval_with_a_width(self):
+    def test_interval_of_equal_hits_has_positive_width(self):
         low = bootstrap_interval(np.ones(20)).low
         assert 0.8 < low < 0.9
         assert bootstrap_interval(np.zeros(20)) == pytest.approx((0.0, 0.0, 1 - low))
@@ -46,17 +46,17 @@ class TestProportions:
     @pytest.mark.parametrize(
         "kind", [bool, np.float16, np.uint8, object, pd.Series, "boolean", list, "column"]
     )
-    def test_hits_may_be_of_any_type(self, kind):
+    def test_hits_of_any_type_give_equal_intervals(self, kind):
         hits = np.arange(30) % 3 == 0
-        same = {list: hits.tolist(), pd.Series: pd.Series(hits), "column": hits[:, None],
+        containers = {list: hits.tolist(), pd.Series: pd.Series(hits), "column": hits[:, None],
                 "boolean": pd.Series(hits, dtype="boolean")}  # fmt: skip
-        values = same[kind] if kind in same else hits.astype(kind)
+        values = containers[kind] if kind in containers else hits.astype(kind)
         assert bootstrap_interval(values) == bootstrap_interval(hits.astype(float))
 
 
-class TestOtherValues:
-    def test_is_the_widened_bca_interval(self):
-        """Written out with the same resamples."""
+class TestMeans:
+    def test_interval_is_widened_bca_interval(self):
+        """The formula is applied to the same resamples."""
         values = np.random.default_rng(0).exponential(size=25)
         interval = bootstrap_interval(values, 0.9, n_resamples=999, random_state=3)
         rows = np.random.RandomState(3).randint(0, 25, size=(999, 25))
@@ -70,8 +70,8 @@ class TestOtherValues:
             level = norm.cdf(bias + z / (1 - acceleration * z))
             assert end == pytest.approx(np.quantile(means, level))
 
-    def test_coverage_is_better_than_that_of_percentiles(self):
-        """20 means of five hits each, which belong together: percentiles cover 88 %."""
+    def test_coverage_of_clustered_hits_is_near_nominal(self):
+        """The values are 20 means of five hits each; percentile intervals cover 88 %."""
         rng = np.random.default_rng(0)
         covered = 0
         for seed in range(300):
@@ -80,7 +80,7 @@ class TestOtherValues:
             covered += interval.low <= 0.95 <= interval.high
         assert 0.91 < covered / 300 < 0.98
 
-    def test_is_the_normal_interval_of_many_values(self):
+    def test_interval_of_many_values_is_normal_interval(self):
         values = np.random.default_rng(0).random(3000)
         interval = bootstrap_interval(values, confidence=0.9, random_state=0)
         half = norm.ppf(0.95) * values.std() / np.sqrt(3000)
@@ -89,28 +89,30 @@ class TestOtherValues:
         assert interval.high == pytest.approx(values.mean() + half, abs=0.1 * half)
 
     @pytest.mark.parametrize("values", [[0.3, 0.5], [0.0, 0.0, 7.0], [1e-9, 1.0, 1.0, 1.0]])
-    def test_contains_the_mean_and_stays_within_few_values(self, values):
+    def test_interval_of_few_values_contains_mean_within_range(self, values):
         interval = bootstrap_interval(values, 0.999, n_resamples=50, random_state=0)
         assert min(values) <= interval.low <= interval.estimate <= interval.high <= max(values)
 
-    def test_equal_values_have_an_interval_of_no_width(self):
+    def test_interval_of_equal_values_has_zero_width(self):
         assert bootstrap_interval([0.3] * 20) == pytest.approx((0.3, 0.3, 0.3))
 
-    def test_repeats_by_seed_and_leaves_the_global_generator_alone(self):
+    def test_interval_depends_only_on_its_seed(self):
         values = np.random.default_rng(0).random(50)
-        before = np.random.get_state()[1].tolist()  # noqa: NPY002
-        one, again, other = (bootstrap_interval(values, random_state=seed) for seed in (1, 1, 2))
-        assert one == again != other
-        assert before == np.random.get_state()[1].tolist()  # noqa: NPY002
+        state = np.random.get_state()[1].tolist()  # noqa: NPY002
+        first, repeated, other = (
+            bootstrap_interval(values, random_state=seed) for seed in (1, 1, 2)
+        )
+        assert first == repeated != other
+        assert state == np.random.get_state()[1].tolist()  # noqa: NPY002
 
 
 class TestPairedDifference:
-    def test_pairs_separate_what_single_intervals_do_not(self):
-        """Of 200 queries the second model gets 8 wrong that the first gets right."""
+    def test_paired_interval_is_narrower_than_single_intervals(self):
+        """The second model fails on 8 of 200 queries that the first answers correctly."""
         first = np.arange(200) < 120
         second = np.arange(200) < 112
-        one, other = (bootstrap_interval(hits) for hits in (first, second))
-        assert one.low < other.high
+        first_interval, second_interval = (bootstrap_interval(hits) for hits in (first, second))
+        assert first_interval.low < second_interval.high
         difference = paired_difference(first, second)
         assert difference.estimate == pytest.approx(0.04)
         assert 0 < difference.low < 0.04 < difference.high < 0.08
@@ -120,8 +122,8 @@ class TestPairedDifference:
     @pytest.mark.parametrize("n", [10, 20, 60])
     @pytest.mark.parametrize("p", [(0.02, 0.0), (0.05, 0.05), (0.05, 0.02), (0.2, 0.05),
                                    (0.4, 0.1), (0.01, 0.9)])  # fmt: skip
-    def test_coverage_of_hits_is_at_least_nearly_nominal(self, n, p):
-        """Summed exactly over all numbers of queries that only one model gets right."""
+    def test_coverage_of_paired_hits_is_near_nominal(self, n, p):
+        """The sum over all numbers of queries that one model alone answers correctly is exact."""
         covered = 0.0
         for n_first in range(n + 1):
             for n_second in range(n + 1 - n_first):
@@ -129,26 +131,26 @@ class TestPairedDifference:
                 probability = multinomial.pmf(counts, n, [*p, 1 - sum(p)])
                 if probability < 1e-7:
                     continue
-                first = zeros_and_ones(n_first, n)
-                second = zeros_and_ones(n_second, n)[::-1]
+                first = make_hits(n_first, n)
+                second = make_hits(n_second, n)[::-1]
                 interval = paired_difference(first, second)
                 assert -1 <= interval.low <= interval.estimate <= interval.high <= 1
                 covered += probability * (interval.low <= p[0] - p[1] <= interval.high)
         assert covered > 0.93
 
-    def test_models_that_agree_on_all_queries_have_an_interval_with_a_width(self):
+    def test_interval_of_equal_models_has_positive_width(self):
         hits = np.arange(50) < 20
         interval = paired_difference(hits, hits)
         assert interval.estimate == 0
         assert 0.04 < interval.high == -interval.low < 0.08
 
-    def test_a_model_that_is_better_on_all_queries_has_a_bounded_interval(self):
+    def test_interval_is_bounded_if_one_model_is_always_better(self):
         interval = paired_difference(np.ones(30), np.zeros(30))
         assert interval.estimate == interval.high == 1
         assert 0.8 < interval.low < 1
 
-    def test_other_values_are_resampled_even_where_differences_are_zeros_and_ones(self):
-        """Differences of 0 and 1 that are not hits may be below 0 for other queries."""
+    def test_values_other_than_hits_are_resampled(self):
+        """Differences of 0 and 1 between other values are not treated as hits."""
         first, second = np.array([0.5, 1.5] * 10), np.array([0.5] * 20)
         interval = paired_difference(first, second, random_state=0)
         doubled = bootstrap_interval(2 * (first - second), random_state=0)
@@ -171,13 +173,13 @@ class TestPairedDifference:
         (np.zeros((3, 2)), {}, "should be a 1d array"),
     ],
 )
-def test_bad_input_is_named(values, parameters, message):
+def test_invalid_input_raises(values, parameters, message):
     with pytest.raises(ValueError, match=message):
         bootstrap_interval(values, **parameters)
     with pytest.raises(ValueError, match=message):
         paired_difference(values, values, **parameters)
 
 
-def test_models_on_different_queries_are_refused():
+def test_different_numbers_of_queries_raise():
     with pytest.raises(ValueError, match="first has 3 values and second has 2"):
         paired_difference([1, 0, 1], [1, 0])

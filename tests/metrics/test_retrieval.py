@@ -1,4 +1,4 @@
-"""Retrieval metrics and the ranks behind them."""
+"""Retrieval ranks, recall and reports."""
 
 import subprocess
 import sys
@@ -10,11 +10,9 @@ import pytest
 from sklearn_ape.metrics import (
     rank_report,
     recall_at_k,
+    retrieval,
     retrieval_ranks,
     retrieval_report,
-)
-from sklearn_ape.metrics import (
-    retrieval as _ranks,
 )
 from sklearn_ape.metrics.retrieval import compute_both_ranks
 
@@ -25,15 +23,15 @@ def ranks_by_loop(queries, candidates, pairs):
         positives = {c for q, c in pairs.tolist() if q == row}
         scores = candidates @ query
         best = max(scores[c] for c in positives)
-        others = [c for c in range(len(candidates)) if c not in positives]
-        ranks.append(sum(scores[c] >= best for c in others))
+        negatives = [c for c in range(len(candidates)) if c not in positives]
+        ranks.append(sum(scores[c] >= best for c in negatives))
     return np.array(ranks)
 
 
-@pytest.mark.parametrize("side", [3, 240])
-def test_ranks_equal_a_loops_with_several_positives_and_in_tiles(side, monkeypatch):
-    monkeypatch.setattr(_ranks, "_TILE_ROWS", side)
-    monkeypatch.setattr(_ranks, "_TILE_COLUMNS", side)
+@pytest.mark.parametrize("tile_size", [3, 240])
+def test_ranks_equal_loop_for_any_tile_size(tile_size, monkeypatch):
+    monkeypatch.setattr(retrieval, "_TILE_ROWS", tile_size)
+    monkeypatch.setattr(retrieval, "_TILE_COLUMNS", tile_size)
     rng = np.random.default_rng(0)
     queries, candidates = rng.standard_normal((20, 4)), rng.standard_normal((30, 4))
     pairs = np.column_stack([np.repeat(np.arange(20), 3), rng.integers(30, size=60)])
@@ -43,10 +41,10 @@ def test_ranks_equal_a_loops_with_several_positives_and_in_tiles(side, monkeypat
 
 
 def test_equal_embeddings_are_not_hits():
-    """A collapsed model, whose embeddings are all the same, must not score."""
-    same = np.ones((5, 2)) / np.sqrt(2)
+    """A collapsed model, whose embeddings are all equal, must have zero recall."""
+    embeddings = np.ones((5, 2)) / np.sqrt(2)
     pairs = np.column_stack([np.arange(5), np.arange(5)])
-    assert retrieval_report(same, same, pairs, ks=[1])["image_to_text"][1] == 0.0
+    assert retrieval_report(embeddings, embeddings, pairs, ks=[1])["image_to_text"][1] == 0.0
 
 
 def test_nan_raises():
@@ -81,14 +79,14 @@ def test_k_must_be_a_positive_integer(k):
 
 
 @pytest.mark.parametrize("kind", [list, tuple, np.uint8, np.float32, pd.Series])
-def test_ranks_may_be_any_sequence_of_whole_numbers(kind):
+def test_ranks_may_be_any_sequence_of_integers(kind):
     ranks = np.array([0, 1, 4, 9])
     ranks = ranks.astype(kind) if kind in (np.uint8, np.float32) else kind(ranks.tolist())
     assert recall_at_k(ranks, np.int64(2)) == 0.5
 
 
 @pytest.mark.parametrize(
-    ("ranks", "said"),
+    ("ranks", "message"),
     [([], "ranks is empty"),
      (np.empty(0, int), "ranks is empty"),
      ([0, -1], "the rank of query 1 is -1"),
@@ -101,18 +99,18 @@ def test_ranks_may_be_any_sequence_of_whole_numbers(kind):
      (np.zeros((2, 3), int), "should be a 1d array"),
      (np.ma.masked_array([0, 1], mask=[0, 1]), "ranks has masked values")],
 )  # fmt: skip
-def test_invalid_ranks_raise(ranks, said):
-    with pytest.raises(ValueError, match=said):
+def test_invalid_ranks_raise(ranks, message):
+    with pytest.raises(ValueError, match=message):
         recall_at_k(ranks, 1)
 
 
 def test_rank_report_with_several_positives():
-    """Images 0 and 1 share caption 0; image 1 has caption 1 as well, and 2 has caption 2."""
+    """Images 0 and 1 share caption 0, image 1 also has caption 1, and image 2 has caption 2."""
     image = np.array([[1.0, 0.0], [0.6, 0.8], [-1.0, 0.0]])
     text = np.array([[0.0, 1.0], [0.8, 0.6], [0.6, -0.8]])
     pairs = np.array([[0, 0], [1, 0], [1, 1], [2, 2]])
     report = rank_report(image, text, pairs, ks=[1, 2])
-    # Cosines by image: 0, .8, .6; .8, .96, -.28; 0, -.8, -.6.
+    # Cosines per image: [0, 0.8, 0.6], [0.8, 0.96, -0.28] and [0, -0.8, -0.6].
     assert report["image_to_text"] == pytest.approx(
         {
             "recall@1": 1 / 3,
@@ -139,7 +137,7 @@ def ranks_of_matrix(scores, positive):
 
 
 def random_pairs(rng, n_queries, n_candidates, n_more):
-    """Every row of both sides in at least one pair, in no order, some pairs twice."""
+    """Return shuffled pairs that cover all rows of both sides; three pairs are repeated."""
     pairs = [
         np.column_stack([np.arange(n_queries), rng.integers(n_candidates, size=n_queries)]),
         np.column_stack([rng.integers(n_queries, size=n_candidates), np.arange(n_candidates)]),
@@ -150,15 +148,15 @@ def random_pairs(rng, n_queries, n_candidates, n_more):
 
 @pytest.fixture
 def small_tiles(monkeypatch):
-    monkeypatch.setattr(_ranks, "_ROWS", 7)
-    monkeypatch.setattr(_ranks, "_COLUMNS", 5)
+    monkeypatch.setattr(retrieval, "_ROWS", 7)
+    monkeypatch.setattr(retrieval, "_COLUMNS", 5)
 
 
 @pytest.mark.parametrize(("n_queries", "n_candidates"), [(20, 30), (31, 8), (1, 9), (9, 1)])
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.usefixtures("small_tiles")
-def test_both_ways_are_those_of_the_whole_matrix(n_queries, n_candidates, seed):
-    """With many ties (the numbers are small and whole), several positives and ragged tiles."""
+def test_ranks_in_both_directions_equal_full_matrix(n_queries, n_candidates, seed):
+    """Small integers give many ties; tiles at the borders are smaller."""
     rng = np.random.default_rng(seed)
     queries = rng.integers(-1, 2, (n_queries, 3)).astype(np.float32)
     candidates = rng.integers(-1, 2, (n_candidates, 3)).astype(np.float32)
@@ -169,33 +167,35 @@ def test_both_ways_are_those_of_the_whole_matrix(n_queries, n_candidates, seed):
     ranks, back = compute_both_ranks(queries, candidates, pairs)
     np.testing.assert_array_equal(ranks, ranks_of_matrix(scores, positive))
     np.testing.assert_array_equal(back, ranks_of_matrix(scores.T, positive.T))
-    alone, none = compute_both_ranks(queries, candidates, pairs, both=False)
-    np.testing.assert_array_equal(alone, ranks)
-    assert not none.any()
+    forward, backward = compute_both_ranks(queries, candidates, pairs, both=False)
+    np.testing.assert_array_equal(forward, ranks)
+    assert not backward.any()
 
 
-def test_equal_embeddings_tie_wherever_they_stand():
-    """Rounding must not tell a candidate from its twin in another tile."""
+def test_equal_embeddings_in_different_tiles_tie():
+    """Products of equal rows must not be rounded differently in another tile."""
     rng = np.random.default_rng(0)
-    unit = rng.standard_normal((1500, 97)).astype(np.float32)
-    unit /= np.linalg.norm(unit, axis=1, keepdims=True)
-    candidates = np.concatenate([unit, unit])[rng.permutation(3000)]
+    units = rng.standard_normal((1500, 97)).astype(np.float32)
+    units /= np.linalg.norm(units, axis=1, keepdims=True)
+    candidates = np.concatenate([units, units])[rng.permutation(3000)]
     pairs = np.column_stack([np.arange(3000), np.arange(3000)])
     ranks, back = compute_both_ranks(candidates, candidates, pairs)
     assert (ranks == 1).all()
     assert (back == 1).all()
 
 
-def test_a_collapsed_model_comes_last_in_every_tile():
-    same = np.tile(np.random.default_rng(0).standard_normal((1, 33)), (2500, 1))
+def test_collapsed_model_has_the_last_rank_in_every_tile():
+    embeddings = np.tile(np.random.default_rng(0).standard_normal((1, 33)), (2500, 1)).astype(
+        np.float32
+    )
     pairs = np.column_stack([np.arange(2500), np.arange(2500)])
-    for ranks in compute_both_ranks(same.astype(np.float32), same.astype(np.float32), pairs):
+    for ranks in compute_both_ranks(embeddings, embeddings, pairs):
         assert (ranks == 2499).all()
 
 
 @pytest.mark.parametrize(("n", "width"), [(7, 33), (40, 1280), (97, 384), (1000, 8)])
-def test_equal_candidates_tie_whatever_the_shape(n, width):
-    """With 7 candidates of width 33, the product of one of them was rounded differently."""
+def test_equal_candidates_tie_for_any_shape(n, width):
+    """Regression: one of 7 candidates of width 33 had a differently rounded product."""
     rng = np.random.default_rng(0)
     queries = rng.standard_normal((n, width)).astype(np.float32)
     candidates = np.repeat(rng.standard_normal((1, width)).astype(np.float32), n, axis=0)
@@ -203,8 +203,8 @@ def test_equal_candidates_tie_whatever_the_shape(n, width):
     assert (compute_both_ranks(queries, candidates, pairs)[0] == n - 1).all()
 
 
-def test_half_precision_is_compared_as_it_is():
-    """Products of float16 would be rounded to it, and ranks with them."""
+def test_half_precision_embeddings_are_compared_in_float32():
+    """Products in float16 would be rounded and would change ranks."""
     rng = np.random.default_rng(0)
     queries, candidates = rng.standard_normal((2, 300, 16)).astype(np.float16)
     pairs = np.column_stack([np.arange(300), np.arange(300)])
@@ -214,7 +214,7 @@ def test_half_precision_is_compared_as_it_is():
 
 
 @pytest.mark.parametrize(
-    ("pairs", "said"),
+    ("pairs", "message"),
     [([[0, 0], [1, 7]], "Pair 1 is of rows 1 and 7, and there are 2 queries and 2 candidates"),
      ([[0, 0], [-1, 1]], "Pair 1 is of rows -1 and 1"),
      ([0, 1], r"pairs must be of shape \(n_pairs, 2\), not \(2,\)"),
@@ -231,13 +231,13 @@ def test_half_precision_is_compared_as_it_is():
      (np.array([[0, 0], [1, 2**64 - 1]], dtype=np.uint64), "Pair 1 is of rows 1 and 18446744"),
      (np.ma.masked_array([[0, 0], [1, 1]], mask=[[0, 1], [0, 0]]), "pairs is a masked array")],
 )  # fmt: skip
-def test_bad_pairs_are_named(pairs, said):
-    with pytest.raises(ValueError, match=said):
+def test_invalid_pairs_raise(pairs, message):
+    with pytest.raises(ValueError, match=message):
         compute_both_ranks(np.eye(2), np.eye(2), pairs)
 
 
 @pytest.mark.parametrize("kind", [np.float64, np.uint8, np.int32, list])
-def test_pairs_of_whole_numbers_may_be_of_any_type(kind):
+def test_integer_pairs_may_have_any_type(kind):
     pairs = np.array([[0, 1], [1, 0]])
     pairs = pairs.tolist() if kind is list else pairs.astype(kind)
     ranks, back = compute_both_ranks(np.eye(2), np.eye(2)[::-1], pairs)
@@ -245,17 +245,17 @@ def test_pairs_of_whole_numbers_may_be_of_any_type(kind):
 
 
 @pytest.mark.exhaustive
-@pytest.mark.skipif(sys.platform != "linux", reason="reads the system's count of pages")
-def test_memory_is_that_of_a_tile_not_of_the_matrix():
-    """20,000 by 20,000 scores would take 1.6 GB."""
-    done = subprocess.run(
-        [sys.executable, "-c", _IN_A_CHILD], check=True, capture_output=True, text=True
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_does_not_hold_the_full_matrix():
+    """A matrix of 20,000 x 20,000 scores would take 1.6 GB."""
+    process = subprocess.run(
+        [sys.executable, "-c", _PROGRAM], check=True, capture_output=True, text=True
     )
-    assert float(done.stdout) < 100
+    assert float(process.stdout) < 100
 
 
-# Not getrusage, whose peak is also that of the process that started this one.
-_IN_A_CHILD = """
+# The peak of getrusage would include that of the parent process.
+_PROGRAM = """
 def peak():
     with open("/proc/self/status") as file:
         return int(file.read().split("VmHWM:")[1].split()[0]) / 1024

@@ -26,7 +26,7 @@ from sklearn_ape.aligners.kernel import load_starter
 from sklearn_ape.encoders import HeadPairs, TransformersTextEncoder
 from sklearn_ape.encoders.weights import PACKAGED
 from sklearn_ape.persistence.serialize import Deserializer, Serializer
-from tests.aligners.test_clip import saved as saved_clip
+from tests.aligners.test_clip import save_model as saved_clip
 from tests.persistence.conftest import ALIGNERS, assert_same_attributes, assert_same_embeddings
 
 FILES = {"config.json", "model.safetensors", "README.md"}

@@ -1,4 +1,4 @@
-"""A retriever whose aligner or parameters changed after `fit`."""
+"""Retrievers whose aligner or parameters changed after `fit`."""
 
 import copy
 import pickle
@@ -40,8 +40,8 @@ def retriever(pipeline, concepts):
     return CrossModalRetriever(pipeline).fit(concepts.image)
 
 
-def assert_refused(retriever, image, text, folder, match=STALE):
-    for ask in (
+def assert_raises(retriever, image, text, folder, match=STALE):
+    for call in (
         lambda: retriever.search(text, modality="text"),
         lambda: retriever.search(image),
         lambda: retriever.kneighbors(image),
@@ -49,7 +49,7 @@ def assert_refused(retriever, image, text, folder, match=STALE):
         lambda: retriever.save_pretrained(folder),
     ):
         with pytest.raises(ValueError, match=match):
-            ask()
+            call()
 
 
 def changes():
@@ -87,7 +87,7 @@ def test_changed_aligner_raises_until_the_next_fit(
 ):
     change(pipeline, concepts)
     image, text = concepts.image[:5], concepts.text[:5]
-    assert_refused(retriever, image, text, tmp_path / "model")
+    assert_raises(retriever, image, text, tmp_path / "model")
     assert list(tmp_path.iterdir()) == []
     retriever.fit(concepts.image)
     fresh = CrossModalRetriever(pipeline).fit(concepts.image)
@@ -135,7 +135,7 @@ def test_changed_encoders_of_a_fitted_aligner_raise(real_aligner, captioned_imag
     aligner.image_encoder.crop = "pad"
     assert retriever.search(images[:1], k=1, modality="image").indices == [[0]]
     aligner.text_encoder_.max_length = 3
-    assert_refused(retriever, images, ["a cat"], tmp_path / "model")
+    assert_raises(retriever, images, ["a cat"], tmp_path / "model")
 
 
 @pytest.mark.parametrize(
@@ -190,17 +190,17 @@ def test_fit_parameter_set_after_fit_raises(parameters, match, retriever, concep
     before = retriever.get_params(deep=False)
     retriever.set_params(**parameters)
     image, text = concepts.image[:5], concepts.text[:5]
-    assert_refused(retriever, image, text, tmp_path / "model", match)
+    assert_raises(retriever, image, text, tmp_path / "model", match)
     retriever.set_params(**{name: before[name] for name in parameters})
     retriever.search(image)
 
 
 def test_standardize_may_be_set_after_fit(retriever, pipeline, concepts):
     retriever.set_params(standardize=True)
-    found = retriever.search(concepts.text[:3], modality="text")
+    result = retriever.search(concepts.text[:3], modality="text")
     fresh = CrossModalRetriever(pipeline, standardize=True).fit(concepts.image)
     expected = fresh.search(concepts.text[:3], modality="text")
-    np.testing.assert_array_equal(found.scores, expected.scores)
+    np.testing.assert_array_equal(result.scores, expected.scores)
 
 
 def test_parameters_of_training_set_after_fit_do_not_matter(concepts):
@@ -315,9 +315,9 @@ class Sequences(RuleBasedStateMachine):
 
     @rule(is_deep=st.booleans())
     def copy_all(self, is_deep):
-        found = (self.pipeline, self.retriever, self.single, self.multi)
-        found = copy.deepcopy(found) if is_deep else pickle.loads(pickle.dumps(found))
-        self.pipeline, self.retriever, self.single, self.multi = found
+        objects = (self.pipeline, self.retriever, self.single, self.multi)
+        objects = copy.deepcopy(objects) if is_deep else pickle.loads(pickle.dumps(objects))
+        self.pipeline, self.retriever, self.single, self.multi = objects
 
     @rule(rows=SUBSETS)
     def replace_the_aligner(self, rows):
@@ -328,7 +328,7 @@ class Sequences(RuleBasedStateMachine):
         self.multi.set_params(aligner=FrozenEstimator(other))
 
     @invariant()
-    def answers_are_those_of_a_new_fit(self):
+    def results_equal_those_of_a_new_fit(self):
         if not hasattr(self, "rows"):
             return
         self.compare("search by text", self.retriever, lambda r: r.search(WORDS[:4], k=3))
@@ -336,9 +336,9 @@ class Sequences(RuleBasedStateMachine):
         self.compare("predict", self.single, lambda c: (c.decision_function(X[:9]),))
         self.compare("labels", self.multi, lambda c: (c.decision_function(X[:9]),))
 
-    def compare(self, name, estimator, ask):
+    def compare(self, name, estimator, call):
         try:
-            found = ask(estimator)
+            result = call(estimator)
         except ValueError as error:
             self.note_stale(name, error)
             return
@@ -348,8 +348,8 @@ class Sequences(RuleBasedStateMachine):
             fresh.fit(X[self.rows])
         else:
             fresh.fit(X, Y if estimator is self.single else [[label] for label in Y])
-        for one, other in zip(found[:1], ask(fresh)[:1], strict=True):
-            np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
+        for actual, expected in zip(result[:1], call(fresh)[:1], strict=True):
+            np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
 
     def note_stale(self, name, error):
         assert any(part in str(error) for part in STALE_MESSAGE), error

@@ -1,4 +1,4 @@
-"""Collections: adding images, unreadable images, features in files, copies."""
+"""Collections of `CrossModalRetriever`: adding, input, unreadable images and saving."""
 
 import pickle
 import warnings
@@ -25,10 +25,10 @@ from sklearn_ape.persistence import FittedState
 from sklearn_ape.retrieval import SearchResult
 
 
-def assert_equal(found, expected):
-    np.testing.assert_array_equal(found.indices, expected.indices)
-    np.testing.assert_allclose(found.scores, expected.scores, atol=1e-6)
-    assert found.items == expected.items
+def assert_equal(actual, expected):
+    np.testing.assert_array_equal(actual.indices, expected.indices)
+    np.testing.assert_allclose(actual.scores, expected.scores, atol=1e-6)
+    assert actual.items == expected.items
 
 
 class TestAdd:
@@ -36,22 +36,22 @@ class TestAdd:
     @pytest.mark.parametrize("dtype", ["float32", "float16"])
     def test_add_equals_fit_on_all_images(self, aligner, concepts, index, dtype):
         X, ids = concepts.image, [f"image {row}" for row in range(300)]
-        whole = CrossModalRetriever(aligner, index=index, dtype=dtype).fit(X, ids)
+        reference = CrossModalRetriever(aligner, index=index, dtype=dtype).fit(X, ids)
         grown = CrossModalRetriever(aligner, index=index, dtype=dtype).fit(X[:100], ids[:100])
         before = grown.search(X[:5], k=3)
         grown.add(X[100:101], ids[100:101]).add(X[101:], np.array(ids[101:]))
-        assert_equal(grown.search(X[200:210], k=5), whole.search(X[200:210], k=5))
+        assert_equal(grown.search(X[200:210], k=5), reference.search(X[200:210], k=5))
         assert grown.n_samples_fit_ == 300
         assert grown.items_ == ids
         assert before.items == [[ids[row] for row in rows] for rows in before.indices]
 
     def test_standardized_by_all_images_after_add(self, aligner, concepts):
         X, y = concepts.image, concepts.text[:20]
-        whole = CrossModalRetriever(aligner, standardize=True).fit(X)
+        reference = CrossModalRetriever(aligner, standardize=True).fit(X)
         grown = CrossModalRetriever(aligner, standardize=True).fit(X[:100])
         grown.search(y, modality="text")
         grown.add(X[100:])
-        assert_equal(grown.search(y, modality="text"), whole.search(y, modality="text"))
+        assert_equal(grown.search(y, modality="text"), reference.search(y, modality="text"))
 
     def test_failed_add_changes_nothing(self, aligner, concepts):
         retriever = CrossModalRetriever(aligner).fit(concepts.image)
@@ -71,16 +71,16 @@ class TestAdd:
             retriever.add(concepts.image[:3], ["a", "b"])
 
 
-class TestUnread:
-    def test_rows_of_nan_are_not_found(self, aligner, concepts):
+class TestUnreadableImages:
+    def test_rows_of_nan_are_not_in_results(self, aligner, concepts):
         X = concepts.image.copy()
         X[[2, 250]] = np.nan
         with pytest.warns(UserWarning, match=r"2 of 300 images could not be read .* 2, 250\."):
             retriever = CrossModalRetriever(aligner).fit(X)
         assert (retriever.n_samples_fit_, retriever.n_unread_) == (300, 2)
-        found = retriever.search(X[[251, 0]], k=298)
-        assert found.indices[:, 0].tolist() == [251, 0]
-        assert not np.isin(found.indices, [2, 250]).any()
+        result = retriever.search(X[[251, 0]], k=298)
+        assert result.indices[:, 0].tolist() == [251, 0]
+        assert not np.isin(result.indices, [2, 250]).any()
         with pytest.warns(UserWarning, match=r"1 of 3 images .* rows 301\."):
             retriever.add(X[1:4])
         assert retriever.n_unread_ == 3
@@ -101,11 +101,11 @@ class TestUnread:
         assert retriever.n_unread_ == 1
         queries = [broken, captioned_images.images[1]]
         with pytest.warns(UserWarning, match="1 queries could not be read .*: rows 0"):
-            found = retriever.search(queries, k=2, modality="image")
-        assert found.indices.tolist() == [[-1, -1], [2, 0]]
-        assert np.isnan(found.scores[0]).all()
-        assert found.items == [[], [captioned_images.images[1], captioned_images.images[0]]]
-        assert len(found.to_frame()) == 2
+            result = retriever.search(queries, k=2, modality="image")
+        assert result.indices.tolist() == [[-1, -1], [2, 0]]
+        assert np.isnan(result.scores[0]).all()
+        assert result.items == [[], [captioned_images.images[1], captioned_images.images[0]]]
+        assert len(result.to_frame()) == 2
         with pytest.warns(UserWarning, match="have no results: rows 0"):
             assert retriever.search([broken], k=1, modality="image").items == [[]]
         with (
@@ -141,13 +141,13 @@ class TestInput:
         y = concepts.text[:9]
         assert_equal(by_map.search(y, modality="text"), in_memory.search(y, modality="text"))
 
-    def test_tables_and_lists_of_features(self, aligner, concepts):
+    def test_tables_and_lists_of_features_give_equal_results(self, aligner, concepts):
         expected = CrossModalRetriever(aligner).fit(concepts.image).search(concepts.image[:3])
         for X in (concepts.image.tolist(), concepts.image.astype(np.float64)):
-            found = CrossModalRetriever(aligner).fit(X).search(X[:3])
-            assert_equal(found, expected)
+            result = CrossModalRetriever(aligner).fit(X).search(X[:3])
+            assert_equal(result, expected)
 
-    def test_columns_of_paths_and_ids(self, real_aligner, captioned_images):
+    def test_columns_of_paths_and_ids_are_accepted(self, real_aligner, captioned_images):
         paths, ids = (
             pd.Series(captioned_images.images[:5], index=range(9, 14)),
             pd.Series(range(5)),
@@ -218,7 +218,7 @@ class TestEstimator:
         assert retriever.n_features_in_ == 32
 
     @pytest.mark.parametrize("index", ["exact", "faiss", "usearch"])
-    def test_searches_in_threads_during_add(self, aligner, concepts, index):
+    def test_threads_can_search_during_add(self, aligner, concepts, index):
         retriever = CrossModalRetriever(aligner, index=index).fit(concepts.image)
         expected = retriever.search(concepts.image, k=1).indices
         with ThreadPoolExecutor(8) as pool:
@@ -232,14 +232,14 @@ class TestEstimator:
                 np.testing.assert_array_equal(future.result().indices, expected[row : row + 30])
 
 
-def test_result_as_table():
-    found = SearchResult(np.array([[0.5], [0.25]]), np.array([[3], [0]]), [["c"], ["a"]])
-    assert found.to_frame().query("query == 1").item.tolist() == ["a"]
+def test_result_becomes_a_table():
+    result = SearchResult(np.array([[0.5], [0.25]]), np.array([[3], [0]]), [["c"], ["a"]])
+    assert result.to_frame().query("query == 1").item.tolist() == ["a"]
     with pytest.raises(ValueError, match="1 entries, and this is the result of 2"):
-        found.to_frame(["one"])
+        result.to_frame(["one"])
 
 
-def again(retriever, folder):
+def save_and_load(retriever, folder):
     retriever.save_pretrained(folder / "model")
     return CrossModalRetriever.from_pretrained(folder / "model")
 
@@ -247,27 +247,27 @@ def again(retriever, folder):
 class TestSaving:
     @pytest.mark.parametrize("index", ["exact", "faiss", "usearch"])
     @pytest.mark.parametrize("dtype", ["float32", "float16"])
-    def test_answers_are_the_same(self, aligner, concepts, tmp_path, index, dtype):
+    def test_loaded_retriever_gives_equal_results(self, aligner, concepts, tmp_path, index, dtype):
         X, y = concepts.image.copy(), concepts.text[:30]
         X[7] = np.nan
         with pytest.warns(UserWarning, match="rows 7"):
             retriever = CrossModalRetriever(aligner, index=index, dtype=dtype).fit(X)
-        back = again(retriever, tmp_path)
-        assert (back.index, back.dtype, back.n_unread_) == (index, dtype, 1)
-        for one, other in ((y, "text"), (X[20:40], "image")):
-            expected = retriever.search(one, k=5, modality=other)
-            found = back.search(one, k=5, modality=other)
-            if index == "usearch":  # threads build its graph anew, each time in another order
-                assert np.mean(found.indices == expected.indices) > 0.8
+        loaded = save_and_load(retriever, tmp_path)
+        assert (loaded.index, loaded.dtype, loaded.n_unread_) == (index, dtype, 1)
+        for queries, modality in ((y, "text"), (X[20:40], "image")):
+            expected = retriever.search(queries, k=5, modality=modality)
+            result = loaded.search(queries, k=5, modality=modality)
+            if index == "usearch":  # threads rebuild its graph in a random order
+                assert np.mean(result.indices == expected.indices) > 0.8
             else:
-                assert_equal(found, expected)
-        back.add(X[:1])
-        assert back.n_samples_fit_ == 301
+                assert_equal(result, expected)
+        loaded.add(X[:1])
+        assert loaded.n_samples_fit_ == 301
 
-    def test_standardised(self, aligner, concepts, tmp_path):
+    def test_loaded_retriever_is_standardized(self, aligner, concepts, tmp_path):
         retriever = CrossModalRetriever(aligner, standardize=True).fit(concepts.image)
-        back, y = again(retriever, tmp_path), concepts.text[:30]
-        assert_equal(back.search(y, modality="text"), retriever.search(y, modality="text"))
+        loaded, y = save_and_load(retriever, tmp_path), concepts.text[:30]
+        assert_equal(loaded.search(y, modality="text"), retriever.search(y, modality="text"))
 
     @pytest.mark.parametrize(
         "items",
@@ -276,7 +276,7 @@ class TestSaving:
             [Path("photos") / f"{row}.jpg" for row in range(300)],
             list(range(1000, 1300)),
             [row / 7 for row in range(300)],
-            ["", *["a"] * 298, "b\udcff"],  # a name of a file that is no UTF-8
+            ["", *["a"] * 298, "b\udcff"],  # a file name that is not UTF-8
             ["\ud800", *["a"] * 299],  # half a surrogate pair
             [2**70 + row for row in range(300)],
             [2**63, *[-1] * 299],
@@ -287,26 +287,35 @@ class TestSaving:
             [IntEnum("Kind", "a b")(1 + row % 2) for row in range(300)],
         ],
         ids=[
-            *["texts", "paths", "ids", "numbers", "odd", "surrogate", "huge", "beyond int64"],
+            *[
+                "texts",
+                "paths",
+                "ids",
+                "numbers",
+                "undecodable",
+                "surrogate",
+                "huge",
+                "beyond int64",
+            ],
             *["mixed numbers", "mixed", "scalars", "bools", "enum"],
         ],
     )
-    def test_what_stands_for_the_images(self, aligner, concepts, tmp_path, items):
-        back = again(CrossModalRetriever(aligner).fit(concepts.image, items), tmp_path)
+    def test_items_are_restored(self, aligner, concepts, tmp_path, items):
+        loaded = save_and_load(CrossModalRetriever(aligner).fit(concepts.image, items), tmp_path)
         expected = [str(item) if isinstance(item, Path) else item for item in items]
-        assert back.items_ == expected
-        assert [type(item) is bool for item in back.items_] == [
+        assert loaded.items_ == expected
+        assert [type(item) is bool for item in loaded.items_] == [
             isinstance(item, bool | np.bool_) for item in expected
         ]
-        back.add(concepts.image[:1], items[:1])
+        loaded.add(concepts.image[:1], items[:1])
 
-    def test_numpys_strings(self, aligner, concepts, tmp_path):
+    def test_numpy_strings_become_str(self, aligner, concepts, tmp_path):
         dtypes = pytest.importorskip("numpy.dtypes")
         items = np.array([f"{row}\0" for row in range(300)], dtype=dtypes.StringDType())
-        back = again(CrossModalRetriever(aligner).fit(concepts.image, items), tmp_path)
-        assert back.items_ == items.tolist()
+        loaded = save_and_load(CrossModalRetriever(aligner).fit(concepts.image, items), tmp_path)
+        assert loaded.items_ == items.tolist()
 
-    def test_numpys_dates_stay_dates_in_results(self, aligner, concepts):
+    def test_numpy_dates_are_kept_in_results(self, aligner, concepts):
         items = np.arange(300).astype("datetime64[ns]")
         retriever = CrossModalRetriever(aligner).fit(concepts.image, items)
         assert retriever.search(concepts.image[4:5], k=1).items == [[items[4]]]
@@ -322,41 +331,43 @@ class TestSaving:
             [np.nan, "a", date(2020, 1, 1)] * 100,
             [10**5000] * 300,
         ],
-        ids=["dicts", "bytes", "dates of numpy", "dates", "mixed", "endless"],
+        ids=["dicts", "bytes", "numpy dates", "dates", "mixed", "too large"],
     )
-    def test_other_items_become_numbers_of_rows(self, aligner, concepts, tmp_path, items):
+    def test_items_that_cannot_be_saved_become_row_numbers(
+        self, aligner, concepts, tmp_path, items
+    ):
         retriever = CrossModalRetriever(aligner).fit(concepts.image, items)
         with pytest.warns(UserWarning, match="After loading the items are row numbers"):
-            back = again(retriever, tmp_path)
-        assert back.search(concepts.image[4:5], k=1).items == [[4]]
+            loaded = save_and_load(retriever, tmp_path)
+        assert loaded.search(concepts.image[4:5], k=1).items == [[4]]
 
-    def test_images_and_words(
+    def test_retriever_with_encoders_is_saved(
         self, captioned_images, features, image_encoder, text_encoder, tmp_path
     ):
-        inner = KernelAligner(text_encoder=text_encoder)
-        model = make_pipeline(image_encoder, inner).fit(
+        aligner = KernelAligner(text_encoder=text_encoder)
+        model = make_pipeline(image_encoder, aligner).fit(
             captioned_images.images[:60], captioned_images.captions[:60]
         )
         retriever = CrossModalRetriever(model).fit(captioned_images.images[:60])
         retriever.save_pretrained(tmp_path / "model", scores={"recall@1": 0.5})
-        back = load_pretrained(tmp_path / "model", cache=image_encoder.cache)
-        assert isinstance(back, CrossModalRetriever)
-        assert_equal(back.search(["a bird", "cake"]), retriever.search(["a bird", "cake"]))
+        loaded = load_pretrained(tmp_path / "model", cache=image_encoder.cache)
+        assert isinstance(loaded, CrossModalRetriever)
+        assert_equal(loaded.search(["a bird", "cake"]), retriever.search(["a bird", "cake"]))
         query = [Path(captioned_images.images[3])]
-        assert_equal(back.search(query, k=2), retriever.search(query, k=2))
+        assert_equal(loaded.search(query, k=2), retriever.search(query, k=2))
         card = (tmp_path / "model" / "README.md").read_text()
         assert "| images indexed | 60 |" in card
         with pytest.raises(ValueError, match="holds a CrossModalRetriever"):
             ZeroShotClassifier.from_pretrained(tmp_path / "model")
 
-    def test_the_starter_model_is_saved_with_it(self, captioned_images, tmp_path):
+    def test_retriever_with_starter_model_is_saved(self, captioned_images, tmp_path):
         retriever = CrossModalRetriever().fit(
             captioned_images.images[:3], captioned_images.captions[:3]
         )
-        back = again(retriever, tmp_path)
-        assert back.aligner is None
-        words = captioned_images.captions[:2]
-        assert_equal(back.search(words, k=2), retriever.search(words, k=2))
+        loaded = save_and_load(retriever, tmp_path)
+        assert loaded.aligner is None
+        texts = captioned_images.captions[:2]
+        assert_equal(loaded.search(texts, k=2), retriever.search(texts, k=2))
 
 
 class TestTampered:

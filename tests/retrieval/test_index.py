@@ -1,4 +1,4 @@
-"""Search indexes and query parsing."""
+"""Search indexes and the interpretation of queries."""
 
 import sys
 from pathlib import Path
@@ -21,41 +21,41 @@ def exact(real_aligner, captioned_images):
 class TestIndexes:
     def test_faiss_is_exact(self, real_aligner, exact, captioned_images, dtype):
         retriever = CrossModalRetriever(real_aligner, index="faiss", dtype=dtype)
-        found = retriever.fit(captioned_images.images).search(captioned_images.captions, k=10)
+        result = retriever.fit(captioned_images.images).search(captioned_images.captions, k=10)
         expected = exact.search(captioned_images.captions, k=10)
         if dtype == "float32":
-            np.testing.assert_array_equal(found.indices, expected.indices)
-        np.testing.assert_allclose(found.scores, expected.scores, atol=5e-4)
+            np.testing.assert_array_equal(result.indices, expected.indices)
+        np.testing.assert_allclose(result.scores, expected.scores, atol=5e-4)
 
-    def test_usearch_finds_nearly_all(self, real_aligner, exact, captioned_images, dtype):
+    def test_usearch_recall_is_high(self, real_aligner, exact, captioned_images, dtype):
         retriever = CrossModalRetriever(real_aligner, index="usearch", dtype=dtype)
-        found = retriever.fit(captioned_images.images).search(captioned_images.captions, k=10)
+        result = retriever.fit(captioned_images.images).search(captioned_images.captions, k=10)
         expected = exact.search(captioned_images.captions, k=10)
-        both = [
-            np.intersect1d(one, other)
-            for one, other in zip(found.indices, expected.indices, strict=True)
+        common = [
+            np.intersect1d(rows, expected_rows)
+            for rows, expected_rows in zip(result.indices, expected.indices, strict=True)
         ]
-        assert np.mean([len(rows) for rows in both]) / 10 > LEAST_RECALL
-        for query, rows in enumerate(both):  # scores are cosines, not what the graph says
+        assert np.mean([len(rows) for rows in common]) / 10 > LEAST_RECALL
+        for query, rows in enumerate(common):  # scores are exact cosines, not those of the graph
             score = dict(zip(expected.indices[query], expected.scores[query], strict=True))
-            same = np.isin(found.indices[query], rows)
+            is_common = np.isin(result.indices[query], rows)
             np.testing.assert_allclose(
-                found.scores[query][same],
-                [score[row] for row in found.indices[query][same]],
+                result.scores[query][is_common],
+                [score[row] for row in result.indices[query][is_common]],
                 atol=5e-4,
             )
 
-    def test_usearch_returns_k_results(self, real_aligner, captioned_images, dtype):
+    def test_approximate_indexes_return_k_results(self, real_aligner, captioned_images, dtype):
         for index in ("faiss", "usearch"):
             retriever = CrossModalRetriever(real_aligner, index=index, dtype=dtype)
             retriever.fit(captioned_images.images)
             for queries in (captioned_images.captions[:1], captioned_images.captions[:3]):
-                found = retriever.search(queries, k=300)
-                assert (np.sort(found.indices, axis=1) == np.arange(300)).all()
+                result = retriever.search(queries, k=300)
+                assert (np.sort(result.indices, axis=1) == np.arange(300)).all()
 
 
 @pytest.mark.parametrize("package", ["faiss", "usearch"])
-def test_missing_package_is_named(aligner, concepts, monkeypatch, package):
+def test_missing_package_raises(aligner, concepts, monkeypatch, package):
     monkeypatch.setitem(sys.modules, package, None)
     monkeypatch.setitem(sys.modules, f"{package}.index", None)
     with pytest.raises(ImportError, match=r'pip install "sklearn-ape\[index\]"'):
@@ -101,13 +101,13 @@ class TestResolveQueries:
         for text in (str(tmp_path / "cat"), "photos/missing.JPG"):
             with pytest.warns(UserWarning, match="look like paths.*modality='image'"):
                 resolve_queries(["a cat", text], "auto")
-            # A warning would be an error by filterwarnings.
+            # The filterwarnings mark turns a warning into an error.
             resolve_queries([text], "text")
 
 
 @pytest.mark.filterwarnings("error")
 class TestQueries:
-    def test_texts_in_any_container(self, retriever):
+    def test_texts_in_any_container_give_equal_results(self, retriever):
         expected = retriever.search(["a bird", "a cake"]).indices
         for texts in (("a bird", "a cake"), np.array(["a bird", "a cake"])):
             np.testing.assert_array_equal(retriever.search(texts).indices, expected)

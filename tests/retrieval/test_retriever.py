@@ -11,13 +11,13 @@ from sklearn.pipeline import make_pipeline
 
 from sklearn_ape import CrossModalRetriever, KernelAligner
 from sklearn_ape.datasets import load_openmoji
-from sklearn_ape.retrieval import _index as _nearest
+from sklearn_ape.retrieval import _index
 
 QUERIES = ["a red fruit", "a small bird", "a boat on the water"]
 
 
-def best(similarity, k):
-    """Return the k largest of every row, ties by row number, by brute force."""
+def best_rows(similarity, k):
+    """Return the k largest values per row and their indices; ties are in order of indices."""
     order = np.argsort(-similarity, axis=1, kind="stable")[:, :k]
     return np.take_along_axis(similarity, order, axis=1), order
 
@@ -29,39 +29,41 @@ def retriever(real_aligner, captioned_images):
 
 class TestSearch:
     def test_text_search_equals_full_matrix(self, retriever, real_aligner, captioned_images):
-        found = retriever.search(QUERIES, k=7)
-        scores, order = best(real_aligner.similarity(captioned_images.images, QUERIES).T, 7)
-        np.testing.assert_allclose(found.scores, scores, atol=1e-6)
-        np.testing.assert_array_equal(found.indices, order)
-        assert found.items == [[captioned_images.images[row] for row in rows] for rows in order]
+        result = retriever.search(QUERIES, k=7)
+        scores, order = best_rows(real_aligner.similarity(captioned_images.images, QUERIES).T, 7)
+        np.testing.assert_allclose(result.scores, scores, atol=1e-6)
+        np.testing.assert_array_equal(result.indices, order)
+        assert result.items == [[captioned_images.images[row] for row in rows] for rows in order]
 
-    def test_image_finds_itself_in_any_type(self, retriever, captioned_images):
+    def test_image_of_any_type_finds_itself(self, retriever, captioned_images):
         path = Path(captioned_images.images[17])
         for query in (path, path.read_bytes(), Image.open(path), np.asarray(Image.open(path))):
-            found = retriever.search([query], k=2)
-            assert found.indices[0, 0] == 17
-            np.testing.assert_allclose(found.scores[0, 0], 1, atol=1e-5)
+            result = retriever.search([query], k=2)
+            assert result.indices[0, 0] == 17
+            np.testing.assert_allclose(result.scores[0, 0], 1, atol=1e-5)
         assert retriever.search([str(path)], k=1, modality="image").indices.tolist() == [[17]]
 
-    def test_captions_as_items(self, real_aligner, captioned_images):
+    def test_items_may_be_captions(self, real_aligner, captioned_images):
         retriever = CrossModalRetriever(real_aligner).fit(
             captioned_images.images, captioned_images.captions
         )
-        found = retriever.search([Path(captioned_images.images[3])], k=1)
-        assert found.items == [[captioned_images.captions[3]]]
+        result = retriever.search([Path(captioned_images.images[3])], k=1)
+        assert result.items == [[captioned_images.captions[3]]]
         assert retriever.items_ == captioned_images.captions
 
     @pytest.mark.parametrize("wrap", [FrozenEstimator, lambda model: model])
-    def test_pipeline_and_frozen_pipeline(self, wrap, features, captioned_images, image_encoder):
-        inner = KernelAligner().fit(features.image[:60], features.text[:60])
-        model = wrap(make_pipeline(image_encoder, inner))
+    def test_pipeline_gives_results_of_its_aligner(
+        self, wrap, features, captioned_images, image_encoder
+    ):
+        aligner = KernelAligner().fit(features.image[:60], features.text[:60])
+        model = wrap(make_pipeline(image_encoder, aligner))
         by_images = CrossModalRetriever(model).fit(captioned_images.images[:50])
-        by_features = CrossModalRetriever(inner).fit(features.image[:50])
+        by_features = CrossModalRetriever(aligner).fit(features.image[:50])
         queries = features.text[:3]
-        a = by_images.search(queries, modality="text")
-        b = by_features.search(queries, modality="text")
-        np.testing.assert_array_equal(a.indices, b.indices)
-        assert b.items == b.indices.tolist()
+        result = by_images.search(queries, modality="text")
+        expected = by_features.search(queries, modality="text")
+        np.testing.assert_array_equal(result.indices, expected.indices)
+        assert expected.items == expected.indices.tolist()
 
     def test_starter_model_is_the_default(self):
         data = load_openmoji()
@@ -75,40 +77,40 @@ class TestFeatures:
     @pytest.mark.parametrize("tile", [2**23, 4 * 16 * 40])
     def test_tiled_search_is_exact(self, aligner, concepts, monkeypatch, tile, dtype):
         monkeypatch.setattr("sklearn_ape.features.memmap.TILE_BYTES", tile)
-        monkeypatch.setattr(_nearest, "_BLOCK_SIZE", 7)
+        monkeypatch.setattr(_index, "_BLOCK_SIZE", 7)
         retriever = CrossModalRetriever(aligner, dtype=dtype).fit(concepts.image)
-        kept = aligner.transform(concepts.image).astype(dtype).astype(np.float64)
+        stored = aligner.transform(concepts.image).astype(dtype).astype(np.float64)
         queries = aligner.transform_text(concepts.text[:40])
-        scores, order = best((queries @ kept.T).astype(np.float32), 9)
-        found = retriever.search(concepts.text[:40], k=9, modality="text")
-        np.testing.assert_array_equal(found.indices, order)
-        np.testing.assert_allclose(found.scores, scores, atol=1e-6)
-        whole = aligner.similarity(concepts.image, concepts.text[:40]).T
-        np.testing.assert_allclose(found.scores, best(whole, 9)[0], atol=5e-4)
+        scores, order = best_rows((queries @ stored.T).astype(np.float32), 9)
+        result = retriever.search(concepts.text[:40], k=9, modality="text")
+        np.testing.assert_array_equal(result.indices, order)
+        np.testing.assert_allclose(result.scores, scores, atol=1e-6)
+        similarity = aligner.similarity(concepts.image, concepts.text[:40]).T
+        np.testing.assert_allclose(result.scores, best_rows(similarity, 9)[0], atol=5e-4)
 
     def test_ties_are_in_order_of_rows(self, aligner, concepts):
         X = np.tile(concepts.image[:10], (30, 1))
-        found = CrossModalRetriever(aligner).fit(X).search(X[:10], k=12)
-        np.testing.assert_array_equal(found.indices, np.arange(10)[:, None] + 10 * np.arange(12))
+        result = CrossModalRetriever(aligner).fit(X).search(X[:10], k=12)
+        np.testing.assert_array_equal(result.indices, np.arange(10)[:, None] + 10 * np.arange(12))
 
-    @pytest.mark.parametrize("few", [1, 16, 10**9])
+    @pytest.mark.parametrize("merge_ratio", [1, 16, 10**9])
     @pytest.mark.parametrize("tile", [2**23, 4 * 16 * 40])
-    def test_many_ties_are_in_order_of_rows(self, monkeypatch, tile, few):
-        """With small integers most products are tied, and the first rows must be found."""
+    def test_many_ties_are_in_order_of_rows(self, monkeypatch, tile, merge_ratio):
+        """Small integers give many equal products, of which the first rows must be returned."""
         monkeypatch.setattr("sklearn_ape.features.memmap.TILE_BYTES", tile)
-        monkeypatch.setattr(_nearest, "_MERGE_RATIO", few)
+        monkeypatch.setattr(_index, "_MERGE_RATIO", merge_ratio)
         rng = np.random.default_rng(0)
         embeddings, queries = (
             rng.integers(-2, 3, (n_rows, 6)).astype(np.float32) for n_rows in (400, 30)
         )
         for k in (1, 3, 50, 399, 400):
-            order = best(queries @ embeddings.T, k)[1]
-            found = _nearest.find_nearest(embeddings, queries, k)
-            np.testing.assert_array_equal(found, np.sort(order, axis=1))
+            order = best_rows(queries @ embeddings.T, k)[1]
+            rows = _index.find_nearest(embeddings, queries, k)
+            np.testing.assert_array_equal(rows, np.sort(order, axis=1))
 
     def test_k_may_be_the_number_of_images(self, aligner, concepts):
-        found = CrossModalRetriever(aligner).fit(concepts.image).search(concepts.image[:2], k=300)
-        assert (np.sort(found.indices, axis=1) == np.arange(300)).all()
+        result = CrossModalRetriever(aligner).fit(concepts.image).search(concepts.image[:2], k=300)
+        assert (np.sort(result.indices, axis=1) == np.arange(300)).all()
 
     def test_kneighbors_equals_scikit_learn(self, aligner, concepts):
         retriever = CrossModalRetriever(aligner).fit(concepts.image)
@@ -117,61 +119,60 @@ class TestFeatures:
         expected, order = peer.kneighbors(aligner.transform(concepts.image[:20]), 6)
         np.testing.assert_allclose(distances, expected, atol=1e-6)
         np.testing.assert_array_equal(indices, order)
-        alone = retriever.kneighbors(concepts.image[:20], 6, return_distance=False)
-        np.testing.assert_array_equal(alone, order)
-
-
-def best_rows(similarity, k):
-    order = np.argsort(-similarity, axis=1, kind="stable")[:, :k]
-    return np.take_along_axis(similarity, order, axis=1), order
+        without_distances = retriever.kneighbors(concepts.image[:20], 6, return_distance=False)
+        np.testing.assert_array_equal(without_distances, order)
 
 
 class TestStandardize:
     @pytest.mark.parametrize("tile", [2**23, 4 * 16 * 40])
-    def test_standardized_by_the_collection(self, aligner, concepts, monkeypatch, tile):
+    def test_scores_are_standardized_by_the_collection(self, aligner, concepts, monkeypatch, tile):
         X, y = concepts.image, concepts.text[:20]
         scores, order = best_rows(aligner.similarity(X, y, standardize=X).T, 8)
         monkeypatch.setattr("sklearn_ape.features.memmap.TILE_BYTES", tile)
-        monkeypatch.setattr(_nearest, "_BLOCK_SIZE", 7)
+        monkeypatch.setattr(_index, "_BLOCK_SIZE", 7)
         retriever = CrossModalRetriever(aligner, standardize=True).fit(X)
-        for _ in range(2):  # what is kept of the first time serves the second
-            found = retriever.search(y, k=8, modality="text")
-            np.testing.assert_array_equal(found.indices, order)
-            np.testing.assert_allclose(found.scores, scores, atol=1e-5)
+        for _ in range(2):  # the second search uses cached values
+            result = retriever.search(y, k=8, modality="text")
+            np.testing.assert_array_equal(result.indices, order)
+            np.testing.assert_allclose(result.scores, scores, atol=1e-5)
         plain = CrossModalRetriever(aligner).fit(X).search(y, k=8, modality="text")
         assert (plain.indices != order).any()
 
-    def test_standardized_by_other_images(self, aligner, concepts):
+    def test_scores_are_standardized_by_given_images(self, aligner, concepts):
         X, y, bank = concepts.image[:200], concepts.text[:20], concepts.image[200:]
         scores, order = best_rows(aligner.similarity(X, y, standardize=bank).T, 8)
-        found = CrossModalRetriever(aligner, standardize=bank).fit(X).search(y, 8, modality="text")
-        np.testing.assert_array_equal(found.indices, order)
-        np.testing.assert_allclose(found.scores, scores, atol=1e-5)
+        result = (
+            CrossModalRetriever(aligner, standardize=bank).fit(X).search(y, 8, modality="text")
+        )
+        np.testing.assert_array_equal(result.indices, order)
+        np.testing.assert_allclose(result.scores, scores, atol=1e-5)
 
-    def test_standardized_without_captions(self, aligner, concepts):
+    def test_scores_are_standardized_without_captions(self, aligner, concepts):
         del aligner.bank_
         X, y = concepts.image, concepts.text[:20]
         scores, order = best_rows(aligner.similarity(X, y, standardize=X).T, 8)
-        found = CrossModalRetriever(aligner, standardize=True).fit(X).search(y, 8, modality="text")
-        np.testing.assert_array_equal(found.indices, order)
-        np.testing.assert_allclose(found.scores, scores, atol=1e-5)
+        result = (
+            CrossModalRetriever(aligner, standardize=True).fit(X).search(y, 8, modality="text")
+        )
+        np.testing.assert_array_equal(result.indices, order)
+        np.testing.assert_allclose(result.scores, scores, atol=1e-5)
 
-    def test_real_texts(self, real_aligner, captioned_images):
+    def test_scores_of_real_texts_equal_similarity(self, real_aligner, captioned_images):
         retriever = CrossModalRetriever(real_aligner, standardize=True).fit(
             captioned_images.images
         )
         expected = real_aligner.similarity(
             captioned_images.images, captioned_images.captions, standardize=captioned_images.images
         )
-        found = retriever.search(captioned_images.captions, k=1)
-        np.testing.assert_allclose(found.scores[:, 0], expected.max(axis=0), atol=1e-5)
+        result = retriever.search(captioned_images.captions, k=1)
+        np.testing.assert_allclose(result.scores[:, 0], expected.max(axis=0), atol=1e-5)
 
     def test_image_queries_use_plain_cosines(self, aligner, concepts):
         X = concepts.image
-        found = CrossModalRetriever(aligner, standardize=True).fit(X).search(X[:9], k=4)
+        result = CrossModalRetriever(aligner, standardize=True).fit(X).search(X[:9], k=4)
         plain = CrossModalRetriever(aligner).fit(X).search(X[:9], k=4)
-        np.testing.assert_array_equal(found.indices, plain.indices)
-        np.testing.assert_array_equal(found.scores, plain.scores)
+        np.testing.assert_array_equal(result.indices, plain.indices)
+        np.testing.assert_array_equal(result.scores, plain.scores)
 
     def test_equal_images_raise(self, aligner, concepts):
         X = np.repeat(concepts.image[:1], 5, axis=0)

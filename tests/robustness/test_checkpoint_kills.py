@@ -120,7 +120,7 @@ class TestKills:
 
 def _small_tower(folder):
     model = folder / "tower"
-    test_lit.saved(model)
+    test_lit.save_encoder(model)
     rng = np.random.default_rng(0)
     np.save(folder / "images.npy", rng.standard_normal((120, 12)).astype(np.float32))
     captions = [f"a {test_lit.ADJECTIVES[i % 12]} {test_lit.NOUNS[i // 12]}" for i in range(120)]

@@ -1,4 +1,4 @@
-"""The training network and its optimizers."""
+"""Training network, optimizers and learning rate schedule."""
 
 from itertools import pairwise
 
@@ -27,7 +27,7 @@ def data(concepts):
     return PairDataset(image, text, np.column_stack([np.arange(64)] * 2))
 
 
-def net(data, image_head=None, **parameters):
+def make_net(data, image_head=None, **parameters):
     torch.manual_seed(0)
     module = TwoTower(
         *(
@@ -52,45 +52,47 @@ def net(data, image_head=None, **parameters):
     )
 
 
-def structure(trained, data, side):
+def structure_loss(net, data, side):
     features = getattr(data, side)
-    embed = getattr(trained.module_, f"embed_{side}")
+    embed = getattr(net.module_, f"embed_{side}")
     with torch.no_grad():
         return StructureLoss()(features, embed(features)).item()
 
 
 class TestStructure:
-    def test_is_added_for_sides_with_a_trained_head(self, data):
+    def test_structure_loss_is_added_for_sides_with_a_trained_head(self, data):
         for image_head, sides in (None, ["text"]), ("mlp", ["image", "text"]):
-            plain = net(data, image_head).initialize()
-            weighted = net(data, image_head, structure_weight=5.0).initialize()
+            plain = make_net(data, image_head).initialize()
+            weighted = make_net(data, image_head, structure_weight=5.0).initialize()
             inputs, positive = data[torch.arange(64)]
             losses = [
-                each.get_loss(each.infer(inputs), positive, X=inputs, training=True).item()
-                for each in (plain, weighted)
+                net.get_loss(net.infer(inputs), positive, X=inputs, training=True).item()
+                for net in (plain, weighted)
             ]
-            expected = sum(structure(plain, data, side) for side in sides)
+            expected = sum(structure_loss(plain, data, side) for side in sides)
             assert losses[1] - losses[0] == pytest.approx(5 * expected, rel=1e-4)
 
-    def test_keeps_neighbourhoods_closer_to_the_features(self, data):
-        plain = net(data).fit(data, y=None)
-        weighted = net(data, structure_weight=20.0).fit(data, y=None)
-        assert structure(weighted, data, "text") < 0.8 * structure(plain, data, "text")
+    def test_structure_weight_lowers_the_structure_loss(self, data):
+        plain = make_net(data).fit(data, y=None)
+        weighted = make_net(data, structure_weight=20.0).fit(data, y=None)
+        assert structure_loss(weighted, data, "text") < 0.8 * structure_loss(plain, data, "text")
 
-    def test_is_no_part_of_a_validation_loss(self, data):
-        weighted = net(data, structure_weight=5.0).initialize()
+    def test_validation_loss_excludes_the_structure_loss(self, data):
+        weighted = make_net(data, structure_weight=5.0).initialize()
         inputs, positive = data[torch.arange(64)]
         outputs = weighted.infer(inputs)
         plain = weighted.criterion_(*outputs)
         assert weighted.get_loss(outputs, positive, X=inputs, training=False) == plain
 
-    def test_its_parameters_reach_it_and_are_cloned(self, data):
-        given = clone(net(data, structure_weight=1.0, structure_levels=3, structure_temperature=1))
-        ready, plain = given.initialize(), net(data).initialize()
-        plain.module_.load_state_dict(ready.module_.state_dict())
+    def test_clone_passes_parameters_to_the_structure_loss(self, data):
+        weighted = clone(
+            make_net(data, structure_weight=1.0, structure_levels=3, structure_temperature=1)
+        )
+        weighted, plain = weighted.initialize(), make_net(data).initialize()
+        plain.module_.load_state_dict(weighted.module_.state_dict())
         inputs, positive = data[torch.arange(64)]
-        outputs = ready.infer(inputs)
-        added = ready.get_loss(outputs, positive, X=inputs, training=True)
+        outputs = weighted.infer(inputs)
+        added = weighted.get_loss(outputs, positive, X=inputs, training=True)
         added = added - plain.get_loss(outputs, positive, X=inputs, training=True)
         expected = StructureLoss(temperature=1, levels=3)(data.text, outputs[1])
         torch.testing.assert_close(added, expected, rtol=1e-3, atol=1e-6)
@@ -100,35 +102,35 @@ def test_gradients_of_heads_and_scale_are_clipped_together(data):
     norms = []
 
     class Clip(GradientNormClipping):
-        def on_grad_computed(self, trained, named_parameters, **kwargs):
+        def on_grad_computed(self, net, named_parameters, **kwargs):
             named_parameters = list(named_parameters)
-            super().on_grad_computed(trained, named_parameters=named_parameters)
+            super().on_grad_computed(net, named_parameters=named_parameters)
             assert "log_scale" in {name.split(".")[-1] for name, _ in named_parameters}
             grads = [p.grad.flatten() for _, p in named_parameters if p.grad is not None]
             norms.append(torch.cat(grads).norm().item())
 
-    net(data, callbacks=[("clip", Clip(1e-3))]).fit(data, y=None)
+    make_net(data, callbacks=[("clip", Clip(1e-3))]).fit(data, y=None)
     assert max(norms) == pytest.approx(1e-3, rel=1e-2)
 
 
 def test_positives_as_pairs_of_rows_reach_the_criterion(data):
-    """Image 0 has captions 0 and 1, and caption 1 is image 1's as well."""
+    """Image 0 has captions 0 and 1, and caption 1 also belongs to image 1."""
     pairs = data.pairs.copy()
     pairs[:3] = [[0, 0], [0, 1], [1, 1]]
     shared = PairDataset(data.image, data.text, pairs)
     inputs, positive = shared[torch.arange(64)]
-    ready = net(shared).initialize()
-    outputs = ready.infer(inputs)
+    net = make_net(shared).initialize()
+    outputs = net.infer(inputs)
     matrix = torch.eye(64, dtype=torch.bool)
     matrix[:3, :3] = True
     matrix[2, 0] = False
-    assert ready.get_loss(outputs, positive) == ready.criterion_(*outputs, matrix)
-    assert ready.get_loss(outputs, positive) != ready.criterion_(*outputs)
+    assert net.get_loss(outputs, positive) == net.criterion_(*outputs, matrix)
+    assert net.get_loss(outputs, positive) != net.criterion_(*outputs)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_matrices_decay_and_vectors_do_not(name):
-    """A logit scale that decays would sink towards the mean of all logits."""
+def test_weight_decay_applies_only_to_matrices(name):
+    """Decay of the logit scale would change the temperature."""
     matrix, vector = (torch.nn.Parameter(torch.ones(*shape)) for shape in ((2, 2), (2,)))
     optimizer = OPTIMIZERS[name]([{"params": [matrix, vector]}], lr=0.1, weight_decay=0.5)
     for parameter in (matrix, vector):
@@ -139,7 +141,7 @@ def test_matrices_decay_and_vectors_do_not(name):
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_lowers_a_loss(name):
+def test_optimizer_lowers_a_loss(name):
     weight = torch.nn.Parameter(torch.ones(3, 3))
     optimizer = OPTIMIZERS[name]([{"params": [weight]}], lr=0.01, weight_decay=0.0)
     for _ in range(50):
@@ -149,23 +151,23 @@ def test_lowers_a_loss(name):
     assert (weight.abs() < 0.7).all()
 
 
-def test_adams_decay_is_in_the_gradient_and_adamws_is_not():
-    """By its first step of 0.1 Adam cannot tell a small decay from a large one."""
-    ends = {}
+def test_adam_decays_gradients_and_adamw_decays_weights():
+    """The first step of Adam has length 0.1 for any decay, because gradients are normalized."""
+    weights = {}
     for make in (adam, adamw):
         for decay in (0.01, 1.0):
             weight = torch.nn.Parameter(torch.ones(1, 1))
             optimizer = make([{"params": [weight]}], lr=0.1, weight_decay=decay)
             weight.grad = torch.zeros_like(weight)
             optimizer.step()
-            ends[make, decay] = weight.item()
-    assert ends[adam, 0.01] == pytest.approx(ends[adam, 1.0]) == pytest.approx(0.9)
-    assert ends[adamw, 0.01] == pytest.approx(0.999)
-    assert ends[adamw, 1.0] == pytest.approx(0.9)
+            weights[make, decay] = weight.item()
+    assert weights[adam, 0.01] == pytest.approx(weights[adam, 1.0]) == pytest.approx(0.9)
+    assert weights[adamw, 0.01] == pytest.approx(0.999)
+    assert weights[adamw, 1.0] == pytest.approx(0.9)
 
 
 class TestSchedule:
-    def test_rises_then_falls_to_zero(self):
+    def test_learning_rate_rises_then_falls_to_zero(self):
         factor = cosine_schedule(100).kwargs["lr_lambda"]
         factors = [factor(step) for step in range(101)]
         assert factors[0] < factors[4] == 1.0
@@ -181,7 +183,7 @@ class TestSchedule:
         assert rise == pytest.approx([(step + 1) / n_steps for step in range(n_steps)])
         assert factor(n_steps) == 1.0
 
-    @pytest.mark.parametrize("bad", [-1, -0.1, 1.5, float("nan")])
-    def test_bad_warmup_is_named(self, bad):
+    @pytest.mark.parametrize("warmup", [-1, -0.1, 1.5, float("nan")])
+    def test_invalid_warmup_raises(self, warmup):
         with pytest.raises(ValueError, match=r"warmup=.* is out of range"):
-            cosine_schedule(100, bad)
+            cosine_schedule(100, warmup)

@@ -35,8 +35,8 @@ from sklearn_ape.metrics import expected_calibration_error, fit_temperature
 from sklearn_ape.utils.concurrency import LRUCache
 from sklearn_ape.utils.torch_state import default_state
 from tests.aligners.test_clip import IMAGES, TEXTS
-from tests.aligners.test_clip import saved as saved_clip
-from tests.aligners.test_lit import saved as saved_bert
+from tests.aligners.test_clip import save_model as saved_clip
+from tests.aligners.test_lit import save_encoder as saved_bert
 
 LABELS = ["cat", "dog", "house", "tree"]
 

@@ -154,7 +154,7 @@ def _tiny_text_folder() -> str:
 @lru_cache(maxsize=1)
 def _tiny_clip_folder() -> str:
     folder = Path(tempfile.mkdtemp(prefix="numerics-"))
-    test_open_clip.saved(folder)
+    test_open_clip.save_model(folder)
     return str(folder)
 
 
