@@ -194,8 +194,8 @@ class TrainingFile:
         if versions != installed_versions:
             warn(
                 f"{str(path)!r} was written with {versions}, and the installed versions are "
-                f"{installed_versions}. The result may differ from an uninterrupted training in "
-                "the last digits.",
+                f"{installed_versions}. The result may differ in the last digits from an "
+                "uninterrupted training.",
             )
         return values
 
