@@ -148,8 +148,8 @@ def random_pairs(rng, n_queries, n_candidates, n_more):
 
 @pytest.fixture
 def small_tiles(monkeypatch):
-    monkeypatch.setattr(retrieval, "_ROWS", 7)
-    monkeypatch.setattr(retrieval, "_COLUMNS", 5)
+    monkeypatch.setattr(retrieval, "_TILE_ROWS", 7)
+    monkeypatch.setattr(retrieval, "_TILE_COLUMNS", 5)
 
 
 @pytest.mark.parametrize(("n_queries", "n_candidates"), [(20, 30), (31, 8), (1, 9), (9, 1)])
