@@ -148,8 +148,8 @@ def random_pairs(rng, n_queries, n_candidates, n_more):
 
 @pytest.fixture
 def small_tiles(monkeypatch):
-    monkeypatch.setattr(retrieval, "_ROWS", 7)
-    monkeypatch.setattr(retrieval, "_COLUMNS", 5)
+    monkeypatch.setattr(retrieval, "_TILE_ROWS", 7)
+    monkeypatch.setattr(retrieval, "_TILE_COLUMNS", 5)
 
 
 @pytest.mark.parametrize(("n_queries", "n_candidates"), [(20, 30), (31, 8), (1, 9), (9, 1)])
@@ -215,21 +215,21 @@ def test_half_precision_embeddings_are_compared_in_float32():
 
 @pytest.mark.parametrize(
     ("pairs", "message"),
-    [([[0, 0], [1, 7]], "Pair 1 is of rows 1 and 7, and there are 2 queries and 2 candidates"),
-     ([[0, 0], [-1, 1]], "Pair 1 is of rows -1 and 1"),
+    [([[0, 0], [1, 7]], "pairs has the rows 1 and 7 in pair 1, but there are 2 queries and 2 candidates"),
+     ([[0, 0], [-1, 1]], "pairs has the rows -1 and 1 in pair 1"),
      ([0, 1], r"pairs must be of shape \(n_pairs, 2\), not \(2,\)"),
-     ([[0, 0], [1, 0]], "Query 1 has no positive"),
+     ([[0, 0], [1, 0]], "pairs has no positive for query 1"),
      ([[0, 0.9], [1, 1.9]], r"pairs must be integers, and pair 0 is \[0.0, 0.9\]"),
      ([[0, 0.0], [1, np.nan]], r"pair 1 is \[1.0, nan\]"),
      ([[0, 0.0], [np.inf, 1]], r"pair 1 is \[inf, 1.0\]"),
-     ([[0, 0.0], [1, 2.0]], "Pair 1 is of rows 1 and 2"),
+     ([[0, 0.0], [1, 2.0]], "pairs has the rows 1 and 2 in pair 1"),
      (np.eye(2, dtype=bool), r"pairs is a boolean array of shape \(2, 2\).*np.argwhere\(pairs\)"),
      (np.eye(3, dtype=bool), r"pairs is a boolean array of shape \(3, 3\)"),
      ([["0", "0"], ["1", "1"]], "pairs must be integers, not of type <U1"),
      ([[0, 0], [1, None]], "pairs must be integers, not of type object"),
      ([[0, 0], [1, 1j]], "pairs must be integers, not of type complex128"),
-     (np.array([[0, 0], [1, 2**64 - 1]], dtype=np.uint64), "Pair 1 is of rows 1 and 18446744"),
-     (np.ma.masked_array([[0, 0], [1, 1]], mask=[[0, 1], [0, 0]]), "pairs is a masked array")],
+     (np.array([[0, 0], [1, 2**64 - 1]], dtype=np.uint64), "pairs has the rows 1 and 18446744"),
+     (np.ma.masked_array([[0, 0], [1, 1]], mask=[[0, 1], [0, 0]]), "pairs has masked values in 1 rows")],
 )  # fmt: skip
 def test_invalid_pairs_raise(pairs, message):
     with pytest.raises(ValueError, match=message):
