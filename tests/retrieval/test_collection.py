@@ -357,7 +357,7 @@ class TestSaving:
         assert_equal(loaded.search(query, k=2), retriever.search(query, k=2))
         card = (tmp_path / "model" / "README.md").read_text()
         assert "| images indexed | 60 |" in card
-        with pytest.raises(ValueError, match="holds a CrossModalRetriever"):
+        with pytest.raises(ValueError, match="has a model of the class CrossModalRetriever"):
             ZeroShotClassifier.from_pretrained(tmp_path / "model")
 
     def test_retriever_with_starter_model_is_saved(self, captioned_images, tmp_path):

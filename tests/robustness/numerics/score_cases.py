@@ -203,7 +203,7 @@ def make_score_cells() -> list[Cell]:
     add("infinity", calibration, partial(_proba, "infinity"), words=("infinity", "proba"))
     for kind in ("above 1", "below 0"):
         add(f"a value {kind}", calibration, partial(_proba, kind),
-            words=("Row 3", "predict_proba"))  # fmt: skip
+            words=("row 3", "predict_proba"))  # fmt: skip
     for factor in (1e-30, 1e-10, 1e10, 1e30):
         add(f"logits multiplied by {factor:g}", "fit_temperature", partial(_temperature, factor),
             "the temperature is multiplied by the same factor")  # fmt: skip
