@@ -80,7 +80,7 @@ class TestResolveQueries:
     @pytest.mark.parametrize(
         ("queries", "modality", "message"),
         [
-            ("a cat", "auto", r"single query.*pass a list, \[\'a cat\'\]"),
+            ("a cat", "auto", r"single query.*Pass a list: \[\'a cat\'\]"),
             (Path("a.png"), "auto", "single query"),
             ([], "auto", "queries is empty"),
             (np.zeros((0, 3)), "auto", "queries is empty"),
