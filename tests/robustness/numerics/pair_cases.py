@@ -198,7 +198,7 @@ def make_pair_cells() -> list[Cell]:
     others: list[Any] = [
         ("every row repeated 100 times", "find_near_duplicates", "right", (),
          "all copies of a row form one group", _find_repeated_rows),
-        ("all images identical", "pair_quality", "error", ("1 groups", "Lower cv"), "",
+        ("all images identical", "pair_quality", "error", ("got 1", "smaller cv"), "",
          _judge_identical_images),
         ("a row of NaN", "pair_quality", "right", (), "the row is reported as unreadable",
          partial(_judge_unreadable_row, np.nan)),

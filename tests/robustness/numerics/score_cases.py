@@ -190,7 +190,7 @@ def make_score_cells() -> list[Cell]:
     for factor in (1e-300, 1e300):
         add(f"float64 multiplied by {factor:g}", "retrieval_ranks", partial(_scaled_ranks, factor),
             "same ranks")  # fmt: skip
-    add("k = 0", "recall_at_k", partial(recall_at_k, np.arange(3), 0), words=("at least 1", "0"))
+    add("k = 0", "recall_at_k", partial(recall_at_k, np.arange(3), 0), words=("integer >= 1", "0"))
     calibration = "expected_calibration_error"
     add(
         "probabilities in float16",

@@ -80,7 +80,7 @@ _OTHER_WORDS = {
     **{("an integer", to): ("mixes texts and numbers",) for to in _LABELS},
     **{("bytes", to): ("bytes", "Decode") for to in _LABELS},
     **{
-        (name, "CrossModalRetriever.search"): ("query 0", word)
+        (name, "CrossModalRetriever.search"): ("row 0", word)
         for name, word in [
             ("None", "NoneType"), ("NaN", "float"), ("an integer", "int"), ("bytes", "bytes"),
         ]
