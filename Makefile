@@ -17,7 +17,8 @@ LOWEST_TESTS := tests/test_package.py tests/curation tests/training \
 # onnxscript requires today (a warning is raised, and torch is used instead). timm 1.0.26 ignores the
 # arguments of a model in a folder (swin). The processor of transformers 5.3 resizes images differently
 # (by up to 0.003). The error messages of typer differ.
-LOWEST_ONLY := not (onnx or swin or image_pooling or missing_pooler or are_messages)
+# Pillow 10.1 does not read AVIF.
+LOWEST_ONLY := not (onnx or swin or image_pooling or missing_pooler or are_messages or avif)
 
 .PHONY: demo test test-all test-lowest coverage lint typecheck docs benchmark clean
 

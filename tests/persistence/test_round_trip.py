@@ -392,6 +392,8 @@ def test_too_deep_nesting_raises():
 def test_arrays_of_string_dtype_become_arrays_of_objects():
     """Strings of StringDType can have any length and end with NUL."""
     dtypes = pytest.importorskip("numpy.dtypes")
+    if not hasattr(dtypes, "StringDType"):
+        pytest.skip("NumPy 2 has StringDType")
     texts = ["cat", "x" * 1000, "nul\0"]
     recorded = Serializer().encode(np.array(texts, dtype=dtypes.StringDType()), "Model.labels")
     assert Deserializer({}, {}).decode(recorded).tolist() == texts
