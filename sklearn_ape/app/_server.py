@@ -209,7 +209,7 @@ async def _send_error(
 
 
 class Running(NamedTuple):
-    """A running web page.
+    """A running web app.
 
     Parameters
     ----------
@@ -230,7 +230,7 @@ def build_app(
     labels: Sequence[str] | None = None,
     limits: Limits | None = None,
 ) -> gradio.Blocks:
-    """Build the web page to try an aligner, for use within another application.
+    """Build the web app to try an aligner, for use within another application.
 
     Parameters
     ----------
@@ -289,7 +289,7 @@ def serve(
     block: bool = True,
     verbose: int = 1,
 ) -> Running:
-    """Start a web page on this computer to try an aligner.
+    """Start a web app on this computer to try an aligner.
 
     Parameters
     ----------

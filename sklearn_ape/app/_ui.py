@@ -56,7 +56,7 @@ def import_gradio() -> Any:
         import gradio
     except ImportError as error:
         raise ImportError(
-            "gradio is not installed, but the web page needs it. Install it with: "
+            "gradio is not installed, but the web app needs it. Install it with: "
             'pip install "sklearn-ape[serve]"'
         ) from error
     return gradio

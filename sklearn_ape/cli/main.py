@@ -92,7 +92,7 @@ def serve(
     ] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Start a web page to try an aligner. Press Ctrl-C to stop it.
+    """Start a web app to try an aligner. Press Ctrl-C to stop it.
 
     Example: sklearn-ape serve --images photos/ --aligner my-aligner
     """
