@@ -2,35 +2,25 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 
 from ..features.memmap import StoredRows
-from ..heads import ClosedFormHead, Head, TwoTower, make_head
+from ..heads import ClosedFormHead, Head, TwoTower, WhitenedMap, make_head
 from ..training.callbacks import (
     EpochProgress,
     TrainingResult,
+    ValidationRecall,
     collect_result,
     make_standard_callbacks,
     mean_recall,
 )
 from ..training.data import PairDataset, as_tensor
-from ..training.distributed import Ranks, is_first_rank
+from ..training.distributed import Ranks
 from ..training.net import AlignmentNet, TrainingConfig, embed, make_net
-from ._closed_form import (
-    MAX_ANCHORS,
-    RIDGE,
-    WHITENING,
-    Maps,
-    fit_logit_scale,
-    held_out_logit_scale,
-    kernel_maps,
-    linear_maps,
-)
-from ._serialization import make_embedders
+from ._closed_form import RIDGE, WHITENING, Maps, fit_logit_scale, kernel_maps, linear_maps
 
 if TYPE_CHECKING:
     from ._trained import TrainingRun
@@ -53,42 +43,42 @@ class HeadConfig(NamedTuple):
     n_components: int | None
     dropout: float
 
+    @property
+    def shape(self) -> dict[str, Any]:
+        """Arguments of `make_head` apart from the sizes."""
+        return {"depth": self.depth, "width": self.width, "dropout": self.dropout}
+
 
 class HeadTraining:
-    """Heads for a set of training pairs, and the steps to train them.
+    """Two heads, and the steps to train them on a set of pairs.
 
     Parameters
     ----------
-    heads : HeadConfig
-        Parameters of the heads.
+    module : TwoTower
+        Heads to train, whose statistics are computed from the training pairs.
     config : TrainingConfig
         Parameters of the training.
-    init : {"kernel", "linear"} or None
-        Initialization, as `resolve_init` returned it for all pairs.
     seed : int
-        Seed of weights and batches. The caller seeds torch's global generator.
+        Seed of batches. The caller seeds torch's global generator.
     data : PairDataset
-        Training pairs, from which initialization and statistics are computed as well.
+        Training pairs.
     ranks : Ranks or None, default=None
         Ranks of distributed training.
     """
 
     def __init__(
         self,
-        heads: HeadConfig,
+        module: TwoTower,
         config: TrainingConfig,
-        init: str | None,
         seed: int,
         data: PairDataset,
         ranks: Ranks | None = None,
     ) -> None:
-        self.heads = heads
+        self.module = module
         self.config = config
         self.seed = seed
         self.data = data
         self.ranks = ranks
-        self.maps = _solve_maps(heads, init, seed, data)
-        self.module = self._make_module()
         for head, features in zip(self._get_heads(), (data.image, data.text), strict=True):
             head.set_statistics(_as_tensor_or_stored(features))
         if ranks is not None:
@@ -118,43 +108,41 @@ class HeadTraining:
 
     def recall(self, data: PairDataset) -> float:
         """Return the recall that `ValidationRecall` records, for the present heads."""
-        image, text = (
-            embed(self.module, side, getattr(data, side), "cpu") for side in ("image", "text")
-        )
-        recall = mean_recall(image, text, data.pairs)
+        recall = mean_recall(*embed_pairs(self.module, data), data.pairs)
         return recall if self.ranks is None else self.ranks.broadcast(recall)
-
-    def make_closed_form(self) -> TwoTower:
-        """Return the closed-form solution without trained heads."""
-        assert self.maps is not None
-        return TwoTower(ClosedFormHead(self.maps.image), ClosedFormHead(self.maps.text))
 
     def _get_heads(self) -> tuple[Head, Head]:
         return self.module.image_head, self.module.text_head
 
-    def _make_module(self) -> TwoTower:
-        config, maps = self.heads, self.maps
-        n_image, n_text = self.data.image.shape[1], self.data.text.shape[1]
+
+def embed_pairs(module: TwoTower, data: PairDataset) -> tuple[np.ndarray, np.ndarray]:
+    """Return the L2-normalized embeddings of images and captions, computed on the CPU."""
+    image, text = (embed(module, side, getattr(data, side), "cpu") for side in ("image", "text"))
+    return image, text
+
+
+def make_closed_form(maps: Maps) -> TwoTower:
+    """Return the closed-form solution without trained heads."""
+    return TwoTower(ClosedFormHead(maps.image), ClosedFormHead(maps.text))
+
+
+def _make_module(heads: HeadConfig, maps: Maps | None, data: PairDataset) -> TwoTower:
+    n_image, n_text = data.image.shape[1], data.text.shape[1]
+    if maps is None:
+        # The side without a head determines the size of the embeddings.
+        sizes = {"image": n_text, "text": n_image, "both": _DEFAULT_COMPONENTS}
+        n_out = heads.n_components or sizes[heads.side]
+    else:
+        n_out = maps.image.n_out
+    made: list[Head] = []
+    for side, n_in in (("image", n_image), ("text", n_text)):
+        kind = heads.head if heads.side in (side, "both") else None
         if maps is None:
-            # The side without a head determines the size of the embeddings.
-            sizes = {"image": n_text, "text": n_image, "both": _DEFAULT_COMPONENTS}
-            n_out = config.n_components or sizes[config.side]
+            made.append(make_head(kind, n_in, n_out, **heads.shape))
         else:
-            n_out = maps.image.n_out
-        shape: dict[str, Any] = {
-            "depth": config.depth,
-            "width": config.width,
-            "dropout": config.dropout,
-        }
-        heads: list[Head] = []
-        for side, n_in in (("image", n_image), ("text", n_text)):
-            kind = config.head if config.side in (side, "both") else None
-            if maps is None:
-                heads.append(make_head(kind, n_in, n_out, **shape))
-            else:
-                residual = None if kind is None else make_head(kind, n_in, n_out, **shape)
-                heads.append(ClosedFormHead(getattr(maps, side), residual))
-        return TwoTower(*heads)
+            residual = None if kind is None else make_head(kind, n_in, n_out, **heads.shape)
+            made.append(ClosedFormHead(getattr(maps, side), residual))
+    return TwoTower(*made)
 
 
 class ResidualInputHead(Head):
@@ -223,29 +211,35 @@ def _as_tensor_or_stored(features: np.ndarray | StoredRows) -> torch.Tensor | St
     return features if isinstance(features, StoredRows) else as_tensor(features)
 
 
-def resolve_init(init: str | None, n_texts: int) -> str | None:
-    """Return the initialization that ``init="auto"`` selects for a number of captions."""
-    if init != "auto":
-        return init
-    # With more captions than anchors, the kernel would not fit most of them.
-    return "kernel" if n_texts <= MAX_ANCHORS else "linear"
-
-
-def _solve_maps(heads: HeadConfig, init: str | None, seed: int, data: PairDataset) -> Maps | None:
-    """Return the closed-form solution from which training starts, if any."""
-    if init is None:
-        return None
-    shape: dict[str, Any] = {"whitening": WHITENING, "n_components": heads.n_components}
-    if init == "linear":
-        return linear_maps(data, ridge=_LINEAR_RIDGE, **shape)
+def solve_kernel(
+    heads: HeadConfig,
+    run: TrainingRun,
+    data: PairDataset,
+    image_map: WhitenedMap | None = None,
+) -> Maps:
+    """Return the solution of `KernelAligner` with default parameters."""
     return kernel_maps(
         data,
         gamma="scale",
         ridge=RIDGE,
-        max_anchors=MAX_ANCHORS,
-        rng=np.random.RandomState(seed),
-        **shape,
+        whitening=WHITENING,
+        n_components=heads.n_components,
+        max_anchors="auto",
+        rng=np.random.RandomState(run.seed),
+        device=run.config.device,
+        verbose=int(run.shows_progress),
+        image_map=image_map,
     )
+
+
+def _solve_maps(heads: HeadConfig, run: TrainingRun, data: PairDataset) -> Maps | None:
+    """Return the closed-form solution from which training starts, if any."""
+    if heads.init is None:
+        return None
+    if heads.init == "linear":
+        options = {"whitening": WHITENING, "n_components": heads.n_components}
+        return linear_maps(data, ridge=_LINEAR_RIDGE, **options)
+    return solve_kernel(heads, run, data)
 
 
 def train_heads(
@@ -276,34 +270,40 @@ def train_heads(
     """
     config, checkpoint = run.config, run.checkpoint
     train, valid = run.split(data)
-    init = resolve_init(heads.init, len(data.text))
-    prepare = partial(HeadTraining, heads, config, init, run.seed, ranks=run.ranks)
+
+    def prepare(pairs: PairDataset) -> tuple[HeadTraining, Maps | None]:
+        maps = _solve_maps(heads, run, pairs)
+        module = _make_module(heads, maps, pairs)
+        return HeadTraining(module, config, run.seed, pairs, run.ranks), maps
+
     result = checkpoint.result
     if result is None:
-        training = prepare(train)
+        training, maps = prepare(train)
         recall = None
-        if valid is not None and init is not None:
+        if valid is not None and maps is not None:
             recall = training.recall(valid.expand_items())
-        result, scale = TrainingResult([], 0, 0), 0.0
-        # With too few pairs for validation, "auto" keeps the initialization, because it is not
-        # known whether training would improve it.
-        if not (heads.init == "auto" and config.early_stopping and valid is None):
-            inputs = None if valid is None else training.make_inputs(valid.expand_items())
-            callbacks = run.make_callbacks(inputs, lambda net: training.module, "align")
-            net = training.run(callbacks, config.max_epochs)
-            result, scale = collect_result(net, config.max_epochs), net.logit_scale
+        inputs = None if valid is None else training.make_inputs(valid.expand_items())
+        callbacks = run.make_callbacks(
+            ValidationRecall(inputs), lambda net: training.module, "align"
+        )
+        net = training.run(callbacks, config.max_epochs)
+        result, scale = collect_result(net, config.max_epochs), net.logit_scale
         if valid is not None and recall is not None:
             result = _compare_with_initialization(result, recall, len(valid.pairs))
         checkpoint.note_result(result)
         if result.best_epoch == 0:
-            return *_restore_initialization(training, prepare, data, valid), result
+            assert valid is not None
+            scale = fit_logit_scale(*embed_pairs(make_closed_form(maps), valid), valid.pairs)
+            if config.refit:
+                maps = _solve_maps(heads, run, data)
+            return make_closed_form(maps), scale, result
     if valid is not None and config.refit:
         checkpoint.begin("refit")
         # The first phase has advanced the generator, and a resumed training skips this phase.
         torch.manual_seed(run.seed)
-        training = prepare(data)
+        training, _ = prepare(data)
         callbacks = checkpoint.callbacks("refit")
-        if config.verbose == 1 and is_first_rank(run.ranks):
+        if run.shows_progress:
             callbacks.insert(0, ("progress", EpochProgress(result.best_epoch, "refit")))
         net = training.run(callbacks, result.best_epoch)
         scale = net.logit_scale
@@ -323,20 +323,3 @@ def _compare_with_initialization(
         history=[{"epoch": 0, "valid_recall": recall}, *result.history],
         best_epoch=result.best_epoch if is_improved else 0,
     )
-
-
-def _restore_initialization(
-    training: HeadTraining,
-    prepare: partial[HeadTraining],
-    data: PairDataset,
-    valid: PairDataset | None,
-) -> tuple[TwoTower, float]:
-    """Return the closed-form solution, for all pairs with `refit`, and its logit scale."""
-    if valid is None:
-        scale = held_out_logit_scale(data, lambda train: make_embedders(prepare(train).module))
-    else:
-        embed_image, embed_text = make_embedders(training.make_closed_form().eval())
-        scale = fit_logit_scale(embed_image(valid.image), embed_text(valid.text), valid.pairs)
-        if training.config.refit:
-            training = prepare(data)
-    return training.make_closed_form(), scale

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.linalg import LinAlgError, cho_factor, cho_solve
+import torch
+from scipy.linalg import cho_factor, cho_solve
 from scipy.optimize import minimize_scalar
 from scipy.sparse import csr_array
 from sklearn.utils import gen_batches
@@ -16,11 +16,17 @@ from sklearn.utils import gen_batches
 from ..heads import BaseMap, KernelMap, LinearMap, WhitenedMap
 from ..training.data import PairDataset, split_pairs
 from ..utils.linalg import covariance, mean, normalize_rows
+from ._kernel_ridge import (
+    choose_anchors,
+    count_fitting_anchors,
+    kernel,
+    solve_kernel_ridge,
+    solve_positive_definite,
+)
 
 # Defaults, chosen on held-out folders of Open Clip Art.
 RIDGE = 0.3
 WHITENING = 0.03
-MAX_ANCHORS = 16_384
 
 # Pairs from which the logit scale is fitted; their matrix of cosines is in memory.
 _MAX_SCALE_PAIRS = 2048
@@ -31,7 +37,7 @@ _MIN_VARIANCE = 1e-6
 
 # Block sizes. Sums depend on them in their last bits.
 _BLOCK_SIZE = 4096
-_TEXT_BLOCK_SIZE = MAX_ANCHORS
+_TEXT_BLOCK_SIZE = 16_384
 
 # gamma="scale" is this number divided by the variance of the L2-normalized text features. For the
 # captions on which it was chosen, in features of MiniLM, gamma was 8 and the variance 0.85.
@@ -136,36 +142,69 @@ def kernel_maps(
     ridge: float,
     whitening: float,
     n_components: int | None,
-    max_anchors: int,
+    max_anchors: int | str,
     rng: np.random.RandomState,
+    device: torch.device,
+    verbose: int = 0,
+    image_map: WhitenedMap | None = None,
 ) -> Maps:
-    """Return the whitening of images, and a kernel ridge regression from texts to its output."""
-    targets = _Targets(data, whitening, n_components)
+    """Return the whitening of images, and a kernel ridge regression from texts to its output.
+
+    With `image_map` the images are not whitened anew, so that maps of different pairs have the
+    same space.
+    """
+    targets = _Targets(data, whitening, n_components, image_map)
     gamma = _scale_gamma(targets) if gamma == "scale" else float(gamma)
-    if len(targets.texts) <= max_anchors:
+    # Dividing the ridge by the number of images of a text weights the text by its images.
+    ridges = ridge / targets.counts
+    limit = count_fitting_anchors(device) if max_anchors == "auto" else int(max_anchors)
+    if len(targets.texts) <= limit:
         anchors = targets.normalized_texts(slice(None))
         if not anchors.any():  # a single text of zeros with target zero: any anchor will do
             anchors[:, 0] = 1
-        matrix = _kernel(anchors, anchors, gamma)
-        # Dividing the ridge by the number of images of a text weights the text by its images.
-        matrix[np.diag_indices_from(matrix)] += ridge / targets.counts
         right = np.concatenate([block_targets for _, block_targets in targets])
-        return Maps(targets.image, KernelMap(anchors, _solve(matrix, right), gamma))
-    # Nyström approximation: a sample of the texts serves as anchors.
-    sample = np.sort(rng.choice(len(targets.texts), max_anchors, replace=False))
-    anchors = targets.normalized_texts(sample)
-    matrix = ridge * _kernel(anchors, anchors, gamma)
-    right = np.zeros((max_anchors, targets.image.n_out), dtype=np.float32)
-    for block, block_targets in targets:
-        for part in gen_batches(len(block_targets), _BLOCK_SIZE):
+        coefficients = solve_kernel_ridge(anchors, ridges, right, gamma, device, verbose)
+        return Maps(targets.image, KernelMap(anchors, coefficients, gamma))
+    # Nyström approximation: some of the texts serve as anchors, and all are fitted.
+    chosen = choose_anchors(targets.normalized_texts, ridges, limit, gamma, rng)
+    anchors = targets.normalized_texts(chosen)
+    coefficients = _solve_nystroem(targets, anchors, ridge, gamma, device, verbose)
+    return Maps(targets.image, KernelMap(anchors, coefficients, gamma))
+
+
+def _solve_nystroem(
+    targets: _Targets,
+    anchors: np.ndarray,
+    ridge: float,
+    gamma: float,
+    device: torch.device,
+    verbose: int,
+) -> np.ndarray:
+    """Return the coefficients of anchors by which the targets of all texts are fitted best."""
+    landmarks = torch.as_tensor(anchors).to(device)
+    counts = torch.as_tensor(targets.counts).to(device)
+    right = torch.zeros(len(anchors), targets.image.n_out, device=device)
+
+    def iter_kernels(block: slice) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:
+        for part in gen_batches(block.stop - block.start, _BLOCK_SIZE):
             rows = slice(block.start + part.start, block.start + part.stop)
-            kernel = _kernel(targets.normalized_texts(rows), anchors, gamma)
-            weighted = kernel * targets.counts[rows, None]
-            matrix += weighted.T @ kernel
-            right += weighted.T @ block_targets[part]
-    # Anchors that are nearly equal would make the matrix singular in single precision.
-    matrix[np.diag_indices_from(matrix)] += 1e-5 * matrix.diagonal().max()
-    return Maps(targets.image, KernelMap(anchors, _solve(matrix, right), gamma))
+            texts = torch.as_tensor(targets.normalized_texts(rows)).to(device)
+            rows_kernel = kernel(texts, landmarks, gamma)
+            yield part, rows_kernel, (rows_kernel * counts[rows, None]).T
+
+    def make_matrix() -> torch.Tensor:
+        matrix = kernel(landmarks, landmarks, gamma).mul_(ridge)
+        for block in targets.blocks:
+            for _, rows_kernel, weighted in iter_kernels(block):
+                matrix.addmm_(weighted, rows_kernel)
+        # Anchors that are nearly equal would make the matrix singular in single precision.
+        matrix.diagonal().add_(1e-5 * float(matrix.diagonal().max()))
+        return matrix
+
+    for block, block_targets in targets:
+        for part, _, weighted in iter_kernels(block):
+            right += weighted @ torch.as_tensor(block_targets[part]).to(device)
+    return solve_positive_definite(make_matrix, right, verbose)
 
 
 def linear_maps(
@@ -210,28 +249,36 @@ class _Targets:
     pairs. Iterating yields slices of `texts` and their targets, block by block.
     """
 
-    def __init__(self, data: PairDataset, whitening: float, n_components: int | None) -> None:
+    def __init__(
+        self,
+        data: PairDataset,
+        whitening: float,
+        n_components: int | None,
+        image_map: WhitenedMap | None = None,
+    ) -> None:
         self._data = data
         # Texts of zeros are left out: their cosines are not defined.
         blocks = gen_batches(len(data.text), _TEXT_BLOCK_SIZE)
         is_nonzero = np.concatenate([data.text[block].any(axis=1) for block in blocks])
         is_nonzero = is_nonzero[data.pairs[:, 1]]
         pairs = data.pairs[is_nonzero] if is_nonzero.any() else data.pairs
-        images = np.unique(pairs[:, 0])
-        self.image = _whiten(_NormalizedRows(data.image), images, whitening, n_components)
+        if image_map is None:
+            images = np.unique(pairs[:, 0])
+            image_map = _whiten(_NormalizedRows(data.image), images, whitening, n_components)
+        self.image = image_map
         self.texts, row, counts = np.unique(pairs[:, 1], return_inverse=True, return_counts=True)
         self.counts = counts.astype(np.float32)
         # Sorted by text, so that the images of a block of texts are contiguous.
         order = np.argsort(row, kind="stable")
         self._images, self._row = pairs[order, 0], row[order]
-        self._blocks = list(gen_batches(len(self.texts), _TEXT_BLOCK_SIZE))
-        is_single = len(self._blocks) == 1
-        self._cached_sums = [self._sum_images(self._blocks[0])] if is_single else None
+        self.blocks = list(gen_batches(len(self.texts), _TEXT_BLOCK_SIZE))
+        is_single = len(self.blocks) == 1
+        self._cached_sums = [self._sum_images(self.blocks[0])] if is_single else None
         self._n_pairs = len(pairs)
 
     def __iter__(self) -> Iterator[tuple[slice, np.ndarray]]:
         mean_target = sum(sums.sum(axis=0) for sums in self._iter_sums()) / self._n_pairs
-        for block, sums in zip(self._blocks, self._iter_sums(), strict=True):
+        for block, sums in zip(self.blocks, self._iter_sums(), strict=True):
             yield block, (sums / self.counts[block, None] - mean_target).astype(np.float32)
 
     def normalized_texts(self, rows: Any) -> np.ndarray:
@@ -242,14 +289,14 @@ class _Targets:
         """Return the mean of the normalized texts, weighted by their numbers of images."""
         sums = (
             self.counts[block] @ self.normalized_texts(block).astype(dtype)
-            for block in self._blocks
+            for block in self.blocks
         )
         return sum(sums) / self.counts.sum()
 
     def _iter_sums(self) -> Iterable[np.ndarray]:
         if self._cached_sums is not None:
             return self._cached_sums
-        return map(self._sum_images, self._blocks)
+        return map(self._sum_images, self.blocks)
 
     def _sum_images(self, block: slice) -> np.ndarray:
         """Return the sum of the embeddings of the images of each text in a block."""
@@ -262,6 +309,12 @@ class _Targets:
             embeddings = normalize_rows((images - image_mean) @ directions)
             np.add.at(sums, self._row[rows] - block.start, embeddings)
         return sums
+
+
+def whiten_images(data: PairDataset, whitening: float, n_components: int | None) -> WhitenedMap:
+    """Return the whitening of all images of a dataset."""
+    rows = np.arange(len(data.image))
+    return _whiten(_NormalizedRows(data.image), rows, whitening, n_components)
 
 
 def _whiten(
@@ -292,23 +345,3 @@ def _scale_gamma(targets: _Targets) -> float:
     text_mean = targets.mean_text(np.float32)
     # The bound keeps gamma finite if all texts are nearly equal.
     return float(_GAMMA_TIMES_VARIANCE / max(1 - float(text_mean @ text_mean), 1e-3))
-
-
-def _solve(matrix: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Solve a system whose matrix is positive definite up to rounding in single precision.
-
-    If the Cholesky decomposition fails, the diagonal is increased step by step.
-    """
-    diagonal, largest = np.diag_indices_from(matrix), matrix.diagonal().max()
-    for fraction in (0.0, 1e-5, 1e-4, 1e-3, 1e-2):
-        matrix[diagonal] += fraction * largest
-        with suppress(LinAlgError):
-            return cho_solve(cho_factor(matrix, lower=True, check_finite=False), right)
-    raise ValueError("ridge is too small for these captions in single precision. Raise ridge.")
-
-
-def _kernel(left: np.ndarray, right: np.ndarray, gamma: float) -> np.ndarray:
-    matrix = left @ right.T
-    matrix -= 1
-    matrix *= gamma
-    return np.exp(matrix, out=matrix)

@@ -16,9 +16,9 @@ from ..devices import resolve_device
 from ..heads import BaseMap, TwoTower
 from ..losses import LOSSES
 from ..persistence.mixins import FittedState
-from ..training.callbacks import TrainingResult, make_search_callbacks
+from ..training.callbacks import TrainingResult, ValidationRecall, make_search_callbacks
 from ..training.data import PairDataset, split_pairs, subset
-from ..training.distributed import Ranks, join_ranks
+from ..training.distributed import Ranks, is_first_rank, join_ranks
 from ..training.net import AlignmentNet, TrainingConfig, seed_generators
 from ..utils.sklearn_compat import FitContext
 from ..utils.torch_state import default_state
@@ -47,6 +47,11 @@ class TrainingRun(NamedTuple):
         """Seed of weights, batches and validation pairs."""
         return self.checkpoint.seed
 
+    @property
+    def shows_progress(self) -> bool:
+        """Whether this process shows progress bars."""
+        return self.config.verbose == 1 and is_first_rank(self.ranks)
+
     def split(self, data: PairDataset) -> tuple[PairDataset, PairDataset | None]:
         """Return training and validation pairs; None without early stopping or with few pairs."""
         if not self.config.early_stopping:
@@ -63,14 +68,14 @@ class TrainingRun(NamedTuple):
 
     def make_callbacks(
         self,
-        valid: PairDataset | None,
+        recall: ValidationRecall,
         get_module: Callable[[AlignmentNet], TwoTower],
         phase: str,
     ) -> list[Any]:
         """Return the callbacks of the phase that searches for the best epoch."""
         return make_search_callbacks(
             self.config,
-            valid,
+            recall,
             self.context,
             lambda net: fitted_attributes(deepcopy(get_module(net)), net.logit_scale),
             phase,

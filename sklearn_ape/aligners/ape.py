@@ -17,6 +17,7 @@ from ..training.net import OPTIMIZERS, cosine_schedule
 from ..utils.sklearn_compat import with_callbacks
 from ..utils.validation import check_choice, check_integer, check_number
 from ._ape_trainer import HeadConfig, train_heads
+from ._blend import train_blend
 from ._serialization import HeadsMixin, history_state, restore_history
 from ._trained import TrainedAligner, TrainingRun, name_key
 
@@ -334,7 +335,8 @@ class APEAligner(HeadsMixin, TrainedAligner):
         self, data: PairDataset, run: TrainingRun
     ) -> tuple[TwoTower, float, TrainingResult]:
         heads = HeadConfig(**{name: getattr(self, name) for name in HeadConfig._fields})
-        return train_heads(heads, data, run)
+        train = train_blend if self.init == "auto" else train_heads
+        return train(heads, data, run)
 
     def _check_parameters(self) -> None:
         super()._check_parameters()

@@ -19,12 +19,15 @@ from ..utils.sklearn_compat import reports_fit
 from ..utils.torch_state import default_state
 from ..utils.validation import check_integer, check_number
 from ._base import BaseAligner
-from ._closed_form import MAX_ANCHORS, RIDGE, WHITENING, held_out_logit_scale, kernel_maps
+from ._closed_form import RIDGE, WHITENING, held_out_logit_scale, kernel_maps
 from ._serialization import HeadsMixin, make_embedders
 from .fitted_images import FittedImages
 from .similarity import Bank
 
 STARTER_FOLDER = Path(__file__).with_name("starter")
+
+# Largest number of anchors of the solution from which the logit scale is computed.
+_MAX_SCALE_ANCHORS = 8192
 
 # Version of the starter model's file.
 _STARTER_FORMAT = 1
@@ -65,14 +68,19 @@ class KernelAligner(HeadsMixin, BaseAligner):
     n_components : int or None, default=None
         Size of the embeddings: the number of image directions kept, by decreasing variance.
         None keeps all directions with variance. Directions without variance are never kept.
-    max_anchors : int, default=16384
-        Largest number of distinct captions that are used as anchors of the kernel. If there are
-        more captions, a random sample of this size is used (Nyström approximation [2]_). The
-        fit takes 8 bytes times the square of the number of anchors.
+    max_anchors : int or "auto", default="auto"
+        Largest number of distinct captions that are used as anchors of the kernel. ``"auto"`` is
+        the number whose kernel matrix takes half of the available memory: 4 bytes times the
+        square of the number, 14 GB for 60,000 anchors. If there are more captions, those that
+        determine the solution most are used (Nyström approximation [2]_). If there are fewer but
+        their matrix takes more memory, it is solved by conjugate gradients, which take longer.
     device : {"auto"}, str or torch.device, default="auto"
-        Device on which embeddings are computed. The solution is computed on the CPU.
+        Device on which the solution and embeddings are computed. ``"auto"`` is a GPU if
+        available.
     random_state : int, RandomState instance or None, default=0
-        Seed of the sample of anchors, used if there are more than `max_anchors` captions.
+        Seed of the choice of anchors, used if there are more than `max_anchors` captions.
+    verbose : int, default=0
+        1 shows a progress bar while the equations are solved.
 
     Attributes
     ----------
@@ -107,9 +115,8 @@ class KernelAligner(HeadsMixin, BaseAligner):
     Notes
     -----
     A text of several images is mapped to their mean. To train on titles, synonyms or
-    descriptions as well, pass a list of captions per image; each caption is a separate row. A
-    fit takes memory of 8 bytes times the squared number of distinct captions, and time
-    proportional to its cube: 4,000 captions take about 2 seconds, 12,000 about 15 on two cores.
+    descriptions as well, pass a list of captions per image; each caption is a separate row. The
+    time of a fit is proportional to the cube of the number of anchors.
 
     A caption that is unlike all training captions is far from every anchor. Its embedding is
     then determined by the few nearest anchors.
@@ -144,9 +151,10 @@ class KernelAligner(HeadsMixin, BaseAligner):
         ridge: float = RIDGE,
         whitening: float = WHITENING,
         n_components: int | None = None,
-        max_anchors: int = MAX_ANCHORS,
+        max_anchors: int | str = "auto",
         device: str | torch.device | None = "auto",
         random_state: int | np.random.RandomState | None = 0,
+        verbose: int = 0,
     ) -> None:
         self.image_encoder = image_encoder
         self.text_encoder = text_encoder
@@ -158,6 +166,7 @@ class KernelAligner(HeadsMixin, BaseAligner):
         self.max_anchors = max_anchors
         self.device = device
         self.random_state = random_state
+        self.verbose = verbose
 
     @reports_fit
     def fit(self, X: Any, y: Any) -> Self:
@@ -185,22 +194,26 @@ class KernelAligner(HeadsMixin, BaseAligner):
         with default_state():
             data = self._fit_pairs(X, y)
             seed = check_random_state(self.random_state).randint(np.iinfo(np.int32).max)
-            self._set_module(self._solve(data, seed))
+            self._set_module(self._solve(data, seed, self.max_anchors))
+            # The logit scale needs a solution without the held-out pairs, but not its last digit.
+            n_anchors = min(_MAX_SCALE_ANCHORS, len(self.module_.text_head.base.anchors))
             self.logit_scale_ = held_out_logit_scale(
-                data, lambda train: make_embedders(self._solve(train, seed))
+                data, lambda train: make_embedders(self._solve(train, seed, n_anchors))
             )
             self._set_bank(data)
         return self
 
-    def _solve(self, data: PairDataset, seed: int) -> TwoTower:
+    def _solve(self, data: PairDataset, seed: int, max_anchors: int | str) -> TwoTower:
         maps = kernel_maps(
             data,
             gamma=self.gamma,
             ridge=self.ridge,
             whitening=self.whitening,
             n_components=self.n_components,
-            max_anchors=self.max_anchors,
+            max_anchors=max_anchors,
             rng=np.random.RandomState(seed),
+            device=resolve_device(self.device),
+            verbose=self.verbose,
         )
         return TwoTower(ClosedFormHead(maps.image), ClosedFormHead(maps.text)).eval()
 
@@ -222,7 +235,8 @@ class KernelAligner(HeadsMixin, BaseAligner):
         check_number(self.ridge, "ridge", 0, closed="neither")
         check_number(self.whitening, "whitening", 0, closed="neither")
         check_integer(self.n_components, "n_components", 1, optional=True)
-        check_integer(self.max_anchors, "max_anchors", 2)
+        if self.max_anchors != "auto":
+            check_integer(self.max_anchors, "max_anchors", 2)
         resolve_device(self.device)
 
 

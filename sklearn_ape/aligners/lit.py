@@ -15,7 +15,7 @@ from ..devices import resolve_device
 from ..features.memmap import StoredRows
 from ..heads import FrozenHead, TwoTower, head_state, restored_head
 from ..persistence.mixins import FittedState
-from ..training.callbacks import TrainingResult, collect_result
+from ..training.callbacks import TrainingResult, ValidationRecall, collect_result
 from ..training.data import PairDataset, as_tensor
 from ..training.distributed import current_ranks
 from ..training.net import embed
@@ -291,7 +291,7 @@ class LiTAligner(TrainedAligner):
         tower.to(self.device_).reset_projection(train.text[sample].to(self.device_), n_out)
         module = TwoTower(FrozenHead(n_image, n_out), tower)
         module.image_head.set_statistics(train.image)
-        callbacks = run.make_callbacks(valid, lambda net: net.module_, "tune")
+        callbacks = run.make_callbacks(ValidationRecall(valid), lambda net: net.module_, "tune")
         rate = self.head_learning_rate
         net = make_tower_net(config, module, rate, len(train), run.seed, callbacks)
         try:

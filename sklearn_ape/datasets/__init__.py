@@ -5,6 +5,7 @@ Loaders return a :class:`~sklearn.utils.Bunch` whose ``images`` and ``captions``
 do not fit on disk as files, `load_webdataset` reads tar shards.
 """
 
+from ._iconify import load_iconify
 from ._image_folder import load_image_folder
 from ._imagenet_captions import load_imagenet_captions
 from ._noto_emoji import load_noto_emoji
@@ -17,6 +18,7 @@ from .table import load_pairs
 
 __all__ = [
     "get_data_home",
+    "load_iconify",
     "load_image_folder",
     "load_imagenet_captions",
     "load_noto_emoji",

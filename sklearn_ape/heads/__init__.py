@@ -1,7 +1,7 @@
 """Small networks that map a frozen feature to the shared space."""
 
 from ._base import FrozenHead, Head, LinearHead, Standardize, TwoTower
-from ._closed_form import BaseMap, ClosedFormHead, KernelMap, LinearMap, WhitenedMap
+from ._closed_form import BaseMap, BlendedHead, ClosedFormHead, KernelMap, LinearMap, WhitenedMap
 from ._factory import HEAD_KINDS, head_state, hidden_width, make_head, restored_head
 from ._mlp import BatchNormMLPHead, GLUHead, MLPHead, ResidualHead, SkipMLPHead, StarHead
 
@@ -9,6 +9,7 @@ __all__ = [
     "HEAD_KINDS",
     "BaseMap",
     "BatchNormMLPHead",
+    "BlendedHead",
     "ClosedFormHead",
     "FrozenHead",
     "GLUHead",

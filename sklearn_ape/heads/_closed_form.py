@@ -272,6 +272,61 @@ class ClosedFormHead(Head):
         return output if self.residual is None else output + self.scale * self.residual(features)
 
 
+class BlendedHead(Head):
+    """A weighted sum of the L2-normalized outputs of two heads into the same space.
+
+    Parameters
+    ----------
+    first, second : Head
+        Heads with the same sizes, such as a `ClosedFormHead` and a trained head.
+    weight : float
+        Share of `second`, between 0 and 1. With 0 the embeddings are those of `first`, with 1
+        those of `second`.
+
+    Raises
+    ------
+    ValueError
+        If the sizes of the heads differ or the weight is out of range.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklearn_ape.heads import BlendedHead, ClosedFormHead, LinearMap
+    >>> first, second = (
+    ...     ClosedFormHead(LinearMap(torch.zeros(2), matrix))
+    ...     for matrix in (torch.eye(2), torch.eye(2).flip(0))
+    ... )
+    >>> BlendedHead(first, second, weight=0.25)(torch.tensor([[2.0, 0.0]]))
+    tensor([[0.7500, 0.2500]])
+    """
+
+    weight: torch.Tensor
+
+    def __init__(self, first: Head, second: Head, weight: float) -> None:
+        if (first.n_in, first.n_out) != (second.n_in, second.n_out):
+            raise ValueError(
+                f"first and second have different sizes: {first.n_in} to {first.n_out}, and "
+                f"{second.n_in} to {second.n_out}. Pass heads with the same sizes."
+            )
+        if not 0 <= weight <= 1:
+            raise ValueError(f"weight must be from 0 to 1, not {weight!r}.")
+        super().__init__(first.n_in, first.n_out, standardize=False)
+        self.first = first
+        self.second = second
+        # A buffer, so that the weight is part of the fingerprint.
+        self.register_buffer("weight", torch.tensor(float(weight)))
+
+    def set_statistics(self, features: Any) -> None:
+        """Compute the statistics of both heads from training features."""
+        self.first.set_statistics(features)
+        self.second.set_statistics(features)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Map (n, n_in) to (n, n_out)."""
+        first, second = l2_normalize(self.first(features)), l2_normalize(self.second(features))
+        return (1 - self.weight) * first + self.weight * second
+
+
 def _as_finite_tensor(name: str, values: Any, ndim: int) -> torch.Tensor:
     """Return a float32 copy; raise an error unless it is finite, not empty, and has ndim axes."""
     tensor = torch.as_tensor(values).detach().to(torch.float32, copy=True).contiguous()

@@ -12,7 +12,7 @@ from torch import nn
 from ..persistence.mixins import FittedState
 from ..utils.torch_state import default_state
 from ._base import FrozenHead, Head, LinearHead
-from ._closed_form import BaseMap, ClosedFormHead, KernelMap, LinearMap, WhitenedMap
+from ._closed_form import BaseMap, BlendedHead, ClosedFormHead, KernelMap, LinearMap, WhitenedMap
 from ._mlp import BatchNormMLPHead, GLUHead, MLPHead, ResidualHead, SkipMLPHead, StarHead
 
 _DEEP_HEADS: dict[str, type[MLPHead | ResidualHead | SkipMLPHead]] = {
@@ -149,7 +149,7 @@ def head_state(head: Head) -> dict[str, Any]:
     Parameters
     ----------
     head : Head
-        Head from `make_head`, or a `ClosedFormHead`, on the CPU.
+        Head from `make_head`, a `ClosedFormHead` or a `BlendedHead`, on the CPU.
 
     Returns
     -------
@@ -174,6 +174,13 @@ def head_state(head: Head) -> dict[str, Any]:
             "base": {"kind": kind, **_get_arrays(head.base)},
             "residual": None if head.residual is None else head_state(head.residual),
             "scale": None if head.residual is None else float(head.scale),
+        }
+    if isinstance(head, BlendedHead):
+        return {
+            "kind": "blend",
+            "first": head_state(head.first),
+            "second": head_state(head.second),
+            "weight": float(head.weight),
         }
     spec = head.spec
     if spec is None and isinstance(head, FrozenHead | LinearHead):
@@ -206,8 +213,13 @@ def restored_head(state: FittedState) -> Head:
     ValueError
         If the state is invalid. Sizes are checked before memory is allocated.
     """
-    if state.peek("kind") == "closed_form":
+    kind = state.peek("kind")
+    if kind == "closed_form":
         return _restore_closed_form(state)
+    if kind == "blend":
+        state.value("kind")
+        first, second = (restored_head(state.part(name)) for name in ("first", "second"))
+        return BlendedHead(first, second, state.number("weight", above=-1e-9))
     head, tensors = _make_empty_head(state)
     fill(head, tensors)
     return head

@@ -1,0 +1,126 @@
+"""Blend of a closed-form solution and a trained head, for `APEAligner`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ..heads import BlendedHead, ClosedFormHead, Head, TwoTower, make_head
+from ..training.callbacks import (
+    BlendRecall,
+    TrainingResult,
+    ValidationRecall,
+    collect_result,
+    mean_recall,
+)
+from ..training.data import PairDataset
+from ._ape_trainer import (
+    HeadConfig,
+    HeadTraining,
+    embed_pairs,
+    make_closed_form,
+    solve_kernel,
+    train_heads,
+)
+from ._closed_form import WHITENING, fit_logit_scale, held_out_logit_scale, whiten_images
+from ._serialization import make_embedders
+
+if TYPE_CHECKING:
+    from ._trained import TrainingRun
+
+# Share of the head if all pairs are trained on, so that no pair is left to choose it.
+_DEFAULT_WEIGHT = 0.5
+
+
+def train_blend(
+    heads: HeadConfig, data: PairDataset, run: TrainingRun
+) -> tuple[TwoTower, float, TrainingResult]:
+    """Solve for a closed form, train a head, and blend them as is best on held-out pairs.
+
+    Images are whitened and not trained on, so that both map texts into the same space. The
+    closed form is computed from the training pairs to choose the blend, then from all pairs.
+
+    Parameters
+    ----------
+    heads : HeadConfig
+        Parameters of the text head.
+    data : PairDataset
+        All pairs.
+    run : TrainingRun
+        Parameters of the training, and its checkpoint.
+
+    Returns
+    -------
+    module : TwoTower
+        Whitening of the images, and the blend.
+    logit_scale : float
+        Logit scale, fitted on held-out pairs.
+    result : TrainingResult
+        History of the training. Epoch 0 is the closed form alone.
+    """
+    config = run.config
+    train, valid = run.split(data)
+    image_map = whiten_images(data, WHITENING, heads.n_components)
+    if valid is None and config.early_stopping:
+        # It is not known whether a head would improve the closed form.
+        module = make_closed_form(solve_kernel(heads, run, data, image_map))
+        scale = held_out_logit_scale(
+            data,
+            lambda pairs: make_embedders(
+                make_closed_form(solve_kernel(heads, run, pairs, image_map))
+            ),
+        )
+        return module, scale, TrainingResult([], 0, 0)
+    if heads.side != "text":  # only a text head can be blended with the closed form
+        return train_heads(heads._replace(init="kernel"), data, run)
+    closed_form = make_closed_form(solve_kernel(heads, run, train, image_map))
+    if run.ranks is not None:
+        run.ranks.broadcast_weights(closed_form)
+    text_head = make_head(heads.head, train.text.shape[1], image_map.n_out, **heads.shape)
+    module = TwoTower(ClosedFormHead(image_map), text_head)
+    training = HeadTraining(module, config, run.seed, train, run.ranks)
+    recall = ValidationRecall(None)
+    if valid is not None:
+        items = valid.expand_items()
+        image, text = embed_pairs(closed_form.eval(), items)
+        baseline = mean_recall(image, text, items.pairs)
+        if run.ranks is not None:
+            baseline = run.ranks.broadcast(baseline)
+        recall = BlendRecall(training.make_inputs(items), text, baseline)
+
+    def blend(weight: float) -> TwoTower:
+        return _make_blend(closed_form, text_head, weight)
+
+    callbacks = run.make_callbacks(recall, lambda net: blend(_DEFAULT_WEIGHT), "align")
+    net = training.run(callbacks, config.max_epochs)
+    result, scale = collect_result(net, config.max_epochs), net.logit_scale
+    weight = _DEFAULT_WEIGHT
+    if valid is not None:
+        result, weight = _choose_blend(result, recall.baseline)
+        scale = fit_logit_scale(*embed_pairs(blend(weight).eval(), valid), valid.pairs)
+        if config.refit and weight < 1:
+            closed_form = make_closed_form(solve_kernel(heads, run, data, image_map))
+    if result.was_stopped:
+        run.checkpoint.stop()
+    return blend(weight), scale, result
+
+
+def _choose_blend(result: TrainingResult, baseline: Any) -> tuple[TrainingResult, float]:
+    """Add the closed form as epoch 0; return the share of the head in the best epoch."""
+    best = max(result.history, key=lambda row: row["valid_recall"])
+    closed_form = {"epoch": 0, "valid_recall": baseline, "blend_weight": 0.0}
+    is_improved = best["valid_recall"] > baseline
+    result = result._replace(
+        history=[closed_form, *result.history],
+        best_epoch=result.best_epoch if is_improved else 0,
+    )
+    return result, best["blend_weight"] if is_improved else 0.0
+
+
+def _make_blend(closed_form: TwoTower, text_head: Head, weight: float) -> TwoTower:
+    """Return the blend, without the part whose weight is 0."""
+    if weight == 0:
+        return closed_form
+    if weight == 1:
+        return TwoTower(closed_form.image_head, text_head)
+    blended = BlendedHead(closed_form.text_head, text_head, weight)
+    return TwoTower(closed_form.image_head, blended)

@@ -1,0 +1,303 @@
+"""Solvers of kernel ridge regression with tens of thousands of anchors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import psutil
+import torch
+from sklearn.utils import gen_batches
+from tqdm import tqdm
+
+MEMORY_SHARE = 0.5
+"""Share of the available memory that the kernel matrix of the anchors may take."""
+
+# A matrix of up to this many rows takes 13 MB, so that its memory need not be checked.
+_MIN_ANCHORS = 2048
+
+# Size of the blocks of the decomposition. The library is called for single blocks only, because
+# LAPACK counts elements in 32 bits and crashes beyond some 46,000 rows.
+_BLOCK_SIZE = 2048
+
+# Number of elements of a block of rows, 256 MiB in single precision.
+_BLOCK_ELEMENTS = 2**26
+
+# Conjugate gradients: size of the preconditioner, and bounds of the iteration.
+_N_LANDMARKS = 3000
+_TOLERANCE = 1e-4
+_MAX_ITERATIONS = 200
+
+# Seconds after which a progress bar appears.
+_PROGRESS_DELAY_S = 2
+
+# Shares of the largest diagonal element that are added if the matrix is singular in float32.
+_JITTERS = (0.0, 1e-5, 1e-4, 1e-3, 1e-2)
+
+
+def kernel(left: torch.Tensor, right: torch.Tensor, gamma: float) -> torch.Tensor:
+    """Return ``exp(gamma * (cosine - 1))`` of L2-normalized rows."""
+    return (left @ right.T).sub_(1).mul_(gamma).exp_()
+
+
+def available_memory(device: torch.device) -> int:
+    """Return the number of bytes that can be allocated on a device."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free
+    return psutil.virtual_memory().available
+
+
+def count_fitting_anchors(device: torch.device) -> int:
+    """Return the number of anchors whose kernel matrix takes `MEMORY_SHARE` of the memory."""
+    n_elements = MEMORY_SHARE * available_memory(device) / 4
+    return max(_MIN_ANCHORS, int(n_elements**0.5))
+
+
+def solve_kernel_ridge(
+    anchors: np.ndarray,
+    ridge: np.ndarray,
+    targets: np.ndarray,
+    gamma: float,
+    device: torch.device,
+    verbose: int = 0,
+) -> np.ndarray:
+    """Solve ``(K + diag(ridge)) @ coefficients = targets``, where K is the kernel of the anchors.
+
+    The matrix is decomposed if it fits in memory. Otherwise conjugate gradients are used, which
+    compute its rows anew in every iteration.
+
+    Parameters
+    ----------
+    anchors : ndarray of shape (n, n_features)
+        L2-normalized features.
+    ridge : ndarray of shape (n,)
+        Positive numbers that are added to the diagonal.
+    targets : ndarray of shape (n, n_outputs)
+        Right sides of the equations.
+    gamma : float
+        Coefficient of the kernel.
+    device : torch.device
+        Device on which the solution is computed.
+    verbose : int, default=0
+        1 shows a progress bar.
+
+    Returns
+    -------
+    coefficients : ndarray of shape (n, n_outputs)
+        The solution, in single precision.
+
+    Raises
+    ------
+    ValueError
+        If the ridge is too small for single precision.
+    """
+    arrays = (anchors, ridge, targets)
+    rows, diagonal, right = (torch.as_tensor(a, dtype=torch.float32).to(device) for a in arrays)
+    if len(anchors) > count_fitting_anchors(device):
+        return _solve_iteratively(rows, diagonal, right, gamma, bool(verbose)).cpu().numpy()
+    return solve_positive_definite(lambda: _make_matrix(rows, diagonal, gamma), right, verbose)
+
+
+def solve_positive_definite(
+    make_matrix: Callable[[], torch.Tensor], right: torch.Tensor, verbose: int = 0
+) -> np.ndarray:
+    """Solve a system whose matrix is positive definite up to rounding in single precision.
+
+    Parameters
+    ----------
+    make_matrix : callable
+        Function that returns the matrix, of which the lower triangle is used. The matrix is
+        replaced by its factor, so that it is made again if the decomposition fails.
+    right : torch.Tensor of shape (n, n_outputs)
+        Right sides of the equations.
+    verbose : int, default=0
+        1 shows a progress bar.
+    """
+    for jitter in _JITTERS:
+        matrix = make_matrix()
+        matrix.diagonal().add_(jitter * float(matrix.diagonal().max()))
+        try:
+            _decompose(matrix, bool(verbose))
+        except torch.linalg.LinAlgError:
+            del matrix
+            continue
+        return _substitute(matrix, right.clone()).cpu().numpy()
+    raise ValueError("ridge is too small for these captions in single precision. Raise ridge.")
+
+
+def choose_anchors(
+    texts: Callable[[np.ndarray], np.ndarray],
+    ridge: np.ndarray,
+    n_anchors: int,
+    gamma: float,
+    rng: np.random.RandomState,
+) -> np.ndarray:
+    """Return the indices of the texts that determine the regression most.
+
+    Texts are drawn by their ridge leverage scores, which are estimated from a random sample: a
+    text that is unlike the others, or has many images, is more likely than one of many similar
+    texts.
+
+    Parameters
+    ----------
+    texts : callable
+        Function that returns the L2-normalized features of texts of given indices.
+    ridge : ndarray of shape (n,)
+        Ridge of every text.
+    n_anchors : int
+        Number of indices to return, at most n.
+    gamma : float
+        Coefficient of the kernel.
+    rng : numpy.random.RandomState
+        Random generator of the sample and of the draw.
+    """
+    n_texts = len(ridge)
+    sample = rng.choice(n_texts, min(_MIN_ANCHORS, n_texts), replace=False)
+    landmarks = torch.as_tensor(texts(sample))
+    # Outside the sample, every landmark stands for n / len(sample) texts.
+    scale = float(np.median(ridge)) * len(sample) / n_texts
+    matrix = kernel(landmarks, landmarks, gamma).double()
+    matrix.diagonal().add_(scale)
+    factor = torch.linalg.cholesky(matrix).float()
+    scores = np.empty(n_texts)
+    for block in gen_batches(n_texts, 4 * _BLOCK_SIZE):
+        indices = np.arange(block.start, block.stop)
+        rows = kernel(torch.as_tensor(texts(indices)), landmarks, gamma)
+        explained = torch.linalg.solve_triangular(factor, rows.T, upper=False).square().sum(dim=0)
+        unexplained = (1 - explained).clamp_min_(1e-6).double().numpy()
+        scores[block] = unexplained / (unexplained + ridge[indices])
+    # The largest of log(u) / score are a weighted draw without replacement.
+    keys = np.log(rng.uniform(size=n_texts)) / scores
+    return np.sort(np.argpartition(-keys, n_anchors - 1)[:n_anchors])
+
+
+def _make_matrix(rows: torch.Tensor, diagonal: torch.Tensor, gamma: float) -> torch.Tensor:
+    """Return the lower triangle of the kernel matrix plus its diagonal; the rest is undefined."""
+    n_rows = len(rows)
+    matrix = torch.empty(n_rows, n_rows, device=rows.device)
+    for block in gen_batches(n_rows, _BLOCK_SIZE):
+        part = matrix[block, : block.stop]
+        torch.matmul(rows[block], rows[: block.stop].T, out=part)
+        part.sub_(1).mul_(gamma).exp_()
+    matrix.diagonal().add_(diagonal)
+    return matrix
+
+
+def _decompose(matrix: torch.Tensor, shows_progress: bool) -> None:
+    """Replace the lower triangle of a matrix by its Cholesky factor."""
+    n_rows = len(matrix)
+    with tqdm(
+        total=n_rows,
+        desc="Solving",
+        unit="anchor",
+        delay=_PROGRESS_DELAY_S,
+        disable=not shows_progress,
+    ) as bar:
+        for block in gen_batches(n_rows, _BLOCK_SIZE):
+            head = matrix[block, : block.start]
+            for part in _row_blocks(block.start, n_rows, n_rows):
+                if block.start:
+                    matrix[part, block].addmm_(matrix[part, : block.start], head.T, alpha=-1)
+            factor = torch.linalg.cholesky(matrix[block, block])
+            matrix[block, block] = factor
+            if block.stop < n_rows:
+                below = matrix[block.stop :, block]
+                below.copy_(
+                    torch.linalg.solve_triangular(factor.mT, below, upper=True, left=False)
+                )
+            bar.update(block.stop - block.start)
+
+
+def _substitute(matrix: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """Solve by forward and backward substitution, in place."""
+    blocks = list(gen_batches(len(matrix), _BLOCK_SIZE))
+    for block in blocks:
+        right[block] -= matrix[block, : block.start] @ right[: block.start]
+        right[block] = torch.linalg.solve_triangular(
+            matrix[block, block].tril(), right[block], upper=False
+        )
+    for block in reversed(blocks):
+        for part in _row_blocks(block.stop, len(matrix), len(matrix)):
+            right[block] -= matrix[part, block].T @ right[part]
+        right[block] = torch.linalg.solve_triangular(
+            matrix[block, block].tril().mT, right[block], upper=True
+        )
+    return right
+
+
+def _row_blocks(start: int, stop: int, n_columns: int) -> Iterator[slice]:
+    """Return slices of rows that span at most 2**30 elements, within the limits of BLAS."""
+    size = max(1, 2**30 // max(n_columns, 1))
+    return (slice(i, min(i + size, stop)) for i in range(start, stop, size))
+
+
+def _solve_iteratively(
+    rows: torch.Tensor,
+    diagonal: torch.Tensor,
+    right: torch.Tensor,
+    gamma: float,
+    shows_progress: bool,
+) -> torch.Tensor:
+    """Solve by preconditioned conjugate gradients, for all right sides at once."""
+    precondition = _make_preconditioner(rows, diagonal, gamma)
+    solution = torch.zeros_like(right)
+    residual = right.clone()
+    norms = right.norm(dim=0).clamp_min_(torch.finfo(right.dtype).tiny)
+    direction = preconditioned = precondition(residual)
+    product = (residual * preconditioned).sum(dim=0)
+    with tqdm(
+        desc="Solving by conjugate gradients",
+        unit="iteration",
+        delay=_PROGRESS_DELAY_S,
+        disable=not shows_progress,
+    ) as bar:
+        for _ in range(_MAX_ITERATIONS):
+            image = _multiply(rows, direction, gamma)
+            image += diagonal[:, None] * direction
+            step = product / (direction * image).sum(dim=0).clamp_min_(1e-30)
+            solution += step * direction
+            residual -= step * image
+            error = float((residual.norm(dim=0) / norms).max())
+            bar.set_postfix(error=f"{error:.1e}", refresh=False)
+            bar.update()
+            if error < _TOLERANCE:
+                return solution
+            preconditioned = precondition(residual)
+            previous, product = product, (residual * preconditioned).sum(dim=0)
+            direction = preconditioned + (product / previous.clamp_min_(1e-30)) * direction
+    raise ValueError(
+        f"ridge is too small: conjugate gradients have a relative error of {error:.1g} after "
+        f"{_MAX_ITERATIONS} iterations. Raise ridge, or lower max_anchors."
+    )
+
+
+def _make_preconditioner(
+    rows: torch.Tensor, diagonal: torch.Tensor, gamma: float
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return the inverse of a Nyström approximation of the matrix, as a function.
+
+    With the kernel C of all rows and landmarks, and W of the landmarks, the approximation is
+    ``D + C W^-1 C'``, where D is the diagonal. Its inverse follows by Woodbury's identity.
+    """
+    landmarks = rows[:: max(1, len(rows) // _N_LANDMARKS)]
+    columns = kernel(rows, landmarks, gamma)
+    inner = kernel(landmarks, landmarks, gamma).double()
+    inner.diagonal().add_(1e-6 * len(landmarks))
+    for block in gen_batches(len(rows), _BLOCK_SIZE):
+        part = columns[block].double()
+        inner += part.T @ (part / diagonal[block, None])
+    factor = torch.linalg.cholesky(inner)
+
+    def precondition(vectors: torch.Tensor) -> torch.Tensor:
+        scaled = vectors / diagonal[:, None]
+        weights = torch.cholesky_solve((columns.T @ scaled).double(), factor)
+        return scaled - (columns @ weights.float()) / diagonal[:, None]
+
+    return precondition
+
+
+def _multiply(rows: torch.Tensor, vectors: torch.Tensor, gamma: float) -> torch.Tensor:
+    """Return the product of the kernel matrix and vectors, without storing the matrix."""
+    size = max(1, _BLOCK_ELEMENTS // len(rows))
+    return torch.cat([kernel(part, rows, gamma) @ vectors for part in rows.split(size)])
