@@ -56,6 +56,7 @@ _POSSIBLE_STYLE_WORDS = frozenset(
     | {"logo", "md", "negative", "o", "pop", "print", "round", "square"}
 )
 _MIN_STYLE_SHARE = 0.05
+_MIN_STYLE_COUNT = 10
 
 _SKIN_TONE = re.compile(r"-((medium-)?(light|dark)|medium)-skin-tone")
 _SIZE = re.compile(r"\d+(px|x\d+)?")
@@ -275,10 +276,15 @@ def _find_sets(path: str | os.PathLike[str]) -> tuple[str, list[IconSet]]:
     for root in (folder, folder / "package"):
         if (root / "collections.json").is_file():
             infos = _read_json(root / "collections.json")
-            files = [(prefix, root / "json" / f"{prefix}.json") for prefix in infos]
-            return "@iconify/json", [
-                _check_set(prefix, file, infos[prefix]) for prefix, file in files if file.is_file()
+            files = {prefix: root / "json" / f"{prefix}.json" for prefix in infos}
+            sets = [
+                _check_set(prefix, file, infos[prefix])
+                for prefix, file in files.items()
+                if file.is_file()
             ]
+            if not sets:
+                raise ValueError(f"{str(root)!r} has no icon sets. Unpack the package again.")
+            return "@iconify/json", sets
         if (root / "icons.json").is_file() and (root / "info.json").is_file():
             info = _read_json(root / "info.json")
             prefix = info.get("prefix")
@@ -449,7 +455,8 @@ def _find_style_words(names: Iterable[str]) -> tuple[set[str], set[str]]:
     styles = []
     for position in (0, -1):
         counts = Counter(parts[position] for parts in words if len(parts) > 1)
-        frequent = {w for w, n in counts.items() if n >= _MIN_STYLE_SHARE * len(words)}
+        least = max(_MIN_STYLE_COUNT, _MIN_STYLE_SHARE * len(words))
+        frequent = {word for word, count in counts.items() if count >= least}
         styles.append(set(_STYLE_WORDS) | (_POSSIBLE_STYLE_WORDS & frequent))
     return styles[0], styles[1]
 

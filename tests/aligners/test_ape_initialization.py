@@ -9,14 +9,9 @@ import torch
 from sklearn.base import clone
 
 from sklearn_ape import APEAligner, KernelAligner
-from sklearn_ape.aligners import _ape_trainer
-from sklearn_ape.aligners._ape_trainer import (
-    HeadConfig,
-    HeadTraining,
-    _compare_with_initialization,
-)
+from sklearn_ape.aligners._ape_trainer import HeadTraining, _compare_with_initialization
 from sklearn_ape.encoders import HeadPairs
-from sklearn_ape.heads import KernelMap, LinearMap
+from sklearn_ape.heads import ClosedFormHead, KernelMap, LinearMap, TwoTower, make_head
 from sklearn_ape.losses import StructureLoss
 from sklearn_ape.training import embed
 from sklearn_ape.training import net as _net
@@ -83,13 +78,6 @@ class TestInitializationKept:
         assert result.history[0] == {"epoch": 0, "valid_recall": 0.5}
         assert len(result.history) == 3
 
-    def test_many_captions_use_linear_initialization_in_all_runs(self, concepts, monkeypatch):
-        """Search and refit use the same initialization, though the search has fewer pairs."""
-        monkeypatch.setattr(_ape_trainer, "MAX_ANCHORS", 280)
-        monkeypatch.delattr(_ape_trainer, "kernel_maps")
-        aligner = small(init="auto", max_epochs=1).fit(concepts.image, concepts.text)
-        assert isinstance(aligner.module_.text_head.base, LinearMap)
-
     def test_equal_captions_warn_and_stay_finite(self, concepts):
         for init in ("kernel", "linear"):
             with pytest.warns(UserWarning, match="All captions are the same"):
@@ -138,8 +126,17 @@ class TestTraining:
         aligner = small(init="kernel", side="both")
         aligner.device_ = torch.device("cpu")
         data = aligner._fit_pairs(concepts.image, concepts.text)
-        heads = HeadConfig(*(getattr(aligner, name) for name in HeadConfig._fields))
-        training = HeadTraining(heads, aligner._training_config(), "kernel", 0, data)
+        closed_form = KernelAligner().fit(concepts.image, concepts.text).module_
+        module = TwoTower(
+            *(
+                ClosedFormHead(
+                    head.base,
+                    make_head("mlp", head.n_in, head.n_out, depth=2, width=64, dropout=0.0),
+                )
+                for head in (closed_form.image_head, closed_form.text_head)
+            )
+        )
+        training = HeadTraining(module, aligner._training_config(), 0, data)
         net, inputs = training.run([], 2), training.make_inputs(data)
         for side in ("image", "text"):
             trained = embed(net.module_, side, getattr(inputs, side), "cpu")
@@ -197,7 +194,7 @@ class TestHeadPairs:
         aligner = clone(without).set_params(head_pairs=head).fit(concepts.image, concepts.text)
         assert aligner.fingerprint_ != without.fingerprint_
         if init == "auto":
-            assert count_anchors(aligner) == 500
+            assert len(aligner.module_.text_head.first.base.anchors) == 500
 
     def test_validation_excludes_prototypes(self, concepts, head, monkeypatch):
         """Recall is measured on images, because users do not search for class prototypes."""

@@ -210,6 +210,7 @@ def test_anchors_do_not_depend_on_held_out_pairs():
     pairs = np.column_stack([np.arange(90), owner])
     options = {"gamma": 2.0, "ridge": 0.3, "whitening": 0.03, "n_components": None}
     options |= {"max_anchors": 99, "rng": np.random.RandomState(0)}
+    options["device"] = torch.device("cpu")
     maps = kernel_maps(PairDataset(image, text, pairs[:30]), **options)
     reference = kernel_maps(PairDataset(image[:30], text[:30], pairs[:30]), **options)
     np.testing.assert_array_equal(maps.text.coefficients, reference.text.coefficients)

@@ -1,0 +1,140 @@
+"""Solvers of kernel ridge regression against scikit-learn and each other."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.kernel_ridge import KernelRidge
+from sklearn.preprocessing import normalize
+
+from sklearn_ape import KernelAligner
+from sklearn_ape.aligners import _kernel_ridge
+from sklearn_ape.aligners._kernel_ridge import choose_anchors, solve_kernel_ridge
+
+CPU = torch.device("cpu")
+GAMMA = 8.0
+
+
+def make_problem(n_rows, n_features=24, n_clusters=40, seed=0):
+    """Return clustered unit vectors, as captions are, with ridges and targets."""
+    rng = np.random.default_rng(seed)
+    centers = rng.standard_normal((n_clusters, n_features))
+    rows = centers[rng.integers(n_clusters, size=n_rows)]
+    rows = normalize(rows + 0.7 * rng.standard_normal(rows.shape)).astype(np.float32)
+    ridge = (0.3 / rng.integers(1, 20, n_rows)).astype(np.float32)
+    return rows, ridge, rng.standard_normal((n_rows, 5)).astype(np.float32)
+
+
+def solve_in_double_precision(rows, ridge, targets):
+    kernel = np.exp(GAMMA * (rows.astype(np.float64) @ rows.T.astype(np.float64) - 1))
+    model = KernelRidge(alpha=1.0, kernel="precomputed")
+    # Weights w make the ridge 1 / w.
+    return model.fit(kernel, targets, sample_weight=1 / ridge).dual_coef_
+
+
+@pytest.mark.parametrize("n_rows", [1, 7, 300])
+@pytest.mark.parametrize("block_size", [2, 64, 2048])
+def test_direct_solution_equals_scikit_learn(monkeypatch, n_rows, block_size):
+    monkeypatch.setattr(_kernel_ridge, "_BLOCK_SIZE", block_size)
+    rows, ridge, targets = make_problem(n_rows)
+    solution = solve_kernel_ridge(rows, ridge, targets, GAMMA, CPU)
+    assert solution.dtype == np.float32
+    np.testing.assert_allclose(
+        solution, solve_in_double_precision(rows, ridge, targets), rtol=1e-3, atol=1e-3
+    )
+
+
+def test_iterative_solution_equals_the_direct_one(monkeypatch):
+    """Few landmarks, so that the preconditioner is far from exact."""
+    rows, ridge, targets = make_problem(1200)
+    direct = solve_kernel_ridge(rows, ridge, targets, GAMMA, CPU)
+    monkeypatch.setattr(_kernel_ridge, "_N_LANDMARKS", 50)
+    monkeypatch.setattr(_kernel_ridge, "count_fitting_anchors", lambda device: 100)
+    iterative = solve_kernel_ridge(rows, ridge, targets, GAMMA, CPU)
+    assert not np.array_equal(iterative, direct)
+    np.testing.assert_allclose(iterative, direct, atol=2e-3 * np.abs(direct).max())
+
+
+def test_iterations_that_do_not_converge_raise(monkeypatch):
+    rows, ridge, targets = make_problem(1200)
+    monkeypatch.setattr(_kernel_ridge, "_N_LANDMARKS", 5)
+    monkeypatch.setattr(_kernel_ridge, "_MAX_ITERATIONS", 2)
+    monkeypatch.setattr(_kernel_ridge, "count_fitting_anchors", lambda device: 100)
+    with pytest.raises(ValueError, match="ridge is too small: conjugate gradients"):
+        solve_kernel_ridge(rows, ridge, targets, GAMMA, CPU)
+
+
+def test_blas_gets_small_blocks_of_rows(monkeypatch):
+    """The result does not depend on the division of rows into blocks."""
+    monkeypatch.setattr(_kernel_ridge, "_BLOCK_SIZE", 64)
+    rows, ridge, targets = make_problem(300)
+    expected = solve_kernel_ridge(rows, ridge, targets, GAMMA, CPU)
+    slices = []
+
+    def row_blocks(start, stop, n_columns):
+        slices.append((start, stop))
+        return [slice(i, min(i + 50, stop)) for i in range(start, stop, 50)]
+
+    monkeypatch.setattr(_kernel_ridge, "_row_blocks", row_blocks)
+    solution = solve_kernel_ridge(rows, ridge, targets, GAMMA, CPU)
+    assert slices
+    np.testing.assert_allclose(solution, expected, atol=1e-4)
+
+
+def test_row_blocks_span_less_than_the_limit_of_blas():
+    blocks = list(_kernel_ridge._row_blocks(10, 60_000, 60_000))
+    assert blocks[0].start == 10
+    assert blocks[-1].stop == 60_000
+    assert all((block.stop - block.start) * 60_000 <= 2**30 for block in blocks)
+
+
+def test_number_of_anchors_follows_from_the_memory(monkeypatch):
+    """Half of 32 GB is the matrix of 63,245 anchors in single precision."""
+    monkeypatch.setattr(_kernel_ridge, "available_memory", lambda device: 32 * 10**9)
+    assert _kernel_ridge.count_fitting_anchors(CPU) == 63_245
+    monkeypatch.setattr(_kernel_ridge, "available_memory", lambda device: 0)
+    assert _kernel_ridge.count_fitting_anchors(CPU) == 2048
+
+
+def test_auto_uses_as_many_anchors_as_memory_allows(monkeypatch, concepts):
+    monkeypatch.setattr("sklearn_ape.aligners._closed_form.count_fitting_anchors", lambda _: 120)
+    aligner = KernelAligner().fit(concepts.image, concepts.text)
+    assert aligner.module_.text_head.base.anchors.shape == (120, 16)
+
+
+def test_more_anchors_than_memory_allows_are_solved_iteratively(monkeypatch, concepts):
+    exact = KernelAligner().fit(concepts.image, concepts.text)
+    monkeypatch.setattr(_kernel_ridge, "count_fitting_anchors", lambda _: 120)
+    aligner = KernelAligner(max_anchors=1000).fit(concepts.image, concepts.text)
+    assert aligner.fingerprint_ != exact.fingerprint_
+    np.testing.assert_allclose(
+        aligner.transform_text(concepts.text), exact.transform_text(concepts.text), atol=1e-3
+    )
+
+
+class TestChooseAnchors:
+    def choose(self, rows, ridge, n_anchors, seed=0):
+        return choose_anchors(
+            lambda indices: rows[indices], ridge, n_anchors, GAMMA, np.random.RandomState(seed)
+        )
+
+    def test_indices_are_distinct_and_reproducible(self):
+        rows, ridge, _ = make_problem(500)
+        chosen = self.choose(rows, ridge, 80)
+        assert len(np.unique(chosen)) == 80
+        np.testing.assert_array_equal(chosen, self.choose(rows, ridge, 80))
+        assert not np.array_equal(chosen, self.choose(rows, ridge, 80, seed=1))
+
+    def test_unusual_texts_are_more_likely(self):
+        """Of 20 unlike texts beside 2,000 nearly equal ones, most are chosen."""
+        rng = np.random.default_rng(0)
+        similar = rng.standard_normal(24) + 0.05 * rng.standard_normal((2000, 24))
+        unusual = rng.standard_normal((20, 24))
+        rows = normalize(np.concatenate([similar, unusual])).astype(np.float32)
+        chosen = self.choose(rows, np.full(2020, 0.3, dtype=np.float32), 100)
+        assert (chosen >= 2000).sum() >= 12
+
+    def test_texts_of_many_images_are_more_likely(self):
+        rows, _, _ = make_problem(1000)
+        ridge = np.where(np.arange(1000) < 100, 0.3 / 50, 0.3).astype(np.float32)
+        chosen = self.choose(rows, ridge, 200)
+        assert (chosen < 100).mean() > 0.15
