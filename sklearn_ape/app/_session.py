@@ -27,15 +27,7 @@ from ._actions import (
     search,
 )
 from ._limits import Limits, Progress, UserError, ignore_progress, scale_progress
-from ._model import (
-    Alignment,
-    Download,
-    Model,
-    get_encoders,
-    load_zip,
-    make_head_pairs,
-    save_zip,
-)
+from ._model import Alignment, Download, Model, get_encoders, load_zip, make_head_pairs, save_zip
 from ._uploads import (
     CAPTIONED_SUFFIXES,
     check_images,
