@@ -128,7 +128,7 @@ def make_head_pairs(image_encoder: Any, text_encoder: Any, progress: Progress) -
         pairs = classifier_head_pairs(image_encoder)
     except (ValueError, TypeError):
         return None
-    texts, owners = flatten_captions(pairs.texts)
+    texts, owners = flatten_captions(list(pairs.texts))
     unique = {text: row for row, text in enumerate(dict.fromkeys(texts))}
     # On disk, since the class names are the same at each start of the page.
     cached_encoder = clone_with_cache(text_encoder, get_data_home() / "features")

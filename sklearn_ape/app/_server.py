@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 # Functions of Gradio that this page does not use and that would make the server more vulnerable.
-_CLOSED = r"/(process_recording|stream|proxy=|component_server|monitoring|vibe|mcp)"
+_CLOSED_PATHS = r"/(process_recording|stream|proxy=|component_server|monitoring|vibe|mcp)"
 # A multipart body is longer than the file: by the headers of its parts.
 _MULTIPART_OVERHEAD = 2**16
 _URL = re.compile(r"\s*[a-z][a-z0-9+.-]+:", re.IGNORECASE)
@@ -59,7 +59,7 @@ class RequestLimitMiddleware:
             await self.app(scope, receive, send)
             return
         path = scope["path"]
-        if re.search(_CLOSED, path):
+        if re.search(_CLOSED_PATHS, path):
             await _send_error(send, 404, "This function is not available on this page.")
         elif scope["method"] not in ("POST", "PUT", "PATCH"):
             await self.app(scope, receive, send)
@@ -97,25 +97,18 @@ class RequestLimitMiddleware:
             is_complete = not message.get("more_body", False)
             is_too_large = len(body) > limit
         if is_too_large:
-            await _send_error(
-                send,
-                413,
-                f"The request is larger than {format_size(limit)}, the limit. Enter less text, "
-                "and send images as uploads.",
-            )
+            reason = f"The request is larger than {format_size(limit)}, the limit."
+            reason += " Enter less text, and send images as uploads."
+            await _send_error(send, 413, reason)
             return
         if _contains_url(body):
             reason = "A file is given by a URL. Download the file, and upload it to this page."
             await _send_error(send, 400, reason)
             return
-        is_replayed = False
+        replayed = [{"type": "http.request", "body": bytes(body), "more_body": False}]
 
         async def replay() -> Message:
-            nonlocal is_replayed
-            if is_replayed:
-                return await receive()
-            is_replayed = True
-            return {"type": "http.request", "body": bytes(body), "more_body": False}
+            return replayed.pop() if replayed else await receive()
 
         await self.app(scope, replay, _explain_full_queue(send, self.limits))
 

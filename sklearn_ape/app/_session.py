@@ -216,7 +216,7 @@ class AppService:
         download = save_zip(alignment)
         return replace(session, alignment=alignment, download=download, index=None), remark
 
-    def reset_aligner(self, session: Session | None) -> Session:
+    def reset_aligner(self, session: Session) -> Session:
         """Use the aligner of the server again."""
         return replace(session, alignment=None, download=None, index=None)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import stat
 import struct
 import tempfile
@@ -41,7 +42,6 @@ _MAX_NAME_BYTES = 200
 _MAX_DEPTH = 8
 # Small files are exempt from the ratio: a table with equal captions compresses very well.
 _MIN_BYTES_FOR_RATIO = 2**20
-_BLOCK_BYTES = 2**16
 
 # Errors of zipfile for damaged files, whose structure it does not check completely.
 _ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, struct.error)
@@ -91,10 +91,9 @@ def unpack(
 
 def _check_directory_size(archive: str | os.PathLike[str], limits: Limits) -> None:
     """Reject a zip directory that would fill the memory, since zipfile reads it as a whole."""
+    tail_size = _MAX_COMMENT_SIZE + _END_SIZE + _ZIP64_SIZE
     with open(archive, "rb") as file:
-        file.seek(0, os.SEEK_END)
-        n_bytes = file.tell()
-        file.seek(max(0, n_bytes - _MAX_COMMENT_SIZE - _END_SIZE - _ZIP64_SIZE))
+        file.seek(max(0, os.path.getsize(archive) - tail_size))
         tail = file.read()
     end = tail.rfind(_END_SIGNATURE)
     if end < 0 or len(tail) - end < _END_SIZE:
@@ -191,8 +190,7 @@ def _extract(file: zipfile.ZipFile, entry: zipfile.ZipInfo, target: Path) -> Non
     """Write one entry. zipfile reads at most the declared size and verifies the checksum."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with file.open(entry) as source, target.open("xb") as sink:
-        while block := source.read(_BLOCK_BYTES):
-            sink.write(block)
+        shutil.copyfileobj(source, sink)
 
 
 # Side of thumbnails, in pixels. Uploads are decoded at the smaller size, which is faster.

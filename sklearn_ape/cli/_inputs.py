@@ -204,9 +204,7 @@ def read_lines(file: Path) -> list[str]:
     return [line.strip() for line in text.split("\n") if line.strip()]
 
 
-def parse_labels(
-    labels: str | None, labels_file: Path | None, required: bool = False
-) -> list[str] | dict[str, Any] | None:
+def parse_labels(labels: str | None, labels_file: Path | None, required: bool = False) -> Any:
     """Return the label names of --labels or --labels-file; None if neither is set."""
     if labels is not None and labels_file is not None:
         raise typer.BadParameter("--labels and --labels-file are both set. Use one of them.")

@@ -159,7 +159,6 @@ def fit(
             "held-out test.",
             quiet,
         )
-    n_fitted = len(images)
     if split is not None:
         train, test = split
         n_fitted = len(train)
