@@ -42,7 +42,7 @@ def resolve_templates(templates: str | Sequence[str]) -> tuple[str, ...]:
     ----------
     templates : str or sequence of str
         A key of `TEMPLATES`, one template, or several templates. Each template has one ``{}``,
-        which stands for the name of a class.
+        which is replaced by the name of a class.
 
     Returns
     -------

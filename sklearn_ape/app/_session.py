@@ -124,6 +124,7 @@ class AppService:
         self.limits = limits
         self.images = load_collection(images)
         self.examples = make_examples(self.images)
+        self.initial_session = Session()
         # Each lock is held while its value is computed: concurrent requests wait for the result
         # instead of computing it again.
         self._index_lock = threading.Lock()

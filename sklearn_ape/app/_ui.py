@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 from ..datasets.base import import_optional
 from ..utils.escape import escape_markdown
 from ._limits import Progress, format_size, message_for_visitor
-from ._model import Alignment
-from ._session import AppService, ImageCollection, Session
 from ._uploads import make_thumbnail
 
 if TYPE_CHECKING:
     import gradio
+
+    from ._model import Alignment
+    from ._session import AppService, ImageCollection, Session
 
 DEFAULT_LABELS = ("tiger", "house cat", "pizza", "bicycle", "rocket", "umbrella", "rose", "guitar")
 
@@ -349,7 +350,7 @@ def build_page(service: AppService, labels: Sequence[str] | None) -> gradio.Bloc
         delete_cache=(min(600, limits.idle_seconds), limits.idle_seconds),
     ) as page:
         gr.Markdown(_INTRODUCTION.format(minutes=max(1, limits.idle_seconds // 60)))
-        session = gr.State(Session(), time_to_live=limits.idle_seconds)
+        session = gr.State(service.initial_session, time_to_live=limits.idle_seconds)
         with gr.Tab("Classify", id="classify"):
             classify_tab(gr, service, session, labels or service.model.labels or DEFAULT_LABELS)
         with gr.Tab("Search", id="search"):
