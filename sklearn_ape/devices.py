@@ -42,12 +42,10 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
             f"device must be 'auto' or a device of torch such as 'cpu', 'cuda:0' or 'mps', not "
             f"{device!r}."
         ) from error
-    if resolved.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(
-            f"device={device!r} is not available: torch finds no CUDA device. Use device='auto'."
-        )
-    if resolved.type == "mps" and not torch.backends.mps.is_available():
-        raise ValueError(
-            f"device={device!r} is not available: torch finds no MPS device. Use device='auto'."
-        )
+    for kind, backend in (("cuda", torch.cuda), ("mps", torch.backends.mps)):
+        if resolved.type == kind and not backend.is_available():
+            raise ValueError(
+                f"device={device!r} is not available: torch finds no {kind.upper()} device. Use "
+                "device='auto'."
+            )
     return resolved

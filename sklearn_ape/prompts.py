@@ -6,7 +6,6 @@ import difflib
 import reprlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, MappingView, Sequence
-from datetime import date, timedelta
 from enum import Enum
 from typing import Any
 
@@ -159,14 +158,7 @@ _CAPTIONS_HINT = "Pass captions as captions=..., in addition to the labels in y.
 
 
 def to_builtin(value: Any) -> Any:
-    """Convert a label to a built-in str, bool, int or float.
-
-    Parameters
-    ----------
-    value : object
-        A label, such as a NumPy scalar or a member of an `enum.StrEnum` or `enum.IntEnum`. A value
-        of any other type is returned unchanged.
-    """
+    """Convert NumPy scalars and members of enums to a built-in str, bool, int or float."""
     if isinstance(value, np.datetime64 | np.timedelta64):  # their item() may return an int
         return value
     if isinstance(value, np.generic):
@@ -181,8 +173,7 @@ def to_builtin(value: Any) -> Any:
 def list_labels(labels: Iterable[Any]) -> list[Any]:
     """Return the labels of any collection, or the keys of a mapping, as a list."""
     # Iterating over a pyarrow column yields pyarrow's scalars.
-    to_python = getattr(labels, "to_pylist", None)
-    return list(labels if to_python is None else to_python())
+    return list(labels.to_pylist() if hasattr(labels, "to_pylist") else labels)
 
 
 def to_class_array(labels: Iterable[Any]) -> np.ndarray:
@@ -194,14 +185,7 @@ def to_class_array(labels: Iterable[Any]) -> np.ndarray:
 
 
 def validate_y(y: Any) -> list[Any]:
-    """Return y as a list of labels of built-in types.
-
-    Raises
-    ------
-    ValueError
-        When y is None, not one-dimensional, or holds missing values or values that cannot be
-        labels; the message names the row.
-    """
+    """Return y as a list of labels of built-in types; raise ValueError if it is not valid."""
     if y is None:
         raise ValueError(
             "ZeroShotClassifier requires y to be passed, but the target y is None. Pass the "
@@ -238,9 +222,8 @@ def resolve_names(labels: Any) -> dict[Any, list[str]]:
     ValueError
         When labels are missing, repeat or hold an empty name; the message lists them.
     """
-    if isinstance(labels, str | bytes | bytearray | memoryview) or not isinstance(
-        labels, Iterable
-    ):
+    is_single = isinstance(labels, str | bytes | bytearray | memoryview)
+    if is_single or not isinstance(labels, Iterable):
         raise ValueError(
             f"labels must be a sequence of names or a mapping, not {labels!r}. Pass a list, such "
             "as ['cat', 'dog']."
@@ -309,11 +292,8 @@ def may_be_encoded(y: list[Any], names: Mapping[Any, list[str]]) -> bool:
     as well if `names` has the labels 0 to 4. If y holds every label, nothing was replaced.
     """
     distinct = set(y)
-    return (
-        len(distinct) < len(names)
-        and all(type(value) is int for value in distinct)
-        and distinct == set(range(len(distinct)))
-    )
+    is_numbered = distinct == set(range(len(distinct))) and set(map(type, distinct)) <= {int}
+    return len(distinct) < len(names) and is_numbered
 
 
 def make_captions(
@@ -336,13 +316,11 @@ def _check_no_missing(y: Iterable[Any]) -> None:
 def _check_type(label: Any, parameter: str) -> None:
     """Raise ValueError for labels that NumPy would change or that a file cannot store."""
     if not isinstance(label, str | bool | int | float):
-        hint = ""
+        hint = " Convert it to text, for example with str()."
         if isinstance(label, bytes | bytearray):
             hint = " Decode it."
         elif isinstance(label, Enum):
             hint = " Pass its name or its value."
-        elif isinstance(label, date | timedelta | np.datetime64 | np.timedelta64):
-            hint = " Convert it to text, for example with str()."
         raise ValueError(
             f"{parameter} must be texts or numbers, not {reprlib.repr(label)} of type "
             f"{type(label).__name__}.{hint}"

@@ -16,7 +16,6 @@ The methods were published for millions of pairs, so three rules apply to all re
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from importlib import import_module
 from typing import Any, NamedTuple
 
@@ -29,7 +28,7 @@ def list_recipes() -> list[str]:
     Returns
     -------
     names : list of str
-        Names that `recipe`, `make_aligner` and `recipe_notes` accept.
+        Sorted names.
 
     Examples
     --------
@@ -108,15 +107,13 @@ def recipe(name: str, *, n_pairs: int | None = None, **overrides: Any) -> dict[s
     published = _get_recipe(name)
     if n_pairs is not None and n_pairs < 2:
         raise ValueError(f"n_pairs must be None or at least 2, not {n_pairs!r}.")
-    parameters = {**published.parameters, **overrides}
-    for key, value in published.parameters.items():
-        if isinstance(value, dict):
-            parameters[key] = value | dict(overrides.get(key) or {})
+    parameters: dict[str, Any] = published.parameters | overrides
+    for key in {"loss_params", "optimizer_params"}.intersection(published.parameters):
+        parameters[key] = {**published.parameters[key], **(overrides.get(key) or {})}
     if published.n_steps and "max_epochs" not in overrides:
         n_batches = 1 if n_pairs is None else math.ceil(n_pairs / parameters["batch_size"])
-        parameters["max_epochs"] = min(
-            published.max_epochs_limit, math.ceil(published.n_steps / n_batches)
-        )
+        n_epochs = math.ceil(published.n_steps / n_batches)
+        parameters["max_epochs"] = min(published.max_epochs_limit, n_epochs)
     if name == "csa" and n_pairs is not None and "n_components" not in overrides:
         parameters["n_components"] = min(parameters["n_components"], n_pairs - 1)
     return parameters
@@ -182,46 +179,58 @@ class Recipe(NamedTuple):
     """Parameters of an aligner, notes on their sources, and the number of training steps."""
 
     aligner: str
-    parameters: Mapping[str, Any]
+    parameters: dict[str, Any]
     notes: str
     n_steps: int | None = None
     max_epochs_limit: int = 500
 
 
-# Parameters that most recipes share. They are explicit, so that recipes do not depend on the
-# defaults of the aligners.
-_SHARED: dict[str, Any] = {
-    "init": None,
-    "mixup": 0.0,
-    "optimizer": "adamw",
-    "early_stopping": True,
-    "n_iter_no_change": 50,
-}
+# The functions set all parameters, so that recipes do not depend on the defaults of the aligners.
+def _head(
+    head: str, side: str, depth: int, width: int | str, n_components: int | None, dropout: float
+) -> dict[str, Any]:
+    shape = {"depth": depth, "width": width, "n_components": n_components, "dropout": dropout}
+    return {"head": head, "side": side, "init": None, **shape}
+
+
+def _loss(
+    loss: str, logit_scale: float, max_logit_scale: float, learn_logit_scale: bool = True
+) -> dict[str, Any]:
+    scale = {"learn_logit_scale": learn_logit_scale, "max_logit_scale": max_logit_scale}
+    return {
+        "loss": loss,
+        "loss_params": {"logit_scale": logit_scale, "structure_weight": 0.0, **scale},
+    }
+
+
+def _training(
+    learning_rate: float,
+    weight_decay: float,
+    batch_size: int,
+    warmup: float,
+    clip_norm: float | None = None,
+    optimizer: str = "adamw",
+    mixup: float = 0.0,
+) -> dict[str, Any]:
+    return {
+        "optimizer": optimizer,
+        "optimizer_params": {"warmup": warmup, "clip_norm": clip_norm},
+        "learning_rate": learning_rate,
+        "weight_decay": weight_decay,
+        "batch_size": batch_size,
+        "mixup": mixup,
+        "early_stopping": True,
+        "n_iter_no_change": 50,
+    }
+
 
 RECIPES = {
     "ape": Recipe(
         "APEAligner",
-        _SHARED
-        | {
-            "head": "mlp",
-            "side": "text",
-            "depth": 4,
-            "width": 2048,
-            "n_components": None,
-            "dropout": 0.0,
-            "loss": "infonce",
-            "loss_params": {
-                "logit_scale": 1 / 0.07,
-                "learn_logit_scale": True,
-                "max_logit_scale": 100.0,
-                "structure_weight": 0.0,
-            },
-            "learning_rate": 1e-3,
-            "weight_decay": 0.1,
-            "optimizer_params": {"warmup": 0.05, "clip_norm": None},
-            "batch_size": 1024,
-            "max_epochs": 100,
-        },
+        _head("mlp", "text", depth=4, width=2048, n_components=None, dropout=0.0)
+        | _loss("infonce", logit_scale=1 / 0.07, max_logit_scale=100.0)
+        | _training(learning_rate=1e-3, weight_decay=0.1, batch_size=1024, warmup=0.05)
+        | {"max_epochs": 100},
         """Aligning Pretrained Encoders (Rosenfeld et al., HITY workshop, NeurIPS 2022).
 
         Published: MLPs of 4 to 6 linear layers on frozen encoders, CLIP's contrastive loss
@@ -233,27 +242,9 @@ RECIPES = {
     ),
     "fusemix": Recipe(
         "APEAligner",
-        _SHARED
-        | {
-            "head": "residual",
-            "side": "both",
-            "depth": 9,
-            "width": "4x",
-            "n_components": 512,
-            "dropout": 0.6,
-            "loss": "infonce",
-            "loss_params": {
-                "logit_scale": 1 / 0.07,
-                "learn_logit_scale": True,
-                "max_logit_scale": 1000.0,
-                "structure_weight": 0.0,
-            },
-            "learning_rate": 1e-3,
-            "weight_decay": 0.1,
-            "optimizer_params": {"warmup": 0.05, "clip_norm": None},
-            "batch_size": 20480,
-            "mixup": 1.0,
-        },
+        _head("residual", "both", depth=9, width="4x", n_components=512, dropout=0.6)
+        | _loss("infonce", logit_scale=1 / 0.07, max_logit_scale=1000.0)
+        | _training(1e-3, weight_decay=0.1, batch_size=20480, warmup=0.05, mixup=1.0),
         """FuseMix (Vouitsis et al., CVPR 2024), code layer6ai-labs/fusemix.
 
         Published: on both sides 4 pre-norm residual blocks of expansion 4, dropout 0.6, layer norm
@@ -271,27 +262,9 @@ RECIPES = {
     ),
     "sail": Recipe(
         "APEAligner",
-        _SHARED
-        | {
-            "head": "star",
-            "side": "both",
-            "depth": 2,
-            "width": "8x",
-            "n_components": 1024,
-            "dropout": 0.0,
-            "loss": "sigmoid",
-            "loss_params": {
-                "logit_scale": 20.0,
-                "learn_logit_scale": True,
-                "max_logit_scale": 100.0,
-                "structure_weight": 0.0,
-            },
-            "optimizer": "lion",
-            "learning_rate": 1e-5,
-            "weight_decay": 1e-4,
-            "optimizer_params": {"warmup": 0.1, "clip_norm": None},
-            "batch_size": 32768,
-        },
+        _head("star", "both", depth=2, width="8x", n_components=1024, dropout=0.0)
+        | _loss("sigmoid", logit_scale=20.0, max_logit_scale=100.0)
+        | _training(1e-5, weight_decay=1e-4, batch_size=32768, warmup=0.1, optimizer="lion"),
         """SAIL (Zhang et al., CVPR 2025), code lezhang7/SAIL.
 
         Published: on both sides layer norm, relu6(W1 x) * (W2 x) of width 8 times the features and
@@ -309,27 +282,9 @@ RECIPES = {
     ),
     "sharelock": Recipe(
         "APEAligner",
-        _SHARED
-        | {
-            "head": "batchnorm_mlp",
-            "side": "text",
-            "depth": 4,
-            "width": 4096,
-            "n_components": None,
-            "dropout": 0.2,
-            "loss": "infonce",
-            "loss_params": {
-                "logit_scale": math.exp(2.6592),
-                "learn_logit_scale": False,
-                "max_logit_scale": 100.0,
-                "structure_weight": 0.0,
-            },
-            "optimizer": "adam",
-            "learning_rate": 1e-3,
-            "weight_decay": 1e-4,
-            "optimizer_params": {"warmup": 0.03, "clip_norm": 1.0},
-            "batch_size": 1024,
-        },
+        _head("batchnorm_mlp", "text", depth=4, width=4096, n_components=None, dropout=0.2)
+        | _loss("infonce", math.exp(2.6592), max_logit_scale=100.0, learn_logit_scale=False)
+        | _training(1e-3, 1e-4, batch_size=1024, warmup=0.03, clip_norm=1.0, optimizer="adam"),
         """ShareLock (Ruthardt et al., TMLR 2026), code JonaRuthardt/ShareLock.
 
         Published: only texts pass a head, 4 linear layers of width 4096 with batch norm, ReLU and
@@ -344,26 +299,9 @@ RECIPES = {
     ),
     "freeze_align": Recipe(
         "APEAligner",
-        _SHARED
-        | {
-            "head": "skip_mlp",
-            "side": "both",
-            "depth": 4,
-            "width": 1024,
-            "n_components": 1024,
-            "dropout": 0.1,
-            "loss": "infonce",
-            "loss_params": {
-                "logit_scale": 1 / 0.07,
-                "learn_logit_scale": True,
-                "max_logit_scale": 1000.0,
-                "structure_weight": 0.0,
-            },
-            "learning_rate": 1e-3,
-            "weight_decay": 0.02,
-            "optimizer_params": {"warmup": 0.05, "clip_norm": None},
-            "batch_size": 1800,
-        },
+        _head("skip_mlp", "both", depth=4, width=1024, n_components=1024, dropout=0.1)
+        | _loss("infonce", logit_scale=1 / 0.07, max_logit_scale=1000.0)
+        | _training(learning_rate=1e-3, weight_decay=0.02, batch_size=1800, warmup=0.05),
         """Freeze-Align (Maniparambil et al., CVPR 2025), code mayug/freeze-align.
 
         Published: layer norm, dropout 0.1, and a linear map plus an MLP to 1024 on each token;
@@ -380,27 +318,10 @@ RECIPES = {
     ),
     "linear": Recipe(
         "APEAligner",
-        _SHARED
-        | {
-            "head": "linear",
-            "side": "both",
-            "depth": 1,
-            "width": 1,
-            "n_components": 512,
-            "dropout": 0.0,
-            "loss": "infonce",
-            "loss_params": {
-                "logit_scale": math.exp(2.6592),
-                "learn_logit_scale": True,
-                "max_logit_scale": 100.0,
-                "structure_weight": 0.0,
-            },
-            "learning_rate": 1e-3,
-            "weight_decay": 0.1,
-            "optimizer_params": {"warmup": 0.05, "clip_norm": None},
-            "batch_size": 1024,
-            "max_epochs": 100,
-        },
+        _head("linear", "both", depth=1, width=1, n_components=512, dropout=0.0)
+        | _loss("infonce", logit_scale=math.exp(2.6592), max_logit_scale=100.0)
+        | _training(learning_rate=1e-3, weight_decay=0.1, batch_size=1024, warmup=0.05)
+        | {"max_epochs": 100},
         """Linear heads, as in transformers' VisionTextDualEncoder and in open_clip.
 
         Published: a linear map to 512 on both sides, logit scale exp(2.6592)
@@ -441,14 +362,9 @@ RECIPES = {
                 "learn_logit_scale": True,
                 "max_logit_scale": 100.0,
             },
-            "learning_rate": 1e-3,
-            "head_learning_rate": 1e-3,
-            "weight_decay": 0.01,
-            "batch_size": 512,
-            "early_stopping": True,
-            "unlocked_layers": None,
-            "max_length": 16,
-        },
+        }
+        | {"learning_rate": 1e-3, "head_learning_rate": 1e-3, "weight_decay": 0.01}
+        | {"batch_size": 512, "early_stopping": True, "unlocked_layers": None, "max_length": 16},
         """LiT (Zhai et al., CVPR 2022), code google-research/big_vision.
 
         Published: the whole text tower is trained, the image tower is frozen and has no head;

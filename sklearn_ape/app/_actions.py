@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from sklearn.base import clone
 from skorch.callbacks import Callback
 
 from ..aligners.ape import APEAligner
 from ..aligners.cca import CCAAligner
 from ..aligners.kernel import KernelAligner
+from ..aligners.pairs import flatten_captions
 from ..aligners.wrapper import unwrap_aligner
 from ..encoders import HeadPairs
 from ..encoders.images import image_groups
@@ -24,12 +23,13 @@ from ..training import split_pairs
 from ..utils.escape import escape_markdown
 from ..zero_shot import ZeroShotClassifier
 from ._limits import Limits, Progress, UserError, check_text, quote, scale_progress
-from ._model import Alignment, Recall, encode, get_encoders, replace_caches
+from ._model import Alignment, Recall, clone_with_cache, encode, get_encoders, replace_caches
 from ._uploads import CaptionedImages, check_image
 
 _ALIGNERS = {"kernel": KernelAligner, "ape": APEAligner, "cca": CCAAligner}
 
 _HELD_OUT_FRACTION = 0.2
+_SEED = 0
 _RECALL_KS = (1, 5)
 _MIN_IMAGES = 4
 
@@ -46,10 +46,7 @@ class Classification(NamedTuple):
 
 
 def parse_labels(text: str | None, limits: Limits) -> list[str]:
-    """Return the label names of a text, separated by line ends or commas, without duplicates.
-
-    In a text with several lines, commas are part of the names.
-    """
+    """Return the distinct label names of a text, separated by line ends, or else by commas."""
     text = text or ""
     lines = [line for line in re.split(r"\r\n|\r|\n", text) if line.strip()]
     names = lines if len(lines) > 1 else re.split(r"[,;\n]", text)
@@ -79,33 +76,7 @@ def classify(
     threshold: float,
     limits: Limits,
 ) -> Classification:
-    """Classify an image.
-
-    Parameters
-    ----------
-    aligner : estimator
-        Fitted aligner for images and texts.
-    image : path-like or None
-        Uploaded file.
-    labels : str
-        Label names, see `parse_labels`.
-    templates : str
-        Key of `sklearn_ape.prompts.TEMPLATES`.
-    threshold : float
-        If the highest probability is below this value, the summary says "unknown".
-    limits : Limits
-        Limits on the image and the labels.
-
-    Returns
-    -------
-    classification : Classification
-        Probabilities of all labels.
-
-    Raises
-    ------
-    UserError
-        If an argument is not valid.
-    """
+    """Classify an image; below the threshold, the summary says "unknown"."""
     path = check_image(image, limits)
     names = parse_labels(labels, limits)
     if templates not in TEMPLATES:
@@ -120,9 +91,9 @@ def classify(
         top_labels, top_probabilities = classifier.predict_top_k([path], k=len(names))
     except ValueError as error:  # about the labels, since the image was checked above
         raise UserError(str(error).replace(path, "The image")) from error
-    probabilities = dict(
-        zip(map(str, top_labels[0]), map(float, top_probabilities[0]), strict=True)
-    )
+    probabilities = {
+        str(label): float(p) for label, p in zip(top_labels[0], top_probabilities[0], strict=True)
+    }
     best, probability = next(iter(probabilities.items()))
     if probability < threshold:
         summary = (
@@ -153,26 +124,9 @@ class SearchResult(NamedTuple):
 def build_index(
     aligner: Any, images: list[str], names: list[str], cache: Any, progress: Progress
 ) -> SearchIndex:
-    """Embed images for searches.
+    """Embed images for searches, with a cache for their features.
 
-    Parameters
-    ----------
-    aligner : estimator
-        Fitted aligner for images and texts.
-    images : list of str
-        Paths of readable images.
-    names : list of str
-        Name shown below each image.
-    cache : FeatureCache or path-like
-        Cache for the features of the images, so that another aligner with the same encoders
-        does not encode them again. Queries are not cached.
-    progress : callable
-        Progress callback.
-
-    Returns
-    -------
-    index : SearchIndex
-        The embedded images.
+    Another aligner with the same encoders does not encode the images again.
     """
     caching_aligner = replace_caches(aligner, cache, None)
     encode(get_encoders(caching_aligner)[0], images, progress, "Encoding image")
@@ -189,31 +143,19 @@ def search(
     k: int,
     limits: Limits,
 ) -> list[SearchResult]:
-    """Search images by a text or, if there is no text, by an image.
-
-    Returns
-    -------
-    results : list of SearchResult
-        At most `k` images, in decreasing order of similarity.
-
-    Raises
-    ------
-    UserError
-        If there is no query or the image cannot be read.
-    """
+    """Search images by a text or, if there is no text, by an image; the most similar first."""
     query = " ".join((query or "").split())
     k = min(int(k), limits.found, len(index.images))
     if query:
         check_text(query, limits, "query")
-        found = index.retriever.search([query], k=k, modality="text")
+        result = index.retriever.search([query], k=k, modality="text")
     elif image is not None:
-        path = check_image(image, limits)
-        found = index.retriever.search([path], k=k, modality="image")
+        result = index.retriever.search([check_image(image, limits)], k=k, modality="image")
     else:
         raise UserError("There is no query. Enter a text such as 'a red fruit', or drop an image.")
     return [
         SearchResult(index.images[row], index.names[row], float(score))
-        for row, score in zip(found.indices[0], found.scores[0], strict=True)
+        for row, score in zip(result.indices[0], result.scores[0], strict=True)
     ]
 
 
@@ -241,35 +183,11 @@ def align(
     method: str,
     head_pairs: HeadPairs | None,
     progress: Progress,
-    random_state: int = 0,
 ) -> Alignment:
     """Fit an aligner on captioned images, with the encoders of another aligner.
 
-    Parameters
-    ----------
-    initial_aligner : estimator
-        Fitted aligner that provides the encoders and the baseline for the evaluation.
-    data : CaptionedImages
-        Readable images with captions.
-    method : {"kernel", "ape", "cca"}
-        Kind of aligner.
-    head_pairs : HeadPairs or None
-        Pairs of the image encoder's classification head, as additional training pairs.
-    progress : callable
-        Progress callback.
-    random_state : int, default=0
-        Seed of the split and of the training.
-
-    Returns
-    -------
-    alignment : Alignment
-        The aligner is fitted on all pairs. The recall is that of an aligner fitted without the
-        held-out pairs, next to the recall of `initial_aligner` on the same pairs.
-
-    Raises
-    ------
-    UserError
-        If there are too few pairs, or if the fit fails.
+    The aligner is fitted on all pairs. The recall is that of an aligner fitted without the
+    held-out pairs, next to the recall of `initial_aligner` on the same pairs.
     """
     if method not in _ALIGNERS:
         raise UserError(f"{method!r} is not a method. Choose one of {', '.join(_ALIGNERS)}.")
@@ -281,17 +199,17 @@ def align(
         )
     cache = MemoryFeatureCache()  # the images are encoded once for all steps below
     image_encoder, text_encoder = (
-        _clone_with_cache(encoder, cache) for encoder in get_encoders(initial_aligner)
+        clone_with_cache(encoder, cache) for encoder in get_encoders(initial_aligner)
     )
     encode(image_encoder, data.images, scale_progress(progress, 0, _STEPS[0]), "Encoding image")
-    texts = [text for captions in data.captions for text in _as_list(captions)]
+    texts, rows = flatten_captions(data.captions)
     encode(text_encoder, texts, scale_progress(progress, *_STEPS[:2]), "Encoding caption")
 
     def fit(rows: np.ndarray, start: float, end: float) -> Any:
         options: dict[str, Any] = {"head_pairs": head_pairs}
         if method == "ape":
             reporter = _EpochReporter(scale_progress(progress, start, end), max_epochs=100)
-            options |= {"random_state": random_state, "callbacks": [reporter]}
+            options |= {"random_state": _SEED, "callbacks": [reporter]}
         aligner = _ALIGNERS[method](
             image_encoder=image_encoder, text_encoder=text_encoder, **options
         )
@@ -301,16 +219,17 @@ def align(
         except (ValueError, FloatingPointError) as error:
             raise UserError(f"These pairs cannot be aligned: {error}") from error
 
-    train, held_out = _hold_out(data.captions, random_state)
+    # The two parts have no image and no caption in common.
+    text_ids = np.unique(np.array(texts, dtype=object), return_inverse=True)[1]
+    pairs = np.column_stack([rows, text_ids])
+    split = split_pairs(pairs, _HELD_OUT_FRACTION, np.random.RandomState(_SEED))
+    held_out = np.array([], int) if split.valid is None else np.unique(rows[split.valid])
     recall, remark = [], ""
     if len(held_out):
-        evaluated = fit(train, *_STEPS[1:3])
+        evaluated = fit(np.setdiff1d(rows, held_out), *_STEPS[1:3])
         recall = [
-            _measure_recall(name, aligner, *_select(data, held_out))
-            for name, aligner in (
-                ("initial aligner", initial_aligner),
-                ("your aligner", evaluated),
-            )
+            _measure_recall("initial aligner", initial_aligner, *_select(data, held_out)),
+            _measure_recall("your aligner", evaluated, *_select(data, held_out)),
         ]
     else:
         remark = (
@@ -329,49 +248,23 @@ def align(
     )
 
 
-def _clone_with_cache(encoder: Any, cache: MemoryFeatureCache | None) -> Any:
-    cloned = clone(encoder)
-    return cloned.set_params(cache=cache) if "cache" in cloned.get_params(deep=False) else cloned
-
-
 def _remove_training_objects(aligner: Any) -> Any:
     """Remove caches, callbacks and head pairs, which are not needed after the fit."""
     for name in ("image_encoder", "text_encoder", "image_encoder_", "text_encoder_"):
-        setattr(aligner, name, _clone_with_cache(getattr(aligner, name), None))
+        setattr(aligner, name, clone_with_cache(getattr(aligner, name), None))
     aligner.head_pairs = None
     if hasattr(aligner, "callbacks"):
         aligner.callbacks = None
     return aligner
 
 
-def _hold_out(captions: Sequence[Any], random_state: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the rows for training and the held-out rows, which have no caption in common."""
-    text_ids: dict[str, int] = {}
-    pairs = np.array(
-        [
-            (row, text_ids.setdefault(text, len(text_ids)))
-            for row, texts in enumerate(captions)
-            for text in _as_list(texts)
-        ]
-    )
-    split = split_pairs(pairs, _HELD_OUT_FRACTION, np.random.RandomState(random_state))
-    held_out = np.array([], int) if split.valid is None else np.unique(pairs[split.valid, 0])
-    return np.setdiff1d(pairs[:, 0], held_out), held_out
-
-
 def _measure_recall(name: str, aligner: Any, images: list[str], captions: list[Any]) -> Recall:
     inner = unwrap_aligner(aligner)
     X = images if inner is aligner else aligner[:-1].transform(images)
     report = inner.retrieval_report(X, captions, ks=_RECALL_KS, groups=image_groups(images))
-    at_k = [
-        100 * float(np.mean([direction[k] for direction in report.values()])) for k in _RECALL_KS
-    ]
-    return Recall(name, *at_k)
+    means = (np.mean([direction[k] for direction in report.values()]) for k in _RECALL_KS)
+    return Recall(name, *(100 * float(mean) for mean in means))
 
 
 def _select(data: CaptionedImages, rows: np.ndarray) -> tuple[list[str], list[Any]]:
     return [data.images[row] for row in rows], [data.captions[row] for row in rows]
-
-
-def _as_list(texts: Any) -> list[str]:
-    return [texts] if isinstance(texts, str) else list(texts)

@@ -6,20 +6,14 @@ import logging
 import os
 import reprlib
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 from ..utils.escape import escape_controls
-
-__all__ = ["Limits"]
+from ..utils.validation import check_integer
 
 _log = logging.getLogger("sklearn_ape.app")
-
-_UNEXPECTED_ERROR = (
-    "Unexpected error on the server; the details are in its log. Try again, or upload a smaller "
-    "file."
-)
 
 _short_repr = reprlib.Repr()
 _short_repr.maxstring = 60
@@ -39,16 +33,14 @@ def check_text(text: str, limits: Limits, kind: str) -> None:
 
 
 def message_for_visitor(error: BaseException) -> str:
-    """Return the text of a `UserError`, or a generic text after logging any other error.
-
-    Other errors may contain paths and values of the server, which visitors must not see.
-    """
+    """Return the text of a `UserError`, or a generic text after logging any other error."""
     if isinstance(error, UserError):
         return str(error)
+    # Other errors may contain paths and values of the server, which visitors must not see.
     # File names of visitors are in the traceback: control characters must not reach a terminal.
     trace = "".join(traceback.format_exception(error))
     _log.error("A request failed.\n%s", escape_controls(trace, keep="\n"))
-    return _UNEXPECTED_ERROR
+    return "Unexpected error on the server. Try again, or upload a smaller file."
 
 
 def hide_folder(error: BaseException, folder: str | os.PathLike[str]) -> UserError:
@@ -65,13 +57,6 @@ def quote(text: str) -> str:
     return _short_repr.repr(text)
 
 
-def quote_first(names: Iterable[str], limit: int = 3) -> str:
-    """Return the first names in quotes, followed by their number if there are more."""
-    names = list(names)
-    text = ", ".join(map(quote, names[:limit]))
-    return f"{text}, ... ({len(names)} in total)" if len(names) > limit else text
-
-
 Progress = Callable[[float, str], None]
 """Called with the completed fraction (0 to 1) and a description of the current step."""
 
@@ -81,11 +66,7 @@ def ignore_progress(fraction: float, step: str) -> None:
 
 
 def scale_progress(progress: Progress, start: float, end: float) -> Progress:
-    """Return a callback for one stage, which covers the fractions from `start` to `end`.
-
-    >>> scale_progress(lambda fraction, step: print(fraction, step), 0.5, 1)(0.5, "encoding")
-    0.75 encoding
-    """
+    """Return a callback for one stage, which covers the fractions from `start` to `end`."""
     return lambda fraction, step: progress(start + fraction * (end - start), step)
 
 
@@ -124,8 +105,8 @@ class Limits:
         Number of requests that are processed concurrently. Alignments are processed one at a
         time.
     sessions : int, default=50
-        Number of visitors whose aligners and images are stored. The data of the visitor who was
-        inactive longest are deleted first. One session takes up to about 30 MB.
+        Number of visitors whose aligners and images are stored, about 30 MB each. The data of the
+        visitor who was inactive longest are deleted first.
     idle_seconds : int, default=3600
         Time until the data of a session are deleted after their last change, and until an
         uploaded file is deleted.
@@ -157,17 +138,11 @@ class Limits:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            value = getattr(self, field.name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{field.name} must be an integer >= 1, got {value!r}.")
+            check_integer(getattr(self, field.name), field.name, 1)
 
 
 def format_size(n_bytes: int) -> str:
-    """Return a size with its unit.
-
-    >>> format_size(64 * 2**20), format_size(1536)
-    ('64 MiB', '1.5 KiB')
-    """
+    """Return a size with its unit, such as "64 MiB"."""
     for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
         if n_bytes >= size:
             return f"{n_bytes / size:.3g} {unit}"

@@ -13,6 +13,7 @@ from sklearn.base import clone
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.utils.validation import check_is_fitted
 
+from ..aligners.pairs import flatten_captions
 from ..aligners.wrapper import resolve_aligner, unwrap, wrapped_aligner
 from ..datasets import get_data_home
 from ..encoders import HeadPairs, classifier_head_pairs
@@ -62,27 +63,7 @@ class Model(NamedTuple):
 
 
 def load_model(aligner: Any) -> Model:
-    """Return the model to serve.
-
-    Parameters
-    ----------
-    aligner : None, str, path-like or estimator
-        None is the starter model, and ``"open_clip:..."`` a CLIP model. Any other str is the
-        folder of a saved model or a Hub id. An estimator is an aligner, a Pipeline that ends in
-        one, or a classifier or retriever that contains one.
-
-    Returns
-    -------
-    model : Model
-        The aligner, without caches, and the labels if there are any.
-
-    Raises
-    ------
-    NotFittedError
-        If the aligner is not fitted.
-    ValueError
-        If the aligner was fitted on features and has no encoders.
-    """
+    """Return the model for the parameter ``aligner`` of `build_app`, without caches."""
     is_clip = isinstance(aligner, str) and aligner.startswith("open_clip:")
     if aligner is not None and not hasattr(aligner, "fit") and not is_clip:
         from ..persistence import load_pretrained
@@ -118,17 +99,13 @@ def get_encoders(aligner: Any) -> tuple[Any, Any]:
 
 
 def replace_caches(aligner: Any, image_cache: Any, text_cache: Any) -> Any:
-    """Return a copy of a fitted aligner whose encoders use other feature caches.
-
-    The copy shares the weights with the original.
-    """
+    """Return a copy of a fitted aligner with other feature caches but the same weights."""
+    caches = (image_cache, text_cache)
     copied = copy.copy(aligner)
     if isinstance(copied, Pipeline):
-        copied.steps = [
-            (name, replace_caches(step, image_cache, text_cache)) for name, step in copied.steps
-        ]
+        copied.steps = [(name, replace_caches(step, *caches)) for name, step in copied.steps]
         return copied
-    for name, cache in (("image_encoder_", image_cache), ("text_encoder_", text_cache)):
+    for name, cache in zip(("image_encoder_", "text_encoder_"), caches, strict=True):
         if hasattr(copied, name):
             setattr(copied, name, replace_caches(getattr(copied, name), cache, cache))
     if "cache" in copied.get_params(deep=False):  # an encoder, or CLIP with both encoders
@@ -146,26 +123,23 @@ def encode(encoder: Any, items: Sequence[Any], progress: Progress, step: str) ->
 
 
 def make_head_pairs(image_encoder: Any, text_encoder: Any, progress: Progress) -> HeadPairs | None:
-    """Return pairs of the image encoder's classification head, with the texts encoded.
-
-    None if the encoder has no classification head. The features are cached on disk, since the
-    class names are the same at each start of the page.
-    """
+    """Return pairs of the image encoder's classification head, if it has one, with features."""
     try:
         pairs = classifier_head_pairs(image_encoder)
     except (ValueError, TypeError):
         return None
-    texts = [text for class_texts in pairs.texts for text in class_texts]
-    owners = np.repeat(
-        np.arange(len(pairs.texts)), [len(class_texts) for class_texts in pairs.texts]
-    )
-    unique = list(dict.fromkeys(texts))
-    cached_encoder = clone(text_encoder)
-    if "cache" in cached_encoder.get_params(deep=False):
-        cached_encoder.set_params(cache=get_data_home() / "features")
-    features = encode(cached_encoder, unique, progress, "Encoding class name")
-    row_by_text = {text: row for row, text in enumerate(unique)}
-    return HeadPairs(pairs.weights, features[[row_by_text[text] for text in texts]], owners)
+    texts, owners = flatten_captions(list(pairs.texts))
+    unique = {text: row for row, text in enumerate(dict.fromkeys(texts))}
+    # On disk, since the class names are the same at each start of the page.
+    cached_encoder = clone_with_cache(text_encoder, get_data_home() / "features")
+    features = encode(cached_encoder, list(unique), progress, "Encoding class name")
+    return HeadPairs(pairs.weights, features[[unique[text] for text in texts]], owners)
+
+
+def clone_with_cache(encoder: Any, cache: Any) -> Any:
+    """Return an unfitted copy of an encoder with another feature cache."""
+    cloned = clone(encoder)
+    return cloned.set_params(cache=cache) if "cache" in cloned.get_params(deep=False) else cloned
 
 
 class Download(NamedTuple):
@@ -176,10 +150,7 @@ class Download(NamedTuple):
 
 
 def save_zip(alignment: Alignment) -> Download | None:
-    """Save an aligner as a zip of its `save_pretrained` folder.
-
-    None if the server uses an encoder of its own that `save_pretrained` does not support.
-    """
+    """Save an aligner as a zip; None if `save_pretrained` does not support its encoders."""
     folder = create_temporary_folder("download-")
     saved = Path(folder.name, _FOLDER_NAME)
     try:
@@ -194,29 +165,10 @@ def save_zip(alignment: Alignment) -> Download | None:
 
 
 def load_zip(archive: Any, folder: str, served_aligner: Any, limits: Limits) -> Alignment:
-    """Load an aligner that was downloaded from the page.
+    """Load an aligner that was downloaded from the page, using an empty folder.
 
-    Parameters
-    ----------
-    archive : path-like
-        Zip file of the visitor.
-    folder : str
-        Empty folder for the unpacked files.
-    served_aligner : estimator
-        Aligner of the server. Only its encoders are allowed in the zip file, because the file
-        could otherwise make the server load any folder or download any model.
-    limits : Limits
-        Limits on the zip file.
-
-    Returns
-    -------
-    alignment : Alignment
-        The aligner, without recall.
-
-    Raises
-    ------
-    UserError
-        If the zip file does not contain such an aligner, is damaged, or has other encoders.
+    Only the encoders of the served aligner are allowed in the zip file, because the file could
+    otherwise make the server load any folder or download any model.
     """
     from ..persistence import load_pretrained
     from ..persistence.files import read_model
@@ -233,10 +185,8 @@ def load_zip(archive: Any, folder: str, served_aligner: Any, limits: Limits) -> 
                 f"The zip contains a {str(class_name)[:40]!r}, not an aligner of this page. "
                 f"Upload a downloaded aligner: one of {', '.join(_METHOD_BY_CLASS)}."
             )
-        allowed = [
-            Serializer().encode_estimator(encoder, "encoder")
-            for encoder in get_encoders(served_aligner)
-        ]
+        served = get_encoders(served_aligner)
+        allowed = [Serializer().encode_estimator(encoder, "encoder") for encoder in served]
         encoders = list(_iter_encoder_records(record))
         if not encoders or any(encoder not in allowed for encoder in encoders):
             raise UserError(
@@ -259,10 +209,8 @@ def load_zip(archive: Any, folder: str, served_aligner: Any, limits: Limits) -> 
 
 def _iter_encoder_records(value: Any) -> Iterator[dict[str, Any]]:
     """Yield the records of encoders at any depth of a model's configuration."""
-    if isinstance(value, dict):
-        if str(value.get("$class", "")).endswith("Encoder"):
-            yield value
-        value = list(value.values())
-    if isinstance(value, list):
-        for item in value:
+    if isinstance(value, dict) and str(value.get("$class", "")).endswith("Encoder"):
+        yield value
+    if isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
             yield from _iter_encoder_records(item)

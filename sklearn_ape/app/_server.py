@@ -10,7 +10,7 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Awaitable, Callable, Iterator, MutableMapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ._limits import Limits, format_size
@@ -20,16 +20,10 @@ from ._ui import build_page, import_gradio
 
 if TYPE_CHECKING:
     import gradio
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-_Scope = MutableMapping[str, Any]
-_Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-_Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-
-_UPLOAD_PATH = re.compile(r"/upload/?$")
 # Functions of Gradio that this page does not use and that would make the server more vulnerable.
-_CLOSED_PATHS = re.compile(
-    r"/(process_recording|stream|proxy=|component_server|monitoring|vibe|mcp)"
-)
+_CLOSED_PATHS = r"/(process_recording|stream|proxy=|component_server|monitoring|vibe|mcp)"
 # A multipart body is longer than the file: by the headers of its parts.
 _MULTIPART_OVERHEAD = 2**16
 _URL = re.compile(r"\s*[a-z][a-z0-9+.-]+:", re.IGNORECASE)
@@ -52,57 +46,44 @@ _CSS = """
 
 
 class RequestLimitMiddleware:
-    """ASGI middleware that rejects too large requests and requests to fetch a URL.
+    """ASGI middleware that rejects too large requests and requests to fetch a URL."""
 
-    Parameters
-    ----------
-    app : ASGI application
-        Application that processes the accepted requests.
-    limits : Limits
-        Limits on the size of requests.
-    folder : str
-        Folder in which uploads are stored.
-    """
-
-    def __init__(self, app: Any, limits: Limits, folder: str) -> None:
+    def __init__(self, app: ASGIApp, limits: Limits, folder: str) -> None:
         self.app = app
         self.limits = limits
         self.folder = folder
 
-    async def __call__(self, scope: _Scope, receive: _Receive, send: _Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Process one connection."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         path = scope["path"]
-        if _CLOSED_PATHS.search(path):
+        if re.search(_CLOSED_PATHS, path):
             await _send_error(send, 404, "This function is not available on this page.")
         elif scope["method"] not in ("POST", "PUT", "PATCH"):
             await self.app(scope, receive, send)
-        elif _UPLOAD_PATH.search(path):
+        elif re.search(r"/upload/?$", path):
             await self._process_upload(scope, receive, send)
         else:
             await self._process_request(scope, receive, send)
 
-    async def _process_upload(self, scope: _Scope, receive: _Receive, send: _Send) -> None:
+    async def _process_upload(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Reject an upload by its declared length, which the server enforces."""
         length = _content_length(scope)
         if length is None:
             await _send_error(send, 411, "The length of the upload (Content-Length) is missing.")
         elif length > self.limits.upload_bytes + _MULTIPART_OVERHEAD:
-            await _send_error(
-                send,
-                413,
-                f"The file is larger than {format_size(self.limits.upload_bytes)}, the limit for "
-                "uploads. Upload a smaller file.",
-            )
+            limit = format_size(self.limits.upload_bytes)
+            reason = f"The file is larger than {limit}, the limit. Upload a smaller file."
+            await _send_error(send, 413, reason)
         elif _folder_size(self.folder) + length > self.limits.stored_bytes + _MULTIPART_OVERHEAD:
             reason = "The storage for uploads is full. Try again in a few minutes."
-            await _send_error(send, 429, reason, ((b"retry-after", b"600"),))
+            await _send_error(send, 429, reason, retry_after=600)
         else:
             await self.app(scope, receive, send)
 
-    async def _process_request(self, scope: _Scope, receive: _Receive, send: _Send) -> None:
+    async def _process_request(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Read a request that is not an upload as a whole, check it and forward it."""
         limit = self.limits.request_bytes
         body = bytearray()
@@ -116,28 +97,18 @@ class RequestLimitMiddleware:
             is_complete = not message.get("more_body", False)
             is_too_large = len(body) > limit
         if is_too_large:
-            await _send_error(
-                send,
-                413,
-                f"The request is larger than {format_size(limit)}, the limit. Enter less text, "
-                "and send images as uploads.",
-            )
+            reason = f"The request is larger than {format_size(limit)}, the limit."
+            reason += " Enter less text, and send images as uploads."
+            await _send_error(send, 413, reason)
             return
         if _contains_url(body):
-            await _send_error(
-                send,
-                400,
-                "A file is given by a URL. Download the file, and upload it to this page.",
-            )
+            reason = "A file is given by a URL. Download the file, and upload it to this page."
+            await _send_error(send, 400, reason)
             return
-        is_replayed = False
+        replayed = [{"type": "http.request", "body": bytes(body), "more_body": False}]
 
-        async def replay() -> MutableMapping[str, Any]:
-            nonlocal is_replayed
-            if is_replayed:
-                return await receive()
-            is_replayed = True
-            return {"type": "http.request", "body": bytes(body), "more_body": False}
+        async def replay() -> Message:
+            return replayed.pop() if replayed else await receive()
 
         await self.app(scope, replay, _explain_full_queue(send, self.limits))
 
@@ -171,40 +142,36 @@ def _folder_size(folder: str) -> int:
     return n_bytes
 
 
-def _content_length(scope: _Scope) -> int | None:
+def _content_length(scope: Scope) -> int | None:
     for name, value in scope["headers"]:
         if name == b"content-length":
             return int(value) if value.isdigit() else None
     return None
 
 
-def _explain_full_queue(send: _Send, limits: Limits) -> _Send:
+def _explain_full_queue(send: Send, limits: Limits) -> Send:
     """Replace Gradio's response to a full queue (503) by the status 429 and an explanation."""
     is_replaced = False
 
-    async def send_or_replace(message: MutableMapping[str, Any]) -> None:
+    async def send_or_replace(message: Message) -> None:
         nonlocal is_replaced
         if message["type"] == "http.response.start" and message["status"] == 503:
             is_replaced = True
-            await _send_error(
-                send,
-                429,
-                f"{limits.waiting} requests are already waiting. Try again in a moment.",
-                ((b"retry-after", b"5"),),
-            )
+            reason = f"{limits.waiting} requests are already waiting. Try again in a moment."
+            await _send_error(send, 429, reason, retry_after=5)
         elif not is_replaced:
             await send(message)
 
     return send_or_replace
 
 
-async def _send_error(
-    send: _Send, status: int, reason: str, headers: tuple[tuple[bytes, bytes], ...] = ()
-) -> None:
+async def _send_error(send: Send, status: int, reason: str, retry_after: int = 0) -> None:
     # Gradio's client reads "detail" for some requests and "error" for others.
     body = json.dumps({"detail": reason, "error": reason}).encode()
-    start = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
-    await send({"type": "http.response.start", "status": status, "headers": [*start, *headers]})
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+    if retry_after:
+        headers.append((b"retry-after", b"%d" % retry_after))
+    await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 
 
@@ -379,7 +346,7 @@ def serve(
         )
         on_failure.pop_all()
     running = Running(str(page.local_url), stack.close)
-    stack.callback(_WarmUp(service).close)
+    stack.enter_context(_warm_up(service))
     if verbose:
         print(f"The page is at {running.url} (press Ctrl-C to stop it).", flush=True)
     if block:
@@ -440,24 +407,21 @@ def _find_free_port(host: str) -> int:
         return int(probe.getsockname()[1])
 
 
-class _WarmUp:
-    """Thread that loads the networks and embeds the images before the first request."""
+@contextlib.contextmanager
+def _warm_up(service: AppService) -> Iterator[None]:
+    """Load the networks and embed the images in a thread, which ends after its current batch."""
+    is_closed = threading.Event()
 
-    def __init__(self, service: AppService) -> None:
-        self._service = service
-        self._is_closed = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
-
-    def close(self) -> None:
-        """Stop the thread after the current batch of images."""
-        self._is_closed.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        with contextlib.suppress(Exception):  # the first request reports the error
-            self._service.warm_up(self._check_closed)
-
-    def _check_closed(self, fraction: float, step: str) -> None:
-        if self._is_closed.is_set():
+    def check_closed(fraction: float, step: str) -> None:
+        if is_closed.is_set():
             raise InterruptedError
+
+    def run() -> None:
+        with contextlib.suppress(Exception):  # the first request reports the error
+            service.warm_up(check_closed)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    yield
+    is_closed.set()
+    thread.join()

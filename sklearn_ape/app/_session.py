@@ -27,15 +27,7 @@ from ._actions import (
     search,
 )
 from ._limits import Limits, Progress, UserError, ignore_progress, scale_progress
-from ._model import (
-    Alignment,
-    Download,
-    Model,
-    get_encoders,
-    load_zip,
-    make_head_pairs,
-    save_zip,
-)
+from ._model import Alignment, Download, Model, get_encoders, load_zip, make_head_pairs, save_zip
 from ._uploads import (
     CAPTIONED_SUFFIXES,
     check_images,
@@ -60,31 +52,17 @@ _EXAMPLE_NAMES = ("tiger", "pizza", "bicycle", "rocket", "umbrella", "guitar")
 
 @dataclass(frozen=True)
 class ImageCollection:
-    """Images to search, before they are embedded.
-
-    Parameters
-    ----------
-    images : list of str
-        Paths of the images.
-    names : list of str
-        Name shown below each image.
-    cache : FeatureCache or path-like
-        Cache for the features of the images.
-    title : str
-        Description of the collection.
-    folder : tempfile.TemporaryDirectory or None, default=None
-        Temporary folder of the images, deleted with this object.
-    """
+    """Paths of images to search, and the names shown below them, before they are embedded."""
 
     images: list[str]
     names: list[str]
     cache: Any
     title: str
-    folder: Any = None
+    folder: Any = None  # temporary folder, deleted with this object
 
 
 def load_collection(images: Any) -> ImageCollection:
-    """Return the images of the server: a folder, a sequence of paths, or None for OpenMoji."""
+    """Return the images for the parameter ``images`` of `build_app`."""
     cache = get_data_home() / "features"
     if images is None:
         data = load_openmoji()
@@ -127,19 +105,7 @@ def make_examples(collection: ImageCollection, n_examples: int = 6) -> list[Any]
 
 @dataclass(frozen=True)
 class Session:
-    """Data of one visitor, not visible to other visitors.
-
-    Parameters
-    ----------
-    alignment : Alignment or None
-        The visitor's own aligner; None for the aligner of the server.
-    download : Download or None
-        The visitor's aligner as a zip file.
-    images : ImageCollection or None
-        The visitor's own images; None for the images of the server.
-    index : SearchIndex or None
-        The images, embedded by the aligner; None before the first search.
-    """
+    """Data of one visitor: own aligner, its zip file, own images, and the embedded images."""
 
     alignment: Alignment | None = None
     download: Download | None = None
@@ -150,19 +116,7 @@ class Session:
 class AppService:
     """Model, images and limits of a server, and the requests that it processes.
 
-    Parameters
-    ----------
-    model : Model
-        Initial aligner of all visitors.
-    images : path-like, sequence of paths or None
-        Initial images of all visitors: a folder or paths; None for OpenMoji.
-    limits : Limits
-        Limits on the requests.
-
-    Notes
-    -----
     Requests may come from several threads. Methods do not change a session but return a new one.
-    A session of None is that of a new visitor.
     """
 
     def __init__(self, model: Model, images: Any, limits: Limits) -> None:
@@ -170,6 +124,7 @@ class AppService:
         self.limits = limits
         self.images = load_collection(images)
         self.examples = make_examples(self.images)
+        self.initial_session = Session()
         # Each lock is held while its value is computed: concurrent requests wait for the result
         # instead of computing it again.
         self._index_lock = threading.Lock()
@@ -183,22 +138,22 @@ class AppService:
         return self.model.aligner if session.alignment is None else session.alignment.aligner
 
     def classify(
-        self, session: Session | None, image: Any, labels: str, templates: str, threshold: float
+        self, session: Session, image: Any, labels: str, templates: str, threshold: float
     ) -> Classification:
         """Classify an image."""
-        aligner = self.get_aligner(session or Session())
+        aligner = self.get_aligner(session)
         return classify(aligner, image, labels, templates, threshold, self.limits)
 
     def search(
         self,
-        session: Session | None,
+        session: Session,
         query: str,
         image: Any,
         k: int,
         progress: Progress = ignore_progress,
     ) -> tuple[Session, list[SearchResult]]:
         """Search the visitor's images, which are embedded at the first search."""
-        session, index = self._get_index(session or Session(), progress)
+        session, index = self._get_index(session, progress)
         return session, search(index, query, image, k, self.limits)
 
     def warm_up(self, progress: Progress) -> None:
@@ -206,15 +161,15 @@ class AppService:
         self._get_index(Session(), progress)
         self._get_head_pairs(progress)
 
-    def load_aligner(self, session: Session | None, archive: Any) -> Session:
+    def load_aligner(self, session: Session, archive: Any) -> Session:
         """Use an aligner that was downloaded from this page."""
         if archive is None:
             raise UserError("There is no zip yet. Drop the zip of a downloaded aligner.")
         with create_temporary_folder("saved-") as folder:
             alignment = load_zip(archive, folder, self.model.aligner, self.limits)
-        return replace(session or Session(), alignment=alignment, download=None, index=None)
+        return replace(session, alignment=alignment, download=None, index=None)
 
-    def load_images(self, session: Session | None, archive: Any, progress: Progress) -> Session:
+    def load_images(self, session: Session, archive: Any, progress: Progress) -> Session:
         """Use the images of a zip file for searches."""
         if archive is None:
             raise UserError("There is no zip yet. Drop a zip with images.")
@@ -222,29 +177,22 @@ class AppService:
         try:
             unpack(archive, folder.name, IMAGE_SUFFIXES, self.limits)
             paths = list_images(Path(folder.name), self.limits)
-            checked = check_images(
-                paths, folder.name, self.limits, scale_progress(progress, 0, 0.2)
-            )
+            check_progress = scale_progress(progress, 0, 0.2)
+            checked = check_images(paths, folder.name, self.limits, check_progress)
             if not checked.rows:
                 raise UserError(describe_problems(checked.problems))
             paths = [paths[row] for row in checked.rows]
+            names, cache = names_of_files(paths), MemoryFeatureCache()
             title = f"{len(paths)} images of your zip. {describe_problems(checked.problems)}"
-            images = ImageCollection(
-                paths, names_of_files(paths), MemoryFeatureCache(), title, folder
-            )
-            session = replace(session or Session(), images=images, index=None)
+            images = ImageCollection(paths, names, cache, title, folder)
+            session = replace(session, images=images, index=None)
             return self._get_index(session, scale_progress(progress, 0.2, 1))[0]
         except BaseException:
             folder.cleanup()
             raise
 
     def align(
-        self,
-        session: Session | None,
-        archive: Any,
-        method: str,
-        with_head: bool,
-        progress: Progress,
+        self, session: Session, archive: Any, method: str, with_head: bool, progress: Progress
     ) -> tuple[Session, str]:
         """Fit an aligner on the captioned images of a zip file; return remarks on the images."""
         if archive is None:
@@ -252,9 +200,8 @@ class AppService:
         with create_temporary_folder("align-") as folder:
             unpack(archive, folder, CAPTIONED_SUFFIXES, self.limits)
             data = load_captioned_images(Path(folder), self.limits)
-            checked = check_images(
-                data.images, folder, self.limits, scale_progress(progress, 0, 0.05)
-            )
+            check_progress = scale_progress(progress, 0, 0.05)
+            checked = check_images(data.images, folder, self.limits, check_progress)
             data = data._replace(
                 images=[data.images[row] for row in checked.rows],
                 captions=[data.captions[row] for row in checked.rows],
@@ -267,14 +214,12 @@ class AppService:
                 self.model.aligner, data, method, head_pairs, scale_progress(progress, start, 1)
             )
         remark = f"The captions are from {data.source}. {describe_problems(checked.problems)}"
-        session = replace(
-            session or Session(), alignment=alignment, download=save_zip(alignment), index=None
-        )
-        return session, remark
+        download = save_zip(alignment)
+        return replace(session, alignment=alignment, download=download, index=None), remark
 
-    def reset_aligner(self, session: Session | None) -> Session:
+    def reset_aligner(self, session: Session) -> Session:
         """Use the aligner of the server again."""
-        return replace(session or Session(), alignment=None, download=None, index=None)
+        return replace(session, alignment=None, download=None, index=None)
 
     def _get_index(self, session: Session, progress: Progress) -> tuple[Session, SearchIndex]:
         """Return the session with its index, which is built if necessary."""

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from ..datasets.base import import_optional
 from ..utils.escape import escape_markdown
 from ._limits import Progress, format_size, message_for_visitor
 from ._uploads import make_thumbnail
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     import gradio
 
     from ._model import Alignment
-    from ._session import AppService, Session
+    from ._session import AppService, ImageCollection, Session
 
 DEFAULT_LABELS = ("tiger", "house cat", "pizza", "bicycle", "rocket", "umbrella", "rose", "guitar")
 
@@ -43,6 +44,7 @@ _METHOD_CHOICES = {
 }
 
 _EXAMPLE_QUERIES = ("a wild animal", "a red fruit", "bad weather", "it has wheels")
+_ONE_AT_A_TIME: dict[str, Any] = {"concurrency_id": "long", "concurrency_limit": 1}
 _N_LABELS_SHOWN = 10
 _N_RESULTS = 12
 
@@ -52,14 +54,7 @@ def import_gradio() -> Any:
     # Gradio reads these variables when it is imported.
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    try:
-        import gradio
-    except ImportError as error:
-        raise ImportError(
-            "gradio is not installed, but the web app needs it. Install it with: "
-            'pip install "sklearn-ape[serve]"'
-        ) from error
-    return gradio
+    return import_optional("gradio", package="gradio", extra="serve", purpose="The web app")
 
 
 @contextmanager
@@ -108,16 +103,13 @@ def describe_model(alignment: Alignment | None) -> str:
 
 
 def describe_alignment(alignment: Alignment | None, remark: str) -> str:
-    """Describe the result of an alignment in Markdown.
-
-    The remark may contain names of uploaded files, so it is escaped.
-    """
+    """Describe the result of an alignment in Markdown."""
     if alignment is None:
         return "The initial aligner is in use again."
     lines = []
     if alignment.recall:
         n = alignment.n_held_out
-        lines += [
+        lines = [
             f"### Evaluation on {n} held-out images",
             "Recall of captions for images and of images for captions: how often is the correct "
             "result the first, or among the first five?",
@@ -132,7 +124,8 @@ def describe_alignment(alignment: Alignment | None, remark: str) -> str:
             _compare(alignment),
         ]
     elif alignment.n_pairs:
-        lines += [f"Your aligner was fitted on all {alignment.n_pairs} images."]
+        lines = [f"Your aligner was fitted on all {alignment.n_pairs} images."]
+    # The remark may contain names of uploaded files.
     return "\n".join([*lines, "", alignment.remark, "", escape_markdown(remark)]).strip()
 
 
@@ -163,11 +156,7 @@ def classify_tab(gr: Any, service: AppService, session: Any, labels: Sequence[st
             image = image_input(gr, "Image", "classify-image")
             if service.examples:
                 gr.Examples(
-                    service.examples,
-                    image,
-                    label="Examples",
-                    cache_examples=False,
-                    elem_id="classify-examples",
+                    service.examples, image, cache_examples=False, elem_id="classify-examples"
                 )
             names = gr.Textbox(
                 _join_labels(labels),
@@ -192,43 +181,33 @@ def classify_tab(gr: Any, service: AppService, session: Any, labels: Sequence[st
             summary = gr.Markdown(elem_id="classify-verdict")
 
     def classify(
-        session: Session | None, image: Any, names: str, templates: str, threshold: float
+        session: Session, image: Any, names: str, templates: str, threshold: float
     ) -> tuple[dict[str, float], str]:
         with show_errors(gr):
             result = service.classify(session, image, names, templates, threshold)
         return result.probabilities, result.summary
 
-    def classify_new_image(session: Session | None, image: Any, *options: Any) -> Any:
+    def classify_new_image(session: Session, image: Any, *options: Any) -> Any:
         return (None, "") if image is None else classify(session, image, *options)
 
-    common: dict[str, Any] = {
-        "inputs": [session, image, names, templates, threshold],
-        "outputs": [probabilities, summary],
-        "concurrency_id": "answers",
-        "concurrency_limit": service.limits.at_once,
-    }
-    button.click(classify, api_name="classify", **common)
-    names.submit(classify, api_visibility="private", **common)
-    image.change(
-        classify_new_image, api_visibility="private", show_progress_on=probabilities, **common
-    )
+    inputs, outputs = [session, image, names, templates, threshold], [probabilities, summary]
+    options = {"concurrency_id": "answers", "concurrency_limit": service.limits.at_once}
+    button.click(classify, inputs, outputs, api_name="classify", **options)
+    options["api_visibility"] = "private"
+    names.submit(classify, inputs, outputs, **options)
+    image.change(classify_new_image, inputs, outputs, show_progress_on=probabilities, **options)
 
 
 def search_tab(gr: Any, service: AppService, session: Any) -> None:
     """Add the elements of the tab that searches images."""
-    title = gr.Markdown(_describe_images(service.images.title), elem_id="search-about")
+    title = gr.Markdown(_describe_images(service.images), elem_id="search-about")
     with gr.Row():
         with gr.Column(min_width=300):
             query = gr.Textbox(
                 label="Query", placeholder=_EXAMPLE_QUERIES[0], elem_id="search-words"
             )
             button = gr.Button("Search", variant="primary", elem_id="search-button")
-            gr.Examples(
-                [[text] for text in _EXAMPLE_QUERIES],
-                query,
-                label="Examples",
-                cache_examples=False,
-            )
+            gr.Examples([[text] for text in _EXAMPLE_QUERIES], query, cache_examples=False)
             k = gr.Slider(1, service.limits.found, _N_RESULTS, step=1, label="Number of results")
             with gr.Accordion("Search by an image", open=False):
                 image = image_input(gr, "Image", "search-image")
@@ -249,7 +228,7 @@ def search_tab(gr: Any, service: AppService, session: Any) -> None:
             )
 
     def search(
-        session: Session | None,
+        session: Session,
         query: str,
         image: Any,
         k: int,
@@ -261,31 +240,20 @@ def search_tab(gr: Any, service: AppService, session: Any) -> None:
         return session, gallery
 
     def load_images(
-        session: Session | None,
+        session: Session,
         archive: Any,
         bar: Any = gr.Progress(),  # noqa: B008
     ) -> tuple[Session, str, None]:
         with show_errors(gr):
             session = service.load_images(session, archive, make_progress(bar))
-        assert session.images is not None
-        return session, _describe_images(session.images.title), None
+        return session, _describe_images(session.images), None
 
-    common: dict[str, Any] = {
-        "inputs": [session, query, image, k],
-        "outputs": [session, gallery],
-        "concurrency_id": "answers",
-        "concurrency_limit": service.limits.at_once,
-    }
-    button.click(search, api_name="search", **common)
-    query.submit(search, api_visibility="private", **common)
-    load_button.click(
-        load_images,
-        [session, archive],
-        [session, title, gallery],
-        api_name="load_images",
-        concurrency_id="long",
-        concurrency_limit=1,
-    )
+    inputs, outputs = [session, query, image, k], [session, gallery]
+    options = {"concurrency_id": "answers", "concurrency_limit": service.limits.at_once}
+    button.click(search, inputs, outputs, api_name="search", **options)
+    query.submit(search, inputs, outputs, api_visibility="private", **options)
+    inputs, outputs = [session, archive], [session, title, gallery]
+    load_button.click(load_images, inputs, outputs, api_name="load_images", **_ONE_AT_A_TIME)
 
 
 def align_tab(gr: Any, service: AppService, session: Any) -> None:
@@ -299,12 +267,8 @@ def align_tab(gr: Any, service: AppService, session: Any) -> None:
     with gr.Row():
         with gr.Column(min_width=300):
             archive = _zip_input(gr, service, "Captioned images", "align-zip")
-            method = gr.Radio(
-                list(_METHOD_CHOICES.items()),
-                value="kernel",
-                label="Method",
-                elem_id="align-method",
-            )
+            methods = list(_METHOD_CHOICES.items())
+            method = gr.Radio(methods, value="kernel", label="Method", elem_id="align-method")
             with_head = gr.Checkbox(
                 True,
                 elem_id="align-head",
@@ -337,7 +301,7 @@ def align_tab(gr: Any, service: AppService, session: Any) -> None:
         )
 
     def align(
-        session: Session | None,
+        session: Session,
         archive: Any,
         method: str,
         with_head: bool,
@@ -346,30 +310,23 @@ def align_tab(gr: Any, service: AppService, session: Any) -> None:
         with show_errors(gr):
             return update(*service.align(session, archive, method, with_head, make_progress(bar)))
 
-    def load_aligner(session: Session | None, archive: Any) -> tuple[Any, ...]:
+    def load_aligner(session: Session, archive: Any) -> tuple[Any, ...]:
         with show_errors(gr):
             return update(service.load_aligner(session, archive))
 
-    def reset_aligner(session: Session | None) -> tuple[Any, ...]:
+    def reset_aligner(session: Session) -> tuple[Any, ...]:
         return update(service.reset_aligner(session))
 
-    exclusive: dict[str, Any] = {"concurrency_id": "long", "concurrency_limit": 1}
-    button.click(
-        align,
-        [session, archive, method, with_head],
-        outputs,
-        api_name="align",
-        show_progress_on=result,
-        **exclusive,
-    )
-    load_button.click(
-        load_aligner, [session, saved], outputs, api_name="load_aligner", **exclusive
-    )
+    inputs = [session, archive, method, with_head]
+    options = {"show_progress_on": result, **_ONE_AT_A_TIME}
+    button.click(align, inputs, outputs, api_name="align", **options)
+    inputs = [session, saved]
+    load_button.click(load_aligner, inputs, outputs, api_name="load_aligner", **_ONE_AT_A_TIME)
     reset_button.click(reset_aligner, [session], outputs, api_visibility="private")
 
 
-def _describe_images(title: str) -> str:
-    return f"Images to search: {escape_markdown(title)}"
+def _describe_images(images: ImageCollection | None) -> str:
+    return "" if images is None else f"Images to search: {escape_markdown(images.title)}"
 
 
 def _join_labels(labels: Sequence[str]) -> str:
@@ -379,13 +336,8 @@ def _join_labels(labels: Sequence[str]) -> str:
 
 
 def _zip_input(gr: Any, service: AppService, label: str, elem_id: str) -> Any:
-    limit = format_size(service.limits.upload_bytes)
-    return gr.File(
-        label=f"{label}: a zip of at most {limit}",
-        file_types=[".zip"],
-        height=140,
-        elem_id=elem_id,
-    )
+    label = f"{label}: a zip of at most {format_size(service.limits.upload_bytes)}"
+    return gr.File(label=label, file_types=[".zip"], height=140, elem_id=elem_id)
 
 
 def build_page(service: AppService, labels: Sequence[str] | None) -> gradio.Blocks:
@@ -398,7 +350,7 @@ def build_page(service: AppService, labels: Sequence[str] | None) -> gradio.Bloc
         delete_cache=(min(600, limits.idle_seconds), limits.idle_seconds),
     ) as page:
         gr.Markdown(_INTRODUCTION.format(minutes=max(1, limits.idle_seconds // 60)))
-        session = gr.State(None, time_to_live=limits.idle_seconds)
+        session = gr.State(service.initial_session, time_to_live=limits.idle_seconds)
         with gr.Tab("Classify", id="classify"):
             classify_tab(gr, service, session, labels or service.model.labels or DEFAULT_LABELS)
         with gr.Tab("Search", id="search"):

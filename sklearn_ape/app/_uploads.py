@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import stat
 import struct
 import tempfile
@@ -13,21 +14,14 @@ from collections.abc import Collection, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ..aligners.pairs import flatten_captions
 from ..datasets import load_image_folder
 from ..datasets.table import get_column, get_text_column, parse_captions, read_table
 from ..encoders.images import read_image
 from ..encoders.items import ItemError
 from ..utils.files import IMAGE_SUFFIXES
-from ._limits import (
-    Limits,
-    Progress,
-    UserError,
-    check_text,
-    format_size,
-    hide_folder,
-    quote,
-    quote_first,
-)
+from ..utils.validation import format_list
+from ._limits import Limits, Progress, UserError, check_text, format_size, hide_folder, quote
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -48,18 +42,10 @@ _MAX_NAME_BYTES = 200
 _MAX_DEPTH = 8
 # Small files are exempt from the ratio: a table with equal captions compresses very well.
 _MIN_BYTES_FOR_RATIO = 2**20
-_BLOCK_BYTES = 2**16
 
 # Errors of zipfile for damaged files, whose structure it does not check completely.
-_DAMAGE_ERRORS = (
-    zipfile.BadZipFile,
-    zlib.error,
-    struct.error,
-    EOFError,
-    ArithmeticError,
-    ValueError,
-    OSError,
-)
+_ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, struct.error)
+_DAMAGE_ERRORS = (*_ZIP_ERRORS, EOFError, ArithmeticError, ValueError, OSError)
 
 
 def create_temporary_folder(purpose: str) -> tempfile.TemporaryDirectory[str]:
@@ -73,26 +59,10 @@ def unpack(
     suffixes: Collection[str],
     limits: Limits,
 ) -> None:
-    """Unpack the files of a zip file that have one of the suffixes.
+    """Unpack the files of a zip file that have one of the suffixes, to an empty folder.
 
-    Parameters
-    ----------
-    archive : path-like
-        Zip file.
-    folder : path-like
-        Existing, empty folder to which the files are written.
-    suffixes : collection of str
-        Lower-case suffixes of the files to unpack. Other files, hidden files and nested zip
-        files are skipped without being read.
-    limits : Limits
-        Limits on the size, the number of entries and the compression ratio.
-
-    Raises
-    ------
-    UserError
-        If the file is not a zip file, is damaged, encrypted or too large, or if an entry is a
-        link or has a name that leads out of the folder. All entries are checked before the
-        first file is written.
+    All entries are checked before the first file is written. Files with other suffixes, hidden
+    files and nested zip files are skipped without being read.
     """
     size = os.path.getsize(archive)
     if size > limits.upload_bytes:
@@ -121,10 +91,9 @@ def unpack(
 
 def _check_directory_size(archive: str | os.PathLike[str], limits: Limits) -> None:
     """Reject a zip directory that would fill the memory, since zipfile reads it as a whole."""
+    tail_size = _MAX_COMMENT_SIZE + _END_SIZE + _ZIP64_SIZE
     with open(archive, "rb") as file:
-        file.seek(0, os.SEEK_END)
-        n_bytes = file.tell()
-        file.seek(max(0, n_bytes - _MAX_COMMENT_SIZE - _END_SIZE - _ZIP64_SIZE))
+        file.seek(max(0, os.path.getsize(archive) - tail_size))
         tail = file.read()
     end = tail.rfind(_END_SIGNATURE)
     if end < 0 or len(tail) - end < _END_SIZE:
@@ -134,11 +103,9 @@ def _check_directory_size(archive: str | os.PathLike[str], limits: Limits) -> No
         )
     (n_directory_bytes,) = struct.unpack_from("<I", tail, end + 12)
     before_end = tail[max(0, end - _ZIP64_SIZE) : end]
+    is_large = n_directory_bytes > _MAX_DIRECTORY_BYTES_PER_FILE * limits.files
     # ZIP64 is for more entries or larger files than any limit allows.
-    if (
-        _ZIP64_SIGNATURE in before_end
-        or n_directory_bytes > _MAX_DIRECTORY_BYTES_PER_FILE * limits.files
-    ):
+    if is_large or _ZIP64_SIGNATURE in before_end:
         raise _too_many_entries(limits)
 
 
@@ -190,9 +157,8 @@ def _relative_path(entry: zipfile.ZipInfo) -> PurePosixPath:
             f"The name {quote(entry.filename)} in the zip leads out of its folder or is not valid "
             "on all systems. Use plain names such as 'photos/cat.jpg'."
         )
-    if len(name.parts) > _MAX_DEPTH or any(
-        len(part.encode()) > _MAX_NAME_BYTES for part in name.parts
-    ):
+    longest = max((len(part.encode()) for part in name.parts), default=0)
+    if len(name.parts) > _MAX_DEPTH or longest > _MAX_NAME_BYTES:
         raise UserError(
             f"The name {quote(entry.filename)} in the zip is too long. Use at most {_MAX_DEPTH} "
             f"levels of folders with names of at most {_MAX_NAME_BYTES} bytes."
@@ -224,8 +190,7 @@ def _extract(file: zipfile.ZipFile, entry: zipfile.ZipInfo, target: Path) -> Non
     """Write one entry. zipfile reads at most the declared size and verifies the checksum."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with file.open(entry) as source, target.open("xb") as sink:
-        while block := source.read(_BLOCK_BYTES):
-            sink.write(block)
+        shutil.copyfileobj(source, sink)
 
 
 # Side of thumbnails, in pixels. Uploads are decoded at the smaller size, which is faster.
@@ -341,11 +306,6 @@ def load_captioned_images(folder: Path, limits: Limits) -> CaptionedImages:
 
     Captions are read from text files next to the images, from a table, or otherwise from the
     file names.
-
-    Raises
-    ------
-    UserError
-        If there are no images or too many images, or if only a part of the images has captions.
     """
     folder = skip_single_folder(folder)
     _check_text_size(folder)
@@ -356,8 +316,9 @@ def load_captioned_images(folder: Path, limits: Limits) -> CaptionedImages:
             tables = sorted(f for f in folder.iterdir() if f.suffix.lower() in _TABLE_SUFFIXES)
             if len(tables) > 1:
                 raise UserError(
-                    f"The zip contains several tables: {quote_first(t.name for t in tables)}. "
-                    "Keep only the table with the captions."
+                    "The zip contains several tables: "
+                    f"{format_list((table.name for table in tables), quote)}. Keep only the table "
+                    "with the captions."
                 )
             if tables:
                 images, captions = _read_table(folder, tables[0], images)
@@ -370,14 +331,12 @@ def load_captioned_images(folder: Path, limits: Limits) -> CaptionedImages:
     except (ValueError, OSError, RecursionError) as error:
         raise hide_folder(error, folder) from error
     _check_image_count(len(images), limits)
-    n_captions = 0
-    for texts in captions:
-        for text in [texts] if isinstance(texts, str) else texts:
-            check_text(text, limits, "caption")
-            n_captions += 1
-    if n_captions > 5 * limits.images:
+    texts, _ = flatten_captions(captions)
+    for text in texts:
+        check_text(text, limits, "caption")
+    if len(texts) > 5 * limits.images:
         raise UserError(
-            f"The zip contains {n_captions:,} captions; the limit is {5 * limits.images:,}. "
+            f"The zip contains {len(texts):,} captions; the limit is {5 * limits.images:,}. "
             "Upload fewer captions."
         )
     return CaptionedImages(images, captions, source)
@@ -385,9 +344,8 @@ def load_captioned_images(folder: Path, limits: Limits) -> CaptionedImages:
 
 def _check_text_size(folder: Path) -> None:
     """Reject text files and tables that are larger, in total, than captions can be."""
-    texts = (
-        f for f in folder.rglob("*") if f.is_file() and f.suffix.lower() not in IMAGE_SUFFIXES
-    )
+    files = (file for file in folder.rglob("*") if file.is_file())
+    texts = (file for file in files if file.suffix.lower() not in IMAGE_SUFFIXES)
     if sum(file.stat().st_size for file in texts) > _MAX_TEXT_BYTES:
         raise UserError(
             f"The captions of the zip take more than {format_size(_MAX_TEXT_BYTES)}, the limit. "
@@ -412,7 +370,7 @@ def _read_table(folder: Path, file: Path, images: list[str]) -> tuple[list[str],
     if missing:
         raise UserError(
             f"{file.name} names {len(missing)} images that are not in the zip: "
-            f"{quote_first(missing)}. Write the names relative to the table."
+            f"{format_list(missing, quote)}. Write the names relative to the table."
         )
     if not keys:
         raise UserError(f"{file.name} has no rows. It needs one row per image and caption.")

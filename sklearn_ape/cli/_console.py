@@ -15,8 +15,6 @@ from typer.core import TyperGroup
 
 from ..utils.escape import escape_controls
 
-__all__ = ["CommandGroup", "note_on_interrupt", "print_message"]
-
 _EXIT_ERROR, _EXIT_INTERRUPTED = 1, 130
 
 # typer does not export the base class of its errors about options.
@@ -25,7 +23,7 @@ _HANDLED_BY_TYPER = (_UsageError, typer.Exit, typer.Abort)
 
 # Errors whose message tells the user what to do. A TypeError is not among them: options are
 # checked before they are passed on, so that it is a bug of this package.
-_USER_ERRORS = (ValueError, ImportError, FloatingPointError)
+_USER_ERRORS = (OSError, ValueError, ImportError, FloatingPointError)
 
 
 class CommandGroup(TyperGroup):
@@ -53,31 +51,12 @@ class CommandGroup(TyperGroup):
             _discard_stdout()
             raise typer.Exit(0) from None
         except KeyboardInterrupt as error:
-            print_message(
-                "\n".join(["sklearn-ape: Interrupted.", *getattr(error, "__notes__", [])])
-            )
+            notes = getattr(error, "__notes__", [])
+            print_message("\n".join(["sklearn-ape: Interrupted.", *notes]))
             raise typer.Exit(_EXIT_INTERRUPTED) from None
-        except MemoryError:
-            print_message("sklearn-ape: Out of memory. Pass fewer images at a time.")
-        except OSError as error:
-            has_file = error.strerror and error.filename is not None
-            text = f"{error.filename!r}: {error.strerror}" if has_file else str(error)
-            print_message(f"sklearn-ape: {text}")
-        except _USER_ERRORS as error:
-            print_message(f"sklearn-ape: {error}")
         except Exception as error:
-            if _is_out_of_device_memory(error):
-                print_message(
-                    "sklearn-ape: Out of device memory. Use --device cpu, or close other programs "
-                    "that use the device."
-                )
-            else:
-                print_message(traceback.format_exc())
-                print_message(
-                    f"sklearn-ape: Unexpected error ({type(error).__name__}). This is a bug. "
-                    "Please report it with the lines above."
-                )
-        raise typer.Exit(_EXIT_ERROR)
+            print_message(f"sklearn-ape: {_describe(error)}")
+            raise typer.Exit(_EXIT_ERROR) from None
 
 
 @contextmanager
@@ -110,10 +89,23 @@ def _escape_usage_errors() -> Iterator[None]:
         raise
 
 
-def _is_out_of_device_memory(error: Exception) -> bool:
+def _describe(error: Exception) -> str:
+    """Return the message for an error, after printing the traceback if it is a bug."""
+    if isinstance(error, MemoryError):
+        return "Out of memory. Pass fewer images at a time."
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{error.filename!r}: {error.strerror}"
+    if isinstance(error, _USER_ERRORS):
+        return str(error)
     # torch is slow to import, and if it was not imported, it did not raise the error.
     torch = sys.modules.get("torch")
-    return torch is not None and isinstance(error, torch.OutOfMemoryError)
+    if torch is not None and isinstance(error, torch.OutOfMemoryError):
+        return (
+            "Out of device memory. Use --device cpu, or close other programs that use the device."
+        )
+    print_message(traceback.format_exc())
+    name = type(error).__name__
+    return f"Unexpected error ({name}). This is a bug. Please report it with the lines above."
 
 
 def _print_warning(message: Warning | str, *_: Any, **__: Any) -> None:

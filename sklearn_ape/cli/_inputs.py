@@ -18,62 +18,28 @@ import typer
 from ..utils.files import IMAGE_SUFFIXES
 from ._console import print_message
 
-__all__ = [
-    "Aligner",
-    "Cache",
-    "CaptionColumn",
-    "Captions",
-    "Data",
-    "Device",
-    "Format",
-    "ImageColumn",
-    "ImageEncoder",
-    "Images",
-    "LabelColumn",
-    "Labels",
-    "LabelsFile",
-    "NJobs",
-    "Quiet",
-    "RandomState",
-    "Strict",
-    "Templates",
-    "TextEncoder",
-    "list_images",
-    "load_data",
-    "parse_labels",
-    "read_lines",
-]
-
-Images = Annotated[
-    list[str],
-    typer.Argument(
-        help="Images, folders (including subfolders), patterns such as '*.jpg', or - for a list "
-        "on standard input.",
-        show_default=False,
-    ),
-]
-
+_IMAGES: Any = typer.Argument(
+    help="Images, folders (including subfolders), patterns such as '*.jpg', or - for a list on "
+    "standard input."
+)
+Images = Annotated[list[str], _IMAGES]
+OptionalImages = Annotated[list[str] | None, _IMAGES]
 Data = Annotated[
     Path,
     typer.Argument(
         help="Folder of images, with the caption of photo.jpg in photo.txt or with subfolders as "
-        "labels; or table of pairs (.csv, .tsv, .jsonl, .parquet).",
-        show_default=False,
+        "labels; or table of pairs (.csv, .tsv, .jsonl, .parquet)."
     ),
 ]
-
 ImageColumn = Annotated[
     str, typer.Option("--image", help="Column of a table with the paths of the images.")
 ]
-
 CaptionColumn = Annotated[
     str, typer.Option("--caption", help="Column of a table with the captions.")
 ]
-
 LabelColumn = Annotated[
     str | None, typer.Option("--label", help="Column of a table with the labels, if there is one.")
 ]
-
 Captions = Annotated[
     str,
     typer.Option(
@@ -81,34 +47,27 @@ Captions = Annotated[
         "(metadata.csv in the folder), folder (names of subfolders), filename or auto."
     ),
 ]
-
 Aligner = Annotated[
     str | None,
     typer.Option(
         help="Saved aligner: a folder written by 'fit', or owner/name on the Hugging Face Hub; or "
-        "a CLIP model such as open_clip:ViT-B-32/openai. Default: the starter model.",
-        show_default=False,
+        "a CLIP model such as open_clip:ViT-B-32/openai. Default: the starter model."
     ),
 ]
-
 Labels = Annotated[
     str | None,
     typer.Option(
         help="Label names, separated by commas. Put a name that contains a comma in double "
-        "quotes: 'cat,\"salt, pepper\"'.",
-        show_default=False,
+        "quotes: 'cat,\"salt, pepper\"'."
     ),
 ]
-
 LabelsFile = Annotated[
     Path | None,
     typer.Option(
         help="File of label names: .txt with one name per line, or .json with a list or with "
-        'synonyms, {"vehicle": ["car", "bus"]}.',
-        show_default=False,
+        'synonyms, {"vehicle": ["car", "bus"]}.'
     ),
 ]
-
 Templates = Annotated[
     str,
     typer.Option(
@@ -116,17 +75,14 @@ Templates = Annotated[
         "own template with {} for the name."
     ),
 ]
-
 Format = Annotated[
     str | None,
     typer.Option(
         "--format",
         help="Output format: csv, tsv, json, jsonl, parquet or table. Default: by the suffix of "
         "the output file; on standard output, table for a terminal and csv otherwise.",
-        show_default=False,
     ),
 ]
-
 ImageEncoder = Annotated[
     str,
     typer.Option(
@@ -134,31 +90,23 @@ ImageEncoder = Annotated[
         "transformers:NAME or open_clip:NAME/WEIGHTS."
     ),
 ]
-
 TextEncoder = Annotated[
     str, typer.Option(help="Text encoder to use; see --image-encoder for valid names.")
 ]
-
 Cache = Annotated[
     str | None,
     typer.Option(
-        help="Feature cache folder (default: your user cache; 'memory': do not store on disk).",
-        show_default=False,
+        help="Feature cache folder (default: your user cache; 'memory': do not store on disk)."
     ),
 ]
-
 Device = Annotated[str, typer.Option(help="Device: auto, cpu, cuda, cuda:1, mps, ...")]
-
 NJobs = Annotated[
     int, typer.Option("--n-jobs", help="Number of threads that read images; -1: one per core.")
 ]
-
 Quiet = Annotated[
     bool, typer.Option("--quiet", "-q", help="Print only results, warnings and errors.")
 ]
-
 RandomState = Annotated[int, typer.Option(help="Random seed, for reproducible results.")]
-
 Strict = Annotated[
     bool,
     typer.Option("--strict", help="Stop at the first unreadable image instead of skipping it."),
@@ -168,24 +116,8 @@ Strict = Annotated[
 def list_images(arguments: Iterable[str], quiet: bool = False) -> list[str]:
     """Return the paths of the images that the arguments name, in order and without duplicates.
 
-    Parameters
-    ----------
-    arguments : iterable of str
-        Files, folders, patterns, or "-" for a list of files and folders on standard input.
-    quiet : bool, default=False
-        Whether to skip other files without a message.
-
-    Returns
-    -------
-    paths : list of str
-        Paths of the images. The contents of a folder and the matches of a pattern are sorted.
-
-    Raises
-    ------
-    FileNotFoundError
-        If an argument does not exist, or matches no file if it is a pattern.
-    ValueError
-        If there are no images.
+    The contents of a folder and the matches of a pattern are sorted. Other files are skipped, and
+    counted in a message unless `quiet`.
     """
     skipped: Counter[str] = Counter()
     paths = dict.fromkeys(_iter_images(arguments, skipped))
@@ -272,32 +204,16 @@ def read_lines(file: Path) -> list[str]:
     return [line.strip() for line in text.split("\n") if line.strip()]
 
 
-def parse_labels(labels: str | None, labels_file: Path | None) -> Any:
-    """Return the label names of --labels or --labels-file; None if neither is set.
-
-    Parameters
-    ----------
-    labels : str or None
-        Names separated by commas or line ends.
-    labels_file : Path or None
-        Text file with one name per line, or JSON file.
-
-    Returns
-    -------
-    names : list, dict or None
-        Names, or a mapping from names to synonyms, as `ZeroShotClassifier` expects them.
-
-    Raises
-    ------
-    ValueError
-        If names are empty or repeated, or if there is only one name.
-    """
+def parse_labels(labels: str | None, labels_file: Path | None, required: bool = False) -> Any:
+    """Return the label names of --labels or --labels-file; None if neither is set."""
     if labels is not None and labels_file is not None:
         raise typer.BadParameter("--labels and --labels-file are both set. Use one of them.")
     if labels is not None:
         names: Any = _split_labels(labels)
     elif labels_file is not None:
         names = _read_labels(labels_file)
+    elif required:
+        raise typer.BadParameter("No labels. Set --labels 'cat,dog' or --labels-file labels.txt.")
     else:
         return None
     from ..prompts import resolve_names
@@ -347,14 +263,7 @@ def _read_labels(file: Path) -> Any:
 
 
 def load_data(
-    data: Path,
-    *,
-    image: str = "image",
-    caption: str = "caption",
-    label: str | None = None,
-    captions: str = "auto",
-    strict: bool = False,
-    quiet: bool = False,
+    data: Path, captions: str = "auto", strict: bool = False, quiet: bool = False, **columns: Any
 ) -> Any:
     """Load a folder or a table of pairs as a Bunch with images, captions and optional labels."""
     from ..datasets import load_image_folder, load_pairs
@@ -362,7 +271,7 @@ def load_data(
     path = data.expanduser()
     if path.is_file():
         try:
-            return load_pairs(path, image=image, caption=caption, label=label, check_files=strict)
+            return load_pairs(path, check_files=strict, **columns)
         except TypeError as error:  # a cell of the table is not an image
             raise ValueError(str(error)) from error
     if not path.exists():

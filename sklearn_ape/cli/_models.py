@@ -17,36 +17,16 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.utils import check_random_state
 
 from ..aligners import CLIPAligner
+from ..aligners.pairs import flatten_captions
 from ..aligners.wrapper import resolve_aligner, wrapped_aligner
 from ..datasets import get_data_home
 from ..encoders import EncodingFailedWarning, OpenCLIPImageEncoder, TimmImageEncoder, list_encoders
 from ..encoders.images import image_groups
 from ..encoders.resolve import class_and_model
-from ..metrics import Interval, bootstrap_interval
+from ..metrics import bootstrap_interval
 from ..training import split_pairs
 from ._console import note_on_interrupt, print_message
 from ._output import Table
-
-__all__ = [
-    "EncodedImages",
-    "RuntimeOptions",
-    "Score",
-    "card_label",
-    "encode_images",
-    "extract_aligner",
-    "get_image_encoder",
-    "iter_probabilities",
-    "load_aligner",
-    "load_model",
-    "make_image_encoder",
-    "make_text_encoder",
-    "print_scores",
-    "report_unreadable",
-    "score_accuracy",
-    "score_held_out",
-    "score_recall",
-    "split_rows",
-]
 
 _MEMORY = "memory"
 
@@ -91,10 +71,7 @@ class RuntimeOptions(NamedTuple):
         """Message after Ctrl-C: what is stored and how to resume."""
         if self.cache_folder == _MEMORY:
             return "No features are stored, because --cache is 'memory'."
-        return (
-            f"Finished features are stored in {self.cache_folder!r}. Run the command again to "
-            "resume."
-        )
+        return f"Finished features are in {self.cache_folder!r}. Run the command again to resume."
 
 
 def make_image_encoder(
@@ -107,9 +84,8 @@ def make_image_encoder(
     """
     encoder_class, model_name = class_and_model(name, "image")
     params = options.encoder_params(on_error)
-    if encoder_class is TimmImageEncoder and model_name in {
-        info.name for info in list_encoders("image")
-    }:
+    is_packaged = any(info.name == model_name for info in list_encoders("image"))
+    if encoder_class is TimmImageEncoder and is_packaged:
         params |= {"pooling": "gem", "crop": "pad"}
     if pooling is not None:
         if encoder_class is OpenCLIPImageEncoder:
@@ -133,21 +109,7 @@ def make_text_encoder(name: str, options: RuntimeOptions) -> Any:
 
 
 def load_aligner(source: str | None, options: RuntimeOptions) -> Any:
-    """Return a fitted aligner, or a Pipeline that ends in one.
-
-    Parameters
-    ----------
-    source : str or None
-        None is the starter model, "open_clip:..." a CLIP model, and any other name a folder or
-        a Hub id.
-    options : RuntimeOptions
-        Options for the encoders.
-
-    Raises
-    ------
-    ValueError
-        If the model is not an aligner, or was fitted on features instead of images.
-    """
+    """Return a fitted aligner, or a Pipeline that ends in one; see `load_model`."""
     return extract_aligner(load_model(source, options), options)
 
 
@@ -171,7 +133,11 @@ def extract_aligner(model: Any, options: RuntimeOptions) -> Any:
 
 
 def load_model(source: str | None, options: RuntimeOptions) -> Any:
-    """Return a saved estimator of any kind, with the options for its encoders."""
+    """Return a saved estimator of any kind, with the options for its encoders.
+
+    The source None is the starter model, "open_clip:..." a CLIP model, and any other name a folder
+    or a Hub id.
+    """
     if source is None or source.startswith("open_clip:"):
         # A copy, because the starter model is shared within the process.
         return _set_options(copy.deepcopy(resolve_aligner(source)), options)
@@ -230,35 +196,15 @@ def iter_probabilities(
 ) -> Iterator[tuple[slice, np.ndarray, dict[int, str]]]:
     """Classify images in batches.
 
-    Parameters
-    ----------
-    classifier : ZeroShotClassifier
-        Classifier whose aligner contains the image encoder.
-    images : sequence
-        All images.
-    options : RuntimeOptions
-        Verbosity, and the cache that the message after Ctrl-C names.
-
-    Yields
-    ------
-    rows : slice
-        Rows of the batch.
-    probabilities : ndarray of shape (n_images, n_classes)
-        Probabilities of the images of the batch.
-    errors : dict of {int: str}
-        Problems of the unreadable images, by their row within the batch.
+    Yields the rows of each batch, the probabilities of its images, and the problems of its
+    unreadable images by their row within the batch.
     """
     from tqdm import tqdm
 
     encoder = get_image_encoder(classifier)
     is_one_batch = len(images) <= _BATCH_SIZE
-    with (
-        note_on_interrupt(options.resume_note),
-        warnings.catch_warnings(),
-        tqdm(
-            total=len(images), unit="image", disable=options.quiet or is_one_batch, leave=True
-        ) as bar,
-    ):
+    bar = tqdm(total=len(images), unit="image", disable=options.quiet or is_one_batch)
+    with note_on_interrupt(options.resume_note), warnings.catch_warnings(), bar:
         # With several batches, one bar over all of them replaces the bars of the encoder.
         verbose = encoder.verbose
         encoder.verbose = verbose if is_one_batch else 0
@@ -287,13 +233,7 @@ class EncodedImages(NamedTuple):
 
 
 def encode_images(encoder: Any, images: Sequence[Any], options: RuntimeOptions) -> EncodedImages:
-    """Encode images and report the unreadable ones on standard error.
-
-    Raises
-    ------
-    ValueError
-        If no image can be read.
-    """
+    """Encode images and report the unreadable ones on standard error."""
     with note_on_interrupt(options.resume_note), warnings.catch_warnings():
         warnings.simplefilter("ignore", EncodingFailedWarning)  # `report_unreadable` names them
         features = encoder.transform(images)
@@ -324,26 +264,20 @@ def split_rows(
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """Return rows for training and rows for testing; None if there are too few.
 
-    The two parts have no image and no caption in common. With `classes`, the split is stratified
-    by class, and the parts have no image in common.
+    The parts have no image in common, and no caption unless `classes` stratify the split.
     """
     if not test_size:
         return None
     images = np.unique(features, axis=0, return_inverse=True)[1].ravel()
     if classes is not None:
         return _split_stratified(images, np.asarray(classes), test_size, random_state)
-    text_ids: dict[str, int] = {}
-    pairs = np.array(
-        [
-            (row, images[row], text_ids.setdefault(text, len(text_ids)))
-            for row, texts in enumerate(captions)
-            for text in ([texts] if isinstance(texts, str) else texts)
-        ]
-    )
-    split = split_pairs(pairs[:, 1:], test_size, check_random_state(random_state))
+    texts, rows = flatten_captions(captions)
+    text_ids = np.unique(np.array(texts, dtype=object), return_inverse=True)[1]
+    pairs = np.column_stack([images[rows], text_ids])
+    split = split_pairs(pairs, test_size, check_random_state(random_state))
     if split.valid is None:
         return None
-    return np.unique(pairs[split.train, 0]), np.unique(pairs[split.valid, 0])
+    return np.unique(rows[split.train]), np.unique(rows[split.valid])
 
 
 def _split_stratified(
@@ -355,11 +289,9 @@ def _split_stratified(
     if counts.min() < 2 or min(n_test, len(first) - n_test) < max(_MIN_TEST_SIZE, len(counts)):
         return None
     splitter = StratifiedShuffleSplit(1, test_size=n_test, random_state=random_state)
-    train, test = next(splitter.split(first, classes[first]))
-    return (
-        np.flatnonzero(np.isin(images, images[first[train]])),
-        np.flatnonzero(np.isin(images, images[first[test]])),
-    )
+    _, test = next(splitter.split(first, classes[first]))
+    is_test = np.isin(images, images[first[test]])
+    return np.flatnonzero(~is_test), np.flatnonzero(is_test)
 
 
 class Score(NamedTuple):
@@ -374,11 +306,7 @@ class Score(NamedTuple):
 
 
 def score_recall(aligner: Any, inputs: Any, captions: Any, images: Sequence[Any]) -> list[Score]:
-    """Return recall@k in both directions.
-
-    `inputs` are the images or their features, whichever the aligner expects. Duplicate images
-    and captions count as one.
-    """
+    """Return recall@k in both directions; `inputs` are the images or their features."""
     ranks = aligner.retrieval_ranks(inputs, captions, groups=image_groups(images))
     return [
         _make_score(f"recall@{k}", name, ranks[direction] < k)
@@ -398,10 +326,10 @@ def score_accuracy(y_true: Any, y_pred: Any) -> list[Score]:
 
 
 def score_held_out(
-    aligner: Any, images: Any, captions: Sequence[Any], classes: Sequence[str] | None
+    aligner: Any, images: Any, captions: Sequence[Any], are_classes: bool
 ) -> list[Score]:
     """Return the accuracy if the captions are class names, and recall@k otherwise."""
-    if classes is None:
+    if not are_classes:
         return score_recall(aligner, images, captions, images)
     from ..zero_shot import ZeroShotClassifier
 
@@ -425,7 +353,6 @@ def print_scores(scores: Sequence[Score], file_format: str | None = None) -> Non
 
 def _make_score(measure: str, of: str, hits: Any) -> Score:
     hits = np.asarray(hits, dtype=float)
-    interval = Interval(float(hits.mean()), float("nan"), float("nan"))
-    if len(hits) > 1:
-        interval = bootstrap_interval(hits)
-    return Score(measure, of, *interval, len(hits))
+    if len(hits) == 1:
+        return Score(measure, of, float(hits[0]), np.nan, np.nan, 1)
+    return Score(measure, of, *bootstrap_interval(hits), len(hits))

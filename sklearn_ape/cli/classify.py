@@ -7,48 +7,32 @@ from typing import Annotated, Any
 
 import typer
 
+from . import _inputs as option
 from ._console import print_message
-from ._inputs import (
-    Aligner,
-    Cache,
-    Device,
-    Format,
-    Images,
-    Labels,
-    LabelsFile,
-    NJobs,
-    Quiet,
-    Templates,
-    list_images,
-    parse_labels,
-)
+from ._inputs import list_images, parse_labels
 from ._output import FileName, Table, check_output_file, resolve_format
 
 _UNKNOWN = "unknown"
 
 
 def classify(
-    images: Images,
-    labels: Labels = None,
-    labels_file: LabelsFile = None,
-    aligner: Aligner = None,
+    images: option.Images,
+    labels: option.Labels = None,
+    labels_file: option.LabelsFile = None,
+    aligner: option.Aligner = None,
     output: Annotated[
         Path | None,
         typer.Option(
             "--output",
             "-o",
             help="Output file: .csv, .tsv, .json, .jsonl or .parquet. Default: standard output.",
-            show_default=False,
         ),
     ] = None,
-    file_format: Format = None,
+    file_format: option.Format = None,
     threshold: Annotated[
         float | None,
         typer.Option(
-            min=0,
-            max=1,
-            help=f"Minimum probability: images below it get the label {_UNKNOWN!r}.",
-            show_default=False,
+            min=0, max=1, help=f"Minimum probability: images below it get the label {_UNKNOWN!r}."
         ),
     ] = None,
     top_k: Annotated[
@@ -57,11 +41,11 @@ def classify(
     probabilities: Annotated[
         bool, typer.Option("--probabilities", help="Add a column of probabilities per label.")
     ] = False,
-    templates: Templates = "simple",
-    cache: Cache = None,
-    device: Device = "auto",
-    n_jobs: NJobs = -1,
-    quiet: Quiet = False,
+    templates: option.Templates = "simple",
+    cache: option.Cache = None,
+    device: option.Device = "auto",
+    n_jobs: option.NJobs = -1,
+    quiet: option.Quiet = False,
 ) -> None:
     """Classify images by label names. The output has one row per image.
 
@@ -71,9 +55,7 @@ def classify(
     """
     file_format = resolve_format(output, file_format)
     check_output_file(output)
-    names = parse_labels(labels, labels_file)
-    if names is None and aligner is None:
-        raise typer.BadParameter("No labels. Set --labels 'cat,dog' or --labels-file labels.txt.")
+    names = parse_labels(labels, labels_file, required=aligner is None)
     paths = list_images(images, quiet)
 
     import numpy as np
@@ -94,17 +76,16 @@ def classify(
             top = np.argsort(-batch, axis=1, kind="stable")[:, :top_k]
             for row, path in enumerate(paths[rows]):
                 if row in batch_errors:
-                    n_empty = len(table.columns) - 2
-                    table.write([FileName(path), *[None] * n_empty, batch_errors[row]])
+                    empty = [None] * (len(table.columns) - 2)
+                    table.write([FileName(path), *empty, batch_errors[row]])
                     continue
                 values = [float(f"{value:.6g}") for value in batch[row]]
                 best = top[row, 0]
                 is_known = min_probability is None or batch[row, best] >= min_probability
                 label = classes[best] if is_known else _UNKNOWN
                 cells: list[Any] = [FileName(path), label, values[best]]
-                if top_k > 1:
-                    for column in top[row]:
-                        cells += [classes[column], values[column]]
+                for column in top[row] if top_k > 1 else ():
+                    cells += [classes[column], values[column]]
                 table.write(cells + (values if probabilities else []) + [None])
             table.flush()
     report_unreadable(errors, len(paths))
@@ -117,7 +98,6 @@ def classify(
 def _make_classifier(
     names: Any, source: str | None, templates: str, threshold: float | None, options: Any
 ) -> tuple[Any, float | None]:
-    """Return a classifier and its threshold, from label names or from a saved classifier."""
     from ..zero_shot import ZeroShotClassifier
     from ._models import extract_aligner, load_model
 
@@ -137,9 +117,8 @@ def _make_classifier(
 
 def _columns(classes: list[str], top_k: int, probabilities: bool) -> list[str]:
     columns = ["path", "label", "probability"]
-    if top_k > 1:
-        for rank in range(1, top_k + 1):
-            columns += [f"label_{rank}", f"probability_{rank}"]
+    for rank in range(1, top_k + 1) if top_k > 1 else ():
+        columns += [f"label_{rank}", f"probability_{rank}"]
     if probabilities:
         columns += [f"probability:{name}" for name in classes]
     return [*columns, "error"]

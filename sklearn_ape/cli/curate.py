@@ -3,33 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from . import _inputs as option
 from ._console import note_on_interrupt, print_message
-from ._inputs import (
-    Cache,
-    CaptionColumn,
-    Captions,
-    Data,
-    Device,
-    Format,
-    ImageColumn,
-    ImageEncoder,
-    Labels,
-    LabelsFile,
-    NJobs,
-    Quiet,
-    RandomState,
-    Strict,
-    Templates,
-    TextEncoder,
-    load_data,
-    parse_labels,
-)
+from ._inputs import load_data, parse_labels
 from ._output import FileName, Table, check_output_file, resolve_format
 
 if TYPE_CHECKING:
@@ -37,18 +18,14 @@ if TYPE_CHECKING:
 
 
 def curate(
-    data: Data,
-    labels: Labels = None,
-    labels_file: LabelsFile = None,
+    data: option.Data,
+    labels: option.Labels = None,
+    labels_file: option.LabelsFile = None,
     n_pairs: Annotated[
-        int | None,
-        typer.Option(
-            "--n-pairs", "-n", min=1, help="Number of pairs to select.", show_default=False
-        ),
+        int | None, typer.Option("--n-pairs", "-n", min=1, help="Number of pairs to select.")
     ] = None,
     per_label: Annotated[
-        int | None,
-        typer.Option(min=1, help="Maximum number of pairs per label.", show_default=False),
+        int | None, typer.Option(min=1, help="Maximum number of pairs per label.")
     ] = None,
     min_similarity: Annotated[
         float | None,
@@ -57,7 +34,6 @@ def curate(
             max=1,
             help="Minimum caption-label cosine similarity; captions that contain the label are "
             "always kept.",
-            show_default=False,
         ),
     ] = None,
     output: Annotated[
@@ -66,12 +42,10 @@ def curate(
             "--output",
             "-o",
             help="Table of the selected pairs, which 'fit' can read. Default: standard output.",
-            show_default=False,
         ),
     ] = None,
     dropped: Annotated[
-        Path | None,
-        typer.Option(help="Table of the dropped pairs and the reasons.", show_default=False),
+        Path | None, typer.Option(help="Table of the dropped pairs and the reasons.")
     ] = None,
     noisy: Annotated[
         float,
@@ -90,19 +64,19 @@ def curate(
             "only exact duplicates.",
         ),
     ] = 0.97,
-    image_encoder: ImageEncoder = "efficientnet_lite0",
-    text_encoder: TextEncoder = "all-MiniLM-L6-v2",
-    image: ImageColumn = "image",
-    caption: CaptionColumn = "caption",
-    captions: Captions = "auto",
-    templates: Templates = "simple",
-    random_state: RandomState = 0,
-    strict: Strict = False,
-    file_format: Format = None,
-    cache: Cache = None,
-    device: Device = "auto",
-    n_jobs: NJobs = -1,
-    quiet: Quiet = False,
+    image_encoder: option.ImageEncoder = "efficientnet_lite0",
+    text_encoder: option.TextEncoder = "all-MiniLM-L6-v2",
+    image: option.ImageColumn = "image",
+    caption: option.CaptionColumn = "caption",
+    captions: option.Captions = "auto",
+    templates: option.Templates = "simple",
+    random_state: option.RandomState = 0,
+    strict: option.Strict = False,
+    file_format: option.Format = None,
+    cache: option.Cache = None,
+    device: option.Device = "auto",
+    n_jobs: option.NJobs = -1,
+    quiet: option.Quiet = False,
 ) -> None:
     """Select training pairs that match your labels, without noisy captions and near-duplicates.
 
@@ -113,16 +87,12 @@ def curate(
         resolve_format(dropped, None)
     check_output_file(output)
     check_output_file(dropped)
-    names = parse_labels(labels, labels_file)
-    if names is None:
-        raise typer.BadParameter("No labels. Set --labels 'cat,dog' or --labels-file labels.txt.")
+    names = parse_labels(labels, labels_file, required=True)
     if n_pairs is per_label is min_similarity is None:
         raise typer.BadParameter(
             "No number of pairs. Set --n-pairs 500, --per-label 50 or --min-similarity 0.4."
         )
-    bunch = load_data(
-        data, image=image, caption=caption, captions=captions, strict=strict, quiet=quiet
-    )
+    bunch = load_data(data, captions, strict, quiet, image=image, caption=caption)
     if bunch.captions is None:
         raise ValueError(
             f"{str(data)!r} has no captions to select by. Write photo.txt next to photo.jpg, or "
@@ -135,6 +105,9 @@ def curate(
             "which the output table needs. Save the images as files."
         )
 
+    import numpy as np
+
+    from ..aligners.pairs import flatten_captions
     from ..curation import select_relevant
     from ._models import RuntimeOptions, encode_images, make_image_encoder, make_text_encoder
 
@@ -142,34 +115,31 @@ def curate(
     encoder = make_image_encoder(image_encoder, options, on_error="raise" if strict else "nan")
     caption_encoder = make_text_encoder(text_encoder, options)
     # One pair per caption: an image with several captions occurs in several pairs.
-    pairs = [
-        (path, text, row)
-        for row, (path, texts) in enumerate(zip(bunch.images, bunch.captions, strict=True))
-        for text in ([texts] if isinstance(texts, str) else texts)
-    ]
+    texts, rows = flatten_captions(bunch.captions)
+    paths = [bunch.images[row] for row in rows]
     encoded = encode_images(encoder, bunch.images, options)
+    is_unreadable = np.isin(rows, list(encoded.errors))
     reasons = {
-        index: f"cannot be read: {encoded.errors[row]}"
-        for index, (_, _, row) in enumerate(pairs)
-        if row in encoded.errors
+        pair: f"cannot be read: {encoded.errors[rows[pair]]}"
+        for pair in np.flatnonzero(is_unreadable).tolist()
     }
-    readable = [index for index in range(len(pairs)) if index not in reasons]
-    texts = [pairs[index][1] for index in readable]
+    readable = np.flatnonzero(~is_unreadable).tolist()
+    readable_texts = [texts[pair] for pair in readable]
     with note_on_interrupt(options.resume_note):
-        text_features = caption_encoder.transform(texts)
+        text_features = caption_encoder.transform(readable_texts)
     bad_pairs = _find_bad_pairs(
-        encoded.features[[pairs[index][2] for index in readable]],
+        encoded.features[rows[readable]],
         text_features,
-        texts,
-        [pairs[index][0] for index in readable],
+        readable_texts,
+        [paths[pair] for pair in readable],
         noisy,
         duplicates,
         random_state,
     )
     reasons |= {readable[position]: reason for position, reason in bad_pairs.items()}
-    good = [index for index in readable if index not in reasons]
+    good = [pair for pair in readable if pair not in reasons]
     selection = select_relevant(
-        [pairs[index][1] for index in good],
+        [texts[pair] for pair in good],
         names,
         text_encoder=caption_encoder,
         n_pairs=n_pairs,
@@ -179,19 +149,18 @@ def curate(
         random_state=random_state,
     )
     selected = [good[position] for position in selection.indices.tolist()]
-    for index in set(range(len(pairs))).difference(selected, reasons):
-        reasons[index] = "not among the pairs nearest to the labels"
+    for pair in set(good).difference(selected):
+        reasons[pair] = "not among the pairs nearest to the labels"
     if dropped is not None:  # first, because the reader of standard output may stop reading
         with Table(["image", "caption", "reason"], dropped) as table:
-            for index, reason in sorted(reasons.items()):
-                table.write([FileName(pairs[index][0]), pairs[index][1], reason])
+            for pair, reason in sorted(reasons.items()):
+                table.write([FileName(paths[pair]), texts[pair], reason])
+    results = zip(selected, selection.labels, selection.similarity, strict=True)
     with Table(["image", "caption", "label", "similarity"], output, file_format) as table:
-        for index, name, similarity in zip(
-            selected, selection.labels, selection.similarity, strict=True
-        ):
-            path, text, _ = pairs[index]
-            table.write([FileName(path), text, str(name), round(float(similarity), 4)])
-    print_message(f"Selected {len(selected):,} of {len(pairs):,} pairs. Dropped:", quiet)
+        for pair, name, similarity in results:
+            score = round(float(similarity), 4)
+            table.write([FileName(paths[pair]), texts[pair], str(name), score])
+    print_message(f"Selected {len(selected):,} of {len(texts):,} pairs. Dropped:", quiet)
     for kind, count in Counter(reason.split(":")[0] for reason in reasons.values()).most_common():
         print_message(f"  {count:,} {kind}", quiet)
     counts = Counter(map(str, selection.labels))
@@ -202,32 +171,15 @@ def curate(
 def _find_bad_pairs(
     image_features: np.ndarray,
     text_features: np.ndarray,
-    captions: Sequence[str],
-    paths: Sequence[str],
+    captions: list[str],
+    paths: list[str],
     noisy: float,
     duplicates: float,
     random_state: int,
 ) -> dict[int, str]:
-    """Find noisy captions and near-duplicate images.
+    """Find noisy captions and near-duplicate images, of which the best pair is kept.
 
-    Parameters
-    ----------
-    image_features, text_features : ndarray of shape (n_pairs, n_features)
-        Features of the image and of the caption of each pair.
-    captions, paths : sequence of str, length n_pairs
-        Caption and image path of each pair.
-    noisy : float
-        Fraction of pairs to drop, those with the lowest quality scores.
-    duplicates : float
-        Cosine similarity above which two images are near-duplicates. The pair with the best
-        quality score is kept.
-    random_state : int
-        Seed of the cross-validation that computes the quality scores.
-
-    Returns
-    -------
-    reasons : dict of {int: str}
-        Reasons by row. The text before the first colon is the kind of reason.
+    Return the reasons by row. The text before the first colon is the kind of reason.
     """
     import numpy as np
 
@@ -239,11 +191,7 @@ def _find_bad_pairs(
     if noisy:
         try:
             quality = pair_quality(
-                image_features,
-                text_features,
-                list(captions),
-                groups=groups,
-                random_state=random_state,
+                image_features, text_features, captions, groups=groups, random_state=random_state
             )
         except ValueError as error:  # too few pairs to compute a score
             print_message(f"Noisy captions are not dropped: {error}")

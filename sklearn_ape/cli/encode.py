@@ -7,8 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
+from . import _inputs as option
 from ._console import note_on_interrupt, print_message
-from ._inputs import Device, NJobs, Quiet, list_images, read_lines
+from ._inputs import list_images, read_lines
 from ._output import FileName, Table, check_output_file
 
 # Images per chunk: at most this many images are encoded again after an interruption.
@@ -16,39 +17,23 @@ _CHUNK = 512
 
 
 def encode(
-    images: Annotated[
-        list[str] | None,
-        typer.Argument(
-            help="Images, folders (including subfolders), patterns such as '*.jpg', or - for a "
-            "list on standard input.",
-            show_default=False,
-        ),
-    ] = None,
+    images: option.OptionalImages = None,
     output: Annotated[
-        Path,
-        typer.Option("--output", "-o", help="Feature file, with the suffix .npy."),
+        Path, typer.Option("--output", "-o", help="Feature file, with the suffix .npy.")
     ] = Path("features.npy"),
-    encoder: Annotated[
-        str,
-        typer.Option(
-            help="Image encoder to use: a name listed by 'sklearn-ape models', a timm model, "
-            "transformers:NAME or open_clip:NAME/WEIGHTS."
-        ),
-    ] = "efficientnet_lite0",
+    encoder: option.ImageEncoder = "efficientnet_lite0",
     pooling: Annotated[
         str | None,
         typer.Option(
             help="Pooling of the image encoder: auto, mean, gem, cls or cls+mean. Default: "
-            "depends on the encoder.",
-            show_default=False,
+            "depends on the encoder."
         ),
     ] = None,
     texts: Annotated[
         Path | None,
         typer.Option(
             help="Text file to encode, one text per line. If there are images, too, the "
-            "features of the texts are written to NAME.texts.npy.",
-            show_default=False,
+            "features of the texts are written to NAME.texts.npy."
         ),
     ] = None,
     text_encoder: Annotated[
@@ -60,9 +45,9 @@ def encode(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a file with features of other images.")
     ] = False,
-    device: Device = "auto",
-    n_jobs: NJobs = -1,
-    quiet: Quiet = False,
+    device: option.Device = "auto",
+    n_jobs: option.NJobs = -1,
+    quiet: option.Quiet = False,
 ) -> None:
     """Encode images as features in a NumPy file.
 
@@ -127,15 +112,15 @@ def _encode_to_file(
                 f"{error.problem} Give --overwrite to replace it, or choose another --output."
             ) from error
     errors = encoder.errors_
-    with Table(["row", kind, "error"], output.with_suffix(".csv")) as table:
+    listing = output.with_suffix(".csv")
+    with Table(["row", kind, "error"], listing) as table:
         for row, item in enumerate(items):
-            cell = FileName(item) if kind == "path" else item
-            table.write([row, cell, errors.get(row)])
+            table.write([row, FileName(item) if kind == "path" else item, errors.get(row)])
     report_unreadable(errors, len(items))
     n_rows, n_features = features.shape
     print_message(
         f"Wrote {n_rows:,} x {n_features:,} features to {str(output)!r} and the list of the rows "
-        f"to {str(output.with_suffix('.csv'))!r}.",
+        f"to {str(listing)!r}.",
         quiet,
     )
     if len(errors) == len(items):

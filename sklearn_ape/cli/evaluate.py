@@ -9,61 +9,40 @@ from typing import Annotated, Any
 
 import typer
 
+from . import _inputs as option
 from ._console import print_message
-from ._inputs import (
-    Aligner,
-    Cache,
-    CaptionColumn,
-    Captions,
-    Data,
-    Device,
-    Format,
-    ImageColumn,
-    LabelColumn,
-    Labels,
-    LabelsFile,
-    NJobs,
-    Quiet,
-    Strict,
-    Templates,
-    load_data,
-    parse_labels,
-)
+from ._inputs import load_data, parse_labels
 from ._output import check_output_file, resolve_format, write_atomically
 
 
 def evaluate(
-    data: Data,
-    labels: Labels = None,
-    labels_file: LabelsFile = None,
-    aligner: Aligner = None,
+    data: option.Data,
+    labels: option.Labels = None,
+    labels_file: option.LabelsFile = None,
+    aligner: option.Aligner = None,
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output",
-            "-o",
-            help="JSON report with all scores and the unreadable images.",
-            show_default=False,
+            "--output", "-o", help="JSON report with all scores and the unreadable images."
         ),
     ] = None,
     figure: Annotated[
         Path | None,
         typer.Option(
-            help="Figure (.png, .pdf, .svg, .jpg) of the confusion matrix and the recall curve.",
-            show_default=False,
+            help="Figure (.png, .pdf, .svg, .jpg) of the confusion matrix and the recall curve."
         ),
     ] = None,
-    image: ImageColumn = "image",
-    caption: CaptionColumn = "caption",
-    label: LabelColumn = None,
-    captions: Captions = "auto",
-    templates: Templates = "simple",
-    strict: Strict = False,
-    file_format: Format = None,
-    cache: Cache = None,
-    device: Device = "auto",
-    n_jobs: NJobs = -1,
-    quiet: Quiet = False,
+    image: option.ImageColumn = "image",
+    caption: option.CaptionColumn = "caption",
+    label: option.LabelColumn = None,
+    captions: option.Captions = "auto",
+    templates: option.Templates = "simple",
+    strict: option.Strict = False,
+    file_format: option.Format = None,
+    cache: option.Cache = None,
+    device: option.Device = "auto",
+    n_jobs: option.NJobs = -1,
+    quiet: option.Quiet = False,
 ) -> None:
     """Evaluate an aligner on images with labels, captions or both.
 
@@ -78,15 +57,7 @@ def evaluate(
     if figure is not None:
         _check_figure(figure)
     names = parse_labels(labels, labels_file)
-    bunch = load_data(
-        data,
-        image=image,
-        caption=caption,
-        label=label,
-        captions=captions,
-        strict=strict,
-        quiet=quiet,
-    )
+    bunch = load_data(data, captions, strict, quiet, image=image, caption=caption, label=label)
     labels_true = bunch.get("labels")
     if labels_true is None and bunch.captions is None:
         raise ValueError(
@@ -102,6 +73,7 @@ def evaluate(
     from ..zero_shot import ZeroShotClassifier
     from ._models import (
         RuntimeOptions,
+        Score,
         encode_images,
         get_image_encoder,
         load_aligner,
@@ -121,8 +93,9 @@ def evaluate(
     inner = unwrap_aligner(model)
     # In a Pipeline, the aligner expects features.
     inputs = model[:-1].transform(images) if isinstance(model, Pipeline) else images
-    n_fitted = _count_fitted_images(inner, inputs)
-    scores: list[Any] = []
+    is_fitted = inner.was_fitted_on(inputs) if hasattr(inner, "was_fitted_on") else None
+    n_fitted = None if is_fitted is None else int(is_fitted.sum())
+    scores: list[Score] = []
     y_true = y_pred = texts = None
     if labels_true is not None and names is not None:
         y_true = [str(labels_true[row]) for row in rows]
@@ -133,7 +106,17 @@ def evaluate(
         texts = [bunch.captions[row] for row in rows]
         scores += score_recall(inner, inputs, texts, images)
     if output is not None:
-        _write_report(output, data, aligner, len(bunch.images), n_fitted, encoded.errors, scores)
+        report = {
+            "data": str(data),
+            "aligner": aligner or "starter",
+            "images": len(bunch.images),
+            "used_for_fitting": n_fitted,
+            "unreadable": [encoded.errors[row] for row in sorted(encoded.errors)],
+            "confidence": 0.95,
+            "scores": [_replace_nan(score._asdict()) for score in scores],
+        }
+        with write_atomically(output) as path:
+            path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
         print_message(f"Wrote the report to {str(output)!r}.", quiet)
     if figure is not None:
         _draw(figure, inner, inputs, images, y_true, y_pred, texts)
@@ -171,45 +154,17 @@ def _resolve_labels(names: Any, labels_true: Any, has_captions: bool) -> Any:
     return names
 
 
-def _count_fitted_images(aligner: Any, inputs: Any) -> int | None:
-    """Return how many images the aligner was fitted on; None if this is unknown."""
-    is_fitted = aligner.was_fitted_on(inputs) if hasattr(aligner, "was_fitted_on") else None
-    return None if is_fitted is None else int(is_fitted.sum())
-
-
-def _write_report(
-    output: Path,
-    data: Path,
-    aligner: str | None,
-    n_images: int,
-    n_fitted: int | None,
-    errors: dict[int, str],
-    scores: Sequence[Any],
-) -> None:
-    report = {
-        "data": str(data),
-        "aligner": aligner or "starter",
-        "images": n_images,
-        "used_for_fitting": n_fitted,
-        "unreadable": [errors[row] for row in sorted(errors)],
-        "confidence": 0.95,
-        "scores": [
-            {name: None if value != value else value for name, value in score._asdict().items()}
-            for score in scores
-        ],
-    }
-    with write_atomically(output) as path:
-        path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+def _replace_nan(values: dict[str, Any]) -> dict[str, Any]:
+    """Replace NaN by None, since JSON has no NaN."""
+    return {name: None if value != value else value for name, value in values.items()}
 
 
 def _check_figure(figure: Path) -> None:
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise ImportError(
-            "matplotlib is not installed, but --figure needs it. Install it with: "
-            'pip install "sklearn-ape[plots]"'
-        ) from error
+    from ..datasets.base import import_optional
+
+    matplotlib = import_optional(
+        "matplotlib", package="matplotlib", extra="plots", purpose="--figure"
+    )
     matplotlib.use("agg")
     if figure.suffix.lower() not in (".png", ".pdf", ".svg", ".jpg"):
         raise typer.BadParameter(
@@ -233,14 +188,13 @@ def _draw(
     from ..inspection import RecallCurveDisplay, ZeroShotConfusionDisplay
 
     n_panels = (y_true is not None) + (texts is not None)
-    canvas, axes = plt.subplots(1, n_panels, figsize=(7 * n_panels, 6), layout="constrained")
-    panels = [axes] if n_panels == 1 else list(axes)
+    canvas = plt.figure(figsize=(7 * n_panels, 6), layout="constrained")
+    panels = canvas.subplots(1, n_panels, squeeze=False)[0]
     if y_true is not None:
-        ZeroShotConfusionDisplay.from_predictions(y_true, y_pred, images=images, ax=panels.pop(0))
+        ZeroShotConfusionDisplay.from_predictions(y_true, y_pred, images=images, ax=panels[0])
     if texts is not None:
-        RecallCurveDisplay.from_estimator(
-            aligner, inputs, texts, groups=image_groups(images), ax=panels.pop(0)
-        )
+        groups = image_groups(images)
+        RecallCurveDisplay.from_estimator(aligner, inputs, texts, groups=groups, ax=panels[-1])
     try:
         with write_atomically(figure) as path:
             canvas.savefig(path)

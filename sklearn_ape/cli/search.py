@@ -10,8 +10,9 @@ from typing import Annotated, Any
 
 import typer
 
+from . import _inputs as option
 from ._console import print_message
-from ._inputs import Aligner, Cache, Device, Format, Images, NJobs, Quiet, list_images
+from ._inputs import list_images
 from ._output import FileName, Table, check_model_folder, check_output_file, resolve_format
 
 
@@ -20,43 +21,26 @@ def search(
         list[str] | None,
         typer.Argument(
             help="Images to search: images, folders (including subfolders), patterns such as "
-            "'*.jpg', or - for a list on standard input. Not with --index.",
-            show_default=False,
+            "'*.jpg', or - for a list on standard input. Not with --index."
         ),
     ] = None,
-    query: Annotated[
-        list[str] | None,
-        typer.Option(help="Query text. Can be repeated.", show_default=False),
-    ] = None,
+    query: Annotated[list[str] | None, typer.Option(help="Query text. Can be repeated.")] = None,
     like: Annotated[
-        list[Path] | None,
-        typer.Option(
-            help="Query image: find similar images. Can be repeated.", show_default=False
-        ),
+        list[Path] | None, typer.Option(help="Query image: find similar images. Can be repeated.")
     ] = None,
     k: Annotated[int, typer.Option("-k", min=1, help="Number of images per query.")] = 5,
-    aligner: Aligner = None,
+    aligner: option.Aligner = None,
     index: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder written by 'sklearn-ape index', instead of IMAGES.",
-            show_default=False,
-        ),
+        Path | None, typer.Option(help="Folder written by 'sklearn-ape index', instead of IMAGES.")
     ] = None,
     output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            help="Output file. Default: standard output.",
-            show_default=False,
-        ),
+        Path | None, typer.Option("--output", "-o", help="Output file. Default: standard output.")
     ] = None,
-    file_format: Format = None,
-    cache: Cache = None,
-    device: Device = "auto",
-    n_jobs: NJobs = -1,
-    quiet: Quiet = False,
+    file_format: option.Format = None,
+    cache: option.Cache = None,
+    device: option.Device = "auto",
+    n_jobs: option.NJobs = -1,
+    quiet: option.Quiet = False,
 ) -> None:
     """Search images by text or by image.
 
@@ -85,21 +69,16 @@ def search(
     options = RuntimeOptions(cache, device, n_jobs, quiet)
     retriever = _build_index(paths, aligner, options) if images else _load_index(index, options)
     with Table(["query", "rank", "path", "score"], output, file_format) as table:
-        if queries:
-            _write_results(table, queries, retriever, k, "text")
-        if likes:
-            _write_results(table, likes, retriever, k, "image")
+        _write_results(table, queries, retriever, k, "text")
+        _write_results(table, likes, retriever, k, "image")
 
 
 def index(
-    images: Images,
+    images: option.Images,
     output: Annotated[
-        Path,
-        typer.Option(
-            "--output", "-o", help="Folder in which the index is saved.", show_default=False
-        ),
+        Path, typer.Option("--output", "-o", help="Folder in which the index is saved.")
     ],
-    aligner: Aligner = None,
+    aligner: option.Aligner = None,
     kind: Annotated[
         str,
         typer.Option(
@@ -107,10 +86,10 @@ def index(
             "(fastest, approximate)."
         ),
     ] = "exact",
-    cache: Cache = None,
-    device: Device = "auto",
-    n_jobs: NJobs = -1,
-    quiet: Quiet = False,
+    cache: option.Cache = None,
+    device: option.Device = "auto",
+    n_jobs: option.NJobs = -1,
+    quiet: option.Quiet = False,
 ) -> None:
     """Embed a collection of images, for fast searches.
 
@@ -140,6 +119,10 @@ def _build_index(
     return retriever.fit([paths[row] for row in encoded.readable_rows])
 
 
+def _is_same_file(item: Any, path: str) -> bool:
+    return isinstance(item, str) and os.path.realpath(item) == os.path.realpath(path)
+
+
 def _load_index(folder: Path | None, options: Any) -> Any:
     from ..retrieval import CrossModalRetriever
     from ._models import load_model
@@ -158,6 +141,8 @@ def _write_results(
 ) -> None:
     from ..encoders import EncodingFailedWarning
 
+    if not queries:
+        return
     is_image = modality == "image"
     n_read = retriever.n_samples_fit_ - retriever.n_unread_
     # An image of the collection is its own nearest neighbour: search for one more, and skip it.
@@ -169,16 +154,11 @@ def _write_results(
     for query, scores, items in zip(queries, result.scores, result.items, strict=True):
         if not items:
             raise ValueError(f"--like {query!r} cannot be read as an image. Pass another image.")
-        query_path = os.path.realpath(query) if is_image else None
         results = [
-            (item, score)
+            (FileName(item) if has_file_names else str(item), round(score, 4))
             for item, score in zip(items, scores.tolist(), strict=True)
-            if query_path is None
-            or not isinstance(item, str)
-            or os.path.realpath(item) != query_path
+            if not (is_image and _is_same_file(item, query))
         ]
-        for rank, (item, score) in enumerate(results[:k], start=1):
-            query_cell = FileName(query) if is_image else query
-            item_cell = FileName(item) if has_file_names else str(item)
-            table.write([query_cell, rank, item_cell, round(score, 4)])
+        for rank, result_cells in enumerate(results[:k], start=1):
+            table.write([FileName(query) if is_image else query, rank, *result_cells])
     table.flush()

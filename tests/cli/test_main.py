@@ -162,7 +162,7 @@ def test_user_errors_are_messages(failing, error, message):
 
 
 def test_bug_prints_escaped_traceback(monkeypatch):
-    def parse_labels(*arguments):
+    def parse_labels(*arguments, **options):
         raise TypeError("red\x1b[31m")
 
     monkeypatch.setattr("sklearn_ape.cli.classify.parse_labels", parse_labels)
