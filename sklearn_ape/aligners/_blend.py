@@ -124,3 +124,23 @@ def _make_blend(closed_form: TwoTower, text_head: Head, weight: float) -> TwoTow
         return TwoTower(closed_form.image_head, text_head)
     blended = BlendedHead(closed_form.text_head, text_head, weight)
     return TwoTower(closed_form.image_head, blended)
+
+
+def summarize_training(history: list[dict[str, Any]], best_epoch: int) -> str:
+    """Return in words what the training of a head brought."""
+    if not history:
+        return "closed form; too few pairs to test whether training improves it"
+    if "blend_weight" not in history[-1]:
+        return f"{len(history)} epochs, without held-out pairs"
+    closed_form, *epochs = history
+    if best_epoch == 0:
+        best_head = max(row["head_recall"] for row in epochs)
+        return (
+            f"closed form: recall {closed_form['valid_recall']:.3f}; no blend was better in "
+            f"{len(epochs)} epochs (head {best_head:.3f})"
+        )
+    best = history[best_epoch]
+    return (
+        f"blend {best['blend_weight']:g}: recall {best['valid_recall']:.3f}; closed form "
+        f"{closed_form['valid_recall']:.3f}, head {best['head_recall']:.3f}"
+    )

@@ -93,9 +93,12 @@ class TrainedAligner(BaseAligner):
     # The keys of parameters that are dicts, with their defaults.
     _dict_defaults: ClassVar[dict[str, dict[str, Any]]]
 
+    # Whether max_epochs="auto" is valid.
+    _can_choose_epochs: ClassVar = False
+
     module_: TwoTower
     loss: str
-    max_epochs: int
+    max_epochs: Any
     device: Any
     random_state: Any
     callbacks: Any
@@ -110,7 +113,7 @@ class TrainedAligner(BaseAligner):
     def _fit(self, X: Any, y: Any) -> Self:
         self._check_parameters()
         prepare_folder(self.checkpoint)
-        context = FitContext(self, self.max_epochs, X, y)
+        context = FitContext(self, self._count_epochs(None), X, y)
         with default_state():
             data = self._fit_pairs(X, y)
             rng = check_random_state(self.random_state)
@@ -120,7 +123,9 @@ class TrainedAligner(BaseAligner):
             with Checkpoint(self, data, seed, ranks) as checkpoint:
                 if not checkpoint.restore():
                     with seed_generators(checkpoint.seed, self.device_):
-                        run = TrainingRun(self._training_config(), context, checkpoint, ranks)
+                        run = TrainingRun(
+                            self._training_config(len(data)), context, checkpoint, ranks
+                        )
                         module, logit_scale, result = self._train(data, run)
                     self._set_module(module, logit_scale)
                     self.history_, self.n_epochs_, self.best_epoch_, _ = result
@@ -137,7 +142,8 @@ class TrainedAligner(BaseAligner):
         check_choice(self.loss, "loss", tuple(LOSSES))
         check_integer(self.n_components, "n_components", 1, optional=True)
         check_integer(self.batch_size, "batch_size", 2)
-        check_integer(self.max_epochs, "max_epochs", 1)
+        if self.max_epochs != "auto" or not self._can_choose_epochs:
+            check_integer(self.max_epochs, "max_epochs", 1)
         check_integer(self.n_iter_no_change, "n_iter_no_change", 1)
         check_number(self.validation_fraction, "validation_fraction", 0, 1, closed="neither")
         check_number(self.learning_rate, "learning_rate", 0, closed="neither")
@@ -167,8 +173,13 @@ class TrainedAligner(BaseAligner):
             parameters |= self._dict_values(name)
         return parameters
 
-    def _training_config(self) -> TrainingConfig:
+    def _count_epochs(self, n_pairs: int | None) -> int:
+        """Return the maximum number of epochs, for any number of pairs if it is None."""
+        return self.max_epochs
+
+    def _training_config(self, n_pairs: int) -> TrainingConfig:
         parameters = self._flat_parameters() | {"device": self.device_}
+        parameters["max_epochs"] = self._count_epochs(n_pairs)
         names = {field.name for field in fields(TrainingConfig)} & parameters.keys()
         return TrainingConfig(**{name: parameters[name] for name in names})
 

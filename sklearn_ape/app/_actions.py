@@ -162,19 +162,18 @@ def search(
 class _EpochReporter(Callback):
     """skorch callback that reports the progress of the training."""
 
-    def __init__(self, progress: Progress, max_epochs: int) -> None:
+    def __init__(self, progress: Progress) -> None:
         self.progress = progress
-        self.max_epochs = max_epochs
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _EpochReporter:
         return self  # the progress callback belongs to the request and cannot be copied
 
     def on_epoch_end(self, net: Any, **kwargs: Any) -> None:
         row = net.history[-1]
-        step = f"Epoch {row['epoch']} of at most {self.max_epochs}, loss {row['train_loss']:.2f}"
+        step = f"Epoch {row['epoch']} of at most {net.max_epochs}, loss {row['train_loss']:.2f}"
         if "valid_recall" in row:
             step += f", recall {row['valid_recall']:.0%}"
-        self.progress(row["epoch"] / self.max_epochs, step)
+        self.progress(row["epoch"] / net.max_epochs, step)
 
 
 def align(
@@ -208,7 +207,7 @@ def align(
     def fit(rows: np.ndarray, start: float, end: float) -> Any:
         options: dict[str, Any] = {"head_pairs": head_pairs}
         if method == "ape":
-            reporter = _EpochReporter(scale_progress(progress, start, end), max_epochs=100)
+            reporter = _EpochReporter(scale_progress(progress, start, end))
             options |= {"random_state": _SEED, "callbacks": [reporter]}
         aligner = _ALIGNERS[method](
             image_encoder=image_encoder, text_encoder=text_encoder, **options

@@ -136,7 +136,7 @@ class TestTraining:
                 for head in (closed_form.image_head, closed_form.text_head)
             )
         )
-        training = HeadTraining(module, aligner._training_config(), 0, data)
+        training = HeadTraining(module, aligner._training_config(300), 0, data)
         net, inputs = training.run([], 2), training.make_inputs(data)
         for side in ("image", "text"):
             trained = embed(net.module_, side, getattr(inputs, side), "cpu")

@@ -1,0 +1,177 @@
+"""The blend of closed form and trained head, which APEAligner keeps by default."""
+
+import re
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from sklearn.base import clone
+from sklearn.preprocessing import normalize
+
+from sklearn_ape import APEAligner, KernelAligner
+from sklearn_ape.aligners._blend import _choose_blend, _make_blend
+from sklearn_ape.heads import BlendedHead, ClosedFormHead, TwoTower, make_head
+from sklearn_ape.training.callbacks import BlendRecall, TrainingResult
+
+
+def small(**parameters):
+    defaults = {"depth": 2, "width": 128, "max_epochs": 20, "batch_size": 128, "random_state": 0}
+    return APEAligner(**(defaults | parameters))
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    """Images that depend on the texts by a function that neither part learns completely."""
+    rng = np.random.default_rng(0)
+    concepts = rng.standard_normal((900, 12))
+    to_image = rng.standard_normal((12, 40))
+    image = np.sign(concepts @ rng.standard_normal((12, 12))) @ to_image + concepts @ to_image
+    image += 3 * rng.standard_normal(image.shape)
+    text = concepts @ rng.standard_normal((12, 24)) + rng.standard_normal((900, 24))
+    return SimpleNamespace(image=image.astype(np.float32), text=text.astype(np.float32))
+
+
+@pytest.fixture(scope="module")
+def blend(pairs):
+    return small().fit(pairs.image[:600], pairs.text[:600])
+
+
+class TestHead:
+    @pytest.fixture
+    def closed_form(self, concepts):
+        return KernelAligner().fit(concepts.image, concepts.text).module_
+
+    @pytest.fixture
+    def head(self, closed_form):
+        text_head = closed_form.text_head
+        shape = {"depth": 2, "width": 16, "dropout": 0.0}
+        return make_head("mlp", text_head.n_in, text_head.n_out, **shape).eval()
+
+    def test_weights_0_and_1_are_the_parts(self, closed_form, head, concepts):
+        assert _make_blend(closed_form, head, 0.0) is closed_form
+        assert _make_blend(closed_form, head, 1.0).text_head is head
+
+    @pytest.mark.parametrize("weight", [0.25, 0.5])
+    def test_embeddings_are_the_weighted_sum_of_the_parts(
+        self, closed_form, head, concepts, weight
+    ):
+        text = torch.from_numpy(concepts.text)
+        blended = _make_blend(closed_form, head, weight).embed_text(text)
+        second = TwoTower(closed_form.image_head, head).embed_text(text)
+        expected = (1 - weight) * closed_form.embed_text(text) + weight * second
+        np.testing.assert_allclose(
+            blended.detach(), normalize(expected.detach().numpy()), atol=1e-6
+        )
+
+    def test_sizes_and_weight_are_checked(self, closed_form, head):
+        first = closed_form.text_head
+        with pytest.raises(ValueError, match=r"weight must be from 0 to 1, not 1\.5"):
+            BlendedHead(first, head, 1.5)
+        other = make_head("linear", first.n_in, first.n_out + 1, depth=1, width=1, dropout=0)
+        with pytest.raises(ValueError, match="first and second have different sizes"):
+            BlendedHead(first, other, 0.5)
+
+
+class TestFit:
+    def test_blend_is_better_than_its_parts_on_held_out_pairs(self, blend):
+        """The history has the recalls of the closed form, the head and the blend."""
+        closed_form, *epochs = blend.history_
+        best = blend.history_[blend.best_epoch_]
+        assert blend.best_epoch_ > 0
+        assert closed_form["epoch"] == 0
+        assert closed_form["blend_weight"] == 0
+        assert best["valid_recall"] > closed_form["valid_recall"]
+        assert best["valid_recall"] >= max(row["head_recall"] for row in epochs)
+        assert isinstance(blend.module_.text_head, BlendedHead)
+        assert float(blend.module_.text_head.weight) == pytest.approx(best["blend_weight"])
+
+    def test_blend_is_better_than_the_closed_form_on_test_pairs(self, blend, pairs):
+        kernel = KernelAligner().fit(pairs.image[:600], pairs.text[:600])
+        test = pairs.image[600:], pairs.text[600:]
+        assert blend.score(*test) > kernel.score(*test)
+
+    def test_images_have_the_space_of_the_closed_form(self, blend, pairs):
+        kernel = KernelAligner().fit(pairs.image[:600], pairs.text[:600])
+        np.testing.assert_array_equal(blend.transform(pairs.image), kernel.transform(pairs.image))
+
+    def test_closed_form_is_solved_on_all_pairs_unless_refit_is_false(self, blend, pairs):
+        def count_anchors(aligner):
+            return len(aligner.module_.text_head.first.base.anchors)
+
+        assert count_anchors(blend) == 600
+        other = clone(blend).set_params(refit=False).fit(pairs.image[:600], pairs.text[:600])
+        assert count_anchors(other) == 540
+
+    def test_early_stopping_false_blends_both_equally(self, pairs):
+        aligner = small(early_stopping=False, max_epochs=3).fit(pairs.image, pairs.text)
+        assert float(aligner.module_.text_head.weight) == 0.5
+        assert aligner.best_epoch_ == aligner.n_epochs_ == 3
+
+    def test_training_stops_when_it_cannot_catch_up(self, pairs):
+        """No epoch improves the closed form, so that training ends after the patience."""
+        aligner = small(learning_rate=1e-9, n_iter_no_change=4, max_epochs=50)
+        aligner.fit(pairs.image, pairs.text)
+        kernel = KernelAligner().fit(pairs.image, pairs.text)
+        assert aligner.best_epoch_ == 0
+        assert aligner.n_epochs_ < 20
+        assert aligner.fingerprint_ == kernel.fingerprint_
+
+    def test_head_on_the_image_side_starts_from_the_kernel(self, pairs):
+        aligner = small(side="both", max_epochs=2).fit(pairs.image, pairs.text)
+        assert isinstance(aligner.module_.text_head, ClosedFormHead)
+
+    @pytest.mark.parametrize("head", ["linear", "glu", "star"])
+    def test_every_kind_of_head_can_be_blended(self, pairs, head):
+        aligner = small(head=head, max_epochs=2, early_stopping=False)
+        aligner.fit(pairs.image[:200], pairs.text[:200])
+        assert np.isfinite(aligner.transform_text(pairs.text)).all()
+
+    def test_same_seed_gives_bitwise_identical_fits(self, blend, pairs):
+        again = clone(blend).fit(pairs.image[:600], pairs.text[:600])
+        assert again.fingerprint_ == blend.fingerprint_
+        assert again.logit_scale_ == blend.logit_scale_
+
+    def test_saved_model_gives_the_same_embeddings(self, blend, pairs, tmp_path):
+        blend.save_pretrained(tmp_path / "model")
+        restored = APEAligner.from_pretrained(tmp_path / "model")
+        assert restored.fingerprint_ == blend.fingerprint_
+        assert restored.history_ == blend.history_
+        np.testing.assert_array_equal(
+            restored.transform_text(pairs.text), blend.transform_text(pairs.text)
+        )
+
+    def test_summary_says_what_training_brought(self, blend, pairs, capsys):
+        fitted = clone(blend).set_params(verbose=1).fit(pairs.image[:600], pairs.text[:600])
+        output = capsys.readouterr().out
+        best = fitted.history_[fitted.best_epoch_]
+        pattern = (
+            rf"blend {best['blend_weight']:g}: recall {best['valid_recall']:.3f}; "
+            rf"closed form {fitted.history_[0]['valid_recall']:.3f}, "
+            rf"head {best['head_recall']:.3f}"
+        )
+        assert re.search(pattern, output)
+
+
+class TestChoice:
+    def test_first_of_equal_weights_is_chosen(self):
+        class FixedRecall(BlendRecall):
+            def __init__(self):
+                self.dataset = SimpleNamespace(pairs=np.column_stack([np.arange(20)] * 2))
+                self.text = np.eye(20, dtype=np.float32)
+
+        scores = FixedRecall().score(np.eye(20, dtype=np.float32), np.eye(20, dtype=np.float32))
+        assert scores == {"valid_recall": 1.0, "head_recall": 1.0, "blend_weight": 0.15}
+
+    @pytest.mark.parametrize(
+        ("recalls", "best_epoch", "weight"), [([0.4, 0.6], 2, 0.3), ([0.5, 0.4], 0, 0.0)]
+    )
+    def test_closed_form_is_kept_unless_a_blend_is_better(self, recalls, best_epoch, weight):
+        history = [
+            {"epoch": i + 1, "valid_recall": recall, "blend_weight": 0.3}
+            for i, recall in enumerate(recalls)
+        ]
+        result = TrainingResult(history, 2, int(np.argmax(recalls)) + 1)
+        result, chosen = _choose_blend(result, 0.5)
+        assert (result.best_epoch, chosen) == (best_epoch, weight)
+        assert result.history[0] == {"epoch": 0, "valid_recall": 0.5, "blend_weight": 0.0}
