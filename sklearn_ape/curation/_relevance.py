@@ -42,20 +42,10 @@ def split_words(text: str) -> list[str]:
 
 
 def compute_name_shares(captions: Sequence[str], names: Mapping[Any, list[str]]) -> csr_array:
-    """Compute the fraction of the words of each caption that belong to the name of each label.
+    """Return the fraction of the words of each caption that belong to the name of each label.
 
-    Parameters
-    ----------
-    captions : sequence of str
-        Captions.
-    names : mapping of label to names
-        Names of each label, of which the longest in the caption counts. Names with a placeholder
-        ``{}`` are sentences, and ignored.
-
-    Returns
-    -------
-    shares : csr_array of shape (n_captions, n_labels)
-        Fractions in (0, 1]. Nothing is stored if a caption has no name of the label.
+    Of several names of a label, the longest in the caption counts. Names with a placeholder ``{}``
+    are sentences, and ignored. Nothing is stored if a caption has no name of the label.
     """
     labels_of: defaultdict[tuple[str, ...], set[int]] = defaultdict(set)
     for number, texts in enumerate(names.values()):
@@ -376,7 +366,7 @@ def select_relevant(
     if n_pairs is not None and len(choice.pairs) < n_pairs:
         warn(
             f"n_pairs={n_pairs}, but only {len(choice.pairs)} pairs match a label within the "
-            "limits. All of them are selected.",
+            "limits. All of them are selected."
         )
     classes = list(names)
     similarity, match = relevance.compare_pairs(choice.pairs, choice.labels)

@@ -189,7 +189,7 @@ def _iter_files(folder: Path, recursive: bool) -> Iterator[Path]:
 def _warn_unreadable(error: OSError) -> None:
     warn(
         f"Folder {error.filename!r} cannot be read ({error.strerror}) and is skipped. Check its "
-        "permissions.",
+        "permissions."
     )
 
 

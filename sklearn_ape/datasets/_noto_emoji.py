@@ -145,11 +145,7 @@ def load_noto_emoji(
         subcategories=np.array([find_category(c, subgroups, "country-flag") for c in paths]),
         emoji=np.array(list(paths)),
         DESCR=_DESCR.format(
-            n=len(paths),
-            width=_WIDTH,
-            height=_HEIGHT,
-            font=file,
-            uncategorized=UNCATEGORIZED,
+            n=len(paths), width=_WIDTH, height=_HEIGHT, font=file, uncategorized=UNCATEGORIZED
         ),
     )
     return make_result(bunch, return_X_y)

@@ -26,10 +26,7 @@ Tux Paint stamps
 
 
 def load_tuxpaint_stamps(
-    *,
-    path: str | os.PathLike[str] | None = None,
-    language: str = "en",
-    return_X_y: bool = False,
+    *, path: str | os.PathLike[str] | None = None, language: str = "en", return_X_y: bool = False
 ) -> Any:
     r"""Load the Tux Paint stamps and their captions.
 

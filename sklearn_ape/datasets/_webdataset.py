@@ -214,13 +214,6 @@ class WebDatasetPairs:
 
     Iteration yields ``(bytes, caption)`` and reads the shards each time. ``len`` and the first
     iteration read the headers of all shards, to check that all samples are pairs.
-
-    Parameters
-    ----------
-    shards : list of str
-        Paths of the shards, in order.
-    image, caption : _Keys
-        Extensions of images and captions.
     """
 
     def __init__(self, shards: list[str], image: _Keys, caption: _Keys) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, Self
 
 import numpy as np
@@ -10,7 +11,6 @@ from sklearn.base import clone
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from sklearn.utils import check_array
-from sklearn.utils.validation import check_is_fitted
 
 from ..utils.validation import format_list
 from ..utils.warnings import warn
@@ -31,11 +31,12 @@ _MAX_COLORS = 10
 _GREY_INDEX = 7  # of grey in the sequence of colours "tab10"
 
 
+@dataclass(eq=False, repr=False)
 class EmbeddingMapDisplay:
     """Map of image and text embeddings in two dimensions.
 
-    Images are drawn as circles, and captions as triangles.
-    Create it with `from_estimator` or `from_predictions`.
+    Images are drawn as circles, and captions as triangles. Create it with `from_estimator` or
+    `from_predictions`.
 
     Parameters
     ----------
@@ -62,10 +63,8 @@ class EmbeddingMapDisplay:
         Lines between pairs.
     thumbnails_ : list of matplotlib.offsetbox.AnnotationBbox
         Thumbnails of images.
-    ax_ : matplotlib.axes.Axes
-        Axes of the display.
-    figure_ : matplotlib.figure.Figure
-        Figure of the axes.
+    ax_, figure_ : matplotlib.axes.Axes, matplotlib.figure.Figure
+        Axes and figure of the display.
 
     See Also
     --------
@@ -97,24 +96,14 @@ class EmbeddingMapDisplay:
     True
     """
 
-    def __init__(
-        self,
-        image_points: np.ndarray,
-        text_points: np.ndarray,
-        *,
-        pairs: np.ndarray | None = None,
-        image_labels: Any = None,
-        text_labels: Any = None,
-        images: Any = None,
-        axis_names: tuple[str, str] = ("", ""),
-    ) -> None:
-        self.image_points = image_points
-        self.text_points = text_points
-        self.pairs = pairs
-        self.image_labels = image_labels
-        self.text_labels = text_labels
-        self.images = images
-        self.axis_names = axis_names
+    image_points: np.ndarray
+    text_points: np.ndarray
+    _: KW_ONLY
+    pairs: np.ndarray | None = None
+    image_labels: Any = None
+    text_labels: Any = None
+    images: Any = None
+    axis_names: tuple[str, str] = ("", "")
 
     @classmethod
     def from_estimator(
@@ -146,12 +135,8 @@ class EmbeddingMapDisplay:
             Texts, or their features. The number of texts may differ from the number of images.
         images : sequence of images of length n_images or None, default=None
             Images for thumbnails, if X is features.
-        pairs, labels, text_labels, reducer, center, random_state : object
-            Options of the map; see `from_predictions`.
-        ax : matplotlib.axes.Axes or None, default=None
-            Axes to draw on. None creates a figure.
-        **plot_options : object
-            Keyword arguments of `plot`.
+        pairs, labels, text_labels, reducer, center, random_state, ax, **plot_options : object
+            Options of `from_predictions`.
 
         Returns
         -------
@@ -159,7 +144,6 @@ class EmbeddingMapDisplay:
             The display, which has been drawn.
         """
         aligner, features = get_aligner_and_input(estimator, X)
-        check_is_fitted(aligner)
         return cls.from_predictions(
             aligner.transform(features),
             aligner.transform_text(y),
@@ -214,10 +198,8 @@ class EmbeddingMapDisplay:
             Whether the mean of each modality is subtracted first; see the notes.
         random_state : int, RandomState instance or None, default=None
             Random seed of "pca" and "tsne", for reproducible results.
-        ax : matplotlib.axes.Axes or None, default=None
-            Axes to draw on. None creates a figure.
-        **plot_options : object
-            Keyword arguments of `plot`.
+        ax, **plot_options : object
+            Axes to draw on, and other arguments of `plot`.
 
         Returns
         -------
@@ -230,12 +212,10 @@ class EmbeddingMapDisplay:
             When the numbers of components or of items are inconsistent, or there are fewer than
             3 points.
         """
+        named = {"image_embeddings": image_embeddings, "text_embeddings": text_embeddings}
         sides = [
             check_array(side, dtype=np.float64, ensure_all_finite="allow-nan", input_name=name)
-            for side, name in (
-                (image_embeddings, "image_embeddings"),
-                (text_embeddings, "text_embeddings"),
-            )
+            for name, side in named.items()
         ]
         n_images, n_texts = map(len, sides)
         if sides[0].shape[1] != sides[1].shape[1]:
@@ -297,12 +277,10 @@ class EmbeddingMapDisplay:
         colors = _assign_colors(self.image_labels, self.text_labels)
         self.lines_ = None
         if lines and self.pairs is not None and len(self.pairs):
-            ends = np.stack(
-                [self.image_points[self.pairs[:, 0]], self.text_points[self.pairs[:, 1]]], axis=1
-            )
-            self.lines_ = LineCollection(
-                ends[np.isfinite(ends).all(axis=(1, 2))], colors="0.75", linewidths=0.6, zorder=1
-            )
+            images, texts = self.pairs.T
+            ends = np.stack([self.image_points[images], self.text_points[texts]], axis=1)
+            ends = ends[np.isfinite(ends).all(axis=(1, 2))]
+            self.lines_ = LineCollection(ends, colors="0.75", linewidths=0.6, zorder=1)
             ax.add_collection(self.lines_)
         self.image_points_ = self._scatter(self.image_points, self.image_labels, colors, "o", size)
         self.text_points_ = self._scatter(self.text_points, self.text_labels, colors, "^", size)
@@ -325,24 +303,14 @@ class EmbeddingMapDisplay:
             *(make_handle("s", color, format_text(label, 24)) for label, color in colors.items()),
         ]
         # Beside the axes, where the legend covers no points.
-        self.ax_.legend(
-            handles=handles,
-            loc="upper left",
-            bbox_to_anchor=(1, 1),
-            fontsize="small",
-            frameon=False,
-        )
+        place = {"loc": "upper left", "bbox_to_anchor": (1, 1)}
+        self.ax_.legend(handles=handles, **place, fontsize="small", frameon=False)
 
     def _scatter(
         self, points: np.ndarray, labels: Any, colors: dict[Any, Any], marker: str, size: float
     ) -> list[Any]:
-        options = {
-            "marker": marker,
-            "s": size,
-            "linewidths": 0.4,
-            "edgecolors": "white",
-            "zorder": 2,
-        }
+        style = {"marker": marker, "s": size, "linewidths": 0.4, "edgecolors": "white"}
+        options = style | {"zorder": 2}
         if labels is None:
             color = _IMAGE_COLOR if marker == "o" else _TEXT_COLOR
             return [self.ax_.scatter(points[:, 0], points[:, 1], color=color, **options)]
@@ -383,7 +351,7 @@ def _project(
         rows = np.flatnonzero(~is_finite)
         warn(
             f"{len(rows)} rows are not finite and are left out of the map: rows "
-            f"{format_list(rows, str)} of the images followed by the texts.",
+            f"{format_list(rows, str)} of the images followed by the texts."
         )
     n_points = int(is_finite.sum())
     if n_points < 3:

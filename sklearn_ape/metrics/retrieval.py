@@ -34,8 +34,7 @@ _TIE_ROUNDINGS = 16
 class _Tile(NamedTuple):
     """Scores of a block of queries with a block of candidates.
 
-    `pair_indices` are the indices of the pairs in the tile, and `positions` are their rows and
-    columns within the tile.
+    `positions` are the rows and columns within the tile of the pairs `pair_indices`.
     """
 
     rows: slice
@@ -119,32 +118,11 @@ class _Tiles:
 def compute_both_ranks(
     queries: Any, candidates: Any, pairs: np.ndarray, both: bool = True
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Compute the rank of the best positive of each query and of each candidate.
+    """Return the rank of the best positive of each query, and of each candidate if `both`, from 0.
 
-    Parameters
-    ----------
-    queries : array of shape (n_queries, n_components)
-        Embeddings of queries, dense or of a type that can be sliced, transposed and multiplied.
-    candidates : array of shape (n_candidates, n_components)
-        Embeddings of candidates.
-    pairs : array of shape (n_pairs, 2)
-        Row of the query and row of the candidate of each positive pair.
-    both : bool, default=True
-        Whether to compute the ranks for candidates. If False, they are all 0.
-
-    Returns
-    -------
-    ranks : ndarray of shape (n_queries,)
-        Rank of the best positive of each query among the candidates, from 0. Candidates that are
-        not positives and have the same score, up to rounding, rank before the positive.
-    ranks_back : ndarray of shape (n_candidates,)
-        Rank of the best positive of each candidate among the queries.
-
-    Raises
-    ------
-    ValueError
-        If a query or candidate has no positive, a pair refers to a row that does not exist, or an
-        embedding is not finite.
+    Embeddings are dense, or of a type that can be sliced, transposed and multiplied. `pairs` are
+    the row of the query and the row of the candidate of each positive pair. Candidates that are not
+    positives and have the same score, up to rounding, rank before the positive.
     """
     shape = len(queries), len(candidates)
     pairs = _check_pairs(pairs, shape)
@@ -239,13 +217,7 @@ def _count_in_threads(count: Callable[[int, int], np.ndarray], max_threads: int)
 
 
 def _check_pairs(pairs: Any, shape: tuple[int, int]) -> np.ndarray:
-    """Return the pairs sorted and without duplicates.
-
-    Raises
-    ------
-    ValueError
-        If pairs are not integers, or refer to rows that do not exist.
-    """
+    """Return the pairs sorted and without duplicates; check that they are row numbers."""
     pairs = np.asarray(as_numeric(pairs, "pairs"))
     if pairs.dtype == bool:
         raise ValueError(

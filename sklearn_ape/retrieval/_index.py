@@ -129,15 +129,7 @@ class UsearchIndex:
 
 
 def make_index(name: str, embeddings: np.ndarray) -> Index:
-    """Return an index of embeddings.
-
-    Parameters
-    ----------
-    name : {"exact", "faiss", "usearch"}
-        Kind of index.
-    embeddings : ndarray of shape (n, n_components)
-        Finite embeddings in float32 or float16.
-    """
+    """Return an index of finite embeddings in float32 or float16."""
     if name == "exact":
         return ExactIndex()
     width = embeddings.shape[1]
@@ -158,22 +150,8 @@ def find_nearest(
 ) -> np.ndarray:
     """Return the k rows with the largest products with each query, in ascending order.
 
-    Parameters
-    ----------
-    embeddings : ndarray of shape (n, n_components)
-        Finite embeddings in float32 or float16.
-    queries : ndarray of shape (n_queries, n_components)
-        Finite embeddings in float32.
-    k : int
-        Number of rows, at most n. Ties are broken by row number.
-    adjust : callable or None, default=None
-        Function ``adjust(products, rows, queries)`` that modifies products of shape
-        (n_tile_rows, n_tile_queries) in place. `rows` and `queries` are slices.
-
-    Returns
-    -------
-    rows : ndarray of int, shape (n_queries, k)
-        Rows of `embeddings`.
+    Ties are broken by row number. ``adjust(products, rows, queries)`` modifies the products of a
+    slice of rows with a slice of queries in place.
     """
     nearest = np.empty((len(queries), k), dtype=np.intp)
     for block in gen_batches(len(queries), _BLOCK_SIZE):
@@ -235,20 +213,6 @@ def compute_pair_products(
 
     The last bits of a matrix product depend on all queries of a block. These products do not, so
     that equal images always have equal scores.
-
-    Parameters
-    ----------
-    embeddings : ndarray of shape (n, n_components)
-        Embeddings of all images.
-    queries : ndarray of shape (n_queries, n_components)
-        Embeddings of the queries.
-    rows : ndarray of int, shape (n_queries, k)
-        Rows of `embeddings` for each query.
-
-    Returns
-    -------
-    products : ndarray of float64, shape (n_queries, k)
-        Products of the queries with their rows.
     """
     flat_rows, query = rows.ravel(), np.repeat(np.arange(len(queries)), rows.shape[1])
     products = np.empty(len(flat_rows))
@@ -279,17 +243,7 @@ def _largest_columns(values: np.ndarray, k: int) -> np.ndarray:
 def resolve_queries(queries: Any, modality: str) -> tuple[Any, bool]:
     """Return queries in the form that an aligner takes, and whether they are texts.
 
-    Parameters
-    ----------
-    queries : sequence
-        Texts, images or features.
-    modality : {"auto", "image", "text"}
-        Type of the queries. ``"auto"`` treats str as text.
-
-    Raises
-    ------
-    ValueError
-        If `queries` is empty, or its types are mixed or do not match `modality`.
+    The modality ``"auto"`` treats str as text.
     """
     check_choice(modality, "modality", MODALITIES)
     check_sequence(queries, "queries", "query", "texts, of images or of features")
@@ -344,5 +298,5 @@ def _warn_about_paths(texts: list[str]) -> None:
         warn(
             f"{len(paths)} of the queries look like paths and are searched as text: "
             f"{format_list(paths)}. Pass modality='image' to search by these images, or "
-            "modality='text' to hide this warning.",
+            "modality='text' to hide this warning."
         )

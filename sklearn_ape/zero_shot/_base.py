@@ -64,24 +64,7 @@ def embed_labels(
 ) -> np.ndarray:
     """Return the mean embedding of the prompts of each class, L2-normalized.
 
-    Parameters
-    ----------
-    aligner : aligner
-        Aligner whose `transform_text` embeds the prompts.
-    names : mapping of length n_classes
-        The names of each class, in the order of the rows returned.
-    templates : tuple of str
-        Templates for the names.
-
-    Returns
-    -------
-    embeddings : ndarray of shape (n_classes, n_components)
-        Embeddings of the classes. The array is cached: do not write to it.
-
-    Raises
-    ------
-    ValueError
-        When the text encoder returns NaN for a prompt; the message names the class.
+    The array is cached: do not write to it.
     """
     parts = [
         _identify(aligner),
@@ -200,7 +183,7 @@ def _warn_if_indistinguishable(classes: Iterable[Any], embeddings: np.ndarray) -
         if first != label:
             warn(
                 f"labels has the classes {first!r} and {label!r}, which have the same embedding: "
-                "the text encoder cannot distinguish their names. Describe them by other texts.",
+                "the text encoder cannot distinguish their names. Describe them by other texts."
             )
             return
 
@@ -269,18 +252,12 @@ class ZeroShotBase(AlignerWrapperMixin, ClassifierMixin, CallbackSupportMixin, B
             warn(
                 f"captions are not used: aligner is {reason}, and fit keeps it. "
                 "To train on captions, pass an aligner that is not fitted, such as "
-                "sklearn.base.clone(aligner).",
+                "sklearn.base.clone(aligner)."
             )
         return aligner
 
     def _check_ready(self, allow_changes: bool = False) -> tuple[str, ...]:
-        """Check that the classifier can predict, and return the templates.
-
-        Parameters
-        ----------
-        allow_changes : bool, default=False
-            Whether the aligner may have changed since `fit`.
-        """
+        """Check that the classifier can predict, and return the templates."""
         templates = self._check_parameters()
         if self.aligner is not None and not self.__sklearn_is_fitted__():
             unwrap_aligner(resolve_aligner(self.aligner))  # an invalid type is reported first
@@ -294,14 +271,7 @@ class ZeroShotBase(AlignerWrapperMixin, ClassifierMixin, CallbackSupportMixin, B
     ) -> LogitTiles:
         """Embed the labels, and return an object that computes the logits of images.
 
-        Parameters
-        ----------
-        aligner : estimator
-            Fitted aligner, or a Pipeline that ends in one.
-        templates : tuple of str
-            Templates for the names of the labels.
-        scale : float or None, default=None
-            Logit scale. None takes the parameter, or else the scale that the aligner learned.
+        If `scale` is None, it is the parameter, or else the scale that the aligner learned.
         """
         text_aligner = unwrap_aligner(aligner)
         names = self._resolve_names()

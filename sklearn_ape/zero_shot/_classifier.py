@@ -212,7 +212,7 @@ class ZeroShotClassifier(ZeroShotBase):
             if not all(isinstance(label, str) for label in names):
                 warn(
                     "y holds numbers, so the texts '0', '1', ... are embedded as names of the "
-                    "classes. Pass names with labels={0: 'cat', 1: 'dog', ...}.",
+                    "classes. Pass names with labels={0: 'cat', 1: 'dog', ...}."
                 )
             return names
         names = resolve_names(self.labels)
@@ -237,7 +237,7 @@ class ZeroShotClassifier(ZeroShotBase):
             )
         warn(
             f"{message}Pass labels that are texts, or only those that y holds, if this "
-            "classifier is fitted by a meta-estimator.",
+            "classifier is fitted by a meta-estimator."
         )
 
     def decision_function(self, X: Any) -> np.ndarray:
@@ -362,7 +362,7 @@ class ZeroShotClassifier(ZeroShotBase):
         if absent:
             warn(
                 f"y contains labels that are not in classes_: {format_list(absent)}. They count "
-                "as errors; correct y, or add them to labels.",
+                "as errors; correct y, or add them to labels."
             )
         codes = self._predict_codes(logits, X)
         check_consistent_length(codes, truth, sample_weight)
@@ -391,7 +391,7 @@ class ZeroShotClassifier(ZeroShotBase):
             label = f"{logits.classes[0]!s:.99}"
             warn(
                 f"classes_ has only one class, {label}, so every image is predicted as {label}. "
-                "Pass at least two labels.",
+                "Pass at least two labels."
             )
         return logits
 
@@ -411,7 +411,7 @@ class ZeroShotClassifier(ZeroShotBase):
         if unreadable.size and self.threshold is None:
             warn(
                 f"{len(unreadable)} images could not be read and are predicted as "
-                f"{self.unknown_label!r}: rows {format_list(unreadable, str)}.",
+                f"{self.unknown_label!r}: rows {format_list(unreadable, str)}."
             )
         return codes
 
@@ -462,7 +462,7 @@ def _warn_if_unreadable(scores: np.ndarray) -> None:
         warn(
             f"{len(unreadable)} images could not be read, so their scores are NaN: rows "
             f"{format_list(unreadable, str)}. Leave them out, or call predict, which returns "
-            "unknown_label for them.",
+            "unknown_label for them."
         )
 
 

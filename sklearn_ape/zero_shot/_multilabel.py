@@ -178,7 +178,7 @@ class MultiLabelZeroShotClassifier(ZeroShotBase):
         if self.labels is None and not all(isinstance(label, str) for label in names):
             warn(
                 "Y has labels that are numbers, so the texts '0', '1', ... are embedded for them. "
-                "Pass names with labels={0: 'cat', 1: 'dog', ...}.",
+                "Pass names with labels={0: 'cat', 1: 'dog', ...}."
             )
         table = to_indicator(Y, list(names))
         check_consistent_length(X, table, captions)
@@ -286,7 +286,7 @@ class MultiLabelZeroShotClassifier(ZeroShotBase):
         if unreadable.size:
             warn(
                 f"{len(unreadable)} images could not be read and get no label: rows "
-                f"{format_list(unreadable, str)}.",
+                f"{format_list(unreadable, str)}."
             )
         return (scores > 0).astype(int)
 
