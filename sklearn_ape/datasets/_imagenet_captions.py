@@ -12,9 +12,9 @@ from typing import Any, Literal
 import numpy as np
 from sklearn.utils import Bunch
 
-from ..utils.validation import check_choice
+from ..utils.validation import check_choice, format_list
 from ..utils.warnings import warn
-from .base import check_folder, import_optional, list_first, make_result
+from .base import check_folder, import_optional, make_result
 
 _FIELDS = ("title", "tags", "description")
 _TAG = re.compile(r"</?[a-zA-Z][^<>]*>")
@@ -43,7 +43,7 @@ def load_imagenet_captions(
     r"""Load the images of ImageNet that have captions in ImageNet-Captions.
 
     Nothing is downloaded. Get `captions_json` from the repository of [1]_ and the images from
-    ImageNet's training set (ILSVRC 2012). Images are listed without being opened.
+    ImageNet's training set (ILSVRC 2012).
 
     Parameters
     ----------
@@ -81,9 +81,6 @@ def load_imagenet_captions(
             List of names per label, for the parameter ``labels`` of a `ZeroShotClassifier`.
         DESCR : str
             Description of the source, and numbers of skipped entries.
-
-    (images, captions) : tuple of lists
-        Returned instead of the Bunch if `return_X_y` is True.
 
     Raises
     ------
@@ -208,17 +205,14 @@ def _find_images(folder: Path, entries: list[dict[str, Any]]) -> list[str | None
     """Return the path of each entry's image, or None if it does not exist."""
     # Folders are listed, because checking half a million files takes minutes on a network disk.
     flat = set(os.listdir(folder))
-    inside = {
-        wnid: set(os.listdir(folder / wnid)) if (folder / wnid).is_dir() else set[str]()
-        for wnid in {entry["wnid"] for entry in entries} & flat
-    }
+    wnids = {entry["wnid"] for entry in entries} & flat
+    inside = {wnid: set(os.listdir(folder / wnid)) for wnid in wnids if (folder / wnid).is_dir()}
     paths: list[str | None] = []
     for entry in entries:
         wnid, name = entry["wnid"], entry["filename"]
-        if name in inside.get(wnid, ()):
-            paths.append(str(folder / wnid / name))
-        else:
-            paths.append(str(folder / name) if name in flat else None)
+        is_inside = name in inside.get(wnid, ())
+        path = folder / wnid / name if is_inside else folder / name
+        paths.append(str(path) if is_inside or name in flat else None)
     return paths
 
 
@@ -227,7 +221,7 @@ def _report_missing(missing: list[str], n_entries: int, folder: Path, on_missing
         return
     message = (
         f"{str(folder)!r} has no file for {len(missing)} of {n_entries} images, neither in "
-        f"subfolders named by wnid nor in the folder itself: {list_first(missing)}."
+        f"subfolders named by wnid nor in the folder itself: {format_list(missing)}."
     )
     if len(missing) == n_entries:
         raise FileNotFoundError(f"{message} Pass the folder that contains n01440764.")
@@ -263,7 +257,7 @@ def _look_up_names(wnids: list[str]) -> dict[str, tuple[str, list[str]]]:
     if unknown:
         raise ValueError(
             f"{len(unknown)} wnids are not among ImageNet's 1,000 classes: "
-            f"{list_first(unknown)}. Remove their entries."
+            f"{format_list(unknown)}. Remove their entries."
         )
     synonyms = {wnid: info.label_name_to_description(wnid) for wnid in imagenet_wnids}
     n_by_first_name = Counter(text.split(", ")[0] for text in synonyms.values())

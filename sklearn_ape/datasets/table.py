@@ -15,7 +15,8 @@ from sklearn.utils import Bunch
 
 from ..utils.escape import unescape_formula
 from ..utils.files import IMAGE_SUFFIXES
-from .base import flatten_single_captions, import_optional, list_first, make_result
+from ..utils.validation import format_list
+from .base import flatten_single_captions, import_optional, make_result
 
 _FORMATS = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 
@@ -76,7 +77,7 @@ def _read_csv(file: Path, delimiter: str) -> Table:
         check_utf8(header, "the first line", "it")
         repeated = sorted({name for name in header if header.count(name) > 1})
         if repeated:
-            raise ValueError(f"columns repeat: {list_first(repeated)}. Rename them.")
+            raise ValueError(f"columns repeat: {format_list(repeated)}. Rename them.")
         columns: list[list[str]] = [[] for _ in header]
         for row in filter(None, reader):
             if len(row) != len(header):
@@ -118,7 +119,7 @@ def reject_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         keys = [key for key, _ in pairs]
         repeated = dict.fromkeys(key for key in keys if keys.count(key) > 1)
         raise RepeatedKeyError(
-            f"has the key {list_first(repeated)} more than once. Keep one value of each key."
+            f"has the key {format_list(repeated)} more than once. Keep one value of each key."
         )
     return values
 
@@ -135,7 +136,7 @@ def read_frame(frame: Any) -> Table:
     names = list(frame.columns)
     if len(set(names)) < len(names):
         raise ValueError(
-            f"The data frame has repeated columns: {list_first(names, 10)}. Rename them."
+            f"The data frame has repeated columns: {format_list(names)}. Rename them."
         )
     return {str(name): frame[name] for name in names}
 
@@ -205,7 +206,7 @@ def parse_captions(cells: Sequence[object], where: str) -> list[list[str]]:
     if invalid:
         raise ValueError(
             f"{where} has no caption in {len(invalid)} of {len(cells)} rows: rows "
-            f"{list_first(invalid)} (the first is 0); row {invalid[0]} is {cells[invalid[0]]!r}. "
+            f"{format_list(invalid)} (the first is 0); row {invalid[0]} is {cells[invalid[0]]!r}. "
             "Write a text or a list of texts, none of them empty, or remove the rows."
         )
     return captions
@@ -236,8 +237,6 @@ def load_pairs(
     return_X_y: bool = False,
 ) -> Any:
     r"""Load pairs of images and captions from a table.
-
-    Image files are listed without being opened.
 
     Parameters
     ----------
@@ -275,9 +274,6 @@ def load_pairs(
             Labels. The field exists only if `label` is not None.
         DESCR : str
             Description of the source.
-
-    (images, captions) : tuple of lists
-        Returned instead of the Bunch if `return_X_y` is True.
 
     Raises
     ------
@@ -328,9 +324,8 @@ def load_pairs(
     if not cells:
         raise ValueError(f"{where} has 0 rows. Pass a table with one row per image and caption.")
     bunch = Bunch(DESCR=_DESCR.format(n=len(cells), source=where))
-    bunch.captions = flatten_single_captions(
-        parse_captions(get_text_column(table, caption, where), where)
-    )
+    captions = parse_captions(get_text_column(table, caption, where), where)
+    bunch.captions = flatten_single_captions(captions)
     if label is not None:
         bunch.labels = _check_labels(get_text_column(table, label, where), label, where)
     _check_not_swapped(cells, bunch.captions, image, caption, where)
@@ -359,11 +354,8 @@ def _check_not_swapped(
             for value in values
         )
 
-    if (
-        are_files(captions)
-        and all(isinstance(cell, str) for cell in cells)
-        and not any(are_files([cell]) for cell in cells)
-    ):
+    are_texts = all(isinstance(cell, str) for cell in cells)
+    if are_texts and are_files(captions) and not any(are_files([cell]) for cell in cells):
         raise ValueError(
             f"{where} has names of images as captions, but not as images: the first row has "
             f"the image {cells[0]!r} and the caption {captions[0]!r}. If the columns are "
@@ -376,7 +368,7 @@ def _check_labels(values: list[Any], name: str, where: str) -> np.ndarray:
     if missing:
         raise ValueError(
             f"{where} has no label in column {name!r} of {len(missing)} of {len(values)} rows: "
-            f"rows {list_first(missing)} (the first is 0). Remove these rows, or add labels."
+            f"rows {format_list(missing)} (the first is 0). Remove these rows, or add labels."
         )
     return np.array([str(value) for value in values])
 
@@ -388,7 +380,7 @@ def _resolve_images(cells: list[Any], base: Path, where: str) -> list[Any]:
     if missing:
         raise ValueError(
             f"{where} has no image in {len(missing)} of {len(cells)} rows: rows "
-            f"{list_first(missing)} (the first is 0). Remove these rows."
+            f"{format_list(missing)} (the first is 0). Remove these rows."
         )
     images = []
     for row, cell in enumerate(cells):
@@ -406,13 +398,12 @@ def _resolve_images(cells: list[Any], base: Path, where: str) -> list[Any]:
 
 
 def _check_files(images: list[Any], base: Path, where: str) -> None:
-    """Raise FileNotFoundError if an image file does not exist."""
     paths = dict.fromkeys(path for path in images if isinstance(path, str))
     missing = [path for path in paths if not os.path.isfile(path)]
     if missing:
         raise FileNotFoundError(
             f"{where} lists {len(missing)} of {len(paths)} images that do not exist: "
-            f"{list_first(missing)}. Pass root=... if relative paths do not refer to "
+            f"{format_list(missing)}. Pass root=... if relative paths do not refer to "
             f"{str(base)!r}."
         )
 

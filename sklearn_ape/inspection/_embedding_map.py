@@ -40,13 +40,10 @@ class EmbeddingMapDisplay:
 
     Parameters
     ----------
-    image_points : ndarray of shape (n_images, 2)
-        Coordinates of the images.
-    text_points : ndarray of shape (n_texts, 2)
-        Coordinates of the captions.
+    image_points, text_points : ndarray of shape (n_rows, 2)
+        Coordinates of the images and of the captions.
     pairs : ndarray of shape (n_pairs, 2) or None, default=None
-        Indices of images and captions that belong together and are joined by a thin line. None
-        draws no lines.
+        Indices of images and captions that are joined by a thin line. None draws no lines.
     image_labels, text_labels : sequence or None, default=None
         Labels of images and of captions, which determine the colours. With more than ten labels,
         the less frequent ones are grey.
@@ -72,11 +69,9 @@ class EmbeddingMapDisplay:
 
     Notes
     -----
-    **The modality gap.** In spaces that are trained contrastively, images and captions tend to lie
-    in two separate cones [1]_: an image can be more similar to its own caption than to all other
-    captions, and yet more similar to every other image. The first axis of the map then only
-    separates the modalities. This does not affect retrieval, which compares captions with each
-    other. ``center=True`` subtracts the mean of each modality, which removes the gap from the map.
+    In spaces that are trained contrastively, images and captions tend to be in two separate cones,
+    the modality gap [1]_. The first axis of the map then only separates the modalities, which does
+    not affect retrieval. ``center=True`` removes the gap from the map.
 
     A map of two dimensions omits most of the information of the space. In a t-SNE map only the
     nearest neighbours are meaningful. To evaluate an aligner, use `RecallCurveDisplay`.
@@ -141,7 +136,6 @@ class EmbeddingMapDisplay:
         Returns
         -------
         display : EmbeddingMapDisplay
-            The display, which has been drawn.
         """
         aligner, features = get_aligner_and_input(estimator, X)
         return cls.from_predictions(
@@ -178,19 +172,16 @@ class EmbeddingMapDisplay:
 
         Parameters
         ----------
-        image_embeddings : array-like of shape (n_images, n_components)
-            Embeddings of the images. Rows of NaN are left out.
-        text_embeddings : array-like of shape (n_texts, n_components)
-            Embeddings of the captions, in the same space.
+        image_embeddings, text_embeddings : array-like of shape (n_rows, n_components)
+            Embeddings of images and of captions in the same space. Rows of NaN are left out.
         images : sequence of images of length n_images or None, default=None
             Images for thumbnails.
         pairs : {"auto"}, array-like of shape (n_pairs, 2) or None, default="auto"
             Indices of images and captions to join by lines. ``"auto"`` joins images and captions
             at the same index, if there are as many texts as images. None draws no lines.
-        labels : sequence of length n_images or None, default=None
-            Labels of the images, which determine their colours.
-        text_labels : sequence of length n_texts or None, default=None
-            Labels of the captions. None takes `labels`, if there are as many texts as images.
+        labels, text_labels : sequence or None, default=None
+            Labels of images and of captions, which determine the colours. If `text_labels` is None
+            and there are as many texts as images, captions have the labels of their images.
         reducer : {"pca", "tsne"} or estimator, default="pca"
             Method of dimensionality reduction. t-SNE uses cosine distances. An estimator must have
             ``fit_transform`` and give two components, as UMAP does; it is cloned.
@@ -204,7 +195,6 @@ class EmbeddingMapDisplay:
         Returns
         -------
         display : EmbeddingMapDisplay
-            The display, which has been drawn.
 
         Raises
         ------
@@ -268,7 +258,6 @@ class EmbeddingMapDisplay:
         Returns
         -------
         display : EmbeddingMapDisplay
-            The display.
         """
         from matplotlib.collections import LineCollection
 
@@ -330,10 +319,8 @@ class EmbeddingMapDisplay:
         sample = np.linspace(0, len(rows) - 1, min(n_thumbnails, len(rows))).round().astype(int)
         drawn = []
         for row in rows[sample]:
-            thumbnail = make_thumbnail(self.images[row], _THUMBNAIL_PIXELS)
-            box = AnnotationBbox(
-                OffsetImage(thumbnail, zoom=0.75), self.image_points[row], pad=0.05, zorder=3
-            )
+            image = OffsetImage(make_thumbnail(self.images[row], _THUMBNAIL_PIXELS), zoom=0.75)
+            box = AnnotationBbox(image, self.image_points[row], pad=0.05, zorder=3)
             box.patch.set(edgecolor="0.8", linewidth=0.5)
             drawn.append(self.ax_.add_artist(box))
         return drawn

@@ -7,7 +7,7 @@ from dataclasses import KW_ONLY, dataclass
 from typing import Any, Self
 
 import numpy as np
-from scipy.special import gammaln
+from scipy.stats import hypergeom
 
 from ..metrics import recall_at_k
 from ..metrics.retrieval import compute_both_ranks
@@ -109,7 +109,6 @@ class RecallCurveDisplay:
         Returns
         -------
         display : RecallCurveDisplay
-            The display, which has been drawn.
         """
         aligner, features = get_aligner_and_input(estimator, X)
         data = aligner._scored_pairs(features, y, groups)
@@ -153,7 +152,6 @@ class RecallCurveDisplay:
         Returns
         -------
         display : RecallCurveDisplay
-            The display, which has been drawn.
 
         Raises
         ------
@@ -163,11 +161,10 @@ class RecallCurveDisplay:
         n_images, n_texts = len(image_embeddings), len(text_embeddings)
         pairs = np.unique(check_pairs(pairs, n_images, n_texts), axis=0)
         largest = max(n_images, n_texts)
-        values: np.ndarray = (
-            np.geomspace(1, largest, min(largest, _MAX_KS)).round().astype(int)
-            if ks is None
-            else np.atleast_1d(np.asarray(ks))
-        )
+        if ks is None:
+            values = np.geomspace(1, largest, min(largest, _MAX_KS)).round().astype(int)
+        else:
+            values = np.atleast_1d(np.asarray(ks))
         if values.size == 0 or values.dtype.kind not in "iu" or values.min() < 1:
             raise ValueError(f"ks must be integers of at least 1, not {values.tolist()}.")
         values = np.unique(values)
@@ -214,7 +211,6 @@ class RecallCurveDisplay:
         Returns
         -------
         display : RecallCurveDisplay
-            The display.
         """
         from matplotlib.ticker import LogLocator, NullLocator, PercentFormatter, StrMethodFormatter
 
@@ -265,20 +261,7 @@ def _look_equal(curve: Any, other: Any) -> bool:
 
 
 def _compute_chance(n_positives: np.ndarray, n_candidates: int, ks: np.ndarray) -> np.ndarray:
-    """Return the mean probability that k random candidates include a positive.
-
-    With n candidates and p positives, they include none with probability C(n - p, k) / C(n, k).
-    """
+    """Return the mean probability that k random candidates include a positive."""
     counts, frequencies = np.unique(n_positives, return_counts=True)
-    n_negatives = n_candidates - counts[:, None]
-    k = np.minimum(ks, n_candidates)[None, :]
-    is_possible = n_negatives - k >= 0
-    # Logarithms, since binomial coefficients overflow.
-    log_miss = (
-        gammaln(n_negatives + 1)
-        - gammaln(np.where(is_possible, n_negatives - k, 0) + 1)
-        - gammaln(n_candidates + 1)
-        + gammaln(n_candidates - k + 1)
-    )
-    miss = np.where(is_possible, np.exp(log_miss), 0.0)
+    miss = hypergeom.pmf(0, n_candidates, counts[:, None], np.minimum(ks, n_candidates))
     return np.average(1 - miss, axis=0, weights=frequencies)

@@ -40,8 +40,7 @@ class RetrievalGridDisplay:
     captions : sequence of sequences of str or None, default=None
         Captions, which are also written below the images.
     relevant : ndarray of bool, shape (n_queries, k), or None, default=None
-        Whether each image is relevant, which gives it a green frame, or else a red one. None draws
-        no frames.
+        Whether each image gets a green frame instead of a red one. None draws no frames.
 
     Attributes
     ----------
@@ -119,7 +118,6 @@ class RetrievalGridDisplay:
         Returns
         -------
         display : RetrievalGridDisplay
-            The display, which has been drawn.
 
         Raises
         ------
@@ -180,7 +178,6 @@ class RetrievalGridDisplay:
         Returns
         -------
         display : RetrievalGridDisplay
-            The display, which has been drawn.
 
         Raises
         ------
@@ -199,8 +196,9 @@ class RetrievalGridDisplay:
             )
         if images is None and items is None:
             raise ValueError("images is None. Pass the images that were searched.")
-        if images is None and _are_texts(items) and not _have_files(items):
-            example = next((item for row in items for item in row), None)
+        flat = [item for row in items or () for item in row]
+        if images is None and _are_texts(items) and not any(map(os.path.isfile, flat)):
+            example = flat[0] if flat else None
             raise ValueError(
                 f"result has items such as {example!r}, which are not files. Pass the images that "
                 "were searched as images."
@@ -235,7 +233,6 @@ class RetrievalGridDisplay:
         Returns
         -------
         display : RetrievalGridDisplay
-            The display.
         """
         n_shown = min(len(self.queries), max_queries)
         k = np.shape(self.scores)[1]
@@ -310,10 +307,6 @@ def _mark_relevant(indices: np.ndarray, relevant: Any) -> np.ndarray:
 
 def _are_texts(items: Any) -> bool:
     return all(isinstance(item, str) for row in items for item in row)
-
-
-def _have_files(items: Any) -> bool:
-    return any(os.path.isfile(item) for row in items for item in row)
 
 
 def _check_queries(queries: Any) -> None:

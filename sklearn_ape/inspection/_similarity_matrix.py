@@ -40,8 +40,7 @@ class SimilarityMatrixDisplay:
     captions : sequence of str of length n_texts or None, default=None
         Captions, which are written below the columns.
     pairs : ndarray of shape (n_pairs, 2) or None, default=None
-        Indices of images and captions that belong together, whose cells get a frame. None draws no
-        frames.
+        Indices of images and captions whose cells get a frame. None draws no frames.
 
     Attributes
     ----------
@@ -113,7 +112,6 @@ class SimilarityMatrixDisplay:
         Returns
         -------
         display : SimilarityMatrixDisplay
-            The display, which has been drawn.
         """
         aligner, features = get_aligner_and_input(estimator, X)
         return cls.from_predictions(
@@ -155,7 +153,6 @@ class SimilarityMatrixDisplay:
         Returns
         -------
         display : SimilarityMatrixDisplay
-            The display, which has been drawn.
 
         Raises
         ------
@@ -206,7 +203,6 @@ class SimilarityMatrixDisplay:
         Returns
         -------
         display : SimilarityMatrixDisplay
-            The display.
         """
         from matplotlib.patches import Rectangle
 
@@ -221,19 +217,15 @@ class SimilarityMatrixDisplay:
         self.im_ = ax.imshow(self.similarity, **{"cmap": cmap, **(im_kw or {})})
         if include_values is None:
             include_values = max(n_images, n_texts) <= _MAX_VALUES
-        self.text_ = None
-        if include_values:
-            self.text_ = self._write_values(values_format, fontsize=min(9, 22 * cell))
+        self.text_ = self._write_values(values_format, cell) if include_values else None
         for row, column in () if self.pairs is None else self.pairs:
             corner = column - 0.5, row - 0.5
             ax.add_patch(Rectangle(corner, 1, 1, fill=False, ec=frame_color, lw=2, clip_on=False))
         self.thumbnails_ = []
         if self.images is not None and n_images <= _MAX_LABELED:
             ax.set_yticks([])
-            self.thumbnails_ = [
-                draw_thumbnail(ax, image, (-1.1, row), 0.92)
-                for row, image in enumerate(self.images)
-            ]
+            for row, image in enumerate(self.images):
+                self.thumbnails_.append(draw_thumbnail(ax, image, (-1.1, row), 0.92))
         else:
             ax.set_ylabel("image")
         if names is not None:
@@ -245,7 +237,8 @@ class SimilarityMatrixDisplay:
             bar.set_label("similarity")
         return self
 
-    def _write_values(self, values_format: str, fontsize: float) -> np.ndarray:
+    def _write_values(self, values_format: str, cell_size: float) -> np.ndarray:
+        fontsize = min(9, 22 * cell_size)
         texts = np.empty(self.similarity.shape, dtype=object)
         colors = self.im_.cmap(self.im_.norm(self.similarity))
         for cell, value in np.ndenumerate(self.similarity):

@@ -85,7 +85,6 @@ class TrainingHistoryDisplay:
         Returns
         -------
         display : TrainingHistoryDisplay
-            The display, which has been drawn.
 
         Raises
         ------
@@ -121,7 +120,6 @@ class TrainingHistoryDisplay:
         Returns
         -------
         display : TrainingHistoryDisplay
-            The display.
 
         Raises
         ------
@@ -169,7 +167,7 @@ class TrainingHistoryDisplay:
 
         self.recall_ax_ = right = self.ax_.twinx()
         epochs, values = zip(*recalls, strict=True)
-        style = {"color": _RECALL_COLOR, "marker": _choose_marker(recalls)}
+        style: dict[str, Any] = {"color": _RECALL_COLOR, "marker": _choose_marker(recalls)}
         (self.recall_line_,) = right.plot(epochs, values, label="held-out recall", **style)
         if epochs[0] == 0:
             style = {"color": _RECALL_COLOR, "linestyle": "--", "linewidth": 1}
@@ -179,7 +177,6 @@ class TrainingHistoryDisplay:
 
 
 def _get_series(history: Sequence[Mapping[str, Any]], key: str) -> list[tuple[int, float]]:
-    """Return the epochs and values of a key of the history."""
     return [
         (row.get("epoch", number), row[key]) for number, row in enumerate(history, 1) if key in row
     ]

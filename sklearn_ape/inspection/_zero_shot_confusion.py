@@ -106,7 +106,6 @@ class ZeroShotConfusionDisplay:
         Returns
         -------
         display : ZeroShotConfusionDisplay
-            The display, which has been drawn.
         """
         check_consistent_length(X, y)
         classifier = estimator
@@ -138,10 +137,8 @@ class ZeroShotConfusionDisplay:
 
         Parameters
         ----------
-        y_true : sequence of length n_samples
-            True labels.
-        y_pred : sequence of length n_samples
-            Predicted labels.
+        y_true, y_pred : sequence of length n_samples
+            True and predicted labels.
         images : sequence of images of length n_samples or None, default=None
             Images, of which the first of each cell is shown.
         unknown_label : object, default="unknown"
@@ -156,7 +153,6 @@ class ZeroShotConfusionDisplay:
         Returns
         -------
         display : ZeroShotConfusionDisplay
-            The display, which has been drawn.
 
         Raises
         ------
@@ -228,8 +224,9 @@ class ZeroShotConfusionDisplay:
         Returns
         -------
         display : ZeroShotConfusionDisplay
-            The display.
         """
+        from matplotlib.patches import Rectangle
+
         counts = np.asarray(self.counts)
         n_rows, n_columns = counts.shape
         examples = self.examples if thumbnails and self.examples is not None else {}
@@ -249,11 +246,14 @@ class ZeroShotConfusionDisplay:
             (row, column): draw_thumbnail(ax, image, (column, row - 0.1), 0.72)
             for (row, column), image in examples.items()
         }
-        self._frame_correct_cells()
+        for row, column in np.ndindex(counts.shape):
+            if self.row_labels[row] == self.column_labels[column]:
+                corner = column - 0.48, row - 0.48
+                frame = Rectangle(corner, 0.96, 0.96, fill=False, ec="tab:green", lw=1.5)
+                ax.add_patch(frame)
         ax.set_xticks(range(n_columns), [format_text(label, 24) for label in self.column_labels])
         ax.set_yticks(range(n_rows), [format_text(label, 16, 2) for label in self.row_labels])
-        longest = max(len(str(label)) for label in self.column_labels)
-        if longest > 6:
+        if max(len(str(label)) for label in self.column_labels) > 6:
             ax.tick_params(axis="x", labelrotation=45)
             for label in ax.get_xticklabels():
                 label.set(ha="right", rotation_mode="anchor")
@@ -261,16 +261,6 @@ class ZeroShotConfusionDisplay:
         if self.title:
             ax.set_title(format_text(self.title, 60, 2), fontsize="medium")
         return self
-
-    def _frame_correct_cells(self) -> None:
-        from matplotlib.patches import Rectangle
-
-        for row, label in enumerate(self.row_labels):
-            for column, other in enumerate(self.column_labels):
-                if label == other:
-                    corner = column - 0.48, row - 0.48
-                    frame = Rectangle(corner, 0.96, 0.96, fill=False, ec="tab:green", lw=1.5)
-                    self.ax_.add_patch(frame)
 
 
 def _as_list(labels: Any) -> list[Any]:

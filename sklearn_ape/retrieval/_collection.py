@@ -10,6 +10,7 @@ from os import PathLike
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
+from sklearn.base import BaseEstimator
 
 from ..aligners.pairs import holds_images
 from ..aligners.similarity import Bank, Standardizer, compute_moments, drop_missing_rows
@@ -158,10 +159,7 @@ class Collection(NamedTuple):
         return np.take_along_axis(scores, order, axis=1), rows
 
     def items_at(self, rows: np.ndarray) -> list[Any]:
-        """Return the items of rows."""
-        if self.items is None:
-            return rows.tolist()
-        return [self.items[row] for row in rows]
+        return rows.tolist() if self.items is None else [self.items[row] for row in rows]
 
     def bank(self, captions: Any) -> Bank:
         """Return a bank of images of this collection, and of captions or None."""
@@ -214,7 +212,7 @@ class Collection(NamedTuple):
         return cls(embeddings, rows, n_rows, items, make_index(index, embeddings), {})
 
 
-def embed_images(aligner: Any, X: Any, n_components: int) -> np.ndarray:
+def embed_images(aligner: BaseEstimator, X: Any, n_components: int) -> np.ndarray:
     """Embed images, or features tile by tile. Rows that could not be encoded are NaN.
 
     `n_components`, the approximate size of the embeddings, determines the size of the tiles.

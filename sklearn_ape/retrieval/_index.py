@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import numpy as np
 from sklearn.utils import gen_batches
@@ -29,32 +29,22 @@ _MERGE_RATIO = 16
 Adjust = Callable[[np.ndarray, slice, slice], None]
 
 
-class Index(Protocol):
-    """Index of embeddings, which are found by their row numbers."""
+class Index:
+    """Index of embeddings that computes all products with queries, in tiles."""
 
     def search(self, embeddings: np.ndarray, queries: np.ndarray, k: int) -> np.ndarray:
         """Return the rows of k embeddings near each query, in any order."""
+        return find_nearest(embeddings, queries, k)
 
     def extend(self, embeddings: np.ndarray, n_before: int) -> Self:
         """Return an index of `embeddings`, the first `n_before` of which are in this one.
 
         This index is not changed, because searches in other threads may use it.
         """
-
-
-class ExactIndex:
-    """All products of queries and embeddings, computed in tiles."""
-
-    def search(self, embeddings: np.ndarray, queries: np.ndarray, k: int) -> np.ndarray:
-        """Return the rows of the k embeddings nearest to each query."""
-        return find_nearest(embeddings, queries, k)
-
-    def extend(self, embeddings: np.ndarray, n_before: int) -> Self:
-        """Return an index of all embeddings."""
         return self
 
 
-class FaissIndex:
+class FaissIndex(Index):
     """Flat index of faiss: all products, computed by the threads of faiss."""
 
     def __init__(self, n_components: int, index: Any = None) -> None:
@@ -65,11 +55,9 @@ class FaissIndex:
         self.index = faiss.IndexFlatIP(n_components) if index is None else index
 
     def search(self, embeddings: np.ndarray, queries: np.ndarray, k: int) -> np.ndarray:
-        """Return the rows of the k embeddings nearest to each query."""
         return self.index.search(np.ascontiguousarray(queries), k)[1].astype(np.intp)
 
     def extend(self, embeddings: np.ndarray, n_before: int) -> Self:
-        """Return an index of all embeddings."""
         import faiss
 
         index = faiss.clone_index(self.index)
@@ -79,22 +67,21 @@ class FaissIndex:
         return type(self)(embeddings.shape[1], index)
 
 
-class UsearchIndex:
+class UsearchIndex(Index):
     """HNSW graph of usearch: approximate, and much faster in large collections."""
 
     def __init__(self, n_components: int, dtype: str, index: Any = None) -> None:
         try:
-            from usearch.index import Index
+            import usearch.index as usearch
         except ImportError as error:
             raise _make_import_error("usearch") from error
-        scalar = {"float32": "f32", "float16": "f16"}[dtype]
         self.dtype = dtype
-        self.index = (
-            Index(ndim=n_components, metric="ip", dtype=scalar) if index is None else index
-        )
+        self.index = index
+        if index is None:
+            scalar = {"float32": "f32", "float16": "f16"}[dtype]
+            self.index = usearch.Index(ndim=n_components, metric="ip", dtype=scalar)
 
     def search(self, embeddings: np.ndarray, queries: np.ndarray, k: int) -> np.ndarray:
-        """Return the rows of k embeddings near each query."""
         matches = self.index.search(queries.reshape(len(queries), -1), k)
         rows = np.asarray(matches.keys).astype(np.intp).reshape(len(queries), -1)
         counts = np.asarray(getattr(matches, "counts", rows.shape[1]))
@@ -109,12 +96,9 @@ class UsearchIndex:
         return nearest
 
     def extend(self, embeddings: np.ndarray, n_before: int) -> Self:
-        """Return an index of all embeddings."""
         index = self.index.copy()
-        index.add(
-            np.arange(n_before, len(embeddings), dtype=np.uint64),
-            np.ascontiguousarray(embeddings[n_before:]),
-        )
+        keys = np.arange(n_before, len(embeddings), dtype=np.uint64)
+        index.add(keys, np.ascontiguousarray(embeddings[n_before:]))
         return type(self)(embeddings.shape[1], self.dtype, index)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -122,16 +106,16 @@ class UsearchIndex:
         return {"dtype": self.dtype, "graph": bytes(graph)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        from usearch.index import Index
+        import usearch.index as usearch
 
         self.dtype = state["dtype"]
-        self.index = Index.restore(state["graph"])
+        self.index = usearch.Index.restore(state["graph"])
 
 
 def make_index(name: str, embeddings: np.ndarray) -> Index:
     """Return an index of finite embeddings in float32 or float16."""
     if name == "exact":
-        return ExactIndex()
+        return Index()
     width = embeddings.shape[1]
     empty = FaissIndex(width) if name == "faiss" else UsearchIndex(width, embeddings.dtype.name)
     return empty.extend(embeddings, 0)
@@ -187,7 +171,6 @@ class _Best:
         self._merge(np.take_along_axis(products, largest, axis=1), first + largest)
 
     def _merge_entries(self, values: np.ndarray, rows: np.ndarray, query: np.ndarray) -> None:
-        """Merge single products, given with their rows and queries."""
         order = np.argsort(query, kind="stable")
         values, rows, query = values[order], rows[order], query[order]
         counts = np.bincount(query, minlength=len(self.rows))
@@ -250,16 +233,13 @@ def resolve_queries(queries: Any, modality: str) -> tuple[Any, bool]:
     # Iterating over a polars table would yield its columns.
     if hasattr(queries, "columns") and not hasattr(queries, "iloc"):
         queries = queries.to_numpy()
-    if is_table(queries):
-        if queries.shape[0] == 0:
-            raise ValueError("queries is empty. Pass at least one query.")
-        return queries, modality == "text"
-    items = queries.to_pylist() if hasattr(queries, "to_pylist") else queries
-    if not isinstance(items, list) and not _is_numeric(items):
-        items = list(items)
-    if len(items) == 0:
+    are_features = is_table(queries) or _is_numeric(queries)
+    items = queries
+    if not are_features:
+        items = queries.to_pylist() if hasattr(queries, "to_pylist") else list(queries)
+    if (items.shape[0] if are_features else len(items)) == 0:
         raise ValueError("queries is empty. Pass at least one query.")
-    if modality == "image" or _is_numeric(items):
+    if modality == "image" or are_features:
         return items, modality == "text"
     text_rows = [row for row, item in enumerate(items) if isinstance(item, str)]
     if modality == "auto" and not text_rows:

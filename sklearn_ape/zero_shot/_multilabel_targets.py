@@ -21,7 +21,7 @@ _EXPECTED = (
 
 
 def as_table_or_rows(Y: Any) -> Any:
-    """Return a table unchanged, and other targets as a list of rows that can be read several times.
+    """Return a table unchanged, and other targets as a list of rows.
 
     A row is a dict (names and zeros or ones), a list (zeros and ones, or labels), or a tuple, set
     or frozenset (labels).
@@ -69,12 +69,9 @@ def collect_labels(Y: Any) -> list[Any]:
 
 
 def to_indicator(Y: Any, labels: Sequence[Any]) -> np.ndarray:
-    """Convert Y to zeros and ones, with columns in the order of labels.
+    """Return zeros and ones, with columns in the order of labels.
 
-    Columns of a DataFrame and keys of dicts are matched with labels by Python's equality, so that 1,
-    1.0 and True are the same name and "1" is another. Other tables are read by position. If all
-    rows are lists (or arrays) of ``len(labels)`` zeros and ones, they are a table as well, even if 0
-    and 1 are labels. Other rows are sets of labels; tuples, sets and frozensets always are.
+    `MultiLabelZeroShotClassifier.fit` describes the forms of Y.
     """
     rows = as_table_or_rows(Y)
     if not isinstance(rows, list):
@@ -148,13 +145,10 @@ def _read_table(Y: Any, labels: Sequence[Any]) -> np.ndarray:
     names = _get_column_names(Y)
     if names is not None:
         order = _find_positions(names, labels, "The columns of Y", "columns")
-        columns = [
-            Y.iloc[:, position] if hasattr(Y, "iloc") else Y[names[position]] for position in order
-        ]
-        cells = [
-            _check_binary(np.asarray(column), f"column {label!r}, row")
-            for column, label in zip(columns, labels, strict=True)
-        ]
+        cells = []
+        for position, label in zip(order, labels, strict=True):
+            column = Y.iloc[:, position] if hasattr(Y, "iloc") else Y[names[position]]
+            cells.append(_check_binary(np.asarray(column), f"column {label!r}, row"))
         return np.stack(cells, axis=1)
     values = Y.toarray() if issparse(Y) else np.asarray(as_numeric(Y, "Y"))
     if values.shape[1] != len(labels):
@@ -168,12 +162,10 @@ def _read_table(Y: Any, labels: Sequence[Any]) -> np.ndarray:
 def _get_column_names(Y: Any) -> list[Any] | None:
     """Return the names of the columns of a DataFrame, pyarrow table or structured array."""
     # In a pandas DataFrame `columns` are the names; in a pyarrow table they are the values.
-    attribute = (
-        "columns" if hasattr(Y, "iloc") or not hasattr(Y, "column_names") else "column_names"
-    )
+    is_arrow = hasattr(Y, "column_names") and not hasattr(Y, "iloc")
     names = getattr(getattr(Y, "dtype", None), "names", None)
     if len(getattr(Y, "shape", ())) == 2:
-        names = getattr(Y, attribute, names)
+        names = getattr(Y, "column_names" if is_arrow else "columns", names)
     return None if names is None else [to_builtin(name) for name in names]
 
 
@@ -282,7 +274,6 @@ def fit_thresholds(truth: np.ndarray, scores: np.ndarray, shrinkage: float) -> n
 def resolve_prevalence(
     prevalence: float | Mapping[Any, float], labels: Sequence[Any]
 ) -> list[float]:
-    """Return the fraction of images for each label."""
     if not isinstance(prevalence, Mapping):
         return [prevalence] * len(labels)
     missing = [label for label in labels if label not in prevalence]
@@ -291,11 +282,3 @@ def resolve_prevalence(
             f"prevalence has no fraction for the labels {format_list(missing)}. Add them."
         )
     return [prevalence[label] for label in labels]
-
-
-def check_prevalence(prevalence: Any) -> None:
-    """Raise ValueError unless all fractions are above 0 and below 1."""
-    fractions = prevalence.values() if isinstance(prevalence, Mapping) else [prevalence]
-    for fraction in fractions:
-        if not isinstance(fraction, float | np.floating) or not 0 < fraction < 1:
-            raise ValueError(f"prevalence must be above 0 and below 1, not {fraction!r}.")
