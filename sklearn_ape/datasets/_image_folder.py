@@ -12,11 +12,12 @@ import numpy as np
 from sklearn.utils import Bunch
 
 from ..utils.files import IMAGE_SUFFIXES
-from ..utils.validation import check_sequence, format_list
+from ..utils.validation import check_sequence
 from ..utils.warnings import warn
 from .base import (
     check_folder,
     flatten_single_captions,
+    list_first,
     make_result,
     read_text,
     split_words,
@@ -221,7 +222,7 @@ def _read_sidecars(folder: Path, names: list[Path]) -> list[list[str]]:
     if missing:
         raise ValueError(
             f"{len(missing)} of {len(names)} images in {str(folder)!r} have no text file "
-            f"({' or '.join(_SIDECARS)}): {format_list(missing)}. Write the missing files, remove "
+            f"({' or '.join(_SIDECARS)}): {list_first(missing)}. Write the missing files, remove "
             "these images, or pass another source of captions."
         )
     captions = []
@@ -243,7 +244,7 @@ def _read_table(folder: Path, names: list[Path]) -> list[list[str]]:
     if len(tables) > 1:
         raise ValueError(
             f"{str(folder)!r} has several tables of captions: "
-            f"{format_list(table.name for table in tables)}. Keep one of them, or read one with "
+            f"{list_first(table.name for table in tables)}. Keep one of them, or read one with "
             "load_pairs."
         )
     table = read_table(tables[0])
@@ -262,14 +263,14 @@ def _read_table(folder: Path, names: list[Path]) -> list[list[str]]:
         check_utf8(unknown, "the column 'file_name'", where)
         raise FileNotFoundError(
             f"{where} lists {len(unknown)} files that are not among the images in "
-            f"{str(folder)!r}: {format_list(unknown)}. Check the column 'file_name', or pass "
+            f"{str(folder)!r}: {list_first(unknown)}. Check the column 'file_name', or pass "
             "extensions=... if the images have unusual extensions."
         )
     missing = [name.as_posix() for name, texts in captions.items() if not texts]
     if missing:
         raise ValueError(
             f"{where} has no row for {len(missing)} of {len(names)} images: "
-            f"{format_list(missing)}. Add rows, or read only the table with load_pairs."
+            f"{list_first(missing)}. Add rows, or read only the table with load_pairs."
         )
     return list(captions.values())
 
@@ -279,7 +280,7 @@ def _name_by_folder(folder: Path, names: list[Path]) -> list[str]:
     if loose:
         raise ValueError(
             f'captions="folder" requires that all images are in subfolders of {str(folder)!r}, '
-            f"but {len(loose)} are not: {format_list(loose)}. Move them, or pass another source "
+            f"but {len(loose)} are not: {list_first(loose)}. Move them, or pass another source "
             "of captions."
         )
     return [name.parent.name.replace("_", " ").strip() for name in names]
@@ -291,6 +292,6 @@ def _name_by_file(names: list[Path]) -> list[str]:
     if empty:
         raise ValueError(
             f'captions="filename" requires names with words, but {len(empty)} of {len(names)} '
-            f"have none: {format_list(empty)}. Pass another source of captions."
+            f"have none: {list_first(empty)}. Pass another source of captions."
         )
     return captions

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -73,6 +73,17 @@ def find_packaged_folder(
             f"install it with: apt install {apt}. Elsewhere, pass path=..., {expected}."
         )
     return folder
+
+
+def list_first(items: Iterable[object], limit: int = 5) -> str:
+    """Return the first items, and the number of items if there are more.
+
+    >>> list_first(["a", "b", "c"], limit=2)
+    "'a', 'b', ... (3 in all)"
+    """
+    items = list(items)
+    text = ", ".join(repr(item) for item in items[:limit])
+    return f"{text}, ... ({len(items)} in all)" if len(items) > limit else text
 
 
 def split_words(name: str) -> str:

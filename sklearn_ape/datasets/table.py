@@ -15,8 +15,7 @@ from sklearn.utils import Bunch
 
 from ..utils.escape import unescape_formula
 from ..utils.files import IMAGE_SUFFIXES
-from ..utils.validation import format_list
-from .base import flatten_single_captions, import_optional, make_result
+from .base import flatten_single_captions, import_optional, list_first, make_result
 
 _FORMATS = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 
@@ -77,7 +76,7 @@ def _read_csv(file: Path, delimiter: str) -> Table:
         check_utf8(header, "the first line", "it")
         repeated = sorted({name for name in header if header.count(name) > 1})
         if repeated:
-            raise ValueError(f"columns repeat: {format_list(repeated)}. Rename them.")
+            raise ValueError(f"columns repeat: {list_first(repeated)}. Rename them.")
         columns: list[list[str]] = [[] for _ in header]
         for row in filter(None, reader):
             if len(row) != len(header):
@@ -119,7 +118,7 @@ def reject_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         keys = [key for key, _ in pairs]
         repeated = dict.fromkeys(key for key in keys if keys.count(key) > 1)
         raise RepeatedKeyError(
-            f"has the key {format_list(repeated)} more than once. Keep one value of each key."
+            f"has the key {list_first(repeated)} more than once. Keep one value of each key."
         )
     return values
 
@@ -136,7 +135,7 @@ def read_frame(frame: Any) -> Table:
     names = list(frame.columns)
     if len(set(names)) < len(names):
         raise ValueError(
-            f"The data frame has repeated columns: {format_list(names)}. Rename them."
+            f"The data frame has repeated columns: {list_first(names, 10)}. Rename them."
         )
     return {str(name): frame[name] for name in names}
 
@@ -206,7 +205,7 @@ def parse_captions(cells: Sequence[object], where: str) -> list[list[str]]:
     if invalid:
         raise ValueError(
             f"{where} has no caption in {len(invalid)} of {len(cells)} rows: rows "
-            f"{format_list(invalid)} (the first is 0); row {invalid[0]} is {cells[invalid[0]]!r}. "
+            f"{list_first(invalid)} (the first is 0); row {invalid[0]} is {cells[invalid[0]]!r}. "
             "Write a text or a list of texts, none of them empty, or remove the rows."
         )
     return captions
@@ -368,7 +367,7 @@ def _check_labels(values: list[Any], name: str, where: str) -> np.ndarray:
     if missing:
         raise ValueError(
             f"{where} has no label in column {name!r} of {len(missing)} of {len(values)} rows: "
-            f"rows {format_list(missing)} (the first is 0). Remove these rows, or add labels."
+            f"rows {list_first(missing)} (the first is 0). Remove these rows, or add labels."
         )
     return np.array([str(value) for value in values])
 
@@ -380,7 +379,7 @@ def _resolve_images(cells: list[Any], base: Path, where: str) -> list[Any]:
     if missing:
         raise ValueError(
             f"{where} has no image in {len(missing)} of {len(cells)} rows: rows "
-            f"{format_list(missing)} (the first is 0). Remove these rows."
+            f"{list_first(missing)} (the first is 0). Remove these rows."
         )
     images = []
     for row, cell in enumerate(cells):
@@ -403,7 +402,7 @@ def _check_files(images: list[Any], base: Path, where: str) -> None:
     if missing:
         raise FileNotFoundError(
             f"{where} lists {len(missing)} of {len(paths)} images that do not exist: "
-            f"{format_list(missing)}. Pass root=... if relative paths do not refer to "
+            f"{list_first(missing)}. Pass root=... if relative paths do not refer to "
             f"{str(base)!r}."
         )
 
