@@ -5,12 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from sklearn.utils import gen_batches
 
 from ..utils.validation import check_number, check_sequence
-from ._validation import check_groups, normalize_valid_rows
+from ._validation import check_groups, merge_groups, normalize_valid_rows
 
 _TILE_ROWS, _TILE_COLUMNS = 1024, 8192  # a tile of cosine similarities has 32 MiB
 
@@ -67,24 +65,14 @@ def find_near_duplicates(features: Any, *, threshold: float = 0.97) -> np.ndarra
             is_near = (rows[strip] @ rows[columns].T) >= min_similarity
             is_near &= is_valid[strip, None] & is_valid[None, columns]
             left, right = np.nonzero(is_near)
-            left, right = left + strip.start, right + columns.start
-            groups = _merge_groups(groups, groups[left], groups[right])
+            left, right = groups[left + strip.start], groups[right + columns.start]
+            differs = left != right
+            if differs.any():
+                groups = merge_groups(groups, left[differs], right[differs], n_rows)
     first = np.unique(groups, return_index=True)[1]
     order = np.empty(len(first), dtype=np.intp)
     order[np.argsort(first)] = np.arange(len(first))
     return order[np.unique(groups, return_inverse=True)[1]]
-
-
-def _merge_groups(groups: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Merge each group of `left` with the corresponding group of `right`."""
-    differs = left != right
-    if not differs.any():
-        return groups
-    # Older versions of SciPy silently return wrong components for int64.
-    ends = (left[differs].astype(np.int32), right[differs].astype(np.int32))
-    edges = (np.ones(int(differs.sum()), dtype=bool), ends)
-    graph = coo_array(edges, shape=(len(groups), len(groups)))
-    return connected_components(graph, directed=False)[1][groups]
 
 
 def drop_near_duplicates(groups: Any, scores: Any = None) -> np.ndarray:

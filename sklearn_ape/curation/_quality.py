@@ -6,7 +6,7 @@ import warnings
 from typing import Any, NamedTuple
 
 import numpy as np
-from sklearn.base import clone
+from sklearn.base import BaseEstimator, clone
 from sklearn.model_selection import GroupKFold
 from sklearn.utils import check_random_state
 
@@ -16,8 +16,8 @@ from ._validation import (
     as_float_features,
     check_captions,
     check_groups,
-    join_groups,
     label_codes,
+    merge_groups,
     normalize_valid_rows,
     row_tiles,
 )
@@ -57,7 +57,7 @@ def pair_quality(
     text_features: Any,
     captions: Any = None,
     *,
-    aligner: Any = None,
+    aligner: BaseEstimator | None = None,
     groups: Any = None,
     cv: int = 3,
     random_state: int | np.random.RandomState | None = None,
@@ -66,10 +66,8 @@ def pair_quality(
 
     Parameters
     ----------
-    image_features : array-like of shape (n_pairs, n_image_features)
-        Features of the images.
-    text_features : array-like of shape (n_pairs, n_text_features)
-        Features of the captions.
+    image_features, text_features : array-like of shape (n_pairs, n_features)
+        Features of the images and of the captions.
     captions : sequence of str of length n_pairs or None, default=None
         Captions, which are used to find equal captions. With None, equal features are used.
     aligner : estimator or None, default=None
@@ -100,9 +98,8 @@ def pair_quality(
 
     Notes
     -----
-    A low score does not prove that a pair is bad. Pairs of a rare subject, or with a caption in a
-    language that the text encoder was not trained on, can have low scores. Inspect some of the
-    pairs with the lowest scores before you drop many.
+    Pairs of a rare subject, or with a caption in a language that the text encoder was not trained
+    on, can have low scores. Inspect some of the pairs with the lowest scores before you drop many.
 
     References
     ----------
@@ -138,22 +135,15 @@ def pair_quality(
             f"cv={cv} needs at least {2 * cv} pairs with features that are not all 0 or NaN, got "
             f"{is_valid.sum()}. Pass more pairs, or a smaller cv."
         )
-    same_caption = _encode_captions(captions, text)
+    same_caption = _encode_captions(captions, text)[is_valid]
     duplicates = (
         find_near_duplicates(image) if groups is None else check_groups(groups, len(image))
-    )
-    rows = np.flatnonzero(is_valid)
+    )[is_valid]
+    features = image_features[is_valid], text_features[is_valid]
+    rng = check_random_state(random_state)
+    agreement = _compute_agreement(*features, duplicates, same_caption, aligner, cv, rng)
     signals = np.zeros((2, len(image)))
-    signals[0, rows] = _compute_agreement(
-        image_features[rows],
-        text_features[rows],
-        duplicates[rows],
-        same_caption[rows],
-        aligner,
-        cv,
-        check_random_state(random_state),
-    )
-    signals[1, rows] = _compute_specificity(same_caption[rows], duplicates[rows])
+    signals[:, is_valid] = agreement, _compute_specificity(same_caption, duplicates)
     reason = np.array(["agreement", "specificity"], dtype="U11")[signals.argmin(axis=0)]
     reason[~is_valid] = "unreadable"
     return PairQuality(signals.prod(axis=0), signals[0], signals[1], reason)
@@ -207,7 +197,6 @@ def drop_noisy(
 
 
 def _encode_captions(captions: Any, text: np.ndarray) -> np.ndarray:
-    """Return the number of the distinct caption of each pair."""
     if captions is None:
         return label_codes(row.tobytes() for row in text)
     captions = check_captions(captions)
@@ -226,12 +215,16 @@ def _compute_agreement(
     text: np.ndarray,
     duplicates: np.ndarray,
     same_caption: np.ndarray,
-    aligner: Any,
+    aligner: BaseEstimator | None,
     cv: int,
     rng: np.random.RandomState,
 ) -> np.ndarray:
     """Return the out-of-fold rank of each pair among rivals, as a fraction in [0, 1]."""
-    groups = np.unique(join_groups(duplicates, same_caption), return_inverse=True)[1]
+    # Join pairs that share an image or a caption.
+    n_duplicates = int(duplicates.max()) + 1
+    n_nodes = n_duplicates + int(same_caption.max()) + 1
+    groups = merge_groups(duplicates, duplicates, n_duplicates + same_caption, n_nodes)
+    groups = np.unique(groups, return_inverse=True)[1]
     counts = np.bincount(groups)
     # With few captions, or long chains of similar images, a group can have most of the pairs.
     if len(counts) < 2 * cv or counts.max() > len(image) / 2:
@@ -256,10 +249,9 @@ def _compute_agreement(
         captions = np.asarray(fitted.transform_text(text[test]))
         pair_similarity = np.einsum("ij,ij->i", images, captions)
         rivals = rng.permutation(len(test))[:_MAX_RIVALS]
-        fractions[test] = (
-            _compute_fraction_below(images, captions[rivals], pair_similarity)
-            + _compute_fraction_below(captions, images[rivals], pair_similarity)
-        ) / 2
+        by_image = _compute_fraction_below(images, captions[rivals], pair_similarity)
+        by_caption = _compute_fraction_below(captions, images[rivals], pair_similarity)
+        fractions[test] = (by_image + by_caption) / 2
     return fractions
 
 

@@ -6,13 +6,13 @@ import heapq
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.sparse import csr_array
-from sklearn.utils import check_random_state
+from sklearn.utils import check_random_state, gen_batches
 
 from ..encoders.resolve import resolve_encoder
 from ..prompts import prompts_of, resolve_names, resolve_templates
@@ -42,20 +42,10 @@ def split_words(text: str) -> list[str]:
 
 
 def compute_name_shares(captions: Sequence[str], names: Mapping[Any, list[str]]) -> csr_array:
-    """Compute the fraction of the words of each caption that belong to the name of each label.
+    """Return the fraction of the words of each caption that belong to the name of each label.
 
-    Parameters
-    ----------
-    captions : sequence of str
-        Captions.
-    names : mapping of label to names
-        Names of each label, of which the longest in the caption counts. Names with a placeholder
-        ``{}`` are sentences, and ignored.
-
-    Returns
-    -------
-    shares : csr_array of shape (n_captions, n_labels)
-        Fractions in (0, 1]. Nothing is stored if a caption has no name of the label.
+    Of several names of a label, the longest in the caption counts. Names with a placeholder ``{}``
+    are sentences, and ignored. Nothing is stored if a caption has no name of the label.
     """
     labels_of: defaultdict[tuple[str, ...], set[int]] = defaultdict(set)
     for number, texts in enumerate(names.values()):
@@ -96,27 +86,66 @@ class Choice(NamedTuple):
     labels: np.ndarray
 
 
-class Scores(NamedTuple):
-    """Function for the scores of rows with all labels; -inf if a pair must not be selected."""
+class _Relevance(NamedTuple):
+    """Features and word matches from which rows are scored with all labels."""
 
-    n_pairs: int
+    texts: Captions
     n_labels: int
-    compute: Callable[[np.ndarray], np.ndarray]
+    shares: csr_array | None
+    caption_features: np.ndarray | None
+    label_features: np.ndarray | None
+    min_similarity: float
+    word_bonus: float
+
+    @property
+    def n_pairs(self) -> int:
+        """Number of all pairs."""
+        return self.texts.n_rows
+
+    def scores(self, rows: np.ndarray) -> np.ndarray:
+        """Return the scores of rows with all labels; -inf if they do not match."""
+        similarity, match = self._compare(rows)
+        if self.caption_features is None:
+            return np.where(match, similarity, -np.inf).astype(np.float32)
+        is_relevant = match | (similarity >= self.min_similarity)  # False for NaN
+        score = similarity + np.float32(self.word_bonus) * match
+        return np.where(is_relevant & np.isfinite(score), score, -np.inf)
+
+    def compare_pairs(self, rows: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the similarity of each row with its label, and whether words match."""
+        similarity = np.empty(len(rows), dtype=np.float32)
+        match = np.empty(len(rows), dtype=bool)
+        for block in gen_batches(len(rows), 1024):
+            tile_similarity, tile_match = self._compare(rows[block])
+            cells = np.arange(len(tile_match)), labels[block]
+            similarity[block], match[block] = tile_similarity[cells], tile_match[cells]
+        return similarity, match
+
+    def _compare(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        flat, starts = self.texts.select_captions(rows)
+        if self.shares is None:
+            share = np.zeros((len(rows), 1), dtype=np.float32)
+        else:
+            share = max_per_row(self.shares[flat].toarray(), starts)
+        if self.caption_features is None or self.label_features is None:
+            return share, share > 0
+        cosine = max_per_row(self.caption_features[flat] @ self.label_features.T, starts)
+        return cosine, np.broadcast_to(share > 0, cosine.shape)
 
 
 def choose_best_first(
-    scores: Scores, order: np.ndarray, groups: np.ndarray, n_pairs: int, per_label: int
+    relevance: _Relevance, order: np.ndarray, groups: np.ndarray, n_pairs: int, per_label: int
 ) -> Choice:
     """Select pairs in the order of their highest score."""
-    best = np.empty(scores.n_pairs, dtype=np.intp)
-    value = np.empty(scores.n_pairs, dtype=np.float32)
-    for tile in row_tiles(scores.n_pairs, scores.n_labels):
-        tile_scores = scores.compute(order[tile])
+    best = np.empty(relevance.n_pairs, dtype=np.intp)
+    value = np.empty(relevance.n_pairs, dtype=np.float32)
+    for tile in row_tiles(relevance.n_pairs, relevance.n_labels):
+        tile_scores = relevance.scores(order[tile])
         best[tile] = tile_scores.argmax(axis=1)
         value[tile] = tile_scores[np.arange(len(tile_scores)), best[tile]]
     pairs: list[int] = []
     labels: list[int] = []
-    n_left = np.full(scores.n_labels, per_label)
+    n_left = np.full(relevance.n_labels, per_label)
     used_groups: set[int] = set()
     for position in np.argsort(-value, kind="stable").tolist():
         if len(pairs) == n_pairs or value[position] == -np.inf:
@@ -141,17 +170,17 @@ def order_by_rounds(choice: Choice) -> Choice:
 
 
 def choose_round_robin(
-    scores: Scores, order: np.ndarray, groups: np.ndarray, n_pairs: int, per_label: int
+    relevance: _Relevance, order: np.ndarray, groups: np.ndarray, n_pairs: int, per_label: int
 ) -> Choice:
     """Select pairs in rounds, in each of which every label gets its best free pair."""
-    rounds = min(per_label, -(-n_pairs // scores.n_labels))
-    depth = min(scores.n_pairs, 2 * rounds + _EXTRA_CANDIDATES)
+    rounds = min(per_label, -(-n_pairs // relevance.n_labels))
+    depth = min(relevance.n_pairs, 2 * rounds + _EXTRA_CANDIDATES)
     while True:
         try:
-            candidates = _find_candidates(scores, order, depth)
-            return _take_turns(candidates, scores, groups, n_pairs, per_label)
+            candidates = _find_candidates(relevance, order, depth)
+            return _take_turns(candidates, relevance.n_pairs, groups, n_pairs, per_label)
         except _CandidatesExhaustedError:
-            depth = min(scores.n_pairs, 4 * depth)
+            depth = min(relevance.n_pairs, 4 * depth)
 
 
 class _CandidatesExhaustedError(Exception):
@@ -165,11 +194,11 @@ class _Candidates(NamedTuple):
     values: np.ndarray
 
 
-def _find_candidates(scores: Scores, order: np.ndarray, depth: int) -> _Candidates:
-    positions = np.empty((scores.n_labels, 0), dtype=np.intp)
-    values = np.empty((scores.n_labels, 0), dtype=np.float32)
-    for tile in row_tiles(scores.n_pairs, scores.n_labels):
-        tile_values = scores.compute(order[tile]).T
+def _find_candidates(relevance: _Relevance, order: np.ndarray, depth: int) -> _Candidates:
+    positions = np.empty((relevance.n_labels, 0), dtype=np.intp)
+    values = np.empty((relevance.n_labels, 0), dtype=np.float32)
+    for tile in row_tiles(relevance.n_pairs, relevance.n_labels):
+        tile_values = relevance.scores(order[tile]).T
         tile_positions = np.broadcast_to(np.arange(tile.start, tile.stop), tile_values.shape)
         values = np.concatenate([values, tile_values], axis=1)
         positions = np.concatenate([positions, tile_positions], axis=1)
@@ -181,16 +210,16 @@ def _find_candidates(scores: Scores, order: np.ndarray, depth: int) -> _Candidat
 
 
 def _take_turns(
-    candidates: _Candidates, scores: Scores, groups: np.ndarray, n_pairs: int, per_label: int
+    candidates: _Candidates, n_rows: int, groups: np.ndarray, n_pairs: int, per_label: int
 ) -> Choice:
     used_groups: set[int] = set()
+    open_labels = list(range(len(candidates.pairs)))
     free_pairs = [
-        _iterate_free_pairs(candidates, label, scores.n_pairs, groups, used_groups)
-        for label in range(scores.n_labels)
+        _iterate_free_pairs(candidates, label, n_rows, groups, used_groups)
+        for label in open_labels
     ]
     pairs: list[int] = []
     labels: list[int] = []
-    open_labels = list(range(scores.n_labels))
     for _ in range(per_label):
         queue = [entry for label in open_labels for entry in islice(free_pairs[label], 1)]
         heapq.heapify(queue)
@@ -211,17 +240,16 @@ def _take_turns(
 
 
 def _iterate_free_pairs(
-    candidates: _Candidates, label: int, n_pairs: int, groups: np.ndarray, used_groups: set[int]
+    candidates: _Candidates, label: int, n_rows: int, groups: np.ndarray, used_groups: set[int]
 ) -> Iterator[tuple[float, int, int]]:
     """Yield (-score, label, pair) for pairs that are free at that time, in descending order."""
-    for value, pair in zip(
-        candidates.values[label].tolist(), candidates.pairs[label].tolist(), strict=True
-    ):
+    values, pairs = candidates.values[label].tolist(), candidates.pairs[label].tolist()
+    for value, pair in zip(values, pairs, strict=True):
         if value == -np.inf:
             return
         if groups[pair] not in used_groups:
             yield -value, label, pair
-    if candidates.pairs.shape[1] < n_pairs:
+    if len(pairs) < n_rows:
         raise _CandidatesExhaustedError
 
 
@@ -352,79 +380,31 @@ def select_relevant(
             "n_pairs, per_label and min_similarity are all None, so that every pair would be "
             "selected. Pass at least one of them."
         )
-    n_rows = texts.n_rows
+    n_rows = relevance.n_pairs
     numbers = np.arange(n_rows) if groups is None else check_groups(groups, n_rows)
     order = check_random_state(random_state).permutation(n_rows)
     max_pairs = n_rows if n_pairs is None else n_pairs
     max_per_label = n_rows if per_label is None else per_label
-    scores = Scores(n_rows, len(names), relevance.scores)
     if balance and min(max_pairs, max_per_label) < n_rows:
-        choice = choose_round_robin(scores, order, numbers, max_pairs, max_per_label)
+        choice = choose_round_robin(relevance, order, numbers, max_pairs, max_per_label)
     else:
-        choice = choose_best_first(scores, order, numbers, max_pairs, max_per_label)
+        choice = choose_best_first(relevance, order, numbers, max_pairs, max_per_label)
         # All matching pairs are selected, so the rounds determine only the order.
         choice = order_by_rounds(choice) if balance else choice
     if not len(choice.pairs):
-        raise ValueError(
-            "captions do not match any label: no caption contains a name"
-            + (
-                ". Pass a text_encoder to compare meanings."
-                if only_words
-                else f" or reaches min_similarity={min_similarity!r}. Pass a smaller one."
-            )
-        )
+        advice = f" or reaches min_similarity={min_similarity!r}. Pass a smaller one."
+        if only_words:
+            advice = ". Pass a text_encoder to compare meanings."
+        raise ValueError(f"captions do not match any label: no caption contains a name{advice}")
     if n_pairs is not None and len(choice.pairs) < n_pairs:
         warn(
             f"n_pairs={n_pairs}, but only {len(choice.pairs)} pairs match a label within the "
-            "limits. All of them are selected.",
+            "limits. All of them are selected."
         )
     classes = list(names)
-    similarity, match = relevance.compare_pairs(choice.pairs, choice.labels)
-    return Selection(
-        choice.pairs, np.array([classes[label] for label in choice.labels]), similarity, match
-    )
-
-
-class _Relevance(NamedTuple):
-    """Features and word matches from which rows are scored with all labels."""
-
-    texts: Captions
-    shares: csr_array | None
-    caption_features: np.ndarray | None
-    label_features: np.ndarray | None
-    min_similarity: float
-    word_bonus: float
-
-    def scores(self, rows: np.ndarray) -> np.ndarray:
-        """Return the scores of rows with all labels; -inf if they do not match."""
-        similarity, match = self._compare(rows)
-        if self.caption_features is None:
-            return np.where(match, similarity, -np.inf).astype(np.float32)
-        is_relevant = match | (similarity >= self.min_similarity)  # False for NaN
-        score = similarity + np.float32(self.word_bonus) * match
-        return np.where(is_relevant & np.isfinite(score), score, -np.inf)
-
-    def compare_pairs(self, rows: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the similarity of each row with its label, and whether words match."""
-        similarity = np.empty(len(rows), dtype=np.float32)
-        match = np.empty(len(rows), dtype=bool)
-        for start in range(0, len(rows), 1024):
-            block = slice(start, start + 1024)
-            tile_similarity, tile_match = self._compare(rows[block])
-            cells = np.arange(len(tile_match)), labels[block]
-            similarity[block], match[block] = tile_similarity[cells], tile_match[cells]
-        return similarity, match
-
-    def _compare(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        flat, starts = self.texts.select_captions(rows)
-        if self.shares is None:
-            share = np.zeros((len(rows), 1), dtype=np.float32)
-        else:
-            share = max_per_row(self.shares[flat].toarray(), starts)
-        if self.caption_features is None or self.label_features is None:
-            return share, share > 0
-        cosine = max_per_row(self.caption_features[flat] @ self.label_features.T, starts)
-        return cosine, np.broadcast_to(share > 0, cosine.shape)
+    selected_labels = np.array([classes[label] for label in choice.labels])
+    similarities = relevance.compare_pairs(choice.pairs, choice.labels)
+    return Selection(choice.pairs, selected_labels, *similarities)
 
 
 def _compute_relevance(
@@ -442,14 +422,13 @@ def _compute_relevance(
         if label_features is not None:
             raise ValueError("text_encoder and label_features are both set. Pass one of them.")
         prompts = [prompts_of(label, names[label], templates) for label in names]
-        encoder = resolve_encoder(text_encoder, "text")
-        encoder = encoder.fit(
-            [prompt for label_prompts in prompts for prompt in label_prompts], None
-        )
-        label_features = _embed_labels(encoder, prompts)
-        caption_features = (
-            texts.features if texts.texts is None else encoder.transform(texts.texts)
-        )
+        flat = [prompt for label_prompts in prompts for prompt in label_prompts]
+        encoder = resolve_encoder(text_encoder, "text").fit(flat, None)
+        prompt_features, _ = normalize_valid_rows(encoder.transform(flat), "labels")
+        starts = np.cumsum([0, *map(len, prompts[:-1])])
+        label_features = np.add.reduceat(prompt_features, starts, axis=0)
+        is_embedded = texts.texts is None
+        caption_features = texts.features if is_embedded else encoder.transform(texts.texts)
     elif texts.texts is None or label_features is not None:
         if label_features is None or texts.texts is not None:
             raise ValueError(
@@ -470,12 +449,6 @@ def _compute_relevance(
                 f"shape {label_features.shape}."
             )
     threshold = -1.0 if min_similarity is None else min_similarity
-    return _Relevance(texts, shares, caption_features, label_features, threshold, word_bonus)
-
-
-def _embed_labels(encoder: Any, prompts: list[list[str]]) -> np.ndarray:
-    """Return the sum of the L2-normalized embeddings of each label's prompts."""
-    flat = [prompt for label_prompts in prompts for prompt in label_prompts]
-    rows, _ = normalize_valid_rows(encoder.transform(flat), "labels")
-    starts = np.cumsum([0, *(len(label_prompts) for label_prompts in prompts[:-1])])
-    return np.add.reduceat(rows, starts, axis=0)
+    return _Relevance(
+        texts, len(names), shares, caption_features, label_features, threshold, word_bonus
+    )

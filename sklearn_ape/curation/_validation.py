@@ -44,7 +44,6 @@ def check_captions(captions: Any) -> Captions:
 
 
 def max_per_row(values: np.ndarray, starts: np.ndarray) -> np.ndarray:
-    """Return the maximum over the captions of each row."""
     return values if len(starts) == len(values) else np.maximum.reduceat(values, starts, axis=0)
 
 
@@ -80,14 +79,14 @@ def check_groups(groups: Any, n_pairs: int) -> np.ndarray:
     return np.unique(groups, return_inverse=True)[1]
 
 
-def join_groups(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Return groups that join rows which share a group in either of two groupings."""
-    n_groups = int(first.max()) + 1
-    size = n_groups + int(second.max()) + 1
+def merge_groups(
+    groups: np.ndarray, left: np.ndarray, right: np.ndarray, n_groups: int
+) -> np.ndarray:
+    """Merge each group of `left` with the corresponding group of `right`."""
     # Older versions of SciPy silently return wrong components for int64.
-    ends = (first.astype(np.int32), (n_groups + second).astype(np.int32))
-    graph = coo_array((np.ones(len(first)), ends), shape=(size, size))
-    return connected_components(graph, directed=False)[1][first]
+    ends = (left.astype(np.int32), right.astype(np.int32))
+    graph = coo_array((np.ones(len(left), dtype=bool), ends), shape=(n_groups, n_groups))
+    return connected_components(graph, directed=False)[1][groups]
 
 
 def label_codes(values: Iterable[Hashable]) -> np.ndarray:

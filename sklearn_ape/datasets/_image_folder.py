@@ -49,8 +49,6 @@ def load_image_folder(
 ) -> Any:
     """Load the images of a folder, with captions and labels if there are any.
 
-    Images are listed without being opened.
-
     Parameters
     ----------
     path : path-like
@@ -91,9 +89,6 @@ def load_image_folder(
             Number of skipped files that are not images, by extension; most frequent first.
         DESCR : str
             Description of the source.
-
-    (images, captions) : tuple of lists
-        Returned instead of the Bunch if `return_X_y` is True.
 
     Raises
     ------
@@ -155,12 +150,10 @@ def load_image_folder(
         texts = _name_by_folder(folder, names)
     elif captions == "filename":
         texts = _name_by_file(names)
-    bunch = Bunch(
-        images=[str(folder / name) for name in names],
-        captions=texts,
-        other_files=dict(others.most_common()),
-        DESCR=_DESCR.format(n=len(names), folder=folder, captions=captions),
-    )
+    images = [str(folder / name) for name in names]
+    description = _DESCR.format(n=len(names), folder=folder, captions=captions)
+    skipped = dict(others.most_common())
+    bunch = Bunch(images=images, captions=texts, other_files=skipped, DESCR=description)
     if all(len(name.parts) > 1 for name in names):
         bunch.labels = np.array([name.parts[0] for name in names])
     return make_result(bunch, return_X_y)
@@ -189,7 +182,7 @@ def _iter_files(folder: Path, recursive: bool) -> Iterator[Path]:
 def _warn_unreadable(error: OSError) -> None:
     warn(
         f"Folder {error.filename!r} cannot be read ({error.strerror}) and is skipped. Check its "
-        "permissions.",
+        "permissions."
     )
 
 
@@ -251,7 +244,8 @@ def _read_table(folder: Path, names: list[Path]) -> list[list[str]]:
     if len(tables) > 1:
         raise ValueError(
             f"{str(folder)!r} has several tables of captions: "
-            f"{list_first(t.name for t in tables)}. Keep one of them, or read one with load_pairs."
+            f"{list_first(table.name for table in tables)}. Keep one of them, or read one with "
+            "load_pairs."
         )
     table = read_table(tables[0])
     where = repr(str(tables[0]))
@@ -286,8 +280,8 @@ def _name_by_folder(folder: Path, names: list[Path]) -> list[str]:
     if loose:
         raise ValueError(
             f'captions="folder" requires that all images are in subfolders of {str(folder)!r}, '
-            f"but {len(loose)} are not: {list_first(loose)}. Move them, or pass another source of "
-            "captions."
+            f"but {len(loose)} are not: {list_first(loose)}. Move them, or pass another source "
+            "of captions."
         )
     return [name.parent.name.replace("_", " ").strip() for name in names]
 

@@ -43,7 +43,7 @@ def load_imagenet_captions(
     r"""Load the images of ImageNet that have captions in ImageNet-Captions.
 
     Nothing is downloaded. Get `captions_json` from the repository of [1]_ and the images from
-    ImageNet's training set (ILSVRC 2012). Images are listed without being opened.
+    ImageNet's training set (ILSVRC 2012).
 
     Parameters
     ----------
@@ -81,9 +81,6 @@ def load_imagenet_captions(
             List of names per label, for the parameter ``labels`` of a `ZeroShotClassifier`.
         DESCR : str
             Description of the source, and numbers of skipped entries.
-
-    (images, captions) : tuple of lists
-        Returned instead of the Bunch if `return_X_y` is True.
 
     Raises
     ------
@@ -208,17 +205,14 @@ def _find_images(folder: Path, entries: list[dict[str, Any]]) -> list[str | None
     """Return the path of each entry's image, or None if it does not exist."""
     # Folders are listed, because checking half a million files takes minutes on a network disk.
     flat = set(os.listdir(folder))
-    inside = {
-        wnid: set(os.listdir(folder / wnid)) if (folder / wnid).is_dir() else set[str]()
-        for wnid in {entry["wnid"] for entry in entries} & flat
-    }
+    wnids = {entry["wnid"] for entry in entries} & flat
+    inside = {wnid: set(os.listdir(folder / wnid)) for wnid in wnids if (folder / wnid).is_dir()}
     paths: list[str | None] = []
     for entry in entries:
         wnid, name = entry["wnid"], entry["filename"]
-        if name in inside.get(wnid, ()):
-            paths.append(str(folder / wnid / name))
-        else:
-            paths.append(str(folder / name) if name in flat else None)
+        is_inside = name in inside.get(wnid, ())
+        path = folder / wnid / name if is_inside else folder / name
+        paths.append(str(path) if is_inside or name in flat else None)
     return paths
 
 

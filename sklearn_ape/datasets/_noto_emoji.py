@@ -70,17 +70,12 @@ def load_noto_emoji(
             Paths of PNG files, sorted by code points.
         captions : list of str, length n_images
             Unicode names, without duplicates.
-        categories : ndarray of str, shape (n_images,)
-            Categories, such as "Animals & Nature".
-        subcategories : ndarray of str, shape (n_images,)
-            Subcategories, such as "animal-bird".
+        categories, subcategories : ndarray of str, shape (n_images,)
+            Groups of emoji, such as "Animals & Nature" and "animal-bird".
         emoji : ndarray of str, shape (n_images,)
             Characters, without variants in skin tone and characters that the font lacks.
         DESCR : str
             Description of the source, with licence and attribution.
-
-    (images, captions) : tuple of lists
-        Returned instead of the Bunch if `return_X_y` is True.
 
     Raises
     ------
@@ -145,31 +140,25 @@ def load_noto_emoji(
         subcategories=np.array([find_category(c, subgroups, "country-flag") for c in paths]),
         emoji=np.array(list(paths)),
         DESCR=_DESCR.format(
-            n=len(paths),
-            width=_WIDTH,
-            height=_HEIGHT,
-            font=file,
-            uncategorized=UNCATEGORIZED,
+            n=len(paths), width=_WIDTH, height=_HEIGHT, font=file, uncategorized=UNCATEGORIZED
         ),
     )
     return make_result(bunch, return_X_y)
 
 
 def _font_file(path: str | os.PathLike[str] | None) -> Path:
-    if path is not None:
-        file = Path(path).expanduser().absolute()
-        if not file.is_file():
-            raise FileNotFoundError(
-                f"File {str(file)!r} does not exist. Pass the font NotoColorEmoji.ttf."
-            )
-        return file
-    if not Path(_FONT).is_file():
+    file = Path(_FONT) if path is None else Path(path).expanduser().absolute()
+    if path is not None and not file.is_file():
+        raise FileNotFoundError(
+            f"File {str(file)!r} does not exist. Pass the font NotoColorEmoji.ttf."
+        )
+    if not file.is_file():
         raise ImportError(
             f"Noto Color Emoji is not installed: file {_FONT!r} does not exist. On Debian and "
             "Ubuntu, install it with: apt install fonts-noto-color-emoji. Elsewhere, pass "
             "path=..., the file NotoColorEmoji.ttf."
         )
-    return Path(_FONT)
+    return file
 
 
 def _open_font(file: Path) -> Any:

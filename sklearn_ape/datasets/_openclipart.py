@@ -44,8 +44,6 @@ Open Clip Art
 
 
 class _Record(NamedTuple):
-    """Metadata of a drawing."""
-
     title: str = ""
     keywords: tuple[str, ...] = ()
     description: str = ""
@@ -69,12 +67,10 @@ def load_openclipart(
         are read from the SVG files. None means the folder where Debian installs them.
     replace_collection_titles : bool, default=True
         Whether the words of the file name replace a title that ten or more distinct drawings
-        share, such as "Various Cliparts" or "Lemon SVG theme". Such titles do not describe the
-        image.
+        share, such as "Various Cliparts", because it does not describe the image.
     max_pixels : int or None, default=89478485
         Maximum number of pixels of an image; larger images are skipped. The default skips the
-        images that Pillow regards as decompression bombs (16 of 8,121, with up to 620 million
-        pixels). None includes all images.
+        images that Pillow regards as decompression bombs. None includes all images.
     return_X_y : bool, default=False
         Whether to return ``(images, captions)`` instead of a Bunch.
 
@@ -86,8 +82,7 @@ def load_openclipart(
         images : list of str, length n_images
             Paths of PNG files, sorted.
         captions : list of str, length n_images
-            Cleaned title and up to six keywords, separated by commas. The words of the file name
-            replace a title that is missing, shared by a collection, or unreadable.
+            Cleaned title, or else the words of the file name, and up to six keywords.
         titles, descriptions, authors, licenses : lists of str, length n_images
             Metadata of the SVG files, or "" if they have none.
         keywords : list of list of str, length n_images
@@ -98,9 +93,6 @@ def load_openclipart(
             Number of the distinct file, which is the same for a drawing in two folders.
         DESCR : str
             Description of the source, with licence and attribution.
-
-    (images, captions) : tuple of lists
-        Returned instead of the Bunch if `return_X_y` is True.
 
     Raises
     ------
@@ -148,17 +140,12 @@ def load_openclipart(
             raise FileNotFoundError(
                 f"{str(folder)!r} has no folder {subfolder.name!r}. Pass {_LAYOUT}."
             )
-    files = [
-        file
-        for file in sorted(png_folder.rglob("*.png"))
-        if max_pixels is None or _count_pixels(file) <= max_pixels
-    ]
+    files, limit = sorted(png_folder.rglob("*.png")), ""
+    if max_pixels is not None:
+        files = [file for file in files if _count_pixels(file) <= max_pixels]
+        limit = f" of at most {max_pixels} pixels"
     if not files:
-        raise ValueError(
-            f"{str(png_folder)!r} has no PNG files"
-            + (f" of at most {max_pixels} pixels" if max_pixels is not None else "")
-            + f". Pass {_LAYOUT}."
-        )
+        raise ValueError(f"{str(png_folder)!r} has no PNG files{limit}. Pass {_LAYOUT}.")
     names = [file.relative_to(png_folder) for file in files]
     records = [_read_record((svg_folder / name).with_suffix(".svg")) for name in names]
     _, groups = np.unique([os.path.realpath(file) for file in files], return_inverse=True)

@@ -26,10 +26,7 @@ Tux Paint stamps
 
 
 def load_tuxpaint_stamps(
-    *,
-    path: str | os.PathLike[str] | None = None,
-    language: str = "en",
-    return_X_y: bool = False,
+    *, path: str | os.PathLike[str] | None = None, language: str = "en", return_X_y: bool = False
 ) -> Any:
     r"""Load the Tux Paint stamps and their captions.
 
@@ -53,15 +50,10 @@ def load_tuxpaint_stamps(
             Paths of PNG files, sorted. Mirrored stamps, which have no text file, are skipped.
         captions : list of str, length n_images
             Captions of one line. Several images may have the same caption ("A rocket.").
-        categories : ndarray of str, shape (n_images,)
-            First folder of the path, such as "animals".
-        subjects : ndarray of str, shape (n_images,)
-            Complete folder, such as "animals/birds".
+        categories, subjects : ndarray of str, shape (n_images,)
+            First folder of the path, such as "animals", and complete folder ("animals/birds").
         DESCR : str
             Description of the source, with licence and attribution.
-
-    (images, captions) : tuple of lists
-        Returned instead of the Bunch if `return_X_y` is True.
 
     Raises
     ------

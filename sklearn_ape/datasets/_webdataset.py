@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..utils.validation import check_integer, check_sequence
-from .base import import_optional, list_first
+from .base import import_optional
 
 # As in webdataset, the key of a sample is the path up to the first dot of the file name. Members
 # with names in double underscores are metadata.
@@ -47,7 +47,6 @@ def find_shards(pattern: str) -> list[str]:
 
 
 def _describe_sample(key: str, shard: str) -> str:
-    """Return the description of a sample in messages."""
     return f"the sample {key!r} of {shard!r}"
 
 
@@ -90,11 +89,8 @@ def _iter_samples(shard: str, extensions: set[str] | None = None) -> Iterator[di
         parts = _NAME.fullmatch(name)
         return parts is not None and (extensions is None or parts[2].lower() in extensions)
 
-    samples = iter(
-        wds.DataPipeline(
-            wds.SimpleShardList([shard]), wds.tarfile_to_samples(select_files=is_selected)
-        )
-    )
+    read_samples = wds.tarfile_to_samples(select_files=is_selected)
+    samples = iter(wds.DataPipeline(wds.SimpleShardList([shard]), read_samples))
     key = None
     while True:
         try:
@@ -214,13 +210,6 @@ class WebDatasetPairs:
 
     Iteration yields ``(bytes, caption)`` and reads the shards each time. ``len`` and the first
     iteration read the headers of all shards, to check that all samples are pairs.
-
-    Parameters
-    ----------
-    shards : list of str
-        Paths of the shards, in order.
-    image, caption : _Keys
-        Extensions of images and captions.
     """
 
     def __init__(self, shards: list[str], image: _Keys, caption: _Keys) -> None:
@@ -242,27 +231,21 @@ class WebDatasetPairs:
             yield self._read_image(sample), self._read_caption(sample)
 
     def __repr__(self) -> str:
-        return f"WebDatasetPairs({list_first(self.shards, 1)})"
+        return f"WebDatasetPairs({len(self.shards)} shards, {self.shards[0]!r} first)"
 
     def images(self) -> WebDatasetSide:
         """Return the images as a sized iterable of bytes of image files."""
-        return WebDatasetSide(self, "image")
+        return WebDatasetSide(self, self._image, self._read_image)
 
     def captions(self) -> WebDatasetSide:
         """Return the captions as a sized iterable of str."""
-        return WebDatasetSide(self, "caption")
+        return WebDatasetSide(self, self._caption, self._read_caption)
 
     def _samples(self, keys: _Keys | None = None) -> Iterator[dict[str, Any]]:
         # Check that all samples are pairs: otherwise the rows of images and captions would differ.
         len(self)
         for shard in self.shards:
             yield from _iter_samples(shard, None if keys is None else set(keys.fields))
-
-    def _images(self) -> Iterator[ShardBytes]:
-        return map(self._read_image, self._samples(self._image))
-
-    def _captions(self) -> Iterator[str]:
-        return map(self._read_caption, self._samples(self._caption))
 
     def _read_image(self, sample: dict[str, Any]) -> ShardBytes:
         description = _describe_sample(sample["__key__"], sample["__url__"])
@@ -294,17 +277,19 @@ class WebDatasetPairs:
 class WebDatasetSide:
     """Sized iterable over images or captions of shards, which are read at each iteration."""
 
-    def __init__(self, pairs: WebDatasetPairs, side: str) -> None:
-        self._pairs, self._side = pairs, side
+    def __init__(
+        self, pairs: WebDatasetPairs, keys: _Keys, read: Callable[[dict[str, Any]], Any]
+    ) -> None:
+        self._pairs, self._keys, self._read = pairs, keys, read
 
     def __len__(self) -> int:
         return len(self._pairs)
 
     def __iter__(self) -> Iterator[Any]:
-        return self._pairs._images() if self._side == "image" else self._pairs._captions()
+        return map(self._read, self._pairs._samples(self._keys))
 
     def __repr__(self) -> str:
-        return f"{self._pairs!r}.{self._side}s()"
+        return f"{self._pairs!r}.{self._keys.side}s()"
 
 
 def write_webdataset(
@@ -370,19 +355,13 @@ def write_webdataset(
         shards.append(os.path.join(folder, f"{len(shards):05d}.tar"))
         with wds.TarWriter(shards[-1]) as writer:
             for number, (image, caption) in chunk:
-                name, content = _read_file(image, extension, number)
+                if isinstance(image, bytes):
+                    name, content = extension or _detect_format(image, number), image
+                else:
+                    name, content = Path(image).suffix.lower()[1:], Path(image).read_bytes()
                 sample = {"__key__": f"{number:09d}", name: content, "txt": caption.encode()}
                 writer.write(sample)
     return shards
-
-
-def _read_file(
-    image: bytes | str | os.PathLike[str], extension: str | None, number: int
-) -> tuple[str, bytes]:
-    """Return the extension and the content of an image file."""
-    if not isinstance(image, bytes):
-        return Path(image).suffix.lower().lstrip("."), Path(image).read_bytes()
-    return extension or _detect_format(image, number), image
 
 
 def _detect_format(content: bytes, number: int) -> str:

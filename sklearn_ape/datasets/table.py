@@ -237,8 +237,6 @@ def load_pairs(
 ) -> Any:
     r"""Load pairs of images and captions from a table.
 
-    Image files are listed without being opened.
-
     Parameters
     ----------
     source : path-like, pandas.DataFrame or polars.DataFrame
@@ -275,9 +273,6 @@ def load_pairs(
             Labels. The field exists only if `label` is not None.
         DESCR : str
             Description of the source.
-
-    (images, captions) : tuple of lists
-        Returned instead of the Bunch if `return_X_y` is True.
 
     Raises
     ------
@@ -328,9 +323,8 @@ def load_pairs(
     if not cells:
         raise ValueError(f"{where} has 0 rows. Pass a table with one row per image and caption.")
     bunch = Bunch(DESCR=_DESCR.format(n=len(cells), source=where))
-    bunch.captions = flatten_single_captions(
-        parse_captions(get_text_column(table, caption, where), where)
-    )
+    captions = parse_captions(get_text_column(table, caption, where), where)
+    bunch.captions = flatten_single_captions(captions)
     if label is not None:
         bunch.labels = _check_labels(get_text_column(table, label, where), label, where)
     _check_not_swapped(cells, bunch.captions, image, caption, where)
@@ -359,11 +353,8 @@ def _check_not_swapped(
             for value in values
         )
 
-    if (
-        are_files(captions)
-        and all(isinstance(cell, str) for cell in cells)
-        and not any(are_files([cell]) for cell in cells)
-    ):
+    are_texts = all(isinstance(cell, str) for cell in cells)
+    if are_texts and are_files(captions) and not any(are_files([cell]) for cell in cells):
         raise ValueError(
             f"{where} has names of images as captions, but not as images: the first row has "
             f"the image {cells[0]!r} and the caption {captions[0]!r}. If the columns are "
@@ -406,7 +397,6 @@ def _resolve_images(cells: list[Any], base: Path, where: str) -> list[Any]:
 
 
 def _check_files(images: list[Any], base: Path, where: str) -> None:
-    """Raise FileNotFoundError if an image file does not exist."""
     paths = dict.fromkeys(path for path in images if isinstance(path, str))
     missing = [path for path in paths if not os.path.isfile(path)]
     if missing:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, Self
 
 import numpy as np
@@ -10,7 +11,6 @@ from sklearn.base import clone
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from sklearn.utils import check_array
-from sklearn.utils.validation import check_is_fitted
 
 from ..utils.validation import format_list
 from ..utils.warnings import warn
@@ -31,21 +31,19 @@ _MAX_COLORS = 10
 _GREY_INDEX = 7  # of grey in the sequence of colours "tab10"
 
 
+@dataclass(eq=False, repr=False)
 class EmbeddingMapDisplay:
     """Map of image and text embeddings in two dimensions.
 
-    Images are drawn as circles, and captions as triangles.
-    Create it with `from_estimator` or `from_predictions`.
+    Images are drawn as circles, and captions as triangles. Create it with `from_estimator` or
+    `from_predictions`.
 
     Parameters
     ----------
-    image_points : ndarray of shape (n_images, 2)
-        Coordinates of the images.
-    text_points : ndarray of shape (n_texts, 2)
-        Coordinates of the captions.
+    image_points, text_points : ndarray of shape (n_rows, 2)
+        Coordinates of the images and of the captions.
     pairs : ndarray of shape (n_pairs, 2) or None, default=None
-        Indices of images and captions that belong together and are joined by a thin line. None
-        draws no lines.
+        Indices of images and captions that are joined by a thin line. None draws no lines.
     image_labels, text_labels : sequence or None, default=None
         Labels of images and of captions, which determine the colours. With more than ten labels,
         the less frequent ones are grey.
@@ -62,10 +60,8 @@ class EmbeddingMapDisplay:
         Lines between pairs.
     thumbnails_ : list of matplotlib.offsetbox.AnnotationBbox
         Thumbnails of images.
-    ax_ : matplotlib.axes.Axes
-        Axes of the display.
-    figure_ : matplotlib.figure.Figure
-        Figure of the axes.
+    ax_, figure_ : matplotlib.axes.Axes, matplotlib.figure.Figure
+        Axes and figure of the display.
 
     See Also
     --------
@@ -73,11 +69,9 @@ class EmbeddingMapDisplay:
 
     Notes
     -----
-    **The modality gap.** In spaces that are trained contrastively, images and captions tend to lie
-    in two separate cones [1]_: an image can be more similar to its own caption than to all other
-    captions, and yet more similar to every other image. The first axis of the map then only
-    separates the modalities. This does not affect retrieval, which compares captions with each
-    other. ``center=True`` subtracts the mean of each modality, which removes the gap from the map.
+    In spaces that are trained contrastively, images and captions tend to be in two separate cones,
+    the modality gap [1]_. The first axis of the map then only separates the modalities, which does
+    not affect retrieval. ``center=True`` removes the gap from the map.
 
     A map of two dimensions omits most of the information of the space. In a t-SNE map only the
     nearest neighbours are meaningful. To evaluate an aligner, use `RecallCurveDisplay`.
@@ -97,24 +91,14 @@ class EmbeddingMapDisplay:
     True
     """
 
-    def __init__(
-        self,
-        image_points: np.ndarray,
-        text_points: np.ndarray,
-        *,
-        pairs: np.ndarray | None = None,
-        image_labels: Any = None,
-        text_labels: Any = None,
-        images: Any = None,
-        axis_names: tuple[str, str] = ("", ""),
-    ) -> None:
-        self.image_points = image_points
-        self.text_points = text_points
-        self.pairs = pairs
-        self.image_labels = image_labels
-        self.text_labels = text_labels
-        self.images = images
-        self.axis_names = axis_names
+    image_points: np.ndarray
+    text_points: np.ndarray
+    _: KW_ONLY
+    pairs: np.ndarray | None = None
+    image_labels: Any = None
+    text_labels: Any = None
+    images: Any = None
+    axis_names: tuple[str, str] = ("", "")
 
     @classmethod
     def from_estimator(
@@ -146,20 +130,14 @@ class EmbeddingMapDisplay:
             Texts, or their features. The number of texts may differ from the number of images.
         images : sequence of images of length n_images or None, default=None
             Images for thumbnails, if X is features.
-        pairs, labels, text_labels, reducer, center, random_state : object
-            Options of the map; see `from_predictions`.
-        ax : matplotlib.axes.Axes or None, default=None
-            Axes to draw on. None creates a figure.
-        **plot_options : object
-            Keyword arguments of `plot`.
+        pairs, labels, text_labels, reducer, center, random_state, ax, **plot_options : object
+            Options of `from_predictions`.
 
         Returns
         -------
         display : EmbeddingMapDisplay
-            The display, which has been drawn.
         """
         aligner, features = get_aligner_and_input(estimator, X)
-        check_is_fitted(aligner)
         return cls.from_predictions(
             aligner.transform(features),
             aligner.transform_text(y),
@@ -194,19 +172,16 @@ class EmbeddingMapDisplay:
 
         Parameters
         ----------
-        image_embeddings : array-like of shape (n_images, n_components)
-            Embeddings of the images. Rows of NaN are left out.
-        text_embeddings : array-like of shape (n_texts, n_components)
-            Embeddings of the captions, in the same space.
+        image_embeddings, text_embeddings : array-like of shape (n_rows, n_components)
+            Embeddings of images and of captions in the same space. Rows of NaN are left out.
         images : sequence of images of length n_images or None, default=None
             Images for thumbnails.
         pairs : {"auto"}, array-like of shape (n_pairs, 2) or None, default="auto"
             Indices of images and captions to join by lines. ``"auto"`` joins images and captions
             at the same index, if there are as many texts as images. None draws no lines.
-        labels : sequence of length n_images or None, default=None
-            Labels of the images, which determine their colours.
-        text_labels : sequence of length n_texts or None, default=None
-            Labels of the captions. None takes `labels`, if there are as many texts as images.
+        labels, text_labels : sequence or None, default=None
+            Labels of images and of captions, which determine the colours. If `text_labels` is None
+            and there are as many texts as images, captions have the labels of their images.
         reducer : {"pca", "tsne"} or estimator, default="pca"
             Method of dimensionality reduction. t-SNE uses cosine distances. An estimator must have
             ``fit_transform`` and give two components, as UMAP does; it is cloned.
@@ -214,15 +189,12 @@ class EmbeddingMapDisplay:
             Whether the mean of each modality is subtracted first; see the notes.
         random_state : int, RandomState instance or None, default=None
             Random seed of "pca" and "tsne", for reproducible results.
-        ax : matplotlib.axes.Axes or None, default=None
-            Axes to draw on. None creates a figure.
-        **plot_options : object
-            Keyword arguments of `plot`.
+        ax, **plot_options : object
+            Axes to draw on, and other arguments of `plot`.
 
         Returns
         -------
         display : EmbeddingMapDisplay
-            The display, which has been drawn.
 
         Raises
         ------
@@ -230,12 +202,10 @@ class EmbeddingMapDisplay:
             When the numbers of components or of items are inconsistent, or there are fewer than
             3 points.
         """
+        named = {"image_embeddings": image_embeddings, "text_embeddings": text_embeddings}
         sides = [
             check_array(side, dtype=np.float64, ensure_all_finite="allow-nan", input_name=name)
-            for side, name in (
-                (image_embeddings, "image_embeddings"),
-                (text_embeddings, "text_embeddings"),
-            )
+            for name, side in named.items()
         ]
         n_images, n_texts = map(len, sides)
         if sides[0].shape[1] != sides[1].shape[1]:
@@ -288,7 +258,6 @@ class EmbeddingMapDisplay:
         Returns
         -------
         display : EmbeddingMapDisplay
-            The display.
         """
         from matplotlib.collections import LineCollection
 
@@ -297,12 +266,10 @@ class EmbeddingMapDisplay:
         colors = _assign_colors(self.image_labels, self.text_labels)
         self.lines_ = None
         if lines and self.pairs is not None and len(self.pairs):
-            ends = np.stack(
-                [self.image_points[self.pairs[:, 0]], self.text_points[self.pairs[:, 1]]], axis=1
-            )
-            self.lines_ = LineCollection(
-                ends[np.isfinite(ends).all(axis=(1, 2))], colors="0.75", linewidths=0.6, zorder=1
-            )
+            images, texts = self.pairs.T
+            ends = np.stack([self.image_points[images], self.text_points[texts]], axis=1)
+            ends = ends[np.isfinite(ends).all(axis=(1, 2))]
+            self.lines_ = LineCollection(ends, colors="0.75", linewidths=0.6, zorder=1)
             ax.add_collection(self.lines_)
         self.image_points_ = self._scatter(self.image_points, self.image_labels, colors, "o", size)
         self.text_points_ = self._scatter(self.text_points, self.text_labels, colors, "^", size)
@@ -325,24 +292,14 @@ class EmbeddingMapDisplay:
             *(make_handle("s", color, format_text(label, 24)) for label, color in colors.items()),
         ]
         # Beside the axes, where the legend covers no points.
-        self.ax_.legend(
-            handles=handles,
-            loc="upper left",
-            bbox_to_anchor=(1, 1),
-            fontsize="small",
-            frameon=False,
-        )
+        place = {"loc": "upper left", "bbox_to_anchor": (1, 1)}
+        self.ax_.legend(handles=handles, **place, fontsize="small", frameon=False)
 
     def _scatter(
         self, points: np.ndarray, labels: Any, colors: dict[Any, Any], marker: str, size: float
     ) -> list[Any]:
-        options = {
-            "marker": marker,
-            "s": size,
-            "linewidths": 0.4,
-            "edgecolors": "white",
-            "zorder": 2,
-        }
+        style = {"marker": marker, "s": size, "linewidths": 0.4, "edgecolors": "white"}
+        options = style | {"zorder": 2}
         if labels is None:
             color = _IMAGE_COLOR if marker == "o" else _TEXT_COLOR
             return [self.ax_.scatter(points[:, 0], points[:, 1], color=color, **options)]
@@ -362,10 +319,8 @@ class EmbeddingMapDisplay:
         sample = np.linspace(0, len(rows) - 1, min(n_thumbnails, len(rows))).round().astype(int)
         drawn = []
         for row in rows[sample]:
-            thumbnail = make_thumbnail(self.images[row], _THUMBNAIL_PIXELS)
-            box = AnnotationBbox(
-                OffsetImage(thumbnail, zoom=0.75), self.image_points[row], pad=0.05, zorder=3
-            )
+            image = OffsetImage(make_thumbnail(self.images[row], _THUMBNAIL_PIXELS), zoom=0.75)
+            box = AnnotationBbox(image, self.image_points[row], pad=0.05, zorder=3)
             box.patch.set(edgecolor="0.8", linewidth=0.5)
             drawn.append(self.ax_.add_artist(box))
         return drawn
@@ -383,7 +338,7 @@ def _project(
         rows = np.flatnonzero(~is_finite)
         warn(
             f"{len(rows)} rows are not finite and are left out of the map: rows "
-            f"{format_list(rows, str)} of the images followed by the texts.",
+            f"{format_list(rows, str)} of the images followed by the texts."
         )
     n_points = int(is_finite.sum())
     if n_points < 3:

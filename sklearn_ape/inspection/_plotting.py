@@ -6,6 +6,7 @@ import textwrap
 from typing import Any
 
 import numpy as np
+from sklearn.utils.validation import check_is_fitted
 
 from ..aligners.wrapper import resolve_aligner, unwrap
 from ..encoders.images import read_image
@@ -22,22 +23,7 @@ _GREY = 200
 
 
 def get_axes(ax: Any, width: float, height: float) -> Any:
-    """Return the axes, or the axes of a new figure.
-
-    Parameters
-    ----------
-    ax : matplotlib.axes.Axes or None
-        Axes to draw on. None creates a figure.
-    width, height : float
-        Size of a new figure in inches, which is limited to 40.
-
-    Raises
-    ------
-    ImportError
-        When matplotlib is not installed.
-    TypeError
-        When `ax` is not a single Axes.
-    """
+    """Return the axes, or the axes of a new figure whose width and height are in inches."""
     try:
         from matplotlib import pyplot
         from matplotlib.axes import Axes
@@ -60,14 +46,7 @@ def get_axes(ax: Any, width: float, height: float) -> Any:
 def format_text(text: Any, width: int = 40, lines: int = 1) -> str:
     """Return any text as short lines that matplotlib shows literally.
 
-    Parameters
-    ----------
-    text : object
-        Object whose ``str`` is shown.
-    width : int, default=40
-        Maximum number of characters per line.
-    lines : int, default=1
-        Maximum number of lines. A text that does not fit ends in "…".
+    A text that does not fit in `lines` lines of `width` characters ends in "…".
     """
     # Characters such as joiners have no glyph, and lone surrogates have no encoding.
     printable = "".join(c if c.isprintable() or c.isspace() else " " for c in str(text))
@@ -79,28 +58,21 @@ def format_text(text: Any, width: int = 40, lines: int = 1) -> str:
     return f" {escaped}" if escaped.startswith("_") else escaped
 
 
-def choose_text_color(background: Any) -> str:
-    """Return black or white, whichever contrasts more with a background of (r, g, b) in [0, 1]."""
-    red, green, blue = (float(part) for part in background[:3])
+def write_in_cell(
+    ax: Any, y: float, x: float, text: str, background: np.ndarray, fontsize: float
+) -> Any:
+    """Write a text in black or white, whichever contrasts more with the background."""
     # Weights of the luma of ITU-R BT.601.
-    return "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.5 else "white"
+    is_bright = background[:3] @ (0.299, 0.587, 0.114) > 0.5
+    color = "black" if is_bright else "white"
+    return ax.text(x, y, text, ha="center", va="center", color=color, fontsize=fontsize)
 
 
 def make_thumbnail(item: Any, side: int = _THUMBNAIL_SIDE) -> np.ndarray:
-    """Return an image as a square on a white background.
+    """Return an image as pixels of a square with a white background.
 
-    Parameters
-    ----------
-    item : str, path-like, bytes, PIL.Image.Image, ndarray of uint8 or None
-        Image in a form that encoders take.
-    side : int, default=96
-        Side of the square in pixels.
-
-    Returns
-    -------
-    pixels : ndarray of uint8, shape (side, side, 3)
-        The image, or a grey square for None and for an image that cannot be read, so that one
-        unreadable image does not prevent a figure of many.
+    None and images that cannot be read give a grey square, so that one unreadable image does not
+    prevent a figure of many.
     """
     from PIL import ImageOps
 
@@ -116,25 +88,10 @@ def make_thumbnail(item: Any, side: int = _THUMBNAIL_SIDE) -> np.ndarray:
 def draw_thumbnail(
     ax: Any, item: Any, center: tuple[float, float], size: float, frame: str | None = None
 ) -> Any:
-    """Draw an image at a position in data coordinates, which may be outside of the axes.
+    """Draw an image in a square at a position in data coordinates, and return the artist.
 
-    Parameters
-    ----------
-    ax : matplotlib.axes.Axes
-        Axes to draw on. Their limits are not changed.
-    item : object
-        Image; see `make_thumbnail`.
-    center : tuple of float
-        Coordinates x and y of the centre.
-    size : float
-        Side of the square.
-    frame : str or None, default=None
-        Colour of a frame. None draws no frame.
-
-    Returns
-    -------
-    image : matplotlib.image.AxesImage
-        The artist.
+    The position may be outside of the axes, whose limits are not changed. `frame` is the colour of
+    a frame, or None.
     """
     from matplotlib.image import AxesImage
     from matplotlib.patches import Rectangle
@@ -156,22 +113,9 @@ def draw_thumbnail(
 
 
 def get_aligner_and_input(estimator: Any, X: Any) -> tuple[Any, Any]:
-    """Return the aligner within an estimator, and X as that aligner takes it.
-
-    Parameters
-    ----------
-    estimator : estimator, str or None
-        Aligner, or a Pipeline or search that ends in one. A name or None stands for the aligner
-        that `ZeroShotClassifier` takes for it.
-    X : sequence of images, or array-like of shape (n_samples, n_features)
-        Input of the estimator.
-
-    Raises
-    ------
-    TypeError
-        When the estimator contains no aligner.
-    """
+    """Return the fitted aligner within an estimator, and X as that aligner takes it."""
     preprocessing, aligner = unwrap(resolve_aligner(estimator))
+    check_is_fitted(aligner)
     return aligner, X if preprocessing is None else preprocessing.transform(X)
 
 
@@ -193,24 +137,7 @@ def get_texts(y: Any) -> list[str] | None:
 
 
 def check_items(items: Any, n_items: int, name: str, noun: str) -> list[Any] | None:
-    """Return labels, captions or images as a list, or None.
-
-    Parameters
-    ----------
-    items : sequence or None
-        Value of the parameter.
-    n_items : int
-        Required number of items.
-    name : str
-        Name of the parameter, for the message.
-    noun : str
-        Noun for what each item belongs to, for the message.
-
-    Raises
-    ------
-    ValueError
-        When `items` is not a sequence of this length.
-    """
+    """Return one label, caption or image per `noun` as a list, or None; check the length."""
     if items is None:
         return None
     check_sequence(items, name, noun)
@@ -223,15 +150,7 @@ def check_items(items: Any, n_items: int, name: str, noun: str) -> list[Any] | N
 
 
 def check_pairs(pairs: Any, n_images: int, n_texts: int) -> np.ndarray:
-    """Return pairs as an array of shape (n_pairs, 2) of valid indices.
-
-    Parameters
-    ----------
-    pairs : array-like of shape (n_pairs, 2) or None
-        Indices of images and texts. None pairs the images with the texts at the same index.
-    n_images, n_texts : int
-        Number of images and of texts, which must be equal if `pairs` is None.
-    """
+    """Return pairs as valid indices of shape (n_pairs, 2); None pairs items at the same index."""
     if pairs is None:
         if n_images != n_texts:
             raise ValueError(
@@ -259,13 +178,7 @@ def check_pairs(pairs: Any, n_images: int, n_texts: int) -> np.ndarray:
 def resolve_pairs(pairs: Any, n_images: int, n_texts: int) -> np.ndarray | None:
     """Return the pairs to draw, or None.
 
-    Parameters
-    ----------
-    pairs : {"auto"}, array-like of shape (n_pairs, 2) or None
-        ``"auto"`` pairs the images with the texts at the same index if there are equally many,
-        and otherwise draws no pairs. None draws no pairs.
-    n_images, n_texts : int
-        Number of images and of texts.
+    ``"auto"`` pairs images and texts at the same index, if there are as many texts as images.
     """
     if isinstance(pairs, str):
         if pairs != "auto":

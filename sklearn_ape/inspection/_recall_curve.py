@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, Self
 
 import numpy as np
-from scipy.special import gammaln
-from sklearn.utils.validation import check_is_fitted
+from scipy.stats import hypergeom
 
 from ..metrics import recall_at_k
 from ..metrics.retrieval import compute_both_ranks
@@ -21,6 +21,7 @@ _DIRECTIONS = {
 }
 
 
+@dataclass(eq=False, repr=False)
 class RecallCurveDisplay:
     """Recall@k, the fraction of queries with a match among the first k results, over k.
 
@@ -46,10 +47,8 @@ class RecallCurveDisplay:
         Curves of recall, `matplotlib.lines.Line2D` by direction.
     chance_lines_ : dict
         Curves of the chance level by direction, unless the axes already had an equal curve.
-    ax_ : matplotlib.axes.Axes
-        Axes of the display.
-    figure_ : matplotlib.figure.Figure
-        Figure of the axes.
+    ax_, figure_ : matplotlib.axes.Axes, matplotlib.figure.Figure
+        Axes and figure of the display.
 
     See Also
     --------
@@ -68,18 +67,11 @@ class RecallCurveDisplay:
     ([1, 2, 3, 4], [0.5, 0.5, 0.5, 1.0])
     """
 
-    def __init__(
-        self,
-        ks: np.ndarray,
-        recall: dict[str, np.ndarray],
-        *,
-        chance: dict[str, np.ndarray] | None = None,
-        estimator_name: str | None = None,
-    ) -> None:
-        self.ks = ks
-        self.recall = recall
-        self.chance = chance
-        self.estimator_name = estimator_name
+    ks: np.ndarray
+    recall: dict[str, np.ndarray]
+    _: KW_ONLY
+    chance: dict[str, np.ndarray] | None = None
+    estimator_name: str | None = None
 
     @classmethod
     def from_estimator(
@@ -109,22 +101,16 @@ class RecallCurveDisplay:
         groups : array-like of shape (n_samples,) or None, default=None
             Group of each row, such as the file name of its image; see the method
             ``retrieval_ranks`` of the aligner.
-        ks : sequence of int or None, default=None
-            Values of k. None takes up to 60 values, from 1 to the number of candidates.
         name : str or None, default=None
             Name in the legend. None takes the name of the class.
-        ax : matplotlib.axes.Axes or None, default=None
-            Axes to draw on. None creates a figure.
-        **plot_options : object
-            Keyword arguments of `plot`.
+        ks, ax, **plot_options : object
+            Options of `from_predictions`.
 
         Returns
         -------
         display : RecallCurveDisplay
-            The display, which has been drawn.
         """
         aligner, features = get_aligner_and_input(estimator, X)
-        check_is_fitted(aligner)
         data = aligner._scored_pairs(features, y, groups)
         return cls.from_predictions(
             *aligner._comparable_pairs(data),
@@ -151,10 +137,8 @@ class RecallCurveDisplay:
 
         Parameters
         ----------
-        image_embeddings : ndarray of shape (n_images, n_components)
-            L2-normalized embeddings, one row per distinct image.
-        text_embeddings : ndarray of shape (n_texts, n_components)
-            L2-normalized embeddings, one row per distinct caption.
+        image_embeddings, text_embeddings : ndarray of shape (n_rows, n_components)
+            L2-normalized embeddings, one row per distinct image and per distinct caption.
         pairs : ndarray of shape (n_pairs, 2) or None, default=None
             Indices of images and captions that belong together. None pairs images and captions at
             the same index.
@@ -162,15 +146,12 @@ class RecallCurveDisplay:
             Values of k. None takes up to 60 values, from 1 to the number of candidates.
         name : str or None, default=None
             Name in the legend.
-        ax : matplotlib.axes.Axes or None, default=None
-            Axes to draw on. None creates a figure.
-        **plot_options : object
-            Keyword arguments of `plot`.
+        ax, **plot_options : object
+            Axes to draw on, and other arguments of `plot`.
 
         Returns
         -------
         display : RecallCurveDisplay
-            The display, which has been drawn.
 
         Raises
         ------
@@ -180,11 +161,10 @@ class RecallCurveDisplay:
         n_images, n_texts = len(image_embeddings), len(text_embeddings)
         pairs = np.unique(check_pairs(pairs, n_images, n_texts), axis=0)
         largest = max(n_images, n_texts)
-        values: np.ndarray = (
-            np.geomspace(1, largest, min(largest, _MAX_KS)).round().astype(int)
-            if ks is None
-            else np.atleast_1d(np.asarray(ks))
-        )
+        if ks is None:
+            values = np.geomspace(1, largest, min(largest, _MAX_KS)).round().astype(int)
+        else:
+            values = np.atleast_1d(np.asarray(ks))
         if values.size == 0 or values.dtype.kind not in "iu" or values.min() < 1:
             raise ValueError(f"ks must be integers of at least 1, not {values.tolist()}.")
         values = np.unique(values)
@@ -231,7 +211,6 @@ class RecallCurveDisplay:
         Returns
         -------
         display : RecallCurveDisplay
-            The display.
         """
         from matplotlib.ticker import LogLocator, NullLocator, PercentFormatter, StrMethodFormatter
 
@@ -270,11 +249,9 @@ class RecallCurveDisplay:
             if any(_look_equal(curve, values) for curve in drawn):
                 continue
             label = _CHANCE if are_equal else f"{_CHANCE}, {_DIRECTIONS[direction][0]}"
-            style: Any = ":" if direction == "image_to_text" else (0, (1, 4))
-            (line,) = self.ax_.plot(
-                self.ks, values, color="gray", linestyle=style, label=label, gid=_CHANCE
-            )
-            self.chance_lines_[direction] = line
+            dashes: Any = ":" if direction == "image_to_text" else (0, (1, 4))
+            style = {"color": "gray", "linestyle": dashes, "label": label, "gid": _CHANCE}
+            (self.chance_lines_[direction],) = self.ax_.plot(self.ks, values, **style)
             drawn.append(values)
 
 
@@ -284,20 +261,7 @@ def _look_equal(curve: Any, other: Any) -> bool:
 
 
 def _compute_chance(n_positives: np.ndarray, n_candidates: int, ks: np.ndarray) -> np.ndarray:
-    """Return the mean probability that k random candidates include a positive.
-
-    With n candidates and p positives, they include none with probability C(n - p, k) / C(n, k).
-    """
+    """Return the mean probability that k random candidates include a positive."""
     counts, frequencies = np.unique(n_positives, return_counts=True)
-    n_negatives = n_candidates - counts[:, None]
-    k = np.minimum(ks, n_candidates)[None, :]
-    is_possible = n_negatives - k >= 0
-    # Logarithms, since binomial coefficients overflow.
-    log_miss = (
-        gammaln(n_negatives + 1)
-        - gammaln(np.where(is_possible, n_negatives - k, 0) + 1)
-        - gammaln(n_candidates + 1)
-        + gammaln(n_candidates - k + 1)
-    )
-    miss = np.where(is_possible, np.exp(log_miss), 0.0)
+    miss = hypergeom.pmf(0, n_candidates, counts[:, None], np.minimum(ks, n_candidates))
     return np.average(1 - miss, axis=0, weights=frequencies)

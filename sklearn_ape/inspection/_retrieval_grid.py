@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, Self
 
 import numpy as np
-from sklearn.utils.validation import check_is_fitted
 
 from ..utils.validation import check_sequence
 from ._plotting import (
@@ -23,6 +23,7 @@ _QUERY_WIDTH = 1.5  # in units of the width of an image
 _RELEVANT_COLOR, _IRRELEVANT_COLOR = "tab:green", "tab:red"
 
 
+@dataclass(eq=False, repr=False)
 class RetrievalGridDisplay:
     """One row per query, with the images found for it and their scores, best first.
 
@@ -39,8 +40,7 @@ class RetrievalGridDisplay:
     captions : sequence of sequences of str or None, default=None
         Captions, which are also written below the images.
     relevant : ndarray of bool, shape (n_queries, k), or None, default=None
-        Whether each image is relevant, which gives it a green frame, or else a red one. None draws
-        no frames.
+        Whether each image gets a green frame instead of a red one. None draws no frames.
 
     Attributes
     ----------
@@ -50,10 +50,8 @@ class RetrievalGridDisplay:
         Texts below the images.
     query_ : list
         Artist of each query, a text or an image.
-    ax_ : matplotlib.axes.Axes
-        Axes of the display.
-    figure_ : matplotlib.figure.Figure
-        Figure of the axes.
+    ax_, figure_ : matplotlib.axes.Axes, matplotlib.figure.Figure
+        Axes and figure of the display.
 
     See Also
     --------
@@ -69,20 +67,12 @@ class RetrievalGridDisplay:
     '0.90'
     """
 
-    def __init__(
-        self,
-        queries: Sequence[Any],
-        images: Sequence[Sequence[Any]],
-        scores: np.ndarray,
-        *,
-        captions: Sequence[Sequence[str]] | None = None,
-        relevant: np.ndarray | None = None,
-    ) -> None:
-        self.queries = queries
-        self.images = images
-        self.scores = scores
-        self.captions = captions
-        self.relevant = relevant
+    queries: Sequence[Any]
+    images: Sequence[Sequence[Any]]
+    scores: np.ndarray
+    _: KW_ONLY
+    captions: Sequence[Sequence[str]] | None = None
+    relevant: np.ndarray | None = None
 
     @classmethod
     def from_estimator(
@@ -116,25 +106,18 @@ class RetrievalGridDisplay:
             Maximum number of images per query.
         X : array-like of shape (n_images, n_features) or None, default=None
             Features of `images`, for an aligner that takes features.
-        captions : sequence of str of length n_images or None, default=None
-            Captions to write below the images.
-        relevant : sequence of length n_queries of collections of int, or None, default=None
-            Indices of the relevant images of each query.
         standardize : bool or collection, default=False
             Whether an aligner standardizes similarities; see `APEAligner.similarity`. Ignored for
             a retriever.
         modality : {"auto", "image", "text"}, default="auto"
             Modality of the queries for a retriever; see `CrossModalRetriever.search`. Ignored for
             an aligner.
-        ax : matplotlib.axes.Axes or None, default=None
-            Axes to draw on. None creates a figure.
-        **plot_options : object
-            Keyword arguments of `plot`.
+        captions, relevant, ax, **plot_options : object
+            Options of `from_predictions`.
 
         Returns
         -------
         display : RetrievalGridDisplay
-            The display, which has been drawn.
 
         Raises
         ------
@@ -154,20 +137,12 @@ class RetrievalGridDisplay:
             images = check_items(images, len(images if X is None else X), "images", "row")
             assert images is not None
             aligner, features = get_aligner_and_input(estimator, images if X is None else X)
-            check_is_fitted(aligner)
             similarity = aligner.similarity(features, queries, standardize=standardize).T
             # NaN, the similarity of an image that could not be read, is sorted last.
             order = np.argsort(-similarity, axis=1, kind="stable")[:, :k]
             result = np.take_along_axis(similarity, order, axis=1), order
-        return cls.from_predictions(
-            result,
-            queries,
-            images=images,
-            captions=captions,
-            relevant=relevant,
-            ax=ax,
-            **plot_options,
-        )
+        items = {"images": images, "captions": captions, "relevant": relevant}
+        return cls.from_predictions(result, queries, ax=ax, **items, **plot_options)
 
     @classmethod
     def from_predictions(
@@ -197,15 +172,12 @@ class RetrievalGridDisplay:
             they are texts and `images` is passed.
         relevant : sequence of length n_queries of collections of int, or None, default=None
             Indices of the relevant images of each query.
-        ax : matplotlib.axes.Axes or None, default=None
-            Axes to draw on. None creates a figure.
-        **plot_options : object
-            Keyword arguments of `plot`.
+        ax, **plot_options : object
+            Axes to draw on, and other arguments of `plot`.
 
         Returns
         -------
         display : RetrievalGridDisplay
-            The display, which has been drawn.
 
         Raises
         ------
@@ -224,8 +196,9 @@ class RetrievalGridDisplay:
             )
         if images is None and items is None:
             raise ValueError("images is None. Pass the images that were searched.")
-        if images is None and _are_texts(items) and not _have_files(items):
-            example = next((item for row in items for item in row), None)
+        flat = [item for row in items or () for item in row]
+        if images is None and _are_texts(items) and not any(map(os.path.isfile, flat)):
+            example = flat[0] if flat else None
             raise ValueError(
                 f"result has items such as {example!r}, which are not files. Pass the images that "
                 "were searched as images."
@@ -260,7 +233,6 @@ class RetrievalGridDisplay:
         Returns
         -------
         display : RetrievalGridDisplay
-            The display.
         """
         n_shown = min(len(self.queries), max_queries)
         k = np.shape(self.scores)[1]
@@ -335,10 +307,6 @@ def _mark_relevant(indices: np.ndarray, relevant: Any) -> np.ndarray:
 
 def _are_texts(items: Any) -> bool:
     return all(isinstance(item, str) for row in items for item in row)
-
-
-def _have_files(items: Any) -> bool:
-    return any(os.path.isfile(item) for row in items for item in row)
 
 
 def _check_queries(queries: Any) -> None:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, Self
 
 import numpy as np
 from sklearn.utils import check_array
-from sklearn.utils.validation import check_is_fitted
 
 from ._plotting import (
     check_items,
-    choose_text_color,
     draw_thumbnail,
     format_text,
     get_aligner_and_input,
@@ -19,12 +18,14 @@ from ._plotting import (
     get_images,
     get_texts,
     resolve_pairs,
+    write_in_cell,
 )
 
 _MAX_LABELED = 60  # thumbnails and captions of more rows and columns would be too small
 _MAX_VALUES = 12
 
 
+@dataclass(eq=False, repr=False)
 class SimilarityMatrixDisplay:
     """Similarities of images (rows) with captions (columns).
 
@@ -39,8 +40,7 @@ class SimilarityMatrixDisplay:
     captions : sequence of str of length n_texts or None, default=None
         Captions, which are written below the columns.
     pairs : ndarray of shape (n_pairs, 2) or None, default=None
-        Indices of images and captions that belong together, whose cells get a frame. None draws no
-        frames.
+        Indices of images and captions whose cells get a frame. None draws no frames.
 
     Attributes
     ----------
@@ -50,10 +50,8 @@ class SimilarityMatrixDisplay:
         Values in the cells, or None if they are not written.
     thumbnails_ : list of matplotlib.image.AxesImage
         Images beside the rows.
-    ax_ : matplotlib.axes.Axes
-        Axes of the display.
-    figure_ : matplotlib.figure.Figure
-        Figure of the axes.
+    ax_, figure_ : matplotlib.axes.Axes, matplotlib.figure.Figure
+        Axes and figure of the display.
 
     See Also
     --------
@@ -70,18 +68,11 @@ class SimilarityMatrixDisplay:
     ['a cat', 'a dog']
     """
 
-    def __init__(
-        self,
-        similarity: np.ndarray,
-        *,
-        images: Sequence[Any] | None = None,
-        captions: Sequence[str] | None = None,
-        pairs: np.ndarray | None = None,
-    ) -> None:
-        self.similarity = similarity
-        self.images = images
-        self.captions = captions
-        self.pairs = pairs
+    similarity: np.ndarray
+    _: KW_ONLY
+    images: Sequence[Any] | None = None
+    captions: Sequence[str] | None = None
+    pairs: np.ndarray | None = None
 
     @classmethod
     def from_estimator(
@@ -115,21 +106,14 @@ class SimilarityMatrixDisplay:
             Images to show, if X is features.
         captions : sequence of str of length n_texts or None, default=None
             Captions to write, if y is features or other texts should be shown.
-        pairs : {"auto"}, array-like of shape (n_pairs, 2) or None, default="auto"
-            Cells to frame. ``"auto"`` frames the diagonal if there are as many texts as images.
-            None draws no frames.
-        ax : matplotlib.axes.Axes or None, default=None
-            Axes to draw on. None creates a figure.
-        **plot_options : object
-            Keyword arguments of `plot`.
+        pairs, ax, **plot_options : object
+            Options of `from_predictions`.
 
         Returns
         -------
         display : SimilarityMatrixDisplay
-            The display, which has been drawn.
         """
         aligner, features = get_aligner_and_input(estimator, X)
-        check_is_fitted(aligner)
         return cls.from_predictions(
             aligner.similarity(features, y, standardize=standardize),
             images=get_images(X) if images is None else images,
@@ -163,27 +147,20 @@ class SimilarityMatrixDisplay:
         pairs : {"auto"}, array-like of shape (n_pairs, 2) or None, default="auto"
             Cells to frame. ``"auto"`` frames the diagonal of a square matrix. None draws no
             frames.
-        ax : matplotlib.axes.Axes or None, default=None
-            Axes to draw on. None creates a figure.
-        **plot_options : object
-            Keyword arguments of `plot`.
+        ax, **plot_options : object
+            Axes to draw on, and other arguments of `plot`.
 
         Returns
         -------
         display : SimilarityMatrixDisplay
-            The display, which has been drawn.
 
         Raises
         ------
         ValueError
             When lengths are inconsistent, or a pair is outside of the matrix.
         """
-        similarity = check_array(
-            similarity,
-            dtype=[np.float64, np.float32],
-            ensure_all_finite="allow-nan",
-            input_name="similarity",
-        )
+        options = {"ensure_all_finite": "allow-nan", "input_name": "similarity"}
+        similarity = check_array(similarity, dtype=[np.float64, np.float32], **options)
         n_images, n_texts = similarity.shape
         display = cls(
             similarity,
@@ -226,7 +203,6 @@ class SimilarityMatrixDisplay:
         Returns
         -------
         display : SimilarityMatrixDisplay
-            The display.
         """
         from matplotlib.patches import Rectangle
 
@@ -241,23 +217,15 @@ class SimilarityMatrixDisplay:
         self.im_ = ax.imshow(self.similarity, **{"cmap": cmap, **(im_kw or {})})
         if include_values is None:
             include_values = max(n_images, n_texts) <= _MAX_VALUES
-        self.text_ = None
-        if include_values:
-            self.text_ = self._write_values(values_format, fontsize=min(9, 22 * cell))
+        self.text_ = self._write_values(values_format, cell) if include_values else None
         for row, column in () if self.pairs is None else self.pairs:
-            ax.add_patch(
-                Rectangle(
-                    (column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor=frame_color,
-                    linewidth=2, clip_on=False,
-                )
-            )  # fmt: skip
+            corner = column - 0.5, row - 0.5
+            ax.add_patch(Rectangle(corner, 1, 1, fill=False, ec=frame_color, lw=2, clip_on=False))
         self.thumbnails_ = []
         if self.images is not None and n_images <= _MAX_LABELED:
             ax.set_yticks([])
-            self.thumbnails_ = [
-                draw_thumbnail(ax, image, (-1.1, row), 0.92)
-                for row, image in enumerate(self.images)
-            ]
+            for row, image in enumerate(self.images):
+                self.thumbnails_.append(draw_thumbnail(ax, image, (-1.1, row), 0.92))
         else:
             ax.set_ylabel("image")
         if names is not None:
@@ -269,17 +237,12 @@ class SimilarityMatrixDisplay:
             bar.set_label("similarity")
         return self
 
-    def _write_values(self, values_format: str, fontsize: float) -> np.ndarray:
+    def _write_values(self, values_format: str, cell_size: float) -> np.ndarray:
+        fontsize = min(9, 22 * cell_size)
         texts = np.empty(self.similarity.shape, dtype=object)
         colors = self.im_.cmap(self.im_.norm(self.similarity))
         for cell, value in np.ndenumerate(self.similarity):
-            texts[cell] = self.ax_.text(
-                cell[1],
-                cell[0],
-                "" if np.isnan(value) else format(value, values_format),
-                ha="center",
-                va="center",
-                color=choose_text_color(colors[cell]),
-                fontsize=fontsize,
-            )
+            row, column = cell
+            text = "" if np.isnan(value) else format(value, values_format)
+            texts[cell] = write_in_cell(self.ax_, row, column, text, colors[cell], fontsize)
         return texts

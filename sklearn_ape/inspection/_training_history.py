@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, Self
 
 from sklearn.utils.validation import check_is_fitted
@@ -13,6 +14,7 @@ from ._plotting import format_text, get_axes
 _LOSS_COLOR, _RECALL_COLOR = "tab:blue", "tab:orange"
 
 
+@dataclass(eq=False, repr=False)
 class TrainingHistoryDisplay:
     """Training loss (left axis) and recall on held-out pairs (right axis) per epoch.
 
@@ -60,16 +62,10 @@ class TrainingHistoryDisplay:
     [0, 1, 2]
     """
 
-    def __init__(
-        self,
-        history: Sequence[Mapping[str, Any]],
-        *,
-        best_epoch: int | None = None,
-        estimator_name: str | None = None,
-    ) -> None:
-        self.history = history
-        self.best_epoch = best_epoch
-        self.estimator_name = estimator_name
+    history: Sequence[Mapping[str, Any]]
+    _: KW_ONLY
+    best_epoch: int | None = None
+    estimator_name: str | None = None
 
     @classmethod
     def from_estimator(
@@ -83,15 +79,12 @@ class TrainingHistoryDisplay:
             Fitted `APEAligner` or `LiTAligner`, or a Pipeline or search that ends in one.
         name : str or None, default=None
             Title of the display. None takes the name of the class.
-        ax : matplotlib.axes.Axes or None, default=None
-            Axes to draw on. None creates a figure.
-        **plot_options : object
-            Keyword arguments of `plot`.
+        ax, **plot_options : object
+            Axes to draw on, and other arguments of `plot`.
 
         Returns
         -------
         display : TrainingHistoryDisplay
-            The display, which has been drawn.
 
         Raises
         ------
@@ -127,7 +120,6 @@ class TrainingHistoryDisplay:
         Returns
         -------
         display : TrainingHistoryDisplay
-            The display.
 
         Raises
         ------
@@ -149,13 +141,8 @@ class TrainingHistoryDisplay:
         ax.set_xlabel("epoch")
         if losses:
             epochs, values = zip(*losses, strict=True)
-            (self.loss_line_,) = ax.plot(
-                epochs,
-                values,
-                color=_LOSS_COLOR,
-                marker=_choose_marker(losses),
-                label="training loss",
-            )
+            style = {"color": _LOSS_COLOR, "marker": _choose_marker(losses)}
+            (self.loss_line_,) = ax.plot(epochs, values, label="training loss", **style)
             ax.set_ylabel("training loss", color=_LOSS_COLOR)
         if recalls:
             self._draw_recall(recalls)
@@ -169,15 +156,8 @@ class TrainingHistoryDisplay:
             lines = (self.loss_line_, self.recall_line_, self.start_line_, self.best_line_)
             handles = [line for line in lines if line is not None]
             # Above the axes, where no curve of either axis crosses the legend.
-            ax.legend(
-                handles=handles,
-                title=title,
-                loc="lower center",
-                bbox_to_anchor=(0.5, 1.0),
-                ncols=len(handles),
-                fontsize="small",
-                frameon=False,
-            )
+            place = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "ncols": len(handles)}
+            ax.legend(handles=handles, title=title, **place, fontsize="small", frameon=False)
         elif title:
             ax.set_title(title)
         return self
@@ -187,27 +167,16 @@ class TrainingHistoryDisplay:
 
         self.recall_ax_ = right = self.ax_.twinx()
         epochs, values = zip(*recalls, strict=True)
-        (self.recall_line_,) = right.plot(
-            epochs,
-            values,
-            color=_RECALL_COLOR,
-            marker=_choose_marker(recalls),
-            label="held-out recall",
-        )
+        style: dict[str, Any] = {"color": _RECALL_COLOR, "marker": _choose_marker(recalls)}
+        (self.recall_line_,) = right.plot(epochs, values, label="held-out recall", **style)
         if epochs[0] == 0:
-            self.start_line_ = right.axhline(
-                values[0],
-                color=_RECALL_COLOR,
-                linestyle="--",
-                linewidth=1,
-                label="recall of initialization",
-            )  # fmt: skip
+            style = {"color": _RECALL_COLOR, "linestyle": "--", "linewidth": 1}
+            self.start_line_ = right.axhline(values[0], label="recall of initialization", **style)
         right.yaxis.set_major_formatter(PercentFormatter(1.0))
         right.set_ylabel("held-out recall (mean of @1, 5 and 10)", color=_RECALL_COLOR)
 
 
 def _get_series(history: Sequence[Mapping[str, Any]], key: str) -> list[tuple[int, float]]:
-    """Return the epochs and values of a key of the history."""
     return [
         (row.get("epoch", number), row[key]) for number, row in enumerate(history, 1) if key in row
     ]

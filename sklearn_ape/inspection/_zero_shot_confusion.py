@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, Self
 
 import numpy as np
@@ -12,14 +13,15 @@ from sklearn.utils.validation import check_consistent_length
 from ._plotting import (
     OTHERS,
     check_items,
-    choose_text_color,
     draw_thumbnail,
     format_text,
     get_axes,
     get_images,
+    write_in_cell,
 )
 
 
+@dataclass(eq=False, repr=False)
 class ZeroShotConfusionDisplay:
     """Confusion matrix of zero-shot classes, with true classes in rows and predicted in columns.
 
@@ -48,10 +50,8 @@ class ZeroShotConfusionDisplay:
         Numbers in the cells, and None in empty cells.
     thumbnails_ : dict
         Example images, `matplotlib.image.AxesImage` by ``(row, column)``.
-    ax_ : matplotlib.axes.Axes
-        Axes of the display.
-    figure_ : matplotlib.figure.Figure
-        Figure of the axes.
+    ax_, figure_ : matplotlib.axes.Axes, matplotlib.figure.Figure
+        Axes and figure of the display.
 
     See Also
     --------
@@ -69,20 +69,12 @@ class ZeroShotConfusionDisplay:
            [0, 1]])
     """
 
-    def __init__(
-        self,
-        counts: np.ndarray,
-        *,
-        row_labels: Sequence[Any],
-        column_labels: Sequence[Any],
-        examples: Mapping[tuple[int, int], Any] | None = None,
-        title: str | None = None,
-    ) -> None:
-        self.counts = counts
-        self.row_labels = row_labels
-        self.column_labels = column_labels
-        self.examples = examples
-        self.title = title
+    counts: np.ndarray
+    _: KW_ONLY
+    row_labels: Sequence[Any]
+    column_labels: Sequence[Any]
+    examples: Mapping[tuple[int, int], Any] | None = None
+    title: str | None = None
 
     @classmethod
     def from_estimator(
@@ -108,17 +100,12 @@ class ZeroShotConfusionDisplay:
             True labels.
         images : sequence of images of length n_samples or None, default=None
             Images to show, if X is features.
-        max_classes : int, default=10
-            Maximum number of classes to show; see `from_predictions`.
-        ax : matplotlib.axes.Axes or None, default=None
-            Axes to draw on. None creates a figure.
-        **plot_options : object
-            Keyword arguments of `plot`.
+        max_classes, ax, **plot_options : object
+            Options of `from_predictions`.
 
         Returns
         -------
         display : ZeroShotConfusionDisplay
-            The display, which has been drawn.
         """
         check_consistent_length(X, y)
         classifier = estimator
@@ -150,10 +137,8 @@ class ZeroShotConfusionDisplay:
 
         Parameters
         ----------
-        y_true : sequence of length n_samples
-            True labels.
-        y_pred : sequence of length n_samples
-            Predicted labels.
+        y_true, y_pred : sequence of length n_samples
+            True and predicted labels.
         images : sequence of images of length n_samples or None, default=None
             Images, of which the first of each cell is shown.
         unknown_label : object, default="unknown"
@@ -162,15 +147,12 @@ class ZeroShotConfusionDisplay:
         max_classes : int, default=10
             Maximum number of classes to show. If there are more, the classes that are confused
             most often are shown, all others share one column, and the title says so.
-        ax : matplotlib.axes.Axes or None, default=None
-            Axes to draw on. None creates a figure.
-        **plot_options : object
-            Keyword arguments of `plot`.
+        ax, **plot_options : object
+            Axes to draw on, and other arguments of `plot`.
 
         Returns
         -------
         display : ZeroShotConfusionDisplay
-            The display, which has been drawn.
 
         Raises
         ------
@@ -242,8 +224,9 @@ class ZeroShotConfusionDisplay:
         Returns
         -------
         display : ZeroShotConfusionDisplay
-            The display.
         """
+        from matplotlib.patches import Rectangle
+
         counts = np.asarray(self.counts)
         n_rows, n_columns = counts.shape
         examples = self.examples if thumbnails and self.examples is not None else {}
@@ -256,24 +239,21 @@ class ZeroShotConfusionDisplay:
         self.text_ = np.full(counts.shape, None, dtype=object)
         for row, column in np.argwhere(counts > 0):
             cell = int(row), int(column)
-            self.text_[cell] = ax.text(
-                column,
-                row + (0.39 if cell in examples else 0),
-                f"{counts[cell]:,}",
-                ha="center",
-                va="center",
-                color=choose_text_color(colors[cell]),
-                fontsize=8 if cell in examples else 10,
-            )
+            y, fontsize = (row + 0.39, 8) if cell in examples else (row, 10)  # below an image
+            text = f"{counts[cell]:,}"
+            self.text_[cell] = write_in_cell(ax, y, column, text, colors[cell], fontsize)
         self.thumbnails_ = {
             (row, column): draw_thumbnail(ax, image, (column, row - 0.1), 0.72)
             for (row, column), image in examples.items()
         }
-        self._frame_correct_cells()
+        for row, column in np.ndindex(counts.shape):
+            if self.row_labels[row] == self.column_labels[column]:
+                corner = column - 0.48, row - 0.48
+                frame = Rectangle(corner, 0.96, 0.96, fill=False, ec="tab:green", lw=1.5)
+                ax.add_patch(frame)
         ax.set_xticks(range(n_columns), [format_text(label, 24) for label in self.column_labels])
         ax.set_yticks(range(n_rows), [format_text(label, 16, 2) for label in self.row_labels])
-        longest = max(len(str(label)) for label in self.column_labels)
-        if longest > 6:
+        if max(len(str(label)) for label in self.column_labels) > 6:
             ax.tick_params(axis="x", labelrotation=45)
             for label in ax.get_xticklabels():
                 label.set(ha="right", rotation_mode="anchor")
@@ -281,19 +261,6 @@ class ZeroShotConfusionDisplay:
         if self.title:
             ax.set_title(format_text(self.title, 60, 2), fontsize="medium")
         return self
-
-    def _frame_correct_cells(self) -> None:
-        from matplotlib.patches import Rectangle
-
-        for row, label in enumerate(self.row_labels):
-            for column, other in enumerate(self.column_labels):
-                if label == other:
-                    self.ax_.add_patch(
-                        Rectangle(
-                            (column - 0.48, row - 0.48), 0.96, 0.96, fill=False,
-                            edgecolor="tab:green", linewidth=1.5,
-                        )
-                    )  # fmt: skip
 
 
 def _as_list(labels: Any) -> list[Any]:

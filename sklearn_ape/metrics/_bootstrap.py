@@ -40,8 +40,8 @@ def bootstrap_interval(
 ) -> Interval:
     """Compute the confidence interval of a mean, such as the share of hits among queries.
 
-    Zeros and ones (recall, accuracy) get the Wilson score interval of a proportion, which is
-    computed without resampling. All other values get a bootstrap interval.
+    Zeros and ones (recall, accuracy) get the Wilson score interval of a proportion, and all other
+    values a bootstrap interval.
 
     Parameters
     ----------
@@ -51,9 +51,9 @@ def bootstrap_interval(
     confidence : float, default=0.95
         Nominal coverage: the share of such intervals that contain the true mean.
     n_resamples : int, default=2000
-        Number of bootstrap resamples. It has no effect on zeros and ones.
+        Number of bootstrap resamples of values other than zeros and ones.
     random_state : int, RandomState instance or None, default=None
-        Random seed of the resamples. It has no effect on zeros and ones.
+        Random seed of the resamples.
 
     Returns
     -------
@@ -75,15 +75,13 @@ def bootstrap_interval(
     one image, pass the mean of each group.
 
     The percentile bootstrap is too narrow for proportions near 0 or 1: with 20 queries and a true
-    share of 0.05 its intervals of 95 % contain the true share in 64 % of samples, and the
-    intervals of the Wilson score [1]_ in 92 %. A Wilson interval has a positive width even if all
-    queries are hits.
+    share of 0.05 its intervals of 95 % contain the true share in 64 % of samples, and Wilson
+    intervals [1]_ in 92 %. These have a positive width even if all queries are hits.
 
     For other values the bias-corrected and accelerated bootstrap (BCa) [2]_ is used, with its
     quantiles widened for few values as Student's t is wider than the normal distribution [3]_.
     Such intervals have zero width if all values are equal, and are too narrow for few values of a
     very skewed distribution, such as ranks. Pass reciprocal ranks or hits instead.
-    ``python -m benchmarks.studies.intervals`` prints the coverage of all these intervals.
 
     References
     ----------
@@ -132,9 +130,9 @@ def paired_difference(
     confidence : float, default=0.95
         Nominal coverage: the share of such intervals that contain the true difference.
     n_resamples : int, default=2000
-        Number of bootstrap resamples. It has no effect on zeros and ones.
+        Number of bootstrap resamples of values other than zeros and ones.
     random_state : int, RandomState instance or None, default=None
-        Random seed of the resamples. It has no effect on zeros and ones.
+        Random seed of the resamples.
 
     Returns
     -------

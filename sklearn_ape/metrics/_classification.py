@@ -62,8 +62,7 @@ def expected_calibration_error(
 
     Notes
     -----
-    The error depends on `n_bins` and is too large for few samples. Compare models on the same
-    samples.
+    The error depends on `n_bins` and is too large for few samples.
 
     References
     ----------
@@ -127,15 +126,8 @@ def fit_temperature(logits: Any, y: Any, labels: Any = None) -> float:
     See Also
     --------
     sklearn.calibration.CalibratedClassifierCV : With ``method="temperature"`` (scikit-learn 1.8
-        and later), it returns a calibrated classifier. Use `fit_temperature` to get the number
-        only, for example to fit it on one set of classes and to use it for other classes.
+        and later), it returns a calibrated classifier instead of the number.
     expected_calibration_error : Calibration error, which a good temperature reduces.
-
-    Notes
-    -----
-    The log-likelihood is concave in the inverse temperature. The root of its derivative is found
-    between two bounds that hold for logits of any scale, so that single rows or columns of another
-    magnitude do not limit the search.
 
     References
     ----------
@@ -187,6 +179,8 @@ def fit_temperature(logits: Any, y: Any, labels: Any = None) -> float:
             "increasing as the temperature decreases. Pass more samples, or more difficult ones."
         )
 
+    # The log-likelihood is concave in the inverse temperature: find the root of its derivative
+    # between two bounds that hold for logits of any scale.
     def derivative(log_inverse: float) -> float:
         proba = softmax(np.exp(log_inverse) * margins, axis=1)
         return float(np.mean(np.sum(proba * finite_margins, axis=1)))
@@ -219,7 +213,6 @@ def _rescale(numbers: np.ndarray, finite: np.ndarray) -> tuple[np.ndarray, int]:
 
 
 def _find_columns(y: Any, labels: Any, scores: np.ndarray) -> np.ndarray:
-    """Return the column of the class of each sample."""
     y = as_labels(y)
     check_consistent_length(y, scores)
     classes = distinct_labels(y, "y") if labels is None else as_labels(labels)

@@ -34,8 +34,7 @@ _TIE_ROUNDINGS = 16
 class _Tile(NamedTuple):
     """Scores of a block of queries with a block of candidates.
 
-    `pair_indices` are the indices of the pairs in the tile, and `positions` are their rows and
-    columns within the tile.
+    `positions` are the rows and columns within the tile of the pairs `pair_indices`.
     """
 
     rows: slice
@@ -64,10 +63,10 @@ class _Tiles:
         self.dtype = np.result_type(queries, candidates, np.float32) if is_dense else None
         self.row_edges = _split_evenly(len(queries), _TILE_ROWS if is_dense else _SPARSE_TILE_ROWS)
         self.column_edges = _split_evenly(len(candidates), _TILE_COLUMNS)
-        self.n_rows = len(self.row_edges) - 1
-        tile_of_pair = (
-            np.searchsorted(self.column_edges, self.positions, side="right") - 1
-        ) * self.n_rows + (np.searchsorted(self.row_edges, pairs[:, 0], side="right") - 1)
+        self.n_rows, self.n_columns = len(self.row_edges) - 1, len(self.column_edges) - 1
+        row_of_pair = np.searchsorted(self.row_edges, pairs[:, 0], side="right") - 1
+        column_of_pair = np.searchsorted(self.column_edges, self.positions, side="right") - 1
+        tile_of_pair = column_of_pair * self.n_rows + row_of_pair
         self.by_tile = np.argsort(tile_of_pair, kind="stable")
         n_tiles = self.n_rows * self.n_columns
         self.pair_edges = np.searchsorted(tile_of_pair[self.by_tile], np.arange(n_tiles + 1))
@@ -77,19 +76,12 @@ class _Tiles:
         """Number of rows and columns of the largest tile."""
         return int(np.diff(self.row_edges).max()), int(np.diff(self.column_edges).max())
 
-    @property
-    def n_columns(self) -> int:
-        """Number of columns of tiles."""
-        return len(self.column_edges) - 1
-
     def visit(self, every: bool, first: int = 0, step: int = 1) -> Iterator[_Tile]:
         """Yield every tile, or only those with pairs, of every `step`-th column from `first`.
 
         The scores of a tile are overwritten by the next tile.
         """
-        buffer = None
-        if self.dtype is not None:
-            buffer = np.empty(self.largest, dtype=self.dtype)
+        buffer = None if self.dtype is None else np.empty(self.largest, dtype=self.dtype)
         for number in range(first, self.n_columns, step):
             start, stop = self.column_edges[number : number + 2].tolist()
             top = number * self.n_rows
@@ -119,32 +111,11 @@ class _Tiles:
 def compute_both_ranks(
     queries: Any, candidates: Any, pairs: np.ndarray, both: bool = True
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Compute the rank of the best positive of each query and of each candidate.
+    """Return the rank of the best positive of each query, and of each candidate if `both`, from 0.
 
-    Parameters
-    ----------
-    queries : array of shape (n_queries, n_components)
-        Embeddings of queries, dense or of a type that can be sliced, transposed and multiplied.
-    candidates : array of shape (n_candidates, n_components)
-        Embeddings of candidates.
-    pairs : array of shape (n_pairs, 2)
-        Row of the query and row of the candidate of each positive pair.
-    both : bool, default=True
-        Whether to compute the ranks for candidates. If False, they are all 0.
-
-    Returns
-    -------
-    ranks : ndarray of shape (n_queries,)
-        Rank of the best positive of each query among the candidates, from 0. Candidates that are
-        not positives and have the same score, up to rounding, rank before the positive.
-    ranks_back : ndarray of shape (n_candidates,)
-        Rank of the best positive of each candidate among the queries.
-
-    Raises
-    ------
-    ValueError
-        If a query or candidate has no positive, a pair refers to a row that does not exist, or an
-        embedding is not finite.
+    Embeddings are dense, or of a type that can be sliced, transposed and multiplied. `pairs` are
+    the row of the query and the row of the candidate of each positive pair. Candidates that are
+    not positives and have the same score, up to rounding, rank before the positive.
     """
     shape = len(queries), len(candidates)
     pairs = _check_pairs(pairs, shape)
@@ -185,9 +156,8 @@ def compute_both_ranks(
                 ranks_back[tile.columns] += _count_per_column(is_before)
         return ranks
 
-    ranks = _count_in_threads(
-        count, min(tiles.n_columns, shape[0] * shape[1] // _MIN_SCORES_PER_THREAD)
-    )
+    max_threads = min(tiles.n_columns, shape[0] * shape[1] // _MIN_SCORES_PER_THREAD)
+    ranks = _count_in_threads(count, max_threads)
     ranks_by_candidate = np.empty_like(ranks_back)
     ranks_by_candidate[tiles.order] = ranks_back
     return ranks, ranks_by_candidate
@@ -208,14 +178,12 @@ def _tie_margins(queries: Any, candidates: Any) -> tuple[np.ndarray, np.ndarray]
 
 
 def _count_per_row(flags: np.ndarray) -> np.ndarray:
-    """Count the flags of each row."""
     # The eight bytes of a word are summed separately: each sum of up to 129 words fits in a byte.
     sums = flags.view(np.uint64).sum(axis=1)
     return sums[:, None].view(np.uint8).sum(axis=1, dtype=np.int64)
 
 
 def _count_per_column(flags: np.ndarray) -> np.ndarray:
-    """Count the flags of each column."""
     counts = np.zeros(flags.shape[1], np.int64)
     for start in range(0, len(flags), _ROWS_PER_COUNT):
         block = flags[start : start + _ROWS_PER_COUNT].view(np.uint8)
@@ -239,13 +207,7 @@ def _count_in_threads(count: Callable[[int, int], np.ndarray], max_threads: int)
 
 
 def _check_pairs(pairs: Any, shape: tuple[int, int]) -> np.ndarray:
-    """Return the pairs sorted and without duplicates.
-
-    Raises
-    ------
-    ValueError
-        If pairs are not integers, or refer to rows that do not exist.
-    """
+    """Return the pairs sorted and without duplicates; check that they are row numbers."""
     pairs = np.asarray(as_numeric(pairs, "pairs"))
     if pairs.dtype == bool:
         raise ValueError(
@@ -297,10 +259,8 @@ def retrieval_ranks(queries: np.ndarray, candidates: np.ndarray, pairs: np.ndarr
 
     Parameters
     ----------
-    queries : ndarray of shape (n_queries, n_components)
-        L2-normalized embeddings of the queries.
-    candidates : ndarray of shape (n_candidates, n_components)
-        L2-normalized embeddings of the candidates.
+    queries, candidates : ndarray of shape (n_rows, n_components)
+        L2-normalized embeddings of the queries and of the candidates.
     pairs : ndarray of shape (n_pairs, 2)
         Row of the query and row of the candidate of each positive pair.
 
@@ -322,10 +282,8 @@ def retrieval_ranks(queries: np.ndarray, candidates: np.ndarray, pairs: np.ndarr
     >>> retrieval_ranks(np.eye(3), np.eye(3), pairs=np.array([[0, 0], [1, 1], [2, 0]]))
     array([0, 0, 2])
     """
-    queries, candidates = (
-        _check_embeddings(queries, "queries"),
-        _check_embeddings(candidates, "candidates"),
-    )
+    queries = _check_embeddings(queries, "queries")
+    candidates = _check_embeddings(candidates, "candidates")
     return compute_both_ranks(queries, candidates, pairs, both=False)[0]
 
 
@@ -385,10 +343,8 @@ def retrieval_report(
 
     Parameters
     ----------
-    image_embeddings : ndarray of shape (n_images, n_components)
-        L2-normalized embeddings, one row per distinct image.
-    text_embeddings : ndarray of shape (n_texts, n_components)
-        L2-normalized embeddings, one row per distinct caption.
+    image_embeddings, text_embeddings : ndarray of shape (n_rows, n_components)
+        L2-normalized embeddings, one row per distinct image and per distinct caption.
     pairs : ndarray of shape (n_pairs, 2)
         Row of the image and row of the caption of each positive pair. Any positive is a hit.
     ks : sequence of int, default=(1, 5, 10)
@@ -413,9 +369,7 @@ def retrieval_report(
     {1: 0.5, 2: 0.5}
     """
     report = rank_report(image_embeddings, text_embeddings, pairs, ks)
-    return {
-        direction: {k: scores[f"recall@{k}"] for k in ks} for direction, scores in report.items()
-    }
+    return {name: {k: scores[f"recall@{k}"] for k in ks} for name, scores in report.items()}
 
 
 def rank_report(
@@ -428,10 +382,8 @@ def rank_report(
 
     Parameters
     ----------
-    image_embeddings : ndarray of shape (n_images, n_components)
-        L2-normalized embeddings, one row per distinct image.
-    text_embeddings : ndarray of shape (n_texts, n_components)
-        L2-normalized embeddings, one row per distinct caption.
+    image_embeddings, text_embeddings : ndarray of shape (n_rows, n_components)
+        L2-normalized embeddings, one row per distinct image and per distinct caption.
     pairs : ndarray of shape (n_pairs, 2)
         Row of the image and row of the caption of each positive pair. The best positive counts.
     ks : sequence of int, default=(1, 5, 10)
@@ -461,20 +413,17 @@ def rank_report(
     >>> rank_report(np.eye(4), np.eye(4)[[0, 1, 3, 2]], pairs, ks=[1])["image_to_text"]
     {'recall@1': 0.5, 'mean_rank': 2.5, 'median_rank': 2.5, 'mean_reciprocal_rank': 0.625}
     """
-    by_image, by_text = compute_both_ranks(
-        _check_embeddings(image_embeddings, "image_embeddings"),
-        _check_embeddings(text_embeddings, "text_embeddings"),
-        pairs,
-    )
-    return {
-        name: {f"recall@{k}": recall_at_k(ranks, k) for k in ks}
-        | {
+    images = _check_embeddings(image_embeddings, "image_embeddings")
+    texts = _check_embeddings(text_embeddings, "text_embeddings")
+    report = {}
+    both_ranks = compute_both_ranks(images, texts, pairs)
+    for name, ranks in zip(("image_to_text", "text_to_image"), both_ranks, strict=True):
+        report[name] = {f"recall@{k}": recall_at_k(ranks, k) for k in ks} | {
             "mean_rank": float(np.mean(ranks + 1)),
             "median_rank": float(np.median(ranks + 1)),
             "mean_reciprocal_rank": float(np.mean(1 / (ranks + 1))),
         }
-        for name, ranks in (("image_to_text", by_image), ("text_to_image", by_text))
-    }
+    return report
 
 
 def _check_embeddings(embeddings: Any, name: str) -> np.ndarray:

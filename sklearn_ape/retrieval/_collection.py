@@ -10,6 +10,7 @@ from os import PathLike
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
+from sklearn.base import BaseEstimator
 
 from ..aligners.pairs import holds_images
 from ..aligners.similarity import Bank, Standardizer, compute_moments, drop_missing_rows
@@ -104,20 +105,8 @@ class SearchResult(NamedTuple):
 class Collection(NamedTuple):
     """Embeddings of the readable images, with the items of all images; immutable.
 
-    Parameters
-    ----------
-    embeddings : ndarray of shape (n_readable, n_components)
-        L2-normalized embeddings.
-    rows : ndarray of int, shape (n_readable,)
-        Rows of the readable images among all images.
-    n_rows : int
-        Number of all images.
-    items : list of length n_rows, or None
-        Objects that are returned for the images. None returns row numbers.
-    search_index : Index
-        Index of the embeddings.
-    cache : dict
-        Results that are computed when they are first needed.
+    `rows` are the rows of the readable images among all `n_rows` images. If `items` is None, row
+    numbers are returned for the images. `cache` holds results that are computed when needed.
     """
 
     embeddings: np.ndarray
@@ -170,10 +159,7 @@ class Collection(NamedTuple):
         return np.take_along_axis(scores, order, axis=1), rows
 
     def items_at(self, rows: np.ndarray) -> list[Any]:
-        """Return the items of rows."""
-        if self.items is None:
-            return rows.tolist()
-        return [self.items[row] for row in rows]
+        return rows.tolist() if self.items is None else [self.items[row] for row in rows]
 
     def bank(self, captions: Any) -> Bank:
         """Return a bank of images of this collection, and of captions or None."""
@@ -226,17 +212,10 @@ class Collection(NamedTuple):
         return cls(embeddings, rows, n_rows, items, make_index(index, embeddings), {})
 
 
-def embed_images(aligner: Any, X: Any, n_components: int) -> np.ndarray:
+def embed_images(aligner: BaseEstimator, X: Any, n_components: int) -> np.ndarray:
     """Embed images, or features tile by tile. Rows that could not be encoded are NaN.
 
-    Parameters
-    ----------
-    aligner : estimator
-        Fitted aligner, or Pipeline that ends in one, whose `transform` embeds images.
-    X : sequence of images, or array-like of shape (n_samples, n_features)
-        Images or features. Features in a memory map are read in blocks of rows.
-    n_components : int
-        Approximate size of the embeddings, which determines the size of the tiles.
+    `n_components`, the approximate size of the embeddings, determines the size of the tiles.
     """
     if not is_table(X):
         return np.asarray(aligner.transform(X), dtype=np.float32)
@@ -308,7 +287,7 @@ def _pack_items(items: list[Any]) -> dict[str, Any] | None:
             return {"json": np.frombuffer(json.dumps(plain_items).encode(), dtype=np.uint8)}
     warn(
         "The items in results are not saved, because some are not a str, path, number, bool or "
-        "None. After loading the items are row numbers. Pass y to fit to give the images ids.",
+        "None. After loading the items are row numbers. Pass y to fit to give the images ids."
     )
     return None
 

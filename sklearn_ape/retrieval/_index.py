@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import numpy as np
 from sklearn.utils import gen_batches
@@ -29,32 +29,22 @@ _MERGE_RATIO = 16
 Adjust = Callable[[np.ndarray, slice, slice], None]
 
 
-class Index(Protocol):
-    """Index of embeddings, which are found by their row numbers."""
+class Index:
+    """Index of embeddings that computes all products with queries, in tiles."""
 
     def search(self, embeddings: np.ndarray, queries: np.ndarray, k: int) -> np.ndarray:
         """Return the rows of k embeddings near each query, in any order."""
+        return find_nearest(embeddings, queries, k)
 
     def extend(self, embeddings: np.ndarray, n_before: int) -> Self:
         """Return an index of `embeddings`, the first `n_before` of which are in this one.
 
         This index is not changed, because searches in other threads may use it.
         """
-
-
-class ExactIndex:
-    """All products of queries and embeddings, computed in tiles."""
-
-    def search(self, embeddings: np.ndarray, queries: np.ndarray, k: int) -> np.ndarray:
-        """Return the rows of the k embeddings nearest to each query."""
-        return find_nearest(embeddings, queries, k)
-
-    def extend(self, embeddings: np.ndarray, n_before: int) -> Self:
-        """Return an index of all embeddings."""
         return self
 
 
-class FaissIndex:
+class FaissIndex(Index):
     """Flat index of faiss: all products, computed by the threads of faiss."""
 
     def __init__(self, n_components: int, index: Any = None) -> None:
@@ -65,11 +55,9 @@ class FaissIndex:
         self.index = faiss.IndexFlatIP(n_components) if index is None else index
 
     def search(self, embeddings: np.ndarray, queries: np.ndarray, k: int) -> np.ndarray:
-        """Return the rows of the k embeddings nearest to each query."""
         return self.index.search(np.ascontiguousarray(queries), k)[1].astype(np.intp)
 
     def extend(self, embeddings: np.ndarray, n_before: int) -> Self:
-        """Return an index of all embeddings."""
         import faiss
 
         index = faiss.clone_index(self.index)
@@ -79,22 +67,21 @@ class FaissIndex:
         return type(self)(embeddings.shape[1], index)
 
 
-class UsearchIndex:
+class UsearchIndex(Index):
     """HNSW graph of usearch: approximate, and much faster in large collections."""
 
     def __init__(self, n_components: int, dtype: str, index: Any = None) -> None:
         try:
-            from usearch.index import Index
+            import usearch.index as usearch
         except ImportError as error:
             raise _make_import_error("usearch") from error
-        scalar = {"float32": "f32", "float16": "f16"}[dtype]
         self.dtype = dtype
-        self.index = (
-            Index(ndim=n_components, metric="ip", dtype=scalar) if index is None else index
-        )
+        self.index = index
+        if index is None:
+            scalar = {"float32": "f32", "float16": "f16"}[dtype]
+            self.index = usearch.Index(ndim=n_components, metric="ip", dtype=scalar)
 
     def search(self, embeddings: np.ndarray, queries: np.ndarray, k: int) -> np.ndarray:
-        """Return the rows of k embeddings near each query."""
         matches = self.index.search(queries.reshape(len(queries), -1), k)
         rows = np.asarray(matches.keys).astype(np.intp).reshape(len(queries), -1)
         counts = np.asarray(getattr(matches, "counts", rows.shape[1]))
@@ -109,12 +96,9 @@ class UsearchIndex:
         return nearest
 
     def extend(self, embeddings: np.ndarray, n_before: int) -> Self:
-        """Return an index of all embeddings."""
         index = self.index.copy()
-        index.add(
-            np.arange(n_before, len(embeddings), dtype=np.uint64),
-            np.ascontiguousarray(embeddings[n_before:]),
-        )
+        keys = np.arange(n_before, len(embeddings), dtype=np.uint64)
+        index.add(keys, np.ascontiguousarray(embeddings[n_before:]))
         return type(self)(embeddings.shape[1], self.dtype, index)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -122,24 +106,16 @@ class UsearchIndex:
         return {"dtype": self.dtype, "graph": bytes(graph)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        from usearch.index import Index
+        import usearch.index as usearch
 
         self.dtype = state["dtype"]
-        self.index = Index.restore(state["graph"])
+        self.index = usearch.Index.restore(state["graph"])
 
 
 def make_index(name: str, embeddings: np.ndarray) -> Index:
-    """Return an index of embeddings.
-
-    Parameters
-    ----------
-    name : {"exact", "faiss", "usearch"}
-        Kind of index.
-    embeddings : ndarray of shape (n, n_components)
-        Finite embeddings in float32 or float16.
-    """
+    """Return an index of finite embeddings in float32 or float16."""
     if name == "exact":
-        return ExactIndex()
+        return Index()
     width = embeddings.shape[1]
     empty = FaissIndex(width) if name == "faiss" else UsearchIndex(width, embeddings.dtype.name)
     return empty.extend(embeddings, 0)
@@ -158,22 +134,8 @@ def find_nearest(
 ) -> np.ndarray:
     """Return the k rows with the largest products with each query, in ascending order.
 
-    Parameters
-    ----------
-    embeddings : ndarray of shape (n, n_components)
-        Finite embeddings in float32 or float16.
-    queries : ndarray of shape (n_queries, n_components)
-        Finite embeddings in float32.
-    k : int
-        Number of rows, at most n. Ties are broken by row number.
-    adjust : callable or None, default=None
-        Function ``adjust(products, rows, queries)`` that modifies products of shape
-        (n_tile_rows, n_tile_queries) in place. `rows` and `queries` are slices.
-
-    Returns
-    -------
-    rows : ndarray of int, shape (n_queries, k)
-        Rows of `embeddings`.
+    Ties are broken by row number. ``adjust(products, rows, queries)`` modifies the products of a
+    slice of rows with a slice of queries in place.
     """
     nearest = np.empty((len(queries), k), dtype=np.intp)
     for block in gen_batches(len(queries), _BLOCK_SIZE):
@@ -209,7 +171,6 @@ class _Best:
         self._merge(np.take_along_axis(products, largest, axis=1), first + largest)
 
     def _merge_entries(self, values: np.ndarray, rows: np.ndarray, query: np.ndarray) -> None:
-        """Merge single products, given with their rows and queries."""
         order = np.argsort(query, kind="stable")
         values, rows, query = values[order], rows[order], query[order]
         counts = np.bincount(query, minlength=len(self.rows))
@@ -235,20 +196,6 @@ def compute_pair_products(
 
     The last bits of a matrix product depend on all queries of a block. These products do not, so
     that equal images always have equal scores.
-
-    Parameters
-    ----------
-    embeddings : ndarray of shape (n, n_components)
-        Embeddings of all images.
-    queries : ndarray of shape (n_queries, n_components)
-        Embeddings of the queries.
-    rows : ndarray of int, shape (n_queries, k)
-        Rows of `embeddings` for each query.
-
-    Returns
-    -------
-    products : ndarray of float64, shape (n_queries, k)
-        Products of the queries with their rows.
     """
     flat_rows, query = rows.ravel(), np.repeat(np.arange(len(queries)), rows.shape[1])
     products = np.empty(len(flat_rows))
@@ -279,33 +226,20 @@ def _largest_columns(values: np.ndarray, k: int) -> np.ndarray:
 def resolve_queries(queries: Any, modality: str) -> tuple[Any, bool]:
     """Return queries in the form that an aligner takes, and whether they are texts.
 
-    Parameters
-    ----------
-    queries : sequence
-        Texts, images or features.
-    modality : {"auto", "image", "text"}
-        Type of the queries. ``"auto"`` treats str as text.
-
-    Raises
-    ------
-    ValueError
-        If `queries` is empty, or its types are mixed or do not match `modality`.
+    The modality ``"auto"`` treats str as text.
     """
     check_choice(modality, "modality", MODALITIES)
     check_sequence(queries, "queries", "query", "texts, of images or of features")
     # Iterating over a polars table would yield its columns.
     if hasattr(queries, "columns") and not hasattr(queries, "iloc"):
         queries = queries.to_numpy()
-    if is_table(queries):
-        if queries.shape[0] == 0:
-            raise ValueError("queries is empty. Pass at least one query.")
-        return queries, modality == "text"
-    items = queries.to_pylist() if hasattr(queries, "to_pylist") else queries
-    if not isinstance(items, list) and not _is_numeric(items):
-        items = list(items)
-    if len(items) == 0:
+    are_features = is_table(queries) or _is_numeric(queries)
+    items = queries
+    if not are_features:
+        items = queries.to_pylist() if hasattr(queries, "to_pylist") else list(queries)
+    if (items.shape[0] if are_features else len(items)) == 0:
         raise ValueError("queries is empty. Pass at least one query.")
-    if modality == "image" or _is_numeric(items):
+    if modality == "image" or are_features:
         return items, modality == "text"
     text_rows = [row for row, item in enumerate(items) if isinstance(item, str)]
     if modality == "auto" and not text_rows:
@@ -344,5 +278,5 @@ def _warn_about_paths(texts: list[str]) -> None:
         warn(
             f"{len(paths)} of the queries look like paths and are searched as text: "
             f"{format_list(paths)}. Pass modality='image' to search by these images, or "
-            "modality='text' to hide this warning.",
+            "modality='text' to hide this warning."
         )

@@ -32,16 +32,14 @@ class CrossModalRetriever(AlignerWrapperMixin, BaseEstimator):
         again. ``"open_clip:ViT-B-32/openai"`` or another name of a CLIP model selects a
         `CLIPAligner`. None selects the starter model that is installed with the package.
     index : {"exact", "faiss", "usearch"}, default="exact"
-        Search algorithm. ``"exact"`` computes all cosines in tiles. ``"faiss"`` does the same
-        with a flat index of faiss. ``"usearch"`` uses a graph (HNSW [1]_), which is much faster
-        in large collections but approximate: it can miss images. The latter two need the extra
-        ``index`` and store a copy of the embeddings.
+        Search algorithm. ``"exact"`` and ``"faiss"`` compute all cosines. ``"usearch"`` uses a
+        graph (HNSW [1]_), which is much faster in large collections but can miss images. The
+        latter two need the extra ``index`` and store a copy of the embeddings.
     standardize : bool or collection of images or features, default=False
         Whether to standardize the cosines of texts with images, so that images that are similar
-        to everything are not found for every query; see the aligner's ``similarity``. True uses
-        up to 1,000 of the indexed images, and captions of the aligner's fit, as reference. A
-        collection replaces these images. Requires ``index="exact"``. Searches by images always
-        use plain cosines.
+        to everything are not found for every query. True uses up to 1,000 of the indexed images,
+        and captions of the aligner's fit, as reference. A collection replaces these images.
+        Requires ``index="exact"``. Searches by images always use plain cosines.
     dtype : {"float32", "float16"}, default="float32"
         Type in which embeddings are stored. ``"float16"`` takes half the memory and changes
         cosines by up to 0.0005.
@@ -70,16 +68,13 @@ class CrossModalRetriever(AlignerWrapperMixin, BaseEstimator):
     `fit` embeds the images and trains nothing. Texts are embedded without prompt templates. If
     the captions of the aligner's fit were like ``"a photo of a cat"``, write queries like that.
 
-    If the aligner is fitted again after `fit`, or a parameter is set that changes its embeddings
-    (of an encoder or of another step of its Pipeline), the indexed embeddings are not comparable
-    any more. Then `search`, `add`, `kneighbors` and `save_pretrained` raise ValueError, as they do
-    if `aligner`, `index` or `dtype` is set after `fit`. Call `fit` again. `standardize` may be
-    set at any time.
+    Call `fit` again if the aligner was changed after `fit` (fitted again, or a parameter of its
+    encoders or of a step of its Pipeline was set), or if `aligner`, `index` or `dtype` was set.
+    Until then all methods raise ValueError. `standardize` may be set at any time.
 
     `save_pretrained` writes the aligner, the embeddings and the items in results, if each item is
-    a str, a path (loaded as str), a number, a bool or None. For bytes, dates and other objects it
-    warns, and after loading the items are row numbers. The images themselves are not saved. The
-    index is built again when the model is loaded.
+    a str, a path (loaded as str), a number, a bool or None. For other objects it warns, and after
+    loading the items are row numbers. The images themselves are not saved.
 
     References
     ----------
@@ -91,13 +86,12 @@ class CrossModalRetriever(AlignerWrapperMixin, BaseEstimator):
     >>> from sklearn_ape import CrossModalRetriever
     >>> from sklearn_ape.datasets import load_openmoji
     >>> data = load_openmoji()
-    >>> food = [i for i, c in enumerate(data.categories) if c == "Food & Drink"]
-    >>> images = [data.images[i] for i in food]
-    >>> captions = [data.captions[i] for i in food]
-    >>> retriever = CrossModalRetriever().fit(images, captions)
+    >>> names = ["pizza", "ice cream", "teapot", "soft ice cream"]
+    >>> images = [data.images[data.captions.index(name)] for name in names]
+    >>> retriever = CrossModalRetriever().fit(images, names)
     >>> retriever.search(["an ice cream"], k=2).items
     [['ice cream', 'soft ice cream']]
-    >>> retriever.search([images[captions.index("pizza")]], k=1, modality="image").items
+    >>> retriever.search(images[:1], k=1, modality="image").items
     [['pizza']]
     """
 
@@ -105,7 +99,7 @@ class CrossModalRetriever(AlignerWrapperMixin, BaseEstimator):
 
     def __init__(
         self,
-        aligner: Any = None,
+        aligner: BaseEstimator | str | None = None,
         *,
         index: str = "exact",
         standardize: Any = False,
@@ -172,8 +166,7 @@ class CrossModalRetriever(AlignerWrapperMixin, BaseEstimator):
         Raises
         ------
         ValueError
-            If the images or y are invalid, or y does not correspond to that of `fit`. The
-            retriever is unchanged.
+            If the images or y are invalid, or y does not correspond to that of `fit`.
         """
         collection = self._check_ready()
         check_sequence(images, "images", "image", "images or features")
@@ -209,8 +202,7 @@ class CrossModalRetriever(AlignerWrapperMixin, BaseEstimator):
         -------
         result : SearchResult
             Named tuple of ``scores``, ``indices`` and ``items``, nearest first; ties are in the
-            order of the collection. An image of the collection finds itself first (or an equal
-            image).
+            order of the collection.
 
         Raises
         ------
@@ -235,12 +227,9 @@ class CrossModalRetriever(AlignerWrapperMixin, BaseEstimator):
         scores = np.full((len(embeddings), k), np.nan, dtype=np.float32)
         indices = np.full((len(embeddings), k), -1, dtype=np.intp)
         if len(readable):
-            standardizer = None
-            if are_texts:
-                standardizer = self._make_standardizer(embeddings[readable], collection)
-            scores[readable], indices[readable] = collection.search(
-                embeddings[readable], k, standardizer
-            )
+            query_rows = embeddings[readable]
+            standardizer = self._make_standardizer(query_rows, collection) if are_texts else None
+            scores[readable], indices[readable] = collection.search(query_rows, k, standardizer)
         if len(readable) < len(embeddings):
             unreadable = np.setdiff1d(np.arange(len(embeddings)), readable)
             warn(
@@ -367,12 +356,9 @@ class CrossModalRetriever(AlignerWrapperMixin, BaseEstimator):
 
     def _get_state(self) -> dict[str, Any]:
         self._check_current()
-        return {
-            **super()._get_state(),
-            **self._collection.state(),
-            "has_y": self._has_y,
-            "fingerprint": getattr(unwrap_aligner(self.aligner_), "fingerprint_", None),
-        }
+        fingerprint = getattr(unwrap_aligner(self.aligner_), "fingerprint_", None)
+        own_state = {"has_y": self._has_y, "fingerprint": fingerprint}
+        return {**super()._get_state(), **self._collection.state(), **own_state}
 
     def _set_state(self, state: FittedState) -> None:
         super()._set_state(state)
@@ -395,7 +381,7 @@ class CrossModalRetriever(AlignerWrapperMixin, BaseEstimator):
         facts = self._aligner_facts()
         facts.what = (
             "Finds the images of a collection that are nearest to texts or to other images. "
-            "It contains their embeddings, not the images. " + facts.what
+            f"It contains their embeddings, not the images. {facts.what}"
         )
         facts.facts = {"images indexed": f"{len(self._collection.rows):,}"} | facts.facts
         facts.usage = "print(model.search(['a red fruit'], k=5).items)"
@@ -406,7 +392,7 @@ class CrossModalRetriever(AlignerWrapperMixin, BaseEstimator):
 
 
 def _embed_with_items(
-    aligner: Any, images: Any, y: Any, n_components: int
+    aligner: BaseEstimator, images: Any, y: Any, n_components: int
 ) -> tuple[np.ndarray, list[Any] | None]:
     """Return embeddings of images, and their items."""
     # y is checked before the images are encoded, which takes long. Images that are the items
@@ -416,7 +402,7 @@ def _embed_with_items(
     return embeddings, resolve_items(images, None) if y is None else items
 
 
-def _check_aligner_is_fitted(aligner: Any) -> None:
+def _check_aligner_is_fitted(aligner: BaseEstimator) -> None:
     try:
         check_is_fitted(aligner)
     except NotFittedError as error:

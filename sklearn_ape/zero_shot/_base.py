@@ -8,7 +8,6 @@ import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import Enum
-from numbers import Real
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -36,7 +35,7 @@ from ..prompts import (
 )
 from ..utils.concurrency import ForkSafeLock, LRUCache
 from ..utils.sklearn_compat import CallbackSupportMixin, FitContext
-from ..utils.validation import ignores_underflow
+from ..utils.validation import check_number, ignores_underflow
 from ..utils.warnings import warn
 
 # Maximum number of prompts that are encoded together. It bounds the memory for thousands of labels
@@ -60,35 +59,15 @@ _next_token = itertools.count()
 
 
 def embed_labels(
-    aligner: Any, names: Mapping[Any, list[str]], templates: tuple[str, ...]
+    aligner: BaseEstimator, names: Mapping[Any, list[str]], templates: tuple[str, ...]
 ) -> np.ndarray:
     """Return the mean embedding of the prompts of each class, L2-normalized.
 
-    Parameters
-    ----------
-    aligner : aligner
-        Aligner whose `transform_text` embeds the prompts.
-    names : mapping of length n_classes
-        The names of each class, in the order of the rows returned.
-    templates : tuple of str
-        Templates for the names.
-
-    Returns
-    -------
-    embeddings : ndarray of shape (n_classes, n_components)
-        Embeddings of the classes. The array is cached: do not write to it.
-
-    Raises
-    ------
-    ValueError
-        When the text encoder returns NaN for a prompt; the message names the class.
+    The array is cached: do not write to it.
     """
-    parts = [
-        _identify(aligner),
-        templates,
-        [[str(label), *class_names] for label, class_names in names.items()],
-    ]
-    key = hashlib.sha256(json.dumps(parts).encode()).digest()
+    named_classes = [[str(label), *class_names] for label, class_names in names.items()]
+    parts = json.dumps([_identify(aligner), templates, named_classes])
+    key = hashlib.sha256(parts.encode()).digest()
     embeddings = _cache.get(key)
     if embeddings is not None:
         return embeddings
@@ -104,7 +83,7 @@ def embed_labels(
     return embeddings
 
 
-def _identify(aligner: Any) -> str:
+def _identify(aligner: BaseEstimator) -> str:
     """Return a text that changes with everything that embeddings of texts depend on."""
     digest = embedding_digest(aligner)
     if isinstance(getattr(aligner, "text_encoder_", None), FrozenEncoder):
@@ -119,18 +98,16 @@ def _identify(aligner: Any) -> str:
 
 @ignores_underflow
 def _embed_classes(
-    aligner: Any, names: Mapping[Any, list[str]], templates: tuple[str, ...]
+    aligner: BaseEstimator, names: Mapping[Any, list[str]], templates: tuple[str, ...]
 ) -> np.ndarray:
     """Return the mean embedding of the prompts of each class; each prompt is encoded once."""
     index_of_prompt: dict[str, int] = {}
     class_indices: list[int] = []
     prompt_indices: list[int] = []
     for class_index, (label, class_names) in enumerate(names.items()):
-        prompts = prompts_of(label, class_names, templates)
-        prompt_indices += [
-            index_of_prompt.setdefault(prompt, len(index_of_prompt)) for prompt in prompts
-        ]
-        class_indices += [class_index] * len(prompts)
+        for prompt in prompts_of(label, class_names, templates):
+            prompt_indices.append(index_of_prompt.setdefault(prompt, len(index_of_prompt)))
+            class_indices.append(class_index)
     membership = csc_array(
         (np.ones(len(class_indices), np.float32), (class_indices, prompt_indices)),
         shape=(len(names), len(index_of_prompt)),
@@ -150,7 +127,9 @@ def _embed_classes(
     return sums
 
 
-def _embed_in_blocks(aligner: Any, prompts: list[str]) -> Iterator[tuple[int, np.ndarray]]:
+def _embed_in_blocks(
+    aligner: BaseEstimator, prompts: list[str]
+) -> Iterator[tuple[int, np.ndarray]]:
     """Yield the index of the first prompt of each block, and the embeddings of the block."""
     n_components = int(getattr(aligner, "n_components_", 1))
     size = min(_BLOCK_PROMPTS, _BLOCK_BYTES // (4 * n_components) + 1)
@@ -158,16 +137,15 @@ def _embed_in_blocks(aligner: Any, prompts: list[str]) -> Iterator[tuple[int, np
         yield 0, np.asarray(aligner.transform_text(prompts))
         return
     silent_aligner, verbose = _silence(aligner)
-    with tqdm(
-        total=len(prompts), unit="prompt", desc="labels", disable=not verbose, delay=0.5
-    ) as progress:
+    options = {"unit": "prompt", "desc": "labels", "disable": not verbose, "delay": 0.5}
+    with tqdm(total=len(prompts), **options) as progress:
         for start in range(0, len(prompts), size):
             block = prompts[start : start + size]
             yield start, np.asarray(silent_aligner.transform_text(block))
             progress.update(len(block))
 
 
-def _silence(aligner: Any) -> tuple[Any, bool]:
+def _silence(aligner: BaseEstimator) -> tuple[Any, bool]:
     """Return an aligner for thousands of prompts, and whether to show a progress bar.
 
     Its encoder shows no bar per call. It does not use the memory cache, from which so many prompts
@@ -200,14 +178,14 @@ def _warn_if_indistinguishable(classes: Iterable[Any], embeddings: np.ndarray) -
         if first != label:
             warn(
                 f"labels has the classes {first!r} and {label!r}, which have the same embedding: "
-                "the text encoder cannot distinguish their names. Describe them by other texts.",
+                "the text encoder cannot distinguish their names. Describe them by other texts."
             )
             return
 
 
 # Between these bounds float32 logits do not overflow, even if they are standardized by a tiny
 # deviation, and do not become zero or subnormal, which would create ties.
-_MIN_SCALE, _MAX_SCALE = 1e-30, 1e30
+_SCALE_BOUNDS = 1e-30, 1e30
 
 NOT_FITTED = (
     "This %(name)s is not fitted: call fit(images, captions), or pass labels and a fitted "
@@ -250,12 +228,9 @@ class ZeroShotBase(AlignerWrapperMixin, ClassifierMixin, CallbackSupportMixin, B
 
     def _keeps_aligner(self) -> bool:
         """Return whether `fit` uses the aligner unchanged, since it can embed already."""
-        if self.aligner is None or isinstance(self.aligner, FrozenEstimator | str):
-            return True
-        return _is_fitted(self.aligner)
+        return isinstance(self.aligner, FrozenEstimator) or _can_embed(self.aligner)
 
     def _fit_aligner(self, X: Any, captions: Any, progress: FitContext) -> Any:
-        """Return a fitted clone of the aligner."""
         aligner = clone(self.aligner)
         with progress.fitting(aligner, "fit-aligner"):
             return aligner.fit(X, captions)
@@ -269,18 +244,12 @@ class ZeroShotBase(AlignerWrapperMixin, ClassifierMixin, CallbackSupportMixin, B
             warn(
                 f"captions are not used: aligner is {reason}, and fit keeps it. "
                 "To train on captions, pass an aligner that is not fitted, such as "
-                "sklearn.base.clone(aligner).",
+                "sklearn.base.clone(aligner)."
             )
         return aligner
 
     def _check_ready(self, allow_changes: bool = False) -> tuple[str, ...]:
-        """Check that the classifier can predict, and return the templates.
-
-        Parameters
-        ----------
-        allow_changes : bool, default=False
-            Whether the aligner may have changed since `fit`.
-        """
+        """Check that the classifier can predict, and return the templates."""
         templates = self._check_parameters()
         if self.aligner is not None and not self.__sklearn_is_fitted__():
             unwrap_aligner(resolve_aligner(self.aligner))  # an invalid type is reported first
@@ -290,18 +259,11 @@ class ZeroShotBase(AlignerWrapperMixin, ClassifierMixin, CallbackSupportMixin, B
         return templates
 
     def _make_logits(
-        self, aligner: Any, templates: tuple[str, ...], scale: float | None = None
+        self, aligner: BaseEstimator, templates: tuple[str, ...], scale: float | None = None
     ) -> LogitTiles:
         """Embed the labels, and return an object that computes the logits of images.
 
-        Parameters
-        ----------
-        aligner : estimator
-            Fitted aligner, or a Pipeline that ends in one.
-        templates : tuple of str
-            Templates for the names of the labels.
-        scale : float or None, default=None
-            Logit scale. None takes the parameter, or else the scale that the aligner learned.
+        If `scale` is None, it is the parameter, or else the scale that the aligner learned.
         """
         text_aligner = unwrap_aligner(aligner)
         names = self._resolve_names()
@@ -325,13 +287,7 @@ class ZeroShotBase(AlignerWrapperMixin, ClassifierMixin, CallbackSupportMixin, B
         """Raise an error for an invalid parameter other than the aligner; return the templates."""
         templates = resolve_templates(self.templates)
         check_standardize(self.standardize)
-        scale = self.logit_scale
-        is_number = isinstance(scale, Real) and not isinstance(scale, bool | np.bool_)
-        if scale is not None and not (is_number and _MIN_SCALE <= scale <= _MAX_SCALE):
-            raise ValueError(
-                f"logit_scale must be None or a number from {_MIN_SCALE:g} to {_MAX_SCALE:g}, not "
-                f"{scale!r}. Beyond these bounds logits overflow or vanish in float32."
-            )
+        check_number(self.logit_scale, "logit_scale", *_SCALE_BOUNDS, "both", optional=True)
         return templates
 
     def _check_fit_parameters(self) -> tuple[str, ...]:
@@ -396,16 +352,13 @@ class ZeroShotBase(AlignerWrapperMixin, ClassifierMixin, CallbackSupportMixin, B
         return "It always answers with one of its classes or, below the threshold, unknown."
 
     def __sklearn_is_fitted__(self) -> bool:
-        if hasattr(self, "aligner_"):
-            return True
-        if self.labels is None:
-            return False
-        if self.aligner is None or isinstance(self.aligner, str):
-            return True
-        return _is_fitted(self.aligner)
+        return hasattr(self, "aligner_") or (self.labels is not None and _can_embed(self.aligner))
 
 
-def _is_fitted(aligner: Any) -> bool:
+def _can_embed(aligner: BaseEstimator | str | None) -> bool:
+    """Return whether an aligner is fitted; None and names are models that are."""
+    if aligner is None or isinstance(aligner, str):
+        return True
     try:
         check_is_fitted(aligner)
     except (NotFittedError, TypeError):  # TypeError: not an estimator, which predicting reports

@@ -5,11 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from numbers import Real
 from types import FrameType
 from typing import Any, Self
 
 import numpy as np
+from sklearn.base import BaseEstimator
 from sklearn.utils import check_consistent_length
 
 from ..aligners.similarity import (
@@ -29,7 +29,7 @@ from ..prompts import (
     validate_y,
 )
 from ..utils.sklearn_compat import FitContext, with_callbacks
-from ..utils.validation import format_list, ignores_underflow
+from ..utils.validation import check_number, format_list, ignores_underflow
 from ..utils.warnings import warn
 from ._base import ZeroShotBase
 
@@ -42,11 +42,10 @@ class ZeroShotClassifier(ZeroShotBase):
     Parameters
     ----------
     labels : sequence of str, mapping or None, default=None
-        Names of the classes. Labels are texts, numbers or booleans, in any collection that can be
-        read twice. A mapping gives the names to embed for each class, and None stands for the
-        label itself: ``{"vehicle": ["car", "bus"], "animal": ["cat", "dog"]}`` or
-        ``{0: "cat", 1: "dog"}``. A name that contains ``{}`` is a template of its class alone.
-        If `labels` is None, `fit` takes the distinct values of y.
+        Names of the classes: texts, numbers or booleans. A mapping gives the names to embed for
+        each class, and None stands for the label itself: ``{"vehicle": ["car", "bus"], "animal":
+        ["cat", "dog"]}`` or ``{0: "cat", 1: "dog"}``. A name that contains ``{}`` is a template of
+        its class alone. If `labels` is None, `fit` takes the distinct values of y.
     aligner : estimator, str or None, default=None
         Aligner such as `APEAligner`, or a Pipeline that ends in one. With a fitted aligner the
         classifier can predict without `fit`; an unfitted aligner is trained by `fit`. The name of
@@ -67,10 +66,9 @@ class ZeroShotClassifier(ZeroShotBase):
         higher scale gives more confident probabilities. None takes the scale of the aligner.
     standardize : bool or collection of images or features, default=False
         Whether cosines are standardized by the cosines of a bank of images and captions, so that a
-        class that is similar to every image is not predicted for all of them; see the
-        ``similarity`` method of the aligner. True uses the images and captions that the aligner
-        was fitted on. A collection in the form of X, such as the images to classify, replaces
-        these images.
+        class that is similar to every image is not predicted for all of them. True uses the images
+        and captions that the aligner was fitted on. A collection in the form of X, such as the
+        images to classify, replaces these images.
 
     Attributes
     ----------
@@ -90,21 +88,17 @@ class ZeroShotClassifier(ZeroShotBase):
     -----
     `fit` does not learn a decision boundary between the classes. If the aligner can embed already
     (it is fitted, named, in `sklearn.frozen.FrozenEstimator`, or None), `fit` only validates y and
-    learns the classes. If the aligner is not fitted, `fit` trains a clone of it, on captions or on
-    the names of the labels in y. `sklearn.base.clone` returns an unfitted aligner, so
-    cross-validation and searches train a fitted aligner again in every fold, unless it is in
-    `FrozenEstimator`.
+    learns the classes. Otherwise it trains a clone of the aligner, on captions or on the names of
+    the labels in y. Cross-validation and searches clone estimators, so they train a fitted aligner
+    again in every fold, unless it is in `FrozenEstimator`.
 
-    Many of scikit-learn's meta-estimators replace the labels in y by their numbers before they
-    call `fit`: `VotingClassifier`, `StackingClassifier`, `BaggingClassifier`,
-    ``CalibratedClassifierCV(ensemble=False)``, ``cross_val_predict(method="predict_proba")``.
-    Within these, labels must be the numbers 0, 1, ..., one for each class in y. All other labels
-    raise an error. The page "Zero-shot classifiers within meta-estimators" of the documentation
+    Within `VotingClassifier`, `StackingClassifier`, `BaggingClassifier` and other meta-estimators
+    that replace the labels in y by their numbers, labels must be the numbers 0, 1, ..., one for
+    each class in y. The page "Zero-shot classifiers within meta-estimators" of the documentation
     lists what works.
 
-    After `fit`, predicting raises ValueError if the aligner has changed: if another aligner was
-    set, if it was fitted again, or if a parameter of its encoders or of another step of its
-    Pipeline was set. A classifier that was not fitted uses its aligner in its current state.
+    Predicting raises ValueError if the aligner was changed after `fit`: if it was replaced or
+    fitted again, or if a parameter of its encoders or of a step of its Pipeline was set.
 
     scikit-learn's callbacks (1.9 and later) report the epochs of an aligner within Pipelines and
     searches: ``search.set_callbacks(ProgressBar(max_propagation_depth=None))``.
@@ -116,29 +110,14 @@ class ZeroShotClassifier(ZeroShotBase):
 
     Examples
     --------
-    >>> from sklearn.pipeline import make_pipeline
-    >>> from sklearn_ape import APEAligner, ZeroShotClassifier
+    >>> from sklearn_ape import ZeroShotClassifier
     >>> from sklearn_ape.datasets import load_openmoji
-    >>> from sklearn_ape.encoders import TimmImageEncoder, TransformersTextEncoder
     >>> data = load_openmoji()
-    >>> food = [i for i, c in enumerate(data.categories) if c == "Food & Drink"]
-    >>> images = [data.images[i] for i in food]
-    >>> captions = [data.captions[i] for i in food]
-    >>> model = make_pipeline(
-    ...     TimmImageEncoder("efficientnet_lite0"),
-    ...     APEAligner(
-    ...         text_encoder=TransformersTextEncoder(),
-    ...         early_stopping=False,
-    ...         max_epochs=30,
-    ...         random_state=0,
-    ...     ),
-    ... ).fit(images, captions)
-    >>> classifier = ZeroShotClassifier(["pizza", "red apple", "teapot"], aligner=model)
     >>> names = ["red apple", "pizza", "teapot", "pizza"]
-    >>> classifier.predict([images[captions.index(name)] for name in names]).tolist()
+    >>> images = [data.images[data.captions.index(name)] for name in names]
+    >>> classifier = ZeroShotClassifier(["pizza", "red apple", "teapot"])
+    >>> classifier.predict(images).tolist()
     ['red apple', 'pizza', 'teapot', 'pizza']
-
-    These images were used for fitting. Call ``score`` with labelled images that were not.
     """
 
     _shown_properties = ("classes_",)
@@ -147,7 +126,7 @@ class ZeroShotClassifier(ZeroShotBase):
         self,
         labels: Sequence[str] | Mapping[Any, str | Sequence[str]] | None = None,
         *,
-        aligner: Any = None,
+        aligner: BaseEstimator | str | None = None,
         templates: str | Sequence[str] = "simple",
         threshold: float | None = None,
         unknown_label: Any = "unknown",
@@ -212,7 +191,7 @@ class ZeroShotClassifier(ZeroShotBase):
             if not all(isinstance(label, str) for label in names):
                 warn(
                     "y holds numbers, so the texts '0', '1', ... are embedded as names of the "
-                    "classes. Pass names with labels={0: 'cat', 1: 'dog', ...}.",
+                    "classes. Pass names with labels={0: 'cat', 1: 'dog', ...}."
                 )
             return names
         names = resolve_names(self.labels)
@@ -237,7 +216,7 @@ class ZeroShotClassifier(ZeroShotBase):
             )
         warn(
             f"{message}Pass labels that are texts, or only those that y holds, if this "
-            "classifier is fitted by a meta-estimator.",
+            "classifier is fitted by a meta-estimator."
         )
 
     def decision_function(self, X: Any) -> np.ndarray:
@@ -270,13 +249,9 @@ class ZeroShotClassifier(ZeroShotBase):
         Returns
         -------
         probabilities : ndarray of shape (n_samples, n_classes)
-            Probabilities in the order of `classes_`. NaN for images that could not be read.
-
-        Warns
-        -----
-        UserWarning
-            When images could not be read, since meta-estimators such as `VotingClassifier` predict
-            the first class for them.
+            Probabilities in the order of `classes_`. NaN, with a warning, for images that could
+            not be read, for which meta-estimators such as `VotingClassifier` predict the first
+            class.
         """
         probabilities = to_probabilities(self._prepare_logits().collect(X))
         _warn_if_unreadable(probabilities)
@@ -362,7 +337,7 @@ class ZeroShotClassifier(ZeroShotBase):
         if absent:
             warn(
                 f"y contains labels that are not in classes_: {format_list(absent)}. They count "
-                "as errors; correct y, or add them to labels.",
+                "as errors; correct y, or add them to labels."
             )
         codes = self._predict_codes(logits, X)
         check_consistent_length(codes, truth, sample_weight)
@@ -391,7 +366,7 @@ class ZeroShotClassifier(ZeroShotBase):
             label = f"{logits.classes[0]!s:.99}"
             warn(
                 f"classes_ has only one class, {label}, so every image is predicted as {label}. "
-                "Pass at least two labels.",
+                "Pass at least two labels."
             )
         return logits
 
@@ -404,14 +379,13 @@ class ZeroShotClassifier(ZeroShotBase):
     def _predict_codes(self, logits: LogitTiles, X: Any) -> np.ndarray:
         """Return the index of the class of each image, or `UNKNOWN` or `UNREADABLE`."""
         # Tile by tile: the logits of all images may not fit in memory.
-        codes = np.concatenate(
-            [choose_texts(tile.logits, self.threshold) for tile in logits.iter_tiles(X)]
-        )
+        tiles = [choose_texts(tile.logits, self.threshold) for tile in logits.iter_tiles(X)]
+        codes = np.concatenate(tiles)
         unreadable = np.flatnonzero(codes == UNREADABLE)
         if unreadable.size and self.threshold is None:
             warn(
                 f"{len(unreadable)} images could not be read and are predicted as "
-                f"{self.unknown_label!r}: rows {format_list(unreadable, str)}.",
+                f"{self.unknown_label!r}: rows {format_list(unreadable, str)}."
             )
         return codes
 
@@ -430,10 +404,7 @@ class ZeroShotClassifier(ZeroShotBase):
 
     def _check_parameters(self) -> tuple[str, ...]:
         templates = super()._check_parameters()
-        threshold = self.threshold
-        is_number = isinstance(threshold, Real) and not isinstance(threshold, bool | np.bool_)
-        if threshold is not None and not (is_number and 0 <= threshold <= 1):
-            raise ValueError(f"threshold must be None or a number in [0, 1], not {threshold!r}.")
+        check_number(self.threshold, "threshold", 0, 1, closed="both", optional=True)
         return templates
 
 
@@ -462,12 +433,11 @@ def _warn_if_unreadable(scores: np.ndarray) -> None:
         warn(
             f"{len(unreadable)} images could not be read, so their scores are NaN: rows "
             f"{format_list(unreadable, str)}. Leave them out, or call predict, which returns "
-            "unknown_label for them.",
+            "unknown_label for them."
         )
 
 
 def _validate_weights(sample_weight: Any) -> np.ndarray:
-    """Return sample weights as floats."""
     weights = np.asarray(sample_weight)
     if weights.dtype.kind == "O":  # such as pandas columns with missing values
         with suppress(TypeError, ValueError):

@@ -7,6 +7,7 @@ from typing import Any, Self
 
 import numpy as np
 from scipy.special import expit
+from sklearn.base import BaseEstimator
 from sklearn.metrics import accuracy_score
 from sklearn.model_selection import KFold
 from sklearn.utils import Tags, _safe_indexing, check_consistent_length, indexable
@@ -17,12 +18,11 @@ from ..aligners.wrapper import unwrap_aligner
 from ..persistence.mixins import FittedState
 from ..prompts import prompts_of, resolve_names, to_class_array
 from ..utils.sklearn_compat import FitContext, with_callbacks
-from ..utils.validation import format_list, ignores_underflow
+from ..utils.validation import check_integer, check_number, format_list, ignores_underflow
 from ..utils.warnings import warn
 from ._base import NOT_FITTED, ZeroShotBase
 from ._multilabel_targets import (
     as_table_or_rows,
-    check_prevalence,
     collect_labels,
     fit_thresholds,
     resolve_prevalence,
@@ -53,7 +53,7 @@ class MultiLabelZeroShotClassifier(ZeroShotBase):
     prevalence : float or mapping, default=0.1
         Fraction of images that a label holds for, or a mapping from labels to fractions. Without
         fitted thresholds, a label is predicted for this fraction of the images that `standardize`
-        compares with. Pass a higher fraction if these images were chosen for the labels.
+        compares with.
     shrinkage : float, default=5.0
         Strength of the shrinkage of fitted thresholds to the threshold that is best for all labels
         together, as a number of positive examples. 0 disables it.
@@ -73,8 +73,7 @@ class MultiLabelZeroShotClassifier(ZeroShotBase):
         Labels of the columns.
     thresholds_ : ndarray of shape (n_labels,)
         Fitted thresholds of the standardized cosines, in the order of `labels_`. Each label keeps
-        its own threshold when the order of ``labels`` is changed after `fit` or labels are left
-        out. A label without a threshold raises an error.
+        its threshold if the order of ``labels`` is changed after `fit` or labels are left out.
     classes_ : ndarray of shape (n_labels, 2)
         ``[0, 1]`` for each label.
     aligner_ : estimator
@@ -91,12 +90,11 @@ class MultiLabelZeroShotClassifier(ZeroShotBase):
     Labels differ in how similar they are to images in general, so cosines of several labels with
     an image are comparable only if they are standardized, which is the default.
 
-    As in scikit-learn, `score` is the subset accuracy: the fraction of images whose labels are all
-    correct, which is a strict measure. `sklearn.metrics.f1_score` with ``average="samples"`` or
-    ``"macro"`` and `average_precision_score` are more informative. scikit-learn cross-validates
-    tables of zeros and ones, not lists of labels: convert lists with
-    `sklearn.preprocessing.MultiLabelBinarizer` and ``classes=labels``. Its
-    `CalibratedClassifierCV` does not support several labels.
+    The subset accuracy of `score` is a strict measure. `sklearn.metrics.f1_score` with
+    ``average="samples"`` or ``"macro"`` and `average_precision_score` are more informative.
+    scikit-learn cross-validates tables of zeros and ones, not lists of labels: convert lists with
+    `sklearn.preprocessing.MultiLabelBinarizer` and ``classes=labels``. `CalibratedClassifierCV`
+    does not support several labels.
 
     References
     ----------
@@ -123,7 +121,7 @@ class MultiLabelZeroShotClassifier(ZeroShotBase):
         self,
         labels: Sequence[str] | Mapping[Any, str | Sequence[str]] | None = None,
         *,
-        aligner: Any = None,
+        aligner: BaseEstimator | str | None = None,
         templates: str | Sequence[str] = "simple",
         prevalence: float | Mapping[Any, float] = 0.1,
         shrinkage: float = 5.0,
@@ -178,7 +176,7 @@ class MultiLabelZeroShotClassifier(ZeroShotBase):
         if self.labels is None and not all(isinstance(label, str) for label in names):
             warn(
                 "Y has labels that are numbers, so the texts '0', '1', ... are embedded for them. "
-                "Pass names with labels={0: 'cat', 1: 'dog', ...}.",
+                "Pass names with labels={0: 'cat', 1: 'dog', ...}."
             )
         table = to_indicator(Y, list(names))
         check_consistent_length(X, table, captions)
@@ -286,7 +284,7 @@ class MultiLabelZeroShotClassifier(ZeroShotBase):
         if unreadable.size:
             warn(
                 f"{len(unreadable)} images could not be read and get no label: rows "
-                f"{format_list(unreadable, str)}.",
+                f"{format_list(unreadable, str)}."
             )
         return (scores > 0).astype(int)
 
@@ -351,13 +349,14 @@ class MultiLabelZeroShotClassifier(ZeroShotBase):
         return np.tile([0, 1], (len(self.labels_), 1))
 
     def _list_labels(self) -> list[Any]:
-        """Return the labels in the order of the columns."""
         names = self._resolve_names()
         if names is None:
             raise AttributeError(f"{type(self).__name__} has no labels_ before fit.")
         return list(names)
 
-    def _compute_margins(self, aligner: Any, templates: tuple[str, ...], X: Any) -> np.ndarray:
+    def _compute_margins(
+        self, aligner: BaseEstimator, templates: tuple[str, ...], X: Any
+    ) -> np.ndarray:
         """Return standardized cosines minus the default thresholds."""
         logits = self._make_logits(aligner, templates, scale=1.0)
         margins = logits.collect(X)
@@ -370,9 +369,8 @@ class MultiLabelZeroShotClassifier(ZeroShotBase):
         """Return the margins of each image, by an aligner that was not fitted on it."""
         margins = np.empty((len(captions), len(self.labels_)))
         for train, test in KFold(self.cv, shuffle=True, random_state=0).split(margins):
-            aligner = self._fit_on_captioned(
-                _safe_indexing(X, train), _safe_indexing(captions, train), progress
-            )
+            X_train, train_captions = _safe_indexing(X, train), _safe_indexing(captions, train)
+            aligner = self._fit_on_captioned(X_train, train_captions, progress)
             margins[test] = self._compute_margins(aligner, templates, _safe_indexing(X, test))
         return margins
 
@@ -420,20 +418,16 @@ class MultiLabelZeroShotClassifier(ZeroShotBase):
 
     def _compute_default_thresholds(self, logits: LogitTiles) -> np.ndarray:
         """Return for each label the score that a fraction `prevalence` of the bank exceeds."""
+        aligner = logits.aligner
         if logits.standardizer is None:  # thresholds need a bank also without standardization
-            aligner = logits.aligner
-            bank = resolve_bank(
-                True, unwrap_aligner(aligner), aligner.transform, estimator=aligner
-            )
+            bank = resolve_bank(True, unwrap_aligner(aligner), aligner.transform, aligner)
         else:
             bank = logits.standardizer.bank
         assert bank is not None
         fractions = resolve_prevalence(self.prevalence, logits.classes.tolist())
         scores = logits.of_embeddings(bank.image).T
-        return np.array([
-            np.quantile(label_scores, 1 - fraction)
-            for label_scores, fraction in zip(scores, fractions, strict=True)
-        ])  # fmt: skip
+        pairs = zip(scores, fractions, strict=True)
+        return np.array([np.quantile(row, 1 - fraction) for row, fraction in pairs])
 
     def _get_state(self) -> dict[str, Any]:
         return {**super()._get_state(), "thresholds": self._get_thresholds()}
@@ -449,11 +443,11 @@ class MultiLabelZeroShotClassifier(ZeroShotBase):
 
     def _check_parameters(self) -> tuple[str, ...]:
         templates = super()._check_parameters()
-        check_prevalence(self.prevalence)
-        if not self.shrinkage >= 0:
-            raise ValueError(f"shrinkage must be at least 0, not {self.shrinkage!r}.")
-        if not isinstance(self.cv, int | np.integer) or self.cv < 2:
-            raise ValueError(f"cv must be an integer of at least 2, not {self.cv!r}.")
+        prevalence = self.prevalence
+        for fraction in prevalence.values() if isinstance(prevalence, Mapping) else [prevalence]:
+            check_number(fraction, "prevalence", 0, 1, closed="neither")
+        check_number(self.shrinkage, "shrinkage", 0, closed="both")
+        check_integer(self.cv, "cv", 2)
         if isinstance(self.labels, set | frozenset):
             raise ValueError(
                 "labels is a set, whose order, and so that of the columns, differs from run to "

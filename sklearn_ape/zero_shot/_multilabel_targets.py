@@ -21,24 +21,10 @@ _EXPECTED = (
 
 
 def as_table_or_rows(Y: Any) -> Any:
-    """Return Y in a form that can be read several times.
+    """Return a table unchanged, and other targets as a list of rows.
 
-    Parameters
-    ----------
-    Y : array, sparse matrix, DataFrame, or iterable of rows
-        Targets.
-
-    Returns
-    -------
-    Y : array, sparse matrix, DataFrame or list
-        A table is returned unchanged, and other targets as a list of rows. A row is a dict (names
-        and zeros or ones), a list (zeros and ones, or labels), or a tuple, set or frozenset
-        (labels).
-
-    Raises
-    ------
-    ValueError
-        When Y or one of its rows is not a valid target; the message gives the row.
+    A row is a dict (names and zeros or ones), a list (zeros and ones, or labels), or a tuple, set
+    or frozenset (labels).
     """
     if Y is None:
         raise ValueError(f"Y is None: {_EXPECTED}.")
@@ -59,21 +45,7 @@ def as_table_or_rows(Y: Any) -> Any:
 def collect_labels(Y: Any) -> list[Any]:
     """Return the labels that Y contains.
 
-    Parameters
-    ----------
-    Y : array, sparse matrix, DataFrame or list of rows
-        Targets.
-
-    Returns
-    -------
-    labels : list
-        Columns of a DataFrame or keys of dicts in their order, otherwise the distinct labels in
-        sorted order.
-
-    Raises
-    ------
-    ValueError
-        When Y is a table whose columns have no names, or the labels cannot be sorted.
+    Columns of a DataFrame and keys of dicts are in their order, other labels are sorted.
     """
     rows = as_table_or_rows(Y)
     if not isinstance(rows, list):
@@ -97,28 +69,9 @@ def collect_labels(Y: Any) -> list[Any]:
 
 
 def to_indicator(Y: Any, labels: Sequence[Any]) -> np.ndarray:
-    """Convert Y to zeros and ones, with columns in the order of labels.
+    """Return zeros and ones, with columns in the order of labels.
 
-    Parameters
-    ----------
-    Y : array, sparse matrix, DataFrame, or iterable of rows
-        Targets. Columns of a DataFrame and keys of dicts are matched with labels by Python's
-        equality, so that 1, 1.0 and True are the same name and "1" is another. Other tables are
-        read by position. If all rows are lists (or arrays) of ``len(labels)`` zeros and ones, they
-        are a table as well, even if 0 and 1 are labels. Other rows are sets of labels; tuples,
-        sets and frozensets always are.
-    labels : sequence of length n_labels
-        Labels of the columns.
-
-    Returns
-    -------
-    table : ndarray of shape (n_samples, n_labels) and dtype int
-        Zeros and ones.
-
-    Raises
-    ------
-    ValueError
-        When Y does not match the labels; the message gives the row or the column.
+    `MultiLabelZeroShotClassifier.fit` describes the forms of Y.
     """
     rows = as_table_or_rows(Y)
     if not isinstance(rows, list):
@@ -192,13 +145,10 @@ def _read_table(Y: Any, labels: Sequence[Any]) -> np.ndarray:
     names = _get_column_names(Y)
     if names is not None:
         order = _find_positions(names, labels, "The columns of Y", "columns")
-        columns = [
-            Y.iloc[:, position] if hasattr(Y, "iloc") else Y[names[position]] for position in order
-        ]
-        cells = [
-            _check_binary(np.asarray(column), f"column {label!r}, row")
-            for column, label in zip(columns, labels, strict=True)
-        ]
+        cells = []
+        for position, label in zip(order, labels, strict=True):
+            column = Y.iloc[:, position] if hasattr(Y, "iloc") else Y[names[position]]
+            cells.append(_check_binary(np.asarray(column), f"column {label!r}, row"))
         return np.stack(cells, axis=1)
     values = Y.toarray() if issparse(Y) else np.asarray(as_numeric(Y, "Y"))
     if values.shape[1] != len(labels):
@@ -212,12 +162,10 @@ def _read_table(Y: Any, labels: Sequence[Any]) -> np.ndarray:
 def _get_column_names(Y: Any) -> list[Any] | None:
     """Return the names of the columns of a DataFrame, pyarrow table or structured array."""
     # In a pandas DataFrame `columns` are the names; in a pyarrow table they are the values.
-    attribute = (
-        "columns" if hasattr(Y, "iloc") or not hasattr(Y, "column_names") else "column_names"
-    )
+    is_arrow = hasattr(Y, "column_names") and not hasattr(Y, "iloc")
     names = getattr(getattr(Y, "dtype", None), "names", None)
     if len(getattr(Y, "shape", ())) == 2:
-        names = getattr(Y, attribute, names)
+        names = getattr(Y, "column_names" if is_arrow else "columns", names)
     return None if names is None else [to_builtin(name) for name in names]
 
 
@@ -287,25 +235,10 @@ def _describe_unnamed_columns(n_columns: int) -> str:
 
 
 def find_best_f1_threshold(truth: np.ndarray, scores: np.ndarray) -> float:
-    """Return the threshold with the highest F1 score.
+    """Return the threshold with the highest F1 score, between two neighbouring scores.
 
-    Parameters
-    ----------
-    truth : ndarray of shape (n,)
-        Zeros and ones, with at least one 1.
-    scores : ndarray of shape (n,)
-        Finite scores. Those above the threshold are predicted as positive.
+    If all samples are predicted as positive, it is just below the lowest score.
 
-    Returns
-    -------
-    threshold : float
-        The mean of two neighbouring scores, or a number just below the lowest score if all samples
-        are predicted as positive.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from sklearn_ape.zero_shot._multilabel_targets import find_best_f1_threshold
     >>> find_best_f1_threshold(np.array([0, 0, 1, 1]), np.array([0.0, 1.0, 3.0, 4.0]))
     2.0
     """
@@ -319,25 +252,11 @@ def find_best_f1_threshold(truth: np.ndarray, scores: np.ndarray) -> float:
 
 
 def fit_thresholds(truth: np.ndarray, scores: np.ndarray, shrinkage: float) -> np.ndarray:
-    """Return a threshold for each label.
+    """Return a threshold for each label, or zeros if no label has a positive example.
 
     The best threshold of a label with few examples is mostly due to chance. With n positive
     examples and shrinkage k it is averaged, with weight n / (n + k), with the threshold that is
     best for all labels together.
-
-    Parameters
-    ----------
-    truth : ndarray of shape (n, n_labels)
-        Zeros and ones.
-    scores : ndarray of shape (n, n_labels)
-        Finite scores, comparable between labels.
-    shrinkage : float
-        Strength of the shrinkage, as a number of positive examples.
-
-    Returns
-    -------
-    thresholds : ndarray of shape (n_labels,)
-        Thresholds, all 0 if no label has a positive example.
     """
     n_labels = truth.shape[1]
     if not truth.any():
@@ -355,7 +274,6 @@ def fit_thresholds(truth: np.ndarray, scores: np.ndarray, shrinkage: float) -> n
 def resolve_prevalence(
     prevalence: float | Mapping[Any, float], labels: Sequence[Any]
 ) -> list[float]:
-    """Return the fraction of images for each label."""
     if not isinstance(prevalence, Mapping):
         return [prevalence] * len(labels)
     missing = [label for label in labels if label not in prevalence]
@@ -364,11 +282,3 @@ def resolve_prevalence(
             f"prevalence has no fraction for the labels {format_list(missing)}. Add them."
         )
     return [prevalence[label] for label in labels]
-
-
-def check_prevalence(prevalence: Any) -> None:
-    """Raise ValueError unless all fractions are above 0 and below 1."""
-    fractions = prevalence.values() if isinstance(prevalence, Mapping) else [prevalence]
-    for fraction in fractions:
-        if not isinstance(fraction, float | np.floating) or not 0 < fraction < 1:
-            raise ValueError(f"prevalence must be above 0 and below 1, not {fraction!r}.")

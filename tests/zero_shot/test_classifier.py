@@ -283,7 +283,7 @@ class TestBadInput:
          ("threshold", float("nan"), "threshold must be None or a number"),
          ("threshold", True, "threshold must be None or a number"),
          ("threshold", "0.5", "threshold must be None or a number"),
-         ("logit_scale", 0, "logit_scale must be None or a number from 1e-30 to 1e"),
+         ("logit_scale", 0, r"logit_scale must be None or a number in \[1e-30, 1e\+30\], not 0"),
          ("logit_scale", -1.0, "logit_scale must be None or a number"),
          ("logit_scale", 1e39, "logit_scale must be None or a number"),
          ("logit_scale", float("inf"), "logit_scale must be None or a number"),

@@ -478,12 +478,12 @@ class TestBadInput:
 
     @pytest.mark.parametrize(
         ("parameter", "value", "message"),
-        [("prevalence", 0.0, "prevalence must be above 0 and below 1"),
-         ("prevalence", {"animal": 2.0}, "prevalence must be above 0 and below 1, not 2.0"),
+        [("prevalence", 0.0, r"prevalence must be a number in \(0, 1\), not 0.0"),
+         ("prevalence", {"animal": 2.0}, r"prevalence must be a number in \(0, 1\), not 2.0"),
          ("prevalence", {"animal": 0.5}, r"no fraction for the labels 'travel'"),
-         ("shrinkage", -1, "shrinkage must be at least 0"),
-         ("cv", 1, "cv must be an integer of at least 2"),
-         ("logit_scale", 0, "logit_scale must be None or a number from 1e-30")],
+         ("shrinkage", -1, r"shrinkage must be a number in \[0, inf\], not -1"),
+         ("cv", 1, "cv must be an integer >= 2, not 1"),
+         ("logit_scale", 0, "logit_scale must be None or a number in")],
     )  # fmt: skip
     def test_invalid_parameter_raises(self, classifier, features, parameter, value, message):
         with pytest.raises(ValueError, match=message):
