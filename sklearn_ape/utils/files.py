@@ -45,10 +45,7 @@ def check_writable(folder: str | os.PathLike[str]) -> None:
 def lock_file(descriptor: int) -> bool:
     """Lock an open file or folder until it is closed; return False where this is not supported.
 
-    Raises
-    ------
-    BlockingIOError
-        If another process holds the lock.
+    Raises BlockingIOError if another process holds the lock.
     """
     if fcntl is None:
         return False
@@ -90,26 +87,6 @@ def atomic_directory(target: Path) -> Iterator[Path]:
     processes left behind for the same target are removed. Folders of running processes are locked
     and not removed.
 
-    Parameters
-    ----------
-    target : Path
-        File or folder to be written.
-
-    Yields
-    ------
-    folder : Path
-        Empty folder.
-
-    Raises
-    ------
-    OSError
-        If the folder cannot be created.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> from pathlib import Path
-    >>> from sklearn_ape.utils.files import atomic_directory
     >>> with tempfile.TemporaryDirectory() as name:
     ...     target = Path(name, "a.txt")
     ...     with atomic_directory(target) as folder:

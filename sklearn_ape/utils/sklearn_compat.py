@@ -43,14 +43,7 @@ def observes_fit(estimator: Any) -> bool:
 class FitContext:
     """Reports one fit to scikit-learn's callbacks; does nothing in versions without callbacks.
 
-    Parameters
-    ----------
-    estimator : estimator
-        Estimator that is being fitted.
-    n_subtasks : int
-        Maximum number of epochs, or of fits of inner estimators.
-    X, y : object
-        Data passed to `fit`.
+    The subtasks are epochs, or fits of inner estimators; `n_subtasks` is their maximum number.
     """
 
     def __init__(self, estimator: Any, n_subtasks: int, X: Any, y: Any) -> None:
