@@ -7,7 +7,7 @@ import math
 import os
 import re
 import reprlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from numbers import Real
 from pathlib import Path
@@ -33,20 +33,9 @@ _LIMITATIONS = (
 class Facts:
     """Contents of a model card that depend on the estimator.
 
-    Parameters
-    ----------
-    what : str
-        Description in one or two sentences of Markdown. Names given by users must be escaped.
-    facts : dict of str to object
-        Rows of a table, as plain text.
-    scores : dict of str to float
-        Scores that the estimator computed during `fit`, by name, as plain text.
-    limits : list of str
-        Limitations, as sentences in Markdown.
-    usage : str
-        Code that uses the variable ``model``.
-    tags : list of str
-        Tags for the Hub.
+    `what` and `limits` are sentences in Markdown, in which names given by users must be escaped.
+    `facts` and `scores` are tables of plain text, `usage` is code that uses the variable
+    ``model``, and `tags` are for the Hub.
     """
 
     what: str = ""
@@ -58,13 +47,7 @@ class Facts:
 
 
 def check_scores(scores: Mapping[str, float] | None) -> dict[str, float]:
-    """Return scores as plain numbers.
-
-    Raises
-    ------
-    ValueError
-        If a score is not finite, or its name is not a str.
-    """
+    """Return scores as plain numbers; raise ValueError unless they are finite and have names."""
     if scores is None:
         return {}
     if not isinstance(scores, Mapping):
@@ -95,30 +78,32 @@ def write_card(
         "size": f"{n_bytes / 1e6:.3g} MB",
         "created with": f"sklearn-ape {version}",
     }
+    all_scores = {**facts.scores, **scores}
+    no_scores = "No scores were passed to `save_pretrained(folder, scores={...})`."
     parts = [
         _format_front_matter(facts.tags),
         f"# {name}",
         facts.what,
-        "| | |\n|---|---|\n" + "\n".join(f"| {k} | {_escape_cell(v)} |" for k, v in rows.items()),
+        _format_table((key, _escape_cell(value)) for key, value in rows.items()),
         "## Usage",
         f"```python\n{_format_usage(name, facts.usage)}\n```",
+        "## Scores",
+        _format_table((_escape_cell(key), f"{score:.4g}") for key, score in all_scores.items())
+        if all_scores
+        else no_scores,
+        "## Parameters",
+        f"```python\n{name}(\n{_format_params(model)})\n```",
     ]
-    all_scores = {**facts.scores, **scores}
-    parts += ["## Scores"]
-    if all_scores:
-        parts += [
-            "| | |\n|---|---|\n"
-            + "\n".join(f"| {_escape_cell(k)} | {v:.4g} |" for k, v in all_scores.items())
-        ]
-    else:
-        parts += ["No scores were passed to `save_pretrained(folder, scores={...})`."]
-    parts += ["## Parameters", f"```python\n{name}(\n{_format_params(model)})\n```"]
     if serializer.left_out:
         places = ", ".join(f"`{_escape_code(place)}`" for place in serializer.left_out)
         parts += [f"Parameters that were not saved: {places}."]
-    limits = [*facts.limits, *_LIMITATIONS]
-    parts += ["## Limitations", "\n".join(f"- {limit}" for limit in limits)]
+    limits = [f"- {limit}" for limit in (*facts.limits, *_LIMITATIONS)]
+    parts += ["## Limitations", "\n".join(limits)]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _format_table(rows: Iterable[tuple[str, str]]) -> str:
+    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {text} |" for name, text in rows)])
 
 
 def _format_front_matter(tags: list[str]) -> str:
@@ -244,14 +229,12 @@ def load_pretrained(
     >>> import tempfile
     >>> import numpy as np
     >>> from sklearn_ape import CCAAligner, load_pretrained
-    >>> rng = np.random.default_rng(0)
-    >>> features = rng.standard_normal((50, 6))
+    >>> features = np.random.default_rng(0).standard_normal((50, 6))
     >>> aligner = CCAAligner().fit(features, features[:, :4])
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     aligner.save_pretrained(f"{folder}/my-aligner")
-    ...     loaded = load_pretrained(f"{folder}/my-aligner")
-    >>> bool(np.array_equal(loaded.transform(features), aligner.transform(features)))
-    True
+    ...     load_pretrained(f"{folder}/my-aligner")
+    CCAAligner()
     """
     folder = locate_model(source, revision, token)
     return rebuild_model(folder, {"device": device} | ({} if cache is None else {"cache": cache}))
@@ -266,14 +249,7 @@ def rebuild_model(folder: Path, settings: dict[str, Any]) -> Any:
         deserializer.close()
     except (ValueError, OSError, ImportError):
         raise
-    except (
-        ArithmeticError,
-        AttributeError,
-        LookupError,
-        RecursionError,
-        RuntimeError,
-        TypeError,
-    ) as error:
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError) as error:
         # A damaged or forged file can cause errors that no check anticipates.
         raise ValueError(
             f"{str(folder)!r} has no model that this version of sklearn-ape can read: {error}"
@@ -282,15 +258,7 @@ def rebuild_model(folder: Path, settings: dict[str, Any]) -> Any:
 
 
 def locate_model(source: str | os.PathLike[str], revision: str | None, token: Any) -> Path:
-    """Return the local folder of a model, which is downloaded from the Hub if necessary.
-
-    Raises
-    ------
-    ValueError
-        If the source is a file, or is neither a folder nor an ID of the Hub.
-    OSError
-        If the Hub has no such model, or cannot be reached.
-    """
+    """Return the local folder of a model, which is downloaded from the Hub if necessary."""
     path = Path(source)
     if path.is_dir():
         return path

@@ -250,16 +250,9 @@ class PretrainedMixin(SerializableMixin):
         serializer = Serializer()
         model = serializer.encode_estimator(self, type(self).__name__)
         package_version = version("sklearn-ape")
-        config = {
-            "library": "sklearn-ape",
-            "version": package_version,
-            "format": FORMAT,
-            "model": model,
-            "scores": scores,
-            "left_out": serializer.left_out,
-        }
-        facts = self._card_facts()
-        card = write_card(model, facts, scores, serializer, package_version)
+        head = {"library": "sklearn-ape", "version": package_version, "format": FORMAT}
+        config = {**head, "model": model, "scores": scores, "left_out": serializer.left_out}
+        card = write_card(model, self._card_facts(), scores, serializer, package_version)
         write_model(folder, config, serializer.tensors, card)
 
     @classmethod
@@ -295,12 +288,7 @@ class PretrainedMixin(SerializableMixin):
         Raises
         ------
         ValueError
-            If the folder has no model, the model is damaged or has a newer format or another
-            class, or the local weights of its encoders differ from the weights of the fit.
-        ImportError
-            If the package with an encoder's weights, or huggingface_hub, is not installed.
-        OSError
-            If the files cannot be read, or the Hub cannot be reached.
+            If the model is of another class. For other errors, see `load_pretrained`.
         """
         estimator = load_pretrained(
             source, revision=revision, token=token, cache=cache, device=device
