@@ -72,26 +72,9 @@ def _get_lock(weights: str) -> ForkSafeLock:
 
 
 def encode(encoder: FrozenEncoder, items: list[Any]) -> tuple[np.ndarray, dict[int, str]]:
-    """Encode items, each content once, and store the features in the cache.
+    """Return features of items, and the reasons for rows that cannot be encoded, which are NaN.
 
-    Parameters
-    ----------
-    encoder : FrozenEncoder
-        Encoder with valid parameters.
-    items : list
-        Items, possibly with duplicates.
-
-    Returns
-    -------
-    features : ndarray of shape (n_items, n_features) and dtype float32
-        Features; rows of items that cannot be encoded are NaN.
-    errors : dict of {int: str}
-        Reasons for the rows that cannot be encoded, in the order of the rows.
-
-    Raises
-    ------
-    EncodingError
-        If items cannot be encoded and the encoder has ``on_error="raise"``.
+    Each content is encoded once, and stored in the cache.
     """
     identity = encoder._identity_digest()
     errors: dict[int, str] = {}
@@ -106,11 +89,7 @@ def encode(encoder: FrozenEncoder, items: list[Any]) -> tuple[np.ndarray, dict[i
     encoder._raise_for(errors)
 
     # Threads that encode the same items wait for each other instead of encoding them twice.
-    with (
-        default_state(),
-        _get_lock(encoder._weights_key()),
-        open_cache(encoder.cache) as cache,
-    ):
+    with default_state(), _get_lock(encoder._weights_key()), open_cache(encoder.cache) as cache:
         features_by_key = cache.get_many(rows)
         missing = {key: rows[key] for key in rows if key not in features_by_key}
         _count(identity, hits=len(items) - len(errors) - len(missing))
@@ -256,22 +235,13 @@ def encode_to_file(
     encoder: FrozenEncoder,
     path: str | PathLike[str],
     X: Iterable[Any],
-    *,
     chunk_size: int,
     n_jobs: int | None,
     dtype: str,
     overwrite: bool,
     verbose: int | None,
 ) -> tuple[np.memmap, dict[int, str]]:
-    """Encode items into a file; see `FrozenEncoder.encode_to`.
-
-    Returns
-    -------
-    features : memmap of shape (n_items, n_features)
-        The file, opened for reading.
-    errors : dict of {int: str}
-        Reasons for the rows that cannot be encoded.
-    """
+    """Encode items into a file; see `FrozenEncoder.encode_to`."""
     check_choice(dtype, "dtype", ("float32", "float16"))
     check_integer(chunk_size, "chunk_size", 1)
     items: Any = X if _is_stream(X) else encoder._as_list(X)

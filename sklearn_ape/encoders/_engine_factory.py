@@ -57,19 +57,7 @@ def engine_key(name: str, workload: Workload) -> Hashable:
 def is_export_worthwhile(
     name: str, workload: Workload, n_items: int, min_items_to_export: int
 ) -> bool:
-    """Return whether an exported network is likely to be faster than torch.
-
-    Parameters
-    ----------
-    name : {"onnx", "openvino"}
-        The engine.
-    workload : Workload
-        The network.
-    n_items : int
-        Number of items to encode.
-    min_items_to_export : int
-        Smallest number of items for which a new export saves more time than it takes.
-    """
+    """Return whether an exported network is likely to be faster than torch for some items."""
     if _failure_file(name, workload).is_file():
         return False
     if workload.dtype != "float32":
@@ -81,22 +69,7 @@ def is_export_worthwhile(
 
 
 def make_engine(name: str, workload: Workload, warns: bool) -> Engine:
-    """Return an engine with a network's export, or torch if the network cannot be exported.
-
-    Parameters
-    ----------
-    name : {"onnx", "openvino"}
-        The engine.
-    workload : Workload
-        The network.
-    warns : bool
-        Whether to warn if torch is used instead.
-
-    Returns
-    -------
-    engine : Engine
-        Engine that is ready to be called.
-    """
+    """Return an engine with a network's export, or torch if the network cannot be exported."""
     try:
         engine = _load_or_export(name, workload)
     except (EngineError, OSError) as error:

@@ -21,15 +21,7 @@ _ONNX_FILE = "model.onnx"
 
 
 class OnnxEngine:
-    """Engine that computes an exported network with ONNX Runtime, in float32 on the CPU.
-
-    Parameters
-    ----------
-    workload : Workload
-        Network that was exported.
-    folder : pathlib.Path
-        Folder that `export_to_onnx` wrote.
-    """
+    """Engine of the export in a folder with ONNX Runtime, in float32 on the CPU."""
 
     name = "onnx"
     concurrent = True
@@ -97,15 +89,7 @@ _engines: WeakSet[OpenVINOEngine] = WeakSet()
 
 
 class OpenVINOEngine:
-    """Engine that computes an exported network with OpenVINO on the CPU, one stream per core.
-
-    Parameters
-    ----------
-    workload : Workload
-        Network that was exported.
-    folder : pathlib.Path
-        Folder that `export_to_openvino` wrote.
-    """
+    """Engine of the export in a folder with OpenVINO on the CPU, one stream per core."""
 
     name = "openvino"
     concurrent = True

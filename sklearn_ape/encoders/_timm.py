@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import os
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..features import FeatureCache
 from ..utils.validation import check_choice
-from .image_encoder import NUMBERS_OF_VIEWS, ImageEncoder, Preprocessing
+from .image_encoder import NUMBERS_OF_VIEWS, ImageEncoder, Preprocessing, pool_patches
 from .weights import (
     PACKAGED,
     Network,
-    digest_folder,
+    check_packaged,
     explain_load_errors,
     find_hub_commit,
     find_packaged_file,
     format_library_version,
-    is_for_encoder,
     suggest_names,
     verify_digest,
 )
@@ -185,12 +183,7 @@ class TimmImageEncoder(ImageEncoder):
         if self.views not in NUMBERS_OF_VIEWS:
             raise ValueError(f"views must be 1, 2 or 4, not {self.views!r}.")
         if self.model_name in PACKAGED:
-            if not is_for_encoder(self.model_name, self):
-                raise ValueError(
-                    f"model_name={self.model_name!r} is not an image encoder. Use "
-                    f"{PACKAGED[self.model_name].encoder}."
-                )
-            find_packaged_file(self.model_name)
+            check_packaged(self.model_name, self)
         elif not os.path.isdir(self.model_name) and "/" not in self.model_name:
             import timm
 
@@ -219,10 +212,8 @@ class TimmImageEncoder(ImageEncoder):
         }
 
     def _weights_fingerprint(self) -> str | None:
-        if self.model_name in PACKAGED:
-            return PACKAGED[self.model_name].sha256
-        if os.path.isdir(self.model_name):
-            return digest_folder(Path(self.model_name))
+        if self.model_name in PACKAGED or os.path.isdir(self.model_name):
+            return super()._weights_fingerprint()
         commit = find_hub_commit(self._hub_id(), self.revision)
         return f"{self.model_name}@{commit}" if commit else None
 
@@ -276,7 +267,7 @@ class TimmImageEncoder(ImageEncoder):
 class _Features(torch.nn.Module):
     """A timm network with a choice of pooling or logits."""
 
-    def __init__(self, model: torch.nn.Module, pooling: str, output: str) -> None:
+    def __init__(self, model: Any, pooling: str, output: str) -> None:
         super().__init__()
         self.model = model
         self.pooling = pooling
@@ -284,33 +275,27 @@ class _Features(torch.nn.Module):
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """Map pixels (n, 3, height, width) to (n, n_features)."""
-        model: Any = self.model
         if self.output == "logits":
-            return model(pixels)
-        last = model.forward_features(pixels)
+            return self.model(pixels)
+        last = self.model.forward_features(pixels)
         if self.pooling == "auto":
-            return model.forward_head(last, pre_logits=True)
-        return _pool(last, self.pooling, model)
+            return self.model.forward_head(last, pre_logits=True)
+        return _pool(last, self.pooling, self.model)
 
 
 def _pool(last: torch.Tensor, pooling: str, model: Any) -> torch.Tensor:
     """Pool a feature map (n, channels, h, w), (n, h, w, channels) or tokens (n, tokens, width)."""
-    n_prefix = getattr(model, "num_prefix_tokens", 0) if last.ndim == 3 else 0
     if pooling == "gem" and last.ndim != 4:
         raise ValueError(
             "pooling='gem' needs a network whose last features are a map with height and width, "
             "but this network returns tokens. Use 'auto', 'mean' or 'cls'."
         )
-    if pooling not in ("mean", "gem") and not n_prefix:
-        raise ValueError(f"pooling={pooling!r} needs a network with a class token. Use 'mean'.")
-    if last.ndim == 4:
-        spatial = (1, 2) if getattr(model, "output_fmt", "NCHW") == "NHWC" else (2, 3)
-        if pooling == "mean":
-            return last.mean(dim=spatial)
-        # In float32, because cubes overflow in half precision.
-        cubes = last.float().clamp(min=_GEM_EPSILON) ** _GEM_POWER
-        return cubes.mean(dim=spatial) ** (1 / _GEM_POWER)
-    mean = last[:, n_prefix:].mean(dim=1)
+    if last.ndim != 4 or pooling not in ("mean", "gem"):
+        n_prefix = getattr(model, "num_prefix_tokens", 0) if last.ndim == 3 else 0
+        return pool_patches(last, pooling, n_prefix)
+    spatial = (1, 2) if getattr(model, "output_fmt", "NCHW") == "NHWC" else (2, 3)
     if pooling == "mean":
-        return mean
-    return last[:, 0] if pooling == "cls" else torch.cat([last[:, 0], mean], dim=1)
+        return last.mean(dim=spatial)
+    # In float32, because cubes overflow in half precision.
+    cubes = last.float().clamp(min=_GEM_EPSILON) ** _GEM_POWER
+    return cubes.mean(dim=spatial) ** (1 / _GEM_POWER)

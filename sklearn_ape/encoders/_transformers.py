@@ -12,7 +12,7 @@ from torch import nn
 
 from ..features import FeatureCache
 from ..utils.validation import check_choice, check_integer
-from .image_encoder import ImageEncoder
+from .image_encoder import ImageEncoder, pool_patches
 from .text_encoder import TOKENIZING, TextEncoder, TextPreparation, read_preparation
 from .weights import (
     Network,
@@ -268,8 +268,11 @@ class _TextFeatures(torch.nn.Module):
             pooled = getattr(embedding, "pooler_output", embedding)
         else:
             tower = getattr(model, "text_model", model)
-            encode = getattr(tower, "get_encoder", None) if _is_seq2seq(tower) else None
-            last = (encode() if encode else tower)(**tokens).last_hidden_state
+            if getattr(tower.config, "is_encoder_decoder", False) and hasattr(
+                tower, "get_encoder"
+            ):
+                tower = tower.get_encoder()
+            last = tower(**tokens).last_hidden_state
             pooled = _pool_tokens(last, mask, self.pooling)
         return nn.functional.normalize(pooled.float(), dim=-1) if self.normalize else pooled
 
@@ -282,10 +285,6 @@ def _n_positions(model: Any) -> int | None:
 
 def _is_siglip(model: Any) -> bool:
     return model.config.model_type.startswith("siglip")
-
-
-def _is_seq2seq(model: Any) -> bool:
-    return bool(getattr(model.config, "is_encoder_decoder", False))
 
 
 def _parse_pooling(config: dict[str, Any]) -> str:
@@ -460,22 +459,17 @@ class _ImageFeatures(torch.nn.Module):
         pooled = getattr(output, "pooler_output", None)
         if self.pooling == "auto" and pooled is not None and self.model.pooler_is_pretrained:
             return pooled.flatten(1)
-        return _pool_patches(output.last_hidden_state, self.pooling, model)
+        return _pool_output(output.last_hidden_state, self.pooling, model)
 
 
-def _pool_patches(last: torch.Tensor, pooling: str, model: Any) -> torch.Tensor:
+def _pool_output(last: torch.Tensor, pooling: str, model: Any) -> torch.Tensor:
     """Pool a feature map, (n, channels, h, w), or tokens, (n, n_tokens, width)."""
     n_prefix = 0 if last.ndim == 4 else _n_prefix_tokens(model)
     if pooling == "auto":
         pooling = "cls" if n_prefix else "mean"
-    if pooling != "mean" and not n_prefix:
-        raise ValueError(f"pooling={pooling!r} needs a network with a class token. Use 'mean'.")
-    if last.ndim == 4:
+    if last.ndim == 4 and pooling == "mean":
         return last.mean(dim=(2, 3))
-    mean = last[:, n_prefix:].mean(dim=1)
-    if pooling == "mean":
-        return mean
-    return last[:, 0] if pooling == "cls" else torch.cat([last[:, 0], mean], dim=1)
+    return pool_patches(last, pooling, n_prefix)
 
 
 def _n_prefix_tokens(model: Any) -> int:

@@ -28,12 +28,7 @@ from ..utils.warnings import warn
 from ._encoding import CacheInfo, cache_info, encode, encode_to_file
 from ._engine import ENGINES, Engine, TorchEngine, Workload, choose_engine
 from ._engine_factory import engine_key, exports_folder, is_export_worthwhile, make_engine
-from .items import (
-    EncodingError,
-    EncodingFailedWarning,
-    as_items,
-    summarize_errors,
-)
+from .items import EncodingError, EncodingFailedWarning, as_items, summarize_errors
 from .weights import (
     Network,
     check_recorded_weights,
@@ -199,7 +194,8 @@ class FrozenEncoder(
         """Encode items into a ``.npy`` file, chunk by chunk, in bounded memory.
 
         A run that was killed resumes where it stopped when it is started again. If the file is
-        already complete, a second run with the same items only checks it.
+        already complete, a second run with the same items only checks it, which reads every image
+        but encodes none.
 
         Parameters
         ----------
@@ -210,8 +206,7 @@ class FrozenEncoder(
             Items, as for `transform`, or a side of
             :func:`~sklearn_ape.datasets.load_webdataset`, which is read chunk by chunk.
         chunk_size : int, default=1024
-            Number of rows that are encoded and written together. If the run is killed, at most
-            the chunks in progress are lost.
+            Number of rows that are encoded and written together.
         n_jobs : int or None, default=None
             Number of chunks that joblib encodes in parallel. Under
             ``joblib.parallel_config(backend="dask")``, the workers of the cluster encode them and
@@ -239,19 +234,11 @@ class FrozenEncoder(
         ValueError
             If a feature does not fit in float16, or a parameter is invalid.
         OSError
-            If the file cannot be written, for instance because the disk is full.
-        FileLockedError
-            An `OSError` and `RuntimeError`, if another process is writing the file.
+            If the file cannot be written, or another process is writing it (`FileLockedError`).
 
         See Also
         --------
         sklearn_ape.features.DiskFeatureCache : Cache on disk, for items that are encoded again.
-
-        Notes
-        -----
-        Items are identified by their content, so checking finished chunks reads every image but
-        encodes none. If a worker dies, its chunk is encoded by another worker if the backend
-        supports it (dask does).
 
         Examples
         --------
@@ -264,14 +251,7 @@ class FrozenEncoder(
         """
         self._check_parameters()
         features, self.errors_ = encode_to_file(
-            self,
-            path,
-            X,
-            chunk_size=chunk_size,
-            n_jobs=n_jobs,
-            dtype=dtype,
-            overwrite=overwrite,
-            verbose=verbose,
+            self, path, X, chunk_size, n_jobs, dtype, overwrite, verbose
         )
         self._warn_about(self.errors_)
         return features
@@ -312,11 +292,9 @@ class FrozenEncoder(
             exports_folder(self.cache),
         )
         name = choose_engine(self.engine, workload.device, workload.dtype)
-        is_automatic = self.engine == "auto"
-        if name == "torch":
-            return TorchEngine(workload)
         key = engine_key(name, workload)
-        if (
+        is_automatic = self.engine == "auto"
+        if name == "torch" or (
             is_automatic
             and not is_network_shared(key)
             and not is_export_worthwhile(name, workload, n_items, self._min_items_to_export)

@@ -42,24 +42,11 @@ _MAX_SQUARE = 8192
 
 
 class Preprocessing(NamedTuple):
-    """Resizing and cropping as in torchvision; the network normalizes the pixels.
+    """Resizing, center crop, and mean and standard deviation of the channels, as in torchvision.
 
-    Parameters
-    ----------
-    resize : int or tuple of (int, int)
-        Length of the shorter side, or height and width, after resizing.
-    crop : tuple of (int, int)
-        Height and width of the center crop.
-    interpolation : {"bicubic", "bilinear"}
-        Interpolation of resizing, with antialiasing.
-    mean, std : tuple of float
-        Mean and standard deviation of the three channels, for pixels from 0 to 1.
-
-    Notes
-    -----
-    Pixels are bytes until the first step of the network, so a batch takes a quarter of the
-    memory. torch resizes bytes several times faster than Pillow, with the same result up to
-    rounding.
+    Sizes are height and width; an integer is the length of the shorter side. Pixels are bytes
+    until the first step of the network, so a batch takes a quarter of the memory. torch resizes
+    bytes several times faster than Pillow, with the same result up to rounding.
     """
 
     resize: int | tuple[int, int]
@@ -138,15 +125,7 @@ class Preprocessing(NamedTuple):
 class OnPixels(nn.Module):
     """Module that maps prepared images to features, averaged over the views of each image.
 
-    Parameters
-    ----------
-    network : torch.nn.Module
-        Network that maps normalized pixels, (n, 3, height, width), to features.
-    prepare : object
-        Preprocessing of the images. The bytes of a `Preprocessing` are normalized by this module,
-        while any other preprocessing returns normalized pixels.
-    n_views : int, default=1
-        Number of views per image.
+    It normalizes the bytes of a `Preprocessing`. Other preprocessing returns normalized pixels.
     """
 
     def __init__(self, network: nn.Module, prepare: Any, n_views: int = 1) -> None:
@@ -179,6 +158,16 @@ class OnPixels(nn.Module):
             return pixels.contiguous(memory_format=torch.channels_last)
         # The permuted bytes are in channels-last format, which is the fastest for convolutions.
         return (pixels.permute(0, 3, 1, 2).float() - self.mean) / self.std
+
+
+def pool_patches(last: torch.Tensor, pooling: str, n_prefix: int) -> torch.Tensor:
+    """Pool tokens, (n, n_tokens, width), of which `n_prefix` come before those of the patches."""
+    if pooling != "mean" and not n_prefix:
+        raise ValueError(f"pooling={pooling!r} needs a network with a class token. Use 'mean'.")
+    mean = last[:, n_prefix:].mean(dim=1)
+    if pooling == "mean":
+        return mean
+    return last[:, 0] if pooling == "cls" else torch.cat([last[:, 0], mean], dim=1)
 
 
 class ImageEncoder(FrozenEncoder):

@@ -73,27 +73,8 @@ def read_image(
 ) -> Image.Image:
     """Return an upright RGB image, with transparent pixels blended with white.
 
-    Parameters
-    ----------
-    item : str, path-like, bytes, PIL.Image.Image, ndarray of uint8 or dict
-        Image to read. The first frame of an animation is used. A dict has the key ``"bytes"`` or
-        ``"path"``.
-    min_side : int or None, default=None
-        Smallest number of pixels of the shorter side. A larger JPEG file is decoded at 1/2, 1/4
-        or 1/8 of its size if possible, which is faster. None decodes it at its full size.
-    use_longer_side : bool, default=False
-        Whether ``min_side`` is the smallest number of pixels of the longer side instead.
-
-    Returns
-    -------
-    image : PIL.Image.Image
-        Image of mode RGB.
-
-    Raises
-    ------
-    ItemError
-        If the item is not an image, is damaged, or has more pixels than
-        `PIL.Image.MAX_IMAGE_PIXELS`.
+    The first frame of an animation is used. A larger JPEG file is decoded at 1/2, 1/4 or 1/8 of
+    its size, which is faster, if the shorter (or longer) side then has at least `min_side` pixels.
     """
     from PIL import Image
 
@@ -370,18 +351,9 @@ def _scale_to_bytes(image: Image.Image) -> Image.Image:
 
 
 def image_digests(X: Any) -> np.ndarray | None:
-    """Return 16 bytes per image, equal for images with the same content.
+    """Return 16 bytes per image, equal for images with the same content, or None for a table.
 
-    Parameters
-    ----------
-    X : sequence of images
-        Paths, bytes, PIL images or arrays. For a path, the content of the file is digested.
-
-    Returns
-    -------
-    digests : ndarray of shape (n_images,) and dtype V16, or None
-        Digests. An item that is not an image, or cannot be read, has a unique digest. None is
-        returned if X is not a sequence of items but, for instance, a table.
+    An item that is not an image, or cannot be read, has a unique digest.
     """
     try:
         items = as_items(X, "image")
@@ -398,18 +370,7 @@ def image_digests(X: Any) -> np.ndarray | None:
 
 
 def image_groups(images: Any) -> np.ndarray:
-    """Return group numbers of images, which are equal for images with the same content.
-
-    Parameters
-    ----------
-    images : sequence of images
-        Paths, bytes, PIL images or arrays, as for `image_digests`.
-
-    Returns
-    -------
-    groups : ndarray of int, shape (n_images,)
-        Group of every image, for the parameter ``groups`` of an aligner's scores.
-    """
+    """Return group numbers of images, which are equal for images with the same content."""
     digests = image_digests(images)
     if digests is None:
         raise ValueError(f"images must be a sequence of images, not {type(images).__name__}.")

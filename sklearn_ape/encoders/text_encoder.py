@@ -22,17 +22,7 @@ from .weights import explain_load_errors, read_side_file
 
 
 class TextPreparation(NamedTuple):
-    """Changes of texts before tokenization, as declared by the files of a model.
-
-    Parameters
-    ----------
-    prompt : str, default=""
-        Text that is prepended to every text.
-    lower : bool, default=False
-        Whether texts are lower-cased, including the prompt.
-    tokenizer_lowers : bool, default=False
-        Whether the tokenizer also lower-cases texts.
-    """
+    """Prompt and lower-casing of texts before tokenization, as a model's files declare."""
 
     prompt: str = ""
     lower: bool = False
@@ -58,29 +48,10 @@ class TextPreparation(NamedTuple):
 def read_preparation(
     model_name: str, revision: str | None, weights: str | None
 ) -> TextPreparation:
-    """Return the preparation of texts that the files of a model declare.
+    """Return the preparation of texts that a model's files declare, cached per fingerprint.
 
     SigLIP and SigLIP 2 were trained on lower-cased texts. The tokenizer of SigLIP lower-cases
     texts, but the tokenizer of SigLIP 2, which is Gemma's, does not.
-
-    Parameters
-    ----------
-    model_name : str
-        Parameter ``model_name`` of a `TransformersTextEncoder`.
-    revision : str or None
-        Branch, tag or commit of a hub model.
-    weights : str or None
-        Digest or commit of the model. The result is cached per digest or commit.
-
-    Returns
-    -------
-    preparation : TextPreparation
-        Preparation, which changes nothing for most models.
-
-    Raises
-    ------
-    ValueError
-        If the files are damaged, or their default prompt is not among the prompts.
     """
 
     def read(filename: str) -> dict[str, Any]:
@@ -97,19 +68,14 @@ def read_preparation(
         default = sentence.get("default_prompt_name")
         if default is not None and default not in prompts:
             raise ValueError(f"default_prompt_name={default!r} is not among the prompts.")
-    if default is None:
-        _warn_about_prompts(model_name, {name: text for name, text in prompts.items() if text})
-        return TextPreparation("", lower, tokenizer_lowers)
-    return TextPreparation(prompts[default] or "", lower, tokenizer_lowers)
-
-
-def _warn_about_prompts(model_name: str, prompts: dict[str, str]) -> None:
-    if prompts:
+    prompts = {name: text for name, text in prompts.items() if text}
+    if default is None and prompts:
         warn(
             f"model_name={model_name!r} has prompts ({format_list(prompts)}) but no default "
             "prompt, so texts are encoded without one, as in sentence-transformers. Prepend a "
-            f"prompt to the texts, for instance {next(iter(prompts.values()))!r}.",
+            f"prompt to the texts, for instance {next(iter(prompts.values()))!r}."
         )
+    return TextPreparation(prompts.get(default, ""), lower, tokenizer_lowers)
 
 
 # Fast tokenizers are not thread-safe. They also have an internal lock, which would stay locked in

@@ -144,19 +144,17 @@ def list_encoders(modality: str | None = None) -> list[EncoderInfo]:
     ]
 
 
-def is_for_encoder(name: str, encoder: object) -> bool:
-    """Return whether packaged weights are for an encoder's class or one of its base classes."""
-    return any(cls.__name__ == PACKAGED[name].encoder for cls in type(encoder).__mro__)
+def check_packaged(name: str, encoder: object) -> None:
+    """Raise an error unless packaged weights are installed, and for an encoder's class or base."""
+    if not any(cls.__name__ == PACKAGED[name].encoder for cls in type(encoder).__mro__):
+        raise ValueError(
+            f"model_name={name!r} is for another encoder. Use {PACKAGED[name].encoder}."
+        )
+    find_packaged_file(name)
 
 
 def find_packaged_file(name: str) -> Path:
-    """Return the path of packaged weights.
-
-    Raises
-    ------
-    ImportError
-        If the package is not installed.
-    """
+    """Return the path of packaged weights; raise ImportError if they are not installed."""
     weights = PACKAGED[name]
     spec = util.find_spec(weights.module)
     if spec is None or spec.origin is None:
@@ -238,12 +236,7 @@ def find_source(model_name: str) -> str:
 def check_source(model_name: str, encoder: Any) -> None:
     """Raise ValueError for a ``model_name`` that is invalid, without asking the hub."""
     if model_name in PACKAGED:
-        if not is_for_encoder(model_name, encoder):
-            raise ValueError(
-                f"model_name={model_name!r} is for another encoder. Use "
-                f"{PACKAGED[model_name].encoder}."
-            )
-        find_packaged_file(model_name)
+        check_packaged(model_name, encoder)
     elif os.path.isdir(model_name):
         if not (Path(model_name) / "config.json").is_file():
             raise ValueError(
@@ -338,14 +331,7 @@ def check_recorded_weights(
 ) -> None:
     """Raise ValueError if a saved model was fitted with other weights than the local ones.
 
-    Parameters
-    ----------
-    recorded : str or None
-        Fingerprint of the weights that the model was fitted with.
-    fingerprint : str or None
-        Fingerprint of the local weights. None if they must be downloaded first.
-    class_name, model_name : str
-        Class and ``model_name`` of the encoder, for messages.
+    The local fingerprint is None if the weights must be downloaded first.
     """
     if recorded is not None and fingerprint is not None and recorded != fingerprint:
         raise ValueError(
