@@ -284,10 +284,10 @@ def _encode_chunks(
 ) -> None:
     """Encode unfinished chunks, and check that the items of finished chunks have not changed."""
     worker = clone(encoder).set_params(verbose=0)
-    chunks = _Chunks(items, file.n_rows, file.chunk_size)
+    failures: list[Exception] = []
     tasks = (
         delayed(_encode_chunk)(worker, number, chunk, number in file.finished, file.dtype.name)
-        for number, chunk in chunks
+        for number, chunk in _iter_chunks(items, file.n_rows, file.chunk_size, failures)
     )
     parallel = Parallel(n_jobs=n_jobs, batch_size=1, return_as="generator_unordered")
     with closing(parallel(tasks)) as results:
@@ -303,41 +303,31 @@ def _encode_chunks(
                     f"{min(offset + file.chunk_size, file.n_rows) - 1} differ."
                 )
             update(min(file.chunk_size, file.n_rows - offset))
-    if chunks.failure is not None:
-        raise chunks.failure
+    if failures:
+        raise failures[0]
 
 
-class _Chunks:
-    """Numbered chunks of items.
-
-    Iteration stores an exception instead of raising it, because joblib iterates in its own thread.
-    """
-
-    def __init__(self, items: Iterable[Any], n_rows: int, size: int) -> None:
-        self._items, self._n_rows, self._size = items, n_rows, size
-        self.failure: Exception | None = None
-
-    def __iter__(self) -> Iterator[tuple[int, list[Any]]]:
-        try:
-            yield from self._iter_chunks()
-        except Exception as error:
-            self.failure = error
-
-    def _iter_chunks(self) -> Iterator[tuple[int, list[Any]]]:
-        items = iter(self._items)
-        for number, start in enumerate(range(0, self._n_rows, self._size)):
-            size = min(self._size, self._n_rows - start)
-            chunk = list(islice(items, size))
+def _iter_chunks(
+    items: Iterable[Any], n_rows: int, chunk_size: int, failures: list[Exception]
+) -> Iterator[tuple[int, list[Any]]]:
+    """Yield numbered chunks of items, and store an exception instead of raising it."""
+    try:  # joblib iterates in its own thread
+        iterator = iter(items)
+        for number, start in enumerate(range(0, n_rows, chunk_size)):
+            size = min(chunk_size, n_rows - start)
+            chunk = list(islice(iterator, size))
             if len(chunk) < size:
+                n_items = start + len(chunk)
                 raise ValueError(
-                    f"X has {start + len(chunk)} items, but len(X) is {self._n_rows}. Make the "
-                    "two agree."
+                    f"X has {n_items} items, but len(X) is {n_rows}. Make the two agree."
                 )
             yield number, chunk
-        if next(items, self) is not self:
+        for _ in iterator:
             raise ValueError(
-                f"X has more items than len(X), which is {self._n_rows}. Make the two agree."
+                f"X has more items than len(X), which is {n_rows}. Make the two agree."
             )
+    except Exception as error:
+        failures.append(error)
 
 
 def _encode_chunk(

@@ -96,23 +96,19 @@ class OpenCLIPImageEncoder(_OpenCLIPTower, ImageEncoder):
     Parameters
     ----------
     model_name : str, default="ViT-B-32/laion2b_s34b_b79k"
-        ``"architecture/weights"`` as in `open_clip.list_pretrained`, the name of a model with
-        OpenCLIP weights on the Hugging Face Hub, or a folder with ``open_clip_config.json`` and
-        weights.
+        ``"architecture/weights"`` as in `open_clip.list_pretrained`, the name of a model on the
+        Hugging Face Hub, or a folder with ``open_clip_config.json`` and weights.
     revision : str or None, default=None
         Branch, tag or commit of a model on the Hugging Face Hub. None means the main branch.
     crop : {"center", "pad"}, default="center"
         Treatment of images that are not square. ``"center"`` uses the network's own
-        preprocessing, which usually crops the borders. ``"pad"`` adds white borders instead and
-        crops nothing.
+        preprocessing, which usually crops the borders. ``"pad"`` adds white borders instead.
     batch_size : {"auto"} or int, default="auto"
-        Number of images per forward pass. ``"auto"`` uses the size that is fastest with the
-        engine. It is halved if the memory of the GPU is too small.
+        Number of images per forward pass. ``"auto"`` is the fastest size. It is halved if the
+        memory of the GPU is too small.
     engine : {"auto", "torch", "onnx", "openvino"}, default="auto"
         Library that computes the network. ``"auto"`` uses the fastest installed one: OpenVINO or
-        ONNX Runtime on a CPU, torch on a GPU. For an engine other than torch, the network is
-        exported once into a folder next to the cache, and its features are compared with torch's
-        whenever it is loaded.
+        ONNX Runtime on a CPU, torch on a GPU. See `TimmImageEncoder` for details.
     device : {"auto"}, str or torch.device, default="auto"
         Device of the network. ``"auto"`` uses a GPU if there is one.
     dtype : {"float32", "bfloat16", "float16"}, default="float32"
@@ -197,14 +193,13 @@ class OpenCLIPTextEncoder(_OpenCLIPTower, TextEncoder):
     Parameters
     ----------
     model_name : str, default="ViT-B-32/laion2b_s34b_b79k"
-        ``"architecture/weights"`` as in `open_clip.list_pretrained`, the name of a model with
-        OpenCLIP weights on the Hugging Face Hub, or a folder with ``open_clip_config.json`` and
-        weights.
+        ``"architecture/weights"`` as in `open_clip.list_pretrained`, the name of a model on the
+        Hugging Face Hub, or a folder with ``open_clip_config.json`` and weights.
     revision : str or None, default=None
         Branch, tag or commit of a model on the Hugging Face Hub. None means the main branch.
     batch_size : {"auto"} or int, default="auto"
-        Number of texts per forward pass. ``"auto"`` uses the size that is fastest with the
-        engine. It is halved if the memory of the GPU is too small.
+        Number of texts per forward pass. ``"auto"`` is the fastest size. It is halved if the
+        memory of the GPU is too small.
     engine : {"auto", "torch", "onnx", "openvino"}, default="auto"
         Library that computes the network. ``"auto"`` uses the fastest installed one: OpenVINO or
         ONNX Runtime on a CPU, torch on a GPU. See `TimmImageEncoder` for details.
@@ -285,7 +280,6 @@ class _Tower(torch.nn.Module):
         self.method = method
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Return the features of a batch, (n_items, n_features)."""
         return getattr(self.model, self.method)(inputs)
 
 

@@ -49,20 +49,17 @@ class TimmImageEncoder(ImageEncoder):
         the mean. It is meant for convolutional networks whose last layer is a ReLU, because
         negative values are clipped to zero. ``"cls"`` requires a network with a class token.
     output : {"features", "logits"}, default="features"
-        Output of the network. ``"logits"`` are the outputs of the network's pretrained
-        classification head. The names of their columns are in `class_names`.
+        Output of the network. ``"logits"`` are those of its pretrained classification head, whose
+        classes are in `class_names`.
     crop : {"center", "pad"}, default="center"
         Treatment of images that are not square. ``"center"`` uses the network's own
-        preprocessing, which crops the borders. ``"pad"`` adds white borders instead and crops
-        nothing.
+        preprocessing, which crops the borders. ``"pad"`` adds white borders instead.
     views : {1, 2, 4}, default=1
         Number of views of an image whose features are averaged. 1 uses the image only, 2 adds the
         mirrored image, and 4 adds a copy scaled by 2/3 on white and the center scaled by 4/3.
-        The encoding time is proportional to the number of views.
     batch_size : {"auto"} or int, default="auto"
-        Number of images per forward pass, where each view counts as one image. ``"auto"`` uses
-        the size that is fastest with the engine. It is halved if the memory of the GPU is too
-        small.
+        Number of images per forward pass, of which each view counts as one. ``"auto"`` is the
+        fastest size. It is halved if the memory of the GPU is too small.
     engine : {"auto", "torch", "onnx", "openvino"}, default="auto"
         Library that computes the network. ``"auto"`` uses the fastest installed one: OpenVINO or
         ONNX Runtime on a CPU, torch on a GPU. For an engine other than torch, the network is
@@ -77,8 +74,7 @@ class TimmImageEncoder(ImageEncoder):
         compute the network. None means the number of threads that torch uses, -1 one per core.
     cache : {"memory"}, str, path-like, FeatureCache or None, default="memory"
         Cache of features by the content of the image. ``"memory"`` keeps features in this
-        process, a path or a FeatureCache keeps them on disk (`DiskFeatureCache` can store
-        float16), and None disables the cache. The cache is used in fit, score and predict.
+        process, a path or a `DiskFeatureCache` keeps them on disk, and None disables the cache.
     on_error : {"raise", "nan"}, default="raise"
         Treatment of images that cannot be read. ``"raise"`` raises an EncodingError that names
         them. ``"nan"`` fills their rows with NaN, warns, and lists them in ``errors_``.

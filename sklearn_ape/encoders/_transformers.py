@@ -60,11 +60,10 @@ class TransformersTextEncoder(TextEncoder):
         Whether features are L2-normalized. ``"auto"`` normalizes them if the model's
         sentence-transformers files declare it.
     max_length : int or None, default=None
-        Maximum number of tokens per text. Longer texts are truncated. None uses the model's
-        limit.
+        Number of tokens to which texts are truncated. None uses the model's limit.
     batch_size : {"auto"} or int, default="auto"
-        Number of texts per forward pass. ``"auto"`` uses the size that is fastest with the
-        engine. It is halved if the memory of the GPU is too small.
+        Number of texts per forward pass. ``"auto"`` is the fastest size. It is halved if the
+        memory of the GPU is too small.
     engine : {"auto", "torch", "onnx", "openvino"}, default="auto"
         Library that computes the network. ``"auto"`` uses the fastest installed one: OpenVINO or
         ONNX Runtime on a CPU, torch on a GPU. See `TimmImageEncoder` for details.
@@ -94,10 +93,8 @@ class TransformersTextEncoder(TextEncoder):
     Notes
     -----
     Texts are prepared as the model's files declare. They are lower-cased for SigLIP and SigLIP 2,
-    which were trained on lower-cased texts, and for sentence-transformers models with
-    ``do_lower_case``. The default prompt of a sentence-transformers model is prepended. If a model
-    has prompts but no default prompt, texts are encoded without a prompt and a warning lists the
-    prompts.
+    and for sentence-transformers models with ``do_lower_case``. The default prompt of a
+    sentence-transformers model is prepended. A warning lists prompts without a default.
 
     References
     ----------
@@ -164,7 +161,7 @@ class TransformersTextEncoder(TextEncoder):
             "pooling": self.pooling,
             "normalize": self.normalize,
             "max_length": self.max_length,
-            **self._read_preparation(weights).identity(),
+            **read_preparation(self.model_name, self.revision, weights).identity(),
         }
 
     def _load(self, device: torch.device) -> Network:
@@ -184,7 +181,8 @@ class TransformersTextEncoder(TextEncoder):
         modules = read_side_file(self.model_name, self.revision, "modules.json") or []
         kinds = {module["type"].rsplit(".", 1)[-1]: module["path"] for module in modules}
         pooling = "embedding" if hasattr(model, "get_text_features") else "mean"
-        preparation = self._read_preparation(self._weights_fingerprint())
+        weights = self._weights_fingerprint()
+        preparation = read_preparation(self.model_name, self.revision, weights)
         if "Pooling" in kinds:
             file = f"{kinds['Pooling']}/config.json"
             config = read_side_file(self.model_name, self.revision, file) or {}
@@ -198,16 +196,8 @@ class TransformersTextEncoder(TextEncoder):
         limit = min(tokenizer.model_max_length, _n_positions(model) or _MAX_TOKENS, _MAX_TOKENS)
         file = "sentence_bert_config.json"
         sentence = read_side_file(self.model_name, self.revision, file) or {}
-        return _TextPipeline(
-            tokenizer,
-            sentence.get("max_seq_length") or limit,
-            pooling,
-            "Normalize" in kinds,
-            preparation,
-        )
-
-    def _read_preparation(self, weights: str | None) -> TextPreparation:
-        return read_preparation(self.model_name, self.revision, weights)
+        limit = sentence.get("max_seq_length") or limit
+        return _TextPipeline(tokenizer, limit, pooling, "Normalize" in kinds, preparation)
 
     def _module(self, network: Network) -> torch.nn.Module:
         pipeline: _TextPipeline = network.prepare
@@ -250,7 +240,7 @@ class TransformersTextEncoder(TextEncoder):
 class _TextFeatures(torch.nn.Module):
     """A text network with pooling and normalization."""
 
-    def __init__(self, model: torch.nn.Module, pooling: str, normalize: bool) -> None:
+    def __init__(self, model: Any, pooling: str, normalize: bool) -> None:
         super().__init__()
         self.model = model
         self.pooling = pooling
@@ -262,15 +252,13 @@ class _TextFeatures(torch.nn.Module):
         mask = tokens["attention_mask"]
         if _is_siglip(self.model):
             del tokens["attention_mask"]
-        model: Any = self.model
         if self.pooling == "embedding":
-            embedding = model.get_text_features(**tokens)
+            embedding = self.model.get_text_features(**tokens)
             pooled = getattr(embedding, "pooler_output", embedding)
         else:
-            tower = getattr(model, "text_model", model)
-            if getattr(tower.config, "is_encoder_decoder", False) and hasattr(
-                tower, "get_encoder"
-            ):
+            tower = getattr(self.model, "text_model", self.model)
+            is_seq2seq = getattr(tower.config, "is_encoder_decoder", False)
+            if is_seq2seq and hasattr(tower, "get_encoder"):
                 tower = tower.get_encoder()
             last = tower(**tokens).last_hidden_state
             pooled = _pool_tokens(last, mask, self.pooling)
@@ -330,16 +318,13 @@ class TransformersImageEncoder(ImageEncoder):
         pretrained weights, the class token, the mean.
     crop : {"center", "pad"}, default="center"
         Treatment of images that are not square. ``"center"`` uses the network's own
-        preprocessing, which usually crops the borders. ``"pad"`` adds white borders instead and
-        crops nothing.
+        preprocessing, which usually crops the borders. ``"pad"`` adds white borders instead.
     batch_size : {"auto"} or int, default="auto"
-        Number of images per forward pass. ``"auto"`` uses the size that is fastest with the
-        engine. It is halved if the memory of the GPU is too small.
+        Number of images per forward pass. ``"auto"`` is the fastest size. It is halved if the
+        memory of the GPU is too small.
     engine : {"auto", "torch", "onnx", "openvino"}, default="auto"
         Library that computes the network. ``"auto"`` uses the fastest installed one: OpenVINO or
-        ONNX Runtime on a CPU, torch on a GPU. For an engine other than torch, the network is
-        exported once into a folder next to the cache, and its features are compared with torch's
-        whenever it is loaded.
+        ONNX Runtime on a CPU, torch on a GPU. See `TimmImageEncoder` for details.
     device : {"auto"}, str or torch.device, default="auto"
         Device of the network. ``"auto"`` uses a GPU if there is one.
     dtype : {"float32", "bfloat16", "float16"}, default="float32"
@@ -442,14 +427,14 @@ class TransformersImageEncoder(ImageEncoder):
 class _ImageFeatures(torch.nn.Module):
     """An image network with pooling."""
 
-    def __init__(self, model: torch.nn.Module, pooling: str) -> None:
+    def __init__(self, model: Any, pooling: str) -> None:
         super().__init__()
         self.model = model
         self.pooling = pooling
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """Map pixels, (n, 3, height, width), to features, (n, n_features)."""
-        model: Any = self.model
+        model = self.model
         if hasattr(model, "get_image_features"):
             if self.pooling == "auto":
                 embedding = model.get_image_features(pixel_values=pixels)

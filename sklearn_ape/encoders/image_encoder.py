@@ -6,10 +6,11 @@ import math
 import os
 from abc import abstractmethod
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
+from PIL import Image, ImageOps
 from sklearn.utils import Tags
 from torch import nn
 from torch.nn.functional import interpolate
@@ -19,9 +20,6 @@ from .base import FrozenEncoder
 from .images import check_image, image_digest, read_image, unwrap_image
 from .items import ItemError
 from .weights import Network
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 NUMBERS_OF_VIEWS = (1, 2, 4)
 
@@ -236,13 +234,9 @@ class ImageEncoder(FrozenEncoder):
         return math.ceil(preprocessing.min_side * (_MAX_ZOOM if self.views > 2 else 1))
 
     def _blank(self) -> Any:
-        from PIL import Image
-
         return Image.new("RGB", (32, 32), "white")
 
     def _examples(self) -> list[list[Any]]:
-        from PIL import Image
-
         rng = np.random.default_rng(0)
         images = [
             Image.fromarray(rng.integers(0, 256, (size, size, 3), dtype=np.uint8)).resize((96, 64))
@@ -271,8 +265,6 @@ class ImageEncoder(FrozenEncoder):
 
 def _pad_to_square(image: Any) -> Any:
     """Center an image on a white square."""
-    from PIL import Image
-
     if max(image.size) > _MAX_SQUARE:
         image = image.reduce(math.ceil(max(image.size) / _MAX_SQUARE))
     side = max(image.size)
@@ -287,8 +279,6 @@ def _iter_views(image: Image.Image, n_views: int) -> Iterator[Image.Image]:
     The views have the proportions of the image, up to a pixel. They are yielded one at a time,
     because each takes as much memory as the image.
     """
-    from PIL import ImageOps
-
     yield image
     if n_views > 1:
         yield ImageOps.mirror(image)

@@ -11,16 +11,14 @@ import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..utils.concurrency import LRUCache
 from ..utils.files import IMAGE_SUFFIXES, is_settled, stamp_of
 from .items import ItemError, as_items
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 # The header of larger files is checked before the whole file is read for its digest, because a
 # sparse file may pretend to be of any size.
@@ -76,8 +74,6 @@ def read_image(
     The first frame of an animation is used. A larger JPEG file is decoded at 1/2, 1/4 or 1/8 of
     its size, which is faster, if the shorter (or longer) side then has at least `min_side` pixels.
     """
-    from PIL import Image
-
     item = unwrap_image(item)
     if isinstance(item, str | os.PathLike | bytes | bytearray | memoryview):
         image = _open(item)
@@ -206,8 +202,6 @@ def _describe_error(error: Exception) -> str:
 
 def _open(item: Any) -> Image.Image:
     """Open a file or its bytes, reading only the header."""
-    from PIL import Image, UnidentifiedImageError
-
     is_path = isinstance(item, str | os.PathLike)
     if is_path:
         item = os.fsdecode(item)
@@ -254,8 +248,6 @@ def _describe_unknown_format(item: Any, is_path: bool) -> str:
 
 def _to_pixels(item: Any) -> np.ndarray:
     """Return uint8 pixels, (H, W) or (H, W, channels), of a PIL image or an array."""
-    from PIL import Image
-
     if isinstance(item, Image.Image):
         return np.asarray(read_image(item))
     if not isinstance(item, np.ndarray):
@@ -303,8 +295,6 @@ def _suggest_conversion(item: Any) -> str:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     """Return an image of any mode as upright RGB on white; may change the image in place."""
-    from PIL import Image, ImageOps
-
     image.load()
     # Damaged EXIF tags raise many exception types; the image is read without rotation then.
     with suppress(Exception):
@@ -326,8 +316,6 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 def _scale_to_bytes(image: Image.Image) -> Image.Image:
     """Scale 16-bit, 32-bit and floating point grey values to 0..255 instead of clipping them."""
-    from PIL import Image
-
     values = np.asarray(image)
     low, high = float(values.min()), float(values.max())
     if not (np.isfinite(low) and np.isfinite(high)):

@@ -32,11 +32,6 @@ class EncodingError(ValueError):
         Message that names the first rows that cannot be encoded.
     errors : dict of {int: str}
         Reasons for all rows that cannot be encoded, by row.
-
-    Attributes
-    ----------
-    errors : dict of {int: str}
-        Reasons for all rows that cannot be encoded, by row.
     """
 
     def __init__(self, message: str, errors: dict[int, str]) -> None:

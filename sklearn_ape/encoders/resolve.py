@@ -86,11 +86,7 @@ def _make_encoder(name: str, modality: str, parameter: str) -> Any:
     try:
         encoder._check_parameters()
     except ValueError as error:
-        names = [
-            packaged_name
-            for packaged_name, weights in PACKAGED.items()
-            if weights.modality == modality
-        ]
+        names = [key for key, weights in PACKAGED.items() if weights.modality == modality]
         raise ValueError(
             f"{parameter}={name!r} is not the name of an encoder of {modality}s. Pass a short "
             f"name ({', '.join(names)}; see list_encoders), 'open_clip:ARCHITECTURE/WEIGHTS', a "

@@ -14,7 +14,7 @@ from sklearn.utils import Tags
 
 from ..utils.concurrency import ForkSafeLock
 from ..utils.files import IMAGE_SUFFIXES
-from ..utils.validation import format_list
+from ..utils.validation import format_list, is_missing
 from ..utils.warnings import warn
 from .base import FrozenEncoder
 from .items import ItemError
@@ -147,7 +147,6 @@ def _validate_text(item: Any) -> str:
                 f"is not valid Unicode ({error.reason}). Remove lone surrogates."
             ) from None
         return item
-    is_nan = isinstance(item, float) and item != item
-    if item is None or is_nan or type(item).__name__ in ("NAType", "NaTType"):
+    if is_missing(item):
         raise ItemError("is a missing value, not a text. Remove the row or write a caption.")
     raise ItemError(f"is of type {type(item).__name__}. Pass a str.")
