@@ -132,7 +132,6 @@ class TorchEngine:
             _keep_large_allocations()
 
     def __call__(self, inputs: Inputs) -> np.ndarray:
-        """Return the features of a batch."""
         n_items = len(inputs[0])
         size = n_items if self._max_items is None else min(n_items, self._max_items)
         while True:

@@ -41,7 +41,6 @@ class OnnxEngine:
         self._names = [node.name for node in self._session.get_inputs()]
 
     def __call__(self, inputs: Inputs) -> np.ndarray:
-        """Return the features of a batch."""
         named = zip(self._names, (x.numpy() for x in inputs), strict=True)
         return self._session.run(None, dict(named))[0]
 
@@ -54,7 +53,6 @@ class _PositionalInputs(torch.nn.Module):
         self.module = module
 
     def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
-        """Return the output of the network."""
         return self.module(*inputs)
 
 
@@ -81,7 +79,7 @@ def export_to_onnx(workload: Workload, folder: Path) -> None:
 
 
 _OPENVINO_FILE = "model.xml"
-# Names of the list_precisions in OpenVINO's options and in its list of capabilities.
+# Names of the precisions in OpenVINO's options and in its list of capabilities.
 _HINTS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 _CAPABILITIES = {"BF16": "bfloat16", "FP16": "float16"}
 # All engines of the process, whose requests must end before a fork.
@@ -118,7 +116,6 @@ class OpenVINOEngine:
         _engines.add(self)
 
     def __call__(self, inputs: Inputs) -> np.ndarray:
-        """Return the features of a batch."""
         request = self.requests.get()
         try:
             arrays = [np.ascontiguousarray(x.numpy()) for x in inputs]
@@ -149,7 +146,7 @@ def export_to_openvino(workload: Workload, folder: Path) -> None:
 
 @lru_cache(maxsize=1)
 def list_precisions() -> tuple[str, ...]:
-    """Return the list_precisions that OpenVINO supports on this machine."""
+    """Return the precisions that OpenVINO supports on this machine."""
     capabilities = _get_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     return ("float32", *(dtype for name, dtype in _CAPABILITIES.items() if name in capabilities))
 

@@ -31,7 +31,6 @@ from ._engine_factory import engine_key, exports_folder, is_export_worthwhile, m
 from .items import EncodingError, EncodingFailedWarning, as_items, summarize_errors
 from .weights import (
     Network,
-    check_recorded_weights,
     compute_fingerprint,
     digest_folder,
     get_shared_network,
@@ -57,6 +56,7 @@ class FrozenEncoder(
     _modality: str
     # Smallest number of items for which exporting a small network saves more time than it takes.
     _min_items_to_export: int
+    _torch_batch_sizes: tuple[int, int]  # fastest on a CPU and on a GPU
     _runtime_params: ClassVar = frozenset(
         {"batch_size", "cache", "device", "engine", "n_jobs", "verbose"}
     )
@@ -131,10 +131,6 @@ class FrozenEncoder(
     @abstractmethod
     def _module(self, network: Network) -> torch.nn.Module:
         """Return the module that maps tensors of a batch to features, (n_items, n_features)."""
-
-    @abstractmethod
-    def _default_batch_size(self, engine: str, device: torch.device) -> int:
-        """Return the fastest batch size."""
 
     @reports_fit
     def fit(self, X: Sequence[Any], y: Any = None) -> Self:
@@ -316,9 +312,12 @@ class FrozenEncoder(
         return self.n_jobs if self.n_jobs > 0 else max(1, cpu_count() + 1 + self.n_jobs)
 
     def _batch_size_for(self, engine: str, device: torch.device) -> int:
-        if self.batch_size == "auto":
-            return self._default_batch_size(engine, device)
-        return int(self.batch_size)
+        if self.batch_size != "auto":
+            return int(self.batch_size)
+        if engine != "torch":
+            return 4  # the outputs of the first layers for 4 images fit into the cache of a core
+        on_cpu, on_gpu = self._torch_batch_sizes
+        return on_cpu if device.type == "cpu" else on_gpu
 
     def _network(self) -> Network:
         return self._get_network(type(self).__name__)
@@ -434,12 +433,20 @@ class FrozenEncoder(
         return {"weights": self._weights_fingerprint()}
 
     def _set_state(self, state: FittedState) -> None:
-        check_recorded_weights(
-            state.optional("weights"),
-            self._weights_fingerprint(),
-            type(self).__name__,
-            self.model_name,
-        )
+        recorded, fingerprint = state.optional("weights"), self._weights_fingerprint()
+        name = type(self).__name__
+        if recorded is not None and fingerprint is not None and recorded != fingerprint:
+            raise ValueError(
+                f"{name}({self.model_name!r}) has other weights here ({fingerprint[:60]}) than "
+                f"when the model was fitted ({str(recorded)[:60]}), so its answers would be "
+                "wrong. Use the weights of the fit, or fit again."
+            )
+        # Weights without a fingerprint are on the hub; a bare sha256 is the digest of a folder.
+        if fingerprint is None and re.fullmatch("[0-9a-f]{64}", str(recorded)):
+            raise ValueError(
+                f"model_name={self.model_name!r} of {name} is a folder that does not exist here. "
+                "Copy the folder with the weights to this path."
+            )
 
     def _check_restored(self) -> None:
         self._check_parameters()

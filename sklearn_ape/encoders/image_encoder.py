@@ -130,16 +130,12 @@ class OnPixels(nn.Module):
         super().__init__()
         self.network = network
         self.n_views = n_views
-        self.mean: torch.Tensor
-        self.std: torch.Tensor
         self.takes_bytes = isinstance(prepare, Preprocessing)
-        device = next((p.device for p in network.parameters()), torch.device("cpu"))
-        mean, std = (
-            (255 * torch.tensor(values, device=device)).view(3, 1, 1)
-            for values in ((prepare.mean, prepare.std) if self.takes_bytes else ((0.0,) * 3,) * 2)
-        )
-        self.register_buffer("mean", mean, persistent=False)
-        self.register_buffer("std", std, persistent=False)
+        if self.takes_bytes:
+            device = next((p.device for p in network.parameters()), torch.device("cpu"))
+            for name in ("mean", "std"):
+                values = 255 * torch.tensor(getattr(prepare, name), device=device)
+                self.register_buffer(name, values.view(3, 1, 1), persistent=False)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """Map pixels, (n, ...) or (n, n_views, ...), to features, (n, n_features)."""
@@ -176,6 +172,7 @@ class ImageEncoder(FrozenEncoder):
 
     _modality = "image"
     _min_items_to_export = 256
+    _torch_batch_sizes = (16, 128)
 
     crop: str
     views: int = 1
@@ -206,11 +203,6 @@ class ImageEncoder(FrozenEncoder):
 
     def _batch_size_for(self, engine: str, device: torch.device) -> int:
         return max(1, super()._batch_size_for(engine, device) // self.views)
-
-    def _default_batch_size(self, engine: str, device: torch.device) -> int:
-        if engine == "torch":
-            return 16 if device.type == "cpu" else 128
-        return 4  # the outputs of the first layers for 4 images fit into the cache of a core
 
     def _prepare(self, prepare: Any, item: Any) -> Any:
         preprocessing = self._preprocessing(prepare)

@@ -24,8 +24,7 @@ from .items import ItemError, as_items
 # sparse file may pretend to be of any size.
 _LARGE_FILE = 2**26
 
-# Number of bytes read at a time for digests, and of pixels scaled at a time. They bound memory.
-_READ_AT_ONCE = 2**20
+# Number of pixels scaled at a time, which bounds memory.
 _PIXELS_AT_ONCE = 2**20
 
 # First bytes of TIFF and BigTIFF files, and of drawings that Pillow cannot render.
@@ -129,10 +128,8 @@ def _stat_file(path: str) -> os.stat_result:
     """Return the status of a regular file that is not empty. Opening a pipe could block."""
     try:
         status = os.stat(path)
-    except FileNotFoundError:
-        raise ItemError(_describe_missing_file(path)) from None
     except (OSError, ValueError) as error:  # for instance a NUL in the name, or no permission
-        if getattr(error, "errno", None) == errno.ENAMETOOLONG:
+        if getattr(error, "errno", None) in (errno.ENOENT, errno.ENAMETOOLONG):
             raise ItemError(_describe_missing_file(path)) from None
         raise ItemError(
             f"cannot be opened ({error}). Check the path and its permissions."
@@ -160,14 +157,11 @@ def _digest_file(path: str) -> bytes:
         check_image(path)
     try:
         with open(path, "rb") as file:
-            block = file.read(_READ_AT_ONCE)
-            sha256 = _new_digest(block[:4])
-            while block:
-                sha256.update(block)
-                block = file.read(_READ_AT_ONCE)
+            sha256 = _new_digest(file.read(4))
+            file.seek(0)
+            digest = hashlib.file_digest(file, lambda: sha256).digest()
     except OSError as error:
         raise ItemError(f"cannot be read ({error.strerror}). Check its permissions.") from None
-    digest = sha256.digest()
     if is_settled(status):
         _file_digests.put(key, (stamp, digest))
     return digest

@@ -69,9 +69,9 @@ def describe_item(item: Any, error: ItemError) -> str:
 def _describe_type(item: Any) -> str:
     if isinstance(item, bytes | bytearray | memoryview):
         return f"the {type(item).__name__} object"
-    if hasattr(item, "getexif") or isinstance(item, np.ndarray):
-        return f"the {'array' if isinstance(item, np.ndarray) else 'PIL image'}"
-    return reprlib.repr(item)
+    if isinstance(item, np.ndarray):
+        return "the array"
+    return "the PIL image" if hasattr(item, "getexif") else reprlib.repr(item)
 
 
 def summarize_errors(errors: Mapping[int, str], modality: str) -> str:

@@ -9,7 +9,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from sklearn.utils import Tags
 
 from ..utils.concurrency import ForkSafeLock
@@ -88,6 +87,7 @@ class TextEncoder(FrozenEncoder):
 
     _modality = "text"
     _min_items_to_export = 4096
+    _torch_batch_sizes = (64, 512)
 
     def _digest(self, item: Any) -> bytes:
         return hashlib.sha256(b"text" + _validate_text(item).encode()).digest()
@@ -111,11 +111,6 @@ class TextEncoder(FrozenEncoder):
             ["a"],
             ["many words " * 20, "a b"],
         ]
-
-    def _default_batch_size(self, engine: str, device: torch.device) -> int:
-        if engine == "torch":
-            return 64 if device.type == "cpu" else 512
-        return 4
 
     def _order(self, items: list[Any]) -> list[int]:
         # Batches of similar lengths need the least padding. Equal lengths are sorted by text, so

@@ -6,7 +6,6 @@ import difflib
 import hashlib
 import json
 import os
-import re
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from importlib import metadata, util
@@ -17,8 +16,6 @@ import torch
 
 from ..utils.concurrency import LRUCache
 from ..utils.files import is_settled, stamp_of
-
-__all__ = ["EncoderInfo", "list_encoders"]
 
 
 class EncoderInfo(NamedTuple):
@@ -324,27 +321,6 @@ def read_side_file(model_name: str, revision: str | None, filename: str) -> Any:
             _raise_exceptions_for_connection_errors=False,
         )
     return None if file is None else json.loads(Path(file).read_text(encoding="utf-8"))
-
-
-def check_recorded_weights(
-    recorded: Any, fingerprint: str | None, class_name: str, model_name: str
-) -> None:
-    """Raise ValueError if a saved model was fitted with other weights than the local ones.
-
-    The local fingerprint is None if the weights must be downloaded first.
-    """
-    if recorded is not None and fingerprint is not None and recorded != fingerprint:
-        raise ValueError(
-            f"{class_name}({model_name!r}) has other weights here ({fingerprint[:60]}) than "
-            f"when the model was fitted ({str(recorded)[:60]}), so its answers would be wrong. "
-            "Use the weights of the fit, or fit again."
-        )
-    # Weights without a fingerprint are on the hub; a bare sha256 is the digest of a folder.
-    if fingerprint is None and re.fullmatch("[0-9a-f]{64}", str(recorded)):
-        raise ValueError(
-            f"model_name={model_name!r} of {class_name} is a folder that does not exist here. "
-            "Copy the folder with the weights to this path."
-        )
 
 
 T = TypeVar("T")

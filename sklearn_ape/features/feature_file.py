@@ -65,6 +65,7 @@ class FeatureFile:
         self.n_rows = n_rows
         self.chunk_size = chunk_size
         self.dtype = np.dtype(dtype).newbyteorder("<")
+        self.n_chunks = -(-n_rows // chunk_size)  # the last one may have fewer rows
         self.existing_path = self.path  # set to the partial file by `resume` if there is one
         self.finished: dict[int, FinishedChunk] = {}
         sizes = {"n_rows": n_rows, "chunk_size": chunk_size}
@@ -87,11 +88,6 @@ class FeatureFile:
                 with suppress(OSError):
                     file.close()
         self._file = self._log = None
-
-    @property
-    def n_chunks(self) -> int:
-        """Number of chunks, the last of which may have fewer rows."""
-        return -(-self.n_rows // self.chunk_size)
 
     @property
     def is_complete(self) -> bool:

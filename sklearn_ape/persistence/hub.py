@@ -7,7 +7,7 @@ import math
 import os
 import re
 import reprlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from numbers import Real
 from pathlib import Path
@@ -78,19 +78,20 @@ def write_card(
         "size": f"{n_bytes / 1e6:.3g} MB",
         "created with": f"sklearn-ape {version}",
     }
-    all_scores = {**facts.scores, **scores}
+    scores = {**facts.scores, **scores}
+    score_rows = [(_escape_cell(key), f"{score:.4g}") for key, score in scores.items()]
+    load = "import sklearn_ape\n\nmodel = sklearn_ape.load_pretrained('owner/name or folder')"
+    usage = f"{load}  # a {name}\n{facts.usage}"
     no_scores = "No scores were passed to `save_pretrained(folder, scores={...})`."
     parts = [
         _format_front_matter(facts.tags),
         f"# {name}",
         facts.what,
-        _format_table((key, _escape_cell(value)) for key, value in rows.items()),
+        _format_table([(key, _escape_cell(value)) for key, value in rows.items()]),
         "## Usage",
-        f"```python\n{_format_usage(name, facts.usage)}\n```",
+        f"```python\n{usage.rstrip()}\n```",
         "## Scores",
-        _format_table((_escape_cell(key), f"{score:.4g}") for key, score in all_scores.items())
-        if all_scores
-        else no_scores,
+        _format_table(score_rows) if scores else no_scores,
         "## Parameters",
         f"```python\n{name}(\n{_format_params(model)})\n```",
     ]
@@ -102,7 +103,7 @@ def write_card(
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _format_table(rows: Iterable[tuple[str, str]]) -> str:
+def _format_table(rows: list[tuple[str, str]]) -> str:
     return "\n".join(["| | |", "|---|---|", *(f"| {name} | {text} |" for name, text in rows)])
 
 
@@ -116,11 +117,6 @@ def _format_front_matter(tags: list[str]) -> str:
     ]
     # Only the user knows the license of the training data.
     return "\n".join(["---", *lines, "# license: apache-2.0", "---"])
-
-
-def _format_usage(name: str, usage: str) -> str:
-    load = "import sklearn_ape\n\nmodel = sklearn_ape.load_pretrained('owner/name or folder')"
-    return f"{load}  # a {name}\n{usage}".rstrip()
 
 
 def _find_encoders(value: Any) -> Iterator[str]:
