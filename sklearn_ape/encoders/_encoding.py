@@ -137,13 +137,7 @@ def _encode_missing(
     keys = list(valid)
     keys = [keys[position] for position in encoder._order(list(valid.values()))]
     features: dict[bytes, np.ndarray] = {}
-    with tqdm(
-        total=len(keys),
-        unit=encoder._modality,
-        desc=escape_controls(encoder.model_name),
-        disable=not encoder.verbose,
-        delay=0.5,
-    ) as progress:
+    with _make_progress_bar(encoder, len(keys), encoder.verbose) as progress:
         for computed, failures in _iter_batches(encoder, valid, keys, identity):
             # Before an error is raised, so that finished batches are not computed again.
             cache.put_many(computed)
@@ -152,6 +146,11 @@ def _encode_missing(
             progress.update(len(computed) + len(failures))
             report(failures)
     return features
+
+
+def _make_progress_bar(encoder: FrozenEncoder, total: int, verbose: int) -> tqdm:
+    name = escape_controls(encoder.model_name)
+    return tqdm(total=total, unit=encoder._modality, desc=name, disable=not verbose, delay=0.5)
 
 
 # With torch, a small number of items is split into this many batches, so that threads read the
@@ -249,13 +248,8 @@ def encode_to_file(
     if not n_rows:
         raise ValueError(f"X is empty: 0 {encoder._modality}s to encode. Pass at least one.")
     source = encoder._identity_digest().hex()
-    progress = tqdm(
-        total=n_rows,
-        unit=encoder._modality,
-        desc=escape_controls(encoder.model_name),
-        disable=not (encoder.verbose if verbose is None else verbose),
-        delay=0.5,
-    )
+    verbose = encoder.verbose if verbose is None else verbose
+    progress = _make_progress_bar(encoder, n_rows, verbose)
     with progress, FeatureFile(path, source, n_rows, int(chunk_size), dtype) as file:
         try:
             file.resume()

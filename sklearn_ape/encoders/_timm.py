@@ -45,9 +45,8 @@ class TimmImageEncoder(ImageEncoder):
         Branch, tag or commit of a model on the Hugging Face Hub. None means the main branch.
     pooling : {"auto", "mean", "gem", "cls", "cls+mean"}, default="auto"
         Pooling of the last feature map to one vector. ``"auto"`` is the network's own pooling.
-        ``"gem"`` is the generalized mean with power 3 [3]_, which is closer to the maximum than
-        the mean. It is meant for convolutional networks whose last layer is a ReLU, because
-        negative values are clipped to zero. ``"cls"`` requires a network with a class token.
+        ``"gem"`` is the generalized mean with power 3 [3]_, for convolutional networks whose last
+        layer is a ReLU: it clips negative values. ``"cls"`` requires a class token.
     output : {"features", "logits"}, default="features"
         Output of the network. ``"logits"`` are those of its pretrained classification head, whose
         classes are in `class_names`.

