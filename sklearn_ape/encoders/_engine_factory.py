@@ -74,7 +74,9 @@ def make_engine(name: str, workload: Workload, warns: bool) -> Engine:
         engine = _load_or_export(name, workload)
     except (EngineError, OSError) as error:
         if isinstance(error, EngineError):  # an OSError may be gone next time, as a full disk
-            _record_failure(name, workload, str(error))
+            with suppress(OSError):  # later processes do not try again
+                workload.folder.mkdir(parents=True, exist_ok=True)
+                _failure_file(name, workload).write_text(str(error), encoding="utf-8")
         if warns:
             reason = str(error).partition("\n")[0][:300]
             warn(
@@ -161,13 +163,6 @@ def _export_folder(name: str, workload: Workload) -> Path:
 def _failure_file(name: str, workload: Workload) -> Path:
     folder = _export_folder(name, workload)
     return folder.with_name(f"{folder.name}.{workload.dtype}.failed.txt")
-
-
-def _record_failure(name: str, workload: Workload, reason: str) -> None:
-    """Write why an engine cannot compute a network, so that later processes do not try again."""
-    with suppress(OSError):
-        workload.folder.mkdir(parents=True, exist_ok=True)
-        _failure_file(name, workload).write_text(reason, encoding="utf-8")
 
 
 def _write_digests(folder: Path) -> None:

@@ -92,11 +92,12 @@ def _format_reason(errors: Mapping[int, str], reason: str, rows: list[int]) -> s
     if len(rows) == 1:
         return f"  row {rows[0]}: {errors[rows[0]]}"
     names = list(dict.fromkeys(getattr(errors[row], "name", "") for row in rows))
-    subject = f"each of {format_list(names, str)} " if all(names) else "each "
-    if len(names) == 1:
-        subject = f"{names[0]} " if names[0] else "each "
     if not hasattr(errors[rows[0]], "reason"):  # the text was read from a file of features
         subject = ""
+    elif not all(names):
+        subject = "each "
+    else:
+        subject = f"{names[0]} " if len(names) == 1 else f"each of {format_list(names, str)} "
     return f"  rows {format_list(rows, str)} ({len(rows)} in all): {subject}{reason}"
 
 

@@ -25,7 +25,7 @@ class TextPreparation(NamedTuple):
 
     prompt: str = ""
     lower: bool = False
-    tokenizer_lowers: bool = False
+    tokenizer_lowers: bool = False  # then `lower` does not change the features
 
     def __call__(self, texts: Any) -> Any:
         """Return the texts with prompt and lower-casing applied."""

@@ -63,17 +63,13 @@ def sync(path: Path) -> None:
     is_folder = path.is_dir()
     try:
         descriptor = os.open(path, os.O_RDONLY if is_folder else os.O_RDWR)
-    except OSError:
-        if is_folder:
-            return
-        raise
-    try:
-        os.fsync(descriptor)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
     except OSError:
         if not is_folder:
             raise
-    finally:
-        os.close(descriptor)
 
 
 _TEMPORARY_SUFFIX = ".unfinished"
