@@ -18,7 +18,6 @@ from .weights import (
     digest_folder,
     explain_load_errors,
     find_hub_commit,
-    format_library_version,
     suggest_names,
 )
 
@@ -27,6 +26,8 @@ _CONFIG = "open_clip_config.json"
 
 class _OpenCLIPTower(FrozenEncoder):
     """Base class of the two towers, which share one loaded model."""
+
+    _library = "open_clip_torch"
 
     def _check_parameters(self) -> None:
         super()._check_parameters()
@@ -61,12 +62,6 @@ class _OpenCLIPTower(FrozenEncoder):
             return self.model_name
         commit = find_hub_commit(self.model_name, self.revision, _CONFIG)
         return f"{self.model_name}@{commit}" if commit else None
-
-    def _identity(self) -> dict[str, Any]:
-        return {
-            "weights": self._require_fingerprint(),
-            "library": format_library_version("open_clip_torch"),
-        }
 
     def _network(self) -> Network:
         # The same name for both towers, so that the model is loaded once.
@@ -148,6 +143,7 @@ class OpenCLIPImageEncoder(_OpenCLIPTower, ImageEncoder):
     'ViT-B-32/laion2b_s34b_b79k'
     """
 
+    _feature_params = ("crop",)
     pooling = "auto"
 
     def __init__(
@@ -176,9 +172,6 @@ class OpenCLIPImageEncoder(_OpenCLIPTower, ImageEncoder):
         self.cache = cache
         self.on_error = on_error
         self.verbose = verbose
-
-    def _identity(self) -> dict[str, Any]:
-        return {**super()._identity(), "crop": self.crop}
 
     def _preprocessing(self, prepare: Any) -> Any:
         return prepare["image"]

@@ -18,7 +18,6 @@ from .weights import (
     explain_load_errors,
     find_hub_commit,
     find_packaged_file,
-    format_library_version,
     suggest_names,
     verify_digest,
 )
@@ -114,6 +113,9 @@ class TimmImageEncoder(ImageEncoder):
     (2, 1280)
     """
 
+    _library = "timm"
+    _feature_params = ("pooling", "output", "crop")
+
     def __init__(
         self,
         model_name: str = "efficientnet_lite0",
@@ -197,14 +199,7 @@ class TimmImageEncoder(ImageEncoder):
     def _identity(self) -> dict[str, Any]:
         # Omitted for one view, so that caches from before the parameter existed remain valid.
         views = {} if self.views == 1 else {"views": int(self.views)}
-        return {
-            "weights": self._require_fingerprint(),
-            "library": format_library_version("timm"),
-            "pooling": self.pooling,
-            "output": self.output,
-            "crop": self.crop,
-            **views,
-        }
+        return super()._identity() | views
 
     def _weights_fingerprint(self) -> str | None:
         if self.model_name in PACKAGED or os.path.isdir(self.model_name):

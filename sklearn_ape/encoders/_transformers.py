@@ -18,7 +18,6 @@ from .weights import (
     Network,
     call_from_pretrained,
     check_source,
-    format_library_version,
     read_side_file,
 )
 
@@ -114,6 +113,8 @@ class TransformersTextEncoder(TextEncoder):
     True
     """
 
+    _library = "transformers"
+    _feature_params = ("pooling", "normalize", "max_length")
     n_jobs = None  # tokenizers use several threads on their own
 
     def __init__(
@@ -154,15 +155,9 @@ class TransformersTextEncoder(TextEncoder):
         check_source(self.model_name, self)
 
     def _identity(self) -> dict[str, Any]:
-        weights = self._require_fingerprint()
-        return {
-            "weights": weights,
-            "library": format_library_version("transformers"),
-            "pooling": self.pooling,
-            "normalize": self.normalize,
-            "max_length": self.max_length,
-            **read_preparation(self.model_name, self.revision, weights).identity(),
-        }
+        identity = super()._identity()
+        preparation = read_preparation(self.model_name, self.revision, identity["weights"])
+        return identity | preparation.identity()
 
     def _load(self, device: torch.device) -> Network:
         from transformers import AutoModel, AutoTokenizer
@@ -364,6 +359,9 @@ class TransformersImageEncoder(ImageEncoder):
     'cls+mean'
     """
 
+    _library = "transformers"
+    _feature_params = ("pooling", "crop")
+
     def __init__(
         self,
         model_name: str = "facebook/dinov2-small",
@@ -397,14 +395,6 @@ class TransformersImageEncoder(ImageEncoder):
         super()._check_parameters()
         check_choice(self.pooling, "pooling", ("auto", "mean", "cls", "cls+mean"))
         check_source(self.model_name, self)
-
-    def _identity(self) -> dict[str, Any]:
-        return {
-            "weights": self._require_fingerprint(),
-            "library": format_library_version("transformers"),
-            "pooling": self.pooling,
-            "crop": self.crop,
-        }
 
     def _load(self, device: torch.device) -> Network:
         from transformers import AutoImageProcessor, AutoModel

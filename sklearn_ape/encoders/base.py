@@ -33,6 +33,7 @@ from .weights import (
     Network,
     compute_fingerprint,
     digest_folder,
+    format_library_version,
     get_shared_network,
     is_network_shared,
 )
@@ -57,6 +58,9 @@ class FrozenEncoder(
     # Smallest number of items for which exporting a small network saves more time than it takes.
     _min_items_to_export: int
     _torch_batch_sizes: tuple[int, int]  # fastest on a CPU and on a GPU
+    # The library that loads the network, and the parameters that features depend on.
+    _library: str
+    _feature_params: tuple[str, ...] = ()
     _runtime_params: ClassVar = frozenset(
         {"batch_size", "cache", "device", "engine", "n_jobs", "verbose"}
     )
@@ -88,9 +92,11 @@ class FrozenEncoder(
         """Return a digest or commit of the weights, or None if the model must be loaded first."""
         return compute_fingerprint(self.model_name, self.revision)
 
-    @abstractmethod
     def _identity(self) -> dict[str, Any]:
         """Return everything except the item that a feature depends on, without loading weights."""
+        library = format_library_version(self._library)
+        params = {name: getattr(self, name) for name in self._feature_params}
+        return {"weights": self._require_fingerprint(), "library": library, **params}
 
     # Methods of subclasses: items
 
