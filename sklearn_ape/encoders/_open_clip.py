@@ -161,17 +161,11 @@ class OpenCLIPImageEncoder(_OpenCLIPTower, ImageEncoder):
         on_error: str = "raise",
         verbose: int = 0,
     ) -> None:
-        self.model_name = model_name
-        self.revision = revision
+        super().__init__(
+            model_name, revision, batch_size, engine, device, dtype, cache, on_error, verbose
+        )
         self.crop = crop
-        self.batch_size = batch_size
-        self.engine = engine
-        self.device = device
-        self.dtype = dtype
         self.n_jobs = n_jobs
-        self.cache = cache
-        self.on_error = on_error
-        self.verbose = verbose
 
     def _preprocessing(self, prepare: Any) -> Any:
         return prepare["image"]
@@ -246,15 +240,9 @@ class OpenCLIPTextEncoder(_OpenCLIPTower, TextEncoder):
         on_error: str = "raise",
         verbose: int = 0,
     ) -> None:
-        self.model_name = model_name
-        self.revision = revision
-        self.batch_size = batch_size
-        self.engine = engine
-        self.device = device
-        self.dtype = dtype
-        self.cache = cache
-        self.on_error = on_error
-        self.verbose = verbose
+        super().__init__(
+            model_name, revision, batch_size, engine, device, dtype, cache, on_error, verbose
+        )
 
     def _module(self, network: Network) -> torch.nn.Module:
         return _Tower(network.model, "encode_text")

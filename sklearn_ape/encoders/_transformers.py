@@ -133,18 +133,12 @@ class TransformersTextEncoder(TextEncoder):
         on_error: str = "raise",
         verbose: int = 0,
     ) -> None:
-        self.model_name = model_name
-        self.revision = revision
+        super().__init__(
+            model_name, revision, batch_size, engine, device, dtype, cache, on_error, verbose
+        )
         self.pooling = pooling
         self.normalize = normalize
         self.max_length = max_length
-        self.batch_size = batch_size
-        self.engine = engine
-        self.device = device
-        self.dtype = dtype
-        self.cache = cache
-        self.on_error = on_error
-        self.verbose = verbose
 
     def _check_parameters(self) -> None:
         super()._check_parameters()
@@ -378,18 +372,12 @@ class TransformersImageEncoder(ImageEncoder):
         on_error: str = "raise",
         verbose: int = 0,
     ) -> None:
-        self.model_name = model_name
-        self.revision = revision
+        super().__init__(
+            model_name, revision, batch_size, engine, device, dtype, cache, on_error, verbose
+        )
         self.pooling = pooling
         self.crop = crop
-        self.batch_size = batch_size
-        self.engine = engine
-        self.device = device
-        self.dtype = dtype
         self.n_jobs = n_jobs
-        self.cache = cache
-        self.on_error = on_error
-        self.verbose = verbose
 
     def _check_parameters(self) -> None:
         super()._check_parameters()

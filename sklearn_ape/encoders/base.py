@@ -65,18 +65,30 @@ class FrozenEncoder(
         {"batch_size", "cache", "device", "engine", "n_jobs", "verbose"}
     )
 
-    # Parameters that the __init__ of every subclass sets.
-    model_name: str
-    revision: str | None
     pooling: str
-    batch_size: int | str
-    engine: str
-    device: str | torch.device | None
-    dtype: str
     n_jobs: int | None
-    cache: str | PathLike[str] | FeatureCache | None
-    on_error: str
-    verbose: int
+
+    def __init__(
+        self,
+        model_name: str,
+        revision: str | None,
+        batch_size: int | str,
+        engine: str,
+        device: str | torch.device | None,
+        dtype: str,
+        cache: str | PathLike[str] | FeatureCache | None,
+        on_error: str,
+        verbose: int,
+    ) -> None:
+        self.model_name = model_name
+        self.revision = revision
+        self.batch_size = batch_size
+        self.engine = engine
+        self.device = device
+        self.dtype = dtype
+        self.cache = cache
+        self.on_error = on_error
+        self.verbose = verbose
 
     # Methods of subclasses: weights and identity
 
