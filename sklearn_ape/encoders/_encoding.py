@@ -66,11 +66,6 @@ def _count(identity: bytes, hits: int = 0, misses: int = 0) -> None:
         _counts.put(identity, CacheInfo(counts.hits + hits, counts.misses + misses))
 
 
-def _get_lock(weights: str) -> ForkSafeLock:
-    with _registry_lock:
-        return _locks.setdefault(weights, ForkSafeLock())
-
-
 def encode(encoder: FrozenEncoder, items: list[Any]) -> tuple[np.ndarray, dict[int, str]]:
     """Return features of items, and the reasons for rows that cannot be encoded, which are NaN.
 
@@ -89,7 +84,9 @@ def encode(encoder: FrozenEncoder, items: list[Any]) -> tuple[np.ndarray, dict[i
     encoder._raise_for(errors)
 
     # Threads that encode the same items wait for each other instead of encoding them twice.
-    with default_state(), _get_lock(encoder._weights_key()), open_cache(encoder.cache) as cache:
+    with _registry_lock:
+        lock = _locks.setdefault(encoder._weights_key(), ForkSafeLock())
+    with default_state(), lock, open_cache(encoder.cache) as cache:
         features_by_key = cache.get_many(rows)
         missing = {key: rows[key] for key in rows if key not in features_by_key}
         _count(identity, hits=len(items) - len(errors) - len(missing))

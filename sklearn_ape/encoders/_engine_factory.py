@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from importlib.metadata import version
 from os import PathLike
@@ -46,12 +46,6 @@ def exports_folder(cache: Any) -> Path:
     if not isinstance(folder, str | PathLike) or folder == "memory":
         folder = default_data_home()
     return Path(folder).expanduser() / "engines"
-
-
-def engine_key(name: str, workload: Workload) -> Hashable:
-    """Return the key under which an engine is shared within the process."""
-    # The key has the process id, because an engine's threads do not exist in a forked process.
-    return (name, workload.key, workload.dtype, workload.n_threads, os.getpid())
 
 
 def is_export_worthwhile(

@@ -57,7 +57,6 @@ class _PositionalInputs(torch.nn.Module):
 
 
 def export_to_onnx(workload: Workload, folder: Path) -> None:
-    """Write a network in the ONNX format."""
     example = workload.examples()[0]
     names = [f"input_{number}" for number in range(len(example))]
     shapes = tuple(dict.fromkeys(range(n_free_axes(x)), torch.export.Dim.DYNAMIC) for x in example)
@@ -125,7 +124,6 @@ class OpenVINOEngine:
 
 
 def export_to_openvino(workload: Workload, folder: Path) -> None:
-    """Write a network in the OpenVINO format."""
     import openvino
 
     example = workload.examples()[0]

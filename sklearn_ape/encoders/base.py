@@ -27,7 +27,7 @@ from ..utils.validation import check_choice
 from ..utils.warnings import warn
 from ._encoding import CacheInfo, cache_info, encode, encode_to_file
 from ._engine import ENGINES, Engine, TorchEngine, Workload, choose_engine
-from ._engine_factory import engine_key, exports_folder, is_export_worthwhile, make_engine
+from ._engine_factory import exports_folder, is_export_worthwhile, make_engine
 from .items import EncodingError, EncodingFailedWarning, as_items, summarize_errors
 from .weights import (
     Network,
@@ -306,7 +306,8 @@ class FrozenEncoder(
             exports_folder(self.cache),
         )
         name = choose_engine(self.engine, workload.device, workload.dtype)
-        key = engine_key(name, workload)
+        # The key has the process id, because an engine's threads do not exist in a forked process.
+        key = (name, workload.key, workload.dtype, workload.n_threads, os.getpid())
         is_automatic = self.engine == "auto"
         if name == "torch" or (
             is_automatic
@@ -346,17 +347,16 @@ class FrozenEncoder(
         weights = self._weights_key()
         if os.path.isdir(self.model_name):  # the files of the folder may have been replaced
             weights += digest_folder(Path(self.model_name))
-        return get_shared_network(
-            (loader, weights, str(device)), lambda: self._load_frozen(device)
-        )
 
-    def _load_frozen(self, device: torch.device) -> Network:
-        # Libraries initialize weights at random before they read them. The fork keeps the state of
-        # the user's generator.
-        with default_state(), torch.random.fork_rng(devices=[]):
-            network = self._load(device)
-            network.model.requires_grad_(False).eval()
-        return network
+        def load() -> Network:
+            # Libraries initialize weights at random before they read them. The fork keeps the
+            # state of the user's generator.
+            with default_state(), torch.random.fork_rng(devices=[]):
+                network = self._load(device)
+                network.model.requires_grad_(False).eval()
+            return network
+
+        return get_shared_network((loader, weights, str(device)), load)
 
     def _is_width_known(self) -> bool:
         # Parameters may have been set since the width was stored.

@@ -183,7 +183,6 @@ class ImageEncoder(FrozenEncoder):
         """Return the module that maps normalized pixels, (n, 3, height, width), to features."""
 
     def _preprocessing(self, prepare: Any) -> Any:
-        """Return the preprocessing of an image."""
         return prepare
 
     def _module(self, network: Network) -> torch.nn.Module:

@@ -125,15 +125,11 @@ class TextEncoder(FrozenEncoder):
         return tags
 
 
-def _is_invisible(character: str) -> bool:
-    """Return whether a character is white space or a control or format character."""
-    return character.isspace() or unicodedata.category(character) in ("Cc", "Cf")
-
-
 def _validate_text(item: Any) -> str:
     """Return a text that is not blank, or raise ItemError."""
     if isinstance(item, str):
-        if all(map(_is_invisible, item)):
+        # Control and format characters are as invisible as white space.
+        if all(char.isspace() or unicodedata.category(char) in ("Cc", "Cf") for char in item):
             raise ItemError("is an empty text. Pass a text with visible characters.")
         try:
             item.encode()

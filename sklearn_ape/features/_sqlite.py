@@ -83,13 +83,11 @@ def connect_to_read(path: Path, timeout: float) -> sqlite3.Connection:
 
 
 def list_tables(connection: sqlite3.Connection) -> set[str]:
-    """Return the names of the tables in a file."""
     names = connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")
     return {name.decode(errors="replace") for (name,) in names if isinstance(name, bytes)}
 
 
 def connect_to_nothing() -> sqlite3.Connection:
-    """Open an empty database in memory."""
     return sqlite3.connect(":memory:", check_same_thread=False)
 
 

@@ -171,12 +171,9 @@ class StoredRows:
         missing = None
         if self.missing is not None:
             missing = np.concatenate([self.missing, np.zeros(len(rows), dtype=bool)])
-        return StoredRows(
-            self.array,
-            np.concatenate([indices, first + np.arange(len(rows))]),
-            np.concatenate([in_memory, rows.astype(np.float32)]),
-            missing,
-        )
+        indices = np.concatenate([indices, first + np.arange(len(rows))])
+        more = np.concatenate([in_memory, rows.astype(np.float32)])
+        return StoredRows(self.array, indices, more, missing)
 
 
 def stays_stored(features: Any) -> bool:

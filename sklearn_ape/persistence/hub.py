@@ -304,14 +304,7 @@ def upload(folder: Path, repo_id: str, token: Any, private: bool | None, message
 
 def _download(repo_id: str, revision: str | None, token: Any) -> Path:
     try:
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import (
-            HfHubHTTPError,
-            HFValidationError,
-            LocalEntryNotFoundError,
-            RepositoryNotFoundError,
-            RevisionNotFoundError,
-        )
+        from huggingface_hub import errors, snapshot_download
     except ImportError as error:
         raise ImportError(f"{repo_id!r} is not a folder. {_INSTALL_HUB}") from error
     try:
@@ -322,18 +315,18 @@ def _download(repo_id: str, revision: str | None, token: Any) -> Path:
             allow_patterns=list(FILES),
             library_name="sklearn-ape",
         )
-    except RepositoryNotFoundError as error:
+    except errors.RepositoryNotFoundError as error:
         raise FileNotFoundError(
             f"{repo_id!r} is neither a folder nor a public model on the Hub. If the model is "
             "private, log in with `hf auth login` or pass token=."
         ) from error
-    except RevisionNotFoundError as error:
+    except errors.RevisionNotFoundError as error:
         raise FileNotFoundError(f"{repo_id!r} on the Hub has no revision {revision!r}.") from error
-    except HFValidationError as error:
+    except errors.HFValidationError as error:
         raise ValueError(
             f"{repo_id!r} is not a valid ID of a model on the Hub: {error}"
         ) from error
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+    except (errors.LocalEntryNotFoundError, errors.HfHubHTTPError, OSError) as error:
         raise OSError(
             f"{repo_id!r} is not a folder, a model of this ID is not in the local cache, and the "
             f"Hub cannot be reached: {error}"
