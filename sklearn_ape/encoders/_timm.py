@@ -47,8 +47,8 @@ class TimmImageEncoder(ImageEncoder):
         ``"gem"`` is the generalized mean with power 3 [3]_, for convolutional networks whose last
         layer is a ReLU: it clips negative values. ``"cls"`` requires a class token.
     output : {"features", "logits"}, default="features"
-        Output of the network. ``"logits"`` are those of its pretrained classification head, whose
-        classes are in `class_names`.
+        Output of the network. ``"logits"`` is the output of its pretrained classification head,
+        whose classes are in `class_names`.
     crop : {"center", "pad"}, default="center"
         Treatment of images that are not square. ``"center"`` uses the network's own
         preprocessing, which crops the borders. ``"pad"`` adds white borders instead.

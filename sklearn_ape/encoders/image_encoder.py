@@ -122,6 +122,8 @@ class OnPixels(nn.Module):
         super().__init__()
         self.network = network
         self.n_views = n_views
+        self.mean: torch.Tensor
+        self.std: torch.Tensor
         self.takes_bytes = isinstance(prepare, Preprocessing)
         if self.takes_bytes:
             device = next((p.device for p in network.parameters()), torch.device("cpu"))

@@ -26,8 +26,8 @@ _CLASSES: dict[str, dict[str, Any]] = {
 def class_and_model(name: str, modality: str) -> tuple[Any, str]:
     """Return the encoder class and the ``model_name`` for a name.
 
-    Without one of the prefixes ``"timm:"``, ``"transformers:"`` and ``"open_clip:"``, the name is
-    that of an image model of timm or a text model of transformers.
+    A name may begin with ``"timm:"``, ``"transformers:"`` or ``"open_clip:"``. Without a prefix,
+    an image model is of timm and a text model of transformers.
     """
     classes = _CLASSES[modality]
     prefix, colon, model_name = name.partition(":")

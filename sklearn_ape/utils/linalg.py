@@ -39,8 +39,8 @@ def rescale_extreme_rows(
 ) -> torch.Tensor:
     """Divide rows of tiny or huge numbers by a power of two, which is exact.
 
-    The largest absolute value of each rescaled row lies in [1, 2). Rows in which it lies between
-    `low` and `high` are not changed. Without rows to rescale, the same tensor is returned.
+    Rows whose largest absolute value is between `low` and `high` are not changed; in other rows
+    it is in [1, 2) afterwards. Without rows to rescale, the same tensor is returned.
     """
     largest = torch.linalg.vector_norm(rows.detach(), torch.inf, dim=-1, keepdim=True)
     is_ordinary = (largest == 0) | ((largest > low) & (largest < high))
