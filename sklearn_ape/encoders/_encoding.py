@@ -245,8 +245,7 @@ def encode_to_file(
     if not n_rows:
         raise ValueError(f"X is empty: 0 {encoder._modality}s to encode. Pass at least one.")
     source = encoder._identity_digest().hex()
-    verbose = encoder.verbose if verbose is None else verbose
-    progress = _make_progress_bar(encoder, n_rows, verbose)
+    progress = _make_progress_bar(encoder, n_rows, encoder.verbose if verbose is None else verbose)
     with progress, FeatureFile(path, source, n_rows, int(chunk_size), dtype) as file:
         try:
             file.resume()
