@@ -106,9 +106,10 @@ class FrozenEncoder(
 
     def _identity(self) -> dict[str, Any]:
         """Return everything except the item that a feature depends on, without loading weights."""
+        weights = self._require_fingerprint()
         library = format_library_version(self._library)
         params = {name: getattr(self, name) for name in self._feature_params}
-        return {"weights": self._require_fingerprint(), "library": library, **params}
+        return {"weights": weights, "library": library, **params}
 
     # Methods of subclasses: items
 

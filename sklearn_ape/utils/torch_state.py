@@ -101,8 +101,7 @@ at_fork(in_child=_reset_after_fork)
 
 
 def _use_one_thread_after_fork() -> None:
-    # torch's thread pool does not exist in the child, and torch would wait forever for its second
-    # thread.
+    # torch would wait forever for its thread pool, which does not exist in the child.
     global _pid
     if os.getpid() != _pid:
         _pid = os.getpid()
