@@ -66,32 +66,10 @@ def _count(identity: bytes, hits: int = 0, misses: int = 0) -> None:
         _counts.put(identity, CacheInfo(counts.hits + hits, counts.misses + misses))
 
 
-def _get_lock(weights: str) -> ForkSafeLock:
-    with _registry_lock:
-        return _locks.setdefault(weights, ForkSafeLock())
-
-
 def encode(encoder: FrozenEncoder, items: list[Any]) -> tuple[np.ndarray, dict[int, str]]:
-    """Encode items, each content once, and store the features in the cache.
+    """Return features of items, and the reasons for rows that cannot be encoded, which are NaN.
 
-    Parameters
-    ----------
-    encoder : FrozenEncoder
-        Encoder with valid parameters.
-    items : list
-        Items, possibly with duplicates.
-
-    Returns
-    -------
-    features : ndarray of shape (n_items, n_features) and dtype float32
-        Features; rows of items that cannot be encoded are NaN.
-    errors : dict of {int: str}
-        Reasons for the rows that cannot be encoded, in the order of the rows.
-
-    Raises
-    ------
-    EncodingError
-        If items cannot be encoded and the encoder has ``on_error="raise"``.
+    Each content is encoded once, and stored in the cache.
     """
     identity = encoder._identity_digest()
     errors: dict[int, str] = {}
@@ -106,11 +84,9 @@ def encode(encoder: FrozenEncoder, items: list[Any]) -> tuple[np.ndarray, dict[i
     encoder._raise_for(errors)
 
     # Threads that encode the same items wait for each other instead of encoding them twice.
-    with (
-        default_state(),
-        _get_lock(encoder._weights_key()),
-        open_cache(encoder.cache) as cache,
-    ):
+    with _registry_lock:
+        lock = _locks.setdefault(encoder._weights_key(), ForkSafeLock())
+    with default_state(), lock, open_cache(encoder.cache) as cache:
         features_by_key = cache.get_many(rows)
         missing = {key: rows[key] for key in rows if key not in features_by_key}
         _count(identity, hits=len(items) - len(errors) - len(missing))
@@ -158,13 +134,7 @@ def _encode_missing(
     keys = list(valid)
     keys = [keys[position] for position in encoder._order(list(valid.values()))]
     features: dict[bytes, np.ndarray] = {}
-    with tqdm(
-        total=len(keys),
-        unit=encoder._modality,
-        desc=escape_controls(encoder.model_name),
-        disable=not encoder.verbose,
-        delay=0.5,
-    ) as progress:
+    with _make_progress_bar(encoder, len(keys), encoder.verbose) as progress:
         for computed, failures in _iter_batches(encoder, valid, keys, identity):
             # Before an error is raised, so that finished batches are not computed again.
             cache.put_many(computed)
@@ -173,6 +143,11 @@ def _encode_missing(
             progress.update(len(computed) + len(failures))
             report(failures)
     return features
+
+
+def _make_progress_bar(encoder: FrozenEncoder, total: int, verbose: int) -> tqdm:
+    name = escape_controls(encoder.model_name)
+    return tqdm(total=total, unit=encoder._modality, desc=name, disable=not verbose, delay=0.5)
 
 
 # With torch, a small number of items is split into this many batches, so that threads read the
@@ -256,22 +231,13 @@ def encode_to_file(
     encoder: FrozenEncoder,
     path: str | PathLike[str],
     X: Iterable[Any],
-    *,
     chunk_size: int,
     n_jobs: int | None,
     dtype: str,
     overwrite: bool,
     verbose: int | None,
 ) -> tuple[np.memmap, dict[int, str]]:
-    """Encode items into a file; see `FrozenEncoder.encode_to`.
-
-    Returns
-    -------
-    features : memmap of shape (n_items, n_features)
-        The file, opened for reading.
-    errors : dict of {int: str}
-        Reasons for the rows that cannot be encoded.
-    """
+    """Encode items into a file; see `FrozenEncoder.encode_to`."""
     check_choice(dtype, "dtype", ("float32", "float16"))
     check_integer(chunk_size, "chunk_size", 1)
     items: Any = X if _is_stream(X) else encoder._as_list(X)
@@ -279,13 +245,7 @@ def encode_to_file(
     if not n_rows:
         raise ValueError(f"X is empty: 0 {encoder._modality}s to encode. Pass at least one.")
     source = encoder._identity_digest().hex()
-    progress = tqdm(
-        total=n_rows,
-        unit=encoder._modality,
-        desc=escape_controls(encoder.model_name),
-        disable=not (encoder.verbose if verbose is None else verbose),
-        delay=0.5,
-    )
+    progress = _make_progress_bar(encoder, n_rows, encoder.verbose if verbose is None else verbose)
     with progress, FeatureFile(path, source, n_rows, int(chunk_size), dtype) as file:
         try:
             file.resume()
@@ -314,10 +274,10 @@ def _encode_chunks(
 ) -> None:
     """Encode unfinished chunks, and check that the items of finished chunks have not changed."""
     worker = clone(encoder).set_params(verbose=0)
-    chunks = _Chunks(items, file.n_rows, file.chunk_size)
+    failures: list[Exception] = []
     tasks = (
         delayed(_encode_chunk)(worker, number, chunk, number in file.finished, file.dtype.name)
-        for number, chunk in chunks
+        for number, chunk in _iter_chunks(items, file.n_rows, file.chunk_size, failures)
     )
     parallel = Parallel(n_jobs=n_jobs, batch_size=1, return_as="generator_unordered")
     with closing(parallel(tasks)) as results:
@@ -333,41 +293,31 @@ def _encode_chunks(
                     f"{min(offset + file.chunk_size, file.n_rows) - 1} differ."
                 )
             update(min(file.chunk_size, file.n_rows - offset))
-    if chunks.failure is not None:
-        raise chunks.failure
+    if failures:
+        raise failures[0]
 
 
-class _Chunks:
-    """Numbered chunks of items.
-
-    Iteration stores an exception instead of raising it, because joblib iterates in its own thread.
-    """
-
-    def __init__(self, items: Iterable[Any], n_rows: int, size: int) -> None:
-        self._items, self._n_rows, self._size = items, n_rows, size
-        self.failure: Exception | None = None
-
-    def __iter__(self) -> Iterator[tuple[int, list[Any]]]:
-        try:
-            yield from self._iter_chunks()
-        except Exception as error:
-            self.failure = error
-
-    def _iter_chunks(self) -> Iterator[tuple[int, list[Any]]]:
-        items = iter(self._items)
-        for number, start in enumerate(range(0, self._n_rows, self._size)):
-            size = min(self._size, self._n_rows - start)
-            chunk = list(islice(items, size))
+def _iter_chunks(
+    items: Iterable[Any], n_rows: int, chunk_size: int, failures: list[Exception]
+) -> Iterator[tuple[int, list[Any]]]:
+    """Yield numbered chunks of items, and store an exception instead of raising it."""
+    try:  # joblib iterates in its own thread
+        iterator = iter(items)
+        for number, start in enumerate(range(0, n_rows, chunk_size)):
+            size = min(chunk_size, n_rows - start)
+            chunk = list(islice(iterator, size))
             if len(chunk) < size:
+                n_items = start + len(chunk)
                 raise ValueError(
-                    f"X has {start + len(chunk)} items, but len(X) is {self._n_rows}. Make the "
-                    "two agree."
+                    f"X has {n_items} items, but len(X) is {n_rows}. Make the two agree."
                 )
             yield number, chunk
-        if next(items, self) is not self:
+        for _ in iterator:
             raise ValueError(
-                f"X has more items than len(X), which is {self._n_rows}. Make the two agree."
+                f"X has more items than len(X), which is {n_rows}. Make the two agree."
             )
+    except Exception as error:
+        failures.append(error)
 
 
 def _encode_chunk(

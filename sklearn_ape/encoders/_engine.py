@@ -44,23 +44,8 @@ class Engine(Protocol):
 class Workload(NamedTuple):
     """A network and the options that an engine needs to compute it.
 
-    Parameters
-    ----------
-    module : torch.nn.Module
-        Network that maps the input tensors to features, (n_items, n_features).
-    examples : callable
-        Function that returns inputs of several shapes. They are used to trace the network and to
-        compare an export with torch.
-    key : str
-        Unique name of the network with its weights.
-    device : torch.device
-        Device on which torch computes.
-    dtype : {"float32", "bfloat16", "float16"}
-        Precision of the network.
-    n_threads : int
-        Number of cores to use.
-    folder : pathlib.Path
-        Folder of exported networks.
+    The examples are inputs of several shapes, used to trace the network and to compare an export
+    with torch. The key is a unique name of the network with its weights.
     """
 
     module: torch.nn.Module
@@ -73,29 +58,10 @@ class Workload(NamedTuple):
 
 
 def choose_engine(engine: str, device: torch.device, dtype: str) -> str:
-    """Return the engine for a value of the parameter ``engine``.
+    """Return "torch", "onnx" or "openvino" for a value of the parameter ``engine``.
 
-    Parameters
-    ----------
-    engine : {"auto", "torch", "onnx", "openvino"}
-        Value of the parameter. ``"auto"`` means the fastest installed engine on a CPU, and torch
-        on a GPU.
-    device : torch.device
-        Device of the network. Engines other than torch compute on the CPU only.
-    dtype : {"float32", "bfloat16", "float16"}
-        Precision of the network.
-
-    Returns
-    -------
-    name : {"torch", "onnx", "openvino"}
-        Name of the engine.
-
-    Raises
-    ------
-    ImportError
-        If the engine's package is not installed.
-    ValueError
-        If the engine does not support the device or the precision.
+    ``"auto"`` means the fastest installed engine on a CPU, and torch on a GPU. ImportError is
+    raised if the package is not installed, ValueError for an unsupported device or precision.
     """
     if engine == "torch":
         return engine
@@ -166,7 +132,6 @@ class TorchEngine:
             _keep_large_allocations()
 
     def __call__(self, inputs: Inputs) -> np.ndarray:
-        """Return the features of a batch."""
         n_items = len(inputs[0])
         size = n_items if self._max_items is None else min(n_items, self._max_items)
         while True:

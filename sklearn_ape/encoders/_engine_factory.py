@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from importlib.metadata import version
 from os import PathLike
@@ -48,28 +48,10 @@ def exports_folder(cache: Any) -> Path:
     return Path(folder).expanduser() / "engines"
 
 
-def engine_key(name: str, workload: Workload) -> Hashable:
-    """Return the key under which an engine is shared within the process."""
-    # The key has the process id, because an engine's threads do not exist in a forked process.
-    return (name, workload.key, workload.dtype, workload.n_threads, os.getpid())
-
-
 def is_export_worthwhile(
     name: str, workload: Workload, n_items: int, min_items_to_export: int
 ) -> bool:
-    """Return whether an exported network is likely to be faster than torch.
-
-    Parameters
-    ----------
-    name : {"onnx", "openvino"}
-        The engine.
-    workload : Workload
-        The network.
-    n_items : int
-        Number of items to encode.
-    min_items_to_export : int
-        Smallest number of items for which a new export saves more time than it takes.
-    """
+    """Return whether an exported network is likely to be faster than torch for some items."""
     if _failure_file(name, workload).is_file():
         return False
     if workload.dtype != "float32":
@@ -81,27 +63,14 @@ def is_export_worthwhile(
 
 
 def make_engine(name: str, workload: Workload, warns: bool) -> Engine:
-    """Return an engine with a network's export, or torch if the network cannot be exported.
-
-    Parameters
-    ----------
-    name : {"onnx", "openvino"}
-        The engine.
-    workload : Workload
-        The network.
-    warns : bool
-        Whether to warn if torch is used instead.
-
-    Returns
-    -------
-    engine : Engine
-        Engine that is ready to be called.
-    """
+    """Return an engine with a network's export, or torch if the network cannot be exported."""
     try:
         engine = _load_or_export(name, workload)
     except (EngineError, OSError) as error:
         if isinstance(error, EngineError):  # an OSError may be gone next time, as a full disk
-            _record_failure(name, workload, str(error))
+            with suppress(OSError):  # later processes do not try again
+                workload.folder.mkdir(parents=True, exist_ok=True)
+                _failure_file(name, workload).write_text(str(error), encoding="utf-8")
         if warns:
             reason = str(error).partition("\n")[0][:300]
             warn(
@@ -188,13 +157,6 @@ def _export_folder(name: str, workload: Workload) -> Path:
 def _failure_file(name: str, workload: Workload) -> Path:
     folder = _export_folder(name, workload)
     return folder.with_name(f"{folder.name}.{workload.dtype}.failed.txt")
-
-
-def _record_failure(name: str, workload: Workload, reason: str) -> None:
-    """Write why an engine cannot compute a network, so that later processes do not try again."""
-    with suppress(OSError):
-        workload.folder.mkdir(parents=True, exist_ok=True)
-        _failure_file(name, workload).write_text(reason, encoding="utf-8")
 
 
 def _write_digests(folder: Path) -> None:

@@ -21,15 +21,7 @@ _ONNX_FILE = "model.onnx"
 
 
 class OnnxEngine:
-    """Engine that computes an exported network with ONNX Runtime, in float32 on the CPU.
-
-    Parameters
-    ----------
-    workload : Workload
-        Network that was exported.
-    folder : pathlib.Path
-        Folder that `export_to_onnx` wrote.
-    """
+    """Engine of the export in a folder with ONNX Runtime, in float32 on the CPU."""
 
     name = "onnx"
     concurrent = True
@@ -49,7 +41,6 @@ class OnnxEngine:
         self._names = [node.name for node in self._session.get_inputs()]
 
     def __call__(self, inputs: Inputs) -> np.ndarray:
-        """Return the features of a batch."""
         named = zip(self._names, (x.numpy() for x in inputs), strict=True)
         return self._session.run(None, dict(named))[0]
 
@@ -62,12 +53,10 @@ class _PositionalInputs(torch.nn.Module):
         self.module = module
 
     def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
-        """Return the output of the network."""
         return self.module(*inputs)
 
 
 def export_to_onnx(workload: Workload, folder: Path) -> None:
-    """Write a network in the ONNX format."""
     example = workload.examples()[0]
     names = [f"input_{number}" for number in range(len(example))]
     shapes = tuple(dict.fromkeys(range(n_free_axes(x)), torch.export.Dim.DYNAMIC) for x in example)
@@ -89,7 +78,7 @@ def export_to_onnx(workload: Workload, folder: Path) -> None:
 
 
 _OPENVINO_FILE = "model.xml"
-# Names of the list_precisions in OpenVINO's options and in its list of capabilities.
+# Names of the precisions in OpenVINO's options and in its list of capabilities.
 _HINTS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 _CAPABILITIES = {"BF16": "bfloat16", "FP16": "float16"}
 # All engines of the process, whose requests must end before a fork.
@@ -97,15 +86,7 @@ _engines: WeakSet[OpenVINOEngine] = WeakSet()
 
 
 class OpenVINOEngine:
-    """Engine that computes an exported network with OpenVINO on the CPU, one stream per core.
-
-    Parameters
-    ----------
-    workload : Workload
-        Network that was exported.
-    folder : pathlib.Path
-        Folder that `export_to_openvino` wrote.
-    """
+    """Engine of the export in a folder with OpenVINO on the CPU, one stream per core."""
 
     name = "openvino"
     concurrent = True
@@ -134,7 +115,6 @@ class OpenVINOEngine:
         _engines.add(self)
 
     def __call__(self, inputs: Inputs) -> np.ndarray:
-        """Return the features of a batch."""
         request = self.requests.get()
         try:
             arrays = [np.ascontiguousarray(x.numpy()) for x in inputs]
@@ -144,7 +124,6 @@ class OpenVINOEngine:
 
 
 def export_to_openvino(workload: Workload, folder: Path) -> None:
-    """Write a network in the OpenVINO format."""
     import openvino
 
     example = workload.examples()[0]
@@ -165,7 +144,7 @@ def export_to_openvino(workload: Workload, folder: Path) -> None:
 
 @lru_cache(maxsize=1)
 def list_precisions() -> tuple[str, ...]:
-    """Return the list_precisions that OpenVINO supports on this machine."""
+    """Return the precisions that OpenVINO supports on this machine."""
     capabilities = _get_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     return ("float32", *(dtype for name, dtype in _CAPABILITIES.items() if name in capabilities))
 

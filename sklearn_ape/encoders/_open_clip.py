@@ -18,7 +18,6 @@ from .weights import (
     digest_folder,
     explain_load_errors,
     find_hub_commit,
-    format_library_version,
     suggest_names,
 )
 
@@ -27,6 +26,8 @@ _CONFIG = "open_clip_config.json"
 
 class _OpenCLIPTower(FrozenEncoder):
     """Base class of the two towers, which share one loaded model."""
+
+    _library = "open_clip_torch"
 
     def _check_parameters(self) -> None:
         super()._check_parameters()
@@ -62,12 +63,6 @@ class _OpenCLIPTower(FrozenEncoder):
         commit = find_hub_commit(self.model_name, self.revision, _CONFIG)
         return f"{self.model_name}@{commit}" if commit else None
 
-    def _identity(self) -> dict[str, Any]:
-        return {
-            "weights": self._require_fingerprint(),
-            "library": format_library_version("open_clip_torch"),
-        }
-
     def _network(self) -> Network:
         # The same name for both towers, so that the model is loaded once.
         return self._get_network("OpenCLIP")
@@ -96,23 +91,19 @@ class OpenCLIPImageEncoder(_OpenCLIPTower, ImageEncoder):
     Parameters
     ----------
     model_name : str, default="ViT-B-32/laion2b_s34b_b79k"
-        ``"architecture/weights"`` as in `open_clip.list_pretrained`, the name of a model with
-        OpenCLIP weights on the Hugging Face Hub, or a folder with ``open_clip_config.json`` and
-        weights.
+        ``"architecture/weights"`` as in `open_clip.list_pretrained`, the name of a model on the
+        Hugging Face Hub, or a folder with ``open_clip_config.json`` and weights.
     revision : str or None, default=None
         Branch, tag or commit of a model on the Hugging Face Hub. None means the main branch.
     crop : {"center", "pad"}, default="center"
         Treatment of images that are not square. ``"center"`` uses the network's own
-        preprocessing, which usually crops the borders. ``"pad"`` adds white borders instead and
-        crops nothing.
+        preprocessing, which usually crops the borders. ``"pad"`` adds white borders instead.
     batch_size : {"auto"} or int, default="auto"
-        Number of images per forward pass. ``"auto"`` uses the size that is fastest with the
-        engine. It is halved if the memory of the GPU is too small.
+        Number of images per forward pass. ``"auto"`` is the fastest size. It is halved if the
+        memory of the GPU is too small.
     engine : {"auto", "torch", "onnx", "openvino"}, default="auto"
         Library that computes the network. ``"auto"`` uses the fastest installed one: OpenVINO or
-        ONNX Runtime on a CPU, torch on a GPU. For an engine other than torch, the network is
-        exported once into a folder next to the cache, and its features are compared with torch's
-        whenever it is loaded.
+        ONNX Runtime on a CPU, torch on a GPU. See `TimmImageEncoder` for details.
     device : {"auto"}, str or torch.device, default="auto"
         Device of the network. ``"auto"`` uses a GPU if there is one.
     dtype : {"float32", "bfloat16", "float16"}, default="float32"
@@ -152,6 +143,7 @@ class OpenCLIPImageEncoder(_OpenCLIPTower, ImageEncoder):
     'ViT-B-32/laion2b_s34b_b79k'
     """
 
+    _feature_params = ("crop",)
     pooling = "auto"
 
     def __init__(
@@ -169,20 +161,11 @@ class OpenCLIPImageEncoder(_OpenCLIPTower, ImageEncoder):
         on_error: str = "raise",
         verbose: int = 0,
     ) -> None:
-        self.model_name = model_name
-        self.revision = revision
+        super().__init__(
+            model_name, revision, batch_size, engine, device, dtype, cache, on_error, verbose
+        )
         self.crop = crop
-        self.batch_size = batch_size
-        self.engine = engine
-        self.device = device
-        self.dtype = dtype
         self.n_jobs = n_jobs
-        self.cache = cache
-        self.on_error = on_error
-        self.verbose = verbose
-
-    def _identity(self) -> dict[str, Any]:
-        return {**super()._identity(), "crop": self.crop}
 
     def _preprocessing(self, prepare: Any) -> Any:
         return prepare["image"]
@@ -197,14 +180,13 @@ class OpenCLIPTextEncoder(_OpenCLIPTower, TextEncoder):
     Parameters
     ----------
     model_name : str, default="ViT-B-32/laion2b_s34b_b79k"
-        ``"architecture/weights"`` as in `open_clip.list_pretrained`, the name of a model with
-        OpenCLIP weights on the Hugging Face Hub, or a folder with ``open_clip_config.json`` and
-        weights.
+        ``"architecture/weights"`` as in `open_clip.list_pretrained`, the name of a model on the
+        Hugging Face Hub, or a folder with ``open_clip_config.json`` and weights.
     revision : str or None, default=None
         Branch, tag or commit of a model on the Hugging Face Hub. None means the main branch.
     batch_size : {"auto"} or int, default="auto"
-        Number of texts per forward pass. ``"auto"`` uses the size that is fastest with the
-        engine. It is halved if the memory of the GPU is too small.
+        Number of texts per forward pass. ``"auto"`` is the fastest size. It is halved if the
+        memory of the GPU is too small.
     engine : {"auto", "torch", "onnx", "openvino"}, default="auto"
         Library that computes the network. ``"auto"`` uses the fastest installed one: OpenVINO or
         ONNX Runtime on a CPU, torch on a GPU. See `TimmImageEncoder` for details.
@@ -258,15 +240,9 @@ class OpenCLIPTextEncoder(_OpenCLIPTower, TextEncoder):
         on_error: str = "raise",
         verbose: int = 0,
     ) -> None:
-        self.model_name = model_name
-        self.revision = revision
-        self.batch_size = batch_size
-        self.engine = engine
-        self.device = device
-        self.dtype = dtype
-        self.cache = cache
-        self.on_error = on_error
-        self.verbose = verbose
+        super().__init__(
+            model_name, revision, batch_size, engine, device, dtype, cache, on_error, verbose
+        )
 
     def _module(self, network: Network) -> torch.nn.Module:
         return _Tower(network.model, "encode_text")
@@ -285,7 +261,6 @@ class _Tower(torch.nn.Module):
         self.method = method
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Return the features of a batch, (n_items, n_features)."""
         return getattr(self.model, self.method)(inputs)
 
 

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import os
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..features import FeatureCache
 from ..utils.validation import check_choice
-from .image_encoder import NUMBERS_OF_VIEWS, ImageEncoder, Preprocessing
+from .image_encoder import NUMBERS_OF_VIEWS, ImageEncoder, Preprocessing, pool_patches
 from .weights import (
     PACKAGED,
     Network,
-    digest_folder,
+    check_packaged,
     explain_load_errors,
     find_hub_commit,
     find_packaged_file,
-    format_library_version,
-    is_for_encoder,
     suggest_names,
     verify_digest,
 )
@@ -47,24 +44,20 @@ class TimmImageEncoder(ImageEncoder):
         Branch, tag or commit of a model on the Hugging Face Hub. None means the main branch.
     pooling : {"auto", "mean", "gem", "cls", "cls+mean"}, default="auto"
         Pooling of the last feature map to one vector. ``"auto"`` is the network's own pooling.
-        ``"gem"`` is the generalized mean with power 3 [3]_, which is closer to the maximum than
-        the mean. It is meant for convolutional networks whose last layer is a ReLU, because
-        negative values are clipped to zero. ``"cls"`` requires a network with a class token.
+        ``"gem"`` is the generalized mean with power 3 [3]_, for convolutional networks whose last
+        layer is a ReLU: it clips negative values. ``"cls"`` requires a class token.
     output : {"features", "logits"}, default="features"
-        Output of the network. ``"logits"`` are the outputs of the network's pretrained
-        classification head. The names of their columns are in `class_names`.
+        Output of the network. ``"logits"`` is the output of its pretrained classification head,
+        whose classes are in `class_names`.
     crop : {"center", "pad"}, default="center"
         Treatment of images that are not square. ``"center"`` uses the network's own
-        preprocessing, which crops the borders. ``"pad"`` adds white borders instead and crops
-        nothing.
+        preprocessing, which crops the borders. ``"pad"`` adds white borders instead.
     views : {1, 2, 4}, default=1
         Number of views of an image whose features are averaged. 1 uses the image only, 2 adds the
         mirrored image, and 4 adds a copy scaled by 2/3 on white and the center scaled by 4/3.
-        The encoding time is proportional to the number of views.
     batch_size : {"auto"} or int, default="auto"
-        Number of images per forward pass, where each view counts as one image. ``"auto"`` uses
-        the size that is fastest with the engine. It is halved if the memory of the GPU is too
-        small.
+        Number of images per forward pass, of which each view counts as one. ``"auto"`` is the
+        fastest size. It is halved if the memory of the GPU is too small.
     engine : {"auto", "torch", "onnx", "openvino"}, default="auto"
         Library that computes the network. ``"auto"`` uses the fastest installed one: OpenVINO or
         ONNX Runtime on a CPU, torch on a GPU. For an engine other than torch, the network is
@@ -79,8 +72,7 @@ class TimmImageEncoder(ImageEncoder):
         compute the network. None means the number of threads that torch uses, -1 one per core.
     cache : {"memory"}, str, path-like, FeatureCache or None, default="memory"
         Cache of features by the content of the image. ``"memory"`` keeps features in this
-        process, a path or a FeatureCache keeps them on disk (`DiskFeatureCache` can store
-        float16), and None disables the cache. The cache is used in fit, score and predict.
+        process, a path or a `DiskFeatureCache` keeps them on disk, and None disables the cache.
     on_error : {"raise", "nan"}, default="raise"
         Treatment of images that cannot be read. ``"raise"`` raises an EncodingError that names
         them. ``"nan"`` fills their rows with NaN, warns, and lists them in ``errors_``.
@@ -121,6 +113,9 @@ class TimmImageEncoder(ImageEncoder):
     (2, 1280)
     """
 
+    _library = "timm"
+    _feature_params = ("pooling", "output", "crop")
+
     def __init__(
         self,
         model_name: str = "efficientnet_lite0",
@@ -139,20 +134,14 @@ class TimmImageEncoder(ImageEncoder):
         on_error: str = "raise",
         verbose: int = 0,
     ) -> None:
-        self.model_name = model_name
-        self.revision = revision
+        super().__init__(
+            model_name, revision, batch_size, engine, device, dtype, cache, on_error, verbose
+        )
         self.pooling = pooling
         self.output = output
         self.crop = crop
         self.views = views
-        self.batch_size = batch_size
-        self.engine = engine
-        self.device = device
-        self.dtype = dtype
         self.n_jobs = n_jobs
-        self.cache = cache
-        self.on_error = on_error
-        self.verbose = verbose
 
     @property
     def class_names(self) -> list[str]:
@@ -185,12 +174,7 @@ class TimmImageEncoder(ImageEncoder):
         if self.views not in NUMBERS_OF_VIEWS:
             raise ValueError(f"views must be 1, 2 or 4, not {self.views!r}.")
         if self.model_name in PACKAGED:
-            if not is_for_encoder(self.model_name, self):
-                raise ValueError(
-                    f"model_name={self.model_name!r} is not an image encoder. Use "
-                    f"{PACKAGED[self.model_name].encoder}."
-                )
-            find_packaged_file(self.model_name)
+            check_packaged(self.model_name, self)
         elif not os.path.isdir(self.model_name) and "/" not in self.model_name:
             import timm
 
@@ -209,20 +193,11 @@ class TimmImageEncoder(ImageEncoder):
     def _identity(self) -> dict[str, Any]:
         # Omitted for one view, so that caches from before the parameter existed remain valid.
         views = {} if self.views == 1 else {"views": int(self.views)}
-        return {
-            "weights": self._require_fingerprint(),
-            "library": format_library_version("timm"),
-            "pooling": self.pooling,
-            "output": self.output,
-            "crop": self.crop,
-            **views,
-        }
+        return super()._identity() | views
 
     def _weights_fingerprint(self) -> str | None:
-        if self.model_name in PACKAGED:
-            return PACKAGED[self.model_name].sha256
-        if os.path.isdir(self.model_name):
-            return digest_folder(Path(self.model_name))
+        if self.model_name in PACKAGED or os.path.isdir(self.model_name):
+            return super()._weights_fingerprint()
         commit = find_hub_commit(self._hub_id(), self.revision)
         return f"{self.model_name}@{commit}" if commit else None
 
@@ -276,7 +251,7 @@ class TimmImageEncoder(ImageEncoder):
 class _Features(torch.nn.Module):
     """A timm network with a choice of pooling or logits."""
 
-    def __init__(self, model: torch.nn.Module, pooling: str, output: str) -> None:
+    def __init__(self, model: Any, pooling: str, output: str) -> None:
         super().__init__()
         self.model = model
         self.pooling = pooling
@@ -284,33 +259,27 @@ class _Features(torch.nn.Module):
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """Map pixels (n, 3, height, width) to (n, n_features)."""
-        model: Any = self.model
         if self.output == "logits":
-            return model(pixels)
-        last = model.forward_features(pixels)
+            return self.model(pixels)
+        last = self.model.forward_features(pixels)
         if self.pooling == "auto":
-            return model.forward_head(last, pre_logits=True)
-        return _pool(last, self.pooling, model)
+            return self.model.forward_head(last, pre_logits=True)
+        return _pool(last, self.pooling, self.model)
 
 
 def _pool(last: torch.Tensor, pooling: str, model: Any) -> torch.Tensor:
     """Pool a feature map (n, channels, h, w), (n, h, w, channels) or tokens (n, tokens, width)."""
-    n_prefix = getattr(model, "num_prefix_tokens", 0) if last.ndim == 3 else 0
     if pooling == "gem" and last.ndim != 4:
         raise ValueError(
             "pooling='gem' needs a network whose last features are a map with height and width, "
             "but this network returns tokens. Use 'auto', 'mean' or 'cls'."
         )
-    if pooling not in ("mean", "gem") and not n_prefix:
-        raise ValueError(f"pooling={pooling!r} needs a network with a class token. Use 'mean'.")
-    if last.ndim == 4:
-        spatial = (1, 2) if getattr(model, "output_fmt", "NCHW") == "NHWC" else (2, 3)
-        if pooling == "mean":
-            return last.mean(dim=spatial)
-        # In float32, because cubes overflow in half precision.
-        cubes = last.float().clamp(min=_GEM_EPSILON) ** _GEM_POWER
-        return cubes.mean(dim=spatial) ** (1 / _GEM_POWER)
-    mean = last[:, n_prefix:].mean(dim=1)
+    if last.ndim != 4 or pooling not in ("mean", "gem"):
+        n_prefix = getattr(model, "num_prefix_tokens", 0) if last.ndim == 3 else 0
+        return pool_patches(last, pooling, n_prefix)
+    spatial = (1, 2) if getattr(model, "output_fmt", "NCHW") == "NHWC" else (2, 3)
     if pooling == "mean":
-        return mean
-    return last[:, 0] if pooling == "cls" else torch.cat([last[:, 0], mean], dim=1)
+        return last.mean(dim=spatial)
+    # In float32, because cubes overflow in half precision.
+    cubes = last.float().clamp(min=_GEM_EPSILON) ** _GEM_POWER
+    return cubes.mean(dim=spatial) ** (1 / _GEM_POWER)

@@ -12,13 +12,12 @@ from torch import nn
 
 from ..features import FeatureCache
 from ..utils.validation import check_choice, check_integer
-from .image_encoder import ImageEncoder
+from .image_encoder import ImageEncoder, pool_patches
 from .text_encoder import TOKENIZING, TextEncoder, TextPreparation, read_preparation
 from .weights import (
     Network,
     call_from_pretrained,
     check_source,
-    format_library_version,
     read_side_file,
 )
 
@@ -60,11 +59,10 @@ class TransformersTextEncoder(TextEncoder):
         Whether features are L2-normalized. ``"auto"`` normalizes them if the model's
         sentence-transformers files declare it.
     max_length : int or None, default=None
-        Maximum number of tokens per text. Longer texts are truncated. None uses the model's
-        limit.
+        Number of tokens to which texts are truncated. None uses the model's limit.
     batch_size : {"auto"} or int, default="auto"
-        Number of texts per forward pass. ``"auto"`` uses the size that is fastest with the
-        engine. It is halved if the memory of the GPU is too small.
+        Number of texts per forward pass. ``"auto"`` is the fastest size. It is halved if the
+        memory of the GPU is too small.
     engine : {"auto", "torch", "onnx", "openvino"}, default="auto"
         Library that computes the network. ``"auto"`` uses the fastest installed one: OpenVINO or
         ONNX Runtime on a CPU, torch on a GPU. See `TimmImageEncoder` for details.
@@ -94,10 +92,8 @@ class TransformersTextEncoder(TextEncoder):
     Notes
     -----
     Texts are prepared as the model's files declare. They are lower-cased for SigLIP and SigLIP 2,
-    which were trained on lower-cased texts, and for sentence-transformers models with
-    ``do_lower_case``. The default prompt of a sentence-transformers model is prepended. If a model
-    has prompts but no default prompt, texts are encoded without a prompt and a warning lists the
-    prompts.
+    and for sentence-transformers models with ``do_lower_case``. The default prompt of a
+    sentence-transformers model is prepended. A warning lists prompts without a default.
 
     References
     ----------
@@ -117,6 +113,8 @@ class TransformersTextEncoder(TextEncoder):
     True
     """
 
+    _library = "transformers"
+    _feature_params = ("pooling", "normalize", "max_length")
     n_jobs = None  # tokenizers use several threads on their own
 
     def __init__(
@@ -135,18 +133,12 @@ class TransformersTextEncoder(TextEncoder):
         on_error: str = "raise",
         verbose: int = 0,
     ) -> None:
-        self.model_name = model_name
-        self.revision = revision
+        super().__init__(
+            model_name, revision, batch_size, engine, device, dtype, cache, on_error, verbose
+        )
         self.pooling = pooling
         self.normalize = normalize
         self.max_length = max_length
-        self.batch_size = batch_size
-        self.engine = engine
-        self.device = device
-        self.dtype = dtype
-        self.cache = cache
-        self.on_error = on_error
-        self.verbose = verbose
 
     def _check_parameters(self) -> None:
         super()._check_parameters()
@@ -157,15 +149,9 @@ class TransformersTextEncoder(TextEncoder):
         check_source(self.model_name, self)
 
     def _identity(self) -> dict[str, Any]:
-        weights = self._require_fingerprint()
-        return {
-            "weights": weights,
-            "library": format_library_version("transformers"),
-            "pooling": self.pooling,
-            "normalize": self.normalize,
-            "max_length": self.max_length,
-            **self._read_preparation(weights).identity(),
-        }
+        identity = super()._identity()
+        preparation = read_preparation(self.model_name, self.revision, identity["weights"])
+        return identity | preparation.identity()
 
     def _load(self, device: torch.device) -> Network:
         from transformers import AutoModel, AutoTokenizer
@@ -184,7 +170,8 @@ class TransformersTextEncoder(TextEncoder):
         modules = read_side_file(self.model_name, self.revision, "modules.json") or []
         kinds = {module["type"].rsplit(".", 1)[-1]: module["path"] for module in modules}
         pooling = "embedding" if hasattr(model, "get_text_features") else "mean"
-        preparation = self._read_preparation(self._weights_fingerprint())
+        weights = self._weights_fingerprint()
+        preparation = read_preparation(self.model_name, self.revision, weights)
         if "Pooling" in kinds:
             file = f"{kinds['Pooling']}/config.json"
             config = read_side_file(self.model_name, self.revision, file) or {}
@@ -198,16 +185,8 @@ class TransformersTextEncoder(TextEncoder):
         limit = min(tokenizer.model_max_length, _n_positions(model) or _MAX_TOKENS, _MAX_TOKENS)
         file = "sentence_bert_config.json"
         sentence = read_side_file(self.model_name, self.revision, file) or {}
-        return _TextPipeline(
-            tokenizer,
-            sentence.get("max_seq_length") or limit,
-            pooling,
-            "Normalize" in kinds,
-            preparation,
-        )
-
-    def _read_preparation(self, weights: str | None) -> TextPreparation:
-        return read_preparation(self.model_name, self.revision, weights)
+        limit = sentence.get("max_seq_length") or limit
+        return _TextPipeline(tokenizer, limit, pooling, "Normalize" in kinds, preparation)
 
     def _module(self, network: Network) -> torch.nn.Module:
         pipeline: _TextPipeline = network.prepare
@@ -250,7 +229,7 @@ class TransformersTextEncoder(TextEncoder):
 class _TextFeatures(torch.nn.Module):
     """A text network with pooling and normalization."""
 
-    def __init__(self, model: torch.nn.Module, pooling: str, normalize: bool) -> None:
+    def __init__(self, model: Any, pooling: str, normalize: bool) -> None:
         super().__init__()
         self.model = model
         self.pooling = pooling
@@ -262,14 +241,15 @@ class _TextFeatures(torch.nn.Module):
         mask = tokens["attention_mask"]
         if _is_siglip(self.model):
             del tokens["attention_mask"]
-        model: Any = self.model
         if self.pooling == "embedding":
-            embedding = model.get_text_features(**tokens)
+            embedding = self.model.get_text_features(**tokens)
             pooled = getattr(embedding, "pooler_output", embedding)
         else:
-            tower = getattr(model, "text_model", model)
-            encode = getattr(tower, "get_encoder", None) if _is_seq2seq(tower) else None
-            last = (encode() if encode else tower)(**tokens).last_hidden_state
+            tower = getattr(self.model, "text_model", self.model)
+            is_seq2seq = getattr(tower.config, "is_encoder_decoder", False)
+            if is_seq2seq and hasattr(tower, "get_encoder"):
+                tower = tower.get_encoder()
+            last = tower(**tokens).last_hidden_state
             pooled = _pool_tokens(last, mask, self.pooling)
         return nn.functional.normalize(pooled.float(), dim=-1) if self.normalize else pooled
 
@@ -282,10 +262,6 @@ def _n_positions(model: Any) -> int | None:
 
 def _is_siglip(model: Any) -> bool:
     return model.config.model_type.startswith("siglip")
-
-
-def _is_seq2seq(model: Any) -> bool:
-    return bool(getattr(model.config, "is_encoder_decoder", False))
 
 
 def _parse_pooling(config: dict[str, Any]) -> str:
@@ -331,16 +307,13 @@ class TransformersImageEncoder(ImageEncoder):
         pretrained weights, the class token, the mean.
     crop : {"center", "pad"}, default="center"
         Treatment of images that are not square. ``"center"`` uses the network's own
-        preprocessing, which usually crops the borders. ``"pad"`` adds white borders instead and
-        crops nothing.
+        preprocessing, which usually crops the borders. ``"pad"`` adds white borders instead.
     batch_size : {"auto"} or int, default="auto"
-        Number of images per forward pass. ``"auto"`` uses the size that is fastest with the
-        engine. It is halved if the memory of the GPU is too small.
+        Number of images per forward pass. ``"auto"`` is the fastest size. It is halved if the
+        memory of the GPU is too small.
     engine : {"auto", "torch", "onnx", "openvino"}, default="auto"
         Library that computes the network. ``"auto"`` uses the fastest installed one: OpenVINO or
-        ONNX Runtime on a CPU, torch on a GPU. For an engine other than torch, the network is
-        exported once into a folder next to the cache, and its features are compared with torch's
-        whenever it is loaded.
+        ONNX Runtime on a CPU, torch on a GPU. See `TimmImageEncoder` for details.
     device : {"auto"}, str or torch.device, default="auto"
         Device of the network. ``"auto"`` uses a GPU if there is one.
     dtype : {"float32", "bfloat16", "float16"}, default="float32"
@@ -380,6 +353,9 @@ class TransformersImageEncoder(ImageEncoder):
     'cls+mean'
     """
 
+    _library = "transformers"
+    _feature_params = ("pooling", "crop")
+
     def __init__(
         self,
         model_name: str = "facebook/dinov2-small",
@@ -396,31 +372,17 @@ class TransformersImageEncoder(ImageEncoder):
         on_error: str = "raise",
         verbose: int = 0,
     ) -> None:
-        self.model_name = model_name
-        self.revision = revision
+        super().__init__(
+            model_name, revision, batch_size, engine, device, dtype, cache, on_error, verbose
+        )
         self.pooling = pooling
         self.crop = crop
-        self.batch_size = batch_size
-        self.engine = engine
-        self.device = device
-        self.dtype = dtype
         self.n_jobs = n_jobs
-        self.cache = cache
-        self.on_error = on_error
-        self.verbose = verbose
 
     def _check_parameters(self) -> None:
         super()._check_parameters()
         check_choice(self.pooling, "pooling", ("auto", "mean", "cls", "cls+mean"))
         check_source(self.model_name, self)
-
-    def _identity(self) -> dict[str, Any]:
-        return {
-            "weights": self._require_fingerprint(),
-            "library": format_library_version("transformers"),
-            "pooling": self.pooling,
-            "crop": self.crop,
-        }
 
     def _load(self, device: torch.device) -> Network:
         from transformers import AutoImageProcessor, AutoModel
@@ -443,14 +405,14 @@ class TransformersImageEncoder(ImageEncoder):
 class _ImageFeatures(torch.nn.Module):
     """An image network with pooling."""
 
-    def __init__(self, model: torch.nn.Module, pooling: str) -> None:
+    def __init__(self, model: Any, pooling: str) -> None:
         super().__init__()
         self.model = model
         self.pooling = pooling
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """Map pixels, (n, 3, height, width), to features, (n, n_features)."""
-        model: Any = self.model
+        model = self.model
         if hasattr(model, "get_image_features"):
             if self.pooling == "auto":
                 embedding = model.get_image_features(pixel_values=pixels)
@@ -460,22 +422,17 @@ class _ImageFeatures(torch.nn.Module):
         pooled = getattr(output, "pooler_output", None)
         if self.pooling == "auto" and pooled is not None and self.model.pooler_is_pretrained:
             return pooled.flatten(1)
-        return _pool_patches(output.last_hidden_state, self.pooling, model)
+        return _pool_output(output.last_hidden_state, self.pooling, model)
 
 
-def _pool_patches(last: torch.Tensor, pooling: str, model: Any) -> torch.Tensor:
+def _pool_output(last: torch.Tensor, pooling: str, model: Any) -> torch.Tensor:
     """Pool a feature map, (n, channels, h, w), or tokens, (n, n_tokens, width)."""
     n_prefix = 0 if last.ndim == 4 else _n_prefix_tokens(model)
     if pooling == "auto":
         pooling = "cls" if n_prefix else "mean"
-    if pooling != "mean" and not n_prefix:
-        raise ValueError(f"pooling={pooling!r} needs a network with a class token. Use 'mean'.")
-    if last.ndim == 4:
+    if last.ndim == 4 and pooling == "mean":
         return last.mean(dim=(2, 3))
-    mean = last[:, n_prefix:].mean(dim=1)
-    if pooling == "mean":
-        return mean
-    return last[:, 0] if pooling == "cls" else torch.cat([last[:, 0], mean], dim=1)
+    return pool_patches(last, pooling, n_prefix)
 
 
 def _n_prefix_tokens(model: Any) -> int:

@@ -27,18 +27,13 @@ from ..utils.validation import check_choice
 from ..utils.warnings import warn
 from ._encoding import CacheInfo, cache_info, encode, encode_to_file
 from ._engine import ENGINES, Engine, TorchEngine, Workload, choose_engine
-from ._engine_factory import engine_key, exports_folder, is_export_worthwhile, make_engine
-from .items import (
-    EncodingError,
-    EncodingFailedWarning,
-    as_items,
-    summarize_errors,
-)
+from ._engine_factory import exports_folder, is_export_worthwhile, make_engine
+from .items import EncodingError, EncodingFailedWarning, as_items, summarize_errors
 from .weights import (
     Network,
-    check_recorded_weights,
     compute_fingerprint,
     digest_folder,
+    format_library_version,
     get_shared_network,
     is_network_shared,
 )
@@ -62,22 +57,38 @@ class FrozenEncoder(
     _modality: str
     # Smallest number of items for which exporting a small network saves more time than it takes.
     _min_items_to_export: int
+    _torch_batch_sizes: tuple[int, int]  # fastest on a CPU and on a GPU
+    # The library that loads the network, and the parameters that features depend on.
+    _library: str
+    _feature_params: tuple[str, ...] = ()
     _runtime_params: ClassVar = frozenset(
         {"batch_size", "cache", "device", "engine", "n_jobs", "verbose"}
     )
 
-    # Parameters that the __init__ of every subclass sets.
-    model_name: str
-    revision: str | None
     pooling: str
-    batch_size: int | str
-    engine: str
-    device: str | torch.device | None
-    dtype: str
     n_jobs: int | None
-    cache: str | PathLike[str] | FeatureCache | None
-    on_error: str
-    verbose: int
+
+    def __init__(
+        self,
+        model_name: str,
+        revision: str | None,
+        batch_size: int | str,
+        engine: str,
+        device: str | torch.device | None,
+        dtype: str,
+        cache: str | PathLike[str] | FeatureCache | None,
+        on_error: str,
+        verbose: int,
+    ) -> None:
+        self.model_name = model_name
+        self.revision = revision
+        self.batch_size = batch_size
+        self.engine = engine
+        self.device = device
+        self.dtype = dtype
+        self.cache = cache
+        self.on_error = on_error
+        self.verbose = verbose
 
     # Methods of subclasses: weights and identity
 
@@ -93,9 +104,12 @@ class FrozenEncoder(
         """Return a digest or commit of the weights, or None if the model must be loaded first."""
         return compute_fingerprint(self.model_name, self.revision)
 
-    @abstractmethod
     def _identity(self) -> dict[str, Any]:
         """Return everything except the item that a feature depends on, without loading weights."""
+        weights = self._require_fingerprint()
+        library = format_library_version(self._library)
+        params = {name: getattr(self, name) for name in self._feature_params}
+        return {"weights": weights, "library": library, **params}
 
     # Methods of subclasses: items
 
@@ -136,10 +150,6 @@ class FrozenEncoder(
     @abstractmethod
     def _module(self, network: Network) -> torch.nn.Module:
         """Return the module that maps tensors of a batch to features, (n_items, n_features)."""
-
-    @abstractmethod
-    def _default_batch_size(self, engine: str, device: torch.device) -> int:
-        """Return the fastest batch size."""
 
     @reports_fit
     def fit(self, X: Sequence[Any], y: Any = None) -> Self:
@@ -199,7 +209,8 @@ class FrozenEncoder(
         """Encode items into a ``.npy`` file, chunk by chunk, in bounded memory.
 
         A run that was killed resumes where it stopped when it is started again. If the file is
-        already complete, a second run with the same items only checks it.
+        already complete, a second run with the same items only checks it, which reads every image
+        but encodes none.
 
         Parameters
         ----------
@@ -210,8 +221,7 @@ class FrozenEncoder(
             Items, as for `transform`, or a side of
             :func:`~sklearn_ape.datasets.load_webdataset`, which is read chunk by chunk.
         chunk_size : int, default=1024
-            Number of rows that are encoded and written together. If the run is killed, at most
-            the chunks in progress are lost.
+            Number of rows that are encoded and written together.
         n_jobs : int or None, default=None
             Number of chunks that joblib encodes in parallel. Under
             ``joblib.parallel_config(backend="dask")``, the workers of the cluster encode them and
@@ -239,19 +249,11 @@ class FrozenEncoder(
         ValueError
             If a feature does not fit in float16, or a parameter is invalid.
         OSError
-            If the file cannot be written, for instance because the disk is full.
-        FileLockedError
-            An `OSError` and `RuntimeError`, if another process is writing the file.
+            If the file cannot be written, or another process is writing it (`FileLockedError`).
 
         See Also
         --------
         sklearn_ape.features.DiskFeatureCache : Cache on disk, for items that are encoded again.
-
-        Notes
-        -----
-        Items are identified by their content, so checking finished chunks reads every image but
-        encodes none. If a worker dies, its chunk is encoded by another worker if the backend
-        supports it (dask does).
 
         Examples
         --------
@@ -264,14 +266,7 @@ class FrozenEncoder(
         """
         self._check_parameters()
         features, self.errors_ = encode_to_file(
-            self,
-            path,
-            X,
-            chunk_size=chunk_size,
-            n_jobs=n_jobs,
-            dtype=dtype,
-            overwrite=overwrite,
-            verbose=verbose,
+            self, path, X, chunk_size, n_jobs, dtype, overwrite, verbose
         )
         self._warn_about(self.errors_)
         return features
@@ -312,11 +307,10 @@ class FrozenEncoder(
             exports_folder(self.cache),
         )
         name = choose_engine(self.engine, workload.device, workload.dtype)
+        # The key has the process id, because an engine's threads do not exist in a forked process.
+        key = (name, workload.key, workload.dtype, workload.n_threads, os.getpid())
         is_automatic = self.engine == "auto"
-        if name == "torch":
-            return TorchEngine(workload)
-        key = engine_key(name, workload)
-        if (
+        if name == "torch" or (
             is_automatic
             and not is_network_shared(key)
             and not is_export_worthwhile(name, workload, n_items, self._min_items_to_export)
@@ -338,9 +332,12 @@ class FrozenEncoder(
         return self.n_jobs if self.n_jobs > 0 else max(1, cpu_count() + 1 + self.n_jobs)
 
     def _batch_size_for(self, engine: str, device: torch.device) -> int:
-        if self.batch_size == "auto":
-            return self._default_batch_size(engine, device)
-        return int(self.batch_size)
+        if self.batch_size != "auto":
+            return int(self.batch_size)
+        if engine != "torch":
+            return 4  # the outputs of the first layers for 4 images fit into the cache of a core
+        on_cpu, on_gpu = self._torch_batch_sizes
+        return on_cpu if device.type == "cpu" else on_gpu
 
     def _network(self) -> Network:
         return self._get_network(type(self).__name__)
@@ -351,17 +348,16 @@ class FrozenEncoder(
         weights = self._weights_key()
         if os.path.isdir(self.model_name):  # the files of the folder may have been replaced
             weights += digest_folder(Path(self.model_name))
-        return get_shared_network(
-            (loader, weights, str(device)), lambda: self._load_frozen(device)
-        )
 
-    def _load_frozen(self, device: torch.device) -> Network:
-        # Libraries initialize weights at random before they read them. The fork keeps the state of
-        # the user's generator.
-        with default_state(), torch.random.fork_rng(devices=[]):
-            network = self._load(device)
-            network.model.requires_grad_(False).eval()
-        return network
+        def load() -> Network:
+            # Libraries initialize weights at random before they read them. The fork keeps the
+            # state of the user's generator.
+            with default_state(), torch.random.fork_rng(devices=[]):
+                network = self._load(device)
+                network.model.requires_grad_(False).eval()
+            return network
+
+        return get_shared_network((loader, weights, str(device)), load)
 
     def _is_width_known(self) -> bool:
         # Parameters may have been set since the width was stored.
@@ -456,12 +452,20 @@ class FrozenEncoder(
         return {"weights": self._weights_fingerprint()}
 
     def _set_state(self, state: FittedState) -> None:
-        check_recorded_weights(
-            state.optional("weights"),
-            self._weights_fingerprint(),
-            type(self).__name__,
-            self.model_name,
-        )
+        recorded, fingerprint = state.optional("weights"), self._weights_fingerprint()
+        name = type(self).__name__
+        if recorded is not None and fingerprint is not None and recorded != fingerprint:
+            raise ValueError(
+                f"{name}({self.model_name!r}) has other weights here ({fingerprint[:60]}) than "
+                f"when the model was fitted ({str(recorded)[:60]}), so its answers would be "
+                "wrong. Use the weights of the fit, or fit again."
+            )
+        # Weights without a fingerprint are on the hub; a bare sha256 is the digest of a folder.
+        if fingerprint is None and re.fullmatch("[0-9a-f]{64}", str(recorded)):
+            raise ValueError(
+                f"model_name={self.model_name!r} of {name} is a folder that does not exist here. "
+                "Copy the folder with the weights to this path."
+            )
 
     def _check_restored(self) -> None:
         self._check_parameters()

@@ -87,14 +87,12 @@ def classifier_head_pairs(
     ----------
     encoder : TimmImageEncoder, TransformersImageEncoder or str
         Encoder, or its name as in `APEAligner`. Its network must have a linear classification
-        head on the encoder's features, and the classes must have names. With ``pooling="gem"``,
-        the head may be on the mean instead, because the channels have the same meaning.
+        head on the encoder's features (or their mean, with ``pooling="gem"``).
     synonyms : bool, default=True
-        Whether all names of a class are included, instead of only the first. A class name such as
-        ``"tench, Tinca tinca"`` is a list of names.
+        Whether all names of a class such as ``"tench, Tinca tinca"`` are included, instead of only
+        the first.
     definitions : bool, default=True
-        Whether WordNet's definition of a class is included. It is available for the classes of
-        ImageNet.
+        Whether WordNet's definition of a class is included, if it is a class of ImageNet.
 
     Returns
     -------

@@ -6,10 +6,11 @@ import math
 import os
 from abc import abstractmethod
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
+from PIL import Image, ImageOps
 from sklearn.utils import Tags
 from torch import nn
 from torch.nn.functional import interpolate
@@ -19,9 +20,6 @@ from .base import FrozenEncoder
 from .images import check_image, image_digest, read_image, unwrap_image
 from .items import ItemError
 from .weights import Network
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 NUMBERS_OF_VIEWS = (1, 2, 4)
 
@@ -42,24 +40,11 @@ _MAX_SQUARE = 8192
 
 
 class Preprocessing(NamedTuple):
-    """Resizing and cropping as in torchvision; the network normalizes the pixels.
+    """Resizing, center crop, and mean and standard deviation of the channels, as in torchvision.
 
-    Parameters
-    ----------
-    resize : int or tuple of (int, int)
-        Length of the shorter side, or height and width, after resizing.
-    crop : tuple of (int, int)
-        Height and width of the center crop.
-    interpolation : {"bicubic", "bilinear"}
-        Interpolation of resizing, with antialiasing.
-    mean, std : tuple of float
-        Mean and standard deviation of the three channels, for pixels from 0 to 1.
-
-    Notes
-    -----
-    Pixels are bytes until the first step of the network, so a batch takes a quarter of the
-    memory. torch resizes bytes several times faster than Pillow, with the same result up to
-    rounding.
+    Sizes are height and width; an integer is the length of the shorter side. Pixels are bytes
+    until the first step of the network, so a batch takes a quarter of the memory. torch resizes
+    bytes several times faster than Pillow, with the same result up to rounding.
     """
 
     resize: int | tuple[int, int]
@@ -105,10 +90,7 @@ class Preprocessing(NamedTuple):
     def __call__(self, image: Image.Image) -> torch.Tensor:
         """Return the pixels of an RGB image as bytes, (height, width, 3)."""
         new_width, new_height = self._compute_size(*image.size)
-        factor = min(
-            image.width // (_REDUCING_GAP * new_width),
-            image.height // (_REDUCING_GAP * new_height),
-        )
+        factor = min(image.width // new_width, image.height // new_height) // _REDUCING_GAP
         if factor > 1:
             image = image.reduce(factor)
         pixels = torch.from_numpy(np.array(image))
@@ -122,11 +104,6 @@ class Preprocessing(NamedTuple):
         top, left = round((new_height - height) / 2), round((new_width - width) / 2)
         return pixels[top : top + height, left : left + width].contiguous()
 
-    @property
-    def min_side(self) -> int:
-        """Smallest length of the side given by `resize` at which an image may be decoded."""
-        return _REDUCING_GAP * (self.resize if isinstance(self.resize, int) else max(self.resize))
-
     def _compute_size(self, width: int, height: int) -> tuple[int, int]:
         if not isinstance(self.resize, int):
             return self.resize[1], self.resize[0]
@@ -138,15 +115,7 @@ class Preprocessing(NamedTuple):
 class OnPixels(nn.Module):
     """Module that maps prepared images to features, averaged over the views of each image.
 
-    Parameters
-    ----------
-    network : torch.nn.Module
-        Network that maps normalized pixels, (n, 3, height, width), to features.
-    prepare : object
-        Preprocessing of the images. The bytes of a `Preprocessing` are normalized by this module,
-        while any other preprocessing returns normalized pixels.
-    n_views : int, default=1
-        Number of views per image.
+    It normalizes the bytes of a `Preprocessing`. Other preprocessing returns normalized pixels.
     """
 
     def __init__(self, network: nn.Module, prepare: Any, n_views: int = 1) -> None:
@@ -156,13 +125,11 @@ class OnPixels(nn.Module):
         self.mean: torch.Tensor
         self.std: torch.Tensor
         self.takes_bytes = isinstance(prepare, Preprocessing)
-        device = next((p.device for p in network.parameters()), torch.device("cpu"))
-        mean, std = (
-            (255 * torch.tensor(values, device=device)).view(3, 1, 1)
-            for values in ((prepare.mean, prepare.std) if self.takes_bytes else ((0.0,) * 3,) * 2)
-        )
-        self.register_buffer("mean", mean, persistent=False)
-        self.register_buffer("std", std, persistent=False)
+        if self.takes_bytes:
+            device = next((p.device for p in network.parameters()), torch.device("cpu"))
+            for name in ("mean", "std"):
+                values = 255 * torch.tensor(getattr(prepare, name), device=device)
+                self.register_buffer(name, values.view(3, 1, 1), persistent=False)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """Map pixels, (n, ...) or (n, n_views, ...), to features, (n, n_features)."""
@@ -181,6 +148,16 @@ class OnPixels(nn.Module):
         return (pixels.permute(0, 3, 1, 2).float() - self.mean) / self.std
 
 
+def pool_patches(last: torch.Tensor, pooling: str, n_prefix: int) -> torch.Tensor:
+    """Pool tokens, (n, n_tokens, width), of which `n_prefix` come before those of the patches."""
+    if pooling != "mean" and not n_prefix:
+        raise ValueError(f"pooling={pooling!r} needs a network with a class token. Use 'mean'.")
+    mean = last[:, n_prefix:].mean(dim=1)
+    if pooling == "mean":
+        return mean
+    return last[:, 0] if pooling == "cls" else torch.cat([last[:, 0], mean], dim=1)
+
+
 class ImageEncoder(FrozenEncoder):
     """Base class for image encoders.
 
@@ -189,6 +166,7 @@ class ImageEncoder(FrozenEncoder):
 
     _modality = "image"
     _min_items_to_export = 256
+    _torch_batch_sizes = (16, 128)
 
     crop: str
     views: int = 1
@@ -207,7 +185,6 @@ class ImageEncoder(FrozenEncoder):
         """Return the module that maps normalized pixels, (n, 3, height, width), to features."""
 
     def _preprocessing(self, prepare: Any) -> Any:
-        """Return the preprocessing of an image."""
         return prepare
 
     def _module(self, network: Network) -> torch.nn.Module:
@@ -219,11 +196,6 @@ class ImageEncoder(FrozenEncoder):
 
     def _batch_size_for(self, engine: str, device: torch.device) -> int:
         return max(1, super()._batch_size_for(engine, device) // self.views)
-
-    def _default_batch_size(self, engine: str, device: torch.device) -> int:
-        if engine == "torch":
-            return 16 if device.type == "cpu" else 128
-        return 4  # the outputs of the first layers for 4 images fit into the cache of a core
 
     def _prepare(self, prepare: Any, item: Any) -> Any:
         preprocessing = self._preprocessing(prepare)
@@ -244,16 +216,14 @@ class ImageEncoder(FrozenEncoder):
         """Return the smallest side at which images are decoded without a loss of detail."""
         if not isinstance(preprocessing, Preprocessing):
             return None
-        return math.ceil(preprocessing.min_side * (_MAX_ZOOM if self.views > 2 else 1))
+        resize = preprocessing.resize
+        side = _REDUCING_GAP * (resize if isinstance(resize, int) else max(resize))
+        return math.ceil(side * (_MAX_ZOOM if self.views > 2 else 1))
 
     def _blank(self) -> Any:
-        from PIL import Image
-
         return Image.new("RGB", (32, 32), "white")
 
     def _examples(self) -> list[list[Any]]:
-        from PIL import Image
-
         rng = np.random.default_rng(0)
         images = [
             Image.fromarray(rng.integers(0, 256, (size, size, 3), dtype=np.uint8)).resize((96, 64))
@@ -282,8 +252,6 @@ class ImageEncoder(FrozenEncoder):
 
 def _pad_to_square(image: Any) -> Any:
     """Center an image on a white square."""
-    from PIL import Image
-
     if max(image.size) > _MAX_SQUARE:
         image = image.reduce(math.ceil(max(image.size) / _MAX_SQUARE))
     side = max(image.size)
@@ -298,8 +266,6 @@ def _iter_views(image: Image.Image, n_views: int) -> Iterator[Image.Image]:
     The views have the proportions of the image, up to a pixel. They are yielded one at a time,
     because each takes as much memory as the image.
     """
-    from PIL import ImageOps
-
     yield image
     if n_views > 1:
         yield ImageOps.mirror(image)

@@ -11,23 +11,20 @@ import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..utils.concurrency import LRUCache
 from ..utils.files import IMAGE_SUFFIXES, is_settled, stamp_of
 from .items import ItemError, as_items
 
-if TYPE_CHECKING:
-    from PIL import Image
-
 # The header of larger files is checked before the whole file is read for its digest, because a
 # sparse file may pretend to be of any size.
 _LARGE_FILE = 2**26
 
-# Number of bytes read at a time for digests, and of pixels scaled at a time. They bound memory.
-_READ_AT_ONCE = 2**20
+# Number of pixels scaled at a time, which bounds memory.
 _PIXELS_AT_ONCE = 2**20
 
 # First bytes of TIFF and BigTIFF files, and of drawings that Pillow cannot render.
@@ -73,30 +70,9 @@ def read_image(
 ) -> Image.Image:
     """Return an upright RGB image, with transparent pixels blended with white.
 
-    Parameters
-    ----------
-    item : str, path-like, bytes, PIL.Image.Image, ndarray of uint8 or dict
-        Image to read. The first frame of an animation is used. A dict has the key ``"bytes"`` or
-        ``"path"``.
-    min_side : int or None, default=None
-        Smallest number of pixels of the shorter side. A larger JPEG file is decoded at 1/2, 1/4
-        or 1/8 of its size if possible, which is faster. None decodes it at its full size.
-    use_longer_side : bool, default=False
-        Whether ``min_side`` is the smallest number of pixels of the longer side instead.
-
-    Returns
-    -------
-    image : PIL.Image.Image
-        Image of mode RGB.
-
-    Raises
-    ------
-    ItemError
-        If the item is not an image, is damaged, or has more pixels than
-        `PIL.Image.MAX_IMAGE_PIXELS`.
+    The first frame of an animation is used. A larger JPEG file is decoded at 1/2, 1/4 or 1/8 of
+    its size, which is faster, if the shorter (or longer) side then has at least `min_side` pixels.
     """
-    from PIL import Image
-
     item = unwrap_image(item)
     if isinstance(item, str | os.PathLike | bytes | bytearray | memoryview):
         image = _open(item)
@@ -152,10 +128,8 @@ def _stat_file(path: str) -> os.stat_result:
     """Return the status of a regular file that is not empty. Opening a pipe could block."""
     try:
         status = os.stat(path)
-    except FileNotFoundError:
-        raise ItemError(_describe_missing_file(path)) from None
     except (OSError, ValueError) as error:  # for instance a NUL in the name, or no permission
-        if getattr(error, "errno", None) == errno.ENAMETOOLONG:
+        if getattr(error, "errno", None) in (errno.ENOENT, errno.ENAMETOOLONG):
             raise ItemError(_describe_missing_file(path)) from None
         raise ItemError(
             f"cannot be opened ({error}). Check the path and its permissions."
@@ -183,14 +157,11 @@ def _digest_file(path: str) -> bytes:
         check_image(path)
     try:
         with open(path, "rb") as file:
-            block = file.read(_READ_AT_ONCE)
-            sha256 = _new_digest(block[:4])
-            while block:
-                sha256.update(block)
-                block = file.read(_READ_AT_ONCE)
+            sha256 = _new_digest(file.read(4))
+            file.seek(0)
+            digest = hashlib.file_digest(file, lambda: sha256).digest()
     except OSError as error:
         raise ItemError(f"cannot be read ({error.strerror}). Check its permissions.") from None
-    digest = sha256.digest()
     if is_settled(status):
         _file_digests.put(key, (stamp, digest))
     return digest
@@ -225,8 +196,6 @@ def _describe_error(error: Exception) -> str:
 
 def _open(item: Any) -> Image.Image:
     """Open a file or its bytes, reading only the header."""
-    from PIL import Image, UnidentifiedImageError
-
     is_path = isinstance(item, str | os.PathLike)
     if is_path:
         item = os.fsdecode(item)
@@ -273,8 +242,6 @@ def _describe_unknown_format(item: Any, is_path: bool) -> str:
 
 def _to_pixels(item: Any) -> np.ndarray:
     """Return uint8 pixels, (H, W) or (H, W, channels), of a PIL image or an array."""
-    from PIL import Image
-
     if isinstance(item, Image.Image):
         return np.asarray(read_image(item))
     if not isinstance(item, np.ndarray):
@@ -322,8 +289,6 @@ def _suggest_conversion(item: Any) -> str:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     """Return an image of any mode as upright RGB on white; may change the image in place."""
-    from PIL import Image, ImageOps
-
     image.load()
     # Damaged EXIF tags raise many exception types; the image is read without rotation then.
     with suppress(Exception):
@@ -345,8 +310,6 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 def _scale_to_bytes(image: Image.Image) -> Image.Image:
     """Scale 16-bit, 32-bit and floating point grey values to 0..255 instead of clipping them."""
-    from PIL import Image
-
     values = np.asarray(image)
     low, high = float(values.min()), float(values.max())
     if not (np.isfinite(low) and np.isfinite(high)):
@@ -370,18 +333,9 @@ def _scale_to_bytes(image: Image.Image) -> Image.Image:
 
 
 def image_digests(X: Any) -> np.ndarray | None:
-    """Return 16 bytes per image, equal for images with the same content.
+    """Return 16 bytes per image, equal for images with the same content, or None for a table.
 
-    Parameters
-    ----------
-    X : sequence of images
-        Paths, bytes, PIL images or arrays. For a path, the content of the file is digested.
-
-    Returns
-    -------
-    digests : ndarray of shape (n_images,) and dtype V16, or None
-        Digests. An item that is not an image, or cannot be read, has a unique digest. None is
-        returned if X is not a sequence of items but, for instance, a table.
+    An item that is not an image, or cannot be read, has a unique digest.
     """
     try:
         items = as_items(X, "image")
@@ -398,18 +352,7 @@ def image_digests(X: Any) -> np.ndarray | None:
 
 
 def image_groups(images: Any) -> np.ndarray:
-    """Return group numbers of images, which are equal for images with the same content.
-
-    Parameters
-    ----------
-    images : sequence of images
-        Paths, bytes, PIL images or arrays, as for `image_digests`.
-
-    Returns
-    -------
-    groups : ndarray of int, shape (n_images,)
-        Group of every image, for the parameter ``groups`` of an aligner's scores.
-    """
+    """Return group numbers of images, which are equal for images with the same content."""
     digests = image_digests(images)
     if digests is None:
         raise ValueError(f"images must be a sequence of images, not {type(images).__name__}.")

@@ -32,11 +32,6 @@ class EncodingError(ValueError):
         Message that names the first rows that cannot be encoded.
     errors : dict of {int: str}
         Reasons for all rows that cannot be encoded, by row.
-
-    Attributes
-    ----------
-    errors : dict of {int: str}
-        Reasons for all rows that cannot be encoded, by row.
     """
 
     def __init__(self, message: str, errors: dict[int, str]) -> None:
@@ -74,9 +69,9 @@ def describe_item(item: Any, error: ItemError) -> str:
 def _describe_type(item: Any) -> str:
     if isinstance(item, bytes | bytearray | memoryview):
         return f"the {type(item).__name__} object"
-    if hasattr(item, "getexif") or isinstance(item, np.ndarray):
-        return f"the {'array' if isinstance(item, np.ndarray) else 'PIL image'}"
-    return reprlib.repr(item)
+    if isinstance(item, np.ndarray):
+        return "the array"
+    return "the PIL image" if hasattr(item, "getexif") else reprlib.repr(item)
 
 
 def summarize_errors(errors: Mapping[int, str], modality: str) -> str:
@@ -97,11 +92,12 @@ def _format_reason(errors: Mapping[int, str], reason: str, rows: list[int]) -> s
     if len(rows) == 1:
         return f"  row {rows[0]}: {errors[rows[0]]}"
     names = list(dict.fromkeys(getattr(errors[row], "name", "") for row in rows))
-    subject = f"each of {format_list(names, str)} " if all(names) else "each "
-    if len(names) == 1:
-        subject = f"{names[0]} " if names[0] else "each "
     if not hasattr(errors[rows[0]], "reason"):  # the text was read from a file of features
         subject = ""
+    elif not all(names):
+        subject = "each "
+    else:
+        subject = f"{names[0]} " if len(names) == 1 else f"each of {format_list(names, str)} "
     return f"  rows {format_list(rows, str)} ({len(rows)} in all): {subject}{reason}"
 
 

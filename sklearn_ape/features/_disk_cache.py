@@ -108,20 +108,15 @@ class DiskFeatureCache:
 
     Notes
     -----
-    Several processes may read and write at the same time. Every call of ``put_many`` is written
-    immediately, unless writing would take more than a fifth of the time. Then the calls of up to
-    a quarter of a second share a transaction. So a run that is killed loses at most the work of
-    the last quarter of a second.
+    Several processes may read and write at the same time. A run that is killed loses at most the
+    work of the last quarter of a second.
 
-    Every entry has a digest of its key and its numbers. Damaged entries are not returned, so
-    they are computed again. An unreadable file is renamed, with a warning, and never deleted. If
-    the folder is not writable, features are read, and a warning says that new features are not
-    stored. A file in the format of a later version of sklearn-ape is neither read nor changed,
-    and a warning says so.
+    Damaged features are computed again. An unreadable file is renamed, with a warning, and never
+    deleted. If the folder is not writable, or the file is in the format of a later version of
+    sklearn-ape, a warning says that new features are not stored.
 
-    A file may have entries of both types. A float32 cache ignores entries of float16, so it never
-    returns rounded numbers. A float16 cache reads both types and rounds. (An encoder that computes
-    a feature returns it before rounding.)
+    A file may have features of both types. A float32 cache ignores those of float16, so it never
+    returns rounded numbers. A float16 cache reads both types and rounds.
 
     Examples
     --------

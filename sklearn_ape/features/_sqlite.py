@@ -73,25 +73,21 @@ def connect_to_read(path: Path, timeout: float) -> sqlite3.Connection:
         try:
             list_tables(connection)
             _check_format(connection)
-        except sqlite3.Error as error:
-            connection.close()
-            last_error = error
-        except NewerFormatError:
-            connection.close()
-            raise
-        else:
             return connection
+        except (sqlite3.Error, NewerFormatError) as error:
+            connection.close()
+            if isinstance(error, NewerFormatError):
+                raise
+            last_error = error
     raise last_error
 
 
 def list_tables(connection: sqlite3.Connection) -> set[str]:
-    """Return the names of the tables in a file."""
     names = connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")
     return {name.decode(errors="replace") for (name,) in names if isinstance(name, bytes)}
 
 
 def connect_to_nothing() -> sqlite3.Connection:
-    """Open an empty database in memory."""
     return sqlite3.connect(":memory:", check_same_thread=False)
 
 
@@ -104,7 +100,8 @@ def retry_while_busy(
         try:
             return open_file()
         except sqlite3.DatabaseError as error:
-            if not _is_busy(error) or time.monotonic() > deadline:
+            is_busy = getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
+            if not is_busy or time.monotonic() > deadline:
                 raise
             # SQLite itself does not wait while several processes create the same file.
             time.sleep(0.01)
@@ -138,7 +135,3 @@ def _check_format(connection: sqlite3.Connection) -> None:
             f"was written by a newer version of sklearn-ape (format {file_format}; this version "
             f"supports {_FORMAT}) and is not used. Upgrade sklearn-ape, or pass another folder"
         )
-
-
-def _is_busy(error: sqlite3.DatabaseError) -> bool:
-    return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Mapping
 from os import PathLike, fspath
-from types import TracebackType
 from typing import Any, Protocol, Self, runtime_checkable
 
 import numpy as np
@@ -20,12 +19,7 @@ class FeatureCache(Protocol):
 
     def __enter__(self) -> Self: ...
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None: ...
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None: ...
 
     def get_many(self, keys: Iterable[bytes]) -> dict[bytes, np.ndarray]:
         """Return the stored features by key. Keys that are not stored are left out."""
@@ -97,22 +91,6 @@ class MemoryFeatureCache:
         self._features.clear()
 
 
-class _NoCache:
-    """Feature cache that is always empty."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        pass
-
-    def get_many(self, keys: Iterable[bytes]) -> dict[bytes, np.ndarray]:
-        return {}
-
-    def put_many(self, features: Mapping[bytes, np.ndarray]) -> None:
-        pass
-
-
 _PROCESS_CACHE = MemoryFeatureCache()
 
 
@@ -123,8 +101,7 @@ def open_cache(cache: str | PathLike[str] | FeatureCache | None) -> FeatureCache
     ----------
     cache : {"memory"}, str, path-like, FeatureCache or None
         ``"memory"`` is a cache that the whole process shares. Any other str or path is a folder
-        on disk. ``None`` disables caching. Pass a `DiskFeatureCache` for a folder with options,
-        or a `MemoryFeatureCache` for a cache in memory that is not shared.
+        on disk. ``None`` disables caching.
 
     Returns
     -------
@@ -147,7 +124,7 @@ def open_cache(cache: str | PathLike[str] | FeatureCache | None) -> FeatureCache
     DiskFeatureCache('features', dtype='float16')
     """
     if cache is None:
-        return _NoCache()
+        return MemoryFeatureCache(max_bytes=0)  # always empty
     if isinstance(cache, str | PathLike):
         return _PROCESS_CACHE if fspath(cache) == "memory" else DiskFeatureCache(cache)
     if isinstance(cache, DiskFeatureCache):

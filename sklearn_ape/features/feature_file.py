@@ -31,11 +31,6 @@ class OtherContentError(FileExistsError):
     ----------
     problem : str
         Sentence that states how the file differs.
-
-    Attributes
-    ----------
-    problem : str
-        The message without the advice on parameters of `encode_to`.
     """
 
     def __init__(self, problem: str) -> None:
@@ -59,20 +54,8 @@ class FeatureFile:
 
     Rows are written to ``path + ".partial"``, which is renamed to ``path`` when it is complete.
     The file ``path + ".journal"`` has a line for every finished chunk. A chunk whose line is lost
-    or damaged, or whose rows do not have the digest in the journal, is not finished.
-
-    Parameters
-    ----------
-    path : path-like
-        Path of the file.
-    source : str
-        Digest of everything that the features depend on, except for the items.
-    n_rows : int
-        Number of rows of the file.
-    chunk_size : int
-        Number of rows per chunk.
-    dtype : {"float32", "float16"}
-        Type of the numbers in the file.
+    or damaged, or whose rows do not have the digest in the journal, is not finished. `source` is a
+    digest of everything that the features depend on, except for the items.
     """
 
     def __init__(
@@ -82,14 +65,11 @@ class FeatureFile:
         self.n_rows = n_rows
         self.chunk_size = chunk_size
         self.dtype = np.dtype(dtype).newbyteorder("<")
+        self.n_chunks = -(-n_rows // chunk_size)  # the last one may have fewer rows
         self.existing_path = self.path  # set to the partial file by `resume` if there is one
         self.finished: dict[int, FinishedChunk] = {}
-        self._header = {
-            "source": source,
-            "n_rows": n_rows,
-            "chunk_size": chunk_size,
-            "dtype": dtype,
-        }
+        sizes = {"n_rows": n_rows, "chunk_size": chunk_size}
+        self._header = {"source": source, **sizes, "dtype": dtype}
         self._partial = self.path.with_name(f"{self.path.name}.partial")
         self._journal = self.path.with_name(f"{self.path.name}.journal")
         self._file: BinaryIO | None = None
@@ -110,23 +90,12 @@ class FeatureFile:
         self._file = self._log = None
 
     @property
-    def n_chunks(self) -> int:
-        """Number of chunks, the last of which may have fewer rows."""
-        return -(-self.n_rows // self.chunk_size)
-
-    @property
     def is_complete(self) -> bool:
         """Whether all chunks are finished."""
         return len(self.finished) == self.n_chunks
 
     def resume(self) -> None:
-        """Read the journal of an existing file and find the finished chunks.
-
-        Raises
-        ------
-        OtherContentError
-            If the shape of the file differs, or it was written with a different encoder.
-        """
+        """Find the finished chunks of an existing file; raise OtherContentError if it differs."""
         is_partial = self._partial.exists() and self._partial.stat().st_size > 0
         self.existing_path = path = self._partial if is_partial else self.path
         if not path.exists():
@@ -156,26 +125,7 @@ class FeatureFile:
         self.finished = {}
 
     def write(self, number: int, rows: np.ndarray, items: str, errors: Mapping[int, str]) -> None:
-        """Write a chunk and add it to the journal.
-
-        Parameters
-        ----------
-        number : int
-            Number of the chunk, from 0.
-        rows : ndarray of shape (n_chunk_rows, n_features)
-            Features, in which rows may be NaN.
-        items : str
-            Digest of the items.
-        errors : dict of {int: str}
-            Error messages by row in the chunk.
-
-        Raises
-        ------
-        ValueError
-            If the number of features differs from that of the chunks in the file.
-        OSError
-            If the chunk cannot be written.
-        """
+        """Write a chunk, and add the digest of its items and its errors by row to the journal."""
         if self._file is None:
             with self._explain_errors():
                 self._create(rows.shape[1])
@@ -273,12 +223,11 @@ class FeatureFile:
     def _describe_difference(self, header: Mapping[str, Any] | None) -> str:
         if header is None:
             return "exists and has no readable journal"
-        names = {
-            "n_rows": "rows",
-            "chunk_size": "rows per chunk (chunk_size)",
-            "dtype": "as dtype",
-        }
-        for key, name in names.items():
+        for key, name in (
+            ("n_rows", "rows"),
+            ("chunk_size", "rows per chunk (chunk_size)"),
+            ("dtype", "as dtype"),
+        ):
             if header.get(key) != self._header[key]:
                 return f"exists with {header.get(key)} {name}, not {self._header[key]}"
         return "exists and was written with another encoder or other parameters"

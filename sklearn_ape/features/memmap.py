@@ -43,10 +43,7 @@ def find_memmap(array: Any) -> np.memmap | None:
 def release_pages(rows: Any) -> None:
     """Drop pages of a memory map that have been read, which would count as used memory.
 
-    Parameters
-    ----------
-    rows : object
-        Slice or view of a `numpy.memmap`. All other objects are ignored.
+    Anything but a slice or view of a `numpy.memmap` is ignored.
     """
     owner = find_memmap(rows)
     if owner is None or not hasattr(mmap, "MADV_DONTNEED"):
@@ -174,12 +171,9 @@ class StoredRows:
         missing = None
         if self.missing is not None:
             missing = np.concatenate([self.missing, np.zeros(len(rows), dtype=bool)])
-        return StoredRows(
-            self.array,
-            np.concatenate([indices, first + np.arange(len(rows))]),
-            np.concatenate([in_memory, rows.astype(np.float32)]),
-            missing,
-        )
+        indices = np.concatenate([indices, first + np.arange(len(rows))])
+        more = np.concatenate([in_memory, rows.astype(np.float32)])
+        return StoredRows(self.array, indices, more, missing)
 
 
 def stays_stored(features: Any) -> bool:
@@ -275,15 +269,7 @@ def _is_large(n_rows: int, n_features: int) -> bool:
 
 
 def row_tiles(n_rows: int, width: int) -> Iterator[slice]:
-    """Return slices of rows for which float32 arrays of a width have about 8 MiB.
-
-    Parameters
-    ----------
-    n_rows : int
-        Number of rows. For 0 rows there is one empty tile.
-    width : int
-        Number of columns of the widest array that is computed per tile.
-    """
+    """Return slices of rows for which float32 arrays of a width have about 8 MiB, at least one."""
     size = max(_MIN_TILE_ROWS, TILE_BYTES // (4 * max(width, 1)))
     return gen_batches(n_rows, size) if n_rows else iter([slice(0, 0)])
 
@@ -300,28 +286,9 @@ def is_table(X: Any) -> bool:
 def feature_tiles(
     X: Any, width: int, embed: Callable[[Any], Any]
 ) -> Iterator[tuple[slice, np.ndarray]]:
-    """Embed a table in tiles of rows.
+    """Embed the rows of an array or a data frame in tiles, computing arrays of at most `width`.
 
-    Parameters
-    ----------
-    X : array, sparse array or data frame of shape (n_rows, n_features)
-        Table for which `is_table` is true.
-    width : int
-        Number of columns of the widest array that is computed per tile.
-    embed : callable
-        Function that embeds rows of X.
-
-    Yields
-    ------
-    rows : slice
-        Rows of the tile.
-    embeddings : ndarray
-        Embeddings of these rows.
-
-    Raises
-    ------
-    ValueError
-        If `embed` raises it. The message gives the rows of the tile.
+    Errors of `embed` are raised with the rows of the tile.
     """
     n_rows = X.shape[0]
     for rows in row_tiles(n_rows, max(width, X.shape[1])):

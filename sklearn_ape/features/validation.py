@@ -25,29 +25,11 @@ _MIN_RELATIVE_SPREAD = 1e-4
 def as_float32(
     features: np.ndarray, name: str, check_conditioning: bool, allow_nan: bool = False
 ) -> np.ndarray:
-    """Convert features to float32 and raise errors for invalid values.
+    """Convert features of `as_floats` to float32 and raise ValueError for invalid values.
 
-    Parameters
-    ----------
-    features : ndarray of shape (n, n_features)
-        Features, as returned by `as_floats`. Rows that are all NaN are valid.
-    name : str
-        Name of the parameter, for messages.
-    check_conditioning : bool
-        Whether to warn about features from which a model learns little; used by `fit`.
-    allow_nan : bool, default=False
-        Whether rows may also be NaN in part.
-
-    Returns
-    -------
-    features : ndarray of shape (n, n_features)
-        C-contiguous features, so that results do not depend on the order in memory.
-
-    Raises
-    ------
-    ValueError
-        If values are infinite, are too large or too small for float32, or (unless allowed) a row
-        is NaN in part; or if the differences between rows are lost in float32.
+    Invalid are infinity, values that are too large or too small for float32 and, unless
+    `allow_nan`, rows that are NaN in part. Rows that are all NaN are valid. `check_conditioning`
+    also warns about features from which a model learns little.
     """
     if features.dtype == np.float16:  # NumPy is slow with float16
         features = features.astype(np.float32)
@@ -121,24 +103,9 @@ def _check_conditioning(features: np.ndarray, largest: np.ndarray, name: str) ->
 
 
 def check_stored_features(array: np.ndarray, name: str) -> StoredRows:
-    """Check features that stay in a file, reading all rows once.
+    """Return features that stay in a file as lazy rows, after reading all of them once.
 
-    Parameters
-    ----------
-    array : ndarray of shape (n_rows, n_features)
-        Features for which `stays_stored` is true.
-    name : str
-        Name of the parameter, for messages.
-
-    Returns
-    -------
-    features : StoredRows
-        Lazy rows, with the rows that are all NaN marked as missing.
-
-    Raises
-    ------
-    ValueError
-        If a value is infinite, or a row is NaN in part.
+    Rows that are all NaN are marked as missing. Other NaN, and infinity, raise ValueError.
     """
     features = StoredRows(array)
     missing = np.zeros(len(features), dtype=bool)
@@ -165,22 +132,7 @@ def check_stored_features(array: np.ndarray, name: str) -> StoredRows:
 
 @ignores_underflow
 def embed_rows(features: Any, embed: Callable[[np.ndarray], np.ndarray], width: int) -> np.ndarray:
-    """Embed the rows that are not missing, in blocks if they are stored in a file.
-
-    Parameters
-    ----------
-    features : StoredRows or ndarray of shape (n_rows, n_features)
-        Features. Rows of NaN are missing.
-    embed : callable
-        Function that embeds an array of features.
-    width : int
-        Number of columns of the embeddings.
-
-    Returns
-    -------
-    embeddings : ndarray of shape (n_rows, width)
-        Embeddings. Missing rows are NaN.
-    """
+    """Embed the rows that are not missing, in blocks if they are stored; the others become NaN."""
     valid = ~find_missing_rows(features)
     if valid.all() and not isinstance(features, StoredRows):
         return embed(features)

@@ -24,13 +24,7 @@ _MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 
 
 def migrate_config(config: dict[str, Any], what: str) -> dict[str, Any]:
-    """Return a config in the current format.
-
-    Raises
-    ------
-    ValueError
-        If the config has a newer format, or does not describe a model.
-    """
+    """Return a config in the current format; raise ValueError unless it describes a model."""
     number = config.get("format")
     if type(number) is not int or number < 1 or config.get("library") != "sklearn-ape":
         raise ValueError(
@@ -58,13 +52,7 @@ _PICKLE_NOTE = "Pickles and torch checkpoints (.pkl, .joblib, .pt, .bin) are nev
 
 
 def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], text: str) -> None:
-    """Write a safetensors file of arrays by name, with a text in the header.
-
-    Raises
-    ------
-    OSError
-        If the file cannot be written.
-    """
+    """Write a safetensors file of arrays by name, with a text in the header."""
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
@@ -79,15 +67,7 @@ def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], text: str) -> N
 
 
 def read_tensors(path: Path) -> tuple[dict[str, np.ndarray], str]:
-    """Return the arrays of a safetensors file and the text in its header.
-
-    Raises
-    ------
-    ValueError
-        If the file is damaged, or is not a safetensors file.
-    OSError
-        If the file cannot be read.
-    """
+    """Return the arrays of a safetensors file and the text in its header."""
     from safetensors import SafetensorError, safe_open
 
     header = _read_header(path)
@@ -163,11 +143,6 @@ def write_model(
 
     The safetensors file contains the config as well, so replacing this one file, which is atomic,
     replaces the model. Other files in the folder are not touched.
-
-    Raises
-    ------
-    OSError
-        If the model cannot be written, or the folder holds other files than a model.
     """
     target = Path(folder)
     config = {**config, "tensors": describe_tensors(tensors), "digest": compute_digest(tensors)}
@@ -197,15 +172,7 @@ def _write(target: Path, tensors: Mapping[str, np.ndarray], config: str, card: s
 
 
 def read_model(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Return the config, in the current format, and the arrays of a model.
-
-    Raises
-    ------
-    ValueError
-        If the folder has no model of sklearn-ape, or the model is damaged.
-    OSError
-        If the model cannot be read.
-    """
+    """Return the config, in the current format, and the arrays of a model."""
     if not (folder / TENSORS).is_file():
         names = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
         raise ValueError(
@@ -215,12 +182,10 @@ def read_model(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         )
     tensors, embedded_text = read_tensors(folder / TENSORS)
     config: dict[str, Any] | None = None
-    if (folder / CONFIG).is_file():
-        config = _load_config(folder)
-    digest = compute_digest(tensors)
     what = repr(str(folder / CONFIG))
-    if config is not None:
-        config = migrate_config(config, what)
+    if (folder / CONFIG).is_file():
+        config = migrate_config(_load_config(folder), what)
+    digest = compute_digest(tensors)
     if config is None or config.get("digest") != digest:
         # A save was interrupted between the two files, or one of them was changed.
         embedded = load_json(embedded_text, f"The config in {TENSORS}")
@@ -286,19 +251,8 @@ _CHECKSUM_LENGTH = 64  # hexadecimal digits of SHA-256
 def write_file(path: Path, head: Mapping[str, Any], values: Mapping[str, Any]) -> None:
     """Write a checkpoint file atomically: if interrupted, the previous file is untouched.
 
-    Parameters
-    ----------
-    path : Path
-        Path of the file, in an existing folder.
-    head : mapping of str to object
-        Plain data that `read_head` returns without reading the arrays.
-    values : mapping of str to object
-        Numbers, texts, lists, dicts and arrays.
-
-    Raises
-    ------
-    OSError
-        If the file cannot be written. The previous file is untouched.
+    The head is plain data that `read_head` returns without reading the arrays. The values are
+    numbers, texts, lists, dicts and arrays.
     """
     serializer = Serializer()
     encoded = {name: serializer.encode(value, name) for name, value in values.items()}
@@ -318,15 +272,7 @@ def write_file(path: Path, head: Mapping[str, Any], values: Mapping[str, Any]) -
 
 
 def read_head(path: Path) -> dict[str, Any]:
-    """Return the `head` of a file that `write_file` wrote.
-
-    Raises
-    ------
-    ValueError
-        If the file is damaged, or is another kind of file.
-    OSError
-        If the file cannot be read.
-    """
+    """Return the `head` of a file that `write_file` wrote; raise ValueError if it is damaged."""
     head = _verify_checksum(read_metadata(path), path).get("head")
     if not isinstance(head, dict):
         raise ValueError(f"{str(path)!r} has no 'head'.")
@@ -334,15 +280,7 @@ def read_head(path: Path) -> dict[str, Any]:
 
 
 def read_file(path: Path) -> dict[str, Any]:
-    """Return the `values` of a file that `write_file` wrote.
-
-    Raises
-    ------
-    ValueError
-        If the file is damaged, or is another kind of file.
-    OSError
-        If the file cannot be read.
-    """
+    """Return the `values` of a file that `write_file` wrote; raise ValueError if it is damaged."""
     tensors, text = read_tensors(path)
     config = _verify_checksum(text, path)
     expected = compute_digest(tensors), describe_tensors(tensors)

@@ -84,44 +84,39 @@ class FittedState:
     def integer(self, name: str, least: int = 0, most: int = 2**53) -> int:
         """Return an integer in [least, most]."""
         value = self.value(name)
-        if type(value) is not int or not least <= value <= most:
-            self._refuse(name, f"an integer from {least} to {most}", value)
-        return value
+        is_valid = type(value) is int and least <= value <= most
+        return self._require(is_valid, name, f"an integer from {least} to {most}", value)
 
     def number(self, name: str, above: float = -math.inf) -> float:
         """Return a finite number greater than `above`."""
         value = self.value(name)
-        if type(value) not in (int, float) or not above < value < math.inf:
-            self._refuse(name, f"a number above {above:g}", value)
-        return float(value)
+        is_valid = type(value) in (int, float) and above < value < math.inf
+        return float(self._require(is_valid, name, f"a number above {above:g}", value))
 
     def text(self, name: str) -> str:
         """Return a str."""
         value = self.value(name)
-        if not isinstance(value, str):
-            self._refuse(name, "a text", value)
-        return value
+        return self._require(isinstance(value, str), name, "a text", value)
 
     def texts(self, name: str) -> list[str]:
         """Return a list of str."""
         value = self.value(name)
-        if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
-            self._refuse(name, "a list of texts", value)
-        return value
+        is_valid = isinstance(value, list) and all(isinstance(text, str) for text in value)
+        return self._require(is_valid, name, "a list of texts", value)
 
     def array(
         self, name: str, shape: Sequence[int | None], kinds: str = "f", finite: bool = True
     ) -> np.ndarray:
         """Return an array of a kind of NumPy types and a shape, in which None is any length."""
         value = self.value(name)
-        if (
-            not isinstance(value, np.ndarray)
-            or value.dtype.kind not in kinds
-            or value.ndim != len(shape)
-            or any(length not in (None, n) for length, n in zip(shape, value.shape, strict=True))
-        ):
-            lengths = ", ".join("any" if length is None else str(length) for length in shape)
-            self._refuse(name, f"an array of shape ({lengths}) and kind {kinds!r}", value)
+        lengths = ", ".join("any" if length is None else str(length) for length in shape)
+        is_valid = (
+            isinstance(value, np.ndarray)
+            and value.dtype.kind in kinds
+            and value.ndim == len(shape)
+            and all(length in (None, n) for length, n in zip(shape, value.shape, strict=True))
+        )
+        self._require(is_valid, name, f"an array of shape ({lengths}) and kind {kinds!r}", value)
         if finite and value.dtype.kind == "f" and not np.isfinite(value).all():
             raise ValueError(f"{self.where}.{name} has values that are not finite.")
         return value
@@ -136,8 +131,10 @@ class FittedState:
         for part in self._parts:
             part.close()
 
-    def _refuse(self, name: str, expected: str, value: Any) -> None:
-        raise ValueError(f"{self.where}.{name} must be {expected}, not {_describe(value)}.")
+    def _require(self, is_valid: bool, name: str, expected: str, value: Any) -> Any:
+        if not is_valid:
+            raise ValueError(f"{self.where}.{name} must be {expected}, not {_describe(value)}.")
+        return value
 
 
 def _describe(value: Any) -> str:
@@ -228,8 +225,7 @@ class PretrainedMixin(SerializableMixin):
         Parameters
         ----------
         folder : str or path-like
-            Path of the folder, which is created if it does not exist. A model in it is replaced
-            atomically. Other files are not touched.
+            Path of the folder. A model in it is replaced atomically. Other files are not touched.
         scores : mapping of str to float or None, default=None
             Scores for the model card, such as ``{"accuracy on my images": 0.93}``.
 
@@ -250,16 +246,9 @@ class PretrainedMixin(SerializableMixin):
         serializer = Serializer()
         model = serializer.encode_estimator(self, type(self).__name__)
         package_version = version("sklearn-ape")
-        config = {
-            "library": "sklearn-ape",
-            "version": package_version,
-            "format": FORMAT,
-            "model": model,
-            "scores": scores,
-            "left_out": serializer.left_out,
-        }
-        facts = self._card_facts()
-        card = write_card(model, facts, scores, serializer, package_version)
+        head = {"library": "sklearn-ape", "version": package_version, "format": FORMAT}
+        config = {**head, "model": model, "scores": scores, "left_out": serializer.left_out}
+        card = write_card(model, self._card_facts(), scores, serializer, package_version)
         write_model(folder, config, serializer.tensors, card)
 
     @classmethod
@@ -295,12 +284,7 @@ class PretrainedMixin(SerializableMixin):
         Raises
         ------
         ValueError
-            If the folder has no model, the model is damaged or has a newer format or another
-            class, or the local weights of its encoders differ from the weights of the fit.
-        ImportError
-            If the package with an encoder's weights, or huggingface_hub, is not installed.
-        OSError
-            If the files cannot be read, or the Hub cannot be reached.
+            If the model is of another class. For other errors, see `load_pretrained`.
         """
         estimator = load_pretrained(
             source, revision=revision, token=token, cache=cache, device=device

@@ -20,13 +20,7 @@ _MAX_DEPTH = 20
 
 
 def dump_json(value: Any) -> str:
-    """Return indented JSON.
-
-    Raises
-    ------
-    ValueError
-        If the JSON is longer than `load_json` accepts.
-    """
+    """Return indented JSON; raise ValueError if it is longer than `load_json` accepts."""
     text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
     if len(text.encode()) > MAX_JSON_BYTES:
         raise ValueError(
@@ -37,25 +31,10 @@ def dump_json(value: Any) -> str:
 
 
 def load_json(text: str | bytes, what: str) -> dict[str, Any]:
-    """Parse strict JSON.
+    """Return the JSON object in a text; `what` is its name for error messages.
 
-    Parameters
-    ----------
-    text : str or bytes
-        JSON, encoded as UTF-8.
-    what : str
-        Name of the JSON for error messages.
-
-    Returns
-    -------
-    content : dict
-        The JSON object.
-
-    Raises
-    ------
-    ValueError
-        If the JSON is not an object, has NaN, infinity or a duplicate key, is too long or nested
-        too deeply.
+    NaN, infinity and duplicate keys raise ValueError, as do texts that are too long or nested too
+    deeply.
     """
     if len(text) > MAX_JSON_BYTES:
         raise ValueError(
@@ -116,13 +95,7 @@ CLASSES = {
 
 
 def get_class(name: object) -> type:
-    """Return the class of a name in a file.
-
-    Raises
-    ------
-    ValueError
-        If the class is not one of `CLASSES`.
-    """
+    """Return the class of a name in a file; raise ValueError unless it is one of `CLASSES`."""
     if not isinstance(name, str) or name not in CLASSES:
         raise ValueError(
             f"The model names the class {str(name)[:80]!r}, which is not one of "
@@ -165,14 +138,9 @@ _REMEDY = (
 
 
 class Serializer:
-    """Converts values to JSON and collects numeric arrays.
+    """Converts values to JSON, and collects arrays and the paths of parameters that are left out.
 
-    Attributes
-    ----------
-    tensors : dict of str to ndarray
-        Numeric arrays by their path, such as "KernelAligner.bank.image".
-    left_out : list of str
-        Paths of parameters that are not saved, as only `fit` needs them.
+    Values that cannot be saved raise TypeError, which names the parameter and a remedy.
     """
 
     def __init__(self) -> None:
@@ -180,13 +148,7 @@ class Serializer:
         self.left_out: list[str] = []
 
     def encode_estimator(self, value: Any, where: str) -> dict[str, Any]:
-        """Convert an estimator or a part of one.
-
-        Raises
-        ------
-        TypeError
-            If a value cannot be saved. The message names the parameter and a remedy.
-        """
+        """Convert an estimator or a part of one."""
         record = value._to_record()
         params: dict[str, Any] = {}
         for name, param in record.params.items():
@@ -199,7 +161,9 @@ class Serializer:
                 params[name] = None
             else:
                 params[name] = self.encode(param, place)
-        state = None if record.state is None else self._encode_items(record.state, where)
+        state = record.state
+        if state is not None:
+            state = {key: self.encode(item, f"{where}.{key}", 1) for key, item in state.items()}
         return {"$class": type(value).__name__, "params": params, "state": state}
 
     def encode(self, value: Any, where: str, depth: int = 0) -> Any:
@@ -230,23 +194,15 @@ class Serializer:
             return self.encode_estimator(value, where)
         return self._refuse(value, where)
 
-    def _encode_items(self, values: Mapping[str, Any], where: str) -> dict[str, Any]:
-        return {name: self.encode(value, f"{where}.{name}", 1) for name, value in values.items()}
-
     def _encode_dict(self, value: dict[Any, Any], where: str, depth: int) -> dict[str, Any]:
         if all(type(key) is str and not key.startswith("$") for key in value):
             return {
                 _check_text(key, where): self.encode(item, f"{where}.{key}", depth + 1)
                 for key, item in value.items()
             }
-        pairs = [
-            [
-                self.encode(key, where, depth + 1),
-                self.encode(item, f"{where}.{i}", depth + 1),
-            ]
-            for i, (key, item) in enumerate(value.items())
-        ]
-        return {"$map": pairs}
+        keys = [self.encode(key, where, depth + 1) for key in value]
+        items = [self.encode(v, f"{where}.{i}", depth + 1) for i, v in enumerate(value.values())]
+        return {"$map": [[key, item] for key, item in zip(keys, items, strict=True)]}
 
     def _encode_scalar(self, value: np.generic, where: str) -> Any:
         if not (_NUMBER.fullmatch(value.dtype.str) or value.dtype.kind == "U"):
@@ -257,9 +213,7 @@ class Serializer:
         if value.dtype.kind == "T":  # NumPy's StringDType has no fixed length
             value = value.astype(object)
         if value.dtype.kind in "UO":
-            items = [
-                self.encode(item, f"{where}.{i}", depth + 1) for i, item in enumerate(value.flat)
-            ]
+            items = [self.encode(v, f"{where}.{i}", depth + 1) for i, v in enumerate(value.flat)]
             if value.dtype.kind == "U":
                 items = [str(item) for item in value.flat]
             kind = "object" if value.dtype.kind == "O" else value.dtype.newbyteorder("<").str
@@ -281,14 +235,9 @@ class Serializer:
 
 
 class Deserializer:
-    """Converts JSON and arrays back to values.
+    """Converts JSON and arrays by path, of which each can be used once, back to values.
 
-    Parameters
-    ----------
-    tensors : dict of str to ndarray
-        Arrays by path. Each can be used once.
-    settings : mapping of str to object
-        Runtime parameters, such as the device, for the estimators that have them.
+    The settings are runtime parameters, such as the device, for the estimators that have them.
     """
 
     def __init__(self, tensors: dict[str, np.ndarray], settings: Mapping[str, Any]) -> None:
@@ -296,13 +245,7 @@ class Deserializer:
         self.settings = settings
 
     def decode_estimator(self, value: Any) -> Any:
-        """Return the estimator of a record.
-
-        Raises
-        ------
-        ValueError
-            If the record is invalid, or names a class that is not one of `CLASSES`.
-        """
+        """Return the estimator of a record."""
         if not isinstance(value, dict) or value.keys() != {"$class", "params", "state"}:
             raise ValueError("The model must be an object of '$class', 'params' and 'state'.")
         cls: Any = get_class(value["$class"])

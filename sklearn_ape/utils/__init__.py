@@ -1,4 +1,1 @@
-"""Helpers that any package may use: threads, files, linear algebra, validation and warnings.
-
-They are internal: their names may change without notice.
-"""
+"""Internal helpers that any package may use; their names may change without notice."""

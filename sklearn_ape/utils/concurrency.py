@@ -11,9 +11,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Generic, TypeVar
 from weakref import WeakSet
 
+# Seconds that a fork waits for a library that another thread is using.
 PATIENCE_S = 5.0
-"""Seconds that a fork waits for a library that another thread is using."""
-
 
 _locks: WeakSet[ForkSafeLock] = WeakSet()
 # Library locks that the current thread holds during a fork. Several threads may fork at once.
@@ -26,19 +25,8 @@ class ForkSafeLock:
     `os.fork` copies the state of every lock but only the thread that forks. A lock held by
     another thread would never be released in the child, so each child gets new locks.
 
-    Parameters
-    ----------
-    guards_library : bool, default=False
-        Whether the lock guards a library that has internal locks, which cannot be replaced in the
-        child. A fork then waits until the lock is free, so hold it for a short time only.
-
-    Examples
-    --------
-    >>> from sklearn_ape.utils.concurrency import ForkSafeLock
-    >>> lock = ForkSafeLock()
-    >>> with lock:
-    ...     print("locked")
-    locked
+    A library with internal locks, which cannot be replaced in the child, is guarded by a lock with
+    `guards_library`. A fork then waits until the lock is free, so hold it for a short time only.
     """
 
     def __init__(self, guards_library: bool = False) -> None:
@@ -104,25 +92,9 @@ Value = TypeVar("Value")
 class LRUCache(Generic[Key, Value]):
     """Dictionary of bounded size that drops the least recently used entries.
 
-    It can be used by several threads, and by a child process after a fork.
-
-    Parameters
-    ----------
-    max_entries : int or None, default=None
-        Maximum number of entries. None sets no limit.
-    max_bytes : int or None, default=None
-        Maximum sum of the `nbytes` of the values, which must be arrays. None sets no limit.
-    keep_newest : bool, default=False
-        Whether the newest entry is kept even if it alone exceeds `max_bytes`.
-
-    Examples
-    --------
-    >>> from sklearn_ape.utils.concurrency import LRUCache
-    >>> cache = LRUCache(max_entries=2)
-    >>> for key in "abc":
-    ...     cache.put(key, key.upper())
-    >>> cache.get("a"), cache.get("c")
-    (None, 'C')
+    It can be used by several threads, and by a child process after a fork. The limits are a number
+    of entries and the sum of the `nbytes` of the values, which must be arrays then. With
+    `keep_newest`, the newest entry is kept even if it alone exceeds `max_bytes`.
     """
 
     def __init__(
@@ -158,7 +130,10 @@ class LRUCache(Generic[Key, Value]):
             self._discard(key)
             self._entries[key] = value
             self._n_bytes += self._size(value)
-            while self._exceeds_limits():
+            while len(self._entries) > int(self.keep_newest) and (
+                (self.max_entries is not None and len(self._entries) > self.max_entries)
+                or (self.max_bytes is not None and self._n_bytes > self.max_bytes)
+            ):
                 self._discard(next(iter(self._entries)))
 
     def get_or_create(self, key: Key, create: Callable[[], Value]) -> Value:
@@ -186,12 +161,6 @@ class LRUCache(Generic[Key, Value]):
     def _size(self, value: Any) -> int:
         return 0 if self.max_bytes is None else value.nbytes
 
-    def _exceeds_limits(self) -> bool:
-        if len(self._entries) <= int(self.keep_newest):
-            return False
-        too_many = self.max_entries is not None and len(self._entries) > self.max_entries
-        return too_many or (self.max_bytes is not None and self._n_bytes > self.max_bytes)
-
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -204,24 +173,12 @@ def map_threaded(
 ) -> Iterator[Result]:
     """Call a function for each item in several threads, and yield the results in order.
 
-    Parameters
-    ----------
-    work : callable
-        Called with each item. Its first exception ends the iteration.
-    items : iterable
-        Items, which are read only when they are needed.
-    n_threads : int
-        Number of threads, at least 1. If there are several, torch computes with one core in each
-        of them. Otherwise each thread would start its own pool, and the pools would compete for
-        the same cores.
-
-    Yields
-    ------
-    result : object
-        Result of one item. At most ``n_threads + 2`` results are being computed or wait to be
-        consumed. If the iteration ends early, running calls are completed and waiting calls are
-        cancelled.
+    Items are read only when they are needed: at most ``n_threads + 2`` results are being computed
+    or wait to be consumed. The first exception ends the iteration. If the iteration ends early,
+    running calls are completed and waiting calls are cancelled.
     """
+    # With several threads, torch computes with one core in each. Otherwise each thread would start
+    # its own pool, and the pools would compete for the same cores.
     initializer = _limit_torch_threads if n_threads > 1 else None
     with ThreadPoolExecutor(n_threads, "sklearn_ape", initializer=initializer) as pool:
         waiting: deque[Future[Result]] = deque()

@@ -28,25 +28,10 @@ _NUMBER = re.compile(r"[+-]?\d+(\.\d+)?([eE][+-]?\d+)?", re.ASCII)
 
 
 def escape_controls(text: str, keep: str = "") -> str:
-    r"""Replace control and invisible characters by escape sequences.
+    r"""Replace control and invisible characters, except those in `keep`, by escape sequences.
 
     Marks that reorder text, and undecodable bytes of file names, are escaped as well.
 
-    Parameters
-    ----------
-    text : str
-        Text to escape.
-    keep : str, default=""
-        Characters that are not escaped.
-
-    Returns
-    -------
-    escaped : str
-        The escaped text.
-
-    Examples
-    --------
-    >>> from sklearn_ape.utils.escape import escape_controls
     >>> print(escape_controls("red\x1b[31m\n"))
     red\x1b[31m\n
     """
@@ -62,19 +47,6 @@ def escape_controls(text: str, keep: str = "") -> str:
 def escape_markdown(text: str) -> str:
     r"""Return Markdown that displays a text literally, on one line.
 
-    Parameters
-    ----------
-    text : str
-        Text to escape.
-
-    Returns
-    -------
-    escaped : str
-        Text in which links, images, HTML, emphasis, code and line ends are escaped.
-
-    Examples
-    --------
-    >>> from sklearn_ape.utils.escape import escape_markdown
     >>> print(escape_markdown("![x](https://example.org) a_b"))
     !\[x\](https\://example\.org) a_b
     """
@@ -84,19 +56,6 @@ def escape_markdown(text: str) -> str:
 def escape_formula(text: str) -> str:
     """Prepend an apostrophe to a text that a spreadsheet would evaluate as a formula.
 
-    Parameters
-    ----------
-    text : str
-        Text of a cell. Plain numbers such as "-0.5" are not changed.
-
-    Returns
-    -------
-    escaped : str
-        The escaped text, from which `unescape_formula` restores the original.
-
-    Examples
-    --------
-    >>> from sklearn_ape.utils.escape import escape_formula
     >>> escape_formula("=1+1"), escape_formula("a cat"), escape_formula("-0.5")
     ("'=1+1", 'a cat', '-0.5')
     """
@@ -106,19 +65,6 @@ def escape_formula(text: str) -> str:
 def unescape_formula(text: str) -> str:
     """Undo `escape_formula`.
 
-    Parameters
-    ----------
-    text : str
-        Text of a cell.
-
-    Returns
-    -------
-    text : str
-        The text without the apostrophe before a formula.
-
-    Examples
-    --------
-    >>> from sklearn_ape.utils.escape import unescape_formula
     >>> unescape_formula("'=1+1"), unescape_formula("'tis a cat"), unescape_formula("-0.5")
     ('=1+1', "'tis a cat", '-0.5')
     """
@@ -128,19 +74,6 @@ def unescape_formula(text: str) -> str:
 def escape_formula_path(path: str) -> str:
     """Return a path to the same file that a spreadsheet does not evaluate as a formula.
 
-    Parameters
-    ----------
-    path : str
-        Path of a file.
-
-    Returns
-    -------
-    escaped : str
-        The path, with ``./`` prepended if a spreadsheet would evaluate it.
-
-    Examples
-    --------
-    >>> from sklearn_ape.utils.escape import escape_formula_path
     >>> escape_formula_path("=x.jpg"), escape_formula_path("photos/=x.jpg")
     ('./=x.jpg', 'photos/=x.jpg')
     """

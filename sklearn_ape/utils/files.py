@@ -45,10 +45,7 @@ def check_writable(folder: str | os.PathLike[str]) -> None:
 def lock_file(descriptor: int) -> bool:
     """Lock an open file or folder until it is closed; return False where this is not supported.
 
-    Raises
-    ------
-    BlockingIOError
-        If another process holds the lock.
+    Raises BlockingIOError if another process holds the lock.
     """
     if fcntl is None:
         return False
@@ -66,17 +63,13 @@ def sync(path: Path) -> None:
     is_folder = path.is_dir()
     try:
         descriptor = os.open(path, os.O_RDONLY if is_folder else os.O_RDWR)
-    except OSError:
-        if is_folder:
-            return
-        raise
-    try:
-        os.fsync(descriptor)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
     except OSError:
         if not is_folder:
             raise
-    finally:
-        os.close(descriptor)
 
 
 _TEMPORARY_SUFFIX = ".unfinished"
@@ -90,26 +83,6 @@ def atomic_directory(target: Path) -> Iterator[Path]:
     processes left behind for the same target are removed. Folders of running processes are locked
     and not removed.
 
-    Parameters
-    ----------
-    target : Path
-        File or folder to be written.
-
-    Yields
-    ------
-    folder : Path
-        Empty folder.
-
-    Raises
-    ------
-    OSError
-        If the folder cannot be created.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> from pathlib import Path
-    >>> from sklearn_ape.utils.files import atomic_directory
     >>> with tempfile.TemporaryDirectory() as name:
     ...     target = Path(name, "a.txt")
     ...     with atomic_directory(target) as folder:

@@ -30,16 +30,6 @@ def l2_normalize(rows: torch.Tensor) -> torch.Tensor:
     `torch.nn.functional.normalize` returns zeros for rows whose squares overflow, and does not
     scale rows with a norm below 1e-12 to unit norm. For all other rows the results are bitwise
     identical.
-
-    Parameters
-    ----------
-    rows : torch.Tensor of shape (..., n)
-        Features or embeddings.
-
-    Returns
-    -------
-    rows : torch.Tensor of the same shape
-        Rows of unit norm.
     """
     return nn.functional.normalize(rescale_extreme_rows(rows), dim=-1)
 
@@ -49,18 +39,8 @@ def rescale_extreme_rows(
 ) -> torch.Tensor:
     """Divide rows of tiny or huge numbers by a power of two, which is exact.
 
-    Parameters
-    ----------
-    rows : torch.Tensor of shape (..., n)
-        Features or embeddings.
-    low, high : float
-        Rows whose largest absolute value lies between these bounds are not changed.
-
-    Returns
-    -------
-    rows : torch.Tensor of the same shape
-        Copy in which the largest absolute value of each rescaled row lies in [1, 2), or the same
-        tensor if there is no row to rescale.
+    Rows whose largest absolute value is between `low` and `high` are not changed; in other rows
+    it is in [1, 2) afterwards. Without rows to rescale, the same tensor is returned.
     """
     largest = torch.linalg.vector_norm(rows.detach(), torch.inf, dim=-1, keepdim=True)
     is_ordinary = (largest == 0) | ((largest > low) & (largest < high))
@@ -71,20 +51,7 @@ def rescale_extreme_rows(
 
 
 def normalize_rows(features: np.ndarray, min_norm: float = 0.0) -> np.ndarray:
-    """L2-normalize rows without overflow or underflow; very short rows become zero.
-
-    Parameters
-    ----------
-    features : ndarray of shape (n, n_features)
-        Features, of a floating-point type.
-    min_norm : float, default=0.0
-        Rows with a norm of at most this become zero.
-
-    Returns
-    -------
-    features : ndarray of shape (n, n_features)
-        Normalized copy.
-    """
+    """L2-normalize rows in a copy; rows with a norm of at most `min_norm` become zero."""
     largest = np.maximum(features.max(axis=1, keepdims=True), -features.min(axis=1, keepdims=True))
     is_ordinary = (largest == 0) | ((largest > _LOW) & (largest < _HIGH))
     scale = np.ones_like(largest)

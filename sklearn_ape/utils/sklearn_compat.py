@@ -5,8 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from functools import lru_cache, wraps
-from importlib.metadata import PackageNotFoundError, metadata
+from functools import wraps
 from types import SimpleNamespace
 from typing import Any
 
@@ -43,14 +42,7 @@ def observes_fit(estimator: Any) -> bool:
 class FitContext:
     """Reports one fit to scikit-learn's callbacks; does nothing in versions without callbacks.
 
-    Parameters
-    ----------
-    estimator : estimator
-        Estimator that is being fitted.
-    n_subtasks : int
-        Maximum number of epochs, or of fits of inner estimators.
-    X, y : object
-        Data passed to `fit`.
+    The subtasks are epochs, or fits of inner estimators; `n_subtasks` is their maximum number.
     """
 
     def __init__(self, estimator: Any, n_subtasks: int, X: Any, y: Any) -> None:
@@ -95,7 +87,6 @@ def reports_fit(method: Callable[..., Any]) -> Callable[..., Any]:
     return fit
 
 
-_DOCUMENTATION_URL = "https://sklearn-ape.readthedocs.io/en/latest/"
 # scikit-learn's private function that writes diagrams; it asks every transformer for its names.
 _DIAGRAM_FUNCTION = "_write_estimator_html"
 
@@ -108,11 +99,10 @@ class DocLinkMixin:
     """
 
     _doc_link_module = "sklearn_ape"
+    _doc_link_template = (
+        "https://sklearn-ape.readthedocs.io/en/latest/generated/{module}.{name}.html"
+    )
     _shown_properties: tuple[str, ...] = ()
-
-    @property
-    def _doc_link_template(self) -> str:
-        return f"{_documentation_url()}generated/{{module}}.{{name}}.html"
 
     def _doc_link_url_param_generator(self) -> dict[str, str]:
         return {"module": _public_module(type(self)), "name": type(self).__name__}
@@ -160,17 +150,6 @@ class LazyNamesMixin(DocLinkMixin):
 
     def _is_width_known(self) -> bool:
         return False
-
-
-@lru_cache
-def _documentation_url() -> str:
-    """Return the URL of the documentation from the metadata of the package."""
-    with suppress(PackageNotFoundError):
-        for entry in metadata("sklearn-ape").get_all("Project-URL") or []:
-            label, _, address = entry.partition(", ")
-            if label.lower() == "documentation":
-                return address.rstrip("/") + "/"
-    return _DOCUMENTATION_URL
 
 
 def _public_module(cls: type) -> str:

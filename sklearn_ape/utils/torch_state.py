@@ -6,7 +6,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,14 +16,6 @@ from .concurrency import ForkSafeLock, at_fork
 _AUTOCAST_DEVICES = ("cpu", "cuda", "mps", "xpu")
 
 
-class _Setting(NamedTuple):
-    """Global setting of torch that all threads of a process share."""
-
-    read: Callable[[], Any]
-    write: Callable[[Any], None]
-    default: Any
-
-
 def _matmul_precision() -> str:
     try:
         return torch.get_float32_matmul_precision()
@@ -31,9 +23,10 @@ def _matmul_precision() -> str:
         return "highest"
 
 
-_SETTINGS = {
-    "dtype": _Setting(torch.get_default_dtype, torch.set_default_dtype, torch.float32),
-    "matmul": _Setting(_matmul_precision, torch.set_float32_matmul_precision, "highest"),
+# Settings of torch that all threads of a process share: how to read and write them, their default.
+_SETTINGS: dict[str, tuple[Callable[[], Any], Callable[[Any], None], Any]] = {
+    "dtype": (torch.get_default_dtype, torch.set_default_dtype, torch.float32),
+    "matmul": (_matmul_precision, torch.set_float32_matmul_precision, "highest"),
 }
 
 _lock = ForkSafeLock()
@@ -52,22 +45,9 @@ def default_state() -> Iterator[None]:
     gradients are enabled, the default dtype is float32, float32 matrices are multiplied with the
     highest precision, and underflow is not an error.
 
-    Notes
-    -----
     The default dtype and the precision of matrix products belong to the process. They are changed
     only if they differ from torch's defaults, and other threads see the change until the last
     context is left.
-
-    In a forked process torch is limited to one thread when this context is first used. Its
-    thread pool does not exist in the child, and torch would wait forever for its second thread.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from sklearn_ape.utils.torch_state import default_state
-    >>> with torch.inference_mode(), default_state():
-    ...     torch.is_inference_mode_enabled()
-    False
     """
     _use_one_thread_after_fork()
     with ExitStack() as stack:
@@ -90,11 +70,11 @@ def _default_settings() -> Iterator[None]:
     with _lock:
         _n_active += 1
         _in_thread.n_active = getattr(_in_thread, "n_active", 0) + 1
-        for name, setting in _SETTINGS.items():
-            value = setting.read()
-            if value != setting.default:
+        for name, (read, write, default) in _SETTINGS.items():
+            value = read()
+            if value != default:
                 _caller_values[name] = value
-                setting.write(setting.default)
+                write(default)
     try:
         yield
     finally:
@@ -107,7 +87,8 @@ def _default_settings() -> Iterator[None]:
 def _restore_settings() -> None:
     while not _n_active and _caller_values:
         name, value = _caller_values.popitem()
-        _SETTINGS[name].write(value)
+        _, write, _ = _SETTINGS[name]
+        write(value)
 
 
 def _reset_after_fork() -> None:
@@ -120,6 +101,7 @@ at_fork(in_child=_reset_after_fork)
 
 
 def _use_one_thread_after_fork() -> None:
+    # torch would wait forever for its thread pool, which does not exist in the child.
     global _pid
     if os.getpid() != _pid:
         _pid = os.getpid()

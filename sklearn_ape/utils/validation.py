@@ -18,15 +18,7 @@ _MAX_LISTED = 5
 
 
 def format_list(values: Iterable[Any], show: Callable[[Any], str] = repr) -> str:
-    """Return the first five values separated by commas, followed by ", ..." if there are more.
-
-    Parameters
-    ----------
-    values : iterable
-        Labels, paths or row numbers.
-    show : callable, default=repr
-        Function that converts a value to text.
-    """
+    """Return the first five values separated by commas, followed by ", ..." if there are more."""
     texts = [show(value) for value in islice(values, _MAX_LISTED + 1)]
     return ", ".join(texts[:_MAX_LISTED]) + (", ..." if len(texts) > _MAX_LISTED else "")
 
@@ -38,24 +30,10 @@ FLOATS = [np.float64, np.float32, np.float16]
 
 
 def as_numeric(features: Any, name: str) -> Any:
-    """Raise an error for arrays that NumPy would convert to unintended numbers.
+    """Return features; raise ValueError for masked values, dates and durations.
 
-    Parameters
-    ----------
-    features : object
-        Features as passed by the user.
-    name : str
-        Name of the parameter, for messages.
-
-    Returns
-    -------
-    features : object
-        The features. A masked array without masked values is returned as a plain array.
-
-    Raises
-    ------
-    ValueError
-        If values are masked, or are dates or durations.
+    NumPy would convert these to unintended numbers. A masked array without masked values is
+    returned as a plain array.
     """
     if isinstance(features, np.ma.MaskedArray):
         if np.ma.is_masked(features):
@@ -73,17 +51,7 @@ def as_numeric(features: Any, name: str) -> Any:
 
 
 def as_floats(features: Any, name: str, **options: Any) -> np.ndarray:
-    """Return an array of one of the types `FLOATS`, which may contain NaN and infinity.
-
-    Parameters
-    ----------
-    features : array-like of shape (n, n_features)
-        Features as passed by the user.
-    name : str
-        Name of the parameter, for messages.
-    **options : object
-        Further arguments of `sklearn.utils.check_array`.
-    """
+    """Return an array of one of the types `FLOATS`, which may contain NaN and infinity."""
     return check_array(
         as_numeric(features, name),
         dtype=FLOATS,
@@ -120,24 +88,7 @@ def check_sequence(values: Any, name: str, kind: str, kinds: str | None = None) 
     """Raise ValueError for a single item, and for containers without length or order.
 
     Python iterates over the characters of a str and over the keys of a dict, so without this
-    check both would be accepted.
-
-    Parameters
-    ----------
-    values : object
-        Value of the parameter.
-    name : str
-        Name of the parameter, for messages.
-    kind : str
-        Noun for one item, such as "text" or "image".
-    kinds : str or None, default=None
-        Plural of the noun. None appends an "s" to `kind`.
-
-    Raises
-    ------
-    ValueError
-        If `values` is a str, bytes, a path, an image of Pillow, a dict, a set, an iterator, an
-        array without dimensions or any other object that is not a sequence.
+    check both would be accepted. `kind` is the noun for one item, such as "image" or "text".
     """
     kinds = kinds or f"{kind}s"
     if isinstance(values, str | bytes | bytearray | memoryview | PathLike):
@@ -189,21 +140,7 @@ def check_number(
     closed: Literal["left", "both", "neither"] = "left",
     optional: bool = False,
 ) -> None:
-    """Raise ValueError unless a parameter is a number in an interval, or None if optional.
-
-    Parameters
-    ----------
-    value : object
-        Value of the parameter.
-    name : str
-        Name of the parameter, for the message.
-    low, high : float
-        Bounds of the interval.
-    closed : {"left", "both", "neither"}, default="left"
-        Which bounds belong to the interval.
-    optional : bool, default=False
-        Whether None is valid.
-    """
+    """Raise ValueError unless a parameter is a number in an interval, or None if optional."""
     if value is None and optional:
         return
     is_valid = isinstance(value, Real) and not isinstance(value, bool)
@@ -222,15 +159,7 @@ def check_number(
 def as_labels(y: Any) -> np.ndarray:
     """Return class labels as a one-dimensional array without converting them.
 
-    Parameters
-    ----------
-    y : array-like of shape (n_samples,)
-        Class labels of any type.
-
-    Returns
-    -------
-    y : ndarray of shape (n_samples,)
-        Class labels. The type is object if NumPy would convert numbers to texts.
+    The type is object if NumPy would convert numbers to texts.
     """
     check_sequence(y, "y", "class", "classes")
     if not hasattr(y, "dtype"):
@@ -242,13 +171,7 @@ def as_labels(y: Any) -> np.ndarray:
 
 
 def distinct_labels(y: np.ndarray, name: str) -> np.ndarray:
-    """Return the sorted distinct labels of an array that `as_labels` returned.
-
-    Raises
-    ------
-    ValueError
-        If a label is missing (None, NaN or NA), or the labels cannot be sorted.
-    """
+    """Return sorted distinct labels; raise ValueError if labels are missing or of mixed types."""
     missing = [row for row, value in enumerate(y.tolist()) if is_missing(value)]
     if missing:
         raise ValueError(

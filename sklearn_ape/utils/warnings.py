@@ -14,15 +14,7 @@ _WRAPPERS = ("contextlib", "functools")
 
 
 def warn(message: str, category: type[Warning] = UserWarning) -> None:
-    """Issue a warning that points to the line of the user's code.
-
-    Parameters
-    ----------
-    message : str
-        Text of the warning.
-    category : type of Warning, default=UserWarning
-        Class of the warning.
-    """
+    """Issue a warning that points to the line of the user's code."""
     frame = _find_caller()
     warnings.warn_explicit(
         message,
