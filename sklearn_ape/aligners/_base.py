@@ -355,6 +355,10 @@ class BaseAligner(
             warn("All captions are the same, so there is nothing to align. Check y.")
         return data
 
+    def _get_encoder(self, side: str) -> Any:
+        """Return the fitted encoder of a side or, before the fit, the one to fit; or None."""
+        return getattr(self, f"{side}_encoder_", getattr(self, f"{side}_encoder"))
+
     def _scored_pairs(self, X: Any, y: Any, groups: Any = None) -> PairDataset:
         """Return the pairs to score, with one row per image and per caption."""
         return item_pairs(self._rows(X, y, reset=False), groups)
@@ -365,7 +369,7 @@ class BaseAligner(
         check_sequence(X, "X", "image", "images or features")
         y = as_sequence(y)
         if holds_texts(y):
-            if self.text_encoder is None:
+            if self._get_encoder("text") is None:
                 raise ValueError(
                     "y holds captions, and text_encoder is None. Pass text_encoder="
                     "TransformersTextEncoder('all-MiniLM-L6-v2'), or features of the captions."
@@ -373,13 +377,13 @@ class BaseAligner(
             captions, rows = flatten_captions(y)
             n_rows = len(y)
             if reset:  # report a wrong name before images are encoded
-                resolve_encoder(self.text_encoder, "text")
-        elif self.text_encoder is not None and not issparse(y) and np.ndim(y) == 1:
+                resolve_encoder(self._get_encoder("text"), "text")
+        elif self._get_encoder("text") is not None and not issparse(y) and np.ndim(y) == 1:
             raise ValueError(
                 "y holds numbers, and text_encoder is set. Pass captions (or their features of "
                 "shape (n_samples, n_features)). For class labels use ZeroShotClassifier."
             )
-        elif self.image_encoder is not None or holds_images(X):
+        elif self._get_encoder("image") is not None or holds_images(X):
             text = self._text_features(y, reset)
             n_rows = len(text)
         else:
@@ -388,7 +392,7 @@ class BaseAligner(
             return Rows(image, text, every_row, every_row)
         check_lengths(X, n_rows)
         image = self._image_features(X, reset)
-        digests = None if self.image_encoder is None else image_digests(X)
+        digests = None if self._get_encoder("image") is None else image_digests(X)
         if captions is None:
             every_row = np.arange(len(image))
             return Rows(image, text, every_row, every_row, digests)
@@ -410,9 +414,10 @@ class BaseAligner(
     def _image_features(self, X: Any, reset: bool, n_min: int = 1) -> Any:
         """Return at least `n_min` rows of image features; NaN where encoding failed."""
         check_sequence(X, "X", "image", "images or features")
-        if self.image_encoder is not None:
+        encoder = self._get_encoder("image")
+        if encoder is not None:
             if reset:
-                self.image_encoder_ = resolve_encoder(self.image_encoder, "image").fit(X, None)
+                self.image_encoder_ = resolve_encoder(encoder, "image").fit(X, None)
             X = _to_dense(self.image_encoder_.transform(X))
         elif holds_images(X):
             raise ValueError(
@@ -440,14 +445,15 @@ class BaseAligner(
         return self._encode_texts(texts, reset=False)
 
     def _encode_texts(self, texts: list[str], reset: bool) -> Any:
-        if self.text_encoder is None or not (reset or hasattr(self, "text_encoder_")):
+        encoder = self._get_encoder("text")
+        if encoder is None or not (reset or hasattr(self, "text_encoder_")):
             raise ValueError(
                 "y holds texts, and this aligner was fitted on features of texts. Pass "
                 f"{self.n_text_features_in_} features per text, or fit with text_encoder on "
                 "captions."
             )
         if reset:
-            self.text_encoder_ = resolve_encoder(self.text_encoder, "text").fit(texts, None)
+            self.text_encoder_ = resolve_encoder(encoder, "text").fit(texts, None)
         return self._text_features(_to_dense(self.text_encoder_.transform(texts)), reset)
 
     def _text_features(self, y: Any, reset: bool) -> Any:

@@ -58,7 +58,9 @@ def train_blend(
         History of the training. Epoch 0 is the closed form alone.
     """
     config = run.config
-    train, valid = run.split(data)
+    # Images are held out, not captions: a head learns the captions of many images better than the
+    # closed form does, and with new captions only this would not count.
+    train, valid = run.split(data, by_image=True)
     image_map = whiten_images(data, WHITENING, heads.n_components)
     if valid is None and config.early_stopping:
         # It is not known whether a head would improve the closed form.

@@ -154,7 +154,7 @@ def kernel_maps(
     same space.
     """
     targets = _Targets(data, whitening, n_components, image_map)
-    gamma = _scale_gamma(targets) if gamma == "scale" else float(gamma)
+    gamma = scale_gamma(targets.mean_text(np.float32)) if gamma == "scale" else float(gamma)
     # Dividing the ridge by the number of images of a text weights the text by its images.
     ridges = ridge / targets.counts
     limit = count_fitting_anchors(device) if max_anchors == "auto" else int(max_anchors)
@@ -340,8 +340,13 @@ def _whiten(
     return WhitenedMap(image_mean, directions * signs / np.sqrt(variances + whitening))
 
 
-def _scale_gamma(targets: _Targets) -> float:
-    """Return the gamma of "scale", inversely proportional to the variance of the texts."""
-    text_mean = targets.mean_text(np.float32)
+def scale_gamma(text_mean: np.ndarray) -> float:
+    """Return the gamma of "scale", inversely proportional to the variance of the texts.
+
+    Parameters
+    ----------
+    text_mean : ndarray of shape (n_features,)
+        Mean of the L2-normalized texts, whose variance is 1 minus its squared norm.
+    """
     # The bound keeps gamma finite if all texts are nearly equal.
     return float(_GAMMA_TIMES_VARIANCE / max(1 - float(text_mean @ text_mean), 1e-3))

@@ -52,12 +52,14 @@ class TrainingRun(NamedTuple):
         """Whether this process shows progress bars."""
         return self.config.verbose == 1 and is_first_rank(self.ranks)
 
-    def split(self, data: PairDataset) -> tuple[PairDataset, PairDataset | None]:
+    def split(
+        self, data: PairDataset, by_image: bool = False
+    ) -> tuple[PairDataset, PairDataset | None]:
         """Return training and validation pairs; None without early stopping or with few pairs."""
         if not self.config.early_stopping:
             return data, None
         rng = np.random.RandomState(self.seed)
-        split = split_pairs(data.pairs, self.config.validation_fraction, rng)
+        split = split_pairs(data.pairs, self.config.validation_fraction, rng, by_image)
         if split.valid is None:
             return data, None
         # Prototypes are not images: users do not search for their names.

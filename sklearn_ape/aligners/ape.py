@@ -11,22 +11,31 @@ import numpy as np
 import torch
 from sklearn.utils.validation import check_is_fitted
 
+from ..devices import resolve_device
+from ..encoders.resolve import resolve_encoder
 from ..heads import HEAD_KINDS, TwoTower, hidden_width
 from ..persistence.mixins import FittedState
 from ..training.callbacks import TrainingResult
 from ..training.data import PairDataset, n_batches
 from ..training.net import OPTIMIZERS, cosine_schedule
-from ..utils.sklearn_compat import with_callbacks
+from ..utils.sklearn_compat import FitContext, with_callbacks
+from ..utils.torch_state import default_state
 from ..utils.validation import check_choice, check_integer, check_number
 from ._ape_trainer import HeadConfig, train_heads
 from ._blend import summarize_training, train_blend
-from ._serialization import HeadsMixin, history_state, restore_history
+from ._closed_form import held_out_logit_scale
+from ._extension import choose_encoder, extend, resolve_base
+from ._serialization import HeadsMixin, history_state, make_embedders, restore_history
 from ._trained import TrainedAligner, TrainingRun, name_key
+from .pairs import holds_images, holds_texts
 
 # Number of steps for max_epochs="auto", and bounds of the number of epochs. Chosen on 4,000 to
 # 145,000 pairs of icons: fewer steps underfit, more take time for hardly more recall.
-_N_STEPS = 300
+_N_STEPS = 200
 _MIN_EPOCHS, _MAX_EPOCHS = 10, 100
+
+
+_TRAINED_INITS = ("auto", "kernel", "linear")
 
 
 class APEAligner(HeadsMixin, TrainedAligner):
@@ -50,12 +59,21 @@ class APEAligner(HeadsMixin, TrainedAligner):
     head_pairs : image encoder, str, HeadPairs or None, default=None
         Image encoder whose class names, synonyms and definitions are used as additional training
         pairs; see `sklearn_ape.encoders.classifier_head_pairs`.
-    init : {"auto", "kernel", "linear"} or None, default="auto"
-        **Head.** Use of a closed-form solution. ``"auto"`` trains a head against whitened images
+    init : {"auto", "kernel", "linear", "starter"}, fitted aligner or None, default="auto"
+        **Head.** Solution to start from. ``"auto"`` trains a head against whitened images
         and blends it with the solution of `KernelAligner`: the share of the head that is best on
         held-out pairs is used, from none to all. ``"kernel"`` and ``"linear"`` (a ridge
         regression) train a correction of the solution, which is kept if it improves recall on
-        held-out pairs. None trains plain heads, as in the paper.
+        held-out pairs. None trains plain heads, as in the paper. ``"starter"`` (the model of
+        `load_starter`) and a fitted aligner are extended by the pairs in closed form, without
+        training; with ``image_encoder=None`` and ``text_encoder=None`` their encoders are used.
+        Wrap a fitted aligner in `sklearn.frozen.FrozenEstimator` where it is cloned, as in a
+        search.
+    init_params : dict or None, default=None
+        Parameters of the extension of an aligner. Missing keys have the following defaults:
+
+        - ``"weight"``: weight of a pair; the larger it is, the closer the pairs are fitted, 4.0;
+        - ``"center"``: whether the mean of the image embeddings is subtracted, True.
     head : str, default="mlp"
         Kind of head, one of `sklearn_ape.heads.HEAD_KINDS`. `sklearn_ape.heads.make_head`
         describes the kinds, and the meaning of `depth` and `width` for each.
@@ -100,7 +118,7 @@ class APEAligner(HeadsMixin, TrainedAligner):
         - ``"warmup"``: length of the linear warm-up of the learning rate, as a fraction of all
           steps (float) or a number of steps (int), 0.05;
         - ``"clip_norm"``: maximum norm of the gradients, None for no clipping.
-    learning_rate : float, default=2e-3
+    learning_rate : float, default=3e-3
         Peak learning rate. It is followed by a cosine decay to zero.
     weight_decay : float, default=0.1
         Weight decay of weight matrices. Biases, norms and the logit scale are not decayed.
@@ -109,7 +127,7 @@ class APEAligner(HeadsMixin, TrainedAligner):
         It is clipped to the number of training pairs.
     max_epochs : int or "auto", default="auto"
         Maximum number of epochs, over which the learning rate decays to zero. ``"auto"`` is the
-        number of epochs that take 300 steps, but at least 10 and at most 100.
+        number of epochs that take 200 steps, but at least 10 and at most 100.
     early_stopping : bool, default=True
         **Early stopping.** Whether to hold out validation pairs, use the epoch with the best
         recall on them, and stop when recall no longer improves. It requires at least 50 groups of
@@ -251,6 +269,7 @@ class APEAligner(HeadsMixin, TrainedAligner):
             "tile_size": "auto",
             "structure_weight": 0.0,
         },
+        "init_params": {"weight": 4.0, "center": True},
         "optimizer_params": {"warmup": 0.05, "clip_norm": None},
     }
 
@@ -260,7 +279,8 @@ class APEAligner(HeadsMixin, TrainedAligner):
         image_encoder: Any = None,
         text_encoder: Any = None,
         head_pairs: Any = None,
-        init: str | None = "auto",
+        init: Any = "auto",
+        init_params: Mapping[str, Any] | None = None,
         head: str = "mlp",
         side: str = "text",
         depth: int = 3,
@@ -272,7 +292,7 @@ class APEAligner(HeadsMixin, TrainedAligner):
         loss_params: Mapping[str, Any] | None = None,
         optimizer: str = "adamw",
         optimizer_params: Mapping[str, Any] | None = None,
-        learning_rate: float = 2e-3,
+        learning_rate: float = 3e-3,
         weight_decay: float = 0.1,
         batch_size: int = 2048,
         max_epochs: int | str = "auto",
@@ -290,6 +310,7 @@ class APEAligner(HeadsMixin, TrainedAligner):
         self.text_encoder = text_encoder
         self.head_pairs = head_pairs
         self.init = init
+        self.init_params = init_params
         self.head = head
         self.side = side
         self.depth = depth
@@ -346,7 +367,55 @@ class APEAligner(HeadsMixin, TrainedAligner):
         ConvergenceWarning
             If training was stopped by a callback or by Ctrl-C.
         """
-        return self._fit(X, y)
+        if self.init is None or self.init in _TRAINED_INITS:
+            return self._fit(X, y)
+        return self._fit_extension(X, y)
+
+    def _fit_extension(self, X: Any, y: Any) -> Self:
+        """Extend the fitted aligner `init` by the pairs."""
+        self._check_parameters()
+        base = resolve_base(self.init)
+        context = FitContext(self, 0, X, y)
+        options = self._dict_values("init_params")
+        with default_state():
+            self.device_ = resolve_device(self.device)
+            self._chosen_encoders = {
+                side: self._choose_encoder(base, side, values)
+                for side, values in (("image", X), ("text", y))
+            }
+            try:
+                data = self._fit_pairs(X, y)
+            finally:
+                del self._chosen_encoders
+
+            def solve(pairs: PairDataset) -> TwoTower:
+                return extend(base, pairs, **options, device=self.device_, verbose=self.verbose)
+
+            logit_scale = held_out_logit_scale(data, lambda pairs: make_embedders(solve(pairs)))
+            self._set_module(solve(data), logit_scale)
+            self.history_, self.n_epochs_, self.best_epoch_ = [], 0, 0
+            self._set_bank(data)
+        context.end()
+        return self
+
+    def _choose_encoder(self, base: Any, side: str, values: Any) -> Any:
+        encoder = getattr(self, f"{side}_encoder")
+        if encoder is not None:
+            return choose_encoder(resolve_encoder(encoder, side), base, side)
+        takes_items = holds_images(values) if side == "image" else holds_texts(values)
+        return choose_encoder(None, base, side) if takes_items else None
+
+    def _get_encoder(self, side: str) -> Any:
+        chosen = self.__dict__.get("_chosen_encoders")
+        return super()._get_encoder(side) if chosen is None else chosen[side]
+
+    def _recorded_params(self) -> dict[str, Any]:
+        params = super()._recorded_params()
+        if self.init is not None and not isinstance(self.init, str):
+            # The heads of the base are part of the fitted heads. Its class and encoders are not
+            # needed to use them.
+            params["init"] = None
+        return params
 
     def _train(
         self, data: PairDataset, run: TrainingRun
@@ -369,8 +438,14 @@ class APEAligner(HeadsMixin, TrainedAligner):
 
     def _check_parameters(self) -> None:
         super()._check_parameters()
-        if self.init is not None:
-            check_choice(self.init, "init", ("auto", "kernel", "linear"))
+        if isinstance(self.init, str):
+            check_choice(self.init, "init", (*_TRAINED_INITS, "starter"))
+        values = self._dict_values("init_params")
+        check_number(values["weight"], "init_params['weight']", 0, closed="neither")
+        if not isinstance(values["center"], bool | np.bool_):
+            raise ValueError(
+                f"init_params['center'] must be True or False, not {values['center']!r}."
+            )
         check_choice(self.head, "head", HEAD_KINDS)
         check_choice(self.side, "side", ("text", "image", "both"))
         check_choice(self.optimizer, "optimizer", tuple(OPTIMIZERS))
@@ -390,7 +465,7 @@ class APEAligner(HeadsMixin, TrainedAligner):
         """What training brought, in words."""
         check_is_fitted(self)
         if self.init != "auto":
-            raise AttributeError("training_summary_ is available with init='auto' only.")
+            raise AttributeError("training_summary_ is available only with init='auto'.")
         return summarize_training(self.history_, self.best_epoch_)
 
     def _learned_state(self) -> dict[str, Any]:

@@ -1,7 +1,15 @@
 """Small networks that map a frozen feature to the shared space."""
 
 from ._base import FrozenHead, Head, LinearHead, Standardize, TwoTower
-from ._closed_form import BaseMap, BlendedHead, ClosedFormHead, KernelMap, LinearMap, WhitenedMap
+from ._closed_form import (
+    BaseMap,
+    BlendedHead,
+    ClosedFormHead,
+    ExtendedHead,
+    KernelMap,
+    LinearMap,
+    WhitenedMap,
+)
 from ._factory import HEAD_KINDS, head_state, hidden_width, make_head, restored_head
 from ._mlp import BatchNormMLPHead, GLUHead, MLPHead, ResidualHead, SkipMLPHead, StarHead
 
@@ -11,6 +19,7 @@ __all__ = [
     "BatchNormMLPHead",
     "BlendedHead",
     "ClosedFormHead",
+    "ExtendedHead",
     "FrozenHead",
     "GLUHead",
     "Head",

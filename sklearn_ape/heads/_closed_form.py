@@ -327,6 +327,64 @@ class BlendedHead(Head):
         return (1 - self.weight) * first + self.weight * second
 
 
+class ExtendedHead(Head):
+    """The L2-normalized output of a head, plus a constant and a correction.
+
+    Parameters
+    ----------
+    base : Head
+        Head to extend.
+    scale : float
+        Factor of the normalized output of the base.
+    shift : array-like or torch.Tensor of shape (n_out,)
+        Constant that is added.
+    correction : BaseMap or None, default=None
+        Map with the sizes of the base, whose output is added.
+
+    Raises
+    ------
+    ValueError
+        If sizes differ, or values are not finite.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklearn_ape.heads import ClosedFormHead, ExtendedHead, LinearMap
+    >>> base = ClosedFormHead(LinearMap(torch.zeros(2), torch.eye(2)))
+    >>> ExtendedHead(base, 0.5, torch.tensor([0.0, 1.0]))(torch.tensor([[3.0, 0.0]]))
+    tensor([[0.5000, 1.0000]])
+    """
+
+    scale: torch.Tensor
+    shift: torch.Tensor
+
+    def __init__(
+        self, base: Head, scale: float, shift: Any, correction: BaseMap | None = None
+    ) -> None:
+        super().__init__(base.n_in, base.n_out, standardize=False)
+        shift = _as_finite_tensor("shift", shift, 1)
+        sizes = (base.n_in, base.n_out)
+        if len(shift) != base.n_out or (
+            correction is not None and (correction.n_in, correction.n_out) != sizes
+        ):
+            raise ValueError(
+                f"shift or correction differs in size from base, which maps {base.n_in} to "
+                f"{base.n_out}. Pass a shift and a correction with these sizes."
+            )
+        self.base = base
+        self.register_buffer("scale", _as_finite_tensor("scale", scale, 0))
+        self.register_buffer("shift", shift)
+        self.correction = correction
+
+    def set_statistics(self, features: Any) -> None:
+        """Do nothing, because nothing is trained."""
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Map (n, n_in) to (n, n_out)."""
+        output = self.scale * l2_normalize(self.base(features)) + self.shift
+        return output if self.correction is None else output + self.correction(features)
+
+
 def _as_finite_tensor(name: str, values: Any, ndim: int) -> torch.Tensor:
     """Return a float32 copy; raise an error unless it is finite, not empty, and has ndim axes."""
     tensor = torch.as_tensor(values).detach().to(torch.float32, copy=True).contiguous()

@@ -12,7 +12,15 @@ from torch import nn
 from ..persistence.mixins import FittedState
 from ..utils.torch_state import default_state
 from ._base import FrozenHead, Head, LinearHead
-from ._closed_form import BaseMap, BlendedHead, ClosedFormHead, KernelMap, LinearMap, WhitenedMap
+from ._closed_form import (
+    BaseMap,
+    BlendedHead,
+    ClosedFormHead,
+    ExtendedHead,
+    KernelMap,
+    LinearMap,
+    WhitenedMap,
+)
 from ._mlp import BatchNormMLPHead, GLUHead, MLPHead, ResidualHead, SkipMLPHead, StarHead
 
 _DEEP_HEADS: dict[str, type[MLPHead | ResidualHead | SkipMLPHead]] = {
@@ -149,7 +157,7 @@ def head_state(head: Head) -> dict[str, Any]:
     Parameters
     ----------
     head : Head
-        Head from `make_head`, a `ClosedFormHead` or a `BlendedHead`, on the CPU.
+        Head from `make_head`, or a head that combines maps and heads, on the CPU.
 
     Returns
     -------
@@ -168,10 +176,9 @@ def head_state(head: Head) -> dict[str, Any]:
     True
     """
     if isinstance(head, ClosedFormHead):
-        kind = next(name for name, cls in _MAPS.items() if type(head.base) is cls)
         return {
             "kind": "closed_form",
-            "base": {"kind": kind, **_get_arrays(head.base)},
+            "base": _get_map(head.base),
             "residual": None if head.residual is None else head_state(head.residual),
             "scale": None if head.residual is None else float(head.scale),
         }
@@ -181,6 +188,14 @@ def head_state(head: Head) -> dict[str, Any]:
             "first": head_state(head.first),
             "second": head_state(head.second),
             "weight": float(head.weight),
+        }
+    if isinstance(head, ExtendedHead):
+        return {
+            "kind": "extended",
+            "base": head_state(head.base),
+            "scale": float(head.scale),
+            "shift": head.shift.numpy(),
+            "correction": None if head.correction is None else _get_map(head.correction),
         }
     spec = head.spec
     if spec is None and isinstance(head, FrozenHead | LinearHead):
@@ -220,6 +235,15 @@ def restored_head(state: FittedState) -> Head:
         state.value("kind")
         first, second = (restored_head(state.part(name)) for name in ("first", "second"))
         return BlendedHead(first, second, state.number("weight", above=-1e-9))
+    if kind == "extended":
+        state.value("kind")
+        base = restored_head(state.part("base"))
+        correction = None
+        if "correction" in state:
+            correction = _restore_map(state.part("correction"))
+        state.optional("correction")
+        scale = state.number("scale", above=-1e-9)
+        return ExtendedHead(base, scale, _read_float32(state, "shift", (None,)), correction)
     head, tensors = _make_empty_head(state)
     fill(head, tensors)
     return head
@@ -257,20 +281,7 @@ def fill(module: nn.Module, tensors: FittedState) -> None:
 
 def _restore_closed_form(state: FittedState) -> ClosedFormHead:
     state.value("kind")
-    base_state = state.part("base")
-    kind = base_state.text("kind")
-    if kind not in _MAPS:
-        raise ValueError(
-            f"{base_state.where}.kind must be one of {', '.join(_MAPS)}, not {kind[:40]!r}."
-        )
-    buffers: dict[str, Any] = {
-        name: _read_float32(base_state, name, (None, None)) for name in _MATRICES[kind]
-    }
-    if kind == "kernel":
-        buffers["gamma"] = float(_read_float32(base_state, "gamma", ()))
-    else:
-        buffers["mean"] = _read_float32(base_state, "mean", (None,))
-    base = _MAPS[kind](**buffers)
+    base = _restore_map(state.part("base"))
     if "residual" not in state:
         for name in ("residual", "scale"):
             state.optional(name)
@@ -282,11 +293,32 @@ def _restore_closed_form(state: FittedState) -> ClosedFormHead:
     return head
 
 
+def _restore_map(state: FittedState) -> BaseMap:
+    kind = state.text("kind")
+    if kind not in _MAPS:
+        raise ValueError(
+            f"{state.where}.kind must be one of {', '.join(_MAPS)}, not {kind[:40]!r}."
+        )
+    buffers: dict[str, Any] = {
+        name: _read_float32(state, name, (None, None)) for name in _MATRICES[kind]
+    }
+    if kind == "kernel":
+        buffers["gamma"] = float(_read_float32(state, "gamma", ()))
+    else:
+        buffers["mean"] = _read_float32(state, "mean", (None,))
+    return _MAPS[kind](**buffers)
+
+
 def _read_float32(state: FittedState, name: str, shape: tuple[int | None, ...]) -> Any:
     array = state.array(name, shape)
     if array.dtype.str != "<f4":
         raise ValueError(f"{state.where}.{name} must be of type float32, not {array.dtype}.")
     return array
+
+
+def _get_map(base_map: BaseMap) -> dict[str, Any]:
+    kind = next(name for name, cls in _MAPS.items() if type(base_map) is cls)
+    return {"kind": kind, **_get_arrays(base_map)}
 
 
 def _get_arrays(module: nn.Module) -> dict[str, Any]:

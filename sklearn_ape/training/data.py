@@ -445,7 +445,9 @@ class Split(NamedTuple):
     valid: np.ndarray | None
 
 
-def split_pairs(pairs: np.ndarray, fraction: float, rng: np.random.RandomState) -> Split:
+def split_pairs(
+    pairs: np.ndarray, fraction: float, rng: np.random.RandomState, by_image: bool = False
+) -> Split:
     """Hold out pairs that share neither an image nor a caption with the other pairs.
 
     Parameters
@@ -456,6 +458,9 @@ def split_pairs(pairs: np.ndarray, fraction: float, rng: np.random.RandomState) 
         Fraction of the pairs to hold out, in at least 10 and at most 5,000 groups.
     rng : numpy.random.RandomState
         Random generator that draws the groups.
+    by_image : bool, default=False
+        Whether the other pairs may have the same captions, but not the same images. The held-out
+        images are then like new images of the same kind, whose captions are partly known.
 
     Returns
     -------
@@ -472,12 +477,7 @@ def split_pairs(pairs: np.ndarray, fraction: float, rng: np.random.RandomState) 
     >>> len(split.train), len(split.valid)
     (90, 10)
     """
-    n_images = int(pairs[:, 0].max()) + 1
-    n_nodes = n_images + int(pairs[:, 1].max()) + 1
-    # int32, because older versions of scipy silently find no components with int64.
-    ends = (pairs[:, 0].astype(np.int32), (pairs[:, 1] + n_images).astype(np.int32))
-    graph = coo_array((np.ones(len(pairs), dtype=bool), ends), shape=(n_nodes, n_nodes))
-    group = connected_components(graph, directed=False)[1][pairs[:, 0]]
+    group = pairs[:, 0] if by_image else _group_pairs(pairs)
     groups, sizes = np.unique(group, return_counts=True)
     if len(groups) < 5 * _MIN_VALIDATION_GROUPS:
         return Split(np.arange(len(pairs)), None)
@@ -492,3 +492,13 @@ def split_pairs(pairs: np.ndarray, fraction: float, rng: np.random.RandomState) 
         return Split(np.arange(len(pairs)), None)
     is_held_out = np.isin(group, valid_groups)
     return Split(np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out))
+
+
+def _group_pairs(pairs: np.ndarray) -> np.ndarray:
+    """Return the group of every pair; pairs of different groups share no image or caption."""
+    n_images = int(pairs[:, 0].max()) + 1
+    n_nodes = n_images + int(pairs[:, 1].max()) + 1
+    # int32, because older versions of scipy silently find no components with int64.
+    ends = (pairs[:, 0].astype(np.int32), (pairs[:, 1] + n_images).astype(np.int32))
+    graph = coo_array((np.ones(len(pairs), dtype=bool), ends), shape=(n_nodes, n_nodes))
+    return connected_components(graph, directed=False)[1][pairs[:, 0]]

@@ -1,0 +1,164 @@
+"""Extension of a fitted aligner by further pairs, for `APEAligner`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.base import clone
+from sklearn.utils.validation import check_is_fitted
+
+from ..heads import ExtendedHead, KernelMap, TwoTower
+from ..training.data import PairDataset
+from ..training.net import embed
+from ..utils.linalg import normalize_rows
+from ..utils.warnings import warn
+from ._closed_form import RIDGE, scale_gamma
+from ._kernel_ridge import solve_kernel_ridge
+from .kernel import load_starter
+from .wrapper import unwrap_aligner
+
+
+def resolve_base(init: Any) -> Any:
+    """Return the fitted aligner that an ``init`` parameter stands for."""
+    if isinstance(init, str) and init == "starter":
+        return load_starter()
+    base = unwrap_aligner(init)
+    if not isinstance(getattr(base, "module_", None), TwoTower):
+        check_is_fitted(
+            base,
+            msg="init, of the class %(name)s, is not fitted. Fit it first. Where the aligner is "
+            "cloned, as in a search, pass init=FrozenEstimator(aligner).",
+        )
+        raise TypeError(
+            f"init must be a fitted APEAligner or KernelAligner, not {type(base).__name__}."
+        )
+    return base
+
+
+def choose_encoder(encoder: Any, base: Any, side: str) -> Any:
+    """Return the encoder whose features the base takes, with the options of a given encoder.
+
+    Parameters
+    ----------
+    encoder : transformer or None
+        Encoder of the user. None selects that of the base.
+    base : aligner
+        Fitted aligner, with or without encoders.
+    side : {"image", "text"}
+        Side of the encoder.
+
+    Raises
+    ------
+    ValueError
+        If the encoders are of different models.
+
+    Warns
+    -----
+    UserWarning
+        If other settings of the encoders differ. Those of the base are used.
+    """
+    expected = getattr(base, f"{side}_encoder_", None)
+    if expected is None or encoder is None:
+        return encoder if expected is None else expected
+    names = [getattr(one, "model_name", None) for one in (encoder, expected)]
+    if type(encoder) is not type(expected) or names[0] != names[1]:
+        raise ValueError(
+            f"{side}_encoder is {encoder!r}, and init was fitted with {expected!r}. Pass "
+            f"{side}_encoder=None to use the encoder of init."
+        )
+    if not hasattr(expected, "_runtime_params"):
+        return encoder
+    options = {
+        name: value
+        for name, value in encoder.get_params(deep=False).items()
+        if name in expected._runtime_params or name == "on_error"
+    }
+    adapted = clone(expected).set_params(**options)
+    before, after = (one.get_params(deep=False) for one in (encoder, adapted))
+    changes = [f"{name}={after[name]!r}" for name in after if before[name] != after[name]]
+    if changes:
+        warn(
+            f"{side}_encoder is used with {', '.join(changes)}, as init was fitted. Features with "
+            f"other settings would not fit. Pass {side}_encoder=None to use the encoder of init."
+        )
+    return adapted
+
+
+def extend(
+    base: Any, data: PairDataset, weight: float, center: bool, device: torch.device, verbose: int
+) -> TwoTower:
+    """Return the heads of a fitted aligner with a correction that further pairs determine.
+
+    The embedding of a text is ``scale * b(t) + k(t, texts) @ coefficients``, where b is the base.
+    The scale and, by kernel ridge regression of the rest, the coefficients are fitted to the
+    embeddings of the images, from which their mean is subtracted with `center`.
+
+    Parameters
+    ----------
+    base : aligner
+        Fitted aligner, as `resolve_base` returned it.
+    data : PairDataset
+        Further pairs.
+    weight : float
+        Weight of a pair. The larger it is, the closer the pairs are fitted.
+    center : bool
+        Whether to subtract the mean of the image embeddings. Images of one kind, such as line
+        drawings, have a direction in common that says nothing about what they show.
+    device : torch.device
+        Device on which the solution is computed.
+    verbose : int
+        1 shows a progress bar.
+
+    Raises
+    ------
+    ValueError
+        If the numbers of features differ from those of the base.
+    """
+    for side, name, features in (("image", "X", data.image), ("text", "y", data.text)):
+        n_expected = getattr(base.module_, f"{side}_head").n_in
+        if features.shape[1] != n_expected:
+            raise ValueError(
+                f"{name} has {features.shape[1]} features, and init was fitted with {n_expected} "
+                f"{side} features. Pass features of the encoder that init was fitted with."
+            )
+    image, text = (embed(base.module_, side, getattr(data, side), "cpu") for side in _SIDES)
+    mean_image = image[: data.n_images].mean(axis=0) if center else np.zeros_like(image[0])
+    # A text of several images is one row with their mean, as in KernelAligner.
+    texts, rows, counts = np.unique(data.pairs[:, 1], return_inverse=True, return_counts=True)
+    targets = np.zeros((len(texts), image.shape[1]))
+    np.add.at(targets, rows, image[data.pairs[:, 0]] - mean_image)
+    targets /= counts[:, None]
+    predictions = text[texts]
+    # Least squares: the embeddings of the base have unit norm, and their length is not predicted.
+    scale = max(0.0, float(counts @ (predictions * targets).sum(axis=1) / counts.sum()))
+    anchors = normalize_rows(np.asarray(data.text[texts]))
+    is_nonzero = anchors.any(axis=1)
+    gamma = _find_gamma(base.module_, anchors, counts)
+    correction = None
+    if is_nonzero.any():
+        coefficients = solve_kernel_ridge(
+            anchors[is_nonzero],
+            RIDGE / (weight * counts[is_nonzero]),
+            (targets - scale * predictions)[is_nonzero],
+            gamma,
+            device,
+            verbose,
+        )
+        correction = KernelMap(anchors[is_nonzero], coefficients, gamma)
+    return TwoTower(
+        ExtendedHead(base.module_.image_head, 1.0, -mean_image),
+        ExtendedHead(base.module_.text_head, scale, np.zeros_like(mean_image), correction),
+    ).eval()
+
+
+_SIDES = ("image", "text")
+
+
+def _find_gamma(module: TwoTower, anchors: np.ndarray, counts: np.ndarray) -> float:
+    """Return the gamma of the base, or one that suits the captions if the base has no kernel."""
+    for part in module.text_head.modules():
+        if isinstance(part, KernelMap):
+            return float(part.gamma)
+    return scale_gamma(counts @ anchors / counts.sum())
