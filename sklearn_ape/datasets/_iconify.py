@@ -204,9 +204,6 @@ def load_iconify(
         DESCR : str
             Description of the source, with author and licence of every set.
 
-    (images, captions) : tuple of lists
-        Returned instead of the Bunch if `return_X_y` is True.
-
     Raises
     ------
     ImportError
