@@ -121,9 +121,12 @@ def embed_pairs(module: TwoTower, data: PairDataset) -> tuple[np.ndarray, np.nda
     return image, text
 
 
-def make_closed_form(maps: Maps) -> TwoTower:
-    """Return the closed-form solution without trained heads."""
-    return TwoTower(ClosedFormHead(maps.image), ClosedFormHead(maps.text))
+def make_closed_form(maps: Maps, ranks: Ranks | None) -> TwoTower:
+    """Return the closed-form solution without trained heads, bitwise identical on all ranks."""
+    module = TwoTower(ClosedFormHead(maps.image), ClosedFormHead(maps.text))
+    if ranks is not None:
+        ranks.broadcast_weights(module)
+    return module
 
 
 def _make_module(heads: HeadConfig, maps: Maps | None, data: PairDataset) -> TwoTower:
@@ -293,10 +296,11 @@ def train_heads(
         checkpoint.note_result(result)
         if result.best_epoch == 0:
             assert valid is not None
-            scale = fit_logit_scale(*embed_pairs(make_closed_form(maps), valid), valid.pairs)
+            closed_form = make_closed_form(maps, run.ranks)
+            scale = fit_logit_scale(*embed_pairs(closed_form, valid), valid.pairs)
             if config.refit:
-                maps = _solve_maps(heads, run, data)
-            return make_closed_form(maps), scale, result
+                closed_form = make_closed_form(_solve_maps(heads, run, data), run.ranks)
+            return closed_form, scale, result
     if valid is not None and config.refit:
         checkpoint.begin("refit")
         # The first phase has advanced the generator, and a resumed training skips this phase.
