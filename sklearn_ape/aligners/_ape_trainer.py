@@ -235,13 +235,12 @@ def solve_kernel(
     )
 
 
-def _solve_maps(heads: HeadConfig, run: TrainingRun, data: PairDataset) -> Maps | None:
-    """Return the closed-form solution from which training starts, if any."""
-    if heads.init is None:
-        return None
+def _solve_maps(heads: HeadConfig, run: TrainingRun, data: PairDataset) -> Maps:
+    """Return the closed-form solution from which training starts."""
     if heads.init == "linear":
-        options = {"whitening": WHITENING, "n_components": heads.n_components}
-        return linear_maps(data, ridge=_LINEAR_RIDGE, **options)
+        return linear_maps(
+            data, ridge=_LINEAR_RIDGE, whitening=WHITENING, n_components=heads.n_components
+        )
     return solve_kernel(heads, run, data)
 
 
@@ -275,7 +274,7 @@ def train_heads(
     train, valid = run.split(data)
 
     def prepare(pairs: PairDataset) -> tuple[HeadTraining, Maps | None]:
-        maps = _solve_maps(heads, run, pairs)
+        maps = None if heads.init is None else _solve_maps(heads, run, pairs)
         module = _make_module(heads, maps, pairs)
         return HeadTraining(module, config, run.seed, pairs, run.ranks), maps
 
@@ -296,6 +295,7 @@ def train_heads(
         checkpoint.note_result(result)
         if result.best_epoch == 0:
             assert valid is not None
+            assert maps is not None
             closed_form = make_closed_form(maps, run.ranks)
             scale = fit_logit_scale(*embed_pairs(closed_form, valid), valid.pairs)
             if config.refit:

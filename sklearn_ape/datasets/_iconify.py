@@ -532,7 +532,7 @@ def _render_icon(label: str, svg: str, path: Path, size: int) -> None:
             "icon from its file."
         ) from error
     with Image.open(io.BytesIO(png)) as image:
-        is_blank = all(low == high for low, high in image.convert("RGB").getextrema())
+        is_blank = image.convert("RGB").getcolors(maxcolors=1) is not None
     suffix = ".blank" if is_blank else ".png"
     write_atomically(path.with_name(path.name + suffix), b"" if is_blank else png)
 
