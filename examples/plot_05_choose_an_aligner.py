@@ -30,9 +30,8 @@ X, X_test, y, y_test = train_test_split(
 # %%
 # Fit and plot each aligner
 # -------------------------
-# ``init=None`` trains the plain head of the paper. By default, `APEAligner` is initialized with
-# the solution of `KernelAligner` and trained from there, which takes longer (see the example on
-# the training history).
+# ``init=None`` trains the plain head of the paper. By default, `APEAligner` blends such a head
+# with the solution of `KernelAligner` (see the example on the training history).
 from sklearn_ape.inspection import RecallCurveDisplay
 
 aligners = {

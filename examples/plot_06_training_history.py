@@ -3,8 +3,8 @@ Training history of APEAligner
 ==============================
 
 `APEAligner` records the loss and the recall of each epoch in `history_`. This example compares two
-runs on the same 500 pairs: the plain head of the paper, and the default, which is initialized with
-a closed-form solution.
+runs on the same 500 pairs: the plain head of the paper, and the default, which blends a
+trained head with a closed-form solution.
 """
 
 # %%
@@ -22,8 +22,8 @@ X, X_test = image_encoder.transform(images), image_encoder.transform(test_images
 y, y_test = text_encoder.transform(captions), text_encoder.transform(test_captions)
 
 # %%
-# Random initialization
-# ---------------------
+# Plain head
+# ----------
 # The training loss still decreases after the recall on held-out pairs has stopped increasing. The
 # weights of the epoch with the best recall are selected, not those of the last epoch.
 from sklearn_ape.inspection import TrainingHistoryDisplay
@@ -33,13 +33,13 @@ TrainingHistoryDisplay.from_estimator(plain, name="init=None")
 print(f"selected epoch {plain.best_epoch_} of {plain.n_epochs_}")
 
 # %%
-# Closed-form initialization
-# --------------------------
-# Epoch 0 is the initialization. Trained weights are selected only if they improve recall on the
-# held-out pairs by more than one standard error. With few pairs, this is often not the case.
+# Blend of a head and a closed-form solution
+# ------------------------------------------
+# Epoch 0 is the closed-form solution. The recall of a later epoch is that of the best blend of
+# this solution with the head.
 default = APEAligner(width=256, max_epochs=15, random_state=0).fit(X, y)
 TrainingHistoryDisplay.from_estimator(default, name='init="auto"')
-print(f"selected epoch {default.best_epoch_} of {default.n_epochs_}")
+print(default.training_summary_)
 
 # %%
 # Evaluation on test pairs

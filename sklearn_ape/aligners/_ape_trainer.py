@@ -121,9 +121,12 @@ def embed_pairs(module: TwoTower, data: PairDataset) -> tuple[np.ndarray, np.nda
     return image, text
 
 
-def make_closed_form(maps: Maps) -> TwoTower:
-    """Return the closed-form solution without trained heads."""
-    return TwoTower(ClosedFormHead(maps.image), ClosedFormHead(maps.text))
+def make_closed_form(maps: Maps, ranks: Ranks | None) -> TwoTower:
+    """Return the closed-form solution without trained heads, bitwise identical on all ranks."""
+    module = TwoTower(ClosedFormHead(maps.image), ClosedFormHead(maps.text))
+    if ranks is not None:
+        ranks.broadcast_weights(module)
+    return module
 
 
 def _make_module(heads: HeadConfig, maps: Maps | None, data: PairDataset) -> TwoTower:
@@ -232,13 +235,12 @@ def solve_kernel(
     )
 
 
-def _solve_maps(heads: HeadConfig, run: TrainingRun, data: PairDataset) -> Maps | None:
-    """Return the closed-form solution from which training starts, if any."""
-    if heads.init is None:
-        return None
+def _solve_maps(heads: HeadConfig, run: TrainingRun, data: PairDataset) -> Maps:
+    """Return the closed-form solution from which training starts."""
     if heads.init == "linear":
-        options = {"whitening": WHITENING, "n_components": heads.n_components}
-        return linear_maps(data, ridge=_LINEAR_RIDGE, **options)
+        return linear_maps(
+            data, ridge=_LINEAR_RIDGE, whitening=WHITENING, n_components=heads.n_components
+        )
     return solve_kernel(heads, run, data)
 
 
@@ -272,7 +274,7 @@ def train_heads(
     train, valid = run.split(data)
 
     def prepare(pairs: PairDataset) -> tuple[HeadTraining, Maps | None]:
-        maps = _solve_maps(heads, run, pairs)
+        maps = None if heads.init is None else _solve_maps(heads, run, pairs)
         module = _make_module(heads, maps, pairs)
         return HeadTraining(module, config, run.seed, pairs, run.ranks), maps
 
@@ -293,10 +295,12 @@ def train_heads(
         checkpoint.note_result(result)
         if result.best_epoch == 0:
             assert valid is not None
-            scale = fit_logit_scale(*embed_pairs(make_closed_form(maps), valid), valid.pairs)
+            assert maps is not None
+            closed_form = make_closed_form(maps, run.ranks)
+            scale = fit_logit_scale(*embed_pairs(closed_form, valid), valid.pairs)
             if config.refit:
-                maps = _solve_maps(heads, run, data)
-            return make_closed_form(maps), scale, result
+                closed_form = make_closed_form(_solve_maps(heads, run, data), run.ranks)
+            return closed_form, scale, result
     if valid is not None and config.refit:
         checkpoint.begin("refit")
         # The first phase has advanced the generator, and a resumed training skips this phase.

@@ -62,21 +62,17 @@ def train_blend(
     # closed form does, and with new captions only this would not count.
     train, valid = run.split(data, by_image=True)
     image_map = whiten_images(data, WHITENING, heads.n_components)
+
+    def solve(pairs: PairDataset) -> TwoTower:
+        return make_closed_form(solve_kernel(heads, run, pairs, image_map), run.ranks)
+
     if valid is None and config.early_stopping:
         # It is not known whether a head would improve the closed form.
-        module = make_closed_form(solve_kernel(heads, run, data, image_map))
-        scale = held_out_logit_scale(
-            data,
-            lambda pairs: make_embedders(
-                make_closed_form(solve_kernel(heads, run, pairs, image_map))
-            ),
-        )
-        return module, scale, TrainingResult([], 0, 0)
+        scale = held_out_logit_scale(data, lambda pairs: make_embedders(solve(pairs)))
+        return solve(data), scale, TrainingResult([], 0, 0)
     if heads.side != "text":  # only a text head can be blended with the closed form
         return train_heads(heads._replace(init="kernel"), data, run)
-    closed_form = make_closed_form(solve_kernel(heads, run, train, image_map))
-    if run.ranks is not None:
-        run.ranks.broadcast_weights(closed_form)
+    closed_form = solve(train)
     text_head = make_head(heads.head, train.text.shape[1], image_map.n_out, **heads.shape)
     module = TwoTower(ClosedFormHead(image_map), text_head)
     training = HeadTraining(module, config, run.seed, train, run.ranks)
@@ -98,9 +94,10 @@ def train_blend(
     weight = _DEFAULT_WEIGHT
     if valid is not None:
         result, weight = _choose_blend(result, recall.baseline)
-        scale = fit_logit_scale(*embed_pairs(blend(weight).eval(), valid), valid.pairs)
+        module = blend(weight).to("cpu").eval()  # the head was trained on the device
+        scale = fit_logit_scale(*embed_pairs(module, valid), valid.pairs)
         if config.refit and weight < 1:
-            closed_form = make_closed_form(solve_kernel(heads, run, data, image_map))
+            closed_form = solve(data)
     if result.was_stopped:
         run.checkpoint.stop()
     return blend(weight), scale, result
@@ -132,17 +129,17 @@ def summarize_training(history: list[dict[str, Any]], best_epoch: int) -> str:
     """Return in words what the training of a head brought."""
     if not history:
         return "closed form; too few pairs to test whether training improves it"
-    if "blend_weight" not in history[-1]:
+    if "valid_recall" not in history[-1]:
         return f"{len(history)} epochs, without held-out pairs"
     closed_form, *epochs = history
+    best = history[best_epoch]
+    recalls = f"recall {best['valid_recall']:.3f}; closed form {closed_form['valid_recall']:.3f}"
+    if "blend_weight" not in history[-1]:  # a head of images corrects the closed form
+        return f"epoch {best_epoch} of {len(epochs)}: {recalls}"
     if best_epoch == 0:
         best_head = max(row["head_recall"] for row in epochs)
         return (
             f"closed form: recall {closed_form['valid_recall']:.3f}; no blend was better in "
             f"{len(epochs)} epochs (head {best_head:.3f})"
         )
-    best = history[best_epoch]
-    return (
-        f"blend {best['blend_weight']:g}: recall {best['valid_recall']:.3f}; closed form "
-        f"{closed_form['valid_recall']:.3f}, head {best['head_recall']:.3f}"
-    )
+    return f"blend {best['blend_weight']:g}: {recalls}, head {best['head_recall']:.3f}"

@@ -204,9 +204,6 @@ def load_iconify(
         DESCR : str
             Description of the source, with author and licence of every set.
 
-    (images, captions) : tuple of lists
-        Returned instead of the Bunch if `return_X_y` is True.
-
     Raises
     ------
     ImportError
@@ -535,7 +532,7 @@ def _render_icon(label: str, svg: str, path: Path, size: int) -> None:
             "icon from its file."
         ) from error
     with Image.open(io.BytesIO(png)) as image:
-        is_blank = all(low == high for low, high in image.convert("RGB").getextrema())
+        is_blank = image.convert("RGB").getcolors(maxcolors=1) is not None
     suffix = ".blank" if is_blank else ".png"
     write_atomically(path.with_name(path.name + suffix), b"" if is_blank else png)
 

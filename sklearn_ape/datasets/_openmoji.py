@@ -162,9 +162,6 @@ def load_openmoji(
         DESCR : str
             Description of the source, with licence and attribution.
 
-    (images, captions) : tuple of lists
-        Returned instead of the Bunch if `return_X_y` is True.
-
     Raises
     ------
     ImportError

@@ -10,10 +10,13 @@ from sklearn_ape.aligners import _checkpoint
 from sklearn_ape.persistence import files as model_files
 from sklearn_ape.training import AlignmentNet
 
-COMMON = {"width": 32, "max_epochs": 8, "batch_size": 64, "random_state": 0, "device": "cpu"}
+COMMON = {"depth": 2, "width": 32, "learning_rate": 1e-3, "max_epochs": 8, "batch_size": 64,
+          "random_state": 0, "device": "cpu"}  # fmt: skip
 CASES = {
     "plain": {"init": None},
-    "auto": {},
+    "auto": {"depth": 3, "dropout": 0.1, "learning_rate": 0.01},
+    "auto, closed form kept": {"learning_rate": 1e-9, "n_iter_no_change": 6, "random_state": 2},
+    "auto, all pairs": {"early_stopping": False, "dropout": 0.1},
     "patience": {"init": None, "n_iter_no_change": 1, "learning_rate": 0.05, "max_epochs": 40},
     "mixup": {"init": None, "mixup": 0.5, "dropout": 0.5, "side": "both", "refit": False},
     "residual": {

@@ -12,6 +12,8 @@ COMMON = {"width": 32, "dropout": 0.0, "max_epochs": 4, "batch_size": 64, "rando
 CASES = {
     "plain": {"init": None, "side": "both", "early_stopping": False},
     "linear": {"init": "linear", "early_stopping": False},
+    "blend": {"learning_rate": 0.01},
+    "all pairs blend": {"early_stopping": False},
     "shared": {
         "init": None,
         "mixup": 0.5,
@@ -51,7 +53,7 @@ def fit(name, folder, **parameters):
 
 
 def weights(aligner):
-    return np.concatenate([p.detach().numpy().ravel() for p in aligner.module_.parameters()])
+    return np.concatenate([t.numpy().ravel() for t in aligner.module_.state_dict().values()])
 
 
 def fit_all(folder):

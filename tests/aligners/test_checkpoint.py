@@ -55,7 +55,7 @@ class TestResume:
         assert files(tmp_path) == ["trained.safetensors"]
 
     def test_fit_after_finished_training_returns_its_result(self, whole, steps, tmp_path):
-        for case in ("plain", "auto", "residual", "norms"):
+        for case in ("plain", "auto", "auto, closed form kept", "residual", "norms"):
             aligner = cases.aligner(case, checkpoint=tmp_path / case)
             first = clone(aligner).fit(X, Y)
             counted = steps(None)

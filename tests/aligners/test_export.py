@@ -28,7 +28,8 @@ def onnxruntime():
 
 @pytest.mark.sampled(5)
 @pytest.mark.parametrize(
-    "name", ["cca", "kernel", "ape-residual-of-kernel", "ape-batchnorm", "ape-linear-start"]
+    "name",
+    ["ape-blend", "cca", "kernel", "ape-residual-of-kernel", "ape-batchnorm", "ape-linear-start"],
 )
 def test_onnxruntime_gives_equal_embeddings(name, onnxruntime, concepts, tmp_path):
     aligner = clone(ALIGNERS[name]).fit(concepts.image, concepts.text)

@@ -17,6 +17,7 @@ ALIGNERS = {
     "plain, few components": APEAligner(init=None, n_components=8, **SMALL),
     "linear start": APEAligner(init="linear", side="both", early_stopping=False, **SMALL),
     "kernel start": APEAligner(init="kernel", early_stopping=False, **SMALL),
+    "blend": APEAligner(early_stopping=False, **SMALL),
     "kernel": KernelAligner(),
     "Nystroem": KernelAligner(max_anchors=40),
     "cca": CCAAligner(),

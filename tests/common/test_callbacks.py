@@ -147,7 +147,7 @@ class TestEpochs:
 
 
 class TestScores:
-    @pytest.mark.parametrize("init", [None, "kernel"])
+    @pytest.mark.parametrize("init", [None, "kernel", "auto"])
     def test_scores_of_epoch_use_heads_at_its_end(self, concepts, init):
         """The last score equals that of the fitted aligner; scoring does not change heads."""
         monitor = callback.ScoringMonitor(scoring=recall)

@@ -11,8 +11,13 @@ ALIGNERS = {
     "asif": ASIFAligner(k=20),
     "kernel": KernelAligner(n_components=6),
     "kernel-landmarks": KernelAligner(max_anchors=40),
-    "ape-residual-of-kernel": APEAligner(width=16, max_epochs=2, early_stopping=False),
-    "ape-start-kept": APEAligner(width=16, max_epochs=1, learning_rate=1e-9),
+    "ape-blend": APEAligner(width=16, max_epochs=2, early_stopping=False),
+    "ape-residual-of-kernel": APEAligner(
+        init="kernel", width=16, max_epochs=2, early_stopping=False
+    ),
+    "ape-start-kept": APEAligner(
+        init="kernel", width=16, max_epochs=1, learning_rate=1e-9
+    ),
     "ape-plain": APEAligner(init=None, width=16, depth=3, max_epochs=2),
     "ape-image-side": APEAligner(init=None, side="image", width=16, max_epochs=2, n_components=7),
     "ape-linear-start": APEAligner(init="linear", head="glu", width="2x", max_epochs=2),
@@ -56,7 +61,7 @@ def saved(tmp_path_factory):
     rng = np.random.default_rng(0)
     image, text = rng.standard_normal((60, 5)), rng.standard_normal((60, 4))
     parent = tmp_path_factory.mktemp("models")
-    for name in ("kernel", "cca", "asif", "ape-plain", "ape-residual-of-kernel"):
+    for name in ("kernel", "cca", "asif", "ape-plain", "ape-blend", "ape-residual-of-kernel"):
         aligner = clone(ALIGNERS[name])
         if "n_components" in aligner.get_params():
             aligner.set_params(n_components=None)

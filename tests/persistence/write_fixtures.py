@@ -80,6 +80,7 @@ def _of_pairs(X, y):
         "cca": CCAAligner(),
         "asif": ASIFAligner(k=4),
         "ape": clone(ape).set_params(init="kernel"),
+        "ape_blend": clone(ape),
         "ape_plain": clone(ape).set_params(init=None, head="glu", side="both", n_components=3),
     }
 

@@ -41,7 +41,8 @@ _KINDS = {
     "kernel": KernelAligner(n_components=None),
     "cca": CCAAligner(),
     "asif": ASIFAligner(),
-    "ape": APEAligner(width=8, max_epochs=2, early_stopping=False, random_state=0),
+    "ape": APEAligner(init="kernel", width=8, max_epochs=2, early_stopping=False, random_state=0),
+    "blend": APEAligner(width=8, max_epochs=2, early_stopping=False, random_state=0),
 }
 # ImportError is raised for named weights that are not installed.
 _MODEL_ERRORS = (ValueError, OSError, ImportError)

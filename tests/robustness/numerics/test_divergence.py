@@ -15,6 +15,7 @@ DIVERGING = {
     "learning rate": {"learning_rate": 1e30, "optimizer": "adam"},
     "learning rate, no early stopping": {"learning_rate": 1e30, "early_stopping": False},
     "learning rate, kernel initialization": {"init": "kernel", "learning_rate": 1e35},
+    "learning rate, blend": {"init": "auto", "learning_rate": 1e35},
     "learning rate, sigmoid loss": {"learning_rate": 1e30, "loss": "sigmoid"},
     "learning rate, tiles": {"learning_rate": 1e30, "loss_params": {"tile_size": 8}},
 }
