@@ -5,17 +5,19 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+import math
 import re
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.resources import files
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from sklearn.datasets import load_sample_images
 from sklearn.model_selection import GroupShuffleSplit
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.utils import Bunch
@@ -35,6 +37,10 @@ _THUMBNAIL_SIDE = 96
 _HELD_OUT_FRACTION = 0.2
 _N_RESULTS = 6
 _N_PREDICTIONS_SHOWN = 24
+_N_NAMES_SHOWN = 5
+
+# Size of the plot of the training in pixels.
+_PLOT_WIDTH, _PLOT_HEIGHT = 560, 200
 
 CATEGORY_NAMES = {
     "Activities": ["a sport", "a game", "a celebration"],
@@ -47,6 +53,11 @@ CATEGORY_NAMES = {
     "Symbols": ["a symbol", "a sign", "an arrow", "a button"],
     "Travel & Places": ["a vehicle", "a building", "a landscape", "the weather"],
 }
+
+PHOTO_NAMES = (
+    *("a temple", "a flower", "a cat", "a dog", "a bus", "a rocket", "a cup of coffee"),
+    *("a person", "a mountain", "a computer"),
+)
 
 QUERIES = ("a wild animal", "a dessert", "a vehicle with wheels", "bad weather")
 
@@ -116,6 +127,14 @@ def print_result(result: DemoResult) -> None:
     from rich.table import Table
 
     console = Console()
+    photographs = Table(
+        title="Photographs named by the starter model, without training", title_justify="left"
+    )
+    for heading in ("photograph", "most probable names"):
+        photographs.add_column(heading)
+    for photograph in result.photographs:
+        photographs.add_row(photograph.truth, _describe_names(photograph, n_names=3))
+    console.print(photographs)
     n = result.n_held_out
     console.print(
         f"\nTrained on {result.n_train} captioned images, tested on {n} held-out images "
@@ -151,8 +170,21 @@ def print_result(result: DemoResult) -> None:
     is_cached = result.image_cache.misses == 0 and result.text_cache.misses == 0
     source = "from the cache" if is_cached else f"{result.image_cache.misses} images encoded"
     console.print(
-        f"Features: {source}. {result.n_parameters:,} parameters. {_describe_best_epoch(result)}"
+        f"Features: {source}. {result.n_parameters:,} parameters. Training: {result.summary}."
     )
+    console.print(
+        "\nNext, with your own images:\n"
+        '  sklearn-ape classify FOLDER --labels "a cat,a dog"   (without training)\n'
+        "  sklearn-ape fit FOLDER --captions filename -o MODEL  (with your captions)\n"
+        '  APEAligner(init="starter").fit(images, captions)     (in Python)',
+        highlight=False,
+        markup=False,
+    )
+
+
+def _describe_names(prediction: Prediction, n_names: int) -> str:
+    names = zip(prediction.names[:n_names], prediction.probabilities[:n_names], strict=True)
+    return ", ".join(f"{name} {probability:.0%}" for name, probability in names)
 
 
 def write_report(result: DemoResult, folder: Path) -> Path:
@@ -178,7 +210,7 @@ def write_report(result: DemoResult, folder: Path) -> Path:
     environment.globals.update(thumbnail=_encode_thumbnail, zip=zip)
     page = folder / "index.html"
     html = environment.from_string(source).render(
-        result=result, curve=_scale_curve(result), best_epoch=_describe_best_epoch(result)
+        result=result, plot=_make_plot(result.history), n_photo_names=len(PHOTO_NAMES)
     )
     page.write_text(html, encoding="utf-8")
     draw_contact_sheet(result.searches).save(folder / "search.png")
@@ -219,22 +251,11 @@ def draw_contact_sheet(searches: Sequence[Search], size: int = 112) -> Image.Ima
     return sheet
 
 
-def _describe_best_epoch(result: DemoResult) -> str:
-    """Describe which epoch early stopping kept. Epoch 0 is the closed-form initialization."""
-    n_epochs = sum(row["epoch"] > 0 for row in result.history)
-    if result.best_epoch == 0:
-        return (
-            f"Early stopping kept the closed-form initialization: {n_epochs} training epochs did "
-            "not improve validation recall."
-        )
-    return f"Early stopping kept epoch {result.best_epoch} of {n_epochs}."
-
-
-def _encode_thumbnail(path: str) -> str:
-    """Return a small copy of an image as a data URL."""
+def _encode_thumbnail(item: str | np.ndarray) -> str:
+    """Return a small copy of an image, a path or an array, as a data URL."""
     from PIL import Image
 
-    with Image.open(path) as image:
+    with Image.fromarray(item) if isinstance(item, np.ndarray) else Image.open(item) as image:
         small = image.convert("RGB")
         small.thumbnail((_THUMBNAIL_SIDE, _THUMBNAIL_SIDE))
     buffer = io.BytesIO()
@@ -242,20 +263,38 @@ def _encode_thumbnail(path: str) -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def _scale_curve(result: DemoResult, width: int = 560, height: int = 160) -> str:
-    """Return the validation recall per epoch as points of an SVG polyline."""
-    recalls = [row.get("valid_recall", 0.0) for row in result.history]
-    top = max(recalls) or 1.0
-    step = width / max(1, len(recalls) - 1)
-    return " ".join(
-        f"{row * step:.1f},{height * (1 - recall / top):.1f}" for row, recall in enumerate(recalls)
-    )
+def _make_plot(history: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the lines and ticks of a plot of recall by epoch, in pixels."""
+    columns = {
+        "blend": [row.get("valid_recall") for row in history],
+        "head alone": [row.get("head_recall") for row in history],
+    }
+    n_epochs = max(1, len(history) - 1)
+    top = max([value for values in columns.values() for value in values if value] or [1.0])
+    # The next multiple of 0.1, so that ticks are round.
+    top = math.ceil(10 * top) / 10
+
+    def position(epoch: int, recall: float) -> tuple[float, float]:
+        return epoch / n_epochs * _PLOT_WIDTH, (1 - recall / top) * _PLOT_HEIGHT
+
+    lines = {}
+    for name, values in columns.items():
+        points = [position(e, value) for e, value in enumerate(values) if value is not None]
+        lines[name] = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+    return {
+        "width": _PLOT_WIDTH,
+        "height": _PLOT_HEIGHT,
+        "lines": lines,
+        "closed_form": position(0, columns["blend"][0] or 0.0)[1] if history else None,
+        "epochs": [(position(e, 0)[0], e) for e in sorted({0, n_epochs // 2, n_epochs})],
+        "recalls": [(position(0, share * top)[1], share * top) for share in (0, 0.5, 1)],
+    }
 
 
 class Prediction(NamedTuple):
-    """A held-out image with its true name and its most probable names."""
+    """An image with its true name, or that of its file, and its most probable names."""
 
-    image: str
+    image: Any
     truth: str
     names: list[str]
     probabilities: list[float]
@@ -278,10 +317,11 @@ class DemoResult(NamedTuple):
     concept_accuracy: float
     category_accuracy: float
     n_categories: int
+    photographs: list[Prediction]
     predictions: list[Prediction]
     searches: list[Search]
     history: list[dict[str, Any]]
-    best_epoch: int
+    summary: str
     n_parameters: int
     stages: list[Stage]
     image_cache: CacheInfo
@@ -326,6 +366,8 @@ def run_demo(
     )
     text_encoder = TransformersTextEncoder("all-MiniLM-L6-v2", cache=folder, verbose=verbose)
 
+    with log.stage("name photographs"):
+        photographs = _name_photographs()
     with log.stage("load images"):
         data = load_openmoji(verbose=verbose)
         train, held_out = _split(data, random_state)
@@ -336,6 +378,7 @@ def run_demo(
     with log.stage("train the aligner"):
         aligner = APEAligner(
             text_encoder=text_encoder,
+            n_iter_no_change=8,  # of at most 100 short epochs
             random_state=random_state,
             verbose=verbose,
         )
@@ -354,10 +397,11 @@ def run_demo(
         concept_accuracy=concept_accuracy,
         category_accuracy=category_accuracy,
         n_categories=n_categories,
+        photographs=photographs,
         predictions=predictions,
         searches=searches,
         history=model[-1].history_,
-        best_epoch=model[-1].best_epoch_,
+        summary=model[-1].training_summary_,
         n_parameters=model[-1].n_parameters_,
         stages=log.stages,
         image_cache=image_encoder.cache_info(),
@@ -404,15 +448,36 @@ def _predict_concepts(
     accuracy = classifier.score(held_out.images, held_out.captions)
     order = np.random.default_rng(random_state).permutation(len(held_out.images))
     shown = _select_rows(held_out, order[:_N_PREDICTIONS_SHOWN])
+    return _predict(classifier, shown.images, shown.captions), accuracy
+
+
+def _predict(
+    classifier: ZeroShotClassifier, images: Sequence[Any], truths: Sequence[str]
+) -> list[Prediction]:
+    """Return the most probable names of images."""
     predictions = []
-    for image, truth, row in zip(
-        shown.images, shown.captions, classifier.predict_proba(shown.images), strict=True
-    ):
-        best = np.argsort(-row)[:3]
+    for image, truth, row in zip(images, truths, classifier.predict_proba(images), strict=True):
+        best = np.argsort(-row)[:_N_NAMES_SHOWN]
         predictions.append(
             Prediction(image, truth, classifier.classes_[best].tolist(), row[best].tolist())
         )
-    return predictions, accuracy
+    return predictions
+
+
+def _name_photographs() -> list[Prediction]:
+    """Name the photographs of scikit-learn, and of scikit-image if installed, by the starter."""
+    samples = load_sample_images()
+    photographs = {
+        Path(file).name: image
+        for file, image in zip(samples.filenames, samples.images, strict=True)
+    }
+    with suppress(ImportError):
+        from skimage import data
+
+        names = ("astronaut", "chelsea", "coffee", "rocket")
+        photographs |= {f"{name}.png": getattr(data, name)() for name in names}
+    classifier = ZeroShotClassifier(list(PHOTO_NAMES))
+    return _predict(classifier, list(photographs.values()), list(photographs))
 
 
 def _score_categories(model: Pipeline, held_out: Bunch) -> tuple[float, int]:
