@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -51,10 +52,8 @@ class BaseAligner(
 ):
     """Base class of aligners, which embed images and texts in a shared space.
 
-    Large memory maps and large float16 arrays are not copied: their features are read in blocks
-    of rows. Embeddings are returned in memory.
-
-    The `fit` of a subclass calls `_fit_pairs` first and `_set_bank` last. A subclass defines
+    Large memory maps and large float16 arrays are read in blocks of rows, without a copy. The
+    `fit` of a subclass calls `_fit_pairs` first and `_set_bank` last. A subclass defines
     `_embed_image`, `_embed_text`, `_learned_state` and `_restore_learned`.
     """
 
@@ -241,10 +240,9 @@ class BaseAligner(
 
         Notes
         -----
-        Images are identified by their content and captions by their text, not by their
-        features. If X or y holds features, every row is a separate item, unless `groups` says
-        which rows belong together. A candidate that ties with the correct one ranks before it,
-        so that an encoder that maps everything to one vector gets the worst ranks.
+        Images are identified by their content and captions by their text. Rows of features are
+        separate items, unless `groups` says which belong together. A candidate that ties with
+        the correct one ranks before it, so that equal embeddings get the worst ranks.
         """
         check_is_fitted(self)
         data = self._scored_pairs(X, y, groups)
@@ -267,7 +265,7 @@ class BaseAligner(
         -------
         score : float
             Recall between 0 and 1. It decreases with the number of candidates, so only compare
-            scores on test sets of the same size. The embeddings of all pairs are held in memory.
+            scores on test sets of the same size.
 
         See Also
         --------
@@ -366,10 +364,11 @@ class BaseAligner(
     def _rows(self, X: Any, y: Any, reset: bool) -> Rows:
         """Return features of both sides; captions are checked before images are encoded."""
         captions: list[str] | None = None
+        image_encoder, text_encoder = self._get_encoder("image"), self._get_encoder("text")
         check_sequence(X, "X", "image", "images or features")
         y = as_sequence(y)
         if holds_texts(y):
-            if self._get_encoder("text") is None:
+            if text_encoder is None:
                 raise ValueError(
                     "y holds captions, and text_encoder is None. Pass text_encoder="
                     "TransformersTextEncoder('all-MiniLM-L6-v2'), or features of the captions."
@@ -377,13 +376,13 @@ class BaseAligner(
             captions, rows = flatten_captions(y)
             n_rows = len(y)
             if reset:  # report a wrong name before images are encoded
-                resolve_encoder(self._get_encoder("text"), "text")
-        elif self._get_encoder("text") is not None and not issparse(y) and np.ndim(y) == 1:
+                resolve_encoder(text_encoder, "text")
+        elif text_encoder is not None and not issparse(y) and np.ndim(y) == 1:
             raise ValueError(
                 "y holds numbers, and text_encoder is set. Pass captions (or their features of "
                 "shape (n_samples, n_features)). For class labels use ZeroShotClassifier."
             )
-        elif self._get_encoder("image") is not None or holds_images(X):
+        elif image_encoder is not None or holds_images(X):
             text = self._text_features(y, reset)
             n_rows = len(text)
         else:
@@ -392,13 +391,12 @@ class BaseAligner(
             return Rows(image, text, every_row, every_row)
         check_lengths(X, n_rows)
         image = self._image_features(X, reset)
-        digests = None if self._get_encoder("image") is None else image_digests(X)
+        digests = None if image_encoder is None else image_digests(X)
         if captions is None:
             every_row = np.arange(len(image))
             return Rows(image, text, every_row, every_row, digests)
-        text, text_rows = encode_unique(
-            lambda texts: self._encode_texts(texts, reset), captions, rows
-        )
+        encode = partial(self._encode_texts, reset=reset)
+        text, text_rows = encode_unique(encode, captions, rows)
         return Rows(image, text, rows, text_rows, digests, are_captions=True)
 
     def _both_features(self, X: Any, y: Any, reset: bool) -> tuple[Any, Any]:

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import torch
 from sklearn.base import clone
-from sklearn.utils.validation import check_is_fitted
 
 from ..heads import ExtendedHead, KernelMap, TwoTower
 from ..training.data import PairDataset
@@ -16,25 +15,6 @@ from ..utils.linalg import normalize_rows
 from ..utils.warnings import warn
 from ._closed_form import RIDGE, scale_gamma
 from ._kernel_ridge import solve_kernel_ridge
-from .kernel import load_starter
-from .wrapper import unwrap_aligner
-
-
-def resolve_base(init: Any) -> Any:
-    """Return the fitted aligner that an ``init`` parameter stands for."""
-    if isinstance(init, str) and init == "starter":
-        return load_starter()
-    base = unwrap_aligner(init)
-    if not isinstance(getattr(base, "module_", None), TwoTower):
-        check_is_fitted(
-            base,
-            msg="init, of the class %(name)s, is not fitted. Fit it first. Where the aligner is "
-            "cloned, as in a search, pass init=FrozenEstimator(aligner).",
-        )
-        raise TypeError(
-            f"init must be a fitted APEAligner or KernelAligner, not {type(base).__name__}."
-        )
-    return base
 
 
 def choose_encoder(encoder: Any, base: Any, side: str) -> Any:
@@ -98,7 +78,7 @@ def extend(
     Parameters
     ----------
     base : aligner
-        Fitted aligner, as `resolve_base` returned it.
+        Fitted aligner, with heads on features.
     data : PairDataset
         Further pairs.
     weight : float

@@ -24,10 +24,12 @@ from ..utils.validation import check_choice, check_integer, check_number
 from ._ape_trainer import HeadConfig, train_heads
 from ._blend import summarize_training, train_blend
 from ._closed_form import held_out_logit_scale
-from ._extension import choose_encoder, extend, resolve_base
+from ._extension import choose_encoder, extend
 from ._serialization import HeadsMixin, history_state, make_embedders, restore_history
 from ._trained import TrainedAligner, TrainingRun, name_key
+from .kernel import load_starter
 from .pairs import holds_images, holds_texts
+from .wrapper import unwrap_aligner
 
 # Number of steps for max_epochs="auto", and bounds of the number of epochs. Chosen on 4,000 to
 # 145,000 pairs of icons: fewer steps underfit, more take time for hardly more recall.
@@ -374,7 +376,7 @@ class APEAligner(HeadsMixin, TrainedAligner):
     def _fit_extension(self, X: Any, y: Any) -> Self:
         """Extend the fitted aligner `init` by the pairs."""
         self._check_parameters()
-        base = resolve_base(self.init)
+        base = _resolve_base(self.init)
         context = FitContext(self, 0, X, y)
         options = self._dict_values("init_params")
         with default_state():
@@ -477,3 +479,20 @@ class APEAligner(HeadsMixin, TrainedAligner):
 
     def _set_restored(self, module: TwoTower, logit_scale: float) -> None:
         self._set_module(module, logit_scale)
+
+
+def _resolve_base(init: Any) -> Any:
+    """Return the fitted aligner that an ``init`` parameter stands for."""
+    if isinstance(init, str) and init == "starter":
+        return load_starter()
+    base = unwrap_aligner(init)
+    if not isinstance(getattr(base, "module_", None), TwoTower):
+        check_is_fitted(
+            base,
+            msg="init, of the class %(name)s, is not fitted. Fit it first. Where the aligner is "
+            "cloned, as in a search, pass init=FrozenEstimator(aligner).",
+        )
+        raise TypeError(
+            f"init must be a fitted APEAligner or KernelAligner, not {type(base).__name__}."
+        )
+    return base

@@ -84,7 +84,9 @@ def holds_images(X: Any) -> bool:
     if not isinstance(X, list | tuple | np.ndarray) or len(X) == 0:
         return hasattr(X, "str") and not hasattr(X, "columns")
     first = X[0]
-    return isinstance(first, str | os.PathLike | bytes | Mapping) or hasattr(first, "getexif")
+    if isinstance(first, str | os.PathLike | bytes | Mapping) or hasattr(first, "getexif"):
+        return True
+    return getattr(first, "ndim", 0) == 3  # an array of shape (height, width, 3)
 
 
 def flatten_captions(y: Sequence[Any]) -> tuple[list[str], np.ndarray]:

@@ -145,16 +145,8 @@ class PairDataset(Dataset):
     def to(self, device: torch.device) -> PairDataset:
         """Return the same pairs for training on a device.
 
-        Parameters
-        ----------
-        device : torch.device
-            Device of the heads.
-
-        Returns
-        -------
-        dataset : PairDataset
-            Dataset with features on a CUDA device if they take less than half of its free
-            memory. Otherwise the features stay where they are, and each batch is moved.
+        Features are moved to a CUDA device if they take less than half of its free memory.
+        Otherwise they stay where they are, and each batch is moved.
         """
         dataset = copy(self)
         dataset.device = device
@@ -192,7 +184,7 @@ def as_tensor(features: np.ndarray) -> torch.Tensor:
     Parameters
     ----------
     features : ndarray
-        Features, such as the `X` of an aligner.
+        Features.
 
     Returns
     -------
@@ -459,8 +451,7 @@ def split_pairs(
     rng : numpy.random.RandomState
         Random generator that draws the groups.
     by_image : bool, default=False
-        Whether the other pairs may have the same captions, but not the same images. The held-out
-        images are then like new images of the same kind, whose captions are partly known.
+        Whether the other pairs may have the same captions, but not the same images.
 
     Returns
     -------
@@ -481,7 +472,7 @@ def split_pairs(
     groups, sizes = np.unique(group, return_counts=True)
     if len(groups) < 5 * _MIN_VALIDATION_GROUPS:
         return Split(np.arange(len(pairs)), None)
-    # A caption of many images makes a large group, which stays in training.
+    # A caption of many images is a large group, which stays in training.
     n_remaining = max(fraction * len(pairs), float(_MIN_VALIDATION_GROUPS))
     valid_groups: list[int] = []
     for index in rng.permutation(len(groups)):

@@ -16,7 +16,14 @@ from sklearn_ape.training.callbacks import BlendRecall, TrainingResult
 
 
 def small(**parameters):
-    defaults = {"depth": 2, "width": 128, "max_epochs": 20, "batch_size": 128, "random_state": 0}
+    defaults = {
+        "learning_rate": 1e-3,
+        "depth": 2,
+        "width": 128,
+        "max_epochs": 20,
+        "batch_size": 128,
+        "random_state": 0,
+    }
     return APEAligner(**(defaults | parameters))
 
 

@@ -94,7 +94,7 @@ def test_captions_have_no_words_for_styles(package, home):
 
 def test_frequent_word_is_a_style():
     """A word such as "light" is dropped only in a set in which many names end with it."""
-    from sklearn_ape.datasets._iconify import _clean_name, _find_style_words
+    from sklearn_ape.datasets._icon_sets import _clean_name, _find_style_words
 
     names = [f"icon{i}-light" for i in range(10)] + ["traffic-light"]
     first, last = _find_style_words(names)

@@ -1,0 +1,212 @@
+"""Extension of a fitted aligner by further pairs: APEAligner(init=aligner)."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from sklearn.base import clone
+from sklearn.frozen import FrozenEstimator
+from sklearn.model_selection import cross_val_score
+from sklearn.preprocessing import normalize
+
+from sklearn_ape import APEAligner, CCAAligner, KernelAligner, load_starter
+from sklearn_ape.encoders import TimmImageEncoder, TransformersTextEncoder
+
+# Weight and ridge of a pair with the default parameters.
+WEIGHT, RIDGE = 4.0, 0.3
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    """Pairs of two kinds: the second has other texts and a constant in its images."""
+    rng = np.random.default_rng(0)
+    concepts = rng.standard_normal((700, 10))
+    image = concepts @ rng.standard_normal((10, 32)) + 0.3 * rng.standard_normal((700, 32))
+    text = concepts @ rng.standard_normal((10, 16)) + 0.5 * rng.standard_normal((700, 16))
+    image[400:] += 2 * rng.standard_normal(32)
+    text[400:] += rng.standard_normal(16)
+    return SimpleNamespace(image=image.astype(np.float32), text=text.astype(np.float32))
+
+
+@pytest.fixture(scope="module")
+def base(pairs):
+    return KernelAligner().fit(pairs.image[:400], pairs.text[:400])
+
+
+@pytest.fixture(scope="module")
+def own(pairs):
+    return pairs.image[400:500], pairs.text[400:500]
+
+
+def test_text_embeddings_are_base_plus_kernel_ridge_regression(base, own, pairs):
+    image, text = own
+    aligner = APEAligner(init=base).fit(image, text)
+    targets = base.transform(image).astype(np.float64)
+    targets -= targets.mean(axis=0)
+    predictions = base.transform_text(text).astype(np.float64)
+    scale = (predictions * targets).sum(axis=1).mean()
+
+    def kernel(left, right):
+        return np.exp(base.gamma_ * (normalize(left) @ normalize(right).T - 1))
+
+    matrix = kernel(text, text) + RIDGE / WEIGHT * np.eye(len(text))
+    coefficients = np.linalg.solve(matrix, targets - scale * predictions)
+    new = pairs.text[500:]
+    expected = scale * base.transform_text(new) + kernel(new, text) @ coefficients
+    np.testing.assert_allclose(aligner.transform_text(new), normalize(expected), atol=1e-4)
+
+
+def test_images_are_centered_on_the_mean_of_own_images(base, own, pairs):
+    centered = APEAligner(init=base).fit(*own)
+    mean = base.transform(own[0]).mean(axis=0)
+    np.testing.assert_allclose(
+        centered.transform(pairs.image), normalize(base.transform(pairs.image) - mean), atol=1e-5
+    )
+    plain = APEAligner(init=base, init_params={"center": False}).fit(*own)
+    np.testing.assert_allclose(
+        plain.transform(pairs.image), base.transform(pairs.image), atol=1e-6
+    )
+
+
+def test_extension_is_better_than_the_base_and_than_own_pairs(base, own, pairs):
+    test = pairs.image[500:], pairs.text[500:]
+    extended = APEAligner(init=base).fit(*own).score(*test)
+    assert extended > base.score(*test)
+    assert extended > KernelAligner().fit(*own).score(*test)
+
+
+def test_weight_changes_how_closely_pairs_are_fitted(base, own):
+    errors = []
+    for weight in (0.01, 4.0, 1000.0):
+        aligner = APEAligner(init=base, init_params={"weight": weight}).fit(*own)
+        errors.append(1 - np.diag(aligner.similarity(*own)).mean())
+    assert errors[0] > errors[1] > errors[2]
+
+
+def test_caption_of_several_images_is_one_anchor(base, own):
+    image, text = own
+    repeated = np.repeat(text[:50], 2, axis=0)
+    aligner = APEAligner(init=base).fit(image, repeated)
+    assert len(aligner.module_.text_head.correction.anchors) == 50
+
+
+def test_extension_can_be_extended(base, own, pairs):
+    first = APEAligner(init=base).fit(*own)
+    second = APEAligner(init=first).fit(pairs.image[500:600], pairs.text[500:600])
+    test = pairs.image[600:], pairs.text[600:]
+    assert second.score(*test) > base.score(*test)
+
+
+def test_trained_aligner_can_be_extended(own, pairs):
+    """A base without a kernel: gamma follows from the captions."""
+    base = APEAligner(init=None, width=32, max_epochs=5, random_state=0)
+    base.fit(pairs.image[:400], pairs.text[:400])
+    aligner = APEAligner(init=base).fit(*own)
+    assert np.isfinite(aligner.transform_text(pairs.text)).all()
+
+
+def test_saved_extension_contains_the_base(base, own, pairs, tmp_path):
+    aligner = APEAligner(init=base).fit(*own)
+    aligner.save_pretrained(tmp_path / "model")
+    restored = APEAligner.from_pretrained(tmp_path / "model")
+    assert restored.init is None
+    np.testing.assert_array_equal(
+        restored.transform_text(pairs.text), aligner.transform_text(pairs.text)
+    )
+
+
+def test_base_is_not_changed(base, own):
+    before = base.fingerprint_
+    APEAligner(init=base).fit(*own)
+    assert base.module_.fingerprint() == before
+
+
+def test_frozen_base_survives_clones(base, own):
+    aligner = APEAligner(init=FrozenEstimator(base))
+    assert np.isfinite(cross_val_score(aligner, *own, cv=2)).all()
+    with pytest.raises(ValueError, match="FrozenEstimator"):
+        clone(APEAligner(init=base)).fit(*own)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"init_params": {"weight": 0}}, r"init_params\['weight'\] must be a number"),
+        ({"init_params": {"center": 1}}, r"init_params\['center'\] must be True or False"),
+        ({"init_params": {"share": 1}}, "init_params has the unknown key 'share'"),
+        ({"init": "start"}, "init must be one of .*'starter'|init must be one of"),
+    ],
+)
+def test_invalid_parameter_raises(base, own, parameters, message):
+    with pytest.raises(ValueError, match=message):
+        APEAligner(**{"init": base, **parameters}).fit(*own)
+
+
+def test_base_of_another_class_raises(own, pairs):
+    base = CCAAligner().fit(pairs.image[:400], pairs.text[:400])
+    with pytest.raises(TypeError, match="init must be a fitted APEAligner or KernelAligner"):
+        APEAligner(init=base).fit(*own)
+    with pytest.raises(TypeError, match="aligner must be an aligner"):
+        APEAligner(init=3).fit(*own)
+
+
+def test_base_with_other_numbers_of_features_raises(base, own):
+    image, text = own
+    with pytest.raises(ValueError, match="X has 31 features, and init was fitted with 32"):
+        APEAligner(init=base).fit(image[:, 1:], text)
+    with pytest.raises(ValueError, match="y has 15 features, and init was fitted with 16"):
+        APEAligner(init=base).fit(image, text[:, 1:])
+
+
+@pytest.fixture(scope="module")
+def images():
+    rng = np.random.default_rng(0)
+    return list(rng.integers(0, 255, (12, 40, 40, 3), dtype=np.uint8))
+
+
+@pytest.fixture(scope="module")
+def captions():
+    return [f"noise number {number}" for number in range(12)]
+
+
+@pytest.fixture(scope="module")
+def extended(images, captions):
+    return APEAligner(init="starter").fit(images, captions)
+
+
+class TestStarter:
+    def test_encoders_of_the_starter_are_used(self, extended, images, captions):
+        assert extended.transform(images[:2]).shape == (2, 640)
+        assert extended.transform_text(["a cat"]).shape == (1, 640)
+        similarity = extended.similarity(images, captions)
+        assert np.diag(similarity).mean() > similarity.mean() + 0.1
+
+    def test_settings_of_given_encoders_are_those_of_the_starter(self, extended, images, captions):
+        """Other settings give other features, for which the starter was not made."""
+        aligner = APEAligner(
+            init="starter",
+            image_encoder=TimmImageEncoder("efficientnet_lite0", batch_size=4),
+            text_encoder=TransformersTextEncoder("all-MiniLM-L6-v2"),
+        )
+        with pytest.warns(UserWarning, match="image_encoder is used with .*pooling='gem'"):
+            aligner.fit(images, captions)
+        assert aligner.image_encoder_.batch_size == 4
+        np.testing.assert_allclose(
+            aligner.transform(images), extended.transform(images), atol=1e-4
+        )
+
+    def test_encoder_of_another_model_raises(self, images, captions):
+        aligner = APEAligner(init="starter", image_encoder=TimmImageEncoder("resnet18"))
+        with pytest.raises(ValueError, match="image_encoder=None to use the encoder of init"):
+            aligner.fit(images, captions)
+
+    def test_restored_extension_takes_images(self, extended, images, tmp_path):
+        extended.save_pretrained(tmp_path / "model")
+        restored = APEAligner.from_pretrained(tmp_path / "model")
+        assert restored.init == "starter"
+        np.testing.assert_allclose(
+            restored.transform(images), extended.transform(images), atol=1e-5
+        )
+
+    def test_starter_is_not_changed(self, extended):
+        assert load_starter().module_.fingerprint() == load_starter().fingerprint_
