@@ -65,8 +65,7 @@ class BaseAligner(
     _unsaved_params: ClassVar = frozenset({"callbacks"})
 
     # `groups` are passed for splitters such as GroupKFold, so `score` gets them on request only.
-    # Pipeline.score passes sample_weight=None and raises TypeError if the last step has no
-    # request for it.
+    # Pipeline.score passes sample_weight=None, and raises TypeError without a request for it.
     __metadata_request__score = {"groups": False, "sample_weight": None}  # noqa: RUF012
 
     @abstractmethod
@@ -286,9 +285,9 @@ class BaseAligner(
         -------
         is_training_image : ndarray of bool, shape (n_samples,), or None
             True for an image with the same content as a training image (the bytes of a file, or
-            the pixels of an array or PIL image). If X holds features, True for a row with
-            practically the same features. False for unreadable images. None if no record is
-            available: for `CLIPAligner`, and for models saved by versions without a record.
+            the pixels of an array or PIL image), or practically the same features. False for
+            unreadable images. None if no record is available: for `CLIPAligner`, and for models
+            saved by versions without a record.
         """
         check_is_fitted(self)
         fitted_images: FittedImages | None = getattr(self, "_fitted_images", None)
@@ -354,7 +353,7 @@ class BaseAligner(
         return data
 
     def _get_encoder(self, side: str) -> Any:
-        """Return the fitted encoder of a side or, before the fit, the one to fit; or None."""
+        """Return the fitted encoder of a side, the one to fit, or None."""
         return getattr(self, f"{side}_encoder_", getattr(self, f"{side}_encoder"))
 
     def _scored_pairs(self, X: Any, y: Any, groups: Any = None) -> PairDataset:
