@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
 from sklearn.utils.validation import check_is_fitted
+from tqdm import tqdm
 
 from ..devices import resolve_device
 from ..encoders.resolve import resolve_encoder
@@ -222,8 +224,7 @@ class APEAligner(HeadsMixin, TrainedAligner):
     names, so the fits of a search can share a folder.
 
     With `callbacks`, or with callbacks of scikit-learn that do more than show progress, a saved
-    result is never returned, because callbacks must be called, and can change or stop the
-    training. An interrupted training is resumed if its callbacks have the same classes and
+    result is never returned, because callbacks must be called. An interrupted training is resumed if its callbacks have the same classes and
     parameters. The callbacks themselves restart from their parameters.
 
     Features in a memory map (``numpy.load(..., mmap_mode="r")``) or in half precision that would
@@ -427,7 +428,8 @@ class APEAligner(HeadsMixin, TrainedAligner):
             return train_heads(heads, data, run)
         module, logit_scale, result = train_blend(heads, data, run)
         if run.shows_progress:
-            print(summarize_training(result.history, result.best_epoch))
+            # Where progress bars are written, so that the output of a program stays as it is.
+            tqdm.write(summarize_training(result.history, result.best_epoch), file=sys.stderr)
         return module, logit_scale, result
 
     def _count_epochs(self, n_pairs: int | None) -> int:

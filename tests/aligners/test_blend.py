@@ -150,7 +150,7 @@ class TestFit:
 
     def test_summary_says_what_training_brought(self, blend, pairs, capsys):
         fitted = clone(blend).set_params(verbose=1).fit(pairs.image[:600], pairs.text[:600])
-        output = capsys.readouterr().out
+        output = capsys.readouterr().err
         best = fitted.history_[fitted.best_epoch_]
         pattern = (
             rf"blend {best['blend_weight']:g}: recall {best['valid_recall']:.3f}; "
