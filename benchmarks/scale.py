@@ -5,14 +5,12 @@
 PACKAGE is the folder of the unpacked npm package @iconify/json. Whole sets are held out: icons of
 one set have a style in common, and most concepts occur in many sets. Icons are rendered and
 encoded in bfloat16 once, and their features are kept in the folder of --cache, so that a run that
-was killed continues. Every fit runs in a process of its own, whose time and peak memory are
-recorded.
+was killed continues. Every fit runs in a process of its own.
 """
 
 from __future__ import annotations
 
 import argparse
-import resource
 import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -46,7 +44,7 @@ METHODS: dict[str, Any] = {
 
 COLUMNS = (
     *("method", "n_pairs", "seed", "test_set", "image_to_text", "text_to_image"),
-    *("seconds", "peak_memory_mb", "summary"),
+    *("seconds", "summary"),
 )
 
 
@@ -77,8 +75,6 @@ def measure(
     start = time.perf_counter()
     aligner.fit(*train)
     seconds = time.perf_counter() - start
-    # Linux reports kilobytes. The features of the test sets are included.
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     rows = []
     for name, (image, text) in tests.items():
         report = aligner.retrieval_report(image, text, (1,))
@@ -90,7 +86,6 @@ def measure(
                 "test_set": name,
                 **{direction: f"{100 * recall[1]:.1f}" for direction, recall in report.items()},
                 "seconds": f"{seconds:.0f}",
-                "peak_memory_mb": f"{memory:.0f}",
                 "summary": getattr(aligner, "training_summary_", "") if method == "ape" else "",
             }
         )
@@ -143,7 +138,7 @@ def main() -> None:
             for method in args.methods:
                 if (method, str(len(rows)), str(seed)) in done:
                     continue
-                # A new process, so that its peak memory is that of one fit.
+                # A new process, so that no fit profits from what an earlier one loaded.
                 with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
                     results.append(pool.submit(measure, method, train, tests, seed).result())
                 print(method, len(rows), "pairs", flush=True)
