@@ -66,8 +66,9 @@ def train_blend(
     def solve(pairs: PairDataset) -> TwoTower:
         return make_closed_form(solve_kernel(heads, run, pairs, image_map), run.ranks)
 
-    if valid is None and config.early_stopping:
-        # It is not known whether a head would improve the closed form.
+    if config.early_stopping and (valid is None or len(data.text) == 1):
+        # It is not known whether a head would improve the closed form. With one text there is
+        # nothing to learn.
         scale = held_out_logit_scale(data, lambda pairs: make_embedders(solve(pairs)))
         return solve(data), scale, TrainingResult([], 0, 0)
     if heads.side != "text":  # only a text head can be blended with the closed form
