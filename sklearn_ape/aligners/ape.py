@@ -225,8 +225,7 @@ class APEAligner(HeadsMixin, TrainedAligner):
 
     With `callbacks`, or with callbacks of scikit-learn that do more than show progress, a saved
     result is never returned, because callbacks must be called. An interrupted training is resumed
-    if its callbacks have the same classes and parameters. The callbacks themselves restart from
-    their parameters.
+    if its callbacks have the same classes and parameters; they restart from their parameters.
 
     Features in a memory map (``numpy.load(..., mmap_mode="r")``) or in half precision that would
     take more than 128 MiB as float32 are not copied. They are read in blocks of rows. Batches are
