@@ -10,8 +10,10 @@ import torch
 from sklearn.utils import gen_batches
 from tqdm import tqdm
 
-MEMORY_SHARE = 0.5
-"""Share of the available memory that the kernel matrix of the anchors may take."""
+# Shares of the available memory that a kernel matrix may take: of a number of anchors chosen here,
+# and of one that the user has chosen.
+_AUTO_SHARE = 0.5
+_MAX_SHARE = 0.8
 
 # A matrix of up to this many rows takes 13 MB, so that its memory need not be checked.
 _MIN_ANCHORS = 2048
@@ -48,9 +50,9 @@ def available_memory(device: torch.device) -> int:
     return psutil.virtual_memory().available
 
 
-def count_fitting_anchors(device: torch.device) -> int:
-    """Return the number of anchors whose kernel matrix takes `MEMORY_SHARE` of the memory."""
-    n_elements = MEMORY_SHARE * available_memory(device) / 4
+def count_fitting_anchors(device: torch.device, share: float = _AUTO_SHARE) -> int:
+    """Return the number of anchors whose kernel matrix takes a share of the available memory."""
+    n_elements = share * available_memory(device) / 4
     return max(_MIN_ANCHORS, int(n_elements**0.5))
 
 
@@ -94,7 +96,7 @@ def solve_kernel_ridge(
     """
     arrays = (anchors, ridge, targets)
     rows, diagonal, right = (torch.as_tensor(a, dtype=torch.float32).to(device) for a in arrays)
-    if len(anchors) > count_fitting_anchors(device):
+    if len(anchors) > count_fitting_anchors(device, _MAX_SHARE):
         return _solve_iteratively(rows, diagonal, right, gamma, bool(verbose)).cpu().numpy()
     return solve_positive_definite(lambda: _make_matrix(rows, diagonal, gamma), right, verbose)
 

@@ -48,7 +48,7 @@ def test_iterative_solution_equals_the_direct_one(monkeypatch):
     rows, ridge, targets = make_problem(1200)
     direct = solve_kernel_ridge(rows, ridge, targets, GAMMA, CPU)
     monkeypatch.setattr(_kernel_ridge, "_N_LANDMARKS", 50)
-    monkeypatch.setattr(_kernel_ridge, "count_fitting_anchors", lambda device: 100)
+    monkeypatch.setattr(_kernel_ridge, "count_fitting_anchors", lambda *args: 100)
     iterative = solve_kernel_ridge(rows, ridge, targets, GAMMA, CPU)
     assert not np.array_equal(iterative, direct)
     np.testing.assert_allclose(iterative, direct, atol=2e-3 * np.abs(direct).max())
@@ -58,7 +58,7 @@ def test_iterations_that_do_not_converge_raise(monkeypatch):
     rows, ridge, targets = make_problem(1200)
     monkeypatch.setattr(_kernel_ridge, "_N_LANDMARKS", 5)
     monkeypatch.setattr(_kernel_ridge, "_MAX_ITERATIONS", 2)
-    monkeypatch.setattr(_kernel_ridge, "count_fitting_anchors", lambda device: 100)
+    monkeypatch.setattr(_kernel_ridge, "count_fitting_anchors", lambda *args: 100)
     with pytest.raises(ValueError, match="ridge is too small: conjugate gradients"):
         solve_kernel_ridge(rows, ridge, targets, GAMMA, CPU)
 
@@ -96,14 +96,16 @@ def test_number_of_anchors_follows_from_the_memory(monkeypatch):
 
 
 def test_auto_uses_as_many_anchors_as_memory_allows(monkeypatch, concepts):
-    monkeypatch.setattr("sklearn_ape.aligners._closed_form.count_fitting_anchors", lambda _: 120)
+    monkeypatch.setattr(
+        "sklearn_ape.aligners._closed_form.count_fitting_anchors", lambda *args: 120
+    )
     aligner = KernelAligner().fit(concepts.image, concepts.text)
     assert aligner.module_.text_head.base.anchors.shape == (120, 16)
 
 
 def test_more_anchors_than_memory_allows_are_solved_iteratively(monkeypatch, concepts):
     exact = KernelAligner().fit(concepts.image, concepts.text)
-    monkeypatch.setattr(_kernel_ridge, "count_fitting_anchors", lambda _: 120)
+    monkeypatch.setattr(_kernel_ridge, "count_fitting_anchors", lambda *args: 120)
     aligner = KernelAligner(max_anchors=1000).fit(concepts.image, concepts.text)
     assert aligner.fingerprint_ != exact.fingerprint_
     np.testing.assert_allclose(
