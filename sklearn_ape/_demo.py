@@ -368,6 +368,8 @@ def run_demo(
 
     with log.stage("name photographs"):
         photographs = _name_photographs()
+    # The starter has the same encoders, which count its images and names as well.
+    before = image_encoder.cache_info(), text_encoder.cache_info()
     with log.stage("load images"):
         data = load_openmoji(verbose=verbose)
         train, held_out = _split(data, random_state)
@@ -404,8 +406,8 @@ def run_demo(
         summary=model[-1].training_summary_,
         n_parameters=model[-1].n_parameters_,
         stages=log.stages,
-        image_cache=image_encoder.cache_info(),
-        text_cache=text_encoder.cache_info(),
+        image_cache=_count_since(before[0], image_encoder),
+        text_cache=_count_since(before[1], text_encoder),
         licence=data.DESCR,
     )
 
@@ -462,6 +464,10 @@ def _predict(
             Prediction(image, truth, classifier.classes_[best].tolist(), row[best].tolist())
         )
     return predictions
+
+
+def _count_since(before: CacheInfo, encoder: Any) -> CacheInfo:
+    return CacheInfo(*np.subtract(encoder.cache_info(), before).tolist())
 
 
 def _name_photographs() -> list[Prediction]:
