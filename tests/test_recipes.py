@@ -149,6 +149,7 @@ def test_recipe_sets_all_parameters_of_its_method():
         "device",
         "head_pairs",
         "image_encoder",
+        "init_params",
         "random_state",
         "refit",
         "text_encoder",
