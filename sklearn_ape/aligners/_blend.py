@@ -84,7 +84,9 @@ def train_blend(
         baseline = mean_recall(image, text, items.pairs)
         if run.ranks is not None:
             baseline = run.ranks.broadcast(baseline)
-        recall = BlendRecall(training.make_inputs(items), text, baseline)
+        # A head must be worth at least one of the held-out pairs: a smaller gain is chance.
+        least = baseline + 1 / len(items.pairs)
+        recall = BlendRecall(training.make_inputs(items), text, least)
 
     def blend(weight: float) -> TwoTower:
         return _make_blend(closed_form, text_head, weight)
@@ -94,7 +96,7 @@ def train_blend(
     result, scale = collect_result(net, config.max_epochs), net.logit_scale
     weight = _DEFAULT_WEIGHT
     if valid is not None:
-        result, weight = _choose_blend(result, recall.baseline)
+        result, weight = _choose_blend(result, baseline, least)
         module = blend(weight).to("cpu").eval()  # the head was trained on the device
         scale = fit_logit_scale(*embed_pairs(module, valid), valid.pairs)
         if config.refit and weight < 1:
@@ -104,11 +106,16 @@ def train_blend(
     return blend(weight), scale, result
 
 
-def _choose_blend(result: TrainingResult, baseline: Any) -> tuple[TrainingResult, float]:
-    """Add the closed form as epoch 0; return the share of the head in the best epoch."""
+def _choose_blend(
+    result: TrainingResult, baseline: float, least: float
+) -> tuple[TrainingResult, float]:
+    """Add the closed form as epoch 0; return the share of the head in the best epoch.
+
+    A blend is chosen if its recall is above `least`.
+    """
     best = max(result.history, key=lambda row: row["valid_recall"])
     closed_form = {"epoch": 0, "valid_recall": baseline, "blend_weight": 0.0}
-    is_improved = best["valid_recall"] > baseline
+    is_improved = best["valid_recall"] > least
     result = result._replace(
         history=[closed_form, *result.history],
         best_epoch=result.best_epoch if is_improved else 0,

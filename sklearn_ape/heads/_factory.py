@@ -228,16 +228,23 @@ def restored_head(state: FittedState) -> Head:
     ValueError
         If the state is invalid. Sizes are checked before memory is allocated.
     """
+    try:
+        return _restore_head(state)
+    except RecursionError:
+        raise ValueError(f"{state.where} has too many heads within heads.") from None
+
+
+def _restore_head(state: FittedState) -> Head:
     kind = state.peek("kind")
     if kind == "closed_form":
         return _restore_closed_form(state)
     if kind == "blend":
         state.value("kind")
-        first, second = (restored_head(state.part(name)) for name in ("first", "second"))
+        first, second = (_restore_head(state.part(name)) for name in ("first", "second"))
         return BlendedHead(first, second, state.number("weight", above=-1e-9))
     if kind == "extended":
         state.value("kind")
-        base = restored_head(state.part("base"))
+        base = _restore_head(state.part("base"))
         correction = None
         if "correction" in state:
             correction = _restore_map(state.part("correction"))

@@ -80,7 +80,7 @@ class BlendRecall(ValidationRecall):
     text : ndarray of shape (n_texts, n_components)
         L2-normalized embeddings of their captions by the closed-form solution.
     baseline : float
-        Recall of the closed-form solution.
+        Recall that the best blend must exceed.
     """
 
     # Between 0.3 and 0.7 the weight makes little difference, so that few values are enough.

@@ -171,7 +171,8 @@ class TestChoice:
         assert scores == {"valid_recall": 1.0, "head_recall": 1.0, "blend_weight": 0.15}
 
     @pytest.mark.parametrize(
-        ("recalls", "best_epoch", "weight"), [([0.4, 0.6], 2, 0.3), ([0.5, 0.4], 0, 0.0)]
+        ("recalls", "best_epoch", "weight"),
+        [([0.4, 0.6], 2, 0.3), ([0.5, 0.4], 0, 0.0), ([0.52, 0.4], 0, 0.0)],
     )
     def test_closed_form_is_kept_unless_a_blend_is_better(self, recalls, best_epoch, weight):
         history = [
@@ -179,6 +180,6 @@ class TestChoice:
             for i, recall in enumerate(recalls)
         ]
         result = TrainingResult(history, 2, int(np.argmax(recalls)) + 1)
-        result, chosen = _choose_blend(result, 0.5)
+        result, chosen = _choose_blend(result, 0.5, 0.52)
         assert (result.best_epoch, chosen) == (best_epoch, weight)
         assert result.history[0] == {"epoch": 0, "valid_recall": 0.5, "blend_weight": 0.0}
