@@ -380,7 +380,6 @@ def run_demo(
     with log.stage("train the aligner"):
         aligner = APEAligner(
             text_encoder=text_encoder,
-            n_iter_no_change=8,  # of at most 100 short epochs
             random_state=random_state,
             verbose=verbose,
         )
