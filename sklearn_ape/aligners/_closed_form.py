@@ -150,23 +150,22 @@ def kernel_maps(
 ) -> Maps:
     """Return the whitening of images, and a kernel ridge regression from texts to its output.
 
-    With `image_map` the images are not whitened anew, so that maps of different pairs have the
-    same space.
+    `image_map` replaces the whitening, so that maps of different pairs have the same space.
     """
     targets = _Targets(data, whitening, n_components, image_map)
     gamma = scale_gamma(targets.mean_text(np.float32)) if gamma == "scale" else float(gamma)
-    # Dividing the ridge by the number of images of a text weights the text by its images.
-    ridges = ridge / targets.counts
     limit = count_fitting_anchors(device) if max_anchors == "auto" else int(max_anchors)
     if len(targets.texts) <= limit:
         anchors = targets.normalized_texts(slice(None))
         if not anchors.any():  # a single text of zeros with target zero: any anchor will do
             anchors[:, 0] = 1
         right = np.concatenate([block_targets for _, block_targets in targets])
+        # Dividing the ridge by the number of images of a text weights the text by its images.
+        ridges = ridge / targets.counts
         coefficients = solve_kernel_ridge(anchors, ridges, right, gamma, device, verbose)
         return Maps(targets.image, KernelMap(anchors, coefficients, gamma))
     # Nyström approximation: some of the texts serve as anchors, and all are fitted.
-    chosen = choose_anchors(targets.normalized_texts, ridges, limit, gamma, rng)
+    chosen = choose_anchors(targets.counts, limit, rng)
     anchors = targets.normalized_texts(chosen)
     coefficients = _solve_nystroem(targets, anchors, ridge, gamma, device, verbose)
     return Maps(targets.image, KernelMap(anchors, coefficients, gamma))

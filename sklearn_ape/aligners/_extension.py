@@ -16,6 +16,8 @@ from ..utils.warnings import warn
 from ._closed_form import RIDGE, scale_gamma
 from ._kernel_ridge import solve_kernel_ridge
 
+_SIDES = ("image", "text")
+
 
 def choose_encoder(encoder: Any, base: Any, side: str) -> Any:
     """Return the encoder whose features the base takes, with the options of a given encoder.
@@ -133,11 +135,8 @@ def extend(
     ).eval()
 
 
-_SIDES = ("image", "text")
-
-
 def _find_gamma(module: TwoTower, anchors: np.ndarray, counts: np.ndarray) -> float:
-    """Return the gamma of the base, or one that suits the captions if the base has no kernel."""
+    """Return the gamma of the base, or, without a kernel, that of the captions."""
     for part in module.text_head.modules():
         if isinstance(part, KernelMap):
             return float(part.gamma)

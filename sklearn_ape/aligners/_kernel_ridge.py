@@ -67,7 +67,7 @@ def solve_kernel_ridge(
     """Solve ``(K + diag(ridge)) @ coefficients = targets``, where K is the kernel of the anchors.
 
     The matrix is decomposed if it fits in memory. Otherwise conjugate gradients are used, which
-    compute its rows anew in every iteration.
+    compute its rows in every iteration.
 
     Parameters
     ----------
@@ -128,50 +128,23 @@ def solve_positive_definite(
     raise ValueError("ridge is too small for these captions in single precision. Raise ridge.")
 
 
-def choose_anchors(
-    texts: Callable[[np.ndarray], np.ndarray],
-    ridge: np.ndarray,
-    n_anchors: int,
-    gamma: float,
-    rng: np.random.RandomState,
-) -> np.ndarray:
-    """Return the indices of the texts that determine the regression most.
+def choose_anchors(counts: np.ndarray, n_anchors: int, rng: np.random.RandomState) -> np.ndarray:
+    """Return the sorted indices of the texts with most images; ties are broken at random.
 
-    Texts are drawn by their ridge leverage scores, which are estimated from a random sample: a
-    text that is unlike the others, or has many images, is more likely than one of many similar
-    texts.
+    On 16,000 pairs of icons, 1,000 anchors had a recall@1 of 10.1 %, and 7.1 to 7.7 % if they were
+    drawn at random or by ridge leverage scores, which prefer texts unlike all others.
 
     Parameters
     ----------
-    texts : callable
-        Function that returns the L2-normalized features of texts of given indices.
-    ridge : ndarray of shape (n,)
-        Ridge of every text.
+    counts : ndarray of shape (n,)
+        Number of images of every text.
     n_anchors : int
         Number of indices to return, at most n.
-    gamma : float
-        Coefficient of the kernel.
     rng : numpy.random.RandomState
-        Random generator of the sample and of the draw.
+        Random generator.
     """
-    n_texts = len(ridge)
-    sample = rng.choice(n_texts, min(_MIN_ANCHORS, n_texts), replace=False)
-    landmarks = torch.as_tensor(texts(sample))
-    # Outside the sample, every landmark stands for n / len(sample) texts.
-    scale = float(np.median(ridge)) * len(sample) / n_texts
-    matrix = kernel(landmarks, landmarks, gamma).double()
-    matrix.diagonal().add_(scale)
-    factor = torch.linalg.cholesky(matrix).float()
-    scores = np.empty(n_texts)
-    for block in gen_batches(n_texts, 4 * _BLOCK_SIZE):
-        indices = np.arange(block.start, block.stop)
-        rows = kernel(torch.as_tensor(texts(indices)), landmarks, gamma)
-        explained = torch.linalg.solve_triangular(factor, rows.T, upper=False).square().sum(dim=0)
-        unexplained = (1 - explained).clamp_min_(1e-6).double().numpy()
-        scores[block] = unexplained / (unexplained + ridge[indices])
-    # The largest of log(u) / score are a weighted draw without replacement.
-    keys = np.log(rng.uniform(size=n_texts)) / scores
-    return np.sort(np.argpartition(-keys, n_anchors - 1)[:n_anchors])
+    order = np.lexsort((rng.permutation(len(counts)), -counts))
+    return np.sort(order[:n_anchors])
 
 
 def _make_matrix(rows: torch.Tensor, diagonal: torch.Tensor, gamma: float) -> torch.Tensor:

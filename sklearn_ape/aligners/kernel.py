@@ -71,10 +71,9 @@ class KernelAligner(HeadsMixin, BaseAligner):
     max_anchors : int or "auto", default="auto"
         Largest number of distinct captions that are used as anchors of the kernel. ``"auto"`` is
         the number whose kernel matrix takes half of the available memory: 4 bytes times the
-        square of the number, 14 GB for 60,000 anchors. If there are more captions, those that
-        determine the solution most are used (Nyström approximation [2]_). A larger number is
-        possible: if the matrix does not fit in memory, conjugate gradients are used, which take
-        longer.
+        square of the number, 14 GB for 60,000 anchors. If there are more captions, those of the
+        most images are used (Nyström approximation [2]_). A larger number is possible: if the
+        matrix does not fit in memory, conjugate gradients are used, which take longer.
     device : {"auto"}, str or torch.device, default="auto"
         Device on which the solution and embeddings are computed. ``"auto"`` is a GPU if
         available.

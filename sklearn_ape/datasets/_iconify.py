@@ -16,8 +16,7 @@ from sklearn.utils import Bunch
 
 from ..utils.validation import check_integer
 from ._icon_sets import Icon, IconSet, check_safety, find_sets, read_drawings, read_icons
-from ._openmoji import write_atomically
-from .base import get_data_home, import_optional, list_first, make_result
+from .base import get_data_home, import_optional, list_first, make_result, write_atomically
 
 OPEN_LICENSES = (
     "0BSD",
@@ -72,7 +71,7 @@ def load_iconify(
 
     The package contains more than 200 icon sets with more than 300,000 icons, each with a name
     such as "shopping-cart". The first call renders the icons to PNG files in the data home
-    (about 5 ms per icon and process), and later calls only list them. Nothing is downloaded.
+    (about 7 ms per icon and process), and later calls only list them. Nothing is downloaded.
 
     Parameters
     ----------
@@ -115,7 +114,7 @@ def load_iconify(
             Paths of PNG files, in the order of the sets in the package. Identical drawings occur
             once, and drawings without any visible part are left out.
         captions : list of str, length n_images
-            Names without words for the style: "account" for "account-circle-outline-24".
+            Names without words for the style: "account" for "account-outline-24".
         sets : ndarray of str, shape (n_images,)
             Prefixes of the sets.
         categories : ndarray of str, shape (n_images,)
@@ -157,7 +156,7 @@ def load_iconify(
     >>> from sklearn_ape.datasets import load_iconify
     >>> data = load_iconify("package", categories=["Emoji"], n_jobs=-1)  # doctest: +SKIP
     >>> data.captions[:2]  # doctest: +SKIP
-    ['grinning face', 'grinning face with big eyes']
+    ['1st place medal', '2nd place medal']
     """
     check_integer(size, "size", 1)
     package, found = find_sets(path)

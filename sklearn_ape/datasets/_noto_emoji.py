@@ -16,9 +16,8 @@ from ._openmoji import (
     read_categories,
     read_names,
     read_qualified_emoji,
-    write_atomically,
 )
-from .base import get_data_home, make_result
+from .base import get_data_home, make_result, write_atomically
 
 _FONT = "/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf"
 _PIXELS = 109  # the only size of the font, whose bitmaps are 136 by 128

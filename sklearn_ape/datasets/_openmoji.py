@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import uuid
 from collections.abc import Sequence
 from hashlib import sha256
 from importlib.resources import files
@@ -15,7 +14,7 @@ import numpy as np
 from sklearn.utils import Bunch
 
 from ..utils.validation import check_integer
-from .base import check_folder, get_data_home, import_optional, make_result
+from .base import check_folder, get_data_home, import_optional, make_result, write_atomically
 
 # Variation selector "show as an image". It is ignored, because file names and tables differ in it.
 VARIATION_SELECTOR = "\ufe0f"
@@ -80,16 +79,6 @@ def parse_code_points(code_points: str) -> str:
     except (ValueError, OverflowError):
         return ""
     return text.replace(VARIATION_SELECTOR, "")
-
-
-def write_atomically(target: Path, content: bytes) -> None:
-    """Write a file that is either complete or missing, even if the process is killed."""
-    temporary = target.with_name(f".{target.stem}-{uuid.uuid4().hex}.tmp")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _is_country_flag(character: str) -> bool:

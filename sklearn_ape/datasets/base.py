@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import uuid
 from collections.abc import Iterable, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -111,6 +112,16 @@ def read_text(file: Path) -> str:
         return file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{str(file)!r} is not UTF-8 text: {error}. Save it as UTF-8.") from error
+
+
+def write_atomically(target: Path, content: bytes) -> None:
+    """Write a file that is either complete or missing, even if the process is killed."""
+    temporary = target.with_name(f".{target.stem}-{uuid.uuid4().hex}.tmp")
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def make_result(bunch: Bunch, return_X_y: bool) -> Any:
