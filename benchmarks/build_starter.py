@@ -1,28 +1,36 @@
 """Build and test of the starter model that ships with the package.
 
-    python -m benchmarks.build_starter [--cache FOLDER] [--check]
+    python -m benchmarks.build_starter PACKAGE [--cache FOLDER] [--check]
 
-The model is trained on Open Clip Art, OpenMoji, Noto Color Emoji and the classification head of
-EfficientNet-Lite0, and tested on the Tux Paint stamps, which are never used for training. Builds
-with the same library versions on the same type of processor are bitwise identical; ``--check``
-compares a build with the model that ships.
+PACKAGE is the folder of the unpacked npm package @iconify/json. The model is trained on Open Clip
+Art, emoji in nine styles, icons of one color, and the classification head of EfficientNet-Lite0,
+and tested on the Tux Paint stamps, which are never used for training. OpenMoji is left out, so
+that the demo and the examples show images that the model has not seen. Icons are rendered and
+encoded once. Builds with the same library versions on the same type of processor are bitwise
+identical; ``--check`` compares a build with the model that ships.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import io
+import json
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
-from safetensors.numpy import save_file
-from sklearn.base import clone
+import torch
+from joblib import Parallel, delayed
+from PIL import Image, ImageOps
 
-from sklearn_ape import KernelAligner
-from sklearn_ape.aligners.kernel import (
+from sklearn_ape import APEAligner, KernelAligner
+from sklearn_ape.aligners._closed_form import kernel_maps
+from sklearn_ape.aligners.starter import (
     STARTER_FOLDER,
     pack_starter,
     starter_encoders,
@@ -30,41 +38,126 @@ from sklearn_ape.aligners.kernel import (
 )
 from sklearn_ape.datasets import (
     get_data_home,
+    load_iconify,
     load_noto_emoji,
     load_openclipart,
     load_openmoji,
     load_tuxpaint_stamps,
 )
+from sklearn_ape.datasets.base import write_atomically
 from sklearn_ape.encoders import classifier_head_pairs
+from sklearn_ape.heads import BlendedHead, ClosedFormHead
 from sklearn_ape.metrics import bootstrap_interval, rank_report, retrieval_ranks
 
 from .studies.broad_words import find_broad_words, make_captions
 
-N_COMPONENTS = 640
+DEPTH, N_COMPONENTS = 3, 640
+HEAD_WEIGHT = 0.3
+
 MAX_PER_CAPTION = 5
 
+EMOJI_SETS = (
+    *("emojione", "emojione-v1", "fluent-emoji", "fluent-emoji-flat", "fxemoji", "noto-v1"),
+    *("streamline-emojis", "twemoji"),
+)
+# Icons of one color: captions that occur in most sets, and the number of icons of each.
+N_ICON_CAPTIONS = 7000
+MAX_PER_ICON_CAPTION = 3
 
-def load_training_pairs() -> tuple[list, list[str]]:
-    """Return images and captions, with the first few images only of frequent captions."""
-    clip_art, *emoji = load_openclipart(), load_openmoji(), load_noto_emoji()
-    counts: Counter[str] = Counter()
-    images = [image for style in emoji for image in style.images]
-    captions = [caption for style in emoji for caption in style.captions]
-    for image, caption in zip(clip_art.images, clip_art.captions, strict=True):
-        counts[caption] += 1
-        if counts[caption] <= MAX_PER_CAPTION:
-            images.append(image)
-            captions.append(caption)
-    return images, captions
+# Twice the input size of the encoder.
+_MAX_MIRRORED_SIDE = 448
 
 
-def add_broad_words(images: list, captions: list[str]) -> list[list[str]]:
-    """Return for each image its caption and its broad words, such as "animal"."""
-    broad_words = find_broad_words((load_openmoji(), load_noto_emoji()), load_openclipart())
-    return [
-        [caption, *make_captions(broad_words.get(image, ()))]
-        for image, caption in zip(images, captions, strict=True)
+class Icons(NamedTuple):
+    """Images of icons, with their names, sets and licenses."""
+
+    images: np.ndarray
+    names: np.ndarray
+    sets: np.ndarray
+    licenses: np.ndarray
+
+    def select(self, rows: np.ndarray) -> Icons:
+        """Return some of the icons."""
+        return Icons(*(values[rows] for values in self))
+
+
+def load_training_pairs(package: str) -> tuple[list, list, list[Icons], tuple[list, list]]:
+    """Return images, captions, the icons among them, and mirrored images with their captions.
+
+    The captions of an image are a list, whose first item is its name.
+    """
+    clip_art, noto = load_openclipart(), load_noto_emoji()
+    broad_words = find_broad_words((load_openmoji(), noto), clip_art)
+    rows = choose_rows(clip_art.captions, MAX_PER_CAPTION)
+    images = [*noto.images, *(clip_art.images[row] for row in rows)]
+    names = [*noto.captions, *(clip_art.captions[row] for row in rows)]
+    captions = [
+        [name, *make_captions(broad_words.get(image, ()))]
+        for image, name in zip(images, names, strict=True)
     ]
+    icons = [
+        load_icons(package, sets=EMOJI_SETS),
+        choose_icons(load_icons(package, palette=False)),
+    ]
+    mirrored = mirror_images(images), captions.copy()
+    for part in icons:
+        images += part.images.tolist()
+        captions += [[name] for name in part.names]
+    return images, captions, icons, mirrored
+
+
+def mirror_images(images: Sequence[str]) -> list[str]:
+    """Return paths of mirrored copies of images, which are written to the data home once."""
+    folder = get_data_home() / "mirrored"
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def mirror(path: str) -> str:
+        target = folder / f"{hashlib.sha256(path.encode()).hexdigest()}.png"
+        if not target.exists():
+            content = io.BytesIO()
+            with Image.open(path) as image:
+                image.thumbnail((_MAX_MIRRORED_SIDE, _MAX_MIRRORED_SIDE))
+                ImageOps.mirror(image.convert("RGBA")).save(content, format="PNG")
+            write_atomically(target, content.getvalue())
+        return str(target)
+
+    return Parallel(n_jobs=-1, prefer="threads")(delayed(mirror)(path) for path in images)
+
+
+def load_icons(package: str, **options: Any) -> Icons:
+    """Return the icons that ``load_iconify`` reads, apart from emoji of one color and flags."""
+    data = load_iconify(package, n_jobs=-1, verbose=1, **options)
+    icons = Icons(
+        *(
+            np.asarray(values, dtype=object)
+            for values in (data.images, data.captions, data.sets, data.licenses)
+        )
+    )
+    if "sets" in options:
+        return icons
+    return icons.select(~np.isin(data.categories, ("Emoji", "Flags / Maps")))
+
+
+def choose_icons(icons: Icons) -> Icons:
+    """Return a few icons of each of the captions that occur in most sets."""
+    counts = Counter(icons.names).most_common(N_ICON_CAPTIONS)
+    frequent = {name for name, count in counts if count > 1}
+    # In random order, so that the icons of a caption are of different sets.
+    order = np.random.RandomState(0).permutation(len(icons.names))
+    order = order[[name in frequent for name in icons.names[order]]]
+    rows = choose_rows(icons.names[order], MAX_PER_ICON_CAPTION)
+    return icons.select(np.sort(order[rows]))
+
+
+def choose_rows(captions: Iterable[str], n_most: int) -> list[int]:
+    """Return the rows of the first few images of every caption."""
+    counts: Counter[str] = Counter()
+    rows = []
+    for row, caption in enumerate(captions):
+        counts[caption] += 1
+        if counts[caption] <= n_most:
+            rows.append(row)
+    return rows
 
 
 def measure_starter(aligner, images, captions) -> dict[str, str]:
@@ -94,101 +187,170 @@ CARD = """\
 `ZeroShotClassifier(labels).predict(images)` uses this model when no aligner is given, and
 `sklearn_ape.load_starter()` returns it.
 
-- **Model:** a `KernelAligner` between EfficientNet-Lite0 (`pooling="gem"`, `crop="pad"`) and
-  all-MiniLM-L6-v2 with {n_anchors:,} anchor texts and {n_components} dimensions. Anchors and
-  coefficients are 8-bit integers with one scale per row. The file is `model.safetensors`,
-  {megabytes:.1f} MB, sha256 `{digest}`.
-- **Training data:** {n_pairs:,} images of Open Clip Art 0.18 (public domain; at most {most} per
-  caption), OpenMoji (CC BY-SA 4.0, openmoji.org) and Noto Color Emoji (SIL OFL 1.1), and the
-  names, synonyms and definitions of the 1,000 ImageNet classes with the weight vectors of
-  EfficientNet-Lite0's classification head (Apache-2.0). The file contains no images or captions,
-  only their features and digests of the images. With the digests, `sklearn-ape evaluate` detects
-  which images of a test set were used for training.
-- **Broad terms:** images have {n_broad} everyday terms, such as "animal", "a bird" and "food", as
-  additional captions. The terms come from subcategories of emoji and from keywords of clip art
-  (`benchmarks/studies/broad_words.py`).
-- **Recipe:** `KernelAligner(head_pairs=image_encoder, n_components={n_components})`, and
-  default values for all other parameters. Pooling was chosen by training on clip art and testing
-  on emoji. The second style of emoji was chosen on held-out folders of Open Clip Art and held-out
-  classes. The use of broad terms was chosen on the folders of half of the stamps, on images of
-  GCompris, and after the figures below were computed once, which were lower with more terms.
-  Apart from that, only `crop="pad"` was chosen on the stamps, with an earlier version.
+- **Model:** an `APEAligner` between EfficientNet-Lite0 (`pooling="gem"`, `crop="pad"`) and
+  all-MiniLM-L6-v2. Its embeddings of texts are a blend of a kernel ridge regression with
+  {n_anchors:,} anchor texts and, with a weight of {weight}, an MLP with {depth} layers, which was
+  trained contrastively. They have {n_components} dimensions. Matrices are 8-bit integers with one
+  scale per row. The file is `model.safetensors`, {megabytes:.1f} MB, sha256
+  `{digest}`.
+- **Training data:** {n_pairs:,} images and their names, and the names, synonyms and definitions of
+  the 1,000 ImageNet classes with the weight vectors of EfficientNet-Lite0's classification head
+  (Apache-2.0). Images are of Open Clip Art 0.18 (public domain; at most {most} per caption), Noto
+  Color Emoji (SIL OFL 1.1), and icon sets of the npm package @iconify/json
+  {version}: {n_emoji:,} emoji of other styles, and {n_icons:,} icons of one color for
+  {n_icon_captions:,} captions, of the {n_sets} sets listed below. The file contains no images or
+  captions, only their features and digests of the images. With the digests,
+  `sklearn-ape evaluate` detects which images of a test set were used for training.
+- **Not used:** OpenMoji, so that the demo and the examples of the documentation show images that
+  the model has not seen, and the Tux Paint stamps. Many of the concepts of OpenMoji were seen in
+  other styles.
+- **Broad terms:** images of clip art and emoji have {n_broad} everyday terms, such as "animal",
+  "a bird" and "food", as additional captions. The terms come from subcategories of emoji and from
+  keywords of clip art (`benchmarks/studies/broad_words.py`).
+- **Recipe:** `APEAligner(head_pairs=image_encoder, depth={depth}, n_components={n_components},
+  early_stopping=False)`, and default values for all other parameters. Images of clip art and of
+  Noto are used with their mirror images. The closed form is replaced by one without the icons of
+  one color, in which emoji of all styles have broad terms. The sets of images, the mirror images,
+  the depth and the share of the head were chosen on held-out captions of clip art, OpenMoji,
+  color icon sets and images of GCompris, and, for the broad terms and the share of the head, on
+  the folders of the stamps.
 - **Recall** on the 951 Tux Paint stamps, which were not used for training, among their
   {n_names} captions, in % (95 % confidence interval):
 
-| model | direction | recall@1 | recall@5 |
-|---|---|---|---|
+| direction | recall@1 | recall@5 |
+|---|---|---|
 {rows}
-- **Limits:** the model does not replace a CLIP. It recognizes the objects that clip art, emoji
-  and ImageNet classes show, in English. It does not read text, count objects or distinguish
+
+- **Limits:** the model does not replace a CLIP. It recognizes the objects that clip art, emoji,
+  icons and ImageNet classes show, in English. It does not read text, count objects or distinguish
   people, and it is often wrong for images and concepts that differ from its training data.
-- **Rebuild:** run `python -m benchmarks.build_starter`. It needs the `starter` extra and the
-  Debian packages `openclipart-png`, `openclipart-svg`, `fonts-noto-color-emoji` and
-  `tuxpaint-stamps-default`.
+- **Rebuild:** unpack `npm pack @iconify/json`, and run `python -m benchmarks.build_starter
+  PACKAGE`. It needs the `starter` extra and the Debian packages `openclipart-png`,
+  `openclipart-svg`, `fonts-noto-color-emoji` and `tuxpaint-stamps-default`.
+- **Icon sets**, with the number of images used and the license:
+
+{sets}
 """
 
 
 def main() -> int:
+    """Build the model and print its card."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("package", help="folder of the unpacked npm package @iconify/json")
     parser.add_argument(
         "--cache", default=get_data_home() / "features", help="feature cache folder"
     )
     parser.add_argument("--check", action="store_true", help="compare with the model that ships")
     options = parser.parse_args()
-    images, captions = load_training_pairs()
-    image_encoder, text_encoder = starter_encoders(cache=options.cache, engine="torch", verbose=1)
-    broad_captions = add_broad_words(images, captions)
-    aligner = KernelAligner(
+    images, captions, icons, mirrored = load_training_pairs(options.package)
+    image_encoder, text_encoder = starter_encoders(cache=options.cache, verbose=1)
+    names = [texts[0] for texts in captions]
+    aligner = APEAligner(
         image_encoder=image_encoder,
         text_encoder=text_encoder,
         head_pairs=classifier_head_pairs(image_encoder),
+        depth=DEPTH,
         n_components=N_COMPONENTS,
+        early_stopping=False,
+        random_state=0,
+        verbose=1,
+    )
+    # Mirrored copies keep the head from learning these images by heart, and give them more weight
+    # beside the many icons.
+    aligner.fit([*images, *mirrored[0]], [*captions, *mirrored[1]])
+    # Icons of one color are left out of the closed form. Among photographs and other drawings,
+    # it is better without them, and they would be most of its anchors.
+    n_kernel = len(images) - len(icons[1].names)
+    # Emoji of all styles have the broad words of images with the same name here: otherwise broad
+    # words are mapped to few images, and fewer are recognized.
+    texts_by_name = {texts[0]: texts for texts in reversed(captions) if len(texts) > 1}
+    kernel_captions = [
+        texts if len(texts) > 1 else texts_by_name.get(texts[0], texts)
+        for texts in captions[:n_kernel]
+    ]
+    kernel = KernelAligner(
+        image_encoder=image_encoder,
+        text_encoder=text_encoder,
+        head_pairs=aligner.head_pairs,
+        n_components=N_COMPONENTS,
+    )
+    aligner.module_.text_head = BlendedHead(
+        solve_closed_form(kernel, images[:n_kernel], kernel_captions, aligner),
+        aligner.module_.text_head.second,
+        HEAD_WEIGHT,
     )
     # Broad words are captions of so many images that few pairs could be held out to estimate the
     # logit scale, so it is estimated without them.
-    logit_scale = clone(aligner).fit(images, captions).logit_scale_
-    aligner.fit(images, broad_captions)
-    aligner.logit_scale_ = logit_scale
-    tensors, metadata = pack_starter(aligner)
+    aligner.logit_scale_ = kernel.fit(images[:n_kernel], names[:n_kernel]).logit_scale_
+    # The file needs neither the texts of the head nor the options of this program.
+    aligner.set_params(head_pairs=None, verbose=0)
+    aligner.image_encoder, aligner.text_encoder = starter_encoders()
+    aligner.image_encoder_, aligner.text_encoder_ = starter_encoders()
     folder = Path(tempfile.mkdtemp()) if options.check else STARTER_FOLDER
     folder.mkdir(exist_ok=True)
     path = folder / "model.safetensors"
-    save_file(tensors, path, metadata=metadata)
+    pack_starter(aligner, path)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     shipped = unpack_starter(path)
-    shipped.image_encoder_, shipped.text_encoder_ = starter_encoders(
-        cache=options.cache, engine="torch"
-    )
+    shipped.image_encoder_, shipped.text_encoder_ = image_encoder, text_encoder
     stamps = load_tuxpaint_stamps()
-    rows = ""
-    for name, model in (("as fitted", aligner), ("as shipped", shipped)):
-        for direction, cells in measure_starter(model, stamps.images, stamps.captions).items():
-            rows += f"| {name} | {direction} | {cells} |\n"
+    rows = measure_starter(shipped, stamps.images, stamps.captions)
+    version = json.loads((Path(options.package) / "package.json").read_text())["version"]
     card = CARD.format(
-        n_anchors=len(tensors["anchors"]),
+        n_anchors=len(shipped.module_.text_head.first.base.anchors),
         n_components=N_COMPONENTS,
+        depth=DEPTH,
+        weight=HEAD_WEIGHT,
         megabytes=path.stat().st_size / 1e6,
         digest=digest,
-        n_pairs=len(images),
-        n_broad=len({text for _, *broad in broad_captions for text in broad}) // 2,
+        n_pairs=len(names),
+        n_emoji=len(icons[0].names),
+        n_icons=len(icons[1].names),
+        n_icon_captions=len(set(icons[1].names)),
+        n_sets=len({name for part in icons for name in part.sets}),
+        version=version,
+        n_broad=len({text for _, *broad in captions for text in broad}) // 2,
         most=MAX_PER_CAPTION,
         n_names=len(set(stamps.captions)),
-        rows=rows,
+        rows="\n".join(f"| {direction} | {cells} |" for direction, cells in rows.items()),
+        sets=list_sets(icons),
     )
     print(card)
     if options.check:
-        is_same = (
-            digest
-            == hashlib.sha256((STARTER_FOLDER / "model.safetensors").read_bytes()).hexdigest()
-        )
-        print(
-            "Identical to the model that ships."
-            if is_same
-            else "DIFFERS from the model that ships."
-        )
+        shipped_digest = hashlib.sha256((STARTER_FOLDER / path.name).read_bytes()).hexdigest()
+        is_same = digest == shipped_digest
+        print("Identical to" if is_same else "DIFFERENT from", "the model that ships.")
         return int(not is_same)
     (folder / "README.md").write_text(card, encoding="utf-8")
     return 0
+
+
+def solve_closed_form(
+    kernel: KernelAligner, images: list, captions: list, aligner: APEAligner
+) -> ClosedFormHead:
+    """Return the text head of a `KernelAligner` whose whitening is that of another aligner."""
+    maps = kernel_maps(
+        kernel._fit_pairs(images, captions),
+        **{name: getattr(kernel, name) for name in ("gamma", "ridge", "whitening")},
+        n_components=kernel.n_components,
+        max_anchors=kernel.max_anchors,
+        rng=np.random.RandomState(0),
+        device=torch.device("cpu"),
+        image_map=aligner.module_.image_head.base,
+    )
+    return ClosedFormHead(maps.text).eval()
+
+
+def list_sets(icons: Sequence[Icons]) -> str:
+    """Return a sentence with the number of used images and the license of every set."""
+    counts = Counter(
+        (name, license)
+        for part in icons
+        for name, license in zip(part.sets, part.licenses, strict=True)
+    )
+    return ", ".join(
+        f"{name} ({count:,}; {license})" for (name, license), count in sorted(counts.items())
+    )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Recall by number of training pairs, on icon sets that were not trained on.
 
-    python -m benchmarks.scale PACKAGE [--sizes 1000 4000 16000] [--methods ape kernel]
+    python -m benchmarks.scale PACKAGE [--sizes 1000 4000 16000] [--methods METHOD ...] [--all]
 
 PACKAGE is the folder of the unpacked npm package @iconify/json. Whole sets are held out: icons of
 one set have a style in common, and most concepts occur in many sets. Icons are rendered and
@@ -34,13 +34,26 @@ TEST_SETS = (
 _RELATED_SETS = ("streamline-freehand", "streamline-kameleon-color")
 _MAX_TEST_ICONS = 1000
 
+DEPTHS = (1, 2, 4, 6)
+
+# Functions of a seed that return an aligner.
 METHODS: dict[str, Any] = {
     "ape": lambda seed: APEAligner(random_state=seed),
     "kernel": lambda seed: KernelAligner(random_state=seed),
-    "plain head": lambda seed: APEAligner(init=None, depth=4, random_state=seed),
     "asif": lambda seed: ASIFAligner(),
     "cca": lambda seed: CCAAligner(),
+} | {
+    f"head-{depth}": lambda seed, depth=depth: APEAligner(
+        init=None, depth=depth, random_state=seed
+    )
+    for depth in DEPTHS
 }
+LABELS = {
+    "ape": "APEAligner()",
+    "kernel": "KernelAligner()",
+    "asif": "ASIFAligner()",
+    "cca": "CCAAligner()",
+} | {f"head-{depth}": f"APEAligner(init=None, depth={depth})" for depth in DEPTHS}
 
 COLUMNS = (
     *("method", "n_pairs", "seed", "test_set", "image_to_text", "text_to_image"),
@@ -48,9 +61,12 @@ COLUMNS = (
 )
 
 
-def load_features(package: str, cache: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def load_features(
+    package: str, cache: Path, loads_all: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return image features, text features and the set of every icon."""
-    data = load_iconify(package, n_jobs=-1, verbose=1)
+    options = {"variants": True, "categories": "all"} if loads_all else {}
+    data = load_iconify(package, n_jobs=-1, verbose=1, **options)
     image_encoder = TimmImageEncoder(
         "efficientnet_lite0",
         pooling="gem",
@@ -86,7 +102,7 @@ def measure(
                 "test_set": name,
                 **{direction: f"{100 * recall[1]:.1f}" for direction, recall in report.items()},
                 "seconds": f"{seconds:.0f}",
-                "summary": getattr(aligner, "training_summary_", "") if method == "ape" else "",
+                "summary": aligner.training_summary_ if method == "ape" else "",
             }
         )
     return rows
@@ -110,7 +126,42 @@ def print_table(results: Results) -> None:
             ]
             cells.append(f"{np.mean(values):.1f} ({rows[0]['seconds']} s)" if rows else "")
         if any(cells):
-            print(f"| {method} | " + " | ".join(cells) + " |")
+            print(f"| `{LABELS[method]}` | " + " | ".join(cells) + " |")
+
+
+def plot_recall(results: Results, path: Path) -> None:
+    """Plot the mean recall over test sets, directions and seeds by number of pairs."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(6.4, 4), layout="constrained")
+    for method in METHODS:
+        rows = [row for row in results.rows if row["method"] == method]
+        sizes = sorted({int(row["n_pairs"]) for row in rows})
+        means = [
+            np.mean(
+                [
+                    float(row[key])
+                    for row in rows
+                    if int(row["n_pairs"]) == size
+                    for key in ("image_to_text", "text_to_image")
+                ]
+            )
+            for size in sizes
+        ]
+        if sizes:
+            axes.plot(sizes, means, marker="o", label=LABELS[method])
+    axes.set(
+        xscale="log",
+        xlabel="training pairs",
+        ylabel="recall@1 on icon sets not trained on (%)",
+        ylim=(0, None),
+    )
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=120)
 
 
 def main() -> None:
@@ -122,10 +173,13 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[1000, 4000, 16000])
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=["ape", "kernel"])
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument(
+        "--all", action="store_true", help="also logos and variants in style; writes scale_all.csv"
+    )
     args = parser.parse_args()
-    results = Results(args.output / "scale.csv", COLUMNS)
+    results = Results(args.output / ("scale_all.csv" if args.all else "scale.csv"), COLUMNS)
     done = {(row["method"], row["n_pairs"], row["seed"]) for row in results.rows}
-    image, text, sets = load_features(args.package, args.cache)
+    image, text, sets = load_features(args.package, args.cache, args.all)
     candidates = np.flatnonzero(~np.isin(sets, (*TEST_SETS, *_RELATED_SETS)))
     tests = {}
     for name in TEST_SETS:
@@ -143,6 +197,7 @@ def main() -> None:
                     results.append(pool.submit(measure, method, train, tests, seed).result())
                 print(method, len(rows), "pairs", flush=True)
     print_table(results)
+    plot_recall(results, results.path.with_suffix(".png"))
 
 
 if __name__ == "__main__":

@@ -30,12 +30,12 @@ X, y = [data.images[row] for row in rows], np.array(y)
 classifier = ZeroShotClassifier(names)
 predicted = classifier.predict(X)
 accuracy = np.mean(predicted == y)
-print(f"accuracy on {len(X)} images from the training set of the starter model: {accuracy:.1%}")
+print(f"accuracy on {len(X)} images: {accuracy:.1%}")
 print(f"chance: {1 / len(names):.1%}")
 
 # %%
-# This accuracy is too optimistic, because the starter model was trained on emoji (see its model
-# card). Label about fifty of your own images by hand to estimate the accuracy on your data. The
+# The starter model has not seen these images, but it was trained on emoji of other styles (see its
+# model card). For your own images, label about fifty by hand to estimate the accuracy. The
 # confusion matrix shows which classes are confused.
 from sklearn_ape.inspection import ZeroShotConfusionDisplay
 

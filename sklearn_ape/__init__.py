@@ -12,7 +12,7 @@ if TYPE_CHECKING:  # for type checkers and editors, which cannot evaluate the ta
     from .aligners import CLIPAligner as CLIPAligner
     from .aligners import KernelAligner as KernelAligner
     from .aligners import LiTAligner as LiTAligner
-    from .aligners.kernel import load_starter as load_starter
+    from .aligners.starter import load_starter as load_starter
     from .persistence import load_pretrained as load_pretrained
     from .retrieval import CrossModalRetriever as CrossModalRetriever
     from .zero_shot import MultiLabelZeroShotClassifier as MultiLabelZeroShotClassifier
@@ -33,7 +33,7 @@ _PUBLIC = {
     "MultiLabelZeroShotClassifier": ".zero_shot",
     "ZeroShotClassifier": ".zero_shot",
     "load_pretrained": ".persistence",
-    "load_starter": ".aligners.kernel",
+    "load_starter": ".aligners.starter",
 }
 
 __all__ = sorted([*_PUBLIC, "__version__"])

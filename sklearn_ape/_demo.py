@@ -7,7 +7,6 @@ import hashlib
 import io
 import math
 import re
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -22,7 +21,8 @@ from sklearn.model_selection import GroupShuffleSplit
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.utils import Bunch
 
-from .aligners import APEAligner
+from .aligners import APEAligner, KernelAligner
+from .aligners.starter import load_starter
 from .datasets import get_data_home, load_openmoji
 from .encoders import CacheInfo, TimmImageEncoder, TransformersTextEncoder
 from .encoders.images import image_groups
@@ -31,7 +31,6 @@ from .zero_shot import ZeroShotClassifier
 if TYPE_CHECKING:
     from PIL import Image
 
-_MEMORY_SAMPLING_INTERVAL_S = 0.02
 _THUMBNAIL_SIDE = 96
 
 _HELD_OUT_FRACTION = 0.2
@@ -39,7 +38,10 @@ _N_RESULTS = 6
 _N_PREDICTIONS_SHOWN = 24
 _N_NAMES_SHOWN = 5
 
-# Size of the plot of the training in pixels.
+# Numbers of own pairs in the plot, besides none and all.
+_N_PAIRS_SHOWN = (50, 200, 800)
+
+# Size of the plot in pixels.
 _PLOT_WIDTH, _PLOT_HEIGHT = 560, 200
 
 CATEGORY_NAMES = {
@@ -65,62 +67,6 @@ QUERIES = ("a wild animal", "a dessert", "a vehicle with wheels", "bad weather")
 _PERSON_WORDS = re.compile(r"\b(m[ae]n|wom[ae]n|person|people|boys?|girls?)\b")
 
 
-class Stage(NamedTuple):
-    """Time of a stage, and the peak resident memory of the process in bytes."""
-
-    name: str
-    seconds: float
-    peak_memory: int
-
-
-class StageLog:
-    """Log of the time and the memory of successive stages.
-
-    Attributes
-    ----------
-    stages : list of Stage
-        Finished stages.
-
-    Examples
-    --------
-    >>> from sklearn_ape._demo import StageLog
-    >>> log = StageLog()
-    >>> with log.stage("sleep"):
-    ...     time.sleep(0.01)
-    >>> log.stages[0].seconds >= 0.01
-    True
-    """
-
-    def __init__(self) -> None:
-        self.stages: list[Stage] = []
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Measure a stage, which is logged if it ends without an error."""
-        import psutil
-
-        process = psutil.Process()
-        peak = process.memory_info().rss
-        is_finished = threading.Event()
-
-        # The memory is sampled because not every system can reset its high-water mark.
-        def sample_memory() -> None:
-            nonlocal peak
-            while not is_finished.wait(_MEMORY_SAMPLING_INTERVAL_S):
-                peak = max(peak, process.memory_info().rss)
-
-        thread = threading.Thread(target=sample_memory, daemon=True)
-        start = time.perf_counter()
-        thread.start()
-        try:
-            yield
-        finally:
-            seconds = time.perf_counter() - start
-            is_finished.set()
-            thread.join()
-        self.stages.append(Stage(name, seconds, max(peak, process.memory_info().rss)))
-
-
 def print_result(result: DemoResult) -> None:
     """Print the scores and the cost as tables."""
     from rich.console import Console
@@ -137,9 +83,18 @@ def print_result(result: DemoResult) -> None:
     console.print(photographs)
     n = result.n_held_out
     console.print(
-        f"\nTrained on {result.n_train} captioned images, tested on {n} held-out images "
-        "whose captions were not used in training."
+        f"\nThe starter model was extended by {result.n_train} captioned emoji of a style that it "
+        f"has not seen, and tested on {n} held-out images, whose captions are not among them."
     )
+    curve = Table(
+        title="Recall@1 on held-out pairs by number of training pairs", title_justify="left"
+    )
+    curve.add_column("training pairs")
+    for point in result.curve:
+        curve.add_column(str(point.n_pairs), justify="right")
+    curve.add_row("starter and these", *(f"{point.extended:.1%}" for point in result.curve))
+    curve.add_row("these alone", *(f"{point.alone:.1%}" for point in result.curve), style="dim")
+    console.print(curve)
     recall = Table(title=f"Retrieval among {n} held-out pairs", title_justify="left")
     recall.add_column("direction")
     for k in (1, 5, 10):
@@ -161,17 +116,15 @@ def print_result(result: DemoResult) -> None:
     )
     console.print(zero_shot)
 
-    stages = Table(title="Cost", title_justify="left")
-    for heading in ("stage", "seconds", "peak memory"):
+    stages = Table(title="Time", title_justify="left")
+    for heading in ("stage", "seconds"):
         stages.add_column(heading, justify="left" if heading == "stage" else "right")
-    for stage in result.stages:
-        stages.add_row(stage.name, f"{stage.seconds:.1f}", f"{stage.peak_memory / 2**20:.0f} MiB")
+    for name, seconds in result.seconds.items():
+        stages.add_row(name, f"{seconds:.1f}")
     console.print(stages)
     is_cached = result.image_cache.misses == 0 and result.text_cache.misses == 0
     source = "from the cache" if is_cached else f"{result.image_cache.misses} images encoded"
-    console.print(
-        f"Features: {source}. {result.n_parameters:,} parameters. Training: {result.summary}."
-    )
+    console.print(f"Features: {source}. {result.n_parameters:,} parameters.")
     console.print(
         "\nNext, with your own images:\n"
         '  sklearn-ape classify FOLDER --labels "a cat,a dog"   (without training)\n'
@@ -210,7 +163,7 @@ def write_report(result: DemoResult, folder: Path) -> Path:
     environment.globals.update(thumbnail=_encode_thumbnail, zip=zip)
     page = folder / "index.html"
     html = environment.from_string(source).render(
-        result=result, plot=_make_plot(result.history), n_photo_names=len(PHOTO_NAMES)
+        result=result, plot=_make_plot(result.curve), n_photo_names=len(PHOTO_NAMES)
     )
     page.write_text(html, encoding="utf-8")
     draw_contact_sheet(result.searches).save(folder / "search.png")
@@ -263,32 +216,37 @@ def _encode_thumbnail(item: str | np.ndarray) -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def _make_plot(history: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the lines and ticks of a plot of recall by epoch, in pixels."""
-    columns = {
-        "blend": [row.get("valid_recall") for row in history],
-        "head alone": [row.get("head_recall") for row in history],
+def _make_plot(curve: Sequence[CurvePoint]) -> dict[str, Any]:
+    """Return the lines and ticks of a plot of recall by number of own pairs, in pixels."""
+    lines = {
+        "starter and own pairs": [point.extended for point in curve],
+        "own pairs alone": [point.alone for point in curve],
     }
-    n_epochs = max(1, len(history) - 1)
-    top = max([value for values in columns.values() for value in values if value] or [1.0])
     # The next multiple of 0.1, so that ticks are round.
-    top = math.ceil(10 * top) / 10
+    top = math.ceil(10 * max(max(values) for values in lines.values()) + 1e-9) / 10
 
-    def position(epoch: int, recall: float) -> tuple[float, float]:
-        return epoch / n_epochs * _PLOT_WIDTH, (1 - recall / top) * _PLOT_HEIGHT
+    def position(index: int, recall: float) -> tuple[float, float]:
+        # Evenly spaced, because the numbers of pairs grow by factors.
+        return index / (len(curve) - 1) * _PLOT_WIDTH, (1 - recall / top) * _PLOT_HEIGHT
 
-    lines = {}
-    for name, values in columns.items():
-        points = [position(e, value) for e, value in enumerate(values) if value is not None]
-        lines[name] = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
     return {
         "width": _PLOT_WIDTH,
         "height": _PLOT_HEIGHT,
-        "lines": lines,
-        "closed_form": position(0, columns["blend"][0] or 0.0)[1] if history else None,
-        "epochs": [(position(e, 0)[0], e) for e in sorted({0, n_epochs // 2, n_epochs})],
+        "lines": {
+            name: [position(index, value) for index, value in enumerate(values)]
+            for name, values in lines.items()
+        },
+        "pairs": [(position(index, 0)[0], point.n_pairs) for index, point in enumerate(curve)],
         "recalls": [(position(0, share * top)[1], share * top) for share in (0, 0.5, 1)],
     }
+
+
+class CurvePoint(NamedTuple):
+    """Recall@1, mean of both directions, of the starter with own pairs, and of these alone."""
+
+    n_pairs: int
+    extended: float
+    alone: float
 
 
 class Prediction(NamedTuple):
@@ -320,10 +278,9 @@ class DemoResult(NamedTuple):
     photographs: list[Prediction]
     predictions: list[Prediction]
     searches: list[Search]
-    history: list[dict[str, Any]]
-    summary: str
+    curve: list[CurvePoint]
     n_parameters: int
-    stages: list[Stage]
+    seconds: dict[str, float]
     image_cache: CacheInfo
     text_cache: CacheInfo
     licence: str
@@ -336,7 +293,9 @@ def run_demo(
     n_jobs: int = -1,
     verbose: int = 1,
 ) -> DemoResult:
-    """Align EfficientNet-Lite0 and MiniLM on OpenMoji, and evaluate on held-out captions.
+    """Extend the starter model by images of OpenMoji, and evaluate on held-out captions.
+
+    The starter has been trained without OpenMoji, but with emoji of other styles.
 
     Parameters
     ----------
@@ -354,7 +313,14 @@ def run_demo(
     result : DemoResult
         Scores, examples and costs.
     """
-    log = StageLog()
+    seconds: dict[str, float] = {}
+
+    @contextmanager
+    def stage(name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        seconds[name] = time.perf_counter() - start
+
     folder = get_data_home() / "features" if cache is None else Path(cache)
     image_encoder = TimmImageEncoder(
         "efficientnet_lite0",
@@ -366,25 +332,27 @@ def run_demo(
     )
     text_encoder = TransformersTextEncoder("all-MiniLM-L6-v2", cache=folder, verbose=verbose)
 
-    with log.stage("name photographs"):
+    with stage("name photographs"):
         photographs = _name_photographs()
     # The starter has the same encoders, which count its images and names as well.
     before = image_encoder.cache_info(), text_encoder.cache_info()
-    with log.stage("load images"):
+    with stage("load images"):
         data = load_openmoji(verbose=verbose)
         train, held_out = _split(data, random_state)
-    with log.stage("encode images"):
+    with stage("encode images"):
         image_encoder.transform(data.images)
-    with log.stage("encode captions"):
+    with stage("encode captions"):
         text_encoder.transform(data.captions)
-    with log.stage("train the aligner"):
-        aligner = APEAligner(
-            text_encoder=text_encoder,
-            random_state=random_state,
-            verbose=verbose,
-        )
+    with stage("train"):
+        aligner = APEAligner(text_encoder=text_encoder, init="starter")
         model = make_pipeline(image_encoder, aligner).fit(train.images, train.captions)
-    with log.stage("evaluate"):
+    with stage("train on fewer images"):
+        features = [
+            (image_encoder.transform(part.images), text_encoder.transform(part.captions))
+            for part in (train, held_out)
+        ]
+        curve = _measure_curve(*features, random_state)
+    with stage("evaluate"):
         features = image_encoder.transform(held_out.images)
         groups = image_groups(held_out.images)  # a few images occur twice, with two names
         recall = model[-1].retrieval_report(features, held_out.captions, groups=groups)
@@ -401,14 +369,35 @@ def run_demo(
         photographs=photographs,
         predictions=predictions,
         searches=searches,
-        history=model[-1].history_,
-        summary=model[-1].training_summary_,
+        curve=curve,
         n_parameters=model[-1].n_parameters_,
-        stages=log.stages,
+        seconds=seconds,
         image_cache=_count_since(before[0], image_encoder),
         text_cache=_count_since(before[1], text_encoder),
         licence=data.DESCR,
     )
+
+
+def _measure_curve(
+    train: tuple[np.ndarray, np.ndarray],
+    held_out: tuple[np.ndarray, np.ndarray],
+    random_state: int,
+) -> list[CurvePoint]:
+    """Measure the recall on held-out pairs after training on different numbers of pairs."""
+
+    def score(aligner: Any) -> float:
+        report = aligner.retrieval_report(*held_out, (1,))
+        return float(np.mean([recall[1] for recall in report.values()]))
+
+    n_train = len(train[0])
+    order = np.random.default_rng(random_state).permutation(n_train)
+    curve = [CurvePoint(0, score(load_starter()), 0.0)]
+    for n_pairs in (*(n for n in _N_PAIRS_SHOWN if n < n_train), n_train):
+        rows = order[:n_pairs]
+        pairs = train[0][rows], train[1][rows]
+        extended, alone = APEAligner(init="starter").fit(*pairs), KernelAligner().fit(*pairs)
+        curve.append(CurvePoint(n_pairs, score(extended), score(alone)))
+    return curve
 
 
 def _split(data: Bunch, random_state: int) -> tuple[Bunch, Bunch]:

@@ -21,7 +21,7 @@ import numpy as np
 from sklearn.utils import Bunch
 
 from sklearn_ape import ZeroShotClassifier
-from sklearn_ape.aligners.kernel import STARTER_FOLDER, starter_encoders, unpack_starter
+from sklearn_ape.aligners.starter import STARTER_FOLDER, starter_encoders, unpack_starter
 from sklearn_ape.datasets import get_data_home, load_tuxpaint_stamps
 
 # Broad words of the subcategories of emoji.

@@ -30,7 +30,7 @@ def make_embeddings(n_rows: int) -> np.ndarray:
     """Return unit vectors that are distributed similarly to real embeddings."""
     from sklearn.decomposition import PCA
 
-    from sklearn_ape.aligners.kernel import load_starter
+    from sklearn_ape.aligners.starter import load_starter
     from sklearn_ape.datasets import load_openmoji
 
     real = PCA(WIDTH, random_state=0).fit_transform(

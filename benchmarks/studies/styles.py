@@ -16,7 +16,7 @@ import numpy as np
 
 from sklearn_ape import KernelAligner
 from sklearn_ape.aligners._head_pairs import compute_prototypes
-from sklearn_ape.aligners.kernel import starter_encoders
+from sklearn_ape.aligners.starter import starter_encoders
 from sklearn_ape.datasets import get_data_home, load_noto_emoji, load_openclipart
 from sklearn_ape.encoders import HeadPairs, classifier_head_pairs
 from sklearn_ape.metrics import retrieval_ranks

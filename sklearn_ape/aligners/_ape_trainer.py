@@ -21,7 +21,7 @@ from ..training.data import PairDataset, as_tensor
 from ..training.distributed import Ranks
 from ..training.net import AlignmentNet, TrainingConfig, embed, make_net
 from ._closed_form import RIDGE, WHITENING, Maps, fit_logit_scale, kernel_maps, linear_maps
-from ._kernel_ridge import count_fitting_anchors
+from ._kernel_ridge import count_default_anchors
 
 if TYPE_CHECKING:
     from ._trained import TrainingRun
@@ -222,7 +222,7 @@ def solve_kernel(
     image_map: WhitenedMap | None = None,
 ) -> Maps:
     """Return the solution of `KernelAligner` with default parameters."""
-    max_anchors = count_fitting_anchors(run.config.device)
+    max_anchors = count_default_anchors(len(data.text), run.config.device)
     if run.ranks is not None:  # whose machines may have different amounts of memory
         max_anchors = run.ranks.broadcast(max_anchors)
     return kernel_maps(

@@ -18,7 +18,7 @@ from ..training.data import PairDataset, split_pairs
 from ..utils.linalg import covariance, mean, normalize_rows
 from ._kernel_ridge import (
     choose_anchors,
-    count_fitting_anchors,
+    count_default_anchors,
     kernel,
     solve_kernel_ridge,
     solve_positive_definite,
@@ -154,7 +154,9 @@ def kernel_maps(
     """
     targets = _Targets(data, whitening, n_components, image_map)
     gamma = scale_gamma(targets.mean_text(np.float32)) if gamma == "scale" else float(gamma)
-    limit = count_fitting_anchors(device) if max_anchors == "auto" else int(max_anchors)
+    if max_anchors == "auto":
+        max_anchors = count_default_anchors(len(targets.texts), device)
+    limit = int(max_anchors)
     if len(targets.texts) <= limit:
         anchors = targets.normalized_texts(slice(None))
         if not anchors.any():  # a single text of zeros with target zero: any anchor will do

@@ -56,6 +56,19 @@ def count_fitting_anchors(device: torch.device, share: float = _AUTO_SHARE) -> i
     return max(_MIN_ANCHORS, int(n_elements**0.5))
 
 
+def count_default_anchors(n_texts: int, device: torch.device) -> int:
+    """Return the number of anchors that is used for a number of texts by default.
+
+    If the kernel matrix of all texts does not fit, the Nyström approximation takes ``n_texts *
+    n_anchors**2`` multiplications, and a decomposition ``n_anchors**3 / 6``. The number is such
+    that the approximation takes no longer than the largest decomposition that fits.
+    """
+    limit = count_fitting_anchors(device)
+    if n_texts <= limit:
+        return n_texts
+    return max(_MIN_ANCHORS, int((limit**3 / (6 * n_texts)) ** 0.5))
+
+
 def solve_kernel_ridge(
     anchors: np.ndarray,
     ridge: np.ndarray,

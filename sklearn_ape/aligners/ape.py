@@ -29,7 +29,6 @@ from ._closed_form import held_out_logit_scale
 from ._extension import choose_encoder, extend
 from ._serialization import HeadsMixin, history_state, make_embedders, restore_history
 from ._trained import TrainedAligner, TrainingRun, name_key
-from .kernel import load_starter
 from .pairs import holds_images, holds_texts
 from .wrapper import unwrap_aligner
 
@@ -71,8 +70,7 @@ class APEAligner(HeadsMixin, TrainedAligner):
         held-out pairs. None trains plain heads, as in the paper. ``"starter"`` (the model of
         `load_starter`) and a fitted aligner are extended by the pairs in closed form, without
         training; with ``image_encoder=None`` and ``text_encoder=None`` their encoders are used.
-        Wrap a fitted aligner in `sklearn.frozen.FrozenEstimator` where it is cloned, as in a
-        search.
+        In a search, which clones it, wrap a fitted aligner in `sklearn.frozen.FrozenEstimator`.
     init_params : dict or None, default=None
         Parameters of the extension of an aligner. Missing keys have the following defaults:
 
@@ -137,8 +135,8 @@ class APEAligner(HeadsMixin, TrainedAligner):
         recall on them, and stop when recall no longer improves. It requires at least 50 groups of
         pairs that share no image or caption. With fewer groups, all epochs are run on all pairs.
     validation_fraction : float, default=0.1
-        Fraction of the pairs held out for validation. They share no image or caption with the
-        training pairs.
+        Fraction of the pairs held out for validation. They share no image with the training
+        pairs, and, unless ``init="auto"``, no caption.
     n_iter_no_change : int, default=15
         Number of epochs without improvement after which training stops.
     refit : bool, default=True
@@ -150,7 +148,7 @@ class APEAligner(HeadsMixin, TrainedAligner):
         available.
     random_state : int, RandomState instance or None, default=None
         Seed of weights, batches and validation pairs. With an int, fits on one machine are bitwise
-        identical. torch's global generator is left unchanged.
+        identical.
     verbose : int, default=0
         With 1 a progress bar over epochs is shown, with 2 or more skorch's table of epochs.
     callbacks : list of skorch callbacks or None, default=None
@@ -486,6 +484,8 @@ class APEAligner(HeadsMixin, TrainedAligner):
 def _resolve_base(init: Any) -> Any:
     """Return the fitted aligner that an ``init`` parameter stands for."""
     if isinstance(init, str) and init == "starter":
+        from .starter import load_starter  # which is an APEAligner
+
         return load_starter()
     base = unwrap_aligner(init)
     if not isinstance(getattr(base, "module_", None), TwoTower):

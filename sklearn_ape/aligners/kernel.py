@@ -1,19 +1,15 @@
-"""Kernel ridge regression from texts to whitened images, and the starter model made with it."""
+"""Kernel ridge regression from texts to whitened images."""
 
 from __future__ import annotations
 
-import json
-from functools import cache
-from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import numpy as np
 import torch
 from sklearn.utils import check_random_state
 
 from ..devices import resolve_device
-from ..encoders import TimmImageEncoder, TransformersTextEncoder
-from ..heads import ClosedFormHead, KernelMap, TwoTower, WhitenedMap
+from ..heads import ClosedFormHead, KernelMap, TwoTower
 from ..training.data import PairDataset
 from ..utils.sklearn_compat import reports_fit
 from ..utils.torch_state import default_state
@@ -21,16 +17,9 @@ from ..utils.validation import check_integer, check_number
 from ._base import BaseAligner
 from ._closed_form import RIDGE, WHITENING, held_out_logit_scale, kernel_maps
 from ._serialization import HeadsMixin, make_embedders
-from .fitted_images import FittedImages
-from .similarity import Bank
-
-STARTER_FOLDER = Path(__file__).with_name("starter")
 
 # Largest number of anchors of the solution from which the logit scale is computed.
 _MAX_SCALE_ANCHORS = 8192
-
-# Version of the starter model's file.
-_STARTER_FORMAT = 1
 
 
 class KernelAligner(HeadsMixin, BaseAligner):
@@ -69,11 +58,12 @@ class KernelAligner(HeadsMixin, BaseAligner):
         Size of the embeddings: the number of image directions kept, by decreasing variance.
         None keeps all directions with variance. Directions without variance are never kept.
     max_anchors : int or "auto", default="auto"
-        Largest number of distinct captions that are used as anchors of the kernel. ``"auto"`` is
-        the number whose kernel matrix takes half of the available memory: 4 bytes times the
-        square of the number, 14 GB for 60,000 anchors. If there are more captions, those of the
-        most images are used (Nyström approximation [2]_). A larger number is possible: if the
-        matrix does not fit in memory, conjugate gradients are used, which take longer.
+        Largest number of distinct captions that are used as anchors of the kernel. With ``"auto"``
+        all captions are, if the kernel matrix fits in half of the available memory (4 bytes times
+        the square of the number, 14 GB for 60,000 captions), and otherwise as many as take no
+        longer than the largest matrix that fits. Anchors are the captions of the most images
+        (Nyström approximation [2]_). A larger number is possible: if the matrix does not fit in
+        memory, conjugate gradients are used, which take longer.
     device : {"auto"}, str or torch.device, default="auto"
         Device on which the solution and embeddings are computed. ``"auto"`` is a GPU if
         available.
@@ -238,118 +228,3 @@ class KernelAligner(HeadsMixin, BaseAligner):
         if self.max_anchors != "auto":
             check_integer(self.max_anchors, "max_anchors", 2)
         resolve_device(self.device)
-
-
-def starter_encoders(**options: Any) -> tuple[TimmImageEncoder, TransformersTextEncoder]:
-    """Return the encoders of the starter model, with options such as ``cache``."""
-    return (
-        TimmImageEncoder("efficientnet_lite0", pooling="gem", crop="pad", **options),
-        TransformersTextEncoder("all-MiniLM-L6-v2", **options),
-    )
-
-
-@cache
-def load_starter() -> KernelAligner:
-    """Return the starter model, a fitted aligner that is installed with the package.
-
-    Estimators with ``aligner=None`` use it. It takes images and texts.
-
-    Returns
-    -------
-    aligner : KernelAligner
-        The fitted aligner, with its encoders. Every call returns the same object. Make a
-        ``copy.deepcopy`` before you change parameters of its encoders.
-
-    Raises
-    ------
-    ImportError
-        If the packages with the weights of the encoders are not installed.
-
-    See Also
-    --------
-    load_pretrained : Load a saved aligner.
-
-    Examples
-    --------
-    >>> from sklearn_ape import load_starter
-    >>> load_starter().transform_text(["a cat", "a dog"]).shape
-    (2, 640)
-    """
-    aligner = unpack_starter(STARTER_FOLDER / "model.safetensors")
-    aligner.image_encoder_._check_parameters()
-    aligner.text_encoder_._check_parameters()
-    return aligner
-
-
-def pack_starter(aligner: KernelAligner) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Return the tensors and the metadata of a starter model file.
-
-    Anchors, coefficients and the bank, which take nearly all of the space, are stored as 8-bit
-    integers with one scale per row.
-    """
-    image, text = (
-        cast(Any, head).base for head in (aligner.module_.image_head, aligner.module_.text_head)
-    )
-    tensors = {
-        "image_mean": image.mean.numpy(),
-        "image_directions": image.directions.numpy().astype(np.float16),
-    }
-    tensors["fitted_images"] = aligner._fitted_images.keys
-    rows = {
-        "anchors": text.anchors.numpy(),
-        "coefficients": text.coefficients.numpy(),
-        "bank_image": aligner.bank_.image,
-        "bank_text": aligner.bank_.text,
-    }
-    for name, values in rows.items():
-        tensors[name], tensors[f"{name}_scale"] = _quantize(values)
-    description = {
-        "format": _STARTER_FORMAT,
-        "gamma": aligner.gamma_,
-        "logit_scale": aligner.logit_scale_,
-    }
-    # A single entry: safetensors writes several in arbitrary order, and equal models should be
-    # equal files.
-    return tensors, {"sklearn_ape": json.dumps(description)}
-
-
-@default_state()
-def unpack_starter(path: Path) -> KernelAligner:
-    """Return the fitted aligner of a file with the output of `pack_starter`."""
-    from safetensors import safe_open
-
-    with safe_open(path, framework="np") as file:
-        description = json.loads(file.metadata()["sklearn_ape"])
-        if description["format"] != _STARTER_FORMAT:
-            raise ValueError(
-                f"{str(path)!r} has format {description['format']}, and this version of "
-                f"sklearn-ape reads format {_STARTER_FORMAT}. Reinstall sklearn-ape."
-            )
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    rows = {
-        name: tensors[name].astype(np.float32) * tensors[f"{name}_scale"][:, None]
-        for name in ("anchors", "coefficients", "bank_image", "bank_text")
-    }
-    anchors = torch.nn.functional.normalize(torch.from_numpy(rows["anchors"]))
-    directions = tensors["image_directions"].astype(np.float32)
-    module = TwoTower(
-        ClosedFormHead(WhitenedMap(tensors["image_mean"], directions)),
-        ClosedFormHead(KernelMap(anchors, rows["coefficients"], description["gamma"])),
-    )
-    image_encoder, text_encoder = starter_encoders()
-    aligner = KernelAligner(image_encoder=image_encoder, text_encoder=text_encoder)
-    aligner._set_module(module.eval())
-    aligner.logit_scale_ = description["logit_scale"]
-    aligner.image_encoder_, aligner.text_encoder_ = starter_encoders()
-    aligner.n_features_in_ = len(tensors["image_mean"])
-    aligner.n_text_features_in_ = anchors.shape[1]
-    aligner.bank_ = Bank.from_embeddings(rows["bank_image"], rows["bank_text"])
-    aligner._fitted_images = FittedImages(tensors["fitted_images"], are_contents=True)
-    return aligner
-
-
-def _quantize(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return rows as 8-bit integers, and the scale of every row."""
-    scale = np.abs(values).max(axis=1) / 127
-    scale = np.where(scale > 0, scale, 1).astype(np.float32)
-    return np.rint(values / scale[:, None]).astype(np.int8), scale

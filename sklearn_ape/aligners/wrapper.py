@@ -43,7 +43,7 @@ def resolve_aligner(aligner: Any) -> Any:
     """
     # Imported here because these aligners import torch and all encoders.
     if aligner is None:
-        from .kernel import load_starter
+        from .starter import load_starter
 
         return load_starter()
     return _named_aligner(aligner) if isinstance(aligner, str) else aligner

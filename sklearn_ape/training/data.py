@@ -20,7 +20,7 @@ from ..utils.concurrency import map_threaded
 # With fewer groups, recall is too noisy to find the best epoch. With more, each evaluation would
 # take longer and the similarity matrix more memory, for hardly more precision.
 _MIN_VALIDATION_GROUPS = 10
-_MAX_VALIDATION_GROUPS = 5000
+_MAX_VALIDATION_GROUPS = 2500
 
 
 class PairDataset(Dataset):
@@ -447,7 +447,7 @@ def split_pairs(
     pairs : ndarray of shape (n_pairs, 2)
         Rows of images and of captions.
     fraction : float
-        Fraction of the pairs to hold out, in at least 10 and at most 5,000 groups.
+        Fraction of the pairs to hold out, in at least 10 and at most 2,500 groups.
     rng : numpy.random.RandomState
         Random generator that draws the groups.
     by_image : bool, default=False

@@ -22,7 +22,7 @@ from sklearn_ape import (
     ZeroShotClassifier,
     load_pretrained,
 )
-from sklearn_ape.aligners.kernel import load_starter
+from sklearn_ape.aligners.starter import load_starter
 from sklearn_ape.encoders import HeadPairs, TransformersTextEncoder
 from sklearn_ape.encoders.weights import PACKAGED
 from sklearn_ape.persistence.serialize import Deserializer, Serializer

@@ -21,7 +21,7 @@ from sklearn_ape import (
     ZeroShotClassifier,
 )
 from sklearn_ape.aligners import as_open_clip
-from sklearn_ape.aligners.kernel import load_starter
+from sklearn_ape.aligners.starter import load_starter
 from sklearn_ape.curation import find_near_duplicates
 from sklearn_ape.encoders import (
     TimmImageEncoder,

@@ -24,7 +24,7 @@ from sklearn_ape import (
     ZeroShotClassifier,
     load_pretrained,
 )
-from sklearn_ape.aligners.kernel import load_starter
+from sklearn_ape.aligners.starter import load_starter
 from sklearn_ape.encoders import TransformersTextEncoder
 from tests.conftest import LABELS
 

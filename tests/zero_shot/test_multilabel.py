@@ -19,7 +19,7 @@ from sklearn.preprocessing import MultiLabelBinarizer, StandardScaler
 from sklearn.utils.estimator_checks import check_estimator
 
 from sklearn_ape import CCAAligner, KernelAligner, MultiLabelZeroShotClassifier, load_pretrained
-from sklearn_ape.aligners.kernel import load_starter
+from sklearn_ape.aligners.starter import load_starter
 from sklearn_ape.prompts import resolve_templates
 from sklearn_ape.zero_shot._multilabel_targets import find_best_f1_threshold, fit_thresholds
 
