@@ -40,7 +40,7 @@ _N_PREDICTIONS_SHOWN = 24
 _N_NAMES_SHOWN = 5
 
 # Numbers of own pairs in the plot, besides none and all.
-_N_PAIRS_SHOWN = (50, 200, 800)
+_N_PAIRS_SHOWN = (100, 400)
 
 # Size of the plot in pixels.
 _PLOT_WIDTH, _PLOT_HEIGHT = 560, 200
@@ -84,8 +84,8 @@ def print_result(result: DemoResult) -> None:
     console.print(photographs)
     n = result.n_held_out
     console.print(
-        f"\nThe starter model was extended by {result.n_train} captioned emoji of a style that it "
-        f"has not seen, and tested on {n} held-out images, whose captions are not among them."
+        f"\nThe starter model, which knows emoji of other styles, was extended by {result.n_train} "
+        f"captioned emoji, and tested on {n} held-out images, whose captions are not among them."
     )
     curve = Table(
         title="Recall@1 on held-out pairs by number of training pairs", title_justify="left"
