@@ -84,8 +84,9 @@ def print_result(result: DemoResult) -> None:
     console.print(photographs)
     n = result.n_held_out
     console.print(
-        f"\nThe starter model, which knows emoji of other styles, was extended by {result.n_train} "
-        f"captioned emoji, and tested on {n} held-out images, whose captions are not among them."
+        f"\nThe starter model, which knows emoji of other styles, was extended by "
+        f"{result.n_train} captioned emoji, and tested on {n} held-out images, whose captions are "
+        "not among them."
     )
     curve = Table(
         title="Recall@1 on held-out pairs by number of training pairs", title_justify="left"

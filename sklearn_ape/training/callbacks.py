@@ -70,9 +70,8 @@ class ValidationRecall(Callback):
 class BlendRecall(ValidationRecall):
     """Record the recall of blends of a closed-form solution and the head that is trained.
 
-    ``valid_recall`` is the recall of the chosen blend, ``blend_weight`` the share of the head in
-    it, and ``head_recall`` the recall of the head alone. Of blends that are nearly as good as the
-    best one, the most even one is chosen.
+    ``valid_recall`` is the recall of the best blend, ``blend_weight`` the share of the head in
+    it, and ``head_recall`` the recall of the head alone.
 
     Parameters
     ----------
@@ -99,31 +98,12 @@ class BlendRecall(ValidationRecall):
         for weight in self.weights:
             blend = normalize_rows((1 - weight) * self.text + weight * text)
             recalls[weight] = mean_recall(image, blend, self.dataset.pairs)
-        chosen = choose_weight(recalls, self.baseline)
+        best = max(recalls, key=recalls.__getitem__)  # the first one, if several are equal
         return {
-            "valid_recall": recalls[chosen],
+            "valid_recall": recalls[best],
             "head_recall": recalls[1.0],
-            "blend_weight": chosen,
+            "blend_weight": best,
         }
-
-
-def choose_weight(recalls: dict[float, float], baseline: float) -> float:
-    """Return the weight nearest to 0.5 of those whose recall is good.
-
-    Parameters
-    ----------
-    recalls : dict
-        Recall of every weight on held-out pairs.
-    baseline : float
-        Recall that the chosen one should exceed, if any does.
-    """
-    best = max(recalls.values())
-    # Held-out images are of the same kind as the training images, and favour the head more than
-    # images of other kinds do. So recalls that differ by less than 0.005 are taken as equal.
-    good = [weight for weight, recall in recalls.items() if recall >= best - 0.005]
-    if best > baseline:
-        good = [weight for weight in good if recalls[weight] > baseline]
-    return min(good, key=lambda weight: abs(weight - 0.5))
 
 
 def mean_recall(image: np.ndarray, text: np.ndarray, pairs: np.ndarray) -> float:

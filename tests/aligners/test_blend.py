@@ -12,7 +12,7 @@ from sklearn.preprocessing import normalize
 from sklearn_ape import APEAligner, KernelAligner
 from sklearn_ape.aligners._blend import _choose_blend, _make_blend
 from sklearn_ape.heads import BlendedHead, ClosedFormHead, TwoTower, make_head
-from sklearn_ape.training.callbacks import TrainingResult, choose_weight
+from sklearn_ape.training.callbacks import BlendRecall, TrainingResult
 
 
 def small(**parameters):
@@ -161,18 +161,14 @@ class TestFit:
 
 
 class TestChoice:
-    @pytest.mark.parametrize(
-        ("recalls", "weight"),
-        [
-            ({0.15: 1.0, 0.3: 1.0, 0.5: 1.0, 0.7: 1.0, 1.0: 1.0}, 0.5),
-            ({0.3: 0.4, 0.5: 0.41, 0.7: 0.42, 1.0: 0.40}, 0.7),
-            ({0.3: 0.4, 0.5: 0.416, 0.7: 0.42, 1.0: 0.40}, 0.5),
-            ({0.3: 0.351, 0.5: 0.349, 0.7: 0.3, 1.0: 0.2}, 0.3),  # only this one is above 0.35
-            ({0.3: 0.31, 0.5: 0.3, 0.7: 0.2, 1.0: 0.1}, 0.3),
-        ],
-    )
-    def test_most_even_of_good_blends_is_chosen(self, recalls, weight):
-        assert choose_weight(recalls, baseline=0.35) == weight
+    def test_first_of_equal_weights_is_chosen(self):
+        class FixedRecall(BlendRecall):
+            def __init__(self):
+                self.dataset = SimpleNamespace(pairs=np.column_stack([np.arange(20)] * 2))
+                self.text = np.eye(20, dtype=np.float32)
+
+        scores = FixedRecall().score(np.eye(20, dtype=np.float32), np.eye(20, dtype=np.float32))
+        assert scores == {"valid_recall": 1.0, "head_recall": 1.0, "blend_weight": 0.15}
 
     @pytest.mark.parametrize(
         ("recalls", "best_epoch", "weight"),
