@@ -75,10 +75,10 @@ def pack_starter(aligner: APEAligner, path: Path) -> None:
     path : pathlib.Path
         File to write.
     """
-    for values in (*aligner.module_.parameters(), *aligner.module_.buffers()):
-        if values.ndim == 2:
-            integers, scale = _quantize(values.detach().numpy())
-            values.data.copy_(torch.from_numpy(integers * scale[:, None]))
+    for tensor in (*aligner.module_.parameters(), *aligner.module_.buffers()):
+        if tensor.ndim == 2:
+            integers, scale = _quantize(tensor.detach().numpy())
+            tensor.data.copy_(torch.from_numpy(integers * scale[:, None]))
     aligner._set_module(aligner.module_, aligner.logit_scale_)
     serializer = Serializer()
     config = serializer.encode_estimator(aligner, "aligner")

@@ -99,7 +99,7 @@ def test_starter_has_not_seen_openmoji():
     assert not load_starter().was_fitted_on(load_openmoji().images).any()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def blend(concepts):
     params = {"depth": 2, "width": 32, "early_stopping": False, "max_epochs": 2}
     return APEAligner(**params, random_state=0).fit(concepts.image, concepts.text)
