@@ -1,10 +1,14 @@
 """Structure of the package: module sizes, imports of private modules and import chains."""
 
 import ast
+import sys
 from functools import cache
+from importlib.metadata import packages_distributions, requires
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import sklearn_ape
 
@@ -13,6 +17,16 @@ FILES = sorted(ROOT.rglob("*.py"))
 # Limit of the longest chain of files in which each imports the next.
 MAX_CHAIN = 16
 MAX_LINES = 500
+
+
+REQUIRED = {
+    canonicalize_name(requirement.name)
+    for requirement in map(Requirement, requires("sklearn-ape"))
+    if not requirement.marker
+}
+
+# Distributions by the names of their packages.
+DISTRIBUTIONS = packages_distributions()
 
 
 def module_name(file):
@@ -77,6 +91,19 @@ def test_private_modules_are_imported_within_their_package(module):
         and not f"{module}.".startswith(f"{owner(name)}.")
     ]
     assert not foreign
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_modules_import_only_required_packages(module):
+    """Packages of extras are imported inside the functions that use them."""
+    names = set()
+    for statement in statements(ast.parse(MODULES[module].read_text(encoding="utf-8")).body):
+        if isinstance(statement, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in statement.names}
+        elif isinstance(statement, ast.ImportFrom) and not statement.level:
+            names.add(statement.module.partition(".")[0])
+    for name in names - sys.stdlib_module_names - {"sklearn_ape"}:
+        assert REQUIRED & {canonicalize_name(found) for found in DISTRIBUTIONS[name]}, name
 
 
 def test_import_chains_are_short():
