@@ -2,11 +2,13 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from sklearn_ape import ZeroShotClassifier
+from sklearn_ape.datasets import load_openclipart
 
 
 class TestScores:
@@ -29,8 +31,8 @@ class TestScores:
             *("--figure", figure, "-o", report),
         )
         measures = {(row["measure"], row["of"]): float(row["value"]) for row in table_rows}
-        # The starter model was trained on these captions.
-        assert measures["recall@1", "caption to image"] > 0.8
+        # The starter model was trained on these captions, but not on these images. Chance is 0.02.
+        assert measures["recall@1", "caption to image"] > 0.6
         assert measures["recall@1", "image to caption"] <= measures["recall@5", "image to caption"]
         assert measures["accuracy", "all"] > 0.5
         assert Image.open(figure).width > 1000
@@ -98,8 +100,14 @@ class TestImagesUsedForFitting:
         result = run("evaluate", tmp_path / "new", "--aligner", tmp_path / "model")
         assert "used to fit" not in result.stderr
 
+    @pytest.mark.skipif(
+        not Path("/usr/share/openclipart").is_dir(),
+        reason="the Debian package openclipart-png is not installed",
+    )
     def test_images_of_starter_are_reported(self, small_folder, run):
-        assert "12 of 12 images were used to fit" in run("evaluate", small_folder).stderr
+        for row, image in enumerate(load_openclipart().images[:3]):
+            shutil.copy(image, small_folder / "food" / f"clip art {row}.png")
+        assert "3 of 15 images were used to fit" in run("evaluate", small_folder).stderr
 
 
 class TestErrors:

@@ -40,7 +40,7 @@ class TestDemo:
         assert re.search(r"efficientnet_lite0: +100%.*image/s", first.stderr)
         assert re.search(r"\d+:\d+<\d+:\d+", first.stderr)
         assert "images encoded" in first.stdout
-        for text in ("recall@10", "image → caption", "9 categories", "MiB", "seconds"):
+        for text in ("recall@10", "image → caption", "9 categories", "training pairs", "seconds"):
             assert text in first.stdout
 
     def test_second_run_reads_cache_and_prints_same_scores(self, demo):

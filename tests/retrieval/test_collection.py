@@ -40,7 +40,12 @@ class TestAdd:
         grown = CrossModalRetriever(aligner, index=index, dtype=dtype).fit(X[:100], ids[:100])
         before = grown.search(X[:5], k=3)
         grown.add(X[100:101], ids[100:101]).add(X[101:], np.array(ids[101:]))
-        assert_equal(grown.search(X[200:210], k=5), reference.search(X[200:210], k=5))
+        actual, expected = (retriever.search(X[200:210], k=5) for retriever in (grown, reference))
+        if index == "usearch":  # an approximate graph, which depends on the order of its threads
+            shared = [set(a) & set(b) for a, b in zip(actual.items, expected.items, strict=True)]
+            assert sum(map(len, shared)) >= 40
+        else:
+            assert_equal(actual, expected)
         assert grown.n_samples_fit_ == 300
         assert grown.items_ == ids
         assert before.items == [[ids[row] for row in rows] for rows in before.indices]
