@@ -88,9 +88,7 @@ def print_result(result: DemoResult) -> None:
         f"{result.n_train} captioned emoji, and tested on {n} held-out images, whose captions are "
         "not among them."
     )
-    curve = Table(
-        title="Recall@1 on held-out pairs by number of training pairs", title_justify="left"
-    )
+    curve = Table(title="Recall@1 by number of training pairs", title_justify="left")
     curve.add_column("training pairs")
     for point in result.curve:
         curve.add_column(str(point.n_pairs), justify="right")
