@@ -39,7 +39,7 @@ _N_RESULTS = 6
 _N_PREDICTIONS_SHOWN = 24
 _N_NAMES_SHOWN = 5
 
-# Numbers of own pairs in the plot, besides none and all.
+# Numbers of own pairs in the plot, which also shows 0 and all pairs.
 _N_PAIRS_SHOWN = (100, 400)
 
 # Size of the plot in pixels.

@@ -100,11 +100,9 @@ def unpack_starter(path: Path) -> APEAligner:
             f"{str(path)!r} has format {description['format']}, and this version of "
             f"sklearn-ape reads format {_STARTER_FORMAT}. Reinstall sklearn-ape."
         )
-    for name in [name for name in tensors if name.endswith(_SCALE_SUFFIX)]:
-        scale = tensors.pop(name)
-        tensors[name.removesuffix(_SCALE_SUFFIX)] = (
-            tensors[name.removesuffix(_SCALE_SUFFIX)] * scale[:, None]
-        )
+    for scale_name in [name for name in tensors if name.endswith(_SCALE_SUFFIX)]:
+        name = scale_name.removesuffix(_SCALE_SUFFIX)
+        tensors[name] = tensors[name] * tensors.pop(scale_name)[:, None]
     deserializer = Deserializer(tensors, {})
     aligner = deserializer.decode_estimator(description["model"])
     deserializer.close()
