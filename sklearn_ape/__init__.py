@@ -15,6 +15,7 @@ if TYPE_CHECKING:  # for type checkers and editors, which cannot evaluate the ta
     from .aligners.starter import load_starter as load_starter
     from .persistence import load_pretrained as load_pretrained
     from .retrieval import CrossModalRetriever as CrossModalRetriever
+    from .zero_shot import FewShotClassifier as FewShotClassifier
     from .zero_shot import MultiLabelZeroShotClassifier as MultiLabelZeroShotClassifier
     from .zero_shot import ZeroShotClassifier as ZeroShotClassifier
 
@@ -28,6 +29,7 @@ _PUBLIC = {
     "CCAAligner": ".aligners",
     "CLIPAligner": ".aligners",
     "CrossModalRetriever": ".retrieval",
+    "FewShotClassifier": ".zero_shot",
     "KernelAligner": ".aligners",
     "LiTAligner": ".aligners",
     "MultiLabelZeroShotClassifier": ".zero_shot",

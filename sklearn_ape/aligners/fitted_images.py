@@ -27,6 +27,9 @@ from ..utils.linalg import evenly_spaced, fingerprint
 _MIN_FEATURES = 64
 _N_LARGEST = 8
 
+# Features of the same image in different batches differ less, relative to the largest one.
+_TOLERANCE = 1e-3
+
 _BLOCK_SIZE = 4096
 _HASH_FACTOR = np.uint64(1_000_003)
 
@@ -128,6 +131,28 @@ def _feature_keys(features: Any, mean: np.ndarray | None) -> np.ndarray:
             key = key * _HASH_FACTOR + column  # overflow wraps around, which suits a hash
         keys[rows] = key.view(np.int64)
     return keys
+
+
+def group_equal_images(features: np.ndarray) -> np.ndarray:
+    """Return the number of a group for each row; rows of the same image are in the same group.
+
+    Rows of the same image may differ by rounding, since batches differ.
+    """
+    mean = features.mean(axis=0) if features.shape[1] >= _MIN_FEATURES else None
+    groups = np.unique(_feature_keys(features, mean), return_inverse=True)[1].ravel()
+    sizes = np.bincount(groups)
+    n_groups = len(sizes)
+    for group in np.flatnonzero(sizes > 1):  # in rare cases, keys of different images are equal
+        rows = np.flatnonzero(groups == group)
+        scale = np.abs(features[rows[0]]).max()
+        while True:
+            distance = np.abs(features[rows] - features[rows[0]]).max(axis=1)
+            rows = rows[distance > _TOLERANCE * scale]
+            if not len(rows):
+                break
+            groups[rows] = n_groups
+            n_groups += 1
+    return groups
 
 
 def embedding_digest(aligner: Any) -> str:

@@ -86,6 +86,8 @@ class LogitTiles:
         Factor of the cosines.
     bank : Bank or None
         Bank that the cosines are standardized by. None returns plain cosines.
+    offset : ndarray of shape (n_texts,) or None, default=None
+        Number to add to the logits of each text.
     """
 
     @ignores_underflow
@@ -96,9 +98,11 @@ class LogitTiles:
         texts: np.ndarray,
         scale: float,
         bank: Bank | None,
+        offset: np.ndarray | None = None,
     ) -> None:
         self.aligner = aligner
         self.classes = classes
+        self.offset = offset
         self.n_texts, self.n_components = texts.shape
         self.standardizer = None if bank is None else Standardizer(texts, bank, scale)
         # There are fewer texts than images: scaling them once is cheaper than scaling the logits.
@@ -133,8 +137,7 @@ class LogitTiles:
                 dtype = np.result_type(embeddings, self.columns)
                 buffer = np.empty((len(embeddings), self.n_texts), dtype)
             logits = np.matmul(embeddings, self.columns, out=buffer[: len(embeddings)])
-            if self.standardizer is not None:
-                self.standardizer.apply(logits, embeddings)
+            self._adjust(logits, embeddings)
             yield LogitTile(n_rows, rows, logits)
 
     @ignores_underflow
@@ -147,9 +150,14 @@ class LogitTiles:
             Dense or sparse embeddings of the images.
         """
         logits = np.asarray(embeddings @ self.columns)
+        self._adjust(logits, embeddings)
+        return logits
+
+    def _adjust(self, logits: np.ndarray, embeddings: Any) -> None:
         if self.standardizer is not None:
             self.standardizer.apply(logits, embeddings)
-        return logits
+        if self.offset is not None:
+            logits += self.offset
 
     @ignores_underflow
     def collect(self, X: Any) -> np.ndarray:

@@ -84,6 +84,7 @@ CLASSES = {
     "HeadPairs": "sklearn_ape.encoders",
     "KernelAligner": "sklearn_ape.aligners",
     "LiTAligner": "sklearn_ape.aligners",
+    "FewShotClassifier": "sklearn_ape.zero_shot",
     "MultiLabelZeroShotClassifier": "sklearn_ape.zero_shot",
     "OpenCLIPImageEncoder": "sklearn_ape.encoders",
     "OpenCLIPTextEncoder": "sklearn_ape.encoders",

@@ -259,7 +259,11 @@ class ZeroShotBase(AlignerWrapperMixin, ClassifierMixin, CallbackSupportMixin, B
         return templates
 
     def _make_logits(
-        self, aligner: BaseEstimator, templates: tuple[str, ...], scale: float | None = None
+        self,
+        aligner: BaseEstimator,
+        templates: tuple[str, ...],
+        scale: float | None = None,
+        offset: np.ndarray | None = None,
     ) -> LogitTiles:
         """Embed the labels, and return an object that computes the logits of images.
 
@@ -272,7 +276,7 @@ class ZeroShotBase(AlignerWrapperMixin, ClassifierMixin, CallbackSupportMixin, B
             scale = self._resolve_scale(text_aligner)
         bank = resolve_bank(self.standardize, text_aligner, aligner.transform, estimator=aligner)
         embeddings = embed_labels(text_aligner, names, templates)
-        return LogitTiles(aligner, to_class_array(names), embeddings, scale, bank)
+        return LogitTiles(aligner, to_class_array(names), embeddings, scale, bank, offset)
 
     def _resolve_scale(self, text_aligner: Any) -> float:
         return text_aligner.logit_scale_ if self.logit_scale is None else float(self.logit_scale)

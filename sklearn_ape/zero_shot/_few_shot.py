@@ -1,0 +1,378 @@
+"""Classification of images by the names of the classes and a few labelled images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
+
+import numpy as np
+from sklearn.base import BaseEstimator
+from sklearn.utils import check_consistent_length
+
+from ..aligners.fitted_images import group_equal_images
+from ..aligners.similarity import LogitTiles
+from ..aligners.wrapper import unwrap_aligner
+from ..encoders.items import EncodingFailedWarning
+from ..persistence.hub import Facts
+from ..persistence.mixins import FittedState
+from ..prompts import to_class_array, validate_y
+from ..utils.sklearn_compat import FitContext, with_callbacks
+from ..utils.validation import check_number, format_list, ignores_underflow
+from ..utils.warnings import warn
+from ._base import embed_labels
+from ._classifier import ZeroShotClassifier
+from ._probe import Examples, Probe, fit_probe
+from ._single_label import validate_weights
+
+__all__ = ["FewShotClassifier"]
+
+
+class FewShotClassifier(ZeroShotClassifier):
+    """Predict classes by their names and by a few labelled images.
+
+    Without labelled images it is a `ZeroShotClassifier`. With many of them it approaches logistic
+    regression on the embeddings. In between it is better than both, as the names say what a few
+    images cannot, and the images correct what the names do not say.
+
+    Parameters
+    ----------
+    labels : sequence of str, mapping or None, default=None
+        Names of the classes, a mapping with the names to embed for each class, or a hierarchy; see
+        `ZeroShotClassifier`. Classes without labelled images are allowed. If `labels` is None,
+        `fit` takes the distinct values of y.
+    aligner : estimator, str or None, default=None
+        Fitted aligner, Pipeline that ends in one, or name of a CLIP model; see
+        `ZeroShotClassifier`. None is the starter model. An aligner that is not fitted is trained
+        by `fit`, which needs more than a few images.
+    templates : str or sequence of str, default="simple"
+        Sentences that a name is put into, or the name of a set of templates; see
+        `ZeroShotClassifier`.
+    alpha : float, default=0.006
+        Strength of the penalty that pulls the classes to their names. A higher value gives the
+        names more weight, and the labelled images less.
+    threshold : float or None, default=None
+        Probability in [0, 1]. An image whose highest probability is below the threshold is
+        predicted as `unknown_label`. None disables the threshold.
+    unknown_label : object, default="unknown"
+        Label predicted for images below the threshold, and for unreadable images.
+    class_prior : mapping, sequence of float or None, default=None
+        Known shares of the classes among the images to classify; see `ZeroShotClassifier`. They
+        are to be used if each class has about the same number of labelled images, since a random
+        sample shows the shares itself.
+    logit_scale : float or None, default=None
+        Scale of the cosines of images and names. None takes the scale of the aligner.
+
+    Attributes
+    ----------
+    classes_ : ndarray of shape (n_classes,)
+        Classes in sorted order.
+    class_count_ : ndarray of int, shape (n_classes,)
+        Number of labelled images of each class.
+    coef_ : ndarray of shape (n_classes, n_components)
+        Vector of each class, whose product with an embedding is the logit.
+    intercept_ : ndarray of shape (n_classes,)
+        Intercept of each class.
+    temperature_ : float
+        Temperature that the logits are divided by, so that probabilities are calibrated. It is
+        fitted on predictions of a cross-validation, and is 1 if no class has two labelled images.
+    cv_accuracy_ : float
+        Accuracy in this cross-validation, in which each fold is predicted from the names and from
+        the labelled images of the other folds. NaN if no class has two labelled images.
+    cv_calibration_error_ : float
+        Expected calibration error in this cross-validation.
+    aligner_ : estimator
+        Fitted aligner.
+    n_features_in_ : int
+        Number of features of X, if X is features.
+
+    See Also
+    --------
+    ZeroShotClassifier : Uses the names alone.
+    sklearn.linear_model.LogisticRegression : Uses labelled images alone.
+
+    Notes
+    -----
+    Let a be the L2-normalized embedding of an image, t_c the text embedding of class c, s the
+    logit scale and r the vector a with a constant feature. The logit of class c is
+    ``s * a @ t_c + r @ b_c``. The vectors b_c minimize the cross entropy of the labelled images
+    plus ``alpha / 2`` times the sum of their squared norms, as in [1]_. This is a convex problem
+    with one solution, which does not depend on the order of the images.
+
+    The embeddings of the labelled images are stored, 4 bytes per component.
+
+    Cross-validation and searches clone estimators, so that a fitted aligner is no longer fitted.
+    Pass ``aligner=FrozenEstimator(aligner)`` to keep it.
+
+    References
+    ----------
+    .. [1] Z. Lin, S. Yu, Z. Kuang, D. Pathak and D. Ramanan, "Multimodality Helps Unimodality:
+       Cross-Modal Few-Shot Learning with Multimodal Models", CVPR 2023.
+
+    Examples
+    --------
+    >>> from sklearn_ape import FewShotClassifier
+    >>> from sklearn_ape.datasets import load_openmoji
+    >>> data = load_openmoji()
+    >>> names = ["red apple", "pizza", "teapot"]
+    >>> images = [data.images[data.captions.index(name)] for name in names]
+    >>> classifier = FewShotClassifier(["food", "thing"]).fit(images[1:], ["food", "thing"])
+    >>> classifier.predict(images[:1]).tolist()
+    ['food']
+    >>> classifier.partial_fit(images[:1], ["food"]).class_count_.tolist()
+    [2, 1]
+    """
+
+    _shown_properties = ("classes_",)
+    _purpose = (
+        "Says which of the classes an image shows, by the classes' names and by labelled images."
+    )
+    # The names are compared by plain cosines.
+    standardize = False
+
+    def __init__(
+        self,
+        labels: Sequence[str] | Mapping[Any, Any] | None = None,
+        *,
+        aligner: BaseEstimator | str | None = None,
+        templates: str | Sequence[str] = "simple",
+        alpha: float = 0.006,
+        threshold: float | None = None,
+        unknown_label: Any = "unknown",
+        class_prior: Mapping[Any, float] | Sequence[float] | None = None,
+        logit_scale: float | None = None,
+    ) -> None:
+        self.labels = labels
+        self.aligner = aligner
+        self.templates = templates
+        self.alpha = alpha
+        self.threshold = threshold
+        self.unknown_label = unknown_label
+        self.class_prior = class_prior
+        self.logit_scale = logit_scale
+
+    @with_callbacks
+    def fit(self, X: Any, y: Any, captions: Any = None, sample_weight: Any = None) -> Self:
+        """Learn the classes from their names and from labelled images.
+
+        Parameters
+        ----------
+        X : sequence of images, or array-like of shape (n_samples, n_features)
+            Images, or features if the aligner takes features.
+        y : sequence of length n_samples
+            Label of each image, which must be one of `labels` unless that is None.
+        captions : sequence of length n_samples or None, default=None
+            Captions to train an unfitted aligner on. None takes the prompts of the labels in y. A
+            fitted aligner is kept.
+        sample_weight : array-like of shape (n_samples,) or None, default=None
+            Weights of the images. None gives each image the weight 1.
+
+        Returns
+        -------
+        self : object
+            The fitted classifier.
+
+        Raises
+        ------
+        ValueError
+            If y holds values that are not labels, or different labels for the same image.
+        """
+        templates = self._check_fit_parameters()
+        progress = FitContext(self, 0 if self._keeps_aligner() else 1, X, y)
+        values = validate_y(y)
+        check_consistent_length(X, values, captions, sample_weight)
+        weights = _resolve_weights(sample_weight, len(values))
+        # Unlike for names alone, numbers that a meta-estimator put into y are only warned about.
+        names = self._fit_names(values, keeps_aligner=False)
+        names = {label: names[label] for label in sorted(names)}
+        aligner = self._make_aligner(X, values, names, captions, templates, progress)
+        text_aligner = unwrap_aligner(aligner)
+        text = embed_labels(text_aligner, names, templates)
+        scale = self._resolve_scale(text_aligner)
+        examples = _embed_examples(aligner, X, values, list(names), weights)
+        _check_labels_agree(examples, list(names))
+        self._set_probe(fit_probe(examples, text, scale, self.alpha))
+        self._names, self.aligner_ = names, aligner
+        self._text, self._scale, self._examples = text, scale, examples
+        self._note_fit()
+        progress.end()
+        return self
+
+    def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
+        """Add labelled images, such as corrections of wrong predictions.
+
+        The result is that of `fit` with all labelled images. If an image has been passed before
+        with another label, the new label replaces it.
+
+        Parameters
+        ----------
+        X : sequence of images, or array-like of shape (n_samples, n_features_in_)
+            Images, or features if the aligner takes features.
+        y : sequence of length n_samples
+            Label of each image. In the first call, as in `fit`; later, a member of `classes_`.
+        sample_weight : array-like of shape (n_samples,) or None, default=None
+            Weights of the images. None gives each image the weight 1.
+
+        Returns
+        -------
+        self : object
+            The fitted classifier.
+
+        Raises
+        ------
+        ValueError
+            If y holds values that are not in `classes_`, or different labels for the same image.
+        """
+        if not hasattr(self, "coef_"):
+            return self.fit(X, y, sample_weight=sample_weight)
+        self._check_ready()
+        values = validate_y(y)
+        check_consistent_length(X, values, sample_weight)
+        weights = _resolve_weights(sample_weight, len(values))
+        classes = list(self._names)
+        new_classes = [label for label in dict.fromkeys(values) if label not in self._names]
+        if new_classes:
+            raise ValueError(
+                f"y has labels that are not in classes_: {format_list(new_classes)}. partial_fit "
+                "cannot add classes. Call fit with labels that include them; they need no images."
+            )
+        added = _embed_examples(self.aligner_, X, values, classes, weights)
+        _check_labels_agree(added, classes)
+        examples = _drop_replaced(self._examples, added).extend(added)
+        self._set_probe(fit_probe(examples, self._text, self._scale, self.alpha))
+        self._examples = examples
+        return self
+
+    @property
+    def class_count_(self) -> np.ndarray:
+        """Number of labelled images of each class."""
+        if not hasattr(self, "_examples"):
+            raise AttributeError(f"{type(self).__name__} has no class_count_ before fit.")
+        return np.bincount(self._examples.codes, minlength=len(self._names))
+
+    def _set_probe(self, probe: Probe) -> None:
+        self.coef_, self.intercept_, self.temperature_ = probe[:3]
+        self.cv_accuracy_, self.cv_calibration_error_ = probe[3:]
+
+    def _make_class_logits(
+        self, templates: tuple[str, ...], offset: np.ndarray | None
+    ) -> LogitTiles:
+        if not hasattr(self, "coef_"):
+            return super()._make_class_logits(templates, offset)
+        intercept = self.intercept_ / np.float32(self.temperature_)
+        return LogitTiles(
+            self.aligner_,
+            to_class_array(self._names),
+            self.coef_,
+            1 / self.temperature_,
+            None,
+            intercept if offset is None else intercept + offset,
+        )
+
+    def _resolve_names(self) -> dict[Any, list[str]] | None:
+        if hasattr(self, "coef_"):  # labels that are set later take effect in the next fit
+            return self._names
+        return super()._resolve_names()
+
+    def _check_parameters(self) -> tuple[str, ...]:
+        check_number(self.alpha, "alpha", 0, closed="neither")
+        return super()._check_parameters()
+
+    def _get_state(self) -> dict[str, Any]:
+        state = super()._get_state()
+        if hasattr(self, "coef_"):
+            probe = {"coef": self.coef_, "intercept": self.intercept_}
+            numbers = [self.temperature_, self.cv_accuracy_, self.cv_calibration_error_]
+            state["few_shot"] = {
+                **probe,
+                "numbers": np.array(numbers),
+                "text": self._text,
+                "scale": float(self._scale),
+                **self._examples._asdict(),
+            }
+        return state
+
+    def _set_state(self, state: FittedState) -> None:
+        super()._set_state(state)
+        if "few_shot" not in state:
+            state.optional("few_shot")
+            return
+        part = state.part("few_shot")
+        n_classes = len(self._names)
+        self._text = part.array("text", (n_classes, None))
+        n_components = self._text.shape[1]
+        codes = part.array("codes", (None,), "i")
+        if len(codes) and (codes.min() < 0 or codes.max() >= n_classes):
+            raise ValueError(f"{part.where}.codes must be from 0 to {n_classes - 1}.")
+        self._examples = Examples(
+            part.array("embeddings", (len(codes), n_components)),
+            codes,
+            part.array("weights", (len(codes),)),
+        )
+        self._scale = part.number("scale", above=0)
+        coef = part.array("coef", (n_classes, n_components))
+        intercept = part.array("intercept", (n_classes,))
+        numbers = part.array("numbers", (3,), finite=False).tolist()
+        if not 0 < numbers[0] < np.inf:
+            raise ValueError(f"{part.where}.numbers must begin with a positive temperature.")
+        self._set_probe(Probe(coef, intercept, *numbers))
+
+    def _card_facts(self) -> Facts:
+        facts = super()._card_facts()
+        if hasattr(self, "coef_"):
+            facts.facts = {"labelled images": f"{self.class_count_.sum():,}"} | facts.facts
+        return facts
+
+
+def _resolve_weights(sample_weight: Any, n: int) -> np.ndarray:
+    return np.ones(n) if sample_weight is None else validate_weights(sample_weight)
+
+
+@ignores_underflow
+def _embed_examples(
+    aligner: Any, X: Any, values: list[Any], classes: list[Any], weights: np.ndarray
+) -> Examples:
+    """Embed labelled images. Unreadable images are left out with a warning."""
+    embeddings = np.asarray(aligner.transform(X), dtype=np.float32)
+    code_of = {label: code for code, label in enumerate(classes)}
+    codes = np.array([code_of[value] for value in values], dtype=np.int64)
+    is_readable = ~np.isnan(embeddings[:, 0])
+    if not is_readable.all():
+        rows = np.flatnonzero(~is_readable)
+        if len(rows) == len(embeddings):
+            raise ValueError(
+                f"None of the {len(embeddings)} images could be read. Check the paths and files."
+            )
+        warn(
+            f"{len(rows)} of {len(embeddings)} images could not be read and are left out: rows "
+            f"{format_list(rows, str)}.",
+            EncodingFailedWarning,
+        )
+    return Examples(embeddings, codes, weights).select(np.flatnonzero(is_readable))
+
+
+def _check_labels_agree(examples: Examples, classes: list[Any]) -> None:
+    """Raise ValueError if the same image has different labels."""
+    groups = group_equal_images(examples.embeddings)
+    order = np.lexsort((examples.codes, groups))
+    is_conflict = (np.diff(groups[order]) == 0) & (np.diff(examples.codes[order]) != 0)
+    conflicts = np.flatnonzero(is_conflict)
+    if conflicts.size:
+        first, second = sorted(order[[conflicts[0], conflicts[0] + 1]].tolist())
+        labels = [classes[examples.codes[row]] for row in (first, second)]
+        raise ValueError(
+            f"y has different labels for the same image: {labels[0]!r} in row {first} and "
+            f"{labels[1]!r} in row {second}. Correct y, or leave one of the rows out."
+        )
+
+
+def _drop_replaced(examples: Examples, added: Examples) -> Examples:
+    """Return the examples without images that are added with another label."""
+    groups = group_equal_images(np.vstack([examples.embeddings, added.embeddings]))
+    old, new = groups[: len(examples.codes)], groups[len(examples.codes) :]
+    new_codes = dict(zip(new.tolist(), added.codes.tolist(), strict=True))
+    kept = [
+        row
+        for row, (group, code) in enumerate(zip(old.tolist(), examples.codes, strict=True))
+        if new_codes.get(group, code) == code
+    ]
+    return examples.select(np.array(kept, dtype=np.intp))

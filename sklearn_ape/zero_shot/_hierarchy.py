@@ -1,0 +1,158 @@
+"""Hierarchies of labels, and probabilities of their inner nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+
+from ..aligners.similarity import UNKNOWN
+from ..prompts import resolve_names, to_builtin, to_class_array
+
+# Deeper nesting is more likely an error than a hierarchy.
+_MAX_DEPTH = 20
+
+
+def is_hierarchy(labels: Any) -> bool:
+    """Return whether a ``labels`` parameter has classes within classes."""
+    return isinstance(labels, Mapping) and any(
+        isinstance(value, Mapping) for value in labels.values()
+    )
+
+
+def flatten_labels(labels: Mapping[Any, Any]) -> tuple[dict[Any, Any], dict[Any, tuple[Any, ...]]]:
+    """Return the classes at the leaves of a hierarchy, and the path of every node.
+
+    Parameters
+    ----------
+    labels : mapping
+        Mapping whose values are names, as in `resolve_names`, or mappings of the same kind.
+
+    Returns
+    -------
+    names : dict
+        Names of each leaf, which `resolve_names` accepts.
+    paths : dict
+        Path of each node, from the coarsest node to the node itself.
+
+    Raises
+    ------
+    ValueError
+        If a node is empty, has the label of another node, or contains itself.
+    """
+    names: dict[Any, Any] = {}
+    paths: dict[Any, tuple[Any, ...]] = {}
+    for path, value in _iter_nodes(labels, ()):
+        label = path[-1]
+        if label in paths:
+            first, second = (_format_path(parents) for parents in (paths[label], path))
+            raise ValueError(
+                f"labels has {label!r} twice: {first} and {second}. Give each node of the "
+                "hierarchy a label of its own, such as 'crane (bird)', with the names to embed: "
+                "{'crane (bird)': ['crane']}."
+            )
+        paths[label] = path
+        if not isinstance(value, Mapping):
+            names[label] = value
+        elif not value:
+            raise ValueError(
+                f"labels has the empty group {label!r}. Add classes to it, or pass None instead "
+                "of {} if it is a class."
+            )
+    resolve_names(list(paths))  # the labels of inner nodes are checked as well
+    return names, paths
+
+
+def _iter_nodes(
+    labels: Mapping[Any, Any], parents: tuple[Any, ...]
+) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    if len(parents) > _MAX_DEPTH:
+        raise ValueError(
+            f"labels is nested more than {_MAX_DEPTH} levels deep, at {_format_path(parents[:4])} "
+            "> ...: a group may contain itself. Pass a hierarchy without cycles."
+        )
+    for label, value in labels.items():
+        path = (*parents, to_builtin(label))
+        yield path, value
+        if isinstance(value, Mapping):
+            yield from _iter_nodes(value, path)
+
+
+def _format_path(path: Sequence[Any]) -> str:
+    return " > ".join(map(str, path))
+
+
+class Hierarchy(NamedTuple):
+    """Hierarchy of the classes of a classifier.
+
+    Parameters
+    ----------
+    nodes : ndarray of shape (n_nodes,)
+        The classes, in the order of ``classes_``, followed by the inner nodes.
+    paths : list of n_nodes tuples
+        Indices of the nodes on the path to each node, from the coarsest one to the node itself.
+    membership : ndarray of float32, shape (n_classes, n_nodes)
+        1 where a class is in a node.
+    """
+
+    nodes: np.ndarray
+    paths: list[tuple[int, ...]]
+    membership: np.ndarray
+
+    @classmethod
+    def from_labels(cls, labels: Any, classes: np.ndarray) -> Self:
+        """Return the hierarchy of a nested ``labels`` parameter with these sorted classes."""
+        _, label_paths = flatten_labels(labels)
+        leaves = classes.tolist()
+        leaf_set = set(leaves)
+        nodes = [*leaves, *(label for label in label_paths if label not in leaf_set)]
+        index_of = {label: index for index, label in enumerate(nodes)}
+        paths = [tuple(index_of[label] for label in label_paths[node]) for node in nodes]
+        membership = np.zeros((len(leaves), len(nodes)), np.float32)
+        for leaf in range(len(leaves)):
+            membership[leaf, list(paths[leaf])] = 1
+        return cls(to_class_array(nodes), paths, membership)
+
+    @property
+    def n_levels(self) -> int:
+        return max(map(len, self.paths))
+
+    def nodes_at(self, level: int) -> np.ndarray:
+        """Return the indices of the nodes at a level; classes above it stand for themselves."""
+        n_classes = len(self.membership)
+        return np.array(
+            [
+                node
+                for node, path in enumerate(self.paths)
+                if len(path) == level + 1 or (node < n_classes and len(path) <= level)
+            ]
+        )
+
+    def choose(self, probabilities: np.ndarray, threshold: float) -> np.ndarray:
+        """Return the deepest node of each row whose probability reaches the threshold.
+
+        The search begins at the coarsest nodes and continues with the most probable child.
+        `UNKNOWN` is returned if the probabilities of all coarsest nodes are below the threshold.
+        """
+        scores = probabilities @ self.membership
+        best = np.full(len(scores), UNKNOWN)
+        children = self._children()
+        reached = {UNKNOWN: np.arange(len(scores))}
+        while reached:
+            parent, rows = reached.popitem()
+            nodes = children.get(parent)
+            if nodes is None:
+                continue
+            child = nodes[scores[rows][:, nodes].argmax(axis=1)]
+            is_probable = scores[rows, child] >= threshold
+            rows, child = rows[is_probable], child[is_probable]
+            best[rows] = child
+            reached |= {node: rows[child == node] for node in np.unique(child).tolist()}
+        return best
+
+    def _children(self) -> dict[int, np.ndarray]:
+        children: dict[int, list[int]] = {}
+        for node, path in enumerate(self.paths):
+            children.setdefault(path[-2] if len(path) > 1 else UNKNOWN, []).append(node)
+        return {parent: np.array(nodes) for parent, nodes in children.items()}

@@ -1,0 +1,474 @@
+"""Base class of classifiers that predict one class per image."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+from sklearn.utils import check_consistent_length
+
+from ..aligners.similarity import (
+    UNKNOWN,
+    UNREADABLE,
+    LogitTiles,
+    choose_texts,
+    choose_top_texts,
+    to_probabilities,
+)
+from ..prompts import check_in_labels, may_be_encoded, resolve_names, to_class_array, validate_y
+from ..utils.validation import check_number, format_list, ignores_underflow
+from ..utils.warnings import warn
+from ._base import ZeroShotBase
+from ._hierarchy import Hierarchy, flatten_labels, is_hierarchy
+from ._transduction import propagate_labels, resolve_class_prior
+
+
+class SingleLabelClassifier(ZeroShotBase):
+    """Base class of classifiers that predict one class per image.
+
+    Subclasses have the parameters `labels`, `aligner`, `templates`, `threshold`, `unknown_label`
+    and `class_prior`.
+    """
+
+    _shown_properties = ("classes_",)
+
+    threshold: float | None
+    unknown_label: Any
+    class_prior: Any
+
+    def decision_function(self, X: Any) -> np.ndarray:
+        """Compute the logit of each class for each image.
+
+        Parameters
+        ----------
+        X : sequence of images, or array-like of shape (n_samples, n_features_in_)
+            Images, or features if the aligner takes features.
+
+        Returns
+        -------
+        scores : ndarray of shape (n_samples, n_classes), or (n_samples,) for two classes
+            Scores in the order of `classes_`. For two classes, the score of the second class minus
+            the score of the first class. NaN for images that could not be read.
+        """
+        scores = self._prepare_logits().collect(X)
+        _warn_if_unreadable(scores)
+        return scores[:, 1] - scores[:, 0] if scores.shape[1] == 2 else scores
+
+    @ignores_underflow
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """Compute the probability of each class, assuming that one of them is correct.
+
+        Parameters
+        ----------
+        X : sequence of images, or array-like of shape (n_samples, n_features_in_)
+            Images, or features if the aligner takes features.
+
+        Returns
+        -------
+        probabilities : ndarray of shape (n_samples, n_classes)
+            Probabilities in the order of `classes_`. NaN, with a warning, for images that could
+            not be read, for which meta-estimators such as `VotingClassifier` predict the first
+            class.
+        """
+        probabilities = to_probabilities(self._prepare_logits().collect(X))
+        _warn_if_unreadable(probabilities)
+        return probabilities
+
+    def predict(self, X: Any) -> np.ndarray:
+        """Predict the class of each image.
+
+        Parameters
+        ----------
+        X : sequence of images, or array-like of shape (n_samples, n_features_in_)
+            Images, or features if the aligner takes features.
+
+        Returns
+        -------
+        labels : ndarray of shape (n_samples,)
+            Members of `classes_`, or `unknown_label`. With a hierarchy of labels and a threshold,
+            the deepest node whose probability reaches the threshold.
+        """
+        logits = self._prepare_logits()
+        return self._decode(self._predict_codes(logits, X), logits.classes)
+
+    @ignores_underflow
+    def predict_top_k(self, X: Any, k: int = 5) -> tuple[np.ndarray, np.ndarray]:
+        """Predict the k most probable classes of each image, without storing all probabilities.
+
+        Parameters
+        ----------
+        X : sequence of images, or array-like of shape (n_samples, n_features_in_)
+            Images, or features if the aligner takes features.
+        k : int, default=5
+            Number of classes per image, at most the number of classes.
+
+        Returns
+        -------
+        labels : ndarray of shape (n_samples, k)
+            Members of `classes_`, the most probable first. `threshold` is not applied. Images that
+            could not be read get `unknown_label`.
+        probabilities : ndarray of shape (n_samples, k)
+            Probabilities of these classes, as from `predict_proba`.
+
+        Raises
+        ------
+        ValueError
+            When k is not an integer from 1 to the number of classes.
+
+        See Also
+        --------
+        sklearn.metrics.top_k_accuracy_score : How often the true class is among the first k.
+        """
+        logits = self._prepare_logits()
+        n_classes = len(logits.classes)
+        if not isinstance(k, int | np.integer) or not 1 <= k <= n_classes:
+            raise ValueError(
+                f"k must be an integer from 1 to the number of classes, {n_classes}, not {k!r}."
+            )
+        # Tile by tile: the logits of all images may not fit in memory.
+        tiles = [choose_top_texts(tile.logits, int(k)) for tile in logits.iter_tiles(X)]
+        codes, probabilities = map(np.concatenate, zip(*tiles, strict=True))
+        return self._decode(codes, logits.classes), probabilities
+
+    @ignores_underflow
+    def predict_proba_together(self, X: Any) -> np.ndarray:
+        """Compute class probabilities of the images of a collection, taking all into account.
+
+        An image that is hard to name on its own often has neighbours that are easy to name. The
+        probabilities are propagated along the graph of nearest neighbours in the collection. If
+        `class_prior` is set, they are also matched to these shares of the classes, which improves
+        them most.
+
+        Unlike the results of `predict_proba`, these depend on all images of X. No state of the
+        classifier is changed.
+
+        Parameters
+        ----------
+        X : sequence of images, or array-like of shape (n_samples, n_features_in_)
+            Images or features of a collection. A few hundred images or more are needed for a gain.
+
+        Returns
+        -------
+        probabilities : ndarray of shape (n_samples, n_classes)
+            Probabilities in the order of `classes_`. NaN, with a warning, for images that could
+            not be read.
+
+        References
+        ----------
+        .. [1] D. Zhou, O. Bousquet, T. N. Lal, J. Weston and B. Schölkopf, "Learning with Local
+           and Global Consistency", NeurIPS 2003.
+        """
+        probabilities = self._propagate(X)
+        _warn_if_unreadable(probabilities)
+        return probabilities
+
+    @ignores_underflow
+    def predict_together(self, X: Any) -> np.ndarray:
+        """Predict the classes of the images of a collection, taking all into account.
+
+        Parameters
+        ----------
+        X : sequence of images, or array-like of shape (n_samples, n_features_in_)
+            Images or features of a collection; see `predict_proba_together`.
+
+        Returns
+        -------
+        labels : ndarray of shape (n_samples,)
+            Members of `classes_`, or `unknown_label`, as from `predict`.
+        """
+        probabilities = self._propagate(X)
+        # The logarithm turns probabilities into logits.
+        codes = self._choose(np.log(np.maximum(probabilities, np.finfo(np.float32).tiny)))
+        self._warn_about_unknown(codes)
+        return self._decode(codes, self.classes_)
+
+    @ignores_underflow
+    def predict_proba_levels(self, X: Any) -> list[np.ndarray]:
+        """Compute the probabilities of the nodes at each level of a hierarchy of labels.
+
+        Parameters
+        ----------
+        X : sequence of images, or array-like of shape (n_samples, n_features_in_)
+            Images, or features if the aligner takes features.
+
+        Returns
+        -------
+        probabilities : list of ndarray of shape (n_samples, n_nodes)
+            One array per level of `levels_`, from the coarsest to the finest. The probability of a
+            node is the sum over its classes.
+        """
+        hierarchy = self._get_hierarchy()
+        probabilities = self.predict_proba(X)
+        return [
+            probabilities @ hierarchy.membership[:, hierarchy.nodes_at(level)]
+            for level in range(hierarchy.n_levels)
+        ]
+
+    def score_levels(self, X: Any, y: Any) -> list[float]:
+        """Compute the accuracy at each level of a hierarchy of labels.
+
+        Parameters
+        ----------
+        X : sequence of images, or array-like of shape (n_samples, n_features_in_)
+            Images, or features if the aligner takes features.
+        y : sequence of length n_samples
+            True labels: classes or inner nodes. An image whose label is an inner node is not
+            counted at finer levels.
+
+        Returns
+        -------
+        accuracies : list of float
+            Accuracy at each level of `levels_`, from the coarsest to the finest; NaN at levels
+            without images.
+
+        Raises
+        ------
+        ValueError
+            If y has labels that are not in the hierarchy.
+        """
+        hierarchy = self._get_hierarchy()
+        probabilities = self.predict_proba_levels(X)
+        check_consistent_length(probabilities[0], y)
+        index_of = {label: index for index, label in enumerate(hierarchy.nodes.tolist())}
+        truth = validate_y(y)
+        check_in_labels(truth, {label: [str(label)] for label in index_of})
+        paths = [hierarchy.paths[index_of[label]] for label in truth]
+        accuracies = []
+        for level, level_probabilities in enumerate(probabilities):
+            nodes = hierarchy.nodes_at(level)
+            predicted = nodes[level_probabilities.argmax(axis=1)]
+            hits = [
+                predicted[row] == path[min(level, len(path) - 1)]
+                for row, path in enumerate(paths)
+                if len(path) > level or path[-1] in nodes
+            ]
+            accuracies.append(float(np.mean(hits)) if hits else np.nan)
+        return accuracies
+
+    @property
+    def levels_(self) -> list[np.ndarray]:
+        """Labels of the nodes at each level of a hierarchy, from the coarsest to the finest."""
+        hierarchy = self._get_hierarchy()
+        return [hierarchy.nodes[hierarchy.nodes_at(level)] for level in range(hierarchy.n_levels)]
+
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """Compute the accuracy: the fraction of images whose class is predicted correctly.
+
+        Parameters
+        ----------
+        X : sequence of images, or array-like of shape (n_samples, n_features_in_)
+            Images, or features if the aligner takes features.
+        y : sequence of length n_samples
+            True labels.
+        sample_weight : array-like of shape (n_samples,) or None, default=None
+            Weights of the images, which must be finite, at least 0, and not all 0.
+
+        Returns
+        -------
+        accuracy : float
+            Accuracy between 0 and 1.
+        """
+        logits = self._prepare_logits()
+        truth = validate_y(y)
+        nodes = self._list_nodes(logits.classes)
+        code_of_label = {label: code for code, label in enumerate(nodes.tolist())}
+        unknown_code = code_of_label.setdefault(self.unknown_label, UNKNOWN)
+        absent = [label for label in dict.fromkeys(truth) if label not in code_of_label]
+        if absent:
+            warn(
+                f"y contains labels that are not in classes_: {format_list(absent)}. They count "
+                "as errors; correct y, or add them to labels."
+            )
+        codes = self._predict_codes(logits, X)
+        check_consistent_length(codes, truth, sample_weight)
+        weights = None if sample_weight is None else validate_weights(sample_weight)
+        codes[codes < 0] = unknown_code
+        hits = codes == [code_of_label.get(label, UNREADABLE) for label in truth]
+        return float(np.average(hits, weights=weights))
+
+    def _fit_names(self, y: list[Any] | None, keeps_aligner: bool) -> dict[Any, list[str]]:
+        """Return the names of each class, from labels or from y; y must agree with labels."""
+        if self.labels is None:
+            names = resolve_names(dict.fromkeys(y or ()))
+            if not all(isinstance(label, str) for label in names):
+                warn(
+                    "y holds numbers, so the texts '0', '1', ... are embedded as names of the "
+                    "classes. Pass names with labels={0: 'cat', 1: 'dog', ...}."
+                )
+            return names
+        names = resolve_class_names(self.labels)
+        if y is not None:
+            check_in_labels(y, names)
+            if may_be_encoded(y, names):
+                self._report_encoded_labels(y, names, keeps_aligner)
+        return names
+
+    def _report_encoded_labels(
+        self, y: list[Any], names: Mapping[Any, list[str]], keeps_aligner: bool
+    ) -> None:
+        message = (
+            f"y holds the numbers from 0 to {max(y)} only, and labels has {len(names)} classes. "
+            "Within VotingClassifier and other meta-estimators, which number the labels of y "
+            "before they call fit, these numbers may stand for other labels. "
+        )
+        if keeps_aligner:  # fit would learn nothing from y, so that it is not needed
+            raise ValueError(
+                f"{message}Predict without fit, since the aligner is fitted, or pass labels that "
+                "are texts, or only those that y holds."
+            )
+        warn(
+            f"{message}Pass labels that are texts, or only those that y holds, if this "
+            "classifier is fitted by a meta-estimator."
+        )
+
+    @property
+    def classes_(self) -> np.ndarray:
+        """Classes in sorted order."""
+        names = self._resolve_names()
+        if names is None:
+            raise AttributeError(
+                f"{type(self).__name__} has no classes_ before fit when labels=None."
+            )
+        return to_class_array(names)
+
+    def _prepare_logits(self, use_prior: bool = True) -> LogitTiles:
+        """Check the parameters and the fitted state, and embed the labels."""
+        templates = self._check_ready()
+        logits = self._make_class_logits(templates, self._log_prior() if use_prior else None)
+        if len(logits.classes) == 1:
+            label = f"{logits.classes[0]!s:.99}"
+            warn(
+                f"classes_ has only one class, {label}, so every image is predicted as {label}. "
+                "Pass at least two labels."
+            )
+        return logits
+
+    def _make_class_logits(
+        self, templates: tuple[str, ...], offset: np.ndarray | None
+    ) -> LogitTiles:
+        return self._make_logits(self._aligner_in_use(), templates, offset=offset)
+
+    def _log_prior(self) -> np.ndarray | None:
+        shares = resolve_class_prior(self.class_prior, self.classes_)
+        return None if shares is None else np.log(shares).astype(np.float32)
+
+    def _propagate(self, X: Any) -> np.ndarray:
+        logits = self._prepare_logits(use_prior=False)
+        embeddings = np.asarray(logits.aligner.transform(X))
+        scores = logits.of_embeddings(embeddings)
+        is_readable = ~np.isnan(scores[:, 0])
+        probabilities = np.full(scores.shape, np.nan, scores.dtype)
+        if is_readable.any():
+            probabilities[is_readable] = propagate_labels(
+                embeddings[is_readable],
+                scores[is_readable],
+                resolve_class_prior(self.class_prior, logits.classes),
+            )
+        return probabilities
+
+    def _resolve_names(self) -> dict[Any, list[str]] | None:
+        # scikit-learn's scorers assume that classes are sorted.
+        labels = self.labels
+        names = super()._resolve_names() if labels is None else resolve_class_names(labels)
+        return None if names is None else {label: names[label] for label in sorted(names)}
+
+    def _get_hierarchy(self) -> Hierarchy:
+        if not is_hierarchy(self.labels):
+            raise AttributeError(
+                f"labels of this {type(self).__name__} is not a hierarchy. Pass classes within "
+                "classes: labels={'animal': {'bird': None, 'fish': ['fish', 'shark']}, ...}."
+            )
+        return Hierarchy.from_labels(self.labels, self.classes_)
+
+    def _list_nodes(self, classes: np.ndarray) -> np.ndarray:
+        """Return the labels that may be predicted: the classes, and nodes of a hierarchy."""
+        return self._get_hierarchy().nodes if is_hierarchy(self.labels) else classes
+
+    @ignores_underflow
+    def _predict_codes(self, logits: LogitTiles, X: Any) -> np.ndarray:
+        """Return the index of the class of each image, or `UNKNOWN` or `UNREADABLE`."""
+        # Tile by tile: the logits of all images may not fit in memory.
+        codes = np.concatenate([self._choose(tile.logits) for tile in logits.iter_tiles(X)])
+        self._warn_about_unknown(codes)
+        return codes
+
+    def _choose(self, logits: np.ndarray) -> np.ndarray:
+        """Return the index of the node of each row of logits, which are modified."""
+        if self.threshold is None or not is_hierarchy(self.labels):
+            return choose_texts(logits, self.threshold)
+        is_unreadable = np.isnan(logits[:, 0])
+        codes = self._get_hierarchy().choose(to_probabilities(logits), self.threshold)
+        codes[is_unreadable] = UNREADABLE
+        return codes
+
+    def _warn_about_unknown(self, codes: np.ndarray) -> None:
+        unreadable = np.flatnonzero(codes == UNREADABLE)
+        if unreadable.size and self.threshold is None:
+            warn(
+                f"{len(unreadable)} images could not be read and are predicted as "
+                f"{self.unknown_label!r}: rows {format_list(unreadable, str)}."
+            )
+
+    def _decode(self, codes: np.ndarray, classes: np.ndarray) -> np.ndarray:
+        """Return the labels of class indices, and `unknown_label` for negative ones."""
+        nodes = self._list_nodes(classes)
+        labels = nodes[codes.clip(min=0)]
+        is_unknown = codes < 0
+        if not is_unknown.any() and self.threshold is None:
+            return labels
+        unknown_type = np.asarray(self.unknown_label).dtype
+        same_kind = unknown_type.kind == labels.dtype.kind
+        # Use an array of objects, since NumPy would convert numbers to text for "unknown".
+        labels = labels.astype(np.result_type(labels.dtype, unknown_type) if same_kind else object)
+        labels[is_unknown] = self.unknown_label
+        return labels
+
+    def _check_parameters(self) -> tuple[str, ...]:
+        templates = super()._check_parameters()
+        check_number(self.threshold, "threshold", 0, 1, closed="both", optional=True)
+        names = self._resolve_names()
+        if names is not None:
+            resolve_class_prior(self.class_prior, to_class_array(names))
+        return templates
+
+
+def resolve_class_names(labels: Any) -> dict[Any, list[str]]:
+    """Return the names of the classes of a ``labels`` parameter, which may be a hierarchy."""
+    return resolve_names(flatten_labels(labels)[0] if is_hierarchy(labels) else labels)
+
+
+def _warn_if_unreadable(scores: np.ndarray) -> None:
+    """Warn about rows of NaN, for which ``argmax`` returns the first class."""
+    unreadable = np.flatnonzero(np.isnan(scores[:, 0]))
+    if unreadable.size:
+        warn(
+            f"{len(unreadable)} images could not be read, so their scores are NaN: rows "
+            f"{format_list(unreadable, str)}. Leave them out, or call predict, which returns "
+            "unknown_label for them."
+        )
+
+
+def validate_weights(sample_weight: Any) -> np.ndarray:
+    weights = np.asarray(sample_weight)
+    if weights.dtype.kind == "O":  # such as pandas columns with missing values
+        with suppress(TypeError, ValueError):
+            weights = weights.astype(float)
+    if weights.ndim != 1 or weights.dtype.kind not in "biuf":
+        raise ValueError(
+            "sample_weight must be one number per image, not an array of shape "
+            f"{weights.shape} and type {weights.dtype}."
+        )
+    weights = weights.astype(float)
+    invalid = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))
+    if invalid.size:
+        raise ValueError(
+            f"sample_weight holds {weights[invalid[0]]} (row {invalid[0]}). Weights must be "
+            "finite and at least 0."
+        )
+    if not weights.any():
+        raise ValueError(
+            "sample_weight is zero for every image. Pass a weight above 0 for at least one image."
+        )
+    return weights

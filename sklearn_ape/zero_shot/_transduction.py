@@ -1,0 +1,217 @@
+"""Known shares of the classes, and label propagation on the neighbour graph of a collection."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.optimize import brentq
+from scipy.sparse import coo_array, csr_array, diags_array
+from scipy.special import softmax
+from sklearn.utils import gen_batches
+from tqdm import tqdm
+
+from ..utils.linalg import normalize_rows
+from ..utils.validation import format_list, ignores_underflow
+
+_N_NEIGHBORS = 5
+# Weight of the neighbours of an image, relative to its own probabilities.
+_ALPHA = 0.8
+# Products of more images take longer than a minute on a small computer; faiss, if it is installed,
+# compares each image with a part of the collection instead.
+_MAX_EXACT = 20_000
+_BLOCK_SIZE = 512
+
+# Labels are propagated from probabilities whose logits have this standard deviation, whatever the
+# logit scale: sharper ones would ignore second guesses, and flatter ones would hide the first.
+_LOGIT_STD = 3.0
+# Below this mean probability of the predicted class, relative to chance, the names say so little
+# about the images that propagation would amplify noise.
+_MIN_CONFIDENCE = 0.1
+# If the names find few of the classes in the collection, the neighbours of an image are likely of
+# its class. The more of the classes they find, the more similar must neighbours be to matter.
+_FEW_CLASSES, _MANY_CLASSES, _MAX_DAMPING = 0.4, 0.7, 0.4
+
+_MIN_SHARE = 1e-9
+
+
+def resolve_class_prior(class_prior: Any, classes: np.ndarray) -> np.ndarray | None:
+    """Return the shares of the classes, in their order; None if there is no prior.
+
+    Raises
+    ------
+    ValueError
+        If the shares are not numbers of at least 0 with the sum 1, one per class.
+    """
+    if class_prior is None:
+        return None
+    labels = classes.tolist()
+    if isinstance(class_prior, Mapping):
+        unknown = [label for label in class_prior if label not in labels]
+        missing = [label for label in labels if label not in class_prior]
+        if unknown or missing:
+            kind, names = ("unknown", unknown) if unknown else ("no share for the", missing)
+            raise ValueError(
+                f"class_prior has {kind} classes {format_list(names)}. Pass one share for each of "
+                f"the {len(labels)} classes."
+            )
+        class_prior = [class_prior[label] for label in labels]
+    if isinstance(class_prior, str) or not isinstance(class_prior, Sequence | np.ndarray):
+        raise ValueError(
+            "class_prior must be a mapping from classes to shares, or a sequence of shares in the "
+            f"order of classes_, not {class_prior!r}."
+        )
+    try:
+        shares = np.asarray(class_prior, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise ValueError(f"class_prior must be numbers, not {class_prior!r}.") from None
+    if shares.shape != (len(labels),):
+        raise ValueError(
+            f"class_prior has the shape {shares.shape}, and there are {len(labels)} classes. Pass "
+            "one share per class, in the order of classes_."
+        )
+    if not (np.isfinite(shares).all() and (shares >= 0).all() and abs(shares.sum() - 1) < 1e-3):
+        raise ValueError(
+            f"class_prior must be shares of at least 0 with the sum 1. The sum is "
+            f"{shares.sum():.4g}, and the smallest share is {shares.min():.4g}."
+        )
+    return np.maximum(shares / shares.sum(), _MIN_SHARE)
+
+
+def match_shares(logits: np.ndarray, shares: np.ndarray, n_iter: int = 100) -> np.ndarray:
+    """Return numbers to add to the logits of the classes so that mean probabilities match shares.
+
+    This is Sinkhorn's algorithm: in each iteration the mean probability of each class is compared
+    with its share.
+    """
+    offsets = np.zeros(logits.shape[1])
+    for _ in range(n_iter):
+        means = softmax(logits + offsets, axis=1).mean(axis=0)
+        change = np.log(shares) - np.log(np.maximum(means, _MIN_SHARE))
+        offsets += change
+        if np.abs(change).max() < 1e-3:
+            break
+    return offsets
+
+
+@ignores_underflow
+def propagate_labels(
+    embeddings: np.ndarray, logits: np.ndarray, shares: np.ndarray | None = None
+) -> np.ndarray:
+    """Return class probabilities of images that agree with those of their neighbours.
+
+    Parameters
+    ----------
+    embeddings : ndarray of shape (n_images, n_components)
+        Embeddings of the images of a collection.
+    logits : ndarray of shape (n_images, n_classes)
+        Logits of the classes of each image alone.
+    shares : ndarray of shape (n_classes,) or None, default=None
+        Known shares of the classes in the collection.
+
+    Returns
+    -------
+    probabilities : ndarray of shape (n_images, n_classes)
+        Probabilities with the mean confidence of those of the logits. Without evidence that
+        propagation helps, they are the probabilities of the logits, matched to the shares.
+
+    References
+    ----------
+    .. [1] D. Zhou, O. Bousquet, T. N. Lal, J. Weston and B. Schölkopf, "Learning with Local and
+       Global Consistency", NeurIPS 2003.
+    """
+    logits = logits.astype(np.float32)
+    n_images, n_classes = logits.shape
+    if shares is not None:
+        logits += match_shares(logits, shares).astype(np.float32)
+    plain = softmax(logits, axis=1)
+    centered = logits - logits.mean(axis=0)
+    confidence, spread = plain.max(axis=1).mean(), centered.std()
+    if n_classes == 1 or n_images <= _N_NEIGHBORS or spread == 0:
+        return plain
+    if confidence - 1 / n_classes < _MIN_CONFIDENCE * (1 - 1 / n_classes):
+        return plain
+    scaled = logits * np.float32(_LOGIT_STD / spread)
+    if shares is not None:
+        scaled += match_shares(scaled, shares).astype(np.float32)
+    sharp = softmax(scaled, axis=1)
+    means = np.maximum(sharp.mean(axis=0), _MIN_SHARE)
+    found = np.exp(-(means * np.log(means)).sum()) / n_classes
+    position = (found - _FEW_CLASSES) / (_MANY_CLASSES - _FEW_CLASSES)
+    graph = _make_graph(embeddings, _MAX_DAMPING * float(np.clip(position, 0, 1)))
+    propagated = sharp
+    for _ in range(50):
+        previous, propagated = propagated, sharp + np.float32(_ALPHA) * (graph @ propagated)
+        if np.abs(propagated - previous).max() < 1e-3:
+            break
+    return _set_confidence(np.log(np.maximum(propagated, _MIN_SHARE)), confidence)
+
+
+def _set_confidence(logits: np.ndarray, confidence: float) -> np.ndarray:
+    """Return probabilities of scaled logits whose largest ones have this mean."""
+
+    def difference(log_scale: float) -> float:
+        probabilities = softmax(np.exp(log_scale) * logits, axis=1)
+        return float(probabilities.max(axis=1).mean() - confidence)
+
+    low, high = -5.0, 5.0
+    log_scale = 0.0
+    if difference(low) < 0 < difference(high):
+        log_scale = float(brentq(difference, low, high, xtol=0.01))
+    return softmax(np.exp(log_scale) * logits, axis=1)
+
+
+def _make_graph(embeddings: np.ndarray, damping: float) -> csr_array:
+    """Return the symmetrically normalized weights of neighbours, cosines to the power of three."""
+    centered = normalize_rows(embeddings - embeddings.mean(axis=0)).astype(np.float32)
+    neighbors = _find_neighbors(centered, _N_NEIGHBORS)
+    n_images = len(centered)
+    rows = np.repeat(np.arange(n_images), neighbors.shape[1])
+    columns = neighbors.ravel()
+    weights = np.empty(len(rows))
+    for block in gen_batches(len(rows), 2**16):
+        weights[block] = np.einsum(
+            "ij,ij->i", centered[rows[block]], centered[columns[block]], dtype=np.float64
+        )
+    weights = np.clip(weights, 0, None) ** 3
+    # faiss reports fewer neighbours as -1.
+    is_pair = (columns >= 0) & (columns != rows)
+    shape = (n_images, n_images)
+    directed = csr_array(coo_array((weights[is_pair], (rows[is_pair], columns[is_pair])), shape))
+    graph = directed.maximum(directed.T)
+    degrees = np.asarray(graph.sum(axis=1)).ravel() + damping
+    scale = diags_array(1 / np.sqrt(np.where(degrees > 0, degrees, 1)))
+    return csr_array(scale @ graph @ scale, dtype=np.float32)
+
+
+def _find_neighbors(embeddings: np.ndarray, k: int) -> np.ndarray:
+    """Return the rows of the k nearest neighbours of each L2-normalized embedding."""
+    if len(embeddings) > _MAX_EXACT:
+        try:
+            return _find_neighbors_with_faiss(embeddings, k)
+        except ImportError:  # slower, but correct
+            pass
+    neighbors = np.empty((len(embeddings), k), dtype=np.intp)
+    columns = torch.from_numpy(embeddings)
+    with tqdm(total=len(embeddings), unit="image", desc="neighbours", delay=2) as progress:
+        for rows in gen_batches(len(embeddings), _BLOCK_SIZE):
+            products = columns[rows] @ columns.T
+            products[torch.arange(len(products)), torch.arange(rows.start, rows.stop)] = -2
+            neighbors[rows] = products.topk(k, dim=1).indices.numpy()
+            progress.update(len(products))
+    return neighbors
+
+
+def _find_neighbors_with_faiss(embeddings: np.ndarray, k: int) -> np.ndarray:
+    import faiss
+
+    n_cells = int(4 * np.sqrt(len(embeddings)))
+    n_components = embeddings.shape[1]
+    quantizer = faiss.IndexFlatIP(n_components)
+    index = faiss.IndexIVFFlat(quantizer, n_components, n_cells, faiss.METRIC_INNER_PRODUCT)
+    index.nprobe = 16
+    index.train(embeddings[:: max(1, len(embeddings) // (40 * n_cells))])
+    index.add(embeddings)
+    return index.search(embeddings, k + 1)[1]  # the nearest neighbour is the image itself
