@@ -10,12 +10,14 @@ from sklearn.base import BaseEstimator
 from sklearn.utils import check_consistent_length
 
 from ..aligners.fitted_images import group_equal_images
+from ..aligners.pairs import holds_images
 from ..aligners.similarity import LogitTiles
 from ..aligners.wrapper import unwrap_aligner
 from ..encoders.items import EncodingFailedWarning
+from ..features.memmap import is_table
 from ..persistence.hub import Facts
 from ..persistence.mixins import FittedState
-from ..prompts import to_class_array, validate_y
+from ..prompts import check_in_labels, resolve_names, to_class_array, validate_y
 from ..utils.sklearn_compat import FitContext, with_callbacks
 from ..utils.validation import check_number, format_list, ignores_underflow
 from ..utils.warnings import warn
@@ -95,8 +97,9 @@ class FewShotClassifier(ZeroShotClassifier):
     Let a be the L2-normalized embedding of an image, t_c the text embedding of class c, s the
     logit scale and r the vector a with a constant feature. The logit of class c is
     ``s * a @ t_c + r @ b_c``. The vectors b_c minimize the cross entropy of the labelled images
-    plus ``alpha / 2`` times the sum of their squared norms, as in [1]_. This is a convex problem
-    with one solution, which does not depend on the order of the images.
+    plus ``alpha / 2`` times the sum of their squared norms, similar to [1]_. This is a convex
+    problem with one solution, which does not depend on the order of the images. As long as a class
+    has no labelled image, the constant feature is 0, and so are the intercepts.
 
     The embeddings of the labelled images are stored, 4 bytes per component.
 
@@ -175,29 +178,15 @@ class FewShotClassifier(ZeroShotClassifier):
         ------
         ValueError
             If y holds values that are not labels, or different labels for the same image.
-        """
-        templates = self._check_fit_parameters()
-        progress = FitContext(self, 0 if self._keeps_aligner() else 1, X, y)
-        values = validate_y(y)
-        check_consistent_length(X, values, captions, sample_weight)
-        weights = _resolve_weights(sample_weight, len(values))
-        # Unlike for names alone, numbers that a meta-estimator put into y are only warned about.
-        names = self._fit_names(values, keeps_aligner=False)
-        names = {label: names[label] for label in sorted(names)}
-        aligner = self._make_aligner(X, values, names, captions, templates, progress)
-        text_aligner = unwrap_aligner(aligner)
-        text = embed_labels(text_aligner, names, templates)
-        scale = self._resolve_scale(text_aligner)
-        examples = _embed_examples(aligner, X, values, list(names), weights)
-        _check_labels_agree(examples, list(names))
-        self._set_probe(fit_probe(examples, text, scale, self.alpha))
-        self._names, self.aligner_ = names, aligner
-        self._text, self._scale, self._examples = text, scale, examples
-        self._note_fit()
-        progress.end()
-        return self
 
-    def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
+        Warns
+        -----
+        UserWarning
+            If y has different labels for equal features, which may be those of different images.
+        """
+        return self._fit(X, y, captions, sample_weight, None)
+
+    def partial_fit(self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None) -> Self:
         """Add labelled images, such as corrections of wrong predictions.
 
         The result is that of `fit` with all labelled images. If an image has been passed before
@@ -209,6 +198,8 @@ class FewShotClassifier(ZeroShotClassifier):
             Images, or features if the aligner takes features.
         y : sequence of length n_samples
             Label of each image. In the first call, as in `fit`; later, a member of `classes_`.
+        classes : sequence or None, default=None
+            All classes. It has an effect in the first call only, and only if `labels` is None.
         sample_weight : array-like of shape (n_samples,) or None, default=None
             Weights of the images. None gives each image the weight 1.
 
@@ -223,23 +214,46 @@ class FewShotClassifier(ZeroShotClassifier):
             If y holds values that are not in `classes_`, or different labels for the same image.
         """
         if not hasattr(self, "coef_"):
-            return self.fit(X, y, sample_weight=sample_weight)
+            return self._fit(X, y, None, sample_weight, classes)
         self._check_ready()
         values = validate_y(y)
         check_consistent_length(X, values, sample_weight)
         weights = _resolve_weights(sample_weight, len(values))
-        classes = list(self._names)
         new_classes = [label for label in dict.fromkeys(values) if label not in self._names]
         if new_classes:
             raise ValueError(
                 f"y has labels that are not in classes_: {format_list(new_classes)}. partial_fit "
                 "cannot add classes. Call fit with labels that include them; they need no images."
             )
-        added = _embed_examples(self.aligner_, X, values, classes, weights)
-        _check_labels_agree(added, classes)
+        added = _embed_examples(self.aligner_, X, values, list(self._names), weights)
         examples = _drop_replaced(self._examples, added).extend(added)
         self._set_probe(fit_probe(examples, self._text, self._scale, self.alpha))
         self._examples = examples
+        return self
+
+    def _fit(self, X: Any, y: Any, captions: Any, sample_weight: Any, classes: Any) -> Self:
+        templates = self._check_fit_parameters()
+        progress = FitContext(self, 0 if self._keeps_aligner() else 1, X, y)
+        values = validate_y(y)
+        check_consistent_length(X, values, captions, sample_weight)
+        weights = _resolve_weights(sample_weight, len(values))
+        if self.labels is None and classes is not None:
+            names = resolve_names(classes)
+            check_in_labels(values, names)
+        else:
+            # Unlike for names alone, numbers of a meta-estimator in y are only warned about.
+            names = self._fit_names(values, keeps_aligner=False)
+        names = {label: names[label] for label in sorted(names)}
+        aligner = self._make_aligner(X, values, names, captions, templates, progress)
+        text_aligner = unwrap_aligner(aligner)
+        text = embed_labels(text_aligner, names, templates)
+        scale = self._resolve_scale(text_aligner)
+        examples = _embed_examples(aligner, X, values, list(names), weights)
+        self._set_probe(fit_probe(examples, text, scale, self.alpha))
+        self._names, self.aligner_ = names, aligner
+        self._text, self._scale, self._examples = text, scale, examples
+        self._note_fit()
+        progress.end()
         return self
 
     @property
@@ -331,7 +345,7 @@ def _resolve_weights(sample_weight: Any, n: int) -> np.ndarray:
 def _embed_examples(
     aligner: Any, X: Any, values: list[Any], classes: list[Any], weights: np.ndarray
 ) -> Examples:
-    """Embed labelled images. Unreadable images are left out with a warning."""
+    """Embed labelled images with a weight. Unreadable ones are left out with a warning."""
     embeddings = np.asarray(aligner.transform(X), dtype=np.float32)
     code_of = {label: code for code, label in enumerate(classes)}
     codes = np.array([code_of[value] for value in values], dtype=np.int64)
@@ -347,11 +361,16 @@ def _embed_examples(
             f"{format_list(rows, str)}.",
             EncodingFailedWarning,
         )
-    return Examples(embeddings, codes, weights).select(np.flatnonzero(is_readable))
+    rows = np.flatnonzero(is_readable & (weights > 0))
+    examples = Examples(embeddings, codes, weights).select(rows)
+    _check_labels_agree(examples, rows, classes, are_images=not is_table(X) and holds_images(X))
+    return examples
 
 
-def _check_labels_agree(examples: Examples, classes: list[Any]) -> None:
-    """Raise ValueError if the same image has different labels."""
+def _check_labels_agree(
+    examples: Examples, rows: np.ndarray, classes: list[Any], are_images: bool
+) -> None:
+    """Raise ValueError if the same image has different labels; warn about equal features."""
     groups = group_equal_images(examples.embeddings)
     order = np.lexsort((examples.codes, groups))
     is_conflict = (np.diff(groups[order]) == 0) & (np.diff(examples.codes[order]) != 0)
@@ -359,10 +378,13 @@ def _check_labels_agree(examples: Examples, classes: list[Any]) -> None:
     if conflicts.size:
         first, second = sorted(order[[conflicts[0], conflicts[0] + 1]].tolist())
         labels = [classes[examples.codes[row]] for row in (first, second)]
-        raise ValueError(
-            f"y has different labels for the same image: {labels[0]!r} in row {first} and "
-            f"{labels[1]!r} in row {second}. Correct y, or leave one of the rows out."
+        message = (
+            f"y has different labels for the same image: {labels[0]!r} in row {rows[first]} and "
+            f"{labels[1]!r} in row {rows[second]}. Correct y, or leave one of the rows out."
         )
+        if are_images:
+            raise ValueError(message)
+        warn(message)  # features of different images may be equal
 
 
 def _drop_replaced(examples: Examples, added: Examples) -> Examples:

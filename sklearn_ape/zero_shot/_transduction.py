@@ -27,12 +27,16 @@ _BLOCK_SIZE = 512
 # Labels are propagated from probabilities whose logits have this standard deviation, whatever the
 # logit scale: sharper ones would ignore second guesses, and flatter ones would hide the first.
 _LOGIT_STD = 3.0
-# Below this mean probability of the predicted class, relative to chance, the names say so little
-# about the images that propagation would amplify noise.
+# Below this mean probability of the predicted class, rescaled such that chance is 0, the names say
+# so little about the images that propagation would amplify noise.
 _MIN_CONFIDENCE = 0.1
-# If the names find few of the classes in the collection, the neighbours of an image are likely of
-# its class. The more of the classes they find, the more similar must neighbours be to matter.
-_FEW_CLASSES, _MANY_CLASSES, _MAX_DAMPING = 0.4, 0.7, 0.4
+# Damping is added to the degrees of the graph, so that only similar neighbours matter. It is 0 if
+# the names find few of the classes in the collection, since neighbours are then likely of the same
+# class, or if they are confident. It is largest if they find most classes and are not confident.
+# These bounds were chosen on emoji and four sets of icons.
+_MAX_DAMPING = 0.4
+_FEW_CLASSES, _MANY_CLASSES = 0.4, 0.7
+_LOW_CONFIDENCE, _HIGH_CONFIDENCE = 0.2, 0.5
 
 _MIN_SHARE = 1e-9
 
@@ -131,7 +135,8 @@ def propagate_labels(
     confidence, spread = plain.max(axis=1).mean(), centered.std()
     if n_classes == 1 or n_images <= _N_NEIGHBORS or spread == 0:
         return plain
-    if confidence - 1 / n_classes < _MIN_CONFIDENCE * (1 - 1 / n_classes):
+    certainty = (confidence - 1 / n_classes) / (1 - 1 / n_classes)
+    if certainty < _MIN_CONFIDENCE:
         return plain
     scaled = logits * np.float32(_LOGIT_STD / spread)
     if shares is not None:
@@ -139,8 +144,9 @@ def propagate_labels(
     sharp = softmax(scaled, axis=1)
     means = np.maximum(sharp.mean(axis=0), _MIN_SHARE)
     found = np.exp(-(means * np.log(means)).sum()) / n_classes
-    position = (found - _FEW_CLASSES) / (_MANY_CLASSES - _FEW_CLASSES)
-    graph = _make_graph(embeddings, _MAX_DAMPING * float(np.clip(position, 0, 1)))
+    many = np.clip((found - _FEW_CLASSES) / (_MANY_CLASSES - _FEW_CLASSES), 0, 1)
+    certain = np.clip((certainty - _LOW_CONFIDENCE) / (_HIGH_CONFIDENCE - _LOW_CONFIDENCE), 0, 1)
+    graph = _make_graph(embeddings, _MAX_DAMPING * float(many * (1 - certain)))
     propagated = sharp
     for _ in range(50):
         previous, propagated = propagated, sharp + np.float32(_ALPHA) * (graph @ propagated)

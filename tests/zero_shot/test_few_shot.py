@@ -1,0 +1,337 @@
+"""FewShotClassifier: accuracy beside names and labels, exact updates, contradictory labels."""
+
+import copy
+import pickle
+import re
+
+import numpy as np
+import pytest
+from scipy.special import log_softmax, softmax
+from sklearn.base import clone
+from sklearn.feature_extraction.text import HashingVectorizer
+from sklearn.frozen import FrozenEstimator
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
+from sklearn.model_selection import GridSearchCV, cross_validate
+from sklearn.utils.estimator_checks import check_estimator
+
+from sklearn_ape import (
+    CCAAligner,
+    FewShotClassifier,
+    KernelAligner,
+    ZeroShotClassifier,
+    load_pretrained,
+    load_starter,
+)
+from sklearn_ape.datasets import load_openmoji
+from sklearn_ape.encoders import TimmImageEncoder
+from sklearn_ape.zero_shot._probe import _INTERCEPT_FEATURE
+from tests.conftest import LABELS
+
+
+@pytest.fixture(scope="module")
+def aligner(features, captioned_images, text_encoder):
+    """Return an aligner that is fitted on the first 150 images."""
+    return KernelAligner(text_encoder=text_encoder).fit(
+        features.image[:150], captioned_images.captions[:150]
+    )
+
+
+@pytest.fixture(scope="module")
+def pool(features, captioned_images):
+    """Return images and labels that the aligner was not fitted on."""
+    return features.image[150:], captioned_images.categories[150:]
+
+
+def choose_examples(y, k, seed=0):
+    rng = np.random.default_rng(seed)
+    rows = [rng.permutation(np.flatnonzero(y == label))[:k] for label in np.unique(y)]
+    return np.isin(np.arange(len(y)), np.concatenate(rows))
+
+
+SUBCATEGORIES = (
+    *("animal-mammal", "animal-bird", "clothing", "drink", "food-prepared", "household"),
+    *("place-building", "sky & weather", "tool", "transport-ground"),
+)
+
+
+class TestAccuracy:
+    def test_is_higher_than_names_alone_and_labels_alone(self):
+        """The starter model with four labelled images for each of ten subcategories of emoji."""
+        data = load_openmoji()
+        rows = np.flatnonzero(np.isin(data.subcategories, SUBCATEGORIES))
+        y = np.array([re.split("[- ]", data.subcategories[row])[-1] for row in rows])
+        starter = copy.copy(load_starter())
+        X = starter.image_encoder_.transform([data.images[row] for row in rows])
+        starter.image_encoder_ = None
+        scores = []
+        for seed in range(3):
+            m = choose_examples(y, 4, seed)
+            models = [
+                FewShotClassifier(aligner=starter).fit(X[m], y[m]),
+                ZeroShotClassifier(np.unique(y), aligner=starter),
+                LogisticRegression(max_iter=300).fit(X[m], y[m]),
+            ]
+            scores.append([model.score(X[~m], y[~m]) for model in models])
+        few, names, labels = np.mean(scores, axis=0)
+        assert few > names + 0.05
+        assert few > labels + 0.02
+
+    def test_without_examples_equals_names_alone(self, aligner, pool):
+        X, _ = pool
+        few, names = (
+            cls(LABELS, aligner=aligner) for cls in (FewShotClassifier, ZeroShotClassifier)
+        )
+        np.testing.assert_array_equal(few.predict_proba(X), names.predict_proba(X))
+
+    def test_class_without_example_is_predicted_from_its_name(self, aligner, pool):
+        X, y = pool
+        m = choose_examples(y, 5) & (y != "food")
+        few = FewShotClassifier(LABELS, aligner=aligner).fit(X[m], y[m])
+        assert few.class_count_.tolist() == [5, 0, 5]
+        assert few.intercept_.tolist() == [0, 0, 0]
+        is_food = (y == "food") & ~m
+        assert (few.predict(X[is_food]) == "food").mean() > 0.4
+        assert few.score(X[~m], y[~m]) > 0.55
+
+    def test_high_alpha_equals_names_alone(self, aligner, pool):
+        X, y = pool
+        few = FewShotClassifier(LABELS, aligner=aligner, alpha=1e6).fit(X[:20], y[:20])
+        few.temperature_ = 1.0
+        names = ZeroShotClassifier(LABELS, aligner=aligner)
+        np.testing.assert_allclose(few.predict_proba(X), names.predict_proba(X), atol=1e-3)
+
+    def test_probabilities_are_calibrated_by_cross_validation(self, aligner, pool):
+        """The temperature reduces the loss of images that were not used."""
+        X, y = pool
+        losses = []
+        for seed in range(3):
+            m = choose_examples(y, 20, seed)
+            few = FewShotClassifier(LABELS, aligner=aligner).fit(X[m], y[m])
+            assert 0 <= few.cv_calibration_error_ < 0.3
+            assert abs(few.cv_accuracy_ - few.score(X[~m], y[~m])) < 0.25
+            calibrated = log_loss(y[~m], few.predict_proba(X[~m]))
+            logits = few.decision_function(X[~m]) * few.temperature_
+            losses.append([calibrated, log_loss(y[~m], softmax(logits, axis=1))])
+        calibrated, plain = np.mean(losses, axis=0)
+        assert calibrated < plain - 0.02
+
+    def test_one_example_per_class_has_no_cross_validation(self, aligner, pool):
+        X, y = pool
+        m = choose_examples(y, 1)
+        few = FewShotClassifier(LABELS, aligner=aligner).fit(X[m], y[m])
+        assert few.temperature_ == 1
+        assert np.isnan(few.cv_accuracy_)
+        assert np.isnan(few.cv_calibration_error_)
+
+    def test_solution_minimizes_documented_objective(self, aligner, pool):
+        """Random changes of the vectors of the classes increase the objective."""
+        X, y = pool
+        few = FewShotClassifier(LABELS, aligner=aligner, alpha=0.05).fit(X[:40], y[:40])
+        text = np.stack(
+            [
+                softmax_free_mean(aligner, names)
+                for names in (LABELS[label] for label in few.classes_)
+            ]
+        )
+        scale, codes = aligner.logit_scale_, np.searchsorted(few.classes_, y[:40])
+        inputs = np.hstack([aligner.transform(X[:40]), np.full((40, 1), _INTERCEPT_FEATURE)])
+
+        def objective(residual):
+            logits = scale * inputs[:, :-1] @ text.T + inputs @ residual.T
+            losses = -log_softmax(logits, axis=1)[np.arange(40), codes]
+            return losses.sum() + 0.05 / 2 * np.sum(residual**2)
+
+        residual = np.hstack(
+            [few.coef_ - scale * text, few.intercept_[:, None] / _INTERCEPT_FEATURE]
+        )
+        best = objective(residual)
+        rng = np.random.default_rng(0)
+        for size in (0.01, 0.1, 1.0):
+            change = rng.standard_normal(residual.shape)
+            change *= size * np.linalg.norm(residual) / np.linalg.norm(change)
+            assert objective(residual + change) > best
+            assert objective(residual - change) > best
+
+
+def softmax_free_mean(aligner, names):
+    """Return the mean embedding of the prompts of names, L2-normalized."""
+    templates = ("{}", "a photo of a {}", "a picture of {}", "an illustration of a {}")
+    prompts = dict.fromkeys(text.replace("{}", name) for name in names for text in templates)
+    mean = aligner.transform_text(list(prompts)).mean(axis=0)
+    return mean / np.linalg.norm(mean)
+
+
+class TestPartialFit:
+    def test_equals_fit_on_all(self, aligner, pool):
+        X, y = pool
+        complete = FewShotClassifier(LABELS, aligner=aligner).fit(X[:30], y[:30])
+        stepwise = FewShotClassifier(LABELS, aligner=aligner)
+        for rows in (slice(0, 12), slice(12, 13), slice(13, 30)):
+            stepwise.partial_fit(X[rows], y[rows])
+        assert stepwise.class_count_.tolist() == complete.class_count_.tolist()
+        np.testing.assert_allclose(stepwise.predict_proba(X), complete.predict_proba(X), atol=2e-3)
+
+    def test_corrects_a_wrong_prediction(self, aligner, pool):
+        X, y = pool
+        few = FewShotClassifier(LABELS, aligner=aligner).fit(X[:30], y[:30])
+        wrong = 30 + np.flatnonzero(few.predict(X[30:]) != y[30:])[:1]
+        few.partial_fit(X[wrong], y[wrong])
+        assert few.predict(X[wrong]).tolist() == y[wrong].tolist()
+
+    def test_new_label_replaces_old_one(self, aligner, pool):
+        """The result is that of fit with the new label only."""
+        X, y = pool
+        first = y[:20].copy()
+        first[3] = "food" if y[3] != "food" else "animal"
+        corrected = FewShotClassifier(LABELS, aligner=aligner).fit(X[:20], first)
+        corrected.partial_fit(X[3:4], y[3:4])
+        others = np.delete(np.arange(20), 3)
+        rows = [*others, 3]
+        expected = FewShotClassifier(LABELS, aligner=aligner).fit(X[rows], y[rows])
+        assert corrected.class_count_.sum() == 20
+        np.testing.assert_allclose(
+            corrected.predict_proba(X), expected.predict_proba(X), atol=5e-3
+        )
+
+    def test_classes_are_passed_in_first_call(self, aligner, pool):
+        X, y = pool
+        few = FewShotClassifier(aligner=aligner).partial_fit(X[:2], y[:2], classes=list(LABELS))
+        assert few.classes_.tolist() == sorted(LABELS)
+        with pytest.raises(ValueError, match="not in labels"):
+            FewShotClassifier(aligner=aligner).partial_fit(X[:9], y[:9], classes=["food"])
+
+    def test_new_class_raises(self, aligner, pool):
+        X, y = pool
+        few = FewShotClassifier(aligner=aligner).fit(X[:20], y[:20])
+        with pytest.raises(
+            ValueError, match=r"not in classes_: 'rocket'\. partial_fit cannot add"
+        ):
+            few.partial_fit(X[:1], ["rocket"])
+        assert few.class_count_.sum() == 20
+
+
+class TestInput:
+    def test_different_labels_for_same_image_raise(
+        self, captioned_images, image_encoder, text_encoder
+    ):
+        aligner = KernelAligner(image_encoder=image_encoder, text_encoder=text_encoder)
+        aligner.fit(captioned_images.images[:40], captioned_images.captions[:40])
+        images = [captioned_images.images[row] for row in (4, 5, 4)]
+        few = FewShotClassifier(LABELS, aligner=aligner)
+        with pytest.raises(ValueError, match="'food' in row 0 and 'animal' in row 2"):
+            few.fit(images, ["food", "animal", "animal"])
+        assert not hasattr(few, "coef_")
+        few.fit(images, ["food", "animal", "food"])
+        assert few.class_count_.tolist() == [1, 2, 0]
+        with pytest.raises(ValueError, match="'animal' in row 0 and 'food' in row 1"):
+            few.partial_fit(images[1:2] * 2, ["animal", "food"])
+
+    def test_different_labels_for_equal_features_warn(self, aligner, pool):
+        X, _ = pool
+        few = FewShotClassifier(LABELS, aligner=aligner)
+        with pytest.warns(UserWarning, match="'food' in row 0 and 'animal' in row 2"):
+            few.fit(X[[4, 5, 4]], ["food", "animal", "animal"])
+
+    def test_unknown_label_raises(self, aligner, pool):
+        X, _ = pool
+        with pytest.raises(ValueError, match=r"not in labels: 'fodo' \(row 1\)"):
+            FewShotClassifier(LABELS, aligner=aligner).fit(X[:2], ["food", "fodo"])
+
+    @pytest.mark.parametrize("alpha", [0, -1.0, "high", None])
+    def test_invalid_alpha_raises(self, aligner, pool, alpha):
+        X, y = pool
+        with pytest.raises(ValueError, match="alpha must be a number in"):
+            FewShotClassifier(LABELS, aligner=aligner, alpha=alpha).fit(X[:9], y[:9])
+
+    def test_labels_from_y(self, aligner, pool):
+        X, y = pool
+        few = FewShotClassifier(aligner=aligner).fit(X[:30], y[:30])
+        assert few.classes_.tolist() == ["animal", "food", "travel"]
+
+    def test_labels_set_after_fit_take_effect_in_next_fit(self, aligner, pool):
+        X, y = pool
+        few = FewShotClassifier(LABELS, aligner=aligner).fit(X[:30], y[:30])
+        few.set_params(labels=["cat", "dog"])
+        assert few.classes_.tolist() == ["animal", "food", "travel"]
+        assert set(few.predict(X)) <= set(LABELS)
+
+    def test_sample_weight_zero_equals_leaving_out(self, aligner, pool):
+        X, y = pool
+        weights = np.ones(30)
+        weights[10:] = 0
+        weighted = FewShotClassifier(LABELS, aligner=aligner).fit(
+            X[:30], y[:30], sample_weight=weights
+        )
+        short = FewShotClassifier(LABELS, aligner=aligner).fit(X[:10], y[:10])
+        every = FewShotClassifier(LABELS, aligner=aligner).fit(X[:30], y[:30])
+        weighted, short, every = (model.predict_proba(X) for model in (weighted, short, every))
+        assert np.abs(weighted - short).max() < 5e-3
+        assert np.abs(every - short).max() > 0.1
+
+    def test_unreadable_images_are_left_out(self, captioned_images, text_encoder, features):
+        encoder = TimmImageEncoder("efficientnet_lite0", on_error="nan", cache="memory")
+        aligner = KernelAligner(image_encoder=encoder, text_encoder=text_encoder)
+        aligner.fit(captioned_images.images[:40], captioned_images.captions[:40])
+        few = FewShotClassifier(LABELS, aligner=aligner)
+        images = [*captioned_images.images[40:44], "missing.png"]
+        labels = [*captioned_images.categories[40:44], "food"]
+        with pytest.warns(
+            UserWarning, match="1 of 5 images could not be read and are left out: rows 4"
+        ):
+            few.fit(images, labels)
+        assert few.class_count_.sum() == 4
+        with pytest.raises(ValueError, match="None of the 1 images could be read"):
+            few.fit(["missing.png"], ["food"])
+
+
+class TestConventions:
+    def test_passes_all_estimator_checks(self):
+        texts = HashingVectorizer(n_features=64, analyzer="char")
+        estimator = FewShotClassifier(aligner=CCAAligner(text_encoder=texts), templates="none")
+        results = check_estimator(estimator, on_skip=None, on_fail=None)
+        failed = [result for result in results if result["status"] == "failed"]
+        assert not failed, [(r["check_name"], r["exception"]) for r in failed]
+
+    def test_search_over_alpha_keeps_frozen_aligner(self, aligner, pool):
+        X, y = pool
+        few = FewShotClassifier(LABELS, aligner=FrozenEstimator(aligner))
+        search = GridSearchCV(few, {"alpha": [0.006, 0.1]}, cv=3, error_score="raise")
+        assert search.fit(X, y).best_score_ > 0.65
+        results = cross_validate(clone(few), X, y, cv=3, error_score="raise")
+        assert results["test_score"].mean() > 0.65
+
+    def test_pickle_and_copy_keep_predictions_and_examples(self, aligner, pool):
+        X, y = pool
+        few = FewShotClassifier(LABELS, aligner=aligner).fit(X[:20], y[:20])
+        for other in (pickle.loads(pickle.dumps(few)), copy.deepcopy(few)):
+            np.testing.assert_array_equal(other.predict_proba(X), few.predict_proba(X))
+            assert other.partial_fit(X[20:22], y[20:22]).class_count_.sum() == 22
+        assert few.class_count_.sum() == 20
+
+    def test_saved_model_can_be_corrected(self, aligner, pool, tmp_path):
+        X, y = pool
+        few = FewShotClassifier(LABELS, aligner=aligner).fit(X[:20], y[:20])
+        few.save_pretrained(tmp_path / "model")
+        loaded = load_pretrained(tmp_path / "model")
+        assert type(loaded) is FewShotClassifier
+        np.testing.assert_array_equal(loaded.predict_proba(X), few.predict_proba(X))
+        assert loaded.cv_accuracy_ == few.cv_accuracy_
+        for model in (loaded, few):
+            model.partial_fit(X[20:25], y[20:25])
+        np.testing.assert_array_equal(loaded.coef_, few.coef_)
+        assert "labelled images | 20" in (tmp_path / "model" / "README.md").read_text()
+
+    def test_unfitted_model_with_labels_is_saved(self, aligner, pool, tmp_path):
+        FewShotClassifier(LABELS, aligner=aligner).save_pretrained(tmp_path / "model")
+        loaded = load_pretrained(tmp_path / "model")
+        X, y = pool
+        assert loaded.fit(X[:20], y[:20]).class_count_.sum() == 20
+
+    def test_does_not_change_global_random_state(self, aligner, pool):
+        X, y = pool
+        np.random.seed(0)  # noqa: NPY002
+        expected = np.random.random()  # noqa: NPY002
+        np.random.seed(0)  # noqa: NPY002
+        FewShotClassifier(LABELS, aligner=aligner).fit(X[:20], y[:20])
+        assert np.random.random() == expected  # noqa: NPY002

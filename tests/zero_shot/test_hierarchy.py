@@ -1,0 +1,128 @@
+"""Hierarchies of labels: probabilities of nodes, thresholds and accuracy per level."""
+
+import numpy as np
+import pytest
+
+from sklearn_ape import FewShotClassifier, KernelAligner, ZeroShotClassifier, load_pretrained
+from sklearn_ape.zero_shot._hierarchy import Hierarchy, flatten_labels
+
+TREE = {
+    "living": {"animal": ["an animal", "a bird"], "food": ["food", "a fruit", "a meal"]},
+    "travel": ["a vehicle", "a building"],
+}
+
+
+@pytest.fixture(scope="module")
+def aligner(features, captioned_images, text_encoder):
+    return KernelAligner(text_encoder=text_encoder).fit(
+        features.image[:150], captioned_images.captions[:150]
+    )
+
+
+@pytest.fixture
+def classifier(aligner):
+    return ZeroShotClassifier(TREE, aligner=aligner)
+
+
+class TestLabels:
+    def test_classes_are_sorted_leaves(self, classifier):
+        assert classifier.classes_.tolist() == ["animal", "food", "travel"]
+        assert [level.tolist() for level in classifier.levels_] == [
+            ["travel", "living"],
+            ["animal", "food", "travel"],
+        ]
+
+    @pytest.mark.parametrize(
+        ("labels", "message"),
+        [
+            ({"bird": {"crane": None}, "tool": {"crane": None}},
+             "'crane' twice: bird > crane and tool > crane"),
+            ({"a": {"a": None, "b": None}}, "'a' twice: a and a > a"),
+            ({"a": {}, "b": {"c": None}}, "the empty group 'a'"),
+            ({"a": {"b": [""]}}, "must be texts that are not empty"),
+            ({"a": {"b": None, 3: ["x"]}}, "mixes texts and numbers"),
+        ],
+    )  # fmt: skip
+    def test_invalid_hierarchies_raise(self, aligner, features, labels, message):
+        classifier = ZeroShotClassifier(labels, aligner=aligner)
+        with pytest.raises(ValueError, match=message):
+            classifier.predict(features.image[:2])
+
+    def test_cycle_raises(self):
+        labels = {"a": {"b": None}}
+        labels["a"]["c"] = labels
+        with pytest.raises(ValueError, match=r"'a' twice|may contain itself"):
+            flatten_labels(labels)
+
+    def test_flat_labels_have_no_levels(self, aligner, features):
+        classifier = ZeroShotClassifier(["animal", "food"], aligner=aligner)
+        assert not hasattr(classifier, "levels_")
+        with pytest.raises(AttributeError, match="is not a hierarchy"):
+            classifier.predict_proba_levels(features.image[:2])
+
+
+class TestPredictions:
+    def test_leaves_equal_flat_classifier(self, classifier, aligner, features):
+        flat = ZeroShotClassifier({**TREE["living"], "travel": TREE["travel"]}, aligner=aligner)
+        X = features.image[150:]
+        np.testing.assert_array_equal(classifier.predict(X), flat.predict(X))
+        np.testing.assert_array_equal(classifier.predict_proba(X), flat.predict_proba(X))
+
+    def test_probabilities_add_up(self, classifier, features):
+        X = features.image[150:170]
+        leaves = classifier.predict_proba(X)
+        top, bottom = classifier.predict_proba_levels(X)
+        np.testing.assert_allclose(top[:, 1], leaves[:, 0] + leaves[:, 1], rtol=1e-5)
+        np.testing.assert_allclose(top[:, 0], leaves[:, 2], rtol=1e-5)
+        np.testing.assert_allclose(bottom, leaves, rtol=1e-5)
+
+    @pytest.mark.parametrize("method", ["predict", "predict_together"])
+    def test_threshold_gives_deepest_probable_node(self, classifier, features, method):
+        X = features.image[150:]
+        low, middle, high = (
+            getattr(classifier.set_params(threshold=threshold), method)(X)
+            for threshold in (0.0, 0.65, 1.0)
+        )
+        assert set(low) <= {"animal", "food", "travel"}
+        assert "living" in middle
+        assert set(high) == {"unknown"}
+        if method == "predict":
+            top, bottom = classifier.predict_proba_levels(X)
+            is_inner = middle == "living"
+            assert (top[is_inner, 1] >= 0.65).all()
+            assert (bottom[is_inner, :2].max(axis=1) < 0.65).all()
+
+    def test_search_starts_at_coarsest_node(self):
+        """The group with the highest sum is chosen, though the best class is elsewhere."""
+        labels = {"x": {"a": None, "b": None, "c": None}, "d": None}
+        hierarchy = Hierarchy.from_labels(labels, np.array(["a", "b", "c", "d"]))
+        probabilities = np.array([[0.2, 0.2, 0.2, 0.4]], np.float32)
+        assert hierarchy.nodes[hierarchy.choose(probabilities, 0.5)].tolist() == ["x"]
+        assert hierarchy.nodes[hierarchy.choose(probabilities, 0.2)].tolist() == ["a"]
+
+    def test_accuracy_per_level(self, classifier, features, captioned_images):
+        X, y = features.image[150:], captioned_images.categories[150:]
+        top, bottom = classifier.score_levels(X, y)
+        assert bottom == pytest.approx(classifier.score(X, y))
+        assert top > bottom
+        coarse = np.where(y == "travel", "travel", "living")
+        assert classifier.score_levels(X, coarse)[0] == top
+        travel_only = classifier.score_levels(X, coarse)[1]
+        is_travel = y == "travel"
+        assert travel_only == pytest.approx(classifier.score(X[is_travel], y[is_travel]))
+        with pytest.raises(ValueError, match="not in labels: 'rocket'"):
+            classifier.score_levels(X[:1], ["rocket"])
+
+    def test_score_accepts_inner_nodes(self, classifier, features):
+        classifier.set_params(threshold=0.65)
+        X = features.image[150:]
+        assert classifier.score(X, classifier.predict(X)) == 1
+
+    def test_few_shot_classifier(self, aligner, features, captioned_images, tmp_path):
+        X, y = features.image[150:], captioned_images.categories[150:]
+        few = FewShotClassifier(TREE, aligner=aligner, threshold=0.65).fit(X[:15], y[:15])
+        assert "living" in few.predict(X)
+        few.save_pretrained(tmp_path / "model")
+        loaded = load_pretrained(tmp_path / "model")
+        assert loaded.labels == TREE
+        np.testing.assert_array_equal(loaded.predict(X), few.predict(X))

@@ -1,0 +1,163 @@
+"""Predictions for a whole collection, and known shares of the classes."""
+
+import numpy as np
+import pytest
+from scipy.special import softmax
+
+from sklearn_ape import FewShotClassifier, KernelAligner, ZeroShotClassifier
+from sklearn_ape.encoders import TimmImageEncoder
+from sklearn_ape.zero_shot import _transduction
+from sklearn_ape.zero_shot._transduction import (
+    match_shares,
+    propagate_labels,
+    resolve_class_prior,
+)
+from tests.conftest import LABELS
+
+N_CLASSES = 20
+
+
+def normalize(rows):
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+def make_collection(n, n_present=N_CLASSES, noise=1.6, seed=0):
+    """Return embeddings in clusters, logits of noisy names, and the classes."""
+    rng = np.random.default_rng(seed)
+    centers = normalize(rng.standard_normal((N_CLASSES, 64)))
+    y = rng.integers(n_present, size=n)
+    embeddings = normalize(centers[y] + noise * normalize(rng.standard_normal((n, 64))))
+    texts = normalize(centers + 0.15 * rng.standard_normal((N_CLASSES, 64)))
+    return embeddings, 20 * embeddings @ texts.T, y
+
+
+@pytest.fixture(scope="module")
+def aligner(features, captioned_images, text_encoder):
+    return KernelAligner(text_encoder=text_encoder).fit(
+        features.image[:150], captioned_images.captions[:150]
+    )
+
+
+class TestPropagation:
+    @pytest.mark.parametrize("n_present", [3, N_CLASSES])
+    def test_improves_accuracy_in_clusters(self, n_present):
+        embeddings, logits, y = make_collection(600, n_present)
+        plain = (logits.argmax(axis=1) == y).mean()
+        together = (propagate_labels(embeddings, logits).argmax(axis=1) == y).mean()
+        assert 0.6 < plain < 0.95
+        assert together > plain + 0.03
+
+    def test_uninformative_names_are_not_propagated(self):
+        embeddings, logits, _ = make_collection(300)
+        logits /= 100
+        probabilities = propagate_labels(embeddings, logits)
+        np.testing.assert_allclose(probabilities, softmax(logits, axis=1), atol=1e-6)
+
+    def test_confidence_is_kept(self):
+        embeddings, logits, _ = make_collection(300)
+        probabilities = propagate_labels(embeddings, logits)
+        np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-5)
+        expected = softmax(logits, axis=1).max(axis=1).mean()
+        assert abs(probabilities.max(axis=1).mean() - expected) < 0.01
+
+    def test_faiss_and_exact_neighbours_agree(self, monkeypatch):
+        pytest.importorskip("faiss")
+        embeddings, logits, _ = make_collection(2000)
+        exact = propagate_labels(embeddings, logits)
+        monkeypatch.setattr(_transduction, "_MAX_EXACT", 1000)
+        approximate = propagate_labels(embeddings, logits)
+        assert (exact.argmax(axis=1) == approximate.argmax(axis=1)).mean() > 0.97
+
+    @pytest.mark.parametrize("n", [1, 2, 5, 6])
+    def test_small_collections(self, n):
+        embeddings, logits, _ = make_collection(n)
+        assert propagate_labels(embeddings, logits).shape == (n, N_CLASSES)
+
+    def test_equal_images(self):
+        embeddings, logits, _ = make_collection(1)
+        repeated = np.repeat(embeddings, 30, axis=0), np.repeat(logits, 30, axis=0)
+        assert len(np.unique(propagate_labels(*repeated).argmax(axis=1))) == 1
+
+
+class TestShares:
+    def test_mean_probabilities_match_shares(self):
+        _, logits, y = make_collection(500, n_present=5)
+        shares = np.maximum(np.bincount(y, minlength=N_CLASSES) / 500, 1e-9)
+        offsets = match_shares(logits, shares)
+        means = softmax(logits + offsets, axis=1).mean(axis=0)
+        np.testing.assert_allclose(means, shares, atol=2e-3)
+
+    def test_shares_improve_accuracy(self):
+        embeddings, logits, y = make_collection(500, n_present=5, noise=2.5)
+        shares = np.maximum(np.bincount(y, minlength=N_CLASSES) / 500, 1e-9)
+        plain = (propagate_labels(embeddings, logits).argmax(axis=1) == y).mean()
+        informed = (propagate_labels(embeddings, logits, shares).argmax(axis=1) == y).mean()
+        assert informed > plain + 0.05
+
+    @pytest.mark.parametrize("method", ["predict", "predict_together"])
+    def test_class_of_share_zero_is_not_predicted(self, aligner, features, method):
+        classifier = ZeroShotClassifier(
+            LABELS, aligner=aligner, class_prior={"animal": 0.5, "food": 0.5, "travel": 0}
+        )
+        labels = getattr(classifier, method)(features.image[150:])
+        assert set(labels) == {"animal", "food"}
+
+    def test_mapping_and_sequence_agree_with_bayes_rule(self, aligner, features):
+        X, shares = features.image[150:160], [0.2, 0.5, 0.3]
+        plain = ZeroShotClassifier(LABELS, aligner=aligner).predict_proba(X)
+        expected = plain * shares
+        expected /= expected.sum(axis=1, keepdims=True)
+        named = dict(zip(sorted(LABELS), shares, strict=True))
+        for class_prior in (shares, np.array(shares), named):
+            classifier = ZeroShotClassifier(LABELS, aligner=aligner, class_prior=class_prior)
+            np.testing.assert_allclose(classifier.predict_proba(X), expected, atol=1e-5)
+
+    @pytest.mark.parametrize(
+        ("class_prior", "message"),
+        [
+            ({"animal": 0.5, "food": 0.5}, "no share for the classes 'travel'"),
+            ({"animal": 0.5, "food": 0.3, "travel": 0.1, "fish": 0.1}, "unknown classes 'fish'"),
+            ([0.5, 0.5], r"shape \(2,\), and there are 3 classes"),
+            ([0.5, 0.5, 0.5], r"sum 1\. The sum is 1\.5"),
+            ([1.5, -0.25, -0.25], r"smallest share is -0\.25"),
+            ([np.nan, 0.5, 0.5], "shares of at least 0 with the sum 1"),
+            ("uniform", "must be a mapping from classes to shares"),
+            (0.5, "must be a mapping from classes to shares"),
+            (["a", "b", "c"], "must be numbers"),
+        ],
+    )
+    def test_invalid_shares_raise(self, aligner, features, class_prior, message):
+        classifier = ZeroShotClassifier(LABELS, aligner=aligner, class_prior=class_prior)
+        with pytest.raises(ValueError, match=message):
+            classifier.predict(features.image[:2])
+        with pytest.raises(ValueError, match=message):
+            resolve_class_prior(class_prior, classifier.classes_)
+
+
+class TestClassifiers:
+    @pytest.mark.parametrize("cls", [ZeroShotClassifier, FewShotClassifier])
+    def test_predictions_agree_with_probabilities(self, aligner, features, captioned_images, cls):
+        X, y = features.image[150:], captioned_images.categories[150:]
+        classifier = cls(LABELS, aligner=aligner)
+        if cls is FewShotClassifier:
+            classifier.fit(X[:9], y[:9])
+        probabilities = classifier.predict_proba_together(X)
+        labels = classifier.predict_together(X)
+        np.testing.assert_array_equal(labels, classifier.classes_[probabilities.argmax(axis=1)])
+        assert (labels == y).mean() > classifier.score(X, y) - 0.02
+        np.testing.assert_array_equal(labels, classifier.predict_together(X))
+
+    def test_threshold_gives_unknown(self, aligner, features):
+        classifier = ZeroShotClassifier(LABELS, aligner=aligner, threshold=1.0)
+        assert set(classifier.predict_together(features.image[150:])) == {"unknown"}
+
+    def test_unreadable_image_is_unknown(self, captioned_images, text_encoder):
+        encoder = TimmImageEncoder("efficientnet_lite0", on_error="nan", cache="memory")
+        aligner = KernelAligner(image_encoder=encoder, text_encoder=text_encoder)
+        aligner.fit(captioned_images.images[:40], captioned_images.captions[:40])
+        classifier = ZeroShotClassifier(LABELS, aligner=aligner)
+        images = [*captioned_images.images[:30], "missing.png"]
+        with pytest.warns(UserWarning, match="1 images could not be read"):
+            labels = classifier.predict_together(images)
+        assert labels[-1] == "unknown"
+        assert "unknown" not in labels[:-1]
