@@ -125,7 +125,7 @@ class FewShotClassifier(ZeroShotClassifier):
     [2, 1]
     """
 
-    _shown_properties = ("classes_",)
+    _examples: Examples
     _purpose = (
         "Says which of the classes an image shows, by the classes' names and by labelled images."
     )

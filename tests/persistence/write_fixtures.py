@@ -16,6 +16,7 @@ from sklearn_ape import (
     ASIFAligner,
     CCAAligner,
     CrossModalRetriever,
+    FewShotClassifier,
     KernelAligner,
     MultiLabelZeroShotClassifier,
     ZeroShotClassifier,
@@ -93,8 +94,10 @@ def _with_words(X):
     pipeline = make_pipeline(images, clone(aligner)).fit(example_images(), CAPTIONS)
     labels = {"food": ["bread", "an apple"], "animal": None, "travel": "a {} in the street: a bus"}
     several = MultiLabelZeroShotClassifier(["food", "animal", "travel"], aligner=aligner)
+    few = FewShotClassifier(labels, aligner=aligner).fit(X[:7], KINDS[:7])
     return {
         "classifier": ZeroShotClassifier(labels, aligner=aligner, threshold=0.4),
+        "few_shot": few,
         "multilabel": several.fit_thresholds(X, [(kind,) for kind in KINDS.tolist()]),
         "retriever": CrossModalRetriever(aligner).fit(X, [f"{i}.png" for i in range(12)]),
         "pipeline": ZeroShotClassifier(labels, aligner=pipeline),

@@ -289,7 +289,13 @@ class TestConventions:
     def test_passes_all_estimator_checks(self):
         texts = HashingVectorizer(n_features=64, analyzer="char")
         estimator = FewShotClassifier(aligner=CCAAligner(text_encoder=texts), templates="none")
-        results = check_estimator(estimator, on_skip=None, on_fail=None)
+        reason = "the aligner is trained without weights, and folds of repeated images differ"
+        results = check_estimator(
+            estimator,
+            expected_failed_checks={"check_sample_weight_equivalence_on_dense_data": reason},
+            on_skip=None,
+            on_fail=None,
+        )
         failed = [result for result in results if result["status"] == "failed"]
         assert not failed, [(r["check_name"], r["exception"]) for r in failed]
 
