@@ -10,6 +10,7 @@ from os import PathLike
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
+from scipy.stats import norm
 from sklearn.base import BaseEstimator
 
 from ..aligners.pairs import holds_images
@@ -17,7 +18,7 @@ from ..aligners.similarity import Bank, Standardizer, compute_moments, drop_miss
 from ..encoders.items import EncodingFailedWarning
 from ..features.memmap import feature_tiles, is_table, row_tiles
 from ..persistence.mixins import FittedState
-from ..utils.linalg import evenly_spaced
+from ..utils.linalg import evenly_spaced, normalize_rows
 from ..utils.validation import check_sequence, format_list
 from ..utils.warnings import warn
 from ._index import Index, compute_pair_products, find_nearest, make_index
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 
 # Python's own encoding of file names that are not valid text.
 _ENCODING = ("utf-8", "surrogateescape")
+
+# Share of queries without a related image for which ``min_score="auto"`` is to find an image.
+_FALSE_RESULTS = 0.02
 
 _INT64 = np.iinfo(np.int64)
 
@@ -40,11 +44,11 @@ class SearchResult(NamedTuple):
     ----------
     scores : ndarray of shape (n_queries, k)
         Cosine similarities, standardized if the retriever's `standardize` is set. NaN for
-        unreadable queries.
+        unreadable queries, and after the last image if fewer than k images were found.
     indices : ndarray of int, shape (n_queries, k)
-        Rows of the images in the collection. -1 for unreadable queries.
+        Rows of the images in the collection. -1 where `scores` is NaN.
     items : list of n_queries lists
-        The images in these rows: paths, or the entries of y. Empty for unreadable queries.
+        The images found: paths, or the entries of y. Empty if nothing was found.
 
     Examples
     --------
@@ -74,8 +78,8 @@ class SearchResult(NamedTuple):
         Returns
         -------
         table : pandas.DataFrame
-            Table with the columns query, rank (from 1), score, index and item. Unreadable
-            queries have no rows.
+            Table with the columns query, rank (from 1), score, index and item. Queries without
+            results have no rows.
 
         Raises
         ------
@@ -141,14 +145,48 @@ class Collection(NamedTuple):
             cache={},
         )
 
+    def remove(self, rows: np.ndarray) -> Self:
+        """Return a collection without these rows, as if they had never been in it."""
+        is_kept = np.ones(self.n_rows, bool)
+        is_kept[rows] = False
+        if not is_kept[self.rows].any():
+            raise ValueError(
+                "items holds all readable images, and a collection cannot be empty. Call fit with "
+                "the new images instead."
+            )
+        embeddings = self.embeddings[is_kept[self.rows]]
+        new_rows = np.cumsum(is_kept) - 1
+        return self._replace(
+            embeddings=embeddings,
+            rows=new_rows[self.rows[is_kept[self.rows]]],
+            n_rows=int(is_kept.sum()),
+            items=self.items and [self.items[row] for row in np.flatnonzero(is_kept)],
+            search_index=self.search_index.rebuild(embeddings),
+            cache={},
+        )
+
     def search(
-        self, queries: np.ndarray, k: int, standardizer: Standardizer | None = None
+        self,
+        queries: np.ndarray,
+        k: int,
+        standardizer: Standardizer | None = None,
+        is_candidate: np.ndarray | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return scores and rows of the k nearest images to each query, by decreasing score."""
-        if standardizer is None:
+        """Return scores and rows of the k nearest images to each query, by decreasing score.
+
+        `is_candidate` selects at least k of the embeddings; None selects all.
+        """
+        if standardizer is None and is_candidate is None:
             nearest = self.search_index.search(self.embeddings, queries, k)
         else:
-            nearest = find_nearest(self.embeddings, queries, k, standardizer.apply_to_rows)
+
+            def adjust(products: np.ndarray, rows: slice, block: slice) -> None:
+                if standardizer is not None:
+                    standardizer.apply_to_rows(products, rows, block)
+                if is_candidate is not None:
+                    products[~is_candidate[rows]] = -np.inf
+
+            nearest = find_nearest(self.embeddings, queries, k, adjust)
         # Products in double precision, since blocks of a matrix product differ in their last bits.
         exact = compute_pair_products(self.embeddings, queries, nearest)
         if standardizer is not None:
@@ -158,13 +196,47 @@ class Collection(NamedTuple):
         rows = self.rows[np.take_along_axis(nearest, order, axis=1)]
         return np.take_along_axis(scores, order, axis=1), rows
 
+    def chance_scores(
+        self, queries: np.ndarray, reference: Any, standardizer: Standardizer | None = None
+    ) -> np.ndarray:
+        """Return the score of each query that an image exceeds if it is related to the query.
+
+        Scores of unrelated images are assumed to be normal, with the mean and the standard
+        deviation of those of the `reference` embeddings. The best of as many unrelated images as
+        this collection has exceeds the returned score for one in 50 queries.
+        """
+        scores = reference @ queries.T
+        if standardizer is not None:
+            standardizer.apply(scores, reference)
+        # The best ones may be related to the query.
+        n_unrelated = len(scores) - max(1, len(scores) // 100)
+        if not n_unrelated:
+            return np.full(len(queries), -np.inf, np.float32)
+        unrelated = np.sort(scores, axis=0)[:n_unrelated]
+        quantile = norm.isf(_FALSE_RESULTS / len(self.embeddings))
+        return unrelated.mean(axis=0) + np.float32(quantile) * unrelated.std(axis=0)
+
+    def sample(self) -> np.ndarray:
+        """Return up to 1,000 evenly spaced embeddings."""
+        return self.embeddings[evenly_spaced(len(self.embeddings))].astype(np.float32)
+
+    def combine_queries(self, images: np.ndarray, texts: np.ndarray) -> np.ndarray:
+        """Return queries that are near images and texts, both with the same influence."""
+        sample = self.sample()
+        combined = np.zeros_like(images, dtype=np.float32)
+        for queries in (images, texts):
+            # Cosines of images with images vary more than those of texts with images.
+            std = (sample @ queries.T).std(axis=0)[:, None]
+            combined += queries / np.where(std > 0, std, 1)
+        return normalize_rows(combined)
+
     def items_at(self, rows: np.ndarray) -> list[Any]:
         return rows.tolist() if self.items is None else [self.items[row] for row in rows]
 
     def bank(self, captions: Any) -> Bank:
         """Return a bank of images of this collection, and of captions or None."""
         if "bank" not in self.cache:
-            sample = self.embeddings[evenly_spaced(len(self.embeddings))].astype(np.float32)
+            sample = self.sample()
             self.cache["bank"] = Bank.from_embeddings(drop_missing_rows(sample), captions)
         return self.cache["bank"]
 
@@ -231,6 +303,8 @@ def resolve_items(images: Any, y: Any) -> list[Any] | None:
     """Return the items of images: the entries of y, or else the images; None for features."""
     if y is not None:
         check_sequence(y, "y", "text", "ids or captions")
+        if hasattr(y, "columns") and len(getattr(y, "shape", ())) == 2:  # pandas or polars
+            y = y.to_dict("records") if hasattr(y, "iloc") else y.to_dicts()
         shape = getattr(y, "shape", None)
         # tolist would turn numpy dates into integers.
         is_plain = isinstance(y, np.ndarray) and y.dtype.kind not in "mM"
@@ -246,6 +320,55 @@ def resolve_items(images: Any, y: Any) -> list[Any] | None:
         return None
     items = _as_list(images)
     return items if holds_images(items) or np.ndim(items[0]) >= 2 else None
+
+
+def resolve_mask(where: Any, collection: Collection) -> np.ndarray | None:
+    """Return a mask of the embeddings that a ``where`` parameter selects; None selects all."""
+    if where is None:
+        return None
+    if callable(where):
+        items = collection.items_at(np.arange(collection.n_rows))
+        mask = np.array([bool(where(item)) for item in items])
+    else:
+        mask = np.asarray(where)
+        if mask.dtype != bool or mask.shape != (collection.n_rows,):
+            raise ValueError(
+                f"where must be a function of an item, or a mask of {collection.n_rows} booleans, "
+                f"one per image, not an array of shape {mask.shape} and type {mask.dtype}."
+            )
+    return mask[collection.rows]
+
+
+def find_items(collection: Collection, items: Any) -> np.ndarray:
+    """Return the rows of items; raise ValueError if one of them is not in the collection."""
+    check_sequence(items, "items", "item", "items of the collection")
+    rows_of: dict[Any, list[int]] = {}
+    try:
+        for row, item in enumerate(collection.items_at(np.arange(collection.n_rows))):
+            rows_of.setdefault(_to_key(item), []).append(row)
+        keys = [_to_key(item) for item in _as_list(items)]
+    except TypeError:
+        raise ValueError(
+            "items are objects that cannot be compared, such as images. Pass y to fit, with an id "
+            "for each image."
+        ) from None
+    missing = [key for key in keys if key not in rows_of]
+    if missing:
+        raise ValueError(
+            f"items has {format_list(missing)}, which are not in the collection. Pass members of "
+            "items_."
+        )
+    return np.array([row for key in keys for row in rows_of[key]], dtype=np.intp)
+
+
+def _to_key(item: Any) -> Any:
+    """Return an item as a hashable object that is equal for equal items."""
+    if isinstance(item, dict):
+        return tuple(sorted(item.items()))
+    if isinstance(item, np.generic):
+        item = item.item()
+    hash(item)
+    return item
 
 
 def _as_list(column: Any) -> list[Any]:
@@ -282,18 +405,21 @@ def _pack_items(items: list[Any]) -> dict[str, Any] | None:
         types == {int} and _INT64.min <= min(plain_items) and max(plain_items) <= _INT64.max
     ):
         return {"numbers": np.array(plain_items)}
-    if types <= _JSON_TYPES:  # several types, or integers of any size
+    if all(map(_is_json, plain_items)):  # several types, records, or integers of any size
         with suppress(ValueError):  # an integer of thousands of digits
             return {"json": np.frombuffer(json.dumps(plain_items).encode(), dtype=np.uint8)}
     warn(
-        "The items in results are not saved, because some are not a str, path, number, bool or "
-        "None. After loading the items are row numbers. Pass y to fit to give the images ids."
+        "The items in results are not saved, because some are not a str, path, number, bool, "
+        "None or record of these. After loading the items are row numbers. Pass y to fit to give "
+        "the images ids."
     )
     return None
 
 
 def _to_json_type(item: Any) -> Any:
     """Return an item as a JSON type of Python if that is possible."""
+    if isinstance(item, dict):
+        return {key: _to_json_type(value) for key, value in item.items()}
     if isinstance(item, PathLike):
         item = os.fspath(item)
     elif isinstance(item, np.generic) and item.dtype.kind not in "mM":  # dates become integers
@@ -303,6 +429,13 @@ def _to_json_type(item: Any) -> Any:
     if isinstance(item, int) and not isinstance(item, bool):
         return int(item)
     return float(item) if isinstance(item, float) else item
+
+
+def _is_json(item: Any) -> bool:
+    """Return whether an item is a plain value, or a record of plain values."""
+    if type(item) is not dict:
+        return type(item) in _JSON_TYPES
+    return set(map(type, item)) <= {str} and set(map(type, item.values())) <= _JSON_TYPES
 
 
 def _unpack_items(state: FittedState) -> list[Any]:
@@ -326,6 +459,8 @@ def _parse_json(text: bytes) -> list[Any]:
         items = json.loads(text)
     except (ValueError, RecursionError):
         items = None
-    if not isinstance(items, list) or not set(map(type, items)) <= _JSON_TYPES:
-        raise ValueError("items must be a JSON list of texts, numbers, booleans and nulls.")
+    if not isinstance(items, list) or not all(map(_is_json, items)):
+        raise ValueError(
+            "items must be a JSON list of texts, numbers, booleans, nulls and records of these."
+        )
     return items

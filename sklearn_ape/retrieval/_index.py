@@ -43,6 +43,10 @@ class Index:
         """
         return self
 
+    def rebuild(self, embeddings: np.ndarray) -> Self:
+        """Return a new index of the same kind."""
+        return self
+
 
 class FaissIndex(Index):
     """Flat index of faiss: all products, computed by the threads of faiss."""
@@ -65,6 +69,9 @@ class FaissIndex(Index):
             block = embeddings[n_before + rows.start : n_before + rows.stop]
             index.add(np.ascontiguousarray(block, dtype=np.float32))
         return type(self)(embeddings.shape[1], index)
+
+    def rebuild(self, embeddings: np.ndarray) -> Self:
+        return type(self)(embeddings.shape[1]).extend(embeddings, 0)
 
 
 class UsearchIndex(Index):
@@ -100,6 +107,9 @@ class UsearchIndex(Index):
         keys = np.arange(n_before, len(embeddings), dtype=np.uint64)
         index.add(keys, np.ascontiguousarray(embeddings[n_before:]))
         return type(self)(embeddings.shape[1], self.dtype, index)
+
+    def rebuild(self, embeddings: np.ndarray) -> Self:
+        return type(self)(embeddings.shape[1], self.dtype).extend(embeddings, 0)
 
     def __getstate__(self) -> dict[str, Any]:
         graph: Any = self.index.save()  # without a path, save returns the bytes
@@ -264,6 +274,31 @@ def resolve_queries(queries: Any, modality: str) -> tuple[Any, bool]:
     if modality == "auto":
         _warn_about_paths(items)
     return items, True
+
+
+def split_pairs(queries: Any) -> tuple[list[Any], list[str]] | None:
+    """Return the images and the texts of queries that are pairs; None for other queries."""
+    if not isinstance(queries, list | tuple) or not queries:
+        return None
+    are_pairs = [
+        isinstance(query, tuple) and len(query) == 2 and isinstance(query[1], str)
+        for query in queries
+    ]
+    if not any(are_pairs):
+        return None
+    if not all(are_pairs):
+        row = are_pairs.index(False)
+        raise ValueError(
+            f"queries mixes pairs of an image and a text with other queries (query {row}). Search "
+            "for each kind separately."
+        )
+    texts = [text for _, text in queries]
+    empty_rows = [row for row, text in enumerate(texts) if not text.strip()]
+    if empty_rows:
+        raise ValueError(
+            f"queries has an empty text in row {empty_rows[0]}. Pass non-empty texts."
+        )
+    return [image for image, _ in queries], texts
 
 
 def _is_numeric(items: Any) -> bool:

@@ -14,10 +14,17 @@ from ..aligners.wrapper import AlignerWrapperMixin, resolve_aligner, unwrap_alig
 from ..encoders.items import EncodingFailedWarning
 from ..persistence.hub import Facts
 from ..persistence.mixins import FittedState
-from ..utils.validation import check_choice, check_sequence, format_list
+from ..utils.validation import check_choice, check_number, check_sequence, format_list
 from ..utils.warnings import warn
-from ._collection import Collection, SearchResult, embed_images, resolve_items
-from ._index import INDEXES, resolve_queries
+from ._collection import (
+    Collection,
+    SearchResult,
+    embed_images,
+    find_items,
+    resolve_items,
+    resolve_mask,
+)
+from ._index import INDEXES, resolve_queries, split_pairs
 
 _DTYPES = ("float32", "float16")
 
@@ -73,8 +80,8 @@ class CrossModalRetriever(AlignerWrapperMixin, BaseEstimator):
     Until then all methods raise ValueError. `standardize` may be set at any time.
 
     `save_pretrained` writes the aligner, the embeddings and the items in results, if each item is
-    a str, a path (loaded as str), a number, a bool or None. For other objects it warns, and after
-    loading the items are row numbers. The images themselves are not saved.
+    a str, a path (loaded as str), a number, a bool, None or a dict of these. For other objects it
+    warns, and after loading the items are row numbers. The images themselves are not saved.
 
     References
     ----------
@@ -93,6 +100,8 @@ class CrossModalRetriever(AlignerWrapperMixin, BaseEstimator):
     [['ice cream', 'soft ice cream']]
     >>> retriever.search(images[:1], k=1, modality="image").items
     [['pizza']]
+    >>> retriever.search(["food"], k=1, where=lambda name: "ice" in name).items
+    [['ice cream']]
     """
 
     _fit_only = ("aligner", "index", "dtype")
@@ -118,10 +127,10 @@ class CrossModalRetriever(AlignerWrapperMixin, BaseEstimator):
         images : sequence of images, or array-like of shape (n_samples, n_features_in_)
             Images or features, as the aligner takes them. Features in a memory map are read in
             blocks of rows.
-        y : sequence of length n_samples or None, default=None
+        y : sequence of length n_samples, DataFrame or None, default=None
             Items that results show for the images, such as ids or captions; they are not used
-            for training. If None, results show the images as they were passed, which are then
-            kept in memory, or row numbers if `images` holds features.
+            for training. The rows of a DataFrame become dicts. If None, results show the images as
+            they were passed, which are then kept in memory, or row numbers of features.
 
         Returns
         -------
@@ -184,19 +193,60 @@ class CrossModalRetriever(AlignerWrapperMixin, BaseEstimator):
         self._collection = collection.extend(embeddings, items)
         return self
 
-    def search(self, queries: Any, k: int = 5, *, modality: str = "auto") -> SearchResult:
+    def remove(self, items: Any) -> Self:
+        """Remove images from the collection.
+
+        Parameters
+        ----------
+        items : sequence
+            Members of `items_`: ids, paths, or row numbers if the collection is of features. All
+            images with one of these items are removed.
+
+        Returns
+        -------
+        self : object
+            The retriever. It gives the same results as one that is fitted on the other images,
+            and rows are numbered like those.
+
+        Raises
+        ------
+        ValueError
+            If an item is not in the collection, or no image would be left.
+        """
+        collection = self._check_ready()
+        self._collection = collection.remove(find_items(collection, items))
+        return self
+
+    def search(
+        self,
+        queries: Any,
+        k: int = 5,
+        *,
+        modality: str = "auto",
+        min_score: float | str | None = None,
+        where: Any = None,
+    ) -> SearchResult:
         """Find the k nearest images to each query.
 
         Parameters
         ----------
-        queries : sequence of str, sequence of images, or array of features
-            Texts, or images or features as in `fit`.
+        queries : sequence of str, sequence of images, array of features, or list of pairs
+            Texts, or images or features as in `fit`. Pairs ``(image, text)`` find images that are
+            similar to the image and to the text.
         k : int, default=5
             Number of images to find, at most the number of readable images.
         modality : {"auto", "image", "text"}, default="auto"
             Type of the queries. ``"auto"`` treats str as text and everything else (paths as
             `pathlib.Path`, `PIL.Image`, bytes, arrays) as images or features of images.
-            ``"image"`` treats str as paths. ``"text"`` takes str, or features of texts.
+            ``"image"`` treats str as paths. ``"text"`` takes str, or features of texts. In pairs,
+            the first member is an image or its path.
+        min_score : float, "auto" or None, default=None
+            Images with a lower score are not returned, so that less than k images or none may be
+            found. ``"auto"`` compares with the scores that images of the aligner's fit have with
+            the query by chance (images of the collection if the aligner stores none).
+        where : function, mask of length n_samples_fit_, or None, default=None
+            Which images may be found: a function of an item that returns a bool, or one bool per
+            image. All cosines are computed in this case, also with an approximate index.
 
         Returns
         -------
@@ -207,29 +257,38 @@ class CrossModalRetriever(AlignerWrapperMixin, BaseEstimator):
         Raises
         ------
         ValueError
-            If `queries`, `k` or `modality` is invalid.
+            If a parameter is invalid.
 
         Warns
         -----
         UserWarning
-            If an encoder with ``on_error="nan"`` cannot read a query, whose ``indices`` are
-            then -1; and if texts look like paths.
+            If an encoder with ``on_error="nan"`` cannot read a query, or texts look like paths.
         """
         collection = self._check_ready()
         k = _check_k(k, "k", collection)
-        queries, are_texts = resolve_queries(queries, modality)
-        if are_texts:
-            embeddings = unwrap_aligner(self.aligner_).transform_text(queries)
-            embeddings = np.asarray(embeddings, dtype=np.float32)
-        else:
-            embeddings = self._embed_images(queries, collection)
+        if min_score != "auto":
+            check_number(min_score, "min_score", -np.inf, optional=True)
+        is_candidate = resolve_mask(where, collection)
+        embeddings, are_texts = self._embed_queries(queries, modality, collection)
         readable = np.flatnonzero(~np.isnan(embeddings[:, 0]))
         scores = np.full((len(embeddings), k), np.nan, dtype=np.float32)
         indices = np.full((len(embeddings), k), -1, dtype=np.intp)
-        if len(readable):
+        n_found = k if is_candidate is None else min(k, int(is_candidate.sum()))
+        if len(readable) and n_found:
             query_rows = embeddings[readable]
             standardizer = self._make_standardizer(query_rows, collection) if are_texts else None
-            scores[readable], indices[readable] = collection.search(query_rows, k, standardizer)
+            found = collection.search(query_rows, n_found, standardizer, is_candidate)
+            scores[readable, :n_found], indices[readable, :n_found] = found
+            if min_score is not None:
+                bound: Any = min_score
+                if min_score == "auto":
+                    bank = getattr(unwrap_aligner(self.aligner_), "bank_", None)
+                    reference = collection.sample() if bank is None else bank.image
+                    chance = collection.chance_scores(query_rows, reference, standardizer)
+                    bound = chance[:, None]
+                is_low = np.zeros(scores.shape, bool)
+                is_low[readable] = ~(scores[readable] >= bound)
+                scores[is_low], indices[is_low] = np.nan, -1
         if len(readable) < len(embeddings):
             unreadable = np.setdiff1d(np.arange(len(embeddings)), readable)
             warn(
@@ -237,8 +296,9 @@ class CrossModalRetriever(AlignerWrapperMixin, BaseEstimator):
                 f"{format_list(unreadable, str)}.",
                 EncodingFailedWarning,
             )
-        items = [collection.items_at(row) if row[0] >= 0 else [] for row in indices]
-        return SearchResult(scores, indices, items)
+        return SearchResult(
+            scores, indices, [collection.items_at(row[row >= 0]) for row in indices]
+        )
 
     def kneighbors(
         self, X: Any, n_neighbors: int = 5, return_distance: bool = True
@@ -308,6 +368,23 @@ class CrossModalRetriever(AlignerWrapperMixin, BaseEstimator):
     def feature_names_in_(self) -> np.ndarray:
         """Names of the features that the aligner was fitted on."""
         return self.aligner_.feature_names_in_
+
+    def _embed_queries(
+        self, queries: Any, modality: str, collection: Collection
+    ) -> tuple[np.ndarray, bool]:
+        """Return embeddings of queries, and whether the queries are texts."""
+        pairs = split_pairs(queries) if modality == "auto" else None
+        if pairs is not None:
+            images = self._embed_images(pairs[0], collection)
+            return collection.combine_queries(images, self._embed_texts(pairs[1])), False
+        queries, are_texts = resolve_queries(queries, modality)
+        if are_texts:
+            return self._embed_texts(queries), True
+        return self._embed_images(queries, collection), False
+
+    def _embed_texts(self, texts: Any) -> np.ndarray:
+        embeddings = unwrap_aligner(self.aligner_).transform_text(texts)
+        return np.asarray(embeddings, dtype=np.float32)
 
     def _embed_images(self, X: Any, collection: Collection) -> np.ndarray:
         return embed_images(self.aligner_, X, collection.embeddings.shape[1])

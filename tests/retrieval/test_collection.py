@@ -329,7 +329,7 @@ class TestSaving:
     @pytest.mark.parametrize(
         "items",
         [
-            [{"id": 1}] * 300,
+            [{"id": date(2020, 1, 1)}] * 300,
             [b"a"] * 300,
             np.arange(300).astype("datetime64[ns]"),
             [date(2020, 1, 1)] * 300,
@@ -345,6 +345,12 @@ class TestSaving:
         with pytest.warns(UserWarning, match="After loading the items are row numbers"):
             loaded = save_and_load(retriever, tmp_path)
         assert loaded.search(concepts.image[4:5], k=1).items == [[4]]
+
+    def test_records_are_saved(self, aligner, concepts, tmp_path):
+        table = pd.DataFrame({"id": range(300), "name": [f"image {i}" for i in range(300)]})
+        retriever = CrossModalRetriever(aligner).fit(concepts.image, table)
+        assert retriever.items_[7] == {"id": 7, "name": "image 7"}
+        assert save_and_load(retriever, tmp_path).items_ == retriever.items_
 
     def test_retriever_with_encoders_is_saved(
         self, captioned_images, features, image_encoder, text_encoder, tmp_path

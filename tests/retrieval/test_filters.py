@@ -1,0 +1,222 @@
+"""Removal, filters, minimum scores and combined queries of `CrossModalRetriever`."""
+
+import copy
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from sklearn_ape import CrossModalRetriever, KernelAligner, load_starter
+from sklearn_ape.datasets import load_openmoji
+
+RNG = np.random.default_rng(0)
+CONCEPTS = RNG.standard_normal((60, 8))
+FEATURES = (CONCEPTS @ RNG.standard_normal((8, 32))).astype(np.float32)
+ALIGNER = KernelAligner().fit(FEATURES, CONCEPTS @ RNG.standard_normal((8, 16)))
+
+
+def assert_equal(actual, expected):
+    np.testing.assert_array_equal(actual.indices, expected.indices)
+    np.testing.assert_allclose(actual.scores, expected.scores, atol=1e-6)
+    assert actual.items == expected.items
+
+
+class CollectionMachine(RuleBasedStateMachine):
+    """Any sequence of additions and removals equals a fit on the images that are left."""
+
+    @initialize(rows=st.lists(st.integers(0, 59), min_size=1, max_size=8))
+    def fit(self, rows):
+        self.rows = list(rows)
+        self.retriever = CrossModalRetriever(ALIGNER).fit(FEATURES[rows], rows)
+
+    @rule(rows=st.lists(st.integers(0, 59), min_size=1, max_size=5))
+    def add(self, rows):
+        self.rows += rows
+        self.retriever.add(FEATURES[rows], rows)
+
+    @precondition(lambda self: len(set(self.rows)) > 1)
+    @rule(data=st.data())
+    def remove(self, data):
+        distinct = sorted(set(self.rows))
+        items = data.draw(st.lists(st.sampled_from(distinct), max_size=3, unique=True))
+        if len(items) < len(distinct):
+            self.retriever.remove(items)
+            self.rows = [row for row in self.rows if row not in items]
+
+    @invariant()
+    def equals_fit(self):
+        reference = CrossModalRetriever(ALIGNER).fit(FEATURES[self.rows], self.rows)
+        k = min(3, len(self.rows))
+        assert self.retriever.items_ == self.rows
+        actual, expected = (r.search(FEATURES[:4], k=k) for r in (self.retriever, reference))
+        assert_equal(actual, expected)
+
+
+TestCollectionMachine = CollectionMachine.TestCase
+TestCollectionMachine.settings = settings(max_examples=15, stateful_step_count=8, deadline=None)
+
+
+class TestRemove:
+    @pytest.mark.parametrize("index", ["exact", "faiss", "usearch"])
+    def test_removed_image_is_not_found(self, index):
+        retriever = CrossModalRetriever(ALIGNER, index=index).fit(FEATURES)
+        assert retriever.search(FEATURES[5:6], k=1).items == [[5]]
+        retriever.remove([5])
+        assert retriever.n_samples_fit_ == 59
+        assert retriever.search(FEATURES[6:7], k=1).indices.tolist() == [[5]]
+
+    def test_unknown_item_raises_and_keeps_collection(self):
+        retriever = CrossModalRetriever(ALIGNER).fit(FEATURES[:3], ["a", "b", "c"])
+        with pytest.raises(ValueError, match="'d', which are not in the collection"):
+            retriever.remove(["a", "d"])
+        assert retriever.items_ == ["a", "b", "c"]
+
+    def test_all_images_raise(self):
+        retriever = CrossModalRetriever(ALIGNER).fit(FEATURES[:2])
+        with pytest.raises(ValueError, match="a collection cannot be empty"):
+            retriever.remove([0, 1])
+
+    def test_single_item_and_images_raise(self):
+        retriever = CrossModalRetriever(ALIGNER).fit(FEATURES[:2], ["a", "b"])
+        with pytest.raises(ValueError, match="single item"):
+            retriever.remove("a")
+        retriever = CrossModalRetriever(ALIGNER).fit(FEATURES[:2], [[1], [2]])
+        with pytest.raises(ValueError, match="cannot be compared"):
+            retriever.remove([[1]])
+
+    def test_copy_is_not_changed(self):
+        retriever = CrossModalRetriever(ALIGNER).fit(FEATURES)
+        other = copy.copy(retriever).remove([0])
+        assert (retriever.n_samples_fit_, other.n_samples_fit_) == (60, 59)
+
+
+class TestWhere:
+    @pytest.mark.parametrize("to_table", [pd.DataFrame, pl.DataFrame])
+    def test_function_of_records(self, to_table):
+        table = to_table({"id": range(60), "group": ["a", "b"] * 30})
+        retriever = CrossModalRetriever(ALIGNER).fit(FEATURES, table)
+        result = retriever.search(FEATURES[:6], k=4, where=lambda item: item["group"] == "b")
+        assert {item["group"] for items in result.items for item in items} == {"b"}
+
+    @pytest.mark.parametrize("index", ["exact", "faiss"])
+    @pytest.mark.parametrize("standardize", [False, True])
+    def test_mask_equals_collection_of_selected_images(self, index, standardize):
+        if index == "faiss" and standardize:
+            pytest.skip("not supported together")
+        mask = np.arange(60) % 3 == 0
+        bank = FEATURES if standardize else False
+        retriever = CrossModalRetriever(ALIGNER, index=index, standardize=bank).fit(FEATURES)
+        part = CrossModalRetriever(ALIGNER, index=index, standardize=bank).fit(
+            FEATURES[mask], np.flatnonzero(mask)
+        )
+        y = RNG.standard_normal((5, 16))
+        actual = retriever.search(y, k=4, modality="text", where=mask)
+        expected = part.search(y, k=4, modality="text")
+        assert actual.items == expected.items
+        np.testing.assert_allclose(actual.scores, expected.scores, atol=1e-5)
+
+    def test_fewer_or_no_images(self):
+        retriever = CrossModalRetriever(ALIGNER).fit(FEATURES)
+        result = retriever.search(FEATURES[:2], k=3, where=np.arange(60) < 2)
+        assert list(map(len, result.items)) == [2, 2]
+        assert np.isnan(result.scores[:, 2]).all()
+        assert (result.indices[:, 2] == -1).all()
+        assert len(result.to_frame()) == 4
+        nothing = retriever.search(FEATURES[:2], k=3, where=lambda item: False)
+        assert nothing.items == [[], []]
+
+    @pytest.mark.parametrize("where", [[True], np.zeros(60), np.ones((60, 1), bool), "a"])
+    def test_invalid_mask_raises(self, where):
+        retriever = CrossModalRetriever(ALIGNER).fit(FEATURES)
+        with pytest.raises(ValueError, match="a mask of 60 booleans"):
+            retriever.search(FEATURES[:2], where=where)
+
+
+@pytest.fixture(scope="module")
+def emoji():
+    data = load_openmoji()
+    rows = [row for row, group in enumerate(data.categories) if group == "Food & Drink"]
+    names = [data.captions[row] for row in rows]
+    return CrossModalRetriever().fit([data.images[row] for row in rows], names)
+
+
+class TestMinScore:
+    def test_number_is_lowest_score(self):
+        retriever = CrossModalRetriever(ALIGNER).fit(FEATURES)
+        result = retriever.search(FEATURES[:5], k=10, min_score=0.5)
+        everything = retriever.search(FEATURES[:5], k=10)
+        assert np.nanmin(result.scores) >= 0.5
+        kept = everything.scores >= 0.5
+        assert 0 < kept.sum() < 50
+        np.testing.assert_array_equal(result.indices[kept], everything.indices[kept])
+        assert (result.indices[~kept] == -1).all()
+
+    def test_auto_returns_nothing_for_absent_concepts(self, emoji):
+        """Names of food and of animals among drawings of food."""
+        data = load_openmoji()
+        absent = [
+            caption
+            for caption, category in zip(data.captions, data.categories, strict=True)
+            if category == "Animals & Nature"
+        ]
+        found, found_absent = (
+            np.mean([len(items) > 0 for items in emoji.search(queries, min_score="auto").items])
+            for queries in (emoji.items_, absent)
+        )
+        assert found > 0.75
+        assert found_absent < 0.4
+
+    @pytest.mark.parametrize("n", [1, 2, 5])
+    def test_auto_in_tiny_collections(self, n):
+        retriever = CrossModalRetriever(ALIGNER).fit(FEATURES[:n])
+        result = retriever.search(FEATURES[:1], k=1, min_score="auto")
+        assert result.items == [[0]]
+
+    def test_auto_with_standardized_scores(self, emoji):
+        standardized = copy.copy(emoji).set_params(standardize=True)
+        result = standardized.search(["pizza", "a bicycle"], min_score="auto")
+        assert result.items[0][0] == "pizza"
+        assert len(result.items[0]) >= len(result.items[1])
+
+    @pytest.mark.parametrize("min_score", ["high", np.nan, True])
+    def test_invalid_score_raises(self, min_score):
+        retriever = CrossModalRetriever(ALIGNER).fit(FEATURES)
+        with pytest.raises(ValueError, match="min_score must be None or a number"):
+            retriever.search(FEATURES[:2], min_score=min_score)
+
+
+class TestPairs:
+    def test_image_and_text_both_count(self, emoji):
+        """An image of a drink with the word 'hot' finds other images than either alone."""
+        data = load_openmoji()
+        image = data.images[data.captions.index("clinking beer mugs")]
+        both = emoji.search([(image, "milk")], k=3).items[0]
+        text = emoji.search(["milk"], k=1).items[0]
+        assert both != emoji.search([image], k=3, modality="image").items[0]
+        assert text[0] in emoji.search([(image, "milk")], k=8).items[0]
+
+    def test_scores_are_cosines(self):
+        starter_free = CrossModalRetriever(ALIGNER).fit(FEATURES)
+        collection = starter_free._collection
+        combined = collection.combine_queries(
+            collection.embeddings[:3], ALIGNER.transform_text(RNG.standard_normal((3, 16)))
+        )
+        np.testing.assert_allclose(np.linalg.norm(combined, axis=1), 1, rtol=1e-5)
+
+    @pytest.mark.parametrize(
+        ("queries", "message"),
+        [
+            ([("a.png", "red"), "blue"], "mixes pairs of an image and a text with other queries"),
+            ([("a.png", " ")], "an empty text in row 0"),
+        ],
+    )
+    def test_invalid_pairs_raise(self, emoji, queries, message):
+        with pytest.raises(ValueError, match=message):
+            emoji.search(queries)
+
+    def test_starter_is_used(self, emoji):
+        assert emoji.aligner_ is load_starter()
