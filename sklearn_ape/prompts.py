@@ -154,6 +154,9 @@ def prompts_of(label: object, names: Sequence[str], templates: str | Sequence[st
     return list(dict.fromkeys(prompts))
 
 
+# Deeper nesting of labels is more likely an error than a hierarchy.
+_MAX_DEPTH = 20
+
 _CAPTIONS_HINT = "Pass captions as captions=..., in addition to the labels in y."
 
 
@@ -263,6 +266,80 @@ def resolve_names(labels: Any) -> dict[Any, list[str]]:
             "numbers alone."
         )
     return names
+
+
+def resolve_class_names(labels: Any) -> dict[Any, list[str]]:
+    """Return the names of the classes of a ``labels`` parameter, which may be a hierarchy."""
+    return resolve_names(flatten_labels(labels)[0] if is_hierarchy(labels) else labels)
+
+
+def is_hierarchy(labels: Any) -> bool:
+    """Return whether a ``labels`` parameter has classes within classes."""
+    return isinstance(labels, Mapping) and any(
+        isinstance(value, Mapping) for value in labels.values()
+    )
+
+
+def flatten_labels(labels: Mapping[Any, Any]) -> tuple[dict[Any, Any], dict[Any, tuple[Any, ...]]]:
+    """Return the classes at the leaves of a hierarchy, and the path of every node.
+
+    Parameters
+    ----------
+    labels : mapping
+        Mapping whose values are names, as in `resolve_names`, or mappings of the same kind.
+
+    Returns
+    -------
+    names : dict
+        Names of each leaf, which `resolve_names` accepts.
+    paths : dict
+        Path of each node, from the coarsest node to the node itself.
+
+    Raises
+    ------
+    ValueError
+        If a node is empty, has the label of another node, or contains itself.
+    """
+    names: dict[Any, Any] = {}
+    paths: dict[Any, tuple[Any, ...]] = {}
+    for path, value in _iter_nodes(labels, ()):
+        label = path[-1]
+        if label in paths:
+            first, second = (_format_path(parents) for parents in (paths[label], path))
+            raise ValueError(
+                f"labels has {label!r} twice: {first} and {second}. Give each node of the "
+                "hierarchy a label of its own, such as 'crane (bird)', with the names to embed: "
+                "{'crane (bird)': ['crane']}."
+            )
+        paths[label] = path
+        if not isinstance(value, Mapping):
+            names[label] = value
+        elif not value:
+            raise ValueError(
+                f"labels has the empty group {label!r}. Add classes to it, or pass None instead "
+                "of {} if it is a class."
+            )
+    resolve_names(list(paths))  # the labels of inner nodes are checked as well
+    return names, paths
+
+
+def _iter_nodes(
+    labels: Mapping[Any, Any], parents: tuple[Any, ...]
+) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    if len(parents) > _MAX_DEPTH:
+        raise ValueError(
+            f"labels is nested more than {_MAX_DEPTH} levels deep, at {_format_path(parents[:4])} "
+            "> ...: a group may contain itself. Pass a hierarchy without cycles."
+        )
+    for label, value in labels.items():
+        path = (*parents, to_builtin(label))
+        yield path, value
+        if isinstance(value, Mapping):
+            yield from _iter_nodes(value, path)
+
+
+def _format_path(path: Sequence[Any]) -> str:
+    return " > ".join(map(str, path))
 
 
 def check_in_labels(y: list[Any], names: Mapping[Any, list[str]]) -> None:

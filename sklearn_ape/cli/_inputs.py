@@ -65,7 +65,7 @@ LabelsFile = Annotated[
     Path | None,
     typer.Option(
         help="File of label names: .txt with one name per line, or .json with a list or with "
-        'synonyms, {"vehicle": ["car", "bus"]}.'
+        'synonyms, {"vehicle": ["car", "bus"]}, or with groups, {"animal": {"bird": null}}.'
     ),
 ]
 Templates = Annotated[
@@ -216,9 +216,9 @@ def parse_labels(labels: str | None, labels_file: Path | None, required: bool = 
         raise typer.BadParameter("No labels. Set --labels 'cat,dog' or --labels-file labels.txt.")
     else:
         return None
-    from ..prompts import resolve_names
+    from ..prompts import resolve_class_names
 
-    if len(resolve_names(names)) == 1:
+    if len(resolve_class_names(names)) == 1:
         raise ValueError(
             f"{next(iter(names))!r} is the only label, so every image would be classified as it. "
             "Pass at least two labels, for instance --labels 'cat,something else'."

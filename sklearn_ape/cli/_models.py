@@ -192,9 +192,9 @@ def _iter_estimators(model: Any) -> Iterator[Any]:
 
 
 def iter_probabilities(
-    classifier: Any, images: Sequence[Any], options: RuntimeOptions
+    classifier: Any, images: Sequence[Any], options: RuntimeOptions, together: bool = False
 ) -> Iterator[tuple[slice, np.ndarray, dict[int, str]]]:
-    """Classify images in batches.
+    """Classify images in batches, or `together` in one batch.
 
     Yields the rows of each batch, the probabilities of its images, and the problems of its
     unreadable images by their row within the batch.
@@ -202,7 +202,9 @@ def iter_probabilities(
     from tqdm import tqdm
 
     encoder = get_image_encoder(classifier)
-    is_one_batch = len(images) <= _BATCH_SIZE
+    size = len(images) if together else _BATCH_SIZE
+    is_one_batch = len(images) <= size
+    predict_proba = classifier.predict_proba_together if together else classifier.predict_proba
     bar = tqdm(total=len(images), unit="image", disable=options.quiet or is_one_batch)
     with note_on_interrupt(options.resume_note), warnings.catch_warnings(), bar:
         # With several batches, one bar over all of them replaces the bars of the encoder.
@@ -210,9 +212,9 @@ def iter_probabilities(
         encoder.verbose = verbose if is_one_batch else 0
         warnings.simplefilter("ignore", EncodingFailedWarning)  # `report_unreadable` names them
         try:
-            for start in range(0, len(images), _BATCH_SIZE):
-                rows = slice(start, min(start + _BATCH_SIZE, len(images)))
-                probabilities = classifier.predict_proba(images[rows])
+            for start in range(0, len(images), size):
+                rows = slice(start, min(start + size, len(images)))
+                probabilities = predict_proba(images[rows])
                 yield rows, probabilities, encoder.errors_
                 bar.update(rows.stop - rows.start)
         finally:
@@ -232,13 +234,18 @@ class EncodedImages(NamedTuple):
         return np.setdiff1d(np.arange(len(self.features)), unreadable)
 
 
-def encode_images(encoder: Any, images: Sequence[Any], options: RuntimeOptions) -> EncodedImages:
-    """Encode images and report the unreadable ones on standard error."""
+def encode_images(
+    encoder: Any, images: Sequence[Any], options: RuntimeOptions, may_be_empty: bool = False
+) -> EncodedImages:
+    """Encode images and report the unreadable ones on standard error.
+
+    Without a readable image, ValueError is raised unless `may_be_empty`.
+    """
     with note_on_interrupt(options.resume_note), warnings.catch_warnings():
         warnings.simplefilter("ignore", EncodingFailedWarning)  # `report_unreadable` names them
         features = encoder.transform(images)
     errors = dict(encoder.errors_)
-    if len(errors) == len(images):
+    if len(errors) == len(images) and not may_be_empty:
         raise ValueError(f"None of the {len(images)} images can be read. The first: {errors[0]}")
     report_unreadable(errors, len(images))
     return EncodedImages(features, errors)
@@ -309,7 +316,7 @@ def score_recall(aligner: Any, inputs: Any, captions: Any, images: Sequence[Any]
     """Return recall@k in both directions; `inputs` are the images or their features."""
     ranks = aligner.retrieval_ranks(inputs, captions, groups=image_groups(images))
     return [
-        _make_score(f"recall@{k}", name, ranks[direction] < k)
+        make_score(f"recall@{k}", name, ranks[direction] < k)
         for direction, name in _DIRECTIONS.items()
         for k in _RECALL_KS
     ]
@@ -319,8 +326,8 @@ def score_accuracy(y_true: Any, y_pred: Any) -> list[Score]:
     """Return the accuracy over all images, followed by the accuracy per class."""
     y_true, y_pred = np.asarray(y_true, dtype=object), np.asarray(y_pred, dtype=object)
     is_correct = y_true == y_pred
-    return [_make_score("accuracy", "all", is_correct)] + [
-        _make_score("accuracy", str(name), is_correct[y_true == name])
+    return [make_score("accuracy", "all", is_correct)] + [
+        make_score("accuracy", str(name), is_correct[y_true == name])
         for name in sorted(set(y_true))
     ]
 
@@ -351,7 +358,8 @@ def print_scores(scores: Sequence[Score], file_format: str | None = None) -> Non
             table.write([score.measure, score.of, *numbers, score.n])
 
 
-def _make_score(measure: str, of: str, hits: Any) -> Score:
+def make_score(measure: str, of: str, hits: Any) -> Score:
+    """Return the mean of hits with its 95 % interval."""
     hits = np.asarray(hits, dtype=float)
     if len(hits) == 1:
         return Score(measure, of, float(hits[0]), np.nan, np.nan, 1)

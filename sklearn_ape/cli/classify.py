@@ -41,6 +41,14 @@ def classify(
     probabilities: Annotated[
         bool, typer.Option("--probabilities", help="Add a column of probabilities per label.")
     ] = False,
+    together: Annotated[
+        bool,
+        typer.Option(
+            "--together",
+            help="Take all images into account: an image that is hard to name gets the label of "
+            "its neighbours. For collections of some hundred images or more.",
+        ),
+    ] = False,
     templates: option.Templates = "simple",
     cache: option.Cache = None,
     device: option.Device = "auto",
@@ -71,7 +79,7 @@ def classify(
         )
     errors: dict[int, str] = {}
     with Table(_columns(classes, top_k, probabilities), output, file_format) as table:
-        for rows, batch, batch_errors in iter_probabilities(classifier, paths, options):
+        for rows, batch, batch_errors in iter_probabilities(classifier, paths, options, together):
             errors |= {rows.start + row: problem for row, problem in batch_errors.items()}
             top = np.argsort(-batch, axis=1, kind="stable")[:, :top_k]
             for row, path in enumerate(paths[rows]):

@@ -46,8 +46,9 @@ def evaluate(
 ) -> None:
     """Evaluate an aligner on images with labels, captions or both.
 
-    Labels, such as the names of subfolders, give the accuracy per class. Captions give
-    recall@1, @5 and @10 in both directions. Each score has its 95 % confidence interval.
+    Labels, such as the names of subfolders, give the accuracy per class, and per level of a
+    hierarchy of labels. Captions give recall@1, @5 and @10 in both directions. Each score has
+    its 95 % confidence interval.
 
     Example: sklearn-ape evaluate photos/ --aligner my-aligner --figure report.png
     """
@@ -64,26 +65,33 @@ def evaluate(
             f"{str(data)!r} has neither labels nor captions to evaluate with. Put the images in "
             "subfolders named by their labels, or write captions (photo.txt next to photo.jpg)."
         )
-    if labels_true is not None:
-        names = _resolve_labels(names, labels_true, bunch.captions is not None)
 
+    import numpy as np
     from sklearn.pipeline import Pipeline
 
     from ..aligners.wrapper import unwrap_aligner
-    from ..zero_shot import ZeroShotClassifier
+    from ..prompts import is_hierarchy
+    from ..zero_shot import FewShotClassifier, ZeroShotClassifier
     from ._models import (
         RuntimeOptions,
         Score,
         encode_images,
+        extract_aligner,
         get_image_encoder,
-        load_aligner,
+        load_model,
         print_scores,
         score_accuracy,
         score_recall,
     )
 
     options = RuntimeOptions(cache, device, n_jobs, quiet)
-    model = load_aligner(aligner, options)
+    saved = load_model(aligner, options)
+    model = extract_aligner(saved, options)
+    classifier: Any = None
+    if isinstance(saved, ZeroShotClassifier) and names is None:
+        classifier, names = saved, list(saved.classes_)
+    if labels_true is not None:
+        names = _resolve_labels(names, labels_true, bunch.captions is not None)
     encoder = get_image_encoder(model)
     if strict:
         encoder.set_params(on_error="raise")
@@ -94,14 +102,23 @@ def evaluate(
     # In a Pipeline, the aligner expects features.
     inputs = model[:-1].transform(images) if isinstance(model, Pipeline) else images
     is_fitted = inner.was_fitted_on(inputs) if hasattr(inner, "was_fitted_on") else None
+    if isinstance(classifier, FewShotClassifier):
+        is_example = classifier.was_fitted_on(images)
+        is_fitted = is_example if is_fitted is None else is_fitted | is_example
     n_fitted = None if is_fitted is None else int(is_fitted.sum())
     scores: list[Score] = []
     y_true = y_pred = texts = None
     if labels_true is not None and names is not None:
         y_true = [str(labels_true[row]) for row in rows]
-        classifier = ZeroShotClassifier(names, aligner=inner, templates=templates)
-        y_pred = [str(name) for name in classifier.predict(inputs)]
+        if classifier is None:
+            classifier = ZeroShotClassifier(names, aligner=model, templates=templates)
+        y_pred = [str(name) for name in classifier.predict(images)]
         scores += score_accuracy(y_true, y_pred)
+        if is_hierarchy(classifier.labels):
+            for level, accuracy in enumerate(classifier.score_levels(images, y_true), start=1):
+                scores.append(
+                    Score("accuracy", f"level {level}", accuracy, np.nan, np.nan, len(images))
+                )
     if bunch.captions is not None:
         texts = [bunch.captions[row] for row in rows]
         scores += score_recall(inner, inputs, texts, images)
@@ -144,7 +161,10 @@ def _resolve_labels(names: Any, labels_true: Any, has_captions: bool) -> Any:
         )
     if names is None:
         return {name: name.replace("_", " ") for name in classes}
-    missing = [name for name in classes if name not in names]
+    from ..prompts import flatten_labels, is_hierarchy
+
+    known = flatten_labels(names)[1] if is_hierarchy(names) else names
+    missing = [name for name in classes if name not in known]
     if missing:
         raise ValueError(
             f"--labels does not contain labels of the images: {format_list(missing)}. Add them. "

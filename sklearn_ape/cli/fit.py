@@ -12,7 +12,7 @@ from ._console import print_message
 from ._inputs import load_data, parse_labels
 from ._output import check_model_folder, resolve_format
 
-_Method = Literal["ape", "kernel", "cca", "asif", "lit"]
+_Method = Literal["auto", "few-shot", "ape", "kernel", "cca", "asif", "lit"]
 
 
 def fit(
@@ -23,10 +23,20 @@ def fit(
     method: Annotated[
         _Method,
         typer.Option(
-            help="Kind of aligner: ape trains a small head, kernel and cca compute a "
-            "closed-form solution in seconds, asif stores the pairs, lit trains the text encoder."
+            help="few-shot: a classifier from labelled images and the names of their labels. "
+            "Aligners from captioned images: ape trains a small head, kernel and cca compute a "
+            "closed-form solution in seconds, asif stores the pairs, lit trains the text encoder. "
+            "auto: ape, or few-shot if there are labels (subfolders) and no captions."
         ),
-    ] = "ape",
+    ] = "auto",
+    aligner: Annotated[
+        str | None,
+        typer.Option(
+            help="Aligner of --method few-shot: a folder written by 'fit', owner/name on the "
+            "Hugging Face Hub, or a CLIP model such as open_clip:ViT-B-32/openai. Default: the "
+            "starter model."
+        ),
+    ] = None,
     depth: Annotated[
         int | None,
         typer.Option(
@@ -45,6 +55,7 @@ def fit(
     text_encoder: option.TextEncoder = "all-MiniLM-L6-v2",
     image: option.ImageColumn = "image",
     caption: option.CaptionColumn = "caption",
+    label: option.LabelColumn = None,
     captions: option.Captions = "auto",
     labels: option.Labels = None,
     labels_file: option.LabelsFile = None,
@@ -79,16 +90,21 @@ def fit(
     n_jobs: option.NJobs = -1,
     quiet: option.Quiet = False,
 ) -> None:
-    """Fit an aligner on captioned images, evaluate it and save it.
+    """Fit on your own images, evaluate on held-out images and save the result.
 
-    With --labels, a classifier with these labels is saved.
-    Without captions, the names of the subfolders are used as captions.
+    Captioned images give an aligner, and with --labels a classifier with these labels. Images
+    with labels only, such as the names of subfolders, give a few-shot classifier.
 
-    Example: sklearn-ape fit photos/ -o my-aligner
+    Example: sklearn-ape fit photos/ -o my-model
     """
+    from ._models import RuntimeOptions
+
+    options = RuntimeOptions(cache, device, n_jobs, quiet)
     file_format = resolve_format(None, file_format)
     check_model_folder(output)
     names = parse_labels(labels, labels_file)
+    if depth is not None and method == "auto":
+        method = "ape"
     if depth is not None and method != "ape":
         raise typer.BadParameter(
             f"{depth} has no effect with --method {method}. Use --method ape, or remove it.",
@@ -99,7 +115,7 @@ def fit(
             "is not supported by --method lit. Remove it.", param_hint="--head-pairs"
         )
     if checkpoint is not None:
-        if method not in ("ape", "lit"):
+        if method not in ("auto", "ape", "lit"):
             raise typer.BadParameter(
                 f"{str(checkpoint)!r} has no effect with --method {method}. Use --method ape or "
                 "lit, or remove it.",
@@ -108,24 +124,40 @@ def fit(
         from ..aligners._checkpoint import prepare_folder
 
         prepare_folder(checkpoint)
-    bunch = _load_pairs(data, image, caption, captions, strict, quiet)
+    columns = {"image": image, "caption": caption, "label": label}
+    bunch = load_data(data, captions, strict, quiet, **columns)
+    has_labels_only = bunch.captions is None and "labels" in bunch
+    if method == "few-shot" or (method == "auto" and has_labels_only):
+        if "labels" not in bunch:
+            raise ValueError(
+                f"{str(data)!r} has no labels. Put the images in subfolders named by their "
+                "labels, or pass a table and --label with its column of labels."
+            )
+        scores, n_fitted = _fit_few_shot(
+            bunch, names, aligner, templates, test_size, random_state, refit, output, options
+        )
+        _report(scores, n_fitted, output, file_format, quiet)
+        return
+    if aligner is not None:
+        raise typer.BadParameter(
+            "has an effect only with --method few-shot. Remove it.", param_hint="--aligner"
+        )
+    if method == "auto":
+        method = "ape"
+    _use_labels_as_captions(bunch, data, quiet)
 
     from ..aligners import APEAligner, ASIFAligner, CCAAligner, KernelAligner, LiTAligner
     from ..encoders import TransformersTextEncoder
     from ..zero_shot import ZeroShotClassifier
     from ._models import (
-        RuntimeOptions,
-        Score,
         card_label,
         encode_images,
         make_image_encoder,
         make_text_encoder,
-        print_scores,
         score_held_out,
         split_rows,
     )
 
-    options = RuntimeOptions(cache, device, n_jobs, quiet)
     encoder = make_image_encoder(image_encoder, options, on_error="raise" if strict else "nan")
     caption_encoder = make_text_encoder(text_encoder, options)
     if method == "lit" and not isinstance(caption_encoder, TransformersTextEncoder):
@@ -151,8 +183,8 @@ def fit(
         params |= {"device": device, "verbose": int(not quiet)}
     if depth is not None:
         params["depth"] = depth
-    aligner: Any = aligners[method](**params)
-    scores: list[Score] = []
+    model: Any = aligners[method](**params)
+    scores = []
     if split is None and test_size:
         print_message(
             "Not evaluated: at least 50 pairs with distinct images and captions are needed for a "
@@ -162,28 +194,32 @@ def fit(
     if split is not None:
         train, test = split
         n_fitted = len(train)
-        aligner.fit([images[row] for row in train], [texts[row] for row in train])
+        model.fit([images[row] for row in train], [texts[row] for row in train])
         held_out = [images[row] for row in test], [texts[row] for row in test]
-        scores = score_held_out(aligner, *held_out, are_classes=bunch.from_labels)
+        scores = score_held_out(model, *held_out, are_classes=bunch.from_labels)
     if split is None or refit:
         n_fitted = len(images)
-        aligner.fit(images, texts)
+        model.fit(images, texts)
 
-    model = aligner
     if names is not None:
-        model = ZeroShotClassifier(names, aligner=aligner, templates=templates)
+        model = ZeroShotClassifier(names, aligner=model, templates=templates)
     card_scores = {card_label(score): score.value for score in scores}
     model.save_pretrained(output.expanduser(), scores=card_scores)
+    _report(scores, n_fitted, output, file_format, quiet)
+
+
+def _report(
+    scores: list[Any], n_fitted: int, output: Path, file_format: str | None, quiet: bool
+) -> None:
+    from ._models import print_scores
+
     if scores:
         print_scores(scores, file_format)
     print_message(f"Fitted on {n_fitted:,} images. Saved in {str(output)!r}.", quiet)
 
 
-def _load_pairs(
-    data: Path, image: str, caption: str, captions: str, strict: bool, quiet: bool
-) -> Any:
-    """Load pairs, with the names of subfolders as captions if there are no captions."""
-    bunch = load_data(data, captions, strict, quiet, image=image, caption=caption)
+def _use_labels_as_captions(bunch: Any, data: Path, quiet: bool) -> None:
+    """Set the names of subfolders as captions if there are no captions, and `from_labels`."""
     bunch.from_labels = bunch.captions is None
     if bunch.from_labels:
         if "labels" not in bunch:
@@ -192,7 +228,7 @@ def _load_pairs(
                 "images in subfolders whose names describe them, or set --captions filename if "
                 "the file names describe them."
             )
-        bunch.captions = [label.replace("_", " ").strip() for label in bunch.labels]
+        bunch.captions = [_to_name(label) for label in bunch.labels]
         if len(set(bunch.captions)) < 2:
             raise ValueError(
                 f"{str(data)!r} has a single subfolder and no captions, so all captions would be "
@@ -201,4 +237,90 @@ def _load_pairs(
         print_message(
             "There are no captions. The names of the subfolders are used as captions.", quiet
         )
-    return bunch
+
+
+def _to_name(label: Any) -> str:
+    return str(label).replace("_", " ").strip()
+
+
+def _fit_few_shot(
+    bunch: Any,
+    names: Any,
+    source: str | None,
+    templates: str,
+    test_size: float,
+    random_state: int,
+    refit: bool,
+    output: Path,
+    options: Any,
+) -> tuple[list[Any], int]:
+    """Fit, evaluate and save a few-shot classifier; return its scores and number of images."""
+    from sklearn.linear_model import LogisticRegression
+
+    from ..prompts import resolve_class_names
+    from ..utils.validation import format_list
+    from ..zero_shot import FewShotClassifier, ZeroShotClassifier
+    from ._models import (
+        Score,
+        card_label,
+        encode_images,
+        get_image_encoder,
+        load_aligner,
+        make_score,
+        split_rows,
+    )
+
+    y = [str(label) for label in bunch.labels]
+    if names is None:
+        names = {label: _to_name(label) for label in sorted(set(y))}
+    classes = list(resolve_class_names(names))
+    missing = sorted(set(y) - set(classes))
+    if missing:
+        raise ValueError(
+            f"--labels does not contain labels of the images: {format_list(missing)}. Add them, "
+            "or remove --labels to use the names of the subfolders."
+        )
+    if len(classes) < 2:
+        raise ValueError(
+            f"All images have the label {classes[0]!r}. Add subfolders, or set --labels with the "
+            "names of other classes."
+        )
+    aligner = load_aligner(source, options)
+    encoder = get_image_encoder(aligner)
+    encoded = encode_images(encoder, bunch.images, options)
+    rows = encoded.readable_rows
+    images, y = [bunch.images[row] for row in rows], [y[row] for row in rows]
+    features = encoded.features[rows]
+    encoder.set_params(verbose=0)  # the features of all readable images are cached now
+    classifier = FewShotClassifier(names, aligner=aligner, templates=templates)
+    split = split_rows(features, y, test_size, random_state, classes=y)
+    scores: list[Score] = []
+    if split is None and test_size:
+        print_message(
+            "Not evaluated: at least 10 held-out images are needed, and 2 images of each class.",
+            options.quiet,
+        )
+    n_fitted = len(images)
+    if split is not None:
+        train, test = split
+        y_train, y_test = [y[row] for row in train], [y[row] for row in test]
+        held_out = [images[row] for row in test]
+        classifier.fit([images[row] for row in train], y_train)
+        n_fitted = len(train)
+        regression = LogisticRegression(max_iter=1000).fit(features[train], y_train)
+        predictions = {
+            "few-shot": classifier.predict(held_out),
+            "names alone": ZeroShotClassifier(names, aligner=aligner, templates=templates).predict(
+                held_out
+            ),
+            "LogisticRegression": regression.predict(features[test]),
+        }
+        for name, predicted in predictions.items():
+            hits = [a == b for a, b in zip(predicted.tolist(), y_test, strict=True)]
+            scores.append(make_score("accuracy", name, hits))
+    if split is None or refit:
+        classifier.fit(images, y)
+        n_fitted = len(images)
+    card_scores = {card_label(score): score.value for score in scores[:1]}
+    classifier.save_pretrained(output.expanduser(), scores=card_scores)
+    return scores, n_fitted

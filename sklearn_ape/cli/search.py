@@ -29,6 +29,13 @@ def search(
         list[Path] | None, typer.Option(help="Query image: find similar images. Can be repeated.")
     ] = None,
     k: Annotated[int, typer.Option("-k", min=1, help="Number of images per query.")] = 5,
+    min_score: Annotated[
+        str | None,
+        typer.Option(
+            help="Lowest score of the images that are listed, or auto: only images that are "
+            "related to the query. A query may have no results."
+        ),
+    ] = None,
     aligner: option.Aligner = None,
     index: Annotated[
         Path | None, typer.Option(help="Folder written by 'sklearn-ape index', instead of IMAGES.")
@@ -62,6 +69,7 @@ def search(
         raise typer.BadParameter(
             f"{str(index)!r} contains its aligner. Remove --aligner.", param_hint="--index"
         )
+    score_bound = _parse_min_score(min_score)
     paths = list_images(images, quiet) if images else []
 
     from ._models import RuntimeOptions
@@ -69,8 +77,10 @@ def search(
     options = RuntimeOptions(cache, device, n_jobs, quiet)
     retriever = _build_index(paths, aligner, options) if images else _load_index(index, options)
     with Table(["query", "rank", "path", "score"], output, file_format) as table:
-        _write_results(table, queries, retriever, k, "text")
-        _write_results(table, likes, retriever, k, "image")
+        n_empty = _write_results(table, queries, retriever, k, "text", score_bound)
+        n_empty += _write_results(table, likes, retriever, k, "image", score_bound)
+    if n_empty:
+        print_message(f"Nothing was found for {n_empty} of the queries.", quiet)
 
 
 def index(
@@ -86,6 +96,14 @@ def index(
             "(fastest, approximate)."
         ),
     ] = "exact",
+    update: Annotated[
+        bool,
+        typer.Option(
+            "--update",
+            help="Update the index in the output folder: embed new and changed images, and drop "
+            "images that are not in IMAGES any more.",
+        ),
+    ] = False,
     cache: option.Cache = None,
     device: option.Device = "auto",
     n_jobs: option.NJobs = -1,
@@ -96,13 +114,55 @@ def index(
     Example: sklearn-ape index photos/ -o my-index
     """
     check_model_folder(output)
+    if update and (aligner is not None or kind != "exact"):
+        raise typer.BadParameter(
+            "keeps the aligner and the kind of the index. Remove --aligner and --kind.",
+            param_hint="--update",
+        )
     paths = [os.path.abspath(path) for path in list_images(images, quiet)]
 
     from ._models import RuntimeOptions
 
-    retriever = _build_index(paths, aligner, RuntimeOptions(cache, device, n_jobs, quiet), kind)
-    retriever.save_pretrained(output.expanduser())
+    options = RuntimeOptions(cache, device, n_jobs, quiet)
+    folder = output.expanduser()
+    if update and folder.is_dir():
+        retriever = _update_index(folder, paths, options)
+    else:
+        retriever = _build_index(paths, aligner, options, kind)
+    retriever.save_pretrained(folder)
     print_message(f"{retriever.n_samples_fit_:,} images indexed in {str(output)!r}.", quiet)
+
+
+def _update_index(folder: Path, paths: Sequence[str], options: Any) -> Any:
+    """Return the index in a folder after embedding new and changed images only."""
+    from ._models import encode_images, get_image_encoder
+
+    retriever = _load_index(folder, options)
+    if retriever._has_y:
+        raise ValueError(
+            f"{str(folder)!r} was not created by 'sklearn-ape index': its items are not the paths "
+            "of images. Create it again without --update."
+        )
+    indexed = set(retriever.items_)
+    # An image that was written after the index may have changed.
+    indexed_at = max(path.stat().st_mtime for path in folder.iterdir())
+    changed = {path for path in indexed.intersection(paths) if os.stat(path).st_mtime > indexed_at}
+    removed = indexed.difference(paths)
+    kept = indexed - removed - changed
+    new = [path for path in paths if path not in kept]
+    if new:
+        encoder = get_image_encoder(retriever)
+        encoded = encode_images(encoder, new, options, may_be_empty=bool(kept))
+        new = [new[row] for row in encoded.readable_rows]
+    if not kept:
+        retriever.fit(new)
+    else:
+        if removed or changed:
+            retriever.remove(sorted(removed | changed))
+        if new:
+            retriever.add(new)
+    print_message(f"{len(new):,} images embedded, {len(removed):,} removed.", options.quiet)
+    return retriever
 
 
 def _build_index(
@@ -136,29 +196,58 @@ def _load_index(folder: Path | None, options: Any) -> Any:
     return retriever
 
 
+def _parse_min_score(text: str | None) -> float | str | None:
+    if text is None or text == "auto":
+        return text
+    try:
+        return float(text)
+    except ValueError:
+        raise typer.BadParameter(
+            f"{text!r} is not a number or auto.", param_hint="--min-score"
+        ) from None
+
+
 def _write_results(
-    table: Table, queries: list[str], retriever: Any, k: int, modality: str
-) -> None:
+    table: Table,
+    queries: list[str],
+    retriever: Any,
+    k: int,
+    modality: str,
+    min_score: float | str | None,
+) -> int:
+    """Write the results of queries, and return the number of queries without results."""
     from ..encoders import EncodingFailedWarning
 
     if not queries:
-        return
+        return 0
     is_image = modality == "image"
     n_read = retriever.n_samples_fit_ - retriever.n_unread_
     # An image of the collection is its own nearest neighbour: search for one more, and skip it.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", EncodingFailedWarning)  # the error below names the image
-        result = retriever.search(queries, k=min(k + is_image, n_read), modality=modality)
+        result = retriever.search(
+            queries, k=min(k + is_image, n_read), modality=modality, min_score=min_score
+        )
     # The items of an index created in Python may be ids instead of file names.
     has_file_names = not retriever._has_y
+    n_empty = 0
     for query, scores, items in zip(queries, result.scores, result.items, strict=True):
-        if not items:
+        if not items and is_image and not _is_readable(retriever, query, min_score):
             raise ValueError(f"--like {query!r} cannot be read as an image. Pass another image.")
         results = [
             (FileName(item) if has_file_names else str(item), round(score, 4))
-            for item, score in zip(items, scores.tolist(), strict=True)
+            for item, score in zip(items, scores[: len(items)].tolist(), strict=True)
             if not (is_image and _is_same_file(item, query))
         ]
+        n_empty += not results
         for rank, result_cells in enumerate(results[:k], start=1):
             table.write([FileName(query) if is_image else query, rank, *result_cells])
     table.flush()
+    return n_empty
+
+
+def _is_readable(retriever: Any, image: str, min_score: float | str | None) -> bool:
+    """Return whether an image without results can be read: all results are below the score."""
+    return min_score is not None and bool(
+        retriever.search([image], k=1, modality="image").items[0]
+    )

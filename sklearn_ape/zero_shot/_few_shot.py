@@ -256,6 +256,34 @@ class FewShotClassifier(ZeroShotClassifier):
         progress.end()
         return self
 
+    def was_fitted_on(self, X: Any) -> np.ndarray:
+        """Return whether each image is one of the labelled images.
+
+        Accuracies on labelled images are too high, so leave them out of a test set.
+
+        Parameters
+        ----------
+        X : sequence of images, or array-like of shape (n_samples, n_features_in_)
+            Images, or features if the aligner takes features.
+
+        Returns
+        -------
+        is_labelled : ndarray of bool, shape (n_samples,)
+            False for images that could not be read.
+        """
+        self._check_ready()
+        embeddings = np.asarray(self._aligner_in_use().transform(X), dtype=np.float32)
+        if not hasattr(self, "coef_"):
+            return np.zeros(len(embeddings), bool)
+        is_readable = ~np.isnan(embeddings[:, 0])
+        n_examples = len(self._examples.codes)
+        groups = group_equal_images(
+            np.vstack([self._examples.embeddings, embeddings[is_readable]])
+        )
+        is_labelled = np.zeros(len(embeddings), bool)
+        is_labelled[is_readable] = np.isin(groups[n_examples:], groups[:n_examples])
+        return is_labelled
+
     @property
     def class_count_(self) -> np.ndarray:
         """Number of labelled images of each class."""

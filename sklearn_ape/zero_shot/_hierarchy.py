@@ -1,86 +1,13 @@
-"""Hierarchies of labels, and probabilities of their inner nodes."""
+"""Nodes of a hierarchy of labels, and their probabilities."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 
 from ..aligners.similarity import UNKNOWN
-from ..prompts import resolve_names, to_builtin, to_class_array
-
-# Deeper nesting is more likely an error than a hierarchy.
-_MAX_DEPTH = 20
-
-
-def is_hierarchy(labels: Any) -> bool:
-    """Return whether a ``labels`` parameter has classes within classes."""
-    return isinstance(labels, Mapping) and any(
-        isinstance(value, Mapping) for value in labels.values()
-    )
-
-
-def flatten_labels(labels: Mapping[Any, Any]) -> tuple[dict[Any, Any], dict[Any, tuple[Any, ...]]]:
-    """Return the classes at the leaves of a hierarchy, and the path of every node.
-
-    Parameters
-    ----------
-    labels : mapping
-        Mapping whose values are names, as in `resolve_names`, or mappings of the same kind.
-
-    Returns
-    -------
-    names : dict
-        Names of each leaf, which `resolve_names` accepts.
-    paths : dict
-        Path of each node, from the coarsest node to the node itself.
-
-    Raises
-    ------
-    ValueError
-        If a node is empty, has the label of another node, or contains itself.
-    """
-    names: dict[Any, Any] = {}
-    paths: dict[Any, tuple[Any, ...]] = {}
-    for path, value in _iter_nodes(labels, ()):
-        label = path[-1]
-        if label in paths:
-            first, second = (_format_path(parents) for parents in (paths[label], path))
-            raise ValueError(
-                f"labels has {label!r} twice: {first} and {second}. Give each node of the "
-                "hierarchy a label of its own, such as 'crane (bird)', with the names to embed: "
-                "{'crane (bird)': ['crane']}."
-            )
-        paths[label] = path
-        if not isinstance(value, Mapping):
-            names[label] = value
-        elif not value:
-            raise ValueError(
-                f"labels has the empty group {label!r}. Add classes to it, or pass None instead "
-                "of {} if it is a class."
-            )
-    resolve_names(list(paths))  # the labels of inner nodes are checked as well
-    return names, paths
-
-
-def _iter_nodes(
-    labels: Mapping[Any, Any], parents: tuple[Any, ...]
-) -> Iterator[tuple[tuple[Any, ...], Any]]:
-    if len(parents) > _MAX_DEPTH:
-        raise ValueError(
-            f"labels is nested more than {_MAX_DEPTH} levels deep, at {_format_path(parents[:4])} "
-            "> ...: a group may contain itself. Pass a hierarchy without cycles."
-        )
-    for label, value in labels.items():
-        path = (*parents, to_builtin(label))
-        yield path, value
-        if isinstance(value, Mapping):
-            yield from _iter_nodes(value, path)
-
-
-def _format_path(path: Sequence[Any]) -> str:
-    return " > ".join(map(str, path))
+from ..prompts import flatten_labels, to_class_array
 
 
 class Hierarchy(NamedTuple):

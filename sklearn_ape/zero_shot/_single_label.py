@@ -17,11 +17,19 @@ from ..aligners.similarity import (
     choose_top_texts,
     to_probabilities,
 )
-from ..prompts import check_in_labels, may_be_encoded, resolve_names, to_class_array, validate_y
+from ..prompts import (
+    check_in_labels,
+    is_hierarchy,
+    may_be_encoded,
+    resolve_class_names,
+    resolve_names,
+    to_class_array,
+    validate_y,
+)
 from ..utils.validation import check_number, format_list, ignores_underflow
 from ..utils.warnings import warn
 from ._base import ZeroShotBase
-from ._hierarchy import Hierarchy, flatten_labels, is_hierarchy
+from ._hierarchy import Hierarchy
 from ._transduction import propagate_labels, resolve_class_prior
 
 
@@ -432,11 +440,6 @@ class SingleLabelClassifier(ZeroShotBase):
         if names is not None:
             resolve_class_prior(self.class_prior, to_class_array(names))
         return templates
-
-
-def resolve_class_names(labels: Any) -> dict[Any, list[str]]:
-    """Return the names of the classes of a ``labels`` parameter, which may be a hierarchy."""
-    return resolve_names(flatten_labels(labels)[0] if is_hierarchy(labels) else labels)
 
 
 def _warn_if_unreadable(scores: np.ndarray) -> None:

@@ -1,6 +1,7 @@
 """The command `classify`."""
 
 import csv
+import io
 import json
 import os
 
@@ -154,3 +155,13 @@ class TestErrors:
         result = run("classify", small_folder, *arguments, code=code)
         assert message in " ".join(result.stderr.split())
         assert result.stdout == ""
+
+
+def test_together_takes_all_images_into_account(photos, run):
+    """The labels are those of `predict_together`."""
+    labels = ["an animal", "food", "a vehicle"]
+    result = run("classify", photos, "--labels", ",".join(labels), "--together")
+    rows = list(csv.DictReader(io.StringIO(result.stdout)))
+    images = [row["path"] for row in rows]
+    expected = ZeroShotClassifier(labels).predict_together(images)
+    assert [row["label"] for row in rows] == expected.tolist()

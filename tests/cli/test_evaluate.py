@@ -1,5 +1,7 @@
 """The command `evaluate`."""
 
+import csv
+import io
 import json
 import shutil
 from pathlib import Path
@@ -127,3 +129,20 @@ class TestErrors:
 
     def test_unknown_figure_format_raises(self, small_folder, run):
         assert ".png" in run("evaluate", small_folder, "--figure", "x.docx", code=2).stderr
+
+
+def test_levels_of_a_hierarchy(photos, run, tmp_path):
+    labels = tmp_path / "labels.json"
+    labels.write_text('{"living": {"animal": null, "food": null}, "travel": ["a vehicle"]}')
+    result = run("evaluate", photos, "--labels-file", labels)
+    rows = {row["of"]: float(row["value"]) for row in csv.DictReader(io.StringIO(result.stdout))}
+    assert rows["level 2"] == rows["all"]
+    assert rows["level 1"] >= rows["level 2"]
+
+
+def test_few_shot_classifier_on_its_own_images_warns(photos, run, tmp_path):
+    run("fit", photos, "-o", tmp_path / "model", "--quiet", "--test-size", "0")
+    result = run("evaluate", photos, "--aligner", tmp_path / "model")
+    assert "60 of 60 images were used to fit" in result.stderr
+    rows = {row["of"]: float(row["value"]) for row in csv.DictReader(io.StringIO(result.stdout))}
+    assert rows["all"] > 0.9

@@ -1,12 +1,19 @@
 """The command `fit`."""
 
+import csv
+import io
 import json
 import shutil
 
 import numpy as np
 import pytest
 
-from sklearn_ape import KernelAligner, ZeroShotClassifier, load_pretrained
+from sklearn_ape import (
+    FewShotClassifier,
+    KernelAligner,
+    ZeroShotClassifier,
+    load_pretrained,
+)
 from tests.encoders.tiny_networks import text_folder
 
 QUICK = ("--method", "kernel", "--quiet")
@@ -131,3 +138,43 @@ class TestErrors:
     )
     def test_incompatible_options_raise(self, photos, run, tmp_path, arguments, message):
         assert message in run("fit", photos, "-o", tmp_path / "m", *arguments, code=2).stderr
+
+
+class TestFewShot:
+    def test_labelled_folders_give_a_few_shot_classifier(self, photos, run, tmp_path):
+        """The command compares it with the names alone and with LogisticRegression."""
+        result = run("fit", photos, "-o", tmp_path / "model")
+        rows = list(csv.DictReader(io.StringIO(result.stdout)))
+        assert [row["of"] for row in rows] == ["few-shot", "names alone", "LogisticRegression"]
+        assert len({row["n"] for row in rows}) == 1
+        model = load_pretrained(tmp_path / "model")
+        assert type(model) is FewShotClassifier
+        assert model.classes_.tolist() == ["animal", "food", "travel"]
+        assert model.class_count_.sum() == 60
+        assert float(rows[0]["value"]) >= float(rows[1]["value"]) - 0.1
+        answers = run("classify", photos / "food", "--aligner", tmp_path / "model").stdout
+        assert "food" in answers
+
+    def test_labels_may_have_other_names_and_more_classes(self, photos, run, tmp_path):
+        labels = tmp_path / "labels.json"
+        labels.write_text(
+            '{"animal": ["an animal"], "food": null, "travel": ["a vehicle"], "tool": null}'
+        )
+        options = ("--labels-file", labels, "--test-size", "0", "--quiet")
+        run("fit", photos, "-o", tmp_path / "model", *options)
+        model = load_pretrained(tmp_path / "model")
+        counts = [len(list((photos / name).iterdir())) for name in ("animal", "food", "travel")]
+        assert model.class_count_.tolist() == [*counts[:2], 0, counts[2]]
+
+    @pytest.mark.parametrize(
+        ("arguments", "message", "code"),
+        [
+            (("--labels", "animal,food"), "does not contain labels of the images: 'travel'", 1),
+            (("--method", "kernel", "--aligner", "x"), "only with --method few-shot", 2),
+            (("--method", "few-shot", "--captions", "filename"), "has no labels", 1),
+        ],
+    )
+    def test_invalid_options_are_messages(self, photos, run, tmp_path, arguments, message, code):
+        data = photos / "food" if "filename" in arguments else photos
+        result = run("fit", data, "-o", tmp_path / "model", *arguments, code=code)
+        assert message in " ".join(result.stderr.split())

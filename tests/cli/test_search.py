@@ -1,8 +1,13 @@
 """The commands `search` and `index`."""
 
+import os
+import shutil
+import time
+
+import numpy as np
 import pytest
 
-from sklearn_ape import CrossModalRetriever
+from sklearn_ape import CrossModalRetriever, load_pretrained
 
 
 @pytest.fixture
@@ -57,3 +62,60 @@ class TestSearch:
         (small_folder / "zz.jpg").write_text("no image")
         result = run("search", small_folder / "food", "--like", small_folder / "zz.jpg", code=1)
         assert "cannot be read as an image" in result.stderr
+
+
+class TestUpdate:
+    def test_new_changed_and_removed_images(self, photos, run, tmp_path):
+        """The updated index equals a new one, and unchanged images are not embedded again."""
+        folder = tmp_path / "images"
+        shutil.copytree(photos, folder)
+        images = sorted(folder.rglob("*.png"))
+        run("index", folder, "-o", tmp_path / "index")
+        images[0].unlink()
+        shutil.copy(images[3], folder / "new.png")
+        shutil.copy(images[4], images[5])
+        later = time.time() + 10
+        os.utime(images[5], (later, later))
+        result = run("index", folder, "-o", tmp_path / "index", "--update", "--cache", "memory")
+        assert "2 images embedded, 1 removed." in result.stderr
+        run("index", folder, "-o", tmp_path / "other")
+        actual, expected = (load_pretrained(tmp_path / name) for name in ("index", "other"))
+        assert sorted(actual.items_) == sorted(expected.items_)
+        queries = ["a fruit", "an animal"]
+        np.testing.assert_allclose(
+            actual.search(queries, k=9).scores, expected.search(queries, k=9).scores, atol=1e-4
+        )
+        os.utime(images[5], (0, 0))
+        again = run("index", folder, "-o", tmp_path / "index", "--update").stderr
+        assert "0 images embedded, 0 removed." in again
+
+    def test_all_images_replaced(self, photos, run, tmp_path):
+        run("index", photos / "food", "-o", tmp_path / "index", "--quiet")
+        run("index", photos / "animal", "-o", tmp_path / "index", "--update", "--quiet")
+        items = load_pretrained(tmp_path / "index").items_
+        assert len(items) == len(list((photos / "animal").iterdir()))
+        assert all("animal" in item for item in items)
+
+    def test_update_without_index_creates_it(self, photos, run, tmp_path):
+        run("index", photos / "food", "-o", tmp_path / "index", "--update", "--quiet")
+        n_images = len(list((photos / "food").iterdir()))
+        assert load_pretrained(tmp_path / "index").n_samples_fit_ == n_images
+
+    def test_kind_raises(self, photos, run, tmp_path):
+        arguments = ("index", photos, "-o", tmp_path / "index", "--update", "--kind", "faiss")
+        assert "keeps the aligner and the kind" in run(*arguments, code=2).stderr
+
+
+class TestMinScore:
+    def test_query_without_results_is_reported(self, photos, run):
+        result = run("search", photos, "--query", "a fruit", "--min-score", "0.99")
+        assert result.stdout.splitlines() == ["query,rank,path,score"]
+        assert "Nothing was found for 1 of the queries." in result.stderr
+
+    def test_auto_lists_related_images(self, photos, run):
+        result = run("search", photos, "--query", "a tomato", "--min-score", "auto", "-k", "60")
+        assert 1 <= len(result.stdout.splitlines()) - 1 < 30
+
+    def test_invalid_score_is_a_message(self, photos, run):
+        result = run("search", photos, "--query", "a", "--min-score", "high", code=2)
+        assert "is not a number or auto" in " ".join(result.stderr.split())
