@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 from typing import Any, NamedTuple
@@ -21,7 +22,7 @@ from ..prompts import TEMPLATES
 from ..retrieval import CrossModalRetriever
 from ..training import split_pairs
 from ..utils.escape import escape_markdown
-from ..zero_shot import ZeroShotClassifier
+from ..zero_shot import FewShotClassifier, ZeroShotClassifier
 from ._limits import Limits, Progress, UserError, check_text, quote, scale_progress
 from ._model import Alignment, Recall, clone_with_cache, encode, get_encoders, replace_caches
 from ._uploads import CaptionedImages, check_image
@@ -75,19 +76,21 @@ def classify(
     templates: str,
     threshold: float,
     limits: Limits,
+    few_shot: FewShotClassifier | None = None,
 ) -> Classification:
-    """Classify an image; below the threshold, the summary says "unknown"."""
+    """Classify an image; below the threshold, the summary says "unknown".
+
+    A few-shot classifier is used if its classes are the labels.
+    """
     path = check_image(image, limits)
     names = parse_labels(labels, limits)
-    if templates not in TEMPLATES:
-        raise UserError(
-            f"{quote(str(templates))} is not a set of prompt templates. Choose one of "
-            f"{', '.join(TEMPLATES)}."
-        )
+    _check_templates(templates)
     if not isinstance(threshold, int | float) or not 0 <= threshold <= 1:
         raise UserError("The threshold must be between 0 and 1.")
     try:
-        classifier = ZeroShotClassifier(names, aligner=aligner, templates=templates)
+        classifier = _select_few_shot(few_shot, names) or ZeroShotClassifier(
+            names, aligner=aligner, templates=templates
+        )
         top_labels, top_probabilities = classifier.predict_top_k([path], k=len(names))
     except ValueError as error:  # about the labels, since the image was checked above
         raise UserError(str(error).replace(path, "The image")) from error
@@ -102,7 +105,57 @@ def classify(
         )
     else:
         summary = f"**{escape_markdown(best)}**, {probability:.0%}, among {len(names)} labels."
+    if isinstance(classifier, FewShotClassifier):
+        summary += f" Labelled images used: {classifier.class_count_.sum()}."
     return Classification(probabilities, summary)
+
+
+def correct(
+    aligner: Any,
+    image: str | os.PathLike[str] | None,
+    labels: str | None,
+    templates: str,
+    correct_label: str | None,
+    limits: Limits,
+    few_shot: FewShotClassifier | None = None,
+) -> FewShotClassifier:
+    """Return a few-shot classifier that has also learned the correct label of an image.
+
+    The classifier that is passed is not changed. It is extended if its classes are the labels.
+    """
+    path = check_image(image, limits)
+    names = parse_labels(labels, limits)
+    _check_templates(templates)
+    if correct_label not in names:
+        raise UserError("Choose the correct label of the image. It must be one of the labels.")
+    classifier = _select_few_shot(few_shot, names)
+    if classifier is None:
+        classifier = FewShotClassifier(names, aligner=aligner, templates=templates)
+    elif classifier.class_count_.sum() >= limits.corrections:
+        raise UserError(
+            f"The limit is {limits.corrections:,} labelled images. Use FewShotClassifier in "
+            "Python for more."
+        )
+    try:
+        return copy.copy(classifier).partial_fit([path], [correct_label])
+    except ValueError as error:  # about the labels, since the image was checked above
+        raise UserError(str(error).replace(path, "The image")) from error
+
+
+def _select_few_shot(
+    few_shot: FewShotClassifier | None, names: list[str]
+) -> FewShotClassifier | None:
+    """Return a few-shot classifier if its classes are these names."""
+    is_same = few_shot is not None and set(few_shot.classes_.tolist()) == set(names)
+    return few_shot if is_same else None
+
+
+def _check_templates(templates: str) -> None:
+    if templates not in TEMPLATES:
+        raise UserError(
+            f"{quote(str(templates))} is not a set of prompt templates. Choose one of "
+            f"{', '.join(TEMPLATES)}."
+        )
 
 
 class SearchIndex(NamedTuple):

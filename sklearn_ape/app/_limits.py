@@ -93,6 +93,8 @@ class Limits:
         Maximum number of pixels of an image.
     labels : int, default=500
         Maximum number of label names.
+    corrections : int, default=500
+        Maximum number of labelled images by which a visitor corrects predictions.
     text_length : int, default=500
         Maximum number of characters of a label name, a query or a caption.
     request_bytes : int, default=1 MiB
@@ -127,6 +129,7 @@ class Limits:
     images: int = 2_000
     pixels: int = 40_000_000
     labels: int = 500
+    corrections: int = 500
     text_length: int = 500
     request_bytes: int = 2**20
     found: int = 48

@@ -17,6 +17,7 @@ from ..aligners.pairs import flatten_captions
 from ..aligners.wrapper import resolve_aligner, unwrap, wrapped_aligner
 from ..datasets import get_data_home
 from ..encoders import HeadPairs, classifier_head_pairs
+from ..zero_shot import FewShotClassifier
 from ._limits import Limits, Progress, UserError, hide_folder
 from ._uploads import create_temporary_folder, skip_single_folder, unpack
 
@@ -56,10 +57,14 @@ class Alignment(NamedTuple):
 
 
 class Model(NamedTuple):
-    """A fitted aligner for images and texts, and the labels of a classifier that contained it."""
+    """A fitted aligner for images and texts, and the labels of a classifier that contained it.
+
+    If that was a few-shot classifier with labelled images, it is kept as well.
+    """
 
     aligner: Any
     labels: list[str] | None = None
+    few_shot: FewShotClassifier | None = None
 
 
 def load_model(aligner: Any) -> Model:
@@ -70,6 +75,7 @@ def load_model(aligner: Any) -> Model:
 
         aligner = load_pretrained(aligner)
     labels = None
+    given = aligner
     if hasattr(aligner, "predict_proba"):
         labels = [str(label) for label in getattr(aligner, "classes_", [])] or None
     aligner = wrapped_aligner(resolve_aligner(aligner))
@@ -85,7 +91,13 @@ def load_model(aligner: Any) -> Model:
             "APEAligner(text_encoder=text_encoder)).fit(images, captions)."
         )
     # Uploads of visitors must not be stored in the caches of the encoders.
-    return Model(replace_caches(aligner, None, None), labels)
+    aligner = replace_caches(aligner, None, None)
+    if not isinstance(given, FewShotClassifier) or not hasattr(given, "coef_"):
+        return Model(aligner, labels)
+    few_shot = copy.copy(given)
+    few_shot.aligner = few_shot.aligner_ = aligner
+    few_shot._note_fit()
+    return Model(aligner, labels, few_shot)
 
 
 def get_encoders(aligner: Any) -> tuple[Any, Any]:

@@ -17,6 +17,7 @@ from ..datasets.base import split_words
 from ..encoders import HeadPairs
 from ..features import MemoryFeatureCache
 from ..utils.files import IMAGE_SUFFIXES
+from ..zero_shot import FewShotClassifier
 from ._actions import (
     Classification,
     SearchIndex,
@@ -24,6 +25,8 @@ from ._actions import (
     align,
     build_index,
     classify,
+    correct,
+    parse_labels,
     search,
 )
 from ._limits import Limits, Progress, UserError, ignore_progress, scale_progress
@@ -59,6 +62,7 @@ class ImageCollection:
     cache: Any
     title: str
     folder: Any = None  # temporary folder, deleted with this object
+    labels: list[str] | None = None  # names of the subfolders
 
 
 def load_collection(images: Any) -> ImageCollection:
@@ -74,7 +78,10 @@ def load_collection(images: Any) -> ImageCollection:
         data = load_image_folder(images)
         names = [text if isinstance(text, str) else text[0] for text in data.captions or []]
         title = f"{len(data.images)} images of {Path(images).name!r}"
-        return ImageCollection(data.images, names or names_of_files(data.images), cache, title)
+        names = names or names_of_files(data.images)
+        folders = sorted({split_words(label) for label in data.get("labels", ())} - {""})
+        labels = folders if len(folders) > 1 else None
+        return ImageCollection(data.images, names, cache, title, labels=labels)
     if not isinstance(images, Sequence) or not len(images):
         raise ValueError(
             f"images must be a folder, a sequence of image paths or None, got {images!r}. None "
@@ -105,12 +112,16 @@ def make_examples(collection: ImageCollection, n_examples: int = 6) -> list[Any]
 
 @dataclass(frozen=True)
 class Session:
-    """Data of one visitor: own aligner, its zip file, own images, and the embedded images."""
+    """Data of one visitor: own aligner, its zip file, own images, and the embedded images.
+
+    `few_shot` has learned from the visitor's corrections of classifications.
+    """
 
     alignment: Alignment | None = None
     download: Download | None = None
     images: ImageCollection | None = None
     index: SearchIndex | None = None
+    few_shot: FewShotClassifier | None = None
 
 
 class AppService:
@@ -124,7 +135,7 @@ class AppService:
         self.limits = limits
         self.images = load_collection(images)
         self.examples = make_examples(self.images)
-        self.initial_session = Session()
+        self.initial_session = Session(few_shot=model.few_shot)
         # Each lock is held while its value is computed: concurrent requests wait for the result
         # instead of computing it again.
         self._index_lock = threading.Lock()
@@ -142,7 +153,23 @@ class AppService:
     ) -> Classification:
         """Classify an image."""
         aligner = self.get_aligner(session)
-        return classify(aligner, image, labels, templates, threshold, self.limits)
+        options = threshold, self.limits, session.few_shot
+        return classify(aligner, image, labels, templates, *options)
+
+    def parse_labels(self, labels: str) -> list[str]:
+        """Return the label names of a text, see `parse_labels`; none if they are not valid."""
+        with contextlib.suppress(UserError):
+            return parse_labels(labels, self.limits)
+        return []
+
+    def correct(
+        self, session: Session, image: Any, labels: str, templates: str, correct_label: str
+    ) -> Session:
+        """Learn the correct label of an image, for further classifications of the visitor."""
+        aligner = self.get_aligner(session)
+        options = correct_label, self.limits, session.few_shot
+        few_shot = correct(aligner, image, labels, templates, *options)
+        return replace(session, few_shot=few_shot)
 
     def search(
         self,
@@ -167,7 +194,7 @@ class AppService:
             raise UserError("There is no zip yet. Drop the zip of a downloaded aligner.")
         with create_temporary_folder("saved-") as folder:
             alignment = load_zip(archive, folder, self.model.aligner, self.limits)
-        return replace(session, alignment=alignment, download=None, index=None)
+        return replace(session, alignment=alignment, download=None, index=None, few_shot=None)
 
     def load_images(self, session: Session, archive: Any, progress: Progress) -> Session:
         """Use the images of a zip file for searches."""
@@ -215,11 +242,13 @@ class AppService:
             )
         remark = f"The captions are from {data.source}. {describe_problems(checked.problems)}"
         download = save_zip(alignment)
-        return replace(session, alignment=alignment, download=download, index=None), remark
+        session = replace(session, alignment=alignment, download=download)
+        return replace(session, index=None, few_shot=None), remark
 
     def reset_aligner(self, session: Session) -> Session:
         """Use the aligner of the server again."""
-        return replace(session, alignment=None, download=None, index=None)
+        few_shot = self.model.few_shot
+        return replace(session, alignment=None, download=None, index=None, few_shot=few_shot)
 
     def _get_index(self, session: Session, progress: Progress) -> tuple[Session, SearchIndex]:
         """Return the session with its index, which is built if necessary."""

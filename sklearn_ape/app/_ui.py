@@ -179,6 +179,13 @@ def classify_tab(gr: Any, service: AppService, session: Any, labels: Sequence[st
                 label="Probabilities", num_top_classes=_N_LABELS_SHOWN, elem_id="classify-answer"
             )
             summary = gr.Markdown(elem_id="classify-verdict")
+            label = gr.Dropdown(
+                [],
+                label="This is wrong, it is ...",
+                info="The page learns from it: similar images get this label.",
+                elem_id="classify-correct-label",
+            )
+            correct_button = gr.Button("Correct", elem_id="classify-correct")
 
     def classify(
         session: Session, image: Any, names: str, templates: str, threshold: float
@@ -187,15 +194,32 @@ def classify_tab(gr: Any, service: AppService, session: Any, labels: Sequence[st
             result = service.classify(session, image, names, templates, threshold)
         return result.probabilities, result.summary
 
+    def correct(
+        session: Session, image: Any, names: str, templates: str, threshold: float, label: str
+    ) -> tuple[Any, ...]:
+        with show_errors(gr):
+            session = service.correct(session, image, names, templates, label)
+        return session, *classify(session, image, names, templates, threshold)
+
     def classify_new_image(session: Session, image: Any, *options: Any) -> Any:
         return (None, "") if image is None else classify(session, image, *options)
 
+    def list_choices(names: str) -> Any:
+        return gr.Dropdown(choices=service.parse_labels(names), value=None)
+
     inputs, outputs = [session, image, names, templates, threshold], [probabilities, summary]
     options = {"concurrency_id": "answers", "concurrency_limit": service.limits.at_once}
-    button.click(classify, inputs, outputs, api_name="classify", **options)
+    clicked = button.click(classify, inputs, outputs, api_name="classify", **options)
+    correct_button.click(
+        correct, [*inputs, label], [session, *outputs], api_name="correct", **options
+    )
     options["api_visibility"] = "private"
-    names.submit(classify, inputs, outputs, **options)
-    image.change(classify_new_image, inputs, outputs, show_progress_on=probabilities, **options)
+    submitted = names.submit(classify, inputs, outputs, **options)
+    changed = image.change(
+        classify_new_image, inputs, outputs, show_progress_on=probabilities, **options
+    )
+    for event in (clicked, submitted, changed):
+        event.success(list_choices, names, label, **options)
 
 
 def search_tab(gr: Any, service: AppService, session: Any) -> None:
@@ -352,7 +376,8 @@ def build_page(service: AppService, labels: Sequence[str] | None) -> gradio.Bloc
         gr.Markdown(_INTRODUCTION.format(minutes=max(1, limits.idle_seconds // 60)))
         session = gr.State(service.initial_session, time_to_live=limits.idle_seconds)
         with gr.Tab("Classify", id="classify"):
-            classify_tab(gr, service, session, labels or service.model.labels or DEFAULT_LABELS)
+            own = labels or service.model.labels or service.images.labels
+            classify_tab(gr, service, session, own or DEFAULT_LABELS)
         with gr.Tab("Search", id="search"):
             search_tab(gr, service, session)
         with gr.Tab("Align your own", id="align"):

@@ -104,6 +104,20 @@ class Browser:
         field.clear()
         field.send_keys(text)
 
+    def choose(self, elem_id, text):
+        """Choose an entry of a dropdown whose entries may not be loaded yet."""
+
+        def chosen():
+            try:
+                self.all(f"#{elem_id} input")[0].click()
+                entries = self.all(f"#{elem_id} [role=option], ul.options [role=option]")
+                next(entry for entry in entries if entry.text.strip().endswith(text)).click()
+            except (IndexError, StopIteration, WebDriverException):
+                return False
+            return True
+
+        self.wait(chosen)
+
     def requests(self):
         """Return the URLs that the page requested."""
         log = self.driver.get_log("performance")
@@ -146,6 +160,12 @@ class TestFirstVisit:
         browser.wait(lambda: browser.text("classify-verdict").startswith(f"{name}, "))
         assert "among 3 labels" in browser.text("classify-verdict")
         assert "submarine" in browser.text("classify-answer")
+
+        # Correct the label: the page learns it.
+        browser.choose("classify-correct-label", "tuba")
+        browser.click("#classify-correct")
+        browser.wait(lambda: "Labelled images used: 1." in browser.text("classify-verdict"))
+        assert browser.text("classify-verdict").startswith("tuba, ")
 
         browser.tab("Search")
         browser.write("search-words", captioned_images.captions[3])

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +12,12 @@ from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import make_pipeline
 
-from sklearn_ape import CCAAligner, ZeroShotClassifier
+from sklearn_ape import CCAAligner, FewShotClassifier, ZeroShotClassifier
 from sklearn_ape.app import Limits
 from sklearn_ape.app._actions import parse_labels
 from sklearn_ape.app._limits import UserError, ignore_progress, message_for_visitor
-from sklearn_ape.app._model import Alignment, Recall, load_model
-from sklearn_ape.app._session import AppService, Session
+from sklearn_ape.app._model import Alignment, Model, Recall, load_model
+from sklearn_ape.app._session import AppService, Session, load_collection
 from sklearn_ape.app._ui import describe_alignment, show_errors
 from sklearn_ape.features import MemoryFeatureCache
 
@@ -49,6 +50,68 @@ class TestParseLabels:
     def test_invalid_labels_raise(self, text, why):
         with pytest.raises(UserError, match=why):
             parse_labels(text, Limits())
+
+
+class TestCorrect:
+    def test_image_gets_the_correct_label(self, service, captioned_images):
+        """Further corrections are added, and the session before is not changed."""
+        images, names = captioned_images.images[:3], "a stone, a cloud, a tuba"
+        session = service.correct(Session(), images[0], names, "simple", "a tuba")
+        results = service.classify(session, images[0], names, "simple", 0)
+        assert next(iter(results.probabilities)) == "a tuba"
+        assert "Labelled images used: 1." in results.summary
+        second = service.correct(session, images[1], names, "simple", "a cloud")
+        assert second.few_shot.class_count_.tolist() == [1, 0, 1]
+        assert session.few_shot.class_count_.tolist() == [0, 0, 1]
+
+    def test_other_labels_begin_without_examples(self, service, captioned_images):
+        image = captioned_images.images[0]
+        session = service.correct(Session(), image, "cat, tuba", "simple", "tuba")
+        results = service.classify(session, image, "cat, tuba, rose", "simple", 0)
+        assert "Labelled images" not in results.summary
+        session = service.correct(session, image, "cat, tuba, rose", "simple", "rose")
+        assert session.few_shot.class_count_.sum() == 1
+
+    def test_another_aligner_forgets_corrections(self, service, captioned_images):
+        session = service.correct(
+            Session(), captioned_images.images[0], "cat, tuba", "simple", "tuba"
+        )
+        assert service.reset_aligner(session).few_shot is None
+
+    @pytest.mark.parametrize("label", [None, "rose", ""])
+    def test_label_that_is_not_listed_raises(self, service, captioned_images, label):
+        with pytest.raises(UserError, match="must be one of the labels"):
+            service.correct(Session(), captioned_images.images[0], "cat, tuba", "simple", label)
+
+    def test_limit(self, fast_aligner, captioned_images):
+        service = AppService(
+            Model(fast_aligner), captioned_images.images[:4], Limits(corrections=1)
+        )
+        arguments = (captioned_images.images[0], "cat, tuba", "simple", "tuba")
+        session = service.correct(Session(), *arguments)
+        with pytest.raises(UserError, match="The limit is 1 labelled images"):
+            service.correct(session, *arguments)
+
+    def test_few_shot_classifier_is_served(self, fast_aligner, captioned_images):
+        few = FewShotClassifier(["cat", "tuba"], aligner=fast_aligner)
+        few.fit(captioned_images.images[:2], ["tuba", "tuba"])
+        model = load_model(few)
+        assert model.labels == ["cat", "tuba"]
+        service = AppService(model, captioned_images.images[:4], Limits())
+        image = captioned_images.images[0]
+        results = service.classify(service.initial_session, image, "tuba, cat", "simple", 0)
+        assert "Labelled images used: 2." in results.summary
+        expected = few.predict_proba([image])[0, 1]
+        assert results.probabilities["tuba"] == pytest.approx(expected, abs=1e-5)
+        session = service.correct(service.initial_session, image, "tuba, cat", "simple", "cat")
+        assert service.reset_aligner(session).few_shot is model.few_shot
+
+    def test_names_of_subfolders_are_labels(self, captioned_images, tmp_path):
+        for row, name in enumerate(("house_cat", "tuba")):
+            (tmp_path / name).mkdir()
+            shutil.copy(captioned_images.images[row], tmp_path / name)
+        assert load_collection(tmp_path).labels == ["house cat", "tuba"]
+        assert load_collection(tmp_path / "tuba").labels is None
 
 
 class TestClassify:
