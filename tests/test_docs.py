@@ -18,6 +18,7 @@ from numpydoc.validate import validate
 from sklearn.base import BaseEstimator
 
 import sklearn_ape
+from sklearn_ape import FewShotClassifier, load_pretrained
 
 DOCS = Path(__file__).parents[1] / "docs"
 MODULES = [
@@ -197,7 +198,7 @@ def user_images(captioned_images, tmp_path, monkeypatch):
     """Create the files that the snippets use: images with sidecar captions, and a table."""
     rows = ["file,text"]
     for image, caption, category in zip(
-        captioned_images.images[:4],
+        captioned_images.images[:30],
         captioned_images.captions,
         captioned_images.categories,
         strict=False,
@@ -214,9 +215,10 @@ def user_images(captioned_images, tmp_path, monkeypatch):
 @pytest.mark.parametrize("snippet", README_SNIPPETS)
 def test_snippet_runs(snippet, user_images):
     names = {}
-    exec("from sklearn_ape.encoders import TimmImageEncoder\n" + snippet, names)
-    assert len(names["data"].images) == 4
-    assert names["encoder"].transform(names["data"].images).shape == (4, 1280)
+    exec(snippet, names)
+    assert len(names["data"].images) == 30
+    assert 0.5 < names["accuracy"] <= 1
+    assert type(load_pretrained("my-model")) is FewShotClassifier
 
 
 def test_readme_has_snippets_of_both_kinds():
