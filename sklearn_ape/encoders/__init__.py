@@ -2,6 +2,7 @@
 
 from ._encoding import CacheInfo
 from ._open_clip import OpenCLIPImageEncoder, OpenCLIPTextEncoder
+from ._sentence_transformers import SentenceTransformerEncoder
 from ._timm import TimmImageEncoder
 from ._transformers import TransformersImageEncoder, TransformersTextEncoder
 from .head_pairs import HeadPairs, classifier_head_pairs
@@ -16,6 +17,7 @@ __all__ = [
     "HeadPairs",
     "OpenCLIPImageEncoder",
     "OpenCLIPTextEncoder",
+    "SentenceTransformerEncoder",
     "TimmImageEncoder",
     "TransformersImageEncoder",
     "TransformersTextEncoder",

@@ -9,6 +9,7 @@ from sklearn.base import clone
 
 from ..utils.sklearn_compat import unfreeze
 from ._open_clip import OpenCLIPImageEncoder, OpenCLIPTextEncoder
+from ._sentence_transformers import SentenceTransformerEncoder
 from ._timm import TimmImageEncoder
 from ._transformers import TransformersImageEncoder, TransformersTextEncoder
 from .weights import PACKAGED
@@ -19,15 +20,20 @@ _CLASSES: dict[str, dict[str, Any]] = {
         "transformers": TransformersImageEncoder,
         "open_clip": OpenCLIPImageEncoder,
     },
-    "text": {"transformers": TransformersTextEncoder, "open_clip": OpenCLIPTextEncoder},
+    "text": {
+        "transformers": TransformersTextEncoder,
+        "open_clip": OpenCLIPTextEncoder,
+        "sentence-transformers": SentenceTransformerEncoder,
+    },
 }
 
 
 def class_and_model(name: str, modality: str) -> tuple[Any, str]:
     """Return the encoder class and the ``model_name`` for a name.
 
-    A name may begin with ``"timm:"``, ``"transformers:"`` or ``"open_clip:"``. Without a prefix,
-    an image model is of timm and a text model of transformers.
+    A name may begin with ``"timm:"``, ``"transformers:"``, ``"open_clip:"`` or
+    ``"sentence-transformers:"``. Without a prefix, an image model is of timm and a text model of
+    transformers.
     """
     classes = _CLASSES[modality]
     prefix, colon, model_name = name.partition(":")

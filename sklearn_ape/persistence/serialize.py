@@ -88,6 +88,7 @@ CLASSES = {
     "MultiLabelZeroShotClassifier": "sklearn_ape.zero_shot",
     "OpenCLIPImageEncoder": "sklearn_ape.encoders",
     "OpenCLIPTextEncoder": "sklearn_ape.encoders",
+    "SentenceTransformerEncoder": "sklearn_ape.encoders",
     "TimmImageEncoder": "sklearn_ape.encoders",
     "TransformersImageEncoder": "sklearn_ape.encoders",
     "TransformersTextEncoder": "sklearn_ape.encoders",

@@ -5,6 +5,7 @@ import torch
 from sklearn_ape.encoders import (
     OpenCLIPImageEncoder,
     OpenCLIPTextEncoder,
+    SentenceTransformerEncoder,
     TimmImageEncoder,
     TransformersImageEncoder,
     TransformersTextEncoder,
@@ -36,5 +37,6 @@ def encoders(folder):
         TransformersTextEncoder: "text",
         OpenCLIPImageEncoder: "clip",
         OpenCLIPTextEncoder: "clip",
+        SentenceTransformerEncoder: "text",
     }
     return {cls.__name__: cls(str(paths[kind]), cache=None) for cls, kind in kinds.items()}

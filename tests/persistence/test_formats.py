@@ -19,7 +19,7 @@ FORMATS = sorted(FIXTURES.glob("format_*"))
 # Their weights have tens of megabytes or are in a separate folder.
 NO_FIXTURE = {
     *("CLIPAligner", "LiTAligner", "OpenCLIPImageEncoder", "OpenCLIPTextEncoder"),
-    "TransformersImageEncoder",
+    *("SentenceTransformerEncoder", "TransformersImageEncoder"),
 }
 
 

@@ -1,0 +1,197 @@
+"""Text encoder of the sentence-transformers library."""
+
+from __future__ import annotations
+
+import os
+from contextlib import nullcontext
+from os import PathLike
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..features import FeatureCache
+from ..utils.validation import check_integer
+from ._engine import Engine
+from .text_encoder import TextEncoder
+from .weights import PACKAGED, Network, call_from_pretrained, check_source, find_packaged_file
+
+
+class SentenceTransformerEncoder(TextEncoder):
+    """Frozen model of the sentence-transformers library that maps texts to features.
+
+    All modules of the model are computed, such as Dense layers, which `TransformersTextEncoder`
+    does not support. Features equal those of ``SentenceTransformer.encode``.
+
+    Parameters
+    ----------
+    model_name : str, default="all-MiniLM-L6-v2"
+        A short name of `list_encoders`, whose weights come from a Python package; a folder that
+        ``SentenceTransformer.save`` wrote; or a name on the Hugging Face Hub.
+    revision : str or None, default=None
+        Branch, tag or commit of a model on the Hugging Face Hub. None means the main branch.
+    prompt : str or None, default=None
+        Text that is put before each text, or the name of one of the model's prompts, such as
+        "query". None uses the model's default prompt, if there is one.
+    truncate_dim : int or None, default=None
+        Number of features to keep, for models that were trained for it (Matryoshka). None uses
+        the number that the model declares, or all features.
+    normalize : bool, default=False
+        Whether to L2-normalize the features. Models with a Normalize module always do so before
+        `truncate_dim` is applied.
+    batch_size : {"auto"} or int, default="auto"
+        Number of texts per forward pass. ``"auto"`` is the fastest size. It is halved if the
+        memory of the GPU is too small.
+    device : {"auto"}, str or torch.device, default="auto"
+        Device of the network. ``"auto"`` uses a GPU if there is one.
+    dtype : {"float32", "bfloat16", "float16"}, default="float32"
+        Precision in which the network is computed, by autocast. Features are always float32.
+    cache : {"memory"}, str, path-like, FeatureCache or None, default="memory"
+        Cache of features by content. ``"memory"`` keeps features in this process, a path or a
+        FeatureCache keeps them on disk, and None disables the cache.
+    on_error : {"raise", "nan"}, default="raise"
+        Treatment of empty and missing texts. ``"raise"`` raises an EncodingError that names
+        them. ``"nan"`` fills their rows with NaN and warns.
+    verbose : int, default=0
+        1 shows a progress bar, 0 does not.
+
+    Attributes
+    ----------
+    errors_ : dict of {int: str}
+        Reasons why rows of the last `transform` or `encode_to` could not be encoded, by row.
+
+    Raises
+    ------
+    ImportError
+        By `transform`, if sentence-transformers is not installed.
+
+    See Also
+    --------
+    TransformersTextEncoder : Computes common models faster, without sentence-transformers.
+
+    References
+    ----------
+    .. [1] N. Reimers and I. Gurevych, "Sentence-BERT: Sentence Embeddings using Siamese
+       BERT-Networks", EMNLP 2019.
+    .. [2] A. Kusupati et al., "Matryoshka Representation Learning", NeurIPS 2022.
+
+    Examples
+    --------
+    >>> from sklearn_ape.encoders import SentenceTransformerEncoder
+    >>> encoder = SentenceTransformerEncoder("all-MiniLM-L6-v2", truncate_dim=128, normalize=True)
+    >>> encoder.transform(["a cat", "a rocket"]).shape
+    (2, 128)
+    """
+
+    _library = "sentence-transformers"
+    _feature_params = ("prompt", "truncate_dim", "normalize")
+    n_jobs = None  # tokenizers use several threads on their own
+
+    def __init__(
+        self,
+        model_name: str = "all-MiniLM-L6-v2",
+        *,
+        revision: str | None = None,
+        prompt: str | None = None,
+        truncate_dim: int | None = None,
+        normalize: bool = False,
+        batch_size: int | str = "auto",
+        device: str | torch.device | None = "auto",
+        dtype: str = "float32",
+        cache: str | PathLike[str] | FeatureCache | None = "memory",
+        on_error: str = "raise",
+        verbose: int = 0,
+    ) -> None:
+        super().__init__(
+            model_name, revision, batch_size, "torch", device, dtype, cache, on_error, verbose
+        )
+        self.prompt = prompt
+        self.truncate_dim = truncate_dim
+        self.normalize = normalize
+
+    def _check_parameters(self) -> None:
+        super()._check_parameters()
+        if self.prompt is not None and not isinstance(self.prompt, str):
+            raise ValueError(f"prompt must be None or a str, not {self.prompt!r}.")
+        check_integer(self.truncate_dim, "truncate_dim", 1, optional=True)
+        if not isinstance(self.normalize, bool):
+            raise ValueError(f"normalize must be True or False, not {self.normalize!r}.")
+        if self.model_name in PACKAGED:
+            find_packaged_file(self.model_name)
+        elif not os.path.isfile(os.path.join(self.model_name, "modules.json")):
+            check_source(self.model_name, self)
+
+    def _load(self, device: torch.device) -> Network:
+        try:
+            from sentence_transformers import SentenceTransformer
+        except ImportError as error:
+            raise ImportError(
+                "SentenceTransformerEncoder needs sentence-transformers. Install it with pip "
+                'install "sklearn-ape[sentence-transformers]".'
+            ) from error
+
+        class Loader:
+            """Adapter with the method that `call_from_pretrained` calls."""
+
+            @staticmethod
+            def from_pretrained(source: str, revision: str | None) -> Any:
+                return SentenceTransformer(source, revision=revision, device=str(device))
+
+        model = call_from_pretrained(Loader, self.model_name, self.revision)
+        return Network(model, None, device)
+
+    def _tensors(self, network: Network, batch: list[Any]) -> tuple[Any, ...]:
+        return (batch,)  # the model tokenizes texts itself
+
+    def _module(self, network: Network) -> nn.Module:
+        return network.model
+
+    def _forward(self, network: Network, batch: list[Any]) -> torch.Tensor:
+        engine: Any = self._engine(len(batch))
+        return torch.from_numpy(engine((batch,)))
+
+    def _engine(self, n_items: int) -> Engine:
+        model = self._network().model
+        prompts = getattr(model, "prompts", None) or {}
+        options = {
+            "prompt": prompts.get(self.prompt, self.prompt),
+            "truncate_dim": self.truncate_dim,
+            "normalize_embeddings": self.normalize,
+        }
+        return _SentenceTransformerEngine(model, options, self.dtype)
+
+    def _engine_name(self) -> str:
+        return "torch"
+
+
+class _SentenceTransformerEngine:
+    """Engine that calls ``encode`` of a model, so that features equal those of the library."""
+
+    name = "torch"
+    concurrent = False
+
+    def __init__(self, model: Any, options: dict[str, Any], dtype: str) -> None:
+        self.model = model
+        self.options = options
+        self.dtype = dtype
+
+    def __call__(self, inputs: Any) -> np.ndarray:
+        """Return the features of a tuple with a list of texts."""
+        (texts,) = inputs
+        precision: Any = nullcontext()
+        if self.dtype != "float32":
+            precision = torch.autocast(self.model.device.type, getattr(torch, self.dtype))
+        size = len(texts)
+        while True:
+            try:
+                with precision:
+                    features = self.model.encode(
+                        texts, batch_size=size, show_progress_bar=False, **self.options
+                    )
+                return np.asarray(features, dtype=np.float32)
+            except torch.OutOfMemoryError:
+                if size == 1:
+                    raise
+                size = (size + 1) // 2
+                torch.cuda.empty_cache()
