@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from os import PathLike
 from typing import Any
 
+import numpy as np
 import torch
 
 from ..features import FeatureCache
+from ..utils.torch_state import default_state
 from ..utils.validation import check_choice
 from .image_encoder import NUMBERS_OF_VIEWS, ImageEncoder, Preprocessing, pool_patches
 from .weights import (
@@ -25,6 +28,9 @@ from .weights import (
 # Power and lower bound of generalized-mean pooling, as in the reference implementation.
 _GEM_POWER = 3
 _GEM_EPSILON = 1e-6
+
+# Largest difference of the mean over a grid from the pooled feature that is rounding.
+_GRID_TOLERANCE = 1e-3
 
 
 class TimmImageEncoder(ImageEncoder):
@@ -167,6 +173,71 @@ class TimmImageEncoder(ImageEncoder):
         info = ImageNetInfo(subset)
         return [info.index_to_description(index) for index in range(info.num_classes())]
 
+    def transform_grid(self, X: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
+        """Compute the features of the cells of a grid on each image.
+
+        The mean of an image's cells is its row of `transform`, up to rounding. This requires
+        pooling by a mean or a generalized mean. Features are not cached.
+
+        Parameters
+        ----------
+        X : sequence of length n_samples
+            Images, as for `transform`.
+
+        Returns
+        -------
+        features : ndarray of shape (n_samples, n_rows, n_columns, n_features) and dtype float32
+            Features of the cells. With ``pooling="gem"``, they are scaled such that their mean is
+            the generalized mean.
+        pixels : ndarray of shape (n_samples, height, width, 3) and dtype uint8
+            The part of the images that the network sees, in its size.
+
+        Raises
+        ------
+        EncodingError
+            If an image cannot be read.
+        ValueError
+            If the pooling is not a mean, or `views` is not 1.
+
+        See Also
+        --------
+        sklearn_ape.inspection.SimilarityMapDisplay : Shows where an image is similar to a text.
+
+        Examples
+        --------
+        >>> from sklearn.datasets import load_sample_images
+        >>> from sklearn_ape.encoders import TimmImageEncoder
+        >>> photos = load_sample_images().images
+        >>> encoder = TimmImageEncoder("efficientnet_lite0")
+        >>> features, pixels = encoder.transform_grid(photos)
+        >>> features.shape, pixels.shape
+        ((2, 7, 7, 1280), (2, 224, 224, 3))
+        """
+        self._check_parameters()
+        if self.views != 1 or self.output != "features":
+            raise ValueError("transform_grid requires views=1 and output='features'.")
+        self.transform(X)  # reports unreadable images
+        network = self._network()
+        images = self._as_list(X)
+        grids, pixels = [], []
+        with default_state(), torch.inference_mode():
+            on_pixels: Any = self._module(network)
+            for item in images:
+                (tensor,) = self._tensors(network, [self._prepare(network.prepare, item)])
+                prepared = on_pixels.normalize(tensor.to(network.device))
+                last = network.model.forward_features(prepared)
+                grid = _split_pooling(last, self.pooling, network.model)
+                pooled = on_pixels.network(prepared).float()
+                error = (grid.mean(dim=(1, 2)) - pooled).abs().max()
+                if error > _GRID_TOLERANCE * pooled.abs().max():
+                    raise ValueError(
+                        f"pooling={self.pooling!r} of {self.model_name!r} is not a mean over the "
+                        "image. Pass pooling='mean'."
+                    )
+                grids.append(grid.cpu().numpy())
+                pixels.append(_to_bytes(tensor))
+        return np.concatenate(grids), np.concatenate(pixels)
+
     def _check_parameters(self) -> None:
         super()._check_parameters()
         check_choice(self.pooling, "pooling", ("auto", "mean", "gem", "cls", "cls+mean"))
@@ -265,6 +336,31 @@ class _Features(torch.nn.Module):
         if self.pooling == "auto":
             return self.model.forward_head(last, pre_logits=True)
         return _pool(last, self.pooling, self.model)
+
+
+def _split_pooling(last: torch.Tensor, pooling: str, model: Any) -> torch.Tensor:
+    """Return features (n, h, w, width) of the cells whose mean is the pooled feature."""
+    if last.ndim == 3:  # tokens
+        last = last[:, getattr(model, "num_prefix_tokens", 0) :]
+        height, width = model.patch_embed.grid_size
+        return last.unflatten(1, (height, width)).float()
+    if getattr(model, "output_fmt", "NCHW") != "NHWC":
+        last = last.permute(0, 2, 3, 1)
+    last = last.float()
+    if pooling != "gem":
+        return last
+    last = last.clamp(min=_GEM_EPSILON)
+    pooled = (last**_GEM_POWER).mean(dim=(1, 2), keepdim=True) ** (1 / _GEM_POWER)
+    return last**_GEM_POWER / pooled ** (_GEM_POWER - 1)
+
+
+def _to_bytes(pixels: torch.Tensor) -> np.ndarray:
+    """Return prepared images as bytes (n, height, width, 3)."""
+    if pixels.dtype == torch.uint8:
+        return pixels.numpy()
+    pixels = pixels.permute(0, 2, 3, 1)
+    low, high = pixels.amin(), pixels.amax()
+    return (255 * (pixels - low) / (high - low).clamp(min=1e-6)).byte().numpy()
 
 
 def _pool(last: torch.Tensor, pooling: str, model: Any) -> torch.Tensor:

@@ -8,6 +8,7 @@ Displays need matplotlib: ``pip install "sklearn-ape[plots]"``.
 from ._embedding_map import EmbeddingMapDisplay
 from ._recall_curve import RecallCurveDisplay
 from ._retrieval_grid import RetrievalGridDisplay
+from ._similarity_map import SimilarityMapDisplay, compute_similarity_maps
 from ._similarity_matrix import SimilarityMatrixDisplay
 from ._training_history import TrainingHistoryDisplay
 from ._zero_shot_confusion import ZeroShotConfusionDisplay
@@ -16,7 +17,9 @@ __all__ = [
     "EmbeddingMapDisplay",
     "RecallCurveDisplay",
     "RetrievalGridDisplay",
+    "SimilarityMapDisplay",
     "SimilarityMatrixDisplay",
     "TrainingHistoryDisplay",
     "ZeroShotConfusionDisplay",
+    "compute_similarity_maps",
 ]

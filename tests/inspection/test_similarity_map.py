@@ -1,0 +1,126 @@
+"""SimilarityMapDisplay: exact means, and peaks where an object was pasted."""
+
+import numpy as np
+import pytest
+from matplotlib import pyplot as plt
+from PIL import Image
+
+from sklearn_ape import APEAligner, CCAAligner, KernelAligner, load_starter
+from sklearn_ape.datasets import load_openmoji
+from sklearn_ape.encoders import EncodingError, TimmImageEncoder
+from sklearn_ape.inspection import SimilarityMapDisplay, compute_similarity_maps
+from tests.encoders.test_timm import save_model
+
+
+@pytest.fixture(autouse=True)
+def close_figures():
+    yield
+    plt.close("all")
+
+
+class TestGrid:
+    @pytest.mark.parametrize("pooling", ["auto", "mean", "gem"])
+    def test_mean_over_cells_is_the_feature(self, captioned_images, pooling):
+        images = captioned_images.images[:3]
+        encoder = TimmImageEncoder("efficientnet_lite0", pooling=pooling, cache=None)
+        grid, pixels = encoder.transform_grid(images)
+        assert grid.shape == (3, 7, 7, 1280)
+        assert pixels.shape == (3, 224, 224, 3)
+        assert pixels.dtype == np.uint8
+        expected = encoder.transform(images)
+        np.testing.assert_allclose(grid.mean(axis=(1, 2)), expected, atol=2e-3)
+
+    def test_tokens_of_a_transformer(self, captioned_images, tmp_path):
+        save_model(tmp_path, "test_vit", num_classes=7)
+        images = captioned_images.images[:2]
+        encoder = TimmImageEncoder(str(tmp_path), pooling="mean", cache=None)
+        grid, _ = encoder.transform_grid(images)
+        assert grid.shape[1] == grid.shape[2] > 1
+        np.testing.assert_allclose(grid.mean(axis=(1, 2)), encoder.transform(images), atol=2e-3)
+        with pytest.raises(ValueError, match="is not a mean over the image"):
+            encoder.set_params(pooling="cls").transform_grid(images)
+
+    def test_unsupported_options_raise(self, captioned_images):
+        encoder = TimmImageEncoder("efficientnet_lite0", views=2, cache=None)
+        with pytest.raises(ValueError, match="requires views=1"):
+            encoder.transform_grid(captioned_images.images[:1])
+
+    def test_unreadable_image_raises(self):
+        with pytest.raises(EncodingError, match=r"missing\.png"):
+            TimmImageEncoder(cache=None).transform_grid(["missing.png"])
+
+
+class TestMaps:
+    def test_mean_is_the_cosine(self, captioned_images):
+        starter = load_starter()
+        images, texts = captioned_images.images[:4], ["a cat", "food", "a train"]
+        maps, _ = compute_similarity_maps(None, images, texts)
+        expected = starter.transform(images) @ starter.transform_text(texts).T
+        np.testing.assert_allclose(maps.mean(axis=(2, 3)), expected, atol=2e-3)
+
+    def test_peak_is_where_the_object_was_pasted(self):
+        """An emoji is pasted into a quadrant of a faint drawing of another kind, 200 times."""
+        data = load_openmoji()
+        kinds = data.subcategories
+        rng = np.random.default_rng(0)
+        rows = [
+            row
+            for row, kind in enumerate(kinds)
+            if kind in ("animal-mammal", "food-fruit", "transport-ground", "clothing")
+        ]
+        n_hits = 0
+        for _ in range(4):
+            images, texts, quadrants = [], [], []
+            for _ in range(50):
+                row = rng.choice(rows)
+                others = [other for other in rows if kinds[other] != kinds[row]]
+                other = rng.choice(others)
+                canvas = Image.open(data.images[other]).convert("RGB").resize((224, 224))
+                canvas = Image.blend(canvas, Image.new("RGB", (224, 224), "white"), 0.7)
+                quadrant = rng.integers(2, size=2)
+                pasted = Image.open(data.images[row]).convert("RGB").resize((112, 112))
+                canvas.paste(pasted, (int(112 * quadrant[1]), int(112 * quadrant[0])))
+                images.append(np.asarray(canvas))
+                texts.append(data.captions[row])
+                quadrants.append(tuple(quadrant.tolist()))
+            maps, _ = compute_similarity_maps(None, images, texts)
+            for number, quadrant in enumerate(quadrants):
+                values = maps[number, number]
+                peak = np.unravel_index(values.argmax(), values.shape)
+                # The cell in the middle belongs to no quadrant.
+                n_hits += all(
+                    abs(position - (1.25 + 3.5 * side)) <= 1.75
+                    for position, side in zip(peak, quadrant, strict=True)
+                )
+        assert n_hits >= 170
+
+    def test_unsupported_aligners_raise(self, captioned_images, image_encoder, text_encoder):
+        images, captions = captioned_images.images[:30], captioned_images.captions[:30]
+        parts = {"image_encoder": image_encoder, "text_encoder": text_encoder}
+        nonlinear = APEAligner(
+            init=None, side="both", width=16, max_epochs=2, random_state=0, **parts
+        ).fit(images, captions)
+        with pytest.raises(ValueError, match="by a nonlinear head"):
+            compute_similarity_maps(nonlinear, images[:1], ["a cat"])
+        with pytest.raises(TypeError, match="is not a head"):
+            compute_similarity_maps(
+                CCAAligner(**parts).fit(images, captions), images[:1], ["a cat"]
+            )
+        on_features = KernelAligner().fit(np.eye(5), np.eye(5))
+        with pytest.raises(TypeError, match="has no grid of features"):
+            compute_similarity_maps(on_features, images[:1], ["a cat"])
+        with pytest.raises(ValueError, match="single text"):
+            compute_similarity_maps(None, images[:1], "a cat")
+
+
+class TestDisplay:
+    def test_panels(self, captioned_images):
+        texts = ["a cat", "$food_"]
+        display = SimilarityMapDisplay.from_estimator(None, captioned_images.images[0], texts)
+        assert len(display.axes_) == 3
+        assert len(display.ims_) == 2
+        limits = {im.get_clim() for im in display.ims_}
+        assert len(limits) == 1
+        low, high = limits.pop()
+        assert low == -high
+        display.figure_.canvas.draw()
