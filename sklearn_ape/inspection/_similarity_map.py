@@ -130,11 +130,13 @@ class SimilarityMapDisplay:
         for ax, text, values in zip(
             self.axes_, ["", *self.texts], [None, *self.maps], strict=True
         ):
-            ax.imshow(self.image)
             ax.set_axis_off()
             if values is None:
+                ax.imshow(self.image)
                 ax.set_title("image")
                 continue
+            # Without its own colors, the image does not hide those of the map.
+            ax.imshow(self.image.mean(axis=2), cmap="gray", vmin=0, vmax=255)
             ax.set_title(f"{format_text(text, lines=2)}\n{values.mean():.2f}")
             options = {"interpolation": "bilinear", "extent": (0, width, height, 0)}
             im = ax.imshow(values, cmap=cmap, alpha=alpha, vmin=-limit, vmax=limit, **options)
