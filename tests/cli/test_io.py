@@ -353,3 +353,15 @@ class TestOutputs:
         monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
         with pytest.raises(OSError, match="needs about 50 MiB, but only 1 MiB are free"):
             check_output_file(tmp_path / "out.npy", 50 * 2**20)
+
+
+def test_sidecar_captions_are_not_reported_as_skipped(small_folder, capsys):
+    """Other text files are."""
+    images = sorted(small_folder.rglob("*.png"))
+    for image in images[:3]:
+        image.with_suffix(".txt").write_text("a caption")
+    assert len(list_images([str(small_folder)])) == len(images)
+    assert "Skipped" not in capsys.readouterr().err
+    (small_folder / "notes.txt").write_text("not a caption")
+    list_images([str(small_folder)])
+    assert "Skipped 1 file that is not an image (1 '.txt')." in capsys.readouterr().err
