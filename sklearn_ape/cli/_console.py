@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from ..utils.escape import escape_controls
 
@@ -24,6 +24,44 @@ _HANDLED_BY_TYPER = (_UsageError, typer.Exit, typer.Abort)
 # Errors whose message tells the user what to do. A TypeError is not among them: options are
 # checked before they are passed on, so that it is a bug of this package.
 _USER_ERRORS = (OSError, ValueError, ImportError, FloatingPointError)
+
+
+# Options by the heading under which --help lists them. All others are advanced.
+_GROUPS = {
+    "Input": (
+        *("images", "data", "image", "caption", "label", "captions", "labels", "labels_file"),
+        *("query", "like", "index", "texts", "strict"),
+    ),
+    "Model": (
+        *("method", "aligner", "image_encoder", "text_encoder", "encoder", "templates"),
+        *("together", "threshold", "depth", "head_pairs", "pooling"),
+    ),
+    "Output": (
+        *("output", "file_format", "top_k", "probabilities", "k", "min_score", "figure"),
+        *("test_size", "refit", "update", "dropped", "overwrite", "quiet", "open_browser"),
+    ),
+}
+
+
+class GroupedCommand(TyperCommand):
+    """A command whose options are listed by purpose, common ones first."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write the arguments and the options."""
+        records: dict[str, list[tuple[str, str]]] = {"Arguments": [], **{g: [] for g in _GROUPS}}
+        records["Advanced"] = []
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx)
+            if record is None:
+                continue
+            group = next((g for g, names in _GROUPS.items() if param.name in names), "Advanced")
+            if param.param_type_name == "argument":
+                group = "Arguments"
+            records[group].append(record)
+        for group, rows in records.items():
+            if rows:
+                with formatter.section(group):
+                    formatter.write_dl(rows, col_max=26)
 
 
 class CommandGroup(TyperGroup):

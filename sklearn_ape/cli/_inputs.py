@@ -19,97 +19,76 @@ from ..utils.files import IMAGE_SUFFIXES
 from ._console import print_message
 
 _IMAGES: Any = typer.Argument(
-    help="Images, folders (including subfolders), patterns such as '*.jpg', or - for a list on "
-    "standard input."
+    help="Images, folders, patterns such as '*.jpg', or - for a list on standard input."
 )
 Images = Annotated[list[str], _IMAGES]
 OptionalImages = Annotated[list[str] | None, _IMAGES]
 Data = Annotated[
     Path,
     typer.Argument(
-        help="Folder of images, with the caption of photo.jpg in photo.txt or with subfolders as "
-        "labels; or table of pairs (.csv, .tsv, .jsonl, .parquet)."
+        help="Folder (captions in photo.txt next to photo.jpg, labels as subfolders) or table."
     ),
 ]
-ImageColumn = Annotated[
-    str, typer.Option("--image", help="Column of a table with the paths of the images.")
-]
-CaptionColumn = Annotated[
-    str, typer.Option("--caption", help="Column of a table with the captions.")
-]
-LabelColumn = Annotated[
-    str | None, typer.Option("--label", help="Column of a table with the labels, if there is one.")
-]
+ImageColumn = Annotated[str, typer.Option("--image", help="Column of a table: images.")]
+CaptionColumn = Annotated[str, typer.Option("--caption", help="Column of a table: captions.")]
+LabelColumn = Annotated[str | None, typer.Option("--label", help="Column of a table: labels.")]
 Captions = Annotated[
     str,
-    typer.Option(
-        help="Source of the captions in a folder: sidecar (photo.txt next to photo.jpg), table "
-        "(metadata.csv in the folder), folder (names of subfolders), filename or auto."
-    ),
+    typer.Option(help="Captions in a folder: sidecar, table, folder, filename or auto."),
 ]
 Aligner = Annotated[
     str | None,
     typer.Option(
-        help="Saved aligner: a folder written by 'fit', or owner/name on the Hugging Face Hub; or "
-        "a CLIP model such as open_clip:ViT-B-32/openai. Default: the starter model."
+        help="Folder written by 'fit', owner/name on the Hub, or open_clip:MODEL/WEIGHTS. "
+        "Default: the starter model."
     ),
 ]
 Labels = Annotated[
     str | None,
     typer.Option(
-        help="Label names, separated by commas. Put a name that contains a comma in double "
-        "quotes: 'cat,\"salt, pepper\"'."
+        help="Label names, separated by commas. Quote a name with a comma: 'cat,\"salt, pepper\"'."
     ),
 ]
 LabelsFile = Annotated[
     Path | None,
     typer.Option(
-        help="File of label names: .txt with one name per line, or .json with a list or with "
-        'synonyms, {"vehicle": ["car", "bus"]}, or with groups, {"animal": {"bird": null}}.'
+        help='Names by line (.txt) or .json: {"vehicle": ["car", "bus"]}, or groups: '
+        '{"animal": {"bird": null}}.'
     ),
 ]
 Templates = Annotated[
     str,
-    typer.Option(
-        help="Prompt templates for the label names: none, simple, photo, clip, drawing, or your "
-        "own template with {} for the name."
-    ),
+    typer.Option(help="none, simple, photo, clip, drawing, or your own with {}."),
 ]
 Format = Annotated[
     str | None,
     typer.Option(
         "--format",
-        help="Output format: csv, tsv, json, jsonl, parquet or table. Default: by the suffix of "
-        "the output file; on standard output, table for a terminal and csv otherwise.",
+        help="csv, tsv, json, jsonl, parquet or table. Default: by the suffix of the output; "
+        "table on a terminal.",
     ),
 ]
 ImageEncoder = Annotated[
     str,
     typer.Option(
-        help="Image encoder to use: a name listed by 'sklearn-ape models', a timm model, "
-        "transformers:NAME or open_clip:NAME/WEIGHTS."
+        help="Name listed by 'sklearn-ape models', timm model, transformers:NAME or "
+        "open_clip:NAME/WEIGHTS."
     ),
 ]
-TextEncoder = Annotated[
-    str, typer.Option(help="Text encoder to use; see --image-encoder for valid names.")
-]
+TextEncoder = Annotated[str, typer.Option(help="Text encoder, named like an image encoder.")]
 Cache = Annotated[
     str | None,
-    typer.Option(
-        help="Feature cache folder (default: your user cache; 'memory': do not store on disk)."
-    ),
+    typer.Option(help="Feature cache folder (default: your user cache; 'memory': none on disk)."),
 ]
-Device = Annotated[str, typer.Option(help="Device: auto, cpu, cuda, cuda:1, mps, ...")]
-NJobs = Annotated[
-    int, typer.Option("--n-jobs", help="Number of threads that read images; -1: one per core.")
-]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps, ...")]
+NJobs = Annotated[int, typer.Option("--n-jobs", help="Threads that read images; -1: all cores.")]
 Quiet = Annotated[
-    bool, typer.Option("--quiet", "-q", help="Print only results, warnings and errors.")
+    bool, typer.Option("--quiet", "-q", help="Print results, warnings and errors only.")
 ]
-RandomState = Annotated[int, typer.Option(help="Random seed, for reproducible results.")]
+RandomState = Annotated[int, typer.Option(help="Random seed.")]
 Strict = Annotated[
     bool,
-    typer.Option("--strict", help="Stop at the first unreadable image instead of skipping it."),
+    typer.Option("--strict", help="Stop at unreadable images instead of skipping."),
 ]
 
 

@@ -25,7 +25,7 @@ def classify(
         typer.Option(
             "--output",
             "-o",
-            help="Output file: .csv, .tsv, .json, .jsonl or .parquet. Default: standard output.",
+            help="File (.csv, .tsv, .json, .jsonl, .parquet). Default: standard output.",
         ),
     ] = None,
     file_format: option.Format = None,
@@ -39,14 +39,13 @@ def classify(
         int, typer.Option(min=1, help="Number of most probable labels per image.")
     ] = 1,
     probabilities: Annotated[
-        bool, typer.Option("--probabilities", help="Add a column of probabilities per label.")
+        bool, typer.Option("--probabilities", help="Add the probability of each label.")
     ] = False,
     together: Annotated[
         bool,
         typer.Option(
             "--together",
-            help="Take all images into account: an image that is hard to name gets the label of "
-            "its neighbours. For collections of some hundred images or more.",
+            help="Take all images into account; for some hundred images or more.",
         ),
     ] = False,
     templates: option.Templates = "simple",

@@ -32,8 +32,7 @@ def curate(
         typer.Option(
             min=-1,
             max=1,
-            help="Minimum caption-label cosine similarity; captions that contain the label are "
-            "always kept.",
+            help="Minimum cosine of caption and label, unless the caption contains the label.",
         ),
     ] = None,
     output: Annotated[
@@ -52,7 +51,7 @@ def curate(
         typer.Option(
             min=0,
             max=1,
-            help="Fraction of pairs to drop: those whose captions fit their images worst.",
+            help="Fraction of pairs to drop whose captions fit worst.",
         ),
     ] = 0.05,
     duplicates: Annotated[
@@ -60,8 +59,7 @@ def curate(
         typer.Option(
             min=0,
             max=1,
-            help="Cosine similarity above which two images are treated as duplicates; 1 removes "
-            "only exact duplicates.",
+            help="Cosine above which images are duplicates; 1: identical ones.",
         ),
     ] = 0.97,
     image_encoder: option.ImageEncoder = "efficientnet_lite0",

@@ -18,37 +18,31 @@ _Method = Literal["auto", "few-shot", "ape", "kernel", "cca", "asif", "lit"]
 def fit(
     data: option.Data,
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="Folder in which the aligner is saved.")
+        Path, typer.Option("--output", "-o", help="Folder in which the model is saved.")
     ],
     method: Annotated[
         _Method,
         typer.Option(
-            help="few-shot: a classifier from labelled images and the names of their labels. "
-            "Aligners from captioned images: ape trains a small head, kernel and cca compute a "
-            "closed-form solution in seconds, asif stores the pairs, lit trains the text encoder. "
-            "auto: ape, or few-shot if there are labels (subfolders) and no captions."
+            metavar="KIND",
+            help="few-shot (labelled images), ape (trained), kernel or cca (closed form), asif "
+            "(no training), lit (text encoder) or auto: few-shot without captions, else ape.",
         ),
     ] = "auto",
     aligner: Annotated[
         str | None,
         typer.Option(
-            help="Aligner of --method few-shot: a folder written by 'fit', owner/name on the "
-            "Hugging Face Hub, or a CLIP model such as open_clip:ViT-B-32/openai. Default: the "
-            "starter model."
+            help="Aligner of few-shot: folder, owner/name or open_clip:... Default: starter model."
         ),
     ] = None,
     depth: Annotated[
         int | None,
-        typer.Option(
-            min=1, help="Number of layers of the head of --method ape.", show_default="2"
-        ),
+        typer.Option(min=1, help="Layers of the head of --method ape.", show_default="2"),
     ] = None,
     head_pairs: Annotated[
         bool,
         typer.Option(
             "--head-pairs/--no-head-pairs",
-            help="Also train on the class names of the image encoder's pretrained classification "
-            "head.",
+            help="Also train on the encoder's class names.",
         ),
     ] = False,
     image_encoder: option.ImageEncoder = "efficientnet_lite0",
@@ -65,22 +59,19 @@ def fit(
         typer.Option(
             min=0,
             max=0.9,
-            help="Fraction of pairs held out for evaluation; 0 disables evaluation.",
+            help="Fraction held out for evaluation; 0: none.",
         ),
     ] = 0.2,
     refit: Annotated[
         bool,
         typer.Option(
             "--refit/--no-refit",
-            help="Whether to fit the saved aligner on all pairs after the evaluation.",
+            help="Fit on all images after the evaluation.",
         ),
     ] = True,
     checkpoint: Annotated[
         Path | None,
-        typer.Option(
-            help="Folder for checkpoints of ape and lit, with which an interrupted run resumes "
-            "when it is started again."
-        ),
+        typer.Option(help="Folder with which an interrupted training (ape, lit) resumes."),
     ] = None,
     random_state: option.RandomState = 0,
     strict: option.Strict = False,
@@ -92,8 +83,7 @@ def fit(
 ) -> None:
     """Fit on your own images, evaluate on held-out images and save the result.
 
-    Captioned images give an aligner, and with --labels a classifier with these labels. Images
-    with labels only, such as the names of subfolders, give a few-shot classifier.
+    Captions give an aligner; labels without captions give a few-shot classifier.
 
     Example: sklearn-ape fit photos/ -o my-model
     """

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from . import _inputs as option
-from ._console import CommandGroup
+from ._console import CommandGroup, GroupedCommand
 from ._inputs import parse_labels
 from ._output import Table, check_output_folder
 from .classify import classify
@@ -107,12 +107,13 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # tables of rich take three times as many lines
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 
 for command in (demo, fit, classify, search, index, evaluate, encode, curate, models, serve):
-    app.command()(command)
+    app.command(cls=GroupedCommand)(command)
 
 
 def _show_version(value: bool) -> None:

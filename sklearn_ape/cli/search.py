@@ -20,8 +20,8 @@ def search(
     images: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Images to search: images, folders (including subfolders), patterns such as "
-            "'*.jpg', or - for a list on standard input. Not with --index."
+            help="Images, folders, patterns such as '*.jpg', or - for a list on standard input. "
+            "Not with --index."
         ),
     ] = None,
     query: Annotated[list[str] | None, typer.Option(help="Query text. Can be repeated.")] = None,
@@ -31,10 +31,7 @@ def search(
     k: Annotated[int, typer.Option("-k", min=1, help="Number of images per query.")] = 5,
     min_score: Annotated[
         str | None,
-        typer.Option(
-            help="Lowest score of the images that are listed, or auto: only images that are "
-            "related to the query. A query may have no results."
-        ),
+        typer.Option(help="Lowest score to list, or auto: only images related to the query."),
     ] = None,
     aligner: option.Aligner = None,
     index: Annotated[
@@ -91,17 +88,13 @@ def index(
     aligner: option.Aligner = None,
     kind: Annotated[
         str,
-        typer.Option(
-            help="Kind of index: exact, or for very large collections faiss (faster) or usearch "
-            "(fastest, approximate)."
-        ),
+        typer.Option(help="exact, faiss (faster) or usearch (fastest, approximate)."),
     ] = "exact",
     update: Annotated[
         bool,
         typer.Option(
             "--update",
-            help="Update the index in the output folder: embed new and changed images, and drop "
-            "images that are not in IMAGES any more.",
+            help="Embed new and changed images only, and drop images that are gone.",
         ),
     ] = False,
     cache: option.Cache = None,

@@ -244,6 +244,12 @@ class FewShotClassifier(ZeroShotClassifier):
             # Unlike for names alone, numbers of a meta-estimator in y are only warned about.
             names = self._fit_names(values, keeps_aligner=False)
         names = {label: names[label] for label in sorted(names)}
+        if captions is None and not self._keeps_aligner():
+            warn(
+                f"aligner is not fitted, so it is trained on the {len(values)} labelled images "
+                "alone. Pass a fitted aligner; in cross-validation and searches, which clone "
+                "estimators, pass sklearn.frozen.FrozenEstimator(aligner)."
+            )
         aligner = self._make_aligner(X, values, names, captions, templates, progress)
         text_aligner = unwrap_aligner(aligner)
         text = embed_labels(text_aligner, names, templates)

@@ -436,9 +436,9 @@ class SingleLabelClassifier(ZeroShotBase):
     def _check_parameters(self) -> tuple[str, ...]:
         templates = super()._check_parameters()
         check_number(self.threshold, "threshold", 0, 1, closed="both", optional=True)
-        names = self._resolve_names()
-        if names is not None:
-            resolve_class_prior(self.class_prior, to_class_array(names))
+        if self.labels is not None:
+            names = resolve_class_names(self.labels)
+            resolve_class_prior(self.class_prior, to_class_array(sorted(names)))
         return templates
 
 

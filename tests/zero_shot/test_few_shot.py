@@ -256,6 +256,22 @@ class TestInput:
         assert few.classes_.tolist() == ["animal", "food", "travel"]
         assert set(few.predict(X)) <= set(LABELS)
 
+    def test_labels_and_shares_change_together(self, aligner, pool):
+        """The shares are those of the new labels, not those of the last fit."""
+        X, y = pool
+        shares = {"animal": 0.5, "food": 0.2, "travel": 0.3}
+        few = FewShotClassifier(LABELS, aligner=aligner, class_prior=shares).fit(X[:20], y[:20])
+        labels = {name: LABELS[name] for name in ("animal", "food")}
+        few.set_params(labels=labels, class_prior={"animal": 0.5, "food": 0.5})
+        rows = np.flatnonzero(y[:20] != "travel")
+        assert few.fit(X[rows], y[rows]).predict_proba(X[:2]).shape == (2, 2)
+
+    def test_unfitted_aligner_warns(self, aligner, pool):
+        X, y = pool
+        few = FewShotClassifier(LABELS, aligner=clone(aligner))
+        with pytest.warns(UserWarning, match="trained on the 20 labelled images alone"):
+            few.fit(X[:20], y[:20])
+
     def test_sample_weight_zero_equals_leaving_out(self, aligner, pool):
         X, y = pool
         weights = np.ones(30)
