@@ -41,8 +41,8 @@ print(f"{len(X)} images of {len(labels)} classes")
 # %%
 # Accuracy by number of labelled images
 # -------------------------------------
-# Each point is the mean over three random choices of the labelled images. All other images are used
-# for testing.
+# Each point is the mean over three random choices of the labelled images. All other images are
+# used for testing.
 counts = [1, 4, 16]
 curves = {"names and images": [], "images alone": [], "names alone": []}
 for count in counts:

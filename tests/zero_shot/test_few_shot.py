@@ -6,6 +6,7 @@ import re
 
 import numpy as np
 import pytest
+import sklearn
 from scipy.special import log_softmax, softmax
 from sklearn.base import clone
 from sklearn.feature_extraction.text import HashingVectorizer
@@ -322,6 +323,18 @@ class TestConventions:
         assert search.fit(X, y).best_score_ > 0.65
         results = cross_validate(clone(few), X, y, cv=3, error_score="raise")
         assert results["test_score"].mean() > 0.65
+
+    def test_sample_weight_is_routed(self, aligner, pool):
+        X, y = pool
+        weights = np.linspace(0.1, 2, len(y))
+        few = FewShotClassifier(LABELS, aligner=FrozenEstimator(aligner))
+        with sklearn.config_context(enable_metadata_routing=True):
+            few.set_fit_request(sample_weight=True).set_score_request(sample_weight=True)
+            results = cross_validate(
+                few, X, y, cv=2, params={"sample_weight": weights}, return_estimator=True
+            )
+        used = np.concatenate([model._examples.weights for model in results["estimator"]])
+        assert sorted(used) == pytest.approx(sorted(weights))
 
     def test_pickle_and_copy_keep_predictions_and_examples(self, aligner, pool):
         X, y = pool
