@@ -4,12 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 # An environment with the lowest versions that pyproject.toml allows, and the tests that depend on versions.
 LOWEST := .venv-lowest
-EXTRAS := starter,tables,plots,openvino,onnx,distributed,index,hub,serve
+EXTRAS := starter,tables,plots,openvino,onnx,sentence-transformers,distributed,index,hub,serve
 LOWEST_TESTS := tests/test_package.py tests/curation tests/training \
 	$(addprefix tests/common/test_,aligners.py aligners_on_raw_inputs.py callbacks.py encoders.py html_representation.py \
 	metadata_routing.py sklearn_tools.py) \
 	tests/aligners/test_lit.py::TestWhatIsTrained tests/aligners/test_clip.py \
-	$(addprefix tests/encoders/test_,engines.py head_pairs.py images.py open_clip.py timm.py transformers.py \
+	$(addprefix tests/encoders/test_,engines.py head_pairs.py images.py open_clip.py sentence_transformers.py timm.py transformers.py \
 	weights.py) \
 	$(addprefix tests/persistence/test_,formats.py round_trip.py) tests/retrieval/test_index.py \
 	tests/cli/test_fit.py tests/cli/test_classify.py
