@@ -124,7 +124,7 @@ def lowest(requirement):
 def table():
     """Return the rows of the page: package, lowest version, newest tested version and extra."""
     page = (ROOT / "docs" / "versioning.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| `([\w.-]+)` \| ([\d.]+) \| ([\d.]+) \| ?`?(\w*)`? ?\|$", page, re.M)
+    rows = re.findall(r"^\| `([\w.-]+)` \| ([\d.]+) \| ([\d.]+) \| ?`?([\w-]*)`? ?\|$", page, re.M)
     return {name: (Version(low), Version(high), extra) for name, low, high, extra in rows}
 
 
