@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.optimize import brentq
-from scipy.sparse import coo_array, csr_array, diags_array
+from scipy.sparse import coo_array, csr_array
 from scipy.special import softmax
 from sklearn.utils import gen_batches
 from tqdm import tqdm
@@ -188,8 +188,10 @@ def _make_graph(embeddings: np.ndarray, damping: float) -> csr_array:
     directed = csr_array(coo_array((weights[is_pair], (rows[is_pair], columns[is_pair])), shape))
     graph = directed.maximum(directed.T)
     degrees = np.asarray(graph.sum(axis=1)).ravel() + damping
-    scale = diags_array(1 / np.sqrt(np.where(degrees > 0, degrees, 1)))
-    return csr_array(scale @ graph @ scale, dtype=np.float32)
+    scale = 1 / np.sqrt(np.where(degrees > 0, degrees, 1))
+    rows = np.repeat(np.arange(n_images), np.diff(graph.indptr))
+    graph.data *= scale[rows] * scale[graph.indices]
+    return graph.astype(np.float32)
 
 
 def _find_neighbors(embeddings: np.ndarray, k: int) -> np.ndarray:
