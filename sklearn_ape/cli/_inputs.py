@@ -39,8 +39,10 @@ Captions = Annotated[
 Aligner = Annotated[
     str | None,
     typer.Option(
+        "--aligner",
+        "--model",
         help="Folder written by 'fit', owner/name on the Hub, or open_clip:MODEL/WEIGHTS. "
-        "Default: the starter model."
+        "Default: the starter model.",
     ),
 ]
 Labels = Annotated[

@@ -58,7 +58,7 @@ def classify(
 
     No training is needed: without --aligner, the starter model of the package is used.
 
-    Example: sklearn-ape classify photos/ --labels "cat,dog,bird" --threshold 0.5 -o names.csv
+    Example: sklearn-ape classify photos/ --labels "cat,dog,bird" -o names.csv
     """
     file_format = resolve_format(output, file_format)
     check_output_file(output)

@@ -31,7 +31,9 @@ def fit(
     aligner: Annotated[
         str | None,
         typer.Option(
-            help="Aligner of few-shot: folder, owner/name or open_clip:... Default: starter model."
+            "--aligner",
+            "--model",
+            help="Aligner of few-shot: folder, owner/name or open_clip:... Default: starter.",
         ),
     ] = None,
     depth: Annotated[

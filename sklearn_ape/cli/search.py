@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import warnings
 from collections.abc import Sequence
@@ -54,7 +55,7 @@ def search(
     check_output_file(output)
     queries, likes = list(query or []), [str(path) for path in like or []]
     if not queries and not likes:
-        raise typer.BadParameter('No query. Set --query "a red fruit" or --like cat.jpg.')
+        raise typer.BadParameter(f"No query. {_suggest_query(images or [])}")
     if any(not text.strip() for text in queries):
         raise typer.BadParameter("is empty. Pass a text.", param_hint="--query")
     for path in likes:
@@ -187,6 +188,18 @@ def _load_index(folder: Path | None, options: Any) -> Any:
             "with 'sklearn-ape index'."
         )
     return retriever
+
+
+def _suggest_query(images: Sequence[str]) -> str:
+    """Return what to do without a query: a text may have been passed as an image."""
+    texts = [
+        argument
+        for argument in images
+        if argument != "-" and not glob.has_magic(argument) and not os.path.lexists(argument)
+    ]
+    if texts:
+        return f'{texts[0]!r} is not a file. Did you mean --query "{texts[0]}"?'
+    return 'Set --query "a red fruit" or --like cat.jpg.'
 
 
 def _parse_min_score(text: str | None) -> float | str | None:

@@ -119,3 +119,16 @@ class TestMinScore:
     def test_invalid_score_is_a_message(self, photos, run):
         result = run("search", photos, "--query", "a", "--min-score", "high", code=2)
         assert "is not a number or auto" in " ".join(result.stderr.split())
+
+
+def test_text_instead_of_image_suggests_query(photos, run):
+    result = run("search", photos, "a cat", code=2)
+    message = " ".join(result.stderr.split())
+    assert "'a cat' is not a file. Did you mean --query" in message
+
+
+def test_model_is_another_name_of_aligner(photos, run, tmp_path):
+    run("index", photos / "food", "-o", tmp_path / "index", "--quiet")
+    options = ("--query", "a tomato", "-k", "1")
+    found = run("search", photos / "food", "--model", tmp_path / "index", *options).stdout
+    assert found == run("search", photos / "food", *options).stdout
