@@ -316,6 +316,9 @@ class FewShotClassifier(ZeroShotClassifier):
             intercept if offset is None else intercept + offset,
         )
 
+    def _get_examples(self) -> tuple[np.ndarray, np.ndarray] | None:
+        return self._examples[:2] if hasattr(self, "coef_") else None
+
     def _resolve_names(self) -> dict[Any, list[str]] | None:
         if hasattr(self, "coef_"):  # labels that are set later take effect in the next fit
             return self._names

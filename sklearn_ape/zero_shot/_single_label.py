@@ -373,8 +373,13 @@ class SingleLabelClassifier(ZeroShotBase):
                 embeddings[is_readable],
                 scores[is_readable],
                 resolve_class_prior(self.class_prior, logits.classes),
+                self._get_examples(),
             )
         return probabilities
+
+    def _get_examples(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Return embeddings and class indices of labelled images; None if there are none."""
+        return None
 
     def _resolve_names(self) -> dict[Any, list[str]] | None:
         # scikit-learn's scorers assume that classes are sorted.

@@ -102,7 +102,10 @@ def match_shares(logits: np.ndarray, shares: np.ndarray, n_iter: int = 100) -> n
 
 @ignores_underflow
 def propagate_labels(
-    embeddings: np.ndarray, logits: np.ndarray, shares: np.ndarray | None = None
+    embeddings: np.ndarray,
+    logits: np.ndarray,
+    shares: np.ndarray | None = None,
+    examples: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> np.ndarray:
     """Return class probabilities of images that agree with those of their neighbours.
 
@@ -114,6 +117,8 @@ def propagate_labels(
         Logits of the classes of each image alone.
     shares : ndarray of shape (n_classes,) or None, default=None
         Known shares of the classes in the collection.
+    examples : tuple of two ndarrays, or None, default=None
+        Embeddings of labelled images, which are not in the collection, and their classes.
 
     Returns
     -------
@@ -146,13 +151,17 @@ def propagate_labels(
     found = np.exp(-(means * np.log(means)).sum()) / n_classes
     many = np.clip((found - _FEW_CLASSES) / (_MANY_CLASSES - _FEW_CLASSES), 0, 1)
     certain = np.clip((certainty - _LOW_CONFIDENCE) / (_HIGH_CONFIDENCE - _LOW_CONFIDENCE), 0, 1)
+    if examples is not None:  # further nodes of the graph, whose classes are certain
+        embeddings = np.vstack([embeddings, examples[0]])
+        sharp = np.vstack([sharp, np.eye(n_classes, dtype=sharp.dtype)[examples[1]]])
     graph = _make_graph(embeddings, _MAX_DAMPING * float(many * (1 - certain)))
     propagated = sharp
     for _ in range(50):
         previous, propagated = propagated, sharp + np.float32(_ALPHA) * (graph @ propagated)
         if np.abs(propagated - previous).max() < 1e-3:
             break
-    return _set_confidence(np.log(np.maximum(propagated, _MIN_SHARE)), confidence)
+    propagated = np.maximum(propagated[:n_images], _MIN_SHARE)
+    return _set_confidence(np.log(propagated), confidence)
 
 
 def _set_confidence(logits: np.ndarray, confidence: float) -> np.ndarray:

@@ -47,6 +47,16 @@ class TestPropagation:
         assert 0.6 < plain < 0.95
         assert together > plain + 0.03
 
+    def test_examples_are_nodes_of_the_graph(self):
+        """Labelled images that are not in the collection improve the accuracy."""
+        embeddings, logits, y = make_collection(600, noise=2.0)
+        rest, examples = slice(0, 400), (embeddings[400:], y[400:])
+        plain = propagate_labels(embeddings[rest], logits[rest])
+        informed = propagate_labels(embeddings[rest], logits[rest], examples=examples)
+        assert informed.shape == plain.shape
+        accuracies = [(p.argmax(axis=1) == y[rest]).mean() for p in (plain, informed)]
+        assert accuracies[1] > accuracies[0] + 0.01
+
     def test_uninformative_names_are_not_propagated(self):
         embeddings, logits, _ = make_collection(300)
         logits /= 100
