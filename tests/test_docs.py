@@ -278,6 +278,7 @@ EXPECTED_OUTPUT = {
     "plot_13_features_in_files": ["untouched: True", "float16, from files", "CC12M"],
     "plot_14_save_and_share": ["model.safetensors", "config.json", "and threshold 0.5"],
     "plot_15_search_with_optuna": ["ridge", "of 15 trials", "searched"],
+    "plot_16_few_labels": ["364 images of 10 classes", "after the correction: ", "together: "],
 }
 
 
