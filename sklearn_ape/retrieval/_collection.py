@@ -29,8 +29,12 @@ if TYPE_CHECKING:
 # Python's own encoding of file names that are not valid text.
 _ENCODING = ("utf-8", "surrogateescape")
 
-# Share of queries without a related image for which ``min_score="auto"`` is to find an image.
-_FALSE_RESULTS = 0.02
+# Share of queries without a related image for which ``min_score="auto"`` would find an image if
+# the scores of unrelated images were normal. Their tails are heavier, so the real share is larger.
+_FALSE_RESULTS = 0.002
+# An image with a higher cosine is related in any case. In a space of few dimensions, unrelated
+# images may have cosines near 1.
+_RELATED = 0.95
 
 _INT64 = np.iinfo(np.int64)
 
@@ -203,7 +207,7 @@ class Collection(NamedTuple):
 
         Scores of unrelated images are assumed to be normal, with the mean and the standard
         deviation of those of the `reference` embeddings. The best of as many unrelated images as
-        this collection has exceeds the returned score for one in 50 queries.
+        this collection has exceeds the returned score for one in 500 queries.
         """
         scores = reference @ queries.T
         if standardizer is not None:
@@ -214,7 +218,8 @@ class Collection(NamedTuple):
             return np.full(len(queries), -np.inf, np.float32)
         unrelated = np.sort(scores, axis=0)[:n_unrelated]
         quantile = norm.isf(_FALSE_RESULTS / len(self.embeddings))
-        return unrelated.mean(axis=0) + np.float32(quantile) * unrelated.std(axis=0)
+        bound = unrelated.mean(axis=0) + np.float32(quantile) * unrelated.std(axis=0)
+        return bound if standardizer is not None else np.minimum(bound, _RELATED)
 
     def sample(self) -> np.ndarray:
         """Return up to 1,000 evenly spaced embeddings."""
