@@ -150,7 +150,7 @@ def _expand_path(path: str, skipped: Counter[str]) -> Iterable[str]:
 
     data = load_image_folder(path, captions=None)
     skipped.update(data.other_files)
-    # Captions next to their images are no surprise.
+    # Captions next to their images are expected, so they are not reported.
     n_sidecars = sum(Path(image).with_suffix(".txt").is_file() for image in data.images)
     skipped[".txt"] -= n_sidecars
     if skipped[".txt"] <= 0:
