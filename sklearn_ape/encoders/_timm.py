@@ -14,6 +14,7 @@ from ..features import FeatureCache
 from ..utils.torch_state import default_state
 from ..utils.validation import check_choice
 from .image_encoder import NUMBERS_OF_VIEWS, ImageEncoder, Preprocessing, pool_patches
+from .items import EncodingError, ItemError, describe_item, summarize_errors
 from .weights import (
     PACKAGED,
     Network,
@@ -216,26 +217,32 @@ class TimmImageEncoder(ImageEncoder):
         self._check_parameters()
         if self.views != 1 or self.output != "features":
             raise ValueError("transform_grid requires views=1 and output='features'.")
-        self.transform(X)  # reports unreadable images
         network = self._network()
-        images = self._as_list(X)
-        grids, pixels = [], []
+        module: Any = self._module(network)
+        grids, pixels, errors = [], [], {}
         with default_state(), torch.inference_mode():
-            on_pixels: Any = self._module(network)
-            for item in images:
-                (tensor,) = self._tensors(network, [self._prepare(network.prepare, item)])
-                prepared = on_pixels.normalize(tensor.to(network.device))
-                last = network.model.forward_features(prepared)
+            for row, item in enumerate(self._as_list(X)):
+                try:
+                    self._check(item)
+                    prepared = self._prepare(network.prepare, item)
+                except ItemError as error:
+                    errors[row] = describe_item(item, error)
+                    continue
+                (tensor,) = self._tensors(network, [prepared])
+                normalized = module.normalize(tensor.to(network.device))
+                last = network.model.forward_features(normalized)
                 grid = _split_pooling(last, self.pooling, network.model)
-                pooled = on_pixels.network(prepared).float()
-                error = (grid.mean(dim=(1, 2)) - pooled).abs().max()
-                if error > _GRID_TOLERANCE * pooled.abs().max():
+                pooled = module.network.pool(last).float()
+                difference = (grid.mean(dim=(1, 2)) - pooled).abs().max()
+                if difference > _GRID_TOLERANCE * pooled.abs().max():
                     raise ValueError(
                         f"pooling={self.pooling!r} of {self.model_name!r} is not a mean over the "
                         "image. Pass pooling='mean'."
                     )
                 grids.append(grid.cpu().numpy())
                 pixels.append(_to_bytes(tensor))
+        if errors:  # also with on_error="nan": an image without pixels cannot be shown
+            raise EncodingError(summarize_errors(errors, self._modality), errors)
         return np.concatenate(grids), np.concatenate(pixels)
 
     def _check_parameters(self) -> None:
@@ -332,7 +339,10 @@ class _Features(torch.nn.Module):
         """Map pixels (n, 3, height, width) to (n, n_features)."""
         if self.output == "logits":
             return self.model(pixels)
-        last = self.model.forward_features(pixels)
+        return self.pool(self.model.forward_features(pixels))
+
+    def pool(self, last: torch.Tensor) -> torch.Tensor:
+        """Map the last features of the network to (n, n_features)."""
         if self.pooling == "auto":
             return self.model.forward_head(last, pre_logits=True)
         return _pool(last, self.pooling, self.model)

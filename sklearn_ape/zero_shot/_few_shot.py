@@ -33,8 +33,8 @@ class FewShotClassifier(ZeroShotClassifier):
     """Predict classes by their names and by a few labelled images.
 
     Without labelled images it is a `ZeroShotClassifier`. With many of them it approaches logistic
-    regression on the embeddings. In between it is better than both, as the names say what a few
-    images cannot, and the images correct what the names do not say.
+    regression on the embeddings. In between it is usually better than both, as the names say what
+    a few images cannot, and the images correct what the names do not say.
 
     Parameters
     ----------

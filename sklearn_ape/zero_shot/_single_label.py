@@ -359,6 +359,8 @@ class SingleLabelClassifier(ZeroShotBase):
         return self._make_logits(self._aligner_in_use(), templates, offset=offset)
 
     def _log_prior(self) -> np.ndarray | None:
+        if self.class_prior is None:  # classes_ is sorted at each access
+            return None
         shares = resolve_class_prior(self.class_prior, self.classes_)
         return None if shares is None else np.log(shares).astype(np.float32)
 
@@ -441,7 +443,7 @@ class SingleLabelClassifier(ZeroShotBase):
     def _check_parameters(self) -> tuple[str, ...]:
         templates = super()._check_parameters()
         check_number(self.threshold, "threshold", 0, 1, closed="both", optional=True)
-        if self.labels is not None:
+        if self.labels is not None and self.class_prior is not None:
             names = resolve_class_names(self.labels)
             resolve_class_prior(self.class_prior, to_class_array(sorted(names)))
         return templates

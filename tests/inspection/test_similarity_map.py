@@ -49,6 +49,11 @@ class TestGrid:
         with pytest.raises(EncodingError, match=r"missing\.png"):
             TimmImageEncoder(cache=None).transform_grid(["missing.png"])
 
+    def test_unreadable_image_raises_even_if_transform_skips_it(self, captioned_images):
+        encoder = TimmImageEncoder(cache=None, on_error="nan")
+        with pytest.raises(EncodingError, match=r"row 1: 'missing\.png'"):
+            encoder.transform_grid([captioned_images.images[0], "missing.png"])
+
 
 class TestMaps:
     def test_mean_is_the_cosine(self, captioned_images):

@@ -191,7 +191,7 @@ class TestMinScore:
 
 class TestPairs:
     def test_image_and_text_both_count(self, emoji):
-        """An image of a drink with the word 'hot' finds other images than either alone."""
+        """An image of beer with the word "milk" finds other images than the image alone."""
         data = load_openmoji()
         image = data.images[data.captions.index("clinking beer mugs")]
         both = emoji.search([(image, "milk")], k=3).items[0]
@@ -200,8 +200,8 @@ class TestPairs:
         assert text[0] in emoji.search([(image, "milk")], k=8).items[0]
 
     def test_scores_are_cosines(self):
-        starter_free = CrossModalRetriever(ALIGNER).fit(FEATURES)
-        collection = starter_free._collection
+        retriever = CrossModalRetriever(ALIGNER).fit(FEATURES)
+        collection = retriever._collection
         combined = collection.combine_queries(
             collection.embeddings[:3], ALIGNER.transform_text(RNG.standard_normal((3, 16)))
         )
