@@ -10,7 +10,10 @@ from ._closed_form import (
     LinearMap,
     WhitenedMap,
 )
-from ._factory import HEAD_KINDS, head_state, hidden_width, make_head, restored_head
+from ._factory import HEAD_KINDS, hidden_width, make_head
+# Names in the form `x as x` are not public. Other packages and earlier code import them from here.
+from ._factory import head_state as head_state
+from ._factory import restored_head as restored_head
 from ._mlp import BatchNormMLPHead, GLUHead, MLPHead, ResidualHead, SkipMLPHead, StarHead
 
 __all__ = [
@@ -33,8 +36,6 @@ __all__ = [
     "StarHead",
     "TwoTower",
     "WhitenedMap",
-    "head_state",
     "hidden_width",
     "make_head",
-    "restored_head",
 ]
