@@ -1,11 +1,13 @@
-"""Accuracy benchmark: measurements, plan, and resumption of an interrupted run."""
+"""Accuracy benchmark: measurements, plan, resumption of an interrupted run. Figures of results."""
 
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from benchmarks._results import Results
+from benchmarks import figures
+from benchmarks._results import RESULTS, Results
 from benchmarks.accuracy import methods, plan, report, runs
 from benchmarks.accuracy.data import ClassifierHead, Collections, EvaluationSet, TrainingPairs
 from sklearn_ape import CCAAligner
@@ -171,3 +173,43 @@ def test_tables_show_mean_and_std():
     assert "11.0 ± 1.0" in report.format_table(tables["A"])
     assert "11.0 ± 1.0" in report.format_table(tables["B"])
     assert [letter for letter, table in tables.items() if table.rows] == ["A", "B", "F"]
+
+
+def test_speeds_are_sorted_and_include_peers():
+    rows = [
+        {"name": "encode images, onnx", "value": "9", "unit": "images/s"},
+        {"name": "encode images, torch", "value": "3", "unit": "images/s"},
+        {"name": "encode images, torch: largest 1 - cosine", "value": "0", "unit": ""},
+        {"name": "encode large photographs, onnx", "value": "5", "unit": "images/s"},
+        {"name": "encode texts torch", "value": "4", "unit": "texts/s"},
+    ]
+    rows = [{"peer": "a loop", "peer_value": "1", **row} for row in rows]
+    speeds = figures.read_speeds(rows, "images")
+    assert list(speeds.items()) == [
+        ("a loop", 1),
+        ("sklearn_ape, torch", 3),
+        ("sklearn_ape, ONNX Runtime", 9),
+    ]
+
+
+def test_memory_is_sorted_by_size_and_converted_to_megabytes():
+    rows = [
+        {"name": "classify 2,000 rows: resident memory", "value": "100", "unit": "MiB"},
+        {"name": "classify 500 rows: resident memory", "value": "7", "unit": "MB"},
+        {"name": "classify 500 rows: CPU time per row", "value": "1", "unit": "s"},
+    ]
+    sizes, megabytes = figures.read_memory(rows, r"classify ([\d,]+) rows: resident memory")
+    assert sizes == [500, 2000]
+    assert megabytes == pytest.approx([7, 104.8576])
+
+
+def test_figures_of_published_results_can_be_drawn(tmp_path):
+    """All names in the published results are known, and no curve is empty."""
+    pytest.importorskip("matplotlib")
+    for name, plot in figures.PLOTS.items():
+        shutil.copy(RESULTS / f"{name}.csv", tmp_path)
+        figure = plot(figures.read_rows(RESULTS / f"{name}.csv"))
+        lines = [line for axis in figure.axes for line in axis.get_lines()]
+        assert all(len(line.get_xdata()) > 1 for line in lines)
+    figures.draw(tmp_path)
+    assert len(list(tmp_path.glob("*.png"))) == len(figures.PLOTS)
