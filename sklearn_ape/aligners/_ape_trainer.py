@@ -20,6 +20,7 @@ from ..training.callbacks import (
 from ..training.data import PairDataset, as_tensor
 from ..training.distributed import Ranks
 from ..training.net import AlignmentNet, TrainingConfig, embed, make_net
+from ..utils.progress import shows_progress
 from ._closed_form import RIDGE, WHITENING, Maps, fit_logit_scale, kernel_maps, linear_maps
 from ._kernel_ridge import count_default_anchors
 
@@ -234,7 +235,7 @@ def solve_kernel(
         max_anchors=max_anchors,
         rng=np.random.RandomState(run.seed),
         device=run.config.device,
-        verbose=int(run.shows_progress),
+        verbose=run.verbose,
         image_map=image_map,
     )
 
@@ -311,8 +312,9 @@ def train_heads(
         torch.manual_seed(run.seed)
         training, _ = prepare(data)
         callbacks = checkpoint.callbacks("refit")
-        if run.shows_progress:
-            callbacks.insert(0, ("progress", EpochProgress(result.best_epoch, "refit")))
+        if shows_progress(run.verbose):
+            progress = EpochProgress(result.best_epoch, "refit", run.verbose)
+            callbacks.insert(0, ("progress", progress))
         net = training.run(callbacks, result.best_epoch)
         scale = net.logit_scale
         if sum("train_loss" in row for row in net.history) < result.best_epoch:

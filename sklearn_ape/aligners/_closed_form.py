@@ -145,7 +145,7 @@ def kernel_maps(
     max_anchors: int | str,
     rng: np.random.RandomState,
     device: torch.device,
-    verbose: int = 0,
+    verbose: int | None = 0,
     image_map: WhitenedMap | None = None,
 ) -> Maps:
     """Return the whitening of images, and a kernel ridge regression from texts to its output.
@@ -179,7 +179,7 @@ def _solve_nystroem(
     ridge: float,
     gamma: float,
     device: torch.device,
-    verbose: int,
+    verbose: int | None,
 ) -> np.ndarray:
     """Return the coefficients of anchors by which the targets of all texts are fitted best."""
     landmarks = torch.as_tensor(anchors).to(device)

@@ -69,7 +69,12 @@ def choose_encoder(encoder: Any, base: Any, side: str) -> Any:
 
 
 def extend(
-    base: Any, data: PairDataset, weight: float, center: bool, device: torch.device, verbose: int
+    base: Any,
+    data: PairDataset,
+    weight: float,
+    center: bool,
+    device: torch.device,
+    verbose: int | None,
 ) -> TwoTower:
     """Return the heads of a fitted aligner with a correction that further pairs determine.
 
@@ -90,8 +95,8 @@ def extend(
         drawings, have a direction in common that says nothing about what they show.
     device : torch.device
         Device on which the solution is computed.
-    verbose : int
-        1 shows a progress bar.
+    verbose : int or None
+        See `make_progress_bar`.
 
     Raises
     ------

@@ -8,7 +8,8 @@ import numpy as np
 import psutil
 import torch
 from sklearn.utils import gen_batches
-from tqdm import tqdm
+
+from ..utils.progress import make_progress_bar
 
 # Shares of the available memory that a kernel matrix may take: of a number of anchors chosen here,
 # and of one that the user has chosen.
@@ -29,9 +30,6 @@ _BLOCK_ELEMENTS = 2**26
 _N_LANDMARKS = 3000
 _TOLERANCE = 1e-4
 _MAX_ITERATIONS = 200
-
-# Seconds after which a progress bar appears.
-_PROGRESS_DELAY_S = 2
 
 # Shares of the largest diagonal element that are added if the matrix is singular in float32.
 _JITTERS = (0.0, 1e-5, 1e-4, 1e-3, 1e-2)
@@ -75,7 +73,7 @@ def solve_kernel_ridge(
     targets: np.ndarray,
     gamma: float,
     device: torch.device,
-    verbose: int = 0,
+    verbose: int | None = 0,
 ) -> np.ndarray:
     """Solve ``(K + diag(ridge)) @ coefficients = targets``, where K is the kernel of the anchors.
 
@@ -94,8 +92,8 @@ def solve_kernel_ridge(
         Coefficient of the kernel.
     device : torch.device
         Device on which the solution is computed.
-    verbose : int, default=0
-        1 shows a progress bar.
+    verbose : int or None, default=0
+        See `make_progress_bar`.
 
     Returns
     -------
@@ -110,12 +108,12 @@ def solve_kernel_ridge(
     arrays = (anchors, ridge, targets)
     rows, diagonal, right = (torch.as_tensor(a, dtype=torch.float32).to(device) for a in arrays)
     if len(anchors) > count_fitting_anchors(device, _MAX_SHARE):
-        return _solve_iteratively(rows, diagonal, right, gamma, bool(verbose)).cpu().numpy()
+        return _solve_iteratively(rows, diagonal, right, gamma, verbose).cpu().numpy()
     return solve_positive_definite(lambda: _make_matrix(rows, diagonal, gamma), right, verbose)
 
 
 def solve_positive_definite(
-    make_matrix: Callable[[], torch.Tensor], right: torch.Tensor, verbose: int = 0
+    make_matrix: Callable[[], torch.Tensor], right: torch.Tensor, verbose: int | None = 0
 ) -> np.ndarray:
     """Solve a system whose matrix is positive definite up to rounding in single precision.
 
@@ -126,14 +124,14 @@ def solve_positive_definite(
         replaced by its factor, so that it is made again if the decomposition fails.
     right : torch.Tensor of shape (n, n_outputs)
         Right sides of the equations.
-    verbose : int, default=0
-        1 shows a progress bar.
+    verbose : int or None, default=0
+        See `make_progress_bar`.
     """
     for jitter in _JITTERS:
         matrix = make_matrix()
         matrix.diagonal().add_(jitter * float(matrix.diagonal().max()))
         try:
-            _decompose(matrix, bool(verbose))
+            _decompose(matrix, verbose)
         except torch.linalg.LinAlgError:
             del matrix
             continue
@@ -172,16 +170,10 @@ def _make_matrix(rows: torch.Tensor, diagonal: torch.Tensor, gamma: float) -> to
     return matrix
 
 
-def _decompose(matrix: torch.Tensor, shows_progress: bool) -> None:
+def _decompose(matrix: torch.Tensor, verbose: int | None) -> None:
     """Replace the lower triangle of a matrix by its Cholesky factor."""
     n_rows = len(matrix)
-    with tqdm(
-        total=n_rows,
-        desc="Solving",
-        unit="anchor",
-        delay=_PROGRESS_DELAY_S,
-        disable=not shows_progress,
-    ) as bar:
+    with make_progress_bar(n_rows, verbose, desc="Solving", unit="anchor") as bar:
         for block in gen_batches(n_rows, _BLOCK_SIZE):
             head = matrix[block, : block.start]
             for part in _row_blocks(block.start, n_rows, n_rows):
@@ -225,7 +217,7 @@ def _solve_iteratively(
     diagonal: torch.Tensor,
     right: torch.Tensor,
     gamma: float,
-    shows_progress: bool,
+    verbose: int | None,
 ) -> torch.Tensor:
     """Solve by preconditioned conjugate gradients, for all right sides at once."""
     precondition = _make_preconditioner(rows, diagonal, gamma)
@@ -234,11 +226,8 @@ def _solve_iteratively(
     norms = right.norm(dim=0).clamp_min_(torch.finfo(right.dtype).tiny)
     direction = preconditioned = precondition(residual)
     product = (residual * preconditioned).sum(dim=0)
-    with tqdm(
-        desc="Solving by conjugate gradients",
-        unit="iteration",
-        delay=_PROGRESS_DELAY_S,
-        disable=not shows_progress,
+    with make_progress_bar(
+        None, verbose, desc="Solving by conjugate gradients", unit="iteration"
     ) as bar:
         for _ in range(_MAX_ITERATIONS):
             image = _multiply(rows, direction, gamma)

@@ -16,9 +16,14 @@ from ..devices import resolve_device
 from ..heads import BaseMap, TwoTower
 from ..losses import LOSSES
 from ..persistence.mixins import FittedState
-from ..training.callbacks import TrainingResult, ValidationRecall, make_search_callbacks
+from ..training.callbacks import (
+    TrainingResult,
+    ValidationRecall,
+    bar_verbosity,
+    make_search_callbacks,
+)
 from ..training.data import PairDataset, split_pairs, subset
-from ..training.distributed import Ranks, is_first_rank, join_ranks
+from ..training.distributed import Ranks, join_ranks
 from ..training.net import AlignmentNet, TrainingConfig, seed_generators
 from ..utils.sklearn_compat import FitContext
 from ..utils.torch_state import default_state
@@ -48,9 +53,9 @@ class TrainingRun(NamedTuple):
         return self.checkpoint.seed
 
     @property
-    def shows_progress(self) -> bool:
-        """Whether this process shows progress bars."""
-        return self.config.verbose == 1 and is_first_rank(self.ranks)
+    def verbose(self) -> int | None:
+        """Value of ``verbose`` for the progress bars of this process."""
+        return bar_verbosity(self.config, self.ranks)
 
     def split(
         self, data: PairDataset, by_image: bool = False

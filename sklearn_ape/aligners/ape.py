@@ -37,7 +37,6 @@ from .wrapper import unwrap_aligner
 _N_STEPS = 200
 _MIN_EPOCHS, _MAX_EPOCHS = 10, 100
 
-
 _TRAINED_INITS = ("auto", "kernel", "linear")
 
 
@@ -149,8 +148,9 @@ class APEAligner(HeadsMixin, TrainedAligner):
     random_state : int, RandomState instance or None, default=None
         Seed of weights, batches and validation pairs. With an int, fits on one machine are bitwise
         identical.
-    verbose : int, default=0
-        With 1 a progress bar over epochs is shown, with 2 or more skorch's table of epochs.
+    verbose : int or None, default=None
+        1 shows a progress bar over epochs, 2 shows skorch's table of epochs, 0 shows nothing. None
+        shows a bar in terminals and notebooks if the work takes more than two seconds.
     callbacks : list of skorch callbacks or None, default=None
         Callbacks of skorch. Callbacks of scikit-learn (1.9 and later) are set by `set_callbacks`.
     checkpoint : str, path-like or None, default=None
@@ -303,7 +303,7 @@ class APEAligner(HeadsMixin, TrainedAligner):
         refit: bool = True,
         device: str | torch.device | None = "auto",
         random_state: int | np.random.RandomState | None = None,
-        verbose: int = 0,
+        verbose: int | None = None,
         callbacks: Sequence[Any] | None = None,
         checkpoint: str | os.PathLike[str] | None = None,
     ) -> None:
@@ -425,7 +425,7 @@ class APEAligner(HeadsMixin, TrainedAligner):
         if self.init != "auto":
             return train_heads(heads, data, run)
         module, logit_scale, result = train_blend(heads, data, run)
-        if run.shows_progress:
+        if run.verbose:
             # Where progress bars are written, so that the output of a program stays as it is.
             tqdm.write(summarize_training(result.history, result.best_epoch), file=sys.stderr)
         return module, logit_scale, result

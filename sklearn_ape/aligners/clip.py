@@ -56,8 +56,9 @@ class CLIPAligner(LazyNamesMixin, BaseAligner):
         cache.
     on_error : {"raise", "nan"}, default="raise"
         Whether an unreadable image raises an error or gives a row of NaN.
-    verbose : int, default=0
-        Whether to show a progress bar (1).
+    verbose : int or None, default=None
+        1 shows a progress bar, 0 does not. None shows one in terminals and
+        notebooks if the work takes more than two seconds.
 
     Attributes
     ----------
@@ -111,7 +112,7 @@ class CLIPAligner(LazyNamesMixin, BaseAligner):
         n_jobs: int | None = None,
         cache: str | PathLike[str] | None = "memory",
         on_error: str = "raise",
-        verbose: int = 0,
+        verbose: int | None = None,
     ) -> None:
         self.model = model
         self.pretrained = pretrained

@@ -69,8 +69,9 @@ class KernelAligner(HeadsMixin, BaseAligner):
         available.
     random_state : int, RandomState instance or None, default=0
         Seed of the choice of anchors, used if there are more than `max_anchors` captions.
-    verbose : int, default=0
-        1 shows a progress bar while the equations are solved.
+    verbose : int or None, default=None
+        1 shows a progress bar while the equations are solved, 0 does not. None shows one in
+        terminals and notebooks if the work takes more than two seconds.
 
     Attributes
     ----------
@@ -144,7 +145,7 @@ class KernelAligner(HeadsMixin, BaseAligner):
         max_anchors: int | str = "auto",
         device: str | torch.device | None = "auto",
         random_state: int | np.random.RandomState | None = 0,
-        verbose: int = 0,
+        verbose: int | None = None,
     ) -> None:
         self.image_encoder = image_encoder
         self.text_encoder = text_encoder

@@ -100,8 +100,9 @@ class LiTAligner(TrainedAligner):
     random_state : int, RandomState instance or None, default=None
         Seed of the linear map, batches, dropout and validation pairs. With an int, fits on the CPU
         of one machine are bitwise identical. torch's global generator is left unchanged.
-    verbose : int, default=0
-        With 1 a progress bar over epochs is shown, with 2 or more skorch's table of epochs.
+    verbose : int or None, default=None
+        1 shows a progress bar over epochs, 2 shows skorch's table of epochs, 0 shows nothing. None
+        shows a bar in terminals and notebooks if the work takes more than two seconds.
     callbacks : list of skorch callbacks or None, default=None
         Callbacks of skorch. Callbacks of scikit-learn (1.9 and later) are set by `set_callbacks`.
     checkpoint : str, path-like or None, default=None
@@ -198,7 +199,7 @@ class LiTAligner(TrainedAligner):
         dtype: str = "auto",
         device: str | torch.device | None = "auto",
         random_state: int | np.random.RandomState | None = None,
-        verbose: int = 0,
+        verbose: int | None = None,
         callbacks: Sequence[Any] | None = None,
         checkpoint: str | os.PathLike[str] | None = None,
     ) -> None:

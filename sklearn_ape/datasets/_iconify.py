@@ -14,6 +14,7 @@ from joblib import Parallel, delayed
 from PIL import Image
 from sklearn.utils import Bunch
 
+from ..utils.progress import make_progress_bar
 from ..utils.validation import check_integer
 from ._icon_sets import Icon, IconSet, check_safety, find_sets, read_drawings, read_icons
 from .base import get_data_home, import_optional, list_first, make_result, write_atomically
@@ -65,7 +66,7 @@ def load_iconify(
     data_home: str | os.PathLike[str] | None = None,
     n_jobs: int | None = None,
     return_X_y: bool = False,
-    verbose: int = 0,
+    verbose: int | None = None,
 ) -> Any:
     """Load icons and their names from the npm package ``@iconify/json`` or one of its sets.
 
@@ -102,8 +103,9 @@ def load_iconify(
         processors.
     return_X_y : bool, default=False
         Whether to return ``(images, captions)`` instead of a Bunch.
-    verbose : int, default=0
-        1 shows a progress bar while images are rendered, 0 does not.
+    verbose : int or None, default=None
+        1 shows a progress bar while images are rendered, 0 does not. None shows one in
+        terminals and notebooks if the work takes more than two seconds.
 
     Returns
     -------
@@ -260,7 +262,7 @@ def _drop_variants(icons: Iterable[Icon]) -> Iterable[Icon]:
 
 
 def _render_missing(
-    icons: Sequence[Icon], folder: Path, size: int, n_jobs: int | None, verbose: int
+    icons: Sequence[Icon], folder: Path, size: int, n_jobs: int | None, verbose: int | None
 ) -> None:
     """Render the icons that have not been rendered yet."""
     images = _list_images(icons, folder, missing="")
@@ -271,7 +273,6 @@ def _render_missing(
     if not missing:
         return
     import_optional("resvg_py", package="resvg-py", extra="starter", purpose="load_iconify")
-    from tqdm import tqdm
 
     try:
         for prefix in missing:
@@ -282,10 +283,9 @@ def _render_missing(
             for icon, svg in _with_drawings(absent)
         )
         n_missing = sum(map(len, missing.values()))
-        for _ in tqdm(
-            rendered, total=n_missing, desc="Rendering icons", unit="icon", disable=not verbose
-        ):
-            pass
+        with make_progress_bar(n_missing, verbose, desc="Rendering icons", unit="icon") as bar:
+            for _ in rendered:
+                bar.update()
     except OSError as error:
         raise OSError(
             f"{str(folder)!r} cannot be written ({error}). Pass another data_home, or set the "

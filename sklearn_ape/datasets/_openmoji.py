@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from sklearn.utils import Bunch
 
+from ..utils.progress import make_progress_bar
 from ..utils.validation import check_integer
 from .base import check_folder, get_data_home, import_optional, make_result, write_atomically
 
@@ -110,7 +111,7 @@ def load_openmoji(
     data_home: str | os.PathLike[str] | None = None,
     path: str | os.PathLike[str] | None = None,
     return_X_y: bool = False,
-    verbose: int = 0,
+    verbose: int | None = None,
 ) -> Any:
     """Load the OpenMoji drawings and their names.
 
@@ -130,8 +131,9 @@ def load_openmoji(
         the installed package.
     return_X_y : bool, default=False
         Whether to return ``(images, captions)`` instead of a Bunch.
-    verbose : int, default=0
-        1 shows a progress bar while images are rendered, 0 does not.
+    verbose : int or None, default=None
+        1 shows a progress bar while images are rendered, 0 does not. None shows one in
+        terminals and notebooks if the work takes more than two seconds.
 
     Returns
     -------
@@ -222,7 +224,7 @@ def _find_drawings(path: str | os.PathLike[str] | None) -> tuple[Path, str | Non
 
 
 def _render(
-    files: Sequence[Path], folder: Path, size: int, *, by_content: bool, verbose: int
+    files: Sequence[Path], folder: Path, size: int, *, by_content: bool, verbose: int | None
 ) -> list[str]:
     """Render the files that have not been rendered yet; return the paths of all images."""
     if by_content:
@@ -238,14 +240,13 @@ def _render(
         resvg = import_optional(
             "resvg_py", package="resvg-py", extra="starter", purpose="load_openmoji"
         )
-        from tqdm import tqdm
-
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            for file, name in tqdm(
-                missing, desc="Rendering OpenMoji", unit="image", disable=not verbose
-            ):
-                write_atomically(folder / name, _to_png(resvg, file, size))
+            options = {"desc": "Rendering OpenMoji", "unit": "image"}
+            with make_progress_bar(len(missing), verbose, **options) as bar:
+                for file, name in missing:
+                    write_atomically(folder / name, _to_png(resvg, file, size))
+                    bar.update()
         except OSError as error:
             raise OSError(
                 f"{str(folder)!r} cannot be written ({error}). Pass another data_home, or set the "

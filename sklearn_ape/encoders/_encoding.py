@@ -14,17 +14,19 @@ import numpy as np
 import torch
 from joblib import Parallel, delayed
 from sklearn.base import clone
-from tqdm import tqdm
 
 from ..features.cache import open_cache
 from ..features.feature_file import FeatureFile, OtherContentError
 from ..utils.concurrency import ForkSafeLock, LRUCache, map_threaded
 from ..utils.escape import escape_controls
+from ..utils.progress import make_progress_bar
 from ..utils.torch_state import default_state
 from ..utils.validation import check_choice, check_integer
 from .items import EncodingError, ItemError, describe_item
 
 if TYPE_CHECKING:
+    from tqdm import tqdm
+
     from ..features.cache import FeatureCache
     from ._engine import Engine
     from .base import FrozenEncoder
@@ -134,7 +136,7 @@ def _encode_missing(
     keys = list(valid)
     keys = [keys[position] for position in encoder._order(list(valid.values()))]
     features: dict[bytes, np.ndarray] = {}
-    with _make_progress_bar(encoder, len(keys), encoder.verbose) as progress:
+    with _make_encoder_bar(encoder, len(keys), encoder.verbose) as progress:
         for computed, failures in _iter_batches(encoder, valid, keys, identity):
             # Before an error is raised, so that finished batches are not computed again.
             cache.put_many(computed)
@@ -145,9 +147,9 @@ def _encode_missing(
     return features
 
 
-def _make_progress_bar(encoder: FrozenEncoder, total: int, verbose: int) -> tqdm:
+def _make_encoder_bar(encoder: FrozenEncoder, total: int, verbose: int | None) -> tqdm:
     name = escape_controls(encoder.model_name)
-    return tqdm(total=total, unit=encoder._modality, desc=name, disable=not verbose, delay=0.5)
+    return make_progress_bar(total, verbose, unit=encoder._modality, desc=name)
 
 
 # With torch, a small number of items is split into this many batches, so that threads read the
@@ -245,7 +247,7 @@ def encode_to_file(
     if not n_rows:
         raise ValueError(f"X is empty: 0 {encoder._modality}s to encode. Pass at least one.")
     source = encoder._identity_digest().hex()
-    progress = _make_progress_bar(encoder, n_rows, encoder.verbose if verbose is None else verbose)
+    progress = _make_encoder_bar(encoder, n_rows, encoder.verbose if verbose is None else verbose)
     with progress, FeatureFile(path, source, n_rows, int(chunk_size), dtype) as file:
         try:
             file.resume()

@@ -117,8 +117,9 @@ class OpenCLIPImageEncoder(_OpenCLIPTower, ImageEncoder):
     on_error : {"raise", "nan"}, default="raise"
         Treatment of images that cannot be read. ``"raise"`` raises an EncodingError that names
         them. ``"nan"`` fills their rows with NaN and warns.
-    verbose : int, default=0
-        1 shows a progress bar, 0 does not.
+    verbose : int or None, default=None
+        1 shows a progress bar, 0 does not. None shows one in terminals and
+        notebooks if the work takes more than two seconds.
 
     Attributes
     ----------
@@ -159,7 +160,7 @@ class OpenCLIPImageEncoder(_OpenCLIPTower, ImageEncoder):
         n_jobs: int | None = None,
         cache: str | PathLike[str] | FeatureCache | None = "memory",
         on_error: str = "raise",
-        verbose: int = 0,
+        verbose: int | None = None,
     ) -> None:
         super().__init__(
             model_name, revision, batch_size, engine, device, dtype, cache, on_error, verbose
@@ -200,8 +201,9 @@ class OpenCLIPTextEncoder(_OpenCLIPTower, TextEncoder):
     on_error : {"raise", "nan"}, default="raise"
         Treatment of empty and missing texts. ``"raise"`` raises an EncodingError that names
         them. ``"nan"`` fills their rows with NaN and warns.
-    verbose : int, default=0
-        1 shows a progress bar, 0 does not.
+    verbose : int or None, default=None
+        1 shows a progress bar, 0 does not. None shows one in terminals and
+        notebooks if the work takes more than two seconds.
 
     Attributes
     ----------
@@ -238,7 +240,7 @@ class OpenCLIPTextEncoder(_OpenCLIPTower, TextEncoder):
         dtype: str = "float32",
         cache: str | PathLike[str] | FeatureCache | None = "memory",
         on_error: str = "raise",
-        verbose: int = 0,
+        verbose: int | None = None,
     ) -> None:
         super().__init__(
             model_name, revision, batch_size, engine, device, dtype, cache, on_error, verbose

@@ -53,8 +53,9 @@ class SentenceTransformerEncoder(TextEncoder):
     on_error : {"raise", "nan"}, default="raise"
         Treatment of empty and missing texts. ``"raise"`` raises an EncodingError that names
         them. ``"nan"`` fills their rows with NaN and warns.
-    verbose : int, default=0
-        1 shows a progress bar, 0 does not.
+    verbose : int or None, default=None
+        1 shows a progress bar, 0 does not. None shows one in terminals and
+        notebooks if the work takes more than two seconds.
 
     Attributes
     ----------
@@ -101,7 +102,7 @@ class SentenceTransformerEncoder(TextEncoder):
         dtype: str = "float32",
         cache: str | PathLike[str] | FeatureCache | None = "memory",
         on_error: str = "raise",
-        verbose: int = 0,
+        verbose: int | None = None,
     ) -> None:
         super().__init__(
             model_name, revision, batch_size, "torch", device, dtype, cache, on_error, verbose

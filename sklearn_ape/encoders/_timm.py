@@ -83,8 +83,9 @@ class TimmImageEncoder(ImageEncoder):
     on_error : {"raise", "nan"}, default="raise"
         Treatment of images that cannot be read. ``"raise"`` raises an EncodingError that names
         them. ``"nan"`` fills their rows with NaN, warns, and lists them in ``errors_``.
-    verbose : int, default=0
-        1 shows a progress bar, 0 does not.
+    verbose : int or None, default=None
+        1 shows a progress bar, 0 does not. None shows one in terminals and
+        notebooks if the work takes more than two seconds.
 
     Attributes
     ----------
@@ -139,7 +140,7 @@ class TimmImageEncoder(ImageEncoder):
         n_jobs: int | None = None,
         cache: str | PathLike[str] | FeatureCache | None = "memory",
         on_error: str = "raise",
-        verbose: int = 0,
+        verbose: int | None = None,
     ) -> None:
         super().__init__(
             model_name, revision, batch_size, engine, device, dtype, cache, on_error, verbose

@@ -78,7 +78,7 @@ class FrozenEncoder(
         dtype: str,
         cache: str | PathLike[str] | FeatureCache | None,
         on_error: str,
-        verbose: int,
+        verbose: int | None,
     ) -> None:
         self.model_name = model_name
         self.revision = revision

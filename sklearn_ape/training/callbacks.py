@@ -13,10 +13,10 @@ import torch
 from sklearn.exceptions import ConvergenceWarning
 from skorch import NeuralNet
 from skorch.callbacks import Callback, EarlyStopping, GradientNormClipping
-from tqdm import tqdm
 
 from ..metrics import retrieval_report
 from ..utils.linalg import normalize_rows
+from ..utils.progress import make_progress_bar, shows_progress
 from ..utils.sklearn_compat import FitContext
 from ..utils.warnings import warn
 from .data import PairDataset, n_batches
@@ -223,15 +223,19 @@ class EpochProgress(Callback):
         Maximum number of epochs.
     name : str
         Text before the bar.
+    verbose : int or None
+        None shows the bar only if training takes more than two seconds.
     """
 
-    def __init__(self, n_epochs: int, name: str) -> None:
+    def __init__(self, n_epochs: int, name: str, verbose: int | None) -> None:
         self.n_epochs = n_epochs
         self.name = name
+        self.verbose = verbose
 
     def on_train_begin(self, net: NeuralNet, **kwargs: Any) -> None:
         """Show an empty bar."""
-        self.bar_ = tqdm(total=self.n_epochs, unit="epoch", desc=self.name)
+        options = {"unit": "epoch", "desc": self.name}
+        self.bar_ = make_progress_bar(self.n_epochs, self.verbose, delay=0, **options)
 
     def on_epoch_begin(self, net: NeuralNet, **kwargs: Any) -> None:
         """Advance to the epoch at which a checkpoint resumes."""
@@ -249,6 +253,11 @@ class EpochProgress(Callback):
     def on_train_end(self, net: NeuralNet, **kwargs: Any) -> None:
         """Close the bar."""
         self.bar_.close()
+
+
+def bar_verbosity(config: TrainingConfig, ranks: Ranks | None) -> int | None:
+    """Return ``verbose`` for progress bars, which only the first rank shows."""
+    return 0 if config.shows_table or not is_first_rank(ranks) else config.verbose
 
 
 def diverged(net: NeuralNet) -> FloatingPointError:
@@ -371,8 +380,9 @@ def make_search_callbacks(
             load_best=True,
         )
         callbacks.append(("best", best))
-    if config.verbose == 1 and is_first_rank(ranks):
-        callbacks.append(("progress", EpochProgress(config.max_epochs, name)))
+    verbose = bar_verbosity(config, ranks)
+    if shows_progress(verbose):
+        callbacks.append(("progress", EpochProgress(config.max_epochs, name, verbose)))
     if context.context is not None:
         callbacks.append(("bridge", EpochBridge(context, get_attributes)))
     # Copies, because skorch sets attributes of its callbacks, and parameters must not change.

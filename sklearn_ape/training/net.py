@@ -67,7 +67,7 @@ class TrainingConfig:
     early_stopping: bool
     validation_fraction: float
     n_iter_no_change: int
-    verbose: int
+    verbose: int | None
     callbacks: Sequence[Any] | None
     device: torch.device
     tile_size: int | str | None = "auto"
@@ -77,6 +77,11 @@ class TrainingConfig:
     clip_norm: float | None = None
     mixup: float = 0.0
     refit: bool = False
+
+    @property
+    def shows_table(self) -> bool:
+        """Whether skorch prints its table of epochs, which replaces progress bars."""
+        return (self.verbose or 0) >= 2
 
 
 def adamw(groups: list[dict[str, Any]], lr: float, weight_decay: float) -> torch.optim.Optimizer:
@@ -442,7 +447,7 @@ def make_net(
         "iterator_train__n_ranks": 1 if ranks is None else ranks.size,
         "train_split": None,
         "device": config.device,
-        "verbose": int(config.verbose >= 2 and is_first_rank(ranks)),
+        "verbose": int(config.shows_table and is_first_rank(ranks)),
     }
     return AlignmentNet(module, callbacks=callbacks, ranks=ranks, **options | parameters)
 

@@ -17,7 +17,6 @@ from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
 from sklearn.utils.validation import check_is_fitted
-from tqdm import tqdm
 
 from ..aligners.fitted_images import embedding_digest
 from ..aligners.similarity import LogitTiles, check_standardize, resolve_bank
@@ -34,6 +33,7 @@ from ..prompts import (
     to_class_array,
 )
 from ..utils.concurrency import ForkSafeLock, LRUCache
+from ..utils.progress import make_progress_bar
 from ..utils.sklearn_compat import CallbackSupportMixin, FitContext
 from ..utils.validation import check_number, ignores_underflow
 from ..utils.warnings import warn
@@ -137,16 +137,15 @@ def _embed_in_blocks(
         yield 0, np.asarray(aligner.transform_text(prompts))
         return
     silent_aligner, verbose = _silence(aligner)
-    options = {"unit": "prompt", "desc": "labels", "disable": not verbose, "delay": 0.5}
-    with tqdm(total=len(prompts), **options) as progress:
+    with make_progress_bar(len(prompts), verbose, unit="prompt", desc="labels") as progress:
         for start in range(0, len(prompts), size):
             block = prompts[start : start + size]
             yield start, np.asarray(silent_aligner.transform_text(block))
             progress.update(len(block))
 
 
-def _silence(aligner: BaseEstimator) -> tuple[Any, bool]:
-    """Return an aligner for thousands of prompts, and whether to show a progress bar.
+def _silence(aligner: BaseEstimator) -> tuple[Any, int | None]:
+    """Return an aligner for thousands of prompts, and ``verbose`` of its encoder.
 
     Its encoder shows no bar per call. It does not use the memory cache, from which so many prompts
     would evict all other features. A cache on disk is used, so that an interrupted run can resume.
@@ -155,12 +154,12 @@ def _silence(aligner: BaseEstimator) -> tuple[Any, bool]:
     if isinstance(encoder, FrozenEncoder):
         silent_aligner = copy.copy(aligner)
         silent_aligner.text_encoder_ = _silence_estimator(encoder)
-        return silent_aligner, bool(encoder.verbose)
+        return silent_aligner, encoder.verbose
     if isinstance(getattr(aligner, "text_encoder", None), FrozenEncoder) and hasattr(
         aligner, "cache"
     ):  # CLIPAligner makes its encoder from its own parameters
-        return _silence_estimator(aligner), bool(aligner.verbose)
-    return aligner, False
+        return _silence_estimator(aligner), aligner.verbose
+    return aligner, 0
 
 
 def _silence_estimator(estimator: Any) -> Any:

@@ -11,9 +11,9 @@ from scipy.optimize import brentq
 from scipy.sparse import coo_array, csr_array
 from scipy.special import softmax
 from sklearn.utils import gen_batches
-from tqdm import tqdm
 
 from ..utils.linalg import normalize_rows
+from ..utils.progress import make_progress_bar
 from ..utils.validation import format_list, ignores_underflow
 
 _N_NEIGHBORS = 5
@@ -212,7 +212,7 @@ def _find_neighbors(embeddings: np.ndarray, k: int) -> np.ndarray:
             pass
     neighbors = np.empty((len(embeddings), k), dtype=np.intp)
     columns = torch.from_numpy(embeddings)
-    with tqdm(total=len(embeddings), unit="image", desc="neighbours", delay=2) as progress:
+    with make_progress_bar(len(embeddings), None, unit="image", desc="neighbours") as progress:
         for rows in gen_batches(len(embeddings), _BLOCK_SIZE):
             products = columns[rows] @ columns.T
             products[torch.arange(len(products)), torch.arange(rows.start, rows.stop)] = -2
