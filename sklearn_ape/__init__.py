@@ -1,8 +1,6 @@
 """Align two frozen, pretrained encoders with a small trained head, in scikit-learn's style."""
 
 from importlib import import_module
-from importlib.metadata import version as _version
-from pkgutil import iter_modules as _iter_modules
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # for type checkers and editors, which cannot evaluate the table below
@@ -19,7 +17,7 @@ if TYPE_CHECKING:  # for type checkers and editors, which cannot evaluate the ta
     from .zero_shot import MultiLabelZeroShotClassifier as MultiLabelZeroShotClassifier
     from .zero_shot import ZeroShotClassifier as ZeroShotClassifier
 
-__version__ = _version("sklearn-ape")
+    __version__: str
 
 # Public names by module. They are imported on first use, as skorch alone would double the time of
 # `import sklearn_ape`.
@@ -42,11 +40,18 @@ __all__ = sorted([*_PUBLIC, "__version__"])
 
 
 def _submodules() -> list[str]:
-    names = (module.name for module in _iter_modules(__path__))
+    from pkgutil import iter_modules
+
+    names = (module.name for module in iter_modules(__path__))
     return [name for name in names if not name.startswith("_")]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        # This module takes most of the time of `import sklearn_ape`, and few programs need it.
+        from importlib.metadata import version
+
+        return version("sklearn-ape")
     if name in _PUBLIC:
         return getattr(import_module(_PUBLIC[name], __name__), name)
     if not name.startswith("_") and name in _submodules():

@@ -27,12 +27,21 @@ MODULES = [
 
 def test_import_loads_no_heavy_library():
     """`import sklearn_ape` must be fast in every worker, so it does not import torch."""
-    heavy = ["torch", "skorch", "transformers", "timm", "open_clip", "pandas", "sklearn"]
-    code = f"import sys, sklearn_ape; print([m for m in {heavy} if m in sys.modules])"
+    libraries = ["torch", "skorch", "transformers", "timm", "open_clip", "pandas", "sklearn"]
+    libraries += ["numpy", "PIL", "importlib.metadata", "pkgutil"]
+    code = (
+        "import sys; before = set(sys.modules); import sklearn_ape; "
+        f"print(sorted({{*{libraries}}} & (set(sys.modules) - before)))"
+    )
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     assert result.stdout.strip() == "[]"
+
+
+def test_version_is_that_of_the_metadata():
+    """The version is read on first use."""
+    assert sklearn_ape.__version__ == version("sklearn-ape")
 
 
 def test_app_can_be_imported_without_gradio():

@@ -85,7 +85,8 @@ def _find_obstacle(engine: str, device: torch.device, dtype: str) -> Exception |
             f"engine={engine!r} computes on the CPU, but device is {str(device)!r}. Pass "
             "device='cpu' or engine='torch'."
         )
-    if dtype not in _list_precisions(engine):
+    # Every engine computes in float32. To ask OpenVINO for its precisions takes 0.2 s.
+    if dtype != "float32" and dtype not in _list_precisions(engine):
         return ValueError(
             f"engine={engine!r} does not compute in {dtype} on this machine. Pass "
             "dtype='float32' or engine='torch'."

@@ -16,15 +16,17 @@ COMMANDS = [command.callback.__name__ for command in app.registered_commands]
 
 
 class TestHelp:
-    def test_help_does_not_import_heavy_packages(self):
-        code = """
+    @pytest.mark.parametrize("command", ["", "classify"])
+    def test_help_does_not_import_heavy_packages(self, command):
+        code = f"""
 import sys
 from sklearn_ape.cli import app
 try:
-    app(["classify", "--help"])
+    app([*"{command}".split(), "--help"])
 except SystemExit as ended:
     assert ended.code == 0
-print([name for name in ("torch", "sklearn", "numpy", "PIL") if name in sys.modules])
+heavy = ["torch", "sklearn", "skorch", "timm", "transformers", "pandas", "numpy", "PIL"]
+print([name for name in heavy if name in sys.modules])
 """
         result = subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, check=True
