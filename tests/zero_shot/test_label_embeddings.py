@@ -191,7 +191,7 @@ def test_verbose_encoder_shows_one_bar_for_all_blocks(
     aligner.text_encoder_.set_params(verbose=verbose)
     monkeypatch.setattr(_base, "_BLOCK_PROMPTS", 2)
     embed_labels(aligner, {name: [name] for name in "abc"}, PLAIN)
-    assert [(bar.total, bar.shown, bar.done) for bar in bars] == [(3, bool(verbose), 3)]
+    assert [(bar.total, bar.done) for bar in bars if bar.shown] == [(3, 3)] * verbose
 
 
 class TestCache:
