@@ -96,4 +96,4 @@ html_theme_options = {
     "pygments_dark_style": "a11y-high-contrast-dark",
     "back_to_top_button": True,
 }
-html_sidebars = {"index": [], "faq": [], "comparison": []}
+html_sidebars = {"index": [], "faq": [], "comparison": [], "api": []}

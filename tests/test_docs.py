@@ -175,12 +175,45 @@ class TestPages:
     def test_page_is_in_a_toctree(self, page):
         assert page.stem in linked_pages(), f"no toctree of docs/ names {page.name}"
 
-    @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-    def test_links_of_pages_exist(self, page):
-        text = page.read_text(encoding="utf-8")
-        for link in re.findall(r"\]\((?!https?:|#)([^)#]+)(?:#[^)]*)?\)", text):
-            exists = (DOCS / link).exists() or link.startswith(("auto_examples/", "generated/"))
-            assert exists, f"{page.name} links to {link}, which does not exist"
+
+ROOT = DOCS.parent
+LINKING = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md"))]
+
+
+def list_anchors(page):
+    """Return the anchors of the headings of a Markdown file, as GitHub and MyST name them."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def find_broken_links(page, text):
+    """Return the relative links of a page whose file or heading does not exist."""
+    broken = []
+    for link in re.findall(r"\]\((?!https?:|mailto:)([^)\s]+)\)", text):
+        name, _, anchor = link.partition("#")
+        target = page.parent / name if name else page
+        is_built = name.startswith(("auto_examples/", "generated/"))
+        if not is_built and (
+            not target.exists() or (anchor and anchor not in list_anchors(target))
+        ):
+            broken.append(link)
+    return broken
+
+
+class TestLinks:
+    @pytest.mark.parametrize("page", LINKING, ids=lambda page: page.name)
+    def test_files_and_headings_exist(self, page):
+        broken = find_broken_links(page, page.read_text(encoding="utf-8"))
+        assert not broken, f"{page.name} has links to files or headings that do not exist"
+
+    def test_broken_links_are_found(self, tmp_path):
+        page = tmp_path / "page.md"
+        page.write_text("# What `fit` learns\n```console\n# a comment\n```\n## Near-duplicates\n")
+        good = "[a](page.md) [b](#what-fit-learns) [c](page.md#near-duplicates)"
+        wrong = "[d](other.md) [e](#a-comment) [f](page.md#near)"
+        broken = find_broken_links(page, f"{good} {wrong} [g](https://example.org/page.md)")
+        assert broken == ["other.md", "#a-comment", "page.md#near"]
 
 
 SNIPPETS = [
@@ -202,7 +235,6 @@ def test_snippet_without_prompts_imports_existing_names(snippet):
                 assert resolved(f"{node.module}.{alias.name}") is not None
 
 
-ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 README_SNIPPETS = [
     block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if ">>>" not in block
@@ -240,11 +272,6 @@ def test_snippet_runs(snippet, user_images):
 def test_readme_has_snippets_of_both_kinds():
     assert README_SNIPPETS
     assert README.count(">>>") > 10
-
-
-@pytest.mark.parametrize("link", re.findall(r"\]\((?!http)([^)]+)\)", README))
-def test_relative_links_of_readme_exist(link):
-    assert (ROOT / link).exists()
 
 
 @pytest.mark.parametrize(
