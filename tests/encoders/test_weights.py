@@ -378,3 +378,18 @@ class TestAlignersWithNames:
             CAPTIONS, ["red"], text_encoder=TransformersTextEncoder(), n_pairs=2
         )
         np.testing.assert_array_equal(by_name.similarity, by_object.similarity)
+
+
+def test_file_of_weights_raises(tmp_path):
+    """A file such as model.pth is not a model: it says nothing about the architecture."""
+    file = tmp_path / "model.pth"
+    torch.save({}, file)
+    for encoder in (TimmImageEncoder, TransformersImageEncoder, TransformersTextEncoder):
+        with pytest.raises(ValueError, match=r"model.pth' is a file, not a folder. Pass the fol"):
+            encoder(str(file)).get_feature_names_out()
+
+
+def test_missing_folder_raises(tmp_path):
+    for folder in (str(tmp_path / "none"), "./none"):
+        with pytest.raises(ValueError, match="none' is a folder that does not exist"):
+            TimmImageEncoder(folder).get_feature_names_out()
