@@ -34,10 +34,10 @@ def read_rows(path: Path) -> Rows:
         return list(csv.DictReader(stream))
 
 
-def _make_axes(n: int) -> tuple[Any, Any]:
+def _make_axes(n: int, width: float = 4.2) -> tuple[Any, Any]:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(4.8 * n, 3.6), layout="constrained")
+    figure = Figure(figsize=(width * n, 3.6), layout="constrained")
     return figure, figure.subplots(1, n)
 
 
@@ -117,7 +117,7 @@ def plot_few_labels(rows: Rows) -> Any:
     rows = [row for row in rows if row["table"] == "few labels"]
     collections = list(dict.fromkeys(row["data"] for row in rows))
     methods = sorted({row["method"] for row in rows})
-    figure, axes = _make_axes(len(collections))
+    figure, axes = _make_axes(len(collections), width=3.0)
     for axis, data in zip(axes, collections, strict=True):
         for method in methods:
             points = [row for row in rows if (row["data"], row["method"]) == (data, method)]
@@ -127,10 +127,12 @@ def plot_few_labels(rows: Rows) -> Any:
         ticks = sorted({int(row["case"]) for row in rows})
         axis.set_xscale("symlog", base=2, linthresh=1)
         axis.set_xticks(ticks, labels=map(str, ticks))
-        axis.set(title=data, xlabel="labelled images per class", ylim=(0, 100))
+        axis.set(title=data, ylim=(0, 100))
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("accuracy (%)")
-    axes[0].legend(fontsize="small", loc="upper left")
+    figure.supxlabel("labelled images per class", fontsize="medium")
+    lines, labels = axes[0].get_legend_handles_labels()
+    figure.legend(lines, labels, loc="outside upper center", ncols=3)
     return figure
 
 
