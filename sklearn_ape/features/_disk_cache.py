@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import sqlite3
 import time
 from collections.abc import Iterable, Mapping
 from os import PathLike
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 from weakref import WeakSet
 
 import numpy as np
 
 from ..utils.concurrency import ForkSafeLock, at_fork, never_destroy
 from ..utils.warnings import warn
+from ._entries import DTYPES, FLOAT16_TABLE, FLOAT32_TABLE, pack, to_float16, unpack
 from ._sqlite import (
+    BUSY_TIMEOUT_S,
     NewerFormatError,
     connect,
     connect_to_nothing,
@@ -27,14 +28,10 @@ from ._sqlite import (
     retry_while_busy,
 )
 
-# The tables of the file, and the types of the numbers in them.
-FLOAT32_TABLE = "features"
-FLOAT16_TABLE = "features_float16"
-DTYPES: dict[str, np.dtype[Any]] = {FLOAT32_TABLE: np.dtype("<f4"), FLOAT16_TABLE: np.dtype("<f2")}
+if TYPE_CHECKING:
+    from ._maintenance import DiskCacheInfo, DiskCacheReport
 
-_DIGEST_SIZE = 16
 _KEYS_PER_QUERY = 500  # SQLite limits the parameters of a query, in older versions to 999
-_BUSY_TIMEOUT_S = 60
 # After a transaction, the next one waits for this multiple of its duration, so that writing takes
 # at most a fifth of the time.
 _PAUSE_RATIO = 4
@@ -42,42 +39,6 @@ _MAX_PAUSE_S = 0.25
 _MAX_UNWRITTEN_BYTES = 2**24
 _CACHE_KIB = 65_536  # SQLite's page cache: the index of a million keys
 _open_caches: WeakSet[DiskFeatureCache] = WeakSet()
-
-
-def to_float16(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return features as float16, and a mask of the rows within its range.
-
-    >>> to_float16(np.array([[0.1], [1e6]]))[1]
-    array([ True, False])
-    """
-    with np.errstate(over="ignore", under="ignore"):
-        half = np.asarray(features).astype(DTYPES[FLOAT16_TABLE])
-    return half, np.isfinite(half).all(axis=-1)
-
-
-def pack(table: str, key: bytes, numbers: bytes) -> bytes:
-    """Return the entry of a table: a digest of the key and the numbers, then the numbers."""
-    return _digest(table, key, numbers) + numbers
-
-
-def unpack(table: str, entries: Iterable[tuple[bytes, bytes]]) -> dict[bytes, np.ndarray]:
-    """Return features by key as float32, without damaged entries."""
-    dtype = DTYPES[table]
-    features: dict[bytes, np.ndarray] = {}
-    for key, value in entries:
-        # A damaged entry may have any type and any length.
-        if not isinstance(value, bytes) or len(value) < _DIGEST_SIZE:
-            continue
-        numbers = value[_DIGEST_SIZE:]
-        if value.startswith(_digest(table, key, numbers)):
-            features[key] = np.frombuffer(numbers, dtype).astype(np.float32, copy=False)
-    return features
-
-
-def _digest(table: str, key: bytes, numbers: bytes) -> bytes:
-    # The digest depends on the table, so that an entry of one table is invalid in the other.
-    person = b"" if table == FLOAT32_TABLE else table.encode()
-    return hashlib.blake2b(key + numbers, digest_size=_DIGEST_SIZE, person=person).digest()
 
 
 class DiskFeatureCache:
@@ -128,7 +89,13 @@ class DiskFeatureCache:
     ...         cache.put_many({b"a": np.ones(3, dtype=np.float32)})
     ...     with DiskFeatureCache(folder) as cache:
     ...         cache.get_many([b"a"])[b"a"]
+    ...     cache.info().counts
+    ...     cache.verify()
+    ...     cache.prune(dimension=3)
     array([1., 1., 1.], dtype=float32)
+    {('float32', 3): 1}
+    DiskCacheReport(n_features=1, n_damaged=0, problems=[])
+    1
     """
 
     def __init__(self, folder: str | PathLike[str], dtype: str = "float32") -> None:
@@ -215,6 +182,84 @@ class DiskFeatureCache:
             if is_due or self._n_unwritten_bytes > _MAX_UNWRITTEN_BYTES:
                 self._write()
 
+    def info(self) -> DiskCacheInfo:
+        """Return the size of the cache and the number of features by type and dimension.
+
+        The file has a digest of content and encoder for each feature. It stores neither the names
+        of encoders nor the times when features were stored or used.
+
+        Returns
+        -------
+        info : DiskCacheInfo
+            Size and contents of the file.
+
+        Raises
+        ------
+        FileNotFoundError
+            If the folder does not contain a cache.
+        OSError
+            If the file cannot be read.
+        """
+        from ._maintenance import inspect_file
+
+        return inspect_file(self.path)
+
+    def verify(self) -> DiskCacheReport:
+        """Check the checksum of every feature and the structure of the file.
+
+        The file is not changed.
+
+        Returns
+        -------
+        report : DiskCacheReport
+            Number of features, number of damaged features, and problems of the file.
+
+        Raises
+        ------
+        FileNotFoundError
+            If the folder does not contain a cache.
+        OSError
+            If the file cannot be read, for a reason other than damage.
+        """
+        from ._maintenance import verify_file
+
+        return verify_file(self.path)
+
+    def prune(self, max_bytes: int | None = None, dimension: int | None = None) -> int:
+        """Remove features and give their space back to the disk.
+
+        Other processes may use the cache at the same time. They wait while the file is rewritten,
+        for at most a minute, after which they continue without storing features.
+
+        Parameters
+        ----------
+        max_bytes : int, default=None
+            Maximum size of the file. The features that were stored first are removed until the
+            file is not larger. A file without features has about 80 kB.
+        dimension : int, default=None
+            Remove all features of this dimension, for instance 1280 to remove the features of an
+            encoder that has 1280 features. This is done before `max_bytes` is applied.
+
+        Returns
+        -------
+        n_removed : int
+            Number of removed features.
+
+        Raises
+        ------
+        ValueError
+            If both parameters are None.
+        FileNotFoundError
+            If the folder does not contain a cache.
+        OSError
+            If the file cannot be changed. No feature is damaged then.
+        """
+        if max_bytes is None and dimension is None:
+            raise ValueError("max_bytes and dimension are both None. Pass one of them.")
+        from ._maintenance import prune_file
+
+        return prune_file(self.path, max_bytes, dimension)
+
     @property
     def _open_connection(self) -> sqlite3.Connection:
         if self._is_inherited:
@@ -291,7 +336,7 @@ class DiskFeatureCache:
                 self._writable = False
                 self._warn_once(f"cannot be written to: {error}")
         try:
-            self._use(connect_to_read(self.path, _BUSY_TIMEOUT_S))
+            self._use(connect_to_read(self.path, BUSY_TIMEOUT_S))
         except sqlite3.DatabaseError as error:
             if isinstance(error, sqlite3.OperationalError):
                 raise
@@ -299,7 +344,7 @@ class DiskFeatureCache:
 
     def _connect(self) -> None:
         try:
-            self._use(retry_while_busy(self._create, _BUSY_TIMEOUT_S))
+            self._use(retry_while_busy(self._create, BUSY_TIMEOUT_S))
         except sqlite3.DatabaseError as error:
             if not is_damage(error, self.path):
                 raise
@@ -307,7 +352,7 @@ class DiskFeatureCache:
 
     def _create(self) -> sqlite3.Connection:
         self._inode = os.stat(self.path).st_ino if self.path.exists() else None
-        connection = connect(self.path, self._tables, _BUSY_TIMEOUT_S)
+        connection = connect(self.path, self._tables, BUSY_TIMEOUT_S)
         self._inode = os.stat(self.path).st_ino
         return connection
 

@@ -18,6 +18,8 @@ _PAGE_BYTES = 16_384
 # 64 MB between checkpoints, so that a page of the index is copied once for many changes.
 _LOG_PAGES = 4_000
 
+BUSY_TIMEOUT_S = 60
+
 # Errors that do not mean that the file is damaged.
 _TRANSIENT_ERRORS = {
     sqlite3.SQLITE_PERM,
@@ -80,6 +82,20 @@ def connect_to_read(path: Path, timeout: float) -> sqlite3.Connection:
                 raise
             last_error = error
     raise last_error
+
+
+def connect_to_existing(path: Path, timeout: float) -> sqlite3.Connection:
+    """Open an existing file, for writing if it is writable. No file and no table is created."""
+    if is_read_only(path):
+        return connect_to_read(path, timeout)
+    # The last connection to a file removes its log, which a read-only connection leaves behind.
+    connection = _open(path, "?mode=rw", timeout)
+    try:
+        _check_format(connection)
+    except (sqlite3.Error, NewerFormatError):
+        connection.close()
+        raise
+    return connection
 
 
 def list_tables(connection: sqlite3.Connection) -> set[str]:
