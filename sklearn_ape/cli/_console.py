@@ -30,7 +30,7 @@ _USER_ERRORS = (OSError, ValueError, ImportError, FloatingPointError)
 _GROUPS = {
     "Input": (
         *("images", "data", "image", "caption", "label", "captions", "labels", "labels_file"),
-        *("query", "like", "index", "texts", "strict"),
+        *("query", "like", "index", "texts", "strict", "folder", "max_size", "dimension"),
     ),
     "Model": (
         *("method", "aligner", "image_encoder", "text_encoder", "encoder", "templates"),

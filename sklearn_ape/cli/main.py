@@ -11,6 +11,7 @@ from . import _inputs as option
 from ._console import CommandGroup, GroupedCommand
 from ._inputs import parse_labels
 from ._output import Table, check_output_folder
+from .cache import info, prune, verify
 from .classify import classify
 from .curate import curate
 from .encode import encode
@@ -36,7 +37,8 @@ def demo(
     """
     check_output_folder(output)
     output.mkdir(parents=True, exist_ok=True)
-    from .._demo import print_result, run_demo, write_report
+    from .._demo import run_demo
+    from .._demo_report import print_result, write_report
 
     result = run_demo(cache, random_state=random_state, n_jobs=n_jobs, verbose=int(not quiet))
     print_result(result)
@@ -114,6 +116,21 @@ app = typer.Typer(
 
 for command in (demo, fit, classify, search, index, evaluate, encode, curate, models, serve):
     app.command(cls=GroupedCommand)(command)
+
+cache_app = typer.Typer(no_args_is_help=True)
+for cache_command in (info, prune, verify):
+    cache_app.command(cls=GroupedCommand)(cache_command)
+
+
+@cache_app.callback()
+def about_cache() -> None:
+    """Show, shrink or check the feature cache on disk.
+
+    Example: sklearn-ape cache info
+    """
+
+
+app.add_typer(cache_app, name="cache")
 
 
 def _show_version(value: bool) -> None:
