@@ -1,6 +1,6 @@
 """
-Probability calibration and rejection
-=====================================
+Calibrate probabilities and reject uncertain images
+===================================================
 
 The confidence of a zero-shot classifier depends on its temperature. Temperature scaling on a few
 labelled images calibrates the probabilities. A threshold then rejects uncertain images, so that a

@@ -302,26 +302,27 @@ def test_names_in_steps_of_contributing_exist():
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("plot_*.py"))
 EXPECTED_OUTPUT = {
-    "plot_01_align_and_classify": ["recall@10", "accuracy on", "weighted avg"],
-    "plot_02_search_over_depth": ["images encoded:", "<- best", "    6  "],
-    "plot_03_without_pairs": [
+    "plot_01_photographs": ["11 of 12 photographs", "is photograph 3", "a building', 'a plant"],
+    "plot_02_few_labels": ["364 images of 10 classes", "after the correction: ", "together: "],
+    "plot_03_search_in_both_directions": ["of the first five", "after adding 100"],
+    "plot_04_without_pairs": [
         "accuracy on 73 images",
         "with standardize=X",
         "%,",
     ],
-    "plot_04_own_images": ["same captions: True", "'unknown']", "broken.png"],
-    "plot_05_choose_an_aligner": ["ASIFAligner ", "95% interval"],
-    "plot_06_training_history": ["selected epoch", "recall@1"],
-    "plot_07_noisy_captions": ["wrong, is", "25% dropped by score", "right pairs only"],
-    "plot_08_prompts": ["several descriptions", "drawing ", "points"],
+    "plot_05_own_images": ["same captions: True", "'unknown']", "broken.png"],
+    "plot_06_align_and_classify": ["recall@10", "accuracy on", "weighted avg"],
+    "plot_07_prompts": ["several descriptions", "drawing ", "points"],
+    "plot_08_confusion_and_map": [" predicted as "],
     "plot_09_calibration_and_rejection": ["temperature", "calibration error", "classified"],
-    "plot_10_search_in_both_directions": ["of the first five", "after adding 100"],
-    "plot_11_free_pairs_from_a_classifier": ["1000 classes", "captioned and head pairs"],
-    "plot_12_confusion_and_map": [" predicted as "],
-    "plot_13_features_in_files": ["untouched: True", "float16, from files", "CC12M"],
-    "plot_14_save_and_share": ["model.safetensors", "config.json", "and threshold 0.5"],
-    "plot_15_search_with_optuna": ["ridge", "of 15 trials", "searched"],
-    "plot_16_few_labels": ["364 images of 10 classes", "after the correction: ", "together: "],
+    "plot_10_choose_an_aligner": ["ASIFAligner ", "95% interval"],
+    "plot_11_search_over_depth": ["images encoded:", "<- best", "    6  "],
+    "plot_12_training_history": ["selected epoch", "recall@1"],
+    "plot_13_noisy_captions": ["wrong, is", "25% dropped by score", "right pairs only"],
+    "plot_14_free_pairs_from_a_classifier": ["1000 classes", "captioned and head pairs"],
+    "plot_15_save_and_share": ["model.safetensors", "config.json", "and threshold 0.5"],
+    "plot_16_features_in_files": ["untouched: True", "float16, from files", "CC12M"],
+    "plot_17_search_with_optuna": ["ridge", "of 15 trials", "searched"],
 }
 
 

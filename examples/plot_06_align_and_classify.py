@@ -1,6 +1,6 @@
 """
-Align two encoders and classify by label names
-==============================================
+Align two encoders on your own pairs
+====================================
 
 A small head, trained on captioned images, maps the features of an image encoder and of a sentence
 encoder to a shared space. The result is a classifier that needs only the names of its labels.
@@ -66,3 +66,9 @@ print(f"accuracy on {len(y)} images: {classifier.score(X, y):.1%} (chance 33.3%)
 from sklearn.metrics import classification_report
 
 print(classification_report(y, classifier.predict(X)))
+
+# %%
+# Images in the cells of the confusion matrix show which names are missing.
+from sklearn_ape.inspection import ZeroShotConfusionDisplay
+
+ZeroShotConfusionDisplay.from_estimator(classifier, X, y)

@@ -1,6 +1,6 @@
 """
-Additional training pairs from a classification head
-====================================================
+Add training pairs from a classification head
+=============================================
 
 An image encoder that was trained for classification has a weight vector and a name for each class.
 The weight vectors and the names are training pairs that need no images and no captions. They help

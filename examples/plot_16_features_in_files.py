@@ -1,6 +1,6 @@
 """
-Features larger than memory
-===========================
+Fit on features larger than memory
+==================================
 
 The features of a million images take gigabytes. `encode_to` writes them to a file in chunks and
 resumes after an interruption. Aligners read the file in blocks of rows.

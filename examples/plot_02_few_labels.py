@@ -1,6 +1,6 @@
 """
-Names and a few labelled images
-===============================
+Combine names with a few labelled images
+========================================
 
 With a few labelled images per class, `FewShotClassifier` combines what the names of the classes
 say with what the images show. This example compares it with the names alone and with logistic

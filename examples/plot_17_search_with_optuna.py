@@ -1,6 +1,6 @@
 """
-Hyper-parameter search with Optuna
-==================================
+Search hyper-parameters with Optuna
+===================================
 
 A grid grows exponentially with the number of parameters. Optuna samples continuous parameters and
 concentrates on promising regions. Aligners are scikit-learn estimators, so the objective function
@@ -53,6 +53,20 @@ study.optimize(objective, n_trials=15)
 for name, value in study.best_params.items():
     print(f"{name:10} {value:.3g}")
 print(f"recall@1 on the folds: {study.best_value:.1%} with the best of {len(study.trials)} trials")
+
+# %%
+# Each point is a trial. The star is the best one.
+from matplotlib import pyplot as plt
+
+figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+points = axes.scatter(
+    [trial.params["gamma"] for trial in study.trials],
+    [trial.params["ridge"] for trial in study.trials],
+    c=[100 * trial.value for trial in study.trials],
+)
+axes.plot(study.best_params["gamma"], study.best_params["ridge"], "r*", markersize=14, mfc="none")
+axes.set(xscale="log", yscale="log", xlabel="gamma", ylabel="ridge")
+figure.colorbar(points, label="recall@1 on the folds (%)")
 
 # %%
 # Evaluation on test images

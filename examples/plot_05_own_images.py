@@ -1,6 +1,6 @@
 """
-Load your own images
-====================
+Load your own images and captions
+=================================
 
 Captioned images can be loaded from folders with one text file per image, or from a table of paths
 and captions. Unreadable files are reported and skipped.

@@ -1,6 +1,6 @@
 """
-Training history of APEAligner
-==============================
+Plot the training history of APEAligner
+=======================================
 
 `APEAligner` records the loss and the recall of each epoch in `history_`. This example compares two
 runs on the same 500 pairs: the plain head of the paper, and the default, which blends a

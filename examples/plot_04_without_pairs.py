@@ -1,6 +1,6 @@
 """
-Classify without training pairs
-===============================
+Classify by label names without training pairs
+==============================================
 
 If you have images and label names but no captions yet, use the starter model. It is an aligner for
 EfficientNet-Lite0 and MiniLM that is included in the package.

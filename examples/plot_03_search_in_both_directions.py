@@ -1,6 +1,6 @@
 """
-Search by text and by image
-===========================
+Search images by text and by image
+==================================
 
 `CrossModalRetriever` embeds a collection of images once. A query is a text or another image.
 """

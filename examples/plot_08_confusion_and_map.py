@@ -1,6 +1,6 @@
 """
-Confusion matrix and embedding map with images
-==============================================
+See errors in a confusion matrix and a map of images
+====================================================
 
 The accuracy of a zero-shot classifier does not explain its errors. Images in the cells of the
 confusion matrix help to find their causes.
