@@ -9,12 +9,14 @@ from sklearn.compose import ColumnTransformer
 from sklearn.ensemble import StackingClassifier, VotingClassifier
 from sklearn.experimental import enable_halving_search_cv  # noqa: F401
 from sklearn.frozen import FrozenEstimator
+from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.model_selection import (
     GridSearchCV,
     HalvingGridSearchCV,
     RandomizedSearchCV,
+    cross_val_score,
     learning_curve,
     permutation_test_score,
     validation_curve,
@@ -158,12 +160,48 @@ class TestColumns:
         with pytest.raises(ValueError, match=r"table with the columns \['path'\]"):
             wrong.fit_transform(frame)
 
+    @pytest.mark.filterwarnings("ignore:1 image cannot be encoded")
+    def test_column_with_missing_image_is_imputed(self, captioned_images, image_encoder):
+        frame = pd.DataFrame({"path": [None, *captioned_images.images[1:40]]})
+        encoder = make_pipeline(
+            clone(image_encoder).set_params(on_error="nan"), SimpleImputer(strategy="mean")
+        )
+        columns = ColumnTransformer([("image", encoder, "path")])
+        found = columns.fit_transform(frame)
+        np.testing.assert_allclose(found[0], found[1:].mean(axis=0), atol=1e-4)
+
+    def test_column_is_embedded_by_frozen_aligner(
+        self, captioned_images, image_encoder, text_encoder
+    ):
+        """ColumnTransformer fits a clone of its transformers, except of frozen ones."""
+        images, captions = captioned_images.images[:40], captioned_images.captions[:40]
+        aligner = KernelAligner(image_encoder=image_encoder, text_encoder=text_encoder)
+        aligner.fit(images, captions)
+        columns = ColumnTransformer([("image", FrozenEstimator(aligner), "path")])
+        found = columns.fit_transform(pd.DataFrame({"path": images}), np.arange(40) % 2)
+        np.testing.assert_allclose(found, aligner.transform(images), atol=1e-5)
+
     def test_feature_union_joins_two_encoders(self, captioned_images, image_encoder):
         other = clone(image_encoder).set_params(pooling="gem")
         union = FeatureUnion([("mean", image_encoder), ("gem", other)])
         found = union.fit_transform(captioned_images.images[:6])
         assert found.shape == (6, 2560)
         assert union.get_feature_names_out()[-1] == "gem__timmimageencoder1279"
+
+
+class TestRecallAsScore:
+    """Scores other than recall@1, which are functions because aligners have no `predict`."""
+
+    def test_function_scores_pipeline(self, captioned_images, image_encoder, text_encoder):
+        def recall_at_5(model, X, y):
+            report = model[-1].retrieval_report(model[:-1].transform(X), y, ks=(1, 5))
+            return report["image_to_text"][5]
+
+        pipeline = make_pipeline(image_encoder, KernelAligner(text_encoder=text_encoder))
+        data = captioned_images.images[:120], captioned_images.captions[:120]
+        scores = cross_val_score(pipeline, *data, cv=2, scoring=recall_at_5)
+        assert (scores > cross_val_score(pipeline, *data, cv=2)).all()
+        assert (scores > 3 * 5 / 60).all()  # several times chance
 
 
 class TestSetOutput:
