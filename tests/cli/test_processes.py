@@ -16,7 +16,7 @@ COMMANDS = [command.callback.__name__ for command in app.registered_commands]
 
 
 class TestHelp:
-    @pytest.mark.parametrize("command", ["", "classify"])
+    @pytest.mark.parametrize("command", ["", "classify", "cache prune"])
     def test_help_does_not_import_heavy_packages(self, command):
         code = f"""
 import sys
