@@ -104,7 +104,10 @@ def classify(
             f"{probability:.0%}, less than the threshold of {threshold:.0%}."
         )
     else:
-        summary = f"**{escape_markdown(best)}**, {probability:.0%}, among {len(names)} labels."
+        summary = (
+            f"**{escape_markdown(best)}**, {probability:.0%}, among {len(names)} labels "
+            f"(chance {100 / len(names):.2g}%)."
+        )
     if isinstance(classifier, FewShotClassifier):
         summary += f" Labelled images used: {classifier.class_count_.sum()}."
     return Classification(probabilities, summary)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -59,16 +60,19 @@ class Alignment(NamedTuple):
 class Model(NamedTuple):
     """A fitted aligner for images and texts, and the labels of a classifier that contained it.
 
-    If that was a few-shot classifier with labelled images, it is kept as well.
+    If that was a few-shot classifier with labelled images, it is kept as well. The name is shown
+    on the page.
     """
 
     aligner: Any
     labels: list[str] | None = None
     few_shot: FewShotClassifier | None = None
+    name: str = "aligner"
 
 
 def load_model(aligner: Any) -> Model:
     """Return the model for the parameter ``aligner`` of `build_app`, without caches."""
+    source = aligner
     is_clip = isinstance(aligner, str) and aligner.startswith("open_clip:")
     if aligner is not None and not hasattr(aligner, "fit") and not is_clip:
         from ..persistence import load_pretrained
@@ -81,6 +85,7 @@ def load_model(aligner: Any) -> Model:
     aligner = wrapped_aligner(resolve_aligner(aligner))
     check_is_fitted(aligner)
     preprocessing, inner = unwrap(aligner)
+    name = _name_model(source, inner)
     aligner = inner if preprocessing is None else make_pipeline(preprocessing, inner)
     image_encoder, text_encoder = get_encoders(aligner)
     if image_encoder is None or text_encoder is None:
@@ -93,11 +98,33 @@ def load_model(aligner: Any) -> Model:
     # Uploads of visitors must not be stored in the caches of the encoders.
     aligner = replace_caches(aligner, None, None)
     if not isinstance(given, FewShotClassifier) or not hasattr(given, "coef_"):
-        return Model(aligner, labels)
+        return Model(aligner, labels, name=name)
     few_shot = copy.copy(given)
     few_shot.aligner = few_shot.aligner_ = aligner
     few_shot._note_fit()
-    return Model(aligner, labels, few_shot)
+    return Model(aligner, labels, few_shot, name)
+
+
+def _name_model(source: Any, aligner: Any) -> str:
+    if source is None:
+        return "starter model"
+    if isinstance(source, str | os.PathLike):
+        return _hide_parents(os.fspath(source))
+    return type(aligner).__name__
+
+
+def _hide_parents(name: str) -> str:
+    """Return the name of a folder, or the name of a model unchanged."""
+    return Path(name).name if os.path.isdir(name) else name
+
+
+def describe_encoders(aligner: Any) -> str:
+    """Return the names of the encoders of a fitted aligner."""
+    image, text = (
+        _hide_parents(str(getattr(encoder, "model_name", type(encoder).__name__)))
+        for encoder in get_encoders(aligner)
+    )
+    return f"image encoder {image}, text encoder {text}"
 
 
 def get_encoders(aligner: Any) -> tuple[Any, Any]:

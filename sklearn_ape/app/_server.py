@@ -34,14 +34,55 @@ _LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
 _FONTS = ["ui-sans-serif", "system-ui", "sans-serif"]
 _MONOSPACE_FONTS = ["ui-monospace", "Consolas", "monospace"]
 
+# The default colors of labels, hints and buttons have less contrast than the 4.5:1 of WCAG.
+_COLORS = {
+    "background_fill_primary": "*neutral_50",  # of the theme Soft, which `set` would reset
+    "block_label_text_color": "*primary_700",
+    "block_title_text_color": "*primary_700",
+    "body_text_color_subdued": "*neutral_600",
+    "body_text_color_subdued_dark": "*neutral_300",
+    "input_placeholder_color": "*neutral_500",
+    "input_placeholder_color_dark": "*neutral_300",
+    "button_primary_background_fill": "*primary_600",
+    "button_primary_background_fill_hover": "*primary_700",
+    "button_primary_background_fill_hover_dark": "*primary_700",
+}
+
 _CSS = """
 .gradio-container { max-width: 1180px !important; margin: auto; }
-#search-gallery .grid-wrap { max-height: none; }
-#search-gallery .caption-label { max-width: 96%; font-size: 0.8rem; }
-@media (max-width: 640px) {
-  #search-gallery .grid-container { grid-template-columns: repeat(2, minmax(0, 1fr)) !important; }
+:focus-visible { outline: 3px solid var(--primary-500) !important; outline-offset: 2px; }
+button[role="tab"].selected { color: var(--primary-600) !important; }
+.dark button[role="tab"].selected { color: var(--primary-300) !important; }
+.note { font-size: 0.875rem; }
+#classify-verdict, #align-result { padding: 0.5rem 1rem; }
+.captions-below .grid-wrap { min-height: 0; max-height: none; height: auto; }
+.captions-below .grid-container {
+  grid-template-columns: repeat(var(--grid-cols), minmax(0, 1fr)) !important;
 }
-#align-result { padding: 0.5rem 1rem; }
+.captions-below .thumbnail-item { aspect-ratio: auto; display: flex; flex-direction: column; }
+.captions-below .thumbnail-item img { aspect-ratio: 1; height: auto; }
+.captions-below .caption-label {
+  position: static; align-self: stretch; max-width: none; border: 0; border-radius: 0;
+  opacity: 1 !important; white-space: normal; overflow-wrap: anywhere; text-align: center;
+  padding: 0.25rem 0; font-size: 0.8rem;
+}
+@media (max-width: 640px) {
+  #search-gallery .grid-container { --grid-cols: 2 !important; }
+  #classify-examples .grid-container { --grid-cols: 3 !important; }
+}
+"""
+
+# For screen readers: Gradio names the button of an image "Thumbnail 1 of 12", not by its caption,
+# and does not announce results.
+_SCRIPT = """
+() => {
+  new MutationObserver(() => {
+    for (const image of document.querySelectorAll(".thumbnail-item img[alt]")) {
+      image.closest("button").ariaLabel = image.alt;
+    }
+    document.getElementById("classify-verdict")?.setAttribute("aria-live", "polite");
+  }).observe(document.body, { childList: true, subtree: true });
+}
 """
 
 
@@ -327,8 +368,9 @@ def serve(
             server_name=host,
             server_port=port or _find_free_port(host),
             inbrowser=open_browser,
-            theme=gr.themes.Soft(font=_FONTS, font_mono=_MONOSPACE_FONTS),
+            theme=gr.themes.Soft(font=_FONTS, font_mono=_MONOSPACE_FONTS).set(**_COLORS),
             css=_CSS,
+            js=_SCRIPT,
             prevent_thread_lock=True,
             quiet=True,
             share=False,

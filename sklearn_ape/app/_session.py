@@ -96,15 +96,15 @@ def names_of_files(paths: Sequence[str]) -> list[str]:
     return [split_words(Path(path).stem) or Path(path).stem for path in paths]
 
 
-def make_examples(collection: ImageCollection, n_examples: int = 6) -> list[Any]:
-    """Return thumbnails of a few images for visitors to click."""
+def make_examples(collection: ImageCollection, n_examples: int = 12) -> list[tuple[Any, str]]:
+    """Return thumbnails and names of a few images."""
     rows = [collection.names.index(name) for name in _EXAMPLE_NAMES if name in collection.names]
     step = len(collection.images) // n_examples or 1
     rows += range(0, len(collection.images), step)
     examples = []
     for row in dict.fromkeys(rows):
         with contextlib.suppress(Exception):  # skip unreadable images
-            examples.append(make_thumbnail(collection.images[row]))
+            examples.append((make_thumbnail(collection.images[row]), collection.names[row]))
         if len(examples) == n_examples:
             break
     return examples
@@ -147,6 +147,10 @@ class AppService:
     def get_aligner(self, session: Session) -> Any:
         """Return the visitor's own aligner or the aligner of the server."""
         return self.model.aligner if session.alignment is None else session.alignment.aligner
+
+    def list_examples(self, session: Session) -> list[tuple[Any, str]]:
+        """Return thumbnails and names of a few of the images that the visitor searches."""
+        return self.examples if session.images is None else make_examples(session.images)
 
     def classify(
         self, session: Session, image: Any, labels: str, templates: str, threshold: float

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ..datasets.base import import_optional
 from ..utils.escape import escape_markdown
 from ._limits import Progress, format_size, message_for_visitor
+from ._model import describe_encoders
 from ._uploads import make_thumbnail
 
 if TYPE_CHECKING:
@@ -20,14 +21,39 @@ if TYPE_CHECKING:
     from ._model import Alignment
     from ._session import AppService, ImageCollection, Session
 
+_N_LABELS_SHOWN = 5
 DEFAULT_LABELS = ("tiger", "house cat", "pizza", "bicycle", "rocket", "umbrella", "rose", "guitar")
 
 _INTRODUCTION = """\
 # sklearn-ape demo: image search and zero-shot classification
 
 Classify images by label names, search images by a text, and fit an aligner on your own images.
+The page uses the **{name}** ({encoders}) until you fit your own aligner.
 Uploads are processed on the computer that runs this page and deleted after {minutes} minutes.
 """
+
+_CLASSIFY_EXPLANATION = (
+    "**No result yet.** Click one of the examples, or drop an image of your own. The most "
+    f"probable labels, at most {_N_LABELS_SHOWN}, and the chance level are shown here."
+)
+
+_PROBABILITIES_NOTE = (
+    "The probabilities assume that exactly one of the labels is correct, so they add up to 100% "
+    "and change with the labels. They are not calibrated for your images: 90% does not mean that "
+    "9 of 10 answers are correct."
+)
+
+_SEARCH_EXPLANATION = (
+    "The results are shown here, the most similar first, with the cosine similarity of query and "
+    "image. It is not a probability: compare it among the results of one query only. Until the "
+    "first search, some of the images are shown."
+)
+
+_ALIGN_EXPLANATION = (
+    "**You have not fitted an aligner yet.** After the fit, a table shows how often the initial "
+    "aligner and your aligner find the correct caption or image among held-out images, next to "
+    "the chance level. You can download your aligner, and it is used in the other tabs."
+)
 
 _TEMPLATE_CHOICES = {
     "simple phrases around each label": "simple",
@@ -45,7 +71,7 @@ _METHOD_CHOICES = {
 
 _EXAMPLE_QUERIES = ("a wild animal", "a red fruit", "bad weather", "it has wheels")
 _ONE_AT_A_TIME: dict[str, Any] = {"concurrency_id": "long", "concurrency_limit": 1}
-_N_LABELS_SHOWN = 10
+_N_EXAMPLES = 6
 _N_RESULTS = 12
 
 
@@ -110,7 +136,7 @@ def describe_alignment(alignment: Alignment | None, remark: str) -> str:
     if alignment.recall:
         n = alignment.n_held_out
         lines = [
-            f"### Evaluation on {n} held-out images",
+            f"## Evaluation on {n} held-out images",
             "Recall of captions for images and of images for captions: how often is the correct "
             "result the first, or among the first five?",
             "",
@@ -155,8 +181,19 @@ def classify_tab(gr: Any, service: AppService, session: Any, labels: Sequence[st
         with gr.Column(min_width=300):
             image = image_input(gr, "Image", "classify-image")
             if service.examples:
-                gr.Examples(
-                    service.examples, image, cache_examples=False, elem_id="classify-examples"
+                gr.Markdown("Examples: click an image to classify it.")
+                examples = gr.Gallery(
+                    service.examples[:_N_EXAMPLES],
+                    label="Examples",
+                    show_label=False,
+                    columns=_N_EXAMPLES,
+                    height="auto",
+                    object_fit="contain",
+                    allow_preview=False,
+                    buttons=[],
+                    interactive=False,
+                    elem_id="classify-examples",
+                    elem_classes="captions-below",
                 )
             names = gr.Textbox(
                 _join_labels(labels),
@@ -175,17 +212,24 @@ def classify_tab(gr: Any, service: AppService, session: Any, labels: Sequence[st
                     0, 1, 0, step=0.05, label='Threshold: below this probability "unknown"'
                 )
         with gr.Column(min_width=300):
+            summary = gr.Markdown(
+                _CLASSIFY_EXPLANATION, container=True, elem_id="classify-verdict"
+            )
             probabilities = gr.Label(
-                label="Probabilities", num_top_classes=_N_LABELS_SHOWN, elem_id="classify-answer"
+                label="Most probable labels",
+                num_top_classes=_N_LABELS_SHOWN,
+                show_heading=False,
+                elem_id="classify-answer",
             )
-            summary = gr.Markdown(elem_id="classify-verdict")
-            label = gr.Dropdown(
-                [],
-                label="This is wrong, it is ...",
-                info="The page learns from it: similar images get this label.",
-                elem_id="classify-correct-label",
-            )
-            correct_button = gr.Button("Correct", elem_id="classify-correct")
+            gr.Markdown(_PROBABILITIES_NOTE, elem_classes="note")
+            with gr.Column(visible=False) as correction:
+                label = gr.Dropdown(
+                    [],
+                    label="This is wrong, it is ...",
+                    info="The page learns from it: similar images get this label.",
+                    elem_id="classify-correct-label",
+                )
+                correct_button = gr.Button("Correct", elem_id="classify-correct")
 
     def classify(
         session: Session, image: Any, names: str, templates: str, threshold: float
@@ -202,24 +246,34 @@ def classify_tab(gr: Any, service: AppService, session: Any, labels: Sequence[st
         return session, *classify(session, image, names, templates, threshold)
 
     def classify_new_image(session: Session, image: Any, *options: Any) -> Any:
-        return (None, "") if image is None else classify(session, image, *options)
+        if image is None:
+            return None, _CLASSIFY_EXPLANATION
+        return classify(session, image, *options)
 
-    def list_choices(names: str) -> Any:
-        return gr.Dropdown(choices=service.parse_labels(names), value=None)
+    def list_choices(image: Any, names: str) -> tuple[Any, Any]:
+        choices = service.parse_labels(names)
+        return gr.Dropdown(choices=choices, value=None), gr.Column(visible=image is not None)
 
     inputs, outputs = [session, image, names, templates, threshold], [probabilities, summary]
-    options = {"concurrency_id": "answers", "concurrency_limit": service.limits.at_once}
+    options: dict[str, Any] = {"show_progress_on": probabilities}
+    options |= {"concurrency_id": "answers", "concurrency_limit": service.limits.at_once}
     clicked = button.click(classify, inputs, outputs, api_name="classify", **options)
     correct_button.click(
         correct, [*inputs, label], [session, *outputs], api_name="correct", **options
     )
     options["api_visibility"] = "private"
     submitted = names.submit(classify, inputs, outputs, **options)
-    changed = image.change(
-        classify_new_image, inputs, outputs, show_progress_on=probabilities, **options
-    )
+    changed = image.change(classify_new_image, inputs, outputs, **options)
     for event in (clicked, submitted, changed):
-        event.success(list_choices, names, label, **options)
+        event.success(list_choices, [image, names], [label, correction], **options)
+    if service.examples:
+
+        def select_example(event: Any) -> Any:
+            return service.examples[event.index][0]
+
+        # Gradio passes the selected item to parameters with this annotation.
+        select_example.__annotations__["event"] = gr.SelectData
+        examples.select(select_example, None, image, api_visibility="private")
 
 
 def search_tab(gr: Any, service: AppService, session: Any) -> None:
@@ -240,7 +294,9 @@ def search_tab(gr: Any, service: AppService, session: Any) -> None:
                 archive = _zip_input(gr, service, "Images", "search-zip")
                 load_button = gr.Button("Search these images", elem_id="search-take")
         with gr.Column(min_width=300, scale=2):
+            gr.Markdown(_SEARCH_EXPLANATION, elem_classes="note")
             gallery = gr.Gallery(
+                service.examples,
                 label="Results, the most similar first",
                 show_label=False,
                 columns=4,
@@ -249,6 +305,7 @@ def search_tab(gr: Any, service: AppService, session: Any) -> None:
                 buttons=[],
                 interactive=False,
                 elem_id="search-gallery",
+                elem_classes="captions-below",
             )
 
     def search(
@@ -267,10 +324,10 @@ def search_tab(gr: Any, service: AppService, session: Any) -> None:
         session: Session,
         archive: Any,
         bar: Any = gr.Progress(),  # noqa: B008
-    ) -> tuple[Session, str, None]:
+    ) -> tuple[Session, str, list[Any]]:
         with show_errors(gr):
             session = service.load_images(session, archive, make_progress(bar))
-        return session, _describe_images(session.images), None
+        return session, _describe_images(session.images), service.list_examples(session)
 
     inputs, outputs = [session, query, image, k], [session, gallery]
     options = {"concurrency_id": "answers", "concurrency_limit": service.limits.at_once}
@@ -303,7 +360,9 @@ def align_tab(gr: Any, service: AppService, session: Any) -> None:
             button = gr.Button("Align", variant="primary", elem_id="align-button")
         with gr.Column(min_width=300):
             model = gr.Markdown(describe_model(None), elem_id="align-using")
-            result = gr.Markdown(elem_id="align-result", container=True, min_height=150)
+            result = gr.Markdown(
+                _ALIGN_EXPLANATION, elem_id="align-result", container=True, min_height=150
+            )
             download = gr.DownloadButton(
                 "Download the aligner", interactive=False, elem_id="align-download"
             )
@@ -360,8 +419,8 @@ def _join_labels(labels: Sequence[str]) -> str:
 
 
 def _zip_input(gr: Any, service: AppService, label: str, elem_id: str) -> Any:
-    label = f"{label}: a zip of at most {format_size(service.limits.upload_bytes)}"
-    return gr.File(label=label, file_types=[".zip"], height=140, elem_id=elem_id)
+    label = f"{label}: zip, up to {format_size(service.limits.upload_bytes)}"
+    return gr.File(label=label, file_types=[".zip"], height=190, elem_id=elem_id)
 
 
 def build_page(service: AppService, labels: Sequence[str] | None) -> gradio.Blocks:
@@ -373,7 +432,12 @@ def build_page(service: AppService, labels: Sequence[str] | None) -> gradio.Bloc
         analytics_enabled=False,
         delete_cache=(min(600, limits.idle_seconds), limits.idle_seconds),
     ) as page:
-        gr.Markdown(_INTRODUCTION.format(minutes=max(1, limits.idle_seconds // 60)))
+        introduction = _INTRODUCTION.format(
+            name=escape_markdown(service.model.name),
+            encoders=escape_markdown(describe_encoders(service.model.aligner)),
+            minutes=max(1, limits.idle_seconds // 60),
+        )
+        gr.Markdown(introduction)
         session = gr.State(service.initial_session, time_to_live=limits.idle_seconds)
         with gr.Tab("Classify", id="classify"):
             own = labels or service.model.labels or service.images.labels

@@ -1,0 +1,80 @@
+"""The page of the web app before the first request."""
+
+import pytest
+
+from sklearn_ape import KernelAligner, ZeroShotClassifier, load_starter
+from sklearn_ape.app import Limits
+from sklearn_ape.app._model import Model, describe_encoders, load_model
+from sklearn_ape.app._session import AppService
+from sklearn_ape.app._ui import build_page
+from tests.app.conftest import PixelEncoder, TrigramEncoder
+
+
+@pytest.fixture(scope="module")
+def components(fast_aligner, captioned_images):
+    """Return the properties of all components of a page."""
+    service = AppService(
+        Model(fast_aligner, name="my_model"), captioned_images.images[:40], Limits()
+    )
+    page = build_page(service, None)
+    return [component["props"] for component in page.get_config_file()["components"]]
+
+
+@pytest.fixture(scope="module")
+def by_id(components):
+    return {props["elem_id"]: props for props in components if props.get("elem_id")}
+
+
+class TestFirstState:
+    @pytest.mark.parametrize(
+        ("elem_id", "text"),
+        [("classify-verdict", "No result yet"), ("align-result", "not fitted an aligner yet")],
+    )
+    def test_empty_results_are_explained(self, by_id, elem_id, text):
+        assert text in by_id[elem_id]["value"]
+        assert "chance level" in by_id[elem_id]["value"]
+
+    def test_gallery_shows_images_before_the_first_search(self, by_id):
+        captions = [entry["caption"] for entry in by_id["search-gallery"]["value"]]
+        assert len(captions) == 12
+        assert all(captions)
+
+    def test_examples_have_names(self, by_id):
+        captions = [entry["caption"] for entry in by_id["classify-examples"]["value"]]
+        assert len(captions) == 6
+        assert all(captions)
+
+    def test_meaning_of_scores_is_explained(self, components):
+        texts = " ".join(str(props.get("value")) for props in components)
+        assert "not calibrated" in texts
+        assert "cosine similarity" in texts
+
+    def test_model_and_encoders_are_named(self, components):
+        texts = " ".join(str(props.get("value")) for props in components)
+        assert "**my_model** (image encoder PixelEncoder, text encoder TrigramEncoder)" in texts
+
+
+class TestModelName:
+    def test_default_model_is_the_starter_model(self):
+        model = load_model(None)
+        assert model.name == "starter model"
+        assert describe_encoders(model.aligner) == (
+            "image encoder efficientnet_lite0, text encoder all-MiniLM-L6-v2"
+        )
+
+    def test_folder_is_named_without_its_parents(self, tmp_path):
+        load_starter().save_pretrained(tmp_path / "my-aligner")
+        assert load_model(tmp_path / "my-aligner").name == "my-aligner"
+
+    def test_folder_of_an_encoder_is_named_without_its_parents(self, tmp_path):
+        image_encoder = PixelEncoder()
+        image_encoder.model_name = str(tmp_path)
+        aligner = KernelAligner()
+        aligner.image_encoder_, aligner.text_encoder_ = image_encoder, TrigramEncoder()
+        assert describe_encoders(aligner) == (
+            f"image encoder {tmp_path.name}, text encoder TrigramEncoder"
+        )
+
+    def test_classifier_is_named_by_its_aligner(self, fast_aligner):
+        classifier = ZeroShotClassifier(["cat", "dog"], aligner=fast_aligner)
+        assert load_model(classifier).name == "KernelAligner"
