@@ -242,8 +242,9 @@ def _render(
         )
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            options = {"desc": "Rendering OpenMoji", "unit": "image"}
-            with make_progress_bar(len(missing), verbose, **options) as bar:
+            with make_progress_bar(
+                len(missing), verbose, desc="Rendering OpenMoji", unit="image"
+            ) as bar:
                 for file, name in missing:
                     write_atomically(folder / name, _to_png(resvg, file, size))
                     bar.update()
