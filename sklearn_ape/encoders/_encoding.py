@@ -191,7 +191,7 @@ def _iter_batches(
         batch_keys, tensors, failures = batch
         if not batch_keys:
             return {}, failures
-        return compute_features(engine, batch_keys, tensors, failures, encoder.dtype), failures
+        return compute_features(engine, batch_keys, tensors, failures, encoder.dtype_), failures
 
     if engine.concurrent:
         yield from map_threaded(lambda start: compute(prepare(start)), starts, n_threads)

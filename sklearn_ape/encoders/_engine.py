@@ -74,6 +74,29 @@ def choose_engine(engine: str, device: torch.device, dtype: str) -> str:
     return engine
 
 
+def choose_dtype(engine: str, device: torch.device) -> str:
+    """Return the precision that ``dtype="auto"`` means.
+
+    It is bfloat16 if OpenVINO computes on a processor with instructions for it, else float32.
+    """
+    is_fast = (
+        engine in ("auto", "openvino")
+        and has_bfloat16_instructions()
+        and _find_obstacle("openvino", device, "bfloat16") is None
+    )
+    return "bfloat16" if is_fast else "float32"
+
+
+@lru_cache(maxsize=1)
+def has_bfloat16_instructions() -> bool:
+    """Return whether the processor has AMX or AVX-512 instructions for bfloat16 (on Linux)."""
+    try:
+        flags = set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
+    except OSError:  # another operating system
+        return False
+    return bool(flags & {"amx_bf16", "avx512_bf16"})
+
+
 def n_free_axes(example: torch.Tensor) -> int:
     """Return the number of leading axes of variable length: items and, for tokens, positions."""
     return 2 if example.ndim == 2 and not example.is_floating_point() else 1

@@ -63,10 +63,21 @@ def is_export_worthwhile(
 
 
 def make_engine(name: str, workload: Workload, warns: bool) -> Engine:
-    """Return an engine with a network's export, or torch if the network cannot be exported."""
+    """Return an engine with a network's export, or torch if the network cannot be exported.
+
+    If features in low precision are too different from torch's, the engine computes in float32.
+    """
     try:
         engine = _load_or_export(name, workload)
     except (EngineError, OSError) as error:
+        if isinstance(error, WrongFeaturesError) and workload.dtype != "float32":
+            warn(
+                f"dtype={workload.dtype!r} is too inaccurate for this network in "
+                f"engine={name!r}, which therefore computes in float32: {error}. Pass "
+                "dtype='float32' to avoid this warning.",
+                RuntimeWarning,
+            )
+            return make_engine(name, workload._replace(dtype="float32"), warns)
         if isinstance(error, EngineError):  # an OSError may be gone next time, as a full disk
             with suppress(OSError):  # later processes do not try again
                 workload.folder.mkdir(parents=True, exist_ok=True)
@@ -156,7 +167,7 @@ def _export_folder(name: str, workload: Workload) -> Path:
 
 def _failure_file(name: str, workload: Workload) -> Path:
     folder = _export_folder(name, workload)
-    return folder.with_name(f"{folder.name}.{workload.dtype}.failed.txt")
+    return folder.with_name(f"{folder.name}.{workload.dtype}.failure.txt")
 
 
 def _write_digests(folder: Path) -> None:

@@ -106,8 +106,10 @@ class OpenCLIPImageEncoder(_OpenCLIPTower, ImageEncoder):
         ONNX Runtime on a CPU, torch on a GPU. See `TimmImageEncoder` for details.
     device : {"auto"}, str or torch.device, default="auto"
         Device of the network. ``"auto"`` uses a GPU if there is one.
-    dtype : {"float32", "bfloat16", "float16"}, default="float32"
-        Precision in which the network is computed, by autocast. Features are always float32.
+    dtype : {"auto", "float32", "bfloat16", "float16"}, default="float32"
+        Precision in which the network is computed. Features are always float32. ``"bfloat16"``
+        is faster and changes the features. ``"auto"`` uses bfloat16 if OpenVINO computes the
+        network on a processor with instructions for it, and float32 otherwise.
     n_jobs : int or None, default=None
         Number of threads that read and resize images and, with an engine other than torch,
         compute the network. None means the number of threads that torch uses, -1 one per core.
@@ -123,6 +125,8 @@ class OpenCLIPImageEncoder(_OpenCLIPTower, ImageEncoder):
 
     Attributes
     ----------
+    dtype_ : str
+        Precision in which the network is computed; the choice made for ``dtype="auto"``.
     errors_ : dict of {int: str}
         Reasons why rows of the last `transform` or `encode_to` could not be encoded, by row.
 
@@ -193,8 +197,10 @@ class OpenCLIPTextEncoder(_OpenCLIPTower, TextEncoder):
         ONNX Runtime on a CPU, torch on a GPU. See `TimmImageEncoder` for details.
     device : {"auto"}, str or torch.device, default="auto"
         Device of the network. ``"auto"`` uses a GPU if there is one.
-    dtype : {"float32", "bfloat16", "float16"}, default="float32"
-        Precision in which the network is computed, by autocast. Features are always float32.
+    dtype : {"auto", "float32", "bfloat16", "float16"}, default="float32"
+        Precision in which the network is computed. Features are always float32. ``"bfloat16"``
+        is faster and changes the features. ``"auto"`` uses bfloat16 if OpenVINO computes the
+        network on a processor with instructions for it, and float32 otherwise.
     cache : {"memory"}, str, path-like, FeatureCache or None, default="memory"
         Cache of features by content. ``"memory"`` keeps features in this process, a path or a
         FeatureCache keeps them on disk, and None disables the cache.
@@ -207,6 +213,8 @@ class OpenCLIPTextEncoder(_OpenCLIPTower, TextEncoder):
 
     Attributes
     ----------
+    dtype_ : str
+        Precision in which the network is computed; the choice made for ``dtype="auto"``.
     errors_ : dict of {int: str}
         Reasons why rows of the last `transform` or `encode_to` could not be encoded, by row.
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ..features import FeatureCache
-from ..utils.validation import check_integer
+from ..utils.validation import check_choice, check_integer
 from ._engine import Engine
 from .text_encoder import TextEncoder
 from .weights import PACKAGED, Network, call_from_pretrained, check_source, find_packaged_file
@@ -113,6 +113,7 @@ class SentenceTransformerEncoder(TextEncoder):
 
     def _check_parameters(self) -> None:
         super()._check_parameters()
+        check_choice(self.dtype, "dtype", ("float32", "bfloat16", "float16"))
         if self.prompt is not None and not isinstance(self.prompt, str):
             raise ValueError(f"prompt must be None or a str, not {self.prompt!r}.")
         check_integer(self.truncate_dim, "truncate_dim", 1, optional=True)
@@ -160,7 +161,7 @@ class SentenceTransformerEncoder(TextEncoder):
             "truncate_dim": self.truncate_dim,
             "normalize_embeddings": self.normalize,
         }
-        return _SentenceTransformerEngine(model, options, self.dtype)
+        return _SentenceTransformerEngine(model, options, self.dtype_)
 
     def _engine_name(self) -> str:
         return "torch"

@@ -72,8 +72,10 @@ class TimmImageEncoder(ImageEncoder):
         whenever it is loaded.
     device : {"auto"}, str or torch.device, default="auto"
         Device of the network. ``"auto"`` uses a GPU if there is one.
-    dtype : {"float32", "bfloat16", "float16"}, default="float32"
-        Precision in which the network is computed, by autocast. Features are always float32.
+    dtype : {"auto", "float32", "bfloat16", "float16"}, default="float32"
+        Precision in which the network is computed. Features are always float32. ``"bfloat16"``
+        is faster and changes the features. ``"auto"`` uses bfloat16 if OpenVINO computes the
+        network on a processor with instructions for it, and float32 otherwise.
     n_jobs : int or None, default=None
         Number of threads that read and resize images and, with an engine other than torch,
         compute the network. None means the number of threads that torch uses, -1 one per core.
@@ -89,6 +91,8 @@ class TimmImageEncoder(ImageEncoder):
 
     Attributes
     ----------
+    dtype_ : str
+        Precision in which the network is computed; the choice made for ``dtype="auto"``.
     errors_ : dict of {int: str}
         Reasons why rows of the last `transform` or `encode_to` could not be encoded, by row.
 
@@ -340,7 +344,8 @@ class _Features(torch.nn.Module):
         """Map pixels (n, 3, height, width) to (n, n_features)."""
         if self.output == "logits":
             return self.model(pixels)
-        return self.pool(self.model.forward_features(pixels))
+        # Pooling, powers and means are computed in float32 even if the network is not.
+        return self.pool(self.model.forward_features(pixels).float())
 
     def pool(self, last: torch.Tensor) -> torch.Tensor:
         """Map the last features of the network to (n, n_features)."""
@@ -387,6 +392,5 @@ def _pool(last: torch.Tensor, pooling: str, model: Any) -> torch.Tensor:
     spatial = (1, 2) if getattr(model, "output_fmt", "NCHW") == "NHWC" else (2, 3)
     if pooling == "mean":
         return last.mean(dim=spatial)
-    # In float32, because cubes overflow in half precision.
-    cubes = last.float().clamp(min=_GEM_EPSILON) ** _GEM_POWER
+    cubes = last.clamp(min=_GEM_EPSILON) ** _GEM_POWER
     return cubes.mean(dim=spatial) ** (1 / _GEM_POWER)

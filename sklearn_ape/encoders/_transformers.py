@@ -68,8 +68,10 @@ class TransformersTextEncoder(TextEncoder):
         ONNX Runtime on a CPU, torch on a GPU. See `TimmImageEncoder` for details.
     device : {"auto"}, str or torch.device, default="auto"
         Device of the network. ``"auto"`` uses a GPU if there is one.
-    dtype : {"float32", "bfloat16", "float16"}, default="float32"
-        Precision in which the network is computed, by autocast. Features are always float32.
+    dtype : {"auto", "float32", "bfloat16", "float16"}, default="float32"
+        Precision in which the network is computed. Features are always float32. ``"bfloat16"``
+        is faster and changes the features. ``"auto"`` uses bfloat16 if OpenVINO computes the
+        network on a processor with instructions for it, and float32 otherwise.
     cache : {"memory"}, str, path-like, FeatureCache or None, default="memory"
         Cache of features by content. ``"memory"`` keeps features in this process, a path or a
         FeatureCache keeps them on disk, and None disables the cache.
@@ -82,6 +84,8 @@ class TransformersTextEncoder(TextEncoder):
 
     Attributes
     ----------
+    dtype_ : str
+        Precision in which the network is computed; the choice made for ``dtype="auto"``.
     errors_ : dict of {int: str}
         Reasons why rows of the last `transform` or `encode_to` could not be encoded, by row.
 
@@ -250,7 +254,7 @@ class _TextFeatures(torch.nn.Module):
             is_seq2seq = getattr(tower.config, "is_encoder_decoder", False)
             if is_seq2seq and hasattr(tower, "get_encoder"):
                 tower = tower.get_encoder()
-            last = tower(**tokens).last_hidden_state
+            last = tower(**tokens).last_hidden_state.float()
             pooled = _pool_tokens(last, mask, self.pooling)
         return nn.functional.normalize(pooled.float(), dim=-1) if self.normalize else pooled
 
@@ -317,8 +321,10 @@ class TransformersImageEncoder(ImageEncoder):
         ONNX Runtime on a CPU, torch on a GPU. See `TimmImageEncoder` for details.
     device : {"auto"}, str or torch.device, default="auto"
         Device of the network. ``"auto"`` uses a GPU if there is one.
-    dtype : {"float32", "bfloat16", "float16"}, default="float32"
-        Precision in which the network is computed, by autocast. Features are always float32.
+    dtype : {"auto", "float32", "bfloat16", "float16"}, default="float32"
+        Precision in which the network is computed. Features are always float32. ``"bfloat16"``
+        is faster and changes the features. ``"auto"`` uses bfloat16 if OpenVINO computes the
+        network on a processor with instructions for it, and float32 otherwise.
     n_jobs : int or None, default=None
         Number of threads that read and resize images and, with an engine other than torch,
         compute the network. None means the number of threads that torch uses, -1 one per core.
@@ -334,6 +340,8 @@ class TransformersImageEncoder(ImageEncoder):
 
     Attributes
     ----------
+    dtype_ : str
+        Precision in which the network is computed; the choice made for ``dtype="auto"``.
     errors_ : dict of {int: str}
         Reasons why rows of the last `transform` or `encode_to` could not be encoded, by row.
 
@@ -424,7 +432,7 @@ class _ImageFeatures(torch.nn.Module):
         pooled = getattr(output, "pooler_output", None)
         if self.pooling == "auto" and pooled is not None and self.model.pooler_is_pretrained:
             return pooled.flatten(1)
-        return _pool_output(output.last_hidden_state, self.pooling, model)
+        return _pool_output(output.last_hidden_state.float(), self.pooling, model)
 
 
 def _pool_output(last: torch.Tensor, pooling: str, model: Any) -> torch.Tensor:

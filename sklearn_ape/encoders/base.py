@@ -26,7 +26,7 @@ from ..utils.torch_state import default_state
 from ..utils.validation import check_choice
 from ..utils.warnings import warn
 from ._encoding import CacheInfo, cache_info, encode, encode_to_file
-from ._engine import ENGINES, Engine, TorchEngine, Workload, choose_engine
+from ._engine import ENGINES, Engine, TorchEngine, Workload, choose_dtype, choose_engine
 from ._engine_factory import exports_folder, is_export_worthwhile, make_engine
 from .items import EncodingError, EncodingFailedWarning, as_items, summarize_errors
 from .weights import (
@@ -38,6 +38,8 @@ from .weights import (
     is_network_shared,
 )
 
+# Version of the computation in low precision. A new one makes older cached features unused.
+_LOW_PRECISION_VERSION = 2
 _COMMIT = re.compile(r".*@([0-9a-f]{40})")
 
 
@@ -271,6 +273,11 @@ class FrozenEncoder(
         self._warn_about(self.errors_)
         return features
 
+    @property
+    def dtype_(self) -> str:
+        """Precision in which the network is computed; the choice made for ``dtype="auto"``."""
+        return choose_dtype(self.engine, self._device()) if self.dtype == "auto" else self.dtype
+
     def cache_info(self) -> CacheInfo:
         """Return how many features came from the cache and from the network in this process.
 
@@ -302,7 +309,7 @@ class FrozenEncoder(
             ],
             json.dumps(identity, sort_keys=True),
             network.device,
-            self.dtype,
+            self.dtype_,
             self._n_threads(),
             exports_folder(self.cache),
         )
@@ -319,7 +326,7 @@ class FrozenEncoder(
         return get_shared_network(key, lambda: make_engine(name, workload, warns=not is_automatic))
 
     def _engine_name(self) -> str:
-        return choose_engine(self.engine, self._device(), self.dtype)
+        return choose_engine(self.engine, self._device(), self.dtype_)
 
     def _device(self) -> torch.device:
         if self.engine in ("onnx", "openvino") and self.device in (None, "auto"):
@@ -382,9 +389,7 @@ class FrozenEncoder(
         return fingerprint
 
     def _identity_digest(self) -> bytes:
-        identity = {"encoder": type(self).__name__, "dtype": self.dtype, **self._identity()}
-        if self.dtype != "float32":  # engines differ by more than rounding in low precision
-            identity["engine"] = self._engine_name()
+        identity = {"encoder": type(self).__name__, **self._precision_parts(), **self._identity()}
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).digest()
 
     def _digest_parts(self) -> dict[str, Any]:
@@ -396,11 +401,19 @@ class FrozenEncoder(
         parts = self.get_params(deep=False)
         for name in self._runtime_params | {"on_error"}:
             parts.pop(name, None)
-        if self.dtype != "float32":
-            parts["engine"] = self._engine_name()
+        parts |= self._precision_parts()
         if os.path.isdir(self.model_name):
             parts["weights"] = digest_folder(Path(self.model_name))
         return parts
+
+    def _precision_parts(self) -> dict[str, Any]:
+        """Return the parts of keys and digests that depend on the precision."""
+        dtype = self.dtype_
+        if dtype == "float32":
+            return {"dtype": dtype}
+        # Engines differ by more than rounding in low precision.
+        engine = self._engine_name()
+        return {"dtype": dtype, "engine": engine, "precision_version": _LOW_PRECISION_VERSION}
 
     def _raise_for(self, errors: Mapping[int, str]) -> None:
         """Raise EncodingError if there are errors, unless on_error="nan"."""
@@ -433,7 +446,7 @@ class FrozenEncoder(
             )
         check_choice(self.engine, "engine", ENGINES)
         check_choice(self.on_error, "on_error", ("raise", "nan"))
-        check_choice(self.dtype, "dtype", ("float32", "bfloat16", "float16"))
+        check_choice(self.dtype, "dtype", ("auto", "float32", "bfloat16", "float16"))
         if self.n_jobs == 0:
             raise ValueError("n_jobs must be None, a positive integer or -1 (all cores), not 0.")
         self._engine_name()

@@ -294,7 +294,7 @@ def test_nan_or_infinite_features_raise(paths, monkeypatch):
         ({"pooling": "max"}, "pooling must be one of auto, mean, gem, cls, cls.mean, not 'max'"),
         ({"crop": "squash"}, "crop must be one of center, pad"),
         ({"output": "probabilities"}, "output must be one of features, logits"),
-        ({"dtype": "float64"}, "dtype must be one of float32, bfloat16, float16"),
+        ({"dtype": "float64"}, "dtype must be one of auto, float32, bfloat16, float16"),
         ({"dtype": torch.float32}, "dtype must be one of"),
         ({"device": "gpu"}, "device must be 'auto'"),
         ({"on_error": "ignore"}, "on_error must be one of raise, nan"),

@@ -1,4 +1,4 @@
-"""Engines: agreement with torch, exports on disk and fallback to torch."""
+"""Engines: agreement with torch, precision, exports on disk and fallback to torch."""
 
 import sys
 import warnings
@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.base import clone
+from sklearn.datasets import load_sample_images
 
 from sklearn_ape.datasets import load_openmoji
 from sklearn_ape.encoders import (
@@ -15,6 +16,9 @@ from sklearn_ape.encoders import (
     TransformersTextEncoder,
     _engine,
     _engine_factory,
+    _engine_runtimes,
+    base,
+    list_encoders,
     weights,
 )
 from sklearn_ape.encoders._engine import TorchEngine
@@ -182,6 +186,124 @@ def test_auto_exports_only_for_many_items(tiny, paths, tmp_path, monkeypatch):
     (tmp_path / "features.sqlite").unlink()
     encoder.transform(paths)
     assert [path.name.partition("-")[0] for path in exports(tmp_path)] == ["openvino"]
+
+
+@pytest.fixture
+def bfloat16():
+    """Skip a test on machines where OpenVINO does not compute in bfloat16."""
+    pytest.importorskip("openvino")
+    if "bfloat16" not in _engine._list_precisions("openvino"):
+        pytest.skip("OpenVINO does not support bfloat16 on this processor")
+
+
+class TestPrecision:
+    @pytest.mark.parametrize(
+        ("name", "pooling"),
+        [
+            ("efficientnet_lite0", "auto"),
+            ("efficientnet_lite0", "gem"),
+            ("efficientnet_lite2", "gem"),
+        ],
+    )
+    def test_bfloat16_error_of_images_is_small(self, name, pooling, tmp_path, bfloat16):
+        """Features are accepted without a warning, and kernels are rounded as intended.
+
+        If all weights are rounded to the nearest number, the mean error is 7e-4 to 1.4e-3.
+        """
+        if not any(info.name == name and info.installed for info in list_encoders()):
+            pytest.skip(f"{name} is not installed")
+        items = load_openmoji().images[::40] + load_sample_images().images
+        encoder = TimmImageEncoder(name, pooling=pooling, cache=None, engine="torch")
+        expected = encoder.transform(items)
+        encoder.set_params(cache=tmp_path, engine="openvino", dtype="bfloat16")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            errors = cosine_distances(encoder.transform(items), expected)
+        assert 0 < errors.mean() < 6e-4
+        assert errors.max() < 3e-3
+
+    def test_bfloat16_error_of_texts_is_small(self, tmp_path, bfloat16):
+        items = load_openmoji().captions[::10]
+        encoder = TransformersTextEncoder(cache=None, engine="torch")
+        expected = encoder.transform(items)
+        encoder.set_params(cache=tmp_path, engine="openvino", dtype="bfloat16")
+        errors = cosine_distances(encoder.transform(items), expected)
+        assert 0 < errors.mean() < errors.max() < 1e-4
+
+    def test_kernels_are_rounded_without_a_change_of_their_sums(self):
+        """All weights are bfloat16, and the sums differ by less than with nearest rounding."""
+        exact = np.random.default_rng(0).normal(size=(64, 1, 1, 5, 5)).astype(np.float32)
+        rounded = _engine_runtimes._round_kernels(exact)
+        nearest = torch.from_numpy(exact).bfloat16().float().numpy()
+        np.testing.assert_array_equal(torch.from_numpy(rounded).bfloat16().float(), rounded)
+        error, nearest_error = (
+            np.abs((x.astype(float) - exact).sum(axis=(-2, -1))).mean() for x in (rounded, nearest)
+        )
+        assert error < nearest_error / 20
+        # A weight is at most as wrong as with nearest rounding of a number of the next power of 2.
+        assert (np.abs(rounded - exact) <= 2.0**-7 * np.abs(exact).max()).all()
+
+    def test_refused_precision_falls_back_to_float32(self, tiny, paths, tmp_path, monkeypatch):
+        """The same engine computes in float32, in this process and in later ones."""
+        pytest.importorskip("openvino")
+        monkeypatch.setattr(_engine, "_list_precisions", lambda _: ("float32", "bfloat16"))
+        exact = TimmImageEncoder(tiny, engine="openvino", cache=None)
+        expected = exact.transform(paths)
+        monkeypatch.setitem(_engine_factory._TOLERANCE, "bfloat16", -1)
+        for engine in ("openvino", "auto"):
+            encoder = clone(exact).set_params(dtype="bfloat16", engine=engine, cache=tmp_path)
+            encoder.set_params(device="cpu")
+            weights._networks.clear()
+            (tmp_path / "features.sqlite").unlink(missing_ok=True)
+            with pytest.warns(
+                RuntimeWarning, match=r"engine='openvino', which .* in float32: its"
+            ):
+                features = encoder.transform(paths)
+            assert encoder._engine(len(paths)).name == "openvino"
+            np.testing.assert_allclose(features, expected, rtol=1e-5, atol=1e-6)
+
+    def test_auto_is_bfloat16_where_it_is_fast(self, tiny, monkeypatch):
+        """The cache key is that of the precision that is chosen."""
+        pytest.importorskip("openvino")
+        monkeypatch.setattr(_engine, "_list_precisions", lambda _: ("float32", "bfloat16"))
+        for cls in (TimmImageEncoder, TransformersTextEncoder):
+            encoder = cls(dtype="auto", device="cpu", engine="openvino")
+            for is_fast, dtype in ((True, "bfloat16"), (False, "float32")):
+                monkeypatch.setattr(_engine, "has_bfloat16_instructions", lambda x=is_fast: x)
+                assert encoder.dtype_ == dtype
+                chosen = clone(encoder).set_params(dtype=dtype)
+                assert encoder._identity_digest() == chosen._identity_digest()
+                assert encoder._digest_parts() == chosen._digest_parts()
+            monkeypatch.setattr(_engine, "has_bfloat16_instructions", lambda: True)
+            for other in ("torch", "onnx"):
+                assert clone(encoder).set_params(engine=other).dtype_ == "float32"
+
+    def test_processor_without_list_of_flags_has_no_bfloat16(self, monkeypatch):
+        """Other operating systems do not have the file."""
+
+        def raises(*args, **kwargs):
+            raise FileNotFoundError
+
+        monkeypatch.setattr(Path, "read_text", raises)
+        assert not _engine.has_bfloat16_instructions.__wrapped__()
+
+    def test_version_changes_key_of_low_precision_only(self, tiny, monkeypatch):
+        """Features that earlier versions cached in bfloat16 are not used."""
+        exact = TimmImageEncoder(tiny, engine="torch")
+        low = clone(exact).set_params(dtype="bfloat16")
+        digests = [encoder._identity_digest() for encoder in (exact, low)]
+        monkeypatch.setattr(base, "_LOW_PRECISION_VERSION", 1)
+        assert exact._identity_digest() == digests[0]
+        assert low._identity_digest() != digests[1]
+
+    @pytest.mark.parametrize("pooling", ["auto", "mean", "gem"])
+    def test_torch_pools_in_float32(self, tiny, paths, pooling):
+        """Pooled features of a network in bfloat16 are not rounded to bfloat16."""
+        encoder = TimmImageEncoder(
+            tiny, pooling=pooling, engine="torch", dtype="bfloat16", cache=None
+        )
+        features = torch.from_numpy(encoder.transform(paths))
+        assert (features.bfloat16().float() != features).double().mean() > 0.5
 
 
 class TestChoice:
