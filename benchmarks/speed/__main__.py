@@ -2,6 +2,7 @@
 
     python -m benchmarks.speed                  # all parts
     python -m benchmarks.speed encode search    # two parts
+    python -m benchmarks.speed precision        # engines and precisions of all encoders
     python -m benchmarks.speed --quick          # little data, to try it
 
 Requires the ``openvino``, ``onnx`` and ``starter`` extras, embetter, sentence-transformers and
@@ -12,7 +13,7 @@ import sys
 
 from benchmarks._results import COMPARISON_COLUMNS, make_parser, run_parts
 
-PARTS = ("encode", "search", "training", "zero_shot", "store")
+PARTS = ("encode", "precision", "search", "training", "zero_shot", "store")
 
 if __name__ == "__main__":
     failures = run_parts("speed", PARTS, COMPARISON_COLUMNS, make_parser("speed", __doc__, PARTS))
