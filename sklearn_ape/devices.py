@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+from pathlib import Path
+
 import torch
 
 __all__ = ["resolve_device"]
+
+
+@lru_cache(maxsize=1)
+def has_bfloat16_instructions() -> bool:
+    """Return whether the processor has AMX or AVX-512 instructions for bfloat16 (on Linux)."""
+    try:
+        flags = set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
+    except OSError:  # another operating system
+        return False
+    return bool(flags & {"amx_bf16", "avx512_bf16"})
 
 
 def resolve_device(device: str | torch.device | None) -> torch.device:

@@ -1,9 +1,11 @@
-"""`resolve_device`: available devices, and errors for unavailable ones."""
+"""Available devices, errors for unavailable ones, and instructions of the processor."""
+
+from pathlib import Path
 
 import pytest
 import torch
 
-from sklearn_ape.devices import resolve_device
+from sklearn_ape.devices import has_bfloat16_instructions, resolve_device
 
 
 def test_auto_gives_available_device():
@@ -37,3 +39,22 @@ def test_unknown_device_raises(device):
     """The error lists the valid names."""
     with pytest.raises(ValueError, match="device must be 'auto' or a device"):
         resolve_device(device)
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [("fpu sse2 avx512f amx_bf16", True), ("avx512_bf16", True), ("avx2 avx512f", False)],
+)
+def test_processors_list_instructions_for_bfloat16(monkeypatch, flags, expected):
+    monkeypatch.setattr(Path, "read_text", lambda *_, **__: f"flags : {flags}")
+    assert has_bfloat16_instructions.__wrapped__() is expected
+
+
+def test_processor_without_list_of_flags_has_no_bfloat16(monkeypatch):
+    """Other operating systems do not have the file."""
+
+    def raises(*args, **kwargs):
+        raise FileNotFoundError
+
+    monkeypatch.setattr(Path, "read_text", raises)
+    assert not has_bfloat16_instructions.__wrapped__()

@@ -62,7 +62,11 @@ def _measure_images(kind: str, paths: Path, folder: Path, rounds: int) -> list[C
 
 def _measure_texts(texts: Path, folder: Path, rounds: int) -> list[Comparison]:
     peer = "sentence-transformers"
-    targets = {"texts openvino": "at least 1.5", "texts torch": ""}
+    targets = {
+        "texts openvino": "at least 1.5",
+        "texts openvino bf16": "at least 3.5",
+        "texts torch": "",
+    }
     rates = _measure_rates((peer, *targets), texts, folder, rounds)
     rows = []
     for engine, target in targets.items():
@@ -152,11 +156,11 @@ def _make_image_encoder(engine: str, dtype: str = "float32") -> Callable:
     return start
 
 
-def _make_text_encoder(engine: str) -> Callable:
+def _make_text_encoder(engine: str, dtype: str = "float32") -> Callable:
     def start(folder: Path) -> Callable:
         from sklearn_ape.encoders import TransformersTextEncoder
 
-        encoder = TransformersTextEncoder(engine=engine, cache=None)
+        encoder = TransformersTextEncoder(engine=engine, dtype=dtype, cache=None)
         return encoder.transform
 
     return start
@@ -238,6 +242,7 @@ CONTENDERS: dict[str, Callable[[Path], Callable]] = {
     APE_ONNX: _make_image_encoder("onnx"),
     APE_TORCH: _make_image_encoder("torch"),
     "texts openvino": _make_text_encoder("openvino"),
+    "texts openvino bf16": _make_text_encoder("openvino", "bfloat16"),
     "texts torch": _make_text_encoder("torch"),
     "sentence-transformers": _make_sentence_transformer,
 }

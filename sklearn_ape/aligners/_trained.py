@@ -27,7 +27,7 @@ from ..training.distributed import Ranks, join_ranks
 from ..training.net import AlignmentNet, TrainingConfig, seed_generators
 from ..utils.sklearn_compat import FitContext
 from ..utils.torch_state import default_state
-from ..utils.validation import check_choice, check_integer, check_number
+from ..utils.validation import check_boolean, check_choice, check_integer, check_number
 from ._base import BaseAligner
 from ._checkpoint import Checkpoint, prepare_folder
 
@@ -257,11 +257,7 @@ def check_loss_params(loss: str, values: Mapping[str, Any]) -> None:
     scale = values["logit_scale"]
     check_number(scale, "loss_params['logit_scale']", 0, closed="neither")
     check_number(values["max_logit_scale"], "loss_params['max_logit_scale']", scale)
-    learns_scale = values["learn_logit_scale"]
-    if not isinstance(learns_scale, bool | np.bool_):
-        raise ValueError(
-            f"loss_params['learn_logit_scale'] must be True or False, not {learns_scale!r}."
-        )
+    check_boolean(values["learn_logit_scale"], "loss_params['learn_logit_scale']")
     if "structure_weight" in values:
         check_number(values["structure_weight"], "loss_params['structure_weight']", 0)
     if "tile_size" in values:

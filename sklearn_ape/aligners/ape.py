@@ -11,7 +11,6 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import torch
 from sklearn.utils.validation import check_is_fitted
-from tqdm import tqdm
 
 from ..devices import resolve_device
 from ..encoders.resolve import resolve_encoder
@@ -22,7 +21,7 @@ from ..training.data import PairDataset, n_batches
 from ..training.net import OPTIMIZERS, cosine_schedule
 from ..utils.sklearn_compat import FitContext, with_callbacks
 from ..utils.torch_state import default_state
-from ..utils.validation import check_choice, check_integer, check_number
+from ..utils.validation import check_boolean, check_choice, check_integer, check_number
 from ._ape_trainer import HeadConfig, train_heads
 from ._blend import summarize_training, train_blend
 from ._closed_form import held_out_logit_scale
@@ -118,7 +117,9 @@ class APEAligner(HeadsMixin, TrainedAligner):
 
         - ``"warmup"``: length of the linear warm-up of the learning rate, as a fraction of all
           steps (float) or a number of steps (int), 0.05;
-        - ``"clip_norm"``: maximum norm of the gradients, None for no clipping.
+        - ``"clip_norm"``: maximum norm of the gradients, None for no clipping;
+        - ``"dtype"``: precision of training; ``"auto"`` is ``"bfloat16"`` from 10,000 pairs on a
+          processor with instructions for it, and ``"float32"`` otherwise.
     learning_rate : float, default=3e-3
         Peak learning rate. It is followed by a cosine decay to zero.
     weight_decay : float, default=0.1
@@ -271,7 +272,7 @@ class APEAligner(HeadsMixin, TrainedAligner):
             "structure_weight": 0.0,
         },
         "init_params": {"weight": 4.0, "center": True},
-        "optimizer_params": {"warmup": 0.05, "clip_norm": None},
+        "optimizer_params": {"warmup": 0.05, "clip_norm": None, "dtype": "auto"},
     }
 
     def __init__(
@@ -427,7 +428,7 @@ class APEAligner(HeadsMixin, TrainedAligner):
         module, logit_scale, result = train_blend(heads, data, run)
         if run.verbose:
             # Where progress bars are written, so that the output of a program stays as it is.
-            tqdm.write(summarize_training(result.history, result.best_epoch), file=sys.stderr)
+            print(summarize_training(result.history, result.best_epoch), file=sys.stderr)
         return module, logit_scale, result
 
     def _count_epochs(self, n_pairs: int | None) -> int:
@@ -444,10 +445,7 @@ class APEAligner(HeadsMixin, TrainedAligner):
             check_choice(self.init, "init", (*_TRAINED_INITS, "starter"))
         values = self._dict_values("init_params")
         check_number(values["weight"], "init_params['weight']", 0, closed="neither")
-        if not isinstance(values["center"], bool | np.bool_):
-            raise ValueError(
-                f"init_params['center'] must be True or False, not {values['center']!r}."
-            )
+        check_boolean(values["center"], "init_params['center']")
         check_choice(self.head, "head", HEAD_KINDS)
         check_choice(self.side, "side", ("text", "image", "both"))
         check_choice(self.optimizer, "optimizer", tuple(OPTIMIZERS))
@@ -461,6 +459,7 @@ class APEAligner(HeadsMixin, TrainedAligner):
             cosine_schedule(1, values["warmup"])
         name = "optimizer_params['clip_norm']"
         check_number(values["clip_norm"], name, 0, closed="neither", optional=True)
+        check_choice(values["dtype"], "optimizer_params['dtype']", ("auto", "float32", "bfloat16"))
 
     @property
     def training_summary_(self) -> str:

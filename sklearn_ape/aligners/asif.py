@@ -13,7 +13,7 @@ from ..training.data import PairDataset
 from ..utils.linalg import fingerprint, mean, normalize_rows
 from ..utils.sklearn_compat import reports_fit
 from ..utils.torch_state import default_state
-from ..utils.validation import check_integer, check_number
+from ..utils.validation import check_boolean, check_integer, check_number
 from ._base import BaseAligner
 from ._closed_form import held_out_logit_scale
 from .similarity import SparseRows
@@ -180,8 +180,7 @@ class ASIFAligner(BaseAligner):
     def _check_parameters(self) -> None:
         check_integer(self.k, "k", 1)
         check_number(self.power, "power", 0, closed="neither")
-        if not isinstance(self.center, bool | np.bool_):
-            raise ValueError(f"center must be True or False, not {self.center!r}.")
+        check_boolean(self.center, "center")
 
     def _make_anchors(self, data: PairDataset) -> tuple[_Anchors, _Anchors]:
         images, texts = data.pairs.T

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import torch
 
+from ..devices import has_bfloat16_instructions
+
 ENGINES = ("auto", "torch", "onnx", "openvino")
 _PACKAGES = {"onnx": ("onnxruntime", "onnxscript"), "openvino": ("openvino",)}
 Inputs = tuple[torch.Tensor, ...]
@@ -85,16 +87,6 @@ def choose_dtype(engine: str, device: torch.device) -> str:
         and _find_obstacle("openvino", device, "bfloat16") is None
     )
     return "bfloat16" if is_fast else "float32"
-
-
-@lru_cache(maxsize=1)
-def has_bfloat16_instructions() -> bool:
-    """Return whether the processor has AMX or AVX-512 instructions for bfloat16 (on Linux)."""
-    try:
-        flags = set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
-    except OSError:  # another operating system
-        return False
-    return bool(flags & {"amx_bf16", "avx512_bf16"})
 
 
 def n_free_axes(example: torch.Tensor) -> int:

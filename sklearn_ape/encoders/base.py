@@ -60,6 +60,7 @@ class FrozenEncoder(
     # Smallest number of items for which exporting a small network saves more time than it takes.
     _min_items_to_export: int
     _torch_batch_sizes: tuple[int, int]  # fastest on a CPU and on a GPU
+    _concurrent_batch_size: int  # fastest with other engines, which use one core per batch
     # The library that loads the network, and the parameters that features depend on.
     _library: str
     _feature_params: tuple[str, ...] = ()
@@ -342,7 +343,7 @@ class FrozenEncoder(
         if self.batch_size != "auto":
             return int(self.batch_size)
         if engine != "torch":
-            return 4  # the outputs of the first layers for 4 images fit into the cache of a core
+            return self._concurrent_batch_size
         on_cpu, on_gpu = self._torch_batch_sizes
         return on_cpu if device.type == "cpu" else on_gpu
 

@@ -167,6 +167,8 @@ class ImageEncoder(FrozenEncoder):
     _modality = "image"
     _min_items_to_export = 256
     _torch_batch_sizes = (16, 128)
+    # The outputs of the first layers for 4 images fit into the cache of a core.
+    _concurrent_batch_size = 4
 
     crop: str
     views: int = 1

@@ -77,6 +77,7 @@ class TrainingConfig:
     clip_norm: float | None = None
     mixup: float = 0.0
     refit: bool = False
+    dtype: str = "float32"
 
     @property
     def shows_table(self) -> bool:

@@ -123,6 +123,12 @@ def check_choice(value: Any, name: str, choices: Sequence[str]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(choices)}, not {value!r}.")
 
 
+def check_boolean(value: Any, name: str) -> None:
+    """Raise ValueError unless a parameter is True or False."""
+    if not isinstance(value, bool | np.bool_):
+        raise ValueError(f"{name} must be True or False, not {value!r}.")
+
+
 def check_integer(value: Any, name: str, low: int, optional: bool = False) -> None:
     """Raise ValueError unless a parameter is an integer of at least `low`, or None if optional."""
     if value is None and optional:

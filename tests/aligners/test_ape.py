@@ -305,3 +305,39 @@ def test_held_out_logit_scale_uses_images_outside_the_fit():
     calls.clear()
     held_out_logit_scale(few, fit)
     assert len(calls[0][0]) == 10
+
+
+class TestPrecision:
+    """``optimizer_params={"dtype": ...}``."""
+
+    def fit(self, concepts, dtype, **params):
+        aligner = small(optimizer_params={"dtype": dtype}, max_epochs=8, **params)
+        return aligner.fit(concepts.image, concepts.text)
+
+    @pytest.mark.parametrize("init", ["auto", None])
+    def test_bfloat16_is_nearly_as_accurate_as_float32(self, concepts, init):
+        exact = self.fit(concepts, "float32", init=init)
+        rounded = self.fit(concepts, "bfloat16", init=init)
+        assert {weights.dtype for weights in rounded.module_.parameters()} <= {torch.float32}
+        losses = [
+            [row["train_loss"] for row in aligner.history_ if "train_loss" in row]
+            for aligner in (exact, rounded)
+        ]
+        assert losses[0] != losses[1]  # otherwise the parameter has no effect
+        np.testing.assert_allclose(*losses, rtol=0.03)
+        scores = [aligner.score(concepts.image, concepts.text) for aligner in (exact, rounded)]
+        assert scores[1] > scores[0] - 0.03
+
+    @pytest.mark.parametrize(
+        ("is_fast", "min_pairs", "expected"),
+        [(True, 10, "bfloat16"), (True, 10**6, "float32"), (False, 10, "float32")],
+    )
+    def test_auto_depends_on_the_processor_and_the_number_of_pairs(
+        self, concepts, monkeypatch, is_fast, min_pairs, expected
+    ):
+        module = "sklearn_ape.aligners._ape_trainer"
+        monkeypatch.setattr(f"{module}.has_bfloat16_instructions", lambda: is_fast)
+        monkeypatch.setattr(f"{module}._MIN_PAIRS_IN_BFLOAT16", min_pairs)
+        automatic, explicit = self.fit(concepts, "auto"), self.fit(concepts, expected)
+        assert automatic.history_[1]["train_loss"] == explicit.history_[1]["train_loss"]
+        assert automatic.fingerprint_ == explicit.fingerprint_

@@ -278,15 +278,6 @@ class TestPrecision:
             for other in ("torch", "onnx"):
                 assert clone(encoder).set_params(engine=other).dtype_ == "float32"
 
-    def test_processor_without_list_of_flags_has_no_bfloat16(self, monkeypatch):
-        """Other operating systems do not have the file."""
-
-        def raises(*args, **kwargs):
-            raise FileNotFoundError
-
-        monkeypatch.setattr(Path, "read_text", raises)
-        assert not _engine.has_bfloat16_instructions.__wrapped__()
-
     def test_version_changes_key_of_low_precision_only(self, tiny, monkeypatch):
         """Features that earlier versions cached in bfloat16 are not used."""
         exact = TimmImageEncoder(tiny, engine="torch")
