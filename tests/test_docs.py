@@ -18,7 +18,7 @@ from numpydoc.validate import validate
 from sklearn.base import BaseEstimator
 
 import sklearn_ape
-from sklearn_ape import FewShotClassifier, load_pretrained
+from sklearn_ape import FewShotClassifier, ZeroShotClassifier, load_pretrained
 
 DOCS = Path(__file__).parents[1] / "docs"
 MODULES = [
@@ -236,9 +236,9 @@ def test_snippet_without_prompts_imports_existing_names(snippet):
 
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-README_SNIPPETS = [
-    block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if ">>>" not in block
-]
+README_BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+# Later snippets use names of earlier ones.
+README_PROGRAM = "\n".join(block for block in README_BLOCKS if ">>>" not in block)
 
 
 @pytest.fixture
@@ -260,18 +260,19 @@ def user_images(captioned_images, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.mark.parametrize("snippet", README_SNIPPETS)
-def test_snippet_runs(snippet, user_images):
-    names = {}
-    exec(snippet, names)
+def test_snippets_of_readme_run(user_images):
+    names = {"ZeroShotClassifier": ZeroShotClassifier}  # the snippet with prompts imports it
+    exec(README_PROGRAM, names)
     assert len(names["data"].images) == 30
     assert 0.5 < names["accuracy"] <= 1
     assert type(load_pretrained("my-model")) is FewShotClassifier
+    assert 0 <= names["own_accuracy"] <= 1
+    assert names["search"].best_params_["align__depth"] in (1, 2, 4)
 
 
 def test_readme_has_snippets_of_both_kinds():
-    assert README_SNIPPETS
-    assert README.count(">>>") > 10
+    assert README_PROGRAM.count("\n") > 15
+    assert README.count(">>>") > 5
 
 
 @pytest.mark.parametrize(

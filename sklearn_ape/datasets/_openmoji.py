@@ -243,7 +243,7 @@ def _render(
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with make_progress_bar(
-                len(missing), verbose, desc="Rendering OpenMoji", unit="image"
+                len(missing), verbose, delay=0, desc="Rendering OpenMoji", unit="image"
             ) as bar:
                 for file, name in missing:
                     write_atomically(folder / name, _to_png(resvg, file, size))
