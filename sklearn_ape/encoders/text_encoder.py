@@ -88,7 +88,8 @@ class TextEncoder(FrozenEncoder):
     _modality = "text"
     _min_items_to_export = 4096
     _torch_batch_sizes = (64, 512)
-    _concurrent_batch_size = 64
+    # Larger batches are faster for short texts, but slower for texts of several titles.
+    _concurrent_batch_size = 16
 
     def _digest(self, item: Any) -> bytes:
         return hashlib.sha256(b"text" + _validate_text(item).encode()).digest()
