@@ -39,7 +39,7 @@ def print_result(result: DemoResult) -> None:
     console.print(photographs)
     n = result.n_held_out
     console.print(
-        f"\nThe starter model, which knows emoji of other styles, was extended by "
+        f"\nThe starter model, which was trained on emoji of other styles, was extended by "
         f"{result.n_train} captioned emoji, and tested on {n} held-out images, whose captions are "
         "not among them."
     )
@@ -92,7 +92,7 @@ def print_result(result: DemoResult) -> None:
 
 def _describe_names(prediction: Prediction, n_names: int) -> str:
     names = zip(prediction.names[:n_names], prediction.probabilities[:n_names], strict=True)
-    return ", ".join(f"{name} {probability:.0%}" for name, probability in names)
+    return ", ".join(f"{name} {_format_percent(probability)}" for name, probability in names)
 
 
 def write_report(result: DemoResult, folder: Path) -> Path:

@@ -35,8 +35,8 @@ _DEFAULT_COMPONENTS = 512
 # Chosen on held-out folders of Open Clip Art.
 _LINEAR_RIDGE = 0.1
 
-# Number of pairs from which heads are trained in bfloat16 if that is fast. Smaller sets take less
-# than a minute in float32.
+# Number of pairs from which heads are trained in bfloat16 if that is fast. Recall was compared
+# with float32 on 30,000 pairs only, so small sets, which take little time, stay in float32.
 _MIN_PAIRS_IN_BFLOAT16 = 10_000
 
 

@@ -100,7 +100,7 @@ def _find_obstacle(engine: str, device: torch.device, dtype: str) -> Exception |
             f"engine={engine!r} computes on the CPU, but device is {str(device)!r}. Pass "
             "device='cpu' or engine='torch'."
         )
-    # Every engine computes in float32. To ask OpenVINO for its precisions takes 0.2 s.
+    # Every engine computes in float32. Asking OpenVINO for its precisions is slow.
     if dtype != "float32" and dtype not in _list_precisions(engine):
         return ValueError(
             f"engine={engine!r} does not compute in {dtype} on this machine. Pass "

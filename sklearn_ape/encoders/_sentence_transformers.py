@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ..features import FeatureCache
-from ..utils.validation import check_choice, check_integer
+from ..utils.validation import check_boolean, check_choice, check_integer
 from ._engine import Engine
 from .text_encoder import TextEncoder
 from .weights import PACKAGED, Network, call_from_pretrained, check_source, find_packaged_file
@@ -117,8 +117,7 @@ class SentenceTransformerEncoder(TextEncoder):
         if self.prompt is not None and not isinstance(self.prompt, str):
             raise ValueError(f"prompt must be None or a str, not {self.prompt!r}.")
         check_integer(self.truncate_dim, "truncate_dim", 1, optional=True)
-        if not isinstance(self.normalize, bool):
-            raise ValueError(f"normalize must be True or False, not {self.normalize!r}.")
+        check_boolean(self.normalize, "normalize")
         if self.model_name in PACKAGED:
             find_packaged_file(self.model_name)
         elif not os.path.isfile(os.path.join(self.model_name, "modules.json")):
