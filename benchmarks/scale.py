@@ -3,26 +3,29 @@
     python -m benchmarks.scale PACKAGE [--sizes 1000 4000 16000] [--methods METHOD ...] [--all]
 
 PACKAGE is the folder of the unpacked npm package @iconify/json. Whole sets are held out: icons of
-one set have a style in common, and most concepts occur in many sets. Icons are rendered and
-encoded in bfloat16 once, and their features are kept in the folder of --cache, so that a run that
-was killed continues. Every fit runs in a process of its own.
+one set have a style in common, and most concepts occur in many sets. Recall is also computed on
+the Tux Paint stamps if they are installed, and on 1,000 of the training pairs. Icons are rendered
+and encoded in bfloat16 once, and their features are kept in the folder of --cache, so that a run
+that was killed continues. Every fit runs in a process of its own.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Collection
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from sklearn_ape import APEAligner, ASIFAligner, CCAAligner, KernelAligner
-from sklearn_ape.datasets import load_iconify
+from sklearn_ape import APEAligner, ASIFAligner, CCAAligner, KernelAligner, LiTAligner
+from sklearn_ape.datasets import load_iconify, load_tuxpaint_stamps
 from sklearn_ape.encoders import TimmImageEncoder, TransformersTextEncoder
 
+from ._process import read_memory
 from ._results import RESULTS, Results
 
 # Drawings in color, of maps, of medicine, flat, of games, and by hand.
@@ -32,7 +35,9 @@ TEST_SETS = (
 )
 # Sets by the same authors as a test set, or copies of it.
 _RELATED_SETS = ("streamline-freehand", "streamline-kameleon-color")
-_MAX_TEST_ICONS = 1000
+_MAX_TEST_PAIRS = 1000
+# Tests beside the sets: another kind of images, and pairs that were trained on.
+STAMPS, TRAINING = "stamps", "training pairs"
 
 DEPTHS = (1, 2, 4, 6)
 
@@ -42,6 +47,13 @@ METHODS: dict[str, Any] = {
     "kernel": lambda seed: KernelAligner(random_state=seed),
     "asif": lambda seed: ASIFAligner(),
     "cca": lambda seed: CCAAligner(),
+    "lit": lambda seed: LiTAligner(
+        text_encoder="all-MiniLM-L6-v2",
+        batch_size=256,
+        max_epochs=6,
+        dtype="bfloat16",
+        random_state=seed,
+    ),
 } | {
     f"head-{depth}": lambda seed, depth=depth: APEAligner(
         init=None, depth=depth, random_state=seed
@@ -53,18 +65,31 @@ LABELS = {
     "kernel": "KernelAligner()",
     "asif": "ASIFAligner()",
     "cca": "CCAAligner()",
+    "lit": "LiTAligner(max_epochs=6)",
 } | {f"head-{depth}": f"APEAligner(init=None, depth={depth})" for depth in DEPTHS}
 
 COLUMNS = (
     *("method", "n_pairs", "seed", "test_set", "image_to_text", "text_to_image"),
-    *("seconds", "summary"),
+    *("seconds", "peak_mb", "summary"),
 )
+
+
+class Pairs(NamedTuple):
+    """Features of images and captions, and the captions themselves."""
+
+    image: np.ndarray
+    text: np.ndarray
+    captions: np.ndarray
+
+    def take(self, rows: np.ndarray) -> Pairs:
+        """Return the pairs of some rows."""
+        return Pairs(*(values[rows] for values in self))
 
 
 def load_features(
     package: str, cache: Path, loads_all: bool
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return image features, text features and the set of every icon."""
+) -> tuple[Pairs, np.ndarray, Pairs | None]:
+    """Return the icons, the set of every icon, and the stamps if they are installed."""
     options = {"variants": True, "categories": "all"} if loads_all else {}
     data = load_iconify(package, n_jobs=-1, verbose=1, **options)
     image_encoder = TimmImageEncoder(
@@ -76,56 +101,82 @@ def load_features(
         verbose=1,
     )
     text_encoder = TransformersTextEncoder("all-MiniLM-L6-v2", cache=cache, verbose=1)
-    image = image_encoder.transform(data.images)
-    captions = sorted(set(data.captions))
-    text = text_encoder.transform(captions)
-    rows = {caption: row for row, caption in enumerate(captions)}
-    return image, text[[rows[caption] for caption in data.captions]], data.sets
+
+    def encode(images: Any, captions: Any) -> Pairs:
+        distinct, rows = np.unique(np.asarray(captions, dtype=object), return_inverse=True)
+        text = text_encoder.transform(distinct)[rows]
+        return Pairs(image_encoder.transform(images), text, distinct[rows])
+
+    try:
+        stamps = load_tuxpaint_stamps()
+    except ImportError:
+        stamps = None
+    return (
+        encode(data.images, data.captions),
+        data.sets,
+        None if stamps is None else encode(stamps.images, stamps.captions),
+    )
 
 
-def measure(
-    method: str, train: tuple[Any, Any], tests: dict[str, tuple[Any, Any]], seed: int
-) -> list[dict[str, Any]]:
+def measure(method: str, train: Pairs, tests: dict[str, Pairs], seed: int) -> list[dict[str, Any]]:
     """Return one row per test set."""
     aligner = METHODS[method](seed)
+
+    def choose_texts(pairs: Pairs) -> np.ndarray:
+        return pairs.text if aligner.text_encoder is None else pairs.captions
+
     start = time.perf_counter()
-    aligner.fit(*train)
+    aligner.fit(train.image, choose_texts(train))
     seconds = time.perf_counter() - start
+    peak = read_memory("VmHWM") / 2**20
+    tests = tests | {TRAINING: train.take(np.arange(min(len(train.image), _MAX_TEST_PAIRS)))}
     rows = []
-    for name, (image, text) in tests.items():
-        report = aligner.retrieval_report(image, text, (1,))
+    for name, pairs in tests.items():
+        report = aligner.retrieval_report(pairs.image, choose_texts(pairs), (1,))
         rows.append(
             {
                 "method": method,
-                "n_pairs": len(train[0]),
+                "n_pairs": len(train.image),
                 "seed": seed,
                 "test_set": name,
                 **{direction: f"{100 * recall[1]:.1f}" for direction, recall in report.items()},
                 "seconds": f"{seconds:.0f}",
+                "peak_mb": f"{peak:.0f}",
                 "summary": aligner.training_summary_ if method == "ape" else "",
             }
         )
     return rows
 
 
-def print_table(results: Results) -> None:
-    """Print the mean recall over test sets and directions by method and number of pairs."""
-    sizes = sorted({int(row["n_pairs"]) for row in results.rows})
+def mean_recall(
+    results: Results, method: str, size: int, tests: Collection[str]
+) -> tuple[float, float] | None:
+    """Return the mean recall over tests, directions and seeds, and the mean number of seconds."""
+    rows = [
+        row
+        for row in results.rows
+        if row["method"] == method and int(row["n_pairs"]) == size and row["test_set"] in tests
+    ]
+    if not rows:
+        return None
+    values = [float(row[key]) for row in rows for key in ("image_to_text", "text_to_image")]
+    return float(np.mean(values)), float(np.mean([float(row["seconds"]) for row in rows]))
+
+
+def count_pairs(results: Results) -> list[int]:
+    """Return the numbers of training pairs with results, sorted."""
+    return sorted({int(row["n_pairs"]) for row in results.rows})
+
+
+def print_table(results: Results, tests: Collection[str]) -> None:
+    """Print the mean recall over the tests by method and number of pairs."""
+    sizes = count_pairs(results)
     print("| method |" + "".join(f" {size:,} |" for size in sizes))
     print("|---|" + "---|" * len(sizes))
     for method in METHODS:
-        cells = []
-        for size in sizes:
-            rows = [
-                row
-                for row in results.rows
-                if row["method"] == method and int(row["n_pairs"]) == size
-            ]
-            values = [
-                float(row[key]) for row in rows for key in ("image_to_text", "text_to_image")
-            ]
-            cells.append(f"{np.mean(values):.1f} ({rows[0]['seconds']} s)" if rows else "")
-        if any(cells):
+        means = [mean_recall(results, method, size, tests) for size in sizes]
+        if any(means):
+            cells = [f"{mean[0]:.1f} ({mean[1]:.0f} s)" if mean else "" for mean in means]
             print(f"| `{LABELS[method]}` | " + " | ".join(cells) + " |")
 
 
@@ -138,21 +189,11 @@ def plot_recall(results: Results, path: Path) -> None:
 
     figure, axes = plt.subplots(figsize=(6.4, 4), layout="constrained")
     for method in METHODS:
-        rows = [row for row in results.rows if row["method"] == method]
-        sizes = sorted({int(row["n_pairs"]) for row in rows})
-        means = [
-            np.mean(
-                [
-                    float(row[key])
-                    for row in rows
-                    if int(row["n_pairs"]) == size
-                    for key in ("image_to_text", "text_to_image")
-                ]
-            )
-            for size in sizes
-        ]
-        if sizes:
-            axes.plot(sizes, means, marker="o", label=LABELS[method])
+        sizes = count_pairs(results)
+        means = {size: mean_recall(results, method, size, TEST_SETS) for size in sizes}
+        points = [(size, mean[0]) for size, mean in means.items() if mean]
+        if points:
+            axes.plot(*zip(*points, strict=True), marker="o", label=LABELS[method])
     axes.set(
         xscale="log",
         xlabel="training pairs",
@@ -179,24 +220,31 @@ def main() -> None:
     args = parser.parse_args()
     results = Results(args.output / ("scale_all.csv" if args.all else "scale.csv"), COLUMNS)
     done = {(row["method"], row["n_pairs"], row["seed"]) for row in results.rows}
-    image, text, sets = load_features(args.package, args.cache, args.all)
+    icons, sets, stamps = load_features(args.package, args.cache, args.all)
     candidates = np.flatnonzero(~np.isin(sets, (*TEST_SETS, *_RELATED_SETS)))
-    tests = {}
-    for name in TEST_SETS:
-        rows = np.flatnonzero(sets == name)[:_MAX_TEST_ICONS]
-        tests[name] = image[rows], text[rows]
+    tests = {
+        name: icons.take(np.flatnonzero(sets == name)[:_MAX_TEST_PAIRS]) for name in TEST_SETS
+    }
+    if stamps is not None:
+        tests[STAMPS] = stamps
     for size in args.sizes:
         for seed in range(args.seeds):
             rows = np.sort(np.random.default_rng(seed).permutation(candidates)[:size])
-            train = image[rows], text[rows]
             for method in args.methods:
                 if (method, str(len(rows)), str(seed)) in done:
                     continue
                 # A new process, so that no fit profits from what an earlier one loaded.
                 with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-                    results.append(pool.submit(measure, method, train, tests, seed).result())
+                    task = pool.submit(measure, method, icons.take(rows), tests, seed)
+                    results.append(task.result())
                 print(method, len(rows), "pairs", flush=True)
-    print_table(results)
+    for title, names in (
+        ("Mean over the icon sets", TEST_SETS),
+        ("Stamps", (STAMPS,)),
+        ("Training pairs", (TRAINING,)),
+    ):
+        print(f"\n{title}: recall@1 in %\n")
+        print_table(results, names)
     plot_recall(results, results.path.with_suffix(".png"))
 
 

@@ -1,7 +1,10 @@
-"""Speed benchmark: engines and precisions of an encoder."""
+"""Speed benchmarks: engines and precisions of an encoder, and the GPU program on a CPU."""
+
+import math
 
 import pytest
 
+from benchmarks import gpu
 from benchmarks.speed import precision
 
 
@@ -26,3 +29,12 @@ def test_precision_part_measures_rate_and_errors(monkeypatch):
     assert rates[0].ratio == 1
     assert abs(largest[0].value) < 1e-6
     assert mean[1].value <= largest[1].value < 1e-5
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("part", ["training", "loss", "kernel"])
+def test_gpu_program_compares_with_a_peer(part):
+    """Without a GPU, its parts that need no files run on the CPU."""
+    rows = list(gpu.PARTS[part]("cpu", True))
+    assert rows
+    assert all(row.value > 0 and math.isfinite(row.ratio) for row in rows)

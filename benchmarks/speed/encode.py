@@ -166,7 +166,7 @@ def _make_text_encoder(engine: str, dtype: str = "float32") -> Callable:
     return start
 
 
-def _load_timm_model(pretrained_name: str = "efficientnet_lite0") -> tuple[Any, Any]:
+def load_timm_model(pretrained_name: str = "efficientnet_lite0") -> tuple[Any, Any]:
     """Return a network of timm with the packaged weights, and its transform."""
     import timm
     import torch
@@ -187,7 +187,7 @@ def _make_torch_loop(folder: Path) -> Callable:
     import torch
     from PIL import Image
 
-    model, transform = _load_timm_model()
+    model, transform = load_timm_model()
 
     def encode(paths: list[str]) -> np.ndarray:
         batches = []
@@ -217,7 +217,7 @@ def _make_embetter(folder: Path) -> Callable:
     import timm
     from embetter.vision import ImageLoader, TimmEncoder
 
-    model, _ = _load_timm_model()
+    model, _ = load_timm_model()
     create = timm.create_model
     timm.create_model = lambda *args, **kwargs: model  # do not download the weights
     encoder = TimmEncoder("efficientnet_lite0")
@@ -225,12 +225,13 @@ def _make_embetter(folder: Path) -> Callable:
     return lambda paths: encoder.transform(ImageLoader().transform(paths))
 
 
-def _make_sentence_transformer(folder: Path) -> Callable:
+def load_sentence_transformer(folder: Path, device: str = "cpu") -> Callable:
+    """Return a function that encodes texts by sentence-transformers."""
     from sentence_transformers import SentenceTransformer
 
     from sklearn_ape.encoders.weights import find_source
 
-    model = SentenceTransformer(find_source("all-MiniLM-L6-v2"), device="cpu")
+    model = SentenceTransformer(find_source("all-MiniLM-L6-v2"), device=device)
     return lambda texts: model.encode(texts, show_progress_bar=False)
 
 
@@ -244,7 +245,7 @@ CONTENDERS: dict[str, Callable[[Path], Callable]] = {
     "texts openvino": _make_text_encoder("openvino"),
     "texts openvino bf16": _make_text_encoder("openvino", "bfloat16"),
     "texts torch": _make_text_encoder("torch"),
-    "sentence-transformers": _make_sentence_transformer,
+    "sentence-transformers": load_sentence_transformer,
 }
 
 
