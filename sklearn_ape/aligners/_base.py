@@ -15,7 +15,7 @@ from sklearn.utils.validation import check_consistent_length, check_is_fitted, v
 from ..encoders.images import image_digests
 from ..encoders.resolve import resolve_encoder
 from ..features.memmap import find_missing_rows, row_blocks, select, stays_stored
-from ..features.validation import as_float32, check_stored_features, embed_rows
+from ..features.validation import as_float32, check_stored_features, embed_rows, to_dense
 from ..metrics import recall_at_k
 from ..metrics.retrieval import compute_both_ranks
 from ..persistence.hub import Facts
@@ -33,6 +33,7 @@ from .pairs import (
     as_sequence,
     check_lengths,
     distinct_pairs,
+    encode_texts,
     encode_unique,
     flatten_captions,
     holds_images,
@@ -415,7 +416,7 @@ class BaseAligner(
         if encoder is not None:
             if reset:
                 self.image_encoder_ = resolve_encoder(encoder, "image").fit(X, None)
-            X = _to_dense(self.image_encoder_.transform(X))
+            X = to_dense(self.image_encoder_.transform(X))
         elif holds_images(X):
             raise ValueError(
                 "X holds images, and image_encoder is None. Pass image_encoder="
@@ -451,7 +452,7 @@ class BaseAligner(
             )
         if reset:
             self.text_encoder_ = resolve_encoder(encoder, "text").fit(texts, None)
-        return self._text_features(_to_dense(self.text_encoder_.transform(texts)), reset)
+        return self._text_features(encode_texts(self.text_encoder_, texts), reset)
 
     def _text_features(self, y: Any, reset: bool) -> Any:
         """Return text features; rows of NaN where encoding failed."""
@@ -494,7 +495,3 @@ class BaseAligner(
         tags.transformer_tags.preserves_dtype = ["float32"]
         tags.input_tags.two_d_array = self.image_encoder is None
         return tags
-
-
-def _to_dense(features: Any) -> Any:
-    return features.toarray() if issparse(features) else features

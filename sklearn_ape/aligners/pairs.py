@@ -14,6 +14,7 @@ from sklearn.utils import gen_batches
 
 from ..encoders.items import EncodingError, summarize_errors
 from ..features.memmap import find_missing_rows, select
+from ..features.validation import to_dense
 from ..training.data import PairDataset, unique_pairs
 from ..utils.validation import check_sequence, format_list, is_missing
 from ..utils.warnings import warn
@@ -120,6 +121,22 @@ def flatten_captions(y: Sequence[Any]) -> tuple[list[str], np.ndarray]:
             "Pass a text for each of these images, or leave the images out."
         )
     return captions, np.array(rows, dtype=np.intp)
+
+
+def encode_texts(encoder: Any, texts: list[str]) -> Any:
+    """Return dense features of texts, and warn of texts of which an encoder knows no term."""
+    features = to_dense(encoder.transform(texts))
+    if np.ndim(features) != 2 or len(features) != len(texts):
+        return features  # for the checks of features
+    unknown = [texts[row] for row in np.flatnonzero(~np.asarray(features).any(axis=1))]
+    if unknown:
+        count = "1 text" if len(unknown) == 1 else f"{len(unknown)} texts"
+        warn(
+            f"The text encoder knows no term of {count} ({format_list(unknown)}): all their "
+            "features are zero, and their results mean nothing. Use other words, or an encoder "
+            "that knows these."
+        )
+    return features
 
 
 def encode_unique(

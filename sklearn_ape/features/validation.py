@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from scipy.sparse import issparse
 from sklearn.utils import gen_batches
 
 from ..utils.linalg import evenly_spaced
@@ -142,6 +143,11 @@ def embed_rows(features: Any, embed: Callable[[np.ndarray], np.ndarray], width: 
         if indices.size:
             embeddings[indices] = embed(features[indices])
     return embeddings
+
+
+def to_dense(features: Any) -> Any:
+    """Return an array for a sparse matrix, and anything else unchanged."""
+    return features.toarray() if issparse(features) else features
 
 
 def _is_partially_nan(features: np.ndarray) -> np.ndarray:

@@ -1,5 +1,7 @@
 """APEAligner: forms of captions, and errors for invalid input."""
 
+import warnings
+
 import numpy as np
 import pandas as pd
 import polars as pl
@@ -77,6 +79,17 @@ class TestCaptions:
         aligner = small(text_encoder=TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 4)))
         aligner.fit(features.image, captioned_images.captions)
         assert aligner.transform_text(["a cat"]).shape == (1, 1280)
+
+    def test_text_without_a_known_term_warns(self, captioned_images, features):
+        """Its features are zero, so that a class of this name would be predicted at random."""
+        aligner = small(text_encoder=TfidfVectorizer())
+        aligner.fit(features.image, captioned_images.captions)
+        known = captioned_images.captions[0]
+        with pytest.warns(UserWarning, match=r"no term of 1 text \('zzyzx'\)"):
+            aligner.transform_text([known, "zzyzx"])
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            aligner.transform_text([known])
 
     def test_frozen_encoder_is_not_cloned(self, captioned_images, features, text_encoder):
         aligner = small(text_encoder=FrozenEstimator(text_encoder))
