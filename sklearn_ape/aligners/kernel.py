@@ -51,12 +51,13 @@ class KernelAligner(HeadsMixin, BaseAligner):
         6.8 divided by one minus the mean cosine of the captions, about 8 for MiniLM.
     ridge : float, default=0.3
         Strength of the regularization, above 0. Larger values give a smoother map.
-    whitening : float, default=0.03
+    whitening : float, default=0.01
         Constant added to the variance of each direction of the image features, relative to the
         largest variance. Smaller values whiten more.
     n_components : int or None, default=None
-        Size of the embeddings: the number of image directions kept, by decreasing variance.
-        None keeps all directions with variance. Directions without variance are never kept.
+        Size of the embeddings: the number of image directions kept, by decreasing variance after
+        whitening. None keeps all directions with variance. Directions without variance are never
+        kept.
     max_anchors : int or "auto", default="auto"
         Largest number of distinct captions that are used as anchors of the kernel. With ``"auto"``
         all captions are, if the kernel matrix fits in half of the available memory (4 bytes times
@@ -105,6 +106,10 @@ class KernelAligner(HeadsMixin, BaseAligner):
 
     Notes
     -----
+    If several images have the same caption, they are whitened by the variance within captions
+    more than by that of all images, the more so the more captions are repeated. Embeddings then
+    depend less on the style of an image.
+
     A text of several images is mapped to their mean. To train on titles, synonyms or
     descriptions as well, pass a list of captions per image; each caption is a separate row. The
     time of a fit is proportional to the cube of the number of anchors.
