@@ -22,7 +22,7 @@ _UNITS |= {f"{prefix}IB": 1024 ** (power + 1) for power, prefix in enumerate("KM
 
 Folder = Annotated[
     Path | None,
-    typer.Option("--cache", help="Feature cache folder (default: your user cache)."),
+    typer.Argument(help="Feature cache folder (default: your user cache)."),
 ]
 
 
@@ -36,7 +36,7 @@ def info(
     The cache does not store which encoder computed a feature, or when. The dimension
     can identify the encoder: efficientnet_lite0 has 1280, all-MiniLM-L6-v2 has 384.
 
-    Example: sklearn-ape cache info
+    Example: sklearn-ape cache info features
     """
     cache = _get_cache(folder)
     contents = cache.info()
@@ -71,7 +71,7 @@ def prune(
     Other processes may use the cache at the same time. Removed features are computed
     again when they are needed. Shrinking takes free disk space of twice the remaining size.
 
-    Example: sklearn-ape cache prune --max-size 2GB
+    Example: sklearn-ape cache prune features --max-size 2GB
     """
     if max_size is None and dimension is None:
         raise typer.BadParameter("Nothing to remove. Set --max-size 2GB or --dimension 1280.")
@@ -92,7 +92,7 @@ def verify(folder: Folder = None, quiet: option.Quiet = False) -> None:
 
     The exit status is 1 if there is damage. The cache is not changed.
 
-    Example: sklearn-ape cache verify
+    Example: sklearn-ape cache verify features
     """
     cache = _get_cache(folder)
     report = cache.verify()

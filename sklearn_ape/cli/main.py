@@ -126,7 +126,7 @@ for cache_command in (info, prune, verify):
 def about_cache() -> None:
     """Show, shrink or check the feature cache on disk.
 
-    Example: sklearn-ape cache info
+    Example: sklearn-ape cache info features
     """
 
 

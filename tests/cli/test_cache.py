@@ -37,7 +37,7 @@ class TestHelp:
         text = run("cache", command, "--help").stdout
         assert f"Example: sklearn-ape cache {command}" in text
         assert len(text.splitlines()) <= 60
-        assert text.index("Input:") < text.index("Output:") < text.index("Advanced:")
+        assert text.index("Arguments:") < text.index("Output:") < text.index("Advanced:")
 
     def test_help_lists_commands(self, run):
         text = run("cache", "--help").stdout
@@ -47,7 +47,7 @@ class TestHelp:
         code = f"""
 import sys
 from sklearn_ape.cli import app
-app(["cache", "info", "--cache", {str(folder)!r}], standalone_mode=False)
+app(["cache", "info", {str(folder)!r}], standalone_mode=False)
 print([name for name in ("torch", "sklearn", "PIL") if name in sys.modules])
 """
         result = subprocess.run(
@@ -58,14 +58,14 @@ print([name for name in ("torch", "sklearn", "PIL") if name in sys.modules])
 
 @pytest.mark.parametrize("arguments", [["info"], ["verify"], ["prune", "--max-size", "0"]])
 def test_folder_that_is_not_a_cache_is_an_error(run, arguments, tmp_path):
-    result = run("cache", *arguments, "--cache", tmp_path, code=1)
+    result = run("cache", *arguments, tmp_path, code=1)
     assert f"{str(tmp_path)!r} is not a feature cache" in result.stderr
     assert not list(tmp_path.iterdir())
 
 
 class TestInfo:
     def test_features_are_listed_by_dimension(self, run, folder):
-        result = run("cache", "info", "--cache", folder)
+        result = run("cache", "info", folder)
         expected = ["dimension,dtype,features", "384,float32,100", "1280,float32,300"]
         assert result.stdout.splitlines() == expected
         assert f"Folder: {str(folder)!r}" in result.stderr
@@ -74,7 +74,7 @@ class TestInfo:
         assert re.search(r"Last change: \d{4}-\d\d-\d\d \d\d:\d\d", result.stderr)
 
     def test_json_and_quiet(self, run, folder):
-        result = run("cache", "info", "--cache", folder, "--format", "json", "--quiet")
+        result = run("cache", "info", folder, "--format", "json", "--quiet")
         assert json.loads(result.stdout)[1]["features"] == 300
         assert result.stderr == ""
 
@@ -82,7 +82,7 @@ class TestInfo:
         (folder / "features.sqlite.damaged").write_bytes(b"x" * 2500)
         assert (
             "damaged files, which prune keeps: 2.5 kB"
-            in run("cache", "info", "--cache", folder).stderr
+            in run("cache", "info", folder).stderr
         )
 
     def test_default_folder_is_the_user_cache(self, run, folder, monkeypatch):
@@ -101,7 +101,7 @@ class TestPrune:
     def test_cache_has_at_most_the_size(self, run, folder, size, n_bytes):
         path = folder / "features.sqlite"
         before = path.stat().st_size
-        result = run("cache", "prune", "--max-size", size, "--cache", folder)
+        result = run("cache", "prune", "--max-size", size, folder)
         after = path.stat().st_size
         assert 0.7 * n_bytes < after <= n_bytes
         n_left = sum(DiskFeatureCache(folder).info().counts.values())
@@ -111,32 +111,32 @@ class TestPrune:
         assert freed == pytest.approx(before - after, abs=1e5)
 
     def test_dimension(self, run, folder):
-        run("cache", "prune", "--dimension", "1280", "--cache", folder)
+        run("cache", "prune", "--dimension", "1280", folder)
         assert DiskFeatureCache(folder).info().counts == {("float32", 384): 100}
 
     @pytest.mark.parametrize("size", ["", "2XB", "GB", "-1GB", "1e9", "٣GB"])
     def test_invalid_size_raises(self, run, folder, size):
-        result = run("cache", "prune", f"--max-size={size}", "--cache", folder, code=2)
+        result = run("cache", "prune", f"--max-size={size}", folder, code=2)
         assert "is not a size" in result.stderr
         assert sum(DiskFeatureCache(folder).info().counts.values()) == 400
 
     def test_no_option_raises(self, run, folder):
-        result = run("cache", "prune", "--cache", folder, code=2)
+        result = run("cache", "prune", folder, code=2)
         assert "Set --max-size 2GB or --dimension 1280" in result.stderr
 
 
 class TestVerify:
     def test_correct_cache(self, run, folder):
-        result = run("cache", "verify", "--cache", folder)
+        result = run("cache", "verify", folder)
         assert "All 400 features of" in result.stderr
-        assert run("cache", "verify", "--cache", folder, "--quiet").stderr == ""
+        assert run("cache", "verify", folder, "--quiet").stderr == ""
 
     def test_damaged_feature_exits_with_status_1(self, run, folder):
         damage(folder)
-        result = run("cache", "verify", "--cache", folder, "--quiet", code=1)
+        result = run("cache", "verify", folder, "--quiet", code=1)
         assert "1 of 400 features have a wrong checksum" in result.stderr
 
     def test_damaged_file_exits_with_status_1(self, run, folder):
         (folder / "features.sqlite").write_bytes(b"garbage " * 500)
-        result = run("cache", "verify", "--cache", folder, code=1)
+        result = run("cache", "verify", folder, code=1)
         assert "Damage of the file: file is not a database" in result.stderr
