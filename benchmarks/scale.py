@@ -200,6 +200,8 @@ def plot_recall(results: Results, path: Path) -> None:
         ylabel="recall@1 on icon sets not trained on (%)",
         ylim=(0, None),
     )
+    axes.set_xticks(count_pairs(results), [f"{size:,}" for size in count_pairs(results)])
+    axes.minorticks_off()
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=120)
