@@ -80,10 +80,7 @@ class TestInfo:
 
     def test_other_files_are_reported(self, run, folder):
         (folder / "features.sqlite.damaged").write_bytes(b"x" * 2500)
-        assert (
-            "damaged files, which prune keeps: 2.5 kB"
-            in run("cache", "info", folder).stderr
-        )
+        assert "damaged files, which prune keeps: 2.5 kB" in run("cache", "info", folder).stderr
 
     def test_default_folder_is_the_user_cache(self, run, folder, monkeypatch):
         monkeypatch.setenv("SKLEARN_APE_DATA", str(folder.parent / "home"))
