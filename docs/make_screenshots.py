@@ -3,12 +3,14 @@
     sklearn-ape demo --output demo_report
     python docs/make_screenshots.py demo_report/index.html
 
-This requires chromium, chromedriver and the packages selenium and gradio.
+This requires chromium, chromedriver, the stamps of Tux Paint and the packages selenium and gradio.
 """
 
 import io
 import shutil
 import sys
+import tempfile
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
 from sklearn_ape.app import serve
+from sklearn_ape.datasets import load_tuxpaint_stamps
 
 IMAGES = Path(__file__).parent / "images"
 LOADED = "return [...document.images].every(image => image.complete)"
@@ -41,8 +44,21 @@ def save(driver: webdriver.Chrome, name: str) -> None:
     image.quantize(128).save(IMAGES / name, optimize=True)
 
 
+def write_stamps(folder: str, n_images: int = 110) -> str:
+    """Write a zip of captioned stamps, evenly spaced in the collection; return its path."""
+    stamps = load_tuxpaint_stamps()
+    path = str(Path(folder, "stamps.zip"))
+    with zipfile.ZipFile(path, "w") as file:
+        for number in range(n_images):
+            row = number * len(stamps.images) // n_images
+            file.write(stamps.images[row], f"{number}.png")
+            file.writestr(f"{number}.txt", stamps.captions[row])
+    return path
+
+
 def main() -> None:
     """Take all screenshots."""
+    folder = tempfile.TemporaryDirectory()
     report = Path(sys.argv[1]).resolve().as_uri()
     page = serve(port=None, block=False, verbose=0)
     driver = open_browser()
@@ -69,9 +85,16 @@ def main() -> None:
         wait(lambda: "(" in find("#search-gallery .caption-label")[0].text)
         wait(lambda: driver.execute_script(LOADED))
         save(driver, "page_search.png")
+        next(tab for tab in find("button[role=tab]") if tab.text == "Align your own").click()
+        find("#align-zip input[type=file]")[0].send_keys(write_stamps(folder.name))
+        wait(lambda: "stamps.zip" in find("#align-zip")[0].text)
+        find("#align-button")[0].click()
+        wait(lambda: "Evaluation on" in find("#align-result")[0].text)
+        save(driver, "page_align.png")
     finally:
         driver.quit()
         page.close()
+        folder.cleanup()
 
 
 if __name__ == "__main__":

@@ -27,7 +27,12 @@ from ._limits import Limits, Progress, UserError, check_text, quote, scale_progr
 from ._model import Alignment, Recall, clone_with_cache, encode, get_encoders, replace_caches
 from ._uploads import CaptionedImages, check_image
 
-_ALIGNERS = {"kernel": KernelAligner, "ape": APEAligner, "cca": CCAAligner}
+_ALIGNERS = {
+    "extend": APEAligner,
+    "kernel": KernelAligner,
+    "ape": APEAligner,
+    "cca": CCAAligner,
+}
 
 _HELD_OUT_FRACTION = 0.2
 _SEED = 0
@@ -241,6 +246,7 @@ def align(
 ) -> Alignment:
     """Fit an aligner on captioned images, with the encoders of another aligner.
 
+    With the method "extend", the pairs are added to that aligner, and `head_pairs` is not used.
     The aligner is fitted on all pairs. The recall is that of an aligner fitted without the
     held-out pairs, next to the recall of `initial_aligner` on the same pairs.
     """
@@ -250,7 +256,7 @@ def align(
     if n_images < _MIN_IMAGES:
         raise UserError(
             f"The zip contains {n_images} captioned images, but at least {_MIN_IMAGES} are "
-            "needed. Good results need a few hundred."
+            "needed. Good results need a hundred or more."
         )
     cache = MemoryFeatureCache()  # the images are encoded once for all steps below
     image_encoder, text_encoder = (
@@ -262,6 +268,8 @@ def align(
 
     def fit(rows: np.ndarray, start: float, end: float) -> Any:
         options: dict[str, Any] = {"head_pairs": head_pairs}
+        if method == "extend":
+            options = {"init": initial_aligner}
         if method == "ape":
             reporter = _EpochReporter(scale_progress(progress, start, end))
             options |= {"random_state": _SEED, "callbacks": [reporter]}
@@ -271,7 +279,7 @@ def align(
         progress(start, f"Fitting on {len(rows)} pairs")
         try:
             return aligner.fit(*_select(data, rows))
-        except (ValueError, FloatingPointError) as error:
+        except (TypeError, ValueError, FloatingPointError) as error:
             raise UserError(f"These pairs cannot be aligned: {error}") from error
 
     # The two parts have no image and no caption in common.
@@ -299,7 +307,7 @@ def align(
         n_held_out=len(held_out),
         recall=recall,
         remark=remark,
-        with_head=head_pairs is not None,
+        with_head=head_pairs is not None and method != "extend",
     )
 
 

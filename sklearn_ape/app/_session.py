@@ -238,7 +238,7 @@ class AppService:
                 captions=[data.captions[row] for row in checked.rows],
             )
             start, head_pairs = 0.05, None
-            if with_head:
+            if with_head and method != "extend":
                 head_pairs = self._get_head_pairs(scale_progress(progress, start, 0.3))
                 start = 0.3
             alignment = align(

@@ -64,7 +64,8 @@ _TEMPLATE_CHOICES = {
 }
 
 _METHOD_CHOICES = {
-    "kernel: closed-form, the best for few pairs": "kernel",
+    "extend: adds your pairs to the initial aligner, the best for few pairs": "extend",
+    "kernel: closed form, from your pairs only": "kernel",
     "ape: small networks, trained by gradient descent": "ape",
     "cca: linear, the fastest": "cca",
 }
@@ -125,7 +126,7 @@ def describe_model(alignment: Alignment | None) -> str:
     """Return a sentence about the aligner in use."""
     if alignment is None:
         return "You are using the **initial aligner** of this page."
-    return f"You are using **your own {alignment.method} aligner** in all three tabs."
+    return f"You are using **your own aligner** ({alignment.method}) in all three tabs."
 
 
 def describe_alignment(alignment: Alignment | None, remark: str) -> str:
@@ -342,20 +343,21 @@ def align_tab(gr: Any, service: AppService, session: Any) -> None:
     gr.Markdown(
         "Upload captioned images as a zip file. Put the caption of `cat.jpg` in `cat.txt` next to "
         "it, or all captions in a table `captions.csv` with the columns `file_name` and "
-        "`caption`, or use file names that describe the images. You need at least a few hundred "
-        "images. All three tabs will use your aligner; other visitors will not."
+        "`caption`, or use file names that describe the images. About a hundred images "
+        "are enough to extend the initial aligner; the other methods need several hundred. All "
+        "three tabs will use your aligner; other visitors will not."
     )
     with gr.Row():
         with gr.Column(min_width=300):
             archive = _zip_input(gr, service, "Captioned images", "align-zip")
             methods = list(_METHOD_CHOICES.items())
-            method = gr.Radio(methods, value="kernel", label="Method", elem_id="align-method")
+            method = gr.Radio(methods, value="extend", label="Method", elem_id="align-method")
             with_head = gr.Checkbox(
                 True,
                 elem_id="align-head",
                 label="Also train on the class names of the image encoder",
                 info="Keeps the encoder's ImageNet classes; helps on small data sets. Takes a "
-                "minute the first time.",
+                "minute the first time. Not used by extend.",
             )
             button = gr.Button("Align", variant="primary", elem_id="align-button")
         with gr.Column(min_width=300):

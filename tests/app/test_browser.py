@@ -184,7 +184,7 @@ class TestFirstVisit:
         browser.click("#align-button")
         browser.wait(lambda: "Evaluation on" in browser.text("align-result"))
         assert "your aligner" in browser.text("align-result")
-        assert "your own kernel aligner" in browser.text("align-using")
+        assert "your own aligner (extend)" in browser.text("align-using")
         browser.click("#align-download")
         saved = tmp_path / "downloads" / "aligner.zip"
         browser.wait(saved.is_file)

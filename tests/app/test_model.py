@@ -68,6 +68,16 @@ class TestRoundTrip:
         ]
         assert answers[0] == pytest.approx(answers[1])
 
+    def test_extended_aligner_can_be_downloaded_and_loaded(self, service, captioned_zip):
+        archive = captioned_zip(0, 60)
+        session = service.align(Session(), archive, "extend", False, ignore_progress)[0]
+        back = service.load_aligner(Session(), session.download.path)
+        texts = ["a cat", "a red fruit"]
+        np.testing.assert_array_equal(
+            back.alignment.aligner.transform_text(texts),
+            session.alignment.aligner.transform_text(texts),
+        )
+
     def test_download_is_deleted_with_session(self, service, captioned_zip):
         session = service.align(Session(), captioned_zip(0, 20), "cca", False, ignore_progress)[0]
         path = session.download.path

@@ -215,7 +215,7 @@ def progress():
 
 
 class TestAlign:
-    @pytest.mark.parametrize("method", ["kernel", "ape", "cca"])
+    @pytest.mark.parametrize("method", ["extend", "kernel", "ape", "cca"])
     def test_aligner_is_evaluated_and_fitted_on_all_pairs(
         self, service, captioned_zip, captioned_images, method
     ):
@@ -239,6 +239,14 @@ class TestAlign:
         assert fractions[-1] <= 1
         assert any("Encoding image" in step for _, step in calls)
         assert any("Epoch" in step for _, step in calls) == (method == "ape")
+
+    def test_extension_keeps_what_the_initial_aligner_knows(self, service, captioned_zip):
+        """It is at least about as good on held-out images."""
+        archive = captioned_zip(200, 290)
+        session, _ = service.align(Session(), archive, "extend", True, ignore_progress)
+        initial, own = session.alignment.recall
+        assert own.at_5 >= initial.at_5 - 5
+        assert not session.alignment.with_head
 
     def test_aligner_is_used_only_in_its_session(self, service, captioned_zip, captioned_images):
         session, _ = service.align(
