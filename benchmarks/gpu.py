@@ -243,7 +243,9 @@ PARTS = {
 def main() -> None:
     """Run the chosen parts and record their rows."""
     parser = make_parser("gpu", __doc__, tuple(PARTS))
-    parser.add_argument("--device", default="cuda:0", help="device of torch, with its number (default: cuda:0)")
+    parser.add_argument(
+        "--device", default="cuda:0", help="device of torch, with its number (default: cuda:0)"
+    )
     options = parser.parse_args()
     if unknown := sorted(set(options.parts) - set(PARTS)):
         parser.error(f"unknown parts: {', '.join(unknown)}. Choose from {', '.join(PARTS)}.")
