@@ -51,9 +51,10 @@ class KernelAligner(HeadsMixin, BaseAligner):
         6.8 divided by one minus the mean cosine of the captions, about 8 for MiniLM.
     ridge : float, default=0.3
         Strength of the regularization, above 0. Larger values give a smoother map.
-    whitening : float, default=0.01
+    whitening : float, default=0.03
         Constant added to the variance of each direction of the image features, relative to the
-        largest variance. Smaller values whiten more.
+        largest variance. Smaller values whiten more. The more captions are repeated, the smaller
+        the constant is, down to a third.
     n_components : int or None, default=None
         Size of the embeddings: the number of image directions kept, by decreasing variance after
         whitening. None keeps all directions with variance. Directions without variance are never

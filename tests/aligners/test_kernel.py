@@ -26,6 +26,7 @@ def whitened(image, whitening, owner=None):
         weight = n_samples / (n_samples + image.shape[1])
         style *= np.trace(covariance) / np.trace(style)
         covariance = (1 - weight) * covariance + weight * style
+        whitening /= 1 + 2 * weight
     variances, directions = np.linalg.eigh(covariance)
     nonzero = variances > 1e-6 * variances.max()
     scales = np.sqrt(variances[nonzero] / variances.max() + whitening)
