@@ -18,6 +18,7 @@ from ..aligners.wrapper import unwrap_aligner
 from ..encoders import HeadPairs
 from ..encoders.images import image_groups
 from ..features import MemoryFeatureCache
+from ..heads import TwoTower
 from ..prompts import TEMPLATES
 from ..retrieval import CrossModalRetriever
 from ..training import split_pairs
@@ -237,6 +238,12 @@ class _EpochReporter(Callback):
         self.progress(row["epoch"] / net.max_epochs, step)
 
 
+def list_methods(initial_aligner: Any) -> list[str]:
+    """Return the methods of `align`: not every aligner can be extended, such as CLIP models."""
+    module = getattr(unwrap_aligner(initial_aligner), "module_", None)
+    return [name for name in _ALIGNERS if name != "extend" or isinstance(module, TwoTower)]
+
+
 def align(
     initial_aligner: Any,
     data: CaptionedImages,
@@ -250,8 +257,9 @@ def align(
     The aligner is fitted on all pairs. The recall is that of an aligner fitted without the
     held-out pairs, next to the recall of `initial_aligner` on the same pairs.
     """
-    if method not in _ALIGNERS:
-        raise UserError(f"{method!r} is not a method. Choose one of {', '.join(_ALIGNERS)}.")
+    methods = list_methods(initial_aligner)
+    if method not in methods:
+        raise UserError(f"{method!r} is not a method. Choose one of {', '.join(methods)}.")
     n_images = len(data.images)
     if n_images < _MIN_IMAGES:
         raise UserError(
@@ -279,7 +287,7 @@ def align(
         progress(start, f"Fitting on {len(rows)} pairs")
         try:
             return aligner.fit(*_select(data, rows))
-        except (TypeError, ValueError, FloatingPointError) as error:
+        except (ValueError, FloatingPointError) as error:
             raise UserError(f"These pairs cannot be aligned: {error}") from error
 
     # The two parts have no image and no caption in common.

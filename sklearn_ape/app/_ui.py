@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..datasets.base import import_optional
 from ..utils.escape import escape_markdown
+from ._actions import list_methods
 from ._limits import Progress, format_size, message_for_visitor
 from ._model import describe_encoders
 from ._uploads import make_thumbnail
@@ -350,8 +351,9 @@ def align_tab(gr: Any, service: AppService, session: Any) -> None:
     with gr.Row():
         with gr.Column(min_width=300):
             archive = _zip_input(gr, service, "Captioned images", "align-zip")
-            methods = list(_METHOD_CHOICES.items())
-            method = gr.Radio(methods, value="extend", label="Method", elem_id="align-method")
+            names = list_methods(service.model.aligner)
+            methods = [(text, name) for text, name in _METHOD_CHOICES.items() if name in names]
+            method = gr.Radio(methods, value=names[0], label="Method", elem_id="align-method")
             with_head = gr.Checkbox(
                 True,
                 elem_id="align-head",

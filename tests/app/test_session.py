@@ -12,9 +12,9 @@ from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import make_pipeline
 
-from sklearn_ape import CCAAligner, FewShotClassifier, ZeroShotClassifier
+from sklearn_ape import CCAAligner, CLIPAligner, FewShotClassifier, ZeroShotClassifier
 from sklearn_ape.app import Limits
-from sklearn_ape.app._actions import parse_labels
+from sklearn_ape.app._actions import list_methods, parse_labels
 from sklearn_ape.app._limits import UserError, ignore_progress, message_for_visitor
 from sklearn_ape.app._model import Alignment, Model, Recall, load_model
 from sklearn_ape.app._session import AppService, Session, load_collection
@@ -239,6 +239,10 @@ class TestAlign:
         assert fractions[-1] <= 1
         assert any("Encoding image" in step for _, step in calls)
         assert any("Epoch" in step for _, step in calls) == (method == "ape")
+
+    def test_extension_is_offered_only_for_aligners_that_can_be_extended(self, service):
+        assert list_methods(service.model.aligner) == ["extend", "kernel", "ape", "cca"]
+        assert list_methods(CLIPAligner()) == ["kernel", "ape", "cca"]
 
     def test_extension_keeps_what_the_initial_aligner_knows(self, service, captioned_zip):
         """It is at least about as good on held-out images."""
