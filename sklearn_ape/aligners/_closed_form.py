@@ -304,14 +304,12 @@ class _Targets:
     def _sum_images(self, block: slice) -> np.ndarray:
         """Return the sum of the embeddings of the images of each text in a block."""
         directions, image_mean = self.image.directions.numpy(), self.image.mean.numpy()
-        sums = np.zeros((block.stop - block.start, directions.shape[1]))
-        first, end = np.searchsorted(self._row, [block.start, block.stop])
-        for start in range(first, end, _BLOCK_SIZE):
-            rows = slice(start, min(start + _BLOCK_SIZE, end))
-            images = normalize_rows(self._data.image[self._images[rows]])
-            embeddings = normalize_rows((images - image_mean) @ directions)
-            np.add.at(sums, self._row[rows] - block.start, embeddings)
-        return sums
+
+        def embed(images: np.ndarray) -> np.ndarray:
+            features = normalize_rows(self._data.image[images])
+            return normalize_rows((features - image_mean) @ directions)
+
+        return _sum_by_text(embed, self._images, self._row, block, directions.shape[1])
 
 
 def whiten_images(data: PairDataset, whitening: float, n_components: int | None) -> WhitenedMap:
@@ -366,19 +364,34 @@ def _style_covariance(
     images, row = _sort_by_text(pairs[is_repeated], row)
     means = (image_mean, image_mean)
     style = len(images) * covariance(features, features, (images, images), means)
+    n_features = len(total)
     for block in gen_batches(len(counts), _TEXT_BLOCK_SIZE):
-        first, end = np.searchsorted(row, [block.start, block.stop])
-        sums = np.zeros((block.stop - block.start, len(total)))
-        for start in range(first, end, _BLOCK_SIZE):
-            part = slice(start, min(start + _BLOCK_SIZE, end))
-            np.add.at(sums, row[part] - block.start, features[images[part]] - image_mean)
+        sums = _sum_by_text(
+            lambda rows: features[rows] - image_mean, images, row, block, n_features
+        )
         style -= (sums / counts[block, None]).T @ sums
     style /= n_samples
     if style.trace() <= _MIN_VARIANCE * total.trace():  # copies of images
         return total, 0.0
     # A covariance of few samples is inaccurate. It has the weight of its samples beside as many
     # samples of `total` as there are features.
-    return style * (total.trace() / style.trace()), n_samples / (n_samples + len(total))
+    return style * (total.trace() / style.trace()), n_samples / (n_samples + n_features)
+
+
+def _sum_by_text(
+    embed: Callable[[np.ndarray], np.ndarray],
+    images: np.ndarray,
+    row: np.ndarray,
+    block: slice,
+    width: int,
+) -> np.ndarray:
+    """Return the sum of the embeddings of the images of each text in a block."""
+    sums = np.zeros((block.stop - block.start, width))
+    first, end = np.searchsorted(row, [block.start, block.stop])
+    for start in range(first, end, _BLOCK_SIZE):
+        part = slice(start, min(start + _BLOCK_SIZE, end))
+        np.add.at(sums, row[part] - block.start, embed(images[part]))
+    return sums
 
 
 def _sort_by_text(pairs: np.ndarray, row: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
