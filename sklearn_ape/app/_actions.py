@@ -253,7 +253,7 @@ def align(
 ) -> Alignment:
     """Fit an aligner on captioned images, with the encoders of another aligner.
 
-    With the method "extend", the pairs are added to that aligner, and `head_pairs` is not used.
+    With the method "extend", the pairs are added to that aligner.
     The aligner is fitted on all pairs. The recall is that of an aligner fitted without the
     held-out pairs, next to the recall of `initial_aligner` on the same pairs.
     """
@@ -277,7 +277,7 @@ def align(
     def fit(rows: np.ndarray, start: float, end: float) -> Any:
         options: dict[str, Any] = {"head_pairs": head_pairs}
         if method == "extend":
-            options = {"init": initial_aligner}
+            options["init"] = initial_aligner
         if method == "ape":
             reporter = _EpochReporter(scale_progress(progress, start, end))
             options |= {"random_state": _SEED, "callbacks": [reporter]}
@@ -315,7 +315,7 @@ def align(
         n_held_out=len(held_out),
         recall=recall,
         remark=remark,
-        with_head=head_pairs is not None and method != "extend",
+        with_head=head_pairs is not None,
     )
 
 

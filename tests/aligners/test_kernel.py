@@ -74,7 +74,7 @@ def test_style_of_images_with_one_caption_is_suppressed():
 
 
 def test_copies_of_images_do_not_change_the_whitening():
-    """They differ by rounding only, which is no style."""
+    """Differences as small as rounding errors are not taken for style."""
     rng = np.random.default_rng(0)
     image, text = rng.standard_normal((60, 8)), rng.standard_normal((60, 6))
     single = KernelAligner().fit(image, text).transform(image)
