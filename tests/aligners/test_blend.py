@@ -161,14 +161,19 @@ class TestFit:
 
 
 class TestChoice:
-    def test_first_of_equal_weights_is_chosen(self):
-        class FixedRecall(BlendRecall):
-            def __init__(self):
-                self.dataset = SimpleNamespace(pairs=np.column_stack([np.arange(20)] * 2))
-                self.text = np.eye(20, dtype=np.float32)
-
-        scores = FixedRecall().score(np.eye(20, dtype=np.float32), np.eye(20, dtype=np.float32))
-        assert scores == {"valid_recall": 1.0, "head_recall": 1.0, "blend_weight": 0.15}
+    @pytest.mark.parametrize(
+        ("recalls", "weight"),
+        [
+            ((0.40, 0.40, 0.40, 0.40, 0.40), 0.5),  # all are equally good
+            ((0.41, 0.42, 0.44, 0.45, 0.42), 0.5),  # more than half of the gain
+            ((0.41, 0.42, 0.43, 0.45, 0.42), 0.7),  # less than half of it
+            ((0.41, 0.42, 0.44, 0.48, 0.50), 1.0),  # the head alone is best
+            ((0.43, 0.41, 0.40, 0.35, 0.30), 0.15),
+        ],
+    )
+    def test_even_blend_with_half_of_the_gain_is_chosen(self, recalls, weight):
+        recall = BlendRecall(None, text=np.eye(2), baseline=0.40)
+        assert recall.choose_weight(dict(zip(recall.weights, recalls, strict=True))) == weight
 
     @pytest.mark.parametrize(
         ("recalls", "best_epoch", "weight"),
