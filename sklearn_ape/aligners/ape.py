@@ -62,10 +62,10 @@ class APEAligner(HeadsMixin, TrainedAligner):
         pairs; see `sklearn_ape.encoders.classifier_head_pairs`.
     init : {"auto", "kernel", "linear", "starter"}, fitted aligner or None, default="auto"
         **Head.** Solution to start from. ``"auto"`` trains a head against whitened images
-        and blends it with the solution of `KernelAligner`: the share of the head that is best on
-        held-out pairs is used, from none to all. ``"kernel"`` and ``"linear"`` (a ridge
-        regression) train a correction of the solution, which is kept if it improves recall on
-        held-out pairs. None trains plain heads, as in the paper. ``"starter"`` (the model of
+        and blends it with the solution of `KernelAligner`. Of the shares of the head that are
+        good on held-out pairs, that nearest to a half is used. ``"kernel"`` and ``"linear"`` (a
+        ridge regression) train a correction of the solution, which is kept if it improves recall
+        on held-out pairs. None trains plain heads, as in the paper. ``"starter"`` (the model of
         `load_starter`) and a fitted aligner are extended by the pairs in closed form, without
         training; with ``image_encoder=None`` and ``text_encoder=None`` their encoders are used.
         In a search, which clones it, wrap a fitted aligner in `sklearn.frozen.FrozenEstimator`.
@@ -168,7 +168,7 @@ class APEAligner(HeadsMixin, TrainedAligner):
     history_ : list of dict
         One dict per epoch: ``train_loss``, ``valid_recall`` (the mean of recall@1, 5 and 10 in
         both directions on held-out pairs), ``logit_scale`` and ``dur`` (seconds). With
-        ``init="auto"`` also ``blend_weight``, the share of the head in the best blend, whose
+        ``init="auto"`` also ``blend_weight``, the share of the head in the blend whose
         recall is ``valid_recall``, and ``head_recall``, the recall of the head alone. Epoch 0 is
         the closed form, if training was compared with it.
     best_epoch_ : int

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Self
 
 import numpy as np
@@ -17,6 +18,7 @@ from ..utils.validation import check_integer, check_number
 from ._base import BaseAligner
 from ._closed_form import RIDGE, WHITENING, held_out_logit_scale, kernel_maps
 from ._serialization import HeadsMixin, make_embedders
+from ._smoothness import Smoothness, choose_smoothness
 
 # Largest number of anchors of the solution from which the logit scale is computed.
 _MAX_SCALE_ANCHORS = 8192
@@ -46,9 +48,11 @@ class KernelAligner(HeadsMixin, BaseAligner):
         synonyms and definitions of its classes; see
         `sklearn_ape.encoders.classifier_head_pairs`. Pass the encoder that the features of X
         come from.
-    gamma : float or "scale", default="scale"
+    gamma : float, "scale" or "auto", default="auto"
         Coefficient of the kernel ``exp(gamma * (cosine - 1))`` between texts. ``"scale"`` is
-        6.8 divided by one minus the mean cosine of the captions, about 8 for MiniLM.
+        6.8 divided by one minus the mean cosine of the captions, about 8 for MiniLM. ``"auto"``
+        is a quarter of it, with twice the `ridge`, if there are at least 5,000 pairs and this
+        increases the recall of held-out pairs by more than 2 %, and ``"scale"`` otherwise.
     ridge : float, default=0.3
         Strength of the regularization, above 0. Larger values give a smoother map.
     whitening : float, default=0.03
@@ -144,7 +148,7 @@ class KernelAligner(HeadsMixin, BaseAligner):
         image_encoder: Any = None,
         text_encoder: Any = None,
         head_pairs: Any = None,
-        gamma: float | str = "scale",
+        gamma: float | str = "auto",
         ridge: float = RIDGE,
         whitening: float = WHITENING,
         n_components: int | None = None,
@@ -191,20 +195,32 @@ class KernelAligner(HeadsMixin, BaseAligner):
         with default_state():
             data = self._fit_pairs(X, y)
             seed = check_random_state(self.random_state).randint(np.iinfo(np.int32).max)
-            self._set_module(self._solve(data, seed, self.max_anchors))
+
+            def solve(
+                pairs: PairDataset, smoothness: Smoothness, max_anchors: int | str
+            ) -> TwoTower:
+                return self._solve(pairs, smoothness, max_anchors, seed)
+
+            smoothness = Smoothness(self.gamma, self.ridge)
+            if self.gamma == "auto":
+                smoothness = choose_smoothness(
+                    data, self.ridge, seed, partial(solve, max_anchors=self.max_anchors)
+                )
+            self._set_module(solve(data, smoothness, self.max_anchors))
             # The logit scale needs a solution without the held-out pairs, but not its last digit.
             n_anchors = min(_MAX_SCALE_ANCHORS, len(self.module_.text_head.base.anchors))
             self.logit_scale_ = held_out_logit_scale(
-                data, lambda train: make_embedders(self._solve(train, seed, n_anchors))
+                data, lambda train: make_embedders(solve(train, smoothness, n_anchors))
             )
             self._set_bank(data)
         return self
 
-    def _solve(self, data: PairDataset, seed: int, max_anchors: int | str) -> TwoTower:
+    def _solve(
+        self, data: PairDataset, smoothness: Smoothness, max_anchors: int | str, seed: int
+    ) -> TwoTower:
         maps = kernel_maps(
             data,
-            gamma=self.gamma,
-            ridge=self.ridge,
+            **smoothness._asdict(),
             whitening=self.whitening,
             n_components=self.n_components,
             max_anchors=max_anchors,
@@ -227,7 +243,11 @@ class KernelAligner(HeadsMixin, BaseAligner):
         self._set_module(module)
 
     def _check_parameters(self) -> None:
-        if self.gamma != "scale":
+        if isinstance(self.gamma, str) and self.gamma not in ("auto", "scale"):
+            raise ValueError(
+                f"gamma must be a number above 0, 'auto' or 'scale', not {self.gamma!r}."
+            )
+        if not isinstance(self.gamma, str):
             check_number(self.gamma, "gamma", 0, closed="neither")
         check_number(self.ridge, "ridge", 0, closed="neither")
         check_number(self.whitening, "whitening", 0, closed="neither")

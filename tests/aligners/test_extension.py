@@ -105,6 +105,13 @@ def test_trained_aligner_can_be_extended(own, pairs):
     assert np.isfinite(aligner.transform_text(pairs.text)).all()
 
 
+def test_extension_of_a_wide_kernel_is_narrow(own, pairs, base):
+    wide = KernelAligner(gamma=base.gamma_ / 4).fit(pairs.image[:400], pairs.text[:400])
+    aligner = APEAligner(init=wide).fit(*own)
+    correction = aligner.module_.text_head.correction
+    assert float(correction.gamma) == pytest.approx(base.gamma_, rel=1e-3)
+
+
 def test_saved_extension_contains_the_base(base, own, pairs, tmp_path):
     aligner = APEAligner(init=base).fit(*own)
     aligner.save_pretrained(tmp_path / "model")

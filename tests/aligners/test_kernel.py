@@ -235,7 +235,7 @@ def test_head_pairs_are_used_like_training_pairs(concepts):
 @pytest.mark.parametrize(
     ("parameter", "value", "message"),
     [("gamma", 0, r"gamma must be a number in \(0, inf\), not 0"),
-     ("gamma", "auto", "gamma must be a number"),
+     ("gamma", "wide", "gamma must be a number above 0, 'auto' or 'scale', not 'wide'"),
      ("ridge", 0, r"ridge must be a number in \(0, inf\)"),
      ("whitening", -1, "whitening must be a number"),
      ("n_components", 33, "n_components must be None or at most 32, .*, not 33"),
