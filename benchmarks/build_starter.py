@@ -265,10 +265,12 @@ def main() -> int:
         texts if len(texts) > 1 else texts_by_name.get(texts[0], texts)
         for texts in captions[:n_kernel]
     ]
+    # A wide kernel increases the recall of captions, and recognizes fewer broad words.
     kernel = KernelAligner(
         image_encoder=image_encoder,
         text_encoder=text_encoder,
         head_pairs=aligner.head_pairs,
+        gamma="scale",
         n_components=N_COMPONENTS,
     )
     aligner.module_.text_head = BlendedHead(

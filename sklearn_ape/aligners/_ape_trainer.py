@@ -282,12 +282,6 @@ def solve_kernel(
     )
 
 
-def _solve_linear(heads: HeadConfig, data: PairDataset) -> Maps:
-    return linear_maps(
-        data, ridge=_LINEAR_RIDGE, whitening=WHITENING, n_components=heads.n_components
-    )
-
-
 def train_heads(
     heads: HeadConfig, data: PairDataset, run: TrainingRun
 ) -> tuple[TwoTower, float, TrainingResult]:
@@ -321,7 +315,12 @@ def train_heads(
     def solve(pairs: PairDataset) -> Maps | None:
         if smoothness is not None:
             return solve_kernel(heads, run, pairs, smoothness)
-        return _solve_linear(heads, pairs) if heads.init == "linear" else None
+        if heads.init == "linear":
+            n_components = heads.n_components
+            return linear_maps(
+                pairs, ridge=_LINEAR_RIDGE, whitening=WHITENING, n_components=n_components
+            )
+        return None
 
     def prepare(pairs: PairDataset) -> tuple[HeadTraining, Maps | None]:
         maps = solve(pairs)

@@ -63,7 +63,7 @@ class APEAligner(HeadsMixin, TrainedAligner):
     init : {"auto", "kernel", "linear", "starter"}, fitted aligner or None, default="auto"
         **Head.** Solution to start from. ``"auto"`` trains a head against whitened images
         and blends it with the solution of `KernelAligner`. Of the shares of the head that are
-        good on held-out pairs, that nearest to a half is used. ``"kernel"`` and ``"linear"`` (a
+        good on held-out pairs, that nearest to 0.4 is used. ``"kernel"`` and ``"linear"`` (a
         ridge regression) train a correction of the solution, which is kept if it improves recall
         on held-out pairs. None trains plain heads, as in the paper. ``"starter"`` (the model of
         `load_starter`) and a fitted aligner are extended by the pairs in closed form, without
@@ -175,7 +175,7 @@ class APEAligner(HeadsMixin, TrainedAligner):
         Epoch with the best recall on held-out pairs, counted from 1. Without held-out pairs, the
         last epoch. 0 means that the closed form was kept, because no epoch was better.
     training_summary_ : str
-        What training brought, in words: ``"blend 0.5: recall 0.310; closed form 0.270, head
+        What training brought, in words: ``"blend 0.4: recall 0.310; closed form 0.270, head
         0.290"``. Only with ``init="auto"``.
     n_epochs_ : int
         Number of epochs that were run.

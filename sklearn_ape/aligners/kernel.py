@@ -195,22 +195,16 @@ class KernelAligner(HeadsMixin, BaseAligner):
         with default_state():
             data = self._fit_pairs(X, y)
             seed = check_random_state(self.random_state).randint(np.iinfo(np.int32).max)
-
-            def solve(
-                pairs: PairDataset, smoothness: Smoothness, max_anchors: int | str
-            ) -> TwoTower:
-                return self._solve(pairs, smoothness, max_anchors, seed)
-
+            solve = partial(self._solve, max_anchors=self.max_anchors, seed=seed)
             smoothness = Smoothness(self.gamma, self.ridge)
             if self.gamma == "auto":
-                smoothness = choose_smoothness(
-                    data, self.ridge, seed, partial(solve, max_anchors=self.max_anchors)
-                )
-            self._set_module(solve(data, smoothness, self.max_anchors))
+                smoothness = choose_smoothness(data, self.ridge, seed, solve)
+            self._set_module(solve(data, smoothness))
             # The logit scale needs a solution without the held-out pairs, but not its last digit.
             n_anchors = min(_MAX_SCALE_ANCHORS, len(self.module_.text_head.base.anchors))
             self.logit_scale_ = held_out_logit_scale(
-                data, lambda train: make_embedders(solve(train, smoothness, n_anchors))
+                data,
+                lambda train: make_embedders(self._solve(train, smoothness, n_anchors, seed)),
             )
             self._set_bank(data)
         return self
