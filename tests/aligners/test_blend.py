@@ -164,14 +164,14 @@ class TestChoice:
     @pytest.mark.parametrize(
         ("recalls", "weight"),
         [
-            ((0.40, 0.40, 0.40, 0.40, 0.40), 0.4),  # all are equally good
-            ((0.42, 0.44, 0.45, 0.43, 0.42), 0.4),  # more than half of the gain
-            ((0.42, 0.43, 0.45, 0.44, 0.42), 0.6),  # less than half of it
+            ((0.42, 0.44, 0.45, 0.43, 0.42), 0.4),  # better than both parts
+            ((0.42, 0.43, 0.45, 0.46, 0.43), 0.6),  # 0.4 is as good as the head alone
+            ((0.43, 0.40, 0.40, 0.35, 0.30), 0.2),  # 0.4 is as good as the closed form
             ((0.41, 0.42, 0.44, 0.48, 0.50), 1.0),  # the head alone is best
-            ((0.43, 0.41, 0.40, 0.35, 0.30), 0.2),
+            ((0.38, 0.39, 0.38, 0.37, 0.36), 0.4),  # the closed form alone is best
         ],
     )
-    def test_usual_weight_is_chosen_if_it_has_half_of_the_gain(self, recalls, weight):
+    def test_usual_weight_is_chosen_if_it_is_better_than_both_parts(self, recalls, weight):
         recall = BlendRecall(None, text=np.eye(2), baseline=0.40)
         assert recall.choose_weight(dict(zip(recall.weights, recalls, strict=True))) == weight
 
