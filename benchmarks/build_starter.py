@@ -6,7 +6,8 @@ PACKAGE is the folder of the unpacked npm package @iconify/json. The model is tr
 Art, emoji in nine styles, icons of one color, and the classification head of EfficientNet-Lite0,
 and tested on the Tux Paint stamps, which are never used for training. OpenMoji is left out, so
 that the demo and the examples show images that the model has not seen. Icons are rendered and
-encoded once. ``--check`` compares a build with the model that ships.
+encoded once. ``--check`` compares a build with the model that ships, which was built before images
+were whitened by the variance within captions.
 """
 
 from __future__ import annotations
