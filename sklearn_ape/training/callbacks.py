@@ -89,8 +89,8 @@ class BlendRecall(ValidationRecall):
     # Held-out images are of the same kind as the training images, on which the head is better than
     # on other kinds. The best weight for them is therefore too large for others, for which 0.3 to
     # 0.6 were best with 4,000 to 80,000 icons. Of the weights whose blends are better than both
-    # parts, the one nearest to this is chosen.
-    _usual_weight = 0.4
+    # parts, with at least this share of the best recall, the one nearest to 0.4 is chosen.
+    _usual_weight, _min_share = 0.4, 0.98
 
     def __init__(self, dataset: PairDataset, text: np.ndarray, baseline: float) -> None:
         super().__init__(dataset)
@@ -114,11 +114,10 @@ class BlendRecall(ValidationRecall):
     def choose_weight(self, recalls: dict[float, float]) -> float:
         """Return the weight of the blend that is used, given the recall of every weight."""
         assert self.baseline is not None
-        better_part = max(self.baseline, recalls[1.0])
-        good = [weight for weight, recall in recalls.items() if recall > better_part]
-        if not good:
-            return max(recalls, key=recalls.__getitem__)
-        return min(good, key=lambda weight: abs(weight - self._usual_weight))
+        best = max(recalls, key=recalls.__getitem__)
+        least = max(self._min_share * recalls[best], self.baseline, recalls[1.0])
+        good = [weight for weight, recall in recalls.items() if recall > least]
+        return min(good or [best], key=lambda weight: abs(weight - self._usual_weight))
 
 
 def mean_recall(image: np.ndarray, text: np.ndarray, pairs: np.ndarray) -> float:
