@@ -166,7 +166,7 @@ class TestChoice:
         [
             ((0.42, 0.445, 0.45, 0.43, 0.42), 0.4),  # better than both parts
             ((0.42, 0.43, 0.435, 0.437, 0.43), 0.6),  # 0.4 is as good as the head alone
-            ((0.43, 0.40, 0.40, 0.35, 0.30), 0.2),  # 0.4 is as good as the closed form
+            ((0.405, 0.40, 0.40, 0.35, 0.30), 0.2),  # 0.4 is as good as the closed form
             ((0.43, 0.42, 0.41, 0.35, 0.30), 0.2),  # 0.4 is much worse than 0.2
             ((0.41, 0.42, 0.44, 0.48, 0.50), 1.0),  # the head alone is best
             ((0.38, 0.39, 0.38, 0.37, 0.36), 0.4),  # the closed form alone is best
