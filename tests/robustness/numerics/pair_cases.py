@@ -36,7 +36,9 @@ def _plain(name: str, n: int, n_image: int, n_text: int) -> None:
 def _two_pairs(name: str) -> None:
     image, text = np.eye(5)[:2] + 0.1, np.eye(4)[:2] + 0.1
     fitted = _fit(name, image, text)
-    assert fitted.similarity(image, text).shape == (2, 2)
+    similarity = fitted.similarity(image, text)
+    assert similarity.shape == (2, 2)
+    assert np.isfinite(similarity).all()
 
 
 def _duplicates(name: str) -> None:
