@@ -15,7 +15,7 @@ from sklearn_ape import load_pretrained
 from tests.cli.conftest import named
 
 ROOT = Path(__file__).parents[2]
-PAGES = {"docs/command_line.md": "", "README.md": "## On the command line"}
+PAGES = {"docs/command_line.md": "", "README.md": "## Your own images"}
 NUMBER = re.compile(r"-?\d+\.\d+")
 
 
