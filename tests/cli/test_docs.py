@@ -104,7 +104,7 @@ class TestNewcomer:
             check=False,
         )
         assert result.returncode == 0, result.stderr
-        assert (tmp_path / "pip").read_text() == "install sklearn-ape[starter]\n"
+        assert (tmp_path / "pip").read_text() == "install .[starter]\n"
         assert len((tmp_path / "names.csv").read_text().splitlines()) == 61
         assert result.stdout.count("something to eat") == 3
         assert load_pretrained("my-classifier").labels == ["an animal", "food", "a vehicle"]
