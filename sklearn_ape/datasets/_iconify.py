@@ -17,7 +17,15 @@ from sklearn.utils import Bunch
 from ..utils.progress import make_progress_bar
 from ..utils.validation import check_integer
 from ._icon_sets import Icon, IconSet, check_safety, find_sets, read_drawings, read_icons
-from .base import get_data_home, import_optional, list_first, make_result, write_atomically
+from .base import (
+    explain_write_errors,
+    get_data_home,
+    import_optional,
+    list_first,
+    make_result,
+    svg_to_png,
+    write_atomically,
+)
 
 OPEN_LICENSES = (
     "0BSD",
@@ -273,8 +281,7 @@ def _render_missing(
     if not missing:
         return
     import_optional("resvg_py", package="resvg-py", extra="starter", purpose="load_iconify")
-
-    try:
+    with explain_write_errors(folder):
         for prefix in missing:
             (folder / prefix).mkdir(parents=True, exist_ok=True)
         rendered = Parallel(n_jobs=n_jobs, return_as="generator_unordered")(
@@ -286,11 +293,6 @@ def _render_missing(
         with make_progress_bar(n_missing, verbose, desc="Rendering icons", unit="icon") as bar:
             for _ in rendered:
                 bar.update()
-    except OSError as error:
-        raise OSError(
-            f"{str(folder)!r} cannot be written ({error}). Pass another data_home, or set the "
-            "environment variable SKLEARN_APE_DATA."
-        ) from error
 
 
 def _with_drawings(icons: Sequence[Icon]) -> Iterator[tuple[Icon, str]]:
@@ -301,18 +303,10 @@ def _with_drawings(icons: Sequence[Icon]) -> Iterator[tuple[Icon, str]]:
 
 def _render_icon(label: str, svg: str, path: Path, size: int) -> None:
     """Write an icon to ``path.png``, or an empty file ``path.blank`` if nothing is visible."""
-    import resvg_py
-
     # Only here, because the check takes longer than everything else that is done to list icons.
     check_safety(label, svg)
     try:
-        png = resvg_py.svg_to_bytes(
-            svg_string=svg,
-            width=size,
-            height=size,
-            background="#ffffff",
-            skip_system_fonts=True,  # images must not depend on the installed fonts
-        )
+        png = svg_to_png(size, svg_string=svg)
     except ValueError as error:
         raise ValueError(
             f"Icon {label!r} cannot be rendered: {error}. Unpack the package again, or remove the "

