@@ -1,20 +1,25 @@
-"""Engines that compute a frozen network: the protocol, and the engine of torch."""
+"""Engines that compute a frozen network, with torch, ONNX Runtime or OpenVINO."""
 
 from __future__ import annotations
 
 import ctypes
 import sys
+import time
+import warnings
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple, Protocol
+from weakref import WeakSet
 
 import numpy as np
 import torch
 
 from ..devices import has_bfloat16_instructions
+from ..utils.concurrency import PATIENCE_S, at_fork, never_destroy
 
 ENGINES = ("auto", "torch", "onnx", "openvino")
 _PACKAGES = {"onnx": ("onnxruntime", "onnxscript"), "openvino": ("openvino",)}
@@ -118,9 +123,7 @@ def _find_obstacle(engine: str, device: torch.device, dtype: str) -> Exception |
 def _list_precisions(engine: str) -> tuple[str, ...]:
     if engine == "onnx" or find_spec("openvino") is None:
         return ("float32",)
-    from ._engine_runtimes import list_precisions
-
-    return list_precisions()
+    return _list_openvino_precisions()
 
 
 # Numbers of the options in glibc's malloc.h.
@@ -187,3 +190,214 @@ def _keep_large_allocations() -> None:
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, _MAX_RETAINED)
         mallopt(_M_TRIM_THRESHOLD, _MAX_RETAINED)
+
+
+_ONNX_FILE = "model.onnx"
+
+
+class OnnxEngine:
+    """Engine of the export in a folder with ONNX Runtime, in float32 on the CPU."""
+
+    name = "onnx"
+    concurrent = True
+
+    def __init__(self, workload: Workload, folder: Path) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1  # one core per calling thread
+        options.log_severity_level = 3  # errors only
+        try:
+            self._session = onnxruntime.InferenceSession(
+                folder / _ONNX_FILE, options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # its exceptions have no common base class
+            raise EngineError(f"ONNX Runtime cannot load the network: {error}") from error
+        self._names = [node.name for node in self._session.get_inputs()]
+
+    def __call__(self, inputs: Inputs) -> np.ndarray:
+        named = zip(self._names, (x.numpy() for x in inputs), strict=True)
+        return self._session.run(None, dict(named))[0]
+
+
+class _PositionalInputs(torch.nn.Module):
+    """Wrapper with positional inputs, for which torch takes dynamic shapes by position."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+        return self.module(*inputs)
+
+
+def export_to_onnx(workload: Workload, folder: Path) -> None:
+    example = workload.examples()[0]
+    names = [f"input_{number}" for number in range(len(example))]
+    shapes = tuple(dict.fromkeys(range(n_free_axes(x)), torch.export.Dim.DYNAMIC) for x in example)
+    try:
+        with warnings.catch_warnings(), torch.inference_mode():
+            warnings.simplefilter("ignore")
+            torch.onnx.export(
+                _PositionalInputs(workload.module),
+                example,
+                folder / _ONNX_FILE,
+                input_names=names,
+                dynamo=True,
+                dynamic_shapes=(shapes,),
+                external_data=False,
+                verbose=False,
+            )
+    except Exception as error:  # the exporter raises various exceptions for unsupported operations
+        raise EngineError(f"torch cannot export the network to ONNX: {error}") from error
+
+
+_OPENVINO_FILE = "model.xml"
+# Names of the precisions in OpenVINO's options and in its list of capabilities.
+_HINTS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
+_CAPABILITIES = {"BF16": "bfloat16", "FP16": "float16"}
+# All engines of the process, whose requests must end before a fork.
+_engines: WeakSet[OpenVINOEngine] = WeakSet()
+
+
+class OpenVINOEngine:
+    """Engine of the export in a folder with OpenVINO on the CPU, one stream per core."""
+
+    name = "openvino"
+    concurrent = True
+
+    def __init__(self, workload: Workload, folder: Path) -> None:
+        try:
+            model = _get_core().read_model(folder / _OPENVINO_FILE)
+            if workload.dtype == "bfloat16":
+                _round_depthwise_weights(model)
+            compiled = _get_core().compile_model(
+                model,
+                "CPU",
+                {
+                    # Streams do not share threads, so threads that decode images do not wait
+                    # for them.
+                    "NUM_STREAMS": str(workload.n_threads),
+                    "INFERENCE_NUM_THREADS": workload.n_threads,
+                    "ENABLE_CPU_PINNING": False,
+                    "INFERENCE_PRECISION_HINT": _HINTS[workload.dtype],
+                },
+            )
+            self.n_requests = workload.n_threads
+            self.requests: SimpleQueue[Any] = SimpleQueue()
+            for _ in range(self.n_requests):
+                self.requests.put(compiled.create_infer_request())
+        except RuntimeError as error:
+            raise EngineError(f"OpenVINO cannot load the network: {error}") from error
+        self.held_requests: list[Any] = []
+        _engines.add(self)
+
+    def __call__(self, inputs: Inputs) -> np.ndarray:
+        request = self.requests.get()
+        try:
+            arrays = [np.ascontiguousarray(x.numpy()) for x in inputs]
+            return np.array(request.infer(arrays, share_inputs=True)[0], dtype=np.float32)
+        finally:
+            self.requests.put(request)
+
+
+def _round_depthwise_weights(model: Any) -> None:
+    """Round the kernels of grouped convolutions to bfloat16 without changing their sums.
+
+    The few weights of a depthwise kernel multiply similar, mostly positive values. If each weight
+    is rounded to the nearest number, the sum of a kernel changes, and this error of whole channels
+    is most of the error of a network in bfloat16.
+    """
+    from openvino import op
+
+    for node in model.get_ops():
+        if node.get_type_name() == "GroupConvolution":
+            constant = node.input_value(1).get_node()
+            if constant.get_type_name() == "Constant":
+                rounded = op.Constant(_round_kernels(constant.data))
+                node.input(1).replace_source_output(rounded.output(0))
+
+
+def _round_kernels(weights: np.ndarray) -> np.ndarray:
+    """Round weights, (..., height, width), to bfloat16 and keep the sum of each kernel.
+
+    The error of each weight is added to the next smaller one of its kernel, so that only the
+    error of the smallest one remains.
+    """
+    kernels = weights.reshape(-1, weights.shape[-2] * weights.shape[-1]).astype(np.float64)
+    order = np.argsort(-np.abs(kernels), axis=1)
+    descending = np.take_along_axis(kernels, order, axis=1)
+    error = np.zeros(len(kernels))
+    for column in descending.T:
+        exact = column + error
+        column[:] = torch.from_numpy(exact).to(torch.bfloat16).double().numpy()
+        error = exact - column
+    np.put_along_axis(kernels, order, descending, axis=1)
+    return kernels.reshape(weights.shape).astype(np.float32)
+
+
+def export_to_openvino(workload: Workload, folder: Path) -> None:
+    import openvino
+
+    example = workload.examples()[0]
+    try:
+        with warnings.catch_warnings(), torch.inference_mode():
+            # Warnings of tracing do not matter, because the features are compared later.
+            warnings.simplefilter("ignore")
+            model = openvino.convert_model(workload.module, example_input=example)
+        for node, x in zip(model.inputs, example, strict=True):
+            free = n_free_axes(x)
+            shape = [-1] * free + list(x.shape[free:])
+            node.get_node().set_partial_shape(openvino.PartialShape(shape))
+        model.validate_nodes_and_infer_types()
+        openvino.save_model(model, folder / _OPENVINO_FILE, compress_to_fp16=False)
+    except Exception as error:  # the converter raises various types, as the exporter does
+        raise EngineError(f"OpenVINO cannot convert the network: {error}") from error
+
+
+@lru_cache(maxsize=1)
+def _list_openvino_precisions() -> tuple[str, ...]:
+    """Return the precisions that OpenVINO supports on this machine."""
+    capabilities = _get_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return ("float32", *(dtype for name, dtype in _CAPABILITIES.items() if name in capabilities))
+
+
+@lru_cache(maxsize=1)
+def _get_core() -> Any:
+    import openvino
+
+    core = openvino.Core()
+    # Reading a truncated file that is mapped into memory would crash the process.
+    core.set_property({"ENABLE_MMAP": False})
+    return core
+
+
+def _wait_for_requests() -> None:
+    """Take the inference requests of all engines, so that none computes during a fork."""
+    deadline = time.monotonic() + PATIENCE_S
+    for engine in list(_engines):
+        with suppress(Empty):
+            while len(engine.held_requests) < engine.n_requests:
+                engine.held_requests.append(
+                    engine.requests.get(timeout=max(0, deadline - time.monotonic()))
+                )
+
+
+def _return_requests() -> None:
+    for engine in list(_engines):
+        while engine.held_requests:
+            engine.requests.put(engine.held_requests.pop())
+
+
+def _abandon_engines() -> None:
+    # The threads of engines and core do not exist in a child process, and their destructors would
+    # wait for them forever. The child compiles its own engines.
+    for engine in list(_engines):
+        never_destroy(engine)
+    _engines.clear()
+    if _get_core.cache_info().currsize:
+        never_destroy(_get_core())
+        _get_core.cache_clear()
+
+
+at_fork(before=_wait_for_requests, in_parent=_return_requests, in_child=_abandon_engines)

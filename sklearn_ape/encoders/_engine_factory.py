@@ -19,8 +19,18 @@ import torch
 
 from ..utils.files import atomic_directory, default_data_home
 from ..utils.warnings import warn
-from ._engine import Engine, EngineError, Inputs, TorchEngine, Workload, WrongFeaturesError
-from ._engine_runtimes import OnnxEngine, OpenVINOEngine, export_to_onnx, export_to_openvino
+from ._engine import (
+    Engine,
+    EngineError,
+    Inputs,
+    OnnxEngine,
+    OpenVINOEngine,
+    TorchEngine,
+    Workload,
+    WrongFeaturesError,
+    export_to_onnx,
+    export_to_openvino,
+)
 
 # Name of the file that holds the digests of all other files of an export.
 _DIGESTS = "sha256.json"

@@ -16,7 +16,6 @@ from sklearn_ape.encoders import (
     TransformersTextEncoder,
     _engine,
     _engine_factory,
-    _engine_runtimes,
     base,
     list_encoders,
     weights,
@@ -233,7 +232,7 @@ class TestPrecision:
     def test_kernels_are_rounded_without_a_change_of_their_sums(self):
         """All weights are bfloat16, and the sums differ by less than with nearest rounding."""
         exact = np.random.default_rng(0).normal(size=(64, 1, 1, 5, 5)).astype(np.float32)
-        rounded = _engine_runtimes._round_kernels(exact)
+        rounded = _engine._round_kernels(exact)
         nearest = torch.from_numpy(exact).bfloat16().float().numpy()
         np.testing.assert_array_equal(torch.from_numpy(rounded).bfloat16().float(), rounded)
         error, nearest_error = (
