@@ -1,16 +1,20 @@
-"""Demo: align pretrained encoders on captioned images, and evaluate."""
+"""Demo: align pretrained encoders on captioned images, evaluate, and write a report."""
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import io
+import math
 import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from copy import deepcopy
+from importlib.resources import files
 from os import PathLike
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from sklearn.datasets import load_sample_images
@@ -25,10 +29,18 @@ from .encoders import CacheInfo, TimmImageEncoder, TransformersTextEncoder
 from .encoders.images import image_groups
 from .zero_shot import ZeroShotClassifier
 
+if TYPE_CHECKING:
+    from PIL import Image
+    from rich.table import Table
+
 _HELD_OUT_FRACTION = 0.2
 _N_RESULTS = 6
 _N_PREDICTIONS_SHOWN = 24
 _N_NAMES_SHOWN = 5
+_THUMBNAIL_SIDE = 96
+
+# Size of the plot in pixels.
+_PLOT_WIDTH, _PLOT_HEIGHT = 340, 200
 
 # Numbers of own pairs in the plot, which also shows 0 and all pairs.
 _N_PAIRS_SHOWN = (100, 400)
@@ -120,23 +132,8 @@ def run_demo(
 ) -> DemoResult:
     """Extend the starter model by images of OpenMoji, and evaluate on held-out captions.
 
-    The starter has been trained without OpenMoji, but with emoji of other styles.
-
-    Parameters
-    ----------
-    cache : str, path-like or None, default=None
-        Folder of the feature cache. None uses a folder in the data home.
-    random_state : int, default=0
-        Seed of the split and of the training.
-    n_jobs : int, default=-1
-        Number of threads that read images. -1 uses all cores.
-    verbose : int, default=1
-        Verbosity level. 1 shows progress bars.
-
-    Returns
-    -------
-    result : DemoResult
-        Scores, examples and costs.
+    The starter has been trained without OpenMoji, but with emoji of other styles. Features are
+    cached in the folder `cache`, by default in the data home.
     """
     seconds: dict[str, float] = {}
 
@@ -314,3 +311,170 @@ def _search(model: Pipeline, query: str, held_out: Bunch) -> Search:
     similarity = model.transform(held_out.images) @ model[-1].transform_text([query])[0]
     results = _select_rows(held_out, np.argsort(-similarity)[:_N_RESULTS])
     return Search(query, results.images, results.captions)
+
+
+def print_result(result: DemoResult) -> None:
+    """Print the scores and the cost as tables."""
+    from rich.console import Console
+
+    console = Console()
+    photographs = _make_table(
+        "Photographs named by the starter model, without training", "photograph"
+    )
+    photographs.add_column("most probable names")
+    for photograph in result.photographs:
+        photographs.add_row(photograph.truth, _describe_names(photograph, n_names=3))
+    console.print(photographs)
+    n = result.n_held_out
+    console.print(
+        f"\nThe starter model, which was trained on emoji of other styles, was extended by "
+        f"{result.n_train} captioned emoji, and tested on {n} held-out images, whose captions are "
+        "not among them."
+    )
+    curve = _make_table(
+        "Recall@1 by number of training pairs",
+        "training pairs",
+        *(str(point.n_pairs) for point in result.curve),
+    )
+    curve.add_row("starter and these", *(f"{point.extended:.1%}" for point in result.curve))
+    curve.add_row("these alone", *(f"{point.alone:.1%}" for point in result.curve), style="dim")
+    console.print(curve)
+    ks = (1, 5, 10)
+    headings = ("direction", *(f"recall@{k}" for k in ks))
+    recall = _make_table(f"Retrieval among {n} held-out pairs", *headings)
+    names = {"image_to_text": "image → caption", "text_to_image": "caption → image"}
+    for direction, name in names.items():
+        recall.add_row(name, *(f"{result.recall[direction][k]:.1%}" for k in ks))
+    recall.add_row("chance", *(f"{k / n:.1%}" for k in ks), style="dim")
+    console.print(recall)
+    zero_shot = _make_table("Zero-shot classification", "labels", "accuracy", "chance")
+    zero_shot.add_row(f"{n} held-out concepts", f"{result.concept_accuracy:.1%}", f"{1 / n:.1%}")
+    zero_shot.add_row(
+        f"{result.n_categories} categories (animals, food, travel, ...)",
+        f"{result.category_accuracy:.1%}",
+        f"{1 / result.n_categories:.1%}",
+    )
+    console.print(zero_shot)
+    stages = _make_table("Time", "stage", "seconds")
+    for name, seconds in result.seconds.items():
+        stages.add_row(name, f"{seconds:.1f}")
+    console.print(stages)
+    is_cached = result.image_cache.misses == 0 and result.text_cache.misses == 0
+    source = "from the cache" if is_cached else f"{result.image_cache.misses} images encoded"
+    console.print(f"Features: {source}. {result.n_parameters:,} parameters.")
+    console.print(
+        "\nNext, with your own images:\n"
+        '  sklearn-ape classify FOLDER --labels "a cat,a dog"   (without training)\n'
+        "  sklearn-ape fit FOLDER --captions filename -o MODEL  (with your captions)\n"
+        '  APEAligner(init="starter").fit(images, captions)     (in Python)',
+        highlight=False,
+        markup=False,
+    )
+
+
+def _make_table(title: str, first_column: str, *columns: str) -> Table:
+    """Return a table whose columns after the first are numbers, aligned to the right."""
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    table.add_column(first_column)
+    for column in columns:
+        table.add_column(column, justify="right")
+    return table
+
+
+def _describe_names(prediction: Prediction, n_names: int) -> str:
+    names = zip(prediction.names[:n_names], prediction.probabilities[:n_names], strict=True)
+    return ", ".join(f"{name} {_format_percent(probability)}" for name, probability in names)
+
+
+def write_report(result: DemoResult, folder: Path) -> Path:
+    """Write the report ``index.html``, which contains its images, and ``search.png``.
+
+    Return the path of ``index.html``.
+    """
+    from jinja2 import Environment
+
+    folder.mkdir(parents=True, exist_ok=True)
+    source = files("sklearn_ape").joinpath("report.html.jinja").read_text(encoding="utf-8")
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.globals.update(thumbnail=_encode_thumbnail, percent=_format_percent, zip=zip)
+    page = folder / "index.html"
+    html = environment.from_string(source).render(
+        result=result,
+        plot=_make_plot(result.curve),
+        n_photo_names=len(PHOTO_NAMES),
+        photo_truths=PHOTO_TRUTHS,
+    )
+    page.write_text(html, encoding="utf-8")
+    _draw_contact_sheet(result.searches).save(folder / "search.png")
+    return page
+
+
+def _draw_contact_sheet(searches: Sequence[Search]) -> Image.Image:
+    """Draw queries with their results, one row per query, as an RGB image."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    font, small = ImageFont.load_default(18), ImageFont.load_default(12)
+    size = 112  # of an image, in pixels
+    columns = max(len(search.images) for search in searches)
+    row_height = size + 56
+    sheet = Image.new("RGB", (columns * (size + 12) + 12, len(searches) * row_height), "white")
+    draw = ImageDraw.Draw(sheet)
+    for row, search in enumerate(searches):
+        top = row * row_height
+        draw.text((12, top + 6), f"“{search.query}”", fill="#1f2937", font=font)
+        for column, (path, caption) in enumerate(zip(search.images, search.captions, strict=True)):
+            left = 12 + column * (size + 12)
+            with Image.open(path) as image:
+                sheet.paste(image.convert("RGB").resize((size, size)), (left, top + 30))
+            label = caption if len(caption) <= 18 else caption[:17] + "…"
+            draw.text((left, top + 32 + size), label, fill="#4b5563", font=small)
+    return sheet
+
+
+def _encode_thumbnail(item: str | np.ndarray) -> str:
+    """Return a small copy of an image, a path or an array, as a data URL."""
+    from PIL import Image
+
+    with Image.fromarray(item) if isinstance(item, np.ndarray) else Image.open(item) as image:
+        small = image.convert("RGB")
+        small.thumbnail((_THUMBNAIL_SIDE, _THUMBNAIL_SIDE))
+    buffer = io.BytesIO()
+    small.save(buffer, format="PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _format_percent(fraction: float) -> str:
+    """Return a fraction in percent, without rounding it to 0 % or 100 %."""
+    space = "\N{NO-BREAK SPACE}"
+    if 0 < fraction < 0.01:
+        return f"<{space}1{space}%"
+    if 0.99 < fraction < 1:
+        return f">{space}99{space}%"
+    return f"{100 * fraction:.0f}{space}%"
+
+
+def _make_plot(curve: Sequence[CurvePoint]) -> dict[str, Any]:
+    """Return the lines and ticks of a plot of recall by number of own pairs, in pixels."""
+    lines = {
+        "starter and these pairs": [point.extended for point in curve],
+        "these pairs alone": [point.alone for point in curve],
+    }
+    # The next multiple of 0.1, so that ticks are round.
+    top = math.ceil(10 * max(max(values) for values in lines.values()) + 1e-9) / 10
+
+    def position(index: int, recall: float) -> tuple[float, float]:
+        # Evenly spaced, because the numbers of pairs grow by factors.
+        return index / (len(curve) - 1) * _PLOT_WIDTH, (1 - recall / top) * _PLOT_HEIGHT
+
+    return {
+        "width": _PLOT_WIDTH,
+        "height": _PLOT_HEIGHT,
+        "lines": {
+            name: [position(index, value) for index, value in enumerate(values)]
+            for name, values in lines.items()
+        },
+        "pairs": [(position(index, 0)[0], point.n_pairs) for index, point in enumerate(curve)],
+        "recalls": [(position(0, share * top)[1], share * top) for share in (0, 0.5, 1)],
+    }

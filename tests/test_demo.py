@@ -7,8 +7,15 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from sklearn_ape._demo import CurvePoint, DemoResult, Prediction, Search
-from sklearn_ape._demo_report import _format_percent, print_result, write_report
+from sklearn_ape._demo import (
+    CurvePoint,
+    DemoResult,
+    Prediction,
+    Search,
+    _format_percent,
+    print_result,
+    write_report,
+)
 from sklearn_ape.encoders import CacheInfo
 
 

@@ -15,7 +15,7 @@ from sklearn.feature_extraction.text import HashingVectorizer
 from sklearn_ape import APEAligner, ZeroShotClassifier
 from sklearn_ape.datasets import load_openmoji
 from sklearn_ape.encoders import TransformersTextEncoder
-from sklearn_ape.encoders.weights import call_from_pretrained
+from sklearn_ape.encoders.weights import load_from_source
 from sklearn_ape.features.memmap import TILE_BYTES
 from sklearn_ape.metrics import retrieval_report
 
@@ -132,8 +132,12 @@ def _measure_labels(quick: bool) -> list[Comparison]:
     captions = names[:50]
     aligner = APEAligner(text_encoder=encoder, max_epochs=1, random_state=0)
     aligner.fit(rng.standard_normal((50, 64), dtype=np.float32), captions)
-    tokenize = call_from_pretrained(_import_auto("AutoTokenizer"), encoder.model_name, None)
-    network = call_from_pretrained(_import_auto("AutoModel"), encoder.model_name, None).eval()
+    tokenize = load_from_source(
+        _import_auto("AutoTokenizer").from_pretrained, encoder.model_name, None
+    )
+    network = load_from_source(
+        _import_auto("AutoModel").from_pretrained, encoder.model_name, None
+    ).eval()
 
     def embed_by_loop(labels: list[str]) -> np.ndarray:
         means = []

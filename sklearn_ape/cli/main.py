@@ -37,8 +37,7 @@ def demo(
     """
     check_output_folder(output)
     output.mkdir(parents=True, exist_ok=True)
-    from .._demo import run_demo
-    from .._demo_report import print_result, write_report
+    from .._demo import print_result, run_demo, write_report
 
     result = run_demo(cache, random_state=random_state, n_jobs=n_jobs, verbose=int(not quiet))
     print_result(result)

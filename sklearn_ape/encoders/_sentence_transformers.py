@@ -15,7 +15,7 @@ from ..features import FeatureCache
 from ..utils.validation import check_boolean, check_choice, check_integer
 from ._engine import Engine
 from .text_encoder import TextEncoder
-from .weights import PACKAGED, Network, call_from_pretrained, check_source, find_packaged_file
+from .weights import PACKAGED, Network, check_source, find_packaged_file, load_from_source
 
 
 class SentenceTransformerEncoder(TextEncoder):
@@ -131,15 +131,9 @@ class SentenceTransformerEncoder(TextEncoder):
                 "SentenceTransformerEncoder needs sentence-transformers. Install it with pip "
                 'install "sklearn-ape[sentence-transformers]".'
             ) from error
-
-        class Loader:
-            """Adapter with the method that `call_from_pretrained` calls."""
-
-            @staticmethod
-            def from_pretrained(source: str, revision: str | None) -> Any:
-                return SentenceTransformer(source, revision=revision, device=str(device))
-
-        model = call_from_pretrained(Loader, self.model_name, self.revision)
+        model = load_from_source(
+            SentenceTransformer, self.model_name, self.revision, device=str(device)
+        )
         return Network(model, None, device)
 
     def _tensors(self, network: Network, batch: list[Any]) -> tuple[Any, ...]:

@@ -16,8 +16,8 @@ from .image_encoder import ImageEncoder, pool_patches
 from .text_encoder import TOKENIZING, TextEncoder, TextPreparation, read_preparation
 from .weights import (
     Network,
-    call_from_pretrained,
     check_source,
+    load_from_source,
     read_side_file,
 )
 
@@ -161,8 +161,8 @@ class TransformersTextEncoder(TextEncoder):
     def _load(self, device: torch.device) -> Network:
         from transformers import AutoModel, AutoTokenizer
 
-        tokenizer = call_from_pretrained(AutoTokenizer, self.model_name, self.revision)
-        model = call_from_pretrained(AutoModel, self.model_name, self.revision)
+        tokenizer = load_from_source(AutoTokenizer.from_pretrained, self.model_name, self.revision)
+        model = load_from_source(AutoModel.from_pretrained, self.model_name, self.revision)
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
         # The poolings "last" and "cls" require padding on the right. Generative models pad left.
@@ -397,9 +397,11 @@ class TransformersImageEncoder(ImageEncoder):
     def _load(self, device: torch.device) -> Network:
         from transformers import AutoImageProcessor, AutoModel
 
-        prepare = call_from_pretrained(AutoImageProcessor, self.model_name, self.revision)
-        model, loaded = call_from_pretrained(
-            AutoModel, self.model_name, self.revision, output_loading_info=True
+        prepare = load_from_source(
+            AutoImageProcessor.from_pretrained, self.model_name, self.revision
+        )
+        model, loaded = load_from_source(
+            AutoModel.from_pretrained, self.model_name, self.revision, output_loading_info=True
         )
         # transformers initializes a pooler that the checkpoint lacks at random.
         model.pooler_is_pretrained = not any("pooler" in key for key in loaded["missing_keys"])

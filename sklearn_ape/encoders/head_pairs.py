@@ -16,7 +16,7 @@ from ..utils.sklearn_compat import unfreeze
 from ..utils.torch_state import default_state
 from ._timm import TimmImageEncoder
 from ._transformers import TransformersImageEncoder
-from .weights import call_from_pretrained
+from .weights import load_from_source
 
 _SYNSET = re.compile(r"n\d{8}")
 _NO_NAME = re.compile(r"(LABEL_\d+)?")
@@ -191,8 +191,8 @@ def _load_transformers_head(encoder: TransformersImageEncoder) -> tuple[_Head, l
     # A head that the checkpoint lacks is initialized at random, which must not change the state of
     # the user's generator.
     with torch.random.fork_rng(devices=[]):
-        model, loaded = call_from_pretrained(
-            AutoModelForImageClassification,
+        model, loaded = load_from_source(
+            AutoModelForImageClassification.from_pretrained,
             encoder.model_name,
             encoder.revision,
             output_loading_info=True,

@@ -17,6 +17,8 @@ import torch
 from ..utils.concurrency import LRUCache
 from ..utils.files import is_settled, stamp_of
 
+T = TypeVar("T")
+
 
 class EncoderInfo(NamedTuple):
     """Description of an encoder in the list of `list_encoders`.
@@ -255,10 +257,10 @@ def compute_fingerprint(model_name: str, revision: str | None) -> str | None:
     return f"{model_name}@{commit}" if commit else None
 
 
-def call_from_pretrained(
-    loader: Any, model_name: str, revision: str | None, **options: Any
-) -> Any:
-    """Call `loader.from_pretrained`, and explain its errors."""
+def load_from_source(
+    load: Callable[..., T], model_name: str, revision: str | None, **options: Any
+) -> T:
+    """Call a function of a library that loads a model from its source, and explain its errors."""
     source = find_source(model_name)
     if model_name in PACKAGED:
         verify_digest(model_name, find_packaged_file(model_name))
@@ -266,7 +268,7 @@ def call_from_pretrained(
         # Weights and features must be of the same commit, even if the branch moves meanwhile.
         revision = find_hub_commit(source, revision) or revision
     with explain_load_errors(model_name), _hide_progress_bars():
-        return loader.from_pretrained(source, revision=revision, **options)
+        return load(source, revision=revision, **options)
 
 
 @contextmanager
@@ -331,8 +333,6 @@ def read_side_file(model_name: str, revision: str | None, filename: str) -> Any:
         )
     return None if file is None else json.loads(Path(file).read_text(encoding="utf-8"))
 
-
-T = TypeVar("T")
 
 _networks: LRUCache[Hashable, Any] = LRUCache(max_entries=8)
 
