@@ -283,22 +283,9 @@ def is_hierarchy(labels: Any) -> bool:
 def flatten_labels(labels: Mapping[Any, Any]) -> tuple[dict[Any, Any], dict[Any, tuple[Any, ...]]]:
     """Return the classes at the leaves of a hierarchy, and the path of every node.
 
-    Parameters
-    ----------
-    labels : mapping
-        Mapping whose values are names, as in `resolve_names`, or mappings of the same kind.
-
-    Returns
-    -------
-    names : dict
-        Names of each leaf, which `resolve_names` accepts.
-    paths : dict
-        Path of each node, from the coarsest node to the node itself.
-
-    Raises
-    ------
-    ValueError
-        If a node is empty, has the label of another node, or contains itself.
+    The values of the mapping are names, as in `resolve_names`, or mappings of the same kind. A
+    path leads from the coarsest node to the node itself. ValueError is raised if a node is empty,
+    has the label of another node, or contains itself.
     """
     names: dict[Any, Any] = {}
     paths: dict[Any, tuple[Any, ...]] = {}

@@ -61,18 +61,8 @@ class HeadConfig(NamedTuple):
 class HeadTraining:
     """Two heads, and the steps to train them on a set of pairs.
 
-    Parameters
-    ----------
-    module : TwoTower
-        Heads to train, whose statistics are computed from the training pairs.
-    config : TrainingConfig
-        Parameters of the training.
-    seed : int
-        Seed of batches. The caller seeds torch's global generator.
-    data : PairDataset
-        Training pairs.
-    ranks : Ranks or None, default=None
-        Ranks of distributed training.
+    The statistics of the heads are computed from the pairs. The caller seeds torch's global
+    generator; `seed` is that of the batches.
     """
 
     def __init__(
@@ -172,11 +162,6 @@ class ResidualInputHead(Head):
     A kernel with thousands of anchors takes more time than the rest of a training step, and its
     output does not change. So it is computed once, and appended to the columns of the features.
     Without a residual the inputs are the output of the base alone.
-
-    Parameters
-    ----------
-    head : ClosedFormHead
-        Head whose residual is trained.
     """
 
     scale: torch.Tensor
@@ -288,25 +273,8 @@ def train_heads(
     """Train heads, or keep their initialization if training does not improve it.
 
     Training has two phases. The first searches for the best epoch on held-out pairs, the second
-    trains on all pairs for that number of epochs.
-
-    Parameters
-    ----------
-    heads : HeadConfig
-        Parameters of the heads.
-    data : PairDataset
-        All pairs.
-    run : TrainingRun
-        Parameters of the training, and its checkpoint.
-
-    Returns
-    -------
-    module : TwoTower
-        Trained heads.
-    logit_scale : float
-        Trained logit scale.
-    result : TrainingResult
-        History of the first phase.
+    trains on all pairs for that number of epochs. Return the heads, the logit scale and the
+    history of the first phase.
     """
     config, checkpoint = run.config, run.checkpoint
     train, valid = run.split(data)

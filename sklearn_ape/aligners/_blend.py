@@ -37,26 +37,10 @@ def train_blend(
 ) -> tuple[TwoTower, float, TrainingResult]:
     """Solve for a closed form, train a head, and blend them as is best on held-out pairs.
 
-    Images are whitened and not trained on, so that both map texts into the same space. The
-    closed form is computed from the training pairs to choose the blend, then from all pairs.
-
-    Parameters
-    ----------
-    heads : HeadConfig
-        Parameters of the text head.
-    data : PairDataset
-        All pairs.
-    run : TrainingRun
-        Parameters of the training, and its checkpoint.
-
-    Returns
-    -------
-    module : TwoTower
-        Whitening of the images, and the blend.
-    logit_scale : float
-        Logit scale, fitted on held-out pairs.
-    result : TrainingResult
-        History of the training. Epoch 0 is the closed form alone.
+    Images are whitened and not trained on, so that both map texts into the same space. The closed
+    form is computed from the training pairs to choose the blend, then from all pairs. Return the
+    heads, the logit scale, fitted on held-out pairs, and the history, in which epoch 0 is the
+    closed form alone.
     """
     config = run.config
     # Images are held out, not captions: a head learns the captions of many images better than the

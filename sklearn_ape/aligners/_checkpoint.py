@@ -50,12 +50,7 @@ _REMEDY = "Delete it to train from the beginning, or pass another folder as chec
 def prepare_folder(checkpoint: Any) -> None:
     """Create the folder of checkpoints and check that it is writable, before training starts.
 
-    Raises
-    ------
-    TypeError
-        If `checkpoint` is not a path.
-    OSError
-        If the folder cannot be created or written to, or (FileExistsError) contains other files.
+    Raise FileExistsError if it contains other files.
     """
     if checkpoint is None or not is_first_rank(current_ranks()):
         return  # in distributed training only the first rank writes
@@ -81,17 +76,11 @@ def prepare_folder(checkpoint: Any) -> None:
 
 
 class TrainingFile:
-    """Files with the state and the result of one training run.
+    """Files with the state and the result of one training run, in an existing folder.
 
     One process at a time holds the lock of a run and writes its files. Another process with the
-    same run trains without checkpoints.
-
-    Parameters
-    ----------
-    folder : Path
-        Existing folder, which may contain the files of other runs.
-    training : dict
-        Plain data that identifies the run: ``class``, ``parameters`` (texts by name) and digests.
+    same run trains without checkpoints. `training` is plain data that identifies the run:
+    ``class``, ``parameters`` (texts by name) and digests.
     """
 
     def __init__(self, folder: Path, training: dict[str, Any]) -> None:
@@ -126,16 +115,8 @@ class TrainingFile:
     def read(self, finished: bool = True) -> tuple[str, dict[str, Any]] | None:
         """Return ("finished" or "unfinished", values), or None if the run has no file.
 
-        Parameters
-        ----------
-        finished : bool, default=True
-            Whether to return the result of a finished training. If False, only the state of an
-            unfinished training is returned.
-
-        Raises
-        ------
-        ValueError
-            If the file is damaged, or belongs to another run or format.
+        A finished result is returned only if `finished`. ValueError is raised if the file is
+        damaged, or belongs to another run or format.
         """
         if not self.is_owner:
             return None
@@ -242,28 +223,9 @@ def _describe_difference(other: Any, own: dict[str, Any]) -> str:
 class Checkpoint:
     """Context of a training run that saves and restores its state if `checkpoint` is set.
 
-    Parameters
-    ----------
-    aligner : TrainedAligner
-        Aligner that is being fitted.
-    data : PairDataset
-        Training pairs.
-    seed : int
-        Seed of a new training.
-    ranks : Ranks or None, default=None
-        Ranks of distributed training. The first rank reads and writes for all of them.
-
-    Attributes
-    ----------
-    seed : int
-        Seed of the training. A resumed training has the seed in its file.
-
-    Raises
-    ------
-    ValueError
-        If the file of this training is damaged or has another format.
-    OSError
-        If the file cannot be read.
+    A resumed training has the `seed` in its file. In distributed training, the first rank reads
+    and writes for all of them. Entering the context raises ValueError if the file is damaged or
+    has another format, and OSError if it cannot be read.
     """
 
     def __init__(
@@ -336,10 +298,7 @@ class Checkpoint:
     def callbacks(self, phase: str) -> list[Any]:
         """Return the callbacks by which a net saves its state and resumes from a saved one.
 
-        Parameters
-        ----------
-        phase : str
-            Name of the phase of the training, each of which has its own net.
+        Each phase of the training has its own net.
         """
         if not self.is_enabled or self._is_stopped:
             return []

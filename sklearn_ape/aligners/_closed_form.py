@@ -50,27 +50,11 @@ _GAMMA_TIMES_VARIANCE = 6.8
 
 
 def fit_logit_scale(image: Any, text: Any, pairs: np.ndarray, max_scale: float = 100.0) -> float:
-    """Return the logit scale that minimizes the symmetric InfoNCE loss.
+    """Return the logit scale from 1 to `max_scale` that minimizes the symmetric InfoNCE loss.
 
-    Cosines of training pairs are higher than those of new pairs, so a scale that is fitted on
-    them is overconfident. Pass held-out pairs if possible.
-
-    Parameters
-    ----------
-    image : ndarray of shape (n_images, n_components)
-        L2-normalized embeddings of images.
-    text : ndarray of shape (n_texts, n_components)
-        L2-normalized embeddings of texts.
-    pairs : ndarray of shape (n_pairs, 2)
-        Rows of `image` and `text` that belong together. If there are more than 2,048 pairs, an
-        evenly spaced sample of this size is used.
-    max_scale : float, default=100.0
-        Upper bound of the scale. The lower bound is 1.
-
-    Returns
-    -------
-    scale : float
-        The logit scale. The result is deterministic.
+    Cosines of training pairs are higher than those of new pairs, so a scale that is fitted on them
+    is overconfident: pass held-out pairs if possible. `pairs` are rows of L2-normalized embeddings
+    of images and of texts. If there are more than 2,048, an evenly spaced sample of them is used.
     """
     pairs = _subsample(pairs)
     images, texts = pairs[:, 0], pairs[:, 1]
@@ -98,20 +82,9 @@ def held_out_logit_scale(
 ) -> float:
     """Return the logit scale fitted on pairs that are held out of an aligner's fit.
 
-    If there are too few groups of pairs to hold any out, the training pairs are used.
-
-    Parameters
-    ----------
-    data : PairDataset
-        The training pairs. A fifth of them is held out, of images rather than prototypes.
-    fit : callable
-        Function of training pairs that returns two functions, which compute L2-normalized
-        embeddings of image features and of text features.
-
-    Returns
-    -------
-    scale : float
-        Logit scale between 1 and 100.
+    A fifth of the pairs is held out, of images rather than prototypes, or the training pairs are
+    used if there are too few groups of pairs. `fit` is a function of training pairs that returns
+    two functions, which compute L2-normalized embeddings of image features and of text features.
     """
     split = split_pairs(data.pairs, _VALIDATION_FRACTION, np.random.RandomState(0))
     train = held_out = split.train
@@ -403,10 +376,7 @@ def _sort_by_text(pairs: np.ndarray, row: np.ndarray) -> tuple[np.ndarray, np.nd
 def scale_gamma(text_mean: np.ndarray) -> float:
     """Return the gamma of "scale", inversely proportional to the variance of the texts.
 
-    Parameters
-    ----------
-    text_mean : ndarray of shape (n_features,)
-        Mean of the L2-normalized texts, whose variance is 1 minus its squared norm.
+    The variance of L2-normalized texts is 1 minus the squared norm of their mean.
     """
     # The bound keeps gamma finite if all texts are nearly equal.
     return float(_GAMMA_TIMES_VARIANCE / max(1 - float(text_mean @ text_mean), 1e-3))

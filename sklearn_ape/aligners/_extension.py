@@ -22,24 +22,8 @@ _SIDES = ("image", "text")
 def choose_encoder(encoder: Any, base: Any, side: str) -> Any:
     """Return the encoder whose features the base takes, with the options of a given encoder.
 
-    Parameters
-    ----------
-    encoder : transformer or None
-        Encoder of the user. None selects that of the base.
-    base : aligner
-        Fitted aligner, with or without encoders.
-    side : {"image", "text"}
-        Side of the encoder.
-
-    Raises
-    ------
-    ValueError
-        If the encoders are of different models.
-
-    Warns
-    -----
-    UserWarning
-        If other settings of the encoders differ. Those of the base are used.
+    None selects the encoder of the base. ValueError is raised if the encoders are of different
+    models. If other settings differ, those of the base are used, with a warning.
     """
     expected = getattr(base, f"{side}_encoder_", None)
     if expected is None or encoder is None:

@@ -72,18 +72,6 @@ def compute_prototypes(image: Any, weights: np.ndarray) -> np.ndarray:
     The weights of a trained head are scaled against the variances of the features. With the mean m
     and the covariance S = U L U' of the features, weights are multiplied by U L^.5 U', which
     undoes half of that scaling, and scaled to the mean distance of the images from m.
-
-    Parameters
-    ----------
-    image : ndarray of shape (n_images, n_features)
-        Features of distinct images.
-    weights : ndarray of shape (n_classes, n_features)
-        Weight matrix of the head.
-
-    Returns
-    -------
-    prototypes : ndarray of shape (n_classes, n_features) and dtype float32
-        Image features of the classes.
     """
     rows = np.arange(len(image))
     image_mean = mean(image, rows)

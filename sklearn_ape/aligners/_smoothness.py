@@ -41,22 +41,9 @@ def choose_smoothness(
 ) -> Smoothness:
     """Return the parameters of the better of two kernels on held-out pairs.
 
-    Parameters
-    ----------
-    data : PairDataset
-        The training pairs. A random sample of at most 10,000 pairs is used.
-    ridge : float
-        Ridge of the first kernel, whose gamma is ``"scale"``. With fewer than 5,000 pairs, this
-        kernel is chosen.
-    seed : int
-        Seed of the sample.
-    solve : callable
-        Function of training pairs and parameters that returns a closed-form solution.
-
-    Returns
-    -------
-    smoothness : Smoothness
-        Parameters of the chosen kernel.
+    The first kernel has the `ridge` and the gamma "scale". It is chosen if there are fewer than
+    5,000 pairs. The kernels are compared on a random sample of at most 10,000 pairs. `solve` is a
+    function of training pairs and parameters that returns a closed-form solution.
     """
     narrow = Smoothness("scale", ridge)
     rows = np.flatnonzero(data.pairs[:, 0] < data.n_images)  # pairs of images, not of prototypes

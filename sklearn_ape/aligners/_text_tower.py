@@ -35,18 +35,8 @@ _PADDING = -1
 class TextTower(nn.Module):
     """A trainable copy of a text encoder's network, followed by a linear map.
 
-    Parameters
-    ----------
-    text_encoder : TransformersTextEncoder or str
-        Encoder whose network is copied, or the name of its model. The network that encoders share
-        is left unchanged.
-    max_length : int or None
-        Maximum number of tokens of a text. None is the limit of the encoder.
-
-    Raises
-    ------
-    TypeError
-        If `text_encoder` is not a network of the transformers library.
+    The network that encoders share is left unchanged. `max_length` is the maximum number of tokens
+    of a text; None is the limit of the encoder.
     """
 
     projection: LinearHead
@@ -137,13 +127,7 @@ class TextTower(nn.Module):
         standardize.scale.fill_(standardize.scale.square().mean().sqrt())
 
     def unlock(self, n_layers: int | None) -> None:
-        """Make the last layers and the modules behind them trainable; None is the whole tower.
-
-        Raises
-        ------
-        ValueError
-            If there are fewer layers.
-        """
+        """Make the last layers and the modules behind them trainable; None is the whole tower."""
         parameters, used = list(self.tower.parameters()), self._used_ids()
         first = len(parameters) if n_layers == 0 else 0
         if n_layers:
@@ -162,13 +146,7 @@ class TextTower(nn.Module):
 
     @contextmanager
     def checkpoint_gradients(self, enabled: bool) -> Iterator[None]:
-        """Compute activations twice instead of storing them, if enabled.
-
-        Raises
-        ------
-        ValueError
-            If the network does not support it.
-        """
+        """Compute activations twice instead of storing them, if enabled."""
         if not enabled:
             yield
             return
@@ -320,22 +298,9 @@ def make_tower_net(
     seed: int,
     callbacks: list[Any],
 ) -> AlignmentNet:
-    """Return the net that trains a text tower.
+    """Return the net that trains a `TextTower` beside a frozen image head.
 
-    Parameters
-    ----------
-    config : TrainingConfig
-        Parameters of the training.
-    module : TwoTower
-        A frozen image head and a `TextTower`.
-    head_learning_rate : float
-        Peak learning rate of the linear map and of the loss.
-    n_pairs : int
-        Number of training pairs.
-    seed : int
-        Seed of the batches.
-    callbacks : list of (str, skorch.callbacks.Callback)
-        Callbacks in addition to `make_standard_callbacks`.
+    `head_learning_rate` is the peak learning rate of the linear map and of the loss.
     """
     # The parameters of the tower do not match a pattern. They have the learning rate of the net,
     # which error messages name.

@@ -57,17 +57,10 @@ _lock = ForkSafeLock()
 
 
 class FittedImages(NamedTuple):
-    """Keys of the training images.
+    """Keys of the training images: sorted int64 without duplicates.
 
-    Parameters
-    ----------
-    keys : ndarray of int64, shape (n_images,)
-        One key per image, sorted and without duplicates.
-    are_contents : bool
-        Whether keys are made from the images' content rather than from their features.
-    mean : ndarray of float32, shape (n_features,), or None, default=None
-        Mean that is subtracted from the features before their keys are computed. None if the
-        keys are not computed from many features.
+    They are made from the images' content if `are_contents`, else from their features. `mean` is
+    subtracted from the features first, if there are many.
     """
 
     keys: np.ndarray
@@ -158,21 +151,11 @@ def group_equal_images(features: np.ndarray) -> np.ndarray:
 def embedding_digest(aligner: Any) -> str:
     """Return a digest of everything that the embeddings of an aligner depend on.
 
-    The digest covers the fitted parameters of the aligner, the parameters of its encoders, and
-    the parameters and fitted attributes of all other steps of a Pipeline. Options such as
-    ``n_jobs``, ``device`` or ``cache``, which do not change results, are left out. No weights
-    are loaded.
-
-    Parameters
-    ----------
-    aligner : estimator
-        A fitted aligner, or an estimator that wraps one, such as a Pipeline.
-
-    Returns
-    -------
-    digest : str
-        Digest that is valid in this process only. Objects that cannot be pickled are compared by
-        identity, so changes within them are not detected.
+    The digest covers the fitted parameters of the aligner, the parameters of its encoders, and the
+    parameters and fitted attributes of all other steps of a Pipeline. Options such as ``n_jobs``,
+    ``device`` or ``cache``, which do not change results, are left out. No weights are loaded. The
+    digest is valid in this process only. Objects that cannot be pickled are compared by identity,
+    so changes within them are not detected.
     """
     return _Digest(by_object=True).digest(aligner)
 
@@ -180,15 +163,7 @@ def embedding_digest(aligner: Any) -> str:
 def exact_digest(*values: Any) -> str | None:
     """Return a digest of values, in which estimators are digested as in `embedding_digest`.
 
-    Parameters
-    ----------
-    *values : object
-        Any objects.
-
-    Returns
-    -------
-    digest : str or None
-        The digest, or None if an object cannot be pickled.
+    None is returned if an object cannot be pickled.
     """
     try:
         return _Digest(by_object=False).digest(values)
@@ -199,11 +174,8 @@ def exact_digest(*values: Any) -> str | None:
 class _Digest:
     """Digests of objects by their content.
 
-    Parameters
-    ----------
-    by_object : bool
-        Whether objects that cannot be pickled are digested by their identity. If False, they
-        raise an error.
+    Objects that cannot be pickled are digested by their identity if `by_object`, else they raise
+    an error.
     """
 
     def __init__(self, by_object: bool) -> None:

@@ -31,17 +31,8 @@ _MIN_SHARE = 0.05
 def as_sequence(y: Any, name: str = "y") -> Any:
     """Return y, as a list if it is a pyarrow or polars column or a 2d array of texts.
 
-    Parameters
-    ----------
-    y : object
-        Captions, or features of captions.
-    name : str, default="y"
-        Name of the parameter for messages.
-
-    Raises
-    ------
-    ValueError
-        If y is not a sequence, is empty, or is a table with more columns than the captions.
+    `name` is the parameter for messages. ValueError is raised if y is not a sequence, is empty, or
+    is a table with more columns than the captions.
     """
     check_sequence(y, name, "text", "captions or features")
     if getattr(y, "ndim", 1) == 1 and hasattr(y, "__len__") and len(y) == 0:
@@ -93,10 +84,7 @@ def holds_images(X: Any) -> bool:
 def flatten_captions(y: Sequence[Any]) -> tuple[list[str], np.ndarray]:
     """Return all captions in one list, and the row of y of each caption.
 
-    Raises
-    ------
-    ValueError
-        If captions are missing, empty or not text. The message names the rows.
+    ValueError names the rows whose captions are missing, empty or not text.
     """
     captions: list[str] = []
     rows: list[int] = []
@@ -144,10 +132,7 @@ def encode_unique(
 ) -> tuple[Any, np.ndarray]:
     """Return features of the distinct captions, and the row of each caption among them.
 
-    Raises
-    ------
-    EncodingError
-        If captions cannot be encoded. The message names their rows in y.
+    EncodingError names the rows in y of captions that cannot be encoded.
     """
     unique = {caption: number for number, caption in enumerate(dict.fromkeys(captions))}
     numbers = np.array([unique[text] for text in captions])
@@ -163,18 +148,9 @@ def encode_unique(
 class Rows(NamedTuple):
     """Features of both sides, and the rows of each pair.
 
-    Parameters
-    ----------
-    image : ndarray or StoredRows of shape (n_samples, n_features)
-        Features of the images, one row per row of X.
-    text : ndarray or StoredRows of shape (n_texts, n_text_features)
-        Features of the distinct captions, or one row per row of y if y holds features.
-    image_rows, text_rows : ndarray of int, shape (n_pairs,)
-        Row of each pair in `image` and in `text`.
-    image_digests : ndarray of shape (n_samples,), or None, default=None
-        Digests of the content of the images. None if X holds features.
-    are_captions : bool, default=False
-        Whether the rows of `text` are distinct captions.
+    `image` has one row per row of X. `text` has one row per distinct caption if `are_captions`,
+    else one per row of y. `image_digests` are digests of the content of the images, or None if X
+    holds features.
     """
 
     image: Any
@@ -230,13 +206,9 @@ def distinct_pairs(rows: Rows) -> PairDataset:
 def item_pairs(rows: Rows, groups: Any = None) -> PairDataset:
     """Return pairs to score, with one row per image and per caption even if features are equal.
 
-    Parameters
-    ----------
-    rows : Rows
-        All pairs. Pairs with a row that could not be encoded are left out, with a warning.
-    groups : array-like of shape (n_samples,) or None, default=None
-        Group of each row of X. All images and captions of a group belong together, and rows of
-        a group with equal features are one image or caption.
+    Pairs with a row that could not be encoded are left out, with a warning. All images and
+    captions of a group belong together, and rows of a group with equal features are one image or
+    caption.
     """
     group = None
     if groups is not None:

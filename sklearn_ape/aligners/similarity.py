@@ -33,13 +33,7 @@ _banks: WeakKeyDictionary[Any, LRUCache[str, Bank]] = WeakKeyDictionary()
 
 
 class SparseRows:
-    """Sparse embeddings whose products are dense, as `retrieval_ranks` needs them by the tile.
-
-    Parameters
-    ----------
-    rows : csr_array of shape (n, n_components)
-        L2-normalized embeddings.
-    """
+    """Sparse embeddings whose products are dense, as `retrieval_ranks` needs them by the tile."""
 
     def __init__(self, rows: csr_array) -> None:
         self.rows = rows
@@ -74,20 +68,8 @@ class LogitTile(NamedTuple):
 class LogitTiles:
     """Scaled cosines of images with a fixed set of texts, standardized if there is a bank.
 
-    Parameters
-    ----------
-    aligner : estimator
-        Fitted aligner, or Pipeline that ends in one, whose `transform` embeds images.
-    classes : ndarray of shape (n_texts,)
-        Class of each text. It is stored for the callers and not used here.
-    texts : ndarray of shape (n_texts, n_components)
-        L2-normalized embeddings of the texts.
-    scale : float
-        Factor of the cosines.
-    bank : Bank or None
-        Bank that the cosines are standardized by. None returns plain cosines.
-    offset : ndarray of shape (n_texts,) or None, default=None
-        Number to add to the logits of each text.
+    The aligner may be a Pipeline that ends in one. `classes` are the classes of the texts, which
+    are stored for the callers and not used here. `offset` is added to the logits of each text.
     """
 
     @ignores_underflow
@@ -109,19 +91,10 @@ class LogitTiles:
         self.columns = (texts if bank is not None else texts * scale).T
 
     def iter_tiles(self, X: Any) -> Iterator[LogitTile]:
-        """Yield the logits of X in tiles.
+        """Yield the logits of X in tiles, of which there is at least one.
 
-        Parameters
-        ----------
-        X : sequence of images, or array-like of shape (n_samples, n_features)
-            Features are embedded tile by tile. Images are embedded in a single call, because
-            encoders batch them themselves and name unreadable ones by their rows.
-
-        Yields
-        ------
-        tile : LogitTile
-            Tile of logits. There is at least one, and rows of images that could not be encoded are
-            NaN.
+        Features are embedded tile by tile. Images are embedded in a single call, because encoders
+        batch them themselves and name unreadable ones by their rows, which are NaN.
         """
         width = max(self.n_texts, self.n_components)
         if is_table(X):
@@ -212,17 +185,11 @@ def choose_top_texts(logits: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray
 
 
 class Bank(NamedTuple):
-    """Reference embeddings that cosines are standardized by.
+    """Reference embeddings that cosines are standardized by, dense or `SparseRows`.
 
-    Parameters
-    ----------
-    image : array of shape (n_images, n_components)
-        L2-normalized embeddings of images, dense or `SparseRows`.
-    text : array of shape (n_texts, n_components) or None
-        L2-normalized embeddings of captions. With None cosines are standardized per text only.
-    std : float
-        Mean standard deviation of the cosines of a caption with the images, and of an image
-        with the captions. NaN without captions.
+    Without texts, cosines are standardized per text only. `std` is the mean standard deviation of
+    the cosines of a caption with the images, and of an image with the captions, or NaN without
+    captions.
     """
 
     image: Any
@@ -281,22 +248,13 @@ class Standardizer:
         z = (s(x, t) - mean_b s(b, t)) / std_b s(b, t)
             + (s(x, t) - mean_b s(x, b)) / std_b s(x, b),
 
-    where b runs over the images of the bank in the first term and over its captions in the
-    second. The result is z / 2 times the mean standard deviation within the bank. It has the
-    scale of a centered cosine, so that logit scales and thresholds keep their meaning.
+    where b runs over the images of the bank in the first term and over its captions in the second.
+    The result is z / 2 times the mean standard deviation within the bank. It has the scale of a
+    centered cosine, so that logit scales and thresholds keep their meaning. Without captions only
+    the first term is used, with the mean standard deviation of the texts.
 
-    Parameters
-    ----------
-    text : array of shape (n_texts, n_components)
-        Embeddings of the texts.
-    bank : Bank
-        Reference embeddings. Without captions only the first term is used, with the mean standard
-        deviation of `text`.
-    scale : float, default=1.0
-        Factor of the result.
-    image_moments : tuple of two ndarrays of shape (n_images,), or None, default=None
-        Mean and standard deviation of the cosines of images with the captions of the bank, if
-        they have been computed before, for `apply_to_rows`.
+    `scale` is a factor of the result. `image_moments` are the mean and standard deviation of the
+    cosines of images with the captions of the bank, if they have been computed before.
     """
 
     def __init__(
@@ -313,42 +271,21 @@ class Standardizer:
         self.factor = self.scale / _divisor(std)
 
     def apply(self, cosines: np.ndarray, image: Any) -> None:
-        """Standardize cosines in place.
-
-        Parameters
-        ----------
-        cosines : ndarray of float, shape (n_images, n_texts)
-            Cosines of the images with all texts. Rows of NaN stay NaN.
-        image : array of shape (n_images, n_components)
-            Embeddings of the images.
-        """
+        """Standardize cosines of images with all texts in place. Rows of NaN stay NaN."""
         moments = None if self.bank.text is None else compute_moments(image, self.bank.text)
         self._apply(cosines, None if moments is None else [m[:, None] for m in moments])
 
     def apply_to_rows(self, cosines: np.ndarray, rows: slice, texts: slice) -> None:
-        """Standardize cosines of a slice of the images of `image_moments` with a slice of texts.
-
-        Parameters
-        ----------
-        cosines : ndarray of float, shape (n_rows, n_selected_texts)
-            Cosines, modified in place.
-        rows, texts : slice
-            Images and texts of the cosines.
-        """
+        """Standardize cosines of some images of `image_moments` with some texts in place."""
         moments = None
         if self.image_moments is not None:
             moments = [values[rows, None] for values in self.image_moments]
         self._apply(cosines, moments, texts)
 
     def apply_to_pairs(self, cosines: np.ndarray, rows: np.ndarray) -> None:
-        """Standardize cosines of each text with k of the images of `image_moments`.
+        """Standardize cosines of each text with k of the images of `image_moments` in place.
 
-        Parameters
-        ----------
-        cosines : ndarray of float, shape (n_texts, k)
-            Cosines, modified in place.
-        rows : ndarray of int, shape (n_texts, k)
-            Images of the cosines.
+        Both arrays have the shape (n_texts, k).
         """
         moments = None
         if self.image_moments is not None:
@@ -382,24 +319,10 @@ def resolve_bank(
 ) -> Bank | None:
     """Return the bank that a ``standardize`` parameter selects.
 
-    Parameters
-    ----------
-    standardize : bool, sequence of images or array-like of shape (n_images, n_features_in_)
-        False selects no bank and True the aligner's ``bank_``. The images of a collection are
-        combined with the captions of ``bank_``, and their embeddings are cached for the lifetime
-        of the aligner.
-    aligner : aligner
-        The aligner, with or without a ``bank_``.
-    transform : callable
-        Function that embeds the images of a collection.
-    estimator : estimator
-        Estimator that `transform` belongs to: the aligner, or a Pipeline that ends in it. A change
-        of its parameters makes cached embeddings invalid.
-
-    Raises
-    ------
-    ValueError
-        If the bank does not exist. The message says what to pass.
+    False selects no bank and True the aligner's ``bank_``. The images of a collection, which
+    `transform` of `estimator` embeds, are combined with the captions of ``bank_``. Their
+    embeddings are cached for the lifetime of the aligner, until a parameter of `estimator`
+    changes.
     """
     name = type(aligner).__name__
     fitted_bank = getattr(aligner, "bank_", None)

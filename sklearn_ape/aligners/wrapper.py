@@ -25,21 +25,9 @@ _SAME_AS_PARAMETER = "as the parameter says"
 def resolve_aligner(aligner: Any) -> Any:
     """Return the aligner that an ``aligner`` parameter selects.
 
-    Parameters
-    ----------
-    aligner : None, str or estimator
-        None selects the starter model, and ``"open_clip:"`` followed by the name of an OpenCLIP
-        model a `CLIPAligner`. An estimator is returned unchanged.
-
-    Returns
-    -------
-    aligner : estimator
-        The aligner. The same name always gives the same object, so that caches are reused.
-
-    Raises
-    ------
-    ValueError
-        If the name is not valid. The message lists the valid forms.
+    None selects the starter model, and ``"open_clip:"`` followed by the name of an OpenCLIP model
+    a `CLIPAligner`. The same name always gives the same object, so that caches are reused. An
+    estimator is returned unchanged.
     """
     # Imported here because these aligners import torch and all encoders.
     if aligner is None:
@@ -70,23 +58,9 @@ def _named_aligner(name: str) -> Any:
 def unwrap(estimator: Any) -> tuple[Any, Any]:
     """Return the preprocessing and the aligner within an estimator.
 
-    Parameters
-    ----------
-    estimator : estimator
-        An aligner, or a Pipeline, a search or a FrozenEstimator around one, in any nesting.
-
-    Returns
-    -------
-    preprocessing : transformer or None
-        The step before the aligner, or a Pipeline if there are several steps. None if the aligner
-        is the only step.
-    aligner : aligner
-        The estimator that embeds texts.
-
-    Raises
-    ------
-    TypeError
-        If the estimator does not contain an aligner.
+    The estimator is an aligner, or a Pipeline, a search or a FrozenEstimator around one, in any
+    nesting. The preprocessing is the step before the aligner, a Pipeline of several steps, or
+    None. TypeError is raised if there is no aligner.
     """
     steps: list[Any] = []
     inner = estimator

@@ -137,7 +137,7 @@ def explain_write_errors(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def svg_to_png(size: int, **source: str) -> bytes:
+def svg_to_png(size: int, **source: Any) -> bytes:
     """Return a drawing, passed as `svg_path` or `svg_string`, on white as a PNG file."""
     import resvg_py
 

@@ -62,23 +62,11 @@ def release_pages(rows: Any) -> None:
 class StoredRows:
     """Rows of features that are read, and converted to float32, when they are indexed.
 
-    Parameters
-    ----------
-    array : ndarray of shape (n_stored, n_features)
-        Features of any floating-point type, usually a memory map.
-    rows : ndarray of int or None, default=None
-        Indices of the selected rows, in order. None selects all rows.
-    more : ndarray of shape (n_more, n_features) or None, default=None
-        Additional rows in memory, whose indices begin at ``len(array)``.
-    missing : ndarray of bool of shape (n_rows,) or None, default=None
-        Mask of the rows that are all NaN. None means that all rows are finite.
+    `array` is usually a memory map, of any floating-point type. `rows` are the indices of the
+    selected rows, in order. Indices from ``len(array)`` are those of `more`, which is in memory.
+    `missing` is a mask of the rows that are all NaN, or None if there are none.
 
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from sklearn_ape.training import StoredRows
-    >>> features = StoredRows(np.eye(4, dtype=np.float16))
-    >>> features[np.array([2, 0])]
+    >>> StoredRows(np.eye(4, dtype=np.float16))[np.array([2, 0])]
     array([[0., 0., 1., 0.],
            [1., 0., 0., 0.]], dtype=float32)
     """
@@ -134,18 +122,7 @@ class StoredRows:
         return features
 
     def select(self, rows: np.ndarray) -> StoredRows | np.ndarray:
-        """Return a subset of the rows: lazy rows if it is large, else an array.
-
-        Parameters
-        ----------
-        rows : ndarray of int
-            Indices of the rows, in order.
-
-        Returns
-        -------
-        features : StoredRows or ndarray of shape (len(rows), n_features)
-            The rows. A `StoredRows` is made without reading the file.
-        """
+        """Return a subset of the rows: lazy rows if it is large, else an array."""
         if not _is_large(len(rows), self.array.shape[1]):
             return self[rows]
         missing = None if self.missing is None else self.missing[rows]
@@ -153,18 +130,7 @@ class StoredRows:
         return StoredRows(self.array, indices, self.more, missing)
 
     def append(self, rows: np.ndarray) -> StoredRows:
-        """Return these rows followed by further rows, which are kept in memory.
-
-        Parameters
-        ----------
-        rows : ndarray of shape (n_more, n_features)
-            Finite features.
-
-        Returns
-        -------
-        features : StoredRows
-            Lazy rows of both.
-        """
+        """Return these rows followed by further, finite rows, which are kept in memory."""
         in_memory = np.empty((0, self.shape[1]), np.float32) if self.more is None else self.more
         indices = np.arange(len(self.array)) if self.rows is None else self.rows
         first = len(self.array) + len(in_memory)
@@ -179,21 +145,9 @@ class StoredRows:
 def stays_stored(features: Any) -> bool:
     """Return whether features are read in blocks instead of being copied to memory.
 
-    Parameters
-    ----------
-    features : object
-        Features passed as X or y.
+    These are memory maps of floating-point numbers, and arrays of float16, that would take more
+    than 128 MiB as float32.
 
-    Returns
-    -------
-    stays : bool
-        True for a memory map of floating-point numbers, or an array of float16, that would take
-        more than 128 MiB as float32.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from sklearn_ape.training import stays_stored
     >>> stays_stored(np.zeros((10, 4), dtype=np.float32))
     False
     """
@@ -207,22 +161,8 @@ def stays_stored(features: Any) -> bool:
 
 
 def row_blocks(features: Any) -> Iterator[slice]:
-    """Return slices of rows that fit into memory.
+    """Return slices of at most 4,096 rows, or a single slice for an array, which is in memory.
 
-    Parameters
-    ----------
-    features : StoredRows or array of shape (n_rows, n_features)
-        Features. An array, which is in memory already, is a single block.
-
-    Returns
-    -------
-    blocks : iterator of slice
-        Slices of at most 4,096 rows.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from sklearn_ape.training import row_blocks
     >>> list(row_blocks(np.zeros((10, 4))))
     [slice(0, 10, None)]
     """
@@ -232,24 +172,8 @@ def row_blocks(features: Any) -> Iterator[slice]:
 
 
 def select(features: Any, rows: np.ndarray) -> Any:
-    """Return a subset of the rows of features, as an object of the same type.
+    """Return a subset of the rows of features, in order, as an object of the same type.
 
-    Parameters
-    ----------
-    features : StoredRows, ndarray or torch.Tensor of shape (n, n_features)
-        Features to select from.
-    rows : ndarray of int
-        Indices of the rows, in order.
-
-    Returns
-    -------
-    features : StoredRows, ndarray or torch.Tensor of shape (len(rows), n_features)
-        The rows; for a `StoredRows`, see `StoredRows.select`. Other types are copied.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from sklearn_ape.training import select
     >>> select(np.array([[1, 2], [3, 4], [5, 6]]), np.array([2, 0]))
     array([[5, 6],
            [1, 2]])

@@ -134,18 +134,7 @@ class Head(nn.Module):
 
 
 def iter_row_tensors(features: Any) -> Iterator[torch.Tensor]:
-    """Yield features as tensors, in blocks of rows.
-
-    Parameters
-    ----------
-    features : torch.Tensor or StoredRows
-        Features of shape (n, n_features).
-
-    Yields
-    ------
-    rows : torch.Tensor
-        Up to 4,096 rows.
-    """
+    """Yield features as tensors, in blocks of up to 4,096 rows."""
     for block in gen_batches(len(features), _BLOCK_SIZE):
         yield torch.as_tensor(features[block])
 

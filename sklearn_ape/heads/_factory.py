@@ -152,22 +152,8 @@ _MATRICES: dict[str, tuple[str, ...]] = {
 
 
 def head_state(head: Head) -> dict[str, Any]:
-    """Return the state of a head, which `restored_head` accepts, as plain data and arrays.
+    """Return the state of a head on the CPU for `restored_head`, as plain data and arrays.
 
-    Parameters
-    ----------
-    head : Head
-        Head from `make_head`, or a head that combines maps and heads, on the CPU.
-
-    Returns
-    -------
-    state : dict
-        Numbers, names and arrays.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from sklearn_ape.heads import head_state, make_head, restored_head
     >>> from sklearn_ape.persistence import FittedState
     >>> head = make_head("mlp", 4, 2, depth=2, width=8, dropout=0.0)
     >>> copy = restored_head(FittedState(head_state(head), "head"))
@@ -211,22 +197,9 @@ def head_state(head: Head) -> dict[str, Any]:
 
 @default_state()
 def restored_head(state: FittedState) -> Head:
-    """Return the head whose state `head_state` returned.
+    """Return the head whose state `head_state` returned, with bitwise identical weights.
 
-    Parameters
-    ----------
-    state : FittedState
-        State read from a file.
-
-    Returns
-    -------
-    head : Head
-        Head with bitwise identical weights.
-
-    Raises
-    ------
-    ValueError
-        If the state is invalid. Sizes are checked before memory is allocated.
+    Sizes are checked before memory is allocated.
     """
     try:
         return _restore_head(state)

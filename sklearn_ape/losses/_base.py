@@ -84,16 +84,9 @@ class Tile(NamedTuple):
 
 
 class Tiles:
-    """The tiles of a logit matrix, row by row.
+    """The tiles of a logit matrix, row by row, of at most `size` rows and columns.
 
-    Parameters
-    ----------
-    pairs : torch.Tensor of shape (n_positive, 2)
-        Distinct rows and columns of the positives.
-    n_rows, n_columns : int
-        Shape of the matrix.
-    size : int
-        Maximum number of rows and columns of a tile.
+    `pairs` are the distinct rows and columns of the positives.
     """
 
     def __init__(self, pairs: torch.Tensor, n_rows: int, n_columns: int, size: int) -> None:
@@ -125,12 +118,7 @@ class Softmax:
 
     The largest logit and the sum of exponentials relative to it are stored separately, as in flash
     attention. In a single number, small exponentials would be lost to rounding when the model is
-    nearly certain.
-
-    Parameters
-    ----------
-    like : torch.Tensor of shape (n_rows, n_components)
-        Tensor with one row per softmax, which sets type and device.
+    nearly certain. There is one softmax per row of `like`, which sets type and device.
     """
 
     def __init__(self, like: torch.Tensor) -> None:

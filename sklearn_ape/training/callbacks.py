@@ -71,16 +71,9 @@ class BlendRecall(ValidationRecall):
     """Record the recall of blends of a closed-form solution and the head that is trained.
 
     ``blend_weight`` is the chosen share of the head, ``valid_recall`` the recall of this blend,
-    and ``head_recall`` the recall of the head alone.
-
-    Parameters
-    ----------
-    dataset : PairDataset
-        Validation pairs.
-    text : ndarray of shape (n_texts, n_components)
-        L2-normalized embeddings of their captions by the closed-form solution.
-    baseline : float
-        Recall of the closed-form solution, which the blend must exceed.
+    and ``head_recall`` the recall of the head alone. `text` are L2-normalized embeddings of the
+    captions of `dataset` by the closed-form solution, whose recall, `baseline`, the blend must
+    exceed.
     """
 
     # Between 0.3 and 0.7 the weight makes little difference, so that few values are enough.
@@ -123,22 +116,8 @@ class BlendRecall(ValidationRecall):
 def mean_recall(image: np.ndarray, text: np.ndarray, pairs: np.ndarray) -> float:
     """Return the mean of recall@1, 5 and 10 in both directions.
 
-    Parameters
-    ----------
-    image, text : ndarray of shape (n, n_components)
-        L2-normalized embeddings.
-    pairs : ndarray of shape (n_pairs, 2)
-        Rows of images and of captions that belong together.
+    `pairs` are rows of L2-normalized embeddings of images and of captions that belong together.
 
-    Returns
-    -------
-    recall : float
-        Mean recall, between 0 and 1.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from sklearn_ape.training import mean_recall
     >>> embeddings = np.eye(20, dtype=np.float32)
     >>> mean_recall(embeddings, embeddings, np.column_stack([np.arange(20)] * 2))
     1.0
@@ -275,18 +254,7 @@ def bar_verbosity(config: TrainingConfig, ranks: Ranks | None) -> int | None:
 
 
 def diverged(net: NeuralNet) -> FloatingPointError:
-    """Return the error that is raised when training diverges.
-
-    Parameters
-    ----------
-    net : skorch.NeuralNet
-        Net that diverged.
-
-    Returns
-    -------
-    error : FloatingPointError
-        Error whose message names the epoch and the parameters to lower.
-    """
+    """Return the error that is raised when training diverges."""
     return FloatingPointError(
         f"Training diverged in epoch {net.history[-1, 'epoch']}: loss, weights or embeddings are "
         f"not finite. Lower learning_rate (now {net.lr:g}) or logit_scale."
@@ -296,13 +264,8 @@ def diverged(net: NeuralNet) -> FloatingPointError:
 class EpochBridge(Callback):
     """Report the epochs of a net to the scikit-learn callbacks of an aligner.
 
-    Parameters
-    ----------
-    context : FitContext
-        Fit of the aligner, which has scikit-learn callbacks.
-    get_attributes : callable
-        Function that takes the net and returns copies of the aligner's fitted attributes. It is
-        called only for callbacks that request a fitted estimator.
+    `get_attributes` is a function of the net that returns copies of the aligner's fitted
+    attributes. It is called only for callbacks that request a fitted estimator.
     """
 
     def __init__(
@@ -360,27 +323,9 @@ def make_search_callbacks(
 ) -> list[Any]:
     """Return the callbacks of a training run that searches for the best epoch, in order.
 
-    Parameters
-    ----------
-    config : TrainingConfig
-        Parameters of the training run.
-    recall : ValidationRecall
-        Callback that records the recall. Without validation pairs the last epoch is the best one.
-    context : FitContext
-        Fit of the aligner, for the callbacks of scikit-learn.
-    get_attributes : callable
-        Function that takes the net and returns copies of the aligner's fitted attributes.
-    name : str
-        Text before the progress bar.
-    checkpoint : list of (str, skorch.callbacks.Callback)
-        Callbacks that save the state of the preceding callbacks.
-    ranks : Ranks or None, default=None
-        Ranks of distributed training, the first of which shows the progress bar.
-
-    Returns
-    -------
-    callbacks : list of (str, skorch.callbacks.Callback)
-        Callbacks for a net that is fitted once.
+    Without validation pairs in `recall` the last epoch is the best one. The callbacks of
+    `checkpoint` save the state of the preceding ones. `name` is the text before the progress bar,
+    which only the first rank shows. See `EpochBridge` for `get_attributes`.
     """
     callbacks: list[Any] = [("recall", recall)]
     best = None
@@ -408,17 +353,9 @@ def make_search_callbacks(
 def collect_result(net: AlignmentNet, n_epochs: int) -> TrainingResult:
     """Return the result of a run with `make_search_callbacks`; warn if it was stopped early.
 
-    Parameters
-    ----------
-    net : AlignmentNet
-        Trained net.
-    n_epochs : int
-        Maximum number of epochs. ``net.max_epochs`` is smaller after a checkpoint was resumed.
-
-    Raises
-    ------
-    KeyboardInterrupt
-        If the first epoch was interrupted, so that there is no result.
+    `n_epochs` is the maximum number of epochs. ``net.max_epochs`` is smaller after a checkpoint
+    was resumed. KeyboardInterrupt is raised if the first epoch was interrupted, so that there is
+    no result.
     """
     rows = [row for row in net.history if "train_loss" in row and "logit_scale" in row]
     if not rows:

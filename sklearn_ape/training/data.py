@@ -181,20 +181,8 @@ def unique_pairs(images: np.ndarray, texts: np.ndarray, n_texts: int) -> np.ndar
 def as_tensor(features: np.ndarray) -> torch.Tensor:
     """Return features as a tensor, which shares the memory of a writable array.
 
-    Parameters
-    ----------
-    features : ndarray
-        Features.
+    Read-only arrays are copied, because torch warns about them.
 
-    Returns
-    -------
-    tensor : torch.Tensor
-        Tensor of the same values. Read-only arrays are copied, because torch warns about them.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from sklearn_ape.training import as_tensor
     >>> as_tensor(np.ones((2, 3), dtype=np.float32)).shape
     torch.Size([2, 3])
     """
@@ -202,25 +190,8 @@ def as_tensor(features: np.ndarray) -> torch.Tensor:
 
 
 def subset(dataset: PairDataset, rows: np.ndarray) -> PairDataset:
-    """Return some pairs of a dataset with only their images and captions.
+    """Return some pairs of a dataset with only their images and captions, numbered from 0.
 
-    Parameters
-    ----------
-    dataset : PairDataset
-        All pairs.
-    rows : ndarray of int
-        Rows of ``dataset.pairs`` to keep.
-
-    Returns
-    -------
-    subset : PairDataset
-        Dataset of these pairs, whose images and captions are numbered from 0.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> import torch
-    >>> from sklearn_ape.training import PairDataset, subset
     >>> pairs = np.array([[0, 0], [1, 1], [2, 2]])
     >>> dataset = PairDataset(torch.zeros(3, 4), torch.zeros(3, 5), pairs)
     >>> part = subset(dataset, np.array([0, 2]))
@@ -399,23 +370,8 @@ def rank_rows(n_pairs: int, rank: int, n_ranks: int) -> slice:
 
 
 def n_batches(n_pairs: int, batch_size: int) -> int:
-    """Count the batches of one epoch.
+    """Count the batches of one epoch, at least 1.
 
-    Parameters
-    ----------
-    n_pairs : int
-        Number of pairs.
-    batch_size : int
-        Maximum number of pairs per batch.
-
-    Returns
-    -------
-    n_batches : int
-        Number of batches, at least 1.
-
-    Examples
-    --------
-    >>> from sklearn_ape.training import n_batches
     >>> n_batches(1000, 300)
     4
     """

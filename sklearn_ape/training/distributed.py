@@ -224,28 +224,9 @@ def join_ranks(
 ) -> tuple[Ranks | None, int]:
     """Return the ranks that train together, if any, and the seed that all of them use.
 
-    Parameters
-    ----------
-    parameters : mapping of str to object
-        Parameters of the aligner that must be equal on all ranks.
-    data : PairDataset
-        Training pairs, which must be equal, too. At most 1,000 evenly spaced rows of the
-        features are compared.
-    seed : int
-        Seed of this rank.
-
-    Returns
-    -------
-    ranks : Ranks or None
-        None if torch.distributed is not set up, or for a single process.
-    seed : int
-        Seed of the first rank.
-
-    Raises
-    ------
-    ValueError
-        If data or parameters differ, or if the head cannot be trained on several ranks. Every
-        rank raises it.
+    The ranks are None if torch.distributed is not set up, or for a single process. All ranks raise
+    ValueError if their parameters or pairs differ, or if the head cannot be trained on several
+    ranks. Of the features, at most 1,000 evenly spaced rows are compared.
     """
     ranks = current_ranks()
     if ranks is None:

@@ -31,16 +31,9 @@ _BLOCK_SIZE = 8192
 
 @contextmanager
 def seed_generators(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed torch's global generators, and restore their states at the end.
+    """Seed torch's global generators of CPU and device, and restore their states at the end.
 
     Only one thread of a process can be in this context at a time.
-
-    Parameters
-    ----------
-    seed : int
-        Seed of the generators.
-    device : torch.device
-        Device whose generator is seeded in addition to that of the CPU.
     """
     devices = [device] if device.type == "cuda" else []
     with _generator_lock, torch.random.fork_rng(devices=devices):
@@ -411,22 +404,9 @@ def make_net(
     ranks: Ranks | None = None,
     **parameters: Any,
 ) -> AlignmentNet:
-    """Return the net that trains a module.
+    """Return the net that trains a module, with all callbacks in order and a seed of the batches.
 
-    Parameters
-    ----------
-    config : TrainingConfig
-        Parameters of the training run.
-    module : TwoTower
-        Module to train.
-    seed : int
-        Seed of the batches.
-    callbacks : list of (str, skorch.callbacks.Callback)
-        All callbacks, in order.
-    ranks : Ranks or None, default=None
-        Ranks of distributed training.
-    **parameters : object
-        Parameters of the net that replace those of `config`.
+    Further parameters of the net replace those of `config`.
     """
     options: dict[str, Any] = {
         "criterion": LOSSES[config.loss],

@@ -17,18 +17,12 @@ from .net import AlignmentNet
 
 
 class SaveState(Callback):
-    """Save the state of a training run after its epochs, and resume from a state.
+    """Save the state of a training run after its epochs, and resume from a state, if any.
 
     This callback must come after all callbacks whose state it saves, and before those that stop
     training. A resumed training ends with weights that are bitwise identical to those of a
-    training that was never interrupted. Callbacks of users are not restored.
-
-    Parameters
-    ----------
-    save : callable
-        Function that is called after each epoch with a function that returns the state.
-    state : dict or None
-        State to resume from. None starts a new training.
+    training that was never interrupted. Callbacks of users are not restored. `save` is called
+    after each epoch with a function that returns the state.
     """
 
     def __init__(
@@ -66,15 +60,7 @@ class SaveState(Callback):
 def get_state(net: AlignmentNet) -> dict[str, Any]:
     """Return the state of a training run at the end of an epoch.
 
-    Parameters
-    ----------
-    net : AlignmentNet
-        Net that is being trained on `PairBatches`.
-
-    Returns
-    -------
-    state : dict
-        Numbers, texts, and arrays that share the memory of the net.
+    Its arrays share the memory of the net, which is being trained on `PairBatches`.
     """
     callbacks = dict(net.callbacks_)
     best = callbacks.get("best")
@@ -97,24 +83,9 @@ def get_state(net: AlignmentNet) -> dict[str, Any]:
 def restore_state(net: AlignmentNet, state: dict[str, Any]) -> tuple[int, Any]:
     """Restore the state that `get_state` returned into a net that is about to train.
 
-    Parameters
-    ----------
-    net : AlignmentNet
-        Net with the same parameters, after ``on_train_begin`` of the callbacks to restore.
-    state : dict
-        State read from a file.
-
-    Returns
-    -------
-    n_epochs : int
-        Number of remaining epochs.
-    batches : dict
-        Argument of `PairBatches.restore_generators`.
-
-    Raises
-    ------
-    ValueError
-        If the state does not fit the net.
+    The net has the same parameters, and ``on_train_begin`` of the callbacks to restore was called.
+    Return the number of remaining epochs, and the argument of `PairBatches.restore_generators`.
+    ValueError is raised if the state does not fit the net.
     """
     values = FittedState(state, "the state of the training")
     callbacks: dict[str, Any] = dict(net.callbacks_)

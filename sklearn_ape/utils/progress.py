@@ -15,11 +15,8 @@ _DEFAULT_DELAY_S = 2.0
 def shows_progress(verbose: int | None) -> bool:
     """Return whether to show progress bars for a value of the parameter ``verbose``.
 
-    Parameters
-    ----------
-    verbose : int or None
-        None means yes in a terminal and in a notebook, but not where standard error is written
-        to a file, nor in worker processes, whose bars would overwrite each other.
+    None means yes in a terminal and in a notebook, but not where standard error is written to a
+    file, nor in worker processes, whose bars would overwrite each other.
     """
     if verbose is not None:
         return bool(verbose)
@@ -32,19 +29,10 @@ def shows_progress(verbose: int | None) -> bool:
 def make_progress_bar(
     total: int | None, verbose: int | None, delay: float = 0.5, **options: Any
 ) -> tqdm:
-    """Make a progress bar, which appears only if the work takes more than a moment.
+    """Make a progress bar, which appears only if the work takes more than `delay` seconds.
 
-    Parameters
-    ----------
-    total : int or None
-        Number of units of work, if known.
-    verbose : int or None
-        See `shows_progress`. With None, the bar appears after two seconds and is removed at the
-        end, so that a terminal does not fill with the bars of many calls.
-    delay : float
-        Seconds of work without a bar otherwise.
-    **options : Any
-        Options of tqdm, such as ``unit`` and ``desc``.
+    If `verbose` is None, the bar appears after two seconds and is removed at the end, so that a
+    terminal does not fill with the bars of many calls. The options are those of tqdm.
     """
     by_default = verbose is None
     return tqdm(

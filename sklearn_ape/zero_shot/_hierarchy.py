@@ -13,14 +13,9 @@ from ..prompts import flatten_labels, to_class_array
 class Hierarchy(NamedTuple):
     """Hierarchy of the classes of a classifier.
 
-    Parameters
-    ----------
-    nodes : ndarray of shape (n_nodes,)
-        The classes, in the order of ``classes_``, followed by the inner nodes.
-    paths : list of n_nodes tuples
-        Indices of the nodes on the path to each node, from the coarsest one to the node itself.
-    membership : ndarray of float32, shape (n_classes, n_nodes)
-        1 where a class is in a node.
+    The nodes are the classes, in the order of ``classes_``, followed by the inner nodes. The path
+    of a node has the indices of the nodes from the coarsest one to the node itself. The
+    membership, of shape (n_classes, n_nodes), is 1 where a class is in a node.
     """
 
     nodes: np.ndarray

@@ -25,17 +25,7 @@ _TEMPERATURE_STD = 0.3
 
 
 class Examples(NamedTuple):
-    """Labelled images.
-
-    Parameters
-    ----------
-    embeddings : ndarray of float32, shape (n, n_components)
-        L2-normalized embeddings.
-    codes : ndarray of int, shape (n,)
-        Indices of the classes.
-    weights : ndarray of float64, shape (n,)
-        Sample weights, which are positive.
-    """
+    """L2-normalized embeddings of labelled images, indices of their classes, and weights > 0."""
 
     embeddings: np.ndarray
     codes: np.ndarray
@@ -68,19 +58,8 @@ def fit_probe(examples: Examples, text: np.ndarray, scale: float, alpha: float) 
     """Fit a softmax regression that equals the zero-shot classifier without examples.
 
     The logits are ``scale * (a @ text.T) + r @ residual``, where a is an embedding and r is a with
-    a constant feature. The residual minimizes the sum of the weighted cross entropies plus
-    ``alpha / 2`` times its squared norm.
-
-    Parameters
-    ----------
-    examples : Examples
-        Labelled images.
-    text : ndarray of shape (n_classes, n_components)
-        L2-normalized embeddings of the classes.
-    scale : float
-        Logit scale.
-    alpha : float
-        Strength of the penalty.
+    a constant feature. The residual minimizes the sum of the weighted cross entropies plus ``alpha
+    / 2`` times its squared norm.
     """
     problem = _Problem(examples, text, scale, alpha)
     residual = problem.solve(np.arange(len(examples.codes)))
