@@ -20,12 +20,20 @@ from ..training.callbacks import (
 )
 from ..training.data import PairDataset, as_tensor
 from ..training.distributed import Ranks
-from ..training.net import AlignmentNet, TrainingConfig, embed, make_net
+from ..training.net import AlignmentNet, TrainingConfig, embed_pairs, make_net
 from ..utils.linalg import l2_normalize
 from ..utils.progress import shows_progress
-from ._closed_form import RIDGE, WHITENING, Maps, fit_logit_scale, kernel_maps, linear_maps
+from ._closed_form import (
+    RIDGE,
+    WHITENING,
+    Maps,
+    Smoothness,
+    choose_smoothness,
+    fit_logit_scale,
+    kernel_maps,
+    linear_maps,
+)
 from ._kernel_ridge import count_default_anchors
-from ._smoothness import Smoothness, choose_smoothness
 
 if TYPE_CHECKING:
     from ._trained import TrainingRun
@@ -121,12 +129,6 @@ class HeadTraining:
 
     def _get_heads(self) -> tuple[Head, Head]:
         return self.module.image_head, self.module.text_head
-
-
-def embed_pairs(module: TwoTower, data: PairDataset) -> tuple[np.ndarray, np.ndarray]:
-    """Return the L2-normalized embeddings of images and captions, computed on the CPU."""
-    image, text = (embed(module, side, getattr(data, side), "cpu") for side in ("image", "text"))
-    return image, text
 
 
 def make_closed_form(maps: Maps, ranks: Ranks | None) -> TwoTower:

@@ -13,17 +13,22 @@ from ..training.callbacks import (
     mean_recall,
 )
 from ..training.data import PairDataset
+from ..training.net import embed_pairs
 from ._ape_trainer import (
     HeadConfig,
     HeadTraining,
     choose_kernel,
-    embed_pairs,
     make_closed_form,
     solve_kernel,
     train_heads,
 )
-from ._closed_form import WHITENING, fit_logit_scale, held_out_logit_scale, whiten_images
-from ._serialization import make_embedders
+from ._closed_form import (
+    WHITENING,
+    fit_logit_scale,
+    held_out_logit_scale,
+    make_embedders,
+    whiten_images,
+)
 
 if TYPE_CHECKING:
     from ._trained import TrainingRun

@@ -10,13 +10,11 @@ from sklearn.base import clone
 
 from ..heads import ExtendedHead, KernelMap, TwoTower
 from ..training.data import PairDataset
-from ..training.net import embed
+from ..training.net import embed_pairs
 from ..utils.linalg import normalize_rows
 from ..utils.warnings import warn
 from ._closed_form import RIDGE, scale_gamma
 from ._kernel_ridge import solve_kernel_ridge
-
-_SIDES = ("image", "text")
 
 
 def choose_encoder(encoder: Any, base: Any, side: str) -> Any:
@@ -94,7 +92,7 @@ def extend(
                 f"{name} has {features.shape[1]} features, and init was fitted with {n_expected} "
                 f"{side} features. Pass features of the encoder that init was fitted with."
             )
-    image, text = (embed(base.module_, side, getattr(data, side), "cpu") for side in _SIDES)
+    image, text = embed_pairs(base.module_, data)
     mean_image = image[: data.n_images].mean(axis=0) if center else np.zeros_like(image[0])
     # A text of several images is one row with their mean, as in KernelAligner.
     texts, rows, counts = np.unique(data.pairs[:, 1], return_inverse=True, return_counts=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
 from copy import deepcopy
 from typing import Any
 
@@ -155,15 +154,6 @@ class HeadsMixin:
     def _make_network(self, side: str) -> nn.Module:
         """Return the network of one side that `export_onnx` writes."""
         return _HeadNetwork(getattr(self.module_, f"{side}_head")).eval()
-
-
-def make_embedders(module: TwoTower) -> tuple[Callable, Callable]:
-    """Return functions that embed image features and text features on the CPU."""
-    device = torch.device("cpu")
-    return (
-        lambda features: embed(module, "image", features, device),
-        lambda features: embed(module, "text", features, device),
-    )
 
 
 def history_state(aligner: Any) -> dict[str, Any]:

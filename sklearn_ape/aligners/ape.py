@@ -24,9 +24,9 @@ from ..utils.torch_state import default_state
 from ..utils.validation import check_boolean, check_choice, check_integer, check_number
 from ._ape_trainer import HeadConfig, train_heads
 from ._blend import summarize_training, train_blend
-from ._closed_form import held_out_logit_scale
+from ._closed_form import held_out_logit_scale, make_embedders
 from ._extension import choose_encoder, extend
-from ._serialization import HeadsMixin, history_state, make_embedders, restore_history
+from ._serialization import HeadsMixin, history_state, restore_history
 from ._trained import TrainedAligner, TrainingRun, name_key
 from .pairs import holds_images, holds_texts
 from .wrapper import unwrap_aligner

@@ -16,9 +16,16 @@ from ..utils.sklearn_compat import reports_fit
 from ..utils.torch_state import default_state
 from ..utils.validation import check_integer, check_number
 from ._base import BaseAligner
-from ._closed_form import RIDGE, WHITENING, held_out_logit_scale, kernel_maps
-from ._serialization import HeadsMixin, make_embedders
-from ._smoothness import Smoothness, choose_smoothness
+from ._closed_form import (
+    RIDGE,
+    WHITENING,
+    Smoothness,
+    choose_smoothness,
+    held_out_logit_scale,
+    kernel_maps,
+    make_embedders,
+)
+from ._serialization import HeadsMixin
 
 # Largest number of anchors of the solution from which the logit scale is computed.
 _MAX_SCALE_ANCHORS = 8192

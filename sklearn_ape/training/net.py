@@ -19,7 +19,7 @@ from ..heads import TwoTower
 from ..losses import LOSSES, StructureLoss
 from ..utils.concurrency import ForkSafeLock
 from ..utils.torch_state import default_state
-from .data import PairBatches, as_tensor
+from .data import PairBatches, PairDataset, as_tensor
 from .distributed import Ranks, is_first_rank
 
 # Weights and dropout masks are drawn from torch's global generator: two threads that train at the
@@ -478,3 +478,9 @@ def embed(module: TwoTower, side: str, features: Any, device: Any) -> np.ndarray
             embeddings[block] = tower(rows.to(device)).float().cpu().numpy()
     module.train(was_training)
     return embeddings
+
+
+def embed_pairs(module: TwoTower, data: PairDataset) -> tuple[np.ndarray, np.ndarray]:
+    """Return the L2-normalized embeddings of images and captions, computed on the CPU."""
+    image, text = (embed(module, side, getattr(data, side), "cpu") for side in ("image", "text"))
+    return image, text
