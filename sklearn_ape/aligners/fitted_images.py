@@ -49,7 +49,7 @@ _PICKLING_ERRORS = (
     RecursionError,
 )
 
-# Numbers of objects that cannot be pickled, such as a lambda. `id` is not suitable, because Python
+# Numbers of objects, such as a lambda that cannot be pickled. `id` is not suitable, because Python
 # reuses its values.
 _numbers: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
 _next_number = itertools.count()
@@ -157,7 +157,7 @@ def embedding_digest(aligner: Any) -> str:
     digest is valid in this process only. Objects that cannot be pickled are compared by identity,
     so changes within them are not detected.
     """
-    return _Digest(by_object=True).digest(aligner)
+    return _digest(aligner, by_object=True)
 
 
 def exact_digest(*values: Any) -> str | None:
@@ -166,55 +166,46 @@ def exact_digest(*values: Any) -> str | None:
     None is returned if an object cannot be pickled.
     """
     try:
-        return _Digest(by_object=False).digest(values)
+        return _digest(values, by_object=False)
     except _PICKLING_ERRORS:
         return None
 
 
-class _Digest:
-    """Digests of objects by their content.
+def _digest(value: Any, by_object: bool) -> str:
+    """Return a digest of an object by its content.
 
     Objects that cannot be pickled are digested by their identity if `by_object`, else they raise
     an error.
     """
-
-    def __init__(self, by_object: bool) -> None:
-        self.by_object = by_object
-
-    def digest(self, value: Any) -> str:
-        """Return the digest of an object."""
-        digest = hashlib.sha256()
-        try:
-            _Pickler(SimpleNamespace(write=digest.update), self).dump(value)
-        except _PICKLING_ERRORS:
-            if not self.by_object:
-                raise
-            return f"object {_get_number(value)}"
-        return digest.hexdigest()
-
-    def digest_estimator(self, estimator: Any) -> str:
-        """Return a digest of everything that the results of an estimator depend on."""
-        kind = type(estimator)
-        parts = {
-            name: self.digest(value) for name, value in sorted(_collect_parts(estimator).items())
-        }
-        return f"{kind.__module__}.{kind.__qualname__} {parts}"
+    digest = hashlib.sha256()
+    try:
+        _Pickler(SimpleNamespace(write=digest.update), by_object).dump(value)
+    except _PICKLING_ERRORS:
+        if not by_object:
+            raise
+        return f"object {number_object(value)}"
+    return digest.hexdigest()
 
 
 class _Pickler(pickle.Pickler):
     """Pickler that replaces estimators and arrays by their digests."""
 
-    def __init__(self, file: Any, digests: _Digest) -> None:
+    def __init__(self, file: Any, by_object: bool) -> None:
         super().__init__(file, protocol=pickle.HIGHEST_PROTOCOL)
-        self.digests = digests
+        self.by_object = by_object
 
     def persistent_id(self, obj: Any) -> str | None:
         if isinstance(obj, np.ndarray) and not obj.dtype.hasobject:
             return fingerprint(np.asarray(obj))
         is_estimator = isinstance(obj, BaseEstimator) or hasattr(obj, "transform_text")
-        if is_estimator and not isinstance(obj, type):
-            return self.digests.digest_estimator(obj)
-        return None
+        if not is_estimator or isinstance(obj, type):
+            return None
+        kind = type(obj)
+        parts = {
+            name: _digest(value, self.by_object)
+            for name, value in sorted(_collect_parts(obj).items())
+        }
+        return f"{kind.__module__}.{kind.__qualname__} {parts}"
 
 
 def _collect_parts(estimator: Any) -> dict[str, Any]:
@@ -245,7 +236,8 @@ def _is_fitted(name: str, value: Any) -> bool:
     return isinstance(value, np.ndarray | BaseEstimator) or issparse(value)
 
 
-def _get_number(value: Any) -> int:
+def number_object(value: Any) -> int:
+    """Return a number that no other object of this process has, even after it is deleted."""
     with _lock:
         try:
             return _numbers.setdefault(value, next(_next_number))

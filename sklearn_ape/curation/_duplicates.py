@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 from sklearn.utils import gen_batches
 
+from ..utils.linalg import merge_groups
 from ..utils.validation import check_number, check_sequence
-from ._validation import check_groups, merge_groups, normalize_valid_rows
+from ._validation import check_groups, normalize_valid_rows
 
 _TILE_ROWS, _TILE_COLUMNS = 1024, 8192  # a tile of cosine similarities has 32 MiB
 

@@ -10,6 +10,7 @@ from sklearn.base import BaseEstimator, clone
 from sklearn.model_selection import GroupKFold
 from sklearn.utils import check_random_state
 
+from ..training.data import group_pairs
 from ..utils.validation import check_integer, check_number
 from ._duplicates import find_near_duplicates
 from ._validation import (
@@ -17,7 +18,6 @@ from ._validation import (
     check_captions,
     check_groups,
     label_codes,
-    merge_groups,
     normalize_valid_rows,
     row_tiles,
 )
@@ -221,9 +221,7 @@ def _compute_agreement(
 ) -> np.ndarray:
     """Return the out-of-fold rank of each pair among rivals, as a fraction in [0, 1]."""
     # Join pairs that share an image or a caption.
-    n_duplicates = int(duplicates.max()) + 1
-    n_nodes = n_duplicates + int(same_caption.max()) + 1
-    groups = merge_groups(duplicates, duplicates, n_duplicates + same_caption, n_nodes)
+    groups = group_pairs(np.column_stack([duplicates, same_caption]))
     groups = np.unique(groups, return_inverse=True)[1]
     counts = np.bincount(groups)
     # With few captions, or long chains of similar images, a group can have most of the pairs.

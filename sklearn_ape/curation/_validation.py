@@ -6,8 +6,6 @@ from collections.abc import Hashable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from sklearn.utils import gen_batches
 
 from ..aligners.pairs import as_sequence, flatten_captions, holds_texts
@@ -77,16 +75,6 @@ def check_groups(groups: Any, n_pairs: int) -> np.ndarray:
             "the output of find_near_duplicates."
         )
     return np.unique(groups, return_inverse=True)[1]
-
-
-def merge_groups(
-    groups: np.ndarray, left: np.ndarray, right: np.ndarray, n_groups: int
-) -> np.ndarray:
-    """Merge each group of `left` with the corresponding group of `right`."""
-    # Older versions of SciPy silently return wrong components for int64.
-    ends = (left.astype(np.int32), right.astype(np.int32))
-    graph = coo_array((np.ones(len(left), dtype=bool), ends), shape=(n_groups, n_groups))
-    return connected_components(graph, directed=False)[1][groups]
 
 
 def label_codes(values: Iterable[Hashable]) -> np.ndarray:

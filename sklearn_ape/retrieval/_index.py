@@ -266,11 +266,7 @@ def resolve_queries(queries: Any, modality: str) -> tuple[Any, bool]:
                 f"queries mixes texts (query {text_rows[0]}) with images (query {row}). Search "
                 "for each type separately, or pass modality='image' if the texts are paths."
             )
-    empty_rows = [row for row in text_rows if not items[row].strip()]
-    if empty_rows:
-        raise ValueError(
-            f"queries has an empty text in row {empty_rows[0]}. Pass non-empty texts."
-        )
+    _check_not_blank(items)
     if modality == "auto":
         _warn_about_paths(items)
     return items, True
@@ -293,12 +289,14 @@ def split_pairs(queries: Any) -> tuple[list[Any], list[str]] | None:
             "for each kind separately."
         )
     texts = [text for _, text in queries]
-    empty_rows = [row for row, text in enumerate(texts) if not text.strip()]
-    if empty_rows:
-        raise ValueError(
-            f"queries has an empty text in row {empty_rows[0]}. Pass non-empty texts."
-        )
+    _check_not_blank(texts)
     return [image for image, _ in queries], texts
+
+
+def _check_not_blank(texts: list[str]) -> None:
+    for row, text in enumerate(texts):
+        if isinstance(text, str) and not text.strip():
+            raise ValueError(f"queries has an empty text in row {row}. Pass non-empty texts.")
 
 
 def _is_numeric(items: Any) -> bool:

@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from scipy.sparse import coo_array, csr_array
-from scipy.sparse.csgraph import connected_components
+from scipy.sparse import csr_array
 from torch.utils.data import Dataset
 
 from ..features.memmap import select
 from ..utils.concurrency import map_threaded
+from ..utils.linalg import merge_groups
 
 # With fewer groups, recall is too noisy to find the best epoch. With more, each evaluation would
 # take longer and the similarity matrix more memory, for hardly more precision.
@@ -424,7 +424,7 @@ def split_pairs(
     >>> len(split.train), len(split.valid)
     (90, 10)
     """
-    group = pairs[:, 0] if by_image else _group_pairs(pairs)
+    group = pairs[:, 0] if by_image else group_pairs(pairs)
     groups, sizes = np.unique(group, return_counts=True)
     if len(groups) < 5 * _MIN_VALIDATION_GROUPS:
         return Split(np.arange(len(pairs)), None)
@@ -441,11 +441,8 @@ def split_pairs(
     return Split(np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out))
 
 
-def _group_pairs(pairs: np.ndarray) -> np.ndarray:
+def group_pairs(pairs: np.ndarray) -> np.ndarray:
     """Return the group of every pair; pairs of different groups share no image or caption."""
-    n_images = int(pairs[:, 0].max()) + 1
-    n_nodes = n_images + int(pairs[:, 1].max()) + 1
-    # int32, because older versions of scipy silently find no components with int64.
-    ends = (pairs[:, 0].astype(np.int32), (pairs[:, 1] + n_images).astype(np.int32))
-    graph = coo_array((np.ones(len(pairs), dtype=bool), ends), shape=(n_nodes, n_nodes))
-    return connected_components(graph, directed=False)[1][pairs[:, 0]]
+    images, texts = pairs[:, 0], pairs[:, 1]
+    n_images = int(images.max()) + 1
+    return merge_groups(images, images, n_images + texts, n_images + int(texts.max()) + 1)

@@ -1,4 +1,4 @@
-"""L2-normalization, means and covariances in blocks, and fingerprints of arrays."""
+"""L2-normalization, moments in blocks, connected groups, and fingerprints of arrays."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from sklearn.utils import gen_batches
 from torch import nn
 
@@ -92,6 +94,16 @@ def centered(features: Any, rows: np.ndarray, center: np.ndarray) -> Iterator[np
     """Yield blocks of rows minus a center of float64, so that the blocks are float64."""
     for block in gen_batches(len(rows), _BLOCK_SIZE):
         yield features[rows[block]] - center
+
+
+def merge_groups(
+    groups: np.ndarray, left: np.ndarray, right: np.ndarray, n_groups: int
+) -> np.ndarray:
+    """Merge each group of `left` with the corresponding group of `right`."""
+    # Older versions of SciPy silently return wrong components for int64.
+    ends = (left.astype(np.int32), right.astype(np.int32))
+    graph = coo_array((np.ones(len(left), dtype=bool), ends), shape=(n_groups, n_groups))
+    return connected_components(graph, directed=False)[1][groups]
 
 
 def fingerprint(*arrays: np.ndarray) -> str:

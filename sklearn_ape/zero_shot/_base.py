@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import Enum
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import numpy as np
 from scipy.sparse import csc_array
@@ -18,7 +16,7 @@ from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
 from sklearn.utils.validation import check_is_fitted
 
-from ..aligners.fitted_images import embedding_digest
+from ..aligners.fitted_images import embedding_digest, number_object
 from ..aligners.similarity import LogitTiles, check_standardize, resolve_bank
 from ..aligners.wrapper import AlignerWrapperMixin, resolve_aligner, unwrap, unwrap_aligner
 from ..encoders.base import FrozenEncoder
@@ -32,7 +30,7 @@ from ..prompts import (
     to_builtin,
     to_class_array,
 )
-from ..utils.concurrency import ForkSafeLock, LRUCache
+from ..utils.concurrency import LRUCache
 from ..utils.progress import make_progress_bar
 from ..utils.sklearn_compat import CallbackSupportMixin, FitContext
 from ..utils.validation import check_number, ignores_underflow
@@ -52,10 +50,6 @@ _DECIMALS = 4
 _cache: LRUCache[bytes, np.ndarray] = LRUCache(max_bytes=2**28, keep_newest=True)
 # Maximum number of classes that a model card lists.
 _MAX_LISTED_CLASSES = 20
-_lock = ForkSafeLock()
-# Aligners are numbered, since Python reuses the ids of deleted objects.
-_tokens: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
-_next_token = itertools.count()
 
 
 def embed_labels(
@@ -89,11 +83,7 @@ def _identify(aligner: BaseEstimator) -> str:
     if isinstance(getattr(aligner, "text_encoder_", None), FrozenEncoder):
         return digest
     # Encoders of other libraries may depend on more than their parameters, so each object differs.
-    with _lock:
-        token = _tokens.get(aligner)
-        if token is None:
-            token = _tokens[aligner] = next(_next_token)
-    return f"{digest} {token}"
+    return f"{digest} {number_object(aligner)}"
 
 
 @ignores_underflow
