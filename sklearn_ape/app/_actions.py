@@ -28,12 +28,7 @@ from ._limits import Limits, Progress, UserError, check_text, quote, scale_progr
 from ._model import Alignment, Recall, clone_with_cache, encode, get_encoders, replace_caches
 from ._uploads import CaptionedImages, check_image
 
-_ALIGNERS = {
-    "extend": APEAligner,
-    "kernel": KernelAligner,
-    "ape": APEAligner,
-    "cca": CCAAligner,
-}
+_ALIGNERS = {"extend": APEAligner, "kernel": KernelAligner, "ape": APEAligner, "cca": CCAAligner}
 
 _HELD_OUT_FRACTION = 0.2
 _SEED = 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from ..datasets import get_data_home, load_image_folder, load_openmoji
 from ..datasets.base import split_words
 from ..encoders import HeadPairs
 from ..features import MemoryFeatureCache
+from ..utils.concurrency import LRUCache
 from ..utils.files import IMAGE_SUFFIXES
 from ..zero_shot import FewShotClassifier
 from ._actions import (
@@ -50,6 +50,7 @@ _OPENMOJI_CATEGORIES = (
     "Objects",
     "Travel & Places",
 )
+_N_EXAMPLES = 12
 _EXAMPLE_NAMES = ("tiger", "pizza", "bicycle", "rocket", "umbrella", "guitar")
 
 
@@ -96,16 +97,16 @@ def names_of_files(paths: Sequence[str]) -> list[str]:
     return [split_words(Path(path).stem) or Path(path).stem for path in paths]
 
 
-def make_examples(collection: ImageCollection, n_examples: int = 12) -> list[tuple[Any, str]]:
+def make_examples(collection: ImageCollection) -> list[tuple[Any, str]]:
     """Return thumbnails and names of a few images."""
     rows = [collection.names.index(name) for name in _EXAMPLE_NAMES if name in collection.names]
-    step = len(collection.images) // n_examples or 1
+    step = len(collection.images) // _N_EXAMPLES or 1
     rows += range(0, len(collection.images), step)
     examples = []
     for row in dict.fromkeys(rows):
         with contextlib.suppress(Exception):  # skip unreadable images
             examples.append((make_thumbnail(collection.images[row]), collection.names[row]))
-        if len(examples) == n_examples:
+        if len(examples) == _N_EXAMPLES:
             break
     return examples
 
@@ -136,13 +137,10 @@ class AppService:
         self.images = load_collection(images)
         self.examples = make_examples(self.images)
         self.initial_session = Session(few_shot=model.few_shot)
-        # Each lock is held while its value is computed: concurrent requests wait for the result
+        # Values that are computed when they are needed. Concurrent requests wait for the result
         # instead of computing it again.
-        self._index_lock = threading.Lock()
-        self._index: SearchIndex | None = None
-        self._head_lock = threading.Lock()
-        self._head_pairs: HeadPairs | None = None
-        self._has_computed_head_pairs = False
+        self._index: LRUCache[str, SearchIndex] = LRUCache()
+        self._head_pairs: LRUCache[str, HeadPairs | None] = LRUCache()
 
     def get_aligner(self, session: Session) -> Any:
         """Return the visitor's own aligner or the aligner of the server."""
@@ -257,10 +255,9 @@ class AppService:
     def _get_index(self, session: Session, progress: Progress) -> tuple[Session, SearchIndex]:
         """Return the session with its index, which is built if necessary."""
         if session.alignment is None and session.images is None:
-            with self._index_lock:
-                if self._index is None:
-                    self._index = self._build_index(session, progress)
-            return session, self._index
+            return session, self._index.get_or_create(
+                "index", lambda: self._build_index(session, progress)
+            )
         index = session.index or self._build_index(session, progress)
         return replace(session, index=index), index
 
@@ -271,8 +268,7 @@ class AppService:
 
     def _get_head_pairs(self, progress: Progress) -> HeadPairs | None:
         """Return the pairs of the image encoder's classification head, if it has one."""
-        with self._head_lock:
-            if not self._has_computed_head_pairs:
-                self._head_pairs = make_head_pairs(*get_encoders(self.model.aligner), progress)
-                self._has_computed_head_pairs = True
-            return self._head_pairs
+        encoders = get_encoders(self.model.aligner)
+        return self._head_pairs.get_or_create(
+            "pairs", lambda: make_head_pairs(*encoders, progress)
+        )

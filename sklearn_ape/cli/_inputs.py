@@ -33,8 +33,7 @@ ImageColumn = Annotated[str, typer.Option("--image", help="Column of a table: im
 CaptionColumn = Annotated[str, typer.Option("--caption", help="Column of a table: captions.")]
 LabelColumn = Annotated[str | None, typer.Option("--label", help="Column of a table: labels.")]
 Captions = Annotated[
-    str,
-    typer.Option(help="Captions in a folder: sidecar, table, folder, filename or auto."),
+    str, typer.Option(help="Captions in a folder: sidecar, table, folder, filename or auto.")
 ]
 Aligner = Annotated[
     str | None,
@@ -59,8 +58,7 @@ LabelsFile = Annotated[
     ),
 ]
 Templates = Annotated[
-    str,
-    typer.Option(help="none, simple, photo, clip, drawing, or your own with {}."),
+    str, typer.Option(help="none, simple, photo, clip, drawing, or your own with {}.")
 ]
 Format = Annotated[
     str | None,
@@ -89,8 +87,7 @@ Quiet = Annotated[
 ]
 RandomState = Annotated[int, typer.Option(help="Random seed.")]
 Strict = Annotated[
-    bool,
-    typer.Option("--strict", help="Stop at unreadable images instead of skipping."),
+    bool, typer.Option("--strict", help="Stop at unreadable images instead of skipping.")
 ]
 
 

@@ -21,15 +21,12 @@ _UNITS |= {f"{prefix}B": 1000 ** (power + 1) for power, prefix in enumerate("KMG
 _UNITS |= {f"{prefix}IB": 1024 ** (power + 1) for power, prefix in enumerate("KMGT")}
 
 Folder = Annotated[
-    Path | None,
-    typer.Argument(help="Feature cache folder (default: your user cache)."),
+    Path | None, typer.Argument(help="Feature cache folder (default: your user cache).")
 ]
 
 
 def info(
-    folder: Folder = None,
-    file_format: option.Format = None,
-    quiet: option.Quiet = False,
+    folder: Folder = None, file_format: option.Format = None, quiet: option.Quiet = False
 ) -> None:
     """Show the size of the cache, and its features by dimension and type.
 

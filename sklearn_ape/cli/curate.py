@@ -48,18 +48,12 @@ def curate(
     ] = None,
     noisy: Annotated[
         float,
-        typer.Option(
-            min=0,
-            max=1,
-            help="Fraction of pairs to drop whose captions fit worst.",
-        ),
+        typer.Option(min=0, max=1, help="Fraction of pairs to drop whose captions fit worst."),
     ] = 0.05,
     duplicates: Annotated[
         float,
         typer.Option(
-            min=0,
-            max=1,
-            help="Cosine above which images are duplicates; 1: identical ones.",
+            min=0, max=1, help="Cosine above which images are duplicates; 1: identical ones."
         ),
     ] = 0.97,
     image_encoder: option.ImageEncoder = "efficientnet_lite0",

@@ -43,8 +43,7 @@ def fit(
     head_pairs: Annotated[
         bool,
         typer.Option(
-            "--head-pairs/--no-head-pairs",
-            help="Also train on the encoder's class names.",
+            "--head-pairs/--no-head-pairs", help="Also train on the encoder's class names."
         ),
     ] = False,
     image_encoder: option.ImageEncoder = "efficientnet_lite0",
@@ -57,19 +56,10 @@ def fit(
     labels_file: option.LabelsFile = None,
     templates: option.Templates = "simple",
     test_size: Annotated[
-        float,
-        typer.Option(
-            min=0,
-            max=0.9,
-            help="Fraction held out for evaluation; 0: none.",
-        ),
+        float, typer.Option(min=0, max=0.9, help="Fraction held out for evaluation; 0: none.")
     ] = 0.2,
     refit: Annotated[
-        bool,
-        typer.Option(
-            "--refit/--no-refit",
-            help="Fit on all images after the evaluation.",
-        ),
+        bool, typer.Option("--refit/--no-refit", help="Fit on all images after the evaluation.")
     ] = True,
     checkpoint: Annotated[
         Path | None,

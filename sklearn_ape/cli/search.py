@@ -88,14 +88,12 @@ def index(
     ],
     aligner: option.Aligner = None,
     kind: Annotated[
-        str,
-        typer.Option(help="exact, faiss (faster) or usearch (fastest, approximate)."),
+        str, typer.Option(help="exact, faiss (faster) or usearch (fastest, approximate).")
     ] = "exact",
     update: Annotated[
         bool,
         typer.Option(
-            "--update",
-            help="Embed new and changed images only, and drop images that are gone.",
+            "--update", help="Embed new and changed images only, and drop images that are gone."
         ),
     ] = False,
     cache: option.Cache = None,

@@ -107,7 +107,30 @@ class KernelMap(BaseMap):
         return torch.exp(self.gamma * (cosines - 1)) @ self.coefficients
 
 
-class WhitenedMap(BaseMap):
+class _CenteredMap(BaseMap):
+    """Base class of linear maps of L2-normalized features, of which a mean is subtracted."""
+
+    mean: torch.Tensor
+    _matrix_name: str
+
+    def __init__(self, mean: Any, matrix: Any) -> None:
+        name = self._matrix_name
+        mean, matrix = _as_finite_tensor("mean", mean, 1), _as_finite_tensor(name, matrix, 2)
+        if len(mean) != len(matrix):
+            raise ValueError(
+                f"mean and {name} have different lengths, {len(mean)} and {len(matrix)}. Pass one "
+                f"row of {name} per feature."
+            )
+        super().__init__(*matrix.shape)
+        self.register_buffer("mean", mean)
+        self.register_buffer(name, matrix)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Map (n, n_in) to (n, n_out)."""
+        return (l2_normalize(features) - self.mean) @ getattr(self, self._matrix_name)
+
+
+class WhitenedMap(_CenteredMap):
     """Whitening of L2-normalized features: ``(x / |x| - mean) @ directions``.
 
     Parameters
@@ -138,27 +161,14 @@ class WhitenedMap(BaseMap):
     tensor([[1.2000, 1.6000]])
     """
 
-    mean: torch.Tensor
     directions: torch.Tensor
+    _matrix_name = "directions"
 
     def __init__(self, mean: Any, directions: Any) -> None:
-        mean = _as_finite_tensor("mean", mean, 1)
-        directions = _as_finite_tensor("directions", directions, 2)
-        if len(mean) != len(directions):
-            raise ValueError(
-                f"mean and directions have different lengths, {len(mean)} and {len(directions)}. "
-                "Pass one row of directions per feature."
-            )
-        super().__init__(*directions.shape)
-        self.register_buffer("mean", mean)
-        self.register_buffer("directions", directions)
-
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """Map (n, n_in) to (n, n_out)."""
-        return (l2_normalize(features) - self.mean) @ self.directions
+        super().__init__(mean, directions)
 
 
-class LinearMap(BaseMap):
+class LinearMap(_CenteredMap):
     """A linear map of L2-normalized features: ``(t / |t| - mean) @ weights``.
 
     Parameters
@@ -185,24 +195,11 @@ class LinearMap(BaseMap):
     tensor([[1.2000, 1.6000]])
     """
 
-    mean: torch.Tensor
     weights: torch.Tensor
+    _matrix_name = "weights"
 
     def __init__(self, mean: Any, weights: Any) -> None:
-        mean = _as_finite_tensor("mean", mean, 1)
-        weights = _as_finite_tensor("weights", weights, 2)
-        if len(mean) != len(weights):
-            raise ValueError(
-                f"mean and weights have different lengths, {len(mean)} and {len(weights)}. "
-                "Pass one row of weights per feature."
-            )
-        super().__init__(*weights.shape)
-        self.register_buffer("mean", mean)
-        self.register_buffer("weights", weights)
-
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """Map (n, n_in) to (n, n_out)."""
-        return (l2_normalize(features) - self.mean) @ self.weights
+        super().__init__(mean, weights)
 
 
 class ClosedFormHead(Head):

@@ -39,6 +39,7 @@ _FEW_CLASSES, _MANY_CLASSES = 0.4, 0.7
 _LOW_CONFIDENCE, _HIGH_CONFIDENCE = 0.2, 0.5
 
 _MIN_SHARE = 1e-9
+_MAX_ITERATIONS = 100
 
 
 def resolve_class_prior(class_prior: Any, classes: np.ndarray) -> np.ndarray | None:
@@ -84,14 +85,14 @@ def resolve_class_prior(class_prior: Any, classes: np.ndarray) -> np.ndarray | N
     return np.maximum(shares / shares.sum(), _MIN_SHARE)
 
 
-def match_shares(logits: np.ndarray, shares: np.ndarray, n_iter: int = 100) -> np.ndarray:
+def match_shares(logits: np.ndarray, shares: np.ndarray) -> np.ndarray:
     """Return numbers to add to the logits of the classes so that mean probabilities match shares.
 
     This is Sinkhorn's algorithm: in each iteration the mean probability of each class is compared
     with its share.
     """
     offsets = np.zeros(logits.shape[1])
-    for _ in range(n_iter):
+    for _ in range(_MAX_ITERATIONS):
         means = softmax(logits + offsets, axis=1).mean(axis=0)
         change = np.log(shares) - np.log(np.maximum(means, _MIN_SHARE))
         offsets += change
