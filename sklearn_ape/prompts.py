@@ -220,10 +220,7 @@ def validate_y(y: Any) -> list[Any]:
 def resolve_names(labels: Any) -> dict[Any, list[str]]:
     """Return the names to embed for each class of a ``labels`` parameter.
 
-    Raises
-    ------
-    ValueError
-        When labels are missing, repeat or hold an empty name; the message lists them.
+    ValueError lists labels that are missing, repeat or have an empty name.
     """
     is_single = isinstance(labels, str | bytes | bytearray | memoryview)
     if is_single or not isinstance(labels, Iterable):

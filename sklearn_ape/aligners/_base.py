@@ -166,7 +166,7 @@ class BaseAligner(
         .. [2] A. Conneau et al., "Word Translation Without Parallel Data", ICLR 2018 (CSLS).
         """
         check_is_fitted(self)
-        bank = resolve_bank(standardize, self, self.transform, self)
+        bank = resolve_bank(standardize, self, self)
         image, text = self._image_features(X, reset=False), self._features_of_texts(y)
         images, texts = (np.flatnonzero(~find_missing_rows(side)) for side in (image, text))
         similarity = np.full((len(image), len(text)), np.nan, dtype=np.float32)

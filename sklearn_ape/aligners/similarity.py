@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple, Self
 from weakref import WeakKeyDictionary
 
@@ -115,13 +115,7 @@ class LogitTiles:
 
     @ignores_underflow
     def of_embeddings(self, embeddings: Any) -> np.ndarray:
-        """Return the logits of images that are already embedded.
-
-        Parameters
-        ----------
-        embeddings : array of shape (n, n_components)
-            Dense or sparse embeddings of the images.
-        """
+        """Return the logits of images that are already embedded, dense or sparse."""
         logits = np.asarray(embeddings @ self.columns)
         self._adjust(logits, embeddings)
         return logits
@@ -134,13 +128,7 @@ class LogitTiles:
 
     @ignores_underflow
     def collect(self, X: Any) -> np.ndarray:
-        """Return the logits of X as one array of shape (n_samples, n_texts).
-
-        Parameters
-        ----------
-        X : sequence of images, or array-like of shape (n_samples, n_features)
-            See `iter_tiles`.
-        """
+        """Return the logits of X as one array of shape (n_samples, n_texts); see `iter_tiles`."""
         collected: np.ndarray | None = None
         for n_rows, rows, logits in self.iter_tiles(X):
             if collected is None:
@@ -314,14 +302,12 @@ class Standardizer:
                 tile += image_term
 
 
-def resolve_bank(
-    standardize: Any, aligner: Any, transform: Callable[[Any], Any], estimator: Any
-) -> Bank | None:
+def resolve_bank(standardize: Any, aligner: Any, estimator: Any) -> Bank | None:
     """Return the bank that a ``standardize`` parameter selects.
 
-    False selects no bank and True the aligner's ``bank_``. The images of a collection, which
-    `transform` of `estimator` embeds, are combined with the captions of ``bank_``. Their
-    embeddings are cached for the lifetime of the aligner, until a parameter of `estimator`
+    False selects no bank and True the aligner's ``bank_``. The images of a collection, which the
+    estimator around the aligner embeds, are combined with the captions of ``bank_``. Their
+    embeddings are cached for the lifetime of the aligner, until a parameter of the estimator
     changes.
     """
     name = type(aligner).__name__
@@ -346,7 +332,7 @@ def resolve_bank(
     banks = _banks.setdefault(aligner, LRUCache(max_entries=_MAX_BANKS))
     bank = banks.get(key) if key else None
     if bank is None:
-        embeddings = drop_missing_rows(transform(images))
+        embeddings = drop_missing_rows(estimator.transform(images))
         bank = Bank.from_embeddings(embeddings, fitted_bank and fitted_bank.text)
         if key:
             banks.put(key, bank)

@@ -396,7 +396,7 @@ class CrossModalRetriever(AlignerWrapperMixin, BaseEstimator):
             captions = getattr(getattr(aligner, "bank_", None), "text", None)
             bank = collection.bank(captions) if self.standardize else None
         else:
-            bank = resolve_bank(self.standardize, aligner, self.aligner_.transform, self.aligner_)
+            bank = resolve_bank(self.standardize, aligner, self.aligner_)
         if bank is None:
             return None
         moments = None if bank.text is None else collection.moments(bank.text)

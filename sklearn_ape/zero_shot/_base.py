@@ -263,7 +263,7 @@ class ZeroShotBase(AlignerWrapperMixin, ClassifierMixin, CallbackSupportMixin, B
         assert names is not None
         if scale is None:
             scale = self._resolve_scale(text_aligner)
-        bank = resolve_bank(self.standardize, text_aligner, aligner.transform, estimator=aligner)
+        bank = resolve_bank(self.standardize, text_aligner, aligner)
         embeddings = embed_labels(text_aligner, names, templates)
         return LogitTiles(aligner, to_class_array(names), embeddings, scale, bank, offset)
 

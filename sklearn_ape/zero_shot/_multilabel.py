@@ -420,7 +420,7 @@ class MultiLabelZeroShotClassifier(ZeroShotBase):
         """Return for each label the score that a fraction `prevalence` of the bank exceeds."""
         aligner = logits.aligner
         if logits.standardizer is None:  # thresholds need a bank also without standardization
-            bank = resolve_bank(True, unwrap_aligner(aligner), aligner.transform, aligner)
+            bank = resolve_bank(True, unwrap_aligner(aligner), aligner)
         else:
             bank = logits.standardizer.bank
         assert bank is not None

@@ -43,13 +43,7 @@ _MAX_ITERATIONS = 100
 
 
 def resolve_class_prior(class_prior: Any, classes: np.ndarray) -> np.ndarray | None:
-    """Return the shares of the classes, in their order; None if there is no prior.
-
-    Raises
-    ------
-    ValueError
-        If the shares are not numbers of at least 0 with the sum 1, one per class.
-    """
+    """Return the shares of the classes, in their order; None if there is no prior."""
     if class_prior is None:
         return None
     labels = classes.tolist()
@@ -110,27 +104,13 @@ def propagate_labels(
 ) -> np.ndarray:
     """Return class probabilities of images that agree with those of their neighbours.
 
-    Parameters
-    ----------
-    embeddings : ndarray of shape (n_images, n_components)
-        Embeddings of the images of a collection.
-    logits : ndarray of shape (n_images, n_classes)
-        Logits of the classes of each image alone.
-    shares : ndarray of shape (n_classes,) or None, default=None
-        Known shares of the classes in the collection.
-    examples : tuple of two ndarrays, or None, default=None
-        Embeddings of labelled images, which are not in the collection, and their classes.
+    `shares` are the known shares of the classes in the collection. `examples` are the embeddings
+    of labelled images, which are not in the collection, and their classes. The probabilities have
+    the mean confidence of those of the logits. Without evidence that propagation helps, they are
+    the probabilities of the logits, matched to the shares.
 
-    Returns
-    -------
-    probabilities : ndarray of shape (n_images, n_classes)
-        Probabilities with the mean confidence of those of the logits. Without evidence that
-        propagation helps, they are the probabilities of the logits, matched to the shares.
-
-    References
-    ----------
-    .. [1] D. Zhou, O. Bousquet, T. N. Lal, J. Weston and B. Schölkopf, "Learning with Local and
-       Global Consistency", NeurIPS 2003.
+    The method is that of D. Zhou, O. Bousquet, T. N. Lal, J. Weston and B. Schölkopf, "Learning
+    with Local and Global Consistency", NeurIPS 2003.
     """
     logits = logits.astype(np.float32)
     n_images, n_classes = logits.shape
