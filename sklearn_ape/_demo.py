@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from PIL import Image, ImageDraw, ImageFont
 from sklearn.datasets import load_sample_images
 from sklearn.model_selection import GroupShuffleSplit
 from sklearn.pipeline import Pipeline, make_pipeline
@@ -30,7 +31,6 @@ from .encoders.images import image_groups
 from .zero_shot import ZeroShotClassifier
 
 if TYPE_CHECKING:
-    from PIL import Image
     from rich.table import Table
 
 _HELD_OUT_FRACTION = 0.2
@@ -413,8 +413,6 @@ def write_report(result: DemoResult, folder: Path) -> Path:
 
 def _draw_contact_sheet(searches: Sequence[Search]) -> Image.Image:
     """Draw queries with their results, one row per query, as an RGB image."""
-    from PIL import Image, ImageDraw, ImageFont
-
     font, small = ImageFont.load_default(18), ImageFont.load_default(12)
     size = 112  # of an image, in pixels
     columns = max(len(search.images) for search in searches)
@@ -435,8 +433,6 @@ def _draw_contact_sheet(searches: Sequence[Search]) -> Image.Image:
 
 def _encode_thumbnail(item: str | np.ndarray) -> str:
     """Return a small copy of an image, a path or an array, as a data URL."""
-    from PIL import Image
-
     with Image.fromarray(item) if isinstance(item, np.ndarray) else Image.open(item) as image:
         small = image.convert("RGB")
         small.thumbnail((_THUMBNAIL_SIDE, _THUMBNAIL_SIDE))

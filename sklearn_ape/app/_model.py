@@ -18,6 +18,9 @@ from ..aligners.pairs import flatten_captions
 from ..aligners.wrapper import resolve_aligner, unwrap, wrapped_aligner
 from ..datasets import get_data_home
 from ..encoders import HeadPairs, classifier_head_pairs
+from ..persistence import load_pretrained
+from ..persistence.files import read_model
+from ..persistence.serialize import Serializer
 from ..zero_shot import FewShotClassifier
 from ._limits import Limits, Progress, UserError, hide_folder
 from ._uploads import create_temporary_folder, skip_single_folder, unpack
@@ -75,8 +78,6 @@ def load_model(aligner: Any) -> Model:
     source = aligner
     is_clip = isinstance(aligner, str) and aligner.startswith("open_clip:")
     if aligner is not None and not hasattr(aligner, "fit") and not is_clip:
-        from ..persistence import load_pretrained
-
         aligner = load_pretrained(aligner)
     labels = None
     given = aligner
@@ -209,10 +210,6 @@ def load_zip(archive: Any, folder: str, served_aligner: Any, limits: Limits) -> 
     Only the encoders of the served aligner are allowed in the zip file, because the file could
     otherwise make the server load any folder or download any model.
     """
-    from ..persistence import load_pretrained
-    from ..persistence.files import read_model
-    from ..persistence.serialize import Serializer
-
     unpack(archive, folder, _SUFFIXES, limits)
     saved = skip_single_folder(Path(folder))
     try:

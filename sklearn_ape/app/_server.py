@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -441,8 +442,6 @@ def _middleware(host: str, limits: Limits, folder: str) -> list[Any]:
 
 
 def _find_free_port(host: str) -> int:
-    import socket
-
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as probe:
         probe.bind((host, 0))

@@ -13,13 +13,12 @@ from ..datasets.base import import_optional
 from ..utils.escape import escape_markdown
 from ._actions import list_methods
 from ._limits import Progress, format_size, message_for_visitor
-from ._model import describe_encoders
+from ._model import Alignment, describe_encoders
 from ._uploads import make_thumbnail
 
 if TYPE_CHECKING:
     import gradio
 
-    from ._model import Alignment
     from ._session import AppService, ImageCollection, Session
 
 _N_LABELS_SHOWN = 5

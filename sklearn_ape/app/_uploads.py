@@ -12,7 +12,9 @@ import zipfile
 import zlib
 from collections.abc import Collection, Sequence
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
+
+from PIL import Image
 
 from ..aligners.pairs import flatten_captions
 from ..datasets import load_image_folder
@@ -22,9 +24,6 @@ from ..encoders.items import ItemError
 from ..utils.files import IMAGE_SUFFIXES
 from ..utils.validation import format_list
 from ._limits import Limits, Progress, UserError, check_text, format_size, hide_folder, quote
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 # Records of the zip format.
 _END_SIGNATURE = b"PK\x05\x06"
@@ -250,8 +249,6 @@ def make_thumbnail(path: str | os.PathLike[str]) -> Image.Image:
 
 def _find_problem(path: str | os.PathLike[str], limits: Limits) -> str | None:
     """Return a description of the problem of an image, without its folder, or None."""
-    from PIL import Image
-
     if not os.path.getsize(path):
         return "is empty (0 bytes)."
     try:

@@ -10,6 +10,7 @@ from sklearn.base import BaseEstimator, clone
 from sklearn.model_selection import GroupKFold
 from sklearn.utils import check_random_state
 
+from ..aligners.cca import CCAAligner
 from ..training.data import group_pairs
 from ..utils.validation import check_integer, check_number
 from ._duplicates import find_near_duplicates
@@ -235,8 +236,6 @@ def _compute_agreement(
         )
     groups = rng.permutation(n_groups)[groups]
     if aligner is None:
-        from ..aligners import CCAAligner
-
         aligner = CCAAligner()
     fractions = np.empty(len(image))
     for train, test in GroupKFold(cv).split(image, groups=groups):

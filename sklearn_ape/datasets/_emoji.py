@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image, ImageDraw, ImageFont
 from sklearn.utils import Bunch
 
 from ..utils.progress import make_progress_bar
@@ -407,8 +408,6 @@ def _font_file(path: str | os.PathLike[str] | None) -> Path:
 
 
 def _open_font(file: Path) -> Any:
-    from PIL import ImageFont
-
     try:
         return ImageFont.truetype(str(file), _PIXELS)
     except OSError as error:
@@ -420,8 +419,6 @@ def _open_font(file: Path) -> Any:
 
 def _draw(font: Any, text: str) -> bytes | None:
     """Return an emoji as a PNG file, or None if the font has no single image for it."""
-    from PIL import Image, ImageDraw
-
     image = Image.new("RGB", (_WIDTH, _HEIGHT), "white")
     canvas = ImageDraw.Draw(image)
     # Characters that the font cannot combine to one image are drawn next to each other.

@@ -14,21 +14,19 @@ import numpy as np
 import torch
 from joblib import Parallel, delayed
 from sklearn.base import clone
+from tqdm import tqdm
 
-from ..features.cache import open_cache
+from ..features.cache import FeatureCache, open_cache
 from ..features.feature_file import FeatureFile, OtherContentError
 from ..utils.concurrency import ForkSafeLock, LRUCache, map_threaded
 from ..utils.escape import escape_controls
 from ..utils.progress import make_progress_bar
 from ..utils.torch_state import default_state
 from ..utils.validation import check_choice, check_integer
+from ._engine import Engine
 from .items import EncodingError, ItemError, describe_item
 
 if TYPE_CHECKING:
-    from tqdm import tqdm
-
-    from ..features.cache import FeatureCache
-    from ._engine import Engine
     from .base import FrozenEncoder
 
 

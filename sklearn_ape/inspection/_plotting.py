@@ -6,6 +6,7 @@ import textwrap
 from typing import Any
 
 import numpy as np
+from PIL import ImageOps
 from sklearn.utils.validation import check_is_fitted
 
 from ..aligners.wrapper import resolve_aligner, unwrap
@@ -74,8 +75,6 @@ def make_thumbnail(item: Any, side: int = _THUMBNAIL_SIDE) -> np.ndarray:
     None and images that cannot be read give a grey square, so that one unreadable image does not
     prevent a figure of many.
     """
-    from PIL import ImageOps
-
     if item is None:
         return np.full((side, side, 3), _GREY, np.uint8)
     try:

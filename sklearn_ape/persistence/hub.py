@@ -11,14 +11,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from numbers import Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..utils.escape import escape_controls, escape_markdown
 from .files import FILES, read_model
-from .serialize import Deserializer
-
-if TYPE_CHECKING:
-    from .serialize import Serializer
+from .serialize import Deserializer, Serializer
 
 _MAX_CHARACTERS = 120
 
