@@ -10,7 +10,7 @@ from sklearn.base import clone
 from sklearn.preprocessing import normalize
 
 from sklearn_ape import APEAligner, KernelAligner
-from sklearn_ape.aligners._blend import _choose_blend, _make_blend
+from sklearn_ape.aligners._ape_trainer import _choose_blend, _make_blend
 from sklearn_ape.heads import BlendedHead, ClosedFormHead, TwoTower, make_head
 from sklearn_ape.training.callbacks import BlendRecall, TrainingResult
 
