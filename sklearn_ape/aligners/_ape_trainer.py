@@ -94,7 +94,7 @@ class HeadTraining:
         self.data = data
         self.ranks = ranks
         for head, features in zip(self._get_heads(), (data.image, data.text), strict=True):
-            head.set_statistics(_as_tensor_or_stored(features))
+            head.set_statistics(as_tensor(features))
         if ranks is not None:
             ranks.broadcast_weights(self.module)
 
@@ -103,7 +103,10 @@ class HeadTraining:
         dataset = self.make_inputs(self.data).to(self.config.device)
         is_low_precision = self._choose_dtype() == "bfloat16"
         make_module = MixedPrecisionTower if is_low_precision else TwoTower
-        module = make_module(*(_drop_base(head) for head in self._get_heads()))
+        heads = self._get_heads()
+        module = make_module(
+            *(ResidualInputHead(h) if isinstance(h, ClosedFormHead) else h for h in heads)
+        )
         callbacks = [*make_standard_callbacks(self.config, len(dataset)), *callbacks]
         net = make_net(self.config, module, self.seed, callbacks, self.ranks, max_epochs=n_epochs)
         if self.ranks is None:
@@ -202,13 +205,9 @@ class MixedPrecisionTower(TwoTower):
         return l2_normalize(image.float()), l2_normalize(text.float())
 
 
-def _drop_base(head: Head) -> Head:
-    return ResidualInputHead(head) if isinstance(head, ClosedFormHead) else head
-
-
 def _make_inputs(head: Head, features: np.ndarray | StoredRows) -> Any:
     """Return the inputs of the trained part of a head."""
-    tensor = _as_tensor_or_stored(features)
+    tensor = as_tensor(features)
     if not isinstance(head, ClosedFormHead):
         return tensor
     inputs = _InputsWithBase(head, tensor)
@@ -233,10 +232,6 @@ class _InputsWithBase:
             base = self.base(features)
         base = base.clone()  # autograd does not accept tensors made in inference mode
         return torch.cat([features, base], dim=1) if self.has_residual else base
-
-
-def _as_tensor_or_stored(features: np.ndarray | StoredRows) -> torch.Tensor | StoredRows:
-    return features if isinstance(features, StoredRows) else as_tensor(features)
 
 
 def choose_kernel(

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 
 from ..devices import resolve_device
-from ..features.memmap import StoredRows
 from ..heads import FrozenHead, TwoTower, head_state, restored_head
 from ..persistence.mixins import FittedState
 from ..training.callbacks import TrainingResult, ValidationRecall, collect_result
@@ -371,5 +370,4 @@ class LiTAligner(TrainedAligner):
 
 
 def _as_tensors(data: PairDataset) -> PairDataset:
-    image = data.image if isinstance(data.image, StoredRows) else as_tensor(data.image)
-    return PairDataset(image, as_tensor(data.text), data.pairs)
+    return PairDataset(as_tensor(data.image), as_tensor(data.text), data.pairs)

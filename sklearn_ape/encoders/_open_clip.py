@@ -28,6 +28,7 @@ class _OpenCLIPTower(FrozenEncoder):
     """Base class of the two towers, which share one loaded model."""
 
     _library = "open_clip_torch"
+    _loader = "OpenCLIP"
 
     def _check_parameters(self) -> None:
         super()._check_parameters()
@@ -62,10 +63,6 @@ class _OpenCLIPTower(FrozenEncoder):
             return self.model_name
         commit = find_hub_commit(self.model_name, self.revision, _CONFIG)
         return f"{self.model_name}@{commit}" if commit else None
-
-    def _network(self) -> Network:
-        # The same name for both towers, so that the model is loaded once.
-        return self._get_network("OpenCLIP")
 
     def _load(self, device: torch.device) -> Network:
         import open_clip

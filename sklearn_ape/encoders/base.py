@@ -63,6 +63,7 @@ class FrozenEncoder(
     _concurrent_batch_size: int  # fastest with other engines, which use one core per batch
     # The library that loads the network, and the parameters that features depend on.
     _library: str
+    _loader: str | None = None  # name of the classes that share a network, by default this class
     _feature_params: tuple[str, ...] = ()
     _runtime_params: ClassVar = frozenset(
         {"batch_size", "cache", "device", "engine", "n_jobs", "verbose"}
@@ -109,7 +110,10 @@ class FrozenEncoder(
 
     def _identity(self) -> dict[str, Any]:
         """Return everything except the item that a feature depends on, without loading weights."""
-        weights = self._require_fingerprint()
+        weights = self._weights_fingerprint()
+        if weights is None:
+            self._network()  # downloads the weights
+            weights = self._weights_fingerprint() or f"{self.model_name}@{self.revision}"
         library = format_library_version(self._library)
         params = {name: getattr(self, name) for name in self._feature_params}
         return {"weights": weights, "library": library, **params}
@@ -348,10 +352,8 @@ class FrozenEncoder(
         return on_cpu if device.type == "cpu" else on_gpu
 
     def _network(self) -> Network:
-        return self._get_network(type(self).__name__)
-
-    def _get_network(self, loader: str) -> Network:
         """Return the network that all encoders with the same weights and loader share."""
+        loader = self._loader or type(self).__name__
         device = self._device()
         weights = self._weights_key()
         if os.path.isdir(self.model_name):  # the files of the folder may have been replaced
@@ -380,14 +382,6 @@ class FrozenEncoder(
                 width = self._forward(network, [blank]).shape[1]
             self._width = (self._identity_digest(), width)
         return self._width[1]
-
-    def _require_fingerprint(self) -> str:
-        """Return the fingerprint of the weights, downloading them if necessary."""
-        fingerprint = self._weights_fingerprint()
-        if fingerprint is None:
-            self._network()
-            fingerprint = self._weights_fingerprint() or f"{self.model_name}@{self.revision}"
-        return fingerprint
 
     def _identity_digest(self) -> bytes:
         identity = {"encoder": type(self).__name__, **self._precision_parts(), **self._identity()}

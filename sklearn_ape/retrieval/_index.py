@@ -243,7 +243,8 @@ def resolve_queries(queries: Any, modality: str) -> tuple[Any, bool]:
     # Iterating over a polars table would yield its columns.
     if hasattr(queries, "columns") and not hasattr(queries, "iloc"):
         queries = queries.to_numpy()
-    are_features = is_table(queries) or _is_numeric(queries)
+    kind = getattr(getattr(queries, "dtype", None), "kind", "")
+    are_features = is_table(queries) or kind in set("fiub")
     items = queries
     if not are_features:
         items = queries.to_pylist() if hasattr(queries, "to_pylist") else list(queries)
@@ -297,10 +298,6 @@ def _check_not_blank(texts: list[str]) -> None:
     for row, text in enumerate(texts):
         if isinstance(text, str) and not text.strip():
             raise ValueError(f"queries has an empty text in row {row}. Pass non-empty texts.")
-
-
-def _is_numeric(items: Any) -> bool:
-    return getattr(getattr(items, "dtype", None), "kind", "") in set("fiub")
 
 
 def _warn_about_paths(texts: list[str]) -> None:

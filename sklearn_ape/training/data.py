@@ -13,7 +13,7 @@ import torch
 from scipy.sparse import csr_array
 from torch.utils.data import Dataset
 
-from ..features.memmap import select
+from ..features.memmap import StoredRows, select
 from ..utils.concurrency import map_threaded
 from ..utils.linalg import merge_groups
 
@@ -178,14 +178,16 @@ def unique_pairs(images: np.ndarray, texts: np.ndarray, n_texts: int) -> np.ndar
     return np.column_stack(np.divmod(np.unique(images * n_texts + texts), n_texts))
 
 
-def as_tensor(features: np.ndarray) -> torch.Tensor:
+def as_tensor(features: Any) -> Any:
     """Return features as a tensor, which shares the memory of a writable array.
 
-    Read-only arrays are copied, because torch warns about them.
+    Read-only arrays are copied, because torch warns about them. `StoredRows` are returned as is.
 
     >>> as_tensor(np.ones((2, 3), dtype=np.float32)).shape
     torch.Size([2, 3])
     """
+    if isinstance(features, StoredRows):
+        return features
     return torch.from_numpy(np.require(features, requirements=["C", "W"]))
 
 
