@@ -1,4 +1,4 @@
-"""Trainable text tower, and the net that trains it (LiT)."""
+"""Trainable text tower, and the optimizer that trains it (LiT)."""
 
 from __future__ import annotations
 
@@ -16,10 +16,8 @@ from ..encoders import TransformersTextEncoder
 from ..encoders.resolve import resolve_encoder
 from ..encoders.text_encoder import TOKENIZING, TextPreparation
 from ..encoders.weights import Network
-from ..heads import LinearHead, Standardize, TwoTower, head_state, restored_head
+from ..heads import LinearHead, Standardize, head_state, restored_head
 from ..persistence.mixins import FittedState
-from ..training.callbacks import make_standard_callbacks
-from ..training.net import AlignmentNet, TrainingConfig, make_net
 from ..utils.linalg import fingerprint
 from ..utils.sklearn_compat import unfreeze
 from ..utils.torch_state import default_state
@@ -288,28 +286,3 @@ def adamw_with_group_rates(
             if parameters:
                 groups_by_decay.append({**group, "params": parameters, "weight_decay": decay})
     return torch.optim.AdamW(groups_by_decay, lr=lr)
-
-
-def make_tower_net(
-    config: TrainingConfig,
-    module: TwoTower,
-    head_learning_rate: float,
-    n_pairs: int,
-    seed: int,
-    callbacks: list[Any],
-) -> AlignmentNet:
-    """Return the net that trains a `TextTower` beside a frozen image head.
-
-    `head_learning_rate` is the peak learning rate of the linear map and of the loss.
-    """
-    # The parameters of the tower do not match a pattern. They have the learning rate of the net,
-    # which error messages name.
-    patterns = ("*projection.*", "log_scale", "bias")
-    return make_net(
-        config,
-        module,
-        seed,
-        [*make_standard_callbacks(config, n_pairs), *callbacks],
-        optimizer=adamw_with_group_rates,
-        optimizer__param_groups=[(name, {"lr": head_learning_rate}) for name in patterns],
-    )

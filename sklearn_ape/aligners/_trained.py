@@ -17,14 +17,17 @@ from ..heads import BaseMap, TwoTower
 from ..losses import LOSSES
 from ..persistence.mixins import FittedState
 from ..training.callbacks import (
+    BestEpoch,
+    EpochBridge,
+    EpochProgress,
+    StopWhenPatient,
     TrainingResult,
     ValidationRecall,
-    bar_verbosity,
-    make_search_callbacks,
 )
 from ..training.data import PairDataset, split_pairs, subset
-from ..training.distributed import Ranks, join_ranks
+from ..training.distributed import Ranks, is_first_rank, join_ranks
 from ..training.net import AlignmentNet, TrainingConfig, seed_generators
+from ..utils.progress import shows_progress
 from ..utils.sklearn_compat import FitContext
 from ..utils.torch_state import default_state
 from ..utils.validation import check_boolean, check_choice, check_integer, check_number
@@ -54,8 +57,9 @@ class TrainingRun(NamedTuple):
 
     @property
     def verbose(self) -> int | None:
-        """Value of ``verbose`` for the progress bars of this process."""
-        return bar_verbosity(self.config, self.ranks)
+        """Value of ``verbose`` for progress bars, which only the first rank shows."""
+        is_hidden = self.config.shows_table or not is_first_rank(self.ranks)
+        return 0 if is_hidden else self.config.verbose
 
     def split(
         self, data: PairDataset, by_image: bool = False
@@ -79,16 +83,36 @@ class TrainingRun(NamedTuple):
         get_module: Callable[[AlignmentNet], TwoTower],
         phase: str,
     ) -> list[Any]:
-        """Return the callbacks of the phase that searches for the best epoch."""
-        return make_search_callbacks(
-            self.config,
-            recall,
-            self.context,
-            lambda net: fitted_attributes(deepcopy(get_module(net)), net.logit_scale),
-            phase,
-            self.checkpoint.callbacks(phase),
-            self.ranks,
-        )
+        """Return the callbacks of the phase that searches for the best epoch, in order.
+
+        Without validation pairs in `recall` the last epoch is the best one. The callbacks of the
+        checkpoint save the state of the preceding ones.
+        """
+        callbacks: list[Any] = [("recall", recall)]
+        best = None
+        if recall.dataset is not None:
+            best = BestEpoch(
+                "valid_recall",
+                patience=self.config.n_iter_no_change,
+                baseline=recall.baseline,
+                lower_is_better=False,
+                threshold=0.0,
+                load_best=True,
+            )
+            callbacks.append(("best", best))
+        if shows_progress(self.verbose):
+            progress = EpochProgress(self.config.max_epochs, phase, self.verbose)
+            callbacks.append(("progress", progress))
+        if self.context.context is not None:
+            bridge = EpochBridge(
+                self.context,
+                lambda net: fitted_attributes(deepcopy(get_module(net)), net.logit_scale),
+            )
+            callbacks.append(("bridge", bridge))
+        # Copies, because skorch sets attributes of its callbacks, and parameters must not change.
+        callbacks += deepcopy(list(self.config.callbacks or []))
+        callbacks += self.checkpoint.callbacks(phase)
+        return callbacks if best is None else [*callbacks, ("stop", StopWhenPatient(best))]
 
 
 class TrainedAligner(BaseAligner):

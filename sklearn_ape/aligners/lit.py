@@ -14,14 +14,19 @@ import torch
 from ..devices import resolve_device
 from ..heads import FrozenHead, TwoTower, head_state, restored_head
 from ..persistence.mixins import FittedState
-from ..training.callbacks import TrainingResult, ValidationRecall, collect_result
+from ..training.callbacks import (
+    TrainingResult,
+    ValidationRecall,
+    collect_result,
+    make_standard_callbacks,
+)
 from ..training.data import PairDataset, as_tensor
 from ..training.distributed import current_ranks
-from ..training.net import embed
+from ..training.net import embed, make_net
 from ..utils.sklearn_compat import with_callbacks
 from ..utils.validation import check_choice, check_integer, check_number
 from ._serialization import history_state, restore_history
-from ._text_tower import TextTower, make_tower_net
+from ._text_tower import TextTower, adamw_with_group_rates
 from ._trained import TrainedAligner, TrainingRun
 
 # Number of captions from whose features the linear map is initialized.
@@ -293,7 +298,17 @@ class LiTAligner(TrainedAligner):
         module.image_head.set_statistics(train.image)
         callbacks = run.make_callbacks(ValidationRecall(valid), lambda net: net.module_, "tune")
         rate = self.head_learning_rate
-        net = make_tower_net(config, module, rate, len(train), run.seed, callbacks)
+        # The parameters of the tower do not match a pattern. They have the learning rate of the
+        # net, which error messages name.
+        patterns = ("*projection.*", "log_scale", "bias")
+        net = make_net(
+            config,
+            module,
+            run.seed,
+            [*make_standard_callbacks(config, len(train)), *callbacks],
+            optimizer=adamw_with_group_rates,
+            optimizer__param_groups=[(name, {"lr": rate}) for name in patterns],
+        )
         try:
             with tower.checkpoint_gradients(self.gradient_checkpointing):
                 net.fit(train, y=None)

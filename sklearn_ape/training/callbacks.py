@@ -16,11 +16,10 @@ from skorch.callbacks import Callback, EarlyStopping, GradientNormClipping
 
 from ..metrics import retrieval_report
 from ..utils.linalg import normalize_rows
-from ..utils.progress import make_progress_bar, shows_progress
+from ..utils.progress import make_progress_bar
 from ..utils.sklearn_compat import FitContext
 from ..utils.warnings import warn
 from .data import PairDataset, n_batches
-from .distributed import Ranks, is_first_rank
 from .net import AlignmentNet, TrainingConfig, cosine_schedule, embed
 
 _RECALL_KEYS = ("valid_recall", "head_recall", "blend_weight")
@@ -248,11 +247,6 @@ class EpochProgress(Callback):
         self.bar_.close()
 
 
-def bar_verbosity(config: TrainingConfig, ranks: Ranks | None) -> int | None:
-    """Return ``verbose`` for progress bars, which only the first rank shows."""
-    return 0 if config.shows_table or not is_first_rank(ranks) else config.verbose
-
-
 def diverged(net: NeuralNet) -> FloatingPointError:
     """Return the error that is raised when training diverges."""
     return FloatingPointError(
@@ -312,46 +306,8 @@ def make_standard_callbacks(config: TrainingConfig, n_pairs: int) -> list[Any]:
     return callbacks
 
 
-def make_search_callbacks(
-    config: TrainingConfig,
-    recall: ValidationRecall,
-    context: FitContext,
-    get_attributes: Callable[[AlignmentNet], dict[str, Any]],
-    name: str,
-    checkpoint: list[Any],
-    ranks: Ranks | None = None,
-) -> list[Any]:
-    """Return the callbacks of a training run that searches for the best epoch, in order.
-
-    Without validation pairs in `recall` the last epoch is the best one. The callbacks of
-    `checkpoint` save the state of the preceding ones. `name` is the text before the progress bar,
-    which only the first rank shows. See `EpochBridge` for `get_attributes`.
-    """
-    callbacks: list[Any] = [("recall", recall)]
-    best = None
-    if recall.dataset is not None:
-        best = BestEpoch(
-            "valid_recall",
-            patience=config.n_iter_no_change,
-            baseline=recall.baseline,
-            lower_is_better=False,
-            threshold=0.0,
-            load_best=True,
-        )
-        callbacks.append(("best", best))
-    verbose = bar_verbosity(config, ranks)
-    if shows_progress(verbose):
-        callbacks.append(("progress", EpochProgress(config.max_epochs, name, verbose)))
-    if context.context is not None:
-        callbacks.append(("bridge", EpochBridge(context, get_attributes)))
-    # Copies, because skorch sets attributes of its callbacks, and parameters must not change.
-    callbacks += deepcopy(list(config.callbacks or []))
-    callbacks += checkpoint
-    return callbacks if best is None else [*callbacks, ("stop", StopWhenPatient(best))]
-
-
 def collect_result(net: AlignmentNet, n_epochs: int) -> TrainingResult:
-    """Return the result of a run with `make_search_callbacks`; warn if it was stopped early.
+    """Return the result of a search for the best epoch; warn if it was stopped early.
 
     `n_epochs` is the maximum number of epochs. ``net.max_epochs`` is smaller after a checkpoint
     was resumed. KeyboardInterrupt is raised if the first epoch was interrupted, so that there is
