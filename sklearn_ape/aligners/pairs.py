@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.sparse import coo_array, issparse
 from sklearn.utils import gen_batches
+from sklearn.utils.validation import _num_samples
 
 from ..encoders.items import EncodingError, summarize_errors
 from ..features.memmap import find_missing_rows, select
@@ -170,8 +171,7 @@ class Rows(NamedTuple):
 
 def check_lengths(X: Any, n_rows: int) -> None:
     """Raise ValueError unless the number of images is the number of rows of captions."""
-    shape = getattr(X, "shape", None)
-    n_images = shape[0] if shape else len(X if hasattr(X, "__len__") else np.asarray(X))
+    n_images = _num_samples(X)
     if n_images != n_rows:
         raise ValueError(
             f"X and y have inconsistent lengths: {n_images} images and {n_rows} rows of "

@@ -9,6 +9,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from scipy.sparse import csr_array, issparse
 from sklearn.utils import gen_batches
+from sklearn.utils.validation import _num_samples
 
 from ..features.memmap import feature_tiles, is_table, row_tiles
 from ..persistence.mixins import FittedState
@@ -321,7 +322,7 @@ def resolve_bank(standardize: Any, aligner: Any, estimator: Any) -> Bank | None:
             )
         return fitted_bank if standardize else None
     check_standardize(standardize)
-    n_images = _length(standardize)
+    n_images = _num_samples(standardize)
     if n_images < 2:
         raise ValueError(
             f"standardize is a collection of {n_images} images, and at least 2 are needed. Pass "
@@ -350,11 +351,6 @@ def check_standardize(standardize: Any) -> None:
             "standardize must be True, False or a collection of images (or their features), "
             f"not {standardize!r}."
         )
-
-
-def _length(collection: Any) -> int:
-    shape = getattr(collection, "shape", None)
-    return shape[0] if shape else len(collection)
 
 
 def _select_rows(collection: Any, rows: np.ndarray) -> Any:

@@ -9,7 +9,7 @@ from sklearn.utils import gen_batches
 
 from ..utils.linalg import merge_groups
 from ..utils.validation import check_number, check_sequence
-from ._validation import check_groups, normalize_valid_rows
+from ._validation import check_groups, label_codes, normalize_valid_rows
 
 _TILE_ROWS, _TILE_COLUMNS = 1024, 8192  # a tile of cosine similarities has 32 MiB
 
@@ -70,10 +70,7 @@ def find_near_duplicates(features: Any, *, threshold: float = 0.97) -> np.ndarra
             differs = left != right
             if differs.any():
                 groups = merge_groups(groups, left[differs], right[differs], n_rows)
-    first = np.unique(groups, return_index=True)[1]
-    order = np.empty(len(first), dtype=np.intp)
-    order[np.argsort(first)] = np.arange(len(first))
-    return order[np.unique(groups, return_inverse=True)[1]]
+    return label_codes(groups.tolist())
 
 
 def drop_near_duplicates(groups: Any, scores: Any = None) -> np.ndarray:
