@@ -239,6 +239,7 @@ def as_open_clip(aligner: Any) -> OpenCLIPShape:
             "captions, with a text_encoder."
         )
     encoder._check_parameters()
+    encoder._pixel_network(encoder._network())  # raises an error if there is none
     return OpenCLIPShape(_Model(inner, encoder), _Transform(encoder), _tokenize)
 
 

@@ -2,7 +2,7 @@
 
 from ._encoding import CacheInfo
 from ._open_clip import OpenCLIPImageEncoder, OpenCLIPTextEncoder
-from ._sentence_transformers import SentenceTransformerEncoder
+from ._sentence_transformers import SentenceTransformerEncoder, SentenceTransformerImageEncoder
 from ._timm import TimmImageEncoder
 from ._transformers import TransformersImageEncoder, TransformersTextEncoder
 from .head_pairs import HeadPairs, classifier_head_pairs
@@ -18,6 +18,7 @@ __all__ = [
     "OpenCLIPImageEncoder",
     "OpenCLIPTextEncoder",
     "SentenceTransformerEncoder",
+    "SentenceTransformerImageEncoder",
     "TimmImageEncoder",
     "TransformersImageEncoder",
     "TransformersTextEncoder",

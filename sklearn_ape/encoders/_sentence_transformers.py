@@ -1,4 +1,4 @@
-"""Text encoder of the sentence-transformers library."""
+"""Text and image encoders of the sentence-transformers library."""
 
 from __future__ import annotations
 
@@ -14,11 +14,71 @@ from torch import nn
 from ..features import FeatureCache
 from ..utils.validation import check_boolean, check_choice, check_integer
 from ._engine import Engine
+from .base import FrozenEncoder
+from .image_encoder import ImageEncoder
 from .text_encoder import TextEncoder
 from .weights import PACKAGED, Network, check_source, find_packaged_file, load_from_source
 
+# The shorter side of larger images is reduced by an integer factor, to at least this number of
+# pixels, so that a batch of photographs fits in memory. Networks reduce them much more.
+_MAX_SIDE = 2048
 
-class SentenceTransformerEncoder(TextEncoder):
+
+class _SentenceTransformerModel(FrozenEncoder):
+    """Base class of the encoders of texts and images, which share one loaded model."""
+
+    _library = "sentence-transformers"
+    _loader = "sentence-transformers"
+
+    truncate_dim: int | None
+    normalize: bool
+
+    def _check_parameters(self) -> None:
+        super()._check_parameters()
+        check_choice(self.dtype, "dtype", ("float32", "bfloat16", "float16"))
+        check_integer(self.truncate_dim, "truncate_dim", 1, optional=True)
+        check_boolean(self.normalize, "normalize")
+        if self.model_name in PACKAGED:
+            find_packaged_file(self.model_name)
+        elif not os.path.isfile(os.path.join(self.model_name, "modules.json")):
+            check_source(self.model_name, self)
+
+    def _load(self, device: torch.device) -> Network:
+        try:
+            from sentence_transformers import SentenceTransformer
+        except ImportError as error:
+            raise ImportError(
+                f"{type(self).__name__} needs sentence-transformers. Install it with pip install "
+                '"sklearn-ape[sentence-transformers]".'
+            ) from error
+        model = load_from_source(
+            SentenceTransformer, self.model_name, self.revision, device=str(device)
+        )
+        return Network(model, None, device)
+
+    def _tensors(self, network: Network, batch: list[Any]) -> tuple[Any, ...]:
+        return (batch,)  # the model tokenizes texts and resizes images itself
+
+    def _module(self, network: Network) -> nn.Module:
+        return network.model
+
+    def _forward(self, network: Network, batch: list[Any]) -> torch.Tensor:
+        engine: Any = self._engine(len(batch))
+        return torch.from_numpy(engine((batch,)))
+
+    def _engine(self, n_items: int) -> Engine:
+        model = self._network().model
+        return _SentenceTransformerEngine(model, self._options(model), self.dtype_)
+
+    def _options(self, model: Any) -> dict[str, Any]:
+        """Return the arguments of ``encode``."""
+        return {"truncate_dim": self.truncate_dim, "normalize_embeddings": self.normalize}
+
+    def _engine_name(self) -> str:
+        return "torch"
+
+
+class SentenceTransformerEncoder(_SentenceTransformerModel, TextEncoder):
     """Frozen model of the sentence-transformers library that maps texts to features.
 
     All modules of the model are computed, such as Dense layers, which `TransformersTextEncoder`
@@ -69,6 +129,7 @@ class SentenceTransformerEncoder(TextEncoder):
 
     See Also
     --------
+    SentenceTransformerImageEncoder : Encoder of images, if the model is multimodal.
     TransformersTextEncoder : Computes common models faster, without sentence-transformers.
 
     References
@@ -85,7 +146,6 @@ class SentenceTransformerEncoder(TextEncoder):
     (2, 128)
     """
 
-    _library = "sentence-transformers"
     _feature_params = ("prompt", "truncate_dim", "normalize")
     n_jobs = None  # tokenizers use several threads on their own
 
@@ -113,51 +173,139 @@ class SentenceTransformerEncoder(TextEncoder):
 
     def _check_parameters(self) -> None:
         super()._check_parameters()
-        check_choice(self.dtype, "dtype", ("float32", "bfloat16", "float16"))
         if self.prompt is not None and not isinstance(self.prompt, str):
             raise ValueError(f"prompt must be None or a str, not {self.prompt!r}.")
-        check_integer(self.truncate_dim, "truncate_dim", 1, optional=True)
-        check_boolean(self.normalize, "normalize")
-        if self.model_name in PACKAGED:
-            find_packaged_file(self.model_name)
-        elif not os.path.isfile(os.path.join(self.model_name, "modules.json")):
-            check_source(self.model_name, self)
 
-    def _load(self, device: torch.device) -> Network:
-        try:
-            from sentence_transformers import SentenceTransformer
-        except ImportError as error:
-            raise ImportError(
-                "SentenceTransformerEncoder needs sentence-transformers. Install it with pip "
-                'install "sklearn-ape[sentence-transformers]".'
-            ) from error
-        model = load_from_source(
-            SentenceTransformer, self.model_name, self.revision, device=str(device)
-        )
-        return Network(model, None, device)
-
-    def _tensors(self, network: Network, batch: list[Any]) -> tuple[Any, ...]:
-        return (batch,)  # the model tokenizes texts itself
-
-    def _module(self, network: Network) -> nn.Module:
-        return network.model
-
-    def _forward(self, network: Network, batch: list[Any]) -> torch.Tensor:
-        engine: Any = self._engine(len(batch))
-        return torch.from_numpy(engine((batch,)))
-
-    def _engine(self, n_items: int) -> Engine:
-        model = self._network().model
+    def _options(self, model: Any) -> dict[str, Any]:
         prompts = getattr(model, "prompts", None) or {}
-        options = {
-            "prompt": prompts.get(self.prompt, self.prompt),
-            "truncate_dim": self.truncate_dim,
-            "normalize_embeddings": self.normalize,
-        }
-        return _SentenceTransformerEngine(model, options, self.dtype_)
+        return super()._options(model) | {"prompt": prompts.get(self.prompt, self.prompt)}
 
-    def _engine_name(self) -> str:
-        return "torch"
+
+class SentenceTransformerImageEncoder(_SentenceTransformerModel, ImageEncoder):
+    """Frozen multimodal model of the sentence-transformers library that maps images to features.
+
+    The model resizes and crops images itself. Features equal those of
+    ``SentenceTransformer.encode``.
+
+    Parameters
+    ----------
+    model_name : str, default="sentence-transformers/clip-ViT-B-32"
+        A folder that ``SentenceTransformer.save`` wrote, or a name on the Hugging Face Hub. The
+        model must accept images.
+    revision : str or None, default=None
+        Branch, tag or commit of a model on the Hugging Face Hub. None means the main branch.
+    crop : {"center", "pad"}, default="center"
+        Treatment of images that are not square. ``"center"`` uses the network's own
+        preprocessing, which usually crops the borders. ``"pad"`` adds white borders instead.
+    truncate_dim : int or None, default=None
+        Number of features to keep, for models that were trained for it (Matryoshka). None uses
+        the number that the model declares, or all features.
+    normalize : bool, default=False
+        Whether to L2-normalize the features. Models with a Normalize module always do so before
+        `truncate_dim` is applied.
+    batch_size : {"auto"} or int, default="auto"
+        Number of images per forward pass. ``"auto"`` is the fastest size. It is halved if the
+        memory of the GPU is too small.
+    device : {"auto"}, str or torch.device, default="auto"
+        Device of the network. ``"auto"`` uses a GPU if there is one.
+    dtype : {"float32", "bfloat16", "float16"}, default="float32"
+        Precision in which the network is computed, by autocast. Features are always float32.
+    n_jobs : int or None, default=None
+        Number of threads that read images. None means the number of threads that torch uses, -1
+        one per core.
+    cache : {"memory"}, str, path-like, FeatureCache or None, default="memory"
+        Cache of features by content. ``"memory"`` keeps features in this process, a path or a
+        FeatureCache keeps them on disk, and None disables the cache.
+    on_error : {"raise", "nan"}, default="raise"
+        Treatment of images that cannot be read. ``"raise"`` raises an EncodingError that names
+        them. ``"nan"`` fills their rows with NaN and warns.
+    verbose : int or None, default=None
+        1 shows a progress bar, 0 does not. None shows one in terminals and
+        notebooks if the work takes more than two seconds.
+
+    Attributes
+    ----------
+    errors_ : dict of {int: str}
+        Reasons why rows of the last `transform` or `encode_to` could not be encoded, by row.
+
+    Raises
+    ------
+    ImportError
+        By `transform`, if sentence-transformers is not installed.
+    ValueError
+        By `transform`, if the model does not accept images.
+
+    See Also
+    --------
+    SentenceTransformerEncoder : Encoder of texts, which shares the loaded model.
+    TransformersImageEncoder : Computes the networks of CLIP and SigLIP faster, without
+        sentence-transformers.
+
+    Notes
+    -----
+    Images of which the shorter side has at least 4,096 pixels are reduced by an integer factor, to
+    at least 2,048 pixels, when they are read.
+
+    References
+    ----------
+    .. [1] N. Reimers and I. Gurevych, "Sentence-BERT: Sentence Embeddings using Siamese
+       BERT-Networks", EMNLP 2019.
+
+    Examples
+    --------
+    >>> from sklearn_ape.encoders import SentenceTransformerImageEncoder
+    >>> SentenceTransformerImageEncoder("folder/of/model", crop="pad")
+    SentenceTransformerImageEncoder(crop='pad', model_name='folder/of/model')
+    """
+
+    _feature_params = ("crop", "truncate_dim", "normalize")
+
+    def __init__(
+        self,
+        model_name: str = "sentence-transformers/clip-ViT-B-32",
+        *,
+        revision: str | None = None,
+        crop: str = "center",
+        truncate_dim: int | None = None,
+        normalize: bool = False,
+        batch_size: int | str = "auto",
+        device: str | torch.device | None = "auto",
+        dtype: str = "float32",
+        n_jobs: int | None = None,
+        cache: str | PathLike[str] | FeatureCache | None = "memory",
+        on_error: str = "raise",
+        verbose: int | None = None,
+    ) -> None:
+        super().__init__(
+            model_name, revision, batch_size, "torch", device, dtype, cache, on_error, verbose
+        )
+        self.crop = crop
+        self.truncate_dim = truncate_dim
+        self.normalize = normalize
+        self.n_jobs = n_jobs
+
+    def _options(self, model: Any) -> dict[str, Any]:
+        # Not checked when the model is loaded, because an encoder of texts may have loaded it.
+        if "image" not in model.modalities:
+            raise ValueError(
+                f"model_name={self.model_name!r} does not accept images, only "
+                f"{', '.join(model.modalities)}. Pass a multimodal model, such as "
+                "'sentence-transformers/clip-ViT-B-32'."
+            )
+        return super()._options(model)
+
+    def _min_side(self, preprocessing: Any) -> int:
+        return _MAX_SIDE
+
+    def _preprocess(self, preprocessing: Any, image: Any) -> Any:
+        factor = min(image.size) // _MAX_SIDE
+        return image.reduce(factor) if factor > 1 else image
+
+    def _pixel_network(self, network: Network) -> nn.Module:
+        raise ValueError(
+            "SentenceTransformerImageEncoder cannot be exported, because the model prepares "
+            "images itself. Use TransformersImageEncoder."
+        )
 
 
 class _SentenceTransformerEngine:
@@ -172,17 +320,17 @@ class _SentenceTransformerEngine:
         self.dtype = dtype
 
     def __call__(self, inputs: Any) -> np.ndarray:
-        """Return the features of a tuple with a list of texts."""
-        (texts,) = inputs
+        """Return the features of a tuple with a list of texts or images."""
+        (items,) = inputs
         precision: Any = nullcontext()
         if self.dtype != "float32":
             precision = torch.autocast(self.model.device.type, getattr(torch, self.dtype))
-        size = len(texts)
+        size = len(items)
         while True:
             try:
                 with precision:
                     features = self.model.encode(
-                        texts, batch_size=size, show_progress_bar=False, **self.options
+                        items, batch_size=size, show_progress_bar=False, **self.options
                     )
                 return np.asarray(features, dtype=np.float32)
             except torch.OutOfMemoryError:

@@ -9,7 +9,7 @@ from sklearn.base import clone
 
 from ..utils.sklearn_compat import unfreeze
 from ._open_clip import OpenCLIPImageEncoder, OpenCLIPTextEncoder
-from ._sentence_transformers import SentenceTransformerEncoder
+from ._sentence_transformers import SentenceTransformerEncoder, SentenceTransformerImageEncoder
 from ._timm import TimmImageEncoder
 from ._transformers import TransformersImageEncoder, TransformersTextEncoder
 from .weights import PACKAGED
@@ -19,6 +19,7 @@ _CLASSES: dict[str, dict[str, Any]] = {
         "timm": TimmImageEncoder,
         "transformers": TransformersImageEncoder,
         "open_clip": OpenCLIPImageEncoder,
+        "sentence-transformers": SentenceTransformerImageEncoder,
     },
     "text": {
         "transformers": TransformersTextEncoder,

@@ -89,6 +89,7 @@ CLASSES = {
     "OpenCLIPImageEncoder": "sklearn_ape.encoders",
     "OpenCLIPTextEncoder": "sklearn_ape.encoders",
     "SentenceTransformerEncoder": "sklearn_ape.encoders",
+    "SentenceTransformerImageEncoder": "sklearn_ape.encoders",
     "TimmImageEncoder": "sklearn_ape.encoders",
     "TransformersImageEncoder": "sklearn_ape.encoders",
     "TransformersTextEncoder": "sklearn_ape.encoders",

@@ -78,7 +78,7 @@ def features(encoder, items):
 
 def test_every_encoder_class_is_tested(all_encoders):
     assert sorted(all_encoders) == NAMES
-    assert len(NAMES) == 6
+    assert len(NAMES) == 7
 
 
 class TestParameters:

@@ -3,11 +3,17 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from sklearn_ape import KernelAligner, load_pretrained
-from sklearn_ape.encoders import SentenceTransformerEncoder, TransformersTextEncoder
+from sklearn_ape.aligners import as_open_clip
+from sklearn_ape.encoders import (
+    SentenceTransformerEncoder,
+    SentenceTransformerImageEncoder,
+    TransformersTextEncoder,
+)
 from sklearn_ape.encoders.resolve import resolve_encoder
-from tests.encoders.tiny_networks import TEXTS, text_folder
+from tests.encoders.tiny_networks import TEXTS, multimodal_folder, text_folder
 
 st = pytest.importorskip("sentence_transformers")
 modules = pytest.importorskip("sentence_transformers.models")
@@ -38,6 +44,19 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def library_model(folder):
     return st.SentenceTransformer(folder, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def clip_folder(tmp_path_factory):
+    return multimodal_folder(tmp_path_factory.mktemp("multimodal"))
+
+
+@pytest.fixture(scope="module")
+def images():
+    """Return images of different shapes."""
+    rng = np.random.default_rng(0)
+    sizes = [(40, 50), (60, 32), (33, 90), (48, 48)]
+    return [Image.fromarray(rng.integers(0, 256, (*s, 3), dtype=np.uint8)) for s in sizes]
 
 
 class TestFeatures:
@@ -81,6 +100,80 @@ class TestFeatures:
         np.testing.assert_allclose(
             encoder.transform(TEXTS), library_model.encode(TEXTS), atol=0.05
         )
+
+
+class TestImages:
+    @pytest.mark.parametrize(
+        ("params", "options"),
+        [
+            ({}, {}),
+            ({"truncate_dim": 4}, {"truncate_dim": 4}),
+            ({"normalize": True}, {"normalize_embeddings": True}),
+        ],
+    )
+    def test_features_equal_those_of_the_library(self, clip_folder, images, params, options):
+        encoder = SentenceTransformerImageEncoder(clip_folder, cache=None, **params)
+        expected = st.SentenceTransformer(clip_folder, device="cpu").encode(images, **options)
+        np.testing.assert_allclose(encoder.transform(images), expected, atol=1e-5)
+        assert len(encoder.get_feature_names_out()) == expected.shape[1]
+
+    def test_padded_images_are_whole(self, clip_folder, images):
+        """With crop="pad", the features are those of the images on white squares."""
+        squares = []
+        for image in images:
+            square = Image.new("RGB", (max(image.size),) * 2, "white")
+            square.paste(image, tuple((max(image.size) - side) // 2 for side in image.size))
+            squares.append(square)
+        padded = SentenceTransformerImageEncoder(clip_folder, cache=None, crop="pad")
+        cropped = SentenceTransformerImageEncoder(clip_folder, cache=None)
+        features = padded.transform(images)
+        np.testing.assert_allclose(features, cropped.transform(squares), atol=1e-5)
+        assert not np.allclose(features[2], cropped.transform(images)[2], atol=1e-3)
+
+    def test_large_images_are_reduced(self, clip_folder):
+        encoder = SentenceTransformerImageEncoder(clip_folder, cache=None)
+        gradient = np.linspace(0, 255, 4100, dtype=np.uint8)
+        large = np.broadcast_to(gradient[:, None, None], (4100, 4200, 3))
+        prepared = encoder._prepare(None, large)
+        assert prepared.size == (2100, 2050)
+        expected = st.SentenceTransformer(clip_folder, device="cpu").encode(
+            [Image.fromarray(large)]
+        )
+        np.testing.assert_allclose(encoder.transform([large]), expected, atol=0.02)
+
+    def test_both_encoders_share_a_model_and_align(self, clip_folder, images, tmp_path):
+        both = {
+            "image_encoder": SentenceTransformerImageEncoder(clip_folder),
+            "text_encoder": SentenceTransformerEncoder(clip_folder),
+        }
+        models = {id(encoder._network().model) for encoder in both.values()}
+        assert len(models) == 1
+        aligner = KernelAligner(**both).fit(images, TEXTS[:4])
+        aligner.save_pretrained(tmp_path / "model")
+        loaded = load_pretrained(tmp_path / "model")
+        np.testing.assert_allclose(loaded.transform(images), aligner.transform(images), atol=1e-6)
+
+    def test_name_with_prefix(self, clip_folder):
+        encoder = resolve_encoder(f"sentence-transformers:{clip_folder}", "image")
+        assert type(encoder) is SentenceTransformerImageEncoder
+
+    def test_text_model_raises(self, folder, images):
+        encoder = SentenceTransformerImageEncoder(folder, cache=None)
+        with pytest.raises(ValueError, match="does not accept images, only text"):
+            encoder.transform(images)
+
+    def test_name_of_packaged_text_model_raises(self, images):
+        encoder = SentenceTransformerImageEncoder("all-MiniLM-L6-v2", cache=None)
+        with pytest.raises(ValueError, match="does not accept images, only text"):
+            encoder.transform(images)
+
+    def test_export_raises(self, clip_folder, images):
+        aligner = KernelAligner(
+            image_encoder=SentenceTransformerImageEncoder(clip_folder),
+            text_encoder=SentenceTransformerEncoder(clip_folder),
+        ).fit(images, TEXTS[:4])
+        with pytest.raises(ValueError, match="Use TransformersImageEncoder"):
+            as_open_clip(aligner)
 
 
 class TestUse:

@@ -19,7 +19,8 @@ FORMATS = sorted(FIXTURES.glob("format_*"))
 # Their weights have tens of megabytes or are in a separate folder.
 NO_FIXTURE = {
     *("CLIPAligner", "LiTAligner", "OpenCLIPImageEncoder", "OpenCLIPTextEncoder"),
-    *("SentenceTransformerEncoder", "TransformersImageEncoder"),
+    *("SentenceTransformerEncoder", "SentenceTransformerImageEncoder"),
+    "TransformersImageEncoder",
 }
 
 
