@@ -37,6 +37,7 @@ _HELD_OUT_FRACTION = 0.2
 _N_RESULTS = 6
 _N_PREDICTIONS_SHOWN = 24
 _N_NAMES_SHOWN = 5
+_N_CONCEPTS_PRINTED = 6
 _THUMBNAIL_SIDE = 96
 
 # Size of the plot in pixels.
@@ -350,11 +351,21 @@ def print_result(result: DemoResult) -> None:
     zero_shot = _make_table("Zero-shot classification", "labels", "accuracy", "chance")
     zero_shot.add_row(f"{n} held-out concepts", f"{result.concept_accuracy:.1%}", f"{1 / n:.1%}")
     zero_shot.add_row(
+        f"{n} held-out concepts, among the {_N_NAMES_SHOWN} most probable",
+        f"{result.concept_top_accuracy:.1%}",
+        f"{_N_NAMES_SHOWN / n:.1%}",
+    )
+    zero_shot.add_row(
         f"{result.n_categories} categories (animals, food, travel, ...)",
         f"{result.category_accuracy:.1%}",
         f"{1 / result.n_categories:.1%}",
     )
     console.print(zero_shot)
+    concepts = _make_table(f"Random held-out emoji, each named by one of {n} names", "emoji")
+    concepts.add_column(f"{_N_NAMES_SHOWN} most probable names")
+    for concept in result.predictions[:_N_CONCEPTS_PRINTED]:
+        concepts.add_row(concept.truth, _describe_names(concept, n_names=_N_NAMES_SHOWN))
+    console.print(concepts)
     stages = _make_table("Time", "stage", "seconds")
     for name, seconds in result.seconds.items():
         stages.add_row(name, f"{seconds:.1f}")

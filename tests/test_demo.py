@@ -97,9 +97,14 @@ class TestReport:
             *("0 %", "< 1 %", "26 %", "> 99 %", "100 %")
         ]
 
-    def test_console_shows_chance(self, result, capsys):
+    def test_console_shows_chance_and_the_most_probable_names(self, result, capsys, monkeypatch):
+        monkeypatch.setenv("COLUMNS", "200")
         print_result(result)
-        assert "0.3%" in capsys.readouterr().out
+        shown = capsys.readouterr().out.replace("\xa0", " ")
+        assert re.search(r"held-out concepts \W* 26\.0% \W* 0\.3%", shown)
+        assert re.search(r"most probable \W* 61\.0% \W* 1\.3%", shown)
+        first = result.predictions[0]
+        assert re.search(rf"{first.truth} \W* {first.names[0]} 26 %, {first.names[1]} 20 %", shown)
 
 
 class TestAccessibility:
