@@ -55,6 +55,12 @@ _MIN_PAIRS_IN_BFLOAT16 = 10_000
 # Share of the head if all pairs are trained on, so that no pair is left to choose it.
 _DEFAULT_WEIGHT = 0.5
 
+# A blend must gain this share of the recall of the closed form on held-out images. With 4,000
+# pairs of clip art, blends that gained 1.1 to 2.5 % had a lower recall on other kinds of images:
+# 11.1 instead of 11.6 % on the stamps. With 80,000 icons, the gain was 5 %, and the recall on
+# other sets rose by 0.7 points.
+_MIN_RELATIVE_GAIN = 0.03
+
 
 class HeadConfig(NamedTuple):
     """Parameters of the heads; see `APEAligner` for their meaning."""
@@ -391,7 +397,7 @@ def train_blend(
         if run.ranks is not None:
             baseline = run.ranks.broadcast(baseline)
         # A head must be worth at least one of the held-out pairs: a smaller gain is chance.
-        least = baseline + 1 / len(items.pairs)
+        least = baseline + max(1 / len(items.pairs), _MIN_RELATIVE_GAIN * baseline)
         recall = BlendRecall(training.make_inputs(items), text, least)
 
     def blend(weight: float) -> TwoTower:
@@ -453,7 +459,7 @@ def summarize_training(history: list[dict[str, Any]], best_epoch: int) -> str:
     if best_epoch == 0:
         best_head = max(row["head_recall"] for row in epochs)
         return (
-            f"closed form: recall {closed_form['valid_recall']:.3f}; no blend was better in "
+            f"closed form: recall {closed_form['valid_recall']:.3f}; no blend was 3 % better in "
             f"{len(epochs)} epochs (head {best_head:.3f})"
         )
     return f"blend {best['blend_weight']:g}: {recalls}, head {best['head_recall']:.3f}"

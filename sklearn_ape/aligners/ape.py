@@ -61,9 +61,10 @@ class APEAligner(HeadsMixin, TrainedAligner):
         pairs; see `sklearn_ape.encoders.classifier_head_pairs`.
     init : {"auto", "kernel", "linear", "starter"}, fitted aligner or None, default="auto"
         **Head.** Solution to start from. ``"auto"`` trains a head against whitened images and
-        blends it with the solution of `KernelAligner`. Of the blends that are better than both on
-        held-out pairs and within 2 % of the best, that with a share of the head nearest to 0.4 is
-        used; if there are none, the better of both. ``"kernel"`` and ``"linear"`` (a ridge
+        blends it with the solution of `KernelAligner`. The blend, or the head alone, must be 3 %
+        better than this solution on held-out pairs, which is used otherwise. Of the blends that
+        are better than both parts and within 2 % of the best, that with a share of the head
+        nearest to 0.4 is used. ``"kernel"`` and ``"linear"`` (a ridge
         regression) train a correction of the solution, which is kept if it improves recall on
         held-out pairs. None trains plain heads, as in the paper. ``"starter"`` (the model of
         `load_starter`) and a fitted aligner are extended by the pairs in closed form, without
@@ -173,7 +174,7 @@ class APEAligner(HeadsMixin, TrainedAligner):
         the closed form, if training was compared with it.
     best_epoch_ : int
         Epoch with the best recall on held-out pairs, counted from 1. Without held-out pairs, the
-        last epoch. 0 means that the closed form was kept, because no epoch was better.
+        last epoch. 0 means that the closed form was kept, because no epoch was clearly better.
     training_summary_ : str
         What training brought, in words: ``"blend 0.4: recall 0.310; closed form 0.270, head
         0.290"``. Only with ``init="auto"``.
