@@ -11,13 +11,18 @@ __all__ = ["resolve_device"]
 
 
 @lru_cache(maxsize=1)
-def has_bfloat16_instructions() -> bool:
-    """Return whether the processor has AMX or AVX-512 instructions for bfloat16 (on Linux)."""
+def has_fast_bfloat16() -> bool:
+    """Return whether the processor has AMX instructions for bfloat16 (on Linux).
+
+    Those of AVX-512 are not enough: on a processor with `avx512_bf16` alone, EfficientNet-Lite0
+    encoded 123 images per second in bfloat16 and 164 in float32 (OpenVINO), and a training step
+    took 1.7 times as long (torch).
+    """
     try:
         flags = set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
     except OSError:  # another operating system
         return False
-    return bool(flags & {"amx_bf16", "avx512_bf16"})
+    return "amx_bf16" in flags
 
 
 def resolve_device(device: str | torch.device | None) -> torch.device:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
-from ..devices import has_bfloat16_instructions
+from ..devices import has_fast_bfloat16
 from ..features.memmap import StoredRows
 from ..heads import BlendedHead, ClosedFormHead, Head, TwoTower, WhitenedMap, make_head
 from ..training.callbacks import (
@@ -139,7 +139,7 @@ class HeadTraining:
     def _choose_dtype(self) -> str:
         if self.config.dtype != "auto":
             return self.config.dtype
-        is_fast = self.config.device.type == "cpu" and has_bfloat16_instructions()
+        is_fast = self.config.device.type == "cpu" and has_fast_bfloat16()
         is_large = len(self.data.pairs) >= _MIN_PAIRS_IN_BFLOAT16
         return "bfloat16" if is_fast and is_large else "float32"
 

@@ -120,7 +120,7 @@ class APEAligner(HeadsMixin, TrainedAligner):
           steps (float) or a number of steps (int), 0.05;
         - ``"clip_norm"``: maximum norm of the gradients, None for no clipping;
         - ``"dtype"``: precision of training; ``"auto"`` is ``"bfloat16"`` from 10,000 pairs on a
-          processor with instructions for it, and ``"float32"`` otherwise.
+          processor with AMX instructions, and ``"float32"`` otherwise.
     learning_rate : float, default=3e-3
         Peak learning rate. It is followed by a cosine decay to zero.
     weight_decay : float, default=0.1

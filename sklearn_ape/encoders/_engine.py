@@ -18,7 +18,7 @@ from weakref import WeakSet
 import numpy as np
 import torch
 
-from ..devices import has_bfloat16_instructions
+from ..devices import has_fast_bfloat16
 from ..utils.concurrency import PATIENCE_S, at_fork, never_destroy
 
 ENGINES = ("auto", "torch", "onnx", "openvino")
@@ -84,11 +84,11 @@ def choose_engine(engine: str, device: torch.device, dtype: str) -> str:
 def choose_dtype(engine: str, device: torch.device) -> str:
     """Return the precision that ``dtype="auto"`` means.
 
-    It is bfloat16 if OpenVINO computes on a processor with instructions for it, else float32.
+    It is bfloat16 if OpenVINO computes on a processor that is fast in it, else float32.
     """
     is_fast = (
         engine in ("auto", "openvino")
-        and has_bfloat16_instructions()
+        and has_fast_bfloat16()
         and _find_obstacle("openvino", device, "bfloat16") is None
     )
     return "bfloat16" if is_fast else "float32"

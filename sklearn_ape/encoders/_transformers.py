@@ -71,7 +71,7 @@ class TransformersTextEncoder(TextEncoder):
     dtype : {"auto", "float32", "bfloat16", "float16"}, default="float32"
         Precision in which the network is computed. Features are always float32. ``"bfloat16"``
         is faster and changes the features. ``"auto"`` uses bfloat16 if OpenVINO computes the
-        network on a processor with instructions for it, and float32 otherwise.
+        network on a processor with AMX instructions, and float32 otherwise.
     cache : {"memory"}, str, path-like, FeatureCache or None, default="memory"
         Cache of features by content. ``"memory"`` keeps features in this process, a path or a
         FeatureCache keeps them on disk, and None disables the cache.
@@ -324,7 +324,7 @@ class TransformersImageEncoder(ImageEncoder):
     dtype : {"auto", "float32", "bfloat16", "float16"}, default="float32"
         Precision in which the network is computed. Features are always float32. ``"bfloat16"``
         is faster and changes the features. ``"auto"`` uses bfloat16 if OpenVINO computes the
-        network on a processor with instructions for it, and float32 otherwise.
+        network on a processor with AMX instructions, and float32 otherwise.
     n_jobs : int or None, default=None
         Number of threads that read and resize images and, with an engine other than torch,
         compute the network. None means the number of threads that torch uses, -1 one per core.

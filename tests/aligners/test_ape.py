@@ -336,7 +336,7 @@ class TestPrecision:
         self, concepts, monkeypatch, is_fast, min_pairs, expected
     ):
         module = "sklearn_ape.aligners._ape_trainer"
-        monkeypatch.setattr(f"{module}.has_bfloat16_instructions", lambda: is_fast)
+        monkeypatch.setattr(f"{module}.has_fast_bfloat16", lambda: is_fast)
         monkeypatch.setattr(f"{module}._MIN_PAIRS_IN_BFLOAT16", min_pairs)
         automatic, explicit = self.fit(concepts, "auto"), self.fit(concepts, expected)
         assert automatic.history_[1]["train_loss"] == explicit.history_[1]["train_loss"]

@@ -268,12 +268,12 @@ class TestPrecision:
         for cls in (TimmImageEncoder, TransformersTextEncoder):
             encoder = cls(dtype="auto", device="cpu", engine="openvino")
             for is_fast, dtype in ((True, "bfloat16"), (False, "float32")):
-                monkeypatch.setattr(_engine, "has_bfloat16_instructions", lambda x=is_fast: x)
+                monkeypatch.setattr(_engine, "has_fast_bfloat16", lambda x=is_fast: x)
                 assert encoder.dtype_ == dtype
                 chosen = clone(encoder).set_params(dtype=dtype)
                 assert encoder._identity_digest() == chosen._identity_digest()
                 assert encoder._digest_parts() == chosen._digest_parts()
-            monkeypatch.setattr(_engine, "has_bfloat16_instructions", lambda: True)
+            monkeypatch.setattr(_engine, "has_fast_bfloat16", lambda: True)
             for other in ("torch", "onnx"):
                 assert clone(encoder).set_params(engine=other).dtype_ == "float32"
 
