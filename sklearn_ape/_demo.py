@@ -364,7 +364,7 @@ def print_result(result: DemoResult) -> None:
     concepts = _make_table(f"Random held-out emoji, each named by one of {n} names", "emoji")
     concepts.add_column(f"{_N_NAMES_SHOWN} most probable names")
     for concept in result.predictions[:_N_CONCEPTS_PRINTED]:
-        concepts.add_row(concept.truth, _describe_names(concept, n_names=_N_NAMES_SHOWN))
+        concepts.add_row(concept.truth, ", ".join(concept.names))
     console.print(concepts)
     stages = _make_table("Time", "stage", "seconds")
     for name, seconds in result.seconds.items():

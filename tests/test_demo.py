@@ -104,7 +104,7 @@ class TestReport:
         assert re.search(r"held-out concepts \W* 26\.0% \W* 0\.3%", shown)
         assert re.search(r"most probable \W* 61\.0% \W* 1\.3%", shown)
         first = result.predictions[0]
-        assert re.search(rf"{first.truth} \W* {first.names[0]} 26 %, {first.names[1]} 20 %", shown)
+        assert re.search(rf"{first.truth} \W* {', '.join(first.names)}", shown)
 
 
 class TestAccessibility:

@@ -19,8 +19,8 @@ from .image_encoder import ImageEncoder
 from .text_encoder import TextEncoder
 from .weights import PACKAGED, Network, check_source, find_packaged_file, load_from_source
 
-# The shorter side of larger images is reduced by an integer factor, to at least this number of
-# pixels, so that a batch of photographs fits in memory. Networks reduce them much more.
+# Larger images are reduced by an integer factor, to at least this number of pixels of the shorter
+# side, so that a batch of photographs fits in memory. Networks reduce them much more.
 _MAX_SIDE = 2048
 
 
@@ -244,7 +244,7 @@ class SentenceTransformerImageEncoder(_SentenceTransformerModel, ImageEncoder):
     Notes
     -----
     Images of which the shorter side has at least 4,096 pixels are reduced by an integer factor, to
-    at least 2,048 pixels, when they are read.
+    at least 2,048 pixels, when they are read. With ``crop="pad"`` this applies to the longer side.
 
     References
     ----------
