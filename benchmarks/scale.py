@@ -5,8 +5,8 @@
 PACKAGE is the folder of the unpacked npm package @iconify/json. Whole sets are held out: icons of
 one set have a style in common, and most concepts occur in many sets. Recall is also computed on
 the Tux Paint stamps if they are installed, and on 1,000 of the training pairs. Icons are rendered
-and encoded in bfloat16 once, and their features are kept in the folder of --cache, so that a run
-that was killed continues. Every fit runs in a process of its own.
+and encoded once, and their features are kept in the folder of --cache, so that a run that was
+killed continues. Every fit runs in a process of its own.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def load_features(
         "efficientnet_lite0",
         pooling="gem",
         crop="pad",
-        dtype="bfloat16",
+        dtype="auto",
         cache=cache,
         verbose=1,
     )
