@@ -61,15 +61,15 @@ class APEAligner(HeadsMixin, TrainedAligner):
         pairs; see `sklearn_ape.encoders.classifier_head_pairs`.
     init : {"auto", "kernel", "linear", "starter"}, fitted aligner or None, default="auto"
         **Head.** Solution to start from. ``"auto"`` trains a head against whitened images and
-        blends it with the solution of `KernelAligner`. The blend, or the head alone, must be 3 %
-        better than this solution on held-out pairs, which is used otherwise. Of the blends that
-        are better than both parts and within 2 % of the best, that with a share of the head
-        nearest to 0.4 is used. ``"kernel"`` and ``"linear"`` (a ridge
-        regression) train a correction of the solution, which is kept if it improves recall on
-        held-out pairs. None trains plain heads, as in the paper. ``"starter"`` (the model of
-        `load_starter`) and a fitted aligner are extended by the pairs in closed form, without
-        training; their encoders are used if `image_encoder` and `text_encoder` are None. In a
-        search, which clones it, wrap a fitted aligner in `sklearn.frozen.FrozenEstimator`.
+        blends it with the solution of `KernelAligner`. The blend, or the head alone, is used if
+        its recall on held-out pairs is better by a standard error. Of the blends that are better
+        than both parts and within 2 % of the best, that with a share of the head nearest to 0.4
+        is used. ``"kernel"`` and ``"linear"`` (a ridge regression) train a correction of the
+        solution, which is used under the same condition. None trains plain heads, as in the
+        paper. ``"starter"`` (the model of `load_starter`) and a fitted aligner are extended by
+        the pairs in closed form, without training; their encoders are used if `image_encoder` and
+        `text_encoder` are None. In a search, which clones it, wrap a fitted aligner in
+        `sklearn.frozen.FrozenEstimator`.
     init_params : dict or None, default=None
         Parameters of the extension of an aligner. Missing keys have the following defaults:
 
