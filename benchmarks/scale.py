@@ -189,7 +189,7 @@ def plot_recall(results: Results, path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(6.4, 4), layout="constrained")
+    figure, axes = plt.subplots(figsize=(8, 4), layout="constrained")
     for method in METHODS:
         sizes = count_pairs(results)
         means = {size: mean_recall(results, method, size, TEST_SETS) for size in sizes}
@@ -205,7 +205,7 @@ def plot_recall(results: Results, path: Path) -> None:
     axes.set_xticks(count_pairs(results), [f"{size:,}" for size in count_pairs(results)])
     axes.minorticks_off()
     axes.grid(alpha=0.3)
-    axes.legend()
+    figure.legend(loc="outside right upper")
     figure.savefig(path, dpi=120)
 
 

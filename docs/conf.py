@@ -5,6 +5,9 @@ import sys
 import warnings
 from importlib.metadata import version as installed_version
 from pathlib import Path
+from typing import Any
+
+from docutils import nodes
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))  # import the package from this checkout
@@ -96,4 +99,19 @@ html_theme_options = {
     "pygments_dark_style": "a11y-high-contrast-dark",
     "back_to_top_button": True,
 }
-html_sidebars = {"index": [], "faq": [], "comparison": [], "api": []}
+# Pages that are in no section have nothing to show in a sidebar.
+html_sidebars = {
+    page: [] for page in ("index", "installation", "quickstart", "faq", "comparison", "api")
+}
+
+
+def keep_percentages_together(app: Any, doctree: nodes.document, docname: str) -> None:
+    """Replace the space in "80 %" by one at which a browser does not break the line."""
+    for text in list(doctree.findall(nodes.Text)):
+        if " %" in text and not isinstance(text.parent, (nodes.literal, nodes.literal_block)):
+            text.parent.replace(text, nodes.Text(text.replace(" %", "\u00a0%")))
+
+
+def setup(app: Any) -> None:
+    """Register the function above."""
+    app.connect("doctree-resolved", keep_percentages_together)
