@@ -105,13 +105,14 @@ html_sidebars = {
 }
 
 
-def keep_percentages_together(app: Any, doctree: nodes.document, docname: str) -> None:
-    """Replace the space in "80 %" by one at which a browser does not break the line."""
+def keep_numbers_together(app: Any, doctree: nodes.document, docname: str) -> None:
+    """Replace the spaces in "80 %" and "5.1 ± 1.4", so that browsers do not break lines there."""
     for text in list(doctree.findall(nodes.Text)):
-        if " %" in text and not isinstance(text.parent, (nodes.literal, nodes.literal_block)):
-            text.parent.replace(text, nodes.Text(text.replace(" %", "\u00a0%")))
+        kept = text.replace(" %", "\u00a0%").replace(" ± ", "\u00a0±\u00a0")
+        if kept != text and not isinstance(text.parent, (nodes.literal, nodes.literal_block)):
+            text.parent.replace(text, nodes.Text(kept))
 
 
 def setup(app: Any) -> None:
     """Register the function above."""
-    app.connect("doctree-resolved", keep_percentages_together)
+    app.connect("doctree-resolved", keep_numbers_together)
