@@ -73,7 +73,10 @@ def fit_all(folder):
         results[f"{name} recall"] = [row.get("valid_recall", 0.0) for row in aligner.history_]
         results[f"{name} scale"] = aligner.logit_scale_
     np.savez(folder / f"{rank}.npz", **results)
-    accelerator.end_training()  # otherwise gloo's threads can abort the process at exit
+    accelerator.end_training()
+    # While the interpreter exits, a thread of gloo may still release a tensor, which aborts the
+    # process (https://github.com/pytorch/pytorch/pull/179291). So skip the end of the interpreter.
+    os._exit(0)
 
 
 def fail(folder):

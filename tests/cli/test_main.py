@@ -33,6 +33,7 @@ def figures(text):
     return re.findall(r"\d+\.\d%", text)
 
 
+@pytest.mark.exhaustive  # a minute; `make demo` shows the same
 class TestDemo:
     def test_first_run_shows_progress(self, demo):
         first, _, _ = demo
@@ -62,6 +63,8 @@ class TestDemo:
         assert "CC BY-SA" in html
         assert (demo[2] / "search.png").read_bytes().startswith(b"\x89PNG")
 
+
+class TestErrorsOfDemo:
     def test_file_in_path_of_report_raises_before_encoding(self, run, tmp_path):
         (tmp_path / "file").write_text("in the way")
         result = run("demo", "--output", tmp_path / "file" / "report", code=1)

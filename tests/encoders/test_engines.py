@@ -200,7 +200,7 @@ class TestPrecision:
         ("name", "pooling"),
         [
             ("efficientnet_lite0", "auto"),
-            ("efficientnet_lite0", "gem"),
+            pytest.param("efficientnet_lite0", "gem", marks=pytest.mark.exhaustive),
             ("efficientnet_lite2", "gem"),
         ],
     )
