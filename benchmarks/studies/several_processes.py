@@ -19,6 +19,7 @@ import sys
 import tempfile
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -46,14 +47,17 @@ def encode_on_cluster(paths: list[Path], target: Path, kills_worker: bool) -> fl
 
     options = {"dashboard_address": None, "worker_dashboard_address": None}
     with (
-        LocalCluster(n_workers=_WORKERS, threads_per_worker=1, processes=True, **options) as it,
-        Client(it) as client,
+        LocalCluster(
+            n_workers=_WORKERS, threads_per_worker=1, processes=True, **options
+        ) as cluster,
+        Client(cluster) as client,
         joblib.parallel_config("dask"),
     ):
         if kills_worker:
             pid = next(iter(client.run(os.getpid).values()))
             journal = Path(f"{target}.journal")
-            threading.Thread(target=_kill_later, args=(pid, journal, len(paths) // 5)).start()
+            kill = partial(_kill_later, pid, journal, len(paths) // 5)
+            threading.Thread(target=kill, daemon=True).start()
         return time_encoding(paths, target, 64 * _WORKERS)
 
 
@@ -133,6 +137,8 @@ def main() -> None:
     if args.train:
         train(args.train)
         return
+    if args.images is None or not args.images.is_dir():
+        parser.error("IMAGES must be a folder of images.")
     if args.n_pairs:
         compare_training(args.n_pairs)
     suffixes = {".jpg", ".jpeg", ".png", ".webp"}
