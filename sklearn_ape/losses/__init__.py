@@ -1,7 +1,6 @@
 """Losses between the embeddings of images and texts."""
 
-from ._infonce import InfoNCELoss
-from ._sigmoid import SigmoidLoss
+from ._contrastive import InfoNCELoss, SigmoidLoss
 from ._structure import StructureLoss
 
 LOSSES = {"infonce": InfoNCELoss, "sigmoid": SigmoidLoss}
