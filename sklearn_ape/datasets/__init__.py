@@ -5,12 +5,11 @@ Loaders return a :class:`~sklearn.utils.Bunch` whose ``images`` and ``captions``
 do not fit on disk as files, `load_webdataset` reads tar shards.
 """
 
+from ._debian import load_openclipart, load_tuxpaint_stamps
 from ._emoji import load_noto_emoji, load_openmoji
 from ._iconify import load_iconify
 from ._image_folder import load_image_folder
 from ._imagenet_captions import load_imagenet_captions
-from ._openclipart import load_openclipart
-from ._tuxpaint import load_tuxpaint_stamps
 from ._webdataset import load_webdataset, write_webdataset
 from .base import get_data_home
 from .table import load_pairs

@@ -62,21 +62,6 @@ def check_folder(path: str | os.PathLike[str], expected: str) -> Path:
     return folder
 
 
-def find_packaged_folder(
-    path: str | os.PathLike[str] | None, *, default: str, apt: str, name: str, expected: str
-) -> Path:
-    """Return ``path`` or, if it is None, the folder where Debian installs a collection."""
-    if path is not None:
-        return check_folder(path, expected)
-    folder = Path(default)
-    if not folder.is_dir():
-        raise ImportError(
-            f"{name} is not installed: folder {default!r} does not exist. On Debian and Ubuntu, "
-            f"install it with: apt install {apt}. Elsewhere, pass path=..., {expected}."
-        )
-    return folder
-
-
 def list_first(items: Iterable[object], limit: int = 5) -> str:
     """Return the first items, and the number of items if there are more.
 

@@ -6,9 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from sklearn_ape.datasets import _openclipart as openclipart_module
-from sklearn_ape.datasets import _tuxpaint as tuxpaint_module
-from sklearn_ape.datasets import load_openclipart, load_tuxpaint_stamps
+from sklearn_ape.datasets import _debian, load_openclipart, load_tuxpaint_stamps
 
 needs_stamps = pytest.mark.skipif(
     not Path("/usr/share/tuxpaint/stamps").is_dir(),
@@ -105,14 +103,14 @@ def test_stamps_of_wrong_layout_raise(tmp_path, stamps):
 
 def test_missing_package_raises(monkeypatch, tmp_path):
     """The error has the install command and suggests path=...."""
-    monkeypatch.setattr(tuxpaint_module, "_FOLDER", str(tmp_path / "none"))
+    monkeypatch.setattr(_debian, "_STAMPS_FOLDER", str(tmp_path / "none"))
     with pytest.raises(ImportError, match=r"apt install tuxpaint-stamps-default.*path="):
         load_tuxpaint_stamps()
-    monkeypatch.setattr(openclipart_module, "_FOLDER", str(tmp_path / "none"))
+    monkeypatch.setattr(_debian, "_CLIP_ART_FOLDER", str(tmp_path / "none"))
     with pytest.raises(ImportError, match=r"apt install openclipart-png openclipart-svg.*path="):
         load_openclipart()
     (tmp_path / "half" / "png").mkdir(parents=True)
-    monkeypatch.setattr(openclipart_module, "_FOLDER", str(tmp_path / "half"))
+    monkeypatch.setattr(_debian, "_CLIP_ART_FOLDER", str(tmp_path / "half"))
     with pytest.raises(ImportError, match="apt install openclipart-svg"):
         load_openclipart()
 

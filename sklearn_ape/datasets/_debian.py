@@ -1,4 +1,4 @@
-"""Loader of Open Clip Art: public-domain drawings with titles and keywords."""
+"""Loaders of image collections packaged by Debian: Tux Paint stamps and Open Clip Art."""
 
 import html
 import os
@@ -13,10 +13,151 @@ from xml.etree.ElementTree import Element, ParseError, iterparse
 import numpy as np
 from sklearn.utils import Bunch
 
-from .base import find_packaged_folder, make_result, split_words
+from .base import check_folder, make_result, read_text, split_words
 
-_FOLDER = "/usr/share/openclipart"
-_LAYOUT = "a folder with the folders png and svg, as in the packages of Open Clip Art"
+
+def _find_packaged_folder(
+    path: str | os.PathLike[str] | None, *, default: str, apt: str, name: str, expected: str
+) -> Path:
+    """Return ``path`` or, if it is None, the folder where Debian installs a collection."""
+    if path is not None:
+        return check_folder(path, expected)
+    folder = Path(default)
+    if not folder.is_dir():
+        raise ImportError(
+            f"{name} is not installed: folder {default!r} does not exist. On Debian and Ubuntu, "
+            f"install it with: apt install {apt}. Elsewhere, pass path=..., {expected}."
+        )
+    return folder
+
+
+_STAMPS_FOLDER = "/usr/share/tuxpaint/stamps"
+
+_STAMPS_DESCR = """\
+Tux Paint stamps
+----------------
+{n} images, many of them photographs, with captions in language {language!r}.
+
+:Source: https://tuxpaint.org, as packaged by Debian in `tuxpaint-stamps-default`; read from
+    {folder}
+:Authors: Bill Kendrick and the contributors to Tux Paint, 2002-2022; the package's `copyright`
+    file and the collection's own documentation name them.
+:Licence: GPL-2.
+:categories: first folder of the path; `subjects` are complete folders.
+"""
+
+
+def load_tuxpaint_stamps(
+    *, path: str | os.PathLike[str] | None = None, language: str = "en", return_X_y: bool = False
+) -> Any:
+    r"""Load the Tux Paint stamps and their captions.
+
+    Parameters
+    ----------
+    path : path-like, default=None
+        Folder of stamps, which are PNG files with a text file of the same stem next to them. None
+        means the folder where Debian installs them.
+    language : str, default="en"
+        Language code of the captions in Tux Paint, such as "de", "pt_BR" or "zh_CN". Images
+        without a caption in this language are skipped.
+    return_X_y : bool, default=False
+        Whether to return ``(images, captions)`` instead of a Bunch.
+
+    Returns
+    -------
+    data : :class:`~sklearn.utils.Bunch`
+        Bunch with these fields:
+
+        images : list of str, length n_images
+            Paths of PNG files, sorted. Mirrored stamps, which have no text file, are skipped.
+        captions : list of str, length n_images
+            Captions of one line. Several images may have the same caption ("A rocket.").
+        categories, subjects : ndarray of str, shape (n_images,)
+            First folder of the path, such as "animals", and complete folder ("animals/birds").
+        DESCR : str
+            Description of the source, with licence and attribution.
+
+    Raises
+    ------
+    ImportError
+        If `path` is None and the Debian package is not installed.
+    FileNotFoundError, NotADirectoryError, ValueError
+        If `path` does not have this layout, or no image has a caption in `language`.
+
+    See Also
+    --------
+    load_openclipart : Load more drawings with noisier captions.
+
+    References
+    ----------
+    .. [1] https://tuxpaint.org/stamps/
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from sklearn_ape.datasets import load_tuxpaint_stamps
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     stamp = Path(folder, "animals", "birds", "owl.png")
+    ...     stamp.parent.mkdir(parents=True)
+    ...     _ = stamp.write_bytes(b"")
+    ...     _ = stamp.with_suffix(".txt").write_text("An owl.\nde.utf8=Eine Eule.")
+    ...     load_tuxpaint_stamps(path=folder, language="de").captions
+    ['Eine Eule.']
+    """
+    folder = _find_packaged_folder(
+        path,
+        default=_STAMPS_FOLDER,
+        apt="tuxpaint-stamps-default",
+        name="The collection of Tux Paint stamps",
+        expected="a folder with folders of PNG files and a .txt file next to each",
+    )
+    images, captions, subjects = [], [], []
+    languages: set[str] = set()
+    for image in sorted(folder.rglob("*.png")):
+        text = image.with_suffix(".txt")
+        if not text.is_file():
+            continue
+        translations = _read_translations(text)
+        languages.update(translations)
+        if language in translations:
+            images.append(str(image))
+            captions.append(translations[language])
+            subjects.append(image.parent.relative_to(folder).as_posix())
+    if not languages:
+        raise ValueError(
+            f"{str(folder)!r} has no PNG file with a caption in a .txt file of the same stem. "
+            "Pass a folder with the layout of the Tux Paint stamps: animals/birds/owl.png and "
+            "animals/birds/owl.txt."
+        )
+    if not images:
+        raise ValueError(
+            f"language={language!r} is not a language of any caption. Pass one of "
+            f"{', '.join(sorted(languages))}."
+        )
+    bunch = Bunch(
+        images=images,
+        captions=captions,
+        categories=np.array([subject.split("/")[0] for subject in subjects]),
+        subjects=np.array(subjects),
+        DESCR=_STAMPS_DESCR.format(n=len(images), language=language, folder=folder),
+    )
+    return make_result(bunch, return_X_y)
+
+
+def _read_translations(file: Path) -> dict[str, str]:
+    """Return captions by language: the first line is English, and later lines ``de.utf8=...``."""
+    lines = read_text(file).split("\n")
+    captions = {"en": lines[0]}
+    for line in lines[1:]:
+        key, _, caption = line.partition("=")
+        if key.endswith(".utf8"):
+            captions[key.removesuffix(".utf8").strip()] = caption
+    return {key: " ".join(text.split()) for key, text in captions.items() if text.strip()}
+
+
+_CLIP_ART_FOLDER = "/usr/share/openclipart"
+_CLIP_ART_LAYOUT = "a folder with the folders png and svg, as in the packages of Open Clip Art"
 _DC = "{http://purl.org/dc/elements/1.1/}"
 _RDF = "{http://www.w3.org/1999/02/22-rdf-syntax-ns#}"
 _MAX_KEYWORDS = 6
@@ -26,7 +167,7 @@ _MIN_COLLECTION = 10
 _MEANINGLESS = re.compile(r"hash|0x[0-9a-f]+|unsorted")
 _PILLOW_LIMIT = 89_478_485  # above this number of pixels, Pillow warns of a decompression bomb
 
-_DESCR = """\
+_CLIP_ART_DESCR = """\
 Open Clip Art
 -------------
 {n} drawings with titles, keywords and descriptions by their authors.
@@ -122,12 +263,12 @@ def load_openclipart(
     >>> data.captions, data.categories.tolist()
     (['red apple'], ['food'])
     """
-    folder = find_packaged_folder(
+    folder = _find_packaged_folder(
         path,
-        default=_FOLDER,
+        default=_CLIP_ART_FOLDER,
         apt="openclipart-png openclipart-svg",
         name="Open Clip Art",
-        expected=_LAYOUT,
+        expected=_CLIP_ART_LAYOUT,
     )
     png_folder, svg_folder = folder / "png", folder / "svg"
     for subfolder in (png_folder, svg_folder):
@@ -138,14 +279,14 @@ def load_openclipart(
                     f"apt install openclipart-{subfolder.name}"
                 )
             raise FileNotFoundError(
-                f"{str(folder)!r} has no folder {subfolder.name!r}. Pass {_LAYOUT}."
+                f"{str(folder)!r} has no folder {subfolder.name!r}. Pass {_CLIP_ART_LAYOUT}."
             )
     files, limit = sorted(png_folder.rglob("*.png")), ""
     if max_pixels is not None:
         files = [file for file in files if _count_pixels(file) <= max_pixels]
         limit = f" of at most {max_pixels} pixels"
     if not files:
-        raise ValueError(f"{str(png_folder)!r} has no PNG files{limit}. Pass {_LAYOUT}.")
+        raise ValueError(f"{str(png_folder)!r} has no PNG files{limit}. Pass {_CLIP_ART_LAYOUT}.")
     names = [file.relative_to(png_folder) for file in files]
     records = [_read_record((svg_folder / name).with_suffix(".svg")) for name in names]
     _, groups = np.unique([os.path.realpath(file) for file in files], return_inverse=True)
@@ -165,7 +306,7 @@ def load_openclipart(
         licenses=[record.license for record in records],
         categories=np.array([name.parts[0] if len(name.parts) > 1 else "" for name in names]),
         groups=groups,
-        DESCR=_DESCR.format(n=len(files), folder=folder, max_keywords=_MAX_KEYWORDS),
+        DESCR=_CLIP_ART_DESCR.format(n=len(files), folder=folder, max_keywords=_MAX_KEYWORDS),
     )
     return make_result(bunch, return_X_y)
 
