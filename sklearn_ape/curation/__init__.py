@@ -4,8 +4,13 @@ A small set of pairs that match the labels trains a better aligner than the same
 pairs. The functions return row numbers, so they can be used with lists, tables and arrays.
 """
 
-from ._duplicates import drop_near_duplicates, find_near_duplicates
-from ._quality import PairQuality, drop_noisy, pair_quality
+from ._quality import (
+    PairQuality,
+    drop_near_duplicates,
+    drop_noisy,
+    find_near_duplicates,
+    pair_quality,
+)
 from ._relevance import Selection, select_relevant
 
 __all__ = [

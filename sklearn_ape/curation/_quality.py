@@ -1,32 +1,201 @@
-"""Quality of image–caption pairs."""
+"""Quality and near-duplicates of image–caption pairs, and checks of captions and groups."""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Hashable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 from sklearn.base import BaseEstimator, clone
 from sklearn.model_selection import GroupKFold
-from sklearn.utils import check_random_state
+from sklearn.utils import check_random_state, gen_batches
 
 from ..aligners.cca import CCAAligner
+from ..aligners.pairs import as_sequence, flatten_captions, holds_texts
+from ..features.validation import as_float32
 from ..training.data import group_pairs
-from ..utils.validation import check_integer, check_number
-from ._duplicates import find_near_duplicates
-from ._validation import (
-    as_float_features,
-    check_captions,
-    check_groups,
-    label_codes,
-    normalize_valid_rows,
-    row_tiles,
-)
+from ..utils.linalg import merge_groups, normalize_rows
+from ..utils.validation import as_floats, check_integer, check_number, check_sequence
 
+# Size of a tile of similarities of float32, and its shape if pairs of all rows are compared.
+_TILE_BYTES = 2**25
+_TILE_ROWS, _TILE_COLUMNS = 1024, 8192
 # Maximum number of other pairs, drawn at random, among which a pair is ranked.
 _MAX_RIVALS = 2000
 # The specificity of a caption decreases when it has more distinct images than this.
 _MAX_SHARED_IMAGES = 10
+
+
+class Captions(NamedTuple):
+    """Flat list of captions, as texts or features, and the index of the first caption per row."""
+
+    n_rows: int
+    starts: np.ndarray
+    texts: list[str] | None
+    features: np.ndarray | None
+
+    def select_captions(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the indices of the captions of rows, and the first position of each row."""
+        counts = self.starts[rows + 1] - self.starts[rows]
+        starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
+        offsets = np.repeat(self.starts[rows] - starts, counts)
+        return np.arange(counts.sum()) + offsets, starts
+
+
+def check_captions(captions: Any) -> Captions:
+    """Return valid captions; each row has at least one."""
+    captions = as_sequence(captions, "captions")
+    if holds_texts(captions):
+        texts, rows = flatten_captions(captions)
+        counts = np.bincount(rows, minlength=len(captions))
+        return Captions(len(captions), np.concatenate([[0], np.cumsum(counts)]), texts, None)
+    features = as_float_features(captions, "captions")
+    return Captions(len(features), np.arange(len(features) + 1), None, features)
+
+
+def as_float_features(features: Any, name: str, check_conditioning: bool = False) -> np.ndarray:
+    """Return features as float32; they may contain NaN."""
+    return as_float32(as_floats(features, name), name, check_conditioning, allow_nan=True)
+
+
+def normalize_valid_rows(features: Any, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return L2-normalized rows, and a mask of the rows that are not zero or NaN."""
+    features = as_float_features(features, name)
+    normalized = normalize_rows(features)
+    return normalized, np.linalg.norm(normalized, axis=1) > 0
+
+
+def row_tiles(n_rows: int, n_columns: int) -> Iterator[slice]:
+    """Return slices of rows for which the scores of all columns take at most 32 MiB."""
+    return gen_batches(n_rows, max(1, _TILE_BYTES // (4 * max(1, n_columns))))
+
+
+def check_groups(groups: Any, n_pairs: int) -> np.ndarray:
+    """Return group numbers from 0, one per pair."""
+    check_sequence(groups, "groups", "number")
+    groups = np.asarray(groups)
+    if groups.shape != (n_pairs,):
+        raise ValueError(
+            f"groups must have shape ({n_pairs},), one number per pair, not {groups.shape}. Pass "
+            "the output of find_near_duplicates."
+        )
+    return np.unique(groups, return_inverse=True)[1]
+
+
+def label_codes(values: Iterable[Hashable]) -> np.ndarray:
+    """Return an integer code per value, in order of appearance."""
+    codes: dict[Any, int] = {}
+    return np.array([codes.setdefault(value, len(codes)) for value in values], dtype=np.intp)
+
+
+def find_near_duplicates(features: Any, *, threshold: float = 0.97) -> np.ndarray:
+    """Group rows of features that are near-duplicates.
+
+    Two rows whose cosine similarity reaches `threshold` are in the same group, and so are rows
+    that are connected by a chain of such pairs.
+
+    Parameters
+    ----------
+    features : array-like of shape (n_samples, n_features)
+        Features of images or of captions.
+    threshold : float, default=0.97
+        Minimum cosine similarity of near-duplicates, in [-1, 1]. With pooled EfficientNet
+        features of drawings, the default finds copies, recolored copies and slight variants.
+
+    Returns
+    -------
+    groups : ndarray of int, shape (n_samples,)
+        Group numbers from 0, in order of appearance, for `GroupKFold`, `drop_near_duplicates` or
+        `select_relevant`. Rows of NaN (unreadable images) and rows of zeros are groups of their
+        own.
+
+    Raises
+    ------
+    ValueError
+        If `threshold` or `features` are invalid.
+
+    See Also
+    --------
+    drop_near_duplicates : Keep one row per group.
+
+    Notes
+    -----
+    All pairs of rows are compared, so time is quadratic in the number of rows. Memory is linear.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn_ape.curation import find_near_duplicates
+    >>> find_near_duplicates(np.array([[1, 0], [0, 1], [1, 0.1], [0, 2]]))
+    array([0, 1, 0, 1])
+    """
+    check_number(threshold, "threshold", -1, 1, closed="both")
+    rows, is_valid = normalize_valid_rows(features, "features")
+    n_rows = len(rows)
+    min_similarity = threshold - 1e-6  # rounding must not separate equal rows
+    groups = np.arange(n_rows)
+    for strip in gen_batches(n_rows, _TILE_ROWS):
+        for tile in gen_batches(n_rows - strip.start, _TILE_COLUMNS):
+            columns = slice(strip.start + tile.start, strip.start + tile.stop)
+            is_near = (rows[strip] @ rows[columns].T) >= min_similarity
+            is_near &= is_valid[strip, None] & is_valid[None, columns]
+            left, right = np.nonzero(is_near)
+            left, right = groups[left + strip.start], groups[right + columns.start]
+            differs = left != right
+            if differs.any():
+                groups = merge_groups(groups, left[differs], right[differs], n_rows)
+    return label_codes(groups.tolist())
+
+
+def drop_near_duplicates(groups: Any, scores: Any = None) -> np.ndarray:
+    """Select the row with the highest score of each group.
+
+    Parameters
+    ----------
+    groups : array-like of shape (n_samples,)
+        Output of `find_near_duplicates`.
+    scores : array-like of shape (n_samples,) or None, default=None
+        Scores, such as ``pair_quality(...).score``; higher is better. With None, and for ties,
+        the first row is kept.
+
+    Returns
+    -------
+    indices : ndarray of int, shape (n_groups,)
+        Rows to keep, in ascending order.
+
+    Raises
+    ------
+    ValueError
+        If `scores` does not have one finite number per row.
+
+    See Also
+    --------
+    find_near_duplicates : Compute the groups.
+
+    Examples
+    --------
+    >>> from sklearn_ape.curation import drop_near_duplicates
+    >>> drop_near_duplicates([0, 1, 0, 1], scores=[0.2, 0.9, 0.7, 0.1])
+    array([1, 2])
+    """
+    check_sequence(groups, "groups", "number")
+    n_rows = len(np.asarray(groups))
+    numbers = check_groups(groups, n_rows)
+    values = np.zeros(n_rows) if scores is None else np.asarray(scores, dtype=float)
+    if values.shape != (n_rows,):
+        raise ValueError(
+            f"scores must have shape ({n_rows},), one number per row, not {values.shape}."
+        )
+    invalid = np.flatnonzero(~np.isfinite(values))
+    if invalid.size:
+        raise ValueError(
+            f"scores must be finite, but {invalid.size} rows are not (row {invalid[0]} is "
+            f"{values[invalid[0]]})."
+        )
+    order = np.lexsort((np.arange(n_rows), -values, numbers))
+    first = np.unique(numbers[order], return_index=True)[1]
+    return np.sort(order[first])
 
 
 class PairQuality(NamedTuple):

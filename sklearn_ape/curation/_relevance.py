@@ -18,11 +18,10 @@ from ..encoders.resolve import resolve_encoder
 from ..prompts import prompts_of, resolve_names, resolve_templates
 from ..utils.validation import check_integer, check_number
 from ..utils.warnings import warn
-from ._validation import (
+from ._quality import (
     Captions,
     check_captions,
     check_groups,
-    max_per_row,
     normalize_valid_rows,
     row_tiles,
 )
@@ -86,6 +85,11 @@ class Choice(NamedTuple):
     labels: np.ndarray
 
 
+def _max_per_row(values: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """Return the maximum of the captions of each row, which begin at `starts`."""
+    return values if len(starts) == len(values) else np.maximum.reduceat(values, starts, axis=0)
+
+
 class _Relevance(NamedTuple):
     """Features and word matches from which rows are scored with all labels."""
 
@@ -126,10 +130,10 @@ class _Relevance(NamedTuple):
         if self.shares is None:
             share = np.zeros((len(rows), 1), dtype=np.float32)
         else:
-            share = max_per_row(self.shares[flat].toarray(), starts)
+            share = _max_per_row(self.shares[flat].toarray(), starts)
         if self.caption_features is None or self.label_features is None:
             return share, share > 0
-        cosine = max_per_row(self.caption_features[flat] @ self.label_features.T, starts)
+        cosine = _max_per_row(self.caption_features[flat] @ self.label_features.T, starts)
         return cosine, np.broadcast_to(share > 0, cosine.shape)
 
 

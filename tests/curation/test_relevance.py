@@ -6,7 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from sklearn_ape.curation import _relevance, _validation, select_relevant
+from sklearn_ape.curation import _quality, _relevance, select_relevant
 from sklearn_ape.curation._relevance import compute_name_shares
 
 CAPTIONS = [
@@ -124,7 +124,7 @@ def test_tile_size_and_depth_do_not_change_selection(monkeypatch, balance):
     }
     expected = select_relevant(captions, range(5), **args)
     monkeypatch.setattr(_relevance, "_EXTRA_CANDIDATES", -58)  # depth 2
-    monkeypatch.setattr(_validation, "_TILE_BYTES", 500)
+    monkeypatch.setattr(_quality, "_TILE_BYTES", 500)
     tiled = select_relevant(captions, range(5), **args)
     assert expected.indices.tolist() == tiled.indices.tolist()
     assert expected.labels.tolist() == tiled.labels.tolist()
