@@ -23,7 +23,7 @@ from ..training.data import PairDataset, as_tensor
 from ..training.distributed import Ranks
 from ..training.net import AlignmentNet, TrainingConfig, embed_pairs, make_net
 from ..utils.linalg import l2_normalize
-from ..utils.progress import shows_progress
+from ..utils.messages import shows_progress
 from ._closed_form import (
     RIDGE,
     WHITENING,

@@ -22,9 +22,9 @@ from ..persistence.hub import Facts
 from ..persistence.mixins import FittedState, PretrainedMixin
 from ..training.data import PairDataset
 from ..utils.linalg import evenly_spaced
+from ..utils.messages import warn
 from ..utils.sklearn_compat import CallbackSupportMixin, DocLinkMixin
 from ..utils.validation import FLOATS, as_floats, as_numeric, check_sequence, ignores_underflow
-from ..utils.warnings import warn
 from ._head_pairs import append_head_pairs, resolve_head_pairs
 from ._serialization import aligner_state, describe_aligner, restore_aligner
 from .fitted_images import FittedImages

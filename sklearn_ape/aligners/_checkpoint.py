@@ -24,9 +24,9 @@ from ..training.distributed import Ranks, current_ranks, is_first_rank
 from ..training.state import SaveState
 from ..utils.files import check_writable, remove_unfinished_directories
 from ..utils.linalg import fingerprint
+from ..utils.messages import warn
 from ..utils.sklearn_compat import observes_fit
 from ..utils.validation import format_list
-from ..utils.warnings import warn
 
 if TYPE_CHECKING:
     from ._trained import TrainedAligner

@@ -12,7 +12,7 @@ from ..heads import ExtendedHead, KernelMap, TwoTower
 from ..training.data import PairDataset
 from ..training.net import embed_pairs
 from ..utils.linalg import normalize_rows
-from ..utils.warnings import warn
+from ..utils.messages import warn
 from ._closed_form import RIDGE, scale_gamma
 from ._kernel_ridge import solve_kernel_ridge
 

@@ -9,7 +9,7 @@ import psutil
 import torch
 from sklearn.utils import gen_batches
 
-from ..utils.progress import make_progress_bar
+from ..utils.messages import make_progress_bar
 
 # Shares of the available memory that a kernel matrix may take: of a number of anchors chosen here,
 # and of one that the user has chosen.

@@ -27,7 +27,7 @@ from ..training.callbacks import (
 from ..training.data import PairDataset, split_pairs, subset
 from ..training.distributed import Ranks, is_first_rank, join_ranks
 from ..training.net import AlignmentNet, TrainingConfig, seed_generators
-from ..utils.progress import shows_progress
+from ..utils.messages import shows_progress
 from ..utils.sklearn_compat import FitContext
 from ..utils.torch_state import default_state
 from ..utils.validation import check_boolean, check_choice, check_integer, check_number

@@ -16,8 +16,8 @@ from ..encoders import OpenCLIPImageEncoder, OpenCLIPTextEncoder
 from ..features.validation import as_float32
 from ..persistence.hub import Facts
 from ..persistence.mixins import FittedState
-from ..utils.escape import escape_markdown
 from ..utils.linalg import normalize_rows
+from ..utils.messages import escape_markdown
 from ..utils.sklearn_compat import LazyNamesMixin, reports_fit
 from ..utils.validation import as_floats
 from ._base import BaseAligner

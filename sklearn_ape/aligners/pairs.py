@@ -17,8 +17,8 @@ from ..encoders.items import EncodingError, summarize_errors
 from ..features.memmap import find_missing_rows, select
 from ..features.validation import to_dense
 from ..training.data import PairDataset, unique_pairs
+from ..utils.messages import warn
 from ..utils.validation import check_sequence, format_list, is_missing
-from ..utils.warnings import warn
 
 _MAX_SHOWN = 5
 

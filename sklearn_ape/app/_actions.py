@@ -22,7 +22,7 @@ from ..heads import TwoTower
 from ..prompts import TEMPLATES
 from ..retrieval import CrossModalRetriever
 from ..training import split_pairs
-from ..utils.escape import escape_markdown
+from ..utils.messages import escape_markdown
 from ..zero_shot import FewShotClassifier, ZeroShotClassifier
 from ._limits import Limits, Progress, UserError, check_text, quote, scale_progress
 from ._model import Alignment, Recall, clone_with_cache, encode, get_encoders, replace_caches

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from ..utils.escape import escape_controls
+from ..utils.messages import escape_controls
 from ..utils.validation import check_integer
 
 _log = logging.getLogger("sklearn_ape.app")

@@ -13,7 +13,7 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from ..utils.escape import escape_controls
+from ..utils.messages import escape_controls
 
 _EXIT_ERROR, _EXIT_INTERRUPTED = 1, 130
 

@@ -16,8 +16,8 @@ from typing import Any, Self
 
 import typer
 
-from ..utils.escape import escape_controls, escape_formula, escape_formula_path
 from ..utils.files import atomic_directory, check_writable
+from ..utils.messages import escape_controls, escape_formula, escape_formula_path
 
 _FORMATS = ("csv", "tsv", "json", "jsonl", "parquet", "table")
 _FORMAT_BY_SUFFIX = {f".{name}": name for name in _FORMATS[:-1]}

@@ -16,8 +16,8 @@ from sklearn.utils import check_random_state, gen_batches
 
 from ..encoders.resolve import resolve_encoder
 from ..prompts import prompts_of, resolve_names, resolve_templates
+from ..utils.messages import warn
 from ..utils.validation import check_integer, check_number
-from ..utils.warnings import warn
 from ._quality import (
     Captions,
     check_captions,

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from sklearn.utils import Bunch
 
-from ..utils.progress import make_progress_bar
+from ..utils.messages import make_progress_bar
 from ..utils.validation import check_integer
 from .base import (
     check_folder,

@@ -14,7 +14,7 @@ from joblib import Parallel, delayed
 from PIL import Image
 from sklearn.utils import Bunch
 
-from ..utils.progress import make_progress_bar
+from ..utils.messages import make_progress_bar
 from ..utils.validation import check_integer
 from ._icon_sets import Icon, IconSet, check_safety, find_sets, read_drawings, read_icons
 from .base import (

@@ -12,8 +12,8 @@ import numpy as np
 from sklearn.utils import Bunch
 
 from ..utils.files import IMAGE_SUFFIXES
+from ..utils.messages import warn
 from ..utils.validation import check_sequence
-from ..utils.warnings import warn
 from .base import (
     check_folder,
     flatten_single_captions,

@@ -12,8 +12,8 @@ from typing import Any, Literal
 import numpy as np
 from sklearn.utils import Bunch
 
+from ..utils.messages import warn
 from ..utils.validation import check_choice
-from ..utils.warnings import warn
 from .base import check_folder, import_optional, list_first, make_result
 
 _FIELDS = ("title", "tags", "description")

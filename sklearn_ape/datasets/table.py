@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from sklearn.utils import Bunch
 
-from ..utils.escape import unescape_formula
 from ..utils.files import IMAGE_SUFFIXES
+from ..utils.messages import unescape_formula
 from .base import flatten_single_captions, import_optional, list_first, make_result
 
 _FORMATS = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")

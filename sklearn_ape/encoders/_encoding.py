@@ -19,8 +19,7 @@ from tqdm import tqdm
 from ..features.cache import FeatureCache, open_cache
 from ..features.feature_file import FeatureFile, OtherContentError
 from ..utils.concurrency import ForkSafeLock, LRUCache, map_threaded
-from ..utils.escape import escape_controls
-from ..utils.progress import make_progress_bar
+from ..utils.messages import escape_controls, make_progress_bar
 from ..utils.torch_state import default_state
 from ..utils.validation import check_choice, check_integer
 from ._engine import Engine

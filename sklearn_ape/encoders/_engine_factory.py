@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from ..utils.files import atomic_directory, default_data_home
-from ..utils.warnings import warn
+from ..utils.messages import warn
 from ._engine import (
     Engine,
     EngineError,

@@ -21,10 +21,10 @@ from sklearn.utils import Tags
 from ..devices import resolve_device
 from ..features import FeatureCache
 from ..persistence.mixins import FittedState, SerializableMixin
+from ..utils.messages import warn
 from ..utils.sklearn_compat import CallbackSupportMixin, LazyNamesMixin, reports_fit
 from ..utils.torch_state import default_state
 from ..utils.validation import check_choice
-from ..utils.warnings import warn
 from ._encoding import CacheInfo, cache_info, encode, encode_to_file
 from ._engine import ENGINES, Engine, TorchEngine, Workload, choose_dtype, choose_engine
 from ._engine_factory import exports_folder, is_export_worthwhile, make_engine

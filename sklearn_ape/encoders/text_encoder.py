@@ -13,8 +13,8 @@ from sklearn.utils import Tags
 
 from ..utils.concurrency import ForkSafeLock
 from ..utils.files import IMAGE_SUFFIXES
+from ..utils.messages import warn
 from ..utils.validation import format_list, is_missing
-from ..utils.warnings import warn
 from .base import FrozenEncoder
 from .items import ItemError
 from .weights import explain_load_errors, read_side_file

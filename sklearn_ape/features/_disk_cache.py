@@ -14,7 +14,7 @@ from weakref import WeakSet
 import numpy as np
 
 from ..utils.concurrency import ForkSafeLock, at_fork, never_destroy
-from ..utils.warnings import warn
+from ..utils.messages import warn
 from ._sqlite import (
     BUSY_TIMEOUT_S,
     DTYPES,

@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
-from ..utils.warnings import warn
+from ..utils.messages import warn
 from ._sqlite import (
     BUSY_TIMEOUT_S,
     DIGEST_SIZE,

@@ -10,8 +10,8 @@ from scipy.sparse import issparse
 from sklearn.utils import gen_batches
 
 from ..utils.linalg import evenly_spaced
+from ..utils.messages import warn
 from ..utils.validation import format_list, ignores_underflow
-from ..utils.warnings import warn
 from .memmap import StoredRows, find_missing_rows, row_blocks
 
 _FLOAT32 = np.finfo(np.float32)

@@ -12,8 +12,8 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from sklearn.utils import check_array
 
+from ..utils.messages import warn
 from ..utils.validation import format_list
-from ..utils.warnings import warn
 from ._plotting import (
     OTHERS,
     check_items,

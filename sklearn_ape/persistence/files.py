@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from ..utils.files import atomic_directory, sync
+from ..utils.messages import warn
 from ..utils.validation import format_list
-from ..utils.warnings import warn
 from .serialize import MAX_JSON_BYTES, Deserializer, Serializer, dump_json, load_json
 
 FORMAT = 1

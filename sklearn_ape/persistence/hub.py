@@ -13,7 +13,7 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
-from ..utils.escape import escape_controls, escape_markdown
+from ..utils.messages import escape_controls, escape_markdown
 from .files import FILES, read_model
 from .serialize import Deserializer, Serializer
 

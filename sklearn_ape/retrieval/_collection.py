@@ -19,8 +19,8 @@ from ..encoders.items import EncodingFailedWarning
 from ..features.memmap import feature_tiles, is_table, row_tiles
 from ..persistence.mixins import FittedState
 from ..utils.linalg import evenly_spaced, normalize_rows
+from ..utils.messages import warn
 from ..utils.validation import check_sequence, format_list
-from ..utils.warnings import warn
 from ._index import Index, compute_pair_products, find_nearest, make_index
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from sklearn.utils import gen_batches
 
 from ..features.memmap import is_table, row_tiles
 from ..utils.files import IMAGE_SUFFIXES
+from ..utils.messages import warn
 from ..utils.validation import check_choice, check_sequence, format_list, ignores_underflow
-from ..utils.warnings import warn
 
 INDEXES = ("exact", "faiss", "usearch")
 MODALITIES = ("auto", "image", "text")

@@ -14,8 +14,8 @@ from ..aligners.wrapper import AlignerWrapperMixin, resolve_aligner, unwrap_alig
 from ..encoders.items import EncodingFailedWarning
 from ..persistence.hub import Facts
 from ..persistence.mixins import FittedState
+from ..utils.messages import warn
 from ..utils.validation import check_choice, check_number, check_sequence, format_list
-from ..utils.warnings import warn
 from ._collection import (
     Collection,
     SearchResult,

@@ -16,9 +16,8 @@ from skorch.callbacks import Callback, EarlyStopping, GradientNormClipping
 
 from ..metrics import retrieval_report
 from ..utils.linalg import normalize_rows
-from ..utils.progress import make_progress_bar
+from ..utils.messages import make_progress_bar, warn
 from ..utils.sklearn_compat import FitContext
-from ..utils.warnings import warn
 from .data import PairDataset, n_batches
 from .net import AlignmentNet, TrainingConfig, cosine_schedule, embed
 

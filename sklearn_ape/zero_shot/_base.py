@@ -31,10 +31,9 @@ from ..prompts import (
     to_class_array,
 )
 from ..utils.concurrency import LRUCache
-from ..utils.progress import make_progress_bar
+from ..utils.messages import make_progress_bar, warn
 from ..utils.sklearn_compat import CallbackSupportMixin, FitContext
 from ..utils.validation import check_number, ignores_underflow
-from ..utils.warnings import warn
 
 # Maximum number of prompts that are encoded together. It bounds the memory for thousands of labels
 # with many templates each.

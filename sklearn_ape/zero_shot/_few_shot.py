@@ -18,9 +18,9 @@ from ..features.memmap import is_table
 from ..persistence.hub import Facts
 from ..persistence.mixins import FittedState
 from ..prompts import check_in_labels, resolve_names, to_class_array, validate_y
+from ..utils.messages import warn
 from ..utils.sklearn_compat import FitContext, with_callbacks
 from ..utils.validation import check_number, format_list, ignores_underflow
-from ..utils.warnings import warn
 from ._base import embed_labels
 from ._classifier import ZeroShotClassifier
 from ._probe import Examples, Probe, fit_probe

@@ -26,8 +26,8 @@ from ..prompts import (
     to_class_array,
     validate_y,
 )
+from ..utils.messages import warn
 from ..utils.validation import check_number, format_list, ignores_underflow
-from ..utils.warnings import warn
 from ._base import ZeroShotBase
 from ._hierarchy import Hierarchy
 from ._transduction import propagate_labels, resolve_class_prior

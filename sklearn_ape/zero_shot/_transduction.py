@@ -13,7 +13,7 @@ from scipy.special import softmax
 from sklearn.utils import gen_batches
 
 from ..utils.linalg import normalize_rows
-from ..utils.progress import make_progress_bar
+from ..utils.messages import make_progress_bar
 from ..utils.validation import format_list, ignores_underflow
 
 _N_NEIGHBORS = 5

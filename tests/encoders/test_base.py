@@ -182,7 +182,7 @@ def test_progress_bar_counts_every_item(paths, capsys, monkeypatch, tmp_path):
         def update(self, n):
             self.n += n
 
-    monkeypatch.setattr("sklearn_ape.utils.progress.tqdm", Bar)
+    monkeypatch.setattr("tqdm.tqdm", Bar)
     cut = tmp_path / "cut.png"
     cut.write_bytes(Path(paths[3]).read_bytes()[:200])
     with pytest.warns(UserWarning, match="1 image cannot"):

@@ -7,7 +7,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from sklearn_ape.utils.escape import (
+from sklearn_ape.utils.messages import (
     escape_controls,
     escape_formula,
     escape_formula_path,

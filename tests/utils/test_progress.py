@@ -11,7 +11,7 @@ import pytest
 from joblib import Parallel, delayed
 
 from sklearn_ape.aligners.starter import load_starter
-from sklearn_ape.utils.progress import shows_progress
+from sklearn_ape.utils.messages import shows_progress
 
 
 class Terminal:
@@ -69,7 +69,7 @@ def test_worker_processes_show_no_bars():
 
 _CODE = """
 import time
-from sklearn_ape.utils.progress import make_progress_bar
+from sklearn_ape.utils.messages import make_progress_bar
 for seconds, name in ((0.1, "short"), (2.2, "long")):
     with make_progress_bar(2, None, desc=name) as bar:
         time.sleep(seconds)

@@ -132,7 +132,7 @@ class RecordingBar:
 
 @pytest.fixture
 def bars(monkeypatch):
-    monkeypatch.setattr("sklearn_ape.utils.progress.tqdm", RecordingBar)
+    monkeypatch.setattr("tqdm.tqdm", RecordingBar)
     monkeypatch.setattr(RecordingBar, "bars", [])
     return RecordingBar.bars
 

@@ -1,0 +1,181 @@
+"""Messages for users: warnings, progress bars, and escaping of untrusted text."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import unicodedata
+import warnings
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+# Packages whose functions may be on the stack between the caller's code and ours.
+_INTERNAL_PACKAGES = ("sklearn_ape", "sklearn", "skorch", "joblib", "torch")
+# Modules of the standard library whose wrappers may be on the stack, such as decorators.
+_WRAPPERS = ("contextlib", "functools")
+
+
+def warn(message: str, category: type[Warning] = UserWarning) -> None:
+    """Issue a warning that points to the line of the user's code."""
+    frame = _find_caller()
+    warnings.warn_explicit(
+        message,
+        category,
+        filename=frame.f_code.co_filename,
+        lineno=frame.f_lineno,
+        module=frame.f_globals.get("__name__") or "<string>",
+        registry=frame.f_globals.setdefault("__warningregistry__", {}),
+    )
+
+
+def _find_caller() -> FrameType:
+    """Return the innermost frame of the user's code, or the outermost frame if there is none."""
+    prefixes = _internal_prefixes()
+    frame = outermost = sys._getframe(1)
+    while frame is not None:
+        if not frame.f_code.co_filename.startswith(prefixes):
+            return frame
+        outermost, frame = frame, frame.f_back  # type: ignore[assignment]
+    return outermost
+
+
+def _internal_prefixes() -> tuple[str, ...]:
+    folders = (os.path.dirname(file) + os.sep for file in _files(_INTERNAL_PACKAGES))
+    return (*folders, *_files(_WRAPPERS), "<frozen ")
+
+
+def _files(names: tuple[str, ...]) -> list[str]:
+    modules = (sys.modules.get(name) for name in names)
+    return [file for module in modules if (file := getattr(module, "__file__", None))]
+
+
+# Seconds of work without a bar if `verbose` is None.
+_DEFAULT_DELAY_S = 2.0
+
+
+def shows_progress(verbose: int | None) -> bool:
+    """Return whether to show progress bars for a value of the parameter ``verbose``.
+
+    None means yes in a terminal and in a notebook, but not where standard error is written to a
+    file, nor in worker processes, whose bars would overwrite each other.
+    """
+    if verbose is not None:
+        return bool(verbose)
+    from multiprocessing import current_process  # slow to import for the command line
+
+    if current_process().name != "MainProcess":
+        return False
+    # The standard error of a notebook is not a terminal, but shows bars.
+    return "ipykernel" in sys.modules or bool(sys.stderr and sys.stderr.isatty())
+
+
+def make_progress_bar(
+    total: int | None, verbose: int | None, delay: float = 0.5, **options: Any
+) -> tqdm:
+    """Make a progress bar, which appears only if the work takes more than `delay` seconds.
+
+    If `verbose` is None, the bar appears after two seconds and is removed at the end, so that a
+    terminal does not fill with the bars of many calls. The options are those of tqdm.
+    """
+    from tqdm import tqdm  # slow to import for the command line
+
+    by_default = verbose is None
+    return tqdm(
+        total=total,
+        disable=not shows_progress(verbose),
+        delay=_DEFAULT_DELAY_S if by_default else delay,
+        leave=not by_default,
+        **options,
+    )
+
+
+# Persian, Hindi and emoji of several persons need these joiners, which have no width.
+_JOINERS = "\u200c\u200d"
+
+# Characters, and positions of characters, that have a meaning in CommonMark, in GitHub's tables
+# or to programs that turn addresses into links. An underscore within a word has none.
+_MARKUP = re.compile(
+    r"[\\`*\[\]<>|~$]"
+    r"|(?<![^\W_])_|_(?![^\W_])"
+    r"|&(?=#?\w+;)"
+    r"|:(?=//)"
+    r"|(?<=\w)\.(?=[^\W\d_]{2})"
+    r"|@(?=[\w-]+\.)"
+)
+
+# Spreadsheets evaluate cells that begin with these characters, some also their full-width forms.
+_FORMULA = "[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20]"
+_FORMULA_PATH = re.compile(_FORMULA)
+_FORMULA_TEXT = re.compile(f"'*{_FORMULA}")
+_ESCAPED_FORMULA = re.compile(f"'+{_FORMULA}")
+_NUMBER = re.compile(r"[+-]?\d+(\.\d+)?([eE][+-]?\d+)?", re.ASCII)
+
+
+def escape_controls(text: str, keep: str = "") -> str:
+    r"""Replace control and invisible characters, except those in `keep`, by escape sequences.
+
+    Marks that reorder text, and undecodable bytes of file names, are escaped as well.
+
+    >>> print(escape_controls("red\x1b[31m\n"))
+    red\x1b[31m\n
+    """
+    if text.isprintable():
+        return text
+    keep += _JOINERS
+    return "".join(
+        character if character in keep or _is_visible(character) else _escape_character(character)
+        for character in text
+    )
+
+
+def escape_markdown(text: str) -> str:
+    r"""Return Markdown that displays a text literally, on one line.
+
+    >>> print(escape_markdown("![x](https://example.org) a_b"))
+    !\[x\](https\://example\.org) a_b
+    """
+    return _MARKUP.sub(r"\\\g<0>", escape_controls(text))
+
+
+def escape_formula(text: str) -> str:
+    """Prepend an apostrophe to a text that a spreadsheet would evaluate as a formula.
+
+    >>> escape_formula("=1+1"), escape_formula("a cat"), escape_formula("-0.5")
+    ("'=1+1", 'a cat', '-0.5')
+    """
+    return f"'{text}" if _FORMULA_TEXT.match(text) and not _NUMBER.fullmatch(text) else text
+
+
+def unescape_formula(text: str) -> str:
+    """Undo `escape_formula`.
+
+    >>> unescape_formula("'=1+1"), unescape_formula("'tis a cat"), unescape_formula("-0.5")
+    ('=1+1', "'tis a cat", '-0.5')
+    """
+    return text[1:] if _ESCAPED_FORMULA.match(text) else text
+
+
+def escape_formula_path(path: str) -> str:
+    """Return a path to the same file that a spreadsheet does not evaluate as a formula.
+
+    >>> escape_formula_path("=x.jpg"), escape_formula_path("photos/=x.jpg")
+    ('./=x.jpg', 'photos/=x.jpg')
+    """
+    return f"./{path}" if _FORMULA_PATH.match(path) else path
+
+
+def _is_visible(character: str) -> bool:
+    category = unicodedata.category(character)
+    # Also spaces, and characters for private use or newer than this Python, shown as a box.
+    return character.isprintable() or category in ("Zs", "Co", "Cn")
+
+
+def _escape_character(character: str) -> str:
+    code = ord(character)
+    if 0xDC80 <= code <= 0xDCFF:  # surrogateescape: an undecodable byte of a file name
+        return f"\\x{code - 0xDC00:02x}"
+    return character.encode("unicode_escape").decode()
