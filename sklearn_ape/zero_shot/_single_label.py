@@ -28,8 +28,7 @@ from ..prompts import (
 )
 from ..utils.messages import warn
 from ..utils.validation import check_number, format_list, ignores_underflow
-from ._base import ZeroShotBase
-from ._hierarchy import Hierarchy
+from ._base import Hierarchy, ZeroShotBase
 from ._transduction import propagate_labels, resolve_class_prior
 
 

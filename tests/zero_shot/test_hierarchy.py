@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from sklearn_ape import FewShotClassifier, KernelAligner, ZeroShotClassifier, load_pretrained
-from sklearn_ape.zero_shot._hierarchy import Hierarchy, flatten_labels
+from sklearn_ape.prompts import flatten_labels
+from sklearn_ape.zero_shot._base import Hierarchy
 
 TREE = {
     "living": {"animal": ["an animal", "a bird"], "food": ["food", "a fruit", "a meal"]},
