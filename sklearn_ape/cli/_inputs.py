@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from ..utils.files import IMAGE_SUFFIXES
-from ._console import print_message
+from ._output import print_message
 
 _IMAGES: Any = typer.Argument(
     help="Images, folders, patterns such as '*.jpg', or - for a list on standard input."

@@ -25,8 +25,7 @@ from ..encoders.images import image_groups
 from ..encoders.resolve import class_and_model
 from ..metrics import bootstrap_interval
 from ..training import split_pairs
-from ._console import note_on_interrupt, print_message
-from ._output import Table
+from ._output import Table, note_on_interrupt, print_message
 
 _MEMORY = "memory"
 

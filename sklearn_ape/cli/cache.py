@@ -10,8 +10,7 @@ import typer
 
 from ..utils.files import default_data_home
 from . import _inputs as option
-from ._console import print_message
-from ._output import Table
+from ._output import Table, print_message
 
 if TYPE_CHECKING:
     from ..features import DiskFeatureCache

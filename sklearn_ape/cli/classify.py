@@ -8,9 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from . import _inputs as option
-from ._console import print_message
 from ._inputs import list_images, parse_labels
-from ._output import FileName, Table, check_output_file, resolve_format
+from ._output import FileName, Table, check_output_file, print_message, resolve_format
 
 _UNKNOWN = "unknown"
 

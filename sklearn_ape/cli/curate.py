@@ -9,9 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from . import _inputs as option
-from ._console import note_on_interrupt, print_message
 from ._inputs import load_data, parse_labels
-from ._output import FileName, Table, check_output_file, resolve_format
+from ._output import (
+    FileName,
+    Table,
+    check_output_file,
+    note_on_interrupt,
+    print_message,
+    resolve_format,
+)
 
 if TYPE_CHECKING:
     import numpy as np

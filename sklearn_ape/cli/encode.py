@@ -8,9 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from . import _inputs as option
-from ._console import note_on_interrupt, print_message
 from ._inputs import list_images, read_lines
-from ._output import FileName, Table, check_output_file
+from ._output import FileName, Table, check_output_file, note_on_interrupt, print_message
 
 # Images per chunk: at most this many images are encoded again after an interruption.
 _CHUNK = 512

@@ -10,9 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from . import _inputs as option
-from ._console import print_message
 from ._inputs import load_data, parse_labels
-from ._output import check_output_file, resolve_format, write_atomically
+from ._output import check_output_file, print_message, resolve_format, write_atomically
 
 
 def evaluate(

@@ -8,9 +8,8 @@ from typing import Annotated, Any, Literal
 import typer
 
 from . import _inputs as option
-from ._console import print_message
 from ._inputs import load_data, parse_labels
-from ._output import check_model_folder, resolve_format
+from ._output import check_model_folder, print_message, resolve_format
 
 _Method = Literal["auto", "few-shot", "ape", "kernel", "cca", "asif", "lit"]
 

@@ -8,9 +8,8 @@ from typing import Annotated
 import typer
 
 from . import _inputs as option
-from ._console import CommandGroup, GroupedCommand
 from ._inputs import parse_labels
-from ._output import Table, check_output_folder
+from ._output import CommandGroup, GroupedCommand, Table, check_output_folder
 from .cache import info, prune, verify
 from .classify import classify
 from .curate import curate

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from sklearn_ape import ZeroShotClassifier
 from sklearn_ape.cli import app
-from sklearn_ape.cli._console import print_message
+from sklearn_ape.cli._output import print_message
 
 
 @pytest.fixture(scope="module")
