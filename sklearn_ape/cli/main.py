@@ -1,22 +1,31 @@
-"""The Typer app ``sklearn-ape``, and the commands ``demo``, ``models`` and ``serve``."""
+"""Typer app ``sklearn-ape`` with the commands ``cache``, ``demo``, ``models`` and ``serve``."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..utils.files import default_data_home
 from . import _inputs as option
 from ._inputs import parse_labels
-from ._output import CommandGroup, GroupedCommand, Table, check_output_folder
-from .cache import info, prune, verify
+from ._output import CommandGroup, GroupedCommand, Table, check_output_folder, print_message
 from .classify import classify
 from .curate import curate
 from .encode import encode
 from .evaluate import evaluate
 from .fit import fit
 from .search import index, search
+
+if TYPE_CHECKING:
+    from ..features import DiskFeatureCache
+
+
+_UNITS = {"": 1, "B": 1}
+_UNITS |= {f"{prefix}B": 1000 ** (power + 1) for power, prefix in enumerate("KMGT")}
+_UNITS |= {f"{prefix}IB": 1024 ** (power + 1) for power, prefix in enumerate("KMGT")}
 
 
 def demo(
@@ -102,6 +111,125 @@ def serve(
     )
 
 
+_Folder = Annotated[
+    Path | None, typer.Argument(help="Feature cache folder (default: your user cache).")
+]
+
+
+def show_cache(
+    folder: _Folder = None, file_format: option.Format = None, quiet: option.Quiet = False
+) -> None:
+    """Show the size of the cache, and its features by dimension and type.
+
+    The cache does not store which encoder computed a feature, or when. The dimension
+    can identify the encoder: efficientnet_lite0 has 1280, all-MiniLM-L6-v2 has 384.
+
+    Example: sklearn-ape cache info features
+    """
+    cache = _get_cache(folder)
+    contents = cache.info()
+    print_message(f"Folder: {str(cache.folder)!r}", quiet)
+    print_message(f"Size on disk: {_format_size(contents.n_bytes)}", quiet)
+    print_message(f"Last change: {contents.last_change:%Y-%m-%d %H:%M}", quiet)
+    if contents.n_other_bytes:
+        size = _format_size(contents.n_other_bytes)
+        print_message(f"Exported networks and damaged files, which prune keeps: {size}", quiet)
+    with Table(["dimension", "dtype", "features"], file_format=file_format) as table:
+        for (dtype, dimension), count in contents.counts.items():
+            table.write([dimension, dtype, count])
+
+
+def prune_cache(
+    folder: _Folder = None,
+    max_size: Annotated[
+        str | None,
+        typer.Option(
+            help="Remove the features that were stored first until the cache has this size, such "
+            "as 500MB or 2GB."
+        ),
+    ] = None,
+    dimension: Annotated[
+        int | None,
+        typer.Option(min=1, help="Remove all features of this dimension; see 'cache info'."),
+    ] = None,
+    quiet: option.Quiet = False,
+) -> None:
+    """Remove features and give their space back to the disk.
+
+    Other processes may use the cache at the same time. Removed features are computed
+    again when they are needed. Shrinking takes free disk space of twice the remaining size.
+
+    Example: sklearn-ape cache prune features --max-size 2GB
+    """
+    if max_size is None and dimension is None:
+        raise typer.BadParameter("Nothing to remove. Set --max-size 2GB or --dimension 1280.")
+    max_bytes = None if max_size is None else _parse_size(max_size)
+    cache = _get_cache(folder)
+    before = cache.info().n_bytes
+    n_removed = cache.prune(max_bytes, dimension)
+    after = cache.info().n_bytes
+    print_message(
+        f"Removed {n_removed:,} features and freed {_format_size(max(0, before - after))}. "
+        f"The cache {str(cache.folder)!r} now has {_format_size(after)}.",
+        quiet,
+    )
+
+
+def verify_cache(folder: _Folder = None, quiet: option.Quiet = False) -> None:
+    """Check the checksum of every feature and the structure of the file.
+
+    The exit status is 1 if there is damage. The cache is not changed.
+
+    Example: sklearn-ape cache verify features
+    """
+    cache = _get_cache(folder)
+    report = cache.verify()
+    for problem in report.problems:
+        print_message(f"Damage of the file: {problem}")
+    if report.n_damaged or report.problems:
+        print_message(
+            f"{str(cache.path)!r} is damaged: {report.n_damaged:,} of {report.n_features:,} "
+            "features have a wrong checksum. Damaged features are not used, but computed again. "
+            "If the file itself is damaged, delete it."
+        )
+        raise typer.Exit(1)
+    print_message(f"All {report.n_features:,} features of {str(cache.path)!r} are correct.", quiet)
+
+
+def _get_cache(folder: Path | None) -> DiskFeatureCache:
+    from ..features import DiskFeatureCache
+
+    return DiskFeatureCache(default_data_home() / "features" if folder is None else folder)
+
+
+def _parse_size(text: str) -> int:
+    """Return the bytes of a size such as "2GB", "1.5 GiB" or "1000".
+
+    >>> _parse_size("2GB"), _parse_size("1.5 kib")
+    (2000000000, 1536)
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Z]*)", text.strip().upper(), re.ASCII)
+    if match is None or match[2] not in _UNITS:
+        raise typer.BadParameter(
+            f"{text!r} is not a size. Pass a number with a unit, such as 500MB or 2GB.",
+            param_hint="--max-size",
+        )
+    return int(float(match[1]) * _UNITS[match[2]])
+
+
+def _format_size(n_bytes: int) -> str:
+    """Return a size with the largest decimal unit that gives at least 1.
+
+    >>> _format_size(999), _format_size(551_026_688)
+    ('999 B', '551.0 MB')
+    """
+    size, units = float(n_bytes), ["B", "kB", "MB", "GB", "TB"]
+    while size >= 1000 and len(units) > 1:
+        size /= 1000
+        units.pop(0)
+    return f"{size:.0f} B" if units[0] == "B" else f"{size:.1f} {units[0]}"
+
+
 app = typer.Typer(
     cls=CommandGroup,
     no_args_is_help=True,
@@ -116,8 +244,8 @@ for command in (demo, fit, classify, search, index, evaluate, encode, curate, mo
     app.command(cls=GroupedCommand)(command)
 
 cache_app = typer.Typer(no_args_is_help=True)
-for cache_command in (info, prune, verify):
-    cache_app.command(cls=GroupedCommand)(cache_command)
+for name, function in (("info", show_cache), ("prune", prune_cache), ("verify", verify_cache)):
+    cache_app.command(name, cls=GroupedCommand)(function)
 
 
 @cache_app.callback()
