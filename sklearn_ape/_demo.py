@@ -27,7 +27,7 @@ from .aligners import APEAligner, KernelAligner
 from .aligners.starter import load_starter
 from .datasets import get_data_home, load_openmoji
 from .encoders import CacheInfo, TimmImageEncoder, TransformersTextEncoder
-from .encoders.images import image_groups
+from .encoders.items import image_groups
 from .zero_shot import ZeroShotClassifier
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from sklearn.base import clone
 from sklearn_ape import aligners, datasets
 from sklearn_ape.curation import find_near_duplicates, pair_quality, select_relevant
 from sklearn_ape.encoders import TimmImageEncoder, TransformersTextEncoder
-from sklearn_ape.encoders.images import image_groups
+from sklearn_ape.encoders.items import image_groups
 
 CATEGORIES = (
     "Activities",

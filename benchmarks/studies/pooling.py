@@ -22,7 +22,7 @@ from sklearn_ape.encoders import (
     TransformersTextEncoder,
     classifier_head_pairs,
 )
-from sklearn_ape.encoders.images import image_groups
+from sklearn_ape.encoders.items import image_groups
 
 from ..accuracy.data import MAX_PER_CAPTION
 

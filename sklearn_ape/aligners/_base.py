@@ -12,7 +12,7 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, Transfo
 from sklearn.utils import Tags
 from sklearn.utils.validation import check_consistent_length, check_is_fitted, validate_data
 
-from ..encoders.images import image_digests
+from ..encoders.items import image_digests
 from ..encoders.resolve import resolve_encoder
 from ..features.memmap import find_missing_rows, row_blocks, select, stays_stored
 from ..features.validation import as_float32, check_stored_features, embed_rows, to_dense

@@ -16,7 +16,7 @@ from ..aligners.kernel import KernelAligner
 from ..aligners.pairs import flatten_captions
 from ..aligners.wrapper import unwrap_aligner
 from ..encoders import HeadPairs
-from ..encoders.images import image_groups
+from ..encoders.items import image_groups
 from ..features import MemoryFeatureCache
 from ..heads import TwoTower
 from ..prompts import TEMPLATES

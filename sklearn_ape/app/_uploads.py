@@ -19,8 +19,7 @@ from PIL import Image
 from ..aligners.pairs import flatten_captions
 from ..datasets import load_image_folder
 from ..datasets.table import get_column, get_text_column, parse_captions, read_table
-from ..encoders.images import read_image
-from ..encoders.items import ItemError
+from ..encoders.items import ItemError, read_image
 from ..utils.files import IMAGE_SUFFIXES
 from ..utils.validation import format_list
 from ._limits import Limits, Progress, UserError, check_text, format_size, hide_folder, quote

@@ -21,7 +21,7 @@ from ..aligners.pairs import flatten_captions
 from ..aligners.wrapper import resolve_aligner, wrapped_aligner
 from ..datasets import get_data_home
 from ..encoders import EncodingFailedWarning, OpenCLIPImageEncoder, TimmImageEncoder, list_encoders
-from ..encoders.images import image_groups
+from ..encoders.items import image_groups
 from ..encoders.resolve import class_and_model
 from ..metrics import bootstrap_interval
 from ..training import split_pairs

@@ -203,7 +203,7 @@ def _draw(
 ) -> None:
     from matplotlib import pyplot as plt
 
-    from ..encoders.images import image_groups
+    from ..encoders.items import image_groups
     from ..inspection import RecallCurveDisplay, ZeroShotConfusionDisplay
 
     n_panels = (y_true is not None) + (texts is not None)

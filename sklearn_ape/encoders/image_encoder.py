@@ -17,8 +17,7 @@ from torch.nn.functional import interpolate
 
 from ..utils.validation import check_choice
 from .base import FrozenEncoder
-from .images import check_image, image_digest, read_image, unwrap_image
-from .items import ItemError
+from .items import ItemError, check_image, image_digest, read_image, unwrap_image
 from .weights import Network
 
 NUMBERS_OF_VIEWS = (1, 2, 4)

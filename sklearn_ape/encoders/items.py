@@ -1,16 +1,28 @@
-"""Items to encode, and the errors and warnings about them."""
+"""Items to encode: errors about them, and loading and digests of images as 8-bit RGB."""
 
 from __future__ import annotations
 
+import errno
+import hashlib
+import io
+import math
+import os
 import reprlib
-from collections.abc import Mapping
-from os import PathLike
+import stat
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch.utils.data
+from PIL import Image, ImageOps, UnidentifiedImageError
 
+from ..utils.concurrency import LRUCache
+from ..utils.files import IMAGE_SUFFIXES, is_settled, stamp_of
 from ..utils.validation import check_sequence, format_list
+
+_BYTES = bytes | bytearray | memoryview
 
 # Number of reasons that a message lists.
 _MAX_REASONS = 5
@@ -59,7 +71,7 @@ def describe_item(item: Any, error: ItemError) -> str:
     # Bytes of a shard have a text `where`; tensors have a method of this name.
     if isinstance(getattr(item, "where", None), str):
         name = item.where
-    elif isinstance(item, str | PathLike):
+    elif isinstance(item, str | os.PathLike):
         name = repr(str(item)[:200])
     text = _ErrorText(f"{name or _describe_type(item)} {error}")
     text.name, text.reason = name, str(error)
@@ -67,7 +79,7 @@ def describe_item(item: Any, error: ItemError) -> str:
 
 
 def _describe_type(item: Any) -> str:
-    if isinstance(item, bytes | bytearray | memoryview):
+    if isinstance(item, _BYTES):
         return f"the {type(item).__name__} object"
     if isinstance(item, np.ndarray):
         return "the array"
@@ -125,3 +137,342 @@ def as_items(X: Any, modality: str) -> list[Any]:
     if not items:
         raise ValueError(f"X is empty: 0 {modality}s to encode. Pass at least one.")
     return items
+
+
+# The header of larger files is checked before the whole file is read for its digest, because a
+# sparse file may pretend to be of any size.
+_LARGE_FILE = 2**26
+
+# Number of pixels scaled at a time, which bounds memory.
+_PIXELS_AT_ONCE = 2**20
+
+# First bytes of TIFF and BigTIFF files, and of drawings that Pillow cannot render.
+_TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_SVG_STARTS = (b"<svg", b"<?xml", b"<!DOCTYPE svg")
+
+# The stamp and the digest of a file by its absolute path.
+_file_digests: LRUCache[str, tuple[tuple[int, ...], bytes]] = LRUCache(max_entries=1_000_000)
+
+
+def unwrap_image(item: Any) -> Any:
+    """Return the bytes or the path in a dict of a Hugging Face dataset, or the item unchanged."""
+    if not isinstance(item, Mapping):
+        return item
+    values = (item.get("bytes"), item.get("path"))
+    return next((value for value in values if value is not None), item)
+
+
+def image_digest(item: Any) -> bytes:
+    """Return the sha256 of an image's content: bytes of a file, or pixels."""
+    if isinstance(item, str | os.PathLike):
+        return _digest_file(os.fsdecode(item))
+    if isinstance(item, _BYTES):
+        if not len(item):
+            raise ItemError("is empty (0 bytes). Pass the content of an image file.")
+        content = bytes(item)  # a memoryview may have strides
+        digest = _new_digest(content[:4])
+        digest.update(content)
+        return digest.digest()
+    pixels = _to_pixels(item)
+    header = f"pixels {pixels.shape}".encode()
+    return hashlib.sha256(header + np.ascontiguousarray(pixels).tobytes()).digest()
+
+
+def check_image(item: Any) -> None:
+    """Raise ItemError for an item whose header shows that it is not an image."""
+    if isinstance(item, str | os.PathLike | _BYTES):
+        _open(item).close()
+
+
+def read_image(
+    item: Any, min_side: int | None = None, use_longer_side: bool = False
+) -> Image.Image:
+    """Return an upright RGB image, with transparent pixels blended with white.
+
+    The first frame of an animation is used. A larger JPEG file is decoded at 1/2, 1/4 or 1/8 of
+    its size, which is faster, if the shorter (or longer) side then has at least `min_side` pixels.
+    """
+    item = unwrap_image(item)
+    if isinstance(item, str | os.PathLike | _BYTES):
+        image = _open(item)
+        try:
+            with image:
+                if min_side is not None:
+                    side = max(image.size) if use_longer_side else min(image.size)
+                    width, height = (math.ceil(n * min_side / side) for n in image.size)
+                    image.draft(None, (width, height))  # has no effect on formats except JPEG
+                with _without_memory_map(image):
+                    image.load()
+                return _to_rgb(image)
+        except MemoryError:
+            raise ItemError(
+                f"does not fit into memory ({image.width} x {image.height} pixels). Shrink it."
+            ) from None
+        except Exception as error:  # plugins raise many exception types for damaged files
+            raise ItemError(
+                f"is damaged or cut short ({_describe_error(error)}). Replace the file."
+            ) from error
+    if isinstance(item, Image.Image):
+        try:
+            with _without_memory_map(item):
+                copy = item.copy()
+            return _to_rgb(copy)
+        except Exception as error:  # Pillow opens files lazily, so this may read a damaged file
+            raise ItemError(
+                f"cannot be read ({_describe_error(error)}). Replace the image."
+            ) from error
+    return _to_rgb(Image.fromarray(_to_pixels(item)))
+
+
+@contextmanager
+def _without_memory_map(image: Image.Image) -> Iterator[None]:
+    """Prevent Pillow from mapping a TIFF file into memory while its pixels are loaded.
+
+    Workaround: Pillow maps an uncompressed file with its size after rotation by EXIF, which gives
+    wrong pixels for files that are rotated by 90 degrees. It only maps images with a file name.
+    """
+    name = getattr(image, "filename", "")
+    if image.format != "TIFF" or not name:
+        yield
+        return
+    named: Any = image
+    named.filename = ""
+    try:
+        yield
+    finally:
+        named.filename = name
+
+
+def _stat_file(path: str) -> os.stat_result:
+    """Return the status of a regular file that is not empty. Opening a pipe could block."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError) as error:  # for instance a NUL in the name, or no permission
+        if getattr(error, "errno", None) in (errno.ENOENT, errno.ENAMETOOLONG):
+            raise ItemError(_describe_missing_file(path)) from None
+        raise ItemError(
+            f"cannot be opened ({error}). Check the path and its permissions."
+        ) from None
+    if stat.S_ISDIR(status.st_mode):
+        raise ItemError(
+            "is a folder, not an image. List its files, for instance with "
+            "sklearn_ape.datasets.load_image_folder."
+        )
+    if not stat.S_ISREG(status.st_mode):
+        raise ItemError("is a pipe, a socket or a device, not a file. Pass its bytes.")
+    if status.st_size == 0:
+        raise ItemError("is an empty file (0 bytes). Replace the file.")
+    return status
+
+
+def _digest_file(path: str) -> bytes:
+    status = _stat_file(path)
+    stamp = stamp_of(status)
+    key = os.path.abspath(path)
+    cached = _file_digests.get(key)
+    if cached is not None and cached[0] == stamp:
+        return cached[1]
+    if status.st_size > _LARGE_FILE:
+        check_image(path)
+    try:
+        with open(path, "rb") as file:
+            sha256 = _new_digest(file.read(4))
+            file.seek(0)
+            digest = hashlib.file_digest(file, lambda: sha256).digest()
+    except OSError as error:
+        raise ItemError(f"cannot be read ({error.strerror}). Check its permissions.") from None
+    if is_settled(status):
+        _file_digests.put(key, (stamp, digest))
+    return digest
+
+
+def _new_digest(start: bytes) -> Any:
+    """Return a digest object for a file that starts with some bytes.
+
+    TIFF files have a different prefix than other files. The first versions of the package read
+    some rotated TIFF files wrongly (see `_without_memory_map`), and their features in a cache must
+    not be used.
+    """
+    return hashlib.sha256(b"tiff" if start in _TIFF_STARTS else b"file")
+
+
+def _describe_missing_file(path: str) -> str:
+    if "://" in path or path.startswith("data:"):
+        return "is a URL, not a file. Download the image and pass its path."
+    is_like_caption = not os.path.dirname(path) or (" " in path and not os.path.isabs(path))
+    if is_like_caption and Path(path).suffix.lower() not in IMAGE_SUFFIXES:
+        return (
+            "is not a file, but looks like a caption. Pass images as X and captions as y; paths "
+            "are relative to the current folder."
+        )
+    return f"does not exist (looked for {os.path.abspath(path)[:500]!r}). Check the path."
+
+
+def _describe_error(error: Exception) -> str:
+    """Return the message of an error in one line, or its type if it has none."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _open(item: Any) -> Image.Image:
+    """Open a file or its bytes, reading only the header."""
+    is_path = isinstance(item, str | os.PathLike)
+    if is_path:
+        item = os.fsdecode(item)
+        _stat_file(item)
+    try:
+        image = Image.open(item if is_path else io.BytesIO(item))
+    except UnidentifiedImageError:
+        raise ItemError(_describe_unknown_format(item, is_path)) from None
+    except Image.DecompressionBombError as error:
+        raise ItemError(f"is rejected: {error} Shrink it.") from None
+    except Exception as error:  # plugins raise many exception types for damaged files
+        raise ItemError(
+            f"cannot be opened as an image ({_describe_error(error)}). Replace the file."
+        ) from None
+    if image.format == "EPS":  # a program: Pillow would run Ghostscript on it
+        image.close()
+        raise ItemError("is a PostScript drawing. Render it to PNG first.")
+    limit = Image.MAX_IMAGE_PIXELS
+    width, height = image.size
+    if limit is not None and width * height > limit:
+        image.close()
+        raise ItemError(
+            f"is rejected: {width} x {height} pixels are more than {limit:,} and may be a "
+            "decompression bomb. Shrink it, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it."
+        )
+    return image
+
+
+def _describe_unknown_format(item: Any, is_path: bool) -> str:
+    if is_path:
+        with open(item, "rb") as file:
+            start = file.read(64)
+    else:
+        start = bytes(item[:64])
+    if start.lstrip().startswith(_SVG_STARTS):
+        return "is a vector drawing (SVG or XML). Render it to PNG first."
+    if start.isascii() and b"\0" not in start:
+        return f"is a text file, not an image (it starts with {start[:20].decode()!r})."
+    return (
+        "is not an image in a format that Pillow supports, or its header is damaged. Convert it "
+        "to PNG or JPEG."
+    )
+
+
+def _to_pixels(item: Any) -> np.ndarray:
+    """Return uint8 pixels, (H, W) or (H, W, channels), of a PIL image or an array."""
+    if isinstance(item, Image.Image):
+        return np.asarray(read_image(item))
+    if not isinstance(item, np.ndarray):
+        raise ItemError(
+            f"is of type {type(item).__name__}. Pass a path, bytes, a PIL image or a uint8 "
+            f"array of shape (H, W, 3).{_suggest_conversion(item)}"
+        )
+    if item.dtype != np.uint8:
+        raise ItemError(
+            f"is an array of {item.dtype}, not uint8 from 0 to 255. For values between 0 "
+            "and 1, pass (255 * array).astype('uint8')."
+        )
+    if np.ma.is_masked(item):
+        raise ItemError(
+            "is an array with masked pixels. Pass array.filled(255) to make them white."
+        )
+    pixels = item[..., 0] if item.ndim == 3 and item.shape[2] == 1 else item
+    if (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in (3, 4))) and pixels.size:
+        return pixels
+    hint = ""
+    if pixels.ndim == 3 and pixels.shape[0] in (1, 3, 4):
+        hint = " Channels must be last: use array.transpose(1, 2, 0)."
+    raise ItemError(
+        f"is an array of shape {item.shape}. Pass an array of shape (H, W, 3), (H, W, 4) or "
+        f"(H, W).{hint}"
+    )
+
+
+def _suggest_conversion(item: Any) -> str:
+    """Return a sentence on how to convert common types of objects, or ""."""
+    if isinstance(item, tuple | list):
+        return (
+            " For a dataset of tuples such as torchvision's ImageFolder, pass only the images, "
+            "[image for image, *_ in dataset]."
+        )
+    if isinstance(item, Mapping):
+        return " A dict must have 'bytes' or 'path', as in Hugging Face datasets."
+    if hasattr(item, "__array__") and hasattr(item, "dtype"):  # torch, tensorflow, jax
+        return (
+            " Convert it with torchvision.transforms.functional.to_pil_image(tensor), or to a "
+            "NumPy array with channels last and values from 0 to 255."
+        )
+    return ""
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """Return an image of any mode as upright RGB on white; may change the image in place."""
+    image.load()
+    # Damaged EXIF tags raise many exception types; the image is read without rotation then.
+    with suppress(Exception):
+        ImageOps.exif_transpose(image, in_place=True)
+    if not all(image.size):
+        raise ValueError(f"it has {image.width} x {image.height} pixels")
+    if image.mode == "La":  # Pillow converts it only to LA
+        image = image.convert("LA")
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        return _scale_to_bytes(image).convert("RGB")
+    # Avoid copies: `convert` copies an image that already has the mode.
+    if image.has_transparency_data:
+        rgba = image if image.mode == "RGBA" else image.convert("RGBA")
+        background = Image.new("RGB", rgba.size, "white")
+        background.paste(rgba, mask=rgba)
+        return background
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _scale_to_bytes(image: Image.Image) -> Image.Image:
+    """Scale 16-bit, 32-bit and floating point grey values to 0..255 instead of clipping them."""
+    values = np.asarray(image)
+    low, high = float(values.min()), float(values.max())
+    if not (np.isfinite(low) and np.isfinite(high)):
+        raise ValueError("it has pixels that are NaN or infinite")
+    # The mode does not tell which value is white, so the largest value decides.
+    if image.mode == "F":
+        white = 1.0 if high <= 1.0 else 255.0 if high <= 255.0 else high
+    elif image.mode == "I":
+        white = 255.0 if high <= 255.0 else 65535.0 if high <= 65535.0 else high
+    else:
+        white = 65535.0
+    grey = np.empty(values.shape, np.uint8)
+    for start in range(0, values.size, _PIXELS_AT_ONCE):  # bounds the memory of float64 copies
+        block = slice(start, start + _PIXELS_AT_ONCE)
+        scaled = values.reshape(-1)[block].astype(np.float64) * (255.0 / white)
+        grey.reshape(-1)[block] = np.clip(scaled, 0, 255).round()
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):
+        grey[values == transparent] = 255
+    return Image.fromarray(grey)
+
+
+def image_digests(X: Any) -> np.ndarray | None:
+    """Return 16 bytes per image, equal for images with the same content, or None for a table.
+
+    An item that is not an image, or cannot be read, has a unique digest.
+    """
+    try:
+        items = as_items(X, "image")
+    except ValueError:
+        return None
+    digests = np.empty(len(items), dtype="V16")
+    for row, item in enumerate(items):
+        try:
+            digest = image_digest(item)
+        except ItemError:
+            digest = hashlib.sha256(f"row {row}".encode()).digest()
+        digests[row] = np.void(digest[:16])
+    return digests
+
+
+def image_groups(images: Any) -> np.ndarray:
+    """Return group numbers of images, which are equal for images with the same content."""
+    digests = image_digests(images)
+    if digests is None:
+        raise ValueError(f"images must be a sequence of images, not {type(images).__name__}.")
+    return np.unique(digests, return_inverse=True)[1]

@@ -10,8 +10,7 @@ from PIL import ImageOps
 from sklearn.utils.validation import check_is_fitted
 
 from ..aligners.wrapper import resolve_aligner, unwrap
-from ..encoders.images import read_image
-from ..encoders.items import ItemError
+from ..encoders.items import ItemError, read_image
 from ..utils.validation import check_sequence
 
 OTHERS = "(others)"

@@ -16,9 +16,9 @@ from PIL import Image, ImageOps
 from sklearn_ape.app import _session, _uploads
 from sklearn_ape.cli import _inputs
 from sklearn_ape.datasets import _image_folder, table
-from sklearn_ape.encoders import images, text_encoder
-from sklearn_ape.encoders.images import check_image, image_digest, read_image
-from sklearn_ape.encoders.items import ItemError
+from sklearn_ape.encoders import items as items_module
+from sklearn_ape.encoders import text_encoder
+from sklearn_ape.encoders.items import ItemError, check_image, image_digest, read_image
 from sklearn_ape.retrieval import _index
 from sklearn_ape.retrieval._index import resolve_queries
 from sklearn_ape.utils.files import IMAGE_SUFFIXES
@@ -307,7 +307,7 @@ def test_file_changed_after_clock_step_has_new_digest(tmp_path, monkeypatch):
     path = tmp_path / "a.png"
     path.write_bytes(b"aaaa")
     before = os.stat(path)
-    monkeypatch.setattr("sklearn_ape.encoders.images._stat_file", lambda path: before)
+    monkeypatch.setattr("sklearn_ape.encoders.items._stat_file", lambda path: before)
     now = time.time()
     monkeypatch.setattr(time, "time", lambda: now + 10)
     first = image_digest(path)
@@ -445,7 +445,7 @@ def test_damaged_files_give_image_or_item_error(suffix):
 
 @pytest.mark.parametrize(
     "module",
-    [_uploads, _session, _inputs, _image_folder, table, images, text_encoder, _index],
+    [_uploads, _session, _inputs, _image_folder, table, items_module, text_encoder, _index],
     ids=lambda module: module.__name__,
 )
 def test_all_modules_use_one_object(module):

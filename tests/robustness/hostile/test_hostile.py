@@ -10,10 +10,9 @@ from PIL import Image
 
 from sklearn_ape.datasets import load_pairs
 from sklearn_ape.encoders import TransformersTextEncoder
-from sklearn_ape.encoders import images as _images
+from sklearn_ape.encoders import items as _items
 from sklearn_ape.encoders.image_encoder import _pad_to_square
-from sklearn_ape.encoders.images import image_digest, read_image
-from sklearn_ape.encoders.items import ItemError
+from sklearn_ape.encoders.items import ItemError, image_digest, read_image
 from sklearn_ape.prompts import prompts_of, resolve_names
 from tests.robustness.hostile.cases import as_bytes, base_image
 from tests.robustness.hostile.corpus import batch_outcomes, corpus, outcomes
@@ -87,7 +86,7 @@ class TestFiles:
         data = as_bytes(base_image(600, 500), "BMP")
         path = tmp_path / "a.bmp"
         path.write_bytes(data)
-        monkeypatch.setattr(_images, "_LARGE_FILE", 100)
+        monkeypatch.setattr(_items, "_LARGE_FILE", 100)
         assert image_digest(path) == image_digest(data)
 
     def test_postscript_is_not_run(self, tmp_path, monkeypatch):
@@ -127,7 +126,7 @@ class TestPixels:
         def fails(image):
             raise MemoryError
 
-        monkeypatch.setattr(_images, "_to_rgb", fails)
+        monkeypatch.setattr(_items, "_to_rgb", fails)
         with pytest.raises(ItemError, match=r"does not fit into memory .40 x 30 pixels"):
             read_image(as_bytes(base_image(), "PNG"))
 
