@@ -15,7 +15,7 @@ import argparse
 import numpy as np
 
 from sklearn_ape import KernelAligner
-from sklearn_ape.aligners._head_pairs import compute_prototypes
+from sklearn_ape.aligners.pairs import compute_prototypes
 from sklearn_ape.aligners.starter import starter_encoders
 from sklearn_ape.datasets import get_data_home, load_noto_emoji, load_openclipart
 from sklearn_ape.encoders import HeadPairs, classifier_head_pairs

@@ -25,11 +25,11 @@ from ..utils.linalg import evenly_spaced
 from ..utils.messages import warn
 from ..utils.sklearn_compat import CallbackSupportMixin, DocLinkMixin
 from ..utils.validation import FLOATS, as_floats, as_numeric, check_sequence, ignores_underflow
-from ._head_pairs import append_head_pairs, resolve_head_pairs
 from ._serialization import aligner_state, describe_aligner, restore_aligner
 from .fitted_images import FittedImages
 from .pairs import (
     Rows,
+    append_head_pairs,
     as_sequence,
     check_lengths,
     distinct_pairs,
@@ -39,6 +39,7 @@ from .pairs import (
     holds_images,
     holds_texts,
     item_pairs,
+    resolve_head_pairs,
 )
 from .similarity import Bank, Standardizer, resolve_bank
 

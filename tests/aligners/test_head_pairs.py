@@ -6,7 +6,7 @@ from sklearn.base import clone
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from sklearn_ape import CCAAligner
-from sklearn_ape.aligners._head_pairs import compute_prototypes
+from sklearn_ape.aligners.pairs import compute_prototypes
 from sklearn_ape.encoders import HeadPairs, TimmImageEncoder
 
 
