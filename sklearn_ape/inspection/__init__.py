@@ -5,12 +5,11 @@ the results, so ``plot`` can draw them again, with other options, without comput
 Displays need matplotlib: ``pip install "sklearn-ape[plots]"``.
 """
 
+from ._curves import RecallCurveDisplay, TrainingHistoryDisplay
 from ._embedding_map import EmbeddingMapDisplay
-from ._recall_curve import RecallCurveDisplay
 from ._retrieval_grid import RetrievalGridDisplay
 from ._similarity_map import SimilarityMapDisplay, compute_similarity_maps
 from ._similarity_matrix import SimilarityMatrixDisplay
-from ._training_history import TrainingHistoryDisplay
 from ._zero_shot_confusion import ZeroShotConfusionDisplay
 
 __all__ = [

@@ -6,7 +6,7 @@ from sklearn.pipeline import make_pipeline
 
 from sklearn_ape import CCAAligner
 from sklearn_ape.inspection import RecallCurveDisplay
-from sklearn_ape.inspection._recall_curve import _compute_chance
+from sklearn_ape.inspection._curves import _compute_chance
 
 
 class TestRecallCurveDisplay:
