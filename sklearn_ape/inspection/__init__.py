@@ -8,8 +8,7 @@ Displays need matplotlib: ``pip install "sklearn-ape[plots]"``.
 from ._curves import RecallCurveDisplay, TrainingHistoryDisplay
 from ._embedding_map import EmbeddingMapDisplay
 from ._retrieval_grid import RetrievalGridDisplay
-from ._similarity_map import SimilarityMapDisplay, compute_similarity_maps
-from ._similarity_matrix import SimilarityMatrixDisplay
+from ._similarity import SimilarityMapDisplay, SimilarityMatrixDisplay, compute_similarity_maps
 from ._zero_shot_confusion import ZeroShotConfusionDisplay
 
 __all__ = [
