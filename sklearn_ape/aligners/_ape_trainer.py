@@ -302,17 +302,7 @@ def train_heads(
     result = checkpoint.result
     if result is None:
         training, maps = prepare(train)
-        recall = None
-        if valid is not None and maps is not None:
-            recall = training.recall(valid.expand_items())
-        inputs = None if valid is None else training.make_inputs(valid.expand_items())
-        callbacks = run.make_callbacks(
-            ValidationRecall(inputs), lambda net: training.module, "align"
-        )
-        net = training.run(callbacks, config.max_epochs)
-        result, scale = collect_result(net, config.max_epochs), net.logit_scale
-        if valid is not None and recall is not None:
-            result = _compare_with_initialization(result, recall, len(valid.pairs))
+        result, scale = _search_best_epoch(training, valid, maps is not None, run)
         checkpoint.note_result(result)
         if result.best_epoch == 0:
             assert valid is not None
@@ -327,15 +317,39 @@ def train_heads(
         # The first phase has advanced the generator, and a resumed training skips this phase.
         torch.manual_seed(run.seed)
         training, _ = prepare(data)
-        callbacks = checkpoint.callbacks("refit")
-        if shows_progress(run.verbose):
-            progress = EpochProgress(result.best_epoch, "refit", run.verbose)
-            callbacks.insert(0, ("progress", progress))
-        net = training.run(callbacks, result.best_epoch)
-        scale = net.logit_scale
-        if sum("train_loss" in row for row in net.history) < result.best_epoch:
-            checkpoint.stop()
+        scale = _train_again(training, result.best_epoch, run)
     return training.module, scale, result
+
+
+def _search_best_epoch(
+    training: HeadTraining, valid: PairDataset | None, is_initialized: bool, run: TrainingRun
+) -> tuple[TrainingResult, float]:
+    """Train, and return the result on held-out pairs and the logit scale.
+
+    Epoch 0 is the best one if the heads are initialized in closed form and do not improve.
+    """
+    recall = inputs = None
+    if valid is not None:
+        items = valid.expand_items()
+        recall = training.recall(items) if is_initialized else None
+        inputs = training.make_inputs(items)
+    callbacks = run.make_callbacks(ValidationRecall(inputs), lambda net: training.module, "align")
+    net = training.run(callbacks, run.config.max_epochs)
+    result = collect_result(net, run.config.max_epochs)
+    if valid is not None and recall is not None:
+        result = _compare_with_initialization(result, recall, len(valid.pairs))
+    return result, net.logit_scale
+
+
+def _train_again(training: HeadTraining, n_epochs: int, run: TrainingRun) -> float:
+    """Train for the best number of epochs without held-out pairs; return the logit scale."""
+    callbacks = run.checkpoint.callbacks("refit")
+    if shows_progress(run.verbose):
+        callbacks.insert(0, ("progress", EpochProgress(n_epochs, "refit", run.verbose)))
+    net = training.run(callbacks, n_epochs)
+    if sum("train_loss" in row for row in net.history) < n_epochs:
+        run.checkpoint.stop()
+    return net.logit_scale
 
 
 def _compare_with_initialization(

@@ -423,14 +423,7 @@ def _encode_head_texts(aligner: Any, head: HeadPairs) -> tuple[np.ndarray, np.nd
     """Return features of the texts, and the class of each."""
     n_classes = len(head.weights)
     if isinstance(head.texts, np.ndarray):
-        owners = np.arange(n_classes) if head.owners is None else np.asarray(head.owners)
-        _check_owners(owners, len(head.texts), n_classes)
-        if head.texts.shape[-1] != aligner.n_text_features_in_:
-            raise ValueError(
-                f"texts of head_pairs have {head.texts.shape[-1]} features, and y has "
-                f"{aligner.n_text_features_in_}. Pass features of the same text encoder."
-            )
-        return aligner._text_features(head.texts, reset=False), owners
+        return _check_head_features(aligner, head.texts, head.owners, n_classes)
     if len(head.texts) != n_classes:
         raise ValueError(
             f"head_pairs has weights of {n_classes} classes and texts of {len(head.texts)}. Pass "
@@ -441,25 +434,26 @@ def _encode_head_texts(aligner: Any, head: HeadPairs) -> tuple[np.ndarray, np.nd
             "head_pairs has texts, and y holds features. Pass captions with a text_encoder, or "
             "HeadPairs(weights, texts, owners) whose texts are features."
         )
-    texts: list[str] = []
-    owners_of_texts: list[int] = []
-    for number, class_texts in enumerate(head.texts):
-        for text in [class_texts] if isinstance(class_texts, str) else class_texts:
-            if not isinstance(text, str) or not text.strip():
-                raise ValueError(
-                    f"head_pairs has the text {text!r} for class {number}. Pass a non-empty str."
-                )
-            texts.append(text)
-            owners_of_texts.append(number)
+    lists = [[texts] if isinstance(texts, str) else texts for texts in head.texts]
+    texts = [(text, owner) for owner, class_texts in enumerate(lists) for text in class_texts]
+    for text, owner in texts:
+        if not isinstance(text, str) or not text.strip():
+            raise ValueError(
+                f"head_pairs has the text {text!r} for class {owner}. Pass a non-empty str."
+            )
     if not texts:
         raise ValueError("head_pairs has no texts. Pass at least one text.")
-    distinct = list(dict.fromkeys(texts))
-    features = aligner._encode_texts(distinct, reset=False)
-    rows = {text: row for row, text in enumerate(distinct)}
-    return features[[rows[text] for text in texts]], np.array(owners_of_texts)
+    row_of = {text: row for row, text in enumerate(dict.fromkeys(text for text, _ in texts))}
+    features = aligner._encode_texts(list(row_of), reset=False)
+    return features[[row_of[text] for text, _ in texts]], np.array([owner for _, owner in texts])
 
 
-def _check_owners(owners: np.ndarray, n_texts: int, n_classes: int) -> None:
+def _check_head_features(
+    aligner: Any, texts: np.ndarray, owners: Any, n_classes: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return valid features of texts, and the class of each."""
+    owners = np.arange(n_classes) if owners is None else np.asarray(owners)
+    n_texts = len(texts)
     if owners.shape != (n_texts,) or owners.dtype.kind not in "iu":
         raise ValueError(
             f"owners of head_pairs must be {n_texts} integers, the class of each of the "
@@ -467,6 +461,12 @@ def _check_owners(owners: np.ndarray, n_texts: int, n_classes: int) -> None:
         )
     if n_texts and not (owners.min() >= 0 and owners.max() < n_classes):
         raise ValueError(f"owners of head_pairs must be from 0 to {n_classes - 1}, the classes.")
+    if texts.shape[-1] != aligner.n_text_features_in_:
+        raise ValueError(
+            f"texts of head_pairs have {texts.shape[-1]} features, and y has "
+            f"{aligner.n_text_features_in_}. Pass features of the same text encoder."
+        )
+    return aligner._text_features(texts, reset=False), owners
 
 
 def _append_texts(text: Any, features: np.ndarray) -> tuple[Any, np.ndarray]:
