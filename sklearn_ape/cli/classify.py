@@ -84,14 +84,15 @@ def classify(
                     empty = [None] * (len(table.columns) - 2)
                     table.write([FileName(path), *empty, batch_errors[row]])
                     continue
-                values = [float(f"{value:.6g}") for value in batch[row]]
                 best = top[row, 0]
                 is_known = min_probability is None or batch[row, best] >= min_probability
-                label = classes[best] if is_known else _UNKNOWN
-                cells: list[Any] = [FileName(path), label, values[best]]
-                for column in top[row] if top_k > 1 else ():
-                    cells += [classes[column], values[column]]
-                table.write(cells + (values if probabilities else []) + [None])
+                values = [float(f"{value:.6g}") for value in batch[row]]
+                cells: list[Any] = [classes[best] if is_known else _UNKNOWN, values[best]]
+                if top_k > 1:
+                    cells += [cell for i in top[row] for cell in (classes[i], values[i])]
+                if probabilities:
+                    cells += values
+                table.write([FileName(path), *cells, None])
             table.flush()
     report_unreadable(errors, len(paths))
     if output is not None and len(errors) < len(paths):
@@ -122,8 +123,9 @@ def _make_classifier(
 
 def _columns(classes: list[str], top_k: int, probabilities: bool) -> list[str]:
     columns = ["path", "label", "probability"]
-    for rank in range(1, top_k + 1) if top_k > 1 else ():
-        columns += [f"label_{rank}", f"probability_{rank}"]
+    if top_k > 1:
+        for rank in range(1, top_k + 1):
+            columns += [f"label_{rank}", f"probability_{rank}"]
     if probabilities:
         columns += [f"probability:{name}" for name in classes]
     return [*columns, "error"]

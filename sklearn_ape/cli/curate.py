@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -91,17 +91,7 @@ def curate(
             "No number of pairs. Set --n-pairs 500, --per-label 50 or --min-similarity 0.4."
         )
     bunch = load_data(data, captions, strict, quiet, image=image, caption=caption)
-    if bunch.captions is None:
-        raise ValueError(
-            f"{str(data)!r} has no captions to select by. Write photo.txt next to photo.jpg, or "
-            "set --captions filename or --captions folder."
-        )
-    no_path = next((image for image in bunch.images if not isinstance(image, str)), None)
-    if no_path is not None:
-        raise ValueError(
-            f"{str(data)!r} contains images ({type(no_path).__name__}) instead of their paths, "
-            "which the output table needs. Save the images as files."
-        )
+    _check_pairs(bunch, data)
 
     import numpy as np
 
@@ -164,6 +154,21 @@ def curate(
     counts = Counter(map(str, selection.labels))
     by_label = ", ".join(f"{count} {name!r}" for name, count in counts.items())
     print_message(f"Selected pairs by label: {by_label}.", quiet)
+
+
+def _check_pairs(bunch: Any, data: Path) -> None:
+    """Raise an error unless there are captions, and the images are paths."""
+    if bunch.captions is None:
+        raise ValueError(
+            f"{str(data)!r} has no captions to select by. Write photo.txt next to photo.jpg, or "
+            "set --captions filename or --captions folder."
+        )
+    no_path = next((image for image in bunch.images if not isinstance(image, str)), None)
+    if no_path is not None:
+        raise ValueError(
+            f"{str(data)!r} contains images ({type(no_path).__name__}) instead of their paths, "
+            "which the output table needs. Save the images as files."
+        )
 
 
 def _find_bad_pairs(

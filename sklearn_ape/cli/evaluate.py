@@ -65,12 +65,10 @@ def evaluate(
             "subfolders named by their labels, or write captions (photo.txt next to photo.jpg)."
         )
 
-    import numpy as np
     from sklearn.pipeline import Pipeline
 
     from ..aligners.wrapper import unwrap_aligner
-    from ..prompts import is_hierarchy
-    from ..zero_shot import FewShotClassifier, ZeroShotClassifier
+    from ..zero_shot import ZeroShotClassifier
     from ._models import (
         RuntimeOptions,
         Score,
@@ -100,11 +98,7 @@ def evaluate(
     inner = unwrap_aligner(model)
     # In a Pipeline, the aligner expects features.
     inputs = model[:-1].transform(images) if isinstance(model, Pipeline) else images
-    is_fitted = inner.was_fitted_on(inputs) if hasattr(inner, "was_fitted_on") else None
-    if isinstance(classifier, FewShotClassifier):
-        is_example = classifier.was_fitted_on(images)
-        is_fitted = is_example if is_fitted is None else is_fitted | is_example
-    n_fitted = None if is_fitted is None else int(is_fitted.sum())
+    n_fitted = _count_fitted(inner, inputs, classifier, images)
     scores: list[Score] = []
     y_true = y_pred = texts = None
     if labels_true is not None and names is not None:
@@ -113,11 +107,7 @@ def evaluate(
             classifier = ZeroShotClassifier(names, aligner=model, templates=templates)
         y_pred = [str(name) for name in classifier.predict(images)]
         scores += score_accuracy(y_true, y_pred)
-        if is_hierarchy(classifier.labels):
-            for level, accuracy in enumerate(classifier.score_levels(images, y_true), start=1):
-                scores.append(
-                    Score("accuracy", f"level {level}", accuracy, np.nan, np.nan, len(images))
-                )
+        scores += _score_levels(classifier, images, y_true)
     if bunch.captions is not None:
         texts = [bunch.captions[row] for row in rows]
         scores += score_recall(inner, inputs, texts, images)
@@ -171,6 +161,31 @@ def _resolve_labels(names: Any, labels_true: Any, has_captions: bool) -> Any:
             f'{{"{missing[0]}": ["a name", "another name"]}}.'
         )
     return names
+
+
+def _count_fitted(aligner: Any, inputs: Any, classifier: Any, images: Sequence[Any]) -> int | None:
+    """Return the number of images with which a model was fitted, or None if it is not known."""
+    from ..zero_shot import FewShotClassifier
+
+    is_fitted = aligner.was_fitted_on(inputs) if hasattr(aligner, "was_fitted_on") else None
+    if isinstance(classifier, FewShotClassifier):
+        is_example = classifier.was_fitted_on(images)
+        is_fitted = is_example if is_fitted is None else is_fitted | is_example
+    return None if is_fitted is None else int(is_fitted.sum())
+
+
+def _score_levels(classifier: Any, images: Sequence[Any], y_true: Sequence[str]) -> list[Any]:
+    """Return the accuracy at each level of a hierarchy of labels, from the coarsest."""
+    from ..prompts import is_hierarchy
+    from ._models import Score
+
+    if not is_hierarchy(classifier.labels):
+        return []
+    nan = float("nan")
+    return [
+        Score("accuracy", f"level {level}", accuracy, nan, nan, len(images))
+        for level, accuracy in enumerate(classifier.score_levels(images, y_true), start=1)
+    ]
 
 
 def _replace_nan(values: dict[str, Any]) -> dict[str, Any]:

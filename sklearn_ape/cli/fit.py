@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import typer
 
@@ -78,7 +79,7 @@ def fit(
 
     Example: sklearn-ape fit photos/ -o my-model
     """
-    from ._models import RuntimeOptions
+    from ._models import RuntimeOptions, card_label, print_scores
 
     options = RuntimeOptions(cache, device, n_jobs, quiet)
     file_format = resolve_format(None, file_format)
@@ -86,6 +87,70 @@ def fit(
     names = parse_labels(labels, labels_file)
     if depth is not None and method == "auto":
         method = "ape"
+    _check_method(method, depth, head_pairs, checkpoint)
+    if checkpoint is not None:
+        from ..aligners._checkpoint import prepare_folder
+
+        prepare_folder(checkpoint)
+    columns = {"image": image, "caption": caption, "label": label}
+    bunch = load_data(data, captions, strict, quiet, **columns)
+    if method == "auto":
+        has_labels_only = bunch.captions is None and "labels" in bunch
+        method = "few-shot" if has_labels_only else "ape"
+    evaluation = _Evaluation(test_size, random_state, refit)
+    if method == "few-shot":
+        if "labels" not in bunch:
+            raise ValueError(
+                f"{str(data)!r} has no labels. Put the images in subfolders named by their "
+                "labels, or pass a table and --label with its column of labels."
+            )
+        model, scores, n_fitted = _fit_few_shot(
+            bunch, names, aligner, templates, evaluation, options
+        )
+        card_scores = scores[:1]  # the others are those of the methods that it is compared with
+    else:
+        if aligner is not None:
+            raise typer.BadParameter(
+                "has an effect only with --method few-shot. Remove it.", param_hint="--aligner"
+            )
+        _use_labels_as_captions(bunch, data, quiet)
+
+        from ..encoders import TransformersTextEncoder
+        from ..zero_shot import ZeroShotClassifier
+        from ._models import make_image_encoder, make_text_encoder
+
+        encoder = make_image_encoder(image_encoder, options, on_error="raise" if strict else "nan")
+        caption_encoder = make_text_encoder(text_encoder, options)
+        if method == "lit" and not isinstance(caption_encoder, TransformersTextEncoder):
+            raise typer.BadParameter(
+                f"{text_encoder!r} cannot be trained. --method lit needs a text encoder of "
+                "transformers.",
+                param_hint="--text-encoder",
+            )
+        params: dict[str, Any] = {"image_encoder": encoder, "text_encoder": caption_encoder}
+        if head_pairs:
+            params["head_pairs"] = encoder
+        if method in ("ape", "lit"):
+            params |= {"random_state": random_state, "checkpoint": checkpoint}
+            params |= {"device": device, "verbose": int(not quiet)}
+        if depth is not None:
+            params["depth"] = depth
+        model, scores, n_fitted = _fit_aligner(bunch, method, params, evaluation, options)
+        card_scores = scores
+        if names is not None:
+            model = ZeroShotClassifier(names, aligner=model, templates=templates)
+    model.save_pretrained(
+        output.expanduser(), scores={card_label(score): score.value for score in card_scores}
+    )
+    if scores:
+        print_scores(scores, file_format)
+    print_message(f"Fitted on {n_fitted:,} images. Saved in {str(output)!r}.", quiet)
+
+
+def _check_method(
+    method: str, depth: int | None, head_pairs: bool, checkpoint: Path | None
+) -> None:
+    """Raise an error if an option has no effect with the method."""
     if depth is not None and method != "ape":
         raise typer.BadParameter(
             f"{depth} has no effect with --method {method}. Use --method ape, or remove it.",
@@ -95,108 +160,78 @@ def fit(
         raise typer.BadParameter(
             "is not supported by --method lit. Remove it.", param_hint="--head-pairs"
         )
-    if checkpoint is not None:
-        if method not in ("auto", "ape", "lit"):
-            raise typer.BadParameter(
-                f"{str(checkpoint)!r} has no effect with --method {method}. Use --method ape or "
-                "lit, or remove it.",
-                param_hint="--checkpoint",
-            )
-        from ..aligners._checkpoint import prepare_folder
-
-        prepare_folder(checkpoint)
-    columns = {"image": image, "caption": caption, "label": label}
-    bunch = load_data(data, captions, strict, quiet, **columns)
-    has_labels_only = bunch.captions is None and "labels" in bunch
-    if method == "few-shot" or (method == "auto" and has_labels_only):
-        if "labels" not in bunch:
-            raise ValueError(
-                f"{str(data)!r} has no labels. Put the images in subfolders named by their "
-                "labels, or pass a table and --label with its column of labels."
-            )
-        scores, n_fitted = _fit_few_shot(
-            bunch, names, aligner, templates, test_size, random_state, refit, output, options
-        )
-        _report(scores, n_fitted, output, file_format, quiet)
-        return
-    if aligner is not None:
+    if checkpoint is not None and method not in ("auto", "ape", "lit"):
         raise typer.BadParameter(
-            "has an effect only with --method few-shot. Remove it.", param_hint="--aligner"
+            f"{str(checkpoint)!r} has no effect with --method {method}. Use --method ape or "
+            "lit, or remove it.",
+            param_hint="--checkpoint",
         )
-    if method == "auto":
-        method = "ape"
-    _use_labels_as_captions(bunch, data, quiet)
 
+
+class _Evaluation(NamedTuple):
+    """Options of the evaluation on held-out images."""
+
+    test_size: float
+    random_state: int
+    refit: bool
+
+    def fit(
+        self,
+        model: Any,
+        images: list[Any],
+        y: list[Any],
+        split: tuple[Any, Any] | None,
+        score: Callable[[Any, Any], list[Any]],
+    ) -> tuple[Any, list[Any], int]:
+        """Fit a model, and return it with its scores and the number of images it was fitted on.
+
+        With a split, the model is fitted on the training images and `score` is called with the
+        rows of training and test images. With `refit`, it is then fitted on all images.
+        """
+        scores: list[Any] = []
+        n_fitted = len(images)
+        if split is not None:
+            train, test = split
+            n_fitted = len(train)
+            model.fit([images[row] for row in train], [y[row] for row in train])
+            scores = score(train, test)
+        if split is None or self.refit:
+            n_fitted = len(images)
+            model.fit(images, y)
+        return model, scores, n_fitted
+
+
+def _fit_aligner(
+    bunch: Any, method: str, params: dict[str, Any], evaluation: _Evaluation, options: Any
+) -> tuple[Any, list[Any], int]:
+    """Fit and evaluate an aligner; return it with its scores and number of images."""
     from ..aligners import APEAligner, ASIFAligner, CCAAligner, KernelAligner, LiTAligner
-    from ..encoders import TransformersTextEncoder
-    from ..zero_shot import ZeroShotClassifier
-    from ._models import (
-        card_label,
-        encode_images,
-        make_image_encoder,
-        make_text_encoder,
-        score_held_out,
-        split_rows,
-    )
+    from ._models import encode_images, score_held_out, split_rows
 
-    encoder = make_image_encoder(image_encoder, options, on_error="raise" if strict else "nan")
-    caption_encoder = make_text_encoder(text_encoder, options)
-    if method == "lit" and not isinstance(caption_encoder, TransformersTextEncoder):
-        raise typer.BadParameter(
-            f"{text_encoder!r} cannot be trained. --method lit needs a text encoder of "
-            "transformers.",
-            param_hint="--text-encoder",
-        )
+    encoder = params["image_encoder"]
     encoded = encode_images(encoder, bunch.images, options)
     rows = encoded.readable_rows
     images, texts = ([side[row] for row in rows] for side in (bunch.images, bunch.captions))
     classes = [bunch.labels[row] for row in rows] if bunch.from_labels else None
-    split = split_rows(encoded.features[rows], texts, test_size, random_state, classes)
+    features = encoded.features[rows]
+    split = split_rows(features, texts, evaluation.test_size, evaluation.random_state, classes)
+    if split is None and evaluation.test_size:
+        print_message(
+            "Not evaluated: at least 50 pairs with distinct images and captions are needed for a "
+            "held-out test.",
+            options.quiet,
+        )
     # The features of all readable images are cached now.
     encoder.set_params(on_error="raise", verbose=0)
     aligners: dict[str, Any] = {"ape": APEAligner, "kernel": KernelAligner, "cca": CCAAligner}
     aligners |= {"asif": ASIFAligner, "lit": LiTAligner}
-    params: dict[str, Any] = {"image_encoder": encoder, "text_encoder": caption_encoder}
-    if head_pairs:
-        params["head_pairs"] = encoder
-    if method in ("ape", "lit"):
-        params |= {"random_state": random_state, "checkpoint": checkpoint}
-        params |= {"device": device, "verbose": int(not quiet)}
-    if depth is not None:
-        params["depth"] = depth
     model: Any = aligners[method](**params)
-    scores = []
-    if split is None and test_size:
-        print_message(
-            "Not evaluated: at least 50 pairs with distinct images and captions are needed for a "
-            "held-out test.",
-            quiet,
-        )
-    if split is not None:
-        train, test = split
-        n_fitted = len(train)
-        model.fit([images[row] for row in train], [texts[row] for row in train])
+
+    def score(train: Any, test: Any) -> list[Any]:
         held_out = [images[row] for row in test], [texts[row] for row in test]
-        scores = score_held_out(model, *held_out, are_classes=bunch.from_labels)
-    if split is None or refit:
-        n_fitted = len(images)
-        model.fit(images, texts)
+        return score_held_out(model, *held_out, are_classes=bunch.from_labels)
 
-    if names is not None:
-        model = ZeroShotClassifier(names, aligner=model, templates=templates)
-    card_scores = {card_label(score): score.value for score in scores}
-    model.save_pretrained(output.expanduser(), scores=card_scores)
-    _report(scores, n_fitted, output, file_format, quiet)
-
-
-def _report(
-    scores: list[Any], n_fitted: int, output: Path, file_format: str | None, quiet: bool
-) -> None:
-    from ._models import print_scores
-
-    if scores:
-        print_scores(scores, file_format)
-    print_message(f"Fitted on {n_fitted:,} images. Saved in {str(output)!r}.", quiet)
+    return evaluation.fit(model, images, texts, split, score)
 
 
 def _use_labels_as_captions(bunch: Any, data: Path, quiet: bool) -> None:
@@ -229,21 +264,14 @@ def _fit_few_shot(
     names: Any,
     source: str | None,
     templates: str,
-    test_size: float,
-    random_state: int,
-    refit: bool,
-    output: Path,
+    evaluation: _Evaluation,
     options: Any,
-) -> tuple[list[Any], int]:
-    """Fit, evaluate and save a few-shot classifier; return its scores and number of images."""
+) -> tuple[Any, list[Any], int]:
+    """Fit and evaluate a few-shot classifier; return it with its scores and number of images."""
     from sklearn.linear_model import LogisticRegression
 
-    from ..prompts import resolve_class_names
-    from ..utils.validation import format_list
     from ..zero_shot import FewShotClassifier, ZeroShotClassifier
     from ._models import (
-        Score,
-        card_label,
         encode_images,
         get_image_encoder,
         load_aligner,
@@ -252,6 +280,48 @@ def _fit_few_shot(
     )
 
     y = [str(label) for label in bunch.labels]
+    names = _resolve_class_names(names, y)
+    aligner = load_aligner(source, options)
+    encoder = get_image_encoder(aligner)
+    encoded = encode_images(encoder, bunch.images, options)
+    rows = encoded.readable_rows
+    images, y = [bunch.images[row] for row in rows], [y[row] for row in rows]
+    features = encoded.features[rows]
+    encoder.set_params(verbose=0)  # the features of all readable images are cached now
+    split = split_rows(features, y, evaluation.test_size, evaluation.random_state, classes=y)
+    if split is None and evaluation.test_size:
+        print_message(
+            "Not evaluated: at least 10 held-out images are needed, and 2 images of each class.",
+            options.quiet,
+        )
+    classifier = FewShotClassifier(names, aligner=aligner, templates=templates)
+
+    def score(train: Any, test: Any) -> list[Any]:
+        held_out = [images[row] for row in test]
+        by_names = ZeroShotClassifier(names, aligner=aligner, templates=templates)
+        regression = LogisticRegression(max_iter=1000)
+        regression.fit(features[train], [y[row] for row in train])
+        predictions = {
+            "few-shot": classifier.predict(held_out),
+            "names alone": by_names.predict(held_out),
+            "LogisticRegression": regression.predict(features[test]),
+        }
+        y_test = [y[row] for row in test]
+        return [
+            make_score(
+                "accuracy", name, [a == b for a, b in zip(labels.tolist(), y_test, strict=True)]
+            )
+            for name, labels in predictions.items()
+        ]
+
+    return evaluation.fit(classifier, images, y, split, score)
+
+
+def _resolve_class_names(names: Any, y: list[str]) -> Any:
+    """Return the names of --labels, which must contain the labels y, or else names of y."""
+    from ..prompts import resolve_class_names
+    from ..utils.validation import format_list
+
     if names is None:
         names = {label: _to_name(label) for label in sorted(set(y))}
     classes = list(resolve_class_names(names))
@@ -266,42 +336,4 @@ def _fit_few_shot(
             f"All images have the label {classes[0]!r}. Add subfolders, or set --labels with the "
             "names of other classes."
         )
-    aligner = load_aligner(source, options)
-    encoder = get_image_encoder(aligner)
-    encoded = encode_images(encoder, bunch.images, options)
-    rows = encoded.readable_rows
-    images, y = [bunch.images[row] for row in rows], [y[row] for row in rows]
-    features = encoded.features[rows]
-    encoder.set_params(verbose=0)  # the features of all readable images are cached now
-    classifier = FewShotClassifier(names, aligner=aligner, templates=templates)
-    split = split_rows(features, y, test_size, random_state, classes=y)
-    scores: list[Score] = []
-    if split is None and test_size:
-        print_message(
-            "Not evaluated: at least 10 held-out images are needed, and 2 images of each class.",
-            options.quiet,
-        )
-    n_fitted = len(images)
-    if split is not None:
-        train, test = split
-        y_train, y_test = [y[row] for row in train], [y[row] for row in test]
-        held_out = [images[row] for row in test]
-        classifier.fit([images[row] for row in train], y_train)
-        n_fitted = len(train)
-        regression = LogisticRegression(max_iter=1000).fit(features[train], y_train)
-        predictions = {
-            "few-shot": classifier.predict(held_out),
-            "names alone": ZeroShotClassifier(names, aligner=aligner, templates=templates).predict(
-                held_out
-            ),
-            "LogisticRegression": regression.predict(features[test]),
-        }
-        for name, predicted in predictions.items():
-            hits = [a == b for a, b in zip(predicted.tolist(), y_test, strict=True)]
-            scores.append(make_score("accuracy", name, hits))
-    if split is None or refit:
-        classifier.fit(images, y)
-        n_fitted = len(images)
-    card_scores = {card_label(score): score.value for score in scores[:1]}
-    classifier.save_pretrained(output.expanduser(), scores=card_scores)
-    return scores, n_fitted
+    return names
