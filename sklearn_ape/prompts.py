@@ -222,6 +222,28 @@ def resolve_names(labels: Any) -> dict[Any, list[str]]:
 
     ValueError lists labels that are missing, repeat or have an empty name.
     """
+    classes = _list_classes(labels)
+    values = labels.values() if isinstance(labels, Mapping) else [None] * len(classes)
+    names = {
+        label: [str(label)] if value is None else [to_builtin(name) for name in _as_list(value)]
+        for label, value in zip(classes, values, strict=True)
+    }
+    for label, texts in names.items():
+        if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
+            raise ValueError(
+                f"labels has the names {reprlib.repr(texts)} for class {label!r}, which must be "
+                "texts that are not empty. Pass a text or a list of texts for each class."
+            )
+    if len({isinstance(label, str) for label in names}) > 1:
+        raise ValueError(
+            "labels mixes texts and numbers, so the classes cannot be sorted. Use texts alone or "
+            "numbers alone."
+        )
+    return names
+
+
+def _list_classes(labels: Any) -> list[Any]:
+    """Return the classes of a ``labels`` parameter; raise ValueError if they are not valid."""
     is_single = isinstance(labels, str | bytes | bytearray | memoryview)
     if is_single or not isinstance(labels, Iterable):
         raise ValueError(
@@ -246,23 +268,7 @@ def resolve_names(labels: Any) -> dict[Any, list[str]]:
             f"labels repeat: {format_list(repeated)}. Pass each class once. To give a class "
             "several names, pass a mapping {label: [names]}."
         )
-    values = labels.values() if isinstance(labels, Mapping) else [None] * len(classes)
-    names = {
-        label: [str(label)] if value is None else [to_builtin(name) for name in _as_list(value)]
-        for label, value in zip(classes, values, strict=True)
-    }
-    for label, texts in names.items():
-        if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
-            raise ValueError(
-                f"labels has the names {reprlib.repr(texts)} for class {label!r}, which must be "
-                "texts that are not empty. Pass a text or a list of texts for each class."
-            )
-    if len({isinstance(label, str) for label in names}) > 1:
-        raise ValueError(
-            "labels mixes texts and numbers, so the classes cannot be sorted. Use texts alone or "
-            "numbers alone."
-        )
-    return names
+    return classes
 
 
 def resolve_class_names(labels: Any) -> dict[Any, list[str]]:

@@ -46,25 +46,20 @@ def compute_name_shares(captions: Sequence[str], names: Mapping[Any, list[str]])
     Of several names of a label, the longest in the caption counts. Names with a placeholder ``{}``
     are sentences, and ignored. Nothing is stored if a caption has no name of the label.
     """
-    labels_of: defaultdict[tuple[str, ...], set[int]] = defaultdict(set)
-    for number, texts in enumerate(names.values()):
-        for text in texts:
-            words = split_words(text)
-            while len(words) > 1 and words[0] in _ARTICLES:
-                del words[0]
-            if words and "{}" not in text and len(words) <= _MAX_NAME_WORDS:
-                labels_of[tuple(words)].add(number)
+    labels_of = _find_labels_of_names(names)
     lengths = sorted({len(words) for words in labels_of})
     pointers = [0]
     columns: list[int] = []
     shares: list[float] = []
     for caption in captions:
         words = split_words(caption)
-        share_of: dict[int, float] = {}
-        for length in lengths:  # ascending, so that the longest name remains
-            for start in range(len(words) - length + 1):
-                for number in labels_of.get(tuple(words[start : start + length]), ()):
-                    share_of[number] = length / len(words)
+        # Lengths are ascending, so that the longest name of a label remains.
+        share_of = {
+            label: length / len(words)
+            for length in lengths
+            for start in range(len(words) - length + 1)
+            for label in labels_of.get(tuple(words[start : start + length]), ())
+        }
         columns += share_of.keys()
         shares += share_of.values()
         pointers.append(len(columns))
@@ -72,6 +67,19 @@ def compute_name_shares(captions: Sequence[str], names: Mapping[Any, list[str]])
         (np.array(shares, np.float32), np.array(columns, np.intp), np.array(pointers, np.intp)),
         shape=(len(captions), len(names)),
     )
+
+
+def _find_labels_of_names(names: Mapping[Any, list[str]]) -> dict[tuple[str, ...], set[int]]:
+    """Return the numbers of the labels that have a name, by the words of the name."""
+    labels_of: defaultdict[tuple[str, ...], set[int]] = defaultdict(set)
+    for label, texts in enumerate(names.values()):
+        for text in texts:
+            words = split_words(text)
+            while len(words) > 1 and words[0] in _ARTICLES:
+                del words[0]
+            if words and "{}" not in text and len(words) <= _MAX_NAME_WORDS:
+                labels_of[tuple(words)].add(label)
+    return labels_of
 
 
 # Candidates per label in addition to twice the number of rounds, as other labels may take some.
@@ -420,8 +428,10 @@ def _compute_relevance(
     min_similarity: float | None,
     word_bonus: float,
 ) -> _Relevance:
+    """Return what `select_relevant` compares; the arguments are its parameters."""
+    are_texts = texts.texts is not None
     shares = None if texts.texts is None else compute_name_shares(texts.texts, names)
-    caption_features = None
+    caption_features = texts.features
     if text_encoder is not None:
         if label_features is not None:
             raise ValueError("text_encoder and label_features are both set. Pass one of them.")
@@ -431,16 +441,14 @@ def _compute_relevance(
         prompt_features, _ = normalize_valid_rows(encoder.transform(flat), "labels")
         starts = np.cumsum([0, *map(len, prompts[:-1])])
         label_features = np.add.reduceat(prompt_features, starts, axis=0)
-        is_embedded = texts.texts is None
-        caption_features = texts.features if is_embedded else encoder.transform(texts.texts)
-    elif texts.texts is None or label_features is not None:
-        if label_features is None or texts.texts is not None:
-            raise ValueError(
-                "label_features or text_encoder is needed if captions are features, and captions "
-                "must be features if label_features are passed."
-            )
-        caption_features = texts.features
-    elif min_similarity is not None:
+        if are_texts:
+            caption_features = encoder.transform(texts.texts)
+    elif are_texts == (label_features is not None):
+        raise ValueError(
+            "label_features or text_encoder is needed if captions are features, and captions "
+            "must be features if label_features are passed."
+        )
+    elif are_texts and min_similarity is not None:
         raise ValueError("min_similarity needs text_encoder. Without it only words are compared.")
     if caption_features is not None:
         caption_features, is_valid = normalize_valid_rows(caption_features, "captions")

@@ -263,24 +263,8 @@ def load_openclipart(
     >>> data.captions, data.categories.tolist()
     (['red apple'], ['food'])
     """
-    folder = _find_packaged_folder(
-        path,
-        default=_CLIP_ART_FOLDER,
-        apt="openclipart-png openclipart-svg",
-        name="Open Clip Art",
-        expected=_CLIP_ART_LAYOUT,
-    )
+    folder = _find_clip_art(path)
     png_folder, svg_folder = folder / "png", folder / "svg"
-    for subfolder in (png_folder, svg_folder):
-        if not subfolder.is_dir():
-            if path is None:
-                raise ImportError(
-                    f"Folder {str(subfolder)!r} of Open Clip Art does not exist. Install it with: "
-                    f"apt install openclipart-{subfolder.name}"
-                )
-            raise FileNotFoundError(
-                f"{str(folder)!r} has no folder {subfolder.name!r}. Pass {_CLIP_ART_LAYOUT}."
-            )
     files, limit = sorted(png_folder.rglob("*.png")), ""
     if max_pixels is not None:
         files = [file for file in files if _count_pixels(file) <= max_pixels]
@@ -309,6 +293,28 @@ def load_openclipart(
         DESCR=_CLIP_ART_DESCR.format(n=len(files), folder=folder, max_keywords=_MAX_KEYWORDS),
     )
     return make_result(bunch, return_X_y)
+
+
+def _find_clip_art(path: str | os.PathLike[str] | None) -> Path:
+    """Return the folder of Open Clip Art, which has the folders png and svg."""
+    folder = _find_packaged_folder(
+        path,
+        default=_CLIP_ART_FOLDER,
+        apt="openclipart-png openclipart-svg",
+        name="Open Clip Art",
+        expected=_CLIP_ART_LAYOUT,
+    )
+    for name in ("png", "svg"):
+        if not (folder / name).is_dir():
+            if path is None:
+                raise ImportError(
+                    f"Folder {str(folder / name)!r} of Open Clip Art does not exist. Install it "
+                    f"with: apt install openclipart-{name}"
+                )
+            raise FileNotFoundError(
+                f"{str(folder)!r} has no folder {name!r}. Pass {_CLIP_ART_LAYOUT}."
+            )
+    return folder
 
 
 def _count_pixels(file: Path) -> int:

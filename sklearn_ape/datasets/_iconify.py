@@ -196,7 +196,7 @@ def load_iconify(
 
 
 def _select_sets(
-    found: Sequence[IconSet],
+    icon_sets: Sequence[IconSet],
     sets: Iterable[str] | None,
     categories: Iterable[str] | str | None,
     licenses: Iterable[str] | str | None,
@@ -205,28 +205,23 @@ def _select_sets(
     """Return the sets that the parameters of `load_iconify` select."""
     if palette is not None and not isinstance(palette, bool):
         raise ValueError(f"palette must be True, False or None, not {palette!r}.")
-    prefixes = (
-        _check_choices(sets, "sets", {s.prefix for s in found}) if sets is not None else None
+    all_categories = {s.category for s in icon_sets}
+    default_categories = all_categories - _BRAND_CATEGORIES if sets is None else all_categories
+    prefixes = _choose(sets, "sets", {s.prefix for s in icon_sets})
+    chosen_categories = _choose(categories, "categories", all_categories, default_categories)
+    chosen_licenses = _choose(
+        licenses, "licenses", {s.license for s in icon_sets}, set(OPEN_LICENSES)
     )
-    if categories is None:
-        excluded = _BRAND_CATEGORIES if prefixes is None else frozenset()
-        chosen_categories = {s.category for s in found} - excluded
-    else:
-        chosen_categories = _check_choices(categories, "categories", {s.category for s in found})
-    if licenses is None:
-        chosen_licenses = set(OPEN_LICENSES)
-    else:
-        chosen_licenses = _check_choices(licenses, "licenses", {s.license for s in found})
     selected = [
         icon_set
-        for icon_set in found
-        if (prefixes is None or icon_set.prefix in prefixes)
+        for icon_set in icon_sets
+        if icon_set.prefix in prefixes
         and icon_set.category in chosen_categories
         and icon_set.license in chosen_licenses
         and palette in (None, bool(icon_set.info.get("palette")))
     ]
     if not selected:
-        available = Counter(f"{s.category}, {s.license}" for s in found)
+        available = Counter(f"{s.category}, {s.license}" for s in icon_sets)
         raise ValueError(
             "No set has the given sets, categories, licenses and palette. The package has sets of "
             f"{list_first(available, 10)}."
@@ -234,7 +229,15 @@ def _select_sets(
     return selected
 
 
-def _check_choices(values: Iterable[str] | str, name: str, available: set[str]) -> set[str]:
+def _choose(
+    values: Iterable[str] | str | None,
+    name: str,
+    available: set[str],
+    default: set[str] | None = None,
+) -> set[str]:
+    """Return the values of a parameter, or the default, which is all available values if None."""
+    if values is None:
+        return available if default is None else default
     if isinstance(values, str):
         if values == "all" and name != "sets":
             return available

@@ -170,23 +170,20 @@ class ZeroShotConfusionDisplay:
         classes = _sort_labels({*truth, *predicted} - {unknown_label})
         shown = _select_most_confused(counts, classes, max_classes)
         true_labels = set(truth)
-        rows = [label for label in shown if label in true_labels]
-        columns = list(shown)
-        if unknown_label in true_labels:
-            rows.append(unknown_label)
-        if unknown_label in true_labels or unknown_label in set(predicted):
-            columns.append(unknown_label)
+        rows = [label for label in (*shown, unknown_label) if label in true_labels]
+        columns = [*shown, unknown_label] if unknown_label in {*truth, *predicted} else shown
         row_of = {label: row for row, label in enumerate(rows)}
         column_of = {label: column for column, label in enumerate(columns)}
         has_others = any(true in row_of and pred not in column_of for true, pred in counts)
         matrix = np.zeros((len(rows), len(columns) + has_others), dtype=int)
         examples: dict[tuple[int, int], Any] = {}
         for sample, (true, pred) in enumerate(zip(truth, predicted, strict=True)):
-            if true in row_of:
-                cell = row_of[true], column_of.get(pred, len(columns))
-                matrix[cell] += 1
-                if sample_images is not None:
-                    examples.setdefault(cell, sample_images[sample])
+            if true not in row_of:
+                continue
+            cell = row_of[true], column_of.get(pred, len(columns))
+            matrix[cell] += 1
+            if sample_images is not None:
+                examples.setdefault(cell, sample_images[sample])
         hits = [true == pred for true, pred in zip(truth, predicted, strict=True)]
         title = f"accuracy {np.mean(hits):.1%}"
         if len(shown) < len(classes):

@@ -306,25 +306,25 @@ def embed_images(aligner: BaseEstimator, X: Any, n_components: int) -> np.ndarra
 
 def resolve_items(images: Any, y: Any) -> list[Any] | None:
     """Return the items of images: the entries of y, or else the images; None for features."""
-    if y is not None:
-        check_sequence(y, "y", "text", "ids or captions")
-        if hasattr(y, "columns") and len(getattr(y, "shape", ())) == 2:  # pandas or polars
-            y = y.to_dict("records") if hasattr(y, "iloc") else y.to_dicts()
-        shape = getattr(y, "shape", None)
-        # tolist would turn numpy dates into integers.
-        is_plain = isinstance(y, np.ndarray) and y.dtype.kind not in "mM"
-        items = y.tolist() if is_plain else _as_list(y)
-        n_images = images.shape[0] if getattr(images, "shape", None) else len(images)
-        if shape == () or len(items) != n_images:
-            raise ValueError(
-                f"y has {len(items)} entries, and there are {n_images} images. Pass one id or "
-                "caption per image."
-            )
-        return items
-    if is_table(images):
-        return None
-    items = _as_list(images)
-    return items if holds_images(items) or np.ndim(items[0]) >= 2 else None
+    if y is None:
+        if is_table(images):
+            return None
+        items = _as_list(images)
+        return items if holds_images(items) or np.ndim(items[0]) >= 2 else None
+    check_sequence(y, "y", "text", "ids or captions")
+    if hasattr(y, "columns") and len(getattr(y, "shape", ())) == 2:  # pandas or polars
+        y = y.to_dict("records") if hasattr(y, "iloc") else y.to_dicts()
+    shape = getattr(y, "shape", None)
+    # tolist would turn numpy dates into integers.
+    is_plain = isinstance(y, np.ndarray) and y.dtype.kind not in "mM"
+    items = y.tolist() if is_plain else _as_list(y)
+    n_images = images.shape[0] if getattr(images, "shape", None) else len(images)
+    if shape == () or len(items) != n_images:
+        raise ValueError(
+            f"y has {len(items)} entries, and there are {n_images} images. Pass one id or "
+            "caption per image."
+        )
+    return items
 
 
 def resolve_mask(where: Any, collection: Collection) -> np.ndarray | None:

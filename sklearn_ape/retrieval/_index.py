@@ -248,24 +248,25 @@ def resolve_queries(queries: Any, modality: str) -> tuple[Any, bool]:
     items = queries
     if not are_features:
         items = queries.to_pylist() if hasattr(queries, "to_pylist") else list(queries)
-    if (items.shape[0] if are_features else len(items)) == 0:
+    n_queries = items.shape[0] if are_features else len(items)
+    if not n_queries:
         raise ValueError("queries is empty. Pass at least one query.")
-    if modality == "image" or are_features:
+    if are_features:
         return items, modality == "text"
-    text_rows = [row for row, item in enumerate(items) if isinstance(item, str)]
-    if modality == "auto" and not text_rows:
+    is_text = [isinstance(item, str) for item in items]
+    if modality == "image" or (modality == "auto" and not any(is_text)):
         return items, False
-    if len(text_rows) < len(items):
-        row = next(row for row, item in enumerate(items) if not isinstance(item, str))
-        if modality == "text" and not isinstance(items[row], list | tuple):
+    if not all(is_text):
+        row = is_text.index(False)
+        if modality == "auto":
+            raise ValueError(
+                f"queries mixes texts (query {is_text.index(True)}) with images (query {row}). "
+                "Search for each type separately, or pass modality='image' if the texts are paths."
+            )
+        if not isinstance(items[row], list | tuple):
             raise ValueError(
                 f"queries has an object of type {type(items[row]).__name__} in row {row}, and "
                 "modality is 'text'. Pass str."
-            )
-        if modality == "auto":
-            raise ValueError(
-                f"queries mixes texts (query {text_rows[0]}) with images (query {row}). Search "
-                "for each type separately, or pass modality='image' if the texts are paths."
             )
     _check_not_blank(items)
     if modality == "auto":
